@@ -1,0 +1,5 @@
+//! kube-tls-proxy terminates TLS with a public certificate and re-originates it, verified against the
+//! cluster's own CA, to a kube-apiserver.
+
+pub mod addr;
+pub mod config;
