@@ -2,4 +2,6 @@
 //! cluster's own CA, to a kube-apiserver.
 
 pub mod addr;
+pub mod cli;
 pub mod config;
+pub mod pki;
