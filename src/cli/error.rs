@@ -7,7 +7,7 @@ use std::{
     process::ExitCode,
 };
 
-use crate::{config::ConfigError, pki::PkiError};
+use crate::{config::ConfigError, pki::PkiError, reload::ReloadError};
 
 /// Everything that ends the process.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +18,12 @@ pub enum CliError {
     /// Certificate, key or CA.
     #[error(transparent)]
     Pki(#[from] PkiError),
+    /// TLS cannot be set up with material that was found good.
+    #[error(transparent)]
+    Setup(#[from] ReloadError),
+    /// The log filter is malformed.
+    #[error("--log-level is not a filter such as `info` or `info,kube_tls_proxy=debug`")]
+    LogFilter(#[source] tracing_subscriber::filter::ParseError),
     /// A socket that cannot be opened.
     #[error("cannot listen on {address}")]
     Listen {
@@ -43,7 +49,11 @@ impl CliError {
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Config(_) | Self::Pki(_) | Self::Listen { .. } => ExitCode::from(2),
+            Self::Config(_)
+            | Self::Pki(_)
+            | Self::Setup(_)
+            | Self::LogFilter(_)
+            | Self::Listen { .. } => ExitCode::from(2),
             Self::Run { .. } => ExitCode::from(1),
         }
     }

@@ -4,6 +4,7 @@
 //! command line or configuration.
 
 mod error;
+mod serve;
 mod start;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -36,6 +37,21 @@ pub enum Command {
     /// Run the proxy
     #[command(after_help = SERVE_EXAMPLES)]
     Serve(Box<ServeArgs>),
+}
+
+/// Does what was asked for and returns the exit code. What there is to say about a failure is printed.
+#[must_use]
+pub fn run(command_line: Cli) -> ExitCode {
+    let done = match command_line.command {
+        Command::Serve(args) => serve::serve(*args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            print_failure(&error);
+            error.exit_code()
+        }
+    }
 }
 
 /// Reads the command line of this process.
