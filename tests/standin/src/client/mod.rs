@@ -1,0 +1,187 @@
+//! Clients that see more than a library shows: TLS records one by one, exact bytes, single frames.
+//!
+//! ```no_run
+//! # async fn example(proxy: std::net::SocketAddr, public: standin::pki::Ca) {
+//! use standin::client::{Client, Http1};
+//!
+//! let tls = Client::new(proxy).trust(&public).sni("k8s.example.com").alpn(&["http/1.1"]).connect().await;
+//! let mut client = Http1::new(tls.unwrap());
+//! client.send("GET /version HTTP/1.1\r\nHost: k8s.example.com\r\n\r\n").await;
+//! assert_eq!(client.response().await.status, 200);
+//! # }
+//! ```
+
+mod http1;
+mod http2;
+mod tls;
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+};
+
+use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
+use rustls_pki_types::ServerName;
+use tokio::net::TcpStream;
+
+pub use http1::{Cut, Head, Http1, Response, parse_head};
+pub use http2::{Http2, Http2Response, whole};
+pub use tls::TlsConnection;
+
+use crate::{
+    pki::{Ca, Identity, provider},
+    within,
+};
+
+/// A TLS client on its way. It offers no ALPN until told to.
+#[derive(Debug, Clone)]
+pub struct Client {
+    address: SocketAddr,
+    roots: RootCertStore,
+    name: ServerName<'static>,
+    alpn: Vec<Vec<u8>>,
+    versions: Vec<&'static SupportedProtocolVersion>,
+    identity: Option<Arc<Identity>>,
+    /// Built at the first connection: rustls resumes a session only under the configuration it began under.
+    config: Arc<OnceLock<Arc<ClientConfig>>>,
+}
+
+impl Client {
+    /// A client of this address that trusts nobody and sends no server name.
+    #[must_use]
+    pub fn new(address: SocketAddr) -> Self {
+        Self {
+            address,
+            roots: RootCertStore::empty(),
+            name: ServerName::from(address.ip()),
+            alpn: Vec::new(),
+            versions: rustls::ALL_VERSIONS.to_vec(),
+            identity: None,
+            config: Arc::default(),
+        }
+    }
+
+    /// Trusts this CA, besides those it trusts already.
+    #[must_use]
+    pub fn trust(mut self, ca: &Ca) -> Self {
+        self.roots.roots.extend(ca.roots().roots);
+        self.config = Arc::default();
+        self
+    }
+
+    /// Asks for this server name and expects it in the certificate.
+    ///
+    /// # Panics
+    ///
+    /// When it is neither a DNS name nor an address.
+    #[must_use]
+    pub fn sni(mut self, name: &str) -> Self {
+        self.name = ServerName::try_from(name.to_owned()).expect("a DNS name or an address");
+        self
+    }
+
+    /// Offers these protocols; empty leaves the extension out, as kubectl's upgrade requests do.
+    #[must_use]
+    pub fn alpn(mut self, protocols: &[&str]) -> Self {
+        self.alpn = protocols
+            .iter()
+            .map(|name| name.as_bytes().to_vec())
+            .collect();
+        self.config = Arc::default();
+        self
+    }
+
+    /// Speaks these TLS versions.
+    #[must_use]
+    pub fn tls_versions(mut self, versions: &[&'static SupportedProtocolVersion]) -> Self {
+        self.versions = versions.to_vec();
+        self.config = Arc::default();
+        self
+    }
+
+    /// Presents this certificate when asked.
+    #[must_use]
+    pub fn identity(mut self, identity: Identity) -> Self {
+        self.identity = Some(Arc::new(identity));
+        self.config = Arc::default();
+        self
+    }
+
+    /// Connects and shakes hands. Connections of one client, and of its clones, share a session cache.
+    ///
+    /// # Errors
+    ///
+    /// When TCP or TLS fails; a certificate that was not accepted is a `rustls::Error` inside.
+    ///
+    /// # Panics
+    ///
+    /// When nothing comes in time.
+    pub async fn connect(&self) -> io::Result<TlsConnection> {
+        let tcp = within("a TCP connection", TcpStream::connect(self.address)).await?;
+        self.over(tcp).await
+    }
+
+    /// Shakes hands over this connection, for instance one that comes from a certain port.
+    ///
+    /// # Errors
+    ///
+    /// As for [`connect`](Self::connect).
+    ///
+    /// # Panics
+    ///
+    /// When nothing comes in time.
+    pub async fn over(&self, tcp: TcpStream) -> io::Result<TlsConnection> {
+        tcp.set_nodelay(true)?;
+        let config = self.config.get_or_init(|| self.config());
+        within(
+            "a TLS handshake",
+            TlsConnection::handshake(tcp, Arc::clone(config), self.name.clone()),
+        )
+        .await
+    }
+
+    /// Connects, speaks HTTP/1.1; offers no ALPN unless told to.
+    ///
+    /// # Panics
+    ///
+    /// When the connection fails.
+    pub async fn http1(&self) -> Http1<TlsConnection> {
+        Http1::new(self.connect().await.expect("a connection for HTTP/1.1"))
+    }
+
+    /// Connects with ALPN `h2` and speaks HTTP/2.
+    ///
+    /// # Panics
+    ///
+    /// When the connection fails or the server picks something else.
+    pub async fn http2(&self) -> Http2 {
+        let client = if self.alpn == [b"h2"] {
+            self.clone()
+        } else {
+            self.clone().alpn(&["h2"])
+        };
+        let tls = client.connect().await.expect("a connection for HTTP/2");
+        assert_eq!(
+            tls.alpn(),
+            Some("h2"),
+            "the protocol that the server picked"
+        );
+        Http2::new(tls).await
+    }
+
+    fn config(&self) -> Arc<ClientConfig> {
+        let builder = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&self.versions)
+            .expect("aws-lc-rs speaks TLS 1.2 and 1.3")
+            .with_root_certificates(self.roots.clone());
+        let mut config = match &self.identity {
+            Some(identity) => builder
+                .with_client_auth_cert(identity.chain.clone(), identity.key())
+                .expect("the identity can be presented"),
+            None => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = self.alpn.clone();
+        Arc::new(config)
+    }
+}

@@ -1,0 +1,319 @@
+//! Throw-away CAs and leaf certificates, made when the test runs: good ones, and bad in one way each.
+
+use std::{path::PathBuf, sync::Arc, time::SystemTime};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, date_time_ymd,
+};
+use rustls::{RootCertStore, crypto::CryptoProvider};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+
+use crate::TempDir;
+
+/// A certificate authority, or an intermediate of one.
+#[derive(Debug)]
+pub struct Ca {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    /// The intermediates between this issuer and the root, nearest first, this one included; empty for a root.
+    below_root: Vec<CertificateDer<'static>>,
+}
+
+impl Ca {
+    /// A root of its own; the name is its common name.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        let issuer =
+            CertifiedIssuer::self_signed(ca_params(name), new_key()).expect("a CA can be made");
+        Self {
+            issuer,
+            below_root: Vec::new(),
+        }
+    }
+
+    /// An intermediate that this CA signed. Leaves of it carry it in their chain.
+    #[must_use]
+    pub fn intermediate(&self, name: &str) -> Self {
+        let issuer = CertifiedIssuer::signed_by(ca_params(name), new_key(), &self.issuer)
+            .expect("an intermediate can be made");
+        let mut below_root = vec![issuer.der().clone()];
+        below_root.extend(self.below_root.iter().cloned());
+        Self { issuer, below_root }
+    }
+
+    /// A good server certificate for these DNS names and IP addresses.
+    #[must_use]
+    pub fn server(&self, names: &[&str]) -> Identity {
+        self.leaf(names).build()
+    }
+
+    /// A good client certificate: user and groups as Kubernetes reads them (CN and O).
+    #[must_use]
+    pub fn client(&self, user: &str, groups: &[&str]) -> Identity {
+        self.leaf(&[])
+            .client_auth()
+            .common_name(user)
+            .organizations(groups)
+            .build()
+    }
+
+    /// A leaf to be described further, for instance to make it a bad one.
+    ///
+    /// # Panics
+    ///
+    /// When a name is neither an IP address nor ASCII.
+    #[must_use]
+    pub fn leaf(&self, names: &[&str]) -> LeafBuilder<'_> {
+        LeafBuilder {
+            ca: self,
+            params: leaf_params(names),
+            key: None,
+        }
+    }
+
+    /// The certificate of this issuer, PEM.
+    #[must_use]
+    pub fn pem(&self) -> String {
+        self.issuer.pem()
+    }
+
+    /// The certificate of this issuer.
+    #[must_use]
+    pub fn der(&self) -> CertificateDer<'static> {
+        self.issuer.der().clone()
+    }
+
+    /// A store that trusts this CA alone.
+    ///
+    /// # Panics
+    ///
+    /// Never: rustls accepts what rcgen makes.
+    #[must_use]
+    pub fn roots(&self) -> RootCertStore {
+        let mut roots = RootCertStore::empty();
+        roots
+            .add(self.der())
+            .expect("rustls accepts a certificate of rcgen");
+        roots
+    }
+}
+
+/// A leaf on its way: valid from 2020 to 2090, for server authentication, until told otherwise.
+#[derive(Debug)]
+pub struct LeafBuilder<'a> {
+    ca: &'a Ca,
+    params: CertificateParams,
+    key: Option<KeyPair>,
+}
+
+impl LeafBuilder<'_> {
+    /// Ended in 2021.
+    #[must_use]
+    pub fn expired(mut self) -> Self {
+        self.params.not_after = date_time_ymd(2021, 1, 1);
+        self
+    }
+
+    /// Begins in 2089.
+    #[must_use]
+    pub fn not_yet_valid(mut self) -> Self {
+        self.params.not_before = date_time_ymd(2089, 1, 1);
+        self
+    }
+
+    /// Ends at this moment, cut down to a whole second.
+    #[must_use]
+    pub fn valid_until(mut self, end: SystemTime) -> Self {
+        self.params.not_after = end.into();
+        self
+    }
+
+    /// For client authentication only.
+    #[must_use]
+    pub fn client_auth(mut self) -> Self {
+        self.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self
+    }
+
+    /// The subject's CN.
+    #[must_use]
+    pub fn common_name(mut self, name: &str) -> Self {
+        self.params
+            .distinguished_name
+            .push(DnType::CommonName, name);
+        self
+    }
+
+    /// The subject's O values.
+    ///
+    /// # Panics
+    ///
+    /// With more than two: rcgen keeps one value per name of a type, and this type has two names.
+    #[must_use]
+    pub fn organizations(mut self, names: &[&str]) -> Self {
+        assert!(names.len() <= 2, "rcgen can write two O values at most");
+        let kinds = [
+            DnType::OrganizationName,
+            DnType::CustomDnType(vec![2, 5, 4, 10]),
+        ];
+        for (kind, name) in kinds.into_iter().zip(names) {
+            self.params.distinguished_name.push(kind, *name);
+        }
+        self
+    }
+
+    /// An RSA key of 2048 bits instead of P-256.
+    ///
+    /// # Panics
+    ///
+    /// When the crypto provider cannot make one.
+    #[must_use]
+    pub fn rsa(mut self) -> Self {
+        self.key = Some(KeyPair::generate_for(&PKCS_RSA_SHA256).expect("an RSA key can be made"));
+        self
+    }
+
+    /// Signs it.
+    ///
+    /// # Panics
+    ///
+    /// When rcgen refuses the description.
+    #[must_use]
+    pub fn build(self) -> Identity {
+        let key = self.key.unwrap_or_else(new_key);
+        let leaf = self
+            .params
+            .signed_by(&key, &self.ca.issuer)
+            .expect("the leaf can be signed");
+        let mut chain = vec![leaf.der().clone()];
+        chain.extend(self.ca.below_root.iter().cloned());
+        Identity::new(chain, &key)
+    }
+}
+
+/// A certificate chain, leaf first, and its key.
+#[derive(Debug)]
+pub struct Identity {
+    /// DER, leaf first, without the root.
+    pub chain: Vec<CertificateDer<'static>>,
+    key: Vec<u8>,
+    key_pem: String,
+}
+
+impl Identity {
+    fn new(chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> Self {
+        Self {
+            chain,
+            key: key.serialize_der(),
+            key_pem: key.serialize_pem(),
+        }
+    }
+
+    /// A leaf that is its own issuer and no CA.
+    ///
+    /// # Panics
+    ///
+    /// When a name is neither an IP address nor ASCII.
+    #[must_use]
+    pub fn self_signed(names: &[&str]) -> Self {
+        let key = new_key();
+        let leaf = leaf_params(names)
+            .self_signed(&key)
+            .expect("a leaf can sign itself");
+        Self::new(vec![leaf.der().clone()], &key)
+    }
+
+    /// The same chain with a key that is not its own. For files: rustls refuses to serve it.
+    #[must_use]
+    pub fn with_wrong_key(&self) -> Self {
+        Self::new(self.chain.clone(), &new_key())
+    }
+
+    /// The same leaf and key without the intermediates.
+    #[must_use]
+    pub fn without_intermediates(&self) -> Self {
+        Self {
+            chain: self.chain.iter().take(1).cloned().collect(),
+            key: self.key.clone(),
+            key_pem: self.key_pem.clone(),
+        }
+    }
+
+    /// The chain, PEM, leaf first.
+    #[must_use]
+    pub fn chain_pem(&self) -> String {
+        self.chain
+            .iter()
+            .map(|cert| pem("CERTIFICATE", cert))
+            .collect()
+    }
+
+    /// The key, PEM, PKCS#8.
+    #[must_use]
+    pub fn key_pem(&self) -> &str {
+        &self.key_pem
+    }
+
+    /// The key as rustls takes it.
+    #[must_use]
+    pub fn key(&self) -> PrivateKeyDer<'static> {
+        PrivatePkcs8KeyDer::from(self.key.clone()).into()
+    }
+
+    /// Writes `<name>.crt` and `<name>.key` and returns where they are.
+    pub fn write(&self, dir: &TempDir, name: &str) -> (PathBuf, PathBuf) {
+        (
+            dir.write(&format!("{name}.crt"), self.chain_pem()),
+            dir.write(&format!("{name}.key"), &self.key_pem),
+        )
+    }
+}
+
+/// The crypto provider that everything here uses.
+#[must_use]
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+fn new_key() -> KeyPair {
+    KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("a P-256 key can be made")
+}
+
+fn ca_params(name: &str) -> CertificateParams {
+    let mut params = dated(CertificateParams::default());
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
+}
+
+fn leaf_params(names: &[&str]) -> CertificateParams {
+    let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+    let mut params =
+        dated(CertificateParams::new(names).expect("names are DNS names or IP addresses"));
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "standin");
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params.use_authority_key_identifier_extension = true;
+    params
+}
+
+fn dated(mut params: CertificateParams) -> CertificateParams {
+    params.not_before = date_time_ymd(2020, 1, 1);
+    params.not_after = date_time_ymd(2090, 1, 1);
+    params
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    let text = STANDARD.encode(der);
+    let mut lines = format!("-----BEGIN {label}-----\n");
+    for line in text.as_bytes().chunks(64) {
+        lines.push_str(&String::from_utf8_lossy(line));
+        lines.push('\n');
+    }
+    lines.push_str(&format!("-----END {label}-----\n"));
+    lines
+}

@@ -1,0 +1,68 @@
+//! A directory that is gone when the test is.
+
+use std::{
+    env, fs, io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    process,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+/// A fresh directory below the system's temporary one, removed with all it holds on drop.
+#[derive(Debug)]
+pub struct TempDir(PathBuf);
+
+impl TempDir {
+    /// Makes a directory that did not exist before.
+    ///
+    /// # Panics
+    ///
+    /// When the system's temporary directory cannot be written to.
+    #[must_use]
+    pub fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        loop {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let path = env::temp_dir().join(format!("standin-{}-{number}", process::id()));
+            // Private keys go here.
+            match fs::DirBuilder::new().mode(0o700).create(&path) {
+                Ok(()) => return Self(path),
+                // Left behind by a killed run whose process id came round again.
+                Err(err) if err.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(err) => panic!("make {}: {err}", path.display()),
+            }
+        }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Writes a file into it, over an older one of that name, and returns where it is.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be written.
+    pub fn write(&self, name: &str, contents: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.0.join(name);
+        if let Err(err) = fs::write(&path, contents) {
+            panic!("write {}: {err}", path.display());
+        }
+        path
+    }
+}
+
+impl Default for TempDir {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        // Nothing can be done about a failure here, and it must not hide the test's own.
+        drop(fs::remove_dir_all(&self.0));
+    }
+}
