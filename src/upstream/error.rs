@@ -86,7 +86,7 @@ pub enum UpstreamError {
     UnsolicitedSwitch,
     /// The dial that this and other requests of the client waited for.
     #[error(transparent)]
-    Shared(Arc<UpstreamError>),
+    Shared(Arc<Self>),
     /// The connection speaks another protocol than was agreed.
     #[error("{endpoint} answered {what}")]
     Protocol {
