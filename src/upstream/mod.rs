@@ -39,6 +39,9 @@ use crate::{
 use lease::{Connection, Found, Held, IdleSet, Slot};
 use upload::Upload;
 
+/// The fuzz body of this stage: finding GOAWAY.
+pub(crate) const FUZZ: fn(&[u8]) = frames::fuzz;
+
 /// One apiserver as requests see it: where it is, and how it proves itself.
 #[derive(Debug)]
 pub struct Cluster {
