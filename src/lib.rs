@@ -5,3 +5,6 @@ pub mod addr;
 pub mod cli;
 pub mod config;
 pub mod pki;
+
+#[cfg(test)]
+mod scratch;

@@ -117,6 +117,10 @@ pub enum Fault {
     #[error("`{text}` is not a log format; write text or json")]
     BadLogFormat { text: String },
     #[error(
+        "`{text}` is not a log filter; write a level, or levels for modules, such as info or info,kube_tls_proxy=debug"
+    )]
+    BadLogFilter { text: String },
+    #[error(
         "`{host}` is not a host name; write it without scheme, port and path, such as kube.example.com or *.example.com"
     )]
     BadHost { host: String },
@@ -153,7 +157,7 @@ pub enum Fault {
     MissingKey { key: &'static str },
     #[error("`{key}` is given twice; remove one")]
     TwiceTheKey { key: String },
-    #[error("is empty; write at least one key, or leave the file out")]
+    #[error("is empty; check that it is the file that was meant")]
     EmptyFile,
     #[error("cannot be understood; mend the YAML there")]
     Yaml(#[source] YamlError),
@@ -172,7 +176,7 @@ pub enum Fault {
         "there is more than one cluster and `{name}` has no `hosts`; add the public host names that lead to it"
     )]
     NoHosts { name: String },
-    #[error("host `{host}` belongs to cluster `{first}` already; remove it from one of the two")]
+    #[error("host `{host}` is listed for cluster `{first}` already; remove one of the two")]
     DuplicateHost { host: String, first: String },
     #[error("there is another cluster `{name}` already; give each a name of its own")]
     DuplicateCluster { name: String },
@@ -218,10 +222,8 @@ pub enum Fault {
         needed: &'static str,
     },
 
-    #[error(
-        "{what} is not in it; set it, or name a context with --context, of which there are: {known}"
-    )]
-    NoCurrentContext { what: &'static str, known: String },
+    #[error("has no current-context; name the context with --context, one of: {known}")]
+    NoCurrentContext { known: String },
     #[error("there is no context `{name}`; choose one of: {known}")]
     NoContext { name: String, known: String },
     #[error(
@@ -244,8 +246,9 @@ pub enum Fault {
     BadAuthorityData { name: String },
     #[error("cluster `{name}` has no server; add its URL")]
     NoServer { name: String },
-    #[error("server of cluster `{name}`")]
-    Server {
+    #[error("{key} of cluster `{name}`")]
+    ClusterKey {
+        key: &'static str,
         name: String,
         #[source]
         source: Box<Self>,
@@ -262,6 +265,12 @@ pub enum Fault {
         value: String,
         wanted: &'static str,
     },
+    #[error(
+        "this process is not in a pod, for KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set; run it in one, or say where the apiserver is"
+    )]
+    NotInPod,
+    #[error("there is no CA at {}; mount the service account (automountServiceAccountToken: true), or say where the apiserver and its CA are", file.display())]
+    NoPodCa { file: PathBuf },
     #[error("CA {}", file.display())]
     PodCa {
         file: PathBuf,

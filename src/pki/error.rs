@@ -19,7 +19,7 @@ pub enum PkiError {
         file: PathBuf,
         /// What is wrong with it.
         #[source]
-        source: Flaw,
+        source: Box<Flaw>,
     },
     /// The private key of a certificate that we present.
     #[error("key {}", file.display())]
@@ -28,7 +28,7 @@ pub enum PkiError {
         file: PathBuf,
         /// What is wrong with it.
         #[source]
-        source: Flaw,
+        source: Box<Flaw>,
     },
     /// The CAs that we trust an apiserver by.
     #[error("cluster CA {origin}")]
@@ -37,7 +37,7 @@ pub enum PkiError {
         origin: String,
         /// What is wrong with it.
         #[source]
-        source: Flaw,
+        source: Box<Flaw>,
     },
 }
 

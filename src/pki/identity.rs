@@ -33,13 +33,13 @@ impl Identity {
     ///
     /// [`PkiError`] names the file at fault, what is wrong and the mend.
     pub fn load(files: &IdentityFiles, now: SystemTime) -> Result<Self, PkiError> {
-        let in_certificate = |source| PkiError::Certificate {
+        let in_certificate = |flaw| PkiError::Certificate {
             file: files.certificate.clone(),
-            source,
+            source: Box::new(flaw),
         };
-        let in_key = |source| PkiError::Key {
+        let in_key = |flaw| PkiError::Key {
             file: files.key.clone(),
-            source,
+            source: Box::new(flaw),
         };
         let certificates = read_chain(&files.certificate).map_err(in_certificate)?;
         let key = read_key(&files.key).map_err(in_key)?;

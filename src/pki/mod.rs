@@ -36,4 +36,6 @@ pub fn provider() -> Arc<CryptoProvider> {
 }
 
 #[cfg(test)]
+pub(crate) mod mint;
+#[cfg(test)]
 mod tests;

@@ -39,7 +39,10 @@ impl TrustAnchors {
             ),
             TrustSource::Inline { pem, origin } => (parse(pem, now), origin.clone()),
         };
-        loaded.map_err(|source| PkiError::Trust { origin, source })
+        loaded.map_err(|flaw| PkiError::Trust {
+            origin,
+            source: Box::new(flaw),
+        })
     }
 
     /// The verifier's roots.
