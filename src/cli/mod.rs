@@ -81,3 +81,6 @@ Examples:
 Every flag has an environment variable: --drain-timeout is KUBE_TLS_PROXY_DRAIN_TIMEOUT. Lists in
 variables are separated by commas. A flag wins over its variable, and both win over the --config
 file; a list replaces the whole list.";
+
+#[cfg(test)]
+mod tests;

@@ -159,10 +159,16 @@ pub enum Fault {
     TwiceTheKey { key: String },
     #[error("is empty; check that it is the file that was meant")]
     EmptyFile,
-    #[error("cannot be understood; mend the YAML there")]
-    Yaml(#[source] YamlError),
-    #[error(transparent)]
+    #[error("{0}; mend the YAML there")]
+    Yaml(YamlError),
+    #[error("{0}")]
     Value(YamlError),
+    #[error("a list belongs here; write each item on a line of its own, after a dash")]
+    NotAList,
+    #[error("keys belong here; write each as `key: value` on a line of its own")]
+    NotKeys,
+    #[error("true or false belongs here; write one of them")]
+    NotABool,
 
     #[error(
         "cluster `{name}` must say once where its apiserver is; give exactly one of `upstream`, `kubeconfig` and `inCluster: true`"
@@ -194,7 +200,7 @@ pub enum Fault {
     },
 
     #[error(
-        "there are {certificates} --cert and {keys} --key; give one --key for each --cert, in the same order"
+        "--cert and --key come in pairs, and there are {certificates} and {keys} of them; give one --key for each --cert, in the same order"
     )]
     UnevenPairs { certificates: usize, keys: usize },
     #[error(
@@ -202,7 +208,7 @@ pub enum Fault {
     )]
     NoCertificate,
     #[error(
-        "there is no apiserver to forward to; give --upstream URL with --upstream-ca FILE, or --kubeconfig FILE, or run in a pod with its service account mounted"
+        "there is no apiserver to forward to; give --upstream URL with --upstream-ca FILE, or --kubeconfig FILE (or `clusters` in a --config file), or run in a pod with its service account mounted"
     )]
     NoUpstream,
     #[error("{flag} and `{key}` in {} both say which apiserver serves whom; remove one of them", file.display())]
@@ -224,6 +230,8 @@ pub enum Fault {
 
     #[error("has no current-context; name the context with --context, one of: {known}")]
     NoCurrentContext { known: String },
+    #[error("has no contexts; check that it is the file that was meant")]
+    NoContexts,
     #[error("there is no context `{name}`; choose one of: {known}")]
     NoContext { name: String, known: String },
     #[error(
@@ -279,14 +287,21 @@ pub enum Fault {
     },
 }
 
-/// What the YAML parser said, without place and excerpt: the excerpt could hold a secret.
-#[derive(Debug, thiserror::Error)]
-pub struct YamlError(#[from] Box<serde_saphyr::Error>);
+/// What the YAML parser said, without place and excerpt.
+#[derive(Debug)]
+pub struct YamlError(Box<serde_saphyr::Error>);
+
+impl YamlError {
+    /// Keeps `error`, which must have been made without an excerpt: that could hold a secret.
+    pub(super) fn new(error: serde_saphyr::Error) -> Self {
+        Self(Box::new(error))
+    }
+}
 
 impl fmt::Display for YamlError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The parser's text may repeat bytes of the file: control characters are escaped.
-        let message = UserMessageFormatter.format_message(self.0.without_snippet());
+        let message = UserMessageFormatter.format_message(&self.0);
         for char in message.chars() {
             if char.is_control() {
                 write!(f, "{}", char.escape_debug())?;

@@ -72,6 +72,9 @@ fn resolve(
     context: Option<&str>,
 ) -> Result<ClusterConfig, Fault> {
     let contexts = kubeconfig.contexts.unwrap_or_default();
+    if contexts.is_empty() {
+        return Err(Fault::NoContexts);
+    }
     let known = || known(&contexts);
     let wanted = context
         .or(kubeconfig.current_context.as_deref())
@@ -134,7 +137,7 @@ fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, Fault> {
                 .decode(data.split_ascii_whitespace().collect::<String>())
                 .map_err(|_not_base64| Fault::BadAuthorityData { name: shown_name() })?,
             origin: format!(
-                "of cluster `{}` in kubeconfig {}",
+                "cluster `{}` in kubeconfig {}",
                 shown_name(),
                 file.display()
             ),
@@ -156,9 +159,6 @@ fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, Fault> {
 }
 
 fn known(contexts: &[NamedContext]) -> String {
-    if contexts.is_empty() {
-        return "none".to_owned();
-    }
     contexts
         .iter()
         .map(|context| shown(&context.name))
