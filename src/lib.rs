@@ -1,6 +1,5 @@
 //! kube-tls-proxy terminates TLS with a public certificate and re-originates it, verified against the
 //! cluster's own CA, to a kube-apiserver.
-
 //!
 //! # The life of a request
 //!
@@ -37,3 +36,6 @@ pub mod reload;
 mod socket;
 pub mod telemetry;
 pub mod upstream;
+
+#[cfg(test)]
+mod scratch;

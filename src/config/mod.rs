@@ -3,6 +3,7 @@
 //! Past this module nothing is optional, relative or unchecked.
 
 mod args;
+mod clusters;
 mod config_file;
 mod environment;
 mod error;

@@ -13,7 +13,7 @@ use rustls_pki_types::CertificateDer;
 
 use super::{
     CertSummary, UtcDate,
-    error::{Flaw, KeyCause, PkiError, Wanted},
+    error::{Flaw, PkiError, Wanted},
     pem, provider,
 };
 use crate::config::{HostPattern, IdentityFiles, read_file};
@@ -33,13 +33,13 @@ impl Identity {
     ///
     /// [`PkiError`] names the file at fault, what is wrong and the mend.
     pub fn load(files: &IdentityFiles, now: SystemTime) -> Result<Self, PkiError> {
-        let in_certificate = |source| PkiError::Certificate {
+        let in_certificate = |flaw| PkiError::Certificate {
             file: files.certificate.clone(),
-            source,
+            source: Box::new(flaw),
         };
-        let in_key = |source| PkiError::Key {
+        let in_key = |flaw| PkiError::Key {
             file: files.key.clone(),
-            source,
+            source: Box::new(flaw),
         };
         let certificates = read_chain(&files.certificate).map_err(in_certificate)?;
         let key = read_key(&files.key).map_err(in_key)?;
@@ -141,7 +141,7 @@ fn read_key(file: &Path) -> Result<Arc<dyn SigningKey>, Flaw> {
     provider()
         .key_provider
         .load_private_key(der)
-        .map_err(|error| Flaw::UnusableKey(KeyCause::from(error)))
+        .map_err(|_only_says_that_no_kind_fits| Flaw::UnusableKey)
 }
 
 /// What the leaf and the certificates after it say about themselves.
@@ -149,8 +149,7 @@ fn summarize(certificates: &[CertificateDer<'_>]) -> Result<(CertSummary, Vec<Ce
     let mut summaries = Vec::with_capacity(certificates.len());
     for (index, der) in certificates.iter().enumerate() {
         let position = index.saturating_add(1);
-        let summary =
-            CertSummary::of(der).map_err(|source| Flaw::Unreadable { position, source })?;
+        let summary = CertSummary::of(der).map_err(|cause| Flaw::Unreadable { position, cause })?;
         summaries.push(summary);
     }
     let mut summaries = summaries.into_iter();

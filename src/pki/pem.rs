@@ -84,6 +84,10 @@ fn blocks(text: &[u8], wanted: Wanted) -> Result<Vec<Block>, Flaw> {
     if text.trim_ascii().is_empty() {
         return Err(Flaw::Empty { wanted });
     }
+    // A DER sequence with a length of two bytes, as all certificates and most keys begin.
+    if text.starts_with(&[0x30, 0x82]) {
+        return Err(Flaw::Der { wanted });
+    }
     let mut blocks: Vec<Block> = Vec::new();
     for (index, line) in text.split(|byte| *byte == b'\n').enumerate() {
         let line = line.trim_ascii();

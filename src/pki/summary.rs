@@ -38,8 +38,8 @@ pub struct CertSummary {
 
 /// Bytes that are not an X.509 certificate.
 #[derive(Debug, thiserror::Error)]
-#[error("not an X.509 certificate")]
-pub struct UnreadableCertificate(#[from] der::Error);
+#[error("not an X.509 certificate ({0})")]
+pub struct UnreadableCertificate(der::Error);
 
 impl CertSummary {
     /// Reads the certificate in `der`.
@@ -49,7 +49,7 @@ impl CertSummary {
     /// [`UnreadableCertificate`] when the bytes are not a certificate. Extensions that cannot be
     /// read count as absent.
     pub fn of(der: &CertificateDer<'_>) -> Result<Self, UnreadableCertificate> {
-        let certificate = Certificate::from_der(der)?;
+        let certificate = Certificate::from_der(der).map_err(UnreadableCertificate)?;
         let tbs = certificate.tbs_certificate();
         let sans = match tbs.get_extension::<SubjectAltName>() {
             Ok(Some((_critical, names))) => names.0.iter().filter_map(san).collect(),
