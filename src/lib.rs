@@ -1,5 +1,37 @@
 //! kube-tls-proxy terminates TLS with a public certificate and re-originates it, verified against the
 //! cluster's own CA, to a kube-apiserver.
 
+//!
+//! # The life of a request
+//!
+//! | stage | module | its one duty |
+//! | --- | --- | --- |
+//! | 1 | [`listener`] | accept TCP connections and bound how many are open |
+//! | 2, 3 | [`downstream`] | handshake under a deadline; drive one HTTP/1.1 or h2 connection |
+//! | 4 | [`proxy`] | one request in, one response out: policy, headers, upgrade, errors as `Status` |
+//! | 5, 6 | [`upstream`] | lease, dial and verify an apiserver connection; send one request on it |
+//!
+//! Imports follow the request: a module uses what a request meets later, never what it met before.
+//! Beside the path stand [`app`] (builds the parts and runs the workers), [`cli`], [`config`], [`pki`],
+//! [`reload`], [`drain`], [`telemetry`] and [`addr`].
+//!
+//! # What is deliberately absent
+//!
+//! No switch that turns verification off. No pool that clients share: an upstream connection serves
+//! one client at a time ([`upstream::Lease`]). No buffering of bodies. No clock, file or environment
+//! variable is read on the way of a request. No request is sent twice unless it provably was not
+//! processed ([`upstream::UpstreamError::is_unprocessed`]).
+
 pub mod addr;
+pub mod app;
+pub mod cli;
 pub mod config;
+pub mod downstream;
+pub mod drain;
+pub mod listener;
+pub mod pki;
+pub mod proxy;
+pub mod reload;
+mod socket;
+pub mod telemetry;
+pub mod upstream;

@@ -2,7 +2,7 @@
 //!
 //! Every wait on a peer and every buffer that a peer can fill is bounded by a field of this file.
 
-use std::time::Duration;
+use std::{num::NonZeroUsize, time::Duration};
 
 /// How much of everything one process, connection or request may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +60,20 @@ pub struct Timeouts {
     pub reload: Duration,
 }
 
+impl Limits {
+    /// The defaults for this many workers and open files.
+    #[must_use]
+    pub fn for_machine(workers: NonZeroUsize, open_files: usize) -> Self {
+        Self {
+            // Three quarters of the files for connections, which have two sockets each.
+            connections: (open_files / 8).saturating_mul(3).clamp(1, MAX_CONNECTIONS),
+            // Twice as many as 64 for each worker: a handshake waits for its client half the time.
+            handshakes: workers.get().saturating_mul(2 * 64),
+            ..Self::default()
+        }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -96,3 +110,6 @@ impl Default for Timeouts {
         }
     }
 }
+
+/// Beyond this one process is the wrong unit; run more of them.
+const MAX_CONNECTIONS: usize = 100_000;

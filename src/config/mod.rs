@@ -2,13 +2,32 @@
 //!
 //! Past this module nothing is optional, relative or unchecked.
 
+mod args;
+mod config_file;
+mod environment;
+mod error;
+mod file;
+mod host;
+mod kubeconfig;
 mod limits;
+mod load;
+mod units;
+mod url;
+mod yaml;
 
 use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf};
 
 use rustls_pki_types::ServerName;
 
+pub use args::ServeArgs;
+pub use config_file::schema;
+pub use environment::Environment;
+pub use error::{ConfigError, Fault, FileKind, Position, YamlError};
+pub use file::ReadError;
+pub(crate) use file::read as read_file;
+pub use host::HostPattern;
 pub use limits::{Limits, Timeouts};
+pub use load::load;
 
 /// Everything the proxy needs to know, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,0 +1,312 @@
+//! Builds the parts, binds the sockets, and runs the workers until told to stop.
+//!
+//! Everything that can be refused is refused before a socket is open; every address is known before
+//! the first connection is served.
+
+use std::{
+    fmt,
+    future::Future,
+    io,
+    net::SocketAddr,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    thread,
+    time::{Duration, SystemTime},
+};
+
+use arc_swap::ArcSwap;
+use tokio::sync::{Notify, Semaphore, mpsc};
+use tracing::{info, warn};
+
+use crate::{
+    cli::{CliError, ListenFault},
+    downstream::{self, Shared},
+    drain::Drain,
+    listener::{self, Accepted, Listener},
+    reload::{Material, Reloader, Source},
+    upstream::Worker,
+};
+
+/// A proxy that is bound and ready to run.
+pub struct App {
+    addresses: Vec<SocketAddr>,
+    /// For each worker one socket on every address.
+    sockets: Vec<Vec<std::net::TcpListener>>,
+    shared: Arc<Shared>,
+    reloader: Reloader,
+    source: Source,
+    reload_now: Arc<Notify>,
+}
+
+impl fmt::Debug for App {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("App")
+            .field("addresses", &self.addresses)
+            .finish_non_exhaustive()
+    }
+}
+
+impl App {
+    /// Reads the configuration and its files, and binds every address for every worker.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that is unusable. No socket was opened unless it is a socket that failed.
+    pub fn bind(source: Source) -> Result<Self, CliError> {
+        let config = source()?;
+        let material = Material::load(&config, SystemTime::now())?;
+        let (reloader, snapshot) = Reloader::new(config, material)?;
+        let config = reloader.config();
+        let workers = config.workers.get();
+        let mut sockets: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
+        let mut addresses = Vec::new();
+        for address in &config.listen {
+            let failed = |error: io::Error| CliError::Listen {
+                address: *address,
+                source: ListenFault::from(error),
+            };
+            let bound = listener::bind(*address, workers).map_err(failed)?;
+            addresses.extend(
+                bound
+                    .first()
+                    .map(std::net::TcpListener::local_addr)
+                    .transpose()
+                    .map_err(failed)?,
+            );
+            for (of_worker, socket) in sockets.iter_mut().zip(bound) {
+                of_worker.push(socket);
+            }
+        }
+        let shared = Shared {
+            snapshot: ArcSwap::from_pointee(snapshot),
+            handshakes: Semaphore::new(config.limits.handshakes),
+            limits: config.limits.clone(),
+            timeouts: config.timeouts.clone(),
+        };
+        Ok(Self {
+            addresses,
+            sockets,
+            shared: Arc::new(shared),
+            reloader,
+            source,
+            reload_now: Arc::default(),
+        })
+    }
+
+    /// The bound addresses, with the ports that the kernel chose.
+    #[must_use]
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Configuration and files of the first snapshot.
+    #[must_use]
+    pub fn reloader(&self) -> &Reloader {
+        &self.reloader
+    }
+
+    /// Notified, the app reads configuration and files again at once instead of at the next turn.
+    #[must_use]
+    pub fn reload_now(&self) -> Arc<Notify> {
+        Arc::clone(&self.reload_now)
+    }
+
+    /// Serves until `shutdown` completes, then drains. Returns once every worker has ended.
+    ///
+    /// # Errors
+    ///
+    /// When a worker cannot start or ends by itself.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future makes the workers drain on their own.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), CliError> {
+        let Self {
+            sockets,
+            shared,
+            mut reloader,
+            source,
+            reload_now,
+            ..
+        } = self;
+        let control = Drain::new();
+        let resolve = shared.timeouts.resolve;
+        for cluster in reloader.clusters() {
+            // A first answer before the first request, so that none fails for want of an address.
+            drop(tokio::time::timeout(FIRST_LOOKUP, cluster.endpoints().resolve()).await);
+            control.spawn(Arc::clone(cluster.endpoints()).keep_resolved(resolve));
+        }
+        let workers = start_workers(sockets, &shared)?;
+        let reloading = async {
+            loop {
+                tokio::select! {
+                    () = tokio::time::sleep(shared.timeouts.reload) => {}
+                    () = reload_now.notified() => {}
+                }
+                let before: Vec<_> = reloader
+                    .clusters()
+                    .iter()
+                    .map(|cluster| Arc::clone(cluster.endpoints()))
+                    .collect();
+                if let Some(snapshot) = reloader.reload(&source, SystemTime::now()) {
+                    for cluster in reloader.clusters() {
+                        if !before
+                            .iter()
+                            .any(|known| Arc::ptr_eq(known, cluster.endpoints()))
+                        {
+                            control.spawn(Arc::clone(cluster.endpoints()).keep_resolved(resolve));
+                        }
+                    }
+                    shared.snapshot.store(Arc::new(snapshot));
+                }
+            }
+        };
+        workers.run(shutdown, reloading).await
+    }
+}
+
+/// The running workers.
+struct Workers {
+    drains: Vec<Drain>,
+    ends: mpsc::UnboundedReceiver<(usize, io::Result<()>)>,
+}
+
+fn start_workers(
+    sockets: Vec<Vec<std::net::TcpListener>>,
+    shared: &Arc<Shared>,
+) -> Result<Workers, CliError> {
+    let connections = Arc::new(Semaphore::new(shared.limits.connections));
+    let (tell, ends) = mpsc::unbounded_channel();
+    let mut workers = Workers {
+        drains: Vec::new(),
+        ends,
+    };
+    for (number, sockets) in sockets.into_iter().enumerate() {
+        let drain = Drain::new();
+        workers.drains.push(drain.clone());
+        let (shared, connections, tell) =
+            (Arc::clone(shared), Arc::clone(&connections), tell.clone());
+        thread::Builder::new()
+            .name(format!("worker-{number}"))
+            .spawn(move || {
+                let work = AssertUnwindSafe(|| work(sockets, &shared, &connections, &drain));
+                let ended = catch_unwind(work)
+                    .unwrap_or_else(|_| Err(io::Error::other("the worker panicked")));
+                // Nobody is left to tell when the app was dropped.
+                tell.send((number, ended)).ok();
+            })
+            .map_err(|source| CliError::Run {
+                doing: format!("start worker {number}"),
+                source,
+            })?;
+    }
+    Ok(workers)
+}
+
+impl Workers {
+    /// Serves until `shutdown`, then drains; `reloading` goes on until then.
+    async fn run(
+        mut self,
+        shutdown: impl Future<Output = ()>,
+        reloading: impl Future<Output = ()>,
+    ) -> Result<(), CliError> {
+        let early = tokio::select! {
+            () = shutdown => None,
+            () = reloading => None,
+            ended = self.ends.recv() => ended,
+        };
+        if let Some((number, ended)) = early {
+            let source = ended
+                .err()
+                .unwrap_or_else(|| io::Error::other("the worker ended by itself"));
+            return Err(CliError::Run {
+                doing: format!("run worker {number}"),
+                source,
+            });
+        }
+        info!("draining");
+        self.drains.iter().for_each(Drain::begin);
+        while let Some((number, ended)) = self.ends.recv().await {
+            ended.map_err(|source| CliError::Run {
+                doing: format!("run worker {number}"),
+                source,
+            })?;
+        }
+        info!("stopped");
+        Ok(())
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.drains.iter().for_each(Drain::begin);
+    }
+}
+
+/// The life of one worker: a runtime, the sockets, and at the end the drain.
+fn work(
+    sockets: Vec<std::net::TcpListener>,
+    shared: &Arc<Shared>,
+    connections: &Arc<Semaphore>,
+    drain: &Drain,
+) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let worker = Arc::new(Worker::new(
+            shared.limits.clone(),
+            shared.timeouts.clone(),
+            drain.clone(),
+        ));
+        for socket in sockets {
+            let listener = Listener::new(socket, Arc::clone(connections), shared.timeouts.clone())?;
+            drain.spawn(accept_all(
+                listener,
+                Arc::clone(shared),
+                Arc::clone(&worker),
+                drain.clone(),
+            ));
+        }
+        tokio::select! {
+            () = worker.sweep() => {}
+            () = drain.begun() => {}
+        }
+        worker.close_idle();
+        let running = drain.finish(shared.timeouts.drain).await;
+        if running > 0 {
+            warn!(running, "drain timeout passed, what still runs is cut");
+        }
+        Ok(())
+    })
+    // Dropping the runtime ends what is left, without close_notify: cut, and seen to be cut.
+}
+
+async fn accept_all(listener: Listener, shared: Arc<Shared>, worker: Arc<Worker>, drain: Drain) {
+    loop {
+        let Accepted {
+            stream,
+            peer,
+            permit,
+        } = tokio::select! {
+            // Connections that the kernel has taken already are served even when the drain begins.
+            biased;
+            accepted = listener.accept() => accepted,
+            () = drain.begun() => return,
+        };
+        let serving = downstream::serve(
+            stream,
+            peer,
+            Arc::clone(&shared),
+            Arc::clone(&worker),
+            drain.clone(),
+        );
+        drain.spawn(async move {
+            serving.await;
+            drop(permit);
+        });
+    }
+}
+
+/// How long the start waits for names to resolve; requests that come sooner get a 503.
+const FIRST_LOOKUP: Duration = Duration::from_secs(2);

@@ -1,0 +1,117 @@
+//! Why the process ends, as one sentence and one exit code.
+
+use std::{
+    error::Error,
+    io::{self, Write as _},
+    net::SocketAddr,
+    process::ExitCode,
+};
+
+use crate::{config::ConfigError, pki::PkiError, reload::ReloadError};
+
+/// Everything that ends the process.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// Flags, environment, configuration file or kubeconfig.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Certificate, key or CA.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    /// TLS cannot be set up with material that was found good.
+    #[error(transparent)]
+    Setup(#[from] ReloadError),
+    /// The log filter is malformed.
+    #[error("--log-level is not a filter such as `info` or `info,kube_tls_proxy=debug`")]
+    LogFilter(#[source] tracing_subscriber::filter::ParseError),
+    /// A socket that cannot be opened.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address that was asked for.
+        address: SocketAddr,
+        /// Why, and the mend.
+        #[source]
+        source: ListenFault,
+    },
+    /// Anything that fails after the start.
+    #[error("{doing}")]
+    Run {
+        /// What was being done, as a lowercase fragment: `start worker 3`.
+        doing: String,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl CliError {
+    /// 2 when command line or configuration must change first, 1 otherwise.
+    #[must_use]
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Config(_)
+            | Self::Pki(_)
+            | Self::Setup(_)
+            | Self::LogFilter(_)
+            | Self::Listen { .. } => ExitCode::from(2),
+            Self::Run { .. } => ExitCode::from(1),
+        }
+    }
+}
+
+/// Why an address cannot be listened on, with the mend.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenFault {
+    /// Another socket has it.
+    #[error("another process uses this port; stop it or choose another with --listen")]
+    InUse,
+    /// A low port without the capability.
+    #[error(
+        "permission denied; choose a port from 1024 with --listen, or grant CAP_NET_BIND_SERVICE"
+    )]
+    Denied,
+    /// No interface has the address.
+    #[error("this machine has no such address; choose one of its own with --listen")]
+    NoSuchAddress,
+    /// Anything else the operating system says.
+    #[error("the operating system refuses")]
+    Other(#[source] io::Error),
+}
+
+impl From<io::Error> for ListenFault {
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "std adds kinds; an unknown one keeps its own words"
+    )]
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::AddrInUse => Self::InUse,
+            io::ErrorKind::PermissionDenied => Self::Denied,
+            io::ErrorKind::AddrNotAvailable => Self::NoSuchAddress,
+            _ => Self::Other(error),
+        }
+    }
+}
+
+/// The error and its causes, joined by `: `.
+#[must_use]
+pub fn sentence(error: &dyn Error) -> String {
+    let mut sentence = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        sentence.push_str(": ");
+        sentence.push_str(&error.to_string());
+        cause = error.source();
+    }
+    sentence
+}
+
+/// Prints `kube-tls-proxy: …` on stderr.
+pub fn print_failure(error: &dyn Error) {
+    // A closed stderr leaves nobody to tell; the exit code says enough.
+    drop(writeln!(
+        io::stderr().lock(),
+        "kube-tls-proxy: {}",
+        sentence(error)
+    ));
+}

@@ -1,0 +1,98 @@
+//! The command line: what may be typed, how failures are told, and what is said at the start.
+//!
+//! One failure is one sentence on stderr; exit codes are 0 done, 1 failed while running, 2 unusable
+//! command line or configuration.
+
+mod error;
+mod serve;
+mod start;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use crate::config::ServeArgs;
+
+pub use error::{CliError, ListenFault, print_failure, sentence};
+pub use start::StartBlock;
+
+/// Everything that may be typed after `kube-tls-proxy`.
+#[derive(Debug, Clone, PartialEq, Eq, Parser)]
+#[command(
+    name = "kube-tls-proxy",
+    version,
+    about = "The TLS front door of a kube-apiserver: public certificate outside, verified cluster CA inside",
+    disable_help_subcommand = true,
+    after_help = "Exit codes: 0 done, 1 failed while running, 2 unusable command line or configuration."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Run the proxy
+    #[command(after_help = SERVE_EXAMPLES)]
+    Serve(Box<ServeArgs>),
+}
+
+/// Does what was asked for and returns the exit code. What there is to say about a failure is printed.
+#[must_use]
+pub fn run(command_line: Cli) -> ExitCode {
+    let done = match command_line.command {
+        Command::Serve(args) => serve::serve(*args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            print_failure(&error);
+            error.exit_code()
+        }
+    }
+}
+
+/// Reads the command line of this process.
+///
+/// # Errors
+///
+/// The exit code, when help or version was asked for or the command line is unusable. What there is
+/// to say has been printed.
+pub fn parse() -> Result<Cli, ExitCode> {
+    parse_from(std::env::args_os())
+}
+
+/// Reads `arguments`, of which the first is the name of the program.
+///
+/// # Errors
+///
+/// As [`parse`].
+pub fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> {
+    Cli::try_parse_from(arguments).map_err(|error| {
+        let code = if error.use_stderr() {
+            ExitCode::from(2)
+        } else {
+            ExitCode::SUCCESS
+        };
+        // A closed pipe leaves nobody to tell.
+        drop(error.print());
+        code
+    })
+}
+
+const SERVE_EXAMPLES: &str = "\
+Examples:
+  In a pod, in front of the cluster it runs in:
+    kube-tls-proxy serve --cert tls.crt --key tls.key
+
+  On a host outside the cluster, from a kubeconfig:
+    kube-tls-proxy serve --cert tls.crt --key tls.key --kubeconfig admin.conf
+
+  With everything said:
+    kube-tls-proxy serve --listen 0.0.0.0:443 --cert tls.crt --key tls.key \\
+      --upstream https://10.0.0.1:6443 --upstream-ca ca.crt --upstream-name kubernetes.default.svc
+
+A flag wins over its environment variable, and both win over the --config file. Flags that take a
+list replace the whole list. Lists in variables are separated by commas.";

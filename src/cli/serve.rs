@@ -1,0 +1,99 @@
+//! `serve`: from the command line to a running proxy, and from a signal to its end.
+
+use std::{
+    io::{self, Write as _},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::Notify,
+};
+use tracing::{info, warn};
+
+use super::{CliError, StartBlock};
+use crate::{
+    app::App,
+    config::{self, Environment, LogFormat, ServeArgs},
+    telemetry,
+};
+
+/// Runs the proxy until SIGTERM or SIGINT.
+///
+/// # Errors
+///
+/// Whatever ends it before that.
+pub(super) fn serve(args: ServeArgs) -> Result<(), CliError> {
+    let environment = Environment::of_process();
+    let app = App::bind(Box::new(move || config::load(&args, &environment)))?;
+    let _telemetry = telemetry::start(&app.reloader().config().log).map_err(CliError::LogFilter)?;
+    announce(&app);
+    let run = |source| CliError::Run {
+        doing: "start the runtime".into(),
+        source,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(run)?;
+    runtime.block_on(async {
+        let signals = |source| CliError::Run {
+            doing: "listen for signals".into(),
+            source,
+        };
+        let mut terminate = signal(SignalKind::terminate()).map_err(signals)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(signals)?;
+        let hang_up = signal(SignalKind::hangup()).map_err(signals)?;
+        let reload_now = app.reload_now();
+        let shutdown = async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+                () = reload_on(hang_up, reload_now) => {}
+            }
+        };
+        app.run(shutdown).await
+    })
+}
+
+/// Turns every SIGHUP into a reload, for ever.
+async fn reload_on(mut hang_up: tokio::signal::unix::Signal, reload_now: Arc<Notify>) {
+    while hang_up.recv().await.is_some() {
+        reload_now.notify_one();
+    }
+}
+
+/// Says what was started: one block for people, one event for machines.
+fn announce(app: &App) {
+    let (config, material) = (app.reloader().config(), app.reloader().material());
+    let identities: Vec<_> = material.identities.iter().collect();
+    let clusters: Vec<_> = material
+        .clusters
+        .iter()
+        .map(|(cluster, trust)| (cluster, trust))
+        .collect();
+    let block = StartBlock {
+        listening: app.addresses(),
+        identities: &identities,
+        clusters: &clusters,
+        workers: config.workers,
+        now: SystemTime::now(),
+    };
+    match config.log.format {
+        // A closed stderr leaves nobody to tell.
+        LogFormat::Text => drop(write!(io::stderr().lock(), "{block}")),
+        LogFormat::Json => info!(
+            listening = ?block.listening(),
+            serving = ?block.serving(),
+            upstream = ?block.upstreams(),
+            trusting = ?block.trusting(),
+            workers = config.workers,
+            version = env!("CARGO_PKG_VERSION"),
+            "started",
+        ),
+    }
+    for warning in material.warnings(block.now) {
+        warn!("{warning}");
+    }
+}

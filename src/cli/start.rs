@@ -1,0 +1,131 @@
+//! What the proxy says once it listens: where, for whom, to which apiserver, trusting which CA.
+
+use std::{fmt, net::SocketAddr, num::NonZeroUsize, time::SystemTime};
+
+use rustls_pki_types::ServerName;
+
+use crate::{
+    config::ClusterConfig,
+    pki::{Identity, TrustAnchors},
+};
+
+/// The facts of a start. `Display` writes them as one block, a fact to a line; the methods give the
+/// same facts for a JSON event.
+#[derive(Debug, Clone, Copy)]
+pub struct StartBlock<'a> {
+    /// Bound addresses, with the ports that the kernel chose.
+    pub listening: &'a [SocketAddr],
+    /// Certificates that are presented.
+    pub identities: &'a [&'a Identity],
+    /// Clusters and what each is verified against.
+    pub clusters: &'a [(&'a ClusterConfig, &'a TrustAnchors)],
+    /// Worker threads.
+    pub workers: NonZeroUsize,
+    /// The moment that days are counted from.
+    pub now: SystemTime,
+}
+
+impl StartBlock<'_> {
+    /// Each bound address.
+    #[must_use]
+    pub fn listening(&self) -> Vec<String> {
+        self.listening.iter().map(ToString::to_string).collect()
+    }
+
+    /// Names, days left and issuer of each certificate.
+    #[must_use]
+    pub fn serving(&self) -> Vec<String> {
+        self.identities
+            .iter()
+            .map(|identity| {
+                let leaf = identity.summary();
+                format!(
+                    "{}   ({}, issued by {})",
+                    identity.names().join(", "),
+                    days(leaf.days_left(self.now)),
+                    leaf.issuer
+                )
+            })
+            .collect()
+    }
+
+    /// Name, URL and expected certificate name of each cluster, and the extra hosts that lead to it.
+    #[must_use]
+    pub fn upstreams(&self) -> Vec<String> {
+        self.clusters
+            .iter()
+            .map(|(cluster, _)| {
+                let hosts = if cluster.hosts.is_empty() {
+                    String::new()
+                } else {
+                    format!(" for {}", cluster.hosts.join(", "))
+                };
+                format!(
+                    "{} → {} as {}{hosts}",
+                    cluster.name,
+                    url(cluster),
+                    name(&cluster.expected_name)
+                )
+            })
+            .collect()
+    }
+
+    /// Subject and fingerprint of each CA.
+    #[must_use]
+    pub fn trusting(&self) -> Vec<String> {
+        self.clusters
+            .iter()
+            .flat_map(|(_, trust)| trust.summaries())
+            .map(|ca| format!("{}, SHA-256 {}", ca.subject, ca.fingerprint()))
+            .collect()
+    }
+}
+
+impl fmt::Display for StartBlock<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "kube-tls-proxy {}", env!("CARGO_PKG_VERSION"))?;
+        let facts = [
+            ("listening", self.listening()),
+            ("serving", self.serving()),
+            ("upstream", self.upstreams()),
+            ("trusting", self.trusting()),
+            ("workers", vec![self.workers.to_string()]),
+        ];
+        for (word, facts) in facts {
+            for fact in facts {
+                writeln!(f, "  {word:<11} {fact}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn days(days: u64) -> String {
+    match days {
+        1 => "1 day left".to_owned(),
+        _ => format!("{days} days left"),
+    }
+}
+
+fn url(cluster: &ClusterConfig) -> String {
+    let ClusterConfig {
+        upstream_host: host,
+        upstream_port: port,
+        path_prefix: prefix,
+        ..
+    } = cluster;
+    if host.contains(':') {
+        format!("https://[{host}]:{port}{prefix}")
+    } else {
+        format!("https://{host}:{port}{prefix}")
+    }
+}
+
+fn name(name: &ServerName<'_>) -> String {
+    match name {
+        ServerName::DnsName(name) => name.as_ref().to_owned(),
+        ServerName::IpAddress(address) => std::net::IpAddr::from(*address).to_string(),
+        // `ServerName` may grow kinds; its own text is the best there is.
+        other => other.to_str().into_owned(),
+    }
+}

@@ -1,0 +1,230 @@
+//! The configuration file as it is written: every key, all optional but what cannot be guessed.
+//!
+//! Values are parsed while the file is read, so that an error knows its line and column.
+
+use std::{net::SocketAddr, path::PathBuf, str::FromStr};
+
+use schemars::{JsonSchema, generate::SchemaSettings};
+use serde::{Deserialize, Deserializer, de::Error as _};
+use serde_saphyr::Spanned;
+
+use super::{
+    LogFormat,
+    error::Fault,
+    host::{HostPattern, shown},
+    units::{Count, Grace, Size, Timeout},
+    url::{UpstreamUrl, expected_name},
+};
+
+/// Configuration of kube-tls-proxy.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct ConfigFile {
+    /// Addresses to listen on, ADDRESS:PORT.
+    #[schemars(with = "Option<Vec<String>>")]
+    pub(super) listen: Option<Spanned<Vec<Parsed<ListenAddr>>>>,
+    /// Worker threads; by default the CPUs this process may use.
+    pub(super) workers: Option<Count<1, 1024>>,
+    /// Certificates to present; the first one also serves clients that send no name.
+    pub(super) certificates: Option<Vec<CertificateEntry>>,
+    /// The apiservers, by public host name.
+    #[schemars(with = "Option<Vec<ClusterEntry>>")]
+    pub(super) clusters: Option<Vec<Spanned<ClusterEntry>>>,
+    /// How much of everything may be used.
+    pub(super) limits: LimitsEntry,
+    /// How long a peer is waited for.
+    pub(super) timeouts: TimeoutsEntry,
+    /// What is logged and how.
+    pub(super) log: LogEntry,
+}
+
+/// One certificate chain and its key.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct CertificateEntry {
+    /// PEM file with the server's certificate, then each issuer.
+    pub(super) certificate: PathBuf,
+    /// PEM file with its private key, not encrypted.
+    pub(super) key: PathBuf,
+}
+
+/// One apiserver and the public host names that lead to it.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct ClusterEntry {
+    /// What log lines call it.
+    pub(super) name: String,
+    /// Public host names that lead to it; needed when there is more than one cluster.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub(super) hosts: Vec<Spanned<Parsed<HostPattern>>>,
+    /// Where it is and how it is verified.
+    pub(super) upstream: Option<UpstreamEntry>,
+    /// Or: the kubeconfig that says so.
+    pub(super) kubeconfig: Option<PathBuf>,
+    /// The context of that kubeconfig; by default its current one.
+    pub(super) context: Option<String>,
+    /// Or: the cluster of the pod that the proxy runs in.
+    #[serde(default)]
+    pub(super) in_cluster: bool,
+}
+
+/// Where an apiserver is and how it is verified.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct UpstreamEntry {
+    /// `https://HOST[:PORT][/PREFIX]`
+    #[schemars(with = "String", regex(pattern = "^https://"))]
+    pub(super) url: Parsed<UpstreamUrl>,
+    /// PEM file with the only CAs that are trusted.
+    pub(super) ca: PathBuf,
+    /// Name or address that its certificate must carry; by default the host of the URL.
+    #[schemars(with = "Option<String>")]
+    pub(super) name: Option<Parsed<ExpectedName>>,
+}
+
+/// How much of everything may be used.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct LimitsEntry {
+    /// Client connections open at once; by default three eighths of the open files allowed.
+    #[schemars(with = "Option<Count<1, 1_000_000>>")]
+    pub(super) connections: Option<Spanned<Count<1, 1_000_000>>>,
+    /// TLS handshakes under way at once; by default 128 for each worker.
+    pub(super) handshakes: Option<Count<1, 1_000_000>>,
+    /// Streams of one HTTP/2 client connection.
+    pub(super) streams_per_connection: Option<Count<1, 10_000>>,
+    /// Bytes of all header fields of one request.
+    pub(super) header_bytes: Option<Size<8_192, 1_048_576>>,
+    /// Header fields of one request.
+    pub(super) header_fields: Option<Count<16, 10_000>>,
+    /// Bytes of path and query of one request.
+    pub(super) uri_bytes: Option<Size<1_024, 65_534>>,
+    /// Bytes of a request body kept to send it again.
+    pub(super) replay_bytes: Option<Size<0, 67_108_864>>,
+    /// Unused apiserver connections that one worker keeps.
+    pub(super) idle_upstream_connections: Option<Count<0, 10_000>>,
+}
+
+/// How long a peer is waited for.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct TimeoutsEntry {
+    /// TLS handshake with a client.
+    pub(super) handshake: Option<Timeout>,
+    /// From the first byte of a request to the end of its head.
+    pub(super) request_head: Option<Timeout>,
+    /// HTTP/1.1 connection without a request.
+    pub(super) client_idle: Option<Timeout>,
+    /// Silence before an HTTP/2 client is pinged.
+    pub(super) client_ping_interval: Option<Timeout>,
+    /// Wait for the answer to that ping.
+    pub(super) client_ping_timeout: Option<Timeout>,
+    /// TCP, TLS and HTTP set-up with the apiserver.
+    pub(super) upstream_connect: Option<Timeout>,
+    /// How long an unused apiserver connection is kept.
+    pub(super) upstream_idle: Option<Timeout>,
+    /// Silence before the apiserver is pinged.
+    pub(super) upstream_ping_interval: Option<Timeout>,
+    /// Wait for the answer to that ping.
+    pub(super) upstream_ping_timeout: Option<Timeout>,
+    /// Idle time before TCP probes a peer.
+    pub(super) tcp_keepalive: Option<Timeout>,
+    /// How long sent bytes may stay unacknowledged.
+    pub(super) tcp_user_timeout: Option<Timeout>,
+    /// How long half a tunnel may outlive the other half.
+    pub(super) tunnel_rest: Option<Grace>,
+    /// How long running requests may take to finish after SIGTERM; 0s ends them at once.
+    pub(super) drain: Option<Grace>,
+    /// How often the apiserver's name is resolved.
+    pub(super) resolve: Option<Timeout>,
+    /// How often files are read again.
+    pub(super) reload: Option<Timeout>,
+}
+
+/// What is logged and how.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct LogEntry {
+    /// text or json.
+    #[schemars(with = "Option<LogFormatName>")]
+    pub(super) format: Option<Parsed<LogFormat>>,
+    /// A filter such as `info` or `info,kube_tls_proxy=debug`.
+    pub(super) filter: Option<String>,
+    /// Whether each request is logged.
+    pub(super) access: Option<bool>,
+}
+
+/// The spelling of [`LogFormat`] for the schema.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase", inline)]
+#[expect(dead_code, reason = "only its schema is used")]
+enum LogFormatName {
+    Text,
+    Json,
+}
+
+/// Text of the file that became a `T`.
+#[derive(Debug)]
+pub(super) struct Parsed<T>(pub(super) T);
+
+impl<'de, T: FromStr<Err = Fault>> Deserialize<'de> for Parsed<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map(Self).map_err(D::Error::custom)
+    }
+}
+
+/// ADDRESS:PORT, or :PORT for all addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ListenAddr(pub(super) SocketAddr);
+
+impl FromStr for ListenAddr {
+    type Err = Fault;
+
+    fn from_str(text: &str) -> Result<Self, Fault> {
+        let address = if text.starts_with(':') {
+            format!("[::]{text}").parse()
+        } else {
+            text.parse()
+        };
+        address
+            .map(Self)
+            .map_err(|_not_an_address| Fault::BadListen { text: shown(text) })
+    }
+}
+
+impl FromStr for LogFormat {
+    type Err = Fault;
+
+    fn from_str(text: &str) -> Result<Self, Fault> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err(Fault::BadLogFormat { text: shown(text) }),
+        }
+    }
+}
+
+/// The name that an apiserver's certificate must carry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ExpectedName(pub(super) rustls_pki_types::ServerName<'static>);
+
+impl FromStr for ExpectedName {
+    type Err = Fault;
+
+    fn from_str(text: &str) -> Result<Self, Fault> {
+        expected_name(text).map(Self)
+    }
+}
+
+/// The JSON Schema of the configuration file.
+#[must_use]
+pub fn schema() -> serde_json::Value {
+    let mut settings = SchemaSettings::draft2020_12();
+    settings.inline_subschemas = false;
+    let schema = settings
+        .into_generator()
+        .into_root_schema_for::<ConfigFile>();
+    schema.into()
+}

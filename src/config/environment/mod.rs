@@ -1,0 +1,136 @@
+//! What the process finds around itself: the pod, the CPUs it may use, the files it may open.
+//!
+//! Read once, before anything else; tests make their own.
+
+use std::{
+    env, fs,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    thread,
+};
+
+/// The surroundings that defaults are taken from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Environment {
+    /// `KUBERNETES_SERVICE_HOST`: the apiserver's address as pods see it.
+    pub service_host: Option<String>,
+    /// `KUBERNETES_SERVICE_PORT`.
+    pub service_port: Option<String>,
+    /// The directory with the pod's service account, of which only `ca.crt` is read.
+    pub service_account: PathBuf,
+    /// CPUs that this process may use: affinity and cgroup quota, the quota rounded up.
+    pub cpus: NonZeroUsize,
+    /// Files, sockets included, that this process may have open: the soft `RLIMIT_NOFILE`.
+    pub open_files: usize,
+}
+
+impl Environment {
+    /// The surroundings of this process.
+    #[must_use]
+    pub fn of_process() -> Self {
+        let proc = Path::new("/proc/self");
+        Self {
+            service_host: variable("KUBERNETES_SERVICE_HOST"),
+            service_port: variable("KUBERNETES_SERVICE_PORT"),
+            service_account: PathBuf::from("/var/run/secrets/kubernetes.io/serviceaccount"),
+            cpus: cpus(proc, Path::new("/sys/fs/cgroup")),
+            open_files: open_files(proc),
+        }
+    }
+}
+
+fn variable(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// The smaller of affinity and quota. The standard library rounds the quota down, which would leave
+/// half a CPU of a limit of 1.5 unused.
+fn cpus(proc: &Path, cgroup: &Path) -> NonZeroUsize {
+    let machine = text(&proc.join("status"))
+        .and_then(|status| allowed_cpus(&status))
+        .or_else(|| thread::available_parallelism().ok())
+        .unwrap_or(NonZeroUsize::MIN);
+    let own = text(&proc.join("cgroup")).unwrap_or_default();
+    quotas(&own, cgroup).fold(machine, NonZeroUsize::min)
+}
+
+/// Counts `Cpus_allowed_list: 0-3,8`.
+fn allowed_cpus(status: &str) -> Option<NonZeroUsize> {
+    let list = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+    let mut count = 0_usize;
+    for range in list.trim().split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let first: usize = first.parse().ok()?;
+        let last: usize = last.parse().ok()?;
+        count = count.checked_add(last.checked_sub(first)?.checked_add(1)?)?;
+    }
+    NonZeroUsize::new(count)
+}
+
+/// The CPU quotas of the process's cgroups and of those above them, each rounded up.
+///
+/// `own` is `/proc/self/cgroup`: `0::/path` for version 2, `4:cpu,cpuacct:/path` for version 1.
+/// Inside a container the path is often `/` or does not exist here; the root then has the quota.
+fn quotas(own: &str, cgroup: &Path) -> impl Iterator<Item = NonZeroUsize> {
+    let mut found = Vec::new();
+    for line in own.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else {
+            continue;
+        };
+        let root = match controllers {
+            "" => cgroup.to_path_buf(),
+            _ if controllers.split(',').any(|name| name == "cpu") => cgroup.join(controllers),
+            _ => continue,
+        };
+        for above in Path::new(path.trim_start_matches('/')).ancestors() {
+            found.extend(quota(&root.join(above)));
+        }
+    }
+    found.into_iter()
+}
+
+fn quota(directory: &Path) -> Option<NonZeroUsize> {
+    let (quota, period): (u64, u64) = if let Some(max) = text(&directory.join("cpu.max")) {
+        let mut fields = max.split_ascii_whitespace();
+        // `max 100000` means no quota, and does not parse.
+        (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?)
+    } else {
+        // `-1` means no quota, and does not parse.
+        let quota = text(&directory.join("cpu.cfs_quota_us"))?;
+        let period = text(&directory.join("cpu.cfs_period_us"))?;
+        (quota.trim().parse().ok()?, period.trim().parse().ok()?)
+    };
+    if period == 0 {
+        return None;
+    }
+    NonZeroUsize::new(usize::try_from(quota.div_ceil(period)).ok()?)
+}
+
+/// The soft limit in `/proc/self/limits`; 1024, the usual one, when it cannot be read.
+fn open_files(proc: &Path) -> usize {
+    text(&proc.join("limits"))
+        .and_then(|limits| soft_limit(&limits))
+        .unwrap_or(1024)
+}
+
+fn soft_limit(limits: &str) -> Option<usize> {
+    let soft = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))?
+        .split_ascii_whitespace()
+        .next()?;
+    match soft {
+        "unlimited" => Some(usize::MAX),
+        _ => soft.parse().ok(),
+    }
+}
+
+fn text(path: &Path) -> Option<String> {
+    fs::read_to_string(path).ok()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,1 @@
+//! Quotas, affinity and limits as the kernel prints them.

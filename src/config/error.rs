@@ -1,0 +1,290 @@
+//! Why a command line, file or kubeconfig is not a configuration, in words that carry the mend.
+//!
+//! The outer error says where, the inner one what is wrong and, at its end, what to do.
+
+use std::{fmt, path::PathBuf};
+
+use serde_saphyr::{MessageFormatter as _, UserMessageFormatter};
+
+use super::file::ReadError;
+
+/// Where the configuration is at fault.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A value on the command line or in its environment variable.
+    #[error("{flag}")]
+    Flag {
+        /// The flag, with its dashes.
+        flag: &'static str,
+        /// What is wrong.
+        #[source]
+        source: Fault,
+    },
+    /// A file that cannot be read.
+    #[error("{kind} {}", file.display())]
+    Read {
+        /// Which sort of file.
+        kind: FileKind,
+        /// Its path.
+        file: PathBuf,
+        /// Why.
+        #[source]
+        source: ReadError,
+    },
+    /// A place in a file.
+    #[error("{0}", at.as_ref().map_or_else(|| format!("{kind} {}", file.display()), |at| format!("{kind} {}, {at}", file.display())))]
+    File {
+        /// Which sort of file.
+        kind: FileKind,
+        /// Its path.
+        file: PathBuf,
+        /// Where in it, if known.
+        at: Option<Position>,
+        /// What is wrong.
+        #[source]
+        source: Box<Fault>,
+    },
+    /// The pod's service account or environment.
+    #[error("the pod's service account")]
+    Pod(#[source] Fault),
+    /// Several things at once, or nothing at all.
+    #[error(transparent)]
+    Whole(Fault),
+}
+
+/// Which sort of file an error speaks of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileKind {
+    /// `--config`.
+    Config,
+    /// A kubeconfig.
+    Kubeconfig,
+}
+
+impl fmt::Display for FileKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Config => "config file",
+            Self::Kubeconfig => "kubeconfig",
+        })
+    }
+}
+
+/// A place in a text file, both from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// Line.
+    pub line: u64,
+    /// Column, in characters.
+    pub column: u64,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {}, column {}", self.line, self.column)
+    }
+}
+
+/// What is wrong, and the mend.
+#[derive(Debug, thiserror::Error)]
+#[expect(
+    missing_docs,
+    reason = "the message of each variant is its documentation"
+)]
+pub enum Fault {
+    #[error(
+        "`{text}` is not an address to listen on; write ADDRESS:PORT, such as [::]:8443 or 127.0.0.1:8443"
+    )]
+    BadListen { text: String },
+    #[error(
+        "`{text}` is not a duration; write numbers with units, such as 500ms, 5s, 10m or 1h30m"
+    )]
+    BadDuration { text: String },
+    #[error("`{text}` is longer than a year; write a shorter duration")]
+    DurationTooLong { text: String },
+    #[error("0 would give up before anything could happen; write a longer duration, such as 5s")]
+    ZeroDuration,
+    #[error("`{text}` is not a size; write a number of bytes with a unit, such as 64KiB or 1MiB")]
+    BadSize { text: String },
+    #[error("`{text}` is not a whole number; write one without sign, unit or quotes")]
+    BadCount { text: String },
+    #[error("{found} is out of range; choose from {min} to {max}")]
+    OutOfRange {
+        found: String,
+        min: String,
+        max: String,
+    },
+    #[error("`{text}` is not a log format; write text or json")]
+    BadLogFormat { text: String },
+    #[error(
+        "`{host}` is not a host name; write it without scheme, port and path, such as kube.example.com or *.example.com"
+    )]
+    BadHost { host: String },
+    #[error(
+        "`{name}` is not a name or address that a certificate can carry; write one such as kubernetes.default.svc"
+    )]
+    BadName { name: String },
+    #[error(
+        "`{url}` is not an https URL; the apiserver is reached over verified TLS only, so write https://HOST:PORT"
+    )]
+    UrlScheme { url: String },
+    #[error(
+        "the URL carries a user name or password; remove everything before the `@`, since each client sends its own credentials"
+    )]
+    UrlUser,
+    #[error("`{url}` has a query or fragment; remove everything from the `?` or `#` on")]
+    UrlQuery { url: String },
+    #[error("`{url}` has no usable host; write https://HOST:PORT, an IPv6 address in brackets")]
+    UrlHost { url: String },
+    #[error("`{url}` has no usable port; write a number from 1 to 65535 after the colon")]
+    UrlPort { url: String },
+    #[error(
+        "`{url}` has a path that cannot stand before others; write /PREFIX of plain segments, without `..`, `//` or spaces"
+    )]
+    UrlPath { url: String },
+
+    #[error("unknown key `{key}`{}", nearest.as_ref().map_or_else(|| format!("; keys that may stand here: {known}"), |nearest| format!("; did you mean `{nearest}`?")))]
+    UnknownKey {
+        key: String,
+        nearest: Option<String>,
+        known: String,
+    },
+    #[error("`{key}` is missing; add it")]
+    MissingKey { key: &'static str },
+    #[error("`{key}` is given twice; remove one")]
+    TwiceTheKey { key: String },
+    #[error("is empty; write at least one key, or leave the file out")]
+    EmptyFile,
+    #[error("cannot be understood; mend the YAML there")]
+    Yaml(#[source] YamlError),
+    #[error(transparent)]
+    Value(YamlError),
+
+    #[error(
+        "cluster `{name}` must say once where its apiserver is; give exactly one of `upstream`, `kubeconfig` and `inCluster: true`"
+    )]
+    ClusterSource { name: String },
+    #[error(
+        "cluster `{name}` has a `context` without a `kubeconfig`; add the one or remove the other"
+    )]
+    ClusterContext { name: String },
+    #[error(
+        "there is more than one cluster and `{name}` has no `hosts`; add the public host names that lead to it"
+    )]
+    NoHosts { name: String },
+    #[error("host `{host}` belongs to cluster `{first}` already; remove it from one of the two")]
+    DuplicateHost { host: String, first: String },
+    #[error("there is another cluster `{name}` already; give each a name of its own")]
+    DuplicateCluster { name: String },
+    #[error("a cluster has an empty `name`; give it a short one for the logs")]
+    EmptyName,
+    #[error("`listen` is an empty list; name an address or remove the key")]
+    EmptyListen,
+    #[error(
+        "{connections} connections need {needed} open files and this process may open {open_files}; lower the number, or raise the limit (`ulimit -n`, LimitNOFILE= in a systemd unit)"
+    )]
+    TooManyConnections {
+        connections: usize,
+        needed: usize,
+        open_files: usize,
+    },
+
+    #[error(
+        "there are {certificates} --cert and {keys} --key; give one --key for each --cert, in the same order"
+    )]
+    UnevenPairs { certificates: usize, keys: usize },
+    #[error(
+        "there is no certificate to present; give --cert FILE and --key FILE, or `certificates` in a --config file"
+    )]
+    NoCertificate,
+    #[error(
+        "there is no apiserver to forward to; give --upstream URL with --upstream-ca FILE, or --kubeconfig FILE, or run in a pod with its service account mounted"
+    )]
+    NoUpstream,
+    #[error("{flag} and `{key}` in {} both say which apiserver serves whom; remove one of them", file.display())]
+    FlagAgainstFile {
+        flag: &'static str,
+        key: &'static str,
+        file: PathBuf,
+    },
+    #[error("{first} and {second} exclude each other; keep the one you mean")]
+    Exclusive {
+        first: &'static str,
+        second: &'static str,
+    },
+    #[error("{flag} goes with {needed}, which is missing; add it, or remove {flag}")]
+    Needs {
+        flag: &'static str,
+        needed: &'static str,
+    },
+
+    #[error(
+        "{what} is not in it; set it, or name a context with --context, of which there are: {known}"
+    )]
+    NoCurrentContext { what: &'static str, known: String },
+    #[error("there is no context `{name}`; choose one of: {known}")]
+    NoContext { name: String, known: String },
+    #[error(
+        "context `{context}` names cluster `{name}`, which is not in it; choose another context or mend the file"
+    )]
+    NoCluster { context: String, name: String },
+    #[error(
+        "cluster `{name}` sets insecure-skip-tls-verify: true, and an apiserver that is not verified could be anyone reading every token; remove that line and give its CA as certificate-authority"
+    )]
+    SkipsVerification { name: String },
+    #[error(
+        "cluster `{name}` is reached through proxy-url, which is not supported; run this proxy where it reaches the apiserver directly"
+    )]
+    ProxyUrl { name: String },
+    #[error(
+        "cluster `{name}` has no certificate-authority; add its CA, since the public CAs are not trusted for an apiserver"
+    )]
+    NoAuthority { name: String },
+    #[error("certificate-authority-data of cluster `{name}` is not base64; copy it again, whole")]
+    BadAuthorityData { name: String },
+    #[error("cluster `{name}` has no server; add its URL")]
+    NoServer { name: String },
+    #[error("server of cluster `{name}`")]
+    Server {
+        name: String,
+        #[source]
+        source: Box<Self>,
+    },
+
+    #[error("{variable} is not set, but {other} is; set both or neither")]
+    HalfPod {
+        variable: &'static str,
+        other: &'static str,
+    },
+    #[error("{variable} `{value}` is not usable; it must be {wanted}")]
+    BadPodVariable {
+        variable: &'static str,
+        value: String,
+        wanted: &'static str,
+    },
+    #[error("CA {}", file.display())]
+    PodCa {
+        file: PathBuf,
+        #[source]
+        source: ReadError,
+    },
+}
+
+/// What the YAML parser said, without place and excerpt: the excerpt could hold a secret.
+#[derive(Debug, thiserror::Error)]
+pub struct YamlError(#[from] Box<serde_saphyr::Error>);
+
+impl fmt::Display for YamlError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The parser's text may repeat bytes of the file: control characters are escaped.
+        let message = UserMessageFormatter.format_message(self.0.without_snippet());
+        for char in message.chars() {
+            if char.is_control() {
+                write!(f, "{}", char.escape_debug())?;
+            } else {
+                write!(f, "{char}")?;
+            }
+        }
+        Ok(())
+    }
+}

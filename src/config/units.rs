@@ -1,0 +1,281 @@
+//! Durations, sizes and counts as people write them, each within bounds.
+//!
+//! A bare number is never a duration: `25` could be seconds or milliseconds, and the wrong guess
+//! shows only when something breaks.
+
+use std::{borrow::Cow, fmt, time::Duration};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, de};
+
+use super::{error::Fault, host::shown};
+
+/// Reads `500ms`, `5s`, `10m`, `1h30m` or `0s`.
+pub(super) fn duration(text: &str) -> Result<Duration, Fault> {
+    let bad = || Fault::BadDuration { text: shown(text) };
+    let mut rest = text;
+    let mut total = Duration::ZERO;
+    if rest.is_empty() {
+        return Err(bad());
+    }
+    while !rest.is_empty() {
+        let (number, after) = leading_number(rest).ok_or_else(bad)?;
+        let end = after
+            .find(|char: char| char.is_ascii_digit())
+            .unwrap_or(after.len());
+        let (unit, next) = after.split_at(end);
+        let part = match unit {
+            "ms" => Some(Duration::from_millis(number)),
+            "s" => Some(Duration::from_secs(number)),
+            "m" => number.checked_mul(60).map(Duration::from_secs),
+            "h" => number.checked_mul(60 * 60).map(Duration::from_secs),
+            _ => return Err(bad()),
+        };
+        total = part
+            .and_then(|part| total.checked_add(part))
+            .ok_or_else(bad)?;
+        rest = next;
+    }
+    if total > LONGEST {
+        return Err(Fault::DurationTooLong { text: shown(text) });
+    }
+    Ok(total)
+}
+
+/// Reads `65536`, `64KiB` or `1MiB`.
+fn bytes(text: &str) -> Result<u64, Fault> {
+    let bad = || Fault::BadSize { text: shown(text) };
+    let (number, unit) = leading_number(text).ok_or_else(bad)?;
+    let factor = match unit.trim_start() {
+        "" | "B" => 1,
+        "KiB" => 1024,
+        "MiB" => 1024 * 1024,
+        "GiB" => 1024 * 1024 * 1024,
+        _ => return Err(bad()),
+    };
+    number.checked_mul(factor).ok_or_else(bad)
+}
+
+fn leading_number(text: &str) -> Option<(u64, &str)> {
+    let end = text
+        .find(|char: char| !char.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (digits, rest) = text.split_at(end);
+    Some((digits.parse().ok()?, rest))
+}
+
+/// A duration of the configuration file that is longer than nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Timeout(pub(super) Duration);
+
+/// A duration of the configuration file; `0s` means: do not wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Grace(pub(super) Duration);
+
+/// A whole number from `MIN` to `MAX`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Count<const MIN: u64, const MAX: u64>(u64);
+
+/// A number of bytes from `MIN` to `MAX`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Size<const MIN: u64, const MAX: u64>(u64);
+
+impl<const MIN: u64, const MAX: u64> Count<MIN, MAX> {
+    pub(super) fn get(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+
+    fn checked(count: u64) -> Result<Self, Fault> {
+        if (MIN..=MAX).contains(&count) {
+            Ok(Self(count))
+        } else {
+            Err(Fault::OutOfRange {
+                found: count.to_string(),
+                min: MIN.to_string(),
+                max: MAX.to_string(),
+            })
+        }
+    }
+}
+
+impl<const MIN: u64, const MAX: u64> Size<MIN, MAX> {
+    pub(super) fn get(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+
+    fn checked(size: u64, text: &str) -> Result<Self, Fault> {
+        if (MIN..=MAX).contains(&size) {
+            Ok(Self(size))
+        } else {
+            Err(Fault::OutOfRange {
+                found: shown(text),
+                min: readable_bytes(MIN),
+                max: readable_bytes(MAX),
+            })
+        }
+    }
+}
+
+fn readable_bytes(bytes: u64) -> String {
+    const KIB: u64 = 1024;
+    const MIB: u64 = 1024 * 1024;
+    match bytes {
+        0 => "0".to_owned(),
+        _ if bytes.is_multiple_of(MIB) => format!("{}MiB", bytes / MIB),
+        _ if bytes.is_multiple_of(KIB) => format!("{}KiB", bytes / KIB),
+        _ => bytes.to_string(),
+    }
+}
+
+/// A YAML scalar that may be a number or text.
+struct Scalar<F>(F, &'static str);
+
+impl<T, F: FnOnce(&str, Option<u64>) -> Result<T, Fault>> de::Visitor<'_> for Scalar<F> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.1)
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<T, E> {
+        (self.0)(&number.to_string(), Some(number)).map_err(E::custom)
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<T, E> {
+        (self.0)(&number.to_string(), u64::try_from(number).ok()).map_err(E::custom)
+    }
+
+    fn visit_f64<E: de::Error>(self, number: f64) -> Result<T, E> {
+        (self.0)(&number.to_string(), None).map_err(E::custom)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        (self.0)(text, None).map_err(E::custom)
+    }
+}
+
+impl<'de> Deserialize<'de> for Timeout {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Scalar(
+            |text: &str, _| timeout(text).map(Self),
+            "a duration such as 5s",
+        ))
+    }
+}
+
+/// Reads a duration that is longer than nothing.
+fn timeout(text: &str) -> Result<Duration, Fault> {
+    let read = duration(text)?;
+    if read.is_zero() {
+        return Err(Fault::ZeroDuration);
+    }
+    Ok(read)
+}
+
+impl<'de> Deserialize<'de> for Grace {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Scalar(
+            |text: &str, _| duration(text).map(Self),
+            "a duration such as 25s",
+        ))
+    }
+}
+
+impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Count<MIN, MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Scalar(
+            |text: &str, number: Option<u64>| match number {
+                Some(number) => Self::checked(number),
+                None => Err(Fault::BadCount { text: shown(text) }),
+            },
+            "a whole number",
+        ))
+    }
+}
+
+impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Size<MIN, MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Scalar(
+            |text: &str, _| bytes(text).and_then(|size| Self::checked(size, text)),
+            "a size such as 64KiB",
+        ))
+    }
+}
+
+impl<const MIN: u64, const MAX: u64> std::str::FromStr for Count<MIN, MAX> {
+    type Err = Fault;
+
+    fn from_str(text: &str) -> Result<Self, Fault> {
+        text.parse()
+            .map_err(|_not_a_number| Fault::BadCount { text: shown(text) })
+            .and_then(Self::checked)
+    }
+}
+
+impl JsonSchema for Timeout {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Timeout".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        duration_schema()
+    }
+}
+
+impl JsonSchema for Grace {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Grace".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        duration_schema()
+    }
+}
+
+fn duration_schema() -> Schema {
+    json_schema!({ "type": "string", "pattern": "^([0-9]+(ms|s|m|h))+$" })
+}
+
+impl<const MIN: u64, const MAX: u64> JsonSchema for Count<MIN, MAX> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        format!("Count{MIN}To{MAX}").into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "integer", "minimum": MIN, "maximum": MAX })
+    }
+}
+
+impl<const MIN: u64, const MAX: u64> JsonSchema for Size<MIN, MAX> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        format!("Size{MIN}To{MAX}").into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "anyOf": [
+                { "type": "integer", "minimum": MIN, "maximum": MAX },
+                { "type": "string", "pattern": "^[0-9]+ *(B|KiB|MiB|GiB)?$" }
+            ]
+        })
+    }
+}
+
+/// Longer than any wait that is meant, and far from where adding to a clock overflows.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);

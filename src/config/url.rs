@@ -1,0 +1,127 @@
+//! The URL of an apiserver: `https://HOST[:PORT][/PREFIX]` and nothing else.
+//!
+//! A URL with user information is refused without being printed: it may hold a password.
+
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    str::FromStr,
+};
+
+use rustls_pki_types::ServerName;
+
+use super::{
+    error::Fault,
+    host::{is_dns_name, shown},
+};
+
+/// Where an apiserver is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct UpstreamUrl {
+    /// Host name (lower case) or address, without brackets.
+    pub(super) host: String,
+    /// TCP port; 443 when the URL names none.
+    pub(super) port: u16,
+    /// Path without a slash at its end; mostly empty.
+    pub(super) prefix: String,
+    /// The name or address that the certificate is for, unless something else says so.
+    pub(super) name: ServerName<'static>,
+}
+
+impl FromStr for UpstreamUrl {
+    type Err = Fault;
+
+    fn from_str(text: &str) -> Result<Self, Fault> {
+        let url = || shown(text);
+        // Looked for first, because every later message prints the URL.
+        let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
+        let (authority, path) = match rest.find(['/', '?', '#']) {
+            Some(end) => rest.split_at(end),
+            None => (rest, ""),
+        };
+        if authority.contains('@') {
+            return Err(Fault::UrlUser);
+        }
+        if !scheme.eq_ignore_ascii_case("https") {
+            return Err(Fault::UrlScheme { url: url() });
+        }
+        if path.contains('?') || path.contains('#') {
+            return Err(Fault::UrlQuery { url: url() });
+        }
+        let (host, port) = split_port(authority).ok_or_else(|| Fault::UrlPort { url: url() })?;
+        let (host, name) = parse_host(host).ok_or_else(|| Fault::UrlHost { url: url() })?;
+        let prefix = path.trim_end_matches('/');
+        if !is_plain_path(prefix) {
+            return Err(Fault::UrlPath { url: url() });
+        }
+        Ok(Self {
+            host,
+            port,
+            prefix: prefix.to_owned(),
+            name,
+        })
+    }
+}
+
+/// The name or address that an apiserver's certificate must carry.
+pub(super) fn expected_name(text: &str) -> Result<ServerName<'static>, Fault> {
+    parse_host(text)
+        .map(|(_host, name)| name)
+        .ok_or_else(|| Fault::BadName { name: shown(text) })
+}
+
+/// A bare host: name in lower case, or address without brackets.
+pub(super) fn host(text: &str) -> Option<String> {
+    parse_host(text).map(|(host, _name)| host)
+}
+
+fn split_port(authority: &str) -> Option<(&str, u16)> {
+    let after_brackets = authority.rfind(']').map_or(0, |end| end.saturating_add(1));
+    let (_, tail) = authority.split_at_checked(after_brackets)?;
+    match tail.rfind(':') {
+        None => Some((authority, 443)),
+        Some(colon) => {
+            let (host, port) = authority.split_at_checked(after_brackets.checked_add(colon)?)?;
+            let port = port.strip_prefix(':')?;
+            if !port.bytes().all(|byte| byte.is_ascii_digit()) {
+                return None;
+            }
+            match port.parse() {
+                Ok(0) | Err(_) => None,
+                Ok(port) => Some((host, port)),
+            }
+        }
+    }
+}
+
+fn parse_host(text: &str) -> Option<(String, ServerName<'static>)> {
+    if let Some(inner) = text
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+    {
+        let address: Ipv6Addr = inner.parse().ok()?;
+        return Some((address.to_string(), ServerName::from(IpAddr::V6(address))));
+    }
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Some((address.to_string(), ServerName::from(address)));
+    }
+    let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
+    if !is_dns_name(&name) {
+        return None;
+    }
+    let server_name = ServerName::try_from(name.clone()).ok()?;
+    Some((name, server_name))
+}
+
+/// Visible ASCII that goes into a request line as it is, without empty or dot segments.
+fn is_plain_path(path: &str) -> bool {
+    path.bytes().all(|byte| {
+        byte.is_ascii_graphic()
+            && !matches!(
+                byte,
+                b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}'
+            )
+    }) && path
+        .split('/')
+        .skip(1)
+        .all(|segment| !matches!(segment, "" | "." | ".."))
+}

@@ -1,0 +1,79 @@
+//! Text to typed value, with errors that name line, column and the nearest known key.
+
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use serde_saphyr::{Error, Location};
+
+use super::{
+    error::{ConfigError, Fault, FileKind, Position, YamlError},
+    file,
+    host::shown,
+};
+
+/// Reads `file` and parses it; JSON is YAML too.
+pub(super) fn load<T: DeserializeOwned>(kind: FileKind, file: &Path) -> Result<T, ConfigError> {
+    let text = file::read(file).map_err(|source| ConfigError::Read {
+        kind,
+        file: file.to_owned(),
+        source,
+    })?;
+    let at_fault = |at, source| ConfigError::File {
+        kind,
+        file: file.to_owned(),
+        at,
+        source: Box::new(source),
+    };
+    if text.trim_ascii().is_empty() {
+        return Err(at_fault(None, Fault::EmptyFile));
+    }
+    serde_saphyr::from_slice(&text).map_err(|error| {
+        let at = error.location().and_then(position);
+        at_fault(at, fault(error))
+    })
+}
+
+/// The place of a parsed value.
+pub(super) fn position(location: Location) -> Option<Position> {
+    (location != Location::UNKNOWN).then(|| Position {
+        line: location.line(),
+        column: location.column(),
+    })
+}
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the parser has dozens of kinds and says most of them well"
+)]
+fn fault(error: Error) -> Fault {
+    match error.without_snippet() {
+        Error::SerdeUnknownField {
+            field, expected, ..
+        } => Fault::UnknownKey {
+            key: shown(field),
+            nearest: nearest(field, expected),
+            known: expected.join(", "),
+        },
+        Error::SerdeMissingField { field, .. } => Fault::MissingKey { key: field },
+        Error::DuplicateMappingKey { key, .. } => Fault::TwiceTheKey {
+            key: shown(key.as_deref().unwrap_or_default()),
+        },
+        Error::Message { .. } => Fault::Value(YamlError::from(Box::new(error))),
+        _ => Fault::Yaml(YamlError::from(Box::new(error))),
+    }
+}
+
+/// The known key that is at most a slip or two away.
+fn nearest(key: &str, known: &[&'static str]) -> Option<String> {
+    known
+        .iter()
+        .map(|known| {
+            (
+                strsim::jaro_winkler(&key.to_lowercase(), &known.to_lowercase()),
+                known,
+            )
+        })
+        .filter(|(likeness, _)| *likeness > 0.8)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, known)| (*known).to_owned())
+}

@@ -1,0 +1,287 @@
+//! Stands between TLS and hyper on HTTP/1.1 connections and adds what hyper's server lacks: a deadline
+//! for each head, a refusal of ambiguous lengths, and a `Status` where hyper writes a bare 400, 414 or
+//! 431.
+//!
+//! hyper answers a head that it cannot parse by itself and calls no service, so nothing behind it can
+//! give the answer a body.
+
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    time::{Sleep, sleep, timeout},
+};
+
+use super::scanner::Scanner;
+use crate::{
+    config::Limits,
+    drain::Drain,
+    proxy::{Rejection, refusal},
+};
+
+/// A stream of HTTP/1.1 requests that is looked after.
+#[derive(Debug)]
+pub(super) struct Heads<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> {
+    /// `None` only while being dropped.
+    stream: Option<S>,
+    scanner: Scanner,
+    seen: Arc<Seen>,
+    limits: Limits,
+    head_timeout: Duration,
+    /// Runs only while a head is incomplete and the client keeps the proxy waiting for it.
+    deadline: Option<Pin<Box<Sleep>>>,
+    /// Our answer in place of hyper's, as far as it is not written yet.
+    instead: Option<Bytes>,
+    refused: bool,
+    read_to_end: bool,
+    drain: Drain,
+}
+
+/// What the stream and the service tell each other.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// Requests that reached the service.
+    served: AtomicU64,
+    /// A head had two lengths; whatever is served next is refused.
+    ambiguous: AtomicBool,
+    /// The connection has become a tunnel.
+    tunnel: AtomicBool,
+}
+
+impl Seen {
+    /// Counts a request in; says what is wrong with its form, if anything is.
+    pub(super) fn served(&self) -> Option<Rejection> {
+        self.served.fetch_add(1, Ordering::Relaxed);
+        self.ambiguous
+            .load(Ordering::Relaxed)
+            .then_some(Rejection::AmbiguousLength)
+    }
+
+    /// From now on the bytes are no requests.
+    pub(super) fn became_tunnel(&self) {
+        self.tunnel.store(true, Ordering::Relaxed);
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Heads<S> {
+    pub(super) fn new(
+        stream: S,
+        limits: Limits,
+        head_timeout: Duration,
+        drain: Drain,
+    ) -> (Self, Arc<Seen>) {
+        let seen = Arc::new(Seen::default());
+        let heads = Self {
+            stream: Some(stream),
+            scanner: Scanner::new(),
+            seen: Arc::clone(&seen),
+            limits,
+            head_timeout,
+            deadline: None,
+            instead: None,
+            refused: false,
+            read_to_end: false,
+            drain,
+        };
+        (heads, seen)
+    }
+
+    fn stream(&mut self) -> Pin<&mut S> {
+        Pin::new(
+            self.stream
+                .as_mut()
+                .expect("the stream is taken only when dropped"),
+        )
+    }
+
+    /// Whether the client owes a head: the first one from the start, later ones from their first byte.
+    fn awaits_head(&self) -> bool {
+        self.scanner.is_within_head() || self.scanner.heads() == 0
+    }
+
+    /// Ours, if this is what hyper says to a head that it could not parse.
+    fn in_place_of(&mut self, written: &[u8]) -> Option<Bytes> {
+        let unserved = self.scanner.heads() > self.seen.served.load(Ordering::Relaxed);
+        let status = written.strip_prefix(b"HTTP/1.1 ")?.get(..3)?;
+        if !unserved || !is_bare(written) {
+            return None;
+        }
+        let rejection = match status {
+            b"414" => Rejection::Uri(self.limits.uri_bytes),
+            b"431" if self.scanner.lines() > self.limits.header_fields => {
+                Rejection::HeaderFields(self.limits.header_fields)
+            }
+            b"431" => Rejection::HeaderBytes(self.limits.header_bytes),
+            b"400" => Rejection::Malformed,
+            _ => return None,
+        };
+        let (status, json) = refusal(rejection);
+        self.refused = true;
+        let head = format!(
+            "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{json}",
+            json.len()
+        );
+        Some(head.into())
+    }
+
+    /// Writes the answer that stands in for `length` bytes of hyper's.
+    fn poll_write_instead(
+        &mut self,
+        cx: &mut Context<'_>,
+        length: usize,
+    ) -> Poll<io::Result<usize>> {
+        while let Some(mut rest) = self.instead.take() {
+            match self.stream().poll_write(cx, &rest) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(written)) => {
+                    rest.advance(written);
+                    self.instead = Some(rest).filter(|rest| !rest.is_empty());
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    self.instead = Some(rest);
+                    return Poll::Pending;
+                }
+            }
+        }
+        Poll::Ready(Ok(length))
+    }
+}
+
+/// Whether this is a whole response with no body and no field of its own, as hyper writes it.
+fn is_bare(written: &[u8]) -> bool {
+    let Some(head) = written.strip_suffix(b"\r\n\r\n") else {
+        return false;
+    };
+    let mut lines = head.split(|byte| *byte == b'\n').skip(1);
+    lines.all(|line| {
+        [&b"connection: close"[..], b"content-length: 0", b"date: "]
+            .iter()
+            .any(|bare| line.starts_with(bare))
+    })
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncRead for Heads<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.seen.tunnel.load(Ordering::Relaxed) {
+            this.scanner.stop();
+            this.deadline = None;
+            return this.stream().poll_read(cx, buf);
+        }
+        let before = buf.filled().len();
+        if let Poll::Ready(read) = this.stream().poll_read(cx, buf) {
+            let new = buf.filled().get(before..).unwrap_or_default();
+            this.read_to_end = new.is_empty();
+            if this.scanner.scan(new) {
+                this.seen.ambiguous.store(true, Ordering::Relaxed);
+            }
+            if !this.awaits_head() {
+                this.deadline = None;
+            }
+            return Poll::Ready(read);
+        }
+        // A head mostly comes in one piece, so the timer is made only for one that did not.
+        if this.awaits_head() {
+            let head_timeout = this.head_timeout;
+            let deadline = this
+                .deadline
+                .get_or_insert_with(|| Box::pin(sleep(head_timeout)));
+            ready!(deadline.as_mut().poll(cx));
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "no complete request head in time",
+            )));
+        }
+        Poll::Pending
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Heads<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.instead.is_none() {
+            self.instead = self.in_place_of(buf);
+        }
+        if self.instead.is_some() {
+            return self.poll_write_instead(cx, buf.len());
+        }
+        self.stream().poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        // hyper writes its own answers in one piece.
+        let mut filled = bufs.iter().filter(|buf| !buf.is_empty());
+        if let (Some(only), None) = (filled.next(), filled.next()) {
+            return self.poll_write(cx, only);
+        }
+        self.stream().poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream
+            .as_ref()
+            .is_some_and(AsyncWrite::is_write_vectored)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream().poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream().poll_shutdown(cx)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Heads<S> {
+    /// Reads on for a moment when the client was answered before it had sent everything: closing at
+    /// once would make the kernel send a reset, and a reset takes the answer away from the client
+    /// (RFC 9112 §9.6).
+    fn drop(&mut self) {
+        let Some(mut stream) = self.stream.take() else {
+            return;
+        };
+        let answered_early = self.refused || self.seen.ambiguous.load(Ordering::Relaxed) || {
+            let is_tunnel = self.seen.tunnel.load(Ordering::Relaxed);
+            !is_tunnel && !self.scanner.is_between_requests() && !self.scanner.is_within_head()
+        };
+        if !answered_early || self.read_to_end {
+            return;
+        }
+        self.drain.spawn(async move {
+            let lingering = async {
+                stream.shutdown().await?;
+                let mut scrap = vec![0; 16 * 1024];
+                while stream.read(&mut scrap).await? > 0 {}
+                io::Result::Ok(())
+            };
+            // Whether the client read to the end or not, nothing more can be done for it.
+            timeout(LINGER, lingering).await.ok();
+        });
+    }
+}
+
+/// How long the rest of a request is thrown away so that its answer arrives (Go's server: 500 ms).
+const LINGER: Duration = Duration::from_secs(1);

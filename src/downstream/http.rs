@@ -1,0 +1,158 @@
+//! Stage 3: drives one HTTP connection, HTTP/1.1 or h2 by ALPN and never by sniffing, to its graceful
+//! end.
+
+use std::{convert::Infallible, future::Future, pin::pin, sync::Arc};
+
+use http::StatusCode;
+use hyper::{
+    rt::Executor,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{Service, heads::Heads, preface::Preface};
+use crate::{drain::Drain, proxy};
+
+/// What ALPN chose; no ALPN means HTTP/1.1 (kubectl's upgrade dials offer none).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Http1,
+    Http2,
+}
+
+/// Serves one connection until it ends; once the drain begins, until its running requests have ended.
+///
+/// # Errors
+///
+/// When the connection did not end in order.
+pub(super) async fn serve_connection<S>(
+    stream: S,
+    protocol: Protocol,
+    service: Arc<Service>,
+) -> Result<(), hyper::Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    match protocol {
+        Protocol::Http1 => serve_http1(stream, service).await,
+        Protocol::Http2 => serve_http2(stream, service).await,
+    }
+}
+
+async fn serve_http1<S>(stream: S, service: Arc<Service>) -> Result<(), hyper::Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let drain = service.downstream.drain.clone();
+    let limits = service.downstream.limits.clone();
+    let buffer = limits.uri_bytes + limits.header_bytes + HEAD_SLACK;
+    let fields = limits.header_fields + 1;
+    let client_idle = service.timeouts.client_idle;
+    let (heads, seen) = Heads::new(stream, limits, service.timeouts.request_head, drain.clone());
+    let answer = service_fn(move |request| {
+        let (service, seen) = (Arc::clone(&service), Arc::clone(&seen));
+        async move {
+            let broken = seen.served();
+            let routes = Arc::clone(&service.shared.snapshot.load().routes);
+            let mut response = proxy::handle(&routes, &service.downstream, request, broken).await;
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                seen.became_tunnel();
+            }
+            if broken.is_some() || service.downstream.drain.has_begun() {
+                close_after(&mut response);
+            }
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        // Covers the wait for the next request too; a head that has begun has the shorter deadline
+        // of `Heads`.
+        .header_read_timeout(client_idle)
+        .max_buf_size(buffer)
+        .max_headers(fields)
+        .half_close(false)
+        .serve_connection(TokioIo::new(heads), answer)
+        .with_upgrades();
+    let mut connection = pin!(connection);
+    tokio::select! {
+        ended = connection.as_mut() => return ended,
+        () = drain.begun() => connection.as_mut().graceful_shutdown(),
+    }
+    connection.await
+}
+
+async fn serve_http2<S>(stream: S, service: Arc<Service>) -> Result<(), hyper::Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let drain = service.downstream.drain.clone();
+    let limits = &service.downstream.limits;
+    let header_bytes = limits.uri_bytes + limits.header_bytes;
+    let mut builder = http2::Builder::new(Tracked(drain.clone()));
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.streams_per_connection)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        // Twice what is allowed, so that there is room to say which limit was passed; what is larger
+        // still gets h2's own bare 431.
+        .max_header_list_size(u32::try_from(header_bytes.saturating_mul(2)).unwrap_or(u32::MAX))
+        .max_pending_accept_reset_streams(PENDING_RESETS)
+        .max_local_error_reset_streams(LOCAL_RESETS)
+        .max_send_buf_size(SEND_BUFFER)
+        .keep_alive_interval(service.timeouts.client_ping_interval)
+        .keep_alive_timeout(service.timeouts.client_ping_timeout);
+    let stream = Preface::new(stream, service.timeouts.request_head);
+    let answer = service_fn(move |request| {
+        let service = Arc::clone(&service);
+        async move {
+            let routes = Arc::clone(&service.shared.snapshot.load().routes);
+            Ok::<_, Infallible>(proxy::handle(&routes, &service.downstream, request, None).await)
+        }
+    });
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), answer));
+    tokio::select! {
+        ended = connection.as_mut() => return ended,
+        () = drain.begun() => connection.as_mut().graceful_shutdown(),
+    }
+    connection.await
+}
+
+fn close_after<B>(response: &mut http::Response<B>) {
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(
+            http::header::CONNECTION,
+            http::HeaderValue::from_static("close"),
+        );
+    }
+}
+
+/// Starts the tasks of h2 streams where they are waited for.
+#[derive(Debug, Clone)]
+struct Tracked(Drain);
+
+impl<F> Executor<F> for Tracked
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, future: F) {
+        self.0.spawn(future);
+    }
+}
+
+/// Of one stream, as kube-apiserver has it, and of the whole connection.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Bytes buffered per stream for a client that does not read: 100 streams hold 6.4 MiB at most.
+const SEND_BUFFER: usize = 64 * 1024;
+/// Streams reset before they were looked at (Rapid Reset, CVE-2023-44487).
+const PENDING_RESETS: usize = 20;
+/// Streams that we had to reset for the client's errors, over the connection's life (`MadeYouReset`,
+/// CVE-2025-8671).
+const LOCAL_RESETS: usize = 128;
+/// Room for the request line and line ends beside the fields and the target.
+const HEAD_SLACK: usize = 16 * 1024;

@@ -1,0 +1,107 @@
+//! Stages 2 and 3: takes one accepted connection through its TLS handshake and its HTTP.
+
+mod heads;
+mod http;
+mod preface;
+mod scanner;
+mod tls;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use rustls::ServerConfig;
+use tokio::{net::TcpStream, sync::Semaphore};
+use tracing::debug;
+
+pub use tls::{HandshakeError, server_config};
+
+use self::http::Protocol;
+use crate::{
+    addr::PeerAddr,
+    config::{Limits, Timeouts},
+    drain::Drain,
+    proxy::{Downstream, Routes},
+    upstream::{Lease, Worker},
+};
+
+/// What a reload replaces, as a whole.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Read once per handshake.
+    pub tls: Arc<ServerConfig>,
+    /// Read once per request.
+    pub routes: Arc<Routes>,
+}
+
+/// What all workers share; none of it is written to on the request path.
+#[derive(Debug)]
+pub struct Shared {
+    /// The current state of everything that can be reloaded.
+    pub snapshot: ArcSwap<Snapshot>,
+    /// Handshakes that may be under way at once.
+    pub handshakes: Semaphore,
+    /// Bounds.
+    pub limits: Limits,
+    /// Deadlines.
+    pub timeouts: Timeouts,
+}
+
+/// What answers the requests of one connection.
+#[derive(Debug)]
+struct Service {
+    shared: Arc<Shared>,
+    downstream: Arc<Downstream>,
+    timeouts: Timeouts,
+}
+
+/// Serves one accepted connection to its end. It never fails: what goes wrong is the client's.
+pub async fn serve(
+    stream: TcpStream,
+    peer: PeerAddr,
+    shared: Arc<Shared>,
+    worker: Arc<Worker>,
+    drain: Drain,
+) {
+    let snapshot = shared.snapshot.load_full();
+    let accepted = {
+        let Ok(_permit) = shared.handshakes.acquire().await else {
+            return;
+        };
+        tls::accept(stream, Arc::clone(&snapshot.tls), shared.timeouts.handshake).await
+    };
+    let stream = match accepted {
+        Ok(stream) => stream,
+        Err(error) => {
+            debug!(client.address = %peer, error = &error as &dyn std::error::Error, "downstream handshake failed");
+            return;
+        }
+    };
+    let session = stream.get_ref().1;
+    let protocol = if session.alpn_protocol() == Some(b"h2") {
+        Protocol::Http2
+    } else {
+        Protocol::Http1
+    };
+    let sni = session
+        .server_name()
+        .map(|name| name.trim_end_matches('.').to_ascii_lowercase());
+    let downstream = Downstream {
+        peer,
+        sni: sni.filter(|name| snapshot.routes.serves(name)),
+        forwarded_for: Downstream::forwarded_for(peer),
+        lease: Lease::new(worker),
+        limits: shared.limits.clone(),
+        tunnel_rest: shared.timeouts.tunnel_rest,
+        drain,
+    };
+    drop(snapshot);
+    let timeouts = shared.timeouts.clone();
+    let service = Arc::new(Service {
+        shared,
+        downstream: Arc::new(downstream),
+        timeouts,
+    });
+    if let Err(error) = http::serve_connection(stream, protocol, service).await {
+        debug!(client.address = %peer, error = &error as &dyn std::error::Error, "downstream connection ended early");
+    }
+}

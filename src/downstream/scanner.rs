@@ -1,0 +1,286 @@
+//! Follows the framing of HTTP/1.1 requests as they pass, without changing them.
+//!
+//! hyper drops `Content-Length` when `Transfer-Encoding` is there too and tells nobody; a request with
+//! both is how two parsers are made to disagree (RFC 9112 §6.3), so it must be seen here.
+
+/// Where in the stream of requests the next byte belongs.
+#[derive(Debug)]
+pub(super) struct Scanner {
+    state: State,
+    line: Line,
+    head: Head,
+    heads: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Head,
+    /// So many bytes of a body are still to come.
+    Body(u64),
+    /// At the line with the size of a chunk.
+    ChunkSize,
+    /// In a chunk, or in the line end behind it.
+    Chunk(u64),
+    /// In the lines behind the last chunk.
+    Trailers,
+    /// Framing is of no interest any more: a tunnel, or a connection that is about to be closed.
+    Blind,
+}
+
+/// The beginning of the current line; no field of interest is longer.
+#[derive(Debug)]
+struct Line {
+    start: [u8; LINE],
+    length: usize,
+}
+
+/// What the current head has said so far.
+#[derive(Debug, Default, Clone, Copy)]
+struct Head {
+    lines: usize,
+    length: Option<u64>,
+    coded: bool,
+}
+
+impl Scanner {
+    pub(super) fn new() -> Self {
+        Self {
+            state: State::Head,
+            line: Line {
+                start: [0; LINE],
+                length: 0,
+            },
+            head: Head::default(),
+            heads: 0,
+        }
+    }
+
+    /// How many heads have begun.
+    pub(super) fn heads(&self) -> u64 {
+        self.heads
+    }
+
+    /// Lines of the head that is under way, its request line included.
+    pub(super) fn lines(&self) -> usize {
+        self.head.lines
+    }
+
+    /// Whether a head has begun and not ended.
+    pub(super) fn is_within_head(&self) -> bool {
+        self.state == State::Head && (self.head.lines > 0 || self.line.length > 0)
+    }
+
+    /// Whether all requests that began have ended.
+    pub(super) fn is_between_requests(&self) -> bool {
+        self.state == State::Head && !self.is_within_head()
+    }
+
+    /// Stops following.
+    pub(super) fn stop(&mut self) {
+        self.state = State::Blind;
+    }
+
+    /// Reads on; true if a head ended that gives its body's length in two ways.
+    pub(super) fn scan(&mut self, mut bytes: &[u8]) -> bool {
+        let mut ambiguous = false;
+        while !bytes.is_empty() {
+            match self.state {
+                State::Blind => break,
+                State::Body(left) => {
+                    let left = take(&mut bytes, left);
+                    self.state = if left == 0 {
+                        State::Head
+                    } else {
+                        State::Body(left)
+                    };
+                }
+                State::Chunk(left) => {
+                    let left = take(&mut bytes, left);
+                    self.state = if left == 0 {
+                        State::ChunkSize
+                    } else {
+                        State::Chunk(left)
+                    };
+                }
+                State::Head | State::ChunkSize | State::Trailers => {
+                    if self.state == State::Head
+                        && !self.is_within_head()
+                        && !bytes.starts_with(b"\r")
+                        && !bytes.starts_with(b"\n")
+                    {
+                        self.heads += 1;
+                    }
+                    let end = bytes.iter().position(|byte| *byte == b'\n');
+                    let (part, rest) = bytes.split_at(end.map_or(bytes.len(), |at| at + 1));
+                    self.line.push(part);
+                    bytes = rest;
+                    if end.is_some() {
+                        ambiguous |= self.line_ended();
+                        self.line.length = 0;
+                    }
+                }
+            }
+        }
+        ambiguous
+    }
+
+    fn line_ended(&mut self) -> bool {
+        let line = self.line.text();
+        match self.state {
+            State::Head if line.is_empty() && self.head.lines == 0 => {} // Empty lines before a request are allowed (RFC 9112 §2.2).
+            State::Head if line.is_empty() => {
+                let head = std::mem::take(&mut self.head);
+                self.state = match (head.coded, head.length) {
+                    (true, Some(_)) => State::Blind,
+                    (true, None) => State::ChunkSize,
+                    (false, None | Some(0)) => State::Head,
+                    (false, Some(length)) => State::Body(length),
+                };
+                return head.coded && head.length.is_some();
+            }
+            State::Head => {
+                self.head.lines += 1;
+                if let Some(at) = line.iter().position(|byte| *byte == b':') {
+                    let (name, value) = line.split_at(at);
+                    if name.eq_ignore_ascii_case(b"content-length") {
+                        self.head.length = Some(number(value.get(1..).unwrap_or_default(), 10));
+                    } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+                        self.head.coded = true;
+                    }
+                }
+            }
+            State::ChunkSize => {
+                self.state = match number(line, 16) {
+                    0 => State::Trailers,
+                    // The line end behind the data belongs to the chunk.
+                    size => State::Chunk(size.saturating_add(2)),
+                };
+            }
+            State::Trailers if line.is_empty() => self.state = State::Head,
+            State::Trailers | State::Body(_) | State::Chunk(_) | State::Blind => {}
+        }
+        false
+    }
+}
+
+impl Line {
+    fn push(&mut self, part: &[u8]) {
+        for byte in part {
+            if let Some(slot) = self.start.get_mut(self.length) {
+                *slot = *byte;
+                self.length += 1;
+            } else {
+                break;
+            }
+        }
+    }
+
+    /// The line without its end.
+    fn text(&self) -> &[u8] {
+        let line = self.start.get(..self.length).unwrap_or_default();
+        let line = line.strip_suffix(b"\n").unwrap_or(line);
+        line.strip_suffix(b"\r").unwrap_or(line)
+    }
+}
+
+/// Passes over up to `left` bytes and returns how many are still to come.
+fn take(bytes: &mut &[u8], left: u64) -> u64 {
+    let taken = usize::try_from(left).map_or(bytes.len(), |left| left.min(bytes.len()));
+    *bytes = bytes.get(taken..).unwrap_or_default();
+    left - taken as u64
+}
+
+/// The digits at the start. What hyper refuses anyway may come out as any number here.
+fn number(text: &[u8], radix: u32) -> u64 {
+    text.trim_ascii()
+        .iter()
+        .map_while(|byte| char::from(*byte).to_digit(radix))
+        .fold(0, |number, digit| {
+            number
+                .saturating_mul(u64::from(radix))
+                .saturating_add(u64::from(digit))
+        })
+}
+
+/// Longer than `transfer-encoding:` and than `content-length:` with any number hyper accepts.
+const LINE: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Heads seen, and whether one of them was ambiguous, for every way of cutting the bytes.
+    fn scan(text: &str) -> (u64, bool, bool) {
+        let mut results: Vec<_> = (1..=text.len())
+            .map(|size| {
+                let mut scanner = Scanner::new();
+                let mut ambiguous = false;
+                for piece in text.as_bytes().chunks(size) {
+                    ambiguous |= scanner.scan(piece);
+                }
+                (scanner.heads(), ambiguous, scanner.is_between_requests())
+            })
+            .collect();
+        results.dedup();
+        assert_eq!(
+            results.len(),
+            1,
+            "{text:?} depends on how it is cut: {results:?}"
+        );
+        results[0]
+    }
+
+    #[test]
+    fn follows_every_kind_of_body() {
+        for body in [
+            "content-length: 5\r\n\r\nGET /",
+            "Content-Length:0\r\n\r\n",
+            "transfer-encoding: chunked\r\n\r\n5;x=y\r\nGET /\r\n0\r\n\r\n",
+            "transfer-encoding: chunked\r\n\r\nA\r\n0123456789\r\n000\r\nTrailer: a\r\nb: c\r\n\r\n",
+            "\r\n",
+        ] {
+            let requests = format!(
+                "POST / HTTP/1.1\r\nhost: a\r\n{body}\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n"
+            );
+            assert_eq!(scan(&requests), (2, false, true), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn sees_both_length_and_coding_in_either_order() {
+        for fields in [
+            "content-length: 3\r\ntransfer-encoding: chunked",
+            "Transfer-Encoding: chunked\r\nCONTENT-LENGTH: 3",
+            "x: y\r\ntransfer-encoding: chunked\r\nx: y\r\ncontent-length: 0",
+        ] {
+            assert_eq!(
+                scan(&format!("POST / HTTP/1.1\r\n{fields}\r\n\r\n0\r\n\r\n")),
+                (1, true, false),
+                "{fields}"
+            );
+        }
+    }
+
+    #[test]
+    fn fields_in_a_body_are_not_fields() {
+        let body = "content-length: 3\r\ntransfer-encoding: chunked\r\n\r\n";
+        let request = format!(
+            "POST / HTTP/1.1\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        assert_eq!(scan(&request), (1, false, true));
+    }
+
+    #[test]
+    fn knows_when_a_head_is_under_way() {
+        let mut scanner = Scanner::new();
+        assert!(!scanner.is_within_head());
+        scanner.scan(b"G");
+        assert!(scanner.is_within_head());
+        scanner.scan(b"ET / HTTP/1.1\r\na: b\r\n");
+        assert!(scanner.is_within_head());
+        assert_eq!(scanner.lines(), 2);
+        scanner.scan(b"\r\n");
+        assert!(!scanner.is_within_head());
+    }
+}

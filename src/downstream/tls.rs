@@ -1,0 +1,114 @@
+//! Stage 2: the server handshake within its deadline, and what was agreed in it.
+
+use std::{collections::HashMap, io, sync::Arc, time::Duration};
+
+use rustls::{
+    ServerConfig,
+    server::{ClientHello, ProducesTickets, ResolvesServerCert},
+    sign::CertifiedKey,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+use crate::pki::{self, Identity};
+
+/// Why a downstream handshake did not come about.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// It took longer than `timeouts.handshake`.
+    #[error("no TLS handshake within {0:?}")]
+    Timeout(Duration),
+    /// The client's TLS and ours do not agree, or the connection broke.
+    #[error("TLS handshake")]
+    Failed(#[source] io::Error),
+}
+
+/// Settings that present one of `identities`, chosen by SNI; the first when there is no SNI or an
+/// unknown one. `tickets` outlives the settings, so that a reload costs no client its session.
+///
+/// # Panics
+///
+/// Never: aws-lc-rs supports both versions of TLS.
+#[must_use]
+pub fn server_config(identities: &[Identity], tickets: Arc<dyn ProducesTickets>) -> ServerConfig {
+    let mut config = ServerConfig::builder_with_provider(pki::provider())
+        .with_safe_default_protocol_versions()
+        .expect("aws-lc-rs supports TLS 1.2 and 1.3")
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(BySni::new(identities)));
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.ticketer = tickets;
+    config
+}
+
+/// Shakes hands.
+///
+/// # Errors
+///
+/// When the client is too slow or the handshake fails.
+pub(super) async fn accept<S>(
+    stream: S,
+    config: Arc<ServerConfig>,
+    limit: Duration,
+) -> Result<TlsStream<S>, HandshakeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let handshake = TlsAcceptor::from(config).accept_with(stream, |connection| {
+        connection.set_buffer_limit(Some(TLS_BUFFER))
+    });
+    timeout(limit, handshake)
+        .await
+        .map_err(|_elapsed| HandshakeError::Timeout(limit))?
+        .map_err(HandshakeError::Failed)
+}
+
+/// The certificate for each name; the SANs decide.
+#[derive(Debug)]
+struct BySni {
+    exact: HashMap<String, Arc<CertifiedKey>>,
+    /// By the part behind `*.`.
+    wildcard: HashMap<String, Arc<CertifiedKey>>,
+    default: Option<Arc<CertifiedKey>>,
+}
+
+impl BySni {
+    fn new(identities: &[Identity]) -> Self {
+        let mut by_sni = Self {
+            exact: HashMap::new(),
+            wildcard: HashMap::new(),
+            default: identities.first().map(Identity::certified_key),
+        };
+        for identity in identities {
+            for name in identity.names() {
+                let (map, key) = match name.strip_prefix("*.") {
+                    Some(parent) => (&mut by_sni.wildcard, parent),
+                    None => (&mut by_sni.exact, name.as_str()),
+                };
+                // The certificate named first wins, as for the default.
+                map.entry(key.to_owned())
+                    .or_insert_with(|| identity.certified_key());
+            }
+        }
+        by_sni
+    }
+}
+
+impl ResolvesServerCert for BySni {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let by_name = hello.server_name().and_then(|name| {
+            let name = name.trim_end_matches('.').to_ascii_lowercase();
+            self.exact
+                .get(&name)
+                .or_else(|| self.wildcard.get(name.split_once('.')?.1))
+                .cloned()
+        });
+        by_name.or_else(|| self.default.clone())
+    }
+}
+
+/// Bytes that rustls may hold for a client that does not read.
+const TLS_BUFFER: usize = 32 * 1024;

@@ -1,0 +1,219 @@
+//! The certificate chain and key that the proxy presents, checked before anyone sees them.
+//!
+//! The leaf is first, the key is its key, and it names at least one host: what clients would refuse
+//! is refused here.
+
+use std::{fmt, path::Path, sync::Arc, time::SystemTime};
+
+use rustls::{
+    SignatureAlgorithm,
+    sign::{CertifiedKey, SigningKey},
+};
+use rustls_pki_types::CertificateDer;
+
+use super::{
+    CertSummary, UtcDate,
+    error::{Flaw, KeyCause, PkiError, Wanted},
+    pem, provider,
+};
+use crate::config::{HostPattern, IdentityFiles, read_file};
+
+/// A certificate chain and its private key.
+pub struct Identity {
+    certified_key: Arc<CertifiedKey>,
+    names: Vec<String>,
+    chain: Vec<CertSummary>,
+    leaf: CertSummary,
+}
+
+impl Identity {
+    /// Reads and checks one pair of files; `now` decides what has expired.
+    ///
+    /// # Errors
+    ///
+    /// [`PkiError`] names the file at fault, what is wrong and the mend.
+    pub fn load(files: &IdentityFiles, now: SystemTime) -> Result<Self, PkiError> {
+        let in_certificate = |source| PkiError::Certificate {
+            file: files.certificate.clone(),
+            source,
+        };
+        let in_key = |source| PkiError::Key {
+            file: files.key.clone(),
+            source,
+        };
+        let certificates = read_chain(&files.certificate).map_err(in_certificate)?;
+        let key = read_key(&files.key).map_err(in_key)?;
+        let (leaf, chain) = summarize(&certificates).map_err(in_certificate)?;
+        // The key first: it tells a wrong file from a wrong order, and both have their own mend.
+        match owner_of(&key, &certificates) {
+            Some(1) => {}
+            Some(position) => return Err(in_certificate(Flaw::LeafNotFirst { position })),
+            None => {
+                return Err(in_key(Flaw::KeyMismatch {
+                    certificate: files.certificate.clone(),
+                }));
+            }
+        }
+        check_order(&leaf, &chain).map_err(in_certificate)?;
+        check_leaf(&leaf, now).map_err(in_certificate)?;
+        let names = names(&leaf);
+        if names.is_empty() {
+            return Err(in_certificate(Flaw::NoNames));
+        }
+        Ok(Self {
+            certified_key: Arc::new(CertifiedKey::new(certificates, key)),
+            names,
+            chain,
+            leaf,
+        })
+    }
+
+    /// What rustls signs handshakes with.
+    #[must_use]
+    pub fn certified_key(&self) -> Arc<CertifiedKey> {
+        Arc::clone(&self.certified_key)
+    }
+
+    /// DNS names in lower case, perhaps with a leading `*.`, and IP addresses. Never empty.
+    #[must_use]
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// When the leaf expires.
+    #[must_use]
+    pub fn not_after(&self) -> SystemTime {
+        self.leaf.not_after
+    }
+
+    /// What the leaf says about itself.
+    #[must_use]
+    pub fn summary(&self) -> &CertSummary {
+        &self.leaf
+    }
+
+    /// What works but should be mended, as sentences for the log.
+    #[must_use]
+    pub fn warnings(&self, now: SystemTime) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let names = self.names.join(", ");
+        let days = self.leaf.days_left(now);
+        if days < FEW_DAYS {
+            warnings.push(format!(
+                "the certificate for {names} expires in {days} days, on {}; renew it",
+                UtcDate(self.leaf.not_after)
+            ));
+        }
+        if self.certified_key.key.algorithm() == SignatureAlgorithm::RSA {
+            warnings.push(format!(
+                "the key for {names} is RSA, which makes a flood of handshakes several times more \
+                 expensive; prefer ECDSA P-256"
+            ));
+        }
+        for issuer in self.chain.iter().filter(|issuer| issuer.not_after < now) {
+            warnings.push(format!(
+                "the chain for {names} holds {}, which expired on {}; fetch the chain again",
+                issuer.subject,
+                UtcDate(issuer.not_after)
+            ));
+        }
+        warnings
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity")
+            .field("leaf", &self.leaf)
+            .field("key", &"<redacted>")
+            .finish_non_exhaustive()
+    }
+}
+
+fn read_chain(file: &Path) -> Result<Vec<CertificateDer<'static>>, Flaw> {
+    let text = read_file(file).map_err(Flaw::Read)?;
+    pem::certificates(&text, Wanted::Chain)
+}
+
+fn read_key(file: &Path) -> Result<Arc<dyn SigningKey>, Flaw> {
+    let text = read_file(file).map_err(Flaw::Read)?;
+    let der = pem::private_key(&text)?;
+    provider()
+        .key_provider
+        .load_private_key(der)
+        .map_err(|error| Flaw::UnusableKey(KeyCause::from(error)))
+}
+
+/// What the leaf and the certificates after it say about themselves.
+fn summarize(certificates: &[CertificateDer<'_>]) -> Result<(CertSummary, Vec<CertSummary>), Flaw> {
+    let mut summaries = Vec::with_capacity(certificates.len());
+    for (index, der) in certificates.iter().enumerate() {
+        let position = index.saturating_add(1);
+        let summary =
+            CertSummary::of(der).map_err(|source| Flaw::Unreadable { position, source })?;
+        summaries.push(summary);
+    }
+    let mut summaries = summaries.into_iter();
+    match summaries.next() {
+        Some(leaf) => Ok((leaf, summaries.collect())),
+        None => Err(Flaw::Lacks {
+            wanted: Wanted::Chain,
+        }),
+    }
+}
+
+/// Each certificate must be issued by the next.
+fn check_order(leaf: &CertSummary, issuers: &[CertSummary]) -> Result<(), Flaw> {
+    let mut below = leaf;
+    for (index, above) in issuers.iter().enumerate() {
+        if below.issuer != above.subject {
+            return Err(Flaw::ChainOrder {
+                position: index.saturating_add(2),
+                subject: above.subject.clone(),
+                issuer: below.issuer.clone(),
+            });
+        }
+        below = above;
+    }
+    Ok(())
+}
+
+fn check_leaf(leaf: &CertSummary, now: SystemTime) -> Result<(), Flaw> {
+    if leaf.not_after < now {
+        return Err(Flaw::Expired {
+            on: UtcDate(leaf.not_after),
+        });
+    }
+    if leaf.not_before > now {
+        return Err(Flaw::NotYetValid {
+            from: UtcDate(leaf.not_before),
+        });
+    }
+    if !leaf.server_auth {
+        return Err(Flaw::NotForServers);
+    }
+    Ok(())
+}
+
+/// The names of the certificate that a host name can match.
+fn names(leaf: &CertSummary) -> Vec<String> {
+    leaf.sans
+        .iter()
+        .filter_map(|san| san.parse::<HostPattern>().ok())
+        .map(|host| host.to_string())
+        .collect()
+}
+
+/// Position, from 1, of the certificate that `key` belongs to.
+fn owner_of(key: &Arc<dyn SigningKey>, certificates: &[CertificateDer<'static>]) -> Option<usize> {
+    certificates
+        .iter()
+        .position(|der| {
+            CertifiedKey::new(vec![der.clone()], Arc::clone(key))
+                .keys_match()
+                .is_ok()
+        })
+        .map(|index| index.saturating_add(1))
+}
+
+const FEW_DAYS: u64 = 14;

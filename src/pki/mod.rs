@@ -1,0 +1,39 @@
+//! PEM files become checked rustls types: the certificates we present and the CAs we trust.
+//!
+//! Nothing leaves this module unchecked: a key belongs to its certificate, and an empty list of
+//! trust anchors does not exist. There is one crypto provider, chosen here.
+
+mod error;
+mod identity;
+mod pem;
+mod summary;
+mod trust;
+
+use std::sync::Arc;
+
+use rustls::crypto::{
+    CryptoProvider,
+    aws_lc_rs::{default_provider, kx_group},
+};
+
+pub use error::{Flaw, KeyCause, PkiError, Wanted};
+pub use identity::Identity;
+pub use summary::{CertSummary, Fingerprint, UnreadableCertificate, UtcDate};
+pub use trust::TrustAnchors;
+
+/// The crypto provider of every TLS connection: aws-lc-rs with the post-quantum hybrid first.
+#[must_use]
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::new(CryptoProvider {
+        kx_groups: vec![
+            kx_group::X25519MLKEM768,
+            kx_group::X25519,
+            kx_group::SECP256R1,
+            kx_group::SECP384R1,
+        ],
+        ..default_provider()
+    })
+}
+
+#[cfg(test)]
+mod tests;

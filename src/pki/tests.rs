@@ -1,0 +1,1 @@
+//! How certificates, keys and CAs are read and refused.

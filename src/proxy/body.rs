@@ -1,0 +1,103 @@
+//! The response body as the client gets it: passed through frame by frame, counted for the log.
+//!
+//! A body that was cut upstream ends in an error, never in an end: hyper then closes without the last
+//! chunk, or resets the stream.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use hyper::body::{self, Frame, SizeHint};
+
+use super::access::Access;
+use crate::upstream::{DownloadError, ResponseBody};
+
+/// The body of one response.
+#[derive(Debug)]
+pub struct Body {
+    content: Content,
+    access: Option<Box<Access>>,
+}
+
+#[derive(Debug)]
+enum Content {
+    /// What the proxy itself says; `None` once it was said.
+    Own(Option<Bytes>),
+    Upstream(ResponseBody),
+}
+
+impl Body {
+    /// A body that the proxy wrote itself.
+    pub(super) fn full(content: Bytes) -> Self {
+        Self {
+            content: Content::Own(Some(content).filter(|content| !content.is_empty())),
+            access: None,
+        }
+    }
+
+    /// A body that comes from the apiserver.
+    pub(super) fn upstream(body: ResponseBody) -> Self {
+        Self {
+            content: Content::Upstream(body),
+            access: None,
+        }
+    }
+
+    /// Logs the request when the body has ended or is given up.
+    pub(super) fn set_access(&mut self, access: Option<Box<Access>>) {
+        self.access = access;
+    }
+}
+
+impl body::Body for Body {
+    type Data = Bytes;
+    type Error = DownloadError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, DownloadError>>> {
+        let this = self.get_mut();
+        let frame = match &mut this.content {
+            Content::Own(content) => content.take().map(|content| Ok(Frame::data(content))),
+            Content::Upstream(body) => ready!(Pin::new(body).poll_frame(cx)),
+        };
+        if let Some(access) = &mut this.access {
+            match &frame {
+                Some(Ok(frame)) => access.sent(frame.data_ref().map_or(0, Bytes::len)),
+                Some(Err(error)) => access.cut(error),
+                None => access.complete(),
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.content {
+            Content::Own(content) => content.is_none(),
+            Content::Upstream(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Own(content) => {
+                SizeHint::with_exact(content.as_ref().map_or(0, Bytes::len) as u64)
+            }
+            Content::Upstream(body) => body.size_hint(),
+        }
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        // hyper drops a body without asking for its end once nothing more can come.
+        if body::Body::is_end_stream(self)
+            && let Some(access) = &mut self.access
+        {
+            access.complete();
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! Rewrites header fields both ways, as pure functions.
+//!
+//! The order is the safety: what the client says about hop-by-hop fields is obeyed first, then its
+//! claims about identity and origin are dropped, and only then ours are set, so that no `Connection`
+//! line of a client can remove a field that the proxy vouches for.
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{self, Entry},
+};
+
+use super::policy::UpgradeToken;
+
+/// What the proxy vouches for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Vouched<'a> {
+    /// The client's address, without port.
+    pub(super) client: &'a HeaderValue,
+    /// The host the client asked for, as it wrote it.
+    pub(super) host: &'a str,
+}
+
+/// Makes a request's header fit for the apiserver. `upgrade` is the protocol the client may switch to.
+pub(super) fn rewrite_request(
+    headers: &mut HeaderMap,
+    vouched: Vouched<'_>,
+    upgrade: Option<UpgradeToken>,
+) {
+    let accepts_trailers = headers
+        .get_all(header::TE)
+        .iter()
+        .any(|te| has_token(te, "trailers"));
+    remove_hop_by_hop(headers);
+    remove_claims(headers);
+    // hyper has answered `100-continue` itself, once the body is asked for (RFC 9110 §10.1.1).
+    headers.remove(header::EXPECT);
+    // Request trailers are not forwarded.
+    headers.remove(header::TRAILER);
+    if accepts_trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    headers.insert(X_FORWARDED_FOR, vouched.client.clone());
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("https"));
+    if let Ok(host) = HeaderValue::from_str(vouched.host) {
+        headers.insert(X_FORWARDED_HOST, host);
+    }
+    if let Some(token) = upgrade {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        headers.insert(header::UPGRADE, token.value());
+    }
+}
+
+/// Makes an ordinary response's header fit for the client.
+pub(super) fn rewrite_response(headers: &mut HeaderMap) {
+    remove_hop_by_hop(headers);
+}
+
+/// Whether a comma-separated field value holds this token.
+pub(super) fn has_token(value: &HeaderValue, token: &str) -> bool {
+    value
+        .as_bytes()
+        .split(|byte| *byte == b',')
+        .any(|item| item.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+}
+
+/// RFC 9110 §7.6.1: "Intermediaries MUST parse a received Connection header field before a message is
+/// forwarded and, for each connection-option in this field, remove any header or trailer field(s)
+/// from the message with the same name as the connection-option".
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    // Read every `Connection` line: `HeaderMap::remove` returns only the first, and a client can
+    // send two. Proof: `drops_fields_named_by_every_connection_line`.
+    if let Entry::Occupied(lines) = headers.entry(header::CONNECTION) {
+        let (_, lines) = lines.remove_entry_mult();
+        let named: Vec<HeaderName> = lines
+            .flat_map(|line| {
+                let items = line
+                    .as_bytes()
+                    .split(|byte| *byte == b',')
+                    .map(<[u8]>::trim_ascii);
+                items
+                    .filter_map(|item| HeaderName::from_bytes(item).ok())
+                    .collect::<Vec<_>>()
+            })
+            .filter(|name| !is_end_to_end(name))
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+    }
+    for name in HOP_BY_HOP {
+        headers.remove(name);
+    }
+}
+
+/// Fields that no `Connection` line may remove: they carry identity, or frame the message. Without
+/// this a client could drop what the proxy or the apiserver relies on (Rancher CVE-2021-31999).
+fn is_end_to_end(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    matches!(
+        name,
+        "authorization" | "host" | "content-length" | "cookie" | "transfer-encoding"
+    ) || name.starts_with("impersonate-")
+        || name.starts_with("x-remote-")
+        || name.starts_with("x-forwarded-")
+}
+
+/// Drops what only a front proxy may say: who the user is, and where the request came from.
+fn remove_claims(headers: &mut HeaderMap) {
+    let claims: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| is_claim(name.as_str()))
+        .cloned()
+        .collect();
+    for name in claims {
+        headers.remove(name);
+    }
+}
+
+fn is_claim(name: &str) -> bool {
+    let Some(first) = name.as_bytes().first() else {
+        return false;
+    };
+    if !matches!(first, b'x' | b'f') {
+        return false;
+    }
+    // Some servers read `_` as `-`, so `x_remote_user` is the same claim.
+    let name = name.replace('_', "-");
+    name == "forwarded"
+        || name == "x-real-ip"
+        || name.starts_with("x-remote-")
+        || name.starts_with("x-forwarded-")
+}
+
+/// Whether this response field may not cross into HTTP/2 or is meant for one connection only.
+const HOP_BY_HOP: [HeaderName; 8] = [
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    HeaderName::from_static("http2-settings"),
+];
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(fields: &[(&str, &str)]) -> HeaderMap {
+        fields
+            .iter()
+            .map(|(name, value)| {
+                (
+                    name.parse::<HeaderName>().unwrap(),
+                    value.parse::<HeaderValue>().unwrap(),
+                )
+            })
+            .collect()
+    }
+
+    fn rewritten(fields: &[(&str, &str)]) -> Vec<(String, String)> {
+        let mut headers = map(fields);
+        let client = HeaderValue::from_static("192.0.2.1");
+        rewrite_request(
+            &mut headers,
+            Vouched {
+                client: &client,
+                host: "kube.example",
+            },
+            None,
+        );
+        let mut fields: Vec<_> = headers
+            .iter()
+            .map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned()))
+            .collect();
+        fields.sort();
+        fields
+    }
+
+    fn ours() -> Vec<(String, String)> {
+        [
+            ("x-forwarded-for", "192.0.2.1"),
+            ("x-forwarded-host", "kube.example"),
+            ("x-forwarded-proto", "https"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .to_vec()
+    }
+
+    #[test]
+    fn drops_fields_named_by_every_connection_line() {
+        let fields = [
+            ("connection", "close, a"),
+            ("connection", "B , keep-alive"),
+            ("a", "1"),
+            ("b", "2"),
+        ];
+        assert_eq!(rewritten(&fields), ours());
+    }
+
+    #[test]
+    fn no_connection_line_removes_identity() {
+        let fields = [
+            (
+                "connection",
+                "authorization, impersonate-user, x-forwarded-for",
+            ),
+            ("authorization", "Bearer t"),
+            ("impersonate-user", "bob"),
+        ];
+        let kept = rewritten(&fields);
+        for field in [
+            ("authorization", "Bearer t"),
+            ("impersonate-user", "bob"),
+            ("x-forwarded-for", "192.0.2.1"),
+        ] {
+            assert!(
+                kept.contains(&(field.0.into(), field.1.into())),
+                "{field:?} in {kept:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn drops_claims_in_every_spelling() {
+        for name in [
+            "X-Remote-User",
+            "x-remote-group",
+            "X-Remote-Extra-Foo",
+            "X-Remote-Uid",
+            "x_remote_user",
+            "X-Forwarded-For",
+            "x-forwarded-prefix",
+            "X_Forwarded_Host",
+            "Forwarded",
+            "X-Real-Ip",
+            "x_real_ip",
+            "X-Forwarded-Client-Cert",
+        ] {
+            assert_eq!(
+                rewritten(&[
+                    (&name.to_ascii_lowercase(), "evil"),
+                    (&name.to_ascii_lowercase(), "evil")
+                ]),
+                ours(),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn keeps_what_is_end_to_end() {
+        let fields = [
+            ("accept-encoding", "gzip"),
+            ("origin", "https://a"),
+            ("sec-websocket-protocol", "a, b"),
+            ("x-custom", "1"),
+            ("x-custom", "2"),
+        ];
+        let kept = rewritten(&fields);
+        for field in fields {
+            assert!(
+                kept.contains(&(field.0.into(), field.1.into())),
+                "{field:?}"
+            );
+        }
+        assert_eq!(kept.len(), fields.len() + 3);
+    }
+
+    #[test]
+    fn te_survives_only_as_trailers() {
+        for (te, kept) in [
+            ("trailers", true),
+            ("gzip, Trailers", true),
+            ("gzip", false),
+        ] {
+            let fields = rewritten(&[("te", te)]);
+            assert_eq!(
+                fields.contains(&("te".into(), "trailers".into())),
+                kept,
+                "{te}"
+            );
+            assert_eq!(fields.len(), 3 + usize::from(kept));
+        }
+    }
+}

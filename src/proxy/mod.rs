@@ -1,0 +1,181 @@
+//! Stage 4: takes one request through policy, headers and upstream, and always has a response.
+
+mod access;
+mod body;
+mod error;
+mod headers;
+mod policy;
+mod request_info;
+mod respond;
+mod routes;
+mod tunnel;
+mod upgrade;
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use http::{
+    HeaderValue, Request, Response, Uri,
+    request::Parts,
+    uri::{PathAndQuery, Scheme},
+};
+use hyper::body::Incoming;
+use tracing::{debug, warn};
+
+pub use body::Body;
+pub use error::Error;
+pub use policy::Rejection;
+pub use routes::Routes;
+
+use crate::{
+    addr::PeerAddr,
+    config::Limits,
+    drain::Drain,
+    upstream::{Cluster, Lease, RequestBody, UpstreamError},
+};
+use access::Access;
+use headers::Vouched;
+use policy::Admitted;
+
+/// What all requests of one downstream connection have in common.
+#[derive(Debug)]
+pub struct Downstream {
+    /// The client.
+    pub peer: PeerAddr,
+    /// The name of the TLS handshake, if it is one that is served.
+    pub sni: Option<String>,
+    /// The client's address as `X-Forwarded-For` carries it.
+    pub forwarded_for: HeaderValue,
+    /// The upstream connections of this client.
+    pub lease: Lease,
+    /// Bounds on requests.
+    pub limits: Limits,
+    /// How long the second half of a tunnel may go on after the first has ended.
+    pub tunnel_rest: Duration,
+    /// Where tunnels run.
+    pub drain: Drain,
+}
+
+impl Downstream {
+    /// The field value for a client's address: no port, because Go's `net.ParseIP` takes none, and an
+    /// IPv4 client of a dual-stack socket as IPv4.
+    ///
+    /// # Panics
+    ///
+    /// Never: digits, dots and colons make a valid field value.
+    #[must_use]
+    pub fn forwarded_for(peer: PeerAddr) -> HeaderValue {
+        let ip: IpAddr = peer.0.ip().to_canonical();
+        HeaderValue::try_from(ip.to_string()).expect("an IP address is a valid field value")
+    }
+}
+
+/// What a client reads when its request is refused before it reached [`handle`]: status and JSON.
+#[must_use]
+pub fn refusal(rejection: Rejection) -> (http::StatusCode, String) {
+    respond::refusal(rejection)
+}
+
+/// Answers one request. `broken` is what the listener already knows to be wrong with its form.
+///
+/// # Cancel safety
+///
+/// Dropping the future cancels the request upstream.
+pub async fn handle(
+    routes: &Routes,
+    downstream: &Arc<Downstream>,
+    request: Request<Incoming>,
+    broken: Option<Rejection>,
+) -> Response<Body> {
+    let version = request.version();
+    let mut access = None;
+    let answered = match broken {
+        Some(rejection) => {
+            let (head, _) = request.into_parts();
+            access = Access::begin(downstream, &head);
+            Err(rejection.into())
+        }
+        None => forward(routes, downstream, request, &mut access).await,
+    };
+    let mut response = answered.unwrap_or_else(|error| failed(downstream, &error, &mut access));
+    if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
+        if let Some(access) = &mut access {
+            access.answered(response.status(), response.headers());
+        }
+        response.body_mut().set_access(access);
+    }
+    *response.version_mut() = version;
+    response
+}
+
+/// Logs the cause, and makes the answer that names none.
+fn failed(
+    downstream: &Downstream,
+    error: &Error,
+    access: &mut Option<Box<Access>>,
+) -> Response<Body> {
+    match error {
+        Error::Rejected(_) | Error::Upstream(UpstreamError::Upload { .. }) => {
+            debug!(client.address = %downstream.peer, "error.type" = error.label(), error = error as &dyn std::error::Error, "request refused");
+        }
+        Error::Upstream(_) | Error::WrongSwitch | Error::RedirectedUpgrade => {
+            warn!(client.address = %downstream.peer, "error.type" = error.label(), error = error as &dyn std::error::Error, "request failed");
+        }
+    }
+    if let Some(access) = access {
+        access.failed(error.label());
+    }
+    respond::respond(error)
+}
+
+async fn forward(
+    routes: &Routes,
+    downstream: &Arc<Downstream>,
+    request: Request<Incoming>,
+    access: &mut Option<Box<Access>>,
+) -> Result<Response<Body>, Error> {
+    let (mut head, body) = request.into_parts();
+    *access = Access::begin(downstream, &head);
+    let admitted = policy::admit(&head, routes, &downstream.limits, downstream.sni.as_deref())?;
+    if let Some(access) = access {
+        access.routed(admitted.cluster.name());
+    }
+    prepare(&mut head, downstream, &admitted)?;
+    if let Some(token) = admitted.upgrade {
+        return upgrade::forward(downstream, &admitted.cluster, head, body, token, access).await;
+    }
+    let body = RequestBody::new(body, head.version);
+    let response = downstream
+        .lease
+        .send(&admitted.cluster, &head, body)
+        .await?;
+    let (mut head, body) = response.into_parts();
+    headers::rewrite_response(&mut head.headers);
+    Ok(Response::from_parts(head, Body::upstream(body)))
+}
+
+/// Makes the head what the apiserver shall see; path and query stay as they are, byte for byte.
+fn prepare(head: &mut Parts, downstream: &Downstream, admitted: &Admitted) -> Result<(), Error> {
+    let host = admitted.authority.as_str();
+    let vouched = Vouched {
+        client: &downstream.forwarded_for,
+        host,
+    };
+    headers::rewrite_request(&mut head.headers, vouched, admitted.upgrade);
+    head.headers.remove(http::header::HOST);
+    let mut parts = std::mem::take(&mut head.uri).into_parts();
+    parts.path_and_query = Some(with_prefix(&admitted.cluster, parts.path_and_query)?);
+    parts.scheme = Some(Scheme::HTTPS);
+    parts.authority = Some(admitted.authority.clone());
+    head.uri = Uri::from_parts(parts).map_err(|_| Rejection::Target)?;
+    Ok(())
+}
+
+/// The target behind the path prefix that a kubeconfig's server may carry.
+fn with_prefix(cluster: &Cluster, target: Option<PathAndQuery>) -> Result<PathAndQuery, Rejection> {
+    let target = target.unwrap_or_else(|| PathAndQuery::from_static("/"));
+    if cluster.path_prefix().is_empty() {
+        return Ok(target);
+    }
+    PathAndQuery::try_from(format!("{}{target}", cluster.path_prefix()))
+        .map_err(|_| Rejection::Target)
+}

@@ -1,0 +1,222 @@
+//! Every error becomes a Kubernetes `Status`, so that kubectl prints a sentence.
+//!
+//! What the client reads names no address and no certificate; causes go to the log.
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+
+use super::{Body, Error, Rejection};
+use crate::upstream::UpstreamError;
+
+/// What a client is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Answer {
+    status: StatusCode,
+    /// A `metav1.StatusReason`.
+    pub(super) reason: &'static str,
+    pub(super) message: String,
+    /// Whether trying again in a second is safe and may help. client-go repeats any method on this,
+    /// so it is set only when the request never left the proxy.
+    pub(super) retry: bool,
+}
+
+impl Answer {
+    fn new(status: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            reason,
+            message: message.into(),
+            retry: false,
+        }
+    }
+
+    fn again_soon(self) -> Self {
+        Self {
+            retry: true,
+            ..self
+        }
+    }
+
+    /// The answer as `metav1.Status` (apimachinery `pkg/apis/meta/v1/types.go`).
+    pub(super) fn json(&self) -> String {
+        serde_json::json!({
+            "kind": "Status",
+            "apiVersion": "v1",
+            "metadata": {},
+            "status": "Failure",
+            "message": format!("kube-tls-proxy: {}", self.message),
+            "reason": self.reason,
+            "code": self.status.as_u16(),
+        })
+        .to_string()
+    }
+}
+
+/// The response to a request that failed.
+pub(super) fn respond(error: &Error) -> Response<Body> {
+    let answer = answer(error);
+    let body = Bytes::from(answer.json());
+    let mut response = Response::new(Body::full(body));
+    *response.status_mut() = answer.status;
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    headers.insert(
+        header::CACHE_CONTROL,
+        HeaderValue::from_static("no-cache, private"),
+    );
+    if answer.retry {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    if answer.status == StatusCode::METHOD_NOT_ALLOWED {
+        headers.insert(
+            header::ALLOW,
+            HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
+        );
+    }
+    response
+}
+
+/// Status and body for a request that never became one.
+pub(super) fn refusal(rejection: Rejection) -> (StatusCode, String) {
+    let answer = rejected(rejection);
+    (answer.status, answer.json())
+}
+
+/// The one map from errors to what a client is told.
+fn answer(error: &Error) -> Answer {
+    const UNAVAILABLE: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
+    match error {
+        Error::Rejected(rejection) => rejected(*rejection),
+        Error::Upstream(upstream) => match upstream {
+            UpstreamError::NoEndpoint { .. } => Answer::new(
+                UNAVAILABLE,
+                "ServiceUnavailable",
+                "no address of the apiserver is known yet",
+            )
+            .again_soon(),
+            UpstreamError::Connect { .. } => {
+                let message = "the apiserver does not accept connections; it may be restarting";
+                Answer::new(UNAVAILABLE, "ServiceUnavailable", message).again_soon()
+            }
+            UpstreamError::ConnectTimeout { .. } => Answer::new(
+                UNAVAILABLE,
+                "ServiceUnavailable",
+                "the apiserver did not answer in time",
+            )
+            .again_soon(),
+            UpstreamError::Handshake { .. } => {
+                let message = "the TLS handshake with the apiserver failed; nothing was sent to it";
+                Answer::new(UNAVAILABLE, "ServiceUnavailable", message).again_soon()
+            }
+            // No Retry-After: a wrong certificate does not mend itself within ten tries of client-go.
+            UpstreamError::Verify { .. } => {
+                let reason = upstream
+                    .verify_failure()
+                    .map_or("cannot be verified", |failure| failure.reason());
+                let message = format!(
+                    "the apiserver's certificate {reason}, so nothing was sent to it; \
+                     the administrator finds the certificate in the proxy's log"
+                );
+                Answer::new(UNAVAILABLE, "ServiceUnavailable", message)
+            }
+            UpstreamError::Unsent { .. } | UpstreamError::Refused { .. } => {
+                let message = "the apiserver closed the connection before it took the request";
+                Answer::new(UNAVAILABLE, "ServiceUnavailable", message).again_soon()
+            }
+            UpstreamError::Lost { .. } => {
+                let message = "the apiserver closed the connection without an answer; \
+                               the request may have been carried out";
+                Answer::new(StatusCode::BAD_GATEWAY, "InternalError", message)
+            }
+            UpstreamError::Upload { .. } => Answer::new(
+                StatusCode::BAD_REQUEST,
+                "BadRequest",
+                "the request body ended before it was complete",
+            ),
+            UpstreamError::UnsolicitedSwitch | UpstreamError::Protocol { .. } => {
+                let message = "the apiserver's answer breaks the HTTP protocol";
+                Answer::new(StatusCode::BAD_GATEWAY, "InternalError", message)
+            }
+        },
+        Error::WrongSwitch => {
+            let message = "the apiserver switched to another protocol than was asked for";
+            Answer::new(StatusCode::BAD_GATEWAY, "InternalError", message)
+        }
+        Error::RedirectedUpgrade => {
+            let message = "the apiserver redirected an upgrade request, which is not followed";
+            Answer::new(StatusCode::BAD_GATEWAY, "InternalError", message)
+        }
+    }
+}
+
+fn rejected(rejection: Rejection) -> Answer {
+    let bad = |message: &str| Answer::new(StatusCode::BAD_REQUEST, "BadRequest", message);
+    match rejection {
+        Rejection::Connect => {
+            let message = "CONNECT is not served: this is an apiserver's address, not a forward proxy; \
+                           see proxy-url in the kubeconfig and HTTPS_PROXY";
+            Answer::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", message)
+        }
+        Rejection::HeaderFields(limit) => Answer::new(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "RequestHeaderFieldsTooLarge",
+            format!(
+                "the request has more than {limit} header fields; the limit is limits.header_fields"
+            ),
+        ),
+        Rejection::HeaderBytes(limit) => Answer::new(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "RequestHeaderFieldsTooLarge",
+            format!(
+                "the request's header is larger than {limit} bytes; the limit is limits.header_bytes"
+            ),
+        ),
+        Rejection::Uri(limit) => Answer::new(
+            StatusCode::URI_TOO_LONG,
+            "RequestURITooLong",
+            format!("path and query are longer than {limit} bytes; the limit is limits.uri_bytes"),
+        ),
+        Rejection::NoHost => bad("the request names no host"),
+        Rejection::BadHost => bad("the request's host is malformed or given twice"),
+        Rejection::HostMismatch => bad("the request names two different hosts"),
+        Rejection::NotOurs => Answer::new(
+            StatusCode::MISDIRECTED_REQUEST,
+            "MisdirectedRequest",
+            "no cluster is served under this host name; the server in the kubeconfig must be one of the \
+             certificate's names, or the administrator adds the name to hosts",
+        ),
+        Rejection::Scheme => bad("the request's scheme is not https"),
+        Rejection::Target => bad("the request target is not a path"),
+        Rejection::TransferEncoding => bad("the transfer coding is not chunked"),
+        Rejection::AmbiguousLength => bad("the length of the request body is ambiguous"),
+        Rejection::Malformed => bad("the request is not well-formed HTTP"),
+        Rejection::Expectation => Answer::new(
+            StatusCode::EXPECTATION_FAILED,
+            "ExpectationFailed",
+            "only the expectation 100-continue can be met",
+        ),
+        Rejection::UpgradeWithBody => bad("an upgrade request must not have a body"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn is_a_status_that_client_go_reads() {
+        let status: serde_json::Value =
+            serde_json::from_str(&rejected(Rejection::Uri(9)).json()).unwrap();
+        assert_eq!(
+            status,
+            serde_json::json!({
+                "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+                "message": "kube-tls-proxy: path and query are longer than 9 bytes; the limit is limits.uri_bytes",
+                "reason": "RequestURITooLong", "code": 414,
+            })
+        );
+    }
+}

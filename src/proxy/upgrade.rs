@@ -1,0 +1,91 @@
+//! Takes one upgrade request to its 101 and joins the two connections, or relays the refusal.
+//!
+//! No byte of the client goes upstream before the apiserver's 101 has gone down, and nothing but a 101
+//! to the very protocol asked for starts a tunnel (CVE-2018-1002105).
+
+use std::sync::Arc;
+
+use http::{HeaderValue, Request, Response, StatusCode, header, request::Parts};
+use hyper::{body::Incoming, upgrade};
+use hyper_util::rt::TokioIo;
+use tracing::debug;
+
+use super::{Body, Downstream, Error, access::Access, headers, policy::UpgradeToken, tunnel};
+use crate::upstream::{Cluster, RequestBody, ResponseBody};
+
+/// Sends the request on a connection of its own and does what the apiserver answers.
+///
+/// # Errors
+///
+/// When there is no answer, or one that may not be passed on.
+pub(super) async fn forward(
+    downstream: &Arc<Downstream>,
+    cluster: &Cluster,
+    head: Parts,
+    body: Incoming,
+    token: UpgradeToken,
+    access: &mut Option<Box<Access>>,
+) -> Result<Response<Body>, Error> {
+    let mut asked = Request::from_parts(head, body);
+    let client = upgrade::on(&mut asked);
+    let (head, body) = asked.into_parts();
+    let body = RequestBody::new(body, head.version);
+    let response = downstream.lease.send_upgrade(cluster, &head, body).await?;
+    match response.status() {
+        StatusCode::SWITCHING_PROTOCOLS if token.is_granted_by(response.headers()) => {
+            Ok(switch(downstream, client, response, access))
+        }
+        StatusCode::SWITCHING_PROTOCOLS => Err(Error::WrongSwitch),
+        status if status.is_redirection() && status != StatusCode::NOT_MODIFIED => {
+            Err(Error::RedirectedUpgrade)
+        }
+        _ => Ok(refused(response)),
+    }
+}
+
+/// An ordinary response. The connection ends after it: what the client may have sent behind its
+/// request was meant for a tunnel and must not be read as a request.
+fn refused(response: Response<ResponseBody>) -> Response<Body> {
+    let (mut head, body) = response.into_parts();
+    headers::rewrite_response(&mut head.headers);
+    head.headers
+        .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    Response::from_parts(head, Body::upstream(body))
+}
+
+/// Passes the 101 on with its fields as they are (kube-rs wants exactly `Connection: Upgrade`) and
+/// joins the two connections once it has gone out.
+fn switch(
+    downstream: &Arc<Downstream>,
+    client: upgrade::OnUpgrade,
+    mut response: Response<ResponseBody>,
+    access: &mut Option<Box<Access>>,
+) -> Response<Body> {
+    let mut access = access.take();
+    if let Some(access) = &mut access {
+        access.answered(response.status(), response.headers());
+    }
+    let apiserver = upgrade::on(&mut response);
+    let rest = downstream.tunnel_rest;
+    let peer = downstream.peer;
+    downstream.drain.spawn(async move {
+        // hyper fulfils the first only after the 101 was flushed, so what the tunnel writes comes in
+        // TLS records behind it: client-go's SPDY dialer drops bytes that share a record with the 101.
+        let (client, apiserver) = match (client.await, apiserver.await) {
+            (Ok(client), Ok(apiserver)) => (TokioIo::new(client), TokioIo::new(apiserver)),
+            (Err(error), _) | (_, Err(error)) => {
+                debug!(client.address = %peer, error = &error as &dyn std::error::Error, "upgrade not completed");
+                return;
+            }
+        };
+        let (carried, ended) = tunnel::join(client, apiserver, rest).await;
+        if let Err(error) = &ended {
+            debug!(client.address = %peer, error = error as &dyn std::error::Error, "tunnel ended early");
+        }
+        if let Some(access) = &mut access {
+            access.tunnelled(carried.up, carried.down, ended.is_ok());
+        }
+    });
+    let (head, _) = response.into_parts();
+    Response::from_parts(head, Body::full(bytes::Bytes::new()))
+}

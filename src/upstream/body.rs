@@ -1,0 +1,172 @@
+//! The two bodies of an exchange: what the client uploads, what the apiserver answers.
+//!
+//! Neither may end well when it was cut. hyper reports a request body that its HTTP/2 client reset
+//! with `CANCEL` as complete; [`RequestBody`] does not.
+
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+
+/// The body of one downstream request, without trailers.
+#[derive(Debug)]
+pub struct RequestBody {
+    /// What was read before and must be sent again.
+    again: VecDeque<Bytes>,
+    incoming: Incoming,
+    downstream: http::Version,
+}
+
+/// Why a request body did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum UploadError {
+    /// The downstream connection failed.
+    #[error("read the request body")]
+    Read(#[source] hyper::Error),
+    /// The client reset the stream before the end of the body.
+    #[error("the client gave the request up half-way")]
+    Reset,
+}
+
+impl RequestBody {
+    /// Wraps the body of a request that came in with this version of HTTP.
+    #[must_use]
+    pub fn new(incoming: Incoming, downstream: http::Version) -> Self {
+        Self {
+            again: VecDeque::new(),
+            incoming,
+            downstream,
+        }
+    }
+
+    /// Puts what was already read back in front.
+    pub(super) fn put_back(&mut self, read: impl IntoIterator<Item = Bytes>) {
+        let mut again: VecDeque<_> = read.into_iter().collect();
+        again.append(&mut self.again);
+        self.again = again;
+    }
+
+    /// The next piece that is not empty; `None` only at a true end.
+    ///
+    /// # Errors
+    ///
+    /// When the body was cut.
+    pub(super) fn poll_data(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, UploadError>>> {
+        if let Some(data) = self.again.pop_front() {
+            return Poll::Ready(Some(Ok(data)));
+        }
+        loop {
+            return Poll::Ready(match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
+                // Request trailers are dropped: kube-apiserver reads none, and they could name fields
+                // that were checked in the head.
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) if !data.is_empty() => Some(Ok(data)),
+                    _ => continue,
+                },
+                Some(Err(error)) => Some(Err(UploadError::Read(error))),
+                // hyper ends a body that the peer reset with CANCEL or NO_ERROR as if it were whole;
+                // only `is_end_stream` knows. Proof: tests/it `an_upload_that_the_client_gives_up_...`.
+                None if self.downstream == http::Version::HTTP_2
+                    && !self.incoming.is_end_stream() =>
+                {
+                    Some(Err(UploadError::Reset))
+                }
+                None => None,
+            });
+        }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = UploadError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
+        self.get_mut().poll_data(cx).map_ok(Frame::data)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.again.is_empty() && self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        if self.again.is_empty() {
+            self.incoming.size_hint()
+        } else {
+            SizeHint::default()
+        }
+    }
+}
+
+/// The body of one upstream response. Dropping it before its end cancels the exchange upstream at
+/// once: `RST_STREAM(CANCEL)` over HTTP/2, the end of the connection over HTTP/1.1.
+#[derive(Debug)]
+pub struct ResponseBody(Source);
+
+#[derive(Debug)]
+enum Source {
+    H1(super::h1::Answer),
+    H2(super::h2::Answer),
+}
+
+/// Why a response was cut.
+#[derive(Debug, thiserror::Error)]
+pub enum DownloadError {
+    /// The HTTP/1.1 connection failed.
+    #[error("read the response body")]
+    H1(#[source] hyper::Error),
+    /// The HTTP/2 stream or its connection failed.
+    #[error("read the response body")]
+    H2(#[source] h2::Error),
+}
+
+impl From<super::h1::Answer> for ResponseBody {
+    fn from(answer: super::h1::Answer) -> Self {
+        Self(Source::H1(answer))
+    }
+}
+
+impl From<super::h2::Answer> for ResponseBody {
+    fn from(answer: super::h2::Answer) -> Self {
+        Self(Source::H2(answer))
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = DownloadError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, DownloadError>>> {
+        match &mut self.0 {
+            Source::H1(answer) => answer.poll_frame(cx).map_err(DownloadError::H1),
+            Source::H2(answer) => answer.poll_frame(cx).map_err(DownloadError::H2),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Source::H1(answer) => answer.is_end_stream(),
+            Source::H2(answer) => answer.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Source::H1(answer) => answer.size_hint(),
+            Source::H2(answer) => answer.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! One HTTP/1.1 connection to an apiserver: one request at a time, or an upgrade.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header, request::Parts,
+};
+use hyper::{
+    body::{Body, Frame, Incoming, SizeHint},
+    client::conn::{TrySendError, http1},
+};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tracing::debug;
+
+use super::{LostCause, RequestBody, ResponseBody, UpstreamError, lease::Held};
+use crate::{addr::UpstreamAddr, drain::Drain};
+
+/// A connection that takes one request at a time.
+#[derive(Debug)]
+pub(super) struct H1Connection {
+    send: http1::SendRequest<RequestBody>,
+    endpoint: UpstreamAddr,
+    spoiled: bool,
+}
+
+/// Where a connection goes when its response has come to a good end.
+#[derive(Debug)]
+pub(super) struct GiveBack {
+    pub(super) held: Arc<Held>,
+    pub(super) cluster: u64,
+}
+
+/// The rest of a response.
+#[derive(Debug)]
+pub(super) struct Answer {
+    incoming: Incoming,
+    connection: Option<(H1Connection, GiveBack)>,
+}
+
+impl H1Connection {
+    /// Starts HTTP/1.1 on an established stream and keeps the connection running.
+    ///
+    /// # Errors
+    ///
+    /// None in practice: HTTP/1.1 has no preface.
+    pub(super) async fn establish<S>(
+        stream: S,
+        endpoint: UpstreamAddr,
+        drain: &Drain,
+    ) -> Result<Self, hyper::Error>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (send, connection) = http1::Builder::new()
+            .max_headers(RESPONSE_FIELDS)
+            .handshake(TokioIo::new(stream))
+            .await?;
+        drain.spawn(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                debug!(upstream.address = %endpoint, error = &error as &dyn std::error::Error, "upstream connection ended");
+            }
+        });
+        Ok(Self {
+            send,
+            endpoint,
+            spoiled: false,
+        })
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        self.send.is_ready()
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.send.is_closed()
+    }
+
+    pub(super) fn endpoint(&self) -> UpstreamAddr {
+        self.endpoint
+    }
+
+    /// Whether another client may have this connection.
+    pub(super) fn is_spotless(&self) -> bool {
+        self.is_ready() && !self.is_closed() && !self.spoiled
+    }
+
+    /// Sends a request of its own; the connection goes back to `give_back` after a good end.
+    ///
+    /// # Errors
+    ///
+    /// With the request body if not a byte of the request was written.
+    pub(super) async fn exchange(
+        mut self,
+        head: &Parts,
+        body: RequestBody,
+        give_back: Option<GiveBack>,
+    ) -> Result<Response<ResponseBody>, (UpstreamError, Option<RequestBody>)> {
+        let endpoint = self.endpoint;
+        let response = self
+            .send
+            .try_send_request(origin_form(head, body))
+            .await
+            .map_err(|failure| {
+                let TrySendParts { error, unsent } = failure.into();
+                (
+                    UpstreamError::Lost {
+                        endpoint,
+                        source: LostCause::H1(error),
+                    },
+                    unsent,
+                )
+            })?;
+        self.spoiled |= response.status() == StatusCode::UNAUTHORIZED;
+        let (head, incoming) = response.into_parts();
+        let mut answer = Answer {
+            incoming,
+            connection: give_back.map(|to| (self, to)),
+        };
+        if answer.incoming.is_end_stream() {
+            answer.ended();
+        }
+        Ok(Response::from_parts(head, answer.into()))
+    }
+}
+
+struct TrySendParts {
+    error: hyper::Error,
+    unsent: Option<RequestBody>,
+}
+
+impl From<TrySendError<Request<RequestBody>>> for TrySendParts {
+    fn from(mut failure: TrySendError<Request<RequestBody>>) -> Self {
+        let unsent = failure.take_message().map(Request::into_body);
+        Self {
+            error: failure.into_error(),
+            unsent,
+        }
+    }
+}
+
+/// The same request for HTTP/1.1: path and query alone as target (RFC 9112 §3.2.1), the authority
+/// in `Host`.
+fn origin_form(head: &Parts, body: RequestBody) -> Request<RequestBody> {
+    let mut request = Request::new(body);
+    *request.method_mut() = head.method.clone();
+    *request.version_mut() = Version::HTTP_11;
+    *request.headers_mut() = head.headers.clone();
+    if let Some(authority) = head.uri.authority()
+        && let Ok(host) = HeaderValue::from_str(authority.as_str())
+    {
+        request.headers_mut().insert(header::HOST, host);
+    }
+    if head.version == Version::HTTP_2 {
+        join_cookies(request.headers_mut());
+    }
+    if let Some(target) = head.uri.path_and_query() {
+        *request.uri_mut() = target.clone().into();
+    }
+    request
+}
+
+/// Joins the `Cookie` lines that HTTP/2 may split (RFC 9113 §8.2.3) before HTTP/1.1 carries them.
+fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(header::COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let mut joined = Vec::new();
+    for (at, crumb) in headers.get_all(header::COOKIE).iter().enumerate() {
+        if at > 0 {
+            joined.extend_from_slice(b"; ");
+        }
+        joined.extend_from_slice(crumb.as_bytes());
+    }
+    if let Ok(joined) = HeaderValue::from_bytes(&joined) {
+        headers.insert(header::COOKIE, joined);
+    }
+}
+
+impl Answer {
+    pub(super) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
+        if frame.is_none() || self.incoming.is_end_stream() {
+            self.ended();
+        }
+        Poll::Ready(frame)
+    }
+
+    pub(super) fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    pub(super) fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+
+    fn ended(&mut self) {
+        if let Some((connection, GiveBack { held, cluster })) = self.connection.take() {
+            held.give_back(cluster, connection);
+        }
+    }
+}
+
+/// kube-apiserver repeats `Warning` lines, and backends behind services/proxy set what they like.
+const RESPONSE_FIELDS: usize = 512;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn joins_cookie_crumbs() {
+        let mut headers = HeaderMap::new();
+        for crumb in ["a=1", "b=2"] {
+            headers.append(header::COOKIE, HeaderValue::from_static(crumb));
+        }
+        join_cookies(&mut headers);
+        assert_eq!(
+            headers.get_all(header::COOKIE).iter().collect::<Vec<_>>(),
+            ["a=1; b=2"]
+        );
+    }
+}

@@ -1,0 +1,268 @@
+//! A lease instead of a pool: an upstream connection serves one downstream connection at a time.
+//!
+//! kube-apiserver answers every anonymous or 401 request over HTTP/2 with GOAWAY, ends a connection
+//! with too many early resets, and lets 100 streams run. On a shared connection each of these would
+//! let one client break all others; on a lease it harms only itself.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{
+    h1::{GiveBack, H1Connection},
+    h2::{H2Connection, Stream},
+};
+use crate::drain::Drain;
+
+/// The spotless connections of one worker that nobody leases, by cluster. The cluster number changes
+/// with its trust anchors, so a connection of an older trust generation is never found again.
+#[derive(Debug)]
+pub(super) struct IdleSet {
+    capacity: usize,
+    keep: Duration,
+    drain: Drain,
+    connections: Mutex<HashMap<u64, Vec<Idle>>>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    since: Instant,
+    connection: Connection,
+}
+
+/// A connection of either protocol, with nothing running on it.
+#[derive(Debug)]
+pub(super) enum Connection {
+    H2(H2Connection),
+    H1(H1Connection),
+}
+
+/// The connections that one downstream connection holds. When the last user is gone, the spotless
+/// ones go back to the idle set and the others are closed.
+#[derive(Debug)]
+pub(super) struct Held {
+    idle: Arc<IdleSet>,
+    by_cluster: Mutex<Vec<(u64, ForCluster)>>,
+}
+
+#[derive(Debug, Default)]
+struct ForCluster {
+    h2: Vec<H2Connection>,
+    h1: Vec<H1Connection>,
+    /// The apiserver chose HTTP/1.1 although h2 was offered; each stream leases one connection.
+    speaks_h1: bool,
+}
+
+/// What a request can be sent on.
+#[derive(Debug)]
+pub(super) enum Slot {
+    H2(Stream),
+    H1(H1Connection),
+}
+
+/// What a downstream connection already has for its next request.
+#[derive(Debug)]
+pub(super) enum Found {
+    Slot(Slot),
+    /// Nothing; every further connection will speak HTTP/1.1, so dialling them one by one gains nothing.
+    MustDialH1,
+    /// Nothing; one dial will serve all requests that wait.
+    MustDial,
+}
+
+impl IdleSet {
+    pub(super) fn new(capacity: usize, keep: Duration, drain: Drain) -> Self {
+        Self {
+            capacity,
+            keep,
+            drain,
+            connections: Mutex::new(HashMap::new()),
+        }
+    }
+
+    /// The connection that went idle last, so that the others can grow old and go.
+    pub(super) fn take(&self, cluster: u64, wants_h2: bool) -> Option<Connection> {
+        let mut connections = self
+            .connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let idle = connections.get_mut(&cluster)?;
+        while let Some(at) = idle
+            .iter()
+            .rposition(|idle| matches!(idle.connection, Connection::H2(_)) == wants_h2)
+        {
+            let Idle { since, connection } = idle.remove(at);
+            if since.elapsed() < self.keep && connection.is_spotless() {
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    fn put(&self, cluster: u64, connection: Connection) {
+        if self.drain.has_begun() || !connection.is_spotless() {
+            return;
+        }
+        let mut connections = self
+            .connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let idle = connections.entry(cluster).or_default();
+        if idle.len() >= self.capacity && !idle.is_empty() {
+            idle.remove(0);
+        }
+        idle.push(Idle {
+            since: Instant::now(),
+            connection,
+        });
+    }
+
+    /// Closes what is too old or broken. Called now and then, because only this closes a connection
+    /// that nobody asks for any more.
+    pub(super) fn sweep(&self) {
+        let mut connections = self
+            .connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for idle in connections.values_mut() {
+            idle.retain(|idle| idle.since.elapsed() < self.keep && idle.connection.is_spotless());
+        }
+        connections.retain(|_, idle| !idle.is_empty());
+    }
+
+    /// Closes all of them.
+    pub(super) fn clear(&self) {
+        self.connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+    }
+}
+
+impl Connection {
+    fn is_spotless(&self) -> bool {
+        match self {
+            Self::H2(connection) => connection.is_spotless(),
+            Self::H1(connection) => connection.is_spotless(),
+        }
+    }
+}
+
+impl Held {
+    pub(super) fn new(idle: Arc<IdleSet>) -> Arc<Self> {
+        Arc::new(Self {
+            idle,
+            by_cluster: Mutex::new(Vec::new()),
+        })
+    }
+
+    /// A free stream or connection among those already held, or else from the idle set.
+    pub(super) fn find(&self, cluster: u64, wants_h2: bool) -> Found {
+        let mut by_cluster = self
+            .by_cluster
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let held = for_cluster(&mut by_cluster, cluster);
+        // Retired ones are let go here: running streams keep them alive until they end.
+        held.h2.retain(H2Connection::is_open);
+        held.h1.retain(|connection| !connection.is_closed());
+        if wants_h2 && !held.speaks_h1 {
+            if let Some(stream) = held.h2.iter().find_map(H2Connection::take_stream) {
+                return Found::Slot(Slot::H2(stream));
+            }
+            if let Some(Connection::H2(connection)) = self.idle.take(cluster, true)
+                && let Some(stream) = connection.take_stream()
+            {
+                held.h2.push(connection);
+                return Found::Slot(Slot::H2(stream));
+            }
+            return Found::MustDial;
+        }
+        if let Some(at) = held.h1.iter().position(H1Connection::is_ready) {
+            return Found::Slot(Slot::H1(held.h1.swap_remove(at)));
+        }
+        if let Some(Connection::H1(connection)) = self.idle.take(cluster, false) {
+            return Found::Slot(Slot::H1(connection));
+        }
+        Found::MustDialH1
+    }
+
+    /// Leases a connection that was just dialled and takes a slot of it.
+    pub(super) fn add(
+        &self,
+        cluster: u64,
+        connection: Connection,
+        wanted_h2: bool,
+    ) -> Option<Slot> {
+        let mut by_cluster = self
+            .by_cluster
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let held = for_cluster(&mut by_cluster, cluster);
+        match connection {
+            Connection::H2(connection) => {
+                held.speaks_h1 = false;
+                let stream = connection.take_stream();
+                held.h2.push(connection);
+                stream.map(Slot::H2)
+            }
+            Connection::H1(connection) => {
+                held.speaks_h1 |= wanted_h2;
+                Some(Slot::H1(connection))
+            }
+        }
+    }
+
+    /// Takes an HTTP/1.1 connection back after a response came to its good end.
+    pub(super) fn give_back(&self, cluster: u64, connection: H1Connection) {
+        let mut by_cluster = self
+            .by_cluster
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for_cluster(&mut by_cluster, cluster).h1.push(connection);
+    }
+
+    /// Where a connection of `cluster` shall go after its response.
+    pub(super) fn give_back_to(self: &Arc<Self>, cluster: u64) -> GiveBack {
+        GiveBack {
+            held: Arc::clone(self),
+            cluster,
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let by_cluster = std::mem::take(
+            self.by_cluster
+                .get_mut()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+        for (cluster, held) in by_cluster {
+            for connection in held.h2 {
+                self.idle.put(cluster, Connection::H2(connection));
+            }
+            for connection in held.h1 {
+                self.idle.put(cluster, Connection::H1(connection));
+            }
+        }
+    }
+}
+
+fn for_cluster(by_cluster: &mut Vec<(u64, ForCluster)>, cluster: u64) -> &mut ForCluster {
+    let at = by_cluster
+        .iter()
+        .position(|(id, _)| *id == cluster)
+        .unwrap_or_else(|| {
+            by_cluster.push((cluster, ForCluster::default()));
+            by_cluster.len() - 1
+        });
+    let (_, held) = by_cluster
+        .get_mut(at)
+        .expect("the position was just found or made");
+    held
+}

@@ -1,0 +1,298 @@
+//! Stages 5 and 6: sends one request on the lease of its downstream connection.
+//!
+//! A request is sent a second time only when the apiserver provably did not process the first.
+
+mod body;
+mod connect;
+mod endpoint;
+mod error;
+mod frames;
+mod h1;
+mod h2;
+mod lease;
+mod tls;
+mod upload;
+mod verify;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use http::{Response, StatusCode, request::Parts};
+use tokio::sync::Mutex;
+use tracing::debug;
+
+pub use body::{DownloadError, RequestBody, ResponseBody, UploadError};
+pub use endpoint::Endpoints;
+pub use error::{LostCause, UpstreamError};
+pub use tls::ClientTls;
+pub use verify::VerifyFailure;
+
+use crate::{
+    config::{Limits, Timeouts},
+    drain::Drain,
+};
+use lease::{Connection, Found, Held, IdleSet, Slot};
+use upload::Upload;
+
+/// One apiserver as requests see it: where it is, and how it proves itself.
+#[derive(Debug)]
+pub struct Cluster {
+    id: u64,
+    name: String,
+    path_prefix: String,
+    endpoints: Arc<Endpoints>,
+    tls: ClientTls,
+}
+
+impl Cluster {
+    /// A cluster of a new trust generation: connections of an older one are not used for it.
+    #[must_use]
+    pub fn new(
+        name: String,
+        path_prefix: String,
+        endpoints: Arc<Endpoints>,
+        tls: ClientTls,
+    ) -> Self {
+        static GENERATIONS: AtomicU64 = AtomicU64::new(0);
+        Self {
+            id: GENERATIONS.fetch_add(1, Ordering::Relaxed),
+            name,
+            path_prefix,
+            endpoints,
+            tls,
+        }
+    }
+
+    /// What log lines call it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What is put before every path.
+    #[must_use]
+    pub fn path_prefix(&self) -> &str {
+        &self.path_prefix
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn endpoints(&self) -> &Arc<Endpoints> {
+        &self.endpoints
+    }
+}
+
+/// What the connections of one worker share: its idle leases and its settings.
+#[derive(Debug)]
+pub struct Worker {
+    idle: Arc<IdleSet>,
+    limits: Limits,
+    timeouts: Timeouts,
+    drain: Drain,
+}
+
+impl Worker {
+    /// A worker without connections. Sweeping starts with the first call of [`Worker::sweep`].
+    #[must_use]
+    pub fn new(limits: Limits, timeouts: Timeouts, drain: Drain) -> Self {
+        let idle = IdleSet::new(
+            limits.idle_upstream_connections,
+            timeouts.upstream_idle,
+            drain.clone(),
+        );
+        Self {
+            idle: Arc::new(idle),
+            limits,
+            timeouts,
+            drain,
+        }
+    }
+
+    /// Closes idle upstream connections that grew too old, for ever.
+    pub async fn sweep(&self) {
+        let interval = (self.timeouts.upstream_idle / 4).max(Duration::from_millis(1));
+        loop {
+            tokio::time::sleep(interval).await;
+            self.idle.sweep();
+        }
+    }
+
+    /// Closes all idle upstream connections; those that come back later are closed too once the
+    /// drain has begun.
+    pub fn close_idle(&self) {
+        self.idle.clear();
+    }
+}
+
+/// The upstream side of one downstream connection.
+#[derive(Debug)]
+pub struct Lease {
+    worker: Arc<Worker>,
+    held: Arc<Held>,
+    /// One dial serves all streams that wait for it.
+    dialling: Mutex<()>,
+}
+
+impl Lease {
+    /// A lease that holds no connection yet.
+    #[must_use]
+    pub fn new(worker: Arc<Worker>) -> Self {
+        let held = Held::new(Arc::clone(&worker.idle));
+        Self {
+            worker,
+            held,
+            dialling: Mutex::new(()),
+        }
+    }
+
+    /// Sends a request in the protocol it came in (`head.version`), and returns the response as soon
+    /// as its head is there. `head.uri` is absolute: its authority becomes `:authority` or `Host`.
+    ///
+    /// # Errors
+    ///
+    /// [`UpstreamError::is_unprocessed`] says whether the apiserver can have acted on the request.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future cancels the request upstream.
+    pub async fn send(
+        &self,
+        cluster: &Cluster,
+        head: &Parts,
+        body: RequestBody,
+    ) -> Result<Response<ResponseBody>, UpstreamError> {
+        let wants_h2 = head.version == http::Version::HTTP_2;
+        let upload = Upload::new(body, self.worker.limits.replay_bytes);
+        let slot = self.slot(cluster, wants_h2).await?;
+        let again = match self.exchange(cluster, slot, head, upload).await {
+            Ok(response) => return checked(response),
+            Err(Failed { error, again: None }) => return Err(error),
+            Err(Failed {
+                error,
+                again: Some(upload),
+            }) => {
+                debug!(
+                    error = &error as &dyn std::error::Error,
+                    "request is sent once more"
+                );
+                upload
+            }
+        };
+        // A fresh connection, because whatever ended the first one may have ended all of its age.
+        let slot = self.dial(cluster, wants_h2).await?;
+        let answered = self.exchange(cluster, slot, head, again).await;
+        answered.map_err(|failed| failed.error).and_then(checked)
+    }
+
+    /// Sends an upgrade request on an HTTP/1.1 connection of its own, which is never used again.
+    /// `hyper::upgrade::on` of a 101 response gives the upgraded connection.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lease::send`]; nothing is sent twice.
+    pub async fn send_upgrade(
+        &self,
+        cluster: &Cluster,
+        head: &Parts,
+        body: RequestBody,
+    ) -> Result<Response<ResponseBody>, UpstreamError> {
+        match connect::connect(&self.worker, cluster, &cluster.tls.h1).await? {
+            Connection::H1(connection) => connection
+                .exchange(head, body, None)
+                .await
+                .map_err(|(error, _)| error),
+            Connection::H2(connection) => Err(UpstreamError::Protocol {
+                endpoint: connection.endpoint(),
+                what: "with HTTP/2, which was not offered",
+            }),
+        }
+    }
+
+    /// A stream or connection that is free now, or a new one.
+    async fn slot(&self, cluster: &Cluster, wants_h2: bool) -> Result<Slot, UpstreamError> {
+        match self.held.find(cluster.id, wants_h2) {
+            Found::Slot(slot) => return Ok(slot),
+            Found::MustDialH1 => return self.dial(cluster, wants_h2).await,
+            Found::MustDial => {}
+        }
+        let _one_at_a_time = self.dialling.lock().await;
+        match self.held.find(cluster.id, wants_h2) {
+            Found::Slot(slot) => Ok(slot),
+            Found::MustDialH1 | Found::MustDial => self.dial(cluster, wants_h2).await,
+        }
+    }
+
+    async fn dial(&self, cluster: &Cluster, wants_h2: bool) -> Result<Slot, UpstreamError> {
+        let config = if wants_h2 {
+            &cluster.tls.h2
+        } else {
+            &cluster.tls.h1
+        };
+        let connection = connect::connect(&self.worker, cluster, config).await?;
+        let slot = self.held.add(cluster.id, connection, wants_h2);
+        slot.ok_or_else(|| UpstreamError::NoEndpoint {
+            name: cluster.endpoints.host().to_owned(),
+        })
+    }
+
+    async fn exchange(
+        &self,
+        cluster: &Cluster,
+        slot: Slot,
+        head: &Parts,
+        mut upload: Upload,
+    ) -> Result<Response<ResponseBody>, Failed> {
+        match slot {
+            Slot::H2(stream) => stream
+                .exchange(head, &mut upload, &self.worker.drain)
+                .await
+                .map_err(|error| {
+                    let again = if error.wants_another_connection() {
+                        upload.rewind()
+                    } else {
+                        None
+                    };
+                    Failed { error, again }
+                }),
+            Slot::H1(connection) => {
+                let endpoint = connection.endpoint();
+                let Some(body) = upload.into_body() else {
+                    let what =
+                        "HTTP/1.1 after HTTP/2 to a request that is too large to be sent again";
+                    return Err(Failed {
+                        error: UpstreamError::Protocol { endpoint, what },
+                        again: None,
+                    });
+                };
+                let give_back = self.held.give_back_to(cluster.id);
+                connection
+                    .exchange(head, body, Some(give_back))
+                    .await
+                    .map_err(|(error, unsent)| Failed {
+                        error,
+                        again: unsent
+                            .map(|body| Upload::new(body, self.worker.limits.replay_bytes)),
+                    })
+            }
+        }
+    }
+}
+
+/// A failed try, with the upload if the request was provably not processed and can be sent again.
+struct Failed {
+    error: UpstreamError,
+    again: Option<Upload>,
+}
+
+/// hyper switches protocols on any 101, asked for or not; here it is never an answer.
+fn checked(response: Response<ResponseBody>) -> Result<Response<ResponseBody>, UpstreamError> {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return Err(UpstreamError::UnsolicitedSwitch);
+    }
+    Ok(response)
+}

@@ -1,0 +1,159 @@
+//! Sends a request body over HTTP/2 and keeps what it sent, so that an unprocessed request can be sent
+//! once more.
+
+use std::{
+    mem,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use h2::{Reason, SendStream};
+use hyper::body::Body;
+
+use super::{RequestBody, body::UploadError};
+
+/// One request body on its way to one or, after a refusal, two streams.
+#[derive(Debug)]
+pub(super) struct Upload {
+    /// `None` once a task of its own has taken the rest over.
+    body: Option<RequestBody>,
+    sent: Sent,
+    /// Read and not yet sent.
+    pending: Option<Bytes>,
+    stream: Option<SendStream<Bytes>>,
+}
+
+/// What was sent so far, while it is little enough to be sent again.
+#[derive(Debug)]
+enum Sent {
+    Kept { pieces: Vec<Bytes>, room: usize },
+    TooMuch,
+}
+
+/// How an upload ended.
+#[derive(Debug)]
+pub(super) enum Pumped {
+    /// All of it was sent.
+    Done,
+    /// The peer wants no more of it.
+    Stopped,
+    /// The client cut it; the stream was reset, so the apiserver cannot take it for the whole.
+    Failed(UploadError),
+}
+
+impl Upload {
+    /// An upload that keeps `replay_bytes` of what it sends.
+    pub(super) fn new(body: RequestBody, replay_bytes: usize) -> Self {
+        Self {
+            body: Some(body),
+            sent: Sent::Kept {
+                pieces: Vec::new(),
+                room: replay_bytes,
+            },
+            pending: None,
+            stream: None,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.pending.is_none() && self.body.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    /// Begins to send on this stream.
+    pub(super) fn start(&mut self, stream: SendStream<Bytes>) {
+        self.stream = Some(stream);
+    }
+
+    /// The stream, if there is still something to send on it.
+    pub(super) fn unfinished(&mut self) -> Option<SendStream<Bytes>> {
+        self.stream.take()
+    }
+
+    /// The rest of the upload, for a task of its own; it cannot be sent again.
+    pub(super) fn take_over(&mut self, stream: SendStream<Bytes>) -> Self {
+        Self {
+            body: self.body.take(),
+            sent: Sent::TooMuch,
+            pending: self.pending.take(),
+            stream: Some(stream),
+        }
+    }
+
+    /// Makes ready to send everything once more. `None` if too much of it is gone.
+    pub(super) fn rewind(mut self) -> Option<Self> {
+        let Sent::Kept { pieces, room } = self.sent else {
+            return None;
+        };
+        let mut body = self.body.take()?;
+        let room = room + pieces.iter().map(Bytes::len).sum::<usize>();
+        body.put_back(pieces.into_iter().chain(self.pending));
+        Some(Self::new(body, room))
+    }
+
+    /// The body as it was before anything was sent of it, for a connection without HTTP/2.
+    pub(super) fn into_body(self) -> Option<RequestBody> {
+        self.rewind()?.body
+    }
+
+    /// Sends as much as the peer takes now; stays pending for ever once the upload has ended.
+    pub(super) fn poll_pump(&mut self, cx: &mut Context<'_>) -> Poll<Pumped> {
+        let (Some(stream), Some(body)) = (&mut self.stream, &mut self.body) else {
+            return Poll::Pending;
+        };
+        let ended = loop {
+            let Some(piece) = &mut self.pending else {
+                if stream.poll_reset(cx).is_ready() {
+                    break Pumped::Stopped;
+                }
+                match ready!(body.poll_data(cx)) {
+                    Some(Ok(data)) => self.pending = Some(data),
+                    Some(Err(error)) => {
+                        stream.send_reset(Reason::CANCEL);
+                        break Pumped::Failed(error);
+                    }
+                    None => {
+                        break if stream.send_data(Bytes::new(), true).is_ok() {
+                            Pumped::Done
+                        } else {
+                            Pumped::Stopped
+                        };
+                    }
+                }
+                continue;
+            };
+            stream.reserve_capacity(piece.len());
+            let mut capacity = stream.capacity();
+            while capacity == 0 {
+                match ready!(stream.poll_capacity(cx)) {
+                    Some(Ok(granted)) => capacity = granted,
+                    Some(Err(_)) | None => break,
+                }
+            }
+            let part = piece.split_to(capacity.min(piece.len()));
+            if part.is_empty() {
+                break Pumped::Stopped;
+            }
+            if piece.is_empty() {
+                self.pending = None;
+            }
+            self.sent.keep(&part);
+            if stream.send_data(part, false).is_err() {
+                break Pumped::Stopped;
+            }
+        };
+        self.stream = None;
+        Poll::Ready(ended)
+    }
+}
+
+impl Sent {
+    fn keep(&mut self, part: &Bytes) {
+        match self {
+            Self::Kept { pieces, room } if part.len() <= *room => {
+                *room -= part.len();
+                pieces.push(part.clone());
+            }
+            Self::Kept { .. } | Self::TooMuch => drop(mem::replace(self, Self::TooMuch)),
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! The built binary: exit codes, messages, start-up block, signals.

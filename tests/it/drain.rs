@@ -1,0 +1,1 @@
+//! The end: running work finishes, new work is refused, and it is bounded.

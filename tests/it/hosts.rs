@@ -1,0 +1,1 @@
+//! Which host names are served, and what happens to the others.

@@ -1,0 +1,1 @@
+//! What one client does is felt by that client alone.

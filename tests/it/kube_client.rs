@@ -1,0 +1,1 @@
+//! A Kubernetes client written in Rust works through the proxy.

@@ -1,0 +1,1 @@
+//! Upstream connections: one client each, mirrored protocol, overflow, retirement, reuse.

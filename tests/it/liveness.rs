@@ -1,0 +1,1 @@
+//! Dead peers are noticed, living ones are left alone.

@@ -1,0 +1,1 @@
+//! What is logged of a request, and what never is.

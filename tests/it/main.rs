@@ -1,0 +1,24 @@
+//! The proxy as its peers see it: every test drives a real proxy over real sockets and asserts what the
+//! client or the stand-in apiserver observes on the wire. `tests/README.md` maps the test cases to tests.
+
+mod proxy;
+
+// One module a topic; a test goes where its peer-visible behaviour belongs.
+mod binary;
+mod drain;
+mod early_answers;
+mod forwarding;
+mod hosts;
+mod isolation;
+mod kube_client;
+mod lease;
+mod limits;
+mod liveness;
+mod logs;
+mod reloading;
+mod retry;
+mod streams;
+mod tls;
+mod tunnels;
+mod upgrades;
+mod wrong_upstreams;

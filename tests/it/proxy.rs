@@ -1,0 +1,171 @@
+//! A cluster, a public CA and a proxy between them, made for one test.
+
+use std::{future::pending, net::SocketAddr, num::NonZeroUsize, sync::Arc};
+
+use kube_tls_proxy::{
+    app::App,
+    config::{
+        ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts, TrustSource,
+    },
+};
+use rustls_pki_types::ServerName;
+use standin::{
+    TempDir,
+    client::Client,
+    pki::{Ca, Identity},
+    upstream::{Builder, Upstream},
+};
+use tokio::{
+    sync::{Notify, oneshot},
+    task::JoinHandle,
+};
+
+/// The public name that the proxy's certificate carries.
+pub(crate) const HOST: &str = "kube.test";
+/// The name that the apiserver's certificate carries.
+pub(crate) const APISERVER: &str = "kubernetes.default.svc";
+
+/// The two CAs of a test and the files of its proxy.
+pub(crate) struct World {
+    pub(crate) public_ca: Ca,
+    pub(crate) cluster_ca: Ca,
+    pub(crate) dir: TempDir,
+}
+
+/// A proxy that is about to start.
+pub(crate) struct Setup<'a> {
+    world: &'a World,
+    pub(crate) config: Config,
+}
+
+/// A running proxy; it is told to stop when dropped.
+pub(crate) struct Proxy {
+    address: SocketAddr,
+    client: Client,
+    reload_now: Arc<Notify>,
+    shutdown: Option<oneshot::Sender<()>>,
+    running: JoinHandle<()>,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        Self {
+            public_ca: Ca::new("public"),
+            cluster_ca: Ca::new("cluster"),
+            dir: TempDir::new(),
+        }
+    }
+
+    /// An apiserver whose certificate is as it should be.
+    pub(crate) fn apiserver(&self) -> Builder {
+        Upstream::builder(self.cluster_ca.server(&[APISERVER, "127.0.0.1"]))
+    }
+
+    /// A proxy in front of `upstream`, with every setting at its default but for a short drain.
+    pub(crate) fn proxy(&self, upstream: SocketAddr) -> Setup<'_> {
+        self.proxy_as(upstream, &self.public_ca.server(&[HOST, "127.0.0.1"]))
+    }
+
+    /// As [`World::proxy`], with this certificate.
+    pub(crate) fn proxy_as(&self, upstream: SocketAddr, identity: &Identity) -> Setup<'_> {
+        let (certificate, key) = identity.write(&self.dir, "public");
+        let ca = self.dir.write("cluster-ca.crt", self.cluster_ca.pem());
+        let config = Config {
+            listen: vec!["127.0.0.1:0".parse().unwrap()],
+            workers: NonZeroUsize::MIN,
+            identities: vec![IdentityFiles { certificate, key }],
+            clusters: vec![ClusterConfig {
+                name: "test".into(),
+                hosts: Vec::new(),
+                upstream_host: upstream.ip().to_string(),
+                upstream_port: upstream.port(),
+                path_prefix: String::new(),
+                expected_name: ServerName::try_from(APISERVER).unwrap(),
+                trust: TrustSource::File(ca),
+            }],
+            limits: Limits::default(),
+            timeouts: Timeouts {
+                drain: std::time::Duration::from_secs(2),
+                ..Timeouts::default()
+            },
+            log: LogConfig {
+                format: LogFormat::Text,
+                filter: "info".into(),
+                access: true,
+            },
+        };
+        Setup {
+            world: self,
+            config,
+        }
+    }
+}
+
+impl Setup<'_> {
+    pub(crate) fn limits(mut self, change: impl FnOnce(&mut Limits)) -> Self {
+        change(&mut self.config.limits);
+        self
+    }
+
+    pub(crate) fn timeouts(mut self, change: impl FnOnce(&mut Timeouts)) -> Self {
+        change(&mut self.config.timeouts);
+        self
+    }
+
+    pub(crate) fn cluster(mut self, change: impl FnOnce(&mut ClusterConfig)) -> Self {
+        change(&mut self.config.clusters[0]);
+        self
+    }
+
+    /// Starts the proxy on the current runtime; its workers have threads of their own.
+    pub(crate) fn start(self) -> Proxy {
+        let config = self.config;
+        let app = App::bind(Box::new(move || Ok(config.clone()))).unwrap();
+        let address = app.addresses()[0];
+        let reload_now = app.reload_now();
+        let (shutdown, told) = oneshot::channel::<()>();
+        let running = tokio::spawn(async move {
+            let told = async {
+                if told.await.is_err() {
+                    pending::<()>().await;
+                }
+            };
+            app.run(told).await.unwrap();
+        });
+        Proxy {
+            address,
+            client: Client::new(address).trust(&self.world.public_ca).sni(HOST),
+            reload_now,
+            shutdown: Some(shutdown),
+            running,
+        }
+    }
+}
+
+impl Proxy {
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A client that trusts the public CA and asks for [`HOST`].
+    pub(crate) fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// Makes the proxy read its files again now.
+    pub(crate) fn reload(&self) {
+        self.reload_now.notify_one();
+    }
+
+    /// Begins the drain, as SIGTERM does.
+    pub(crate) fn begin_shutdown(&mut self) {
+        self.shutdown.take().unwrap().send(()).unwrap();
+    }
+
+    /// Waits until the proxy has ended.
+    pub(crate) async fn ended(self) {
+        standin::within("the end of the proxy", self.running)
+            .await
+            .unwrap();
+    }
+}

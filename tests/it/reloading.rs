@@ -1,0 +1,1 @@
+//! Certificates, keys and CAs that change while the proxy runs.

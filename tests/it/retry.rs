@@ -1,0 +1,1 @@
+//! What is sent once more and what never is.

@@ -1,0 +1,1 @@
+//! Certificates by SNI, ALPN, versions, resumption and deadlines of the downstream handshake.

@@ -1,0 +1,1 @@
+//! Bytes in an upgraded connection, half-close, and its end.
