@@ -1,11 +1,14 @@
 //! `exec` over WebSocket: `v5.channel.k8s.io` and `v4.channel.k8s.io`.
 
+use std::{pin::pin, time::Duration};
+
 use http::{Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, split},
     sync::{mpsc, watch},
+    time::timeout,
 };
 
 use super::{
@@ -27,6 +30,9 @@ const ERROR: u8 = 3;
 const RESIZE: u8 = 4;
 /// With v5: the channel named by the next byte has ended.
 const CLOSE: u8 = 255;
+
+/// How long the client may take to close after the server has.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// The answer to an exec request; the session runs once the 101 is out.
 pub(super) fn exec(request: Request<RequestBody>, pod: &Pod, query: &Query) -> Answer {
@@ -125,11 +131,14 @@ async fn session(stream: impl AsyncRead + AsyncWrite + Send, order: Order) {
         websocket::close(&mut write).await?;
         write.shutdown().await
     };
+    let mut listening = pin!(listen(Reader::new(read), input, &pongs, &resize));
     tokio::select! {
         // A client that is gone needs neither the rest nor the exit code.
         ended = work => drop(ended),
-        () = listen(Reader::new(read), input, &pongs, &resize) => {}
+        () = &mut listening => return,
     }
+    // The client closes too; to be gone before it does would reset the connection.
+    drop(timeout(FAREWELL, listening).await);
 }
 
 /// Sends what the command writes, and pongs, until the command has ended.
