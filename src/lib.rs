@@ -28,6 +28,8 @@ pub mod cli;
 pub mod config;
 pub mod downstream;
 pub mod drain;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod listener;
 pub mod pki;
 pub mod proxy;

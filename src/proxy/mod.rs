@@ -69,6 +69,9 @@ impl Downstream {
     }
 }
 
+/// The fuzz bodies of this stage: header rewriting and the host policy.
+pub(crate) const FUZZ: [fn(&[u8]); 2] = [headers::fuzz, policy::fuzz];
+
 /// What a client reads when its request is refused before it reached [`handle`]: status and JSON.
 #[must_use]
 pub fn refusal(rejection: Rejection) -> (http::StatusCode, String) {

@@ -1,6 +1,6 @@
 //! Why a request got no answer from the apiserver, and whether it can have been processed.
 
-use std::io;
+use std::{io, sync::Arc};
 
 use super::{VerifyFailure, body::UploadError};
 use crate::addr::UpstreamAddr;
@@ -84,6 +84,9 @@ pub enum UpstreamError {
     /// A 101 that nobody asked for.
     #[error("the apiserver switched protocols unasked")]
     UnsolicitedSwitch,
+    /// The dial that this and other requests of the client waited for.
+    #[error(transparent)]
+    Shared(Arc<Self>),
     /// The connection speaks another protocol than was agreed.
     #[error("{endpoint} answered {what}")]
     Protocol {
@@ -119,6 +122,7 @@ impl UpstreamError {
             | Self::Handshake { .. }
             | Self::Unsent { .. }
             | Self::Refused { .. } => true,
+            Self::Shared(error) => error.is_unprocessed(),
             Self::Lost { .. }
             | Self::Upload { .. }
             | Self::UnsolicitedSwitch

@@ -188,6 +188,21 @@ impl Scanner {
     }
 }
 
+/// Fuzz body: what is found does not depend on how the bytes were cut.
+pub(super) fn fuzz(bytes: &[u8]) {
+    let (size, bytes) = bytes
+        .split_first()
+        .map_or((1, bytes), |(size, rest)| (usize::from(*size).max(1), rest));
+    let mut pieces = Scanner::default();
+    let found = bytes
+        .chunks(size)
+        .filter_map(|piece| pieces.scan(piece))
+        .min();
+    let mut whole = Scanner::default();
+    assert_eq!(whole.scan(bytes), found, "what is found depends on the cut");
+    assert_eq!((whole.filled, whole.skip), (pieces.filled, pieces.skip));
+}
+
 const HEADER: usize = 9;
 const STREAM_ID: usize = 4;
 /// The type of a GOAWAY frame (RFC 9113 §6.8).

@@ -23,7 +23,7 @@ use std::{
 };
 
 use http::{Response, StatusCode, request::Parts};
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::Instant};
 use tracing::debug;
 
 pub use body::{DownloadError, RequestBody, ResponseBody, UploadError};
@@ -38,6 +38,9 @@ use crate::{
 };
 use lease::{Connection, Found, Held, IdleSet, Slot};
 use upload::Upload;
+
+/// The fuzz body of this stage: finding GOAWAY.
+pub(crate) const FUZZ: fn(&[u8]) = frames::fuzz;
 
 /// One apiserver as requests see it: where it is, and how it proves itself.
 #[derive(Debug)]
@@ -134,8 +137,9 @@ impl Worker {
 pub struct Lease {
     worker: Arc<Worker>,
     held: Arc<Held>,
-    /// One dial serves all streams that wait for it.
-    dialling: Mutex<()>,
+    /// One dial serves all streams that wait for it, and its failure fails them all: a hundred streams
+    /// must not wait for a dead apiserver one after the other.
+    dialling: Mutex<Option<DialFailure>>,
 }
 
 impl Lease {
@@ -146,7 +150,7 @@ impl Lease {
         Self {
             worker,
             held,
-            dialling: Mutex::new(()),
+            dialling: Mutex::new(None),
         }
     }
 
@@ -220,11 +224,23 @@ impl Lease {
             Found::MustDialH1 => return self.dial(cluster, wants_h2).await,
             Found::MustDial => {}
         }
-        let _one_at_a_time = self.dialling.lock().await;
-        match self.held.find(cluster.id, wants_h2) {
-            Found::Slot(slot) => Ok(slot),
-            Found::MustDialH1 | Found::MustDial => self.dial(cluster, wants_h2).await,
+        let asked = Instant::now();
+        let mut last_failure = self.dialling.lock().await;
+        match (self.held.find(cluster.id, wants_h2), &*last_failure) {
+            (Found::Slot(slot), _) => return Ok(slot),
+            (_, Some(failure)) if failure.at >= asked => {
+                return Err(UpstreamError::Shared(Arc::clone(&failure.error)));
+            }
+            (Found::MustDialH1 | Found::MustDial, _) => {}
         }
+        self.dial(cluster, wants_h2).await.map_err(|error| {
+            let error = Arc::new(error);
+            *last_failure = Some(DialFailure {
+                at: Instant::now(),
+                error: Arc::clone(&error),
+            });
+            UpstreamError::Shared(error)
+        })
     }
 
     async fn dial(&self, cluster: &Cluster, wants_h2: bool) -> Result<Slot, UpstreamError> {
@@ -281,6 +297,13 @@ impl Lease {
             }
         }
     }
+}
+
+/// Why the last dial gave no connection.
+#[derive(Debug)]
+struct DialFailure {
+    at: Instant,
+    error: Arc<UpstreamError>,
 }
 
 /// A failed try, with the upload if the request was provably not processed and can be sent again.
