@@ -169,20 +169,20 @@ fn rejected(rejection: Rejection) -> Answer {
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             "RequestHeaderFieldsTooLarge",
             format!(
-                "the request has more than {limit} header fields; the limit is limits.header_fields"
+                "the request has more than {limit} header fields; the limit is limits.headerFields"
             ),
         ),
         Rejection::HeaderBytes(limit) => Answer::new(
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             "RequestHeaderFieldsTooLarge",
             format!(
-                "the request's header is larger than {limit} bytes; the limit is limits.header_bytes"
+                "the request's header is larger than {limit} bytes; the limit is limits.headerBytes"
             ),
         ),
         Rejection::Uri(limit) => Answer::new(
             StatusCode::URI_TOO_LONG,
             "RequestURITooLong",
-            format!("path and query are longer than {limit} bytes; the limit is limits.uri_bytes"),
+            format!("path and query are longer than {limit} bytes; the limit is limits.uriBytes"),
         ),
         Rejection::NoHost => bad_request("the request names no host"),
         Rejection::BadHost => bad_request("the request's host is malformed or given twice"),
@@ -219,7 +219,7 @@ mod tests {
             status,
             serde_json::json!({
                 "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-                "message": "kube-tls-proxy: path and query are longer than 9 bytes; the limit is limits.uri_bytes",
+                "message": "kube-tls-proxy: path and query are longer than 9 bytes; the limit is limits.uriBytes",
                 "reason": "RequestURITooLong", "code": 414,
             })
         );

@@ -24,7 +24,7 @@ pub enum UpstreamError {
         source: io::Error,
     },
     /// Connect, TLS handshake and HTTP preface together took too long.
-    #[error("no connection to {endpoint} within the upstream_connect timeout")]
+    #[error("no connection to {endpoint} within timeouts.upstreamConnect")]
     ConnectTimeout {
         /// The endpoint dialled.
         endpoint: UpstreamAddr,
