@@ -329,7 +329,7 @@ fn bad_certificates() {
         (
             "order",
             format!("{}{}{}", below.pem, ca.pem(), middle.pem()),
-            below.key.clone(),
+            below.key,
             "certificate DIR/bad.crt: certificate 2 (CN=root) is not the issuer of certificate 1 (CN=middle); put the server's certificate first, then each issuer in turn, and nothing else",
         ),
         (
