@@ -435,8 +435,9 @@ fn the_commented_parts_of_the_example_file_load() {
 }
 
 #[test]
-fn the_example_file_shows_every_key() {
+fn example_file_and_docs_show_every_key() {
     let text = fs::read_to_string(repository("config/kube-tls-proxy.yaml")).unwrap();
+    let docs = fs::read_to_string(repository("docs/configuration.md")).unwrap();
     let mut keys = Vec::new();
     property_names(&schema(), &mut keys);
     assert!(keys.len() > 40, "{keys:?}");
@@ -446,6 +447,16 @@ fn the_example_file_shows_every_key() {
             line.strip_prefix(&key)
                 .is_some_and(|rest| rest.starts_with(':'))
         });
+        let spellings = [
+            format!("`{key}`"),
+            format!(".{key}`"),
+            format!("`{key}:"),
+            format!("`{key}["),
+        ];
+        assert!(
+            spellings.iter().any(|spelling| docs.contains(spelling)),
+            "docs/configuration.md does not show `{key}`"
+        );
         assert!(shown, "config/kube-tls-proxy.yaml does not show `{key}`");
     }
 }
@@ -462,6 +473,45 @@ fn the_committed_schema_is_current() {
         fs::read_to_string(&file).unwrap_or_default() == current,
         "config/kube-tls-proxy.schema.json is stale: UPDATE_SCHEMA=1 cargo test committed_schema"
     );
+}
+
+/// Each default in the tables of the docs is the one that the program has.
+#[test]
+fn the_docs_show_the_defaults() {
+    let docs = fs::read_to_string(repository("docs/configuration.md")).unwrap();
+    let mut text = String::new();
+    let mut section = "";
+    let mut keys = 0;
+    for line in docs.lines() {
+        section = match line {
+            "## Limits" => "limits",
+            "## Timeouts" => "timeouts",
+            _ if line.starts_with("## ") => "",
+            _ => section,
+        };
+        let mut cells = line
+            .split(" | ")
+            .map(|cell| cell.trim_matches(['|', ' ', '`']));
+        if let (Some(key), Some(value)) = (cells.next(), cells.next())
+            && !section.is_empty()
+            && value.starts_with(|char: char| char.is_ascii_digit())
+            && !value.contains(' ')
+        {
+            text.push_str(&format!("{section}.{key} {value}\n"));
+            keys += 1;
+        }
+    }
+    assert_eq!(keys, 21, "{text}");
+    let yaml = |section: &str| -> String {
+        let prefix = format!("{section}.");
+        let lines = text.lines().filter_map(|line| line.strip_prefix(&prefix));
+        lines
+            .map(|line| format!("  {}\n", line.replacen(' ', ": ", 1)))
+            .collect()
+    };
+    let shown = format!("limits:\n{}timeouts:\n{}", yaml("limits"), yaml("timeouts"));
+    let defaults = load(&enough(), &outside_of_a_pod()).unwrap();
+    assert_eq!(with_config(enough(), &shown), defaults);
 }
 
 #[test]
