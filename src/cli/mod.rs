@@ -34,7 +34,7 @@ pub struct Cli {
 /// The subcommands.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum Command {
-    /// Run the proxy
+    /// Run the proxy: it needs a certificate to present and an apiserver to forward to
     #[command(after_help = SERVE_EXAMPLES)]
     Serve(Box<ServeArgs>),
 }

@@ -329,7 +329,7 @@ fn bad_certificates() {
         (
             "order",
             format!("{}{}{}", below.pem, ca.pem(), middle.pem()),
-            below.key.clone(),
+            below.key,
             "certificate DIR/bad.crt: certificate 2 (CN=root) is not the issuer of certificate 1 (CN=middle); put the server's certificate first, then each issuer in turn, and nothing else",
         ),
         (
@@ -982,7 +982,7 @@ fn every_failure_has_its_exit_code() {
 }
 
 #[test]
-fn every_flag_has_its_environment_variable() {
+fn every_flag_has_its_environment_variable_and_its_line_in_the_docs() {
     let command = Cli::command();
     let serve = command.find_subcommand("serve").unwrap();
     let mut flags = 0;
@@ -992,6 +992,8 @@ fn every_flag_has_its_environment_variable() {
         let found = flag.get_env().unwrap_or_default().to_str().unwrap();
         assert_eq!(found, variable, "--{name}");
         assert!(flag.get_help_heading().is_some(), "--{name}");
+        assert!(DOCS.contains(&format!("| `--{name}")), "--{name}");
+        assert!(DOCS.contains(&format!("| `{variable}` |")), "{variable}");
         flags += 1;
     }
     assert!(flags >= 15, "{flags}");
@@ -1065,6 +1067,7 @@ fn the_start_is_told_in_one_block() {
     assert_eq!(block.listening(), ["127.0.0.1:43211", "[::1]:1"]);
 }
 
+const DOCS: &str = include_str!("../../docs/configuration.md");
 const GARBAGE: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
 const CLUSTER: &str = "current-context: me
 contexts: [{name: me, context: {cluster: c}}, {name: you, context: {cluster: d}}]

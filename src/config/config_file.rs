@@ -17,8 +17,9 @@ use super::{
     url::{UpstreamUrl, expected_name},
 };
 
-/// Configuration of kube-tls-proxy.
+/// The file that `kube-tls-proxy serve --config` reads.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
+#[schemars(title = "Configuration of kube-tls-proxy")]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct ConfigFile {
     /// Addresses to listen on, ADDRESS:PORT.
@@ -32,11 +33,11 @@ pub(super) struct ConfigFile {
     #[schemars(with = "Option<Vec<ClusterEntry>>")]
     pub(super) clusters: Option<Vec<Spanned<ClusterEntry>>>,
     /// How much of everything may be used.
-    pub(super) limits: LimitsEntry,
+    pub(super) limits: Option<LimitsEntry>,
     /// How long a peer is waited for.
-    pub(super) timeouts: TimeoutsEntry,
+    pub(super) timeouts: Option<TimeoutsEntry>,
     /// What is logged and how.
-    pub(super) log: LogEntry,
+    pub(super) log: Option<LogEntry>,
 }
 
 /// One certificate chain and its key.

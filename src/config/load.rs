@@ -15,7 +15,7 @@ use serde_saphyr::Spanned;
 use super::{
     Config, ConfigError, Environment, Fault, FileKind, IdentityFiles, Limits, LogConfig, LogFormat,
     ServeArgs, Timeouts, clusters,
-    config_file::{ConfigFile, LimitsEntry, ListenAddr, LogFilter, TimeoutsEntry},
+    config_file::{ConfigFile, LimitsEntry, ListenAddr, LogEntry, LogFilter, TimeoutsEntry},
     units, yaml,
 };
 
@@ -43,9 +43,9 @@ pub fn load(args: &ServeArgs, env: &Environment) -> Result<Config, ConfigError> 
         workers,
         identities,
         clusters,
-        limits: limits(&file.limits, &base, workers, env)?,
-        timeouts: timeouts(args, &file.timeouts)?,
-        log: log(args, file)?,
+        limits: limits(&file.limits.unwrap_or_default(), &base, workers, env)?,
+        timeouts: timeouts(args, &file.timeouts.unwrap_or_default())?,
+        log: log(args, file.log.unwrap_or_default())?,
     })
 }
 
@@ -236,22 +236,21 @@ fn timeouts(args: &ServeArgs, entry: &TimeoutsEntry) -> Result<Timeouts, ConfigE
     })
 }
 
-fn log(args: &ServeArgs, file: ConfigFile) -> Result<LogConfig, ConfigError> {
+fn log(args: &ServeArgs, entry: LogEntry) -> Result<LogConfig, ConfigError> {
     let format = match &args.log_format {
         Some(text) => flag("--log-format", text)?,
-        None => file.log.format.map_or(LogFormat::Text, |format| format.0),
+        None => entry.format.map_or(LogFormat::Text, |format| format.0),
     };
     let filter = match &args.log_level {
         Some(text) => flag::<LogFilter>("--log-level", text)?.0,
-        None => file
-            .log
+        None => entry
             .filter
             .map_or_else(|| "info".to_owned(), |filter| filter.0.0),
     };
     Ok(LogConfig {
         format,
         filter,
-        access: !args.no_access_log && file.log.access.unwrap_or(true),
+        access: !args.no_access_log && entry.access.unwrap_or(true),
     })
 }
 

@@ -80,6 +80,20 @@ impl Identity {
         &self.names
     }
 
+    /// Whether a client that asks for `host` accepts this certificate's names; `host` is lower case
+    /// and may itself be a wildcard.
+    #[must_use]
+    pub fn covers(&self, host: &str) -> bool {
+        self.names.iter().any(|name| {
+            name == host
+                || name.strip_prefix('*').is_some_and(|base| {
+                    // A wildcard stands for exactly one label (RFC 6125 §6.4.3).
+                    host.strip_suffix(base)
+                        .is_some_and(|label| !label.is_empty() && !label.contains(['.', '*']))
+                })
+        })
+    }
+
     /// When the leaf expires.
     #[must_use]
     pub fn not_after(&self) -> SystemTime {

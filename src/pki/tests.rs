@@ -146,6 +146,25 @@ fn a_san_that_no_host_can_match_is_not_a_name() {
 }
 
 #[test]
+fn a_wildcard_covers_one_label() {
+    let leaf = Ca::new("root").leaf(&["a.example", "*.b.example"]);
+    let identity = identity(&leaf.pem, &leaf.key).unwrap();
+    for host in ["a.example", "x.b.example", "*.b.example"] {
+        assert!(identity.covers(host), "{host}");
+    }
+    for host in [
+        "b.example",
+        ".b.example",
+        "x.y.b.example",
+        "xb.example",
+        "*.a.example",
+        "",
+    ] {
+        assert!(!identity.covers(host), "{host}");
+    }
+}
+
+#[test]
 fn the_debug_text_of_an_identity_has_no_key() {
     let leaf = Ca::new("root").leaf(&["a.example"]);
     let text = format!("{:?}", identity(&leaf.pem, &leaf.key).unwrap());
@@ -164,6 +183,29 @@ fn trusts_every_ca_of_the_file_and_no_other() {
     assert_eq!(subjects, ["CN=first", "CN=second"]);
     assert_eq!(anchors.roots().len(), 2);
     assert!(anchors.warnings().is_empty());
+}
+
+#[test]
+fn a_certificate_block_that_is_oddly_written_is_not_passed_over() {
+    let ca = Ca::new("first").pem();
+    let odd = ca.replace(
+        "-----BEGIN CERTIFICATE-----",
+        "-----BEGIN CERTIFICATE----- odd",
+    );
+    for text in [
+        format!("{ca}{odd}"),
+        format!("{odd}{ca}"),
+        ca.replace('\n', "\n "),
+    ] {
+        let error = trust(&text).unwrap_err();
+        let PkiError::Trust { source, .. } = error else {
+            panic!("{error:?}");
+        };
+        assert!(
+            matches!(*source, Flaw::Damaged { .. }),
+            "{source:?}\n{text}"
+        );
+    }
 }
 
 #[test]
