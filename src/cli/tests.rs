@@ -410,6 +410,12 @@ fn bad_certificates() {
             key(),
             "certificate DIR/bad.crt: holds no certificate; put the server's certificate and its issuers there as PEM",
         ),
+        (
+            "version 1",
+            include_str!("../pki/testdata/v1-root.crt").to_owned(),
+            key(),
+            "certificate DIR/bad.crt: certificate 1 of the file (CN=old root) is of a kind that TLS refuses, such as version 1; issue it again as version 3",
+        ),
     ] {
         fixture.scratch.file("bad.crt", latin1(&crt));
         fixture.scratch.file("bad.key", key);
