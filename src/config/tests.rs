@@ -1,7 +1,9 @@
 //! What configuration comes out of flags, file, kubeconfig and pod; refusals are in `cli::tests`.
 
 use std::{
-    env, fs,
+    env,
+    error::Error,
+    fs,
     num::NonZeroUsize,
     path::{Path, PathBuf},
     time::Duration,
@@ -363,7 +365,7 @@ fn nothing_of_a_kubeconfig_s_credentials_is_kept() {
         ..enough()
     };
     let error = load(&args, &outside_of_a_pod()).unwrap_err();
-    let text = format!("{error:?} {}", crate::cli::sentence(&error));
+    let text = format!("{error:?} {}", sentence(&error));
     assert!(text.contains("line 2"), "{text}");
     assert!(!text.contains("canary"), "{text}");
 }
@@ -422,8 +424,8 @@ fn the_commented_parts_of_the_example_file_load() {
         service_account: scratch.path().to_owned(),
         ..outside_of_a_pod()
     };
-    let config = load(&args, &env)
-        .unwrap_or_else(|error| panic!("{}\n{uncommented}", crate::cli::sentence(&error)));
+    let config =
+        load(&args, &env).unwrap_or_else(|error| panic!("{}\n{uncommented}", sentence(&error)));
     let names: Vec<_> = config
         .clusters
         .iter()
@@ -674,6 +676,12 @@ fn a_password_in_a_url_is_not_repeated() {
         let error = text.parse::<UpstreamUrl>().unwrap_err();
         assert!(!format!("{error} {error:?}").contains("canary"), "{text}");
     }
+}
+
+/// The error and its causes.
+fn sentence(error: &dyn Error) -> String {
+    let causes = error.source().map(|cause| format!(": {}", sentence(cause)));
+    format!("{error}{}", causes.unwrap_or_default())
 }
 
 fn repository(path: &str) -> PathBuf {
