@@ -170,10 +170,11 @@ fn prepare(head: &mut Parts, downstream: &Downstream, admitted: &Admitted) -> Re
     Ok(())
 }
 
-/// The target behind the path prefix that a kubeconfig's server may carry.
+/// The target behind the path prefix that a kubeconfig's server may carry. `*` is no path: it means the
+/// server itself (RFC 9112 §3.2.4).
 fn with_prefix(cluster: &Cluster, target: Option<PathAndQuery>) -> Result<PathAndQuery, Rejection> {
     let target = target.unwrap_or_else(|| PathAndQuery::from_static("/"));
-    if cluster.path_prefix().is_empty() {
+    if cluster.path_prefix().is_empty() || target.path() == "*" {
         return Ok(target);
     }
     PathAndQuery::try_from(format!("{}{target}", cluster.path_prefix()))
