@@ -118,9 +118,8 @@ pub(super) fn admit(
     check_size(head, limits)?;
     check_target(head)?;
     check_length(&head.headers)?;
-    if let Some(expect) = head.headers.get(header::EXPECT)
-        && !expect.as_bytes().eq_ignore_ascii_case(b"100-continue")
-    {
+    let mut expected = head.headers.get_all(header::EXPECT).iter();
+    if expected.any(|expect| !expect.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
         return Err(Rejection::Expectation);
     }
     let authority = authority(head)?;
@@ -241,3 +240,6 @@ fn upgrade(head: &Parts) -> Result<Option<UpgradeToken>, Rejection> {
         Ok(Some(token))
     }
 }
+
+#[cfg(test)]
+mod tests;
