@@ -10,6 +10,7 @@ pub(super) struct Scanner {
     line: Line,
     head: Head,
     heads: u64,
+    most_lines: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +53,7 @@ impl Scanner {
             },
             head: Head::default(),
             heads: 0,
+            most_lines: 0,
         }
     }
 
@@ -60,9 +62,14 @@ impl Scanner {
         self.heads
     }
 
-    /// Lines of the head that is under way, its request line included.
-    pub(super) fn lines(&self) -> usize {
-        self.head.lines
+    /// Lines of the longest head so far, whole or under way, its request line included.
+    pub(super) fn most_lines(&self) -> usize {
+        self.most_lines
+    }
+
+    /// Whether a request line has begun and not ended.
+    pub(super) fn is_within_request_line(&self) -> bool {
+        self.is_within_head() && self.head.lines == 0
     }
 
     /// Whether a head has begun and not ended.
@@ -140,6 +147,7 @@ impl Scanner {
             }
             State::Head => {
                 self.head.lines += 1;
+                self.most_lines = self.most_lines.max(self.head.lines);
                 if let Some(at) = line.iter().position(|byte| *byte == b':') {
                     let (name, value) = line.split_at(at);
                     if name.eq_ignore_ascii_case(b"content-length") {
@@ -279,8 +287,12 @@ mod tests {
         assert!(scanner.is_within_head());
         scanner.scan(b"ET / HTTP/1.1\r\na: b\r\n");
         assert!(scanner.is_within_head());
-        assert_eq!(scanner.lines(), 2);
+        assert!(!scanner.is_within_request_line());
+        assert_eq!(scanner.most_lines(), 2);
         scanner.scan(b"\r\n");
         assert!(!scanner.is_within_head());
+        scanner.scan(b"G");
+        assert!(scanner.is_within_request_line());
+        assert_eq!(scanner.most_lines(), 2);
     }
 }
