@@ -1,7 +1,8 @@
 //! Follows the framing of HTTP/1.1 requests as they pass, without changing them.
 //!
-//! hyper drops `Content-Length` when `Transfer-Encoding` is there too and tells nobody; a request with
-//! both is how two parsers are made to disagree (RFC 9112 §6.3), so it must be seen here.
+//! hyper drops `Content-Length` when `Transfer-Encoding` is there too, and the second of two lengths that
+//! agree, and tells nobody; such requests are how two parsers are made to disagree (RFC 9112 §6.3), so
+//! they must be seen here.
 
 /// Where in the stream of requests the next byte belongs.
 #[derive(Debug)]
@@ -41,6 +42,8 @@ struct Head {
     lines: usize,
     length: Option<u64>,
     coded: bool,
+    /// The length of the body was said twice, in whatever way.
+    ambiguous: bool,
 }
 
 impl Scanner {
@@ -138,12 +141,12 @@ impl Scanner {
             State::Head if line.is_empty() => {
                 let head = std::mem::take(&mut self.head);
                 self.state = match (head.coded, head.length) {
-                    (true, Some(_)) => State::Blind,
-                    (true, None) => State::ChunkSize,
+                    _ if head.ambiguous => State::Blind,
+                    (true, _) => State::ChunkSize,
                     (false, None | Some(0)) => State::Head,
                     (false, Some(length)) => State::Body(length),
                 };
-                return head.coded && head.length.is_some();
+                return head.ambiguous;
             }
             State::Head => {
                 self.head.lines += 1;
@@ -151,8 +154,10 @@ impl Scanner {
                 if let Some(at) = line.iter().position(|byte| *byte == b':') {
                     let (name, value) = line.split_at(at);
                     if name.eq_ignore_ascii_case(b"content-length") {
+                        self.head.ambiguous |= self.head.coded || self.head.length.is_some();
                         self.head.length = Some(number(value.get(1..).unwrap_or_default(), 10));
                     } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+                        self.head.ambiguous |= self.head.length.is_some();
                         self.head.coded = true;
                     }
                 }
@@ -255,11 +260,12 @@ mod tests {
     }
 
     #[test]
-    fn sees_both_length_and_coding_in_either_order() {
+    fn sees_two_lengths_or_length_and_coding_in_any_order() {
         for fields in [
             "content-length: 3\r\ntransfer-encoding: chunked",
             "Transfer-Encoding: chunked\r\nCONTENT-LENGTH: 3",
             "x: y\r\ntransfer-encoding: chunked\r\nx: y\r\ncontent-length: 0",
+            "content-length: 5\r\nx: y\r\nContent-Length: 5",
         ] {
             assert_eq!(
                 scan(&format!("POST / HTTP/1.1\r\n{fields}\r\n\r\n0\r\n\r\n")),
