@@ -60,7 +60,7 @@ where
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                 seen.became_tunnel();
             }
-            if broken.is_some() || service.downstream.drain.has_begun() {
+            if service.downstream.drain.has_begun() {
                 close_after(&mut response);
             }
             Ok::<_, Infallible>(response)

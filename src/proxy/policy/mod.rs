@@ -75,6 +75,16 @@ pub enum Rejection {
     UpgradeWithBody,
 }
 
+impl Rejection {
+    /// Whether it is uncertain where the request ends, so that nothing behind it may be taken for another.
+    pub(super) fn is_about_framing(self) -> bool {
+        matches!(
+            self,
+            Self::TransferEncoding | Self::AmbiguousLength | Self::Malformed
+        )
+    }
+}
+
 impl UpgradeToken {
     pub(super) fn value(self) -> HeaderValue {
         HeaderValue::from_static(match self {
