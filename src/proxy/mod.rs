@@ -141,7 +141,8 @@ async fn forward(
     }
     prepare(&mut head, downstream, &admitted)?;
     if let Some(token) = admitted.upgrade {
-        return upgrade::forward(downstream, &admitted.cluster, head, body, token, access).await;
+        let cluster = &admitted.cluster;
+        return Ok(upgrade::forward(downstream, cluster, head, body, token, access).await);
     }
     let body = RequestBody::new(body, head.version);
     let response = downstream
