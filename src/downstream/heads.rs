@@ -45,6 +45,8 @@ pub(super) struct Heads<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> {
     instead: Option<Bytes>,
     refused: bool,
     read_to_end: bool,
+    /// Our side of the connection was ended in order.
+    ended: bool,
     drain: Drain,
 }
 
@@ -92,6 +94,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Heads<S> {
             instead: None,
             refused: false,
             read_to_end: false,
+            ended: false,
             drain,
         };
         (heads, seen)
@@ -251,6 +254,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Heads<S>
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.ended = true;
         self.stream().poll_shutdown(cx)
     }
 }
@@ -258,20 +262,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Heads<S>
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Heads<S> {
     /// Reads on for a moment when the client was answered before it had sent everything: closing at
     /// once would make the kernel send a reset, and a reset takes the answer away from the client
-    /// (RFC 9112 §9.6).
+    /// (RFC 9112 §9.6). A connection that was not ended in order is cut.
     fn drop(&mut self) {
         let Some(mut stream) = self.stream.take() else {
             return;
         };
-        let answered_early = self.refused || self.seen.ambiguous.load(Ordering::Relaxed) || {
-            let is_tunnel = self.seen.tunnel.load(Ordering::Relaxed);
-            !is_tunnel && !self.scanner.is_between_requests() && !self.scanner.is_within_head()
-        };
-        if !answered_early || self.read_to_end {
+        let unanswered = self.scanner.heads() > self.seen.served.load(Ordering::Relaxed)
+            || !self.scanner.is_between_requests();
+        let is_tunnel = self.seen.tunnel.load(Ordering::Relaxed);
+        if !self.ended || self.read_to_end || is_tunnel || !unanswered {
             return;
         }
         self.drain.spawn(async move {
             let lingering = async {
+                // Only what is left of it: the end was asked for above.
                 stream.shutdown().await?;
                 let mut scrap = vec![0; 16 * 1024];
                 while stream.read(&mut scrap).await? > 0 {}
@@ -284,4 +288,4 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Heads<S> {
 }
 
 /// How long the rest of a request is thrown away so that its answer arrives (Go's server: 500 ms).
-const LINGER: Duration = Duration::from_secs(1);
+pub(super) const LINGER: Duration = Duration::from_secs(1);
