@@ -57,6 +57,8 @@ pub(super) struct Seen {
     served: AtomicU64,
     /// A head had two lengths; whatever is served next is refused.
     ambiguous: AtomicBool,
+    /// The service has answered and the head of its response is not written yet.
+    owed: AtomicBool,
     /// The connection has become a tunnel.
     tunnel: AtomicBool,
 }
@@ -68,6 +70,11 @@ impl Seen {
         self.ambiguous
             .load(Ordering::Relaxed)
             .then_some(Rejection::AmbiguousLength)
+    }
+
+    /// The next head that is written is the service's.
+    pub(super) fn answered(&self) {
+        self.owed.store(true, Ordering::Relaxed);
     }
 
     /// From now on the bytes are no requests.
@@ -115,9 +122,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Heads<S> {
 
     /// Ours, if this is what hyper says to a head that it could not parse.
     fn in_place_of(&mut self, written: &[u8]) -> Option<Bytes> {
-        let unserved = self.scanner.heads() > self.seen.served.load(Ordering::Relaxed);
         let status = written.strip_prefix(b"HTTP/1.1 ")?.get(..3)?;
-        if !unserved || !is_bare(written) {
+        // A tunnel may carry such bytes, and so may a response to a client that pipelines.
+        if self.seen.tunnel.load(Ordering::Relaxed)
+            || self.seen.owed.swap(false, Ordering::Relaxed)
+            || self.scanner.heads() <= self.seen.served.load(Ordering::Relaxed)
+            || !is_bare(written)
+        {
             return None;
         }
         let rejection = match status {

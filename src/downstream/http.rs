@@ -75,6 +75,7 @@ where
             if broken.is_some() || service.downstream.drain.has_begun() {
                 close_after(&mut response);
             }
+            seen.answered();
             Ok::<_, Infallible>(response)
         }
     });
