@@ -125,7 +125,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Heads<S> {
         let status = written.strip_prefix(b"HTTP/1.1 ")?.get(..3)?;
         // A tunnel may carry such bytes, and so may a response to a client that pipelines.
         if self.seen.tunnel.load(Ordering::Relaxed)
-            || self.seen.owed.swap(false, Ordering::Relaxed)
+            || self.seen.owed.load(Ordering::Relaxed)
             || self.scanner.heads() <= self.seen.served.load(Ordering::Relaxed)
             || !is_bare(written)
         {
@@ -238,7 +238,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Heads<S>
         if self.instead.is_some() {
             return self.poll_write_instead(cx, buf.len());
         }
-        self.stream().poll_write(cx, buf)
+        let written = ready!(self.stream().poll_write(cx, buf));
+        self.seen.owed.store(false, Ordering::Relaxed);
+        Poll::Ready(written)
     }
 
     fn poll_write_vectored(
@@ -251,7 +253,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Heads<S>
         if let (Some(only), None) = (filled.next(), filled.next()) {
             return self.poll_write(cx, only);
         }
-        self.stream().poll_write_vectored(cx, bufs)
+        let written = ready!(self.stream().poll_write_vectored(cx, bufs));
+        self.seen.owed.store(false, Ordering::Relaxed);
+        Poll::Ready(written)
     }
 
     fn is_write_vectored(&self) -> bool {
