@@ -19,6 +19,7 @@ use http::{
     uri::{PathAndQuery, Scheme},
 };
 use hyper::body::Incoming;
+use tokio::sync::OwnedSemaphorePermit;
 use tracing::{debug, warn};
 
 pub use body::Body;
@@ -51,6 +52,8 @@ pub struct Downstream {
     pub limits: Limits,
     /// How long the second half of a tunnel may go on after the first has ended.
     pub tunnel_rest: Duration,
+    /// The place of this connection among those that may be open; a tunnel keeps it to its own end.
+    pub permit: Arc<OwnedSemaphorePermit>,
     /// Where tunnels run.
     pub drain: Drain,
 }
@@ -153,7 +156,8 @@ async fn forward(
     }
     prepare(&mut head, downstream, &admitted)?;
     if let Some(token) = admitted.upgrade {
-        return upgrade::forward(downstream, &admitted.cluster, head, body, token, access).await;
+        let cluster = &admitted.cluster;
+        return Ok(upgrade::forward(downstream, cluster, head, body, token, access).await);
     }
     let body = RequestBody::new(body, head.version);
     let response = downstream

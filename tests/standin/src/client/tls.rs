@@ -137,13 +137,21 @@ impl TlsConnection {
         loop {
             if let Some(length) = record_length(&self.incoming) {
                 let record = self.incoming.split_to(length);
-                self.tls.read_tls(&mut &record[..])?;
-                let state = match self.tls.process_new_packets() {
-                    Ok(state) => state,
-                    Err(err) => {
-                        // The alert for it is best effort.
-                        let _sent = self.poll_drain(cx);
-                        return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, err)));
+                let mut rest = &record[..];
+                let state = loop {
+                    // rustls takes 4 KiB at a time.
+                    self.tls.read_tls(&mut rest)?;
+                    match self.tls.process_new_packets() {
+                        Ok(state) if rest.is_empty() => break state,
+                        Ok(_) => {}
+                        Err(err) => {
+                            // The alert for it is best effort.
+                            let _sent = self.poll_drain(cx);
+                            return Poll::Ready(Err(io::Error::new(
+                                io::ErrorKind::InvalidData,
+                                err,
+                            )));
+                        }
                     }
                 };
                 self.closed |= state.peer_has_closed();
