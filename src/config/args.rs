@@ -18,9 +18,10 @@ use clap::{
 )]
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 pub struct ServeArgs {
-    /// Listen here; repeat for more. Port 0 asks the kernel for one [default: [::]:8443]
+    /// Addresses to listen on.
     #[arg(
         long,
+        help = "Listen here; repeat for more. Port 0 asks the kernel for one [default: [::]:8443]",
         value_name = "ADDRESS:PORT",
         env = "KUBE_TLS_PROXY_LISTEN",
         hide_env = true,
@@ -64,9 +65,10 @@ pub struct ServeArgs {
     )]
     pub hosts: Vec<String>,
 
-    /// Forward to this apiserver: https://HOST[:PORT][/PREFIX]
+    /// URL of the apiserver.
     #[arg(
         long,
+        help = "Forward to this apiserver: https://HOST[:PORT][/PREFIX]",
         value_name = "URL",
         env = "KUBE_TLS_PROXY_UPSTREAM",
         hide_env = true,

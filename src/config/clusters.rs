@@ -39,7 +39,7 @@ pub(super) fn load(
     let mut hosts = HashMap::new();
     let mut clusters: Vec<ClusterConfig> = Vec::with_capacity(entries.len());
     for entry in entries {
-        let name = entry.value.name.clone();
+        let name = shown(&entry.value.name);
         if name.is_empty() {
             return Err(base.fault(&entry, Fault::EmptyName));
         }
@@ -65,7 +65,7 @@ fn cluster_of_entry(
     base: &Base,
     env: &Environment,
 ) -> Result<ClusterConfig, ConfigError> {
-    let name = entry.value.name.clone();
+    let name = shown(&entry.value.name);
     let hosts = entry
         .value
         .hosts

@@ -154,7 +154,8 @@ fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, Fault> {
         path_prefix: url.prefix,
         expected_name,
         trust,
-        name,
+        // It goes into log lines.
+        name: shown(&name),
     })
 }
 

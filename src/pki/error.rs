@@ -149,14 +149,14 @@ pub enum Flaw {
     },
     /// A certificate that rustls does not take.
     #[error(
-        "certificate {position} of the file ({subject}) cannot be trusted ({cause}); replace it"
+        "certificate {position} of the file ({subject}) is of a kind that TLS refuses, such as version 1; issue it again as version 3"
     )]
     Unusable {
         /// Position in the file, from 1.
         position: usize,
         /// Its subject.
         subject: String,
-        /// What rustls said.
+        /// What rustls said; not printed, for its text is a dump of types.
         cause: rustls::Error,
     },
     /// Too late.

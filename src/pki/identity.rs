@@ -45,7 +45,7 @@ impl Identity {
         let key = read_key(&files.key).map_err(in_key)?;
         let (leaf, chain) = summarize(&certificates).map_err(in_certificate)?;
         // The key first: it tells a wrong file from a wrong order, and both have their own mend.
-        match owner_of(&key, &certificates) {
+        match owner_of(&key, &certificates, &leaf).map_err(in_certificate)? {
             Some(1) => {}
             Some(position) => return Err(in_certificate(Flaw::LeafNotFirst { position })),
             None => {
@@ -218,15 +218,31 @@ fn names(leaf: &CertSummary) -> Vec<String> {
 }
 
 /// Position, from 1, of the certificate that `key` belongs to.
-fn owner_of(key: &Arc<dyn SigningKey>, certificates: &[CertificateDer<'static>]) -> Option<usize> {
-    certificates
-        .iter()
-        .position(|der| {
-            CertifiedKey::new(vec![der.clone()], Arc::clone(key))
-                .keys_match()
-                .is_ok()
-        })
-        .map(|index| index.saturating_add(1))
+fn owner_of(
+    key: &Arc<dyn SigningKey>,
+    certificates: &[CertificateDer<'static>],
+    leaf: &CertSummary,
+) -> Result<Option<usize>, Flaw> {
+    let mut unusable = None;
+    for (index, der) in certificates.iter().enumerate() {
+        let position = index.saturating_add(1);
+        match CertifiedKey::new(vec![der.clone()], Arc::clone(key)).keys_match() {
+            Ok(()) => return Ok(Some(position)),
+            Err(rustls::Error::InconsistentKeys(_)) => {}
+            // Nothing is known about the key of a certificate that rustls cannot read; it matters
+            // only if that is the first one.
+            Err(cause) if position == 1 => unusable = Some(cause),
+            Err(_) => {}
+        }
+    }
+    match unusable {
+        Some(cause) => Err(Flaw::Unusable {
+            position: 1,
+            subject: leaf.subject.clone(),
+            cause,
+        }),
+        None => Ok(None),
+    }
 }
 
 const FEW_DAYS: u64 = 14;

@@ -174,18 +174,14 @@ fn printable(text: &str) -> String {
             shown.push('…');
             break;
         }
-        // `escape_debug` escapes what is not printable, and quotes, which are harmless here.
+        // `escape_debug` escapes what is not printable, bidi marks too, and quotes, which are
+        // harmless here.
         match char {
             '"' | '\'' | '\\' => shown.push(char),
-            _ if is_bidi(char) => shown.extend(char.escape_unicode()),
             _ => shown.extend(char.escape_debug()),
         }
     }
     shown
-}
-
-const fn is_bidi(char: char) -> bool {
-    matches!(char, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 const SERVER_AUTH: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.1");

@@ -55,6 +55,15 @@ pub(super) fn rewrite_response(headers: &mut HeaderMap) {
     remove_hop_by_hop(headers);
 }
 
+/// Makes a response's trailers fit for the client: what frames a message or belongs to one connection
+/// is forbidden there (RFC 9110 §6.5.1), and h2 gives a response up that has such a trailer.
+pub(super) fn rewrite_trailers(trailers: &mut HeaderMap) {
+    remove_hop_by_hop(trailers);
+    for name in [header::CONTENT_LENGTH, header::TRAILER, header::HOST] {
+        trailers.remove(name);
+    }
+}
+
 /// Whether a comma-separated field value holds this token.
 pub(super) fn has_token(value: &HeaderValue, token: &str) -> bool {
     value

@@ -2,6 +2,7 @@
 //! client or the stand-in apiserver observes on the wire. `tests/README.md` maps the test cases to tests.
 
 mod proxy;
+mod status;
 
 // One module a topic; a test goes where its peer-visible behaviour belongs.
 mod binary;

@@ -75,6 +75,16 @@ pub enum Rejection {
     UpgradeWithBody,
 }
 
+impl Rejection {
+    /// Whether it is uncertain where the request ends, so that nothing behind it may be taken for another.
+    pub(super) fn is_about_framing(self) -> bool {
+        matches!(
+            self,
+            Self::TransferEncoding | Self::AmbiguousLength | Self::Malformed
+        )
+    }
+}
+
 impl UpgradeToken {
     pub(super) fn value(self) -> HeaderValue {
         HeaderValue::from_static(match self {
@@ -118,9 +128,8 @@ pub(super) fn admit(
     check_size(head, limits)?;
     check_target(head)?;
     check_length(&head.headers)?;
-    if let Some(expect) = head.headers.get(header::EXPECT)
-        && !expect.as_bytes().eq_ignore_ascii_case(b"100-continue")
-    {
+    let mut expected = head.headers.get_all(header::EXPECT).iter();
+    if expected.any(|expect| !expect.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
         return Err(Rejection::Expectation);
     }
     let authority = authority(head)?;
@@ -270,3 +279,6 @@ pub(super) fn fuzz(bytes: &[u8]) {
         assert!(head.uri.path().starts_with('/') || head.method == Method::OPTIONS);
     }
 }
+
+#[cfg(test)]
+mod tests;

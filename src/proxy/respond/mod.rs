@@ -208,20 +208,4 @@ fn rejected(rejection: Rejection) -> Answer {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn is_a_status_that_client_go_reads() {
-        let status: serde_json::Value =
-            serde_json::from_str(&rejected(Rejection::Uri(9)).json()).unwrap();
-        assert_eq!(
-            status,
-            serde_json::json!({
-                "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-                "message": "kube-tls-proxy: path and query are longer than 9 bytes; the limit is limits.uriBytes",
-                "reason": "RequestURITooLong", "code": 414,
-            })
-        );
-    }
-}
+mod tests;
