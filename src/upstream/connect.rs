@@ -56,10 +56,14 @@ async fn dial(
     config: &Arc<ClientConfig>,
     endpoint: UpstreamAddr,
 ) -> Result<Connection, UpstreamError> {
+    let failed = |source: io::Error| UpstreamError::Connect {
+        endpoint,
+        source: Arc::new(source),
+    };
     let tcp = TcpStream::connect(endpoint.0)
         .await
         .and_then(|tcp| socket::tune(&tcp, &worker.timeouts).map(|()| tcp))
-        .map_err(|source| UpstreamError::Connect { endpoint, source })?;
+        .map_err(failed)?;
     let tls = TlsConnector::from(Arc::clone(config))
         .connect_with(cluster.tls.name.clone(), tcp, |connection| {
             connection.set_buffer_limit(Some(TLS_BUFFER))
@@ -77,15 +81,12 @@ async fn dial(
         .await;
         return established
             .map(Connection::H2)
-            .map_err(|source| UpstreamError::Unsent { endpoint, source });
+            .map_err(|source| failed(io::Error::other(source)));
     }
     let established = H1Connection::establish(tls, endpoint, &worker.drain).await;
     established
         .map(Connection::H1)
-        .map_err(|source| UpstreamError::Connect {
-            endpoint,
-            source: io::Error::other(source),
-        })
+        .map_err(|source| failed(io::Error::other(source)))
 }
 
 fn chose_h2(tls: &TlsStream<TcpStream>) -> bool {
@@ -93,6 +94,7 @@ fn chose_h2(tls: &TlsStream<TcpStream>) -> bool {
 }
 
 fn handshake_error(endpoint: UpstreamAddr, source: io::Error) -> UpstreamError {
+    let source = Arc::new(source);
     let refused = source
         .get_ref()
         .and_then(|inner| inner.downcast_ref::<rustls::Error>());

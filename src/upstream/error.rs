@@ -1,6 +1,6 @@
 //! Why a request got no answer from the apiserver, and whether it can have been processed.
 
-use std::io;
+use std::{io, sync::Arc};
 
 use super::{VerifyFailure, body::UploadError};
 use crate::addr::UpstreamAddr;
@@ -21,7 +21,7 @@ pub enum UpstreamError {
         endpoint: UpstreamAddr,
         /// What the kernel said.
         #[source]
-        source: io::Error,
+        source: Arc<io::Error>,
     },
     /// Connect, TLS handshake and HTTP preface together took too long.
     #[error("no connection to {endpoint} within the upstream_connect timeout")]
@@ -36,7 +36,7 @@ pub enum UpstreamError {
         endpoint: UpstreamAddr,
         /// What is wrong with it, and what was presented.
         #[source]
-        source: io::Error,
+        source: Arc<io::Error>,
     },
     /// The TLS handshake failed for another reason than the certificate.
     #[error("TLS handshake with {endpoint}")]
@@ -45,7 +45,7 @@ pub enum UpstreamError {
         endpoint: UpstreamAddr,
         /// What went wrong.
         #[source]
-        source: io::Error,
+        source: Arc<io::Error>,
     },
     /// The request could not be written as HTTP/2 before any of it was sent.
     #[error("HTTP/2 with {endpoint} before the request was sent")]
@@ -133,6 +133,34 @@ impl UpstreamError {
             return None;
         };
         super::connect::verify_failure(source)
+    }
+
+    /// The same failure for another request that waited for the same dial.
+    pub(super) fn of_the_same_dial(&self) -> Option<Self> {
+        match self {
+            Self::NoEndpoint { name } => Some(Self::NoEndpoint { name: name.clone() }),
+            Self::Connect { endpoint, source } => Some(Self::Connect {
+                endpoint: *endpoint,
+                source: Arc::clone(source),
+            }),
+            Self::ConnectTimeout { endpoint } => Some(Self::ConnectTimeout {
+                endpoint: *endpoint,
+            }),
+            Self::Verify { endpoint, source } => Some(Self::Verify {
+                endpoint: *endpoint,
+                source: Arc::clone(source),
+            }),
+            Self::Handshake { endpoint, source } => Some(Self::Handshake {
+                endpoint: *endpoint,
+                source: Arc::clone(source),
+            }),
+            Self::Unsent { .. }
+            | Self::Refused { .. }
+            | Self::Lost { .. }
+            | Self::Upload { .. }
+            | Self::UnsolicitedSwitch
+            | Self::Protocol { .. } => None,
+        }
     }
 
     /// Whether it was the connection that turned out unusable, so that another one may do better.

@@ -24,7 +24,7 @@ use hyper::body::{Frame, SizeHint};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     task::AbortHandle,
-    time::{sleep_until, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 use tracing::debug;
 
@@ -49,6 +49,7 @@ pub(super) struct H2Connection {
 #[derive(Debug)]
 struct State {
     endpoint: UpstreamAddr,
+    established: Instant,
     heard: Arc<Heard>,
     in_flight: AtomicUsize,
     /// Something happened after which no other client may use the connection.
@@ -107,6 +108,7 @@ impl H2Connection {
             .await?;
         let state = Arc::new(State {
             endpoint,
+            established: Instant::now(),
             heard,
             in_flight: AtomicUsize::new(0),
             spoiled: AtomicBool::new(false),
@@ -153,6 +155,10 @@ impl H2Connection {
 
     pub(super) fn endpoint(&self) -> UpstreamAddr {
         self.state.endpoint
+    }
+
+    pub(super) fn established(&self) -> Instant {
+        self.state.established
     }
 
     /// Whether another client may have this connection: nothing runs, and nothing went wrong ever.
