@@ -71,14 +71,8 @@ async fn dial(
         .await
         .map_err(|source| handshake_error(endpoint, source))?;
     if chose_h2(&tls) {
-        let established = H2Connection::establish(
-            tls,
-            endpoint,
-            &worker.limits,
-            &worker.timeouts,
-            &worker.drain,
-        )
-        .await;
+        let established =
+            H2Connection::establish(tls, endpoint, &worker.timeouts, &worker.drain).await;
         return established
             .map(Connection::H2)
             .map_err(|source| failed(io::Error::other(source)));

@@ -108,13 +108,13 @@ impl H1Connection {
             .await
             .map_err(|failure| {
                 let TrySendParts { error, unsent } = failure.into();
-                (
-                    UpstreamError::Lost {
-                        endpoint,
-                        source: LostCause::H1(error),
-                    },
-                    unsent,
-                )
+                let source = LostCause::H1(error);
+                let error = if unsent.is_some() {
+                    UpstreamError::Unsent { endpoint, source }
+                } else {
+                    UpstreamError::Lost { endpoint, source }
+                };
+                (error, unsent)
             })?;
         self.spoiled |= response.status() == StatusCode::UNAUTHORIZED;
         let (head, incoming) = response.into_parts();
