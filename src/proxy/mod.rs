@@ -21,7 +21,7 @@ use http::{
 use hyper::body::Incoming;
 use tracing::{debug, warn};
 
-pub use body::Body;
+pub use body::{Body, Cut};
 pub use error::Error;
 pub use policy::Rejection;
 pub use routes::Routes;
