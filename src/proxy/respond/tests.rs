@@ -35,7 +35,7 @@ fn upstream_errors() -> Vec<UpstreamError> {
         },
         UpstreamError::Unsent {
             endpoint,
-            source: h2(),
+            source: h2().into(),
         },
         UpstreamError::Refused {
             endpoint,
