@@ -1,3 +1,5 @@
+//! Every error has its answer, and no answer gives anything away.
+
 use std::io;
 
 use http_body_util::BodyExt as _;
