@@ -22,7 +22,7 @@ use hyper::body::Incoming;
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::{debug, warn};
 
-pub use body::Body;
+pub use body::{Body, Cut};
 pub use error::Error;
 pub use policy::Rejection;
 pub use routes::Routes;

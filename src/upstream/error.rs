@@ -47,14 +47,14 @@ pub enum UpstreamError {
         #[source]
         source: io::Error,
     },
-    /// The request could not be written as HTTP/2 before any of it was sent.
-    #[error("HTTP/2 with {endpoint} before the request was sent")]
+    /// The connection failed before any of the request was written.
+    #[error("{endpoint} was gone before the request was sent")]
     Unsent {
         /// The endpoint of the connection.
         endpoint: UpstreamAddr,
         /// What went wrong.
         #[source]
-        source: h2::Error,
+        source: LostCause,
     },
     /// The apiserver said that it did not process the request: GOAWAY or `REFUSED_STREAM`.
     #[error("{endpoint} refused the request unprocessed")]

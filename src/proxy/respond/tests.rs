@@ -1,3 +1,5 @@
+//! Every error has its answer, and no answer gives anything away.
+
 use std::io;
 
 use http_body_util::BodyExt as _;
@@ -35,7 +37,7 @@ fn upstream_errors() -> Vec<UpstreamError> {
         },
         UpstreamError::Unsent {
             endpoint,
-            source: h2(),
+            source: h2().into(),
         },
         UpstreamError::Refused {
             endpoint,
