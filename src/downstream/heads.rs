@@ -18,6 +18,8 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
+use http::{Response, header};
+use hyper::body::Body;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     time::{Sleep, sleep, timeout},
@@ -53,6 +55,8 @@ pub(super) struct Heads<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> {
 pub(super) struct Seen {
     /// Requests that reached the service.
     served: AtomicU64,
+    /// Responses of the service that look as hyper's own refusals do and are still to be written.
+    bare: AtomicU64,
     /// A head had two lengths; whatever is served next is refused.
     ambiguous: AtomicBool,
     /// The connection has become a tunnel.
@@ -66,6 +70,25 @@ impl Seen {
         self.ambiguous
             .load(Ordering::Relaxed)
             .then_some(Rejection::AmbiguousLength)
+    }
+
+    /// Remembers a response that could be mistaken for a refusal of hyper's.
+    pub(super) fn answers<B: Body>(&self, response: &Response<B>) {
+        let framing = [header::CONTENT_LENGTH, header::CONNECTION, header::DATE];
+        if response.status().is_client_error()
+            && response.body().is_end_stream()
+            && response.headers().keys().all(|name| framing.contains(name))
+        {
+            self.bare.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes one of those responses out, if one is expected.
+    fn takes_bare(&self) -> bool {
+        let less = |bare: u64| bare.checked_sub(1);
+        self.bare
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
+            .is_ok()
     }
 
     /// From now on the bytes are no requests.
@@ -112,9 +135,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Heads<S> {
 
     /// Ours, if this is what hyper says to a head that it could not parse.
     fn in_place_of(&mut self, written: &[u8]) -> Option<Bytes> {
-        let unserved = self.scanner.heads() > self.seen.served.load(Ordering::Relaxed);
-        let status = written.strip_prefix(b"HTTP/1.1 ")?.get(..3)?;
-        if !unserved || !is_bare(written) {
+        let status = written
+            .strip_prefix(b"HTTP/1.1 4")
+            .and(written.get(9..12))?;
+        if !is_bare(written) || self.seen.takes_bare() {
+            return None;
+        }
+        if self.scanner.heads() <= self.seen.served.load(Ordering::Relaxed) {
             return None;
         }
         // A head that hyper lets pass has one field more than is allowed, and its request line.

@@ -57,6 +57,7 @@ where
             let broken = seen.served();
             let routes = Arc::clone(&service.shared.snapshot.load().routes);
             let mut response = proxy::handle(&routes, &service.downstream, request, broken).await;
+            seen.answers(&response);
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                 seen.became_tunnel();
             }
