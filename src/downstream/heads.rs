@@ -135,10 +135,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Heads<S> {
 
     /// Ours, if this is what hyper says to a head that it could not parse.
     fn in_place_of(&mut self, written: &[u8]) -> Option<Bytes> {
-        let status = written
-            .strip_prefix(b"HTTP/1.1 4")
-            .and(written.get(9..12))?;
-        if !is_bare(written) || self.seen.takes_bare() {
+        let status = written.strip_prefix(b"HTTP/1.1 ")?.get(..3)?;
+        if !status.starts_with(b"4") || !is_bare(written) || self.seen.takes_bare() {
             return None;
         }
         if self.scanner.heads() <= self.seen.served.load(Ordering::Relaxed) {

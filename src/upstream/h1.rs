@@ -1,7 +1,7 @@
 //! One HTTP/1.1 connection to an apiserver: one request at a time, or an upgrade.
 
 use std::{
-    error::Error,
+    error::Error as _,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
