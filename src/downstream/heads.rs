@@ -18,8 +18,6 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use http::{Response, header};
-use hyper::body::Body;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     time::{Sleep, sleep, timeout},
@@ -47,6 +45,8 @@ pub(super) struct Heads<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> {
     instead: Option<Bytes>,
     refused: bool,
     read_to_end: bool,
+    /// Our side of the connection was ended in order.
+    ended: bool,
     drain: Drain,
 }
 
@@ -55,10 +55,10 @@ pub(super) struct Heads<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> {
 pub(super) struct Seen {
     /// Requests that reached the service.
     served: AtomicU64,
-    /// Responses of the service that look as hyper's own refusals do and are still to be written.
-    bare: AtomicU64,
     /// A head had two lengths; whatever is served next is refused.
     ambiguous: AtomicBool,
+    /// The service has answered and the head of its response is not written yet.
+    owed: AtomicBool,
     /// The connection has become a tunnel.
     tunnel: AtomicBool,
 }
@@ -72,23 +72,9 @@ impl Seen {
             .then_some(Rejection::AmbiguousLength)
     }
 
-    /// Remembers a response that could be mistaken for a refusal of hyper's.
-    pub(super) fn answers<B: Body>(&self, response: &Response<B>) {
-        let framing = [header::CONTENT_LENGTH, header::CONNECTION, header::DATE];
-        if response.status().is_client_error()
-            && response.body().is_end_stream()
-            && response.headers().keys().all(|name| framing.contains(name))
-        {
-            self.bare.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// Takes one of those responses out, if one is expected.
-    fn takes_bare(&self) -> bool {
-        let less = |bare: u64| bare.checked_sub(1);
-        self.bare
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
-            .is_ok()
+    /// The next head that is written is the service's.
+    pub(super) fn answered(&self) {
+        self.owed.store(true, Ordering::Relaxed);
     }
 
     /// From now on the bytes are no requests.
@@ -115,6 +101,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Heads<S> {
             instead: None,
             refused: false,
             read_to_end: false,
+            ended: false,
             drain,
         };
         (heads, seen)
@@ -136,10 +123,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Heads<S> {
     /// Ours, if this is what hyper says to a head that it could not parse.
     fn in_place_of(&mut self, written: &[u8]) -> Option<Bytes> {
         let status = written.strip_prefix(b"HTTP/1.1 ")?.get(..3)?;
-        if !status.starts_with(b"4") || !is_bare(written) || self.seen.takes_bare() {
-            return None;
-        }
-        if self.scanner.heads() <= self.seen.served.load(Ordering::Relaxed) {
+        // A tunnel may carry such bytes, and so may a response to a client that pipelines.
+        if self.seen.tunnel.load(Ordering::Relaxed)
+            || self.seen.owed.load(Ordering::Relaxed)
+            || self.scanner.heads() <= self.seen.served.load(Ordering::Relaxed)
+            || !is_bare(written)
+        {
             return None;
         }
         // A head that hyper lets pass has one field more than is allowed, and its request line.
@@ -254,7 +243,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Heads<S>
         if self.instead.is_some() {
             return self.poll_write_instead(cx, buf.len());
         }
-        self.stream().poll_write(cx, buf)
+        let written = ready!(self.stream().poll_write(cx, buf));
+        self.seen.owed.store(false, Ordering::Relaxed);
+        Poll::Ready(written)
     }
 
     fn poll_write_vectored(
@@ -267,7 +258,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Heads<S>
         if let (Some(only), None) = (filled.next(), filled.next()) {
             return self.poll_write(cx, only);
         }
-        self.stream().poll_write_vectored(cx, bufs)
+        let written = ready!(self.stream().poll_write_vectored(cx, bufs));
+        self.seen.owed.store(false, Ordering::Relaxed);
+        Poll::Ready(written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -281,6 +274,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Heads<S>
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.ended = true;
         self.stream().poll_shutdown(cx)
     }
 }
@@ -288,20 +282,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Heads<S>
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Heads<S> {
     /// Reads on for a moment when the client was answered before it had sent everything: closing at
     /// once would make the kernel send a reset, and a reset takes the answer away from the client
-    /// (RFC 9112 §9.6).
+    /// (RFC 9112 §9.6). A connection that was not ended in order is cut.
     fn drop(&mut self) {
         let Some(mut stream) = self.stream.take() else {
             return;
         };
-        let answered_early = self.refused || self.seen.ambiguous.load(Ordering::Relaxed) || {
-            let is_tunnel = self.seen.tunnel.load(Ordering::Relaxed);
-            !is_tunnel && !self.scanner.is_between_requests() && !self.scanner.is_within_head()
-        };
-        if !answered_early || self.read_to_end {
+        let unanswered = self.scanner.heads() > self.seen.served.load(Ordering::Relaxed)
+            || !self.scanner.is_between_requests();
+        let is_tunnel = self.seen.tunnel.load(Ordering::Relaxed);
+        if !self.ended || self.read_to_end || is_tunnel || !unanswered {
             return;
         }
         self.drain.spawn(async move {
             let lingering = async {
+                // Only what is left of it: the end was asked for above.
                 stream.shutdown().await?;
                 let mut scrap = vec![0; 16 * 1024];
                 while stream.read(&mut scrap).await? > 0 {}
@@ -314,4 +308,4 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Heads<S> {
 }
 
 /// How long the rest of a request is thrown away so that its answer arrives (Go's server: 500 ms).
-const LINGER: Duration = Duration::from_secs(1);
+pub(super) const LINGER: Duration = Duration::from_secs(1);

@@ -215,6 +215,25 @@ fn number(text: &[u8], radix: u32) -> u64 {
         })
 }
 
+/// Fuzz body: what is seen does not depend on how the bytes were cut.
+pub(super) fn fuzz(bytes: &[u8]) {
+    let (size, bytes) = bytes
+        .split_first()
+        .map_or((1, bytes), |(size, rest)| (usize::from(*size).max(1), rest));
+    let mut whole = Scanner::new();
+    let mut pieces = Scanner::new();
+    let ambiguous = whole.scan(bytes);
+    let mut seen = false;
+    for piece in bytes.chunks(size) {
+        seen |= pieces.scan(piece);
+    }
+    assert_eq!(ambiguous, seen, "ambiguity depends on the cut");
+    assert_eq!(
+        (whole.state, whole.heads, whole.head.lines),
+        (pieces.state, pieces.heads, pieces.head.lines)
+    );
+}
+
 /// Longer than `transfer-encoding:` and than `content-length:` with any number hyper accepts.
 const LINE: usize = 64;
 

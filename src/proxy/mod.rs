@@ -19,9 +19,10 @@ use http::{
     uri::{PathAndQuery, Scheme},
 };
 use hyper::body::Incoming;
+use tokio::sync::OwnedSemaphorePermit;
 use tracing::{debug, warn};
 
-pub use body::Body;
+pub use body::{Body, Cut};
 pub use error::Error;
 pub use policy::Rejection;
 pub use routes::Routes;
@@ -51,6 +52,8 @@ pub struct Downstream {
     pub limits: Limits,
     /// How long the second half of a tunnel may go on after the first has ended.
     pub tunnel_rest: Duration,
+    /// The place of this connection among those that may be open; a tunnel keeps it to its own end.
+    pub permit: Arc<OwnedSemaphorePermit>,
     /// Where tunnels run.
     pub drain: Drain,
 }
@@ -68,6 +71,9 @@ impl Downstream {
         HeaderValue::try_from(ip.to_string()).expect("an IP address is a valid field value")
     }
 }
+
+/// The fuzz bodies of this stage: header rewriting and the host policy.
+pub(crate) const FUZZ: [fn(&[u8]); 2] = [headers::fuzz, policy::fuzz];
 
 /// What a client reads when its request is refused before it reached [`handle`]: status and JSON.
 #[must_use]
@@ -150,7 +156,8 @@ async fn forward(
     }
     prepare(&mut head, downstream, &admitted)?;
     if let Some(token) = admitted.upgrade {
-        return upgrade::forward(downstream, &admitted.cluster, head, body, token, access).await;
+        let cluster = &admitted.cluster;
+        return Ok(upgrade::forward(downstream, cluster, head, body, token, access).await);
     }
     let body = RequestBody::new(body, head.version);
     let response = downstream

@@ -56,10 +56,11 @@ async fn dial(
     config: &Arc<ClientConfig>,
     endpoint: UpstreamAddr,
 ) -> Result<Connection, UpstreamError> {
+    let failed = |source: io::Error| UpstreamError::Connect { endpoint, source };
     let tcp = TcpStream::connect(endpoint.0)
         .await
         .and_then(|tcp| socket::tune(&tcp, &worker.timeouts).map(|()| tcp))
-        .map_err(|source| UpstreamError::Connect { endpoint, source })?;
+        .map_err(failed)?;
     let tls = TlsConnector::from(Arc::clone(config))
         .connect_with(cluster.tls.name.clone(), tcp, |connection| {
             connection.set_buffer_limit(Some(TLS_BUFFER))
@@ -67,25 +68,16 @@ async fn dial(
         .await
         .map_err(|source| handshake_error(endpoint, source))?;
     if chose_h2(&tls) {
-        let established = H2Connection::establish(
-            tls,
-            endpoint,
-            &worker.limits,
-            &worker.timeouts,
-            &worker.drain,
-        )
-        .await;
+        let established =
+            H2Connection::establish(tls, endpoint, &worker.timeouts, &worker.drain).await;
         return established
             .map(Connection::H2)
-            .map_err(|source| UpstreamError::Unsent { endpoint, source });
+            .map_err(|source| failed(io::Error::other(source)));
     }
     let established = H1Connection::establish(tls, endpoint, &worker.drain).await;
     established
         .map(Connection::H1)
-        .map_err(|source| UpstreamError::Connect {
-            endpoint,
-            source: io::Error::other(source),
-        })
+        .map_err(|source| failed(io::Error::other(source)))
 }
 
 fn chose_h2(tls: &TlsStream<TcpStream>) -> bool {

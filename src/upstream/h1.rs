@@ -1,7 +1,7 @@
 //! One HTTP/1.1 connection to an apiserver: one request at a time, or an upgrade.
 
 use std::{
-    error::Error as _,
+    error::Error,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -64,7 +64,7 @@ impl H1Connection {
             .await?;
         drain.spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
-                debug!(upstream.address = %endpoint, error = &error as &dyn std::error::Error, "upstream connection ended");
+                debug!(upstream.address = %endpoint, error = &error as &dyn Error, "upstream connection ended");
             }
         });
         Ok(Self {
@@ -109,7 +109,15 @@ impl H1Connection {
             .await
             .map_err(|failure| {
                 let TrySendParts { error, unsent } = failure.into();
-                (failed(endpoint, error), unsent)
+                let error = if unsent.is_some() {
+                    UpstreamError::Unsent {
+                        endpoint,
+                        source: LostCause::H1(error),
+                    }
+                } else {
+                    failed(endpoint, error)
+                };
+                (error, unsent)
             })?;
         self.spoiled |= response.status() == StatusCode::UNAUTHORIZED;
         let (head, incoming) = response.into_parts();

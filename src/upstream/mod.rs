@@ -15,6 +15,7 @@ mod upload;
 mod verify;
 
 use std::{
+    io,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -23,7 +24,7 @@ use std::{
 };
 
 use http::{Response, StatusCode, request::Parts};
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::Instant};
 use tracing::debug;
 
 pub use body::{DownloadError, RequestBody, ResponseBody, UploadError};
@@ -36,8 +37,11 @@ use crate::{
     config::{Limits, Timeouts},
     drain::Drain,
 };
-use lease::{Connection, Found, Held, IdleSet, Slot};
+use lease::{Age, Connection, Found, Held, IdleSet, Slot};
 use upload::Upload;
+
+/// The fuzz body of this stage: finding frames.
+pub(crate) const FUZZ: fn(&[u8]) = frames::fuzz;
 
 /// One apiserver as requests see it: where it is, and how it proves itself.
 #[derive(Debug)]
@@ -134,8 +138,46 @@ impl Worker {
 pub struct Lease {
     worker: Arc<Worker>,
     held: Arc<Held>,
-    /// One dial serves all streams that wait for it.
-    dialling: Mutex<()>,
+    /// Held while a connection is dialled, so that one dial serves all streams that wait for it.
+    dialling: Mutex<LastDial>,
+}
+
+/// How the last dial of a lease ended, if it failed.
+#[derive(Debug, Default)]
+struct LastDial(Option<DialFailure>);
+
+#[derive(Debug)]
+struct DialFailure {
+    at: Instant,
+    cluster: u64,
+    error: Arc<UpstreamError>,
+}
+
+impl LastDial {
+    /// What a request gets that has waited since `since`: had that dial succeeded, it would have
+    /// served this request too, so its failure is this one's as well.
+    fn failure_since(&self, since: Instant, cluster: u64) -> Option<UpstreamError> {
+        let failure = self.0.as_ref()?;
+        let waited = failure.at >= since && failure.cluster == cluster;
+        waited.then(|| UpstreamError::Shared(Arc::clone(&failure.error)))
+    }
+
+    fn ended(
+        &mut self,
+        cluster: u64,
+        dialled: Result<Slot, UpstreamError>,
+    ) -> Result<Slot, UpstreamError> {
+        self.0 = None;
+        dialled.map_err(|error| {
+            let error = Arc::new(error);
+            self.0 = Some(DialFailure {
+                at: Instant::now(),
+                cluster,
+                error: Arc::clone(&error),
+            });
+            UpstreamError::Shared(error)
+        })
+    }
 }
 
 impl Lease {
@@ -146,7 +188,7 @@ impl Lease {
         Self {
             worker,
             held,
-            dialling: Mutex::new(()),
+            dialling: Mutex::default(),
         }
     }
 
@@ -168,7 +210,8 @@ impl Lease {
     ) -> Result<Response<ResponseBody>, UpstreamError> {
         let wants_h2 = head.version == http::Version::HTTP_2;
         let upload = Upload::new(body, self.worker.limits.replay_bytes);
-        let slot = self.slot(cluster, wants_h2).await?;
+        let slot = self.slot(cluster, wants_h2, Age::Any).await?;
+        let first_try = Instant::now();
         let again = match self.exchange(cluster, slot, head, upload).await {
             Ok(response) => return checked(response),
             Err(Failed { error, again: None }) => return Err(error),
@@ -183,8 +226,8 @@ impl Lease {
                 upload
             }
         };
-        // A fresh connection, because whatever ended the first one may have ended all of its age.
-        let slot = self.dial(cluster, wants_h2).await?;
+        // A newer connection, because whatever ended the first one may have ended all of its age.
+        let slot = self.slot(cluster, wants_h2, Age::After(first_try)).await?;
         let answered = self.exchange(cluster, slot, head, again).await;
         answered.map_err(|failed| failed.error).and_then(checked)
     }
@@ -214,17 +257,32 @@ impl Lease {
     }
 
     /// A stream or connection that is free now, or a new one.
-    async fn slot(&self, cluster: &Cluster, wants_h2: bool) -> Result<Slot, UpstreamError> {
-        match self.held.find(cluster.id, wants_h2) {
+    async fn slot(
+        &self,
+        cluster: &Cluster,
+        wants_h2: bool,
+        age: Age,
+    ) -> Result<Slot, UpstreamError> {
+        match self.held.find(cluster.id, wants_h2, age) {
             Found::Slot(slot) => return Ok(slot),
             Found::MustDialH1 => return self.dial(cluster, wants_h2).await,
             Found::MustDial => {}
         }
-        let _one_at_a_time = self.dialling.lock().await;
-        match self.held.find(cluster.id, wants_h2) {
-            Found::Slot(slot) => Ok(slot),
-            Found::MustDialH1 | Found::MustDial => self.dial(cluster, wants_h2).await,
+        let asked = Instant::now();
+        let mut last_dial = self.dialling.lock().await;
+        match self.held.find(cluster.id, wants_h2, age) {
+            Found::Slot(slot) => return Ok(slot),
+            Found::MustDialH1 => {
+                drop(last_dial);
+                return self.dial(cluster, wants_h2).await;
+            }
+            Found::MustDial => {}
         }
+        if let Some(error) = last_dial.failure_since(asked, cluster.id) {
+            return Err(error);
+        }
+        let dialled = self.dial(cluster, wants_h2).await;
+        last_dial.ended(cluster.id, dialled)
     }
 
     async fn dial(&self, cluster: &Cluster, wants_h2: bool) -> Result<Slot, UpstreamError> {
@@ -234,9 +292,11 @@ impl Lease {
             &cluster.tls.h1
         };
         let connection = connect::connect(&self.worker, cluster, config).await?;
+        let endpoint = connection.endpoint();
         let slot = self.held.add(cluster.id, connection, wants_h2);
-        slot.ok_or_else(|| UpstreamError::NoEndpoint {
-            name: cluster.endpoints.host().to_owned(),
+        slot.ok_or_else(|| UpstreamError::Connect {
+            endpoint,
+            source: io::Error::other("the new connection takes no request"),
         })
     }
 

@@ -2,6 +2,9 @@
 
 use std::{future::pending, net::SocketAddr, num::NonZeroUsize, sync::Arc};
 
+use bytes::Bytes;
+use h2::RecvStream;
+use http::{Request, Response};
 use kube_tls_proxy::{
     app::App,
     config::{
@@ -13,7 +16,7 @@ use standin::{
     TempDir,
     client::Client,
     pki::{Ca, Identity},
-    upstream::{Builder, Upstream},
+    upstream::{Builder, RequestBody, ResponseBody, Upstream, channel, full},
 };
 use tokio::{
     sync::{Notify, oneshot},
@@ -168,4 +171,31 @@ impl Proxy {
             .await
             .unwrap();
     }
+}
+
+/// Answers paths that begin with `/watch` with one event and then nothing until the client has had
+/// enough; all else with `ok`, once the request's body was read.
+pub(crate) async fn watch_or_ok(request: Request<RequestBody>) -> Response<ResponseBody> {
+    if request.uri().path().starts_with("/watch") {
+        let (events, body) = channel();
+        tokio::spawn(async move {
+            if events.send("first").await.is_ok() {
+                events.closed().await;
+            }
+        });
+        return Response::new(body);
+    }
+    // How the body ended is in the record.
+    drop(request.into_body().read().await);
+    Response::new(full("ok"))
+}
+
+/// Waits for the next piece of a response.
+pub(crate) async fn data(response: &mut Response<RecvStream>) -> Result<Bytes, h2::Error> {
+    let body = response.body_mut();
+    let data = standin::within("data", body.data())
+        .await
+        .expect("the response goes on")?;
+    body.flow_control().release_capacity(data.len())?;
+    Ok(data)
 }

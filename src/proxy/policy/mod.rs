@@ -251,5 +251,34 @@ fn upgrade(head: &Parts) -> Result<Option<UpgradeToken>, Rejection> {
     }
 }
 
+/// Fuzz body: `bytes` are a target and a host, split at the first line end. Nothing panics, and a host
+/// that is accepted is one host: no userinfo, not empty, the same in target and `Host`.
+pub(super) fn fuzz(bytes: &[u8]) {
+    let (target, host) = bytes.split_at(
+        bytes
+            .iter()
+            .position(|byte| *byte == b'\n')
+            .unwrap_or(bytes.len()),
+    );
+    let Ok(uri) = http::Uri::try_from(target) else {
+        return;
+    };
+    let mut request = http::Request::new(());
+    *request.uri_mut() = uri;
+    if let Ok(host) = HeaderValue::from_bytes(host.get(1..).unwrap_or_default()) {
+        request.headers_mut().insert(header::HOST, host);
+    }
+    let (head, ()) = request.into_parts();
+    if let (Ok(()), Ok(authority)) = (check_target(&head), authority(&head)) {
+        assert!(!authority.as_str().contains('@') && !authority.host().is_empty());
+        assert!(
+            head.uri
+                .authority()
+                .is_none_or(|target| *target == authority)
+        );
+        assert!(head.uri.path().starts_with('/') || head.method == Method::OPTIONS);
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 
 use super::{Body, Error, Rejection};
-use crate::upstream::UpstreamError;
+use crate::upstream::{UpstreamError, VerifyFailure};
 
 /// What a client is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,73 +87,78 @@ pub(super) fn refusal(rejection: Rejection) -> (StatusCode, String) {
 
 /// The one map from errors to what a client is told.
 fn answer(error: &Error) -> Answer {
-    const UNAVAILABLE: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
     match error {
         Error::Rejected(rejection) => rejected(*rejection),
-        Error::Upstream(upstream) => match upstream {
-            UpstreamError::NoEndpoint { .. } => Answer::new(
-                UNAVAILABLE,
-                "ServiceUnavailable",
-                "no address of the apiserver is known yet",
-            )
-            .again_soon(),
-            UpstreamError::Connect { .. } => {
-                let message = "the apiserver does not accept connections; it may be restarting";
-                Answer::new(UNAVAILABLE, "ServiceUnavailable", message).again_soon()
-            }
-            UpstreamError::ConnectTimeout { .. } => Answer::new(
-                UNAVAILABLE,
-                "ServiceUnavailable",
-                "the apiserver did not answer in time",
-            )
-            .again_soon(),
-            UpstreamError::Handshake { .. } => {
-                let message = "the TLS handshake with the apiserver failed; nothing was sent to it";
-                Answer::new(UNAVAILABLE, "ServiceUnavailable", message).again_soon()
-            }
-            // No Retry-After: a wrong certificate does not mend itself within ten tries of client-go.
-            UpstreamError::Verify { .. } => {
-                let reason = upstream
-                    .verify_failure()
-                    .map_or("cannot be verified", |failure| failure.reason());
-                let message = format!(
-                    "the apiserver's certificate {reason}, so nothing was sent to it; \
-                     the administrator finds the certificate in the proxy's log"
-                );
-                Answer::new(UNAVAILABLE, "ServiceUnavailable", message)
-            }
-            UpstreamError::Unsent { .. } | UpstreamError::Refused { .. } => {
-                let message = "the apiserver closed the connection before it took the request";
-                Answer::new(UNAVAILABLE, "ServiceUnavailable", message).again_soon()
-            }
-            UpstreamError::Lost { .. } => {
-                let message = "the apiserver closed the connection without an answer; \
-                               the request may have been carried out";
-                Answer::new(StatusCode::BAD_GATEWAY, "InternalError", message)
-            }
-            UpstreamError::Upload { .. } => Answer::new(
-                StatusCode::BAD_REQUEST,
-                "BadRequest",
-                "the request body ended before it was complete",
-            ),
-            UpstreamError::UnsolicitedSwitch | UpstreamError::Protocol { .. } => {
-                let message = "the apiserver's answer breaks the HTTP protocol";
-                Answer::new(StatusCode::BAD_GATEWAY, "InternalError", message)
-            }
-        },
+        Error::Upstream(error) => unanswered(error),
         Error::WrongSwitch => {
-            let message = "the apiserver switched to another protocol than was asked for";
-            Answer::new(StatusCode::BAD_GATEWAY, "InternalError", message)
+            bad_gateway("the apiserver switched to another protocol than was asked for")
         }
         Error::RedirectedUpgrade => {
-            let message = "the apiserver redirected an upgrade request, which is not followed";
-            Answer::new(StatusCode::BAD_GATEWAY, "InternalError", message)
+            bad_gateway("the apiserver redirected an upgrade request, which is not followed")
         }
     }
 }
 
+fn unanswered(error: &UpstreamError) -> Answer {
+    match error {
+        UpstreamError::NoEndpoint { .. } => {
+            unavailable("no address of the apiserver is known yet").again_soon()
+        }
+        UpstreamError::Connect { .. } => {
+            unavailable("the apiserver does not accept connections; it may be restarting")
+                .again_soon()
+        }
+        UpstreamError::ConnectTimeout { .. } => {
+            unavailable("the apiserver did not answer in time").again_soon()
+        }
+        UpstreamError::Handshake { .. } => {
+            unavailable("the TLS handshake with the apiserver failed; nothing was sent to it")
+                .again_soon()
+        }
+        // No Retry-After: a wrong certificate does not mend itself within ten tries of client-go.
+        UpstreamError::Verify { .. } => {
+            let reason = error
+                .verify_failure()
+                .map_or("cannot be verified", VerifyFailure::reason);
+            unavailable(format!(
+                "the apiserver's certificate {reason}, so nothing was sent to it; \
+                 the administrator finds the certificate in the proxy's log"
+            ))
+        }
+        UpstreamError::Unsent { .. } | UpstreamError::Refused { .. } => {
+            unavailable("the apiserver closed the connection before it took the request")
+                .again_soon()
+        }
+        UpstreamError::Shared(error) => unanswered(error),
+        UpstreamError::Lost { .. } => bad_gateway(
+            "the apiserver closed the connection without an answer; the request may have been carried out",
+        ),
+        UpstreamError::Upload { .. } => {
+            bad_request("the request body ended before it was complete")
+        }
+        UpstreamError::UnsolicitedSwitch | UpstreamError::Protocol { .. } => {
+            bad_gateway("the apiserver's answer breaks the HTTP protocol")
+        }
+    }
+}
+
+fn unavailable(message: impl Into<String>) -> Answer {
+    Answer::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "ServiceUnavailable",
+        message,
+    )
+}
+
+fn bad_gateway(message: &str) -> Answer {
+    Answer::new(StatusCode::BAD_GATEWAY, "InternalError", message)
+}
+
+fn bad_request(message: &str) -> Answer {
+    Answer::new(StatusCode::BAD_REQUEST, "BadRequest", message)
+}
+
 fn rejected(rejection: Rejection) -> Answer {
-    let bad = |message: &str| Answer::new(StatusCode::BAD_REQUEST, "BadRequest", message);
     match rejection {
         Rejection::Connect => {
             let message = "CONNECT is not served: this is an apiserver's address, not a forward proxy; \
@@ -164,41 +169,41 @@ fn rejected(rejection: Rejection) -> Answer {
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             "RequestHeaderFieldsTooLarge",
             format!(
-                "the request has more than {limit} header fields; the limit is limits.header_fields"
+                "the request has more than {limit} header fields; the limit is limits.headerFields"
             ),
         ),
         Rejection::HeaderBytes(limit) => Answer::new(
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             "RequestHeaderFieldsTooLarge",
             format!(
-                "the request's header is larger than {limit} bytes; the limit is limits.header_bytes"
+                "the request's header is larger than {limit} bytes; the limit is limits.headerBytes"
             ),
         ),
         Rejection::Uri(limit) => Answer::new(
             StatusCode::URI_TOO_LONG,
             "RequestURITooLong",
-            format!("path and query are longer than {limit} bytes; the limit is limits.uri_bytes"),
+            format!("path and query are longer than {limit} bytes; the limit is limits.uriBytes"),
         ),
-        Rejection::NoHost => bad("the request names no host"),
-        Rejection::BadHost => bad("the request's host is malformed or given twice"),
-        Rejection::HostMismatch => bad("the request names two different hosts"),
+        Rejection::NoHost => bad_request("the request names no host"),
+        Rejection::BadHost => bad_request("the request's host is malformed or given twice"),
+        Rejection::HostMismatch => bad_request("the request names two different hosts"),
         Rejection::NotOurs => Answer::new(
             StatusCode::MISDIRECTED_REQUEST,
             "MisdirectedRequest",
             "no cluster is served under this host name; the server in the kubeconfig must be one of the \
              certificate's names, or the administrator adds the name to hosts",
         ),
-        Rejection::Scheme => bad("the request's scheme is not https"),
-        Rejection::Target => bad("the request target is not a path"),
-        Rejection::TransferEncoding => bad("the transfer coding is not chunked"),
-        Rejection::AmbiguousLength => bad("the length of the request body is ambiguous"),
-        Rejection::Malformed => bad("the request is not well-formed HTTP"),
+        Rejection::Scheme => bad_request("the request's scheme is not https"),
+        Rejection::Target => bad_request("the request target is not a path"),
+        Rejection::TransferEncoding => bad_request("the transfer coding is not chunked"),
+        Rejection::AmbiguousLength => bad_request("the length of the request body is ambiguous"),
+        Rejection::Malformed => bad_request("the request is not well-formed HTTP"),
         Rejection::Expectation => Answer::new(
             StatusCode::EXPECTATION_FAILED,
             "ExpectationFailed",
             "only the expectation 100-continue can be met",
         ),
-        Rejection::UpgradeWithBody => bad("an upgrade request must not have a body"),
+        Rejection::UpgradeWithBody => bad_request("an upgrade request must not have a body"),
     }
 }
 

@@ -1,3 +1,5 @@
+//! Every error has its answer, and no answer gives anything away.
+
 use std::io;
 
 use http_body_util::BodyExt as _;
@@ -35,7 +37,7 @@ fn upstream_errors() -> Vec<UpstreamError> {
         },
         UpstreamError::Unsent {
             endpoint,
-            source: h2(),
+            source: h2().into(),
         },
         UpstreamError::Refused {
             endpoint,
@@ -105,7 +107,7 @@ fn is_a_status_that_client_go_reads() {
         status,
         serde_json::json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-            "message": "kube-tls-proxy: path and query are longer than 9 bytes; the limit is limits.uri_bytes",
+            "message": "kube-tls-proxy: path and query are longer than 9 bytes; the limit is limits.uriBytes",
             "reason": "RequestURITooLong", "code": 414,
         })
     );
@@ -183,9 +185,9 @@ fn rejections_have_these_codes_and_reasons() {
 #[test]
 fn limits_are_named_as_in_the_configuration() {
     for (rejection, setting) in [
-        (Rejection::HeaderFields(77), "limits.header_fields"),
-        (Rejection::HeaderBytes(77), "limits.header_bytes"),
-        (Rejection::Uri(77), "limits.uri_bytes"),
+        (Rejection::HeaderFields(77), "limits.headerFields"),
+        (Rejection::HeaderBytes(77), "limits.headerBytes"),
+        (Rejection::Uri(77), "limits.uriBytes"),
     ] {
         let message = rejected(rejection).message;
         assert!(

@@ -137,13 +137,19 @@ impl TlsConnection {
         loop {
             if let Some(length) = record_length(&self.incoming) {
                 let record = self.incoming.split_to(length);
-                self.tls.read_tls(&mut &record[..])?;
-                let state = match self.tls.process_new_packets() {
-                    Ok(state) => state,
-                    Err(err) => {
-                        // The alert for it is best effort.
-                        let _sent = self.poll_drain(cx);
-                        return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, err)));
+                let mut left = &record[..];
+                let state = loop {
+                    // rustls takes a long record in pieces.
+                    self.tls.read_tls(&mut left)?;
+                    match self.tls.process_new_packets() {
+                        Ok(state) if left.is_empty() => break state,
+                        Ok(_) => {}
+                        Err(err) => {
+                            // The alert for it is best effort.
+                            let _sent = self.poll_drain(cx);
+                            let err = io::Error::new(io::ErrorKind::InvalidData, err);
+                            return Poll::Ready(Err(err));
+                        }
                     }
                 };
                 self.closed |= state.peer_has_closed();

@@ -5,7 +5,7 @@
 
 use std::{
     future::{Future, poll_fn},
-    pin::pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -24,7 +24,7 @@ use hyper::body::{Frame, SizeHint};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     task::AbortHandle,
-    time::{sleep_until, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 use tracing::debug;
 
@@ -33,11 +33,7 @@ use super::{
     frames::{Heard, Overheard},
     upload::{Pumped, Upload},
 };
-use crate::{
-    addr::UpstreamAddr,
-    config::{Limits, Timeouts},
-    drain::Drain,
-};
+use crate::{addr::UpstreamAddr, config::Timeouts, drain::Drain};
 
 /// A connection on which requests can be sent.
 #[derive(Debug, Clone)]
@@ -49,6 +45,7 @@ pub(super) struct H2Connection {
 #[derive(Debug)]
 struct State {
     endpoint: UpstreamAddr,
+    established: Instant,
     heard: Arc<Heard>,
     in_flight: AtomicUsize,
     /// Something happened after which no other client may use the connection.
@@ -68,6 +65,8 @@ pub(super) struct Stream {
 struct Usage {
     state: Arc<State>,
     ended_well: bool,
+    /// The stream, if its end is watched for.
+    watched: Option<h2::StreamId>,
 }
 
 /// The rest of a response, and of the upload when the response overtook it.
@@ -80,11 +79,15 @@ pub(super) struct Answer {
 }
 
 impl H2Connection {
-    /// Speaks the HTTP/2 preface on an established stream and keeps the connection running.
+    /// Speaks the HTTP/2 preface on an established stream, waits for the apiserver's, and keeps the
+    /// connection running.
+    ///
+    /// # Errors
+    ///
+    /// When the apiserver does not speak HTTP/2 after all.
     pub(super) async fn establish<S>(
         stream: S,
         endpoint: UpstreamAddr,
-        limits: &Limits,
         timeouts: &Timeouts,
         drain: &Drain,
     ) -> Result<Self, h2::Error>
@@ -96,17 +99,19 @@ impl H2Connection {
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(RESPONSE_HEADER_BYTES)
-            .initial_max_send_streams(
-                usize::try_from(limits.streams_per_connection).unwrap_or(usize::MAX),
-            )
+            // None until the apiserver has said how many: what is sent before and turns out to be too
+            // much would wait behind streams that never end.
+            .initial_max_send_streams(0)
             .enable_push(false)
             // The connection serves one client alone, so a stalled reader of small frames can hurt
             // nobody else; the default budget would end all of its streams (h2 `too_many_data_frames`).
             .data_frame_budget(usize::MAX)
             .handshake(Overheard::new(stream, Arc::clone(&heard)))
             .await?;
+        settled(&send, &mut connection).await?;
         let state = Arc::new(State {
             endpoint,
+            established: Instant::now(),
             heard,
             in_flight: AtomicUsize::new(0),
             spoiled: AtomicBool::new(false),
@@ -146,6 +151,7 @@ impl H2Connection {
                 usage: Usage {
                     state: Arc::clone(&self.state),
                     ended_well: false,
+                    watched: None,
                 },
             }
         })
@@ -153,6 +159,10 @@ impl H2Connection {
 
     pub(super) fn endpoint(&self) -> UpstreamAddr {
         self.state.endpoint
+    }
+
+    pub(super) fn established(&self) -> Instant {
+        self.state.established
     }
 
     /// Whether another client may have this connection: nothing runs, and nothing went wrong ever.
@@ -176,7 +186,10 @@ impl Stream {
         drain: &Drain,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
         let endpoint = self.usage.state.endpoint;
-        let unsent = |source| UpstreamError::Unsent { endpoint, source };
+        let unsent = |source| UpstreamError::Unsent {
+            endpoint,
+            source: LostCause::H2(source),
+        };
         let bodyless = upload.is_empty();
         poll_fn(|cx| self.send.poll_ready(cx))
             .await
@@ -187,6 +200,10 @@ impl Stream {
             .map_err(unsent)?;
         let heard = Arc::clone(&self.usage.state.heard);
         let id = response.stream_id();
+        if !bodyless {
+            heard.watch_for_end(id);
+            self.usage.watched = Some(id);
+        }
         let answered = if bodyless {
             Answered::whole(response.await)
         } else {
@@ -198,6 +215,8 @@ impl Stream {
                 && source.reason() == Some(h2::Reason::REFUSED_STREAM);
             if refused || heard.is_unprocessed(id) {
                 UpstreamError::Refused { endpoint, source }
+            } else if heard.is_unwritten(id) {
+                unsent(source)
             } else {
                 UpstreamError::Lost {
                     endpoint,
@@ -318,13 +337,14 @@ impl Answer {
         self.usage.ended_well = self.upload.as_ref().is_none_or(AbortHandle::is_finished);
     }
 
-    /// What a stream error means for the body: `RST_STREAM(NO_ERROR)` while the upload is still
-    /// running is how a server says "this was the whole response, stop sending" (RFC 9113 §8.1);
-    /// everywhere else it is a cut.
+    /// What a stream error means for the body: `RST_STREAM(NO_ERROR)` behind the end of the response is
+    /// how a server says "this was the whole response, stop sending" (RFC 9113 §8.1); everywhere else
+    /// it is a cut. h2 gives the same error for both.
     fn failed(&mut self, error: h2::Error) -> Option<h2::Error> {
         let told_to_stop =
             error.is_remote() && error.is_reset() && error.reason() == Some(h2::Reason::NO_ERROR);
-        if told_to_stop && self.upload.is_some() {
+        let watched = self.usage.watched;
+        if told_to_stop && watched.is_some_and(|id| self.usage.state.heard.has_ended(id)) {
             None
         } else {
             Some(error)
@@ -355,8 +375,28 @@ impl Drop for Usage {
         if !self.ended_well {
             self.spoil();
         }
+        if let Some(stream) = self.watched {
+            self.state.heard.forget(stream);
+        }
         self.state.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
+}
+
+/// Runs a new connection until the apiserver's SETTINGS have come: only they say how many streams
+/// there may be.
+async fn settled<S>(
+    send: &SendRequest<Bytes>,
+    connection: &mut Connection<S, Bytes>,
+) -> Result<(), h2::Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    poll_fn(|cx| match Pin::new(&mut *connection).poll(cx) {
+        Poll::Ready(ended) => Poll::Ready(ended.and(Err(h2::Reason::PROTOCOL_ERROR.into()))),
+        Poll::Pending if send.current_max_send_streams() > 0 => Poll::Ready(Ok(())),
+        Poll::Pending => Poll::Pending,
+    })
+    .await
 }
 
 /// How a connection came to an end that nobody asked for.
@@ -404,3 +444,6 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 2 * 1024 * 1024;
 /// Room for many `Warning` lines; kube-apiserver caps them at about 4 Ki characters each answer.
 const RESPONSE_HEADER_BYTES: u32 = 256 * 1024;
+
+#[cfg(test)]
+mod tests;
