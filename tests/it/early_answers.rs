@@ -34,7 +34,7 @@ async fn too_large(request: Request<RequestBody>) -> Response<ResponseBody> {
 /// on, the end.
 async fn too_large_as_go(mut raw: Raw) {
     let mut space = vec![0; 64 << 10];
-    raw.stream.read(&mut space).await.unwrap();
+    raw.stream.read_u8().await.unwrap();
     let head = "HTTP/1.1 413 Request Entity Too Large\r\nContent-Type: application/json\r\nConnection: close\r\n";
     let length = STATUS.len();
     let answer = format!("{head}Content-Length: {length}\r\n\r\n{STATUS}");
