@@ -13,7 +13,6 @@ use standin::{
     upstream::{BodyEnd, BodySender, Builder, channel},
     within,
 };
-use tokio::sync::mpsc;
 
 use crate::proxy::{HOST, World, data, watch_or_ok};
 
@@ -253,17 +252,5 @@ async fn both_directions_stream_at_the_same_time_over_http1() {
     client.send("0\r\n\r\n").await;
     assert_eq!(client.chunk().await.unwrap(), "");
 }
-
-/// Counts what is taken until nothing more is for a while.
-async fn taken_until_blocked(taken: &mut mpsc::UnboundedReceiver<usize>) -> usize {
-    let mut sum = 0;
-    while let Ok(Some(more)) = tokio::time::timeout(QUIET, taken.recv()).await {
-        sum += more;
-    }
-    sum
-}
-
-/// No buffer takes this long to fill further.
-const QUIET: std::time::Duration = std::time::Duration::from_millis(700);
 
 type Shared<T> = Arc<Mutex<Option<T>>>;
