@@ -294,17 +294,14 @@ async fn accept_all(listener: Listener, shared: Arc<Shared>, worker: Arc<Worker>
             accepted = listener.accept() => accepted,
             () = drain.begun() => return,
         };
-        let serving = downstream::serve(
+        drain.spawn(downstream::serve(
             stream,
             peer,
+            permit,
             Arc::clone(&shared),
             Arc::clone(&worker),
             drain.clone(),
-        );
-        drain.spawn(async move {
-            serving.await;
-            drop(permit);
-        });
+        ));
     }
 }
 

@@ -45,6 +45,8 @@ pub(super) struct Heads<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> {
     instead: Option<Bytes>,
     refused: bool,
     read_to_end: bool,
+    /// Our side of the connection was ended in order.
+    ended: bool,
     drain: Drain,
 }
 
@@ -55,6 +57,8 @@ pub(super) struct Seen {
     served: AtomicU64,
     /// A head had two lengths; whatever is served next is refused.
     ambiguous: AtomicBool,
+    /// The service has answered and the head of its response is not written yet.
+    owed: AtomicBool,
     /// The connection has become a tunnel.
     tunnel: AtomicBool,
 }
@@ -66,6 +70,11 @@ impl Seen {
         self.ambiguous
             .load(Ordering::Relaxed)
             .then_some(Rejection::AmbiguousLength)
+    }
+
+    /// The next head that is written is the service's.
+    pub(super) fn answered(&self) {
+        self.owed.store(true, Ordering::Relaxed);
     }
 
     /// From now on the bytes are no requests.
@@ -92,6 +101,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Heads<S> {
             instead: None,
             refused: false,
             read_to_end: false,
+            ended: false,
             drain,
         };
         (heads, seen)
@@ -112,14 +122,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Heads<S> {
 
     /// Ours, if this is what hyper says to a head that it could not parse.
     fn in_place_of(&mut self, written: &[u8]) -> Option<Bytes> {
-        let unserved = self.scanner.heads() > self.seen.served.load(Ordering::Relaxed);
         let status = written.strip_prefix(b"HTTP/1.1 ")?.get(..3)?;
-        if !unserved || !is_bare(written) {
+        // A tunnel may carry such bytes, and so may a response to a client that pipelines.
+        if self.seen.tunnel.load(Ordering::Relaxed)
+            || self.seen.owed.load(Ordering::Relaxed)
+            || self.scanner.heads() <= self.seen.served.load(Ordering::Relaxed)
+            || !is_bare(written)
+        {
             return None;
         }
+        // A head that hyper lets pass has one field more than is allowed, and its request line.
+        let most_lines = self.limits.header_fields.saturating_add(2);
         let rejection = match status {
             b"414" => Rejection::Uri(self.limits.uri_bytes),
-            b"431" if self.scanner.lines() > self.limits.header_fields => {
+            b"431" if self.scanner.is_within_request_line() => {
+                Rejection::Uri(self.limits.uri_bytes)
+            }
+            b"431" if self.scanner.most_lines() > most_lines => {
                 Rejection::HeaderFields(self.limits.header_fields)
             }
             b"431" => Rejection::HeaderBytes(self.limits.header_bytes),
@@ -224,7 +243,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Heads<S>
         if self.instead.is_some() {
             return self.poll_write_instead(cx, buf.len());
         }
-        self.stream().poll_write(cx, buf)
+        let written = ready!(self.stream().poll_write(cx, buf));
+        self.seen.owed.store(false, Ordering::Relaxed);
+        Poll::Ready(written)
     }
 
     fn poll_write_vectored(
@@ -237,7 +258,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Heads<S>
         if let (Some(only), None) = (filled.next(), filled.next()) {
             return self.poll_write(cx, only);
         }
-        self.stream().poll_write_vectored(cx, bufs)
+        let written = ready!(self.stream().poll_write_vectored(cx, bufs));
+        self.seen.owed.store(false, Ordering::Relaxed);
+        Poll::Ready(written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -251,6 +274,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Heads<S>
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.ended = true;
         self.stream().poll_shutdown(cx)
     }
 }
@@ -258,20 +282,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Heads<S>
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Heads<S> {
     /// Reads on for a moment when the client was answered before it had sent everything: closing at
     /// once would make the kernel send a reset, and a reset takes the answer away from the client
-    /// (RFC 9112 §9.6).
+    /// (RFC 9112 §9.6). A connection that was not ended in order is cut.
     fn drop(&mut self) {
         let Some(mut stream) = self.stream.take() else {
             return;
         };
-        let answered_early = self.refused || self.seen.ambiguous.load(Ordering::Relaxed) || {
-            let is_tunnel = self.seen.tunnel.load(Ordering::Relaxed);
-            !is_tunnel && !self.scanner.is_between_requests() && !self.scanner.is_within_head()
-        };
-        if !answered_early || self.read_to_end {
+        let unanswered = self.scanner.heads() > self.seen.served.load(Ordering::Relaxed)
+            || !self.scanner.is_between_requests();
+        let is_tunnel = self.seen.tunnel.load(Ordering::Relaxed);
+        if !self.ended || self.read_to_end || is_tunnel || !unanswered {
             return;
         }
         self.drain.spawn(async move {
             let lingering = async {
+                // Only what is left of it: the end was asked for above.
                 stream.shutdown().await?;
                 let mut scrap = vec![0; 16 * 1024];
                 while stream.read(&mut scrap).await? > 0 {}
@@ -284,4 +308,4 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Heads<S> {
 }
 
 /// How long the rest of a request is thrown away so that its answer arrives (Go's server: 500 ms).
-const LINGER: Duration = Duration::from_secs(1);
+pub(super) const LINGER: Duration = Duration::from_secs(1);

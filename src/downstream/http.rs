@@ -3,16 +3,25 @@
 
 use std::{convert::Infallible, future::Future, pin::pin, sync::Arc};
 
-use http::StatusCode;
+use http::{Request, StatusCode};
 use hyper::{
+    body::Incoming,
     rt::Executor,
     server::conn::{http1, http2},
     service::service_fn,
+    upgrade::OnUpgrade,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    time::timeout,
+};
 
-use super::{Service, heads::Heads, preface::Preface};
+use super::{
+    Service,
+    heads::{Heads, LINGER},
+    preface::Preface,
+};
 use crate::{drain::Drain, proxy};
 
 /// What ALPN chose; no ALPN means HTTP/1.1 (kubectl's upgrade dials offer none).
@@ -51,18 +60,22 @@ where
     let fields = limits.header_fields + 1;
     let client_idle = service.timeouts.client_idle;
     let (heads, seen) = Heads::new(stream, limits, service.timeouts.request_head, drain.clone());
-    let answer = service_fn(move |request| {
+    let answer = service_fn(move |request: Request<Incoming>| {
         let (service, seen) = (Arc::clone(&service), Arc::clone(&seen));
         async move {
+            let leftover = request.extensions().get::<OnUpgrade>().cloned();
             let broken = seen.served();
             let routes = Arc::clone(&service.shared.snapshot.load().routes);
             let mut response = proxy::handle(&routes, &service.downstream, request, broken).await;
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                 seen.became_tunnel();
+            } else if let Some(leftover) = leftover {
+                service.downstream.drain.spawn(end(leftover));
             }
-            if broken.is_some() || service.downstream.drain.has_begun() {
+            if service.downstream.drain.has_begun() {
                 close_after(&mut response);
             }
+            seen.answered();
             Ok::<_, Infallible>(response)
         }
     });
@@ -90,7 +103,9 @@ where
 {
     let drain = service.downstream.drain.clone();
     let limits = &service.downstream.limits;
-    let header_bytes = limits.uri_bytes + limits.header_bytes;
+    let fields = limits.header_fields.saturating_add(PSEUDO_FIELDS);
+    let header_bytes =
+        limits.uri_bytes + limits.header_bytes + fields.saturating_mul(FIELD_OVERHEAD);
     let mut builder = http2::Builder::new(Tracked(drain.clone()));
     builder
         .timer(TokioTimer::new())
@@ -119,6 +134,16 @@ where
         () = drain.begun() => connection.as_mut().graceful_shutdown(),
     }
     connection.await
+}
+
+/// Ends a connection that hyper gives away in place of ending it: it does so after every request with
+/// an `Upgrade` field, whatever was answered.
+async fn end(connection: OnUpgrade) {
+    // Fails when the connection did not come to a good end; then it is cut.
+    if let Ok(connection) = connection.await {
+        let mut stream = TokioIo::new(connection);
+        timeout(LINGER, stream.shutdown()).await.ok();
+    }
 }
 
 fn close_after<B>(response: &mut http::Response<B>) {
@@ -154,5 +179,9 @@ const PENDING_RESETS: usize = 20;
 /// Streams that we had to reset for the client's errors, over the connection's life (`MadeYouReset`,
 /// CVE-2025-8671).
 const LOCAL_RESETS: usize = 128;
+/// What HTTP/2 counts for each field beside its name and value (RFC 9113 §6.5.2), and how many fields the
+/// request line becomes.
+const FIELD_OVERHEAD: usize = 32;
+const PSEUDO_FIELDS: usize = 4;
 /// Room for the request line and line ends beside the fields and the target.
 const HEAD_SLACK: usize = 16 * 1024;

@@ -10,7 +10,10 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
-use tokio::{net::TcpStream, sync::Semaphore};
+use tokio::{
+    net::TcpStream,
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
 use tracing::debug;
 
 pub use tls::{HandshakeError, server_config};
@@ -23,6 +26,9 @@ use crate::{
     proxy::{Downstream, Routes},
     upstream::{Lease, Worker},
 };
+
+/// The fuzz body of this stage: the framing of requests.
+pub(crate) const FUZZ: fn(&[u8]) = scanner::fuzz;
 
 /// What a reload replaces, as a whole.
 #[derive(Debug)]
@@ -55,9 +61,11 @@ struct Service {
 }
 
 /// Serves one accepted connection to its end. It never fails: what goes wrong is the client's.
+/// `permit` is its place among those that may be open.
 pub async fn serve(
     stream: TcpStream,
     peer: PeerAddr,
+    permit: OwnedSemaphorePermit,
     shared: Arc<Shared>,
     worker: Arc<Worker>,
     drain: Drain,
@@ -92,6 +100,7 @@ pub async fn serve(
         lease: Lease::new(worker),
         limits: shared.limits.clone(),
         tunnel_rest: shared.timeouts.tunnel_rest,
+        permit: Arc::new(permit),
         drain,
     };
     drop(snapshot);

@@ -96,8 +96,11 @@ impl Access {
         self.sent += bytes as u64;
     }
 
+    /// Notes that the whole body was sent; an answer of the proxy's own keeps its reason.
     pub(super) fn complete(&mut self) {
-        self.outcome = Outcome::Complete;
+        if matches!(self.outcome, Outcome::Abandoned) {
+            self.outcome = Outcome::Complete;
+        }
     }
 
     pub(super) fn cut(&mut self, _error: &dyn std::error::Error) {

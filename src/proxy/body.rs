@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use hyper::body::{self, Frame, SizeHint};
 
-use super::access::Access;
+use super::{access::Access, headers};
 use crate::upstream::ResponseBody;
 
 /// The body of one response.
@@ -69,10 +69,15 @@ impl body::Body for Body {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let this = self.get_mut();
-        let frame = match &mut this.content {
+        let mut frame = match &mut this.content {
             Content::Own(content) => content.take().map(|content| Ok(Frame::data(content))),
             Content::Upstream(body) => ready!(Pin::new(body).poll_frame(cx)),
         };
+        if let Some(Ok(frame)) = &mut frame
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            headers::rewrite_trailers(trailers);
+        }
         if let Some(access) = &mut this.access {
             match &frame {
                 Some(Ok(frame)) => access.sent(frame.data_ref().map_or(0, Bytes::len)),

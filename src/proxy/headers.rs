@@ -55,6 +55,15 @@ pub(super) fn rewrite_response(headers: &mut HeaderMap) {
     remove_hop_by_hop(headers);
 }
 
+/// Makes a response's trailers fit for the client: what frames a message or belongs to one connection
+/// is forbidden there (RFC 9110 §6.5.1), and h2 gives a response up that has such a trailer.
+pub(super) fn rewrite_trailers(trailers: &mut HeaderMap) {
+    remove_hop_by_hop(trailers);
+    for name in [header::CONTENT_LENGTH, header::TRAILER, header::HOST] {
+        trailers.remove(name);
+    }
+}
+
 /// Whether a comma-separated field value holds this token.
 pub(super) fn has_token(value: &HeaderValue, token: &str) -> bool {
     value
@@ -131,7 +140,55 @@ fn is_claim(name: &str) -> bool {
         || name.starts_with("x-forwarded-")
 }
 
-/// Whether this response field may not cross into HTTP/2 or is meant for one connection only.
+/// Fuzz body: `bytes` are lines of `name: value`; whatever they say, the apiserver gets our claims,
+/// only ours, and no hop-by-hop field.
+pub(super) fn fuzz(bytes: &[u8]) {
+    let mut headers = HeaderMap::new();
+    for line in bytes.split(|byte| *byte == b'\n') {
+        let (name, value) = line.split_at(
+            line.iter()
+                .position(|byte| *byte == b':')
+                .unwrap_or(line.len()),
+        );
+        let value = HeaderValue::from_bytes(value.get(1..).unwrap_or_default().trim_ascii());
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), value) {
+            headers.append(name, value);
+        }
+    }
+    let authorization = headers.get(header::AUTHORIZATION).cloned();
+    let client = HeaderValue::from_static("192.0.2.1");
+    rewrite_request(
+        &mut headers,
+        Vouched {
+            client: &client,
+            host: "kube.example",
+        },
+        None,
+    );
+    assert_eq!(
+        headers.get(header::AUTHORIZATION),
+        authorization.as_ref(),
+        "identity is never lost"
+    );
+    assert!(
+        HOP_BY_HOP
+            .iter()
+            .all(|name| *name == header::TE || !headers.contains_key(name))
+    );
+    assert!(!headers.contains_key(header::CONNECTION));
+    let claims = headers
+        .iter()
+        .filter(|(name, _)| is_claim(name.as_str()))
+        .count();
+    assert_eq!(
+        claims, 3,
+        "for, proto and host are ours and nothing else is left"
+    );
+    assert_eq!(headers.get(X_FORWARDED_FOR), Some(&client));
+    rewrite_response(&mut headers);
+}
+
+/// Fields that are meant for one connection only, beside what `Connection` names (RFC 9110 §7.6.1).
 const HOP_BY_HOP: [HeaderName; 8] = [
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),

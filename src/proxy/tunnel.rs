@@ -20,8 +20,8 @@ pub(super) struct Carried {
     pub(super) down: u64,
 }
 
-/// Copies both ways until both have ended, one has failed, or the second has gone on for `rest` after
-/// the end of the first.
+/// Copies both ways until both have ended, one was cut, or the second has gone on for `rest` after the
+/// end of the first. A side that takes no more does not stop what it said before.
 pub(super) async fn join<C, A>(client: C, apiserver: A, rest: Duration) -> (Carried, io::Result<()>)
 where
     C: AsyncRead + AsyncWrite + Send,
@@ -70,8 +70,16 @@ where
         let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else {
             break;
         };
-        to.write_all(bytes).await?;
-        to.flush().await?;
+        let written = async {
+            to.write_all(bytes).await?;
+            to.flush().await
+        };
+        if let Err(error) = written.await {
+            // A peer that takes nothing more may have said a lot before, which is still on its way
+            // through the other half. That half knows when it is over.
+            while from.read(&mut buffer).await? > 0 {}
+            return Err(error);
+        }
         *carried += bytes.len() as u64;
     }
     to.shutdown().await
@@ -79,3 +87,36 @@ where
 
 /// One full TLS record.
 const BUFFER: usize = 16 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::duplex;
+
+    use super::*;
+
+    const REST: Duration = Duration::from_secs(30);
+
+    /// kube-apiserver closes both halves when a command ends; a client that reads slowly and still
+    /// writes must get the rest of the output all the same.
+    #[tokio::test(start_paused = true)]
+    async fn a_writing_client_gets_what_the_apiserver_said_before_it_closed() {
+        let (mut client, near_client) = duplex(1024);
+        let (near_apiserver, mut apiserver) = duplex(64 * 1024);
+        let said = vec![b'x'; 50_000];
+        apiserver.write_all(&said).await.unwrap();
+        drop(apiserver);
+        let talk = async {
+            let mut heard = vec![0; 1024];
+            client.read_exact(&mut heard).await.unwrap();
+            client.write_all(b"ping").await.unwrap();
+            tokio::time::sleep(REST * 2).await;
+            client.read_to_end(&mut heard).await.unwrap();
+            drop(client);
+            heard
+        };
+        let (heard, (carried, ended)) = tokio::join!(talk, join(near_client, near_apiserver, REST));
+        assert_eq!(heard.len(), said.len());
+        assert_eq!(carried.down, said.len() as u64);
+        assert!(ended.is_err(), "the ping was lost");
+    }
+}

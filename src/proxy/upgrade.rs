@@ -10,15 +10,37 @@ use hyper::{body::Incoming, upgrade};
 use hyper_util::rt::TokioIo;
 use tracing::debug;
 
-use super::{Body, Downstream, Error, access::Access, headers, policy::UpgradeToken, tunnel};
+use super::{
+    Body, Downstream, Error, access::Access, failed, headers, policy::UpgradeToken, tunnel,
+};
 use crate::upstream::{Cluster, RequestBody, ResponseBody};
 
 /// Sends the request on a connection of its own and does what the apiserver answers.
 ///
+/// The downstream connection ends after anything but a 101: what the client may have sent behind its
+/// request was meant for a tunnel and must not be read as a request.
+pub(super) async fn forward(
+    downstream: &Arc<Downstream>,
+    cluster: &Cluster,
+    head: Parts,
+    body: Incoming,
+    token: UpgradeToken,
+    access: &mut Option<Box<Access>>,
+) -> Response<Body> {
+    let answered = ask(downstream, cluster, head, body, token, access).await;
+    let mut response = answered.unwrap_or_else(|error| failed(downstream, &error, access));
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
 /// # Errors
 ///
 /// When there is no answer, or one that may not be passed on.
-pub(super) async fn forward(
+async fn ask(
     downstream: &Arc<Downstream>,
     cluster: &Cluster,
     head: Parts,
@@ -43,13 +65,10 @@ pub(super) async fn forward(
     }
 }
 
-/// An ordinary response. The connection ends after it: what the client may have sent behind its
-/// request was meant for a tunnel and must not be read as a request.
+/// An ordinary response.
 fn refused(response: Response<ResponseBody>) -> Response<Body> {
     let (mut head, body) = response.into_parts();
     headers::rewrite_response(&mut head.headers);
-    head.headers
-        .insert(header::CONNECTION, HeaderValue::from_static("close"));
     Response::from_parts(head, Body::upstream(body))
 }
 
@@ -68,7 +87,10 @@ fn switch(
     let apiserver = upgrade::on(&mut response);
     let rest = downstream.tunnel_rest;
     let peer = downstream.peer;
+    let permit = Arc::clone(&downstream.permit);
     downstream.drain.spawn(async move {
+        // The downstream connection is over for hyper when the tunnel begins; for the limit it is not.
+        let _permit = permit;
         // hyper fulfils the first only after the 101 was flushed, so what the tunnel writes comes in
         // TLS records behind it: client-go's SPDY dialer drops bytes that share a record with the 101.
         let (client, apiserver) = match (client.await, apiserver.await) {

@@ -56,10 +56,7 @@ async fn dial(
     config: &Arc<ClientConfig>,
     endpoint: UpstreamAddr,
 ) -> Result<Connection, UpstreamError> {
-    let failed = |source: io::Error| UpstreamError::Connect {
-        endpoint,
-        source: Arc::new(source),
-    };
+    let failed = |source: io::Error| UpstreamError::Connect { endpoint, source };
     let tcp = TcpStream::connect(endpoint.0)
         .await
         .and_then(|tcp| socket::tune(&tcp, &worker.timeouts).map(|()| tcp))
@@ -88,7 +85,6 @@ fn chose_h2(tls: &TlsStream<TcpStream>) -> bool {
 }
 
 fn handshake_error(endpoint: UpstreamAddr, source: io::Error) -> UpstreamError {
-    let source = Arc::new(source);
     let refused = source
         .get_ref()
         .and_then(|inner| inner.downcast_ref::<rustls::Error>());

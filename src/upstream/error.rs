@@ -21,10 +21,10 @@ pub enum UpstreamError {
         endpoint: UpstreamAddr,
         /// What the kernel said.
         #[source]
-        source: Arc<io::Error>,
+        source: io::Error,
     },
     /// Connect, TLS handshake and HTTP preface together took too long.
-    #[error("no connection to {endpoint} within the upstream_connect timeout")]
+    #[error("no connection to {endpoint} within timeouts.upstreamConnect")]
     ConnectTimeout {
         /// The endpoint dialled.
         endpoint: UpstreamAddr,
@@ -36,7 +36,7 @@ pub enum UpstreamError {
         endpoint: UpstreamAddr,
         /// What is wrong with it, and what was presented.
         #[source]
-        source: Arc<io::Error>,
+        source: io::Error,
     },
     /// The TLS handshake failed for another reason than the certificate.
     #[error("TLS handshake with {endpoint}")]
@@ -45,7 +45,7 @@ pub enum UpstreamError {
         endpoint: UpstreamAddr,
         /// What went wrong.
         #[source]
-        source: Arc<io::Error>,
+        source: io::Error,
     },
     /// The connection failed before any of the request was written.
     #[error("{endpoint} was gone before the request was sent")]
@@ -84,6 +84,9 @@ pub enum UpstreamError {
     /// A 101 that nobody asked for.
     #[error("the apiserver switched protocols unasked")]
     UnsolicitedSwitch,
+    /// The dial that this and other requests of the client waited for.
+    #[error(transparent)]
+    Shared(Arc<Self>),
     /// The connection speaks another protocol than was agreed.
     #[error("{endpoint} answered {what}")]
     Protocol {
@@ -119,6 +122,7 @@ impl UpstreamError {
             | Self::Handshake { .. }
             | Self::Unsent { .. }
             | Self::Refused { .. } => true,
+            Self::Shared(error) => error.is_unprocessed(),
             Self::Lost { .. }
             | Self::Upload { .. }
             | Self::UnsolicitedSwitch
@@ -133,34 +137,6 @@ impl UpstreamError {
             return None;
         };
         super::connect::verify_failure(source)
-    }
-
-    /// The same failure for another request that waited for the same dial.
-    pub(super) fn of_the_same_dial(&self) -> Option<Self> {
-        match self {
-            Self::NoEndpoint { name } => Some(Self::NoEndpoint { name: name.clone() }),
-            Self::Connect { endpoint, source } => Some(Self::Connect {
-                endpoint: *endpoint,
-                source: Arc::clone(source),
-            }),
-            Self::ConnectTimeout { endpoint } => Some(Self::ConnectTimeout {
-                endpoint: *endpoint,
-            }),
-            Self::Verify { endpoint, source } => Some(Self::Verify {
-                endpoint: *endpoint,
-                source: Arc::clone(source),
-            }),
-            Self::Handshake { endpoint, source } => Some(Self::Handshake {
-                endpoint: *endpoint,
-                source: Arc::clone(source),
-            }),
-            Self::Unsent { .. }
-            | Self::Refused { .. }
-            | Self::Lost { .. }
-            | Self::Upload { .. }
-            | Self::UnsolicitedSwitch
-            | Self::Protocol { .. } => None,
-        }
     }
 
     /// Whether it was the connection that turned out unusable, so that another one may do better.

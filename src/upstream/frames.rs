@@ -267,6 +267,22 @@ impl Scanner {
     }
 }
 
+/// Fuzz body: what is found does not depend on how the bytes were cut.
+pub(super) fn fuzz(bytes: &[u8]) {
+    let (size, bytes) = bytes
+        .split_first()
+        .map_or((1, bytes), |(size, rest)| (usize::from(*size).max(1), rest));
+    let (mut found, mut expected) = (Vec::new(), Vec::new());
+    let mut pieces = Scanner::default();
+    for piece in bytes.chunks(size) {
+        pieces.scan(piece, |frame| found.push(frame));
+    }
+    let mut whole = Scanner::default();
+    whole.scan(bytes, |frame| expected.push(frame));
+    assert_eq!(found, expected, "what is found depends on the cut");
+    assert_eq!((whole.filled, whole.skip), (pieces.filled, pieces.skip));
+}
+
 const HEADER: usize = 9;
 const STREAM_ID: usize = 4;
 /// What a client sends before its first frame (RFC 9113 §3.4).

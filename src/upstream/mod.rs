@@ -40,6 +40,9 @@ use crate::{
 use lease::{Age, Connection, Found, Held, IdleSet, Slot};
 use upload::Upload;
 
+/// The fuzz body of this stage: finding GOAWAY.
+pub(crate) const FUZZ: fn(&[u8]) = frames::fuzz;
+
 /// One apiserver as requests see it: where it is, and how it proves itself.
 #[derive(Debug)]
 pub struct Cluster {
@@ -135,40 +138,9 @@ impl Worker {
 pub struct Lease {
     worker: Arc<Worker>,
     held: Arc<Held>,
-    /// Held while a connection is dialled, so that one dial serves all streams that wait for it.
-    dialling: Mutex<LastDial>,
-}
-
-/// How the last dial of a lease ended, if it failed.
-#[derive(Debug, Default)]
-struct LastDial(Option<DialFailure>);
-
-#[derive(Debug)]
-struct DialFailure {
-    at: Instant,
-    cluster: u64,
-    error: UpstreamError,
-}
-
-impl LastDial {
-    /// What a request gets that has waited since `since`: had that dial succeeded, it would have
-    /// served this request too, so its failure is this one's as well.
-    fn failure_since(&self, since: Instant, cluster: u64) -> Option<UpstreamError> {
-        let failure = self.0.as_ref()?;
-        let waited = failure.at >= since && failure.cluster == cluster;
-        waited.then(|| failure.error.of_the_same_dial())?
-    }
-
-    fn ended(&mut self, cluster: u64, dialled: &Result<Slot, UpstreamError>) {
-        let error = dialled.as_ref().err();
-        self.0 = error
-            .and_then(UpstreamError::of_the_same_dial)
-            .map(|error| DialFailure {
-                at: Instant::now(),
-                cluster,
-                error,
-            });
-    }
+    /// One dial serves all streams that wait for it, and its failure fails them all: a hundred streams
+    /// must not wait for a dead apiserver one after the other.
+    dialling: Mutex<Option<DialFailure>>,
 }
 
 impl Lease {
@@ -179,7 +151,7 @@ impl Lease {
         Self {
             worker,
             held,
-            dialling: Mutex::default(),
+            dialling: Mutex::new(None),
         }
     }
 
@@ -260,21 +232,30 @@ impl Lease {
             Found::MustDial => {}
         }
         let asked = Instant::now();
-        let mut last_dial = self.dialling.lock().await;
+        let mut last_failure = self.dialling.lock().await;
         match self.held.find(cluster.id, wants_h2, age) {
             Found::Slot(slot) => return Ok(slot),
             Found::MustDialH1 => {
-                drop(last_dial);
+                drop(last_failure);
                 return self.dial(cluster, wants_h2).await;
             }
             Found::MustDial => {}
         }
-        if let Some(error) = last_dial.failure_since(asked, cluster.id) {
-            return Err(error);
+        if let Some(failure) = &*last_failure
+            && failure.at >= asked
+            && failure.cluster == cluster.id
+        {
+            return Err(UpstreamError::Shared(Arc::clone(&failure.error)));
         }
-        let dialled = self.dial(cluster, wants_h2).await;
-        last_dial.ended(cluster.id, &dialled);
-        dialled
+        self.dial(cluster, wants_h2).await.map_err(|error| {
+            let error = Arc::new(error);
+            *last_failure = Some(DialFailure {
+                at: Instant::now(),
+                cluster: cluster.id,
+                error: Arc::clone(&error),
+            });
+            UpstreamError::Shared(error)
+        })
     }
 
     async fn dial(&self, cluster: &Cluster, wants_h2: bool) -> Result<Slot, UpstreamError> {
@@ -288,7 +269,7 @@ impl Lease {
         let slot = self.held.add(cluster.id, connection, wants_h2);
         slot.ok_or_else(|| UpstreamError::Connect {
             endpoint,
-            source: Arc::new(io::Error::other("the new connection takes no request")),
+            source: io::Error::other("the new connection takes no request"),
         })
     }
 
@@ -333,6 +314,14 @@ impl Lease {
             }
         }
     }
+}
+
+/// Why the last dial gave no connection.
+#[derive(Debug)]
+struct DialFailure {
+    at: Instant,
+    cluster: u64,
+    error: Arc<UpstreamError>,
 }
 
 /// A failed try, with the upload if the request was provably not processed and can be sent again.

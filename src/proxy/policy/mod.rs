@@ -75,6 +75,16 @@ pub enum Rejection {
     UpgradeWithBody,
 }
 
+impl Rejection {
+    /// Whether it is uncertain where the request ends, so that nothing behind it may be taken for another.
+    pub(super) fn is_about_framing(self) -> bool {
+        matches!(
+            self,
+            Self::TransferEncoding | Self::AmbiguousLength | Self::Malformed
+        )
+    }
+}
+
 impl UpgradeToken {
     pub(super) fn value(self) -> HeaderValue {
         HeaderValue::from_static(match self {
@@ -118,9 +128,8 @@ pub(super) fn admit(
     check_size(head, limits)?;
     check_target(head)?;
     check_length(&head.headers)?;
-    if let Some(expect) = head.headers.get(header::EXPECT)
-        && !expect.as_bytes().eq_ignore_ascii_case(b"100-continue")
-    {
+    let mut expected = head.headers.get_all(header::EXPECT).iter();
+    if expected.any(|expect| !expect.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
         return Err(Rejection::Expectation);
     }
     let authority = authority(head)?;
@@ -241,3 +250,35 @@ fn upgrade(head: &Parts) -> Result<Option<UpgradeToken>, Rejection> {
         Ok(Some(token))
     }
 }
+
+/// Fuzz body: `bytes` are a target and a host, split at the first line end. Nothing panics, and a host
+/// that is accepted is one host: no userinfo, not empty, the same in target and `Host`.
+pub(super) fn fuzz(bytes: &[u8]) {
+    let (target, host) = bytes.split_at(
+        bytes
+            .iter()
+            .position(|byte| *byte == b'\n')
+            .unwrap_or(bytes.len()),
+    );
+    let Ok(uri) = http::Uri::try_from(target) else {
+        return;
+    };
+    let mut request = http::Request::new(());
+    *request.uri_mut() = uri;
+    if let Ok(host) = HeaderValue::from_bytes(host.get(1..).unwrap_or_default()) {
+        request.headers_mut().insert(header::HOST, host);
+    }
+    let (head, ()) = request.into_parts();
+    if let (Ok(()), Ok(authority)) = (check_target(&head), authority(&head)) {
+        assert!(!authority.as_str().contains('@') && !authority.host().is_empty());
+        assert!(
+            head.uri
+                .authority()
+                .is_none_or(|target| *target == authority)
+        );
+        assert!(head.uri.path().starts_with('/') || head.method == Method::OPTIONS);
+    }
+}
+
+#[cfg(test)]
+mod tests;

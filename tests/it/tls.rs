@@ -1,1 +1,0 @@
-//! Certificates by SNI, ALPN, versions, resumption and deadlines of the downstream handshake.

@@ -1,1 +1,0 @@
-//! Bytes in an upgraded connection, half-close, and its end.

@@ -1,0 +1,209 @@
+//! What happens inside a tunnel: bytes, ends, cuts and silence.
+
+mod ends;
+
+use std::{fs, net::SocketAddr, time::Duration};
+
+use standin::{client::Http1, client::TlsConnection, within};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, split},
+    task::JoinSet,
+};
+
+use crate::{
+    proxy::{HOST, Proxy, World},
+    upgrades::{Asked, SPDY, SPDY_101, Switch, echo},
+};
+
+/// A tunnel with both of its ends in hand.
+pub(crate) async fn open(proxy: &Proxy, switch: &Switch) -> (Http1<TlsConnection>, Asked) {
+    let mut client = proxy.client().http1().await;
+    client.send(SPDY).await;
+    let mut asked = switch.asked().await;
+    asked.say(SPDY_101).await;
+    assert_eq!(client.head().await.unwrap().status, 101);
+    (client, asked)
+}
+
+/// Bytes that differ from place to place, so that a lost, doubled or swapped piece shows.
+fn pattern(from: usize, length: usize) -> Vec<u8> {
+    (from..from + length)
+        .map(|at| ((at / 251) ^ (at % 251)) as u8)
+        .collect()
+}
+
+/// Sends and receives `length` bytes at once and checks every one that comes.
+async fn exchange<S: AsyncRead + AsyncWrite>(stream: S, length: usize) {
+    const PIECE: usize = 64 << 10;
+    let (mut from, mut to) = split(stream);
+    let send = async {
+        for at in (0..length).step_by(PIECE) {
+            to.write_all(&pattern(at, PIECE.min(length - at)))
+                .await
+                .unwrap();
+        }
+        to.shutdown().await.unwrap();
+    };
+    let receive = async {
+        let mut at = 0;
+        let mut piece = vec![0; PIECE];
+        loop {
+            let read = from.read(&mut piece).await.unwrap();
+            if read == 0 {
+                return at;
+            }
+            assert!(piece[..read] == pattern(at, read), "the bytes from {at} on");
+            at += read;
+        }
+    };
+    let ((), received) = tokio::join!(send, receive);
+    assert_eq!(received, length);
+}
+
+/// Case 50. Twenty at once, some of them broken off; the others lose nothing.
+#[tokio::test]
+async fn tunnels_in_parallel_do_not_disturb_each_other() {
+    const EACH: usize = 10 << 20;
+    let world = World::new();
+    let upstream = world.apiserver().http(echo).start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let mut running = JoinSet::new();
+    for number in 0..20 {
+        let mut client = proxy.client().http1().await;
+        client.send(SPDY).await;
+        assert_eq!(client.head().await.unwrap().status, 101);
+        if number % 4 == 0 {
+            client.send(pattern(0, 1 << 20)).await;
+            let (stream, _) = client.into_parts();
+            stream.reset();
+        } else {
+            running.spawn(exchange(client.into_parts().0, EACH));
+        }
+    }
+    let all = async {
+        while let Some(ended) = running.join_next().await {
+            ended.unwrap()
+        }
+    };
+    tokio::time::timeout(LONG, all)
+        .await
+        .expect("150 MiB both ways");
+}
+
+/// Case 52. What `kubectl cp` carries arrives whole, both ways.
+#[tokio::test]
+async fn fifty_mebibytes_both_ways_arrive_as_they_were_sent() {
+    let world = World::new();
+    let switch = Switch::start(&world).await;
+    let proxy = world.proxy(switch.upstream.address()).start();
+    let (client, asked) = open(&proxy, &switch).await;
+    let both = async {
+        tokio::join!(
+            exchange(client.into_parts().0, 50 << 20),
+            exchange(asked.stream, 50 << 20)
+        )
+    };
+    tokio::time::timeout(LONG, both)
+        .await
+        .expect("50 MiB both ways");
+}
+
+/// Case 53. No key waits for the next one: each is echoed before the next is typed.
+#[tokio::test]
+async fn every_keystroke_goes_through_at_once() {
+    let world = World::new();
+    let switch = Switch::start(&world).await;
+    let proxy = world.proxy(switch.upstream.address()).start();
+    let (mut client, mut asked) = open(&proxy, &switch).await;
+    for key in "kubectl exec -it p -- sh\r".bytes() {
+        client.send([key]).await;
+        assert_eq!(asked.hear(1).await, [key]);
+        asked.say([key, b'!']).await;
+        assert_eq!(client.take(2).await.unwrap(), [key, b'!'][..]);
+    }
+}
+
+/// Case 54. A silent exec outlives every deadline of HTTP.
+#[tokio::test]
+async fn a_silent_tunnel_stays_open() {
+    let world = World::new();
+    let switch = Switch::start(&world).await;
+    let proxy = world
+        .proxy(switch.upstream.address())
+        .timeouts(|timeouts| {
+            let short = Duration::from_millis(100);
+            timeouts.handshake = Duration::from_secs(5);
+            timeouts.request_head = short;
+            timeouts.client_idle = short;
+            timeouts.client_ping_interval = short;
+            timeouts.client_ping_timeout = short;
+            timeouts.upstream_idle = short;
+            timeouts.upstream_ping_interval = short;
+            timeouts.upstream_ping_timeout = short;
+            timeouts.tunnel_rest = short;
+            timeouts.reload = short;
+        })
+        .start();
+    let (mut client, mut asked) = open(&proxy, &switch).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    client.send("still").await;
+    assert_eq!(asked.hear(5).await, b"still");
+    asked.say("here").await;
+    assert_eq!(client.take(4).await.unwrap(), "here");
+}
+
+/// Case 54. A peer that is gone without a word is found by TCP itself, on both legs.
+#[tokio::test]
+async fn tcp_keepalive_is_armed_on_both_legs_of_a_tunnel() {
+    let world = World::new();
+    let switch = Switch::start(&world).await;
+    let proxy = world.proxy(switch.upstream.address()).start();
+    let (mut client, asked) = open(&proxy, &switch).await;
+    let client = client.stream().tcp().local_addr().unwrap();
+    wait_for_keepalive(proxy.address(), client).await;
+    wait_for_keepalive(asked.connection.peer, switch.upstream.address()).await;
+}
+
+/// Waits until the kernel's timer of this socket is the keepalive one; while bytes are in flight it is
+/// another.
+async fn wait_for_keepalive(local: SocketAddr, remote: SocketAddr) {
+    let seen = async {
+        loop {
+            if let Some("02") = timer(local, remote).as_deref() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    within("the keepalive timer", seen).await;
+}
+
+/// The field `tr` of this socket in /proc/net/tcp (proc_pid_net(5)); `02` is keepalive.
+fn timer(local: SocketAddr, remote: SocketAddr) -> Option<String> {
+    let port = |address: SocketAddr| format!(":{:04X}", address.port());
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    table.lines().find_map(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        let (from, to) = (fields.next()?, fields.next()?);
+        let timer = fields.nth(2)?.split(':').next()?;
+        (from.ends_with(&port(local)) && to.ends_with(&port(remote))).then(|| timer.to_owned())
+    })
+}
+
+/// Another request of the client that has a tunnel is served on another connection.
+#[tokio::test]
+async fn requests_beside_a_tunnel_are_served() {
+    let world = World::new();
+    let upstream = world.apiserver().http(echo).start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let mut exec = proxy.client().http1().await;
+    exec.send(SPDY).await;
+    assert_eq!(exec.head().await.unwrap().status, 101);
+    let mut get = proxy.client().http1().await;
+    assert_eq!(get.get(HOST, "/version", "").await.text(), "ok");
+    exec.send("x").await;
+    assert_eq!(exec.take(1).await.unwrap(), "x");
+}
+
+/// For hundreds of mebibytes through a debug build on a busy machine.
+const LONG: Duration = Duration::from_secs(100);

@@ -1,0 +1,319 @@
+//! exec, attach, cp and port-forward: from the request to the 101, or to the refusal.
+
+mod refused;
+mod tokens;
+
+use std::{io, sync::Mutex};
+
+use http::{Request, Response, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use standin::{
+    upstream::{Connection, Raw, RequestBody, ResponseBody, Upstream, empty, full},
+    within,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, copy, split},
+    net::TcpStream,
+    sync::mpsc,
+};
+use tokio_rustls::server::TlsStream;
+
+use crate::proxy::{HOST, World};
+
+/// What kubectl sends first for an exec.
+pub(crate) const WEBSOCKET: &str = "\
+    GET /api/v1/namespaces/default/pods/p/exec?command=ls&command=-l&stdout=true HTTP/1.1\r\n\
+    Host: kube.test\r\n\
+    Authorization: Bearer t\r\n\
+    Connection: Upgrade\r\n\
+    Upgrade: websocket\r\n\
+    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+    Sec-WebSocket-Version: 13\r\n\
+    Sec-WebSocket-Protocol: v5.channel.k8s.io\r\n\r\n";
+
+/// What kubectl sends when the WebSocket was refused.
+pub(crate) const SPDY: &str = "\
+    POST /api/v1/namespaces/default/pods/p/exec?command=ls&command=-l&stdout=true HTTP/1.1\r\n\
+    Host: kube.test\r\n\
+    Authorization: Bearer t\r\n\
+    Content-Length: 0\r\n\
+    Connection: Upgrade\r\n\
+    Upgrade: SPDY/3.1\r\n\
+    X-Stream-Protocol-Version: v5.channel.k8s.io\r\n\
+    X-Stream-Protocol-Version: v4.channel.k8s.io\r\n\r\n";
+
+pub(crate) const WEBSOCKET_101: &str = "\
+    HTTP/1.1 101 Switching Protocols\r\n\
+    Upgrade: websocket\r\n\
+    Connection: Upgrade\r\n\
+    Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\
+    Sec-WebSocket-Protocol: v5.channel.k8s.io\r\n\r\n";
+
+pub(crate) const SPDY_101: &str = "\
+    HTTP/1.1 101 Switching Protocols\r\n\
+    Connection: Upgrade\r\n\
+    Upgrade: SPDY/3.1\r\n\
+    X-Stream-Protocol-Version: v5.channel.k8s.io\r\n\r\n";
+
+/// An apiserver that hands its connections to the test, each once the head of its request has come.
+pub(crate) struct Switch {
+    pub(crate) upstream: Upstream,
+    asked: Mutex<mpsc::UnboundedReceiver<Asked>>,
+}
+
+/// A connection on which something was asked for and nothing was answered yet.
+pub(crate) struct Asked {
+    pub(crate) connection: Connection,
+    pub(crate) head: String,
+    pub(crate) stream: TlsStream<TcpStream>,
+}
+
+impl Switch {
+    pub(crate) async fn start(world: &World) -> Self {
+        let (tell, asked) = mpsc::unbounded_channel();
+        let upstream = world
+            .apiserver()
+            .alpn(&["http/1.1"])
+            .raw(
+                move |Raw {
+                          mut stream,
+                          connection,
+                      }| {
+                    let tell = tell.clone();
+                    async move {
+                        let mut head = Vec::new();
+                        while !head.ends_with(b"\r\n\r\n") {
+                            let Ok(byte) = stream.read_u8().await else {
+                                return;
+                            };
+                            head.push(byte);
+                        }
+                        let head = String::from_utf8(head).unwrap();
+                        // A test that has ended asks no more.
+                        drop(tell.send(Asked {
+                            connection,
+                            head,
+                            stream,
+                        }));
+                    }
+                },
+            )
+            .start()
+            .await;
+        Self {
+            upstream,
+            asked: Mutex::new(asked),
+        }
+    }
+
+    #[expect(clippy::await_holding_lock, reason = "one task asks")]
+    pub(crate) async fn asked(&self) -> Asked {
+        let mut asked = self.asked.lock().unwrap();
+        within("a request", asked.recv()).await.unwrap()
+    }
+}
+
+impl Asked {
+    /// Writes these bytes in one TLS record.
+    pub(crate) async fn say(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).await.unwrap();
+        self.stream.flush().await.unwrap();
+    }
+
+    pub(crate) async fn hear(&mut self, length: usize) -> Vec<u8> {
+        let mut heard = vec![0; length];
+        within("bytes of the client", self.stream.read_exact(&mut heard))
+            .await
+            .unwrap();
+        heard
+    }
+
+    /// Everything until the proxy ends the connection; an error when it ends without `close_notify`.
+    pub(crate) async fn hear_the_end(&mut self) -> io::Result<Vec<u8>> {
+        let mut heard = Vec::new();
+        within(
+            "the end of the connection",
+            self.stream.read_to_end(&mut heard),
+        )
+        .await?;
+        Ok(heard)
+    }
+
+    /// Sends `close_notify` and ends the writing half of TCP.
+    pub(crate) async fn end(&mut self) {
+        self.stream.shutdown().await.unwrap();
+    }
+}
+
+/// An apiserver's answer: an echo after any upgrade, `ok` otherwise.
+pub(crate) async fn echo(mut request: Request<RequestBody>) -> Response<ResponseBody> {
+    let Some(token) = request.headers().get(header::UPGRADE).cloned() else {
+        return Response::new(full("ok"));
+    };
+    let client = hyper::upgrade::on(&mut request);
+    #[expect(clippy::disallowed_methods, reason = "the stand-in has no drain")]
+    tokio::spawn(async move {
+        let (mut from, mut to) = split(TokioIo::new(client.await?));
+        copy(&mut from, &mut to).await.ok();
+        to.shutdown().await.ok();
+        hyper::Result::Ok(())
+    });
+    let mut response = Response::new(empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, "Upgrade".parse().unwrap());
+    headers.insert(header::UPGRADE, token);
+    response
+}
+
+/// Cases 8, 9. Discovery over h2 and an apiserver that prefers h2 leave their mark on no upgrade.
+#[tokio::test]
+async fn an_upgrade_goes_over_a_fresh_connection_that_offers_http1_alone() {
+    let world = World::new();
+    let upstream = world.apiserver().http(echo).start().await;
+    let proxy = world.proxy(upstream.address()).start();
+
+    let discovery = proxy.client().http2().await;
+    discovery.get("https://kube.test/version").await.unwrap();
+    // The upstream connection of this one is idle and could be taken.
+    let mut pods = proxy.client().http1().await;
+    pods.get(HOST, "/api/v1/pods", "").await;
+    drop(pods);
+    let used: Vec<usize> = upstream
+        .connections()
+        .iter()
+        .map(|connection| connection.id)
+        .collect();
+
+    let mut exec = proxy.client().http1().await;
+    exec.send(WEBSOCKET).await;
+    assert_eq!(exec.head().await.unwrap().status, 101);
+    exec.send("hello").await;
+    assert_eq!(exec.take(5).await.unwrap(), "hello");
+
+    let connections = upstream.connections();
+    let of_exec = connections.last().unwrap();
+    assert!(!used.contains(&of_exec.id), "a fresh connection");
+    assert_eq!(of_exec.alpn_offered, Some(vec!["http/1.1".to_owned()]));
+    assert_eq!(of_exec.requests, 1);
+    assert_eq!(
+        connections[0].alpn.as_deref(),
+        Some("h2"),
+        "the apiserver prefers h2"
+    );
+}
+
+/// Case 58. kube-rs wants `Connection` to be exactly `Upgrade`; nothing of the 101 is lost or added to.
+#[tokio::test]
+async fn the_101_keeps_its_fields() {
+    let world = World::new();
+    let switch = Switch::start(&world).await;
+    let proxy = world.proxy(switch.upstream.address()).start();
+    for (request, answer) in [(WEBSOCKET, WEBSOCKET_101), (SPDY, SPDY_101)] {
+        let mut client = proxy.client().http1().await;
+        client.send(request).await;
+        switch.asked().await.say(answer).await;
+        let head = client.head().await.unwrap();
+        assert_eq!(head.status, 101);
+        let mut lines: Vec<String> = head
+            .headers
+            .iter()
+            .filter(|(name, _)| name != "date")
+            .map(|(name, value)| format!("{name}: {value}").to_lowercase())
+            .collect();
+        let mut sent: Vec<String> = answer.lines().skip(1).map(str::to_lowercase).collect();
+        sent.retain(|line| !line.is_empty());
+        lines.sort();
+        sent.sort();
+        assert_eq!(lines, sent);
+        assert_eq!(head.lines("connection"), ["Upgrade"]);
+    }
+}
+
+/// What an upgrade request says arrives as it was said.
+#[tokio::test]
+async fn an_upgrade_request_keeps_its_fields() {
+    let world = World::new();
+    let switch = Switch::start(&world).await;
+    let proxy = world.proxy(switch.upstream.address()).start();
+    for request in [WEBSOCKET, SPDY] {
+        let mut client = proxy.client().http1().await;
+        client.send(request).await;
+        let asked = switch.asked().await;
+        let received: Vec<String> = asked.head.lines().map(str::to_lowercase).collect();
+        for line in request.lines().filter(|line| !line.is_empty()) {
+            let line = line.to_lowercase();
+            assert!(received.contains(&line), "{line:?} is not in {received:?}");
+        }
+        let versions = received
+            .iter()
+            .filter(|line| line.starts_with("x-stream-protocol-version"));
+        let sent = request.matches("X-Stream-Protocol-Version").count();
+        assert_eq!(
+            versions.count(),
+            sent,
+            "one line each, in order of preference"
+        );
+    }
+}
+
+/// Case 39. The subprotocol that carries a token is one line, unchanged.
+#[tokio::test]
+async fn the_bearer_subprotocol_reaches_the_apiserver_unchanged() {
+    let world = World::new();
+    let switch = Switch::start(&world).await;
+    let proxy = world.proxy(switch.upstream.address()).start();
+    let protocols = "base64url.bearer.authorization.k8s.io.c2VjcmV0, v4.channel.k8s.io,undefined";
+    let mut client = proxy.client().http1().await;
+    client
+        .send(WEBSOCKET.replace("v5.channel.k8s.io", protocols))
+        .await;
+    let head = switch.asked().await.head;
+    let lines: Vec<&str> = head
+        .lines()
+        .filter(|line| line.to_lowercase().starts_with("sec-websocket-protocol"))
+        .collect();
+    assert_eq!(lines.len(), 1, "{head}");
+    assert!(lines[0].ends_with(protocols), "{lines:?}");
+}
+
+/// Cases 14, 15. client-go's SPDY dialer drops what shares a TLS record with the 101, and the
+/// apiserver's first words must arrive all the same.
+#[tokio::test]
+async fn the_101_is_a_tls_record_of_its_own() {
+    let world = World::new();
+    let switch = Switch::start(&world).await;
+    let proxy = world.proxy(switch.upstream.address()).start();
+    for (request, answer) in [(WEBSOCKET, WEBSOCKET_101), (SPDY, SPDY_101)] {
+        let mut client = proxy.client().connect().await.unwrap();
+        client.write_all(request.as_bytes()).await.unwrap();
+        client.flush().await.unwrap();
+        let mut asked = switch.asked().await;
+        asked.say(format!("{answer}hello-in-101")).await;
+        let first = client.record().await.unwrap().unwrap();
+        assert!(
+            first.starts_with(b"HTTP/1.1 101 ") && first.ends_with(b"\r\n\r\n"),
+            "{first:?}"
+        );
+        assert_eq!(client.record().await.unwrap().unwrap(), "hello-in-101");
+    }
+}
+
+/// Some clients do not wait for the 101 before they speak; not a byte of it may be lost.
+#[tokio::test]
+async fn bytes_sent_behind_the_request_arrive_after_the_101() {
+    let world = World::new();
+    let switch = Switch::start(&world).await;
+    let proxy = world.proxy(switch.upstream.address()).start();
+    let early = "GET / HTTP/1.1\r\n".repeat(300);
+    let mut client = proxy.client().http1().await;
+    client.send(format!("{SPDY}{early}")).await;
+    client.send("and more").await;
+    let mut asked = switch.asked().await;
+    asked.say(SPDY_101).await;
+    assert_eq!(client.head().await.unwrap().status, 101);
+    assert_eq!(
+        asked.hear(early.len() + 8).await,
+        format!("{early}and more").as_bytes()
+    );
+}

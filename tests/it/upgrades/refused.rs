@@ -1,0 +1,240 @@
+//! What is not a 101 to the protocol asked for is never a tunnel.
+
+use http::StatusCode;
+use standin::{
+    client::{Http1, Response, TlsConnection},
+    tcp,
+    upstream::{ConnectionEnd, full},
+    within,
+};
+
+use super::{SPDY, SPDY_101, Switch, WEBSOCKET, WEBSOCKET_101};
+use crate::proxy::{HOST, Proxy, World};
+
+/// Sends an upgrade request with something behind it, which must not be read as a request.
+async fn ask(proxy: &Proxy, request: &str) -> Http1<TlsConnection> {
+    let mut client = proxy.client().http1().await;
+    client
+        .send(format!(
+            "{request}GET /secret HTTP/1.1\r\nHost: kube.test\r\n\r\n"
+        ))
+        .await;
+    client
+}
+
+/// The one response, and that the connection then ended cleanly with nothing behind it.
+async fn only_response(client: &mut Http1<TlsConnection>) -> Response {
+    let response = client.response().await;
+    assert_eq!(
+        response.head.header("connection"),
+        Some("close"),
+        "{:?}",
+        response.head
+    );
+    assert_eq!(client.end().await.unwrap(), "", "nothing follows");
+    response
+}
+
+fn is_status(response: &Response, code: u16) {
+    assert_eq!(response.status, code, "{}", response.text());
+    let status: serde_json::Value = serde_json::from_slice(&response.body).unwrap();
+    assert_eq!(status["kind"], "Status");
+    assert_eq!(status["code"], code);
+    assert!(
+        response.head.header("content-length").is_some(),
+        "gorilla reads up to 1024 bytes of it"
+    );
+}
+
+/// Case 11. A closed socket in place of a response would keep kubectl from trying SPDY.
+#[tokio::test]
+async fn an_upgrade_that_no_apiserver_accepts_is_answered_503() {
+    let world = World::new();
+    let proxy = world.proxy(tcp::refused().await).start();
+    for request in [WEBSOCKET, SPDY] {
+        let mut client = ask(&proxy, request).await;
+        is_status(&only_response(&mut client).await, 503);
+    }
+}
+
+/// Case 12. Each try is one request upstream.
+#[tokio::test]
+async fn a_403_is_relayed_and_the_next_try_is_the_second_request() {
+    let world = World::new();
+    let upstream = world
+        .apiserver()
+        .http(|_| async {
+            http::Response::builder()
+                .status(StatusCode::FORBIDDEN)
+                .header("Audit-Id", "a")
+                .body(full("{\"kind\":\"Status\",\"code\":403}"))
+                .unwrap()
+        })
+        .start()
+        .await;
+    let proxy = world.proxy(upstream.address()).start();
+    for request in [WEBSOCKET, SPDY] {
+        let mut client = ask(&proxy, request).await;
+        let response = only_response(&mut client).await;
+        is_status(&response, 403);
+        assert_eq!(response.head.header("audit-id"), Some("a"));
+    }
+    let targets: Vec<_> = upstream
+        .requests()
+        .iter()
+        .map(|request| request.method.clone())
+        .collect();
+    assert_eq!(targets, ["GET", "POST"]);
+}
+
+/// Case 13. x/net/websocket refuses with a bare head and closes.
+#[tokio::test]
+async fn a_bare_403_is_relayed() {
+    let world = World::new();
+    let switch = Switch::start(&world).await;
+    let proxy = world.proxy(switch.upstream.address()).start();
+    let mut client = ask(&proxy, WEBSOCKET).await;
+    let mut asked = switch.asked().await;
+    asked.say("HTTP/1.1 403 Forbidden\r\n\r\n").await;
+    asked.end().await;
+    let response = only_response(&mut client).await;
+    assert_eq!((response.status, response.text().as_str()), (403, ""));
+}
+
+/// Cases 16, 17. Nothing behind the request goes upstream unless there was a 101 (CVE-2018-1002105),
+/// and the connection that refused is used no more.
+#[tokio::test]
+async fn nothing_follows_a_refused_upgrade_upstream() {
+    let world = World::new();
+    let switch = Switch::start(&world).await;
+    let proxy = world.proxy(switch.upstream.address()).start();
+    for (request, status) in [(SPDY, 200), (WEBSOCKET, 403), (SPDY, 400), (WEBSOCKET, 500)] {
+        let mut client = ask(&proxy, request).await;
+        let mut asked = switch.asked().await;
+        client
+            .send("GET /another HTTP/1.1\r\nHost: kube.test\r\n\r\n")
+            .await;
+        asked
+            .say(format!(
+                "HTTP/1.1 {status} Whatever\r\nContent-Length: 2\r\n\r\nno"
+            ))
+            .await;
+        let response = only_response(&mut client).await;
+        assert_eq!((response.status, response.text().as_str()), (status, "no"));
+        assert_eq!(asked.hear_the_end().await.unwrap(), b"", "after {status}");
+    }
+}
+
+/// client-go's SPDY dialer would follow a redirect, with the user's token.
+#[tokio::test]
+async fn a_redirected_upgrade_is_answered_502() {
+    let world = World::new();
+    let switch = Switch::start(&world).await;
+    let proxy = world.proxy(switch.upstream.address()).start();
+    for status in [301, 302, 307, 308] {
+        let mut client = ask(&proxy, SPDY).await;
+        let mut asked = switch.asked().await;
+        asked
+            .say(format!(
+                "HTTP/1.1 {status} Moved\r\nLocation: https://elsewhere/\r\nContent-Length: 0\r\n\r\n"
+            ))
+            .await;
+        let response = only_response(&mut client).await;
+        is_status(&response, 502);
+        assert_eq!(response.head.header("location"), None);
+        assert_eq!(asked.hear_the_end().await.unwrap(), b"");
+    }
+}
+
+/// A 101 to anything but the protocol asked for is no tunnel.
+#[tokio::test]
+async fn a_101_to_another_protocol_is_answered_502() {
+    let world = World::new();
+    let switch = Switch::start(&world).await;
+    let proxy = world.proxy(switch.upstream.address()).start();
+    for (request, answer) in [
+        (WEBSOCKET, SPDY_101.to_owned()),
+        (SPDY, WEBSOCKET_101.to_owned()),
+        (SPDY, SPDY_101.replace("SPDY/3.1", "h2c")),
+        (SPDY, SPDY_101.replace("Upgrade: SPDY/3.1\r\n", "")),
+        (SPDY, SPDY_101.replace("SPDY/3.1", "SPDY/3.1, websocket")),
+        (
+            SPDY,
+            SPDY_101.replace(
+                "Upgrade: SPDY/3.1\r\n",
+                "Upgrade: SPDY/3.1\r\nUpgrade: websocket\r\n",
+            ),
+        ),
+    ] {
+        let mut client = ask(&proxy, request).await;
+        let mut asked = switch.asked().await;
+        asked.say(&answer).await;
+        is_status(&only_response(&mut client).await, 502);
+        // How it ends does not matter: there is nobody behind this connection.
+        let heard = asked.hear_the_end().await.unwrap_or_default();
+        assert_eq!(heard, b"", "after {answer}");
+    }
+}
+
+/// hyper switches on any 101; one that nobody asked for is the apiserver's error.
+#[tokio::test]
+async fn an_unsolicited_101_is_answered_502() {
+    let world = World::new();
+    let switch = Switch::start(&world).await;
+    let proxy = world.proxy(switch.upstream.address()).start();
+
+    let mut http1 = proxy.client().http1().await;
+    http1
+        .send("GET /version HTTP/1.1\r\nHost: kube.test\r\n\r\n")
+        .await;
+    let mut asked = switch.asked().await;
+    asked.say(format!("{WEBSOCKET_101}rest")).await;
+    is_status(&http1.response().await, 502);
+
+    let http2 = proxy.client().http2().await;
+    let request = http2.get("https://kube.test/version");
+    let answer = async { switch.asked().await.say(WEBSOCKET_101).await };
+    let (response, ()) = within("a response", async { tokio::join!(request, answer) }).await;
+    assert_eq!(response.unwrap().status, 502);
+}
+
+/// RFC 9110 §7.8 allows it, but no client of Kubernetes does it, and two parsers may read it in two ways.
+#[tokio::test]
+async fn an_upgrade_request_with_a_body_is_answered_400() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    for (framing, body) in [
+        ("Content-Length: 5", "GET /"),
+        ("Transfer-Encoding: chunked", "5\r\nGET /\r\n0\r\n\r\n"),
+    ] {
+        let mut client = proxy.client().http1().await;
+        let request = SPDY.replace("Content-Length: 0", framing);
+        client.send(format!("{request}{body}")).await;
+        is_status(&client.response().await, 400);
+    }
+    assert_eq!(
+        upstream.connections().len(),
+        0,
+        "nothing reached the apiserver"
+    );
+}
+
+/// A connection that refused an upgrade is not given to the next request.
+#[tokio::test]
+async fn a_connection_that_refused_an_upgrade_is_not_used_again() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let mut client = proxy.client().http1().await;
+    client.send(WEBSOCKET).await;
+    assert_eq!(client.response().await.status, 200);
+    let refusing = upstream.next_request().await.connection;
+    assert_eq!(
+        upstream.connection_end(refusing).await,
+        ConnectionEnd::Clean
+    );
+    let mut next = proxy.client().http1().await;
+    next.get(HOST, "/version", "").await;
+    assert_ne!(upstream.next_request().await.connection, refusing);
+}
