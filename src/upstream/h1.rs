@@ -110,10 +110,8 @@ impl H1Connection {
             .map_err(|failure| {
                 let TrySendParts { error, unsent } = failure.into();
                 let error = if unsent.is_some() {
-                    UpstreamError::Unsent {
-                        endpoint,
-                        source: LostCause::H1(error),
-                    }
+                    let source = LostCause::H1(error);
+                    UpstreamError::Unsent { endpoint, source }
                 } else {
                     failed(endpoint, error)
                 };
