@@ -24,6 +24,7 @@ use crate::{
     config::{Limits, Timeouts},
     drain::Drain,
     proxy::{Downstream, Routes},
+    telemetry::causes,
     upstream::{Lease, Worker},
 };
 
@@ -77,7 +78,7 @@ pub async fn serve(
     let stream = match accepted {
         Ok(stream) => stream,
         Err(error) => {
-            debug!(client.address = %peer, error = &error as &dyn std::error::Error, "downstream handshake failed");
+            debug!(client.address = %peer, error = %causes(&error), "downstream handshake failed");
             return;
         }
     };
@@ -108,6 +109,6 @@ pub async fn serve(
         timeouts,
     });
     if let Err(error) = http::serve_connection(stream, protocol, service).await {
-        debug!(client.address = %peer, error = &error as &dyn std::error::Error, "downstream connection ended early");
+        debug!(client.address = %peer, error = %causes(&error), "downstream connection ended early");
     }
 }

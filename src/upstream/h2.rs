@@ -37,6 +37,7 @@ use crate::{
     addr::UpstreamAddr,
     config::{Limits, Timeouts},
     drain::Drain,
+    telemetry::causes,
 };
 
 /// A connection on which requests can be sent.
@@ -124,7 +125,7 @@ impl H2Connection {
             let ended = drive(connection, ping, &running.heard, interval, limit).await;
             running.closed.store(true, Ordering::Release);
             if let Err(error) = ended {
-                debug!(upstream.address = %endpoint, error = &error as &dyn std::error::Error, "upstream connection ended");
+                debug!(upstream.address = %endpoint, error = %causes(&error), "upstream connection ended");
             }
         });
         Ok(Self { send, state })

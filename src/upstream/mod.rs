@@ -35,6 +35,7 @@ pub use verify::VerifyFailure;
 use crate::{
     config::{Limits, Timeouts},
     drain::Drain,
+    telemetry::causes,
 };
 use lease::{Connection, Found, Held, IdleSet, Slot};
 use upload::Upload;
@@ -177,7 +178,7 @@ impl Lease {
                 again: Some(upload),
             }) => {
                 debug!(
-                    error = &error as &dyn std::error::Error,
+                    error = %causes(&error),
                     "request is sent once more"
                 );
                 upload
