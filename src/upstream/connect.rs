@@ -1,6 +1,6 @@
 //! Dials an endpoint: TCP, TLS with verification, and the HTTP that both sides chose.
 
-use std::{error::Error, io, sync::Arc};
+use std::{io, sync::Arc};
 
 use rustls::ClientConfig;
 use tokio::{net::TcpStream, time::timeout};
@@ -10,7 +10,7 @@ use super::{
     Cluster, UpstreamError, VerifyFailure, Worker, h1::H1Connection, h2::H2Connection,
     lease::Connection,
 };
-use crate::{addr::UpstreamAddr, socket};
+use crate::{addr::UpstreamAddr, socket, telemetry::causes};
 
 /// A new connection to the first endpoint that works; ill ones are remembered.
 ///
@@ -40,7 +40,7 @@ pub(super) async fn connect(
                 cluster.endpoints.mark_ill(endpoint);
                 tracing::warn!(
                     cluster = cluster.name,
-                    error = &error as &dyn Error,
+                    error = %causes(&error),
                     "upstream connection failed"
                 );
                 last = error;

@@ -18,7 +18,7 @@ use arc_swap::ArcSwap;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::addr::UpstreamAddr;
+use crate::{addr::UpstreamAddr, telemetry::causes};
 
 /// All addresses of one apiserver name.
 #[derive(Debug)]
@@ -147,7 +147,7 @@ impl Endpoints {
                 Err(error) => {
                     warn!(
                         server.address = this.host,
-                        error = &error as &dyn std::error::Error,
+                        error = %causes(&error),
                         "upstream name not resolved"
                     );
                     !this.addresses.load().is_empty()

@@ -36,6 +36,7 @@ pub use verify::VerifyFailure;
 use crate::{
     config::{Limits, Timeouts},
     drain::Drain,
+    telemetry::causes,
 };
 use lease::{Age, Connection, Found, Held, IdleSet, Slot};
 use upload::Upload;
@@ -183,7 +184,7 @@ impl Lease {
                 again: Some(upload),
             }) => {
                 debug!(
-                    error = &error as &dyn std::error::Error,
+                    error = %causes(&error),
                     "request is sent once more"
                 );
                 upload
