@@ -271,7 +271,7 @@ async fn help_and_version_are_told_on_stdout() {
         "--cert",
         "--upstream-ca",
         "--kubeconfig",
-        "KUBE_TLS_PROXY_LISTEN",
+        "KUBE_TLS_PROXY_DRAIN_TIMEOUT",
         "Examples:",
     ] {
         assert!(ended.stdout.contains(word), "{word}");
