@@ -48,7 +48,7 @@ async fn header_fields() {
             let message = answer.status(431, TOO_LARGE);
             assert!(
                 message.contains("more than 20 header fields")
-                    && message.ends_with("limits.header_fields"),
+                    && message.ends_with("limits.headerFields"),
                 "{protocol:?} {count}: {message}"
             );
         }
@@ -57,7 +57,7 @@ async fn header_fields() {
     assert!(
         answer
             .status(431, TOO_LARGE)
-            .ends_with("limits.header_fields")
+            .ends_with("limits.headerFields")
     );
     assert_eq!(upstream.requests().len(), 2);
 }
@@ -78,7 +78,7 @@ async fn header_bytes() {
             if code == 431 {
                 let message = answer.status(431, TOO_LARGE);
                 assert!(
-                    message.contains("2000") && message.ends_with("limits.header_bytes"),
+                    message.contains("2000") && message.ends_with("limits.headerBytes"),
                     "{message}"
                 );
             }
@@ -90,7 +90,7 @@ async fn header_bytes() {
             .ask(Protocol::Http1, "GET", "/", &[("x", &value)], b"")
             .await;
         let message = answer.status(431, TOO_LARGE);
-        assert!(message.ends_with("limits.header_bytes"), "{message}");
+        assert!(message.ends_with("limits.headerBytes"), "{message}");
     }
     assert_eq!(upstream.requests().len(), 2);
 }
@@ -135,7 +135,7 @@ async fn uri_bytes() {
             if code == 414 {
                 let message = answer.status(414, "RequestURITooLong");
                 assert!(
-                    message.contains("200 bytes") && message.ends_with("limits.uri_bytes"),
+                    message.contains("200 bytes") && message.ends_with("limits.uriBytes"),
                     "{message}"
                 );
             }
@@ -164,7 +164,7 @@ async fn uri_larger_than_any_setting() {
             .ask(Protocol::Http1, "GET", &target, &upgrade, b"")
             .await;
         let message = answer.status(414, "RequestURITooLong");
-        assert!(message.ends_with("limits.uri_bytes"), "{message}");
+        assert!(message.ends_with("limits.uriBytes"), "{message}");
         assert_eq!(answer.lines("connection"), ["close"]);
     }
     assert_eq!(upstream.connections().len(), 0);
@@ -208,7 +208,7 @@ async fn indexed_fields_count_as_fields() {
         // Beyond twice the limit in bytes h2 refuses by itself and says no more than the code.
         if has_status {
             let message = Answer::from(response).status(431, TOO_LARGE);
-            assert!(message.ends_with("limits.header_fields"), "{message}");
+            assert!(message.ends_with("limits.headerFields"), "{message}");
         }
     }
     assert_eq!(client.get("https://kube.test/").await.unwrap().status, 200);
