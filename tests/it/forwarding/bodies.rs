@@ -300,6 +300,43 @@ async fn an_upload_that_the_client_gives_up_over_http2_is_cut_upstream() {
     }
 }
 
+/// The same behind the head of an early answer, when nobody waits for the request any more but the
+/// connection that uploads it.
+#[tokio::test]
+async fn an_upload_that_the_client_gives_up_behind_an_early_head_is_cut_upstream() {
+    const CANCEL: u32 = 8;
+    let world = World::new();
+    for alpn in [&["h2"][..], &["http/1.1"]] {
+        let apiserver = world.apiserver().alpn(alpn).http(|request| async {
+            let (sender, body) = channel();
+            tokio::spawn(async move {
+                drop(request.into_body().read().await);
+                drop(sender);
+            });
+            Response::new(body)
+        });
+        let upstream = apiserver.start().await;
+        let proxy = world.proxy(upstream.address()).start();
+        let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
+        let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
+        let fields = [
+            (":method", "POST"),
+            (":scheme", "https"),
+            (":authority", HOST),
+            (":path", "/"),
+        ];
+        wire.headers(1, &fields, 0).await.unwrap();
+        within("an early head", wire.expect(kind::HEADERS))
+            .await
+            .unwrap();
+        wire.data(1, "part", 0).await.unwrap();
+        let request = upstream.next_request().await;
+        wire.reset(1, CANCEL).await.unwrap();
+        let end = request.body_end().await;
+        assert!(matches!(end, BodyEnd::Cut(_)), "{alpn:?}: {end:?}");
+    }
+}
+
 /// The same when the whole connection goes.
 #[tokio::test]
 async fn an_upload_on_a_lost_http2_connection_is_cut_upstream() {
