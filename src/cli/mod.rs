@@ -3,7 +3,7 @@
 //! One failure is one sentence on stderr; exit codes are 0 done, 1 failed while running, 2 unusable
 //! command line or configuration.
 
-mod error;
+mod failure;
 mod serve;
 mod start;
 
@@ -13,7 +13,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::ServeArgs;
 
-pub use error::{CliError, ListenFault, print_failure, sentence};
+pub use failure::{print_failure, sentence};
 pub use start::StartBlock;
 
 /// Everything that may be typed after `kube-tls-proxy`.
@@ -49,7 +49,7 @@ pub fn run(command_line: Cli) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             print_failure(&error);
-            error.exit_code()
+            failure::exit_code(&error)
         }
     }
 }

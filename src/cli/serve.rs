@@ -12,9 +12,9 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{CliError, StartBlock};
+use super::StartBlock;
 use crate::{
-    app::App,
+    app::{App, AppError},
     config::{self, Environment, LogFormat, ServeArgs},
     telemetry,
 };
@@ -24,11 +24,11 @@ use crate::{
 /// # Errors
 ///
 /// Whatever ends it before that.
-pub(super) fn serve(args: ServeArgs) -> Result<(), CliError> {
+pub(super) fn serve(args: ServeArgs) -> Result<(), AppError> {
     let environment = Environment::of_process();
     let app = App::bind(Box::new(move || config::load(&args, &environment)))?;
-    let _telemetry = telemetry::start(&app.reloader().config().log).map_err(CliError::LogFilter)?;
-    let run = |source| CliError::Run {
+    let telemetry = telemetry::start(&app.reloader().config().log).map_err(AppError::LogFilter)?;
+    let run = |source| AppError::Run {
         doing: "start the runtime".into(),
         source,
     };
@@ -36,8 +36,8 @@ pub(super) fn serve(args: ServeArgs) -> Result<(), CliError> {
         .enable_all()
         .build()
         .map_err(run)?;
-    runtime.block_on(async {
-        let signals = |source| CliError::Run {
+    let ended = runtime.block_on(async {
+        let signals = |source| AppError::Run {
             doing: "listen for signals".into(),
             source,
         };
@@ -55,7 +55,15 @@ pub(super) fn serve(args: ServeArgs) -> Result<(), CliError> {
             }
         };
         app.run(shutdown).await
-    })
+    });
+    let lines = telemetry.dropped_lines();
+    if lines > 0 {
+        warn!(
+            lines,
+            "log lines were dropped because they were not read fast enough"
+        );
+    }
+    ended
 }
 
 /// Turns every SIGHUP into a reload, for ever.

@@ -199,7 +199,7 @@ fn bad_addresses() {
             "cannot listen on 127.0.0.1:443: the operating system refuses: out of memory",
         ),
     ] {
-        let error = CliError::Listen {
+        let error = AppError::Listen {
             address: "127.0.0.1:443".parse().unwrap(),
             source: ListenFault::from(io::Error::from(kind)),
         };

@@ -12,8 +12,9 @@ use std::{ffi::OsString, io, num::NonZeroUsize, path::Path, process::ExitCode};
 use clap::{CommandFactory as _, Parser as _};
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair, date_time_ymd};
 
-use super::{Cli, CliError, Command, ListenFault, StartBlock, parse_from, sentence};
+use super::{Cli, Command, StartBlock, failure::exit_code, parse_from, sentence};
 use crate::{
+    app::{AppError, ListenFault},
     config::{self, ClusterConfig, Environment, IdentityFiles, ServeArgs, TrustSource},
     pki::{
         Identity, TrustAnchors,
@@ -23,7 +24,7 @@ use crate::{
 };
 
 /// What `serve` does before it opens a socket.
-fn start(line: &str, env: &Environment) -> Result<(), CliError> {
+fn start(line: &str, env: &Environment) -> Result<(), AppError> {
     let words = ["kube-tls-proxy", "serve"]
         .into_iter()
         .chain(line.split(' '));
@@ -145,18 +146,18 @@ fn tells_help_from_an_unusable_command_line_by_the_exit_code() {
 
 #[test]
 fn every_failure_has_its_exit_code() {
-    let code = |error: &CliError| format!("{:?}", error.exit_code());
+    let code = |error: &AppError| format!("{:?}", exit_code(error));
     let config = config::load(&ServeArgs::default(), &outside_of_a_pod()).unwrap_err();
-    let listen = CliError::Listen {
+    let listen = AppError::Listen {
         address: "127.0.0.1:443".parse().unwrap(),
         source: ListenFault::InUse,
     };
-    let run = CliError::Run {
+    let run = AppError::Run {
         doing: "start worker 1".to_owned(),
         source: io::Error::from(io::ErrorKind::OutOfMemory),
     };
     let unusable = format!("{:?}", ExitCode::from(2));
-    assert_eq!(code(&CliError::from(config)), unusable);
+    assert_eq!(code(&AppError::from(config)), unusable);
     assert_eq!(code(&listen), unusable);
     assert_eq!(code(&run), format!("{:?}", ExitCode::from(1)));
     assert_eq!(sentence(&run), "start worker 1: out of memory");

@@ -1,3 +1,5 @@
+//! What crosses, what does not, and what the proxy vouches for.
+
 use super::*;
 
 fn map(fields: &[(&str, &str)]) -> HeaderMap {

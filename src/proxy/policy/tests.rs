@@ -1,3 +1,5 @@
+//! Which requests may pass, rule by rule.
+
 use http::Request;
 use standin::pki::Ca;
 

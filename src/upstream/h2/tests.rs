@@ -1,7 +1,16 @@
+//! What a lost connection says about the requests on it.
+
 use standin::frames::{FrameConnection, kind};
 use tokio::io::{DuplexStream, duplex};
 
-use super::*;
+use std::pin::pin;
+
+use http::Request;
+
+use super::{
+    super::{UpstreamError, upload::Upload},
+    *,
+};
 
 /// `SETTINGS_MAX_CONCURRENT_STREAMS`.
 const MAX_STREAMS: u16 = 3;

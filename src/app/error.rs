@@ -1,17 +1,12 @@
-//! Why the process ends, as one sentence and one exit code.
+//! Why a proxy does not start, or ends.
 
-use std::{
-    error::Error,
-    io::{self, Write as _},
-    net::SocketAddr,
-    process::ExitCode,
-};
+use std::{io, net::SocketAddr};
 
 use crate::{config::ConfigError, pki::PkiError, reload::ReloadError};
 
 /// Everything that ends the process.
 #[derive(Debug, thiserror::Error)]
-pub enum CliError {
+pub enum AppError {
     /// Flags, environment, configuration file or kubeconfig.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -42,21 +37,6 @@ pub enum CliError {
         #[source]
         source: io::Error,
     },
-}
-
-impl CliError {
-    /// 2 when command line or configuration must change first, 1 otherwise.
-    #[must_use]
-    pub fn exit_code(&self) -> ExitCode {
-        match self {
-            Self::Config(_)
-            | Self::Pki(_)
-            | Self::Setup(_)
-            | Self::LogFilter(_)
-            | Self::Listen { .. } => ExitCode::from(2),
-            Self::Run { .. } => ExitCode::from(1),
-        }
-    }
 }
 
 /// Why an address cannot be listened on, with the mend.
@@ -91,27 +71,4 @@ impl From<io::Error> for ListenFault {
             _ => Self::Other(error),
         }
     }
-}
-
-/// The error and its causes, joined by `: `.
-#[must_use]
-pub fn sentence(error: &dyn Error) -> String {
-    let mut sentence = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        sentence.push_str(": ");
-        sentence.push_str(&error.to_string());
-        cause = error.source();
-    }
-    sentence
-}
-
-/// Prints `kube-tls-proxy: …` on stderr.
-pub fn print_failure(error: &dyn Error) {
-    // A closed stderr leaves nobody to tell; the exit code says enough.
-    drop(writeln!(
-        io::stderr().lock(),
-        "kube-tls-proxy: {}",
-        sentence(error)
-    ));
 }

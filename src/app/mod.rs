@@ -3,6 +3,8 @@
 //! Everything that can be refused is refused before a socket is open; every address is known before
 //! the first connection is served.
 
+mod error;
+
 use std::{
     fmt,
     future::Future,
@@ -18,8 +20,9 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tracing::{info, warn};
 
+pub use error::{AppError, ListenFault};
+
 use crate::{
-    cli::{CliError, ListenFault},
     downstream::{self, Shared},
     drain::Drain,
     listener::{self, Accepted, Listener},
@@ -52,7 +55,7 @@ impl App {
     /// # Errors
     ///
     /// The first thing that is unusable. No socket was opened unless it is a socket that failed.
-    pub fn bind(source: Source) -> Result<Self, CliError> {
+    pub fn bind(source: Source) -> Result<Self, AppError> {
         let config = source()?;
         let material = Material::load(&config, SystemTime::now())?;
         let (reloader, snapshot) = Reloader::new(config, material)?;
@@ -61,7 +64,7 @@ impl App {
         let mut sockets: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
         let mut addresses = Vec::new();
         for address in &config.listen {
-            let failed = |error: io::Error| CliError::Listen {
+            let failed = |error: io::Error| AppError::Listen {
                 address: *address,
                 source: ListenFault::from(error),
             };
@@ -120,7 +123,7 @@ impl App {
     /// # Cancel safety
     ///
     /// Dropping the future makes the workers drain on their own.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), CliError> {
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), AppError> {
         let Self {
             sockets,
             shared,
@@ -175,7 +178,7 @@ struct Workers {
 fn start_workers(
     sockets: Vec<Vec<std::net::TcpListener>>,
     shared: &Arc<Shared>,
-) -> Result<Workers, CliError> {
+) -> Result<Workers, AppError> {
     let connections = Arc::new(Semaphore::new(shared.limits.connections));
     let (tell, ends) = mpsc::unbounded_channel();
     let mut workers = Workers {
@@ -196,7 +199,7 @@ fn start_workers(
                 // Nobody is left to tell when the app was dropped.
                 tell.send((number, ended)).ok();
             })
-            .map_err(|source| CliError::Run {
+            .map_err(|source| AppError::Run {
                 doing: format!("start worker {number}"),
                 source,
             })?;
@@ -210,7 +213,7 @@ impl Workers {
         mut self,
         shutdown: impl Future<Output = ()>,
         reloading: impl Future<Output = ()>,
-    ) -> Result<(), CliError> {
+    ) -> Result<(), AppError> {
         let early = tokio::select! {
             () = shutdown => None,
             () = reloading => None,
@@ -220,7 +223,7 @@ impl Workers {
             let source = ended
                 .err()
                 .unwrap_or_else(|| io::Error::other("the worker ended by itself"));
-            return Err(CliError::Run {
+            return Err(AppError::Run {
                 doing: format!("run worker {number}"),
                 source,
             });
@@ -228,7 +231,7 @@ impl Workers {
         info!("draining");
         self.drains.iter().for_each(Drain::begin);
         while let Some((number, ended)) = self.ends.recv().await {
-            ended.map_err(|source| CliError::Run {
+            ended.map_err(|source| AppError::Run {
                 doing: format!("run worker {number}"),
                 source,
             })?;
