@@ -8,7 +8,7 @@ default:
 check:
     .ci/run all
 
-# Some of it: test fmt clippy doc deny cluster
+# Some of it: test fmt clippy doc deny demo cluster
 step +STEPS:
     .ci/run {{STEPS}}
 
@@ -20,9 +20,10 @@ test NAME="":
 bench *ARGS:
     cargo bench {{ARGS}}
 
-# One fuzz target, until it finds something or Ctrl-C (nightly, cargo-fuzz)
+# One fuzz target, until it finds something or Ctrl-C (nightly, cargo-fuzz); new inputs go below target
 fuzz TARGET *ARGS:
-    cargo +nightly fuzz run {{TARGET}} {{ARGS}}
+    mkdir -p target/fuzz/{{TARGET}}
+    cargo +nightly fuzz run {{TARGET}} target/fuzz/{{TARGET}} fuzz/corpus/{{TARGET}} {{ARGS}}
 
 # The proxy before a stand-in apiserver, with a kubeconfig to try it
 run:

@@ -158,6 +158,7 @@ impl App {
                         }
                     }
                     shared.snapshot.store(Arc::new(snapshot));
+                    info!("reloaded");
                 }
             }
         };

@@ -12,7 +12,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use crate::{addr::PeerAddr, config::Timeouts, socket};
+use crate::{addr::PeerAddr, config::Timeouts, socket, telemetry::causes};
 
 /// One listening socket of one worker.
 #[derive(Debug)]
@@ -115,7 +115,7 @@ impl Listener {
                 }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
-                    warn!(error = &error as &dyn std::error::Error, pause = ?pause, "accept failed");
+                    warn!(error = %causes(&error), pause = ?pause, "accept failed");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }

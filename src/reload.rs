@@ -6,13 +6,14 @@
 use std::{collections::HashMap, sync::Arc, time::SystemTime};
 
 use rustls::{crypto::aws_lc_rs::Ticketer, server::ProducesTickets};
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 use crate::{
     config::{ClusterConfig, Config, ConfigError},
     downstream::{Snapshot, server_config},
     pki::{Identity, PkiError, TrustAnchors},
     proxy::Routes,
+    telemetry::causes,
     upstream::{ClientTls, Cluster, Endpoints},
 };
 
@@ -146,7 +147,7 @@ impl Reloader {
             Ok(snapshot) => snapshot,
             Err(error) => {
                 error!(
-                    error = &error as &dyn std::error::Error,
+                    error = %causes(&error),
                     "reload failed, the last good state stays"
                 );
                 None
@@ -178,7 +179,6 @@ impl Reloader {
         if unchanged {
             return Ok(None);
         }
-        info!("reloaded");
         Ok(Some(snapshot(
             &self.material,
             &self.clusters,

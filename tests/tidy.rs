@@ -1,6 +1,11 @@
 //! Keeps the shape of the code: a duty at the top of every file, short files, imports in one direction,
 //! and the few words that must not stand in `src`.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, its helper functions too"
+)]
+
 use std::{
     fs,
     path::{Path, PathBuf},

@@ -28,7 +28,6 @@ pub(super) fn serve(args: ServeArgs) -> Result<(), CliError> {
     let environment = Environment::of_process();
     let app = App::bind(Box::new(move || config::load(&args, &environment)))?;
     let _telemetry = telemetry::start(&app.reloader().config().log).map_err(CliError::LogFilter)?;
-    announce(&app);
     let run = |source| CliError::Run {
         doing: "start the runtime".into(),
         source,
@@ -45,6 +44,8 @@ pub(super) fn serve(args: ServeArgs) -> Result<(), CliError> {
         let mut terminate = signal(SignalKind::terminate()).map_err(signals)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(signals)?;
         let hang_up = signal(SignalKind::hangup()).map_err(signals)?;
+        // Only now: whoever reads that it listens may send a signal, which before would have killed it.
+        announce(&app);
         let reload_now = app.reload_now();
         let shutdown = async {
             tokio::select! {

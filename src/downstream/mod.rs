@@ -24,6 +24,7 @@ use crate::{
     config::{Limits, Timeouts},
     drain::Drain,
     proxy::{Downstream, Routes},
+    telemetry::causes,
     upstream::{Lease, Worker},
 };
 
@@ -80,7 +81,7 @@ pub async fn serve(
     let stream = match accepted {
         Ok(stream) => stream,
         Err(error) => {
-            debug!(client.address = %peer, error = &error as &dyn std::error::Error, "downstream handshake failed");
+            debug!(client.address = %peer, error = %causes(&error), "downstream handshake failed");
             return;
         }
     };
@@ -111,6 +112,6 @@ pub async fn serve(
         timeouts,
     });
     if let Err(error) = http::serve_connection(stream, protocol, service).await {
-        debug!(client.address = %peer, error = &error as &dyn std::error::Error, "downstream connection ended early");
+        debug!(client.address = %peer, error = %causes(&error), "downstream connection ended early");
     }
 }

@@ -2,7 +2,13 @@
 //!
 //! Never a query string, a header value or a subprotocol: each of them can be a token.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use http::{HeaderMap, Method, StatusCode, Uri, Version};
 use tokio::time::Instant;
@@ -23,7 +29,7 @@ pub(super) struct Access {
     cluster: String,
     audit_id: String,
     status: StatusCode,
-    received: u64,
+    received: Arc<AtomicU64>,
     sent: u64,
     outcome: Outcome,
 }
@@ -54,7 +60,7 @@ impl Access {
             cluster: String::new(),
             audit_id: String::new(),
             status: StatusCode::OK,
-            received: 0,
+            received: Arc::default(),
             sent: 0,
             outcome: Outcome::Abandoned,
         }))
@@ -62,6 +68,11 @@ impl Access {
 
     pub(super) fn routed(&mut self, cluster: &str) {
         cluster.clone_into(&mut self.cluster);
+    }
+
+    /// Counts the request's body as it comes.
+    pub(super) fn receives(&mut self, received: Arc<AtomicU64>) {
+        self.received = received;
     }
 
     /// Notes the head of a response, and logs the start of one that may go on for hours.
@@ -96,9 +107,9 @@ impl Access {
         self.sent += bytes as u64;
     }
 
-    /// Notes that the whole body was sent; an answer of the proxy's own keeps its reason.
+    /// Notes that the response ended well. What the proxy answered in place of the apiserver stays failed.
     pub(super) fn complete(&mut self) {
-        if matches!(self.outcome, Outcome::Abandoned) {
+        if !matches!(self.outcome, Outcome::Failed(_)) {
             self.outcome = Outcome::Complete;
         }
     }
@@ -113,7 +124,8 @@ impl Access {
 
     /// Notes what a tunnel carried and that it ended.
     pub(super) fn tunnelled(&mut self, received: u64, sent: u64, whole: bool) {
-        (self.received, self.sent) = (received, sent);
+        self.received.store(received, Ordering::Relaxed);
+        self.sent = sent;
         self.outcome = if whole {
             Outcome::Complete
         } else {
@@ -142,7 +154,7 @@ impl Drop for Access {
             k8s.resource = %Printable(&self.info.resource),
             k8s.namespace = %Printable(&self.info.namespace),
             k8s.audit_id = %Printable(&self.audit_id),
-            received_bytes = self.received,
+            received_bytes = self.received.load(Ordering::Relaxed),
             sent_bytes = self.sent,
             head_seconds = self.head.unwrap_or_default().as_secs_f64(),
             duration_seconds = self.started.elapsed().as_secs_f64(),

@@ -31,6 +31,7 @@ use crate::{
     addr::PeerAddr,
     config::Limits,
     drain::Drain,
+    telemetry::causes,
     upstream::{Cluster, Lease, RequestBody, UpstreamError},
 };
 use access::Access;
@@ -130,10 +131,10 @@ fn failed(
 ) -> Response<Body> {
     match error {
         Error::Rejected(_) | Error::Upstream(UpstreamError::Upload { .. }) => {
-            debug!(client.address = %downstream.peer, "error.type" = error.label(), error = error as &dyn std::error::Error, "request refused");
+            debug!(client.address = %downstream.peer, "error.type" = error.label(), error = %causes(error), "request refused");
         }
         Error::Upstream(_) | Error::WrongSwitch | Error::RedirectedUpgrade => {
-            warn!(client.address = %downstream.peer, "error.type" = error.label(), error = error as &dyn std::error::Error, "request failed");
+            warn!(client.address = %downstream.peer, "error.type" = error.label(), error = %causes(error), "request failed");
         }
     }
     if let Some(access) = access {
@@ -160,6 +161,9 @@ async fn forward(
         return Ok(upgrade::forward(downstream, cluster, head, body, token, access).await);
     }
     let body = RequestBody::new(body, head.version);
+    if let Some(access) = access {
+        access.receives(body.received());
+    }
     let response = downstream
         .lease
         .send(&admitted.cluster, &head, body)

@@ -13,7 +13,10 @@ use tracing::debug;
 use super::{
     Body, Downstream, Error, access::Access, failed, headers, policy::UpgradeToken, tunnel,
 };
-use crate::upstream::{Cluster, RequestBody, ResponseBody};
+use crate::{
+    telemetry::causes,
+    upstream::{Cluster, RequestBody, ResponseBody},
+};
 
 /// Sends the request on a connection of its own and does what the apiserver answers.
 ///
@@ -96,13 +99,13 @@ fn switch(
         let (client, apiserver) = match (client.await, apiserver.await) {
             (Ok(client), Ok(apiserver)) => (TokioIo::new(client), TokioIo::new(apiserver)),
             (Err(error), _) | (_, Err(error)) => {
-                debug!(client.address = %peer, error = &error as &dyn std::error::Error, "upgrade not completed");
+                debug!(client.address = %peer, error = %causes(&error), "upgrade not completed");
                 return;
             }
         };
         let (carried, ended) = tunnel::join(client, apiserver, rest).await;
         if let Err(error) = &ended {
-            debug!(client.address = %peer, error = error as &dyn std::error::Error, "tunnel ended early");
+            debug!(client.address = %peer, error = %causes(error), "tunnel ended early");
         }
         if let Some(access) = &mut access {
             access.tunnelled(carried.up, carried.down, ended.is_ok());

@@ -6,6 +6,10 @@
 use std::{
     collections::VecDeque,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll, ready},
 };
 
@@ -19,6 +23,7 @@ pub struct RequestBody {
     again: VecDeque<Bytes>,
     incoming: Incoming,
     downstream: http::Version,
+    received: Arc<AtomicU64>,
 }
 
 /// Why a request body did not come to its end.
@@ -40,7 +45,14 @@ impl RequestBody {
             again: VecDeque::new(),
             incoming,
             downstream,
+            received: Arc::default(),
         }
+    }
+
+    /// How many bytes the client has sent so far.
+    #[must_use]
+    pub fn received(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.received)
     }
 
     /// Puts what was already read back in front.
@@ -67,7 +79,11 @@ impl RequestBody {
                 // Request trailers are dropped: kube-apiserver reads none, and they could name fields
                 // that were checked in the head.
                 Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) if !data.is_empty() => Some(Ok(data)),
+                    Ok(data) if !data.is_empty() => {
+                        self.received
+                            .fetch_add(data.len() as u64, Ordering::Relaxed);
+                        Some(Ok(data))
+                    }
                     _ => continue,
                 },
                 Some(Err(error)) => Some(Err(UploadError::Read(error))),

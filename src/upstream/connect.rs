@@ -1,6 +1,6 @@
 //! Dials an endpoint: TCP, TLS with verification, and the HTTP that both sides chose.
 
-use std::{error::Error, io, sync::Arc};
+use std::{io, sync::Arc};
 
 use rustls::ClientConfig;
 use tokio::{net::TcpStream, time::timeout};
@@ -10,7 +10,7 @@ use super::{
     Cluster, UpstreamError, VerifyFailure, Worker, h1::H1Connection, h2::H2Connection,
     lease::Connection,
 };
-use crate::{addr::UpstreamAddr, socket};
+use crate::{addr::UpstreamAddr, socket, telemetry::causes};
 
 /// A new connection to the first endpoint that works; ill ones are remembered.
 ///
@@ -40,7 +40,7 @@ pub(super) async fn connect(
                 cluster.endpoints.mark_ill(endpoint);
                 tracing::warn!(
                     cluster = cluster.name,
-                    error = &error as &dyn Error,
+                    error = %causes(&error),
                     "upstream connection failed"
                 );
                 last = error;
@@ -109,3 +109,83 @@ pub(super) fn verify_failure(error: &io::Error) -> Option<&VerifyFailure> {
 
 /// Bytes that rustls may hold for a peer that does not read.
 const TLS_BUFFER: usize = 32 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use rustls_pki_types::ServerName;
+    use standin::{
+        pki::Ca,
+        tcp::{Behaviour, Peer},
+        upstream::Upstream,
+    };
+
+    use super::*;
+    use crate::{
+        config::{Limits, Timeouts},
+        drain::Drain,
+        upstream::{ClientTls, Endpoints},
+    };
+
+    const NAME: &str = "kubernetes.default.svc";
+
+    fn cluster(ca: &Ca, endpoints: &[SocketAddr]) -> Cluster {
+        let name = ServerName::try_from(NAME).unwrap();
+        let tls = ClientTls::new(Arc::new(ca.roots()), name).unwrap();
+        let endpoints = Arc::new(Endpoints::resolved(endpoints));
+        Cluster::new("test".into(), String::new(), endpoints, tls)
+    }
+
+    async fn dial_once(worker: &Worker, cluster: &Cluster) -> Result<SocketAddr, UpstreamError> {
+        let connection = connect(worker, cluster, &cluster.tls.h2).await?;
+        Ok(connection.endpoint().0)
+    }
+
+    fn worker() -> Worker {
+        Worker::new(Limits::default(), Timeouts::default(), Drain::new())
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_that_failed_is_passed_over() {
+        let ca = Ca::new("cluster");
+        let ill = Peer::start(Behaviour::CloseInHandshake).await;
+        let well = Upstream::builder(ca.server(&[NAME])).start().await;
+        let cluster = cluster(&ca, &[ill.address(), well.address()]);
+        let worker = worker();
+        for _ in 0..4 {
+            let endpoint = dial_once(&worker, &cluster).await.unwrap();
+            assert_eq!(endpoint, well.address());
+        }
+        assert_eq!(ill.connections(), 1);
+    }
+
+    #[tokio::test]
+    async fn ill_endpoints_are_tried_when_there_is_no_other() {
+        let ca = Ca::new("cluster");
+        let one = Peer::start(Behaviour::CloseInHandshake).await;
+        let other = Peer::start(Behaviour::ResetInHandshake).await;
+        let cluster = cluster(&ca, &[one.address(), other.address()]);
+        let worker = worker();
+        for tries in 1..=3 {
+            let error = dial_once(&worker, &cluster).await.unwrap_err();
+            assert!(
+                matches!(error, UpstreamError::Handshake { .. }),
+                "{error:?}"
+            );
+            assert_eq!((one.connections(), other.connections()), (tries, tries));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_apiserver_with_another_certificate_gets_no_byte_and_the_next_endpoint_is_tried() {
+        let (ca, foreign) = (Ca::new("cluster"), Ca::new("foreign"));
+        let ill = Upstream::builder(foreign.server(&[NAME])).start().await;
+        let well = Upstream::builder(ca.server(&[NAME])).start().await;
+        let cluster = cluster(&ca, &[ill.address(), well.address()]);
+        let endpoint = dial_once(&worker(), &cluster).await.unwrap();
+        assert_eq!(endpoint, well.address());
+        ill.connection_end(0).await;
+        assert_eq!(ill.connections()[0].bytes_received, 0);
+    }
+}

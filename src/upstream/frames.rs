@@ -272,12 +272,13 @@ pub(super) fn fuzz(bytes: &[u8]) {
     let (size, bytes) = bytes
         .split_first()
         .map_or((1, bytes), |(size, rest)| (usize::from(*size).max(1), rest));
-    let (mut whole, mut pieces) = (Scanner::default(), Scanner::default());
-    let (mut expected, mut found) = (Vec::new(), Vec::new());
-    whole.scan(bytes, |frame| expected.push(frame));
+    let (mut found, mut expected) = (Vec::new(), Vec::new());
+    let mut pieces = Scanner::default();
     for piece in bytes.chunks(size) {
         pieces.scan(piece, |frame| found.push(frame));
     }
+    let mut whole = Scanner::default();
+    whole.scan(bytes, |frame| expected.push(frame));
     assert_eq!(found, expected, "what is found depends on the cut");
     assert_eq!((whole.filled, whole.skip), (pieces.filled, pieces.skip));
 }

@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tracing::debug;
 
 use super::{LostCause, RequestBody, ResponseBody, UploadError, UpstreamError, lease::Held};
-use crate::{addr::UpstreamAddr, drain::Drain};
+use crate::{addr::UpstreamAddr, drain::Drain, telemetry::causes};
 
 /// A connection that takes one request at a time.
 #[derive(Debug)]
@@ -64,7 +64,7 @@ impl H1Connection {
             .await?;
         drain.spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
-                debug!(upstream.address = %endpoint, error = &error as &dyn Error, "upstream connection ended");
+                debug!(upstream.address = %endpoint, error = %causes(&error), "upstream connection ended");
             }
         });
         Ok(Self {
@@ -110,10 +110,8 @@ impl H1Connection {
             .map_err(|failure| {
                 let TrySendParts { error, unsent } = failure.into();
                 let error = if unsent.is_some() {
-                    UpstreamError::Unsent {
-                        endpoint,
-                        source: LostCause::H1(error),
-                    }
+                    let source = LostCause::H1(error);
+                    UpstreamError::Unsent { endpoint, source }
                 } else {
                     failed(endpoint, error)
                 };

@@ -36,11 +36,12 @@ pub use verify::VerifyFailure;
 use crate::{
     config::{Limits, Timeouts},
     drain::Drain,
+    telemetry::causes,
 };
 use lease::{Age, Connection, Found, Held, IdleSet, Slot};
 use upload::Upload;
 
-/// The fuzz body of this stage: finding frames.
+/// The fuzz body of this stage: finding GOAWAY.
 pub(crate) const FUZZ: fn(&[u8]) = frames::fuzz;
 
 /// One apiserver as requests see it: where it is, and how it proves itself.
@@ -138,46 +139,9 @@ impl Worker {
 pub struct Lease {
     worker: Arc<Worker>,
     held: Arc<Held>,
-    /// Held while a connection is dialled, so that one dial serves all streams that wait for it.
-    dialling: Mutex<LastDial>,
-}
-
-/// How the last dial of a lease ended, if it failed.
-#[derive(Debug, Default)]
-struct LastDial(Option<DialFailure>);
-
-#[derive(Debug)]
-struct DialFailure {
-    at: Instant,
-    cluster: u64,
-    error: Arc<UpstreamError>,
-}
-
-impl LastDial {
-    /// What a request gets that has waited since `since`: had that dial succeeded, it would have
-    /// served this request too, so its failure is this one's as well.
-    fn failure_since(&self, since: Instant, cluster: u64) -> Option<UpstreamError> {
-        let failure = self.0.as_ref()?;
-        let waited = failure.at >= since && failure.cluster == cluster;
-        waited.then(|| UpstreamError::Shared(Arc::clone(&failure.error)))
-    }
-
-    fn ended(
-        &mut self,
-        cluster: u64,
-        dialled: Result<Slot, UpstreamError>,
-    ) -> Result<Slot, UpstreamError> {
-        self.0 = None;
-        dialled.map_err(|error| {
-            let error = Arc::new(error);
-            self.0 = Some(DialFailure {
-                at: Instant::now(),
-                cluster,
-                error: Arc::clone(&error),
-            });
-            UpstreamError::Shared(error)
-        })
-    }
+    /// One dial serves all streams that wait for it, and its failure fails them all: a hundred streams
+    /// must not wait for a dead apiserver one after the other.
+    dialling: Mutex<Option<DialFailure>>,
 }
 
 impl Lease {
@@ -188,7 +152,7 @@ impl Lease {
         Self {
             worker,
             held,
-            dialling: Mutex::default(),
+            dialling: Mutex::new(None),
         }
     }
 
@@ -220,7 +184,7 @@ impl Lease {
                 again: Some(upload),
             }) => {
                 debug!(
-                    error = &error as &dyn std::error::Error,
+                    error = %causes(&error),
                     "request is sent once more"
                 );
                 upload
@@ -269,20 +233,30 @@ impl Lease {
             Found::MustDial => {}
         }
         let asked = Instant::now();
-        let mut last_dial = self.dialling.lock().await;
+        let mut last_failure = self.dialling.lock().await;
         match self.held.find(cluster.id, wants_h2, age) {
             Found::Slot(slot) => return Ok(slot),
             Found::MustDialH1 => {
-                drop(last_dial);
+                drop(last_failure);
                 return self.dial(cluster, wants_h2).await;
             }
             Found::MustDial => {}
         }
-        if let Some(error) = last_dial.failure_since(asked, cluster.id) {
-            return Err(error);
+        if let Some(failure) = &*last_failure
+            && failure.at >= asked
+            && failure.cluster == cluster.id
+        {
+            return Err(UpstreamError::Shared(Arc::clone(&failure.error)));
         }
-        let dialled = self.dial(cluster, wants_h2).await;
-        last_dial.ended(cluster.id, dialled)
+        self.dial(cluster, wants_h2).await.map_err(|error| {
+            let error = Arc::new(error);
+            *last_failure = Some(DialFailure {
+                at: Instant::now(),
+                cluster: cluster.id,
+                error: Arc::clone(&error),
+            });
+            UpstreamError::Shared(error)
+        })
     }
 
     async fn dial(&self, cluster: &Cluster, wants_h2: bool) -> Result<Slot, UpstreamError> {
@@ -341,6 +315,14 @@ impl Lease {
             }
         }
     }
+}
+
+/// Why the last dial gave no connection.
+#[derive(Debug)]
+struct DialFailure {
+    at: Instant,
+    cluster: u64,
+    error: Arc<UpstreamError>,
 }
 
 /// A failed try, with the upload if the request was provably not processed and can be sent again.

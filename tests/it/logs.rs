@@ -1,1 +1,341 @@
-//! What is logged of a request, and what never is.
+//! What the log says, and what it must never say.
+
+use std::net::SocketAddr;
+
+use http::{Request, Response, StatusCode};
+use serde_json::Value;
+use standin::{
+    tcp,
+    upstream::{RequestBody, ResponseBody, full},
+};
+
+use crate::{
+    binary::Binary,
+    proxy::{HOST, World},
+    upgrades::{WEBSOCKET, echo},
+};
+
+/// Whatever is secret carries this.
+const CANARY: &str = "Canary5ecret";
+
+/// Starts the binary with JSON and this filter.
+async fn start(world: &World, upstream: SocketAddr, filter: &str) -> Binary {
+    Binary::start(
+        world,
+        upstream,
+        &["--log-format", "json", "--log-level", filter],
+    )
+    .await
+}
+
+/// All events so far; every line is one JSON object.
+fn events(binary: &Binary) -> Vec<Value> {
+    let parse = |line: &String| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"));
+    binary.stderr().iter().map(parse).collect()
+}
+
+/// Waits for the event with this message and this path.
+async fn event(binary: &Binary, message: &str, path: &str) -> Value {
+    let find = |line: &str| {
+        let event: Value = serde_json::from_str(line).unwrap();
+        (event["message"] == message && event["url.path"] == path).then_some(event)
+    };
+    binary.wait_for(&format!("{message} {path}"), find).await
+}
+
+fn secret_lines() -> String {
+    format!(
+        "Authorization: Bearer {CANARY}\r\nCookie: session={CANARY}\r\nImpersonate-User: {CANARY}\r\n\
+         Impersonate-Group: {CANARY}\r\nImpersonate-Extra-{CANARY}: {CANARY}\r\nX-Remote-User: {CANARY}\r\n\
+         Proxy-Authorization: Basic {CANARY}\r\nX-Secret: {CANARY}\r\n"
+    )
+}
+
+async fn answer(request: Request<RequestBody>) -> Response<ResponseBody> {
+    if request.uri().path() == "/401" {
+        let response = Response::builder().status(StatusCode::UNAUTHORIZED);
+        let response = response.header("Set-Cookie", format!("session={CANARY}"));
+        return response.body(full(CANARY)).unwrap();
+    }
+    echo(request).await
+}
+
+/// Says every secret over every way that leads to a log line.
+async fn say_secrets(world: &World, binary: &Binary) {
+    let lines = secret_lines();
+    let http1 = binary.client(world).alpn(&["http/1.1"]);
+    for path in ["/version", "/401"] {
+        let mut client = http1.http1().await;
+        client
+            .get(HOST, &format!("{path}?token={CANARY}"), &lines)
+            .await;
+    }
+    // Refused: another host, two lengths, no HTTP at all, a head without an end.
+    for (host, more) in [
+        (CANARY, ""),
+        (HOST, "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n"),
+        (HOST, "Broken Field\r\n"),
+        (HOST, "Expect: Canary5ecret\r\n"),
+    ] {
+        let mut client = http1.http1().await;
+        let target = format!("/refused?token={CANARY}");
+        client.get(host, &target, &format!("{lines}{more}")).await;
+    }
+    let mut cut = http1.http1().await;
+    cut.send(format!(
+        "GET /cut?token={CANARY} HTTP/1.1\r\nHost: {HOST}\r\n{lines}"
+    ))
+    .await;
+    cut.into_parts().0.reset();
+
+    let mut exec = http1.http1().await;
+    let protocol = format!("base64url.bearer.authorization.k8s.io.{CANARY}, v5.channel.k8s.io");
+    let request = WEBSOCKET.replace("v5.channel.k8s.io", &protocol);
+    exec.send(request.replace("command=ls", &format!("command={CANARY}")))
+        .await;
+    exec.head().await.unwrap();
+    exec.send(CANARY).await;
+    drop(exec);
+
+    let http2 = binary.client(world).http2().await;
+    for path in ["/version", "/401"] {
+        let mut request = Request::post(format!("https://{HOST}{path}?token={CANARY}"));
+        for line in lines.lines() {
+            let (name, value) = line.split_once(": ").unwrap();
+            request = request.header(name, value);
+        }
+        let body = bytes::Bytes::from(format!("token={CANARY}"));
+        http2.request(request.body(body).unwrap()).await.unwrap();
+    }
+}
+
+/// Case 39. Tokens, cookies, identities, queries and bodies, over both protocols and every kind of failure:
+/// nothing of them is in the log, although the operator asks every library for everything.
+#[tokio::test]
+async fn no_filter_brings_a_secret_into_the_log() {
+    let world = World::new();
+    let upstream = world.apiserver().http(answer).start().await;
+    let nobody = tcp::refused().await;
+    let everything = "trace,h2=trace,h2::codec=trace,h2::proto=trace,hyper=trace,hyper::proto=trace,\
+                      hyper_util=trace,rustls=trace,tokio_rustls=trace,kube_tls_proxy=trace";
+    for (address, filter) in [
+        (upstream.address(), "trace"),
+        (upstream.address(), everything),
+        (nobody, everything),
+    ] {
+        let mut binary = start(&world, address, filter).await;
+        say_secrets(&world, &binary).await;
+        event(&binary, "request", "/401").await;
+        binary.signal("TERM").await;
+        assert_eq!(binary.exit_code().await, Some(0));
+        binary.wait_for_line("stopped").await;
+        for event in events(&binary) {
+            let text = event.to_string();
+            assert!(!text.contains(CANARY), "{text}");
+            let target = event["target"].as_str().unwrap();
+            assert!(target.starts_with("kube_tls_proxy"), "{text}");
+        }
+    }
+}
+
+/// One line for each request, with what an operator asks for.
+#[tokio::test]
+async fn each_request_is_one_line_with_its_facts() {
+    let world = World::new();
+    let upstream = world
+        .apiserver()
+        .http(|request| async {
+            drop(request.into_body().read().await);
+            let response = Response::builder().status(StatusCode::CREATED);
+            response
+                .header("Audit-Id", "7c3b")
+                .body(full("created"))
+                .unwrap()
+        })
+        .start()
+        .await;
+    let binary = start(&world, upstream.address(), "info").await;
+    let path = "/api/v1/namespaces/default/pods";
+
+    let mut client = binary.client(&world).http1().await;
+    let address = client.stream().tcp().local_addr().unwrap().to_string();
+    client
+        .send(format!(
+            "POST {path}?fieldManager=x HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 5\r\n\r\nhello"
+        ))
+        .await;
+    assert_eq!(client.response().await.status, 201);
+    let line = event(&binary, "request", path).await;
+    for (field, value) in [
+        ("level", Value::from("INFO")),
+        ("http.request.method", "POST".into()),
+        ("url.path", path.into()),
+        ("http.response.status_code", 201.into()),
+        ("k8s.verb", "create".into()),
+        ("k8s.resource", "pods".into()),
+        ("k8s.namespace", "default".into()),
+        ("k8s.audit_id", "7c3b".into()),
+        ("client.address", address.into()),
+        ("network.protocol.version", "1.1".into()),
+        ("received_bytes", 5.into()),
+        ("sent_bytes", 7.into()),
+        ("outcome", "complete".into()),
+    ] {
+        assert_eq!(line[field], value, "{field} of {line}");
+    }
+    let (head, whole) = (
+        line["head_seconds"].as_f64(),
+        line["duration_seconds"].as_f64(),
+    );
+    assert!(
+        head.unwrap() > 0.0 && whole.unwrap() >= head.unwrap(),
+        "{line}"
+    );
+
+    let http2 = binary.client(&world).http2().await;
+    http2
+        .get(&format!("https://{HOST}/api/v1/nodes/n"))
+        .await
+        .unwrap();
+    let line = event(&binary, "request", "/api/v1/nodes/n").await;
+    assert_eq!(line["network.protocol.version"], "2");
+    assert_eq!(
+        (&line["k8s.verb"], &line["k8s.resource"]),
+        (&"get".into(), &"nodes".into())
+    );
+    let of_requests = |event: &&Value| event["message"] == "request";
+    assert_eq!(events(&binary).iter().filter(of_requests).count(), 2);
+}
+
+/// What may take hours is logged when it starts and again when it ends.
+#[tokio::test]
+async fn watches_and_tunnels_are_logged_at_start_and_end() {
+    let world = World::new();
+    let upstream = world
+        .apiserver()
+        .http(|request| async {
+            if request.uri().path() != "/api/v1/pods" {
+                return echo(request).await;
+            }
+            crate::drain::slow_or_endless(Request::get("/endless").body(()).unwrap()).await
+        })
+        .start()
+        .await;
+    let binary = start(&world, upstream.address(), "info").await;
+
+    let mut exec = binary.client(&world).http1().await;
+    exec.send(WEBSOCKET).await;
+    exec.head().await.unwrap();
+    let path = "/api/v1/namespaces/default/pods/p/exec";
+    let line = event(&binary, "tunnel started", path).await;
+    assert_eq!(line["k8s.resource"], "pods/exec");
+    assert_eq!(line["http.response.status_code"], 101);
+    exec.send("four").await;
+    exec.take(4).await.unwrap();
+    tokio::io::AsyncWriteExt::shutdown(exec.stream())
+        .await
+        .unwrap();
+    exec.end().await.unwrap();
+    let line = event(&binary, "request", path).await;
+    assert_eq!(
+        (&line["received_bytes"], &line["sent_bytes"]),
+        (&4.into(), &4.into()),
+        "{line}"
+    );
+    assert_eq!(line["outcome"], "complete");
+
+    let mut watch = binary.client(&world).http1().await;
+    watch
+        .send(format!(
+            "GET /api/v1/pods?watch=1 HTTP/1.1\r\nHost: {HOST}\r\n\r\n"
+        ))
+        .await;
+    watch.head().await.unwrap();
+    watch.chunk().await.unwrap();
+    let line = event(&binary, "stream started", "/api/v1/pods").await;
+    assert_eq!(line["k8s.verb"], "watch");
+    drop(watch);
+    let line = event(&binary, "request", "/api/v1/pods").await;
+    assert_eq!(
+        (&line["sent_bytes"], &line["outcome"]),
+        (&6.into(), &"client_gone".into()),
+        "{line}"
+    );
+}
+
+/// A cause that an operator can act on, in JSON too; the client is told none of it.
+#[tokio::test]
+async fn a_failure_is_logged_with_its_cause() {
+    let world = World::new();
+    let nobody = tcp::refused().await;
+    let binary = start(&world, nobody, "info").await;
+    let mut client = binary.client(&world).http1().await;
+    let response = client.get(HOST, "/version", "").await;
+    assert_eq!(response.status, 503);
+    assert!(
+        !response.text().contains("127.0.0.1"),
+        "{}",
+        response.text()
+    );
+    let line = binary.wait_for_line("request failed").await;
+    let line: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(line["error.type"], "connect");
+    let error = line["error"].as_str().unwrap();
+    assert!(error.contains(&format!("connect to {nobody}: ")), "{line}");
+    assert!(error.contains("refused"), "{line}");
+    assert_eq!(
+        event(&binary, "request", "/version").await["outcome"],
+        "connect"
+    );
+}
+
+/// No request can end a line, forge one or turn its text around.
+#[tokio::test]
+async fn control_and_direction_characters_are_escaped() {
+    let world = World::new();
+    let upstream = world
+        .apiserver()
+        .http(|_| async {
+            Response::builder()
+                .header("Audit-Id", "a\tb")
+                .body(full("ok"))
+                .unwrap()
+        })
+        .start()
+        .await;
+    for flags in [&["--log-format", "json"][..], &[]] {
+        let binary = Binary::start(&world, upstream.address(), flags).await;
+        let mut client = binary.client(&world).http1().await;
+        client
+            .get(HOST, "/a\u{202e}b\u{2066}c\u{9b}d%0ae%1b", "")
+            .await;
+        let line = binary.wait_for_line("url.path").await;
+        for char in line.chars() {
+            assert!(
+                !char.is_control() && !"\u{202e}\u{2066}".contains(char),
+                "{line:?}"
+            );
+        }
+        assert!(line.contains("%0ae%1b"), "as it was sent: {line}");
+    }
+}
+
+/// `--no-access-log` silences requests and nothing else.
+#[tokio::test]
+async fn the_access_log_can_be_switched_off() {
+    let world = World::new();
+    let nobody = tcp::refused().await;
+    let flags = [
+        "--log-format",
+        "json",
+        "--no-access-log",
+        "--log-level",
+        "trace",
+    ];
+    let binary = Binary::start(&world, nobody, &flags).await;
+    let mut client = binary.client(&world).http1().await;
+    client.get(HOST, "/version", "").await;
+    binary.wait_for_line("request failed").await;
+    let of_requests = |event: &Value| event["message"] == "request";
+    assert!(!events(&binary).iter().any(of_requests));
+}

@@ -1,6 +1,6 @@
 //! A cluster, a public CA and a proxy between them, made for one test.
 
-use std::{future::pending, net::SocketAddr, num::NonZeroUsize, sync::Arc};
+use std::{future::pending, net::SocketAddr, num::NonZeroUsize, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use h2::RecvStream;
@@ -19,7 +19,7 @@ use standin::{
     upstream::{Builder, RequestBody, ResponseBody, Upstream, channel, full},
 };
 use tokio::{
-    sync::{Notify, oneshot},
+    sync::{Notify, mpsc, oneshot},
     task::JoinHandle,
 };
 
@@ -88,7 +88,7 @@ impl World {
             }],
             limits: Limits::default(),
             timeouts: Timeouts {
-                drain: std::time::Duration::from_secs(2),
+                drain: Duration::from_secs(2),
                 ..Timeouts::default()
             },
             log: LogConfig {
@@ -199,3 +199,15 @@ pub(crate) async fn data(response: &mut Response<RecvStream>) -> Result<Bytes, h
     body.flow_control().release_capacity(data.len())?;
     Ok(data)
 }
+
+/// Counts what is taken until, for a while, nothing more is.
+pub(crate) async fn taken_until_blocked(taken: &mut mpsc::UnboundedReceiver<usize>) -> usize {
+    let mut sum = 0;
+    while let Ok(Some(more)) = tokio::time::timeout(QUIET, taken.recv()).await {
+        sum += more;
+    }
+    sum
+}
+
+/// Longer than any buffer takes to fill further.
+const QUIET: Duration = Duration::from_millis(700);

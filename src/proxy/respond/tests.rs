@@ -37,7 +37,7 @@ fn upstream_errors() -> Vec<UpstreamError> {
         },
         UpstreamError::Unsent {
             endpoint,
-            source: h2().into(),
+            source: LostCause::H2(h2()),
         },
         UpstreamError::Refused {
             endpoint,

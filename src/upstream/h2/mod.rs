@@ -33,7 +33,7 @@ use super::{
     frames::{Heard, Overheard},
     upload::{Pumped, Upload},
 };
-use crate::{addr::UpstreamAddr, config::Timeouts, drain::Drain};
+use crate::{addr::UpstreamAddr, config::Timeouts, drain::Drain, telemetry::causes};
 
 /// A connection on which requests can be sent.
 #[derive(Debug, Clone)]
@@ -129,7 +129,7 @@ impl H2Connection {
             let ended = drive(connection, ping, &running.heard, interval, limit).await;
             running.closed.store(true, Ordering::Release);
             if let Err(error) = ended {
-                debug!(upstream.address = %endpoint, error = &error as &dyn std::error::Error, "upstream connection ended");
+                debug!(upstream.address = %endpoint, error = %causes(&error), "upstream connection ended");
             }
         });
         Ok(Self { send, state })

@@ -10,8 +10,8 @@ use standin::{
 };
 use tokio::sync::{Notify, mpsc};
 
-use super::{Arc, Mutex, Shared, begin_upload, data, taken_until_blocked};
-use crate::proxy::World;
+use super::{Arc, Mutex, Shared, begin_upload, data};
+use crate::proxy::{World, taken_until_blocked};
 
 const MIB: usize = 1 << 20;
 const PIECE: usize = 64 * 1024;

@@ -11,7 +11,7 @@ use tokio::{
 
 use crate::proxy::{HOST, World};
 
-const SHORT: Duration = Duration::from_millis(300);
+const SHORT: Duration = Duration::from_millis(200);
 
 /// A client that never begins TLS, or never ends its handshake.
 #[tokio::test]
@@ -69,7 +69,7 @@ async fn only_the_head_is_hurried() {
     let upstream = world
         .apiserver()
         .http(|_| async {
-            tokio::time::sleep(SHORT * 3).await;
+            tokio::time::sleep(SHORT * 2).await;
             http::Response::new(standin::upstream::full("late"))
         })
         .start()
@@ -80,12 +80,12 @@ async fn only_the_head_is_hurried() {
         .start();
     let mut http1 = proxy.client().http1().await;
     assert_eq!(http1.get(HOST, "/version", "").await.text(), "late");
-    tokio::time::sleep(SHORT * 3).await;
+    tokio::time::sleep(SHORT * 2).await;
     assert_eq!(http1.get(HOST, "/version", "").await.text(), "late");
     let http2 = proxy.client().http2().await;
     let response = http2.get("https://kube.test/version").await.unwrap();
     assert_eq!(response.text(), "late");
-    tokio::time::sleep(SHORT * 3).await;
+    tokio::time::sleep(SHORT * 2).await;
     let response = http2.get("https://kube.test/version").await.unwrap();
     assert_eq!(response.text(), "late");
 }

@@ -137,18 +137,20 @@ impl TlsConnection {
         loop {
             if let Some(length) = record_length(&self.incoming) {
                 let record = self.incoming.split_to(length);
-                let mut left = &record[..];
+                let mut rest = &record[..];
                 let state = loop {
-                    // rustls takes a long record in pieces.
-                    self.tls.read_tls(&mut left)?;
+                    // rustls takes 4 KiB at a time.
+                    self.tls.read_tls(&mut rest)?;
                     match self.tls.process_new_packets() {
-                        Ok(state) if left.is_empty() => break state,
+                        Ok(state) if rest.is_empty() => break state,
                         Ok(_) => {}
                         Err(err) => {
                             // The alert for it is best effort.
                             let _sent = self.poll_drain(cx);
-                            let err = io::Error::new(io::ErrorKind::InvalidData, err);
-                            return Poll::Ready(Err(err));
+                            return Poll::Ready(Err(io::Error::new(
+                                io::ErrorKind::InvalidData,
+                                err,
+                            )));
                         }
                     }
                 };

@@ -1,1 +1,0 @@
-//! The built binary: exit codes, messages, start-up block, signals.

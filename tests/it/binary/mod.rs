@@ -1,0 +1,282 @@
+//! The binary: its command line, its words, its signals and its exit codes.
+
+mod refusals;
+
+use std::{net::SocketAddr, process::Stdio, sync::Arc};
+
+use standin::{client::Client, within};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::{Child, Command},
+    sync::watch,
+};
+
+use crate::proxy::{APISERVER, HOST, World};
+
+/// A running `kube-tls-proxy serve`; it is killed when dropped.
+pub(crate) struct Binary {
+    child: Child,
+    address: SocketAddr,
+    lines: Arc<watch::Sender<Vec<String>>>,
+}
+
+/// What a run that has ended left behind.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// The binary with nothing of this environment.
+pub(crate) fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kube-tls-proxy"));
+    command
+        .args(args)
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+/// Runs to the end.
+pub(crate) async fn run(args: &[&str]) -> Ended {
+    let output = within("the end of the process", command(args).output())
+        .await
+        .unwrap();
+    Ended {
+        code: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// Flags for a proxy in front of `upstream`, with good files.
+pub(crate) fn good_flags(world: &World, upstream: SocketAddr) -> Vec<String> {
+    let (certificate, key) = world
+        .public_ca
+        .server(&[HOST, "127.0.0.1"])
+        .write(&world.dir, "public");
+    let ca = world.dir.write("cluster-ca.crt", world.cluster_ca.pem());
+    let path = |path: std::path::PathBuf| path.to_str().unwrap().to_owned();
+    [
+        ("--listen", "127.0.0.1:0".to_owned()),
+        ("--workers", "2".to_owned()),
+        ("--cert", path(certificate)),
+        ("--key", path(key)),
+        ("--upstream", format!("https://{upstream}")),
+        ("--upstream-ca", path(ca)),
+        ("--upstream-name", APISERVER.to_owned()),
+    ]
+    .into_iter()
+    .flat_map(|(flag, value)| [flag.to_owned(), value])
+    .collect()
+}
+
+impl Binary {
+    /// Starts it with these flags behind the good ones, and waits until it says where it listens.
+    pub(crate) async fn start(world: &World, upstream: SocketAddr, more: &[&str]) -> Self {
+        let good = good_flags(world, upstream);
+        let args: Vec<&str> = ["serve"]
+            .into_iter()
+            .chain(good.iter().map(String::as_str))
+            .chain(more.iter().copied())
+            .collect();
+        let mut child = command(&args).spawn().unwrap();
+        let lines = Arc::new(watch::Sender::new(Vec::new()));
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let heard = Arc::clone(&lines);
+        #[expect(clippy::disallowed_methods, reason = "a test has no drain")]
+        tokio::spawn(async move {
+            let mut line = Vec::new();
+            while stderr.read_until(b'\n', &mut line).await.unwrap() > 0 {
+                let text = String::from_utf8_lossy(&line)
+                    .trim_end_matches('\n')
+                    .to_owned();
+                heard.send_modify(|lines: &mut Vec<String>| lines.push(text));
+                line.clear();
+            }
+        });
+        let mut binary = Self {
+            child,
+            address: upstream,
+            lines,
+        };
+        let address = binary.wait_for("the address", |line| {
+            let at = line
+                .contains("listening")
+                .then(|| line.find("127.0.0.1:"))??;
+            let text: String = line[at..]
+                .chars()
+                .take_while(|char| !"\"\\ ".contains(*char))
+                .collect();
+            text.parse().ok()
+        });
+        binary.address = address.await;
+        binary
+    }
+
+    pub(crate) fn client(&self, world: &World) -> Client {
+        Client::new(self.address).trust(&world.public_ca).sni(HOST)
+    }
+
+    /// Waits for a line on stderr in which `find` finds something.
+    pub(crate) async fn wait_for<T>(&self, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
+        let mut changes = self.lines.subscribe();
+        let mut found = None;
+        let done = changes.wait_for(|lines| {
+            found = lines.iter().find_map(|line| find(line));
+            found.is_some()
+        });
+        drop(within(what, done).await.unwrap());
+        found.unwrap()
+    }
+
+    /// Waits for a line on stderr that contains this.
+    pub(crate) async fn wait_for_line(&self, part: &str) -> String {
+        self.wait_for(part, |line| line.contains(part).then(|| line.to_owned()))
+            .await
+    }
+
+    /// Everything on stderr so far.
+    pub(crate) fn stderr(&self) -> Vec<String> {
+        self.lines.borrow().clone()
+    }
+
+    pub(crate) async fn signal(&self, name: &str) {
+        let pid = self.child.id().unwrap().to_string();
+        let status = Command::new("kill")
+            .args(["-s", name, &pid])
+            .status()
+            .await
+            .unwrap();
+        assert!(status.success());
+    }
+
+    pub(crate) async fn exit_code(&mut self) -> Option<i32> {
+        within("the end of the process", self.child.wait())
+            .await
+            .unwrap()
+            .code()
+    }
+}
+
+/// What it says at the start: one fact to a line.
+#[tokio::test]
+async fn says_what_was_started() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let binary = Binary::start(&world, upstream.address(), &[]).await;
+    binary.wait_for_line("  workers").await;
+    let lines = binary.stderr();
+    assert_eq!(
+        lines[0],
+        format!("kube-tls-proxy {}", env!("CARGO_PKG_VERSION"))
+    );
+    for (line, word) in
+        lines[1..]
+            .iter()
+            .zip(["listening", "serving", "upstream", "trusting", "workers"])
+    {
+        assert!(line.starts_with(&format!("  {word:<11} ")), "{line:?}");
+    }
+    assert_eq!(lines[1], format!("  listening   {}", binary.address));
+    assert!(
+        lines[2].contains("kube.test, 127.0.0.1   ("),
+        "{}",
+        lines[2]
+    );
+    assert!(lines[2].contains(" days left, issued by "), "{}", lines[2]);
+    assert!(
+        lines[3].ends_with(&format!("→ https://{} as {APISERVER}", upstream.address())),
+        "{}",
+        lines[3]
+    );
+    assert!(lines[4].contains("cluster, SHA-256 "), "{}", lines[4]);
+}
+
+/// Case 56. SIGTERM and SIGINT end it in order.
+#[tokio::test]
+async fn ends_with_0_when_told_to_stop() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    for signal in ["TERM", "INT"] {
+        let mut binary = Binary::start(&world, upstream.address(), &[]).await;
+        let mut client = binary.client(&world).http1().await;
+        assert_eq!(client.get(HOST, "/version", "").await.text(), "ok");
+        binary.signal(signal).await;
+        assert_eq!(binary.exit_code().await, Some(0), "{:?}", binary.stderr());
+        assert_eq!(
+            client.end().await.unwrap(),
+            "",
+            "an end in order for an idle client"
+        );
+        binary.wait_for_line("stopped").await;
+    }
+}
+
+/// Case 56. A request that runs when SIGTERM comes is finished; a watch holds the end up for
+/// `--drain-timeout` and no longer.
+#[tokio::test]
+async fn sigterm_waits_for_what_runs_but_not_for_ever() {
+    let world = World::new();
+    let upstream = world
+        .apiserver()
+        .http(crate::drain::slow_or_endless)
+        .start()
+        .await;
+    let flags = ["--drain-timeout", "1s"];
+    let mut binary = Binary::start(&world, upstream.address(), &flags).await;
+    let mut watch = binary.client(&world).http1().await;
+    watch
+        .send(format!("GET /endless HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))
+        .await;
+    assert_eq!(watch.head().await.unwrap().status, 200);
+    let mut slow = binary.client(&world).http1().await;
+    slow.send(format!("GET /slow HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))
+        .await;
+    upstream.wait_for_open_responses(2).await;
+    binary.signal("TERM").await;
+    assert_eq!(slow.response().await.text(), "late");
+    assert_eq!(binary.exit_code().await, Some(0));
+    assert_eq!(watch.chunk().await.unwrap(), "event\n");
+    watch.chunk().await.unwrap_err();
+    binary.wait_for_line("drain timeout passed").await;
+}
+
+/// Case 55. SIGHUP reads the files again at once.
+#[tokio::test]
+async fn sighup_reloads() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let binary = Binary::start(&world, upstream.address(), &[]).await;
+    let new = world.public_ca.server(&[HOST, "127.0.0.1"]);
+    new.write(&world.dir, "public");
+    binary.signal("HUP").await;
+    binary.wait_for_line("reloaded").await;
+    let tls = binary.client(&world).connect().await.unwrap();
+    assert!(tls.server_certificates() == new.chain);
+}
+
+#[tokio::test]
+async fn help_and_version_are_told_on_stdout() {
+    let ended = run(&["--help"]).await;
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+    assert!(ended.stdout.contains("serve"), "{}", ended.stdout);
+    let ended = run(&["serve", "--help"]).await;
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+    for word in [
+        "--cert",
+        "--upstream-ca",
+        "--kubeconfig",
+        "KUBE_TLS_PROXY_DRAIN_TIMEOUT",
+        "Examples:",
+    ] {
+        assert!(ended.stdout.contains(word), "{word}");
+    }
+    let ended = run(&["--version"]).await;
+    let version = format!("kube-tls-proxy {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!((ended.code, ended.stdout), (Some(0), version));
+}
