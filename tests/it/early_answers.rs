@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use standin::{
     client::{Http2, whole},
-    frames::{FrameConnection, kind},
+    frames::{END_HEADERS, END_STREAM, Frame, FrameConnection, encode_fields, kind},
     upstream::{Raw, RequestBody, ResponseBody, full},
     within,
 };
@@ -130,13 +130,32 @@ async fn no_error_behind_an_early_answer_does_not_cut_it() {
         let mut wire = FrameConnection::server(raw.stream, &[]).await.unwrap();
         let head = wire.expect(kind::HEADERS).await.unwrap();
         wire.expect(kind::DATA).await.unwrap();
-        let fields = [(":status", "413"), ("content-type", "application/json")];
-        wire.headers(head.stream, &fields, 0).await.unwrap();
-        wire.data(head.stream, STATUS, standin::frames::END_STREAM)
-            .await
-            .unwrap();
-        wire.reset(head.stream, NO_ERROR).await.unwrap();
-        while let Ok(Some(_)) = wire.next().await {}
+        let frame = |kind, flags, payload: Vec<u8>| {
+            let stream = head.stream;
+            let payload = payload.into();
+            Frame {
+                kind,
+                flags,
+                stream,
+                payload,
+            }
+            .encode()
+        };
+        // At once, so that the reset is known before the body is read.
+        let answer = [
+            frame(
+                kind::HEADERS,
+                END_HEADERS,
+                encode_fields(&[(":status", "413")]),
+            ),
+            frame(kind::DATA, END_STREAM, STATUS.into()),
+            frame(kind::RST_STREAM, 0, NO_ERROR.to_be_bytes().to_vec()),
+        ];
+        let mut stream = wire.into_inner();
+        stream.write_all(&answer.concat()).await.unwrap();
+        stream.flush().await.unwrap();
+        let mut space = vec![0; 64 << 10];
+        while stream.read(&mut space).await.is_ok_and(|read| read > 0) {}
     });
     let upstream = apiserver.start().await;
     let proxy = world.proxy(upstream.address()).start();
