@@ -295,9 +295,12 @@ async fn a_connection_of_an_older_trust_generation_is_not_used_again() {
     world.dir.write("cluster-ca.crt", other.pem());
     proxy.reload();
     // Until the reload the answer comes over an older connection; a new one shows that it is done.
-    while upstream.connections().len() < 3 {
-        assert_eq!(get(&client).await, "ok");
-    }
+    let until_reloaded = async {
+        while upstream.connections().len() < 3 {
+            assert_eq!(get(&client).await, "ok");
+        }
+    };
+    standin::within("a new connection", until_reloaded).await;
     assert_eq!(get(&client).await, "ok");
     assert_eq!(get(&proxy.client().http2().await).await, "ok");
     let last_two: Vec<usize> = connections(&upstream).into_iter().rev().take(2).collect();
