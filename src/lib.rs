@@ -1,6 +1,5 @@
 //! kube-tls-proxy terminates TLS with a public certificate and re-originates it, verified against the
 //! cluster's own CA, to a kube-apiserver.
-
 //!
 //! # The life of a request
 //!
@@ -28,6 +27,8 @@ pub mod cli;
 pub mod config;
 pub mod downstream;
 pub mod drain;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod listener;
 pub mod pki;
 pub mod proxy;
@@ -35,3 +36,6 @@ pub mod reload;
 mod socket;
 pub mod telemetry;
 pub mod upstream;
+
+#[cfg(test)]
+mod scratch;

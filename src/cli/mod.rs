@@ -34,7 +34,7 @@ pub struct Cli {
 /// The subcommands.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum Command {
-    /// Run the proxy
+    /// Run the proxy: it needs a certificate to present and an apiserver to forward to
     #[command(after_help = SERVE_EXAMPLES)]
     Serve(Box<ServeArgs>),
 }
@@ -94,5 +94,9 @@ Examples:
     kube-tls-proxy serve --listen 0.0.0.0:443 --cert tls.crt --key tls.key \\
       --upstream https://10.0.0.1:6443 --upstream-ca ca.crt --upstream-name kubernetes.default.svc
 
-A flag wins over its environment variable, and both win over the --config file. Flags that take a
-list replace the whole list. Lists in variables are separated by commas.";
+Every flag has an environment variable: --drain-timeout is KUBE_TLS_PROXY_DRAIN_TIMEOUT. Lists in
+variables are separated by commas. A flag wins over its variable, and both win over the --config
+file; a list replaces the whole list.";
+
+#[cfg(test)]
+mod tests;

@@ -70,13 +70,21 @@ impl StartBlock<'_> {
             .collect()
     }
 
-    /// Subject and fingerprint of each CA.
+    /// Subject and fingerprint of each CA; of which cluster, when there are several.
     #[must_use]
     pub fn trusting(&self) -> Vec<String> {
+        let several = self.clusters.len() > 1;
         self.clusters
             .iter()
-            .flat_map(|(_, trust)| trust.summaries())
-            .map(|ca| format!("{}, SHA-256 {}", ca.subject, ca.fingerprint()))
+            .flat_map(|(cluster, trust)| trust.summaries().iter().map(move |ca| (cluster, ca)))
+            .map(|(cluster, ca)| {
+                let of = if several {
+                    format!(" ({})", cluster.name)
+                } else {
+                    String::new()
+                };
+                format!("{}, SHA-256 {}{of}", ca.subject, ca.fingerprint())
+            })
             .collect()
     }
 }

@@ -1,11 +1,15 @@
 //! The flags of `serve`, and the environment variable of each.
 //!
 //! Values stay text here, so that a bad one is reported in the same words whether it stood on the
-//! command line, in a variable or in a file.
+//! command line, in a variable or in a file. An empty value is one that was not given: templates
+//! leave empty variables behind.
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{
+    Args,
+    builder::{OsStringValueParser, TypedValueParser},
+};
 
 /// Flags of `kube-tls-proxy serve`.
 #[expect(
@@ -14,11 +18,13 @@ use clap::Args;
 )]
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 pub struct ServeArgs {
-    /// Listen here; repeat for more. Port 0 asks the kernel for one [default: [::]:8443]
+    /// Addresses to listen on.
     #[arg(
         long,
+        help = "Listen here; repeat for more. Port 0 asks the kernel for one [default: [::]:8443]",
         value_name = "ADDRESS:PORT",
         env = "KUBE_TLS_PROXY_LISTEN",
+        hide_env = true,
         value_delimiter = ',',
         help_heading = "Clients"
     )]
@@ -28,7 +34,9 @@ pub struct ServeArgs {
     #[arg(
         long = "cert",
         value_name = "FILE",
+        value_parser = path(),
         env = "KUBE_TLS_PROXY_CERT",
+        hide_env = true,
         value_delimiter = ',',
         help_heading = "Clients"
     )]
@@ -38,7 +46,9 @@ pub struct ServeArgs {
     #[arg(
         long = "key",
         value_name = "FILE",
+        value_parser = path(),
         env = "KUBE_TLS_PROXY_KEY",
+        hide_env = true,
         value_delimiter = ',',
         help_heading = "Clients"
     )]
@@ -49,17 +59,20 @@ pub struct ServeArgs {
         long = "host",
         value_name = "NAME",
         env = "KUBE_TLS_PROXY_HOST",
+        hide_env = true,
         value_delimiter = ',',
         help_heading = "Clients"
     )]
     pub hosts: Vec<String>,
 
-    /// Forward to this apiserver: https://HOST[:PORT][/PREFIX]
+    /// URL of the apiserver.
     #[arg(
         long,
+        help = "Forward to this apiserver: https://HOST[:PORT][/PREFIX]",
         value_name = "URL",
         env = "KUBE_TLS_PROXY_UPSTREAM",
-        help_heading = "Apiserver (without any of these: the cluster of the pod it runs in)"
+        hide_env = true,
+        help_heading = APISERVER
     )]
     pub upstream: Option<String>,
 
@@ -67,8 +80,10 @@ pub struct ServeArgs {
     #[arg(
         long,
         value_name = "FILE",
+        value_parser = path(),
         env = "KUBE_TLS_PROXY_UPSTREAM_CA",
-        help_heading = "Apiserver (without any of these: the cluster of the pod it runs in)"
+        hide_env = true,
+        help_heading = APISERVER
     )]
     pub upstream_ca: Option<PathBuf>,
 
@@ -77,7 +92,8 @@ pub struct ServeArgs {
         long,
         value_name = "NAME",
         env = "KUBE_TLS_PROXY_UPSTREAM_NAME",
-        help_heading = "Apiserver (without any of these: the cluster of the pod it runs in)"
+        hide_env = true,
+        help_heading = APISERVER
     )]
     pub upstream_name: Option<String>,
 
@@ -85,8 +101,10 @@ pub struct ServeArgs {
     #[arg(
         long,
         value_name = "FILE",
+        value_parser = path(),
         env = "KUBE_TLS_PROXY_KUBECONFIG",
-        help_heading = "Apiserver (without any of these: the cluster of the pod it runs in)"
+        hide_env = true,
+        help_heading = APISERVER
     )]
     pub kubeconfig: Option<PathBuf>,
 
@@ -95,7 +113,8 @@ pub struct ServeArgs {
         long,
         value_name = "NAME",
         env = "KUBE_TLS_PROXY_CONTEXT",
-        help_heading = "Apiserver (without any of these: the cluster of the pod it runs in)"
+        hide_env = true,
+        help_heading = APISERVER
     )]
     pub context: Option<String>,
 
@@ -103,7 +122,9 @@ pub struct ServeArgs {
     #[arg(
         long,
         value_name = "FILE",
+        value_parser = path(),
         env = "KUBE_TLS_PROXY_CONFIG",
+        hide_env = true,
         help_heading = "Running"
     )]
     pub config: Option<PathBuf>,
@@ -113,6 +134,7 @@ pub struct ServeArgs {
         long,
         value_name = "N",
         env = "KUBE_TLS_PROXY_WORKERS",
+        hide_env = true,
         help_heading = "Running"
     )]
     pub workers: Option<String>,
@@ -122,6 +144,7 @@ pub struct ServeArgs {
         long,
         value_name = "DURATION",
         env = "KUBE_TLS_PROXY_DRAIN_TIMEOUT",
+        hide_env = true,
         help_heading = "Running"
     )]
     pub drain_timeout: Option<String>,
@@ -131,6 +154,7 @@ pub struct ServeArgs {
         long,
         value_name = "FORMAT",
         env = "KUBE_TLS_PROXY_LOG_FORMAT",
+        hide_env = true,
         help_heading = "Logging"
     )]
     pub log_format: Option<String>,
@@ -140,6 +164,7 @@ pub struct ServeArgs {
         long,
         value_name = "FILTER",
         env = "KUBE_TLS_PROXY_LOG_LEVEL",
+        hide_env = true,
         help_heading = "Logging"
     )]
     pub log_level: Option<String>,
@@ -148,8 +173,50 @@ pub struct ServeArgs {
     #[arg(
         long,
         env = "KUBE_TLS_PROXY_NO_ACCESS_LOG",
+        hide_env = true,
         value_parser = clap::builder::FalseyValueParser::new(),
         help_heading = "Logging"
     )]
     pub no_access_log: bool,
 }
+
+impl ServeArgs {
+    /// The same, without the values that are empty.
+    pub(super) fn without_empty(&self) -> Self {
+        let text = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
+        let path =
+            |value: &Option<PathBuf>| value.clone().filter(|value| !value.as_os_str().is_empty());
+        let texts = |values: &[String]| {
+            let given = values.iter().filter(|value| !value.is_empty());
+            given.cloned().collect()
+        };
+        let paths = |values: &[PathBuf]| {
+            let given = values.iter().filter(|value| !value.as_os_str().is_empty());
+            given.cloned().collect()
+        };
+        Self {
+            listen: texts(&self.listen),
+            certificates: paths(&self.certificates),
+            keys: paths(&self.keys),
+            hosts: texts(&self.hosts),
+            upstream: text(&self.upstream),
+            upstream_ca: path(&self.upstream_ca),
+            upstream_name: text(&self.upstream_name),
+            kubeconfig: path(&self.kubeconfig),
+            context: text(&self.context),
+            config: path(&self.config),
+            workers: text(&self.workers),
+            drain_timeout: text(&self.drain_timeout),
+            log_format: text(&self.log_format),
+            log_level: text(&self.log_level),
+            no_access_log: self.no_access_log,
+        }
+    }
+}
+
+/// Any path, the empty one too, which clap's own parser refuses.
+fn path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
+}
+
+const APISERVER: &str = "Apiserver (without these: the cluster of the pod that the proxy runs in)";

@@ -7,6 +7,7 @@ use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_saphyr::Spanned;
+use tracing_subscriber::EnvFilter;
 
 use super::{
     LogFormat,
@@ -16,8 +17,9 @@ use super::{
     url::{UpstreamUrl, expected_name},
 };
 
-/// Configuration of kube-tls-proxy.
+/// The file that `kube-tls-proxy serve --config` reads.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
+#[schemars(title = "Configuration of kube-tls-proxy")]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct ConfigFile {
     /// Addresses to listen on, ADDRESS:PORT.
@@ -31,11 +33,11 @@ pub(super) struct ConfigFile {
     #[schemars(with = "Option<Vec<ClusterEntry>>")]
     pub(super) clusters: Option<Vec<Spanned<ClusterEntry>>>,
     /// How much of everything may be used.
-    pub(super) limits: LimitsEntry,
+    pub(super) limits: Option<LimitsEntry>,
     /// How long a peer is waited for.
-    pub(super) timeouts: TimeoutsEntry,
+    pub(super) timeouts: Option<TimeoutsEntry>,
     /// What is logged and how.
-    pub(super) log: LogEntry,
+    pub(super) log: Option<LogEntry>,
 }
 
 /// One certificate chain and its key.
@@ -150,7 +152,8 @@ pub(super) struct LogEntry {
     #[schemars(with = "Option<LogFormatName>")]
     pub(super) format: Option<Parsed<LogFormat>>,
     /// A filter such as `info` or `info,kube_tls_proxy=debug`.
-    pub(super) filter: Option<String>,
+    #[schemars(with = "Option<String>")]
+    pub(super) filter: Option<Parsed<LogFilter>>,
     /// Whether each request is logged.
     pub(super) access: Option<bool>,
 }
@@ -202,6 +205,21 @@ impl FromStr for LogFormat {
             "text" => Ok(Self::Text),
             "json" => Ok(Self::Json),
             _ => Err(Fault::BadLogFormat { text: shown(text) }),
+        }
+    }
+}
+
+/// A filter that `tracing` understands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct LogFilter(pub(super) String);
+
+impl FromStr for LogFilter {
+    type Err = Fault;
+
+    fn from_str(text: &str) -> Result<Self, Fault> {
+        match EnvFilter::builder().parse(text) {
+            Ok(_) if !text.trim().is_empty() => Ok(Self(text.to_owned())),
+            Ok(_) | Err(_) => Err(Fault::BadLogFilter { text: shown(text) }),
         }
     }
 }

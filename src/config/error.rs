@@ -117,6 +117,10 @@ pub enum Fault {
     #[error("`{text}` is not a log format; write text or json")]
     BadLogFormat { text: String },
     #[error(
+        "`{text}` is not a log filter; write a level, or levels for modules, such as info or info,kube_tls_proxy=debug"
+    )]
+    BadLogFilter { text: String },
+    #[error(
         "`{host}` is not a host name; write it without scheme, port and path, such as kube.example.com or *.example.com"
     )]
     BadHost { host: String },
@@ -153,12 +157,18 @@ pub enum Fault {
     MissingKey { key: &'static str },
     #[error("`{key}` is given twice; remove one")]
     TwiceTheKey { key: String },
-    #[error("is empty; write at least one key, or leave the file out")]
+    #[error("is empty; check that it is the file that was meant")]
     EmptyFile,
-    #[error("cannot be understood; mend the YAML there")]
-    Yaml(#[source] YamlError),
-    #[error(transparent)]
+    #[error("{0}; mend the YAML there")]
+    Yaml(YamlError),
+    #[error("{0}")]
     Value(YamlError),
+    #[error("a list belongs here; write each item on a line of its own, after a dash")]
+    NotAList,
+    #[error("keys belong here; write each as `key: value` on a line of its own")]
+    NotKeys,
+    #[error("true or false belongs here; write one of them")]
+    NotABool,
 
     #[error(
         "cluster `{name}` must say once where its apiserver is; give exactly one of `upstream`, `kubeconfig` and `inCluster: true`"
@@ -172,7 +182,7 @@ pub enum Fault {
         "there is more than one cluster and `{name}` has no `hosts`; add the public host names that lead to it"
     )]
     NoHosts { name: String },
-    #[error("host `{host}` belongs to cluster `{first}` already; remove it from one of the two")]
+    #[error("host `{host}` is listed for cluster `{first}` already; remove one of the two")]
     DuplicateHost { host: String, first: String },
     #[error("there is another cluster `{name}` already; give each a name of its own")]
     DuplicateCluster { name: String },
@@ -190,7 +200,7 @@ pub enum Fault {
     },
 
     #[error(
-        "there are {certificates} --cert and {keys} --key; give one --key for each --cert, in the same order"
+        "--cert and --key come in pairs, and there are {certificates} and {keys} of them; give one --key for each --cert, in the same order"
     )]
     UnevenPairs { certificates: usize, keys: usize },
     #[error(
@@ -198,7 +208,7 @@ pub enum Fault {
     )]
     NoCertificate,
     #[error(
-        "there is no apiserver to forward to; give --upstream URL with --upstream-ca FILE, or --kubeconfig FILE, or run in a pod with its service account mounted"
+        "there is no apiserver to forward to; give --upstream URL with --upstream-ca FILE, or --kubeconfig FILE (or `clusters` in a --config file), or run in a pod with its service account mounted"
     )]
     NoUpstream,
     #[error("{flag} and `{key}` in {} both say which apiserver serves whom; remove one of them", file.display())]
@@ -218,10 +228,10 @@ pub enum Fault {
         needed: &'static str,
     },
 
-    #[error(
-        "{what} is not in it; set it, or name a context with --context, of which there are: {known}"
-    )]
-    NoCurrentContext { what: &'static str, known: String },
+    #[error("has no current-context; name the context with --context, one of: {known}")]
+    NoCurrentContext { known: String },
+    #[error("has no contexts; check that it is the file that was meant")]
+    NoContexts,
     #[error("there is no context `{name}`; choose one of: {known}")]
     NoContext { name: String, known: String },
     #[error(
@@ -244,8 +254,9 @@ pub enum Fault {
     BadAuthorityData { name: String },
     #[error("cluster `{name}` has no server; add its URL")]
     NoServer { name: String },
-    #[error("server of cluster `{name}`")]
-    Server {
+    #[error("{key} of cluster `{name}`")]
+    ClusterKey {
+        key: &'static str,
         name: String,
         #[source]
         source: Box<Self>,
@@ -262,6 +273,12 @@ pub enum Fault {
         value: String,
         wanted: &'static str,
     },
+    #[error(
+        "this process is not in a pod, for KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set; run it in one, or say where the apiserver is"
+    )]
+    NotInPod,
+    #[error("there is no CA at {}; mount the service account (automountServiceAccountToken: true), or say where the apiserver and its CA are", file.display())]
+    NoPodCa { file: PathBuf },
     #[error("CA {}", file.display())]
     PodCa {
         file: PathBuf,
@@ -270,14 +287,21 @@ pub enum Fault {
     },
 }
 
-/// What the YAML parser said, without place and excerpt: the excerpt could hold a secret.
-#[derive(Debug, thiserror::Error)]
-pub struct YamlError(#[from] Box<serde_saphyr::Error>);
+/// What the YAML parser said, without place and excerpt.
+#[derive(Debug)]
+pub struct YamlError(Box<serde_saphyr::Error>);
+
+impl YamlError {
+    /// Keeps `error`, which must have been made without an excerpt: that could hold a secret.
+    pub(super) fn new(error: serde_saphyr::Error) -> Self {
+        Self(Box::new(error))
+    }
+}
 
 impl fmt::Display for YamlError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The parser's text may repeat bytes of the file: control characters are escaped.
-        let message = UserMessageFormatter.format_message(self.0.without_snippet());
+        let message = UserMessageFormatter.format_message(&self.0);
         for char in message.chars() {
             if char.is_control() {
                 write!(f, "{}", char.escape_debug())?;

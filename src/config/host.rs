@@ -24,8 +24,7 @@ impl FromStr for HostPattern {
         }
         let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
         let base = name.strip_prefix("*.").unwrap_or(&name);
-        // A wildcard for a whole top-level domain matches nothing that a CA would sign.
-        if (name.starts_with("*.") && !base.contains('.')) || !is_dns_name(base) {
+        if !is_dns_name(base) {
             return Err(bad());
         }
         Ok(Self(name))

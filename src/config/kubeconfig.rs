@@ -33,21 +33,25 @@ pub(super) fn load(file: &Path, context: Option<&str>) -> Result<ClusterConfig, 
 struct Kubeconfig {
     current_context: Option<String>,
     // client-go writes `null` for an empty list.
-    contexts: Option<Vec<Named<Context>>>,
-    clusters: Option<Vec<Named<Cluster>>>,
+    contexts: Option<Vec<NamedContext>>,
+    clusters: Option<Vec<NamedCluster>>,
 }
 
-/// One entry of a list of the kubeconfig: a name, and under another key the thing itself.
 #[derive(Deserialize)]
-struct Named<T> {
+struct NamedContext {
     name: String,
-    #[serde(alias = "context", alias = "cluster")]
-    value: T,
+    context: Context,
 }
 
 #[derive(Deserialize)]
 struct Context {
     cluster: String,
+}
+
+#[derive(Deserialize)]
+struct NamedCluster {
+    name: String,
+    cluster: Cluster,
 }
 
 #[derive(Deserialize)]
@@ -68,14 +72,14 @@ fn resolve(
     context: Option<&str>,
 ) -> Result<ClusterConfig, Fault> {
     let contexts = kubeconfig.contexts.unwrap_or_default();
+    if contexts.is_empty() {
+        return Err(Fault::NoContexts);
+    }
     let known = || known(&contexts);
     let wanted = context
         .or(kubeconfig.current_context.as_deref())
         .filter(|name| !name.is_empty())
-        .ok_or_else(|| Fault::NoCurrentContext {
-            what: "current-context",
-            known: known(),
-        })?;
+        .ok_or_else(|| Fault::NoCurrentContext { known: known() })?;
     let context = contexts
         .iter()
         .find(|entry| entry.name == wanted)
@@ -87,19 +91,16 @@ fn resolve(
         .clusters
         .unwrap_or_default()
         .into_iter()
-        .find(|entry| entry.name == context.value.cluster)
+        .find(|entry| entry.name == context.context.cluster)
         .ok_or_else(|| Fault::NoCluster {
             context: shown(wanted),
-            name: shown(&context.value.cluster),
+            name: shown(&context.context.cluster),
         })?;
     complete(cluster, file)
 }
 
-fn complete(entry: Named<Cluster>, file: &Path) -> Result<ClusterConfig, Fault> {
-    let Named {
-        name,
-        value: cluster,
-    } = entry;
+fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, Fault> {
+    let NamedCluster { name, cluster } = entry;
     let shown_name = || shown(&name);
     if cluster.insecure_skip_tls_verify {
         return Err(Fault::SkipsVerification { name: shown_name() });
@@ -107,16 +108,23 @@ fn complete(entry: Named<Cluster>, file: &Path) -> Result<ClusterConfig, Fault> 
     if cluster.proxy_url.is_some_and(|url| !url.is_empty()) {
         return Err(Fault::ProxyUrl { name: shown_name() });
     }
-    let in_server = |source| Fault::Server {
-        name: shown_name(),
-        source: Box::new(source),
+    let in_key = |key| {
+        let name = shown_name();
+        move |source| Fault::ClusterKey {
+            key,
+            name,
+            source: Box::new(source),
+        }
     };
     let server = cluster
         .server
         .ok_or_else(|| Fault::NoServer { name: shown_name() })?;
-    let url: UpstreamUrl = server.parse().map_err(in_server)?;
+    let url: UpstreamUrl = server.parse().map_err(in_key("server"))?;
     let expected_name = match cluster.tls_server_name.filter(|name| !name.is_empty()) {
-        Some(expected) => expected.parse::<ExpectedName>()?.0,
+        Some(expected) => {
+            let parsed: Result<ExpectedName, _> = expected.parse();
+            parsed.map_err(in_key("tls-server-name"))?.0
+        }
         None => url.name,
     };
     let data = cluster
@@ -129,7 +137,7 @@ fn complete(entry: Named<Cluster>, file: &Path) -> Result<ClusterConfig, Fault> 
                 .decode(data.split_ascii_whitespace().collect::<String>())
                 .map_err(|_not_base64| Fault::BadAuthorityData { name: shown_name() })?,
             origin: format!(
-                "of cluster `{}` in kubeconfig {}",
+                "cluster `{}` in kubeconfig {}",
                 shown_name(),
                 file.display()
             ),
@@ -146,14 +154,12 @@ fn complete(entry: Named<Cluster>, file: &Path) -> Result<ClusterConfig, Fault> 
         path_prefix: url.prefix,
         expected_name,
         trust,
-        name,
+        // It goes into log lines.
+        name: shown(&name),
     })
 }
 
-fn known(contexts: &[Named<Context>]) -> String {
-    if contexts.is_empty() {
-        return "none".to_owned();
-    }
+fn known(contexts: &[NamedContext]) -> String {
     contexts
         .iter()
         .map(|context| shown(&context.name))

@@ -3,6 +3,7 @@
 //! Past this module nothing is optional, relative or unchecked.
 
 mod args;
+mod clusters;
 mod config_file;
 mod environment;
 mod error;
@@ -110,3 +111,6 @@ pub enum LogFormat {
     /// For machines.
     Json,
 }
+
+#[cfg(test)]
+mod tests;

@@ -48,6 +48,10 @@ impl FromStr for UpstreamUrl {
             return Err(Fault::UrlQuery { url: url() });
         }
         let (host, port) = split_port(authority).ok_or_else(|| Fault::UrlPort { url: url() })?;
+        // `fd00::1:6443` could be an address with or without a port.
+        if host.contains(':') && !host.starts_with('[') {
+            return Err(Fault::UrlHost { url: url() });
+        }
         let (host, name) = parse_host(host).ok_or_else(|| Fault::UrlHost { url: url() })?;
         let prefix = path.trim_end_matches('/');
         if !is_plain_path(prefix) {

@@ -27,7 +27,9 @@ pub(super) fn load<T: DeserializeOwned>(kind: FileKind, file: &Path) -> Result<T
     if text.trim_ascii().is_empty() {
         return Err(at_fault(None, Fault::EmptyFile));
     }
-    serde_saphyr::from_slice(&text).map_err(|error| {
+    // Without excerpts in errors: a kubeconfig holds secrets.
+    let options = serde_saphyr::options! { with_snippet: false };
+    serde_saphyr::from_slice_with_options(&text, options).map_err(|error| {
         let at = error.location().and_then(position);
         at_fault(at, fault(error))
     })
@@ -46,7 +48,7 @@ pub(super) fn position(location: Location) -> Option<Position> {
     reason = "the parser has dozens of kinds and says most of them well"
 )]
 fn fault(error: Error) -> Fault {
-    match error.without_snippet() {
+    match &error {
         Error::SerdeUnknownField {
             field, expected, ..
         } => Fault::UnknownKey {
@@ -58,8 +60,13 @@ fn fault(error: Error) -> Fault {
         Error::DuplicateMappingKey { key, .. } => Fault::TwiceTheKey {
             key: shown(key.as_deref().unwrap_or_default()),
         },
-        Error::Message { .. } => Fault::Value(YamlError::from(Box::new(error))),
-        _ => Fault::Yaml(YamlError::from(Box::new(error))),
+        Error::Unexpected { expected, .. } if expected.contains("sequence") => Fault::NotAList,
+        Error::Unexpected { expected, .. } if expected.contains("mapping") => Fault::NotKeys,
+        Error::InvalidBooleanStrict { .. } | Error::InvalidScalar { ty: "boolean", .. } => {
+            Fault::NotABool
+        }
+        Error::Message { .. } => Fault::Value(YamlError::new(error)),
+        _ => Fault::Yaml(YamlError::new(error)),
     }
 }
 

@@ -131,9 +131,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Heads<S> {
         {
             return None;
         }
+        // A head that hyper lets pass has one field more than is allowed, and its request line.
+        let most_lines = self.limits.header_fields.saturating_add(2);
         let rejection = match status {
             b"414" => Rejection::Uri(self.limits.uri_bytes),
-            b"431" if self.scanner.lines() > self.limits.header_fields => {
+            b"431" if self.scanner.is_within_request_line() => {
+                Rejection::Uri(self.limits.uri_bytes)
+            }
+            b"431" if self.scanner.most_lines() > most_lines => {
                 Rejection::HeaderFields(self.limits.header_fields)
             }
             b"431" => Rejection::HeaderBytes(self.limits.header_bytes),

@@ -72,7 +72,7 @@ where
             } else if let Some(leftover) = leftover {
                 service.downstream.drain.spawn(end(leftover));
             }
-            if broken.is_some() || service.downstream.drain.has_begun() {
+            if service.downstream.drain.has_begun() {
                 close_after(&mut response);
             }
             seen.answered();
@@ -103,7 +103,9 @@ where
 {
     let drain = service.downstream.drain.clone();
     let limits = &service.downstream.limits;
-    let header_bytes = limits.uri_bytes + limits.header_bytes;
+    let fields = limits.header_fields.saturating_add(PSEUDO_FIELDS);
+    let header_bytes =
+        limits.uri_bytes + limits.header_bytes + fields.saturating_mul(FIELD_OVERHEAD);
     let mut builder = http2::Builder::new(Tracked(drain.clone()));
     builder
         .timer(TokioTimer::new())
@@ -177,5 +179,9 @@ const PENDING_RESETS: usize = 20;
 /// Streams that we had to reset for the client's errors, over the connection's life (`MadeYouReset`,
 /// CVE-2025-8671).
 const LOCAL_RESETS: usize = 128;
+/// What HTTP/2 counts for each field beside its name and value (RFC 9113 §6.5.2), and how many fields the
+/// request line becomes.
+const FIELD_OVERHEAD: usize = 32;
+const PSEUDO_FIELDS: usize = 4;
 /// Room for the request line and line ends beside the fields and the target.
 const HEAD_SLACK: usize = 16 * 1024;

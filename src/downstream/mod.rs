@@ -28,6 +28,9 @@ use crate::{
     upstream::{Lease, Worker},
 };
 
+/// The fuzz body of this stage: the framing of requests.
+pub(crate) const FUZZ: fn(&[u8]) = scanner::fuzz;
+
 /// What a reload replaces, as a whole.
 #[derive(Debug)]
 pub struct Snapshot {

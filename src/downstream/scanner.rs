@@ -1,7 +1,8 @@
 //! Follows the framing of HTTP/1.1 requests as they pass, without changing them.
 //!
-//! hyper drops `Content-Length` when `Transfer-Encoding` is there too and tells nobody; a request with
-//! both is how two parsers are made to disagree (RFC 9112 §6.3), so it must be seen here.
+//! hyper drops `Content-Length` when `Transfer-Encoding` is there too, and the second of two lengths that
+//! agree, and tells nobody; such requests are how two parsers are made to disagree (RFC 9112 §6.3), so
+//! they must be seen here.
 
 /// Where in the stream of requests the next byte belongs.
 #[derive(Debug)]
@@ -10,6 +11,7 @@ pub(super) struct Scanner {
     line: Line,
     head: Head,
     heads: u64,
+    most_lines: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +42,8 @@ struct Head {
     lines: usize,
     length: Option<u64>,
     coded: bool,
+    /// The length of the body was said twice, in whatever way.
+    ambiguous: bool,
 }
 
 impl Scanner {
@@ -52,6 +56,7 @@ impl Scanner {
             },
             head: Head::default(),
             heads: 0,
+            most_lines: 0,
         }
     }
 
@@ -60,9 +65,14 @@ impl Scanner {
         self.heads
     }
 
-    /// Lines of the head that is under way, its request line included.
-    pub(super) fn lines(&self) -> usize {
-        self.head.lines
+    /// Lines of the longest head so far, whole or under way, its request line included.
+    pub(super) fn most_lines(&self) -> usize {
+        self.most_lines
+    }
+
+    /// Whether a request line has begun and not ended.
+    pub(super) fn is_within_request_line(&self) -> bool {
+        self.is_within_head() && self.head.lines == 0
     }
 
     /// Whether a head has begun and not ended.
@@ -131,20 +141,23 @@ impl Scanner {
             State::Head if line.is_empty() => {
                 let head = std::mem::take(&mut self.head);
                 self.state = match (head.coded, head.length) {
-                    (true, Some(_)) => State::Blind,
-                    (true, None) => State::ChunkSize,
+                    _ if head.ambiguous => State::Blind,
+                    (true, _) => State::ChunkSize,
                     (false, None | Some(0)) => State::Head,
                     (false, Some(length)) => State::Body(length),
                 };
-                return head.coded && head.length.is_some();
+                return head.ambiguous;
             }
             State::Head => {
                 self.head.lines += 1;
+                self.most_lines = self.most_lines.max(self.head.lines);
                 if let Some(at) = line.iter().position(|byte| *byte == b':') {
                     let (name, value) = line.split_at(at);
                     if name.eq_ignore_ascii_case(b"content-length") {
+                        self.head.ambiguous |= self.head.coded || self.head.length.is_some();
                         self.head.length = Some(number(value.get(1..).unwrap_or_default(), 10));
                     } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+                        self.head.ambiguous |= self.head.length.is_some();
                         self.head.coded = true;
                     }
                 }
@@ -202,6 +215,25 @@ fn number(text: &[u8], radix: u32) -> u64 {
         })
 }
 
+/// Fuzz body: what is seen does not depend on how the bytes were cut.
+pub(super) fn fuzz(bytes: &[u8]) {
+    let (size, bytes) = bytes
+        .split_first()
+        .map_or((1, bytes), |(size, rest)| (usize::from(*size).max(1), rest));
+    let mut whole = Scanner::new();
+    let mut pieces = Scanner::new();
+    let ambiguous = whole.scan(bytes);
+    let mut seen = false;
+    for piece in bytes.chunks(size) {
+        seen |= pieces.scan(piece);
+    }
+    assert_eq!(ambiguous, seen, "ambiguity depends on the cut");
+    assert_eq!(
+        (whole.state, whole.heads, whole.head.lines),
+        (pieces.state, pieces.heads, pieces.head.lines)
+    );
+}
+
 /// Longer than `transfer-encoding:` and than `content-length:` with any number hyper accepts.
 const LINE: usize = 64;
 
@@ -247,11 +279,12 @@ mod tests {
     }
 
     #[test]
-    fn sees_both_length_and_coding_in_either_order() {
+    fn sees_two_lengths_or_length_and_coding_in_any_order() {
         for fields in [
             "content-length: 3\r\ntransfer-encoding: chunked",
             "Transfer-Encoding: chunked\r\nCONTENT-LENGTH: 3",
             "x: y\r\ntransfer-encoding: chunked\r\nx: y\r\ncontent-length: 0",
+            "content-length: 5\r\nx: y\r\nContent-Length: 5",
         ] {
             assert_eq!(
                 scan(&format!("POST / HTTP/1.1\r\n{fields}\r\n\r\n0\r\n\r\n")),
@@ -279,8 +312,12 @@ mod tests {
         assert!(scanner.is_within_head());
         scanner.scan(b"ET / HTTP/1.1\r\na: b\r\n");
         assert!(scanner.is_within_head());
-        assert_eq!(scanner.lines(), 2);
+        assert!(!scanner.is_within_request_line());
+        assert_eq!(scanner.most_lines(), 2);
         scanner.scan(b"\r\n");
         assert!(!scanner.is_within_head());
+        scanner.scan(b"G");
+        assert!(scanner.is_within_request_line());
+        assert_eq!(scanner.most_lines(), 2);
     }
 }

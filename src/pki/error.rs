@@ -19,7 +19,7 @@ pub enum PkiError {
         file: PathBuf,
         /// What is wrong with it.
         #[source]
-        source: Flaw,
+        source: Box<Flaw>,
     },
     /// The private key of a certificate that we present.
     #[error("key {}", file.display())]
@@ -28,16 +28,16 @@ pub enum PkiError {
         file: PathBuf,
         /// What is wrong with it.
         #[source]
-        source: Flaw,
+        source: Box<Flaw>,
     },
     /// The CAs that we trust an apiserver by.
-    #[error("cluster CA {origin}")]
+    #[error("CA {origin}")]
     Trust {
         /// The file, or where in a kubeconfig the text stood.
         origin: String,
         /// What is wrong with it.
         #[source]
-        source: Flaw,
+        source: Box<Flaw>,
     },
 }
 
@@ -56,6 +56,12 @@ pub enum Flaw {
     /// It has bytes, but no PEM block.
     #[error("holds no PEM block (`-----BEGIN …`); {}", wanted.mend())]
     NotPem {
+        /// What should stand there.
+        wanted: Wanted,
+    },
+    /// It is in the binary form.
+    #[error("is in DER form; convert it with `openssl {} -inform der -in FILE -out NEW_FILE`", wanted.command())]
+    Der {
         /// What should stand there.
         wanted: Wanted,
     },
@@ -100,7 +106,7 @@ pub enum Flaw {
     #[error(
         "the private key is damaged or of an unsupported kind; use ECDSA P-256 (or P-384, Ed25519, RSA from 2048 bits)"
     )]
-    UnusableKey(#[source] KeyCause),
+    UnusableKey,
     /// Key and certificate are not a pair.
     #[error(
         "does not belong to the certificate {}; give the key that this certificate was issued for",
@@ -134,24 +140,24 @@ pub enum Flaw {
         issuer: String,
     },
     /// DER that is not a certificate.
-    #[error("certificate {position} of the file cannot be parsed; replace it")]
+    #[error("certificate {position} of the file is {cause}; replace it")]
     Unreadable {
         /// Position in the file, from 1.
         position: usize,
         /// What the parser said.
-        #[source]
-        source: UnreadableCertificate,
+        cause: UnreadableCertificate,
     },
     /// A certificate that rustls does not take.
-    #[error("certificate {position} of the file ({subject}) is not usable; replace it")]
+    #[error(
+        "certificate {position} of the file ({subject}) is of a kind that TLS refuses, such as version 1; issue it again as version 3"
+    )]
     Unusable {
         /// Position in the file, from 1.
         position: usize,
         /// Its subject.
         subject: String,
-        /// What rustls said.
-        #[source]
-        source: rustls::Error,
+        /// What rustls said; not printed, for its text is a dump of types.
+        cause: rustls::Error,
     },
     /// Too late.
     #[error("expired on {on}; renew it, and check the clock of this machine if that is wrong")]
@@ -203,6 +209,13 @@ impl Wanted {
         }
     }
 
+    const fn command(self) -> &'static str {
+        match self {
+            Self::Chain | Self::Anchors => "x509",
+            Self::Key => "pkey",
+        }
+    }
+
     const fn mend(self) -> &'static str {
         match self {
             Self::Chain => "put the server's certificate and its issuers there as PEM",
@@ -211,11 +224,6 @@ impl Wanted {
         }
     }
 }
-
-/// What the crypto library said about a key.
-#[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-pub struct KeyCause(#[from] rustls::Error);
 
 fn mend_kind(label: &str, wanted: Wanted) -> &'static str {
     let key = label.ends_with("PRIVATE KEY");

@@ -13,7 +13,7 @@ use rustls_pki_types::CertificateDer;
 
 use super::{
     CertSummary, UtcDate,
-    error::{Flaw, KeyCause, PkiError, Wanted},
+    error::{Flaw, PkiError, Wanted},
     pem, provider,
 };
 use crate::config::{HostPattern, IdentityFiles, read_file};
@@ -33,19 +33,19 @@ impl Identity {
     ///
     /// [`PkiError`] names the file at fault, what is wrong and the mend.
     pub fn load(files: &IdentityFiles, now: SystemTime) -> Result<Self, PkiError> {
-        let in_certificate = |source| PkiError::Certificate {
+        let in_certificate = |flaw| PkiError::Certificate {
             file: files.certificate.clone(),
-            source,
+            source: Box::new(flaw),
         };
-        let in_key = |source| PkiError::Key {
+        let in_key = |flaw| PkiError::Key {
             file: files.key.clone(),
-            source,
+            source: Box::new(flaw),
         };
         let certificates = read_chain(&files.certificate).map_err(in_certificate)?;
         let key = read_key(&files.key).map_err(in_key)?;
         let (leaf, chain) = summarize(&certificates).map_err(in_certificate)?;
         // The key first: it tells a wrong file from a wrong order, and both have their own mend.
-        match owner_of(&key, &certificates) {
+        match owner_of(&key, &certificates, &leaf).map_err(in_certificate)? {
             Some(1) => {}
             Some(position) => return Err(in_certificate(Flaw::LeafNotFirst { position })),
             None => {
@@ -78,6 +78,20 @@ impl Identity {
     #[must_use]
     pub fn names(&self) -> &[String] {
         &self.names
+    }
+
+    /// Whether a client that asks for `host` accepts this certificate's names; `host` is lower case
+    /// and may itself be a wildcard.
+    #[must_use]
+    pub fn covers(&self, host: &str) -> bool {
+        self.names.iter().any(|name| {
+            name == host
+                || name.strip_prefix('*').is_some_and(|base| {
+                    // A wildcard stands for exactly one label (RFC 6125 §6.4.3).
+                    host.strip_suffix(base)
+                        .is_some_and(|label| !label.is_empty() && !label.contains(['.', '*']))
+                })
+        })
     }
 
     /// When the leaf expires.
@@ -141,7 +155,7 @@ fn read_key(file: &Path) -> Result<Arc<dyn SigningKey>, Flaw> {
     provider()
         .key_provider
         .load_private_key(der)
-        .map_err(|error| Flaw::UnusableKey(KeyCause::from(error)))
+        .map_err(|_only_says_that_no_kind_fits| Flaw::UnusableKey)
 }
 
 /// What the leaf and the certificates after it say about themselves.
@@ -149,8 +163,7 @@ fn summarize(certificates: &[CertificateDer<'_>]) -> Result<(CertSummary, Vec<Ce
     let mut summaries = Vec::with_capacity(certificates.len());
     for (index, der) in certificates.iter().enumerate() {
         let position = index.saturating_add(1);
-        let summary =
-            CertSummary::of(der).map_err(|source| Flaw::Unreadable { position, source })?;
+        let summary = CertSummary::of(der).map_err(|cause| Flaw::Unreadable { position, cause })?;
         summaries.push(summary);
     }
     let mut summaries = summaries.into_iter();
@@ -205,15 +218,31 @@ fn names(leaf: &CertSummary) -> Vec<String> {
 }
 
 /// Position, from 1, of the certificate that `key` belongs to.
-fn owner_of(key: &Arc<dyn SigningKey>, certificates: &[CertificateDer<'static>]) -> Option<usize> {
-    certificates
-        .iter()
-        .position(|der| {
-            CertifiedKey::new(vec![der.clone()], Arc::clone(key))
-                .keys_match()
-                .is_ok()
-        })
-        .map(|index| index.saturating_add(1))
+fn owner_of(
+    key: &Arc<dyn SigningKey>,
+    certificates: &[CertificateDer<'static>],
+    leaf: &CertSummary,
+) -> Result<Option<usize>, Flaw> {
+    let mut unusable = None;
+    for (index, der) in certificates.iter().enumerate() {
+        let position = index.saturating_add(1);
+        match CertifiedKey::new(vec![der.clone()], Arc::clone(key)).keys_match() {
+            Ok(()) => return Ok(Some(position)),
+            Err(rustls::Error::InconsistentKeys(_)) => {}
+            // Nothing is known about the key of a certificate that rustls cannot read; it matters
+            // only if that is the first one.
+            Err(cause) if position == 1 => unusable = Some(cause),
+            Err(_) => {}
+        }
+    }
+    match unusable {
+        Some(cause) => Err(Flaw::Unusable {
+            position: 1,
+            subject: leaf.subject.clone(),
+            cause,
+        }),
+        None => Ok(None),
+    }
 }
 
 const FEW_DAYS: u64 = 14;

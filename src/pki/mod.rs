@@ -16,7 +16,7 @@ use rustls::crypto::{
     aws_lc_rs::{default_provider, kx_group},
 };
 
-pub use error::{Flaw, KeyCause, PkiError, Wanted};
+pub use error::{Flaw, PkiError, Wanted};
 pub use identity::Identity;
 pub use summary::{CertSummary, Fingerprint, UnreadableCertificate, UtcDate};
 pub use trust::TrustAnchors;
@@ -35,5 +35,7 @@ pub fn provider() -> Arc<CryptoProvider> {
     })
 }
 
+#[cfg(test)]
+pub(crate) mod mint;
 #[cfg(test)]
 mod tests;

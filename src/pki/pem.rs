@@ -27,11 +27,17 @@ pub(super) fn certificates(
         .map(|block| block.line);
     let mut found = Vec::new();
     let mut decoded = CertificateDer::pem_slice_iter(text);
+    let mut last = 1;
     for line in lines {
         match decoded.next() {
             Some(Ok(certificate)) => found.push(certificate),
             Some(Err(_)) | None => return Err(Flaw::Damaged { line }),
         }
+        last = line;
+    }
+    // A block that only the decoder sees, after an oddly written `BEGIN`, has not been judged.
+    if decoded.next().is_some() {
+        return Err(Flaw::Damaged { line: last });
     }
     if found.is_empty() {
         return Err(Flaw::Lacks { wanted });
@@ -83,6 +89,10 @@ impl Block {
 fn blocks(text: &[u8], wanted: Wanted) -> Result<Vec<Block>, Flaw> {
     if text.trim_ascii().is_empty() {
         return Err(Flaw::Empty { wanted });
+    }
+    // A DER sequence with a length of two bytes, as all certificates and most keys begin.
+    if text.starts_with(&[0x30, 0x82]) {
+        return Err(Flaw::Der { wanted });
     }
     let mut blocks: Vec<Block> = Vec::new();
     for (index, line) in text.split(|byte| *byte == b'\n').enumerate() {

@@ -38,8 +38,8 @@ pub struct CertSummary {
 
 /// Bytes that are not an X.509 certificate.
 #[derive(Debug, thiserror::Error)]
-#[error("not an X.509 certificate")]
-pub struct UnreadableCertificate(#[from] der::Error);
+#[error("not an X.509 certificate ({0})")]
+pub struct UnreadableCertificate(der::Error);
 
 impl CertSummary {
     /// Reads the certificate in `der`.
@@ -49,7 +49,7 @@ impl CertSummary {
     /// [`UnreadableCertificate`] when the bytes are not a certificate. Extensions that cannot be
     /// read count as absent.
     pub fn of(der: &CertificateDer<'_>) -> Result<Self, UnreadableCertificate> {
-        let certificate = Certificate::from_der(der)?;
+        let certificate = Certificate::from_der(der).map_err(UnreadableCertificate)?;
         let tbs = certificate.tbs_certificate();
         let sans = match tbs.get_extension::<SubjectAltName>() {
             Ok(Some((_critical, names))) => names.0.iter().filter_map(san).collect(),
@@ -174,18 +174,14 @@ fn printable(text: &str) -> String {
             shown.push('…');
             break;
         }
-        // `escape_debug` escapes what is not printable, and quotes, which are harmless here.
+        // `escape_debug` escapes what is not printable, bidi marks too, and quotes, which are
+        // harmless here.
         match char {
             '"' | '\'' | '\\' => shown.push(char),
-            _ if is_bidi(char) => shown.extend(char.escape_unicode()),
             _ => shown.extend(char.escape_debug()),
         }
     }
     shown
-}
-
-const fn is_bidi(char: char) -> bool {
-    matches!(char, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 const SERVER_AUTH: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.1");

@@ -1,1 +1,329 @@
-//! How certificates, keys and CAs are read and refused.
+//! How certificates, keys and CAs are read; the messages of refusals are in `cli::tests`.
+
+use std::time::Duration;
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use rcgen::{DnType, DnValue, KeyPair, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PKCS_RSA_SHA256};
+use rustls::{NamedGroup, SignatureAlgorithm};
+use rustls_pki_types::{CertificateDer, pem::PemObject};
+
+use super::{
+    CertSummary, Flaw, Identity, PkiError, TrustAnchors,
+    mint::{Ca, Leaf, common_name, now, params_of_leaf},
+    provider,
+};
+use crate::{
+    config::{IdentityFiles, TrustSource},
+    scratch::Scratch,
+};
+
+fn identity(certificate: &str, key: &str) -> Result<Identity, Flaw> {
+    let scratch = Scratch::new();
+    let files = IdentityFiles {
+        certificate: scratch.file("tls.crt", certificate),
+        key: scratch.file("tls.key", key),
+    };
+    Identity::load(&files, now()).map_err(|error| match error {
+        PkiError::Certificate { source, .. } | PkiError::Key { source, .. } => *source,
+        PkiError::Trust { .. } => panic!("an identity has no anchors"),
+    })
+}
+
+fn trust(pem: &str) -> Result<TrustAnchors, PkiError> {
+    let source = TrustSource::Inline {
+        pem: pem.as_bytes().to_vec(),
+        origin: "here".to_owned(),
+    };
+    TrustAnchors::load(&source, now())
+}
+
+fn summary(pem: &str) -> CertSummary {
+    CertSummary::of(&CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()).unwrap()
+}
+
+#[test]
+fn reads_a_chain_with_its_key() {
+    let root = Ca::new("root");
+    let middle = root.intermediate("middle");
+    let Leaf { pem, key } = middle.leaf(&["Kube.Example.com", "*.example.com", "10.0.0.1", "::1"]);
+    let identity = identity(&format!("{pem}{}{}", middle.pem(), root.pem()), &key).unwrap();
+    assert_eq!(
+        identity.names(),
+        ["kube.example.com", "*.example.com", "10.0.0.1", "::1"]
+    );
+    assert_eq!(identity.certified_key().cert.len(), 3);
+    assert!(identity.certified_key().keys_match().is_ok());
+    assert_eq!(identity.summary().issuer, "CN=middle");
+    assert_eq!(
+        identity.not_after(),
+        now() + Duration::from_secs(61 * 86_400)
+    );
+    assert!(identity.warnings(now()).is_empty());
+}
+
+#[test]
+fn reads_every_common_form_of_key() {
+    let ca = Ca::new("root");
+    for algorithm in [&PKCS_ECDSA_P384_SHA384, &PKCS_ED25519, &PKCS_RSA_SHA256] {
+        let pair = KeyPair::generate_for(algorithm).unwrap();
+        let leaf = ca.issue_for(&params_of_leaf(&["a.example"]), &pair);
+        assert!(identity(&leaf.pem, &leaf.key).is_ok(), "{algorithm:?}");
+    }
+}
+
+#[test]
+fn reads_a_sec1_key_as_openssl_writes_it() {
+    let pair = KeyPair::generate().unwrap();
+    let leaf = Ca::new("root").issue_for(&params_of_leaf(&["a.example"]), &pair);
+    // PKCS#8 ends with an octet string that holds the SEC1 key, here of 109 bytes.
+    let pkcs8 = pair.serialize_der();
+    let (_, sec1) = pkcs8.split_at(pkcs8.len() - 109);
+    assert_eq!(sec1[0], 0x30);
+    let key = format!(
+        "-----BEGIN EC PARAMETERS-----\r\nBggqhkjOPQMBBw==\r\n-----END EC PARAMETERS-----\r\n\
+         -----BEGIN EC PRIVATE KEY-----\r\n{}\r\n-----END EC PRIVATE KEY-----\r\n",
+        BASE64_STANDARD.encode(sec1)
+    );
+    let identity = identity(&leaf.pem, &key).unwrap();
+    assert_eq!(
+        identity.certified_key().key.algorithm(),
+        SignatureAlgorithm::ECDSA
+    );
+}
+
+#[test]
+fn warns_of_rsa_and_of_the_last_days() {
+    let pair = KeyPair::generate_for(&PKCS_RSA_SHA256).unwrap();
+    let leaf = Ca::new("root").issue_for(&params_of_leaf(&["a.example"]), &pair);
+    let identity = identity(&leaf.pem, &leaf.key).unwrap();
+    let fourteen_days_before = now() + Duration::from_secs((61 - 14) * 86_400);
+    assert_eq!(identity.warnings(fourteen_days_before).len(), 1);
+    let warnings = identity.warnings(fourteen_days_before + Duration::from_secs(1));
+    assert_eq!(
+        warnings,
+        [
+            "the certificate for a.example expires in 13 days, on 2027-01-24T00:00:00Z; renew it",
+            "the key for a.example is RSA, which makes a flood of handshakes several times more \
+             expensive; prefer ECDSA P-256",
+        ]
+    );
+}
+
+#[test]
+fn warns_of_an_expired_issuer_in_the_chain() {
+    let root = Ca::expired("root");
+    let Leaf { pem, key } = root.leaf(&["a.example"]);
+    let identity = identity(&format!("{pem}{}", root.pem()), &key).unwrap();
+    assert_eq!(
+        identity.warnings(now()),
+        [
+            "the chain for a.example holds CN=root, which expired on 2025-01-01T00:00:00Z; fetch the \
+          chain again"
+        ]
+    );
+}
+
+#[test]
+fn a_common_name_is_not_a_name() {
+    let ca = Ca::new("root");
+    let mut params = params_of_leaf(&["san.example"]);
+    params.distinguished_name = common_name("cn.example");
+    let leaf = ca.issue(&params);
+    let with_san = identity(&leaf.pem, &leaf.key).unwrap();
+    assert_eq!(with_san.names(), ["san.example"]);
+    params.subject_alt_names.clear();
+    let leaf = ca.issue(&params);
+    assert!(matches!(identity(&leaf.pem, &leaf.key), Err(Flaw::NoNames)));
+}
+
+#[test]
+fn a_san_that_no_host_can_match_is_not_a_name() {
+    let leaf = Ca::new("root").leaf(&["a.example\n", "*.*.example", "b.example"]);
+    assert_eq!(
+        identity(&leaf.pem, &leaf.key).unwrap().names(),
+        ["b.example"]
+    );
+}
+
+#[test]
+fn a_wildcard_covers_one_label() {
+    let leaf = Ca::new("root").leaf(&["a.example", "*.b.example"]);
+    let identity = identity(&leaf.pem, &leaf.key).unwrap();
+    for host in ["a.example", "x.b.example", "*.b.example"] {
+        assert!(identity.covers(host), "{host}");
+    }
+    for host in [
+        "b.example",
+        ".b.example",
+        "x.y.b.example",
+        "xb.example",
+        "*.a.example",
+        "",
+    ] {
+        assert!(!identity.covers(host), "{host}");
+    }
+}
+
+#[test]
+fn the_debug_text_of_an_identity_has_no_key() {
+    let leaf = Ca::new("root").leaf(&["a.example"]);
+    let text = format!("{:?}", identity(&leaf.pem, &leaf.key).unwrap());
+    assert!(
+        text.contains("<redacted>") && !text.contains("PrivateKey"),
+        "{text}"
+    );
+}
+
+#[test]
+fn trusts_every_ca_of_the_file_and_no_other() {
+    let (first, second) = (Ca::new("first"), Ca::new("second"));
+    let text = format!("# our CAs\n{}\n{}", first.pem(), second.pem());
+    let anchors = trust(&text).unwrap();
+    let subjects: Vec<_> = anchors.summaries().iter().map(|ca| &ca.subject).collect();
+    assert_eq!(subjects, ["CN=first", "CN=second"]);
+    assert_eq!(anchors.roots().len(), 2);
+    assert!(anchors.warnings().is_empty());
+}
+
+#[test]
+fn a_certificate_block_that_is_oddly_written_is_not_passed_over() {
+    let ca = Ca::new("first").pem();
+    let odd = ca.replace(
+        "-----BEGIN CERTIFICATE-----",
+        "-----BEGIN CERTIFICATE----- odd",
+    );
+    for text in [
+        format!("{ca}{odd}"),
+        format!("{odd}{ca}"),
+        ca.replace('\n', "\n "),
+    ] {
+        let error = trust(&text).unwrap_err();
+        let PkiError::Trust { source, .. } = error else {
+            panic!("{error:?}");
+        };
+        assert!(
+            matches!(*source, Flaw::Damaged { .. }),
+            "{source:?}\n{text}"
+        );
+    }
+}
+
+#[test]
+fn trusts_a_root_of_version_1() {
+    let anchors = trust(include_str!("testdata/v1-root.crt")).unwrap();
+    assert_eq!(anchors.roots().len(), 1);
+    assert_eq!(anchors.summaries()[0].subject, "CN=old root");
+}
+
+#[test]
+fn leaves_out_an_expired_ca_beside_a_valid_one() {
+    let text = format!("{}{}", Ca::expired("old").pem(), Ca::new("new").pem());
+    let anchors = trust(&text).unwrap();
+    assert_eq!(anchors.roots().len(), 1);
+    assert_eq!(anchors.summaries()[0].subject, "CN=new");
+    assert_eq!(
+        anchors.warnings(),
+        [
+            "the CA CN=old expired on 2025-01-01T00:00:00Z and is not trusted; remove it from the file"
+        ]
+    );
+}
+
+#[test]
+fn fingerprints_like_openssl() {
+    let summary = summary(include_str!("testdata/v1-root.crt"));
+    assert_eq!(
+        summary.fingerprint().to_string(),
+        include_str!("testdata/v1-root.sha256").trim()
+    );
+    assert_eq!(summary.sha256.len(), 64);
+}
+
+#[test]
+fn summary_reads_as_one_line() {
+    let ca = Ca::new("root");
+    let summary = summary(&ca.leaf(&["a.example", "10.0.0.1"]).pem);
+    let line = summary.to_string();
+    assert!(
+        line.starts_with(
+            "CN=server (issued by CN=root, for a.example, 10.0.0.1, valid 2026-01-01T00:00:00Z to \
+             2027-01-24T00:00:00Z, SHA-256 "
+        ),
+        "{line}"
+    );
+}
+
+#[test]
+fn hostile_names_cannot_write_to_the_terminal() {
+    let ca = Ca::new("root");
+    let mut params = params_of_leaf(&["a.example"]);
+    let hostile = format!("\u{1b}[2J\r\n\u{202e}\u{0}{}", "x".repeat(10_000));
+    params
+        .distinguished_name
+        .push(DnType::CommonName, DnValue::Utf8String(hostile));
+    let shown = summary(&ca.issue(&params).pem).to_string();
+    assert!(!shown.chars().any(char::is_control), "{shown}");
+    assert!(!shown.contains('\u{202e}'), "{shown}");
+    assert!(shown.len() < 1_000, "{}", shown.len());
+}
+
+#[test]
+fn no_damaged_certificate_panics() {
+    let ca = Ca::new("root");
+    let pem = ca.leaf(&["a.example", "10.0.0.1"]).pem;
+    let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+    let mut read = 0;
+    for position in 0..der.len() {
+        let cut = CertificateDer::from(der[..position].to_vec());
+        assert!(CertSummary::of(&cut).is_err(), "cut at {position}");
+        for flip in [0x01, 0x80, 0xff] {
+            let mut bytes = der.to_vec();
+            bytes[position] ^= flip;
+            read += usize::from(CertSummary::of(&bytes.into()).is_ok());
+        }
+    }
+    // Most of a certificate is key and signature, which are not looked at.
+    assert!(read > der.len(), "{read} of {}", der.len());
+}
+
+#[test]
+fn prefers_the_post_quantum_hybrid() {
+    let groups: Vec<_> = provider()
+        .kx_groups
+        .iter()
+        .map(|group| group.name())
+        .collect();
+    assert_eq!(
+        groups,
+        [
+            NamedGroup::X25519MLKEM768,
+            NamedGroup::X25519,
+            NamedGroup::secp256r1,
+            NamedGroup::secp384r1,
+        ]
+    );
+}
+
+#[test]
+fn a_chain_read_here_is_verified_by_a_client_that_trusts_its_root() {
+    use rustls::client::{WebPkiServerVerifier, danger::ServerCertVerifier};
+    let root = Ca::new("root");
+    let middle = root.intermediate("middle");
+    let Leaf { pem, key } = middle.leaf(&["a.example"]);
+    let identity = identity(&format!("{pem}{}", middle.pem()), &key).unwrap();
+    let verify = |anchors: &TrustAnchors| {
+        let verifier = WebPkiServerVerifier::builder_with_provider(anchors.roots(), provider())
+            .build()
+            .unwrap();
+        let chain = identity.certified_key();
+        let (leaf, rest) = chain.cert.split_first().unwrap();
+        let time = rustls_pki_types::UnixTime::since_unix_epoch(
+            now().duration_since(std::time::UNIX_EPOCH).unwrap(),
+        );
+        verifier
+            .verify_server_cert(leaf, rest, &"a.example".try_into().unwrap(), &[], time)
+            .is_ok()
+    };
+    assert!(verify(&trust(&root.pem()).unwrap()));
+    assert!(!verify(&trust(&Ca::new("root").pem()).unwrap()));
+}

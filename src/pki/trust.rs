@@ -37,9 +37,12 @@ impl TrustAnchors {
                     .and_then(|text| parse(&text, now)),
                 file.display().to_string(),
             ),
-            TrustSource::Inline { pem, origin } => (parse(pem, now), origin.clone()),
+            TrustSource::Inline { pem, origin } => (parse(pem, now), format!("of {origin}")),
         };
-        loaded.map_err(|source| PkiError::Trust { origin, source })
+        loaded.map_err(|flaw| PkiError::Trust {
+            origin,
+            source: Box::new(flaw),
+        })
     }
 
     /// The verifier's roots.
@@ -80,15 +83,15 @@ fn parse(text: &[u8], now: SystemTime) -> Result<TrustAnchors, Flaw> {
     {
         let position = index.saturating_add(1);
         let summary =
-            CertSummary::of(&der).map_err(|source| Flaw::Unreadable { position, source })?;
+            CertSummary::of(&der).map_err(|cause| Flaw::Unreadable { position, cause })?;
         if summary.not_after < now {
             expired.push(summary);
             continue;
         }
-        roots.add(der).map_err(|source| Flaw::Unusable {
+        roots.add(der).map_err(|cause| Flaw::Unusable {
             position,
             subject: summary.subject.clone(),
-            source,
+            cause,
         })?;
         summaries.push(summary);
     }

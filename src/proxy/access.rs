@@ -107,9 +107,9 @@ impl Access {
         self.sent += bytes as u64;
     }
 
-    /// Notes that the response ended well. What the proxy answered in place of the apiserver stays failed.
+    /// Notes that the whole body was sent; an answer of the proxy's own keeps its reason.
     pub(super) fn complete(&mut self) {
-        if !matches!(self.outcome, Outcome::Failed(_)) {
+        if matches!(self.outcome, Outcome::Abandoned) {
             self.outcome = Outcome::Complete;
         }
     }

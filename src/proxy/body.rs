@@ -11,8 +11,8 @@ use std::{
 use bytes::Bytes;
 use hyper::body::{self, Frame, SizeHint};
 
-use super::access::Access;
-use crate::upstream::{DownloadError, ResponseBody};
+use super::{access::Access, headers};
+use crate::upstream::ResponseBody;
 
 /// The body of one response.
 #[derive(Debug)]
@@ -20,6 +20,15 @@ pub struct Body {
     content: Content,
     access: Option<Box<Access>>,
 }
+
+/// The apiserver's response was cut.
+///
+/// Without a source, because hyper resets the stream with the code of the first HTTP/2 error in the
+/// chain, and some clients take `NO_ERROR` and `CANCEL` for the end of a whole body. Without one it is
+/// `INTERNAL_ERROR`. Regression: tests/it `a_response_that_is_cut_never_looks_complete_over_http2`.
+#[derive(Debug, thiserror::Error)]
+#[error("the response was cut")]
+pub struct Cut;
 
 #[derive(Debug)]
 enum Content {
@@ -53,17 +62,22 @@ impl Body {
 
 impl body::Body for Body {
     type Data = Bytes;
-    type Error = DownloadError;
+    type Error = Cut;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, DownloadError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let this = self.get_mut();
-        let frame = match &mut this.content {
+        let mut frame = match &mut this.content {
             Content::Own(content) => content.take().map(|content| Ok(Frame::data(content))),
             Content::Upstream(body) => ready!(Pin::new(body).poll_frame(cx)),
         };
+        if let Some(Ok(frame)) = &mut frame
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            headers::rewrite_trailers(trailers);
+        }
         if let Some(access) = &mut this.access {
             match &frame {
                 Some(Ok(frame)) => access.sent(frame.data_ref().map_or(0, Bytes::len)),
@@ -71,7 +85,7 @@ impl body::Body for Body {
                 None => access.complete(),
             }
         }
-        Poll::Ready(frame)
+        Poll::Ready(frame.map(|frame| frame.map_err(|_| Cut)))
     }
 
     fn is_end_stream(&self) -> bool {

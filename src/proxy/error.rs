@@ -27,19 +27,23 @@ impl Error {
     pub fn label(&self) -> &'static str {
         match self {
             Self::Rejected(_) => "rejected",
-            Self::Upstream(UpstreamError::NoEndpoint { .. }) => "no_endpoint",
-            Self::Upstream(UpstreamError::Connect { .. }) => "connect",
-            Self::Upstream(UpstreamError::ConnectTimeout { .. }) => "connect_timeout",
-            Self::Upstream(UpstreamError::Verify { .. }) => "verify",
-            Self::Upstream(UpstreamError::Handshake { .. }) => "handshake",
-            Self::Upstream(UpstreamError::Unsent { .. } | UpstreamError::Refused { .. }) => {
-                "unprocessed"
-            }
-            Self::Upstream(UpstreamError::Lost { .. }) => "lost",
-            Self::Upstream(UpstreamError::Upload { .. }) => "upload",
-            Self::Upstream(UpstreamError::UnsolicitedSwitch | UpstreamError::Protocol { .. })
-            | Self::WrongSwitch
-            | Self::RedirectedUpgrade => "protocol",
+            Self::Upstream(error) => upstream_label(error),
+            Self::WrongSwitch | Self::RedirectedUpgrade => "protocol",
         }
+    }
+}
+
+fn upstream_label(error: &UpstreamError) -> &'static str {
+    match error {
+        UpstreamError::NoEndpoint { .. } => "no_endpoint",
+        UpstreamError::Connect { .. } => "connect",
+        UpstreamError::ConnectTimeout { .. } => "connect_timeout",
+        UpstreamError::Verify { .. } => "verify",
+        UpstreamError::Handshake { .. } => "handshake",
+        UpstreamError::Unsent { .. } | UpstreamError::Refused { .. } => "unprocessed",
+        UpstreamError::Lost { .. } => "lost",
+        UpstreamError::Upload { .. } => "upload",
+        UpstreamError::UnsolicitedSwitch | UpstreamError::Protocol { .. } => "protocol",
+        UpstreamError::Shared(error) => upstream_label(error),
     }
 }

@@ -14,7 +14,7 @@ mod upgrade;
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use http::{
-    HeaderValue, Request, Response, Uri,
+    HeaderValue, Request, Response, Uri, Version, header,
     request::Parts,
     uri::{PathAndQuery, Scheme},
 };
@@ -22,7 +22,7 @@ use hyper::body::Incoming;
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::{debug, warn};
 
-pub use body::Body;
+pub use body::{Body, Cut};
 pub use error::Error;
 pub use policy::Rejection;
 pub use routes::Routes;
@@ -73,6 +73,9 @@ impl Downstream {
     }
 }
 
+/// The fuzz bodies of this stage: header rewriting and the host policy.
+pub(crate) const FUZZ: [fn(&[u8]); 2] = [headers::fuzz, policy::fuzz];
+
 /// What a client reads when its request is refused before it reached [`handle`]: status and JSON.
 #[must_use]
 pub fn refusal(rejection: Rejection) -> (http::StatusCode, String) {
@@ -100,7 +103,16 @@ pub async fn handle(
         }
         None => forward(routes, downstream, request, &mut access).await,
     };
-    let mut response = answered.unwrap_or_else(|error| failed(downstream, &error, &mut access));
+    let mut response = answered.unwrap_or_else(|error| {
+        let mut response = failed(downstream, &error, &mut access);
+        if version != Version::HTTP_2
+            && matches!(error, Error::Rejected(rejection) if rejection.is_about_framing())
+        {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
+        response
+    });
     if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
         if let Some(access) = &mut access {
             access.answered(response.status(), response.headers());
@@ -169,7 +181,7 @@ fn prepare(head: &mut Parts, downstream: &Downstream, admitted: &Admitted) -> Re
         host,
     };
     headers::rewrite_request(&mut head.headers, vouched, admitted.upgrade);
-    head.headers.remove(http::header::HOST);
+    head.headers.remove(header::HOST);
     let mut parts = std::mem::take(&mut head.uri).into_parts();
     parts.path_and_query = Some(with_prefix(&admitted.cluster, parts.path_and_query)?);
     parts.scheme = Some(Scheme::HTTPS);
@@ -178,10 +190,11 @@ fn prepare(head: &mut Parts, downstream: &Downstream, admitted: &Admitted) -> Re
     Ok(())
 }
 
-/// The target behind the path prefix that a kubeconfig's server may carry.
+/// The target behind the path prefix that a kubeconfig's server may carry. `*` is no path: it means the
+/// server itself (RFC 9112 §3.2.4).
 fn with_prefix(cluster: &Cluster, target: Option<PathAndQuery>) -> Result<PathAndQuery, Rejection> {
     let target = target.unwrap_or_else(|| PathAndQuery::from_static("/"));
-    if cluster.path_prefix().is_empty() {
+    if cluster.path_prefix().is_empty() || target.path() == "*" {
         return Ok(target);
     }
     PathAndQuery::try_from(format!("{}{target}", cluster.path_prefix()))

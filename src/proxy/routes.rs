@@ -37,9 +37,9 @@ impl Routes {
         let host = authority
             .host()
             .trim_start_matches('[')
-            .trim_end_matches(']')
-            .trim_end_matches('.')
-            .to_ascii_lowercase();
+            .trim_end_matches(']');
+        // The root label ends a name once; with two dots it is no name at all.
+        let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
         self.by_name(&host).or_else(|| {
             host.parse::<IpAddr>().ok()?;
             self.by_name(sni?)
@@ -55,5 +55,89 @@ impl Routes {
                 self.wildcard.get(parent)
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use standin::pki::Ca;
+
+    use super::*;
+    use crate::upstream::{ClientTls, Endpoints};
+
+    fn cluster(name: &str) -> Arc<Cluster> {
+        let server_name = "apiserver.test".try_into().unwrap();
+        let tls = ClientTls::new(Arc::new(Ca::new("cluster").roots()), server_name).unwrap();
+        let endpoints = Arc::new(Endpoints::new("192.0.2.1", 6443));
+        Arc::new(Cluster::new(name.to_owned(), String::new(), endpoints, tls))
+    }
+
+    fn routes() -> Routes {
+        let mut routes = Routes::default();
+        routes.add("a.test", &cluster("a"));
+        routes.add("*.b.test", &cluster("wild"));
+        routes.add("x.b.test", &cluster("exact"));
+        routes.add("192.0.2.7", &cluster("address"));
+        routes.add("2001:db8::7", &cluster("address"));
+        routes
+    }
+
+    fn found(host: &str, sni: Option<&str>) -> Option<String> {
+        let routes = routes();
+        let cluster = routes.find(&host.parse().unwrap(), sni)?;
+        Some(cluster.name().to_owned())
+    }
+
+    #[test]
+    fn finds_a_host_in_every_spelling() {
+        for host in ["a.test", "A.TEST", "a.test.", "a.test:443", "A.test.:6443"] {
+            assert_eq!(found(host, None).as_deref(), Some("a"), "{host}");
+        }
+        for host in [
+            "192.0.2.7",
+            "192.0.2.7:1",
+            "[2001:db8::7]",
+            "[2001:DB8::7]:443",
+        ] {
+            assert_eq!(found(host, None).as_deref(), Some("address"), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_wildcard_stands_for_one_label_and_yields_to_an_exact_name() {
+        for (host, expected) in [
+            ("y.b.test", Some("wild")),
+            ("x.b.test", Some("exact")),
+            ("b.test", None),
+            (".b.test", None),
+            ("y.z.b.test", None),
+            ("*.b.test", Some("wild")),
+        ] {
+            assert_eq!(found(host, None).as_deref(), expected, "{host}");
+        }
+    }
+
+    #[test]
+    fn only_a_bare_address_goes_by_the_handshake() {
+        for (host, sni, expected) in [
+            ("192.0.2.1", Some("a.test"), Some("a")),
+            ("[2001:db8::1]:6443", Some("y.b.test"), Some("wild")),
+            ("192.0.2.1", None, None),
+            ("192.0.2.1", Some("other.test"), None),
+            ("other.test", Some("a.test"), None),
+            ("192.0.2.7", Some("a.test"), Some("address")),
+            ("a.test..", Some("a.test"), None),
+            ("192.0.2.1.nip.test", Some("a.test"), None),
+        ] {
+            assert_eq!(found(host, sni).as_deref(), expected, "{host} {sni:?}");
+        }
+    }
+
+    #[test]
+    fn says_which_names_are_served() {
+        let routes = routes();
+        for (name, served) in [("a.test", true), ("y.b.test", true), ("b.test", false)] {
+            assert_eq!(routes.serves(name), served, "{name}");
+        }
     }
 }

@@ -56,10 +56,11 @@ async fn dial(
     config: &Arc<ClientConfig>,
     endpoint: UpstreamAddr,
 ) -> Result<Connection, UpstreamError> {
+    let failed = |source: io::Error| UpstreamError::Connect { endpoint, source };
     let tcp = TcpStream::connect(endpoint.0)
         .await
         .and_then(|tcp| socket::tune(&tcp, &worker.timeouts).map(|()| tcp))
-        .map_err(|source| UpstreamError::Connect { endpoint, source })?;
+        .map_err(failed)?;
     let tls = TlsConnector::from(Arc::clone(config))
         .connect_with(cluster.tls.name.clone(), tcp, |connection| {
             connection.set_buffer_limit(Some(TLS_BUFFER))
@@ -67,25 +68,16 @@ async fn dial(
         .await
         .map_err(|source| handshake_error(endpoint, source))?;
     if chose_h2(&tls) {
-        let established = H2Connection::establish(
-            tls,
-            endpoint,
-            &worker.limits,
-            &worker.timeouts,
-            &worker.drain,
-        )
-        .await;
+        let established =
+            H2Connection::establish(tls, endpoint, &worker.timeouts, &worker.drain).await;
         return established
             .map(Connection::H2)
-            .map_err(|source| UpstreamError::Unsent { endpoint, source });
+            .map_err(|source| failed(io::Error::other(source)));
     }
     let established = H1Connection::establish(tls, endpoint, &worker.drain).await;
     established
         .map(Connection::H1)
-        .map_err(|source| UpstreamError::Connect {
-            endpoint,
-            source: io::Error::other(source),
-        })
+        .map_err(|source| failed(io::Error::other(source)))
 }
 
 fn chose_h2(tls: &TlsStream<TcpStream>) -> bool {
@@ -117,3 +109,83 @@ pub(super) fn verify_failure(error: &io::Error) -> Option<&VerifyFailure> {
 
 /// Bytes that rustls may hold for a peer that does not read.
 const TLS_BUFFER: usize = 32 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use rustls_pki_types::ServerName;
+    use standin::{
+        pki::Ca,
+        tcp::{Behaviour, Peer},
+        upstream::Upstream,
+    };
+
+    use super::*;
+    use crate::{
+        config::{Limits, Timeouts},
+        drain::Drain,
+        upstream::{ClientTls, Endpoints},
+    };
+
+    const NAME: &str = "kubernetes.default.svc";
+
+    fn cluster(ca: &Ca, endpoints: &[SocketAddr]) -> Cluster {
+        let name = ServerName::try_from(NAME).unwrap();
+        let tls = ClientTls::new(Arc::new(ca.roots()), name).unwrap();
+        let endpoints = Arc::new(Endpoints::resolved(endpoints));
+        Cluster::new("test".into(), String::new(), endpoints, tls)
+    }
+
+    async fn dial_once(worker: &Worker, cluster: &Cluster) -> Result<SocketAddr, UpstreamError> {
+        let connection = connect(worker, cluster, &cluster.tls.h2).await?;
+        Ok(connection.endpoint().0)
+    }
+
+    fn worker() -> Worker {
+        Worker::new(Limits::default(), Timeouts::default(), Drain::new())
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_that_failed_is_passed_over() {
+        let ca = Ca::new("cluster");
+        let ill = Peer::start(Behaviour::CloseInHandshake).await;
+        let well = Upstream::builder(ca.server(&[NAME])).start().await;
+        let cluster = cluster(&ca, &[ill.address(), well.address()]);
+        let worker = worker();
+        for _ in 0..4 {
+            let endpoint = dial_once(&worker, &cluster).await.unwrap();
+            assert_eq!(endpoint, well.address());
+        }
+        assert_eq!(ill.connections(), 1);
+    }
+
+    #[tokio::test]
+    async fn ill_endpoints_are_tried_when_there_is_no_other() {
+        let ca = Ca::new("cluster");
+        let one = Peer::start(Behaviour::CloseInHandshake).await;
+        let other = Peer::start(Behaviour::ResetInHandshake).await;
+        let cluster = cluster(&ca, &[one.address(), other.address()]);
+        let worker = worker();
+        for tries in 1..=3 {
+            let error = dial_once(&worker, &cluster).await.unwrap_err();
+            assert!(
+                matches!(error, UpstreamError::Handshake { .. }),
+                "{error:?}"
+            );
+            assert_eq!((one.connections(), other.connections()), (tries, tries));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_apiserver_with_another_certificate_gets_no_byte_and_the_next_endpoint_is_tried() {
+        let (ca, foreign) = (Ca::new("cluster"), Ca::new("foreign"));
+        let ill = Upstream::builder(foreign.server(&[NAME])).start().await;
+        let well = Upstream::builder(ca.server(&[NAME])).start().await;
+        let cluster = cluster(&ca, &[ill.address(), well.address()]);
+        let endpoint = dial_once(&worker(), &cluster).await.unwrap();
+        assert_eq!(endpoint, well.address());
+        ill.connection_end(0).await;
+        assert_eq!(ill.connections()[0].bytes_received, 0);
+    }
+}

@@ -175,13 +175,21 @@ const FIRST_LOOKUP_RETRY: Duration = Duration::from_secs(1);
 mod tests {
     use super::*;
 
+    impl Endpoints {
+        /// A name that resolved to these.
+        pub(in crate::upstream) fn resolved(addresses: &[SocketAddr]) -> Self {
+            let endpoints = Self::new("apiserver.test", 6443);
+            endpoints.addresses.store(Arc::new(addresses.to_vec()));
+            endpoints
+        }
+    }
+
     fn two() -> (Endpoints, UpstreamAddr, UpstreamAddr) {
-        let endpoints = Endpoints::new("apiserver.test", 6443);
         let (a, b) = (
             SocketAddr::from(([127, 0, 0, 1], 1)),
             SocketAddr::from(([127, 0, 0, 2], 2)),
         );
-        endpoints.addresses.store(Arc::new(vec![a, b]));
+        let endpoints = Endpoints::resolved(&[a, b]);
         (endpoints, UpstreamAddr(a), UpstreamAddr(b))
     }
 

@@ -1,6 +1,6 @@
 //! Why a request got no answer from the apiserver, and whether it can have been processed.
 
-use std::io;
+use std::{io, sync::Arc};
 
 use super::{VerifyFailure, body::UploadError};
 use crate::addr::UpstreamAddr;
@@ -24,7 +24,7 @@ pub enum UpstreamError {
         source: io::Error,
     },
     /// Connect, TLS handshake and HTTP preface together took too long.
-    #[error("no connection to {endpoint} within the upstream_connect timeout")]
+    #[error("no connection to {endpoint} within timeouts.upstreamConnect")]
     ConnectTimeout {
         /// The endpoint dialled.
         endpoint: UpstreamAddr,
@@ -47,14 +47,14 @@ pub enum UpstreamError {
         #[source]
         source: io::Error,
     },
-    /// The request could not be written as HTTP/2 before any of it was sent.
-    #[error("HTTP/2 with {endpoint} before the request was sent")]
+    /// The connection failed before any of the request was written.
+    #[error("{endpoint} was gone before the request was sent")]
     Unsent {
         /// The endpoint of the connection.
         endpoint: UpstreamAddr,
         /// What went wrong.
         #[source]
-        source: h2::Error,
+        source: LostCause,
     },
     /// The apiserver said that it did not process the request: GOAWAY or `REFUSED_STREAM`.
     #[error("{endpoint} refused the request unprocessed")]
@@ -84,6 +84,9 @@ pub enum UpstreamError {
     /// A 101 that nobody asked for.
     #[error("the apiserver switched protocols unasked")]
     UnsolicitedSwitch,
+    /// The dial that this and other requests of the client waited for.
+    #[error(transparent)]
+    Shared(Arc<Self>),
     /// The connection speaks another protocol than was agreed.
     #[error("{endpoint} answered {what}")]
     Protocol {
@@ -119,6 +122,7 @@ impl UpstreamError {
             | Self::Handshake { .. }
             | Self::Unsent { .. }
             | Self::Refused { .. } => true,
+            Self::Shared(error) => error.is_unprocessed(),
             Self::Lost { .. }
             | Self::Upload { .. }
             | Self::UnsolicitedSwitch

@@ -1,15 +1,17 @@
-//! Reads along with an HTTP/2 connection to learn two things that the h2 crate does not tell: when
-//! the peer was last heard, and the last stream of its GOAWAY.
+//! Reads along with an HTTP/2 connection to learn what the h2 crate does not tell: when the peer was
+//! last heard, the last stream of its GOAWAY, the last stream whose head was written, and whether a
+//! response that was reset had come to its end before.
 //!
-//! The second decides whether a request may be sent again. h2 hands one and the same error to streams
-//! above the GOAWAY's last stream (never processed) and to streams below it whose connection broke
-//! (perhaps processed); only the number tells them apart.
+//! The stream numbers decide whether a request may be sent again. h2 hands one and the same error to
+//! streams above the GOAWAY's last stream (never processed), to those that never left, and to those
+//! whose connection broke (perhaps processed); only the numbers tell them apart.
 
 use std::{
+    collections::HashMap,
     io,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     task::{Context, Poll},
@@ -24,14 +26,18 @@ use tokio::{
 #[derive(Debug)]
 pub(super) struct Heard {
     last_stream: AtomicU32,
+    last_written: AtomicU32,
     last_read: Mutex<Instant>,
+    /// Streams with a request body, and whether their response has come to its end.
+    uploading: Mutex<HashMap<u32, bool>>,
 }
 
 /// A byte stream that is read along with.
 #[derive(Debug)]
 pub(super) struct Overheard<S> {
     stream: S,
-    scanner: Scanner,
+    incoming: Scanner,
+    outgoing: Scanner,
     heard: Arc<Heard>,
 }
 
@@ -39,6 +45,8 @@ impl Heard {
     pub(super) fn new() -> Self {
         Self {
             last_stream: AtomicU32::new(NO_GOAWAY),
+            last_written: AtomicU32::new(0),
+            uploading: Mutex::default(),
             last_read: Mutex::new(Instant::now()),
         }
     }
@@ -51,6 +59,51 @@ impl Heard {
     /// Whether the peer has promised not to have processed this stream (RFC 9113 §6.8).
     pub(super) fn is_unprocessed(&self, stream: h2::StreamId) -> bool {
         u32::from(stream) > self.last_stream.load(Ordering::Acquire)
+    }
+
+    /// Whether not even the head of this stream's request has left. h2 writes heads in the order of
+    /// their numbers.
+    pub(super) fn is_unwritten(&self, stream: h2::StreamId) -> bool {
+        u32::from(stream) > self.last_written.load(Ordering::Acquire)
+    }
+
+    /// Begins to watch for the end of a stream's response, until [`Heard::forget`].
+    pub(super) fn watch_for_end(&self, stream: h2::StreamId) {
+        self.uploading().insert(stream.into(), false);
+    }
+
+    /// Whether the response of a watched stream has come to its end.
+    pub(super) fn has_ended(&self, stream: h2::StreamId) -> bool {
+        self.uploading()
+            .get(&stream.into())
+            .is_some_and(|ended| *ended)
+    }
+
+    pub(super) fn forget(&self, stream: h2::StreamId) {
+        self.uploading().remove(&stream.into());
+    }
+
+    fn uploading(&self) -> MutexGuard<'_, HashMap<u32, bool>> {
+        self.uploading
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn received(&self, frame: Seen) {
+        if let Some(last_stream) = frame.goaway {
+            self.last_stream.fetch_min(last_stream, Ordering::AcqRel);
+        } else if matches!(frame.kind, DATA | HEADERS)
+            && frame.flags & END_STREAM != 0
+            && let Some(ended) = self.uploading().get_mut(&frame.stream)
+        {
+            *ended = true;
+        }
+    }
+
+    fn written(&self, frame: Seen) {
+        if frame.kind == HEADERS {
+            self.last_written.fetch_max(frame.stream, Ordering::AcqRel);
+        }
     }
 
     /// When bytes last came in.
@@ -66,7 +119,8 @@ impl<S> Overheard<S> {
     pub(super) fn new(stream: S, heard: Arc<Heard>) -> Self {
         Self {
             stream,
-            scanner: Scanner::default(),
+            incoming: Scanner::default(),
+            outgoing: Scanner::behind(PREFACE),
             heard,
         }
     }
@@ -89,11 +143,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Overheard<S> {
                 .last_read
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner) = Instant::now();
-            if let Some(last_stream) = this.scanner.scan(new) {
-                this.heard
-                    .last_stream
-                    .fetch_min(last_stream, Ordering::AcqRel);
-            }
+            let heard = &this.heard;
+            this.incoming.scan(new, |frame| heard.received(frame));
         }
         read
     }
@@ -101,11 +152,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Overheard<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Overheard<S> {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        self.poll_write_vectored(cx, &[io::IoSlice::new(buf)])
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -117,11 +168,21 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Overheard<S> {
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
+        if let Poll::Ready(Ok(mut left)) = written {
+            for buf in bufs {
+                let part = buf.get(..left.min(buf.len())).unwrap_or_default();
+                let heard = &this.heard;
+                this.outgoing.scan(part, |frame| heard.written(frame));
+                left -= part.len();
+            }
+        }
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -129,7 +190,17 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Overheard<S> {
     }
 }
 
-/// Finds GOAWAY frames in a stream of frames that arrives in pieces of any size (RFC 9113 §4.1).
+/// A frame whose header has passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Seen {
+    kind: u8,
+    flags: u8,
+    stream: u32,
+    /// The last stream, if it is a GOAWAY.
+    goaway: Option<u32>,
+}
+
+/// Finds the frames in a stream of them that passes in pieces of any size (RFC 9113 §4.1).
 #[derive(Debug, Default)]
 struct Scanner {
     /// The frame header and, of a GOAWAY, the stream number behind it, as far as they have come.
@@ -140,9 +211,16 @@ struct Scanner {
 }
 
 impl Scanner {
-    /// The smallest last stream of the GOAWAY frames that end in `bytes`, if there are any.
-    fn scan(&mut self, mut bytes: &[u8]) -> Option<u32> {
-        let mut smallest = None;
+    /// A scanner of frames that begin behind so many other bytes.
+    fn behind(bytes: usize) -> Self {
+        Self {
+            skip: bytes,
+            ..Self::default()
+        }
+    }
+
+    /// Shows every frame whose header, or last stream, ends in `bytes`.
+    fn scan(&mut self, mut bytes: &[u8], mut see: impl FnMut(Seen)) {
         loop {
             let passed = self.skip.min(bytes.len());
             self.skip -= passed;
@@ -165,18 +243,19 @@ impl Scanner {
             self.filled += taken;
             bytes = bytes.get(taken..).unwrap_or_default();
             if self.filled < wanted {
-                return smallest;
+                return;
             }
-            let [a, b, c, _kind, _flags, _, _, _, _, w, x, y, z] = self.head;
+            let [a, b, c, kind, flags, k, l, m, n, w, x, y, z] = self.head;
             let length = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
             if self.filled == HEADER && self.is_goaway() && length >= STREAM_ID {
                 continue;
             }
-            if self.filled > HEADER {
-                let last_stream = u32::from_be_bytes([w, x, y, z]) & 0x7fff_ffff;
-                smallest =
-                    Some(smallest.map_or(last_stream, |so_far: u32| so_far.min(last_stream)));
-            }
+            see(Seen {
+                kind,
+                flags,
+                stream: u32::from_be_bytes([k, l, m, n]) & STREAM,
+                goaway: (self.filled > HEADER).then(|| u32::from_be_bytes([w, x, y, z]) & STREAM),
+            });
             self.skip = length + HEADER - self.filled;
             self.filled = 0;
         }
@@ -188,10 +267,34 @@ impl Scanner {
     }
 }
 
+/// Fuzz body: what is found does not depend on how the bytes were cut.
+pub(super) fn fuzz(bytes: &[u8]) {
+    let (size, bytes) = bytes
+        .split_first()
+        .map_or((1, bytes), |(size, rest)| (usize::from(*size).max(1), rest));
+    let (mut found, mut expected) = (Vec::new(), Vec::new());
+    let mut pieces = Scanner::default();
+    for piece in bytes.chunks(size) {
+        pieces.scan(piece, |frame| found.push(frame));
+    }
+    let mut whole = Scanner::default();
+    whole.scan(bytes, |frame| expected.push(frame));
+    assert_eq!(found, expected, "what is found depends on the cut");
+    assert_eq!((whole.filled, whole.skip), (pieces.filled, pieces.skip));
+}
+
 const HEADER: usize = 9;
 const STREAM_ID: usize = 4;
-/// The type of a GOAWAY frame (RFC 9113 §6.8).
+/// What a client sends before its first frame (RFC 9113 §3.4).
+const PREFACE: usize = 24;
+/// Types of frames (RFC 9113 §6).
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
 const GOAWAY: u8 = 7;
+/// The flag of DATA and HEADERS.
+const END_STREAM: u8 = 1;
+/// The bits of a stream number.
+const STREAM: u32 = 0x7fff_ffff;
 /// Larger than any stream number, which has 31 bits.
 const NO_GOAWAY: u32 = u32::MAX;
 
@@ -205,8 +308,9 @@ mod tests {
     }
 
     #[test]
-    fn finds_goaway_however_the_bytes_are_cut() {
+    fn finds_every_frame_however_the_bytes_are_cut() {
         let goaway = frame(GOAWAY, &[0x80, 0, 0, 5, 0, 0, 0, 0, b'x']);
+        let kinds = [DATA, 4, GOAWAY, DATA, GOAWAY];
         let bytes = [
             frame(0, &[7; 20]),
             frame(4, &[]),
@@ -217,14 +321,18 @@ mod tests {
         .concat();
         for size in 1..=bytes.len() {
             let mut scanner = Scanner::default();
-            let found: Vec<u32> = bytes
-                .chunks(size)
-                .filter_map(|chunk| scanner.scan(chunk))
-                .collect();
+            let mut found = Vec::new();
+            for chunk in bytes.chunks(size) {
+                scanner.scan(chunk, |frame| found.push(frame));
+            }
             assert!(
-                !found.is_empty() && found.iter().all(|id| *id == 5),
+                found.iter().map(|frame| frame.kind).eq(kinds),
                 "pieces of {size}: {found:?}"
             );
+            for frame in &found {
+                let expected = (frame.kind == GOAWAY).then_some(5);
+                assert_eq!(frame.goaway, expected, "pieces of {size}");
+            }
             assert_eq!((scanner.filled, scanner.skip), (0, 0), "pieces of {size}");
         }
     }
@@ -232,7 +340,7 @@ mod tests {
     #[test]
     fn payload_that_looks_like_a_goaway_is_not_one() {
         let inside = frame(0, &frame(GOAWAY, &[0, 0, 0, 1, 0, 0, 0, 0]));
-        assert_eq!(Scanner::default().scan(&inside), None);
+        Scanner::default().scan(&inside, |frame| assert_eq!(frame.goaway, None));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! One HTTP/1.1 connection to an apiserver: one request at a time, or an upgrade.
 
 use std::{
+    error::Error,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -18,7 +19,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tracing::debug;
 
-use super::{LostCause, RequestBody, ResponseBody, UpstreamError, lease::Held};
+use super::{LostCause, RequestBody, ResponseBody, UploadError, UpstreamError, lease::Held};
 use crate::{addr::UpstreamAddr, drain::Drain, telemetry::causes};
 
 /// A connection that takes one request at a time.
@@ -108,13 +109,13 @@ impl H1Connection {
             .await
             .map_err(|failure| {
                 let TrySendParts { error, unsent } = failure.into();
-                (
-                    UpstreamError::Lost {
-                        endpoint,
-                        source: LostCause::H1(error),
-                    },
-                    unsent,
-                )
+                let error = if unsent.is_some() {
+                    let source = LostCause::H1(error);
+                    UpstreamError::Unsent { endpoint, source }
+                } else {
+                    failed(endpoint, error)
+                };
+                (error, unsent)
             })?;
         self.spoiled |= response.status() == StatusCode::UNAUTHORIZED;
         let (head, incoming) = response.into_parts();
@@ -126,6 +127,23 @@ impl H1Connection {
             answer.ended();
         }
         Ok(Response::from_parts(head, answer.into()))
+    }
+}
+
+/// Whose fault it is: hyper also fails the exchange when the body that it is given fails.
+fn failed(endpoint: UpstreamAddr, error: hyper::Error) -> UpstreamError {
+    let upload = error
+        .source()
+        .is_some_and(|source| source.is::<UploadError>());
+    if upload {
+        UpstreamError::Upload {
+            source: UploadError::Read(error),
+        }
+    } else {
+        UpstreamError::Lost {
+            endpoint,
+            source: LostCause::H1(error),
+        }
     }
 }
 

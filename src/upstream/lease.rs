@@ -16,7 +16,7 @@ use super::{
     h1::{GiveBack, H1Connection},
     h2::{H2Connection, Stream},
 };
-use crate::drain::Drain;
+use crate::{addr::UpstreamAddr, drain::Drain};
 
 /// The spotless connections of one worker that nobody leases, by cluster. The cluster number changes
 /// with its trust anchors, so a connection of an older trust generation is never found again.
@@ -72,6 +72,14 @@ pub(super) enum Found {
     MustDialH1,
     /// Nothing; one dial will serve all requests that wait.
     MustDial,
+}
+
+/// How old a connection may be.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Age {
+    Any,
+    /// Established later than this.
+    After(Instant),
 }
 
 impl IdleSet {
@@ -144,6 +152,13 @@ impl IdleSet {
 }
 
 impl Connection {
+    pub(super) fn endpoint(&self) -> UpstreamAddr {
+        match self {
+            Self::H2(connection) => connection.endpoint(),
+            Self::H1(connection) => connection.endpoint(),
+        }
+    }
+
     fn is_spotless(&self) -> bool {
         match self {
             Self::H2(connection) => connection.is_spotless(),
@@ -161,7 +176,7 @@ impl Held {
     }
 
     /// A free stream or connection among those already held, or else from the idle set.
-    pub(super) fn find(&self, cluster: u64, wants_h2: bool) -> Found {
+    pub(super) fn find(&self, cluster: u64, wants_h2: bool, age: Age) -> Found {
         let mut by_cluster = self
             .by_cluster
             .lock()
@@ -171,16 +186,25 @@ impl Held {
         held.h2.retain(H2Connection::is_open);
         held.h1.retain(|connection| !connection.is_closed());
         if wants_h2 && !held.speaks_h1 {
-            if let Some(stream) = held.h2.iter().find_map(H2Connection::take_stream) {
+            let young_enough = |connection: &&H2Connection| match age {
+                Age::Any => true,
+                Age::After(at) => connection.established() > at,
+            };
+            let mut suitable = held.h2.iter().filter(young_enough);
+            if let Some(stream) = suitable.find_map(H2Connection::take_stream) {
                 return Found::Slot(Slot::H2(stream));
             }
-            if let Some(Connection::H2(connection)) = self.idle.take(cluster, true)
+            if matches!(age, Age::Any)
+                && let Some(Connection::H2(connection)) = self.idle.take(cluster, true)
                 && let Some(stream) = connection.take_stream()
             {
                 held.h2.push(connection);
                 return Found::Slot(Slot::H2(stream));
             }
             return Found::MustDial;
+        }
+        if matches!(age, Age::After(_)) {
+            return Found::MustDialH1;
         }
         if let Some(at) = held.h1.iter().position(H1Connection::is_ready) {
             return Found::Slot(Slot::H1(held.h1.swap_remove(at)));

@@ -15,6 +15,7 @@ mod upload;
 mod verify;
 
 use std::{
+    io,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -23,7 +24,7 @@ use std::{
 };
 
 use http::{Response, StatusCode, request::Parts};
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::Instant};
 use tracing::debug;
 
 pub use body::{DownloadError, RequestBody, ResponseBody, UploadError};
@@ -37,8 +38,11 @@ use crate::{
     drain::Drain,
     telemetry::causes,
 };
-use lease::{Connection, Found, Held, IdleSet, Slot};
+use lease::{Age, Connection, Found, Held, IdleSet, Slot};
 use upload::Upload;
+
+/// The fuzz body of this stage: finding GOAWAY.
+pub(crate) const FUZZ: fn(&[u8]) = frames::fuzz;
 
 /// One apiserver as requests see it: where it is, and how it proves itself.
 #[derive(Debug)]
@@ -135,8 +139,9 @@ impl Worker {
 pub struct Lease {
     worker: Arc<Worker>,
     held: Arc<Held>,
-    /// One dial serves all streams that wait for it.
-    dialling: Mutex<()>,
+    /// One dial serves all streams that wait for it, and its failure fails them all: a hundred streams
+    /// must not wait for a dead apiserver one after the other.
+    dialling: Mutex<Option<DialFailure>>,
 }
 
 impl Lease {
@@ -147,7 +152,7 @@ impl Lease {
         Self {
             worker,
             held,
-            dialling: Mutex::new(()),
+            dialling: Mutex::new(None),
         }
     }
 
@@ -169,7 +174,8 @@ impl Lease {
     ) -> Result<Response<ResponseBody>, UpstreamError> {
         let wants_h2 = head.version == http::Version::HTTP_2;
         let upload = Upload::new(body, self.worker.limits.replay_bytes);
-        let slot = self.slot(cluster, wants_h2).await?;
+        let slot = self.slot(cluster, wants_h2, Age::Any).await?;
+        let first_try = Instant::now();
         let again = match self.exchange(cluster, slot, head, upload).await {
             Ok(response) => return checked(response),
             Err(Failed { error, again: None }) => return Err(error),
@@ -184,8 +190,8 @@ impl Lease {
                 upload
             }
         };
-        // A fresh connection, because whatever ended the first one may have ended all of its age.
-        let slot = self.dial(cluster, wants_h2).await?;
+        // A newer connection, because whatever ended the first one may have ended all of its age.
+        let slot = self.slot(cluster, wants_h2, Age::After(first_try)).await?;
         let answered = self.exchange(cluster, slot, head, again).await;
         answered.map_err(|failed| failed.error).and_then(checked)
     }
@@ -215,17 +221,42 @@ impl Lease {
     }
 
     /// A stream or connection that is free now, or a new one.
-    async fn slot(&self, cluster: &Cluster, wants_h2: bool) -> Result<Slot, UpstreamError> {
-        match self.held.find(cluster.id, wants_h2) {
+    async fn slot(
+        &self,
+        cluster: &Cluster,
+        wants_h2: bool,
+        age: Age,
+    ) -> Result<Slot, UpstreamError> {
+        match self.held.find(cluster.id, wants_h2, age) {
             Found::Slot(slot) => return Ok(slot),
             Found::MustDialH1 => return self.dial(cluster, wants_h2).await,
             Found::MustDial => {}
         }
-        let _one_at_a_time = self.dialling.lock().await;
-        match self.held.find(cluster.id, wants_h2) {
-            Found::Slot(slot) => Ok(slot),
-            Found::MustDialH1 | Found::MustDial => self.dial(cluster, wants_h2).await,
+        let asked = Instant::now();
+        let mut last_failure = self.dialling.lock().await;
+        match self.held.find(cluster.id, wants_h2, age) {
+            Found::Slot(slot) => return Ok(slot),
+            Found::MustDialH1 => {
+                drop(last_failure);
+                return self.dial(cluster, wants_h2).await;
+            }
+            Found::MustDial => {}
         }
+        if let Some(failure) = &*last_failure
+            && failure.at >= asked
+            && failure.cluster == cluster.id
+        {
+            return Err(UpstreamError::Shared(Arc::clone(&failure.error)));
+        }
+        self.dial(cluster, wants_h2).await.map_err(|error| {
+            let error = Arc::new(error);
+            *last_failure = Some(DialFailure {
+                at: Instant::now(),
+                cluster: cluster.id,
+                error: Arc::clone(&error),
+            });
+            UpstreamError::Shared(error)
+        })
     }
 
     async fn dial(&self, cluster: &Cluster, wants_h2: bool) -> Result<Slot, UpstreamError> {
@@ -235,9 +266,11 @@ impl Lease {
             &cluster.tls.h1
         };
         let connection = connect::connect(&self.worker, cluster, config).await?;
+        let endpoint = connection.endpoint();
         let slot = self.held.add(cluster.id, connection, wants_h2);
-        slot.ok_or_else(|| UpstreamError::NoEndpoint {
-            name: cluster.endpoints.host().to_owned(),
+        slot.ok_or_else(|| UpstreamError::Connect {
+            endpoint,
+            source: io::Error::other("the new connection takes no request"),
         })
     }
 
@@ -282,6 +315,14 @@ impl Lease {
             }
         }
     }
+}
+
+/// Why the last dial gave no connection.
+#[derive(Debug)]
+struct DialFailure {
+    at: Instant,
+    cluster: u64,
+    error: Arc<UpstreamError>,
 }
 
 /// A failed try, with the upload if the request was provably not processed and can be sent again.

@@ -55,6 +55,17 @@ impl Upload {
         }
     }
 
+    /// An upload of nothing.
+    #[cfg(test)]
+    pub(super) fn empty() -> Self {
+        Self {
+            body: None,
+            sent: Sent::TooMuch,
+            pending: None,
+            stream: None,
+        }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.pending.is_none() && self.body.as_ref().is_none_or(Body::is_end_stream)
     }

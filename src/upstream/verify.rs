@@ -110,7 +110,11 @@ impl VerifyFailure {
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                 "is for another name"
             }
-            CertificateError::UnknownIssuer => "is not signed by the cluster CA",
+            // A bad signature is what webpki finds when the issuer has the CA's name and not its key:
+            // kubeadm calls the CA of every cluster `kubernetes`.
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+                "is not signed by the cluster CA"
+            }
             CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
                 "is not a server certificate"
             }
@@ -136,3 +140,80 @@ impl fmt::Display for VerifyFailure {
 }
 
 impl std::error::Error for VerifyFailure {}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    /// What the log says of a certificate for `a.test` that was expected to be for `name`.
+    fn refusal(roots: &standin::pki::Ca, name: &str, leaf: &CertificateDer<'_>) -> String {
+        let roots = Arc::new(roots.roots());
+        let verifier = ExplainingVerifier::new(roots, crate::pki::provider()).unwrap();
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_800_000_000));
+        let error = verifier
+            .verify_server_cert(leaf, &[], &name, &[], now)
+            .unwrap_err();
+        let Error::InvalidCertificate(CertificateError::Other(cause)) = &error else {
+            panic!("{error:?}");
+        };
+        assert!(cause.0.downcast_ref::<VerifyFailure>().is_some());
+        assert!(error.source().is_none(), "the whole story is in Display");
+        cause.to_string()
+    }
+
+    #[test]
+    fn says_what_was_expected_and_what_was_presented() {
+        let ca = standin::pki::Ca::new("cluster");
+        let leaf = ca.server(&["a.test", "192.0.2.1"]).chain[0].clone();
+        let message = refusal(&ca, "b.test", &leaf);
+        for part in [
+            "the certificate is for another name",
+            "expected b.test",
+            "a.test",
+            "192.0.2.1",
+            "cluster",
+        ] {
+            assert!(message.contains(part), "{part:?} in {message:?}");
+        }
+    }
+
+    #[test]
+    fn says_what_is_wrong() {
+        let ca = standin::pki::Ca::new("cluster");
+        let leaf = || ca.leaf(&["a.test"]);
+        let same_name = standin::pki::Ca::new("cluster");
+        for (identity, reason) in [
+            (leaf().expired().build(), "has expired"),
+            (leaf().not_yet_valid().build(), "is not valid yet"),
+            (leaf().client_auth().build(), "is not a server certificate"),
+            (ca.leaf(&[]).build(), "is for another name"),
+            (
+                same_name.server(&["a.test"]),
+                "is not signed by the cluster CA",
+            ),
+            (
+                standin::pki::Ca::new("other").server(&["a.test"]),
+                "is not signed by the cluster CA",
+            ),
+        ] {
+            let message = refusal(&ca, "a.test", &identity.chain[0]);
+            let expected = format!("the certificate {reason} (expected a.test; presented ");
+            assert!(message.starts_with(&expected), "{message:?}");
+        }
+    }
+
+    #[test]
+    fn says_so_when_there_is_no_certificate_at_all() {
+        let ca = standin::pki::Ca::new("cluster");
+        let message = refusal(&ca, "a.test", &CertificateDer::from(vec![1, 2, 3]));
+        assert!(
+            message.ends_with(
+                "(expected a.test; presented something that is not an X.509 certificate)"
+            ),
+            "{message:?}"
+        );
+    }
+}

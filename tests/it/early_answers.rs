@@ -1,1 +1,217 @@
-//! Answers that come before the request has ended, 1xx, and bodiless responses.
+//! Answers that come before the request has ended, and requests that end before their answer.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use standin::{
+    client::{Http2, whole},
+    frames::{FrameConnection, kind},
+    upstream::{Raw, RequestBody, ResponseBody, full},
+    within,
+};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::{
+    proxy::{HOST, World},
+    status::Answer,
+};
+
+const STATUS: &str =
+    r#"{"kind":"Status","message":"Request entity too large: limit is 3145728","code":413}"#;
+/// Far more than all buffers on the way hold.
+const UPLOAD: usize = 64 << 20;
+
+/// Answers over HTTP/2 without reading on, as Go's `MaxBytesReader` does.
+async fn too_large(request: Request<RequestBody>) -> Response<ResponseBody> {
+    drop(request);
+    let response = Response::builder().status(413);
+    let response = response.header("content-type", "application/json");
+    response.body(full(STATUS)).unwrap()
+}
+
+/// Answers over HTTP/1.1 as Go does: the response, the end of the writing half, half a second of reading
+/// on, the end.
+async fn too_large_as_go(mut raw: Raw) {
+    let mut space = vec![0; 64 << 10];
+    raw.stream.read_u8().await.unwrap();
+    let head = "HTTP/1.1 413 Request Entity Too Large\r\nContent-Type: application/json\r\nConnection: close\r\n";
+    let length = STATUS.len();
+    let answer = format!("{head}Content-Length: {length}\r\n\r\n{STATUS}");
+    raw.stream.write_all(answer.as_bytes()).await.unwrap();
+    raw.stream.shutdown().await.unwrap();
+    let reading = async { while raw.stream.read(&mut space).await.is_ok_and(|read| read > 0) {} };
+    tokio::time::timeout(Duration::from_millis(500), reading)
+        .await
+        .ok();
+}
+
+/// Case 48. The client still uploads when it reads why that is of no use.
+#[tokio::test]
+async fn early_413_reaches_an_http1_client() {
+    let world = World::new();
+    let upstream = world.apiserver().raw(too_large_as_go).start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    for framing in [
+        format!("Content-Length: {UPLOAD}"),
+        "Transfer-Encoding: chunked".to_owned(),
+    ] {
+        let mut client = proxy.client().http1().await;
+        let head = format!("POST / HTTP/1.1\r\nHost: {HOST}\r\n{framing}\r\n\r\n");
+        client.send(head).await;
+        let piece = [b"4000\r\n", &vec![b'x'; 0x4000][..], b"\r\n"].concat();
+        client.send(&piece).await;
+        let answer: Answer = client.response().await.into();
+        let expected = (413, STATUS.to_owned());
+        assert_eq!((answer.code, answer.text()), expected, "{framing}");
+    }
+}
+
+/// Case 48. A client that reads only when it can write no more gets the answer all the same: the proxy
+/// reads on for a while instead of resetting the connection.
+#[tokio::test]
+async fn early_413_survives_an_upload_that_goes_on() {
+    let world = World::new();
+    let upstream = world.apiserver().raw(too_large_as_go).start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let mut client = proxy.client().http1().await;
+    let head = format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {UPLOAD}\r\n\r\n");
+    client.send(head).await;
+    // 2 MiB, what a client may well have on its way.
+    for _ in 0..32 {
+        client.send(vec![b'x'; 64 << 10]).await;
+    }
+    let answer: Answer = client.response().await.into();
+    assert_eq!((answer.code, answer.text().as_str()), (413, STATUS));
+}
+
+async fn upload_over_http2(client: &Http2) -> Answer {
+    let request = Request::post("https://kube.test/").body(()).unwrap();
+    let (response, mut body) = client.begin(request, false).await.unwrap();
+    body.send_data(Bytes::from(vec![b'x'; UPLOAD]), false)
+        .unwrap();
+    let response = within("an early response", response).await.unwrap();
+    whole(response).await.unwrap().into()
+}
+
+/// Case 48. Over HTTP/2 the stream alone ends; the connection goes on.
+#[tokio::test]
+async fn early_413_reaches_an_http2_client() {
+    let world = World::new();
+    for upstream in [
+        world.apiserver().http(too_large).start().await,
+        world
+            .apiserver()
+            .alpn(&["http/1.1"])
+            .raw(too_large_as_go)
+            .start()
+            .await,
+    ] {
+        let proxy = world.proxy(upstream.address()).start();
+        let client = proxy.client().http2().await;
+        for round in 0..2 {
+            let answer = upload_over_http2(&client).await;
+            let connections = upstream.connections();
+            assert_eq!(
+                (answer.code, answer.text().as_str()),
+                (413, STATUS),
+                "{round} {connections:#?}"
+            );
+        }
+    }
+}
+
+/// Case 48. Go says `RST_STREAM(NO_ERROR)` behind its whole response: stop sending, that was all.
+#[tokio::test]
+async fn no_error_behind_an_early_answer_does_not_cut_it() {
+    const NO_ERROR: u32 = 0;
+    let world = World::new();
+    let apiserver = world.apiserver().raw(|raw| async {
+        let mut wire = FrameConnection::server(raw.stream, &[]).await.unwrap();
+        let head = wire.expect(kind::HEADERS).await.unwrap();
+        wire.expect(kind::DATA).await.unwrap();
+        let fields = [(":status", "413"), ("content-type", "application/json")];
+        wire.headers(head.stream, &fields, 0).await.unwrap();
+        wire.data(head.stream, STATUS, standin::frames::END_STREAM)
+            .await
+            .unwrap();
+        wire.reset(head.stream, NO_ERROR).await.unwrap();
+        while let Ok(Some(_)) = wire.next().await {}
+    });
+    let upstream = apiserver.start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let client = proxy.client().http2().await;
+    let answer = upload_over_http2(&client).await;
+    assert_eq!((answer.code, answer.text().as_str()), (413, STATUS));
+}
+
+/// A refusal of the proxy itself is early as well.
+#[tokio::test]
+async fn own_refusal_reaches_a_client_that_uploads() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let mut client = proxy.client().http1().await;
+    let head = format!("POST / HTTP/1.1\r\nHost: other.test\r\nContent-Length: {UPLOAD}\r\n\r\n");
+    client.send(head).await;
+    for _ in 0..16 {
+        client.send(vec![b'x'; 64 << 10]).await;
+    }
+    let answer: Answer = client.response().await.into();
+    answer.status(421, "MisdirectedRequest");
+
+    let client = proxy.client().http2().await;
+    let request = Request::post("https://other.test/").body(()).unwrap();
+    let (response, mut body) = client.begin(request, false).await.unwrap();
+    body.send_data(Bytes::from(vec![b'x'; UPLOAD]), false)
+        .unwrap();
+    let response = within("a refusal", response).await.unwrap();
+    Answer::from(whole(response).await.unwrap()).status(421, "MisdirectedRequest");
+    assert_eq!(upstream.connections().len(), 0);
+}
+
+/// Case 49. Whoever waits for a 100 gets the refusal instead, and has nothing to upload.
+#[tokio::test]
+async fn refusal_comes_instead_of_100_continue() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let mut client = proxy.client().http1().await;
+    client
+        .send("POST / HTTP/1.1\r\nHost: other.test\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n")
+        .await;
+    let answer: Answer = client.response().await.into();
+    answer.status(421, "MisdirectedRequest");
+    assert_eq!(client.end().await.unwrap_or_default(), "");
+}
+
+/// The body can go on behind the head of the response, as with a gRPC stream behind services/proxy.
+#[tokio::test]
+async fn upload_goes_on_behind_an_early_head() {
+    let world = World::new();
+    let apiserver = world.apiserver().http(|request| async {
+        let (sender, body) = standin::upstream::channel();
+        tokio::spawn(async move {
+            sender.send("first ").await.unwrap();
+            let uploaded = request.into_body().read().await.unwrap();
+            sender.send(uploaded).await.unwrap();
+        });
+        Response::new(body)
+    });
+    let upstream = apiserver.start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let client = proxy.client().http2().await;
+    let request = Request::post("https://kube.test/").body(()).unwrap();
+    let (response, mut body) = client.begin(request, false).await.unwrap();
+    let response = within("an early head", response).await.unwrap();
+    body.send_data(Bytes::from("then this"), true).unwrap();
+    assert_eq!(whole(response).await.unwrap().text(), "first then this");
+
+    let mut client = proxy.client().http1().await;
+    client
+        .send("POST / HTTP/1.1\r\nHost: kube.test\r\nContent-Length: 9\r\n\r\n")
+        .await;
+    let head = client.head().await.unwrap();
+    client.send("then this").await;
+    assert_eq!(client.body(&head).await.unwrap(), "first then this");
+}

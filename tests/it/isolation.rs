@@ -1,1 +1,237 @@
 //! What one client does is felt by that client alone.
+
+use http::{Request, Response};
+use standin::{
+    client::Http2,
+    frames::{END_STREAM, Frame, FrameConnection, encode_fields, kind},
+    upstream::{Builder, RequestBody, channel, full},
+    within,
+};
+use tokio::{
+    io::AsyncWriteExt as _,
+    sync::{mpsc, watch},
+};
+
+use crate::proxy::{HOST, World, data, taken_until_blocked, watch_or_ok};
+
+const MIB: usize = 1 << 20;
+
+fn get(path: &str, token: &str) -> Request<()> {
+    Request::get(format!("https://{HOST}{path}"))
+        .header("authorization", token)
+        .body(())
+        .unwrap()
+}
+
+/// An apiserver as unknown clients meet it: 401 and, over HTTP/2, GOAWAY. Others get a watch with one
+/// event, and with a second one once it is told.
+fn strict(world: &World, told: watch::Receiver<bool>) -> Builder {
+    world.apiserver().http(move |request| {
+        let mut told = told.clone();
+        async move {
+            let token = request.headers().get("authorization");
+            if token.is_none_or(|token| token != "Bearer good") {
+                let response = Response::builder()
+                    .status(401)
+                    .header("connection", "close");
+                return response.body(full("who are you")).unwrap();
+            }
+            let (events, body) = channel();
+            tokio::spawn(async move {
+                if events.send("first").await.is_ok() && told.wait_for(|told| *told).await.is_ok() {
+                    drop(events.send("second").await);
+                }
+            });
+            Response::new(body)
+        }
+    })
+}
+
+/// Cases 4, 5. On a shared connection each refusal would end it for everybody.
+#[tokio::test]
+async fn a_client_without_a_good_token_ends_no_watch_of_another() {
+    for token in ["", "Bearer bad"] {
+        let world = World::new();
+        let (tell, told) = watch::channel(false);
+        let upstream = strict(&world, told).start().await;
+        let proxy = world.proxy(upstream.address()).start();
+        let (good, bad) = (proxy.client().http2().await, proxy.client().http2().await);
+        let mut watches = Vec::new();
+        for number in 0..50 {
+            let request = get("/watch", "Bearer good");
+            let (response, _) = good.begin(request, true).await.unwrap();
+            let mut watch = within("a watch", response).await.unwrap();
+            assert_eq!(data(&mut watch).await.unwrap(), "first");
+            watches.push(watch);
+            // Between the watches, so that a connection that was spoilt would be found.
+            if number % 5 == 0 {
+                assert_eq!(status(&bad, token).await, 401);
+            }
+        }
+        for _ in 0..50 {
+            assert_eq!(status(&bad, token).await, 401);
+        }
+        tell.send(true).unwrap();
+        for watch in &mut watches {
+            assert_eq!(data(watch).await.unwrap(), "second");
+        }
+        let of_watches = &upstream.connections()[0];
+        assert_eq!(of_watches.requests, 50);
+    }
+}
+
+async fn status(client: &Http2, token: &str) -> u16 {
+    let (response, _) = client.begin(get("/api", token), true).await.unwrap();
+    within("an answer", response)
+        .await
+        .unwrap()
+        .status()
+        .as_u16()
+}
+
+/// An apiserver whose `/list` is 1 MiB and whose `/logs` are short lines without end, each a frame; how
+/// many of them were taken is told.
+fn lines_and_lists(world: &World) -> (Builder, mpsc::UnboundedReceiver<usize>) {
+    let (tell, taken) = mpsc::unbounded_channel();
+    let answer = move |request: Request<RequestBody>| {
+        let tell = tell.clone();
+        async move {
+            match request.uri().path() {
+                "/list" => Response::new(full(vec![b'x'; MIB])),
+                "/logs" => {
+                    let (lines, body) = channel();
+                    tokio::spawn(async move {
+                        while lines.send(&b"line\n"[..]).await.is_ok() {
+                            tell.send(1).ok();
+                        }
+                    });
+                    Response::new(body)
+                }
+                _ => watch_or_ok(request).await,
+            }
+        }
+    };
+    (world.apiserver().http(answer), taken)
+}
+
+/// Waits until the client's window for this response is full.
+async fn until_stalled(proxy: &crate::proxy::Proxy, path: &str) -> Stalled {
+    let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
+    let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
+    let fields = [
+        (":method", "GET"),
+        (":scheme", "https"),
+        (":authority", HOST),
+        (":path", path),
+    ];
+    wire.headers(1, &fields, END_STREAM).await.unwrap();
+    let mut received = 0;
+    while received < INITIAL_WINDOW {
+        received += within("data", wire.expect(kind::DATA))
+            .await
+            .unwrap()
+            .payload
+            .len();
+    }
+    wire
+}
+
+type Stalled = FrameConnection<standin::client::TlsConnection>;
+/// Of a stream and of a connection, when nobody says anything else (RFC 9113 §6.9.2).
+const INITIAL_WINDOW: usize = 65_535;
+
+/// Case 2.
+#[tokio::test]
+async fn readers_that_stop_do_not_hold_up_another_client() {
+    let world = World::new();
+    let (upstream, _) = lines_and_lists(&world);
+    let upstream = upstream.start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let mut stalled = Vec::new();
+    for _ in 0..4 {
+        stalled.push(until_stalled(&proxy, "/list").await);
+    }
+    let client = proxy.client().http2().await;
+    let list = client.get("https://kube.test/list").await.unwrap();
+    assert_eq!(list.body.len(), MIB);
+    assert_eq!(upstream.connections().len(), 5);
+}
+
+/// Case 3. Not even the other streams of the same client are harmed by many small frames that wait.
+#[tokio::test]
+async fn a_stalled_reader_of_many_short_lines_ends_no_watch() {
+    let world = World::new();
+    let (upstream, mut lines) = lines_and_lists(&world);
+    let upstream = upstream.start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let client = proxy.client().http2().await;
+    let mut watch = client.open("https://kube.test/watch").await.unwrap();
+    assert_eq!(data(&mut watch).await.unwrap(), "first");
+
+    let mut stalled = until_stalled(&proxy, "/logs").await;
+    let fields = [
+        (":method", "GET"),
+        (":scheme", "https"),
+        (":authority", HOST),
+        (":path", "/watch"),
+    ];
+    stalled.headers(3, &fields, END_STREAM).await.unwrap();
+    upstream.wait_for_open_responses(3).await;
+    let lines = taken_until_blocked(&mut lines).await;
+    assert!(lines > 20_000, "{lines} lines are under way");
+    assert_eq!(upstream.open_responses(), 3);
+    assert!(upstream.connections().iter().all(|one| one.is_open()));
+    assert_eq!(
+        client.get("https://kube.test/ok").await.unwrap().text(),
+        "ok"
+    );
+}
+
+/// Case 63.
+#[tokio::test]
+async fn a_rapid_reset_reaches_the_apiserver_a_few_times_and_no_other_client() {
+    let world = World::new();
+    let (tell, told) = watch::channel(false);
+    let upstream = strict(&world, told).start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let client = proxy.client().http2().await;
+    let (response, _) = client
+        .begin(get("/watch", "Bearer good"), true)
+        .await
+        .unwrap();
+    let mut watch = within("a watch", response).await.unwrap();
+    assert_eq!(data(&mut watch).await.unwrap(), "first");
+
+    let fields = encode_fields(&[
+        (":method", "GET"),
+        (":scheme", "https"),
+        (":authority", HOST),
+        (":path", "/watch"),
+        ("authorization", "Bearer good"),
+    ]);
+    let mut attack = Vec::new();
+    for number in 0..500 {
+        let stream = 2 * number + 1;
+        let frame = |kind, flags, payload: Vec<u8>| Frame {
+            kind,
+            flags,
+            stream,
+            payload: payload.into(),
+        };
+        attack.extend(frame(kind::HEADERS, 0x5, fields.clone()).encode());
+        attack.extend(frame(kind::RST_STREAM, 0, vec![0, 0, 0, 8]).encode());
+    }
+    let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
+    let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
+    wire.expect(kind::SETTINGS).await.unwrap();
+    let mut tls = wire.into_inner();
+    // The proxy may have closed before the last byte.
+    drop(tls.write_all(&attack).await);
+    while let Ok(Some(_)) = tls.record().await {}
+
+    tell.send(true).unwrap();
+    assert_eq!(data(&mut watch).await.unwrap(), "second");
+    let requests = upstream.requests().len();
+    assert!(requests <= 100, "{requests} requests reached the apiserver");
+    upstream.wait_for_open_responses(0).await;
+}

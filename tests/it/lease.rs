@@ -1,1 +1,423 @@
 //! Upstream connections: one client each, mirrored protocol, overflow, retirement, reuse.
+
+use std::time::Duration;
+
+use http::Response;
+use standin::{
+    client::Http2,
+    upstream::{Upstream, full},
+};
+use tokio::net::TcpListener;
+
+use crate::proxy::{APISERVER, HOST, World, data, watch_or_ok};
+
+const OK: &str = "https://kube.test/ok";
+const WATCH: &str = "https://kube.test/watch";
+
+async fn get(client: &Http2) -> String {
+    client.get(OK).await.unwrap().text()
+}
+
+/// On which connections the requests came, in order of arrival.
+fn connections(upstream: &Upstream) -> Vec<usize> {
+    upstream
+        .requests()
+        .iter()
+        .map(|request| request.connection)
+        .collect()
+}
+
+#[tokio::test]
+async fn mirrors_the_protocol_of_the_client() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    assert_eq!(get(&proxy.client().http2().await).await, "ok");
+    let mut http1 = proxy.client().http1().await;
+    assert_eq!(http1.get(HOST, "/ok", "").await.text(), "ok");
+    let seen: Vec<_> = upstream
+        .connections()
+        .into_iter()
+        .map(|connection| (connection.alpn_offered.unwrap(), connection.alpn.unwrap()))
+        .collect();
+    let owned = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(
+        seen,
+        [
+            (owned(&["h2", "http/1.1"]), "h2".to_owned()),
+            (owned(&["http/1.1"]), "http/1.1".to_owned())
+        ]
+    );
+}
+
+#[tokio::test]
+async fn two_clients_never_share_an_upstream_connection() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    // One connection is idle before, and may be had by one of the two only.
+    assert_eq!(get(&proxy.client().http2().await).await, "ok");
+    let (first, second) = (proxy.client().http2().await, proxy.client().http2().await);
+    for client in [&first, &second, &first, &second] {
+        assert_eq!(get(client).await, "ok");
+    }
+    assert_eq!(connections(&upstream), [0, 0, 1, 0, 1]);
+    let (mut third, mut fourth) = (proxy.client().http1().await, proxy.client().http1().await);
+    for client in [&mut third, &mut fourth] {
+        client.get(HOST, "/ok", "").await;
+    }
+    for client in [&mut third, &mut fourth] {
+        client.get(HOST, "/ok", "").await;
+    }
+    assert_eq!(connections(&upstream)[5..], [2, 3, 2, 3]);
+}
+
+#[tokio::test]
+async fn the_next_client_gets_a_spotless_connection() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    for _ in 0..3 {
+        assert_eq!(get(&proxy.client().http2().await).await, "ok");
+    }
+    assert_eq!(connections(&upstream), [0, 0, 0]);
+    for _ in 0..3 {
+        let mut client = proxy.client().http1().await;
+        client.get(HOST, "/ok", "").await;
+    }
+    assert_eq!(connections(&upstream)[3..], [1, 1, 1]);
+}
+
+/// Lets one client spoil its connection and says whether the next client got it all the same.
+async fn is_reused_after<F>(upstream: &Upstream, proxy: &crate::proxy::Proxy, spoil: F) -> bool
+where
+    F: AsyncFnOnce(Http2),
+{
+    spoil(proxy.client().http2().await).await;
+    let spoilt = upstream.requests().last().unwrap().connection;
+    assert_eq!(get(&proxy.client().http2().await).await, "ok");
+    upstream.requests().last().unwrap().connection == spoilt
+}
+
+#[tokio::test]
+async fn a_connection_with_a_reset_stream_is_not_used_again() {
+    let world = World::new();
+    let upstream = world.apiserver().http(watch_or_ok).start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let reused = is_reused_after(&upstream, &proxy, async |client| {
+        drop(client.open(WATCH).await.unwrap());
+        upstream.wait_for_open_responses(0).await;
+        // The client itself goes on with it: what is spoilt is its own.
+        assert_eq!(get(&client).await, "ok");
+        assert_eq!(connections(&upstream), [0, 0]);
+    });
+    assert!(!reused.await);
+    upstream.connection_end(0).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_saw_a_401_is_not_used_again() {
+    let world = World::new();
+    let refuse = |status: u16| {
+        move |request: http::Request<_>| async move {
+            let bad = request.headers().contains_key("authorization");
+            let status = if bad { status } else { 200 };
+            Response::builder().status(status).body(full("ok")).unwrap()
+        }
+    };
+    for (status, expected) in [(401, false), (403, true)] {
+        let upstream = world.apiserver().http(refuse(status)).start().await;
+        let proxy = world.proxy(upstream.address()).start();
+        let reused = is_reused_after(&upstream, &proxy, async |client| {
+            let request = http::Request::get(OK).header("authorization", "Bearer no");
+            let answer = client.request(request.body("".into()).unwrap()).await;
+            assert_eq!(answer.unwrap().status, status);
+        });
+        assert_eq!(reused.await, expected, "{status} over h2");
+
+        let mut client = proxy.client().http1().await;
+        client
+            .get(HOST, "/ok", "Authorization: Bearer no\r\n")
+            .await;
+        drop(client);
+        proxy.client().http1().await.get(HOST, "/ok", "").await;
+        let last_two: Vec<usize> = connections(&upstream).into_iter().rev().take(2).collect();
+        assert_eq!(last_two[0] == last_two[1], expected, "{status} over h1");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_said_goaway_is_not_used_again() {
+    let world = World::new();
+    let upstream = world
+        .apiserver()
+        .http(|request| async move {
+            let response = Response::builder();
+            match request.uri().path() {
+                "/ok" => response,
+                _ => response.header("connection", "close"),
+            }
+            .body(full("ok"))
+            .unwrap()
+        })
+        .start()
+        .await;
+    let proxy = world.proxy(upstream.address()).start();
+    let reused = is_reused_after(&upstream, &proxy, async |client| {
+        client.get("https://kube.test/goaway").await.unwrap();
+        // Not by this client either, and it hears nothing of the GOAWAY.
+        assert_eq!(get(&client).await, "ok");
+        assert_eq!(connections(&upstream), [0, 1]);
+        let goaways = client.frames();
+        assert!(
+            goaways
+                .iter()
+                .all(|frame| frame.kind != standin::frames::kind::GOAWAY)
+        );
+    });
+    // The second connection is spotless.
+    assert!(reused.await);
+    assert_eq!(connections(&upstream), [0, 1, 1]);
+}
+
+#[tokio::test]
+async fn running_streams_finish_behind_a_goaway() {
+    let world = World::new();
+    let (say, body) = standin::upstream::channel();
+    let body = std::sync::Mutex::new(Some(body));
+    let upstream = world
+        .apiserver()
+        .http(move |request| {
+            let response = Response::builder();
+            let response = match request.uri().path() {
+                "/watch" => response.body(body.lock().unwrap().take().unwrap()),
+                "/goaway" => response.header("connection", "close").body(full("ok")),
+                _ => response.body(full("ok")),
+            };
+            async { response.unwrap() }
+        })
+        .start()
+        .await;
+    let proxy = world.proxy(upstream.address()).start();
+    let client = proxy.client().http2().await;
+    let mut watch = client.open(WATCH).await.unwrap();
+    client.get("https://kube.test/goaway").await.unwrap();
+    assert_eq!(get(&client).await, "ok");
+    assert_eq!(connections(&upstream), [0, 0, 1]);
+    say.send("still here").await.unwrap();
+    assert_eq!(data(&mut watch).await.unwrap(), "still here");
+    drop(say);
+    assert_eq!(standin::client::whole(watch).await.unwrap().body, "");
+}
+
+#[tokio::test]
+async fn a_connection_with_an_abandoned_response_is_not_used_again() {
+    let world = World::new();
+    let upstream = world.apiserver().http(watch_or_ok).start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let mut client = proxy.client().http1().await;
+    client
+        .send("GET /watch HTTP/1.1\r\nHost: kube.test\r\n\r\n")
+        .await;
+    client.head().await.unwrap();
+    drop(client);
+    upstream.connection_end(0).await;
+    proxy.client().http1().await.get(HOST, "/ok", "").await;
+    assert_eq!(connections(&upstream), [0, 1]);
+}
+
+#[tokio::test]
+async fn a_connection_with_an_abandoned_upload_is_not_used_again() {
+    let world = World::new();
+    let upstream = world
+        .apiserver()
+        .http(|request| async move {
+            let early = request.uri().path() == "/early";
+            if !early {
+                drop(request.into_body().read().await);
+            }
+            Response::new(full("ok"))
+        })
+        .start()
+        .await;
+    let proxy = world.proxy(upstream.address()).start();
+    let reused = is_reused_after(&upstream, &proxy, async |client| {
+        let request = http::Request::post("https://kube.test/early");
+        let (response, upload) = client
+            .begin(request.body(()).unwrap(), false)
+            .await
+            .unwrap();
+        let response = standin::within("the answer", response).await.unwrap();
+        assert_eq!(standin::client::whole(response).await.unwrap().text(), "ok");
+        drop(upload);
+    });
+    assert!(!reused.await);
+}
+
+#[tokio::test]
+async fn an_upgrade_has_a_connection_of_its_own_that_is_not_used_again() {
+    let world = World::new();
+    let upstream = world
+        .apiserver()
+        .http(|request| async move {
+            if request.headers().contains_key("upgrade") {
+                return Response::builder().status(403).body(full("no")).unwrap();
+            }
+            Response::new(full("ok"))
+        })
+        .start()
+        .await;
+    let proxy = world.proxy(upstream.address()).start();
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n";
+    let mut client = proxy.client().http1().await;
+    client.get(HOST, "/ok", "").await;
+    let refused = client.get(HOST, "/exec", upgrade).await;
+    assert_eq!(refused.status, 403);
+    drop(client);
+    let mut client = proxy.client().http1().await;
+    client.get(HOST, "/ok", "").await;
+    assert_eq!(connections(&upstream), [0, 1, 0]);
+    upstream.connection_end(1).await;
+}
+
+#[tokio::test]
+async fn a_connection_of_an_older_trust_generation_is_not_used_again() {
+    let world = World::new();
+    let upstream = world.apiserver().http(watch_or_ok).start().await;
+    let other = standin::pki::Ca::new("other");
+    let proxy = world.proxy(upstream.address()).start();
+    let client = proxy.client().http2().await;
+    let mut watch = client.open(WATCH).await.unwrap();
+    assert_eq!(data(&mut watch).await.unwrap(), "first");
+    drop(proxy.client().http2().await.get(OK).await.unwrap());
+
+    upstream.present(&other.server(&[APISERVER]));
+    world.dir.write("cluster-ca.crt", other.pem());
+    proxy.reload();
+    // Until the reload the answer comes over an older connection; a new one shows that it is done.
+    while upstream.connections().len() < 3 {
+        assert_eq!(get(&client).await, "ok");
+    }
+    assert_eq!(get(&client).await, "ok");
+    assert_eq!(get(&proxy.client().http2().await).await, "ok");
+    let last_two: Vec<usize> = connections(&upstream).into_iter().rev().take(2).collect();
+    assert!(last_two.iter().all(|id| *id > 1), "{last_two:?}");
+    // What ran before the reload runs on.
+    assert_eq!(upstream.open_responses(), 1);
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed_when_its_time_is_over() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world
+        .proxy(upstream.address())
+        .timeouts(|timeouts| timeouts.upstream_idle = Duration::from_millis(200))
+        .start();
+    assert_eq!(get(&proxy.client().http2().await).await, "ok");
+    proxy.client().http1().await.get(HOST, "/ok", "").await;
+    // Nobody asks for them, and they are closed all the same, each in order.
+    for id in [0, 1] {
+        assert_eq!(
+            upstream.connection_end(id).await,
+            standin::upstream::ConnectionEnd::Clean
+        );
+    }
+    assert_eq!(get(&proxy.client().http2().await).await, "ok");
+    assert_eq!(connections(&upstream), [0, 1, 2]);
+}
+
+/// Case 1. Watches never end, so what is over the apiserver's limit must not wait for one that does.
+#[tokio::test]
+async fn a_client_with_more_streams_than_the_apiserver_allows_gets_a_second_connection() {
+    let world = World::new();
+    let upstream = world.apiserver().http(watch_or_ok).start().await;
+    let proxy = world
+        .proxy(upstream.address())
+        .limits(|limits| limits.streams_per_connection = 200)
+        .start();
+    let client = proxy.client().http2().await;
+    // All at once, when the apiserver's limit is not known yet.
+    let mut opening = Vec::new();
+    for number in 0..120 {
+        let url = format!("{WATCH}/{number}");
+        let request = http::Request::get(url).body(()).unwrap();
+        opening.push(client.begin(request, true).await.unwrap().0);
+    }
+    let mut watches = Vec::new();
+    for opening in opening {
+        let mut watch = standin::within("the head of a watch", opening)
+            .await
+            .unwrap();
+        assert_eq!(data(&mut watch).await.unwrap(), "first");
+        watches.push(watch);
+    }
+    assert_eq!(get(&client).await, "ok");
+    let by_connection: Vec<usize> = upstream
+        .connections()
+        .iter()
+        .map(|connection| connection.requests)
+        .collect();
+    assert_eq!(by_connection, [100, 21]);
+}
+
+#[tokio::test]
+async fn one_dial_serves_a_burst_of_first_streams() {
+    let world = World::new();
+    let upstream = world.apiserver().http(watch_or_ok).start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let client = proxy.client().http2().await;
+    let mut opening = Vec::new();
+    for _ in 0..50 {
+        let request = http::Request::get(WATCH).body(()).unwrap();
+        opening.push(client.begin(request, true).await.unwrap().0);
+    }
+    for opening in opening {
+        standin::within("the head of a watch", opening)
+            .await
+            .unwrap();
+    }
+    assert_eq!(upstream.connections().len(), 1);
+}
+
+#[tokio::test]
+async fn an_apiserver_without_http2_serves_http2_clients() {
+    let world = World::new();
+    let upstream = world
+        .apiserver()
+        .alpn(&["http/1.1"])
+        .http(watch_or_ok)
+        .start()
+        .await;
+    let proxy = world.proxy(upstream.address()).start();
+    let client = proxy.client().http2().await;
+    let mut watches = Vec::new();
+    for _ in 0..3 {
+        watches.push(client.open(WATCH).await.unwrap());
+    }
+    assert_eq!(connections(&upstream), [0, 1, 2], "one for each stream");
+    for _ in 0..3 {
+        assert_eq!(get(&client).await, "ok");
+    }
+    assert_eq!(connections(&upstream)[3..], [3, 3, 3], "one after another");
+}
+
+#[tokio::test]
+async fn every_address_of_a_name_is_tried() {
+    let world = World::new();
+    let mut addresses: Vec<_> = tokio::net::lookup_host(("localhost", 0))
+        .await
+        .unwrap()
+        .collect();
+    addresses.sort_unstable();
+    // Where there are two, nothing listens on the first.
+    let listener = TcpListener::bind(addresses.pop().unwrap()).await.unwrap();
+    let upstream = world.apiserver().serve(listener);
+    let proxy = world
+        .proxy(upstream.address())
+        .cluster(|cluster| cluster.upstream_host = "localhost".into())
+        .start();
+    for _ in 0..4 {
+        assert_eq!(get(&proxy.client().http2().await).await, "ok");
+    }
+}

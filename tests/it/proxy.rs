@@ -1,7 +1,10 @@
 //! A cluster, a public CA and a proxy between them, made for one test.
 
-use std::{future::pending, net::SocketAddr, num::NonZeroUsize, sync::Arc};
+use std::{future::pending, net::SocketAddr, num::NonZeroUsize, sync::Arc, time::Duration};
 
+use bytes::Bytes;
+use h2::RecvStream;
+use http::{Request, Response};
 use kube_tls_proxy::{
     app::App,
     config::{
@@ -13,10 +16,10 @@ use standin::{
     TempDir,
     client::Client,
     pki::{Ca, Identity},
-    upstream::{Builder, Upstream},
+    upstream::{Builder, RequestBody, ResponseBody, Upstream, channel, full},
 };
 use tokio::{
-    sync::{Notify, oneshot},
+    sync::{Notify, mpsc, oneshot},
     task::JoinHandle,
 };
 
@@ -85,7 +88,7 @@ impl World {
             }],
             limits: Limits::default(),
             timeouts: Timeouts {
-                drain: std::time::Duration::from_secs(2),
+                drain: Duration::from_secs(2),
                 ..Timeouts::default()
             },
             log: LogConfig {
@@ -169,3 +172,42 @@ impl Proxy {
             .unwrap();
     }
 }
+
+/// Answers paths that begin with `/watch` with one event and then nothing until the client has had
+/// enough; all else with `ok`, once the request's body was read.
+pub(crate) async fn watch_or_ok(request: Request<RequestBody>) -> Response<ResponseBody> {
+    if request.uri().path().starts_with("/watch") {
+        let (events, body) = channel();
+        tokio::spawn(async move {
+            if events.send("first").await.is_ok() {
+                events.closed().await;
+            }
+        });
+        return Response::new(body);
+    }
+    // How the body ended is in the record.
+    drop(request.into_body().read().await);
+    Response::new(full("ok"))
+}
+
+/// Waits for the next piece of a response.
+pub(crate) async fn data(response: &mut Response<RecvStream>) -> Result<Bytes, h2::Error> {
+    let body = response.body_mut();
+    let data = standin::within("data", body.data())
+        .await
+        .expect("the response goes on")?;
+    body.flow_control().release_capacity(data.len())?;
+    Ok(data)
+}
+
+/// Counts what is taken until, for a while, nothing more is.
+pub(crate) async fn taken_until_blocked(taken: &mut mpsc::UnboundedReceiver<usize>) -> usize {
+    let mut sum = 0;
+    while let Ok(Some(more)) = tokio::time::timeout(QUIET, taken.recv()).await {
+        sum += more;
+    }
+    sum
+}
+
+/// Longer than any buffer takes to fill further.
+const QUIET: Duration = Duration::from_millis(700);

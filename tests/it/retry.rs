@@ -1,1 +1,332 @@
-//! What is sent once more and what never is.
+//! When a request is sent twice, and when it must not be.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use standin::{
+    client::Http2Response,
+    frames::{END_STREAM, FrameConnection, kind},
+    tcp::{Behaviour, Peer},
+    upstream::{Raw, Upstream},
+    within,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+    sync::mpsc,
+};
+
+use crate::proxy::{HOST, World};
+
+const CANCEL: u32 = 8;
+const REFUSED_STREAM: u32 = 7;
+
+type Wire = FrameConnection<tokio_rustls::server::TlsStream<tokio::net::TcpStream>>;
+
+/// A request that an apiserver took to be processed: the connection it came on, and its body.
+type Processed = (usize, Bytes);
+
+/// What the first connection does with its second request; all others are answered.
+#[derive(Clone, Copy)]
+enum Fate {
+    /// GOAWAY with the stream before it as the last one, and the end of the connection, as from Go.
+    Goaway,
+    /// `RST_STREAM(REFUSED_STREAM)`.
+    Refused,
+    /// GOAWAY that counts it among the processed ones, and then the end.
+    ProcessedAndLost,
+    /// `RST_STREAM(CANCEL)`.
+    Reset,
+}
+
+struct Apiserver {
+    upstream: Upstream,
+    processed: mpsc::UnboundedReceiver<Processed>,
+}
+
+impl Apiserver {
+    /// One that deals with the second request of each of its first `connections` as `fate` says.
+    async fn start(world: &World, fate: Fate, connections: usize) -> Self {
+        let (tell, processed) = mpsc::unbounded_channel();
+        let upstream = world.apiserver().raw(move |raw| {
+            let tell = tell.clone();
+            async move {
+                let id = raw.connection.id;
+                // A proxy that has closed the connection ends the script.
+                drop(script(raw, (id < connections).then_some(fate), &tell).await);
+            }
+        });
+        Self {
+            upstream: upstream.start().await,
+            processed,
+        }
+    }
+
+    fn processed(&mut self) -> Vec<Processed> {
+        std::iter::from_fn(|| self.processed.try_recv().ok()).collect()
+    }
+}
+
+async fn script(
+    raw: Raw,
+    fate: Option<Fate>,
+    tell: &mpsc::UnboundedSender<Processed>,
+) -> std::io::Result<()> {
+    let id = raw.connection.id;
+    let mut wire = FrameConnection::server(raw.stream, &[(3, 100)]).await?;
+    loop {
+        let (stream, body) = request(&mut wire).await?;
+        if let Some(fate) = fate
+            && stream > 1
+        {
+            match fate {
+                Fate::Goaway => return wire.goaway(stream - 2, 0).await,
+                Fate::Refused => wire.reset(stream, REFUSED_STREAM).await?,
+                Fate::ProcessedAndLost => return wire.goaway(stream, 0).await,
+                Fate::Reset => wire.reset(stream, CANCEL).await?,
+            }
+        } else {
+            tell.send((id, body)).ok();
+            wire.headers(stream, &[(":status", "200")], 0).await?;
+            wire.data(stream, "ok", END_STREAM).await?;
+        }
+    }
+}
+
+/// The next request, whole.
+async fn request(wire: &mut Wire) -> std::io::Result<(u32, Bytes)> {
+    let head = wire.expect(kind::HEADERS).await?;
+    let mut body = Vec::new();
+    let mut ended = head.has(END_STREAM);
+    while !ended {
+        let data = wire.expect(kind::DATA).await?;
+        assert_eq!(data.stream, head.stream, "one request after another");
+        ended = data.has(END_STREAM);
+        body.extend_from_slice(&data.payload);
+    }
+    Ok((head.stream, body.into()))
+}
+
+/// Sends one request to open the connection and one that meets its fate.
+async fn second_request(
+    world: &World,
+    apiserver: &Apiserver,
+    method: Method,
+    body: Bytes,
+) -> Http2Response {
+    let proxy = world
+        .proxy(apiserver.upstream.address())
+        .limits(|limits| limits.replay_bytes = 2048)
+        .start();
+    let client = proxy.client().http2().await;
+    let first = client.get("https://kube.test/first").await.unwrap();
+    assert_eq!(first.text(), "ok");
+    let request = http::Request::builder()
+        .method(method)
+        .uri("https://kube.test/second")
+        .body(body)
+        .unwrap();
+    client.request(request).await.unwrap()
+}
+
+/// Case 6.
+#[tokio::test]
+async fn an_unprocessed_request_is_sent_once_more_on_a_new_connection() {
+    for (fate, what) in [(Fate::Goaway, "goaway"), (Fate::Refused, "refused")] {
+        for (method, size) in [(Method::GET, 0), (Method::POST, 1024)] {
+            let world = World::new();
+            let mut apiserver = Apiserver::start(&world, fate, 1).await;
+            let body = Bytes::from((b'a'..=b'z').cycle().take(size).collect::<Vec<_>>());
+            let response = second_request(&world, &apiserver, method, body.clone()).await;
+            assert_eq!(
+                (response.status, &response.body[..]),
+                (StatusCode::OK, &b"ok"[..])
+            );
+            assert_eq!(
+                apiserver.processed(),
+                [(0, Bytes::new()), (1, body)],
+                "{what}, {size} bytes"
+            );
+        }
+    }
+}
+
+/// Case 6. What is left of the body cannot be sent again, so the client must.
+#[tokio::test]
+async fn a_refused_request_with_a_large_body_is_left_to_the_client() {
+    for fate in [Fate::Goaway, Fate::Refused] {
+        let world = World::new();
+        let mut apiserver = Apiserver::start(&world, fate, 1).await;
+        let body = vec![b'x'; 4096];
+        let response = second_request(&world, &apiserver, Method::POST, body.into()).await;
+        assert_eq!(response.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.headers["retry-after"], "1");
+        assert_eq!(apiserver.processed().len(), 1);
+        assert_eq!(apiserver.upstream.connections().len(), 1);
+    }
+}
+
+/// Case 6.
+#[tokio::test]
+async fn a_request_that_may_have_been_processed_is_not_sent_again() {
+    for fate in [Fate::ProcessedAndLost, Fate::Reset] {
+        for method in [Method::GET, Method::POST] {
+            let world = World::new();
+            let mut apiserver = Apiserver::start(&world, fate, 1).await;
+            let response = second_request(&world, &apiserver, method, Bytes::new()).await;
+            assert_eq!(response.status, StatusCode::BAD_GATEWAY);
+            assert_eq!(response.headers.get("retry-after"), None);
+            assert_eq!(apiserver.processed().len(), 1);
+            assert_eq!(apiserver.upstream.connections().len(), 1);
+        }
+    }
+}
+
+/// Case 6.
+#[tokio::test]
+async fn a_request_that_is_refused_twice_is_left_to_the_client() {
+    let world = World::new();
+    let upstream = world
+        .apiserver()
+        .raw(|raw| async {
+            let mut wire = FrameConnection::server(raw.stream, &[]).await.unwrap();
+            while let Ok((stream, _)) = request(&mut wire).await {
+                wire.reset(stream, REFUSED_STREAM).await.unwrap();
+            }
+        })
+        .start()
+        .await;
+    let proxy = world.proxy(upstream.address()).start();
+    let client = proxy.client().http2().await;
+    let response = client.get("https://kube.test/").await.unwrap();
+    assert_eq!(response.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(response.headers["retry-after"], "1");
+    assert_eq!(upstream.connections().len(), 2);
+}
+
+#[tokio::test]
+async fn one_dial_serves_all_requests_that_a_goaway_refused() {
+    const BURST: usize = 20;
+    let world = World::new();
+    let upstream = world
+        .apiserver()
+        .raw(|raw| async move {
+            let first = raw.connection.id == 0;
+            let mut wire = FrameConnection::server(raw.stream, &[]).await.unwrap();
+            let mut streams = Vec::new();
+            while streams.len() < BURST {
+                let Ok((stream, _)) = request(&mut wire).await else {
+                    return;
+                };
+                streams.push(stream);
+            }
+            if first {
+                return wire.goaway(0, 0).await.unwrap();
+            }
+            for stream in streams {
+                wire.headers(stream, &[(":status", "200")], END_STREAM)
+                    .await
+                    .unwrap();
+            }
+            drop(wire.expect(kind::GOAWAY).await);
+        })
+        .start()
+        .await;
+    let proxy = world.proxy(upstream.address()).start();
+    let client = proxy.client().http2().await;
+    let mut requests = Vec::new();
+    for _ in 0..BURST {
+        let request = http::Request::get("https://kube.test/").body(()).unwrap();
+        requests.push(client.begin(request, true).await.unwrap().0);
+    }
+    for response in requests {
+        assert_eq!(within("an answer", response).await.unwrap().status(), 200);
+    }
+    assert_eq!(upstream.connections().len(), 2);
+}
+
+#[tokio::test]
+async fn an_http1_connection_that_the_apiserver_closed_while_idle_is_replaced() {
+    let world = World::new();
+    let upstream = world
+        .apiserver()
+        .raw(|raw| async {
+            let mut stream = raw.stream;
+            let mut space = [0; 4096];
+            if stream.read(&mut space).await.is_ok_and(|read| read > 0) {
+                stream
+                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                    .await
+                    .unwrap();
+                stream.shutdown().await.unwrap();
+            }
+        })
+        .start()
+        .await;
+    let proxy = world.proxy(upstream.address()).start();
+    let mut client = proxy.client().http1().await;
+    for number in 0..5 {
+        client
+            .send("POST / HTTP/1.1\r\nHost: kube.test\r\nContent-Length: 2\r\n\r\nhi")
+            .await;
+        assert_eq!(client.response().await.status, 200, "request {number}");
+        upstream.connection_end(number).await;
+    }
+}
+
+/// Case 57. While the apiserver is away, requests never leave the proxy, so the client may repeat them.
+#[tokio::test]
+async fn an_apiserver_that_restarts_costs_no_request_an_unclear_end() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let address = upstream.address();
+    let proxy = world.proxy(address).start();
+    let (http2, mut http1) = (proxy.client().http2().await, proxy.client().http1().await);
+    assert_eq!(http2.get("https://kube.test/").await.unwrap().status, 200);
+    assert_eq!(http1.get(HOST, "/", "").await.status, 200);
+    drop(upstream);
+    // Gone once its port can be had again.
+    let listener = loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => break listener,
+            Err(_) => tokio::task::yield_now().await,
+        }
+    };
+    drop(listener);
+    for _ in 0..3 {
+        let response = http2.get("https://kube.test/").await.unwrap();
+        assert_eq!(response.status, 503, "{}", response.text());
+        assert_eq!(response.headers["retry-after"], "1");
+        let response = http1.get(HOST, "/", "").await;
+        assert_eq!(response.status, 503, "{}", response.text());
+        assert_eq!(response.head.header("retry-after"), Some("1"));
+    }
+    let listener = TcpListener::bind(address).await.unwrap();
+    let back = world.apiserver().serve(listener);
+    assert_eq!(http2.get("https://kube.test/").await.unwrap().status, 200);
+    assert_eq!(http1.get(HOST, "/", "").await.status, 200);
+    assert_eq!(back.connections().len(), 2);
+}
+
+#[tokio::test]
+async fn requests_that_wait_for_one_dial_share_its_failure() {
+    let world = World::new();
+    let silent = Peer::start(Behaviour::Silent).await;
+    let proxy = world
+        .proxy(silent.address())
+        .timeouts(|timeouts| timeouts.upstream_connect = std::time::Duration::from_millis(300))
+        .start();
+    let client = Arc::new(proxy.client().http2().await);
+    let mut requests = Vec::new();
+    for _ in 0..50 {
+        let request = http::Request::get("https://kube.test/").body(()).unwrap();
+        requests.push(client.begin(request, true).await.unwrap().0);
+    }
+    for response in requests {
+        let response = within("an answer", response).await.unwrap();
+        assert_eq!(response.status(), 503);
+        assert_eq!(response.headers()["retry-after"], "1");
+    }
+    assert_eq!(silent.connections(), 1);
+}

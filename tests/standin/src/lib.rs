@@ -14,6 +14,7 @@
 
 pub mod client;
 pub mod frames;
+pub mod kubernetes;
 pub mod pki;
 pub mod tcp;
 mod temp;

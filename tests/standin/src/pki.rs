@@ -223,7 +223,7 @@ impl Identity {
         Self::new(vec![leaf.der().clone()], &key)
     }
 
-    /// The same chain with a key that is not its own. For files: rustls refuses to serve it.
+    /// The same chain with a key that is not its own.
     #[must_use]
     pub fn with_wrong_key(&self) -> Self {
         Self::new(self.chain.clone(), &new_key())

@@ -278,6 +278,32 @@ async fn client_sees_records_apart() {
 }
 
 #[tokio::test]
+async fn long_records_arrive_whole() {
+    let ca = Ca::new("cluster");
+    let long: Vec<u8> = (0..1_000_000_u32).map(|n| n.to_le_bytes()[1]).collect();
+    let body = long.clone();
+    let upstream = upstream(&ca)
+        .http(move |_| {
+            let body = body.clone();
+            async { Response::new(full(body)) }
+        })
+        .start()
+        .await;
+    let client = client(&ca, &upstream);
+    assert!(client.http1().await.get("k8s.test", "/", "").await.body == long);
+    assert!(
+        client
+            .http2()
+            .await
+            .get("https://k8s.test/")
+            .await
+            .unwrap()
+            .body
+            == long
+    );
+}
+
+#[tokio::test]
 async fn tells_a_cut_from_a_close() {
     let ca = Ca::new("cluster");
     let upstream = upstream(&ca).raw(|raw| async { drop(raw) }).start().await;

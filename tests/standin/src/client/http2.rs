@@ -40,6 +40,15 @@ struct Seen {
     end: Option<Result<(), String>>,
 }
 
+impl Seen {
+    fn pings(&self) -> usize {
+        self.frames
+            .iter()
+            .filter(|frame| frame.kind == kind::PING && !frame.has(ACK))
+            .count()
+    }
+}
+
 /// A whole response.
 #[derive(Debug, Clone)]
 pub struct Http2Response {
@@ -172,11 +181,13 @@ impl Http2 {
     /// How many pings the server sent.
     #[must_use]
     pub fn pings(&self) -> usize {
-        let seen = self.seen.borrow();
-        seen.frames
-            .iter()
-            .filter(|frame| frame.kind == kind::PING && !frame.has(ACK))
-            .count()
+        self.seen.borrow().pings()
+    }
+
+    /// Waits until the server has sent this many pings.
+    pub async fn wait_for_pings(&self, wanted: usize) {
+        let enough = |seen: &Seen| (seen.pings() >= wanted).then_some(());
+        self.wait(&format!("{wanted} pings"), enough).await;
     }
 
     /// Every frame that the server sent so far, apart from HEADERS and DATA.

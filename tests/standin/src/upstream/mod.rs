@@ -34,6 +34,7 @@ use rustls::{
     client::danger::HandshakeSignatureValid,
     crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
     server::danger::{ClientCertVerified, ClientCertVerifier},
+    sign::{CertifiedKey, SingleCertAndKey},
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::{
@@ -149,7 +150,7 @@ impl Builder {
     ///
     /// # Panics
     ///
-    /// When rustls refuses the identity or no port can be had.
+    /// When the identity's key cannot be read or no port can be had.
     pub async fn start(self) -> Upstream {
         let listener = TcpListener::bind("127.0.0.1:0")
             .await
@@ -162,7 +163,7 @@ impl Builder {
     ///
     /// # Panics
     ///
-    /// When rustls refuses the identity.
+    /// When the identity's key cannot be read.
     #[must_use]
     pub fn serve(self, listener: TcpListener) -> Upstream {
         let address = listener
@@ -220,9 +221,13 @@ impl TlsSettings {
         } else {
             builder.with_no_client_auth()
         };
-        let mut config = builder
-            .with_single_cert(identity.chain.clone(), identity.key())
-            .expect("the identity can be served");
+        let key = provider()
+            .key_provider
+            .load_private_key(identity.key())
+            .expect("aws-lc-rs reads the keys of rcgen");
+        // Unlike `with_single_cert` this does not look whether the key belongs to the certificate.
+        let served = CertifiedKey::new(identity.chain.clone(), key);
+        let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(served)));
         config.alpn_protocols = self.alpn.clone();
         Arc::new(config)
     }

@@ -1,0 +1,217 @@
+//! A cluster that is not there, the proxy in front of it, and a kubeconfig to try it with.
+//!
+//! Starts a stand-in apiserver whose certificate comes from a random cluster CA, the proxy with a
+//! certificate of a throw-away public CA, and writes `demo.kubeconfig` into the current directory. With
+//! `--check` it runs the printed kubectl lines itself and exits with 0 when all of them work.
+
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the demo talks to whoever started it"
+)]
+
+mod check;
+
+use std::{
+    convert::Infallible, error::Error, fs, future::pending, net::SocketAddr, num::NonZeroUsize,
+    path::Path, process::ExitCode, time::Duration,
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use kube_tls_proxy::{
+    app::App,
+    config::{
+        ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts, TrustSource,
+    },
+    telemetry,
+};
+use rustls_pki_types::ServerName;
+use standin::{
+    TempDir,
+    kubernetes::{Kubernetes, Pod},
+    pki::Ca,
+    upstream::Upstream,
+};
+use tokio::time::sleep;
+
+/// The public name; it need not resolve, because the kubeconfig names the address.
+const PUBLIC_NAME: &str = "kubernetes.demo.test";
+/// The name in the apiserver's own certificate.
+const CLUSTER_NAME: &str = "kubernetes.default.svc";
+const TOKEN: &str = "demo-token";
+const KUBECONFIG: &str = "demo.kubeconfig";
+
+/// What the demo does once it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    /// Prints the lines and waits for Ctrl-C.
+    Wait,
+    /// Runs the lines and says whether they worked.
+    Check,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let then = match std::env::args().nth(1).as_deref() {
+        None => Then::Wait,
+        Some("--check") => Then::Check,
+        Some(other) => {
+            eprintln!("demo: unknown argument {other}; there is only --check");
+            return ExitCode::from(2);
+        }
+    };
+    match demo(then).await {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("demo: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn demo(then: Then) -> Result<ExitCode, Box<dyn Error>> {
+    let (cluster_ca, public_ca, dir) = (
+        Ca::new("demo cluster CA"),
+        Ca::new("demo public CA"),
+        TempDir::new(),
+    );
+    let cluster = Kubernetes::new().token(TOKEN, "jane", &["developers"]);
+    cluster.apply(Pod::running("web-0"));
+    cluster.apply(Pod::running("web-1"));
+    let apiserver = Upstream::builder(cluster_ca.server(&[CLUSTER_NAME]))
+        .kubernetes(&cluster)
+        .start()
+        .await;
+
+    let config = proxy_config(&dir, &public_ca, &cluster_ca, apiserver.address(), then);
+    let app = App::bind(Box::new(move || Ok(config.clone())))?;
+    let _telemetry = telemetry::start(&app.reloader().config().log)?;
+    let address = *app.addresses().first().ok_or("the proxy has no address")?;
+    fs::write(KUBECONFIG, kubeconfig(address, &public_ca))?;
+    println!("{}", introduction(apiserver.address(), address));
+
+    let mut worked = true;
+    let shutdown = async {
+        let checked = async {
+            match then {
+                Then::Wait => pending().await,
+                Then::Check => worked = check::run(Path::new(KUBECONFIG)).await,
+            }
+        };
+        tokio::select! {
+            () = checked => {}
+            _ = tokio::signal::ctrl_c() => {}
+        }
+    };
+    tokio::select! {
+        ended = app.run(shutdown) => ended?,
+        never = jobs(&cluster) => match never {},
+    }
+    fs::remove_file(KUBECONFIG)?;
+    Ok(if worked {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Lets a job come, run and go again and again, so that a watch has something to show.
+async fn jobs(cluster: &Kubernetes) -> Infallible {
+    let mut number = 0_u32;
+    loop {
+        let job = Pod::running(&format!("job-{number}"));
+        for phase in ["Pending", "Running", "Succeeded"] {
+            cluster.apply(job.clone().phase(phase));
+            sleep(Duration::from_secs(2)).await;
+        }
+        cluster.delete("default", &format!("job-{number}"));
+        number = number.wrapping_add(1);
+    }
+}
+
+fn proxy_config(
+    dir: &TempDir,
+    public_ca: &Ca,
+    cluster_ca: &Ca,
+    apiserver: SocketAddr,
+    then: Then,
+) -> Config {
+    let (certificate, key) = public_ca.server(&[PUBLIC_NAME]).write(dir, "public");
+    Config {
+        listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
+        workers: NonZeroUsize::MIN,
+        identities: vec![IdentityFiles { certificate, key }],
+        clusters: vec![ClusterConfig {
+            name: "demo".into(),
+            hosts: Vec::new(),
+            upstream_host: apiserver.ip().to_string(),
+            upstream_port: apiserver.port(),
+            path_prefix: String::new(),
+            expected_name: ServerName::try_from(CLUSTER_NAME).expect("the name is a DNS name"),
+            trust: TrustSource::File(dir.write("cluster-ca.crt", cluster_ca.pem())),
+        }],
+        limits: Limits::default(),
+        timeouts: Timeouts {
+            drain: Duration::from_secs(2),
+            ..Timeouts::default()
+        },
+        log: LogConfig {
+            format: LogFormat::Text,
+            filter: if then == Then::Check { "warn" } else { "info" }.into(),
+            access: then == Then::Wait,
+        },
+    }
+}
+
+/// What somebody outside would use. The CA is in it only because the public CA of the demo is public to nobody.
+fn kubeconfig(address: SocketAddr, public_ca: &Ca) -> String {
+    format!(
+        "apiVersion: v1
+kind: Config
+clusters:
+- name: demo
+  cluster:
+    server: https://{address}
+    tls-server-name: {PUBLIC_NAME}
+    certificate-authority-data: {ca}
+users:
+- name: jane
+  user:
+    token: {TOKEN}
+contexts:
+- name: demo
+  context: {{cluster: demo, user: jane}}
+current-context: demo
+",
+        ca = STANDARD.encode(public_ca.pem()),
+    )
+}
+
+fn introduction(apiserver: SocketAddr, proxy: SocketAddr) -> String {
+    let lines: String = [
+        "get pods",
+        "get pods -w",
+        "logs -f web-0",
+        "exec web-0 -- echo hello",
+        "exec -it web-0 -- sh",
+        "auth whoami",
+    ]
+    .iter()
+    .map(|line| format!("    kubectl --kubeconfig {KUBECONFIG} {line}\n"))
+    .collect();
+    format!(
+        "\
+stand-in apiserver  https://{apiserver}, certificate of a random cluster CA
+kube-tls-proxy      https://{proxy}, certificate of a throw-away public CA for {PUBLIC_NAME}
+
+Try, in another terminal:
+
+{lines}
+exec goes over WebSocket, as kubectl 1.30 and newer do by themselves. The proxy passes SPDY on as well, but
+this stand-in does not speak it: kubectl 1.29 needs KUBECTL_REMOTE_COMMAND_WEBSOCKETS=true, and older ones
+cannot exec here.
+
+Ctrl-C stops everything and removes {KUBECONFIG}.
+"
+    )
+}

@@ -1,0 +1,12 @@
+//! Runs the body of one target on what libFuzzer makes up. Every binary is built from this file; its name
+//! is the target's.
+
+#![no_main]
+
+use kube_tls_proxy::fuzz::targets;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let found = targets().into_iter().find(|(name, _)| *name == env!("CARGO_BIN_NAME"));
+    let (_, body) = found.expect("every binary is named after a target");
+    body(bytes);
+});

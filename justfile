@@ -1,0 +1,34 @@
+# What one types while working. The list of checks is in .ci/run; CI runs the same.
+
+[private]
+default:
+    @just --list --unsorted
+
+# Everything a change has to pass
+check:
+    .ci/run all
+
+# Some of it: test fmt clippy doc deny demo cluster
+step +STEPS:
+    .ci/run {{STEPS}}
+
+# The tests with NAME in their name
+test NAME="":
+    cargo test --workspace -- {{NAME}}
+
+# The benchmarks
+bench *ARGS:
+    cargo bench {{ARGS}}
+
+# One fuzz target, until it finds something or Ctrl-C (nightly, cargo-fuzz); new inputs go below target
+fuzz TARGET *ARGS:
+    mkdir -p target/fuzz/{{TARGET}}
+    cargo +nightly fuzz run {{TARGET}} target/fuzz/{{TARGET}} fuzz/corpus/{{TARGET}} {{ARGS}}
+
+# The proxy before a stand-in apiserver, with a kubeconfig to try it
+run:
+    cargo run --release --example demo
+
+# The container image
+image TAG="kube-tls-proxy:dev":
+    docker build --tag {{TAG}} .

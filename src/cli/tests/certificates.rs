@@ -1,0 +1,259 @@
+//! Certificates, keys and CAs that are refused.
+
+use super::*;
+
+#[test]
+fn bad_certificates() {
+    let fixture = Fixture::new();
+    let mut differences = Differences::default();
+    let ca = &fixture.ca;
+    let leaf = ca.leaf(&["kube.example.com"]);
+    let key = || leaf.key.clone();
+    let middle = ca.intermediate("middle");
+    let below = middle.leaf(&["kube.example.com"]);
+    let issue = |change: &dyn Fn(&mut CertificateParams)| {
+        let mut params = params_of_leaf(&["kube.example.com"]);
+        change(&mut params);
+        ca.issue(&params)
+    };
+    let expired = issue(&|params| params.not_after = date_time_ymd(2026, 11, 1));
+    let early = issue(&|params| params.not_before = date_time_ymd(2026, 12, 1));
+    let unnamed = issue(&|params| params.subject_alt_names.clear());
+    let client = issue(&|params| {
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    });
+    let request = params_of_leaf(&["kube.example.com"])
+        .serialize_request(&KeyPair::generate().unwrap())
+        .unwrap();
+    for (case, crt, key, expected) in [
+        (
+            "leaf last",
+            format!("{}{}", middle.pem(), below.pem),
+            below.key.clone(),
+            "certificate DIR/bad.crt: its key belongs to certificate 2 of the file, so the server's own certificate is not first; put it first, then each issuer in turn",
+        ),
+        (
+            "order",
+            format!("{}{}{}", below.pem, ca.pem(), middle.pem()),
+            below.key,
+            "certificate DIR/bad.crt: certificate 2 (CN=root) is not the issuer of certificate 1 (CN=middle); put the server's certificate first, then each issuer in turn, and nothing else",
+        ),
+        (
+            "expired",
+            expired.pem,
+            expired.key,
+            "certificate DIR/bad.crt: expired on 2026-11-01T00:00:00Z; renew it, and check the clock of this machine if that is wrong",
+        ),
+        (
+            "early",
+            early.pem,
+            early.key,
+            "certificate DIR/bad.crt: is not valid before 2026-12-01T00:00:00Z; check the clock of this machine, or wait until then",
+        ),
+        (
+            "unnamed",
+            unnamed.pem,
+            unnamed.key,
+            "certificate DIR/bad.crt: names no host: it has no DNS name or IP address as subjectAltName, and clients ignore the common name; issue it again with the public host name as subjectAltName",
+        ),
+        (
+            "client",
+            client.pem,
+            client.key,
+            "certificate DIR/bad.crt: is not for TLS servers (its extended key usage lacks serverAuth); issue it again with that usage",
+        ),
+        (
+            "swapped",
+            key(),
+            leaf.pem.clone(),
+            "certificate DIR/bad.crt: line 1 begins a PRIVATE KEY, which does not belong here; keep the key in a file of its own, and check that certificate and key are not swapped",
+        ),
+        (
+            "combined",
+            format!("{}{}", leaf.pem, leaf.key),
+            key(),
+            "certificate DIR/bad.crt: line 11 begins a PRIVATE KEY, which does not belong here; keep the key in a file of its own, and check that certificate and key are not swapped",
+        ),
+        (
+            "csr",
+            request.pem().unwrap(),
+            key(),
+            "certificate DIR/bad.crt: line 1 begins a CERTIFICATE REQUEST, which does not belong here; give the certificate that the issuer returned for this request",
+        ),
+        (
+            "garbage",
+            GARBAGE.to_owned(),
+            key(),
+            "certificate DIR/bad.crt: certificate 1 of the file is not an X.509 certificate (unknown/unsupported ASN.1 DER tag: 0x00 at DER byte 1); replace it",
+        ),
+        (
+            "cut",
+            leaf.pem[..100].to_owned(),
+            key(),
+            "certificate DIR/bad.crt: the PEM block that begins on line 1 is damaged; copy the file again, whole",
+        ),
+        (
+            "not base64",
+            leaf.pem.replace("MII", "!!!"),
+            key(),
+            "certificate DIR/bad.crt: the PEM block that begins on line 1 is damaged; copy the file again, whole",
+        ),
+        (
+            "empty",
+            String::new(),
+            key(),
+            "certificate DIR/bad.crt: is empty; put the server's certificate and its issuers there as PEM",
+        ),
+        (
+            "der",
+            "0\u{82}".to_owned(),
+            key(),
+            "certificate DIR/bad.crt: is in DER form; convert it with `openssl x509 -inform der -in FILE -out NEW_FILE`",
+        ),
+        (
+            "parameters",
+            pem("DH PARAMETERS", "AAAA"),
+            key(),
+            "certificate DIR/bad.crt: holds no certificate; put the server's certificate and its issuers there as PEM",
+        ),
+        (
+            "version 1",
+            include_str!("../../pki/testdata/v1-root.crt").to_owned(),
+            key(),
+            "certificate DIR/bad.crt: certificate 1 of the file (CN=old root) is of a kind that TLS refuses, such as version 1; issue it again as version 3",
+        ),
+    ] {
+        fixture.scratch.file("bad.crt", latin1(&crt));
+        fixture.scratch.file("bad.key", key);
+        let line = format!("{UPSTREAM} --cert DIR/bad.crt --key DIR/bad.key");
+        differences.compare(case, fixture.sentence(&line, &outside_of_a_pod()), expected);
+    }
+    differences.assert_none();
+}
+
+#[test]
+fn bad_keys() {
+    let fixture = Fixture::new();
+    let mut differences = Differences::default();
+    let leaf = fixture.ca.leaf(&["kube.example.com"]);
+    let other = fixture.ca.leaf(&["kube.example.com"]);
+    let public = KeyPair::generate().unwrap().public_key_pem();
+    for (case, key, expected) in [
+        (
+            "of another",
+            other.key.clone(),
+            "key DIR/bad.key: does not belong to the certificate DIR/bad.crt; give the key that this certificate was issued for",
+        ),
+        (
+            "certificate",
+            leaf.pem.clone(),
+            "key DIR/bad.key: line 1 begins a CERTIFICATE, which does not belong here; keep only the private key, and check that certificate and key are not swapped",
+        ),
+        (
+            "empty",
+            "\n".to_owned(),
+            "key DIR/bad.key: is empty; put the private key of the certificate there as PEM",
+        ),
+        (
+            "text",
+            "secret".to_owned(),
+            "key DIR/bad.key: holds no PEM block (`-----BEGIN …`); put the private key of the certificate there as PEM",
+        ),
+        (
+            "encrypted",
+            pem("ENCRYPTED PRIVATE KEY", "AAAA"),
+            "key DIR/bad.key: the private key on line 1 is encrypted and nobody is there to type its passphrase; decrypt it with `openssl pkey -in FILE -out NEW_FILE` and protect the file instead",
+        ),
+        (
+            "encrypted, old form",
+            pem("RSA PRIVATE KEY", "Proc-Type: 4,ENCRYPTED\n\nAAAA"),
+            "key DIR/bad.key: the private key on line 1 is encrypted and nobody is there to type its passphrase; decrypt it with `openssl pkey -in FILE -out NEW_FILE` and protect the file instead",
+        ),
+        (
+            "two",
+            format!("{}{}", leaf.key, other.key),
+            "key DIR/bad.key: holds 2 private keys; keep the one that belongs to the certificate",
+        ),
+        (
+            "damaged",
+            pem("PRIVATE KEY", "AAAA"),
+            "key DIR/bad.key: the private key is damaged or of an unsupported kind; use ECDSA P-256 (or P-384, Ed25519, RSA from 2048 bits)",
+        ),
+        (
+            "cut",
+            leaf.key[..80].to_owned(),
+            "key DIR/bad.key: the PEM block that begins on line 1 is damaged; copy the file again, whole",
+        ),
+        (
+            "public",
+            public,
+            "key DIR/bad.key: line 1 begins a PUBLIC KEY, which does not belong here; keep only the private key",
+        ),
+        (
+            "only parameters",
+            pem("EC PARAMETERS", "AAAA"),
+            "key DIR/bad.key: holds no private key; put the private key of the certificate there as PEM",
+        ),
+        (
+            "der",
+            "0\u{82}".to_owned(),
+            "key DIR/bad.key: is in DER form; convert it with `openssl pkey -inform der -in FILE -out NEW_FILE`",
+        ),
+    ] {
+        fixture.scratch.file("bad.crt", &leaf.pem);
+        fixture.scratch.file("bad.key", latin1(&key));
+        let line = format!("{UPSTREAM} --cert DIR/bad.crt --key DIR/bad.key");
+        differences.compare(case, fixture.sentence(&line, &outside_of_a_pod()), expected);
+    }
+    differences.assert_none();
+}
+
+#[test]
+fn bad_cluster_cas() {
+    let fixture = Fixture::new();
+    let mut differences = Differences::default();
+    let ca = &fixture.ca;
+    let expired = format!("{}{}", Ca::expired("old").pem(), Ca::expired("older").pem());
+    for (case, text, expected) in [
+        (
+            "empty",
+            String::new(),
+            "CA DIR/bad-ca.crt: is empty; put the cluster's CA certificate there as PEM",
+        ),
+        (
+            "text",
+            "hello".to_owned(),
+            "CA DIR/bad-ca.crt: holds no PEM block (`-----BEGIN …`); put the cluster's CA certificate there as PEM",
+        ),
+        (
+            "key",
+            ca.key(),
+            "CA DIR/bad-ca.crt: line 1 begins a PRIVATE KEY, which does not belong here; keep only CA certificates, and treat that key as leaked if others can read this file",
+        ),
+        (
+            "ca and key",
+            format!("{}{}", ca.pem(), ca.key()),
+            "CA DIR/bad-ca.crt: line 11 begins a PRIVATE KEY, which does not belong here; keep only CA certificates, and treat that key as leaked if others can read this file",
+        ),
+        (
+            "expired",
+            expired,
+            "CA DIR/bad-ca.crt: every CA in it has expired, the last one on 2025-01-01T00:00:00Z; get the cluster's current CA",
+        ),
+        (
+            "garbage",
+            format!("{}{GARBAGE}", ca.pem()),
+            "CA DIR/bad-ca.crt: certificate 2 of the file is not an X.509 certificate (unknown/unsupported ASN.1 DER tag: 0x00 at DER byte 1); replace it",
+        ),
+        (
+            "der",
+            "0\u{82}".to_owned(),
+            "CA DIR/bad-ca.crt: is in DER form; convert it with `openssl x509 -inform der -in FILE -out NEW_FILE`",
+        ),
+    ] {
+        fixture.scratch.file("bad-ca.crt", latin1(&text));
+        let line = format!("{CERT} --upstream https://10.0.0.1 --upstream-ca DIR/bad-ca.crt");
+        differences.compare(case, fixture.sentence(&line, &outside_of_a_pod()), expected);
+    }
+    differences.assert_none();
+}

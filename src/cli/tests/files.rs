@@ -1,0 +1,225 @@
+//! Configuration files that are refused.
+
+use super::*;
+
+#[test]
+fn bad_config_files() {
+    let fixture = Fixture::new();
+    let mut differences = Differences::default();
+    // CLUSTER stands for a whole good cluster, AT for where one is.
+    for (text, expected) in [
+        (
+            "",
+            "config file DIR/proxy.yaml: is empty; check that it is the file that was meant",
+        ),
+        (
+            "listen: [\n",
+            "config file DIR/proxy.yaml, line 1, column 9: unclosed bracket '['; mend the YAML there",
+        ),
+        (
+            "- a\n",
+            "config file DIR/proxy.yaml, line 1, column 1: keys belong here; write each as `key: value` on a line of its own",
+        ),
+        (
+            "listen: 5\nCLUSTER",
+            "config file DIR/proxy.yaml, line 1, column 9: a list belongs here; write each item on a line of its own, after a dash",
+        ),
+        (
+            "listen: []\nCLUSTER",
+            "config file DIR/proxy.yaml, line 1, column 9: `listen` is an empty list; name an address or remove the key",
+        ),
+        (
+            "listen: [a]\n",
+            "config file DIR/proxy.yaml, line 1, column 10: `a` is not an address to listen on; write ADDRESS:PORT, such as [::]:8443 or 127.0.0.1:8443",
+        ),
+        (
+            "lisen: ['[::]:1']\n",
+            "config file DIR/proxy.yaml, line 1, column 1: unknown key `lisen`; did you mean `listen`?",
+        ),
+        (
+            "zzz: 1\n",
+            "config file DIR/proxy.yaml, line 1, column 1: unknown key `zzz`; keys that may stand here: listen, workers, certificates, clusters, limits, timeouts, log",
+        ),
+        (
+            "limits:\n  conections: 3\n",
+            "config file DIR/proxy.yaml, line 2, column 3: unknown key `conections`; did you mean `connections`?",
+        ),
+        (
+            "limits:\n  connections: 600\nCLUSTER",
+            "config file DIR/proxy.yaml, line 2, column 16: 600 connections need 1200 open files and this process may open 1024; lower the number, or raise the limit (`ulimit -n`, LimitNOFILE= in a systemd unit)",
+        ),
+        (
+            "limits:\n  connections: 0\n",
+            "config file DIR/proxy.yaml, line 2, column 16: 0 is out of range; choose from 1 to 1000000",
+        ),
+        (
+            "limits:\n  connections: -1\n",
+            "config file DIR/proxy.yaml, line 2, column 16: `-1` is not a whole number; write one without sign, unit or quotes",
+        ),
+        (
+            "limits:\n  connections: many\n",
+            "config file DIR/proxy.yaml, line 2, column 16: `many` is not a whole number; write one without sign, unit or quotes",
+        ),
+        (
+            "limits:\n  headerBytes: 64kb\n",
+            "config file DIR/proxy.yaml, line 2, column 16: `64kb` is not a size; write a number of bytes with a unit, such as 64KiB or 1MiB",
+        ),
+        (
+            "limits:\n  headerBytes: 1KiB\n",
+            "config file DIR/proxy.yaml, line 2, column 16: 1KiB is out of range; choose from 8KiB to 1MiB",
+        ),
+        (
+            "limits:\n  uriBytes: 100000\n",
+            "config file DIR/proxy.yaml, line 2, column 13: 100000 is out of range; choose from 1KiB to 65534",
+        ),
+        (
+            "timeouts: 5s\n",
+            "config file DIR/proxy.yaml, line 1, column 11: keys belong here; write each as `key: value` on a line of its own",
+        ),
+        (
+            "timeouts:\n  drain: 25\n",
+            "config file DIR/proxy.yaml, line 2, column 10: `25` is not a duration; write numbers with units, such as 500ms, 5s, 10m or 1h30m",
+        ),
+        (
+            "timeouts:\n  drain: 1.5\n",
+            "config file DIR/proxy.yaml, line 2, column 10: `1.5` is not a duration; write numbers with units, such as 500ms, 5s, 10m or 1h30m",
+        ),
+        (
+            "timeouts:\n  handshake: 0s\n",
+            "config file DIR/proxy.yaml, line 2, column 14: 0 would give up before anything could happen; write a longer duration, such as 5s",
+        ),
+        (
+            "timeouts:\n  handshake: 5 parsecs\n",
+            "config file DIR/proxy.yaml, line 2, column 14: `5 parsecs` is not a duration; write numbers with units, such as 500ms, 5s, 10m or 1h30m",
+        ),
+        (
+            "timeouts:\n  handshake: ''\n",
+            "config file DIR/proxy.yaml, line 2, column 14: `` is not a duration; write numbers with units, such as 500ms, 5s, 10m or 1h30m",
+        ),
+        (
+            "workers: two\n",
+            "config file DIR/proxy.yaml, line 1, column 10: `two` is not a whole number; write one without sign, unit or quotes",
+        ),
+        (
+            "workers: 0\n",
+            "config file DIR/proxy.yaml, line 1, column 10: 0 is out of range; choose from 1 to 1024",
+        ),
+        (
+            "log:\n  format: xml\n",
+            "config file DIR/proxy.yaml, line 2, column 11: `xml` is not a log format; write text or json",
+        ),
+        (
+            "log:\n  filter: 'a=loud'\n",
+            "config file DIR/proxy.yaml, line 2, column 11: `a=loud` is not a log filter; write a level, or levels for modules, such as info or info,kube_tls_proxy=debug",
+        ),
+        (
+            "log:\n  access: maybe\n",
+            "config file DIR/proxy.yaml, line 2, column 11: true or false belongs here; write one of them",
+        ),
+        (
+            "log: {access: true}\nlog: {access: false}\n",
+            "config file DIR/proxy.yaml, line 2, column 1: `log` is given twice; remove one",
+        ),
+        (
+            "certificates:\n- certificate: a\n",
+            "config file DIR/proxy.yaml, line 2, column 3: `key` is missing; add it",
+        ),
+        (
+            "clusters:\n- hosts: [a]\n",
+            "config file DIR/proxy.yaml, line 2, column 3: `name` is missing; add it",
+        ),
+        (
+            "clusters:\n- name: ''\n",
+            "config file DIR/proxy.yaml, line 2, column 3: a cluster has an empty `name`; give it a short one for the logs",
+        ),
+        (
+            "clusters:\n- name: a\n",
+            "config file DIR/proxy.yaml, line 2, column 3: cluster `a` must say once where its apiserver is; give exactly one of `upstream`, `kubeconfig` and `inCluster: true`",
+        ),
+        (
+            "clusters:\n- name: a\n  inCluster: true\n  kubeconfig: k\n",
+            "config file DIR/proxy.yaml, line 2, column 3: cluster `a` must say once where its apiserver is; give exactly one of `upstream`, `kubeconfig` and `inCluster: true`",
+        ),
+        (
+            "clusters:\n- name: a\n  inCluster: true\n",
+            "config file DIR/proxy.yaml, line 2, column 3: this process is not in a pod, for KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set; run it in one, or say where the apiserver is",
+        ),
+        (
+            "clusters:\n- name: a\n  context: k\n  inCluster: true\n",
+            "config file DIR/proxy.yaml, line 2, column 3: cluster `a` has a `context` without a `kubeconfig`; add the one or remove the other",
+        ),
+        (
+            "clusters:\n- name: a\n  kubeconfig: missing.conf\n",
+            "kubeconfig DIR/missing.conf: no such file; check the path",
+        ),
+        (
+            "clusters:\n- name: a\n  upstream: {url: 'http://10.0.0.1', ca: ca.crt}\n",
+            "config file DIR/proxy.yaml, line 3, column 19: `http://10.0.0.1` is not an https URL; the apiserver is reached over verified TLS only, so write https://HOST:PORT",
+        ),
+        (
+            "clusters:\n- name: a\n  upstream: {url: 'https://10.0.0.1'}\n",
+            "config file DIR/proxy.yaml, line 3, column 14: `ca` is missing; add it",
+        ),
+        (
+            "clusters:\n- name: a\n  upstream: {url: 'https://10.0.0.1', ca: missing.crt}\n",
+            "CA DIR/missing.crt: no such file; check the path",
+        ),
+        (
+            "clusters:\n- name: a\n  hosts: ['a.example:8443']\n  AT\n",
+            "config file DIR/proxy.yaml, line 3, column 11: `a.example:8443` is not a host name; write it without scheme, port and path, such as kube.example.com or *.example.com",
+        ),
+        (
+            "clusters:\n- name: a\n  hosts: [a.example]\n  AT\n- name: b\n  hosts:\n  - b.example\n  - A.example.\n  AT\n",
+            "config file DIR/proxy.yaml, line 8, column 5: host `a.example` is listed for cluster `a` already; remove one of the two",
+        ),
+        (
+            "clusters:\n- name: a\n  hosts: [a.example]\n  AT\n- name: b\n  AT\n",
+            "config file DIR/proxy.yaml, line 5, column 3: there is more than one cluster and `b` has no `hosts`; add the public host names that lead to it",
+        ),
+        (
+            "clusters:\n- name: a\n  hosts: [a.example]\n  AT\n- name: a\n  hosts: [b.example]\n  AT\n",
+            "config file DIR/proxy.yaml, line 5, column 3: there is another cluster `a` already; give each a name of its own",
+        ),
+        (
+            "clusters:\n- name: a\n  upstream: {url: 'https://10.0.0.1', ca: ca.crt, nmae: x}\n",
+            "config file DIR/proxy.yaml, line 3, column 51: unknown key `nmae`; did you mean `name`?",
+        ),
+    ] {
+        let at = "upstream: {url: 'https://10.0.0.1', ca: ca.crt}";
+        let text = text
+            .replace("CLUSTER", &format!("clusters:\n- name: a\n  {at}\n"))
+            .replace("AT", at);
+        fixture.scratch.file("proxy.yaml", &text);
+        let line = format!("{CERT} --config DIR/proxy.yaml");
+        differences.compare(
+            &text,
+            fixture.sentence(&line, &outside_of_a_pod()),
+            expected,
+        );
+    }
+    let good = "clusters:\n- {name: a, upstream: {url: 'https://10.0.0.1', ca: ca.crt}}\n";
+    fixture.scratch.file("proxy.yaml", good);
+    for (line, expected) in [
+        ("CERT --config DIR/proxy.yaml", "it starts"),
+        (
+            "CERT UPSTREAM --config DIR/proxy.yaml",
+            "--upstream and `clusters` in DIR/proxy.yaml both say which apiserver serves whom; remove one of them",
+        ),
+        (
+            "CERT --host b --config DIR/proxy.yaml",
+            "--host and `clusters` in DIR/proxy.yaml both say which apiserver serves whom; remove one of them",
+        ),
+        (
+            "--config DIR/proxy.yaml",
+            "there is no certificate to present; give --cert FILE and --key FILE, or `certificates` in a --config file",
+        ),
+    ] {
+        let line = line.replace("CERT", CERT).replace("UPSTREAM", UPSTREAM);
+        differences.compare(
+            &line,
+            fixture.sentence(&line, &outside_of_a_pod()),
+            expected,
+        );
+    }
+    differences.assert_none();
+}

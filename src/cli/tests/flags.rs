@@ -1,0 +1,209 @@
+//! Flags, URLs and addresses that are refused.
+
+use super::*;
+
+#[test]
+fn bad_flags() {
+    let fixture = Fixture::new();
+    let mut differences = Differences::default();
+    // BOTH stands for a good certificate and a good upstream.
+    for (line, expected) in [
+        (
+            "UPSTREAM",
+            "there is no certificate to present; give --cert FILE and --key FILE, or `certificates` in a --config file",
+        ),
+        (
+            "CERT",
+            "there is no apiserver to forward to; give --upstream URL with --upstream-ca FILE, or --kubeconfig FILE (or `clusters` in a --config file), or run in a pod with its service account mounted",
+        ),
+        (
+            "--cert DIR/tls.crt UPSTREAM",
+            "--cert and --key come in pairs, and there are 1 and 0 of them; give one --key for each --cert, in the same order",
+        ),
+        (
+            "--key DIR/tls.key UPSTREAM",
+            "--cert and --key come in pairs, and there are 0 and 1 of them; give one --key for each --cert, in the same order",
+        ),
+        (
+            "BOTH --listen localhost:8443",
+            "--listen: `localhost:8443` is not an address to listen on; write ADDRESS:PORT, such as [::]:8443 or 127.0.0.1:8443",
+        ),
+        (
+            "BOTH --host https://kube.example.com",
+            "--host: `https://kube.example.com` is not a host name; write it without scheme, port and path, such as kube.example.com or *.example.com",
+        ),
+        (
+            "BOTH --workers many",
+            "--workers: `many` is not a whole number; write one without sign, unit or quotes",
+        ),
+        (
+            "BOTH --workers 0",
+            "--workers: 0 is out of range; choose from 1 to 1024",
+        ),
+        (
+            "BOTH --drain-timeout 25",
+            "--drain-timeout: `25` is not a duration; write numbers with units, such as 500ms, 5s, 10m or 1h30m",
+        ),
+        (
+            "BOTH --drain-timeout 9000h",
+            "--drain-timeout: `9000h` is longer than a year; write a shorter duration",
+        ),
+        (
+            "BOTH --log-format xml",
+            "--log-format: `xml` is not a log format; write text or json",
+        ),
+        (
+            "BOTH --log-level info,a=loud",
+            "--log-level: `info,a=loud` is not a log filter; write a level, or levels for modules, such as info or info,kube_tls_proxy=debug",
+        ),
+        (
+            "BOTH --upstream-name not_a/name",
+            "--upstream-name: `not_a/name` is not a name or address that a certificate can carry; write one such as kubernetes.default.svc",
+        ),
+        (
+            "BOTH --kubeconfig DIR/kubeconfig",
+            "--upstream and --kubeconfig exclude each other; keep the one you mean",
+        ),
+        (
+            "BOTH --context prod",
+            "--context goes with --kubeconfig, which is missing; add it, or remove --context",
+        ),
+        (
+            "CERT --upstream https://10.0.0.1",
+            "--upstream goes with --upstream-ca, which is missing; add it, or remove --upstream",
+        ),
+        (
+            "CERT --upstream-ca DIR/ca.crt",
+            "--upstream-ca goes with --upstream, which is missing; add it, or remove --upstream-ca",
+        ),
+        (
+            "BOTH --config DIR/missing.yaml",
+            "config file DIR/missing.yaml: no such file; check the path",
+        ),
+        (
+            "CERT --kubeconfig DIR",
+            "kubeconfig DIR: is a directory; name a file in it",
+        ),
+        (
+            "--cert DIR/missing.crt --key DIR/tls.key UPSTREAM",
+            "certificate DIR/missing.crt: no such file; check the path",
+        ),
+        (
+            "--cert DIR/tls.crt --key DIR/missing.key UPSTREAM",
+            "key DIR/missing.key: no such file; check the path",
+        ),
+        (
+            "CERT --upstream https://10.0.0.1 --upstream-ca DIR/missing.crt",
+            "CA DIR/missing.crt: no such file; check the path",
+        ),
+    ] {
+        let line = line
+            .replace("BOTH", "CERT UPSTREAM")
+            .replace("CERT", CERT)
+            .replace("UPSTREAM", UPSTREAM);
+        differences.compare(
+            &line,
+            fixture.sentence(&line, &outside_of_a_pod()),
+            expected,
+        );
+    }
+    differences.assert_none();
+}
+
+#[test]
+fn bad_upstream_urls() {
+    let fixture = Fixture::new();
+    let mut differences = Differences::default();
+    for (url, expected) in [
+        (
+            "http://10.0.0.1:6443",
+            "--upstream: `http://10.0.0.1:6443` is not an https URL; the apiserver is reached over verified TLS only, so write https://HOST:PORT",
+        ),
+        (
+            "10.0.0.1:6443",
+            "--upstream: `10.0.0.1:6443` is not an https URL; the apiserver is reached over verified TLS only, so write https://HOST:PORT",
+        ),
+        (
+            "https://me:secret@10.0.0.1",
+            "--upstream: the URL carries a user name or password; remove everything before the `@`, since each client sends its own credentials",
+        ),
+        (
+            "me:secret@10.0.0.1",
+            "--upstream: the URL carries a user name or password; remove everything before the `@`, since each client sends its own credentials",
+        ),
+        (
+            "https://10.0.0.1/?a=b",
+            "--upstream: `https://10.0.0.1/?a=b` has a query or fragment; remove everything from the `?` or `#` on",
+        ),
+        (
+            "https://10.0.0.1/#top",
+            "--upstream: `https://10.0.0.1/#top` has a query or fragment; remove everything from the `?` or `#` on",
+        ),
+        (
+            "https://",
+            "--upstream: `https://` has no usable host; write https://HOST:PORT, an IPv6 address in brackets",
+        ),
+        (
+            "https://10.0.0.256",
+            "--upstream: `https://10.0.0.256` has no usable host; write https://HOST:PORT, an IPv6 address in brackets",
+        ),
+        (
+            "https://fd00::1:6443",
+            "--upstream: `https://fd00::1:6443` has no usable host; write https://HOST:PORT, an IPv6 address in brackets",
+        ),
+        (
+            "https://10.0.0.1:0",
+            "--upstream: `https://10.0.0.1:0` has no usable port; write a number from 1 to 65535 after the colon",
+        ),
+        (
+            "https://10.0.0.1:65536",
+            "--upstream: `https://10.0.0.1:65536` has no usable port; write a number from 1 to 65535 after the colon",
+        ),
+        (
+            "https://10.0.0.1:+1",
+            "--upstream: `https://10.0.0.1:+1` has no usable port; write a number from 1 to 65535 after the colon",
+        ),
+        (
+            "https://10.0.0.1/a/../b",
+            "--upstream: `https://10.0.0.1/a/../b` has a path that cannot stand before others; write /PREFIX of plain segments, without `..`, `//` or spaces",
+        ),
+        (
+            "https://10.0.0.1/a//b",
+            "--upstream: `https://10.0.0.1/a//b` has a path that cannot stand before others; write /PREFIX of plain segments, without `..`, `//` or spaces",
+        ),
+    ] {
+        let line = format!("{CERT} --upstream-ca DIR/ca.crt --upstream {url}");
+        differences.compare(url, fixture.sentence(&line, &outside_of_a_pod()), expected);
+    }
+    differences.assert_none();
+}
+
+#[test]
+fn bad_addresses() {
+    let mut differences = Differences::default();
+    for (kind, expected) in [
+        (
+            io::ErrorKind::AddrInUse,
+            "cannot listen on 127.0.0.1:443: another process uses this port; stop it or choose another with --listen",
+        ),
+        (
+            io::ErrorKind::PermissionDenied,
+            "cannot listen on 127.0.0.1:443: permission denied; choose a port from 1024 with --listen, or grant CAP_NET_BIND_SERVICE",
+        ),
+        (
+            io::ErrorKind::AddrNotAvailable,
+            "cannot listen on 127.0.0.1:443: this machine has no such address; choose one of its own with --listen",
+        ),
+        (
+            io::ErrorKind::OutOfMemory,
+            "cannot listen on 127.0.0.1:443: the operating system refuses: out of memory",
+        ),
+    ] {
+        let error = CliError::Listen {
+            address: "127.0.0.1:443".parse().unwrap(),
+            source: ListenFault::from(io::Error::from(kind)),
+        };
+        differences.compare(&kind.to_string(), sentence(&error), expected);
+    }
+    differences.assert_none();
+}

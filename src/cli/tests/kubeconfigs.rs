@@ -1,0 +1,150 @@
+//! Kubeconfigs and pods that are refused.
+
+use super::*;
+
+#[test]
+fn bad_kubeconfigs() {
+    let fixture = Fixture::new();
+    let mut differences = Differences::default();
+    // CLUSTER stands for all but the fields of the current cluster.
+    for (text, expected) in [
+        (
+            "",
+            "kubeconfig DIR/kubeconfig: is empty; check that it is the file that was meant",
+        ),
+        (
+            "a: [",
+            "kubeconfig DIR/kubeconfig, line 1, column 4: unclosed bracket '['; mend the YAML there",
+        ),
+        (
+            "users:\n- name: a\n  user: {token: \"secret\n",
+            "kubeconfig DIR/kubeconfig, line 3, column 17: unclosed quote; mend the YAML there",
+        ),
+        (
+            "apiVersion: v1\nkind: Config\nusers: []\n",
+            "kubeconfig DIR/kubeconfig: has no contexts; check that it is the file that was meant",
+        ),
+        (
+            "contexts: [{name: a, context: {cluster: c}}, {name: b, context: {cluster: c}}]\n",
+            "kubeconfig DIR/kubeconfig: has no current-context; name the context with --context, one of: a, b",
+        ),
+        (
+            "current-context: me\ncontexts: [{name: a, context: {cluster: c}}, {name: b, context: {cluster: c}}]\n",
+            "kubeconfig DIR/kubeconfig: there is no context `me`; choose one of: a, b",
+        ),
+        (
+            "current-context: a\ncontexts: [{name: a, context: {cluster: c}}]\n",
+            "kubeconfig DIR/kubeconfig: context `a` names cluster `c`, which is not in it; choose another context or mend the file",
+        ),
+        (
+            "CLUSTER {server: 'https://10.0.0.1'}",
+            "kubeconfig DIR/kubeconfig: cluster `c` has no certificate-authority; add its CA, since the public CAs are not trusted for an apiserver",
+        ),
+        (
+            "CLUSTER {certificate-authority: ca.crt}",
+            "kubeconfig DIR/kubeconfig: cluster `c` has no server; add its URL",
+        ),
+        (
+            "CLUSTER {server: 'http://10.0.0.1', certificate-authority: ca.crt}",
+            "kubeconfig DIR/kubeconfig: server of cluster `c`: `http://10.0.0.1` is not an https URL; the apiserver is reached over verified TLS only, so write https://HOST:PORT",
+        ),
+        (
+            "CLUSTER {server: 'https://10.0.0.1', insecure-skip-tls-verify: true}",
+            "kubeconfig DIR/kubeconfig: cluster `c` sets insecure-skip-tls-verify: true, and an apiserver that is not verified could be anyone reading every token; remove that line and give its CA as certificate-authority",
+        ),
+        (
+            "CLUSTER {server: 'https://10.0.0.1', certificate-authority: ca.crt, proxy-url: 'socks5://x'}",
+            "kubeconfig DIR/kubeconfig: cluster `c` is reached through proxy-url, which is not supported; run this proxy where it reaches the apiserver directly",
+        ),
+        (
+            "CLUSTER {server: 'https://10.0.0.1', certificate-authority: missing.crt}",
+            "CA DIR/missing.crt: no such file; check the path",
+        ),
+        (
+            "CLUSTER {server: 'https://10.0.0.1', certificate-authority-data: '%%'}",
+            "kubeconfig DIR/kubeconfig: certificate-authority-data of cluster `c` is not base64; copy it again, whole",
+        ),
+        (
+            "CLUSTER {server: 'https://10.0.0.1', certificate-authority-data: 'aGVsbG8='}",
+            "CA of cluster `c` in kubeconfig DIR/kubeconfig: holds no PEM block (`-----BEGIN …`); put the cluster's CA certificate there as PEM",
+        ),
+        (
+            "CLUSTER {server: 'https://10.0.0.1', certificate-authority: ca.crt, tls-server-name: 'a b'}",
+            "kubeconfig DIR/kubeconfig: tls-server-name of cluster `c`: `a b` is not a name or address that a certificate can carry; write one such as kubernetes.default.svc",
+        ),
+    ] {
+        let text = text.replace("CLUSTER", CLUSTER);
+        fixture.scratch.file("kubeconfig", &text);
+        let line = format!("{CERT} --kubeconfig DIR/kubeconfig");
+        differences.compare(
+            &text,
+            fixture.sentence(&line, &outside_of_a_pod()),
+            expected,
+        );
+    }
+    let good = format!("{CLUSTER} {{server: 'https://10.0.0.1', certificate-authority: ca.crt}}");
+    fixture.scratch.file("kubeconfig", good);
+    for (line, expected) in [
+        ("CERT --kubeconfig DIR/kubeconfig", "it starts"),
+        (
+            "CERT --kubeconfig DIR/kubeconfig --context nobody",
+            "kubeconfig DIR/kubeconfig: there is no context `nobody`; choose one of: me, you",
+        ),
+        (
+            "CERT --kubeconfig DIR/kubeconfig --context you",
+            "kubeconfig DIR/kubeconfig: context `you` names cluster `d`, which is not in it; choose another context or mend the file",
+        ),
+    ] {
+        let line = line.replace("CERT", CERT);
+        differences.compare(
+            &line,
+            fixture.sentence(&line, &outside_of_a_pod()),
+            expected,
+        );
+    }
+    differences.assert_none();
+}
+
+#[test]
+fn bad_pods() {
+    let fixture = Fixture::new();
+    let mut differences = Differences::default();
+    let pod = in_a_pod(fixture.scratch.path());
+    for (env, expected) in [
+        (
+            Environment {
+                service_port: None,
+                ..pod.clone()
+            },
+            "the pod's service account: KUBERNETES_SERVICE_PORT is not set, but KUBERNETES_SERVICE_HOST is; set both or neither",
+        ),
+        (
+            Environment {
+                service_host: None,
+                ..pod.clone()
+            },
+            "the pod's service account: KUBERNETES_SERVICE_HOST is not set, but KUBERNETES_SERVICE_PORT is; set both or neither",
+        ),
+        (
+            Environment {
+                service_host: Some("a b".into()),
+                ..pod.clone()
+            },
+            "the pod's service account: KUBERNETES_SERVICE_HOST `a b` is not usable; it must be an IP address or host name",
+        ),
+        (
+            Environment {
+                service_port: Some("https".into()),
+                ..pod
+            },
+            "the pod's service account: KUBERNETES_SERVICE_PORT `https` is not usable; it must be a port from 1 to 65535",
+        ),
+        (
+            in_a_pod(Path::new("/nowhere")),
+            "the pod's service account: there is no CA at /nowhere/ca.crt; mount the service account (automountServiceAccountToken: true), or say where the apiserver and its CA are",
+        ),
+    ] {
+        differences.compare(&format!("{env:?}"), fixture.sentence(CERT, &env), expected);
+    }
+    differences.assert_none();
+}

@@ -1,0 +1,270 @@
+//! Every bad input and the whole sentence it is answered with.
+//!
+//! The sentences are part of the interface: read them as a stranger would before changing one.
+
+mod certificates;
+mod files;
+mod flags;
+mod kubeconfigs;
+
+use std::{ffi::OsString, io, num::NonZeroUsize, path::Path, process::ExitCode};
+
+use clap::{CommandFactory as _, Parser as _};
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair, date_time_ymd};
+
+use super::{Cli, CliError, Command, ListenFault, StartBlock, parse_from, sentence};
+use crate::{
+    config::{self, ClusterConfig, Environment, IdentityFiles, ServeArgs, TrustSource},
+    pki::{
+        Identity, TrustAnchors,
+        mint::{Ca, now, params_of_leaf},
+    },
+    scratch::Scratch,
+};
+
+/// What `serve` does before it opens a socket.
+fn start(line: &str, env: &Environment) -> Result<(), CliError> {
+    let words = ["kube-tls-proxy", "serve"]
+        .into_iter()
+        .chain(line.split(' '));
+    let cli = Cli::try_parse_from(words.filter(|word| !word.is_empty())).unwrap();
+    let Command::Serve(args) = cli.command;
+    let config = config::load(&args, env)?;
+    for files in &config.identities {
+        Identity::load(files, now())?;
+    }
+    for cluster in &config.clusters {
+        TrustAnchors::load(&cluster.trust, now())?;
+    }
+    Ok(())
+}
+
+fn outside_of_a_pod() -> Environment {
+    Environment {
+        service_host: None,
+        service_port: None,
+        service_account: "/nowhere".into(),
+        cpus: NonZeroUsize::MIN,
+        open_files: 1024,
+    }
+}
+
+fn in_a_pod(service_account: &Path) -> Environment {
+    Environment {
+        service_host: Some("fd00::1".to_owned()),
+        service_port: Some("443".to_owned()),
+        service_account: service_account.to_owned(),
+        ..outside_of_a_pod()
+    }
+}
+
+/// A directory with what a good command line names: tls.crt, tls.key, ca.crt, kubeconfig.
+struct Fixture {
+    scratch: Scratch,
+    ca: Ca,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let scratch = Scratch::new();
+        let ca = Ca::new("root");
+        let leaf = ca.leaf(&["kube.example.com"]);
+        scratch.file("tls.crt", leaf.pem);
+        scratch.file("tls.key", leaf.key);
+        scratch.file("ca.crt", ca.pem());
+        Self { scratch, ca }
+    }
+
+    /// The sentence for this command line, in which `DIR` stands for the directory.
+    fn sentence(&self, line: &str, env: &Environment) -> String {
+        let dir = self.scratch.path().to_str().unwrap();
+        match start(&line.replace("DIR", dir), env) {
+            Ok(()) => "it starts".to_owned(),
+            Err(error) => sentence(&error).replace(dir, "DIR"),
+        }
+    }
+}
+
+/// Collects what differs, so that one run shows every sentence that changed.
+#[derive(Default)]
+struct Differences(Vec<String>);
+
+impl Differences {
+    fn compare(&mut self, case: &str, found: String, expected: &str) {
+        if found != expected {
+            self.0.push(format!(
+                "{case}\n  expected: {expected}\n  found:    {found}"
+            ));
+        }
+    }
+
+    #[track_caller]
+    fn assert_none(&self) {
+        assert!(self.0.is_empty(), "\n{}", self.0.join("\n"));
+    }
+}
+
+const CERT: &str = "--cert DIR/tls.crt --key DIR/tls.key";
+
+const UPSTREAM: &str = "--upstream https://10.0.0.1:6443 --upstream-ca DIR/ca.crt";
+
+#[test]
+fn a_good_command_line_starts() {
+    let fixture = Fixture::new();
+    let mut differences = Differences::default();
+    for (line, env) in [
+        (format!("{CERT} {UPSTREAM}"), outside_of_a_pod()),
+        (CERT.to_owned(), in_a_pod(fixture.scratch.path())),
+        // Templates leave empty values behind.
+        (
+            format!("{CERT} {UPSTREAM} --kubeconfig= --context= --workers= --listen="),
+            outside_of_a_pod(),
+        ),
+    ] {
+        differences.compare(&line, fixture.sentence(&line, &env), "it starts");
+    }
+    differences.assert_none();
+}
+
+#[test]
+fn tells_help_from_an_unusable_command_line_by_the_exit_code() {
+    let code = |line: &str| {
+        let words = line.split(' ').map(OsString::from);
+        format!("{:?}", parse_from(words).err())
+    };
+    let done = format!("{:?}", Some(ExitCode::SUCCESS));
+    let unusable = format!("{:?}", Some(ExitCode::from(2)));
+    assert_eq!(code("kube-tls-proxy --help"), done);
+    assert_eq!(code("kube-tls-proxy serve --help"), done);
+    assert_eq!(code("kube-tls-proxy --version"), done);
+    assert_eq!(code("kube-tls-proxy"), unusable);
+    assert_eq!(code("kube-tls-proxy serve --lisen x"), unusable);
+    assert_eq!(code("kube-tls-proxy serve --cert"), unusable);
+    assert_eq!(code("kube-tls-proxy serve"), "None");
+}
+
+#[test]
+fn every_failure_has_its_exit_code() {
+    let code = |error: &CliError| format!("{:?}", error.exit_code());
+    let config = config::load(&ServeArgs::default(), &outside_of_a_pod()).unwrap_err();
+    let listen = CliError::Listen {
+        address: "127.0.0.1:443".parse().unwrap(),
+        source: ListenFault::InUse,
+    };
+    let run = CliError::Run {
+        doing: "start worker 1".to_owned(),
+        source: io::Error::from(io::ErrorKind::OutOfMemory),
+    };
+    let unusable = format!("{:?}", ExitCode::from(2));
+    assert_eq!(code(&CliError::from(config)), unusable);
+    assert_eq!(code(&listen), unusable);
+    assert_eq!(code(&run), format!("{:?}", ExitCode::from(1)));
+    assert_eq!(sentence(&run), "start worker 1: out of memory");
+}
+
+#[test]
+fn every_flag_has_its_environment_variable_and_its_line_in_the_docs() {
+    let command = Cli::command();
+    let serve = command.find_subcommand("serve").unwrap();
+    let mut flags = 0;
+    for flag in serve.get_arguments().filter(|flag| flag.get_id() != "help") {
+        let name = flag.get_long().unwrap();
+        let variable = format!("KUBE_TLS_PROXY_{}", name.to_uppercase().replace('-', "_"));
+        let found = flag.get_env().unwrap_or_default().to_str().unwrap();
+        assert_eq!(found, variable, "--{name}");
+        assert!(flag.get_help_heading().is_some(), "--{name}");
+        assert!(DOCS.contains(&format!("| `--{name}")), "--{name}");
+        assert!(DOCS.contains(&format!("| `{variable}` |")), "{variable}");
+        flags += 1;
+    }
+    assert!(flags >= 15, "{flags}");
+}
+
+#[test]
+fn help_fits_a_terminal() {
+    let mut command = Cli::command();
+    let help = command
+        .find_subcommand_mut("serve")
+        .unwrap()
+        .render_long_help();
+    for line in help.to_string().lines() {
+        assert!(line.chars().count() <= 120, "{line}");
+    }
+}
+
+#[test]
+fn the_start_is_told_in_one_block() {
+    let scratch = Scratch::new();
+    let ca = Ca::new("kubernetes");
+    let public = Ca::new("R11").leaf(&["kube.example.com", "*.kube.example.com"]);
+    let files = IdentityFiles {
+        certificate: scratch.file("tls.crt", public.pem),
+        key: scratch.file("tls.key", public.key),
+    };
+    let identity = Identity::load(&files, now()).unwrap();
+    let cluster = |name: &str, host: &str, hosts: &[&str]| ClusterConfig {
+        name: name.to_owned(),
+        hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
+        upstream_host: host.to_owned(),
+        upstream_port: 6443,
+        path_prefix: "/k8s".to_owned(),
+        expected_name: "kubernetes.default.svc".try_into().unwrap(),
+        trust: TrustSource::Inline {
+            pem: ca.pem().into_bytes(),
+            origin: "here".to_owned(),
+        },
+    };
+    let prod = cluster("prod", "10.0.0.1", &[]);
+    let mut test = cluster("test", "fd00::1", &["test.example.com", "t.example.com"]);
+    test.expected_name = "fd00::1".try_into().unwrap();
+    let trust = TrustAnchors::load(&prod.trust, now()).unwrap();
+    let block = StartBlock {
+        listening: &[
+            "127.0.0.1:43211".parse().unwrap(),
+            "[::1]:1".parse().unwrap(),
+        ],
+        identities: &[&identity],
+        clusters: &[(&prod, &trust), (&test, &trust)],
+        workers: NonZeroUsize::new(2).unwrap(),
+        now: now(),
+    };
+    let fingerprint = trust.summaries()[0].fingerprint();
+    assert_eq!(
+        block.to_string(),
+        format!(
+            "kube-tls-proxy {}
+  listening   127.0.0.1:43211
+  listening   [::1]:1
+  serving     kube.example.com, *.kube.example.com   (61 days left, issued by CN=R11)
+  upstream    prod → https://10.0.0.1:6443/k8s as kubernetes.default.svc
+  upstream    test → https://[fd00::1]:6443/k8s as fd00::1 for test.example.com, t.example.com
+  trusting    CN=kubernetes, SHA-256 {fingerprint} (prod)
+  trusting    CN=kubernetes, SHA-256 {fingerprint} (test)
+  workers     2
+",
+            env!("CARGO_PKG_VERSION")
+        )
+    );
+    assert_eq!(block.listening(), ["127.0.0.1:43211", "[::1]:1"]);
+}
+
+const DOCS: &str = include_str!("../../../docs/configuration.md");
+
+const GARBAGE: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+
+const CLUSTER: &str = "current-context: me
+contexts: [{name: me, context: {cluster: c}}, {name: you, context: {cluster: d}}]
+clusters:
+- name: c
+  cluster:";
+
+fn pem(label: &str, body: &str) -> String {
+    format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n")
+}
+
+/// Text whose characters stand for bytes.
+fn latin1(text: &str) -> Vec<u8> {
+    text.chars()
+        .map(|char| u8::try_from(u32::from(char)).unwrap())
+        .collect()
+}

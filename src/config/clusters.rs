@@ -1,0 +1,231 @@
+//! Which apiservers there are, and who is sent to each.
+//!
+//! A host name leads to one cluster only, and where an apiserver is, is said in one place only: two
+//! answers are an error, never a choice.
+
+use std::collections::HashMap;
+
+use serde_saphyr::Spanned;
+
+use super::{
+    ClusterConfig, ConfigError, Environment, Fault, HostPattern, ReadError, ServeArgs, TrustSource,
+    config_file::{ClusterEntry, ExpectedName, UpstreamEntry},
+    file,
+    host::shown,
+    kubeconfig,
+    load::{Base, complete_path, flag},
+    url::{self, UpstreamUrl},
+};
+
+/// The clusters of the file, or else the one of flags, kubeconfig or pod. Never empty.
+pub(super) fn load(
+    args: &ServeArgs,
+    entries: Vec<Spanned<ClusterEntry>>,
+    base: &Base,
+    env: &Environment,
+) -> Result<Vec<ClusterConfig>, ConfigError> {
+    check_exclusive(args)?;
+    if entries.is_empty() {
+        return Ok(vec![cluster_of_flags(args, env)?]);
+    }
+    if let Some(flag) = upstream_flag(args) {
+        return Err(ConfigError::Whole(Fault::FlagAgainstFile {
+            flag,
+            key: "clusters",
+            file: base.file.clone(),
+        }));
+    }
+    let several = entries.len() > 1;
+    let mut hosts = HashMap::new();
+    let mut clusters: Vec<ClusterConfig> = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let name = shown(&entry.value.name);
+        if name.is_empty() {
+            return Err(base.fault(&entry, Fault::EmptyName));
+        }
+        if clusters.iter().any(|cluster| cluster.name == name) {
+            return Err(base.fault(&entry, Fault::DuplicateCluster { name }));
+        }
+        if several && entry.value.hosts.is_empty() {
+            return Err(base.fault(&entry, Fault::NoHosts { name }));
+        }
+        for host in &entry.value.hosts {
+            let text = host.value.0.to_string();
+            if let Some(first) = hosts.insert(text.clone(), name.clone()) {
+                return Err(base.fault(host, Fault::DuplicateHost { host: text, first }));
+            }
+        }
+        clusters.push(cluster_of_entry(entry, base, env)?);
+    }
+    Ok(clusters)
+}
+
+fn cluster_of_entry(
+    entry: Spanned<ClusterEntry>,
+    base: &Base,
+    env: &Environment,
+) -> Result<ClusterConfig, ConfigError> {
+    let name = shown(&entry.value.name);
+    let hosts = entry
+        .value
+        .hosts
+        .iter()
+        .map(|host| host.value.0.to_string())
+        .collect();
+    if entry.value.context.is_some() && entry.value.kubeconfig.is_none() {
+        return Err(base.fault(&entry, Fault::ClusterContext { name }));
+    }
+    let one = match (
+        &entry.value.upstream,
+        &entry.value.kubeconfig,
+        entry.value.in_cluster,
+    ) {
+        (Some(upstream), None, false) => cluster_of_upstream(upstream, base),
+        (None, Some(file), false) => {
+            kubeconfig::load(&base.path(file), entry.value.context.as_deref())?
+        }
+        (None, None, true) => {
+            in_cluster(env)?.ok_or_else(|| base.fault(&entry, Fault::NotInPod))?
+        }
+        (None, None, false) | (Some(_), Some(_), _) | (Some(_), _, true) | (_, Some(_), true) => {
+            return Err(base.fault(&entry, Fault::ClusterSource { name }));
+        }
+    };
+    Ok(ClusterConfig { name, hosts, ..one })
+}
+
+fn cluster_of_upstream(upstream: &UpstreamEntry, base: &Base) -> ClusterConfig {
+    let url = upstream.url.0.clone();
+    ClusterConfig {
+        name: String::new(),
+        hosts: Vec::new(),
+        upstream_host: url.host,
+        upstream_port: url.port,
+        path_prefix: url.prefix,
+        expected_name: upstream
+            .name
+            .as_ref()
+            .map_or(url.name, |name| name.0.0.clone()),
+        trust: TrustSource::File(base.path(&upstream.ca)),
+    }
+}
+
+/// The first flag that says which apiserver serves whom.
+fn upstream_flag(args: &ServeArgs) -> Option<&'static str> {
+    [
+        ("--upstream", args.upstream.is_some()),
+        ("--upstream-ca", args.upstream_ca.is_some()),
+        ("--upstream-name", args.upstream_name.is_some()),
+        ("--kubeconfig", args.kubeconfig.is_some()),
+        ("--context", args.context.is_some()),
+        ("--host", !args.hosts.is_empty()),
+    ]
+    .into_iter()
+    .find_map(|(flag, given)| given.then_some(flag))
+}
+
+fn check_exclusive(args: &ServeArgs) -> Result<(), ConfigError> {
+    let fault = if args.upstream.is_some() && args.kubeconfig.is_some() {
+        Fault::Exclusive {
+            first: "--upstream",
+            second: "--kubeconfig",
+        }
+    } else if args.upstream.is_some() && args.upstream_ca.is_none() {
+        Fault::Needs {
+            flag: "--upstream",
+            needed: "--upstream-ca",
+        }
+    } else if args.upstream_ca.is_some() && args.upstream.is_none() {
+        Fault::Needs {
+            flag: "--upstream-ca",
+            needed: "--upstream",
+        }
+    } else if args.context.is_some() && args.kubeconfig.is_none() {
+        Fault::Needs {
+            flag: "--context",
+            needed: "--kubeconfig",
+        }
+    } else {
+        return Ok(());
+    };
+    Err(ConfigError::Whole(fault))
+}
+
+fn cluster_of_flags(args: &ServeArgs, env: &Environment) -> Result<ClusterConfig, ConfigError> {
+    let mut cluster = match (&args.upstream, &args.upstream_ca, &args.kubeconfig) {
+        (Some(url), Some(ca), _) => {
+            let url: UpstreamUrl = flag("--upstream", url)?;
+            ClusterConfig {
+                name: "default".to_owned(),
+                hosts: Vec::new(),
+                upstream_host: url.host,
+                upstream_port: url.port,
+                path_prefix: url.prefix,
+                expected_name: url.name,
+                trust: TrustSource::File(complete_path(ca)),
+            }
+        }
+        (_, _, Some(file)) => kubeconfig::load(&complete_path(file), args.context.as_deref())?,
+        (_, _, None) => in_cluster(env)?.ok_or(ConfigError::Whole(Fault::NoUpstream))?,
+    };
+    if let Some(name) = &args.upstream_name {
+        cluster.expected_name = flag::<ExpectedName>("--upstream-name", name)?.0;
+    }
+    for host in &args.hosts {
+        let host = flag::<HostPattern>("--host", host)?.to_string();
+        if !cluster.hosts.contains(&host) {
+            cluster.hosts.push(host);
+        }
+    }
+    Ok(cluster)
+}
+
+/// The cluster of the pod that this process runs in; `None` outside of a pod.
+fn in_cluster(env: &Environment) -> Result<Option<ClusterConfig>, ConfigError> {
+    const HOST: &str = "KUBERNETES_SERVICE_HOST";
+    const PORT: &str = "KUBERNETES_SERVICE_PORT";
+    let half = |variable, other| ConfigError::Pod(Fault::HalfPod { variable, other });
+    let (host, port) = match (&env.service_host, &env.service_port) {
+        (Some(host), Some(port)) => (host, port),
+        (None, None) => return Ok(None),
+        (Some(_), None) => return Err(half(PORT, HOST)),
+        (None, Some(_)) => return Err(half(HOST, PORT)),
+    };
+    let bad = |variable, value: &str, wanted| {
+        ConfigError::Pod(Fault::BadPodVariable {
+            variable,
+            value: shown(value),
+            wanted,
+        })
+    };
+    let upstream_host =
+        url::host(host).ok_or_else(|| bad(HOST, host, "an IP address or host name"))?;
+    let upstream_port = match port.parse() {
+        Ok(0) | Err(_) => return Err(bad(PORT, port, "a port from 1 to 65535")),
+        Ok(port) => port,
+    };
+    let ca = env.service_account.join("ca.crt");
+    // Looked at here, because only here it is known that a missing file means a missing mount.
+    if let Err(source) = file::read(&ca) {
+        let file = ca;
+        return Err(ConfigError::Pod(match source {
+            ReadError::Missing => Fault::NoPodCa { file },
+            ReadError::Denied
+            | ReadError::Directory
+            | ReadError::TooLarge
+            | ReadError::Other(_) => Fault::PodCa { file, source },
+        }));
+    }
+    Ok(Some(ClusterConfig {
+        name: "in-cluster".to_owned(),
+        hosts: Vec::new(),
+        upstream_host,
+        upstream_port,
+        path_prefix: String::new(),
+        expected_name: "kubernetes.default.svc"
+            .parse::<ExpectedName>()
+            .map_err(ConfigError::Pod)?
+            .0,
+        trust: TrustSource::File(ca),
+    }))
+}

@@ -1,0 +1,103 @@
+//! What is taken from a kubeconfig, and that nothing else is.
+
+use super::*;
+
+#[test]
+fn flags_win_over_kubeconfig_over_pod() {
+    let scratch = Scratch::new();
+    scratch.file("ca.crt", "any");
+    let env = Environment {
+        service_host: Some("10.96.0.1".to_owned()),
+        service_port: Some("443".to_owned()),
+        service_account: scratch.path().to_owned(),
+        ..outside_of_a_pod()
+    };
+    let host = |args: &ServeArgs| load(args, &env).unwrap().clusters[0].upstream_host.clone();
+    let mut args = enough();
+    assert_eq!(host(&args), "10.0.0.1");
+    args.upstream = None;
+    args.upstream_ca = None;
+    assert_eq!(host(&args), "10.96.0.1");
+    args.kubeconfig = Some(scratch.file("kubeconfig", KUBECONFIG));
+    assert_eq!(host(&args), "api.example");
+}
+
+#[test]
+fn a_kubeconfig_gives_url_ca_and_name() {
+    let scratch = Scratch::new();
+    let cluster = of_kubeconfig(&scratch, KUBECONFIG, None);
+    assert_eq!(cluster.name, "prod");
+    assert_eq!(cluster.upstream_host, "api.example");
+    assert_eq!(cluster.upstream_port, 6443);
+    assert_eq!(cluster.path_prefix, "/k8s/clusters/c-1");
+    assert_eq!(cluster.expected_name, name("kubernetes.default.svc"));
+    let TrustSource::Inline { pem, origin } = cluster.trust else {
+        panic!("data wins over a file");
+    };
+    assert_eq!(pem, b"the CA\n");
+    let file = scratch.path().join("etc/kubeconfig");
+    assert_eq!(
+        origin,
+        format!("cluster `prod` in kubeconfig {}", file.display())
+    );
+
+    let other = of_kubeconfig(&scratch, KUBECONFIG, Some("lab"));
+    assert_eq!(other.name, "lab");
+    assert_eq!(other.expected_name, name("192.0.2.1"));
+    let beside = scratch.path().join("etc/pki/lab.crt");
+    assert_eq!(other.trust, TrustSource::File(beside));
+}
+
+#[test]
+fn a_kubeconfig_may_be_json_and_its_base64_folded() {
+    let scratch = Scratch::new();
+    let long = "x".repeat(90);
+    let encoded = BASE64_STANDARD.encode(&long);
+    let (first, second) = encoded.split_at(64);
+    let yaml = format!(
+        "current-context: a
+contexts: [{{name: a, context: {{cluster: a}}}}]
+clusters:
+- name: a
+  cluster:
+    server: https://a
+    certificate-authority-data: |
+      {first}
+      {second}
+"
+    );
+    let json = serde_json::json!({
+        "current-context": "a",
+        "contexts": [{"name": "a", "context": {"cluster": "a", "user": "u"}}],
+        "clusters": [{"name": "a", "cluster": {
+            "server": "https://a", "certificate-authority-data": encoded,
+        }}],
+        "users": null,
+    });
+    for text in [yaml, json.to_string()] {
+        let TrustSource::Inline { pem, .. } = of_kubeconfig(&scratch, &text, None).trust else {
+            panic!("{text}");
+        };
+        assert_eq!(pem, long.as_bytes(), "{text}");
+    }
+}
+
+#[test]
+fn nothing_of_a_kubeconfig_s_credentials_is_kept() {
+    let scratch = Scratch::new();
+    let cluster = of_kubeconfig(&scratch, KUBECONFIG, None);
+    assert!(KUBECONFIG.contains("canary"));
+    assert!(!format!("{cluster:?}").contains("canary"));
+    // Nor is it in an error, not even in the debug text of one.
+    let broken = KUBECONFIG.replace("token: canary", "token: \"canary\n  : [");
+    let args = ServeArgs {
+        upstream: None,
+        upstream_ca: None,
+        kubeconfig: Some(scratch.file("broken", broken)),
+        ..enough()
+    };
+    let error = load(&args, &outside_of_a_pod()).unwrap_err();
+    let text = format!("{error:?} {}", sentence(&error));
+    assert!(text.contains("line 2"), "{text}");
+    assert!(!text.contains("canary"), "{text}");
+}

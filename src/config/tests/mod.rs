@@ -1,0 +1,325 @@
+//! What configuration comes out of flags, file, kubeconfig and pod; refusals are in `cli::tests`.
+
+mod documents;
+mod kubeconfigs;
+mod values;
+
+use std::{
+    env,
+    error::Error,
+    fs,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use rustls_pki_types::ServerName;
+use serde_json::Value;
+
+use super::{
+    ClusterConfig, Config, Environment, HostPattern, IdentityFiles, Limits, LogConfig, LogFormat,
+    ServeArgs, Timeouts, TrustSource, load, schema, units, url::UpstreamUrl,
+};
+use crate::scratch::Scratch;
+
+fn outside_of_a_pod() -> Environment {
+    Environment {
+        service_host: None,
+        service_port: None,
+        service_account: "/nowhere".into(),
+        cpus: NonZeroUsize::new(3).unwrap(),
+        open_files: 1024,
+    }
+}
+
+/// Flags that suffice to start, with paths that need not exist.
+fn enough() -> ServeArgs {
+    ServeArgs {
+        certificates: vec!["/tls.crt".into()],
+        keys: vec!["/tls.key".into()],
+        upstream: Some("https://10.0.0.1:6443".to_owned()),
+        upstream_ca: Some("/ca.crt".into()),
+        ..ServeArgs::default()
+    }
+}
+
+fn with_config(args: ServeArgs, text: &str) -> Config {
+    let scratch = Scratch::new();
+    let args = ServeArgs {
+        config: Some(scratch.file("proxy.yaml", text)),
+        ..args
+    };
+    load(&args, &outside_of_a_pod()).unwrap()
+}
+
+fn of_kubeconfig(scratch: &Scratch, text: &str, context: Option<&str>) -> ClusterConfig {
+    let args = ServeArgs {
+        upstream: None,
+        upstream_ca: None,
+        kubeconfig: Some(scratch.file("etc/kubeconfig", text)),
+        context: context.map(ToOwned::to_owned),
+        ..enough()
+    };
+    let mut config = load(&args, &outside_of_a_pod()).unwrap();
+    assert_eq!(config.clusters.len(), 1);
+    config.clusters.remove(0)
+}
+
+fn name(text: &'static str) -> ServerName<'static> {
+    ServerName::try_from(text).unwrap()
+}
+
+#[test]
+fn flags_alone_give_the_defaults() {
+    let config = load(&enough(), &outside_of_a_pod()).unwrap();
+    assert_eq!(
+        config,
+        Config {
+            listen: vec!["[::]:8443".parse().unwrap()],
+            workers: NonZeroUsize::new(3).unwrap(),
+            identities: vec![IdentityFiles {
+                certificate: "/tls.crt".into(),
+                key: "/tls.key".into(),
+            }],
+            clusters: vec![ClusterConfig {
+                name: "default".to_owned(),
+                hosts: Vec::new(),
+                upstream_host: "10.0.0.1".to_owned(),
+                upstream_port: 6443,
+                path_prefix: String::new(),
+                expected_name: name("10.0.0.1"),
+                trust: TrustSource::File("/ca.crt".into()),
+            }],
+            limits: Limits {
+                connections: 384,
+                handshakes: 3 * 2 * 64,
+                ..Limits::default()
+            },
+            timeouts: Timeouts::default(),
+            log: LogConfig {
+                format: LogFormat::Text,
+                filter: "info".to_owned(),
+                access: true,
+            },
+        }
+    );
+}
+
+#[test]
+fn every_flag_arrives() {
+    let args = ServeArgs {
+        listen: vec!["127.0.0.1:0".to_owned(), ":443".to_owned()],
+        hosts: vec![
+            "Kube.Example.com.".to_owned(),
+            "kube.example.com".to_owned(),
+        ],
+        upstream: Some("https://Api.Internal/k8s/clusters/c-1/".to_owned()),
+        upstream_name: Some("kubernetes.default.svc".to_owned()),
+        workers: Some("7".to_owned()),
+        drain_timeout: Some("0s".to_owned()),
+        log_format: Some("json".to_owned()),
+        log_level: Some("warn,kube_tls_proxy=debug".to_owned()),
+        no_access_log: true,
+        ..enough()
+    };
+    let config = load(&args, &outside_of_a_pod()).unwrap();
+    let listen: Vec<_> = config.listen.iter().map(ToString::to_string).collect();
+    assert_eq!(listen, ["127.0.0.1:0", "[::]:443"]);
+    assert_eq!(config.workers.get(), 7);
+    assert_eq!(config.limits.handshakes, 7 * 2 * 64);
+    assert_eq!(config.timeouts.drain, Duration::ZERO);
+    assert_eq!(config.log.format, LogFormat::Json);
+    assert_eq!(config.log.filter, "warn,kube_tls_proxy=debug");
+    assert!(!config.log.access);
+    let cluster = &config.clusters[0];
+    assert_eq!(cluster.hosts, ["kube.example.com"]);
+    assert_eq!(cluster.upstream_host, "api.internal");
+    assert_eq!(cluster.upstream_port, 443);
+    assert_eq!(cluster.path_prefix, "/k8s/clusters/c-1");
+    assert_eq!(cluster.expected_name, name("kubernetes.default.svc"));
+}
+
+#[test]
+fn relative_paths_of_flags_become_absolute() {
+    let args = ServeArgs {
+        certificates: vec!["tls.crt".into()],
+        ..enough()
+    };
+    let config = load(&args, &outside_of_a_pod()).unwrap();
+    let expected = env::current_dir().unwrap().join("tls.crt");
+    assert_eq!(config.identities[0].certificate, expected);
+}
+
+#[test]
+fn a_flag_replaces_what_the_file_says() {
+    let text = "
+listen: ['[::]:1', '[::]:2']
+workers: 5
+certificates: [{certificate: file.crt, key: file.key}]
+timeouts: {drain: 1m, handshake: 2s}
+log: {format: json, filter: debug, access: true}
+";
+    let plain = with_config(
+        ServeArgs {
+            certificates: Vec::new(),
+            keys: Vec::new(),
+            ..enough()
+        },
+        text,
+    );
+    assert_eq!(plain.listen.len(), 2);
+    assert_eq!(plain.workers.get(), 5);
+    assert!(plain.identities[0].key.ends_with("file.key"));
+    assert_eq!(plain.timeouts.drain, Duration::from_secs(60));
+    assert_eq!(plain.log.format, LogFormat::Json);
+    assert_eq!(plain.log.filter, "debug");
+
+    let flagged = with_config(
+        ServeArgs {
+            listen: vec![":3".to_owned()],
+            workers: Some("6".to_owned()),
+            drain_timeout: Some("2m".to_owned()),
+            log_format: Some("text".to_owned()),
+            log_level: Some("warn".to_owned()),
+            no_access_log: true,
+            ..enough()
+        },
+        text,
+    );
+    assert_eq!(flagged.listen, ["[::]:3".parse().unwrap()]);
+    assert_eq!(flagged.workers.get(), 6);
+    assert_eq!(flagged.identities.len(), 1);
+    assert_eq!(flagged.identities[0].key, Path::new("/tls.key"));
+    assert_eq!(flagged.timeouts.drain, Duration::from_secs(120));
+    assert_eq!(flagged.timeouts.handshake, Duration::from_secs(2));
+    assert_eq!(flagged.log.format, LogFormat::Text);
+    assert_eq!(flagged.log.filter, "warn");
+    assert!(!flagged.log.access);
+}
+
+#[test]
+fn several_clusters_each_in_its_own_way() {
+    let scratch = Scratch::new();
+    scratch.file("sa/ca.crt", "any");
+    scratch.file(
+        "sub/kubeconfig",
+        "current-context: x
+contexts: [{name: x, context: {cluster: x}}, {name: y, context: {cluster: y}}]
+clusters:
+- {name: x, cluster: {server: 'https://x', certificate-authority: x.crt}}
+- {name: y, cluster: {server: 'https://y', certificate-authority: y.crt}}
+",
+    );
+    let config = scratch.file(
+        "etc/proxy.yaml",
+        "
+certificates: [{certificate: tls.crt, key: /abs/tls.key}]
+clusters:
+- name: one
+  hosts: ['*.One.example', '2001:DB8::1']
+  upstream: {url: 'https://[fd00::1]:6443/p', ca: ../one.crt}
+- name: two
+  hosts: [two.example]
+  kubeconfig: ../sub/kubeconfig
+  context: y
+- name: three
+  hosts: [three.example]
+  inCluster: true
+",
+    );
+    let args = ServeArgs {
+        config: Some(config),
+        ..ServeArgs::default()
+    };
+    let env = Environment {
+        service_host: Some("fd00::2".to_owned()),
+        service_port: Some("443".to_owned()),
+        service_account: scratch.path().join("sa"),
+        ..outside_of_a_pod()
+    };
+    let config = load(&args, &env).unwrap();
+    let etc = scratch.path().join("etc");
+    assert_eq!(config.identities[0].certificate, etc.join("tls.crt"));
+    assert_eq!(config.identities[0].key, Path::new("/abs/tls.key"));
+    let expected = [
+        ClusterConfig {
+            name: "one".to_owned(),
+            hosts: vec!["*.one.example".to_owned(), "2001:db8::1".to_owned()],
+            upstream_host: "fd00::1".to_owned(),
+            upstream_port: 6443,
+            path_prefix: "/p".to_owned(),
+            expected_name: name("fd00::1"),
+            trust: TrustSource::File(etc.join("../one.crt")),
+        },
+        ClusterConfig {
+            name: "two".to_owned(),
+            hosts: vec!["two.example".to_owned()],
+            upstream_host: "y".to_owned(),
+            upstream_port: 443,
+            path_prefix: String::new(),
+            expected_name: name("y"),
+            trust: TrustSource::File(etc.join("../sub/y.crt")),
+        },
+        ClusterConfig {
+            name: "three".to_owned(),
+            hosts: vec!["three.example".to_owned()],
+            upstream_host: "fd00::2".to_owned(),
+            upstream_port: 443,
+            path_prefix: String::new(),
+            expected_name: name("kubernetes.default.svc"),
+            trust: TrustSource::File(scratch.path().join("sa/ca.crt")),
+        },
+    ];
+    assert_eq!(config.clusters, expected);
+}
+
+#[test]
+fn a_section_whose_keys_are_all_commented_out_is_as_if_absent() {
+    let config = with_config(enough(), "limits:\ntimeouts:\nlog:\nlisten:\nclusters:\n");
+    assert_eq!(config, load(&enough(), &outside_of_a_pod()).unwrap());
+}
+
+#[test]
+fn connections_follow_the_open_files() {
+    let connections = |files| Limits::for_machine(NonZeroUsize::MIN, files).connections;
+    assert_eq!(connections(1024), 384);
+    assert_eq!(connections(1_048_576), 100_000);
+    assert_eq!(connections(usize::MAX), 100_000);
+    assert_eq!(connections(0), 1);
+}
+
+const KUBECONFIG: &str = "
+apiVersion: v1
+kind: Config
+preferences: {}
+current-context: prod-admin
+contexts:
+- {name: prod-admin, context: {cluster: prod, user: admin, namespace: default}}
+- {name: lab, context: {cluster: lab, user: admin}}
+clusters:
+- name: lab
+  cluster:
+    server: https://192.0.2.1
+    certificate-authority: pki/lab.crt
+    disable-compression: true
+    extensions: [{name: x, extension: {any: thing}}]
+- name: prod
+  cluster:
+    server: https://api.example:6443/k8s/clusters/c-1
+    certificate-authority: ignored.crt
+    certificate-authority-data: dGhlIENBCg==
+    tls-server-name: kubernetes.default.svc
+users:
+- name: admin
+  user:
+    token: canary
+    client-key-data: canary
+    exec: {command: canary}
+";
+
+/// The error and its causes.
+fn sentence(error: &dyn Error) -> String {
+    let causes = error.source().map(|cause| format!(": {}", sentence(cause)));
+    format!("{error}{}", causes.unwrap_or_default())
+}

@@ -1,0 +1,18 @@
+//! What the fuzz targets run: plain functions that panic when an invariant breaks.
+//!
+//! `tests/fuzz.rs` replays `fuzz/corpus` through them in every `cargo test`.
+
+/// A target's name, which is also the folder of its corpus, and its body.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All targets.
+#[must_use]
+pub fn targets() -> [Target; 4] {
+    let [headers, host] = crate::proxy::FUZZ;
+    [
+        ("heads", crate::downstream::FUZZ),
+        ("headers", headers),
+        ("host", host),
+        ("goaway", crate::upstream::FUZZ),
+    ]
+}

@@ -1,0 +1,297 @@
+use http::Request;
+use standin::pki::Ca;
+
+use super::*;
+use crate::upstream::{ClientTls, Endpoints};
+
+fn routes() -> Routes {
+    let name = "apiserver.test".try_into().unwrap();
+    let tls = ClientTls::new(Arc::new(Ca::new("cluster").roots()), name).unwrap();
+    let endpoints = Arc::new(Endpoints::new("192.0.2.1", 6443));
+    let cluster = Cluster::new("test".to_owned(), String::new(), endpoints, tls);
+    let mut routes = Routes::default();
+    routes.add("kube.test", &Arc::new(cluster));
+    routes
+}
+
+fn limits() -> Limits {
+    Limits {
+        header_fields: 4,
+        header_bytes: 60,
+        uri_bytes: 10,
+        ..Limits::default()
+    }
+}
+
+fn head(method: &str, uri: &str, fields: &[(&str, &str)]) -> Parts {
+    let mut request = Request::builder().method(method).uri(uri);
+    for (name, value) in fields {
+        request = request.header(*name, *value);
+    }
+    request.body(()).unwrap().into_parts().0
+}
+
+fn verdict(head: &Parts) -> Result<Option<UpgradeToken>, Rejection> {
+    admit(head, &routes(), &limits(), None).map(|admitted| admitted.upgrade)
+}
+
+fn with(fields: &[(&str, &str)]) -> Result<Option<UpgradeToken>, Rejection> {
+    verdict(&head("POST", "https://kube.test/", fields))
+}
+
+#[test]
+fn uri_limit_counts_path_and_query() {
+    for (uri, expected) in [
+        ("https://kube.test/23456789T", Ok(None)),
+        ("https://kube.test/2345?789T", Ok(None)),
+        ("/23456789T", Err(Rejection::NoHost)),
+        ("https://kube.test/23456789TE", Err(Rejection::Uri(10))),
+        ("https://kube.test/2345?789TE", Err(Rejection::Uri(10))),
+        ("https://kube.test?2345678T", Ok(None)),
+    ] {
+        assert_eq!(verdict(&head("GET", uri, &[])), expected, "{uri}");
+    }
+}
+
+#[test]
+fn field_limit_counts_lines_and_not_names() {
+    let fields = [
+        ("cookie", "a"),
+        ("cookie", "b"),
+        ("x", "1"),
+        ("y", "2"),
+        ("z", "3"),
+    ];
+    assert_eq!(with(&fields[..4]), Ok(None));
+    assert_eq!(with(&fields), Err(Rejection::HeaderFields(4)));
+}
+
+#[test]
+fn byte_limit_counts_names_and_values_of_every_line() {
+    let value = "v".repeat(59);
+    assert_eq!(with(&[("x", &value)]), Ok(None));
+    assert_eq!(with(&[("xy", &value)]), Err(Rejection::HeaderBytes(60)));
+    let halves = [("x", &value[..29]), ("x", &value[..29])];
+    assert_eq!(with(&halves), Ok(None));
+    let more = [("x", &value[..29]), ("x", &value[..30])];
+    assert_eq!(with(&more), Err(Rejection::HeaderBytes(60)));
+}
+
+#[test]
+fn body_length_must_be_unambiguous() {
+    const CHUNKED: (&str, &str) = ("transfer-encoding", "chunked");
+    const LENGTH: (&str, &str) = ("content-length", "1");
+    for (fields, expected) in [
+        (&[LENGTH][..], Ok(None)),
+        (&[CHUNKED], Ok(None)),
+        (&[("transfer-encoding", "Chunked")], Ok(None)),
+        (&[LENGTH, LENGTH], Err(Rejection::AmbiguousLength)),
+        (&[CHUNKED, LENGTH], Err(Rejection::AmbiguousLength)),
+        (&[CHUNKED, CHUNKED], Err(Rejection::TransferEncoding)),
+        (
+            &[("transfer-encoding", "gzip, chunked")],
+            Err(Rejection::TransferEncoding),
+        ),
+        (
+            &[("transfer-encoding", "chunked, chunked")],
+            Err(Rejection::TransferEncoding),
+        ),
+        (
+            &[("transfer-encoding", "chunked;q=1")],
+            Err(Rejection::TransferEncoding),
+        ),
+        (
+            &[("transfer-encoding", "identity")],
+            Err(Rejection::TransferEncoding),
+        ),
+        (
+            &[("transfer-encoding", "xchunked")],
+            Err(Rejection::TransferEncoding),
+        ),
+        (
+            &[("transfer-encoding", "")],
+            Err(Rejection::TransferEncoding),
+        ),
+    ] {
+        assert_eq!(with(fields), expected, "{fields:?}");
+    }
+}
+
+#[test]
+fn only_100_continue_is_expected() {
+    for (expect, expected) in [
+        ("100-continue", Ok(None)),
+        ("100-Continue", Ok(None)),
+        ("200-ok", Err(Rejection::Expectation)),
+        ("100-continue, x", Err(Rejection::Expectation)),
+        ("", Err(Rejection::Expectation)),
+    ] {
+        assert_eq!(with(&[("expect", expect)]), expected, "{expect:?}");
+    }
+}
+
+#[test]
+fn one_expectation_is_as_good_as_all() {
+    let fields = [("expect", "100-continue"), ("expect", "x")];
+    assert_eq!(with(&fields), Err(Rejection::Expectation));
+}
+
+#[test]
+fn target_is_a_path_or_an_asterisk_with_options() {
+    for (method, uri, expected) in [
+        ("GET", "https://kube.test", Ok(None)),
+        ("GET", "https://kube.test//a", Ok(None)),
+        ("GET", "http://kube.test/", Err(Rejection::Scheme)),
+        ("GET", "ws://kube.test/", Err(Rejection::Scheme)),
+        ("GET", "kube.test:443", Err(Rejection::Target)),
+        ("GET", "*", Err(Rejection::Target)),
+        ("CONNECT", "kube.test:443", Err(Rejection::Connect)),
+        ("CONNECT", "https://kube.test/", Err(Rejection::Connect)),
+    ] {
+        assert_eq!(verdict(&head(method, uri, &[])), expected, "{method} {uri}");
+    }
+    let options = head("OPTIONS", "*", &[("host", "kube.test")]);
+    assert_eq!(verdict(&options), Ok(None));
+}
+
+#[test]
+fn host_is_named_once_and_in_one_way() {
+    for (uri, hosts, expected) in [
+        ("/", &[][..], Err(Rejection::NoHost)),
+        ("/", &["kube.test"], Ok(None)),
+        ("/", &["kube.test:443"], Ok(None)),
+        ("/", &["kube.test", "kube.test"], Err(Rejection::BadHost)),
+        ("/", &[""], Err(Rejection::BadHost)),
+        ("/", &[":443"], Err(Rejection::BadHost)),
+        ("/", &["u@kube.test"], Err(Rejection::BadHost)),
+        ("/", &["kube.test/"], Err(Rejection::BadHost)),
+        ("/", &["kube.test,kube.test"], Err(Rejection::NotOurs)),
+        ("/", &["other.test"], Err(Rejection::NotOurs)),
+        ("https://kube.test/", &["KUBE.TEST"], Ok(None)),
+        (
+            "https://kube.test/",
+            &["kube.test:443"],
+            Err(Rejection::HostMismatch),
+        ),
+        (
+            "https://kube.test/",
+            &["other.test"],
+            Err(Rejection::HostMismatch),
+        ),
+        (
+            "https://kube.test/",
+            &["kube.test", "kube.test"],
+            Err(Rejection::BadHost),
+        ),
+        ("https://u:p@kube.test/", &[], Err(Rejection::BadHost)),
+    ] {
+        let fields: Vec<_> = hosts.iter().map(|host| ("host", *host)).collect();
+        let verdict = verdict(&head("GET", uri, &fields));
+        assert_eq!(verdict, expected, "{uri} {hosts:?}");
+    }
+}
+
+#[test]
+fn upgrade_needs_one_known_token_and_a_connection_option() {
+    const WEBSOCKET: Result<Option<UpgradeToken>, Rejection> = Ok(Some(UpgradeToken::WebSocket));
+    for (fields, expected) in [
+        (
+            &[("connection", "Upgrade"), ("upgrade", "websocket")][..],
+            WEBSOCKET,
+        ),
+        (
+            &[
+                ("connection", "keep-alive, upgrade"),
+                ("upgrade", "WebSocket"),
+            ],
+            WEBSOCKET,
+        ),
+        (
+            &[
+                ("connection", "a"),
+                ("connection", "UPGRADE"),
+                ("upgrade", "websocket"),
+            ],
+            WEBSOCKET,
+        ),
+        (
+            &[("connection", "upgrade"), ("upgrade", "spdy/3.1")],
+            Ok(Some(UpgradeToken::Spdy)),
+        ),
+        (
+            &[("connection", "upgrade"), ("upgrade", "SPDY/3.0")],
+            Ok(None),
+        ),
+        (&[("connection", "upgrade"), ("upgrade", "h2c")], Ok(None)),
+        (
+            &[("connection", "upgrade"), ("upgrade", "websocket, h2c")],
+            Ok(None),
+        ),
+        (
+            &[
+                ("connection", "upgrade"),
+                ("upgrade", "websocket"),
+                ("upgrade", "h2c"),
+            ],
+            Ok(None),
+        ),
+        (
+            &[
+                ("connection", "upgrade"),
+                ("upgrade", "h2c"),
+                ("upgrade", "websocket"),
+            ],
+            Ok(None),
+        ),
+        (
+            &[("connection", "upgrades"), ("upgrade", "websocket")],
+            Ok(None),
+        ),
+        (&[("upgrade", "websocket")], Ok(None)),
+        (&[("connection", "upgrade")], Ok(None)),
+    ] {
+        assert_eq!(with(fields), expected, "{fields:?}");
+    }
+}
+
+#[test]
+fn upgrade_has_no_body_and_is_http1_1() {
+    const ASKED: [(&str, &str); 2] = [("connection", "upgrade"), ("upgrade", "SPDY/3.1")];
+    for (field, expected) in [
+        (("content-length", "0"), Ok(Some(UpgradeToken::Spdy))),
+        (("content-length", "1"), Err(Rejection::UpgradeWithBody)),
+        (
+            ("transfer-encoding", "chunked"),
+            Err(Rejection::UpgradeWithBody),
+        ),
+    ] {
+        assert_eq!(with(&[ASKED[0], ASKED[1], field]), expected, "{field:?}");
+    }
+    for version in [Version::HTTP_10, Version::HTTP_2] {
+        let mut head = head("GET", "https://kube.test/", &ASKED);
+        head.version = version;
+        assert_eq!(verdict(&head), Ok(None), "{version:?}");
+    }
+}
+
+#[test]
+fn granted_means_this_protocol_and_no_other() {
+    for (lines, granted) in [
+        (&["websocket"][..], true),
+        (&["WebSocket"], true),
+        (&[], false),
+        (&["SPDY/3.1"], false),
+        (&["websocket", "websocket"], false),
+        (&["websocket, SPDY/3.1"], false),
+    ] {
+        let headers: HeaderMap = lines
+            .iter()
+            .map(|line| (header::UPGRADE, line.parse().unwrap()))
+            .collect();
+        assert_eq!(
+            UpgradeToken::WebSocket.is_granted_by(&headers),
+            granted,
+            "{lines:?}"
+        );
+    }
+}

@@ -1,0 +1,225 @@
+//! Every error has its answer, and no answer gives anything away.
+
+use std::io;
+
+use http_body_util::BodyExt as _;
+
+use super::*;
+use crate::{
+    addr::UpstreamAddr,
+    upstream::{LostCause, UploadError},
+};
+
+const NAME: &str = "secret.name.test";
+const BAD_GATEWAY: u16 = 502;
+
+/// One of each, with causes that talk too much.
+fn upstream_errors() -> Vec<UpstreamError> {
+    let endpoint = UpstreamAddr("192.0.2.66:6443".parse().unwrap());
+    let cause = || io::Error::other(format!("{NAME} at 192.0.2.66"));
+    let h2 = || h2::Error::from(h2::Reason::REFUSED_STREAM);
+    vec![
+        UpstreamError::NoEndpoint {
+            name: NAME.to_owned(),
+        },
+        UpstreamError::Connect {
+            endpoint,
+            source: cause(),
+        },
+        UpstreamError::ConnectTimeout { endpoint },
+        UpstreamError::Verify {
+            endpoint,
+            source: cause(),
+        },
+        UpstreamError::Handshake {
+            endpoint,
+            source: cause(),
+        },
+        UpstreamError::Unsent {
+            endpoint,
+            source: LostCause::H2(h2()),
+        },
+        UpstreamError::Refused {
+            endpoint,
+            source: h2(),
+        },
+        UpstreamError::Lost {
+            endpoint,
+            source: LostCause::H2(h2()),
+        },
+        UpstreamError::Upload {
+            source: UploadError::Reset,
+        },
+        UpstreamError::UnsolicitedSwitch,
+        UpstreamError::Protocol {
+            endpoint,
+            what: "nonsense",
+        },
+    ]
+}
+
+const REJECTIONS: [(Rejection, u16, &str); 15] = [
+    (Rejection::Connect, 405, "MethodNotAllowed"),
+    (
+        Rejection::HeaderFields(7),
+        431,
+        "RequestHeaderFieldsTooLarge",
+    ),
+    (
+        Rejection::HeaderBytes(7),
+        431,
+        "RequestHeaderFieldsTooLarge",
+    ),
+    (Rejection::Uri(7), 414, "RequestURITooLong"),
+    (Rejection::NoHost, 400, "BadRequest"),
+    (Rejection::BadHost, 400, "BadRequest"),
+    (Rejection::HostMismatch, 400, "BadRequest"),
+    (Rejection::NotOurs, 421, "MisdirectedRequest"),
+    (Rejection::Scheme, 400, "BadRequest"),
+    (Rejection::Target, 400, "BadRequest"),
+    (Rejection::TransferEncoding, 400, "BadRequest"),
+    (Rejection::AmbiguousLength, 400, "BadRequest"),
+    (Rejection::Malformed, 400, "BadRequest"),
+    (Rejection::Expectation, 417, "ExpectationFailed"),
+    (Rejection::UpgradeWithBody, 400, "BadRequest"),
+];
+
+fn all_errors() -> Vec<Error> {
+    let rejections = REJECTIONS
+        .iter()
+        .map(|(rejection, ..)| Error::from(*rejection));
+    let others = [Error::WrongSwitch, Error::RedirectedUpgrade];
+    let upstream = upstream_errors().into_iter().map(Error::from);
+    rejections.chain(others).chain(upstream).collect()
+}
+
+async fn parsed(error: &Error) -> (http::response::Parts, serde_json::Value) {
+    let (head, body) = respond(error).into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    (head, serde_json::from_slice(&body).unwrap())
+}
+
+#[test]
+fn is_a_status_that_client_go_reads() {
+    let status: serde_json::Value =
+        serde_json::from_str(&rejected(Rejection::Uri(9)).json()).unwrap();
+    assert_eq!(
+        status,
+        serde_json::json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+            "message": "kube-tls-proxy: path and query are longer than 9 bytes; the limit is limits.uriBytes",
+            "reason": "RequestURITooLong", "code": 414,
+        })
+    );
+}
+
+#[tokio::test]
+async fn every_error_is_answered_with_a_status_of_its_code() {
+    for error in all_errors() {
+        let (head, status) = parsed(&error).await;
+        assert_eq!(
+            head.headers[header::CONTENT_TYPE],
+            "application/json",
+            "{error:?}"
+        );
+        assert_eq!(head.headers[header::CACHE_CONTROL], "no-cache, private");
+        assert_eq!(status["kind"], "Status");
+        assert_eq!(status["apiVersion"], "v1");
+        assert_eq!(status["status"], "Failure");
+        assert_eq!(status["code"], head.status.as_u16(), "{error:?}");
+        assert!(head.status.is_client_error() || head.status.is_server_error());
+        assert!(!status["reason"].as_str().unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn no_message_names_an_address_or_a_certificate() {
+    for error in all_errors() {
+        let (_, status) = parsed(&error).await;
+        let message = status["message"].as_str().unwrap();
+        assert!(message.starts_with("kube-tls-proxy: "), "{message}");
+        for secret in [NAME, "192.0.2.66", "6443", "nonsense", "h2"] {
+            assert!(!message.contains(secret), "{secret} in {message}");
+        }
+    }
+}
+
+/// client-go repeats any method on `Retry-After`, so a request that may have been carried out has none.
+#[tokio::test]
+async fn retry_after_is_only_for_what_was_not_processed() {
+    let mut with = 0;
+    for error in upstream_errors() {
+        let unprocessed = error.is_unprocessed();
+        let verify = matches!(error, UpstreamError::Verify { .. });
+        let error = Error::from(error);
+        let (head, _) = parsed(&error).await;
+        let retry = head.headers.get(header::RETRY_AFTER);
+        assert_eq!(retry.is_some(), unprocessed && !verify, "{error:?}");
+        if let Some(retry) = retry {
+            with += 1;
+            assert_eq!(retry, "1", "client-go reads whole seconds only");
+            assert_eq!(head.status, StatusCode::SERVICE_UNAVAILABLE);
+        }
+    }
+    assert_eq!(with, 6);
+    for error in all_errors() {
+        let (head, _) = parsed(&error).await;
+        if head.status.as_u16() == BAD_GATEWAY || matches!(error, Error::Rejected(_)) {
+            assert_eq!(head.headers.get(header::RETRY_AFTER), None, "{error:?}");
+        }
+    }
+}
+
+#[test]
+fn rejections_have_these_codes_and_reasons() {
+    for (rejection, code, reason) in REJECTIONS {
+        let answer = rejected(rejection);
+        assert_eq!(
+            (answer.status.as_u16(), answer.reason),
+            (code, reason),
+            "{rejection:?}"
+        );
+    }
+}
+
+#[test]
+fn limits_are_named_as_in_the_configuration() {
+    for (rejection, setting) in [
+        (Rejection::HeaderFields(77), "limits.headerFields"),
+        (Rejection::HeaderBytes(77), "limits.headerBytes"),
+        (Rejection::Uri(77), "limits.uriBytes"),
+    ] {
+        let message = rejected(rejection).message;
+        assert!(
+            message.contains("77") && message.ends_with(setting),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn upstream_failures_have_these_codes() {
+    let codes: Vec<u16> = upstream_errors()
+        .into_iter()
+        .map(|error| answer(&Error::from(error)).status.as_u16())
+        .collect();
+    let unavailable = [503; 7];
+    assert_eq!(
+        codes,
+        [
+            &unavailable[..],
+            &[BAD_GATEWAY, 400, BAD_GATEWAY, BAD_GATEWAY]
+        ]
+        .concat()
+    );
+    for error in [Error::WrongSwitch, Error::RedirectedUpgrade] {
+        assert_eq!(answer(&error).status.as_u16(), BAD_GATEWAY);
+    }
+}
+
+#[tokio::test]
+async fn method_not_allowed_names_the_allowed_ones() {
+    let (head, _) = parsed(&Rejection::Connect.into()).await;
+    let allow = head.headers[header::ALLOW].to_str().unwrap();
+    assert!(allow.split(", ").any(|method| method == "PATCH") && !allow.contains("CONNECT"));
+}

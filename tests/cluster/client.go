@@ -1,0 +1,142 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+// target is whom a client talks to and as whom: the flags that all the raw
+// clients share.
+type target struct {
+	server, ca, token string
+	// from is the local address to connect from, or empty.
+	from    string
+	headers headerFlag
+	http1   bool
+	timeout time.Duration
+	// connections counts the TCP connections that were opened.
+	connections atomic.Int64
+}
+
+// flags declares the flags of the target in a new flag set.
+func (t *target) flags(name string) *flag.FlagSet {
+	flags := flag.NewFlagSet(name, flag.ContinueOnError)
+	flags.StringVar(&t.server, "server", "", "base URL of the server")
+	flags.StringVar(&t.ca, "ca", "", "file with the certificates to trust")
+	flags.StringVar(&t.token, "token", "", "bearer token; none is sent when it is empty")
+	flags.StringVar(&t.from, "from", "", "local `address` to connect from")
+	flags.Var(&t.headers, "header", "`name: value` to send; may be repeated")
+	flags.BoolVar(&t.http1, "http1", false, "speak HTTP/1.1 instead of HTTP/2")
+	return flags
+}
+
+// client returns an HTTP client with connections of its own.
+func (t *target) client() (*http.Client, error) {
+	pem, err := os.ReadFile(t.ca)
+	if err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s holds no certificate", t.ca)
+	}
+	protocols := &http.Protocols{}
+	protocols.SetHTTP1(t.http1)
+	protocols.SetHTTP2(!t.http1)
+	dialer := &net.Dialer{Timeout: 10 * time.Second}
+	if t.from != "" {
+		dialer.LocalAddr = &net.TCPAddr{IP: net.ParseIP(t.from)}
+	}
+	transport := &http.Transport{
+		TLSClientConfig: &tls.Config{RootCAs: roots},
+		Protocols:       protocols,
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			t.connections.Add(1)
+			return dialer.DialContext(ctx, network, address)
+		},
+	}
+	return &http.Client{Transport: transport, Timeout: t.timeout}, nil
+}
+
+func (t *target) request(ctx context.Context, path string) (*http.Request, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, t.server+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	if t.token != "" {
+		request.Header.Set("Authorization", "Bearer "+t.token)
+	}
+	for _, header := range t.headers {
+		name, value, _ := strings.Cut(header, ":")
+		request.Header.Add(strings.TrimSpace(name), strings.TrimSpace(value))
+	}
+	return request, nil
+}
+
+type headerFlag []string
+
+func (h *headerFlag) String() string { return strings.Join(*h, ", ") }
+
+func (h *headerFlag) Set(value string) error {
+	if !strings.Contains(value, ":") {
+		return errors.New("want `name: value`")
+	}
+	*h = append(*h, value)
+	return nil
+}
+
+// fetch does one GET and says what came back, headers and all.
+func fetch(args []string) error {
+	t := target{timeout: 30 * time.Second}
+	flags := t.flags("fetch")
+	path := flags.String("path", "/version", "path and query")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	client, err := t.client()
+	if err != nil {
+		return err
+	}
+	request, err := t.request(context.Background(), *path)
+	if err != nil {
+		return err
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		return err
+	}
+	return say(map[string]any{
+		"status": response.StatusCode, "protocol": response.Proto,
+		"headers": response.Header, "body": string(body),
+		// Of the bytes as they came, for a body that is no text.
+		"bytes": len(body), "sha256": fmt.Sprintf("%x", sha256.Sum256(body)),
+	})
+}
+
+// untilInputEnds returns a context that ends when standard input does, which is
+// how a test tells a client that it has seen enough.
+func untilInputEnds() (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		defer cancel()
+		_, _ = io.Copy(io.Discard, os.Stdin)
+	}()
+	return ctx, cancel
+}

@@ -1,0 +1,188 @@
+package main
+
+import (
+	"context"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+)
+
+// startLimit bounds the wait for an apiserver, which on a busy machine of two
+// cores takes some tens of seconds.
+const startLimit = 3 * time.Minute
+
+// cluster is everything that runs, and what undoes it.
+type cluster struct {
+	announcement announcement
+	etcd         *component
+	apiserver    *component
+
+	dir           string
+	apiserverArgs []string
+	port          *reservedPort
+	client        *kubernetes.Clientset
+	// undo runs in reverse when the cluster closes.
+	undo []func()
+}
+
+// startCluster runs the components and fills the cluster. Whatever it started
+// is stopped again when it fails.
+func startCluster(ctx context.Context) (_ *cluster, err error) {
+	c := &cluster{}
+	defer func() {
+		if err != nil {
+			c.close()
+		}
+	}()
+	if c.dir, err = os.MkdirTemp("", "cluster-"); err != nil {
+		return nil, err
+	}
+	c.undo = append(c.undo, func() { os.RemoveAll(c.dir) })
+
+	ca, err := newAuthority("cluster-ca")
+	if err != nil {
+		return nil, err
+	}
+	caFile := filepath.Join(c.dir, "ca.crt")
+	if err := os.WriteFile(caFile, ca.pem, 0o644); err != nil {
+		return nil, err
+	}
+	if err := c.startEtcdAndAPIServer(ctx, ca, caFile); err != nil {
+		return nil, err
+	}
+	serving, err := ca.issue(c.dir, "kubelet", pkix.Name{CommonName: "system:node:" + nodeName}, "127.0.0.1", metricsServiceName)
+	if err != nil {
+		return nil, err
+	}
+	kubelet, err := startKubelet(filepath.Join(c.dir, "pods"), serving)
+	if err != nil {
+		return nil, err
+	}
+	c.undo = append(c.undo, kubelet.close)
+	metricsPort, stopMetrics, err := startMetrics(serving)
+	if err != nil {
+		return nil, err
+	}
+	c.undo = append(c.undo, stopMetrics)
+	echo, source, stopPorts, err := startForwardTargets()
+	if err != nil {
+		return nil, err
+	}
+	c.undo = append(c.undo, stopPorts)
+
+	if err := createNode(ctx, c.client, kubelet.port); err != nil {
+		return nil, fmt.Errorf("create the node: %w", err)
+	}
+	if err := createPods(ctx, c.client); err != nil {
+		return nil, fmt.Errorf("create the pods: %w", err)
+	}
+	token, err := createAccounts(ctx, c.client)
+	if err != nil {
+		return nil, fmt.Errorf("create the accounts: %w", err)
+	}
+	if err := createAggregatedAPI(ctx, c.client, metricsPort, ca.pem); err != nil {
+		return nil, fmt.Errorf("create the aggregated API: %w", err)
+	}
+	kubeconfig := filepath.Join(c.dir, "kubeconfig")
+	server := "https://" + c.port.address()
+	if err := writeKubeconfig(kubeconfig, server, caFile, token); err != nil {
+		return nil, err
+	}
+	c.announcement = announcement{
+		Kubeconfig: kubeconfig, Server: server, CA: caFile, Token: token,
+		Namespace: namespace, Pods: podNames, PodRoot: kubelet.root,
+		Logs: c.dir, Audit: filepath.Join(c.dir, "audit.log"),
+		Echo: echo, Source: source,
+		ImpersonatedUser: impersonatedUser, ImpersonatedGroup: impersonatedGroup,
+		AggregatedPath: aggregatedPath,
+	}
+	return c, nil
+}
+
+// startEtcdAndAPIServer returns when the apiserver says that it is ready.
+func (c *cluster) startEtcdAndAPIServer(ctx context.Context, ca *authority, caFile string) error {
+	etcdPort, err := reservePort()
+	if err != nil {
+		return err
+	}
+	c.undo = append(c.undo, etcdPort.release)
+	if c.etcd, err = startComponent("etcd", c.dir, etcdArgs(c.dir, etcdPort)); err != nil {
+		return err
+	}
+	c.undo = append(c.undo, c.etcd.kill)
+
+	if c.port, err = reservePort(); err != nil {
+		return err
+	}
+	c.undo = append(c.undo, c.port.release)
+	if c.apiserverArgs, err = apiserverArgs(c.dir, ca, caFile, c.port, etcdPort); err != nil {
+		return err
+	}
+	admin, err := ca.issue(c.dir, "admin", pkix.Name{CommonName: "fixture", Organization: []string{"system:masters"}})
+	if err != nil {
+		return err
+	}
+	c.client, err = kubernetes.NewForConfig(&rest.Config{
+		Host: "https://" + c.port.address(),
+		TLSClientConfig: rest.TLSClientConfig{
+			CAData: ca.pem, CertData: admin.certPEM, KeyData: admin.keyPEM,
+		},
+		QPS: -1,
+	})
+	if err != nil {
+		return err
+	}
+	// The field is read when the cluster closes, because a restart changes it.
+	c.undo = append(c.undo, func() {
+		if c.apiserver != nil {
+			c.apiserver.kill()
+		}
+	})
+	return c.startAPIServer(ctx)
+}
+
+func (c *cluster) startAPIServer(ctx context.Context) (err error) {
+	if c.apiserver, err = startComponent("kube-apiserver", c.dir, c.apiserverArgs); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		var status int
+		c.client.RESTClient().Get().AbsPath("/readyz").MaxRetries(0).Do(ctx).StatusCode(&status)
+		if status == http.StatusOK {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-c.etcd.done:
+			return c.etcd.failure()
+		case <-c.apiserver.done:
+			return c.apiserver.failure()
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), c.apiserver.failure())
+		}
+	}
+}
+
+// restartAPIServer ends the apiserver and brings it back on the same port and
+// the same data. In between, the port refuses connections.
+func (c *cluster) restartAPIServer(ctx context.Context) error {
+	c.apiserver.stop()
+	return c.startAPIServer(ctx)
+}
+
+func (c *cluster) close() {
+	for i := len(c.undo) - 1; i >= 0; i-- {
+		c.undo[i]()
+	}
+}

@@ -1,0 +1,95 @@
+package main
+
+import (
+	"crypto/x509/pkix"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// auditPolicy records every request once, when it ends or starts to stream.
+const auditPolicy = `apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- level: Metadata
+`
+
+func etcdArgs(dir string, port *reservedPort) []string {
+	url := "http://" + port.address()
+	// Nobody joins this member, so where it listens for peers is of no interest.
+	const peerURL = "http://127.0.0.1:0"
+	return []string{
+		"--name=default",
+		"--data-dir=" + filepath.Join(dir, "etcd"),
+		"--listen-client-urls=" + url,
+		"--advertise-client-urls=" + url,
+		"--listen-peer-urls=" + peerURL,
+		"--initial-advertise-peer-urls=" + peerURL,
+		"--initial-cluster=default=" + peerURL,
+		"--socket-reuse-port",
+		// The data need not survive a crash of the machine.
+		"--unsafe-no-fsync",
+		"--log-level=warn",
+	}
+}
+
+// apiserverArgs writes the files that kube-apiserver needs and returns its flags.
+// Whatever is not named here keeps its default, above all the feature gates, the
+// limits of HTTP/2, and anonymous authentication.
+func apiserverArgs(dir string, ca *authority, caFile string, port, etcd *reservedPort) ([]string, error) {
+	serving, err := ca.issue(dir, "apiserver", pkix.Name{CommonName: "kube-apiserver"},
+		"kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost", "127.0.0.1")
+	if err != nil {
+		return nil, err
+	}
+	// A CA of its own: whoever holds a certificate of this one may name any user.
+	frontProxyCA, err := newAuthority("front-proxy-ca")
+	if err != nil {
+		return nil, err
+	}
+	frontProxyCAFile := filepath.Join(dir, "front-proxy-ca.crt")
+	if err := os.WriteFile(frontProxyCAFile, frontProxyCA.pem, 0o644); err != nil {
+		return nil, err
+	}
+	frontProxy, err := frontProxyCA.issue(dir, "front-proxy", pkix.Name{CommonName: "front-proxy"})
+	if err != nil {
+		return nil, err
+	}
+	privateKey, publicKey := filepath.Join(dir, "accounts.key"), filepath.Join(dir, "accounts.pub")
+	if err := writeSigningKey(privateKey, publicKey); err != nil {
+		return nil, err
+	}
+	policy := filepath.Join(dir, "audit-policy.yaml")
+	if err := os.WriteFile(policy, []byte(auditPolicy), 0o644); err != nil {
+		return nil, err
+	}
+	return []string{
+		"--bind-address=127.0.0.1",
+		"--advertise-address=127.0.0.1",
+		fmt.Sprintf("--secure-port=%d", port.port),
+		"--permit-port-sharing",
+		// A loopback address is no valid endpoint of the service `kubernetes`.
+		"--endpoint-reconciler-type=none",
+		"--etcd-servers=http://" + etcd.address(),
+		"--service-cluster-ip-range=10.0.0.0/24",
+		"--tls-cert-file=" + serving.certFile,
+		"--tls-private-key-file=" + serving.keyFile,
+		"--client-ca-file=" + caFile,
+		"--kubelet-certificate-authority=" + caFile,
+		"--kubelet-preferred-address-types=InternalIP",
+		"--requestheader-client-ca-file=" + frontProxyCAFile,
+		"--requestheader-allowed-names=front-proxy",
+		"--requestheader-username-headers=X-Remote-User",
+		"--requestheader-group-headers=X-Remote-Group",
+		"--requestheader-extra-headers-prefix=X-Remote-Extra-",
+		"--proxy-client-cert-file=" + frontProxy.certFile,
+		"--proxy-client-key-file=" + frontProxy.keyFile,
+		"--service-account-issuer=https://kubernetes.default.svc",
+		"--service-account-key-file=" + publicKey,
+		"--service-account-signing-key-file=" + privateKey,
+		"--authorization-mode=RBAC",
+		"--audit-log-path=" + filepath.Join(dir, "audit.log"),
+		"--audit-policy-file=" + policy,
+	}, nil
+}

@@ -1,0 +1,58 @@
+//! What the apiserver's audit log says of where a request came from.
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::process::run;
+use crate::suite::{Route, Suite, shared};
+
+#[test]
+fn audit_shows_the_client_and_the_proxy_and_nothing_that_the_client_made_up() {
+    let Some(suite) = shared() else { return };
+    for protocol in ["-http1=true", "-http1=false"] {
+        let mut fetch = suite.raw_client("fetch", Route::Proxied, suite.fixture.token());
+        let path = format!("/api/v1/namespaces/default/configmaps/audited{protocol}");
+        fetch.args(["-path", &path, protocol]);
+        // From another address than the proxy's, so that the two can be told apart.
+        fetch.args(["-from", CLIENT]);
+        for header in [
+            "X-Forwarded-For: 6.6.6.6",
+            "X-Forwarded-For: 7.7.7.7",
+            "X-Real-Ip: 8.8.8.8",
+        ] {
+            fetch.args(["-header", header]);
+        }
+        run(fetch, Vec::new(), Duration::from_secs(30)).ok();
+        let event = event_of(&suite, &path);
+        assert_eq!(
+            event["sourceIPs"],
+            serde_json::json!([CLIENT, "127.0.0.1"]),
+            "{event}"
+        );
+    }
+}
+
+/// The audit event of a request, which may be written a moment after the answer was sent.
+#[track_caller]
+fn event_of(suite: &Suite, path: &str) -> Value {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let log = fs::read_to_string(suite.fixture.audit()).unwrap();
+        let found = log
+            .lines()
+            .filter(|line| line.contains(path))
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .find(|event| event["requestURI"] == path);
+        if let Some(event) = found {
+            return event;
+        }
+        assert!(Instant::now() < deadline, "no audit event of {path}");
+        thread::park_timeout(Duration::from_millis(50));
+    }
+}
+
+/// Loopback addresses need no set-up on Linux.
+const CLIENT: &str = "127.0.0.2";

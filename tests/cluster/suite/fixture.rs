@@ -1,0 +1,176 @@
+//! The cluster: builds the Go fixture, starts it and knows where everything is.
+//!
+//! The fixture ends when its standard input does, so it never outlives this process.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::time::Duration;
+use std::{env, fs};
+
+use serde_json::Value;
+
+use crate::process::{Outcome, Running, run};
+
+/// A running cluster.
+#[derive(Debug)]
+pub(crate) struct Fixture {
+    program: PathBuf,
+    running: Mutex<Running>,
+    announcement: Value,
+}
+
+impl Fixture {
+    /// Builds and starts the fixture.
+    ///
+    /// # Errors
+    /// Says what this machine lacks. A fixture that does not compile or does not start is no lack
+    /// but a defect, and panics.
+    pub(crate) fn start() -> Result<Self, String> {
+        let program = build()?;
+        let running = Running::start(Command::new(&program));
+        let announcement = running.json(START_LIMIT);
+        Ok(Self {
+            program,
+            running: Mutex::new(running),
+            announcement,
+        })
+    }
+
+    pub(crate) fn server(&self) -> &str {
+        self.text("server")
+    }
+
+    pub(crate) fn ca(&self) -> &str {
+        self.text("ca")
+    }
+
+    pub(crate) fn token(&self) -> &str {
+        self.text("token")
+    }
+
+    pub(crate) fn namespace(&self) -> &str {
+        self.text("namespace")
+    }
+
+    pub(crate) fn audit(&self) -> &str {
+        self.text("audit")
+    }
+
+    pub(crate) fn impersonated_user(&self) -> &str {
+        self.text("impersonatedUser")
+    }
+
+    pub(crate) fn impersonated_group(&self) -> &str {
+        self.text("impersonatedGroup")
+    }
+
+    pub(crate) fn aggregated_path(&self) -> &str {
+        self.text("aggregatedPath")
+    }
+
+    /// A directory that goes when the cluster does.
+    pub(crate) fn scratch(&self) -> &Path {
+        Path::new(self.text("logs"))
+    }
+
+    /// The directory in which the commands of `pod` run.
+    pub(crate) fn pod_directory(&self, pod: &str) -> PathBuf {
+        Path::new(self.text("podRoot")).join(pod)
+    }
+
+    /// The TCP port that returns what it is sent.
+    pub(crate) fn echo_port(&self) -> u64 {
+        self.announcement["echo"].as_u64().unwrap()
+    }
+
+    /// The TCP port that speaks first and sends [`SOURCE_BYTES`] bytes.
+    pub(crate) fn source_port(&self) -> u64 {
+        self.announcement["source"].as_u64().unwrap()
+    }
+
+    /// A command of the fixture's own: one of its small clients.
+    pub(crate) fn client(&self, name: &str) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg(name);
+        command
+    }
+
+    /// Restarts the apiserver, and returns when it is ready again.
+    #[track_caller]
+    pub(crate) fn restart_apiserver(&self) {
+        let mut running = self.running.lock().unwrap();
+        running.write("restart\n");
+        let answer = running.json(START_LIMIT);
+        assert_eq!(answer["restarted"], true, "{answer}");
+    }
+
+    fn text(&self, key: &str) -> &str {
+        self.announcement[key].as_str().unwrap()
+    }
+}
+
+fn build() -> Result<PathBuf, String> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster");
+    let mut list = go(&source);
+    list.args(["list", "-mod=readonly", "-deps", "."]);
+    // The probe comes first because `run` takes a program that cannot start for a defect.
+    Command::new("go")
+        .arg("version")
+        .stdout(Stdio::null())
+        .status()
+        .map_err(|err| format!("go: {err}"))?;
+    // Loading the packages downloads their modules: what fails here is the network.
+    let Outcome { code, stderr, .. } = run(list, Vec::new(), BUILD_LIMIT);
+    if code != Some(0) {
+        return Err(format!("the Go modules cannot be loaded: {stderr}"));
+    }
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cluster-fixture");
+    let mut build = go(&source);
+    build
+        .args([
+            "build",
+            "-mod=readonly",
+            "-buildvcs=false",
+            "-p=2",
+            "-ldflags",
+        ])
+        .arg(format!(
+            "-s -w -X k8s.io/component-base/version.gitVersion={}",
+            kubernetes_version(&source)
+        ))
+        .arg("-o")
+        .arg(&program)
+        .arg(".");
+    run(build, Vec::new(), BUILD_LIMIT).ok();
+    Ok(program)
+}
+
+fn go(source: &Path) -> Command {
+    let mut command = Command::new("go");
+    command
+        .current_dir(source)
+        // A workspace or flags of the developer's own would change what is built.
+        .env("GOWORK", "off")
+        .env_remove("GOFLAGS");
+    command
+}
+
+/// The version in `go.mod`. A build from modules does not know it by itself, and kubectl fails on
+/// the placeholder that the apiserver would show instead.
+fn kubernetes_version(source: &Path) -> String {
+    let module = fs::read_to_string(source.join("go.mod")).unwrap();
+    module
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("k8s.io/kubernetes "))
+        .unwrap()
+        .trim()
+        .to_owned()
+}
+
+/// How much the source port sends.
+pub(crate) const SOURCE_BYTES: usize = 8 << 20;
+
+/// The first build compiles all of kube-apiserver.
+const BUILD_LIMIT: Duration = Duration::from_mins(40);
+const START_LIMIT: Duration = Duration::from_mins(4);

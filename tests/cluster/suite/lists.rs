@@ -1,0 +1,60 @@
+//! Answers that are large, compressed or cut into pieces.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::kubectl::{Kubectl, same_on_both};
+use crate::process::{Running, run};
+use crate::suite::{Route, on_both, shared};
+
+#[test]
+fn a_large_list_is_the_same_compressed_or_not_whole_or_in_chunks() {
+    let Some(suite) = shared() else { return };
+    let mut fill = suite.fixture.client("fill");
+    fill.arg("-kubeconfig")
+        .arg(Kubectl::new(&suite, Route::Direct).kubeconfig());
+    fill.args(["-into", "many", "-count", "2000", "-bytes", "1024"]);
+    let filled = Running::start(fill).json(Duration::from_mins(2));
+    let version = filled["resourceVersion"].as_str().unwrap();
+    // At one fixed version, because the list states the version it shows.
+    let path = format!(
+        "/api/v1/namespaces/many/configmaps?resourceVersion={version}&resourceVersionMatch=Exact"
+    );
+    let raw = same_on_both(&suite, &["get", "--raw", &path]).ok();
+    assert!(raw.len() > 2000 * 1024, "{} bytes", raw.len());
+
+    // kubectl takes off the compression; here are the bytes that were on the wire.
+    for encoding in ["gzip", "identity"] {
+        let [direct, proxied] = on_both(|route| {
+            let mut fetch = suite.raw_client("fetch", route, suite.fixture.token());
+            fetch.args([
+                "-path",
+                &path,
+                "-header",
+                &format!("Accept-Encoding: {encoding}"),
+            ]);
+            let said = run(fetch, Vec::new(), Duration::from_mins(1)).ok();
+            serde_json::from_str::<Value>(&said).unwrap()
+        });
+        for key in ["status", "bytes", "sha256"] {
+            assert_eq!(direct[key], proxied[key], "{encoding} {key}");
+        }
+        for header in ["Content-Encoding", "Content-Type", "Vary", "Cache-Control"] {
+            let (direct, proxied) = (&direct["headers"][header], &proxied["headers"][header]);
+            assert_eq!(direct, proxied, "{encoding} {header}");
+        }
+        let compressed = direct["headers"]["Content-Encoding"][0] == "gzip";
+        assert_eq!(compressed, encoding == "gzip");
+    }
+
+    let list = ["get", "configmaps", "-n", "many", "-o", "json"];
+    let whole = same_on_both(&suite, &[&list[..], &["--chunk-size=0"]].concat()).ok();
+    let chunks = same_on_both(&suite, &[&list[..], &["--chunk-size=300"]].concat()).ok();
+    assert!(
+        whole == chunks,
+        "{} and {} bytes",
+        whole.len(),
+        chunks.len()
+    );
+}

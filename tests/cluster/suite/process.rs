@@ -1,0 +1,223 @@
+//! Runs programs: to their end, or beside the test.
+//!
+//! Every wait has a limit, and a program that is still running when its owner goes is killed.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::Value;
+
+/// What a program left behind.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    /// `None` when a signal ended it.
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: String,
+}
+
+impl Outcome {
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// The output of a program that succeeded; any other end fails the test.
+    #[track_caller]
+    pub(crate) fn ok(self) -> String {
+        assert_eq!(self.code, Some(0), "{}\n{}", self.text(), self.stderr);
+        self.text()
+    }
+}
+
+/// Runs `command` with `input` and kills it when it has not ended after `limit`.
+#[track_caller]
+pub(crate) fn run(mut command: Command, input: Vec<u8>, limit: Duration) -> Outcome {
+    let what = format!("{command:?}");
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|err| panic!("{what}: {err}"));
+    let mut stdin = child.stdin.take().unwrap();
+    // A program may end without reading everything, so a failed write is no failure of the test.
+    thread::spawn(move || stdin.write_all(&input));
+    let (ended, end) = channel();
+    let stdout = collect(child.stdout.take().unwrap(), ended.clone());
+    let stderr = collect(child.stderr.take().unwrap(), ended);
+    let deadline = Instant::now() + limit;
+    // Both streams are closed when their senders are gone.
+    let in_time = matches!(
+        end.recv_timeout(deadline - Instant::now()),
+        Err(RecvTimeoutError::Disconnected)
+    );
+    if !in_time {
+        let _ = child.kill();
+    }
+    let code = child.wait().unwrap().code();
+    let outcome = Outcome {
+        code,
+        stdout: stdout.join().unwrap(),
+        stderr: String::from_utf8_lossy(&stderr.join().unwrap()).into_owned(),
+    };
+    assert!(
+        in_time,
+        "still running after {limit:?}: {what}\n{}\n{}",
+        outcome.text(),
+        outcome.stderr
+    );
+    outcome
+}
+
+/// Reads a stream to its end and drops `ended` there.
+fn collect(
+    mut stream: impl Read + Send + 'static,
+    ended: Sender<()>,
+) -> thread::JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = stream.read_to_end(&mut bytes);
+        drop(ended);
+        bytes
+    })
+}
+
+/// A line of output and when it was read.
+#[derive(Debug)]
+pub(crate) struct Line {
+    pub(crate) text: String,
+    pub(crate) at: SystemTime,
+}
+
+/// A program that runs beside the test. It is killed when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Running {
+    what: String,
+    child: Child,
+    stdin: Option<ChildStdin>,
+    lines: Receiver<Line>,
+    stderr: Arc<Mutex<String>>,
+}
+
+impl Running {
+    #[track_caller]
+    pub(crate) fn start(mut command: Command) -> Self {
+        let what = format!("{command:?}");
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|err| panic!("{what}: {err}"));
+        let stdout = child.stdout.take().unwrap();
+        let (sender, lines) = channel();
+        thread::spawn(move || {
+            for text in BufReader::new(stdout).lines().map_while(Result::ok) {
+                let line = Line {
+                    text,
+                    at: SystemTime::now(),
+                };
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        let stderr = Arc::new(Mutex::new(String::new()));
+        let read = BufReader::new(child.stderr.take().unwrap());
+        let written = Arc::clone(&stderr);
+        thread::spawn(move || {
+            for line in read.lines().map_while(Result::ok) {
+                let mut text = written.lock().unwrap();
+                text.push_str(&line);
+                text.push('\n');
+            }
+        });
+        Self {
+            what,
+            stdin: child.stdin.take(),
+            child,
+            lines,
+            stderr,
+        }
+    }
+
+    /// The next line of output, if one comes within `limit`.
+    pub(crate) fn try_line(&self, limit: Duration) -> Option<Line> {
+        self.lines.recv_timeout(limit).ok()
+    }
+
+    /// The next line of output.
+    #[track_caller]
+    pub(crate) fn line(&self, limit: Duration) -> Line {
+        match self.lines.recv_timeout(limit) {
+            Ok(line) => line,
+            Err(err) => panic!("no line ({err}): {}\n{}", self.what, self.stderr()),
+        }
+    }
+
+    /// The next line of output, which is JSON.
+    #[track_caller]
+    pub(crate) fn json(&self, limit: Duration) -> Value {
+        let line = self.line(limit).text;
+        serde_json::from_str(&line).unwrap_or_else(|err| panic!("{line}: {err}"))
+    }
+
+    /// Waits until the program has written `text` on a line, which may have other text too.
+    #[track_caller]
+    pub(crate) fn wait_for(&self, text: &str, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        while !self
+            .line(deadline.saturating_duration_since(Instant::now()))
+            .text
+            .contains(text)
+        {}
+    }
+
+    #[track_caller]
+    pub(crate) fn write(&mut self, text: &str) {
+        let stdin = self.stdin.as_mut().unwrap();
+        stdin.write_all(text.as_bytes()).unwrap();
+        stdin.flush().unwrap();
+    }
+
+    pub(crate) fn end_input(&mut self) {
+        self.stdin = None;
+    }
+
+    /// What it has written to standard error so far.
+    pub(crate) fn stderr(&self) -> String {
+        self.stderr.lock().unwrap().clone()
+    }
+
+    /// Waits for the end; returns the lines that were not read and the exit code.
+    #[track_caller]
+    pub(crate) fn finish(mut self, limit: Duration) -> (Vec<String>, Option<i32>) {
+        let deadline = Instant::now() + limit;
+        let mut rest = Vec::new();
+        loop {
+            match self
+                .lines
+                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            {
+                Ok(line) => rest.push(line.text),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("still running: {}\n{}", self.what, self.stderr())
+                }
+            }
+        }
+        (rest, self.child.wait().unwrap().code())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail only when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,122 @@
+//! The proxy under test, with a certificate of a throw-away public CA.
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+use std::{env, fs};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
+
+use crate::fixture::Fixture;
+use crate::process::Running;
+
+/// A running proxy in front of the fixture's apiserver.
+#[derive(Debug)]
+pub(crate) struct Proxy {
+    running: Mutex<Running>,
+    /// The base URL for people outside.
+    pub(crate) server: String,
+    /// The file with the public CA.
+    pub(crate) ca: PathBuf,
+}
+
+impl Proxy {
+    #[track_caller]
+    pub(crate) fn start(fixture: &Fixture) -> Self {
+        let files = write_certificates(fixture.scratch());
+        // Some way to try the suite on another build, or on another proxy with the same flags.
+        let program = env::var("KUBE_TLS_PROXY_BIN")
+            .unwrap_or_else(|_| env!("CARGO_BIN_EXE_kube-tls-proxy").to_owned());
+        // On a leash, because a static is never dropped and the proxy does not watch its parent.
+        let mut command = fixture.client("leash");
+        command
+            .args(["--", &program, "serve", "--listen", "127.0.0.1:0"])
+            .arg("--cert")
+            .arg(&files.certificate)
+            .arg("--key")
+            .arg(&files.key)
+            .args(["--upstream", fixture.server()])
+            .args(["--upstream-ca", fixture.ca()])
+            .args(["--log-format", "text"]);
+        let running = Running::start(command);
+        let address = listening_address(&running);
+        let port = address.rsplit_once(':').unwrap().1.to_owned();
+        Self {
+            running: Mutex::new(running),
+            server: format!("https://localhost:{port}"),
+            ca: files.ca,
+        }
+    }
+
+    /// The last lines of the proxy's log, which other cases have a part in.
+    pub(crate) fn end_of_log(&self) -> String {
+        let log = self.running.lock().unwrap().stderr();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+    }
+}
+
+/// The address on the first line of the log that reads `listening <address>`.
+#[track_caller]
+fn listening_address(running: &Running) -> String {
+    let deadline = Instant::now() + START_LIMIT;
+    loop {
+        let log = running.stderr();
+        let found = log.lines().find_map(|line| {
+            let (first, second) = line.trim().split_once(char::is_whitespace)?;
+            let address = second.split_whitespace().next()?;
+            (first == "listening" && address.contains(':')).then(|| address.to_owned())
+        });
+        if let Some(address) = found {
+            return address;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "the proxy does not say where it listens:\n{log}"
+        );
+        // Nothing ever comes on standard output, so this is a pause, and it ends early when the
+        // proxy has ended.
+        running.try_line(Duration::from_millis(20));
+    }
+}
+
+struct Files {
+    ca: PathBuf,
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+fn write_certificates(directory: &Path) -> Files {
+    let ca_key = KeyPair::generate().unwrap();
+    let mut ca = CertificateParams::default();
+    ca.distinguished_name
+        .push(DnType::CommonName, "Throw-away Public CA");
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let ca_certificate = ca.self_signed(&ca_key).unwrap();
+    let issuer = Issuer::new(ca, ca_key);
+
+    let key = KeyPair::generate().unwrap();
+    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let mut leaf = CertificateParams::new(names).unwrap();
+    leaf.distinguished_name
+        .push(DnType::CommonName, "localhost");
+    leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let certificate = leaf.signed_by(&key, &issuer).unwrap();
+
+    let files = Files {
+        ca: directory.join("public-ca.crt"),
+        certificate: directory.join("public.crt"),
+        key: directory.join("public.key"),
+    };
+    fs::write(&files.ca, ca_certificate.pem()).unwrap();
+    fs::write(&files.certificate, certificate.pem()).unwrap();
+    fs::write(&files.key, key.serialize_pem()).unwrap();
+    files
+}
+
+const LOG_LINES: usize = 60;
+const START_LIMIT: Duration = Duration::from_secs(20);

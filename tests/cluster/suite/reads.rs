@@ -1,0 +1,146 @@
+//! Reading, and who is asking.
+
+use crate::kubectl::{Kubectl, assert_same, same_on_both};
+use crate::suite::{on_both, shared};
+
+#[test]
+fn get_prints_the_same_table() {
+    let Some(suite) = shared() else { return };
+    let [direct, proxied] = on_both(|route| {
+        Kubectl::new(&suite, route)
+            .run(&["get", "pods", "-o", "wide"])
+            .ok()
+    });
+    assert_eq!(without_age(&direct), without_age(&proxied));
+    assert!(direct.contains("shell"), "{direct}");
+    let [direct, proxied] =
+        on_both(|route| Kubectl::new(&suite, route).run(&["get", "pods", "-A"]).ok());
+    assert_eq!(without_age(&direct), without_age(&proxied));
+}
+
+#[test]
+fn get_prints_the_same_object() {
+    let Some(suite) = shared() else { return };
+    let yaml = same_on_both(&suite, &["get", "pod", "shell", "-o", "yaml"]).ok();
+    assert!(yaml.contains("kind: Pod"), "{yaml}");
+    same_on_both(&suite, &["get", "nodes", "-o", "json"]).ok();
+    same_on_both(&suite, &["describe", "role", "viewer"]).ok();
+}
+
+#[test]
+fn discovery_and_explain_are_the_same() {
+    let Some(suite) = shared() else { return };
+    let resources = same_on_both(&suite, &["api-resources", "--sort-by=name"]).ok();
+    assert!(resources.contains("configmaps"), "{resources}");
+    same_on_both(&suite, &["api-versions"]).ok();
+    same_on_both(&suite, &["explain", "pod.spec.containers"]).ok();
+    same_on_both(&suite, &["version", "-o", "json"]).ok();
+}
+
+#[test]
+fn not_found_is_the_same_error() {
+    let Some(suite) = shared() else { return };
+    let outcome = same_on_both(&suite, &["get", "pod", "nobody"]);
+    assert_eq!(outcome.code, Some(1));
+    assert!(outcome.stderr.contains("NotFound"), "{}", outcome.stderr);
+}
+
+#[test]
+fn whoami_is_the_same_user() {
+    let Some(suite) = shared() else { return };
+    let who = same_on_both(&suite, &["auth", "whoami", "-o", "json"]).ok();
+    assert!(who.contains("system:serviceaccount:suite:admin"), "{who}");
+}
+
+#[test]
+fn impersonation_reaches_the_apiserver() {
+    let Some(suite) = shared() else { return };
+    let (user, group) = (
+        suite.fixture.impersonated_user(),
+        suite.fixture.impersonated_group(),
+    );
+    let pods = ["get", "pods", "-o", "name"];
+    same_on_both(&suite, &[&["--as", user], &pods[..]].concat()).ok();
+    same_on_both(
+        &suite,
+        &[&["--as", "eve", "--as-group", group], &pods[..]].concat(),
+    )
+    .ok();
+    let refused = same_on_both(&suite, &[&["--as", "eve"], &pods[..]].concat());
+    assert_eq!(refused.code, Some(1));
+    assert!(
+        refused.stderr.contains("\"eve\" cannot list"),
+        "{}",
+        refused.stderr
+    );
+    let who = [
+        "--as",
+        user,
+        "--as-uid",
+        "7",
+        "--as-group",
+        "a",
+        "--as-group",
+        "b",
+        "auth",
+        "whoami",
+    ];
+    let who = same_on_both(&suite, &who).ok();
+    assert!(
+        who.contains(user) && who.contains("[a b system:authenticated]"),
+        "{who}"
+    );
+}
+
+#[test]
+fn more_header_lines_than_a_server_usually_takes_reach_the_apiserver() {
+    let Some(suite) = shared() else { return };
+    // Many servers take 100 header lines; the proxy's own limit is 128, and the apiserver has none.
+    let groups: Vec<String> = (0..105).map(|n| format!("--as-group=group-{n}")).collect();
+    let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
+    let whoami = ["--as", "eve", "auth", "whoami"];
+    let who = same_on_both(&suite, &[&whoami[..], &groups].concat()).ok();
+    assert!(who.contains("group-104 system:authenticated"), "{who}");
+}
+
+#[test]
+fn a_bad_token_is_the_same_error() {
+    let Some(suite) = shared() else { return };
+    let [direct, proxied] =
+        on_both(|route| Kubectl::with_token(&suite, route, "bad").run(&["get", "pods"]));
+    let outcome = assert_same(direct, proxied);
+    assert_eq!(outcome.code, Some(1));
+    assert!(
+        outcome.stderr.contains("Unauthorized"),
+        "{}",
+        outcome.stderr
+    );
+}
+
+#[test]
+fn an_aggregated_api_answers() {
+    let Some(suite) = shared() else { return };
+    let list = same_on_both(&suite, &["get", "--raw", suite.fixture.aggregated_path()]).ok();
+    assert!(list.contains("NodeMetricsList"), "{list}");
+    same_on_both(&suite, &["top", "nodes"]).ok();
+}
+
+/// A table without its column AGE, which goes on while the test runs.
+fn without_age(table: &str) -> String {
+    let header = table.lines().next().unwrap();
+    let start = header.find("AGE").unwrap();
+    let end = start
+        + header[start..]
+            .find(|c: char| c != 'A' && c != 'G' && c != 'E' && c != ' ')
+            .unwrap_or(header.len() - start);
+    table
+        .lines()
+        .map(|line| {
+            // The ages of two moments may have different widths, so the columns are compared
+            // without their padding.
+            let kept = format!("{} {}", &line[..start], line.get(end..).unwrap_or_default());
+            kept.split_whitespace().collect::<Vec<_>>().join(" ")
+        })
+        .collect::<Vec<_>>()
+        .join("\n")
+}

@@ -1,0 +1,370 @@
+//! Request and response bodies: whole, with trailers, or cut, and never cut but seemingly whole.
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use standin::{
+    client::{Http1, TlsConnection},
+    frames::{self, FrameConnection, kind},
+    upstream::{BodyEnd, Raw, channel, full},
+    within,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    sync::mpsc,
+};
+
+use crate::{
+    proxy::{HOST, World},
+    status::{BOTH, Protocol},
+};
+
+/// Case 49. The proxy says 100 itself, once the apiserver's connection takes the body.
+#[tokio::test]
+async fn expect_100_continue_is_met_by_the_proxy() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let mut client = proxy.client().http1().await;
+    let head =
+        "POST /x HTTP/1.1\r\nHost: kube.test\r\nExpect: 100-Continue\r\nContent-Length: 5\r\n\r\n";
+    for _ in 0..2 {
+        client.send(head).await;
+        assert_eq!(client.head().await.unwrap().status, 100);
+        client.send("hello").await;
+        assert_eq!(client.response().await.text(), "ok");
+        let request = upstream.next_request().await;
+        assert_eq!(request.lines("expect"), Vec::<&str>::new());
+        assert_eq!(request.body().await, b"hello");
+    }
+}
+
+/// Case 49. A 100 of the apiserver answers nothing; what counts is what comes behind it.
+#[tokio::test]
+async fn informational_responses_of_the_apiserver_are_not_the_response() {
+    let world = World::new();
+    let apiserver = world.apiserver().alpn(&["http/1.1"]).raw(|mut raw| async move {
+        read_until(&mut raw, b"\r\n\r\n").await;
+        let answer = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n\
+                      HTTP/1.1 201 Created\r\nContent-Length: 4\r\n\r\nmade";
+        raw.stream.write_all(answer.as_bytes()).await.unwrap();
+    });
+    let upstream = apiserver.start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    for protocol in BOTH {
+        let answer = proxy.get(protocol, "/x").await;
+        assert_eq!((answer.code, answer.text().as_str()), (201, "made"));
+    }
+}
+
+async fn read_until(raw: &mut Raw, end: &[u8]) -> String {
+    let mut seen = Vec::new();
+    while !seen.ends_with(end) {
+        match raw.stream.read_buf(&mut seen).await {
+            Ok(0) | Err(_) => break,
+            Ok(_) => {}
+        }
+    }
+    String::from_utf8_lossy(&seen).into_owned()
+}
+
+/// Request trailers could smuggle in what was checked in the head, so they end here.
+#[tokio::test]
+async fn request_trailers_are_dropped_before_http1() {
+    let world = World::new();
+    let (seen, mut requests) = mpsc::unbounded_channel();
+    let apiserver = world.apiserver().alpn(&["http/1.1"]).raw(move |mut raw| {
+        let seen = seen.clone();
+        async move {
+            seen.send(read_until(&mut raw, b"0\r\n\r\n").await).unwrap();
+            let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+            raw.stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    let upstream = apiserver.start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let mut client = proxy.client().http1().await;
+    client
+        .send(
+            "POST / HTTP/1.1\r\nHost: kube.test\r\nTrailer: x-remote-user\r\nTransfer-Encoding: chunked\r\n\r\n\
+             4\r\nbody\r\n0\r\nX-Remote-User: admin\r\n\r\n",
+        )
+        .await;
+    assert_eq!(client.response().await.text(), "ok");
+    post_with_trailers(proxy.client().http2().await).await;
+    for protocol in BOTH {
+        let request = requests.recv().await.unwrap().to_ascii_lowercase();
+        assert!(
+            request.ends_with("\r\n\r\n4\r\nbody\r\n0\r\n\r\n"),
+            "{protocol:?} {request}"
+        );
+        assert!(!request.contains("trailer"), "{protocol:?} {request}");
+    }
+}
+
+async fn post_with_trailers(client: standin::client::Http2) {
+    let request = Request::post("https://kube.test/").header("trailer", "x-remote-user");
+    let (response, mut body) = client
+        .begin(request.body(()).unwrap(), false)
+        .await
+        .unwrap();
+    body.send_data(Bytes::from("body"), false).unwrap();
+    let mut trailers = HeaderMap::new();
+    trailers.insert("x-remote-user", "admin".parse().unwrap());
+    body.send_trailers(trailers).unwrap();
+    assert_eq!(within("a response", response).await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn request_trailers_are_dropped_before_http2() {
+    let world = World::new();
+    let (seen, mut frames) = mpsc::unbounded_channel();
+    let apiserver = world.apiserver().raw(move |raw| {
+        let seen = seen.clone();
+        async move {
+            let mut wire = FrameConnection::server(raw.stream, &[]).await.unwrap();
+            let head = wire.expect(kind::HEADERS).await.unwrap();
+            let mut body = Vec::new();
+            loop {
+                let data = wire.expect(kind::DATA).await.unwrap();
+                body.extend_from_slice(&data.payload);
+                if data.has(frames::END_STREAM) {
+                    break;
+                }
+            }
+            seen.send(body).unwrap();
+            let ok = [(":status", "200")];
+            wire.headers(head.stream, &ok, frames::END_STREAM)
+                .await
+                .unwrap();
+            // Until the proxy has gone: a closed connection takes frames back that are still on the way.
+            while let Ok(Some(_)) = wire.next().await {}
+        }
+    });
+    let upstream = apiserver.start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    post_with_trailers(proxy.client().http2().await).await;
+    assert_eq!(frames.recv().await.unwrap(), b"body");
+}
+
+/// Trailers of a response pass; over HTTP/1.1 only to a client that asked for them.
+#[tokio::test]
+async fn response_trailers_reach_whoever_takes_them() {
+    let world = World::new();
+    for alpn in [&["h2"][..], &["http/1.1"]] {
+        let apiserver = world
+            .apiserver()
+            .alpn(&[alpn, &["http/1.1"]].concat())
+            .http(|_| async {
+                let (sender, body) = channel();
+                tokio::spawn(async move {
+                    sender.send("part").await.unwrap();
+                    let mut trailers = HeaderMap::new();
+                    trailers.insert("x-checksum", "1".parse().unwrap());
+                    sender.trailers(trailers).await.unwrap();
+                });
+                Response::builder()
+                    .header("trailer", "x-checksum")
+                    .body(body)
+                    .unwrap()
+            });
+        let upstream = apiserver.start().await;
+        let proxy = world.proxy(upstream.address()).start();
+        let client = proxy.client().http2().await;
+        let request = Request::get("https://kube.test/").header("te", "trailers");
+        let response = client
+            .request(request.body(Bytes::new()).unwrap())
+            .await
+            .unwrap();
+        assert_eq!(response.text(), "part");
+        assert_eq!(
+            response.trailers.unwrap()["x-checksum"],
+            "1",
+            "from {alpn:?}"
+        );
+        for (te, trailers) in [
+            ("Connection: TE\r\nTE: trailers\r\n", "x-checksum: 1\r\n"),
+            ("", ""),
+        ] {
+            let mut client = proxy.client().http1().await;
+            let lines = format!("Connection: close\r\n{te}");
+            client
+                .send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n{lines}\r\n"))
+                .await;
+            client.head().await.unwrap();
+            let body = client.end().await.unwrap();
+            let body = String::from_utf8_lossy(&body).to_ascii_lowercase();
+            assert_eq!(body, format!("4\r\npart\r\n0\r\n{trailers}\r\n"), "{te:?}");
+        }
+    }
+}
+
+/// Fields that frame a message or belong to one connection have no business in trailers (RFC 9110 §6.5.1).
+#[tokio::test]
+async fn forbidden_response_trailers_are_dropped() {
+    let world = World::new();
+    let apiserver = world.apiserver().alpn(&["http/1.1"]).raw(|mut raw| async move {
+        read_until(&mut raw, b"\r\n\r\n").await;
+        let answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\
+                      Trailer: x-checksum, connection, x-named, transfer-encoding, keep-alive\r\n\r\n\
+                      4\r\npart\r\n0\r\nConnection: x-named\r\nX-Named: 1\r\nKeep-Alive: a\r\n\
+                      Transfer-Encoding: chunked\r\nContent-Length: 4\r\nX-Checksum: 1\r\n\r\n";
+        raw.stream.write_all(answer.as_bytes()).await.unwrap();
+    });
+    let upstream = apiserver.start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let client = proxy.client().http2().await;
+    let response = client.get("https://kube.test/").await.unwrap();
+    let trailers = response.trailers.unwrap();
+    assert_eq!(trailers["x-checksum"], "1");
+    assert_eq!(trailers.len(), 1, "{trailers:?}");
+}
+
+/// How a client gives up an upload over HTTP/1.1.
+#[derive(Debug, Clone, Copy)]
+enum Cut {
+    /// `close_notify`, then the end of TCP: an orderly end of a disorderly message.
+    Close,
+    /// TCP ends without `close_notify`.
+    End,
+    Reset,
+}
+
+async fn cut(client: Http1<TlsConnection>, how: Cut) {
+    let (mut tls, _) = client.into_parts();
+    match how {
+        Cut::Close => tls.shutdown().await.unwrap(),
+        Cut::End => drop(tls),
+        Cut::Reset => tls.reset(),
+    }
+}
+
+/// An upload that was cut is never taken for a whole one, in particular not when it has no length.
+#[tokio::test]
+async fn an_upload_that_the_client_cuts_over_http1_is_cut_upstream() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    for how in [Cut::Close, Cut::End, Cut::Reset] {
+        for (framing, part) in [
+            ("Content-Length: 9", "part"),
+            ("Transfer-Encoding: chunked", "4\r\npart\r\n"),
+            ("Transfer-Encoding: chunked", "4\r\npart\r\n0\r\n"),
+            ("Transfer-Encoding: chunked", "8\r\npart"),
+        ] {
+            let mut client = proxy.client().http1().await;
+            let head = format!("POST / HTTP/1.1\r\nHost: {HOST}\r\n{framing}\r\n\r\n{part}");
+            client.send(head).await;
+            let request = upstream.next_request().await;
+            cut(client, how).await;
+            let end = request.body_end().await;
+            assert!(
+                matches!(end, BodyEnd::Cut(_)),
+                "{how:?} {framing} {part:?}: {end:?}"
+            );
+        }
+    }
+}
+
+/// hyper takes a stream that its client reset with `CANCEL` or `NO_ERROR` for one that ended.
+#[tokio::test]
+async fn an_upload_that_the_client_gives_up_over_http2_is_cut_upstream() {
+    const NO_ERROR: u32 = 0;
+    const INTERNAL_ERROR: u32 = 2;
+    const CANCEL: u32 = 8;
+    let world = World::new();
+    for alpn in [&["h2"][..], &["http/1.1"]] {
+        let upstream = world.apiserver().alpn(alpn).start().await;
+        let proxy = world.proxy(upstream.address()).start();
+        for code in [NO_ERROR, INTERNAL_ERROR, CANCEL] {
+            for length in [None, Some(("content-length", "9"))] {
+                let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
+                let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
+                let mut fields = vec![
+                    (":method", "POST"),
+                    (":scheme", "https"),
+                    (":authority", HOST),
+                    (":path", "/"),
+                ];
+                fields.extend(length);
+                wire.headers(1, &fields, 0).await.unwrap();
+                wire.data(1, "part", 0).await.unwrap();
+                let request = upstream.next_request().await;
+                wire.reset(1, code).await.unwrap();
+                let end = request.body_end().await;
+                assert!(
+                    matches!(end, BodyEnd::Cut(_)),
+                    "code {code} to {alpn:?}: {end:?}"
+                );
+            }
+        }
+    }
+}
+
+/// The same when the whole connection goes.
+#[tokio::test]
+async fn an_upload_on_a_lost_http2_connection_is_cut_upstream() {
+    let world = World::new();
+    for alpn in [&["h2"][..], &["http/1.1"]] {
+        let upstream = world.apiserver().alpn(alpn).start().await;
+        let proxy = world.proxy(upstream.address()).start();
+        let client = proxy.client().http2().await;
+        let request = Request::post("https://kube.test/").body(()).unwrap();
+        let (_response, mut body) = client.begin(request, false).await.unwrap();
+        body.send_data(Bytes::from("part"), false).unwrap();
+        let request = upstream.next_request().await;
+        drop(client);
+        let end = request.body_end().await;
+        assert!(matches!(end, BodyEnd::Cut(_)), "{alpn:?}: {end:?}");
+    }
+}
+
+/// An empty DATA frame with the end is an end; so is an upload in many small frames.
+#[tokio::test]
+async fn uploads_arrive_whole_however_they_are_cut_up() {
+    let world = World::new();
+    for alpn in [&["h2"][..], &["http/1.1"]] {
+        let upstream = world
+            .apiserver()
+            .alpn(&[alpn, &["http/1.1"]].concat())
+            .start()
+            .await;
+        let proxy = world.proxy(upstream.address()).start();
+        let client = proxy.client().http2().await;
+        let request = Request::post("https://kube.test/").body(()).unwrap();
+        let (response, mut body) = client.begin(request, false).await.unwrap();
+        for _ in 0..50 {
+            body.send_data(Bytes::from("0123456789"), false).unwrap();
+        }
+        body.send_data(Bytes::new(), true).unwrap();
+        assert_eq!(within("a response", response).await.unwrap().status(), 200);
+        let request = upstream.next_request().await;
+        assert_eq!(request.body().await, b"0123456789".repeat(50));
+
+        let large = vec![b'x'; 3 << 20];
+        let answer = proxy.ask(Protocol::Http2, "POST", "/", &[], &large).await;
+        assert_eq!(answer.code, 200);
+        let answer = proxy.ask(Protocol::Http1, "POST", "/", &[], &large).await;
+        assert_eq!(answer.code, 200);
+        for _ in 0..2 {
+            assert!(upstream.next_request().await.body().await == large);
+        }
+    }
+}
+
+/// A body that came whole is answered as whole: the other side of the tests above.
+#[tokio::test]
+async fn http2_request_without_body_is_complete() {
+    let world = World::new();
+    let apiserver = world
+        .apiserver()
+        .http(|_| async { Response::new(full("ok")) });
+    let upstream = apiserver.start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    for protocol in BOTH {
+        assert_eq!(proxy.ask(protocol, "DELETE", "/", &[], b"").await.code, 200);
+        assert_eq!(
+            upstream.next_request().await.body_end().await,
+            BodyEnd::Complete
+        );
+    }
+}

@@ -1,0 +1,297 @@
+//! Which header fields cross the proxy, and how.
+
+use bytes::Bytes;
+use http::{Request, Response};
+use standin::upstream::{Received, full};
+
+use crate::{
+    proxy::{HOST, World},
+    status::{BOTH, Protocol},
+};
+
+#[track_caller]
+fn assert_absent(request: &Received, names: &[&str]) {
+    for name in names {
+        assert_eq!(request.lines(name), Vec::<&str>::new(), "{name}");
+    }
+}
+
+/// Case 29. What a client names as hop-by-hop is dropped, but never what says who the user is.
+#[tokio::test]
+async fn connection_line_removes_no_identity() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let mut client = proxy.client().http1().await;
+    let lines = "Connection: x-remote-user, Authorization, impersonate-user, Host\r\n\
+                 Connection: keep-alive, X-Mine, x-forwarded-for, content-length, Cookie\r\n\
+                 X-Mine: 1\r\nKeep-Alive: timeout=5\r\nProxy-Connection: keep-alive\r\n\
+                 Authorization: bearer  a b\r\nImpersonate-User: bob\r\nImpersonate-Group: a\r\n\
+                 Impersonate-Group: b\r\nImpersonate-Extra-Scopes: view\r\nX-Remote-User: admin\r\nCookie: c=1\r\n";
+    assert_eq!(client.get(HOST, "/", lines).await.status, 200);
+    let request = upstream.next_request().await;
+    for (name, values) in [
+        ("authorization", &["bearer  a b"][..]),
+        ("impersonate-user", &["bob"]),
+        ("impersonate-group", &["a", "b"]),
+        ("impersonate-extra-scopes", &["view"]),
+        ("x-forwarded-for", &["127.0.0.1"]),
+        ("cookie", &["c=1"]),
+        ("host", &[HOST]),
+    ] {
+        assert_eq!(request.lines(name), values, "{name}");
+    }
+    let gone = [
+        "connection",
+        "x-mine",
+        "keep-alive",
+        "proxy-connection",
+        "x-remote-user",
+    ];
+    assert_absent(&request, &gone);
+}
+
+/// Case 43. The apiserver believes whoever claims to have forwarded a request, so only the proxy may.
+/// Neither may anybody claim to be a front proxy that has authenticated a user.
+#[tokio::test]
+async fn claims_about_origin_and_user_are_replaced() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    for protocol in BOTH {
+        let fields = [
+            ("x-forwarded-for", "10.0.0.1"),
+            ("x-forwarded-for", "10.0.0.2"),
+            ("x-forwarded-host", "evil.test"),
+            ("x-forwarded-proto", "http"),
+            ("x-forwarded-uri", "/evil"),
+            ("x_forwarded_for", "10.0.0.3"),
+            ("x-real-ip", "10.0.0.4"),
+            ("forwarded", "for=10.0.0.5"),
+            ("x-remote-user", "admin"),
+            ("x-remote-group", "system:masters"),
+            ("x-remote-extra-foo", "bar"),
+            ("x-remote-uid", "0"),
+        ];
+        proxy.ask(protocol, "GET", "/", &fields, b"").await;
+        let request = upstream.next_request().await;
+        assert_eq!(request.lines("x-forwarded-for"), ["127.0.0.1"]);
+        assert_eq!(request.lines("x-forwarded-host"), [HOST]);
+        assert_eq!(request.lines("x-forwarded-proto"), ["https"]);
+        let gone = [
+            "x-forwarded-uri",
+            "x_forwarded_for",
+            "x-real-ip",
+            "forwarded",
+            "x-remote-user",
+            "x-remote-group",
+            "x-remote-extra-foo",
+            "x-remote-uid",
+        ];
+        assert_absent(&request, &gone);
+    }
+}
+
+/// Case 18. Only protocols that kube-apiserver speaks may be switched to.
+#[tokio::test]
+async fn unknown_upgrades_are_dropped() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    for lines in [
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n",
+        "Connection: upgrade\r\nUpgrade: foo\r\n",
+        "Connection: upgrade\r\nUpgrade: websocket, h2c\r\n",
+        "Connection: upgrade\r\nUpgrade: websocket\r\nUpgrade: h2c\r\n",
+        "Upgrade: websocket\r\n",
+        "Connection: close, x\r\nUpgrade: SPDY/3.1\r\n",
+    ] {
+        let mut client = proxy.client().http1().await;
+        assert_eq!(client.get(HOST, "/", lines).await.status, 200, "{lines}");
+        let request = upstream.next_request().await;
+        assert_absent(&request, &["upgrade", "connection", "http2-settings"]);
+    }
+}
+
+/// Case 42. HTTP/2 splits cookies and names the host in `:authority`; HTTP/1.1 knows one line of each.
+#[tokio::test]
+async fn http2_fields_take_their_http1_form() {
+    let world = World::new();
+    let upstream = world.apiserver().alpn(&["http/1.1"]).start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let fields = [
+        ("cookie", "a=1"),
+        ("x-a", "1"),
+        ("cookie", "b=2"),
+        ("x-a", "2"),
+    ];
+    proxy.ask(Protocol::Http2, "GET", "/", &fields, b"").await;
+    let request = upstream.next_request().await;
+    assert_eq!(request.lines("host"), [HOST]);
+    assert_eq!(request.lines("cookie"), ["a=1; b=2"]);
+    assert_eq!(request.lines("x-a"), ["1", "2"]);
+    assert_eq!(request.target, "/");
+}
+
+/// Case 42. The host goes up as the client wrote it, port included: the apiserver compares it with the
+/// links of backends.
+#[tokio::test]
+async fn host_is_kept_as_the_client_wrote_it() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    for host in ["kube.test:6443", "KUBE.test", "kube.test."] {
+        let mut client = proxy.client().http1().await;
+        assert_eq!(client.get(host, "/", "").await.status, 200);
+        let request = upstream.next_request().await;
+        assert_eq!(request.lines("host"), [host]);
+        assert_eq!(request.lines("x-forwarded-host"), [host]);
+        let client = proxy.client().http2().await;
+        let url = format!("https://{host}/");
+        assert_eq!(client.get(&url).await.unwrap().status, 200);
+        let request = upstream.next_request().await;
+        assert_eq!(request.authority.as_deref(), Some(host));
+        assert_absent(&request, &["host"]);
+    }
+}
+
+/// Case 26. A big OIDC token and many groups are ordinary.
+#[tokio::test]
+async fn many_groups_and_a_big_token_pass() {
+    let world = World::new();
+    let token = format!("Bearer {}", "t".repeat(20 << 10));
+    let groups: Vec<String> = (0..300).map(|number| format!("group-{number}")).collect();
+    let upstream = world.apiserver().start().await;
+    for (count, limit) in [(120, None), (300, Some(400))] {
+        let mut setup = world.proxy(upstream.address());
+        if let Some(limit) = limit {
+            setup = setup.limits(|limits| limits.header_fields = limit);
+        }
+        let proxy = setup.start();
+        let groups = &groups[..count];
+        let mut fields = vec![("authorization", token.as_str())];
+        fields.extend(
+            groups
+                .iter()
+                .map(|group| ("impersonate-group", group.as_str())),
+        );
+        for protocol in BOTH {
+            let answer = proxy.ask(protocol, "GET", "/", &fields, b"").await;
+            assert_eq!(answer.code, 200, "{protocol:?} {}", answer.text());
+            let request = upstream.next_request().await;
+            assert_eq!(request.lines("impersonate-group"), groups);
+            assert_eq!(request.lines("authorization"), [&token]);
+        }
+    }
+}
+
+/// Case 47. Every `Warning` is a line of its own, or kubectl prints only the first.
+#[tokio::test]
+async fn response_fields_arrive_as_they_are() {
+    const FIELDS: [(&str, &str); 8] = [
+        ("warning", "299 - \"policy/v1beta1 is deprecated\""),
+        ("warning", "299 - \"a, b\""),
+        ("date", "Sun, 06 Nov 1994 08:49:37 GMT"),
+        ("audit-id", "0a1b"),
+        ("cache-control", "no-cache, private"),
+        ("www-authenticate", "Basic realm=\"a\""),
+        ("vary", "Accept-Encoding"),
+        ("x-kubernetes-pf-flowschema-uid", "u"),
+    ];
+    let world = World::new();
+    let apiserver = world.apiserver().http(|_| async {
+        let mut response = Response::builder();
+        for (name, value) in FIELDS {
+            response = response.header(name, value);
+        }
+        response.body(full("ok")).unwrap()
+    });
+    let upstream = apiserver.start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    for protocol in BOTH {
+        let answer = proxy.get(protocol, "/api").await;
+        for (name, value) in FIELDS {
+            assert!(answer.lines(name).contains(&value), "{name} in {answer:?}");
+        }
+        assert_eq!(answer.lines("warning").len(), 2);
+        assert_eq!(answer.lines("date").len(), 1);
+    }
+}
+
+/// What the apiserver says about its own connection is not said about the client's.
+#[tokio::test]
+async fn response_fields_of_the_upstream_connection_stay_there() {
+    let world = World::new();
+    let apiserver = world.apiserver().alpn(&["http/1.1"]).http(|_| async {
+        Response::builder()
+            .header("connection", "close, X-Internal")
+            .header("x-internal", "1")
+            .header("keep-alive", "timeout=5")
+            .header("proxy-authenticate", "Basic")
+            .header("upgrade", "h2c")
+            .body(full("ok"))
+            .unwrap()
+    });
+    let upstream = apiserver.start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let gone = [
+        "connection",
+        "x-internal",
+        "keep-alive",
+        "proxy-authenticate",
+        "upgrade",
+    ];
+    let mut http1 = proxy.client().http1().await;
+    let http2 = proxy.client().http2().await;
+    for _ in 0..2 {
+        let response = http1.get(HOST, "/", "").await;
+        assert_eq!(response.text(), "ok");
+        let other = http2.get("https://kube.test/").await.unwrap();
+        assert_eq!(other.text(), "ok");
+        for name in gone {
+            assert_eq!(response.head.lines(name), Vec::<&str>::new(), "{name}");
+            assert!(!other.headers.contains_key(name), "{name}");
+        }
+    }
+}
+
+/// Fields that HTTP/2 forbids make a request malformed (RFC 9113 §8.2.2); none reaches the apiserver.
+#[tokio::test]
+async fn connection_fields_over_http2_are_refused() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    for (name, value) in [
+        ("transfer-encoding", "chunked"),
+        ("connection", "close"),
+        ("upgrade", "websocket"),
+    ] {
+        let mut wire = standin::frames::FrameConnection::client(
+            proxy.client().alpn(&["h2"]).connect().await.unwrap(),
+            &[],
+        )
+        .await
+        .unwrap();
+        let fields = [
+            (":method", "GET"),
+            (":scheme", "https"),
+            (":authority", HOST),
+            (":path", "/"),
+            (name, value),
+        ];
+        wire.headers(1, &fields, standin::frames::END_STREAM)
+            .await
+            .unwrap();
+        let reset =
+            standin::within("a reset", wire.expect(standin::frames::kind::RST_STREAM)).await;
+        assert_eq!(reset.unwrap().error_code(), Some(1), "{name}");
+    }
+    assert_eq!(upstream.requests().len(), 0);
+    let request = Request::get("https://kube.test/").header("te", "trailers");
+    let client = proxy.client().http2().await;
+    client
+        .request(request.body(Bytes::new()).unwrap())
+        .await
+        .unwrap();
+    assert_eq!(upstream.next_request().await.lines("te"), ["trailers"]);
+}

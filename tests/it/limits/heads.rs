@@ -1,0 +1,206 @@
+//! Heads that are no heads, or that two parsers could read in two ways.
+
+use crate::{proxy::World, status::Answer};
+
+/// Behind every refused request; it must never be taken for one.
+const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: kube.test\r\n\r\n";
+
+/// Sends a request with these lines, and refuses to see anything of it upstream or any second answer.
+async fn refuses(world: &World, requests: &[&str], message: &str) {
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    for request in requests {
+        let mut client = proxy.client().http1().await;
+        client.send(format!("{request}{SMUGGLED}")).await;
+        let answer: Answer = client.response().await.into();
+        let said = answer.status(400, "BadRequest");
+        assert!(said.contains(message), "{request:?}: {said}");
+        let rest = client.end().await;
+        assert_eq!(rest.unwrap_or_default(), "", "{request:?}");
+    }
+    assert_eq!(upstream.connections().len(), 0);
+}
+
+/// Case 60.
+#[tokio::test]
+async fn both_length_and_coding() {
+    let requests = [
+        "POST / HTTP/1.1\r\nHost: kube.test\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n0\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: kube.test\r\ncontent-length:5\r\ntransfer-encoding:chunked\r\n\r\n0\r\n\r\n",
+    ];
+    refuses(
+        &World::new(),
+        &requests,
+        "length of the request body is ambiguous",
+    )
+    .await;
+}
+
+/// Case 60. Two lengths that agree are refused as well: somebody on the way may add them up.
+#[tokio::test]
+async fn several_lengths() {
+    let agreeing = [
+        "POST / HTTP/1.1\r\nHost: kube.test\r\nContent-Length: 4\r\nContent-Length: 4\r\n\r\nbody",
+    ];
+    refuses(
+        &World::new(),
+        &agreeing,
+        "length of the request body is ambiguous",
+    )
+    .await;
+    let differing = [
+        "POST / HTTP/1.1\r\nHost: kube.test\r\nContent-Length: 4\r\nContent-Length: 0\r\n\r\nbody",
+        "POST / HTTP/1.1\r\nHost: kube.test\r\nContent-Length: 4, 4\r\n\r\nbody",
+    ];
+    refuses(&World::new(), &differing, "not well-formed HTTP").await;
+}
+
+/// Case 60.
+#[tokio::test]
+async fn lengths_that_are_no_numbers() {
+    let requests: Vec<String> = ["+4", "-4", "0x4", "4a", "", "4 4", "99999999999999999999"]
+        .iter()
+        .map(|length| {
+            format!("POST / HTTP/1.1\r\nHost: kube.test\r\nContent-Length: {length}\r\n\r\nbody")
+        })
+        .collect();
+    let requests: Vec<&str> = requests.iter().map(String::as_str).collect();
+    refuses(&World::new(), &requests, "not well-formed HTTP").await;
+}
+
+/// Case 60. hyper lets every coding pass whose last is `chunked`.
+#[tokio::test]
+async fn codings_other_than_chunked() {
+    let requests = [
+        "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
+    ];
+    refuses(&World::new(), &requests, "transfer coding is not chunked").await;
+    let requests = [
+        "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: identity\r\n\r\nbody",
+        "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: chunked, gzip\r\n\r\nbody",
+        "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+        "POST / HTTP/1.0\r\nHost: kube.test\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ];
+    refuses(&World::new(), &requests, "not well-formed HTTP").await;
+}
+
+/// Case 60.
+#[tokio::test]
+async fn malformed_heads() {
+    let requests = [
+        "GET / HTTP/1.1\r\nHost: kube.test\r\nX: a\r\n folded\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: kube.test\r\nX: a\0b\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: kube.test\r\nX: a\rb\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: kube.test\r\nX : a\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: kube.test\r\n X: a\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: kube.test\r\n: a\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: kube.test\r\nX\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: kube.test\r\nX\0: a\r\n\r\n",
+        "GET /a b HTTP/1.1\r\nHost: kube.test\r\n\r\n",
+        "GET /\0 HTTP/1.1\r\nHost: kube.test\r\n\r\n",
+        "G(T / HTTP/1.1\r\nHost: kube.test\r\n\r\n",
+        "GET / HTTP/1.2\r\nHost: kube.test\r\n\r\n",
+        "GET / HTTP/3.0\r\nHost: kube.test\r\n\r\n",
+        "GET /\r\nHost: kube.test\r\n\r\n",
+    ];
+    refuses(&World::new(), &requests, "").await;
+}
+
+/// RFC 9112 §2.2 lets a recipient take a bare LF for a line end; what goes up has whole ones.
+#[tokio::test]
+async fn bare_line_feeds_in_a_head_are_mended() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let mut client = proxy.client().http1().await;
+    client
+        .send("POST /a HTTP/1.1\nHost: kube.test\nContent-Length: 4\nX: 1\n\nbody")
+        .await;
+    assert_eq!(client.response().await.status, 200);
+    let request = upstream.next_request().await;
+    let head = String::from_utf8(request.head.clone().unwrap().to_vec()).unwrap();
+    assert_eq!(
+        head.matches('\n').count(),
+        head.matches("\r\n").count(),
+        "{head:?}"
+    );
+    assert_eq!(request.lines("x"), ["1"]);
+    assert_eq!(request.body().await, b"body");
+}
+
+/// In a body there is no such leave: chunks whose sizes end otherwise are cut, never repaired.
+#[tokio::test]
+async fn malformed_chunks_cut_the_body() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    for chunks in [
+        "4\nbody\r\n0\r\n\r\n",
+        "4\r\nbodyX0\r\n\r\n",
+        "x\r\nbody",
+        "4;\nbody\r\n0\r\n\r\n",
+        "-4\r\nbody",
+    ] {
+        let mut client = proxy.client().http1().await;
+        let head = "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: chunked\r\n\r\n";
+        client.send(format!("{head}{chunks}")).await;
+        let answer: Answer = client.response().await.into();
+        let message = answer.status(400, "BadRequest");
+        assert!(
+            message.contains("request body ended before"),
+            "{chunks:?}: {message}"
+        );
+        for request in upstream.requests() {
+            let end = request.body_end().await;
+            assert!(
+                matches!(end, standin::upstream::BodyEnd::Cut(_)),
+                "{chunks:?}: {end:?}"
+            );
+        }
+    }
+}
+
+/// Whoever speaks HTTP/2 without having agreed on it is told nothing and reaches nothing.
+#[tokio::test]
+async fn http2_preface_without_alpn_ends_the_connection() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let mut client = proxy.client().http1().await;
+    client.send(standin::frames::PREFACE).await;
+    let rest = client.end().await.unwrap_or_default();
+    assert!(!rest.starts_with(b"HTTP/1.1 2"), "{rest:?}");
+    assert_eq!(upstream.connections().len(), 0);
+}
+
+/// The apiserver may answer with a bare 400 as well; with another request right behind it that is not
+/// to be taken for hyper's word on a malformed head.
+#[tokio::test]
+async fn bare_answers_of_the_apiserver_are_not_replaced() {
+    let world = World::new();
+    let apiserver = world.apiserver().http(|request| async move {
+        let status = if request.uri().path() == "/bare" {
+            400
+        } else {
+            200
+        };
+        let response = http::Response::builder().status(status);
+        response.body(standin::upstream::empty()).unwrap()
+    });
+    let upstream = apiserver.start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let mut client = proxy.client().http1().await;
+    client
+        .send("GET /bare HTTP/1.1\r\nHost: kube.test\r\n\r\nGET /next HTTP/1.1\r\nHost: kube.test\r\n\r\n")
+        .await;
+    let bare = client.response().await;
+    assert_eq!((bare.status, bare.text().as_str()), (400, ""));
+    assert_eq!(bare.head.lines("connection"), Vec::<&str>::new());
+    assert_eq!(client.response().await.status, 200);
+    client.send("GET /x HTTP/1.1\r\nX\r\n\r\n").await;
+    let answer: Answer = client.response().await.into();
+    answer.status(400, "BadRequest");
+}

@@ -1,0 +1,243 @@
+//! How large a request may be, over both protocols: at the limit it passes, one over it the client
+//! learns which setting it is.
+
+mod deadlines;
+mod heads;
+
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use kube_tls_proxy::config::Limits;
+
+use crate::{
+    proxy::{HOST, Proxy, World},
+    status::{Answer, BOTH, Protocol},
+};
+
+const TOO_LARGE: &str = "RequestHeaderFieldsTooLarge";
+
+fn small(limits: &mut Limits) {
+    limits.header_fields = 20;
+    limits.header_bytes = 2000;
+    limits.uri_bytes = 200;
+}
+
+/// Bytes of fields that [`Proxy::ask`] adds by itself.
+fn host_bytes(protocol: Protocol) -> usize {
+    match protocol {
+        Protocol::Http1 => "host".len() + HOST.len(),
+        Protocol::Http2 => 0,
+    }
+}
+
+async fn with_fields(proxy: &Proxy, protocol: Protocol, count: usize) -> Answer {
+    let own = usize::from(protocol == Protocol::Http1);
+    let fields = vec![("x", "y"); count - own];
+    proxy.ask(protocol, "GET", "/", &fields, b"").await
+}
+
+/// Case 26. hyper refuses much more than the limit by itself; its answer is a `Status` as well.
+#[tokio::test]
+async fn header_fields() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).limits(small).start();
+    for protocol in BOTH {
+        assert_eq!(with_fields(&proxy, protocol, 20).await.code, 200);
+        for count in [21, 22, 40] {
+            let answer = with_fields(&proxy, protocol, count).await;
+            let message = answer.status(431, TOO_LARGE);
+            assert!(
+                message.contains("more than 20 header fields")
+                    && message.ends_with("limits.header_fields"),
+                "{protocol:?} {count}: {message}"
+            );
+        }
+    }
+    let answer = with_fields(&proxy, Protocol::Http1, 400).await;
+    assert!(
+        answer
+            .status(431, TOO_LARGE)
+            .ends_with("limits.header_fields")
+    );
+    assert_eq!(upstream.requests().len(), 2);
+}
+
+/// Case 26. Names and values count; over HTTP/1.1 also where hyper refuses a head that it cannot buffer.
+#[tokio::test]
+async fn header_bytes() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).limits(small).start();
+    for protocol in BOTH {
+        let room = 2000 - host_bytes(protocol) - 1;
+        let value = "v".repeat(100_000);
+        for (length, code) in [(room, 200), (room + 1, 431), (room + 200, 431)] {
+            let fields = [("x", &value[..length])];
+            let answer = proxy.ask(protocol, "GET", "/", &fields, b"").await;
+            assert_eq!(answer.code, code, "{protocol:?} {length}");
+            if code == 431 {
+                let message = answer.status(431, TOO_LARGE);
+                assert!(
+                    message.contains("2000") && message.ends_with("limits.header_bytes"),
+                    "{message}"
+                );
+            }
+        }
+    }
+    for length in [16_000, 100_000] {
+        let value = "v".repeat(length);
+        let answer = proxy
+            .ask(Protocol::Http1, "GET", "/", &[("x", &value)], b"")
+            .await;
+        let message = answer.status(431, TOO_LARGE);
+        assert!(message.ends_with("limits.header_bytes"), "{message}");
+    }
+    assert_eq!(upstream.requests().len(), 2);
+}
+
+/// What HTTP/2 adds to each field in its own count is not the client's fault: a request that is at every
+/// limit at once passes.
+#[tokio::test]
+async fn all_limits_at_once() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let setup = world.proxy(upstream.address());
+    let proxy = setup
+        .limits(|limits| {
+            limits.header_fields = 128;
+            limits.header_bytes = 1280;
+            limits.uri_bytes = 100;
+        })
+        .start();
+    for protocol in BOTH {
+        let own = usize::from(protocol == Protocol::Http1);
+        let mut fields = vec![("x", "123456789"); 128 - own];
+        // Host is three bytes longer than the field that it takes the place of.
+        if own > 0 {
+            fields[0].1 = "123456";
+        }
+        let target = format!("/{}", "t".repeat(99));
+        let answer = proxy.ask(protocol, "GET", &target, &fields, b"").await;
+        assert_eq!(answer.code, 200, "{protocol:?} {}", answer.text());
+    }
+}
+
+#[tokio::test]
+async fn uri_bytes() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).limits(small).start();
+    for protocol in BOTH {
+        for (length, code) in [(200, 200), (201, 414), (1000, 414)] {
+            let target = format!("/a?{}", "b".repeat(length - 3));
+            let answer = proxy.get(protocol, &target).await;
+            assert_eq!(answer.code, code, "{protocol:?} {length}");
+            if code == 414 {
+                let message = answer.status(414, "RequestURITooLong");
+                assert!(
+                    message.contains("200 bytes") && message.ends_with("limits.uri_bytes"),
+                    "{message}"
+                );
+            }
+        }
+    }
+    assert_eq!(upstream.requests().len(), 2);
+}
+
+/// Case 27. `kubectl exec p -- sh -c "<70 KB>"` asks this, without ALPN and with an upgrade.
+#[tokio::test]
+async fn uri_larger_than_any_setting() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let upgrade = [
+        ("connection", "Upgrade"),
+        ("upgrade", "websocket"),
+        ("sec-websocket-version", "13"),
+    ];
+    for length in [70_000, 200_000, 1_000_000] {
+        let target = format!(
+            "/api/v1/namespaces/n/pods/p/exec?command={}",
+            "x".repeat(length)
+        );
+        let answer = proxy
+            .ask(Protocol::Http1, "GET", &target, &upgrade, b"")
+            .await;
+        let message = answer.status(414, "RequestURITooLong");
+        assert!(message.ends_with("limits.uri_bytes"), "{message}");
+        assert_eq!(answer.lines("connection"), ["close"]);
+    }
+    assert_eq!(upstream.connections().len(), 0);
+}
+
+/// Case 27. The largest request target that passes over either protocol.
+#[tokio::test]
+async fn uri_of_the_default_limit() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    for protocol in BOTH {
+        // The URI of the HTTP/2 client holds the host too, and no URI is longer than 65,534 bytes.
+        let length = 65_534 - "https://kube.test".len();
+        let target = format!("/{}", "x".repeat(length - 1));
+        assert_eq!(proxy.get(protocol, &target).await.code, 200, "{protocol:?}");
+        assert_eq!(upstream.next_request().await.target.len(), length);
+    }
+}
+
+/// A few bytes of HPACK can stand for thousands of fields (CVE-2026-49975), cookie crumbs among them
+/// (CVE-2026-47774). They are counted when they are decoded, and the connection goes on.
+#[tokio::test]
+async fn indexed_fields_count_as_fields() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let client = proxy.client().http2().await;
+    for (name, count, has_status) in [
+        ("x", 129, true),
+        ("cookie", 4_000, true),
+        ("x", 20_000, false),
+    ] {
+        let mut request = Request::get("https://kube.test/");
+        for _ in 0..count {
+            request = request.header(name, "y");
+        }
+        let request = request.body(Bytes::new()).unwrap();
+        let response = client.request(request).await.unwrap();
+        assert_eq!(response.status, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+        // Beyond twice the limit in bytes h2 refuses by itself and says no more than the code.
+        if has_status {
+            let message = Answer::from(response).status(431, TOO_LARGE);
+            assert!(message.ends_with("limits.header_fields"), "{message}");
+        }
+    }
+    assert_eq!(client.get("https://kube.test/").await.unwrap().status, 200);
+    assert_eq!(upstream.requests().len(), 1);
+}
+
+/// A refusal for size ends an HTTP/1.1 connection only when the rest of it cannot be told apart.
+#[tokio::test]
+async fn connection_goes_on_after_a_refusal_by_the_policy() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).limits(small).start();
+    let mut client = proxy.client().http1().await;
+    let target = format!("/{}", "x".repeat(200));
+    let refused: Answer = client.get(HOST, &target, "").await.into();
+    refused.status(414, "RequestURITooLong");
+    assert_eq!(client.get(HOST, "/", "").await.status, 200);
+}
+
+/// An expectation that cannot be met (RFC 9110 §10.1.1).
+#[tokio::test]
+async fn unknown_expectation() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    for protocol in BOTH {
+        let fields = [("expect", "200-ok")];
+        let answer = proxy.ask(protocol, "POST", "/", &fields, b"body").await;
+        answer.status(417, "ExpectationFailed");
+    }
+    assert_eq!(upstream.connections().len(), 0);
+}

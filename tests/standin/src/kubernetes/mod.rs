@@ -1,0 +1,400 @@
+//! Handlers that behave like a small kube-apiserver, enough for a real kubectl.
+//!
+//! They know discovery, namespaces, pods (get, list, watch, create, delete; as tables too), logs, exec over
+//! WebSocket and `kubectl auth whoami`. As in kube-apiserver, a 401 or an anonymous request over HTTP/2 is
+//! answered with a GOAWAY for its whole connection.
+//!
+//! ```no_run
+//! # async fn example() {
+//! use standin::{kubernetes::{Kubernetes, Pod}, pki::Ca, upstream::Upstream};
+//!
+//! let cluster = Kubernetes::new().token("secret", "jane", &["dev"]);
+//! cluster.apply(Pod::running("web-0"));
+//! let apiserver = Upstream::builder(Ca::new("cluster").server(&["127.0.0.1"])).kubernetes(&cluster).start().await;
+//! # }
+//! ```
+
+mod answer;
+mod clock;
+mod discovery;
+mod exec;
+mod query;
+mod shell;
+mod watch;
+mod websocket;
+mod world;
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Version, header};
+use serde_json::{Value, json};
+
+pub use world::Pod;
+
+use crate::upstream::{Builder, RequestBody, full};
+use answer::{Answer, failure, not_found, ok};
+use query::Query;
+use world::World;
+
+/// Who a request is from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct User {
+    name: String,
+    groups: Vec<String>,
+}
+
+/// A small cluster. Clones are the same cluster.
+#[derive(Debug, Clone)]
+pub struct Kubernetes(Arc<Cluster>);
+
+#[derive(Debug, Clone)]
+struct Cluster {
+    version: String,
+    tokens: BTreeMap<String, User>,
+    goaway: Goaway,
+    log_interval: Duration,
+    bookmark_interval: Duration,
+    world: Arc<World>,
+    audit: Arc<AtomicU64>,
+}
+
+/// Whether 401 and anonymous requests over HTTP/2 cost their connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Goaway {
+    /// As kube-apiserver since 1.29.
+    WhenUnauthenticated,
+    /// As before.
+    Never,
+}
+
+impl Kubernetes {
+    /// A cluster without pods that knows no token: until one is added, everybody may do everything.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(Arc::new(Cluster {
+            version: "v1.32.4".to_owned(),
+            tokens: BTreeMap::new(),
+            goaway: Goaway::WhenUnauthenticated,
+            log_interval: Duration::from_secs(1),
+            bookmark_interval: Duration::from_secs(60),
+            world: Arc::new(World::new()),
+            audit: Arc::default(),
+        }))
+    }
+
+    /// Knows this bearer token. From now on requests without one are anonymous, and those with another
+    /// are answered with 401.
+    #[must_use]
+    pub fn token(self, token: &str, user: &str, groups: &[&str]) -> Self {
+        let groups = groups.iter().map(ToString::to_string).collect();
+        let user = User {
+            name: user.to_owned(),
+            groups,
+        };
+        self.with(|cluster| drop(cluster.tokens.insert(token.to_owned(), user)))
+    }
+
+    /// What 401 and anonymous requests over HTTP/2 cost.
+    #[must_use]
+    pub fn goaway(self, goaway: Goaway) -> Self {
+        self.with(|cluster| cluster.goaway = goaway)
+    }
+
+    /// The time between two lines of a followed log; one second when not said.
+    #[must_use]
+    pub fn log_interval(self, interval: Duration) -> Self {
+        self.with(|cluster| cluster.log_interval = interval)
+    }
+
+    /// The time between two bookmarks of a watch that allows them; a minute when not said.
+    #[must_use]
+    pub fn bookmark_interval(self, interval: Duration) -> Self {
+        self.with(|cluster| cluster.bookmark_interval = interval)
+    }
+
+    /// The version it says it has, such as `v1.32.4`.
+    #[must_use]
+    pub fn version(self, version: &str) -> Self {
+        self.with(|cluster| version.clone_into(&mut cluster.version))
+    }
+
+    /// Adds a pod or changes one; watchers hear of it.
+    pub fn apply(&self, pod: Pod) {
+        self.0.world.apply(pod);
+    }
+
+    /// Removes a pod; watchers hear of it.
+    pub fn delete(&self, namespace: &str, name: &str) {
+        self.0.world.delete(namespace, name);
+    }
+
+    /// Answers one request.
+    pub async fn answer(&self, request: Request<RequestBody>) -> Answer {
+        self.0.answer(request).await
+    }
+
+    fn with(self, change: impl FnOnce(&mut Cluster)) -> Self {
+        let mut cluster = Arc::unwrap_or_clone(self.0);
+        change(&mut cluster);
+        Self(Arc::new(cluster))
+    }
+}
+
+impl Default for Kubernetes {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Builder {
+    /// Answers every request as this cluster does.
+    #[must_use]
+    pub fn kubernetes(self, cluster: &Kubernetes) -> Self {
+        let cluster = cluster.clone();
+        self.http(move |request| {
+            let cluster = cluster.clone();
+            async move { cluster.answer(request).await }
+        })
+    }
+}
+
+/// The outcome of authentication.
+enum Identity {
+    Known(User),
+    Anonymous,
+    Unauthorized,
+}
+
+impl Cluster {
+    async fn answer(&self, request: Request<RequestBody>) -> Answer {
+        let is_http2 = request.version() == Version::HTTP_2;
+        let asked_audit = request.headers().get("audit-id").cloned();
+        let identity = self.authenticate(request.headers());
+        let unauthenticated = !matches!(identity, Identity::Known(_));
+        let mut answer = match identity {
+            Identity::Known(user) => {
+                let user = impersonated(request.headers(), user);
+                self.serve(request, &user).await
+            }
+            Identity::Anonymous => self.anonymous(request.uri().path()),
+            Identity::Unauthorized => {
+                failure(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized")
+            }
+        };
+        let headers = answer.headers_mut();
+        if unauthenticated && is_http2 && self.goaway == Goaway::WhenUnauthenticated {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        headers.insert("audit-id", asked_audit.unwrap_or_else(|| self.audit_id()));
+        answer
+    }
+
+    fn audit_id(&self) -> HeaderValue {
+        let number = self.audit.fetch_add(1, Ordering::Relaxed);
+        HeaderValue::from_str(&format!("00000000-0000-4000-8000-{number:012x}"))
+            .expect("hexadecimal digits are valid")
+    }
+
+    fn authenticate(&self, headers: &HeaderMap) -> Identity {
+        if self.tokens.is_empty() {
+            return Identity::Known(User {
+                name: "everybody".to_owned(),
+                groups: Vec::new(),
+            });
+        }
+        let known = |token: &str| match self.tokens.get(token) {
+            Some(user) => Identity::Known(user.clone()),
+            None => Identity::Unauthorized,
+        };
+        let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+        if let Some(token) =
+            text(header::AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer "))
+        {
+            return known(token);
+        }
+        let protocols = text(header::SEC_WEBSOCKET_PROTOCOL)
+            .unwrap_or_default()
+            .split(',')
+            .map(str::trim);
+        let mut tokens = protocols
+            .filter_map(|name| name.strip_prefix("base64url.bearer.authorization.k8s.io."));
+        match tokens.next().map(|token| URL_SAFE_NO_PAD.decode(token)) {
+            None => Identity::Anonymous,
+            Some(token) => known(&String::from_utf8_lossy(&token.unwrap_or_default())),
+        }
+    }
+
+    /// What the role `system:public-info-viewer` allows everybody.
+    fn anonymous(&self, path: &str) -> Answer {
+        match path {
+            "/livez" | "/readyz" | "/healthz" => answer::text(full("ok")),
+            "/version" | "/version/" => self.discover(path),
+            _ => {
+                let message =
+                    format!("forbidden: User \"system:anonymous\" cannot get path \"{path}\"");
+                failure(StatusCode::FORBIDDEN, "Forbidden", &message)
+            }
+        }
+    }
+
+    fn discover(&self, path: &str) -> Answer {
+        match discovery::document(path, &self.version) {
+            Some(document) => ok(&document),
+            None => failure(
+                StatusCode::NOT_FOUND,
+                "NotFound",
+                "the server could not find the requested resource",
+            ),
+        }
+    }
+
+    async fn serve(&self, request: Request<RequestBody>, user: &User) -> Answer {
+        let path = request.uri().path().to_owned();
+        let query = Query::of(request.uri());
+        let accept = request
+            .headers()
+            .get(header::ACCEPT)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default();
+        let as_table = watch::wants_table(accept);
+        let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+        let pods = |namespace| {
+            watch::pods(
+                &self.world,
+                namespace,
+                &query,
+                as_table,
+                self.bookmark_interval,
+            )
+        };
+        match (request.method(), &parts[..]) {
+            (&Method::GET, ["livez" | "readyz" | "healthz"]) => answer::text(full("ok")),
+            (&Method::GET, ["api", "v1", "pods"]) => pods(None),
+            (&Method::GET, ["api", "v1", "namespaces", namespace, "pods"]) => pods(Some(namespace)),
+            (&Method::POST, ["api", "v1", "namespaces", namespace, "pods"]) => {
+                self.create(request, namespace).await
+            }
+            (&Method::GET, ["api", "v1", "namespaces"]) => namespaces(as_table),
+            (
+                method,
+                [
+                    "api",
+                    "v1",
+                    "namespaces",
+                    namespace,
+                    "pods",
+                    name,
+                    below @ ..,
+                ],
+            ) => {
+                let Some(pod) = self.world.pod(namespace, name) else {
+                    return not_found(&format!("pods \"{name}\""));
+                };
+                match (method, below) {
+                    (&Method::GET, []) if as_table => {
+                        ok(&world::table(0, world::POD_COLUMNS, &[pod.row()]))
+                    }
+                    (&Method::GET, []) => ok(&pod.object()),
+                    (&Method::DELETE, []) => {
+                        self.world.delete(namespace, name);
+                        ok(
+                            &json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success" }),
+                        )
+                    }
+                    (&Method::GET, ["log"]) => watch::log(&pod, &query, self.log_interval),
+                    (&Method::GET | &Method::POST, ["exec"]) => exec::exec(request, &pod, &query),
+                    _ => not_found("the subresource"),
+                }
+            }
+            (&Method::POST, ["apis", "authentication.k8s.io", "v1", "selfsubjectreviews"]) => {
+                review(user)
+            }
+            (&Method::GET, _) => self.discover(&path),
+            _ => failure(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "MethodNotAllowed",
+                "the stand-in does not know this",
+            ),
+        }
+    }
+
+    async fn create(&self, request: Request<RequestBody>, namespace: &str) -> Answer {
+        let bad = |message: String| failure(StatusCode::BAD_REQUEST, "BadRequest", &message);
+        let body = match request.into_body().read().await {
+            Ok(body) => body,
+            Err(err) => return bad(format!("the body did not come whole: {err}")),
+        };
+        let object: Value = match serde_json::from_slice(&body) {
+            Ok(object) => object,
+            Err(err) => return bad(format!("the body is not JSON: {err}")),
+        };
+        let Some(name) = object["metadata"]["name"].as_str() else {
+            return bad("the pod has no name".to_owned());
+        };
+        if self.world.pod(namespace, name).is_some() {
+            let message = format!("pods \"{name}\" already exists");
+            return failure(StatusCode::CONFLICT, "AlreadyExists", &message);
+        }
+        let pod = self.world.apply(Pod::running(name).in_namespace(namespace));
+        answer::json(StatusCode::CREATED, &pod.object())
+    }
+}
+
+/// The user after `--as` and `--as-group`.
+fn impersonated(headers: &HeaderMap, user: User) -> User {
+    let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    match headers.get("impersonate-user") {
+        None => user,
+        Some(name) => User {
+            name: text(name),
+            groups: headers
+                .get_all("impersonate-group")
+                .iter()
+                .map(text)
+                .collect(),
+        },
+    }
+}
+
+fn review(user: &User) -> Answer {
+    let groups: Vec<&str> = user
+        .groups
+        .iter()
+        .map(String::as_str)
+        .chain(["system:authenticated"])
+        .collect();
+    let review = json!({
+        "kind": "SelfSubjectReview", "apiVersion": "authentication.k8s.io/v1",
+        "metadata": { "creationTimestamp": clock::rfc3339(SystemTime::now()) },
+        "status": { "userInfo": { "username": user.name, "groups": groups } },
+    });
+    answer::json(StatusCode::CREATED, &review)
+}
+
+fn namespaces(as_table: bool) -> Answer {
+    let created = SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_225_600);
+    let metadata = json!({ "name": "default", "uid": "uid-default", "creationTimestamp": clock::rfc3339(created) });
+    if as_table {
+        let row = json!({
+            "cells": ["default", "Active", clock::age(created)],
+            "object": { "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata },
+        });
+        return ok(&world::table(
+            1,
+            &[("Name", 0), ("Status", 0), ("Age", 0)],
+            &[row],
+        ));
+    }
+    let namespace = json!({ "metadata": metadata, "status": { "phase": "Active" } });
+    ok(
+        &json!({ "kind": "NamespaceList", "apiVersion": "v1", "metadata": {}, "items": [namespace] }),
+    )
+}

@@ -1,0 +1,192 @@
+//! Lists, watches and logs: the responses that are long or never end.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use serde_json::{Value, json};
+use tokio::{
+    sync::broadcast::error::RecvError,
+    time::{Instant, MissedTickBehavior, interval_at, sleep_until},
+};
+
+use super::{
+    answer::{Answer, json as json_answer, ok, text},
+    query::Query,
+    world::{Event, POD_COLUMNS, Pod, World, table},
+};
+use crate::upstream::{BodySender, Gone, channel, full};
+
+/// Whether the client takes a table rather than objects.
+pub(super) fn wants_table(accept: &str) -> bool {
+    accept.contains("as=Table")
+}
+
+/// The answer to GET on a collection of pods, with `watch` or without.
+pub(super) fn pods(
+    world: &World,
+    namespace: Option<&str>,
+    query: &Query,
+    as_table: bool,
+    bookmarks: Duration,
+) -> Answer {
+    let (version, mut pods, events) = world.pods(namespace);
+    let only = query
+        .first("fieldSelector")
+        .and_then(|selector| selector.strip_prefix("metadata.name="));
+    let wanted = {
+        let (namespace, only) = (namespace.map(str::to_owned), only.map(str::to_owned));
+        move |pod: &Pod| {
+            namespace.as_ref().is_none_or(|name| *name == pod.namespace)
+                && only.as_ref().is_none_or(|name| *name == pod.name)
+        }
+    };
+    pods.retain(&wanted);
+    if !query.is_set("watch") {
+        return ok(&list(version, &pods, as_table));
+    }
+    let initial = query.is_set("sendInitialEvents");
+    // A watch that names a version follows a list; there is no history here, so "after it" means "from now".
+    if !initial
+        && query
+            .first("resourceVersion")
+            .is_some_and(|version| version != "0")
+    {
+        pods.clear();
+    }
+    let timeout = query
+        .first("timeoutSeconds")
+        .and_then(|seconds| seconds.parse().ok());
+    let watch = Watch {
+        version,
+        pods,
+        initial,
+        as_table,
+        bookmarks: query.is_set("allowWatchBookmarks").then_some(bookmarks),
+        timeout: timeout.map(Duration::from_secs),
+    };
+    let (sender, body) = channel();
+    tokio::spawn(watch.run(sender, events, wanted));
+    let mut answer = json_answer(StatusCode::OK, &Value::Null);
+    *answer.body_mut() = body;
+    answer
+}
+
+fn list(version: u64, pods: &[Pod], as_table: bool) -> Value {
+    if as_table {
+        return table(
+            version,
+            POD_COLUMNS,
+            &pods.iter().map(Pod::row).collect::<Vec<_>>(),
+        );
+    }
+    json!({
+        "kind": "PodList", "apiVersion": "v1", "metadata": { "resourceVersion": version.to_string() },
+        "items": pods.iter().map(Pod::object).collect::<Vec<_>>(),
+    })
+}
+
+struct Watch {
+    version: u64,
+    pods: Vec<Pod>,
+    initial: bool,
+    as_table: bool,
+    bookmarks: Option<Duration>,
+    timeout: Option<Duration>,
+}
+
+impl Watch {
+    async fn run(
+        self,
+        sender: BodySender,
+        mut events: tokio::sync::broadcast::Receiver<Event>,
+        wanted: impl Fn(&Pod) -> bool,
+    ) -> Result<(), Gone> {
+        for pod in &self.pods {
+            sender.send(self.line("ADDED", pod)).await?;
+        }
+        if self.initial {
+            sender
+                .send(self.bookmark(json!({ "k8s.io/initial-events-end": "true" })))
+                .await?;
+        }
+        // Far away stands for never: both would otherwise be branches that come and go.
+        let far = Duration::from_secs(86_400 * 365);
+        let end = Instant::now() + self.timeout.unwrap_or(far);
+        let period = self.bookmarks.unwrap_or(far);
+        let mut bookmarks = interval_at(Instant::now() + period, period);
+        bookmarks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                event = events.recv() => match event {
+                    Ok(event) if wanted(&event.pod) => sender.send(self.line(event.kind, &event.pod)).await?,
+                    Ok(_) => {}
+                    // Too slow: apiserver ends such a watch too.
+                    Err(RecvError::Lagged(_) | RecvError::Closed) => return Ok(()),
+                },
+                _ = bookmarks.tick() => sender.send(self.bookmark(json!({}))).await?,
+                () = sleep_until(end) => return Ok(()),
+                () = sender.closed() => return Ok(()),
+            }
+        }
+    }
+
+    fn line(&self, kind: &str, pod: &Pod) -> String {
+        let object = if self.as_table {
+            table(self.version, POD_COLUMNS, &[pod.row()])
+        } else {
+            pod.object()
+        };
+        json!({ "type": kind, "object": object }).to_string() + "\n"
+    }
+
+    fn bookmark(&self, annotations: Value) -> String {
+        let metadata =
+            json!({ "resourceVersion": self.version.to_string(), "annotations": annotations });
+        let object = if self.as_table {
+            let row = json!({
+                "cells": [],
+                "object": { "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata },
+            });
+            table(self.version, POD_COLUMNS, &[row])
+        } else {
+            json!({ "kind": "Pod", "apiVersion": "v1", "metadata": metadata })
+        };
+        json!({ "type": "BOOKMARK", "object": object }).to_string() + "\n"
+    }
+}
+
+/// Lines that a log holds before anybody follows it.
+const OLD_LINES: usize = 5;
+
+/// The answer to GET on `log`: a few old lines and, when followed, a new one at every interval.
+pub(super) fn log(pod: &Pod, query: &Query, interval: Duration) -> Answer {
+    let tail = query
+        .first("tailLines")
+        .and_then(|lines| lines.parse().ok())
+        .unwrap_or(OLD_LINES);
+    let name = pod.name.clone();
+    let line = move |number: usize| format!("{name}: line {number}\n");
+    let old: String = (1..=OLD_LINES)
+        .skip(OLD_LINES.saturating_sub(tail))
+        .map(&line)
+        .collect();
+    if !query.is_set("follow") {
+        return text(full(old));
+    }
+    let (sender, body) = channel();
+    tokio::spawn(async move {
+        if !old.is_empty() {
+            sender.send(old).await?;
+        }
+        let mut ticks = interval_at(Instant::now() + interval, interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        for number in OLD_LINES + 1.. {
+            tokio::select! {
+                _ = ticks.tick() => sender.send(line(number)).await?,
+                () = sender.closed() => break,
+            }
+        }
+        Ok::<(), Gone>(())
+    });
+    text(body)
+}

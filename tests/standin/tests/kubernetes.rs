@@ -1,0 +1,317 @@
+//! The small cluster answers as kubectl expects of a kube-apiserver.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use serde_json::Value;
+use standin::{
+    client::{Client, Http1, TlsConnection},
+    kubernetes::{Goaway, Kubernetes, Pod},
+    pki::Ca,
+    upstream::Upstream,
+    within,
+};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+const HOST: &str = "k8s.test";
+const TOKEN: &str = "Authorization: Bearer secret\r\n";
+
+struct World {
+    ca: Ca,
+    cluster: Kubernetes,
+    apiserver: Upstream,
+}
+
+impl World {
+    async fn new(change: impl FnOnce(Kubernetes) -> Kubernetes) -> Self {
+        let ca = Ca::new("cluster");
+        let cluster = change(Kubernetes::new().token("secret", "jane", &["dev"]));
+        cluster.apply(Pod::running("web-0"));
+        let apiserver = Upstream::builder(ca.server(&[HOST]))
+            .kubernetes(&cluster)
+            .start()
+            .await;
+        Self {
+            ca,
+            cluster,
+            apiserver,
+        }
+    }
+
+    fn client(&self) -> Client {
+        Client::new(self.apiserver.address())
+            .trust(&self.ca)
+            .sni(HOST)
+    }
+
+    async fn http1(&self) -> Http1<TlsConnection> {
+        self.client().http1().await
+    }
+}
+
+async fn json(client: &mut Http1<TlsConnection>, target: &str, lines: &str) -> Value {
+    let response = client.get(HOST, target, &format!("{TOKEN}{lines}")).await;
+    assert_eq!(response.status, 200, "{target}: {}", response.text());
+    serde_json::from_slice(&response.body).unwrap()
+}
+
+#[tokio::test]
+async fn lists_pods_as_objects_and_as_a_table() {
+    let world = World::new(|cluster| cluster).await;
+    world
+        .cluster
+        .apply(Pod::running("job").in_namespace("other").phase("Succeeded"));
+    let mut client = world.http1().await;
+    let list = json(&mut client, "/api/v1/namespaces/default/pods", "").await;
+    assert_eq!(list["items"].as_array().unwrap().len(), 1);
+    assert_eq!(list["items"][0]["metadata"]["name"], "web-0");
+    let accept = "Accept: application/json;as=Table;v=v1;g=meta.k8s.io,application/json\r\n";
+    let table = json(&mut client, "/api/v1/pods", accept).await;
+    let cells = |row: usize| &table["rows"][row]["cells"];
+    assert_eq!(
+        (&cells(0)[0], &cells(0)[2]),
+        (&"web-0".into(), &"Running".into())
+    );
+    assert_eq!(
+        (&cells(1)[0], &cells(1)[2]),
+        (&"job".into(), &"Completed".into())
+    );
+}
+
+#[tokio::test]
+async fn a_watch_tells_changes_and_ends_in_time() {
+    let world = World::new(|cluster| cluster.bookmark_interval(Duration::from_millis(20))).await;
+    let mut client = world.http1().await;
+    let target = "/api/v1/namespaces/default/pods?watch=1&timeoutSeconds=1";
+    client
+        .send(format!(
+            "GET {target} HTTP/1.1\r\nHost: {HOST}\r\n{TOKEN}\r\n"
+        ))
+        .await;
+    client.head().await.unwrap();
+    let mut kinds = Vec::new();
+    let event = async |client: &mut Http1<TlsConnection>| client.chunk().await.unwrap();
+    let kind = |chunk: &[u8]| {
+        serde_json::from_slice::<Value>(chunk).unwrap()["type"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    kinds.push(kind(&event(&mut client).await));
+    world.cluster.apply(Pod::running("web-0").phase("Failed"));
+    kinds.push(kind(&event(&mut client).await));
+    world.cluster.delete("default", "web-0");
+    kinds.push(kind(&event(&mut client).await));
+    assert_eq!(kinds, ["ADDED", "MODIFIED", "DELETED"]);
+    assert!(
+        event(&mut client).await.is_empty(),
+        "the watch ends with its last chunk"
+    );
+    client.send(format!("GET {target}&allowWatchBookmarks=true&resourceVersion=1 HTTP/1.1\r\nHost: {HOST}\r\n{TOKEN}\r\n")).await;
+    client.head().await.unwrap();
+    assert_eq!(kind(&event(&mut client).await), "BOOKMARK");
+}
+
+#[tokio::test]
+async fn a_followed_log_goes_on() {
+    let world = World::new(|cluster| cluster.log_interval(Duration::from_millis(5))).await;
+    let mut client = world.http1().await;
+    let target = "/api/v1/namespaces/default/pods/web-0/log?follow=true&tailLines=1";
+    client
+        .send(format!(
+            "GET {target} HTTP/1.1\r\nHost: {HOST}\r\n{TOKEN}\r\n"
+        ))
+        .await;
+    assert_eq!(
+        client.head().await.unwrap().header("content-type"),
+        Some("text/plain")
+    );
+    for number in 5..8 {
+        assert_eq!(
+            client.chunk().await.unwrap(),
+            format!("web-0: line {number}\n")
+        );
+    }
+    drop(client);
+    world.apiserver.wait_for_open_responses(0).await;
+}
+
+#[tokio::test]
+async fn an_unauthenticated_request_costs_its_http2_connection() {
+    for (goaway, path, status) in [
+        (Goaway::WhenUnauthenticated, "/version", StatusCode::OK),
+        (Goaway::WhenUnauthenticated, "/api", StatusCode::FORBIDDEN),
+        (Goaway::Never, "/version", StatusCode::OK),
+    ] {
+        let world = World::new(|cluster| cluster.goaway(goaway)).await;
+        let client = world.client().http2().await;
+        assert_eq!(
+            client
+                .get(&format!("https://{HOST}{path}"))
+                .await
+                .unwrap()
+                .status,
+            status
+        );
+        if goaway == Goaway::WhenUnauthenticated {
+            assert_eq!(client.goaway().await, h2::Reason::NO_ERROR);
+            client.end().await.unwrap();
+        } else {
+            assert_eq!(
+                client
+                    .get(&format!("https://{HOST}{path}"))
+                    .await
+                    .unwrap()
+                    .status,
+                status
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_token_is_401_and_keeps_http1_open() {
+    let world = World::new(|cluster| cluster).await;
+    let mut client = world.http1().await;
+    for _ in 0..2 {
+        let response = client
+            .get(
+                HOST,
+                "/api",
+                "Authorization: Bearer wrong\r\nAudit-ID: mine\r\n",
+            )
+            .await;
+        assert_eq!(
+            (response.status, response.head.header("audit-id")),
+            (401, Some("mine"))
+        );
+        assert!(response.text().contains("\"kind\":\"Status\""));
+    }
+}
+
+#[tokio::test]
+async fn knows_who_asks_and_for_whom() {
+    let world = World::new(|cluster| cluster).await;
+    let mut client = world.http1().await;
+    for (lines, user, groups) in [
+        ("", "jane", ["dev", "system:authenticated"]),
+        (
+            "Impersonate-User: bob\r\nImpersonate-Group: ops\r\n",
+            "bob",
+            ["ops", "system:authenticated"],
+        ),
+    ] {
+        let target = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
+        client.send(format!("POST {target} HTTP/1.1\r\nHost: {HOST}\r\n{TOKEN}{lines}Content-Length: 2\r\n\r\n{{}}")).await;
+        let review: Value = serde_json::from_slice(&client.response().await.body).unwrap();
+        let info = &review["status"]["userInfo"];
+        assert_eq!(
+            (&info["username"], &info["groups"]),
+            (&user.into(), &groups.into_iter().collect())
+        );
+    }
+}
+
+/// A masked binary message.
+fn message(payload: &[u8]) -> Vec<u8> {
+    let mask = [7, 1, 9, 3];
+    let mut bytes = vec![0x82, 0x80 | u8::try_from(payload.len()).unwrap()];
+    bytes.extend(mask);
+    bytes.extend(
+        payload
+            .iter()
+            .zip(mask.iter().cycle())
+            .map(|(byte, mask)| byte ^ mask),
+    );
+    bytes
+}
+
+async fn upgrade(world: &World, query: &str, protocol: &str) -> TlsConnection {
+    let mut client = world.http1().await;
+    let target = format!("/api/v1/namespaces/default/pods/web-0/exec?{query}");
+    client
+        .send(format!(
+            "GET {target} HTTP/1.1\r\nHost: {HOST}\r\n{TOKEN}Connection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+             Sec-WebSocket-Protocol: {protocol}\r\n\r\n"
+        ))
+        .await;
+    let head = client.head().await.unwrap();
+    assert_eq!(head.status, 101);
+    assert_eq!(head.lines("connection"), ["Upgrade"]);
+    assert_eq!(
+        head.header("sec-websocket-accept"),
+        Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")
+    );
+    assert_eq!(
+        head.header("sec-websocket-protocol"),
+        Some("v5.channel.k8s.io")
+    );
+    let mut tls = client.into_parts().0;
+    let mut first = [0; 3];
+    within("the first message", tls.read_exact(&mut first))
+        .await
+        .unwrap();
+    assert_eq!(
+        first,
+        [0x82, 1, 1],
+        "an empty message on stdout comes first"
+    );
+    tls
+}
+
+#[tokio::test]
+async fn exec_passes_stdin_and_tells_its_end() {
+    let world = World::new(|cluster| cluster).await;
+    let mut tls = upgrade(
+        &world,
+        "command=cat&stdin=true&stdout=true",
+        "v4.channel.k8s.io,v5.channel.k8s.io",
+    )
+    .await;
+    tls.write_all(&[message(b"\0hello"), message(&[255, 0])].concat())
+        .await
+        .unwrap();
+    let mut all = Vec::new();
+    within("the end", tls.read_to_end(&mut all)).await.unwrap();
+    let status = br#"{"metadata":{},"status":"Success"}"#;
+    let expected = [
+        b"\x82\x06\x01hello",
+        &[0x82, u8::try_from(status.len() + 1).unwrap(), 3][..],
+        status,
+        &[0x88, 2, 3, 232],
+    ];
+    assert_eq!(
+        String::from_utf8_lossy(&all),
+        String::from_utf8_lossy(&expected.concat())
+    );
+}
+
+#[tokio::test]
+async fn exec_tells_the_exit_code() {
+    let world = World::new(|cluster| cluster).await;
+    let mut tls = upgrade(
+        &world,
+        "command=sh&command=-c&command=exit+3&stdout=true",
+        "v5.channel.k8s.io",
+    )
+    .await;
+    let mut all = Vec::new();
+    within("the end", tls.read_to_end(&mut all)).await.unwrap();
+    assert!(
+        String::from_utf8_lossy(&all).contains(r#""causes":[{"message":"3","reason":"ExitCode"}]"#)
+    );
+}
+
+#[tokio::test]
+async fn exec_without_an_upgrade_is_refused() {
+    let world = World::new(|cluster| cluster).await;
+    let client = world.client().http2().await;
+    let url = format!("https://{HOST}/api/v1/namespaces/default/pods/web-0/exec?command=ls");
+    let request = http::Request::post(url)
+        .header("authorization", "Bearer secret")
+        .body(Default::default());
+    let response = client.request(request.unwrap()).await.unwrap();
+    assert_eq!(response.status, StatusCode::BAD_REQUEST);
+    assert!(response.text().contains("Upgrade request required"));
+}

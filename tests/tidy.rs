@@ -1,0 +1,231 @@
+//! Keeps the shape of the code: a duty at the top of every file, short files, imports in one direction,
+//! and the few words that must not stand in `src`.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, its helper functions too"
+)]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// What each module may import from this crate besides itself, in the order in which a request meets
+/// them. A module uses what lies ahead on the way of a request, and leaves; never what lies behind.
+const MAY_USE: &[(&str, &[&str])] = &[
+    (
+        "app",
+        &[
+            "cli",
+            "downstream",
+            "drain",
+            "listener",
+            "reload",
+            "upstream",
+        ],
+    ),
+    ("cli", &["app", "config", "pki", "reload", "telemetry"]),
+    (
+        "reload",
+        &["config", "downstream", "pki", "proxy", "upstream"],
+    ),
+    ("fuzz", &["downstream", "proxy", "upstream"]),
+    ("listener", &["addr", "config", "drain", "socket"]),
+    (
+        "downstream",
+        &["addr", "config", "drain", "pki", "proxy", "upstream"],
+    ),
+    ("proxy", &["addr", "config", "drain", "upstream"]),
+    ("upstream", &["addr", "config", "drain", "pki", "socket"]),
+    ("pki", &["config"]),
+    ("telemetry", &["config"]),
+    ("scratch", &[]),
+    ("socket", &["config"]),
+    ("config", &[]),
+    ("drain", &[]),
+    ("addr", &[]),
+];
+
+/// Lines of a file, whatever is in them.
+const MAX_LINES: usize = 400;
+
+/// Words that must not stand in `src`, the one file that may have them, and why.
+const FORBIDDEN: &[(&str, Option<&str>, &str)] = &[
+    (
+        ".dangerous()",
+        Some("upstream/tls.rs"),
+        "verification has one place",
+    ),
+    ("KeyLogFile", None, "session keys never leave the process"),
+    (
+        "enable_secret_extraction",
+        None,
+        "session keys never leave the process",
+    ),
+    ("tokio_unstable", None, "the build takes no flags"),
+    ("TODO", None, "open an issue"),
+    ("FIXME", None, "open an issue"),
+];
+
+#[test]
+fn modules_import_only_what_lies_ahead_of_them() {
+    for file in production_sources() {
+        let Some((_, allowed)) = MAY_USE.iter().find(|(module, _)| *module == file.module) else {
+            assert!(
+                matches!(file.module.as_str(), "lib" | "main"),
+                "{}: name the module `{}` in MAY_USE",
+                file.path.display(),
+                file.module
+            );
+            continue;
+        };
+        for used in imports(&file.code()) {
+            assert!(
+                used == file.module || allowed.contains(&used.as_str()),
+                "{}: `{}` must not use `{used}`",
+                file.path.display(),
+                file.module
+            );
+        }
+    }
+}
+
+#[test]
+fn files_stay_short() {
+    for file in sources() {
+        let lines = file.text.lines().count();
+        assert!(
+            lines <= MAX_LINES,
+            "{}: {lines} lines; split it by duty",
+            file.path.display()
+        );
+    }
+}
+
+#[test]
+fn files_begin_with_their_duty() {
+    for file in sources() {
+        let path = file.path.display();
+        assert!(
+            file.text.starts_with("//! "),
+            "{path}: begin with a `//!` sentence"
+        );
+    }
+}
+
+#[test]
+fn source_has_no_forbidden_words() {
+    for file in sources() {
+        for (word, only_in, reason) in FORBIDDEN {
+            if only_in.is_none_or(|path| !file.path.ends_with(path)) {
+                assert!(
+                    !file.text.contains(word),
+                    "{}: `{word}`: {reason}",
+                    file.path.display()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn imports_are_found_in_groups_and_paths() {
+    let code = "use crate::{addr::{Peer, crate_name}, config, proxy::{self, Body}};\nlet x = crate::drain::Drain::new();";
+    assert_eq!(imports(code), ["addr", "config", "proxy", "drain"]);
+}
+
+/// One file below `src`.
+struct Source {
+    path: PathBuf,
+    module: String,
+    text: String,
+}
+
+impl Source {
+    /// The text without the lines that are comments.
+    fn code(&self) -> String {
+        let lines = self
+            .text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("//"));
+        lines.collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// The modules of this crate that the code names.
+fn imports(code: &str) -> Vec<String> {
+    let name = |text: &str| -> String {
+        text.chars()
+            .take_while(|c| c.is_alphanumeric() || *c == '_')
+            .collect()
+    };
+    let mut found = Vec::new();
+    for rest in code.split("crate::").skip(1) {
+        let Some(group) = rest.strip_prefix('{') else {
+            found.push(name(rest));
+            continue;
+        };
+        // The names at the outer level of the group, up to its closing brace.
+        let mut depth = 0_usize;
+        let mut outer = String::new();
+        for c in group.chars() {
+            match c {
+                '{' => depth += 1,
+                '}' if depth == 0 => break,
+                '}' => depth -= 1,
+                c if depth == 0 => outer.push(c),
+                _ => {}
+            }
+        }
+        found.extend(
+            outer
+                .split(',')
+                .map(|item| name(item.trim()))
+                .filter(|name| !name.is_empty()),
+        );
+    }
+    found
+}
+
+/// All files but those that hold nothing but tests.
+fn production_sources() -> impl Iterator<Item = Source> {
+    let is_test = |path: &Path| {
+        path.ends_with("tests.rs") || path.components().any(|part| part.as_os_str() == "tests")
+    };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    sources()
+        .into_iter()
+        .filter(move |file| !is_test(file.path.strip_prefix(&root).unwrap_or(&file.path)))
+}
+
+fn sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut folders = vec![root.clone()];
+    let mut found = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let first = path
+                    .strip_prefix(&root)
+                    .unwrap()
+                    .components()
+                    .next()
+                    .unwrap();
+                let module = Path::new(first.as_os_str())
+                    .file_stem()
+                    .unwrap()
+                    .to_str()
+                    .unwrap()
+                    .to_owned();
+                let text = fs::read_to_string(&path).unwrap();
+                found.push(Source { path, module, text });
+            }
+        }
+    }
+    assert!(!found.is_empty(), "no sources below {}", root.display());
+    found
+}
