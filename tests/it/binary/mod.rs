@@ -270,7 +270,7 @@ async fn help_and_version_are_told_on_stdout() {
         "--cert",
         "--upstream-ca",
         "--kubeconfig",
-        "KUBE_TLS_PROXY_LISTEN",
+        "KUBE_TLS_PROXY_",
         "Examples:",
     ] {
         assert!(ended.stdout.contains(word), "{word}");
