@@ -21,7 +21,6 @@ pub(crate) async fn slow_or_endless<B>(request: Request<B>) -> Response<Response
     match request.uri().path() {
         "/endless" => {
             let (sender, body) = channel();
-            #[expect(clippy::disallowed_methods, reason = "the stand-in has no drain")]
             tokio::spawn(async move {
                 sender.send("event\n").await.ok();
                 sender.closed().await;

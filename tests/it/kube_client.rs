@@ -47,7 +47,6 @@ async fn apiserver(request: Request<RequestBody>) -> Response<ResponseBody> {
     match request.uri().path() {
         "/api/v1/namespaces/default/pods" if watches => {
             let (sender, body) = channel();
-            #[expect(clippy::disallowed_methods, reason = "the stand-in has no drain")]
             tokio::spawn(async move {
                 for name in ["a", "b"] {
                     let event = json!({ "type": "ADDED", "object": pod(name) });
@@ -90,7 +89,6 @@ fn exec(mut request: Request<RequestBody>) -> Response<ResponseBody> {
         .header(header::SEC_WEBSOCKET_ACCEPT, STANDARD.encode(accept))
         .header(header::SEC_WEBSOCKET_PROTOCOL, "v5.channel.k8s.io");
     let client = hyper::upgrade::on(&mut request);
-    #[expect(clippy::disallowed_methods, reason = "the stand-in has no drain")]
     tokio::spawn(async move {
         let mut stream = TokioIo::new(client.await.unwrap());
         let mut said = Vec::new();

@@ -72,7 +72,11 @@ async fn bad_flags_are_refused() {
             "xml",
             &["--log-format", "write text or json"],
         ),
-        ("--log-level", "info,=", &["is not a log filter"]),
+        (
+            "--log-level",
+            "info,=",
+            &["--log-level", "`info,=` is not a log filter"],
+        ),
         ("--context", "prod", &["--context", "--kubeconfig"]),
         ("--config", "/no/such/file", &["config file /no/such/file"]),
     ] {

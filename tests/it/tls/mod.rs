@@ -236,7 +236,6 @@ type Waiting = tokio::task::JoinHandle<io::Result<standin::client::TlsConnection
 /// A client that gets no handshake for as long as a handshake takes many times over.
 async fn waits(proxy: &Proxy) -> Waiting {
     let client = proxy.client();
-    #[expect(clippy::disallowed_methods, reason = "a test has no drain")]
     let mut connecting = tokio::spawn(async move { client.connect().await });
     let early = tokio::time::timeout(std::time::Duration::from_millis(500), &mut connecting).await;
     assert!(early.is_err(), "there was no place for this connection");

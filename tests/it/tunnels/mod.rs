@@ -28,7 +28,7 @@ pub(crate) async fn open(proxy: &Proxy, switch: &Switch) -> (Http1<TlsConnection
 /// Bytes that differ from place to place, so that a lost, doubled or swapped piece shows.
 fn pattern(from: usize, length: usize) -> Vec<u8> {
     (from..from + length)
-        .map(|at| ((at / 251) ^ (at % 251)) as u8)
+        .map(|at| ((at / 251) ^ (at % 251)).to_le_bytes()[0])
         .collect()
 }
 
@@ -178,7 +178,7 @@ async fn wait_for_keepalive(local: SocketAddr, remote: SocketAddr) {
     within("the keepalive timer", seen).await;
 }
 
-/// The field `tr` of this socket in /proc/net/tcp (proc_pid_net(5)); `02` is keepalive.
+/// The field `tr` of this socket in /proc/net/tcp (`man 5 proc_pid_net`); `02` is keepalive.
 fn timer(local: SocketAddr, remote: SocketAddr) -> Option<String> {
     let port = |address: SocketAddr| format!(":{:04X}", address.port());
     let table = fs::read_to_string("/proc/net/tcp").unwrap();
