@@ -90,7 +90,7 @@ const BUFFER: usize = 16 * 1024;
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::duplex;
+    use tokio::io::{BufStream, duplex};
 
     use super::*;
 
@@ -118,5 +118,29 @@ mod tests {
         assert_eq!(heard.len(), said.len());
         assert_eq!(carried.down, said.len() as u64);
         assert!(ended.is_err(), "the ping was lost");
+    }
+
+    /// TLS keeps what the socket did not take at once until it is flushed, and behind a keystroke there
+    /// may be nothing for hours.
+    #[tokio::test(start_paused = true)]
+    async fn no_byte_waits_for_the_next() {
+        let (mut client, near_client) = duplex(1024);
+        let (near_apiserver, mut apiserver) = duplex(1024);
+        let near_client = BufStream::new(near_client);
+        let near_apiserver = BufStream::new(near_apiserver);
+        let talk = async {
+            let mut heard = [0; 4];
+            client.write_all(b"ping").await.unwrap();
+            apiserver.read_exact(&mut heard).await.unwrap();
+            assert_eq!(&heard, b"ping");
+            apiserver.write_all(b"pong").await.unwrap();
+            client.read_exact(&mut heard).await.unwrap();
+            assert_eq!(&heard, b"pong");
+        };
+        tokio::select! {
+            () = talk => {}
+            _ = join(near_client, near_apiserver, REST) => panic!("nobody has ended"),
+            () = tokio::time::sleep(REST) => panic!("a byte was kept back"),
+        }
     }
 }
