@@ -138,3 +138,18 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 const BACKLOG: i32 = 4096;
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two proxies that share a port in silence would each get a part of the connections.
+    #[test]
+    fn a_port_is_not_shared_with_another_proxy() {
+        let first = bind("127.0.0.1:0".parse().unwrap(), 2).unwrap();
+        let address = first[0].local_addr().unwrap();
+        assert_eq!(first[1].local_addr().unwrap(), address);
+        let second = bind(address, 2).unwrap_err();
+        assert_eq!(second.kind(), io::ErrorKind::AddrInUse);
+    }
+}
