@@ -96,7 +96,10 @@ async fn an_http2_connection_says_goaway_and_finishes_its_streams() {
 async fn new_connections_are_refused_while_a_request_runs() {
     let world = World::new();
     let upstream = world.apiserver().http(slow_or_endless).start().await;
-    let mut proxy = world.proxy(upstream.address()).start();
+    let mut proxy = world
+        .proxy(upstream.address())
+        .timeouts(|timeouts| timeouts.drain = standin::WAIT * 10)
+        .start();
     let mut slow = proxy.client().http1().await;
     slow.send(format!("GET /endless HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))
         .await;
@@ -104,6 +107,7 @@ async fn new_connections_are_refused_while_a_request_runs() {
     proxy.begin_shutdown();
     refuses_connections(&proxy).await;
     assert_eq!(slow.chunk().await.unwrap(), "event\n");
+    drop(slow);
     proxy.ended().await;
 }
 
