@@ -338,3 +338,6 @@ fn checked(response: Response<ResponseBody>) -> Result<Response<ResponseBody>, U
     }
     Ok(response)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,92 @@
+//! Connections and bodies that end at the worst moment.
+
+use std::{
+    convert::Infallible,
+    future::{pending, poll_fn},
+};
+
+use ::h2::{Reason, SendStream};
+use bytes::Bytes;
+use http::{Request, Version};
+use http_body_util::Empty;
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls_pki_types::ServerName;
+use standin::{pki::Ca, upstream::Upstream};
+use tokio::{io::duplex, sync::mpsc, task::yield_now};
+
+use super::{h1::H1Connection, *};
+use crate::addr::UpstreamAddr;
+
+/// A request as hyper hands it out, and the client's side of its body.
+async fn upload() -> (Request<Incoming>, SendStream<Bytes>) {
+    let (near, far) = duplex(64 * 1024);
+    let (hand_out, mut requests) = mpsc::unbounded_channel();
+    let service = service_fn(move |request| {
+        hand_out.send(request).unwrap();
+        pending::<Result<Response<Empty<Bytes>>, Infallible>>()
+    });
+    let server = http2::Builder::new(TokioExecutor::new());
+    tokio::spawn(server.serve_connection(TokioIo::new(near), service));
+    let (mut send, connection) = ::h2::client::handshake(far).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::post("https://kube.test/").body(()).unwrap();
+    let (_response, upload) = send.send_request(request, false).unwrap();
+    (requests.recv().await.unwrap(), upload)
+}
+
+/// The body is read on after hyper gave the request up, as a task of its own may do for a moment.
+#[tokio::test]
+async fn a_body_that_its_client_reset_is_not_whole() {
+    for (reset, is_whole) in [
+        (Some(Reason::CANCEL), false),
+        (Some(Reason::NO_ERROR), false),
+        (Some(Reason::INTERNAL_ERROR), false),
+        (None, true),
+    ] {
+        let (request, mut upload) = upload().await;
+        upload.send_data("half".into(), false).unwrap();
+        let mut body = RequestBody::new(request.into_body(), Version::HTTP_2);
+        let half = poll_fn(|cx| body.poll_data(cx)).await.unwrap().unwrap();
+        assert_eq!(half, "half");
+        match reset {
+            Some(reason) => upload.send_reset(reason),
+            None => upload.send_data(Bytes::new(), true).unwrap(),
+        }
+        let end = poll_fn(|cx| body.poll_data(cx)).await;
+        assert_eq!(end.is_none(), is_whole, "{reset:?}: {end:?}");
+    }
+}
+
+/// An apiserver may close an idle connection while a request is on its way to it.
+#[tokio::test]
+async fn a_request_that_http1_did_not_take_is_sent_on_another_connection() {
+    let ca = Ca::new("cluster");
+    let name = "kubernetes.default.svc";
+    let upstream = Upstream::builder(ca.server(&[name])).start().await;
+    let tls = ClientTls::new(Arc::new(ca.roots()), ServerName::try_from(name).unwrap()).unwrap();
+    let endpoints = Endpoints::resolved(&[upstream.address()]);
+    let cluster = Cluster::new("test".into(), String::new(), Arc::new(endpoints), tls);
+    let worker = Worker::new(Limits::default(), Timeouts::default(), Drain::new());
+    let lease = Lease::new(Arc::new(worker));
+
+    let (near, far) = duplex(1024);
+    let endpoint = UpstreamAddr(upstream.address());
+    let closing = H1Connection::establish(near, endpoint, &lease.worker.drain)
+        .await
+        .unwrap();
+    while !closing.is_ready() {
+        yield_now().await;
+    }
+    lease.held.give_back(cluster.id, closing);
+    let (request, mut upload) = upload().await;
+    upload.send_data("all of it".into(), true).unwrap();
+    let (mut head, body) = request.into_parts();
+    head.version = Version::HTTP_11;
+    let body = RequestBody::new(body, Version::HTTP_2);
+    // Nothing has had a chance to notice when the request is sent.
+    drop(far);
+    let response = lease.send(&cluster, &head, body).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(upstream.requests()[0].body().await, b"all of it");
+}
