@@ -1,17 +1,15 @@
 //! Reads along with an HTTP/2 connection to learn what the h2 crate does not tell: when the peer was
-//! last heard, the last stream of its GOAWAY, the last stream whose head was written, and whether a
-//! response that was reset had come to its end before.
+//! last heard, the last stream of its GOAWAY, and the last stream whose head was written.
 //!
 //! The stream numbers decide whether a request may be sent again. h2 hands one and the same error to
 //! streams above the GOAWAY's last stream (never processed), to those that never left, and to those
 //! whose connection broke (perhaps processed); only the numbers tell them apart.
 
 use std::{
-    collections::HashMap,
     io,
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     task::{Context, Poll},
@@ -28,8 +26,6 @@ pub(super) struct Heard {
     last_stream: AtomicU32,
     last_written: AtomicU32,
     last_read: Mutex<Instant>,
-    /// Streams with a request body, and whether their response has come to its end.
-    uploading: Mutex<HashMap<u32, bool>>,
 }
 
 /// A byte stream that is read along with.
@@ -46,7 +42,6 @@ impl Heard {
         Self {
             last_stream: AtomicU32::new(NO_GOAWAY),
             last_written: AtomicU32::new(0),
-            uploading: Mutex::default(),
             last_read: Mutex::new(Instant::now()),
         }
     }
@@ -67,36 +62,9 @@ impl Heard {
         u32::from(stream) > self.last_written.load(Ordering::Acquire)
     }
 
-    /// Begins to watch for the end of a stream's response, until [`Heard::forget`].
-    pub(super) fn watch_for_end(&self, stream: h2::StreamId) {
-        self.uploading().insert(stream.into(), false);
-    }
-
-    /// Whether the response of a watched stream has come to its end.
-    pub(super) fn has_ended(&self, stream: h2::StreamId) -> bool {
-        self.uploading()
-            .get(&stream.into())
-            .is_some_and(|ended| *ended)
-    }
-
-    pub(super) fn forget(&self, stream: h2::StreamId) {
-        self.uploading().remove(&stream.into());
-    }
-
-    fn uploading(&self) -> MutexGuard<'_, HashMap<u32, bool>> {
-        self.uploading
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn received(&self, frame: Seen) {
         if let Some(last_stream) = frame.goaway {
             self.last_stream.fetch_min(last_stream, Ordering::AcqRel);
-        } else if matches!(frame.kind, DATA | HEADERS)
-            && frame.flags & END_STREAM != 0
-            && let Some(ended) = self.uploading().get_mut(&frame.stream)
-        {
-            *ended = true;
         }
     }
 
@@ -194,7 +162,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Overheard<S> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Seen {
     kind: u8,
-    flags: u8,
     stream: u32,
     /// The last stream, if it is a GOAWAY.
     goaway: Option<u32>,
@@ -245,14 +212,13 @@ impl Scanner {
             if self.filled < wanted {
                 return;
             }
-            let [a, b, c, kind, flags, k, l, m, n, w, x, y, z] = self.head;
+            let [a, b, c, kind, _, k, l, m, n, w, x, y, z] = self.head;
             let length = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
             if self.filled == HEADER && self.is_goaway() && length >= STREAM_ID {
                 continue;
             }
             see(Seen {
                 kind,
-                flags,
                 stream: u32::from_be_bytes([k, l, m, n]) & STREAM,
                 goaway: (self.filled > HEADER).then(|| u32::from_be_bytes([w, x, y, z]) & STREAM),
             });
@@ -288,11 +254,8 @@ const STREAM_ID: usize = 4;
 /// What a client sends before its first frame (RFC 9113 §3.4).
 const PREFACE: usize = 24;
 /// Types of frames (RFC 9113 §6).
-const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const GOAWAY: u8 = 7;
-/// The flag of DATA and HEADERS.
-const END_STREAM: u8 = 1;
 /// The bits of a stream number.
 const STREAM: u32 = 0x7fff_ffff;
 /// Larger than any stream number, which has 31 bits.
@@ -310,7 +273,7 @@ mod tests {
     #[test]
     fn finds_every_frame_however_the_bytes_are_cut() {
         let goaway = frame(GOAWAY, &[0x80, 0, 0, 5, 0, 0, 0, 0, b'x']);
-        let kinds = [DATA, 4, GOAWAY, DATA, GOAWAY];
+        let kinds = [0, 4, GOAWAY, 0, GOAWAY];
         let bytes = [
             frame(0, &[7; 20]),
             frame(4, &[]),

@@ -1,4 +1,8 @@
-//! The rest of one response: its frames, and what its end means.
+//! The rest of one response: its frames, and whether it ended well.
+//!
+//! `RST_STREAM(NO_ERROR)` behind the end of a response is how a server says "this was the whole response,
+//! stop sending" (RFC 9113 §8.1); everywhere else it is a cut. h2 tells the two apart: behind the end it
+//! gives no error. Proof: tests/it `a_reset_without_error_is_an_end_only_behind_the_end`.
 
 use std::task::{Context, Poll, ready};
 
@@ -30,7 +34,7 @@ impl Answer {
                     self.recv.flow_control().release_capacity(data.len()).ok();
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
-                Some(Err(error)) => return Poll::Ready(self.failed(error).map(Err)),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 None => self.data_ended = true,
             }
         }
@@ -40,7 +44,7 @@ impl Answer {
                 self.ended();
                 None
             }
-            Err(error) => self.failed(error).map(Err),
+            Err(error) => Some(Err(error)),
         })
     }
 
@@ -58,20 +62,6 @@ impl Answer {
 
     fn ended(&mut self) {
         self.usage.ended_well = self.upload.as_ref().is_none_or(AbortHandle::is_finished);
-    }
-
-    /// What a stream error means for the body: `RST_STREAM(NO_ERROR)` behind the end of the response is
-    /// how a server says "this was the whole response, stop sending" (RFC 9113 §8.1); everywhere else
-    /// it is a cut. h2 gives the same error for both.
-    fn failed(&mut self, error: h2::Error) -> Option<h2::Error> {
-        let told_to_stop =
-            error.is_remote() && error.is_reset() && error.reason() == Some(h2::Reason::NO_ERROR);
-        let watched = self.usage.watched;
-        if told_to_stop && watched.is_some_and(|id| self.usage.state.heard.has_ended(id)) {
-            None
-        } else {
-            Some(error)
-        }
     }
 }
 

@@ -127,7 +127,6 @@ impl H2Connection {
                 usage: Usage {
                     state: Arc::clone(&self.state),
                     ended_well: false,
-                    watched: None,
                 },
             }
         })

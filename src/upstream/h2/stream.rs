@@ -35,8 +35,6 @@ pub(in crate::upstream) struct Stream {
 pub(super) struct Usage {
     pub(super) state: Arc<State>,
     pub(super) ended_well: bool,
-    /// The stream, if its end is watched for.
-    pub(super) watched: Option<h2::StreamId>,
 }
 
 impl Stream {
@@ -66,10 +64,6 @@ impl Stream {
             .map_err(unsent)?;
         let heard = Arc::clone(&self.usage.state.heard);
         let id = response.stream_id();
-        if !bodyless {
-            heard.watch_for_end(id);
-            self.usage.watched = Some(id);
-        }
         let answered = if bodyless {
             Answered::whole(response.await)
         } else {
@@ -171,9 +165,6 @@ impl Drop for Usage {
     fn drop(&mut self) {
         if !self.ended_well {
             self.spoil();
-        }
-        if let Some(stream) = self.watched {
-            self.state.heard.forget(stream);
         }
         self.state.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
