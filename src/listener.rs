@@ -1,13 +1,15 @@
 //! Stage 1: accepts TCP connections and bounds how many are open.
 //!
-//! A permit is taken before `accept`, so every connection that exists is already counted, and the loop
-//! has no way to end but the drain.
+//! A permit is taken before `accept`, so every connection that exists is already counted, but not before
+//! a connection waits: a listener without clients must not hold what another one's client needs. The
+//! loop has no way to end but the drain.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    io::unix::AsyncFd,
+    net::TcpStream,
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tracing::warn;
@@ -17,7 +19,7 @@ use crate::{addr::PeerAddr, config::Timeouts, socket, telemetry::causes};
 /// One listening socket of one worker.
 #[derive(Debug)]
 pub struct Listener {
-    socket: TcpListener,
+    socket: AsyncFd<std::net::TcpListener>,
     connections: Arc<Semaphore>,
     timeouts: Timeouts,
 }
@@ -82,7 +84,7 @@ impl Listener {
         timeouts: Timeouts,
     ) -> io::Result<Self> {
         Ok(Self {
-            socket: TcpListener::from_std(socket)?,
+            socket: AsyncFd::new(socket)?,
             connections,
             timeouts,
         })
@@ -95,24 +97,26 @@ impl Listener {
     ///
     /// Cancel safe: no connection is lost.
     pub async fn accept(&self) -> Accepted {
-        let permit = loop {
-            if let Ok(permit) = Arc::clone(&self.connections).acquire_owned().await {
-                break permit;
-            }
-        };
         let mut pause = FIRST_PAUSE;
         loop {
-            let accepted = self.socket.accept().await;
-            match accepted.and_then(|(stream, peer)| {
-                socket::tune(&stream, &self.timeouts).map(|()| (stream, peer))
-            }) {
-                Ok((stream, peer)) => {
-                    return Accepted {
-                        stream,
-                        peer: PeerAddr(peer),
-                        permit,
+            let accepted = match self.socket.readable().await {
+                Ok(mut ready) => {
+                    let Ok(permit) = Arc::clone(&self.connections).acquire_owned().await else {
+                        continue;
                     };
+                    match ready.try_io(|socket| self.take(socket.get_ref())) {
+                        Ok(accepted) => accepted.map(|(stream, peer)| Accepted {
+                            stream,
+                            peer,
+                            permit,
+                        }),
+                        Err(_nobody_waits) => continue,
+                    }
                 }
+                Err(error) => Err(error),
+            };
+            match accepted {
+                Ok(accepted) => return accepted,
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
                     warn!(error = %causes(&error), pause = ?pause, "accept failed");
@@ -121,6 +125,14 @@ impl Listener {
                 }
             }
         }
+    }
+
+    fn take(&self, socket: &std::net::TcpListener) -> io::Result<(TcpStream, PeerAddr)> {
+        let (stream, peer) = socket.accept()?;
+        stream.set_nonblocking(true)?;
+        let stream = TcpStream::from_std(stream)?;
+        socket::tune(&stream, &self.timeouts)?;
+        Ok((stream, PeerAddr(peer)))
     }
 }
 
