@@ -112,7 +112,7 @@ impl IdleSet {
     }
 
     fn put(&self, cluster: u64, connection: Connection) {
-        if self.drain.has_begun() || !connection.is_spotless() {
+        if self.capacity == 0 || self.drain.has_begun() || !connection.is_spotless() {
             return;
         }
         let mut connections = self
@@ -120,7 +120,7 @@ impl IdleSet {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let idle = connections.entry(cluster).or_default();
-        if idle.len() >= self.capacity && !idle.is_empty() {
+        if idle.len() >= self.capacity {
             idle.remove(0);
         }
         idle.push(Idle {
