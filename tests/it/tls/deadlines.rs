@@ -45,10 +45,8 @@ async fn silent_clients_keep_nobody_out() {
         .timeouts(|timeouts| timeouts.handshake = Duration::from_secs(60))
         .start();
     let _silent = TcpStream::connect(proxy.address()).await.unwrap();
-    let shaken = within(
-        "a handshake beside a silent client",
-        proxy.client().connect(),
-    );
+    let client = proxy.client();
+    let shaken = within("a handshake beside a silent client", client.connect());
     shaken.await.unwrap();
 }
 
