@@ -54,7 +54,8 @@ pub(super) async fn accept(
 ) -> Result<TlsStream<TcpStream>, HandshakeError> {
     let handshake = async {
         // A client that says nothing takes no slot, or a few of them would keep everybody out.
-        stream.readable().await?;
+        // Asking the socket itself, because a new one counts as readable until it is tried.
+        stream.peek(&mut [0]).await?;
         let _slot = slots.acquire().await.map_err(io::Error::other)?;
         let acceptor = TlsAcceptor::from(config);
         let shaken = acceptor.accept_with(stream, |connection| {
