@@ -72,6 +72,11 @@ impl Seen {
             .then_some(Rejection::AmbiguousLength)
     }
 
+    /// Whether a request has come yet.
+    pub(super) fn has_served(&self) -> bool {
+        self.served.load(Ordering::Relaxed) > 0
+    }
+
     /// The next head that is written is the service's.
     pub(super) fn answered(&self) {
         self.owed.store(true, Ordering::Relaxed);

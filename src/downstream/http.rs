@@ -67,6 +67,7 @@ where
     let fields = limits.header_fields + 1;
     let client_idle = service.timeouts.client_idle;
     let (heads, seen) = Heads::new(stream, limits, service.timeouts.request_head, drain.clone());
+    let first = Arc::clone(&seen);
     let answer = service_fn(move |request: Request<Incoming>| {
         let (service, seen) = (Arc::clone(&service), Arc::clone(&seen));
         async move {
@@ -99,7 +100,11 @@ where
     let mut connection = pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => return ended,
-        () = drain.begun() => connection.as_mut().graceful_shutdown(),
+        // A client that has connected and not asked yet is owed one answer, which then says `close`;
+        // hyper would end its connection at once. The deadline for a first head bounds the wait.
+        () = drain.begun() => if first.has_served() {
+            connection.as_mut().graceful_shutdown();
+        },
     }
     connection.await
 }

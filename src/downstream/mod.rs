@@ -72,12 +72,14 @@ pub async fn serve(
     drain: Drain,
 ) {
     let snapshot = shared.snapshot.load_full();
-    let accepted = {
-        let Ok(_permit) = shared.handshakes.acquire().await else {
-            return;
-        };
-        tls::accept(stream, Arc::clone(&snapshot.tls), shared.timeouts.handshake).await
-    };
+    let config = Arc::clone(&snapshot.tls);
+    let accepted = tls::accept(
+        stream,
+        config,
+        &shared.handshakes,
+        shared.timeouts.handshake,
+    )
+    .await;
     let stream = match accepted {
         Ok(stream) => stream,
         Err(error) => {

@@ -124,7 +124,7 @@ impl IdleSet {
             idle.remove(0);
         }
         idle.push(Idle {
-            since: Instant::now(),
+            since: connection.idle_since(),
             connection,
         });
     }
@@ -159,6 +159,14 @@ impl Connection {
         }
     }
 
+    /// Since when nothing has run on it; for HTTP/2 that is noted only when its client is gone.
+    fn idle_since(&self) -> Instant {
+        match self {
+            Self::H2(_) => Instant::now(),
+            Self::H1(connection) => connection.idle_since(),
+        }
+    }
+
     fn is_spotless(&self) -> bool {
         match self {
             Self::H2(connection) => connection.is_spotless(),
@@ -184,7 +192,11 @@ impl Held {
         let held = for_cluster(&mut by_cluster, cluster);
         // Retired ones are let go here: running streams keep them alive until they end.
         held.h2.retain(H2Connection::is_open);
-        held.h1.retain(|connection| !connection.is_closed());
+        // The apiserver closes what is idle for 90 s; a request must not meet that halfway.
+        let keep = self.idle.keep;
+        held.h1.retain(|connection| {
+            !connection.is_closed() && connection.idle_since().elapsed() < keep
+        });
         if wants_h2 && !held.speaks_h1 {
             let young_enough = |connection: &&H2Connection| match age {
                 Age::Any => true,
@@ -242,7 +254,8 @@ impl Held {
     }
 
     /// Takes an HTTP/1.1 connection back after a response came to its good end.
-    pub(super) fn give_back(&self, cluster: u64, connection: H1Connection) {
+    pub(super) fn give_back(&self, cluster: u64, mut connection: H1Connection) {
+        connection.becomes_idle();
         let mut by_cluster = self
             .by_cluster
             .lock()
@@ -289,4 +302,37 @@ fn for_cluster(by_cluster: &mut Vec<(u64, ForCluster)>, cluster: u64) -> &mut Fo
         .get_mut(at)
         .expect("the position was just found or made");
     held
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use tokio::{
+        io::duplex,
+        time::{advance, pause},
+    };
+
+    use super::*;
+
+    const KEEP: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn an_http1_connection_is_not_used_again_once_it_idled_too_long() {
+        pause();
+        for (idle, used_again) in [(KEEP - Duration::from_millis(1), true), (KEEP, false)] {
+            let drain = Drain::new();
+            let held = Held::new(Arc::new(IdleSet::new(1, KEEP, drain.clone())));
+            let (near, _far) = duplex(1024);
+            let endpoint = UpstreamAddr(SocketAddr::from(([127, 0, 0, 1], 6443)));
+            let connection = H1Connection::establish(near, endpoint, &drain)
+                .await
+                .unwrap();
+            held.give_back(1, connection);
+            advance(idle).await;
+            let found = held.find(1, false, Age::Any);
+            let found = matches!(found, Found::Slot(Slot::H1(_)));
+            assert_eq!(found, used_again, "after {idle:?}");
+        }
+    }
 }

@@ -79,6 +79,9 @@ impl H2Connection {
             // The connection serves one client alone, so a stalled reader of small frames can hurt
             // nobody else; the default budget would end all of its streams (h2 `too_many_data_frames`).
             .data_frame_budget(usize::MAX)
+            // Likewise: frames that come late for streams this client has cancelled cost only itself, and
+            // the default, 1,024 in a connection's life, would one day end its watches.
+            .max_local_error_reset_streams(None)
             .handshake(Overheard::new(stream, Arc::clone(&heard)))
             .await?;
         settled(&send, &mut connection).await?;

@@ -5,7 +5,7 @@ use http::{HeaderMap, Request, Response};
 use standin::{
     client::{Http1, TlsConnection},
     frames::{self, FrameConnection, kind},
-    upstream::{BodyEnd, Raw, channel, full},
+    upstream::{BodyEnd, Raw, channel},
     within,
 };
 use tokio::{
@@ -409,23 +409,5 @@ async fn uploads_arrive_whole_however_they_are_cut_up() {
         for _ in 0..2 {
             assert!(upstream.next_request().await.body().await == large);
         }
-    }
-}
-
-/// A body that came whole is answered as whole: the other side of the tests above.
-#[tokio::test]
-async fn http2_request_without_body_is_complete() {
-    let world = World::new();
-    let apiserver = world
-        .apiserver()
-        .http(|_| async { Response::new(full("ok")) });
-    let upstream = apiserver.start().await;
-    let proxy = world.proxy(upstream.address()).start();
-    for protocol in BOTH {
-        assert_eq!(proxy.ask(protocol, "DELETE", "/", &[], b"").await.code, 200);
-        assert_eq!(
-            upstream.next_request().await.body_end().await,
-            BodyEnd::Complete
-        );
     }
 }
