@@ -1,15 +1,15 @@
 //! Stage 1: accepts TCP connections and bounds how many are open.
 //!
-//! A permit is taken before `accept`, so every connection that exists is already counted, but not before
-//! a connection waits: a listener without clients must not hold what another one's client needs. The
-//! loop has no way to end but the drain.
+//! Nothing is done for a connection before it has a permit, and a listener holds none while it waits for
+//! clients: what it held would be missing to the client of another listener. Beyond the limit each
+//! listener holds one connection at most, the next ones wait in the kernel. The loop has no way to end
+//! but the drain.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
-    io::unix::AsyncFd,
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tracing::warn;
@@ -19,7 +19,7 @@ use crate::{addr::PeerAddr, config::Timeouts, socket, telemetry::causes};
 /// One listening socket of one worker.
 #[derive(Debug)]
 pub struct Listener {
-    socket: AsyncFd<std::net::TcpListener>,
+    socket: TcpListener,
     connections: Arc<Semaphore>,
     timeouts: Timeouts,
 }
@@ -84,7 +84,7 @@ impl Listener {
         timeouts: Timeouts,
     ) -> io::Result<Self> {
         Ok(Self {
-            socket: AsyncFd::new(socket)?,
+            socket: TcpListener::from_std(socket)?,
             connections,
             timeouts,
         })
@@ -95,28 +95,28 @@ impl Listener {
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: no connection is lost.
+    /// Cancel safe, but that a connection which waits for its permit is closed.
     pub async fn accept(&self) -> Accepted {
+        let (stream, peer) = self.next().await;
+        loop {
+            if let Ok(permit) = Arc::clone(&self.connections).acquire_owned().await {
+                return Accepted {
+                    stream,
+                    peer,
+                    permit,
+                };
+            }
+        }
+    }
+
+    async fn next(&self) -> (TcpStream, PeerAddr) {
         let mut pause = FIRST_PAUSE;
         loop {
-            let accepted = match self.socket.readable().await {
-                Ok(mut ready) => {
-                    let Ok(permit) = Arc::clone(&self.connections).acquire_owned().await else {
-                        continue;
-                    };
-                    match ready.try_io(|socket| self.take(socket.get_ref())) {
-                        Ok(accepted) => accepted.map(|(stream, peer)| Accepted {
-                            stream,
-                            peer,
-                            permit,
-                        }),
-                        Err(_nobody_waits) => continue,
-                    }
-                }
-                Err(error) => Err(error),
-            };
-            match accepted {
-                Ok(accepted) => return accepted,
+            let accepted = self.socket.accept().await;
+            match accepted.and_then(|(stream, peer)| {
+                socket::tune(&stream, &self.timeouts).map(|()| (stream, peer))
+            }) {
+                Ok((stream, peer)) => return (stream, PeerAddr(peer)),
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
                     warn!(error = %causes(&error), pause = ?pause, "accept failed");
@@ -125,14 +125,6 @@ impl Listener {
                 }
             }
         }
-    }
-
-    fn take(&self, socket: &std::net::TcpListener) -> io::Result<(TcpStream, PeerAddr)> {
-        let (stream, peer) = socket.accept()?;
-        stream.set_nonblocking(true)?;
-        let stream = TcpStream::from_std(stream)?;
-        socket::tune(&stream, &self.timeouts)?;
-        Ok((stream, PeerAddr(peer)))
     }
 }
 
