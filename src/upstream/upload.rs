@@ -172,3 +172,24 @@ impl Sent {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_holds_no_buffer_of_the_client() {
+        let mut sent = Sent::Kept {
+            bytes: Vec::new(),
+            most: 3,
+        };
+        let read = Bytes::from(vec![b'x'; 64 * 1024]);
+        for at in 0..3 {
+            sent.keep(&read.slice(at..=at));
+        }
+        assert!(read.is_unique(), "a piece keeps all of it");
+        assert!(matches!(&sent, Sent::Kept { bytes, .. } if bytes.len() == 3));
+        sent.keep(&read.slice(..1));
+        assert!(matches!(sent, Sent::TooMuch));
+    }
+}
