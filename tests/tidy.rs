@@ -52,6 +52,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "drain",
             "pki",
             "proxy",
+            "socket",
             "telemetry",
             "upstream",
         ],

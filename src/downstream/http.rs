@@ -18,11 +18,9 @@ use hyper::{
     upgrade::OnUpgrade,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
-    sync::watch,
-    time::timeout,
-};
+use tokio::{io::AsyncWriteExt, net::TcpStream, sync::watch, time::timeout};
+
+use tokio_rustls::server::TlsStream;
 
 use super::{
     Service,
@@ -43,24 +41,21 @@ pub(super) enum Protocol {
 /// # Errors
 ///
 /// When the connection did not end in order.
-pub(super) async fn serve_connection<S>(
-    stream: S,
+pub(super) async fn serve_connection(
+    stream: TlsStream<TcpStream>,
     protocol: Protocol,
     service: Arc<Service>,
-) -> Result<(), hyper::Error>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+) -> Result<(), hyper::Error> {
     match protocol {
         Protocol::Http1 => serve_http1(stream, service).await,
         Protocol::Http2 => serve_http2(stream, service).await,
     }
 }
 
-async fn serve_http1<S>(stream: S, service: Arc<Service>) -> Result<(), hyper::Error>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+async fn serve_http1(
+    stream: TlsStream<TcpStream>,
+    service: Arc<Service>,
+) -> Result<(), hyper::Error> {
     let drain = service.downstream.drain.clone();
     let limits = service.downstream.limits.clone();
     let buffer = limits.uri_bytes + limits.header_bytes + HEAD_SLACK;
@@ -109,10 +104,10 @@ where
     connection.await
 }
 
-async fn serve_http2<S>(stream: S, service: Arc<Service>) -> Result<(), hyper::Error>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+async fn serve_http2(
+    stream: TlsStream<TcpStream>,
+    service: Arc<Service>,
+) -> Result<(), hyper::Error> {
     let drain = service.downstream.drain.clone();
     let limits = &service.downstream.limits;
     let fields = limits.header_fields.saturating_add(PSEUDO_FIELDS);

@@ -24,6 +24,7 @@ use crate::{
     config::{Limits, Timeouts},
     drain::Drain,
     proxy::{Downstream, Routes},
+    socket,
     telemetry::causes,
     upstream::{Lease, Worker},
 };
@@ -87,6 +88,8 @@ pub async fn serve(
             return;
         }
     };
+    // Fails only for a socket that is dead, which the next read says better.
+    socket::bound_patience(stream.get_ref().0, &shared.timeouts).ok();
     let session = stream.get_ref().1;
     let protocol = if session.alpn_protocol() == Some(b"h2") {
         Protocol::Http2

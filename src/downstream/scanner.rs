@@ -85,9 +85,9 @@ impl Scanner {
         self.state == State::Head && !self.is_within_head()
     }
 
-    /// Stops following.
-    pub(super) fn stop(&mut self) {
-        self.state = State::Blind;
+    /// Stops following; true if it had not stopped before.
+    pub(super) fn stop(&mut self) -> bool {
+        std::mem::replace(&mut self.state, State::Blind) != State::Blind
     }
 
     /// Reads on; true if a head ended that gives its body's length in two ways.
