@@ -93,10 +93,10 @@ fn announce(app: &App) {
         // A closed stderr leaves nobody to tell.
         LogFormat::Text => drop(write!(io::stderr().lock(), "{block}")),
         LogFormat::Json => info!(
-            listening = ?block.listening(),
-            serving = ?block.serving(),
-            upstream = ?block.upstreams(),
-            trusting = ?block.trusting(),
+            listening = block.listening().join("; "),
+            serving = block.serving().join("; "),
+            upstream = block.upstreams().join("; "),
+            trusting = block.trusting().join("; "),
             workers = config.workers,
             version = env!("CARGO_PKG_VERSION"),
             "started",

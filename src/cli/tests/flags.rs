@@ -57,6 +57,10 @@ fn bad_flags() {
             "--log-level: `info,a=loud` is not a log filter; write a level, or levels for modules, such as info or info,kube_tls_proxy=debug",
         ),
         (
+            "BOTH --log-level inof",
+            "--log-level: `inof` is not a log filter; write a level, or levels for modules, such as info or info,kube_tls_proxy=debug",
+        ),
+        (
             "BOTH --upstream-name not_a/name",
             "--upstream-name: `not_a/name` is not a name or address that a certificate can carry; write one such as kubernetes.default.svc",
         ),
