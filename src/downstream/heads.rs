@@ -219,10 +219,13 @@ impl AsyncRead for Heads {
         if let Poll::Ready(read) = this.stream().poll_read(cx, buf) {
             let new = buf.filled().get(before..).unwrap_or_default();
             this.read_to_end = new.is_empty();
+            let begun = this.scanner.heads();
             if this.scanner.scan(new) {
                 this.seen.ambiguous.store(true, Ordering::Relaxed);
             }
-            if !this.awaits_head() {
+            // The first head's time runs from the handshake, not from its first byte.
+            let another = begun > 0 && this.scanner.heads() > begun;
+            if another || !this.awaits_head() {
                 this.deadline = None;
             }
             return Poll::Ready(read);

@@ -135,6 +135,25 @@ async fn a_slow_answer_and_a_slow_body_are_not_cut() {
     assert_eq!(client.response().await.text(), "body");
 }
 
+/// Each head has its own time, also when it begins in the same breath as another one ends.
+#[tokio::test]
+async fn heads_that_follow_each_other_have_a_deadline_each() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).timeouts(short_head).start();
+    let mut client = proxy.client().http1().await;
+    client.send("G").await;
+    for _ in 0..4 {
+        sleep(SHORT / 2).await;
+        client
+            .send("ET / HTTP/1.1\r\nHost: kube.test\r\n\r\nG")
+            .await;
+        assert_eq!(client.response().await.text(), "ok");
+    }
+    let start = Instant::now();
+    ended(&mut client, start).await;
+}
+
 /// Between two requests there is more time than for a head.
 #[tokio::test]
 async fn an_idle_connection_outlives_the_deadline_of_a_head() {
