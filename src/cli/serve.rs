@@ -56,6 +56,8 @@ pub(super) fn serve(args: ServeArgs) -> Result<(), AppError> {
         };
         app.run(shutdown).await
     });
+    // Dropping it would wait for a lookup that a dead resolver holds up.
+    runtime.shutdown_background();
     let lines = telemetry.dropped_lines();
     if lines > 0 {
         warn!(

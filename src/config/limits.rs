@@ -1,6 +1,6 @@
 //! The bounds and deadlines of a running proxy, each with its unit in the type and its reason here.
 //!
-//! Every wait on a peer and every buffer that a peer can fill is bounded by a field of this file.
+//! What is not bounded, by design: how long a response, an upload or a tunnel takes as a whole.
 
 use std::{num::NonZeroUsize, time::Duration};
 
@@ -49,7 +49,7 @@ pub struct Timeouts {
     /// Idle time after which TCP itself probes a peer, on both legs.
     pub tcp_keepalive: Duration,
     /// How long a peer may leave sent bytes unacknowledged, or take none at all (Linux counts a window
-    /// that stays closed, even one that is acknowledged), before the kernel gives it up.
+    /// that stays closed, even one that is acknowledged), before the kernel gives it up. Not for tunnels.
     pub tcp_user_timeout: Duration,
     /// How long the second half of a tunnel may go on after the first has ended.
     pub tunnel_rest: Duration,
