@@ -67,7 +67,6 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("pki", &["config"]),
     ("telemetry", &["config"]),
-    ("scratch", &[]),
     ("socket", &["config"]),
     ("config", &[]),
     ("drain", &[]),
