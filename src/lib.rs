@@ -36,6 +36,3 @@ pub mod reload;
 mod socket;
 pub mod telemetry;
 pub mod upstream;
-
-#[cfg(test)]
-mod scratch;

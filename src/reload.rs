@@ -169,7 +169,7 @@ impl Reloader {
                 .zip(&self.clusters)
                 .all(|(new, old)| Arc::ptr_eq(new, old));
         let same_hosts = config.clusters == self.config.clusters;
-        if needs_restart(&config, &self.config) && config != self.config {
+        if needs_restart(&config, &self.config) {
             warn!(
                 "listen, workers, limits, timeouts or log changed; they take effect at the next restart"
             );

@@ -204,12 +204,13 @@ fn introduction(apiserver: SocketAddr, proxy: SocketAddr) -> String {
 stand-in apiserver  https://{apiserver}, certificate of a random cluster CA
 kube-tls-proxy      https://{proxy}, certificate of a throw-away public CA for {PUBLIC_NAME}
 
-Try, in another terminal:
+Try, in another terminal, in this directory:
 
 {lines}
-exec goes over WebSocket, as kubectl 1.30 and newer do by themselves. The proxy passes SPDY on as well, but
-this stand-in does not speak it: kubectl 1.29 needs KUBECTL_REMOTE_COMMAND_WEBSOCKETS=true, and older ones
-cannot exec here.
+The stand-in knows little more than pods, logs and exec; the proxy passes attach, cp and port-forward on too,
+but they need a real apiserver. exec goes over WebSocket, as kubectl 1.30 and newer do by themselves. The
+proxy passes SPDY on as well, but this stand-in does not speak it: kubectl 1.29 needs
+KUBECTL_REMOTE_COMMAND_WEBSOCKETS=true, and older ones cannot exec here.
 
 Ctrl-C stops everything and removes {KUBECONFIG}.
 "

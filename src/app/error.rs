@@ -53,6 +53,9 @@ pub enum ListenFault {
     /// No interface has the address.
     #[error("this machine has no such address; choose one of its own with --listen")]
     NoSuchAddress,
+    /// IPv6 is switched off, and the default address is `[::]`.
+    #[error("this machine has no IPv6; listen on IPv4 with --listen 0.0.0.0:8443")]
+    NoIpv6,
     /// Anything else the operating system says.
     #[error("the operating system refuses")]
     Other(#[source] io::Error),
@@ -64,6 +67,9 @@ impl From<io::Error> for ListenFault {
         reason = "std adds kinds; an unknown one keeps its own words"
     )]
     fn from(error: io::Error) -> Self {
+        if error.raw_os_error() == Some(EAFNOSUPPORT) {
+            return Self::NoIpv6;
+        }
         match error.kind() {
             io::ErrorKind::AddrInUse => Self::InUse,
             io::ErrorKind::PermissionDenied => Self::Denied,
@@ -72,3 +78,6 @@ impl From<io::Error> for ListenFault {
         }
     }
 }
+
+/// `errno` of Linux for an address family that the kernel does not have; std names no kind for it.
+const EAFNOSUPPORT: i32 = 97;

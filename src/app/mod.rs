@@ -27,7 +27,7 @@ use crate::{
     drain::Drain,
     listener::{self, Accepted, Listener},
     reload::{Material, Reloader, Source},
-    upstream::Worker,
+    upstream::{Cluster, Worker},
 };
 
 /// A proxy that is bound and ready to run.
@@ -135,8 +135,7 @@ impl App {
         let control = Drain::new();
         let resolve = shared.timeouts.resolve;
         for cluster in reloader.clusters() {
-            // A first answer before the first request, so that none fails for want of an address.
-            drop(tokio::time::timeout(FIRST_LOOKUP, cluster.endpoints().resolve()).await);
+            look_up(cluster).await;
             control.spawn(Arc::clone(cluster.endpoints()).keep_resolved(resolve));
         }
         let workers = start_workers(sockets, &shared)?;
@@ -157,6 +156,7 @@ impl App {
                             .iter()
                             .any(|known| Arc::ptr_eq(known, cluster.endpoints()))
                         {
+                            look_up(cluster).await;
                             control.spawn(Arc::clone(cluster.endpoints()).keep_resolved(resolve));
                         }
                     }
@@ -309,5 +309,11 @@ async fn accept_all(listener: Listener, shared: Arc<Shared>, worker: Arc<Worker>
     }
 }
 
-/// How long the start waits for names to resolve; requests that come sooner get a 503.
+/// A first answer before the first request, so that none fails for want of an address.
+async fn look_up(cluster: &Cluster) {
+    drop(tokio::time::timeout(FIRST_LOOKUP, cluster.endpoints().resolve()).await);
+}
+
+/// How long the start, or a reload, waits for a name to resolve; requests that come before there is an
+/// address get a 503.
 const FIRST_LOOKUP: Duration = Duration::from_secs(2);

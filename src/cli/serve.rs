@@ -56,6 +56,8 @@ pub(super) fn serve(args: ServeArgs) -> Result<(), AppError> {
         };
         app.run(shutdown).await
     });
+    // Dropping it would wait for a lookup that a dead resolver holds up.
+    runtime.shutdown_background();
     let lines = telemetry.dropped_lines();
     if lines > 0 {
         warn!(
@@ -93,10 +95,10 @@ fn announce(app: &App) {
         // A closed stderr leaves nobody to tell.
         LogFormat::Text => drop(write!(io::stderr().lock(), "{block}")),
         LogFormat::Json => info!(
-            listening = ?block.listening(),
-            serving = ?block.serving(),
-            upstream = ?block.upstreams(),
-            trusting = ?block.trusting(),
+            listening = block.listening().join("; "),
+            serving = block.serving().join("; "),
+            upstream = block.upstreams().join("; "),
+            trusting = block.trusting().join("; "),
             workers = config.workers,
             version = env!("CARGO_PKG_VERSION"),
             "started",

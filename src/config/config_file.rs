@@ -7,7 +7,7 @@ use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_saphyr::Spanned;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{
     LogFormat,
@@ -116,7 +116,7 @@ pub(super) struct TimeoutsEntry {
     pub(super) handshake: Option<Timeout>,
     /// From the first byte of a request to the end of its head.
     pub(super) request_head: Option<Timeout>,
-    /// HTTP/1.1 connection without a request.
+    /// Client connection without a request.
     pub(super) client_idle: Option<Timeout>,
     /// Silence before an HTTP/2 client is pinged.
     pub(super) client_ping_interval: Option<Timeout>,
@@ -217,11 +217,25 @@ impl FromStr for LogFilter {
     type Err = Fault;
 
     fn from_str(text: &str) -> Result<Self, Fault> {
+        let misspelt = text.trim().is_empty() || text.split(',').any(is_misspelt_level);
         match EnvFilter::builder().parse(text) {
-            Ok(_) if !text.trim().is_empty() => Ok(Self(text.to_owned())),
+            Ok(_) if !misspelt => Ok(Self(text.to_owned())),
             Ok(_) | Err(_) => Err(Fault::BadLogFilter { text: shown(text) }),
         }
     }
+}
+
+/// Whether a part of a filter is a lone word that is neither a level nor a module of this crate. To
+/// `tracing` such a word is a module, and `inof` would then silence everything else.
+fn is_misspelt_level(part: &str) -> bool {
+    let part = part.trim();
+    let is_word = part
+        .chars()
+        .all(|char| char.is_alphanumeric() || matches!(char, '_' | ':'));
+    !part.is_empty()
+        && is_word
+        && part.parse::<LevelFilter>().is_err()
+        && !part.starts_with(env!("CARGO_CRATE_NAME"))
 }
 
 /// The name that an apiserver's certificate must carry.

@@ -20,21 +20,25 @@ use std::{
 use bytes::{Buf, Bytes};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    net::TcpStream,
     time::{Sleep, sleep, timeout},
 };
+
+use tokio_rustls::server::TlsStream;
 
 use super::scanner::Scanner;
 use crate::{
     config::Limits,
     drain::Drain,
     proxy::{Rejection, refusal},
+    socket,
 };
 
 /// A stream of HTTP/1.1 requests that is looked after.
 #[derive(Debug)]
-pub(super) struct Heads<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> {
+pub(super) struct Heads {
     /// `None` only while being dropped.
-    stream: Option<S>,
+    stream: Option<TlsStream<TcpStream>>,
     scanner: Scanner,
     seen: Arc<Seen>,
     limits: Limits,
@@ -72,6 +76,11 @@ impl Seen {
             .then_some(Rejection::AmbiguousLength)
     }
 
+    /// Whether a request has come yet.
+    pub(super) fn has_served(&self) -> bool {
+        self.served.load(Ordering::Relaxed) > 0
+    }
+
     /// The next head that is written is the service's.
     pub(super) fn answered(&self) {
         self.owed.store(true, Ordering::Relaxed);
@@ -83,9 +92,9 @@ impl Seen {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Heads<S> {
+impl Heads {
     pub(super) fn new(
-        stream: S,
+        stream: TlsStream<TcpStream>,
         limits: Limits,
         head_timeout: Duration,
         drain: Drain,
@@ -107,7 +116,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Heads<S> {
         (heads, seen)
     }
 
-    fn stream(&mut self) -> Pin<&mut S> {
+    fn stream(&mut self) -> Pin<&mut TlsStream<TcpStream>> {
         Pin::new(
             self.stream
                 .as_mut()
@@ -191,7 +200,7 @@ fn is_bare(written: &[u8]) -> bool {
     })
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncRead for Heads<S> {
+impl AsyncRead for Heads {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -199,18 +208,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncRead for Heads<S> 
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.seen.tunnel.load(Ordering::Relaxed) {
-            this.scanner.stop();
-            this.deadline = None;
+            if this.scanner.stop() {
+                this.deadline = None;
+                // As when it was set: a dead socket says so by itself.
+                socket::have_patience(this.stream().get_ref().0).ok();
+            }
             return this.stream().poll_read(cx, buf);
         }
         let before = buf.filled().len();
         if let Poll::Ready(read) = this.stream().poll_read(cx, buf) {
             let new = buf.filled().get(before..).unwrap_or_default();
             this.read_to_end = new.is_empty();
+            let begun = this.scanner.heads();
             if this.scanner.scan(new) {
                 this.seen.ambiguous.store(true, Ordering::Relaxed);
             }
-            if !this.awaits_head() {
+            // The first head's time runs from the handshake, not from its first byte.
+            let another = begun > 0 && this.scanner.heads() > begun;
+            if another || !this.awaits_head() {
                 this.deadline = None;
             }
             return Poll::Ready(read);
@@ -231,7 +246,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncRead for Heads<S> 
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Heads<S> {
+impl AsyncWrite for Heads {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -279,7 +294,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Heads<S>
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Heads<S> {
+impl Drop for Heads {
     /// Reads on for a moment when the client was answered before it had sent everything: closing at
     /// once would make the kernel send a reset, and a reset takes the answer away from the client
     /// (RFC 9112 §9.6). A connection that was not ended in order is cut.

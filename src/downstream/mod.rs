@@ -24,6 +24,7 @@ use crate::{
     config::{Limits, Timeouts},
     drain::Drain,
     proxy::{Downstream, Routes},
+    socket,
     telemetry::causes,
     upstream::{Lease, Worker},
 };
@@ -72,12 +73,14 @@ pub async fn serve(
     drain: Drain,
 ) {
     let snapshot = shared.snapshot.load_full();
-    let accepted = {
-        let Ok(_permit) = shared.handshakes.acquire().await else {
-            return;
-        };
-        tls::accept(stream, Arc::clone(&snapshot.tls), shared.timeouts.handshake).await
-    };
+    let config = Arc::clone(&snapshot.tls);
+    let accepted = tls::accept(
+        stream,
+        config,
+        &shared.handshakes,
+        shared.timeouts.handshake,
+    )
+    .await;
     let stream = match accepted {
         Ok(stream) => stream,
         Err(error) => {
@@ -85,6 +88,8 @@ pub async fn serve(
             return;
         }
     };
+    // Fails only for a socket that is dead, which the next read says better.
+    socket::bound_patience(stream.get_ref().0, &shared.timeouts).ok();
     let session = stream.get_ref().1;
     let protocol = if session.alpn_protocol() == Some(b"h2") {
         Protocol::Http2

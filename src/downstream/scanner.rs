@@ -29,7 +29,7 @@ enum State {
     Blind,
 }
 
-/// The beginning of the current line; no field of interest is longer.
+/// The beginning of the current line; no field of interest is longer unless it is meant to mislead.
 #[derive(Debug)]
 struct Line {
     start: [u8; LINE],
@@ -85,9 +85,9 @@ impl Scanner {
         self.state == State::Head && !self.is_within_head()
     }
 
-    /// Stops following.
-    pub(super) fn stop(&mut self) {
-        self.state = State::Blind;
+    /// Stops following; true if it had not stopped before.
+    pub(super) fn stop(&mut self) -> bool {
+        std::mem::replace(&mut self.state, State::Blind) != State::Blind
     }
 
     /// Reads on; true if a head ended that gives its body's length in two ways.
@@ -148,13 +148,20 @@ impl Scanner {
                 };
                 return head.ambiguous;
             }
+            State::ChunkSize if self.line.is_cut() && line.iter().all(u8::is_ascii_hexdigit) => {
+                // More digits than any size has, and the last ones are unknown: nothing behind this
+                // line may be taken for a request.
+                self.state = State::Blind;
+                return true;
+            }
             State::Head => {
                 self.head.lines += 1;
                 self.most_lines = self.most_lines.max(self.head.lines);
                 if let Some(at) = line.iter().position(|byte| *byte == b':') {
                     let (name, value) = line.split_at(at);
                     if name.eq_ignore_ascii_case(b"content-length") {
-                        self.head.ambiguous |= self.head.coded || self.head.length.is_some();
+                        self.head.ambiguous |=
+                            self.head.coded || self.head.length.is_some() || self.line.is_cut();
                         self.head.length = Some(number(value.get(1..).unwrap_or_default(), 10));
                     } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
                         self.head.ambiguous |= self.head.length.is_some();
@@ -186,6 +193,11 @@ impl Line {
                 break;
             }
         }
+    }
+
+    /// Whether the line may go on behind what was kept of it.
+    fn is_cut(&self) -> bool {
+        self.length == LINE
     }
 
     /// The line without its end.
@@ -234,7 +246,7 @@ pub(super) fn fuzz(bytes: &[u8]) {
     );
 }
 
-/// Longer than `transfer-encoding:` and than `content-length:` with any number hyper accepts.
+/// Longer than `transfer-encoding:` and than `content-length:` with any number; more are zeros in front.
 const LINE: usize = 64;
 
 #[cfg(test)]
@@ -292,6 +304,24 @@ mod tests {
                 "{fields}"
             );
         }
+    }
+
+    #[test]
+    fn numbers_behind_many_zeros_are_not_followed_but_refused() {
+        let zeros = "0".repeat(LINE);
+        let tail = "GET / HTTP/1.1\r\n\r\n";
+        for request in [
+            format!("POST / HTTP/1.1\r\ncontent-length: {zeros}5\r\n\r\nhello{tail}"),
+            format!(
+                "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n{zeros}5\r\nhello\r\n0\r\n\r\n{tail}"
+            ),
+        ] {
+            assert_eq!(scan(&request), (1, true, false), "{request}");
+        }
+        let extended = format!(
+            "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n5;{zeros}\r\nhello\r\n0\r\n\r\n{tail}"
+        );
+        assert_eq!(scan(&extended), (2, false, true));
     }
 
     #[test]

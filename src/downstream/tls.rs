@@ -7,10 +7,7 @@ use rustls::{
     server::{ClientHello, ProducesTickets, ResolvesServerCert},
     sign::CertifiedKey,
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    time::timeout,
-};
+use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use crate::pki::{self, Identity};
@@ -44,22 +41,28 @@ pub fn server_config(identities: &[Identity], tickets: Arc<dyn ProducesTickets>)
     config
 }
 
-/// Shakes hands.
+/// Shakes hands, as one of `slots`; all of it, the wait for a slot included, within `limit`.
 ///
 /// # Errors
 ///
 /// When the client is too slow or the handshake fails.
-pub(super) async fn accept<S>(
-    stream: S,
+pub(super) async fn accept(
+    stream: TcpStream,
     config: Arc<ServerConfig>,
+    slots: &Semaphore,
     limit: Duration,
-) -> Result<TlsStream<S>, HandshakeError>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let handshake = TlsAcceptor::from(config).accept_with(stream, |connection| {
-        connection.set_buffer_limit(Some(TLS_BUFFER))
-    });
+) -> Result<TlsStream<TcpStream>, HandshakeError> {
+    let handshake = async {
+        // A client that says nothing takes no slot, or a few of them would keep everybody out.
+        // Asking the socket itself, because a new one counts as readable until it is tried.
+        stream.peek(&mut [0]).await?;
+        let _slot = slots.acquire().await.map_err(io::Error::other)?;
+        let acceptor = TlsAcceptor::from(config);
+        let shaken = acceptor.accept_with(stream, |connection| {
+            connection.set_buffer_limit(Some(TLS_BUFFER));
+        });
+        shaken.await
+    };
     timeout(limit, handshake)
         .await
         .map_err(|_elapsed| HandshakeError::Timeout(limit))?

@@ -7,21 +7,20 @@ use rcgen::{DnType, DnValue, KeyPair, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PKCS
 use rustls::{NamedGroup, SignatureAlgorithm};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 
+use standin::TempDir;
+
 use super::{
     CertSummary, Flaw, Identity, PkiError, TrustAnchors,
     mint::{Ca, Leaf, common_name, now, params_of_leaf},
     provider,
 };
-use crate::{
-    config::{IdentityFiles, TrustSource},
-    scratch::Scratch,
-};
+use crate::config::{IdentityFiles, TrustSource};
 
 fn identity(certificate: &str, key: &str) -> Result<Identity, Flaw> {
-    let scratch = Scratch::new();
+    let scratch = TempDir::new();
     let files = IdentityFiles {
-        certificate: scratch.file("tls.crt", certificate),
-        key: scratch.file("tls.key", key),
+        certificate: scratch.write("tls.crt", certificate),
+        key: scratch.write("tls.key", key),
     };
     Identity::load(&files, now()).map_err(|error| match error {
         PkiError::Certificate { source, .. } | PkiError::Key { source, .. } => *source,

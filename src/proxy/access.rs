@@ -28,7 +28,8 @@ pub(super) struct Access {
     info: RequestInfo,
     cluster: String,
     audit_id: String,
-    status: StatusCode,
+    /// `None` until there is a response; a client may not wait for it.
+    status: Option<StatusCode>,
     received: Arc<AtomicU64>,
     sent: u64,
     outcome: Outcome,
@@ -59,7 +60,7 @@ impl Access {
             info: RequestInfo::of(&head.method, &head.uri),
             cluster: String::new(),
             audit_id: String::new(),
-            status: StatusCode::OK,
+            status: None,
             received: Arc::default(),
             sent: 0,
             outcome: Outcome::Abandoned,
@@ -78,7 +79,7 @@ impl Access {
     /// Notes the head of a response, and logs the start of one that may go on for hours.
     pub(super) fn answered(&mut self, status: StatusCode, headers: &HeaderMap) {
         self.head = Some(self.started.elapsed());
-        self.status = status;
+        self.status = Some(status);
         if let Some(id) = headers.get("audit-id").and_then(|id| id.to_str().ok()) {
             id.chars()
                 .take(AUDIT_ID_CHARS)
@@ -93,7 +94,7 @@ impl Access {
                 client.address = %self.client,
                 http.request.method = %self.method,
                 url.path = %Printable(self.uri.path()),
-                http.response.status_code = self.status.as_u16(),
+                http.response.status_code = status.as_u16(),
                 k8s.verb = self.info.verb,
                 k8s.resource = %Printable(&self.info.resource),
                 k8s.namespace = %Printable(&self.info.namespace),
@@ -149,15 +150,15 @@ impl Drop for Access {
             network.protocol.version = protocol(self.version),
             http.request.method = %self.method,
             url.path = %Printable(self.uri.path()),
-            http.response.status_code = self.status.as_u16(),
+            http.response.status_code = self.status.map_or(0, |status| status.as_u16()),
             k8s.verb = self.info.verb,
             k8s.resource = %Printable(&self.info.resource),
             k8s.namespace = %Printable(&self.info.namespace),
             k8s.audit_id = %Printable(&self.audit_id),
             received_bytes = self.received.load(Ordering::Relaxed),
             sent_bytes = self.sent,
-            head_seconds = self.head.unwrap_or_default().as_secs_f64(),
-            duration_seconds = self.started.elapsed().as_secs_f64(),
+            head_seconds = seconds(self.head.unwrap_or_default()),
+            duration_seconds = seconds(self.started.elapsed()),
             outcome,
             "request",
         );
@@ -182,6 +183,11 @@ impl std::fmt::Display for Printable<'_> {
         }
         Ok(())
     }
+}
+
+/// To the microsecond; more digits are noise.
+fn seconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e6
 }
 
 fn protocol(version: Version) -> &'static str {

@@ -2,13 +2,12 @@
 
 use std::{io, sync::Arc};
 
-use rustls::ClientConfig;
+use rustls::{CertificateError, ClientConfig, Error};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
-    Cluster, UpstreamError, VerifyFailure, Worker, h1::H1Connection, h2::H2Connection,
-    lease::Connection,
+    Cluster, UpstreamError, Worker, h1::H1Connection, h2::H2Connection, lease::Connection,
 };
 use crate::{addr::UpstreamAddr, socket, telemetry::causes};
 
@@ -68,6 +67,8 @@ async fn dial(
         .await
         .map_err(|source| handshake_error(endpoint, source))?;
     if chose_h2(&tls) {
+        socket::bound_patience(tls.get_ref().0, &worker.timeouts)
+            .map_err(|source| UpstreamError::Connect { endpoint, source })?;
         let established =
             H2Connection::establish(tls, endpoint, &worker.timeouts, &worker.drain).await;
         return established
@@ -87,24 +88,21 @@ fn chose_h2(tls: &TlsStream<TcpStream>) -> bool {
 fn handshake_error(endpoint: UpstreamAddr, source: io::Error) -> UpstreamError {
     let refused = source
         .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    if matches!(
-        refused,
-        Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented)
-    ) {
-        UpstreamError::Verify { endpoint, source }
-    } else {
-        UpstreamError::Handshake { endpoint, source }
+        .and_then(|inner| inner.downcast_ref::<Error>());
+    match refused {
+        // Taken out of its wrapping, which rustls prints as a dump of types.
+        Some(Error::InvalidCertificate(CertificateError::Other(cause))) => UpstreamError::Verify {
+            endpoint,
+            source: Arc::clone(&cause.0),
+        },
+        Some(error @ (Error::InvalidCertificate(_) | Error::NoCertificatesPresented)) => {
+            UpstreamError::Verify {
+                endpoint,
+                source: Arc::new(error.clone()),
+            }
+        }
+        Some(_) | None => UpstreamError::Handshake { endpoint, source },
     }
-}
-
-/// Finds what the verifier said in the error that came out of the handshake.
-pub(super) fn verify_failure(error: &io::Error) -> Option<&VerifyFailure> {
-    let refused = error.get_ref()?.downcast_ref::<rustls::Error>()?;
-    let rustls::Error::InvalidCertificate(rustls::CertificateError::Other(cause)) = refused else {
-        return None;
-    };
-    cause.0.downcast_ref()
 }
 
 /// Bytes that rustls may hold for a peer that does not read.
@@ -187,5 +185,20 @@ mod tests {
         assert_eq!(endpoint, well.address());
         ill.connection_end(0).await;
         assert_eq!(ill.connections()[0].bytes_received, 0);
+    }
+
+    #[tokio::test]
+    async fn the_log_says_in_words_which_certificate_was_refused() {
+        let (ca, foreign) = (Ca::new("cluster"), Ca::new("foreign"));
+        let ill = Upstream::builder(foreign.server(&[NAME])).start().await;
+        let cluster = cluster(&ca, &[ill.address()]);
+        let error = dial_once(&worker(), &cluster).await.unwrap_err();
+        let logged = causes(&error).to_string();
+        let words = format!(
+            "verify the certificate of {}: the certificate is not signed by the cluster CA (expected {NAME}; presented ",
+            ill.address()
+        );
+        assert!(logged.starts_with(&words), "{logged}");
+        assert!(error.verify_failure().is_some(), "for the client's words");
     }
 }

@@ -1,6 +1,6 @@
 //! Why a request got no answer from the apiserver, and whether it can have been processed.
 
-use std::{io, sync::Arc};
+use std::{error::Error, io, sync::Arc};
 
 use super::{VerifyFailure, body::UploadError};
 use crate::addr::UpstreamAddr;
@@ -34,9 +34,9 @@ pub enum UpstreamError {
     Verify {
         /// The endpoint dialled.
         endpoint: UpstreamAddr,
-        /// What is wrong with it, and what was presented.
+        /// What is wrong with it, and what was presented: a [`VerifyFailure`], or what rustls said.
         #[source]
-        source: io::Error,
+        source: Arc<dyn Error + Send + Sync>,
     },
     /// The TLS handshake failed for another reason than the certificate.
     #[error("TLS handshake with {endpoint}")]
@@ -136,7 +136,7 @@ impl UpstreamError {
         let Self::Verify { source, .. } = self else {
             return None;
         };
-        super::connect::verify_failure(source)
+        source.downcast_ref()
     }
 
     /// Whether it was the connection that turned out unusable, so that another one may do better.

@@ -183,6 +183,13 @@ fn origin_form(head: &Parts, body: RequestBody) -> Request<RequestBody> {
     *request.method_mut() = head.method.clone();
     *request.version_mut() = Version::HTTP_11;
     *request.headers_mut() = head.headers.clone();
+    // Said and not left to hyper, which takes a GET without a length for one without a body and drops it.
+    if !request.body().is_end_stream() && !head.headers.contains_key(header::CONTENT_LENGTH) {
+        let chunked = HeaderValue::from_static("chunked");
+        request
+            .headers_mut()
+            .insert(header::TRANSFER_ENCODING, chunked);
+    }
     if let Some(authority) = head.uri.authority()
         && let Ok(host) = HeaderValue::from_str(authority.as_str())
     {

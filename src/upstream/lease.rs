@@ -335,4 +335,25 @@ mod tests {
             assert_eq!(found, used_again, "after {idle:?}");
         }
     }
+
+    #[tokio::test]
+    async fn no_more_idle_connections_are_kept_than_the_limit_says() {
+        for capacity in 0..3 {
+            let drain = Drain::new();
+            let idle = IdleSet::new(capacity, KEEP, drain.clone());
+            let mut ends = Vec::new();
+            for _ in 0..4 {
+                let (near, far) = duplex(1024);
+                let endpoint = UpstreamAddr(SocketAddr::from(([127, 0, 0, 1], 6443)));
+                let connection = H1Connection::establish(near, endpoint, &drain)
+                    .await
+                    .unwrap();
+                ends.push(far);
+                tokio::task::yield_now().await;
+                idle.put(1, Connection::H1(connection));
+            }
+            let kept = (0..4).filter(|_| idle.take(1, false).is_some()).count();
+            assert_eq!(kept, capacity);
+        }
+    }
 }

@@ -320,6 +320,17 @@ async fn control_and_direction_characters_are_escaped() {
     }
 }
 
+/// A machine finds the address that the kernel chose without taking a list apart.
+#[tokio::test]
+async fn the_start_is_an_event_with_plain_values() {
+    let world = World::new();
+    let binary = start(&world, tcp::refused().await, "info").await;
+    let events = events(&binary);
+    let started = events.iter().find(|event| event["message"] == "started");
+    let address = started.unwrap()["listening"].as_str().unwrap();
+    assert!(address.parse::<SocketAddr>().is_ok(), "{address}");
+}
+
 /// `--no-access-log` silences requests and nothing else.
 #[tokio::test]
 async fn the_access_log_can_be_switched_off() {

@@ -10,6 +10,7 @@ use kube_tls_proxy::{
     config::{
         ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts, TrustSource,
     },
+    reload::Source,
 };
 use rustls_pki_types::ServerName;
 use standin::{
@@ -122,8 +123,13 @@ impl Setup<'_> {
 
     /// Starts the proxy on the current runtime; its workers have threads of their own.
     pub(crate) fn start(self) -> Proxy {
-        let config = self.config;
-        let app = App::bind(Box::new(move || Ok(config.clone()))).unwrap();
+        let config = self.config.clone();
+        self.start_from(Box::new(move || Ok(config.clone())))
+    }
+
+    /// Starts it with a configuration that may change from reload to reload.
+    pub(crate) fn start_from(self, source: Source) -> Proxy {
+        let app = App::bind(source).unwrap();
         let address = app.addresses()[0];
         let reload_now = app.reload_now();
         let (shutdown, told) = oneshot::channel::<()>();

@@ -1,7 +1,16 @@
 //! Certificates, keys and CAs change under load: what is new gets the new ones, what runs lives on, and a
 //! bad change changes nothing.
 
-use std::{fs, os::unix::fs::symlink, path::Path, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use rustls_pki_types::CertificateDer;
 use standin::{
@@ -331,4 +340,30 @@ async fn a_tunnel_outlives_a_rotation() {
     assert_eq!(asked.hear(5).await, b"still");
     asked.say("here").await;
     assert_eq!(client.take(4).await.unwrap(), "here");
+}
+
+/// A name has no address until it was looked up, which must not cost the requests of that moment.
+#[tokio::test]
+async fn a_new_name_of_the_apiserver_is_looked_up_before_it_is_used() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let setup = world.proxy(upstream.address());
+    let by_address = setup.config.clone();
+    let mut by_name = by_address.clone();
+    by_name.clusters[0].upstream_host = "localhost".into();
+    let turn = Arc::new(AtomicUsize::new(0));
+    let now = Arc::clone(&turn);
+    let proxy = setup.start_from(Box::new(move || {
+        let named = now.load(Ordering::Relaxed) % 2 == 1;
+        Ok(if named { &by_name } else { &by_address }.clone())
+    }));
+    let client = proxy.client().http2().await;
+    for _ in 0..20 {
+        turn.fetch_add(1, Ordering::Relaxed);
+        proxy.reload();
+        for _ in 0..30 {
+            let answer = client.get("https://kube.test/").await.unwrap();
+            assert_eq!(answer.text(), "ok");
+        }
+    }
 }

@@ -123,8 +123,8 @@ fn bad_certificates() {
             "certificate DIR/bad.crt: certificate 1 of the file (CN=old root) is of a kind that TLS refuses, such as version 1; issue it again as version 3",
         ),
     ] {
-        fixture.scratch.file("bad.crt", latin1(&crt));
-        fixture.scratch.file("bad.key", key);
+        fixture.scratch.write("bad.crt", latin1(&crt));
+        fixture.scratch.write("bad.key", key);
         let line = format!("{UPSTREAM} --cert DIR/bad.crt --key DIR/bad.key");
         differences.compare(case, fixture.sentence(&line, &outside_of_a_pod()), expected);
     }
@@ -200,8 +200,8 @@ fn bad_keys() {
             "key DIR/bad.key: is in DER form; convert it with `openssl pkey -inform der -in FILE -out NEW_FILE`",
         ),
     ] {
-        fixture.scratch.file("bad.crt", &leaf.pem);
-        fixture.scratch.file("bad.key", latin1(&key));
+        fixture.scratch.write("bad.crt", &leaf.pem);
+        fixture.scratch.write("bad.key", latin1(&key));
         let line = format!("{UPSTREAM} --cert DIR/bad.crt --key DIR/bad.key");
         differences.compare(case, fixture.sentence(&line, &outside_of_a_pod()), expected);
     }
@@ -251,7 +251,7 @@ fn bad_cluster_cas() {
             "CA DIR/bad-ca.crt: is in DER form; convert it with `openssl x509 -inform der -in FILE -out NEW_FILE`",
         ),
     ] {
-        fixture.scratch.file("bad-ca.crt", latin1(&text));
+        fixture.scratch.write("bad-ca.crt", latin1(&text));
         let line = format!("{CERT} --upstream https://10.0.0.1 --upstream-ca DIR/bad-ca.crt");
         differences.compare(case, fixture.sentence(&line, &outside_of_a_pod()), expected);
     }

@@ -189,7 +189,7 @@ fn bad_config_files() {
         let text = text
             .replace("CLUSTER", &format!("clusters:\n- name: a\n  {at}\n"))
             .replace("AT", at);
-        fixture.scratch.file("proxy.yaml", &text);
+        fixture.scratch.write("proxy.yaml", &text);
         let line = format!("{CERT} --config DIR/proxy.yaml");
         differences.compare(
             &text,
@@ -198,7 +198,7 @@ fn bad_config_files() {
         );
     }
     let good = "clusters:\n- {name: a, upstream: {url: 'https://10.0.0.1', ca: ca.crt}}\n";
-    fixture.scratch.file("proxy.yaml", good);
+    fixture.scratch.write("proxy.yaml", good);
     for (line, expected) in [
         ("CERT --config DIR/proxy.yaml", "it starts"),
         (

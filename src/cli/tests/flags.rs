@@ -57,6 +57,10 @@ fn bad_flags() {
             "--log-level: `info,a=loud` is not a log filter; write a level, or levels for modules, such as info or info,kube_tls_proxy=debug",
         ),
         (
+            "BOTH --log-level inof",
+            "--log-level: `inof` is not a log filter; write a level, or levels for modules, such as info or info,kube_tls_proxy=debug",
+        ),
+        (
             "BOTH --upstream-name not_a/name",
             "--upstream-name: `not_a/name` is not a name or address that a certificate can carry; write one such as kubernetes.default.svc",
         ),
@@ -183,27 +187,32 @@ fn bad_addresses() {
     let mut differences = Differences::default();
     for (kind, expected) in [
         (
-            io::ErrorKind::AddrInUse,
+            io::Error::from_raw_os_error(97),
+            "cannot listen on 127.0.0.1:443: this machine has no IPv6; listen on IPv4 with --listen 0.0.0.0:8443",
+        ),
+        (
+            io::ErrorKind::AddrInUse.into(),
             "cannot listen on 127.0.0.1:443: another process uses this port; stop it or choose another with --listen",
         ),
         (
-            io::ErrorKind::PermissionDenied,
+            io::ErrorKind::PermissionDenied.into(),
             "cannot listen on 127.0.0.1:443: permission denied; choose a port from 1024 with --listen, or grant CAP_NET_BIND_SERVICE",
         ),
         (
-            io::ErrorKind::AddrNotAvailable,
+            io::ErrorKind::AddrNotAvailable.into(),
             "cannot listen on 127.0.0.1:443: this machine has no such address; choose one of its own with --listen",
         ),
         (
-            io::ErrorKind::OutOfMemory,
+            io::ErrorKind::OutOfMemory.into(),
             "cannot listen on 127.0.0.1:443: the operating system refuses: out of memory",
         ),
     ] {
+        let case = kind.to_string();
         let error = AppError::Listen {
             address: "127.0.0.1:443".parse().unwrap(),
-            source: ListenFault::from(io::Error::from(kind)),
+            source: ListenFault::from(kind),
         };
-        differences.compare(&kind.to_string(), sentence(&error), expected);
+        differences.compare(&case, sentence(&error), expected);
     }
     differences.assert_none();
 }

@@ -74,7 +74,7 @@ fn bad_kubeconfigs() {
         ),
     ] {
         let text = text.replace("CLUSTER", CLUSTER);
-        fixture.scratch.file("kubeconfig", &text);
+        fixture.scratch.write("kubeconfig", &text);
         let line = format!("{CERT} --kubeconfig DIR/kubeconfig");
         differences.compare(
             &text,
@@ -83,7 +83,7 @@ fn bad_kubeconfigs() {
         );
     }
     let good = format!("{CLUSTER} {{server: 'https://10.0.0.1', certificate-authority: ca.crt}}");
-    fixture.scratch.file("kubeconfig", good);
+    fixture.scratch.write("kubeconfig", good);
     for (line, expected) in [
         ("CERT --kubeconfig DIR/kubeconfig", "it starts"),
         (
@@ -141,7 +141,7 @@ fn bad_pods() {
         ),
         (
             in_a_pod(Path::new("/nowhere")),
-            "the pod's service account: there is no CA at /nowhere/ca.crt; mount the service account (automountServiceAccountToken: true), or say where the apiserver and its CA are",
+            "the pod's service account: there is no CA at /nowhere/ca.crt; mount the ConfigMap kube-root-ca.crt there, as config/deploy does, or say where the apiserver and its CA are",
         ),
     ] {
         differences.compare(&format!("{env:?}"), fixture.sentence(CERT, &env), expected);

@@ -12,6 +12,8 @@ use std::{ffi::OsString, io, num::NonZeroUsize, path::Path, process::ExitCode};
 use clap::{CommandFactory as _, Parser as _};
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair, date_time_ymd};
 
+use standin::TempDir;
+
 use super::{Cli, Command, StartBlock, failure::exit_code, parse_from, sentence};
 use crate::{
     app::{AppError, ListenFault},
@@ -20,7 +22,6 @@ use crate::{
         Identity, TrustAnchors,
         mint::{Ca, now, params_of_leaf},
     },
-    scratch::Scratch,
 };
 
 /// What `serve` does before it opens a socket.
@@ -61,18 +62,18 @@ fn in_a_pod(service_account: &Path) -> Environment {
 
 /// A directory with what a good command line names: tls.crt, tls.key, ca.crt, kubeconfig.
 struct Fixture {
-    scratch: Scratch,
+    scratch: TempDir,
     ca: Ca,
 }
 
 impl Fixture {
     fn new() -> Self {
-        let scratch = Scratch::new();
+        let scratch = TempDir::new();
         let ca = Ca::new("root");
         let leaf = ca.leaf(&["kube.example.com"]);
-        scratch.file("tls.crt", leaf.pem);
-        scratch.file("tls.key", leaf.key);
-        scratch.file("ca.crt", ca.pem());
+        scratch.write("tls.crt", leaf.pem);
+        scratch.write("tls.key", leaf.key);
+        scratch.write("ca.crt", ca.pem());
         Self { scratch, ca }
     }
 
@@ -195,12 +196,12 @@ fn help_fits_a_terminal() {
 
 #[test]
 fn the_start_is_told_in_one_block() {
-    let scratch = Scratch::new();
+    let scratch = TempDir::new();
     let ca = Ca::new("kubernetes");
     let public = Ca::new("R11").leaf(&["kube.example.com", "*.kube.example.com"]);
     let files = IdentityFiles {
-        certificate: scratch.file("tls.crt", public.pem),
-        key: scratch.file("tls.key", public.key),
+        certificate: scratch.write("tls.crt", public.pem),
+        key: scratch.write("tls.key", public.key),
     };
     let identity = Identity::load(&files, now()).unwrap();
     let cluster = |name: &str, host: &str, hosts: &[&str]| ClusterConfig {

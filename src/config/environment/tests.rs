@@ -3,18 +3,18 @@
 use std::num::NonZeroUsize;
 
 use super::{Environment, allowed_cpus, cpus, open_files, soft_limit};
-use crate::scratch::Scratch;
+use standin::TempDir;
 
 /// CPUs of a process with four of them in its affinity mask, and these cgroup files.
 fn with_cgroup(own: &str, files: &[(&str, &str)]) -> usize {
-    let scratch = Scratch::new();
-    scratch.file(
+    let scratch = TempDir::new();
+    scratch.write(
         "proc/status",
         "Name:\tx\nCpus_allowed_list:\t0-2,5\nMems_allowed:\t1\n",
     );
-    scratch.file("proc/cgroup", own);
+    scratch.write("proc/cgroup", own);
     for (file, text) in files {
-        scratch.file(&format!("cgroup/{file}"), text);
+        scratch.write(&format!("cgroup/{file}"), text);
     }
     let (proc, cgroup) = (scratch.path().join("proc"), scratch.path().join("cgroup"));
     cpus(&proc, &cgroup).get()
@@ -97,7 +97,7 @@ fn reads_the_soft_limit() {
     assert_eq!(limits("1024"), Some(1024));
     assert_eq!(limits("unlimited"), Some(usize::MAX));
     assert_eq!(limits("?"), None);
-    assert_eq!(open_files(Scratch::new().path()), 1024);
+    assert_eq!(open_files(TempDir::new().path()), 1024);
 }
 
 #[test]

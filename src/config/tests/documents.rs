@@ -24,7 +24,7 @@ fn the_example_file_shows_the_defaults() {
 /// The values of the commented-out alternatives, too, must be what the parser takes.
 #[test]
 fn the_commented_parts_of_the_example_file_load() {
-    let scratch = Scratch::new();
+    let scratch = TempDir::new();
     let text = fs::read_to_string(repository("config/kube-tls-proxy.yaml")).unwrap();
     let mut uncommented = String::new();
     for line in text.lines() {
@@ -41,13 +41,13 @@ fn the_commented_parts_of_the_example_file_load() {
         uncommented.push_str(&line);
         uncommented.push('\n');
     }
-    scratch.file(
+    scratch.write(
         "staging.conf",
         KUBECONFIG.replace("name: lab, context", "name: staging-admin, context"),
     );
-    scratch.file("ca.crt", "any");
+    scratch.write("ca.crt", "any");
     let args = ServeArgs {
-        config: Some(scratch.file("proxy.yaml", &uncommented)),
+        config: Some(scratch.write("proxy.yaml", &uncommented)),
         ..ServeArgs::default()
     };
     let env = Environment {

@@ -4,8 +4,8 @@ use super::*;
 
 #[test]
 fn flags_win_over_kubeconfig_over_pod() {
-    let scratch = Scratch::new();
-    scratch.file("ca.crt", "any");
+    let scratch = TempDir::new();
+    scratch.write("ca.crt", "any");
     let env = Environment {
         service_host: Some("10.96.0.1".to_owned()),
         service_port: Some("443".to_owned()),
@@ -18,13 +18,13 @@ fn flags_win_over_kubeconfig_over_pod() {
     args.upstream = None;
     args.upstream_ca = None;
     assert_eq!(host(&args), "10.96.0.1");
-    args.kubeconfig = Some(scratch.file("kubeconfig", KUBECONFIG));
+    args.kubeconfig = Some(scratch.write("kubeconfig", KUBECONFIG));
     assert_eq!(host(&args), "api.example");
 }
 
 #[test]
 fn a_kubeconfig_gives_url_ca_and_name() {
-    let scratch = Scratch::new();
+    let scratch = TempDir::new();
     let cluster = of_kubeconfig(&scratch, KUBECONFIG, None);
     assert_eq!(cluster.name, "prod");
     assert_eq!(cluster.upstream_host, "api.example");
@@ -50,7 +50,7 @@ fn a_kubeconfig_gives_url_ca_and_name() {
 
 #[test]
 fn a_kubeconfig_may_be_json_and_its_base64_folded() {
-    let scratch = Scratch::new();
+    let scratch = TempDir::new();
     let long = "x".repeat(90);
     let encoded = BASE64_STANDARD.encode(&long);
     let (first, second) = encoded.split_at(64);
@@ -84,7 +84,7 @@ clusters:
 
 #[test]
 fn nothing_of_a_kubeconfig_s_credentials_is_kept() {
-    let scratch = Scratch::new();
+    let scratch = TempDir::new();
     let cluster = of_kubeconfig(&scratch, KUBECONFIG, None);
     assert!(KUBECONFIG.contains("canary"));
     assert!(!format!("{cluster:?}").contains("canary"));
@@ -93,7 +93,7 @@ fn nothing_of_a_kubeconfig_s_credentials_is_kept() {
     let args = ServeArgs {
         upstream: None,
         upstream_ca: None,
-        kubeconfig: Some(scratch.file("broken", broken)),
+        kubeconfig: Some(scratch.write("broken", broken)),
         ..enough()
     };
     let error = load(&args, &outside_of_a_pod()).unwrap_err();

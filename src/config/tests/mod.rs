@@ -21,7 +21,7 @@ use super::{
     ClusterConfig, Config, Environment, HostPattern, IdentityFiles, Limits, LogConfig, LogFormat,
     ServeArgs, Timeouts, TrustSource, load, schema, units, url::UpstreamUrl,
 };
-use crate::scratch::Scratch;
+use standin::TempDir;
 
 fn outside_of_a_pod() -> Environment {
     Environment {
@@ -45,19 +45,19 @@ fn enough() -> ServeArgs {
 }
 
 fn with_config(args: ServeArgs, text: &str) -> Config {
-    let scratch = Scratch::new();
+    let scratch = TempDir::new();
     let args = ServeArgs {
-        config: Some(scratch.file("proxy.yaml", text)),
+        config: Some(scratch.write("proxy.yaml", text)),
         ..args
     };
     load(&args, &outside_of_a_pod()).unwrap()
 }
 
-fn of_kubeconfig(scratch: &Scratch, text: &str, context: Option<&str>) -> ClusterConfig {
+fn of_kubeconfig(scratch: &TempDir, text: &str, context: Option<&str>) -> ClusterConfig {
     let args = ServeArgs {
         upstream: None,
         upstream_ca: None,
-        kubeconfig: Some(scratch.file("etc/kubeconfig", text)),
+        kubeconfig: Some(scratch.write("etc/kubeconfig", text)),
         context: context.map(ToOwned::to_owned),
         ..enough()
     };
@@ -200,9 +200,9 @@ log: {format: json, filter: debug, access: true}
 
 #[test]
 fn several_clusters_each_in_its_own_way() {
-    let scratch = Scratch::new();
-    scratch.file("sa/ca.crt", "any");
-    scratch.file(
+    let scratch = TempDir::new();
+    scratch.write("sa/ca.crt", "any");
+    scratch.write(
         "sub/kubeconfig",
         "current-context: x
 contexts: [{name: x, context: {cluster: x}}, {name: y, context: {cluster: y}}]
@@ -211,7 +211,7 @@ clusters:
 - {name: y, cluster: {server: 'https://y', certificate-authority: y.crt}}
 ",
     );
-    let config = scratch.file(
+    let config = scratch.write(
         "etc/proxy.yaml",
         "
 certificates: [{certificate: tls.crt, key: /abs/tls.key}]

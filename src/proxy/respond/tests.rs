@@ -1,6 +1,6 @@
 //! Every error has its answer, and no answer gives anything away.
 
-use std::io;
+use std::{io, sync::Arc};
 
 use http_body_util::BodyExt as _;
 
@@ -29,7 +29,7 @@ fn upstream_errors() -> Vec<UpstreamError> {
         UpstreamError::ConnectTimeout { endpoint },
         UpstreamError::Verify {
             endpoint,
-            source: cause(),
+            source: Arc::new(cause()),
         },
         UpstreamError::Handshake {
             endpoint,

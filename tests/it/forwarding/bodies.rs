@@ -56,6 +56,30 @@ async fn informational_responses_of_the_apiserver_are_not_the_response() {
     }
 }
 
+/// hyper's client takes a GET without a length for one without a body.
+#[tokio::test]
+async fn the_body_of_a_get_arrives_whatever_its_framing() {
+    let world = World::new();
+    let upstream = world.apiserver().alpn(&["http/1.1"]).start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let mut client = proxy.client().http1().await;
+    for framed in [
+        "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        "Content-Length: 5\r\n\r\nhello",
+    ] {
+        client
+            .send(format!("GET /x HTTP/1.1\r\nHost: kube.test\r\n{framed}"))
+            .await;
+        assert_eq!(client.response().await.text(), "ok");
+        assert_eq!(upstream.next_request().await.body().await, b"hello");
+    }
+    let client = proxy.client().http2().await;
+    let url = "https://kube.test/x";
+    let request = Request::get(url).body(Bytes::from("hello")).unwrap();
+    assert_eq!(client.request(request).await.unwrap().text(), "ok");
+    assert_eq!(upstream.next_request().await.body().await, b"hello");
+}
+
 async fn read_until(raw: &mut Raw, end: &[u8]) -> String {
     let mut seen = Vec::new();
     while !seen.ends_with(end) {

@@ -11,7 +11,7 @@ use standin::{
 };
 use tokio::time::{Instant, sleep};
 
-use crate::proxy::{HOST, World};
+use crate::proxy::{HOST, World, data, watch_or_ok};
 
 const SHORT: Duration = Duration::from_millis(300);
 const LONG: Duration = Duration::from_secs(60);
@@ -84,6 +84,29 @@ async fn an_idle_connection_is_closed() {
     assert!(ended(&mut client, start).await > SHORT - TICK);
 }
 
+/// kube-apiserver closes an HTTP/2 connection without streams too; pings that are answered change nothing.
+#[tokio::test]
+async fn an_http2_connection_is_closed_when_idle_and_not_before() {
+    let world = World::new();
+    let upstream = world.apiserver().http(watch_or_ok).start().await;
+    let setup = world.proxy(upstream.address()).timeouts(short_idle);
+    let proxy = setup
+        .timeouts(|timeouts| timeouts.client_ping_interval = SHORT / 3)
+        .start();
+    let client = proxy.client().http2().await;
+    let mut watch = client.open("https://kube.test/watch").await.unwrap();
+    assert_eq!(data(&mut watch).await.unwrap(), "first");
+    sleep(SHORT * 3).await;
+    let answer = client.get("https://kube.test/").await.unwrap();
+    assert_eq!(answer.text(), "ok");
+    let start = Instant::now();
+    drop(watch);
+    assert_eq!(client.goaway().await, h2::Reason::NO_ERROR);
+    assert!(start.elapsed() > SHORT - TICK);
+    // The client may say its own goodbye to a connection that is gone by then.
+    client.end().await.ok();
+}
+
 /// An HTTP/1.1 connection with a request on it is neither idle nor waiting for a head.
 #[tokio::test]
 async fn a_slow_answer_and_a_slow_body_are_not_cut() {
@@ -110,6 +133,25 @@ async fn a_slow_answer_and_a_slow_body_are_not_cut() {
         client.send(part).await;
     }
     assert_eq!(client.response().await.text(), "body");
+}
+
+/// Each head has its own time, also when it begins in the same breath as another one ends.
+#[tokio::test]
+async fn heads_that_follow_each_other_have_a_deadline_each() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).timeouts(short_head).start();
+    let mut client = proxy.client().http1().await;
+    client.send("G").await;
+    for _ in 0..4 {
+        sleep(SHORT / 2).await;
+        client
+            .send("ET / HTTP/1.1\r\nHost: kube.test\r\n\r\nG")
+            .await;
+        assert_eq!(client.response().await.text(), "ok");
+    }
+    let start = Instant::now();
+    ended(&mut client, start).await;
 }
 
 /// Between two requests there is more time than for a head.

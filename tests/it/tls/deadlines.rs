@@ -34,6 +34,22 @@ async fn a_client_without_a_handshake_is_let_go() {
     proxy.client().connect().await.unwrap();
 }
 
+/// A client that only connects takes none of the handshakes that may be under way at once.
+#[tokio::test]
+async fn silent_clients_keep_nobody_out() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world
+        .proxy(upstream.address())
+        .limits(|limits| limits.handshakes = 1)
+        .timeouts(|timeouts| timeouts.handshake = Duration::from_secs(60))
+        .start();
+    let _silent = TcpStream::connect(proxy.address()).await.unwrap();
+    let client = proxy.client();
+    let shaken = within("a handshake beside a silent client", client.connect());
+    shaken.await.unwrap();
+}
+
 /// TLS and then nothing, or half a request head.
 #[tokio::test]
 async fn a_client_without_a_request_is_let_go() {

@@ -40,14 +40,16 @@ impl TempDir {
         &self.0
     }
 
-    /// Writes a file into it, over an older one of that name, and returns where it is.
+    /// Writes a file into it, over an older one of that name, and returns where it is. The name may
+    /// begin with folders.
     ///
     /// # Panics
     ///
     /// When it cannot be written.
     pub fn write(&self, name: &str, contents: impl AsRef<[u8]>) -> PathBuf {
         let path = self.0.join(name);
-        if let Err(err) = fs::write(&path, contents) {
+        let folder = path.parent().unwrap_or(&self.0);
+        if let Err(err) = fs::create_dir_all(folder).and_then(|()| fs::write(&path, contents)) {
             panic!("write {}: {err}", path.display());
         }
         path
