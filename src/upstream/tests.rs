@@ -19,7 +19,7 @@ use super::{h1::H1Connection, *};
 use crate::addr::UpstreamAddr;
 
 /// A request as hyper hands it out, and the client's side of its body.
-async fn upload() -> (Request<Incoming>, SendStream<Bytes>) {
+async fn upload(drain: &Drain) -> (Request<Incoming>, SendStream<Bytes>) {
     let (near, far) = duplex(64 * 1024);
     let (hand_out, mut requests) = mpsc::unbounded_channel();
     let service = service_fn(move |request| {
@@ -27,9 +27,9 @@ async fn upload() -> (Request<Incoming>, SendStream<Bytes>) {
         pending::<Result<Response<Empty<Bytes>>, Infallible>>()
     });
     let server = http2::Builder::new(TokioExecutor::new());
-    tokio::spawn(server.serve_connection(TokioIo::new(near), service));
+    drain.spawn(server.serve_connection(TokioIo::new(near), service));
     let (mut send, connection) = ::h2::client::handshake(far).await.unwrap();
-    tokio::spawn(connection);
+    drain.spawn(connection);
     let request = Request::post("https://kube.test/").body(()).unwrap();
     let (_response, upload) = send.send_request(request, false).unwrap();
     (requests.recv().await.unwrap(), upload)
@@ -38,13 +38,14 @@ async fn upload() -> (Request<Incoming>, SendStream<Bytes>) {
 /// The body is read on after hyper gave the request up, as a task of its own may do for a moment.
 #[tokio::test]
 async fn a_body_that_its_client_reset_is_not_whole() {
+    let drain = Drain::new();
     for (reset, is_whole) in [
         (Some(Reason::CANCEL), false),
         (Some(Reason::NO_ERROR), false),
         (Some(Reason::INTERNAL_ERROR), false),
         (None, true),
     ] {
-        let (request, mut upload) = upload().await;
+        let (request, mut upload) = upload(&drain).await;
         upload.send_data("half".into(), false).unwrap();
         let mut body = RequestBody::new(request.into_body(), Version::HTTP_2);
         let half = poll_fn(|cx| body.poll_data(cx)).await.unwrap().unwrap();
@@ -79,7 +80,7 @@ async fn a_request_that_http1_did_not_take_is_sent_on_another_connection() {
         yield_now().await;
     }
     lease.held.give_back(cluster.id, closing);
-    let (request, mut upload) = upload().await;
+    let (request, mut upload) = upload(&lease.worker.drain).await;
     upload.send_data("all of it".into(), true).unwrap();
     let (mut head, body) = request.into_parts();
     head.version = Version::HTTP_11;
