@@ -20,6 +20,7 @@ use std::{
 use bytes::{Buf, Bytes};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    sync::OwnedSemaphorePermit,
     time::{Sleep, sleep, timeout},
 };
 
@@ -47,18 +48,22 @@ pub(super) struct Heads<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> {
     read_to_end: bool,
     /// Our side of the connection was ended in order.
     ended: bool,
+    /// The place of the connection among those that may be open, kept until the socket is closed.
+    permit: Arc<OwnedSemaphorePermit>,
     drain: Drain,
 }
 
 /// What the stream and the service tell each other.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Seen {
     /// Requests that reached the service.
     served: AtomicU64,
-    /// A head had two lengths; whatever is served next is refused.
-    ambiguous: AtomicBool,
-    /// The service has answered and the head of its response is not written yet.
+    /// Requests whose bounds are certain; whatever is served after them is refused.
+    good: AtomicU64,
+    /// The service has answered and its response is not written to its end yet.
     owed: AtomicBool,
+    /// hyper has taken all of that response, and may hold some of it.
+    given: AtomicBool,
     /// The connection has become a tunnel.
     tunnel: AtomicBool,
 }
@@ -66,15 +71,26 @@ pub(super) struct Seen {
 impl Seen {
     /// Counts a request in; says what is wrong with its form, if anything is.
     pub(super) fn served(&self) -> Option<Rejection> {
-        self.served.fetch_add(1, Ordering::Relaxed);
-        self.ambiguous
-            .load(Ordering::Relaxed)
-            .then_some(Rejection::AmbiguousLength)
+        let before = self.served.fetch_add(1, Ordering::Relaxed);
+        (before >= self.good.load(Ordering::Relaxed)).then_some(Rejection::AmbiguousLength)
     }
 
-    /// The next head that is written is the service's.
+    /// What is written from now on is the service's.
     pub(super) fn answered(&self) {
+        self.given.store(false, Ordering::Relaxed);
         self.owed.store(true, Ordering::Relaxed);
+    }
+
+    /// hyper has taken the response to its end.
+    pub(super) fn gave_all(&self) {
+        self.given.store(true, Ordering::Relaxed);
+    }
+
+    /// Everything that hyper had taken is written.
+    fn flushed(&self) {
+        if self.given.swap(false, Ordering::Relaxed) {
+            self.owed.store(false, Ordering::Relaxed);
+        }
     }
 
     /// From now on the bytes are no requests.
@@ -88,9 +104,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Heads<S> {
         stream: S,
         limits: Limits,
         head_timeout: Duration,
+        permit: Arc<OwnedSemaphorePermit>,
         drain: Drain,
     ) -> (Self, Arc<Seen>) {
-        let seen = Arc::new(Seen::default());
+        let seen = Arc::new(Seen {
+            served: AtomicU64::new(0),
+            good: AtomicU64::new(u64::MAX),
+            owed: AtomicBool::new(false),
+            given: AtomicBool::new(false),
+            tunnel: AtomicBool::new(false),
+        });
         let heads = Self {
             stream: Some(stream),
             scanner: Scanner::new(),
@@ -102,6 +125,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Heads<S> {
             refused: false,
             read_to_end: false,
             ended: false,
+            permit,
             drain,
         };
         (heads, seen)
@@ -207,8 +231,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncRead for Heads<S> 
         if let Poll::Ready(read) = this.stream().poll_read(cx, buf) {
             let new = buf.filled().get(before..).unwrap_or_default();
             this.read_to_end = new.is_empty();
-            if this.scanner.scan(new) {
-                this.seen.ambiguous.store(true, Ordering::Relaxed);
+            if let Some(number) = this.scanner.scan(new) {
+                this.seen.good.store(number - 1, Ordering::Relaxed);
             }
             if !this.awaits_head() {
                 this.deadline = None;
@@ -243,9 +267,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Heads<S>
         if self.instead.is_some() {
             return self.poll_write_instead(cx, buf.len());
         }
-        let written = ready!(self.stream().poll_write(cx, buf));
-        self.seen.owed.store(false, Ordering::Relaxed);
-        Poll::Ready(written)
+        self.stream().poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
@@ -258,9 +280,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Heads<S>
         if let (Some(only), None) = (filled.next(), filled.next()) {
             return self.poll_write(cx, only);
         }
-        let written = ready!(self.stream().poll_write_vectored(cx, bufs));
-        self.seen.owed.store(false, Ordering::Relaxed);
-        Poll::Ready(written)
+        self.stream().poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -270,6 +290,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Heads<S>
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // hyper flushes us only when it holds nothing back itself.
+        self.seen.flushed();
         self.stream().poll_flush(cx)
     }
 
@@ -293,7 +315,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Heads<S> {
         if !self.ended || self.read_to_end || is_tunnel || !unanswered {
             return;
         }
+        let permit = Arc::clone(&self.permit);
         self.drain.spawn(async move {
+            let _permit = permit;
             let lingering = async {
                 // Only what is left of it: the end was asked for above.
                 stream.shutdown().await?;
