@@ -73,12 +73,9 @@ pub async fn serve(
     drain: Drain,
 ) {
     let snapshot = shared.snapshot.load_full();
-    let accepted = {
-        let Ok(_permit) = shared.handshakes.acquire().await else {
-            return;
-        };
-        tls::accept(stream, Arc::clone(&snapshot.tls), shared.timeouts.handshake).await
-    };
+    let config = Arc::clone(&snapshot.tls);
+    let limit = shared.timeouts.handshake;
+    let accepted = tls::accept(stream, config, &shared.handshakes, limit).await;
     let stream = match accepted {
         Ok(stream) => stream,
         Err(error) => {

@@ -3,15 +3,16 @@
 use std::{collections::HashMap, io, sync::Arc, time::Duration};
 
 use rustls::{
-    ServerConfig,
-    server::{ClientHello, ProducesTickets, ResolvesServerCert},
+    ServerConfig, ServerConnection,
+    server::{Acceptor, ClientHello, ProducesTickets, ResolvesServerCert},
     sign::CertifiedKey,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
+    sync::Semaphore,
     time::timeout,
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
 use crate::pki::{self, Identity};
 
@@ -44,22 +45,28 @@ pub fn server_config(identities: &[Identity], tickets: Arc<dyn ProducesTickets>)
     config
 }
 
-/// Shakes hands.
+/// Shakes hands, as one of those who may do so at once; who has not said hello is none of them, so that
+/// silent connections keep nobody waiting.
 ///
 /// # Errors
 ///
-/// When the client is too slow or the handshake fails.
+/// When the client is too slow, no place becomes free in time, or the handshake fails.
 pub(super) async fn accept<S>(
     stream: S,
     config: Arc<ServerConfig>,
+    places: &Semaphore,
     limit: Duration,
 ) -> Result<TlsStream<S>, HandshakeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let handshake = TlsAcceptor::from(config).accept_with(stream, |connection| {
-        connection.set_buffer_limit(Some(TLS_BUFFER))
-    });
+    let handshake = async {
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+        let _place = places.acquire().await.map_err(io::Error::other)?;
+        let limit_buffer =
+            |connection: &mut ServerConnection| connection.set_buffer_limit(Some(TLS_BUFFER));
+        hello.into_stream_with(config, limit_buffer).await
+    };
     timeout(limit, handshake)
         .await
         .map_err(|_elapsed| HandshakeError::Timeout(limit))?

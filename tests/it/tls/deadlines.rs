@@ -34,6 +34,27 @@ async fn a_client_without_a_handshake_is_let_go() {
     proxy.client().connect().await.unwrap();
 }
 
+/// Who has not said hello takes no place from those who have.
+#[tokio::test]
+async fn silent_clients_keep_nobody_waiting() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world
+        .proxy(upstream.address())
+        .limits(|limits| limits.handshakes = 1)
+        .timeouts(|timeouts| timeouts.handshake = Duration::from_secs(3))
+        .start();
+    let began = Instant::now();
+    let mut silent = Vec::new();
+    for said in [&b""[..], b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc"] {
+        let mut tcp = TcpStream::connect(proxy.address()).await.unwrap();
+        tcp.write_all(said).await.unwrap();
+        silent.push(tcp);
+    }
+    proxy.client().connect().await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(2));
+}
+
 /// TLS and then nothing, or half a request head.
 #[tokio::test]
 async fn a_client_without_a_request_is_let_go() {
