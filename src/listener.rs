@@ -1,7 +1,9 @@
 //! Stage 1: accepts TCP connections and bounds how many are open.
 //!
-//! A permit is taken before `accept`, so every connection that exists is already counted, and the loop
-//! has no way to end but the drain.
+//! Nothing is done for a connection before it has a permit, and a listener holds none while it waits for
+//! clients: what it held would be missing to the client of another listener. Beyond the limit each
+//! listener holds one connection at most, the next ones wait in the kernel. The loop has no way to end
+//! but the drain.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -93,26 +95,28 @@ impl Listener {
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: no connection is lost.
+    /// Cancel safe, but that a connection which waits for its permit is closed.
     pub async fn accept(&self) -> Accepted {
-        let permit = loop {
+        let (stream, peer) = self.next().await;
+        loop {
             if let Ok(permit) = Arc::clone(&self.connections).acquire_owned().await {
-                break permit;
+                return Accepted {
+                    stream,
+                    peer,
+                    permit,
+                };
             }
-        };
+        }
+    }
+
+    async fn next(&self) -> (TcpStream, PeerAddr) {
         let mut pause = FIRST_PAUSE;
         loop {
             let accepted = self.socket.accept().await;
             match accepted.and_then(|(stream, peer)| {
                 socket::tune(&stream, &self.timeouts).map(|()| (stream, peer))
             }) {
-                Ok((stream, peer)) => {
-                    return Accepted {
-                        stream,
-                        peer: PeerAddr(peer),
-                        permit,
-                    };
-                }
+                Ok((stream, peer)) => return (stream, PeerAddr(peer)),
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
                     warn!(error = %causes(&error), pause = ?pause, "accept failed");

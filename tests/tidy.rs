@@ -1,5 +1,5 @@
 //! Keeps the shape of the code: a duty at the top of every file, short files, imports in one direction,
-//! and the few words that must not stand in `src`.
+//! the few words that must not stand in `src`, and the list of test cases.
 
 #![expect(
     clippy::unwrap_used,
@@ -7,6 +7,7 @@
 )]
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -51,6 +52,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "drain",
             "pki",
             "proxy",
+            "socket",
             "telemetry",
             "upstream",
         ],
@@ -160,6 +162,61 @@ fn imports_are_found_in_groups_and_paths() {
     assert_eq!(imports(code), ["addr", "config", "proxy", "drain"]);
 }
 
+#[test]
+fn every_test_case_has_its_test_and_the_readme_names_it() {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let mut marked = BTreeSet::new();
+    for file in sources_below(&tests.join("it")) {
+        let path = file.path.strip_prefix(tests.join("it")).unwrap();
+        let module = path.with_extension("").to_str().unwrap().replace('/', "::");
+        let module = module.trim_end_matches("::mod");
+        let mut cases = String::new();
+        for line in file.text.lines().map(str::trim_start) {
+            if let Some(rest) = line.strip_prefix("/// Case").filter(|_| cases.is_empty()) {
+                cases = rest
+                    .trim_start_matches('s')
+                    .split('.')
+                    .next()
+                    .unwrap()
+                    .to_owned();
+            } else if let Some((_, name)) = line.split_once("fn ").filter(|_| !cases.is_empty()) {
+                let name = name.split(['(', '<']).next().unwrap();
+                let numbers = cases
+                    .split(|c: char| !c.is_ascii_digit())
+                    .filter_map(|n| n.parse::<u32>().ok());
+                marked.extend(numbers.map(|case| (case, format!("{module}::{name}"))));
+                cases.clear();
+            }
+        }
+    }
+    let readme = fs::read_to_string(tests.join("README.md")).unwrap();
+    let listed: BTreeSet<_> = readme
+        .lines()
+        .filter_map(|line| {
+            let mut cells = line.split('|').map(str::trim).skip(1);
+            let case = cells.next()?.parse::<u32>().ok()?;
+            Some((case, cells.nth(1)?.to_owned()))
+        })
+        .flat_map(|(case, names)| {
+            let names = names
+                .split(", ")
+                .map(|name| name.trim_matches('`').to_owned());
+            names.map(move |name| (case, name)).collect::<Vec<_>>()
+        })
+        .collect();
+    let wanted = (1..=63).filter(|case| *case != 28 && !(30..=38).contains(case));
+    for case in wanted {
+        assert!(
+            marked.iter().any(|(number, _)| *number == case),
+            "case {case} has no test"
+        );
+    }
+    assert_eq!(
+        listed, marked,
+        "tests/README.md and the `/// Case` lines differ"
+    );
+}
+
 /// One file below `src`.
 struct Source {
     path: PathBuf,
@@ -225,8 +282,11 @@ fn production_sources() -> impl Iterator<Item = Source> {
 }
 
 fn sources() -> Vec<Source> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut folders = vec![root.clone()];
+    sources_below(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"))
+}
+
+fn sources_below(root: &Path) -> Vec<Source> {
+    let mut folders = vec![root.to_owned()];
     let mut found = Vec::new();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
@@ -235,7 +295,7 @@ fn sources() -> Vec<Source> {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let first = path
-                    .strip_prefix(&root)
+                    .strip_prefix(root)
                     .unwrap()
                     .components()
                     .next()

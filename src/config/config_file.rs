@@ -116,7 +116,7 @@ pub(super) struct TimeoutsEntry {
     pub(super) handshake: Option<Timeout>,
     /// From the first byte of a request to the end of its head.
     pub(super) request_head: Option<Timeout>,
-    /// HTTP/1.1 connection without a request.
+    /// Client connection without a request.
     pub(super) client_idle: Option<Timeout>,
     /// Silence before an HTTP/2 client is pinged.
     pub(super) client_ping_interval: Option<Timeout>,

@@ -32,7 +32,7 @@ pub struct Timeouts {
     pub handshake: Duration,
     /// From the first byte of a request (or from the handshake, for the first one) to its full head.
     pub request_head: Duration,
-    /// How long an HTTP/1.1 client may keep a connection without a request on it.
+    /// How long a client may keep a connection without a request on it (the apiserver: 90 s).
     pub client_idle: Duration,
     /// Silence on a downstream HTTP/2 connection after which it is pinged.
     pub client_ping_interval: Duration,
@@ -48,7 +48,8 @@ pub struct Timeouts {
     pub upstream_ping_timeout: Duration,
     /// Idle time after which TCP itself probes a peer, on both legs.
     pub tcp_keepalive: Duration,
-    /// How long sent bytes may stay unacknowledged before the kernel gives a peer up.
+    /// How long a peer may leave sent bytes unacknowledged, or take none at all (Linux counts a window
+    /// that stays closed, even one that is acknowledged), before the kernel gives it up.
     pub tcp_user_timeout: Duration,
     /// How long the second half of a tunnel may go on after the first has ended.
     pub tunnel_rest: Duration,

@@ -20,22 +20,26 @@ use std::{
 use bytes::{Buf, Bytes};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    net::TcpStream,
     sync::OwnedSemaphorePermit,
     time::{Sleep, sleep, timeout},
 };
+
+use tokio_rustls::server::TlsStream;
 
 use super::scanner::Scanner;
 use crate::{
     config::Limits,
     drain::Drain,
     proxy::{Rejection, refusal},
+    socket,
 };
 
 /// A stream of HTTP/1.1 requests that is looked after.
 #[derive(Debug)]
-pub(super) struct Heads<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> {
+pub(super) struct Heads {
     /// `None` only while being dropped.
-    stream: Option<S>,
+    stream: Option<TlsStream<TcpStream>>,
     scanner: Scanner,
     seen: Arc<Seen>,
     limits: Limits,
@@ -75,6 +79,11 @@ impl Seen {
         (before >= self.good.load(Ordering::Relaxed)).then_some(Rejection::AmbiguousLength)
     }
 
+    /// Whether a request has come yet.
+    pub(super) fn has_served(&self) -> bool {
+        self.served.load(Ordering::Relaxed) > 0
+    }
+
     /// What is written from now on is the service's.
     pub(super) fn answered(&self) {
         self.given.store(false, Ordering::Relaxed);
@@ -99,9 +108,9 @@ impl Seen {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Heads<S> {
+impl Heads {
     pub(super) fn new(
-        stream: S,
+        stream: TlsStream<TcpStream>,
         limits: Limits,
         head_timeout: Duration,
         permit: Arc<OwnedSemaphorePermit>,
@@ -131,7 +140,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Heads<S> {
         (heads, seen)
     }
 
-    fn stream(&mut self) -> Pin<&mut S> {
+    fn stream(&mut self) -> Pin<&mut TlsStream<TcpStream>> {
         Pin::new(
             self.stream
                 .as_mut()
@@ -215,7 +224,7 @@ fn is_bare(written: &[u8]) -> bool {
     })
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncRead for Heads<S> {
+impl AsyncRead for Heads {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -223,8 +232,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncRead for Heads<S> 
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.seen.tunnel.load(Ordering::Relaxed) {
-            this.scanner.stop();
-            this.deadline = None;
+            if this.scanner.stop() {
+                this.deadline = None;
+                // As when it was set: a dead socket says so by itself.
+                socket::have_patience(this.stream().get_ref().0).ok();
+            }
             return this.stream().poll_read(cx, buf);
         }
         let before = buf.filled().len();
@@ -255,7 +267,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncRead for Heads<S> 
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Heads<S> {
+impl AsyncWrite for Heads {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -301,7 +313,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Heads<S>
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Drop for Heads<S> {
+impl Drop for Heads {
     /// Reads on for a moment when the client was answered before it had sent everything: closing at
     /// once would make the kernel send a reset, and a reset takes the answer away from the client
     /// (RFC 9112 §9.6). A connection that was not ended in order is cut.

@@ -1,7 +1,13 @@
 //! Stage 3: drives one HTTP connection, HTTP/1.1 or h2 by ALPN and never by sniffing, to its graceful
 //! end.
 
-use std::{convert::Infallible, future::Future, pin::pin, sync::Arc};
+use std::{
+    convert::Infallible,
+    future::{Future, pending},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use http::{Request, StatusCode};
 use hyper::{
@@ -12,10 +18,9 @@ use hyper::{
     upgrade::OnUpgrade,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
-    time::timeout,
-};
+use tokio::{io::AsyncWriteExt, net::TcpStream, sync::watch, time::timeout};
+
+use tokio_rustls::server::TlsStream;
 
 use super::{
     Service,
@@ -37,24 +42,21 @@ pub(super) enum Protocol {
 /// # Errors
 ///
 /// When the connection did not end in order.
-pub(super) async fn serve_connection<S>(
-    stream: S,
+pub(super) async fn serve_connection(
+    stream: TlsStream<TcpStream>,
     protocol: Protocol,
     service: Arc<Service>,
-) -> Result<(), hyper::Error>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+) -> Result<(), hyper::Error> {
     match protocol {
         Protocol::Http1 => serve_http1(stream, service).await,
         Protocol::Http2 => serve_http2(stream, service).await,
     }
 }
 
-async fn serve_http1<S>(stream: S, service: Arc<Service>) -> Result<(), hyper::Error>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+async fn serve_http1(
+    stream: TlsStream<TcpStream>,
+    service: Arc<Service>,
+) -> Result<(), hyper::Error> {
     let drain = service.downstream.drain.clone();
     let limits = service.downstream.limits.clone();
     let buffer = limits.uri_bytes + limits.header_bytes + HEAD_SLACK;
@@ -67,6 +69,7 @@ where
         Arc::clone(&service.downstream.permit),
         drain.clone(),
     );
+    let first = Arc::clone(&seen);
     let answer = service_fn(move |request: Request<Incoming>| {
         let (service, seen) = (Arc::clone(&service), Arc::clone(&seen));
         async move {
@@ -99,21 +102,29 @@ where
     let mut connection = pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => return ended,
-        () = drain.begun() => connection.as_mut().graceful_shutdown(),
+        // A client that has connected and not asked yet is owed one answer, which then says `close`;
+        // hyper would end its connection at once. The deadline for a first head bounds the wait.
+        () = drain.begun() => if first.has_served() {
+            connection.as_mut().graceful_shutdown();
+        },
     }
     connection.await
 }
 
-async fn serve_http2<S>(stream: S, service: Arc<Service>) -> Result<(), hyper::Error>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+async fn serve_http2(
+    stream: TlsStream<TcpStream>,
+    service: Arc<Service>,
+) -> Result<(), hyper::Error> {
     let drain = service.downstream.drain.clone();
     let limits = &service.downstream.limits;
     let fields = limits.header_fields.saturating_add(PSEUDO_FIELDS);
     let header_bytes =
         limits.uri_bytes + limits.header_bytes + fields.saturating_mul(FIELD_OVERHEAD);
-    let mut builder = http2::Builder::new(Tracked(drain.clone()));
+    let (streams, mut running) = watch::channel(0);
+    let mut builder = http2::Builder::new(Tracked {
+        drain: drain.clone(),
+        streams: Arc::new(streams),
+    });
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams_per_connection)
@@ -128,6 +139,8 @@ where
         .keep_alive_interval(service.timeouts.client_ping_interval)
         .keep_alive_timeout(service.timeouts.client_ping_timeout);
     let stream = Preface::new(stream, service.timeouts.request_head);
+    let client_idle = service.timeouts.client_idle;
+    let last_word = service.timeouts.client_ping_timeout;
     let answer = service_fn(move |request| {
         let service = Arc::clone(&service);
         async move {
@@ -138,9 +151,29 @@ where
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), answer));
     tokio::select! {
         ended = connection.as_mut() => return ended,
-        () = drain.begun() => connection.as_mut().graceful_shutdown(),
+        () = drain.begun() => {}
+        // Pings are no requests: without this a client that answers them would keep its place for ever.
+        () = idle(&mut running, client_idle) => {}
     }
-    connection.await
+    connection.as_mut().graceful_shutdown();
+    tokio::select! {
+        ended = connection => ended,
+        // Over, whether the client agrees or not.
+        () = idle(&mut running, last_word) => Ok(()),
+    }
+}
+
+/// Returns once no stream has run for so long.
+async fn idle(running: &mut watch::Receiver<usize>, limit: Duration) {
+    loop {
+        // Fails when the connection is gone, which then ends by itself.
+        if running.wait_for(|running| *running == 0).await.is_err() {
+            return pending().await;
+        }
+        if timeout(limit, running.changed()).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Ends a connection that hyper gives away in place of ending it: it does so after every request with
@@ -162,9 +195,21 @@ fn close_after<B>(response: &mut http::Response<B>) {
     }
 }
 
-/// Starts the tasks of h2 streams where they are waited for.
+/// Starts the tasks of h2 streams where they are waited for, and counts them.
 #[derive(Debug, Clone)]
-struct Tracked(Drain);
+struct Tracked {
+    drain: Drain,
+    streams: Arc<watch::Sender<usize>>,
+}
+
+/// One stream that runs, until dropped.
+struct Running(Arc<watch::Sender<usize>>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.send_modify(|running| *running -= 1);
+    }
+}
 
 impl<F> Executor<F> for Tracked
 where
@@ -172,7 +217,12 @@ where
     F::Output: Send + 'static,
 {
     fn execute(&self, future: F) {
-        self.0.spawn(future);
+        self.streams.send_modify(|running| *running += 1);
+        let running = Running(Arc::clone(&self.streams));
+        self.drain.spawn(async move {
+            let _running = running;
+            future.await;
+        });
     }
 }
 

@@ -25,6 +25,7 @@ use crate::{
     config::{Limits, Timeouts},
     drain::Drain,
     proxy::{Downstream, Routes},
+    socket,
     telemetry::causes,
     upstream::{Lease, Worker},
 };
@@ -74,8 +75,13 @@ pub async fn serve(
 ) {
     let snapshot = shared.snapshot.load_full();
     let config = Arc::clone(&snapshot.tls);
-    let limit = shared.timeouts.handshake;
-    let accepted = tls::accept(stream, config, &shared.handshakes, limit).await;
+    let accepted = tls::accept(
+        stream,
+        config,
+        &shared.handshakes,
+        shared.timeouts.handshake,
+    )
+    .await;
     let stream = match accepted {
         Ok(stream) => stream,
         Err(error) => {
@@ -83,6 +89,8 @@ pub async fn serve(
             return;
         }
     };
+    // Fails only for a socket that is dead, which the next read says better.
+    socket::bound_patience(stream.get_ref().0, &shared.timeouts).ok();
     let session = stream.get_ref().1;
     let protocol = if session.alpn_protocol() == Some(b"h2") {
         Protocol::Http2

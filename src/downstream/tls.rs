@@ -7,11 +7,7 @@ use rustls::{
     server::{Acceptor, ClientHello, ProducesTickets, ResolvesServerCert},
     sign::CertifiedKey,
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    sync::Semaphore,
-    time::timeout,
-};
+use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
 use crate::pki::{self, Identity};
@@ -45,24 +41,22 @@ pub fn server_config(identities: &[Identity], tickets: Arc<dyn ProducesTickets>)
     config
 }
 
-/// Shakes hands, as one of those who may do so at once; who has not said hello is none of them, so that
-/// silent connections keep nobody waiting.
+/// Shakes hands, as one of `slots`; all of it, the wait for a slot included, within `limit`.
 ///
 /// # Errors
 ///
-/// When the client is too slow, no place becomes free in time, or the handshake fails.
-pub(super) async fn accept<S>(
-    stream: S,
+/// When the client is too slow or the handshake fails.
+pub(super) async fn accept(
+    stream: TcpStream,
     config: Arc<ServerConfig>,
-    places: &Semaphore,
+    slots: &Semaphore,
     limit: Duration,
-) -> Result<TlsStream<S>, HandshakeError>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
+) -> Result<TlsStream<TcpStream>, HandshakeError> {
     let handshake = async {
+        // A client that has not said a whole ClientHello takes no slot, or a few of them would keep
+        // everybody out.
         let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
-        let _place = places.acquire().await.map_err(io::Error::other)?;
+        let _slot = slots.acquire().await.map_err(io::Error::other)?;
         let limit_buffer =
             |connection: &mut ServerConnection| connection.set_buffer_limit(Some(TLS_BUFFER));
         hello.into_stream_with(config, limit_buffer).await

@@ -88,7 +88,8 @@ impl RequestBody {
                 },
                 Some(Err(error)) => Some(Err(UploadError::Read(error))),
                 // hyper ends a body that the peer reset with CANCEL or NO_ERROR as if it were whole;
-                // only `is_end_stream` knows. Proof: tests/it `an_upload_that_the_client_gives_up_...`.
+                // only `is_end_stream` knows. Mostly hyper also drops the whole request at the same
+                // moment, which resets the upload anyway; this does not leave it to the order of tasks.
                 None if self.downstream == http::Version::HTTP_2
                     && !self.incoming.is_end_stream() =>
                 {

@@ -16,7 +16,10 @@ use hyper::{
     client::conn::{TrySendError, http1},
 };
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::Instant,
+};
 use tracing::debug;
 
 use super::{LostCause, RequestBody, ResponseBody, UploadError, UpstreamError, lease::Held};
@@ -28,6 +31,7 @@ pub(super) struct H1Connection {
     send: http1::SendRequest<RequestBody>,
     endpoint: UpstreamAddr,
     spoiled: bool,
+    idle_since: Instant,
 }
 
 /// Where a connection goes when its response has come to a good end.
@@ -71,11 +75,21 @@ impl H1Connection {
             send,
             endpoint,
             spoiled: false,
+            idle_since: Instant::now(),
         })
     }
 
     pub(super) fn is_ready(&self) -> bool {
         self.send.is_ready()
+    }
+
+    /// Since when nothing has run on it.
+    pub(super) fn idle_since(&self) -> Instant {
+        self.idle_since
+    }
+
+    pub(super) fn becomes_idle(&mut self) {
+        self.idle_since = Instant::now();
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -169,6 +183,13 @@ fn origin_form(head: &Parts, body: RequestBody) -> Request<RequestBody> {
     *request.method_mut() = head.method.clone();
     *request.version_mut() = Version::HTTP_11;
     *request.headers_mut() = head.headers.clone();
+    // Said and not left to hyper, which takes a GET without a length for one without a body and drops it.
+    if !request.body().is_end_stream() && !head.headers.contains_key(header::CONTENT_LENGTH) {
+        let chunked = HeaderValue::from_static("chunked");
+        request
+            .headers_mut()
+            .insert(header::TRANSFER_ENCODING, chunked);
+    }
     if let Some(authority) = head.uri.authority()
         && let Ok(host) = HeaderValue::from_str(authority.as_str())
     {

@@ -112,7 +112,7 @@ impl IdleSet {
     }
 
     fn put(&self, cluster: u64, connection: Connection) {
-        if self.drain.has_begun() || !connection.is_spotless() {
+        if self.capacity == 0 || self.drain.has_begun() || !connection.is_spotless() {
             return;
         }
         let mut connections = self
@@ -120,11 +120,11 @@ impl IdleSet {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let idle = connections.entry(cluster).or_default();
-        if idle.len() >= self.capacity && !idle.is_empty() {
+        if idle.len() >= self.capacity {
             idle.remove(0);
         }
         idle.push(Idle {
-            since: Instant::now(),
+            since: connection.idle_since(),
             connection,
         });
     }
@@ -159,6 +159,14 @@ impl Connection {
         }
     }
 
+    /// Since when nothing has run on it; for HTTP/2 that is noted only when its client is gone.
+    fn idle_since(&self) -> Instant {
+        match self {
+            Self::H2(_) => Instant::now(),
+            Self::H1(connection) => connection.idle_since(),
+        }
+    }
+
     fn is_spotless(&self) -> bool {
         match self {
             Self::H2(connection) => connection.is_spotless(),
@@ -184,7 +192,11 @@ impl Held {
         let held = for_cluster(&mut by_cluster, cluster);
         // Retired ones are let go here: running streams keep them alive until they end.
         held.h2.retain(H2Connection::is_open);
-        held.h1.retain(|connection| !connection.is_closed());
+        // The apiserver closes what is idle for 90 s; a request must not meet that halfway.
+        let keep = self.idle.keep;
+        held.h1.retain(|connection| {
+            !connection.is_closed() && connection.idle_since().elapsed() < keep
+        });
         if wants_h2 && !held.speaks_h1 {
             let young_enough = |connection: &&H2Connection| match age {
                 Age::Any => true,
@@ -242,7 +254,8 @@ impl Held {
     }
 
     /// Takes an HTTP/1.1 connection back after a response came to its good end.
-    pub(super) fn give_back(&self, cluster: u64, connection: H1Connection) {
+    pub(super) fn give_back(&self, cluster: u64, mut connection: H1Connection) {
+        connection.becomes_idle();
         let mut by_cluster = self
             .by_cluster
             .lock()
@@ -289,4 +302,58 @@ fn for_cluster(by_cluster: &mut Vec<(u64, ForCluster)>, cluster: u64) -> &mut Fo
         .get_mut(at)
         .expect("the position was just found or made");
     held
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use tokio::{
+        io::duplex,
+        time::{advance, pause},
+    };
+
+    use super::*;
+
+    const KEEP: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn an_http1_connection_is_not_used_again_once_it_idled_too_long() {
+        pause();
+        for (idle, used_again) in [(KEEP - Duration::from_millis(1), true), (KEEP, false)] {
+            let drain = Drain::new();
+            let held = Held::new(Arc::new(IdleSet::new(1, KEEP, drain.clone())));
+            let (near, _far) = duplex(1024);
+            let endpoint = UpstreamAddr(SocketAddr::from(([127, 0, 0, 1], 6443)));
+            let connection = H1Connection::establish(near, endpoint, &drain)
+                .await
+                .unwrap();
+            held.give_back(1, connection);
+            advance(idle).await;
+            let found = held.find(1, false, Age::Any);
+            let found = matches!(found, Found::Slot(Slot::H1(_)));
+            assert_eq!(found, used_again, "after {idle:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn no_more_idle_connections_are_kept_than_the_limit_says() {
+        for capacity in 0..3 {
+            let drain = Drain::new();
+            let idle = IdleSet::new(capacity, KEEP, drain.clone());
+            let mut ends = Vec::new();
+            for _ in 0..4 {
+                let (near, far) = duplex(1024);
+                let endpoint = UpstreamAddr(SocketAddr::from(([127, 0, 0, 1], 6443)));
+                let connection = H1Connection::establish(near, endpoint, &drain)
+                    .await
+                    .unwrap();
+                ends.push(far);
+                tokio::task::yield_now().await;
+                idle.put(1, Connection::H1(connection));
+            }
+            let kept = (0..4).filter(|_| idle.take(1, false).is_some()).count();
+            assert_eq!(kept, capacity);
+        }
+    }
 }

@@ -26,7 +26,12 @@ pub(super) struct Upload {
 /// What was sent so far, while it is little enough to be sent again.
 #[derive(Debug)]
 enum Sent {
-    Kept { pieces: Vec<Bytes>, room: usize },
+    /// Copied, because a piece of a client's frame keeps the whole buffer that it was read into: a
+    /// thousand small frames would hold far more than their bytes.
+    Kept {
+        bytes: Vec<u8>,
+        most: usize,
+    },
     TooMuch,
 }
 
@@ -47,8 +52,8 @@ impl Upload {
         Self {
             body: Some(body),
             sent: Sent::Kept {
-                pieces: Vec::new(),
-                room: replay_bytes,
+                bytes: Vec::new(),
+                most: replay_bytes,
             },
             pending: None,
             stream: None,
@@ -92,13 +97,13 @@ impl Upload {
 
     /// Makes ready to send everything once more. `None` if too much of it is gone.
     pub(super) fn rewind(mut self) -> Option<Self> {
-        let Sent::Kept { pieces, room } = self.sent else {
+        let Sent::Kept { bytes, most } = self.sent else {
             return None;
         };
         let mut body = self.body.take()?;
-        let room = room + pieces.iter().map(Bytes::len).sum::<usize>();
-        body.put_back(pieces.into_iter().chain(self.pending));
-        Some(Self::new(body, room))
+        let pieces = [Some(bytes.into()), self.pending].into_iter().flatten();
+        body.put_back(pieces.filter(|piece: &Bytes| !piece.is_empty()));
+        Some(Self::new(body, most))
     }
 
     /// The body as it was before anything was sent of it, for a connection without HTTP/2.
@@ -160,11 +165,31 @@ impl Upload {
 impl Sent {
     fn keep(&mut self, part: &Bytes) {
         match self {
-            Self::Kept { pieces, room } if part.len() <= *room => {
-                *room -= part.len();
-                pieces.push(part.clone());
+            Self::Kept { bytes, most } if part.len() <= *most - bytes.len() => {
+                bytes.extend_from_slice(part);
             }
             Self::Kept { .. } | Self::TooMuch => drop(mem::replace(self, Self::TooMuch)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_holds_no_buffer_of_the_client() {
+        let mut sent = Sent::Kept {
+            bytes: Vec::new(),
+            most: 3,
+        };
+        let read = Bytes::from(vec![b'x'; 64 * 1024]);
+        for at in 0..3 {
+            sent.keep(&read.slice(at..=at));
+        }
+        assert!(read.is_unique(), "a piece keeps all of it");
+        assert!(matches!(&sent, Sent::Kept { bytes, .. } if bytes.len() == 3));
+        sent.keep(&read.slice(..1));
+        assert!(matches!(sent, Sent::TooMuch));
     }
 }

@@ -67,6 +67,22 @@ async fn an_http1_request_completes_and_the_connection_closes() {
     proxy.ended().await;
 }
 
+/// Case 56. HTTP/1.1: who has connected before the signal and asks after it gets an answer.
+#[tokio::test]
+async fn a_first_request_is_answered_although_the_drain_has_begun() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let mut proxy = world.proxy(upstream.address()).start();
+    let mut client = proxy.client().http1().await;
+    proxy.begin_shutdown();
+    refuses_connections(&proxy).await;
+    let response = client.get(HOST, "/version", "").await;
+    assert_eq!(response.text(), "ok");
+    assert_eq!(response.head.header("connection"), Some("close"));
+    assert_eq!(client.end().await.unwrap(), "");
+    proxy.ended().await;
+}
+
 /// Case 56. h2: GOAWAY, then the running streams end as they would have.
 #[tokio::test]
 async fn an_http2_connection_says_goaway_and_finishes_its_streams() {

@@ -76,9 +76,10 @@ impl H2Connection {
             // much would wait behind streams that never end.
             .initial_max_send_streams(0)
             .enable_push(false)
-            // The connection serves one client alone, so a stalled reader of small frames can hurt
-            // nobody else; the default budget would end all of its streams (h2 `too_many_data_frames`).
-            .data_frame_budget(usize::MAX)
+            .data_frame_budget(SMALL_FRAMES)
+            // Likewise: frames that come late for streams this client has cancelled cost only itself, and
+            // the default, 1,024 in a connection's life, would one day end its watches.
+            .max_local_error_reset_streams(None)
             .handshake(Overheard::new(stream, Arc::clone(&heard)))
             .await?;
         settled(&send, &mut connection).await?;
@@ -167,6 +168,11 @@ where
 /// its stalled readers block is its own (kube-apiserver itself grants 256 KiB a stream).
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 2 * 1024 * 1024;
+/// What unread frames below 256 bytes may be short of that in sum. A frame of one byte costs some hundred
+/// bytes of memory, so that without a bound the windows above could hold half a gigabyte. The default
+/// would end the streams of a client that pauses one log of short lines (h2 `too_many_data_frames`);
+/// this much carries a full stream window of five-byte lines. Whoever passes it breaks its own lease.
+const SMALL_FRAMES: usize = 16 * 1024 * 1024;
 /// Room for many `Warning` lines; kube-apiserver caps them at about 4 Ki characters each answer.
 const RESPONSE_HEADER_BYTES: u32 = 256 * 1024;
 

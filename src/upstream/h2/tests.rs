@@ -84,3 +84,30 @@ async fn a_request_that_left_may_have_been_processed() {
     });
     assert!(matches!(error, UpstreamError::Lost { .. }), "{error:?}");
 }
+
+/// Stream and connection window would let a hundred times the memory through.
+#[tokio::test]
+async fn unread_frames_of_one_byte_are_not_collected_for_ever() {
+    let drain = Drain::new();
+    let (connection, mut wire) = connected(&drain).await;
+    let (head, ()) = Request::get("https://kube.test/")
+        .body(())
+        .unwrap()
+        .into_parts();
+    let mut upload = Upload::empty();
+    let stream = connection.take_stream().unwrap();
+    let (response, ()) = tokio::join!(stream.exchange(&head, &mut upload, &drain), async {
+        let asked = wire.expect(kind::HEADERS).await.unwrap().stream;
+        let fields = [(":status", "200")];
+        wire.headers(asked, &fields, 0).await.unwrap();
+    });
+    let _unread = response.unwrap();
+    for sent in 0..100_000 {
+        if wire.data(1, "x", 0).await.is_err() {
+            assert!(sent > 60_000, "{sent}");
+            assert!(!connection.is_open());
+            return;
+        }
+    }
+    panic!("all of it is held");
+}

@@ -6,7 +6,7 @@ mod headers;
 use http::{Request, Response, StatusCode};
 use standin::{
     client::Http1,
-    upstream::{RequestBody, ResponseBody, channel, empty, full},
+    upstream::{BodyEnd, RequestBody, ResponseBody, channel, empty, full},
 };
 
 use crate::{
@@ -374,4 +374,22 @@ async fn http2_client_reaches_an_http1_apiserver() {
     let request = upstream.next_request().await;
     assert_eq!(request.version, http::Version::HTTP_11);
     assert_eq!(request.body().await, b"body");
+}
+
+/// No body is a whole body.
+#[tokio::test]
+async fn a_request_without_body_is_complete() {
+    let world = World::new();
+    let apiserver = world
+        .apiserver()
+        .http(|_| async { Response::new(full("ok")) });
+    let upstream = apiserver.start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    for protocol in BOTH {
+        assert_eq!(proxy.ask(protocol, "DELETE", "/", &[], b"").await.code, 200);
+        assert_eq!(
+            upstream.next_request().await.body_end().await,
+            BodyEnd::Complete
+        );
+    }
 }

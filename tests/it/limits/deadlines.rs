@@ -11,7 +11,7 @@ use standin::{
 };
 use tokio::time::{Instant, sleep};
 
-use crate::proxy::{HOST, World};
+use crate::proxy::{HOST, World, data, watch_or_ok};
 
 const SHORT: Duration = Duration::from_millis(300);
 const LONG: Duration = Duration::from_secs(60);
@@ -82,6 +82,29 @@ async fn an_idle_connection_is_closed() {
     }
     let start = Instant::now();
     assert!(ended(&mut client, start).await > SHORT - TICK);
+}
+
+/// kube-apiserver closes an HTTP/2 connection without streams too; pings that are answered change nothing.
+#[tokio::test]
+async fn an_http2_connection_is_closed_when_idle_and_not_before() {
+    let world = World::new();
+    let upstream = world.apiserver().http(watch_or_ok).start().await;
+    let setup = world.proxy(upstream.address()).timeouts(short_idle);
+    let proxy = setup
+        .timeouts(|timeouts| timeouts.client_ping_interval = SHORT / 3)
+        .start();
+    let client = proxy.client().http2().await;
+    let mut watch = client.open("https://kube.test/watch").await.unwrap();
+    assert_eq!(data(&mut watch).await.unwrap(), "first");
+    sleep(SHORT * 3).await;
+    let answer = client.get("https://kube.test/").await.unwrap();
+    assert_eq!(answer.text(), "ok");
+    let start = Instant::now();
+    drop(watch);
+    assert_eq!(client.goaway().await, h2::Reason::NO_ERROR);
+    assert!(start.elapsed() > SHORT - TICK);
+    // The client may say its own goodbye to a connection that is gone by then.
+    client.end().await.ok();
 }
 
 /// An HTTP/1.1 connection with a request on it is neither idle nor waiting for a head.

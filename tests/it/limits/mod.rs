@@ -4,6 +4,8 @@
 mod deadlines;
 mod heads;
 
+use std::num::NonZeroUsize;
+
 use bytes::Bytes;
 use http::{Request, StatusCode};
 use kube_tls_proxy::config::Limits;
@@ -240,4 +242,22 @@ async fn unknown_expectation() {
         answer.status(417, "ExpectationFailed");
     }
     assert_eq!(upstream.connections().len(), 0);
+}
+
+/// Every worker has a listener; one that waits for clients must not hold the place of another's client.
+#[tokio::test]
+async fn the_last_place_is_for_whoever_comes() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let mut setup = world
+        .proxy(upstream.address())
+        .limits(|limits| limits.connections = 1);
+    setup.config.workers = NonZeroUsize::new(3).unwrap();
+    let proxy = setup.start();
+    for _ in 0..20 {
+        let client = proxy.client();
+        let mut client = standin::within("a place", client.http1()).await;
+        let answer = client.get(HOST, "/", "Connection: close\r\n").await;
+        assert_eq!(answer.status, 200);
+    }
 }

@@ -235,6 +235,22 @@ async fn both_directions_stream_at_the_same_time_over_http2() {
     );
 }
 
+/// As above, when the response has begun: then nothing waits for the upload any more.
+#[tokio::test]
+async fn an_upload_that_is_given_up_behind_the_head_of_the_response_is_cut_upstream() {
+    let world = World::new();
+    let upstream = echo(&world).start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let client = proxy.client().http2().await;
+    let (response, mut upload) = begin_upload(&client).await;
+    let mut response = within("the head", response).await.unwrap();
+    upload.send_data("half".into(), false).unwrap();
+    assert_eq!(data(&mut response).await.unwrap(), "half");
+    upload.send_reset(h2::Reason::CANCEL);
+    let end = upstream.next_request().await.body_end().await;
+    assert!(matches!(end, BodyEnd::Cut(_)), "{end:?}");
+}
+
 #[tokio::test]
 async fn both_directions_stream_at_the_same_time_over_http1() {
     let world = World::new();

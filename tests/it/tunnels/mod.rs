@@ -152,6 +152,47 @@ async fn a_silent_tunnel_stays_open() {
     assert_eq!(client.take(4).await.unwrap(), "here");
 }
 
+/// Writes `length` bytes to a reader that looks away first, for a good many times `tcpUserTimeout`.
+async fn looks_away<R, W>(mut reader: R, mut writer: W, length: usize)
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let write = async {
+        writer.write_all(&pattern(0, length)).await.unwrap();
+        writer.shutdown().await.unwrap();
+    };
+    let read = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let mut heard = Vec::new();
+        reader.read_to_end(&mut heard).await.unwrap();
+        assert!(heard == pattern(0, length), "{} bytes came", heard.len());
+    };
+    let both = async { tokio::join!(write, read) };
+    tokio::time::timeout(LONG, both).await.expect("all of it");
+}
+
+/// Case 54. A peer that does not read is not gone: behind the tunnel somebody may look at a pager.
+#[tokio::test]
+async fn who_does_not_read_for_a_while_loses_nothing() {
+    const MUCH: usize = 32 << 20;
+    for client_reads in [true, false] {
+        let world = World::new();
+        let switch = Switch::start(&world).await;
+        let proxy = world
+            .proxy(switch.upstream.address())
+            .timeouts(|timeouts| timeouts.tcp_user_timeout = Duration::from_millis(200))
+            .start();
+        let (client, asked) = open(&proxy, &switch).await;
+        let client = client.into_parts().0;
+        if client_reads {
+            looks_away(client, asked.stream, MUCH).await;
+        } else {
+            looks_away(asked.stream, client, MUCH).await;
+        }
+    }
+}
+
 /// Case 54. A peer that is gone without a word is found by TCP itself, on both legs.
 #[tokio::test]
 async fn tcp_keepalive_is_armed_on_both_legs_of_a_tunnel() {
