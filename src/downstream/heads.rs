@@ -21,6 +21,7 @@ use bytes::{Buf, Bytes};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
+    sync::OwnedSemaphorePermit,
     time::{Sleep, sleep, timeout},
 };
 
@@ -51,18 +52,22 @@ pub(super) struct Heads {
     read_to_end: bool,
     /// Our side of the connection was ended in order.
     ended: bool,
+    /// The place of the connection among those that may be open, kept until the socket is closed.
+    permit: Arc<OwnedSemaphorePermit>,
     drain: Drain,
 }
 
 /// What the stream and the service tell each other.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Seen {
     /// Requests that reached the service.
     served: AtomicU64,
-    /// A head had two lengths; whatever is served next is refused.
-    ambiguous: AtomicBool,
-    /// The service has answered and the head of its response is not written yet.
+    /// Requests whose bounds are certain; whatever is served after them is refused.
+    good: AtomicU64,
+    /// The service has answered and its response is not written to its end yet.
     owed: AtomicBool,
+    /// hyper has taken all of that response, and may hold some of it.
+    given: AtomicBool,
     /// The connection has become a tunnel.
     tunnel: AtomicBool,
 }
@@ -70,10 +75,8 @@ pub(super) struct Seen {
 impl Seen {
     /// Counts a request in; says what is wrong with its form, if anything is.
     pub(super) fn served(&self) -> Option<Rejection> {
-        self.served.fetch_add(1, Ordering::Relaxed);
-        self.ambiguous
-            .load(Ordering::Relaxed)
-            .then_some(Rejection::AmbiguousLength)
+        let before = self.served.fetch_add(1, Ordering::Relaxed);
+        (before >= self.good.load(Ordering::Relaxed)).then_some(Rejection::AmbiguousLength)
     }
 
     /// Whether a request has come yet.
@@ -81,9 +84,22 @@ impl Seen {
         self.served.load(Ordering::Relaxed) > 0
     }
 
-    /// The next head that is written is the service's.
+    /// What is written from now on is the service's.
     pub(super) fn answered(&self) {
+        self.given.store(false, Ordering::Relaxed);
         self.owed.store(true, Ordering::Relaxed);
+    }
+
+    /// hyper has taken the response to its end.
+    pub(super) fn gave_all(&self) {
+        self.given.store(true, Ordering::Relaxed);
+    }
+
+    /// Everything that hyper had taken is written.
+    fn flushed(&self) {
+        if self.given.swap(false, Ordering::Relaxed) {
+            self.owed.store(false, Ordering::Relaxed);
+        }
     }
 
     /// From now on the bytes are no requests.
@@ -97,9 +113,16 @@ impl Heads {
         stream: TlsStream<TcpStream>,
         limits: Limits,
         head_timeout: Duration,
+        permit: Arc<OwnedSemaphorePermit>,
         drain: Drain,
     ) -> (Self, Arc<Seen>) {
-        let seen = Arc::new(Seen::default());
+        let seen = Arc::new(Seen {
+            served: AtomicU64::new(0),
+            good: AtomicU64::new(u64::MAX),
+            owed: AtomicBool::new(false),
+            given: AtomicBool::new(false),
+            tunnel: AtomicBool::new(false),
+        });
         let heads = Self {
             stream: Some(stream),
             scanner: Scanner::new(),
@@ -111,6 +134,7 @@ impl Heads {
             refused: false,
             read_to_end: false,
             ended: false,
+            permit,
             drain,
         };
         (heads, seen)
@@ -220,8 +244,8 @@ impl AsyncRead for Heads {
             let new = buf.filled().get(before..).unwrap_or_default();
             this.read_to_end = new.is_empty();
             let begun = this.scanner.heads();
-            if this.scanner.scan(new) {
-                this.seen.ambiguous.store(true, Ordering::Relaxed);
+            if let Some(number) = this.scanner.scan(new) {
+                this.seen.good.store(number - 1, Ordering::Relaxed);
             }
             // The first head's time runs from the handshake, not from its first byte.
             let another = begun > 0 && this.scanner.heads() > begun;
@@ -258,9 +282,7 @@ impl AsyncWrite for Heads {
         if self.instead.is_some() {
             return self.poll_write_instead(cx, buf.len());
         }
-        let written = ready!(self.stream().poll_write(cx, buf));
-        self.seen.owed.store(false, Ordering::Relaxed);
-        Poll::Ready(written)
+        self.stream().poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
@@ -273,9 +295,7 @@ impl AsyncWrite for Heads {
         if let (Some(only), None) = (filled.next(), filled.next()) {
             return self.poll_write(cx, only);
         }
-        let written = ready!(self.stream().poll_write_vectored(cx, bufs));
-        self.seen.owed.store(false, Ordering::Relaxed);
-        Poll::Ready(written)
+        self.stream().poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -285,6 +305,8 @@ impl AsyncWrite for Heads {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // hyper flushes us only when it holds nothing back itself.
+        self.seen.flushed();
         self.stream().poll_flush(cx)
     }
 
@@ -308,7 +330,9 @@ impl Drop for Heads {
         if !self.ended || self.read_to_end || is_tunnel || !unanswered {
             return;
         }
+        let permit = Arc::clone(&self.permit);
         self.drain.spawn(async move {
+            let _permit = permit;
             let lingering = async {
                 // Only what is left of it: the end was asked for above.
                 stream.shutdown().await?;

@@ -26,6 +26,7 @@ use super::{
     Service,
     heads::{Heads, LINGER},
     preface::Preface,
+    sending::Sending,
 };
 use crate::{drain::Drain, proxy};
 
@@ -61,7 +62,13 @@ async fn serve_http1(
     let buffer = limits.uri_bytes + limits.header_bytes + HEAD_SLACK;
     let fields = limits.header_fields + 1;
     let client_idle = service.timeouts.client_idle;
-    let (heads, seen) = Heads::new(stream, limits, service.timeouts.request_head, drain.clone());
+    let (heads, seen) = Heads::new(
+        stream,
+        limits,
+        service.timeouts.request_head,
+        Arc::clone(&service.downstream.permit),
+        drain.clone(),
+    );
     let first = Arc::clone(&seen);
     let answer = service_fn(move |request: Request<Incoming>| {
         let (service, seen) = (Arc::clone(&service), Arc::clone(&seen));
@@ -79,7 +86,7 @@ async fn serve_http1(
                 close_after(&mut response);
             }
             seen.answered();
-            Ok::<_, Infallible>(response)
+            Ok::<_, Infallible>(response.map(|body| Sending::new(body, seen)))
         }
     });
     let connection = http1::Builder::new()

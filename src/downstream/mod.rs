@@ -4,6 +4,7 @@ mod heads;
 mod http;
 mod preface;
 mod scanner;
+mod sending;
 mod tls;
 
 use std::sync::Arc;

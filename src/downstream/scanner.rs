@@ -34,6 +34,8 @@ enum State {
 struct Line {
     start: [u8; LINE],
     length: usize,
+    /// Of all of it, to see how it ends.
+    last_two: [u8; 2],
 }
 
 /// What the current head has said so far.
@@ -53,6 +55,7 @@ impl Scanner {
             line: Line {
                 start: [0; LINE],
                 length: 0,
+                last_two: [0; 2],
             },
             head: Head::default(),
             heads: 0,
@@ -90,9 +93,10 @@ impl Scanner {
         std::mem::replace(&mut self.state, State::Blind) != State::Blind
     }
 
-    /// Reads on; true if a head ended that gives its body's length in two ways.
-    pub(super) fn scan(&mut self, mut bytes: &[u8]) -> bool {
-        let mut ambiguous = false;
+    /// Reads on. Returns the number of the first request, from 1, whose bounds two parsers could see in
+    /// two places: its head gives the length in two ways, or the body before it has no certain end.
+    pub(super) fn scan(&mut self, mut bytes: &[u8]) -> Option<u64> {
+        let mut ambiguous = None;
         while !bytes.is_empty() {
             match self.state {
                 State::Blind => break,
@@ -125,8 +129,10 @@ impl Scanner {
                     self.line.push(part);
                     bytes = rest;
                     if end.is_some() {
-                        ambiguous |= self.line_ended();
+                        let found = self.line_ended();
+                        ambiguous = ambiguous.or(found);
                         self.line.length = 0;
+                        self.line.last_two = [0; 2];
                     }
                 }
             }
@@ -134,7 +140,7 @@ impl Scanner {
         ambiguous
     }
 
-    fn line_ended(&mut self) -> bool {
+    fn line_ended(&mut self) -> Option<u64> {
         let line = self.line.text();
         match self.state {
             State::Head if line.is_empty() && self.head.lines == 0 => {} // Empty lines before a request are allowed (RFC 9112 §2.2).
@@ -146,13 +152,7 @@ impl Scanner {
                     (false, None | Some(0)) => State::Head,
                     (false, Some(length)) => State::Body(length),
                 };
-                return head.ambiguous;
-            }
-            State::ChunkSize if self.line.is_cut() && line.iter().all(u8::is_ascii_hexdigit) => {
-                // More digits than any size has, and the last ones are unknown: nothing behind this
-                // line may be taken for a request.
-                self.state = State::Blind;
-                return true;
+                return head.ambiguous.then_some(self.heads);
             }
             State::Head => {
                 self.head.lines += 1;
@@ -169,6 +169,12 @@ impl Scanner {
                     }
                 }
             }
+            // hyper ends these lines with CR LF alone, others with LF too, and a number that goes on past
+            // what is kept is unknown: whoever guesses may take a body for a head.
+            State::ChunkSize | State::Trailers if !self.line.has_crlf() => return self.lost(),
+            State::ChunkSize if self.line.is_cut() && line.iter().all(u8::is_ascii_hexdigit) => {
+                return self.lost();
+            }
             State::ChunkSize => {
                 self.state = match number(line, 16) {
                     0 => State::Trailers,
@@ -179,12 +185,23 @@ impl Scanner {
             State::Trailers if line.is_empty() => self.state = State::Head,
             State::Trailers | State::Body(_) | State::Chunk(_) | State::Blind => {}
         }
-        false
+        None
+    }
+
+    /// Where the body ends is not known any more.
+    fn lost(&mut self) -> Option<u64> {
+        self.state = State::Blind;
+        Some(self.heads + 1)
     }
 }
 
 impl Line {
     fn push(&mut self, part: &[u8]) {
+        self.last_two = match part {
+            [.., one, two] => [*one, *two],
+            [only] => [self.last_two[1], *only],
+            [] => self.last_two,
+        };
         for byte in part {
             if let Some(slot) = self.start.get_mut(self.length) {
                 *slot = *byte;
@@ -198,6 +215,10 @@ impl Line {
     /// Whether the line may go on behind what was kept of it.
     fn is_cut(&self) -> bool {
         self.length == LINE
+    }
+
+    fn has_crlf(&self) -> bool {
+        self.last_two == *b"\r\n"
     }
 
     /// The line without its end.
@@ -235,9 +256,10 @@ pub(super) fn fuzz(bytes: &[u8]) {
     let mut whole = Scanner::new();
     let mut pieces = Scanner::new();
     let ambiguous = whole.scan(bytes);
-    let mut seen = false;
+    let mut seen = None;
     for piece in bytes.chunks(size) {
-        seen |= pieces.scan(piece);
+        let found = pieces.scan(piece);
+        seen = seen.or(found);
     }
     assert_eq!(ambiguous, seen, "ambiguity depends on the cut");
     assert_eq!(
@@ -260,7 +282,7 @@ mod tests {
                 let mut scanner = Scanner::new();
                 let mut ambiguous = false;
                 for piece in text.as_bytes().chunks(size) {
-                    ambiguous |= scanner.scan(piece);
+                    ambiguous |= scanner.scan(piece).is_some();
                 }
                 (scanner.heads(), ambiguous, scanner.is_between_requests())
             })
@@ -304,6 +326,26 @@ mod tests {
                 "{fields}"
             );
         }
+    }
+
+    #[test]
+    fn a_body_whose_end_is_uncertain_makes_what_follows_ambiguous() {
+        for body in [
+            "transfer-encoding: chunked\r\n\r\n5\n",
+            "transfer-encoding: chunked\r\n\r\n0\r\n\n",
+            "transfer-encoding: chunked\r\n\r\n0\r\na: b\n\n",
+        ] {
+            let request = format!("POST / HTTP/1.1\r\n{body}");
+            assert_eq!(scan(&request), (1, true, false), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn long_lines_of_a_body_are_no_matter() {
+        let long = "x".repeat(LINE * 2);
+        let body = format!("5;{long}\r\nGET /\r\n0;{long}\r\na: {long}\r\n\r\n");
+        let request = format!("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n{body}");
+        assert_eq!(scan(&request), (1, false, true));
     }
 
     #[test]

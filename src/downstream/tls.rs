@@ -3,12 +3,12 @@
 use std::{collections::HashMap, io, sync::Arc, time::Duration};
 
 use rustls::{
-    ServerConfig,
-    server::{ClientHello, ProducesTickets, ResolvesServerCert},
+    ServerConfig, ServerConnection,
+    server::{Acceptor, ClientHello, ProducesTickets, ResolvesServerCert},
     sign::CertifiedKey,
 };
 use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
 use crate::pki::{self, Identity};
 
@@ -53,15 +53,13 @@ pub(super) async fn accept(
     limit: Duration,
 ) -> Result<TlsStream<TcpStream>, HandshakeError> {
     let handshake = async {
-        // A client that says nothing takes no slot, or a few of them would keep everybody out.
-        // Asking the socket itself, because a new one counts as readable until it is tried.
-        stream.peek(&mut [0]).await?;
+        // A client that has not said a whole ClientHello takes no slot, or a few of them would keep
+        // everybody out.
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
         let _slot = slots.acquire().await.map_err(io::Error::other)?;
-        let acceptor = TlsAcceptor::from(config);
-        let shaken = acceptor.accept_with(stream, |connection| {
-            connection.set_buffer_limit(Some(TLS_BUFFER));
-        });
-        shaken.await
+        let limit_buffer =
+            |connection: &mut ServerConnection| connection.set_buffer_limit(Some(TLS_BUFFER));
+        hello.into_stream_with(config, limit_buffer).await
     };
     timeout(limit, handshake)
         .await

@@ -14,7 +14,7 @@ mod upgrade;
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use http::{
-    HeaderValue, Request, Response, Uri, Version, header,
+    HeaderValue, Method, Request, Response, Uri, Version, header,
     request::Parts,
     uri::{PathAndQuery, Scheme},
 };
@@ -94,6 +94,8 @@ pub async fn handle(
     broken: Option<Rejection>,
 ) -> Response<Body> {
     let version = request.version();
+    let leaves_http =
+        request.method() == Method::CONNECT || request.headers().contains_key(header::UPGRADE);
     let mut access = None;
     let answered = match broken {
         Some(rejection) => {
@@ -105,9 +107,10 @@ pub async fn handle(
     };
     let mut response = answered.unwrap_or_else(|error| {
         let mut response = failed(downstream, &error, &mut access);
-        if version != Version::HTTP_2
-            && matches!(error, Error::Rejected(rejection) if rejection.is_about_framing())
-        {
+        // What comes behind a request to leave HTTP may have been meant for the tunnel (RFC 9931).
+        let is_uncertain = leaves_http
+            || matches!(error, Error::Rejected(rejection) if rejection.is_about_framing());
+        if version != Version::HTTP_2 && is_uncertain {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(header::CONNECTION, close);
         }

@@ -331,6 +331,22 @@ async fn the_start_is_an_event_with_plain_values() {
     assert!(address.parse::<SocketAddr>().is_ok(), "{address}");
 }
 
+/// A method may be as long as a whole head; its line is not.
+#[tokio::test]
+async fn long_methods_are_cut() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let binary = Binary::start(&world, upstream.address(), &[]).await;
+    let mut client = binary.client(&world).alpn(&["http/1.1"]).http1().await;
+    let method = "M".repeat(50_000);
+    client
+        .send(format!("{method} /long HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))
+        .await;
+    client.response().await;
+    let line = binary.wait_for_line("url.path").await;
+    assert!(line.len() < 2000, "{} bytes", line.len());
+}
+
 /// `--no-access-log` silences requests and nothing else.
 #[tokio::test]
 async fn the_access_log_can_be_switched_off() {

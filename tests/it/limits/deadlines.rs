@@ -188,3 +188,35 @@ async fn a_missing_http2_preface_is_cut() {
         assert!(start.elapsed() > SHORT - TICK, "{part:?}");
     }
 }
+
+/// A socket that waits for the rest of a refused request still counts among `limits.connections`.
+#[tokio::test]
+async fn a_connection_that_lingers_keeps_its_place() {
+    const LINGER: Duration = Duration::from_secs(1);
+    let world = World::new();
+    let apiserver = world.apiserver().http(|request| async move {
+        let status = if request.uri().path() == "/version" {
+            200
+        } else {
+            403
+        };
+        let response = Response::builder().status(status);
+        response.body(full("whole")).unwrap()
+    });
+    let upstream = apiserver.start().await;
+    for refused in [
+        "no HTTP at all\r\n\r\n".to_owned(),
+        format!("{}behind", crate::upgrades::WEBSOCKET),
+    ] {
+        let setup = world.proxy(upstream.address());
+        let proxy = setup.limits(|limits| limits.connections = 1).start();
+        let mut lingering = proxy.client().http1().await;
+        lingering.send(&refused).await;
+        assert!(lingering.response().await.status >= 400);
+        let start = Instant::now();
+        let mut next = proxy.client().http1().await;
+        assert_eq!(next.get(HOST, "/version", "").await.status, 200);
+        let waited = start.elapsed();
+        assert!(waited > LINGER / 2, "{refused:?}: {waited:?}");
+    }
+}

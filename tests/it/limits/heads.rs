@@ -49,6 +49,17 @@ async fn several_lengths() {
         "length of the request body is ambiguous",
     )
     .await;
+    // Too far to the right to be followed.
+    let padded = format!(
+        "POST / HTTP/1.1\r\nHost: kube.test\r\nContent-Length:{}4\r\n\r\nbody",
+        " ".repeat(70)
+    );
+    refuses(
+        &World::new(),
+        &[&padded],
+        "length of the request body is ambiguous",
+    )
+    .await;
     let differing = [
         "POST / HTTP/1.1\r\nHost: kube.test\r\nContent-Length: 4\r\nContent-Length: 0\r\n\r\nbody",
         "POST / HTTP/1.1\r\nHost: kube.test\r\nContent-Length: 4, 4\r\n\r\nbody",
@@ -201,6 +212,76 @@ async fn bare_answers_of_the_apiserver_are_not_replaced() {
     assert_eq!(bare.head.lines("connection"), Vec::<&str>::new());
     assert_eq!(client.response().await.status, 200);
     client.send("GET /x HTTP/1.1\r\nX\r\n\r\n").await;
+    let answer: Answer = client.response().await.into();
+    answer.status(400, "BadRequest");
+}
+
+/// Two lengths are seen behind every body, however its end is written.
+#[tokio::test]
+async fn no_body_hides_the_ambiguous_request_behind_it() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let decoy = "POST /decoy HTTP/1.1\r\nHost: kube.test\r\nContent-Length: 99999\r\n\r\n";
+    let length = decoy.len();
+    let zeros = "0".repeat(70);
+    let chunked = "Transfer-Encoding: chunked\r\n\r\n";
+    for body in [
+        format!("{chunked}0\r\nX: y\n\n{decoy}"),
+        format!("{chunked}0\r\n\n{decoy}"),
+        format!("{chunked}{zeros}{length:x}\r\n{decoy}\r\n0\r\n\r\n"),
+    ] {
+        let mut client = proxy.client().http1().await;
+        client
+            .send(format!(
+                "POST / HTTP/1.1\r\nHost: kube.test\r\n{body}\
+                 POST /ambiguous HTTP/1.1\r\nHost: kube.test\r\nContent-Length: 5\r\n{chunked}0\r\n\r\n"
+            ))
+            .await;
+        assert_eq!(client.response().await.status, 200, "{body:?}");
+        let answer: Answer = client.response().await.into();
+        let said = answer.status(400, "BadRequest");
+        assert!(said.contains("ambiguous"), "{body:?}: {said}");
+        assert_eq!(client.end().await.unwrap(), "", "{body:?}");
+    }
+    let mut reached = upstream.requests().into_iter();
+    assert!(reached.all(|request| request.target == "/"));
+}
+
+/// A body may hold what hyper writes for a malformed head, and come in just such a piece.
+#[tokio::test]
+async fn bodies_that_look_like_a_refusal_are_not_replaced() {
+    const BARE: &str = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    let world = World::new();
+    let (pieces, body) = standin::upstream::channel();
+    let body = std::sync::Mutex::new(Some(body));
+    let length = "first".len() + BARE.len();
+    let apiserver = world.apiserver().http(move |_| {
+        let body = body.lock().unwrap().take();
+        async move {
+            let response = http::Response::builder();
+            match body {
+                // Without chunks around it the piece goes out bare.
+                Some(body) => response.header("Content-Length", length).body(body),
+                None => response.body(standin::upstream::full("second")),
+            }
+            .unwrap()
+        }
+    });
+    let upstream = apiserver.start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let mut client = proxy.client().http1().await;
+    let request = "GET / HTTP/1.1\r\nHost: kube.test\r\n\r\n";
+    client.send(format!("{request}{request}")).await;
+    pieces.send("first").await.unwrap();
+    let head = client.head().await.unwrap();
+    assert_eq!(head.header("content-length"), Some(&*length.to_string()));
+    assert_eq!(client.take(5).await.unwrap(), "first");
+    pieces.send(BARE).await.unwrap();
+    assert_eq!(client.take(BARE.len()).await.unwrap(), BARE);
+    drop(pieces);
+    assert_eq!(client.response().await.text(), "second");
+    client.send("GET / HTTP/1.1\r\nX\r\n\r\n").await;
     let answer: Answer = client.response().await.into();
     answer.status(400, "BadRequest");
 }

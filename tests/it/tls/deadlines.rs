@@ -34,7 +34,8 @@ async fn a_client_without_a_handshake_is_let_go() {
     proxy.client().connect().await.unwrap();
 }
 
-/// A client that only connects takes none of the handshakes that may be under way at once.
+/// A client that only connects, or stops in its `ClientHello`, takes none of the handshakes that may be
+/// under way at once.
 #[tokio::test]
 async fn silent_clients_keep_nobody_out() {
     let world = World::new();
@@ -44,7 +45,12 @@ async fn silent_clients_keep_nobody_out() {
         .limits(|limits| limits.handshakes = 1)
         .timeouts(|timeouts| timeouts.handshake = Duration::from_secs(60))
         .start();
-    let _silent = TcpStream::connect(proxy.address()).await.unwrap();
+    let mut silent = Vec::new();
+    for said in [&b""[..], b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc"] {
+        let mut tcp = TcpStream::connect(proxy.address()).await.unwrap();
+        tcp.write_all(said).await.unwrap();
+        silent.push(tcp);
+    }
     let client = proxy.client();
     let shaken = within("a handshake beside a silent client", client.connect());
     shaken.await.unwrap();

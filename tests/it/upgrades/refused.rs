@@ -220,6 +220,28 @@ async fn an_upgrade_request_with_a_body_is_answered_400() {
     );
 }
 
+/// What comes behind a request to leave HTTP was not meant as a request, whoever refuses it.
+#[tokio::test]
+async fn nothing_follows_what_the_proxy_itself_refuses() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let elsewhere = WEBSOCKET.replace("kube.test", "other.test");
+    let expecting = SPDY.replace("Content-Length: 0", "Content-Length: 0\r\nExpect: more");
+    let with_body = SPDY.replace("Content-Length: 0\r\n", "Content-Length: 1\r\n") + "x";
+    let connect = "CONNECT kube.test:443 HTTP/1.1\r\nHost: kube.test:443\r\n\r\n";
+    for (request, code) in [
+        (elsewhere.as_str(), 421),
+        (&expecting, 417),
+        (&with_body, 400),
+        (connect, 405),
+    ] {
+        let mut client = ask(&proxy, request).await;
+        is_status(&only_response(&mut client).await, code);
+    }
+    assert_eq!(upstream.connections().len(), 0);
+}
+
 /// A connection that refused an upgrade is not given to the next request.
 #[tokio::test]
 async fn a_connection_that_refused_an_upgrade_is_not_used_again() {
