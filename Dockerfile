@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 # A static binary on nothing. Pin both images by digest where you build for production.
 
-FROM docker.io/library/rust:1.95-alpine AS build
+FROM rust:1.95-alpine AS build
 RUN apk add --no-cache gcc musl-dev
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./

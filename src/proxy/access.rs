@@ -115,7 +115,7 @@ impl Access {
         }
     }
 
-    pub(super) fn cut(&mut self, _error: &dyn std::error::Error) {
+    pub(super) fn cut(&mut self) {
         self.outcome = Outcome::Cut;
     }
 

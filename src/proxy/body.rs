@@ -9,10 +9,12 @@ use std::{
 };
 
 use bytes::Bytes;
+use http_body_util::Full;
 use hyper::body::{self, Frame, SizeHint};
+use tracing::warn;
 
 use super::{access::Access, headers};
-use crate::upstream::ResponseBody;
+use crate::{telemetry::causes, upstream::ResponseBody};
 
 /// The body of one response.
 #[derive(Debug)]
@@ -32,8 +34,8 @@ pub struct Cut;
 
 #[derive(Debug)]
 enum Content {
-    /// What the proxy itself says; `None` once it was said.
-    Own(Option<Bytes>),
+    /// What the proxy itself says.
+    Own(Full<Bytes>),
     Upstream(ResponseBody),
 }
 
@@ -41,7 +43,7 @@ impl Body {
     /// A body that the proxy wrote itself.
     pub(super) fn full(content: Bytes) -> Self {
         Self {
-            content: Content::Own(Some(content).filter(|content| !content.is_empty())),
+            content: Content::Own(Full::new(content)),
             access: None,
         }
     }
@@ -70,8 +72,13 @@ impl body::Body for Body {
     ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let this = self.get_mut();
         let mut frame = match &mut this.content {
-            Content::Own(content) => content.take().map(|content| Ok(Frame::data(content))),
-            Content::Upstream(body) => ready!(Pin::new(body).poll_frame(cx)),
+            Content::Own(body) => ready!(Pin::new(body).poll_frame(cx)).map(|Ok(frame)| Ok(frame)),
+            Content::Upstream(body) => ready!(Pin::new(body).poll_frame(cx)).map(|frame| {
+                frame.map_err(|error| {
+                    warn!(error = %causes(&error), "response cut");
+                    Cut
+                })
+            }),
         };
         if let Some(Ok(frame)) = &mut frame
             && let Some(trailers) = frame.trailers_mut()
@@ -81,25 +88,23 @@ impl body::Body for Body {
         if let Some(access) = &mut this.access {
             match &frame {
                 Some(Ok(frame)) => access.sent(frame.data_ref().map_or(0, Bytes::len)),
-                Some(Err(error)) => access.cut(error),
+                Some(Err(Cut)) => access.cut(),
                 None => access.complete(),
             }
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(|_| Cut)))
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.content {
-            Content::Own(content) => content.is_none(),
+            Content::Own(body) => body.is_end_stream(),
             Content::Upstream(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.content {
-            Content::Own(content) => {
-                SizeHint::with_exact(content.as_ref().map_or(0, Bytes::len) as u64)
-            }
+            Content::Own(body) => body.size_hint(),
             Content::Upstream(body) => body.size_hint(),
         }
     }
