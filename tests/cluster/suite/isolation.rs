@@ -84,8 +84,8 @@ fn all_see_an_event(suite: &Suite, route: Route, watches: &Running, count: usize
 
 fn hammer(suite: &Suite, route: Route, token: &str) -> Running {
     let mut command = suite.raw_client("hammer", route, token);
-    command.args(["-rate", "40", "-count", &HAMMER_COUNT.to_string()]);
+    command.args(["-rate", "50", "-count", &HAMMER_COUNT.to_string()]);
     Running::start(command)
 }
 
-const HAMMER_COUNT: usize = 240;
+const HAMMER_COUNT: usize = 300;
