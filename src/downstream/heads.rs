@@ -24,7 +24,6 @@ use tokio::{
     sync::OwnedSemaphorePermit,
     time::{Sleep, sleep, timeout},
 };
-
 use tokio_rustls::server::TlsStream;
 
 use super::scanner::Scanner;

@@ -19,7 +19,6 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{io::AsyncWriteExt, net::TcpStream, sync::watch, time::timeout};
-
 use tokio_rustls::server::TlsStream;
 
 use super::{
@@ -61,11 +60,11 @@ async fn serve_http1(
     let limits = service.downstream.limits.clone();
     let buffer = limits.uri_bytes + limits.header_bytes + HEAD_SLACK;
     let fields = limits.header_fields + 1;
-    let client_idle = service.timeouts.client_idle;
+    let client_idle = service.shared.timeouts.client_idle;
     let (heads, seen) = Heads::new(
         stream,
         limits,
-        service.timeouts.request_head,
+        service.shared.timeouts.request_head,
         Arc::clone(&service.downstream.permit),
         drain.clone(),
     );
@@ -136,11 +135,11 @@ async fn serve_http2(
         .max_pending_accept_reset_streams(PENDING_RESETS)
         .max_local_error_reset_streams(LOCAL_RESETS)
         .max_send_buf_size(SEND_BUFFER)
-        .keep_alive_interval(service.timeouts.client_ping_interval)
-        .keep_alive_timeout(service.timeouts.client_ping_timeout);
-    let stream = Preface::new(stream, service.timeouts.request_head);
-    let client_idle = service.timeouts.client_idle;
-    let last_word = service.timeouts.client_ping_timeout;
+        .keep_alive_interval(service.shared.timeouts.client_ping_interval)
+        .keep_alive_timeout(service.shared.timeouts.client_ping_timeout);
+    let stream = Preface::new(stream, service.shared.timeouts.request_head);
+    let client_idle = service.shared.timeouts.client_idle;
+    let last_word = service.shared.timeouts.client_ping_timeout;
     let answer = service_fn(move |request| {
         let service = Arc::clone(&service);
         async move {

@@ -60,7 +60,6 @@ pub struct Shared {
 struct Service {
     shared: Arc<Shared>,
     downstream: Arc<Downstream>,
-    timeouts: Timeouts,
 }
 
 /// Serves one accepted connection to its end. It never fails: what goes wrong is the client's.
@@ -111,11 +110,9 @@ pub async fn serve(
         drain,
     };
     drop(snapshot);
-    let timeouts = shared.timeouts.clone();
     let service = Arc::new(Service {
         shared,
         downstream: Arc::new(downstream),
-        timeouts,
     });
     if let Err(error) = http::serve_connection(stream, protocol, service).await {
         debug!(client.address = %peer, error = %causes(&error), "downstream connection ended early");

@@ -14,7 +14,7 @@ use hyper::body::{self, Frame, SizeHint};
 use tracing::warn;
 
 use super::{access::Access, headers};
-use crate::{telemetry::causes, upstream::ResponseBody};
+use crate::{addr::PeerAddr, telemetry::causes, upstream::ResponseBody};
 
 /// The body of one response.
 #[derive(Debug)]
@@ -36,7 +36,8 @@ pub struct Cut;
 enum Content {
     /// What the proxy itself says.
     Own(Full<Bytes>),
-    Upstream(ResponseBody),
+    /// What the apiserver says, and to whom.
+    Upstream(ResponseBody, PeerAddr),
 }
 
 impl Body {
@@ -48,10 +49,10 @@ impl Body {
         }
     }
 
-    /// A body that comes from the apiserver.
-    pub(super) fn upstream(body: ResponseBody) -> Self {
+    /// A body that comes from the apiserver and goes to `client`.
+    pub(super) fn upstream(body: ResponseBody, client: PeerAddr) -> Self {
         Self {
-            content: Content::Upstream(body),
+            content: Content::Upstream(body, client),
             access: None,
         }
     }
@@ -73,9 +74,9 @@ impl body::Body for Body {
         let this = self.get_mut();
         let mut frame = match &mut this.content {
             Content::Own(body) => ready!(Pin::new(body).poll_frame(cx)).map(|Ok(frame)| Ok(frame)),
-            Content::Upstream(body) => ready!(Pin::new(body).poll_frame(cx)).map(|frame| {
+            Content::Upstream(body, client) => ready!(Pin::new(body).poll_frame(cx)).map(|frame| {
                 frame.map_err(|error| {
-                    warn!(error = %causes(&error), "response cut");
+                    warn!(client.address = %client, error = %causes(&error), "response cut");
                     Cut
                 })
             }),
@@ -98,14 +99,14 @@ impl body::Body for Body {
     fn is_end_stream(&self) -> bool {
         match &self.content {
             Content::Own(body) => body.is_end_stream(),
-            Content::Upstream(body) => body.is_end_stream(),
+            Content::Upstream(body, _) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.content {
             Content::Own(body) => body.size_hint(),
-            Content::Upstream(body) => body.size_hint(),
+            Content::Upstream(body, _) => body.size_hint(),
         }
     }
 }

@@ -173,7 +173,10 @@ async fn forward(
         .await?;
     let (mut head, body) = response.into_parts();
     headers::rewrite_response(&mut head.headers);
-    Ok(Response::from_parts(head, Body::upstream(body)))
+    Ok(Response::from_parts(
+        head,
+        Body::upstream(body, downstream.peer),
+    ))
 }
 
 /// Makes the head what the apiserver shall see; path and query stay as they are, byte for byte.

@@ -14,6 +14,7 @@ use super::{
     Body, Downstream, Error, access::Access, failed, headers, policy::UpgradeToken, tunnel,
 };
 use crate::{
+    addr::PeerAddr,
     telemetry::causes,
     upstream::{Cluster, RequestBody, ResponseBody},
 };
@@ -64,15 +65,15 @@ async fn ask(
         status if status.is_redirection() && status != StatusCode::NOT_MODIFIED => {
             Err(Error::RedirectedUpgrade)
         }
-        _ => Ok(refused(response)),
+        _ => Ok(refused(response, downstream.peer)),
     }
 }
 
 /// An ordinary response.
-fn refused(response: Response<ResponseBody>) -> Response<Body> {
+fn refused(response: Response<ResponseBody>, client: PeerAddr) -> Response<Body> {
     let (mut head, body) = response.into_parts();
     headers::rewrite_response(&mut head.headers);
-    Response::from_parts(head, Body::upstream(body))
+    Response::from_parts(head, Body::upstream(body, client))
 }
 
 /// Passes the 101 on with its fields as they are (kube-rs wants exactly `Connection: Upgrade`) and

@@ -67,8 +67,7 @@ async fn dial(
         .await
         .map_err(|source| handshake_error(endpoint, source))?;
     if chose_h2(&tls) {
-        socket::bound_patience(tls.get_ref().0, &worker.timeouts)
-            .map_err(|source| UpstreamError::Connect { endpoint, source })?;
+        socket::bound_patience(tls.get_ref().0, &worker.timeouts).map_err(failed)?;
         let established =
             H2Connection::establish(tls, endpoint, &worker.timeouts, &worker.drain).await;
         return established

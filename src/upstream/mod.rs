@@ -41,7 +41,7 @@ use crate::{
 use lease::{Age, Connection, Found, Held, IdleSet, Slot};
 use upload::Upload;
 
-/// The fuzz body of this stage: finding GOAWAY.
+/// The fuzz body of this stage: finding frames.
 pub(crate) const FUZZ: fn(&[u8]) = frames::fuzz;
 
 /// One apiserver as requests see it: where it is, and how it proves itself.

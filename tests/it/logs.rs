@@ -6,7 +6,7 @@ use http::{Request, Response, StatusCode};
 use serde_json::Value;
 use standin::{
     tcp,
-    upstream::{RequestBody, ResponseBody, full},
+    upstream::{RequestBody, ResponseBody, channel, full},
 };
 
 use crate::{
@@ -329,6 +329,50 @@ async fn the_start_is_an_event_with_plain_values() {
     let started = events.iter().find(|event| event["message"] == "started");
     let address = started.unwrap()["listening"].as_str().unwrap();
     assert!(address.parse::<SocketAddr>().is_ok(), "{address}");
+}
+
+/// The request's line says that the response was cut, another one to the same client says why.
+#[tokio::test]
+async fn the_cause_of_a_cut_is_told() {
+    let world = World::new();
+    let cut = |_| async {
+        let (sender, body) = channel();
+        tokio::spawn(async move {
+            sender.send("half").await.ok();
+            sender.abort().await;
+        });
+        Response::new(body)
+    };
+    let upstream = world.apiserver().http(cut).start().await;
+    let binary = start(&world, upstream.address(), "info").await;
+    let client = binary.client(&world).http2().await;
+    client.get("https://kube.test/cut").await.unwrap_err();
+    let request = event(&binary, "request", "/cut").await;
+    assert_eq!(request["outcome"], "cut");
+    let told = events(&binary);
+    let cause = told.iter().find(|event| event["message"] == "response cut");
+    let cause = cause.unwrap();
+    assert_eq!(cause["client.address"], request["client.address"]);
+    let error = cause["error"].as_str().unwrap();
+    assert!(error.starts_with("read the response body: "), "{error}");
+}
+
+/// Who leaves before there is an answer was given no status.
+#[tokio::test]
+async fn a_request_without_an_answer_has_no_status() {
+    let world = World::new();
+    let never = |_| std::future::pending::<Response<ResponseBody>>();
+    let upstream = world.apiserver().http(never).start().await;
+    let binary = start(&world, upstream.address(), "info").await;
+    let mut client = binary.client(&world).alpn(&["http/1.1"]).http1().await;
+    client
+        .send(format!("GET /never HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))
+        .await;
+    upstream.next_request().await;
+    drop(client);
+    let request = event(&binary, "request", "/never").await;
+    assert_eq!(request["http.response.status_code"], 0);
+    assert_eq!(request["outcome"], "client_gone");
 }
 
 /// A method may be as long as a whole head; its line is not.
