@@ -78,11 +78,13 @@ async fn serve_http1(
             let mut response = proxy::handle(&routes, &service.downstream, request, broken).await;
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                 seen.became_tunnel();
-            } else if let Some(leftover) = leftover {
-                service.downstream.drain.spawn(end(leftover));
-            }
-            if service.downstream.drain.has_begun() {
-                close_after(&mut response);
+            } else {
+                if let Some(leftover) = leftover {
+                    service.downstream.drain.spawn(end(leftover));
+                }
+                if service.downstream.drain.has_begun() {
+                    proxy::close_after(&mut response);
+                }
             }
             seen.answered();
             Ok::<_, Infallible>(response.map(|body| Sending::new(body, seen)))
@@ -182,15 +184,6 @@ async fn end(connection: OnUpgrade) {
     if let Ok(connection) = connection.await {
         let mut stream = TokioIo::new(connection);
         timeout(LINGER, stream.shutdown()).await.ok();
-    }
-}
-
-fn close_after<B>(response: &mut http::Response<B>) {
-    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        response.headers_mut().insert(
-            http::header::CONNECTION,
-            http::HeaderValue::from_static("close"),
-        );
     }
 }
 

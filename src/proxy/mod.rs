@@ -82,6 +82,12 @@ pub fn refusal(rejection: Rejection) -> (http::StatusCode, String) {
     respond::refusal(rejection)
 }
 
+/// Ends the HTTP/1.1 connection behind this response.
+pub(crate) fn close_after<B>(response: &mut Response<B>) {
+    let close = HeaderValue::from_static("close");
+    response.headers_mut().insert(header::CONNECTION, close);
+}
+
 /// Answers one request. `broken` is what the listener already knows to be wrong with its form.
 ///
 /// # Cancel safety
@@ -111,8 +117,7 @@ pub async fn handle(
         let is_uncertain = leaves_http
             || matches!(error, Error::Rejected(rejection) if rejection.is_about_framing());
         if version != Version::HTTP_2 && is_uncertain {
-            let close = HeaderValue::from_static("close");
-            response.headers_mut().insert(header::CONNECTION, close);
+            close_after(&mut response);
         }
         response
     });

@@ -5,13 +5,14 @@
 
 use std::sync::Arc;
 
-use http::{HeaderValue, Request, Response, StatusCode, header, request::Parts};
+use http::{Request, Response, StatusCode, request::Parts};
 use hyper::{body::Incoming, upgrade};
 use hyper_util::rt::TokioIo;
 use tracing::debug;
 
 use super::{
-    Body, Downstream, Error, access::Access, failed, headers, policy::UpgradeToken, tunnel,
+    Body, Downstream, Error, access::Access, close_after, failed, headers, policy::UpgradeToken,
+    tunnel,
 };
 use crate::{
     addr::PeerAddr,
@@ -34,9 +35,7 @@ pub(super) async fn forward(
     let answered = ask(downstream, cluster, head, body, token, access).await;
     let mut response = answered.unwrap_or_else(|error| failed(downstream, &error, access));
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        response
-            .headers_mut()
-            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+        close_after(&mut response);
     }
     response
 }
