@@ -6,7 +6,6 @@ use std::{future::Future, time::Duration};
 
 use tokio::task::JoinHandle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::Instrument;
 
 /// The tasks of one worker and the signal that they should come to an end.
 ///
@@ -24,14 +23,14 @@ impl Drain {
         Self::default()
     }
 
-    /// Starts a task in the current span; [`Drain::finish`] waits for it.
+    /// Starts a task; [`Drain::finish`] waits for it.
     #[expect(clippy::disallowed_methods, reason = "the one place where tasks start")]
     pub fn spawn<F>(&self, task: F) -> JoinHandle<F::Output>
     where
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        tokio::spawn(self.tasks.track_future(task.in_current_span()))
+        tokio::spawn(self.tasks.track_future(task))
     }
 
     /// Asks all work to come to an end. Calling it again changes nothing.

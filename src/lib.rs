@@ -11,6 +11,7 @@
 //! | 5, 6 | [`upstream`] | lease, dial and verify an apiserver connection; send one request on it |
 //!
 //! Imports follow the request: a module uses what a request meets later, never what it met before.
+//! Under the HTTP of both legs lies `transport`, which reads ahead and gathers writes.
 //! Beside the path stand [`app`] (builds the parts and runs the workers), [`cli`], [`config`], [`pki`],
 //! [`reload`], [`drain`], [`telemetry`] and [`addr`].
 //!
@@ -35,4 +36,5 @@ pub mod proxy;
 pub mod reload;
 mod socket;
 pub mod telemetry;
+mod transport;
 pub mod upstream;

@@ -20,7 +20,6 @@ use std::{
 use bytes::{Buf, Bytes};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
-    net::TcpStream,
     sync::OwnedSemaphorePermit,
     time::{Sleep, sleep, timeout},
 };
@@ -32,13 +31,14 @@ use crate::{
     drain::Drain,
     proxy::{Rejection, refusal},
     socket,
+    transport::Ahead,
 };
 
 /// A stream of HTTP/1.1 requests that is looked after.
 #[derive(Debug)]
 pub(super) struct Heads {
     /// `None` only while being dropped.
-    stream: Option<TlsStream<TcpStream>>,
+    stream: Option<Box<TlsStream<Ahead>>>,
     scanner: Scanner,
     seen: Arc<Seen>,
     limits: Limits,
@@ -109,7 +109,7 @@ impl Seen {
 
 impl Heads {
     pub(super) fn new(
-        stream: TlsStream<TcpStream>,
+        stream: Box<TlsStream<Ahead>>,
         limits: Limits,
         head_timeout: Duration,
         permit: Arc<OwnedSemaphorePermit>,
@@ -139,12 +139,9 @@ impl Heads {
         (heads, seen)
     }
 
-    fn stream(&mut self) -> Pin<&mut TlsStream<TcpStream>> {
-        Pin::new(
-            self.stream
-                .as_mut()
-                .expect("the stream is taken only when dropped"),
-        )
+    fn stream(&mut self) -> Pin<&mut TlsStream<Ahead>> {
+        let stream = self.stream.as_deref_mut();
+        Pin::new(stream.expect("the stream is taken only when dropped"))
     }
 
     /// Whether the client owes a head: the first one from the start, later ones from their first byte.
@@ -234,7 +231,7 @@ impl AsyncRead for Heads {
             if this.scanner.stop() {
                 this.deadline = None;
                 // As when it was set: a dead socket says so by itself.
-                socket::have_patience(this.stream().get_ref().0).ok();
+                socket::have_patience(this.stream().get_ref().0.tcp()).ok();
             }
             return this.stream().poll_read(cx, buf);
         }

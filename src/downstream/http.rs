@@ -3,9 +3,10 @@
 
 use std::{
     convert::Infallible,
-    future::{Future, pending},
-    pin::pin,
+    future::{Future, pending, poll_fn},
+    pin::{Pin, pin},
     sync::Arc,
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -18,7 +19,8 @@ use hyper::{
     upgrade::OnUpgrade,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{io::AsyncWriteExt, net::TcpStream, sync::watch, time::timeout};
+use pin_project_lite::pin_project;
+use tokio::{io::AsyncWriteExt, sync::watch, time::timeout};
 use tokio_rustls::server::TlsStream;
 
 use super::{
@@ -27,7 +29,11 @@ use super::{
     preface::Preface,
     sending::Sending,
 };
-use crate::{drain::Drain, proxy};
+use crate::{
+    drain::Drain,
+    proxy,
+    transport::{Ahead, Cork},
+};
 
 /// What ALPN chose; no ALPN means HTTP/1.1 (kubectl's upgrade dials offer none).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +48,7 @@ pub(super) enum Protocol {
 ///
 /// When the connection did not end in order.
 pub(super) async fn serve_connection(
-    stream: TlsStream<TcpStream>,
+    stream: Box<TlsStream<Ahead>>,
     protocol: Protocol,
     service: Arc<Service>,
 ) -> Result<(), hyper::Error> {
@@ -53,7 +59,7 @@ pub(super) async fn serve_connection(
 }
 
 async fn serve_http1(
-    stream: TlsStream<TcpStream>,
+    stream: Box<TlsStream<Ahead>>,
     service: Arc<Service>,
 ) -> Result<(), hyper::Error> {
     let drain = service.downstream.drain.clone();
@@ -113,7 +119,7 @@ async fn serve_http1(
 }
 
 async fn serve_http2(
-    stream: TlsStream<TcpStream>,
+    stream: Box<TlsStream<Ahead>>,
     service: Arc<Service>,
 ) -> Result<(), hyper::Error> {
     let drain = service.downstream.drain.clone();
@@ -139,7 +145,8 @@ async fn serve_http2(
         .max_send_buf_size(SEND_BUFFER)
         .keep_alive_interval(service.shared.timeouts.client_ping_interval)
         .keep_alive_timeout(service.shared.timeouts.client_ping_timeout);
-    let stream = Preface::new(stream, service.shared.timeouts.request_head);
+    let cork = Cork::new(*stream);
+    let stream = Preface::new(cork.clone(), service.shared.timeouts.request_head);
     let client_idle = service.shared.timeouts.client_idle;
     let last_word = service.shared.timeouts.client_ping_timeout;
     let answer = service_fn(move |request| {
@@ -151,14 +158,14 @@ async fn serve_http2(
     });
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), answer));
     tokio::select! {
-        ended = connection.as_mut() => return ended,
+        ended = poll_fn(|cx| cork.drive(connection.as_mut(), cx)) => return ended,
         () = drain.begun() => {}
         // Pings are no requests: without this a client that answers them would keep its place for ever.
         () = idle(&mut running, client_idle) => {}
     }
     connection.as_mut().graceful_shutdown();
     tokio::select! {
-        ended = connection => ended,
+        ended = poll_fn(|cx| cork.drive(connection.as_mut(), cx)) => ended,
         // Over, whether the client agrees or not.
         () = idle(&mut running, last_word) => Ok(()),
     }
@@ -194,6 +201,23 @@ struct Tracked {
     streams: Arc<watch::Sender<usize>>,
 }
 
+pin_project! {
+    /// The task of one stream. A type of its own, because an async block holds what it awaits twice.
+    struct Counted<F> {
+        #[pin]
+        stream: F,
+        running: Running,
+    }
+}
+
+impl<F: Future> Future for Counted<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.project().stream.poll(cx).map(drop)
+    }
+}
+
 /// One stream that runs, until dropped.
 struct Running(Arc<watch::Sender<usize>>);
 
@@ -208,13 +232,10 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    fn execute(&self, future: F) {
+    fn execute(&self, stream: F) {
         self.streams.send_modify(|running| *running += 1);
         let running = Running(Arc::clone(&self.streams));
-        self.drain.spawn(async move {
-            let _running = running;
-            future.await;
-        });
+        self.drain.spawn(Counted { stream, running });
     }
 }
 

@@ -79,9 +79,9 @@ pub async fn serve(
         config,
         &shared.handshakes,
         shared.timeouts.handshake,
-    )
-    .await;
-    let stream = match accepted {
+    );
+    // On the heap: the handshake needs much room for a moment, the connection little for hours.
+    let stream = match Box::pin(accepted).await {
         Ok(stream) => stream,
         Err(error) => {
             debug!(client.address = %peer, error = %causes(&error), "downstream handshake failed");
@@ -89,7 +89,7 @@ pub async fn serve(
         }
     };
     // Fails only for a socket that is dead, which the next read says better.
-    socket::bound_patience(stream.get_ref().0, &shared.timeouts).ok();
+    socket::bound_patience(stream.get_ref().0.tcp(), &shared.timeouts).ok();
     let session = stream.get_ref().1;
     let protocol = if session.alpn_protocol() == Some(b"h2") {
         Protocol::Http2

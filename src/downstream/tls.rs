@@ -10,7 +10,10 @@ use rustls::{
 use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
-use crate::pki::{self, Identity};
+use crate::{
+    pki::{self, Identity},
+    transport::Ahead,
+};
 
 /// Why a downstream handshake did not come about.
 #[derive(Debug, thiserror::Error)]
@@ -51,15 +54,18 @@ pub(super) async fn accept(
     config: Arc<ServerConfig>,
     slots: &Semaphore,
     limit: Duration,
-) -> Result<TlsStream<TcpStream>, HandshakeError> {
+) -> Result<Box<TlsStream<Ahead>>, HandshakeError> {
     let handshake = async {
         // A client that has not said a whole ClientHello takes no slot, or a few of them would keep
         // everybody out.
-        let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), Ahead::new(stream)).await?;
         let _slot = slots.acquire().await.map_err(io::Error::other)?;
         let limit_buffer =
             |connection: &mut ServerConnection| connection.set_buffer_limit(Some(TLS_BUFFER));
-        hello.into_stream_with(config, limit_buffer).await
+        hello
+            .into_stream_with(config, limit_buffer)
+            .await
+            .map(Box::new)
     };
     timeout(limit, handshake)
         .await

@@ -166,7 +166,9 @@ async fn forward(
     prepare(&mut head, downstream, &admitted)?;
     if let Some(token) = admitted.upgrade {
         let cluster = &admitted.cluster;
-        return Ok(upgrade::forward(downstream, cluster, head, body, token, access).await);
+        // On the heap, so that every other request is not as large as a tunnel's beginning.
+        let forwarded = upgrade::forward(downstream, cluster, head, body, token, access);
+        return Ok(Box::pin(forwarded).await);
     }
     let body = RequestBody::new(body, head.version);
     if let Some(access) = access {

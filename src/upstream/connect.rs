@@ -9,7 +9,12 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use super::{
     Cluster, UpstreamError, Worker, h1::H1Connection, h2::H2Connection, lease::Connection,
 };
-use crate::{addr::UpstreamAddr, socket, telemetry::causes};
+use crate::{
+    addr::UpstreamAddr,
+    socket,
+    telemetry::causes,
+    transport::{Ahead, Cork},
+};
 
 /// A new connection to the first endpoint that works; ill ones are remembered.
 ///
@@ -61,26 +66,27 @@ async fn dial(
         .and_then(|tcp| socket::tune(&tcp, &worker.timeouts).map(|()| tcp))
         .map_err(failed)?;
     let tls = TlsConnector::from(Arc::clone(config))
-        .connect_with(cluster.tls.name.clone(), tcp, |connection| {
+        .connect_with(cluster.tls.name.clone(), Ahead::new(tcp), |connection| {
             connection.set_buffer_limit(Some(TLS_BUFFER))
         })
         .await
         .map_err(|source| handshake_error(endpoint, source))?;
     if chose_h2(&tls) {
-        socket::bound_patience(tls.get_ref().0, &worker.timeouts).map_err(failed)?;
+        socket::bound_patience(tls.get_ref().0.tcp(), &worker.timeouts).map_err(failed)?;
         let established =
-            H2Connection::establish(tls, endpoint, &worker.timeouts, &worker.drain).await;
+            H2Connection::establish(Cork::new(tls), endpoint, &worker.timeouts, &worker.drain)
+                .await;
         return established
             .map(Connection::H2)
             .map_err(|source| failed(io::Error::other(source)));
     }
-    let established = H1Connection::establish(tls, endpoint, &worker.drain).await;
+    let established = H1Connection::establish(Box::new(tls), endpoint, &worker.drain).await;
     established
         .map(Connection::H1)
         .map_err(|source| failed(io::Error::other(source)))
 }
 
-fn chose_h2(tls: &TlsStream<TcpStream>) -> bool {
+fn chose_h2(tls: &TlsStream<Ahead>) -> bool {
     tls.get_ref().1.alpn_protocol() == Some(b"h2")
 }
 

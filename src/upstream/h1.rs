@@ -2,6 +2,7 @@
 
 use std::{
     error::Error,
+    future::{Future, poll_fn},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -28,7 +29,8 @@ use crate::{addr::UpstreamAddr, drain::Drain, telemetry::causes};
 /// A connection that takes one request at a time.
 #[derive(Debug)]
 pub(super) struct H1Connection {
-    send: http1::SendRequest<RequestBody>,
+    /// hyper keeps room for 32 requests; boxed bodies make that a quarter less.
+    send: http1::SendRequest<Box<RequestBody>>,
     endpoint: UpstreamAddr,
     spoiled: bool,
     idle_since: Instant,
@@ -66,11 +68,15 @@ impl H1Connection {
             .max_headers(RESPONSE_FIELDS)
             .handshake(TokioIo::new(stream))
             .await?;
-        drain.spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
+        let mut connection = connection.with_upgrades();
+        // No async block, which would hold the connection twice for as long as it lives.
+        drain.spawn(poll_fn(move |cx| {
+            let ended = ready!(Pin::new(&mut connection).poll(cx));
+            if let Err(error) = ended {
                 debug!(upstream.address = %endpoint, error = %causes(&error), "upstream connection ended");
             }
-        });
+            Poll::Ready(())
+        }));
         Ok(Self {
             send,
             endpoint,
@@ -166,9 +172,9 @@ struct TrySendParts {
     unsent: Option<RequestBody>,
 }
 
-impl From<TrySendError<Request<RequestBody>>> for TrySendParts {
-    fn from(mut failure: TrySendError<Request<RequestBody>>) -> Self {
-        let unsent = failure.take_message().map(Request::into_body);
+impl From<TrySendError<Request<Box<RequestBody>>>> for TrySendParts {
+    fn from(mut failure: TrySendError<Request<Box<RequestBody>>>) -> Self {
+        let unsent = failure.take_message().map(|request| *request.into_body());
         Self {
             error: failure.into_error(),
             unsent,
@@ -178,8 +184,8 @@ impl From<TrySendError<Request<RequestBody>>> for TrySendParts {
 
 /// The same request for HTTP/1.1: path and query alone as target (RFC 9112 §3.2.1), the authority
 /// in `Host`.
-fn origin_form(head: &Parts, body: RequestBody) -> Request<RequestBody> {
-    let mut request = Request::new(body);
+fn origin_form(head: &Parts, body: RequestBody) -> Request<Box<RequestBody>> {
+    let mut request = Request::new(Box::new(body));
     *request.method_mut() = head.method.clone();
     *request.version_mut() = Version::HTTP_11;
     *request.headers_mut() = head.headers.clone();
@@ -248,8 +254,9 @@ impl Answer {
     }
 }
 
-/// kube-apiserver repeats `Warning` lines, and backends behind services/proxy set what they like.
-const RESPONSE_FIELDS: usize = 512;
+/// kube-apiserver repeats `Warning` lines, and backends behind services/proxy set what they like. No
+/// more, because hyper clears room for so many fields for every response.
+const RESPONSE_FIELDS: usize = 200;
 
 #[cfg(test)]
 mod tests {

@@ -174,7 +174,13 @@ impl Lease {
     ) -> Result<Response<ResponseBody>, UpstreamError> {
         let wants_h2 = head.version == http::Version::HTTP_2;
         let upload = Upload::new(body, self.worker.limits.replay_bytes);
-        let slot = self.slot(cluster, wants_h2, Age::Any).await?;
+        let slot = match self.held.find(cluster.id, wants_h2, Age::Any) {
+            Found::Slot(slot) => slot,
+            // What is rare is on the heap here: a stream keeps the room of its largest step to its end.
+            Found::MustDial | Found::MustDialH1 => {
+                Box::pin(self.slot(cluster, wants_h2, Age::Any)).await?
+            }
+        };
         let first_try = Instant::now();
         let again = match self.exchange(cluster, slot, head, upload).await {
             Ok(response) => return checked(response),
@@ -190,10 +196,13 @@ impl Lease {
                 upload
             }
         };
-        // A newer connection, because whatever ended the first one may have ended all of its age.
-        let slot = self.slot(cluster, wants_h2, Age::After(first_try)).await?;
-        let answered = self.exchange(cluster, slot, head, again).await;
-        answered.map_err(|failed| failed.error).and_then(checked)
+        Box::pin(async {
+            // A newer connection, because whatever ended the first one may have ended all of its age.
+            let slot = self.slot(cluster, wants_h2, Age::After(first_try)).await?;
+            let answered = self.exchange(cluster, slot, head, again).await;
+            answered.map_err(|failed| failed.error).and_then(checked)
+        })
+        .await
     }
 
     /// Sends an upgrade request on an HTTP/1.1 connection of its own, which is never used again.
@@ -208,7 +217,8 @@ impl Lease {
         head: &Parts,
         body: RequestBody,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
-        match connect::connect(&self.worker, cluster, &cluster.tls.h1).await? {
+        let connected = connect::connect(&self.worker, cluster, &cluster.tls.h1);
+        match Box::pin(connected).await? {
             Connection::H1(connection) => connection
                 .exchange(head, body, None)
                 .await

@@ -1,15 +1,13 @@
 //! Keeps a connection running, and ends it when its peer falls silent.
 
-use std::time::Duration;
+use std::{future::poll_fn, pin::Pin, time::Duration};
 
 use bytes::Bytes;
 use h2::{Ping, PingPong, client::Connection};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    time::{sleep_until, timeout},
-};
+use tokio::time::{sleep_until, timeout};
 
-use super::Heard;
+use super::{Heard, Overheard};
+use crate::transport::{Cork, Seal};
 
 /// How a connection came to an end that nobody asked for.
 #[derive(Debug, thiserror::Error)]
@@ -22,14 +20,15 @@ pub(super) enum ConnectionEnd {
 
 /// Runs the connection until it ends or leaves a ping unanswered; its streams then fail at once.
 pub(super) async fn drive<S>(
-    connection: Connection<S, Bytes>,
+    connection: Box<Connection<Overheard<Cork<S>>, Bytes>>,
+    cork: &Cork<S>,
     mut ping: PingPong,
     heard: &Heard,
     interval: Duration,
     limit: Duration,
 ) -> Result<(), ConnectionEnd>
 where
-    S: AsyncRead + AsyncWrite + Unpin,
+    S: Seal,
 {
     let liveness = async {
         loop {
@@ -44,8 +43,9 @@ where
             }
         }
     };
+    let mut connection = Pin::new(connection);
     tokio::select! {
-        ended = connection => Ok(ended?),
+        ended = poll_fn(|cx| cork.drive(connection.as_mut(), cx)) => Ok(ended?),
         end = liveness => Err(end),
     }
 }

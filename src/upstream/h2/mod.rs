@@ -8,7 +8,7 @@ mod liveness;
 mod stream;
 
 use std::{
-    future::{Future, poll_fn},
+    future::poll_fn,
     pin::Pin,
     sync::{
         Arc,
@@ -19,14 +19,17 @@ use std::{
 
 use bytes::Bytes;
 use h2::client::{Connection, SendRequest};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    time::Instant,
-};
+use tokio::time::Instant;
 use tracing::debug;
 
 use super::frames::{Heard, Overheard};
-use crate::{addr::UpstreamAddr, config::Timeouts, drain::Drain, telemetry::causes};
+use crate::{
+    addr::UpstreamAddr,
+    config::Timeouts,
+    drain::Drain,
+    telemetry::causes,
+    transport::{Cork, Seal},
+};
 
 pub(super) use answer::Answer;
 use liveness::drive;
@@ -59,13 +62,13 @@ impl H2Connection {
     ///
     /// When the apiserver does not speak HTTP/2 after all.
     pub(super) async fn establish<S>(
-        stream: S,
+        cork: Cork<S>,
         endpoint: UpstreamAddr,
         timeouts: &Timeouts,
         drain: &Drain,
     ) -> Result<Self, h2::Error>
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Seal + Send + 'static,
     {
         let heard = Arc::new(Heard::new());
         let (send, mut connection) = h2::client::Builder::new()
@@ -80,9 +83,9 @@ impl H2Connection {
             // Likewise: frames that come late for streams this client has cancelled cost only itself, and
             // the default, 1,024 in a connection's life, would one day end its watches.
             .max_local_error_reset_streams(None)
-            .handshake(Overheard::new(stream, Arc::clone(&heard)))
+            .handshake(Overheard::new(cork.clone(), Arc::clone(&heard)))
             .await?;
-        settled(&send, &mut connection).await?;
+        settled(&send, &mut connection, &cork).await?;
         let state = Arc::new(State {
             endpoint,
             established: Instant::now(),
@@ -99,8 +102,9 @@ impl H2Connection {
             timeouts.upstream_ping_timeout,
         );
         let running = Arc::clone(&state);
+        let connection = Box::new(connection);
         drain.spawn(async move {
-            let ended = drive(connection, ping, &running.heard, interval, limit).await;
+            let ended = drive(connection, &cork, ping, &running.heard, interval, limit).await;
             running.closed.store(true, Ordering::Release);
             if let Err(error) = ended {
                 debug!(upstream.address = %endpoint, error = %causes(&error), "upstream connection ended");
@@ -148,14 +152,12 @@ impl H2Connection {
 
 /// Runs a new connection until the apiserver's SETTINGS have come: only they say how many streams
 /// there may be.
-async fn settled<S>(
+async fn settled<S: Seal>(
     send: &SendRequest<Bytes>,
-    connection: &mut Connection<S, Bytes>,
-) -> Result<(), h2::Error>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    poll_fn(|cx| match Pin::new(&mut *connection).poll(cx) {
+    connection: &mut Connection<Overheard<Cork<S>>, Bytes>,
+    cork: &Cork<S>,
+) -> Result<(), h2::Error> {
+    poll_fn(|cx| match cork.drive(Pin::new(&mut *connection), cx) {
         Poll::Ready(ended) => Poll::Ready(ended.and(Err(h2::Reason::PROTOCOL_ERROR.into()))),
         Poll::Pending if send.current_max_send_streams() > 0 => Poll::Ready(Ok(())),
         Poll::Pending => Poll::Pending,

@@ -3,7 +3,7 @@
 use standin::frames::{FrameConnection, kind};
 use tokio::io::{DuplexStream, duplex};
 
-use std::pin::pin;
+use std::{future::Future, pin::pin};
 
 use http::Request;
 
@@ -11,6 +11,7 @@ use super::{
     super::{UpstreamError, upload::Upload},
     *,
 };
+use crate::transport::Unsealed;
 
 /// `SETTINGS_MAX_CONCURRENT_STREAMS`.
 const MAX_STREAMS: u16 = 3;
@@ -19,7 +20,8 @@ type Wire = FrameConnection<DuplexStream>;
 
 async fn connect(stream: DuplexStream, drain: &Drain) -> Result<H2Connection, h2::Error> {
     let endpoint = UpstreamAddr(([127, 0, 0, 1], 6443).into());
-    H2Connection::establish(stream, endpoint, &Timeouts::default(), drain).await
+    let cork = Cork::new(Unsealed::new(stream));
+    H2Connection::establish(cork, endpoint, &Timeouts::default(), drain).await
 }
 
 async fn connected(drain: &Drain) -> (H2Connection, Wire) {

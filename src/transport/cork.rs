@@ -1,0 +1,234 @@
+//! Gathers what HTTP/2 writes while it is polled, and sends it at the end as few TLS records in one
+//! system call.
+//!
+//! h2 flushes after every frame that carries a body. Sixteen small responses that are ready together
+//! would be sixteen TLS records and sixteen system calls; here they are one of each.
+
+use std::{
+    future::Future,
+    io::{self, Write as _},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_rustls::{client, server};
+
+use super::Ahead;
+
+/// A TLS stream that can take plaintext without sending it.
+pub(crate) trait Seal: AsyncRead + AsyncWrite + Unpin {
+    /// Makes a TLS record of these two pieces, which waits to be sent; how many bytes were taken.
+    ///
+    /// # Errors
+    ///
+    /// When TLS refuses.
+    fn seal(&mut self, pieces: [&[u8]; 2]) -> io::Result<usize>;
+
+    /// Bytes of records that may wait.
+    fn limit(&mut self, bytes: usize);
+}
+
+impl Seal for server::TlsStream<Ahead> {
+    fn seal(&mut self, pieces: [&[u8]; 2]) -> io::Result<usize> {
+        let mut writer = self.get_mut().1.writer();
+        writer.write_vectored(&pieces.map(io::IoSlice::new))
+    }
+
+    fn limit(&mut self, bytes: usize) {
+        self.get_mut().1.set_buffer_limit(Some(bytes));
+    }
+}
+
+impl Seal for client::TlsStream<Ahead> {
+    fn seal(&mut self, pieces: [&[u8]; 2]) -> io::Result<usize> {
+        let mut writer = self.get_mut().1.writer();
+        writer.write_vectored(&pieces.map(io::IoSlice::new))
+    }
+
+    fn limit(&mut self, bytes: usize) {
+        self.get_mut().1.set_buffer_limit(Some(bytes));
+    }
+}
+
+/// A TLS stream whose writes wait until [`Cork::drive`] has polled its user. Two handles of one stream:
+/// the user reads and writes, the driver sends.
+#[derive(Debug)]
+pub(crate) struct Cork<S>(Arc<Mutex<Corked<S>>>);
+
+#[derive(Debug)]
+struct Corked<S> {
+    stream: S,
+    /// Small writes that will share a record. Without memory of its own while empty.
+    small: Vec<u8>,
+    /// Bytes in records that may not be sent yet.
+    sealed: usize,
+    /// Why sending failed, until the user is told.
+    failed: Option<io::Error>,
+}
+
+impl<S> Clone for Cork<S> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<S: Seal> Cork<S> {
+    pub(crate) fn new(mut stream: S) -> Self {
+        stream.limit(LIMIT);
+        Self(Arc::new(Mutex::new(Corked {
+            stream,
+            small: Vec::new(),
+            sealed: 0,
+            failed: None,
+        })))
+    }
+
+    /// Polls the user of this stream, then sends what it has written.
+    pub(crate) fn drive<F: Future>(
+        &self,
+        user: Pin<&mut F>,
+        cx: &mut Context<'_>,
+    ) -> Poll<F::Output> {
+        let polled = user.poll(cx);
+        let mut corked = self.lock();
+        if let Poll::Ready(Err(error)) = corked.poll_send(cx)
+            && corked.failed.is_none()
+        {
+            corked.failed = Some(error);
+            // Only its next read or write tells the user.
+            cx.waker().wake_by_ref();
+        }
+        polled
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Corked<S>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<S: Seal> Corked<S> {
+    fn take(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if let Some(error) = self.failed.take() {
+            return Poll::Ready(Err(error));
+        }
+        if self.sealed + self.small.len() >= MOST {
+            ready!(self.poll_send(cx))?;
+        }
+        // Full records leave the bytes where they are; only what is left over is copied.
+        let room = RECORD - self.small.len();
+        if let Some(first) = bytes.get(..room) {
+            self.seal(first)?;
+            return Poll::Ready(Ok(room));
+        }
+        if self.small.capacity() == 0 {
+            self.small.reserve_exact(RECORD);
+        }
+        self.small.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    /// Makes a record of what was gathered and of `more`.
+    fn seal(&mut self, more: &[u8]) -> io::Result<()> {
+        let length = self.small.len() + more.len();
+        if length == 0 {
+            return Ok(());
+        }
+        let taken = self.stream.seal([&self.small, more])?;
+        self.small = Vec::new();
+        self.sealed += taken;
+        if taken < length {
+            return Err(io::Error::other("TLS has less room than it was given"));
+        }
+        Ok(())
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.seal(&[])?;
+        if self.sealed > 0 {
+            ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+            self.sealed = 0;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: Seal> AsyncRead for Cork<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let mut corked = self.lock();
+        if let Some(error) = corked.failed.take() {
+            return Poll::Ready(Err(error));
+        }
+        Pin::new(&mut corked.stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: Seal> AsyncWrite for Cork<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.lock().take(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let mut corked = self.lock();
+        let mut taken = 0;
+        for buf in bufs.iter().filter(|buf| !buf.is_empty()) {
+            match corked.take(cx, buf) {
+                Poll::Ready(Ok(part)) => {
+                    taken += part;
+                    if part < buf.len() {
+                        break;
+                    }
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending if taken == 0 => return Poll::Pending,
+                Poll::Pending => break,
+            }
+        }
+        Poll::Ready(Ok(taken))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    /// Waits for nothing: the driver sends as soon as the user was polled.
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let failed = self.lock().failed.take();
+        Poll::Ready(failed.map_or(Ok(()), Err))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut corked = self.lock();
+        corked.seal(&[])?;
+        Pin::new(&mut corked.stream).poll_shutdown(cx)
+    }
+}
+
+/// What one TLS record carries (RFC 8446 §5.1).
+const RECORD: usize = 16 * 1024;
+/// What is gathered before it is sent even in the middle of a poll.
+const MOST: usize = 64 * 1024;
+/// Room for that, for one more record, and for what encryption adds to small ones.
+const LIMIT: usize = 2 * MOST;
+
+#[cfg(test)]
+impl<S> Cork<S> {
+    /// Shows the stream and how many bytes of memory wait with it.
+    pub(super) fn inspect(&self, look: impl FnOnce(&S, usize)) {
+        let corked = self.0.lock().unwrap();
+        look(&corked.stream, corked.small.capacity());
+    }
+}

@@ -1,0 +1,257 @@
+//! What the peer gets, in how many pieces, and what is left behind in memory.
+
+use std::{
+    future::{Future, poll_fn},
+    io,
+    pin::{Pin, pin},
+    task::{Context, Poll, ready},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex},
+    net::{TcpListener, TcpStream},
+};
+
+use super::*;
+
+/// A stream without TLS that can be corked.
+#[derive(Debug)]
+pub(crate) struct Unsealed<S> {
+    stream: S,
+    waiting: Vec<u8>,
+    /// The pieces in which it was given its bytes.
+    records: Vec<usize>,
+}
+
+impl<S> Unsealed<S> {
+    pub(crate) fn new(stream: S) -> Self {
+        Self {
+            stream,
+            waiting: Vec::new(),
+            records: Vec::new(),
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Seal for Unsealed<S> {
+    fn seal(&mut self, pieces: [&[u8]; 2]) -> io::Result<usize> {
+        let record = pieces.concat();
+        self.records.push(record.len());
+        self.waiting.extend_from_slice(&record);
+        Ok(record.len())
+    }
+
+    fn limit(&mut self, _bytes: usize) {}
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Unsealed<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Unsealed<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _cx: &mut Context<'_>,
+        _buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        panic!("a corked stream is never written to past `seal`")
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        while !this.waiting.is_empty() {
+            let sent = ready!(Pin::new(&mut this.stream).poll_write(cx, &this.waiting))?;
+            this.waiting.drain(..sent);
+        }
+        Pin::new(&mut this.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.as_mut().poll_flush(cx))?;
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+fn corked(room: usize) -> (Cork<Unsealed<DuplexStream>>, DuplexStream) {
+    let (near, far) = duplex(room);
+    (Cork::new(Unsealed::new(near)), far)
+}
+
+/// Writes once, in the middle of being driven.
+async fn write(cork: &Cork<Unsealed<DuplexStream>>, bytes: &[u8]) {
+    let mut stream = cork.clone();
+    let mut all = pin!(async move { stream.write_all(bytes).await });
+    poll_fn(|cx| cork.drive(all.as_mut(), cx)).await.unwrap();
+}
+
+async fn received(far: &mut DuplexStream, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    far.read_exact(&mut bytes).await.unwrap();
+    bytes
+}
+
+#[tokio::test]
+async fn what_is_written_in_one_poll_leaves_as_one_record() {
+    let (cork, mut far) = corked(64 * 1024);
+    let mut stream = cork.clone();
+    let mut frames = pin!(async move {
+        for _ in 0..16 {
+            stream.write_all(b"frame").await?;
+            stream.flush().await?;
+        }
+        io::Result::Ok(())
+    });
+    poll_fn(|cx| cork.drive(frames.as_mut(), cx)).await.unwrap();
+    assert_eq!(received(&mut far, 80).await, b"frame".repeat(16));
+    cork.inspect(|stream, held| {
+        assert_eq!(stream.records, [80]);
+        assert_eq!(held, 0, "nothing is kept for a stream that is silent");
+    });
+}
+
+#[tokio::test]
+async fn the_order_is_kept_whatever_the_sizes() {
+    let (cork, mut far) = corked(1024 * 1024);
+    let mut expected = Vec::new();
+    let sizes = [1, 16_384, 5, 40_000, 16_383, 1, 16_385, 100_000, 3];
+    for (at, size) in sizes.into_iter().enumerate() {
+        let piece = vec![u8::try_from(at).unwrap(); size];
+        write(&cork, &piece).await;
+        expected.extend(piece);
+    }
+    assert_eq!(received(&mut far, expected.len()).await, expected);
+    cork.inspect(|stream, _| {
+        assert!(stream.records.iter().all(|length| *length <= 16 * 1024));
+    });
+}
+
+#[tokio::test]
+async fn vectored_pieces_are_taken_in_order() {
+    let (cork, mut far) = corked(64 * 1024);
+    let mut stream = cork.clone();
+    let mut written = pin!(async move {
+        let pieces = [b"head".as_slice(), b"", b"body"].map(io::IoSlice::new);
+        poll_fn(|cx| Pin::new(&mut stream).poll_write_vectored(cx, &pieces)).await
+    });
+    let taken = poll_fn(|cx| cork.drive(written.as_mut(), cx)).await;
+    assert_eq!(taken.unwrap(), 8);
+    assert_eq!(received(&mut far, 8).await, b"headbody");
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_read_holds_the_writer_back() {
+    let (cork, mut far) = corked(1024);
+    let mut stream = cork.clone();
+    let mut writing = pin!(async move {
+        for _ in 0..100 {
+            stream.write_all(&[b'x'; 10_000]).await?;
+        }
+        stream.shutdown().await
+    });
+    let stuck = poll_fn(|cx| Poll::Ready(cork.drive(writing.as_mut(), cx).is_pending())).await;
+    assert!(stuck);
+    cork.inspect(|stream, held| {
+        let waiting = stream.waiting.len() + held;
+        assert!(waiting < 100_000, "{waiting} bytes are held");
+    });
+    let (sent, bytes) = tokio::join!(
+        poll_fn(|cx| cork.drive(writing.as_mut(), cx)),
+        received(&mut far, 1_000_000)
+    );
+    sent.unwrap();
+    assert!(bytes.iter().all(|byte| *byte == b'x'));
+}
+
+#[tokio::test]
+async fn who_writes_is_told_that_sending_failed() {
+    let (cork, far) = corked(1024);
+    drop(far);
+    let mut stream = cork.clone();
+    let mut writing = pin!(async move {
+        loop {
+            stream.write_all(b"frame").await?;
+            tokio::task::yield_now().await;
+        }
+    });
+    let ended: io::Result<()> = poll_fn(|cx| cork.drive(writing.as_mut(), cx)).await;
+    assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+}
+
+#[tokio::test]
+async fn the_last_words_are_sent_before_the_end() {
+    let (cork, mut far) = corked(1024);
+    let mut stream = cork.clone();
+    let mut leaving = pin!(async move {
+        stream.write_all(b"goaway").await?;
+        stream.shutdown().await
+    });
+    poll_fn(|cx| cork.drive(leaving.as_mut(), cx))
+        .await
+        .unwrap();
+    let mut bytes = Vec::new();
+    far.read_to_end(&mut bytes).await.unwrap();
+    assert_eq!(bytes, b"goaway");
+}
+
+async fn connected() -> (Ahead, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap());
+    let (near, far) = tokio::join!(near, listener.accept());
+    (Ahead::new(near.unwrap()), far.unwrap().0)
+}
+
+/// As rustls reads: 4 KiB at a time.
+async fn read_in_parts(ahead: &mut Ahead, length: usize) -> (Vec<u8>, usize) {
+    let (mut bytes, mut most_ahead) = (Vec::new(), 0);
+    let mut part = [0; 4096];
+    while bytes.len() < length {
+        let read = ahead.read(&mut part).await.unwrap();
+        assert!(read > 0, "ended early");
+        bytes.extend_from_slice(part.get(..read).unwrap());
+        most_ahead = most_ahead.max(ahead.held());
+    }
+    (bytes, most_ahead)
+}
+
+#[tokio::test]
+async fn much_is_read_ahead_and_nothing_is_lost_or_kept() {
+    let (mut ahead, mut far) = connected().await;
+    let sent: Vec<u8> = (0..1_000_000_u32).map(|at| at.to_le_bytes()[1]).collect();
+    let (written, (bytes, most_ahead)) =
+        tokio::join!(far.write_all(&sent), read_in_parts(&mut ahead, 1_000_000));
+    written.unwrap();
+    assert!(bytes == sent, "other bytes than were sent");
+    assert!(most_ahead > 4096, "never more than was asked for");
+    assert_eq!(ahead.held(), 0);
+    // Once silent it is asked for little again, so the next small message takes no buffer.
+    far.write_all(b"event").await.unwrap();
+    let (bytes, _) = read_in_parts(&mut ahead, 5).await;
+    assert_eq!(bytes, b"event");
+    far.write_all(b"event").await.unwrap();
+    let (bytes, most_ahead) = read_in_parts(&mut ahead, 5).await;
+    assert_eq!((bytes.as_slice(), most_ahead), (b"event".as_slice(), 0));
+}
+
+#[tokio::test]
+async fn an_idle_connection_holds_no_buffer() {
+    let (mut ahead, mut far) = connected().await;
+    far.write_all(&[0; 4096]).await.unwrap();
+    read_in_parts(&mut ahead, 4096).await;
+    let mut part = [0; 4096];
+    let mut reading = pin!(ahead.read(&mut part));
+    let waits = poll_fn(|cx| Poll::Ready(reading.as_mut().poll(cx).is_pending()));
+    assert!(waits.await);
+    assert_eq!(ahead.held(), 0);
+    drop(far);
+    assert_eq!(
+        ahead.read(&mut part).await.unwrap(),
+        0,
+        "the end is passed on"
+    );
+}
