@@ -72,16 +72,17 @@ pub(crate) async fn run(args: Args) -> Result<(), Error> {
     let dialer = Dialer::new(&args.target, Protocol::H1, Sessions::Fresh)?;
     let size = args.mib << 20;
     let path = format!("/tunnel/{}/{size}", args.way.word());
-    let tally = Tally::default();
+    let opening = Tally::default();
     let opened = timeout(UPGRADE_TIMEOUT, open(&dialer, &path, &args.upgrade))
         .await
         .unwrap_or_else(|_| Err(format!("no upgrade within {UPGRADE_TIMEOUT:?}").into()));
-    let tunnel = opened.map_err(|err| tally.failed(err)).ok();
-    say(&tally.ready(usize::from(tunnel.is_some())))?;
+    let tunnel = opened.map_err(|err| opening.failed(err)).ok();
+    say(&opening.ready(usize::from(tunnel.is_some())))?;
     if orders.next_soon().await.is_none() {
         return Ok(());
     }
 
+    let tally = Tally::default();
     let begun = Instant::now();
     if let Some(tunnel) = tunnel {
         let limit = Duration::from_secs(args.seconds);

@@ -1,0 +1,3 @@
+"""placeholder"""
+def svg(runs, rows):
+    return ""
