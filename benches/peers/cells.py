@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 MIB = 1 << 20
-LIST_BYTES = 10 * MIB
+# What the apiserver answers.
+BODY_BYTES = {"/small": 1 << 10, "/list": 10 * MIB}
 
 
 @dataclass(frozen=True)

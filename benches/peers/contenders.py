@@ -183,7 +183,12 @@ def version(program, path):
         ).stdout.decode(errors="replace")
     except (OSError, subprocess.TimeoutExpired):
         return "?"
-    found = re.search(r"\d+\.\d+(\.\d+)?", said)
+    return parse_version(said)
+
+
+def parse_version(said):
+    """The first number with three parts; one with two may belong to a path."""
+    found = re.search(r"\d+\.\d+\.\d+", said)
     return found[0] if found else "?"
 
 

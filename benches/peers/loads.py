@@ -9,7 +9,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 
-from cells import BULK, LIST_BYTES, MIB, H2load, Load, Watch
+from cells import BODY_BYTES, BULK, MIB, H2load, Watch
 from problem import FAILED, Problem
 from processes import Child
 
@@ -138,8 +138,7 @@ def _h2load(work, clients, stage):
     row = _metered(stage, lambda: _h2load_once(work, clients, stage, count, log))
     with open(log, encoding="utf-8") as file:
         row.update(percentiles(h2load_latencies(file)))
-    if work.path == "/list":
-        row["bytes"] = row["done"] * LIST_BYTES
+    row["bytes"] = row["done"] * BODY_BYTES[work.path]
     return row
 
 
@@ -164,33 +163,37 @@ def _h2load_once(work, clients, stage, count, log):
     try:
         said, _ = client.process.communicate(timeout=H2LOAD_SECONDS)
     except subprocess.TimeoutExpired:
-        return {"done": 0, "errors": count, "first_error": f"not done within {H2LOAD_SECONDS} s", "wall_s": 0}
+        raise Problem(f"h2load was not done within {H2LOAD_SECONDS} s.", FAILED) from None
     finally:
         client.stop()
-    return parse_h2load(said.decode(errors="replace"), count)
+    return parse_h2load(said.decode(errors="replace"), count, BODY_BYTES[work.path])
 
 
-def parse_h2load(said, count):
-    """The summary of h2load.
+def parse_h2load(said, count, body_bytes):
+    """The summary of h2load, where an answer counts when its status is no other and its body is all there.
 
     Its own count of successes is not used: it takes an answer with an empty reason phrase for a failure, and
-    HAProxy sends those.
+    HAProxy sends those. So bytes decide about answers whose status it did not read.
     """
     took = re.search(r"^finished in ([\d.]+)(us|ms|s|min|h), ", said, re.MULTILINE)
-    classes = re.search(r"^status codes: (\d+) 2xx, (\d+) 3xx, (\d+) 4xx, (\d+) 5xx", said, re.MULTILINE)
-    broken = re.search(r"(\d+) errored, (\d+) timeout", said)
-    if not took or not classes or not broken:
+    ended = re.search(r"(\d+) done, .*?(\d+) errored, (\d+) timeout", said)
+    others = re.search(r"^status codes: \d+ 2xx, (\d+) 3xx, (\d+) 4xx, (\d+) 5xx", said, re.MULTILINE)
+    data = re.search(r"^traffic: .* \((\d+)\) data", said, re.MULTILINE)
+    if not took or not ended or not others or not data:
         last = (said.strip().splitlines() or ["nothing"])[-1]
         raise Problem(f"h2load ended with: {last}", FAILED)
+    broken = int(ended[2]) + int(ended[3])
+    answered = [int(number) for number in others.groups()]
+    done = min(int(ended[1]) - broken - sum(answered), int(data[1]) // body_bytes)
+    reasons = [f"{number} answered {kind}" for number, kind in zip(answered, ("3xx", "4xx", "5xx")) if number]
+    unanswered = count - done - sum(answered)
+    if unanswered:
+        reasons.append(f"{unanswered} without a whole answer")
     scale = {"us": 1e-6, "ms": 1e-3, "s": 1, "min": 60, "h": 3600}[took[2]]
-    reasons = [f"{number} answered {kind}" for number, kind in zip(classes.groups()[1:], ("3xx", "4xx", "5xx"))]
-    reasons.append(f"{int(broken[1]) + int(broken[2])} without an answer")
-    # The latter includes none of those that h2load never sent because its connection had gone.
-    done = int(classes[1])
     return {
         "done": done,
-        "errors": max(0, count - done),
-        "first_error": ", ".join(reason for reason in reasons if not reason.startswith("0 ")) if done < count else "",
+        "errors": count - done,
+        "first_error": ", ".join(reasons),
         "wall_s": float(took[1]) * scale,
     }
 

@@ -166,16 +166,25 @@ impl Dialer {
         Ok(request.body(Empty::new())?)
     }
 
-    /// The head of an upgrade request to `path`.
+    /// The head of an upgrade request to `path`, as kubectl writes it: a GET for WebSocket, a POST for SPDY.
     pub(crate) fn upgrade(&self, path: &str, protocol: &str) -> String {
-        let mut head = format!("POST {path} HTTP/1.1\r\nHost: {}\r\n", self.target.name);
+        let is_websocket = protocol == "websocket";
+        let method = if is_websocket { "GET" } else { "POST" };
+        let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n", self.target.name);
+        let mut add = |name: &str, value: &str| head.push_str(&format!("{name}: {value}\r\n"));
         for (name, value) in HEADERS {
-            head.push_str(&format!("{name}: {value}\r\n"));
+            add(name, value);
         }
-        head.push_str(&format!(
-            "Connection: Upgrade\r\nUpgrade: {protocol}\r\nContent-Length: 0\r\n\r\n"
-        ));
-        head
+        add("connection", "Upgrade");
+        add("upgrade", protocol);
+        if is_websocket {
+            // Some proxies answer 400 without these.
+            add("sec-websocket-version", "13");
+            add("sec-websocket-key", WEBSOCKET_KEY);
+        } else {
+            add("content-length", "0");
+        }
+        head + "\r\n"
     }
 }
 
@@ -221,3 +230,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("accept", "application/json"),
     ("authorization", "Bearer 0123456789abcdef0123456789abcdef"),
 ];
+
+/// The key of the example in RFC 6455 §1.3, and the answer to it.
+const WEBSOCKET_KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+pub(crate) const WEBSOCKET_ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";

@@ -16,7 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 use hyper::{
     body::Incoming,
@@ -193,9 +193,10 @@ impl World {
             });
             let mut answer = plain(StatusCode::SWITCHING_PROTOCOLS, Bytes::new());
             *answer.headers_mut() = HeaderMap::from_iter([
+                (header::CONNECTION, HeaderValue::from_static("Upgrade")),
                 (
-                    header::CONNECTION,
-                    header::HeaderValue::from_static("Upgrade"),
+                    header::SEC_WEBSOCKET_ACCEPT,
+                    HeaderValue::from_static(dial::WEBSOCKET_ACCEPT),
                 ),
                 (header::UPGRADE, upgrade),
             ]);
@@ -253,7 +254,7 @@ fn plain(status: StatusCode, body: Bytes) -> Response<Answer> {
     *answer.status_mut() = status;
     answer.headers_mut().insert(
         header::CONTENT_TYPE,
-        header::HeaderValue::from_static("application/json"),
+        HeaderValue::from_static("application/json"),
     );
     answer
 }
