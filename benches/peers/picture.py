@@ -36,7 +36,7 @@ def svg(runs, rows):
     panels += [
         panel
         for measure, cell in (("kib_per_watch", "watch_h2"), ("kib_per_watch", "watch_h1"))
-        if (panel := _memory_panel(rows, names, cell, measure, f"Memory of a watch, {_protocol(cell)}", "KiB"))
+        if (panel := _other_panel(rows, names, cell, measure, f"Memory of a watch, {_protocol(cell)}", "KiB"))
     ]
     panels += [
         panel
@@ -44,13 +44,13 @@ def svg(runs, rows):
             ("rss_mib", "start", "Memory after start", "MiB of RSS"),
             ("cold_start_ms", "start", "Start to first answer", "ms"),
         )
-        if (panel := _memory_panel(rows, names, cell, measure, title, unit))
+        if (panel := _other_panel(rows, names, cell, measure, title, unit))
     ]
     panel_height = TITLE_HEIGHT + len(names) * ROW
     lines = -(-len(panels) // COLUMNS)
     columns = max(1, min(COLUMNS, len(panels)))
     width = 2 * MARGIN + columns * PANEL_WIDTH + (columns - 1) * GAP
-    height = TOP + lines * (panel_height + GAP) + MARGIN
+    height = TOP + lines * (panel_height + GAP) - GAP + MARGIN
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
         ' role="img" aria-labelledby="t d">',
@@ -80,11 +80,17 @@ def _cell_panel(rows, names, cell):
     for name in names:
         if name not in values:
             count = figures.errors(rows, name, cell)[0]
-            words[name] = "fails" if count else "not measured"
+            words[name] = _without_figure(count, figures.median(rows, name, cell, figures.MAIN.field))
     return CELLS[cell].title, f"{CELLS[cell].unit.label}  ({cell})", values, words
 
 
-def _memory_panel(rows, names, cell, measure, title, unit):
+def _without_figure(errors, median):
+    if not errors:
+        return "not measured"
+    return "fails" if median is None else "errors"
+
+
+def _other_panel(rows, names, cell, measure, title, unit):
     values = {name: figures.median(rows, name, cell, measure) for name in names}
     # What is left of watches that failed takes no memory, which is no merit.
     values = {n: v for n, v in values.items() if v is not None and not figures.errors(rows, n, cell)[0]}
@@ -106,12 +112,12 @@ def _panel(x, y, title, unit, names, values, words):
         own = "own" if name == OURS else ""
         yield _text(left - 8, base, name, own, "end")
         if name not in values:
-            yield _text(left + 6, base, words[name], "fails" if words[name] == "fails" else "quiet")
+            yield _text(left + 6, base, words[name], "quiet" if words[name] == "not measured" else "fails")
             continue
         value = values[name]
         length = max(1, room * value / longest) if longest > 0 else 1
         yield f'<rect class="{"ours" if own else "bar"}" x="{left}" y="{top}" width="{length:.1f}" height="{BAR}" rx="2"/>'
-        text = f"{figures.number(value)}  {figures.ratio(value, best)}"
+        text = f"{figures.number(value)} · {'best' if value == best else figures.ratio(value, best)}"
         yield _text(left + length + 6, base, text, own)
     yield f'<line class="line" x1="{left}" y1="{y + TITLE_HEIGHT - 3}" x2="{left}" y2="{y + TITLE_HEIGHT + len(names) * ROW - 3}"/>'
 
@@ -143,4 +149,6 @@ def _origin(runs):
     listed = ", ".join(f"{program} {version}" for program, version in versions.items())
     quick = "A quick run, too short to compare. " if any(run.get("quick") for run in runs) else ""
     merged = f"Put together from {len(runs)} runs. " if len(runs) > 1 else ""
-    return f"{quick}{merged}Medians; {listed}. Proxy on one CPU, its load on another: {runs[0].get('pin')}."
+    pin = runs[0].get("pin")
+    pinned = "Nothing is pinned" if pin == "none" else f"CPUs of proxy and load: {pin}"
+    return f"{quick}{merged}Medians; {listed}. {pinned}."

@@ -7,6 +7,7 @@
 //! for a line, works, says what it found, and keeps its connections until the next line, so that memory can be
 //! read meanwhile.
 
+mod answer;
 mod connections;
 mod dial;
 mod event;

@@ -6,18 +6,15 @@ use std::{
     convert::Infallible,
     net::SocketAddr,
     path::{Path, PathBuf},
-    pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
-use http_body::{Body, Frame, SizeHint};
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
@@ -36,7 +33,9 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
-    Error, dial, event,
+    Error,
+    answer::{self, Answer, plain},
+    dial, event,
     orders::{Orders, say},
     tunnel::CHUNK,
 };
@@ -144,8 +143,8 @@ struct World {
 impl Default for World {
     fn default() -> Self {
         Self {
-            small: pods(SMALL),
-            list: pods(LIST),
+            small: answer::pods(SMALL),
+            list: answer::pods(LIST),
             requests: AtomicU64::new(0),
             watches: Mutex::default(),
         }
@@ -213,50 +212,6 @@ impl World {
             _ => plain(StatusCode::NOT_FOUND, Bytes::new()),
         }
     }
-}
-
-/// The body of an answer.
-enum Answer {
-    Whole(Option<Bytes>),
-    Watch(mpsc::UnboundedReceiver<Bytes>),
-}
-
-impl Body for Answer {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let data = match self.get_mut() {
-            Self::Whole(data) => Poll::Ready(data.take()),
-            Self::Watch(events) => events.poll_recv(context),
-        };
-        data.map(|data| data.map(|data| Ok(Frame::data(data))))
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Whole(data) => SizeHint::with_exact(data.as_ref().map_or(0, Bytes::len) as u64),
-            Self::Watch(_) => SizeHint::default(),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Whole(None))
-    }
-}
-
-fn plain(status: StatusCode, body: Bytes) -> Response<Answer> {
-    let body = (!body.is_empty()).then_some(body);
-    let mut answer = Response::new(Answer::Whole(body));
-    *answer.status_mut() = status;
-    answer.headers_mut().insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/json"),
-    );
-    answer
 }
 
 /// Way and size of `/tunnel/WAY/SIZE`.
@@ -349,45 +304,9 @@ fn server_config(pki: &Path, identity: &str) -> Result<ServerConfig, Error> {
     Ok(config)
 }
 
-/// A list of pods as JSON, of exactly `size` bytes.
-fn pods(size: usize) -> Bytes {
-    const HEAD: &str = r#"{"kind":"PodList","apiVersion":"v1","items":["#;
-    const LAST: &str = r#"{"metadata":{"name":""#;
-    const TAIL: &str = r#""}}]}"#;
-    let mut text = String::with_capacity(size);
-    text.push_str(HEAD);
-    for number in 0.. {
-        let pod = format!(
-            r#"{{"metadata":{{"name":"web-{number:06}","namespace":"team-{:03}"}},"spec":{{"nodeName":"node-{:04}"}},"status":{{"phase":"Running"}}}},"#,
-            number % 211,
-            number % 1009,
-        );
-        if text.len() + pod.len() + LAST.len() + TAIL.len() > size {
-            break;
-        }
-        text.push_str(&pod);
-    }
-    text.push_str(LAST);
-    while text.len() + TAIL.len() < size {
-        text.push('x');
-    }
-    text.push_str(TAIL);
-    text.into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lists_are_json_of_the_size_asked_for() {
-        for size in [SMALL, 5000, 70_001] {
-            let list = pods(size);
-            assert_eq!(list.len(), size);
-            let list: serde_json::Value = serde_json::from_slice(&list).unwrap();
-            assert!(list["items"].as_array().unwrap().len() > 1);
-        }
-    }
 
     #[test]
     fn orders_are_words_and_others_are_refused() {
