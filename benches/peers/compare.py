@@ -129,6 +129,8 @@ def run(options):
         programs[peers.OURS] = build("kube-tls-proxy")
     load = peers.find("peers-load", options.load) if options.load else build("peers-load")
 
+    if pins.load:
+        os.sched_setaffinity(0, pins.load)  # What we do between the cells must not disturb the proxy either.
     with tempfile.TemporaryDirectory(prefix="peers-") as folder:
         write_pki(load, folder)
         setting = Setting(load, programs, folder, options.workers, pins.proxy, pins.load, options.port, descriptors)

@@ -110,6 +110,10 @@ def ratio(value, other):
     return f"×{value / other:.2f}" if value is not None and other else "–"
 
 
+def counted(errors):
+    return f"{errors:,} error{'' if errors == 1 else 's'}"
+
+
 def tables(runs, rows):
     """All of it, as Markdown."""
     names, cells = contenders_of(rows), cells_of(rows)
@@ -119,7 +123,7 @@ def tables(runs, rows):
     for measure in MEASURES:
         with_figures = [c for c in cells if any(median(rows, n, c, measure.field) is not None for n in names)]
         if with_figures:
-            body = [[_row_name(c), *(_figure(rows, n, c, measure) for n in names)] for c in with_figures]
+            body = [[f"{c} ({CELLS[c].unit.name})", *(_figure(rows, n, c, measure) for n in names)] for c in with_figures]
             parts.append(f"### {measure.title}\n\n" + _markdown(["cell", *names], body))
     body = [
         [measure.title, *(number(median(rows, n, cell, measure.field)) for n in names)]
@@ -166,7 +170,7 @@ def _error_lines(rows, names):
             count, first = errors(rows, name, cell)
             if count:
                 done = sum(row.get("done", 0) for row in rows if row["contender"] == name and row["cell"] == cell)
-                lines.append(f"- {name}, {cell}: {count:,} errors beside {done:,} done; the first: {first or 'unknown'}")
+                lines.append(f"- {name}, {cell}: {counted(count)} beside {done:,} done; the first: {first or 'unknown'}")
     return lines
 
 

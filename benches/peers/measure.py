@@ -6,7 +6,7 @@ import time
 
 import loads
 from cells import CELLS
-from figures import number
+from figures import counted, number
 from problem import Problem
 from stage import Stage, verify
 
@@ -113,7 +113,7 @@ def _row(cell, clients, stage):
 def _short(cell, row):
     text = f"{number(row.get('cpu_per_unit'))} {cell.unit.label}"
     if row.get("errors"):
-        text += f", {row['errors']} errors ({row.get('first_error') or 'unknown'})"
+        text += f", {counted(row['errors'])} ({row.get('first_error') or 'unknown'})"
     return text
 
 

@@ -91,7 +91,7 @@ class Figures(Folder):
 
     def test_errors_while_starting_are_listed(self):
         rows = [row("ours", "conc_1", 1.0), {"contender": "nginx", "cell": "start", "errors": 1, "first_error": "no port"}]
-        self.assertIn("- nginx, start: 1 errors beside 0 done; the first: no port", figures.tables([RUN], rows))
+        self.assertIn("- nginx, start: 1 error beside 0 done; the first: no port", figures.tables([RUN], rows))
 
     def test_numbers_keep_three_digits_that_count(self):
         self.assertEqual([figures.number(n) for n in (0.1234, 1.234, 12.34, 1234.5, None)],
