@@ -47,7 +47,8 @@ class Setting:
 def write_pki(load, folder):
     made = subprocess.run([load, "pki", folder], stderr=subprocess.PIPE, check=False)
     if made.returncode:
-        raise Problem(f"Certificates could not be made: {made.stderr.decode(errors='replace').strip()}.", FAILED)
+        said = made.stderr.decode(errors="replace").strip() or f"{load} ended with exit code {made.returncode}"
+        raise Problem(f"Certificates could not be made: {said}.", FAILED)
 
 
 class Stage:
@@ -120,8 +121,13 @@ class Stage:
         status = self.first_answer(START_SECONDS, wanted=200)
         if status != 200:
             said = self.last_words()
-            answer = f"answered {status}" if status else "did not answer"
-            raise Problem(f"{self.contender.name} {answer} within {START_SECONDS} s{said and ': ' + said}.", FAILED)
+            if self.proxy.ended():
+                what = f"ended with exit code {self.proxy.process.returncode} before it answered"
+            elif status:
+                what = f"answered {status} for {START_SECONDS} s"
+            else:
+                what = f"did not answer within {START_SECONDS} s"
+            raise Problem(f"{self.contender.name} {what}{said and ': ' + said}.", FAILED)
         self.cold_start_ms = (time.monotonic() - self._begun) * 1e3
 
     def first_answer(self, seconds, wanted=None):
@@ -155,6 +161,7 @@ class Stage:
         request = f"GET /small HTTP/1.1\r\nHost: {FRONT_NAME}\r\nConnection: close\r\n\r\n"
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=seconds) as tcp:
+                tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 with self._tls.wrap_socket(tcp, server_hostname=FRONT_NAME) as tls:
                     tls.sendall(request.encode())
                     return parse_status(tls.recv(4096))

@@ -74,6 +74,11 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> Result<(), Error> {
     let mut orders = Orders::listen();
     let tls = TlsAcceptor::from(Arc::new(server_config(&args.pki, &args.identity)?));
+    // The first random bytes of a process take tens of milliseconds, which would count as the proxy's cold start.
+    dial::provider()
+        .secure_random
+        .fill(&mut [0; 32])
+        .map_err(|_| "no random bytes")?;
     let socket = TcpSocket::new_v4()?;
     socket.bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
     let listener = socket.listen(BACKLOG)?;
