@@ -20,6 +20,10 @@ test NAME="":
 bench *ARGS:
     cargo bench {{ARGS}}
 
+# The proxy beside nginx, HAProxy, Caddy and Envoy; see benches/peers/README.md
+peers *ARGS:
+    benches/peers/compare.py {{ARGS}}
+
 # One fuzz target, until it finds something or Ctrl-C (nightly, cargo-fuzz); new inputs go below target
 fuzz TARGET *ARGS:
     mkdir -p target/fuzz/{{TARGET}}

@@ -1,0 +1,104 @@
+//! One watch event on the wire: a line that says when it was sent. The apiserver makes it, the client reads it.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+
+/// How long an event is, with its line end.
+pub(crate) const LENGTH: usize = 1024;
+
+const SENT: &str = r#"{"type":"MODIFIED","sent":""#;
+/// Digits of a time in nanoseconds, so that every event is as long as the next. A string, as leading zeros need.
+const DIGITS: usize = 20;
+
+/// The time that both ends read: they are processes of one machine. A clock that is set meanwhile falsifies
+/// latencies, never CPU time.
+pub(crate) fn now() -> Duration {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+}
+
+/// An event that is sent at `sent`.
+pub(crate) fn modified(sent: Duration) -> Bytes {
+    let nanos = sent.as_nanos();
+    let mut line = format!(r#"{SENT}{nanos:0DIGITS$}","object":{{"kind":"Pod","pad":""#);
+    line.push_str(&"x".repeat(LENGTH - line.len() - 4));
+    line.push_str("\"}}\n");
+    line.into()
+}
+
+/// The event that opens a watch.
+pub(crate) fn added() -> Bytes {
+    Bytes::from_static(b"{\"type\":\"ADDED\",\"object\":{\"kind\":\"Pod\"}}\n")
+}
+
+/// When the event of this line was sent, or nothing when it is not one of [`modified`].
+pub(crate) fn sent(line: &[u8]) -> Option<Duration> {
+    let digits = line.strip_prefix(SENT.as_bytes())?.get(..DIGITS)?;
+    if line.len() + 1 != LENGTH {
+        return None;
+    }
+    let nanos = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    Some(Duration::from_nanos(nanos))
+}
+
+/// Puts lines together from parts that end anywhere.
+#[derive(Debug, Default)]
+pub(crate) struct Lines {
+    begun: Vec<u8>,
+}
+
+impl Lines {
+    /// Takes one part and hands out every line that it completes, without its end.
+    pub(crate) fn feed(&mut self, part: &[u8], mut each: impl FnMut(&[u8])) {
+        let mut rest = part;
+        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+            let (line, after) = rest.split_at(end);
+            if self.begun.is_empty() {
+                each(line);
+            } else {
+                self.begun.extend_from_slice(line);
+                each(&self.begun);
+                self.begun.clear();
+            }
+            rest = &after[1..];
+        }
+        self.begun.extend_from_slice(rest);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_one_line_of_json_and_says_when_it_was_sent() {
+        let when = Duration::from_nanos(1_234_567_890_123_456_789);
+        let event = modified(when);
+        assert_eq!(event.len(), LENGTH);
+        assert!(event.ends_with(b"\n"));
+        serde_json::from_slice::<serde_json::Value>(&event).unwrap();
+        assert_eq!(sent(&event[..LENGTH - 1]), Some(when));
+    }
+
+    #[test]
+    fn a_damaged_event_says_nothing() {
+        let event = modified(Duration::from_secs(1));
+        assert_eq!(sent(&event[..LENGTH - 2]), None, "cut");
+        assert_eq!(sent(&event[1..]), None, "without its first byte");
+        assert_eq!(sent(&added()), None);
+    }
+
+    #[test]
+    fn lines_are_the_same_wherever_the_parts_end() {
+        let whole = b"one\n\ntwo\nthree";
+        for cut in 0..=whole.len() {
+            let (mut lines, mut seen) = (Lines::default(), Vec::new());
+            for part in [&whole[..cut], &whole[cut..]] {
+                lines.feed(part, |line| seen.push(line.to_vec()));
+            }
+            assert_eq!(seen, [&b"one"[..], b"", b"two"], "cut at {cut}");
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Bytes through one upgraded connection, down, up, or there and back.
+
+use std::time::Duration;
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::{Instant, timeout},
+};
+use tokio_rustls::client::TlsStream;
+
+use crate::{
+    Error,
+    dial::{Dialer, Protocol, Sessions, Target},
+    orders::{Orders, say},
+    tally::Tally,
+};
+
+/// How long the upgrade may take.
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
+/// What one read or write may carry, on both ends.
+pub(crate) const CHUNK: usize = 128 << 10;
+
+/// Which way the bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Way {
+    /// From the apiserver to the client
+    Down,
+    /// From the client to the apiserver
+    Up,
+    /// From the client to the apiserver and back
+    Echo,
+}
+
+impl Way {
+    /// As the path says it.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Down => "down",
+            Self::Up => "up",
+            Self::Echo => "echo",
+        }
+    }
+}
+
+/// How much, which way.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    target: Target,
+    /// Which way
+    #[arg(long)]
+    way: Way,
+    /// How many MiB
+    #[arg(long)]
+    mib: usize,
+    /// What to upgrade to
+    #[arg(long, default_value = "websocket")]
+    upgrade: String,
+    /// Give up after so many seconds
+    #[arg(long, default_value_t = 30)]
+    seconds: u64,
+}
+
+/// Upgrades, then carries the bytes when told to.
+///
+/// # Errors
+///
+/// When the CA cannot be read. What the proxy does is counted instead.
+pub(crate) async fn run(args: Args) -> Result<(), Error> {
+    let mut orders = Orders::listen();
+    let dialer = Dialer::new(&args.target, Protocol::H1, Sessions::Fresh)?;
+    let size = args.mib << 20;
+    let path = format!("/tunnel/{}/{size}", args.way.word());
+    let opening = Tally::default();
+    let opened = timeout(UPGRADE_TIMEOUT, open(&dialer, &path, &args.upgrade))
+        .await
+        .unwrap_or_else(|_| Err(format!("no upgrade within {UPGRADE_TIMEOUT:?}").into()));
+    let tunnel = opened.map_err(|err| opening.failed(err)).ok();
+    say(&opening.ready(usize::from(tunnel.is_some())))?;
+    if orders.next_soon().await.is_none() {
+        return Ok(());
+    }
+
+    let tally = Tally::default();
+    let begun = Instant::now();
+    if let Some(tunnel) = tunnel {
+        let limit = Duration::from_secs(args.seconds);
+        match timeout(limit, carry(tunnel, args.way, size)).await {
+            Ok(Ok(())) => tally.done(begun.elapsed(), size as u64),
+            Ok(Err(err)) => tally.failed(err),
+            Err(_) => tally.failed(format!("not through within {limit:?}")),
+        }
+    }
+    say(&tally.result(begun.elapsed()))?;
+    orders.next_soon().await;
+    Ok(())
+}
+
+async fn open(dialer: &Dialer, path: &str, protocol: &str) -> Result<TlsStream<TcpStream>, Error> {
+    let mut tls = dialer.tls().await?;
+    tls.write_all(dialer.upgrade(path, protocol).as_bytes())
+        .await?;
+    // Byte by byte, so that none of the tunnel is taken with the head; the record is in memory by then.
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(tls.read_u8().await?);
+        if head.len() > 16 << 10 {
+            return Err("the head of the answer has no end".into());
+        }
+    }
+    expect_switch(&head)?;
+    Ok(tls)
+}
+
+/// An error with the status line, unless that says 101.
+fn expect_switch(head: &[u8]) -> Result<(), Error> {
+    let text = String::from_utf8_lossy(head);
+    let line = text.lines().next().unwrap_or_default();
+    if line.split(' ').nth(1) == Some("101") {
+        Ok(())
+    } else {
+        Err(format!("answered {line}").into())
+    }
+}
+
+async fn carry(tunnel: TlsStream<TcpStream>, way: Way, size: usize) -> Result<(), Error> {
+    let (mut reader, mut writer) = tokio::io::split(tunnel);
+    let write = async {
+        let chunk = vec![0x5a; CHUNK];
+        // Down begins with one byte, so that nothing flows before the measurement does.
+        let mut left = if way == Way::Down { 1 } else { size };
+        while left > 0 {
+            let part = left.min(CHUNK);
+            writer.write_all(&chunk[..part]).await?;
+            left -= part;
+        }
+        writer.flush().await?;
+        Ok::<_, Error>(())
+    };
+    let read = async {
+        let mut chunk = vec![0; CHUNK];
+        // Up ends with one byte, which says that all has arrived.
+        let mut left = if way == Way::Up { 1 } else { size };
+        while left > 0 {
+            let part = left.min(CHUNK);
+            match reader.read(&mut chunk[..part]).await? {
+                0 => return Err(format!("ended with {left} bytes missing").into()),
+                count => left -= count,
+            }
+        }
+        Ok(())
+    };
+    tokio::try_join!(write, read)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_101_opens_the_tunnel_and_another_answer_is_quoted() {
+        expect_switch(b"HTTP/1.1 101 Switching Protocols\r\n\r\n").unwrap();
+        expect_switch(b"HTTP/1.1 101 \r\n\r\n").unwrap();
+        let err = expect_switch(b"HTTP/1.1 502 Bad Gateway\r\nx: 101\r\n\r\n").unwrap_err();
+        assert_eq!(err.to_string(), "answered HTTP/1.1 502 Bad Gateway");
+        assert!(expect_switch(b"\r\n\r\n").is_err());
+    }
+}

@@ -1,0 +1,101 @@
+"""What this machine is, and which of its CPUs the proxy and its load get."""
+
+import os
+import platform
+import re
+import resource
+from dataclasses import dataclass
+
+from problem import Problem
+
+# 2,000 watches over HTTP/1.1 take a descriptor on each side of the proxy, and a thousand clients more.
+DESCRIPTORS = 8192
+
+
+@dataclass(frozen=True)
+class Pins:
+    proxy: frozenset
+    load: frozenset
+
+    def __str__(self):
+        if not self.proxy:
+            return "none"
+        return ":".join(",".join(map(str, sorted(cpus))) for cpus in (self.proxy, self.load))
+
+
+def parse_pins(text):
+    """`0:1`, `0,1:2-3`, or `none`."""
+    if text == "none":
+        return Pins(frozenset(), frozenset())
+    sides = text.split(":")
+    try:
+        proxy, load = (_parse_cpus(side) for side in sides)
+    except ValueError:
+        raise Problem(f"--pin {text}: write PROXY:LOAD with numbers of CPUs, such as 0:1 or 0,1:2-3, or none.") from None
+    missing = (proxy | load) - os.sched_getaffinity(0)
+    if missing:
+        raise Problem(f"--pin {text}: this machine does not give us CPU {', '.join(map(str, sorted(missing)))}.")
+    return Pins(proxy, load)
+
+
+def _parse_cpus(text):
+    cpus = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        cpus |= set(range(int(first), int(last or first) + 1))
+    if not cpus:
+        raise ValueError(text)
+    return frozenset(cpus)
+
+
+def default_pins(cpus, workers):
+    """A CPU for each worker, one of its own for the load, and none when there is but one."""
+    cpus = sorted(cpus)
+    if len(cpus) < 2:
+        return Pins(frozenset(), frozenset())
+    return Pins(frozenset(cpus[:workers]), frozenset([cpus[min(workers, len(cpus) - 1)]]))
+
+
+def warnings(pins, workers, cpus):
+    """Sentences about what makes figures here unlike those of two CPUs and one worker."""
+    if not pins.proxy:
+        yield "Nothing is pinned: proxy and load take CPU time from each other, and figures will scatter."
+        return
+    if pins.proxy & pins.load:
+        yield "Proxy and load share a CPU: rates and latencies say little, CPU time somewhat more."
+    if len(pins.proxy) < workers:
+        yield f"{workers} workers share {len(pins.proxy)} CPU{'s' * (len(pins.proxy) > 1)}."
+    if len(cpus) != 2:
+        yield f"This machine has {len(cpus)} CPUs and the comparison is meant for 2; it uses {pins}. --pin chooses others."
+    for cpu in sorted(pins.proxy):
+        if (siblings(cpu) - {cpu}) & pins.load:
+            yield f"CPU {cpu} of the proxy is the other half of a core that the load uses; with --pin it can be another's."
+
+
+def siblings(cpu):
+    try:
+        with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list", encoding="ascii") as file:
+            return _parse_cpus(file.read().strip())
+    except (OSError, ValueError):
+        return frozenset([cpu])
+
+
+def raise_descriptors():
+    """As many open files as we may have; how many that is."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    if limit < DESCRIPTORS:
+        raise Problem(f"Only {limit} files may be open at a time and {DESCRIPTORS} are needed; see ulimit -Hn.")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    return limit
+
+
+def describe():
+    """The machine in one line: runs are compared only when it is the same."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            model = re.search(r"^model name\s*:\s*(.*)$", file.read(), re.MULTILINE)
+    except OSError:
+        model = None
+    name = model[1].strip() if model else platform.machine()
+    return f"{name}, {os.cpu_count()} CPUs, Linux {platform.release()}"
