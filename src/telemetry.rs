@@ -46,6 +46,7 @@ pub fn start(config: &LogConfig) -> Result<Telemetry, ParseError> {
     let filter = EnvFilter::builder().parse(filter)?;
     let (writer, guard) = NonBlockingBuilder::default()
         .lossy(true)
+        .buffered_lines_limit(WAITING_LINES)
         .finish(std::io::stderr());
     let dropped = writer.error_counter();
     let registry = tracing_subscriber::registry()
@@ -81,6 +82,10 @@ fn may_be_logged(metadata: &Metadata<'_>) -> bool {
 pub(crate) fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Display + 'a {
     Causes(error)
 }
+
+/// Lines that may wait for a slow log sink: room for all of them is made at the start, and they hold some
+/// 400 bytes each.
+const WAITING_LINES: usize = 16 * 1024;
 
 struct Causes<'a>(&'a (dyn Error + 'static));
 

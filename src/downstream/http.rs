@@ -54,7 +54,8 @@ pub(super) async fn serve_connection(
 ) -> Result<(), hyper::Error> {
     match protocol {
         Protocol::Http1 => serve_http1(stream, service).await,
-        Protocol::Http2 => serve_http2(stream, service).await,
+        // On the heap, so that an HTTP/1.1 connection is not as large.
+        Protocol::Http2 => Box::pin(serve_http2(stream, service)).await,
     }
 }
 

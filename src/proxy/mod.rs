@@ -109,7 +109,8 @@ pub async fn handle(
             access = Access::begin(downstream, &head);
             Err(rejection.into())
         }
-        None => forward(routes, downstream, request, &mut access).await,
+        // On the heap: what it takes to get to the head of a response is free again while the body lasts.
+        None => Box::pin(forward(routes, downstream, request, &mut access)).await,
     };
     let mut response = answered.unwrap_or_else(|error| {
         let mut response = failed(downstream, &error, &mut access);
