@@ -1,5 +1,6 @@
 //! Stages 2 and 3: takes one accepted connection through its TLS handshake and its HTTP.
 
+pub(crate) mod bench;
 mod heads;
 mod http;
 mod preface;

@@ -1,6 +1,7 @@
 //! Stage 4: takes one request through policy, headers and upstream, and always has a response.
 
 mod access;
+pub(crate) mod bench;
 mod body;
 mod error;
 mod headers;
