@@ -6,6 +6,8 @@ mod http;
 mod preface;
 mod scanner;
 mod sending;
+#[cfg(test)]
+mod sizes;
 mod tls;
 
 use std::sync::Arc;

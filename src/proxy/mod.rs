@@ -9,6 +9,8 @@ mod policy;
 mod request_info;
 mod respond;
 mod routes;
+#[cfg(test)]
+mod sizes;
 mod tunnel;
 mod upgrade;
 
