@@ -20,6 +20,7 @@ mod forwarding;
 mod hosts;
 mod isolation;
 mod kube_client;
+mod latency;
 mod lease;
 mod limits;
 mod liveness;
