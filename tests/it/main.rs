@@ -25,6 +25,8 @@ mod lease;
 mod limits;
 mod liveness;
 mod logs;
+#[cfg(target_os = "linux")]
+mod memory;
 mod reloading;
 mod retry;
 mod streams;
