@@ -24,6 +24,8 @@
 
 pub mod addr;
 pub mod app;
+#[doc(hidden)]
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod downstream;

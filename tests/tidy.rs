@@ -40,6 +40,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("fuzz", &["downstream", "proxy", "upstream"]),
+    ("bench", &["downstream", "proxy"]),
     (
         "listener",
         &["addr", "config", "drain", "socket", "telemetry"],

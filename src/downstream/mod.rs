@@ -1,10 +1,13 @@
 //! Stages 2 and 3: takes one accepted connection through its TLS handshake and its HTTP.
 
+pub(crate) mod bench;
 mod heads;
 mod http;
 mod preface;
 mod scanner;
 mod sending;
+#[cfg(test)]
+mod sizes;
 mod tls;
 
 use std::sync::Arc;

@@ -1,6 +1,7 @@
 //! Stage 4: takes one request through policy, headers and upstream, and always has a response.
 
 mod access;
+pub(crate) mod bench;
 mod body;
 mod error;
 mod headers;
@@ -8,6 +9,8 @@ mod policy;
 mod request_info;
 mod respond;
 mod routes;
+#[cfg(test)]
+mod sizes;
 mod tunnel;
 mod upgrade;
 

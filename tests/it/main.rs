@@ -20,10 +20,13 @@ mod forwarding;
 mod hosts;
 mod isolation;
 mod kube_client;
+mod latency;
 mod lease;
 mod limits;
 mod liveness;
 mod logs;
+#[cfg(target_os = "linux")]
+mod memory;
 mod reloading;
 mod retry;
 mod streams;

@@ -121,6 +121,10 @@ impl Binary {
         Client::new(self.address).trust(&world.public_ca).sni(HOST)
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().unwrap()
+    }
+
     /// Waits for a line on stderr in which `find` finds something.
     pub(crate) async fn wait_for<T>(&self, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
         let mut changes = self.lines.subscribe();

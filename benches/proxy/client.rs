@@ -1,0 +1,197 @@
+//! Clients that cost little and believe nothing: a wrong status or length ends the bench.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use bytes::Bytes;
+use h2::{RecvStream, client::SendRequest};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, request::Builder};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustls::{ClientConfig, HandshakeKind, client::Resumption};
+use rustls_pki_types::ServerName;
+use standin::pki::{Ca, provider};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    task::JoinHandle,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use crate::harness::HOST;
+
+/// What connections to the proxy have in common.
+pub(crate) struct Client {
+    address: SocketAddr,
+    h2: TlsConnector,
+    http1: TlsConnector,
+}
+
+/// One HTTP/2 connection.
+pub(crate) struct Http2 {
+    send: SendRequest<Bytes>,
+    driver: JoinHandle<Result<(), h2::Error>>,
+    pub(crate) handshake: Option<HandshakeKind>,
+}
+
+/// One HTTP/1.1 connection.
+pub(crate) struct Http1 {
+    send: http1::SendRequest<Empty<Bytes>>,
+}
+
+impl Client {
+    /// A client that resumes sessions in this way.
+    pub(crate) fn new(address: SocketAddr, public: &Ca, resumption: Resumption) -> Self {
+        let mut config = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .expect("aws-lc-rs speaks TLS 1.2 and 1.3")
+            .with_root_certificates(public.roots())
+            .with_no_client_auth();
+        config.resumption = resumption;
+        let http1 = config.clone();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Self {
+            address,
+            h2: TlsConnector::from(Arc::new(config)),
+            // kubectl offers nothing when it wants to leave HTTP, and the proxy takes that for HTTP/1.1.
+            http1: TlsConnector::from(Arc::new(http1)),
+        }
+    }
+
+    async fn connect(&self, tls: &TlsConnector) -> TlsStream<TcpStream> {
+        let tcp = TcpStream::connect(self.address).await;
+        let tcp = tcp.expect("the proxy listens");
+        tcp.set_nodelay(true).expect("a fresh socket takes options");
+        let name = ServerName::try_from(HOST).expect("a DNS name");
+        tls.connect(name, tcp).await.expect("a TLS handshake")
+    }
+
+    pub(crate) async fn http2(&self) -> Http2 {
+        let tls = self.connect(&self.h2).await;
+        let handshake = tls.get_ref().1.handshake_kind();
+        // The windows of client-go.
+        let mut builder = h2::client::Builder::new();
+        builder
+            .initial_window_size(4 << 20)
+            .initial_connection_window_size(1 << 30);
+        let connected = builder.handshake(tls).await;
+        let (send, connection) = connected.expect("an HTTP/2 connection");
+        Http2 {
+            send,
+            driver: tokio::spawn(connection),
+            handshake,
+        }
+    }
+
+    pub(crate) async fn http1(&self) -> Http1 {
+        let tls = TokioIo::new(self.connect(&self.http1).await);
+        let connected = http1::handshake(tls).await;
+        let (send, connection) = connected.expect("an HTTP/1.1 connection");
+        tokio::spawn(connection);
+        Http1 { send }
+    }
+
+    /// A connection that has left HTTP, as exec and port-forward do.
+    pub(crate) async fn tunnel(&self) -> TlsStream<TcpStream> {
+        let mut tls = self.connect(&self.http1).await;
+        let head = format!(
+            "POST /exec HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 0\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\r\n"
+        );
+        let sent = tls.write_all(head.as_bytes()).await;
+        sent.expect("the proxy takes the request");
+        tls.flush().await.expect("the proxy takes the request");
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            answer.push(tls.read_u8().await.expect("an answer"));
+        }
+        assert!(answer.starts_with(b"HTTP/1.1 101 "), "not a tunnel");
+        tls
+    }
+}
+
+impl Http2 {
+    /// Asks and waits for the head of a good answer.
+    pub(crate) async fn open(&self, path: &str) -> RecvStream {
+        let request = request(format!("https://{HOST}{path}").parse().expect("a URL"));
+        let request = request.body(()).expect("a good request");
+        let room = self.send.clone().ready().await;
+        let sent = room.expect("room for a stream").send_request(request, true);
+        let (response, _) = sent.expect("the connection takes a request");
+        let response = response.await.expect("an answer");
+        assert_eq!(response.status(), StatusCode::OK, "{path}");
+        response.into_body()
+    }
+
+    /// Asks and reads the whole answer, which has to be this long.
+    pub(crate) async fn get(&self, path: &str, length: usize) {
+        let mut body = self.open(path).await;
+        let mut received = 0;
+        while let Some(data) = body.data().await {
+            received += take(&mut body, data);
+        }
+        assert_eq!(received, length, "{path}");
+    }
+
+    /// Ends the connection.
+    pub(crate) async fn close(self) {
+        drop(self.send);
+        let ended = self.driver.await.expect("the connection does not panic");
+        ended.expect("an end in order");
+    }
+}
+
+/// The length of a piece of a response, after making room for the next.
+pub(crate) fn take(body: &mut RecvStream, data: Result<Bytes, h2::Error>) -> usize {
+    let length = data.expect("the answer goes on").len();
+    let released = body.flow_control().release_capacity(length);
+    released.expect("no more is released than came");
+    length
+}
+
+impl Http1 {
+    /// Asks and reads the whole answer, which has to be this long.
+    pub(crate) async fn get(&mut self, path: &str, length: usize) {
+        let request = request(path.parse().expect("a path")).header("host", HOST);
+        let request = request.body(Empty::new()).expect("a good request");
+        self.send.ready().await.expect("the connection is open");
+        let response = self.send.send_request(request).await.expect("an answer");
+        assert_eq!(response.status(), StatusCode::OK, "{path}");
+        let mut body = response.into_body();
+        let mut received = 0;
+        while let Some(frame) = body.frame().await {
+            let frame = frame.expect("the answer goes on");
+            received += frame.data_ref().map_or(0, Bytes::len);
+        }
+        assert_eq!(received, length, "{path}");
+    }
+}
+
+fn request(target: http::Uri) -> Builder {
+    let mut request = Request::get(target);
+    if let Some(headers) = request.headers_mut() {
+        *headers = kubectl_fields();
+    }
+    request
+}
+
+/// What `kubectl get` sends beside the target, with a token as long as that of a service account.
+pub(crate) fn kubectl_fields() -> HeaderMap {
+    let token = format!("Bearer {}", "x".repeat(900));
+    let table = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
+    let fields = [
+        ("accept", table),
+        ("accept-encoding", "gzip"),
+        ("authorization", &token),
+        ("kubectl-command", "kubectl get"),
+        ("kubectl-session", "7c0ffd83-ea3d-4a4c-90f0-3ba1c5a1ed8a"),
+        (
+            "user-agent",
+            "kubectl/v1.34.1 (linux/amd64) kubernetes/93248f9",
+        ),
+    ];
+    let fields = fields.map(|(name, value)| {
+        let value = HeaderValue::from_str(value).expect("a good value");
+        (HeaderName::from_static(name), value)
+    });
+    fields.into_iter().collect()
+}

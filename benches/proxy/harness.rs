@@ -1,0 +1,120 @@
+//! An apiserver and a proxy for one bench, and the loop that times it.
+
+use std::{future::pending, net::SocketAddr, num::NonZeroUsize, time::Duration};
+
+use criterion::{BenchmarkGroup, measurement::WallTime};
+use kube_tls_proxy::{
+    app::App,
+    config::{
+        ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts, TrustSource,
+    },
+};
+use rustls::client::Resumption;
+use rustls_pki_types::ServerName;
+use standin::{TempDir, pki::Ca, upstream::Upstream, within};
+use tokio::{
+    runtime::{Builder, Runtime},
+    time::Instant,
+};
+
+use crate::{apiserver, client::Client};
+
+/// The public name of the proxy.
+pub(crate) const HOST: &str = "kube.test";
+const APISERVER: &str = "kubernetes.default.svc";
+
+/// An apiserver, and a proxy in front of it on a worker thread of its own.
+pub(crate) struct World {
+    runtime: Runtime,
+    address: SocketAddr,
+    public: Ca,
+    pub(crate) upstream: Upstream,
+    pub(crate) apiserver: apiserver::State,
+    _files: TempDir,
+}
+
+impl World {
+    /// One thread for client and apiserver; the proxy has its own.
+    pub(crate) fn start() -> Self {
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let (public, cluster, files) = (Ca::new("public"), Ca::new("cluster"), TempDir::new());
+        let (upstream, apiserver) =
+            runtime.block_on(apiserver::start(cluster.server(&[APISERVER])));
+        let (certificate, key) = public.server(&[HOST]).write(&files, "public");
+        let ca = files.write("ca.crt", cluster.pem());
+        let identities = vec![IdentityFiles { certificate, key }];
+        let config = config(upstream.address(), identities, TrustSource::File(ca));
+        let app = App::bind(Box::new(move || Ok(config.clone()))).expect("a good configuration");
+        let address = *app.addresses().first().expect("one address is bound");
+        runtime.spawn(app.run(pending()));
+        Self {
+            runtime,
+            address,
+            public,
+            upstream,
+            apiserver,
+            _files: files,
+        }
+    }
+
+    /// A client that resumes TLS sessions in this way.
+    pub(crate) fn client(&self, resumption: Resumption) -> Client {
+        Client::new(self.address, &self.public, resumption)
+    }
+
+    /// Runs what a bench needs before it begins.
+    pub(crate) fn prepare<T>(&self, what: impl Future<Output = T>) -> T {
+        self.runtime.block_on(within("the preparation", what))
+    }
+
+    /// Times `turn`. Whatever it finds wrong has to panic: a figure for errors would look like a good one.
+    pub(crate) fn time(
+        &self,
+        group: &mut BenchmarkGroup<'_, WallTime>,
+        name: &str,
+        mut turn: impl AsyncFnMut(),
+    ) {
+        group.bench_function(name, |bencher| {
+            bencher.iter_custom(|turns| {
+                self.runtime.block_on(async {
+                    let begun = Instant::now();
+                    for _ in 0..turns {
+                        within("one turn of a bench", turn()).await;
+                    }
+                    begun.elapsed()
+                })
+            });
+        });
+    }
+}
+
+fn config(upstream: SocketAddr, identities: Vec<IdentityFiles>, trust: TrustSource) -> Config {
+    Config {
+        listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
+        workers: NonZeroUsize::MIN,
+        identities,
+        clusters: vec![ClusterConfig {
+            name: "bench".into(),
+            hosts: Vec::new(),
+            upstream_host: upstream.ip().to_string(),
+            upstream_port: upstream.port(),
+            path_prefix: String::new(),
+            expected_name: ServerName::try_from(APISERVER).expect("a DNS name"),
+            trust,
+        }],
+        limits: Limits::default(),
+        timeouts: Timeouts {
+            // Reading the files again would stand out in a bench that takes ten seconds.
+            reload: Duration::from_secs(3600),
+            ..Timeouts::default()
+        },
+        log: LogConfig {
+            format: LogFormat::Json,
+            filter: "info".into(),
+            access: false,
+        },
+    }
+}

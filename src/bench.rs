@@ -1,0 +1,6 @@
+//! What the benches measure apart from the sockets around it: pure functions that are not public.
+
+pub use crate::{
+    downstream::bench::scan_requests,
+    proxy::bench::{classify, rewrite_request},
+};
