@@ -66,6 +66,7 @@ impl H1Connection {
     {
         let (send, connection) = http1::Builder::new()
             .max_headers(RESPONSE_FIELDS)
+            .max_buf_size(READ_BUFFER)
             .handshake(TokioIo::new(stream))
             .await?;
         let mut connection = connection.with_upgrades();
@@ -254,6 +255,8 @@ impl Answer {
     }
 }
 
+/// What hyper may keep for every connection once much has come at once, and the longest response head.
+const READ_BUFFER: usize = 32 * 1024;
 /// kube-apiserver repeats `Warning` lines, and backends behind services/proxy set what they like. No
 /// more, because hyper clears room for so many fields for every response.
 const RESPONSE_FIELDS: usize = 200;

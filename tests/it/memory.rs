@@ -27,11 +27,18 @@ const MIB: usize = 1024 * KIB;
 /// The memory of a process that is its own: heap and stacks, and no pages of files. Those are shared with
 /// every other run of the binary, so how they are counted changes when another test ends.
 fn own_memory(binary: &Binary) -> usize {
+    counted(binary, "Anonymous:")
+}
+
+/// All memory of a process that is not on disk: what an operator sees.
+fn resident(binary: &Binary) -> usize {
+    counted(binary, "Rss:")
+}
+
+fn counted(binary: &Binary, as_what: &str) -> usize {
     let path = format!("/proc/{}/smaps_rollup", binary.pid());
     let rollup = fs::read_to_string(path).unwrap();
-    let line = rollup
-        .lines()
-        .find_map(|line| line.strip_prefix("Anonymous:"));
+    let line = rollup.lines().find_map(|line| line.strip_prefix(as_what));
     let number = line.unwrap().split_whitespace().next().unwrap();
     number.parse::<usize>().unwrap() * KIB
 }
@@ -39,10 +46,14 @@ fn own_memory(binary: &Binary) -> usize {
 /// Waits until the process has given back so much that no more than `bound` is left. It gives nothing back
 /// before it has seen that a client is gone or silent, and nobody tells when.
 async fn wait_for_memory(binary: &Binary, what: &str, bound: usize) {
+    wait_until_low(|| own_memory(binary), what, bound).await;
+}
+
+async fn wait_until_low(memory: impl Fn() -> usize, what: &str, bound: usize) {
     let mut least = usize::MAX;
     let enough = async {
         while least > bound {
-            least = least.min(own_memory(binary));
+            least = least.min(memory());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
@@ -180,21 +191,21 @@ const WATCHES: usize = 200;
 /// What a stream adds: its future, and its place in two HTTP/2 connections that have their own buffers.
 #[tokio::test]
 async fn a_silent_stream_of_a_shared_connection_holds_no_buffers() {
-    silent_watches_cost(Clients::ShareConnections, 24 * KIB, 27 * KIB).await;
+    silent_watches_cost(Clients::ShareConnections, 12 * KIB, 15 * KIB).await;
 }
 
 /// Two TLS sessions, two HTTP/2 connections with the frame buffers of h2, and one stream.
 #[tokio::test]
 async fn a_silent_http2_connection_holds_no_more_than_its_frame_buffers() {
-    silent_watches_cost(Clients::Http2, 98 * KIB, 115 * KIB).await;
+    silent_watches_cost(Clients::Http2, 80 * KIB, 100 * KIB).await;
 }
 
 /// Two TLS sessions and two HTTP/1.1 connections. hyper lets the buffer of a connection to an apiserver
-/// grow to 408 KiB while a large event comes, and keeps it; what else grew for it on a busy machine is free
-/// and not given back.
+/// grow to 32 KiB while a large event comes, and keeps it; what else grew for it is free, and given back
+/// with the next requests.
 #[tokio::test]
 async fn a_silent_http1_connection_holds_one_buffer_at_most() {
-    silent_watches_cost(Clients::Http1, 88 * KIB, 640 * KIB).await;
+    silent_watches_cost(Clients::Http1, 64 * KIB, 200 * KIB).await;
 }
 
 /// Idle leases are kept on purpose, for the next client; where none comes, not for long.
@@ -243,7 +254,6 @@ async fn upstream_is_left(upstream: &Upstream) {
 
 /// Five hundred clients come, ask and go. What they made the process hold goes with them.
 #[tokio::test]
-#[ignore = "glibc gives back what is free at the end of an arena only; all of it is free, and with a trim this passes"]
 async fn memory_is_given_back_after_a_burst() {
     let world = World::new();
     let (upstream, _) = apiserver(&world);
@@ -253,12 +263,23 @@ async fn memory_is_given_back_after_a_burst() {
     let binary = Binary::start(&world, upstream.address(), &flags).await;
     let client = binary.client(&world);
     burst(&binary, &client, 4).await;
-    let before = own_memory(&binary);
+    let before = resident(&binary);
     for _ in 0..2 {
         burst(&binary, &client, 250).await;
     }
     upstream_is_left(&upstream).await;
-    wait_for_memory(&binary, "after a burst", before * 3 / 2).await;
+    // The allocator gives free memory back when it is next asked for some, and a proxy always has a little
+    // to do: its probes, if nothing else.
+    let probes = async {
+        loop {
+            client.http1().await.get(HOST, "/", "").await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        never = probes => never,
+        () = wait_until_low(|| resident(&binary), "after a burst", before * 3 / 2) => {}
+    }
 }
 
 /// A connection that has carried ten requests, every tenth a large list too; it is still open.
