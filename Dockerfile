@@ -2,7 +2,7 @@
 # A static binary on nothing. Pin both images by digest where you build for production.
 
 FROM rust:1.95-alpine AS build
-RUN apk add --no-cache gcc musl-dev
+RUN apk add --no-cache gcc make musl-dev
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 COPY src src

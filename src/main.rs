@@ -4,9 +4,10 @@ use std::process::ExitCode;
 
 use kube_tls_proxy::cli;
 
-/// Buffers of 8 KiB come and go with every request. The figures are in docs/performance.md.
+/// Gives memory back by itself once a burst is over. Proof: tests/it
+/// `memory_is_given_back_after_a_burst`; the figures are in docs/performance.md.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     match cli::parse() {

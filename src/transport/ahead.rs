@@ -44,9 +44,6 @@ impl Ahead {
             buf.put_slice(part);
         }
         self.ahead.advance(length);
-        if self.ahead.is_empty() {
-            self.ahead = BytesMut::new();
-        }
     }
 }
 
@@ -67,12 +64,18 @@ impl AsyncRead for Ahead {
             this.is_bulk = asked > 0 && buf.remaining() == 0;
             return Poll::Ready(Ok(()));
         }
-        // Asked first, so that no buffer is made for a socket that has nothing.
-        ready!(this.tcp.poll_read_ready(cx))?;
+        // Asked first, so that no buffer is made or kept for a socket that has nothing.
+        if this.tcp.poll_read_ready(cx)?.is_pending() {
+            this.ahead = BytesMut::new();
+            return Poll::Pending;
+        }
         this.ahead.reserve(AHEAD);
         let read = poll_read_buf(Pin::new(&mut this.tcp), cx, &mut this.ahead);
         this.is_bulk = this.ahead.len() > buf.remaining();
         this.hand_over(buf);
+        if !this.is_bulk {
+            this.ahead = BytesMut::new();
+        }
         read.map_ok(drop)
     }
 }
