@@ -178,10 +178,7 @@ async fn forward(
     if let Some(access) = access {
         access.receives(body.received());
     }
-    let response = downstream
-        .lease
-        .send(&admitted.cluster, &head, body)
-        .await?;
+    let response = downstream.lease.send(&admitted.cluster, head, body).await?;
     let (mut head, body) = response.into_parts();
     headers::rewrite_response(&mut head.headers);
     Ok(Response::from_parts(

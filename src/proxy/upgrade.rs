@@ -55,7 +55,7 @@ async fn ask(
     let client = upgrade::on(&mut asked);
     let (head, body) = asked.into_parts();
     let body = RequestBody::new(body, head.version);
-    let response = downstream.lease.send_upgrade(cluster, &head, body).await?;
+    let response = downstream.lease.send_upgrade(cluster, head, body).await?;
     match response.status() {
         StatusCode::SWITCHING_PROTOCOLS if token.is_granted_by(response.headers()) => {
             Ok(switch(downstream, client, response, access))

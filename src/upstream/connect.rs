@@ -13,7 +13,7 @@ use crate::{
     addr::UpstreamAddr,
     socket,
     telemetry::causes,
-    transport::{Ahead, Cork},
+    transport::{Ahead, Cork, Patient},
 };
 
 /// A new connection to the first endpoint that works; ill ones are remembered.
@@ -80,7 +80,8 @@ async fn dial(
             .map(Connection::H2)
             .map_err(|source| failed(io::Error::other(source)));
     }
-    let established = H1Connection::establish(Box::new(tls), endpoint, &worker.drain).await;
+    let established =
+        H1Connection::establish(Box::new(Patient(tls)), endpoint, &worker.drain).await;
     established
         .map(Connection::H1)
         .map_err(|source| failed(io::Error::other(source)))

@@ -103,7 +103,10 @@ impl IdleSet {
             .iter()
             .rposition(|idle| matches!(idle.connection, Connection::H2(_)) == wants_h2)
         {
-            let Idle { since, connection } = idle.remove(at);
+            let Idle {
+                since,
+                mut connection,
+            } = idle.remove(at);
             if since.elapsed() < self.keep && connection.is_spotless() {
                 return Some(connection);
             }
@@ -111,7 +114,7 @@ impl IdleSet {
         None
     }
 
-    fn put(&self, cluster: u64, connection: Connection) {
+    fn put(&self, cluster: u64, mut connection: Connection) {
         if self.capacity == 0 || self.drain.has_begun() || !connection.is_spotless() {
             return;
         }
@@ -137,7 +140,9 @@ impl IdleSet {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         for idle in connections.values_mut() {
-            idle.retain(|idle| idle.since.elapsed() < self.keep && idle.connection.is_spotless());
+            idle.retain_mut(|idle| {
+                idle.since.elapsed() < self.keep && idle.connection.is_spotless()
+            });
         }
         connections.retain(|_, idle| !idle.is_empty());
     }
@@ -167,7 +172,7 @@ impl Connection {
         }
     }
 
-    fn is_spotless(&self) -> bool {
+    fn is_spotless(&mut self) -> bool {
         match self {
             Self::H2(connection) => connection.is_spotless(),
             Self::H1(connection) => connection.is_spotless(),
@@ -194,7 +199,7 @@ impl Held {
         held.h2.retain(H2Connection::is_open);
         // The apiserver closes what is idle for 90 s; a request must not meet that halfway.
         let keep = self.idle.keep;
-        held.h1.retain(|connection| {
+        held.h1.retain_mut(|connection| {
             !connection.is_closed() && connection.idle_since().elapsed() < keep
         });
         if wants_h2 && !held.speaks_h1 {

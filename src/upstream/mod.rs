@@ -169,7 +169,7 @@ impl Lease {
     pub async fn send(
         &self,
         cluster: &Cluster,
-        head: &Parts,
+        head: Parts,
         body: RequestBody,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
         let wants_h2 = head.version == http::Version::HTTP_2;
@@ -182,18 +182,18 @@ impl Lease {
             }
         };
         let first_try = Instant::now();
-        let again = match self.exchange(cluster, slot, head, upload).await {
+        let (head, again) = match self.exchange(cluster, slot, head, upload).await {
             Ok(response) => return checked(response),
             Err(Failed { error, again: None }) => return Err(error),
             Err(Failed {
                 error,
-                again: Some(upload),
+                again: Some(again),
             }) => {
                 debug!(
                     error = %causes(&error),
                     "request is sent once more"
                 );
-                upload
+                *again
             }
         };
         Box::pin(async {
@@ -214,15 +214,14 @@ impl Lease {
     pub async fn send_upgrade(
         &self,
         cluster: &Cluster,
-        head: &Parts,
+        head: Parts,
         body: RequestBody,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
         let connected = connect::connect(&self.worker, cluster, &cluster.tls.h1);
         match Box::pin(connected).await? {
-            Connection::H1(connection) => connection
-                .exchange(head, body, None)
+            Connection::H1(connection) => Box::pin(connection.exchange(head, body, None))
                 .await
-                .map_err(|(error, _)| error),
+                .map_err(|unanswered| unanswered.error),
             Connection::H2(connection) => Err(UpstreamError::Protocol {
                 endpoint: connection.endpoint(),
                 what: "with HTTP/2, which was not offered",
@@ -288,16 +287,16 @@ impl Lease {
         &self,
         cluster: &Cluster,
         slot: Slot,
-        head: &Parts,
+        head: Parts,
         mut upload: Upload,
     ) -> Result<Response<ResponseBody>, Failed> {
         match slot {
             Slot::H2(stream) => stream
-                .exchange(head, &mut upload, &self.worker.drain)
+                .exchange(&head, &mut upload, &self.worker.drain)
                 .await
                 .map_err(|error| {
                     let again = if error.wants_another_connection() {
-                        upload.rewind()
+                        upload.rewind().map(|upload| Box::new((head, upload)))
                     } else {
                         None
                     };
@@ -317,10 +316,15 @@ impl Lease {
                 connection
                     .exchange(head, body, Some(give_back))
                     .await
-                    .map_err(|(error, unsent)| Failed {
-                        error,
-                        again: unsent
-                            .map(|body| Upload::new(body, self.worker.limits.replay_bytes)),
+                    .map_err(|unanswered| {
+                        let again = unanswered.unsent.map(|(head, body)| {
+                            let upload = Upload::new(body, self.worker.limits.replay_bytes);
+                            Box::new((head, upload))
+                        });
+                        Failed {
+                            error: unanswered.error,
+                            again,
+                        }
                     })
             }
         }
@@ -335,10 +339,10 @@ struct DialFailure {
     error: Arc<UpstreamError>,
 }
 
-/// A failed try, with the upload if the request was provably not processed and can be sent again.
+/// A failed try, with the request if it was provably not processed and can be sent again.
 struct Failed {
     error: UpstreamError,
-    again: Option<Upload>,
+    again: Option<Box<(Parts, Upload)>>,
 }
 
 /// hyper switches protocols on any 101, asked for or not; here it is never an answer.

@@ -1,0 +1,279 @@
+//! One HTTP/1.1 connection to an apiserver: one request at a time, or an upgrade.
+
+mod inline;
+mod message;
+
+use std::{
+    error::Error,
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::{Response, StatusCode, request::Parts};
+use hyper::{
+    body::{Body, Frame, Incoming, SizeHint},
+    client::conn::http1,
+};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::Instant,
+};
+use tracing::debug;
+
+use super::{LostCause, RequestBody, ResponseBody, UploadError, UpstreamError, lease::Held};
+use crate::{addr::UpstreamAddr, drain::Drain, telemetry::causes};
+use inline::Inline;
+use message::origin_form;
+
+/// A connection that takes one request at a time.
+#[derive(Debug)]
+pub(super) struct H1Connection {
+    /// hyper keeps room for 32 requests; boxed bodies make that a quarter less.
+    send: http1::SendRequest<Box<RequestBody>>,
+    /// `None` once the connection has a task of its own.
+    inline: Option<Inline>,
+    drain: Drain,
+    endpoint: UpstreamAddr,
+    spoiled: bool,
+    idle_since: Instant,
+}
+
+/// Where a connection goes when its response has come to a good end.
+#[derive(Debug)]
+pub(super) struct GiveBack {
+    pub(super) held: Arc<Held>,
+    pub(super) cluster: u64,
+}
+
+/// Why there is no answer, and the request if not a byte of it was written. Boxed where it is returned,
+/// since answers are what mostly comes.
+#[derive(Debug)]
+pub(super) struct Unanswered {
+    pub(super) error: UpstreamError,
+    pub(super) unsent: Option<(Parts, RequestBody)>,
+}
+
+/// The rest of a response.
+#[derive(Debug)]
+pub(super) struct Answer {
+    incoming: Incoming,
+    /// `None` after the end.
+    connection: Option<H1Connection>,
+    give_back: Option<GiveBack>,
+    /// Why it was cut, until that is told.
+    cut: Option<hyper::Error>,
+}
+
+impl H1Connection {
+    /// Starts HTTP/1.1 on an established stream.
+    ///
+    /// # Errors
+    ///
+    /// None in practice: HTTP/1.1 has no preface.
+    pub(super) async fn establish<S>(
+        stream: S,
+        endpoint: UpstreamAddr,
+        drain: &Drain,
+    ) -> Result<Self, hyper::Error>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (send, connection) = http1::Builder::new()
+            .max_headers(RESPONSE_FIELDS)
+            .max_buf_size(READ_BUFFER)
+            .handshake(TokioIo::new(stream))
+            .await?;
+        let mut connection = connection.with_upgrades();
+        // No async block, which would hold the connection twice for as long as it lives.
+        let logged = poll_fn(move |cx| {
+            let ended = ready!(Pin::new(&mut connection).poll(cx));
+            if let Err(error) = &ended {
+                debug!(upstream.address = %endpoint, error = %causes(error), "upstream connection ended");
+            }
+            Poll::Ready(ended)
+        });
+        let mut inline = Inline::new(logged);
+        inline.catch_up();
+        Ok(Self {
+            send,
+            inline: Some(inline),
+            drain: drain.clone(),
+            endpoint,
+            spoiled: false,
+            idle_since: Instant::now(),
+        })
+    }
+
+    /// Since when nothing has run on it.
+    pub(super) fn idle_since(&self) -> Instant {
+        self.idle_since
+    }
+
+    pub(super) fn becomes_idle(&mut self) {
+        self.idle_since = Instant::now();
+    }
+
+    pub(super) fn endpoint(&self) -> UpstreamAddr {
+        self.endpoint
+    }
+
+    /// Whether it is over, as far as is known by now.
+    pub(super) fn is_closed(&mut self) -> bool {
+        if let Some(inline) = &mut self.inline {
+            inline.catch_up();
+        }
+        self.send.is_closed()
+    }
+
+    /// Whether nothing runs on it.
+    pub(super) fn is_ready(&self) -> bool {
+        self.send.is_ready()
+    }
+
+    /// Whether another client may have this connection.
+    pub(super) fn is_spotless(&mut self) -> bool {
+        !self.spoiled && !self.is_closed() && self.is_ready()
+    }
+
+    /// Sends a request of its own; the connection goes back to `give_back` after a good end.
+    ///
+    /// # Errors
+    ///
+    /// With the request if not a byte of it was written.
+    pub(super) async fn exchange(
+        mut self,
+        head: Parts,
+        body: RequestBody,
+        give_back: Option<GiveBack>,
+    ) -> Result<Response<ResponseBody>, Box<Unanswered>> {
+        let endpoint = self.endpoint;
+        // An upload must go on while its response waits for the client to read, and a tunnel outlives
+        // the exchange.
+        if give_back.is_none() || !body.is_end_stream() {
+            self.run_on_its_own();
+        }
+        let (request, original) = origin_form(head, body);
+        let mut answering = pin!(self.send.try_send_request(request));
+        let inline = &mut self.inline;
+        let answered = poll_fn(|cx| match inline {
+            Some(inline) => inline.poll(cx, |cx| answering.as_mut().poll(cx)),
+            None => answering.as_mut().poll(cx),
+        });
+        let response = answered.await.map_err(|mut failure| {
+            let unsent = failure.take_message();
+            let error = failure.into_error();
+            let error = if unsent.is_some() {
+                let source = LostCause::H1(error);
+                UpstreamError::Unsent { endpoint, source }
+            } else {
+                failed(endpoint, error)
+            };
+            let unsent = unsent.map(|request| original.restore(request));
+            Box::new(Unanswered { error, unsent })
+        })?;
+        self.spoiled |= response.status() == StatusCode::UNAUTHORIZED;
+        let (head, incoming) = response.into_parts();
+        let mut answer = Answer {
+            incoming,
+            connection: Some(self),
+            give_back,
+            cut: None,
+        };
+        if answer.incoming.is_end_stream() {
+            answer.ended();
+        }
+        Ok(Response::from_parts(head, answer.into()))
+    }
+
+    /// Gives the connection a task, for the rest of its life.
+    fn run_on_its_own(&mut self) {
+        if let Some(connection) = self.inline.take().and_then(Inline::into_connection) {
+            self.drain.spawn(connection);
+        }
+    }
+}
+
+impl Drop for H1Connection {
+    /// Ends an idle connection with `close_notify`, which takes a moment. One that is not idle is cut.
+    fn drop(&mut self) {
+        if self.send.is_ready() {
+            self.run_on_its_own();
+        }
+    }
+}
+
+/// Whose fault it is: hyper also fails the exchange when the body that it is given fails.
+fn failed(endpoint: UpstreamAddr, error: hyper::Error) -> UpstreamError {
+    let upload = error
+        .source()
+        .is_some_and(|source| source.is::<UploadError>());
+    if upload {
+        UpstreamError::Upload {
+            source: UploadError::Read(error),
+        }
+    } else {
+        UpstreamError::Lost {
+            endpoint,
+            source: LostCause::H1(error),
+        }
+    }
+}
+
+impl Answer {
+    pub(super) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if let Some(cut) = self.cut.take() {
+            return Poll::Ready(Some(Err(cut)));
+        }
+        let mut incoming = Pin::new(&mut self.incoming);
+        let inline = self
+            .connection
+            .as_mut()
+            .and_then(|connection| connection.inline.as_mut());
+        let frame = ready!(match inline {
+            Some(inline) => inline.poll(cx, |cx| incoming.as_mut().poll_frame(cx)),
+            None => incoming.poll_frame(cx),
+        });
+        match frame {
+            // Told a moment later: a body that fails takes with it what hyper was given and has not sent,
+            // and that can be all that came before the cut.
+            // Proof: tests/it `a_response_that_is_cut_never_looks_complete_over_http1`.
+            Some(Err(cut)) => {
+                self.cut = Some(cut);
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Some(Ok(_)) if !self.incoming.is_end_stream() => {}
+            Some(Ok(_)) | None => self.ended(),
+        }
+        Poll::Ready(frame)
+    }
+
+    pub(super) fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    pub(super) fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+
+    fn ended(&mut self) {
+        if let Some(connection) = self.connection.take()
+            && let Some(GiveBack { held, cluster }) = self.give_back.take()
+        {
+            held.give_back(cluster, connection);
+        }
+    }
+}
+
+/// What hyper may keep for every connection once much has come at once, and the longest response head.
+const READ_BUFFER: usize = 32 * 1024;
+/// kube-apiserver repeats `Warning` lines, and backends behind services/proxy set what they like. No
+/// more, because hyper clears room for so many fields for every response.
+const RESPONSE_FIELDS: usize = 200;
