@@ -31,7 +31,7 @@ use crate::{
     drain::Drain,
     proxy::{Rejection, refusal},
     socket,
-    transport::Ahead,
+    transport::{Ahead, Seal as _},
 };
 
 /// A stream of HTTP/1.1 requests that is looked after.
@@ -233,10 +233,10 @@ impl AsyncRead for Heads {
                 // As when it was set: a dead socket says so by itself.
                 socket::have_patience(this.stream().get_ref().0.tcp()).ok();
             }
-            return this.stream().poll_read(cx, buf);
+            return this.stream().poll_read_found(cx, buf);
         }
         let before = buf.filled().len();
-        if let Poll::Ready(read) = this.stream().poll_read(cx, buf) {
+        if let Poll::Ready(read) = this.stream().poll_read_found(cx, buf) {
             let new = buf.filled().get(before..).unwrap_or_default();
             this.read_to_end = new.is_empty();
             let begun = this.scanner.heads();

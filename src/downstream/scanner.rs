@@ -4,6 +4,8 @@
 //! agree, and tells nobody; such requests are how two parsers are made to disagree (RFC 9112 §6.3), so
 //! they must be seen here.
 
+use memchr::memchr;
+
 /// Where in the stream of requests the next byte belongs.
 #[derive(Debug)]
 pub(super) struct Scanner {
@@ -124,7 +126,7 @@ impl Scanner {
                     {
                         self.heads += 1;
                     }
-                    let end = bytes.iter().position(|byte| *byte == b'\n');
+                    let end = memchr(b'\n', bytes);
                     let (part, rest) = bytes.split_at(end.map_or(bytes.len(), |at| at + 1));
                     self.line.push(part);
                     bytes = rest;
@@ -157,7 +159,7 @@ impl Scanner {
             State::Head => {
                 self.head.lines += 1;
                 self.most_lines = self.most_lines.max(self.head.lines);
-                if let Some(at) = line.iter().position(|byte| *byte == b':') {
+                if let Some(at) = memchr(b':', line) {
                     let (name, value) = line.split_at(at);
                     if name.eq_ignore_ascii_case(b"content-length") {
                         self.head.ambiguous |=
@@ -202,14 +204,12 @@ impl Line {
             [only] => [self.last_two[1], *only],
             [] => self.last_two,
         };
-        for byte in part {
-            if let Some(slot) = self.start.get_mut(self.length) {
-                *slot = *byte;
-                self.length += 1;
-            } else {
-                break;
-            }
+        let room = self.start.get_mut(self.length..).unwrap_or_default();
+        let kept = part.len().min(room.len());
+        if let (Some(room), Some(part)) = (room.get_mut(..kept), part.get(..kept)) {
+            room.copy_from_slice(part);
         }
+        self.length += kept;
     }
 
     /// Whether the line may go on behind what was kept of it.

@@ -1,7 +1,7 @@
 //! A TCP stream that reads ahead of TLS when there is much to read.
 
 use std::{
-    io,
+    io, mem,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -22,6 +22,8 @@ pub(crate) struct Ahead {
     ahead: BytesMut,
     /// The last read found more than was asked for.
     is_bulk: bool,
+    /// A read took all that it had room for, and none has found nothing since.
+    filled: bool,
 }
 
 impl Ahead {
@@ -30,6 +32,7 @@ impl Ahead {
             tcp,
             ahead: BytesMut::new(),
             is_bulk: false,
+            filled: false,
         }
     }
 
@@ -38,12 +41,31 @@ impl Ahead {
         &self.tcp
     }
 
+    /// Pending, and woken later as by a read, if a read would find nothing.
+    pub(super) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.ahead.is_empty() {
+            return Poll::Ready(());
+        }
+        // An error is found by the read.
+        let ready = self.tcp.poll_read_ready(cx).map(drop);
+        if ready.is_pending() {
+            self.ahead = BytesMut::new();
+            // rustls gives the room for large records back when it reads again. Proof: tests/it
+            // `a_silent_http2_connection_holds_no_more_than_its_frame_buffers`.
+            if mem::take(&mut self.filled) {
+                return Poll::Ready(());
+            }
+        }
+        ready
+    }
+
     fn hand_over(&mut self, buf: &mut ReadBuf<'_>) {
         let length = self.ahead.len().min(buf.remaining());
         if let Some(part) = self.ahead.get(..length) {
             buf.put_slice(part);
         }
         self.ahead.advance(length);
+        self.filled |= buf.remaining() == 0;
     }
 }
 
@@ -62,6 +84,7 @@ impl AsyncRead for Ahead {
             let asked = buf.remaining();
             ready!(Pin::new(&mut this.tcp).poll_read(cx, buf))?;
             this.is_bulk = asked > 0 && buf.remaining() == 0;
+            this.filled |= this.is_bulk;
             return Poll::Ready(Ok(()));
         }
         // Asked first, so that no buffer is made or kept for a socket that has nothing.
@@ -102,6 +125,10 @@ impl AsyncWrite for Ahead {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        // Mostly there is one record, and for one piece the kernel has a shorter way.
+        if let [only] = bufs {
+            return Pin::new(&mut self.tcp).poll_write(cx, only);
+        }
         Pin::new(&mut self.tcp).poll_write_vectored(cx, bufs)
     }
 

@@ -28,6 +28,20 @@ pub(crate) trait Seal: AsyncRead + AsyncWrite + Unpin {
 
     /// Bytes of records that may wait.
     fn limit(&mut self, bytes: usize);
+
+    /// Pending, and woken later as by a read, if a read would find nothing.
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+
+    /// Reads if there is something. HTTP tries to read each time it is polled, and a try that finds
+    /// nothing costs a way down through TLS and an error on the way back up.
+    fn poll_read_found(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        ready!(self.poll_readable(cx));
+        Pin::new(self).poll_read(cx, buf)
+    }
 }
 
 impl Seal for server::TlsStream<Ahead> {
@@ -39,6 +53,15 @@ impl Seal for server::TlsStream<Ahead> {
     fn limit(&mut self, bytes: usize) {
         self.get_mut().1.set_buffer_limit(Some(bytes));
     }
+
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let (io, session) = self.get_mut();
+        if session.wants_read() {
+            io.poll_readable(cx)
+        } else {
+            Poll::Ready(())
+        }
+    }
 }
 
 impl Seal for client::TlsStream<Ahead> {
@@ -49,6 +72,15 @@ impl Seal for client::TlsStream<Ahead> {
 
     fn limit(&mut self, bytes: usize) {
         self.get_mut().1.set_buffer_limit(Some(bytes));
+    }
+
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let (io, session) = self.get_mut();
+        if session.wants_read() {
+            io.poll_readable(cx)
+        } else {
+            Poll::Ready(())
+        }
     }
 }
 
@@ -164,7 +196,7 @@ impl<S: Seal> AsyncRead for Cork<S> {
         if let Some(error) = corked.failed.take() {
             return Poll::Ready(Err(error));
         }
-        Pin::new(&mut corked.stream).poll_read(cx, buf)
+        corked.stream.poll_read_found(cx, buf)
     }
 }
 

@@ -5,11 +5,13 @@
 
 mod ahead;
 mod cork;
+mod patient;
 
 #[cfg(test)]
 mod tests;
 
 pub(crate) use ahead::Ahead;
 pub(crate) use cork::{Cork, Seal};
+pub(crate) use patient::Patient;
 #[cfg(test)]
 pub(crate) use tests::Unsealed;

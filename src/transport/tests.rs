@@ -42,6 +42,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Seal for Unsealed<S> {
     }
 
     fn limit(&mut self, _bytes: usize) {}
+
+    fn poll_readable(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Unsealed<S> {
