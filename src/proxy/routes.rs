@@ -1,6 +1,6 @@
 //! Which cluster a host name belongs to.
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, net::IpAddr, sync::Arc};
 
 use http::uri::Authority;
 
@@ -39,7 +39,12 @@ impl Routes {
             .trim_start_matches('[')
             .trim_end_matches(']');
         // The root label ends a name once; with two dots it is no name at all.
-        let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+        let host = host.strip_suffix('.').unwrap_or(host);
+        let host = if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            Cow::Owned(host.to_ascii_lowercase())
+        } else {
+            Cow::Borrowed(host)
+        };
         self.by_name(&host).or_else(|| {
             host.parse::<IpAddr>().ok()?;
             self.by_name(sni?)

@@ -26,18 +26,21 @@ pub(super) fn rewrite_request(
     vouched: Vouched<'_>,
     upgrade: Option<UpgradeToken>,
 ) {
-    let accepts_trailers = headers
-        .get_all(header::TE)
-        .iter()
-        .any(|te| has_token(te, "trailers"));
-    remove_hop_by_hop(headers);
-    remove_claims(headers);
-    // hyper has answered `100-continue` itself, once the body is asked for (RFC 9110 §10.1.1).
-    headers.remove(header::EXPECT);
-    // Request trailers are not forwarded.
-    headers.remove(header::TRAILER);
-    if accepts_trailers {
-        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    // Nearly every request has none of these, and one look at each name is cheaper than a search for each.
+    if headers.keys().any(is_for_this_hop_or_a_claim) {
+        let accepts_trailers = headers
+            .get_all(header::TE)
+            .iter()
+            .any(|te| has_token(te, "trailers"));
+        remove_hop_by_hop(headers);
+        remove_claims(headers);
+        // hyper has answered `100-continue` itself, once the body is asked for (RFC 9110 §10.1.1).
+        headers.remove(header::EXPECT);
+        // Request trailers are not forwarded.
+        headers.remove(header::TRAILER);
+        if accepts_trailers {
+            headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        }
     }
     headers.insert(X_FORWARDED_FOR, vouched.client.clone());
     headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("https"));
@@ -52,7 +55,9 @@ pub(super) fn rewrite_request(
 
 /// Makes an ordinary response's header fit for the client.
 pub(super) fn rewrite_response(headers: &mut HeaderMap) {
-    remove_hop_by_hop(headers);
+    if headers.keys().any(is_for_this_hop) {
+        remove_hop_by_hop(headers);
+    }
 }
 
 /// Makes a response's trailers fit for the client: what frames a message or belongs to one connection
@@ -99,6 +104,26 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     for name in HOP_BY_HOP {
         headers.remove(name);
     }
+}
+
+/// Whether a message with this field needs more than a look. False for no name that
+/// [`remove_hop_by_hop`] removes.
+fn is_for_this_hop(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    match name.as_bytes() {
+        [b'c', ..] => name == "connection",
+        [b'h', ..] => name == "http2-settings",
+        [b'k', ..] => name == "keep-alive",
+        [b'p', ..] => name.starts_with("proxy-"),
+        [b't', ..] => true,
+        [b'u', ..] => name == "upgrade",
+        _ => false,
+    }
+}
+
+/// The same for a request, with all that [`rewrite_request`] removes.
+fn is_for_this_hop_or_a_claim(name: &HeaderName) -> bool {
+    is_for_this_hop(name) || *name == header::EXPECT || is_claim(name.as_str())
 }
 
 /// Fields that no `Connection` line may remove: they carry identity, or frame the message. Without

@@ -301,3 +301,33 @@ fn responses_lose_hop_by_hop_fields_only() {
     );
     assert_eq!(headers.get_all("warning").iter().count(), 2);
 }
+
+#[test]
+fn every_field_that_is_removed_is_worth_more_than_a_look() {
+    let of_one_hop = HOP_BY_HOP.into_iter().chain([header::CONNECTION]);
+    assert!(of_one_hop.clone().all(|name| is_for_this_hop(&name)));
+    let claims = ["x-remote-user", "x_remote_group", "forwarded", "x-real-ip"];
+    let dropped = of_one_hop
+        .chain([header::EXPECT, header::TRAILER])
+        .chain(claims.map(HeaderName::from_static));
+    for name in dropped {
+        assert!(is_for_this_hop_or_a_claim(&name), "{name}");
+        let mut headers = HeaderMap::from_iter([(name.clone(), HeaderValue::from_static("x"))]);
+        let client = HeaderValue::from_static("192.0.2.1");
+        let vouched = Vouched {
+            client: &client,
+            host: "kube.example",
+        };
+        rewrite_request(&mut headers, vouched, None);
+        assert!(!headers.contains_key(&name), "{name}");
+    }
+    for name in [
+        "user-agent",
+        "accept",
+        "authorization",
+        "content-type",
+        "host",
+    ] {
+        assert!(!is_for_this_hop_or_a_claim(&HeaderName::from_static(name)));
+    }
+}

@@ -62,13 +62,21 @@ impl<'a> Kubectl<'a> {
         self.run_with_input(args, Vec::new())
     }
 
+    /// Runs kubectl to its end; once more when it has lost output by itself, on whichever route.
+    ///
+    /// Before client-go 0.34 exec and attach read the WebSocket before the streams are there, and what comes
+    /// for one that is missing is dropped with this message (`readDemuxLoop` in its `remotecommand`).
     #[track_caller]
     pub(crate) fn run_with_input(&self, args: &[&str], input: Vec<u8>) -> Outcome {
-        run(
-            self.configure(Command::new("kubectl"), args),
-            input,
-            RUN_LIMIT,
-        )
+        let mut tries = 0;
+        loop {
+            let command = self.configure(Command::new("kubectl"), args);
+            let outcome = run(command, input.clone(), RUN_LIMIT);
+            tries += 1;
+            if tries == TRIES || !outcome.stderr.contains("discarding message") {
+                return outcome;
+            }
+        }
     }
 
     #[track_caller]
@@ -181,5 +189,7 @@ fn normalize(mut outcome: Outcome) -> Outcome {
     outcome
 }
 
+/// Losing that race three times in a row is something else.
+const TRIES: usize = 3;
 /// Enough for a kubectl on a busy machine, whatever it does here.
 const RUN_LIMIT: Duration = Duration::from_mins(2);
