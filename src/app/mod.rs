@@ -29,7 +29,7 @@ use crate::{
     config::Config,
     downstream::Shared,
     drain::{Drain, Phase},
-    listener::{self, Others},
+    listener::{self, Others, Owner},
     reload::{Material, Reloader, Source},
     upstream::{Cluster, Worker},
 };
@@ -40,6 +40,7 @@ pub struct App {
     addresses: Vec<SocketAddr>,
     /// For each worker one socket on every address.
     sockets: Vec<Vec<TcpListener>>,
+    owner: Owner,
     shared: Arc<Shared>,
     reloader: Reloader,
     source: Source,
@@ -81,10 +82,10 @@ impl App {
         let material = Material::load(&config, now)?;
         let (reloader, snapshot) = Reloader::new(config, material, now)?;
         let config = reloader.config();
-        let (addresses, sockets) = if inherited.is_empty() {
-            open(config)?
+        let ((addresses, sockets), owner) = if inherited.is_empty() {
+            (open(config)?, Owner::Proxy)
         } else {
-            share(&inherited, config)?
+            (share(&inherited, config)?, Owner::Parent)
         };
         let beats = Beats::new(config.workers.get());
         let shared = Shared {
@@ -96,6 +97,7 @@ impl App {
         Ok(Self {
             addresses,
             sockets,
+            owner,
             shared: Arc::new(shared),
             reloader,
             source,
@@ -155,6 +157,7 @@ impl App {
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), AppError> {
         let Self {
             sockets,
+            owner,
             shared,
             mut reloader,
             source,
@@ -174,7 +177,7 @@ impl App {
         for cluster in reloader.clusters() {
             look_after(cluster, &[], &prober, &control).await;
         }
-        let workers = Workers::start(sockets, &shared, &beats)?;
+        let workers = Workers::start(sockets, owner, &shared, &beats)?;
         let reloading = async {
             loop {
                 tokio::select! {

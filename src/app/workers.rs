@@ -7,11 +7,12 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread,
+    time::Duration,
 };
 
 use tokio::{
     sync::{Semaphore, mpsc, watch},
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout_at},
 };
 use tracing::{info, warn};
 
@@ -20,7 +21,7 @@ use crate::{
     config::Timeouts,
     downstream::{self, Shared},
     drain::{Counts, Deadlines, Drain, Kind, Phase},
-    listener::{Accepted, Listener},
+    listener::{Accepted, Listener, Owner},
     upstream::Worker,
 };
 
@@ -34,6 +35,7 @@ impl Workers {
     /// Starts one for each set of sockets.
     pub(super) fn start(
         sockets: Vec<Vec<TcpListener>>,
+        owner: Owner,
         shared: &Arc<Shared>,
         beats: &Beats,
     ) -> Result<Self, AppError> {
@@ -53,7 +55,11 @@ impl Workers {
                 .name(format!("worker-{number}"))
                 .spawn(move || {
                     let beat = beats.keep(number);
-                    let work = || work(sockets, &shared, &connections, &drain, beat);
+                    let listeners = |socket| {
+                        let timeouts = shared.timeouts.clone();
+                        Listener::new(socket, owner, Arc::clone(&connections), timeouts)
+                    };
+                    let work = || work(sockets, listeners, &shared, &drain, beat);
                     let work = AssertUnwindSafe(work);
                     let ended = catch_unwind(work)
                         .unwrap_or_else(|_| Err(io::Error::other("the worker panicked")));
@@ -177,8 +183,8 @@ fn run_failed(number: usize, source: io::Error) -> AppError {
 /// The life of one worker: a runtime, the sockets, and at the end the drain. Returns what was cut.
 fn work(
     sockets: Vec<TcpListener>,
+    listener: impl Fn(TcpListener) -> io::Result<Listener>,
     shared: &Arc<Shared>,
-    connections: &Arc<Semaphore>,
     drain: &Drain,
     beat: impl Future<Output = ()>,
 ) -> io::Result<Counts> {
@@ -192,7 +198,7 @@ fn work(
             drain.clone(),
         ));
         for socket in sockets {
-            let listener = Listener::new(socket, Arc::clone(connections), shared.timeouts.clone())?;
+            let listener = listener(socket)?;
             let serving = Serving {
                 shared: Arc::clone(shared),
                 worker: Arc::clone(&worker),
@@ -259,8 +265,17 @@ async fn accept_all(listener: Listener, serving: Serving) {
         };
         serving.serve(listener.admit(next).await);
     }
+    // Handshakes under way are a round trip from their end.
+    listener.wind_up();
+    let until = Instant::now() + WIND_UP;
+    while let Ok(next) = timeout_at(until, listener.next()).await {
+        serving.serve(listener.admit(next).await);
+    }
     let mut rest = listener.close();
     while let Some(accepted) = rest.next().await {
         serving.serve(accepted);
     }
 }
+
+/// How long the handshakes may take that a closing socket has begun: a round trip to far away.
+const WIND_UP: Duration = Duration::from_millis(250);

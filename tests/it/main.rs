@@ -16,6 +16,7 @@ mod status;
 mod binary;
 mod drain;
 mod early_answers;
+mod endpoints;
 mod forwarding;
 mod handover;
 mod hosts;
