@@ -148,7 +148,7 @@ async fn a_lease_of_an_ill_endpoint_is_not_used_again() {
 }
 
 /// An answer to /readyz with this status.
-async fn readiness(status: StatusCode, request: Request<RequestBody>) -> Response<ResponseBody> {
+fn readiness(status: StatusCode, request: &Request<RequestBody>) -> Response<ResponseBody> {
     let mut response = Response::new(full("ok"));
     if request.uri().path() == "/readyz" {
         *response.status_mut() = status;
@@ -165,7 +165,7 @@ async fn an_apiserver_that_wants_credentials_is_well_and_one_that_is_not_ready_i
         (StatusCode::FORBIDDEN, Health::Well),
         (StatusCode::INTERNAL_SERVER_ERROR, Health::Ill),
     ] {
-        let answer = move |request| readiness(status, request);
+        let answer = move |request| std::future::ready(readiness(status, &request));
         let upstream = world.apiserver().http(answer).start().await;
         let proxy = probing(&world, &[upstream.address()]);
         proxy.wait_for_health(upstream.address(), state).await;

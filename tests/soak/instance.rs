@@ -76,7 +76,7 @@ impl Instance {
         let mut changes = lines.subscribe();
         let listening = changes.wait_for(|lines| said(lines).is_some());
         let address: SocketAddr = said(
-            &*tokio::time::timeout(WAIT, listening)
+            &tokio::time::timeout(WAIT, listening)
                 .await
                 .unwrap()
                 .unwrap(),
@@ -149,7 +149,7 @@ impl Instance {
                 line.map(|(_, line)| line.clone())
             };
             let ended = changes.wait_for(|lines| find(lines).is_some());
-            find(&*tokio::time::timeout(WAIT, ended).await.unwrap().unwrap()).unwrap()
+            find(&tokio::time::timeout(WAIT, ended).await.unwrap().unwrap()).unwrap()
         }
     }
 

@@ -107,7 +107,7 @@ impl fmt::Display for Tally {
 }
 
 impl Load {
-    pub(crate) async fn start(
+    pub(crate) fn start(
         world: &World,
         address: SocketAddr,
         apiserver: &Apiserver,
@@ -191,7 +191,7 @@ async fn ask(
     while !*stop.borrow() {
         turns.tick().await;
         tally.requests.fetch_add(1, Ordering::Relaxed);
-        if number % 3 == 0 {
+        if number.is_multiple_of(3) {
             kept = None;
         }
         let had_one = kept.is_some();

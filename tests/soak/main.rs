@@ -134,7 +134,7 @@ async fn nobody_notices_rotations_broken_files_and_restarts() {
         Instance::start(&world, &[apiserver.address()]).await,
     ];
     let balancer = Balancer::start(instances.iter().map(Instance::address)).await;
-    let load = Load::start(&world, balancer.address(), &apiserver, size.shape).await;
+    let load = Load::start(&world, balancer.address(), &apiserver, size.shape);
 
     let mut slowest = Duration::ZERO;
     for _ in 0..size.certificates {
@@ -213,7 +213,7 @@ async fn sigterm_under_load_fails_no_request() {
         Instance::start(&world, &[apiserver.address()]).await,
     ];
     let balancer = Balancer::start(instances.iter().map(Instance::address)).await;
-    let load = Load::start(&world, balancer.address(), &apiserver, size.shape).await;
+    let load = Load::start(&world, balancer.address(), &apiserver, size.shape);
     tokio::time::sleep(Duration::from_secs(2)).await;
     let [old, _stays] = instances;
     let connections = balancer.open(old.address());

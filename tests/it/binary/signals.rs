@@ -156,7 +156,7 @@ async fn told_else(systemd: &UnixDatagram) -> String {
     }
 }
 
-/// Type=notify-reload with WatchdogSec=.
+/// A unit of `Type=notify-reload` with `WatchdogSec=`.
 #[tokio::test]
 async fn systemd_hears_of_start_reload_and_stop_and_that_the_workers_live() {
     let world = World::new();
