@@ -33,6 +33,7 @@ pub mod drain;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod listener;
+pub mod metrics;
 pub mod pki;
 pub mod proxy;
 pub mod reload;

@@ -77,6 +77,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("pki", &["config"]),
     ("telemetry", &["config"]),
+    ("metrics", &[]),
     ("transport", &[]),
     ("socket", &["config"]),
     ("config", &[]),
