@@ -7,6 +7,18 @@ use std::{future::Future, time::Duration};
 use tokio::task::JoinHandle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+/// How far the process is on its way to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Nobody has told it to stop.
+    Serving,
+    /// Told to stop: `/readyz` fails, so that no more clients are sent here, and those that still come
+    /// are served.
+    Announced,
+    /// The sockets are closed, and what runs comes to its end.
+    Draining,
+}
+
 /// The tasks of one worker and the signal that they should come to an end.
 ///
 /// Each worker has one of its own, so that tracking a task touches no other thread.

@@ -6,6 +6,7 @@
 use std::{collections::HashMap, sync::Arc, time::SystemTime};
 
 use rustls::{crypto::aws_lc_rs::Ticketer, server::ProducesTickets};
+use tokio::sync::watch;
 use tracing::{error, warn};
 
 use crate::{
@@ -37,13 +38,33 @@ pub enum ReloadError {
     Verifier(#[from] rustls::client::VerifierBuilderError),
 }
 
+/// The state that is served, and what the last looks at the files came to.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// What the current snapshot was read from.
+    pub material: Arc<Material>,
+    /// The apiservers of the current snapshot.
+    pub clusters: Vec<Arc<Cluster>>,
+    /// When something new was last found, usable or not; the start counts.
+    pub changed: SystemTime,
+    /// Why the files as they are now cannot be used: one sentence. `None` when they are what is served.
+    pub failure: Option<String>,
+    /// How often a new snapshot was published.
+    pub reloaded: u64,
+    /// How often a look found nothing new.
+    pub unchanged: u64,
+    /// How often what was found was unusable.
+    pub failed: u64,
+}
+
 /// Builds snapshots and remembers what the current one was built from.
 #[derive(Debug)]
 pub struct Reloader {
     tickets: Arc<dyn ProducesTickets>,
     config: Config,
-    material: Material,
+    material: Arc<Material>,
     clusters: Vec<Arc<Cluster>>,
+    report: watch::Sender<Report>,
 }
 
 /// What was read from files.
@@ -107,16 +128,31 @@ impl Reloader {
     /// # Errors
     ///
     /// When TLS cannot be set up.
-    pub fn new(config: Config, material: Material) -> Result<(Self, Snapshot), ReloadError> {
+    pub fn new(
+        config: Config,
+        material: Material,
+        now: SystemTime,
+    ) -> Result<(Self, Snapshot), ReloadError> {
         let tickets = Ticketer::new()?;
         let clusters = build_clusters(&config, &material, None)?;
         let snapshot = snapshot(&material, &clusters, &tickets);
+        let material = Arc::new(material);
+        let report = watch::Sender::new(Report {
+            material: Arc::clone(&material),
+            clusters: clusters.clone(),
+            changed: now,
+            failure: None,
+            reloaded: 0,
+            unchanged: 0,
+            failed: 0,
+        });
         Ok((
             Self {
                 tickets,
                 config,
                 material,
                 clusters,
+                report,
             },
             snapshot,
         ))
@@ -140,12 +176,36 @@ impl Reloader {
         &self.clusters
     }
 
+    /// What is served, and what the last looks came to; changes with every look.
+    #[must_use]
+    pub fn report(&self) -> watch::Receiver<Report> {
+        self.report.subscribe()
+    }
+
     /// Reads everything again. `None` when nothing changed or the new state is unusable; the old one
     /// then stays and the log says why.
     pub fn reload(&mut self, source: &Source, now: SystemTime) -> Option<Snapshot> {
         match self.try_reload(source, now) {
-            Ok(snapshot) => snapshot,
+            Ok(snapshot) => {
+                self.report.send_modify(|report| {
+                    report.failure = None;
+                    if snapshot.is_some() {
+                        report.changed = now;
+                        report.reloaded += 1;
+                    } else {
+                        report.unchanged += 1;
+                    }
+                    report.material = Arc::clone(&self.material);
+                    report.clusters.clone_from(&self.clusters);
+                });
+                snapshot
+            }
             Err(error) => {
+                self.report.send_modify(|report| {
+                    report.changed = now;
+                    report.failed += 1;
+                    report.failure = Some(causes(&error).to_string());
+                });
                 error!(
                     error = %causes(&error),
                     "reload failed, the last good state stays"
@@ -175,7 +235,7 @@ impl Reloader {
             );
         }
         let unchanged = same_clusters && same_hosts && material.presents_the_same(&self.material);
-        (self.config, self.material, self.clusters) = (config, material, clusters);
+        (self.config, self.material, self.clusters) = (config, Arc::new(material), clusters);
         if unchanged {
             return Ok(None);
         }

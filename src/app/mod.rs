@@ -17,14 +17,14 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tracing::{info, warn};
 
 pub use error::{AppError, ListenFault};
 
 use crate::{
     downstream::{self, Shared},
-    drain::Drain,
+    drain::{Drain, Phase},
     listener::{self, Accepted, Listener},
     reload::{Material, Reloader, Source},
     upstream::{Cluster, Worker},
@@ -39,6 +39,7 @@ pub struct App {
     reloader: Reloader,
     source: Source,
     reload_now: Arc<Notify>,
+    phase: Arc<watch::Sender<Phase>>,
 }
 
 impl fmt::Debug for App {
@@ -57,8 +58,9 @@ impl App {
     /// The first thing that is unusable. No socket was opened unless it is a socket that failed.
     pub fn bind(source: Source) -> Result<Self, AppError> {
         let config = source()?;
-        let material = Material::load(&config, SystemTime::now())?;
-        let (reloader, snapshot) = Reloader::new(config, material)?;
+        let now = SystemTime::now();
+        let material = Material::load(&config, now)?;
+        let (reloader, snapshot) = Reloader::new(config, material, now)?;
         let config = reloader.config();
         let workers = config.workers.get();
         let mut sockets: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
@@ -93,6 +95,7 @@ impl App {
             reloader,
             source,
             reload_now: Arc::default(),
+            phase: Arc::new(watch::Sender::new(Phase::Serving)),
         })
     }
 
@@ -114,6 +117,12 @@ impl App {
         Arc::clone(&self.reload_now)
     }
 
+    /// How far it is on its way to its end.
+    #[must_use]
+    pub fn phase(&self) -> watch::Receiver<Phase> {
+        self.phase.subscribe()
+    }
+
     /// Serves until `shutdown` completes, then drains. Returns once every worker has ended.
     ///
     /// # Errors
@@ -130,6 +139,7 @@ impl App {
             mut reloader,
             source,
             reload_now,
+            phase,
             ..
         } = self;
         let control = Drain::new();
@@ -165,7 +175,7 @@ impl App {
                 }
             }
         };
-        workers.run(shutdown, reloading).await
+        workers.run(shutdown, reloading, &phase).await
     }
 }
 
@@ -213,6 +223,7 @@ impl Workers {
         mut self,
         shutdown: impl Future<Output = ()>,
         reloading: impl Future<Output = ()>,
+        phase: &watch::Sender<Phase>,
     ) -> Result<(), AppError> {
         let early = tokio::select! {
             () = shutdown => None,
@@ -229,6 +240,7 @@ impl Workers {
             });
         }
         info!("draining");
+        phase.send_replace(Phase::Draining);
         self.drains.iter().for_each(Drain::begin);
         while let Some((number, ended)) = self.ends.recv().await {
             ended.map_err(|source| AppError::Run {

@@ -30,6 +30,32 @@ pub struct Endpoints {
     ill_until: Mutex<HashMap<SocketAddr, Instant>>,
 }
 
+/// What is known of one endpoint.
+#[derive(Debug, Clone)]
+pub struct EndpointHealth {
+    /// Where it is.
+    pub address: UpstreamAddr,
+    /// How it is.
+    pub state: Health,
+    /// Since when it is so.
+    pub since: Instant,
+    /// Connections to it that exist.
+    pub leases: usize,
+    /// Why it is ill, as a fragment for people; causes and addresses are in it.
+    pub why: Option<String>,
+}
+
+/// Whether an endpoint works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Health {
+    /// Nobody has tried it yet.
+    Unknown,
+    /// The last try worked: a verified connection, or an answer to a probe.
+    Well,
+    /// The last try failed; it is passed over while there is another.
+    Ill,
+}
+
 impl Endpoints {
     /// Endpoints of `host` (a name, or an address without brackets). A name has none until
     /// [`Endpoints::resolve`] found some.
@@ -85,6 +111,28 @@ impl Endpoints {
             .take(MAX_TRIES)
             .map(UpstreamAddr)
             .collect()
+    }
+
+    /// What is known of each endpoint, in the order of their addresses.
+    #[must_use]
+    pub fn health(&self) -> Vec<EndpointHealth> {
+        let ill_until = self
+            .ill_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let addresses = self.addresses.load();
+        let each = addresses.iter().map(|address| EndpointHealth {
+            address: UpstreamAddr(*address),
+            state: match ill_until.get(address) {
+                Some(until) if *until > now => Health::Ill,
+                Some(_) | None => Health::Unknown,
+            },
+            since: now,
+            leases: 0,
+            why: None,
+        });
+        each.collect()
     }
 
     /// Passes over an endpoint for a while after it failed.

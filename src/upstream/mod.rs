@@ -28,7 +28,7 @@ use tokio::{sync::Mutex, time::Instant};
 use tracing::debug;
 
 pub use body::{DownloadError, RequestBody, ResponseBody, UploadError};
-pub use endpoint::Endpoints;
+pub use endpoint::{EndpointHealth, Endpoints, Health};
 pub use error::{LostCause, UpstreamError};
 pub use tls::ClientTls;
 pub use verify::VerifyFailure;
