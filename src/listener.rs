@@ -14,7 +14,13 @@ use tokio::{
 };
 use tracing::warn;
 
-use crate::{addr::PeerAddr, config::Timeouts, socket, telemetry::causes};
+use crate::{
+    addr::PeerAddr,
+    config::Timeouts,
+    metrics::{Counts, Limit},
+    socket,
+    telemetry::causes,
+};
 
 /// One listening socket of one worker.
 #[derive(Debug)]
@@ -22,6 +28,7 @@ pub struct Listener {
     socket: TcpListener,
     connections: Arc<Semaphore>,
     timeouts: Timeouts,
+    counts: Arc<Counts>,
 }
 
 /// A connection and its place among those that may be open.
@@ -82,11 +89,13 @@ impl Listener {
         socket: std::net::TcpListener,
         connections: Arc<Semaphore>,
         timeouts: Timeouts,
+        counts: Arc<Counts>,
     ) -> io::Result<Self> {
         Ok(Self {
             socket: TcpListener::from_std(socket)?,
             connections,
             timeouts,
+            counts,
         })
     }
 
@@ -98,6 +107,9 @@ impl Listener {
     /// Cancel safe, but that a connection which waits for its permit is closed.
     pub async fn accept(&self) -> Accepted {
         let (stream, peer) = self.next().await;
+        if self.connections.available_permits() == 0 {
+            self.counts.limit_hit(Limit::Connections);
+        }
         loop {
             if let Ok(permit) = Arc::clone(&self.connections).acquire_owned().await {
                 return Accepted {

@@ -231,7 +231,7 @@ impl Reloader {
         let same_hosts = config.clusters == self.config.clusters;
         if needs_restart(&config, &self.config) {
             warn!(
-                "listen, workers, limits, timeouts or log changed; they take effect at the next restart"
+                "listen, admin, workers, limits, timeouts or log changed; they take effect at the next restart"
             );
         }
         let unchanged = same_clusters && same_hosts && material.presents_the_same(&self.material);
@@ -342,11 +342,13 @@ fn needs_restart(new: &Config, old: &Config) -> bool {
         &new.limits,
         &new.timeouts,
         &new.log,
+        new.admin,
     ) != (
         &old.listen,
         old.workers,
         &old.limits,
         &old.timeouts,
         &old.log,
+        old.admin,
     )
 }

@@ -17,15 +17,20 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::{
+    sync::{Notify, Semaphore, mpsc, watch},
+    time::Instant,
+};
 use tracing::{info, warn};
 
 pub use error::{AppError, ListenFault};
 
 use crate::{
+    admin::{Admin, Sources},
     downstream::{self, Shared},
     drain::{Drain, Phase},
     listener::{self, Accepted, Listener},
+    metrics::{Counts, Metrics},
     reload::{Material, Reloader, Source},
     upstream::{Cluster, Worker},
 };
@@ -40,6 +45,9 @@ pub struct App {
     source: Source,
     reload_now: Arc<Notify>,
     phase: Arc<watch::Sender<Phase>>,
+    metrics: Arc<Metrics>,
+    admin: Option<Admin>,
+    started: (SystemTime, Instant),
 }
 
 impl fmt::Debug for App {
@@ -82,6 +90,7 @@ impl App {
                 of_worker.push(socket);
             }
         }
+        let admin = config.admin.map(Admin::bind).transpose()?;
         let shared = Shared {
             snapshot: ArcSwap::from_pointee(snapshot),
             handshakes: Semaphore::new(config.limits.handshakes),
@@ -96,6 +105,9 @@ impl App {
             source,
             reload_now: Arc::default(),
             phase: Arc::new(watch::Sender::new(Phase::Serving)),
+            metrics: Arc::new(Metrics::new(workers)),
+            admin,
+            started: (now, Instant::now()),
         })
     }
 
@@ -115,6 +127,18 @@ impl App {
     #[must_use]
     pub fn reload_now(&self) -> Arc<Notify> {
         Arc::clone(&self.reload_now)
+    }
+
+    /// The address of the admin port, with the port that the kernel chose.
+    #[must_use]
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(Admin::address)
+    }
+
+    /// What its workers count.
+    #[must_use]
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
     }
 
     /// How far it is on its way to its end.
@@ -140,15 +164,28 @@ impl App {
             source,
             reload_now,
             phase,
-            ..
+            metrics,
+            admin,
+            started,
+            addresses,
         } = self;
+        let sources = Sources {
+            metrics: Arc::clone(&metrics),
+            report: reloader.report(),
+            phase: phase.subscribe(),
+            listening: addresses,
+            started,
+        };
+        let _admin = admin
+            .map(|admin| admin.serve(sources, &shared.timeouts))
+            .transpose()?;
         let control = Drain::new();
         let resolve = shared.timeouts.resolve;
         for cluster in reloader.clusters() {
             look_up(cluster).await;
             control.spawn(Arc::clone(cluster.endpoints()).keep_resolved(resolve));
         }
-        let workers = start_workers(sockets, &shared)?;
+        let workers = start_workers(sockets, &shared, &metrics)?;
         let reloading = async {
             loop {
                 tokio::select! {
@@ -188,6 +225,7 @@ struct Workers {
 fn start_workers(
     sockets: Vec<Vec<std::net::TcpListener>>,
     shared: &Arc<Shared>,
+    metrics: &Metrics,
 ) -> Result<Workers, AppError> {
     let connections = Arc::new(Semaphore::new(shared.limits.connections));
     let (tell, ends) = mpsc::unbounded_channel();
@@ -195,7 +233,8 @@ fn start_workers(
         drains: Vec::new(),
         ends,
     };
-    for (number, sockets) in sockets.into_iter().enumerate() {
+    let counts = metrics.workers().iter().cloned();
+    for (number, (sockets, counts)) in sockets.into_iter().zip(counts).enumerate() {
         let drain = Drain::new();
         workers.drains.push(drain.clone());
         let (shared, connections, tell) =
@@ -203,7 +242,8 @@ fn start_workers(
         thread::Builder::new()
             .name(format!("worker-{number}"))
             .spawn(move || {
-                let work = AssertUnwindSafe(|| work(sockets, &shared, &connections, &drain));
+                let work =
+                    AssertUnwindSafe(|| work(sockets, &shared, &connections, &drain, &counts));
                 let ended = catch_unwind(work)
                     .unwrap_or_else(|_| Err(io::Error::other("the worker panicked")));
                 // Nobody is left to tell when the app was dropped.
@@ -265,18 +305,21 @@ fn work(
     shared: &Arc<Shared>,
     connections: &Arc<Semaphore>,
     drain: &Drain,
+    counts: &Arc<Counts>,
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(async {
-        let worker = Arc::new(Worker::new(
+    runtime.block_on(counts.alive(async {
+        let worker = Worker::new(
             shared.limits.clone(),
             shared.timeouts.clone(),
             drain.clone(),
-        ));
+        );
+        let worker = Arc::new(worker.counting(Arc::clone(counts)));
         for socket in sockets {
-            let listener = Listener::new(socket, Arc::clone(connections), shared.timeouts.clone())?;
+            let (connections, counts) = (Arc::clone(connections), Arc::clone(counts));
+            let listener = Listener::new(socket, connections, shared.timeouts.clone(), counts)?;
             drain.spawn(accept_all(
                 listener,
                 Arc::clone(shared),
@@ -294,7 +337,7 @@ fn work(
             warn!(running, "drain timeout passed, what still runs is cut");
         }
         Ok(())
-    })
+    }))
     // Dropping the runtime ends what is left, without close_notify: cut, and seen to be cut.
 }
 

@@ -28,6 +28,8 @@ pub(super) fn serve(args: ServeArgs) -> Result<(), AppError> {
     let environment = Environment::of_process();
     let app = App::bind(Box::new(move || config::load(&args, &environment)))?;
     let telemetry = telemetry::start(&app.reloader().config().log).map_err(AppError::LogFilter)?;
+    app.metrics()
+        .ask_log_lines_dropped(telemetry.ask_dropped_lines());
     let run = |source| AppError::Run {
         doing: "start the runtime".into(),
         source,
@@ -86,6 +88,7 @@ fn announce(app: &App) {
         .collect();
     let block = StartBlock {
         listening: app.addresses(),
+        admin: app.admin_address(),
         identities: &identities,
         clusters: &clusters,
         workers: config.workers,
@@ -96,6 +99,7 @@ fn announce(app: &App) {
         LogFormat::Text => drop(write!(io::stderr().lock(), "{block}")),
         LogFormat::Json => info!(
             listening = block.listening().join("; "),
+            admin = block.admin(),
             serving = block.serving().join("; "),
             upstream = block.upstreams().join("; "),
             trusting = block.trusting().join("; "),

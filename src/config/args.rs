@@ -149,6 +149,16 @@ pub struct ServeArgs {
     )]
     pub drain_timeout: Option<String>,
 
+    /// Serve health, metrics and the status page here, as plain HTTP [default: nowhere]
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        env = "KUBE_TLS_PROXY_ADMIN_LISTEN",
+        hide_env = true,
+        help_heading = "Running"
+    )]
+    pub admin_listen: Option<String>,
+
     /// Log as text or json [default: text]
     #[arg(
         long,
@@ -207,6 +217,7 @@ impl ServeArgs {
             config: path(&self.config),
             workers: text(&self.workers),
             drain_timeout: text(&self.drain_timeout),
+            admin_listen: text(&self.admin_listen),
             log_format: text(&self.log_format),
             log_level: text(&self.log_level),
             no_access_log: self.no_access_log,

@@ -100,7 +100,8 @@ impl Counts {
             protocol: done.protocol,
         });
         let observe = |histograms: &[Histogram], duration: Option<Duration>| {
-            if let (Some(histogram), Some(duration)) = (histograms.get(done.verb.slot()), duration)
+            if let (Some(histogram), Some(duration)) =
+                (histograms.get(done.verb as usize), duration)
             {
                 histogram.observe(duration);
             }
@@ -121,12 +122,12 @@ impl Counts {
 
     /// How a handshake with a client ended.
     pub fn handshake(&self, ended: Handshake) {
-        count(&self.handshakes, ended.slot());
+        count(&self.handshakes, ended as usize);
     }
 
     /// A bound was reached.
     pub fn limit_hit(&self, limit: Limit) {
-        count(&self.limits_hit, limit.slot());
+        count(&self.limits_hit, limit as usize);
     }
 
     /// How dialling an apiserver of `cluster` ended.
@@ -172,15 +173,15 @@ impl Counts {
 
     pub(super) fn connected(&self, protocol: Protocol) {
         self.connections.fetch_add(1, Ordering::Relaxed);
-        count(&self.connections_total, protocol.slot());
+        count(&self.connections_total, protocol as usize);
     }
 
     pub(super) fn lease_taken(&self, from: LeaseFrom) {
-        count(&self.leases_taken, from.slot());
+        count(&self.leases_taken, from as usize);
     }
 
     pub(super) fn lease_retired(&self, why: LeaseEnd) {
-        count(&self.leases_retired, why.slot());
+        count(&self.leases_retired, why as usize);
     }
 }
 

@@ -63,7 +63,7 @@ impl Exposition {
         registry.register_collector(Box::new(self));
         let mut text = String::new();
         // Fails only when writing fails, and a String takes everything.
-        drop(text::encode(&mut text, &registry));
+        text::encode(&mut text, &registry).ok();
         text
     }
 
@@ -85,7 +85,7 @@ impl Value {
                 let (sum, count) = (buckets.sum, buckets.count());
                 sample.encode_histogram::<NoLabelSet>(sum, count, &bounded, None)
             }
-            Self::Info => sample.encode_info::<Vec<Label>>(&Vec::new()),
+            Self::Info => sample.encode_info(&Vec::<Label>::new()),
         }
     }
 }

@@ -116,7 +116,7 @@ families! {
     LAST_RELOAD_SUCCESSFUL = Gauge "kube_tls_proxy_last_reload_successful" []
         "1 if what was read last is in use, 0 if it is wrong and the state before it stays.";
     LAST_RELOAD = Gauge "kube_tls_proxy_last_reload_seconds" []
-        "When everything was last read and found good, changed or not, in Unix time.";
+        "When something new was last found in configuration and files, usable or not, in Unix time.";
     LIMITS_HIT = Counter "kube_tls_proxy_limits_hit_total"
         ["limit": "`connections` (a client waits), `handshakes` (one waits for another), `header_fields`, `header_bytes`, \
             `uri_bytes` (answered with 431 or 414), `streams` (a client has as many open as it may)"]
@@ -146,12 +146,12 @@ pub fn reference() -> String {
             name, kind, help, ..
         } = family;
         // Writing to a String cannot fail.
-        drop(write!(text, "\n### `{name}`\n\n{help} ({})\n", kind.name()));
+        write!(text, "\n### `{name}`\n\n{help} ({})\n", kind.name()).ok();
         if !family.labels.is_empty() {
             text.push_str("\n| label | values |\n| --- | --- |\n");
         }
         for (label, values) in family.labels {
-            drop(writeln!(text, "| `{label}` | {values} |"));
+            writeln!(text, "| `{label}` | {values} |").ok();
         }
     }
     text

@@ -1,6 +1,9 @@
 //! What is counted in and out again by being held.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+};
 
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -11,18 +14,36 @@ use super::{Counts, Protocol};
 #[derive(Debug)]
 pub struct Connected {
     counts: Arc<Counts>,
+    client: SocketAddr,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Connected {
     /// Counts a connection whose protocol is agreed.
     #[must_use]
-    pub fn new(counts: Arc<Counts>, protocol: Protocol, permit: OwnedSemaphorePermit) -> Self {
+    pub fn new(
+        counts: Arc<Counts>,
+        client: SocketAddr,
+        protocol: Protocol,
+        permit: OwnedSemaphorePermit,
+    ) -> Self {
         counts.connected(protocol);
         Self {
             counts,
+            client,
             _permit: permit,
         }
+    }
+
+    /// The client.
+    #[must_use]
+    pub fn client(&self) -> SocketAddr {
+        self.client
+    }
+
+    /// Counts an error that the proxy answers by itself, as [`Counts::failed`].
+    pub fn failed(&self, reason: &'static str, sentence: impl FnOnce() -> String) -> Option<u64> {
+        self.counts.failed(reason, self.client.ip(), sentence)
     }
 
     /// The counters of the worker that serves it.

@@ -20,11 +20,6 @@ macro_rules! label {
                     $(Self::$variant => $text,)+
                 }
             }
-
-            /// Its place in [`Self::ALL`].
-            pub(super) fn slot(self) -> usize {
-                self as usize
-            }
         }
     };
 }

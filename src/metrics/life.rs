@@ -28,7 +28,7 @@ impl Life {
             generation: Arc::downgrade(generation),
         };
         // It begins once; a second time would count under the first worker.
-        drop(self.begun.set(begun));
+        self.begun.set(begun).ok();
     }
 
     /// An idle connection was leased again.
@@ -40,7 +40,7 @@ impl Life {
 
     /// From now on the connection is not used for another request; the first reason stays.
     pub fn ends(&self, why: LeaseEnd) {
-        drop(self.end.set(why));
+        self.end.set(why).ok();
     }
 }
 

@@ -34,7 +34,7 @@ pub struct Holder {
     pub kind: LongLived,
     /// The client.
     pub client: SocketAddr,
-    /// What the client calls itself; cut to [`MOST_CHARS`].
+    /// What the client calls itself; cut to a sane length.
     pub user_agent: Box<str>,
     /// Such as `pods` or `pods/exec`, as the client wrote it.
     pub resource: Box<str>,
@@ -129,7 +129,7 @@ impl OpenOnes {
 }
 
 /// Characters of a client's text that are kept.
-pub const MOST_CHARS: usize = 160;
+pub(super) const MOST_CHARS: usize = 160;
 /// Watches and tunnels of one worker that are listed; about a kilobyte each at the very most.
 const MOST_HELD: usize = 2_000;
 

@@ -12,13 +12,12 @@ use std::{
 
 use super::{
     Buckets, Counts, Dialled, Exposition, Handshake, Holder, LeaseEnd, LeaseFrom, Limit, Protocol,
-    RecentError, Reloaded, Verb, errors::MOST_RECENT, families, requests::Row,
+    RecentError, Verb, errors::MOST_RECENT, families, requests::Row,
 };
 
 /// Everything that is counted in this process.
 pub struct Metrics {
     workers: Vec<Arc<Counts>>,
-    reloads: [AtomicU64; Reloaded::ALL.len()],
     log_lines_dropped: OnceLock<Box<dyn Fn() -> u64 + Send + Sync>>,
 }
 
@@ -37,7 +36,6 @@ impl Metrics {
     pub fn new(workers: usize) -> Self {
         Self {
             workers: (0..workers).map(|_| Arc::default()).collect(),
-            reloads: Default::default(),
             log_lines_dropped: OnceLock::new(),
         }
     }
@@ -46,13 +44,6 @@ impl Metrics {
     #[must_use]
     pub fn workers(&self) -> &[Arc<Counts>] {
         &self.workers
-    }
-
-    /// Counts what came of a reload.
-    pub fn reloaded(&self, result: Reloaded) {
-        if let Some(count) = self.reloads.get(result.slot()) {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
     }
 
     /// Says where the number of dropped log lines can be asked; the first answer stays.
@@ -79,10 +70,6 @@ impl Metrics {
     /// Adds everything that was counted.
     pub fn expose(&self, to: &mut Exposition) {
         self.total().expose(to);
-        for (result, count) in Reloaded::ALL.iter().zip(&self.reloads) {
-            let labels = vec![("result", result.label().into())];
-            to.counter(&families::RELOADS, labels, count.load(Ordering::Relaxed));
-        }
         let dropped = self.log_lines_dropped.get().map_or(0, |ask| ask());
         to.counter(&families::LOG_LINES_DROPPED, Vec::new(), dropped);
     }
@@ -155,13 +142,13 @@ impl Total {
     /// Leases that were taken from there.
     #[must_use]
     pub fn leases_taken(&self, from: LeaseFrom) -> u64 {
-        self.leases_taken.get(from.slot()).copied().unwrap_or(0)
+        self.leases_taken.get(from as usize).copied().unwrap_or(0)
     }
 
     /// Leases that were retired for that reason.
     #[must_use]
     pub fn leases_retired(&self, why: LeaseEnd) -> u64 {
-        self.leases_retired.get(why.slot()).copied().unwrap_or(0)
+        self.leases_retired.get(why as usize).copied().unwrap_or(0)
     }
 
     fn add(&mut self, counts: &Counts) {

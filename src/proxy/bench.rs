@@ -4,7 +4,7 @@ use http::{HeaderMap, HeaderValue, Method, Uri};
 
 use super::{
     headers::{self, Vouched},
-    request_info::RequestInfo,
+    request_info::{RequestInfo, ResourceName},
 };
 
 /// Makes a request's header fit for the apiserver, as for every request that is not an upgrade.
@@ -15,10 +15,7 @@ pub fn rewrite_request(headers: &mut HeaderMap, client: &HeaderValue, host: &str
 /// Verb, resource and namespace of a request, as its log line has them.
 #[must_use]
 pub fn classify(method: &Method, uri: &Uri) -> (&'static str, String, String) {
-    let RequestInfo {
-        verb,
-        resource,
-        namespace,
-    } = RequestInfo::of(method, uri);
-    (verb, resource, namespace)
+    let info = RequestInfo::of(method, uri);
+    let resource = ResourceName(&info).to_string();
+    (info.verb, resource, info.namespace.to_owned())
 }

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     addr::UpstreamAddr,
+    metrics::Dialled,
     socket,
     telemetry::causes,
     transport::{Ahead, Cork},
@@ -38,10 +39,15 @@ pub(super) async fn connect(
         match dialled.unwrap_or(Err(UpstreamError::ConnectTimeout { endpoint })) {
             Ok(connection) => {
                 cluster.endpoints.mark_well(endpoint);
+                worker.counts.dialled(cluster.name(), Dialled::Ok);
+                connection
+                    .life()
+                    .begins(&worker.counts, &cluster.generation);
                 return Ok(connection);
             }
             Err(error) => {
                 cluster.endpoints.mark_ill(endpoint);
+                worker.counts.dialled(cluster.name(), error.as_dialled());
                 tracing::warn!(
                     cluster = cluster.name,
                     error = %causes(&error),

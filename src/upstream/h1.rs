@@ -24,7 +24,12 @@ use tokio::{
 use tracing::debug;
 
 use super::{LostCause, RequestBody, ResponseBody, UploadError, UpstreamError, lease::Held};
-use crate::{addr::UpstreamAddr, drain::Drain, telemetry::causes};
+use crate::{
+    addr::UpstreamAddr,
+    drain::Drain,
+    metrics::{LeaseEnd, Life},
+    telemetry::causes,
+};
 
 /// A connection that takes one request at a time.
 #[derive(Debug)]
@@ -34,6 +39,7 @@ pub(super) struct H1Connection {
     endpoint: UpstreamAddr,
     spoiled: bool,
     idle_since: Instant,
+    life: Life,
 }
 
 /// Where a connection goes when its response has come to a good end.
@@ -83,7 +89,13 @@ impl H1Connection {
             endpoint,
             spoiled: false,
             idle_since: Instant::now(),
+            life: Life::default(),
         })
+    }
+
+    /// What is counted of it.
+    pub(super) fn life(&self) -> &Life {
+        &self.life
     }
 
     pub(super) fn is_ready(&self) -> bool {
@@ -138,7 +150,10 @@ impl H1Connection {
                 };
                 (error, unsent)
             })?;
-        self.spoiled |= response.status() == StatusCode::UNAUTHORIZED;
+        if response.status() == StatusCode::UNAUTHORIZED {
+            self.spoiled = true;
+            self.life.ends(LeaseEnd::Unauthorized);
+        }
         let (head, incoming) = response.into_parts();
         let mut answer = Answer {
             incoming,
@@ -225,6 +240,15 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
     if let Ok(joined) = HeaderValue::from_bytes(&joined) {
         headers.insert(header::COOKIE, joined);
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        // Given up before its end, or cut.
+        if let Some((connection, _)) = &self.connection {
+            connection.life.ends(LeaseEnd::Reset);
+        }
     }
 }
 

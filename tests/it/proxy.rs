@@ -97,6 +97,7 @@ impl World {
                 filter: "info".into(),
                 access: true,
             },
+            admin: None,
         };
         Setup {
             world: self,
