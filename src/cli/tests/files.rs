@@ -38,7 +38,7 @@ fn bad_config_files() {
         ),
         (
             "zzz: 1\n",
-            "config file DIR/proxy.yaml, line 1, column 1: unknown key `zzz`; keys that may stand here: listen, workers, certificates, clusters, limits, timeouts, log",
+            "config file DIR/proxy.yaml, line 1, column 1: unknown key `zzz`; keys that may stand here: listen, workers, certificates, clusters, limits, timeouts, log, admin",
         ),
         (
             "limits:\n  conections: 3\n",
