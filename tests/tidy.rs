@@ -42,7 +42,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "upstream",
         ],
     ),
-    ("cli", &["app", "config", "pki", "telemetry"]),
+    ("cli", &["app", "config", "pki", "reload", "telemetry"]),
     (
         "reload",
         &[

@@ -89,6 +89,7 @@ struct OpenView {
 struct ReloadView {
     at: f64,
     failure: Option<String>,
+    needs_restart: Vec<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -163,6 +164,7 @@ impl View {
             reload: ReloadView {
                 at: unix_seconds(report.changed),
                 failure: report.failure.clone(),
+                needs_restart: report.needs_restart.clone(),
             },
             recent_errors: total
                 .recent_errors

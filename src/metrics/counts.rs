@@ -5,10 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    convert::Infallible,
-    future::Future,
     net::IpAddr,
-    pin::pin,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -147,28 +144,26 @@ impl Counts {
         self.errors.count(reason, client, sentence)
     }
 
-    /// Runs the work of a worker and notes, as long as it runs, that its loop still turns.
-    pub async fn alive<W: Future>(&self, work: W) -> W::Output {
-        let mut work = pin!(work);
-        tokio::select! {
-            done = &mut work => done,
-            never = self.keep_beating() => match never {},
-        }
-    }
-
-    /// How long ago the worker's loop has turned.
-    #[must_use]
-    pub fn silent_for(&self) -> Duration {
-        let beat = Duration::from_millis(self.beat.load(Ordering::Relaxed));
-        self.made.elapsed().saturating_sub(beat)
-    }
-
-    async fn keep_beating(&self) -> Infallible {
+    /// Notes every second, for ever, that the worker's loop still turns.
+    pub async fn keep_beating(&self) {
         loop {
             let millis = u64::try_from(self.made.elapsed().as_millis()).unwrap_or(u64::MAX);
             self.beat.store(millis, Ordering::Relaxed);
             tokio::time::sleep(BEAT).await;
         }
+    }
+
+    /// A number that changes with every turn that was noted.
+    #[must_use]
+    pub fn last_beat(&self) -> u64 {
+        self.beat.load(Ordering::Relaxed)
+    }
+
+    /// How long ago the worker's loop has turned.
+    #[must_use]
+    pub fn silent_for(&self) -> Duration {
+        let beat = Duration::from_millis(self.last_beat());
+        self.made.elapsed().saturating_sub(beat)
     }
 
     pub(super) fn connected(&self, protocol: Protocol) {
@@ -196,7 +191,7 @@ const BEAT: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::{advance, sleep};
+    use tokio::time::{advance, timeout};
 
     use super::*;
 
@@ -205,7 +200,8 @@ mod tests {
         let counts = Counts::default();
         advance(Duration::from_secs(60)).await;
         assert_eq!(counts.silent_for(), Duration::from_secs(60));
-        counts.alive(sleep(Duration::from_secs(60))).await;
+        let turning = timeout(Duration::from_secs(60), counts.keep_beating());
+        turning.await.unwrap_err();
         assert!(counts.silent_for() <= BEAT, "{:?}", counts.silent_for());
         advance(Duration::from_secs(9)).await;
         assert!(counts.silent_for() >= Duration::from_secs(9));

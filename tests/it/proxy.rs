@@ -6,10 +6,11 @@ use bytes::Bytes;
 use h2::RecvStream;
 use http::{Request, Response};
 use kube_tls_proxy::{
-    app::App,
+    app::{App, Stop},
     config::{
         ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts, TrustSource,
     },
+    drain::Phase,
     reload::Source,
 };
 use rustls_pki_types::ServerName;
@@ -20,7 +21,7 @@ use standin::{
     upstream::{Builder, RequestBody, ResponseBody, Upstream, channel, full},
 };
 use tokio::{
-    sync::{Notify, mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot, watch},
     task::JoinHandle,
 };
 
@@ -47,6 +48,8 @@ pub(crate) struct Proxy {
     address: SocketAddr,
     client: Client,
     reload_now: Arc<Notify>,
+    stop: Stop,
+    phase: watch::Receiver<Phase>,
     shutdown: Option<oneshot::Sender<()>>,
     running: JoinHandle<()>,
 }
@@ -65,7 +68,8 @@ impl World {
         Upstream::builder(self.cluster_ca.server(&[APISERVER, "127.0.0.1"]))
     }
 
-    /// A proxy in front of `upstream`, with every setting at its default but for a short drain.
+    /// A proxy in front of `upstream`, with every setting at its default but for a short drain without
+    /// delay, and no probes.
     pub(crate) fn proxy(&self, upstream: SocketAddr) -> Setup<'_> {
         self.proxy_as(upstream, &self.public_ca.server(&[HOST, "127.0.0.1"]))
     }
@@ -75,7 +79,9 @@ impl World {
         let (certificate, key) = identity.write(&self.dir, "public");
         let ca = self.dir.write("cluster-ca.crt", self.cluster_ca.pem());
         let config = Config {
+            sources: Vec::new(),
             listen: vec!["127.0.0.1:0".parse().unwrap()],
+            takeover: false,
             workers: NonZeroUsize::MIN,
             identities: vec![IdentityFiles { certificate, key }],
             clusters: vec![ClusterConfig {
@@ -83,6 +89,7 @@ impl World {
                 hosts: Vec::new(),
                 upstream_host: upstream.ip().to_string(),
                 upstream_port: upstream.port(),
+                addresses: Vec::new(),
                 path_prefix: String::new(),
                 expected_name: ServerName::try_from(APISERVER).unwrap(),
                 trust: TrustSource::File(ca),
@@ -90,6 +97,10 @@ impl World {
             limits: Limits::default(),
             timeouts: Timeouts {
                 drain: Duration::from_secs(2),
+                drain_tunnels: Duration::from_secs(2),
+                drain_delay: Duration::ZERO,
+                // What tests count is what they ask for.
+                probe_interval: Duration::ZERO,
                 ..Timeouts::default()
             },
             log: LogConfig {
@@ -132,7 +143,7 @@ impl Setup<'_> {
     pub(crate) fn start_from(self, source: Source) -> Proxy {
         let app = App::bind(source).unwrap();
         let address = app.addresses()[0];
-        let reload_now = app.reload_now();
+        let (reload_now, stop, phase) = (app.reload_now(), app.stop(), app.phase());
         let (shutdown, told) = oneshot::channel::<()>();
         let running = tokio::spawn(async move {
             let told = async {
@@ -146,6 +157,8 @@ impl Setup<'_> {
             address,
             client: Client::new(address).trust(&self.world.public_ca).sni(HOST),
             reload_now,
+            stop,
+            phase,
             shutdown: Some(shutdown),
             running,
         }
@@ -170,6 +183,17 @@ impl Proxy {
     /// Begins the drain, as SIGTERM does.
     pub(crate) fn begin_shutdown(&mut self) {
         self.shutdown.take().unwrap().send(()).unwrap();
+    }
+
+    /// Hastens the end, as a second SIGTERM does.
+    pub(crate) fn stop(&self) -> &Stop {
+        &self.stop
+    }
+
+    /// Waits until it is so far on its way to its end.
+    pub(crate) async fn wait_for_phase(&mut self, wanted: Phase) {
+        let reached = self.phase.wait_for(|phase| *phase == wanted);
+        drop(standin::within("the phase", reached).await.unwrap());
     }
 
     /// Waits until the proxy has ended.

@@ -179,10 +179,11 @@
     set("open-more", hidden > 0 ? `and ${count(hidden, 0)} more` : "");
   }
 
-  function reload({ reload: { at: when, failure } }) {
-    show("reload", [when, failure], () => failure === null
-      ? [make("p", "", make("span", "good", "In use as they are on disk"), make("span", "quiet", " · ", since(when, "last change ", " ago")))]
-      : [make("p", "", make("span", "bad", since(when, "Unusable since ", "")), "; the last good state stays in use."), make("p", "", failure)]);
+  function reload({ reload: { at: when, failure, needs_restart: waiting } }) {
+    const later = waiting.length ? make("p", "quiet", `What has changed in ${waiting.join(", ")} takes effect at the next restart.`) : "";
+    show("reload", [when, failure, waiting], () => failure === null
+      ? [make("p", "", make("span", "good", "In use as they are on disk"), make("span", "quiet", " · ", since(when, "last change ", " ago"))), later]
+      : [make("p", "", make("span", "bad", since(when, "Unusable since ", "")), "; the last good state stays in use."), make("p", "", failure), later]);
   }
 
   function errors({ recent_errors: recent }) {

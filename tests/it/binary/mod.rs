@@ -69,6 +69,7 @@ pub(crate) fn good_flags(world: &World, upstream: SocketAddr) -> Vec<String> {
         ("--upstream", format!("https://{upstream}")),
         ("--upstream-ca", path(ca)),
         ("--upstream-name", APISERVER.to_owned()),
+        ("--drain-delay", "0s".to_owned()),
     ]
     .into_iter()
     .flat_map(|(flag, value)| [flag.to_owned(), value])
@@ -246,7 +247,10 @@ async fn sigterm_waits_for_what_runs_but_not_for_ever() {
     assert_eq!(binary.exit_code().await, Some(0));
     assert_eq!(watch.chunk().await.unwrap(), "event\n");
     watch.chunk().await.unwrap_err();
-    binary.wait_for_line("drain timeout passed").await;
+    let line = binary.wait_for_line("stopped").await;
+    for count in ["connections_cut=1", "tunnels_cut=0", "duration_seconds=1."] {
+        assert!(line.contains(count), "{count}: {line}");
+    }
 }
 
 /// Case 55. SIGHUP reads the files again at once.
