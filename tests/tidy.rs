@@ -55,7 +55,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("fuzz", &["downstream", "proxy", "upstream"]),
-    ("bench", &["downstream", "metrics", "proxy"]),
+    ("bench", &["downstream", "proxy"]),
     (
         "listener",
         &["addr", "config", "drain", "metrics", "socket", "telemetry"],

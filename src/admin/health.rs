@@ -141,3 +141,108 @@ fn upstream(sources: &Sources) -> Option<String> {
     }
     Some(told.join("; "))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use standin::{TempDir, pki::Ca};
+    use tokio::{
+        sync::watch,
+        time::{Instant, advance},
+    };
+
+    use super::*;
+    use crate::{
+        config::{Environment, ServeArgs, load},
+        metrics::Metrics,
+        reload::{Material, Reloader},
+    };
+
+    /// Sources of a proxy with one certificate, and the other ends of what they watch.
+    fn sources(dir: &TempDir, phase: Phase) -> (Sources, watch::Sender<Phase>, Reloader) {
+        let ca = Ca::new("public");
+        let (certificate, key) = ca.server(&["kube.test"]).write(dir, "public");
+        let args = ServeArgs {
+            certificates: vec![certificate],
+            keys: vec![key],
+            upstream: Some("https://127.0.0.1:1".to_owned()),
+            upstream_ca: Some(dir.write("ca.crt", ca.pem())),
+            ..ServeArgs::default()
+        };
+        let config = load(&args, &Environment::of_process()).unwrap();
+        let now = SystemTime::now();
+        let material = Material::load(&config, now).unwrap();
+        let (reloader, _) = Reloader::new(config, material, now).unwrap();
+        let (tell, phase) = watch::channel(phase);
+        let sources = Sources {
+            metrics: Arc::new(Metrics::new(2)),
+            report: reloader.report(),
+            phase,
+            listening: Vec::new(),
+            started: (now, Instant::now()),
+        };
+        (sources, tell, reloader)
+    }
+
+    fn failure(checks: &Checks, name: &str) -> Option<String> {
+        let check = checks.checks.iter().find(|check| check.name == name);
+        check.unwrap().failure.clone()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_is_stuck_and_no_other_thing_makes_livez_fail() {
+        let dir = TempDir::new();
+        let (sources, _tell, _reloader) = sources(&dir, Phase::Draining);
+        advance(STUCK - Duration::from_millis(1)).await;
+        assert_eq!(livez(&sources).text(false), "ok");
+        let turning = sources.metrics.workers()[0].keep_beating();
+        tokio::time::timeout(Duration::from_secs(2), turning)
+            .await
+            .unwrap_err();
+        assert_eq!(
+            livez(&sources).text(false),
+            "[-]workers failed: worker 1 has not turned its loop for 11 s; restart the process\nlivez check failed\n"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_expires_while_it_is_served_makes_readyz_fail() {
+        let dir = TempDir::new();
+        let (sources, _tell, _reloader) = sources(&dir, Phase::Serving);
+        let now = SystemTime::now();
+        assert_eq!(failure(&readyz(&sources, now), "certificate"), None);
+        let years = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+        let why = failure(&readyz(&sources, now + years), "certificate").unwrap();
+        assert!(
+            why.starts_with("the one for kube.test expired on 20"),
+            "{why}"
+        );
+        let why = failure(&readyz(&sources, SystemTime::UNIX_EPOCH), "certificate").unwrap();
+        assert!(why.contains("is valid from"), "{why}");
+    }
+
+    #[tokio::test]
+    async fn readyz_fails_from_the_signal_on_and_listening_only_once_the_sockets_are_closed() {
+        let dir = TempDir::new();
+        let (sources, tell, _reloader) = sources(&dir, Phase::Serving);
+        for (phase, listening, draining) in [
+            (Phase::Serving, true, true),
+            (Phase::Announced, true, false),
+            (Phase::Draining, false, false),
+        ] {
+            tell.send_replace(phase);
+            let checks = readyz(&sources, SystemTime::now());
+            assert_eq!(
+                failure(&checks, "listening").is_none(),
+                listening,
+                "{phase:?}"
+            );
+            assert_eq!(
+                failure(&checks, "draining").is_none(),
+                draining,
+                "{phase:?}"
+            );
+        }
+    }
+}

@@ -3,7 +3,6 @@
 //! No label is ever the text of a client: verbs, resources and codes come from closed sets, and what is
 //! in none of them shares one label. Workers share no counter, so counting costs them no cache line.
 
-mod bench;
 mod counts;
 mod errors;
 mod exposition;
@@ -18,7 +17,6 @@ mod requests;
 mod resources;
 mod total;
 
-pub use bench::count_request;
 pub use counts::{Counts, Done};
 pub use errors::RecentError;
 pub use exposition::{CONTENT_TYPE, Exposition, Label};
