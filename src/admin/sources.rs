@@ -38,7 +38,7 @@ impl Sources {
         unix_seconds(clock + at.saturating_duration_since(instant))
     }
 
-    /// Metrics as OpenMetrics text.
+    /// Metrics as `OpenMetrics` text.
     pub(super) fn exposition(&self) -> String {
         let mut exposition = Exposition::new();
         self.metrics.expose(&mut exposition);

@@ -1,4 +1,4 @@
-//! Numbers as OpenMetrics text.
+//! Numbers as `OpenMetrics` text.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt};
 
@@ -56,7 +56,7 @@ impl Exposition {
         self.add(family, labels, Value::Info);
     }
 
-    /// OpenMetrics text, as [`CONTENT_TYPE`] names it.
+    /// `OpenMetrics` text, as [`CONTENT_TYPE`] names it.
     #[must_use]
     pub fn into_text(self) -> String {
         let mut registry = Registry::default();
@@ -103,11 +103,13 @@ impl Collector for Exposition {
             let name = family.name.strip_suffix(suffix).unwrap_or(family.name);
             let mut samples = encoder.encode_descriptor(name, family.help, None, kind)?;
             for (labels, value) in self.samples.get(family.name).into_iter().flatten() {
-                match value {
-                    Value::Info => samples.encode_info(labels)?,
-                    // An empty set of labels would be written as braces.
-                    _ if labels.is_empty() => value.encode(&mut samples)?,
-                    _ => value.encode(&mut samples.encode_family(labels)?)?,
+                if let Value::Info = value {
+                    samples.encode_info(labels)?;
+                } else if labels.is_empty() {
+                    // A family without labels would be written with empty braces.
+                    value.encode(&mut samples)?;
+                } else {
+                    value.encode(&mut samples.encode_family(labels)?)?;
                 }
             }
         }

@@ -31,7 +31,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// As OpenMetrics calls it.
+    /// As `OpenMetrics` calls it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

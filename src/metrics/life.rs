@@ -52,9 +52,11 @@ impl Drop for Life {
         let why = self.end.get().copied().unwrap_or(LeaseEnd::Closed);
         // Nobody asks for a connection of an older generation any more, so that it grows old or is closed.
         let is_replaced = generation.strong_count() == 0;
-        counts.lease_retired(match why {
-            LeaseEnd::Age | LeaseEnd::Closed if is_replaced => LeaseEnd::Generation,
-            why => why,
+        let is_mere_age = matches!(why, LeaseEnd::Age | LeaseEnd::Closed);
+        counts.lease_retired(if is_mere_age && is_replaced {
+            LeaseEnd::Generation
+        } else {
+            why
         });
     }
 }

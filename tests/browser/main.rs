@@ -18,7 +18,11 @@ mod chromium;
 #[path = "../it/proxy.rs"]
 mod proxy;
 
-use std::{env, fs, path::PathBuf, time::Duration};
+use std::{
+    env, fs,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 
 use http::{Request, Response, header};
 use hyper_util::rt::TokioIo;
@@ -197,7 +201,10 @@ async fn the_page_has_its_picture_taken() {
     };
     let world = World::new();
     let upstream = world.apiserver().http(api).start().await;
-    let proxy = world.proxy(upstream.address()).admin().start();
+    let expires = SystemTime::now() + Duration::from_secs(61 * 24 * 60 * 60 + 3600);
+    let certificate = world.public_ca.leaf(&[HOST]).valid_until(expires).build();
+    let setup = world.proxy_as(upstream.address(), &certificate);
+    let proxy = setup.admin().start();
     let client = proxy.client().http2().await;
     let mut held = Vec::new();
     for (path, user_agent) in [
