@@ -14,7 +14,13 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use crate::{addr::PeerAddr, config::Timeouts, socket, telemetry::causes};
+use crate::{
+    addr::PeerAddr,
+    config::Timeouts,
+    metrics::{Counts, Limit},
+    socket,
+    telemetry::causes,
+};
 
 /// One listening socket of one worker.
 #[derive(Debug)]
@@ -23,6 +29,7 @@ pub struct Listener {
     owner: Owner,
     connections: Arc<Semaphore>,
     timeouts: Timeouts,
+    counts: Arc<Counts>,
 }
 
 /// Who closes a listening socket for good.
@@ -125,12 +132,14 @@ impl Listener {
         owner: Owner,
         connections: Arc<Semaphore>,
         timeouts: Timeouts,
+        counts: Arc<Counts>,
     ) -> io::Result<Self> {
         Ok(Self {
             socket: TcpListener::from_std(socket)?,
             owner,
             connections,
             timeouts,
+            counts,
         })
     }
 
@@ -165,7 +174,7 @@ impl Listener {
     ///
     /// Not cancel safe: the connection is closed.
     pub async fn admit(&self, (stream, peer): (TcpStream, PeerAddr)) -> Accepted {
-        admit(&self.connections, stream, peer).await
+        admit(&self.connections, &self.counts, stream, peer).await
     }
 
     /// Begins the end: from now on the kernel finishes the handshakes under way, and
@@ -184,13 +193,13 @@ impl Listener {
     /// accepted: it would reset them with the socket.
     pub fn close(self) -> Rest {
         let mut waiting = Vec::new();
-        let connections = self.connections;
-        let timeouts = self.timeouts;
+        let (connections, timeouts, counts) = (self.connections, self.timeouts, self.counts);
         if self.owner == Owner::Parent {
             return Rest {
                 waiting: waiting.into_iter(),
                 connections,
                 timeouts,
+                counts,
             };
         }
         // Asked directly: the runtime hears of a connection only when it next looks.
@@ -208,6 +217,7 @@ impl Listener {
             waiting: waiting.into_iter(),
             connections,
             timeouts,
+            counts,
         }
     }
 }
@@ -218,6 +228,7 @@ pub struct Rest {
     waiting: std::vec::IntoIter<(std::net::TcpStream, PeerAddr)>,
     connections: Arc<Semaphore>,
     timeouts: Timeouts,
+    counts: Arc<Counts>,
 }
 
 impl Rest {
@@ -231,13 +242,21 @@ impl Rest {
                 .and_then(|stream| socket::tune(&stream, &self.timeouts).map(|()| stream));
             // One that fails here is dead.
             if let Ok(stream) = ready {
-                return Some(admit(&self.connections, stream, peer).await);
+                return Some(admit(&self.connections, &self.counts, stream, peer).await);
             }
         }
     }
 }
 
-async fn admit(connections: &Arc<Semaphore>, stream: TcpStream, peer: PeerAddr) -> Accepted {
+async fn admit(
+    connections: &Arc<Semaphore>,
+    counts: &Counts,
+    stream: TcpStream,
+    peer: PeerAddr,
+) -> Accepted {
+    if connections.available_permits() == 0 {
+        counts.limit_hit(Limit::Connections);
+    }
     loop {
         if let Ok(permit) = Arc::clone(connections).acquire_owned().await {
             return Accepted {
@@ -288,8 +307,14 @@ mod tests {
             .remove(0);
         let address = socket.local_addr().unwrap();
         let connections = Arc::new(Semaphore::new(10));
-        let listener =
-            Listener::new(socket, Owner::Proxy, connections, Timeouts::default()).unwrap();
+        let listener = Listener::new(
+            socket,
+            Owner::Proxy,
+            connections,
+            Timeouts::default(),
+            Arc::default(),
+        )
+        .unwrap();
         (listener, address)
     }
 
@@ -321,7 +346,14 @@ mod tests {
         assert!(old.close().next().await.is_none());
         let new = bind(address, 1, Others::Refused).unwrap().remove(0);
         let connections = Arc::new(Semaphore::new(1));
-        let new = Listener::new(new, Owner::Proxy, connections, Timeouts::default()).unwrap();
+        let new = Listener::new(
+            new,
+            Owner::Proxy,
+            connections,
+            Timeouts::default(),
+            Arc::default(),
+        )
+        .unwrap();
         let (client, (_, peer)) = tokio::join!(connecting, new.next());
         assert_eq!(peer.0, client.unwrap().local_addr().unwrap());
     }
@@ -335,8 +367,14 @@ mod tests {
         let address = socket.local_addr().unwrap();
         let shared = share(&socket, 1).unwrap().remove(0);
         let connections = Arc::new(Semaphore::new(1));
-        let listener =
-            Listener::new(shared, Owner::Parent, connections, Timeouts::default()).unwrap();
+        let listener = Listener::new(
+            shared,
+            Owner::Parent,
+            connections,
+            Timeouts::default(),
+            Arc::default(),
+        )
+        .unwrap();
         listener.wind_up();
         let client = Client::connect(address).unwrap();
         assert!(listener.close().next().await.is_none());

@@ -119,5 +119,6 @@ fn config(upstream: SocketAddr, identities: Vec<IdentityFiles>, trust: TrustSour
             filter: "info".into(),
             access: false,
         },
+        admin: None,
     }
 }

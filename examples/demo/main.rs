@@ -165,6 +165,7 @@ fn proxy_config(
             filter: if then == Then::Check { "warn" } else { "info" }.into(),
             access: then == Then::Wait,
         },
+        admin: None,
     }
 }
 

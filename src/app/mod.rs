@@ -18,7 +18,10 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::{
+    sync::{Notify, Semaphore, watch},
+    time::Instant,
+};
 use tracing::info;
 
 pub use beats::Beats;
@@ -26,10 +29,12 @@ pub use error::{AppError, ListenFault};
 pub use stop::Stop;
 
 use crate::{
+    admin::{Admin, Sources},
     config::Config,
     downstream::Shared,
     drain::{Drain, Phase},
     listener::{self, Others, Owner},
+    metrics::Metrics,
     reload::{Material, Reloader, Source},
     upstream::{Cluster, Worker},
 };
@@ -47,7 +52,9 @@ pub struct App {
     reload_now: Arc<Notify>,
     phase: Arc<watch::Sender<Phase>>,
     stop: Stop,
-    beats: Beats,
+    metrics: Arc<Metrics>,
+    admin: Option<Admin>,
+    started: (SystemTime, Instant),
 }
 
 /// Addresses, and for each worker one socket on every one of them.
@@ -87,7 +94,8 @@ impl App {
         } else {
             (share(&inherited, config)?, Owner::Parent)
         };
-        let beats = Beats::new(config.workers.get());
+        let admin = config.admin.map(Admin::bind).transpose()?;
+        let metrics = Arc::new(Metrics::new(config.workers.get()));
         let shared = Shared {
             snapshot: ArcSwap::from_pointee(snapshot),
             handshakes: Semaphore::new(config.limits.handshakes),
@@ -104,7 +112,9 @@ impl App {
             reload_now: Arc::default(),
             phase: Arc::new(watch::Sender::new(Phase::Serving)),
             stop: Stop::default(),
-            beats,
+            metrics,
+            admin,
+            started: (now, Instant::now()),
         })
     }
 
@@ -126,6 +136,18 @@ impl App {
         Arc::clone(&self.reload_now)
     }
 
+    /// The address of the admin port, with the port that the kernel chose.
+    #[must_use]
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(Admin::address)
+    }
+
+    /// What its workers count.
+    #[must_use]
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
     /// How far it is on its way to its end.
     #[must_use]
     pub fn phase(&self) -> watch::Receiver<Phase> {
@@ -141,7 +163,7 @@ impl App {
     /// Signs of life of the workers.
     #[must_use]
     pub fn beats(&self) -> Beats {
-        self.beats.clone()
+        Beats(Arc::clone(&self.metrics))
     }
 
     /// Serves until `shutdown` completes, then for `timeouts.drainDelay`, then drains. Returns once
@@ -164,9 +186,21 @@ impl App {
             reload_now,
             phase,
             stop,
-            beats,
-            ..
+            metrics,
+            admin,
+            started,
+            addresses,
         } = self;
+        let sources = Sources {
+            metrics: Arc::clone(&metrics),
+            report: reloader.report(),
+            phase: phase.subscribe(),
+            listening: addresses,
+            started,
+        };
+        let _admin = admin
+            .map(|admin| admin.serve(sources, &shared.timeouts))
+            .transpose()?;
         let control = Drain::new();
         // Probes dial as clients do; they have no client whose worker they could use.
         let prober = Arc::new(Worker::new(
@@ -177,7 +211,7 @@ impl App {
         for cluster in reloader.clusters() {
             look_after(cluster, &[], &prober, &control).await;
         }
-        let workers = Workers::start(sockets, owner, &shared, &beats)?;
+        let workers = Workers::start(sockets, owner, &shared, &metrics)?;
         let reloading = async {
             loop {
                 tokio::select! {

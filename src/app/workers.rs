@@ -16,12 +16,13 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{AppError, Beats, Stop};
+use super::{AppError, Stop};
 use crate::{
     config::Timeouts,
     downstream::{self, Shared},
     drain::{Counts, Deadlines, Drain, Kind, Phase},
     listener::{Accepted, Listener, Owner},
+    metrics::{self, Metrics},
     upstream::Worker,
 };
 
@@ -37,7 +38,7 @@ impl Workers {
         sockets: Vec<Vec<TcpListener>>,
         owner: Owner,
         shared: &Arc<Shared>,
-        beats: &Beats,
+        metrics: &Metrics,
     ) -> Result<Self, AppError> {
         let connections = Arc::new(Semaphore::new(shared.limits.connections));
         let (tell, ends) = mpsc::unbounded_channel();
@@ -45,21 +46,21 @@ impl Workers {
             drains: Vec::new(),
             ends,
         };
-        for (number, sockets) in sockets.into_iter().enumerate() {
+        let counts = metrics.workers().iter().cloned();
+        for (number, (sockets, counts)) in sockets.into_iter().zip(counts).enumerate() {
             let drain = Drain::new();
             workers.drains.push(drain.clone());
             let (shared, connections, tell) =
                 (Arc::clone(shared), Arc::clone(&connections), tell.clone());
-            let beats = beats.clone();
             thread::Builder::new()
                 .name(format!("worker-{number}"))
                 .spawn(move || {
-                    let beat = beats.keep(number);
-                    let listeners = |socket| {
+                    let listener = |socket| {
                         let timeouts = shared.timeouts.clone();
-                        Listener::new(socket, owner, Arc::clone(&connections), timeouts)
+                        let (connections, counts) = (Arc::clone(&connections), Arc::clone(&counts));
+                        Listener::new(socket, owner, connections, timeouts, counts)
                     };
-                    let work = || work(sockets, listeners, &shared, &drain, beat);
+                    let work = || work(sockets, listener, &shared, &drain, &counts);
                     let work = AssertUnwindSafe(work);
                     let ended = catch_unwind(work)
                         .unwrap_or_else(|_| Err(io::Error::other("the worker panicked")));
@@ -186,17 +187,15 @@ fn work(
     listener: impl Fn(TcpListener) -> io::Result<Listener>,
     shared: &Arc<Shared>,
     drain: &Drain,
-    beat: impl Future<Output = ()>,
+    counts: &Arc<metrics::Counts>,
 ) -> io::Result<Counts> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let worker = Arc::new(Worker::new(
-            shared.limits.clone(),
-            shared.timeouts.clone(),
-            drain.clone(),
-        ));
+        let (limits, timeouts) = (shared.limits.clone(), shared.timeouts.clone());
+        let worker = Worker::new(limits, timeouts, drain.clone()).counting(Arc::clone(counts));
+        let worker = Arc::new(worker);
         for socket in sockets {
             let listener = listener(socket)?;
             let serving = Serving {
@@ -220,7 +219,7 @@ fn work(
         };
         tokio::select! {
             cut = life => Ok(cut),
-            () = beat => Err(io::Error::other("the worker stopped to beat")),
+            () = counts.keep_beating() => Err(io::Error::other("the worker stopped to beat")),
         }
     })
     // Dropping the runtime ends what is left, without close_notify: cut, and seen to be cut.

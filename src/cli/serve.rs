@@ -32,6 +32,8 @@ pub(super) fn serve(args: ServeArgs) -> Result<(), AppError> {
     let source = Box::new(move || config::load(&args, &environment));
     let app = App::bind_or_inherit(source, systemd::inherited_sockets()?)?;
     let telemetry = telemetry::start(&app.reloader().config().log).map_err(AppError::LogFilter)?;
+    app.metrics()
+        .ask_log_lines_dropped(telemetry.ask_dropped_lines());
     let run = |source| AppError::Run {
         doing: "start the runtime".into(),
         source,
@@ -153,6 +155,7 @@ fn announce(app: &App) {
         .collect();
     let block = StartBlock {
         listening: app.addresses(),
+        admin: app.admin_address(),
         identities: &identities,
         clusters: &clusters,
         workers: config.workers,
@@ -163,6 +166,7 @@ fn announce(app: &App) {
         LogFormat::Text => drop(write!(io::stderr().lock(), "{block}")),
         LogFormat::Json => info!(
             listening = block.listening().join("; "),
+            admin = block.admin(),
             serving = block.serving().join("; "),
             upstream = block.upstreams().join("; "),
             trusting = block.trusting().join("; "),

@@ -159,6 +159,16 @@ pub struct ServeArgs {
     )]
     pub drain_timeout: Option<String>,
 
+    /// Serve health, metrics and the status page here, as plain HTTP [default: nowhere]
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        env = "KUBE_TLS_PROXY_ADMIN_LISTEN",
+        hide_env = true,
+        help_heading = "Running"
+    )]
+    pub admin_listen: Option<String>,
+
     /// And let tunnels (exec, port-forward) go on for this long [default: 60s]
     #[arg(
         long,
@@ -238,6 +248,7 @@ impl ServeArgs {
             workers: text(&self.workers),
             drain_delay: text(&self.drain_delay),
             drain_timeout: text(&self.drain_timeout),
+            admin_listen: text(&self.admin_listen),
             drain_tunnels: text(&self.drain_tunnels),
             takeover: self.takeover,
             log_format: text(&self.log_format),

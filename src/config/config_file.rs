@@ -40,6 +40,8 @@ pub(super) struct ConfigFile {
     pub(super) timeouts: Option<TimeoutsEntry>,
     /// What is logged and how.
     pub(super) log: Option<LogEntry>,
+    /// Health, metrics and the status page.
+    pub(super) admin: Option<AdminEntry>,
 }
 
 /// One certificate chain and its key.
@@ -170,6 +172,15 @@ pub(super) struct LogEntry {
     pub(super) filter: Option<Parsed<LogFilter>>,
     /// Whether each request is logged.
     pub(super) access: Option<bool>,
+}
+
+/// Health, metrics and the status page, on a port of their own.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct AdminEntry {
+    /// Address to listen on, ADDRESS:PORT; plain HTTP for whoever can connect.
+    #[schemars(with = "Option<String>")]
+    pub(super) listen: Option<Parsed<ListenAddr>>,
 }
 
 /// The spelling of [`LogFormat`] for the schema.

@@ -15,7 +15,9 @@ use serde_saphyr::Spanned;
 use super::{
     Config, ConfigError, Environment, Fault, FileKind, IdentityFiles, Limits, LogConfig, LogFormat,
     ServeArgs, Timeouts, clusters,
-    config_file::{ConfigFile, LimitsEntry, ListenAddr, LogEntry, LogFilter, TimeoutsEntry},
+    config_file::{
+        AdminEntry, ConfigFile, LimitsEntry, ListenAddr, LogEntry, LogFilter, TimeoutsEntry,
+    },
     units, yaml,
 };
 
@@ -54,6 +56,7 @@ pub fn load(args: &ServeArgs, env: &Environment) -> Result<Config, ConfigError> 
         limits: limits(&file.limits.unwrap_or_default(), &base, workers, env)?,
         timeouts: timeouts(args, &file.timeouts.unwrap_or_default())?,
         log: log(args, file.log.unwrap_or_default())?,
+        admin: admin(args, file.admin)?,
     })
 }
 
@@ -283,6 +286,14 @@ fn log(args: &ServeArgs, entry: LogEntry) -> Result<LogConfig, ConfigError> {
         filter,
         access: !args.no_access_log && entry.access.unwrap_or(true),
     })
+}
+
+fn admin(args: &ServeArgs, entry: Option<AdminEntry>) -> Result<Option<SocketAddr>, ConfigError> {
+    let given = match &args.admin_listen {
+        Some(text) => Some(flag::<ListenAddr>("--admin-listen", text)?),
+        None => entry.and_then(|entry| entry.listen).map(|listen| listen.0),
+    };
+    Ok(given.map(|listen| listen.0))
 }
 
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 8443);

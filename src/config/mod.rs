@@ -51,6 +51,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// What is logged and how.
     pub log: LogConfig,
+    /// Where health, metrics and the status page are; `None`: nowhere.
+    pub admin: Option<SocketAddr>,
 }
 
 /// Where one certificate chain and its key are.

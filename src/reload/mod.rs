@@ -254,6 +254,7 @@ impl Reloader {
         let started = &self.started;
         let keys = [
             ("listen", config.listen != started.listen),
+            ("admin", config.admin != started.admin),
             ("takeover", config.takeover != started.takeover),
             ("workers", config.workers != started.workers),
             ("limits", config.limits != started.limits),

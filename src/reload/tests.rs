@@ -45,6 +45,7 @@ impl World {
             sources: Vec::new(),
             listen: vec!["127.0.0.1:0".parse().unwrap()],
             takeover: false,
+            admin: None,
             workers: NonZeroUsize::MIN,
             identities: vec![IdentityFiles {
                 certificate: file("tls.crt"),

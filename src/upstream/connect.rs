@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     addr::UpstreamAddr,
+    metrics::Dialled,
     socket,
     telemetry::causes,
     transport::{Ahead, Cork},
@@ -106,9 +107,14 @@ async fn try_one(
     match dialled.unwrap_or(Err(UpstreamError::ConnectTimeout { endpoint: address })) {
         Ok(connection) => {
             cluster.endpoints.mark_well(&endpoint);
+            worker.counts.dialled(cluster.name(), Dialled::Ok);
+            connection
+                .life()
+                .begins(&worker.counts, &cluster.generation);
             Ok(connection.to(endpoint))
         }
         Err(error) => {
+            worker.counts.dialled(cluster.name(), error.as_dialled());
             tracing::warn!(
                 cluster = cluster.name,
                 error = %causes(&error),

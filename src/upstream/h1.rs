@@ -27,7 +27,12 @@ use super::{
     LostCause, RequestBody, ResponseBody, UploadError, UpstreamError, endpoint::Endpoint,
     lease::Held,
 };
-use crate::{addr::UpstreamAddr, drain::Drain, telemetry::causes};
+use crate::{
+    addr::UpstreamAddr,
+    drain::Drain,
+    metrics::{LeaseEnd, Life},
+    telemetry::causes,
+};
 
 /// A connection that takes one request at a time.
 #[derive(Debug)]
@@ -39,6 +44,7 @@ pub(super) struct H1Connection {
     site: Option<Arc<Endpoint>>,
     spoiled: bool,
     idle_since: Instant,
+    life: Life,
 }
 
 /// Where a connection goes when its response has come to a good end.
@@ -89,7 +95,13 @@ impl H1Connection {
             site: None,
             spoiled: false,
             idle_since: Instant::now(),
+            life: Life::default(),
         })
+    }
+
+    /// What is counted of it.
+    pub(super) fn life(&self) -> &Life {
+        &self.life
     }
 
     /// The same, known to lead to this endpoint.
@@ -152,7 +164,10 @@ impl H1Connection {
                 };
                 (error, unsent)
             })?;
-        self.spoiled |= response.status() == StatusCode::UNAUTHORIZED;
+        if response.status() == StatusCode::UNAUTHORIZED {
+            self.spoiled = true;
+            self.life.ends(LeaseEnd::Unauthorized);
+        }
         let (head, incoming) = response.into_parts();
         let mut answer = Answer {
             incoming,
@@ -239,6 +254,15 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
     if let Ok(joined) = HeaderValue::from_bytes(&joined) {
         headers.insert(header::COOKIE, joined);
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        // Given up before its end, or cut.
+        if let Some((connection, _)) = &self.connection {
+            connection.life.ends(LeaseEnd::Reset);
+        }
     }
 }
 

@@ -37,6 +37,7 @@ pub use verify::VerifyFailure;
 use crate::{
     config::{Limits, Timeouts},
     drain::Drain,
+    metrics::{Counts, LeaseEnd},
     telemetry::causes,
 };
 use lease::{Age, Connection, Found, Held, IdleSet, Slot};
@@ -53,6 +54,8 @@ pub struct Cluster {
     path_prefix: String,
     endpoints: Arc<Endpoints>,
     tls: ClientTls,
+    /// Gone when this generation is.
+    generation: Arc<()>,
 }
 
 impl Cluster {
@@ -71,6 +74,7 @@ impl Cluster {
             path_prefix,
             endpoints,
             tls,
+            generation: Arc::default(),
         }
     }
 
@@ -108,6 +112,7 @@ pub struct Worker {
     limits: Limits,
     timeouts: Timeouts,
     drain: Drain,
+    counts: Arc<Counts>,
 }
 
 impl Worker {
@@ -124,7 +129,20 @@ impl Worker {
             limits,
             timeouts,
             drain,
+            counts: Arc::default(),
         }
+    }
+
+    /// The same, with these counters in place of its own.
+    #[must_use]
+    pub fn counting(self, counts: Arc<Counts>) -> Self {
+        Self { counts, ..self }
+    }
+
+    /// What is counted on this worker.
+    #[must_use]
+    pub fn counts(&self) -> &Arc<Counts> {
+        &self.counts
     }
 
     /// How often names are to be resolved.
@@ -233,7 +251,9 @@ impl Lease {
         body: RequestBody,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
         let connected = connect::connect(&self.worker, cluster, &cluster.tls.h1);
-        match Box::pin(connected).await? {
+        let connection = Box::pin(connected).await?;
+        connection.life().ends(LeaseEnd::Upgrade);
+        match connection {
             Connection::H1(connection) => connection
                 .exchange(head, body, None)
                 .await

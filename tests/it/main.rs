@@ -13,6 +13,7 @@ mod proxy;
 mod status;
 
 // One module a topic; a test goes where its peer-visible behaviour belongs.
+mod admin;
 mod binary;
 mod drain;
 mod early_answers;

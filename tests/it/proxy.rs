@@ -48,6 +48,7 @@ pub(crate) struct Setup<'a> {
 /// A running proxy; it is told to stop when dropped.
 pub(crate) struct Proxy {
     address: SocketAddr,
+    admin: Option<SocketAddr>,
     client: Client,
     reload_now: Arc<Notify>,
     stop: Stop,
@@ -111,6 +112,7 @@ impl World {
                 filter: "info".into(),
                 access: true,
             },
+            admin: None,
         };
         Setup {
             world: self,
@@ -135,6 +137,12 @@ impl Setup<'_> {
         self
     }
 
+    /// Opens the admin port.
+    pub(crate) fn admin(mut self) -> Self {
+        self.config.admin = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+        self
+    }
+
     /// Starts the proxy on the current runtime; its workers have threads of their own.
     pub(crate) fn start(self) -> Proxy {
         let config = self.config.clone();
@@ -145,6 +153,7 @@ impl Setup<'_> {
     pub(crate) fn start_from(self, source: Source) -> Proxy {
         let app = App::bind(source).unwrap();
         let address = app.addresses()[0];
+        let admin = app.admin_address();
         let (reload_now, stop, phase) = (app.reload_now(), app.stop(), app.phase());
         let report = app.reloader().report();
         let (shutdown, told) = oneshot::channel::<()>();
@@ -158,6 +167,7 @@ impl Setup<'_> {
         });
         Proxy {
             address,
+            admin,
             client: Client::new(address).trust(&self.world.public_ca).sni(HOST),
             reload_now,
             stop,
@@ -172,6 +182,11 @@ impl Setup<'_> {
 impl Proxy {
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The admin port, which must have been opened.
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.admin.unwrap()
     }
 
     /// A client that trusts the public CA and asks for [`HOST`].

@@ -108,6 +108,7 @@ fn flags_alone_give_the_defaults() {
                 filter: "info".to_owned(),
                 access: true,
             },
+            admin: None,
         }
     );
 }

@@ -30,6 +30,7 @@ use crate::{
     addr::UpstreamAddr,
     config::Timeouts,
     drain::Drain,
+    metrics::{LeaseEnd, Life},
     telemetry::causes,
     transport::{Cork, Seal},
 };
@@ -57,6 +58,17 @@ struct State {
     /// Something happened after which no other client may use the connection.
     spoiled: AtomicBool,
     closed: AtomicBool,
+    life: Life,
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        if self.heard.is_going_away() {
+            self.life.ends(LeaseEnd::GoAway);
+        } else if self.spoiled.load(Ordering::Acquire) {
+            self.life.ends(LeaseEnd::Reset);
+        }
+    }
 }
 
 impl H2Connection {
@@ -99,6 +111,7 @@ impl H2Connection {
             in_flight: AtomicUsize::new(0),
             spoiled: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            life: Life::default(),
         });
         let ping = connection
             .ping_pong()
@@ -112,6 +125,9 @@ impl H2Connection {
         drain.spawn(async move {
             let ended = drive(connection, &cork, ping, &running.heard, interval, limit).await;
             running.closed.store(true, Ordering::Release);
+            if running.in_flight.load(Ordering::Acquire) > 0 && !running.heard.is_going_away() {
+                running.life.ends(LeaseEnd::Closed);
+            }
             if let Err(error) = ended {
                 debug!(upstream.address = %endpoint, error = %causes(&error), "upstream connection ended");
             }
@@ -151,6 +167,11 @@ impl H2Connection {
 
     pub(super) fn endpoint(&self) -> UpstreamAddr {
         self.state.endpoint
+    }
+
+    /// What is counted of it.
+    pub(super) fn life(&self) -> &Life {
+        &self.state.life
     }
 
     pub(super) fn established(&self) -> Instant {
