@@ -27,7 +27,21 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "upstream",
         ],
     ),
-    ("cli", &["app", "config", "pki", "telemetry"]),
+    ("cli", &["app", "check", "config", "pki", "telemetry"]),
+    (
+        "check",
+        &[
+            "addr",
+            "app",
+            "config",
+            "drain",
+            "listener",
+            "pki",
+            "telemetry",
+            "transport",
+            "upstream",
+        ],
+    ),
     (
         "reload",
         &[

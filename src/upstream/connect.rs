@@ -3,6 +3,7 @@
 use std::{io, sync::Arc};
 
 use rustls::{CertificateError, ClientConfig, Error};
+use rustls_pki_types::ServerName;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
@@ -11,6 +12,7 @@ use super::{
 };
 use crate::{
     addr::UpstreamAddr,
+    config::Timeouts,
     socket,
     telemetry::causes,
     transport::{Ahead, Cork},
@@ -61,16 +63,8 @@ async fn dial(
     endpoint: UpstreamAddr,
 ) -> Result<Connection, UpstreamError> {
     let failed = |source: io::Error| UpstreamError::Connect { endpoint, source };
-    let tcp = TcpStream::connect(endpoint.0)
-        .await
-        .and_then(|tcp| socket::tune(&tcp, &worker.timeouts).map(|()| tcp))
-        .map_err(failed)?;
-    let tls = TlsConnector::from(Arc::clone(config))
-        .connect_with(cluster.tls.name.clone(), Ahead::new(tcp), |connection| {
-            connection.set_buffer_limit(Some(TLS_BUFFER))
-        })
-        .await
-        .map_err(|source| handshake_error(endpoint, source))?;
+    let tcp = reach(endpoint, &worker.timeouts).await?;
+    let tls = secure(tcp, &cluster.tls.name, config, endpoint).await?;
     if chose_h2(&tls) {
         socket::bound_patience(tls.get_ref().0.tcp(), &worker.timeouts).map_err(failed)?;
         let established =
@@ -84,6 +78,32 @@ async fn dial(
     established
         .map(Connection::H1)
         .map_err(|source| failed(io::Error::other(source)))
+}
+
+/// TCP with an endpoint.
+pub(super) async fn reach(
+    endpoint: UpstreamAddr,
+    timeouts: &Timeouts,
+) -> Result<TcpStream, UpstreamError> {
+    TcpStream::connect(endpoint.0)
+        .await
+        .and_then(|tcp| socket::tune(&tcp, timeouts).map(|()| tcp))
+        .map_err(|source| UpstreamError::Connect { endpoint, source })
+}
+
+/// TLS with an endpoint that proves to be `name`.
+pub(super) async fn secure(
+    tcp: TcpStream,
+    name: &ServerName<'static>,
+    config: &Arc<ClientConfig>,
+    endpoint: UpstreamAddr,
+) -> Result<TlsStream<Ahead>, UpstreamError> {
+    TlsConnector::from(Arc::clone(config))
+        .connect_with(name.clone(), Ahead::new(tcp), |connection| {
+            connection.set_buffer_limit(Some(TLS_BUFFER))
+        })
+        .await
+        .map_err(|source| handshake_error(endpoint, source))
 }
 
 fn chose_h2(tls: &TlsStream<Ahead>) -> bool {
@@ -117,7 +137,6 @@ const TLS_BUFFER: usize = 32 * 1024;
 mod tests {
     use std::net::SocketAddr;
 
-    use rustls_pki_types::ServerName;
     use standin::{
         pki::Ca,
         tcp::{Behaviour, Peer},
@@ -126,7 +145,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::{Limits, Timeouts},
+        config::Limits,
         drain::Drain,
         upstream::{ClientTls, Endpoints},
     };

@@ -1,0 +1,219 @@
+//! From a name to a verified connection, a line for each step.
+
+use std::net::{IpAddr, SocketAddr};
+
+use tokio::time::timeout;
+
+use super::{
+    Check, Notes,
+    notes::seconds,
+    words::{self, days},
+};
+use crate::{
+    addr::UpstreamAddr,
+    config::Timeouts,
+    pki::CertSummary,
+    telemetry::causes,
+    upstream::{ClientTls, Offer, Probe, UpstreamError},
+};
+
+/// Whom a part of the run speaks to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    /// The apiserver, as the proxy does.
+    Apiserver,
+    /// The proxy, as clients do.
+    Proxy,
+}
+
+/// A server, how it is verified, and how its requests look.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub(super) side: Side,
+    pub(super) host: String,
+    pub(super) port: u16,
+    pub(super) tls: ClientTls,
+    pub(super) prefix: String,
+    /// Host of the requests.
+    pub(super) authority: String,
+    /// The trusted CAs, in words.
+    pub(super) trusted: String,
+    pub(super) timeouts: Timeouts,
+}
+
+/// What one address came to.
+struct Tried {
+    address: SocketAddr,
+    tls: Result<Agreed, Failure>,
+}
+
+struct Agreed {
+    version: &'static str,
+    is_http2: bool,
+    certificate: Option<CertSummary>,
+}
+
+/// The step that failed, and why.
+enum Failure {
+    Tcp(UpstreamError),
+    Tls(UpstreamError),
+    Verify(UpstreamError),
+}
+
+/// An address of `target` that works; `None` once it is noted that there is none.
+pub(super) async fn check(target: &Target, notes: &mut Notes<'_>) -> Option<UpstreamAddr> {
+    let addresses = look_up(target, notes).await?;
+    let mut all = Vec::with_capacity(addresses.len());
+    for address in addresses {
+        notes.waiting(Check::Tcp, &format!("a connection to {address}"));
+        let tls = Box::pin(try_one(target, address)).await;
+        all.push(Tried { address, tls });
+    }
+    let works = all.iter().find(|tried| tried.tls.is_ok());
+    // Of several addresses that do not all work, the proxy passes over the bad ones.
+    let passed_over = works.is_some();
+    let mut bad = |check, words| match passed_over {
+        true => notes.warning(check, words),
+        false => notes.failed(check, words),
+    };
+    let mut reached = Vec::new();
+    for Tried { address, tls } in &all {
+        match tls {
+            Err(Failure::Tcp(error)) => bad(Check::Tcp, words::tcp(target, *address, error)),
+            _ => reached.push(address.to_string()),
+        }
+    }
+    if reached.is_empty() {
+        notes.skipped(&[Check::Tls, Check::Verify, Check::Alpn], NO_TCP);
+        return None;
+    }
+    notes.ok(
+        Check::Tcp,
+        format!("{} accepts connections", reached.join(", ")),
+    );
+    step_tls(target, &all, passed_over, notes);
+    let (Some(Tried { address, .. }), Some(agreed)) =
+        (works, all.iter().find_map(|tried| tried.tls.as_ref().ok()))
+    else {
+        return None;
+    };
+    step_verified(target, agreed, notes);
+    Some(UpstreamAddr(*address))
+}
+
+async fn look_up(target: &Target, notes: &mut Notes<'_>) -> Option<Vec<SocketAddr>> {
+    let (host, port) = (target.host.as_str(), target.port);
+    if let Ok(ip) = host.parse::<IpAddr>() {
+        notes.ok(
+            Check::Dns,
+            format!("{host} is an address, nothing to look up"),
+        );
+        return Some(vec![SocketAddr::new(ip, port)]);
+    }
+    let limit = target.timeouts.upstream_connect;
+    notes.waiting(Check::Dns, &format!("the addresses of {host}"));
+    let failure = match timeout(limit, tokio::net::lookup_host((host, port))).await {
+        Ok(Ok(found)) => {
+            let mut found: Vec<_> = found.collect();
+            found.sort_unstable();
+            found.dedup();
+            if !found.is_empty() {
+                let shown: Vec<_> = found.iter().map(|one| one.ip().to_string()).collect();
+                notes.ok(Check::Dns, format!("{host} is {}", shown.join(", ")));
+                found.truncate(MAX_ADDRESSES);
+                return Some(found);
+            }
+            "the name has no address".to_owned()
+        }
+        Ok(Err(error)) => causes(&error).to_string(),
+        Err(_elapsed) => format!("no answer within {}", seconds(limit)),
+    };
+    notes.failed(Check::Dns, words::dns(target, &failure));
+    let rest = [Check::Tcp, Check::Tls, Check::Verify, Check::Alpn];
+    notes.skipped(&rest, "no address is known");
+    None
+}
+
+async fn try_one(target: &Target, address: SocketAddr) -> Result<Agreed, Failure> {
+    let probe = Probe::reach(UpstreamAddr(address), &target.timeouts)
+        .await
+        .map_err(Failure::Tcp)?;
+    match Box::pin(probe.secure(&target.tls, Offer::Http2)).await {
+        Ok(verified) => Ok(Agreed {
+            version: verified.version,
+            is_http2: verified.is_http2,
+            certificate: verified.certificate,
+        }),
+        Err(error @ UpstreamError::Verify { .. }) => Err(Failure::Verify(error)),
+        Err(error) => Err(Failure::Tls(error)),
+    }
+}
+
+/// The lines about TLS, the certificate and, when there is none, what is skipped.
+fn step_tls(target: &Target, all: &[Tried], passed_over: bool, notes: &mut Notes<'_>) {
+    let mut refused = Vec::new();
+    let mut speaks = None;
+    let mut silent = Vec::new();
+    for Tried { address, tls } in all {
+        match tls {
+            Ok(agreed) => speaks = Some(agreed.version),
+            Err(Failure::Tls(error)) => silent.push(words::tls(target, *address, error)),
+            Err(Failure::Verify(error)) => {
+                speaks = speaks.or(Some("TLS"));
+                refused.push(words::verify(target, *address, error));
+            }
+            Err(Failure::Tcp(_)) => {}
+        }
+    }
+    let bad = |notes: &mut Notes<'_>, check, words| match passed_over {
+        true => notes.warning(check, words),
+        false => notes.failed(check, words),
+    };
+    for words in silent {
+        bad(notes, Check::Tls, words);
+    }
+    match speaks {
+        Some(version) => notes.ok(Check::Tls, format!("the server speaks {version}")),
+        None => return notes.skipped(&[Check::Verify, Check::Alpn], "there is no TLS"),
+    }
+    let any_refused = !refused.is_empty();
+    for words in refused {
+        bad(notes, Check::Verify, words);
+    }
+    if any_refused && !passed_over {
+        notes.skipped(&[Check::Alpn], "the server is not the one expected");
+    }
+}
+
+/// The lines about a connection that was verified.
+fn step_verified(target: &Target, agreed: &Agreed, notes: &mut Notes<'_>) {
+    let now = std::time::SystemTime::now();
+    let left = agreed.certificate.as_ref().map(|leaf| leaf.days_left(now));
+    let (name, trusted) = (target.tls.expects(), &target.trusted);
+    match left {
+        Some(left) if left < FEW_DAYS => {
+            notes.warning(Check::Verify, words::few_days(target, left));
+        }
+        Some(left) => notes.ok(
+            Check::Verify,
+            format!(
+                "the certificate is for {name} and signed by {trusted}, {}",
+                days(left)
+            ),
+        ),
+        None => notes.ok(
+            Check::Verify,
+            format!("the certificate is for {name} and signed by {trusted}"),
+        ),
+    }
+    if agreed.is_http2 {
+        notes.ok(Check::Alpn, "HTTP/2 is offered and chosen");
+    } else {
+        notes.warning(Check::Alpn, words::no_http2(target));
+    }
+}
+
+/// More endpoints than a cluster has; each may take as long as a dial.
+const MAX_ADDRESSES: usize = 8;
+const FEW_DAYS: u64 = 14;
+const NO_TCP: &str = "there is no connection";
