@@ -63,6 +63,14 @@ enum Failure {
 /// An address of `target` that works; `None` once it is noted that there is none.
 pub(super) async fn check(target: &Target, notes: &mut Notes<'_>) -> Option<UpstreamAddr> {
     let addresses = look_up(target, notes).await?;
+    Box::pin(check_all(target, addresses, notes)).await
+}
+
+async fn check_all(
+    target: &Target,
+    addresses: Vec<SocketAddr>,
+    notes: &mut Notes<'_>,
+) -> Option<UpstreamAddr> {
     let mut all = Vec::with_capacity(addresses.len());
     for address in addresses {
         notes.waiting(Check::Tcp, &format!("a connection to {address}"));
@@ -217,3 +225,96 @@ fn step_verified(target: &Target, agreed: &Agreed, notes: &mut Notes<'_>) {
 const MAX_ADDRESSES: usize = 8;
 const FEW_DAYS: u64 = 14;
 const NO_TCP: &str = "there is no connection";
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use standin::{
+        pki::Ca,
+        tcp::{Behaviour, Peer, refused},
+        upstream::Upstream,
+    };
+
+    use super::*;
+    use crate::check::Outcome;
+
+    const NAME: &str = "kubernetes.default.svc";
+
+    /// Outcomes of the steps with these addresses, and the one that is gone on with.
+    async fn found(ca: &Ca, addresses: &[SocketAddr]) -> (Vec<String>, Option<SocketAddr>) {
+        let target = Target {
+            side: Side::Apiserver,
+            host: "apiserver.test".into(),
+            port: 6443,
+            tls: ClientTls::new(Arc::new(ca.roots()), NAME.try_into().unwrap()).unwrap(),
+            prefix: String::new(),
+            authority: "kube.test".into(),
+            trusted: "the CA".into(),
+            timeouts: Timeouts::default(),
+        };
+        let mut ignore = |_: super::super::Event<'_>| {};
+        let mut notes = Notes::new(&mut ignore);
+        let chosen = check_all(&target, addresses.to_vec(), &mut notes).await;
+        let lines = notes.into_report().findings.into_iter().map(|finding| {
+            let mark = match finding.outcome {
+                Outcome::Ok => "ok",
+                Outcome::Warning => "warning",
+                Outcome::Failed => "failed",
+                Outcome::Skipped => "skipped",
+            };
+            format!("{} {mark}", finding.check.word())
+        });
+        (lines.collect(), chosen.map(|address| address.0))
+    }
+
+    /// One of several addresses being down is what the proxy is made for.
+    #[tokio::test]
+    async fn addresses_that_do_not_work_beside_one_that_does_are_warnings() {
+        let ca = Ca::new("cluster");
+        let well = Upstream::builder(ca.server(&[NAME])).start().await;
+        let other = Upstream::builder(Ca::new("other").server(&[NAME]))
+            .start()
+            .await;
+        let mute = Peer::start(Behaviour::CloseInHandshake).await;
+        let down = refused().await;
+        let all = [down, mute.address(), other.address(), well.address()];
+        let (lines, chosen) = found(&ca, &all).await;
+        assert_eq!(chosen, Some(well.address()));
+        assert_eq!(
+            lines,
+            [
+                "tcp warning",
+                "tcp ok",
+                "tls warning",
+                "tls ok",
+                "verify warning",
+                "verify ok",
+                "alpn ok"
+            ]
+        );
+    }
+
+    #[tokio::test]
+    async fn addresses_of_which_none_works_are_failures() {
+        let ca = Ca::new("cluster");
+        let other = Upstream::builder(Ca::new("other").server(&[NAME]))
+            .start()
+            .await;
+        let mute = Peer::start(Behaviour::CloseInHandshake).await;
+        let all = [refused().await, mute.address(), other.address()];
+        let (lines, chosen) = found(&ca, &all).await;
+        assert_eq!(chosen, None);
+        assert_eq!(
+            lines,
+            [
+                "tcp failed",
+                "tcp ok",
+                "tls failed",
+                "tls ok",
+                "verify failed",
+                "alpn skipped"
+            ]
+        );
+    }
+}

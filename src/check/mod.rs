@@ -6,11 +6,14 @@
 mod answer;
 mod ask;
 mod asks;
+mod clock;
 mod dial;
 mod here;
 mod notes;
 mod report;
 mod token;
+mod upgrade;
+mod watch;
 mod words;
 
 use std::{sync::Arc, time::Duration};

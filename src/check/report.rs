@@ -289,3 +289,51 @@ impl Check {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finding(outcome: Outcome, check: Check, leg: Leg) -> Finding {
+        Finding {
+            check,
+            section: Section::Upstream,
+            leg,
+            of: String::new(),
+            outcome,
+            what: "what".into(),
+            mend: (outcome != Outcome::Ok).then(|| "mend".into()),
+            took: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn the_mark_is_coloured_and_the_words_are_not() {
+        let failed = finding(Outcome::Failed, Check::Tcp, Leg::ProxyApiserver);
+        let mend = "                   → mend\n";
+        assert_eq!(
+            failed.lines(Colours::Yes),
+            format!("  \x1b[31m✗\x1b[0m tcp            what\n{mend}")
+        );
+        assert_eq!(
+            failed.lines(Colours::No),
+            format!("  ✗ tcp            what\n{mend}")
+        );
+    }
+
+    #[test]
+    fn the_exit_code_tells_what_does_not_work_from_what_is_unusable() {
+        for (outcome, check, code) in [
+            (Outcome::Ok, Check::Configuration, 0),
+            (Outcome::Warning, Check::Alpn, 0),
+            (Outcome::Skipped, Check::Watch, 0),
+            (Outcome::Failed, Check::Tcp, 1),
+            (Outcome::Failed, Check::Configuration, 2),
+        ] {
+            let report = Report {
+                findings: vec![finding(outcome, check, Leg::None)],
+            };
+            assert_eq!(report.exit_code(), code, "{outcome:?} {check:?}");
+        }
+    }
+}
