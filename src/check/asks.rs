@@ -15,17 +15,23 @@ use crate::{addr::UpstreamAddr, telemetry::causes, upstream::Offer};
 /// Everything about one server, from its name to a watch.
 pub(super) async fn all(plan: &Plan, target: &Target, notes: &mut Notes<'_>) {
     let Some(at) = Box::pin(dial::check(target, notes)).await else {
-        notes.skipped(&ASKS, "there is no verified connection");
-        return;
+        return skip(plan, &ASKS, "there is no verified connection", notes);
     };
     let run = Run { plan, target, at };
     if !Box::pin(run.version(notes)).await {
-        notes.skipped(&REST, "no apiserver answers");
-        return;
+        return skip(plan, &REST, "no apiserver answers", notes);
     }
     Box::pin(run.readyz(notes)).await;
     Box::pin(run.upgrade(notes)).await;
     Box::pin(run.watch(notes)).await;
+}
+
+/// Skips these, and the watch if one is wanted.
+fn skip(plan: &Plan, checks: &[Check], why: &str, notes: &mut Notes<'_>) {
+    notes.skipped(checks, why);
+    if plan.watch.is_some() {
+        notes.skipped(&[Check::Watch], why);
+    }
 }
 
 /// A server that was verified, and what is wanted of it.

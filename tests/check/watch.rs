@@ -11,6 +11,7 @@ use kube_tls_proxy::{
 };
 use standin::{
     kubernetes::{Kubernetes, Pod},
+    tcp::refused,
     upstream::{Upstream, channel},
 };
 
@@ -142,6 +143,13 @@ async fn without_a_token_no_watch_is_tried() {
     assert_eq!(ended.code, 0, "{}", ended.stdout);
     assert_eq!(ended.marked('–'), ["watch"]);
     assert!(ended.of("watch")[0].what.contains("--token-file"));
+    // Nor is it forgotten when nothing came so far.
+    let ended = world.check(refused().await, &["--long"]).await;
+    assert!(
+        ended
+            .marked('–')
+            .ends_with(&["upgrade".to_owned(), "watch".to_owned()])
+    );
     // And without --long it is not spoken of.
     let token = world.dir.write("token", "any");
     let ended = world
