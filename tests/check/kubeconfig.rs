@@ -121,13 +121,19 @@ async fn a_file_is_for_its_owner_alone_and_written_whole() {
 
 #[tokio::test]
 async fn flags_that_contradict_each_other_are_refused() {
+    let world = World::new();
+    let token = world.dir.write("token", "s3cret");
     let server = ["--server", "https://kube.example.com"];
-    for more in [
-        &["--token-file", "a", "--exec-command", "b"][..],
-        &["--context", "a"],
-        &["--exec-arg", "a"],
+    for (more, sentence) in [
+        (
+            &["--token-file", path(&token), "--exec-command", "b"][..],
+            "cannot be used with",
+        ),
+        (&["--context", "a"], "not provided"),
+        (&["--exec-arg", "a"], "not provided"),
     ] {
         let ended = run(command("kubeconfig").args(server).args(more)).await;
         assert_eq!(ended.code, 2, "{more:?}");
+        assert!(ended.stderr.contains(sentence), "{more:?} {ended:?}");
     }
 }
