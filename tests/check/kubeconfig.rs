@@ -2,6 +2,12 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, process::Command as Blocking};
 
+use standin::{
+    kubernetes::{Kubernetes, Pod},
+    within,
+};
+use tokio::process::Command as Kubectl;
+
 use crate::world::{World, command, path, run};
 
 const FROM: &str = r#"
@@ -136,4 +142,39 @@ async fn flags_that_contradict_each_other_are_refused() {
         assert_eq!(ended.code, 2, "{more:?}");
         assert!(ended.stderr.contains(sentence), "{more:?} {ended:?}");
     }
+}
+
+/// With the public CA where Go looks for those of the machine, as it is for everybody outside.
+#[tokio::test]
+async fn kubectl_works_with_what_is_printed() {
+    let world = World::new();
+    let cluster = Kubernetes::new().token("s3cret", "jane", &[]);
+    cluster.apply(Pod::running("web-0"));
+    let upstream = world.apiserver().kubernetes(&cluster).start().await;
+    let serving = world.serve(&world.flags(upstream.address())).await;
+    let token = world.dir.write("token", "s3cret");
+    let url = format!("https://localhost:{}", serving.address.port());
+    let ended =
+        run(command("kubeconfig").args(["--server", &url, "--token-file", path(&token)])).await;
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let file = world.dir.write("made", &ended.stdout);
+    let output = Kubectl::new("kubectl")
+        .args([
+            "--kubeconfig",
+            path(&file),
+            "get",
+            "pods",
+            "--output",
+            "name",
+        ])
+        .env("SSL_CERT_FILE", world.public_ca_file())
+        .env("HOME", world.dir.path())
+        .kill_on_drop(true)
+        .output();
+    // Without kubectl there is nobody to ask.
+    let Ok(output) = within("the end of kubectl", output).await else {
+        return;
+    };
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "pod/web-0\n");
 }

@@ -41,6 +41,18 @@ async fn a_good_setup_is_a_line_for_each_check_and_exit_code_0() {
         "{}",
         ended.stdout
     );
+    let page = include_str!("../../docs/check.md");
+    for check in ended
+        .lines()
+        .iter()
+        .map(|line| line.check.as_str())
+        .chain(["watch"])
+    {
+        assert!(
+            page.contains(&format!("\n| `{check}` | ")),
+            "docs/check.md lacks {check}"
+        );
+    }
     assert_eq!(ended.stderr, "", "progress is for terminals alone");
     assert!(!ended.stdout.contains('\x1b'), "colours are too");
 }
