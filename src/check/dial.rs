@@ -1,6 +1,9 @@
 //! From a name to a verified connection, a line for each step.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::{Duration, SystemTime},
+};
 
 use tokio::time::timeout;
 
@@ -195,24 +198,21 @@ fn step_tls(target: &Target, all: &[Tried], passed_over: bool, notes: &mut Notes
 
 /// The lines about a connection that was verified.
 fn step_verified(target: &Target, agreed: &Agreed, notes: &mut Notes<'_>) {
-    let now = std::time::SystemTime::now();
-    let left = agreed.certificate.as_ref().map(|leaf| leaf.days_left(now));
-    let (name, trusted) = (target.tls.expects(), &target.trusted);
-    match left {
-        Some(left) if left < FEW_DAYS => {
-            notes.warning(Check::Verify, words::few_days(target, left));
+    let now = SystemTime::now();
+    let good = format!(
+        "the certificate is for {} and signed by {}",
+        target.tls.expects(),
+        target.trusted
+    );
+    match &agreed.certificate {
+        Some(leaf) if expires_soon(leaf, now) => {
+            notes.warning(Check::Verify, words::expires_soon(target, leaf));
         }
-        Some(left) => notes.ok(
+        Some(leaf) => notes.ok(
             Check::Verify,
-            format!(
-                "the certificate is for {name} and signed by {trusted}, {}",
-                days(left)
-            ),
+            format!("{good}, {}", days(leaf.days_left(now))),
         ),
-        None => notes.ok(
-            Check::Verify,
-            format!("the certificate is for {name} and signed by {trusted}"),
-        ),
+        None => notes.ok(Check::Verify, good),
     }
     if agreed.is_http2 {
         notes.ok(Check::Alpn, "HTTP/2 is offered and chosen");
@@ -221,9 +221,17 @@ fn step_verified(target: &Target, agreed: &Agreed, notes: &mut Notes<'_>) {
     }
 }
 
+/// With less than two weeks left, or a third of its life if that is less: what lives for a day is renewed
+/// by a program.
+fn expires_soon(leaf: &CertSummary, now: SystemTime) -> bool {
+    let life = leaf.not_after.duration_since(leaf.not_before);
+    let enough = life.map_or(FEW_DAYS, |life| FEW_DAYS.min(life / 3));
+    leaf.not_after.duration_since(now).unwrap_or_default() < enough
+}
+
 /// More endpoints than a cluster has; each may take as long as a dial.
 const MAX_ADDRESSES: usize = 8;
-const FEW_DAYS: u64 = 14;
+const FEW_DAYS: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 const NO_TCP: &str = "there is no connection";
 
 #[cfg(test)]
@@ -266,6 +274,20 @@ mod tests {
             format!("{} {mark}", finding.check.word())
         });
         (lines.collect(), chosen.map(|address| address.0))
+    }
+
+    #[test]
+    fn what_lives_for_a_day_is_not_always_about_to_expire() {
+        const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+        let mut leaf = CertSummary::of(&Ca::new("a").der()).unwrap();
+        leaf.not_before = SystemTime::UNIX_EPOCH;
+        for (life, soon) in [(DAY, DAY / 3), (90 * DAY, 14 * DAY), (3650 * DAY, 14 * DAY)] {
+            leaf.not_after = leaf.not_before + life;
+            let last = leaf.not_after - soon;
+            assert!(!expires_soon(&leaf, last), "{life:?}");
+            assert!(expires_soon(&leaf, last + DAY / 86_400), "{life:?}");
+            assert!(expires_soon(&leaf, leaf.not_after + DAY), "{life:?}");
+        }
     }
 
     /// One of several addresses being down is what the proxy is made for.

@@ -205,9 +205,12 @@ pub(super) fn verify(target: &Target, address: SocketAddr, error: &UpstreamError
 }
 
 /// A good certificate that will not be for long.
-pub(super) fn few_days(target: &Target, left: u64) -> Words {
+pub(super) fn expires_soon(target: &Target, leaf: &CertSummary) -> Words {
     Words::new(
-        format!("the certificate is good and expires soon, {}", days(left)),
+        format!(
+            "the certificate is good, and expires soon: on {}",
+            UtcDate(leaf.not_after)
+        ),
         match target.side {
             Side::Apiserver => {
                 "renew it (`kubeadm certs renew apiserver`, then restart the apiserver)"

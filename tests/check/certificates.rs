@@ -151,6 +151,14 @@ async fn a_ca_of_ones_own_is_a_warning() {
         "no public CA vouches for it: the chain ends at CN=public",
         "give it here with --through-ca",
     );
+    let self_signed = Identity::self_signed(&[HOST]);
+    with(&world, &self_signed, false).await.names(
+        0,
+        '!',
+        "trust",
+        "no public CA vouches for it: the chain ends at CN=standin",
+        "else use a public one",
+    );
 }
 
 #[tokio::test]
@@ -189,7 +197,7 @@ async fn a_certificate_that_soon_expires_is_a_warning() {
         0,
         '!',
         "verify",
-        "expires soon, 3 days left",
+        "the certificate is good, and expires soon: on 20",
         "renew it",
     );
 }
