@@ -16,7 +16,7 @@ use super::{Token, dial::Target};
 use crate::{
     addr::UpstreamAddr,
     drain::Drain,
-    upstream::{Offer, Probe, UpstreamError},
+    upstream::{Offer, Reached, UpstreamError},
 };
 
 /// What is asked.
@@ -112,10 +112,10 @@ pub(super) async fn begin(
     question: Question<'_>,
     more: HeaderMap,
 ) -> Result<Streaming, NoAnswer> {
-    let probe = Probe::reach(at, &target.timeouts)
+    let reached = Reached::dial(at, &target.timeouts)
         .await
         .map_err(NoAnswer::Dial)?;
-    let verified = Box::pin(probe.secure(&target.tls, question.offer))
+    let verified = Box::pin(reached.secure(&target.tls, question.offer))
         .await
         .map_err(NoAnswer::Dial)?;
     let request = request(target, question, more, verified.is_http2);

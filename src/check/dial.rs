@@ -17,7 +17,7 @@ use crate::{
     config::Timeouts,
     pki::CertSummary,
     telemetry::causes,
-    upstream::{ClientTls, Offer, Probe, UpstreamError},
+    upstream::{ClientTls, Offer, Reached, UpstreamError},
 };
 
 /// Whom a part of the run speaks to.
@@ -146,10 +146,10 @@ async fn look_up(target: &Target, notes: &mut Notes<'_>) -> Option<Vec<SocketAdd
 }
 
 async fn try_one(target: &Target, address: SocketAddr) -> Result<Agreed, Failure> {
-    let probe = Probe::reach(UpstreamAddr(address), &target.timeouts)
+    let reached = Reached::dial(UpstreamAddr(address), &target.timeouts)
         .await
         .map_err(Failure::Tcp)?;
-    match Box::pin(probe.secure(&target.tls, Offer::Http2)).await {
+    match Box::pin(reached.secure(&target.tls, Offer::Http2)).await {
         Ok(verified) => Ok(Agreed {
             version: verified.version,
             is_http2: verified.is_http2,

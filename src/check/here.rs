@@ -14,7 +14,7 @@ use crate::{
     config::{ClusterConfig, Config, Timeouts},
     listener,
     pki::{Acceptance, Identity, TrustAnchors, UtcDate, public_roots},
-    upstream::{ClientTls, Offer, Probe},
+    upstream::{ClientTls, Offer, Reached},
 };
 
 /// Checks all of it; returns the names in the certificates.
@@ -228,11 +228,11 @@ async fn presents(address: SocketAddr, identities: &[Identity], timeouts: &Timeo
         let Some(tls) = name.and_then(|name| ClientTls::new(public_roots(), name).ok()) else {
             continue;
         };
-        let Ok(probe) = Probe::reach(UpstreamAddr(address), timeouts).await else {
+        let Ok(reached) = Reached::dial(UpstreamAddr(address), timeouts).await else {
             return false;
         };
         // Mostly it is refused, for its CA is not looked for here; what was presented is known all the same.
-        let presented = match Box::pin(probe.secure(&tls, Offer::Http1)).await {
+        let presented = match Box::pin(reached.secure(&tls, Offer::Http1)).await {
             Ok(verified) => verified.certificate.map(|leaf| leaf.sha256),
             Err(error) => error
                 .verify_failure()

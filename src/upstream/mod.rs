@@ -10,7 +10,7 @@ mod frames;
 mod h1;
 mod h2;
 mod lease;
-mod probe;
+mod steps;
 mod tls;
 mod upload;
 mod verify;
@@ -31,7 +31,7 @@ use tracing::debug;
 pub use body::{DownloadError, RequestBody, ResponseBody, UploadError};
 pub use endpoint::Endpoints;
 pub use error::{LostCause, UpstreamError};
-pub(crate) use probe::{Offer, Probe};
+pub(crate) use steps::{Offer, Reached};
 pub use tls::ClientTls;
 pub use verify::VerifyFailure;
 

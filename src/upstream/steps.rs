@@ -24,7 +24,7 @@ pub(crate) enum Offer {
 
 /// One endpoint, dialled as `connect` dials it and within the same time.
 #[derive(Debug)]
-pub(crate) struct Probe {
+pub(crate) struct Reached {
     endpoint: UpstreamAddr,
     deadline: Instant,
     tcp: TcpStream,
@@ -43,13 +43,13 @@ pub(crate) struct Verified {
     pub(crate) certificate: Option<CertSummary>,
 }
 
-impl Probe {
+impl Reached {
     /// TCP with `endpoint`; this and the handshake share `timeouts.upstreamConnect`.
     ///
     /// # Errors
     ///
     /// As for a dial of `serve`.
-    pub(crate) async fn reach(
+    pub(crate) async fn dial(
         endpoint: UpstreamAddr,
         timeouts: &Timeouts,
     ) -> Result<Self, UpstreamError> {
