@@ -27,7 +27,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "upstream",
         ],
     ),
-    ("cli", &["app", "check", "config", "pki", "telemetry"]),
+    (
+        "cli",
+        &["app", "check", "config", "pki", "reload", "telemetry"],
+    ),
     (
         "check",
         &[

@@ -49,7 +49,7 @@ _kube__tls__proxy() {
             return 0
             ;;
         kube__subcmd__tls__subcmd__proxy__subcmd__check)
-            opts="-h --listen --cert --key --host --upstream --upstream-ca --upstream-name --kubeconfig --context --config --workers --drain-timeout --log-format --log-level --no-access-log --long --through --through-ca --token-file --output --help"
+            opts="-h --listen --cert --key --host --upstream --upstream-ca --upstream-name --kubeconfig --context --config --workers --drain-delay --drain-timeout --drain-tunnels --takeover --log-format --log-level --no-access-log --long --through --through-ca --token-file --output --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -99,7 +99,15 @@ _kube__tls__proxy() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --drain-delay)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --drain-timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --drain-tunnels)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -195,7 +203,7 @@ _kube__tls__proxy() {
             return 0
             ;;
         kube__subcmd__tls__subcmd__proxy__subcmd__serve)
-            opts="-h --listen --cert --key --host --upstream --upstream-ca --upstream-name --kubeconfig --context --config --workers --drain-timeout --log-format --log-level --no-access-log --help"
+            opts="-h --listen --cert --key --host --upstream --upstream-ca --upstream-name --kubeconfig --context --config --workers --drain-delay --drain-timeout --drain-tunnels --takeover --log-format --log-level --no-access-log --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -245,7 +253,15 @@ _kube__tls__proxy() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --drain-delay)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --drain-timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --drain-tunnels)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

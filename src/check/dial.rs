@@ -35,6 +35,8 @@ pub(super) struct Target {
     pub(super) side: Side,
     pub(super) host: String,
     pub(super) port: u16,
+    /// Where it is in place of what the host resolves to; mostly empty.
+    pub(super) addresses: Vec<SocketAddr>,
     pub(super) tls: ClientTls,
     pub(super) prefix: String,
     /// Host of the requests.
@@ -114,6 +116,15 @@ async fn check_all(
 
 async fn look_up(target: &Target, notes: &mut Notes<'_>) -> Option<Vec<SocketAddr>> {
     let (host, port) = (target.host.as_str(), target.port);
+    if !target.addresses.is_empty() {
+        let mut addresses = target.addresses.clone();
+        notes.ok(
+            Check::Dns,
+            format!("the addresses are configured, {host} is not looked up"),
+        );
+        addresses.truncate(MAX_ADDRESSES);
+        return Some(addresses);
+    }
     if let Ok(ip) = host.parse::<IpAddr>() {
         notes.ok(
             Check::Dns,
@@ -255,6 +266,7 @@ mod tests {
             side: Side::Apiserver,
             host: "apiserver.test".into(),
             port: 6443,
+            addresses: Vec::new(),
             tls: ClientTls::new(Arc::new(ca.roots()), NAME.try_into().unwrap()).unwrap(),
             prefix: String::new(),
             authority: "kube.test".into(),

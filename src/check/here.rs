@@ -12,7 +12,7 @@ use crate::{
     addr::UpstreamAddr,
     app::{AppError, ListenFault},
     config::{ClusterConfig, Config, Timeouts},
-    listener,
+    listener::{self, Others},
     pki::{Acceptance, Identity, TrustAnchors, UtcDate, public_roots},
     upstream::{ClientTls, Offer, Reached},
 };
@@ -187,7 +187,12 @@ async fn port(
     identities: &[Identity],
     notes: &mut Notes<'_>,
 ) {
-    let error = match listener::bind(address, 1) {
+    let others = if config.takeover {
+        Others::TakenOver
+    } else {
+        Others::Refused
+    };
+    let error = match listener::bind(address, 1, others) {
         Ok(_bound) if address.port() == 0 => {
             return notes.ok(Check::Listen, format!("{address}: any free port will do"));
         }

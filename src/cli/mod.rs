@@ -9,6 +9,7 @@ mod failure;
 mod kubeconfig;
 mod serve;
 mod start;
+mod systemd;
 
 use std::{ffi::OsString, process::ExitCode};
 

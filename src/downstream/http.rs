@@ -116,7 +116,10 @@ async fn serve_http1(
             connection.as_mut().graceful_shutdown();
         },
     }
-    connection.await
+    tokio::select! {
+        ended = connection => ended,
+        () = drain.cut() => Ok(()),
+    }
 }
 
 async fn serve_http2(
@@ -169,6 +172,7 @@ async fn serve_http2(
         ended = poll_fn(|cx| cork.drive(connection.as_mut(), cx)) => ended,
         // Over, whether the client agrees or not.
         () = idle(&mut running, last_word) => Ok(()),
+        () = drain.cut() => Ok(()),
     }
 }
 

@@ -13,6 +13,7 @@ mod routes;
 mod sizes;
 mod tunnel;
 mod upgrade;
+mod watch;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -178,16 +179,21 @@ async fn forward(
     if let Some(access) = access {
         access.receives(body.received());
     }
+    let is_watch = watch::is_asked_for(&head.method, &head.uri);
     let response = downstream
         .lease
         .send(&admitted.cluster, &head, body)
         .await?;
     let (mut head, body) = response.into_parts();
+    let events = (is_watch && head.status == http::StatusCode::OK)
+        .then(|| watch::Events::of(&head.headers))
+        .flatten();
     headers::rewrite_response(&mut head.headers);
-    Ok(Response::from_parts(
-        head,
-        Body::upstream(body, downstream.peer),
-    ))
+    let body = match events {
+        Some(events) => Body::watch(body, events, downstream),
+        None => Body::upstream(body, downstream.peer),
+    };
+    Ok(Response::from_parts(head, body))
 }
 
 /// Makes the head what the apiserver shall see; path and query stay as they are, byte for byte.

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     addr::PeerAddr,
+    drain::Kind,
     telemetry::causes,
     upstream::{Cluster, RequestBody, ResponseBody},
 };
@@ -91,7 +92,9 @@ fn switch(
     let rest = downstream.tunnel_rest;
     let peer = downstream.peer;
     let permit = Arc::clone(&downstream.permit);
+    let tunnel = downstream.drain.count(Kind::Tunnel);
     downstream.drain.spawn(async move {
+        let _tunnel = tunnel;
         // The downstream connection is over for hyper when the tunnel begins; for the limit it is not.
         let _permit = permit;
         // hyper fulfils the first only after the 101 was flushed, so what the tunnel writes comes in

@@ -23,7 +23,10 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{LostCause, RequestBody, ResponseBody, UploadError, UpstreamError, lease::Held};
+use super::{
+    LostCause, RequestBody, ResponseBody, UploadError, UpstreamError, endpoint::Endpoint,
+    lease::Held,
+};
 use crate::{addr::UpstreamAddr, drain::Drain, telemetry::causes};
 
 /// A connection that takes one request at a time.
@@ -32,6 +35,8 @@ pub(super) struct H1Connection {
     /// hyper keeps room for 32 requests; boxed bodies make that a quarter less.
     send: http1::SendRequest<Box<RequestBody>>,
     endpoint: UpstreamAddr,
+    /// What is known of that; retires the connection when it is nothing good.
+    site: Option<Arc<Endpoint>>,
     spoiled: bool,
     idle_since: Instant,
 }
@@ -81,9 +86,16 @@ impl H1Connection {
         Ok(Self {
             send,
             endpoint,
+            site: None,
             spoiled: false,
             idle_since: Instant::now(),
         })
+    }
+
+    /// The same, known to lead to this endpoint.
+    pub(super) fn to(mut self, endpoint: Arc<Endpoint>) -> Self {
+        self.site = Some(endpoint);
+        self
     }
 
     pub(super) fn is_ready(&self) -> bool {
@@ -99,8 +111,10 @@ impl H1Connection {
         self.idle_since = Instant::now();
     }
 
+    /// Whether nothing more may be sent on it.
     pub(super) fn is_closed(&self) -> bool {
-        self.send.is_closed()
+        let site = self.site.as_deref();
+        self.send.is_closed() || site.is_some_and(Endpoint::is_passed_over)
     }
 
     pub(super) fn endpoint(&self) -> UpstreamAddr {

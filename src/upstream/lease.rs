@@ -13,6 +13,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
+    endpoint::Endpoint,
     h1::{GiveBack, H1Connection},
     h2::{H2Connection, Stream},
 };
@@ -152,6 +153,14 @@ impl IdleSet {
 }
 
 impl Connection {
+    /// The same, known to lead to this endpoint: it is retired once that is passed over.
+    pub(super) fn to(self, endpoint: Arc<Endpoint>) -> Self {
+        match self {
+            Self::H2(connection) => Self::H2(connection.to(endpoint)),
+            Self::H1(connection) => Self::H1(connection.to(endpoint)),
+        }
+    }
+
     pub(super) fn endpoint(&self) -> UpstreamAddr {
         match self {
             Self::H2(connection) => connection.endpoint(),

@@ -10,6 +10,7 @@ mod frames;
 mod h1;
 mod h2;
 mod lease;
+mod probe;
 mod steps;
 mod tls;
 mod upload;
@@ -26,10 +27,10 @@ use std::{
 
 use http::{Response, StatusCode, request::Parts};
 use tokio::{sync::Mutex, time::Instant};
-use tracing::debug;
+use tracing::{debug, warn};
 
 pub use body::{DownloadError, RequestBody, ResponseBody, UploadError};
-pub use endpoint::Endpoints;
+pub use endpoint::{EndpointHealth, Endpoints, Health};
 pub use error::{LostCause, UpstreamError};
 pub(crate) use steps::{Offer, Reached};
 pub use tls::ClientTls;
@@ -87,6 +88,14 @@ impl Cluster {
         &self.path_prefix
     }
 
+    /// Notes that a probe failed; the log hears of it once.
+    fn report_ill(&self, endpoint: &endpoint::Endpoint, why: String) {
+        if endpoint.state() != Health::Ill {
+            warn!(cluster = self.name, error = why, "upstream probe failed");
+        }
+        self.endpoints.mark_ill(endpoint, why);
+    }
+
     /// Where it is.
     #[must_use]
     pub fn endpoints(&self) -> &Arc<Endpoints> {
@@ -118,6 +127,12 @@ impl Worker {
             timeouts,
             drain,
         }
+    }
+
+    /// How often names are to be resolved.
+    #[must_use]
+    pub fn resolve_interval(&self) -> Duration {
+        self.timeouts.resolve
     }
 
     /// Closes idle upstream connections that grew too old, for ever.

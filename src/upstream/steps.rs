@@ -83,7 +83,7 @@ impl Reached {
             Offer::Http2 => &tls.h2,
             Offer::Http1 => &tls.h1,
         };
-        let handshake = connect::secure(tcp, &tls.name, config, endpoint);
+        let handshake = connect::secure(Ahead::new(tcp), &tls.name, config, endpoint);
         let stream = timeout_at(deadline, handshake)
             .await
             .unwrap_or(Err(UpstreamError::ConnectTimeout { endpoint }))?;

@@ -152,3 +152,43 @@ async fn no_h2() {
     );
     assert_eq!(ended.marked('!'), ["alpn"]);
 }
+
+/// One of several addresses being down is what the proxy is made for.
+#[tokio::test]
+async fn an_address_that_does_not_work_beside_one_that_does_is_a_warning() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    world.flags(upstream.address());
+    let (well, down) = (upstream.address(), refused().await);
+    let config = format!(
+        "listen: [\"127.0.0.1:0\"]
+certificates: [{{ certificate: public.crt, key: public.key }}]
+clusters:
+- name: several
+  upstream:
+    url: https://apiserver.invalid:6443
+    addresses: [\"{down}\", \"{well}\"]
+    ca: cluster-ca.crt
+    name: {APISERVER}
+"
+    );
+    let file = world.dir.write("config.yaml", config);
+    let flags = [flags(&[("--config", path(&file))]), world.clients_trust()].concat();
+    let ended = check(&flags, &[]).await;
+    ended.names(
+        0,
+        '!',
+        "tcp",
+        &format!("{down} refuses connections"),
+        "start the apiserver there",
+    );
+    assert_eq!(
+        ended.of("dns")[0].what,
+        "the addresses are configured, apiserver.invalid is not looked up"
+    );
+    assert!(
+        ended.stdout.ends_with("works, with one warning.\n"),
+        "{}",
+        ended.stdout
+    );
+}

@@ -211,6 +211,7 @@ fn the_start_is_told_in_one_block() {
         hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
         upstream_host: host.to_owned(),
         upstream_port: 6443,
+        addresses: Vec::new(),
         path_prefix: "/k8s".to_owned(),
         expected_name: "kubernetes.default.svc".try_into().unwrap(),
         trust: TrustSource::Inline {

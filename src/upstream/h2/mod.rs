@@ -11,7 +11,7 @@ use std::{
     future::poll_fn,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::Poll,
@@ -22,7 +22,10 @@ use h2::client::{Connection, SendRequest};
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::frames::{Heard, Overheard};
+use super::{
+    endpoint::Endpoint,
+    frames::{Heard, Overheard},
+};
 use crate::{
     addr::UpstreamAddr,
     config::Timeouts,
@@ -46,6 +49,8 @@ pub(super) struct H2Connection {
 #[derive(Debug)]
 struct State {
     endpoint: UpstreamAddr,
+    /// What is known of that; retires the connection when it is nothing good.
+    site: OnceLock<Arc<Endpoint>>,
     established: Instant,
     heard: Arc<Heard>,
     in_flight: AtomicUsize,
@@ -88,6 +93,7 @@ impl H2Connection {
         settled(&send, &mut connection, &cork).await?;
         let state = Arc::new(State {
             endpoint,
+            site: OnceLock::new(),
             established: Instant::now(),
             heard,
             in_flight: AtomicUsize::new(0),
@@ -113,9 +119,18 @@ impl H2Connection {
         Ok(Self { send, state })
     }
 
+    /// The same, known to lead to this endpoint.
+    pub(super) fn to(self, endpoint: Arc<Endpoint>) -> Self {
+        self.state.site.get_or_init(|| endpoint);
+        self
+    }
+
     /// Whether a new stream may be opened now.
     pub(super) fn is_open(&self) -> bool {
-        !self.state.closed.load(Ordering::Acquire) && !self.state.heard.is_going_away()
+        let site = self.state.site.get();
+        !self.state.closed.load(Ordering::Acquire)
+            && !self.state.heard.is_going_away()
+            && !site.is_some_and(|site| site.is_passed_over())
     }
 
     /// Takes one of the streams that the apiserver allows, if one is free.
