@@ -42,7 +42,24 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "upstream",
         ],
     ),
-    ("cli", &["app", "config", "pki", "reload", "telemetry"]),
+    (
+        "cli",
+        &["app", "check", "config", "pki", "reload", "telemetry"],
+    ),
+    (
+        "check",
+        &[
+            "addr",
+            "app",
+            "config",
+            "drain",
+            "listener",
+            "pki",
+            "telemetry",
+            "transport",
+            "upstream",
+        ],
+    ),
     (
         "reload",
         &[

@@ -221,6 +221,12 @@ pub struct ServeArgs {
 }
 
 impl ServeArgs {
+    /// Whether nothing at all is said.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.without_empty() == Self::default()
+    }
+
     /// The same, without the values that are empty.
     pub(super) fn without_empty(&self) -> Self {
         let text = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());

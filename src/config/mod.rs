@@ -22,13 +22,15 @@ use rustls_pki_types::ServerName;
 
 pub use args::ServeArgs;
 pub use config_file::schema;
-pub use environment::Environment;
+pub use environment::{Environment, is_colourless};
 pub use error::{ConfigError, Fault, FileKind, Position, YamlError};
 pub use file::ReadError;
 pub(crate) use file::read as read_file;
 pub use host::HostPattern;
 pub use limits::{Limits, Timeouts};
 pub use load::load;
+pub(crate) use url::UpstreamUrl;
+pub(crate) use yaml::load as load_yaml;
 
 /// Everything the proxy needs to know, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]

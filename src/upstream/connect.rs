@@ -10,6 +10,7 @@ use std::{
 };
 
 use rustls::{CertificateError, ClientConfig, Error};
+use rustls_pki_types::ServerName;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
@@ -19,6 +20,7 @@ use super::{
 };
 use crate::{
     addr::UpstreamAddr,
+    config::Timeouts,
     metrics::Dialled,
     socket,
     telemetry::causes,
@@ -142,19 +144,9 @@ pub(super) async fn handshake(
     // From the first moment, so that those who dial at the same time spread out.
     let counted = endpoint.count();
     let endpoint = endpoint.address();
-    let failed = |source: io::Error| UpstreamError::Connect { endpoint, source };
-    let tcp = TcpStream::connect(endpoint.0)
-        .await
-        .and_then(|tcp| socket::tune(&tcp, &worker.timeouts).map(|()| tcp))
-        .map_err(failed)?;
-    TlsConnector::from(Arc::clone(config))
-        .connect_with(
-            cluster.tls.name.clone(),
-            Ahead::new(tcp).carrying(Box::new(counted)),
-            |connection| connection.set_buffer_limit(Some(TLS_BUFFER)),
-        )
-        .await
-        .map_err(|source| handshake_error(endpoint, source))
+    let tcp = reach(endpoint, &worker.timeouts).await?;
+    let stream = Ahead::new(tcp).carrying(Box::new(counted));
+    secure(stream, &cluster.tls.name, config, endpoint).await
 }
 
 async fn dial(
@@ -179,6 +171,32 @@ async fn dial(
     established
         .map(Connection::H1)
         .map_err(|source| failed(io::Error::other(source)))
+}
+
+/// TCP with an endpoint.
+pub(super) async fn reach(
+    endpoint: UpstreamAddr,
+    timeouts: &Timeouts,
+) -> Result<TcpStream, UpstreamError> {
+    TcpStream::connect(endpoint.0)
+        .await
+        .and_then(|tcp| socket::tune(&tcp, timeouts).map(|()| tcp))
+        .map_err(|source| UpstreamError::Connect { endpoint, source })
+}
+
+/// TLS with an endpoint that proves to be `name`.
+pub(super) async fn secure(
+    stream: Ahead,
+    name: &ServerName<'static>,
+    config: &Arc<ClientConfig>,
+    endpoint: UpstreamAddr,
+) -> Result<TlsStream<Ahead>, UpstreamError> {
+    TlsConnector::from(Arc::clone(config))
+        .connect_with(name.clone(), stream, |connection| {
+            connection.set_buffer_limit(Some(TLS_BUFFER))
+        })
+        .await
+        .map_err(|source| handshake_error(endpoint, source))
 }
 
 fn chose_h2(tls: &TlsStream<Ahead>) -> bool {
@@ -214,7 +232,6 @@ const TLS_BUFFER: usize = 32 * 1024;
 mod tests {
     use std::net::SocketAddr;
 
-    use rustls_pki_types::ServerName;
     use standin::{
         pki::Ca,
         tcp::{Behaviour, Peer},
@@ -223,7 +240,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::{Limits, Timeouts},
+        config::Limits,
         drain::Drain,
         upstream::{ClientTls, Endpoints},
     };

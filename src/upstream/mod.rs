@@ -11,6 +11,7 @@ mod h1;
 mod h2;
 mod lease;
 mod probe;
+mod steps;
 mod tls;
 mod upload;
 mod verify;
@@ -31,6 +32,7 @@ use tracing::{debug, warn};
 pub use body::{DownloadError, RequestBody, ResponseBody, UploadError};
 pub use endpoint::{EndpointHealth, Endpoints, Health};
 pub use error::{LostCause, UpstreamError};
+pub(crate) use steps::{Offer, Reached};
 pub use tls::ClientTls;
 pub use verify::VerifyFailure;
 

@@ -30,7 +30,9 @@ fn start(line: &str, env: &Environment) -> Result<(), AppError> {
         .into_iter()
         .chain(line.split(' '));
     let cli = Cli::try_parse_from(words.filter(|word| !word.is_empty())).unwrap();
-    let Command::Serve(args) = cli.command;
+    let Command::Serve(args) = cli.command else {
+        panic!("the line is one of serve");
+    };
     let config = config::load(&args, env)?;
     for files in &config.identities {
         Identity::load(files, now())?;
