@@ -93,7 +93,8 @@ impl Binary {
         let mut flags = good_flags(world, upstream);
         let mut more = more.iter();
         while let Some(flag) = more.next() {
-            if !flags.iter().any(|known| known == flag) {
+            let is_known = flag.starts_with("--") && flags.iter().any(|known| known == flag);
+            if !is_known {
                 flags.push((*flag).to_owned());
                 continue;
             }
