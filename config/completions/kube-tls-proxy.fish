@@ -43,6 +43,7 @@ complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l 
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l workers -d 'Worker threads [default: the CPUs this process may use]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l drain-delay -d 'After SIGTERM, still serve new clients for this long [default: 5s]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l drain-timeout -d 'After that, let running requests finish for this long [default: 20s]' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l admin-listen -d 'Serve health, metrics and the status page here, as plain HTTP [default: nowhere]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l drain-tunnels -d 'And let tunnels (exec, port-forward) go on for this long [default: 60s]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l log-format -d 'Log as text or json [default: text]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l log-level -d 'Log what this filter lets through, such as info or info,kube_tls_proxy=debug [default: info]' -r
@@ -62,6 +63,7 @@ complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l 
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l workers -d 'Worker threads [default: the CPUs this process may use]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l drain-delay -d 'After SIGTERM, still serve new clients for this long [default: 5s]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l drain-timeout -d 'After that, let running requests finish for this long [default: 20s]' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l admin-listen -d 'Serve health, metrics and the status page here, as plain HTTP [default: nowhere]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l drain-tunnels -d 'And let tunnels (exec, port-forward) go on for this long [default: 60s]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l log-format -d 'Log as text or json [default: text]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l log-level -d 'Log what this filter lets through, such as info or info,kube_tls_proxy=debug [default: info]' -r
