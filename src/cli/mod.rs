@@ -3,9 +3,13 @@
 //! One failure is one sentence on stderr; exit codes are 0 done, 1 failed while running, 2 unusable
 //! command line or configuration.
 
+mod check;
+mod completions;
 mod failure;
+mod kubeconfig;
 mod serve;
 mod start;
+mod systemd;
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -13,7 +17,10 @@ use clap::{Parser, Subcommand};
 
 use crate::config::ServeArgs;
 
+pub use check::{CheckArgs, Output};
+pub use completions::{CompletionsArgs, script as completion_script};
 pub use failure::{print_failure, sentence};
+pub use kubeconfig::KubeconfigArgs;
 pub use start::StartBlock;
 
 /// Everything that may be typed after `kube-tls-proxy`.
@@ -37,6 +44,14 @@ pub enum Command {
     /// Run the proxy: it needs a certificate to present and an apiserver to forward to
     #[command(after_help = SERVE_EXAMPLES)]
     Serve(Box<ServeArgs>),
+    /// Say what works and what does not, with the mend, before users find out
+    #[command(after_help = CHECK_EXAMPLES)]
+    Check(Box<CheckArgs>),
+    /// Print a kubeconfig for people outside, who reach the proxy by its public name
+    #[command(after_help = KUBECONFIG_EXAMPLES)]
+    Kubeconfig(Box<KubeconfigArgs>),
+    /// Print what a shell needs to complete this command line
+    Completions(CompletionsArgs),
 }
 
 /// Does what was asked for and returns the exit code. What there is to say about a failure is printed.
@@ -44,6 +59,12 @@ pub enum Command {
 pub fn run(command_line: Cli) -> ExitCode {
     let done = match command_line.command {
         Command::Serve(args) => serve::serve(*args),
+        Command::Check(args) => return check::check(&args),
+        Command::Kubeconfig(args) => return kubeconfig::kubeconfig(&args),
+        Command::Completions(args) => {
+            completions::completions(args);
+            Ok(())
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -97,6 +118,30 @@ Examples:
 Every flag has an environment variable: --drain-timeout is KUBE_TLS_PROXY_DRAIN_TIMEOUT. Lists in
 variables are separated by commas. A flag wins over its variable, and both win over the --config
 file; a list replaces the whole list.";
+
+const CHECK_EXAMPLES: &str = "\
+Examples:
+  Where the proxy runs or will run, with the flags that serve has:
+    kube-tls-proxy check --cert tls.crt --key tls.key --kubeconfig admin.conf
+
+  From anywhere, through the running proxy, with a watch of 20 seconds:
+    kube-tls-proxy check --through https://kube.example.com --token-file token --long
+
+Exit codes: 0 all works (there may be warnings), 1 something does not, 2 unusable command line or
+configuration.";
+
+const KUBECONFIG_EXAMPLES: &str = "\
+Examples:
+  For somebody with a token:
+    kube-tls-proxy kubeconfig --server https://kube.example.com --token-file token --output jane.conf
+
+  With names and exec plugin of a kubeconfig for the cluster itself:
+    kube-tls-proxy kubeconfig --server https://kube.example.com --from ~/.kube/config --context prod
+
+  With an OIDC login:
+    kube-tls-proxy kubeconfig --server https://kube.example.com \\
+      --exec-command kubectl --exec-arg oidc-login --exec-arg get-token \\
+      --exec-arg=--oidc-issuer-url=https://login.example.com --exec-arg=--oidc-client-id=kubectl";
 
 #[cfg(test)]
 mod tests;

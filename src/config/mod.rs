@@ -22,19 +22,25 @@ use rustls_pki_types::ServerName;
 
 pub use args::ServeArgs;
 pub use config_file::schema;
-pub use environment::Environment;
+pub use environment::{Environment, is_colourless};
 pub use error::{ConfigError, Fault, FileKind, Position, YamlError};
 pub use file::ReadError;
 pub(crate) use file::read as read_file;
 pub use host::HostPattern;
 pub use limits::{Limits, Timeouts};
 pub use load::load;
+pub(crate) use url::UpstreamUrl;
+pub(crate) use yaml::load as load_yaml;
 
 /// Everything the proxy needs to know, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
+    /// The files that this was read from: the configuration file and kubeconfigs.
+    pub sources: Vec<PathBuf>,
     /// Addresses to listen on; port 0 asks the kernel for one.
     pub listen: Vec<SocketAddr>,
+    /// Whether the addresses may be those of another proxy that still runs.
+    pub takeover: bool,
     /// Worker threads, each with a runtime and a listening socket of its own.
     pub workers: NonZeroUsize,
     /// Certificates to present; the first is the default one.
@@ -47,6 +53,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// What is logged and how.
     pub log: LogConfig,
+    /// Where health, metrics and the status page are; `None`: nowhere.
+    pub admin: Option<SocketAddr>,
 }
 
 /// Where one certificate chain and its key are.
@@ -70,6 +78,8 @@ pub struct ClusterConfig {
     pub upstream_host: String,
     /// TCP port of the apiserver.
     pub upstream_port: u16,
+    /// Where it is in place of what the host resolves to; mostly empty.
+    pub addresses: Vec<SocketAddr>,
     /// Put before every path, without a slash at its end; mostly empty.
     pub path_prefix: String,
     /// The name or address that the apiserver's certificate must carry.

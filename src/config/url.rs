@@ -16,15 +16,15 @@ use super::{
 
 /// Where an apiserver is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct UpstreamUrl {
+pub(crate) struct UpstreamUrl {
     /// Host name (lower case) or address, without brackets.
-    pub(super) host: String,
+    pub(crate) host: String,
     /// TCP port; 443 when the URL names none.
-    pub(super) port: u16,
+    pub(crate) port: u16,
     /// Path without a slash at its end; mostly empty.
-    pub(super) prefix: String,
+    pub(crate) prefix: String,
     /// The name or address that the certificate is for, unless something else says so.
-    pub(super) name: ServerName<'static>,
+    pub(crate) name: ServerName<'static>,
 }
 
 impl FromStr for UpstreamUrl {

@@ -12,7 +12,7 @@ use super::{
 };
 
 /// Reads `file` and parses it; JSON is YAML too.
-pub(super) fn load<T: DeserializeOwned>(kind: FileKind, file: &Path) -> Result<T, ConfigError> {
+pub(crate) fn load<T: DeserializeOwned>(kind: FileKind, file: &Path) -> Result<T, ConfigError> {
     let text = file::read(file).map_err(|source| ConfigError::Read {
         kind,
         file: file.to_owned(),

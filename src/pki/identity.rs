@@ -106,6 +106,18 @@ impl Identity {
         &self.leaf
     }
 
+    /// How many certificates are presented, the leaf included.
+    #[must_use]
+    pub fn chain_length(&self) -> usize {
+        self.chain.len().saturating_add(1)
+    }
+
+    /// Who issued the last certificate of the chain.
+    #[must_use]
+    pub fn last_issuer(&self) -> &str {
+        &self.chain.last().unwrap_or(&self.leaf).issuer
+    }
+
     /// What works but should be mended, as sentences for the log.
     #[must_use]
     pub fn warnings(&self, now: SystemTime) -> Vec<String> {

@@ -6,6 +6,7 @@
 mod error;
 mod identity;
 mod pem;
+mod public;
 mod summary;
 mod trust;
 
@@ -18,6 +19,7 @@ use rustls::crypto::{
 
 pub use error::{Flaw, PkiError, Wanted};
 pub use identity::Identity;
+pub use public::{Acceptance, public_roots};
 pub use summary::{CertSummary, Fingerprint, UnreadableCertificate, UtcDate};
 pub use trust::TrustAnchors;
 

@@ -1,6 +1,7 @@
 //! A TCP stream that reads ahead of TLS when there is much to read.
 
 use std::{
+    fmt::Debug,
     io, mem,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -24,6 +25,8 @@ pub(crate) struct Ahead {
     is_bulk: bool,
     /// A read took all that it had room for, and none has found nothing since.
     filled: bool,
+    /// Dropped with the socket.
+    rider: Option<Box<dyn Debug + Send + Sync>>,
 }
 
 impl Ahead {
@@ -33,7 +36,14 @@ impl Ahead {
             ahead: BytesMut::new(),
             is_bulk: false,
             filled: false,
+            rider: None,
         }
+    }
+
+    /// Keeps this for as long as the socket is open, whatever becomes of the layers above it.
+    pub(crate) fn carrying(mut self, rider: Box<dyn Debug + Send + Sync>) -> Self {
+        self.rider = Some(rider);
+        self
     }
 
     /// The socket, for its settings.

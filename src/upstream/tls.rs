@@ -52,4 +52,9 @@ impl ClientTls {
             name,
         })
     }
+
+    /// The name or address that the certificate must carry.
+    pub(crate) fn expects(&self) -> String {
+        self.name.to_str().into_owned()
+    }
 }

@@ -95,6 +95,16 @@ impl ServerCertVerifier for ExplainingVerifier {
 }
 
 impl VerifyFailure {
+    /// What webpki found.
+    pub(crate) fn cause(&self) -> &CertificateError {
+        &self.cause
+    }
+
+    /// What the refused certificate says about itself, if it is one.
+    pub(crate) fn presented(&self) -> Option<&CertSummary> {
+        self.presented.as_ref()
+    }
+
     /// What is wrong, in words that give nothing away; fit for a client.
     #[must_use]
     #[expect(

@@ -30,7 +30,9 @@ fn start(line: &str, env: &Environment) -> Result<(), AppError> {
         .into_iter()
         .chain(line.split(' '));
     let cli = Cli::try_parse_from(words.filter(|word| !word.is_empty())).unwrap();
-    let Command::Serve(args) = cli.command;
+    let Command::Serve(args) = cli.command else {
+        panic!("the line is one of serve");
+    };
     let config = config::load(&args, env)?;
     for files in &config.identities {
         Identity::load(files, now())?;
@@ -209,6 +211,7 @@ fn the_start_is_told_in_one_block() {
         hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
         upstream_host: host.to_owned(),
         upstream_port: 6443,
+        addresses: Vec::new(),
         path_prefix: "/k8s".to_owned(),
         expected_name: "kubernetes.default.svc".try_into().unwrap(),
         trust: TrustSource::Inline {
@@ -225,6 +228,7 @@ fn the_start_is_told_in_one_block() {
             "127.0.0.1:43211".parse().unwrap(),
             "[::1]:1".parse().unwrap(),
         ],
+        admin: Some("127.0.0.1:9090".parse().unwrap()),
         identities: &[&identity],
         clusters: &[(&prod, &trust), (&test, &trust)],
         workers: NonZeroUsize::new(2).unwrap(),
@@ -243,6 +247,7 @@ fn the_start_is_told_in_one_block() {
   trusting    CN=kubernetes, SHA-256 {fingerprint} (prod)
   trusting    CN=kubernetes, SHA-256 {fingerprint} (test)
   workers     2
+  admin       http://127.0.0.1:9090/
 ",
             env!("CARGO_PKG_VERSION")
         )

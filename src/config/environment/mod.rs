@@ -39,6 +39,12 @@ impl Environment {
     }
 }
 
+/// Whether the user wants text without colours (<https://no-color.org>), or the terminal has none.
+#[must_use]
+pub fn is_colourless() -> bool {
+    variable("NO_COLOR").is_some() || variable("TERM").is_none_or(|terminal| terminal == "dumb")
+}
+
 fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }

@@ -24,8 +24,16 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{LostCause, RequestBody, ResponseBody, UploadError, UpstreamError, lease::Held};
-use crate::{addr::UpstreamAddr, drain::Drain, telemetry::causes};
+use super::{
+    LostCause, RequestBody, ResponseBody, UploadError, UpstreamError, endpoint::Endpoint,
+    lease::Held,
+};
+use crate::{
+    addr::UpstreamAddr,
+    drain::Drain,
+    metrics::{LeaseEnd, Life},
+    telemetry::causes,
+};
 use inline::Inline;
 use message::origin_form;
 
@@ -38,8 +46,11 @@ pub(super) struct H1Connection {
     inline: Option<Inline>,
     drain: Drain,
     endpoint: UpstreamAddr,
+    /// What is known of that; retires the connection when it is nothing good.
+    site: Option<Arc<Endpoint>>,
     spoiled: bool,
     idle_since: Instant,
+    life: Life,
 }
 
 /// Where a connection goes when its response has come to a good end.
@@ -103,9 +114,22 @@ impl H1Connection {
             inline: Some(inline),
             drain: drain.clone(),
             endpoint,
+            site: None,
             spoiled: false,
             idle_since: Instant::now(),
+            life: Life::default(),
         })
+    }
+
+    /// What is counted of it.
+    pub(super) fn life(&self) -> &Life {
+        &self.life
+    }
+
+    /// The same, known to lead to this endpoint.
+    pub(super) fn to(mut self, endpoint: Arc<Endpoint>) -> Self {
+        self.site = Some(endpoint);
+        self
     }
 
     /// Since when nothing has run on it.
@@ -121,12 +145,13 @@ impl H1Connection {
         self.endpoint
     }
 
-    /// Whether it is over, as far as is known by now.
+    /// Whether nothing more may be sent on it, as far as is known by now.
     pub(super) fn is_closed(&mut self) -> bool {
         if let Some(inline) = &mut self.inline {
             inline.catch_up();
         }
-        self.send.is_closed()
+        let site = self.site.as_deref();
+        self.send.is_closed() || site.is_some_and(Endpoint::is_passed_over)
     }
 
     /// Whether nothing runs on it.
@@ -175,7 +200,10 @@ impl H1Connection {
             let unsent = unsent.map(|request| original.restore(request));
             Box::new(Unanswered { error, unsent })
         })?;
-        self.spoiled |= response.status() == StatusCode::UNAUTHORIZED;
+        if response.status() == StatusCode::UNAUTHORIZED {
+            self.spoiled = true;
+            self.life.ends(LeaseEnd::Unauthorized);
+        }
         let (head, incoming) = response.into_parts();
         let mut answer = Answer {
             incoming,
@@ -219,6 +247,15 @@ fn failed(endpoint: UpstreamAddr, error: hyper::Error) -> UpstreamError {
         UpstreamError::Lost {
             endpoint,
             source: LostCause::H1(error),
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        // Given up before its end, or cut.
+        if let Some(connection) = &self.connection {
+            connection.life.ends(LeaseEnd::Reset);
         }
     }
 }

@@ -16,6 +16,7 @@
 )]
 
 mod audit;
+mod check;
 mod copy;
 mod exec;
 mod fixture;

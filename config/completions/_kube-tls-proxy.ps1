@@ -1,0 +1,109 @@
+
+using namespace System.Management.Automation
+using namespace System.Management.Automation.Language
+
+Register-ArgumentCompleter -Native -CommandName 'kube-tls-proxy' -ScriptBlock {
+    param($wordToComplete, $commandAst, $cursorPosition)
+
+    $commandElements = $commandAst.CommandElements
+    $command = @(
+        'kube-tls-proxy'
+        for ($i = 1; $i -lt $commandElements.Count; $i++) {
+            $element = $commandElements[$i]
+            if ($element -isnot [StringConstantExpressionAst] -or
+                $element.StringConstantType -ne [StringConstantType]::BareWord -or
+                $element.Value.StartsWith('-') -or
+                $element.Value -eq $wordToComplete) {
+                break
+        }
+        $element.Value
+    }) -join ';'
+
+    $completions = @(switch ($command) {
+        'kube-tls-proxy' {
+            [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help')
+            [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help')
+            [CompletionResult]::new('-V', '-V ', [CompletionResultType]::ParameterName, 'Print version')
+            [CompletionResult]::new('--version', '--version', [CompletionResultType]::ParameterName, 'Print version')
+            [CompletionResult]::new('serve', 'serve', [CompletionResultType]::ParameterValue, 'Run the proxy: it needs a certificate to present and an apiserver to forward to')
+            [CompletionResult]::new('check', 'check', [CompletionResultType]::ParameterValue, 'Say what works and what does not, with the mend, before users find out')
+            [CompletionResult]::new('kubeconfig', 'kubeconfig', [CompletionResultType]::ParameterValue, 'Print a kubeconfig for people outside, who reach the proxy by its public name')
+            [CompletionResult]::new('completions', 'completions', [CompletionResultType]::ParameterValue, 'Print what a shell needs to complete this command line')
+            break
+        }
+        'kube-tls-proxy;serve' {
+            [CompletionResult]::new('--listen', '--listen', [CompletionResultType]::ParameterName, 'Listen here; repeat for more. Port 0 asks the kernel for one [default: [::]:8443]')
+            [CompletionResult]::new('--cert', '--cert', [CompletionResultType]::ParameterName, 'Present this certificate chain: PEM, the server''s own first; repeat for more')
+            [CompletionResult]::new('--key', '--key', [CompletionResultType]::ParameterName, 'Its private key: PEM, not encrypted; one for each --cert, in the same order')
+            [CompletionResult]::new('--host', '--host', [CompletionResultType]::ParameterName, 'Answer to this name too, besides those in the certificates; repeat for more')
+            [CompletionResult]::new('--upstream', '--upstream', [CompletionResultType]::ParameterName, 'Forward to this apiserver: https://HOST[:PORT][/PREFIX]')
+            [CompletionResult]::new('--upstream-ca', '--upstream-ca', [CompletionResultType]::ParameterName, 'Trust only the CAs in this PEM file; goes with --upstream')
+            [CompletionResult]::new('--upstream-name', '--upstream-name', [CompletionResultType]::ParameterName, 'Expect this name or address in its certificate, instead of the one dialled')
+            [CompletionResult]::new('--kubeconfig', '--kubeconfig', [CompletionResultType]::ParameterName, 'Take URL, CA and name from this kubeconfig; its credentials are not read')
+            [CompletionResult]::new('--context', '--context', [CompletionResultType]::ParameterName, 'Use this context of the kubeconfig [default: its current-context]')
+            [CompletionResult]::new('--config', '--config', [CompletionResultType]::ParameterName, 'Read a YAML file: several clusters, limits, timeouts')
+            [CompletionResult]::new('--workers', '--workers', [CompletionResultType]::ParameterName, 'Worker threads [default: the CPUs this process may use]')
+            [CompletionResult]::new('--drain-delay', '--drain-delay', [CompletionResultType]::ParameterName, 'After SIGTERM, still serve new clients for this long [default: 5s]')
+            [CompletionResult]::new('--drain-timeout', '--drain-timeout', [CompletionResultType]::ParameterName, 'After that, let running requests finish for this long [default: 20s]')
+            [CompletionResult]::new('--admin-listen', '--admin-listen', [CompletionResultType]::ParameterName, 'Serve health, metrics and the status page here, as plain HTTP [default: nowhere]')
+            [CompletionResult]::new('--drain-tunnels', '--drain-tunnels', [CompletionResultType]::ParameterName, 'And let tunnels (exec, port-forward) go on for this long [default: 60s]')
+            [CompletionResult]::new('--log-format', '--log-format', [CompletionResultType]::ParameterName, 'Log as text or json [default: text]')
+            [CompletionResult]::new('--log-level', '--log-level', [CompletionResultType]::ParameterName, 'Log what this filter lets through, such as info or info,kube_tls_proxy=debug [default: info]')
+            [CompletionResult]::new('--takeover', '--takeover', [CompletionResultType]::ParameterName, 'Listen although another proxy of the same user still does, to take over from it')
+            [CompletionResult]::new('--no-access-log', '--no-access-log', [CompletionResultType]::ParameterName, 'Do not log each request')
+            [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help')
+            [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help')
+            break
+        }
+        'kube-tls-proxy;check' {
+            [CompletionResult]::new('--listen', '--listen', [CompletionResultType]::ParameterName, 'Listen here; repeat for more. Port 0 asks the kernel for one [default: [::]:8443]')
+            [CompletionResult]::new('--cert', '--cert', [CompletionResultType]::ParameterName, 'Present this certificate chain: PEM, the server''s own first; repeat for more')
+            [CompletionResult]::new('--key', '--key', [CompletionResultType]::ParameterName, 'Its private key: PEM, not encrypted; one for each --cert, in the same order')
+            [CompletionResult]::new('--host', '--host', [CompletionResultType]::ParameterName, 'Answer to this name too, besides those in the certificates; repeat for more')
+            [CompletionResult]::new('--upstream', '--upstream', [CompletionResultType]::ParameterName, 'Forward to this apiserver: https://HOST[:PORT][/PREFIX]')
+            [CompletionResult]::new('--upstream-ca', '--upstream-ca', [CompletionResultType]::ParameterName, 'Trust only the CAs in this PEM file; goes with --upstream')
+            [CompletionResult]::new('--upstream-name', '--upstream-name', [CompletionResultType]::ParameterName, 'Expect this name or address in its certificate, instead of the one dialled')
+            [CompletionResult]::new('--kubeconfig', '--kubeconfig', [CompletionResultType]::ParameterName, 'Take URL, CA and name from this kubeconfig; its credentials are not read')
+            [CompletionResult]::new('--context', '--context', [CompletionResultType]::ParameterName, 'Use this context of the kubeconfig [default: its current-context]')
+            [CompletionResult]::new('--config', '--config', [CompletionResultType]::ParameterName, 'Read a YAML file: several clusters, limits, timeouts')
+            [CompletionResult]::new('--workers', '--workers', [CompletionResultType]::ParameterName, 'Worker threads [default: the CPUs this process may use]')
+            [CompletionResult]::new('--drain-delay', '--drain-delay', [CompletionResultType]::ParameterName, 'After SIGTERM, still serve new clients for this long [default: 5s]')
+            [CompletionResult]::new('--drain-timeout', '--drain-timeout', [CompletionResultType]::ParameterName, 'After that, let running requests finish for this long [default: 20s]')
+            [CompletionResult]::new('--admin-listen', '--admin-listen', [CompletionResultType]::ParameterName, 'Serve health, metrics and the status page here, as plain HTTP [default: nowhere]')
+            [CompletionResult]::new('--drain-tunnels', '--drain-tunnels', [CompletionResultType]::ParameterName, 'And let tunnels (exec, port-forward) go on for this long [default: 60s]')
+            [CompletionResult]::new('--log-format', '--log-format', [CompletionResultType]::ParameterName, 'Log as text or json [default: text]')
+            [CompletionResult]::new('--log-level', '--log-level', [CompletionResultType]::ParameterName, 'Log what this filter lets through, such as info or info,kube_tls_proxy=debug [default: info]')
+            [CompletionResult]::new('--through', '--through', [CompletionResultType]::ParameterName, 'Also look through the running proxy at this URL, as clients do; alone it needs no other flag')
+            [CompletionResult]::new('--through-ca', '--through-ca', [CompletionResultType]::ParameterName, 'Take clients to trust the CAs in this PEM file instead of the public ones')
+            [CompletionResult]::new('--token-file', '--token-file', [CompletionResultType]::ParameterName, 'Send the bearer token in this file with every request')
+            [CompletionResult]::new('--output', '--output', [CompletionResultType]::ParameterName, 'Print lines for people or one JSON document')
+            [CompletionResult]::new('--takeover', '--takeover', [CompletionResultType]::ParameterName, 'Listen although another proxy of the same user still does, to take over from it')
+            [CompletionResult]::new('--no-access-log', '--no-access-log', [CompletionResultType]::ParameterName, 'Do not log each request')
+            [CompletionResult]::new('--long', '--long', [CompletionResultType]::ParameterName, 'Also look whether a watch stays open for 20 seconds; needs --token-file')
+            [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
+            [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help (see more with ''--help'')')
+            break
+        }
+        'kube-tls-proxy;kubeconfig' {
+            [CompletionResult]::new('--server', '--server', [CompletionResultType]::ParameterName, 'The public URL of the proxy: https://NAME[:PORT]')
+            [CompletionResult]::new('--from', '--from', [CompletionResultType]::ParameterName, 'Take names and the user''s token or exec plugin from this kubeconfig; client certificates never')
+            [CompletionResult]::new('--context', '--context', [CompletionResultType]::ParameterName, 'Use this context of it [default: its current-context]')
+            [CompletionResult]::new('--token-file', '--token-file', [CompletionResultType]::ParameterName, 'Put the token in this file into it')
+            [CompletionResult]::new('--exec-command', '--exec-command', [CompletionResultType]::ParameterName, 'Let kubectl get a token from this program, for instance an OIDC login')
+            [CompletionResult]::new('--exec-arg', '--exec-arg', [CompletionResultType]::ParameterName, 'An argument of that program; repeat for more')
+            [CompletionResult]::new('--name', '--name', [CompletionResultType]::ParameterName, 'Call cluster, user and context this [default: as in --from, or the host of --server]')
+            [CompletionResult]::new('--output', '--output', [CompletionResultType]::ParameterName, 'Write it into this file, readable for its owner alone, instead of printing it')
+            [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help')
+            [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help')
+            break
+        }
+        'kube-tls-proxy;completions' {
+            [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help')
+            [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help')
+            break
+        }
+    })
+
+    $completions.Where{ $_.CompletionText -like "$wordToComplete*" } |
+        Sort-Object -Property ListItemText
+}

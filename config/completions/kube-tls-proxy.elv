@@ -1,0 +1,99 @@
+
+use builtin;
+use str;
+
+set edit:completion:arg-completer[kube-tls-proxy] = {|@words|
+    fn spaces {|n|
+        builtin:repeat $n ' ' | str:join ''
+    }
+    fn cand {|text desc|
+        edit:complex-candidate $text &display=$text' '(spaces (- 14 (wcswidth $text)))$desc
+    }
+    var command = 'kube-tls-proxy'
+    for word $words[1..-1] {
+        if (str:has-prefix $word '-') {
+            break
+        }
+        set command = $command';'$word
+    }
+    var completions = [
+        &'kube-tls-proxy'= {
+            cand -h 'Print help'
+            cand --help 'Print help'
+            cand -V 'Print version'
+            cand --version 'Print version'
+            cand serve 'Run the proxy: it needs a certificate to present and an apiserver to forward to'
+            cand check 'Say what works and what does not, with the mend, before users find out'
+            cand kubeconfig 'Print a kubeconfig for people outside, who reach the proxy by its public name'
+            cand completions 'Print what a shell needs to complete this command line'
+        }
+        &'kube-tls-proxy;serve'= {
+            cand --listen 'Listen here; repeat for more. Port 0 asks the kernel for one [default: [::]:8443]'
+            cand --cert 'Present this certificate chain: PEM, the server''s own first; repeat for more'
+            cand --key 'Its private key: PEM, not encrypted; one for each --cert, in the same order'
+            cand --host 'Answer to this name too, besides those in the certificates; repeat for more'
+            cand --upstream 'Forward to this apiserver: https://HOST[:PORT][/PREFIX]'
+            cand --upstream-ca 'Trust only the CAs in this PEM file; goes with --upstream'
+            cand --upstream-name 'Expect this name or address in its certificate, instead of the one dialled'
+            cand --kubeconfig 'Take URL, CA and name from this kubeconfig; its credentials are not read'
+            cand --context 'Use this context of the kubeconfig [default: its current-context]'
+            cand --config 'Read a YAML file: several clusters, limits, timeouts'
+            cand --workers 'Worker threads [default: the CPUs this process may use]'
+            cand --drain-delay 'After SIGTERM, still serve new clients for this long [default: 5s]'
+            cand --drain-timeout 'After that, let running requests finish for this long [default: 20s]'
+            cand --admin-listen 'Serve health, metrics and the status page here, as plain HTTP [default: nowhere]'
+            cand --drain-tunnels 'And let tunnels (exec, port-forward) go on for this long [default: 60s]'
+            cand --log-format 'Log as text or json [default: text]'
+            cand --log-level 'Log what this filter lets through, such as info or info,kube_tls_proxy=debug [default: info]'
+            cand --takeover 'Listen although another proxy of the same user still does, to take over from it'
+            cand --no-access-log 'Do not log each request'
+            cand -h 'Print help'
+            cand --help 'Print help'
+        }
+        &'kube-tls-proxy;check'= {
+            cand --listen 'Listen here; repeat for more. Port 0 asks the kernel for one [default: [::]:8443]'
+            cand --cert 'Present this certificate chain: PEM, the server''s own first; repeat for more'
+            cand --key 'Its private key: PEM, not encrypted; one for each --cert, in the same order'
+            cand --host 'Answer to this name too, besides those in the certificates; repeat for more'
+            cand --upstream 'Forward to this apiserver: https://HOST[:PORT][/PREFIX]'
+            cand --upstream-ca 'Trust only the CAs in this PEM file; goes with --upstream'
+            cand --upstream-name 'Expect this name or address in its certificate, instead of the one dialled'
+            cand --kubeconfig 'Take URL, CA and name from this kubeconfig; its credentials are not read'
+            cand --context 'Use this context of the kubeconfig [default: its current-context]'
+            cand --config 'Read a YAML file: several clusters, limits, timeouts'
+            cand --workers 'Worker threads [default: the CPUs this process may use]'
+            cand --drain-delay 'After SIGTERM, still serve new clients for this long [default: 5s]'
+            cand --drain-timeout 'After that, let running requests finish for this long [default: 20s]'
+            cand --admin-listen 'Serve health, metrics and the status page here, as plain HTTP [default: nowhere]'
+            cand --drain-tunnels 'And let tunnels (exec, port-forward) go on for this long [default: 60s]'
+            cand --log-format 'Log as text or json [default: text]'
+            cand --log-level 'Log what this filter lets through, such as info or info,kube_tls_proxy=debug [default: info]'
+            cand --through 'Also look through the running proxy at this URL, as clients do; alone it needs no other flag'
+            cand --through-ca 'Take clients to trust the CAs in this PEM file instead of the public ones'
+            cand --token-file 'Send the bearer token in this file with every request'
+            cand --output 'Print lines for people or one JSON document'
+            cand --takeover 'Listen although another proxy of the same user still does, to take over from it'
+            cand --no-access-log 'Do not log each request'
+            cand --long 'Also look whether a watch stays open for 20 seconds; needs --token-file'
+            cand -h 'Print help (see more with ''--help'')'
+            cand --help 'Print help (see more with ''--help'')'
+        }
+        &'kube-tls-proxy;kubeconfig'= {
+            cand --server 'The public URL of the proxy: https://NAME[:PORT]'
+            cand --from 'Take names and the user''s token or exec plugin from this kubeconfig; client certificates never'
+            cand --context 'Use this context of it [default: its current-context]'
+            cand --token-file 'Put the token in this file into it'
+            cand --exec-command 'Let kubectl get a token from this program, for instance an OIDC login'
+            cand --exec-arg 'An argument of that program; repeat for more'
+            cand --name 'Call cluster, user and context this [default: as in --from, or the host of --server]'
+            cand --output 'Write it into this file, readable for its owner alone, instead of printing it'
+            cand -h 'Print help'
+            cand --help 'Print help'
+        }
+        &'kube-tls-proxy;completions'= {
+            cand -h 'Print help'
+            cand --help 'Print help'
+        }
+    ]
+    $completions[$command]
+}

@@ -1,0 +1,78 @@
+//! Who gave an answer: the apiserver, the proxy before it, or something else on the way.
+
+use http::StatusCode;
+use serde_json::Value;
+
+use super::{ask::Answer, notes::shown};
+
+/// Who speaks in an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Speaker {
+    /// The apiserver; with what it says, if it is a `Status`.
+    Apiserver(Option<String>),
+    /// kube-tls-proxy itself, and what it says.
+    Proxy(String),
+    /// Neither.
+    Stranger,
+}
+
+impl Answer {
+    /// The body, if it is JSON.
+    pub(super) fn json(&self) -> Option<Value> {
+        serde_json::from_slice(&self.body).ok()
+    }
+
+    /// Whose answer this is.
+    pub(super) fn speaker(&self) -> Speaker {
+        let status = self
+            .json()
+            .filter(|json| text(json, "kind") == Some("Status"));
+        let message = status.as_ref().and_then(|status| text(status, "message"));
+        match message {
+            Some(message) => match message.strip_prefix(SIGNATURE) {
+                Some(words) => Speaker::Proxy(shown(words)),
+                None => Speaker::Apiserver(Some(shown(message))),
+            },
+            None if status.is_some() || self.is_marked() => Speaker::Apiserver(None),
+            None => Speaker::Stranger,
+        }
+    }
+
+    /// What only an apiserver writes into a head.
+    fn is_marked(&self) -> bool {
+        ["audit-id", "x-kubernetes-pf-flowschema-uid"]
+            .iter()
+            .any(|name| self.headers.contains_key(*name))
+    }
+
+    /// `answers 503 Service Unavailable`, and what it says.
+    pub(super) fn words(&self) -> String {
+        let said = match self.speaker() {
+            Speaker::Apiserver(Some(words)) | Speaker::Proxy(words) => words,
+            Speaker::Apiserver(None) | Speaker::Stranger => {
+                let text = String::from_utf8_lossy(&self.body);
+                shown(text.lines().next().unwrap_or_default())
+            }
+        };
+        if said.is_empty() {
+            self.status.to_string()
+        } else {
+            format!("{}: {said}", self.status)
+        }
+    }
+
+    /// 401 or 403: alive, and careful about whom it tells what.
+    pub(super) fn is_denial(&self) -> bool {
+        matches!(
+            self.status,
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
+        )
+    }
+}
+
+pub(super) fn text<'a>(json: &'a Value, key: &str) -> Option<&'a str> {
+    json.get(key).and_then(Value::as_str)
+}
+
+/// What every message of the proxy's own begins with.
+const SIGNATURE: &str = "kube-tls-proxy: ";

@@ -1,0 +1,259 @@
+//! What can be checked without leaving this machine: certificates, the names they cover, the port.
+
+use std::{io, net::SocketAddr, time::SystemTime};
+
+use rustls_pki_types::ServerName;
+
+use super::{
+    Check, Notes, Plan, Words,
+    words::{days, not_accepted},
+};
+use crate::{
+    addr::UpstreamAddr,
+    app::{AppError, ListenFault},
+    config::{ClusterConfig, Config, Timeouts},
+    listener::{self, Others},
+    pki::{Acceptance, Identity, TrustAnchors, UtcDate, public_roots},
+    upstream::{ClientTls, Offer, Reached},
+};
+
+/// Checks all of it; returns the names in the certificates.
+pub(super) async fn check(plan: &Plan, config: &Config, notes: &mut Notes<'_>) -> Vec<String> {
+    let listen: Vec<_> = config.listen.iter().map(ToString::to_string).collect();
+    notes.ok(
+        Check::Configuration,
+        format!(
+            "{}, {}, listening on {}",
+            count(config.identities.len(), "certificate"),
+            count(config.clusters.len(), "cluster"),
+            listen.join(", ")
+        ),
+    );
+    let now = SystemTime::now();
+    let mut identities = Vec::with_capacity(config.identities.len());
+    for files in &config.identities {
+        match Identity::load(files, now) {
+            Ok(identity) => {
+                certificate(&identity, now, notes);
+                accepted(plan, &identity, now, notes);
+                identities.push(identity);
+            }
+            Err(error) => {
+                notes.failed(Check::Certificate, Words::of_error(&error));
+                notes.skipped(&[Check::Trust], "the certificate is unusable");
+            }
+        }
+    }
+    if identities.len() == config.identities.len() {
+        hosts(&config.clusters, &identities, notes);
+    } else {
+        notes.skipped(&[Check::Hosts], "a certificate is unusable");
+    }
+    for address in &config.listen {
+        Box::pin(port(*address, config, &identities, notes)).await;
+    }
+    identities
+        .iter()
+        .flat_map(Identity::names)
+        .cloned()
+        .collect()
+}
+
+/// The CAs of a cluster, as settings for a dial; `None` once what is wrong with them is noted.
+pub(super) fn trust(cluster: &ClusterConfig, notes: &mut Notes<'_>) -> Option<ClientTls> {
+    let now = SystemTime::now();
+    let anchors = match TrustAnchors::load(&cluster.trust, now) {
+        Ok(anchors) => anchors,
+        Err(error) => {
+            notes.failed(Check::Ca, Words::of_error(&error));
+            return None;
+        }
+    };
+    let cas: Vec<_> = anchors
+        .summaries()
+        .iter()
+        .map(|ca| format!("{}, {}", ca.subject, days(ca.days_left(now))))
+        .collect();
+    notes.ok(Check::Ca, format!("trusted: {}", cas.join("; ")));
+    for warning in anchors.warnings() {
+        notes.warning(Check::Ca, Words::of_sentence(&warning));
+    }
+    match ClientTls::new(anchors.roots(), cluster.expected_name.clone()) {
+        Ok(tls) => Some(tls),
+        Err(error) => {
+            notes.failed(Check::Ca, Words::of_error(&error));
+            None
+        }
+    }
+}
+
+/// What has loaded is whole: key and certificate are a pair, the chain is in order, today is within.
+fn certificate(identity: &Identity, now: SystemTime, notes: &mut Notes<'_>) {
+    let leaf = identity.summary();
+    notes.ok(
+        Check::Certificate,
+        format!(
+            "for {}: the key belongs to it, {} in the file, {} until {}",
+            identity.names().join(", "),
+            count(identity.chain_length(), "certificate"),
+            days(leaf.days_left(now)),
+            UtcDate(leaf.not_after)
+        ),
+    );
+    for warning in identity.warnings(now) {
+        notes.warning(Check::Certificate, Words::of_sentence(&warning));
+    }
+}
+
+/// Whether clients accept the chain.
+fn accepted(plan: &Plan, identity: &Identity, now: SystemTime, notes: &mut Notes<'_>) {
+    let (roots, whose) = match &plan.clients_trust {
+        Some((file, anchors)) => (anchors.roots(), Some(file.as_str())),
+        None => (public_roots(), None),
+    };
+    let acceptance = identity.acceptance(roots, now);
+    let words = match (&acceptance, whose) {
+        (Acceptance::Accepted, Some(file)) => {
+            return notes.ok(
+                Check::Trust,
+                format!("clients that trust the CA in {file} accept it"),
+            );
+        }
+        (Acceptance::Accepted, None) => {
+            return notes.ok(
+                Check::Trust,
+                "clients accept it as they are: the chain leads to a public CA",
+            );
+        }
+        (_, whose) => not_accepted(&acceptance, whose),
+    };
+    match (&acceptance, whose) {
+        // A CA of one's own is a choice; clients have to be told of it.
+        (
+            Acceptance::NoPath {
+                is_public: false, ..
+            },
+            None,
+        ) => notes.warning(Check::Trust, words),
+        (Acceptance::Accepted | Acceptance::NoPath { .. } | Acceptance::Refused { .. }, _) => {
+            notes.failed(Check::Trust, words);
+        }
+    }
+}
+
+/// Whether each name that leads to a cluster is in a certificate.
+fn hosts(clusters: &[ClusterConfig], identities: &[Identity], notes: &mut Notes<'_>) {
+    let names: Vec<_> = identities
+        .iter()
+        .flat_map(Identity::names)
+        .map(String::as_str)
+        .collect();
+    let mut served: Vec<&str> = clusters
+        .iter()
+        .flat_map(|cluster| cluster.hosts.iter().map(String::as_str))
+        .collect();
+    let bare: Vec<_> = served
+        .iter()
+        .filter(|host| !identities.iter().any(|identity| identity.covers(host)))
+        .copied()
+        .collect();
+    if !bare.is_empty() {
+        let words = Words::new(
+            format!(
+                "no certificate is for {}, so that clients refuse to connect; there are certificates for {}",
+                bare.join(", "),
+                names.join(", ")
+            ),
+            "add a certificate with that name (--cert and --key), or take the name out of --host or `hosts`",
+        );
+        return notes.failed(Check::Hosts, words);
+    }
+    // The names of the certificates lead to the only cluster there is.
+    if clusters.len() == 1 {
+        served.extend(names);
+        served.sort_unstable();
+        served.dedup();
+    }
+    notes.ok(
+        Check::Hosts,
+        format!("clients reach it as {}", served.join(", ")),
+    );
+}
+
+/// Whether the address can be listened on, or the proxy does so already.
+async fn port(
+    address: SocketAddr,
+    config: &Config,
+    identities: &[Identity],
+    notes: &mut Notes<'_>,
+) {
+    let others = if config.takeover {
+        Others::TakenOver
+    } else {
+        Others::Refused
+    };
+    let error = match listener::bind(address, 1, others) {
+        Ok(_bound) if address.port() == 0 => {
+            return notes.ok(Check::Listen, format!("{address}: any free port will do"));
+        }
+        Ok(_bound) => return notes.ok(Check::Listen, format!("{address} is free")),
+        Err(error) => error,
+    };
+    if error.kind() == io::ErrorKind::AddrInUse
+        && Box::pin(presents(address, identities, &config.timeouts)).await
+    {
+        return notes.ok(
+            Check::Listen,
+            format!(
+                "{address} is taken by a server with this very certificate: the proxy runs already"
+            ),
+        );
+    }
+    let source = ListenFault::from(error);
+    notes.failed(
+        Check::Listen,
+        Words::of_error(&AppError::Listen { address, source }),
+    );
+}
+
+/// Whether whoever listens there presents one of our certificates.
+async fn presents(address: SocketAddr, identities: &[Identity], timeouts: &Timeouts) -> bool {
+    let mut address = address;
+    if address.ip().is_unspecified() {
+        address.set_ip(match address {
+            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    for identity in identities {
+        let name = identity
+            .names()
+            .iter()
+            .find_map(|name| ServerName::try_from(name.clone()).ok());
+        let Some(tls) = name.and_then(|name| ClientTls::new(public_roots(), name).ok()) else {
+            continue;
+        };
+        let Ok(reached) = Reached::dial(UpstreamAddr(address), timeouts).await else {
+            return false;
+        };
+        // Mostly it is refused, for its CA is not looked for here; what was presented is known all the same.
+        let presented = match Box::pin(reached.secure(&tls, Offer::Http1)).await {
+            Ok(verified) => verified.certificate.map(|leaf| leaf.sha256),
+            Err(error) => error
+                .verify_failure()
+                .and_then(|failure| failure.presented())
+                .map(|leaf| leaf.sha256.clone()),
+        };
+        if presented.is_some_and(|sha256| sha256 == identity.summary().sha256) {
+            return true;
+        }
+    }
+    false
+}
+
+fn count(count: usize, noun: &str) -> String {
+    match count {
+        1 => format!("1 {noun}"),
+        more => format!("{more} {noun}s"),
+    }
+}

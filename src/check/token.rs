@@ -1,0 +1,72 @@
+//! The token that is sent with the requests of a check.
+//!
+//! It is never printed: its header value is marked as sensitive, and errors name the file alone.
+
+use std::path::{Path, PathBuf};
+
+use http::HeaderValue;
+
+use crate::config::{ReadError, read_file};
+
+/// A bearer token and the file it came from.
+#[derive(Debug, Clone)]
+pub struct Token {
+    pub(super) file: PathBuf,
+    pub(super) header: HeaderValue,
+}
+
+/// Why a file gives no token.
+#[derive(Debug, thiserror::Error)]
+#[expect(
+    missing_docs,
+    reason = "the message of each variant is its documentation"
+)]
+pub enum TokenFault {
+    #[error("--token-file {}", file.display())]
+    Read {
+        file: PathBuf,
+        #[source]
+        source: ReadError,
+    },
+    #[error("--token-file {} is empty; write the token into it, and nothing else", file.display())]
+    Empty { file: PathBuf },
+    #[error(
+        "--token-file {} holds more than a token; write the token into it in one line, and nothing else",
+        file.display()
+    )]
+    NotAToken { file: PathBuf },
+}
+
+impl Token {
+    /// Reads the token in `file`; space around it does not count.
+    ///
+    /// # Errors
+    ///
+    /// [`TokenFault`] names the file and the mend, never what is in it.
+    pub fn load(file: &Path) -> Result<Self, TokenFault> {
+        let file = file.to_owned();
+        let text = match read_file(&file) {
+            Ok(text) => text,
+            Err(source) => return Err(TokenFault::Read { file, source }),
+        };
+        let token = text.trim_ascii();
+        if token.is_empty() {
+            return Err(TokenFault::Empty { file });
+        }
+        let visible = token.iter().all(u8::is_ascii_graphic);
+        match HeaderValue::from_bytes(&[b"Bearer ", token].concat()) {
+            Ok(mut header) if visible => {
+                header.set_sensitive(true);
+                Ok(Self { file, header })
+            }
+            Ok(_) | Err(_) => Err(TokenFault::NotAToken { file }),
+        }
+    }
+
+    /// The token alone.
+    #[must_use]
+    pub fn secret(&self) -> &str {
+        let text = self.header.to_str().unwrap_or_default();
+        text.strip_prefix("Bearer ").unwrap_or_default()
+    }
+}

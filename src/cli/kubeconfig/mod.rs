@@ -1,0 +1,203 @@
+//! `kubeconfig`: a kubeconfig for people outside, who reach the proxy by its public name.
+//!
+//! It holds no CA and always `tls-server-name`: without any TLS setting client-go uses a transport that
+//! never notices a connection that has died in silence.
+
+mod document;
+mod file;
+mod source;
+#[cfg(test)]
+mod tests;
+mod yaml;
+
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::print_failure;
+use crate::{
+    check::{Token, TokenFault},
+    config::{ConfigError, UpstreamUrl},
+};
+use document::Document;
+use file::WriteFault;
+use source::Source;
+
+/// Flags of `kube-tls-proxy kubeconfig`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+pub struct KubeconfigArgs {
+    /// The public URL of the proxy.
+    #[arg(
+        long,
+        value_name = "URL",
+        help = "The public URL of the proxy: https://NAME[:PORT]"
+    )]
+    pub server: String,
+
+    /// Take names and the user's token or exec plugin from this kubeconfig; client certificates never
+    #[arg(long, value_name = "FILE")]
+    pub from: Option<PathBuf>,
+
+    /// Use this context of it [default: its current-context]
+    #[arg(long, value_name = "NAME", requires = "from")]
+    pub context: Option<String>,
+
+    /// Put the token in this file into it
+    #[arg(long, value_name = "FILE", conflicts_with = "exec_command")]
+    pub token_file: Option<PathBuf>,
+
+    /// Let kubectl get a token from this program, for instance an OIDC login
+    #[arg(long, value_name = "COMMAND")]
+    pub exec_command: Option<String>,
+
+    /// An argument of that program; repeat for more
+    #[arg(
+        long = "exec-arg",
+        value_name = "ARGUMENT",
+        requires = "exec_command",
+        allow_hyphen_values = true
+    )]
+    pub exec_args: Vec<String>,
+
+    /// Call cluster, user and context this [default: as in --from, or the host of --server]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+
+    /// Write it into this file, readable for its owner alone, instead of printing it
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// Why there is no kubeconfig.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Token(#[from] TokenFault),
+    #[error("--name is empty; give a name, or leave the flag out")]
+    EmptyName,
+    #[error(transparent)]
+    Write(#[from] WriteFault),
+}
+
+/// Prints or writes a kubeconfig, and returns the exit code.
+pub(super) fn kubeconfig(args: &KubeconfigArgs) -> ExitCode {
+    match make(args).and_then(|made| deliver(args, made)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            print_failure(&error);
+            match error {
+                Failure::Write(_) => ExitCode::from(1),
+                Failure::Config(_) | Failure::Token(_) | Failure::EmptyName => ExitCode::from(2),
+            }
+        }
+    }
+}
+
+/// The text, and what there is to say about it.
+struct Made {
+    text: String,
+    remarks: Vec<String>,
+}
+
+fn make(args: &KubeconfigArgs) -> Result<Made, Failure> {
+    if args.name.as_ref().is_some_and(String::is_empty) {
+        return Err(Failure::EmptyName);
+    }
+    let url: UpstreamUrl = args.server.parse().map_err(|source| ConfigError::Flag {
+        flag: "--server",
+        source,
+    })?;
+    let source = match &args.from {
+        Some(file) => Some(Source::load(file, args.context.as_deref())?),
+        None => None,
+    };
+    let mut remarks = Vec::new();
+    let user = user(args, source.as_ref(), &mut remarks)?;
+    let or_host = |of_source: Option<&String>| {
+        let name = args.name.as_ref().or(of_source);
+        name.unwrap_or(&url.host).clone()
+    };
+    let document = Document {
+        server: args.server.trim_end_matches('/').to_owned(),
+        tls_server_name: url.name.to_str().into_owned(),
+        cluster: or_host(source.as_ref().map(|source| &source.cluster)),
+        user_name: or_host(source.as_ref().map(|source| &source.user_name)),
+        context: or_host(source.as_ref().map(|source| &source.context)),
+        namespace: source.as_ref().and_then(|source| source.namespace.clone()),
+        user,
+    };
+    remarks.push(client_certificates(source.as_ref()));
+    Ok(Made {
+        text: yaml::write(&document.value()),
+        remarks,
+    })
+}
+
+/// The credential that goes into it; flags win over `--from`.
+fn user(
+    args: &KubeconfigArgs,
+    source: Option<&Source>,
+    remarks: &mut Vec<String>,
+) -> Result<Value, Failure> {
+    if let Some(file) = &args.token_file {
+        let token = Token::load(file)?;
+        remarks.push(HOLDS_A_TOKEN.to_owned());
+        return Ok(json!({ "token": token.secret() }));
+    }
+    if let Some(command) = &args.exec_command {
+        return Ok(json!({ "exec": {
+            "apiVersion": "client.authentication.k8s.io/v1",
+            "command": command,
+            "args": args.exec_args,
+            "interactiveMode": "IfAvailable",
+        }}));
+    }
+    let found = source.map_or_else(|| json!({}), |source| source.credentials.clone());
+    let has = |key| found.get(key).is_some();
+    if has("token") {
+        remarks.push(HOLDS_A_TOKEN.to_owned());
+    }
+    if !(has("token") || has("tokenFile") || has("exec")) {
+        remarks.push(
+            "There is no credential in it yet: give one with --token-file or --exec-command, or add it later with `kubectl config set-credentials`."
+                .to_owned(),
+        );
+    }
+    Ok(found)
+}
+
+/// What to do about users with client certificates.
+fn client_certificates(source: Option<&Source>) -> String {
+    let mend = "a token instead: of a service account (`kubectl create token NAME`), or of your OIDC issuer through --exec-command";
+    match source {
+        Some(source) if source.has_client_certificate => format!(
+            "User `{}` has a client certificate, which cannot pass a proxy that ends TLS and was left out. That user needs {mend}.",
+            source.user_name
+        ),
+        Some(_) | None => format!(
+            "A client certificate cannot pass the proxy, which ends TLS: users who have one need {mend}."
+        ),
+    }
+}
+
+fn deliver(args: &KubeconfigArgs, made: Made) -> Result<(), Failure> {
+    match &args.output {
+        Some(file) => file::write(file, &made.text)?,
+        // A closed pipe leaves nobody to tell.
+        None => drop(io::stdout().lock().write_all(made.text.as_bytes())),
+    }
+    let mut stderr = io::stderr().lock();
+    for remark in &made.remarks {
+        drop(writeln!(stderr, "{remark}"));
+    }
+    Ok(())
+}
+
+const HOLDS_A_TOKEN: &str = "It holds a token: keep it readable for its owner alone (--output FILE does, a shell's `>` may not).";

@@ -1,0 +1,264 @@
+//! What goes into a kubeconfig, and what never does.
+
+use serde_json::{Value, json};
+use standin::TempDir;
+
+use super::{KubeconfigArgs, make, yaml};
+
+const SERVER: &str = "https://kube.example.com:8443/prefix/";
+
+fn args(change: impl FnOnce(&mut KubeconfigArgs)) -> KubeconfigArgs {
+    let mut args = KubeconfigArgs {
+        server: SERVER.into(),
+        ..KubeconfigArgs::default()
+    };
+    change(&mut args);
+    args
+}
+
+/// What a YAML parser reads in the text, and the remarks.
+fn made(args: &KubeconfigArgs) -> (Value, String) {
+    let made = make(args).map_err(|error| error.to_string()).unwrap();
+    let read = serde_saphyr::from_str(&made.text).unwrap();
+    (read, made.remarks.join("\n"))
+}
+
+#[test]
+fn names_the_public_host_and_no_ca() {
+    let (config, remarks) = made(&args(|_| {}));
+    assert_eq!(
+        config,
+        json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "kube.example.com",
+            "clusters": [{ "name": "kube.example.com", "cluster": {
+                "server": "https://kube.example.com:8443/prefix", "tls-server-name": "kube.example.com",
+            }}],
+            "users": [{ "name": "kube.example.com", "user": {} }],
+            "contexts": [{ "name": "kube.example.com", "context": {
+                "cluster": "kube.example.com", "user": "kube.example.com",
+            }}],
+        })
+    );
+    assert!(remarks.contains("no credential in it yet"), "{remarks}");
+    assert!(
+        remarks.contains("client certificate cannot pass"),
+        "{remarks}"
+    );
+}
+
+const FROM: &str = r#"
+apiVersion: v1
+kind: Config
+current-context: prod
+contexts:
+- name: prod
+  context: { cluster: c1, user: "jane: of ops", namespace: apps }
+- name: ops
+  context: { cluster: c1, user: exec }
+- name: cert
+  context: { cluster: c1, user: cert }
+clusters:
+- name: c1
+  cluster: { server: "https://10.0.0.1:6443", certificate-authority-data: SECRET-CA }
+users:
+- name: "jane: of ops"
+  user: { token: "123", as: admin, as-groups: [a, "on"] }
+- name: exec
+  user:
+    exec:
+      apiVersion: client.authentication.k8s.io/v1
+      command: ./bin/login
+      args: ["--flag=a b", "-"]
+      env: [{ name: A, value: "1" }]
+      interactiveMode: Never
+- name: cert
+  user: { client-certificate-data: SECRET-CERT, client-key-data: SECRET-KEY, username: u, password: SECRET-WORD }
+"#;
+
+#[test]
+fn takes_names_namespace_and_token_of_another_kubeconfig() {
+    let dir = TempDir::new();
+    let file = dir.write("from", FROM);
+    let (config, remarks) = made(&args(|args| args.from = Some(file)));
+    assert_eq!(
+        config["users"],
+        json!([{ "name": "jane: of ops", "user": {
+            "token": "123", "as": "admin", "as-groups": ["a", "on"],
+        }}])
+    );
+    assert_eq!(
+        config["contexts"],
+        json!([{ "name": "prod", "context": {
+            "cluster": "c1", "user": "jane: of ops", "namespace": "apps",
+        }}])
+    );
+    assert_eq!(config["clusters"][0]["name"], "c1");
+    assert!(remarks.contains("holds a token"), "{remarks}");
+}
+
+#[test]
+fn takes_the_exec_plugin_with_a_path_that_works_from_anywhere() {
+    let dir = TempDir::new();
+    let file = dir.write("from", FROM);
+    let (config, remarks) = made(&args(|args| {
+        args.from = Some(file);
+        args.context = Some("ops".into());
+        args.name = Some("outside".into());
+    }));
+    assert_eq!(
+        config["users"],
+        json!([{ "name": "outside", "user": { "exec": {
+            "apiVersion": "client.authentication.k8s.io/v1",
+            "command": dir.path().join("bin/login"),
+            "args": ["--flag=a b", "-"],
+            "env": [{ "name": "A", "value": "1" }],
+            "interactiveMode": "Never",
+        }}}])
+    );
+    assert!(!remarks.contains("holds a token"), "{remarks}");
+}
+
+#[test]
+fn leaves_certificates_passwords_and_the_cluster_ca_behind() {
+    let dir = TempDir::new();
+    let file = dir.write("from", FROM);
+    let args = args(|args| {
+        args.from = Some(file);
+        args.context = Some("cert".into());
+    });
+    let text = make(&args).map_err(|error| error.to_string()).unwrap().text;
+    assert!(
+        !text.contains("SECRET") && !text.contains("10.0.0.1"),
+        "{text}"
+    );
+    let (config, remarks) = made(&args);
+    assert_eq!(config["users"], json!([{ "name": "cert", "user": {} }]));
+    assert!(
+        remarks.contains("User `cert` has a client certificate, which cannot pass"),
+        "{remarks}"
+    );
+    assert!(remarks.contains("kubectl create token"), "{remarks}");
+}
+
+#[test]
+fn a_flag_wins_over_the_credential_of_the_other_kubeconfig() {
+    let dir = TempDir::new();
+    let (file, token) = (dir.write("from", FROM), dir.write("token", "t0ken\n"));
+    let from = args(|args| args.from = Some(file));
+    let with_token = KubeconfigArgs {
+        token_file: Some(token),
+        ..from.clone()
+    };
+    assert_eq!(
+        made(&with_token).0["users"][0]["user"],
+        json!({ "token": "t0ken" })
+    );
+    let with_command = KubeconfigArgs {
+        exec_command: Some("kubectl".into()),
+        exec_args: vec!["oidc-login".into(), "--x=1".into()],
+        ..from
+    };
+    assert_eq!(
+        made(&with_command).0["users"][0]["user"]["exec"],
+        json!({
+            "apiVersion": "client.authentication.k8s.io/v1", "command": "kubectl",
+            "args": ["oidc-login", "--x=1"], "interactiveMode": "IfAvailable",
+        })
+    );
+}
+
+#[test]
+fn says_what_is_wrong_with_its_input() {
+    let dir = TempDir::new();
+    let from = dir.write("from", FROM);
+    let (empty, two) = (dir.write("empty", " \n"), dir.write("two", "a b"));
+    let sentence = |args: KubeconfigArgs| {
+        let error = make(&args).err().map(|error| crate::cli::sentence(&error));
+        error
+            .unwrap_or_default()
+            .replace(&dir.path().display().to_string(), "DIR")
+    };
+    for (args, expected) in [
+        (
+            args(|args| args.server = "http://kube.example.com".into()),
+            "--server: `http://kube.example.com` is not an https URL; the apiserver is reached over verified TLS only, so write https://HOST:PORT",
+        ),
+        (
+            args(|args| {
+                args.from = Some(from.clone());
+                args.context = Some("prd".into());
+            }),
+            "kubeconfig DIR/from: there is no context `prd`; choose one of: prod, ops, cert",
+        ),
+        (
+            args(|args| args.token_file = Some(empty)),
+            "--token-file DIR/empty is empty; write the token into it, and nothing else",
+        ),
+        (
+            args(|args| args.token_file = Some(two)),
+            "--token-file DIR/two holds more than a token; write the token into it in one line, and nothing else",
+        ),
+        (
+            args(|args| args.token_file = Some("/nowhere".into())),
+            "--token-file /nowhere: no such file; check the path",
+        ),
+        (
+            args(|args| args.name = Some(String::new())),
+            "--name is empty; give a name, or leave the flag out",
+        ),
+    ] {
+        assert_eq!(sentence(args), expected);
+    }
+}
+
+/// Whatever a name is, it is read as it was written.
+#[test]
+fn every_text_is_read_as_it_was_written() {
+    for text in [
+        "",
+        "a",
+        "no",
+        "On",
+        "~",
+        "1",
+        "1.5",
+        "0x1f",
+        "-",
+        "- a",
+        "a: b",
+        "a:",
+        "a #b",
+        "#",
+        "'",
+        "\"",
+        "\\",
+        "é",
+        "a\nb",
+        "\t",
+        " a ",
+        "@",
+        "%",
+        "&a",
+        "*a",
+        "!",
+        "|",
+        ">",
+        "{}",
+        "[]",
+        "null",
+        "=",
+        "<<",
+        "a=b",
+        "2026-01-01",
+        "arn:aws:eks:eu-west-1:1:cluster/a",
+        "/path/to",
+        "jane@example.com",
+        "\u{202e}",
+    ] {
+        let value = json!({ text: text, "list": [text, { "k": text, text: [] }, {}], "deep": { text: { text: null } } });
+        let written = yaml::write(&value);
+        let read: Value =
+            serde_saphyr::from_str(&written).unwrap_or_else(|error| panic!("{error}\n{written}"));
+        assert_eq!(read, value, "{written}");
+    }
+}

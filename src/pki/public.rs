@@ -1,0 +1,132 @@
+//! Whether the clients of the proxy accept a certificate: stock ones, or those that trust a CA of their
+//! own.
+//!
+//! The public CAs stand here and nowhere else. No apiserver is ever trusted by them.
+
+use std::{sync::Arc, time::SystemTime};
+
+use rustls::{
+    CertificateError, Error, RootCertStore, client::WebPkiServerVerifier,
+    client::danger::ServerCertVerifier as _,
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use x509_cert::{
+    Certificate,
+    der::{Decode as _, oid::ObjectIdentifier},
+    ext::pkix::CertificatePolicies,
+};
+
+use super::{Identity, provider};
+
+/// What clients make of a certificate chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Acceptance {
+    /// They accept it.
+    Accepted,
+    /// It leads to none of their CAs.
+    NoPath {
+        /// Who issued the last certificate of the chain.
+        issuer: String,
+        /// Whether it was issued under the rules of the public CAs, which always issue from an
+        /// intermediate: then what is missing is that intermediate.
+        is_public: bool,
+    },
+    /// They refuse it for another reason.
+    Refused {
+        /// What is wrong with it, after "the certificate".
+        reason: String,
+    },
+}
+
+/// The CAs that stock clients trust: those of Mozilla.
+#[must_use]
+pub fn public_roots() -> Arc<RootCertStore> {
+    Arc::new(RootCertStore {
+        roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
+    })
+}
+
+impl Identity {
+    /// What clients that trust `roots` make of this chain at `now`.
+    #[must_use]
+    pub fn acceptance(&self, roots: Arc<RootCertStore>, now: SystemTime) -> Acceptance {
+        let refused = |reason: &str| Acceptance::Refused {
+            reason: reason.to_owned(),
+        };
+        let Ok(verifier) = WebPkiServerVerifier::builder_with_provider(roots, provider()).build()
+        else {
+            return refused("cannot be verified, for there are no CAs to trust");
+        };
+        let key = self.certified_key();
+        let Some((leaf, issuers)) = key.cert.split_first() else {
+            return refused("is missing");
+        };
+        let Some(name) = self.names().first().and_then(|name| example(name)) else {
+            return refused("names no host");
+        };
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).map_or(
+            UnixTime::since_unix_epoch(std::time::Duration::ZERO),
+            UnixTime::since_unix_epoch,
+        );
+        match verifier.verify_server_cert(leaf, issuers, &name, &[], now) {
+            Ok(_) => Acceptance::Accepted,
+            // A self-signed certificate that calls itself a CA leads nowhere either.
+            Err(Error::InvalidCertificate(
+                CertificateError::UnknownIssuer | CertificateError::BadSignature,
+            )) => self.no_path(leaf),
+            Err(Error::InvalidCertificate(CertificateError::Other(_))) if !is_public(leaf) => {
+                self.no_path(leaf)
+            }
+            Err(error) => Acceptance::Refused {
+                reason: format!("is refused: {error}"),
+            },
+        }
+    }
+
+    fn no_path(&self, leaf: &CertificateDer<'_>) -> Acceptance {
+        Acceptance::NoPath {
+            issuer: self.last_issuer().to_owned(),
+            is_public: is_public(leaf),
+        }
+    }
+}
+
+/// A name that a certificate for `name` covers.
+fn example(name: &str) -> Option<ServerName<'static>> {
+    let name = match name.strip_prefix("*.") {
+        Some(parent) => format!("any.{parent}"),
+        None => name.to_owned(),
+    };
+    ServerName::try_from(name).ok()
+}
+
+/// Whether a leaf was issued under the rules of the public CAs: they oblige every one of them to name
+/// how it validated the owner, and browsers to look for a log of it.
+fn is_public(leaf: &CertificateDer<'_>) -> bool {
+    let Ok(certificate) = Certificate::from_der(leaf) else {
+        return false;
+    };
+    let tbs = certificate.tbs_certificate();
+    let logged = tbs
+        .extensions()
+        .is_some_and(|all| all.iter().any(|one| one.extn_id == CERTIFICATE_LOG));
+    let validated = match tbs.get_extension::<CertificatePolicies>() {
+        Ok(Some((_critical, policies))) => policies
+            .0
+            .iter()
+            .any(|policy| VALIDATED.contains(&policy.policy_identifier)),
+        Ok(None) | Err(_) => false,
+    };
+    logged || validated
+}
+
+/// Signed certificate timestamps (RFC 6962 §3.3).
+const CERTIFICATE_LOG: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.4.1.11129.2.4.2");
+/// Domain, organization, individual and extended validation (CA/Browser Forum Baseline Requirements
+/// §7.1.6.1).
+const VALIDATED: [ObjectIdentifier; 4] = [
+    ObjectIdentifier::new_unwrap("2.23.140.1.2.1"),
+    ObjectIdentifier::new_unwrap("2.23.140.1.2.2"),
+    ObjectIdentifier::new_unwrap("2.23.140.1.2.3"),
+    ObjectIdentifier::new_unwrap("2.23.140.1.1"),
+];

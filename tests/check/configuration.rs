@@ -1,0 +1,158 @@
+//! What is wrong before anything is dialled: files, YAML, flags, the port.
+
+use std::net::TcpListener;
+
+use standin::tcp::refused;
+
+use crate::world::{World, check, command, flags, path, run};
+
+#[tokio::test]
+async fn bad_yaml() {
+    let world = World::new();
+    let file = world
+        .dir
+        .write("config.yaml", "listen: [\n  \"127.0.0.1:0\"\nworkers: 1\n");
+    let ended = check(&flags(&[("--config", path(&file))]), &[]).await;
+    ended.names(
+        2,
+        '✗',
+        "configuration",
+        "config.yaml, line ",
+        "mend the YAML there",
+    );
+    assert_eq!(ended.marked('–'), ["certificate", "listen", "ca", "tcp"]);
+
+    let file = world.dir.write("config.yaml", "lisen: [\"127.0.0.1:0\"]\n");
+    let ended = check(&flags(&[("--config", path(&file))]), &[]).await;
+    ended.names(
+        2,
+        '✗',
+        "configuration",
+        "line 1, column 1: unknown key `lisen`",
+        "did you mean `listen`?",
+    );
+}
+
+#[tokio::test]
+async fn unreadable_file() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let good = world.flags(upstream.address());
+    let folder = world.dir.path().to_owned();
+    for (flag, file, check_of, code, what, mend) in [
+        (
+            "--cert",
+            "nowhere.crt",
+            "certificate",
+            1,
+            "nowhere.crt: no such file",
+            "check the path",
+        ),
+        (
+            "--key",
+            "",
+            "certificate",
+            1,
+            "is a directory",
+            "name a file in it",
+        ),
+        (
+            "--upstream-ca",
+            "nowhere.crt",
+            "ca",
+            1,
+            "nowhere.crt: no such file",
+            "check the path",
+        ),
+    ] {
+        let mut bad = good.clone();
+        let at = bad.iter().position(|word| word == flag).unwrap();
+        bad[at + 1] = path(&folder.join(file)).to_owned();
+        let ended = check(&bad, &[]).await;
+        ended.names(code, '✗', check_of, what, mend);
+        let skipped = ended.marked('–');
+        assert!(!skipped.is_empty(), "{}", ended.stdout);
+    }
+    let ended = check(
+        &flags(&[("--config", path(&folder.join("nowhere.yaml")))]),
+        &[],
+    )
+    .await;
+    ended.names(
+        2,
+        '✗',
+        "configuration",
+        "nowhere.yaml: no such file",
+        "check the path",
+    );
+}
+
+#[tokio::test]
+async fn port_in_use() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    // It hangs up on whoever connects, so that nobody waits for it.
+    std::thread::spawn(move || taken.incoming().for_each(drop));
+    let mut flags = [world.flags(upstream.address()), world.clients_trust()].concat();
+    flags[1].clone_from(&address);
+    let ended = check(&flags, &[]).await;
+    ended.names(
+        1,
+        '✗',
+        "listen",
+        &format!("cannot listen on {address}: another process uses this port"),
+        "stop it or choose another with --listen",
+    );
+    assert_eq!(
+        ended.marked('✗'),
+        ["listen"],
+        "the rest is checked and works"
+    );
+}
+
+#[tokio::test]
+async fn an_unusable_command_line_is_one_sentence_and_exit_code_2() {
+    let world = World::new();
+    let empty = world.dir.write("empty", "");
+    let upstream = refused().await.to_string();
+    for (args, sentence) in [
+        (
+            vec!["--through", "http://kube.test"],
+            "kube-tls-proxy: --through: `http://kube.test` is not an https URL; the apiserver is reached over verified TLS only, so write https://HOST:PORT\n",
+        ),
+        (
+            vec![
+                "--through",
+                "https://kube.test",
+                "--token-file",
+                path(&empty),
+            ],
+            "is empty; write the token into it, and nothing else\n",
+        ),
+        (
+            vec![
+                "--through",
+                "https://kube.test",
+                "--through-ca",
+                "/nowhere.crt",
+            ],
+            "kube-tls-proxy: CA /nowhere.crt: no such file; check the path\n",
+        ),
+    ] {
+        let ended = run(command("check").args(&args)).await;
+        assert_eq!(ended.code, 2, "{args:?} {ended:?}");
+        assert!(ended.stderr.ends_with(sentence), "{args:?} {ended:?}");
+        assert_eq!(ended.stdout, "", "{args:?}");
+    }
+    // What serve would refuse is a finding, in the same words.
+    let ended = run(command("check").args(["--upstream", &upstream])).await;
+    ended.names(
+        2,
+        '✗',
+        "configuration",
+        "there is no certificate to present",
+        "give --cert FILE",
+    );
+}

@@ -1,0 +1,180 @@
+//! `kube-tls-proxy kubeconfig`: that kubectl reads it, and that nobody else does.
+
+use std::{fs, os::unix::fs::PermissionsExt as _, process::Command as Blocking};
+
+use standin::{
+    kubernetes::{Kubernetes, Pod},
+    within,
+};
+use tokio::process::Command as Kubectl;
+
+use crate::world::{World, command, path, run};
+
+const FROM: &str = r#"
+apiVersion: v1
+kind: Config
+current-context: prod
+contexts:
+- { name: prod, context: { cluster: "c: 1", user: jane, namespace: apps } }
+clusters:
+- { name: "c: 1", cluster: { server: "https://10.0.0.1:6443" } }
+users:
+- name: jane
+  user:
+    client-certificate-data: U0VDUkVU
+    exec: { apiVersion: client.authentication.k8s.io/v1, command: login, args: ["--a=b c", "no"], interactiveMode: Never, env: null }
+"#;
+
+#[tokio::test]
+async fn kubectl_reads_what_is_printed() {
+    let world = World::new();
+    let from = world.dir.write("from", FROM);
+    let ended = run(command("kubeconfig").args([
+        "--server",
+        "https://kube.example.com",
+        "--from",
+        path(&from),
+    ]))
+    .await;
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert!(
+        ended
+            .stderr
+            .starts_with("User `jane` has a client certificate, which cannot pass"),
+        "{}",
+        ended.stderr
+    );
+    let file = world.dir.write("made", &ended.stdout);
+    let kubectl = |template: &str| {
+        let output = Blocking::new("kubectl")
+            .args([
+                "config",
+                "view",
+                "--raw",
+                "--minify",
+                "--kubeconfig",
+                path(&file),
+            ])
+            .args(["--output", &format!("jsonpath={template}")])
+            .output();
+        // Without kubectl its library is not there to ask; the tests of the command read the text.
+        let output = output.ok()?;
+        assert!(output.status.success(), "{output:?}\n{}", ended.stdout);
+        Some(String::from_utf8(output.stdout).unwrap())
+    };
+    for (template, expected) in [
+        ("{.clusters[0].name}", "c: 1"),
+        ("{.clusters[0].cluster.server}", "https://kube.example.com"),
+        ("{.clusters[0].cluster.tls-server-name}", "kube.example.com"),
+        ("{.clusters[0].cluster.certificate-authority-data}", ""),
+        ("{.contexts[0].context.namespace}", "apps"),
+        ("{.users[0].user.exec.args}", r#"["--a=b c","no"]"#),
+        ("{.users[0].user.client-certificate-data}", ""),
+        ("{.current-context}", "prod"),
+    ] {
+        if let Some(found) = kubectl(template) {
+            assert_eq!(found, expected, "{template}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_file_is_for_its_owner_alone_and_written_whole() {
+    let world = World::new();
+    let token = world.dir.write("token", "s3cret");
+    let file = world.dir.write("out/jane.conf", "older and open to all");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+    let args = [
+        "--server",
+        "https://kube.example.com",
+        "--token-file",
+        path(&token),
+        "--output",
+        path(&file),
+    ];
+    let ended = run(command("kubeconfig").args(args)).await;
+    assert_eq!(
+        (ended.code, ended.stdout.as_str()),
+        (0, ""),
+        "{}",
+        ended.stderr
+    );
+    assert!(!ended.stderr.contains("s3cret"), "{}", ended.stderr);
+    assert_eq!(
+        fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    assert!(
+        fs::read_to_string(&file)
+            .unwrap()
+            .contains("token: s3cret\n")
+    );
+    let beside = fs::read_dir(file.parent().unwrap()).unwrap().count();
+    assert_eq!(beside, 1, "nothing is left beside it");
+
+    let nowhere = world.dir.path().join("nowhere/jane.conf");
+    let ended = run(command("kubeconfig").args([&args[..5], &[path(&nowhere)]].concat())).await;
+    assert_eq!(ended.code, 1);
+    assert!(
+        ended.stderr.starts_with(&format!(
+            "kube-tls-proxy: cannot write {}: No such file",
+            path(&nowhere)
+        )),
+        "{}",
+        ended.stderr
+    );
+}
+
+#[tokio::test]
+async fn flags_that_contradict_each_other_are_refused() {
+    let world = World::new();
+    let token = world.dir.write("token", "s3cret");
+    let server = ["--server", "https://kube.example.com"];
+    for (more, sentence) in [
+        (
+            &["--token-file", path(&token), "--exec-command", "b"][..],
+            "cannot be used with",
+        ),
+        (&["--context", "a"], "not provided"),
+        (&["--exec-arg", "a"], "not provided"),
+    ] {
+        let ended = run(command("kubeconfig").args(server).args(more)).await;
+        assert_eq!(ended.code, 2, "{more:?}");
+        assert!(ended.stderr.contains(sentence), "{more:?} {ended:?}");
+    }
+}
+
+/// With the public CA where Go looks for those of the machine, as it is for everybody outside.
+#[tokio::test]
+async fn kubectl_works_with_what_is_printed() {
+    let world = World::new();
+    let cluster = Kubernetes::new().token("s3cret", "jane", &[]);
+    cluster.apply(Pod::running("web-0"));
+    let upstream = world.apiserver().kubernetes(&cluster).start().await;
+    let serving = world.serve(&world.flags(upstream.address())).await;
+    let token = world.dir.write("token", "s3cret");
+    let url = format!("https://localhost:{}", serving.address.port());
+    let ended =
+        run(command("kubeconfig").args(["--server", &url, "--token-file", path(&token)])).await;
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let file = world.dir.write("made", &ended.stdout);
+    let output = Kubectl::new("kubectl")
+        .args([
+            "--kubeconfig",
+            path(&file),
+            "get",
+            "pods",
+            "--output",
+            "name",
+        ])
+        .env("SSL_CERT_FILE", world.public_ca_file())
+        .env("HOME", world.dir.path())
+        .kill_on_drop(true)
+        .output();
+    // Without kubectl there is nobody to ask.
+    let Ok(output) = within("the end of kubectl", output).await else {
+        return;
+    };
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "pod/web-0\n");
+}

@@ -1,0 +1,185 @@
+//! Nothing is wrong.
+
+use serde_json::{Value, json};
+use standin::kubernetes::Kubernetes;
+
+use crate::world::{APISERVER, World, check, flags, path};
+
+#[tokio::test]
+async fn a_good_setup_is_a_line_for_each_check_and_exit_code_0() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let ended = world.check(upstream.address(), &[]).await;
+    assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
+    assert_eq!(
+        ended.marked('✓'),
+        [
+            "configuration",
+            "certificate",
+            "trust",
+            "hosts",
+            "listen",
+            "ca",
+            "dns",
+            "tcp",
+            "tls",
+            "verify",
+            "alpn",
+            "version",
+            "clock",
+            "readyz",
+            "upgrade"
+        ],
+        "{}",
+        ended.stdout
+    );
+    assert_eq!(ended.lines().len(), 15, "{}", ended.stdout);
+    assert!(
+        ended
+            .stdout
+            .ends_with("\nEverything that was checked works.\n"),
+        "{}",
+        ended.stdout
+    );
+    let page = include_str!("../../docs/check.md");
+    for check in ended
+        .lines()
+        .iter()
+        .map(|line| line.check.as_str())
+        .chain(["watch"])
+    {
+        assert!(
+            page.contains(&format!("\n| `{check}` | ")),
+            "docs/check.md lacks {check}"
+        );
+    }
+    assert_eq!(ended.stderr, "", "progress is for terminals alone");
+    assert!(!ended.stdout.contains('\x1b'), "colours are too");
+}
+
+/// It asks what it says it asks, as a client of the proxy would, and sends a token only when given one.
+#[tokio::test]
+async fn the_apiserver_is_asked_as_a_client_would() {
+    let world = World::new();
+    let cluster = Kubernetes::new().token("s3cret", "jane", &[]);
+    let upstream = world.apiserver().kubernetes(&cluster).start().await;
+    let token = world.dir.write("token", "s3cret\n");
+    for (more, sent) in [
+        (vec![], None),
+        (vec!["--token-file", path(&token)], Some("Bearer s3cret")),
+    ] {
+        let ended = world.check(upstream.address(), &more).await;
+        assert_eq!(ended.code, 0, "{}", ended.stdout);
+        for (target, version) in [
+            ("/version", http::Version::HTTP_2),
+            ("/readyz", http::Version::HTTP_2),
+            (
+                "/api/v1/namespaces/default/pods/kube-tls-proxy-check/exec?command=true&stdout=true",
+                http::Version::HTTP_11,
+            ),
+        ] {
+            let request = upstream.next_request().await;
+            assert_eq!(
+                (request.target.as_str(), request.version),
+                (target, version)
+            );
+            assert_eq!(request.header("authorization"), sent);
+            let host = request
+                .authority
+                .as_deref()
+                .or_else(|| request.header("host"));
+            assert_eq!(host, Some("kube.test"));
+        }
+        assert!(!ended.stdout.contains("s3cret"), "{}", ended.stdout);
+    }
+}
+
+#[tokio::test]
+async fn the_document_for_machines_has_every_key() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let ended = world.check(upstream.address(), &["--output", "json"]).await;
+    assert_eq!((ended.code, ended.stderr.as_str()), (0, ""));
+    let report = ended.json();
+    let rest = |key: &str| report[key].clone();
+    assert_eq!(rest("version"), env!("CARGO_PKG_VERSION"));
+    assert_eq!(rest("result"), "ok");
+    assert_eq!(rest("brokenLeg"), Value::Null);
+    assert_eq!(
+        [
+            rest("ok"),
+            rest("warnings"),
+            rest("failed"),
+            rest("skipped")
+        ],
+        [json!(15), json!(0), json!(0), json!(0)]
+    );
+    let checks = report["checks"].as_array().unwrap();
+    for check in checks {
+        let keys: Vec<_> = check.as_object().unwrap().keys().collect();
+        assert_eq!(
+            keys,
+            [
+                "check",
+                "leg",
+                "mend",
+                "milliseconds",
+                "of",
+                "result",
+                "section",
+                "what"
+            ]
+        );
+        assert!(check["milliseconds"].is_u64(), "{check}");
+    }
+    let dns = checks.iter().find(|check| check["check"] == "dns").unwrap();
+    assert_eq!(
+        (
+            &dns["section"],
+            &dns["leg"],
+            &dns["of"],
+            &dns["result"],
+            &dns["mend"]
+        ),
+        (
+            &json!("upstream"),
+            &json!("proxy-apiserver"),
+            &json!("default"),
+            &json!("ok"),
+            &Value::Null
+        )
+    );
+    let here = &checks[0];
+    assert_eq!(
+        (&here["section"], &here["leg"], &here["of"]),
+        (&json!("here"), &Value::Null, &Value::Null)
+    );
+}
+
+/// Run beside the proxy it checks, it does not take the proxy for somebody else on its port.
+#[tokio::test]
+async fn a_port_that_the_proxy_itself_has_is_no_fault() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let serving = world.serve(&world.flags(upstream.address())).await;
+    let address = serving.address.to_string();
+    // The files are those of the running proxy, so they are not written anew.
+    let dir = world.dir.path();
+    let (cert, key, ca) = (
+        dir.join("public.crt"),
+        dir.join("public.key"),
+        dir.join("cluster-ca.crt"),
+    );
+    let flags = flags(&[
+        ("--listen", &address),
+        ("--cert", path(&cert)),
+        ("--key", path(&key)),
+        ("--upstream", &format!("https://{}", upstream.address())),
+        ("--upstream-ca", path(&ca)),
+        ("--upstream-name", APISERVER),
+    ]);
+    let ended = check(&[flags, world.clients_trust()].concat(), &[]).await;
+    assert_eq!(ended.code, 0, "{}", ended.stdout);
+    let listen = &ended.of("listen")[0];
+    assert!(listen.what.contains("the proxy runs already"), "{listen:?}");
+}

@@ -1,0 +1,237 @@
+//! Two CAs, the files of a proxy, and the binary run to its end.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use serde_json::Value;
+use standin::{
+    TempDir,
+    kubernetes::Kubernetes,
+    pki::{Ca, Identity},
+    upstream::{Builder, Upstream},
+    within,
+};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::{Child, Command},
+};
+
+/// The public name in the proxy's certificate.
+pub(crate) const HOST: &str = "kube.test";
+/// The name in the apiserver's certificate.
+pub(crate) const APISERVER: &str = "kubernetes.default.svc";
+
+pub(crate) struct World {
+    pub(crate) public_ca: Ca,
+    pub(crate) cluster_ca: Ca,
+    pub(crate) dir: TempDir,
+}
+
+/// What a run that has ended left behind.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// One finding as it was printed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Line {
+    pub(crate) mark: char,
+    pub(crate) check: String,
+    pub(crate) what: String,
+    pub(crate) mend: Option<String>,
+}
+
+/// A running `kube-tls-proxy serve`, killed when dropped.
+pub(crate) struct Serving {
+    _child: Child,
+    pub(crate) address: SocketAddr,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        Self {
+            public_ca: Ca::new("public"),
+            cluster_ca: Ca::new("cluster"),
+            dir: TempDir::new(),
+        }
+    }
+
+    /// A small apiserver with a good certificate.
+    pub(crate) fn apiserver(&self) -> Builder {
+        self.apiserver_as(self.cluster_ca.server(&[APISERVER]))
+    }
+
+    /// The same with this certificate.
+    pub(crate) fn apiserver_as(&self, identity: Identity) -> Builder {
+        Upstream::builder(identity).kubernetes(&Kubernetes::new())
+    }
+
+    /// The proxy's certificate, as it should be.
+    pub(crate) fn identity(&self) -> Identity {
+        self.public_ca.server(&[HOST, "localhost"])
+    }
+
+    /// Flags of `serve` in front of `upstream`, all good.
+    pub(crate) fn flags(&self, upstream: SocketAddr) -> Vec<String> {
+        self.flags_as(&format!("https://{upstream}"), &self.identity())
+    }
+
+    /// The same with this URL and this certificate.
+    pub(crate) fn flags_as(&self, upstream: &str, identity: &Identity) -> Vec<String> {
+        let (certificate, key) = identity.write(&self.dir, "public");
+        let ca = self.dir.write("cluster-ca.crt", self.cluster_ca.pem());
+        flags(&[
+            ("--listen", "127.0.0.1:0"),
+            ("--cert", path(&certificate)),
+            ("--key", path(&key)),
+            ("--upstream", upstream),
+            ("--upstream-ca", path(&ca)),
+            ("--upstream-name", APISERVER),
+        ])
+    }
+
+    /// `--through-ca` with the CA that the clients trust.
+    pub(crate) fn clients_trust(&self) -> Vec<String> {
+        flags(&[("--through-ca", path(&self.public_ca_file()))])
+    }
+
+    pub(crate) fn public_ca_file(&self) -> PathBuf {
+        self.dir.write("public-ca.crt", self.public_ca.pem())
+    }
+
+    /// Checks a proxy in front of `upstream` whose files are good.
+    pub(crate) async fn check(&self, upstream: SocketAddr, more: &[&str]) -> Ended {
+        let good = [self.flags(upstream), self.clients_trust()].concat();
+        check(&good, more).await
+    }
+
+    /// Starts `serve` with these flags.
+    pub(crate) async fn serve(&self, flags: &[String]) -> Serving {
+        let mut child = command("serve").args(flags).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let address = within("the address of the proxy", async {
+            loop {
+                let line = lines.next_line().await.unwrap().expect("serve starts");
+                if let Some(address) = line.strip_prefix("  listening   ") {
+                    return address.parse().unwrap();
+                }
+            }
+        })
+        .await;
+        // Read on, so that it never waits for us.
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        Serving {
+            _child: child,
+            address,
+        }
+    }
+}
+
+impl Ended {
+    /// Every finding that was printed, in order.
+    pub(crate) fn lines(&self) -> Vec<Line> {
+        let mut found: Vec<Line> = Vec::new();
+        for line in self.stdout.lines() {
+            if let Some(mend) = line.trim_start().strip_prefix("→ ") {
+                found.last_mut().unwrap().mend = Some(mend.to_owned());
+            } else if let Some(rest) = line.strip_prefix("  ") {
+                let mut chars = rest.chars();
+                let mark = chars.next().unwrap();
+                let (check, what) = chars.as_str().trim_start().split_once(' ').unwrap();
+                found.push(Line {
+                    mark,
+                    check: check.to_owned(),
+                    what: what.trim_start().to_owned(),
+                    mend: None,
+                });
+            }
+        }
+        found
+    }
+
+    /// The findings of one check.
+    #[track_caller]
+    pub(crate) fn of(&self, check: &str) -> Vec<Line> {
+        let mut lines = self.lines();
+        lines.retain(|line| line.check == check);
+        assert!(!lines.is_empty(), "no line about {check} in {self:#?}");
+        lines
+    }
+
+    /// Asserts that this check came to this mark and words, with this mend; the exit code too.
+    #[track_caller]
+    pub(crate) fn names(&self, code: i32, mark: char, check: &str, what: &str, mend: &str) {
+        let lines = self.of(check);
+        let found = lines.iter().any(|line| {
+            line.mark == mark
+                && line.what.contains(what)
+                && line.mend.as_ref().is_some_and(|found| found.contains(mend))
+        });
+        assert!(
+            found,
+            "no {mark} {check} with {what:?} and {mend:?} in\n{}{}",
+            self.stdout, self.stderr
+        );
+        assert_eq!(self.code, code, "{}{}", self.stdout, self.stderr);
+    }
+
+    /// The checks that carry this mark, in order.
+    pub(crate) fn marked(&self, mark: char) -> Vec<String> {
+        let lines = self.lines().into_iter();
+        lines
+            .filter(|line| line.mark == mark)
+            .map(|line| line.check)
+            .collect()
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error} in {self:#?}"))
+    }
+}
+
+/// The binary with this subcommand and nothing of this environment.
+pub(crate) fn command(subcommand: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kube-tls-proxy"));
+    command
+        .arg(subcommand)
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+/// Runs `check` with these flags to its end.
+pub(crate) async fn check(flags: &[String], more: &[&str]) -> Ended {
+    run(command("check").args(flags).args(more)).await
+}
+
+/// Runs to the end.
+pub(crate) async fn run(command: &mut Command) -> Ended {
+    let output = within("the end of the process", command.output())
+        .await
+        .unwrap();
+    Ended {
+        code: output.status.code().unwrap(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+pub(crate) fn flags(pairs: &[(&str, &str)]) -> Vec<String> {
+    pairs
+        .iter()
+        .flat_map(|(flag, value)| [(*flag).to_owned(), (*value).to_owned()])
+        .collect()
+}
+
+pub(crate) fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}

@@ -1,0 +1,82 @@
+//! The completions and man pages in `config` are those of the command line.
+//!
+//! `cargo test --test shipped -- --ignored` writes them anew.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, its helper functions too"
+)]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use clap::{CommandFactory as _, ValueEnum as _};
+use clap_complete::{Generator as _, Shell};
+use kube_tls_proxy::cli::{Cli, completion_script};
+
+/// What should stand in each of the two folders, by file name.
+fn generated() -> [(PathBuf, BTreeMap<String, String>); 2] {
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
+    let completions = Shell::value_variants()
+        .iter()
+        .map(|shell| (shell.file_name("kube-tls-proxy"), completion_script(*shell)))
+        .collect();
+    let dir = standin::TempDir::new();
+    clap_mangen::generate_to(Cli::command(), dir.path()).unwrap();
+    [
+        (config.join("completions"), completions),
+        (config.join("man"), files(dir.path())),
+    ]
+}
+
+fn files(folder: &Path) -> BTreeMap<String, String> {
+    let entries = fs::read_dir(folder).into_iter().flatten();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    let named = paths.map(|path| {
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        (name, fs::read_to_string(path).unwrap())
+    });
+    named.collect()
+}
+
+#[test]
+fn completions_and_man_pages_are_current() {
+    for (folder, wanted) in generated() {
+        let found = files(&folder);
+        let names = |files: &BTreeMap<String, String>| files.keys().cloned().collect::<Vec<_>>();
+        let mend = "run `cargo test --test shipped -- --ignored`";
+        assert_eq!(
+            names(&found),
+            names(&wanted),
+            "{}: {mend}",
+            folder.display()
+        );
+        for (name, text) in &wanted {
+            assert!(
+                found.get(name) == Some(text),
+                "{} is not that of the command line: {mend}",
+                folder.join(name).display()
+            );
+        }
+    }
+}
+
+#[test]
+#[ignore = "writes into config; run it after a change of the command line"]
+fn write_them_anew() {
+    for (folder, wanted) in generated() {
+        fs::create_dir_all(&folder).unwrap();
+        for name in files(&folder)
+            .keys()
+            .filter(|name| !wanted.contains_key(*name))
+        {
+            fs::remove_file(folder.join(name)).unwrap();
+        }
+        for (name, text) in wanted {
+            fs::write(folder.join(name), text).unwrap();
+        }
+    }
+}
