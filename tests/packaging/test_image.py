@@ -12,15 +12,13 @@ import pathlib
 import re
 import shutil
 import signal
-import ssl
 import subprocess
 import sys
 import tempfile
-import time
 import unittest
-import urllib.request
 
 import rendered
+import stage
 
 DOCKERFILE = rendered.ROOT / "Dockerfile"
 
@@ -112,29 +110,23 @@ class Running(unittest.TestCase):
     def test_it_serves_as_a_pod_does_and_ends_when_told(self):
         if os.geteuid() != 0:
             self.skipTest("only root can make a root file system for another user")
-        binary = pathlib.Path(os.environ.get("KUBE_TLS_PROXY_BIN", rendered.ROOT / "target/debug/kube-tls-proxy"))
-        with tempfile.TemporaryDirectory() as folder:
-            done = subprocess.run(
-                ["unshare", "--mount", "--pid", "--net", "--ipc", "--fork", "--mount-proc", sys.executable, __file__, "inside", binary, folder],
-                capture_output=True,
-                text=True,
-                timeout=4 * LIMIT,
-            )
+        done = stage.alone(__file__)
         self.assertEqual(done.returncode, 0, f"{done.stdout}\n{done.stderr}")
         self.assertIn("ended with 0", done.stdout)
 
 
-def inside(binary, folder):
+def inside():
     """Runs the image's last stage; in namespaces of its own, as their root."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "rootfs", folder], check=True)
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    root = pathlib.Path(folder)
+    stage.set_up()
+    root = stage.SCRATCH / "root"
+    root.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "rootfs", root], check=True)
     pod = rendered.kustomize("base")["Deployment", "kube-tls-proxy"]["spec"]["template"]["spec"]
     user = pod["securityContext"]["runAsUser"]
 
     (entry,) = map(json.loads, all_of(1, "ENTRYPOINT"))
-    install(binary, root / entry[0].lstrip("/"))
-    for name, path in libraries(binary).items():
+    install(stage.BINARY, root / entry[0].lstrip("/"))
+    for name, path in libraries(stage.BINARY).items():
         assert IN_THE_BASE.match(name), f"{name} is not in the base image"
         install(path, root / path.lstrip("/"))
     for name in ("proc", "dev", "tmp", "etc"):
@@ -142,7 +134,7 @@ def inside(binary, folder):
     (root / "etc/passwd").write_text(f"nonroot:x:{user}:{user}:nonroot:/home/nonroot:/sbin/nologin\n")
     apiserver = mount_files(root, pod, user)
     subprocess.run(["mount", "-t", "proc", "proc", str(root / "proc")], check=True)
-    subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+    subprocess.run(["mount", "-o", "remount,ro", root], check=True)
 
     environment = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(apiserver.port)}
     arguments = [*entry, *pod["containers"][0]["args"]]
@@ -153,7 +145,7 @@ def inside(binary, folder):
     try:
         look(pid, user, apiserver)
         os.kill(pid, signal.SIGTERM)
-        code = os.waitstatus_to_exitcode(wait_for(pid, pod["terminationGracePeriodSeconds"]))
+        code = stage.end_of(pid, pod["terminationGracePeriodSeconds"])
     finally:
         apiserver.process.kill()
     assert code == 0, f"it ended with {code}"
@@ -177,28 +169,12 @@ def libraries(binary):
     return found
 
 
-class Apiserver:
-    """openssl, which answers every request with a page, as kubernetes.default.svc."""
-
-    def __init__(self, certificate, key):
-        self.port = 6443
-        self.process = subprocess.Popen(
-            ["openssl", "s_server", "-quiet", "-accept", str(self.port), "-cert", certificate, "-key", key, "-www", "-alpn", "http/1.1"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-
-
 def mount_files(root, pod, user):
     """Puts what the pod mounts where it mounts it, and starts what stands for the apiserver."""
     mounts = {mount["name"]: root / mount["mountPath"].lstrip("/") for mount in pod["containers"][0]["volumeMounts"]}
     for path in mounts.values():
         path.mkdir(parents=True)
-    outside = pathlib.Path("/dev/shm" if os.path.isdir("/dev/shm") else "/tmp") / f"image-{os.getpid()}"
-    subprocess.run(["mkdir", "-p", outside], check=True)
-    subprocess.run(["mount", "-t", "tmpfs", "scratch", outside], check=True)
-    for name, host in [("cluster", "kubernetes.default.svc"), ("public", "localhost")]:
-        make_certificates(outside, name, host)
+    outside = stage.certificates()
     shutil.copy(outside / "cluster-ca.crt", mounts["cluster-ca"] / "ca.crt")
     for source, name in [("public.crt", "tls.crt"), ("public.key", "tls.key")]:
         target = mounts["tls"] / name
@@ -206,22 +182,8 @@ def mount_files(root, pod, user):
         # As fsGroup and defaultMode make them.
         os.chown(target, 0, user)
         target.chmod(0o440)
-    apiserver = Apiserver(outside / "cluster.crt", outside / "cluster.key")
-    apiserver.public = outside / "public-ca.crt"
+    apiserver = stage.Apiserver(outside)
     return apiserver
-
-
-def make_certificates(folder, name, host):
-    """A CA, and a certificate for `host` that it has signed."""
-    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    (folder / "leaf.cnf").write_text(f"basicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth\nsubjectAltName=DNS:{host}\n")
-    for command in (
-        ["req", "-x509", *key, "-days", "30", "-subj", f"/CN={name} CA", "-keyout", f"{name}-ca.key", "-out", f"{name}-ca.crt"],
-        ["req", "-new", *key, "-subj", f"/CN={host}", "-keyout", f"{name}.key", "-out", f"{name}.csr"],
-        ["x509", "-req", "-in", f"{name}.csr", "-CA", f"{name}-ca.crt", "-CAkey", f"{name}-ca.key", "-CAcreateserial"]
-        + ["-days", "30", "-extfile", "leaf.cnf", "-out", f"{name}.crt"],
-    ):
-        subprocess.run(["openssl", *command], check=True, capture_output=True, cwd=folder)
 
 
 def confine(root, user):
@@ -240,23 +202,11 @@ def confine(root, user):
 
 def look(pid, user, apiserver):
     """Asks the running proxy what a kubelet, a Prometheus and a client would ask it."""
-    trust = ssl.create_default_context(cafile=apiserver.public)
-
-    def ask(url):
-        with urllib.request.urlopen(url, timeout=5, context=trust if url.startswith("https") else None) as answer:
-            return answer.status, answer.read().decode()
-
-    def fault(url):
-        try:
-            return None if ask(url)[0] == 200 else "it answers"
-        except OSError as error:
-            return error
-
     for url in ("http://localhost:9090/livez", "http://localhost:9090/readyz", "https://localhost:8443/"):
-        until_well(lambda: fault(url), pid, url)
-    _, body = ask("https://localhost:8443/")
+        stage.until_well(url, pid, apiserver.public)
+    body = stage.ask("https://localhost:8443/", apiserver.public)
     assert "s_server" in body, body
-    _, metrics = ask("http://localhost:9090/metrics")
+    metrics = stage.ask("http://localhost:9090/metrics")
     assert "kube_tls_proxy_build_info" in metrics, metrics
 
     status = dict(re.findall(r"(?m)^(\w+):\t(.*)$", pathlib.Path(f"/proc/{pid}/status").read_text()))
@@ -273,28 +223,8 @@ def look(pid, user, apiserver):
     assert all(IN_THE_BASE.match(os.path.basename(path)) or path.endswith("/kube-tls-proxy") for path in mapped), mapped
 
 
-def until_well(fault, pid, what):
-    deadline = time.monotonic() + LIMIT
-    while (wrong := fault()) is not None:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        assert not ended, f"the proxy ended with {os.waitstatus_to_exitcode(status)} before {what}"
-        assert time.monotonic() < deadline, f"{what}: {wrong}"
-        time.sleep(0.05)
-
-
-def wait_for(pid, limit):
-    deadline = time.monotonic() + limit
-    while time.monotonic() < deadline:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            return status
-        time.sleep(0.05)
-    os.kill(pid, signal.SIGKILL)
-    raise AssertionError(f"it did not end in {limit} s")
-
-
 if __name__ == "__main__":
     if sys.argv[1:2] == ["inside"]:
-        inside(sys.argv[2], sys.argv[3])
+        inside()
     else:
         unittest.main()

@@ -17,16 +17,21 @@ DASHBOARD = rendered.ROOT / "config/grafana/kube-tls-proxy.json"
 # What Prometheus itself adds, and what its histograms are made of.
 EVERYWHERE = {"job", "instance", "le"}
 
+# Labels whose values are all in docs/metrics.md.
+FIXED = {"from", "limit", "protocol", "reason", "result", "verb"}
+
 
 def documented():
-    """Every metric of docs/metrics.md with the labels that its row names."""
+    """Every metric of docs/metrics.md with its labels, and the values of those that have a fixed set."""
     text = (rendered.ROOT / "docs/metrics.md").read_text()
     found = {}
     for line in text.splitlines():
-        cells = [cell.strip() for cell in line.split("|")][1:-1]
-        name = re.match(r"`((?:kube_tls_proxy|process)_[a-z_]+)`", cells[0]) if cells else None
+        name = re.fullmatch(r"### `([a-z_]+)`", line)
+        label = re.fullmatch(r"\| `([a-z_]+)` \| (.*) \|", line)
         if name:
-            found[name.group(1)] = {word for cell in cells[1:] for word in re.findall(r"`([a-z_]+)`", cell)}
+            labels = found[name.group(1)] = {}
+        elif label:
+            labels[label.group(1)] = set(re.findall(r"`([^`]+)`", label.group(2)))
     return found
 
 
@@ -47,9 +52,9 @@ def dashboard_expressions():
 
 
 def series(expression):
-    """The metrics in an expression, each with the labels that it is selected or summed by."""
+    """The metrics in an expression, each with what it is selected by: label and value, which may be a pattern."""
     found = re.findall(r"\b((?:kube_tls_proxy|process)_[a-z_]+)(?:\{([^}]*)\})?", expression)
-    return [(name, set(re.findall(r"([a-z_]+)\s*[=!]", selector))) for name, selector in found]
+    return [(name, re.findall(r'([a-z_]+)\s*[=!]~?\s*"([^"]*)"', selector)) for name, selector in found]
 
 
 def family(name):
@@ -71,16 +76,24 @@ class Names(unittest.TestCase):
             for name, _ in used:
                 self.assertIn(family(name), known, where)
 
-    def test_every_label_exists(self):
+    def test_every_label_and_every_value_exists(self):
         known = documented()
+        checked = 0
         for where, expression in self.expressions().items():
             used = series(expression)
-            for name, labels in used:
-                self.assertLessEqual(labels, known.get(family(name), set()) | EVERYWHERE, f"{where}: {name}")
+            for name, selectors in used:
+                labels = known.get(family(name), {})
+                for label, value in selectors:
+                    self.assertIn(label, labels.keys() | EVERYWHERE, f"{where}: {name}")
+                    # A code has any digits, a cluster any name.
+                    if label in FIXED:
+                        checked += 1
+                        self.assertLessEqual(set(value.split("|")), labels[label], f"{where}: {name}")
             # What is summed by must be a label of one of the metrics beside it.
-            all_labels = set().union(*(known.get(family(name), set()) for name, _ in used)) | EVERYWHERE
+            beside = EVERYWHERE.union(*(known.get(family(name), {}) for name, _ in used))
             for names in re.findall(r"\b(?:by|on) \(([^)]*)\)", expression):
-                self.assertLessEqual(set(re.split(r",\s*", names)), all_labels, where)
+                self.assertLessEqual(set(re.split(r",\s*", names)), beside, where)
+        self.assertGreater(checked, 5)
 
     def test_every_metric_that_somebody_must_act_on_has_an_alert(self):
         used = {family(name) for rule in alerts() for name, _ in series(rule["expr"])}
@@ -132,8 +145,9 @@ class Dashboard(unittest.TestCase):
         for panel in panels(json.loads(DASHBOARD.read_text())):
             self.assertEqual(panel["datasource"]["uid"], "${datasource}", panel["title"])
             for target in panel["targets"]:
-                for name, labels in series(target["expr"]):
-                    self.assertLessEqual({"job", "instance"}, labels, f"{panel['title']}: {name}")
+                for name, selectors in series(target["expr"]):
+                    chosen = {("job", "$job"), ("instance", "$instance")}
+                    self.assertLessEqual(chosen, set(selectors), f"{panel['title']}: {name}")
 
     def test_prometheus_understands_every_expression(self):
         rules = [

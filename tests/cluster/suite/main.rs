@@ -24,6 +24,7 @@ mod isolation;
 mod kubectl;
 mod lists;
 mod logs;
+mod manifests;
 mod process;
 mod proxy;
 mod reads;
