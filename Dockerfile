@@ -8,12 +8,13 @@
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
 
-# The dependencies first, with empty sources of our own: this layer is built again only when a manifest changes.
+# The dependencies first, with empty sources for every target that a manifest names: this layer is built again only when a
+# manifest changes.
 COPY Cargo.toml Cargo.lock ./
 COPY tests/standin/Cargo.toml tests/standin/
 COPY benches/peers/load/Cargo.toml benches/peers/load/
 RUN for file in src/lib.rs tests/standin/src/lib.rs; do mkdir -p "${file%/*}" && : >"$file"; done \
- && for file in src/main.rs benches/peers/load/src/main.rs benches/proxy/main.rs tests/cluster/suite/main.rs; do \
+ && for file in $(sed -n 's/^path = "\(.*\.rs\)".*/\1/p' Cargo.toml) benches/proxy/main.rs benches/peers/load/src/main.rs; do \
       mkdir -p "${file%/*}" && echo 'fn main() {}' >"$file"; done \
  && cargo build --release --locked --package kube-tls-proxy --bin kube-tls-proxy
 
