@@ -10,7 +10,8 @@ import urllib.request
 
 import rendered
 
-BINARY = pathlib.Path(os.environ.get("KUBE_TLS_PROXY_BIN", rendered.ROOT / "target/debug/kube-tls-proxy"))
+TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", rendered.ROOT / "target"))
+BINARY = pathlib.Path(os.environ.get("KUBE_TLS_PROXY_BIN", TARGET / "debug/kube-tls-proxy"))
 
 # Where such a machine keeps its files. Not /tmp, since a checkout may be there.
 SCRATCH = pathlib.Path("/mnt")
