@@ -157,7 +157,6 @@ impl Drain {
     }
 
     /// As [`Drain::begun`], as a future that borrows nothing.
-    #[must_use]
     pub fn begun_owned(&self) -> WaitForCancellationFutureOwned {
         self.started.clone().cancelled_owned()
     }

@@ -12,7 +12,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::{
     addr::PeerAddr,
@@ -26,9 +26,19 @@ use crate::{
 #[derive(Debug)]
 pub struct Listener {
     socket: TcpListener,
+    owner: Owner,
     connections: Arc<Semaphore>,
     timeouts: Timeouts,
     counts: Arc<Counts>,
+}
+
+/// Who closes a listening socket for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// This process, at its end.
+    Proxy,
+    /// Whoever passed it on; it outlives the process with all that waits in it.
+    Parent,
 }
 
 /// A connection and its place among those that may be open.
@@ -119,12 +129,14 @@ impl Listener {
     /// When the socket cannot be watched.
     pub fn new(
         socket: std::net::TcpListener,
+        owner: Owner,
         connections: Arc<Semaphore>,
         timeouts: Timeouts,
         counts: Arc<Counts>,
     ) -> io::Result<Self> {
         Ok(Self {
             socket: TcpListener::from_std(socket)?,
+            owner,
             connections,
             timeouts,
             counts,
@@ -165,10 +177,32 @@ impl Listener {
         admit(&self.connections, &self.counts, stream, peer).await
     }
 
+    /// Begins the end: from now on the kernel finishes the handshakes under way, and
+    /// [`Listener::next`] gives what comes of them, but begins no new one. Does nothing to a socket
+    /// that others will use.
+    pub fn wind_up(&self) {
+        if self.owner == Owner::Proxy
+            && let Err(error) = socket::begin_no_more((&self.socket).into())
+        {
+            // Then a client that connects at the very moment of the end is refused.
+            debug!(error = %causes(&error), "the end of a socket is not gentle");
+        }
+    }
+
     /// Stops to listen. Returns the connections that the kernel has established and nobody has
     /// accepted: it would reset them with the socket.
     pub fn close(self) -> Rest {
         let mut waiting = Vec::new();
+        let connections = self.connections;
+        let timeouts = self.timeouts;
+        if self.owner == Owner::Parent {
+            return Rest {
+                waiting: waiting.into_iter(),
+                connections,
+                timeouts,
+                counts: self.counts,
+            };
+        }
         // Asked directly: the runtime hears of a connection only when it next looks.
         if let Ok(socket) = self.socket.into_std() {
             loop {
@@ -182,8 +216,8 @@ impl Listener {
         }
         Rest {
             waiting: waiting.into_iter(),
-            connections: self.connections,
-            timeouts: self.timeouts,
+            connections,
+            timeouts,
             counts: self.counts,
         }
     }
@@ -274,8 +308,14 @@ mod tests {
             .remove(0);
         let address = socket.local_addr().unwrap();
         let connections = Arc::new(Semaphore::new(10));
-        let listener =
-            Listener::new(socket, connections, Timeouts::default(), Arc::default()).unwrap();
+        let listener = Listener::new(
+            socket,
+            Owner::Proxy,
+            connections,
+            Timeouts::default(),
+            Arc::default(),
+        )
+        .unwrap();
         (listener, address)
     }
 
@@ -291,5 +331,55 @@ mod tests {
             assert_eq!(accepted.peer.0, client.local_addr().unwrap());
         }
         assert!(rest.next().await.is_none());
+    }
+
+    /// Between the last look at the queue and the end of the socket there would always be a moment in
+    /// which a client could still connect, only to be reset.
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn whoever_connects_while_it_winds_up_is_left_to_the_next_listener() {
+        let (old, address) = listener("127.0.0.1:0");
+        old.wind_up();
+        let connecting = TcpStream::connect(address);
+        let mut connecting = std::pin::pin!(connecting);
+        let early = tokio::time::timeout(Duration::from_millis(200), connecting.as_mut());
+        early.await.unwrap_err();
+        assert!(old.close().next().await.is_none());
+        let new = bind(address, 1, Others::Refused).unwrap().remove(0);
+        let connections = Arc::new(Semaphore::new(1));
+        let new = Listener::new(
+            new,
+            Owner::Proxy,
+            connections,
+            Timeouts::default(),
+            Arc::default(),
+        )
+        .unwrap();
+        let (client, (_, peer)) = tokio::join!(connecting, new.next());
+        assert_eq!(peer.0, client.unwrap().local_addr().unwrap());
+    }
+
+    /// Systemd keeps the socket; what is in its queue is for the process that comes next.
+    #[tokio::test]
+    async fn the_queue_of_an_inherited_socket_is_left_alone() {
+        let socket = bind("127.0.0.1:0".parse().unwrap(), 1, Others::Refused)
+            .unwrap()
+            .remove(0);
+        let address = socket.local_addr().unwrap();
+        let shared = share(&socket, 1).unwrap().remove(0);
+        let connections = Arc::new(Semaphore::new(1));
+        let listener = Listener::new(
+            shared,
+            Owner::Parent,
+            connections,
+            Timeouts::default(),
+            Arc::default(),
+        )
+        .unwrap();
+        listener.wind_up();
+        let client = Client::connect(address).unwrap();
+        assert!(listener.close().next().await.is_none());
+        let (_, peer) = socket.accept().unwrap();
+        assert_eq!(peer, client.local_addr().unwrap());
     }
 }

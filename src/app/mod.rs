@@ -33,7 +33,7 @@ use crate::{
     config::Config,
     downstream::Shared,
     drain::{Drain, Phase},
-    listener::{self, Others},
+    listener::{self, Others, Owner},
     metrics::Metrics,
     reload::{Material, Reloader, Source},
     upstream::{Cluster, Worker},
@@ -45,6 +45,7 @@ pub struct App {
     addresses: Vec<SocketAddr>,
     /// For each worker one socket on every address.
     sockets: Vec<Vec<TcpListener>>,
+    owner: Owner,
     shared: Arc<Shared>,
     reloader: Reloader,
     source: Source,
@@ -88,10 +89,10 @@ impl App {
         let material = Material::load(&config, now)?;
         let (reloader, snapshot) = Reloader::new(config, material, now)?;
         let config = reloader.config();
-        let (addresses, sockets) = if inherited.is_empty() {
-            open(config)?
+        let ((addresses, sockets), owner) = if inherited.is_empty() {
+            (open(config)?, Owner::Proxy)
         } else {
-            share(&inherited, config)?
+            (share(&inherited, config)?, Owner::Parent)
         };
         let admin = config.admin.map(Admin::bind).transpose()?;
         let metrics = Arc::new(Metrics::new(config.workers.get()));
@@ -104,6 +105,7 @@ impl App {
         Ok(Self {
             addresses,
             sockets,
+            owner,
             shared: Arc::new(shared),
             reloader,
             source,
@@ -177,6 +179,7 @@ impl App {
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), AppError> {
         let Self {
             sockets,
+            owner,
             shared,
             mut reloader,
             source,
@@ -208,7 +211,7 @@ impl App {
         for cluster in reloader.clusters() {
             look_after(cluster, &[], &prober, &control).await;
         }
-        let workers = Workers::start(sockets, &shared, &metrics)?;
+        let workers = Workers::start(sockets, owner, &shared, &metrics)?;
         let reloading = async {
             loop {
                 tokio::select! {

@@ -7,11 +7,12 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread,
+    time::Duration,
 };
 
 use tokio::{
     sync::{Semaphore, mpsc, watch},
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout_at},
 };
 use tracing::{info, warn};
 
@@ -20,7 +21,7 @@ use crate::{
     config::Timeouts,
     downstream::{self, Shared},
     drain::{Counts, Deadlines, Drain, Kind, Phase},
-    listener::{Accepted, Listener},
+    listener::{Accepted, Listener, Owner},
     metrics::{self, Metrics},
     upstream::Worker,
 };
@@ -35,6 +36,7 @@ impl Workers {
     /// Starts one for each set of sockets.
     pub(super) fn start(
         sockets: Vec<Vec<TcpListener>>,
+        owner: Owner,
         shared: &Arc<Shared>,
         metrics: &Metrics,
     ) -> Result<Self, AppError> {
@@ -53,7 +55,12 @@ impl Workers {
             thread::Builder::new()
                 .name(format!("worker-{number}"))
                 .spawn(move || {
-                    let work = || work(sockets, &shared, &connections, &drain, &counts);
+                    let listeners = |socket| {
+                        let timeouts = shared.timeouts.clone();
+                        let (connections, counts) = (Arc::clone(&connections), Arc::clone(&counts));
+                        Listener::new(socket, owner, connections, timeouts, counts)
+                    };
+                    let work = || work(sockets, listeners, &shared, &drain, &counts);
                     let work = AssertUnwindSafe(work);
                     let ended = catch_unwind(work)
                         .unwrap_or_else(|_| Err(io::Error::other("the worker panicked")));
@@ -177,8 +184,8 @@ fn run_failed(number: usize, source: io::Error) -> AppError {
 /// The life of one worker: a runtime, the sockets, and at the end the drain. Returns what was cut.
 fn work(
     sockets: Vec<TcpListener>,
+    listener: impl Fn(TcpListener) -> io::Result<Listener>,
     shared: &Arc<Shared>,
-    connections: &Arc<Semaphore>,
     drain: &Drain,
     counts: &Arc<metrics::Counts>,
 ) -> io::Result<Counts> {
@@ -190,8 +197,7 @@ fn work(
         let worker = Worker::new(limits, timeouts, drain.clone()).counting(Arc::clone(counts));
         let worker = Arc::new(worker);
         for socket in sockets {
-            let (connections, counts) = (Arc::clone(connections), Arc::clone(counts));
-            let listener = Listener::new(socket, connections, shared.timeouts.clone(), counts)?;
+            let listener = listener(socket)?;
             let serving = Serving {
                 shared: Arc::clone(shared),
                 worker: Arc::clone(&worker),
@@ -258,8 +264,17 @@ async fn accept_all(listener: Listener, serving: Serving) {
         };
         serving.serve(listener.admit(next).await);
     }
+    // Handshakes under way are a round trip from their end.
+    listener.wind_up();
+    let until = Instant::now() + WIND_UP;
+    while let Ok(next) = timeout_at(until, listener.next()).await {
+        serving.serve(listener.admit(next).await);
+    }
     let mut rest = listener.close();
     while let Some(accepted) = rest.next().await {
         serving.serve(accepted);
     }
 }
+
+/// How long the handshakes may take that a closing socket has begun: a round trip to far away.
+const WIND_UP: Duration = Duration::from_millis(250);

@@ -95,7 +95,8 @@ impl body::Body for Body {
         let (frame, client) = match &mut this.content {
             Content::Own(body) => {
                 let frame = ready!(Pin::new(body).poll_frame(cx));
-                (frame.map(|Ok(frame)| Ok(frame)), None)
+                let frame = frame.map(|frame| frame.map_err(|never| match never {}));
+                (frame, None)
             }
             Content::Upstream(body, client) => {
                 (ready!(Pin::new(body).poll_frame(cx)), Some(*client))

@@ -313,7 +313,8 @@ mod tests {
             (events(PROTOBUF).unwrap(), frames, &ends_of_frames[..]),
         ] {
             for piece in 1..=stream.len() {
-                let at_piece = |end: &&usize| **end % piece == 0 || **end == stream.len();
+                let at_piece =
+                    |end: &&usize| (**end).is_multiple_of(piece) || **end == stream.len();
                 let wanted: Vec<_> = ends.iter().filter(at_piece).copied().collect();
                 assert_eq!(boundaries(&of, &stream, piece), wanted, "pieces of {piece}");
                 // And from every place the end of the event under way is found.

@@ -305,3 +305,6 @@ fn snapshot(
 
 /// How often files that change while they are read are read again at once.
 const RACES: u32 = 3;
+
+#[cfg(test)]
+mod tests;

@@ -71,25 +71,27 @@ async fn a_reload_within_the_delay_is_taken() {
 
 /// The kernel would reset what nobody has accepted when the socket is closed.
 #[tokio::test]
-async fn clients_that_have_connected_are_served_although_the_socket_closes() {
+async fn clients_that_wait_in_the_kernel_are_served_although_the_socket_closes() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
-    let mut proxy = world.proxy(upstream.address()).start();
-    // Alive before the signal, so that no worker has an excuse.
-    proxy.client().http1().await.get(HOST, "/", "").await;
-    let mut waiting = Vec::new();
-    for _ in 0..100 {
-        waiting.push(TcpStream::connect(proxy.address()).await.unwrap());
-    }
-    proxy.begin_shutdown();
+    let mut proxy = world
+        .proxy(upstream.address())
+        // The others wait in the kernel until this one is gone.
+        .limits(|limits| limits.connections = 1)
+        .timeouts(|timeouts| timeouts.drain = standin::WAIT * 10)
+        .start();
+    let mut first = proxy.client().http1().await;
+    first.get(HOST, "/", "").await;
     let mut asking = JoinSet::new();
-    for tcp in waiting {
+    for _ in 0..20 {
+        let waiting = TcpStream::connect(proxy.address()).await.unwrap();
         let client = proxy.client();
         asking.spawn(async move {
-            let mut client = Http1::new(client.over(tcp).await.unwrap());
+            let mut client = Http1::new(client.over(waiting).await.unwrap());
             client.get(HOST, "/version", "").await.text()
         });
     }
+    proxy.begin_shutdown();
     while let Some(answer) = asking.join_next().await {
         assert_eq!(answer.unwrap(), "ok");
     }

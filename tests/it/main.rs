@@ -17,6 +17,7 @@ mod admin;
 mod binary;
 mod drain;
 mod early_answers;
+mod endpoints;
 mod forwarding;
 mod handover;
 mod hosts;

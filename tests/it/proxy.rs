@@ -11,7 +11,8 @@ use kube_tls_proxy::{
         ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts, TrustSource,
     },
     drain::Phase,
-    reload::Source,
+    reload::{Report, Source},
+    upstream::{EndpointHealth, Health},
 };
 use rustls_pki_types::ServerName;
 use standin::{
@@ -19,6 +20,7 @@ use standin::{
     client::Client,
     pki::{Ca, Identity},
     upstream::{Builder, RequestBody, ResponseBody, Upstream, channel, full},
+    within,
 };
 use tokio::{
     sync::{Notify, mpsc, oneshot, watch},
@@ -51,6 +53,7 @@ pub(crate) struct Proxy {
     reload_now: Arc<Notify>,
     stop: Stop,
     phase: watch::Receiver<Phase>,
+    report: watch::Receiver<Report>,
     shutdown: Option<oneshot::Sender<()>>,
     running: JoinHandle<()>,
 }
@@ -152,6 +155,7 @@ impl Setup<'_> {
         let address = app.addresses()[0];
         let admin = app.admin_address();
         let (reload_now, stop, phase) = (app.reload_now(), app.stop(), app.phase());
+        let report = app.reloader().report();
         let (shutdown, told) = oneshot::channel::<()>();
         let running = tokio::spawn(async move {
             let told = async {
@@ -168,6 +172,7 @@ impl Setup<'_> {
             reload_now,
             stop,
             phase,
+            report,
             shutdown: Some(shutdown),
             running,
         }
@@ -194,6 +199,23 @@ impl Proxy {
         self.reload_now.notify_one();
     }
 
+    /// How the endpoint at `address` is.
+    pub(crate) fn health(&self, address: SocketAddr) -> EndpointHealth {
+        let health = self.report.borrow().clusters[0].endpoints().health();
+        let found = health.into_iter().find(|one| one.address.0 == address);
+        found.unwrap()
+    }
+
+    /// Waits until the endpoint at `address` is so.
+    pub(crate) async fn wait_for_health(&self, address: SocketAddr, wanted: Health) {
+        let reached = async {
+            while self.health(address).state != wanted {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        within(&format!("{address} to be {wanted:?}"), reached).await;
+    }
+
     /// Begins the drain, as SIGTERM does.
     pub(crate) fn begin_shutdown(&mut self) {
         self.shutdown.take().unwrap().send(()).unwrap();
@@ -207,14 +229,12 @@ impl Proxy {
     /// Waits until it is so far on its way to its end.
     pub(crate) async fn wait_for_phase(&mut self, wanted: Phase) {
         let reached = self.phase.wait_for(|phase| *phase == wanted);
-        drop(standin::within("the phase", reached).await.unwrap());
+        drop(within("the phase", reached).await.unwrap());
     }
 
     /// Waits until the proxy has ended.
     pub(crate) async fn ended(self) {
-        standin::within("the end of the proxy", self.running)
-            .await
-            .unwrap();
+        within("the end of the proxy", self.running).await.unwrap();
     }
 }
 
@@ -238,7 +258,7 @@ pub(crate) async fn watch_or_ok(request: Request<RequestBody>) -> Response<Respo
 /// Waits for the next piece of a response.
 pub(crate) async fn data(response: &mut Response<RecvStream>) -> Result<Bytes, h2::Error> {
     let body = response.body_mut();
-    let data = standin::within("data", body.data())
+    let data = within("data", body.data())
         .await
         .expect("the response goes on")?;
     body.flow_control().release_capacity(data.len())?;
