@@ -2,5 +2,5 @@
 
 pub use crate::{
     downstream::bench::scan_requests,
-    proxy::bench::{classify, rewrite_request},
+    proxy::bench::{Counting, classify, rewrite_request},
 };

@@ -13,7 +13,8 @@
 //! Imports follow the request: a module uses what a request meets later, never what it met before.
 //! Under the HTTP of both legs lies `transport`, which reads ahead and gathers writes.
 //! Beside the path stand [`app`] (builds the parts and runs the workers), [`cli`], [`config`], [`pki`],
-//! [`reload`], [`drain`], [`telemetry`] and [`addr`].
+//! [`reload`], [`drain`], [`metrics`] and [`admin`] (what is counted, and who may read it), [`telemetry`] and
+//! [`addr`].
 //!
 //! # What is deliberately absent
 //!
@@ -23,6 +24,7 @@
 //! processed ([`upstream::UpstreamError::is_unprocessed`]).
 
 pub mod addr;
+pub mod admin;
 pub mod app;
 #[doc(hidden)]
 pub mod bench;
@@ -33,6 +35,7 @@ pub mod drain;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod listener;
+pub mod metrics;
 pub mod pki;
 pub mod proxy;
 pub mod reload;

@@ -12,16 +12,33 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
-use tracing::warn;
+use tracing::{debug, warn};
 
-use crate::{addr::PeerAddr, config::Timeouts, socket, telemetry::causes};
+use crate::{
+    addr::PeerAddr,
+    config::Timeouts,
+    metrics::{Counts, Limit},
+    socket,
+    telemetry::causes,
+};
 
 /// One listening socket of one worker.
 #[derive(Debug)]
 pub struct Listener {
     socket: TcpListener,
+    owner: Owner,
     connections: Arc<Semaphore>,
     timeouts: Timeouts,
+    counts: Arc<Counts>,
+}
+
+/// Who closes a listening socket for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// This process, at its end.
+    Proxy,
+    /// Whoever passed it on; it outlives the process with all that waits in it.
+    Parent,
 }
 
 /// A connection and its place among those that may be open.
@@ -40,9 +57,18 @@ pub struct Accepted {
 /// # Errors
 ///
 /// When the address cannot be listened on. That another process does so is an error too, although
-/// `SO_REUSEPORT` alone would let two proxies share the port in silence.
-pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<std::net::TcpListener>> {
+/// `SO_REUSEPORT` alone would let two proxies share the port in silence; unless this one is there to
+/// take over, when the kernel sends each of them a part of the connections until the other has ended.
+/// It does so only for processes of the same user.
+pub fn bind(
+    address: SocketAddr,
+    workers: usize,
+    others: Others,
+) -> io::Result<Vec<std::net::TcpListener>> {
     let claim = open(address)?;
+    if others == Others::TakenOver {
+        claim.set_reuse_port(true)?;
+    }
     claim.bind(&address.into())?;
     let bound = claim.local_addr()?.as_socket().unwrap_or(address);
     drop(claim);
@@ -55,6 +81,29 @@ pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<std::net::Tcp
             Ok(socket.into())
         })
         .collect()
+}
+
+/// What it means when another process listens on an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Others {
+    /// A mistake.
+    Refused,
+    /// The process to take over from.
+    TakenOver,
+}
+
+/// The same socket once for each worker: one that was inherited, from systemd for instance. It
+/// outlives the process, so not even a connection that nobody has accepted yet is lost at a restart.
+///
+/// # Errors
+///
+/// When there are too many open files.
+pub fn share(
+    socket: &std::net::TcpListener,
+    workers: usize,
+) -> io::Result<Vec<std::net::TcpListener>> {
+    socket.set_nonblocking(true)?;
+    (0..workers).map(|_| socket.try_clone()).collect()
 }
 
 fn open(address: SocketAddr) -> io::Result<Socket> {
@@ -80,36 +129,28 @@ impl Listener {
     /// When the socket cannot be watched.
     pub fn new(
         socket: std::net::TcpListener,
+        owner: Owner,
         connections: Arc<Semaphore>,
         timeouts: Timeouts,
+        counts: Arc<Counts>,
     ) -> io::Result<Self> {
         Ok(Self {
             socket: TcpListener::from_std(socket)?,
+            owner,
             connections,
             timeouts,
+            counts,
         })
     }
 
-    /// The next connection. Errors of `accept` are waited out, not returned: they are either the
-    /// client's or, like a lack of file descriptors, pass (Envoy CVE-2020-8663).
+    /// The next connection, which waits for its place with [`Listener::admit`]. Errors of `accept`
+    /// are waited out, not returned: they are either the client's or, like a lack of file descriptors,
+    /// pass (Envoy CVE-2020-8663).
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe, but that a connection which waits for its permit is closed.
-    pub async fn accept(&self) -> Accepted {
-        let (stream, peer) = self.next().await;
-        loop {
-            if let Ok(permit) = Arc::clone(&self.connections).acquire_owned().await {
-                return Accepted {
-                    stream,
-                    peer,
-                    permit,
-                };
-            }
-        }
-    }
-
-    async fn next(&self) -> (TcpStream, PeerAddr) {
+    /// Cancel safe: no connection is lost.
+    pub async fn next(&self) -> (TcpStream, PeerAddr) {
         let mut pause = FIRST_PAUSE;
         loop {
             let accepted = self.socket.accept().await;
@@ -124,6 +165,106 @@ impl Listener {
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
             }
+        }
+    }
+
+    /// Waits until there is a place for one more connection.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: the connection is closed.
+    pub async fn admit(&self, (stream, peer): (TcpStream, PeerAddr)) -> Accepted {
+        admit(&self.connections, &self.counts, stream, peer).await
+    }
+
+    /// Begins the end: from now on the kernel finishes the handshakes under way, and
+    /// [`Listener::next`] gives what comes of them, but begins no new one. Does nothing to a socket
+    /// that others will use.
+    pub fn wind_up(&self) {
+        if self.owner == Owner::Proxy
+            && let Err(error) = socket::begin_no_more((&self.socket).into())
+        {
+            // Then a client that connects at the very moment of the end is refused.
+            debug!(error = %causes(&error), "the end of a socket is not gentle");
+        }
+    }
+
+    /// Stops to listen. Returns the connections that the kernel has established and nobody has
+    /// accepted: it would reset them with the socket.
+    pub fn close(self) -> Rest {
+        let mut waiting = Vec::new();
+        let connections = self.connections;
+        let timeouts = self.timeouts;
+        if self.owner == Owner::Parent {
+            return Rest {
+                waiting: waiting.into_iter(),
+                connections,
+                timeouts,
+                counts: self.counts,
+            };
+        }
+        // Asked directly: the runtime hears of a connection only when it next looks.
+        if let Ok(socket) = self.socket.into_std() {
+            loop {
+                match socket.accept() {
+                    Ok((stream, peer)) => waiting.push((stream, PeerAddr(peer))),
+                    Err(error) if is_of_one_connection(&error) => {}
+                    // Empty, or not to be had.
+                    Err(_) => break,
+                }
+            }
+        }
+        Rest {
+            waiting: waiting.into_iter(),
+            connections,
+            timeouts,
+            counts: self.counts,
+        }
+    }
+}
+
+/// What was in the queue of a listener that was closed.
+#[derive(Debug)]
+pub struct Rest {
+    waiting: std::vec::IntoIter<(std::net::TcpStream, PeerAddr)>,
+    connections: Arc<Semaphore>,
+    timeouts: Timeouts,
+    counts: Arc<Counts>,
+}
+
+impl Rest {
+    /// The next of them, once there is a place for it.
+    pub async fn next(&mut self) -> Option<Accepted> {
+        loop {
+            let (stream, peer) = self.waiting.next()?;
+            let ready = stream
+                .set_nonblocking(true)
+                .and_then(|()| TcpStream::from_std(stream))
+                .and_then(|stream| socket::tune(&stream, &self.timeouts).map(|()| stream));
+            // One that fails here is dead.
+            if let Ok(stream) = ready {
+                return Some(admit(&self.connections, &self.counts, stream, peer).await);
+            }
+        }
+    }
+}
+
+async fn admit(
+    connections: &Arc<Semaphore>,
+    counts: &Counts,
+    stream: TcpStream,
+    peer: PeerAddr,
+) -> Accepted {
+    if connections.available_permits() == 0 {
+        counts.limit_hit(Limit::Connections);
+    }
+    loop {
+        if let Ok(permit) = Arc::clone(connections).acquire_owned().await {
+            return Accepted {
+                stream,
+                peer,
+                permit,
+            };
         }
     }
 }
@@ -145,15 +286,100 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpStream as Client;
+
     use super::*;
 
     /// Two proxies that share a port in silence would each get a part of the connections.
     #[test]
-    fn a_port_is_not_shared_with_another_proxy() {
-        let first = bind("127.0.0.1:0".parse().unwrap(), 2).unwrap();
+    fn a_port_is_shared_with_another_proxy_only_to_take_over() {
+        let first = bind("127.0.0.1:0".parse().unwrap(), 2, Others::Refused).unwrap();
         let address = first[0].local_addr().unwrap();
         assert_eq!(first[1].local_addr().unwrap(), address);
-        let second = bind(address, 2).unwrap_err();
+        let second = bind(address, 2, Others::Refused).unwrap_err();
         assert_eq!(second.kind(), io::ErrorKind::AddrInUse);
+        let third = bind(address, 2, Others::TakenOver).unwrap();
+        assert_eq!(third[1].local_addr().unwrap(), address);
+    }
+
+    fn listener(address: &str) -> (Listener, SocketAddr) {
+        let socket = bind(address.parse().unwrap(), 1, Others::Refused)
+            .unwrap()
+            .remove(0);
+        let address = socket.local_addr().unwrap();
+        let connections = Arc::new(Semaphore::new(10));
+        let listener = Listener::new(
+            socket,
+            Owner::Proxy,
+            connections,
+            Timeouts::default(),
+            Arc::default(),
+        )
+        .unwrap();
+        (listener, address)
+    }
+
+    /// The kernel resets what is in the queue of a socket that is closed.
+    #[tokio::test]
+    async fn connections_that_nobody_accepted_are_served_behind_the_end() {
+        let (listener, address) = listener("127.0.0.1:0");
+        let waiting: Vec<_> = (0..3).map(|_| Client::connect(address).unwrap()).collect();
+        let mut rest = listener.close();
+        Client::connect(address).unwrap_err();
+        for client in waiting {
+            let accepted = rest.next().await.unwrap();
+            assert_eq!(accepted.peer.0, client.local_addr().unwrap());
+        }
+        assert!(rest.next().await.is_none());
+    }
+
+    /// Between the last look at the queue and the end of the socket there would always be a moment in
+    /// which a client could still connect, only to be reset.
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn whoever_connects_while_it_winds_up_is_left_to_the_next_listener() {
+        let (old, address) = listener("127.0.0.1:0");
+        old.wind_up();
+        let connecting = TcpStream::connect(address);
+        let mut connecting = std::pin::pin!(connecting);
+        let early = tokio::time::timeout(Duration::from_millis(200), connecting.as_mut());
+        early.await.unwrap_err();
+        assert!(old.close().next().await.is_none());
+        let new = bind(address, 1, Others::Refused).unwrap().remove(0);
+        let connections = Arc::new(Semaphore::new(1));
+        let new = Listener::new(
+            new,
+            Owner::Proxy,
+            connections,
+            Timeouts::default(),
+            Arc::default(),
+        )
+        .unwrap();
+        let (client, (_, peer)) = tokio::join!(connecting, new.next());
+        assert_eq!(peer.0, client.unwrap().local_addr().unwrap());
+    }
+
+    /// Systemd keeps the socket; what is in its queue is for the process that comes next.
+    #[tokio::test]
+    async fn the_queue_of_an_inherited_socket_is_left_alone() {
+        let socket = bind("127.0.0.1:0".parse().unwrap(), 1, Others::Refused)
+            .unwrap()
+            .remove(0);
+        let address = socket.local_addr().unwrap();
+        let shared = share(&socket, 1).unwrap().remove(0);
+        let connections = Arc::new(Semaphore::new(1));
+        let listener = Listener::new(
+            shared,
+            Owner::Parent,
+            connections,
+            Timeouts::default(),
+            Arc::default(),
+        )
+        .unwrap();
+        listener.wind_up();
+        let client = Client::connect(address).unwrap();
+        assert!(listener.close().next().await.is_none());
+        let (_, peer) = socket.accept().unwrap();
+        assert_eq!(peer, client.local_addr().unwrap());
     }
 }

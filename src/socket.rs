@@ -43,5 +43,36 @@ pub(crate) fn have_patience(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).set_tcp_user_timeout(None)
 }
 
+/// Lets a listening socket finish the handshakes that it has begun and begin no more. A client that asks
+/// now gets no answer, asks again after a second, and is then another listener's, or refused.
+///
+/// # Errors
+///
+/// When the kernel has no packet filters.
+#[cfg(target_os = "linux")]
+pub(crate) fn begin_no_more(listening: SockRef<'_>) -> io::Result<()> {
+    use socket2::SockFilter;
+    // Classic BPF, which sees a TCP segment from its header on: load the flags, keep SYN and ACK, and
+    // drop what has SYN alone.
+    let flags = SockFilter::new(0x30, 0, 0, 13);
+    let syn_and_ack = SockFilter::new(0x54, 0, 0, 0x12);
+    let is_syn = SockFilter::new(0x15, 0, 1, 0x02);
+    let (drop, pass) = (
+        SockFilter::new(0x06, 0, 0, 0),
+        SockFilter::new(0x06, 0, 0, u32::MAX),
+    );
+    listening.attach_filter(&[flags, syn_and_ack, is_syn, drop, pass])
+}
+
+/// As on Linux, which alone can do this.
+///
+/// # Errors
+///
+/// Always.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn begin_no_more(_: SockRef<'_>) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 /// Unanswered probes after which a peer is given up: one more interval of silence in all.
 const PROBES: u32 = 3;

@@ -28,6 +28,12 @@ pub struct Telemetry {
 }
 
 impl Telemetry {
+    /// Asks for [`Telemetry::dropped_lines`] later.
+    pub fn ask_dropped_lines(&self) -> impl Fn() -> u64 + Send + Sync + 'static {
+        let dropped = self.dropped.clone();
+        move || dropped.dropped_lines() as u64
+    }
+
     /// Log lines that were dropped because the sink was too slow.
     #[must_use]
     pub fn dropped_lines(&self) -> usize {

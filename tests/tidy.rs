@@ -18,7 +18,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "app",
         &[
+            "admin",
             "config",
+            "metrics",
             "pki",
             "downstream",
             "drain",
@@ -27,7 +29,20 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "upstream",
         ],
     ),
-    ("cli", &["app", "config", "pki", "telemetry"]),
+    (
+        "admin",
+        &[
+            "config",
+            "drain",
+            "metrics",
+            "pki",
+            "reload",
+            "socket",
+            "telemetry",
+            "upstream",
+        ],
+    ),
+    ("cli", &["app", "config", "pki", "reload", "telemetry"]),
     (
         "reload",
         &[
@@ -43,7 +58,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("bench", &["downstream", "proxy"]),
     (
         "listener",
-        &["addr", "config", "drain", "socket", "telemetry"],
+        &["addr", "config", "drain", "metrics", "socket", "telemetry"],
     ),
     (
         "downstream",
@@ -51,6 +66,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "addr",
             "config",
             "drain",
+            "metrics",
             "pki",
             "proxy",
             "socket",
@@ -61,7 +77,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     (
         "proxy",
-        &["addr", "config", "drain", "telemetry", "upstream"],
+        &[
+            "addr",
+            "config",
+            "drain",
+            "metrics",
+            "telemetry",
+            "upstream",
+        ],
     ),
     (
         "upstream",
@@ -69,6 +92,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "addr",
             "config",
             "drain",
+            "metrics",
             "pki",
             "socket",
             "telemetry",
@@ -77,6 +101,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("pki", &["config"]),
     ("telemetry", &["config"]),
+    ("metrics", &[]),
     ("transport", &[]),
     ("socket", &["config"]),
     ("config", &[]),

@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, Throughput};
 use http::{HeaderValue, Method, Uri};
-use kube_tls_proxy::bench::{classify, rewrite_request, scan_requests};
+use kube_tls_proxy::bench::{Counting, classify, rewrite_request, scan_requests};
 
 use crate::{client::kubectl_fields, harness::HOST};
 
@@ -25,6 +25,16 @@ pub(crate) fn headers(criterion: &mut Criterion) {
             BatchSize::SmallInput,
         );
     });
+    group.finish();
+}
+
+/// All that metrics cost a request that is not logged.
+pub(crate) fn counting(criterion: &mut Criterion) {
+    let target = Uri::from_static("/api/v1/namespaces/default/pods?limit=500");
+    let requests = Counting::new(&target);
+    let mut group = criterion.benchmark_group("metrics");
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("request", |bencher| bencher.iter(|| requests.one()));
     group.finish();
 }
 

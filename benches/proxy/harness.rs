@@ -93,7 +93,9 @@ impl World {
 
 fn config(upstream: SocketAddr, identities: Vec<IdentityFiles>, trust: TrustSource) -> Config {
     Config {
+        sources: Vec::new(),
         listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
+        takeover: false,
         workers: NonZeroUsize::MIN,
         identities,
         clusters: vec![ClusterConfig {
@@ -101,6 +103,7 @@ fn config(upstream: SocketAddr, identities: Vec<IdentityFiles>, trust: TrustSour
             hosts: Vec::new(),
             upstream_host: upstream.ip().to_string(),
             upstream_port: upstream.port(),
+            addresses: Vec::new(),
             path_prefix: String::new(),
             expected_name: ServerName::try_from(APISERVER).expect("a DNS name"),
             trust,
@@ -116,5 +119,6 @@ fn config(upstream: SocketAddr, identities: Vec<IdentityFiles>, trust: TrustSour
             filter: "info".into(),
             access: false,
         },
+        admin: None,
     }
 }

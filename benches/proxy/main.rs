@@ -25,7 +25,7 @@ criterion_group! {
 criterion_group! {
     name = pure;
     config = settings(Duration::from_secs(4));
-    targets = functions::headers, functions::parsing
+    targets = functions::headers, functions::parsing, functions::counting
 }
 
 /// Few samples, because each of them is many requests already.

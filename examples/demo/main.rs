@@ -138,7 +138,9 @@ fn proxy_config(
 ) -> Config {
     let (certificate, key) = public_ca.server(&[PUBLIC_NAME]).write(dir, "public");
     Config {
+        sources: Vec::new(),
         listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
+        takeover: false,
         workers: NonZeroUsize::MIN,
         identities: vec![IdentityFiles { certificate, key }],
         clusters: vec![ClusterConfig {
@@ -146,6 +148,7 @@ fn proxy_config(
             hosts: Vec::new(),
             upstream_host: apiserver.ip().to_string(),
             upstream_port: apiserver.port(),
+            addresses: Vec::new(),
             path_prefix: String::new(),
             expected_name: ServerName::try_from(CLUSTER_NAME).expect("the name is a DNS name"),
             trust: TrustSource::File(dir.write("cluster-ca.crt", cluster_ca.pem())),
@@ -153,6 +156,8 @@ fn proxy_config(
         limits: Limits::default(),
         timeouts: Timeouts {
             drain: Duration::from_secs(2),
+            drain_tunnels: Duration::from_secs(2),
+            drain_delay: Duration::ZERO,
             ..Timeouts::default()
         },
         log: LogConfig {
@@ -160,6 +165,7 @@ fn proxy_config(
             filter: if then == Then::Check { "warn" } else { "info" }.into(),
             access: then == Then::Wait,
         },
+        admin: None,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr};
 
-use crate::{config::ConfigError, pki::PkiError, reload::ReloadError};
+use crate::{admin::AdminError, config::ConfigError, pki::PkiError, reload::ReloadError};
 
 /// Everything that ends the process.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +28,9 @@ pub enum AppError {
         #[source]
         source: ListenFault,
     },
+    /// The admin port cannot be opened.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
     /// Anything that fails after the start.
     #[error("{doing}")]
     Run {

@@ -3,43 +3,62 @@
 //! Everything that can be refused is refused before a socket is open; every address is known before
 //! the first connection is served.
 
+mod beats;
 mod error;
+mod stop;
+mod workers;
 
 use std::{
     fmt,
     future::Future,
     io,
-    net::SocketAddr,
-    panic::{AssertUnwindSafe, catch_unwind},
+    net::{SocketAddr, TcpListener},
     sync::Arc,
-    thread,
     time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwap;
-use tokio::sync::{Notify, Semaphore, mpsc};
-use tracing::{info, warn};
+use tokio::{
+    sync::{Notify, Semaphore, watch},
+    time::Instant,
+};
+use tracing::info;
 
+pub use beats::Beats;
 pub use error::{AppError, ListenFault};
+pub use stop::Stop;
 
 use crate::{
-    downstream::{self, Shared},
-    drain::Drain,
-    listener::{self, Accepted, Listener},
+    admin::{Admin, Sources},
+    config::Config,
+    downstream::Shared,
+    drain::{Drain, Phase},
+    listener::{self, Others, Owner},
+    metrics::Metrics,
     reload::{Material, Reloader, Source},
     upstream::{Cluster, Worker},
 };
+use workers::Workers;
 
 /// A proxy that is bound and ready to run.
 pub struct App {
     addresses: Vec<SocketAddr>,
     /// For each worker one socket on every address.
-    sockets: Vec<Vec<std::net::TcpListener>>,
+    sockets: Vec<Vec<TcpListener>>,
+    owner: Owner,
     shared: Arc<Shared>,
     reloader: Reloader,
     source: Source,
     reload_now: Arc<Notify>,
+    phase: Arc<watch::Sender<Phase>>,
+    stop: Stop,
+    metrics: Arc<Metrics>,
+    admin: Option<Admin>,
+    started: (SystemTime, Instant),
 }
+
+/// Addresses, and for each worker one socket on every one of them.
+type Bound = (Vec<SocketAddr>, Vec<Vec<TcpListener>>);
 
 impl fmt::Debug for App {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -56,30 +75,27 @@ impl App {
     ///
     /// The first thing that is unusable. No socket was opened unless it is a socket that failed.
     pub fn bind(source: Source) -> Result<Self, AppError> {
+        Self::bind_or_inherit(source, Vec::new())
+    }
+
+    /// As [`App::bind`]; sockets that were inherited take the place of the configured addresses.
+    ///
+    /// # Errors
+    ///
+    /// As [`App::bind`].
+    pub fn bind_or_inherit(source: Source, inherited: Vec<TcpListener>) -> Result<Self, AppError> {
         let config = source()?;
-        let material = Material::load(&config, SystemTime::now())?;
-        let (reloader, snapshot) = Reloader::new(config, material)?;
+        let now = SystemTime::now();
+        let material = Material::load(&config, now)?;
+        let (reloader, snapshot) = Reloader::new(config, material, now)?;
         let config = reloader.config();
-        let workers = config.workers.get();
-        let mut sockets: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
-        let mut addresses = Vec::new();
-        for address in &config.listen {
-            let failed = |error: io::Error| AppError::Listen {
-                address: *address,
-                source: ListenFault::from(error),
-            };
-            let bound = listener::bind(*address, workers).map_err(failed)?;
-            addresses.extend(
-                bound
-                    .first()
-                    .map(std::net::TcpListener::local_addr)
-                    .transpose()
-                    .map_err(failed)?,
-            );
-            for (of_worker, socket) in sockets.iter_mut().zip(bound) {
-                of_worker.push(socket);
-            }
-        }
+        let ((addresses, sockets), owner) = if inherited.is_empty() {
+            (open(config)?, Owner::Proxy)
+        } else {
+            (share(&inherited, config)?, Owner::Parent)
+        };
+        let admin = config.admin.map(Admin::bind).transpose()?;
+        let metrics = Arc::new(Metrics::new(config.workers.get()));
         let shared = Shared {
             snapshot: ArcSwap::from_pointee(snapshot),
             handshakes: Semaphore::new(config.limits.handshakes),
@@ -89,10 +105,16 @@ impl App {
         Ok(Self {
             addresses,
             sockets,
+            owner,
             shared: Arc::new(shared),
             reloader,
             source,
             reload_now: Arc::default(),
+            phase: Arc::new(watch::Sender::new(Phase::Serving)),
+            stop: Stop::default(),
+            metrics,
+            admin,
+            started: (now, Instant::now()),
         })
     }
 
@@ -114,7 +136,38 @@ impl App {
         Arc::clone(&self.reload_now)
     }
 
-    /// Serves until `shutdown` completes, then drains. Returns once every worker has ended.
+    /// The address of the admin port, with the port that the kernel chose.
+    #[must_use]
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(Admin::address)
+    }
+
+    /// What its workers count.
+    #[must_use]
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// How far it is on its way to its end.
+    #[must_use]
+    pub fn phase(&self) -> watch::Receiver<Phase> {
+        self.phase.subscribe()
+    }
+
+    /// Makes it stop faster than it would by itself.
+    #[must_use]
+    pub fn stop(&self) -> Stop {
+        self.stop.clone()
+    }
+
+    /// Signs of life of the workers.
+    #[must_use]
+    pub fn beats(&self) -> Beats {
+        Beats(Arc::clone(&self.metrics))
+    }
+
+    /// Serves until `shutdown` completes, then for `timeouts.drainDelay`, then drains. Returns once
+    /// every worker has ended.
     ///
     /// # Errors
     ///
@@ -126,192 +179,128 @@ impl App {
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), AppError> {
         let Self {
             sockets,
+            owner,
             shared,
             mut reloader,
             source,
             reload_now,
-            ..
+            phase,
+            stop,
+            metrics,
+            admin,
+            started,
+            addresses,
         } = self;
+        let sources = Sources {
+            metrics: Arc::clone(&metrics),
+            report: reloader.report(),
+            phase: phase.subscribe(),
+            listening: addresses,
+            started,
+        };
+        let _admin = admin
+            .map(|admin| admin.serve(sources, &shared.timeouts))
+            .transpose()?;
         let control = Drain::new();
-        let resolve = shared.timeouts.resolve;
+        // Probes dial as clients do; they have no client whose worker they could use.
+        let prober = Arc::new(Worker::new(
+            shared.limits.clone(),
+            shared.timeouts.clone(),
+            control.clone(),
+        ));
         for cluster in reloader.clusters() {
-            look_up(cluster).await;
-            control.spawn(Arc::clone(cluster.endpoints()).keep_resolved(resolve));
+            look_after(cluster, &[], &prober, &control).await;
         }
-        let workers = start_workers(sockets, &shared)?;
+        let workers = Workers::start(sockets, owner, &shared, &metrics)?;
         let reloading = async {
             loop {
                 tokio::select! {
                     () = tokio::time::sleep(shared.timeouts.reload) => {}
                     () = reload_now.notified() => {}
                 }
-                let before: Vec<_> = reloader
-                    .clusters()
-                    .iter()
-                    .map(|cluster| Arc::clone(cluster.endpoints()))
-                    .collect();
+                let before: Vec<_> = reloader.clusters().to_vec();
                 if let Some(snapshot) = reloader.reload(&source, SystemTime::now()) {
                     for cluster in reloader.clusters() {
-                        if !before
-                            .iter()
-                            .any(|known| Arc::ptr_eq(known, cluster.endpoints()))
-                        {
-                            look_up(cluster).await;
-                            control.spawn(Arc::clone(cluster.endpoints()).keep_resolved(resolve));
-                        }
+                        look_after(cluster, &before, &prober, &control).await;
                     }
                     shared.snapshot.store(Arc::new(snapshot));
                     info!("reloaded");
                 }
+                reloader.publish();
             }
         };
-        workers.run(shutdown, reloading).await
+        workers
+            .run(shutdown, reloading, &phase, &stop, &shared.timeouts)
+            .await
     }
 }
 
-/// The running workers.
-struct Workers {
-    drains: Vec<Drain>,
-    ends: mpsc::UnboundedReceiver<(usize, io::Result<()>)>,
-}
-
-fn start_workers(
-    sockets: Vec<Vec<std::net::TcpListener>>,
-    shared: &Arc<Shared>,
-) -> Result<Workers, AppError> {
-    let connections = Arc::new(Semaphore::new(shared.limits.connections));
-    let (tell, ends) = mpsc::unbounded_channel();
-    let mut workers = Workers {
-        drains: Vec::new(),
-        ends,
+fn open(config: &Config) -> Result<Bound, AppError> {
+    let workers = config.workers.get();
+    let others = if config.takeover {
+        Others::TakenOver
+    } else {
+        Others::Refused
     };
-    for (number, sockets) in sockets.into_iter().enumerate() {
-        let drain = Drain::new();
-        workers.drains.push(drain.clone());
-        let (shared, connections, tell) =
-            (Arc::clone(shared), Arc::clone(&connections), tell.clone());
-        thread::Builder::new()
-            .name(format!("worker-{number}"))
-            .spawn(move || {
-                let work = AssertUnwindSafe(|| work(sockets, &shared, &connections, &drain));
-                let ended = catch_unwind(work)
-                    .unwrap_or_else(|_| Err(io::Error::other("the worker panicked")));
-                // Nobody is left to tell when the app was dropped.
-                tell.send((number, ended)).ok();
-            })
-            .map_err(|source| AppError::Run {
-                doing: format!("start worker {number}"),
-                source,
-            })?;
+    let mut bound = (Vec::new(), (0..workers).map(|_| Vec::new()).collect());
+    for address in &config.listen {
+        let sockets = listener::bind(*address, workers, others);
+        hand_out(sockets, *address, &mut bound)?;
     }
-    Ok(workers)
+    Ok(bound)
 }
 
-impl Workers {
-    /// Serves until `shutdown`, then drains; `reloading` goes on until then.
-    async fn run(
-        mut self,
-        shutdown: impl Future<Output = ()>,
-        reloading: impl Future<Output = ()>,
-    ) -> Result<(), AppError> {
-        let early = tokio::select! {
-            () = shutdown => None,
-            () = reloading => None,
-            ended = self.ends.recv() => ended,
-        };
-        if let Some((number, ended)) = early {
-            let source = ended
-                .err()
-                .unwrap_or_else(|| io::Error::other("the worker ended by itself"));
-            return Err(AppError::Run {
-                doing: format!("run worker {number}"),
-                source,
-            });
-        }
-        info!("draining");
-        self.drains.iter().for_each(Drain::begin);
-        while let Some((number, ended)) = self.ends.recv().await {
-            ended.map_err(|source| AppError::Run {
-                doing: format!("run worker {number}"),
-                source,
-            })?;
-        }
-        info!("stopped");
-        Ok(())
+fn share(inherited: &[TcpListener], config: &Config) -> Result<Bound, AppError> {
+    let workers = config.workers.get();
+    let mut bound = (Vec::new(), (0..workers).map(|_| Vec::new()).collect());
+    for socket in inherited {
+        let address = socket.local_addr().map_err(|source| AppError::Run {
+            doing: "look at an inherited socket".into(),
+            source,
+        })?;
+        hand_out(listener::share(socket, workers), address, &mut bound)?;
     }
+    Ok(bound)
 }
 
-impl Drop for Workers {
-    fn drop(&mut self) {
-        self.drains.iter().for_each(Drain::begin);
+/// Gives each worker one of these sockets, which are all on one address.
+fn hand_out(
+    sockets: io::Result<Vec<TcpListener>>,
+    address: SocketAddr,
+    (addresses, of_workers): &mut Bound,
+) -> Result<(), AppError> {
+    let failed = |error: io::Error| AppError::Listen {
+        address,
+        source: ListenFault::from(error),
+    };
+    let sockets = sockets.map_err(failed)?;
+    let first = sockets.first().map(TcpListener::local_addr);
+    addresses.extend(first.transpose().map_err(failed)?);
+    for (of_worker, socket) in of_workers.iter_mut().zip(sockets) {
+        of_worker.push(socket);
     }
+    Ok(())
 }
 
-/// The life of one worker: a runtime, the sockets, and at the end the drain.
-fn work(
-    sockets: Vec<std::net::TcpListener>,
-    shared: &Arc<Shared>,
-    connections: &Arc<Semaphore>,
-    drain: &Drain,
-) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
-        let worker = Arc::new(Worker::new(
-            shared.limits.clone(),
-            shared.timeouts.clone(),
-            drain.clone(),
-        ));
-        for socket in sockets {
-            let listener = Listener::new(socket, Arc::clone(connections), shared.timeouts.clone())?;
-            drain.spawn(accept_all(
-                listener,
-                Arc::clone(shared),
-                Arc::clone(&worker),
-                drain.clone(),
-            ));
-        }
-        tokio::select! {
-            () = worker.sweep() => {}
-            () = drain.begun() => {}
-        }
-        worker.close_idle();
-        let running = drain.finish(shared.timeouts.drain).await;
-        if running > 0 {
-            warn!(running, "drain timeout passed, what still runs is cut");
-        }
-        Ok(())
-    })
-    // Dropping the runtime ends what is left, without close_notify: cut, and seen to be cut.
-}
-
-async fn accept_all(listener: Listener, shared: Arc<Shared>, worker: Arc<Worker>, drain: Drain) {
-    loop {
-        let Accepted {
-            stream,
-            peer,
-            permit,
-        } = tokio::select! {
-            // Connections that the kernel has taken already are served even when the drain begins.
-            biased;
-            accepted = listener.accept() => accepted,
-            () = drain.begun() => return,
-        };
-        drain.spawn(downstream::serve(
-            stream,
-            peer,
-            permit,
-            Arc::clone(&shared),
-            Arc::clone(&worker),
-            drain.clone(),
-        ));
+/// Keeps the addresses of a cluster current and finds out which of them are ill, unless it is, or is at
+/// the place of, one of those `before` that this is done for.
+async fn look_after(
+    cluster: &Arc<Cluster>,
+    before: &[Arc<Cluster>],
+    prober: &Arc<Worker>,
+    control: &Drain,
+) {
+    if before.iter().any(|known| Arc::ptr_eq(known, cluster)) {
+        return;
     }
-}
-
-/// A first answer before the first request, so that none fails for want of an address.
-async fn look_up(cluster: &Cluster) {
-    drop(tokio::time::timeout(FIRST_LOOKUP, cluster.endpoints().resolve()).await);
+    let endpoints = cluster.endpoints();
+    let mut known = before.iter().map(|cluster| cluster.endpoints());
+    if !known.any(|known| Arc::ptr_eq(known, endpoints)) {
+        // A first answer before the first request, so that none fails for want of an address.
+        drop(tokio::time::timeout(FIRST_LOOKUP, endpoints.resolve()).await);
+        control.spawn(Arc::clone(endpoints).keep_resolved(prober.resolve_interval()));
+    }
+    control.spawn(Arc::clone(cluster).keep_probed(Arc::clone(prober)));
 }
 
 /// How long the start, or a reload, waits for a name to resolve; requests that come before there is an

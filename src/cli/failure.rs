@@ -15,7 +15,8 @@ pub(super) fn exit_code(error: &AppError) -> ExitCode {
         | AppError::Pki(_)
         | AppError::Setup(_)
         | AppError::LogFilter(_)
-        | AppError::Listen { .. } => ExitCode::from(2),
+        | AppError::Listen { .. }
+        | AppError::Admin(_) => ExitCode::from(2),
         AppError::Run { .. } => ExitCode::from(1),
     }
 }

@@ -6,6 +6,7 @@
 mod failure;
 mod serve;
 mod start;
+mod systemd;
 
 use std::{ffi::OsString, process::ExitCode};
 

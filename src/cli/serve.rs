@@ -1,33 +1,39 @@
 //! `serve`: from the command line to a running proxy, and from a signal to its end.
 
 use std::{
+    convert::Infallible,
+    future::pending,
     io::{self, Write as _},
     sync::Arc,
     time::SystemTime,
 };
 
 use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::Notify,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{Notify, oneshot, watch},
 };
 use tracing::{info, warn};
 
-use super::StartBlock;
+use super::{StartBlock, systemd};
 use crate::{
-    app::{App, AppError},
+    app::{App, AppError, Stop},
     config::{self, Environment, LogFormat, ServeArgs},
+    reload::Report,
     telemetry,
 };
 
-/// Runs the proxy until SIGTERM or SIGINT.
+/// Runs the proxy until SIGTERM or SIGINT, and to the end of what runs then.
 ///
 /// # Errors
 ///
 /// Whatever ends it before that.
 pub(super) fn serve(args: ServeArgs) -> Result<(), AppError> {
     let environment = Environment::of_process();
-    let app = App::bind(Box::new(move || config::load(&args, &environment)))?;
+    let source = Box::new(move || config::load(&args, &environment));
+    let app = App::bind_or_inherit(source, systemd::inherited_sockets()?)?;
     let telemetry = telemetry::start(&app.reloader().config().log).map_err(AppError::LogFilter)?;
+    app.metrics()
+        .ask_log_lines_dropped(telemetry.ask_dropped_lines());
     let run = |source| AppError::Run {
         doing: "start the runtime".into(),
         source,
@@ -37,24 +43,28 @@ pub(super) fn serve(args: ServeArgs) -> Result<(), AppError> {
         .build()
         .map_err(run)?;
     let ended = runtime.block_on(async {
-        let signals = |source| AppError::Run {
+        let signals = Signals::listen().map_err(|source| AppError::Run {
             doing: "listen for signals".into(),
             source,
-        };
-        let mut terminate = signal(SignalKind::terminate()).map_err(signals)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(signals)?;
-        let hang_up = signal(SignalKind::hangup()).map_err(signals)?;
+        })?;
         // Only now: whoever reads that it listens may send a signal, which before would have killed it.
         announce(&app);
-        let reload_now = app.reload_now();
-        let shutdown = async {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-                () = reload_on(hang_up, reload_now) => {}
-            }
-        };
-        app.run(shutdown).await
+        systemd::ready();
+        let watchdog = systemd::keep_watchdog_quiet(app.beats());
+        let (shutdown, told) = oneshot::channel();
+        let obeying = obey(
+            signals,
+            app.stop(),
+            shutdown,
+            app.reload_now(),
+            app.reloader().report(),
+        );
+        let told = async { told.await.unwrap_or_default() };
+        tokio::select! {
+            ended = app.run(told) => ended,
+            never = watchdog => match never {},
+            never = obeying => match never {},
+        }
     });
     // Dropping it would wait for a lookup that a dead resolver holds up.
     runtime.shutdown_background();
@@ -68,10 +78,69 @@ pub(super) fn serve(args: ServeArgs) -> Result<(), AppError> {
     ended
 }
 
-/// Turns every SIGHUP into a reload, for ever.
-async fn reload_on(mut hang_up: tokio::signal::unix::Signal, reload_now: Arc<Notify>) {
-    while hang_up.recv().await.is_some() {
-        reload_now.notify_one();
+/// The signals that mean something.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+/// Does what the signals say, for ever: SIGHUP reloads, SIGTERM stops, SIGINT stops without the delay
+/// (a person waits), and either of them a second time ends everything.
+async fn obey(
+    mut signals: Signals,
+    stop: Stop,
+    shutdown: oneshot::Sender<()>,
+    reload_now: Arc<Notify>,
+    mut report: watch::Receiver<Report>,
+) -> Infallible {
+    let mut shutdown = Some(shutdown);
+    let mut is_reloading = false;
+    loop {
+        let name = tokio::select! {
+            Some(()) = signals.terminate.recv() => "SIGTERM",
+            Some(()) = signals.interrupt.recv() => "SIGINT",
+            Some(()) = signals.hang_up.recv() => {
+                info!("SIGHUP: reload");
+                if shutdown.is_some() {
+                    report.mark_unchanged();
+                    systemd::reloading();
+                    is_reloading = true;
+                    reload_now.notify_one();
+                }
+                continue;
+            }
+            Ok(()) = report.changed(), if is_reloading => {
+                is_reloading = false;
+                if shutdown.is_some() {
+                    systemd::ready();
+                }
+                continue;
+            }
+            else => return pending().await,
+        };
+        info!("{name}: stop");
+        match shutdown.take() {
+            Some(shutdown) => {
+                systemd::stopping();
+                if name == "SIGINT" {
+                    stop.without_delay();
+                }
+                // Fails when it has ended by itself.
+                shutdown.send(()).ok();
+            }
+            None => stop.now(),
+        }
     }
 }
 
@@ -86,6 +155,7 @@ fn announce(app: &App) {
         .collect();
     let block = StartBlock {
         listening: app.addresses(),
+        admin: app.admin_address(),
         identities: &identities,
         clusters: &clusters,
         workers: config.workers,
@@ -96,6 +166,7 @@ fn announce(app: &App) {
         LogFormat::Text => drop(write!(io::stderr().lock(), "{block}")),
         LogFormat::Json => info!(
             listening = block.listening().join("; "),
+            admin = block.admin(),
             serving = block.serving().join("; "),
             upstream = block.upstreams().join("; "),
             trusting = block.trusting().join("; "),

@@ -15,6 +15,8 @@ use crate::{
 pub struct StartBlock<'a> {
     /// Bound addresses, with the ports that the kernel chose.
     pub listening: &'a [SocketAddr],
+    /// Where the status page is, if anywhere.
+    pub admin: Option<SocketAddr>,
     /// Certificates that are presented.
     pub identities: &'a [&'a Identity],
     /// Clusters and what each is verified against.
@@ -30,6 +32,12 @@ impl StartBlock<'_> {
     #[must_use]
     pub fn listening(&self) -> Vec<String> {
         self.listening.iter().map(ToString::to_string).collect()
+    }
+
+    /// The URL of the status page.
+    #[must_use]
+    pub fn admin(&self) -> Option<String> {
+        self.admin.map(|address| format!("http://{address}/"))
     }
 
     /// Names, days left and issuer of each certificate.
@@ -98,6 +106,7 @@ impl fmt::Display for StartBlock<'_> {
             ("upstream", self.upstreams()),
             ("trusting", self.trusting()),
             ("workers", vec![self.workers.to_string()]),
+            ("admin", self.admin().into_iter().collect()),
         ];
         for (word, facts) in facts {
             for fact in facts {

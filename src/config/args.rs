@@ -139,7 +139,17 @@ pub struct ServeArgs {
     )]
     pub workers: Option<String>,
 
-    /// After SIGTERM, let running requests finish for this long [default: 25s]
+    /// After SIGTERM, still serve new clients for this long [default: 5s]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "KUBE_TLS_PROXY_DRAIN_DELAY",
+        hide_env = true,
+        help_heading = "Running"
+    )]
+    pub drain_delay: Option<String>,
+
+    /// After that, let running requests finish for this long [default: 20s]
     #[arg(
         long,
         value_name = "DURATION",
@@ -148,6 +158,36 @@ pub struct ServeArgs {
         help_heading = "Running"
     )]
     pub drain_timeout: Option<String>,
+
+    /// Serve health, metrics and the status page here, as plain HTTP [default: nowhere]
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        env = "KUBE_TLS_PROXY_ADMIN_LISTEN",
+        hide_env = true,
+        help_heading = "Running"
+    )]
+    pub admin_listen: Option<String>,
+
+    /// And let tunnels (exec, port-forward) go on for this long [default: 60s]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "KUBE_TLS_PROXY_DRAIN_TUNNELS",
+        hide_env = true,
+        help_heading = "Running"
+    )]
+    pub drain_tunnels: Option<String>,
+
+    /// Listen although another proxy of the same user still does, to take over from it
+    #[arg(
+        long,
+        env = "KUBE_TLS_PROXY_TAKEOVER",
+        hide_env = true,
+        value_parser = clap::builder::FalseyValueParser::new(),
+        help_heading = "Running"
+    )]
+    pub takeover: bool,
 
     /// Log as text or json [default: text]
     #[arg(
@@ -206,7 +246,11 @@ impl ServeArgs {
             context: text(&self.context),
             config: path(&self.config),
             workers: text(&self.workers),
+            drain_delay: text(&self.drain_delay),
             drain_timeout: text(&self.drain_timeout),
+            admin_listen: text(&self.admin_listen),
+            drain_tunnels: text(&self.drain_tunnels),
+            takeover: self.takeover,
             log_format: text(&self.log_format),
             log_level: text(&self.log_level),
             no_access_log: self.no_access_log,

@@ -101,6 +101,7 @@ fn cluster_of_upstream(upstream: &UpstreamEntry, base: &Base) -> ClusterConfig {
         hosts: Vec::new(),
         upstream_host: url.host,
         upstream_port: url.port,
+        addresses: upstream.addresses.iter().map(|one| one.0.0).collect(),
         path_prefix: url.prefix,
         expected_name: upstream
             .name
@@ -160,6 +161,7 @@ fn cluster_of_flags(args: &ServeArgs, env: &Environment) -> Result<ClusterConfig
                 hosts: Vec::new(),
                 upstream_host: url.host,
                 upstream_port: url.port,
+                addresses: Vec::new(),
                 path_prefix: url.prefix,
                 expected_name: url.name,
                 trust: TrustSource::File(complete_path(ca)),
@@ -221,6 +223,7 @@ fn in_cluster(env: &Environment) -> Result<Option<ClusterConfig>, ConfigError> {
         hosts: Vec::new(),
         upstream_host,
         upstream_port,
+        addresses: Vec::new(),
         path_prefix: String::new(),
         expected_name: "kubernetes.default.svc"
             .parse::<ExpectedName>()

@@ -25,6 +25,8 @@ pub(super) struct ConfigFile {
     /// Addresses to listen on, ADDRESS:PORT.
     #[schemars(with = "Option<Vec<String>>")]
     pub(super) listen: Option<Spanned<Vec<Parsed<ListenAddr>>>>,
+    /// Whether the addresses may be those of a proxy that still runs, to take over from it.
+    pub(super) takeover: Option<bool>,
     /// Worker threads; by default the CPUs this process may use.
     pub(super) workers: Option<Count<1, 1024>>,
     /// Certificates to present; the first one also serves clients that send no name.
@@ -38,6 +40,8 @@ pub(super) struct ConfigFile {
     pub(super) timeouts: Option<TimeoutsEntry>,
     /// What is logged and how.
     pub(super) log: Option<LogEntry>,
+    /// Health, metrics and the status page.
+    pub(super) admin: Option<AdminEntry>,
 }
 
 /// One certificate chain and its key.
@@ -78,6 +82,10 @@ pub(super) struct UpstreamEntry {
     /// `https://HOST[:PORT][/PREFIX]`
     #[schemars(with = "String", regex(pattern = "^https://"))]
     pub(super) url: Parsed<UpstreamUrl>,
+    /// ADDRESS:PORT of each apiserver, in place of what the host of the URL resolves to.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub(super) addresses: Vec<Parsed<EndpointAddr>>,
     /// PEM file with the only CAs that are trusted.
     pub(super) ca: PathBuf,
     /// Name or address that its certificate must carry; by default the host of the URL.
@@ -136,8 +144,16 @@ pub(super) struct TimeoutsEntry {
     pub(super) tcp_user_timeout: Option<Timeout>,
     /// How long half a tunnel may outlive the other half.
     pub(super) tunnel_rest: Option<Grace>,
-    /// How long running requests may take to finish after SIGTERM; 0s ends them at once.
+    /// How often each address of an apiserver is probed; 0s does not probe.
+    pub(super) probe_interval: Option<Grace>,
+    /// Wait for the answer to that probe.
+    pub(super) probe_timeout: Option<Timeout>,
+    /// How long new clients are still served after SIGTERM; 0s turns them away at once.
+    pub(super) drain_delay: Option<Grace>,
+    /// How long running requests may take to finish after that; 0s ends them at once.
     pub(super) drain: Option<Grace>,
+    /// How long tunnels (exec, port-forward) may go on after `drainDelay`; never less than `drain`.
+    pub(super) drain_tunnels: Option<Grace>,
     /// How often the apiserver's name is resolved.
     pub(super) resolve: Option<Timeout>,
     /// How often files are read again.
@@ -156,6 +172,15 @@ pub(super) struct LogEntry {
     pub(super) filter: Option<Parsed<LogFilter>>,
     /// Whether each request is logged.
     pub(super) access: Option<bool>,
+}
+
+/// Health, metrics and the status page, on a port of their own.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct AdminEntry {
+    /// Address to listen on, ADDRESS:PORT; plain HTTP for whoever can connect.
+    #[schemars(with = "Option<String>")]
+    pub(super) listen: Option<Parsed<ListenAddr>>,
 }
 
 /// The spelling of [`LogFormat`] for the schema.
@@ -194,6 +219,22 @@ impl FromStr for ListenAddr {
         address
             .map(Self)
             .map_err(|_not_an_address| Fault::BadListen { text: shown(text) })
+    }
+}
+
+/// ADDRESS:PORT of one apiserver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct EndpointAddr(pub(super) SocketAddr);
+
+impl FromStr for EndpointAddr {
+    type Err = Fault;
+
+    fn from_str(text: &str) -> Result<Self, Fault> {
+        let address: Option<SocketAddr> = text.parse().ok();
+        address
+            .filter(|address| address.port() != 0)
+            .map(Self)
+            .ok_or_else(|| Fault::BadEndpoint { text: shown(text) })
     }
 }
 

@@ -97,6 +97,10 @@ pub enum Fault {
     )]
     BadListen { text: String },
     #[error(
+        "`{text}` is not the address of an apiserver; write ADDRESS:PORT with an IP address, such as 10.0.0.1:6443"
+    )]
+    BadEndpoint { text: String },
+    #[error(
         "`{text}` is not a duration; write numbers with units, such as 500ms, 5s, 10m or 1h30m"
     )]
     BadDuration { text: String },

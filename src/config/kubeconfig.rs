@@ -151,6 +151,7 @@ fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, Fault> {
         hosts: Vec::new(),
         upstream_host: url.host,
         upstream_port: url.port,
+        addresses: Vec::new(),
         path_prefix: url.prefix,
         expected_name,
         trust,

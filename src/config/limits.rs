@@ -53,8 +53,16 @@ pub struct Timeouts {
     pub tcp_user_timeout: Duration,
     /// How long the second half of a tunnel may go on after the first has ended.
     pub tunnel_rest: Duration,
-    /// How long running work may take to finish after SIGTERM.
+    /// How often each endpoint is probed; nought is never.
+    pub probe_interval: Duration,
+    /// How long a probe may take, from TCP to the head of the answer.
+    pub probe_timeout: Duration,
+    /// How long new connections are still served after SIGTERM, until others know of it.
+    pub drain_delay: Duration,
+    /// How long running requests may take to finish once the sockets are closed.
     pub drain: Duration,
+    /// How long tunnels may go on after that moment.
+    pub drain_tunnels: Duration,
     /// How often the upstream name is resolved again.
     pub resolve: Duration,
     /// How often certificates, keys, CAs and the configuration file are read again.
@@ -105,7 +113,13 @@ impl Default for Timeouts {
             tcp_keepalive: Duration::from_secs(30),
             tcp_user_timeout: Duration::from_secs(45),
             tunnel_rest: Duration::from_secs(30),
-            drain: Duration::from_secs(25),
+            probe_interval: Duration::from_secs(5),
+            probe_timeout: Duration::from_secs(2),
+            drain_delay: Duration::from_secs(5),
+            // With the delay 5 s less than the 30 s after which Kubernetes kills a pod.
+            drain: Duration::from_secs(20),
+            // A command and a copy end by themselves in this time; nothing finite suits a shell.
+            drain_tunnels: Duration::from_secs(60),
             resolve: Duration::from_secs(30),
             reload: Duration::from_secs(10),
         }

@@ -15,7 +15,9 @@ use serde_saphyr::Spanned;
 use super::{
     Config, ConfigError, Environment, Fault, FileKind, IdentityFiles, Limits, LogConfig, LogFormat,
     ServeArgs, Timeouts, clusters,
-    config_file::{ConfigFile, LimitsEntry, ListenAddr, LogEntry, LogFilter, TimeoutsEntry},
+    config_file::{
+        AdminEntry, ConfigFile, LimitsEntry, ListenAddr, LogEntry, LogFilter, TimeoutsEntry,
+    },
     units, yaml,
 };
 
@@ -37,15 +39,24 @@ pub fn load(args: &ServeArgs, env: &Environment) -> Result<Config, ConfigError> 
     let workers = workers(args, &file, env)?;
     let identities = identities(args, &mut file, &base)?;
     let entries = file.clusters.take().unwrap_or_default();
+    let mut sources: Vec<_> = args.config.iter().map(|file| complete_path(file)).collect();
+    sources.extend(args.kubeconfig.iter().map(|file| complete_path(file)));
+    let of_entries = entries
+        .iter()
+        .filter_map(|entry| entry.value.kubeconfig.as_deref());
+    sources.extend(of_entries.map(|file| base.path(file)));
     let clusters = clusters::load(args, entries, &base, env)?;
     Ok(Config {
+        sources,
         listen: listen(args, &file, &base)?,
+        takeover: args.takeover || file.takeover.unwrap_or(false),
         workers,
         identities,
         clusters,
         limits: limits(&file.limits.unwrap_or_default(), &base, workers, env)?,
         timeouts: timeouts(args, &file.timeouts.unwrap_or_default())?,
         log: log(args, file.log.unwrap_or_default())?,
+        admin: admin(args, file.admin)?,
     })
 }
 
@@ -208,13 +219,30 @@ fn limits(
 fn timeouts(args: &ServeArgs, entry: &TimeoutsEntry) -> Result<Timeouts, ConfigError> {
     let default = Timeouts::default();
     let or = |given: Option<units::Timeout>, default| given.map_or(default, |timeout| timeout.0);
-    let drain = match &args.drain_timeout {
-        Some(text) => units::duration(text).map_err(|source| ConfigError::Flag {
-            flag: "--drain-timeout",
-            source,
-        })?,
-        None => entry.drain.map_or(default.drain, |grace| grace.0),
+    let grace = |name, given: &Option<String>, entry: Option<units::Grace>, default| match given {
+        Some(text) => {
+            units::duration(text).map_err(|source| ConfigError::Flag { flag: name, source })
+        }
+        None => Ok(entry.map_or(default, |grace| grace.0)),
     };
+    let drain = grace(
+        "--drain-timeout",
+        &args.drain_timeout,
+        entry.drain,
+        default.drain,
+    )?;
+    let drain_delay = grace(
+        "--drain-delay",
+        &args.drain_delay,
+        entry.drain_delay,
+        default.drain_delay,
+    )?;
+    let drain_tunnels = grace(
+        "--drain-tunnels",
+        &args.drain_tunnels,
+        entry.drain_tunnels,
+        default.drain_tunnels,
+    )?;
     Ok(Timeouts {
         handshake: or(entry.handshake, default.handshake),
         request_head: or(entry.request_head, default.request_head),
@@ -230,7 +258,13 @@ fn timeouts(args: &ServeArgs, entry: &TimeoutsEntry) -> Result<Timeouts, ConfigE
         tunnel_rest: entry
             .tunnel_rest
             .map_or(default.tunnel_rest, |grace| grace.0),
+        probe_interval: entry
+            .probe_interval
+            .map_or(default.probe_interval, |grace| grace.0),
+        probe_timeout: or(entry.probe_timeout, default.probe_timeout),
+        drain_delay,
         drain,
+        drain_tunnels,
         resolve: or(entry.resolve, default.resolve),
         reload: or(entry.reload, default.reload),
     })
@@ -252,6 +286,14 @@ fn log(args: &ServeArgs, entry: LogEntry) -> Result<LogConfig, ConfigError> {
         filter,
         access: !args.no_access_log && entry.access.unwrap_or(true),
     })
+}
+
+fn admin(args: &ServeArgs, entry: Option<AdminEntry>) -> Result<Option<SocketAddr>, ConfigError> {
+    let given = match &args.admin_listen {
+        Some(text) => Some(flag::<ListenAddr>("--admin-listen", text)?),
+        None => entry.and_then(|entry| entry.listen).map(|listen| listen.0),
+    };
+    Ok(given.map(|listen| listen.0))
 }
 
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 8443);

@@ -33,8 +33,12 @@ pub use load::load;
 /// Everything the proxy needs to know, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
+    /// The files that this was read from: the configuration file and kubeconfigs.
+    pub sources: Vec<PathBuf>,
     /// Addresses to listen on; port 0 asks the kernel for one.
     pub listen: Vec<SocketAddr>,
+    /// Whether the addresses may be those of another proxy that still runs.
+    pub takeover: bool,
     /// Worker threads, each with a runtime and a listening socket of its own.
     pub workers: NonZeroUsize,
     /// Certificates to present; the first is the default one.
@@ -47,6 +51,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// What is logged and how.
     pub log: LogConfig,
+    /// Where health, metrics and the status page are; `None`: nowhere.
+    pub admin: Option<SocketAddr>,
 }
 
 /// Where one certificate chain and its key are.
@@ -70,6 +76,8 @@ pub struct ClusterConfig {
     pub upstream_host: String,
     /// TCP port of the apiserver.
     pub upstream_port: u16,
+    /// Where it is in place of what the host resolves to; mostly empty.
+    pub addresses: Vec<SocketAddr>,
     /// Put before every path, without a slash at its end; mostly empty.
     pub path_prefix: String,
     /// The name or address that the apiserver's certificate must carry.

@@ -20,7 +20,6 @@ use std::{
 use bytes::{Buf, Bytes};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
-    sync::OwnedSemaphorePermit,
     time::{Sleep, sleep, timeout},
 };
 use tokio_rustls::server::TlsStream;
@@ -29,6 +28,7 @@ use super::scanner::Scanner;
 use crate::{
     config::Limits,
     drain::Drain,
+    metrics::Connected,
     proxy::{Rejection, refusal},
     socket,
     transport::Ahead,
@@ -52,7 +52,7 @@ pub(super) struct Heads {
     /// Our side of the connection was ended in order.
     ended: bool,
     /// The place of the connection among those that may be open, kept until the socket is closed.
-    permit: Arc<OwnedSemaphorePermit>,
+    connected: Arc<Connected>,
     drain: Drain,
 }
 
@@ -112,7 +112,7 @@ impl Heads {
         stream: Box<TlsStream<Ahead>>,
         limits: Limits,
         head_timeout: Duration,
-        permit: Arc<OwnedSemaphorePermit>,
+        connected: Arc<Connected>,
         drain: Drain,
     ) -> (Self, Arc<Seen>) {
         let seen = Arc::new(Seen {
@@ -133,7 +133,7 @@ impl Heads {
             refused: false,
             read_to_end: false,
             ended: false,
-            permit,
+            connected,
             drain,
         };
         (heads, seen)
@@ -174,7 +174,7 @@ impl Heads {
             b"400" => Rejection::Malformed,
             _ => return None,
         };
-        let (status, json) = refusal(rejection);
+        let (status, json) = refusal(rejection, &self.connected);
         self.refused = true;
         let head = format!(
             "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{json}",
@@ -326,9 +326,9 @@ impl Drop for Heads {
         if !self.ended || self.read_to_end || is_tunnel || !unanswered {
             return;
         }
-        let permit = Arc::clone(&self.permit);
+        let connected = Arc::clone(&self.connected);
         self.drain.spawn(async move {
-            let _permit = permit;
+            let _connected = connected;
             let lingering = async {
                 // Only what is left of it: the end was asked for above.
                 stream.shutdown().await?;

@@ -31,6 +31,7 @@ use super::{
 };
 use crate::{
     drain::Drain,
+    metrics::{self, Connected, Limit},
     proxy,
     transport::{Ahead, Cork},
 };
@@ -40,6 +41,16 @@ use crate::{
 pub(super) enum Protocol {
     Http1,
     Http2,
+}
+
+impl Protocol {
+    /// As metrics name it.
+    pub(super) fn label(self) -> metrics::Protocol {
+        match self {
+            Self::Http1 => metrics::Protocol::Http1,
+            Self::Http2 => metrics::Protocol::Http2,
+        }
+    }
 }
 
 /// Serves one connection until it ends; once the drain begins, until its running requests have ended.
@@ -72,7 +83,7 @@ async fn serve_http1(
         stream,
         limits,
         service.shared.timeouts.request_head,
-        Arc::clone(&service.downstream.permit),
+        Arc::clone(&service.downstream.connected),
         drain.clone(),
     );
     let first = Arc::clone(&seen);
@@ -116,7 +127,10 @@ async fn serve_http1(
             connection.as_mut().graceful_shutdown();
         },
     }
-    connection.await
+    tokio::select! {
+        ended = connection => ended,
+        () = drain.cut() => Ok(()),
+    }
 }
 
 async fn serve_http2(
@@ -132,6 +146,8 @@ async fn serve_http2(
     let mut builder = http2::Builder::new(Tracked {
         drain: drain.clone(),
         streams: Arc::new(streams),
+        most: usize::try_from(limits.streams_per_connection).unwrap_or(usize::MAX),
+        connected: Arc::clone(&service.downstream.connected),
     });
     builder
         .timer(TokioTimer::new())
@@ -169,6 +185,7 @@ async fn serve_http2(
         ended = poll_fn(|cx| cork.drive(connection.as_mut(), cx)) => ended,
         // Over, whether the client agrees or not.
         () = idle(&mut running, last_word) => Ok(()),
+        () = drain.cut() => Ok(()),
     }
 }
 
@@ -200,6 +217,9 @@ async fn end(connection: OnUpgrade) {
 struct Tracked {
     drain: Drain,
     streams: Arc<watch::Sender<usize>>,
+    /// Streams that there may be at once.
+    most: usize,
+    connected: Arc<Connected>,
 }
 
 pin_project! {
@@ -235,6 +255,9 @@ where
 {
     fn execute(&self, stream: F) {
         self.streams.send_modify(|running| *running += 1);
+        if *self.streams.borrow() == self.most {
+            self.connected.counts().limit_hit(Limit::Streams);
+        }
         let running = Running(Arc::clone(&self.streams));
         self.drain.spawn(Counted { stream, running });
     }

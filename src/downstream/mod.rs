@@ -27,6 +27,7 @@ use crate::{
     addr::PeerAddr,
     config::{Limits, Timeouts},
     drain::Drain,
+    metrics::{Connected, Handshake},
     proxy::{Downstream, Routes},
     socket,
     telemetry::causes,
@@ -82,11 +83,13 @@ pub async fn serve(
         config,
         &shared.handshakes,
         shared.timeouts.handshake,
+        worker.counts(),
     );
     // On the heap: the handshake needs much room for a moment, the connection little for hours.
     let stream = match Box::pin(accepted).await {
         Ok(stream) => stream,
         Err(error) => {
+            worker.counts().handshake(error.as_ended());
             debug!(client.address = %peer, error = %causes(&error), "downstream handshake failed");
             return;
         }
@@ -102,6 +105,9 @@ pub async fn serve(
     let sni = session
         .server_name()
         .map(|name| name.trim_end_matches('.').to_ascii_lowercase());
+    let counts = Arc::clone(worker.counts());
+    counts.handshake(Handshake::Ok);
+    let connected = Connected::new(counts, peer.0, protocol.label(), permit);
     let downstream = Downstream {
         peer,
         sni: sni.filter(|name| snapshot.routes.serves(name)),
@@ -109,7 +115,7 @@ pub async fn serve(
         lease: Lease::new(worker),
         limits: shared.limits.clone(),
         tunnel_rest: shared.timeouts.tunnel_rest,
-        permit: Arc::new(permit),
+        connected: Arc::new(connected),
         drain,
     };
     drop(snapshot);

@@ -11,6 +11,7 @@ use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
 use crate::{
+    metrics::{Counts, Handshake, Limit},
     pki::{self, Identity},
     transport::Ahead,
 };
@@ -24,6 +25,16 @@ pub enum HandshakeError {
     /// The client's TLS and ours do not agree, or the connection broke.
     #[error("TLS handshake")]
     Failed(#[source] io::Error),
+}
+
+impl HandshakeError {
+    /// As its counter has it.
+    pub(super) fn as_ended(&self) -> Handshake {
+        match self {
+            Self::Timeout(_) => Handshake::Timeout,
+            Self::Failed(_) => Handshake::Failed,
+        }
+    }
 }
 
 /// Settings that present one of `identities`, chosen by SNI; the first when there is no SNI or an
@@ -54,11 +65,15 @@ pub(super) async fn accept(
     config: Arc<ServerConfig>,
     slots: &Semaphore,
     limit: Duration,
+    counts: &Counts,
 ) -> Result<Box<TlsStream<Ahead>>, HandshakeError> {
     let handshake = async {
         // A client that has not said a whole ClientHello takes no slot, or a few of them would keep
         // everybody out.
         let hello = LazyConfigAcceptor::new(Acceptor::default(), Ahead::new(stream)).await?;
+        if slots.available_permits() == 0 {
+            counts.limit_hit(Limit::Handshakes);
+        }
         let _slot = slots.acquire().await.map_err(io::Error::other)?;
         let limit_buffer =
             |connection: &mut ServerConnection| connection.set_buffer_limit(Some(TLS_BUFFER));

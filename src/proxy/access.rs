@@ -1,8 +1,11 @@
-//! One log line per request, and one more at the start of what may take hours.
+//! What is known about one request: counted at its end, logged with one line, and listed while it goes on
+//! for hours.
 //!
-//! Never a query string, a header value or a subprotocol: each of them can be a token.
+//! Never a query string, a header value but the user agent, or a subprotocol: each of them can be a token.
 
 use std::{
+    fmt,
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -10,29 +13,54 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, Method, StatusCode, Uri, Version};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header};
 use tokio::time::Instant;
 use tracing::info;
 
-use super::{Downstream, request_info::RequestInfo};
+use super::{
+    Downstream,
+    request_info::{RequestInfo, ResourceName},
+};
+use crate::metrics::{Counts, Done, Holder, LongLived, Open, Protocol, Resource, Verb};
 
-/// What is known about one request; logged when dropped.
+/// One request, from its head to the end of its answer; counted and logged when dropped.
 #[derive(Debug)]
 pub(super) struct Access {
+    counts: Arc<Counts>,
     started: Instant,
     head: Option<Duration>,
-    client: std::net::SocketAddr,
     version: Version,
-    method: Method,
-    uri: Uri,
-    info: RequestInfo,
-    cluster: String,
-    audit_id: String,
+    verb: Verb,
+    resource: Resource,
     /// `None` until there is a response; a client may not wait for it.
     status: Option<StatusCode>,
-    received: Arc<AtomicU64>,
+    received: Option<Arc<AtomicU64>>,
     sent: u64,
     outcome: Outcome,
+    /// Only of what may go on for hours.
+    asked: Option<Box<Asked>>,
+    open: Option<Open>,
+    /// Only when requests are logged.
+    logged: Option<Logged>,
+}
+
+/// Who asked, for the list of what is open.
+#[derive(Debug)]
+struct Asked {
+    client: SocketAddr,
+    user_agent: Option<HeaderValue>,
+    method: Method,
+    uri: Uri,
+}
+
+/// What only the log needs.
+#[derive(Debug)]
+struct Logged {
+    client: SocketAddr,
+    method: Method,
+    uri: Uri,
+    cluster: String,
+    audit_id: String,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -45,67 +73,92 @@ enum Outcome {
 }
 
 impl Access {
-    /// `None` when requests are not logged.
-    pub(super) fn begin(downstream: &Downstream, head: &http::request::Parts) -> Option<Box<Self>> {
-        if !tracing::enabled!(target: TARGET, tracing::Level::INFO) {
-            return None;
-        }
-        Some(Box::new(Self {
-            started: Instant::now(),
-            head: None,
-            client: downstream.peer.0,
-            version: head.version,
+    /// A request whose head has just come.
+    pub(super) fn begin(downstream: &Downstream, head: &http::request::Parts) -> Box<Self> {
+        let info = RequestInfo::of(&head.method, &head.uri);
+        let client = downstream.peer.0;
+        let may_last =
+            info.is_long_running(&head.uri) || head.headers.contains_key(header::UPGRADE);
+        let asked = may_last.then(|| {
+            Box::new(Asked {
+                client,
+                user_agent: head.headers.get(header::USER_AGENT).cloned(),
+                method: head.method.clone(),
+                uri: head.uri.clone(),
+            })
+        });
+        let logged = tracing::enabled!(target: TARGET, tracing::Level::INFO).then(|| Logged {
+            client,
             method: head.method.clone(),
             uri: head.uri.clone(),
-            info: RequestInfo::of(&head.method, &head.uri),
             cluster: String::new(),
             audit_id: String::new(),
+        });
+        Box::new(Self {
+            counts: Arc::clone(downstream.connected.counts()),
+            started: Instant::now(),
+            head: None,
+            version: head.version,
+            verb: info.verb_label(),
+            resource: info.resource_label(),
             status: None,
-            received: Arc::default(),
+            received: None,
             sent: 0,
             outcome: Outcome::Abandoned,
-        }))
+            asked,
+            open: None,
+            logged,
+        })
     }
 
     pub(super) fn routed(&mut self, cluster: &str) {
-        cluster.clone_into(&mut self.cluster);
+        if let Some(logged) = &mut self.logged {
+            cluster.clone_into(&mut logged.cluster);
+        }
     }
 
     /// Counts the request's body as it comes.
     pub(super) fn receives(&mut self, received: Arc<AtomicU64>) {
-        self.received = received;
+        self.received = Some(received);
     }
 
-    /// Notes the head of a response, and logs the start of one that may go on for hours.
+    /// Notes the head of a response; lists and logs the start of one that may go on for hours.
     pub(super) fn answered(&mut self, status: StatusCode, headers: &HeaderMap) {
         self.head = Some(self.started.elapsed());
         self.status = Some(status);
-        if let Some(id) = headers.get("audit-id").and_then(|id| id.to_str().ok()) {
-            id.chars()
-                .take(AUDIT_ID_CHARS)
-                .collect::<String>()
-                .clone_into(&mut self.audit_id);
+        if let Some(logged) = &mut self.logged
+            && let Some(id) = headers.get("audit-id").and_then(|id| id.to_str().ok())
+        {
+            logged.audit_id = id.chars().take(AUDIT_ID_CHARS).collect();
         }
-        let switches = status == StatusCode::SWITCHING_PROTOCOLS;
-        if switches || (status.is_success() && self.info.is_long_running(&self.uri)) {
+        let Some(kind) = self.asked.as_deref().and_then(|asked| asked.kind(status)) else {
+            return;
+        };
+        self.open = self
+            .asked
+            .as_deref()
+            .map(|asked| Open::new(&self.counts, asked.holder(kind, self.started)));
+        if let Some(logged) = &self.logged {
+            let info = RequestInfo::of(&logged.method, &logged.uri);
             info!(
                 target: TARGET,
-                cluster = self.cluster,
-                client.address = %self.client,
-                http.request.method = %Printable(self.method.as_str()),
-                url.path = %Printable(self.uri.path()),
+                cluster = logged.cluster,
+                client.address = %logged.client,
+                http.request.method = %Printable(logged.method.as_str()),
+                url.path = %Printable(logged.uri.path()),
                 http.response.status_code = status.as_u16(),
-                k8s.verb = self.info.verb,
-                k8s.resource = %Printable(&self.info.resource),
-                k8s.namespace = %Printable(&self.info.namespace),
-                k8s.audit_id = %Printable(&self.audit_id),
-                "{}", if switches { "tunnel started" } else { "stream started" },
+                k8s.verb = info.verb,
+                k8s.resource = %Printable(&ResourceName(&info).to_string()),
+                k8s.namespace = %Printable(info.namespace),
+                k8s.audit_id = %Printable(&logged.audit_id),
+                "{}", if kind == LongLived::Tunnel { "tunnel started" } else { "stream started" },
             );
         }
     }
 
     pub(super) fn sent(&mut self, bytes: usize) {
         self.sent += bytes as u64;
+        self.counts.sent(bytes as u64);
     }
 
     /// Notes that the response ended well. What the proxy answered in place of the apiserver stays failed.
@@ -125,43 +178,100 @@ impl Access {
 
     /// Notes what a tunnel carried and that it ended.
     pub(super) fn tunnelled(&mut self, received: u64, sent: u64, whole: bool) {
-        self.received.store(received, Ordering::Relaxed);
+        self.received = Some(Arc::new(AtomicU64::new(received)));
         self.sent = sent;
+        self.counts.sent(sent);
         self.outcome = if whole {
             Outcome::Complete
         } else {
             Outcome::Cut
         };
     }
-}
 
-impl Drop for Access {
-    fn drop(&mut self) {
+    fn log(&self, logged: &Logged, received: u64, duration: Duration) {
         let outcome = match self.outcome {
             Outcome::Abandoned => "client_gone",
             Outcome::Complete => "complete",
             Outcome::Cut => "cut",
             Outcome::Failed(label) => label,
         };
+        let info = RequestInfo::of(&logged.method, &logged.uri);
         info!(
             target: TARGET,
-            cluster = self.cluster,
-            client.address = %self.client,
+            cluster = logged.cluster,
+            client.address = %logged.client,
             network.protocol.version = protocol(self.version),
-            http.request.method = %Printable(self.method.as_str()),
-            url.path = %Printable(self.uri.path()),
+            http.request.method = %Printable(logged.method.as_str()),
+            url.path = %Printable(logged.uri.path()),
             http.response.status_code = self.status.map_or(0, |status| status.as_u16()),
-            k8s.verb = self.info.verb,
-            k8s.resource = %Printable(&self.info.resource),
-            k8s.namespace = %Printable(&self.info.namespace),
-            k8s.audit_id = %Printable(&self.audit_id),
-            received_bytes = self.received.load(Ordering::Relaxed),
+            k8s.verb = info.verb,
+            k8s.resource = %Printable(&ResourceName(&info).to_string()),
+            k8s.namespace = %Printable(info.namespace),
+            k8s.audit_id = %Printable(&logged.audit_id),
+            received_bytes = received,
             sent_bytes = self.sent,
             head_seconds = seconds(self.head.unwrap_or_default()),
-            duration_seconds = seconds(self.started.elapsed()),
+            duration_seconds = seconds(duration),
             outcome,
             "request",
         );
+    }
+}
+
+impl Drop for Access {
+    fn drop(&mut self) {
+        let duration = self.started.elapsed();
+        let received = self.received.as_ref();
+        let received = received.map_or(0, |received| received.load(Ordering::Relaxed));
+        self.counts.received(received);
+        self.counts.request(&Done {
+            verb: self.verb,
+            resource: self.resource,
+            status: self.status,
+            protocol: match self.version {
+                Version::HTTP_2 => Protocol::Http2,
+                _ => Protocol::Http1,
+            },
+            head: self.head,
+            // What lasts as long as its client wants says nothing about how fast answers are.
+            whole: (self.open.is_none() && self.status.is_some()).then_some(duration),
+        });
+        if let Some(logged) = &self.logged {
+            self.log(logged, received, duration);
+        }
+    }
+}
+
+impl Asked {
+    /// What this request has become, if it goes on for hours.
+    fn kind(&self, status: StatusCode) -> Option<LongLived> {
+        if status == StatusCode::SWITCHING_PROTOCOLS {
+            return Some(LongLived::Tunnel);
+        }
+        let info = RequestInfo::of(&self.method, &self.uri);
+        if !status.is_success() || !info.is_long_running(&self.uri) {
+            return None;
+        }
+        Some(if info.verb == "watch" {
+            LongLived::Watch
+        } else {
+            LongLived::Log
+        })
+    }
+
+    fn holder(&self, kind: LongLived, since: Instant) -> Holder {
+        let info = RequestInfo::of(&self.method, &self.uri);
+        let user_agent = self.user_agent.as_ref();
+        let user_agent = user_agent.and_then(|value| value.to_str().ok());
+        Holder {
+            kind,
+            client: self.client,
+            user_agent: Holder::text(user_agent.unwrap_or_default()),
+            resource: Holder::text(&ResourceName(&info).to_string()),
+            namespace: Holder::text(info.namespace),
+            name: Holder::text(info.name),
+            since,
+        }
     }
 }
 
@@ -169,8 +279,8 @@ impl Drop for Access {
 /// request can forge or garble a log line.
 struct Printable<'a>(&'a str);
 
-impl std::fmt::Display for Printable<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Printable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for char in self.0.chars().take(LOGGED_CHARS) {
             if char.is_control()
                 || ('\u{202a}'..='\u{202e}').contains(&char)
@@ -178,7 +288,7 @@ impl std::fmt::Display for Printable<'_> {
             {
                 write!(f, "{}", char.escape_unicode())?;
             } else {
-                std::fmt::Write::write_char(f, char)?;
+                fmt::Write::write_char(f, char)?;
             }
         }
         Ok(())

@@ -13,8 +13,17 @@ use http_body_util::Full;
 use hyper::body::{self, Frame, SizeHint};
 use tracing::warn;
 
-use super::{access::Access, headers};
-use crate::{addr::PeerAddr, telemetry::causes, upstream::ResponseBody};
+use super::{
+    Downstream,
+    access::Access,
+    headers,
+    watch::{Events, Watch},
+};
+use crate::{
+    addr::PeerAddr,
+    telemetry::causes,
+    upstream::{DownloadError, ResponseBody},
+};
 
 /// The body of one response.
 #[derive(Debug)]
@@ -38,6 +47,8 @@ enum Content {
     Own(Full<Bytes>),
     /// What the apiserver says, and to whom.
     Upstream(ResponseBody, PeerAddr),
+    /// Likewise, and it may end between two events.
+    Watch(Box<Watch>, PeerAddr),
 }
 
 impl Body {
@@ -57,6 +68,15 @@ impl Body {
         }
     }
 
+    /// The events of a watch; they end between two of them once the drain begins.
+    pub(super) fn watch(body: ResponseBody, events: Events, downstream: &Downstream) -> Self {
+        let watch = Watch::new(body, events, &downstream.drain);
+        Self {
+            content: Content::Watch(watch, downstream.peer),
+            access: None,
+        }
+    }
+
     /// Logs the request when the body has ended or is given up.
     pub(super) fn set_access(&mut self, access: Option<Box<Access>>) {
         self.access = access;
@@ -72,15 +92,23 @@ impl body::Body for Body {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let this = self.get_mut();
-        let mut frame = match &mut this.content {
-            Content::Own(body) => ready!(Pin::new(body).poll_frame(cx)).map(|Ok(frame)| Ok(frame)),
-            Content::Upstream(body, client) => ready!(Pin::new(body).poll_frame(cx)).map(|frame| {
-                frame.map_err(|error| {
-                    warn!(client.address = %client, error = %causes(&error), "response cut");
-                    Cut
-                })
-            }),
+        let (frame, client) = match &mut this.content {
+            Content::Own(body) => {
+                let frame = ready!(Pin::new(body).poll_frame(cx));
+                let frame = frame.map(|frame| frame.map_err(|never| match never {}));
+                (frame, None)
+            }
+            Content::Upstream(body, client) => {
+                (ready!(Pin::new(body).poll_frame(cx)), Some(*client))
+            }
+            Content::Watch(watch, client) => (ready!(watch.poll_frame(cx)), Some(*client)),
         };
+        let mut frame = frame.map(|frame| {
+            frame.map_err(|error: DownloadError| {
+                warn!(client.address = client.map(tracing::field::display), error = %causes(&error), "response cut");
+                Cut
+            })
+        });
         if let Some(Ok(frame)) = &mut frame
             && let Some(trailers) = frame.trailers_mut()
         {
@@ -100,6 +128,7 @@ impl body::Body for Body {
         match &self.content {
             Content::Own(body) => body.is_end_stream(),
             Content::Upstream(body, _) => body.is_end_stream(),
+            Content::Watch(watch, _) => watch.is_end_stream(),
         }
     }
 
@@ -107,6 +136,7 @@ impl body::Body for Body {
         match &self.content {
             Content::Own(body) => body.size_hint(),
             Content::Upstream(body, _) => body.size_hint(),
+            Content::Watch(watch, _) => watch.size_hint(),
         }
     }
 }

@@ -5,6 +5,7 @@ pub(crate) mod bench;
 mod body;
 mod error;
 mod headers;
+mod notice;
 mod policy;
 mod request_info;
 mod respond;
@@ -13,6 +14,7 @@ mod routes;
 mod sizes;
 mod tunnel;
 mod upgrade;
+mod watch;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -22,8 +24,6 @@ use http::{
     uri::{PathAndQuery, Scheme},
 };
 use hyper::body::Incoming;
-use tokio::sync::OwnedSemaphorePermit;
-use tracing::{debug, warn};
 
 pub use body::{Body, Cut};
 pub use error::Error;
@@ -34,8 +34,8 @@ use crate::{
     addr::PeerAddr,
     config::Limits,
     drain::Drain,
-    telemetry::causes,
-    upstream::{Cluster, Lease, RequestBody, UpstreamError},
+    metrics::Connected,
+    upstream::{Cluster, Lease, RequestBody},
 };
 use access::Access;
 use headers::Vouched;
@@ -57,7 +57,7 @@ pub struct Downstream {
     /// How long the second half of a tunnel may go on after the first has ended.
     pub tunnel_rest: Duration,
     /// The place of this connection among those that may be open; a tunnel keeps it to its own end.
-    pub permit: Arc<OwnedSemaphorePermit>,
+    pub connected: Arc<Connected>,
     /// Where tunnels run.
     pub drain: Drain,
 }
@@ -81,7 +81,8 @@ pub(crate) const FUZZ: [fn(&[u8]); 2] = [headers::fuzz, policy::fuzz];
 
 /// What a client reads when its request is refused before it reached [`handle`]: status and JSON.
 #[must_use]
-pub fn refusal(rejection: Rejection) -> (http::StatusCode, String) {
+pub fn refusal(rejection: Rejection, connected: &Connected) -> (http::StatusCode, String) {
+    notice::notice(&rejection.into(), connected);
     respond::refusal(rejection)
 }
 
@@ -109,7 +110,7 @@ pub async fn handle(
     let answered = match broken {
         Some(rejection) => {
             let (head, _) = request.into_parts();
-            access = Access::begin(downstream, &head);
+            access = Some(Access::begin(downstream, &head));
             Err(rejection.into())
         }
         // On the heap: what it takes to get to the head of a response is free again while the body lasts.
@@ -141,14 +142,7 @@ fn failed(
     error: &Error,
     access: &mut Option<Box<Access>>,
 ) -> Response<Body> {
-    match error {
-        Error::Rejected(_) | Error::Upstream(UpstreamError::Upload { .. }) => {
-            debug!(client.address = %downstream.peer, "error.type" = error.label(), error = %causes(error), "request refused");
-        }
-        Error::Upstream(_) | Error::WrongSwitch | Error::RedirectedUpgrade => {
-            warn!(client.address = %downstream.peer, "error.type" = error.label(), error = %causes(error), "request failed");
-        }
-    }
+    notice::notice(error, &downstream.connected);
     if let Some(access) = access {
         access.failed(error.label());
     }
@@ -162,7 +156,7 @@ async fn forward(
     access: &mut Option<Box<Access>>,
 ) -> Result<Response<Body>, Error> {
     let (mut head, body) = request.into_parts();
-    *access = Access::begin(downstream, &head);
+    *access = Some(Access::begin(downstream, &head));
     let admitted = policy::admit(&head, routes, &downstream.limits, downstream.sni.as_deref())?;
     if let Some(access) = access {
         access.routed(admitted.cluster.name());
@@ -178,16 +172,21 @@ async fn forward(
     if let Some(access) = access {
         access.receives(body.received());
     }
+    let is_watch = watch::is_asked_for(&head.method, &head.uri);
     let response = downstream
         .lease
         .send(&admitted.cluster, &head, body)
         .await?;
     let (mut head, body) = response.into_parts();
+    let events = (is_watch && head.status == http::StatusCode::OK)
+        .then(|| watch::Events::of(&head.headers))
+        .flatten();
     headers::rewrite_response(&mut head.headers);
-    Ok(Response::from_parts(
-        head,
-        Body::upstream(body, downstream.peer),
-    ))
+    let body = match events {
+        Some(events) => Body::watch(body, events, downstream),
+        None => Body::upstream(body, downstream.peer),
+    };
+    Ok(Response::from_parts(head, body))
 }
 
 /// Makes the head what the apiserver shall see; path and query stay as they are, byte for byte.

@@ -1,46 +1,77 @@
 //! What a request asks of Kubernetes, read from method, path and query as kube-apiserver reads them
-//! (apiserver `pkg/endpoints/request/requestinfo.go`). For logs only: nothing is decided by it.
+//! (apiserver `pkg/endpoints/request/requestinfo.go`). For logs and metrics only: nothing is decided by it.
+
+use std::fmt;
 
 use http::{Method, Uri};
 
-/// Verb, resource and namespace of a request; for other paths the verb is the method in lower case.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct RequestInfo {
+use crate::metrics::{Resource, Verb};
+
+/// Verb, resource and place of a request, borrowed from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct RequestInfo<'a> {
+    /// For a path that names no resource the method in lower case.
     pub(super) verb: &'static str,
-    /// Such as `pods` or `pods/exec`; empty for a path that names no resource.
-    pub(super) resource: String,
+    group: &'a str,
+    resource: &'a str,
+    subresource: Option<&'a str>,
     /// Empty for what is not in a namespace.
-    pub(super) namespace: String,
+    pub(super) namespace: &'a str,
+    /// Empty for many at once.
+    pub(super) name: &'a str,
 }
 
-impl RequestInfo {
-    pub(super) fn of(method: &Method, uri: &Uri) -> Self {
-        let mut parts = uri.path().split('/').filter(|part| !part.is_empty());
-        match parts.next() {
-            Some("api") => {}
-            Some("apis") if parts.next().is_some() => {}
-            _ => return Self::non_resource(method),
+/// Such as `pods` or `pods/exec`; empty for a path that names no resource.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ResourceName<'a>(pub(super) &'a RequestInfo<'a>);
+
+impl fmt::Display for ResourceName<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.resource)?;
+        match self.0.subresource {
+            Some(subresource) => write!(f, "/{subresource}"),
+            None => Ok(()),
         }
+    }
+}
+
+impl<'a> RequestInfo<'a> {
+    pub(super) fn of(method: &Method, uri: &'a Uri) -> Self {
+        let mut parts = uri.path().split('/').filter(|part| !part.is_empty());
+        let group = match parts.next() {
+            Some("api") => "",
+            Some("apis") => match parts.next() {
+                Some(group) => group,
+                None => return Self::non_resource(method),
+            },
+            _ => return Self::non_resource(method),
+        };
         if parts.next().is_none() {
             return Self::non_resource(method);
         }
-        let mut rest: Vec<&str> = parts.collect();
-        let mut watches = flag(uri, "watch");
-        if rest.first() == Some(&"watch") {
+        // Nothing behind the sixth part is looked at: watch/namespaces/NAMESPACE/RESOURCE/NAME/SUBRESOURCE.
+        let mut rest = [""; 6];
+        let mut length = 0;
+        for (place, part) in rest.iter_mut().zip(parts) {
+            *place = part;
+            length += 1;
+        }
+        let mut rest = rest.get(..length).unwrap_or_default();
+        let reads = matches!(*method, Method::GET | Method::HEAD);
+        let mut watches = reads && flag(uri, "watch");
+        if let ["watch", after @ ..] = rest {
             watches = true;
-            rest.remove(0);
+            rest = after;
         }
         let mut namespace = "";
-        if let ["namespaces", name, after @ ..] = rest.as_slice() {
+        if let ["namespaces", name, after @ ..] = rest {
+            namespace = name;
             // The namespace itself and its own subresources are resources, not a place.
             if !matches!(after, [] | ["status" | "finalize"]) {
-                namespace = name;
-                rest.drain(..2);
-            } else {
-                namespace = name;
+                rest = after;
             }
         }
-        let (resource, name, subresource) = match rest.as_slice() {
+        let (resource, name, subresource) = match rest {
             [] => return Self::non_resource(method),
             [resource] => (*resource, None, None),
             [resource, name] => (*resource, Some(*name), None),
@@ -48,22 +79,56 @@ impl RequestInfo {
         };
         Self {
             verb: verb(method, name.is_some(), watches && subresource.is_none()),
-            resource: subresource
-                .map_or_else(|| resource.to_owned(), |sub| format!("{resource}/{sub}")),
-            namespace: namespace.to_owned(),
+            group,
+            resource,
+            subresource,
+            namespace,
+            name: name.unwrap_or_default(),
         }
     }
 
     /// Whether the response may go on for hours, so that its start is worth a log line.
     pub(super) fn is_long_running(&self, uri: &Uri) -> bool {
-        self.verb == "watch" || (self.resource.ends_with("/log") && flag(uri, "follow"))
+        self.verb == "watch" || (self.subresource == Some("log") && flag(uri, "follow"))
+    }
+
+    /// The verb as metrics have it.
+    pub(super) fn verb_label(&self) -> Verb {
+        match self.subresource {
+            Some("exec" | "attach" | "portforward") => return Verb::Connect,
+            Some("proxy") => return Verb::Proxy,
+            _ => {}
+        }
+        match self.verb {
+            "get" | "head" => Verb::Get,
+            "list" => Verb::List,
+            "watch" => Verb::Watch,
+            "create" | "post" => Verb::Create,
+            "update" | "put" => Verb::Update,
+            "patch" => Verb::Patch,
+            "delete" => Verb::Delete,
+            "deletecollection" => Verb::DeleteCollection,
+            _ => Verb::Other,
+        }
+    }
+
+    /// The resource as metrics have it.
+    pub(super) fn resource_label(&self) -> Resource {
+        if self.resource.is_empty() {
+            Resource::NONRESOURCE
+        } else {
+            Resource::of(self.group, self.resource, self.subresource)
+        }
     }
 
     fn non_resource(method: &Method) -> Self {
         Self {
             verb: lower_case(method),
-            resource: String::new(),
-            namespace: String::new(),
+            group: "",
+            resource: "",
+            subresource: None,
+            namespace: "",
+            name: "",
         }
     }
 }
@@ -212,7 +277,7 @@ mod tests {
             let uri: Uri = uri.parse().unwrap();
             let info = RequestInfo::of(&method.parse().unwrap(), &uri);
             assert_eq!(
-                (info.verb, &*info.resource, &*info.namespace),
+                (info.verb, &*ResourceName(&info).to_string(), info.namespace),
                 (verb, resource, namespace),
                 "{method} {uri}"
             );

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     addr::PeerAddr,
+    drain::Kind,
     telemetry::causes,
     upstream::{Cluster, RequestBody, ResponseBody},
 };
@@ -90,10 +91,12 @@ fn switch(
     let apiserver = upgrade::on(&mut response);
     let rest = downstream.tunnel_rest;
     let peer = downstream.peer;
-    let permit = Arc::clone(&downstream.permit);
+    let connected = Arc::clone(&downstream.connected);
+    let tunnel = downstream.drain.count(Kind::Tunnel);
     downstream.drain.spawn(async move {
+        let _tunnel = tunnel;
         // The downstream connection is over for hyper when the tunnel begins; for the limit it is not.
-        let _permit = permit;
+        let _connected = connected;
         // hyper fulfils the first only after the 101 was flushed, so what the tunnel writes comes in
         // TLS records behind it: client-go's SPDY dialer drops bytes that share a record with the 101.
         let (client, apiserver) = match (client.await, apiserver.await) {

@@ -1,6 +1,7 @@
 //! A TCP stream that reads ahead of TLS when there is much to read.
 
 use std::{
+    fmt::Debug,
     io,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -22,6 +23,8 @@ pub(crate) struct Ahead {
     ahead: BytesMut,
     /// The last read found more than was asked for.
     is_bulk: bool,
+    /// Dropped with the socket.
+    rider: Option<Box<dyn Debug + Send + Sync>>,
 }
 
 impl Ahead {
@@ -30,7 +33,14 @@ impl Ahead {
             tcp,
             ahead: BytesMut::new(),
             is_bulk: false,
+            rider: None,
         }
+    }
+
+    /// Keeps this for as long as the socket is open, whatever becomes of the layers above it.
+    pub(crate) fn carrying(mut self, rider: Box<dyn Debug + Send + Sync>) -> Self {
+        self.rider = Some(rider);
+        self
     }
 
     /// The socket, for its settings.

@@ -1,22 +1,34 @@
 //! Dials an endpoint: TCP, TLS with verification, and the HTTP that both sides chose.
 
-use std::{io, sync::Arc};
+use std::{
+    future::{Future, poll_fn},
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use rustls::{CertificateError, ClientConfig, Error};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
-    Cluster, UpstreamError, Worker, h1::H1Connection, h2::H2Connection, lease::Connection,
+    Cluster, UpstreamError, Worker, endpoint::Endpoint, h1::H1Connection, h2::H2Connection,
+    lease::Connection,
 };
 use crate::{
     addr::UpstreamAddr,
+    metrics::Dialled,
     socket,
     telemetry::causes,
     transport::{Ahead, Cork},
 };
 
 /// A new connection to the first endpoint that works; ill ones are remembered.
+///
+/// The next one is tried as soon as one fails, and also when one keeps silent for a moment: a host that
+/// is gone without a word must not cost a request the whole of its timeout.
 ///
 /// # Errors
 ///
@@ -26,51 +38,134 @@ pub(super) async fn connect(
     cluster: &Cluster,
     config: &Arc<ClientConfig>,
 ) -> Result<Connection, UpstreamError> {
+    let mut waiting = cluster.endpoints.pick().into_iter();
+    let mut dials = Dials(Vec::new());
     let mut last = UpstreamError::NoEndpoint {
         name: cluster.endpoints.host().to_owned(),
     };
-    for endpoint in cluster.endpoints.pick() {
-        let dialled = timeout(
-            worker.timeouts.upstream_connect,
-            dial(worker, cluster, config, endpoint),
-        )
-        .await;
-        match dialled.unwrap_or(Err(UpstreamError::ConnectTimeout { endpoint })) {
-            Ok(connection) => {
-                cluster.endpoints.mark_well(endpoint);
-                return Ok(connection);
+    loop {
+        let hurry = match waiting.next() {
+            Some(endpoint) => {
+                if !dials.0.is_empty() {
+                    cluster.endpoints.doubt();
+                }
+                dials
+                    .0
+                    .push(Box::pin(try_one(worker, cluster, config, endpoint)));
+                waiting.len() > 0
             }
-            Err(error) => {
-                cluster.endpoints.mark_ill(endpoint);
-                tracing::warn!(
-                    cluster = cluster.name,
-                    error = %causes(&error),
-                    "upstream connection failed"
-                );
-                last = error;
-            }
+            None if dials.0.is_empty() => return Err(last),
+            None => false,
+        };
+        let ended = if hurry {
+            timeout(HEDGE, dials.next()).await
+        } else {
+            Ok(dials.next().await)
+        };
+        match ended {
+            Ok(Ok(connection)) => return Ok(connection),
+            Ok(Err(error)) => last = error,
+            Err(_silent) => {}
         }
     }
-    Err(last)
+}
+
+type Dial<'a> = Pin<Box<dyn Future<Output = Result<Connection, UpstreamError>> + Send + 'a>>;
+
+/// Dials that run side by side; the first to end well ends the others.
+struct Dials<'a>(Vec<Dial<'a>>);
+
+impl Dials<'_> {
+    /// The next one that ends.
+    async fn next(&mut self) -> Result<Connection, UpstreamError> {
+        poll_fn(|cx| {
+            for (at, dial) in self.0.iter_mut().enumerate() {
+                if let Poll::Ready(ended) = dial.as_mut().poll(cx) {
+                    drop(self.0.swap_remove(at));
+                    return Poll::Ready(ended);
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+/// Dials one endpoint within the timeout and remembers how that went.
+async fn try_one(
+    worker: &Worker,
+    cluster: &Cluster,
+    config: &Arc<ClientConfig>,
+    endpoint: Arc<Endpoint>,
+) -> Result<Connection, UpstreamError> {
+    let address = endpoint.address();
+    let dialled = timeout(
+        worker.timeouts.upstream_connect,
+        dial(worker, cluster, config, &endpoint),
+    )
+    .await;
+    match dialled.unwrap_or(Err(UpstreamError::ConnectTimeout { endpoint: address })) {
+        Ok(connection) => {
+            cluster.endpoints.mark_well(&endpoint);
+            worker.counts.dialled(cluster.name(), Dialled::Ok);
+            connection
+                .life()
+                .begins(&worker.counts, &cluster.generation);
+            Ok(connection.to(endpoint))
+        }
+        Err(error) => {
+            worker.counts.dialled(cluster.name(), error.as_dialled());
+            tracing::warn!(
+                cluster = cluster.name,
+                error = %causes(&error),
+                "upstream connection failed"
+            );
+            cluster
+                .endpoints
+                .mark_ill(&endpoint, causes(&error).to_string());
+            Err(error)
+        }
+    }
+}
+
+/// TCP and TLS with one endpoint, which has proved who it is.
+///
+/// # Errors
+///
+/// Whatever failed; not one request byte was sent.
+pub(super) async fn handshake(
+    worker: &Worker,
+    cluster: &Cluster,
+    config: &Arc<ClientConfig>,
+    endpoint: &Arc<Endpoint>,
+) -> Result<TlsStream<Ahead>, UpstreamError> {
+    // From the first moment, so that those who dial at the same time spread out.
+    let counted = endpoint.count();
+    let endpoint = endpoint.address();
+    let failed = |source: io::Error| UpstreamError::Connect { endpoint, source };
+    let tcp = TcpStream::connect(endpoint.0)
+        .await
+        .and_then(|tcp| socket::tune(&tcp, &worker.timeouts).map(|()| tcp))
+        .map_err(failed)?;
+    TlsConnector::from(Arc::clone(config))
+        .connect_with(
+            cluster.tls.name.clone(),
+            Ahead::new(tcp).carrying(Box::new(counted)),
+            |connection| connection.set_buffer_limit(Some(TLS_BUFFER)),
+        )
+        .await
+        .map_err(|source| handshake_error(endpoint, source))
 }
 
 async fn dial(
     worker: &Worker,
     cluster: &Cluster,
     config: &Arc<ClientConfig>,
-    endpoint: UpstreamAddr,
+    endpoint: &Arc<Endpoint>,
 ) -> Result<Connection, UpstreamError> {
+    let tls = handshake(worker, cluster, config, endpoint).await?;
+    let endpoint = endpoint.address();
     let failed = |source: io::Error| UpstreamError::Connect { endpoint, source };
-    let tcp = TcpStream::connect(endpoint.0)
-        .await
-        .and_then(|tcp| socket::tune(&tcp, &worker.timeouts).map(|()| tcp))
-        .map_err(failed)?;
-    let tls = TlsConnector::from(Arc::clone(config))
-        .connect_with(cluster.tls.name.clone(), Ahead::new(tcp), |connection| {
-            connection.set_buffer_limit(Some(TLS_BUFFER))
-        })
-        .await
-        .map_err(|source| handshake_error(endpoint, source))?;
     if chose_h2(&tls) {
         socket::bound_patience(tls.get_ref().0.tcp(), &worker.timeouts).map_err(failed)?;
         let established =
@@ -110,6 +205,8 @@ fn handshake_error(endpoint: UpstreamAddr, source: io::Error) -> UpstreamError {
     }
 }
 
+/// How long a dial may keep silent before the next endpoint is tried beside it.
+const HEDGE: Duration = Duration::from_millis(300);
 /// Bytes that rustls may hold for a peer that does not read.
 const TLS_BUFFER: usize = 32 * 1024;
 

@@ -3,7 +3,7 @@
 use std::{error::Error, io, sync::Arc};
 
 use super::{VerifyFailure, body::UploadError};
-use crate::addr::UpstreamAddr;
+use crate::{addr::UpstreamAddr, metrics::Dialled};
 
 /// Why a request got no response from an apiserver.
 #[derive(Debug, thiserror::Error)]
@@ -109,6 +109,26 @@ pub enum LostCause {
 }
 
 impl UpstreamError {
+    /// What a dial that ended in this error came to, as its counter has it.
+    pub(super) fn as_dialled(&self) -> Dialled {
+        match self {
+            Self::Connect { source, .. } if source.raw_os_error().is_some() => Dialled::Refused,
+            // What failed behind the handshake is wrapped, and has no number of the kernel's.
+            Self::Connect { .. } | Self::Protocol { .. } | Self::UnsolicitedSwitch => {
+                Dialled::Protocol
+            }
+            Self::ConnectTimeout { .. } => Dialled::Timeout,
+            Self::Verify { .. } => Dialled::Verify,
+            Self::Handshake { .. } => Dialled::Tls,
+            Self::Shared(error) => error.as_dialled(),
+            Self::NoEndpoint { .. }
+            | Self::Unsent { .. }
+            | Self::Refused { .. }
+            | Self::Lost { .. }
+            | Self::Upload { .. } => Dialled::Other,
+        }
+    }
+
     /// Whether the request provably was not processed, so that sending it again is safe whatever
     /// its method (RFC 9113 §8.7: "A server MUST NOT indicate that a stream has not been processed
     /// unless it can guarantee that fact").

@@ -23,8 +23,16 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{LostCause, RequestBody, ResponseBody, UploadError, UpstreamError, lease::Held};
-use crate::{addr::UpstreamAddr, drain::Drain, telemetry::causes};
+use super::{
+    LostCause, RequestBody, ResponseBody, UploadError, UpstreamError, endpoint::Endpoint,
+    lease::Held,
+};
+use crate::{
+    addr::UpstreamAddr,
+    drain::Drain,
+    metrics::{LeaseEnd, Life},
+    telemetry::causes,
+};
 
 /// A connection that takes one request at a time.
 #[derive(Debug)]
@@ -32,8 +40,11 @@ pub(super) struct H1Connection {
     /// hyper keeps room for 32 requests; boxed bodies make that a quarter less.
     send: http1::SendRequest<Box<RequestBody>>,
     endpoint: UpstreamAddr,
+    /// What is known of that; retires the connection when it is nothing good.
+    site: Option<Arc<Endpoint>>,
     spoiled: bool,
     idle_since: Instant,
+    life: Life,
 }
 
 /// Where a connection goes when its response has come to a good end.
@@ -81,9 +92,22 @@ impl H1Connection {
         Ok(Self {
             send,
             endpoint,
+            site: None,
             spoiled: false,
             idle_since: Instant::now(),
+            life: Life::default(),
         })
+    }
+
+    /// What is counted of it.
+    pub(super) fn life(&self) -> &Life {
+        &self.life
+    }
+
+    /// The same, known to lead to this endpoint.
+    pub(super) fn to(mut self, endpoint: Arc<Endpoint>) -> Self {
+        self.site = Some(endpoint);
+        self
     }
 
     pub(super) fn is_ready(&self) -> bool {
@@ -99,8 +123,10 @@ impl H1Connection {
         self.idle_since = Instant::now();
     }
 
+    /// Whether nothing more may be sent on it.
     pub(super) fn is_closed(&self) -> bool {
-        self.send.is_closed()
+        let site = self.site.as_deref();
+        self.send.is_closed() || site.is_some_and(Endpoint::is_passed_over)
     }
 
     pub(super) fn endpoint(&self) -> UpstreamAddr {
@@ -138,7 +164,10 @@ impl H1Connection {
                 };
                 (error, unsent)
             })?;
-        self.spoiled |= response.status() == StatusCode::UNAUTHORIZED;
+        if response.status() == StatusCode::UNAUTHORIZED {
+            self.spoiled = true;
+            self.life.ends(LeaseEnd::Unauthorized);
+        }
         let (head, incoming) = response.into_parts();
         let mut answer = Answer {
             incoming,
@@ -225,6 +254,15 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
     if let Ok(joined) = HeaderValue::from_bytes(&joined) {
         headers.insert(header::COOKIE, joined);
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        // Given up before its end, or cut.
+        if let Some((connection, _)) = &self.connection {
+            connection.life.ends(LeaseEnd::Reset);
+        }
     }
 }
 

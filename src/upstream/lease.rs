@@ -13,10 +13,15 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
+    endpoint::Endpoint,
     h1::{GiveBack, H1Connection},
     h2::{H2Connection, Stream},
 };
-use crate::{addr::UpstreamAddr, drain::Drain};
+use crate::{
+    addr::UpstreamAddr,
+    drain::Drain,
+    metrics::{LeaseEnd, Life},
+};
 
 /// The spotless connections of one worker that nobody leases, by cluster. The cluster number changes
 /// with its trust anchors, so a connection of an older trust generation is never found again.
@@ -105,8 +110,10 @@ impl IdleSet {
         {
             let Idle { since, connection } = idle.remove(at);
             if since.elapsed() < self.keep && connection.is_spotless() {
+                connection.life().goes_on();
                 return Some(connection);
             }
+            connection.life().ends(LeaseEnd::Age);
         }
         None
     }
@@ -121,7 +128,7 @@ impl IdleSet {
             .unwrap_or_else(PoisonError::into_inner);
         let idle = connections.entry(cluster).or_default();
         if idle.len() >= self.capacity {
-            idle.remove(0);
+            idle.remove(0).connection.life().ends(LeaseEnd::Full);
         }
         idle.push(Idle {
             since: connection.idle_since(),
@@ -137,7 +144,13 @@ impl IdleSet {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         for idle in connections.values_mut() {
-            idle.retain(|idle| idle.since.elapsed() < self.keep && idle.connection.is_spotless());
+            idle.retain(|idle| {
+                let is_young = idle.since.elapsed() < self.keep;
+                if !is_young {
+                    idle.connection.life().ends(LeaseEnd::Age);
+                }
+                is_young && idle.connection.is_spotless()
+            });
         }
         connections.retain(|_, idle| !idle.is_empty());
     }
@@ -152,10 +165,26 @@ impl IdleSet {
 }
 
 impl Connection {
+    /// The same, known to lead to this endpoint: it is retired once that is passed over.
+    pub(super) fn to(self, endpoint: Arc<Endpoint>) -> Self {
+        match self {
+            Self::H2(connection) => Self::H2(connection.to(endpoint)),
+            Self::H1(connection) => Self::H1(connection.to(endpoint)),
+        }
+    }
+
     pub(super) fn endpoint(&self) -> UpstreamAddr {
         match self {
             Self::H2(connection) => connection.endpoint(),
             Self::H1(connection) => connection.endpoint(),
+        }
+    }
+
+    /// What is counted of it.
+    pub(super) fn life(&self) -> &Life {
+        match self {
+            Self::H2(connection) => connection.life(),
+            Self::H1(connection) => connection.life(),
         }
     }
 
@@ -195,7 +224,11 @@ impl Held {
         // The apiserver closes what is idle for 90 s; a request must not meet that halfway.
         let keep = self.idle.keep;
         held.h1.retain(|connection| {
-            !connection.is_closed() && connection.idle_since().elapsed() < keep
+            let is_young = connection.idle_since().elapsed() < keep;
+            if !is_young {
+                connection.life().ends(LeaseEnd::Age);
+            }
+            !connection.is_closed() && is_young
         });
         if wants_h2 && !held.speaks_h1 {
             let young_enough = |connection: &&H2Connection| match age {

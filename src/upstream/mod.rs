@@ -10,6 +10,7 @@ mod frames;
 mod h1;
 mod h2;
 mod lease;
+mod probe;
 mod tls;
 mod upload;
 mod verify;
@@ -25,10 +26,10 @@ use std::{
 
 use http::{Response, StatusCode, request::Parts};
 use tokio::{sync::Mutex, time::Instant};
-use tracing::debug;
+use tracing::{debug, warn};
 
 pub use body::{DownloadError, RequestBody, ResponseBody, UploadError};
-pub use endpoint::Endpoints;
+pub use endpoint::{EndpointHealth, Endpoints, Health};
 pub use error::{LostCause, UpstreamError};
 pub use tls::ClientTls;
 pub use verify::VerifyFailure;
@@ -36,6 +37,7 @@ pub use verify::VerifyFailure;
 use crate::{
     config::{Limits, Timeouts},
     drain::Drain,
+    metrics::{Counts, LeaseEnd},
     telemetry::causes,
 };
 use lease::{Age, Connection, Found, Held, IdleSet, Slot};
@@ -52,6 +54,8 @@ pub struct Cluster {
     path_prefix: String,
     endpoints: Arc<Endpoints>,
     tls: ClientTls,
+    /// Gone when this generation is.
+    generation: Arc<()>,
 }
 
 impl Cluster {
@@ -70,6 +74,7 @@ impl Cluster {
             path_prefix,
             endpoints,
             tls,
+            generation: Arc::default(),
         }
     }
 
@@ -83,6 +88,14 @@ impl Cluster {
     #[must_use]
     pub fn path_prefix(&self) -> &str {
         &self.path_prefix
+    }
+
+    /// Notes that a probe failed; the log hears of it once.
+    fn report_ill(&self, endpoint: &endpoint::Endpoint, why: String) {
+        if endpoint.state() != Health::Ill {
+            warn!(cluster = self.name, error = why, "upstream probe failed");
+        }
+        self.endpoints.mark_ill(endpoint, why);
     }
 
     /// Where it is.
@@ -99,6 +112,7 @@ pub struct Worker {
     limits: Limits,
     timeouts: Timeouts,
     drain: Drain,
+    counts: Arc<Counts>,
 }
 
 impl Worker {
@@ -115,7 +129,26 @@ impl Worker {
             limits,
             timeouts,
             drain,
+            counts: Arc::default(),
         }
+    }
+
+    /// The same, with these counters in place of its own.
+    #[must_use]
+    pub fn counting(self, counts: Arc<Counts>) -> Self {
+        Self { counts, ..self }
+    }
+
+    /// What is counted on this worker.
+    #[must_use]
+    pub fn counts(&self) -> &Arc<Counts> {
+        &self.counts
+    }
+
+    /// How often names are to be resolved.
+    #[must_use]
+    pub fn resolve_interval(&self) -> Duration {
+        self.timeouts.resolve
     }
 
     /// Closes idle upstream connections that grew too old, for ever.
@@ -218,7 +251,9 @@ impl Lease {
         body: RequestBody,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
         let connected = connect::connect(&self.worker, cluster, &cluster.tls.h1);
-        match Box::pin(connected).await? {
+        let connection = Box::pin(connected).await?;
+        connection.life().ends(LeaseEnd::Upgrade);
+        match connection {
             Connection::H1(connection) => connection
                 .exchange(head, body, None)
                 .await

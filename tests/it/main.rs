@@ -13,10 +13,13 @@ mod proxy;
 mod status;
 
 // One module a topic; a test goes where its peer-visible behaviour belongs.
+mod admin;
 mod binary;
 mod drain;
 mod early_answers;
+mod endpoints;
 mod forwarding;
+mod handover;
 mod hosts;
 mod isolation;
 mod kube_client;
@@ -33,4 +36,5 @@ mod streams;
 mod tls;
 mod tunnels;
 mod upgrades;
+mod watch_ends;
 mod wrong_upstreams;

@@ -6,11 +6,13 @@ use bytes::Bytes;
 use h2::RecvStream;
 use http::{Request, Response};
 use kube_tls_proxy::{
-    app::App,
+    app::{App, Stop},
     config::{
         ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts, TrustSource,
     },
-    reload::Source,
+    drain::Phase,
+    reload::{Report, Source},
+    upstream::{EndpointHealth, Health},
 };
 use rustls_pki_types::ServerName;
 use standin::{
@@ -18,9 +20,10 @@ use standin::{
     client::Client,
     pki::{Ca, Identity},
     upstream::{Builder, RequestBody, ResponseBody, Upstream, channel, full},
+    within,
 };
 use tokio::{
-    sync::{Notify, mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot, watch},
     task::JoinHandle,
 };
 
@@ -45,8 +48,12 @@ pub(crate) struct Setup<'a> {
 /// A running proxy; it is told to stop when dropped.
 pub(crate) struct Proxy {
     address: SocketAddr,
+    admin: Option<SocketAddr>,
     client: Client,
     reload_now: Arc<Notify>,
+    stop: Stop,
+    phase: watch::Receiver<Phase>,
+    report: watch::Receiver<Report>,
     shutdown: Option<oneshot::Sender<()>>,
     running: JoinHandle<()>,
 }
@@ -65,7 +72,8 @@ impl World {
         Upstream::builder(self.cluster_ca.server(&[APISERVER, "127.0.0.1"]))
     }
 
-    /// A proxy in front of `upstream`, with every setting at its default but for a short drain.
+    /// A proxy in front of `upstream`, with every setting at its default but for a short drain without
+    /// delay, and no probes.
     pub(crate) fn proxy(&self, upstream: SocketAddr) -> Setup<'_> {
         self.proxy_as(upstream, &self.public_ca.server(&[HOST, "127.0.0.1"]))
     }
@@ -75,7 +83,9 @@ impl World {
         let (certificate, key) = identity.write(&self.dir, "public");
         let ca = self.dir.write("cluster-ca.crt", self.cluster_ca.pem());
         let config = Config {
+            sources: Vec::new(),
             listen: vec!["127.0.0.1:0".parse().unwrap()],
+            takeover: false,
             workers: NonZeroUsize::MIN,
             identities: vec![IdentityFiles { certificate, key }],
             clusters: vec![ClusterConfig {
@@ -83,6 +93,7 @@ impl World {
                 hosts: Vec::new(),
                 upstream_host: upstream.ip().to_string(),
                 upstream_port: upstream.port(),
+                addresses: Vec::new(),
                 path_prefix: String::new(),
                 expected_name: ServerName::try_from(APISERVER).unwrap(),
                 trust: TrustSource::File(ca),
@@ -90,6 +101,10 @@ impl World {
             limits: Limits::default(),
             timeouts: Timeouts {
                 drain: Duration::from_secs(2),
+                drain_tunnels: Duration::from_secs(2),
+                drain_delay: Duration::ZERO,
+                // What tests count is what they ask for.
+                probe_interval: Duration::ZERO,
                 ..Timeouts::default()
             },
             log: LogConfig {
@@ -97,6 +112,7 @@ impl World {
                 filter: "info".into(),
                 access: true,
             },
+            admin: None,
         };
         Setup {
             world: self,
@@ -121,6 +137,12 @@ impl Setup<'_> {
         self
     }
 
+    /// Opens the admin port.
+    pub(crate) fn admin(mut self) -> Self {
+        self.config.admin = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+        self
+    }
+
     /// Starts the proxy on the current runtime; its workers have threads of their own.
     pub(crate) fn start(self) -> Proxy {
         let config = self.config.clone();
@@ -131,7 +153,9 @@ impl Setup<'_> {
     pub(crate) fn start_from(self, source: Source) -> Proxy {
         let app = App::bind(source).unwrap();
         let address = app.addresses()[0];
-        let reload_now = app.reload_now();
+        let admin = app.admin_address();
+        let (reload_now, stop, phase) = (app.reload_now(), app.stop(), app.phase());
+        let report = app.reloader().report();
         let (shutdown, told) = oneshot::channel::<()>();
         let running = tokio::spawn(async move {
             let told = async {
@@ -143,8 +167,12 @@ impl Setup<'_> {
         });
         Proxy {
             address,
+            admin,
             client: Client::new(address).trust(&self.world.public_ca).sni(HOST),
             reload_now,
+            stop,
+            phase,
+            report,
             shutdown: Some(shutdown),
             running,
         }
@@ -154,6 +182,11 @@ impl Setup<'_> {
 impl Proxy {
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The admin port, which must have been opened.
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.admin.unwrap()
     }
 
     /// A client that trusts the public CA and asks for [`HOST`].
@@ -166,16 +199,42 @@ impl Proxy {
         self.reload_now.notify_one();
     }
 
+    /// How the endpoint at `address` is.
+    pub(crate) fn health(&self, address: SocketAddr) -> EndpointHealth {
+        let health = self.report.borrow().clusters[0].endpoints().health();
+        let found = health.into_iter().find(|one| one.address.0 == address);
+        found.unwrap()
+    }
+
+    /// Waits until the endpoint at `address` is so.
+    pub(crate) async fn wait_for_health(&self, address: SocketAddr, wanted: Health) {
+        let reached = async {
+            while self.health(address).state != wanted {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        within(&format!("{address} to be {wanted:?}"), reached).await;
+    }
+
     /// Begins the drain, as SIGTERM does.
     pub(crate) fn begin_shutdown(&mut self) {
         self.shutdown.take().unwrap().send(()).unwrap();
     }
 
+    /// Hastens the end, as a second SIGTERM does.
+    pub(crate) fn stop(&self) -> &Stop {
+        &self.stop
+    }
+
+    /// Waits until it is so far on its way to its end.
+    pub(crate) async fn wait_for_phase(&mut self, wanted: Phase) {
+        let reached = self.phase.wait_for(|phase| *phase == wanted);
+        drop(within("the phase", reached).await.unwrap());
+    }
+
     /// Waits until the proxy has ended.
     pub(crate) async fn ended(self) {
-        standin::within("the end of the proxy", self.running)
-            .await
-            .unwrap();
+        within("the end of the proxy", self.running).await.unwrap();
     }
 }
 
@@ -199,7 +258,7 @@ pub(crate) async fn watch_or_ok(request: Request<RequestBody>) -> Response<Respo
 /// Waits for the next piece of a response.
 pub(crate) async fn data(response: &mut Response<RecvStream>) -> Result<Bytes, h2::Error> {
     let body = response.body_mut();
-    let data = standin::within("data", body.data())
+    let data = within("data", body.data())
         .await
         .expect("the response goes on")?;
     body.flow_control().release_capacity(data.len())?;

@@ -38,7 +38,11 @@ fn bad_config_files() {
         ),
         (
             "zzz: 1\n",
-            "config file DIR/proxy.yaml, line 1, column 1: unknown key `zzz`; keys that may stand here: listen, workers, certificates, clusters, limits, timeouts, log",
+            "config file DIR/proxy.yaml, line 1, column 1: unknown key `zzz`; keys that may stand here: listen, takeover, workers, certificates, clusters, limits, timeouts, log, admin",
+        ),
+        (
+            "clusters:\n- name: a\n  upstream: {url: 'https://a', ca: c, addresses: ['10.0.0.1']}\n",
+            "config file DIR/proxy.yaml, line 3, column 51: `10.0.0.1` is not the address of an apiserver; write ADDRESS:PORT with an IP address, such as 10.0.0.1:6443",
         ),
         (
             "limits:\n  conections: 3\n",

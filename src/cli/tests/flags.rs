@@ -29,6 +29,10 @@ fn bad_flags() {
             "--listen: `localhost:8443` is not an address to listen on; write ADDRESS:PORT, such as [::]:8443 or 127.0.0.1:8443",
         ),
         (
+            "BOTH --admin-listen 9090",
+            "--admin-listen: `9090` is not an address to listen on; write ADDRESS:PORT, such as [::]:8443 or 127.0.0.1:8443",
+        ),
+        (
             "BOTH --host https://kube.example.com",
             "--host: `https://kube.example.com` is not a host name; write it without scheme, port and path, such as kube.example.com or *.example.com",
         ),

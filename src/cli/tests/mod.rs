@@ -209,6 +209,7 @@ fn the_start_is_told_in_one_block() {
         hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
         upstream_host: host.to_owned(),
         upstream_port: 6443,
+        addresses: Vec::new(),
         path_prefix: "/k8s".to_owned(),
         expected_name: "kubernetes.default.svc".try_into().unwrap(),
         trust: TrustSource::Inline {
@@ -225,6 +226,7 @@ fn the_start_is_told_in_one_block() {
             "127.0.0.1:43211".parse().unwrap(),
             "[::1]:1".parse().unwrap(),
         ],
+        admin: Some("127.0.0.1:9090".parse().unwrap()),
         identities: &[&identity],
         clusters: &[(&prod, &trust), (&test, &trust)],
         workers: NonZeroUsize::new(2).unwrap(),
@@ -243,6 +245,7 @@ fn the_start_is_told_in_one_block() {
   trusting    CN=kubernetes, SHA-256 {fingerprint} (prod)
   trusting    CN=kubernetes, SHA-256 {fingerprint} (test)
   workers     2
+  admin       http://127.0.0.1:9090/
 ",
             env!("CARGO_PKG_VERSION")
         )

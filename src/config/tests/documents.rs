@@ -135,7 +135,7 @@ fn the_docs_show_the_defaults() {
             keys += 1;
         }
     }
-    assert_eq!(keys, 21, "{text}");
+    assert_eq!(keys, 25, "{text}");
     let yaml = |section: &str| -> String {
         let prefix = format!("{section}.");
         let lines = text.lines().filter_map(|line| line.strip_prefix(&prefix));

@@ -50,7 +50,10 @@ fn with_config(args: ServeArgs, text: &str) -> Config {
         config: Some(scratch.write("proxy.yaml", text)),
         ..args
     };
-    load(&args, &outside_of_a_pod()).unwrap()
+    let mut config = load(&args, &outside_of_a_pod()).unwrap();
+    assert_eq!(config.sources, [scratch.path().join("proxy.yaml")]);
+    config.sources.clear();
+    config
 }
 
 fn of_kubeconfig(scratch: &TempDir, text: &str, context: Option<&str>) -> ClusterConfig {
@@ -76,7 +79,9 @@ fn flags_alone_give_the_defaults() {
     assert_eq!(
         config,
         Config {
+            sources: Vec::new(),
             listen: vec!["[::]:8443".parse().unwrap()],
+            takeover: false,
             workers: NonZeroUsize::new(3).unwrap(),
             identities: vec![IdentityFiles {
                 certificate: "/tls.crt".into(),
@@ -87,6 +92,7 @@ fn flags_alone_give_the_defaults() {
                 hosts: Vec::new(),
                 upstream_host: "10.0.0.1".to_owned(),
                 upstream_port: 6443,
+                addresses: Vec::new(),
                 path_prefix: String::new(),
                 expected_name: name("10.0.0.1"),
                 trust: TrustSource::File("/ca.crt".into()),
@@ -102,6 +108,7 @@ fn flags_alone_give_the_defaults() {
                 filter: "info".to_owned(),
                 access: true,
             },
+            admin: None,
         }
     );
 }
@@ -117,7 +124,10 @@ fn every_flag_arrives() {
         upstream: Some("https://Api.Internal/k8s/clusters/c-1/".to_owned()),
         upstream_name: Some("kubernetes.default.svc".to_owned()),
         workers: Some("7".to_owned()),
+        drain_delay: Some("1s".to_owned()),
         drain_timeout: Some("0s".to_owned()),
+        drain_tunnels: Some("10m".to_owned()),
+        takeover: true,
         log_format: Some("json".to_owned()),
         log_level: Some("warn,kube_tls_proxy=debug".to_owned()),
         no_access_log: true,
@@ -128,7 +138,10 @@ fn every_flag_arrives() {
     assert_eq!(listen, ["127.0.0.1:0", "[::]:443"]);
     assert_eq!(config.workers.get(), 7);
     assert_eq!(config.limits.handshakes, 7 * 2 * 64);
+    assert_eq!(config.timeouts.drain_delay, Duration::from_secs(1));
     assert_eq!(config.timeouts.drain, Duration::ZERO);
+    assert_eq!(config.timeouts.drain_tunnels, Duration::from_secs(600));
+    assert!(config.takeover);
     assert_eq!(config.log.format, LogFormat::Json);
     assert_eq!(config.log.filter, "warn,kube_tls_proxy=debug");
     assert!(!config.log.access);
@@ -248,6 +261,7 @@ clusters:
             hosts: vec!["*.one.example".to_owned(), "2001:db8::1".to_owned()],
             upstream_host: "fd00::1".to_owned(),
             upstream_port: 6443,
+            addresses: Vec::new(),
             path_prefix: "/p".to_owned(),
             expected_name: name("fd00::1"),
             trust: TrustSource::File(etc.join("../one.crt")),
@@ -257,6 +271,7 @@ clusters:
             hosts: vec!["two.example".to_owned()],
             upstream_host: "y".to_owned(),
             upstream_port: 443,
+            addresses: Vec::new(),
             path_prefix: String::new(),
             expected_name: name("y"),
             trust: TrustSource::File(etc.join("../sub/y.crt")),
@@ -266,6 +281,7 @@ clusters:
             hosts: vec!["three.example".to_owned()],
             upstream_host: "fd00::2".to_owned(),
             upstream_port: 443,
+            addresses: Vec::new(),
             path_prefix: String::new(),
             expected_name: name("kubernetes.default.svc"),
             trust: TrustSource::File(scratch.path().join("sa/ca.crt")),

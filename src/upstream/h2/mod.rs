@@ -11,7 +11,7 @@ use std::{
     future::poll_fn,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::Poll,
@@ -22,11 +22,15 @@ use h2::client::{Connection, SendRequest};
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::frames::{Heard, Overheard};
+use super::{
+    endpoint::Endpoint,
+    frames::{Heard, Overheard},
+};
 use crate::{
     addr::UpstreamAddr,
     config::Timeouts,
     drain::Drain,
+    metrics::{LeaseEnd, Life},
     telemetry::causes,
     transport::{Cork, Seal},
 };
@@ -46,12 +50,25 @@ pub(super) struct H2Connection {
 #[derive(Debug)]
 struct State {
     endpoint: UpstreamAddr,
+    /// What is known of that; retires the connection when it is nothing good.
+    site: OnceLock<Arc<Endpoint>>,
     established: Instant,
     heard: Arc<Heard>,
     in_flight: AtomicUsize,
     /// Something happened after which no other client may use the connection.
     spoiled: AtomicBool,
     closed: AtomicBool,
+    life: Life,
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        if self.heard.is_going_away() {
+            self.life.ends(LeaseEnd::GoAway);
+        } else if self.spoiled.load(Ordering::Acquire) {
+            self.life.ends(LeaseEnd::Reset);
+        }
+    }
 }
 
 impl H2Connection {
@@ -88,11 +105,13 @@ impl H2Connection {
         settled(&send, &mut connection, &cork).await?;
         let state = Arc::new(State {
             endpoint,
+            site: OnceLock::new(),
             established: Instant::now(),
             heard,
             in_flight: AtomicUsize::new(0),
             spoiled: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            life: Life::default(),
         });
         let ping = connection
             .ping_pong()
@@ -106,6 +125,9 @@ impl H2Connection {
         drain.spawn(async move {
             let ended = drive(connection, &cork, ping, &running.heard, interval, limit).await;
             running.closed.store(true, Ordering::Release);
+            if running.in_flight.load(Ordering::Acquire) > 0 && !running.heard.is_going_away() {
+                running.life.ends(LeaseEnd::Closed);
+            }
             if let Err(error) = ended {
                 debug!(upstream.address = %endpoint, error = %causes(&error), "upstream connection ended");
             }
@@ -113,9 +135,18 @@ impl H2Connection {
         Ok(Self { send, state })
     }
 
+    /// The same, known to lead to this endpoint.
+    pub(super) fn to(self, endpoint: Arc<Endpoint>) -> Self {
+        self.state.site.get_or_init(|| endpoint);
+        self
+    }
+
     /// Whether a new stream may be opened now.
     pub(super) fn is_open(&self) -> bool {
-        !self.state.closed.load(Ordering::Acquire) && !self.state.heard.is_going_away()
+        let site = self.state.site.get();
+        !self.state.closed.load(Ordering::Acquire)
+            && !self.state.heard.is_going_away()
+            && !site.is_some_and(|site| site.is_passed_over())
     }
 
     /// Takes one of the streams that the apiserver allows, if one is free.
@@ -136,6 +167,11 @@ impl H2Connection {
 
     pub(super) fn endpoint(&self) -> UpstreamAddr {
         self.state.endpoint
+    }
+
+    /// What is counted of it.
+    pub(super) fn life(&self) -> &Life {
+        &self.state.life
     }
 
     pub(super) fn established(&self) -> Instant {

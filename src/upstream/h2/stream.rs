@@ -21,7 +21,7 @@ use super::{
     },
     Answer, State,
 };
-use crate::drain::Drain;
+use crate::{drain::Drain, metrics::LeaseEnd};
 
 /// One stream of a connection, from the moment it is chosen to its end.
 #[derive(Debug)]
@@ -86,6 +86,7 @@ impl Stream {
         })?;
         if response.status() == StatusCode::UNAUTHORIZED {
             self.usage.spoil();
+            self.usage.state.life.ends(LeaseEnd::Unauthorized);
         }
         let still_uploading = answered.rest.map(|stream| {
             let mut rest = upload.take_over(stream);

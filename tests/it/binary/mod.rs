@@ -1,6 +1,7 @@
 //! The binary: its command line, its words, its signals and its exit codes.
 
 mod refusals;
+mod signals;
 
 use std::{net::SocketAddr, process::Stdio, sync::Arc};
 
@@ -69,6 +70,7 @@ pub(crate) fn good_flags(world: &World, upstream: SocketAddr) -> Vec<String> {
         ("--upstream", format!("https://{upstream}")),
         ("--upstream-ca", path(ca)),
         ("--upstream-name", APISERVER.to_owned()),
+        ("--drain-delay", "0s".to_owned()),
     ]
     .into_iter()
     .flat_map(|(flag, value)| [flag.to_owned(), value])
@@ -78,13 +80,35 @@ pub(crate) fn good_flags(world: &World, upstream: SocketAddr) -> Vec<String> {
 impl Binary {
     /// Starts it with these flags behind the good ones, and waits until it says where it listens.
     pub(crate) async fn start(world: &World, upstream: SocketAddr, more: &[&str]) -> Self {
-        let good = good_flags(world, upstream);
+        Self::start_with(world, upstream, more, &[]).await
+    }
+
+    /// As [`Binary::start`], with these environment variables.
+    pub(crate) async fn start_with(
+        world: &World,
+        upstream: SocketAddr,
+        more: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
+        let mut flags = good_flags(world, upstream);
+        let mut more = more.iter();
+        while let Some(flag) = more.next() {
+            if !flags.iter().any(|known| known == flag) {
+                flags.push((*flag).to_owned());
+                continue;
+            }
+            // A flag that may be given once takes the place of the good one.
+            let at = flags.iter().position(|known| known == flag).unwrap();
+            flags[at + 1] = (*more.next().unwrap()).to_owned();
+        }
         let args: Vec<&str> = ["serve"]
             .into_iter()
-            .chain(good.iter().map(String::as_str))
-            .chain(more.iter().copied())
+            .chain(flags.iter().map(String::as_str))
             .collect();
-        let mut child = command(&args).spawn().unwrap();
+        let mut child = command(&args)
+            .envs(environment.iter().copied())
+            .spawn()
+            .unwrap();
         let lines = Arc::new(watch::Sender::new(Vec::new()));
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let heard = Arc::clone(&lines);
@@ -246,7 +270,10 @@ async fn sigterm_waits_for_what_runs_but_not_for_ever() {
     assert_eq!(binary.exit_code().await, Some(0));
     assert_eq!(watch.chunk().await.unwrap(), "event\n");
     watch.chunk().await.unwrap_err();
-    binary.wait_for_line("drain timeout passed").await;
+    let line = binary.wait_for_line("stopped").await;
+    for count in ["connections_cut=1", "tunnels_cut=0", "duration_seconds=1."] {
+        assert!(line.contains(count), "{count}: {line}");
+    }
 }
 
 /// Case 55. SIGHUP reads the files again at once.

@@ -1,0 +1,188 @@
+//! What a look at the files comes to.
+
+use std::{
+    num::NonZeroUsize,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use rustls_pki_types::ServerName;
+use standin::{TempDir, pki::Ca};
+
+use super::*;
+use crate::config::{
+    ClusterConfig, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts, TrustSource,
+};
+
+/// The files of a proxy, and how often its configuration was asked for.
+struct World {
+    dir: TempDir,
+    public: Ca,
+    looks: Arc<AtomicUsize>,
+}
+
+const HOST: &str = "kube.test";
+
+fn year(year: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs((year - 1970) * 31_556_952)
+}
+
+impl World {
+    fn new() -> Self {
+        let world = Self {
+            dir: TempDir::new(),
+            public: Ca::new("public"),
+            looks: Arc::default(),
+        };
+        world.public.server(&[HOST]).write(&world.dir, "tls");
+        world.dir.write("ca.crt", Ca::new("cluster").pem());
+        world
+    }
+
+    fn source(&self) -> Source {
+        let file = |name: &str| self.dir.path().join(name);
+        let config = Config {
+            sources: Vec::new(),
+            listen: vec!["127.0.0.1:0".parse().unwrap()],
+            takeover: false,
+            workers: NonZeroUsize::MIN,
+            identities: vec![IdentityFiles {
+                certificate: file("tls.crt"),
+                key: file("tls.key"),
+            }],
+            clusters: vec![ClusterConfig {
+                name: "test".into(),
+                hosts: Vec::new(),
+                upstream_host: "192.0.2.1".into(),
+                upstream_port: 6443,
+                addresses: Vec::new(),
+                path_prefix: String::new(),
+                expected_name: ServerName::try_from("kubernetes").unwrap(),
+                trust: TrustSource::File(file("ca.crt")),
+            }],
+            limits: Limits::default(),
+            timeouts: Timeouts::default(),
+            log: LogConfig {
+                format: LogFormat::Text,
+                filter: "info".into(),
+                access: true,
+            },
+            admin: None,
+        };
+        let looks = Arc::clone(&self.looks);
+        Box::new(move || {
+            looks.fetch_add(1, Ordering::Relaxed);
+            Ok(config.clone())
+        })
+    }
+
+    fn start(&self, now: SystemTime) -> (Reloader, Source) {
+        let source = self.source();
+        let config = source().unwrap();
+        let material = Material::load(&config, now).unwrap();
+        (Reloader::new(config, material, now).unwrap().0, source)
+    }
+}
+
+fn serial(reloader: &Reloader) -> String {
+    reloader.material().identities[0].summary().sha256.clone()
+}
+
+#[test]
+fn what_has_the_same_bytes_is_not_parsed_again() {
+    let world = World::new();
+    let (mut reloader, source) = world.start(year(2025));
+    for _ in 0..5 {
+        assert!(reloader.reload(&source, year(2025)).is_none());
+    }
+    let looks = world.looks.load(Ordering::Relaxed);
+    assert_eq!(looks, 2, "at the start, and once more for its bytes");
+    assert_eq!(reloader.report.unchanged, 5);
+
+    world.public.server(&[HOST]).write(&world.dir, "tls");
+    assert!(reloader.reload(&source, year(2025)).is_some());
+    assert!(reloader.reload(&source, year(2025)).is_none());
+    assert_eq!(world.looks.load(Ordering::Relaxed), 3);
+    assert_eq!(
+        (reloader.report.reloaded, reloader.report.unchanged),
+        (1, 6)
+    );
+}
+
+/// Only readers of what is in use may hear of it.
+#[test]
+fn a_failure_is_reported_until_the_files_are_good_again() {
+    let world = World::new();
+    let (mut reloader, source) = world.start(year(2025));
+    let report = reloader.report();
+    world.dir.write("tls.key", "");
+    for failed in 1..=3 {
+        assert!(reloader.reload(&source, year(2025 + failed)).is_none());
+        reloader.publish();
+        let report = report.borrow();
+        assert_eq!((report.failed, report.changed), (failed, year(2026)));
+        let failure = report.failure.as_deref().unwrap();
+        assert!(failure.contains("is empty"), "{failure}");
+    }
+    world.public.server(&[HOST]).write(&world.dir, "tls");
+    let before = serial(&reloader);
+    assert!(reloader.reload(&source, year(2025)).is_some());
+    assert!(report.borrow().failure.is_some(), "not in use yet");
+    reloader.publish();
+    assert_eq!(report.borrow().failure, None);
+    assert_ne!(
+        report.borrow().material.identities[0].summary().sha256,
+        before
+    );
+}
+
+/// A bad change that is taken back leaves what is served, which is what is there again.
+#[test]
+fn the_old_files_put_back_are_no_failure() {
+    let world = World::new();
+    let (mut reloader, source) = world.start(year(2025));
+    let key = std::fs::read(world.dir.path().join("tls.key")).unwrap();
+    world.dir.write("tls.key", "");
+    reloader.reload(&source, year(2025));
+    assert!(reloader.report.failure.is_some());
+    world.dir.write("tls.key", key);
+    assert!(reloader.reload(&source, year(2025)).is_none());
+    assert_eq!(reloader.report.failure, None);
+}
+
+#[test]
+fn a_certificate_whose_time_is_over_replaces_only_one_whose_time_is_over() {
+    let world = World::new();
+    let expired = world.public.leaf(&[HOST]).expired().build();
+    let early = world.public.leaf(&[HOST]).not_yet_valid().build();
+    for (new, now, is_taken) in [
+        (&expired, year(2025), false),
+        (&early, year(2025), false),
+        (&expired, year(2031), true),
+        (&early, year(2031), true),
+    ] {
+        let served = world.public.leaf(&[HOST]).valid_until(year(2030));
+        served.build().write(&world.dir, "tls");
+        let (mut reloader, source) = world.start(year(2025));
+        let before = serial(&reloader);
+        new.write(&world.dir, "tls");
+        let taken = reloader.reload(&source, now).is_some();
+        assert_eq!(taken, is_taken, "{:?}", reloader.report.failure);
+        assert_eq!(serial(&reloader) != before, is_taken);
+        assert_eq!(reloader.report.failure.is_none(), is_taken);
+    }
+}
+
+/// The same bytes mean something else when their time is over.
+#[test]
+fn files_are_parsed_again_when_a_certificate_expires() {
+    let world = World::new();
+    let soon = world.public.leaf(&[HOST]).valid_until(year(2030)).build();
+    soon.write(&world.dir, "tls");
+    let (mut reloader, source) = world.start(year(2025));
+    for now in [2025, 2026, 2031, 2032, 2033] {
+        reloader.reload(&source, year(now));
+    }
+    assert_eq!(world.looks.load(Ordering::Relaxed), 3);
+    assert_eq!(reloader.report.failure, None, "it is still served");
+}

@@ -1,0 +1,118 @@
+//! Asks endpoints for `/readyz` over HTTP/1.1 and a connection of its own each time, verified as every
+//! other one.
+//!
+//! What is asked for is whether this is an apiserver that answers: a 401 or 403 is as good as a 200,
+//! because no credentials are sent.
+
+use std::sync::{Arc, Weak};
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, header};
+use http_body_util::Empty;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::{Cluster, UpstreamError, Worker, connect, endpoint::Endpoint};
+use crate::telemetry::causes;
+
+impl Cluster {
+    /// Probes the endpoints of this cluster for as long as somebody else holds it. `worker` has no
+    /// clients; the dials of the probes are its own.
+    pub async fn keep_probed(self: Arc<Self>, worker: Arc<Worker>) {
+        let interval = worker.timeouts.probe_interval;
+        if interval.is_zero() {
+            return;
+        }
+        let endpoints = Arc::clone(&self.endpoints);
+        let cluster = Arc::downgrade(&self);
+        drop(self);
+        loop {
+            if !probe_all(&cluster, &worker).await {
+                return;
+            }
+            endpoints.next_round(interval).await;
+        }
+    }
+}
+
+/// One round; `false` when the cluster is gone.
+async fn probe_all(cluster: &Weak<Cluster>, worker: &Arc<Worker>) -> bool {
+    let Some(cluster) = cluster.upgrade() else {
+        return false;
+    };
+    let mut probes = Vec::new();
+    // Side by side: one that is silent must not make the others wait.
+    for endpoint in cluster.endpoints.worth_probing() {
+        let (cluster, worker) = (Arc::clone(&cluster), Arc::clone(worker));
+        let drain = worker.drain.clone();
+        probes.push(drain.spawn(async move {
+            let asked = timeout(
+                worker.timeouts.probe_timeout,
+                ask(&worker, &cluster, &endpoint),
+            );
+            let address = endpoint.address();
+            let why = match asked.await {
+                Ok(Ok(status)) if !status.is_server_error() => {
+                    return cluster.endpoints.mark_well(&endpoint);
+                }
+                Ok(Ok(status)) => format!("{address} answered {status} to /readyz"),
+                Ok(Err(error)) => causes(&error).to_string(),
+                Err(_elapsed) => {
+                    format!("{address} did not answer /readyz within timeouts.probeTimeout")
+                }
+            };
+            cluster.report_ill(&endpoint, why);
+        }));
+    }
+    for probe in probes {
+        // A probe that panicked has said nothing about its endpoint.
+        probe.await.ok();
+    }
+    true
+}
+
+async fn ask(
+    worker: &Worker,
+    cluster: &Cluster,
+    endpoint: &Arc<Endpoint>,
+) -> Result<StatusCode, UpstreamError> {
+    let address = endpoint.address();
+    let lost = |source: hyper::Error| UpstreamError::Lost {
+        endpoint: address,
+        source: source.into(),
+    };
+    let stream = connect::handshake(worker, cluster, &cluster.tls.h1, endpoint).await?;
+    let (mut send, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
+    let running = worker.drain.spawn(async move {
+        if let Err(error) = connection.await {
+            debug!(upstream.address = %address, error = %causes(&error), "probe connection ended");
+        }
+    });
+    let mut request = Request::new(Empty::<Bytes>::new());
+    *request.method_mut() = Method::GET;
+    let malformed = UpstreamError::Protocol {
+        endpoint: address,
+        what: "to a name that no request can carry",
+    };
+    let target = format!("{}/readyz", cluster.path_prefix);
+    let (Ok(uri), Ok(host)) = (target.parse(), cluster.tls.name.to_str().parse()) else {
+        return Err(malformed);
+    };
+    *request.uri_mut() = uri;
+    let headers = request.headers_mut();
+    headers.insert(header::HOST, host);
+    headers.insert(header::USER_AGENT, header::HeaderValue::from_static(AGENT));
+    headers.insert(
+        header::CONNECTION,
+        header::HeaderValue::from_static("close"),
+    );
+    let answered = send.send_request(request).await.map_err(lost);
+    // The head has said it; nobody waits for the rest.
+    running.abort();
+    answered.map(|response| response.status())
+}
+
+/// How probes show up in an audit log.
+const AGENT: &str = concat!("kube-tls-proxy/", env!("CARGO_PKG_VERSION"), " probe");

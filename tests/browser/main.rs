@@ -1,0 +1,268 @@
+//! The status page in a real browser: it loads, keeps itself current, says in words what is broken, and
+//! has nothing to complain about.
+//!
+//! Needs a `chromium`; without one it says so and passes, unless `KUBE_TLS_PROXY_REQUIRE_BROWSER=1`
+//! forbids that. Pictures go below `target`; `UPDATE_PICTURE=1` writes the one of the README.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "a test says what is wrong by ending, and has no Drain"
+)]
+
+mod chromium;
+#[expect(dead_code, reason = "shared with tests/it, which uses all of it")]
+#[path = "../it/proxy.rs"]
+mod proxy;
+
+use std::{
+    env, fs,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+use http::{Request, Response, header};
+use hyper_util::rt::TokioIo;
+use standin::{
+    client::Http2,
+    upstream::{RequestBody, ResponseBody, channel, empty, full},
+};
+use tokio::io::{copy, split};
+
+use chromium::Chromium;
+use proxy::{HOST, World};
+
+/// Watches go on, upgrades echo, everything else is short.
+async fn api(mut request: Request<RequestBody>) -> Response<ResponseBody> {
+    if request
+        .uri()
+        .query()
+        .is_some_and(|query| query.contains("watch="))
+    {
+        let (events, body) = channel();
+        tokio::spawn(async move {
+            events.send("{}\n").await.ok();
+            events.closed().await;
+        });
+        return Response::new(body);
+    }
+    let Some(token) = request.headers().get(header::UPGRADE).cloned() else {
+        return Response::new(full("ok"));
+    };
+    let client = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        let (mut from, mut to) = split(TokioIo::new(client.await.unwrap()));
+        copy(&mut from, &mut to).await.ok();
+    });
+    let response = Response::builder().status(101);
+    let response = response
+        .header("connection", "Upgrade")
+        .header("upgrade", token);
+    response.body(empty()).unwrap()
+}
+
+/// Opens a watch, as this client.
+async fn watch(client: &Http2, path: &str, user_agent: &str) -> Response<h2::RecvStream> {
+    let request = Request::get(format!("https://{HOST}{path}?watch=1&token=s3cret"));
+    let request = request.header("user-agent", user_agent).body(()).unwrap();
+    let (response, _) = client.begin(request, true).await.unwrap();
+    standin::within("a watch", response).await.unwrap()
+}
+
+async fn browser() -> Option<Chromium> {
+    let browser = Chromium::start().await;
+    if browser.is_none() {
+        assert!(
+            env::var_os("KUBE_TLS_PROXY_REQUIRE_BROWSER").is_none(),
+            "there is no chromium; apt-get install chromium"
+        );
+        eprintln!("browser: NOT TESTED, there is no chromium");
+    }
+    browser
+}
+
+fn repository(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+#[tokio::test]
+async fn the_page_loads_keeps_itself_current_and_says_what_is_broken() {
+    let Some(mut browser) = browser().await else {
+        return;
+    };
+    let world = World::new();
+    let upstream = world.apiserver().http(api).start().await;
+    let mut proxy = world.proxy(upstream.address()).admin().start();
+    let client = proxy.client().http2().await;
+    client.get("https://kube.test/version").await.unwrap();
+
+    browser.look(1100, "light").await;
+    browser.open(&format!("http://{}/", proxy.admin())).await;
+    browser
+        .wait_until("document.title.startsWith('Ready')")
+        .await;
+    browser
+        .wait_until("document.getElementById('names').innerText.includes('kube.test')")
+        .await;
+    browser
+        .wait_until("document.getElementById('upstreams').innerText.includes('works, since')")
+        .await;
+    browser
+        .wait_until("document.getElementById('watches').textContent === '0'")
+        .await;
+
+    // A number changes when something happens, and what a client says is text.
+    let nasty = "<script>document.title='no'</script><img src=x onerror=alert(1)>";
+    let held = watch(&client, "/api/v1/namespaces/default/pods", nasty).await;
+    browser
+        .wait_until("document.getElementById('watches').textContent === '1'")
+        .await;
+    let open = "document.getElementById('open').innerText";
+    browser
+        .wait_until(&format!("{open}.includes('<script>document.title')"))
+        .await;
+    browser
+        .wait_until(&format!("{open}.includes('watches pods in default')"))
+        .await;
+    let made = "document.querySelectorAll('main script, main img').length";
+    assert_eq!(browser.evaluate(made).await, 0);
+    let text = browser.evaluate("document.documentElement.outerHTML").await;
+    assert!(!text.as_str().unwrap().contains("s3cret"));
+    for _ in 0..20 {
+        client.get("https://kube.test/api/v1/nodes").await.unwrap();
+    }
+    browser
+        .wait_until("parseFloat(document.getElementById('rate').textContent) > 0")
+        .await;
+    browser
+        .wait_until("document.getElementById('rate-line').getAttribute('d').length > 0")
+        .await;
+    browser
+        .wait_until("document.getElementById('time-words').textContent.startsWith('Half')")
+        .await;
+    drop(held);
+    browser
+        .wait_until("document.getElementById('watches').textContent === '0'")
+        .await;
+
+    // Dark differs from light, and nothing is wider than a phone.
+    let ground = "getComputedStyle(document.body).backgroundColor";
+    let light = browser.evaluate(ground).await;
+    browser.look(400, "dark").await;
+    assert_ne!(browser.evaluate(ground).await, light);
+    let width = browser
+        .evaluate("document.documentElement.scrollWidth")
+        .await;
+    assert!(width.as_u64().unwrap() <= 400, "{width}");
+
+    // An apiserver that is gone, in words.
+    drop(upstream);
+    let broken = proxy.client().http2().await;
+    while broken
+        .get("https://kube.test/version")
+        .await
+        .unwrap()
+        .status
+        == 200
+    {}
+    browser
+        .wait_until(
+            "document.getElementById('upstreams').innerText.includes('does not work, since')",
+        )
+        .await;
+    browser
+        .wait_until("document.getElementById('state').textContent === 'Not ready'")
+        .await;
+    browser
+        .wait_until("document.getElementById('checks').innerText.includes('upstream')")
+        .await;
+    browser
+        .wait_until("document.getElementById('errors').innerText.includes('connect')")
+        .await;
+    assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
+
+    // And a proxy that is gone.
+    drop((client, broken));
+    proxy.begin_shutdown();
+    proxy.ended().await;
+    browser
+        .wait_until("!document.getElementById('silent').hidden")
+        .await;
+}
+
+/// Not a test of anything but that the page can be drawn with everything in it.
+#[tokio::test]
+async fn the_page_has_its_picture_taken() {
+    let Some(mut browser) = browser().await else {
+        return;
+    };
+    let world = World::new();
+    let upstream = world.apiserver().http(api).start().await;
+    let expires = SystemTime::now() + Duration::from_secs(61 * 24 * 60 * 60 + 3600);
+    let certificate = world.public_ca.leaf(&[HOST]).valid_until(expires).build();
+    let setup = world.proxy_as(upstream.address(), &certificate);
+    let proxy = setup.admin().start();
+    let client = proxy.client().http2().await;
+    let mut held = Vec::new();
+    for (path, user_agent) in [
+        (
+            "/api/v1/namespaces/payments/pods",
+            "kubectl/v1.36.1 (linux/amd64) kubernetes/8adc0f0",
+        ),
+        (
+            "/apis/apps/v1/deployments",
+            "argocd-application-controller/v3.2.0",
+        ),
+        ("/api/v1/nodes", "headlamp/0.38.0"),
+    ] {
+        held.push(watch(&client, path, user_agent).await);
+    }
+    let mut exec = proxy.client().http1().await;
+    exec.send(format!(
+        "GET /api/v1/namespaces/payments/pods/web-0/exec?command=sh HTTP/1.1\r\nHost: {HOST}\r\n\
+         User-Agent: kubectl/v1.36.1 (darwin/arm64)\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    ))
+    .await;
+    exec.head().await.unwrap();
+    let wrong = Request::get("https://old.example.com/").body(bytes::Bytes::new());
+    client.request(wrong.unwrap()).await.unwrap();
+
+    browser.look(1100, "light").await;
+    browser.open(&format!("http://{}/", proxy.admin())).await;
+    browser
+        .wait_until("document.title.startsWith('Ready')")
+        .await;
+    // As long as it takes until the charts show something.
+    let for_readme = env::var_os("UPDATE_PICTURE").is_some();
+    let turns = if for_readme { 40 } else { 3 };
+    let drawn = format!("Number(document.body.dataset.turns) >= {turns}");
+    let mut number = 0_u32;
+    while browser.evaluate(&drawn).await != true {
+        number += 1;
+        for _ in 0..(3 + number / 9 % 5 + number % 3) {
+            client
+                .get("https://kube.test/api/v1/namespaces/payments/pods")
+                .await
+                .unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(120)).await;
+    }
+    for scheme in ["light", "dark"] {
+        browser.look(1100, scheme).await;
+        let picture = browser.picture().await;
+        assert!(picture.starts_with(b"\x89PNG"));
+        let file = repository("target").join(format!("status-{scheme}.png"));
+        fs::write(file, &picture).unwrap();
+        if for_readme && scheme == "light" {
+            fs::write(repository("docs/status.png"), &picture).unwrap();
+        }
+    }
+    browser.look(400, "dark").await;
+    let picture = browser.picture().await;
+    fs::write(repository("target/status-narrow.png"), picture).unwrap();
+    assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
+    drop((held, exec));
+}

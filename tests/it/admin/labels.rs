@@ -1,0 +1,81 @@
+//! No client can make series, and nothing that it says becomes part of a label.
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use standin::upstream::{RequestBody, ResponseBody, full};
+
+use super::{Scrape, scrape, wait_for_numbers};
+use crate::proxy::{HOST, World};
+
+/// What no exposition may contain.
+const CANARY: &str = "c4nary";
+
+/// Answers with the code that the path asks for.
+async fn coded(request: Request<RequestBody>) -> Response<ResponseBody> {
+    let code = request.uri().query().and_then(|query| query.parse().ok());
+    let mut response = Response::new(full("ok"));
+    *response.status_mut() = StatusCode::from_u16(code.unwrap_or(200)).unwrap();
+    response
+}
+
+fn series(scrape: &Scrape) -> usize {
+    scrape.names().count()
+}
+
+#[tokio::test]
+async fn hostile_requests_make_no_series() {
+    let world = World::new();
+    let upstream = world.apiserver().http(coded).start().await;
+    let proxy = world.proxy(upstream.address()).admin().start();
+    let client = proxy.client().http2().await;
+    let ask = async |method: &str, target: &str| {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("https://{HOST}{target}"))
+            .header("user-agent", CANARY)
+            .body(Bytes::new())
+            .unwrap();
+        drop(client.request(request).await);
+    };
+    // One of each kind that the hostile ones below fall into.
+    for (method, target) in [
+        ("GET", "/api/v1/a"),
+        ("C4NARY", "/api/v1/a"),
+        ("GET", "/a"),
+        ("GET", "/apis/a.example/v1/a"),
+        ("GET", "/api/v1/pods/p/a"),
+        ("GET", "/api/v1/pods?299"),
+        ("GET", "/api/v1/pods?499"),
+        ("GET", "/api/v1/pods?599"),
+    ] {
+        ask(method, target).await;
+    }
+    let eighth = "requests_total{verb=\"list\",resource=\"pods\",code=\"500\",protocol=\"h2\"}";
+    let before = wait_for_numbers(proxy.admin(), &[(eighth, 1.0)]).await;
+
+    for number in 0..100 {
+        ask("GET", &format!("/api/v1/{CANARY}-{number}")).await;
+        ask(
+            &format!("C4NARY{number}"),
+            &format!("/api/v1/{CANARY}-{number}"),
+        )
+        .await;
+        ask("GET", &format!("/{CANARY}-{number}/x")).await;
+        ask("GET", &format!("/apis/{CANARY}-{number}.example/v1/pods")).await;
+        ask("GET", &format!("/api/v1/pods/p/{CANARY}-{number}")).await;
+        // No code here that has a name.
+        ask("GET", &format!("/api/v1/pods?{}", 230 + number % 60)).await;
+        ask("GET", &format!("/api/v1/pods?{}", 460 + number % 30)).await;
+        ask("GET", &format!("/api/v1/pods?{}", 520 + number % 400)).await;
+    }
+    ask("GET", "/version").await;
+    let last = "requests_total{verb=\"get\",resource=\"nonresource\",code=\"200\",protocol=\"h2\"}";
+    let after = wait_for_numbers(proxy.admin(), &[(last, 102.0)]).await;
+    assert_eq!(series(&after), series(&before), "{}", after.text);
+    assert!(
+        !after.text.to_ascii_lowercase().contains(CANARY),
+        "{}",
+        after.text
+    );
+    assert_eq!(series(&scrape(proxy.admin()).await), series(&before));
+}

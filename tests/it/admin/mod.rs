@@ -1,0 +1,385 @@
+//! The admin port: what it says about life and readiness, and that nobody can misuse it.
+
+mod labels;
+mod numbers;
+mod status;
+
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+
+use http::{Request, Response};
+use kube_tls_proxy::drain::Phase;
+use standin::{
+    client::{self, Http1},
+    tcp,
+    upstream::{RequestBody, ResponseBody, channel, full},
+    within,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+use crate::{
+    binary::{Binary, run},
+    proxy::World,
+    upgrades::echo,
+};
+
+/// Every series of a scrape, with its number.
+#[derive(Debug)]
+pub(crate) struct Scrape {
+    pub(crate) text: String,
+    series: BTreeMap<String, f64>,
+}
+
+impl Scrape {
+    /// The number of a series, 0 if there is none; the prefix of all names is left out.
+    pub(crate) fn get(&self, series: &str) -> f64 {
+        let name = format!("kube_tls_proxy_{series}");
+        self.series.get(&name).copied().unwrap_or_default()
+    }
+
+    /// The names of all series.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.series.keys().map(String::as_str)
+    }
+}
+
+/// One GET to the admin port.
+pub(crate) async fn ask(admin: SocketAddr, target: &str) -> client::Response {
+    let stream = TcpStream::connect(admin).await.unwrap();
+    Http1::new(stream).get("admin", target, "").await
+}
+
+pub(crate) async fn scrape(admin: SocketAddr) -> Scrape {
+    let response = ask(admin, "/metrics").await;
+    assert_eq!(response.status, 200);
+    let text = response.text();
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    let series = lines.map(|line| {
+        let (name, number) = line.rsplit_once(' ').unwrap();
+        (name.to_owned(), number.parse().unwrap())
+    });
+    let series = series.collect();
+    Scrape { text, series }
+}
+
+/// Scrapes until the series have these numbers: what ends a request may be counted a moment later.
+pub(crate) async fn wait_for_numbers(admin: SocketAddr, wanted: &[(&str, f64)]) -> Scrape {
+    let deadline = tokio::time::Instant::now() + standin::WAIT;
+    loop {
+        let scrape = scrape(admin).await;
+        if wanted
+            .iter()
+            .all(|(series, number)| scrape.get(series) == *number)
+        {
+            return scrape;
+        }
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "wanted {wanted:?} of\n{}",
+            scrape.text
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A stand-in for the API: watches and followed logs go on until the client leaves, upgrades echo.
+pub(crate) async fn api(request: Request<RequestBody>) -> Response<ResponseBody> {
+    let query = request.uri().query().unwrap_or_default();
+    if query.contains("watch=") || query.contains("follow=") {
+        let (events, body) = channel();
+        tokio::spawn(async move {
+            events.send("{}\n").await.ok();
+            events.closed().await;
+        });
+        return Response::new(body);
+    }
+    if request.uri().path() == "/api/v1/secrets" {
+        let response = Response::builder().status(401);
+        return response.body(full("no")).unwrap();
+    }
+    if request.headers().contains_key("upgrade") {
+        return echo(request).await;
+    }
+    drop(request.into_body().read().await);
+    Response::new(full("0123456789"))
+}
+
+#[tokio::test]
+async fn it_is_ready_once_an_apiserver_was_verified() {
+    let world = World::new();
+    let upstream = world.apiserver().http(api).start().await;
+    let proxy = world.proxy(upstream.address()).admin().start();
+    let admin = proxy.admin();
+    assert_eq!(ask(admin, "/livez").await.text(), "ok");
+
+    let before = ask(admin, "/readyz").await;
+    assert_eq!(before.status, 503);
+    let why = format!(
+        "[-]upstream failed: test: {} was not tried yet",
+        upstream.address()
+    );
+    assert!(before.text().contains(&why), "{}", before.text());
+
+    proxy
+        .client()
+        .http2()
+        .await
+        .get("https://kube.test/version")
+        .await
+        .unwrap();
+    let ready = ask(admin, "/readyz").await;
+    assert_eq!((ready.status, &*ready.text()), (200, "ok"));
+    let verbose = ask(admin, "/readyz?verbose").await;
+    assert_eq!(
+        verbose.text(),
+        "[+]certificate ok\n[+]listening ok\n[+]upstream ok\n[+]draining ok\nreadyz check passed\n"
+    );
+    let live = ask(admin, "/livez?verbose=true").await;
+    assert_eq!(live.text(), "[+]workers ok\nlivez check passed\n");
+}
+
+#[tokio::test]
+async fn an_apiserver_with_another_certificate_keeps_it_from_being_ready_and_the_reason_is_told() {
+    let world = World::new();
+    let foreign = standin::pki::Ca::new("foreign").server(&[crate::proxy::APISERVER]);
+    let upstream = standin::upstream::Upstream::builder(foreign).start().await;
+    let proxy = world.proxy(upstream.address()).admin().start();
+    let admin = proxy.admin();
+    let client = proxy.client().http2().await;
+    assert_eq!(
+        client
+            .get("https://kube.test/version")
+            .await
+            .unwrap()
+            .status,
+        503
+    );
+    let text = ask(admin, "/readyz").await.text();
+    assert!(text.contains("[-]upstream failed: test: "), "{text}");
+    assert!(text.contains("is not signed by the cluster CA"), "{text}");
+    let scrape = scrape(admin).await;
+    assert_eq!(
+        scrape.get("upstream_dials_total{cluster=\"test\",result=\"verify\"}"),
+        1.0
+    );
+    assert_eq!(scrape.get("errors_total{reason=\"verify\"}"), 1.0);
+    let endpoint = format!(
+        "endpoint_healthy{{cluster=\"test\",endpoint=\"{}\"}}",
+        upstream.address()
+    );
+    assert!(
+        scrape.text.contains(&format!("{endpoint} 0.0")),
+        "{}",
+        scrape.text
+    );
+}
+
+/// Probes and scrapes go on while requests are let finish.
+#[tokio::test]
+async fn while_it_drains_it_lives_and_is_not_ready() {
+    let world = World::new();
+    let upstream = world.apiserver().http(api).start().await;
+    let mut proxy = world.proxy(upstream.address()).admin().start();
+    let admin = proxy.admin();
+    let mut exec = proxy.client().http1().await;
+    exec.send(crate::upgrades::WEBSOCKET).await;
+    exec.head().await.unwrap();
+    assert_eq!(ask(admin, "/readyz").await.status, 200);
+
+    proxy.begin_shutdown();
+    proxy.wait_for_phase(Phase::Draining).await;
+    let text = ask(admin, "/readyz").await.text();
+    assert!(
+        text.contains("[-]listening failed: the sockets for clients are closed\n"),
+        "{text}"
+    );
+    assert!(
+        text.contains("[-]draining failed: the proxy was told to stop\n"),
+        "{text}"
+    );
+    assert_eq!(ask(admin, "/livez").await.status, 200);
+    let scrape = scrape(admin).await;
+    assert_eq!((scrape.get("draining"), scrape.get("tunnels")), (1.0, 1.0));
+    drop(exec);
+    proxy.ended().await;
+    let closed = async { while TcpStream::connect(admin).await.is_ok() {} };
+    within("the admin port to close", closed).await;
+}
+
+#[tokio::test]
+async fn only_get_and_head_of_known_paths_are_served() {
+    let world = World::new();
+    let proxy = world.proxy(tcp::refused().await).admin().start();
+    let admin = proxy.admin();
+    for (target, status, content_type) in [
+        ("/", 200, "text/html; charset=utf-8"),
+        ("/livez", 200, "text/plain; charset=utf-8"),
+        ("/readyz", 503, "text/plain; charset=utf-8"),
+        (
+            "/metrics",
+            200,
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        ),
+        ("/status.json", 200, "application/json"),
+        ("/readyz/", 404, "text/plain; charset=utf-8"),
+        ("/debug/pprof", 404, "text/plain; charset=utf-8"),
+    ] {
+        let response = ask(admin, target).await;
+        assert_eq!(response.status, status, "{target}");
+        let header = |name| response.head.header(name).map(ToOwned::to_owned);
+        assert_eq!(
+            header("content-type").as_deref(),
+            Some(content_type),
+            "{target}"
+        );
+        assert_eq!(
+            header("cache-control").as_deref(),
+            Some("no-store"),
+            "{target}"
+        );
+        assert_eq!(
+            header("x-content-type-options").as_deref(),
+            Some("nosniff"),
+            "{target}"
+        );
+        if status == 404 {
+            assert!(
+                response
+                    .text()
+                    .contains("there are / (the status page), /livez")
+            );
+        }
+    }
+    let stream = TcpStream::connect(admin).await.unwrap();
+    let mut client = Http1::new(stream);
+    client
+        .send("HEAD /metrics HTTP/1.1\r\nHost: admin\r\n\r\n")
+        .await;
+    assert_eq!(client.response_to_head().await.status, 200);
+    assert_eq!(
+        client.get("admin", "/livez", "").await.text(),
+        "ok",
+        "no body came before"
+    );
+    client
+        .send("POST /livez HTTP/1.1\r\nHost: admin\r\nContent-Length: 0\r\n\r\n")
+        .await;
+    let response = client.response().await;
+    assert_eq!(response.status, 405);
+    assert_eq!(response.head.header("allow"), Some("GET, HEAD"));
+}
+
+/// Whoever opens connections and says nothing keeps others out for seconds at most, and costs no more
+/// than so many connections.
+#[tokio::test]
+async fn clients_beyond_the_bound_wait_for_a_place() {
+    let world = World::new();
+    let proxy = world.proxy(tcp::refused().await).admin().start();
+    let admin = proxy.admin();
+    let mut silent = Vec::new();
+    for _ in 0..64 {
+        let mut stream = TcpStream::connect(admin).await.unwrap();
+        // Answered, so its place is taken, and kept alive.
+        stream
+            .write_all(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+            .await
+            .unwrap();
+        let mut first = [0; 12];
+        within("an answer", stream.read_exact(&mut first))
+            .await
+            .unwrap();
+        silent.push(stream);
+    }
+    let mut late = TcpStream::connect(admin).await.unwrap();
+    late.write_all(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+        .await
+        .unwrap();
+    let mut answer = [0; 12];
+    let too_early = tokio::time::timeout(Duration::from_millis(200), late.read_exact(&mut answer));
+    too_early.await.expect_err("there was no place");
+    drop(silent.pop());
+    within("an answer", late.read_exact(&mut answer))
+        .await
+        .unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+}
+
+#[tokio::test]
+async fn the_binary_opens_the_admin_port_or_says_why_not() {
+    let world = World::new();
+    let nobody = tcp::refused().await;
+    let flags = ["--admin-listen=127.0.0.1:0"];
+    let binary = Binary::start(&world, nobody, &flags).await;
+    let admin: SocketAddr = binary
+        .wait_for("the status page", |line| {
+            let (_, url) = line.split_once("http://")?;
+            url.trim_end_matches('/').parse().ok()
+        })
+        .await;
+    assert_eq!(ask(admin, "/livez").await.text(), "ok");
+
+    let taken = admin.to_string();
+    let good = crate::binary::good_flags(&world, nobody);
+    let mut args = vec!["serve"];
+    args.extend(good.iter().map(String::as_str));
+    args.extend(["--admin-listen", &taken]);
+    let ended = run(&args).await;
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    assert_eq!(
+        ended.stderr,
+        format!(
+            "kube-tls-proxy: cannot open the admin port on {taken}: another process uses this port; \
+             stop it or choose another with --admin-listen\n"
+        )
+    );
+}
+
+/// A client that fails in a loop cannot fill the log; what was kept back is told, and all is counted.
+#[tokio::test]
+async fn log_lines_about_errors_are_limited_for_each_client() {
+    let world = World::new();
+    let nobody = tcp::refused().await;
+    let flags = ["--log-format", "json", "--no-access-log"];
+    let binary = Binary::start(&world, nobody, &flags).await;
+    let lines = |binary: &Binary| -> Vec<serde_json::Value> {
+        let lines = binary.stderr();
+        let events = lines.iter().map(|line| serde_json::from_str(line).unwrap());
+        events
+            .filter(|event: &serde_json::Value| event["message"] == "request failed")
+            .collect()
+    };
+    let client = binary.client(&world).http2().await;
+    let requests = (0..80).map(|_| client.get("https://kube.test/version"));
+    for response in futures::future::join_all(requests).await {
+        assert_eq!(response.unwrap().status, 503);
+    }
+    // The line of a second that comes later tells of those before it.
+    let told = || {
+        let lines = lines(&binary);
+        let kept_back = lines
+            .iter()
+            .filter_map(|line| line["suppressed_lines"].as_u64());
+        (lines.len(), kept_back.sum::<u64>())
+    };
+    let mut asked = 80;
+    let deadline = tokio::time::Instant::now() + standin::WAIT;
+    while told().1 == 0 {
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "{:?}",
+            lines(&binary)
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        client.get("https://kube.test/version").await.unwrap();
+        asked += 1;
+    }
+    let (written, kept_back) = told();
+    assert!(written < 80, "{written} lines");
+    assert!(
+        written as u64 + kept_back <= asked,
+        "{written} and {kept_back} of {asked}"
+    );
+    assert!(lines(&binary)[0]["client.address"].is_string());
+}

@@ -1,0 +1,266 @@
+//! What is counted, and under which labels.
+
+use http::Request;
+use kube_tls_proxy::metrics::{FAMILIES, Kind};
+use standin::tcp;
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
+
+use super::{api, scrape, wait_for_numbers};
+use crate::{
+    proxy::{HOST, World},
+    upgrades::WEBSOCKET,
+};
+
+#[tokio::test]
+async fn requests_are_counted_by_what_they_ask_and_how_they_were_answered() {
+    let world = World::new();
+    let upstream = world.apiserver().http(api).start().await;
+    let proxy = world.proxy(upstream.address()).admin().start();
+    let mut http1 = proxy.client().alpn(&["http/1.1"]).http1().await;
+    http1.get(HOST, "/api/v1/namespaces/default/pods", "").await;
+    http1
+        .send(format!(
+            "POST /apis/apps/v1/namespaces/default/deployments HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 5\r\n\r\nhello"
+        ))
+        .await;
+    http1.response().await;
+    http1.get(HOST, "/apis/example.com/v1/widgets/w", "").await;
+    http1.get(HOST, "/version", "").await;
+    http1.get(HOST, "/api/v1/secrets", "").await;
+    let http2 = proxy.client().http2().await;
+    http2.get("https://kube.test/api/v1/nodes/n").await.unwrap();
+    let request = Request::delete("https://other.test/api/v1/nodes/n").body(bytes::Bytes::new());
+    http2.request(request.unwrap()).await.unwrap();
+
+    let series = |verb: &str, resource: &str, code: u16, protocol: &str| {
+        format!(
+            "requests_total{{verb=\"{verb}\",resource=\"{resource}\",code=\"{code}\",protocol=\"{protocol}\"}}"
+        )
+    };
+    let wanted = [
+        series("list", "pods", 200, "http/1.1"),
+        series("create", "deployments", 200, "http/1.1"),
+        series("get", "custom", 200, "http/1.1"),
+        series("get", "nonresource", 200, "http/1.1"),
+        series("list", "secrets", 401, "http/1.1"),
+        series("get", "nodes", 200, "h2"),
+        series("delete", "nodes", 421, "h2"),
+    ];
+    let mut wanted: Vec<(&str, f64)> = wanted.iter().map(|series| (&**series, 1.0)).collect();
+    wanted.extend([
+        ("connections_total{protocol=\"http/1.1\"}", 1.0),
+        ("connections_total{protocol=\"h2\"}", 1.0),
+        ("connections", 2.0),
+        ("handshakes_total{result=\"ok\"}", 2.0),
+        ("errors_total{reason=\"rejected\"}", 1.0),
+        ("received_bytes_total", 5.0),
+        ("request_head_seconds_count{verb=\"get\"}", 3.0),
+        ("request_duration_seconds_count{verb=\"list\"}", 2.0),
+        // One for each client; the 401 is that client's own affair.
+        ("leases_taken_total{from=\"dial\"}", 2.0),
+        ("leases_taken_total{from=\"idle\"}", 0.0),
+        ("upstream_dials_total{cluster=\"test\",result=\"ok\"}", 2.0),
+    ]);
+    let numbers = wait_for_numbers(proxy.admin(), &wanted).await;
+    assert!(numbers.get("sent_bytes_total") >= 52.0, "{}", numbers.text);
+
+    drop((http1, http2));
+    // Nobody else gets the connection that carried a 401.
+    let gone = [
+        ("connections", 0.0),
+        ("leases_retired_total{reason=\"unauthorized\"}", 1.0),
+    ];
+    wait_for_numbers(proxy.admin(), &gone).await;
+    proxy
+        .client()
+        .http2()
+        .await
+        .get("https://kube.test/version")
+        .await
+        .unwrap();
+    wait_for_numbers(proxy.admin(), &[("leases_taken_total{from=\"idle\"}", 1.0)]).await;
+}
+
+#[tokio::test]
+async fn watches_and_tunnels_are_counted_while_they_are_open() {
+    let world = World::new();
+    let upstream = world.apiserver().http(api).start().await;
+    let proxy = world.proxy(upstream.address()).admin().start();
+    let admin = proxy.admin();
+    let http2 = proxy.client().http2().await;
+    let watch = http2
+        .open("https://kube.test/api/v1/pods?watch=1")
+        .await
+        .unwrap();
+    let log = "https://kube.test/api/v1/namespaces/default/pods/p/log?follow=true";
+    let log = http2.open(log).await.unwrap();
+    let mut exec = proxy.client().http1().await;
+    exec.send(WEBSOCKET).await;
+    exec.head().await.unwrap();
+    exec.send("four").await;
+    exec.take(4).await.unwrap();
+    let open = [("watches", 2.0), ("tunnels", 1.0), ("connections", 2.0)];
+    wait_for_numbers(admin, &open).await;
+
+    exec.stream().shutdown().await.unwrap();
+    exec.end().await.unwrap();
+    drop((watch, log));
+    let numbers = wait_for_numbers(
+        admin,
+        &[
+            ("watches", 0.0),
+            ("tunnels", 0.0),
+            ("requests_total{verb=\"watch\",resource=\"pods\",code=\"200\",protocol=\"h2\"}", 1.0),
+            ("requests_total{verb=\"get\",resource=\"pods/log\",code=\"200\",protocol=\"h2\"}", 1.0),
+            ("requests_total{verb=\"connect\",resource=\"pods/exec\",code=\"101\",protocol=\"http/1.1\"}", 1.0),
+            ("request_head_seconds_count{verb=\"watch\"}", 1.0),
+            ("received_bytes_total", 4.0),
+            ("sent_bytes_total", 10.0),
+            ("leases_retired_total{reason=\"upgrade\"}", 1.0),
+        ],
+    )
+    .await;
+    // They last as long as somebody wants, which says nothing about how fast answers are.
+    for verb in ["watch", "connect", "get"] {
+        let series = format!("request_duration_seconds_count{{verb=\"{verb}\"}}");
+        assert_eq!(numbers.get(&series), 0.0, "{series}");
+    }
+}
+
+#[tokio::test]
+async fn handshakes_and_limits_are_counted() {
+    let world = World::new();
+    let upstream = world.apiserver().http(api).start().await;
+    let proxy = world
+        .proxy(upstream.address())
+        .admin()
+        .limits(|limits| {
+            limits.connections = 2;
+            limits.streams_per_connection = 2;
+        })
+        .timeouts(|timeouts| timeouts.handshake = std::time::Duration::from_millis(200))
+        .start();
+    let admin = proxy.admin();
+    let silent = TcpStream::connect(proxy.address()).await.unwrap();
+    wait_for_numbers(admin, &[("handshakes_total{result=\"timeout\"}", 1.0)]).await;
+    drop(silent);
+    let mut noise = TcpStream::connect(proxy.address()).await.unwrap();
+    noise.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    wait_for_numbers(admin, &[("handshakes_total{result=\"failed\"}", 1.0)]).await;
+    drop(noise);
+
+    // One too many fields, over both protocols; over HTTP/1.1 hyper refuses it before anybody is asked.
+    let many: String = (0..200)
+        .map(|number| format!("X-{number}: 1\r\n"))
+        .collect();
+    let mut http1 = proxy.client().alpn(&["http/1.1"]).http1().await;
+    assert_eq!(http1.get(HOST, "/version", &many).await.status, 431);
+    wait_for_numbers(admin, &[("limits_hit_total{limit=\"header_fields\"}", 1.0)]).await;
+    drop(http1);
+    let http2 = proxy.client().http2().await;
+    let mut request = Request::get("https://kube.test/version");
+    for number in 0..200 {
+        request = request.header(format!("x-{number}"), "1");
+    }
+    let response = http2
+        .request(request.body(bytes::Bytes::new()).unwrap())
+        .await
+        .unwrap();
+    assert_eq!(response.status, 431);
+    let long = format!("https://kube.test/{}", "x".repeat(65_000));
+    drop(http2.get(&long).await);
+
+    let watch = "https://kube.test/api/v1/pods?watch=1";
+    let first = http2.open(watch).await.unwrap();
+    let second = http2.open(watch).await.unwrap();
+    let other = proxy.client().http2().await;
+    let waiting = TcpStream::connect(proxy.address()).await.unwrap();
+    wait_for_numbers(
+        admin,
+        &[
+            ("limits_hit_total{limit=\"header_fields\"}", 2.0),
+            ("limits_hit_total{limit=\"streams\"}", 1.0),
+            ("limits_hit_total{limit=\"connections\"}", 1.0),
+            ("errors_total{reason=\"rejected\"}", 2.0),
+        ],
+    )
+    .await;
+    drop((first, second, other, waiting));
+}
+
+/// The list of families is what is exposed, label for label; docs, dashboards and alerts rely on it.
+#[tokio::test]
+async fn what_is_exposed_is_what_the_reference_says() {
+    let world = World::new();
+    let upstream = world.apiserver().http(api).start().await;
+    let proxy = world.proxy(upstream.address()).admin().start();
+    let client = proxy.client().http2().await;
+    client.get("https://kube.test/api/v1/pods").await.unwrap();
+    client.get("https://other.test/").await.unwrap();
+    let of_request = "requests_total{verb=\"list\",resource=\"pods\",code=\"200\",protocol=\"h2\"}";
+    let scrape = wait_for_numbers(proxy.admin(), &[(of_request, 1.0)]).await;
+    for family in FAMILIES {
+        let labels: Vec<&str> = family.labels.iter().map(|(name, _)| *name).collect();
+        let sample = match family.kind {
+            Kind::Histogram => format!("{}_sum", family.name),
+            Kind::Counter | Kind::Gauge | Kind::Info => family.name.to_owned(),
+        };
+        let mut found = scrape.names().filter_map(|series| {
+            let rest = series.strip_prefix(&sample)?;
+            (rest.is_empty() || rest.starts_with('{')).then_some(rest)
+        });
+        let rest = found
+            .next()
+            .unwrap_or_else(|| panic!("no {sample} in\n{}", scrape.text));
+        let names: Vec<&str> = rest
+            .trim_matches(['{', '}'])
+            .split(',')
+            .filter_map(|pair| pair.split_once("=\"").map(|(name, _)| name))
+            .collect();
+        assert_eq!(names, labels, "{sample}");
+    }
+    for series in scrape.names() {
+        let name = series.split('{').next().unwrap();
+        let known = FAMILIES.iter().any(|family| {
+            name == family.name
+                || (family.kind == Kind::Histogram
+                    && ["_bucket", "_sum", "_count"]
+                        .iter()
+                        .any(|suffix| name.strip_suffix(suffix) == Some(family.name)))
+        });
+        assert!(known, "{series} is not in the reference");
+    }
+    let now = std::time::SystemTime::now();
+    let now = now
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_secs_f64();
+    let expires = scrape.get("certificate_not_after_seconds{name=\"kube.test\"}");
+    assert!(expires > now, "{expires}");
+    assert!(scrape.get("ca_not_after_seconds{cluster=\"test\"}") > now);
+    assert_eq!(scrape.get("last_reload_successful"), 1.0);
+    let well = format!(
+        "endpoint_healthy{{cluster=\"test\",endpoint=\"{}\"}}",
+        upstream.address()
+    );
+    assert_eq!(scrape.get(&well), 1.0);
+}
+
+#[tokio::test]
+async fn a_reload_that_fails_is_a_number() {
+    let world = World::new();
+    let proxy = world.proxy(tcp::refused().await).admin().start();
+    let admin = proxy.admin();
+    world.dir.write("cluster-ca.crt", "nothing");
+    proxy.reload();
+    let failed = [
+        ("reloads_total{result=\"failed\"}", 1.0),
+        ("last_reload_successful", 0.0),
+    ];
+    wait_for_numbers(admin, &failed).await;
+    world.dir.write("cluster-ca.crt", world.cluster_ca.pem());
+    proxy.reload();
+    wait_for_numbers(admin, &[("last_reload_successful", 1.0)]).await;
+    let last = scrape(admin).await.get("last_reload_seconds");
+    assert!(last > 1.5e9, "{last}");
+}

@@ -1,0 +1,124 @@
+//! The status page and what it reads: who holds what, and no secret.
+
+use serde_json::Value;
+use standin::tcp;
+
+use super::{api, ask, wait_for_numbers};
+use crate::proxy::{HOST, World};
+
+async fn status(admin: std::net::SocketAddr) -> Value {
+    serde_json::from_slice(&ask(admin, "/status.json").await.body).unwrap()
+}
+
+#[tokio::test]
+async fn it_says_who_holds_what_is_open_and_never_a_secret() {
+    let world = World::new();
+    let upstream = world.apiserver().http(api).start().await;
+    let proxy = world.proxy(upstream.address()).admin().start();
+    let admin = proxy.admin();
+    let mut watch = proxy.client().http1().await;
+    let client = watch.stream().tcp().local_addr().unwrap().to_string();
+    let path = "/api/v1/namespaces/default/pods";
+    watch
+        .send(format!(
+            "GET {path}?watch=1&token=s3cret HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: Bearer s3cret\r\n\
+             User-Agent: <script>alert(1)</script>\r\nCookie: s3cret\r\n\r\n"
+        ))
+        .await;
+    watch.head().await.unwrap();
+    let mut exec = proxy.client().http1().await;
+    exec.send(
+        crate::upgrades::WEBSOCKET
+            .replace("command=ls", "command=s3cret")
+            .replace(
+                "v5.channel.k8s.io",
+                "v5.channel.k8s.io, base64url.bearer.authorization.k8s.io.s3cret",
+            ),
+    )
+    .await;
+    exec.head().await.unwrap();
+    wait_for_numbers(admin, &[("watches", 1.0), ("tunnels", 1.0)]).await;
+
+    let response = ask(admin, "/status.json").await;
+    assert!(!response.text().contains("s3cret"), "{}", response.text());
+    let status: Value = serde_json::from_slice(&response.body).unwrap();
+    let open = status["open"].as_array().unwrap();
+    assert_eq!(open.len(), 2);
+    for (field, value) in [
+        ("kind", "watch"),
+        ("client", &*client),
+        ("user_agent", "<script>alert(1)</script>"),
+        ("resource", "pods"),
+        ("namespace", "default"),
+        ("name", ""),
+    ] {
+        assert_eq!(open[0][field], value, "{field} of {}", open[0]);
+    }
+    for (field, value) in [("kind", "tunnel"), ("resource", "pods/exec"), ("name", "p")] {
+        assert_eq!(open[1][field], value, "{field} of {}", open[1]);
+    }
+    let since = open[0]["since"].as_f64().unwrap();
+    let now = status["now"].as_f64().unwrap();
+    assert!((now - since).abs() < 60.0, "{since} and {now}");
+    assert_eq!(
+        status["certificates"][0]["names"],
+        serde_json::json!([HOST, "127.0.0.1"])
+    );
+    assert_eq!(status["clusters"][0]["endpoints"][0]["state"], "well");
+    assert_eq!(status["reload"]["failure"], Value::Null);
+}
+
+#[tokio::test]
+async fn it_says_what_fails_in_words() {
+    let world = World::new();
+    let nobody = tcp::refused().await;
+    let proxy = world.proxy(nobody).admin().start();
+    let admin = proxy.admin();
+    let client = proxy.client().http2().await;
+    for _ in 0..3 {
+        let response = client.get("https://kube.test/version").await.unwrap();
+        assert_eq!(response.status, 503);
+    }
+    world.dir.write("cluster-ca.crt", "nothing");
+    proxy.reload();
+    wait_for_numbers(admin, &[("last_reload_successful", 0.0)]).await;
+    let status = status(admin).await;
+    let errors = status["recent_errors"].as_array().unwrap();
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert_eq!(
+        (&errors[0]["reason"], &errors[0]["times"]),
+        (&"connect".into(), &3.into())
+    );
+    let sentence = errors[0]["sentence"].as_str().unwrap();
+    assert!(
+        sentence.contains(&format!("connect to {nobody}: ")),
+        "{sentence}"
+    );
+    let endpoint = &status["clusters"][0]["endpoints"][0];
+    assert_eq!(endpoint["state"], "ill");
+    assert!(
+        endpoint["why"].as_str().unwrap().contains("refused"),
+        "{endpoint}"
+    );
+    let reload = status["reload"]["failure"].as_str().unwrap();
+    assert!(reload.contains("cluster-ca.crt"), "{reload}");
+}
+
+/// Not even a line that somebody else put into the page would run.
+#[tokio::test]
+async fn the_page_comes_with_a_policy_that_allows_its_own_script_alone() {
+    let world = World::new();
+    let proxy = world.proxy(tcp::refused().await).admin().start();
+    let page = ask(proxy.admin(), "/").await;
+    let policy = page.head.header("content-security-policy").unwrap();
+    for part in [
+        "default-src 'none'",
+        "script-src 'sha256-",
+        "style-src 'sha256-",
+        "connect-src 'self'",
+        "frame-ancestors 'none'",
+    ] {
+        assert!(policy.contains(part), "{policy}");
+    }
+    assert!(!policy.contains("unsafe-"), "{policy}");
+}

@@ -1,0 +1,262 @@
+//! The signals, one by one and on top of each other, and what systemd hears of them.
+
+use std::{
+    net::TcpListener,
+    os::{fd::OwnedFd, unix::net::UnixDatagram as StdDatagram},
+    process::Stdio,
+    time::Duration,
+};
+
+use standin::within;
+use tokio::{
+    io::AsyncReadExt as _,
+    net::{TcpStream, UnixDatagram},
+    process::{Child, Command},
+};
+
+use super::{Binary, good_flags};
+use crate::proxy::{HOST, World};
+
+const WATCHDOG: &str = "WATCHDOG=1\n";
+const ENDLESS: &str = "GET /endless HTTP/1.1\r\nHost: kube.test\r\n\r\n";
+
+/// New clients are served for `--drain-delay` behind SIGTERM; nobody waits for it behind SIGINT.
+#[tokio::test]
+async fn sigterm_is_announced_and_sigint_is_not() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let mut binary = Binary::start(&world, upstream.address(), &["--drain-delay", "1m"]).await;
+    binary.signal("TERM").await;
+    binary
+        .wait_for_line("told to stop, new clients are still served")
+        .await;
+    let mut client = binary.client(&world).http1().await;
+    assert_eq!(client.get(HOST, "/version", "").await.text(), "ok");
+    binary.signal("TERM").await;
+    assert_eq!(binary.exit_code().await, Some(0));
+
+    let mut binary = Binary::start(&world, upstream.address(), &["--drain-delay", "1m"]).await;
+    binary.signal("INT").await;
+    assert_eq!(binary.exit_code().await, Some(0));
+}
+
+/// The second signal ends what the first one would have waited for.
+#[tokio::test]
+async fn a_second_signal_ends_everything_at_once() {
+    let world = World::new();
+    let upstream = world
+        .apiserver()
+        .http(crate::drain::slow_or_endless)
+        .start()
+        .await;
+    for (first, second) in [("TERM", "TERM"), ("TERM", "INT"), ("INT", "TERM")] {
+        let flags = ["--drain-timeout", "1h"];
+        let mut binary = Binary::start(&world, upstream.address(), &flags).await;
+        let mut client = binary.client(&world).http1().await;
+        client.send(ENDLESS).await;
+        assert_eq!(client.head().await.unwrap().status, 200);
+        assert_eq!(client.chunk().await.unwrap(), "event\n");
+        binary.signal(first).await;
+        binary.wait_for_line("draining").await;
+        binary.signal(second).await;
+        assert_eq!(binary.exit_code().await, Some(0), "{first} {second}");
+        client.chunk().await.unwrap_err();
+        binary.wait_for_line("everything ends now").await;
+        let line = binary.wait_for_line("stopped").await;
+        assert!(line.contains("connections_cut=1"), "{line}");
+    }
+}
+
+/// Neither signal disturbs the other.
+#[tokio::test]
+async fn a_signal_to_stop_during_a_reload_and_a_reload_during_the_end() {
+    let world = World::new();
+    let upstream = world
+        .apiserver()
+        .http(crate::drain::slow_or_endless)
+        .start()
+        .await;
+    let mut binary = Binary::start(&world, upstream.address(), &[]).await;
+    for _ in 0..3 {
+        world
+            .public_ca
+            .server(&[HOST, "127.0.0.1"])
+            .write(&world.dir, "public");
+        binary.signal("HUP").await;
+    }
+    let mut slow = binary.client(&world).http1().await;
+    slow.send(format!("GET /slow HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))
+        .await;
+    upstream.wait_for_open_responses(1).await;
+    binary.signal("HUP").await;
+    binary.signal("TERM").await;
+    binary.signal("HUP").await;
+    assert_eq!(slow.response().await.text(), "late");
+    assert_eq!(binary.exit_code().await, Some(0), "{:?}", binary.stderr());
+}
+
+/// An operator who looks at the log must not search it for the one line that counts.
+#[tokio::test]
+async fn each_failure_of_a_reload_is_said_once() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let config = world.dir.write("often.yaml", "timeouts: {reload: 20ms}");
+    let flags = ["--config", config.to_str().unwrap()];
+    let binary = Binary::start(&world, upstream.address(), &flags).await;
+    let key = world.dir.path().join("public.key");
+    let good = std::fs::read(&key).unwrap();
+    std::fs::write(&key, "").unwrap();
+    binary.wait_for_line("is empty").await;
+    // Many turns, each of which fails.
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    std::fs::write(&key, "hello").unwrap();
+    binary.wait_for_line("holds no PEM block").await;
+    std::fs::write(&key, good).unwrap();
+    binary.wait_for_line("the files are good again").await;
+    let lines = binary.stderr();
+    let failures = lines.iter().filter(|line| line.contains("reload failed"));
+    assert_eq!(failures.count(), 2, "{lines:?}");
+}
+
+/// What can only change at a restart is said, once.
+#[tokio::test]
+async fn what_needs_a_restart_is_said_once() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let config = world.dir.write("often.yaml", "timeouts: {reload: 20ms}");
+    let flags = ["--config", config.to_str().unwrap()];
+    let binary = Binary::start(&world, upstream.address(), &flags).await;
+    let changed = "timeouts: {reload: 30ms}\nlimits: {uriBytes: 2KiB}";
+    std::fs::write(&config, changed).unwrap();
+    let line = "limits, timeouts changed; a restart is needed";
+    binary.wait_for_line(line).await;
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    let lines = binary.stderr();
+    let said = lines.iter().filter(|said| said.contains(line)).count();
+    assert_eq!(said, 1, "{lines:?}");
+}
+
+/// What systemd was told next.
+async fn told(systemd: &UnixDatagram) -> String {
+    let mut text = vec![0; 4096];
+    let length = within("word to systemd", systemd.recv(&mut text))
+        .await
+        .unwrap();
+    text.truncate(length);
+    String::from_utf8(text).unwrap()
+}
+
+/// What systemd was told next besides that the workers live.
+async fn told_else(systemd: &UnixDatagram) -> String {
+    loop {
+        let words = told(systemd).await;
+        if words != WATCHDOG {
+            return words;
+        }
+    }
+}
+
+/// A unit of `Type=notify-reload` with `WatchdogSec=`.
+#[tokio::test]
+async fn systemd_hears_of_start_reload_and_stop_and_that_the_workers_live() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let path = world.dir.path().join("notify");
+    let socket = StdDatagram::bind(&path).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let systemd = UnixDatagram::from_std(socket).unwrap();
+    let environment = [
+        ("NOTIFY_SOCKET", path.to_str().unwrap()),
+        ("WATCHDOG_USEC", "3000000"),
+    ];
+    let started = Binary::start_with(&world, upstream.address(), &[], &environment);
+    let mut binary = started.await;
+    assert!(told_else(&systemd).await.contains("READY=1"));
+    assert_eq!(told(&systemd).await, WATCHDOG);
+    binary.signal("HUP").await;
+    let words = told_else(&systemd).await;
+    let since = words.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap();
+    assert!(since.trim_end().parse::<u64>().unwrap() > 0);
+    assert!(told_else(&systemd).await.contains("READY=1"));
+    binary.signal("TERM").await;
+    let words = told_else(&systemd).await;
+    assert!(words.starts_with("STOPPING=1\n"), "{words}");
+    assert_eq!(binary.exit_code().await, Some(0));
+}
+
+/// Starts it with a socket as systemd passes one: as file 3.
+fn activated(world: &World, upstream: std::net::SocketAddr, socket: &TcpListener) -> Child {
+    let flags = good_flags(world, upstream);
+    let script = "exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$@\"";
+    Command::new("sh")
+        .args([
+            "-c",
+            script,
+            "sh",
+            env!("CARGO_BIN_EXE_kube-tls-proxy"),
+            "serve",
+        ])
+        .args(flags)
+        .stdin(OwnedFd::from(socket.try_clone().unwrap()))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap()
+}
+
+/// With a socket unit nobody is refused while there is no process at all.
+#[tokio::test]
+async fn a_client_that_comes_between_two_processes_is_served_by_the_second() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let client = standin::client::Client::new(address)
+        .trust(&world.public_ca)
+        .sni(HOST);
+    let mut first = activated(&world, upstream.address(), &socket);
+    let mut early = client.http1().await;
+    assert_eq!(early.get(HOST, "/version", "").await.text(), "ok");
+    let pid = first.id().unwrap().to_string();
+    let kill = Command::new("kill").args(["-s", "TERM", &pid]).status();
+    assert!(kill.await.unwrap().success());
+    let ended = within("the end of the first", first.wait()).await.unwrap();
+    let mut words = String::new();
+    let mut stderr = first.stderr.take().unwrap();
+    stderr.read_to_string(&mut words).await.unwrap();
+    assert_eq!(ended.code(), Some(0), "{words}");
+    assert!(words.contains(&format!("listening   {address}")), "{words}");
+
+    let waiting = TcpStream::connect(address).await.unwrap();
+    let _second = activated(&world, upstream.address(), &socket);
+    let mut late = standin::client::Http1::new(client.over(waiting).await.unwrap());
+    assert_eq!(late.get(HOST, "/version", "").await.text(), "ok");
+}
+
+/// Without systemd: the second process shares the port on purpose, and the first one ends.
+#[tokio::test]
+async fn a_second_process_takes_the_port_over_without_a_refused_client() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let mut first = Binary::start(&world, upstream.address(), &[]).await;
+    let address = first.address.to_string();
+    let flags = ["--listen", &address, "--takeover"];
+    let second = Binary::start(&world, upstream.address(), &flags).await;
+    let client = second.client(&world);
+    let asking = tokio::spawn(async move {
+        let mut served = 0;
+        loop {
+            let mut client = client.http1().await;
+            let response = client.get(HOST, "/version", "").await;
+            assert_eq!(response.text(), "ok");
+            served += 1;
+            if served == 100 {
+                return;
+            }
+        }
+    });
+    first.signal("TERM").await;
+    assert_eq!(first.exit_code().await, Some(0));
+    within("a hundred clients", asking).await.unwrap();
+}

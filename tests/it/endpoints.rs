@@ -1,0 +1,207 @@
+//! Several apiservers behind one name: one that dies, falls silent or is somebody else costs no request once
+//! that is known, and is taken back when it works again.
+
+use std::{net::SocketAddr, time::Duration};
+
+use http::{Request, Response, StatusCode};
+use kube_tls_proxy::upstream::Health;
+use standin::{
+    pki::Ca,
+    tcp::{Relay, refused},
+    upstream::{RequestBody, ResponseBody, Upstream, full},
+    within,
+};
+use tokio::time::Instant;
+
+use crate::proxy::{APISERVER, HOST, Proxy, World};
+
+/// A proxy that probes these endpoints often.
+fn probing(world: &World, endpoints: &[SocketAddr]) -> Proxy {
+    let setup = world.proxy(endpoints[0]);
+    setup
+        .cluster(|cluster| cluster.addresses = endpoints.to_vec())
+        .timeouts(|timeouts| {
+            timeouts.probe_interval = Duration::from_millis(100);
+            timeouts.probe_timeout = Duration::from_millis(300);
+        })
+        .start()
+}
+
+/// One request of a client that has no connection yet.
+async fn ask_as_a_stranger(proxy: &Proxy) -> StatusCode {
+    let mut client = proxy.client().http1().await;
+    let response = client.get(HOST, "/version", "").await;
+    StatusCode::from_u16(response.status).unwrap()
+}
+
+/// Requests of clients, without the probes.
+fn asked(upstream: &Upstream) -> usize {
+    let requests = upstream.requests();
+    let asked = requests.iter().filter(|one| one.target == "/version");
+    asked.count()
+}
+
+#[tokio::test]
+async fn connections_are_spread_over_the_endpoints() {
+    let world = World::new();
+    let upstreams = [
+        world.apiserver().start().await,
+        world.apiserver().start().await,
+    ];
+    let proxy = probing(&world, &upstreams.each_ref().map(Upstream::address));
+    let mut clients = Vec::new();
+    for _ in 0..6 {
+        let mut client = proxy.client().http1().await;
+        client.get(HOST, "/version", "").await;
+        clients.push(client);
+    }
+    assert_eq!(upstreams.each_ref().map(asked), [3, 3]);
+    let leases = upstreams
+        .each_ref()
+        .map(|one| proxy.health(one.address()).leases);
+    assert!(leases.iter().all(|leases| *leases >= 3), "{leases:?}");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_refuses_costs_nothing_and_is_taken_back() {
+    let world = World::new();
+    let well = world.apiserver().start().await;
+    let dead = refused().await;
+    let proxy = probing(&world, &[dead, well.address()]);
+    for _ in 0..4 {
+        assert_eq!(ask_as_a_stranger(&proxy).await, StatusCode::OK);
+    }
+    proxy.wait_for_health(dead, Health::Ill).await;
+    let why = proxy.health(dead).why.unwrap();
+    assert!(why.contains("refused"), "{why}");
+    let listener = tokio::net::TcpListener::bind(dead).await.unwrap();
+    let _back = world.apiserver().serve(listener);
+    proxy.wait_for_health(dead, Health::Well).await;
+    assert_eq!(proxy.health(dead).why, None);
+}
+
+/// Hosts that are gone do not refuse; a dial would wait for its whole timeout.
+#[tokio::test]
+async fn a_silent_endpoint_costs_a_moment_and_after_that_nothing() {
+    let world = World::new();
+    let behind = world.apiserver().start().await;
+    let (well, silent) = (
+        world.apiserver().start().await,
+        Relay::start(behind.address()).await,
+    );
+    silent.freeze();
+    let proxy = probing(&world, &[silent.address(), well.address()]);
+    let began = Instant::now();
+    for _ in 0..4 {
+        assert_eq!(ask_as_a_stranger(&proxy).await, StatusCode::OK);
+    }
+    assert!(
+        began.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        began.elapsed()
+    );
+    proxy.wait_for_health(silent.address(), Health::Ill).await;
+    assert_eq!(asked(&behind), 0);
+    silent.thaw();
+    proxy.wait_for_health(silent.address(), Health::Well).await;
+}
+
+/// A client keeps its connection for hours; it must not keep it to an apiserver that is gone.
+#[tokio::test]
+async fn a_lease_of_an_ill_endpoint_is_not_used_again() {
+    let world = World::new();
+    let upstreams = [
+        world.apiserver().start().await,
+        world.apiserver().start().await,
+    ];
+    let relays = [
+        Relay::start(upstreams[0].address()).await,
+        Relay::start(upstreams[1].address()).await,
+    ];
+    let proxy = probing(&world, &relays.each_ref().map(Relay::address));
+    for relay in &relays {
+        proxy.wait_for_health(relay.address(), Health::Well).await;
+    }
+    let http2 = proxy.client().http2().await;
+    let mut http1 = proxy.client().http1().await;
+    assert_eq!(
+        http2.get("https://kube.test/version").await.unwrap().status,
+        200
+    );
+    assert_eq!(http1.get(HOST, "/version", "").await.status, 200);
+    let counts = upstreams.each_ref().map(asked);
+    assert_eq!(counts, [1, 1], "one lease on each");
+
+    relays[0].freeze();
+    proxy
+        .wait_for_health(relays[0].address(), Health::Ill)
+        .await;
+    let answers = async {
+        assert_eq!(
+            http2.get("https://kube.test/version").await.unwrap().status,
+            200
+        );
+        assert_eq!(http1.get(HOST, "/version", "").await.status, 200);
+    };
+    within("answers of the other endpoint", answers).await;
+    assert_eq!(asked(&upstreams[1]), 3);
+}
+
+/// An answer to /readyz with this status.
+fn readiness(status: StatusCode, request: &Request<RequestBody>) -> Response<ResponseBody> {
+    let mut response = Response::new(full("ok"));
+    if request.uri().path() == "/readyz" {
+        *response.status_mut() = status;
+    }
+    response
+}
+
+/// Probes carry no credentials, and many clusters know no anonymous user.
+#[tokio::test]
+async fn an_apiserver_that_wants_credentials_is_well_and_one_that_is_not_ready_is_ill() {
+    let world = World::new();
+    for (status, state) in [
+        (StatusCode::UNAUTHORIZED, Health::Well),
+        (StatusCode::FORBIDDEN, Health::Well),
+        (StatusCode::INTERNAL_SERVER_ERROR, Health::Ill),
+    ] {
+        let answer = move |request| std::future::ready(readiness(status, &request));
+        let upstream = world.apiserver().http(answer).start().await;
+        let proxy = probing(&world, &[upstream.address()]);
+        proxy.wait_for_health(upstream.address(), state).await;
+        let probe = upstream.next_request().await;
+        assert_eq!(probe.target, "/readyz");
+        assert_eq!(probe.header("authorization"), None);
+        let agent = probe.header("user-agent").unwrap();
+        assert!(agent.ends_with(" probe"), "{agent}");
+        // The only one there is; ill or not, there is nothing better.
+        assert_eq!(ask_as_a_stranger(&proxy).await, StatusCode::OK);
+    }
+}
+
+#[tokio::test]
+async fn a_probe_says_nothing_to_an_apiserver_that_is_somebody_else() {
+    let world = World::new();
+    let foreign = Upstream::builder(Ca::new("foreign").server(&[APISERVER]));
+    let (foreign, well) = (foreign.start().await, world.apiserver().start().await);
+    let proxy = probing(&world, &[foreign.address(), well.address()]);
+    proxy.wait_for_health(foreign.address(), Health::Ill).await;
+    let why = proxy.health(foreign.address()).why.unwrap();
+    assert!(why.contains("not signed by the cluster CA"), "{why}");
+    foreign.connection_end(0).await;
+    assert_eq!(foreign.connections()[0].bytes_received, 0);
+}
+
+/// What is known need not be asked again when there is no choice.
+#[tokio::test]
+async fn a_single_endpoint_is_probed_once() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = probing(&world, &[upstream.address()]);
+    proxy
+        .wait_for_health(upstream.address(), Health::Well)
+        .await;
+    // Many turns of the probe.
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(upstream.requests().len(), 1);
+}

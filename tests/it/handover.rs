@@ -1,0 +1,161 @@
+//! From the signal to stop to the closed sockets: nobody who still comes is turned away before others can
+//! know, and nobody who has come is dropped.
+
+use std::time::Duration;
+
+use kube_tls_proxy::drain::Phase;
+use standin::{client::Http1, within};
+use tokio::{net::TcpStream, task::JoinSet, time::Instant};
+
+use crate::{
+    drain::slow_or_endless,
+    proxy::{HOST, World},
+    tunnels,
+    upgrades::Switch,
+};
+
+/// Whoever watches readiness hears of the end before new clients are turned away.
+#[tokio::test]
+async fn new_clients_are_served_for_the_delay_behind_the_signal() {
+    let delay = Duration::from_secs(2);
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let mut proxy = world
+        .proxy(upstream.address())
+        .timeouts(|timeouts| timeouts.drain_delay = delay)
+        .start();
+    proxy.wait_for_phase(Phase::Serving).await;
+    let told = Instant::now();
+    proxy.begin_shutdown();
+    proxy.wait_for_phase(Phase::Announced).await;
+    let mut client = proxy.client().http1().await;
+    let response = client.get(HOST, "/version", "").await;
+    assert_eq!(response.text(), "ok");
+    assert_eq!(response.head.header("connection"), None, "it may stay");
+    assert!(told.elapsed() < delay, "the machine is too slow for this");
+    proxy.wait_for_phase(Phase::Draining).await;
+    assert!(told.elapsed() >= delay, "{:?}", told.elapsed());
+    assert_eq!(client.end().await.unwrap(), "");
+    proxy.ended().await;
+}
+
+/// A reload while it is on its way to its end is nothing special.
+#[tokio::test]
+async fn a_reload_within_the_delay_is_taken() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let mut proxy = world
+        .proxy(upstream.address())
+        .timeouts(|timeouts| timeouts.drain_delay = standin::WAIT * 10)
+        .start();
+    proxy.begin_shutdown();
+    proxy.wait_for_phase(Phase::Announced).await;
+    let new = world.public_ca.server(&[HOST, "127.0.0.1"]);
+    new.write(&world.dir, "public");
+    proxy.reload();
+    let shown = async {
+        while proxy
+            .client()
+            .alpn(&[])
+            .connect()
+            .await
+            .unwrap()
+            .server_certificates()[0]
+            != new.chain[0]
+        {}
+    };
+    within("the new certificate", shown).await;
+    proxy.stop().without_delay();
+    proxy.ended().await;
+}
+
+/// The kernel would reset what nobody has accepted when the socket is closed.
+#[tokio::test]
+async fn clients_that_wait_in_the_kernel_are_served_although_the_socket_closes() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let mut proxy = world
+        .proxy(upstream.address())
+        // The others wait in the kernel until this one is gone.
+        .limits(|limits| limits.connections = 1)
+        .timeouts(|timeouts| timeouts.drain = standin::WAIT * 10)
+        .start();
+    let mut first = proxy.client().http1().await;
+    first.get(HOST, "/", "").await;
+    let mut asking = JoinSet::new();
+    for _ in 0..20 {
+        let waiting = TcpStream::connect(proxy.address()).await.unwrap();
+        let client = proxy.client();
+        asking.spawn(async move {
+            let mut client = Http1::new(client.over(waiting).await.unwrap());
+            client.get(HOST, "/version", "").await.text()
+        });
+    }
+    proxy.begin_shutdown();
+    while let Some(answer) = asking.join_next().await {
+        assert_eq!(answer.unwrap(), "ok");
+    }
+    proxy.ended().await;
+}
+
+/// Case 56. A tunnel cannot be resumed by its client, so it gets more time than requests, but not more than
+/// is said.
+#[tokio::test]
+async fn tunnels_have_a_deadline_of_their_own() {
+    let (requests, tunnels) = (Duration::from_millis(300), Duration::from_millis(1500));
+    let world = World::new();
+    let endless = world.apiserver().http(slow_or_endless).start().await;
+    let switch = Switch::start(&world).await;
+    for ends_by_itself in [true, false] {
+        let mut proxy = world
+            .proxy(switch.upstream.address())
+            .timeouts(|timeouts| {
+                timeouts.drain = requests;
+                timeouts.drain_tunnels = if ends_by_itself {
+                    standin::WAIT * 10
+                } else {
+                    tunnels
+                };
+            })
+            .start();
+        let (mut client, mut asked) = tunnels::open(&proxy, &switch).await;
+        let began = Instant::now();
+        proxy.begin_shutdown();
+        proxy.wait_for_phase(Phase::Draining).await;
+        tokio::time::sleep(requests * 2).await;
+        client.send("still").await;
+        assert_eq!(asked.hear(5).await, b"still", "behind the time of requests");
+        if ends_by_itself {
+            asked.end().await;
+            assert_eq!(client.end().await.unwrap(), "");
+        } else {
+            client.end().await.unwrap_err();
+            assert!(began.elapsed() >= tunnels, "{:?}", began.elapsed());
+        }
+        drop(client);
+        proxy.ended().await;
+    }
+    drop(endless);
+}
+
+/// Case 56. Who says it twice means it.
+#[tokio::test]
+async fn a_second_signal_ends_everything() {
+    let world = World::new();
+    let upstream = world.apiserver().http(slow_or_endless).start().await;
+    let mut proxy = world
+        .proxy(upstream.address())
+        .timeouts(|timeouts| timeouts.drain = standin::WAIT * 10)
+        .start();
+    let mut client = proxy.client().http1().await;
+    client
+        .send(format!("GET /endless HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))
+        .await;
+    assert_eq!(client.head().await.unwrap().status, 200);
+    assert_eq!(client.chunk().await.unwrap(), "event\n");
+    proxy.begin_shutdown();
+    proxy.wait_for_phase(Phase::Draining).await;
+    proxy.stop().now();
+    client.chunk().await.unwrap_err();
+    proxy.ended().await;
+}

@@ -1,0 +1,166 @@
+//! One process of the proxy.
+
+use std::{
+    net::SocketAddr,
+    process::Stdio,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use standin::client::Client;
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::{Child, Command},
+    sync::watch,
+};
+
+use crate::{APISERVER, HOST, World};
+
+/// `--drain-delay` of every instance.
+pub(crate) const DELAY: Duration = Duration::from_secs(2);
+/// `--drain-tunnels` of every instance.
+pub(crate) const DRAIN_TUNNELS: Duration = Duration::from_secs(20);
+
+/// A running proxy; it is killed when dropped.
+pub(crate) struct Instance {
+    child: Child,
+    address: SocketAddr,
+    client: Client,
+    lines: Arc<watch::Sender<Vec<(Instant, String)>>>,
+    told: std::cell::Cell<Option<Instant>>,
+}
+
+impl Instance {
+    /// Starts it in front of these apiservers and waits until it serves.
+    pub(crate) async fn start(world: &World, apiservers: &[SocketAddr]) -> Self {
+        let file = |name: &str| world.dir.path().join(name).display().to_string();
+        let addresses: Vec<_> = apiservers.iter().map(|one| format!("'{one}'")).collect();
+        let config = format!(
+            "timeouts: {{reload: {}}}\nclusters:\n- name: test\n  upstream:\n    url: https://{APISERVER}\n    name: {APISERVER}\n    ca: {}\n    addresses: [{}]\n",
+            world.reload,
+            file("ca.crt"),
+            addresses.join(", "),
+        );
+        let config = world
+            .dir
+            .write(&format!("proxy-{}.yaml", apiservers.len()), config);
+        let (delay, tunnels) = (
+            format!("{}s", DELAY.as_secs()),
+            format!("{}s", DRAIN_TUNNELS.as_secs()),
+        );
+        let mut child = Command::new(env!("CARGO_BIN_EXE_kube-tls-proxy"))
+            .args(["serve", "--listen", "127.0.0.1:0", "--workers", "2"])
+            .args(["--cert", &file("tls.crt"), "--key", &file("tls.key")])
+            .args(["--config", config.to_str().unwrap(), "--no-access-log"])
+            .args(["--drain-delay", &delay, "--drain-timeout", "10s"])
+            .args(["--drain-tunnels", &tunnels])
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let lines = Arc::new(watch::Sender::new(Vec::new()));
+        let heard = Arc::clone(&lines);
+        let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines();
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = stderr.next_line().await {
+                heard.send_modify(|lines: &mut Vec<_>| lines.push((Instant::now(), line)));
+            }
+        });
+        let said = |lines: &Vec<(Instant, String)>| {
+            let line = lines.iter().find(|(_, line)| line.contains("listening"))?;
+            line.1.split_whitespace().last()?.parse().ok()
+        };
+        let mut changes = lines.subscribe();
+        let listening = changes.wait_for(|lines| said(lines).is_some());
+        let address: SocketAddr = said(
+            &tokio::time::timeout(WAIT, listening)
+                .await
+                .unwrap()
+                .unwrap(),
+        )
+        .unwrap();
+        Self {
+            child,
+            address,
+            client: Client::new(address).trust(&world.public_ca).sni(HOST),
+            lines,
+            told: std::cell::Cell::new(None),
+        }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The certificate that a stranger is shown.
+    pub(crate) async fn presents(&self) -> Vec<u8> {
+        // Without a session to resume, which would show the certificate it began with.
+        let stranger = self.client.clone().alpn(&[]);
+        let connection = stranger.connect().await.unwrap();
+        connection.server_certificates()[0].to_vec()
+    }
+
+    /// Lines of the log that contain this.
+    pub(crate) fn count(&self, part: &str) -> usize {
+        let lines = self.lines.borrow();
+        lines.iter().filter(|(_, line)| line.contains(part)).count()
+    }
+
+    /// Waits until so many lines contain this.
+    pub(crate) async fn wait_for(&self, part: &str, count: usize) {
+        let mut changes = self.lines.subscribe();
+        let enough = changes.wait_for(|lines| {
+            lines.iter().filter(|(_, line)| line.contains(part)).count() >= count
+        });
+        let waited = tokio::time::timeout(WAIT, enough).await;
+        if waited.is_err() {
+            panic!(
+                "no {count} lines with {part:?} in {:#?}",
+                self.lines.borrow()
+            );
+        }
+    }
+
+    /// When the first line came that contains all of these, if one did behind `since`.
+    pub(crate) fn said(&self, parts: &[&str], since: Instant) -> Option<Instant> {
+        let lines = self.lines.borrow();
+        let mut lines = lines.iter().filter(|(at, _)| *at >= since);
+        let found = lines.find(|(_, line)| parts.iter().all(|part| line.contains(part)));
+        found.map(|(at, _)| *at)
+    }
+
+    /// Sends SIGTERM.
+    pub(crate) async fn terminate(&self) {
+        let pid = self.child.id().unwrap().to_string();
+        let kill = Command::new("kill").args(["-s", "TERM", &pid]).status();
+        assert!(kill.await.unwrap().success());
+        self.told.set(Some(Instant::now()));
+    }
+
+    /// The line with which it ends, which can be asked for before.
+    pub(crate) fn stopped_line(&self) -> impl Future<Output = String> + use<> {
+        let mut changes = self.lines.subscribe();
+        async move {
+            let find = |lines: &Vec<(Instant, String)>| {
+                let line = lines.iter().find(|(_, line)| line.contains("stopped"));
+                line.map(|(_, line)| line.clone())
+            };
+            let ended = changes.wait_for(|lines| find(lines).is_some());
+            find(&tokio::time::timeout(WAIT, ended).await.unwrap().unwrap()).unwrap()
+        }
+    }
+
+    /// Waits for its end; how long after SIGTERM that was.
+    pub(crate) async fn exit(mut self) -> Duration {
+        let limit = DELAY + DRAIN_TUNNELS + WAIT;
+        let ended = tokio::time::timeout(limit, self.child.wait()).await;
+        let code = ended.unwrap().unwrap().code();
+        assert_eq!(code, Some(0), "{:#?}", self.lines.borrow());
+        self.told.get().unwrap().elapsed()
+    }
+}
+
+const WAIT: Duration = Duration::from_secs(20);

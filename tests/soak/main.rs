@@ -1,0 +1,234 @@
+//! A year of an operator in a minute: the binary under steady load while certificates, CAs and processes are
+//! replaced, files are broken and apiservers fail. What clients see of it is counted: it has to be nothing.
+//!
+//! By default it is short, so that it can run with every change. `SOAK=full cargo test --test soak` takes the
+//! numbers of the acceptance: 300 requests a second, 20 certificates, 5 CAs, 3 rolling restarts.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::print_stdout,
+    reason = "all of this crate is tests, also what stands outside of a #[test]; a test has no Drain"
+)]
+
+mod apiserver;
+mod balancer;
+mod endpoints;
+mod instance;
+mod load;
+
+use std::time::{Duration, Instant};
+
+use standin::{TempDir, pki::Ca};
+use tokio::sync::Mutex;
+
+use apiserver::Apiserver;
+use balancer::Balancer;
+use instance::Instance;
+use load::{Load, Shape};
+
+/// The public name that the proxy's certificate carries.
+const HOST: &str = "kube.test";
+/// The name that the apiserver's certificate carries.
+const APISERVER: &str = "kubernetes.default.svc";
+
+/// Each test wants the machine for itself.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+/// How much is done.
+struct Size {
+    shape: Shape,
+    certificates: usize,
+    cas: usize,
+    broken: usize,
+    restarts: usize,
+    /// How often the proxies read their files.
+    reload: &'static str,
+}
+
+fn size() -> Size {
+    if std::env::var_os("SOAK").is_some_and(|size| size == "full") {
+        return Size {
+            shape: Shape {
+                requests_per_second: 300,
+                watches: 100,
+                tunnels: 20,
+            },
+            certificates: 20,
+            cas: 5,
+            broken: 5,
+            restarts: 3,
+            reload: "10s",
+        };
+    }
+    Size {
+        shape: Shape {
+            requests_per_second: 40,
+            watches: 30,
+            tunnels: 6,
+        },
+        certificates: 3,
+        cas: 1,
+        broken: 2,
+        restarts: 1,
+        reload: "1s",
+    }
+}
+
+/// The CAs and files that all instances of a test share.
+struct World {
+    public_ca: Ca,
+    dir: TempDir,
+    reload: &'static str,
+}
+
+impl World {
+    fn new(cluster_ca: &Ca, reload: &'static str) -> Self {
+        let world = Self {
+            public_ca: Ca::new("public"),
+            dir: TempDir::new(),
+            reload,
+        };
+        world.new_certificate();
+        world.dir.write("ca.crt", cluster_ca.pem());
+        world
+    }
+
+    /// Replaces the certificate; returns the leaf.
+    fn new_certificate(&self) -> Vec<u8> {
+        let identity = self.public_ca.server(&[HOST, "127.0.0.1"]);
+        identity.write(&self.dir, "tls");
+        identity.chain[0].to_vec()
+    }
+}
+
+/// Waits until every instance presents this certificate; says how long that took.
+async fn presented(instances: &[Instance], leaf: &[u8]) -> Duration {
+    let began = Instant::now();
+    for instance in instances {
+        while instance.presents().await != leaf {
+            let waited = began.elapsed();
+            assert!(
+                waited < Duration::from_secs(15),
+                "the new certificate after 15 s"
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    began.elapsed()
+}
+
+/// Certificates, CAs, broken files and whole processes change, and no client notices.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_notices_rotations_broken_files_and_restarts() {
+    let _alone = ALONE.lock().await;
+    let size = size();
+    let mut ca = Ca::new("cluster");
+    let world = World::new(&ca, size.reload);
+    let apiserver = Apiserver::start(ca.server(&[APISERVER])).await;
+    let mut instances = vec![
+        Instance::start(&world, &[apiserver.address()]).await,
+        Instance::start(&world, &[apiserver.address()]).await,
+    ];
+    let balancer = Balancer::start(instances.iter().map(Instance::address)).await;
+    let load = Load::start(&world, balancer.address(), &apiserver, size.shape);
+
+    let mut slowest = Duration::ZERO;
+    for _ in 0..size.certificates {
+        let leaf = world.new_certificate();
+        slowest = slowest.max(presented(&instances, &leaf).await);
+    }
+    for number in 0..size.cas {
+        let new = Ca::new(&format!("cluster {number}"));
+        // As an operator does it: first both, then the apiserver's certificate, then the new one alone.
+        for (cas, present) in [(ca.pem() + &new.pem(), true), (new.pem(), false)] {
+            let seen: Vec<_> = instances.iter().map(|one| one.count("reloaded")).collect();
+            world.dir.write("ca.crt", cas);
+            for (instance, seen) in instances.iter().zip(seen) {
+                instance.wait_for("reloaded", seen + 1).await;
+            }
+            if present {
+                apiserver.present(&new.server(&[APISERVER]));
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+        ca = new;
+    }
+    for _ in 0..size.broken {
+        let good = std::fs::read(world.dir.path().join("tls.key")).unwrap();
+        let leaf = instances[0].presents().await;
+        let seen: Vec<_> = instances
+            .iter()
+            .map(|one| one.count("reload failed"))
+            .collect();
+        world.dir.write("tls.key", "broken");
+        for (instance, seen) in instances.iter().zip(seen) {
+            instance.wait_for("reload failed", seen + 1).await;
+            assert_eq!(
+                instance.presents().await,
+                leaf,
+                "the broken file is kept out"
+            );
+        }
+        world.dir.write("tls.key", good);
+        for instance in &instances {
+            let seen = instance.count("reload failed");
+            instance.wait_for("the files are good again", seen).await;
+        }
+    }
+    let mut exits = Vec::new();
+    for _ in 0..size.restarts * instances.len() {
+        let new = Instance::start(&world, &[apiserver.address()]).await;
+        balancer.add(new.address());
+        let old = instances.remove(0);
+        instances.push(new);
+        old.terminate().await;
+        // A load balancer hears of it within the delay.
+        tokio::time::sleep(instance::DELAY / 2).await;
+        balancer.remove(old.address());
+        exits.push(old.exit().await);
+    }
+    let tally = load.finish().await;
+    println!("{tally}\nslowest new certificate {slowest:?}; exits after {exits:?}");
+    tally.assert_clean();
+    assert!(
+        tally.resumed() >= size.shape.watches,
+        "the restarts ended no watch"
+    );
+}
+
+/// The end of a process under load: nothing fails, every watch ends on a line, and it is over in time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigterm_under_load_fails_no_request() {
+    let _alone = ALONE.lock().await;
+    let size = size();
+    let ca = Ca::new("cluster");
+    let world = World::new(&ca, size.reload);
+    let apiserver = Apiserver::start(ca.server(&[APISERVER])).await;
+    let instances = [
+        Instance::start(&world, &[apiserver.address()]).await,
+        Instance::start(&world, &[apiserver.address()]).await,
+    ];
+    let balancer = Balancer::start(instances.iter().map(Instance::address)).await;
+    let load = Load::start(&world, balancer.address(), &apiserver, size.shape);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let [old, _stays] = instances;
+    let connections = balancer.open(old.address());
+    old.terminate().await;
+    tokio::time::sleep(instance::DELAY / 2).await;
+    balancer.remove(old.address());
+    let stopped = old.stopped_line();
+    let took = old.exit().await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let tally = load.finish().await;
+    println!("{tally}\nexit after {took:?} with {connections} connections");
+    let stopped = stopped.await;
+    tally.assert_clean();
+    assert!(connections > 0, "it had nothing to do");
+    assert!(stopped.contains("connections_cut=0"), "{stopped}");
+    assert!(stopped.contains("tunnels_cut=0"), "{stopped}");
+    assert!(took <= instance::DELAY + instance::DRAIN_TUNNELS + Duration::from_secs(1));
+}
