@@ -1,22 +1,41 @@
 # syntax=docker/dockerfile:1
-# A static binary on nothing. Pin both images by digest where you build for production.
+#
+#   docker build --build-arg VERSION=0.1.0 --build-arg REVISION="$(git rev-parse HEAD)" --tag kube-tls-proxy:0.1.0 .
+#
+# Both stages are Debian 12, so the binary meets the C library that it was linked with. Pin both images by digest where you
+# build for production.
 
-FROM rust:1.95-alpine AS build
-RUN apk add --no-cache gcc make musl-dev
+FROM rust:1.95-bookworm AS build
 WORKDIR /src
-COPY Cargo.toml Cargo.lock ./
-COPY src src
-# The workspace and its targets must be there to be parsed; neither is built.
-COPY benches benches
-COPY tests tests
-COPY examples examples
-RUN cargo build --release --locked --package kube-tls-proxy --bin kube-tls-proxy \
- && cp target/release/kube-tls-proxy /kube-tls-proxy
 
-# No shell, no files but this one, nothing to write to: runs with a read-only root file system.
-FROM scratch
-COPY --from=build /kube-tls-proxy /kube-tls-proxy
+# The dependencies first, with empty sources for every target that a manifest names: this layer is built again only when a
+# manifest changes.
+COPY Cargo.toml Cargo.lock ./
+COPY tests/standin/Cargo.toml tests/standin/
+COPY benches/peers/load/Cargo.toml benches/peers/load/
+RUN for file in src/lib.rs tests/standin/src/lib.rs; do mkdir -p "${file%/*}" && : >"$file"; done \
+ && for file in $(sed -n 's/^path = "\(.*\.rs\)".*/\1/p' Cargo.toml) benches/proxy/main.rs benches/peers/load/src/main.rs; do \
+      mkdir -p "${file%/*}" && echo 'fn main() {}' >"$file"; done \
+ && cargo build --release --locked --package kube-tls-proxy --bin kube-tls-proxy
+
+COPY src src
+# Copied files keep their times, which are older than what was just built, so cargo would think that it is done.
+RUN touch src/lib.rs src/main.rs \
+ && cargo build --release --locked --package kube-tls-proxy --bin kube-tls-proxy
+
+# The C library and libgcc, and no shell; nothing is written, so the root file system may be read-only.
+FROM gcr.io/distroless/cc-debian12:nonroot
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="kube-tls-proxy" \
+      org.opencontainers.image.description="The TLS front door of a kube-apiserver: public certificate outside, verified cluster CA inside" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION" \
+      org.opencontainers.image.base.name="gcr.io/distroless/cc-debian12:nonroot"
+COPY --from=build /src/target/release/kube-tls-proxy /usr/bin/kube-tls-proxy
+# As a number, which is what runAsNonRoot can check.
 USER 65532:65532
-EXPOSE 8443
-ENTRYPOINT ["/kube-tls-proxy"]
+EXPOSE 8443 9090
+ENTRYPOINT ["/usr/bin/kube-tls-proxy"]
 CMD ["serve"]

@@ -194,12 +194,15 @@ mod tests {
     async fn a_worker_that_is_stuck_and_no_other_thing_makes_livez_fail() {
         let dir = TempDir::new();
         let (sources, _tell, _reloader) = sources(&dir, Phase::Draining);
-        advance(STUCK - Duration::from_millis(1)).await;
+        let turn = async |worker: usize, seconds| {
+            let turning = sources.metrics.workers()[worker].keep_beating();
+            let while_it_turns = tokio::time::timeout(Duration::from_secs(seconds), turning);
+            while_it_turns.await.unwrap_err();
+        };
+        turn(1, 1).await;
+        advance(STUCK - Duration::from_secs(2)).await;
         assert_eq!(livez(&sources).text(false), "ok");
-        let turning = sources.metrics.workers()[0].keep_beating();
-        tokio::time::timeout(Duration::from_secs(2), turning)
-            .await
-            .unwrap_err();
+        turn(0, 3).await;
         assert_eq!(
             livez(&sources).text(false),
             "[-]workers failed: worker 1 has not turned its loop for 11 s; restart the process\nlivez check failed\n"

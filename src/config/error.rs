@@ -281,7 +281,7 @@ pub enum Fault {
         "this process is not in a pod, for KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set; run it in one, or say where the apiserver is"
     )]
     NotInPod,
-    #[error("there is no CA at {}; mount the ConfigMap kube-root-ca.crt there, as config/deploy does, or say where the apiserver and its CA are", file.display())]
+    #[error("there is no CA at {}; mount the ConfigMap kube-root-ca.crt there, as config/kubernetes does, or say where the apiserver and its CA are", file.display())]
     NoPodCa { file: PathBuf },
     #[error("CA {}", file.display())]
     PodCa {

@@ -148,7 +148,7 @@ impl Counts {
     pub async fn keep_beating(&self) {
         loop {
             let millis = u64::try_from(self.made.elapsed().as_millis()).unwrap_or(u64::MAX);
-            self.beat.store(millis, Ordering::Relaxed);
+            self.beat.store(millis.max(1), Ordering::Relaxed);
             tokio::time::sleep(BEAT).await;
         }
     }
@@ -159,11 +159,17 @@ impl Counts {
         self.beat.load(Ordering::Relaxed)
     }
 
-    /// How long ago the worker's loop has turned.
+    /// How long ago the worker's loop has turned; nothing before its first turn, for which names are
+    /// looked up and sockets opened.
     #[must_use]
     pub fn silent_for(&self) -> Duration {
-        let beat = Duration::from_millis(self.last_beat());
-        self.made.elapsed().saturating_sub(beat)
+        match self.last_beat() {
+            0 => Duration::ZERO,
+            beat => {
+                let beat = Duration::from_millis(beat);
+                self.made.elapsed().saturating_sub(beat)
+            }
+        }
     }
 
     pub(super) fn connected(&self, protocol: Protocol) {
@@ -199,7 +205,7 @@ mod tests {
     async fn a_loop_that_turns_is_never_silent_for_long() {
         let counts = Counts::default();
         advance(Duration::from_secs(60)).await;
-        assert_eq!(counts.silent_for(), Duration::from_secs(60));
+        assert_eq!(counts.silent_for(), Duration::ZERO, "it has not begun");
         let turning = timeout(Duration::from_secs(60), counts.keep_beating());
         turning.await.unwrap_err();
         assert!(counts.silent_for() <= BEAT, "{:?}", counts.silent_for());

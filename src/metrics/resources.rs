@@ -18,12 +18,17 @@ impl Resource {
         if !is_built_in(group) {
             return Self::CUSTOM;
         }
-        let wanted = (resource, subresource.unwrap_or(""));
-        KINDS
-            .binary_search_by(|(kind, sub, _)| (*kind, *sub).cmp(&wanted))
-            .ok()
-            .and_then(|at| u16::try_from(at).ok())
-            .map_or(Self::OTHER, Self)
+        let subresource = subresource.unwrap_or("");
+        let mut slot = hash(resource, subresource) % SLOTS;
+        // Half of the slots are free, so that this comes to an end.
+        while let Some(number) = TABLE.get(slot).copied().filter(|number| *number != FREE) {
+            let kind = KINDS.get(usize::from(number));
+            if kind.is_some_and(|(kind, sub, _)| *kind == resource && *sub == subresource) {
+                return Self(number);
+            }
+            slot = (slot + 1) % SLOTS;
+        }
+        Self::OTHER
     }
 
     /// As it stands in a metric.
@@ -76,6 +81,51 @@ fn is_built_in(group: &str) -> bool {
     )
 }
 
+/// FNV-1a of `resource/subresource`. A client may choose names that meet in one slot: they cost it a walk
+/// over the kinds beside that slot and no more, for nothing is ever put in.
+#[expect(
+    clippy::indexing_slicing,
+    reason = "the array has three parts, and `at` ends before that"
+)]
+const fn hash(resource: &str, subresource: &str) -> usize {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let mut parts = [resource.as_bytes(), b"/", subresource.as_bytes()];
+    let mut at = 0;
+    while at < parts.len() {
+        while let [byte, rest @ ..] = parts[at] {
+            hash = (hash ^ *byte as u64).wrapping_mul(0x0100_0000_01b3);
+            parts[at] = rest;
+        }
+        at += 1;
+    }
+    // The upper half is the better mixed one.
+    (hash >> 32) as usize
+}
+
+/// For each slot the number of its kind; made by the compiler.
+#[expect(
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "the compiler runs this, and a number that does not fit ends the build"
+)]
+static TABLE: [u16; SLOTS] = {
+    let mut table = [FREE; SLOTS];
+    let mut number = 0;
+    while number < KINDS.len() {
+        let (kind, sub, _) = KINDS[number];
+        let mut slot = hash(kind, sub) % SLOTS;
+        while table[slot] != FREE {
+            slot = (slot + 1) % SLOTS;
+        }
+        table[slot] = number as u16;
+        number += 1;
+    }
+    table
+};
+
+const SLOTS: usize = 256;
+const FREE: u16 = u16::MAX;
+
 /// Makes the entries of [`KINDS`], with the label in one piece.
 macro_rules! kinds {
     ($($kind:literal $(/ $sub:literal)?,)+) => {
@@ -85,7 +135,7 @@ macro_rules! kinds {
     (@one $kind:literal / $sub:literal) => { ($kind, $sub, concat!($kind, "/", $sub)) };
 }
 
-/// Kind, subresource and label, sorted.
+/// Kind, subresource and label.
 const KINDS: &[(&str, &str, &str)] = kinds![
     "apiservices",
     "apiservices" / "status",

@@ -57,7 +57,8 @@ impl<'a> RequestInfo<'a> {
             length += 1;
         }
         let mut rest = rest.get(..length).unwrap_or_default();
-        let mut watches = flag(uri, "watch");
+        let reads = matches!(*method, Method::GET | Method::HEAD);
+        let mut watches = reads && flag(uri, "watch");
         if let ["watch", after @ ..] = rest {
             watches = true;
             rest = after;

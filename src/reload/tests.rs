@@ -68,6 +68,7 @@ impl World {
                 filter: "info".into(),
                 access: true,
             },
+            admin: None,
         };
         let looks = Arc::clone(&self.looks);
         Box::new(move || {

@@ -141,7 +141,7 @@ fn bad_pods() {
         ),
         (
             in_a_pod(Path::new("/nowhere")),
-            "the pod's service account: there is no CA at /nowhere/ca.crt; mount the ConfigMap kube-root-ca.crt there, as config/deploy does, or say where the apiserver and its CA are",
+            "the pod's service account: there is no CA at /nowhere/ca.crt; mount the ConfigMap kube-root-ca.crt there, as config/kubernetes does, or say where the apiserver and its CA are",
         ),
     ] {
         differences.compare(&format!("{env:?}"), fixture.sentence(CERT, &env), expected);

@@ -25,6 +25,7 @@ mod isolation;
 mod kubectl;
 mod lists;
 mod logs;
+mod manifests;
 mod process;
 mod proxy;
 mod reads;

@@ -310,7 +310,7 @@ async fn clients_beyond_the_bound_wait_for_a_place() {
 async fn the_binary_opens_the_admin_port_or_says_why_not() {
     let world = World::new();
     let nobody = tcp::refused().await;
-    let flags = ["--admin-listen", "127.0.0.1:0"];
+    let flags = ["--admin-listen=127.0.0.1:0"];
     let binary = Binary::start(&world, nobody, &flags).await;
     let admin: SocketAddr = binary
         .wait_for("the status page", |line| {

@@ -1,0 +1,69 @@
+"""Renders the kustomization and the chart, as objects."""
+
+import pathlib
+import re
+import subprocess
+
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+KUBERNETES = ROOT / "config/kubernetes"
+CHART = ROOT / "config/helm/kube-tls-proxy"
+
+
+def read(path):
+    """The one YAML document of a file below the root of the repository."""
+    return yaml.safe_load((ROOT / path).read_text())
+
+
+def kustomize(folder):
+    """What `kubectl apply -k` would apply, by kind and name."""
+    return keyed(run("kubectl", "kustomize", str(KUBERNETES / folder)))
+
+
+def chart(*settings, release="kube-tls-proxy", namespace="kube-tls-proxy"):
+    """What `helm install` would apply with `settings` as --set, by kind and name."""
+    return keyed(template(*settings, release=release, namespace=namespace))
+
+
+def template(*settings, release="kube-tls-proxy", namespace="kube-tls-proxy"):
+    flags = [part for setting in settings for part in ("--set-json", setting)]
+    return run("helm", "template", release, str(CHART), "--namespace", namespace, *flags)
+
+
+def refusal(*settings):
+    """What helm says to values that it does not take, and `None` when it takes them."""
+    try:
+        template(*settings)
+    except subprocess.CalledProcessError as failed:
+        return failed.stderr
+    return None
+
+
+def run(*command):
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+
+
+def keyed(text):
+    found = {}
+    for each in yaml.safe_load_all(text):
+        if each:
+            key = (each["kind"], each["metadata"]["name"])
+            assert key not in found, f"{key} is there twice"
+            found[key] = each
+    return found
+
+
+def seconds(text):
+    """A duration of the configuration file, such as `1m30s`."""
+    unit = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+    parts = re.findall(r"([0-9]+)(ms|s|m|h)", text)
+    assert parts and "".join(number + name for number, name in parts) == text, text
+    return sum(int(number) * unit[name] for number, name in parts)
+
+
+def default_seconds(key):
+    """The default of a duration, from the file that shows every key; `None` if there is no such key."""
+    text = (ROOT / "config/kube-tls-proxy.yaml").read_text()
+    found = re.search(rf"^ +(?:# )?{key}: ([0-9]\w*)", text, re.MULTILINE)
+    return found and seconds(found.group(1))

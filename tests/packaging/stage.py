@@ -1,0 +1,101 @@
+"""A machine of its own for a proxy: namespaces with nothing in them but the files and the apiserver that it needs."""
+
+import os
+import pathlib
+import ssl
+import subprocess
+import sys
+import time
+import urllib.request
+
+import rendered
+
+TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", rendered.ROOT / "target"))
+BINARY = pathlib.Path(os.environ.get("KUBE_TLS_PROXY_BIN", TARGET / "debug/kube-tls-proxy"))
+
+# Where such a machine keeps its files. Not /tmp, since a checkout may be there.
+SCRATCH = pathlib.Path("/mnt")
+
+LIMIT = 30
+
+
+def alone(script, *arguments):
+    """Runs `script inside ARGUMENTS` in mount, process, network and IPC namespaces that end with it."""
+    unshare = ["unshare", "--mount", "--pid", "--net", "--ipc", "--fork", "--mount-proc", "--kill-child"]
+    command = [*unshare, sys.executable, script, "inside", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=6 * LIMIT)
+
+
+def set_up():
+    """Gives the namespaces a loopback, and a directory for files that nobody else sees."""
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "scratch", SCRATCH], check=True)
+
+
+def certificates():
+    """Two CAs and a certificate of each: the cluster's and the public one. Returns the directory."""
+    folder = SCRATCH / "certificates"
+    folder.mkdir()
+    for name, host in [("cluster", "kubernetes.default.svc"), ("public", "localhost")]:
+        make_certificates(folder, name, host)
+    return folder
+
+
+def make_certificates(folder, name, host):
+    """A CA, and a certificate for `host` that it has signed."""
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    (folder / "leaf.cnf").write_text(f"basicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth\nsubjectAltName=DNS:{host}\n")
+    for command in (
+        ["req", "-x509", *key, "-days", "30", "-subj", f"/CN={name} CA", "-keyout", f"{name}-ca.key", "-out", f"{name}-ca.crt"],
+        ["req", "-new", *key, "-subj", f"/CN={host}", "-keyout", f"{name}.key", "-out", f"{name}.csr"],
+        ["x509", "-req", "-in", f"{name}.csr", "-CA", f"{name}-ca.crt", "-CAkey", f"{name}-ca.key", "-CAcreateserial"]
+        + ["-days", "30", "-extfile", "leaf.cnf", "-out", f"{name}.crt"],
+    ):
+        subprocess.run(["openssl", *command], check=True, capture_output=True, cwd=folder)
+
+
+class Apiserver:
+    """openssl, which answers every request with a page, as kubernetes.default.svc."""
+
+    def __init__(self, folder):
+        self.port = 6443
+        self.ca = folder / "cluster-ca.crt"
+        self.public = folder / "public-ca.crt"
+        certificate, key = folder / "cluster.crt", folder / "cluster.key"
+        self.process = subprocess.Popen(
+            ["openssl", "s_server", "-quiet", "-accept", str(self.port), "-cert", certificate, "-key", key, "-www", "-alpn", "http/1.1"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+
+def ask(url, ca=None):
+    """The text of a page; `OSError` if there is none."""
+    trust = ssl.create_default_context(cafile=ca) if url.startswith("https") else None
+    with urllib.request.urlopen(url, timeout=5, context=trust) as answer:
+        return answer.read().decode()
+
+
+def until_well(url, pid, ca=None):
+    """Waits until `url` is answered with 200; fails when the process ends before."""
+    deadline = time.monotonic() + LIMIT
+    while True:
+        try:
+            ask(url, ca)
+            return
+        except OSError as error:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            assert not ended, f"the proxy ended with {os.waitstatus_to_exitcode(status)} before {url}"
+            assert time.monotonic() < deadline, f"{url}: {error}"
+            time.sleep(0.05)
+
+
+def end_of(pid, limit):
+    """Waits for the end of a process; returns its exit code."""
+    deadline = time.monotonic() + limit
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.05)
+    raise AssertionError(f"it did not end in {limit} s")

@@ -1,0 +1,150 @@
+"""The Debian package has all that a bastion needs, and its configuration serves on a socket that systemd opened."""
+
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import unittest
+
+import rendered
+import stage
+
+SERVICE = rendered.ROOT / "config/systemd/kube-tls-proxy.service"
+CONFIGURATION = rendered.ROOT / "config/debian/kube-tls-proxy.yaml"
+
+
+class Package(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        # Of the debug build, which is there: what is looked at is the package.
+        command = ["cargo", "deb", "--no-build", "--no-strip", "--fast", "--quiet", "--profile", "dev", "--output", folder.name]
+        done = subprocess.run(command, cwd=rendered.ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        (cls.package,) = pathlib.Path(folder.name).glob("*.deb")
+        listed = subprocess.run(["dpkg-deb", "--contents", cls.package], check=True, capture_output=True, text=True).stdout
+        cls.files = {line.split()[5].removeprefix("."): line.split()[0] for line in listed.splitlines()}
+        control = pathlib.Path(folder.name) / "control"
+        subprocess.run(["dpkg-deb", "--control", cls.package, control], check=True)
+        cls.control = {file.name: file.read_text() for file in control.iterdir()}
+
+    def test_everything_is_where_debian_looks_for_it(self):
+        for path in (
+            "/usr/bin/kube-tls-proxy",
+            "/usr/lib/systemd/system/kube-tls-proxy.service",
+            "/usr/lib/systemd/system/kube-tls-proxy.socket",
+            "/usr/lib/sysusers.d/kube-tls-proxy.conf",
+            "/etc/kube-tls-proxy/kube-tls-proxy.yaml",
+            "/usr/share/bash-completion/completions/kube-tls-proxy",
+            "/usr/share/zsh/vendor-completions/_kube-tls-proxy",
+            "/usr/share/fish/vendor_completions.d/kube-tls-proxy.fish",
+            "/usr/share/doc/kube-tls-proxy/copyright",
+        ):
+            self.assertIn(path, self.files)
+        self.assertEqual(self.files["/usr/bin/kube-tls-proxy"], "-rwxr-xr-x")
+        self.assertTrue([path for path in self.files if re.fullmatch(r"/usr/share/man/man1/kube-tls-proxy\.1(\.gz)?", path)])
+
+    def test_the_unit_starts_what_is_installed(self):
+        program, *rest = re.search(r"^ExecStart=(.*)$", SERVICE.read_text(), re.MULTILINE).group(1).split()
+        self.assertIn(program, self.files)
+        self.assertIn(rest[rest.index("--config") + 1], self.files)
+
+    def test_an_edited_configuration_survives_an_upgrade(self):
+        self.assertEqual(self.control["conffiles"].split(), ["/etc/kube-tls-proxy/kube-tls-proxy.yaml"])
+
+    def test_it_is_not_started_before_it_has_a_certificate(self):
+        scripts = "".join(self.control[name] for name in ("postinst", "prerm", "postrm"))
+        self.assertNotIn("deb-systemd-invoke start", scripts)
+        for line in self.control["postinst"].splitlines():
+            if "deb-systemd-helper enable" in line:
+                self.assertTrue(line.startswith("\t\t\t"), "only what was enabled before")
+
+    def test_an_upgrade_restarts_the_service_and_leaves_the_socket_open(self):
+        self.assertIn("try-restart kube-tls-proxy.service || true", self.control["postinst"])
+        for name in ("postinst", "prerm"):
+            for line in self.control[name].splitlines():
+                if "deb-systemd-invoke" in line and "kube-tls-proxy.socket" in line:
+                    self.assertEqual(name, "prerm")
+                    before = self.control[name][: self.control[name].index(line)]
+                    self.assertIn('[ "$1" = remove ]', before.splitlines()[-1])
+
+    def test_the_scripts_are_valid(self):
+        for name in ("postinst", "prerm", "postrm"):
+            subprocess.run(["sh", "-n"], input=self.control[name], text=True, check=True)
+
+
+class Bastion(unittest.TestCase):
+    def test_the_configuration_serves_on_the_socket_of_systemd(self):
+        if os.geteuid() != 0:
+            self.skipTest("only root can have port 443 in a network of its own")
+        done = stage.alone(__file__)
+        self.assertEqual(done.returncode, 0, f"{done.stdout}\n{done.stderr}")
+        self.assertIn("ended with 0", done.stdout)
+
+
+def inside():
+    """Starts what the unit starts, by the socket of the socket unit, and restarts it; in namespaces of its own."""
+    stage.set_up()
+    files = stage.certificates()
+    apiserver = stage.Apiserver(files)
+    etc = stage.SCRATCH / "etc"
+    etc.mkdir()
+    shutil.copy(CONFIGURATION, etc)
+    shutil.copy(files / "public.crt", etc / "tls.crt")
+    shutil.copy(files / "public.key", etc / "tls.key")
+    (etc / "cluster.conf").write_text(
+        f"""{{apiVersion: v1, kind: Config, current-context: c,
+        contexts: [{{name: c, context: {{cluster: c, user: c}}}}],
+        clusters: [{{name: c, cluster: {{server: "https://127.0.0.1:{apiserver.port}", certificate-authority: {apiserver.ca},
+          tls-server-name: kubernetes.default.svc}}}}]}}"""
+    )
+    address = re.search(r"^ListenStream=\[::\]:([0-9]+)$", SERVICE.with_suffix(".socket").read_text(), re.MULTILINE)
+    port = int(address.group(1))
+    arguments = re.search(r"^ExecStart=\S+ (.*)$", SERVICE.read_text(), re.MULTILINE).group(1)
+    command = [stage.BINARY, *arguments.replace("/etc/kube-tls-proxy", str(etc)).split()]
+
+    listening = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    told.bind(str(stage.SCRATCH / "notify"))
+    told.settimeout(stage.LIMIT)
+    for _ in range(2):
+        pid = os.fork()
+        if pid == 0:
+            os.dup2(listening.fileno(), 3)
+            os.set_inheritable(3, True)
+            environment = {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid()), "NOTIFY_SOCKET": str(stage.SCRATCH / "notify")}
+            os.execve(command[0], command, environment)
+        await_word(told, "READY=1")
+        stage.until_well(f"https://localhost:{port}/", pid, apiserver.public)
+        stage.until_well("http://127.0.0.1:9090/readyz", pid)
+        os.kill(pid, signal.SIGHUP)
+        await_word(told, "RELOADING=1")
+        await_word(told, "READY=1")
+        # Skips the delay, which is for load balancers.
+        os.kill(pid, signal.SIGINT)
+        await_word(told, "STOPPING=1")
+        code = stage.end_of(pid, 60)
+        assert code == 0, f"it ended with {code}"
+        # The next one takes those who came meanwhile; nobody was refused.
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    apiserver.process.kill()
+    print("ended with 0")
+
+
+def await_word(told, word):
+    """Waits until the proxy tells systemd `word`."""
+    while word not in told.recv(4096).decode().splitlines():
+        pass
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["inside"]:
+        inside()
+    else:
+        unittest.main()

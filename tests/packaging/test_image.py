@@ -1,0 +1,230 @@
+"""The image: its stages fit each other, and its last one is run as a pod runs it.
+
+There is no registry to fetch the base from, so a directory stands in for it that has what the base has of the libraries that the
+binary asks for, and nothing else. The binary runs in it with the arguments of the Deployment, as its user, without capabilities,
+on a file system that cannot be written, in a network of its own.
+"""
+
+import ctypes
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import unittest
+
+import rendered
+import stage
+
+DOCKERFILE = rendered.ROOT / "Dockerfile"
+
+# What the base image has of the C library and of libgcc.
+IN_THE_BASE = re.compile(r"^(libc|libm|libgcc_s|libdl|libpthread|librt|ld-linux-[a-z0-9_-]+)\.so\.[0-9]+$")
+
+LIMIT = 30
+
+
+def instructions():
+    """The instructions of the Dockerfile as (stage, word, rest)."""
+    stage = -1
+    found = []
+    text = re.sub(r"(?m)^#.*\n", "", DOCKERFILE.read_text())
+    for line in re.sub(r"\\\n", "", text).splitlines():
+        if line.strip():
+            word, rest = line.split(None, 1)
+            stage += word == "FROM"
+            found.append((stage, word, rest))
+    return found
+
+
+def all_of(stage, word):
+    return [rest for number, found, rest in instructions() if (number, found) == (stage, word)]
+
+
+class Dockerfile(unittest.TestCase):
+    def test_both_stages_are_the_same_debian(self):
+        (build,), (run,) = all_of(0, "FROM"), all_of(1, "FROM")
+        self.assertRegex(build, r"-bookworm AS build$")
+        self.assertRegex(run, r"/cc-debian12:nonroot$")
+
+    def test_the_compiler_is_new_enough(self):
+        (build,) = all_of(0, "FROM")
+        image = re.match(r"rust:([0-9]+)\.([0-9]+)-", build).groups()
+        wanted = re.search(r'^rust-version = "([0-9]+)\.([0-9]+)"', (rendered.ROOT / "Cargo.toml").read_text(), re.MULTILINE).groups()
+        self.assertGreaterEqual(tuple(map(int, image)), tuple(map(int, wanted)))
+
+    def test_it_runs_as_the_pod_does(self):
+        pod = rendered.kustomize("base")["Deployment", "kube-tls-proxy"]["spec"]["template"]["spec"]
+        user = pod["securityContext"]
+        self.assertEqual(all_of(1, "USER"), [f"{user['runAsUser']}:{user['runAsGroup']}"])
+        (entry,), (command,) = all_of(1, "ENTRYPOINT"), all_of(1, "CMD")
+        # A list, so that no shell stands between SIGTERM and the proxy.
+        self.assertEqual(json.loads(entry), ["/usr/bin/kube-tls-proxy"])
+        self.assertEqual(json.loads(command), ["serve"])
+        (ports,) = all_of(1, "EXPOSE")
+        self.assertEqual(sorted(map(int, ports.split())), sorted(port["containerPort"] for port in pod["containers"][0]["ports"]))
+
+    def test_it_says_what_it_is(self):
+        (labels,) = all_of(1, "LABEL")
+        for label in ("title", "description", "licenses", "version", "revision"):
+            self.assertIn(f"org.opencontainers.image.{label}=", labels)
+
+    def test_cargo_finds_all_it_needs_in_what_is_copied(self):
+        # The build stage, with a look at the manifests in place of each build.
+        ignored = [line for line in (rendered.ROOT / ".dockerignore").read_text().split() if line]
+        looked = 0
+        with tempfile.TemporaryDirectory() as folder:
+            for stage, word, rest in instructions():
+                if stage == 0 and word == "COPY":
+                    *sources, target = rest.split()
+                    for source in sources:
+                        self.assertNotIn(source.split("/")[0], ignored)
+                        copy(rendered.ROOT / source, pathlib.Path(folder) / target)
+                elif stage == 0 and word == "RUN":
+                    command = rest.replace("cargo build --release", "cargo metadata --quiet --offline --format-version 1")
+                    command = re.sub(r"--(package|bin) kube-tls-proxy", "", command)
+                    self.assertNotIn("cargo build", command)
+                    done = subprocess.run(["sh", "-ec", command], cwd=folder, capture_output=True, text=True, timeout=120)
+                    self.assertEqual(done.returncode, 0, done.stderr)
+                    looked += 1
+            self.assertEqual(looked, 2)
+            copied = {str(file.relative_to(folder)) for file in pathlib.Path(folder, "src").rglob("*.rs")}
+            self.assertIn("src/downstream/tls.rs", copied)
+            self.assertGreater(pathlib.Path(folder, "src/main.rs").stat().st_size, 100, "the real source is there")
+
+
+def copy(source, target):
+    if source.is_dir():
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    else:
+        target = target / source.name if str(target).endswith("/") or target.is_dir() or not target.suffix else target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, target)
+
+
+class Running(unittest.TestCase):
+    def test_it_serves_as_a_pod_does_and_ends_when_told(self):
+        if os.geteuid() != 0:
+            self.skipTest("only root can make a root file system for another user")
+        done = stage.alone(__file__)
+        self.assertEqual(done.returncode, 0, f"{done.stdout}\n{done.stderr}")
+        self.assertIn("ended with 0", done.stdout)
+
+
+def inside():
+    """Runs the image's last stage; in namespaces of its own, as their root."""
+    stage.set_up()
+    root = stage.SCRATCH / "root"
+    root.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "rootfs", root], check=True)
+    pod = rendered.kustomize("base")["Deployment", "kube-tls-proxy"]["spec"]["template"]["spec"]
+    user = pod["securityContext"]["runAsUser"]
+
+    (entry,) = map(json.loads, all_of(1, "ENTRYPOINT"))
+    install(stage.BINARY, root / entry[0].lstrip("/"))
+    for name, path in libraries(stage.BINARY).items():
+        assert IN_THE_BASE.match(name), f"{name} is not in the base image"
+        install(path, root / path.lstrip("/"))
+    for name in ("proc", "dev", "tmp", "etc"):
+        (root / name).mkdir(exist_ok=True)
+    (root / "etc/passwd").write_text(f"nonroot:x:{user}:{user}:nonroot:/home/nonroot:/sbin/nologin\n")
+    apiserver = mount_files(root, pod, user)
+    subprocess.run(["mount", "-t", "proc", "proc", str(root / "proc")], check=True)
+    subprocess.run(["mount", "-o", "remount,ro", root], check=True)
+
+    environment = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(apiserver.port)}
+    arguments = [*entry, *pod["containers"][0]["args"]]
+    pid = os.fork()
+    if pid == 0:
+        confine(root, user)
+        os.execve(arguments[0], arguments, environment)
+    try:
+        look(pid, user, apiserver)
+        os.kill(pid, signal.SIGTERM)
+        code = stage.end_of(pid, pod["terminationGracePeriodSeconds"])
+    finally:
+        apiserver.process.kill()
+    assert code == 0, f"it ended with {code}"
+    print("ended with 0")
+
+
+def install(source, target):
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source, target)
+    target.chmod(0o755)
+
+
+def libraries(binary):
+    """What the loader would map, by name: the only files of the system that are there."""
+    said = subprocess.run(["ldd", binary], check=True, capture_output=True, text=True).stdout
+    found = {}
+    for line in said.splitlines():
+        path = re.search(r"(/\S+) \(0x", line)
+        if path:
+            found[os.path.basename(line.split()[0])] = path.group(1)
+    return found
+
+
+def mount_files(root, pod, user):
+    """Puts what the pod mounts where it mounts it, and starts what stands for the apiserver."""
+    mounts = {mount["name"]: root / mount["mountPath"].lstrip("/") for mount in pod["containers"][0]["volumeMounts"]}
+    for path in mounts.values():
+        path.mkdir(parents=True)
+    outside = stage.certificates()
+    shutil.copy(outside / "cluster-ca.crt", mounts["cluster-ca"] / "ca.crt")
+    for source, name in [("public.crt", "tls.crt"), ("public.key", "tls.key")]:
+        target = mounts["tls"] / name
+        shutil.copy(outside / source, target)
+        # As fsGroup and defaultMode make them.
+        os.chown(target, 0, user)
+        target.chmod(0o440)
+    apiserver = stage.Apiserver(outside)
+    return apiserver
+
+
+def confine(root, user):
+    """What the pod's security context does, but seccomp."""
+    os.chroot(root)
+    os.chdir("/")
+    libc = ctypes.CDLL(None, use_errno=True)
+    drop_bounding, no_new_privileges, last_capability = 24, 38, 63
+    for capability in range(last_capability + 1):
+        libc.prctl(drop_bounding, capability, 0, 0, 0)
+    os.setgroups([])
+    os.setgid(user)
+    os.setuid(user)
+    assert libc.prctl(no_new_privileges, 1, 0, 0, 0) == 0
+
+
+def look(pid, user, apiserver):
+    """Asks the running proxy what a kubelet, a Prometheus and a client would ask it."""
+    for url in ("http://localhost:9090/livez", "http://localhost:9090/readyz", "https://localhost:8443/"):
+        stage.until_well(url, pid, apiserver.public)
+    body = stage.ask("https://localhost:8443/", apiserver.public)
+    assert "s_server" in body, body
+    metrics = stage.ask("http://localhost:9090/metrics")
+    assert "kube_tls_proxy_build_info" in metrics, metrics
+
+    status = dict(re.findall(r"(?m)^(\w+):\t(.*)$", pathlib.Path(f"/proc/{pid}/status").read_text()))
+    assert set(status["Uid"].split()) == {str(user)}, status["Uid"]
+    for kind in ("CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(status[kind], 16) == 0, f"{kind} {status[kind]}"
+    assert status["NoNewPrivs"] == "1"
+    # Its root and everything on it but proc is read-only, so there is no file that it could have open for writing.
+    mounts = [line.split() for line in pathlib.Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
+    root = os.readlink(f"/proc/{pid}/root")
+    options = {mount[4]: mount[5].split(",") for mount in mounts}
+    assert "ro" in (options.get(root) or options["/"]), options
+    mapped = set(re.findall(r"(?m) (/\S+)$", pathlib.Path(f"/proc/{pid}/maps").read_text()))
+    assert all(IN_THE_BASE.match(os.path.basename(path)) or path.endswith("/kube-tls-proxy") for path in mapped), mapped
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["inside"]:
+        inside()
+    else:
+        unittest.main()

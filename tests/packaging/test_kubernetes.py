@@ -1,0 +1,138 @@
+"""What the manifests promise: restricted pods, probes, and an end that is long enough."""
+
+import unittest
+
+import rendered
+
+NAMESPACE = "kube-tls-proxy"
+
+
+class Base(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.objects = rendered.kustomize("base")
+        cls.deployment = cls.objects["Deployment", "kube-tls-proxy"]
+        cls.pod = cls.deployment["spec"]["template"]["spec"]
+        (cls.container,) = cls.pod["containers"]
+
+    def test_every_object_is_there_and_in_its_namespace(self):
+        kinds = sorted(kind for kind, _ in self.objects)
+        self.assertEqual(
+            kinds,
+            ["Deployment", "HorizontalPodAutoscaler", "Namespace", "NetworkPolicy", "PodDisruptionBudget", "Service", "Service"],
+        )
+        for (kind, name), each in self.objects.items():
+            if kind == "Namespace":
+                self.assertEqual(name, NAMESPACE)
+            else:
+                self.assertEqual(each["metadata"]["namespace"], NAMESPACE, (kind, name))
+
+    def test_the_pod_may_do_nothing_and_has_no_token(self):
+        pod = self.pod["securityContext"]
+        self.assertIs(pod["runAsNonRoot"], True)
+        self.assertEqual((pod["runAsUser"], pod["runAsGroup"]), (65532, 65532))
+        self.assertEqual(pod["seccompProfile"], {"type": "RuntimeDefault"})
+        container = self.container["securityContext"]
+        self.assertIs(container["allowPrivilegeEscalation"], False)
+        self.assertIs(container["readOnlyRootFilesystem"], True)
+        self.assertEqual(container["capabilities"], {"drop": ["ALL"]})
+        self.assertIs(self.pod["automountServiceAccountToken"], False)
+        namespace = self.objects["Namespace", NAMESPACE]["metadata"]["labels"]
+        self.assertEqual(namespace["pod-security.kubernetes.io/enforce"], "restricted")
+
+    def test_the_key_is_for_its_group_only(self):
+        volumes = {volume["name"]: volume for volume in self.pod["volumes"]}
+        self.assertEqual(volumes["tls"]["secret"]["defaultMode"], 0o440)
+        self.assertEqual(self.pod["securityContext"]["fsGroup"], self.pod["securityContext"]["runAsGroup"])
+
+    def test_probes_ask_the_admin_port(self):
+        ports = {port["name"]: port["containerPort"] for port in self.container["ports"]}
+        self.assertIn(f"--admin-listen=[::]:{ports['admin']}", self.container["args"])
+        for probe, path in [("startupProbe", "/livez"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")]:
+            self.assertEqual(self.container[probe]["httpGet"], {"path": path, "port": "admin"}, probe)
+
+    def test_a_pod_that_drains_is_not_taken_for_unready_before_it_stops_accepting(self):
+        probe = self.container["readinessProbe"]
+        noted = (probe["failureThreshold"] - 1) * probe["periodSeconds"]
+        self.assertGreaterEqual(noted, rendered.default_seconds("drainDelay") or 5)
+
+    def test_the_grace_period_is_longer_than_the_drain(self):
+        delay = rendered.default_seconds("drainDelay") or 5
+        drain = max(rendered.default_seconds("drain"), rendered.default_seconds("drainTunnels") or 60)
+        grace = self.pod["terminationGracePeriodSeconds"]
+        self.assertGreaterEqual(grace, delay + drain + 5)
+        self.assertNotIn("lifecycle", self.container)
+
+    def test_two_pods_stay_through_updates_and_drained_nodes(self):
+        autoscaler = self.objects["HorizontalPodAutoscaler", "kube-tls-proxy"]["spec"]
+        self.assertEqual(autoscaler["minReplicas"], 2)
+        self.assertEqual(autoscaler["scaleTargetRef"]["name"], self.deployment["metadata"]["name"])
+        self.assertNotIn("replicas", self.deployment["spec"], "an apply would undo what the autoscaler did")
+        self.assertEqual(self.deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"], 0)
+        self.assertEqual(self.objects["PodDisruptionBudget", "kube-tls-proxy"]["spec"]["maxUnavailable"], 1)
+        for spread in self.pod["topologySpreadConstraints"]:
+            self.assertEqual(spread["whenUnsatisfiable"], "ScheduleAnyway")
+
+    def test_everything_selects_the_pods(self):
+        labels = self.deployment["spec"]["template"]["metadata"]["labels"].items()
+        selectors = [self.deployment["spec"]["selector"]["matchLabels"]]
+        selectors += [spread["labelSelector"]["matchLabels"] for spread in self.pod["topologySpreadConstraints"]]
+        selectors.append(self.objects["PodDisruptionBudget", "kube-tls-proxy"]["spec"]["selector"]["matchLabels"])
+        selectors.append(self.objects["NetworkPolicy", "kube-tls-proxy"]["spec"]["podSelector"]["matchLabels"])
+        selectors += [each["spec"]["selector"] for (kind, _), each in self.objects.items() if kind == "Service"]
+        self.assertEqual(len(selectors), 7)
+        for selector in selectors:
+            self.assertLessEqual(selector.items(), labels)
+
+    def test_services_lead_to_ports_that_the_container_has(self):
+        names = {port["name"] for port in self.container["ports"]}
+        public = self.objects["Service", "kube-tls-proxy"]["spec"]
+        self.assertEqual((public["type"], public["externalTrafficPolicy"]), ("LoadBalancer", "Local"))
+        self.assertEqual([(port["port"], port["targetPort"]) for port in public["ports"]], [(443, "https")])
+        inside = self.objects["Service", "kube-tls-proxy-metrics"]["spec"]
+        self.assertEqual(inside["type"], "ClusterIP")
+        self.assertEqual([port["targetPort"] for port in inside["ports"]], ["admin"])
+        self.assertLessEqual({"https", "admin"}, names)
+
+    def test_the_admin_port_is_for_the_monitoring_namespace_alone(self):
+        ingress = self.objects["NetworkPolicy", "kube-tls-proxy"]["spec"]["ingress"]
+        sources = {port["port"]: rule.get("from") for rule in ingress for port in rule["ports"]}
+        monitoring = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
+        self.assertEqual(sources, {"https": None, "admin": monitoring})
+
+    def test_out_go_the_apiserver_and_dns_alone(self):
+        policy = self.objects["NetworkPolicy", "kube-tls-proxy"]["spec"]
+        self.assertEqual(policy["policyTypes"], ["Ingress", "Egress"])
+        ports = {(port["protocol"], port["port"]) for rule in policy["egress"] for port in rule["ports"]}
+        self.assertEqual(ports, {("TCP", 443), ("TCP", 6443), ("UDP", 53), ("TCP", 53)})
+
+
+class Overlays(unittest.TestCase):
+    def test_the_monitor_finds_the_metrics_port(self):
+        objects = rendered.kustomize("overlays/servicemonitor")
+        monitor = objects["ServiceMonitor", "kube-tls-proxy"]["spec"]
+        service = objects["Service", "kube-tls-proxy-metrics"]
+        self.assertLessEqual(monitor["selector"]["matchLabels"].items(), service["metadata"]["labels"].items())
+        self.assertIn(monitor["jobLabel"], service["metadata"]["labels"])
+        (endpoint,) = monitor["endpoints"]
+        self.assertIn(endpoint["port"], [port["name"] for port in service["spec"]["ports"]])
+        public = objects["Service", "kube-tls-proxy"]["metadata"]["labels"]
+        self.assertFalse(monitor["selector"]["matchLabels"].items() <= public.items(), "it would scrape the public port")
+
+    def test_the_certificate_is_written_where_the_pod_reads_it(self):
+        objects = rendered.kustomize("overlays/cert-manager")
+        certificate = objects["Certificate", "kube-tls-proxy"]["spec"]
+        volumes = objects["Deployment", "kube-tls-proxy"]["spec"]["template"]["spec"]["volumes"]
+        secrets = [volume["secret"]["secretName"] for volume in volumes if "secret" in volume]
+        self.assertEqual([certificate["secretName"]], secrets)
+
+    def test_overlays_only_add(self):
+        base = rendered.kustomize("base")
+        for overlay, kind in [("servicemonitor", "ServiceMonitor"), ("cert-manager", "Certificate")]:
+            objects = rendered.kustomize(f"overlays/{overlay}")
+            del objects[kind, "kube-tls-proxy"]
+            self.assertEqual(objects, base, overlay)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,178 @@
+"""The dashboard and the alerts name only metrics and labels that exist, and promtool takes them."""
+
+import json
+import pathlib
+import re
+import subprocess
+import tempfile
+import unittest
+
+import yaml
+
+import rendered
+
+RULES = rendered.ROOT / "config/prometheus/rules.yaml"
+DASHBOARD = rendered.ROOT / "config/grafana/kube-tls-proxy.json"
+
+# What Prometheus itself adds, and what its histograms are made of.
+EVERYWHERE = {"job", "instance", "le"}
+
+# Labels whose values are all in docs/metrics.md.
+FIXED = {"from", "limit", "protocol", "reason", "result", "verb"}
+
+
+def documented():
+    """Every metric of docs/metrics.md with its labels, and the values of those that have a fixed set."""
+    text = (rendered.ROOT / "docs/metrics.md").read_text()
+    found = {}
+    for line in text.splitlines():
+        name = re.fullmatch(r"### `([a-z_]+)`", line)
+        label = re.fullmatch(r"\| `([a-z_]+)` \| (.*) \|", line)
+        if name:
+            labels = found[name.group(1)] = {}
+        elif label:
+            labels[label.group(1)] = set(re.findall(r"`([^`]+)`", label.group(2)))
+    return found
+
+
+def alerts():
+    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+
+
+def panels(dashboard):
+    return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+
+
+def dashboard_expressions():
+    dashboard = json.loads(DASHBOARD.read_text())
+    found = {f"{panel['title']} {each['refId']}": each["expr"] for panel in panels(dashboard) for each in panel["targets"]}
+    found |= {each["name"]: each["expr"] for each in dashboard["annotations"]["list"]}
+    found |= {each["name"]: each["definition"] for each in dashboard["templating"]["list"] if each["type"] == "query"}
+    return found
+
+
+def series(expression):
+    """The metrics in an expression, each with what it is selected by: label and value, which may be a pattern."""
+    found = re.findall(r"\b((?:kube_tls_proxy|process)_[a-z_]+)(?:\{([^}]*)\})?", expression)
+    return [(name, re.findall(r'([a-z_]+)\s*[=!]~?\s*"([^"]*)"', selector)) for name, selector in found]
+
+
+def family(name):
+    return re.sub(r"_(bucket|sum|count)$", "", name)
+
+
+class Names(unittest.TestCase):
+    def expressions(self):
+        found = {rule["alert"]: rule["expr"] for rule in alerts()} | dashboard_expressions()
+        self.assertGreater(len(found), 40)
+        return found
+
+    def test_every_metric_exists(self):
+        known = documented()
+        self.assertGreater(len(known), 20, "docs/metrics.md has no table of metrics")
+        for where, expression in self.expressions().items():
+            used = series(expression)
+            self.assertTrue(used, f"{where} asks for no metric: {expression}")
+            for name, _ in used:
+                self.assertIn(family(name), known, where)
+
+    def test_every_label_and_every_value_exists(self):
+        known = documented()
+        checked = 0
+        for where, expression in self.expressions().items():
+            used = series(expression)
+            for name, selectors in used:
+                labels = known.get(family(name), {})
+                for label, value in selectors:
+                    self.assertIn(label, labels.keys() | EVERYWHERE, f"{where}: {name}")
+                    # A code has any digits, a cluster any name.
+                    if label in FIXED:
+                        checked += 1
+                        self.assertLessEqual(set(value.split("|")), labels[label], f"{where}: {name}")
+            # What is summed by must be a label of one of the metrics beside it.
+            beside = EVERYWHERE.union(*(known.get(family(name), {}) for name, _ in used))
+            for names in re.findall(r"\b(?:by|on) \(([^)]*)\)", expression):
+                self.assertLessEqual(set(re.split(r",\s*", names)), beside, where)
+        self.assertGreater(checked, 5)
+
+    def test_every_metric_that_somebody_must_act_on_has_an_alert(self):
+        used = {family(name) for rule in alerts() for name, _ in series(rule["expr"])}
+        for metric in (
+            "certificate_not_after_seconds",
+            "ca_not_after_seconds",
+            "last_reload_successful",
+            "endpoint_healthy",
+            "errors_total",
+            "request_head_seconds",
+            "limits_hit_total",
+            "log_lines_dropped_total",
+            "upstream_dials_total",
+        ):
+            self.assertIn(f"kube_tls_proxy_{metric}", used)
+
+    def test_every_metric_is_on_the_dashboard(self):
+        used = {family(name) for expression in dashboard_expressions().values() for name, _ in series(expression)}
+        self.assertEqual(set(documented()) - used, set())
+
+    def test_every_alert_says_what_to_do(self):
+        for rule in alerts():
+            self.assertIn(rule["labels"]["severity"], ("critical", "warning"), rule["alert"])
+            for text in ("summary", "description", "runbook"):
+                self.assertRegex(rule["annotations"][text], r"^\S.*[.]$", rule["alert"])
+            self.assertGreater(len(rule["annotations"]["runbook"]), 100, rule["alert"])
+
+    def test_every_alert_is_tested(self):
+        tests = (rendered.ROOT / "config/prometheus/rules.test.yaml").read_text()
+        for rule in alerts():
+            self.assertIn(f'alertname="{rule["alert"]}"', tests)
+
+
+class Dashboard(unittest.TestCase):
+    def test_its_panels_do_not_overlap(self):
+        dashboard = json.loads(DASHBOARD.read_text())
+        taken = {}
+        for panel in dashboard["panels"]:
+            place = panel["gridPos"]
+            self.assertLessEqual(place["x"] + place["w"], 24, panel["title"])
+            for x in range(place["x"], place["x"] + place["w"]):
+                for y in range(place["y"], place["y"] + place["h"]):
+                    self.assertNotIn((x, y), taken, f"{panel['title']} and {taken.get((x, y))}")
+                    taken[x, y] = panel["title"]
+        ids = [panel["id"] for panel in dashboard["panels"]]
+        self.assertEqual(len(ids), len(set(ids)))
+
+    def test_it_asks_the_chosen_prometheus_for_the_chosen_proxies(self):
+        for panel in panels(json.loads(DASHBOARD.read_text())):
+            self.assertEqual(panel["datasource"]["uid"], "${datasource}", panel["title"])
+            for target in panel["targets"]:
+                for name, selectors in series(target["expr"]):
+                    chosen = {("job", "$job"), ("instance", "$instance")}
+                    self.assertLessEqual(chosen, set(selectors), f"{panel['title']}: {name}")
+
+    def test_prometheus_understands_every_expression(self):
+        rules = [
+            {"record": f"panel:{number}", "expr": expression.replace("$__rate_interval", "5m")}
+            for number, (_, expression) in enumerate(dashboard_expressions().items())
+            if not expression.startswith("label_values(")
+        ]
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder) / "dashboard.yaml"
+            file.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
+            promtool("check", "rules", file)
+
+
+class Rules(unittest.TestCase):
+    def test_prometheus_takes_them(self):
+        promtool("check", "rules", RULES)
+
+    def test_they_fire_when_they_should_and_only_then(self):
+        promtool("test", "rules", RULES.with_name("rules.test.yaml"))
+
+
+def promtool(*arguments):
+    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+
+
+if __name__ == "__main__":
+    unittest.main()
