@@ -68,7 +68,6 @@ impl World {
                 filter: "info".into(),
                 access: true,
             },
-            admin: None,
         };
         let looks = Arc::clone(&self.looks);
         Box::new(move || {

@@ -132,7 +132,8 @@ pub struct ResponseBody(Source);
 
 #[derive(Debug)]
 enum Source {
-    H1(super::h1::Answer),
+    /// Boxed, because it holds its connection, and a stream of HTTP/2 has no use for the room.
+    H1(Box<super::h1::Answer>),
     H2(super::h2::Answer),
 }
 
@@ -149,7 +150,7 @@ pub enum DownloadError {
 
 impl From<super::h1::Answer> for ResponseBody {
     fn from(answer: super::h1::Answer) -> Self {
-        Self(Source::H1(answer))
+        Self(Source::H1(Box::new(answer)))
     }
 }
 
