@@ -130,3 +130,83 @@ impl Inline {
 /// How often one poll looks again. A request takes two or three; a task that has used up its share of the
 /// worker's time rings for ever, until it lets others run.
 const ROUNDS: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::{pending, poll_fn},
+        sync::atomic::AtomicUsize,
+    };
+
+    use super::*;
+
+    /// A task that counts how often it was woken.
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    impl Woken {
+        fn times(&self) -> usize {
+            self.0.load(Ordering::SeqCst)
+        }
+    }
+
+    #[test]
+    fn what_happens_within_a_poll_is_looked_at_and_wakes_nobody() {
+        let woken = Arc::new(Woken::default());
+        let task = Waker::from(Arc::clone(&woken));
+        let mut inline = Inline::new(pending());
+        let mut looks = 0;
+        let seen = inline.poll(&Context::from_waker(&task), |cx| {
+            looks += 1;
+            if looks < 3 {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Poll::Ready(looks)
+        });
+        assert_eq!((seen, woken.times()), (Poll::Ready(3), 0));
+    }
+
+    #[test]
+    fn what_happens_later_wakes_the_task() {
+        let woken = Arc::new(Woken::default());
+        let task = Waker::from(Arc::clone(&woken));
+        let socket = Arc::new(Mutex::new(None));
+        let of_connection = Arc::clone(&socket);
+        let mut inline = Inline::new(poll_fn(move |cx| {
+            *of_connection.lock().unwrap() = Some(cx.waker().clone());
+            Poll::Pending
+        }));
+        let seen = inline.poll(&Context::from_waker(&task), |_| Poll::<()>::Pending);
+        assert_eq!((seen, woken.times()), (Poll::Pending, 0));
+        let socket = socket.lock().unwrap().take().unwrap();
+        socket.wake();
+        assert_eq!(woken.times(), 1);
+    }
+
+    #[test]
+    fn a_connection_that_always_rings_lets_others_run() {
+        let woken = Arc::new(Woken::default());
+        let task = Waker::from(Arc::clone(&woken));
+        let mut inline = Inline::new(poll_fn(|cx| {
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }));
+        let seen = inline.poll(&Context::from_waker(&task), |_| Poll::<()>::Pending);
+        assert_eq!((seen, woken.times()), (Poll::Pending, 1));
+    }
+
+    #[test]
+    fn a_connection_that_has_ended_is_not_polled_again() {
+        let mut inline = Inline::new(async { Ok(()) });
+        inline.catch_up();
+        inline.catch_up();
+        assert!(inline.into_connection().is_none());
+    }
+}
