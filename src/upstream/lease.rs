@@ -108,10 +108,7 @@ impl IdleSet {
             .iter()
             .rposition(|idle| matches!(idle.connection, Connection::H2(_)) == wants_h2)
         {
-            let Idle {
-                since,
-                mut connection,
-            } = idle.remove(at);
+            let Idle { since, connection } = idle.remove(at);
             if since.elapsed() < self.keep && connection.is_spotless() {
                 connection.life().goes_on();
                 return Some(connection);
@@ -121,7 +118,7 @@ impl IdleSet {
         None
     }
 
-    fn put(&self, cluster: u64, mut connection: Connection) {
+    fn put(&self, cluster: u64, connection: Connection) {
         if self.capacity == 0 || self.drain.has_begun() || !connection.is_spotless() {
             return;
         }
@@ -147,7 +144,7 @@ impl IdleSet {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         for idle in connections.values_mut() {
-            idle.retain_mut(|idle| {
+            idle.retain(|idle| {
                 let is_young = idle.since.elapsed() < self.keep;
                 if !is_young {
                     idle.connection.life().ends(LeaseEnd::Age);
@@ -199,7 +196,7 @@ impl Connection {
         }
     }
 
-    fn is_spotless(&mut self) -> bool {
+    fn is_spotless(&self) -> bool {
         match self {
             Self::H2(connection) => connection.is_spotless(),
             Self::H1(connection) => connection.is_spotless(),
@@ -226,7 +223,7 @@ impl Held {
         held.h2.retain(H2Connection::is_open);
         // The apiserver closes what is idle for 90 s; a request must not meet that halfway.
         let keep = self.idle.keep;
-        held.h1.retain_mut(|connection| {
+        held.h1.retain(|connection| {
             let is_young = connection.idle_since().elapsed() < keep;
             if !is_young {
                 connection.life().ends(LeaseEnd::Age);

@@ -1,12 +1,11 @@
 //! One HTTP/1.1 connection to an apiserver: one request at a time, or an upgrade.
 
-mod inline;
 mod message;
 
 use std::{
     error::Error,
     future::{Future, poll_fn},
-    pin::{Pin, pin},
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
 };
@@ -34,7 +33,6 @@ use crate::{
     metrics::{LeaseEnd, Life},
     telemetry::causes,
 };
-use inline::Inline;
 use message::origin_form;
 
 /// A connection that takes one request at a time.
@@ -42,9 +40,6 @@ use message::origin_form;
 pub(super) struct H1Connection {
     /// hyper keeps room for 32 requests; boxed bodies make that a quarter less.
     send: http1::SendRequest<Box<RequestBody>>,
-    /// `None` once the connection has a task of its own.
-    inline: Option<Inline>,
-    drain: Drain,
     endpoint: UpstreamAddr,
     /// What is known of that; retires the connection when it is nothing good.
     site: Option<Arc<Endpoint>>,
@@ -75,12 +70,10 @@ pub(super) struct Answer {
     /// `None` after the end.
     connection: Option<H1Connection>,
     give_back: Option<GiveBack>,
-    /// Why it was cut, until that is told.
-    cut: Option<hyper::Error>,
 }
 
 impl H1Connection {
-    /// Starts HTTP/1.1 on an established stream.
+    /// Starts HTTP/1.1 on an established stream and keeps the connection running.
     ///
     /// # Errors
     ///
@@ -100,19 +93,15 @@ impl H1Connection {
             .await?;
         let mut connection = connection.with_upgrades();
         // No async block, which would hold the connection twice for as long as it lives.
-        let logged = poll_fn(move |cx| {
+        drain.spawn(poll_fn(move |cx| {
             let ended = ready!(Pin::new(&mut connection).poll(cx));
-            if let Err(error) = &ended {
-                debug!(upstream.address = %endpoint, error = %causes(error), "upstream connection ended");
+            if let Err(error) = ended {
+                debug!(upstream.address = %endpoint, error = %causes(&error), "upstream connection ended");
             }
-            Poll::Ready(ended)
-        });
-        let mut inline = Inline::new(logged);
-        inline.catch_up();
+            Poll::Ready(())
+        }));
         Ok(Self {
             send,
-            inline: Some(inline),
-            drain: drain.clone(),
             endpoint,
             site: None,
             spoiled: false,
@@ -145,11 +134,8 @@ impl H1Connection {
         self.endpoint
     }
 
-    /// Whether nothing more may be sent on it, as far as is known by now.
-    pub(super) fn is_closed(&mut self) -> bool {
-        if let Some(inline) = &mut self.inline {
-            inline.catch_up();
-        }
+    /// Whether nothing more may be sent on it.
+    pub(super) fn is_closed(&self) -> bool {
         let site = self.site.as_deref();
         self.send.is_closed() || site.is_some_and(Endpoint::is_passed_over)
     }
@@ -160,7 +146,7 @@ impl H1Connection {
     }
 
     /// Whether another client may have this connection.
-    pub(super) fn is_spotless(&mut self) -> bool {
+    pub(super) fn is_spotless(&self) -> bool {
         !self.spoiled && !self.is_closed() && self.is_ready()
     }
 
@@ -176,19 +162,9 @@ impl H1Connection {
         give_back: Option<GiveBack>,
     ) -> Result<Response<ResponseBody>, Box<Unanswered>> {
         let endpoint = self.endpoint;
-        // An upload must go on while its response waits for the client to read, and a tunnel outlives
-        // the exchange.
-        if give_back.is_none() || !body.is_end_stream() {
-            self.run_on_its_own();
-        }
         let (request, original) = origin_form(head, body);
-        let mut answering = pin!(self.send.try_send_request(request));
-        let inline = &mut self.inline;
-        let answered = poll_fn(|cx| match inline {
-            Some(inline) => inline.poll(cx, |cx| answering.as_mut().poll(cx)),
-            None => answering.as_mut().poll(cx),
-        });
-        let response = answered.await.map_err(|mut failure| {
+        let answered = self.send.try_send_request(request).await;
+        let response = answered.map_err(|mut failure| {
             let unsent = failure.take_message();
             let error = failure.into_error();
             let error = if unsent.is_some() {
@@ -209,28 +185,11 @@ impl H1Connection {
             incoming,
             connection: Some(self),
             give_back,
-            cut: None,
         };
         if answer.incoming.is_end_stream() {
             answer.ended();
         }
         Ok(Response::from_parts(head, answer.into()))
-    }
-
-    /// Gives the connection a task, for the rest of its life.
-    fn run_on_its_own(&mut self) {
-        if let Some(connection) = self.inline.take().and_then(Inline::into_connection) {
-            self.drain.spawn(connection);
-        }
-    }
-}
-
-impl Drop for H1Connection {
-    /// Ends an idle connection with `close_notify`, which takes a moment. One that is not idle is cut.
-    fn drop(&mut self) {
-        if self.send.is_ready() {
-            self.run_on_its_own();
-        }
     }
 }
 
@@ -265,29 +224,9 @@ impl Answer {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        if let Some(cut) = self.cut.take() {
-            return Poll::Ready(Some(Err(cut)));
-        }
-        let mut incoming = Pin::new(&mut self.incoming);
-        let inline = self
-            .connection
-            .as_mut()
-            .and_then(|connection| connection.inline.as_mut());
-        let frame = ready!(match inline {
-            Some(inline) => inline.poll(cx, |cx| incoming.as_mut().poll_frame(cx)),
-            None => incoming.poll_frame(cx),
-        });
-        match frame {
-            // Told a moment later: a body that fails takes with it what hyper was given and has not sent,
-            // and that can be all that came before the cut.
-            // Proof: tests/it `a_response_that_is_cut_never_looks_complete_over_http1`.
-            Some(Err(cut)) => {
-                self.cut = Some(cut);
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-            Some(Ok(_)) if !self.incoming.is_end_stream() => {}
-            Some(Ok(_)) | None => self.ended(),
+        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
+        if frame.is_none() || self.incoming.is_end_stream() {
+            self.ended();
         }
         Poll::Ready(frame)
     }
