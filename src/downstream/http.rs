@@ -254,10 +254,12 @@ where
     F::Output: Send + 'static,
 {
     fn execute(&self, stream: F) {
-        self.streams.send_modify(|running| *running += 1);
-        if *self.streams.borrow() == self.most {
-            self.connected.counts().limit_hit(Limit::Streams);
-        }
+        self.streams.send_modify(|running| {
+            *running += 1;
+            if *running == self.most {
+                self.connected.counts().limit_hit(Limit::Streams);
+            }
+        });
         let running = Running(Arc::clone(&self.streams));
         self.drain.spawn(Counted { stream, running });
     }

@@ -67,9 +67,8 @@ pub(super) struct Unanswered {
 #[derive(Debug)]
 pub(super) struct Answer {
     incoming: Incoming,
-    /// `None` after the end.
-    connection: Option<H1Connection>,
-    give_back: Option<GiveBack>,
+    /// `None` after the end, and for a connection that is never used again.
+    connection: Option<(H1Connection, GiveBack)>,
 }
 
 impl H1Connection {
@@ -183,8 +182,7 @@ impl H1Connection {
         let (head, incoming) = response.into_parts();
         let mut answer = Answer {
             incoming,
-            connection: Some(self),
-            give_back,
+            connection: give_back.map(|to| (self, to)),
         };
         if answer.incoming.is_end_stream() {
             answer.ended();
@@ -213,7 +211,7 @@ fn failed(endpoint: UpstreamAddr, error: hyper::Error) -> UpstreamError {
 impl Drop for Answer {
     fn drop(&mut self) {
         // Given up before its end, or cut.
-        if let Some(connection) = &self.connection {
+        if let Some((connection, _)) = &self.connection {
             connection.life.ends(LeaseEnd::Reset);
         }
     }
@@ -240,9 +238,7 @@ impl Answer {
     }
 
     fn ended(&mut self) {
-        if let Some(connection) = self.connection.take()
-            && let Some(GiveBack { held, cluster }) = self.give_back.take()
-        {
+        if let Some((connection, GiveBack { held, cluster })) = self.connection.take() {
             held.give_back(cluster, connection);
         }
     }
