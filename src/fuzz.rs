@@ -7,12 +7,15 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
 #[must_use]
-pub fn targets() -> [Target; 4] {
+pub fn targets() -> [Target; 6] {
     let [headers, host] = crate::proxy::FUZZ;
+    let [goaway, answer, chunks] = crate::upstream::FUZZ;
     [
         ("heads", crate::downstream::FUZZ),
         ("headers", headers),
         ("host", host),
-        ("goaway", crate::upstream::FUZZ),
+        ("goaway", goaway),
+        ("answer", answer),
+        ("chunks", chunks),
     ]
 }

@@ -31,7 +31,7 @@ use crate::{
     metrics::Connected,
     proxy::{Rejection, refusal},
     socket,
-    transport::{Ahead, Seal as _},
+    transport::{Ahead, Readable as _},
 };
 
 /// A stream of HTTP/1.1 requests that is looked after.

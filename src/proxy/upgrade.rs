@@ -59,7 +59,7 @@ async fn ask(
     let response = downstream.lease.send_upgrade(cluster, head, body).await?;
     match response.status() {
         StatusCode::SWITCHING_PROTOCOLS if token.is_granted_by(response.headers()) => {
-            Ok(switch(downstream, client, response, access))
+            switch(downstream, client, response, access)
         }
         StatusCode::SWITCHING_PROTOCOLS => Err(Error::WrongSwitch),
         status if status.is_redirection() && status != StatusCode::NOT_MODIFIED => {
@@ -78,17 +78,22 @@ fn refused(response: Response<ResponseBody>, client: PeerAddr) -> Response<Body>
 
 /// Passes the 101 on with its fields as they are (kube-rs wants exactly `Connection: Upgrade`) and
 /// joins the two connections once it has gone out.
+///
+/// # Errors
+///
+/// None in practice: behind a 101 there is a connection.
 fn switch(
     downstream: &Arc<Downstream>,
     client: upgrade::OnUpgrade,
-    mut response: Response<ResponseBody>,
+    response: Response<ResponseBody>,
     access: &mut Option<Box<Access>>,
-) -> Response<Body> {
+) -> Result<Response<Body>, Error> {
+    let (head, body) = response.into_parts();
+    let apiserver = body.into_switched().ok_or(Error::WrongSwitch)?;
     let mut access = access.take();
     if let Some(access) = &mut access {
-        access.answered(response.status(), response.headers());
+        access.answered(head.status, &head.headers);
     }
-    let apiserver = upgrade::on(&mut response);
     let rest = downstream.tunnel_rest;
     let peer = downstream.peer;
     let connected = Arc::clone(&downstream.connected);
@@ -97,11 +102,11 @@ fn switch(
         let _tunnel = tunnel;
         // The downstream connection is over for hyper when the tunnel begins; for the limit it is not.
         let _connected = connected;
-        // hyper fulfils the first only after the 101 was flushed, so what the tunnel writes comes in
+        // hyper fulfils this only after the 101 was flushed, so what the tunnel writes comes in
         // TLS records behind it: client-go's SPDY dialer drops bytes that share a record with the 101.
-        let (client, apiserver) = match (client.await, apiserver.await) {
-            (Ok(client), Ok(apiserver)) => (TokioIo::new(client), TokioIo::new(apiserver)),
-            (Err(error), _) | (_, Err(error)) => {
+        let client = match client.await {
+            Ok(client) => TokioIo::new(client),
+            Err(error) => {
                 debug!(client.address = %peer, error = %causes(&error), "upgrade not completed");
                 return;
             }
@@ -114,6 +119,5 @@ fn switch(
             access.tunnelled(carried.up, carried.down, ended.is_ok());
         }
     });
-    let (head, _) = response.into_parts();
-    Response::from_parts(head, Body::full(bytes::Bytes::new()))
+    Ok(Response::from_parts(head, Body::full(bytes::Bytes::new())))
 }

@@ -15,10 +15,10 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::{client, server};
 
-use super::Ahead;
+use super::{Ahead, Readable};
 
 /// A TLS stream that can take plaintext without sending it.
-pub(crate) trait Seal: AsyncRead + AsyncWrite + Unpin {
+pub(crate) trait Seal: Readable {
     /// Makes a TLS record of these two pieces, which waits to be sent; how many bytes were taken.
     ///
     /// # Errors
@@ -28,20 +28,6 @@ pub(crate) trait Seal: AsyncRead + AsyncWrite + Unpin {
 
     /// Bytes of records that may wait.
     fn limit(&mut self, bytes: usize);
-
-    /// Pending, and woken later as by a read, if a read would find nothing.
-    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()>;
-
-    /// Reads if there is something. HTTP tries to read each time it is polled, and a try that finds
-    /// nothing costs a way down through TLS and an error on the way back up.
-    fn poll_read_found(
-        &mut self,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        ready!(self.poll_readable(cx));
-        Pin::new(self).poll_read(cx, buf)
-    }
 }
 
 impl Seal for server::TlsStream<Ahead> {
@@ -53,15 +39,6 @@ impl Seal for server::TlsStream<Ahead> {
     fn limit(&mut self, bytes: usize) {
         self.get_mut().1.set_buffer_limit(Some(bytes));
     }
-
-    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let (io, session) = self.get_mut();
-        if session.wants_read() {
-            io.poll_readable(cx)
-        } else {
-            Poll::Ready(())
-        }
-    }
 }
 
 impl Seal for client::TlsStream<Ahead> {
@@ -72,15 +49,6 @@ impl Seal for client::TlsStream<Ahead> {
 
     fn limit(&mut self, bytes: usize) {
         self.get_mut().1.set_buffer_limit(Some(bytes));
-    }
-
-    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let (io, session) = self.get_mut();
-        if session.wants_read() {
-            io.poll_readable(cx)
-        } else {
-            Poll::Ready(())
-        }
     }
 }
 

@@ -5,13 +5,13 @@
 
 mod ahead;
 mod cork;
-mod patient;
+mod readable;
 
 #[cfg(test)]
 mod tests;
 
 pub(crate) use ahead::Ahead;
 pub(crate) use cork::{Cork, Seal};
-pub(crate) use patient::Patient;
+pub(crate) use readable::Readable;
 #[cfg(test)]
 pub(crate) use tests::Unsealed;

@@ -1,6 +1,7 @@
 //! What the peer gets, in how many pieces, and what is left behind in memory.
 
 use std::{
+    fmt::Debug,
     future::{Future, poll_fn},
     io,
     pin::{Pin, pin},
@@ -33,7 +34,7 @@ impl<S> Unsealed<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Seal for Unsealed<S> {
+impl<S: AsyncRead + AsyncWrite + Debug + Send + Unpin> Seal for Unsealed<S> {
     fn seal(&mut self, pieces: [&[u8]; 2]) -> io::Result<usize> {
         let record = pieces.concat();
         self.records.push(record.len());
@@ -42,7 +43,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Seal for Unsealed<S> {
     }
 
     fn limit(&mut self, _bytes: usize) {}
+}
 
+impl<S: AsyncRead + AsyncWrite + Debug + Send + Unpin> Readable for Unsealed<S> {
+    fn poll_readable(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+}
+
+impl Readable for DuplexStream {
     fn poll_readable(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
         Poll::Ready(())
     }

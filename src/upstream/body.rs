@@ -16,12 +16,15 @@ use std::{
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
+use super::h1::{Fault, Switched};
+
 /// The body of one downstream request, without trailers.
 #[derive(Debug)]
 pub struct RequestBody {
     /// What was read before and must be sent again.
     again: VecDeque<Bytes>,
-    incoming: Incoming,
+    /// `None` for a request that the proxy makes itself.
+    incoming: Option<Incoming>,
     downstream: http::Version,
     received: Arc<AtomicU64>,
 }
@@ -35,6 +38,9 @@ pub enum UploadError {
     /// The client reset the stream before the end of the body.
     #[error("the client gave the request up half-way")]
     Reset,
+    /// It is longer or shorter than the client had announced.
+    #[error("the request body is not as long as its content-length says")]
+    Length,
 }
 
 impl RequestBody {
@@ -43,8 +49,18 @@ impl RequestBody {
     pub fn new(incoming: Incoming, downstream: http::Version) -> Self {
         Self {
             again: VecDeque::new(),
-            incoming,
+            incoming: Some(incoming),
             downstream,
+            received: Arc::default(),
+        }
+    }
+
+    /// No body.
+    pub(super) fn empty() -> Self {
+        Self {
+            again: VecDeque::new(),
+            incoming: None,
+            downstream: http::Version::HTTP_11,
             received: Arc::default(),
         }
     }
@@ -74,8 +90,11 @@ impl RequestBody {
         if let Some(data) = self.again.pop_front() {
             return Poll::Ready(Some(Ok(data)));
         }
+        let Some(incoming) = &mut self.incoming else {
+            return Poll::Ready(None);
+        };
         loop {
-            return Poll::Ready(match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
+            return Poll::Ready(match ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
                 // Request trailers are dropped: kube-apiserver reads none, and they could name fields
                 // that were checked in the head.
                 Some(Ok(frame)) => match frame.into_data() {
@@ -90,9 +109,7 @@ impl RequestBody {
                 // hyper ends a body that the peer reset with CANCEL or NO_ERROR as if it were whole;
                 // only `is_end_stream` knows. Mostly hyper also drops the whole request at the same
                 // moment, which resets the upload anyway; this does not leave it to the order of tasks.
-                None if self.downstream == http::Version::HTTP_2
-                    && !self.incoming.is_end_stream() =>
-                {
+                None if self.downstream == http::Version::HTTP_2 && !incoming.is_end_stream() => {
                     Some(Err(UploadError::Reset))
                 }
                 None => None,
@@ -113,14 +130,13 @@ impl Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.again.is_empty() && self.incoming.is_end_stream()
+        self.again.is_empty() && self.incoming.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        if self.again.is_empty() {
-            self.incoming.size_hint()
-        } else {
-            SizeHint::default()
+        match &self.incoming {
+            Some(incoming) if self.again.is_empty() => incoming.size_hint(),
+            Some(_) | None => SizeHint::default(),
         }
     }
 }
@@ -142,10 +158,21 @@ enum Source {
 pub enum DownloadError {
     /// The HTTP/1.1 connection failed.
     #[error("read the response body")]
-    H1(#[source] hyper::Error),
+    H1(#[source] Fault),
     /// The HTTP/2 stream or its connection failed.
     #[error("read the response body")]
     H2(#[source] h2::Error),
+}
+
+impl ResponseBody {
+    /// The connection behind a 101; `None` for every other response.
+    #[must_use]
+    pub fn into_switched(self) -> Option<Switched> {
+        match self.0 {
+            Source::H1(answer) => answer.into_switched(),
+            Source::H2(_) => None,
+        }
+    }
 }
 
 impl From<super::h1::Answer> for ResponseBody {

@@ -24,7 +24,7 @@ use crate::{
     metrics::Dialled,
     socket,
     telemetry::causes,
-    transport::{Ahead, Cork, Patient},
+    transport::{Ahead, Cork},
 };
 
 /// A new connection to the first endpoint that works; ill ones are remembered.
@@ -167,11 +167,8 @@ async fn dial(
             .map(Connection::H2)
             .map_err(|source| failed(io::Error::other(source)));
     }
-    let established =
-        H1Connection::establish(Box::new(Patient(tls)), endpoint, &worker.drain).await;
-    established
-        .map(Connection::H1)
-        .map_err(|source| failed(io::Error::other(source)))
+    let connection = H1Connection::new(Box::new(tls), endpoint);
+    Ok(Connection::H1(connection))
 }
 
 /// TCP with an endpoint.

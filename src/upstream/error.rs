@@ -2,7 +2,7 @@
 
 use std::{error::Error, io, sync::Arc};
 
-use super::{VerifyFailure, body::UploadError};
+use super::{Fault, VerifyFailure, body::UploadError};
 use crate::{addr::UpstreamAddr, metrics::Dialled};
 
 /// Why a request got no response from an apiserver.
@@ -105,7 +105,7 @@ pub enum LostCause {
     H2(#[from] h2::Error),
     /// HTTP/1.1.
     #[error(transparent)]
-    H1(#[from] hyper::Error),
+    H1(#[from] Fault),
 }
 
 impl UpstreamError {

@@ -108,7 +108,10 @@ impl IdleSet {
             .iter()
             .rposition(|idle| matches!(idle.connection, Connection::H2(_)) == wants_h2)
         {
-            let Idle { since, connection } = idle.remove(at);
+            let Idle {
+                since,
+                mut connection,
+            } = idle.remove(at);
             if since.elapsed() < self.keep && connection.is_spotless() {
                 connection.life().goes_on();
                 return Some(connection);
@@ -118,7 +121,7 @@ impl IdleSet {
         None
     }
 
-    fn put(&self, cluster: u64, connection: Connection) {
+    fn put(&self, cluster: u64, mut connection: Connection) {
         if self.capacity == 0 || self.drain.has_begun() || !connection.is_spotless() {
             return;
         }
@@ -144,7 +147,7 @@ impl IdleSet {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         for idle in connections.values_mut() {
-            idle.retain(|idle| {
+            idle.retain_mut(|idle| {
                 let is_young = idle.since.elapsed() < self.keep;
                 if !is_young {
                     idle.connection.life().ends(LeaseEnd::Age);
@@ -196,7 +199,7 @@ impl Connection {
         }
     }
 
-    fn is_spotless(&self) -> bool {
+    fn is_spotless(&mut self) -> bool {
         match self {
             Self::H2(connection) => connection.is_spotless(),
             Self::H1(connection) => connection.is_spotless(),
@@ -223,7 +226,7 @@ impl Held {
         held.h2.retain(H2Connection::is_open);
         // The apiserver closes what is idle for 90 s; a request must not meet that halfway.
         let keep = self.idle.keep;
-        held.h1.retain(|connection| {
+        held.h1.retain_mut(|connection| {
             let is_young = connection.idle_since().elapsed() < keep;
             if !is_young {
                 connection.life().ends(LeaseEnd::Age);
@@ -251,8 +254,8 @@ impl Held {
         if matches!(age, Age::After(_)) {
             return Found::MustDialH1;
         }
-        if let Some(at) = held.h1.iter().position(H1Connection::is_ready) {
-            return Found::Slot(Slot::H1(held.h1.swap_remove(at)));
+        if let Some(connection) = held.h1.pop() {
+            return Found::Slot(Slot::H1(connection));
         }
         if let Some(Connection::H1(connection)) = self.idle.take(cluster, false) {
             return Found::Slot(Slot::H1(connection));
@@ -287,8 +290,7 @@ impl Held {
     }
 
     /// Takes an HTTP/1.1 connection back after a response came to its good end.
-    pub(super) fn give_back(&self, cluster: u64, mut connection: H1Connection) {
-        connection.becomes_idle();
+    pub(super) fn give_back(&self, cluster: u64, connection: H1Connection) {
         let mut by_cluster = self
             .by_cluster
             .lock()
@@ -358,9 +360,7 @@ mod tests {
             let held = Held::new(Arc::new(IdleSet::new(1, KEEP, drain.clone())));
             let (near, _far) = duplex(1024);
             let endpoint = UpstreamAddr(SocketAddr::from(([127, 0, 0, 1], 6443)));
-            let connection = H1Connection::establish(near, endpoint, &drain)
-                .await
-                .unwrap();
+            let connection = H1Connection::new(Box::new(near), endpoint);
             held.give_back(1, connection);
             advance(idle).await;
             let found = held.find(1, false, Age::Any);
@@ -378,11 +378,8 @@ mod tests {
             for _ in 0..4 {
                 let (near, far) = duplex(1024);
                 let endpoint = UpstreamAddr(SocketAddr::from(([127, 0, 0, 1], 6443)));
-                let connection = H1Connection::establish(near, endpoint, &drain)
-                    .await
-                    .unwrap();
+                let connection = H1Connection::new(Box::new(near), endpoint);
                 ends.push(far);
-                tokio::task::yield_now().await;
                 idle.put(1, Connection::H1(connection));
             }
             let kept = (0..4).filter(|_| idle.take(1, false).is_some()).count();

@@ -32,6 +32,7 @@ use tracing::{debug, warn};
 pub use body::{DownloadError, RequestBody, ResponseBody, UploadError};
 pub use endpoint::{EndpointHealth, Endpoints, Health};
 pub use error::{LostCause, UpstreamError};
+pub use h1::{Fault, Switched};
 pub(crate) use steps::{Offer, Reached};
 pub use tls::ClientTls;
 pub use verify::VerifyFailure;
@@ -45,8 +46,11 @@ use crate::{
 use lease::{Age, Connection, Found, Held, IdleSet, Slot};
 use upload::Upload;
 
-/// The fuzz body of this stage: finding frames.
-pub(crate) const FUZZ: fn(&[u8]) = frames::fuzz;
+/// The fuzz bodies of this stage: finding frames, and the answers of HTTP/1.1.
+pub(crate) const FUZZ: [fn(&[u8]); 3] = {
+    let [head, chunks] = h1::FUZZ;
+    [frames::fuzz, head, chunks]
+};
 
 /// One apiserver as requests see it: where it is, and how it proves itself.
 #[derive(Debug)]
@@ -241,7 +245,7 @@ impl Lease {
     }
 
     /// Sends an upgrade request on an HTTP/1.1 connection of its own, which is never used again.
-    /// `hyper::upgrade::on` of a 101 response gives the upgraded connection.
+    /// [`ResponseBody::into_switched`] of a 101 response gives the upgraded connection.
     ///
     /// # Errors
     ///

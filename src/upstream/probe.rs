@@ -6,15 +6,12 @@
 
 use std::sync::{Arc, Weak};
 
-use bytes::Bytes;
-use http::{Method, Request, StatusCode, header};
-use http_body_util::Empty;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http::{Request, StatusCode, Uri, header, uri::Scheme};
 use tokio::time::timeout;
-use tracing::debug;
 
-use super::{Cluster, UpstreamError, Worker, connect, endpoint::Endpoint};
+use super::{
+    Cluster, RequestBody, UpstreamError, Worker, connect, endpoint::Endpoint, h1::H1Connection,
+};
 use crate::telemetry::causes;
 
 impl Cluster {
@@ -79,39 +76,32 @@ async fn ask(
     endpoint: &Arc<Endpoint>,
 ) -> Result<StatusCode, UpstreamError> {
     let address = endpoint.address();
-    let lost = |source: hyper::Error| UpstreamError::Lost {
-        endpoint: address,
-        source: source.into(),
-    };
     let stream = connect::handshake(worker, cluster, &cluster.tls.h1, endpoint).await?;
-    let (mut send, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
-    let running = worker.drain.spawn(async move {
-        if let Err(error) = connection.await {
-            debug!(upstream.address = %address, error = %causes(&error), "probe connection ended");
-        }
-    });
-    let mut request = Request::new(Empty::<Bytes>::new());
-    *request.method_mut() = Method::GET;
-    let malformed = UpstreamError::Protocol {
-        endpoint: address,
-        what: "to a name that no request can carry",
-    };
+    let connection = H1Connection::new(Box::new(stream), address);
     let target = format!("{}/readyz", cluster.path_prefix);
-    let (Ok(uri), Ok(host)) = (target.parse(), cluster.tls.name.to_str().parse()) else {
-        return Err(malformed);
+    let request = Uri::builder()
+        .scheme(Scheme::HTTPS)
+        .authority(&*cluster.tls.name.to_str())
+        .path_and_query(target)
+        .build()
+        .and_then(|uri| {
+            Request::get(uri)
+                .header(header::USER_AGENT, AGENT)
+                .header(header::CONNECTION, "close")
+                .body(())
+        });
+    let Ok(request) = request else {
+        return Err(UpstreamError::Protocol {
+            endpoint: address,
+            what: "to a name that no request can carry",
+        });
     };
-    *request.uri_mut() = uri;
-    let headers = request.headers_mut();
-    headers.insert(header::HOST, host);
-    headers.insert(header::USER_AGENT, header::HeaderValue::from_static(AGENT));
-    headers.insert(
-        header::CONNECTION,
-        header::HeaderValue::from_static("close"),
-    );
-    let answered = send.send_request(request).await.map_err(lost);
+    let (head, ()) = request.into_parts();
     // The head has said it; nobody waits for the rest.
-    running.abort();
-    answered.map(|response| response.status())
+    let answered = connection.exchange(head, RequestBody::empty(), None).await;
+    answered
+        .map(|response| response.status())
+        .map_err(|unanswered| unanswered.error)
 }
 
 /// How probes show up in an audit log.

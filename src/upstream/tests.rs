@@ -13,7 +13,7 @@ use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls_pki_types::ServerName;
 use standin::{pki::Ca, upstream::Upstream};
-use tokio::{io::duplex, sync::mpsc, task::yield_now};
+use tokio::{io::duplex, sync::mpsc};
 
 use super::{h1::H1Connection, *};
 use crate::addr::UpstreamAddr;
@@ -73,20 +73,16 @@ async fn a_request_that_http1_did_not_take_is_sent_on_another_connection() {
 
     let (near, far) = duplex(1024);
     let endpoint = UpstreamAddr(upstream.address());
-    let closing = H1Connection::establish(near, endpoint, &lease.worker.drain)
-        .await
-        .unwrap();
-    while !closing.is_ready() {
-        yield_now().await;
-    }
-    lease.held.give_back(cluster.id, closing);
+    let closing = H1Connection::new(Box::new(near), endpoint);
     let (request, mut upload) = upload(&lease.worker.drain).await;
     upload.send_data("all of it".into(), true).unwrap();
     let (mut head, body) = request.into_parts();
     head.version = Version::HTTP_11;
     let body = RequestBody::new(body, Version::HTTP_2);
-    // Nothing has had a chance to notice when the request is sent.
     drop(far);
+    let unanswered = closing.exchange(head, body, None).await.unwrap_err();
+    assert!(unanswered.error.wants_another_connection());
+    let (head, body) = unanswered.unsent.unwrap();
     let response = lease.send(&cluster, head, body).await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(upstream.requests()[0].body().await, b"all of it");

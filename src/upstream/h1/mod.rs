@@ -1,58 +1,54 @@
 //! One HTTP/1.1 connection to an apiserver: one request at a time, or an upgrade.
+//!
+//! It runs within the task of the request that uses it, and hyper's client is not under it: that keeps a
+//! task, a queue and two buffers for every connection, which is half of what an HTTP/1.1 client costs
+//! (docs/performance.md). httparse reads heads, sizes of chunks and trailers.
 
-mod message;
+mod answer;
+mod body;
+mod fault;
+mod head;
+mod request;
+mod sending;
+mod switched;
+mod wire;
 
 use std::{
-    error::Error,
-    future::{Future, poll_fn},
-    pin::Pin,
+    future::poll_fn,
     sync::Arc,
     task::{Context, Poll, ready},
 };
 
-use bytes::Bytes;
-use http::{Response, StatusCode, request::Parts};
-use hyper::{
-    body::{Body, Frame, Incoming, SizeHint},
-    client::conn::http1,
-};
-use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    time::Instant,
-};
-use tracing::debug;
+use http::{Method, Response, StatusCode, request::Parts};
+use tokio::time::Instant;
 
-use super::{
-    LostCause, RequestBody, ResponseBody, UploadError, UpstreamError, endpoint::Endpoint,
-    lease::Held,
-};
+pub(super) use answer::{Answer, GiveBack};
+pub use fault::Fault;
+pub use switched::Switched;
+
+use super::{LostCause, RequestBody, ResponseBody, UpstreamError, endpoint::Endpoint};
 use crate::{
     addr::UpstreamAddr,
-    drain::Drain,
     metrics::{LeaseEnd, Life},
-    telemetry::causes,
+    transport::Readable,
 };
-use message::origin_form;
+use head::Head;
+use sending::{Sending, Unfinished};
+use wire::Wire;
+
+/// The fuzz bodies of this leg: the head of a response, and a chunked body.
+pub(super) const FUZZ: [fn(&[u8]); 2] = [head::fuzz, body::fuzz];
 
 /// A connection that takes one request at a time.
 #[derive(Debug)]
 pub(super) struct H1Connection {
-    /// hyper keeps room for 32 requests; boxed bodies make that a quarter less.
-    send: http1::SendRequest<Box<RequestBody>>,
+    wire: Wire,
     endpoint: UpstreamAddr,
     /// What is known of that; retires the connection when it is nothing good.
     site: Option<Arc<Endpoint>>,
     spoiled: bool,
     idle_since: Instant,
     life: Life,
-}
-
-/// Where a connection goes when its response has come to a good end.
-#[derive(Debug)]
-pub(super) struct GiveBack {
-    pub(super) held: Arc<Held>,
-    pub(super) cluster: u64,
 }
 
 /// Why there is no answer, and the request if not a byte of it was written. Boxed where it is returned,
@@ -63,50 +59,17 @@ pub(super) struct Unanswered {
     pub(super) unsent: Option<(Parts, RequestBody)>,
 }
 
-/// The rest of a response.
-#[derive(Debug)]
-pub(super) struct Answer {
-    incoming: Incoming,
-    /// `None` after the end, and for a connection that is never used again.
-    connection: Option<(H1Connection, GiveBack)>,
-}
-
 impl H1Connection {
-    /// Starts HTTP/1.1 on an established stream and keeps the connection running.
-    ///
-    /// # Errors
-    ///
-    /// None in practice: HTTP/1.1 has no preface.
-    pub(super) async fn establish<S>(
-        stream: S,
-        endpoint: UpstreamAddr,
-        drain: &Drain,
-    ) -> Result<Self, hyper::Error>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let (send, connection) = http1::Builder::new()
-            .max_headers(RESPONSE_FIELDS)
-            .max_buf_size(READ_BUFFER)
-            .handshake(TokioIo::new(stream))
-            .await?;
-        let mut connection = connection.with_upgrades();
-        // No async block, which would hold the connection twice for as long as it lives.
-        drain.spawn(poll_fn(move |cx| {
-            let ended = ready!(Pin::new(&mut connection).poll(cx));
-            if let Err(error) = ended {
-                debug!(upstream.address = %endpoint, error = %causes(&error), "upstream connection ended");
-            }
-            Poll::Ready(())
-        }));
-        Ok(Self {
-            send,
+    /// HTTP/1.1 on an established stream.
+    pub(super) fn new(stream: Box<dyn Readable>, endpoint: UpstreamAddr) -> Self {
+        Self {
+            wire: Wire::new(stream),
             endpoint,
             site: None,
             spoiled: false,
             idle_since: Instant::now(),
             life: Life::default(),
-        })
+        }
     }
 
     /// What is counted of it.
@@ -127,26 +90,23 @@ impl H1Connection {
 
     pub(super) fn becomes_idle(&mut self) {
         self.idle_since = Instant::now();
+        self.wire.is_idle = true;
     }
 
     pub(super) fn endpoint(&self) -> UpstreamAddr {
         self.endpoint
     }
 
-    /// Whether nothing more may be sent on it.
-    pub(super) fn is_closed(&self) -> bool {
+    /// Whether nothing more may be sent on it. Nothing runs on it, so that whatever it has to say is its
+    /// end, or an answer that nobody asked for.
+    pub(super) fn is_closed(&mut self) -> bool {
         let site = self.site.as_deref();
-        self.send.is_closed() || site.is_some_and(Endpoint::is_passed_over)
-    }
-
-    /// Whether nothing runs on it.
-    pub(super) fn is_ready(&self) -> bool {
-        self.send.is_ready()
+        site.is_some_and(Endpoint::is_passed_over) || !self.wire.is_silent()
     }
 
     /// Whether another client may have this connection.
-    pub(super) fn is_spotless(&self) -> bool {
-        !self.spoiled && !self.is_closed() && self.is_ready()
+    pub(super) fn is_spotless(&mut self) -> bool {
+        !self.spoiled && !self.is_closed()
     }
 
     /// Sends a request of its own; the connection goes back to `give_back` after a good end.
@@ -154,6 +114,10 @@ impl H1Connection {
     /// # Errors
     ///
     /// With the request if not a byte of it was written.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future closes the connection.
     pub(super) async fn exchange(
         mut self,
         head: Parts,
@@ -161,91 +125,84 @@ impl H1Connection {
         give_back: Option<GiveBack>,
     ) -> Result<Response<ResponseBody>, Box<Unanswered>> {
         let endpoint = self.endpoint;
-        let (request, original) = origin_form(head, body);
-        let answered = self.send.try_send_request(request).await;
-        let response = answered.map_err(|mut failure| {
-            let unsent = failure.take_message();
-            let error = failure.into_error();
-            let error = if unsent.is_some() {
-                let source = LostCause::H1(error);
-                UpstreamError::Unsent { endpoint, source }
+        if !self.wire.is_silent() {
+            let source = LostCause::H1(Fault::Closed);
+            return Err(Box::new(Unanswered {
+                error: UpstreamError::Unsent { endpoint, source },
+                unsent: Some((head, body)),
+            }));
+        }
+        self.wire.is_idle = false;
+        let mut asking = Asking {
+            sending: Sending::new(&head, body),
+            method: head.method,
+            stopped: None,
+            interim: 0,
+        };
+        let answered = poll_fn(|cx| asking.poll_answer(&mut self.wire, cx)).await;
+        let head = answered.map_err(|fault| {
+            let error = if let Fault::Upload(source) = fault {
+                UpstreamError::Upload { source }
             } else {
-                failed(endpoint, error)
+                let source = LostCause::H1(fault);
+                UpstreamError::Lost { endpoint, source }
             };
-            let unsent = unsent.map(|request| original.restore(request));
-            Box::new(Unanswered { error, unsent })
+            Box::new(Unanswered {
+                error,
+                unsent: None,
+            })
         })?;
-        if response.status() == StatusCode::UNAUTHORIZED {
+        if head.parts.status == StatusCode::UNAUTHORIZED {
             self.spoiled = true;
             self.life.ends(LeaseEnd::Unauthorized);
         }
-        let (head, incoming) = response.into_parts();
-        let mut answer = Answer {
-            incoming,
-            connection: give_back.map(|to| (self, to)),
-        };
-        if answer.incoming.is_end_stream() {
-            answer.ended();
-        }
-        Ok(Response::from_parts(head, answer.into()))
+        let stopped = asking.stopped.is_some();
+        let give_back = give_back.filter(|_| !stopped);
+        let answer = Answer::new(self, asking.sending, &head, give_back);
+        Ok(Response::from_parts(head.parts, answer.into()))
+    }
+
+    fn into_wire(self) -> Wire {
+        self.wire
     }
 }
 
-/// Whose fault it is: hyper also fails the exchange when the body that it is given fails.
-fn failed(endpoint: UpstreamAddr, error: hyper::Error) -> UpstreamError {
-    let upload = error
-        .source()
-        .is_some_and(|source| source.is::<UploadError>());
-    if upload {
-        UpstreamError::Upload {
-            source: UploadError::Read(error),
-        }
-    } else {
-        UpstreamError::Lost {
-            endpoint,
-            source: LostCause::H1(error),
-        }
-    }
+/// A request that has no answer yet.
+struct Asking {
+    sending: Sending,
+    method: Method,
+    /// Why the apiserver takes no more of the request.
+    stopped: Option<Fault>,
+    interim: usize,
 }
 
-impl Drop for Answer {
-    fn drop(&mut self) {
-        // Given up before its end, or cut.
-        if let Some((connection, _)) = &self.connection {
-            connection.life.ends(LeaseEnd::Reset);
+impl Asking {
+    /// Sends, and reads what comes meanwhile: an apiserver may answer 413 long before the end of an
+    /// upload, and take no more of it.
+    fn poll_answer(&mut self, wire: &mut Wire, cx: &mut Context<'_>) -> Poll<Result<Head, Fault>> {
+        match self.sending.poll_send(&mut *wire.io, cx) {
+            Poll::Ready(Err(Unfinished::Upload(cut))) => {
+                return Poll::Ready(Err(Fault::Upload(cut)));
+            }
+            Poll::Ready(Err(Unfinished::Refused(error))) => self.stopped = Some(Fault::Io(error)),
+            Poll::Ready(Ok(())) | Poll::Pending => {}
         }
-    }
-}
-
-impl Answer {
-    pub(super) fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
-        if frame.is_none() || self.incoming.is_end_stream() {
-            self.ended();
-        }
-        Poll::Ready(frame)
-    }
-
-    pub(super) fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
-    }
-
-    pub(super) fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
-    }
-
-    fn ended(&mut self) {
-        if let Some((connection, GiveBack { held, cluster })) = self.connection.take() {
-            held.give_back(cluster, connection);
+        loop {
+            match head::take(&mut wire.unread, &self.method)? {
+                Some(head) if head.is_interim() && self.interim == INTERIM => {
+                    return Poll::Ready(Err(Fault::Interim { most: INTERIM }));
+                }
+                Some(head) if head.is_interim() => self.interim += 1,
+                Some(head) => return Poll::Ready(Ok(head)),
+                None => match ready!(wire.poll_more(cx)) {
+                    Ok(0) => return Poll::Ready(Err(self.stopped.take().unwrap_or(Fault::Closed))),
+                    Ok(_) => {}
+                    Err(fault) => return Poll::Ready(Err(self.stopped.take().unwrap_or(fault))),
+                },
+            }
         }
     }
 }
 
-/// What hyper may keep for every connection once much has come at once, and the longest response head.
-const READ_BUFFER: usize = 32 * 1024;
-/// kube-apiserver repeats `Warning` lines, and backends behind services/proxy set what they like. No
-/// more, because hyper clears room for so many fields for every response.
-const RESPONSE_FIELDS: usize = 200;
+/// Interim responses (`100 Continue`, `103 Early Hints`) before the answer; Go's client takes as many.
+const INTERIM: usize = 5;

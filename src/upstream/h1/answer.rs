@@ -1,0 +1,202 @@
+//! The rest of one response, and of the upload when the response overtook it.
+
+use std::{
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::StatusCode;
+use hyper::body::{Frame, SizeHint};
+use tokio::task::yield_now;
+
+use super::{
+    Fault, H1Connection, Switched,
+    body::Rest,
+    head::Head,
+    sending::{Sending, Unfinished},
+};
+use crate::{metrics::LeaseEnd, upstream::lease::Held};
+
+/// Where a connection goes when its response has come to a good end.
+#[derive(Debug)]
+pub(in crate::upstream) struct GiveBack {
+    pub(in crate::upstream) held: Arc<Held>,
+    pub(in crate::upstream) cluster: u64,
+}
+
+/// The rest of a response.
+#[derive(Debug)]
+pub(in crate::upstream) struct Answer {
+    rest: Rest,
+    /// `None` behind the end, good or bad.
+    running: Option<Running>,
+    /// Bytes that were read since others last had their turn.
+    turn: usize,
+    /// Why there is no more, until what came before has gone on its way.
+    fault: Option<Fault>,
+}
+
+#[derive(Debug)]
+struct Running {
+    connection: H1Connection,
+    /// What is still to be sent of the request.
+    sending: Option<Sending>,
+    /// Where the connection goes if another request may follow.
+    give_back: Option<GiveBack>,
+}
+
+impl Answer {
+    /// The answer behind this head.
+    pub(super) fn new(
+        connection: H1Connection,
+        sending: Sending,
+        head: &Head,
+        give_back: Option<GiveBack>,
+    ) -> Self {
+        let switches = head.parts.status == StatusCode::SWITCHING_PROTOCOLS;
+        let mut answer = Self {
+            rest: head.body,
+            running: Some(Running {
+                connection,
+                sending: Some(sending).filter(|sending| !sending.is_whole()),
+                give_back: give_back.filter(|_| head.goes_on && !switches),
+            }),
+            turn: 0,
+            fault: None,
+        };
+        if answer.is_end_stream() && !switches {
+            answer.ended();
+        }
+        answer
+    }
+
+    pub(in crate::upstream) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        if let Some(fault) = self.fault.take() {
+            return Poll::Ready(Some(Err(fault)));
+        }
+        let polled = self.poll_rest(cx);
+        match polled {
+            Poll::Ready(Some(Err(fault))) => {
+                self.cut();
+                // hyper drops what it has not written yet when it hears of an error.
+                self.fault = Some(fault);
+                yields(cx)
+            }
+            Poll::Ready(_) if self.is_end_stream() => {
+                self.ended();
+                polled
+            }
+            Poll::Ready(_) => polled,
+            Poll::Pending => {
+                self.turn = 0;
+                polled
+            }
+        }
+    }
+
+    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        let Some(running) = &mut self.running else {
+            let after = (self.rest != Rest::Nothing).then_some(Err(Fault::Cut));
+            return Poll::Ready(after);
+        };
+        let wire = &mut running.connection.wire;
+        if let Some(sending) = &mut running.sending
+            && let Poll::Ready(sent) = sending.poll_send(&mut *wire.io, cx)
+        {
+            running.sending = None;
+            match sent {
+                Ok(()) => {}
+                Err(Unfinished::Upload(cut)) => return Poll::Ready(Some(Err(Fault::Upload(cut)))),
+                // It may take no more because it has said all in its answer.
+                Err(Unfinished::Refused(_)) => running.give_back = None,
+            }
+        }
+        loop {
+            let decoded = self.rest.decode(&mut wire.unread);
+            if let Some(frame) = decoded.transpose() {
+                return Poll::Ready(Some(frame));
+            }
+            if self.rest == Rest::Nothing {
+                return Poll::Ready(None);
+            }
+            if self.turn >= TURN {
+                return yields(cx);
+            }
+            match wire.poll_more(cx) {
+                Poll::Ready(Ok(0)) => {
+                    running.give_back = None;
+                    return Poll::Ready(self.rest.closed().err().map(Err));
+                }
+                Poll::Ready(Ok(read)) => self.turn += read,
+                Poll::Ready(Err(fault)) => return Poll::Ready(Some(Err(fault))),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    pub(in crate::upstream) fn is_end_stream(&self) -> bool {
+        self.rest == Rest::Nothing
+    }
+
+    pub(in crate::upstream) fn size_hint(&self) -> SizeHint {
+        match self.rest {
+            Rest::Nothing => SizeHint::with_exact(0),
+            Rest::Length(left) => SizeHint::with_exact(left),
+            Rest::Chunks(_) | Rest::UntilClose => SizeHint::default(),
+        }
+    }
+
+    /// The connection, if it was kept because the answer is a 101.
+    pub(in crate::upstream) fn into_switched(mut self) -> Option<Switched> {
+        let is_over = self.is_end_stream();
+        let running = self.running.take().filter(|_| is_over)?;
+        Some(Switched(running.connection.into_wire()))
+    }
+
+    /// Lets the connection go on to another request if it can.
+    fn ended(&mut self) {
+        let Some(Running {
+            mut connection,
+            sending: None,
+            give_back,
+        }) = self.running.take()
+        else {
+            return;
+        };
+        connection.becomes_idle();
+        // More than was asked for would be taken for the next answer.
+        if connection.wire.unread.is_empty()
+            && let Some(GiveBack { held, cluster }) = give_back
+        {
+            held.give_back(cluster, connection);
+        }
+    }
+
+    /// Given up before its end, or cut.
+    fn cut(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.connection.life.ends(LeaseEnd::Reset);
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.cut();
+    }
+}
+
+/// Pending until everybody else has had a turn. Not by waking the task: tokio looks for new events only
+/// once in 61 turns of those that are awake.
+fn yields<T>(cx: &mut Context<'_>) -> Poll<T> {
+    let _pending = pin!(yield_now()).poll(cx);
+    Poll::Pending
+}
+
+/// What may be read of one answer before everybody else on the thread has had a turn.
+const TURN: usize = 64 * 1024;

@@ -1,0 +1,85 @@
+//! The stream below HTTP/1.1, and what was read of it and not used yet.
+
+use std::{
+    mem,
+    pin::Pin,
+    task::{Context, Poll, Waker, ready},
+};
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::ReadBuf;
+use tokio_util::io::poll_read_buf;
+
+use super::Fault;
+use crate::transport::Readable;
+
+/// An established stream. There is a buffer only while there is something in it: a connection that says
+/// nothing holds none.
+#[derive(Debug)]
+pub(super) struct Wire {
+    pub(super) io: Box<dyn Readable>,
+    pub(super) unread: Bytes,
+    /// Bytes that the next read has room for.
+    room: usize,
+    /// Nothing runs on it, so that its end may look like one.
+    pub(super) is_idle: bool,
+}
+
+impl Wire {
+    pub(super) fn new(io: Box<dyn Readable>) -> Self {
+        Self {
+            io,
+            unread: Bytes::new(),
+            room: LEAST,
+            is_idle: false,
+        }
+    }
+
+    /// Reads more to what is unread; 0 bytes once the connection has ended in order.
+    pub(super) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Fault>> {
+        ready!(self.io.poll_readable(cx));
+        let mut buffer = mem::take(&mut self.unread)
+            .try_into_mut()
+            .unwrap_or_else(|shared| BytesMut::from(&*shared));
+        buffer.reserve(self.room);
+        let read = poll_read_buf(Pin::new(&mut *self.io), cx, &mut buffer);
+        // An empty one would keep its room.
+        if !buffer.is_empty() {
+            self.unread = buffer.freeze();
+        }
+        if let Poll::Ready(Ok(read)) = &read {
+            self.room = if *read < self.room {
+                LEAST
+            } else {
+                MOST.min(self.room * 2)
+            };
+        }
+        read.map_err(Fault::Io)
+    }
+
+    /// Whether the connection is open and has nothing to say, as one that nothing runs on must be.
+    pub(super) fn is_silent(&mut self) -> bool {
+        let cx = &mut Context::from_waker(Waker::noop());
+        let mut one = [0; 1];
+        self.unread.is_empty()
+            && (self.io.poll_readable(cx).is_pending()
+                || Pin::new(&mut *self.io)
+                    .poll_read(cx, &mut ReadBuf::new(&mut one))
+                    .is_pending())
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        if self.is_idle {
+            // `close_notify` as far as the socket takes it; nobody waits for more.
+            let cx = &mut Context::from_waker(Waker::noop());
+            let _done = Pin::new(&mut *self.io).poll_shutdown(cx);
+        }
+    }
+}
+
+/// Room for most heads and for the events of a watch.
+const LEAST: usize = 4 * 1024;
+/// Room for two full TLS records; also what one piece of a body may have.
+const MOST: usize = 32 * 1024;
