@@ -7,6 +7,7 @@ mod bodies;
 mod connections;
 mod interim;
 mod malformed;
+mod uploads;
 
 use standin::within;
 
