@@ -1,6 +1,16 @@
 //! Responses before the response.
 
-use super::{Case, Then, hold};
+use std::sync::Arc;
+
+use standin::within;
+use tokio::sync::Notify;
+
+use super::{
+    Asking, Case, Then,
+    apiserver::{read_request, say},
+    hold,
+};
+use crate::{proxy::World, status::BOTH};
 
 const FINAL: &str = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
 const CONTINUE: &str = "HTTP/1.1 100 Continue\r\n\r\n";
@@ -110,4 +120,40 @@ async fn a_switch_that_nobody_asked_for_is_refused() {
         ),
     ])
     .await;
+}
+
+/// They may go on for ever, since an answer may take as long as it likes; a client that has had enough ends
+/// it, and nothing is kept of them meanwhile.
+#[tokio::test]
+async fn interim_responses_without_end_end_with_the_client() {
+    for protocol in BOTH {
+        let world = World::new();
+        let many = Arc::new(Notify::new());
+        let apiserver = {
+            let many = Arc::clone(&many);
+            world.apiserver().alpn(&["http/1.1"]).raw(move |mut raw| {
+                let many = Arc::clone(&many);
+                async move {
+                    read_request(&mut raw.stream).await.unwrap();
+                    let mut rounds = 0;
+                    while say(&mut raw.stream, HINTS).await {
+                        rounds += 1;
+                        // More than would fit into the longest head.
+                        if rounds == 2000 {
+                            many.notify_one();
+                        }
+                    }
+                }
+            })
+        };
+        let upstream = apiserver.start().await;
+        let proxy = world.proxy(upstream.address()).start();
+        let mut client = Asking::start(&proxy, protocol).await;
+        tokio::select! {
+            seen = client.ask("GET", "/") => panic!("{protocol:?}: {seen:?}"),
+            () = within("many interim responses", many.notified()) => {}
+        }
+        drop(client);
+        upstream.connection_end(0).await;
+    }
 }

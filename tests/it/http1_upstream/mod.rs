@@ -7,6 +7,8 @@ mod bodies;
 mod connections;
 mod interim;
 mod malformed;
+mod upgrades;
+mod upload_ends;
 mod uploads;
 
 use standin::within;

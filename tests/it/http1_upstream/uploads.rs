@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     proxy::{HOST, World, taken_until_blocked},
+    status::BOTH,
     upgrades::{Asked, Switch},
 };
 
@@ -42,7 +43,7 @@ fn framing(head: &str) -> Vec<String> {
 }
 
 /// The body behind what was asked, without its framing.
-async fn body(asked: &mut Asked) -> Vec<u8> {
+pub(super) async fn body(asked: &mut Asked) -> Vec<u8> {
     let Asked { head, stream, .. } = asked;
     let wire = within("the body of a request", read_body(stream, head))
         .await
@@ -55,7 +56,7 @@ async fn body(asked: &mut Asked) -> Vec<u8> {
 }
 
 /// Asks for something else, which must come on the same connection: nothing of a body is left before it.
-async fn next_follows(asked: &mut Asked, mut client: Asking, context: &str) {
+pub(super) async fn next_follows(asked: &mut Asked, mut client: Asking, context: &str) {
     let answering = async {
         let request = read_request(&mut asked.stream).await.unwrap();
         assert!(request.starts_with("GET /next "), "{context}: {request:?}");
@@ -180,6 +181,30 @@ async fn an_upload_over_http2_is_framed_once() {
         asked.say(NEXT).await;
         assert_eq!(within("the answer", response).await.unwrap().status(), 200);
         next_follows(&mut asked, Asking::Http2(client), &context).await;
+    }
+}
+
+/// An empty body is said to be empty, or not said: never one whose end is still to come.
+#[tokio::test]
+async fn a_post_without_a_body_has_none_upstream() {
+    let world = World::new();
+    let switch = Switch::start(&world).await;
+    let proxy = world.proxy(switch.upstream.address()).start();
+    for protocol in BOTH {
+        let mut client = Asking::start(&proxy, protocol).await;
+        let context = format!("over {protocol:?}");
+        let answering = async {
+            let mut asked = switch.asked().await;
+            let framing = framing(&asked.head);
+            assert!(
+                framing.is_empty() || framing == ["content-length: 0"],
+                "{context}: {framing:?}"
+            );
+            asked.say(NEXT).await;
+            asked
+        };
+        let (mut asked, _) = tokio::join!(answering, client.ask("POST", "/"));
+        next_follows(&mut asked, client, &context).await;
     }
 }
 
