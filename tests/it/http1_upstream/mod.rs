@@ -81,7 +81,7 @@ impl Case {
     }
 
     /// The client sees at most this much of the body and then a cut.
-    fn is_cut(mut self, begin: &'static str) -> Self {
+    fn cut(mut self, begin: &'static str) -> Self {
         self.expected = Expected::Cut(begin.into());
         self
     }
@@ -97,6 +97,15 @@ impl Case {
             (Expected::Whole(status, body), Seen::Whole(answer)) => {
                 assert_eq!(answer.code, *status, "{context}: {}", begin(answer));
                 assert!(answer.body == *body, "{context}: {}", begin(answer));
+                let lengths = answer.lines("content-length");
+                let is_length = |length: &&str| length.parse() == Ok(body.len());
+                // Not theirs, but that of the body that another request would get.
+                let bodiless = self.method == "HEAD" || matches!(status, 204 | 304);
+                assert!(
+                    bodiless || lengths.len() <= 1 && lengths.iter().all(is_length),
+                    "{context}: another length than that of its body: {}",
+                    begin(answer)
+                );
             }
             (Expected::Cut(most), Seen::Cut { received }) => {
                 assert!(most.starts_with(received), "{context}: {received:?}");

@@ -167,3 +167,25 @@ async fn a_malformed_answer_to_an_upgrade_is_502() {
         assert_eq!(client.end().await.unwrap(), "", "{answer:?}");
     }
 }
+
+/// RFC 9110 §8.6 and RFC 9112 §6.1: no 1xx says a length or a coding.
+#[tokio::test]
+async fn a_101_is_passed_on_without_a_length() {
+    let world = World::new();
+    let switch = Switch::start(&world).await;
+    let proxy = world.proxy(switch.upstream.address()).start();
+    for line in [
+        "Content-Length: 0",
+        "Content-Length: 5",
+        "Transfer-Encoding: chunked",
+    ] {
+        let (mut client, mut asked) = ask(&proxy, &switch, SPDY).await;
+        asked
+            .say(SPDY_101.replacen("\r\n", &format!("\r\n{line}\r\n"), 1))
+            .await;
+        let head = client.head().await.unwrap();
+        assert_eq!(head.status, 101, "{line}");
+        assert_eq!(head.header("content-length"), None, "{line}");
+        assert_eq!(head.header("transfer-encoding"), None, "{line}");
+    }
+}

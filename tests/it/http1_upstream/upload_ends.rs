@@ -10,8 +10,8 @@ use standin::{
 use tokio::io::AsyncReadExt as _;
 
 use super::{
-    Answer, Asking, Protocol,
-    apiserver::NEXT,
+    Answer, Asking, Protocol, Seen,
+    apiserver::{NEXT, read_request},
     uploads::{body, next_follows},
 };
 use crate::{
@@ -145,9 +145,26 @@ async fn an_upload_goes_on_behind_a_whole_answer() {
             (200, "next"),
             "{context}"
         );
-        let client = rest.send().await;
+        let mut client = rest.send().await;
         assert_eq!(body(&mut asked).await, b"firstsecnd", "{context}");
-        drop(client);
+        // On this connection or on another.
+        let answering = async {
+            tokio::select! {
+                request = read_request(&mut asked.stream) => {
+                    let request = request.unwrap();
+                    assert!(request.starts_with("GET /next "), "{context}: {request:?}");
+                    asked.say(NEXT).await;
+                }
+                mut other = switch.asked() => {
+                    assert!(other.head.starts_with("GET /next "), "{context}: {}", other.head);
+                    other.say(NEXT).await;
+                }
+            }
+        };
+        let exchange = async { tokio::join!(answering, client.ask("GET", "/next")).1 };
+        let next = within(&context, exchange).await;
+        let is_next = matches!(&next, Seen::Whole(answer) if answer.text() == "next");
+        assert!(is_next, "{context}: {next:?}");
     }
 }
 
