@@ -21,6 +21,7 @@ mod endpoints;
 mod forwarding;
 mod handover;
 mod hosts;
+mod http1_upstream;
 mod isolation;
 mod kube_client;
 mod latency;

@@ -1,0 +1,122 @@
+//! A client of either protocol that tells a whole response from a cut one.
+
+use h2::Reason;
+use http::Request;
+use standin::client::{Http1, Http2, TlsConnection, whole};
+
+use super::{Answer, Protocol};
+use crate::proxy::{HOST, Proxy};
+
+/// A connection to the proxy that asks one thing after another.
+pub(super) enum Asking {
+    Http1(Http1<TlsConnection>),
+    Http2(Http2),
+}
+
+#[derive(Debug)]
+pub(super) enum Seen {
+    Whole(Answer),
+    /// The response ended before its end; over HTTP/2 always with `INTERNAL_ERROR`.
+    Cut {
+        received: Vec<u8>,
+    },
+}
+
+impl Asking {
+    pub(super) async fn start(proxy: &Proxy, protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Http1 => Self::Http1(proxy.client().http1().await),
+            Protocol::Http2 => Self::Http2(proxy.client().http2().await),
+        }
+    }
+
+    pub(super) async fn ask(&mut self, method: &str, target: &str) -> Seen {
+        self.ask_with(method, target, "").await
+    }
+
+    /// The same with a body, whose length is said.
+    pub(super) async fn ask_with(&mut self, method: &str, target: &str, body: &str) -> Seen {
+        match self {
+            Self::Http1(client) => {
+                let mut head = format!("{method} {target} HTTP/1.1\r\nHost: {HOST}\r\n");
+                if !body.is_empty() {
+                    head.push_str(&format!("Content-Length: {}\r\n", body.len()));
+                }
+                client.send(format!("{head}\r\n{body}")).await;
+                over_http1(client, method).await
+            }
+            Self::Http2(client) => over_http2(client, method, target, body).await,
+        }
+    }
+
+    /// Whether nothing more can be asked on this connection.
+    pub(super) fn has_ended(&self, seen: &Seen) -> bool {
+        match (self, seen) {
+            (Self::Http2(_), _) => false,
+            (Self::Http1(_), Seen::Cut { .. }) => true,
+            (Self::Http1(_), Seen::Whole(answer)) => answer.lines("connection").contains(&"close"),
+        }
+    }
+}
+
+async fn over_http1(client: &mut Http1<TlsConnection>, method: &str) -> Seen {
+    let Ok(head) = client.head().await else {
+        let received = Vec::new();
+        return Seen::Cut { received };
+    };
+    let bodyless = method == "HEAD" || matches!(head.status, 204 | 304);
+    let body = if bodyless {
+        Ok(bytes::Bytes::new())
+    } else {
+        client.body(&head).await
+    };
+    match body {
+        Ok(body) => Seen::Whole(Answer {
+            code: head.status,
+            headers: head.headers,
+            body,
+        }),
+        Err(cut) => Seen::Cut {
+            received: cut.received.to_vec(),
+        },
+    }
+}
+
+async fn over_http2(client: &Http2, method: &str, target: &str, body: &str) -> Seen {
+    let request = Request::builder()
+        .method(method)
+        .uri(format!("https://{HOST}{target}"));
+    let (response, mut upload) = client
+        .begin(request.body(()).unwrap(), body.is_empty())
+        .await
+        .unwrap();
+    if !body.is_empty() {
+        upload.send_data(body.to_owned().into(), true).unwrap();
+    }
+    let mut received = Vec::new();
+    let outcome = async {
+        let mut response = response.await?;
+        while let Some(data) = response.body_mut().data().await {
+            let data = data?;
+            response
+                .body_mut()
+                .flow_control()
+                .release_capacity(data.len())?;
+            received.extend_from_slice(&data);
+        }
+        whole(response).await
+    };
+    match outcome.await {
+        Ok(response) => {
+            let answer = Answer::from(response);
+            Seen::Whole(Answer {
+                body: received.into(),
+                ..answer
+            })
+        }
+        Err(error) => {
+            assert_eq!(error.reason(), Some(Reason::INTERNAL_ERROR), "{error}");
+            Seen::Cut { received }
+        }
+    }
+}

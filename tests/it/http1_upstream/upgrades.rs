@@ -1,0 +1,191 @@
+//! A 101, or what comes instead of it, in every shape.
+
+use standin::{
+    client::{Http1, TlsConnection},
+    within,
+};
+use tokio::io::AsyncWriteExt as _;
+
+use super::Then;
+use crate::{
+    proxy::{Proxy, World},
+    upgrades::{Asked, SPDY, SPDY_101, Switch, WEBSOCKET, WEBSOCKET_101},
+};
+
+async fn ask(proxy: &Proxy, switch: &Switch, request: &str) -> (Http1<TlsConnection>, Asked) {
+    let mut client = proxy.client().http1().await;
+    client.send(request).await;
+    (client, switch.asked().await)
+}
+
+/// Both ways, once the client has its 101.
+async fn is_a_tunnel(client: &mut Http1<TlsConnection>, asked: &mut Asked, context: &str) {
+    let both = async {
+        client.send("from the client").await;
+        assert_eq!(asked.hear(15).await, b"from the client", "{context}");
+        asked.say("from the apiserver").await;
+        assert_eq!(
+            client.take(18).await.unwrap(),
+            "from the apiserver",
+            "{context}"
+        );
+    };
+    within(context, both).await;
+}
+
+/// However a 101 and the first bytes of the tunnel are cut up or put together, not a byte is lost.
+#[tokio::test]
+async fn bytes_behind_a_101_belong_to_the_tunnel() {
+    let world = World::new();
+    let switch = Switch::start(&world).await;
+    let proxy = world.proxy(switch.upstream.address()).start();
+    let many: String = (0..20_000).map(|number| format!("{number:06} ")).collect();
+    for (request, head) in [(WEBSOCKET, WEBSOCKET_101), (SPDY, SPDY_101)] {
+        for first in ["", "x", "\r\n", "HTTP/1.1 200 OK\r\n\r\n", many.as_str()] {
+            // More pieces than that take long and are no different.
+            let sizes = if first.len() > 100 {
+                &[5000, 200_000][..]
+            } else {
+                &[1, 7, 200_000]
+            };
+            for size in sizes {
+                let context = format!("{} bytes behind a 101, by {size}", first.len());
+                let (mut client, mut asked) = ask(&proxy, &switch, request).await;
+                for piece in format!("{head}{first}").as_bytes().chunks(*size) {
+                    asked.say(piece).await;
+                }
+                assert_eq!(client.head().await.unwrap().status, 101, "{context}");
+                let received = client.take(first.len()).await.unwrap();
+                assert!(received == first, "{context}: {received:?}");
+                is_a_tunnel(&mut client, &mut asked, &context).await;
+            }
+        }
+    }
+}
+
+/// RFC 9110 §8.6 and RFC 9112 §6.1: a 1xx has no body, so what its head says about one means nothing.
+#[tokio::test]
+async fn a_101_has_no_body_whatever_it_says() {
+    let world = World::new();
+    let switch = Switch::start(&world).await;
+    let proxy = world.proxy(switch.upstream.address()).start();
+    for line in [
+        "Content-Length: 0",
+        "Content-Length: 5",
+        "Transfer-Encoding: chunked",
+    ] {
+        let (mut client, mut asked) = ask(&proxy, &switch, SPDY).await;
+        let head = SPDY_101.replacen("\r\n", &format!("\r\n{line}\r\n"), 1);
+        asked.say(format!("{head}0\r\n\r\nhello")).await;
+        assert_eq!(client.head().await.unwrap().status, 101, "{line}");
+        assert_eq!(client.take(10).await.unwrap(), "0\r\n\r\nhello", "{line}");
+        is_a_tunnel(&mut client, &mut asked, line).await;
+    }
+}
+
+#[tokio::test]
+async fn interim_responses_before_a_101_are_not_the_answer() {
+    let world = World::new();
+    let switch = Switch::start(&world).await;
+    let proxy = world.proxy(switch.upstream.address()).start();
+    for interim in [
+        "HTTP/1.1 100 Continue\r\n\r\n",
+        "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n",
+    ] {
+        let (mut client, mut asked) = ask(&proxy, &switch, SPDY).await;
+        asked
+            .say(format!("{interim}{interim}{SPDY_101}hello"))
+            .await;
+        assert_eq!(client.head().await.unwrap().status, 101, "{interim:?}");
+        assert_eq!(client.take(5).await.unwrap(), "hello", "{interim:?}");
+        is_a_tunnel(&mut client, &mut asked, interim).await;
+    }
+}
+
+/// A refusal may end with its connection, in order: then it is whole, and otherwise it is cut.
+#[tokio::test]
+async fn a_refusal_without_a_length_ends_with_its_connection() {
+    let world = World::new();
+    let switch = Switch::start(&world).await;
+    let proxy = world.proxy(switch.upstream.address()).start();
+    for (request, then) in [
+        (WEBSOCKET, Then::Ends),
+        (SPDY, Then::Ends),
+        (WEBSOCKET, Then::Breaks),
+        (SPDY, Then::Breaks),
+        (SPDY, Then::Resets),
+    ] {
+        let context = format!("{then:?}");
+        let (mut client, mut asked) = ask(&proxy, &switch, request).await;
+        asked
+            .say("HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain\r\n\r\n")
+            .await;
+        let head = client.head().await.unwrap();
+        assert_eq!(head.status, 403, "{context}");
+        asked.say("you may not").await;
+        match then {
+            Then::Ends => asked.stream.shutdown().await.unwrap(),
+            Then::Resets => standin::tcp::reset(asked.stream.into_inner().0),
+            Then::Breaks | Then::Stays => drop(asked),
+        }
+        match client.body(&head).await {
+            Ok(body) => assert_eq!((&body[..], then), (&b"you may not"[..], Then::Ends)),
+            Err(cut) => {
+                assert_ne!(then, Then::Ends, "{cut}");
+                assert!(
+                    b"you may not".starts_with(&cut.received),
+                    "{context}: {cut:?}"
+                );
+            }
+        }
+    }
+}
+
+/// An answer that is none refuses the upgrade, and the connection of the client is for nothing else.
+#[tokio::test]
+async fn a_malformed_answer_to_an_upgrade_is_502() {
+    let world = World::new();
+    let switch = Switch::start(&world).await;
+    let proxy = world.proxy(switch.upstream.address()).start();
+    for answer in [
+        "SSH-2.0-OpenSSH\r\n".to_owned(),
+        "HTTP/1.1 99 Low\r\n\r\n".to_owned(),
+        SPDY_101.replace("Connection:", "Connection :"),
+        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello".to_owned(),
+        SPDY_101[..SPDY_101.len() - 2].to_owned(),
+    ] {
+        let (mut client, mut asked) = ask(&proxy, &switch, SPDY).await;
+        asked.say(&answer).await;
+        asked.end().await;
+        let response = client.response().await;
+        assert_eq!(response.status, 502, "{answer:?}");
+        assert_eq!(
+            response.head.header("connection"),
+            Some("close"),
+            "{answer:?}"
+        );
+        assert_eq!(client.end().await.unwrap(), "", "{answer:?}");
+    }
+}
+
+/// RFC 9110 §8.6 and RFC 9112 §6.1: no 1xx says a length or a coding.
+#[tokio::test]
+async fn a_101_is_passed_on_without_a_length() {
+    let world = World::new();
+    let switch = Switch::start(&world).await;
+    let proxy = world.proxy(switch.upstream.address()).start();
+    for line in [
+        "Content-Length: 0",
+        "Content-Length: 5",
+        "Transfer-Encoding: chunked",
+    ] {
+        let (mut client, mut asked) = ask(&proxy, &switch, SPDY).await;
+        asked
+            .say(SPDY_101.replacen("\r\n", &format!("\r\n{line}\r\n"), 1))
+            .await;
+        let head = client.head().await.unwrap();
+        assert_eq!(head.status, 101, "{line}");
+        assert_eq!(head.header("content-length"), None, "{line}");
+        assert_eq!(head.header("transfer-encoding"), None, "{line}");
+    }
+}
