@@ -18,6 +18,7 @@ mod watch;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use http::{
     HeaderValue, Method, Request, Response, Uri, Version, header,
     request::Parts,
@@ -104,6 +105,7 @@ pub async fn handle(
     broken: Option<Rejection>,
 ) -> Response<Body> {
     let version = request.version();
+    let asks_for_head = request.method() == Method::HEAD;
     let leaves_http =
         request.method() == Method::CONNECT || request.headers().contains_key(header::UPGRADE);
     let mut access = None;
@@ -123,6 +125,10 @@ pub async fn handle(
             || matches!(error, Error::Rejected(rejection) if rejection.is_about_framing());
         if version != Version::HTTP_2 && is_uncertain {
             close_after(&mut response);
+        }
+        if asks_for_head {
+            // hyper leaves it out over HTTP/1.1 only, and clients of HTTP/2 take it for a broken stream.
+            *response.body_mut() = Body::full(Bytes::new());
         }
         response
     });

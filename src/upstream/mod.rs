@@ -260,9 +260,11 @@ impl Lease {
         let connection = Box::pin(connected).await?;
         connection.life().ends(LeaseEnd::Upgrade);
         match connection {
-            Connection::H1(connection) => Box::pin(connection.exchange(head, body, None))
-                .await
-                .map_err(|unanswered| unanswered.error),
+            Connection::H1(connection) => {
+                Box::pin(connection.exchange(head, body, None, &self.worker.drain))
+                    .await
+                    .map_err(|unanswered| unanswered.error)
+            }
             Connection::H2(connection) => Err(UpstreamError::Protocol {
                 endpoint: connection.endpoint(),
                 what: "with HTTP/2, which was not offered",
@@ -355,7 +357,7 @@ impl Lease {
                 };
                 let give_back = self.held.give_back_to(cluster.id);
                 connection
-                    .exchange(head, body, Some(give_back))
+                    .exchange(head, body, Some(give_back), &self.worker.drain)
                     .await
                     .map_err(|unanswered| {
                         let again = unanswered.unsent.map(|(head, body)| {

@@ -98,7 +98,9 @@ async fn ask(
     };
     let (head, ()) = request.into_parts();
     // The head has said it; nobody waits for the rest.
-    let answered = connection.exchange(head, RequestBody::empty(), None).await;
+    let answered = connection
+        .exchange(head, RequestBody::empty(), None, &worker.drain)
+        .await;
     answered
         .map(|response| response.status())
         .map_err(|unanswered| unanswered.error)

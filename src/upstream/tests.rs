@@ -80,7 +80,10 @@ async fn a_request_that_http1_did_not_take_is_sent_on_another_connection() {
     head.version = Version::HTTP_11;
     let body = RequestBody::new(body, Version::HTTP_2);
     drop(far);
-    let unanswered = closing.exchange(head, body, None).await.unwrap_err();
+    let unanswered = closing
+        .exchange(head, body, None, &lease.worker.drain)
+        .await
+        .unwrap_err();
     assert!(unanswered.error.wants_another_connection());
     let (head, body) = unanswered.unsent.unwrap();
     let response = lease.send(&cluster, head, body).await.unwrap();

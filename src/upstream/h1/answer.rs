@@ -1,6 +1,7 @@
 //! The rest of one response, and of the upload when the response overtook it.
 
 use std::{
+    future::poll_fn,
     pin::pin,
     sync::Arc,
     task::{Context, Poll},
@@ -17,7 +18,7 @@ use super::{
     head::Head,
     sending::{Sending, Unfinished},
 };
-use crate::{metrics::LeaseEnd, upstream::lease::Held};
+use crate::{drain::Drain, metrics::LeaseEnd, upstream::lease::Held};
 
 /// Where a connection goes when its response has come to a good end.
 #[derive(Debug)]
@@ -41,8 +42,8 @@ pub(in crate::upstream) struct Answer {
 #[derive(Debug)]
 struct Running {
     connection: H1Connection,
-    /// What is still to be sent of the request.
-    sending: Option<Sending>,
+    /// What is still to be sent of the request, and where that runs if the answer ends before.
+    sending: Option<(Sending, Drain)>,
     /// Where the connection goes if another request may follow.
     give_back: Option<GiveBack>,
 }
@@ -54,13 +55,14 @@ impl Answer {
         sending: Sending,
         head: &Head,
         give_back: Option<GiveBack>,
+        drain: &Drain,
     ) -> Self {
         let switches = head.parts.status == StatusCode::SWITCHING_PROTOCOLS;
         let mut answer = Self {
             rest: head.body,
             running: Some(Running {
                 connection,
-                sending: Some(sending).filter(|sending| !sending.is_whole()),
+                sending: (!sending.is_whole()).then(|| (sending, drain.clone())),
                 give_back: give_back.filter(|_| head.goes_on && !switches),
             }),
             turn: 0,
@@ -105,7 +107,7 @@ impl Answer {
             return Poll::Ready(after);
         };
         let wire = &mut running.connection.wire;
-        if let Some(sending) = &mut running.sending
+        if let Some((sending, _)) = &mut running.sending
             && let Poll::Ready(sent) = sending.poll_send(&mut *wire.io, cx)
         {
             running.sending = None;
@@ -160,20 +162,21 @@ impl Answer {
 
     /// Lets the connection go on to another request if it can.
     fn ended(&mut self) {
-        let Some(Running {
-            mut connection,
-            sending: None,
-            give_back,
-        }) = self.running.take()
-        else {
+        let Some(mut running) = self.running.take() else {
             return;
         };
-        connection.becomes_idle();
-        // More than was asked for would be taken for the next answer.
-        if connection.wire.unread.is_empty()
-            && let Some(GiveBack { held, cluster }) = give_back
-        {
-            held.give_back(cluster, connection);
+        // The apiserver may want the rest of an upload all the same, and closing the connection on the
+        // client before it has sent all could cost it the answer.
+        if let Some((mut sending, drain)) = running.sending.take() {
+            drain.spawn(async move {
+                let io = &mut running.connection.wire.io;
+                let sent = poll_fn(|cx| sending.poll_send(&mut **io, cx)).await;
+                if sent.is_ok() {
+                    running.ended();
+                }
+            });
+        } else {
+            running.ended();
         }
     }
 
@@ -181,6 +184,20 @@ impl Answer {
     fn cut(&mut self) {
         if let Some(running) = self.running.take() {
             running.connection.life.ends(LeaseEnd::Reset);
+        }
+    }
+}
+
+impl Running {
+    /// Request and answer are whole.
+    fn ended(self) {
+        let mut connection = self.connection;
+        connection.becomes_idle();
+        // More than was asked for would be taken for the next answer.
+        if connection.wire.unread.is_empty()
+            && let Some(GiveBack { held, cluster }) = self.give_back
+        {
+            held.give_back(cluster, connection);
         }
     }
 }

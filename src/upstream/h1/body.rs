@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use httparse::Status;
 use hyper::body::Frame;
+use memchr::memchr;
 
 use super::Fault;
 
@@ -134,7 +135,12 @@ fn size(unread: &mut Bytes) -> Result<Option<u64>, Fault> {
     if !unread.first().is_some_and(u8::is_ascii_hexdigit) {
         return Err(Fault::Framing("the size of a chunk is no number"));
     }
-    match httparse::parse_chunk_size(unread) {
+    let line = memchr(b'\n', unread).map_or(unread.len(), |at| at + 1);
+    // Within what it takes for an extension, httparse would look past the end of the line.
+    match httparse::parse_chunk_size(unread.get(..line).unwrap_or_default()) {
+        Ok(Status::Partial) if unread.get(..line).is_some_and(|line| line.ends_with(b"\n")) => Err(
+            Fault::Framing("the size of a chunk ends without a carriage return"),
+        ),
         Ok(Status::Complete((line, size))) if line <= LINES => {
             drop(unread.split_to(line));
             Ok(Some(size))
@@ -259,6 +265,7 @@ mod tests {
             "-1\r\nx\r\n",
             "0x1\r\nx\r\n",
             "5\nhello\r\n0\r\n\r\n",
+            "5;x\nhello\r\n0\r\n\r\n",
             "5\r\nhello!\r\n0\r\n\r\n",
             "5\r\nhello\n0\r\n\r\n",
             "11111111111111111\r\nx",

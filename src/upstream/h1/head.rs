@@ -67,12 +67,14 @@ pub(super) fn take(unread: &mut Bytes, asked: &Method) -> Result<Option<Head>, F
     }
     let is_newest = response.version == Some(1);
     drop(unread.split_to(length));
-    let mut goes_on = is_newest && !says(&headers, header::CONNECTION, "close");
-    let body = if status.is_informational()
-        || asked == Method::HEAD
-        || status == StatusCode::NO_CONTENT
-        || status == StatusCode::NOT_MODIFIED
-    {
+    let says = |name| says(&headers, header::CONNECTION, name);
+    let mut goes_on = (is_newest || says("keep-alive")) && !says("close");
+    let never_has_one = status.is_informational() || status == StatusCode::NO_CONTENT;
+    if never_has_one {
+        // RFC 9110 §8.6: a length must not be said here; some clients would wait for so much.
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    let body = if never_has_one || asked == Method::HEAD || status == StatusCode::NOT_MODIFIED {
         Rest::Nothing
     } else {
         let (body, is_clean) = framing(&mut headers, is_newest)?;
@@ -127,11 +129,13 @@ fn framing(headers: &mut HeaderMap, is_newest: bool) -> Result<(Rest, bool), Fau
     Ok((Rest::length(length), true))
 }
 
-/// Digits and nothing else.
+/// Digits and nothing else; no more than Go takes.
 fn number(text: &[u8]) -> Option<u64> {
     let text = std::str::from_utf8(text.trim_ascii()).ok()?;
+    let number: i64 = text.parse().ok()?;
+    // Refuses a sign, which `parse` takes.
     let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
-    is_number.then(|| text.parse().ok()).flatten()
+    u64::try_from(number).ok().filter(|_| is_number)
 }
 
 /// Whether a list of names has this one.
@@ -222,6 +226,8 @@ mod tests {
         }
         let old = head("HTTP/1.0 200 OK\r\ncontent-length: 5\r\n\r\n").unwrap();
         assert_eq!((old.body, old.goes_on), (Rest::Length(5), false));
+        let kept = head("HTTP/1.0 200 OK\r\ncontent-length: 5\r\nconnection: keep-alive\r\n\r\n");
+        assert!(kept.unwrap().goes_on);
     }
 
     #[test]
@@ -251,7 +257,7 @@ mod tests {
             "content-length: +5\r\n",
             "content-length: 5x\r\n",
             "content-length: \r\n",
-            "content-length: 18446744073709551616\r\n",
+            "content-length: 9223372036854775808\r\n",
             "transfer-encoding: gzip\r\n",
             "transfer-encoding: gzip, chunked\r\n",
             "transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n",

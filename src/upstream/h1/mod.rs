@@ -29,6 +29,7 @@ pub use switched::Switched;
 use super::{LostCause, RequestBody, ResponseBody, UpstreamError, endpoint::Endpoint};
 use crate::{
     addr::UpstreamAddr,
+    drain::Drain,
     metrics::{LeaseEnd, Life},
     transport::Readable,
 };
@@ -109,7 +110,8 @@ impl H1Connection {
         !self.spoiled && !self.is_closed()
     }
 
-    /// Sends a request of its own; the connection goes back to `give_back` after a good end.
+    /// Sends a request of its own; the connection goes back to `give_back` after a good end. An upload
+    /// that is longer than the answer goes on as a task of `drain`.
     ///
     /// # Errors
     ///
@@ -123,6 +125,7 @@ impl H1Connection {
         head: Parts,
         body: RequestBody,
         give_back: Option<GiveBack>,
+        drain: &Drain,
     ) -> Result<Response<ResponseBody>, Box<Unanswered>> {
         let endpoint = self.endpoint;
         if !self.wire.is_silent() {
@@ -158,7 +161,7 @@ impl H1Connection {
         }
         let stopped = asking.stopped.is_some();
         let give_back = give_back.filter(|_| !stopped);
-        let answer = Answer::new(self, asking.sending, &head, give_back);
+        let answer = Answer::new(self, asking.sending, &head, give_back, drain);
         Ok(Response::from_parts(head.parts, answer.into()))
     }
 
@@ -204,5 +207,5 @@ impl Asking {
     }
 }
 
-/// Interim responses (`100 Continue`, `103 Early Hints`) before the answer; Go's client takes as many.
-const INTERIM: usize = 5;
+/// Interim responses (`100 Continue`, `103 Early Hints`) before the answer; kube-apiserver sends none.
+const INTERIM: usize = 100;
