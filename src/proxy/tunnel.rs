@@ -4,10 +4,16 @@
 //! a TLS stream that ends without `close_notify` included, ends both ways at once and without
 //! `close_notify`, so that what was cut never looks complete.
 
-use std::{io, time::Duration};
+use std::{
+    future::poll_fn,
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf, split},
     time::timeout,
 };
 
@@ -66,10 +72,8 @@ where
 {
     let mut buffer = vec![0; BUFFER].into_boxed_slice();
     loop {
-        let read = from.read(&mut buffer).await?;
-        let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else {
-            break;
-        };
+        let (read, end) = poll_fn(|cx| poll_gather(Pin::new(&mut from), cx, &mut buffer)).await;
+        let bytes = buffer.get(..read).unwrap_or_default();
         let written = async {
             to.write_all(bytes).await?;
             to.flush().await
@@ -80,13 +84,47 @@ where
             while from.read(&mut buffer).await? > 0 {}
             return Err(error);
         }
-        *carried += bytes.len() as u64;
+        *carried += read as u64;
+        match end {
+            Some(Ok(())) => return to.shutdown().await,
+            Some(Err(error)) => return Err(error),
+            None => {}
+        }
     }
-    to.shutdown().await
 }
 
-/// One full TLS record.
-const BUFFER: usize = 16 * 1024;
+/// Reads what there is now, at least a byte, up to the end of the buffer: what TLS gives record by record
+/// leaves together. Returns also how the stream ended, if it did.
+fn poll_gather<R: AsyncRead>(
+    mut from: Pin<&mut R>,
+    cx: &mut Context<'_>,
+    buffer: &mut [u8],
+) -> Poll<(usize, Option<io::Result<()>>)> {
+    let mut buffer = ReadBuf::new(buffer);
+    loop {
+        let before = buffer.filled().len();
+        let end = match from.as_mut().poll_read(cx, &mut buffer) {
+            Poll::Ready(Ok(())) if buffer.filled().len() > before => {
+                // Whoever says less than a record at a time waits for an answer, or for a keystroke.
+                if buffer.filled().len() - before < RECORD || buffer.remaining() < RECORD {
+                    None
+                } else {
+                    continue;
+                }
+            }
+            Poll::Ready(Ok(())) => Some(Ok(())),
+            Poll::Ready(Err(error)) => Some(Err(error)),
+            Poll::Pending if before > 0 => None,
+            Poll::Pending => return Poll::Pending,
+        };
+        return Poll::Ready((buffer.filled().len(), end));
+    }
+}
+
+/// What one TLS record carries (RFC 8446 §5.1).
+const RECORD: usize = 16 * 1024;
+/// What is gathered before it is passed on.
+const BUFFER: usize = 4 * RECORD;
 
 #[cfg(test)]
 mod tests {

@@ -52,11 +52,15 @@ pub(super) fn encode(head: &Parts, framing: Framing) -> BytesMut {
     }
     let joins_cookies = head.version == Version::HTTP_2;
     for (name, value) in &head.headers {
-        if joins_cookies && name == header::COOKIE {
-            continue;
-        }
-        // A length that is no number was refused before; what is not sent by it must not be said.
-        if name == header::CONTENT_LENGTH && framing == Framing::Chunked {
+        let is_said_elsewhere = match *name {
+            header::COOKIE => joins_cookies,
+            header::HOST => authority.is_some(),
+            // Whatever else might say where the body ends is how two parsers come to disagree.
+            header::TRANSFER_ENCODING => true,
+            header::CONTENT_LENGTH => framing == Framing::Chunked,
+            _ => false,
+        };
+        if is_said_elsewhere {
             continue;
         }
         field(&mut bytes, name, &[value.as_bytes()]);
@@ -112,6 +116,9 @@ mod tests {
             let (head, ()) = Request::put("https://kube.test:6443/a?b=%20")
                 .version(version)
                 .header("x-one", "1")
+                .header("host", "another.test")
+                .header("content-length", "3")
+                .header("transfer-encoding", "gzip")
                 .header("cookie", "a=1")
                 .header("cookie", "b=2")
                 .body(())

@@ -23,7 +23,7 @@ impl AsyncRead for Switched {
     ) -> Poll<io::Result<()>> {
         let Wire { io, unread, .. } = &mut self.0;
         if unread.is_empty() {
-            return Pin::new(io).poll_read(cx, buf);
+            return io.poll_read_found(cx, buf);
         }
         let length = unread.len().min(buf.remaining());
         if let Some(part) = unread.get(..length) {

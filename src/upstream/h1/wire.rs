@@ -47,12 +47,10 @@ impl Wire {
         if !buffer.is_empty() {
             self.unread = buffer.freeze();
         }
-        if let Poll::Ready(Ok(read)) = &read {
-            self.room = if *read < self.room {
-                LEAST
-            } else {
-                MOST.min(self.room * 2)
-            };
+        match &read {
+            Poll::Ready(Ok(read)) if *read >= self.room => self.room = MOST,
+            Poll::Ready(Ok(read)) if *read <= LEAST => self.room = LEAST,
+            Poll::Ready(_) | Poll::Pending => {}
         }
         read.map_err(Fault::Io)
     }
@@ -81,5 +79,5 @@ impl Drop for Wire {
 
 /// Room for most heads and for the events of a watch.
 const LEAST: usize = 4 * 1024;
-/// Room for two full TLS records; also what one piece of a body may have.
-const MOST: usize = 32 * 1024;
+/// Room for what rustls gives in one read: a full record (RFC 8446 §5.1).
+const MOST: usize = 16 * 1024;
