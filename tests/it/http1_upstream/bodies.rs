@@ -271,3 +271,30 @@ async fn bytes_behind_a_response_spoil_its_connection() {
     ])
     .await;
 }
+
+/// The connection is as good behind trailers as behind none, whether or not the client takes them.
+#[tokio::test]
+async fn a_connection_is_used_again_behind_trailers() {
+    hold(&[
+        Case::get(
+            "trailers",
+            chunked("5\r\nhello\r\n0\r\nX-A: 1\r\nX-B: 2\r\n\r\n"),
+        )
+        .is(200, "hello")
+        .used_again(),
+        Case::get(
+            "trailers byte by byte",
+            chunked("5\r\nhello\r\n0\r\nX-A: 1\r\n\r\n"),
+        )
+        .by(1)
+        .is(200, "hello")
+        .used_again(),
+        Case::get(
+            "a trailer without a value",
+            chunked("5\r\nhello\r\n0\r\nX-A:\r\n\r\n"),
+        )
+        .is(200, "hello")
+        .used_again(),
+    ])
+    .await;
+}

@@ -157,3 +157,17 @@ async fn interim_responses_without_end_end_with_the_client() {
         upstream.connection_end(0).await;
     }
 }
+
+/// RFC 9110 §9.3.2: no answer to HEAD has content, nor has one that the proxy wrote.
+#[tokio::test]
+async fn a_refused_answer_to_head_has_no_content() {
+    hold(&[
+        Case::head(
+            "an unasked switch",
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n",
+        ),
+        Case::head("a malformed answer", "HTTP/1.1 99 Low\r\n\r\n"),
+        Case::head("no answer", "").then(Then::Ends),
+    ])
+    .await;
+}

@@ -1,6 +1,7 @@
 //! What a client sees of an apiserver that speaks HTTP/1.1 in every way there is, and whether the connection
 //! is used for the next request.
 
+mod ambiguous;
 mod apiserver;
 mod asking;
 mod bodies;
@@ -30,6 +31,8 @@ struct Case {
     then: Then,
     expected: Expected,
     used_again: bool,
+    /// A refusal is as good.
+    or_refused: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -53,6 +56,7 @@ impl Case {
             then: Then::Stays,
             expected: Expected::Refused,
             used_again: false,
+            or_refused: false,
         }
     }
 
@@ -89,6 +93,24 @@ impl Case {
     fn used_again(mut self) -> Self {
         self.used_again = true;
         self
+    }
+
+    fn or_refused(mut self) -> Self {
+        self.or_refused = true;
+        self
+    }
+
+    /// What is expected of this, now that it is known which of two ways the proxy took.
+    fn settle(&self, seen: &Seen) -> Self {
+        let refused = matches!(seen, Seen::Whole(answer) if answer.code == 502);
+        if !(self.or_refused && refused) {
+            return self.clone();
+        }
+        Self {
+            expected: Expected::Refused,
+            used_again: false,
+            ..self.clone()
+        }
     }
 
     #[track_caller]
@@ -152,6 +174,7 @@ async fn hold_over(protocol: Protocol, cases: &[Case]) {
             (seen, next, client)
         };
         let (seen, next, _client) = within(&context, exchange).await;
+        let case = case.settle(&seen);
         case.check(&seen, &context);
         let Seen::Whole(next) = next else {
             panic!("{context}: the next request got {next:?}");
