@@ -12,10 +12,12 @@ use std::{
     time::Duration,
 };
 
+use bytes::BytesMut;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf, split},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split},
     time::timeout,
 };
+use tokio_util::io::poll_read_buf;
 
 /// What went through a tunnel.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -70,21 +72,23 @@ where
     R: AsyncRead,
     W: AsyncWrite,
 {
-    let mut buffer = vec![0; BUFFER].into_boxed_slice();
+    let mut buffer = BytesMut::with_capacity(RECORD);
     loop {
-        let (read, end) = poll_fn(|cx| poll_gather(Pin::new(&mut from), cx, &mut buffer)).await;
-        let bytes = buffer.get(..read).unwrap_or_default();
+        let end = poll_fn(|cx| poll_gather(Pin::new(&mut from), cx, &mut buffer)).await;
         let written = async {
-            to.write_all(bytes).await?;
+            to.write_all(&buffer).await?;
             to.flush().await
         };
         if let Err(error) = written.await {
             // A peer that takes nothing more may have said a lot before, which is still on its way
             // through the other half. That half knows when it is over.
-            while from.read(&mut buffer).await? > 0 {}
+            while from.read_buf(&mut buffer).await? > 0 {
+                buffer.clear();
+            }
             return Err(error);
         }
-        *carried += read as u64;
+        *carried += buffer.len() as u64;
+        empty(&mut buffer);
         match end {
             Some(Ok(())) => return to.shutdown().await,
             Some(Err(error)) => return Err(error),
@@ -93,38 +97,42 @@ where
     }
 }
 
-/// Reads what there is now, at least a byte, up to the end of the buffer: what TLS gives record by record
-/// leaves together. Returns also how the stream ended, if it did.
+/// Reads what there is now, at least a byte and about four records at most: what TLS gives record by
+/// record leaves together. Returns how the stream ended, if it did.
 fn poll_gather<R: AsyncRead>(
     mut from: Pin<&mut R>,
     cx: &mut Context<'_>,
-    buffer: &mut [u8],
-) -> Poll<(usize, Option<io::Result<()>>)> {
-    let mut buffer = ReadBuf::new(buffer);
+    buffer: &mut BytesMut,
+) -> Poll<Option<io::Result<()>>> {
     loop {
-        let before = buffer.filled().len();
-        let end = match from.as_mut().poll_read(cx, &mut buffer) {
-            Poll::Ready(Ok(())) if buffer.filled().len() > before => {
-                // Whoever says less than a record at a time waits for an answer, or for a keystroke.
-                if buffer.filled().len() - before < RECORD || buffer.remaining() < RECORD {
-                    None
-                } else {
-                    continue;
-                }
+        let end = match poll_read_buf(from.as_mut(), cx, buffer) {
+            // Whoever says less than a record at a time waits for an answer, or for a keystroke.
+            Poll::Ready(Ok(read)) if read >= RECORD && buffer.len() <= MOST - RECORD => {
+                buffer.reserve(MOST - buffer.len());
+                continue;
             }
-            Poll::Ready(Ok(())) => Some(Ok(())),
+            Poll::Ready(Ok(0)) => Some(Ok(())),
+            Poll::Ready(Ok(_)) => None,
             Poll::Ready(Err(error)) => Some(Err(error)),
-            Poll::Pending if before > 0 => None,
-            Poll::Pending => return Poll::Pending,
+            Poll::Pending if buffer.is_empty() => return Poll::Pending,
+            Poll::Pending => None,
         };
-        return Poll::Ready((buffer.filled().len(), end));
+        return Poll::Ready(end);
     }
+}
+
+/// Makes room for what comes next; without the room for much once no more came than a keystroke.
+fn empty(buffer: &mut BytesMut) {
+    if buffer.len() < RECORD && buffer.capacity() > RECORD {
+        *buffer = BytesMut::with_capacity(RECORD);
+    }
+    buffer.clear();
 }
 
 /// What one TLS record carries (RFC 8446 §5.1).
 const RECORD: usize = 16 * 1024;
 /// What is gathered before it is passed on.
-const BUFFER: usize = 4 * RECORD;
+const MOST: usize = 4 * RECORD;
 
 #[cfg(test)]
 mod tests {
@@ -180,5 +188,28 @@ mod tests {
             _ = join(near_client, near_apiserver, REST) => panic!("nobody has ended"),
             () = tokio::time::sleep(REST) => panic!("a byte was kept back"),
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_there_leaves_together_and_takes_room_only_for_a_while() {
+        let (mut near, mut far) = duplex(2 * MOST);
+        let mut buffer = BytesMut::with_capacity(RECORD);
+        far.write_all(&vec![b'x'; MOST + RECORD]).await.unwrap();
+        let mut gathered = Vec::new();
+        while gathered.iter().sum::<usize>() < MOST + RECORD {
+            let end = poll_fn(|cx| poll_gather(Pin::new(&mut near), cx, &mut buffer)).await;
+            assert!(end.is_none());
+            gathered.push(buffer.len());
+            empty(&mut buffer);
+        }
+        assert_eq!(gathered, [MOST, RECORD]);
+        far.write_all(b"x").await.unwrap();
+        drop(far);
+        let end = poll_fn(|cx| poll_gather(Pin::new(&mut near), cx, &mut buffer)).await;
+        assert_eq!((end.is_none(), &*buffer), (true, &b"x"[..]));
+        empty(&mut buffer);
+        assert_eq!(buffer.capacity(), RECORD);
+        let end = poll_fn(|cx| poll_gather(Pin::new(&mut near), cx, &mut buffer)).await;
+        assert!(matches!(end, Some(Ok(()))));
     }
 }
