@@ -51,6 +51,7 @@ pub enum Command {
     #[command(after_help = KUBECONFIG_EXAMPLES)]
     Kubeconfig(Box<KubeconfigArgs>),
     /// Print what a shell needs to complete this command line
+    #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions(CompletionsArgs),
 }
 
@@ -127,6 +128,7 @@ Examples:
   From anywhere, through the running proxy, with a watch of 20 seconds:
     kube-tls-proxy check --through https://kube.example.com --token-file token --long
 
+The flags of serve have their environment variables here too.
 Exit codes: 0 all works (there may be warnings), 1 something does not, 2 unusable command line or
 configuration.";
 
@@ -142,6 +144,15 @@ Examples:
     kube-tls-proxy kubeconfig --server https://kube.example.com \\
       --exec-command kubectl --exec-arg oidc-login --exec-arg get-token \\
       --exec-arg=--oidc-issuer-url=https://login.example.com --exec-arg=--oidc-client-id=kubectl";
+
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  For yourself; open a new shell afterwards:
+    kube-tls-proxy completions bash > ~/.local/share/bash-completion/completions/kube-tls-proxy
+    kube-tls-proxy completions fish > ~/.config/fish/completions/kube-tls-proxy.fish
+
+  In a directory of zsh's $fpath:
+    kube-tls-proxy completions zsh > ~/.zfunc/_kube-tls-proxy";
 
 #[cfg(test)]
 mod tests;

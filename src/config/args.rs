@@ -12,10 +12,6 @@ use clap::{
 };
 
 /// Flags of `kube-tls-proxy serve`.
-#[expect(
-    clippy::doc_markdown,
-    reason = "the comments are the help text, which is not Markdown"
-)]
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 pub struct ServeArgs {
     /// Addresses to listen on.
@@ -159,16 +155,6 @@ pub struct ServeArgs {
     )]
     pub drain_timeout: Option<String>,
 
-    /// Serve health, metrics and the status page here, as plain HTTP [default: nowhere]
-    #[arg(
-        long,
-        value_name = "ADDRESS:PORT",
-        env = "KUBE_TLS_PROXY_ADMIN_LISTEN",
-        hide_env = true,
-        help_heading = "Running"
-    )]
-    pub admin_listen: Option<String>,
-
     /// And let tunnels (exec, port-forward) go on for this long [default: 60s]
     #[arg(
         long,
@@ -189,6 +175,16 @@ pub struct ServeArgs {
     )]
     pub takeover: bool,
 
+    /// Serve health, metrics and the status page here, as plain HTTP [default: nowhere]
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        env = "KUBE_TLS_PROXY_ADMIN_LISTEN",
+        hide_env = true,
+        help_heading = "Running"
+    )]
+    pub admin_listen: Option<String>,
+
     /// Log as text or json [default: text]
     #[arg(
         long,
@@ -199,7 +195,7 @@ pub struct ServeArgs {
     )]
     pub log_format: Option<String>,
 
-    /// Log what this filter lets through, such as info or info,kube_tls_proxy=debug [default: info]
+    /// Log what this filter lets through: a level, or levels for modules [default: info]
     #[arg(
         long,
         value_name = "FILTER",

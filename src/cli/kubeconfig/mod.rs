@@ -39,7 +39,7 @@ pub struct KubeconfigArgs {
     )]
     pub server: String,
 
-    /// Take names and the user's token or exec plugin from this kubeconfig; client certificates never
+    /// Take names and token or exec plugin from this kubeconfig, never a client certificate
     #[arg(long, value_name = "FILE")]
     pub from: Option<PathBuf>,
 
