@@ -13,7 +13,7 @@ mod systemd;
 
 use std::{ffi::OsString, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::config::ServeArgs;
 
@@ -92,7 +92,7 @@ pub fn parse() -> Result<Cli, ExitCode> {
 ///
 /// As [`parse`].
 pub fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> {
-    Cli::try_parse_from(arguments).map_err(|error| {
+    parsed(arguments).map_err(|error| {
         let code = if error.use_stderr() {
             ExitCode::from(2)
         } else {
@@ -102,6 +102,19 @@ pub fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, 
         drop(error.print());
         code
     })
+}
+
+fn parsed(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let matches = Cli::command().try_get_matches_from(arguments)?;
+    let mut cli = Cli::from_arg_matches(&matches)?;
+    if let Some((_, matches)) = matches.subcommand() {
+        match &mut cli.command {
+            Command::Serve(args) => args.note_variables(matches),
+            Command::Check(args) => args.serve.note_variables(matches),
+            Command::Kubeconfig(_) | Command::Completions(_) => {}
+        }
+    }
+    Ok(cli)
 }
 
 const SERVE_EXAMPLES: &str = "\

@@ -7,8 +7,9 @@
 use std::path::PathBuf;
 
 use clap::{
-    Args,
+    ArgMatches, Args,
     builder::{OsStringValueParser, TypedValueParser},
+    parser::ValueSource,
 };
 
 /// Flags of `kube-tls-proxy serve`.
@@ -214,6 +215,10 @@ pub struct ServeArgs {
         help_heading = "Logging"
     )]
     pub no_access_log: bool,
+
+    /// Flags, with their dashes, that were not typed but stand in their variable; for messages.
+    #[arg(skip)]
+    pub from_environment: Vec<String>,
 }
 
 impl ServeArgs {
@@ -256,7 +261,22 @@ impl ServeArgs {
             log_format: text(&self.log_format),
             log_level: text(&self.log_level),
             no_access_log: self.no_access_log,
+            from_environment: Vec::new(),
         }
+    }
+
+    /// Notes which flags of `matches`, those of a subcommand that has them all, come from a variable.
+    pub fn note_variables(&mut self, matches: &ArgMatches) {
+        let command = Self::augment_args(clap::Command::new("serve"));
+        let flags = command
+            .get_arguments()
+            .filter(|flag| flag.get_env().is_some());
+        self.from_environment = flags
+            .filter(|flag| {
+                matches.value_source(flag.get_id().as_str()) == Some(ValueSource::EnvVariable)
+            })
+            .filter_map(|flag| flag.get_long().map(|long| format!("--{long}")))
+            .collect();
     }
 }
 

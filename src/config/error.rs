@@ -20,6 +20,15 @@ pub enum ConfigError {
         #[source]
         source: Fault,
     },
+    /// What is wrong with a flag that nobody typed.
+    #[error("environment variable {names}")]
+    Variable {
+        /// The variables that say the flags at fault.
+        names: String,
+        /// What is wrong.
+        #[source]
+        source: Box<Self>,
+    },
     /// A file that cannot be read.
     #[error("{kind} {}", file.display())]
     Read {
@@ -50,6 +59,49 @@ pub enum ConfigError {
     /// Several things at once, or nothing at all.
     #[error(transparent)]
     Whole(Fault),
+}
+
+impl ConfigError {
+    /// The same, with the variables of those flags at fault that are among `from_environment`: who typed
+    /// none of them would look for them in vain.
+    pub(super) fn naming_variables(self, from_environment: &[String]) -> Self {
+        let names: Vec<_> = self
+            .flags()
+            .into_iter()
+            .filter(|flag| from_environment.iter().any(|from| from == flag))
+            .map(variable)
+            .collect();
+        if names.is_empty() {
+            self
+        } else {
+            let names = names.join(" and ");
+            let source = Box::new(self);
+            Self::Variable { names, source }
+        }
+    }
+
+    /// The flags that are at fault.
+    fn flags(&self) -> Vec<&'static str> {
+        match self {
+            Self::Flag { flag, .. } => vec![flag],
+            Self::Whole(Fault::Exclusive { first, second }) => vec![first, second],
+            Self::Whole(Fault::Needs { flag, .. } | Fault::FlagAgainstFile { flag, .. }) => {
+                vec![flag]
+            }
+            Self::Whole(Fault::UnevenPairs { .. }) => vec!["--cert", "--key"],
+            Self::Whole(_)
+            | Self::Variable { .. }
+            | Self::Read { .. }
+            | Self::File { .. }
+            | Self::Pod(_) => Vec::new(),
+        }
+    }
+}
+
+/// The variable of a flag.
+fn variable(flag: &str) -> String {
+    let name = flag.trim_start_matches('-').replace('-', "_");
+    format!("KUBE_TLS_PROXY_{}", name.to_uppercase())
 }
 
 /// Which sort of file an error speaks of.

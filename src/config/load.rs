@@ -27,7 +27,11 @@ use super::{
 ///
 /// [`ConfigError`] says where, what is wrong, and the mend.
 pub fn load(args: &ServeArgs, env: &Environment) -> Result<Config, ConfigError> {
-    let args = &args.without_empty();
+    load_given(&args.without_empty(), env)
+        .map_err(|error| error.naming_variables(&args.from_environment))
+}
+
+fn load_given(args: &ServeArgs, env: &Environment) -> Result<Config, ConfigError> {
     let path = args.config.as_deref().map(complete_path);
     let mut file = match &path {
         Some(path) => yaml::load(FileKind::Config, path)?,
