@@ -145,7 +145,7 @@ impl fmt::Display for Position {
 )]
 pub enum Fault {
     #[error(
-        "`{text}` is not an address to listen on; write ADDRESS:PORT, such as [::]:8443 or 127.0.0.1:8443"
+        "`{text}` is not an address to listen on; write ADDRESS:PORT with an IP address, such as [::]:8443 or 127.0.0.1:8443"
     )]
     BadListen { text: String },
     #[error(
@@ -185,7 +185,7 @@ pub enum Fault {
     )]
     BadName { name: String },
     #[error(
-        "`{url}` is not an https URL; the apiserver is reached over verified TLS only, so write https://HOST:PORT"
+        "`{url}` is not an https URL; tokens go over verified TLS only, so write https://HOST:PORT"
     )]
     UrlScheme { url: String },
     #[error(
@@ -209,12 +209,20 @@ pub enum Fault {
         nearest: Option<String>,
         known: String,
     },
-    #[error("`{key}` is missing; add it")]
+    #[error("`{key}` is missing; add it, indented as the keys beside it")]
     MissingKey { key: &'static str },
     #[error("`{key}` is given twice; remove one")]
     TwiceTheKey { key: String },
     #[error("is empty; check that it is the file that was meant")]
     EmptyFile,
+    #[error("holds PEM and not YAML; check that it is the file that was meant")]
+    PemFile,
+    #[error(
+        "`{key}` belongs to a Kubernetes object, and this is no configuration file; a kubeconfig goes with --kubeconfig, and docs/from-contour.md has what takes the place of an HTTPProxy"
+    )]
+    KubernetesObject { key: String },
+    #[error("the path is empty; name a file, or remove the key")]
+    EmptyPath,
     #[error("{0}; mend the YAML there")]
     Yaml(YamlError),
     #[error("{0}")]

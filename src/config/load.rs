@@ -47,8 +47,8 @@ fn load_given(args: &ServeArgs, env: &Environment) -> Result<Config, ConfigError
     sources.extend(args.kubeconfig.iter().map(|file| complete_path(file)));
     let of_entries = entries
         .iter()
-        .filter_map(|entry| entry.value.kubeconfig.as_deref());
-    sources.extend(of_entries.map(|file| base.path(file)));
+        .filter_map(|entry| entry.value.kubeconfig.as_ref());
+    sources.extend(of_entries.map(|file| base.path(&file.0.0)));
     let clusters = clusters::load(args, entries, &base, env)?;
     Ok(Config {
         sources,
@@ -150,8 +150,8 @@ fn identities(
             .unwrap_or_default()
             .iter()
             .map(|entry| IdentityFiles {
-                certificate: base.path(&entry.certificate),
-                key: base.path(&entry.key),
+                certificate: base.path(&entry.certificate.0.0),
+                key: base.path(&entry.key.0.0),
             })
             .collect()
     } else {

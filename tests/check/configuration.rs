@@ -120,7 +120,7 @@ async fn an_unusable_command_line_is_one_sentence_and_exit_code_2() {
     for (args, sentence) in [
         (
             vec!["--through", "http://kube.test"],
-            "kube-tls-proxy: --through: `http://kube.test` is not an https URL; the apiserver is reached over verified TLS only, so write https://HOST:PORT\n",
+            "kube-tls-proxy: --through: `http://kube.test` is not an https URL; tokens go over verified TLS only, so write https://HOST:PORT\n",
         ),
         (
             vec![

@@ -184,7 +184,7 @@ fn says_what_is_wrong_with_its_input() {
     for (args, expected) in [
         (
             args(|args| args.server = "http://kube.example.com".into()),
-            "--server: `http://kube.example.com` is not an https URL; the apiserver is reached over verified TLS only, so write https://HOST:PORT",
+            "--server: `http://kube.example.com` is not an https URL; tokens go over verified TLS only, so write https://HOST:PORT",
         ),
         (
             args(|args| {

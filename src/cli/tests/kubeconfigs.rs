@@ -46,7 +46,7 @@ fn bad_kubeconfigs() {
         ),
         (
             "CLUSTER {server: 'http://10.0.0.1', certificate-authority: ca.crt}",
-            "kubeconfig DIR/kubeconfig: server of cluster `c`: `http://10.0.0.1` is not an https URL; the apiserver is reached over verified TLS only, so write https://HOST:PORT",
+            "kubeconfig DIR/kubeconfig: server of cluster `c`: `http://10.0.0.1` is not an https URL; tokens go over verified TLS only, so write https://HOST:PORT",
         ),
         (
             "CLUSTER {server: 'https://10.0.0.1', insecure-skip-tls-verify: true}",
