@@ -212,7 +212,8 @@ fn in_cluster(env: &Environment) -> Result<Option<ClusterConfig>, ConfigError> {
         let file = ca;
         return Err(ConfigError::Pod(match source {
             ReadError::Missing => Fault::NoPodCa { file },
-            ReadError::Denied
+            ReadError::Tilde
+            | ReadError::Denied
             | ReadError::Directory
             | ReadError::TooLarge
             | ReadError::Other(_) => Fault::PodCa { file, source },

@@ -2,7 +2,7 @@
 //!
 //! The outer error says where, the inner one what is wrong and, at its end, what to do.
 
-use std::{fmt, path::PathBuf};
+use std::{fmt, net::SocketAddr, path::PathBuf};
 
 use serde_saphyr::{MessageFormatter as _, UserMessageFormatter};
 
@@ -89,6 +89,7 @@ impl ConfigError {
                 vec![flag]
             }
             Self::Whole(Fault::UnevenPairs { .. }) => vec!["--cert", "--key"],
+            Self::Whole(Fault::SamePort { .. }) => vec!["--listen", "--admin-listen"],
             Self::Whole(_)
             | Self::Variable { .. }
             | Self::Read { .. }
@@ -254,6 +255,13 @@ pub enum Fault {
     EmptyName,
     #[error("`listen` is an empty list; name an address or remove the key")]
     EmptyListen,
+    #[error(
+        "{first} and {second} cannot both be listened on; give each of --listen and --admin-listen (`listen` and `admin` in the file) a port of its own"
+    )]
+    SamePort {
+        first: SocketAddr,
+        second: SocketAddr,
+    },
     #[error(
         "{connections} connections need {needed} open files and this process may open {open_files}; lower the number, or raise the limit (`ulimit -n`, LimitNOFILE= in a systemd unit)"
     )]

@@ -33,6 +33,24 @@ fn bad_flags() {
             "--admin-listen: `9090` is not an address to listen on; write ADDRESS:PORT with an IP address, such as [::]:8443 or 127.0.0.1:8443",
         ),
         (
+            "BOTH --listen 127.0.0.1:8443 --admin-listen 127.0.0.1:8443",
+            "127.0.0.1:8443 and 127.0.0.1:8443 cannot both be listened on; give each of --listen and --admin-listen (`listen` and `admin` in the file) a port of its own",
+        ),
+        (
+            "BOTH --listen 127.0.0.1:8443,:8443",
+            "127.0.0.1:8443 and [::]:8443 cannot both be listened on; give each of --listen and --admin-listen (`listen` and `admin` in the file) a port of its own",
+        ),
+        (
+            "BOTH --listen 0.0.0.0:8443 --listen [::1]:8443 --admin-listen 127.0.0.1:8443",
+            "0.0.0.0:8443 and 127.0.0.1:8443 cannot both be listened on; give each of --listen and --admin-listen (`listen` and `admin` in the file) a port of its own",
+        ),
+        (
+            "BOTH --listen 127.0.0.1:8443,[::1]:8443,127.0.0.2:8443,127.0.0.1:0,127.0.0.1:0 --admin-listen 127.0.0.1:0",
+            "it starts",
+        ),
+        // The sockets for clients may be those of systemd.
+        ("BOTH --admin-listen 127.0.0.1:8443", "it starts"),
+        (
             "BOTH --host https://kube.example.com",
             "--host: `https://kube.example.com` is not a host name; write it without scheme, port and path, such as kube.example.com or *.example.com",
         ),
@@ -95,6 +113,10 @@ fn bad_flags() {
         (
             "--cert DIR/missing.crt --key DIR/tls.key UPSTREAM",
             "certificate DIR/missing.crt: no such file; check the path",
+        ),
+        (
+            "--cert DIR/~/tls.crt --key DIR/tls.key UPSTREAM",
+            "certificate DIR/~/tls.crt: no such file, for only a shell replaces `~`; write the whole path",
         ),
         (
             "--cert DIR/tls.crt --key DIR/missing.key UPSTREAM",
