@@ -25,6 +25,10 @@ fn bad_kubeconfigs() {
             "kubeconfig DIR/kubeconfig: has no contexts; check that it is the file that was meant",
         ),
         (
+            "clusters:\n- name: a\n  upstream: {url: 'https://10.0.0.1', ca: ca.crt}\n",
+            "kubeconfig DIR/kubeconfig: has no contexts; check that it is the file that was meant",
+        ),
+        (
             "contexts: [{name: a, context: {cluster: c}}, {name: b, context: {cluster: c}}]\n",
             "kubeconfig DIR/kubeconfig: has no current-context; name the context with --context, one of: a, b",
         ),
