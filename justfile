@@ -8,7 +8,7 @@ default:
 check:
     .ci/run all
 
-# Some of it: test fmt clippy doc deny demo browser cluster
+# Some of it: test fmt clippy doc deny demo browser packaging cluster
 step +STEPS:
     .ci/run {{STEPS}}
 

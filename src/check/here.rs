@@ -1,8 +1,17 @@
 //! What can be checked without leaving this machine: certificates, the names they cover, the port.
 
-use std::{io, net::SocketAddr, time::SystemTime};
+use std::{
+    io,
+    net::SocketAddr,
+    time::{Duration, SystemTime},
+};
 
 use rustls_pki_types::ServerName;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
 
 use super::{
     Check, Notes, Plan, Words,
@@ -10,6 +19,7 @@ use super::{
 };
 use crate::{
     addr::UpstreamAddr,
+    admin::{Admin, AdminFault},
     app::{AppError, ListenFault},
     config::{ClusterConfig, Config, Timeouts},
     listener::{self, Others},
@@ -51,6 +61,9 @@ pub(super) async fn check(plan: &Plan, config: &Config, notes: &mut Notes<'_>) -
     }
     for address in &config.listen {
         Box::pin(port(*address, config, &identities, notes)).await;
+    }
+    if let Some(address) = config.admin {
+        admin_port(address, plan.answer_within, notes).await;
     }
     identities
         .iter()
@@ -216,15 +229,55 @@ async fn port(
     );
 }
 
-/// Whether whoever listens there presents one of our certificates.
-async fn presents(address: SocketAddr, identities: &[Identity], timeouts: &Timeouts) -> bool {
-    let mut address = address;
+/// Whether the admin port can be opened, or is that of the proxy already.
+async fn admin_port(address: SocketAddr, within: Duration, notes: &mut Notes<'_>) {
+    let error = match Admin::bind(address) {
+        Ok(_bound) => {
+            return notes.ok(Check::Listen, format!("{address}, the admin port, is free"));
+        }
+        Err(error) => error,
+    };
+    let is_taken = matches!(error.source, AdminFault::InUse);
+    if is_taken
+        && matches!(
+            timeout(within, has_our_metrics(address)).await,
+            Ok(Ok(true))
+        )
+    {
+        return notes.ok(
+            Check::Listen,
+            format!("{address}, the admin port, is taken by a proxy: it runs already"),
+        );
+    }
+    notes.failed(Check::Listen, Words::of_error(&error));
+}
+
+/// Whether the metrics there begin as ours do.
+async fn has_our_metrics(address: SocketAddr) -> io::Result<bool> {
+    let mut stream = TcpStream::connect(reachable(address)).await?;
+    stream
+        .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        .await?;
+    let mut beginning = Vec::new();
+    stream.take(4096).read_to_end(&mut beginning).await?;
+    let ours = b"kube_tls_proxy_build_info";
+    Ok(beginning.windows(ours.len()).any(|bytes| bytes == ours))
+}
+
+/// Where to reach what listens on `address`, which may be that of all interfaces.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         address.set_ip(match address {
             SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
             SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
         });
     }
+    address
+}
+
+/// Whether whoever listens there presents one of our certificates.
+async fn presents(address: SocketAddr, identities: &[Identity], timeouts: &Timeouts) -> bool {
+    let address = reachable(address);
     for identity in identities {
         let name = identity
             .names()

@@ -7,7 +7,7 @@ use std::{
     time::SystemTime,
 };
 
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, builder::PossibleValue};
 
 use super::print_failure;
 use crate::{
@@ -45,13 +45,27 @@ pub struct CheckArgs {
 }
 
 /// Whom the report is for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Output {
     /// Lines for people.
     #[default]
     Text,
     /// One document for machines.
     Json,
+}
+
+/// By hand: the derived one makes help texts of the comments, and every flag of `--help` a paragraph.
+impl ValueEnum for Output {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Text, Self::Json]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }))
+    }
 }
 
 /// What stands in the way of any check.

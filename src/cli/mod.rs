@@ -13,7 +13,7 @@ mod systemd;
 
 use std::{ffi::OsString, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::config::ServeArgs;
 
@@ -51,6 +51,7 @@ pub enum Command {
     #[command(after_help = KUBECONFIG_EXAMPLES)]
     Kubeconfig(Box<KubeconfigArgs>),
     /// Print what a shell needs to complete this command line
+    #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions(CompletionsArgs),
 }
 
@@ -91,7 +92,7 @@ pub fn parse() -> Result<Cli, ExitCode> {
 ///
 /// As [`parse`].
 pub fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> {
-    Cli::try_parse_from(arguments).map_err(|error| {
+    parsed(arguments).map_err(|error| {
         let code = if error.use_stderr() {
             ExitCode::from(2)
         } else {
@@ -101,6 +102,19 @@ pub fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, 
         drop(error.print());
         code
     })
+}
+
+fn parsed(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let matches = Cli::command().try_get_matches_from(arguments)?;
+    let mut cli = Cli::from_arg_matches(&matches)?;
+    if let Some((_, matches)) = matches.subcommand() {
+        match &mut cli.command {
+            Command::Serve(args) => args.note_variables(matches),
+            Command::Check(args) => args.serve.note_variables(matches),
+            Command::Kubeconfig(_) | Command::Completions(_) => {}
+        }
+    }
+    Ok(cli)
 }
 
 const SERVE_EXAMPLES: &str = "\
@@ -127,6 +141,7 @@ Examples:
   From anywhere, through the running proxy, with a watch of 20 seconds:
     kube-tls-proxy check --through https://kube.example.com --token-file token --long
 
+The flags of serve have their environment variables here too.
 Exit codes: 0 all works (there may be warnings), 1 something does not, 2 unusable command line or
 configuration.";
 
@@ -142,6 +157,15 @@ Examples:
     kube-tls-proxy kubeconfig --server https://kube.example.com \\
       --exec-command kubectl --exec-arg oidc-login --exec-arg get-token \\
       --exec-arg=--oidc-issuer-url=https://login.example.com --exec-arg=--oidc-client-id=kubectl";
+
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  For yourself; open a new shell afterwards:
+    kube-tls-proxy completions bash > ~/.local/share/bash-completion/completions/kube-tls-proxy
+    kube-tls-proxy completions fish > ~/.config/fish/completions/kube-tls-proxy.fish
+
+  In a directory of zsh's $fpath:
+    kube-tls-proxy completions zsh > ~/.zfunc/_kube-tls-proxy";
 
 #[cfg(test)]
 mod tests;

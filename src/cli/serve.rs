@@ -105,7 +105,7 @@ async fn obey(
     mut report: watch::Receiver<Report>,
 ) -> Infallible {
     let mut shutdown = Some(shutdown);
-    let mut is_reloading = false;
+    let mut before: Option<Known> = None;
     loop {
         let name = tokio::select! {
             Some(()) = signals.terminate.recv() => "SIGTERM",
@@ -113,15 +113,16 @@ async fn obey(
             Some(()) = signals.hang_up.recv() => {
                 info!("SIGHUP: reload");
                 if shutdown.is_some() {
-                    report.mark_unchanged();
+                    before = Some(Known::of(&report.borrow_and_update()));
                     systemd::reloading();
-                    is_reloading = true;
                     reload_now.notify_one();
                 }
                 continue;
             }
-            Ok(()) = report.changed(), if is_reloading => {
-                is_reloading = false;
+            Ok(()) = report.changed(), if before.is_some() => {
+                if let Some(before) = before.take() {
+                    before.tell_of_nothing_new(Known::of(&report.borrow_and_update()));
+                }
                 if shutdown.is_some() {
                     systemd::ready();
                 }
@@ -140,6 +141,38 @@ async fn obey(
                 shutdown.send(()).ok();
             }
             None => stop.now(),
+        }
+    }
+}
+
+/// What is known of the files, without holding on to what is served.
+struct Known {
+    failure: Option<String>,
+    needs_restart: Vec<&'static str>,
+    unchanged: u64,
+}
+
+impl Known {
+    fn of(report: &Report) -> Self {
+        Self {
+            failure: report.failure.clone(),
+            needs_restart: report.needs_restart.clone(),
+            unchanged: report.unchanged,
+        }
+    }
+
+    /// Answers who asked for a reload and would otherwise read nothing, since all else is said only once.
+    fn tell_of_nothing_new(self, now: Self) {
+        match (self.failure, now.failure) {
+            (Some(before), Some(now)) if before == now => {
+                warn!(error = now, "SIGHUP: the files are as wrong as before");
+            }
+            (None, None)
+                if now.unchanged > self.unchanged && now.needs_restart == self.needs_restart =>
+            {
+                info!("SIGHUP: nothing has changed");
+            }
+            _ => {}
         }
     }
 }

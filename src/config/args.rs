@@ -7,15 +7,12 @@
 use std::path::PathBuf;
 
 use clap::{
-    Args,
+    ArgMatches, Args,
     builder::{OsStringValueParser, TypedValueParser},
+    parser::ValueSource,
 };
 
 /// Flags of `kube-tls-proxy serve`.
-#[expect(
-    clippy::doc_markdown,
-    reason = "the comments are the help text, which is not Markdown"
-)]
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 pub struct ServeArgs {
     /// Addresses to listen on.
@@ -159,16 +156,6 @@ pub struct ServeArgs {
     )]
     pub drain_timeout: Option<String>,
 
-    /// Serve health, metrics and the status page here, as plain HTTP [default: nowhere]
-    #[arg(
-        long,
-        value_name = "ADDRESS:PORT",
-        env = "KUBE_TLS_PROXY_ADMIN_LISTEN",
-        hide_env = true,
-        help_heading = "Running"
-    )]
-    pub admin_listen: Option<String>,
-
     /// And let tunnels (exec, port-forward) go on for this long [default: 60s]
     #[arg(
         long,
@@ -189,6 +176,16 @@ pub struct ServeArgs {
     )]
     pub takeover: bool,
 
+    /// Serve health, metrics and the status page here, as plain HTTP [default: nowhere]
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        env = "KUBE_TLS_PROXY_ADMIN_LISTEN",
+        hide_env = true,
+        help_heading = "Running"
+    )]
+    pub admin_listen: Option<String>,
+
     /// Log as text or json [default: text]
     #[arg(
         long,
@@ -199,7 +196,7 @@ pub struct ServeArgs {
     )]
     pub log_format: Option<String>,
 
-    /// Log what this filter lets through, such as info or info,kube_tls_proxy=debug [default: info]
+    /// Log what this filter lets through: a level, or levels for modules [default: info]
     #[arg(
         long,
         value_name = "FILTER",
@@ -218,6 +215,10 @@ pub struct ServeArgs {
         help_heading = "Logging"
     )]
     pub no_access_log: bool,
+
+    /// Flags, with their dashes, that were not typed but stand in their variable; for messages.
+    #[arg(skip)]
+    pub from_environment: Vec<String>,
 }
 
 impl ServeArgs {
@@ -260,7 +261,22 @@ impl ServeArgs {
             log_format: text(&self.log_format),
             log_level: text(&self.log_level),
             no_access_log: self.no_access_log,
+            from_environment: Vec::new(),
         }
+    }
+
+    /// Notes which flags of `matches`, those of a subcommand that has them all, come from a variable.
+    pub fn note_variables(&mut self, matches: &ArgMatches) {
+        let command = Self::augment_args(clap::Command::new("serve"));
+        let flags = command
+            .get_arguments()
+            .filter(|flag| flag.get_env().is_some());
+        self.from_environment = flags
+            .filter(|flag| {
+                matches.value_source(flag.get_id().as_str()) == Some(ValueSource::EnvVariable)
+            })
+            .filter_map(|flag| flag.get_long().map(|long| format!("--{long}")))
+            .collect();
     }
 }
 

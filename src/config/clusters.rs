@@ -82,7 +82,7 @@ fn cluster_of_entry(
     ) {
         (Some(upstream), None, false) => cluster_of_upstream(upstream, base),
         (None, Some(file), false) => {
-            kubeconfig::load(&base.path(file), entry.value.context.as_deref())?
+            kubeconfig::load(&base.path(&file.0.0), entry.value.context.as_deref())?
         }
         (None, None, true) => {
             in_cluster(env)?.ok_or_else(|| base.fault(&entry, Fault::NotInPod))?
@@ -107,7 +107,7 @@ fn cluster_of_upstream(upstream: &UpstreamEntry, base: &Base) -> ClusterConfig {
             .name
             .as_ref()
             .map_or(url.name, |name| name.0.0.clone()),
-        trust: TrustSource::File(base.path(&upstream.ca)),
+        trust: TrustSource::File(base.path(&upstream.ca.0.0)),
     }
 }
 
@@ -212,7 +212,8 @@ fn in_cluster(env: &Environment) -> Result<Option<ClusterConfig>, ConfigError> {
         let file = ca;
         return Err(ConfigError::Pod(match source {
             ReadError::Missing => Fault::NoPodCa { file },
-            ReadError::Denied
+            ReadError::Tilde
+            | ReadError::Denied
             | ReadError::Directory
             | ReadError::TooLarge
             | ReadError::Other(_) => Fault::PodCa { file, source },

@@ -49,9 +49,11 @@ pub(super) struct ConfigFile {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct CertificateEntry {
     /// PEM file with the server's certificate, then each issuer.
-    pub(super) certificate: PathBuf,
+    #[schemars(with = "String")]
+    pub(super) certificate: Parsed<GivenPath>,
     /// PEM file with its private key, not encrypted.
-    pub(super) key: PathBuf,
+    #[schemars(with = "String")]
+    pub(super) key: Parsed<GivenPath>,
 }
 
 /// One apiserver and the public host names that lead to it.
@@ -67,7 +69,8 @@ pub(super) struct ClusterEntry {
     /// Where it is and how it is verified.
     pub(super) upstream: Option<UpstreamEntry>,
     /// Or: the kubeconfig that says so.
-    pub(super) kubeconfig: Option<PathBuf>,
+    #[schemars(with = "Option<String>")]
+    pub(super) kubeconfig: Option<Parsed<GivenPath>>,
     /// The context of that kubeconfig; by default its current one.
     pub(super) context: Option<String>,
     /// Or: the cluster of the pod that the proxy runs in.
@@ -87,7 +90,8 @@ pub(super) struct UpstreamEntry {
     #[schemars(with = "Vec<String>")]
     pub(super) addresses: Vec<Parsed<EndpointAddr>>,
     /// PEM file with the only CAs that are trusted.
-    pub(super) ca: PathBuf,
+    #[schemars(with = "String")]
+    pub(super) ca: Parsed<GivenPath>,
     /// Name or address that its certificate must carry; by default the host of the URL.
     #[schemars(with = "Option<String>")]
     pub(super) name: Option<Parsed<ExpectedName>>,
@@ -200,6 +204,21 @@ impl<'de, T: FromStr<Err = Fault>> Deserialize<'de> for Parsed<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         text.parse().map(Self).map_err(D::Error::custom)
+    }
+}
+
+/// A path; the empty one would be the directory of the file that it stands in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct GivenPath(pub(super) PathBuf);
+
+impl FromStr for GivenPath {
+    type Err = Fault;
+
+    fn from_str(text: &str) -> Result<Self, Fault> {
+        if text.is_empty() {
+            return Err(Fault::EmptyPath);
+        }
+        Ok(Self(text.into()))
     }
 }
 

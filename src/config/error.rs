@@ -2,7 +2,7 @@
 //!
 //! The outer error says where, the inner one what is wrong and, at its end, what to do.
 
-use std::{fmt, path::PathBuf};
+use std::{fmt, net::SocketAddr, path::PathBuf};
 
 use serde_saphyr::{MessageFormatter as _, UserMessageFormatter};
 
@@ -19,6 +19,15 @@ pub enum ConfigError {
         /// What is wrong.
         #[source]
         source: Fault,
+    },
+    /// What is wrong with a flag that nobody typed.
+    #[error("environment variable {names}")]
+    Variable {
+        /// The variables that say the flags at fault.
+        names: String,
+        /// What is wrong.
+        #[source]
+        source: Box<Self>,
     },
     /// A file that cannot be read.
     #[error("{kind} {}", file.display())]
@@ -50,6 +59,50 @@ pub enum ConfigError {
     /// Several things at once, or nothing at all.
     #[error(transparent)]
     Whole(Fault),
+}
+
+impl ConfigError {
+    /// The same, with the variables of those flags at fault that are among `from_environment`: who typed
+    /// none of them would look for them in vain.
+    pub(super) fn naming_variables(self, from_environment: &[String]) -> Self {
+        let names: Vec<_> = self
+            .flags()
+            .into_iter()
+            .filter(|flag| from_environment.iter().any(|from| from == flag))
+            .map(variable)
+            .collect();
+        if names.is_empty() {
+            self
+        } else {
+            let names = names.join(" and ");
+            let source = Box::new(self);
+            Self::Variable { names, source }
+        }
+    }
+
+    /// The flags that are at fault.
+    fn flags(&self) -> Vec<&'static str> {
+        match self {
+            Self::Flag { flag, .. } => vec![flag],
+            Self::Whole(Fault::Exclusive { first, second }) => vec![first, second],
+            Self::Whole(Fault::Needs { flag, .. } | Fault::FlagAgainstFile { flag, .. }) => {
+                vec![flag]
+            }
+            Self::Whole(Fault::UnevenPairs { .. }) => vec!["--cert", "--key"],
+            Self::Whole(Fault::SamePort { .. }) => vec!["--listen", "--admin-listen"],
+            Self::Whole(_)
+            | Self::Variable { .. }
+            | Self::Read { .. }
+            | Self::File { .. }
+            | Self::Pod(_) => Vec::new(),
+        }
+    }
+}
+
+/// The variable of a flag.
+fn variable(flag: &str) -> String {
+    let name = flag.trim_start_matches('-').replace('-', "_");
+    format!("KUBE_TLS_PROXY_{}", name.to_uppercase())
 }
 
 /// Which sort of file an error speaks of.
@@ -93,7 +146,7 @@ impl fmt::Display for Position {
 )]
 pub enum Fault {
     #[error(
-        "`{text}` is not an address to listen on; write ADDRESS:PORT, such as [::]:8443 or 127.0.0.1:8443"
+        "`{text}` is not an address to listen on; write ADDRESS:PORT with an IP address, such as [::]:8443 or 127.0.0.1:8443"
     )]
     BadListen { text: String },
     #[error(
@@ -133,7 +186,7 @@ pub enum Fault {
     )]
     BadName { name: String },
     #[error(
-        "`{url}` is not an https URL; the apiserver is reached over verified TLS only, so write https://HOST:PORT"
+        "`{url}` is not an https URL; tokens go over verified TLS only, so write https://HOST:PORT"
     )]
     UrlScheme { url: String },
     #[error(
@@ -157,12 +210,20 @@ pub enum Fault {
         nearest: Option<String>,
         known: String,
     },
-    #[error("`{key}` is missing; add it")]
+    #[error("`{key}` is missing; add it, indented as the keys beside it")]
     MissingKey { key: &'static str },
     #[error("`{key}` is given twice; remove one")]
     TwiceTheKey { key: String },
     #[error("is empty; check that it is the file that was meant")]
     EmptyFile,
+    #[error("holds PEM and not YAML; check that it is the file that was meant")]
+    PemFile,
+    #[error(
+        "`{key}` belongs to a Kubernetes object, and this is no configuration file; a kubeconfig goes with --kubeconfig, and docs/from-contour.md has what takes the place of an HTTPProxy"
+    )]
+    KubernetesObject { key: String },
+    #[error("the path is empty; name a file, or remove the key")]
+    EmptyPath,
     #[error("{0}; mend the YAML there")]
     Yaml(YamlError),
     #[error("{0}")]
@@ -194,6 +255,13 @@ pub enum Fault {
     EmptyName,
     #[error("`listen` is an empty list; name an address or remove the key")]
     EmptyListen,
+    #[error(
+        "{first} and {second} cannot both be listened on; give each of --listen and --admin-listen (`listen` and `admin` in the file) a port of its own"
+    )]
+    SamePort {
+        first: SocketAddr,
+        second: SocketAddr,
+    },
     #[error(
         "{connections} connections need {needed} open files and this process may open {open_files}; lower the number, or raise the limit (`ulimit -n`, LimitNOFILE= in a systemd unit)"
     )]

@@ -14,7 +14,14 @@ use std::{
 ///
 /// [`ReadError`] when the file cannot be opened or read, or is larger than [`MAX_BYTES`].
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ReadError> {
-    let file = File::open(path).map_err(ReadError::from)?;
+    let file = File::open(path).map_err(|error| {
+        let is_missing = error.kind() == io::ErrorKind::NotFound;
+        if is_missing && path.iter().any(|part| part == "~") {
+            ReadError::Tilde
+        } else {
+            ReadError::from(error)
+        }
+    })?;
     let mut bytes = Vec::new();
     let read = file
         .take(MAX_BYTES.saturating_add(1))
@@ -32,6 +39,9 @@ pub enum ReadError {
     /// Nothing is there.
     #[error("no such file; check the path")]
     Missing,
+    /// Nothing is there, and a shell would have looked elsewhere.
+    #[error("no such file, for only a shell replaces `~`; write the whole path")]
+    Tilde,
     /// The user that the proxy runs as may not read it.
     #[error("permission denied; let the user that runs the proxy read it")]
     Denied,

@@ -51,10 +51,12 @@ struct Context {
 #[derive(Deserialize)]
 struct NamedCluster {
     name: String,
+    // Not in the configuration file of this project, which may be given by mistake: that has no contexts.
+    #[serde(default)]
     cluster: Cluster,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct Cluster {
     server: Option<String>,

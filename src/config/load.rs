@@ -27,7 +27,11 @@ use super::{
 ///
 /// [`ConfigError`] says where, what is wrong, and the mend.
 pub fn load(args: &ServeArgs, env: &Environment) -> Result<Config, ConfigError> {
-    let args = &args.without_empty();
+    load_given(&args.without_empty(), env)
+        .map_err(|error| error.naming_variables(&args.from_environment))
+}
+
+fn load_given(args: &ServeArgs, env: &Environment) -> Result<Config, ConfigError> {
     let path = args.config.as_deref().map(complete_path);
     let mut file = match &path {
         Some(path) => yaml::load(FileKind::Config, path)?,
@@ -43,12 +47,20 @@ pub fn load(args: &ServeArgs, env: &Environment) -> Result<Config, ConfigError> 
     sources.extend(args.kubeconfig.iter().map(|file| complete_path(file)));
     let of_entries = entries
         .iter()
-        .filter_map(|entry| entry.value.kubeconfig.as_deref());
-    sources.extend(of_entries.map(|file| base.path(file)));
+        .filter_map(|entry| entry.value.kubeconfig.as_ref());
+    sources.extend(of_entries.map(|file| base.path(&file.0.0)));
     let clusters = clusters::load(args, entries, &base, env)?;
+    let (listen, admin) = (
+        listen(args, &file, &base)?,
+        admin(args, file.admin.as_ref())?,
+    );
+    // Without an address of its own it may be systemd that passes on the sockets.
+    if !args.listen.is_empty() || file.listen.is_some() {
+        each_its_own(listen.iter().chain(&admin))?;
+    }
     Ok(Config {
         sources,
-        listen: listen(args, &file, &base)?,
+        listen,
         takeover: args.takeover || file.takeover.unwrap_or(false),
         workers,
         identities,
@@ -56,7 +68,7 @@ pub fn load(args: &ServeArgs, env: &Environment) -> Result<Config, ConfigError> 
         limits: limits(&file.limits.unwrap_or_default(), &base, workers, env)?,
         timeouts: timeouts(args, &file.timeouts.unwrap_or_default())?,
         log: log(args, file.log.unwrap_or_default())?,
-        admin: admin(args, file.admin)?,
+        admin,
     })
 }
 
@@ -146,8 +158,8 @@ fn identities(
             .unwrap_or_default()
             .iter()
             .map(|entry| IdentityFiles {
-                certificate: base.path(&entry.certificate),
-                key: base.path(&entry.key),
+                certificate: base.path(&entry.certificate.0.0),
+                key: base.path(&entry.key.0.0),
             })
             .collect()
     } else {
@@ -288,12 +300,35 @@ fn log(args: &ServeArgs, entry: LogEntry) -> Result<LogConfig, ConfigError> {
     })
 }
 
-fn admin(args: &ServeArgs, entry: Option<AdminEntry>) -> Result<Option<SocketAddr>, ConfigError> {
+fn admin(args: &ServeArgs, entry: Option<&AdminEntry>) -> Result<Option<SocketAddr>, ConfigError> {
     let given = match &args.admin_listen {
         Some(text) => Some(flag::<ListenAddr>("--admin-listen", text)?),
-        None => entry.and_then(|entry| entry.listen).map(|listen| listen.0),
+        None => entry
+            .and_then(|entry| entry.listen.as_ref())
+            .map(|listen| listen.0),
     };
     Ok(given.map(|listen| listen.0))
+}
+
+/// The second of two that overlap would find its port in use, and take this process for another one.
+fn each_its_own<'a>(addresses: impl Iterator<Item = &'a SocketAddr>) -> Result<(), ConfigError> {
+    let mut seen: Vec<&SocketAddr> = Vec::new();
+    for second in addresses {
+        if let Some(first) = seen.iter().find(|first| overlap(first, second)) {
+            let (first, second) = (**first, *second);
+            return Err(ConfigError::Whole(Fault::SamePort { first, second }));
+        }
+        seen.push(second);
+    }
+    Ok(())
+}
+
+/// Whether the kernel gives only one of the two: `[::]` takes IPv4 too.
+fn overlap(a: &SocketAddr, b: &SocketAddr) -> bool {
+    let takes = |a: &SocketAddr, b: &SocketAddr| {
+        a.ip() == b.ip() || a.ip().is_unspecified() && (a.is_ipv6() || b.is_ipv4())
+    };
+    a.port() == b.port() && a.port() != 0 && (takes(a, b) || takes(b, a))
 }
 
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 8443);

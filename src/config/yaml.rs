@@ -27,6 +27,9 @@ pub(crate) fn load<T: DeserializeOwned>(kind: FileKind, file: &Path) -> Result<T
     if text.trim_ascii().is_empty() {
         return Err(at_fault(None, Fault::EmptyFile));
     }
+    if text.starts_with(b"-----BEGIN ") {
+        return Err(at_fault(None, Fault::PemFile));
+    }
     // Without excerpts in errors: a kubeconfig holds secrets.
     let options = serde_saphyr::options! { with_snippet: false };
     serde_saphyr::from_slice_with_options(&text, options).map_err(|error| {
@@ -49,6 +52,10 @@ pub(super) fn position(location: Location) -> Option<Position> {
 )]
 fn fault(error: Error) -> Fault {
     match &error {
+        Error::SerdeUnknownField { field, .. } if OF_OBJECTS.contains(&field.as_str()) => {
+            let key = field.clone();
+            Fault::KubernetesObject { key }
+        }
         Error::SerdeUnknownField {
             field, expected, ..
         } => Fault::UnknownKey {
@@ -84,3 +91,6 @@ fn nearest(key: &str, known: &[&'static str]) -> Option<String> {
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, known)| (*known).to_owned())
 }
+
+/// With one of these every object of Kubernetes begins, and no file of this project.
+const OF_OBJECTS: [&str; 2] = ["apiVersion", "kind"];

@@ -65,6 +65,12 @@ pub enum Flaw {
         /// What should stand there.
         wanted: Wanted,
     },
+    /// It holds certificates and key together, behind a password.
+    #[error("is a PKCS#12 file; take what belongs here out of it with `openssl pkcs12 -in FILE {} -out NEW_FILE`", wanted.part())]
+    Pkcs12 {
+        /// What should stand there.
+        wanted: Wanted,
+    },
     /// It has PEM blocks, but none of the wanted kind.
     #[error("holds no {}; {}", wanted.noun(), wanted.mend())]
     Lacks {
@@ -213,6 +219,14 @@ impl Wanted {
         match self {
             Self::Chain | Self::Anchors => "x509",
             Self::Key => "pkey",
+        }
+    }
+
+    const fn part(self) -> &'static str {
+        match self {
+            Self::Chain => "-nokeys",
+            Self::Key => "-nocerts -nodes",
+            Self::Anchors => "-nokeys -cacerts",
         }
     }
 

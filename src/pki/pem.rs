@@ -90,9 +90,12 @@ fn blocks(text: &[u8], wanted: Wanted) -> Result<Vec<Block>, Flaw> {
     if text.trim_ascii().is_empty() {
         return Err(Flaw::Empty { wanted });
     }
-    // A DER sequence with a length of two bytes, as all certificates and most keys begin.
-    if text.starts_with(&[0x30, 0x82]) {
-        return Err(Flaw::Der { wanted });
+    // DER sequences: a PFX of version 3; then whatever is long, as all certificates and most keys; then a
+    // short key, which begins with its version.
+    match text {
+        [0x30, 0x82, _, _, 0x02, 0x01, 0x03, ..] => return Err(Flaw::Pkcs12 { wanted }),
+        [0x30, 0x81 | 0x82, ..] | [0x30, _, 0x02, 0x01, ..] => return Err(Flaw::Der { wanted }),
+        _ => {}
     }
     let mut blocks: Vec<Block> = Vec::new();
     for (index, line) in text.split(|byte| *byte == b'\n').enumerate() {

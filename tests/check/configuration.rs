@@ -113,6 +113,27 @@ async fn port_in_use() {
 }
 
 #[tokio::test]
+async fn admin_port_in_use() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    // It hangs up on whoever connects, so that nobody waits for it.
+    std::thread::spawn(move || taken.incoming().for_each(drop));
+    let admin = ["--admin-listen".to_owned(), address.clone()];
+    let flags = [world.flags(upstream.address()), world.clients_trust()].concat();
+    let ended = check(&[&flags[..], &admin].concat(), &[]).await;
+    ended.names(
+        1,
+        '✗',
+        "listen",
+        &format!("cannot open the admin port on {address}: another process uses this port"),
+        "stop it or choose another with --admin-listen",
+    );
+    assert_eq!(ended.marked('✗'), ["listen"]);
+}
+
+#[tokio::test]
 async fn an_unusable_command_line_is_one_sentence_and_exit_code_2() {
     let world = World::new();
     let empty = world.dir.write("empty", "");
@@ -120,7 +141,7 @@ async fn an_unusable_command_line_is_one_sentence_and_exit_code_2() {
     for (args, sentence) in [
         (
             vec!["--through", "http://kube.test"],
-            "kube-tls-proxy: --through: `http://kube.test` is not an https URL; the apiserver is reached over verified TLS only, so write https://HOST:PORT\n",
+            "kube-tls-proxy: --through: `http://kube.test` is not an https URL; tokens go over verified TLS only, so write https://HOST:PORT\n",
         ),
         (
             vec![

@@ -99,7 +99,13 @@ async fn a_file_is_for_its_owner_alone_and_written_whole() {
         "{}",
         ended.stderr
     );
-    assert!(!ended.stderr.contains("s3cret"), "{}", ended.stderr);
+    assert_eq!(
+        ended.stderr,
+        format!(
+            "{} is written, readable for its owner alone.\n",
+            path(&file)
+        )
+    );
     assert_eq!(
         fs::metadata(&file).unwrap().permissions().mode() & 0o777,
         0o600
@@ -117,7 +123,7 @@ async fn a_file_is_for_its_owner_alone_and_written_whole() {
     assert_eq!(ended.code, 1);
     assert!(
         ended.stderr.starts_with(&format!(
-            "kube-tls-proxy: cannot write {}: No such file",
+            "kube-tls-proxy: cannot write {}: its directory does not exist; make it",
             path(&nowhere)
         )),
         "{}",

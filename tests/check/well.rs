@@ -161,8 +161,11 @@ async fn the_document_for_machines_has_every_key() {
 async fn a_port_that_the_proxy_itself_has_is_no_fault() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
-    let serving = world.serve(&world.flags(upstream.address())).await;
+    let admin = flags(&[("--admin-listen", "127.0.0.1:0")]);
+    let serve = [world.flags(upstream.address()), admin].concat();
+    let serving = world.serve(&serve).await;
     let address = serving.address.to_string();
+    let admin = serving.admin.unwrap().to_string();
     // The files are those of the running proxy, so they are not written anew.
     let dir = world.dir.path();
     let (cert, key, ca) = (
@@ -177,9 +180,13 @@ async fn a_port_that_the_proxy_itself_has_is_no_fault() {
         ("--upstream", &format!("https://{}", upstream.address())),
         ("--upstream-ca", path(&ca)),
         ("--upstream-name", APISERVER),
+        ("--admin-listen", &admin),
     ]);
     let ended = check(&[flags, world.clients_trust()].concat(), &[]).await;
     assert_eq!(ended.code, 0, "{}", ended.stdout);
-    let listen = &ended.of("listen")[0];
-    assert!(listen.what.contains("the proxy runs already"), "{listen:?}");
+    let listen = ended.of("listen");
+    let what = &listen[0].what;
+    assert!(what.contains("the proxy runs already"), "{what}");
+    let what = &listen[1].what;
+    assert!(what.contains("taken by a proxy"), "{what}");
 }

@@ -51,6 +51,7 @@ pub(crate) struct Line {
 pub(crate) struct Serving {
     _child: Child,
     pub(crate) address: SocketAddr,
+    pub(crate) admin: Option<SocketAddr>,
 }
 
 impl World {
@@ -115,20 +116,23 @@ impl World {
     pub(crate) async fn serve(&self, flags: &[String]) -> Serving {
         let mut child = command("serve").args(flags).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let address = within("the address of the proxy", async {
-            loop {
-                let line = lines.next_line().await.unwrap().expect("serve starts");
-                if let Some(address) = line.strip_prefix("  listening   ") {
-                    return address.parse().unwrap();
-                }
+        let has_admin = flags.iter().any(|flag| flag == "--admin-listen");
+        let (mut listening, mut admin) = (None, None);
+        while listening.is_none() || has_admin && admin.is_none() {
+            let line = within("the address of the proxy", lines.next_line()).await;
+            let line = line.unwrap().expect("serve starts");
+            if let Some(address) = line.strip_prefix("  listening   ") {
+                listening = Some(address.parse().unwrap());
+            } else if let Some(url) = line.strip_prefix("  admin       http://") {
+                admin = Some(url.trim_end_matches('/').parse().unwrap());
             }
-        })
-        .await;
+        }
         // Read on, so that it never waits for us.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         Serving {
             _child: child,
-            address,
+            address: listening.unwrap(),
+            admin,
         }
     }
 }

@@ -1,5 +1,10 @@
 """What the manifests promise: restricted pods, probes, and an end that is long enough."""
 
+import os
+import pathlib
+import re
+import tempfile
+import textwrap
 import unittest
 
 import rendered
@@ -125,6 +130,19 @@ class Overlays(unittest.TestCase):
         volumes = objects["Deployment", "kube-tls-proxy"]["spec"]["template"]["spec"]["volumes"]
         secrets = [volume["secret"]["secretName"] for volume in volumes if "secret" in volume]
         self.assertEqual([certificate["secretName"]], secrets)
+
+    def test_the_overlay_of_the_docs_can_be_rendered(self):
+        documented = (rendered.ROOT / "docs/running.md").read_text()
+        (block,) = re.findall(r"^    # kustomization.yaml\n((?:    .*\n)+)", documented, re.MULTILINE)
+        with tempfile.TemporaryDirectory() as folder:
+            here = os.path.relpath(rendered.ROOT, os.path.realpath(folder))
+            text = textwrap.dedent(block).replace("../kube-tls-proxy/", f"{here}/")
+            pathlib.Path(folder, "kustomization.yaml").write_text(text)
+            objects = rendered.keyed(rendered.run("kubectl", "kustomize", folder))
+        self.assertIn(("ServiceMonitor", "kube-tls-proxy"), objects)
+        self.assertEqual(objects["Certificate", "kube-tls-proxy"]["spec"]["dnsNames"], ["kube.example.com"])
+        (container,) = objects["Deployment", "kube-tls-proxy"]["spec"]["template"]["spec"]["containers"]
+        self.assertTrue(container["image"].startswith("registry.example.com/kube-tls-proxy@sha256:"), container["image"])
 
     def test_overlays_only_add(self):
         base = rendered.kustomize("base")

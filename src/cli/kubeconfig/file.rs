@@ -14,14 +14,42 @@ use std::{
 pub(super) struct WriteFault {
     file: PathBuf,
     #[source]
-    source: io::Error,
+    source: Cause,
+}
+
+/// The cause, with the mend.
+#[derive(Debug, thiserror::Error)]
+enum Cause {
+    #[error("its directory does not exist; make it, or name another with --output")]
+    NoDirectory,
+    #[error("permission denied; name a file in a directory of your own with --output")]
+    Denied,
+    #[error("is a directory; name a file in it with --output")]
+    Directory,
+    #[error("the operating system refuses")]
+    Other(#[source] io::Error),
+}
+
+impl From<io::Error> for Cause {
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "std adds kinds; an unknown one keeps its own words"
+    )]
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotFound => Self::NoDirectory,
+            io::ErrorKind::PermissionDenied => Self::Denied,
+            io::ErrorKind::IsADirectory => Self::Directory,
+            _ => Self::Other(error),
+        }
+    }
 }
 
 /// Writes `text` beside `file` and then puts it into its place.
 pub(super) fn write(file: &Path, text: &str) -> Result<(), WriteFault> {
-    let failed = |source| WriteFault {
+    let failed = |error: io::Error| WriteFault {
         file: file.to_owned(),
-        source,
+        source: error.into(),
     };
     let Some(name) = file.file_name() else {
         return Err(failed(io::Error::from(io::ErrorKind::IsADirectory)));

@@ -39,7 +39,7 @@ pub struct KubeconfigArgs {
     )]
     pub server: String,
 
-    /// Take names and the user's token or exec plugin from this kubeconfig; client certificates never
+    /// Take names and token or exec plugin from this kubeconfig, never a client certificate
     #[arg(long, value_name = "FILE")]
     pub from: Option<PathBuf>,
 
@@ -133,7 +133,7 @@ fn make(args: &KubeconfigArgs) -> Result<Made, Failure> {
         namespace: source.as_ref().and_then(|source| source.namespace.clone()),
         user,
     };
-    remarks.push(client_certificates(source.as_ref()));
+    remarks.extend(source.as_ref().and_then(left_out));
     Ok(Made {
         text: yaml::write(&document.value()),
         remarks,
@@ -148,7 +148,7 @@ fn user(
 ) -> Result<Value, Failure> {
     if let Some(file) = &args.token_file {
         let token = Token::load(file)?;
-        remarks.push(HOLDS_A_TOKEN.to_owned());
+        remarks.extend(holds_a_token(args));
         return Ok(json!({ "token": token.secret() }));
     }
     if let Some(command) = &args.exec_command {
@@ -162,42 +162,55 @@ fn user(
     let found = source.map_or_else(|| json!({}), |source| source.credentials.clone());
     let has = |key| found.get(key).is_some();
     if has("token") {
-        remarks.push(HOLDS_A_TOKEN.to_owned());
+        remarks.extend(holds_a_token(args));
     }
     if !(has("token") || has("tokenFile") || has("exec")) {
         remarks.push(
             "There is no credential in it yet: give one with --token-file or --exec-command, or add it later with `kubectl config set-credentials`."
                 .to_owned(),
         );
+        if !source.is_some_and(|source| source.has_client_certificate) {
+            remarks.push(format!(
+                "A client certificate cannot pass the proxy, which ends TLS: users who have one need {INSTEAD}."
+            ));
+        }
     }
     Ok(found)
 }
 
-/// What to do about users with client certificates.
-fn client_certificates(source: Option<&Source>) -> String {
-    let mend = "a token instead: of a service account (`kubectl create token NAME`), or of your OIDC issuer through --exec-command";
-    match source {
-        Some(source) if source.has_client_certificate => format!(
-            "User `{}` has a client certificate, which cannot pass a proxy that ends TLS and was left out. That user needs {mend}.",
-            source.user_name
-        ),
-        Some(_) | None => format!(
-            "A client certificate cannot pass the proxy, which ends TLS: users who have one need {mend}."
-        ),
-    }
+/// What was left out, and what that user needs.
+fn left_out(source: &Source) -> Option<String> {
+    source.has_client_certificate.then(|| format!(
+        "User `{}` has a client certificate, which cannot pass a proxy that ends TLS and was left out. That user needs {INSTEAD}.",
+        source.user_name
+    ))
+}
+
+/// A file is written for its owner alone, and says so itself.
+fn holds_a_token(args: &KubeconfigArgs) -> Option<String> {
+    let printed = "It holds a token: keep it readable for its owner alone (--output FILE does, a shell's `>` may not).";
+    args.output.is_none().then(|| printed.to_owned())
 }
 
 fn deliver(args: &KubeconfigArgs, made: Made) -> Result<(), Failure> {
+    let mut remarks = made.remarks;
     match &args.output {
-        Some(file) => file::write(file, &made.text)?,
+        Some(file) => {
+            file::write(file, &made.text)?;
+            let written = format!(
+                "{} is written, readable for its owner alone.",
+                file.display()
+            );
+            remarks.insert(0, written);
+        }
         // A closed pipe leaves nobody to tell.
         None => drop(io::stdout().lock().write_all(made.text.as_bytes())),
     }
     let mut stderr = io::stderr().lock();
-    for remark in &made.remarks {
+    for remark in &remarks {
         drop(writeln!(stderr, "{remark}"));
     }
     Ok(())
 }
 
-const HOLDS_A_TOKEN: &str = "It holds a token: keep it readable for its owner alone (--output FILE does, a shell's `>` may not).";
+const INSTEAD: &str = "a token instead: of a service account (`kubectl create token NAME`), or of your OIDC issuer through --exec-command";

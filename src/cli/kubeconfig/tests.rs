@@ -1,5 +1,7 @@
 //! What goes into a kubeconfig, and what never does.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 use standin::TempDir;
 
@@ -94,6 +96,7 @@ fn takes_names_namespace_and_token_of_another_kubeconfig() {
     );
     assert_eq!(config["clusters"][0]["name"], "c1");
     assert!(remarks.contains("holds a token"), "{remarks}");
+    assert!(!remarks.contains("certificate"), "{remarks}");
 }
 
 #[test]
@@ -181,7 +184,7 @@ fn says_what_is_wrong_with_its_input() {
     for (args, expected) in [
         (
             args(|args| args.server = "http://kube.example.com".into()),
-            "--server: `http://kube.example.com` is not an https URL; the apiserver is reached over verified TLS only, so write https://HOST:PORT",
+            "--server: `http://kube.example.com` is not an https URL; tokens go over verified TLS only, so write https://HOST:PORT",
         ),
         (
             args(|args| {
@@ -208,6 +211,32 @@ fn says_what_is_wrong_with_its_input() {
         ),
     ] {
         assert_eq!(sentence(args), expected);
+    }
+}
+
+#[test]
+fn says_why_the_file_cannot_be_written() {
+    let dir = TempDir::new();
+    let sentence = |file: &Path| {
+        let error = super::file::write(file, "").map_err(|error| crate::cli::sentence(&error));
+        let sentence = error.err().unwrap_or_default();
+        sentence.replace(&dir.path().display().to_string(), "DIR")
+    };
+    for (file, expected) in [
+        (
+            dir.path().join("no/jane.conf"),
+            "cannot write DIR/no/jane.conf: its directory does not exist; make it, or name another with --output",
+        ),
+        (
+            dir.path().to_owned(),
+            "cannot write DIR: is a directory; name a file in it with --output",
+        ),
+        (
+            dir.path().join(".."),
+            "cannot write DIR/..: is a directory; name a file in it with --output",
+        ),
+    ] {
+        assert_eq!(sentence(&file), expected);
     }
 }
 

@@ -111,6 +111,12 @@ fn bad_certificates() {
             "certificate DIR/bad.crt: is in DER form; convert it with `openssl x509 -inform der -in FILE -out NEW_FILE`",
         ),
         (
+            "pfx",
+            "0\u{82}\u{1}\u{0}\u{2}\u{1}\u{3}".to_owned(),
+            key(),
+            "certificate DIR/bad.crt: is a PKCS#12 file; take what belongs here out of it with `openssl pkcs12 -in FILE -nokeys -out NEW_FILE`",
+        ),
+        (
             "parameters",
             pem("DH PARAMETERS", "AAAA"),
             key(),
@@ -199,6 +205,26 @@ fn bad_keys() {
             "0\u{82}".to_owned(),
             "key DIR/bad.key: is in DER form; convert it with `openssl pkey -inform der -in FILE -out NEW_FILE`",
         ),
+        (
+            "short der, PKCS#8",
+            "0\u{81}\u{87}\u{2}\u{1}\u{0}".to_owned(),
+            "key DIR/bad.key: is in DER form; convert it with `openssl pkey -inform der -in FILE -out NEW_FILE`",
+        ),
+        (
+            "short der, SEC1",
+            "0w\u{2}\u{1}\u{1}".to_owned(),
+            "key DIR/bad.key: is in DER form; convert it with `openssl pkey -inform der -in FILE -out NEW_FILE`",
+        ),
+        (
+            "text that begins with a zero",
+            "0w".to_owned(),
+            "key DIR/bad.key: holds no PEM block (`-----BEGIN …`); put the private key of the certificate there as PEM",
+        ),
+        (
+            "pfx",
+            "0\u{82}\u{1}\u{0}\u{2}\u{1}\u{3}".to_owned(),
+            "key DIR/bad.key: is a PKCS#12 file; take what belongs here out of it with `openssl pkcs12 -in FILE -nocerts -nodes -out NEW_FILE`",
+        ),
     ] {
         fixture.scratch.write("bad.crt", &leaf.pem);
         fixture.scratch.write("bad.key", latin1(&key));
@@ -249,6 +275,11 @@ fn bad_cluster_cas() {
             "der",
             "0\u{82}".to_owned(),
             "CA DIR/bad-ca.crt: is in DER form; convert it with `openssl x509 -inform der -in FILE -out NEW_FILE`",
+        ),
+        (
+            "pfx",
+            "0\u{82}\u{1}\u{0}\u{2}\u{1}\u{3}".to_owned(),
+            "CA DIR/bad-ca.crt: is a PKCS#12 file; take what belongs here out of it with `openssl pkcs12 -in FILE -nokeys -cacerts -out NEW_FILE`",
         ),
     ] {
         fixture.scratch.write("bad-ca.crt", latin1(&text));

@@ -30,7 +30,7 @@ fn bad_config_files() {
         ),
         (
             "listen: [a]\n",
-            "config file DIR/proxy.yaml, line 1, column 10: `a` is not an address to listen on; write ADDRESS:PORT, such as [::]:8443 or 127.0.0.1:8443",
+            "config file DIR/proxy.yaml, line 1, column 10: `a` is not an address to listen on; write ADDRESS:PORT with an IP address, such as [::]:8443 or 127.0.0.1:8443",
         ),
         (
             "lisen: ['[::]:1']\n",
@@ -43,6 +43,18 @@ fn bad_config_files() {
         (
             "clusters:\n- name: a\n  upstream: {url: 'https://a', ca: c, addresses: ['10.0.0.1']}\n",
             "config file DIR/proxy.yaml, line 3, column 51: `10.0.0.1` is not the address of an apiserver; write ADDRESS:PORT with an IP address, such as 10.0.0.1:6443",
+        ),
+        (
+            "apiVersion: projectcontour.io/v1\nkind: HTTPProxy\n",
+            "config file DIR/proxy.yaml, line 1, column 1: `apiVersion` belongs to a Kubernetes object, and this is no configuration file; a kubeconfig goes with --kubeconfig, and docs/from-contour.md has what takes the place of an HTTPProxy",
+        ),
+        (
+            "kind: Config\n",
+            "config file DIR/proxy.yaml, line 1, column 1: `kind` belongs to a Kubernetes object, and this is no configuration file; a kubeconfig goes with --kubeconfig, and docs/from-contour.md has what takes the place of an HTTPProxy",
+        ),
+        (
+            GARBAGE,
+            "config file DIR/proxy.yaml: holds PEM and not YAML; check that it is the file that was meant",
         ),
         (
             "limits:\n  conections: 3\n",
@@ -126,11 +138,11 @@ fn bad_config_files() {
         ),
         (
             "certificates:\n- certificate: a\n",
-            "config file DIR/proxy.yaml, line 2, column 3: `key` is missing; add it",
+            "config file DIR/proxy.yaml, line 2, column 3: `key` is missing; add it, indented as the keys beside it",
         ),
         (
             "clusters:\n- hosts: [a]\n",
-            "config file DIR/proxy.yaml, line 2, column 3: `name` is missing; add it",
+            "config file DIR/proxy.yaml, line 2, column 3: `name` is missing; add it, indented as the keys beside it",
         ),
         (
             "clusters:\n- name: ''\n",
@@ -158,11 +170,23 @@ fn bad_config_files() {
         ),
         (
             "clusters:\n- name: a\n  upstream: {url: 'http://10.0.0.1', ca: ca.crt}\n",
-            "config file DIR/proxy.yaml, line 3, column 19: `http://10.0.0.1` is not an https URL; the apiserver is reached over verified TLS only, so write https://HOST:PORT",
+            "config file DIR/proxy.yaml, line 3, column 19: `http://10.0.0.1` is not an https URL; tokens go over verified TLS only, so write https://HOST:PORT",
         ),
         (
             "clusters:\n- name: a\n  upstream: {url: 'https://10.0.0.1'}\n",
-            "config file DIR/proxy.yaml, line 3, column 14: `ca` is missing; add it",
+            "config file DIR/proxy.yaml, line 3, column 14: `ca` is missing; add it, indented as the keys beside it",
+        ),
+        (
+            "clusters:\n- name: a\n  upstream: {url: 'https://10.0.0.1', ca: ''}\n",
+            "config file DIR/proxy.yaml, line 3, column 43: the path is empty; name a file, or remove the key",
+        ),
+        (
+            "clusters:\n- name: a\n  kubeconfig: ''\n",
+            "config file DIR/proxy.yaml, line 3, column 15: the path is empty; name a file, or remove the key",
+        ),
+        (
+            "certificates:\n- {certificate: '', key: a}\n",
+            "config file DIR/proxy.yaml, line 2, column 17: the path is empty; name a file, or remove the key",
         ),
         (
             "clusters:\n- name: a\n  upstream: {url: 'https://10.0.0.1', ca: missing.crt}\n",

@@ -26,12 +26,30 @@ fn bad_flags() {
         ),
         (
             "BOTH --listen localhost:8443",
-            "--listen: `localhost:8443` is not an address to listen on; write ADDRESS:PORT, such as [::]:8443 or 127.0.0.1:8443",
+            "--listen: `localhost:8443` is not an address to listen on; write ADDRESS:PORT with an IP address, such as [::]:8443 or 127.0.0.1:8443",
         ),
         (
             "BOTH --admin-listen 9090",
-            "--admin-listen: `9090` is not an address to listen on; write ADDRESS:PORT, such as [::]:8443 or 127.0.0.1:8443",
+            "--admin-listen: `9090` is not an address to listen on; write ADDRESS:PORT with an IP address, such as [::]:8443 or 127.0.0.1:8443",
         ),
+        (
+            "BOTH --listen 127.0.0.1:8443 --admin-listen 127.0.0.1:8443",
+            "127.0.0.1:8443 and 127.0.0.1:8443 cannot both be listened on; give each of --listen and --admin-listen (`listen` and `admin` in the file) a port of its own",
+        ),
+        (
+            "BOTH --listen 127.0.0.1:8443,:8443",
+            "127.0.0.1:8443 and [::]:8443 cannot both be listened on; give each of --listen and --admin-listen (`listen` and `admin` in the file) a port of its own",
+        ),
+        (
+            "BOTH --listen 0.0.0.0:8443 --listen [::1]:8443 --admin-listen 127.0.0.1:8443",
+            "0.0.0.0:8443 and 127.0.0.1:8443 cannot both be listened on; give each of --listen and --admin-listen (`listen` and `admin` in the file) a port of its own",
+        ),
+        (
+            "BOTH --listen 127.0.0.1:8443,[::1]:8443,127.0.0.2:8443,127.0.0.1:0,127.0.0.1:0 --admin-listen 127.0.0.1:0",
+            "it starts",
+        ),
+        // The sockets for clients may be those of systemd.
+        ("BOTH --admin-listen 127.0.0.1:8443", "it starts"),
         (
             "BOTH --host https://kube.example.com",
             "--host: `https://kube.example.com` is not a host name; write it without scheme, port and path, such as kube.example.com or *.example.com",
@@ -97,6 +115,10 @@ fn bad_flags() {
             "certificate DIR/missing.crt: no such file; check the path",
         ),
         (
+            "--cert DIR/~/tls.crt --key DIR/tls.key UPSTREAM",
+            "certificate DIR/~/tls.crt: no such file, for only a shell replaces `~`; write the whole path",
+        ),
+        (
             "--cert DIR/tls.crt --key DIR/missing.key UPSTREAM",
             "key DIR/missing.key: no such file; check the path",
         ),
@@ -125,11 +147,11 @@ fn bad_upstream_urls() {
     for (url, expected) in [
         (
             "http://10.0.0.1:6443",
-            "--upstream: `http://10.0.0.1:6443` is not an https URL; the apiserver is reached over verified TLS only, so write https://HOST:PORT",
+            "--upstream: `http://10.0.0.1:6443` is not an https URL; tokens go over verified TLS only, so write https://HOST:PORT",
         ),
         (
             "10.0.0.1:6443",
-            "--upstream: `10.0.0.1:6443` is not an https URL; the apiserver is reached over verified TLS only, so write https://HOST:PORT",
+            "--upstream: `10.0.0.1:6443` is not an https URL; tokens go over verified TLS only, so write https://HOST:PORT",
         ),
         (
             "https://me:secret@10.0.0.1",
@@ -219,4 +241,55 @@ fn bad_addresses() {
         differences.compare(&case, sentence(&error), expected);
     }
     differences.assert_none();
+}
+
+/// Who typed none of the flags would look for them in vain.
+#[test]
+fn a_flag_that_comes_from_a_variable_is_named_by_it() {
+    let environment = outside_of_a_pod();
+    let sentence = |args: ServeArgs| {
+        let error = config::load(&args, &environment).unwrap_err();
+        sentence(&error)
+    };
+    let listen = ServeArgs {
+        listen: vec!["8443".to_owned()],
+        certificates: vec!["a".into()],
+        keys: vec!["a".into()],
+        upstream: Some("https://10.0.0.1".to_owned()),
+        upstream_ca: Some("a".into()),
+        from_environment: vec!["--listen".to_owned(), "--upstream".to_owned()],
+        ..ServeArgs::default()
+    };
+    let both = ServeArgs {
+        listen: Vec::new(),
+        kubeconfig: Some("a".into()),
+        ..listen.clone()
+    };
+    let pairs = ServeArgs {
+        keys: Vec::new(),
+        from_environment: vec!["--cert".to_owned()],
+        ..listen.clone()
+    };
+    let typed = ServeArgs {
+        from_environment: vec!["--drain-delay".to_owned()],
+        ..listen.clone()
+    };
+    let bad = "--listen: `8443` is not an address to listen on; write ADDRESS:PORT with an IP address, such as [::]:8443 or 127.0.0.1:8443";
+    for (args, expected) in [
+        (
+            listen,
+            format!("environment variable KUBE_TLS_PROXY_LISTEN: {bad}"),
+        ),
+        (
+            both,
+            "environment variable KUBE_TLS_PROXY_UPSTREAM: --upstream and --kubeconfig exclude each other; keep the one you mean".to_owned(),
+        ),
+        (
+            pairs,
+            "environment variable KUBE_TLS_PROXY_CERT: --cert and --key come in pairs, and there are 1 and 0 of them; give one --key for each --cert, in the same order".to_owned(),
+        ),
+        (typed, bad.to_owned()),
+    ] {
+        assert_eq!(sentence(args), expected);
+    }
 }

@@ -25,6 +25,10 @@ fn bad_kubeconfigs() {
             "kubeconfig DIR/kubeconfig: has no contexts; check that it is the file that was meant",
         ),
         (
+            "clusters:\n- name: a\n  upstream: {url: 'https://10.0.0.1', ca: ca.crt}\n",
+            "kubeconfig DIR/kubeconfig: has no contexts; check that it is the file that was meant",
+        ),
+        (
             "contexts: [{name: a, context: {cluster: c}}, {name: b, context: {cluster: c}}]\n",
             "kubeconfig DIR/kubeconfig: has no current-context; name the context with --context, one of: a, b",
         ),
@@ -46,7 +50,7 @@ fn bad_kubeconfigs() {
         ),
         (
             "CLUSTER {server: 'http://10.0.0.1', certificate-authority: ca.crt}",
-            "kubeconfig DIR/kubeconfig: server of cluster `c`: `http://10.0.0.1` is not an https URL; the apiserver is reached over verified TLS only, so write https://HOST:PORT",
+            "kubeconfig DIR/kubeconfig: server of cluster `c`: `http://10.0.0.1` is not an https URL; tokens go over verified TLS only, so write https://HOST:PORT",
         ),
         (
             "CLUSTER {server: 'https://10.0.0.1', insecure-skip-tls-verify: true}",

@@ -184,15 +184,20 @@ fn every_flag_has_its_environment_variable_and_its_line_in_the_docs() {
     assert!(flags >= 15, "{flags}");
 }
 
+/// `--help` and `-h` alike: clap makes a paragraph of each flag once a single one has more to say.
 #[test]
-fn help_fits_a_terminal() {
-    let mut command = Cli::command();
-    let help = command
-        .find_subcommand_mut("serve")
-        .unwrap()
-        .render_long_help();
-    for line in help.to_string().lines() {
-        assert!(line.chars().count() <= 120, "{line}");
+fn help_fits_a_terminal_with_a_line_for_each_flag() {
+    let command = Cli::command();
+    for subcommand in command.get_subcommands() {
+        let name = subcommand.get_name();
+        let help = |flag| {
+            let words = ["kube-tls-proxy", name, flag];
+            Cli::try_parse_from(words).unwrap_err().to_string()
+        };
+        for line in help("--help").lines() {
+            assert!(line.chars().count() <= 120, "{name}: {line}");
+        }
+        assert_eq!(help("--help"), help("-h"), "{name}");
     }
 }
 

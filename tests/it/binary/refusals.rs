@@ -1,9 +1,9 @@
 //! What cannot be started is refused with one sentence, before a socket is open.
 
-use standin::pki::Identity;
+use standin::{pki::Identity, within};
 use tokio::net::TcpListener;
 
-use super::{Ended, good_flags, run};
+use super::{Ended, command, good_flags, run};
 use crate::proxy::World;
 
 /// Exit code 2 and a single sentence, without the language of programmers.
@@ -81,6 +81,23 @@ async fn bad_flags_are_refused() {
         ("--config", "/no/such/file", &["config file /no/such/file"]),
     ] {
         is_one_sentence(&serve(&world, &[(flag, value)]).await, parts);
+    }
+}
+
+#[tokio::test]
+async fn a_flag_that_comes_from_a_variable_is_named_by_it() {
+    let flags = "--cert a --key a --upstream https://10.0.0.1 --upstream-ca a";
+    for subcommand in ["serve", "check"] {
+        let args: Vec<&str> = [subcommand].into_iter().chain(flags.split(' ')).collect();
+        let output = command(&args)
+            .env("KUBE_TLS_PROXY_LISTEN", "8443")
+            .env("KUBE_TLS_PROXY_WORKERS", "")
+            .output();
+        let output = within("the end of the process", output).await.unwrap();
+        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        let named = "environment variable KUBE_TLS_PROXY_LISTEN: --listen: `8443` is not";
+        assert!(text.contains(named), "{text}");
     }
 }
 

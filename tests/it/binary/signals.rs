@@ -118,6 +118,25 @@ async fn each_failure_of_a_reload_is_said_once() {
     assert_eq!(failures.count(), 2, "{lines:?}");
 }
 
+/// Who asks for a reload is answered, although nothing is said twice otherwise.
+#[tokio::test]
+async fn sighup_without_anything_new_is_answered() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let binary = Binary::start(&world, upstream.address(), &[]).await;
+    binary.signal("HUP").await;
+    binary.wait_for_line("SIGHUP: nothing has changed").await;
+    std::fs::write(world.dir.path().join("public.key"), "").unwrap();
+    binary.signal("HUP").await;
+    binary.wait_for_line("reload failed").await;
+    binary.signal("HUP").await;
+    let line = binary.wait_for_line("as wrong as before").await;
+    assert!(line.contains("public.key: is empty"), "{line}");
+    let lines = binary.stderr();
+    let answers = lines.iter().filter(|line| line.contains("SIGHUP: nothing"));
+    assert_eq!(answers.count(), 1, "{lines:?}");
+}
+
 /// What can only change at a restart is said, once.
 #[tokio::test]
 async fn what_needs_a_restart_is_said_once() {
