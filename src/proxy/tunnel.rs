@@ -29,7 +29,8 @@ pub(super) struct Carried {
 }
 
 /// Copies both ways until both have ended, one was cut, or the second has gone on for `rest` after the
-/// end of the first. A side that takes no more does not stop what it said before.
+/// end of the first. A side that takes no more does not stop what it said before, and an apiserver that
+/// has ended its half takes no more: what the client still writes is lost, and that is no failure.
 pub(super) async fn join<C, A>(client: C, apiserver: A, rest: Duration) -> (Carried, io::Result<()>)
 where
     C: AsyncRead + AsyncWrite + Send,
@@ -47,19 +48,37 @@ where
             ended = &mut down => (ended, true),
         };
         match first {
-            Err(error) => Err(error),
+            Err(broken) => Err(broken.into()),
             Ok(()) => {
                 let second = async { if second_is_up { up.await } else { down.await } };
-                timeout(rest, second).await.unwrap_or_else(|_| {
-                    Err(io::Error::new(
+                match timeout(rest, second).await {
+                    // kubectl writes once more when exec and cp are over.
+                    Ok(Err(Broken::Writing(_))) if second_is_up => Ok(()),
+                    Ok(ended) => ended.map_err(Into::into),
+                    Err(_elapsed) => Err(io::Error::new(
                         io::ErrorKind::TimedOut,
                         "the other half of the tunnel did not end",
-                    ))
-                })
+                    )),
+                }
             }
         }
     };
     (carried, result)
+}
+
+/// Which end of one way failed.
+#[derive(Debug)]
+enum Broken {
+    Reading(io::Error),
+    Writing(io::Error),
+}
+
+impl From<Broken> for io::Error {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Reading(error) | Broken::Writing(error) => error,
+        }
+    }
 }
 
 /// Copies one way to its orderly end and passes the end on.
@@ -67,7 +86,7 @@ async fn copy<R, W>(
     mut from: ReadHalf<R>,
     mut to: WriteHalf<W>,
     carried: &mut u64,
-) -> io::Result<()>
+) -> Result<(), Broken>
 where
     R: AsyncRead,
     W: AsyncWrite,
@@ -82,16 +101,16 @@ where
         if let Err(error) = written.await {
             // A peer that takes nothing more may have said a lot before, which is still on its way
             // through the other half. That half knows when it is over.
-            while from.read_buf(&mut buffer).await? > 0 {
+            while from.read_buf(&mut buffer).await.map_err(Broken::Reading)? > 0 {
                 buffer.clear();
             }
-            return Err(error);
+            return Err(Broken::Writing(error));
         }
         *carried += buffer.len() as u64;
         empty(&mut buffer);
         match end {
-            Some(Ok(())) => return to.shutdown().await,
-            Some(Err(error)) => return Err(error),
+            Some(Ok(())) => return to.shutdown().await.map_err(Broken::Writing),
+            Some(Err(error)) => return Err(Broken::Reading(error)),
             None => {}
         }
     }
@@ -163,7 +182,8 @@ mod tests {
         let (heard, (carried, ended)) = tokio::join!(talk, join(near_client, near_apiserver, REST));
         assert_eq!(heard.len(), said.len());
         assert_eq!(carried.down, said.len() as u64);
-        assert!(ended.is_err(), "the ping was lost");
+        assert!(ended.is_ok(), "the apiserver had ended before: {ended:?}");
+        assert_eq!(carried.up, 0, "the ping was lost");
     }
 
     /// TLS keeps what the socket did not take at once until it is flushed, and behind a keystroke there
