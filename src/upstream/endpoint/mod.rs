@@ -9,7 +9,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -33,6 +33,8 @@ pub struct Endpoints {
     is_fixed: bool,
     list: ArcSwap<Vec<Arc<Endpoint>>>,
     turn: AtomicUsize,
+    /// Held while the list is looked at as a whole and the outcome is written down.
+    judging: Mutex<()>,
     /// Somebody had reason to doubt an endpoint.
     doubt: Notify,
 }
@@ -91,6 +93,7 @@ impl Endpoints {
                     .collect(),
             ),
             turn: AtomicUsize::new(0),
+            judging: Mutex::new(()),
             doubt: Notify::new(),
         }
     }
@@ -191,7 +194,10 @@ impl Endpoints {
         worth.cloned().collect()
     }
 
+    /// Says of each endpoint whether it is passed over. One thread after the other: what an older look has
+    /// found, written behind what a newer one has, would stay until the next change.
     fn judge(&self) {
+        let _alone = self.judging.lock().unwrap_or_else(PoisonError::into_inner);
         let list = self.list.load();
         let any_well = list.iter().any(|endpoint| endpoint.state() == Health::Well);
         for endpoint in list.iter() {
