@@ -65,13 +65,7 @@ pub fn bind(
     workers: usize,
     others: Others,
 ) -> io::Result<Vec<std::net::TcpListener>> {
-    let claim = open(address)?;
-    if others == Others::TakenOver {
-        claim.set_reuse_port(true)?;
-    }
-    claim.bind(&address.into())?;
-    let bound = claim.local_addr()?.as_socket().unwrap_or(address);
-    drop(claim);
+    let bound = claim(address, others)?;
     (0..workers)
         .map(|_| {
             let socket = open(bound)?;
@@ -81,6 +75,21 @@ pub fn bind(
             Ok(socket.into())
         })
         .collect()
+}
+
+/// Whether [`bind`] would get the address, which comes back with the port that the kernel chose. Nothing
+/// listens for it, so that no client can come to what is gone at once.
+///
+/// # Errors
+///
+/// As [`bind`].
+pub fn claim(address: SocketAddr, others: Others) -> io::Result<SocketAddr> {
+    let claim = open(address)?;
+    if others == Others::TakenOver {
+        claim.set_reuse_port(true)?;
+    }
+    claim.bind(&address.into())?;
+    Ok(claim.local_addr()?.as_socket().unwrap_or(address))
 }
 
 /// What it means when another process listens on an address.
@@ -285,7 +294,13 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpStream as Client;
+    use std::{
+        net::TcpStream as Client,
+        sync::{
+            Barrier,
+            atomic::{AtomicBool, Ordering},
+        },
+    };
 
     use super::*;
 
@@ -301,27 +316,45 @@ mod tests {
         assert_eq!(third[1].local_addr().unwrap(), address);
     }
 
-    fn listener(address: &str) -> (Listener, SocketAddr) {
-        let socket = bind(address.parse().unwrap(), 1, Others::Refused)
-            .unwrap()
-            .remove(0);
-        let address = socket.local_addr().unwrap();
+    /// The kernel would hand clients to a socket that listens, if only for a moment, and reset them with it.
+    #[test]
+    fn a_look_whether_a_port_can_be_taken_over_takes_no_client_away() {
+        let serving = bound("127.0.0.1:0");
+        let address = serving.local_addr().unwrap();
+        let (begun, is_over) = (Barrier::new(2), AtomicBool::new(false));
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                begun.wait();
+                while !is_over.load(Ordering::Relaxed) {
+                    claim(address, Others::TakenOver).unwrap();
+                }
+            });
+            begun.wait();
+            let comes_through =
+                |_: &_| Client::connect(address).is_ok() && serving.accept().is_ok();
+            let through = (0..1000).filter(comes_through).count();
+            is_over.store(true, Ordering::Relaxed);
+            assert_eq!(through, 1000);
+        });
+    }
+
+    fn bound(address: &str) -> std::net::TcpListener {
+        let bound = bind(address.parse().unwrap(), 1, Others::Refused);
+        bound.unwrap().remove(0)
+    }
+
+    fn listener(socket: std::net::TcpListener, owner: Owner) -> Listener {
         let connections = Arc::new(Semaphore::new(10));
-        let listener = Listener::new(
-            socket,
-            Owner::Proxy,
-            connections,
-            Timeouts::default(),
-            Arc::default(),
-        )
-        .unwrap();
-        (listener, address)
+        let (timeouts, counts) = (Timeouts::default(), Arc::default());
+        Listener::new(socket, owner, connections, timeouts, counts).unwrap()
     }
 
     /// The kernel resets what is in the queue of a socket that is closed.
     #[tokio::test]
     async fn connections_that_nobody_accepted_are_served_behind_the_end() {
-        let (listener, address) = listener("127.0.0.1:0");
+        let socket = bound("127.0.0.1:0");
+        let address = socket.local_addr().unwrap();
+        let listener = listener(socket, Owner::Proxy);
         let waiting: Vec<_> = (0..3).map(|_| Client::connect(address).unwrap()).collect();
         let mut rest = listener.close();
         Client::connect(address).unwrap_err();
@@ -337,23 +370,16 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[tokio::test]
     async fn whoever_connects_while_it_winds_up_is_left_to_the_next_listener() {
-        let (old, address) = listener("127.0.0.1:0");
+        let old = bound("127.0.0.1:0");
+        let address = old.local_addr().unwrap();
+        let old = listener(old, Owner::Proxy);
         old.wind_up();
         let connecting = TcpStream::connect(address);
         let mut connecting = std::pin::pin!(connecting);
         let early = tokio::time::timeout(Duration::from_millis(200), connecting.as_mut());
         early.await.unwrap_err();
         assert!(old.close().next().await.is_none());
-        let new = bind(address, 1, Others::Refused).unwrap().remove(0);
-        let connections = Arc::new(Semaphore::new(1));
-        let new = Listener::new(
-            new,
-            Owner::Proxy,
-            connections,
-            Timeouts::default(),
-            Arc::default(),
-        )
-        .unwrap();
+        let new = listener(bound(&address.to_string()), Owner::Proxy);
         let (client, (_, peer)) = tokio::join!(connecting, new.next());
         assert_eq!(peer.0, client.unwrap().local_addr().unwrap());
     }
@@ -361,20 +387,10 @@ mod tests {
     /// Systemd keeps the socket; what is in its queue is for the process that comes next.
     #[tokio::test]
     async fn the_queue_of_an_inherited_socket_is_left_alone() {
-        let socket = bind("127.0.0.1:0".parse().unwrap(), 1, Others::Refused)
-            .unwrap()
-            .remove(0);
+        let socket = bound("127.0.0.1:0");
         let address = socket.local_addr().unwrap();
         let shared = share(&socket, 1).unwrap().remove(0);
-        let connections = Arc::new(Semaphore::new(1));
-        let listener = Listener::new(
-            shared,
-            Owner::Parent,
-            connections,
-            Timeouts::default(),
-            Arc::default(),
-        )
-        .unwrap();
+        let listener = listener(shared, Owner::Parent);
         listener.wind_up();
         let client = Client::connect(address).unwrap();
         assert!(listener.close().next().await.is_none());

@@ -50,6 +50,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "check",
         &[
             "addr",
+            "admin",
             "app",
             "config",
             "drain",

@@ -1,8 +1,17 @@
 //! What can be checked without leaving this machine: certificates, the names they cover, the port.
 
-use std::{io, net::SocketAddr, time::SystemTime};
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::SystemTime,
+};
 
 use rustls_pki_types::ServerName;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
 
 use super::{
     Check, Notes, Plan, Words,
@@ -10,6 +19,7 @@ use super::{
 };
 use crate::{
     addr::UpstreamAddr,
+    admin::Admin,
     app::{AppError, ListenFault},
     config::{ClusterConfig, Config, Timeouts},
     listener::{self, Others},
@@ -51,6 +61,9 @@ pub(super) async fn check(plan: &Plan, config: &Config, notes: &mut Notes<'_>) -
     }
     for address in &config.listen {
         Box::pin(port(*address, config, &identities, notes)).await;
+    }
+    if let Some(address) = config.admin {
+        admin_port(address, &config.timeouts, notes).await;
     }
     identities
         .iter()
@@ -192,11 +205,11 @@ async fn port(
     } else {
         Others::Refused
     };
-    let error = match listener::bind(address, 1, others) {
-        Ok(_bound) if address.port() == 0 => {
+    let error = match listener::claim(address, others) {
+        Ok(_free) if address.port() == 0 => {
             return notes.ok(Check::Listen, format!("{address}: any free port will do"));
         }
-        Ok(_bound) => return notes.ok(Check::Listen, format!("{address} is free")),
+        Ok(_free) => return notes.ok(Check::Listen, format!("{address} is free")),
         Err(error) => error,
     };
     if error.kind() == io::ErrorKind::AddrInUse
@@ -216,15 +229,54 @@ async fn port(
     );
 }
 
-/// Whether whoever listens there presents one of our certificates.
-async fn presents(address: SocketAddr, identities: &[Identity], timeouts: &Timeouts) -> bool {
-    let mut address = address;
+/// The same for the admin port.
+async fn admin_port(address: SocketAddr, timeouts: &Timeouts, notes: &mut Notes<'_>) {
+    match Admin::bind(address) {
+        Ok(_free) => notes.ok(
+            Check::Listen,
+            format!("{address} is free for the admin port"),
+        ),
+        Err(error) if is_admin_port(address, timeouts).await => {
+            drop(error);
+            notes.ok(
+                Check::Listen,
+                format!("{address} is the admin port of a proxy that runs already"),
+            );
+        }
+        Err(error) => notes.failed(Check::Listen, Words::of_error(&error)),
+    }
+}
+
+/// Whether whoever listens there has metrics as only this program has them.
+async fn is_admin_port(address: SocketAddr, timeouts: &Timeouts) -> bool {
+    let answer = async {
+        let mut stream = TcpStream::connect(dialled(address)).await?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
+        let mut answer = Vec::new();
+        stream.take(FEW_BYTES).read_to_end(&mut answer).await?;
+        io::Result::Ok(answer)
+    };
+    let answer = timeout(timeouts.upstream_connect, answer).await;
+    answer.is_ok_and(|answer| {
+        answer
+            .is_ok_and(|answer| String::from_utf8_lossy(&answer).contains("# TYPE kube_tls_proxy_"))
+    })
+}
+
+/// Where to dial what listens on this address.
+fn dialled(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         address.set_ip(match address {
-            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
-            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+            SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
         });
     }
+    address
+}
+
+/// Whether whoever listens there presents one of our certificates.
+async fn presents(address: SocketAddr, identities: &[Identity], timeouts: &Timeouts) -> bool {
+    let address = UpstreamAddr(dialled(address));
     for identity in identities {
         let name = identity
             .names()
@@ -233,7 +285,7 @@ async fn presents(address: SocketAddr, identities: &[Identity], timeouts: &Timeo
         let Some(tls) = name.and_then(|name| ClientTls::new(public_roots(), name).ok()) else {
             continue;
         };
-        let Ok(reached) = Reached::dial(UpstreamAddr(address), timeouts).await else {
+        let Ok(reached) = Reached::dial(address, timeouts).await else {
             return false;
         };
         // Mostly it is refused, for its CA is not looked for here; what was presented is known all the same.
@@ -257,3 +309,6 @@ fn count(count: usize, noun: &str) -> String {
         more => format!("{more} {noun}s"),
     }
 }
+
+/// Enough of the metrics to see whose they are.
+const FEW_BYTES: u64 = 4096;

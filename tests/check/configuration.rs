@@ -112,6 +112,47 @@ async fn port_in_use() {
     );
 }
 
+/// serve would not start without it either.
+#[tokio::test]
+async fn admin_port_in_use() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    std::thread::spawn(move || taken.incoming().for_each(drop));
+    let ended = world
+        .check(upstream.address(), &["--admin-listen", &address])
+        .await;
+    ended.names(
+        1,
+        '✗',
+        "listen",
+        &format!("cannot open the admin port on {address}: another process uses this port"),
+        "stop it or choose another with --admin-listen",
+    );
+    assert_eq!(ended.marked('✗'), ["listen"]);
+}
+
+/// As on a host whose public port belongs to a socket unit, which says nothing about who runs.
+#[tokio::test]
+async fn the_admin_port_of_the_proxy_that_runs_is_no_fault() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap().to_string();
+    drop(free);
+    let admin = ["--admin-listen".to_owned(), address.clone()];
+    let flags = [world.flags(upstream.address()), admin.to_vec()].concat();
+    let _serving = world.serve(&flags).await;
+    let ended = check(&[flags, world.clients_trust()].concat(), &[]).await;
+    let lines = ended.of("listen");
+    assert_eq!(
+        lines[1].what,
+        format!("{address} is the admin port of a proxy that runs already")
+    );
+    assert_eq!(ended.code, 0, "{}", ended.stdout);
+}
+
 #[tokio::test]
 async fn an_unusable_command_line_is_one_sentence_and_exit_code_2() {
     let world = World::new();
