@@ -112,12 +112,13 @@ async fn obey(
             Some(()) = signals.interrupt.recv() => "SIGINT",
             Some(()) = signals.hang_up.recv() => {
                 info!("SIGHUP: reload");
+                // While it stops, systemd waits for the end and for nothing else.
                 if shutdown.is_some() {
                     report.mark_unchanged();
                     systemd::reloading();
                     is_reloading = true;
-                    reload_now.notify_one();
                 }
+                reload_now.notify_one();
                 continue;
             }
             Ok(()) = report.changed(), if is_reloading => {

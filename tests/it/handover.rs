@@ -138,6 +138,40 @@ async fn tunnels_have_a_deadline_of_their_own() {
     drop(endless);
 }
 
+/// systemd would kill the process, and with it the tunnel that the other worker waits for.
+#[tokio::test]
+async fn a_worker_that_has_ended_before_the_others_is_not_taken_for_one_that_hangs() {
+    let world = World::new();
+    let switch = Switch::start(&world).await;
+    let mut proxy = world
+        .proxy(switch.upstream.address())
+        .workers(2)
+        .timeouts(|timeouts| timeouts.drain_tunnels = standin::WAIT * 10)
+        .start();
+    let (mut client, mut asked) = tunnels::open(&proxy, &switch).await;
+    proxy.begin_shutdown();
+    proxy.wait_for_phase(Phase::Draining).await;
+    // The first beats may be from before the idle worker has ended.
+    for _ in 0..3 {
+        let seen = proxy.beats();
+        let all_beat = async {
+            while proxy
+                .beats()
+                .iter()
+                .zip(&seen)
+                .any(|(now, seen)| now == seen)
+            {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        within("a sign of life of each worker", all_beat).await;
+    }
+    asked.end().await;
+    assert_eq!(client.end().await.unwrap(), "");
+    drop(client);
+    proxy.ended().await;
+}
+
 /// Case 56. Who says it twice means it.
 #[tokio::test]
 async fn a_second_signal_ends_everything() {

@@ -1,10 +1,7 @@
 //! The signals, one by one and on top of each other, and what systemd hears of them.
 
 use std::{
-    net::TcpListener,
-    os::{fd::OwnedFd, unix::net::UnixDatagram as StdDatagram},
-    process::Stdio,
-    time::Duration,
+    io::ErrorKind, net::TcpListener, os::fd::OwnedFd, path::PathBuf, process::Stdio, time::Duration,
 };
 
 use standin::within;
@@ -95,6 +92,35 @@ async fn a_signal_to_stop_during_a_reload_and_a_reload_during_the_end() {
     assert_eq!(binary.exit_code().await, Some(0), "{:?}", binary.stderr());
 }
 
+/// New clients come until the delay is over, and get the certificate that is there.
+#[tokio::test]
+async fn sighup_within_the_delay_is_a_reload_of_which_systemd_hears_nothing() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let config = world.dir.write("seldom.yaml", "timeouts: {reload: 1h}");
+    let systemd = Systemd::new(&world);
+    let flags = ["--config", config.to_str().unwrap(), "--drain-delay", "1m"];
+    let environment = [("NOTIFY_SOCKET", systemd.path())];
+    let started = Binary::start_with(&world, upstream.address(), &flags, &environment);
+    let mut binary = started.await;
+    assert!(systemd.told().await.contains("READY=1"));
+    binary.signal("TERM").await;
+    binary
+        .wait_for_line("told to stop, new clients are still served")
+        .await;
+    let new = world.public_ca.server(&[HOST, "127.0.0.1"]);
+    new.write(&world.dir, "public");
+    binary.signal("HUP").await;
+    binary.wait_for_line("reloaded").await;
+    let client = binary.client(&world).connect().await.unwrap();
+    assert_eq!(client.server_certificates()[0], new.chain[0]);
+    drop(client);
+    binary.signal("TERM").await;
+    assert_eq!(binary.exit_code().await, Some(0));
+    assert!(systemd.told().await.starts_with("STOPPING=1\n"));
+    systemd.heard_nothing_more();
+}
+
 /// An operator who looks at the log must not search it for the one line that counts.
 #[tokio::test]
 async fn each_failure_of_a_reload_is_said_once() {
@@ -136,23 +162,49 @@ async fn what_needs_a_restart_is_said_once() {
     assert_eq!(said, 1, "{lines:?}");
 }
 
-/// What systemd was told next.
-async fn told(systemd: &UnixDatagram) -> String {
-    let mut text = vec![0; 4096];
-    let length = within("word to systemd", systemd.recv(&mut text))
-        .await
-        .unwrap();
-    text.truncate(length);
-    String::from_utf8(text).unwrap()
+/// The ear of systemd.
+struct Systemd {
+    path: PathBuf,
+    socket: UnixDatagram,
 }
 
-/// What systemd was told next besides that the workers live.
-async fn told_else(systemd: &UnixDatagram) -> String {
-    loop {
-        let words = told(systemd).await;
-        if words != WATCHDOG {
-            return words;
+impl Systemd {
+    fn new(world: &World) -> Self {
+        let path = world.dir.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        Self { path, socket }
+    }
+
+    /// What `NOTIFY_SOCKET` is.
+    fn path(&self) -> &str {
+        self.path.to_str().unwrap()
+    }
+
+    /// What it was told next.
+    async fn told(&self) -> String {
+        let mut text = vec![0; 4096];
+        let length = within("word to systemd", self.socket.recv(&mut text))
+            .await
+            .unwrap();
+        text.truncate(length);
+        String::from_utf8(text).unwrap()
+    }
+
+    /// What it was told next besides that the workers live.
+    async fn told_else(&self) -> String {
+        loop {
+            let words = self.told().await;
+            if words != WATCHDOG {
+                return words;
+            }
         }
+    }
+
+    /// Asserts that nothing else was said; to be called once the process has ended.
+    #[track_caller]
+    fn heard_nothing_more(&self) {
+        let heard = self.socket.try_recv(&mut [0; 4096]);
+        assert_eq!(heard.unwrap_err().kind(), ErrorKind::WouldBlock);
     }
 }
 
@@ -161,25 +213,22 @@ async fn told_else(systemd: &UnixDatagram) -> String {
 async fn systemd_hears_of_start_reload_and_stop_and_that_the_workers_live() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
-    let path = world.dir.path().join("notify");
-    let socket = StdDatagram::bind(&path).unwrap();
-    socket.set_nonblocking(true).unwrap();
-    let systemd = UnixDatagram::from_std(socket).unwrap();
+    let systemd = Systemd::new(&world);
     let environment = [
-        ("NOTIFY_SOCKET", path.to_str().unwrap()),
+        ("NOTIFY_SOCKET", systemd.path()),
         ("WATCHDOG_USEC", "3000000"),
     ];
     let started = Binary::start_with(&world, upstream.address(), &[], &environment);
     let mut binary = started.await;
-    assert!(told_else(&systemd).await.contains("READY=1"));
-    assert_eq!(told(&systemd).await, WATCHDOG);
+    assert!(systemd.told_else().await.contains("READY=1"));
+    assert_eq!(systemd.told().await, WATCHDOG);
     binary.signal("HUP").await;
-    let words = told_else(&systemd).await;
+    let words = systemd.told_else().await;
     let since = words.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap();
     assert!(since.trim_end().parse::<u64>().unwrap() > 0);
-    assert!(told_else(&systemd).await.contains("READY=1"));
+    assert!(systemd.told_else().await.contains("READY=1"));
     binary.signal("TERM").await;
-    let words = told_else(&systemd).await;
+    let words = systemd.told_else().await;
     assert!(words.starts_with("STOPPING=1\n"), "{words}");
     assert_eq!(binary.exit_code().await, Some(0));
 }
