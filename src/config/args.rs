@@ -159,16 +159,6 @@ pub struct ServeArgs {
     )]
     pub drain_timeout: Option<String>,
 
-    /// Serve health, metrics and the status page here, as plain HTTP [default: nowhere]
-    #[arg(
-        long,
-        value_name = "ADDRESS:PORT",
-        env = "KUBE_TLS_PROXY_ADMIN_LISTEN",
-        hide_env = true,
-        help_heading = "Running"
-    )]
-    pub admin_listen: Option<String>,
-
     /// And let tunnels (exec, port-forward) go on for this long [default: 60s]
     #[arg(
         long,
@@ -178,6 +168,16 @@ pub struct ServeArgs {
         help_heading = "Running"
     )]
     pub drain_tunnels: Option<String>,
+
+    /// Serve health, metrics and the status page here, as plain HTTP [default: nowhere]
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        env = "KUBE_TLS_PROXY_ADMIN_LISTEN",
+        hide_env = true,
+        help_heading = "Running"
+    )]
+    pub admin_listen: Option<String>,
 
     /// Listen although another proxy of the same user still does, to take over from it
     #[arg(
@@ -254,8 +254,8 @@ impl ServeArgs {
             workers: text(&self.workers),
             drain_delay: text(&self.drain_delay),
             drain_timeout: text(&self.drain_timeout),
-            admin_listen: text(&self.admin_listen),
             drain_tunnels: text(&self.drain_tunnels),
+            admin_listen: text(&self.admin_listen),
             takeover: self.takeover,
             log_format: text(&self.log_format),
             log_level: text(&self.log_level),
