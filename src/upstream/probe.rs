@@ -29,10 +29,11 @@ impl Cluster {
         let cluster = Arc::downgrade(&self);
         drop(self);
         loop {
+            let doubts = endpoints.doubts();
             if !probe_all(&cluster, &worker).await {
                 return;
             }
-            endpoints.next_round(interval).await;
+            endpoints.next_round(doubts, interval).await;
         }
     }
 }

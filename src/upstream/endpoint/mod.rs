@@ -16,7 +16,10 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::{Notify, futures::Notified},
+    time::Instant,
+};
 use tracing::{info, warn};
 
 pub(super) use condition::Endpoint;
@@ -171,10 +174,14 @@ impl Endpoints {
         self.doubt.notify_waiters();
     }
 
-    /// Waits for the next round of probes: an interval, or a failure to look at.
-    pub(super) async fn next_round(&self, interval: Duration) {
-        let somebody_doubts = self.doubt.notified();
-        if tokio::time::timeout(with_jitter(interval), somebody_doubts)
+    /// Every doubt from now on; the probes of a round have some too.
+    pub(super) fn doubts(&self) -> Notified<'_> {
+        self.doubt.notified()
+    }
+
+    /// Waits for the next round of probes: an interval, or one of these doubts to look into.
+    pub(super) async fn next_round(&self, doubts: Notified<'_>, interval: Duration) {
+        if tokio::time::timeout(with_jitter(interval), doubts)
             .await
             .is_ok()
         {
@@ -290,8 +297,9 @@ impl Endpoints {
 const MAX_TRIES: usize = 3;
 /// How soon to look again while no address is known.
 const FIRST_LOOKUP_RETRY: Duration = Duration::from_secs(1);
-/// How soon an endpoint that failed is probed.
-const SECOND_LOOK: Duration = Duration::from_secs(1);
+/// How soon an endpoint that failed is probed: behind the pause of its first failure, in which it would not
+/// be taken back, whatever the jitter of both.
+const SECOND_LOOK: Duration = Duration::from_millis(1500);
 
 #[cfg(test)]
 mod tests;
