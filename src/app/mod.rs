@@ -19,7 +19,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use tokio::{
-    sync::{Notify, Semaphore, watch},
+    sync::{Notify, Semaphore, oneshot, watch},
     time::Instant,
 };
 use tracing::info;
@@ -208,9 +208,7 @@ impl App {
             shared.timeouts.clone(),
             control.clone(),
         ));
-        for cluster in reloader.clusters() {
-            look_after(cluster, &[], &prober, &control).await;
-        }
+        look_after(reloader.clusters(), &[], &prober, &control).await;
         let workers = Workers::start(sockets, owner, &shared, &metrics)?;
         let reloading = async {
             loop {
@@ -220,9 +218,7 @@ impl App {
                 }
                 let before: Vec<_> = reloader.clusters().to_vec();
                 if let Some(snapshot) = reloader.reload(&source, SystemTime::now()) {
-                    for cluster in reloader.clusters() {
-                        look_after(cluster, &before, &prober, &control).await;
-                    }
+                    look_after(reloader.clusters(), &before, &prober, &control).await;
                     shared.snapshot.store(Arc::new(snapshot));
                     info!("reloaded");
                 }
@@ -282,27 +278,59 @@ fn hand_out(
     Ok(())
 }
 
-/// Keeps the addresses of a cluster current and finds out which of them are ill, unless it is, or is at
-/// the place of, one of those `before` that this is done for.
+/// Keeps the addresses of these clusters current and finds out which of them are ill; not of those that
+/// are, or are at the place of, one of those `before` that this is done for.
 async fn look_after(
-    cluster: &Arc<Cluster>,
+    clusters: &[Arc<Cluster>],
     before: &[Arc<Cluster>],
     prober: &Arc<Worker>,
     control: &Drain,
 ) {
-    if before.iter().any(|known| Arc::ptr_eq(known, cluster)) {
-        return;
+    let mut lookups = Vec::new();
+    for cluster in clusters {
+        let endpoints = cluster.endpoints();
+        let mut known = before.iter().map(|cluster| cluster.endpoints());
+        if !known.any(|known| Arc::ptr_eq(known, endpoints)) {
+            let (first, interval) = (Arc::clone(endpoints), prober.resolve_interval());
+            let (tell, told) = oneshot::channel();
+            lookups.push(told);
+            control.spawn(async move {
+                // What goes wrong is said by the lookups that follow.
+                drop(first.resolve().await);
+                tell.send(()).ok();
+                first.keep_resolved(interval).await;
+            });
+        }
+        if !before.iter().any(|known| Arc::ptr_eq(known, cluster)) {
+            control.spawn(Arc::clone(cluster).keep_probed(Arc::clone(prober)));
+        }
     }
-    let endpoints = cluster.endpoints();
-    let mut known = before.iter().map(|cluster| cluster.endpoints());
-    if !known.any(|known| Arc::ptr_eq(known, endpoints)) {
-        // A first answer before the first request, so that none fails for want of an address.
-        drop(tokio::time::timeout(FIRST_LOOKUP, endpoints.resolve()).await);
-        control.spawn(Arc::clone(endpoints).keep_resolved(prober.resolve_interval()));
+    first_answers(lookups).await;
+}
+
+/// Waits for a first answer about each name before the first request, so that none fails for want of an
+/// address; not for long, and not for one after the other, since nobody is served meanwhile.
+async fn first_answers(lookups: Vec<oneshot::Receiver<()>>) {
+    let until = Instant::now() + FIRST_LOOKUP;
+    for told in lookups {
+        tokio::time::timeout_at(until, told).await.ok();
     }
-    control.spawn(Arc::clone(cluster).keep_probed(Arc::clone(prober)));
 }
 
 /// How long the start, or a reload, waits for a name to resolve; requests that come before there is an
 /// address get a 503.
 const FIRST_LOOKUP: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dead_resolver_holds_many_clusters_up_no_longer_than_one() {
+        let (tells, lookups): (Vec<_>, Vec<_>) = (0..10).map(|_| oneshot::channel()).unzip();
+        let began = Instant::now();
+        first_answers(lookups).await;
+        assert_eq!(began.elapsed(), FIRST_LOOKUP);
+        drop(tells);
+    }
+}

@@ -288,21 +288,33 @@ impl Serving {
 }
 
 async fn accept_all(listener: Listener, serving: Serving) {
+    // Places are waited for once the socket is closed: who came meanwhile would be reset with it.
+    let mut unplaced = Vec::new();
     loop {
         let next = tokio::select! {
             biased;
             next = listener.next() => next,
             () = serving.drain.begun() => break,
         };
-        serving.serve(listener.admit(next).await);
+        tokio::select! {
+            biased;
+            place = listener.place() => serving.serve(next.at(place)),
+            () = serving.drain.begun() => {
+                unplaced.push(next);
+                break;
+            }
+        }
     }
     // Handshakes under way are a round trip from their end.
     listener.wind_up();
     let until = Instant::now() + WIND_UP;
     while let Ok(next) = timeout_at(until, listener.next()).await {
-        serving.serve(listener.admit(next).await);
+        match listener.free_place() {
+            Some(place) => serving.serve(next.at(place)),
+            None => unplaced.push(next),
+        }
     }
-    let mut rest = listener.close();
+    let mut rest = listener.close(unplaced);
     while let Some(accepted) = rest.next().await {
         serving.serve(accepted);
     }

@@ -16,6 +16,7 @@ pub(super) fn exit_code(error: &AppError) -> ExitCode {
         | AppError::Setup(_)
         | AppError::LogFilter(_)
         | AppError::Listen { .. }
+        | AppError::Inherited { .. }
         | AppError::Admin(_) => ExitCode::from(2),
         AppError::Run { .. } => ExitCode::from(1),
     }

@@ -143,6 +143,11 @@ impl Setup<'_> {
         self
     }
 
+    /// Lets what runs at the end take its time.
+    pub(crate) fn patient(self) -> Self {
+        self.timeouts(|timeouts| timeouts.drain = standin::WAIT * 10)
+    }
+
     /// Opens the admin port.
     pub(crate) fn admin(mut self) -> Self {
         self.config.admin = Some(SocketAddr::from(([127, 0, 0, 1], 0)));

@@ -1,7 +1,12 @@
 //! The signals, one by one and on top of each other, and what systemd hears of them.
 
 use std::{
-    io::ErrorKind, net::TcpListener, os::fd::OwnedFd, path::PathBuf, process::Stdio, time::Duration,
+    io::ErrorKind,
+    net::{SocketAddr, TcpListener},
+    os::fd::OwnedFd,
+    path::PathBuf,
+    process::Stdio,
+    time::Duration,
 };
 
 use standin::within;
@@ -15,7 +20,6 @@ use super::{Binary, good_flags};
 use crate::proxy::{HOST, World};
 
 const WATCHDOG: &str = "WATCHDOG=1\n";
-const ENDLESS: &str = "GET /endless HTTP/1.1\r\nHost: kube.test\r\n\r\n";
 
 /// New clients are served for `--drain-delay` behind SIGTERM; nobody waits for it behind SIGINT.
 #[tokio::test]
@@ -49,10 +53,7 @@ async fn a_second_signal_ends_everything_at_once() {
     for (first, second) in [("TERM", "TERM"), ("TERM", "INT"), ("INT", "TERM")] {
         let flags = ["--drain-timeout", "1h"];
         let mut binary = Binary::start(&world, upstream.address(), &flags).await;
-        let mut client = binary.client(&world).http1().await;
-        client.send(ENDLESS).await;
-        assert_eq!(client.head().await.unwrap().status, 200);
-        assert_eq!(client.chunk().await.unwrap(), "event\n");
+        let mut client = crate::drain::endless(&binary.client(&world)).await;
         binary.signal(first).await;
         binary.wait_for_line("draining").await;
         binary.signal(second).await;
@@ -234,7 +235,7 @@ async fn systemd_hears_of_start_reload_and_stop_and_that_the_workers_live() {
 }
 
 /// Starts it with a socket as systemd passes one: as file 3.
-fn activated(world: &World, upstream: std::net::SocketAddr, socket: &TcpListener) -> Child {
+fn activated(world: &World, upstream: SocketAddr, socket: impl Into<OwnedFd>) -> Child {
     let flags = good_flags(world, upstream);
     let script = "exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$@\"";
     Command::new("sh")
@@ -246,7 +247,7 @@ fn activated(world: &World, upstream: std::net::SocketAddr, socket: &TcpListener
             "serve",
         ])
         .args(flags)
-        .stdin(OwnedFd::from(socket.try_clone().unwrap()))
+        .stdin(socket.into())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
@@ -264,7 +265,8 @@ async fn a_client_that_comes_between_two_processes_is_served_by_the_second() {
     let client = standin::client::Client::new(address)
         .trust(&world.public_ca)
         .sni(HOST);
-    let mut first = activated(&world, upstream.address(), &socket);
+    let again = socket.try_clone().unwrap();
+    let mut first = activated(&world, upstream.address(), again);
     let mut early = client.http1().await;
     assert_eq!(early.get(HOST, "/version", "").await.text(), "ok");
     let pid = first.id().unwrap().to_string();
@@ -278,7 +280,7 @@ async fn a_client_that_comes_between_two_processes_is_served_by_the_second() {
     assert!(words.contains(&format!("listening   {address}")), "{words}");
 
     let waiting = TcpStream::connect(address).await.unwrap();
-    let _second = activated(&world, upstream.address(), &socket);
+    let _second = activated(&world, upstream.address(), socket);
     let mut late = standin::client::Http1::new(client.over(waiting).await.unwrap());
     assert_eq!(late.get(HOST, "/version", "").await.text(), "ok");
 }
@@ -308,4 +310,18 @@ async fn a_second_process_takes_the_port_over_without_a_refused_client() {
     first.signal("TERM").await;
     assert_eq!(first.exit_code().await, Some(0));
     within("a hundred clients", asking).await.unwrap();
+}
+
+/// A mistake in a unit file is no failure of a process that ran.
+#[tokio::test]
+async fn a_socket_that_does_not_listen_is_a_mistake_in_the_configuration() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let started = activated(&world, upstream.address(), datagrams);
+    let ended = within("the end", started.wait_with_output()).await.unwrap();
+    let words = String::from_utf8(ended.stderr).unwrap();
+    let sentence = "kube-tls-proxy: socket 0 of the socket unit does not listen on TCP; give it with ListenStream=ADDRESS:PORT\n";
+    assert_eq!(words, sentence);
+    assert_eq!(ended.status.code(), Some(2));
 }
