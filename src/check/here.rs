@@ -13,17 +13,14 @@ use tokio::{
     time::timeout,
 };
 
-use super::{
-    Check, Notes, Plan, Words,
-    words::{days, not_accepted},
-};
+use super::{Check, Notes, Plan, Words, words::not_accepted};
 use crate::{
     addr::UpstreamAddr,
     admin::Admin,
     app::{AppError, ListenFault},
     config::{ClusterConfig, Config, Timeouts},
     listener::{self, Others},
-    pki::{Acceptance, Identity, TrustAnchors, UtcDate, public_roots},
+    pki::{Acceptance, Days, Identity, TrustAnchors, UtcDate, public_roots},
     upstream::{ClientTls, Offer, Reached},
 };
 
@@ -85,7 +82,7 @@ pub(super) fn trust(cluster: &ClusterConfig, notes: &mut Notes<'_>) -> Option<Cl
     let cas: Vec<_> = anchors
         .summaries()
         .iter()
-        .map(|ca| format!("{}, {}", ca.subject, days(ca.days_left(now))))
+        .map(|ca| format!("{}, {} left", ca.subject, Days(ca.days_left(now))))
         .collect();
     notes.ok(Check::Ca, format!("trusted: {}", cas.join("; ")));
     for warning in anchors.warnings() {
@@ -106,10 +103,10 @@ fn certificate(identity: &Identity, now: SystemTime, notes: &mut Notes<'_>) {
     notes.ok(
         Check::Certificate,
         format!(
-            "for {}: the key belongs to it, {} in the file, {} until {}",
+            "for {}: the key belongs to it, {} in the file, {} left until {}",
             identity.names().join(", "),
             count(identity.chain_length(), "certificate"),
-            days(leaf.days_left(now)),
+            Days(leaf.days_left(now)),
             UtcDate(leaf.not_after)
         ),
     );

@@ -15,14 +15,6 @@ use crate::{
     upstream::UpstreamError,
 };
 
-/// `1 day left`, `61 days left`.
-pub(super) fn days(days: u64) -> String {
-    match days {
-        1 => "1 day left".to_owned(),
-        _ => format!("{days} days left"),
-    }
-}
-
 /// A name without an address.
 pub(super) fn dns(target: &Target, failure: &str) -> Words {
     Words::new(
