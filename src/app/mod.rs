@@ -4,6 +4,7 @@
 //! the first connection is served.
 
 mod beats;
+mod care;
 mod error;
 mod stop;
 mod workers;
@@ -14,12 +15,12 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use arc_swap::ArcSwap;
 use tokio::{
-    sync::{Notify, Semaphore, oneshot, watch},
+    sync::{Notify, Semaphore, watch},
     time::Instant,
 };
 use tracing::info;
@@ -32,12 +33,12 @@ use crate::{
     admin::{Admin, Sources},
     config::Config,
     downstream::Shared,
-    drain::{Drain, Phase},
+    drain::Phase,
     listener::{self, Others, Owner},
     metrics::Metrics,
     reload::{Material, Reloader, Source},
-    upstream::{Cluster, Worker},
 };
+use care::Care;
 use workers::Workers;
 
 /// A proxy that is bound and ready to run.
@@ -201,14 +202,8 @@ impl App {
         let _admin = admin
             .map(|admin| admin.serve(sources, &shared.timeouts))
             .transpose()?;
-        let control = Drain::new();
-        // Probes dial as clients do; they have no client whose worker they could use.
-        let prober = Arc::new(Worker::new(
-            shared.limits.clone(),
-            shared.timeouts.clone(),
-            control.clone(),
-        ));
-        look_after(reloader.clusters(), &[], &prober, &control).await;
+        let mut care = Care::new(&shared);
+        care.take(reloader.clusters()).await;
         let workers = Workers::start(sockets, owner, &shared, &metrics)?;
         let reloading = async {
             loop {
@@ -216,9 +211,8 @@ impl App {
                     () = tokio::time::sleep(shared.timeouts.reload) => {}
                     () = reload_now.notified() => {}
                 }
-                let before: Vec<_> = reloader.clusters().to_vec();
                 if let Some(snapshot) = reloader.reload(&source, SystemTime::now()) {
-                    look_after(reloader.clusters(), &before, &prober, &control).await;
+                    care.take(reloader.clusters()).await;
                     shared.snapshot.store(Arc::new(snapshot));
                     info!("reloaded");
                 }
@@ -276,61 +270,4 @@ fn hand_out(
         of_worker.push(socket);
     }
     Ok(())
-}
-
-/// Keeps the addresses of these clusters current and finds out which of them are ill; not of those that
-/// are, or are at the place of, one of those `before` that this is done for.
-async fn look_after(
-    clusters: &[Arc<Cluster>],
-    before: &[Arc<Cluster>],
-    prober: &Arc<Worker>,
-    control: &Drain,
-) {
-    let mut lookups = Vec::new();
-    for cluster in clusters {
-        let endpoints = cluster.endpoints();
-        let mut known = before.iter().map(|cluster| cluster.endpoints());
-        if !known.any(|known| Arc::ptr_eq(known, endpoints)) {
-            let (first, interval) = (Arc::clone(endpoints), prober.resolve_interval());
-            let (tell, told) = oneshot::channel();
-            lookups.push(told);
-            control.spawn(async move {
-                // What goes wrong is said by the lookups that follow.
-                drop(first.resolve().await);
-                tell.send(()).ok();
-                first.keep_resolved(interval).await;
-            });
-        }
-        if !before.iter().any(|known| Arc::ptr_eq(known, cluster)) {
-            control.spawn(Arc::clone(cluster).keep_probed(Arc::clone(prober)));
-        }
-    }
-    first_answers(lookups).await;
-}
-
-/// Waits for a first answer about each name before the first request, so that none fails for want of an
-/// address; not for long, and not for one after the other, since nobody is served meanwhile.
-async fn first_answers(lookups: Vec<oneshot::Receiver<()>>) {
-    let until = Instant::now() + FIRST_LOOKUP;
-    for told in lookups {
-        tokio::time::timeout_at(until, told).await.ok();
-    }
-}
-
-/// How long the start, or a reload, waits for a name to resolve; requests that come before there is an
-/// address get a 503.
-const FIRST_LOOKUP: Duration = Duration::from_secs(2);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_dead_resolver_holds_many_clusters_up_no_longer_than_one() {
-        let (tells, lookups): (Vec<_>, Vec<_>) = (0..10).map(|_| oneshot::channel()).unzip();
-        let began = Instant::now();
-        first_answers(lookups).await;
-        assert_eq!(began.elapsed(), FIRST_LOOKUP);
-        drop(tells);
-    }
 }

@@ -28,24 +28,31 @@ impl Cluster {
         let endpoints = Arc::clone(&self.endpoints);
         let cluster = Arc::downgrade(&self);
         drop(self);
+        // Once in any case: what is known may have been found out under another CA.
+        let mut worth = endpoints.all();
         loop {
             let doubts = endpoints.doubts();
-            if !probe_all(&cluster, &worker).await {
+            if !probe_all(&cluster, &worker, worth).await {
                 return;
             }
             endpoints.next_round(doubts, interval).await;
+            worth = endpoints.worth_probing();
         }
     }
 }
 
 /// One round; `false` when the cluster is gone.
-async fn probe_all(cluster: &Weak<Cluster>, worker: &Arc<Worker>) -> bool {
+async fn probe_all(
+    cluster: &Weak<Cluster>,
+    worker: &Arc<Worker>,
+    worth: Vec<Arc<Endpoint>>,
+) -> bool {
     let Some(cluster) = cluster.upgrade() else {
         return false;
     };
     let mut probes = Vec::new();
     // Side by side: one that is silent must not make the others wait.
-    for endpoint in cluster.endpoints.worth_probing() {
+    for endpoint in worth {
         let (cluster, worker) = (Arc::clone(&cluster), Arc::clone(worker));
         let drain = worker.drain.clone();
         probes.push(drain.spawn(async move {

@@ -190,6 +190,11 @@ impl Endpoints {
         }
     }
 
+    /// All endpoints there are now.
+    pub(super) fn all(&self) -> Vec<Arc<Endpoint>> {
+        self.list.load().to_vec()
+    }
+
     /// Which endpoints are worth a probe: all, so that illness is found before a request finds it; a
     /// single one only as long as it is not known to be well, for there is no other to turn to.
     pub(super) fn worth_probing(&self) -> Vec<Arc<Endpoint>> {
