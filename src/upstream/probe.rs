@@ -11,6 +11,7 @@ use http::{Method, Request, StatusCode, header};
 use http_body_util::Empty;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use rustls_pki_types::ServerName;
 use tokio::time::timeout;
 use tracing::debug;
 
@@ -105,7 +106,7 @@ async fn ask(
         what: "to a name that no request can carry",
     };
     let target = format!("{}/readyz", cluster.path_prefix);
-    let (Ok(uri), Ok(host)) = (target.parse(), cluster.tls.name.to_str().parse()) else {
+    let (Ok(uri), Ok(host)) = (target.parse(), host(&cluster.tls.name).parse()) else {
         return Err(malformed);
     };
     *request.uri_mut() = uri;
@@ -122,5 +123,31 @@ async fn ask(
     answered.map(|response| response.status())
 }
 
+/// A name as the host of a URL, where an IPv6 address stands in brackets (RFC 3986 §3.2.2).
+fn host(name: &ServerName<'_>) -> String {
+    let name = name.to_str();
+    if name.contains(':') {
+        format!("[{name}]")
+    } else {
+        name.into_owned()
+    }
+}
+
 /// How probes show up in an audit log.
 const AGENT: &str = concat!("kube-tls-proxy/", env!("CARGO_PKG_VERSION"), " probe");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv6_address_is_a_host_in_brackets() {
+        for (name, wanted) in [
+            ("kubernetes.default.svc", "kubernetes.default.svc"),
+            ("10.0.0.1", "10.0.0.1"),
+            ("fd00::1", "[fd00::1]"),
+        ] {
+            assert_eq!(host(&name.try_into().unwrap()), wanted);
+        }
+    }
+}
