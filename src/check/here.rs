@@ -6,7 +6,6 @@ use std::{
     time::SystemTime,
 };
 
-use rustls_pki_types::ServerName;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -219,6 +218,12 @@ async fn port(
             ),
         );
     }
+    if error.kind() == io::ErrorKind::AddrInUse && identities.len() < config.identities.len() {
+        let why = format!(
+            "{address} is in use, perhaps by the proxy itself, whose certificate would tell"
+        );
+        return notes.skipped(&[Check::Listen], &why);
+    }
     let source = ListenFault::from(error);
     notes.failed(
         Check::Listen,
@@ -275,10 +280,7 @@ fn dialled(mut address: SocketAddr) -> SocketAddr {
 async fn presents(address: SocketAddr, identities: &[Identity], timeouts: &Timeouts) -> bool {
     let address = UpstreamAddr(dialled(address));
     for identity in identities {
-        let name = identity
-            .names()
-            .iter()
-            .find_map(|name| ServerName::try_from(name.clone()).ok());
+        let name = identity.example_name();
         let Some(tls) = name.and_then(|name| ClientTls::new(public_roots(), name).ok()) else {
             continue;
         };
