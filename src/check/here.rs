@@ -59,7 +59,7 @@ pub(super) async fn check(plan: &Plan, config: &Config, notes: &mut Notes<'_>) -
         Box::pin(port(*address, config, &identities, notes)).await;
     }
     if let Some(address) = config.admin {
-        admin_port(address, &config.timeouts, notes).await;
+        admin_port(address, config, notes).await;
     }
     identities
         .iter()
@@ -231,15 +231,14 @@ async fn port(
     );
 }
 
-/// The same for the admin port.
-async fn admin_port(address: SocketAddr, timeouts: &Timeouts, notes: &mut Notes<'_>) {
+/// The same for the admin port, which no two processes share.
+async fn admin_port(address: SocketAddr, config: &Config, notes: &mut Notes<'_>) {
     match Admin::bind(address) {
         Ok(_free) => notes.ok(
             Check::Listen,
             format!("{address} is free for the admin port"),
         ),
-        Err(error) if is_admin_port(address, timeouts).await => {
-            drop(error);
+        Err(_taken) if !config.takeover && is_admin_port(address, &config.timeouts).await => {
             notes.ok(
                 Check::Listen,
                 format!("{address} is the admin port of a proxy that runs already"),

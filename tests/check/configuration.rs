@@ -144,13 +144,22 @@ async fn the_admin_port_of_the_proxy_that_runs_is_no_fault() {
     let admin = ["--admin-listen".to_owned(), address.clone()];
     let flags = [world.flags(upstream.address()), admin.to_vec()].concat();
     let _serving = world.serve(&flags).await;
-    let ended = check(&[flags, world.clients_trust()].concat(), &[]).await;
+    let ended = check(&[flags.clone(), world.clients_trust()].concat(), &[]).await;
     let lines = ended.of("listen");
     assert_eq!(
         lines[1].what,
         format!("{address} is the admin port of a proxy that runs already")
     );
     assert_eq!(ended.code, 0, "{}", ended.stdout);
+    // Which a second process cannot share, unlike the ports for clients.
+    let flags = [flags, world.clients_trust(), vec!["--takeover".to_owned()]].concat();
+    check(&flags, &[]).await.names(
+        1,
+        '✗',
+        "listen",
+        &format!("cannot open the admin port on {address}"),
+        "choose another with --admin-listen",
+    );
 }
 
 #[tokio::test]
