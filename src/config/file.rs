@@ -1,11 +1,15 @@
 //! Reads the small text files that configuration and trust are made of, never more than a bound.
 //!
-//! The bound keeps a wrong path such as `/dev/zero` from filling memory.
+//! The bound keeps a wrong path such as `/dev/zero` from filling memory. A pipe to which nobody writes, as
+//! `--cert <(command)` is when it is read again, is empty and does not hold the process up.
 
 use std::{
-    fs::File,
-    io::{self, Read},
+    fs::{File, OpenOptions},
+    io::{self, ErrorKind, Read},
+    os::unix::fs::OpenOptionsExt as _,
     path::Path,
+    thread,
+    time::{Duration, Instant},
 };
 
 /// Returns the bytes of the file at `path`.
@@ -14,15 +18,42 @@ use std::{
 ///
 /// [`ReadError`] when the file cannot be opened or read, or is larger than [`MAX_BYTES`].
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ReadError> {
-    let file = File::open(path).map_err(ReadError::from)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(O_NONBLOCK)
+        .open(path)
+        .map_err(ReadError::from)?;
     let mut bytes = Vec::new();
-    let read = file
+    let until = Instant::now() + SLOWEST_WRITER;
+    let read = Patient { file, until }
         .take(MAX_BYTES.saturating_add(1))
         .read_to_end(&mut bytes)
         .map_err(ReadError::from)?;
     match u64::try_from(read) {
         Ok(read) if read <= MAX_BYTES => Ok(bytes),
         Ok(_) | Err(_) => Err(ReadError::TooLarge),
+    }
+}
+
+/// A file that may be a pipe with a slow writer, who is waited for.
+struct Patient {
+    file: File,
+    until: Instant,
+}
+
+impl Read for Patient {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.file.read(buffer) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    if Instant::now() >= self.until {
+                        return Err(ErrorKind::TimedOut.into());
+                    }
+                    thread::sleep(PAUSE);
+                }
+                read => return read,
+            }
+        }
     }
 }
 
@@ -63,3 +94,12 @@ impl From<io::Error> for ReadError {
 
 /// No certificate bundle, key, kubeconfig or configuration that is meant comes near this size.
 const MAX_BYTES: u64 = 4 * 1024 * 1024;
+/// How long somebody at the other end of a pipe may take, who may have to log in first.
+const SLOWEST_WRITER: Duration = Duration::from_secs(60);
+/// How often that pipe is looked at.
+const PAUSE: Duration = Duration::from_millis(10);
+/// Of `fcntl.h`; std has no name for it.
+#[cfg(target_os = "linux")]
+const O_NONBLOCK: i32 = 0o4000;
+#[cfg(not(target_os = "linux"))]
+const O_NONBLOCK: i32 = 0x4;
