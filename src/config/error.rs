@@ -2,7 +2,7 @@
 //!
 //! The outer error says where, the inner one what is wrong and, at its end, what to do.
 
-use std::{fmt, path::PathBuf};
+use std::{fmt, net::SocketAddr, path::PathBuf};
 
 use serde_saphyr::{MessageFormatter as _, UserMessageFormatter};
 
@@ -194,6 +194,13 @@ pub enum Fault {
     EmptyName,
     #[error("`listen` is an empty list; name an address or remove the key")]
     EmptyListen,
+    #[error(
+        "cannot listen on both {first} and {second}, for the one takes the connections of the other; remove one, or give it another port"
+    )]
+    SharedPort {
+        first: SocketAddr,
+        second: SocketAddr,
+    },
     #[error(
         "{connections} connections need {needed} open files and this process may open {open_files}; lower the number, or raise the limit (`ulimit -n`, LimitNOFILE= in a systemd unit)"
     )]

@@ -46,9 +46,11 @@ pub fn load(args: &ServeArgs, env: &Environment) -> Result<Config, ConfigError> 
         .filter_map(|entry| entry.value.kubeconfig.as_deref());
     sources.extend(of_entries.map(|file| base.path(file)));
     let clusters = clusters::load(args, entries, &base, env)?;
+    let (listen, admin) = (listen(args, &file, &base)?, admin(args, file.admin.take())?);
+    check_ports(listen.iter().copied().chain(admin).collect())?;
     Ok(Config {
         sources,
-        listen: listen(args, &file, &base)?,
+        listen,
         takeover: args.takeover || file.takeover.unwrap_or(false),
         workers,
         identities,
@@ -56,7 +58,7 @@ pub fn load(args: &ServeArgs, env: &Environment) -> Result<Config, ConfigError> 
         limits: limits(&file.limits.unwrap_or_default(), &base, workers, env)?,
         timeouts: timeouts(args, &file.timeouts.unwrap_or_default())?,
         log: log(args, file.log.unwrap_or_default())?,
-        admin: admin(args, file.admin)?,
+        admin,
     })
 }
 
@@ -294,6 +296,26 @@ fn admin(args: &ServeArgs, entry: Option<AdminEntry>) -> Result<Option<SocketAdd
         None => entry.and_then(|entry| entry.listen).map(|listen| listen.0),
     };
     Ok(given.map(|listen| listen.0))
+}
+
+/// Refuses two addresses of which one has the other's port; the kernel would say that another process does.
+fn check_ports(mut addresses: Vec<SocketAddr>) -> Result<(), ConfigError> {
+    while let Some(second) = addresses.pop() {
+        let taken = addresses.iter().find(|first| share_a_port(**first, second));
+        if let Some(&first) = taken {
+            return Err(ConfigError::Whole(Fault::SharedPort { first, second }));
+        }
+    }
+    Ok(())
+}
+
+fn share_a_port(one: SocketAddr, other: SocketAddr) -> bool {
+    // `[::]` takes IPv4 too.
+    let covers = |wide: IpAddr, narrow: IpAddr| {
+        wide == narrow || wide.is_unspecified() && (wide.is_ipv6() || narrow.is_ipv4())
+    };
+    let is_same = one.port() == other.port() && one.port() != 0;
+    is_same && (covers(one.ip(), other.ip()) || covers(other.ip(), one.ip()))
 }
 
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 8443);

@@ -33,6 +33,18 @@ fn bad_flags() {
             "--admin-listen: `9090` is not an address to listen on; write ADDRESS:PORT, such as [::]:8443 or 127.0.0.1:8443",
         ),
         (
+            "BOTH --listen :8443 --listen 0.0.0.0:8443",
+            "cannot listen on both [::]:8443 and 0.0.0.0:8443, for the one takes the connections of the other; remove one, or give it another port",
+        ),
+        (
+            "BOTH --listen 127.0.0.1:8443 --admin-listen :8443",
+            "cannot listen on both 127.0.0.1:8443 and [::]:8443, for the one takes the connections of the other; remove one, or give it another port",
+        ),
+        (
+            "BOTH --listen 0.0.0.0:8443,10.0.0.1:8443",
+            "cannot listen on both 0.0.0.0:8443 and 10.0.0.1:8443, for the one takes the connections of the other; remove one, or give it another port",
+        ),
+        (
             "BOTH --host https://kube.example.com",
             "--host: `https://kube.example.com` is not a host name; write it without scheme, port and path, such as kube.example.com or *.example.com",
         ),
