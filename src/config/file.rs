@@ -5,11 +5,11 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, ErrorKind, Read},
+    io::{self, Read},
     os::unix::fs::OpenOptionsExt as _,
     path::Path,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// Returns the bytes of the file at `path`.
@@ -24,8 +24,8 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ReadError> {
         .open(path)
         .map_err(ReadError::from)?;
     let mut bytes = Vec::new();
-    let until = Instant::now() + SLOWEST_WRITER;
-    let read = Patient { file, until }
+    let patience = SLOWEST_WRITER;
+    let read = Patient { file, patience }
         .take(MAX_BYTES.saturating_add(1))
         .read_to_end(&mut bytes)
         .map_err(ReadError::from)?;
@@ -38,18 +38,23 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ReadError> {
 /// A file that may be a pipe with a slow writer, who is waited for.
 struct Patient {
     file: File,
-    until: Instant,
+    patience: Duration,
 }
 
 impl Read for Patient {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "no worker reads files, and only a pipe with a slow writer comes to this"
+    )]
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             match self.file.read(buffer) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    if Instant::now() >= self.until {
-                        return Err(ErrorKind::TimedOut.into());
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if self.patience.is_zero() {
+                        return Err(io::ErrorKind::TimedOut.into());
                     }
                     thread::sleep(PAUSE);
+                    self.patience = self.patience.saturating_sub(PAUSE);
                 }
                 read => return read,
             }
