@@ -1,6 +1,6 @@
 //! The completions and man pages in `config` are those of the command line.
 //!
-//! `cargo test --test shipped -- --ignored` writes them anew.
+//! `UPDATE=1 cargo test --test shipped` writes them anew.
 
 #![expect(
     clippy::unwrap_used,
@@ -9,7 +9,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    env, fs,
     path::{Path, PathBuf},
 };
 
@@ -45,9 +45,12 @@ fn files(folder: &Path) -> BTreeMap<String, String> {
 #[test]
 fn completions_and_man_pages_are_current() {
     for (folder, wanted) in generated() {
+        if env::var_os("UPDATE").is_some() {
+            write(&folder, &wanted);
+        }
         let found = files(&folder);
         let names = |files: &BTreeMap<String, String>| files.keys().cloned().collect::<Vec<_>>();
-        let mend = "run `cargo test --test shipped -- --ignored`";
+        let mend = "UPDATE=1 cargo test --test shipped";
         assert_eq!(
             names(&found),
             names(&wanted),
@@ -64,19 +67,13 @@ fn completions_and_man_pages_are_current() {
     }
 }
 
-#[test]
-#[ignore = "writes into config; run it after a change of the command line"]
-fn write_them_anew() {
-    for (folder, wanted) in generated() {
-        fs::create_dir_all(&folder).unwrap();
-        for name in files(&folder)
-            .keys()
-            .filter(|name| !wanted.contains_key(*name))
-        {
-            fs::remove_file(folder.join(name)).unwrap();
-        }
-        for (name, text) in wanted {
-            fs::write(folder.join(name), text).unwrap();
-        }
+/// Puts these files into `folder`, and nothing else.
+fn write(folder: &Path, wanted: &BTreeMap<String, String>) {
+    fs::create_dir_all(folder).unwrap();
+    for name in files(folder).keys() {
+        fs::remove_file(folder.join(name)).unwrap();
+    }
+    for (name, text) in wanted {
+        fs::write(folder.join(name), text).unwrap();
     }
 }

@@ -28,6 +28,14 @@ pub enum AppError {
         #[source]
         source: ListenFault,
     },
+    /// A socket that was passed on and is of no use.
+    #[error(
+        "socket {number} of the socket unit does not listen on TCP; give it with ListenStream=ADDRESS:PORT"
+    )]
+    Inherited {
+        /// Its place among those that were passed on, from 0.
+        number: usize,
+    },
     /// The admin port cannot be opened.
     #[error(transparent)]
     Admin(#[from] AdminError),

@@ -4,6 +4,7 @@
 //! the first connection is served.
 
 mod beats;
+mod care;
 mod error;
 mod stop;
 mod workers;
@@ -14,7 +15,7 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use arc_swap::ArcSwap;
@@ -32,12 +33,12 @@ use crate::{
     admin::{Admin, Sources},
     config::Config,
     downstream::Shared,
-    drain::{Drain, Phase},
+    drain::Phase,
     listener::{self, Others, Owner},
     metrics::Metrics,
     reload::{Material, Reloader, Source},
-    upstream::{Cluster, Worker},
 };
+use care::Care;
 use workers::Workers;
 
 /// A proxy that is bound and ready to run.
@@ -201,16 +202,8 @@ impl App {
         let _admin = admin
             .map(|admin| admin.serve(sources, &shared.timeouts))
             .transpose()?;
-        let control = Drain::new();
-        // Probes dial as clients do; they have no client whose worker they could use.
-        let prober = Arc::new(Worker::new(
-            shared.limits.clone(),
-            shared.timeouts.clone(),
-            control.clone(),
-        ));
-        for cluster in reloader.clusters() {
-            look_after(cluster, &[], &prober, &control).await;
-        }
+        let mut care = Care::new(&shared);
+        care.take(reloader.clusters()).await;
         let workers = Workers::start(sockets, owner, &shared, &metrics)?;
         let reloading = async {
             loop {
@@ -218,11 +211,8 @@ impl App {
                     () = tokio::time::sleep(shared.timeouts.reload) => {}
                     () = reload_now.notified() => {}
                 }
-                let before: Vec<_> = reloader.clusters().to_vec();
                 if let Some(snapshot) = reloader.reload(&source, SystemTime::now()) {
-                    for cluster in reloader.clusters() {
-                        look_after(cluster, &before, &prober, &control).await;
-                    }
+                    care.take(reloader.clusters()).await;
                     shared.snapshot.store(Arc::new(snapshot));
                     info!("reloaded");
                 }
@@ -281,28 +271,3 @@ fn hand_out(
     }
     Ok(())
 }
-
-/// Keeps the addresses of a cluster current and finds out which of them are ill, unless it is, or is at
-/// the place of, one of those `before` that this is done for.
-async fn look_after(
-    cluster: &Arc<Cluster>,
-    before: &[Arc<Cluster>],
-    prober: &Arc<Worker>,
-    control: &Drain,
-) {
-    if before.iter().any(|known| Arc::ptr_eq(known, cluster)) {
-        return;
-    }
-    let endpoints = cluster.endpoints();
-    let mut known = before.iter().map(|cluster| cluster.endpoints());
-    if !known.any(|known| Arc::ptr_eq(known, endpoints)) {
-        // A first answer before the first request, so that none fails for want of an address.
-        drop(tokio::time::timeout(FIRST_LOOKUP, endpoints.resolve()).await);
-        control.spawn(Arc::clone(endpoints).keep_resolved(prober.resolve_interval()));
-    }
-    control.spawn(Arc::clone(cluster).keep_probed(Arc::clone(prober)));
-}
-
-/// How long the start, or a reload, waits for a name to resolve; requests that come before there is an
-/// address get a 503.
-const FIRST_LOOKUP: Duration = Duration::from_secs(2);

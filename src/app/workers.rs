@@ -1,11 +1,14 @@
 //! The worker threads: started together, drained together.
 
 use std::{
-    future::Future,
+    convert::Infallible,
+    future::{Future, poll_fn},
     io,
     net::TcpListener,
     panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
     sync::Arc,
+    task::Poll,
     thread,
     time::Duration,
 };
@@ -29,6 +32,7 @@ use crate::{
 /// The running workers.
 pub(super) struct Workers {
     drains: Vec<Drain>,
+    counts: Vec<Arc<metrics::Counts>>,
     ends: mpsc::UnboundedReceiver<(usize, io::Result<Counts>)>,
 }
 
@@ -42,11 +46,12 @@ impl Workers {
     ) -> Result<Self, AppError> {
         let connections = Arc::new(Semaphore::new(shared.limits.connections));
         let (tell, ends) = mpsc::unbounded_channel();
+        let counts = metrics.workers().iter().cloned();
         let mut workers = Self {
             drains: Vec::new(),
+            counts: counts.clone().collect(),
             ends,
         };
-        let counts = metrics.workers().iter().cloned();
         for (number, (sockets, counts)) in sockets.into_iter().zip(counts).enumerate() {
             let drain = Drain::new();
             workers.drains.push(drain.clone());
@@ -138,9 +143,11 @@ impl Workers {
     async fn ended(&mut self, stop: &Stop) -> Result<Counts, AppError> {
         let mut cut = Counts::default();
         let mut is_hastened = false;
+        let mut stand_ins = StandIns::default();
         loop {
             let ended = tokio::select! {
                 ended = self.ends.recv() => ended,
+                never = stand_ins.beat() => match never {},
                 () = stop.wants_the_end(), if !is_hastened => {
                     is_hastened = true;
                     warn!("told to stop a second time, everything ends now");
@@ -152,6 +159,11 @@ impl Workers {
                 return Ok(cut);
             };
             let of_worker = ended.map_err(|source| run_failed(number, source))?;
+            stand_ins.0.extend(self.counts.get(number).map(|counts| {
+                let counts = Arc::clone(counts);
+                let beating: Beating = Box::pin(async move { counts.keep_beating().await });
+                beating
+            }));
             cut.connections += of_worker.connections;
             cut.tunnels += of_worker.tunnels;
         }
@@ -165,6 +177,26 @@ impl Workers {
             running.tunnels += of_worker.tunnels;
         }
         running
+    }
+}
+
+/// Beat for the workers that have ended: whoever looks for one that hangs would take them for it, and end
+/// what the others still do.
+#[derive(Default)]
+struct StandIns(Vec<Beating>);
+
+type Beating = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl StandIns {
+    async fn beat(&mut self) -> Infallible {
+        poll_fn(|context| {
+            for beating in &mut self.0 {
+                // None of them ends.
+                let _pending = beating.as_mut().poll(context);
+            }
+            Poll::Pending
+        })
+        .await
     }
 }
 
@@ -256,21 +288,33 @@ impl Serving {
 }
 
 async fn accept_all(listener: Listener, serving: Serving) {
+    // Places are waited for once the socket is closed: who came meanwhile would be reset with it.
+    let mut unplaced = Vec::new();
     loop {
         let next = tokio::select! {
             biased;
             next = listener.next() => next,
             () = serving.drain.begun() => break,
         };
-        serving.serve(listener.admit(next).await);
+        tokio::select! {
+            biased;
+            place = listener.place() => serving.serve(next.at(place)),
+            () = serving.drain.begun() => {
+                unplaced.push(next);
+                break;
+            }
+        }
     }
     // Handshakes under way are a round trip from their end.
     listener.wind_up();
     let until = Instant::now() + WIND_UP;
     while let Ok(next) = timeout_at(until, listener.next()).await {
-        serving.serve(listener.admit(next).await);
+        match listener.free_place() {
+            Some(place) => serving.serve(next.at(place)),
+            None => unplaced.push(next),
+        }
     }
-    let mut rest = listener.close();
+    let mut rest = listener.close(unplaced);
     while let Some(accepted) = rest.next().await {
         serving.serve(accepted);
     }

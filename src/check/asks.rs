@@ -120,14 +120,9 @@ impl Run<'_> {
                     answer.status
                 ),
             );
-        } else if answer.status == StatusCode::INTERNAL_SERVER_ERROR {
-            let text = String::from_utf8_lossy(&answer.body);
-            let bad: Vec<_> = text
-                .lines()
-                .filter(|line| line.starts_with("[-]"))
-                .take(3)
-                .map(shown)
-                .collect();
+        } else if let bad = failing(&answer)
+            && !bad.is_empty()
+        {
             notes.failed_on(
                 Leg::ProxyApiserver,
                 Check::Readyz,
@@ -225,6 +220,16 @@ impl Run<'_> {
             ),
         }
     }
+}
+
+/// The first few checks that an apiserver says it fails.
+fn failing(answer: &Answer) -> Vec<String> {
+    if answer.status != StatusCode::INTERNAL_SERVER_ERROR {
+        return Vec::new();
+    }
+    let text = String::from_utf8_lossy(&answer.body);
+    let failing = text.lines().filter(|line| line.starts_with("[-]"));
+    failing.take(3).map(shown).collect()
 }
 
 /// Whether the proxy says this because of the apiserver.

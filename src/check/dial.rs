@@ -7,15 +7,11 @@ use std::{
 
 use tokio::time::timeout;
 
-use super::{
-    Check, Notes,
-    notes::seconds,
-    words::{self, days},
-};
+use super::{Check, Notes, notes::seconds, words};
 use crate::{
     addr::UpstreamAddr,
     config::Timeouts,
-    pki::CertSummary,
+    pki::{CertSummary, Days},
     telemetry::causes,
     upstream::{ClientTls, Offer, Reached, UpstreamError},
 };
@@ -221,7 +217,7 @@ fn step_verified(target: &Target, agreed: &Agreed, notes: &mut Notes<'_>) {
         }
         Some(leaf) => notes.ok(
             Check::Verify,
-            format!("{good}, {}", days(leaf.days_left(now))),
+            format!("{good}, {} left", Days(leaf.days_left(now))),
         ),
         None => notes.ok(Check::Verify, good),
     }

@@ -2,28 +2,24 @@
 
 use std::{
     io,
-    net::SocketAddr,
-    time::{Duration, SystemTime},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::SystemTime,
 };
 
-use rustls_pki_types::ServerName;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     time::timeout,
 };
 
-use super::{
-    Check, Notes, Plan, Words,
-    words::{days, not_accepted},
-};
+use super::{Check, Notes, Plan, Words, words::not_accepted};
 use crate::{
     addr::UpstreamAddr,
-    admin::{Admin, AdminFault},
+    admin::Admin,
     app::{AppError, ListenFault},
     config::{ClusterConfig, Config, Timeouts},
     listener::{self, Others},
-    pki::{Acceptance, Identity, TrustAnchors, UtcDate, public_roots},
+    pki::{Acceptance, Days, Identity, TrustAnchors, UtcDate, public_roots},
     upstream::{ClientTls, Offer, Reached},
 };
 
@@ -63,7 +59,7 @@ pub(super) async fn check(plan: &Plan, config: &Config, notes: &mut Notes<'_>) -
         Box::pin(port(*address, config, &identities, notes)).await;
     }
     if let Some(address) = config.admin {
-        admin_port(address, plan.answer_within, notes).await;
+        admin_port(address, config, notes).await;
     }
     identities
         .iter()
@@ -85,7 +81,7 @@ pub(super) fn trust(cluster: &ClusterConfig, notes: &mut Notes<'_>) -> Option<Cl
     let cas: Vec<_> = anchors
         .summaries()
         .iter()
-        .map(|ca| format!("{}, {}", ca.subject, days(ca.days_left(now))))
+        .map(|ca| format!("{}, {} left", ca.subject, Days(ca.days_left(now))))
         .collect();
     notes.ok(Check::Ca, format!("trusted: {}", cas.join("; ")));
     for warning in anchors.warnings() {
@@ -106,10 +102,10 @@ fn certificate(identity: &Identity, now: SystemTime, notes: &mut Notes<'_>) {
     notes.ok(
         Check::Certificate,
         format!(
-            "for {}: the key belongs to it, {} in the file, {} until {}",
+            "for {}: the key belongs to it, {} in the file, {} left until {}",
             identity.names().join(", "),
             count(identity.chain_length(), "certificate"),
-            days(leaf.days_left(now)),
+            Days(leaf.days_left(now)),
             UtcDate(leaf.not_after)
         ),
     );
@@ -205,11 +201,11 @@ async fn port(
     } else {
         Others::Refused
     };
-    let error = match listener::bind(address, 1, others) {
-        Ok(_bound) if address.port() == 0 => {
+    let error = match listener::claim(address, others) {
+        Ok(_free) if address.port() == 0 => {
             return notes.ok(Check::Listen, format!("{address}: any free port will do"));
         }
-        Ok(_bound) => return notes.ok(Check::Listen, format!("{address} is free")),
+        Ok(_free) => return notes.ok(Check::Listen, format!("{address} is free")),
         Err(error) => error,
     };
     if error.kind() == io::ErrorKind::AddrInUse
@@ -222,6 +218,12 @@ async fn port(
             ),
         );
     }
+    if error.kind() == io::ErrorKind::AddrInUse && identities.len() < config.identities.len() {
+        let why = format!(
+            "{address} is in use, perhaps by the proxy itself, whose certificate would tell"
+        );
+        return notes.skipped(&[Check::Listen], &why);
+    }
     let source = ListenFault::from(error);
     notes.failed(
         Check::Listen,
@@ -229,47 +231,45 @@ async fn port(
     );
 }
 
-/// Whether the admin port can be opened, or is that of the proxy already.
-async fn admin_port(address: SocketAddr, within: Duration, notes: &mut Notes<'_>) {
-    let error = match Admin::bind(address) {
-        Ok(_bound) => {
-            return notes.ok(Check::Listen, format!("{address}, the admin port, is free"));
-        }
-        Err(error) => error,
-    };
-    let is_taken = matches!(error.source, AdminFault::InUse);
-    if is_taken
-        && matches!(
-            timeout(within, has_our_metrics(address)).await,
-            Ok(Ok(true))
-        )
-    {
-        return notes.ok(
+/// The same for the admin port, which no two processes share.
+async fn admin_port(address: SocketAddr, config: &Config, notes: &mut Notes<'_>) {
+    match Admin::bind(address) {
+        Ok(_free) => notes.ok(
             Check::Listen,
-            format!("{address}, the admin port, is taken by a proxy: it runs already"),
-        );
+            format!("{address} is free for the admin port"),
+        ),
+        Err(_taken) if !config.takeover && is_admin_port(address, &config.timeouts).await => {
+            notes.ok(
+                Check::Listen,
+                format!("{address} is the admin port of a proxy that runs already"),
+            );
+        }
+        Err(error) => notes.failed(Check::Listen, Words::of_error(&error)),
     }
-    notes.failed(Check::Listen, Words::of_error(&error));
 }
 
-/// Whether the metrics there begin as ours do.
-async fn has_our_metrics(address: SocketAddr) -> io::Result<bool> {
-    let mut stream = TcpStream::connect(reachable(address)).await?;
-    stream
-        .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        .await?;
-    let mut beginning = Vec::new();
-    stream.take(4096).read_to_end(&mut beginning).await?;
-    let ours = b"kube_tls_proxy_build_info";
-    Ok(beginning.windows(ours.len()).any(|bytes| bytes == ours))
+/// Whether whoever listens there has metrics as only this program has them.
+async fn is_admin_port(address: SocketAddr, timeouts: &Timeouts) -> bool {
+    let answer = async {
+        let mut stream = TcpStream::connect(dialled(address)).await?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
+        let mut answer = Vec::new();
+        stream.take(FEW_BYTES).read_to_end(&mut answer).await?;
+        io::Result::Ok(answer)
+    };
+    let answer = timeout(timeouts.upstream_connect, answer).await;
+    answer.is_ok_and(|answer| {
+        answer
+            .is_ok_and(|answer| String::from_utf8_lossy(&answer).contains("# TYPE kube_tls_proxy_"))
+    })
 }
 
-/// Where to reach what listens on `address`, which may be that of all interfaces.
-fn reachable(mut address: SocketAddr) -> SocketAddr {
+/// Where to dial what listens on this address.
+fn dialled(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         address.set_ip(match address {
-            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
-            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+            SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
         });
     }
     address
@@ -277,16 +277,13 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
 
 /// Whether whoever listens there presents one of our certificates.
 async fn presents(address: SocketAddr, identities: &[Identity], timeouts: &Timeouts) -> bool {
-    let address = reachable(address);
+    let address = UpstreamAddr(dialled(address));
     for identity in identities {
-        let name = identity
-            .names()
-            .iter()
-            .find_map(|name| ServerName::try_from(name.clone()).ok());
+        let name = identity.example_name();
         let Some(tls) = name.and_then(|name| ClientTls::new(public_roots(), name).ok()) else {
             continue;
         };
-        let Ok(reached) = Reached::dial(UpstreamAddr(address), timeouts).await else {
+        let Ok(reached) = Reached::dial(address, timeouts).await else {
             return false;
         };
         // Mostly it is refused, for its CA is not looked for here; what was presented is known all the same.
@@ -310,3 +307,6 @@ fn count(count: usize, noun: &str) -> String {
         more => format!("{more} {noun}s"),
     }
 }
+
+/// Enough of the metrics to see whose they are.
+const FEW_BYTES: u64 = 4096;

@@ -15,14 +15,6 @@ use crate::{
     upstream::UpstreamError,
 };
 
-/// `1 day left`, `61 days left`.
-pub(super) fn days(days: u64) -> String {
-    match days {
-        1 => "1 day left".to_owned(),
-        _ => format!("{days} days left"),
-    }
-}
-
 /// A name without an address.
 pub(super) fn dns(target: &Target, failure: &str) -> Words {
     Words::new(
@@ -153,13 +145,13 @@ pub(super) fn verify(target: &Target, address: SocketAddr, error: &UpstreamError
             target.mend_issuer(&issuer),
         ),
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            Words::new(
-                format!(
-                    "{certificate} is not for {}, it is for {names}",
-                    target.tls.expects()
-                ),
-                target.mend_name(presented),
-            )
+            let expected = target.tls.expects();
+            let what = if names.is_empty() {
+                format!("{certificate} is not for {expected}: it has no name as subjectAltName")
+            } else {
+                format!("{certificate} is not for {expected}, it is for {names}")
+            };
+            Words::new(what, target.mend_name(presented))
         }
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => Words::new(
             format!(
@@ -308,8 +300,10 @@ impl Target {
             (Side::Apiserver, Some(name)) => format!(
                 "expect a name that the certificate has, such as --upstream-name {name} (tls-server-name in a kubeconfig), once you are sure that it is the right apiserver"
             ),
-            (Side::Apiserver, None) => "issue it again with its name as subjectAltName".to_owned(),
-            (Side::Proxy, _) => {
+            (Side::Apiserver | Side::Proxy, None) => {
+                "issue it again with its name as subjectAltName".to_owned()
+            }
+            (Side::Proxy, Some(_)) => {
                 "use a name that the certificate has, or give the proxy a certificate for this one"
                     .to_owned()
             }

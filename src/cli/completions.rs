@@ -1,11 +1,10 @@
 //! `completions`: what a shell needs to complete the command line.
 
-use std::io::{self, Write as _};
-
 use clap::{Args, CommandFactory as _};
 use clap_complete::{Shell, generate};
 
-use super::Cli;
+use super::{Cli, failure::print};
+use crate::app::AppError;
 
 /// Arguments of `kube-tls-proxy completions`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
@@ -24,7 +23,13 @@ pub fn script(shell: Shell) -> String {
 }
 
 /// Prints the script.
-pub(super) fn completions(args: CompletionsArgs) {
-    // A closed pipe leaves nobody to tell.
-    drop(io::stdout().lock().write_all(script(args.shell).as_bytes()));
+///
+/// # Errors
+///
+/// When it cannot be written.
+pub(super) fn completions(args: CompletionsArgs) -> Result<(), AppError> {
+    print(&script(args.shell)).map_err(|source| AppError::Run {
+        doing: "cannot write to stdout".into(),
+        source,
+    })
 }

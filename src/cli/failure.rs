@@ -16,6 +16,7 @@ pub(super) fn exit_code(error: &AppError) -> ExitCode {
         | AppError::Setup(_)
         | AppError::LogFilter(_)
         | AppError::Listen { .. }
+        | AppError::Inherited { .. }
         | AppError::Admin(_) => ExitCode::from(2),
         AppError::Run { .. } => ExitCode::from(1),
     }
@@ -25,6 +26,21 @@ pub(super) fn exit_code(error: &AppError) -> ExitCode {
 #[must_use]
 pub fn sentence(error: &(dyn Error + 'static)) -> String {
     causes(error).to_string()
+}
+
+/// Prints what was asked for on stdout.
+///
+/// # Errors
+///
+/// When not all of it is written: half of a file must not pass for a whole one. A closed pipe is no error,
+/// since whoever closed it has had enough.
+pub(super) fn print(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    let written = stdout.write_all(text.as_bytes());
+    match written.and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
 }
 
 /// Prints `kube-tls-proxy: …` on stderr.

@@ -62,10 +62,7 @@ pub fn run(command_line: Cli) -> ExitCode {
         Command::Serve(args) => serve::serve(*args),
         Command::Check(args) => return check::check(&args),
         Command::Kubeconfig(args) => return kubeconfig::kubeconfig(&args),
-        Command::Completions(args) => {
-            completions::completions(args);
-            Ok(())
-        }
+        Command::Completions(args) => completions::completions(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -112,11 +112,12 @@ async fn obey(
             Some(()) = signals.interrupt.recv() => "SIGINT",
             Some(()) = signals.hang_up.recv() => {
                 info!("SIGHUP: reload");
+                // While it stops, systemd waits for the end and for nothing else.
                 if shutdown.is_some() {
                     before = Some(Known::of(&report.borrow_and_update()));
                     systemd::reloading();
-                    reload_now.notify_one();
                 }
+                reload_now.notify_one();
                 continue;
             }
             Ok(()) = report.changed(), if before.is_some() => {

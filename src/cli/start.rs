@@ -6,7 +6,7 @@ use rustls_pki_types::ServerName;
 
 use crate::{
     config::ClusterConfig,
-    pki::{Identity, TrustAnchors},
+    pki::{Days, Identity, TrustAnchors},
 };
 
 /// The facts of a start. `Display` writes them as one block, a fact to a line; the methods give the
@@ -48,9 +48,9 @@ impl StartBlock<'_> {
             .map(|identity| {
                 let leaf = identity.summary();
                 format!(
-                    "{}   ({}, issued by {})",
+                    "{}   ({} left, issued by {})",
                     identity.names().join(", "),
-                    days(leaf.days_left(self.now)),
+                    Days(leaf.days_left(self.now)),
                     leaf.issuer
                 )
             })
@@ -114,13 +114,6 @@ impl fmt::Display for StartBlock<'_> {
             }
         }
         Ok(())
-    }
-}
-
-fn days(days: u64) -> String {
-    match days {
-        1 => "1 day left".to_owned(),
-        _ => format!("{days} days left"),
     }
 }
 

@@ -23,13 +23,10 @@ use crate::{
 pub(super) fn inherited_sockets() -> Result<Vec<TcpListener>, AppError> {
     let mut passed = ListenFd::from_env();
     let mut sockets = Vec::new();
-    for at in 0..passed.len() {
+    for number in 0..passed.len() {
         let socket = passed
-            .take_tcp_listener(at)
-            .map_err(|source| AppError::Run {
-                doing: format!("use socket {at} of the socket unit, which must be ListenStream="),
-                source,
-            })?;
+            .take_tcp_listener(number)
+            .map_err(|_only_says_the_same| AppError::Inherited { number })?;
         sockets.extend(socket);
     }
     Ok(sockets)
@@ -66,14 +63,22 @@ pub(super) async fn keep_watchdog_quiet(beats: Beats) -> Infallible {
     loop {
         sleep(turn).await;
         let now = beats.now();
-        // A worker without a beat since the last turn hangs; systemd decides when that is too long.
-        if now.iter().zip(&seen).all(|(now, seen)| now != seen) {
+        // systemd decides when that is too long.
+        if all_turn(&now, &seen) {
             tell(&[NotifyState::Watchdog]);
         } else {
             error!("a worker does not respond");
         }
         seen = now;
     }
+}
+
+/// Whether no worker hangs: each has beaten since it was last `seen`, or not begun to, for names are still
+/// looked up.
+fn all_turn(now: &[u64], seen: &[u64]) -> bool {
+    now.iter()
+        .zip(seen)
+        .all(|(now, seen)| *now == 0 || now != seen)
 }
 
 fn tell(states: &[NotifyState<'_>]) {
@@ -89,3 +94,16 @@ fn told(told: io::Result<()>) {
 
 /// Workers beat once a second; a shorter turn would find none.
 const SHORTEST_TURN: Duration = Duration::from_millis(1500);
+
+#[cfg(test)]
+mod tests {
+    use super::all_turn;
+
+    #[test]
+    fn a_worker_hangs_that_has_begun_to_beat_and_does_no_more() {
+        assert!(all_turn(&[2, 3], &[1, 2]));
+        assert!(!all_turn(&[2, 2], &[1, 2]));
+        assert!(all_turn(&[0, 0], &[0, 0]), "not begun");
+        assert!(all_turn(&[1, 0], &[0, 0]), "not all begun");
+    }
+}

@@ -166,16 +166,6 @@ pub struct ServeArgs {
     )]
     pub drain_tunnels: Option<String>,
 
-    /// Listen although another proxy of the same user still does, to take over from it
-    #[arg(
-        long,
-        env = "KUBE_TLS_PROXY_TAKEOVER",
-        hide_env = true,
-        value_parser = clap::builder::FalseyValueParser::new(),
-        help_heading = "Running"
-    )]
-    pub takeover: bool,
-
     /// Serve health, metrics and the status page here, as plain HTTP [default: nowhere]
     #[arg(
         long,
@@ -185,6 +175,16 @@ pub struct ServeArgs {
         help_heading = "Running"
     )]
     pub admin_listen: Option<String>,
+
+    /// Listen although another proxy of the same user still does, to take over from it
+    #[arg(
+        long,
+        env = "KUBE_TLS_PROXY_TAKEOVER",
+        hide_env = true,
+        value_parser = clap::builder::FalseyValueParser::new(),
+        help_heading = "Running"
+    )]
+    pub takeover: bool,
 
     /// Log as text or json [default: text]
     #[arg(
@@ -255,8 +255,8 @@ impl ServeArgs {
             workers: text(&self.workers),
             drain_delay: text(&self.drain_delay),
             drain_timeout: text(&self.drain_timeout),
-            admin_listen: text(&self.admin_listen),
             drain_tunnels: text(&self.drain_tunnels),
+            admin_listen: text(&self.admin_listen),
             takeover: self.takeover,
             log_format: text(&self.log_format),
             log_level: text(&self.log_level),

@@ -1,12 +1,15 @@
-//! Reads where a cluster is out of a kubeconfig.
+//! Reads contexts out of a kubeconfig, and where a cluster is.
 //!
-//! The credentials in it have no field to go to: `users` is not part of these structs, so nothing
-//! of it outlives the text of the file.
+//! What is kept of `users` is for the reader to say. Who only wants to know where a cluster is says
+//! nothing: the credentials then have no field to go to, and nothing of them outlives the text of the file.
 
 use std::path::{Path, PathBuf};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use serde::Deserialize;
+use serde::{
+    Deserialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 
 use super::{
     ClusterConfig, TrustSource,
@@ -19,33 +22,47 @@ use super::{
 
 /// The cluster of one context in `file`; without `context`, of its current one. It has no hosts.
 pub(super) fn load(file: &Path, context: Option<&str>) -> Result<ClusterConfig, ConfigError> {
-    let kubeconfig: Kubeconfig = yaml::load(FileKind::Kubeconfig, file)?;
-    resolve(kubeconfig, file, context).map_err(|source| ConfigError::File {
-        kind: FileKind::Kubeconfig,
-        file: file.to_owned(),
-        at: None,
-        source: Box::new(source),
-    })
+    let kubeconfig = Kubeconfig::<IgnoredAny>::load(file)?;
+    let NamedContext { name, context } = kubeconfig.context(file, context)?;
+    let clusters = kubeconfig.clusters.unwrap_or_default();
+    let cluster = clusters
+        .into_iter()
+        .find(|entry| entry.name == context.cluster)
+        .ok_or_else(|| Fault::NoCluster {
+            context: shown(&name),
+            name: shown(&context.cluster),
+        });
+    cluster
+        .and_then(|cluster| complete(cluster, file))
+        .map_err(|fault| at_fault(file, fault))
 }
 
+/// A kubeconfig, and of each of its users what `U` keeps.
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
-struct Kubeconfig {
+pub(crate) struct Kubeconfig<U> {
     current_context: Option<String>,
     // client-go writes `null` for an empty list.
     contexts: Option<Vec<NamedContext>>,
     clusters: Option<Vec<NamedCluster>>,
+    pub(crate) users: Option<Vec<U>>,
 }
 
-#[derive(Deserialize)]
-struct NamedContext {
-    name: String,
-    context: Context,
+/// A context and what it is called.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct NamedContext {
+    pub(crate) name: String,
+    pub(crate) context: Context,
 }
 
-#[derive(Deserialize)]
-struct Context {
-    cluster: String,
+/// The names of what belongs together.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Context {
+    pub(crate) cluster: String,
+    /// May be empty.
+    #[serde(default)]
+    pub(crate) user: String,
+    pub(crate) namespace: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -68,37 +85,46 @@ struct Cluster {
     proxy_url: Option<String>,
 }
 
-fn resolve(
-    kubeconfig: Kubeconfig,
-    file: &Path,
-    context: Option<&str>,
-) -> Result<ClusterConfig, Fault> {
-    let contexts = kubeconfig.contexts.unwrap_or_default();
-    if contexts.is_empty() {
-        return Err(Fault::NoContexts);
+impl<U: DeserializeOwned> Kubeconfig<U> {
+    /// The kubeconfig in `file`.
+    pub(crate) fn load(file: &Path) -> Result<Self, ConfigError> {
+        yaml::load(FileKind::Kubeconfig, file)
     }
-    let known = || known(&contexts);
-    let wanted = context
-        .or(kubeconfig.current_context.as_deref())
-        .filter(|name| !name.is_empty())
-        .ok_or_else(|| Fault::NoCurrentContext { known: known() })?;
-    let context = contexts
-        .iter()
-        .find(|entry| entry.name == wanted)
-        .ok_or_else(|| Fault::NoContext {
-            name: shown(wanted),
-            known: known(),
-        })?;
-    let cluster = kubeconfig
-        .clusters
-        .unwrap_or_default()
-        .into_iter()
-        .find(|entry| entry.name == context.context.cluster)
-        .ok_or_else(|| Fault::NoCluster {
-            context: shown(wanted),
-            name: shown(&context.context.cluster),
-        })?;
-    complete(cluster, file)
+
+    /// The context `wanted`, or the current one, of this kubeconfig, which is that in `file`.
+    pub(crate) fn context(
+        &self,
+        file: &Path,
+        wanted: Option<&str>,
+    ) -> Result<NamedContext, ConfigError> {
+        let contexts = self.contexts.as_deref().unwrap_or_default();
+        let known = || known(contexts);
+        let found = if contexts.is_empty() {
+            Err(Fault::NoContexts)
+        } else {
+            wanted
+                .or(self.current_context.as_deref())
+                .filter(|name| !name.is_empty())
+                .ok_or_else(|| Fault::NoCurrentContext { known: known() })
+                .and_then(|wanted| {
+                    let found = contexts.iter().find(|entry| entry.name == wanted);
+                    found.ok_or_else(|| Fault::NoContext {
+                        name: shown(wanted),
+                        known: known(),
+                    })
+                })
+        };
+        found.cloned().map_err(|fault| at_fault(file, fault))
+    }
+}
+
+fn at_fault(file: &Path, fault: Fault) -> ConfigError {
+    ConfigError::File {
+        kind: FileKind::Kubeconfig,
+        file: file.to_owned(),
+        at: None,
+        source: Box::new(fault),
+    }
 }
 
 fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, Fault> {

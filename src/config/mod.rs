@@ -27,10 +27,10 @@ pub use error::{ConfigError, Fault, FileKind, Position, YamlError};
 pub use file::ReadError;
 pub(crate) use file::read as read_file;
 pub use host::HostPattern;
+pub(crate) use kubeconfig::{Kubeconfig, NamedContext};
 pub use limits::{Limits, Timeouts};
 pub use load::load;
 pub(crate) use url::UpstreamUrl;
-pub(crate) use yaml::load as load_yaml;
 
 /// Everything the proxy needs to know, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use rustls::{
 use rustls_pki_types::CertificateDer;
 
 use super::{
-    CertSummary, UtcDate,
+    CertSummary, Days, UtcDate,
     error::{Flaw, PkiError, Wanted},
     pem, provider,
 };
@@ -126,7 +126,8 @@ impl Identity {
         let days = self.leaf.days_left(now);
         if days < FEW_DAYS {
             warnings.push(format!(
-                "the certificate for {names} expires in {days} days, on {}; renew it",
+                "the certificate for {names} expires in {}, on {}; renew it",
+                Days(days),
                 UtcDate(self.leaf.not_after)
             ));
         }

@@ -20,7 +20,7 @@ use rustls::crypto::{
 pub use error::{Flaw, PkiError, Wanted};
 pub use identity::Identity;
 pub use public::{Acceptance, public_roots};
-pub use summary::{CertSummary, Fingerprint, UnreadableCertificate, UtcDate};
+pub use summary::{CertSummary, Days, Fingerprint, UnreadableCertificate, UtcDate};
 pub use trust::TrustAnchors;
 
 /// The crypto provider of every TLS connection: aws-lc-rs with the post-quantum hybrid first.

@@ -61,7 +61,7 @@ impl Identity {
         let Some((leaf, issuers)) = key.cert.split_first() else {
             return refused("is missing");
         };
-        let Some(name) = self.names().first().and_then(|name| example(name)) else {
+        let Some(name) = self.example_name() else {
             return refused("names no host");
         };
         let now = now.duration_since(SystemTime::UNIX_EPOCH).map_or(
@@ -81,6 +81,12 @@ impl Identity {
                 reason: format!("is refused: {error}"),
             },
         }
+    }
+
+    /// A name that a client could ask for and this certificate covers.
+    #[must_use]
+    pub fn example_name(&self) -> Option<ServerName<'static>> {
+        self.names().first().and_then(|name| example(name))
     }
 
     fn no_path(&self, leaf: &CertificateDer<'_>) -> Acceptance {

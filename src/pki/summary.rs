@@ -132,6 +132,19 @@ impl fmt::Display for UtcDate {
     }
 }
 
+/// So many days, as people say it: `1 day`, `61 days`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Days(pub u64);
+
+impl fmt::Display for Days {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            1 => f.write_str("1 day"),
+            days => write!(f, "{days} days"),
+        }
+    }
+}
+
 fn or_none(text: &str) -> &str {
     if text.is_empty() { "nobody" } else { text }
 }

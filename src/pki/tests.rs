@@ -109,6 +109,16 @@ fn warns_of_rsa_and_of_the_last_days() {
 }
 
 #[test]
+fn the_last_day_is_one_day() {
+    let leaf = Ca::new("root").leaf(&["a.example"]);
+    let identity = identity(&leaf.pem, &leaf.key).unwrap();
+    let left = Duration::from_secs(36 * 60 * 60);
+    let warnings = identity.warnings(identity.not_after() - left);
+    let begin = "the certificate for a.example expires in 1 day, on ";
+    assert!(warnings[0].starts_with(begin), "{warnings:?}");
+}
+
+#[test]
 fn warns_of_an_expired_issuer_in_the_chain() {
     let root = Ca::expired("root");
     let Leaf { pem, key } = root.leaf(&["a.example"]);

@@ -44,16 +44,17 @@ fn endpoints(cluster: &ClusterConfig) -> Endpoints {
 }
 
 impl Reloader {
-    /// What is known of the endpoints of a cluster that is at the same place as this one.
+    /// What is known of the endpoints of this cluster, if it is where it was. Another cluster at the same
+    /// address, below another path for instance, may be ill when this one is not.
     fn same_endpoints(&self, cluster: &ClusterConfig) -> Option<Arc<Endpoints>> {
-        let place = |cluster: &ClusterConfig| {
-            let host = cluster.upstream_host.clone();
-            (host, cluster.upstream_port, cluster.addresses.clone())
+        let is_same = |(old, _): &(ClusterConfig, TrustAnchors)| {
+            old.name == cluster.name
+                && old.upstream_host == cluster.upstream_host
+                && old.upstream_port == cluster.upstream_port
+                && old.addresses == cluster.addresses
+                && old.path_prefix == cluster.path_prefix
         };
-        let old = self.material.clusters.iter();
-        let at = old
-            .map(|(old, _)| place(old))
-            .position(|old| old == place(cluster))?;
+        let at = self.material.clusters.iter().position(is_same)?;
         Some(Arc::clone(self.clusters.get(at)?.endpoints()))
     }
 

@@ -39,9 +39,9 @@ impl World {
         world
     }
 
-    fn source(&self) -> Source {
+    fn config(&self) -> Config {
         let file = |name: &str| self.dir.path().join(name);
-        let config = Config {
+        Config {
             sources: Vec::new(),
             listen: vec!["127.0.0.1:0".parse().unwrap()],
             takeover: false,
@@ -68,7 +68,14 @@ impl World {
                 filter: "info".into(),
                 access: true,
             },
-        };
+        }
+    }
+
+    fn source(&self) -> Source {
+        self.source_of(self.config())
+    }
+
+    fn source_of(&self, config: Config) -> Source {
         let looks = Arc::clone(&self.looks);
         Box::new(move || {
             looks.fetch_add(1, Ordering::Relaxed);
@@ -77,7 +84,10 @@ impl World {
     }
 
     fn start(&self, now: SystemTime) -> (Reloader, Source) {
-        let source = self.source();
+        self.start_with(self.source(), now)
+    }
+
+    fn start_with(&self, source: Source, now: SystemTime) -> (Reloader, Source) {
         let config = source().unwrap();
         let material = Material::load(&config, now).unwrap();
         (Reloader::new(config, material, now).unwrap().0, source)
@@ -185,4 +195,29 @@ fn files_are_parsed_again_when_a_certificate_expires() {
     }
     assert_eq!(world.looks.load(Ordering::Relaxed), 3);
     assert_eq!(reloader.report.failure, None, "it is still served");
+}
+
+/// As clusters behind one Rancher are: each has a path of its own there, and an illness of its own.
+#[test]
+fn clusters_at_the_same_address_keep_their_endpoints_apart() {
+    let world = World::new();
+    let mut config = world.config();
+    let [first] = config.clusters.as_slice() else {
+        unreachable!("there is one");
+    };
+    let below = |path: &str| ClusterConfig {
+        name: path.into(),
+        hosts: vec![format!("{path}.test")],
+        path_prefix: format!("/{path}"),
+        ..first.clone()
+    };
+    config.clusters = vec![below("one"), below("two")];
+    let (mut reloader, source) = world.start_with(world.source_of(config), year(2025));
+    let before: Vec<_> = reloader.clusters().to_vec();
+    world.dir.write("ca.crt", Ca::new("next").pem());
+    assert!(reloader.reload(&source, year(2025)).is_some());
+    for (old, new) in before.iter().zip(reloader.clusters()) {
+        assert!(!Arc::ptr_eq(old, new), "it has another CA");
+        assert!(Arc::ptr_eq(old.endpoints(), new.endpoints()));
+    }
 }

@@ -7,6 +7,7 @@
 use std::sync::{Arc, Weak};
 
 use http::{Request, StatusCode, Uri, header, uri::Scheme};
+use rustls_pki_types::ServerName;
 use tokio::time::timeout;
 
 use super::{
@@ -25,23 +26,31 @@ impl Cluster {
         let endpoints = Arc::clone(&self.endpoints);
         let cluster = Arc::downgrade(&self);
         drop(self);
+        // Once in any case: what is known may have been found out under another CA.
+        let mut worth = endpoints.all();
         loop {
-            if !probe_all(&cluster, &worker).await {
+            let doubts = endpoints.doubts();
+            if !probe_all(&cluster, &worker, worth).await {
                 return;
             }
-            endpoints.next_round(interval).await;
+            endpoints.next_round(doubts, interval).await;
+            worth = endpoints.worth_probing();
         }
     }
 }
 
 /// One round; `false` when the cluster is gone.
-async fn probe_all(cluster: &Weak<Cluster>, worker: &Arc<Worker>) -> bool {
+async fn probe_all(
+    cluster: &Weak<Cluster>,
+    worker: &Arc<Worker>,
+    worth: Vec<Arc<Endpoint>>,
+) -> bool {
     let Some(cluster) = cluster.upgrade() else {
         return false;
     };
     let mut probes = Vec::new();
     // Side by side: one that is silent must not make the others wait.
-    for endpoint in cluster.endpoints.worth_probing() {
+    for endpoint in worth {
         let (cluster, worker) = (Arc::clone(&cluster), Arc::clone(worker));
         let drain = worker.drain.clone();
         probes.push(drain.spawn(async move {
@@ -81,7 +90,7 @@ async fn ask(
     let target = format!("{}/readyz", cluster.path_prefix);
     let request = Uri::builder()
         .scheme(Scheme::HTTPS)
-        .authority(&*cluster.tls.name.to_str())
+        .authority(host(&cluster.tls.name))
         .path_and_query(target)
         .build()
         .and_then(|uri| {
@@ -106,5 +115,31 @@ async fn ask(
         .map_err(|unanswered| unanswered.error)
 }
 
+/// A name as the host of a URL, where an IPv6 address stands in brackets (RFC 3986 §3.2.2).
+fn host(name: &ServerName<'_>) -> String {
+    let name = name.to_str();
+    if name.contains(':') {
+        format!("[{name}]")
+    } else {
+        name.into_owned()
+    }
+}
+
 /// How probes show up in an audit log.
 const AGENT: &str = concat!("kube-tls-proxy/", env!("CARGO_PKG_VERSION"), " probe");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv6_address_is_a_host_in_brackets() {
+        for (name, wanted) in [
+            ("kubernetes.default.svc", "kubernetes.default.svc"),
+            ("10.0.0.1", "10.0.0.1"),
+            ("fd00::1", "[fd00::1]"),
+        ] {
+            assert_eq!(host(&name.try_into().unwrap()), wanted);
+        }
+    }
+}

@@ -2,7 +2,7 @@
 //! has nothing to complain about.
 //!
 //! Needs a `chromium`; without one it says so and passes, unless `KUBE_TLS_PROXY_REQUIRE_BROWSER=1`
-//! forbids that. Pictures go below `target`; `UPDATE_PICTURE=1` writes the one of the README.
+//! forbids that. Pictures go below `target`; `UPDATE=1` writes the one of the README.
 
 #![expect(
     clippy::unwrap_used,
@@ -236,7 +236,7 @@ async fn the_page_has_its_picture_taken() {
         .wait_until("document.title.startsWith('Ready')")
         .await;
     // As long as it takes until the charts show something.
-    let for_readme = env::var_os("UPDATE_PICTURE").is_some();
+    let for_readme = env::var_os("UPDATE").is_some();
     let turns = if for_readme { 40 } else { 3 };
     let drawn = format!("Number(document.body.dataset.turns) >= {turns}");
     let mut number = 0_u32;

@@ -47,6 +47,20 @@ async fn wrong_ca() {
     );
 }
 
+/// As old tools make them, with the name in the subject alone.
+#[tokio::test]
+async fn no_name() {
+    let world = World::new();
+    let ended = before(&world, world.cluster_ca.server(&[])).await;
+    ended.names(
+        1,
+        '✗',
+        "verify",
+        "is not for kubernetes.default.svc: it has no name as subjectAltName",
+        "issue it again with its name as subjectAltName",
+    );
+}
+
 #[tokio::test]
 async fn wrong_name() {
     let world = World::new();

@@ -112,17 +112,17 @@ async fn port_in_use() {
     );
 }
 
+/// serve would not start without it either.
 #[tokio::test]
 async fn admin_port_in_use() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    // It hangs up on whoever connects, so that nobody waits for it.
     std::thread::spawn(move || taken.incoming().for_each(drop));
-    let admin = ["--admin-listen".to_owned(), address.clone()];
-    let flags = [world.flags(upstream.address()), world.clients_trust()].concat();
-    let ended = check(&[&flags[..], &admin].concat(), &[]).await;
+    let ended = world
+        .check(upstream.address(), &["--admin-listen", &address])
+        .await;
     ended.names(
         1,
         '✗',
@@ -131,6 +131,35 @@ async fn admin_port_in_use() {
         "stop it or choose another with --admin-listen",
     );
     assert_eq!(ended.marked('✗'), ["listen"]);
+}
+
+/// As on a host whose public port belongs to a socket unit, which says nothing about who runs.
+#[tokio::test]
+async fn the_admin_port_of_the_proxy_that_runs_is_no_fault() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap().to_string();
+    drop(free);
+    let admin = ["--admin-listen".to_owned(), address.clone()];
+    let flags = [world.flags(upstream.address()), admin.to_vec()].concat();
+    let _serving = world.serve(&flags).await;
+    let ended = check(&[flags.clone(), world.clients_trust()].concat(), &[]).await;
+    let lines = ended.of("listen");
+    assert_eq!(
+        lines[1].what,
+        format!("{address} is the admin port of a proxy that runs already")
+    );
+    assert_eq!(ended.code, 0, "{}", ended.stdout);
+    // Which a second process cannot share, unlike the ports for clients.
+    let flags = [flags, world.clients_trust(), vec!["--takeover".to_owned()]].concat();
+    check(&flags, &[]).await.names(
+        1,
+        '✗',
+        "listen",
+        &format!("cannot open the admin port on {address}"),
+        "choose another with --admin-listen",
+    );
 }
 
 #[tokio::test]

@@ -184,3 +184,26 @@ async fn kubectl_works_with_what_is_printed() {
     assert!(output.status.success(), "{output:?}");
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "pod/web-0\n");
 }
+
+/// Half of a file that looks like a whole one is worse than none.
+#[tokio::test]
+async fn what_cannot_be_written_to_stdout_is_a_failure() {
+    for args in [
+        ["kubeconfig", "--server", "https://kube.example.com"].as_slice(),
+        &["completions", "bash"],
+    ] {
+        let full = fs::OpenOptions::new()
+            .write(true)
+            .open("/dev/full")
+            .unwrap();
+        let child = command(args[0]).args(&args[1..]).stdout(full).spawn();
+        let ended = within("the end", child.unwrap().wait_with_output())
+            .await
+            .unwrap();
+        assert_eq!(ended.status.code(), Some(1), "{args:?} {ended:?}");
+        assert_eq!(
+            String::from_utf8(ended.stderr).unwrap(),
+            "kube-tls-proxy: cannot write to stdout: No space left on device (os error 28)\n"
+        );
+    }
+}

@@ -64,6 +64,25 @@ async fn clock() {
     }
 }
 
+/// An apiserver that is not ready says which of its checks fails.
+#[tokio::test]
+async fn an_error_of_something_on_the_way_is_not_laid_at_the_apiservers_door() {
+    let ended = answering(|request, cluster| async move {
+        if request.uri().path() == "/readyz" {
+            return page(StatusCode::INTERNAL_SERVER_ERROR, "<html>oops</html>");
+        }
+        cluster.answer(request).await
+    })
+    .await;
+    ended.names(
+        1,
+        '✗',
+        "readyz",
+        "/readyz is answered by something that is no apiserver: 500 Internal Server Error: <html>oops</html>",
+        "check the URL of the apiserver",
+    );
+}
+
 #[tokio::test]
 async fn upgrade_answered_on_the_way() {
     let ended = answering(|request, cluster| async move {

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use standin::kubernetes::Kubernetes;
 
-use crate::world::{APISERVER, World, check, flags, path};
+use crate::world::{HOST, World, check, path};
 
 #[tokio::test]
 async fn a_good_setup_is_a_line_for_each_check_and_exit_code_0() {
@@ -161,32 +161,33 @@ async fn the_document_for_machines_has_every_key() {
 async fn a_port_that_the_proxy_itself_has_is_no_fault() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
-    let admin = flags(&[("--admin-listen", "127.0.0.1:0")]);
-    let serve = [world.flags(upstream.address()), admin].concat();
-    let serving = world.serve(&serve).await;
-    let address = serving.address.to_string();
-    let admin = serving.admin.unwrap().to_string();
-    // The files are those of the running proxy, so they are not written anew.
-    let dir = world.dir.path();
-    let (cert, key, ca) = (
-        dir.join("public.crt"),
-        dir.join("public.key"),
-        dir.join("cluster-ca.crt"),
-    );
-    let flags = flags(&[
-        ("--listen", &address),
-        ("--cert", path(&cert)),
-        ("--key", path(&key)),
-        ("--upstream", &format!("https://{}", upstream.address())),
-        ("--upstream-ca", path(&ca)),
-        ("--upstream-name", APISERVER),
-        ("--admin-listen", &admin),
-    ]);
+    let url = format!("https://{}", upstream.address());
+    for names in [[HOST, "localhost"].as_slice(), &["*.kube.test"]] {
+        let mut flags = world.flags_as(&url, &world.public_ca.server(names));
+        let serving = world.serve(&flags).await;
+        flags[1] = serving.address.to_string();
+        let ended = check(&[flags, world.clients_trust()].concat(), &[]).await;
+        assert_eq!(ended.code, 0, "{names:?} {}", ended.stdout);
+        let listen = &ended.of("listen")[0];
+        assert!(listen.what.contains("the proxy runs already"), "{listen:?}");
+    }
+}
+
+/// The proxy goes on with the last good one; nobody shall be told to stop it.
+#[tokio::test]
+async fn a_port_is_not_called_somebody_elses_while_the_certificate_is_unusable() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let mut flags = world.flags(upstream.address());
+    let serving = world.serve(&flags).await;
+    flags[1] = serving.address.to_string();
+    world.dir.write("public.crt", "");
     let ended = check(&[flags, world.clients_trust()].concat(), &[]).await;
-    assert_eq!(ended.code, 0, "{}", ended.stdout);
-    let listen = ended.of("listen");
-    let what = &listen[0].what;
-    assert!(what.contains("the proxy runs already"), "{what}");
-    let what = &listen[1].what;
-    assert!(what.contains("taken by a proxy"), "{what}");
+    assert_eq!(ended.marked('✗'), ["certificate"], "{}", ended.stdout);
+    let listen = &ended.of("listen")[0];
+    let what = format!(
+        "skipped: {} is in use, perhaps by the proxy itself, whose certificate would tell",
+        serving.address
+    );
+    assert_eq!((listen.mark, &listen.what), ('–', &what));
 }

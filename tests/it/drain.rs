@@ -5,6 +5,7 @@ use std::{io::ErrorKind, time::Duration};
 
 use http::{Request, Response};
 use standin::{
+    client::{Client, Http1, TlsConnection},
     upstream::{ResponseBody, channel, empty, full},
     within,
 };
@@ -35,8 +36,19 @@ pub(crate) async fn slow_or_endless<B>(request: Request<B>) -> Response<Response
     }
 }
 
+/// A client whose request to [`slow_or_endless`] never ends; its first event is there.
+pub(crate) async fn endless(client: &Client) -> Http1<TlsConnection> {
+    let mut client = client.http1().await;
+    client
+        .send(format!("GET /endless HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))
+        .await;
+    assert_eq!(client.head().await.unwrap().status, 200);
+    assert_eq!(client.chunk().await.unwrap(), "event\n");
+    client
+}
+
 /// Waits until no new connection is taken.
-async fn refuses_connections(proxy: &Proxy) {
+pub(crate) async fn refuses_connections(proxy: &Proxy) {
     let refused = async {
         while TcpStream::connect(proxy.address()).await.is_ok() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -112,18 +124,11 @@ async fn an_http2_connection_says_goaway_and_finishes_its_streams() {
 async fn new_connections_are_refused_while_a_request_runs() {
     let world = World::new();
     let upstream = world.apiserver().http(slow_or_endless).start().await;
-    let mut proxy = world
-        .proxy(upstream.address())
-        .timeouts(|timeouts| timeouts.drain = standin::WAIT * 10)
-        .start();
-    let mut slow = proxy.client().http1().await;
-    slow.send(format!("GET /endless HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))
-        .await;
-    assert_eq!(slow.head().await.unwrap().status, 200);
+    let mut proxy = world.proxy(upstream.address()).patient().start();
+    let endless = endless(&proxy.client()).await;
     proxy.begin_shutdown();
     refuses_connections(&proxy).await;
-    assert_eq!(slow.chunk().await.unwrap(), "event\n");
-    drop(slow);
+    drop(endless);
     proxy.ended().await;
 }
 
@@ -138,12 +143,7 @@ async fn what_never_ends_is_cut_at_the_drain_timeout() {
         .proxy(upstream.address())
         .timeouts(|timeouts| timeouts.drain = limit)
         .start();
-    let mut http1 = proxy.client().http1().await;
-    http1
-        .send(format!("GET /endless HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))
-        .await;
-    assert_eq!(http1.head().await.unwrap().status, 200);
-    assert_eq!(http1.chunk().await.unwrap(), "event\n");
+    let mut http1 = endless(&proxy.client()).await;
     let http2 = proxy.client().http2().await;
     let mut watch = http2
         .open("https://kube.test/endless")
@@ -205,10 +205,7 @@ async fn a_tunnel_is_waited_for_and_cut_at_the_drain_timeout() {
 async fn an_idle_proxy_ends_at_once() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
-    let mut proxy = world
-        .proxy(upstream.address())
-        .timeouts(|timeouts| timeouts.drain = standin::WAIT * 10)
-        .start();
+    let mut proxy = world.proxy(upstream.address()).patient().start();
     let mut http1 = proxy.client().http1().await;
     http1.get(HOST, "/version", "").await;
     let http2 = proxy.client().http2().await;

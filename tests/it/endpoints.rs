@@ -205,3 +205,72 @@ async fn a_single_endpoint_is_probed_once() {
     tokio::time::sleep(Duration::from_millis(700)).await;
     assert_eq!(upstream.requests().len(), 1);
 }
+
+/// What was known was found out under the old CA.
+#[tokio::test]
+async fn a_single_endpoint_is_probed_again_under_another_ca() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = probing(&world, &[upstream.address()]);
+    let (address, ca) = (upstream.address(), "cluster-ca.crt");
+    proxy.wait_for_health(address, Health::Well).await;
+    world.dir.write(ca, Ca::new("mistaken").pem());
+    proxy.reload();
+    proxy.wait_for_health(address, Health::Ill).await;
+    world.dir.write(ca, world.cluster_ca.pem());
+    proxy.reload();
+    proxy.wait_for_health(address, Health::Well).await;
+}
+
+/// A request may wait for its answer for as long as it likes, and its cluster with it.
+#[tokio::test]
+async fn nobody_is_probed_under_a_ca_that_was_taken_out() {
+    let world = World::new();
+    let answer = |request: Request<RequestBody>| async move {
+        if request.uri().path() == "/never" {
+            std::future::pending::<()>().await;
+        }
+        Response::new(full("ok"))
+    };
+    let upstreams = [
+        world.apiserver().http(answer).start().await,
+        world.apiserver().http(answer).start().await,
+    ];
+    let [one, other] = upstreams.each_ref().map(Upstream::address);
+    let proxy = probing(&world, &[one, other]);
+    let mut waiting = proxy.client().http1().await;
+    waiting
+        .send(format!("GET /never HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))
+        .await;
+    let open = async {
+        while upstreams
+            .iter()
+            .map(Upstream::open_responses)
+            .sum::<usize>()
+            == 0
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    within("the request that waits", open).await;
+    world.dir.write("cluster-ca.crt", Ca::new("next").pem());
+    proxy.reload();
+    for address in [one, other] {
+        proxy.wait_for_health(address, Health::Ill).await;
+    }
+    let probes = || {
+        let requests = upstreams.iter().flat_map(Upstream::requests);
+        requests.filter(|one| one.target == "/readyz").count()
+    };
+    let (answered, dialled) = (probes(), upstreams[0].connections().len());
+    // The probes under the new CA are the measure of time; they send nothing.
+    upstreams[0]
+        .wait_for("ten probes more", |connections| {
+            (connections.len() >= dialled + 10).then_some(())
+        })
+        .await;
+    assert!(
+        probes() <= answered + 2,
+        "one round may have been under way"
+    );
+}

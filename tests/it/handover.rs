@@ -8,7 +8,7 @@ use standin::{client::Http1, within};
 use tokio::{net::TcpStream, task::JoinSet, time::Instant};
 
 use crate::{
-    drain::slow_or_endless,
+    drain::{endless, refuses_connections, slow_or_endless},
     proxy::{HOST, World},
     tunnels,
     upgrades::Switch,
@@ -78,7 +78,7 @@ async fn clients_that_wait_in_the_kernel_are_served_although_the_socket_closes()
         .proxy(upstream.address())
         // The others wait in the kernel until this one is gone.
         .limits(|limits| limits.connections = 1)
-        .timeouts(|timeouts| timeouts.drain = standin::WAIT * 10)
+        .patient()
         .start();
     let mut first = proxy.client().http1().await;
     first.get(HOST, "/", "").await;
@@ -95,6 +95,30 @@ async fn clients_that_wait_in_the_kernel_are_served_although_the_socket_closes()
     while let Some(answer) = asking.join_next().await {
         assert_eq!(answer.unwrap(), "ok");
     }
+    proxy.ended().await;
+}
+
+/// Whoever waits for a place must not keep the door open for others, who would be reset in the end.
+#[tokio::test]
+async fn the_socket_closes_although_there_is_no_place_for_whoever_has_come() {
+    let world = World::new();
+    let upstream = world.apiserver().http(slow_or_endless).start().await;
+    let mut proxy = world
+        .proxy(upstream.address())
+        .limits(|limits| limits.connections = 1)
+        .patient()
+        .start();
+    let first = endless(&proxy.client()).await;
+    let waiting = TcpStream::connect(proxy.address()).await.unwrap();
+    let client = proxy.client();
+    let late = tokio::spawn(async move {
+        let mut client = Http1::new(client.over(waiting).await.unwrap());
+        client.get(HOST, "/version", "").await.status
+    });
+    proxy.begin_shutdown();
+    refuses_connections(&proxy).await;
+    drop(first);
+    assert_eq!(late.await.unwrap(), 200);
     proxy.ended().await;
 }
 
@@ -138,21 +162,47 @@ async fn tunnels_have_a_deadline_of_their_own() {
     drop(endless);
 }
 
+/// systemd would kill the process, and with it the tunnel that the other worker waits for.
+#[tokio::test]
+async fn a_worker_that_has_ended_before_the_others_is_not_taken_for_one_that_hangs() {
+    let world = World::new();
+    let switch = Switch::start(&world).await;
+    let mut proxy = world
+        .proxy(switch.upstream.address())
+        .workers(2)
+        .timeouts(|timeouts| timeouts.drain_tunnels = standin::WAIT * 10)
+        .start();
+    let (mut client, mut asked) = tunnels::open(&proxy, &switch).await;
+    proxy.begin_shutdown();
+    proxy.wait_for_phase(Phase::Draining).await;
+    // The first beats may be from before the idle worker has ended.
+    for _ in 0..3 {
+        let seen = proxy.beats();
+        let all_beat = async {
+            while proxy
+                .beats()
+                .iter()
+                .zip(&seen)
+                .any(|(now, seen)| now == seen)
+            {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        within("a sign of life of each worker", all_beat).await;
+    }
+    asked.end().await;
+    assert_eq!(client.end().await.unwrap(), "");
+    drop(client);
+    proxy.ended().await;
+}
+
 /// Case 56. Who says it twice means it.
 #[tokio::test]
 async fn a_second_signal_ends_everything() {
     let world = World::new();
     let upstream = world.apiserver().http(slow_or_endless).start().await;
-    let mut proxy = world
-        .proxy(upstream.address())
-        .timeouts(|timeouts| timeouts.drain = standin::WAIT * 10)
-        .start();
-    let mut client = proxy.client().http1().await;
-    client
-        .send(format!("GET /endless HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))
-        .await;
-    assert_eq!(client.head().await.unwrap().status, 200);
-    assert_eq!(client.chunk().await.unwrap(), "event\n");
+    let mut proxy = world.proxy(upstream.address()).patient().start();
+    let mut client = endless(&proxy.client()).await;
     proxy.begin_shutdown();
     proxy.wait_for_phase(Phase::Draining).await;
     proxy.stop().now();

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use h2::RecvStream;
 use http::{Request, Response};
 use kube_tls_proxy::{
-    app::{App, Stop},
+    app::{App, Beats, Stop},
     config::{
         ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts, TrustSource,
     },
@@ -52,6 +52,7 @@ pub(crate) struct Proxy {
     client: Client,
     reload_now: Arc<Notify>,
     stop: Stop,
+    beats: Beats,
     phase: watch::Receiver<Phase>,
     report: watch::Receiver<Report>,
     shutdown: Option<oneshot::Sender<()>>,
@@ -132,9 +133,19 @@ impl Setup<'_> {
         self
     }
 
+    pub(crate) fn workers(mut self, workers: usize) -> Self {
+        self.config.workers = NonZeroUsize::new(workers).unwrap();
+        self
+    }
+
     pub(crate) fn cluster(mut self, change: impl FnOnce(&mut ClusterConfig)) -> Self {
         change(&mut self.config.clusters[0]);
         self
+    }
+
+    /// Lets what runs at the end take its time.
+    pub(crate) fn patient(self) -> Self {
+        self.timeouts(|timeouts| timeouts.drain = standin::WAIT * 10)
     }
 
     /// Opens the admin port.
@@ -155,7 +166,7 @@ impl Setup<'_> {
         let address = app.addresses()[0];
         let admin = app.admin_address();
         let (reload_now, stop, phase) = (app.reload_now(), app.stop(), app.phase());
-        let report = app.reloader().report();
+        let (beats, report) = (app.beats(), app.reloader().report());
         let (shutdown, told) = oneshot::channel::<()>();
         let running = tokio::spawn(async move {
             let told = async {
@@ -171,6 +182,7 @@ impl Setup<'_> {
             client: Client::new(address).trust(&self.world.public_ca).sni(HOST),
             reload_now,
             stop,
+            beats,
             phase,
             report,
             shutdown: Some(shutdown),
@@ -224,6 +236,11 @@ impl Proxy {
     /// Hastens the end, as a second SIGTERM does.
     pub(crate) fn stop(&self) -> &Stop {
         &self.stop
+    }
+
+    /// The signs of life of its workers.
+    pub(crate) fn beats(&self) -> Vec<u64> {
+        self.beats.now()
     }
 
     /// Waits until it is so far on its way to its end.

@@ -63,7 +63,8 @@ def seconds(text):
 
 
 def default_seconds(key):
-    """The default of a duration, from the file that shows every key; `None` if there is no such key."""
+    """The default of a duration, from the file that shows every key."""
     text = (ROOT / "config/kube-tls-proxy.yaml").read_text()
     found = re.search(rf"^ +(?:# )?{key}: ([0-9]\w*)", text, re.MULTILINE)
-    return found and seconds(found.group(1))
+    assert found, f"no {key} in the file that shows every key"
+    return seconds(found.group(1))

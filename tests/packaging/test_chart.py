@@ -79,6 +79,17 @@ class Chart(unittest.TestCase):
         self.assertIn(f"--config={mount['mountPath']}/kube-tls-proxy.yaml", container["args"])
         self.assertIn({"name": "config", "configMap": {"name": "kube-tls-proxy"}}, pod["volumes"])
 
+    def test_without_ipv6_it_listens_on_ipv4_and_nothing_else_changes(self):
+        def args(*settings):
+            pod = rendered.chart(*settings)["Deployment", "kube-tls-proxy"]["spec"]["template"]["spec"]
+            return pod["containers"][0]["args"]
+
+        with_ipv6, without = args(), args("ipv6=false")
+        listen = [flag for flag in without if "listen=" in flag]
+        self.assertEqual(listen, ["--listen=0.0.0.0:8443", "--admin-listen=0.0.0.0:9090"])
+        rest = [flag for flag in without if flag not in listen]
+        self.assertEqual(rest, [flag for flag in with_ipv6 if flag != "--admin-listen=[::]:9090"])
+
     def test_only_what_needs_a_restart_restarts_the_pods(self):
         def checksum(config):
             objects = rendered.chart(f"config={config}")

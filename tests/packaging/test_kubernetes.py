@@ -59,11 +59,11 @@ class Base(unittest.TestCase):
     def test_a_pod_that_drains_is_not_taken_for_unready_before_it_stops_accepting(self):
         probe = self.container["readinessProbe"]
         noted = (probe["failureThreshold"] - 1) * probe["periodSeconds"]
-        self.assertGreaterEqual(noted, rendered.default_seconds("drainDelay") or 5)
+        self.assertGreaterEqual(noted, rendered.default_seconds("drainDelay"))
 
     def test_the_grace_period_is_longer_than_the_drain(self):
-        delay = rendered.default_seconds("drainDelay") or 5
-        drain = max(rendered.default_seconds("drain"), rendered.default_seconds("drainTunnels") or 60)
+        delay = rendered.default_seconds("drainDelay")
+        drain = max(rendered.default_seconds("drain"), rendered.default_seconds("drainTunnels"))
         grace = self.pod["terminationGracePeriodSeconds"]
         self.assertGreaterEqual(grace, delay + drain + 5)
         self.assertNotIn("lifecycle", self.container)

@@ -76,8 +76,8 @@ class Units(unittest.TestCase):
         self.assertEqual(settings(SERVICE)["Type"], ["notify", "notify-reload"])
 
     def test_the_stop_is_longer_than_the_drain(self):
-        delay = rendered.default_seconds("drainDelay") or 5
-        drain = max(rendered.default_seconds("drain"), rendered.default_seconds("drainTunnels") or 60)
+        delay = rendered.default_seconds("drainDelay")
+        drain = max(rendered.default_seconds("drain"), rendered.default_seconds("drainTunnels"))
         (stop,) = settings(SERVICE)["TimeoutStopSec"]
         self.assertGreaterEqual(rendered.seconds(stop), delay + drain + 5)
 

@@ -19,7 +19,7 @@ use std::{
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::print_failure;
+use super::{failure::print, print_failure};
 use crate::{
     check::{Token, TokenFault},
     config::{ConfigError, UpstreamUrl},
@@ -84,6 +84,8 @@ enum Failure {
     EmptyName,
     #[error(transparent)]
     Write(#[from] WriteFault),
+    #[error("cannot write to stdout")]
+    Print(#[source] io::Error),
 }
 
 /// Prints or writes a kubeconfig, and returns the exit code.
@@ -93,7 +95,7 @@ pub(super) fn kubeconfig(args: &KubeconfigArgs) -> ExitCode {
         Err(error) => {
             print_failure(&error);
             match error {
-                Failure::Write(_) => ExitCode::from(1),
+                Failure::Write(_) | Failure::Print(_) => ExitCode::from(1),
                 Failure::Config(_) | Failure::Token(_) | Failure::EmptyName => ExitCode::from(2),
             }
         }
@@ -203,8 +205,7 @@ fn deliver(args: &KubeconfigArgs, made: Made) -> Result<(), Failure> {
             );
             remarks.insert(0, written);
         }
-        // A closed pipe leaves nobody to tell.
-        None => drop(io::stdout().lock().write_all(made.text.as_bytes())),
+        None => print(&made.text).map_err(Failure::Print)?,
     }
     let mut stderr = io::stderr().lock();
     for remark in &remarks {

@@ -5,7 +5,7 @@ use std::path::{Path, absolute};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::config::{ConfigError, Fault, FileKind, load_yaml};
+use crate::config::{ConfigError, Kubeconfig, NamedContext};
 
 /// One context of a kubeconfig.
 #[derive(Debug)]
@@ -20,29 +20,6 @@ pub(super) struct Source {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct Kubeconfig {
-    current_context: Option<String>,
-    // client-go writes `null` for an empty list.
-    contexts: Option<Vec<NamedContext>>,
-    users: Option<Vec<NamedUser>>,
-}
-
-#[derive(Deserialize)]
-struct NamedContext {
-    name: String,
-    context: Context,
-}
-
-#[derive(Deserialize)]
-struct Context {
-    cluster: String,
-    #[serde(default)]
-    user: String,
-    namespace: Option<String>,
-}
-
-#[derive(Deserialize)]
 struct NamedUser {
     name: String,
     user: Option<Map<String, Value>>,
@@ -51,35 +28,8 @@ struct NamedUser {
 impl Source {
     /// The context `wanted` of `file`, or its current one.
     pub(super) fn load(file: &Path, wanted: Option<&str>) -> Result<Self, ConfigError> {
-        let kubeconfig: Kubeconfig = load_yaml(FileKind::Kubeconfig, file)?;
-        let fault = |source| ConfigError::File {
-            kind: FileKind::Kubeconfig,
-            file: file.to_owned(),
-            at: None,
-            source: Box::new(source),
-        };
-        let contexts = kubeconfig.contexts.unwrap_or_default();
-        if contexts.is_empty() {
-            return Err(fault(Fault::NoContexts));
-        }
-        let names: Vec<_> = contexts
-            .iter()
-            .map(|context| context.name.escape_debug().to_string())
-            .collect();
-        let known = names.join(", ");
-        let wanted = wanted
-            .map(str::to_owned)
-            .or(kubeconfig.current_context)
-            .filter(|name| !name.is_empty());
-        let Some(wanted) = wanted else {
-            return Err(fault(Fault::NoCurrentContext { known }));
-        };
-        let Some(NamedContext { name, context }) =
-            contexts.into_iter().find(|entry| entry.name == wanted)
-        else {
-            let name = wanted.escape_debug().to_string();
-            return Err(fault(Fault::NoContext { name, known }));
-        };
+        let kubeconfig = Kubeconfig::<NamedUser>::load(file)?;
+        let NamedContext { name, context } = kubeconfig.context(file, wanted)?;
         let user = kubeconfig
             .users
             .unwrap_or_default()

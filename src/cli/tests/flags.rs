@@ -293,3 +293,17 @@ fn a_flag_that_comes_from_a_variable_is_named_by_it() {
         assert_eq!(sentence(args), expected);
     }
 }
+
+/// Sentences that refer to the one before must stand behind it.
+#[test]
+fn the_help_reads_from_the_top() {
+    let mut command = Cli::command();
+    let serve = command.find_subcommand_mut("serve").unwrap();
+    let help = serve.render_long_help().to_string();
+    let flags: Vec<_> = help
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("--")?.split(' ').next())
+        .collect();
+    let drain = ["drain-delay", "drain-timeout", "drain-tunnels"];
+    assert!(flags.windows(3).any(|three| three == drain), "{flags:?}");
+}

@@ -124,6 +124,13 @@ fn a_good_command_line_starts() {
             format!("{CERT} {UPSTREAM} --kubeconfig= --context= --workers= --listen="),
             outside_of_a_pod(),
         ),
+        // Nobody takes anything from anybody.
+        (
+            format!(
+                "{CERT} {UPSTREAM} --listen 127.0.0.1:1,[::1]:1,0.0.0.0:2,:3,127.0.0.1:0,127.0.0.1:0 --admin-listen 10.0.0.1:1"
+            ),
+            outside_of_a_pod(),
+        ),
     ] {
         differences.compare(&line, fixture.sentence(&line, &env), "it starts");
     }

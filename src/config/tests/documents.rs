@@ -100,12 +100,12 @@ fn the_committed_schema_is_current() {
     let file = repository("config/kube-tls-proxy.schema.json");
     let mut current = serde_json::to_string_pretty(&schema()).unwrap();
     current.push('\n');
-    if env::var_os("UPDATE_SCHEMA").is_some() {
+    if env::var_os("UPDATE").is_some() {
         fs::write(&file, &current).unwrap();
     }
     assert!(
         fs::read_to_string(&file).unwrap_or_default() == current,
-        "config/kube-tls-proxy.schema.json is stale: UPDATE_SCHEMA=1 cargo test committed_schema"
+        "config/kube-tls-proxy.schema.json is stale: UPDATE=1 cargo test committed_schema"
     );
 }
 

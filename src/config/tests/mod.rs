@@ -1,6 +1,7 @@
 //! What configuration comes out of flags, file, kubeconfig and pod; refusals are in `cli::tests`.
 
 mod documents;
+mod files;
 mod kubeconfigs;
 mod values;
 

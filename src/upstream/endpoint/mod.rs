@@ -9,14 +9,17 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::{Notify, futures::Notified},
+    time::Instant,
+};
 use tracing::{info, warn};
 
 pub(super) use condition::Endpoint;
@@ -33,6 +36,8 @@ pub struct Endpoints {
     is_fixed: bool,
     list: ArcSwap<Vec<Arc<Endpoint>>>,
     turn: AtomicUsize,
+    /// Held while the list is looked at as a whole and the outcome is written down.
+    judging: Mutex<()>,
     /// Somebody had reason to doubt an endpoint.
     doubt: Notify,
 }
@@ -91,6 +96,7 @@ impl Endpoints {
                     .collect(),
             ),
             turn: AtomicUsize::new(0),
+            judging: Mutex::new(()),
             doubt: Notify::new(),
         }
     }
@@ -168,16 +174,25 @@ impl Endpoints {
         self.doubt.notify_waiters();
     }
 
-    /// Waits for the next round of probes: an interval, or a failure to look at.
-    pub(super) async fn next_round(&self, interval: Duration) {
-        let somebody_doubts = self.doubt.notified();
-        if tokio::time::timeout(with_jitter(interval), somebody_doubts)
+    /// Every doubt from now on; the probes of a round have some too.
+    pub(super) fn doubts(&self) -> Notified<'_> {
+        self.doubt.notified()
+    }
+
+    /// Waits for the next round of probes: an interval, or one of these doubts to look into.
+    pub(super) async fn next_round(&self, doubts: Notified<'_>, interval: Duration) {
+        if tokio::time::timeout(with_jitter(interval), doubts)
             .await
             .is_ok()
         {
             // The endpoint that failed a moment ago, not the very moment.
             tokio::time::sleep(with_jitter(SECOND_LOOK).min(interval)).await;
         }
+    }
+
+    /// All endpoints there are now.
+    pub(super) fn all(&self) -> Vec<Arc<Endpoint>> {
+        self.list.load().to_vec()
     }
 
     /// Which endpoints are worth a probe: all, so that illness is found before a request finds it; a
@@ -191,7 +206,10 @@ impl Endpoints {
         worth.cloned().collect()
     }
 
+    /// Says of each endpoint whether it is passed over. One thread after the other: what an older look has
+    /// found, written behind what a newer one has, would stay until the next change.
     fn judge(&self) {
+        let _alone = self.judging.lock().unwrap_or_else(PoisonError::into_inner);
         let list = self.list.load();
         let any_well = list.iter().any(|endpoint| endpoint.state() == Health::Well);
         for endpoint in list.iter() {
@@ -284,8 +302,9 @@ impl Endpoints {
 const MAX_TRIES: usize = 3;
 /// How soon to look again while no address is known.
 const FIRST_LOOKUP_RETRY: Duration = Duration::from_secs(1);
-/// How soon an endpoint that failed is probed.
-const SECOND_LOOK: Duration = Duration::from_secs(1);
+/// How soon an endpoint that failed is probed: behind the pause of its first failure, in which it would not
+/// be taken back, whatever the jitter of both.
+const SECOND_LOOK: Duration = Duration::from_millis(1500);
 
 #[cfg(test)]
 mod tests;

@@ -130,3 +130,46 @@ async fn an_address_literal_needs_no_lookup() {
     );
     endpoints.resolve().await.unwrap();
 }
+
+/// Workers find out on threads of their own; the last word must be about how all of them are in the end.
+#[test]
+fn two_that_fall_ill_at_once_are_not_passed_over_for_each_other() {
+    for round in 0..3_000 {
+        let endpoints = endpoints([A, B]);
+        let both = [A, B].map(|host| of(&endpoints, host));
+        both.iter()
+            .for_each(|endpoint| endpoints.mark_well(endpoint));
+        let start = std::sync::Barrier::new(2);
+        std::thread::scope(|threads| {
+            for endpoint in &both {
+                threads.spawn(|| {
+                    start.wait();
+                    endpoints.mark_ill(endpoint, "refused".into());
+                });
+            }
+        });
+        let passed_over = both.each_ref().map(|one| one.is_passed_over());
+        assert_eq!(passed_over, [false, false], "round {round}");
+    }
+}
+
+/// A probe that fails does so while nobody waits for the next round.
+#[tokio::test(start_paused = true)]
+async fn one_that_was_ill_for_a_moment_is_looked_at_soon_and_then_taken_back() {
+    const INTERVAL: Duration = Duration::from_secs(600);
+    for _ in 0..50 {
+        let endpoints = endpoints([A, B]);
+        let a = of(&endpoints, A);
+        let doubts = endpoints.doubts();
+        let began = Instant::now();
+        endpoints.mark_ill(&a, "no answer".into());
+        endpoints.next_round(doubts, INTERVAL).await;
+        assert!(
+            began.elapsed() < Duration::from_secs(3),
+            "{:?}",
+            began.elapsed()
+        );
+        endpoints.mark_well(&a);
+        assert_eq!(a.state(), Health::Well, "after {:?}", began.elapsed());
+    }
+}

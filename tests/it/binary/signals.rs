@@ -1,8 +1,10 @@
 //! The signals, one by one and on top of each other, and what systemd hears of them.
 
 use std::{
-    net::TcpListener,
-    os::{fd::OwnedFd, unix::net::UnixDatagram as StdDatagram},
+    io::ErrorKind,
+    net::{SocketAddr, TcpListener},
+    os::fd::OwnedFd,
+    path::PathBuf,
     process::Stdio,
     time::Duration,
 };
@@ -18,7 +20,6 @@ use super::{Binary, good_flags};
 use crate::proxy::{HOST, World};
 
 const WATCHDOG: &str = "WATCHDOG=1\n";
-const ENDLESS: &str = "GET /endless HTTP/1.1\r\nHost: kube.test\r\n\r\n";
 
 /// New clients are served for `--drain-delay` behind SIGTERM; nobody waits for it behind SIGINT.
 #[tokio::test]
@@ -52,10 +53,7 @@ async fn a_second_signal_ends_everything_at_once() {
     for (first, second) in [("TERM", "TERM"), ("TERM", "INT"), ("INT", "TERM")] {
         let flags = ["--drain-timeout", "1h"];
         let mut binary = Binary::start(&world, upstream.address(), &flags).await;
-        let mut client = binary.client(&world).http1().await;
-        client.send(ENDLESS).await;
-        assert_eq!(client.head().await.unwrap().status, 200);
-        assert_eq!(client.chunk().await.unwrap(), "event\n");
+        let mut client = crate::drain::endless(&binary.client(&world)).await;
         binary.signal(first).await;
         binary.wait_for_line("draining").await;
         binary.signal(second).await;
@@ -93,6 +91,35 @@ async fn a_signal_to_stop_during_a_reload_and_a_reload_during_the_end() {
     binary.signal("HUP").await;
     assert_eq!(slow.response().await.text(), "late");
     assert_eq!(binary.exit_code().await, Some(0), "{:?}", binary.stderr());
+}
+
+/// New clients come until the delay is over, and get the certificate that is there.
+#[tokio::test]
+async fn sighup_within_the_delay_is_a_reload_of_which_systemd_hears_nothing() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let config = world.dir.write("seldom.yaml", "timeouts: {reload: 1h}");
+    let systemd = Systemd::new(&world);
+    let flags = ["--config", config.to_str().unwrap(), "--drain-delay", "1m"];
+    let environment = [("NOTIFY_SOCKET", systemd.path())];
+    let started = Binary::start_with(&world, upstream.address(), &flags, &environment);
+    let mut binary = started.await;
+    assert!(systemd.told().await.contains("READY=1"));
+    binary.signal("TERM").await;
+    binary
+        .wait_for_line("told to stop, new clients are still served")
+        .await;
+    let new = world.public_ca.server(&[HOST, "127.0.0.1"]);
+    new.write(&world.dir, "public");
+    binary.signal("HUP").await;
+    binary.wait_for_line("reloaded").await;
+    let client = binary.client(&world).connect().await.unwrap();
+    assert_eq!(client.server_certificates()[0], new.chain[0]);
+    drop(client);
+    binary.signal("TERM").await;
+    assert_eq!(binary.exit_code().await, Some(0));
+    assert!(systemd.told().await.starts_with("STOPPING=1\n"));
+    systemd.heard_nothing_more();
 }
 
 /// An operator who looks at the log must not search it for the one line that counts.
@@ -155,23 +182,49 @@ async fn what_needs_a_restart_is_said_once() {
     assert_eq!(said, 1, "{lines:?}");
 }
 
-/// What systemd was told next.
-async fn told(systemd: &UnixDatagram) -> String {
-    let mut text = vec![0; 4096];
-    let length = within("word to systemd", systemd.recv(&mut text))
-        .await
-        .unwrap();
-    text.truncate(length);
-    String::from_utf8(text).unwrap()
+/// The ear of systemd.
+struct Systemd {
+    path: PathBuf,
+    socket: UnixDatagram,
 }
 
-/// What systemd was told next besides that the workers live.
-async fn told_else(systemd: &UnixDatagram) -> String {
-    loop {
-        let words = told(systemd).await;
-        if words != WATCHDOG {
-            return words;
+impl Systemd {
+    fn new(world: &World) -> Self {
+        let path = world.dir.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        Self { path, socket }
+    }
+
+    /// What `NOTIFY_SOCKET` is.
+    fn path(&self) -> &str {
+        self.path.to_str().unwrap()
+    }
+
+    /// What it was told next.
+    async fn told(&self) -> String {
+        let mut text = vec![0; 4096];
+        let length = within("word to systemd", self.socket.recv(&mut text))
+            .await
+            .unwrap();
+        text.truncate(length);
+        String::from_utf8(text).unwrap()
+    }
+
+    /// What it was told next besides that the workers live.
+    async fn told_else(&self) -> String {
+        loop {
+            let words = self.told().await;
+            if words != WATCHDOG {
+                return words;
+            }
         }
+    }
+
+    /// Asserts that nothing else was said; to be called once the process has ended.
+    #[track_caller]
+    fn heard_nothing_more(&self) {
+        let heard = self.socket.try_recv(&mut [0; 4096]);
+        assert_eq!(heard.unwrap_err().kind(), ErrorKind::WouldBlock);
     }
 }
 
@@ -180,31 +233,28 @@ async fn told_else(systemd: &UnixDatagram) -> String {
 async fn systemd_hears_of_start_reload_and_stop_and_that_the_workers_live() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
-    let path = world.dir.path().join("notify");
-    let socket = StdDatagram::bind(&path).unwrap();
-    socket.set_nonblocking(true).unwrap();
-    let systemd = UnixDatagram::from_std(socket).unwrap();
+    let systemd = Systemd::new(&world);
     let environment = [
-        ("NOTIFY_SOCKET", path.to_str().unwrap()),
+        ("NOTIFY_SOCKET", systemd.path()),
         ("WATCHDOG_USEC", "3000000"),
     ];
     let started = Binary::start_with(&world, upstream.address(), &[], &environment);
     let mut binary = started.await;
-    assert!(told_else(&systemd).await.contains("READY=1"));
-    assert_eq!(told(&systemd).await, WATCHDOG);
+    assert!(systemd.told_else().await.contains("READY=1"));
+    assert_eq!(systemd.told().await, WATCHDOG);
     binary.signal("HUP").await;
-    let words = told_else(&systemd).await;
+    let words = systemd.told_else().await;
     let since = words.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap();
     assert!(since.trim_end().parse::<u64>().unwrap() > 0);
-    assert!(told_else(&systemd).await.contains("READY=1"));
+    assert!(systemd.told_else().await.contains("READY=1"));
     binary.signal("TERM").await;
-    let words = told_else(&systemd).await;
+    let words = systemd.told_else().await;
     assert!(words.starts_with("STOPPING=1\n"), "{words}");
     assert_eq!(binary.exit_code().await, Some(0));
 }
 
 /// Starts it with a socket as systemd passes one: as file 3.
-fn activated(world: &World, upstream: std::net::SocketAddr, socket: &TcpListener) -> Child {
+fn activated(world: &World, upstream: SocketAddr, socket: impl Into<OwnedFd>) -> Child {
     let flags = good_flags(world, upstream);
     let script = "exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$@\"";
     Command::new("sh")
@@ -216,7 +266,7 @@ fn activated(world: &World, upstream: std::net::SocketAddr, socket: &TcpListener
             "serve",
         ])
         .args(flags)
-        .stdin(OwnedFd::from(socket.try_clone().unwrap()))
+        .stdin(socket.into())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
@@ -234,7 +284,8 @@ async fn a_client_that_comes_between_two_processes_is_served_by_the_second() {
     let client = standin::client::Client::new(address)
         .trust(&world.public_ca)
         .sni(HOST);
-    let mut first = activated(&world, upstream.address(), &socket);
+    let again = socket.try_clone().unwrap();
+    let mut first = activated(&world, upstream.address(), again);
     let mut early = client.http1().await;
     assert_eq!(early.get(HOST, "/version", "").await.text(), "ok");
     let pid = first.id().unwrap().to_string();
@@ -248,7 +299,7 @@ async fn a_client_that_comes_between_two_processes_is_served_by_the_second() {
     assert!(words.contains(&format!("listening   {address}")), "{words}");
 
     let waiting = TcpStream::connect(address).await.unwrap();
-    let _second = activated(&world, upstream.address(), &socket);
+    let _second = activated(&world, upstream.address(), socket);
     let mut late = standin::client::Http1::new(client.over(waiting).await.unwrap());
     assert_eq!(late.get(HOST, "/version", "").await.text(), "ok");
 }
@@ -278,4 +329,18 @@ async fn a_second_process_takes_the_port_over_without_a_refused_client() {
     first.signal("TERM").await;
     assert_eq!(first.exit_code().await, Some(0));
     within("a hundred clients", asking).await.unwrap();
+}
+
+/// A mistake in a unit file is no failure of a process that ran.
+#[tokio::test]
+async fn a_socket_that_does_not_listen_is_a_mistake_in_the_configuration() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let started = activated(&world, upstream.address(), datagrams);
+    let ended = within("the end", started.wait_with_output()).await.unwrap();
+    let words = String::from_utf8(ended.stderr).unwrap();
+    let sentence = "kube-tls-proxy: socket 0 of the socket unit does not listen on TCP; give it with ListenStream=ADDRESS:PORT\n";
+    assert_eq!(words, sentence);
+    assert_eq!(ended.status.code(), Some(2));
 }

@@ -52,6 +52,26 @@ pub struct Accepted {
     pub permit: OwnedSemaphorePermit,
 }
 
+/// A connection that has no place yet; nothing is done for it.
+#[derive(Debug)]
+pub struct Unplaced {
+    stream: TcpStream,
+    peer: PeerAddr,
+}
+
+impl Unplaced {
+    /// The same at this place.
+    #[must_use]
+    pub fn at(self, permit: OwnedSemaphorePermit) -> Accepted {
+        let Self { stream, peer } = self;
+        Accepted {
+            stream,
+            peer,
+            permit,
+        }
+    }
+}
+
 /// Sockets on one address, one for each worker; the kernel spreads connections over them.
 ///
 /// # Errors
@@ -65,13 +85,7 @@ pub fn bind(
     workers: usize,
     others: Others,
 ) -> io::Result<Vec<std::net::TcpListener>> {
-    let claim = open(address)?;
-    if others == Others::TakenOver {
-        claim.set_reuse_port(true)?;
-    }
-    claim.bind(&address.into())?;
-    let bound = claim.local_addr()?.as_socket().unwrap_or(address);
-    drop(claim);
+    let bound = claim(address, others)?;
     (0..workers)
         .map(|_| {
             let socket = open(bound)?;
@@ -81,6 +95,21 @@ pub fn bind(
             Ok(socket.into())
         })
         .collect()
+}
+
+/// Whether [`bind`] would get the address, which comes back with the port that the kernel chose. Nothing
+/// listens for it, so that no client can come to what is gone at once.
+///
+/// # Errors
+///
+/// As [`bind`].
+pub fn claim(address: SocketAddr, others: Others) -> io::Result<SocketAddr> {
+    let claim = open(address)?;
+    if others == Others::TakenOver {
+        claim.set_reuse_port(true)?;
+    }
+    claim.bind(&address.into())?;
+    Ok(claim.local_addr()?.as_socket().unwrap_or(address))
 }
 
 /// What it means when another process listens on an address.
@@ -143,21 +172,24 @@ impl Listener {
         })
     }
 
-    /// The next connection, which waits for its place with [`Listener::admit`]. Errors of `accept`
+    /// The next connection, for which a place is still to be found. Errors of `accept`
     /// are waited out, not returned: they are either the client's or, like a lack of file descriptors,
     /// pass (Envoy CVE-2020-8663).
     ///
     /// # Cancel safety
     ///
     /// Cancel safe: no connection is lost.
-    pub async fn next(&self) -> (TcpStream, PeerAddr) {
+    pub async fn next(&self) -> Unplaced {
         let mut pause = FIRST_PAUSE;
         loop {
             let accepted = self.socket.accept().await;
             match accepted.and_then(|(stream, peer)| {
                 socket::tune(&stream, &self.timeouts).map(|()| (stream, peer))
             }) {
-                Ok((stream, peer)) => return (stream, PeerAddr(peer)),
+                Ok((stream, peer)) => {
+                    let peer = PeerAddr(peer);
+                    return Unplaced { stream, peer };
+                }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
                     warn!(error = %causes(&error), pause = ?pause, "accept failed");
@@ -172,9 +204,15 @@ impl Listener {
     ///
     /// # Cancel safety
     ///
-    /// Not cancel safe: the connection is closed.
-    pub async fn admit(&self, (stream, peer): (TcpStream, PeerAddr)) -> Accepted {
-        admit(&self.connections, &self.counts, stream, peer).await
+    /// Cancel safe.
+    pub async fn place(&self) -> OwnedSemaphorePermit {
+        place(&self.connections, &self.counts).await
+    }
+
+    /// A place for one more connection, if there is one now.
+    #[must_use]
+    pub fn free_place(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.connections).try_acquire_owned().ok()
     }
 
     /// Begins the end: from now on the kernel finishes the handshakes under way, and
@@ -189,21 +227,14 @@ impl Listener {
         }
     }
 
-    /// Stops to listen. Returns the connections that the kernel has established and nobody has
-    /// accepted: it would reset them with the socket.
-    pub fn close(self) -> Rest {
+    /// Stops to listen. Returns these connections, which were accepted and have no place yet, and those
+    /// that the kernel has established and nobody has accepted: it would reset them with the socket.
+    pub fn close(self, unplaced: Vec<Unplaced>) -> Rest {
         let mut waiting = Vec::new();
-        let (connections, timeouts, counts) = (self.connections, self.timeouts, self.counts);
-        if self.owner == Owner::Parent {
-            return Rest {
-                waiting: waiting.into_iter(),
-                connections,
-                timeouts,
-                counts,
-            };
-        }
         // Asked directly: the runtime hears of a connection only when it next looks.
-        if let Ok(socket) = self.socket.into_std() {
+        if self.owner == Owner::Proxy
+            && let Ok(socket) = self.socket.into_std()
+        {
             loop {
                 match socket.accept() {
                     Ok((stream, peer)) => waiting.push((stream, PeerAddr(peer))),
@@ -214,10 +245,11 @@ impl Listener {
             }
         }
         Rest {
+            unplaced: unplaced.into_iter(),
             waiting: waiting.into_iter(),
-            connections,
-            timeouts,
-            counts,
+            connections: self.connections,
+            timeouts: self.timeouts,
+            counts: self.counts,
         }
     }
 }
@@ -225,6 +257,7 @@ impl Listener {
 /// What was in the queue of a listener that was closed.
 #[derive(Debug)]
 pub struct Rest {
+    unplaced: std::vec::IntoIter<Unplaced>,
     waiting: std::vec::IntoIter<(std::net::TcpStream, PeerAddr)>,
     connections: Arc<Semaphore>,
     timeouts: Timeouts,
@@ -234,36 +267,31 @@ pub struct Rest {
 impl Rest {
     /// The next of them, once there is a place for it.
     pub async fn next(&mut self) -> Option<Accepted> {
-        loop {
-            let (stream, peer) = self.waiting.next()?;
+        let unplaced = self.unplaced.next().or_else(|| self.next_waiting())?;
+        let permit = place(&self.connections, &self.counts).await;
+        Some(unplaced.at(permit))
+    }
+
+    fn next_waiting(&mut self) -> Option<Unplaced> {
+        self.waiting.find_map(|(stream, peer)| {
             let ready = stream
                 .set_nonblocking(true)
                 .and_then(|()| TcpStream::from_std(stream))
                 .and_then(|stream| socket::tune(&stream, &self.timeouts).map(|()| stream));
             // One that fails here is dead.
-            if let Ok(stream) = ready {
-                return Some(admit(&self.connections, &self.counts, stream, peer).await);
-            }
-        }
+            let stream = ready.ok()?;
+            Some(Unplaced { stream, peer })
+        })
     }
 }
 
-async fn admit(
-    connections: &Arc<Semaphore>,
-    counts: &Counts,
-    stream: TcpStream,
-    peer: PeerAddr,
-) -> Accepted {
+async fn place(connections: &Arc<Semaphore>, counts: &Counts) -> OwnedSemaphorePermit {
     if connections.available_permits() == 0 {
         counts.limit_hit(Limit::Connections);
     }
     loop {
         if let Ok(permit) = Arc::clone(connections).acquire_owned().await {
-            return Accepted {
-                stream,
-                peer,
-                permit,
-            };
+            return permit;
         }
     }
 }
@@ -284,101 +312,4 @@ const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
-mod tests {
-    use std::net::TcpStream as Client;
-
-    use super::*;
-
-    /// Two proxies that share a port in silence would each get a part of the connections.
-    #[test]
-    fn a_port_is_shared_with_another_proxy_only_to_take_over() {
-        let first = bind("127.0.0.1:0".parse().unwrap(), 2, Others::Refused).unwrap();
-        let address = first[0].local_addr().unwrap();
-        assert_eq!(first[1].local_addr().unwrap(), address);
-        let second = bind(address, 2, Others::Refused).unwrap_err();
-        assert_eq!(second.kind(), io::ErrorKind::AddrInUse);
-        let third = bind(address, 2, Others::TakenOver).unwrap();
-        assert_eq!(third[1].local_addr().unwrap(), address);
-    }
-
-    fn listener(address: &str) -> (Listener, SocketAddr) {
-        let socket = bind(address.parse().unwrap(), 1, Others::Refused)
-            .unwrap()
-            .remove(0);
-        let address = socket.local_addr().unwrap();
-        let connections = Arc::new(Semaphore::new(10));
-        let listener = Listener::new(
-            socket,
-            Owner::Proxy,
-            connections,
-            Timeouts::default(),
-            Arc::default(),
-        )
-        .unwrap();
-        (listener, address)
-    }
-
-    /// The kernel resets what is in the queue of a socket that is closed.
-    #[tokio::test]
-    async fn connections_that_nobody_accepted_are_served_behind_the_end() {
-        let (listener, address) = listener("127.0.0.1:0");
-        let waiting: Vec<_> = (0..3).map(|_| Client::connect(address).unwrap()).collect();
-        let mut rest = listener.close();
-        Client::connect(address).unwrap_err();
-        for client in waiting {
-            let accepted = rest.next().await.unwrap();
-            assert_eq!(accepted.peer.0, client.local_addr().unwrap());
-        }
-        assert!(rest.next().await.is_none());
-    }
-
-    /// Between the last look at the queue and the end of the socket there would always be a moment in
-    /// which a client could still connect, only to be reset.
-    #[cfg(target_os = "linux")]
-    #[tokio::test]
-    async fn whoever_connects_while_it_winds_up_is_left_to_the_next_listener() {
-        let (old, address) = listener("127.0.0.1:0");
-        old.wind_up();
-        let connecting = TcpStream::connect(address);
-        let mut connecting = std::pin::pin!(connecting);
-        let early = tokio::time::timeout(Duration::from_millis(200), connecting.as_mut());
-        early.await.unwrap_err();
-        assert!(old.close().next().await.is_none());
-        let new = bind(address, 1, Others::Refused).unwrap().remove(0);
-        let connections = Arc::new(Semaphore::new(1));
-        let new = Listener::new(
-            new,
-            Owner::Proxy,
-            connections,
-            Timeouts::default(),
-            Arc::default(),
-        )
-        .unwrap();
-        let (client, (_, peer)) = tokio::join!(connecting, new.next());
-        assert_eq!(peer.0, client.unwrap().local_addr().unwrap());
-    }
-
-    /// Systemd keeps the socket; what is in its queue is for the process that comes next.
-    #[tokio::test]
-    async fn the_queue_of_an_inherited_socket_is_left_alone() {
-        let socket = bind("127.0.0.1:0".parse().unwrap(), 1, Others::Refused)
-            .unwrap()
-            .remove(0);
-        let address = socket.local_addr().unwrap();
-        let shared = share(&socket, 1).unwrap().remove(0);
-        let connections = Arc::new(Semaphore::new(1));
-        let listener = Listener::new(
-            shared,
-            Owner::Parent,
-            connections,
-            Timeouts::default(),
-            Arc::default(),
-        )
-        .unwrap();
-        listener.wind_up();
-        let client = Client::connect(address).unwrap();
-        assert!(listener.close().next().await.is_none());
-        let (_, peer) = socket.accept().unwrap();
-        assert_eq!(peer, client.local_addr().unwrap());
-    }
-}
+mod tests;
