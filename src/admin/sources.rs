@@ -27,6 +27,8 @@ pub struct Sources {
     pub phase: watch::Receiver<Phase>,
     /// Where clients connect.
     pub listening: Vec<SocketAddr>,
+    /// How many of their connections may be open at once.
+    pub connections_limit: usize,
     /// When the process started, by both clocks.
     pub started: (SystemTime, Instant),
 }
@@ -104,6 +106,10 @@ impl Sources {
             reason = "a gauge is a float in every exposition"
         )]
         for (family, value) in [
+            (
+                &metrics::CONNECTIONS_LIMIT,
+                Some(self.connections_limit as u64),
+            ),
             (&metrics::PROCESS_RESIDENT_MEMORY, process.resident_bytes),
             (&metrics::PROCESS_OPEN_FDS, process.open_files),
         ] {

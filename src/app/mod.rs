@@ -196,6 +196,7 @@ impl App {
             report: reloader.report(),
             phase: phase.subscribe(),
             listening: addresses,
+            connections_limit: shared.limits.connections,
             started,
         };
         let _admin = admin

@@ -75,6 +75,8 @@ families! {
         "Which version runs.";
     CONNECTIONS = Gauge "kube_tls_proxy_connections" []
         "Client connections that are open, tunnels included.";
+    CONNECTIONS_LIMIT = Gauge "kube_tls_proxy_connections_limit" []
+        "Client connections that may be open at once; the next client waits.";
     CONNECTIONS_TOTAL = Counter "kube_tls_proxy_connections_total" ["protocol": PROTOCOLS]
         "Client connections whose TLS handshake succeeded.";
     HANDSHAKES = Counter "kube_tls_proxy_handshakes_total" ["result": "`ok`, `timeout`, `failed`"]
