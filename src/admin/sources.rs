@@ -43,15 +43,16 @@ impl Sources {
     /// Metrics as `OpenMetrics` text.
     pub(super) fn exposition(&self) -> String {
         let mut exposition = Exposition::new();
-        self.metrics.expose(&mut exposition);
-        self.expose(&mut exposition);
+        let report = self.report.borrow().clone();
+        let clusters = report.clusters.iter().map(|cluster| cluster.name());
+        self.metrics.expose(clusters, &mut exposition);
+        self.expose(&report, &mut exposition);
         exposition.into_text()
     }
 
-    fn expose(&self, to: &mut Exposition) {
+    fn expose(&self, report: &Report, to: &mut Exposition) {
         let version = vec![("version", env!("CARGO_PKG_VERSION").into())];
         to.info(&metrics::BUILD, version);
-        let report = self.report.borrow().clone();
         for identity in &report.material.identities {
             let name = vec![("name", first_name(identity).into())];
             let not_after = unix_seconds(identity.not_after());

@@ -1,5 +1,6 @@
 //! The admin port: what it says about life and readiness, and that nobody can misuse it.
 
+mod beginnings;
 mod labels;
 mod numbers;
 mod status;
