@@ -2,6 +2,7 @@
 
 mod beginnings;
 mod labels;
+mod names;
 mod numbers;
 mod status;
 
