@@ -180,6 +180,7 @@ mod tests {
             report: reloader.report(),
             phase,
             listening: Vec::new(),
+            connections_limit: 1,
             started: (now, Instant::now()),
         };
         (sources, tell, reloader)

@@ -5,6 +5,7 @@
 
 mod error;
 mod health;
+mod host;
 mod page;
 mod server;
 mod sources;

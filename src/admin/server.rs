@@ -13,7 +13,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{health, health::Checks, page::Page, sources::Sources, view::View};
+use super::{health, health::Checks, host, page::Page, sources::Sources, view::View};
 use crate::{config::Timeouts, drain::Drain, metrics, socket, telemetry::causes};
 
 /// Serves until the drain begins.
@@ -89,7 +89,14 @@ fn answer(sources: &Sources, page: &Page, request: &Request<Incoming>) -> Respon
         let mut names = query.split('&').map(|pair| pair.split('=').next());
         names.any(|name| name == Some("verbose"))
     });
-    match request.uri().path() {
+    let path = request.uri().path();
+    // What the other paths say names no client, and probes and Prometheus come under any name.
+    if matches!(path, "/" | "/status.json")
+        && let Some(refusal) = host::refusal(sources, request)
+    {
+        return text(StatusCode::MISDIRECTED_REQUEST, refusal);
+    }
+    match path {
         "/" => page.response(),
         "/livez" => checked(&health::livez(sources), verbose),
         "/readyz" => checked(&health::readyz(sources, SystemTime::now()), verbose),

@@ -27,6 +27,8 @@ pub struct Sources {
     pub phase: watch::Receiver<Phase>,
     /// Where clients connect.
     pub listening: Vec<SocketAddr>,
+    /// How many of their connections may be open at once.
+    pub connections_limit: usize,
     /// When the process started, by both clocks.
     pub started: (SystemTime, Instant),
 }
@@ -41,15 +43,16 @@ impl Sources {
     /// Metrics as `OpenMetrics` text.
     pub(super) fn exposition(&self) -> String {
         let mut exposition = Exposition::new();
-        self.metrics.expose(&mut exposition);
-        self.expose(&mut exposition);
+        let report = self.report.borrow().clone();
+        let clusters = report.clusters.iter().map(|cluster| cluster.name());
+        self.metrics.expose(clusters, &mut exposition);
+        self.expose(&report, &mut exposition);
         exposition.into_text()
     }
 
-    fn expose(&self, to: &mut Exposition) {
+    fn expose(&self, report: &Report, to: &mut Exposition) {
         let version = vec![("version", env!("CARGO_PKG_VERSION").into())];
         to.info(&metrics::BUILD, version);
-        let report = self.report.borrow().clone();
         for identity in &report.material.identities {
             let name = vec![("name", first_name(identity).into())];
             let not_after = unix_seconds(identity.not_after());
@@ -104,6 +107,10 @@ impl Sources {
             reason = "a gauge is a float in every exposition"
         )]
         for (family, value) in [
+            (
+                &metrics::CONNECTIONS_LIMIT,
+                Some(self.connections_limit as u64),
+            ),
             (&metrics::PROCESS_RESIDENT_MEMORY, process.resident_bytes),
             (&metrics::PROCESS_OPEN_FDS, process.open_files),
         ] {

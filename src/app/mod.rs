@@ -197,6 +197,7 @@ impl App {
             report: reloader.report(),
             phase: phase.subscribe(),
             listening: addresses,
+            connections_limit: shared.limits.connections,
             started,
         };
         let _admin = admin

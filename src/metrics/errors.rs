@@ -24,6 +24,20 @@ struct Inner {
     lines: Lines,
 }
 
+/// The labels of `errors_total`, which is there from the start for each of them.
+pub const REASONS: &[&str] = &[
+    "rejected",
+    "no_endpoint",
+    "connect",
+    "connect_timeout",
+    "handshake",
+    "verify",
+    "unprocessed",
+    "lost",
+    "upload",
+    "protocol",
+];
+
 /// One of the last errors; the same again is counted and not listed twice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecentError {

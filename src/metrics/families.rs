@@ -75,6 +75,8 @@ families! {
         "Which version runs.";
     CONNECTIONS = Gauge "kube_tls_proxy_connections" []
         "Client connections that are open, tunnels included.";
+    CONNECTIONS_LIMIT = Gauge "kube_tls_proxy_connections_limit" []
+        "Client connections that may be open at once; the next client waits.";
     CONNECTIONS_TOTAL = Counter "kube_tls_proxy_connections_total" ["protocol": PROTOCOLS]
         "Client connections whose TLS handshake succeeded.";
     HANDSHAKES = Counter "kube_tls_proxy_handshakes_total" ["result": "`ok`, `timeout`, `failed`"]
@@ -165,6 +167,9 @@ const REFERENCE_HEAD: &str = "\
 `/metrics` on the [admin port](configuration.md#the-admin-port) has these, as OpenMetrics text. Each worker counts for
 itself, and what is shown is the sum.
 
+Where the values of a label are a closed set, or the clusters of the configuration, each counter is there from the start,
+at 0, so that the first event is an increase; requests and durations are not, since they would be thousands of lines.
+
 No label is text of a client: what is in none of the sets below is counted under `other` or `custom`, so that no client
 can make series. A request whose head could not even be read is in `errors_total` and `limits_hit_total`, and not in
 `requests_total`.
@@ -178,7 +183,7 @@ mod tests {
 
     use super::*;
     use crate::metrics::{
-        Dialled, Handshake, LeaseEnd, LeaseFrom, Limit, Protocol, Reloaded, Verb,
+        Dialled, Handshake, LeaseEnd, LeaseFrom, Limit, Protocol, REASONS, Reloaded, Verb,
     };
 
     #[test]
@@ -224,6 +229,7 @@ mod tests {
             (&DIALS, "result", labels(Dialled::ALL, Dialled::label)),
             (&RELOADS, "result", labels(Reloaded::ALL, Reloaded::label)),
             (&LIMITS_HIT, "limit", labels(Limit::ALL, Limit::label)),
+            (&ERRORS, "reason", REASONS.to_vec()),
         ] {
             let (_, text) = family
                 .labels

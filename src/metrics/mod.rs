@@ -18,7 +18,7 @@ mod resources;
 mod total;
 
 pub use counts::{Counts, Done};
-pub use errors::RecentError;
+pub use errors::{REASONS, RecentError};
 pub use exposition::{CONTENT_TYPE, Exposition, Label};
 pub use families::{FAMILIES, Family, Kind, reference, *};
 pub use guards::Connected;

@@ -12,7 +12,7 @@ use std::{
 
 use super::{
     Buckets, Counts, Dialled, Exposition, Handshake, Holder, LeaseEnd, LeaseFrom, Limit, Protocol,
-    RecentError, Verb, errors::MOST_RECENT, families, requests::Row,
+    REASONS, RecentError, Verb, errors::MOST_RECENT, families, requests::Row,
 };
 
 /// Everything that is counted in this process.
@@ -67,9 +67,19 @@ impl Metrics {
         Total::of(&self.workers)
     }
 
-    /// Adds everything that was counted.
-    pub fn expose(&self, to: &mut Exposition) {
-        self.total().expose(to);
+    /// Adds everything that was counted, and what was not yet: `increase()` sees nothing of a series that begins
+    /// at 1, so each begins at 0, for these clusters too.
+    pub fn expose<'a>(&self, clusters: impl Iterator<Item = &'a str>, to: &mut Exposition) {
+        let mut total = self.total();
+        for cluster in clusters {
+            for how in Dialled::ALL {
+                total.dials.entry((cluster.to_owned(), *how)).or_default();
+            }
+        }
+        for reason in REASONS {
+            total.errors.entry(reason).or_default();
+        }
+        total.expose(to);
         let dropped = self.log_lines_dropped.get().map_or(0, |ask| ask());
         to.counter(&families::LOG_LINES_DROPPED, Vec::new(), dropped);
     }
@@ -295,7 +305,7 @@ mod tests {
             counts.failed("verify", [192, 0, 2, 1].into(), || "no".into());
         }
         let mut exposition = Exposition::new();
-        metrics.expose(&mut exposition);
+        metrics.expose(["new"].into_iter(), &mut exposition);
         let text = exposition.into_text();
         for line in [
             "kube_tls_proxy_requests_total{verb=\"list\",resource=\"pods\",code=\"200\",protocol=\"h2\"} 2",
@@ -305,7 +315,9 @@ mod tests {
             "kube_tls_proxy_request_duration_seconds_sum{verb=\"list\"} 0.014",
             "kube_tls_proxy_sent_bytes_total 20",
             "kube_tls_proxy_upstream_dials_total{cluster=\"a \\\"name\\\"\",result=\"verify\"} 2",
+            "kube_tls_proxy_upstream_dials_total{cluster=\"new\",result=\"verify\"} 0",
             "kube_tls_proxy_errors_total{reason=\"verify\"} 2",
+            "kube_tls_proxy_errors_total{reason=\"connect\"} 0",
             "kube_tls_proxy_handshakes_total{result=\"failed\"} 0",
             "kube_tls_proxy_watches 0.0",
             "# TYPE kube_tls_proxy_requests counter",

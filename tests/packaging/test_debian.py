@@ -50,6 +50,24 @@ class Package(unittest.TestCase):
         self.assertEqual(self.files["/usr/bin/kube-tls-proxy"], "-rwxr-xr-x")
         self.assertTrue([path for path in self.files if re.fullmatch(r"/usr/share/man/man1/kube-tls-proxy\.1(\.gz)?", path)])
 
+    def test_its_changelogs_are_where_debian_looks_and_of_this_version(self):
+        for path in ("changelog.gz", "changelog.Debian.gz"):
+            self.assertIn(f"/usr/share/doc/kube-tls-proxy/{path}", self.files)
+        version = re.search(r"^Version: (.*)$", self.control["control"], re.MULTILINE).group(1)
+        maintainer = re.search(r"^Maintainer: (.*)$", self.control["control"], re.MULTILINE).group(1)
+        changelog = (rendered.ROOT / "config/debian/changelog").read_text()
+        self.assertEqual(re.match(r"kube-tls-proxy \((.*?)\) ", changelog).group(1), version)
+        # dpkg-parsechangelog wants two spaces, and lintian the same person.
+        self.assertEqual(re.search(r"^ -- (.*?)  \S", changelog, re.MULTILINE).group(1), maintainer)
+
+    def test_lintian_has_nothing_to_say(self):
+        if not shutil.which("lintian"):
+            self.skipTest("there is no lintian")
+        # The binary of the debug build is not stripped.
+        command = ["lintian", "--fail-on", "error,warning", "--suppress-tags", "unstripped-binary-or-object", self.package]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        self.assertEqual(done.returncode, 0, done.stdout)
+
     def test_the_unit_starts_what_is_installed(self):
         program, *rest = re.search(r"^ExecStart=(.*)$", SERVICE.read_text(), re.MULTILINE).group(1).split()
         self.assertIn(program, self.files)

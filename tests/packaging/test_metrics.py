@@ -104,6 +104,7 @@ class Names(unittest.TestCase):
             "endpoint_healthy",
             "errors_total",
             "request_head_seconds",
+            "connections_limit",
             "limits_hit_total",
             "log_lines_dropped_total",
             "upstream_dials_total",

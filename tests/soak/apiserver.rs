@@ -1,60 +1,79 @@
 //! As much of an apiserver as the load needs: a list, a watch that can be resumed at any version, an exec that
-//! echoes, and time that passes as events.
+//! echoes, and time that passes as objects that come, change and go.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use http::{Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
+use k8s_openapi::api::core::v1::ConfigMap;
+use serde_json::{Value, json};
 use standin::{
     pki::Identity,
-    upstream::{RequestBody, ResponseBody, Upstream, channel, empty, full},
+    upstream::{BodySender, Gone, RequestBody, ResponseBody, Upstream, channel, empty, full},
 };
 use tokio::{
     io::{copy, split},
     sync::watch,
     task::JoinHandle,
-    time::interval,
+    time::{interval, sleep},
 };
 
 /// A running apiserver.
 pub(crate) struct Apiserver {
     upstream: Upstream,
-    events: Arc<Events>,
+    world: Arc<World>,
     clock: JoinHandle<()>,
 }
 
-/// Everything that ever happened: the event of version `n` is the `n`th.
-struct Events {
-    log: Mutex<Vec<String>>,
+/// What is, and everything that ever happened.
+struct World {
+    history: Mutex<History>,
     latest: watch::Sender<usize>,
+    lists: AtomicUsize,
+    watches: AtomicUsize,
+}
+
+#[derive(Default)]
+struct History {
+    /// The event of version `n` is the `n`th; a line each.
+    events: Vec<String>,
+    objects: BTreeMap<String, Value>,
 }
 
 impl Apiserver {
     pub(crate) async fn start(identity: Identity) -> Self {
-        let events = Arc::new(Events {
-            log: Mutex::new(Vec::new()),
+        let world = Arc::new(World {
+            history: Mutex::default(),
             latest: watch::Sender::new(0),
+            lists: AtomicUsize::default(),
+            watches: AtomicUsize::default(),
         });
-        let answering = Arc::clone(&events);
+        // Those who come first find something.
+        (0..OBJECTS).for_each(|_| world.pass());
+        let answering = Arc::clone(&world);
         let upstream = Upstream::builder(identity)
             .http(move |request| answer(Arc::clone(&answering), request))
             .start()
             .await;
-        let ticking = Arc::clone(&events);
+        let ticking = Arc::clone(&world);
         let clock = tokio::spawn(async move {
             let mut ticks = interval(Duration::from_millis(400));
             loop {
                 ticks.tick().await;
-                ticking.add();
+                ticking.pass();
             }
         });
         Self {
             upstream,
-            events,
+            world,
             clock,
         }
     }
@@ -70,7 +89,28 @@ impl Apiserver {
 
     /// The version of the last event.
     pub(crate) fn version(&self) -> usize {
-        *self.events.latest.borrow()
+        *self.world.latest.borrow()
+    }
+
+    /// Lists and watches that were asked for so far.
+    pub(crate) fn asked(&self) -> (usize, usize) {
+        let count = |count: &AtomicUsize| count.load(Ordering::Relaxed);
+        (count(&self.world.lists), count(&self.world.watches))
+    }
+
+    /// From now on nothing happens any more.
+    pub(crate) fn stop_time(&self) {
+        self.clock.abort();
+    }
+
+    /// All objects by name, as a client reads them.
+    pub(crate) fn objects(&self) -> BTreeMap<String, ConfigMap> {
+        let history = self.world.history.lock().unwrap();
+        let objects = history.objects.iter().map(|(name, object)| {
+            let object = serde_json::from_value(object.clone()).unwrap();
+            (name.clone(), object)
+        });
+        objects.collect()
     }
 }
 
@@ -80,29 +120,95 @@ impl Drop for Apiserver {
     }
 }
 
-impl Events {
-    fn add(&self) {
-        let mut log = self.log.lock().unwrap();
-        let version = log.len() + 1;
-        log.push(format!(
-            "{{\"type\":\"ADDED\",\"object\":{{\"apiVersion\":\"v1\",\"kind\":\"ConfigMap\",\"metadata\":{{\"name\":\"event-{version}\",\"namespace\":\"default\",\"resourceVersion\":\"{version}\"}}}}}}\n"
-        ));
+impl World {
+    /// The next thing happens: an object comes or changes, or every third one goes.
+    fn pass(&self) {
+        let mut history = self.history.lock().unwrap();
+        let version = history.events.len() + 1;
+        let name = format!("object-{}", version % OBJECTS);
+        let object = json!({
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": name, "namespace": "default", "resourceVersion": version.to_string()},
+            "data": {"round": (version / OBJECTS).to_string()},
+        });
+        let what = if !history.objects.contains_key(&name) {
+            "ADDED"
+        } else if (version / OBJECTS + version).is_multiple_of(3) {
+            "DELETED"
+        } else {
+            "MODIFIED"
+        };
+        history.events.push(line(what, &object));
+        if what == "DELETED" {
+            history.objects.remove(&name);
+        } else {
+            history.objects.insert(name, object);
+        }
         self.latest.send_replace(version);
+    }
+
+    fn list(&self) -> String {
+        let history = self.history.lock().unwrap();
+        let items: Vec<&Value> = history.objects.values().collect();
+        let version = history.events.len().to_string();
+        let metadata = json!({"resourceVersion": version});
+        json!({"apiVersion": "v1", "kind": "ConfigMapList", "metadata": metadata, "items": items})
+            .to_string()
     }
 }
 
-async fn answer(events: Arc<Events>, request: Request<RequestBody>) -> Response<ResponseBody> {
+fn line(what: &str, object: &Value) -> String {
+    let mut line = json!({"type": what, "object": object}).to_string();
+    line.push('\n');
+    line
+}
+
+/// What is asked of a watch.
+struct Watch {
+    /// Events up to this one are known.
+    version: usize,
+    /// How long it may last.
+    timeout: Duration,
+    bookmarks: bool,
+}
+
+impl Watch {
+    /// `None` when the query asks for a list.
+    fn of(query: &str) -> Option<Self> {
+        let value = |name: &str| {
+            let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+            pairs
+                .find(|(found, _)| *found == name)
+                .map(|(_, value)| value)
+        };
+        (value("watch") == Some("true")).then(|| Self {
+            version: value("resourceVersion").unwrap().parse().unwrap(),
+            timeout: value("timeoutSeconds").map_or(Duration::MAX, |seconds| {
+                Duration::from_secs(seconds.parse().unwrap())
+            }),
+            bookmarks: value("allowWatchBookmarks") == Some("true"),
+        })
+    }
+}
+
+async fn answer(world: Arc<World>, request: Request<RequestBody>) -> Response<ResponseBody> {
     let json = |body: ResponseBody| {
         let response = Response::builder().header(header::CONTENT_TYPE, "application/json");
         response.body(body).unwrap()
     };
-    let query = request.uri().query().unwrap_or_default().to_owned();
     match request.uri().path() {
-        "/api/v1/namespaces/default/configmaps" if query.contains("watch=true") => {
-            let version = query
-                .split('&')
-                .find_map(|pair| pair.strip_prefix("resourceVersion="));
-            json(follow(events, version.unwrap().parse().unwrap()))
+        "/api/v1/namespaces/default/configmaps" => {
+            match Watch::of(request.uri().query().unwrap_or_default()) {
+                Some(watch) => {
+                    world.watches.fetch_add(1, Ordering::Relaxed);
+                    json(follow(world, watch))
+                }
+                None => {
+                    world.lists.fetch_add(1, Ordering::Relaxed);
+                    json(full(world.list()))
+                }
+            }
         }
         "/exec" => exec(request),
         _ => {
@@ -112,31 +218,48 @@ async fn answer(events: Arc<Events>, request: Request<RequestBody>) -> Response<
     }
 }
 
-/// The events behind this version, for as long as somebody reads them.
-fn follow(events: Arc<Events>, mut version: usize) -> ResponseBody {
+/// The events behind the version that is known, for as long as somebody reads them and may.
+fn follow(world: Arc<World>, watch: Watch) -> ResponseBody {
     let (sender, body) = channel();
     tokio::spawn(async move {
-        let mut latest = events.latest.subscribe();
-        loop {
-            let next = events.log.lock().unwrap().get(version).cloned();
-            if let Some(event) = next {
-                // In two pieces, so that the end of a piece is seldom the end of an event.
-                let (one, other) = event.split_at(event.len() / 2);
-                for piece in [one, other] {
-                    if sender.send(piece.to_owned()).await.is_err() {
-                        return;
-                    }
-                }
-                version += 1;
-                continue;
-            }
-            tokio::select! {
-                changed = latest.changed() => if changed.is_err() { return },
-                () = sender.closed() => return,
-            }
+        tokio::select! {
+            // Whether the client is gone or its time is over, there is nobody to tell.
+            _gone = send_events(&sender, &world, &watch) => {}
+            () = sender.closed() => {}
+            () = sleep(watch.timeout) => {}
         }
     });
     body
+}
+
+async fn send_events(sender: &BodySender, world: &World, watch: &Watch) -> Result<(), Gone> {
+    let mut latest = world.latest.subscribe();
+    let mut version = watch.version;
+    loop {
+        let next = world.history.lock().unwrap().events.get(version).cloned();
+        let Some(event) = next else {
+            // The world outlives its watches, so this is a change.
+            latest.changed().await.map_err(|_| Gone)?;
+            continue;
+        };
+        version += 1;
+        in_two(sender, &event).await?;
+        if watch.bookmarks && version.is_multiple_of(EVENTS_PER_BOOKMARK) {
+            let bookmark = json!({
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {"resourceVersion": version.to_string()},
+            });
+            in_two(sender, &line("BOOKMARK", &bookmark)).await?;
+        }
+    }
+}
+
+/// So that the end of a piece is seldom the end of an event.
+async fn in_two(sender: &BodySender, event: &str) -> Result<(), Gone> {
+    let (one, other) = event.split_at(event.len() / 2);
+    sender.send(one.to_owned()).await?;
+    sender.send(other.to_owned()).await
 }
 
 /// Switches protocols and echoes.
@@ -158,3 +281,8 @@ fn exec(mut request: Request<RequestBody>) -> Response<ResponseBody> {
         .body(empty())
         .unwrap()
 }
+
+/// Names that objects have, over and over.
+const OBJECTS: usize = 10;
+/// More often than a real one sends bookmarks, so that there are some between two restarts.
+const EVENTS_PER_BOOKMARK: usize = 10;

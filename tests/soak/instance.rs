@@ -7,9 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use standin::client::Client;
+use standin::client::{Client, Http1};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
+    net::TcpStream,
     process::{Child, Command},
     sync::watch,
 };
@@ -25,6 +26,7 @@ pub(crate) const DRAIN_TUNNELS: Duration = Duration::from_secs(20);
 pub(crate) struct Instance {
     child: Child,
     address: SocketAddr,
+    admin: SocketAddr,
     client: Client,
     lines: Arc<watch::Sender<Vec<(Instant, String)>>>,
     told: std::cell::Cell<Option<Instant>>,
@@ -50,6 +52,7 @@ impl Instance {
         );
         let mut child = Command::new(env!("CARGO_BIN_EXE_kube-tls-proxy"))
             .args(["serve", "--listen", "127.0.0.1:0", "--workers", "2"])
+            .args(["--admin-listen", "127.0.0.1:0"])
             .args(["--cert", &file("tls.crt"), "--key", &file("tls.key")])
             .args(["--config", config.to_str().unwrap(), "--no-access-log"])
             .args(["--drain-delay", &delay, "--drain-timeout", "10s"])
@@ -69,22 +72,27 @@ impl Instance {
                 heard.send_modify(|lines: &mut Vec<_>| lines.push((Instant::now(), line)));
             }
         });
-        let said = |lines: &Vec<(Instant, String)>| {
-            let line = lines.iter().find(|(_, line)| line.contains("listening"))?;
-            line.1.split_whitespace().last()?.parse().ok()
+        // Both lines end with an address, that of the status page as a URL.
+        let address_of = async |of: &str| -> SocketAddr {
+            let said = |lines: &Vec<(Instant, String)>| {
+                let line = lines.iter().find(|(_, line)| line.contains(of))?;
+                let last = line.1.split_whitespace().last()?;
+                last.trim_start_matches("http://")
+                    .trim_end_matches('/')
+                    .parse()
+                    .ok()
+            };
+            let mut changes = lines.subscribe();
+            let told = changes.wait_for(|lines| said(lines).is_some());
+            let told = tokio::time::timeout(WAIT, told).await.unwrap();
+            said(&told.unwrap()).unwrap()
         };
-        let mut changes = lines.subscribe();
-        let listening = changes.wait_for(|lines| said(lines).is_some());
-        let address: SocketAddr = said(
-            &tokio::time::timeout(WAIT, listening)
-                .await
-                .unwrap()
-                .unwrap(),
-        )
-        .unwrap();
+        let address = address_of("listening").await;
+        let admin = address_of("http://").await;
         Self {
             child,
             address,
+            admin,
             client: Client::new(address).trust(&world.public_ca).sni(HOST),
             lines,
             told: std::cell::Cell::new(None),
@@ -101,6 +109,22 @@ impl Instance {
         let stranger = self.client.clone().alpn(&[]);
         let connection = stranger.connect().await.unwrap();
         connection.server_certificates()[0].to_vec()
+    }
+
+    /// Waits until this gauge has this value on the admin port.
+    pub(crate) async fn wait_for_gauge(&self, name: &str, value: &str) {
+        let wanted = format!("kube_tls_proxy_{name} {value}");
+        let deadline = Instant::now() + WAIT;
+        loop {
+            let stream = TcpStream::connect(self.admin).await.unwrap();
+            let metrics = Http1::new(stream).get("localhost", "/metrics", "").await;
+            let metrics = metrics.text();
+            if metrics.lines().any(|line| line == wanted) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "no {wanted} in {metrics}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Lines of the log that contain this.

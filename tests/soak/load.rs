@@ -1,5 +1,5 @@
 //! Steady load: requests over both versions of HTTP, watches that resume, tunnels that echo. Everything that a
-//! client of Kubernetes would notice is written down.
+//! client of Kubernetes would notice is written down, and how much load it really was.
 
 use std::{
     fmt,
@@ -9,15 +9,9 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use futures::StreamExt as _;
-use k8s_openapi::api::core::v1::ConfigMap;
-use kube::{
-    Api, Config, ResourceExt as _,
-    api::{WatchEvent, WatchParams},
-};
 use standin::client::{Client, Http1, Http2, TlsConnection};
 use tokio::{
     sync::watch,
@@ -25,7 +19,11 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep},
 };
 
-use crate::{HOST, World, apiserver::Apiserver};
+use crate::{
+    HOST, World,
+    apiserver::Apiserver,
+    watches::{Reflectors, kube_client, watch_http1, watch_http2},
+};
 
 /// How much load.
 #[derive(Clone, Copy)]
@@ -36,14 +34,18 @@ pub(crate) struct Shape {
 }
 
 /// What clients saw.
-#[derive(Default)]
 pub(crate) struct Tally {
+    /// Requests that should be sent in a second.
+    asked: u32,
+    began: Instant,
+    /// Requests that have come to an end, good or bad.
     requests: AtomicUsize,
     /// Requests that were sent again as RFC 9110 §9.2.2 and RFC 9113 §8.7 let clients do: on a kept
     /// connection that was closed before a byte of an answer, or behind a GOAWAY.
     again: AtomicUsize,
+    /// Watches that a reflector began on a kept connection that was just being closed, and began again.
+    again_by_reflectors: AtomicUsize,
     events: AtomicUsize,
-    resumed: AtomicUsize,
     tunnels: AtomicUsize,
     failures: Mutex<Vec<String>>,
 }
@@ -53,10 +55,32 @@ pub(crate) struct Load {
     tally: Arc<Tally>,
     stop: watch::Sender<bool>,
     clients: JoinSet<()>,
+    reflectors: Reflectors,
 }
 
 impl Tally {
-    fn failed(&self, what: &str, error: &dyn fmt::Display) {
+    fn new(asked: u32) -> Self {
+        Self {
+            asked,
+            began: Instant::now(),
+            requests: AtomicUsize::default(),
+            again: AtomicUsize::default(),
+            again_by_reflectors: AtomicUsize::default(),
+            events: AtomicUsize::default(),
+            tunnels: AtomicUsize::default(),
+            failures: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn closed_under_a_reflector(&self) {
+        self.again_by_reflectors.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn event(&self) {
+        self.events.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn failed(&self, what: &str, error: &dyn fmt::Display) {
         self.failures
             .lock()
             .unwrap()
@@ -67,9 +91,14 @@ impl Tally {
         self.requests.load(Ordering::Relaxed)
     }
 
-    /// How often a watch ended and was taken up again.
-    pub(crate) fn resumed(&self) -> usize {
-        self.resumed.load(Ordering::Relaxed)
+    /// Requests a second, from the beginning until now.
+    pub(crate) fn rate(&self) -> Rate {
+        let lasted = self.began.elapsed();
+        Rate {
+            asked: self.asked.into(),
+            reached: f64::from(u32::try_from(self.requests()).unwrap()) / lasted.as_secs_f64(),
+            lasted,
+        }
     }
 
     /// Takes what has failed so far.
@@ -90,16 +119,48 @@ impl Tally {
     }
 }
 
+/// How many requests a second there should be, and were.
+#[derive(Clone, Copy)]
+pub(crate) struct Rate {
+    asked: f64,
+    reached: f64,
+    lasted: Duration,
+}
+
+impl Rate {
+    /// # Panics
+    ///
+    /// When this was less load than the test is about.
+    pub(crate) fn assert_reached(self) {
+        assert!(self.reached >= self.asked * ENOUGH, "{self}");
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            asked,
+            reached,
+            lasted,
+        } = self;
+        write!(
+            f,
+            "{reached:.1} requests a second of {asked} asked for, for {:.0} s",
+            lasted.as_secs_f64()
+        )
+    }
+}
+
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let of = |count: &AtomicUsize| count.load(Ordering::Relaxed);
         write!(
             f,
-            "{} requests, {} of them sent again, {} events, {} watches resumed, {} tunnels, {} failures",
+            "{} requests, {} of them sent again, {} watches begun again by reflectors, {} events, {} tunnels, {} failures",
             of(&self.requests),
             of(&self.again),
+            of(&self.again_by_reflectors),
             of(&self.events),
-            of(&self.resumed),
             of(&self.tunnels),
             self.failures.lock().unwrap().len()
         )
@@ -119,18 +180,20 @@ impl Load {
         let kube = kube_client(world, address);
         for number in 0..shape.watches {
             let (tally, stop) = (Arc::clone(&load.tally), load.stop.subscribe());
-            let (client, kube) = (client.clone(), kube.clone());
-            match number % 3 {
-                0 => drop(load.clients.spawn(reflect(kube, version, tally, stop))),
-                1 => drop(
-                    load.clients
-                        .spawn(watch_http1(client, version, tally, stop)),
-                ),
-                _ => drop(
-                    load.clients
-                        .spawn(watch_http2(client, version, tally, stop)),
-                ),
-            }
+            let client = client.clone();
+            // Half of them are reflectors, the others look at every line.
+            match number % 4 {
+                0 => load
+                    .clients
+                    .spawn(watch_http1(client, version, tally, stop)),
+                1 => load
+                    .clients
+                    .spawn(watch_http2(client, version, tally, stop)),
+                _ => {
+                    let reflector = load.reflectors.reflect(kube.clone(), tally, stop);
+                    load.clients.spawn(reflector)
+                }
+            };
         }
         for _ in 0..shape.tunnels {
             let (tally, stop) = (Arc::clone(&load.tally), load.stop.subscribe());
@@ -142,9 +205,10 @@ impl Load {
     /// Requests alone.
     pub(crate) fn requests(client: Client, per_second: u32) -> Self {
         let mut load = Self {
-            tally: Arc::default(),
+            tally: Arc::new(Tally::new(per_second)),
             stop: watch::Sender::new(false),
             clients: JoinSet::new(),
+            reflectors: Reflectors::default(),
         };
         let pause = Duration::from_secs(CLIENTS.into()) / per_second;
         for number in 0..CLIENTS {
@@ -157,6 +221,10 @@ impl Load {
 
     pub(crate) fn tally(&self) -> &Tally {
         &self.tally
+    }
+
+    pub(crate) fn reflectors(&self) -> &Reflectors {
+        &self.reflectors
     }
 
     /// Stops all clients and says what they saw.
@@ -186,11 +254,11 @@ async fn ask(
     stop: watch::Receiver<bool>,
 ) {
     let mut turns = interval(pause);
-    turns.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    // What came too late is made up for, as by somebody who does not care how fast the answers are.
+    turns.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let mut kept = None;
     while !*stop.borrow() {
         turns.tick().await;
-        tally.requests.fetch_add(1, Ordering::Relaxed);
         if number.is_multiple_of(3) {
             kept = None;
         }
@@ -200,6 +268,7 @@ async fn ask(
             tally.again.fetch_add(1, Ordering::Relaxed);
             answered = ask_once(&client, number, &mut kept).await;
         }
+        tally.requests.fetch_add(1, Ordering::Relaxed);
         if let Err(error) = answered {
             tally.failed("a request", &error);
             kept = None;
@@ -250,164 +319,6 @@ async fn ask_once(client: &Client, number: u32, kept: &mut Option<Kept>) -> Resu
     Ok(())
 }
 
-fn kube_client(world: &World, address: SocketAddr) -> kube::Client {
-    let mut config = Config::new(format!("https://{address}").parse().unwrap());
-    config.root_cert = Some(vec![world.public_ca.der().to_vec()]);
-    config.tls_server_name = Some(HOST.to_owned());
-    kube::Client::try_from(config).unwrap()
-}
-
-/// Takes the next event; the versions have no gap and nothing comes twice.
-fn take_event(version: &mut usize, next: usize, tally: &Tally) {
-    tally.events.fetch_add(1, Ordering::Relaxed);
-    if next != *version + 1 {
-        tally.failed("a watch", &format!("event {next} behind event {version}"));
-    }
-    *version = next;
-}
-
-/// A reflector of kube-rs: it watches from the last version it saw, again and again.
-async fn reflect(
-    client: kube::Client,
-    mut version: usize,
-    tally: Arc<Tally>,
-    mut stop: watch::Receiver<bool>,
-) {
-    let configmaps: Api<ConfigMap> = Api::namespaced(client, "default");
-    while !*stop.borrow() {
-        let params = WatchParams::default();
-        let events = configmaps.watch(&params, &version.to_string()).await;
-        let mut events = match events {
-            Ok(events) => events.boxed(),
-            Err(error) => {
-                tally.failed("a reflector", &error);
-                sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        loop {
-            let event = tokio::select! {
-                event = events.next() => event,
-                _ = stop.changed() => return,
-            };
-            match event {
-                Some(Ok(WatchEvent::Added(one))) => {
-                    let next = one.resource_version().unwrap().parse().unwrap();
-                    take_event(&mut version, next, &tally);
-                }
-                Some(Ok(other)) => tally.failed("a reflector", &format!("{other:?}")),
-                Some(Err(error)) => tally.failed("a reflector", &error),
-                None => break,
-            }
-        }
-        tally.resumed.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-fn watch_target(version: usize) -> String {
-    format!("/api/v1/namespaces/default/configmaps?watch=true&resourceVersion={version}")
-}
-
-/// What was received of an event that is not complete.
-#[derive(Default)]
-struct Line(Vec<u8>);
-
-impl Line {
-    fn take(&mut self, bytes: &[u8], version: &mut usize, tally: &Tally) {
-        self.0.extend_from_slice(bytes);
-        while let Some(end) = self.0.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = self.0.drain(..=end).collect();
-            let event: serde_json::Value = serde_json::from_slice(&line).unwrap();
-            let next = event["object"]["metadata"]["resourceVersion"].as_str();
-            take_event(version, next.unwrap().parse().unwrap(), tally);
-        }
-    }
-
-    fn end(&self, tally: &Tally) {
-        if !self.0.is_empty() {
-            tally.failed("a watch", &"it ended within a line");
-        }
-        tally.resumed.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-/// Sees what kube-rs forgives: a last chunk that is missing, an event that is not whole.
-async fn watch_http1(
-    client: Client,
-    mut version: usize,
-    tally: Arc<Tally>,
-    mut stop: watch::Receiver<bool>,
-) {
-    while !*stop.borrow() {
-        let following = follow_http1(&client, &mut version, &tally);
-        let ended = tokio::select! {
-            ended = following => ended,
-            _ = stop.changed() => return,
-        };
-        if let Err(error) = ended {
-            tally.failed("a watch over HTTP/1.1", &error);
-        }
-    }
-}
-
-async fn follow_http1(client: &Client, version: &mut usize, tally: &Tally) -> Result<()> {
-    let mut connection = Http1::new(client.connect().await?);
-    let target = watch_target(*version);
-    connection
-        .try_send(format!("GET {target} HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))
-        .await?;
-    let head = connection.head().await?;
-    if head.status != 200 {
-        return Err(Error::other(format!("{head:?}")));
-    }
-    let mut line = Line::default();
-    loop {
-        let chunk = connection.chunk().await?;
-        if chunk.is_empty() {
-            line.end(tally);
-            return Ok(());
-        }
-        line.take(&chunk, version, tally);
-    }
-}
-
-/// The same over HTTP/2, with a connection of its own.
-async fn watch_http2(
-    client: Client,
-    mut version: usize,
-    tally: Arc<Tally>,
-    mut stop: watch::Receiver<bool>,
-) {
-    while !*stop.borrow() {
-        let following = follow_http2(&client, &mut version, &tally);
-        let ended = tokio::select! {
-            ended = following => ended,
-            _ = stop.changed() => return,
-        };
-        if let Err(error) = ended {
-            tally.failed("a watch over HTTP/2", &error);
-        }
-    }
-}
-
-async fn follow_http2(
-    client: &Client,
-    version: &mut usize,
-    tally: &Tally,
-) -> std::result::Result<(), h2::Error> {
-    let connection = client.http2().await;
-    let url = format!("https://{HOST}{}", watch_target(*version));
-    let mut body = connection.open(&url).await?.into_body();
-    let mut line = Line::default();
-    while let Some(data) = body.data().await {
-        let data = data?;
-        body.flow_control().release_capacity(data.len())?;
-        line.take(&data, version, tally);
-    }
-    line.end(tally);
-    Ok(())
-}
-
 /// Opens a tunnel, uses it for a while, ends it and opens the next.
 async fn echo(client: Client, tally: Arc<Tally>, stop: watch::Receiver<bool>) {
     while !*stop.borrow() {
@@ -443,3 +354,5 @@ async fn echo_once(client: &Client) -> Result<()> {
 
 /// Clients that ask.
 const CLIENTS: u32 = 12;
+/// So much of the rate that was asked for must be reached.
+const ENOUGH: f64 = 0.95;

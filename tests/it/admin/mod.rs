@@ -1,6 +1,8 @@
 //! The admin port: what it says about life and readiness, and that nobody can misuse it.
 
+mod beginnings;
 mod labels;
+mod names;
 mod numbers;
 mod status;
 

@@ -51,6 +51,7 @@ async fn requests_are_counted_by_what_they_ask_and_how_they_were_answered() {
         ("connections_total{protocol=\"http/1.1\"}", 1.0),
         ("connections_total{protocol=\"h2\"}", 1.0),
         ("connections", 2.0),
+        ("connections_limit", 10_000.0),
         ("handshakes_total{result=\"ok\"}", 2.0),
         ("errors_total{reason=\"rejected\"}", 1.0),
         ("received_bytes_total", 5.0),

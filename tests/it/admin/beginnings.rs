@@ -1,0 +1,69 @@
+//! `increase()` sees nothing of a series that begins at 1, so what alerts look at begins at 0.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use kube_tls_proxy::metrics::{Dialled, REASONS};
+use standin::tcp;
+
+use super::scrape;
+use crate::proxy::World;
+
+fn read(file: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    fs::read_to_string(root.join(file)).unwrap()
+}
+
+#[tokio::test]
+async fn what_increases_in_an_alert_is_there_at_zero_before_anything_has_happened() {
+    let world = World::new();
+    let proxy = world.proxy(tcp::refused().await).admin().start();
+    let text = scrape(proxy.admin()).await.text;
+    let is_at_zero = |name: &str, labels: &[&str]| {
+        text.lines().any(|line| {
+            let rest = line.strip_prefix(name).unwrap_or_default();
+            rest.starts_with(['{', ' '])
+                && rest.ends_with(" 0")
+                && labels.iter().all(|label| rest.contains(label))
+        })
+    };
+    let rules = read("config/prometheus/rules.yaml");
+    let mut found = 0;
+    for selector in rules.split("increase(").skip(1) {
+        let (selector, _) = selector.split_once('[').unwrap();
+        let (name, labels) = selector.split_once('{').unwrap_or((selector, ""));
+        let labels: Vec<&str> = labels
+            .trim_end_matches('}')
+            .split(',')
+            .map(str::trim)
+            .collect();
+        assert!(is_at_zero(name, &labels), "{selector} in\n{text}");
+        found += 1;
+    }
+    assert!(found >= 3, "{found} alerts on an increase");
+
+    for how in Dialled::ALL {
+        let result = format!("result=\"{}\"", how.label());
+        let labels = ["cluster=\"test\"", &result];
+        let name = "kube_tls_proxy_upstream_dials_total";
+        assert!(is_at_zero(name, &labels), "{labels:?} in\n{text}");
+    }
+    for reason in REASONS {
+        let labels = [&*format!("reason=\"{reason}\"")];
+        let name = "kube_tls_proxy_errors_total";
+        assert!(is_at_zero(name, &labels), "{reason} in\n{text}");
+    }
+    for result in ["failed", "ok", "unchanged"] {
+        let labels = [&*format!("result=\"{result}\"")];
+        let name = "kube_tls_proxy_reloads_total";
+        assert!(is_at_zero(name, &labels), "{result} in\n{text}");
+    }
+}
+
+/// An error with a new label would begin at 1.
+#[test]
+fn each_label_of_an_error_is_among_the_reasons() {
+    let source = read("src/proxy/error.rs");
+    let labels = source.split("=> \"").skip(1);
+    let labels: BTreeSet<&str> = labels.filter_map(|rest| rest.split('"').next()).collect();
+    assert_eq!(labels, REASONS.iter().copied().collect());
+}

@@ -1,0 +1,67 @@
+//! Under which names the status page can be read: a stranger whose name leads to the admin port (DNS
+//! rebinding) learns nothing from the browser of somebody who reaches it.
+
+use standin::{client::Http1, tcp};
+use tokio::net::TcpStream;
+
+use super::ask;
+use crate::proxy::{HOST, World};
+
+#[tokio::test]
+async fn the_status_page_is_shown_under_no_name_that_a_stranger_can_own() {
+    let world = World::new();
+    let nobody = tcp::refused().await;
+    let setup = world.proxy(nobody).cluster(|cluster| {
+        cluster.upstream_host = "api.prod.test".to_owned();
+        cluster.addresses = vec![nobody];
+    });
+    let proxy = setup.admin().start();
+    let admin = proxy.admin();
+    let get = async |host: &str, target: &str| {
+        let stream = TcpStream::connect(admin).await.unwrap();
+        Http1::new(stream).get(host, target, "").await
+    };
+    for host in [
+        &*admin.to_string(),
+        "[::1]:9090",
+        "localhost:9090",
+        "LocalHost",
+        "bastion:9090",
+        "kube-tls-proxy-metrics.kube-tls-proxy.svc:9090",
+        "kube-tls-proxy-metrics.kube-tls-proxy.svc.cluster.local.",
+        HOST,
+        "api.prod.test:6443",
+    ] {
+        for target in ["/", "/status.json"] {
+            assert_eq!(get(host, target).await.status, 200, "{host} {target}");
+        }
+    }
+    for host in [
+        "stranger.example:9090",
+        "localhost.stranger.example",
+        "127.0.0.1.stranger.example",
+        "kube.test.stranger.example",
+        "",
+    ] {
+        for target in ["/", "/status.json"] {
+            let refused = get(host, target).await;
+            assert_eq!(refused.status, 421, "{host} {target}");
+            let name = host.split(':').next().unwrap();
+            assert_eq!(
+                refused.text(),
+                format!(
+                    "the status page is not shown under the name \"{name}\", which may be a stranger's; open it by its IP \
+                     address, as localhost (kubectl port-forward), or by a name of the certificate\n"
+                )
+            );
+        }
+        // Prometheus and probes come under any name.
+        for (target, status) in [("/metrics", 200), ("/livez", 200), ("/readyz", 503)] {
+            assert_eq!(get(host, target).await.status, status, "{host} {target}");
+        }
+    }
+    // A host in the target counts for more than the header.
+    let absolute = "http://stranger.example/status.json";
+    assert_eq!(get("localhost", absolute).await.status, 421);
+    assert_eq!(ask(admin, "/").await.status, 200);
+}
