@@ -89,6 +89,19 @@ impl Seen {
         self.owed.store(true, Ordering::Relaxed);
     }
 
+    /// Returns once no response was under way for a moment. The head of the last one has not said `close`,
+    /// so that the client may be sending its next request when the last byte comes, as reflectors do; that
+    /// one is still answered.
+    pub(super) async fn quiet(&self) {
+        loop {
+            let was_owed = self.owed.load(Ordering::Relaxed);
+            sleep(MOMENT).await;
+            if !was_owed && !self.owed.load(Ordering::Relaxed) {
+                return;
+            }
+        }
+    }
+
     /// hyper has taken the response to its end.
     pub(super) fn gave_all(&self) {
         self.given.store(true, Ordering::Relaxed);
@@ -344,3 +357,5 @@ impl Drop for Heads {
 
 /// How long the rest of a request is thrown away so that its answer arrives (Go's server: 500 ms).
 pub(super) const LINGER: Duration = Duration::from_secs(1);
+/// For what a client sends when it believes that its connection goes on; more than a round trip.
+const MOMENT: Duration = Duration::from_millis(250);

@@ -121,11 +121,16 @@ async fn serve_http1(
     let mut connection = pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => return ended,
-        // A client that has connected and not asked yet is owed one answer, which then says `close`;
-        // hyper would end its connection at once. The deadline for a first head bounds the wait.
-        () = drain.begun() => if first.has_served() {
-            connection.as_mut().graceful_shutdown();
-        },
+        () = drain.begun() => {}
+    }
+    // A client that has connected and not asked yet is owed one answer, which then says `close`; hyper
+    // would end its connection at once. The deadline for a first head bounds the wait.
+    if first.has_served() {
+        tokio::select! {
+            ended = connection.as_mut() => return ended,
+            () = Box::pin(first.quiet()) => connection.as_mut().graceful_shutdown(),
+            () = drain.cut() => return Ok(()),
+        }
     }
     tokio::select! {
         ended = connection => ended,

@@ -162,7 +162,7 @@ pub fn reference() -> String {
 const REFERENCE_HEAD: &str = "\
 # Metrics
 
-<!-- Written by `UPDATE_METRICS=1 cargo test metrics_reference`; change src/metrics/families.rs instead. -->
+<!-- Written by `UPDATE=1 cargo test metrics_reference`; change src/metrics/families.rs instead. -->
 
 `/metrics` on the [admin port](configuration.md#the-admin-port) has these, as OpenMetrics text. Each worker counts for
 itself, and what is shown is the sum.
@@ -189,12 +189,12 @@ mod tests {
     #[test]
     fn the_metrics_reference_is_current() {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
-        if env::var_os("UPDATE_METRICS").is_some() {
+        if env::var_os("UPDATE").is_some() {
             fs::write(&file, reference()).unwrap();
         }
         assert!(
             fs::read_to_string(&file).unwrap_or_default() == reference(),
-            "docs/metrics.md is stale: UPDATE_METRICS=1 cargo test metrics_reference"
+            "docs/metrics.md is stale: UPDATE=1 cargo test metrics_reference"
         );
     }
 

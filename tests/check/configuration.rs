@@ -138,12 +138,13 @@ async fn admin_port_in_use() {
 async fn the_admin_port_of_the_proxy_that_runs_is_no_fault() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
-    let free = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = free.local_addr().unwrap().to_string();
-    drop(free);
-    let admin = ["--admin-listen".to_owned(), address.clone()];
-    let flags = [world.flags(upstream.address()), admin.to_vec()].concat();
-    let _serving = world.serve(&flags).await;
+    let admin = |address: &str| vec!["--admin-listen".to_owned(), address.to_owned()];
+    let flags = world.flags(upstream.address());
+    let serving = world
+        .serve(&[flags.clone(), admin("127.0.0.1:0")].concat())
+        .await;
+    let address = serving.admin.unwrap().to_string();
+    let flags = [flags, admin(&address)].concat();
     let ended = check(&[flags.clone(), world.clients_trust()].concat(), &[]).await;
     let lines = ended.of("listen");
     assert_eq!(

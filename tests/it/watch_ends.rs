@@ -54,6 +54,30 @@ async fn open_http1(proxy: &Proxy) -> Http1<TlsConnection> {
     client
 }
 
+/// A reflector asks for the next watch at once and on the same connection: the head of the last one has not
+/// said that it would be closed.
+#[tokio::test]
+async fn what_a_client_asks_right_behind_its_watch_is_answered() {
+    let world = World::new();
+    let (upstream, mut opened) = watches(&world, JSON, None).await;
+    let mut proxy = patient(&world, &upstream);
+    let mut client = open_http1(&proxy).await;
+    let _events = opened.recv().await.unwrap();
+
+    proxy.begin_shutdown();
+    assert_eq!(client.chunk().await.unwrap(), "", "the last chunk");
+    client
+        .send(format!("GET {WATCH} HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))
+        .await;
+    let head = client.head().await.unwrap();
+    assert_eq!(head.status, 200);
+    assert_eq!(head.header("connection"), Some("close"));
+    drop(opened.recv().await);
+    assert_eq!(client.chunk().await.unwrap(), "", "the last chunk");
+    assert_eq!(client.end().await.unwrap(), "", "an end in order");
+    proxy.ended().await;
+}
+
 /// One watch over each version of HTTP; what the apiserver sends on both, in two steps with the signal to
 /// stop between them, and what the clients get after the signal.
 async fn ends(content_type: &'static str, before: &[u8], after: &[u8], rest: &[u8]) {
