@@ -6,6 +6,7 @@ mod apiserver;
 mod asking;
 mod bodies;
 mod connections;
+mod idle;
 mod interim;
 mod malformed;
 mod upgrades;
