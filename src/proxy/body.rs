@@ -10,13 +10,14 @@ use std::{
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::body::{self, Frame, SizeHint};
+use hyper::body::{self, Body as _, Frame, SizeHint};
 use tracing::warn;
 
 use super::{
     Downstream,
     access::Access,
     headers,
+    pieces::Pieces,
     watch::{Events, Watch},
 };
 use crate::{
@@ -30,6 +31,8 @@ use crate::{
 pub struct Body {
     content: Content,
     access: Option<Box<Access>>,
+    /// Only over HTTP/2, which has a frame for each of them.
+    pieces: Option<Pieces>,
 }
 
 /// The apiserver's response was cut.
@@ -57,6 +60,7 @@ impl Body {
         Self {
             content: Content::Own(Full::new(content)),
             access: None,
+            pieces: None,
         }
     }
 
@@ -65,6 +69,7 @@ impl Body {
         Self {
             content: Content::Upstream(body, client),
             access: None,
+            pieces: None,
         }
     }
 
@@ -74,6 +79,14 @@ impl Body {
         Self {
             content: Content::Watch(watch, downstream.peer),
             access: None,
+            pieces: None,
+        }
+    }
+
+    /// Hands on no more small pieces than may wait at once.
+    pub(super) fn bound_pieces(&mut self) {
+        if !matches!(self.content, Content::Own(_)) && !self.is_end_stream() {
+            self.pieces = Some(Pieces::default());
         }
     }
 
@@ -92,6 +105,9 @@ impl body::Body for Body {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let this = self.get_mut();
+        if let Some(pieces) = &this.pieces {
+            ready!(pieces.poll_room(cx));
+        }
         let (frame, client) = match &mut this.content {
             Content::Own(body) => {
                 let frame = ready!(Pin::new(body).poll_frame(cx));
@@ -113,6 +129,14 @@ impl body::Body for Body {
             && let Some(trailers) = frame.trailers_mut()
         {
             headers::rewrite_trailers(trailers);
+        }
+        // The last piece waits in vain for no other.
+        if this.pieces.is_some()
+            && !this.is_end_stream()
+            && let Some(pieces) = &mut this.pieces
+        {
+            frame =
+                frame.map(|frame| frame.map(|frame| frame.map_data(|data| pieces.counted(data))));
         }
         if let Some(access) = &mut this.access {
             match &frame {

@@ -51,8 +51,7 @@ async fn no_more_idle_connections_are_kept_than_the_limit_says() {
 #[tokio::test]
 async fn connections_that_have_ended_are_told_apart_however_many_there_are() {
     const MANY: usize = 300;
-    let drain = Drain::new();
-    let held = Held::new(Arc::new(IdleSet::new(1, KEEP, drain.clone())));
+    let held = Held::new(Arc::new(IdleSet::new(1, KEEP, Drain::new())));
     for _ in 0..MANY {
         let (near, far) = duplex(1024);
         let endpoint = UpstreamAddr(SocketAddr::from(([127, 0, 0, 1], 6443)));
