@@ -10,14 +10,14 @@ use std::{
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::body::{self, Body as _, Frame, SizeHint};
+use hyper::body::{self, Frame, SizeHint};
 use tracing::warn;
 
 use super::{
     Downstream,
     access::Access,
     headers,
-    pieces::Pieces,
+    pieces::{self, Pieces},
     watch::{Events, Watch},
 };
 use crate::{
@@ -85,7 +85,7 @@ impl Body {
 
     /// Hands on no more small pieces than may wait at once.
     pub(super) fn bound_pieces(&mut self) {
-        if !matches!(self.content, Content::Own(_)) && !self.is_end_stream() {
+        if !matches!(self.content, Content::Own(_)) {
             self.pieces = Some(Pieces::default());
         }
     }
@@ -130,13 +130,15 @@ impl body::Body for Body {
         {
             headers::rewrite_trailers(trailers);
         }
-        // The last piece waits in vain for no other.
         if this.pieces.is_some()
-            && !this.is_end_stream()
+            && let Some(Ok(frame)) = &mut frame
+            && let Some(data) = frame.data_mut()
+            && pieces::is_small(data)
+            // Nothing comes behind the last one.
+            && !body::Body::is_end_stream(this)
             && let Some(pieces) = &mut this.pieces
         {
-            frame =
-                frame.map(|frame| frame.map(|frame| frame.map_data(|data| pieces.counted(data))));
+            *data = pieces.counted(data);
         }
         if let Some(access) = &mut this.access {
             match &frame {
