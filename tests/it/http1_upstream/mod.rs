@@ -5,6 +5,7 @@ mod ambiguous;
 mod apiserver;
 mod asking;
 mod bodies;
+mod both_ways;
 mod connections;
 mod idle;
 mod interim;
