@@ -116,15 +116,15 @@ impl IdleSet {
             .iter()
             .rposition(|idle| matches!(idle.connection, Connection::H2(_)) == wants_h2)
         {
-            let Idle {
-                since,
-                mut connection,
-            } = idle.remove(at);
-            if since.elapsed() < self.keep && connection.is_spotless() {
-                connection.life().goes_on();
-                return Some(connection);
+            let mut found = idle.remove(at);
+            let is_young = found.since.elapsed() < self.keep;
+            if is_young && found.connection.is_spotless() {
+                found.connection.life().goes_on();
+                return Some(found.connection);
             }
-            connection.life().ends(LeaseEnd::Age);
+            if !is_young {
+                found.connection.life().ends(LeaseEnd::Age);
+            }
         }
         None
     }
