@@ -5,6 +5,7 @@
 
 mod ahead;
 mod cork;
+mod halves;
 mod readable;
 
 #[cfg(test)]
@@ -12,6 +13,7 @@ mod tests;
 
 pub(crate) use ahead::Ahead;
 pub(crate) use cork::{Cork, Seal};
+pub(crate) use halves::Half;
 pub(crate) use readable::Readable;
 #[cfg(test)]
 pub(crate) use tests::Unsealed;

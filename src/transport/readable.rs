@@ -10,12 +10,17 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::{client, server};
 
-use super::Ahead;
+use super::{Ahead, Half};
 
 /// A stream that knows whether a read would find something.
 pub(crate) trait Readable: AsyncRead + AsyncWrite + Debug + Send + Unpin {
     /// Pending, and woken later as by a read, if a read would find nothing.
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+
+    /// Another handle of the stream, if it has been divided.
+    fn half(&self) -> Option<Half> {
+        None
+    }
 
     /// Reads if there is something. HTTP tries to read each time it is polled, and a try that finds
     /// nothing costs a way down through TLS and an error on the way back up.

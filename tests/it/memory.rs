@@ -13,12 +13,14 @@ use h2::RecvStream;
 use http::{Request, Response};
 use standin::{
     client::{Client, Http1, Http2, TlsConnection},
+    frames::{END_STREAM, FrameConnection, kind},
     upstream::{BodySender, Builder, Connection, RequestBody, Upstream, channel, full},
 };
+use tokio::sync::mpsc;
 
 use crate::{
     binary::Binary,
-    proxy::{HOST, World, data},
+    proxy::{HOST, World, data, taken_until_blocked},
 };
 
 const KIB: usize = 1024;
@@ -295,3 +297,60 @@ async fn visit(client: &Client, number: usize) -> (Option<Http1<TlsConnection>>,
     }
     (None, Some(http2))
 }
+
+/// A log that comes byte by byte costs some frames at a time, and not one for each byte that a client may
+/// grant and then not read.
+#[tokio::test]
+async fn small_pieces_that_wait_for_their_client_are_few() {
+    let world = World::new();
+    let (upstream, _) = apiserver(&world);
+    let (tell, mut taken) = mpsc::unbounded_channel();
+    let upstream = upstream.alpn(&["http/1.1"]).http(move |request| {
+        let tell = tell.clone();
+        async move {
+            let (pieces, body) = channel();
+            let (size, most) = match request.uri().path() {
+                "/list" => (64 * KIB, 1024),
+                _ => (1, 64 * KIB),
+            };
+            tokio::spawn(async move {
+                let piece = Bytes::from(vec![b'x'; size]);
+                for _ in 0..most {
+                    if pieces.send(piece.clone()).await.is_err() {
+                        return;
+                    }
+                    tell.send(size).ok();
+                }
+            });
+            Response::new(body)
+        }
+    });
+    let upstream = upstream.start().await;
+    let binary = Binary::start(&world, upstream.address(), &[]).await;
+    let tls = binary.client(&world).alpn(&["h2"]).connect().await.unwrap();
+    let mut wire = FrameConnection::client(tls, &[(INITIAL_WINDOW_SIZE, WIDE)])
+        .await
+        .unwrap();
+    wire.send(kind::WINDOW_UPDATE, 0, 0, WIDE.to_be_bytes().to_vec())
+        .await
+        .unwrap();
+    let mut before = 0;
+    // What is large fills the sockets, so that what is small stays.
+    for (stream, path) in [(1, "/list"), (3, "/log")] {
+        let get = [
+            (":method", "GET"),
+            (":scheme", "https"),
+            (":authority", HOST),
+            (":path", path),
+        ];
+        before = own_memory(&binary);
+        wire.headers(stream, &get, END_STREAM).await.unwrap();
+        let pushed = taken_until_blocked(&mut taken).await;
+        assert!(pushed > 0, "{path}");
+    }
+    let held = own_memory(&binary).saturating_sub(before);
+    assert!(held < 4 * MIB, "{} KiB", held / KIB);
+}
+
+const INITIAL_WINDOW_SIZE: u16 = 4;
+const WIDE: u32 = 1 << 30;

@@ -1,8 +1,8 @@
 //! The rest of one response, and of the upload when the response overtook it.
 
 use std::{
-    future::poll_fn,
-    pin::pin,
+    future::{Future as _, poll_fn},
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
 };
@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use http::StatusCode;
 use hyper::body::{Frame, SizeHint};
-use tokio::task::yield_now;
+use tokio::{sync::oneshot, task::yield_now};
 
 use super::{
     Fault, H1Connection, Switched,
@@ -18,7 +18,7 @@ use super::{
     head::Head,
     sending::{Sending, Unfinished},
 };
-use crate::{drain::Drain, metrics::LeaseEnd, upstream::lease::Held};
+use crate::{drain::Drain, metrics::LeaseEnd, transport::Half, upstream::lease::Held};
 
 /// Where a connection goes when its response has come to a good end.
 #[derive(Debug)]
@@ -42,8 +42,8 @@ pub(in crate::upstream) struct Answer {
 #[derive(Debug)]
 struct Running {
     connection: H1Connection,
-    /// What is still to be sent of the request, and where that runs if the answer ends before.
-    sending: Option<(Sending, Drain)>,
+    /// What becomes of the rest of the request, and where that is waited for if the answer ends before.
+    sent: Option<(Sent, Drain)>,
     /// Where the connection goes if another request may follow.
     give_back: Option<GiveBack>,
 }
@@ -51,18 +51,23 @@ struct Running {
 impl Answer {
     /// The answer behind this head.
     pub(super) fn new(
-        connection: H1Connection,
+        mut connection: H1Connection,
         sending: Sending,
         head: &Head,
         give_back: Option<GiveBack>,
         drain: &Drain,
     ) -> Self {
+        // A task of its own, since the client may read nothing of the answer before it has sent all.
+        let sent = (!sending.is_whole()).then(|| {
+            let sent = send_rest(&mut connection, sending, drain);
+            (sent, drain.clone())
+        });
         let switches = head.parts.status == StatusCode::SWITCHING_PROTOCOLS;
         let mut answer = Self {
             rest: head.body,
             running: Some(Running {
                 connection,
-                sending: (!sending.is_whole()).then(|| (sending, drain.clone())),
+                sent,
                 give_back: give_back.filter(|_| head.goes_on && !switches),
             }),
             turn: 0,
@@ -107,15 +112,17 @@ impl Answer {
             return Poll::Ready(after);
         };
         let wire = &mut running.connection.wire;
-        if let Some((sending, _)) = &mut running.sending
-            && let Poll::Ready(sent) = sending.poll_send(&mut *wire.io, cx)
+        if let Some((sent, _)) = &mut running.sent
+            && let Poll::Ready(ended) = Pin::new(sent).poll(cx)
         {
-            running.sending = None;
-            match sent {
-                Ok(()) => {}
-                Err(Unfinished::Upload(cut)) => return Poll::Ready(Some(Err(Fault::Upload(cut)))),
+            running.sent = None;
+            match ended {
+                Ok(Ok(())) => {}
+                Ok(Err(Unfinished::Upload(cut))) => {
+                    return Poll::Ready(Some(Err(Fault::Upload(cut))));
+                }
                 // It may take no more because it has said all in its answer.
-                Err(Unfinished::Refused(_)) => running.give_back = None,
+                Ok(Err(Unfinished::Refused(_))) | Err(_) => running.give_back = None,
             }
         }
         loop {
@@ -167,11 +174,9 @@ impl Answer {
         };
         // The apiserver may want the rest of an upload all the same, and closing the connection on the
         // client before it has sent all could cost it the answer.
-        if let Some((mut sending, drain)) = running.sending.take() {
+        if let Some((sent, drain)) = running.sent.take() {
             drain.spawn(async move {
-                let io = &mut running.connection.wire.io;
-                let sent = poll_fn(|cx| sending.poll_send(&mut **io, cx)).await;
-                if sent.is_ok() {
+                if let Ok(Ok(())) = sent.await {
                     running.ended();
                 }
             });
@@ -201,6 +206,29 @@ impl Running {
         }
     }
 }
+
+/// Sends what is left of a request, until it is asked for no more; the wire keeps the half that reads.
+fn send_rest(connection: &mut H1Connection, mut sending: Sending, drain: &Drain) -> Sent {
+    let mut io = Half::of(&mut connection.wire.io);
+    let (mut tell, sent) = oneshot::channel();
+    drain.spawn(async move {
+        let ended = poll_fn(|cx| {
+            if tell.poll_closed(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            sending.poll_send(&mut io, cx).map(Some)
+        });
+        if let Some(ended) = ended.await {
+            // Before anybody is told that the connection is free.
+            drop(io);
+            tell.send(ended).ok();
+        }
+    });
+    sent
+}
+
+/// How the rest of a request ended.
+type Sent = oneshot::Receiver<Result<(), Unfinished>>;
 
 impl Drop for Answer {
     fn drop(&mut self) {

@@ -142,7 +142,12 @@ impl H1Connection {
             stopped: None,
             interim: 0,
         };
+        let mut unanswered = GivenUp(Some(&self.life));
         let answered = poll_fn(|cx| asking.poll_answer(&mut self.wire, cx)).await;
+        if matches!(answered, Ok(_) | Err(Fault::Closed | Fault::Io(_))) {
+            unanswered.0 = None;
+        }
+        drop(unanswered);
         let head = answered.map_err(|fault| {
             let error = if let Fault::Upload(source) = fault {
                 UpstreamError::Upload { source }
@@ -167,6 +172,17 @@ impl H1Connection {
 
     fn into_wire(self) -> Wire {
         self.wire
+    }
+}
+
+/// Notes that a request was given up before its answer, when dropped.
+struct GivenUp<'a>(Option<&'a Life>);
+
+impl Drop for GivenUp<'_> {
+    fn drop(&mut self) {
+        if let Some(life) = self.0 {
+            life.ends(LeaseEnd::Reset);
+        }
     }
 }
 

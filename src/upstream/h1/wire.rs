@@ -1,13 +1,14 @@
 //! The stream below HTTP/1.1, and what was read of it and not used yet.
 
 use std::{
+    future::{Future as _, poll_fn},
     mem,
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll, Waker, ready},
 };
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::ReadBuf;
+use tokio::{io::ReadBuf, task::coop::unconstrained};
 use tokio_util::io::poll_read_buf;
 
 use super::Fault;
@@ -57,13 +58,15 @@ impl Wire {
 
     /// Whether the connection is open and has nothing to say, as one that nothing runs on must be.
     pub(super) fn is_silent(&mut self) -> bool {
-        let cx = &mut Context::from_waker(Waker::noop());
+        if !self.unread.is_empty() {
+            return false;
+        }
         let mut one = [0; 1];
-        self.unread.is_empty()
-            && (self.io.poll_readable(cx).is_pending()
-                || Pin::new(&mut *self.io)
-                    .poll_read(cx, &mut ReadBuf::new(&mut one))
-                    .is_pending())
+        let heard = poll_fn(|cx| self.io.poll_read_found(cx, &mut ReadBuf::new(&mut one)));
+        // tokio says "nothing yet" to a task that has done much without a pause. Taken for silence, it
+        // would send a request on a connection that has ended, or that has an answer to another one.
+        let cx = &mut Context::from_waker(Waker::noop());
+        pin!(unconstrained(heard)).poll(cx).is_pending()
     }
 }
 

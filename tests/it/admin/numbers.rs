@@ -1,5 +1,7 @@
 //! What is counted, and under which labels.
 
+use std::future::pending;
+
 use http::Request;
 use kube_tls_proxy::metrics::{FAMILIES, Kind};
 use standin::tcp;
@@ -264,4 +266,25 @@ async fn a_reload_that_fails_is_a_number() {
     wait_for_numbers(admin, &[("last_reload_successful", 1.0)]).await;
     let last = scrape(admin).await.get("last_reload_seconds");
     assert!(last > 1.5e9, "{last}");
+}
+
+#[tokio::test]
+async fn a_request_that_is_given_up_before_its_answer_ends_its_lease_with_a_reset() {
+    let world = World::new();
+    let upstream = world.apiserver().http(|_| pending()).start().await;
+    let proxy = world.proxy(upstream.address()).admin().start();
+    let mut http1 = proxy.client().alpn(&["http/1.1"]).http1().await;
+    http1
+        .send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))
+        .await;
+    upstream.next_request().await;
+    drop(http1);
+    let reset = "leases_retired_total{reason=\"reset\"}";
+    wait_for_numbers(proxy.admin(), &[(reset, 1.0)]).await;
+    let http2 = proxy.client().http2().await;
+    let get = Request::get("https://kube.test/").body(()).unwrap();
+    let asked = http2.begin(get, true).await.unwrap();
+    upstream.next_request().await;
+    drop((asked, http2));
+    wait_for_numbers(proxy.admin(), &[(reset, 2.0)]).await;
 }

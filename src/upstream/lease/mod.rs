@@ -6,7 +6,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -31,6 +34,8 @@ pub(super) struct IdleSet {
     keep: Duration,
     drain: Drain,
     connections: Mutex<HashMap<u64, Vec<Idle>>>,
+    /// Who has held a connection on which nothing ran, and may be gone.
+    holders: Mutex<Vec<Weak<Held>>>,
 }
 
 #[derive(Debug)]
@@ -52,6 +57,8 @@ pub(super) enum Connection {
 pub(super) struct Held {
     idle: Arc<IdleSet>,
     by_cluster: Mutex<Vec<(u64, ForCluster)>>,
+    /// The idle set looks after what it holds.
+    is_known: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -94,6 +101,7 @@ impl IdleSet {
             keep,
             drain,
             connections: Mutex::new(HashMap::new()),
+            holders: Mutex::new(Vec::new()),
         }
     }
 
@@ -108,15 +116,15 @@ impl IdleSet {
             .iter()
             .rposition(|idle| matches!(idle.connection, Connection::H2(_)) == wants_h2)
         {
-            let Idle {
-                since,
-                mut connection,
-            } = idle.remove(at);
-            if since.elapsed() < self.keep && connection.is_spotless() {
-                connection.life().goes_on();
-                return Some(connection);
+            let mut found = idle.remove(at);
+            let is_young = found.since.elapsed() < self.keep;
+            if is_young && found.connection.is_spotless() {
+                found.connection.life().goes_on();
+                return Some(found.connection);
             }
-            connection.life().ends(LeaseEnd::Age);
+            if !is_young {
+                found.connection.life().ends(LeaseEnd::Age);
+            }
         }
         None
     }
@@ -156,6 +164,28 @@ impl IdleSet {
             });
         }
         connections.retain(|_, idle| !idle.is_empty());
+        drop(connections);
+        let holders = self.holders.lock();
+        let holders: Vec<_> = holders
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect();
+        for held in holders {
+            held.sweep();
+        }
+    }
+
+    /// Looks after what this client holds too: it may watch for days and ask for nothing else.
+    fn know(&self, held: &Arc<Held>) {
+        let mut holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
+        if holders.len() == holders.capacity() {
+            holders.retain(|held| held.strong_count() > 0);
+            // As much again, so that this is seldom.
+            let left = holders.len();
+            holders.reserve(left.max(FEW));
+        }
+        holders.push(Arc::downgrade(held));
     }
 
     /// Closes all of them.
@@ -212,6 +242,7 @@ impl Held {
         Arc::new(Self {
             idle,
             by_cluster: Mutex::new(Vec::new()),
+            is_known: AtomicBool::new(false),
         })
     }
 
@@ -224,15 +255,7 @@ impl Held {
         let held = for_cluster(&mut by_cluster, cluster);
         // Retired ones are let go here: running streams keep them alive until they end.
         held.h2.retain(H2Connection::is_open);
-        // The apiserver closes what is idle for 90 s; a request must not meet that halfway.
-        let keep = self.idle.keep;
-        held.h1.retain_mut(|connection| {
-            let is_young = connection.idle_since().elapsed() < keep;
-            if !is_young {
-                connection.life().ends(LeaseEnd::Age);
-            }
-            !connection.is_closed() && is_young
-        });
+        held.drop_old(self.idle.keep);
         if wants_h2 && !held.speaks_h1 {
             let young_enough = |connection: &&H2Connection| match age {
                 Age::Any => true,
@@ -290,12 +313,28 @@ impl Held {
     }
 
     /// Takes an HTTP/1.1 connection back after a response came to its good end.
-    pub(super) fn give_back(&self, cluster: u64, connection: H1Connection) {
+    pub(super) fn give_back(self: &Arc<Self>, cluster: u64, connection: H1Connection) {
         let mut by_cluster = self
             .by_cluster
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         for_cluster(&mut by_cluster, cluster).h1.push(connection);
+        drop(by_cluster);
+        if !self.is_known.load(Ordering::Relaxed) {
+            self.is_known.store(true, Ordering::Relaxed);
+            self.idle.know(self);
+        }
+    }
+
+    /// Closes what is too old or has ended and is not asked for.
+    fn sweep(&self) {
+        let mut by_cluster = self
+            .by_cluster
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for (_, held) in by_cluster.iter_mut() {
+            held.drop_old(self.idle.keep);
+        }
     }
 
     /// Where a connection of `cluster` shall go after its response.
@@ -304,6 +343,19 @@ impl Held {
             held: Arc::clone(self),
             cluster,
         }
+    }
+}
+
+impl ForCluster {
+    /// The apiserver closes what is idle for 90 s; a request must not meet that halfway.
+    fn drop_old(&mut self, keep: Duration) {
+        self.h1.retain_mut(|connection| {
+            let is_young = connection.idle_since().elapsed() < keep;
+            if !is_young {
+                connection.life().ends(LeaseEnd::Age);
+            }
+            !connection.is_closed() && is_young
+        });
     }
 }
 
@@ -339,51 +391,8 @@ fn for_cluster(by_cluster: &mut Vec<(u64, ForCluster)>, cluster: u64) -> &mut Fo
     held
 }
 
+/// Holders that there is room for at least.
+const FEW: usize = 16;
+
 #[cfg(test)]
-mod tests {
-    use std::net::SocketAddr;
-
-    use tokio::{
-        io::duplex,
-        time::{advance, pause},
-    };
-
-    use super::*;
-
-    const KEEP: Duration = Duration::from_secs(60);
-
-    #[tokio::test]
-    async fn an_http1_connection_is_not_used_again_once_it_idled_too_long() {
-        pause();
-        for (idle, used_again) in [(KEEP - Duration::from_millis(1), true), (KEEP, false)] {
-            let drain = Drain::new();
-            let held = Held::new(Arc::new(IdleSet::new(1, KEEP, drain.clone())));
-            let (near, _far) = duplex(1024);
-            let endpoint = UpstreamAddr(SocketAddr::from(([127, 0, 0, 1], 6443)));
-            let connection = H1Connection::new(Box::new(near), endpoint);
-            held.give_back(1, connection);
-            advance(idle).await;
-            let found = held.find(1, false, Age::Any);
-            let found = matches!(found, Found::Slot(Slot::H1(_)));
-            assert_eq!(found, used_again, "after {idle:?}");
-        }
-    }
-
-    #[tokio::test]
-    async fn no_more_idle_connections_are_kept_than_the_limit_says() {
-        for capacity in 0..3 {
-            let drain = Drain::new();
-            let idle = IdleSet::new(capacity, KEEP, drain.clone());
-            let mut ends = Vec::new();
-            for _ in 0..4 {
-                let (near, far) = duplex(1024);
-                let endpoint = UpstreamAddr(SocketAddr::from(([127, 0, 0, 1], 6443)));
-                let connection = H1Connection::new(Box::new(near), endpoint);
-                ends.push(far);
-                idle.put(1, Connection::H1(connection));
-            }
-            let kept = (0..4).filter(|_| idle.take(1, false).is_some()).count();
-            assert_eq!(kept, capacity);
-        }
-    }
-}
+mod tests;
