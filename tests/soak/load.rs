@@ -5,6 +5,7 @@ use std::{
     fmt,
     io::{Error, Result},
     net::SocketAddr,
+    panic::AssertUnwindSafe,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -12,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::FutureExt as _;
 use standin::client::{Client, Http1, Http2, TlsConnection};
 use tokio::{
     sync::watch,
@@ -47,7 +49,8 @@ pub(crate) struct Tally {
     again_by_reflectors: AtomicUsize,
     events: AtomicUsize,
     tunnels: AtomicUsize,
-    failures: Mutex<Vec<String>>,
+    /// What failed, and when that was begun.
+    failures: Mutex<Vec<(Instant, String)>>,
 }
 
 /// Running load.
@@ -81,10 +84,12 @@ impl Tally {
     }
 
     pub(crate) fn failed(&self, what: &str, error: &dyn fmt::Display) {
-        self.failures
-            .lock()
-            .unwrap()
-            .push(format!("{what}: {error}"));
+        self.failed_since(Instant::now(), what, error);
+    }
+
+    fn failed_since(&self, begun: Instant, what: &str, error: &dyn fmt::Display) {
+        let failure = (begun, format!("{what}: {error}"));
+        self.failures.lock().unwrap().push(failure);
     }
 
     pub(crate) fn requests(&self) -> usize {
@@ -101,8 +106,8 @@ impl Tally {
         }
     }
 
-    /// Takes what has failed so far.
-    pub(crate) fn take_failures(&self) -> Vec<String> {
+    /// Takes what has failed so far, and when that was begun.
+    pub(crate) fn take_failures(&self) -> Vec<(Instant, String)> {
         std::mem::take(&mut self.failures.lock().unwrap())
     }
 
@@ -263,14 +268,15 @@ async fn ask(
             kept = None;
         }
         let had_one = kept.is_some();
-        let mut answered = ask_once(&client, number, &mut kept).await;
+        let asked = Instant::now();
+        let mut answered = ask_patiently(&client, number, &mut kept).await;
         if had_one && matches!(&answered, Err(again) if again.kind() == AGAIN) {
             tally.again.fetch_add(1, Ordering::Relaxed);
-            answered = ask_once(&client, number, &mut kept).await;
+            answered = ask_patiently(&client, number, &mut kept).await;
         }
         tally.requests.fetch_add(1, Ordering::Relaxed);
         if let Err(error) = answered {
-            tally.failed("a request", &error);
+            tally.failed_since(asked, "a request", &error);
             kept = None;
         }
     }
@@ -278,6 +284,13 @@ async fn ask(
 
 /// The kind of error that lets a client send a request again.
 const AGAIN: std::io::ErrorKind = std::io::ErrorKind::Interrupted;
+
+/// Asks once. Who waits for too long panics, and asks again later as a stranger.
+async fn ask_patiently(client: &Client, number: u32, kept: &mut Option<Kept>) -> Result<()> {
+    let asked = AssertUnwindSafe(ask_once(client, number, kept)).catch_unwind();
+    let gave_up = |_| Err(Error::other("nothing came for long"));
+    asked.await.unwrap_or_else(gave_up)
+}
 
 async fn ask_once(client: &Client, number: u32, kept: &mut Option<Kept>) -> Result<()> {
     let connection = match kept.take() {
