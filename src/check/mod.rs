@@ -25,6 +25,7 @@ pub use report::{Check, Colours, Finding, Leg, Outcome, Report, Section};
 pub use token::{Token, TokenFault};
 
 use crate::{
+    addr::in_url,
     config::{ClusterConfig, Config, ConfigError, Timeouts},
     pki::{TrustAnchors, public_roots},
     upstream::ClientTls,
@@ -146,13 +147,9 @@ async fn from_outside(plan: &Plan, through: &Through, notes: &mut Notes<'_>) {
 
 /// Host and port as a URL has them.
 fn authority(host: &str, port: u16) -> String {
-    let host = if host.contains(':') {
-        format!("[{host}]")
-    } else {
-        host.to_owned()
-    };
+    let host = in_url(host);
     match port {
-        443 => host,
+        443 => host.into_owned(),
         port => format!("{host}:{port}"),
     }
 }

@@ -101,8 +101,12 @@ where
         if let Err(error) = written.await {
             // A peer that takes nothing more may have said a lot before, which is still on its way
             // through the other half. That half knows when it is over.
-            while from.read_buf(&mut buffer).await.map_err(Broken::Reading)? > 0 {
+            loop {
                 buffer.clear();
+                let read = from.read_buf(&mut buffer).await;
+                if read.map_err(Broken::Reading)? == 0 {
+                    break;
+                }
             }
             return Err(Broken::Writing(error));
         }

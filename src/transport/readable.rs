@@ -37,21 +37,22 @@ pub(crate) trait Readable: AsyncRead + AsyncWrite + Debug + Send + Unpin {
 impl Readable for server::TlsStream<Ahead> {
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let (io, session) = self.get_mut();
-        if session.wants_read() {
-            io.poll_readable(cx)
-        } else {
-            Poll::Ready(())
-        }
+        poll_below(io, session.wants_read(), cx)
     }
 }
 
 impl Readable for client::TlsStream<Ahead> {
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let (io, session) = self.get_mut();
-        if session.wants_read() {
-            io.poll_readable(cx)
-        } else {
-            Poll::Ready(())
-        }
+        poll_below(io, session.wants_read(), cx)
+    }
+}
+
+/// Whether TLS has something already, or else the socket.
+fn poll_below(io: &mut Ahead, wants_read: bool, cx: &mut Context<'_>) -> Poll<()> {
+    if wants_read {
+        io.poll_readable(cx)
+    } else {
+        Poll::Ready(())
     }
 }

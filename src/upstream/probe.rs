@@ -7,13 +7,12 @@
 use std::sync::{Arc, Weak};
 
 use http::{Request, StatusCode, Uri, header, uri::Scheme};
-use rustls_pki_types::ServerName;
 use tokio::time::timeout;
 
 use super::{
     Cluster, RequestBody, UpstreamError, Worker, connect, endpoint::Endpoint, h1::H1Connection,
 };
-use crate::telemetry::causes;
+use crate::{addr::in_url, telemetry::causes};
 
 impl Cluster {
     /// Probes the endpoints of this cluster for as long as somebody else holds it. `worker` has no
@@ -90,7 +89,7 @@ async fn ask(
     let target = format!("{}/readyz", cluster.path_prefix);
     let request = Uri::builder()
         .scheme(Scheme::HTTPS)
-        .authority(host(&cluster.tls.name))
+        .authority(&*in_url(&cluster.tls.name.to_str()))
         .path_and_query(target)
         .build()
         .and_then(|uri| {
@@ -115,31 +114,5 @@ async fn ask(
         .map_err(|unanswered| unanswered.error)
 }
 
-/// A name as the host of a URL, where an IPv6 address stands in brackets (RFC 3986 §3.2.2).
-fn host(name: &ServerName<'_>) -> String {
-    let name = name.to_str();
-    if name.contains(':') {
-        format!("[{name}]")
-    } else {
-        name.into_owned()
-    }
-}
-
 /// How probes show up in an audit log.
 const AGENT: &str = concat!("kube-tls-proxy/", env!("CARGO_PKG_VERSION"), " probe");
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_ipv6_address_is_a_host_in_brackets() {
-        for (name, wanted) in [
-            ("kubernetes.default.svc", "kubernetes.default.svc"),
-            ("10.0.0.1", "10.0.0.1"),
-            ("fd00::1", "[fd00::1]"),
-        ] {
-            assert_eq!(host(&name.try_into().unwrap()), wanted);
-        }
-    }
-}

@@ -58,7 +58,7 @@ impl Answer {
         drain: &Drain,
     ) -> Self {
         // A task of its own, since the client may read nothing of the answer before it has sent all.
-        let sent = (!sending.is_whole()).then(|| {
+        let sent = (!sending.is_over()).then(|| {
             let sent = send_rest(&mut connection, sending, drain);
             (sent, drain.clone())
         });
@@ -164,7 +164,7 @@ impl Answer {
     pub(in crate::upstream) fn into_switched(mut self) -> Option<Switched> {
         let is_over = self.is_end_stream();
         let running = self.running.take().filter(|_| is_over)?;
-        Some(Switched(running.connection.into_wire()))
+        Some(Switched(running.connection.wire))
     }
 
     /// Lets the connection go on to another request if it can.

@@ -1,7 +1,7 @@
 //! One HTTP/1.1 connection to an apiserver: one request at a time, or an upgrade.
 //!
 //! It runs within the task of the request that uses it, and hyper's client is not under it: that keeps a
-//! task, a queue and two buffers for every connection, which is half of what an HTTP/1.1 client costs
+//! task, a queue and two buffers for every connection, which is a third of what an HTTP/1.1 client costs
 //! (docs/performance.md). httparse reads heads, sizes of chunks and trailers.
 
 mod answer;
@@ -168,10 +168,6 @@ impl H1Connection {
         let give_back = give_back.filter(|_| !stopped);
         let answer = Answer::new(self, asking.sending, &head, give_back, drain);
         Ok(Response::from_parts(head.parts, answer.into()))
-    }
-
-    fn into_wire(self) -> Wire {
-        self.wire
     }
 }
 

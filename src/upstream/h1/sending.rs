@@ -1,6 +1,7 @@
 //! Sends one request: its head, and its body as it comes in.
 
 use std::{
+    fmt::Write as _,
     io,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -35,10 +36,8 @@ enum State {
     Body,
     /// All was taken out of the body.
     Flush,
-    /// The apiserver has all of it.
-    Sent,
-    /// No more of it is sent.
-    Stopped,
+    /// No more of it is sent: the apiserver has all, or wants no more.
+    Over,
 }
 
 /// Why a request was not sent to its end.
@@ -63,9 +62,9 @@ impl Sending {
         }
     }
 
-    /// Whether the apiserver has all of the request.
-    pub(super) fn is_whole(&self) -> bool {
-        self.state == State::Sent
+    /// Whether nothing more is sent.
+    pub(super) fn is_over(&self) -> bool {
+        self.state == State::Over
     }
 
     /// Sends as much as the apiserver takes now. Pending while there is more to come; once it is ready,
@@ -76,10 +75,7 @@ impl Sending {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Unfinished>> {
         let ended = ready!(self.poll_to_end(io, cx));
-        self.state = match ended {
-            Ok(()) => State::Sent,
-            Err(_) => State::Stopped,
-        };
+        self.state = State::Over;
         Poll::Ready(ended)
     }
 
@@ -90,7 +86,7 @@ impl Sending {
     ) -> Poll<Result<(), Unfinished>> {
         loop {
             match self.state {
-                State::Sent | State::Stopped => return Poll::Ready(Ok(())),
+                State::Over => return Poll::Ready(Ok(())),
                 State::Flush if self.is_written() => {
                     let flushed = ready!(Pin::new(io).poll_flush(cx));
                     return Poll::Ready(flushed.map_err(Unfinished::Refused));
@@ -147,8 +143,7 @@ impl Sending {
         let piece = ready!(self.body.poll_data(cx)).transpose()?;
         match (&mut self.framing, piece) {
             (Framing::Chunked, Some(data)) => {
-                self.line
-                    .put_slice(format!("{:x}\r\n", data.len()).as_bytes());
+                write!(self.line, "{:x}\r\n", data.len()).expect("the line grows");
                 self.data = data;
                 self.line_end = b"\r\n";
             }
