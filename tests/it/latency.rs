@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http::Response;
 use standin::{
     client::{Client, Http2, TlsConnection},
-    frames::{END_STREAM, FrameConnection, kind},
+    frames::{END_STREAM, FrameConnection},
     upstream::{Builder, Upstream, channel},
     within,
 };
@@ -112,8 +112,6 @@ async fn load(client: Client, lists: Lists) -> Apart<Arc<AtomicUsize>> {
 
 /// Asks for a list, and lets all of it come if the client speaks HTTP/2.
 async fn ask(client: &Client, lists: Lists) -> TlsConnection {
-    const INITIAL_WINDOW_SIZE: u16 = 4;
-    const WIDE: u32 = 1 << 30;
     match lists {
         Lists::Http1 => {
             let mut http1 = client.http1().await;
@@ -123,10 +121,7 @@ async fn ask(client: &Client, lists: Lists) -> TlsConnection {
         }
         Lists::Http2 => {
             let tls = client.clone().alpn(&["h2"]).connect().await.unwrap();
-            let settings = [(INITIAL_WINDOW_SIZE, WIDE)];
-            let mut wire = FrameConnection::client(tls, &settings).await.unwrap();
-            let more = WIDE.to_be_bytes().to_vec();
-            wire.send(kind::WINDOW_UPDATE, 0, 0, more).await.unwrap();
+            let mut wire = FrameConnection::wide_client(tls).await.unwrap();
             let get = [
                 (":method", "GET"),
                 (":scheme", "https"),

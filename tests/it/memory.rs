@@ -13,7 +13,7 @@ use h2::RecvStream;
 use http::{Request, Response};
 use standin::{
     client::{Client, Http1, Http2, TlsConnection},
-    frames::{END_STREAM, FrameConnection, kind},
+    frames::{END_STREAM, FrameConnection},
     upstream::{BodySender, Builder, Connection, RequestBody, Upstream, channel, full},
 };
 use tokio::sync::mpsc;
@@ -328,12 +328,7 @@ async fn small_pieces_that_wait_for_their_client_are_few() {
     let upstream = upstream.start().await;
     let binary = Binary::start(&world, upstream.address(), &[]).await;
     let tls = binary.client(&world).alpn(&["h2"]).connect().await.unwrap();
-    let mut wire = FrameConnection::client(tls, &[(INITIAL_WINDOW_SIZE, WIDE)])
-        .await
-        .unwrap();
-    wire.send(kind::WINDOW_UPDATE, 0, 0, WIDE.to_be_bytes().to_vec())
-        .await
-        .unwrap();
+    let mut wire = FrameConnection::wide_client(tls).await.unwrap();
     let mut before = 0;
     // What is large fills the sockets, so that what is small stays.
     for (stream, path) in [(1, "/list"), (3, "/log")] {
@@ -351,6 +346,3 @@ async fn small_pieces_that_wait_for_their_client_are_few() {
     let held = own_memory(&binary).saturating_sub(before);
     assert!(held < 4 * MIB, "{} KiB", held / KIB);
 }
-
-const INITIAL_WINDOW_SIZE: u16 = 4;
-const WIDE: u32 = 1 << 30;

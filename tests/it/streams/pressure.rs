@@ -5,7 +5,7 @@ use http::Response;
 use http_body_util::BodyExt as _;
 use standin::{
     client::Http2,
-    frames::{END_STREAM, FrameConnection, kind},
+    frames::{END_STREAM, FrameConnection},
     upstream::{Builder, channel},
     within,
 };
@@ -78,19 +78,12 @@ async fn a_slow_reader_holds_the_apiserver_back_over_http1() {
 /// A client may grant any window and then not read. As over HTTP/1.1, the kernels' buffers are in between.
 #[tokio::test]
 async fn a_wide_window_is_not_filled_from_memory() {
-    const INITIAL_WINDOW_SIZE: u16 = 4;
-    const WIDE: u32 = 1 << 30;
     let world = World::new();
     let (upstream, mut taken) = large_list(&world);
     let upstream = upstream.start().await;
     let proxy = world.proxy(upstream.address()).start();
     let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
-    let mut wire = FrameConnection::client(tls, &[(INITIAL_WINDOW_SIZE, WIDE)])
-        .await
-        .unwrap();
-    wire.send(kind::WINDOW_UPDATE, 0, 0, WIDE.to_be_bytes().to_vec())
-        .await
-        .unwrap();
+    let mut wire = FrameConnection::wide_client(tls).await.unwrap();
     let get = [
         (":method", "GET"),
         (":scheme", "https"),

@@ -198,6 +198,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> FrameConnection<S> {
         Self::begin(stream, settings).await
     }
 
+    /// The client's side of one who lets all come at once: streams and connection have room for 1 GiB.
+    ///
+    /// # Errors
+    ///
+    /// When the server is gone.
+    pub async fn wide_client(stream: S) -> io::Result<Self> {
+        const INITIAL_WINDOW_SIZE: u16 = 4;
+        const WIDE: u32 = 1 << 30;
+        let mut this = Self::client(stream, &[(INITIAL_WINDOW_SIZE, WIDE)]).await?;
+        let more = WIDE.to_be_bytes().to_vec();
+        this.send(kind::WINDOW_UPDATE, 0, 0, more).await?;
+        Ok(this)
+    }
+
     async fn begin(stream: S, settings: &[(u16, u32)]) -> io::Result<Self> {
         let mut this = Self {
             stream,
