@@ -10,7 +10,7 @@ use super::{
     dial::{self, Side, Target},
     notes::{seconds, shown},
 };
-use crate::{addr::UpstreamAddr, telemetry::causes, upstream::Offer};
+use crate::{addr::UpstreamAddr, quote, telemetry::causes, upstream::Offer};
 
 /// Everything about one server, from its name to a watch.
 pub(super) async fn all(plan: &Plan, target: &Target, notes: &mut Notes<'_>) {
@@ -76,7 +76,7 @@ impl Run<'_> {
                 let words = Words::new(
                     format!(
                         "the apiserver answers, but it does not accept the token in {} ({})",
-                        token.file.display(),
+                        quote::path(&token.file),
                         answer.words()
                     ),
                     "get a fresh one, for instance with `kubectl create token NAME`",

@@ -28,6 +28,7 @@ use crate::{
     addr::in_url,
     config::{ClusterConfig, Config, ConfigError, Timeouts},
     pki::{TrustAnchors, public_roots},
+    quote,
     upstream::ClientTls,
 };
 use dial::{Side, Target};
@@ -167,7 +168,7 @@ fn public_name(cluster: &ClusterConfig, of_certificates: &[String]) -> Option<St
 fn origin(cluster: &ClusterConfig) -> String {
     use crate::config::TrustSource;
     match &cluster.trust {
-        TrustSource::File(file) => format!("the CA in {}", file.display()),
+        TrustSource::File(file) => format!("the CA in {}", quote::path(file)),
         TrustSource::Inline { origin, .. } => format!("the CA of {origin}"),
     }
 }

@@ -12,8 +12,12 @@ use clap::{Args, ValueEnum, builder::PossibleValue};
 use super::print_failure;
 use crate::{
     check::{self, ANSWER_WITHIN, Colours, Event, Plan, Report, Through, Token, TokenFault, WATCH},
-    config::{self, ConfigError, Environment, ServeArgs, TrustSource, UpstreamUrl, is_colourless},
+    config::{
+        self, ConfigError, Environment, ServeArgs, TrustSource, UpstreamUrl, is_colourless,
+        path_flag,
+    },
     pki::{PkiError, TrustAnchors},
+    quote,
 };
 
 /// Flags of `kube-tls-proxy check`: those of `serve`, and how to check.
@@ -107,6 +111,14 @@ pub(super) fn check(args: &CheckArgs) -> ExitCode {
 }
 
 fn plan(args: &CheckArgs) -> Result<Plan, Unusable> {
+    for (flag, path) in [
+        ("--through-ca", &args.through_ca),
+        ("--token-file", &args.token_file),
+    ] {
+        if let Some(path) = path {
+            path_flag(flag, path)?;
+        }
+    }
     let through = match &args.through {
         Some(url) => Some(through(url)?),
         None => None,
@@ -115,7 +127,7 @@ fn plan(args: &CheckArgs) -> Result<Plan, Unusable> {
         Some(file) => {
             let source = TrustSource::File(file.clone());
             let anchors = TrustAnchors::load(&source, SystemTime::now())?;
-            Some((file.display().to_string(), anchors))
+            Some((quote::path(file).to_string(), anchors))
         }
         None => None,
     };

@@ -10,12 +10,11 @@ use serde_saphyr::Spanned;
 use super::{
     ClusterConfig, ConfigError, Environment, Fault, HostPattern, ReadError, ServeArgs, TrustSource,
     config_file::{ClusterEntry, ExpectedName, UpstreamEntry},
-    file,
-    host::shown,
-    kubeconfig,
+    file, kubeconfig,
     load::{Base, complete_path, flag},
     url::{self, UpstreamUrl},
 };
+use crate::quote;
 
 /// The clusters of the file, or else the one of flags, kubeconfig or pod. Never empty.
 pub(super) fn load(
@@ -39,9 +38,12 @@ pub(super) fn load(
     let mut hosts = HashMap::new();
     let mut clusters: Vec<ClusterConfig> = Vec::with_capacity(entries.len());
     for entry in entries {
-        let name = shown(&entry.value.name);
+        let name = quote::value(&entry.value.name);
         if name.is_empty() {
             return Err(base.fault(&entry, Fault::EmptyName));
+        }
+        if quote::pasted(&entry.value.name).is_some() {
+            return Err(base.fault(&entry, Fault::SecretName));
         }
         if clusters.iter().any(|cluster| cluster.name == name) {
             return Err(base.fault(&entry, Fault::DuplicateCluster { name }));
@@ -65,7 +67,7 @@ fn cluster_of_entry(
     base: &Base,
     env: &Environment,
 ) -> Result<ClusterConfig, ConfigError> {
-    let name = shown(&entry.value.name);
+    let name = quote::value(&entry.value.name);
     let hosts = entry
         .value
         .hosts
@@ -196,7 +198,7 @@ fn in_cluster(env: &Environment) -> Result<Option<ClusterConfig>, ConfigError> {
     let bad = |variable, value: &str, wanted| {
         ConfigError::Pod(Fault::BadPodVariable {
             variable,
-            value: shown(value),
+            value: quote::value(value),
             wanted,
         })
     };

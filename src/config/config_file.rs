@@ -2,7 +2,11 @@
 //!
 //! Values are parsed while the file is read, so that an error knows its line and column.
 
-use std::{net::SocketAddr, path::PathBuf, str::FromStr};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::{Deserialize, Deserializer, de::Error as _};
@@ -12,10 +16,11 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 use super::{
     LogFormat,
     error::Fault,
-    host::{HostPattern, shown},
+    host::HostPattern,
     units::{Count, Grace, Size, Timeout},
     url::{UpstreamUrl, expected_name},
 };
+use crate::quote;
 
 /// The file that `kube-tls-proxy serve --config` reads.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -218,8 +223,14 @@ impl FromStr for GivenPath {
         if text.is_empty() {
             return Err(Fault::EmptyPath);
         }
+        check_path(Path::new(text))?;
         Ok(Self(text.into()))
     }
+}
+
+/// Refuses what no path is, such as PEM text: `--key="$(cat tls.key)"`.
+pub(super) fn check_path(path: &Path) -> Result<(), Fault> {
+    quote::pasted(&path.to_string_lossy()).map_or(Ok(()), |found| Err(Fault::NotAPath { found }))
 }
 
 /// ADDRESS:PORT, or :PORT for all addresses.
@@ -237,7 +248,9 @@ impl FromStr for ListenAddr {
         };
         address
             .map(Self)
-            .map_err(|_not_an_address| Fault::BadListen { text: shown(text) })
+            .map_err(|_not_an_address| Fault::BadListen {
+                text: quote::value(text),
+            })
     }
 }
 
@@ -253,7 +266,9 @@ impl FromStr for EndpointAddr {
         address
             .filter(|address| address.port() != 0)
             .map(Self)
-            .ok_or_else(|| Fault::BadEndpoint { text: shown(text) })
+            .ok_or_else(|| Fault::BadEndpoint {
+                text: quote::value(text),
+            })
     }
 }
 
@@ -264,7 +279,9 @@ impl FromStr for LogFormat {
         match text {
             "text" => Ok(Self::Text),
             "json" => Ok(Self::Json),
-            _ => Err(Fault::BadLogFormat { text: shown(text) }),
+            _ => Err(Fault::BadLogFormat {
+                text: quote::value(text),
+            }),
         }
     }
 }
@@ -277,10 +294,14 @@ impl FromStr for LogFilter {
     type Err = Fault;
 
     fn from_str(text: &str) -> Result<Self, Fault> {
-        let misspelt = text.trim().is_empty() || text.split(',').any(is_misspelt_level);
+        let misspelt = text.trim().is_empty()
+            || text.split(',').any(is_misspelt_level)
+            || quote::pasted(text).is_some();
         match EnvFilter::builder().parse(text) {
             Ok(_) if !misspelt => Ok(Self(text.to_owned())),
-            Ok(_) | Err(_) => Err(Fault::BadLogFilter { text: shown(text) }),
+            Ok(_) | Err(_) => Err(Fault::BadLogFilter {
+                text: quote::value(text),
+            }),
         }
     }
 }

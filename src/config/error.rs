@@ -7,6 +7,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf};
 use serde_saphyr::{MessageFormatter as _, UserMessageFormatter};
 
 use super::file::ReadError;
+use crate::quote;
 
 /// Where the configuration is at fault.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +31,7 @@ pub enum ConfigError {
         source: Box<Self>,
     },
     /// A file that cannot be read.
-    #[error("{kind} {}", file.display())]
+    #[error("{kind} {}", quote::path(file))]
     Read {
         /// Which sort of file.
         kind: FileKind,
@@ -41,7 +42,7 @@ pub enum ConfigError {
         source: ReadError,
     },
     /// A place in a file.
-    #[error("{0}", at.as_ref().map_or_else(|| format!("{kind} {}", file.display()), |at| format!("{kind} {}, {at}", file.display())))]
+    #[error("{0}", at.as_ref().map_or_else(|| format!("{kind} {}", quote::path(file)), |at| format!("{kind} {}, {at}", quote::path(file))))]
     File {
         /// Which sort of file.
         kind: FileKind,
@@ -224,6 +225,8 @@ pub enum Fault {
     KubernetesObject { key: String },
     #[error("the path is empty; name a file, or remove the key")]
     EmptyPath,
+    #[error("a path belongs here, not {found}; write it to a file and name that")]
+    NotAPath { found: &'static str },
     #[error("{0}; mend the YAML there")]
     Yaml(YamlError),
     #[error("{0}")]
@@ -253,6 +256,10 @@ pub enum Fault {
     DuplicateCluster { name: String },
     #[error("a cluster has an empty `name`; give it a short one for the logs")]
     EmptyName,
+    #[error(
+        "the `name` of a cluster may be a secret, so that it must not be logged; give it a short one for the logs"
+    )]
+    SecretName,
     #[error("`listen` is an empty list; name an address or remove the key")]
     EmptyListen,
     #[error(
@@ -283,7 +290,10 @@ pub enum Fault {
         "there is no apiserver to forward to; give --upstream URL with --upstream-ca FILE, or --kubeconfig FILE (or `clusters` in a --config file), or run in a pod with its service account mounted"
     )]
     NoUpstream,
-    #[error("{flag} and `{key}` in {} both say which apiserver serves whom; remove one of them", file.display())]
+    #[error(
+        "{flag} and `{key}` in {} both say which apiserver serves whom; remove one of them",
+        quote::path(file)
+    )]
     FlagAgainstFile {
         flag: &'static str,
         key: &'static str,
@@ -349,9 +359,12 @@ pub enum Fault {
         "this process is not in a pod, for KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set; run it in one, or say where the apiserver is"
     )]
     NotInPod,
-    #[error("there is no CA at {}; mount the ConfigMap kube-root-ca.crt there, as config/kubernetes does, or say where the apiserver and its CA are", file.display())]
+    #[error(
+        "there is no CA at {}; mount the ConfigMap kube-root-ca.crt there, as config/kubernetes does, or say where the apiserver and its CA are",
+        quote::path(file)
+    )]
     NoPodCa { file: PathBuf },
-    #[error("CA {}", file.display())]
+    #[error("CA {}", quote::path(file))]
     PodCa {
         file: PathBuf,
         #[source]
@@ -372,8 +385,11 @@ impl YamlError {
 
 impl fmt::Display for YamlError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The parser's text may repeat bytes of the file: control characters are escaped.
+        // The parser's text may repeat bytes of the file: control characters are escaped, secrets left out.
         let message = UserMessageFormatter.format_message(&self.0);
+        if quote::pasted(&message).is_some() {
+            return f.write_str("a value of the wrong kind, hidden because it may be a secret");
+        }
         for char in message.chars() {
             if char.is_control() {
                 write!(f, "{}", char.escape_debug())?;

@@ -5,6 +5,7 @@
 use std::{fmt, net::IpAddr, str::FromStr};
 
 use super::error::Fault;
+use crate::quote;
 
 /// A DNS name, a wildcard such as `*.example.com`, or an IP address.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -14,7 +15,9 @@ impl FromStr for HostPattern {
     type Err = Fault;
 
     fn from_str(text: &str) -> Result<Self, Fault> {
-        let bad = || Fault::BadHost { host: shown(text) };
+        let bad = || Fault::BadHost {
+            host: quote::value(text),
+        };
         let bare = text
             .strip_prefix('[')
             .and_then(|rest| rest.strip_suffix(']'))
@@ -24,7 +27,8 @@ impl FromStr for HostPattern {
         }
         let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
         let base = name.strip_prefix("*.").unwrap_or(&name);
-        if !is_dns_name(base) {
+        // A name that no message may repeat would be in every message about its cluster.
+        if !is_dns_name(base) || quote::pasted(text).is_some() {
             return Err(bad());
         }
         Ok(Self(name))
@@ -55,14 +59,3 @@ pub(super) fn is_dns_name(name: &str) -> bool {
                     .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
         })
 }
-
-/// A value from outside, fit for a message.
-pub(super) fn shown(text: &str) -> String {
-    let mut shown: String = text.escape_debug().take(MAX_SHOWN_CHARS).collect();
-    if text.escape_debug().nth(MAX_SHOWN_CHARS).is_some() {
-        shown.push('…');
-    }
-    shown
-}
-
-const MAX_SHOWN_CHARS: usize = 100;

@@ -13,12 +13,12 @@ use serde::{
 
 use super::{
     ClusterConfig, TrustSource,
-    config_file::ExpectedName,
+    config_file::{ExpectedName, check_path},
     error::{ConfigError, Fault, FileKind},
-    host::shown,
     url::UpstreamUrl,
     yaml,
 };
+use crate::quote;
 
 /// The cluster of one context in `file`; without `context`, of its current one. It has no hosts.
 pub(super) fn load(file: &Path, context: Option<&str>) -> Result<ClusterConfig, ConfigError> {
@@ -29,8 +29,8 @@ pub(super) fn load(file: &Path, context: Option<&str>) -> Result<ClusterConfig, 
         .into_iter()
         .find(|entry| entry.name == context.cluster)
         .ok_or_else(|| Fault::NoCluster {
-            context: shown(&name),
-            name: shown(&context.cluster),
+            context: quote::value(&name),
+            name: quote::value(&context.cluster),
         });
     cluster
         .and_then(|cluster| complete(cluster, file))
@@ -109,7 +109,7 @@ impl<U: DeserializeOwned> Kubeconfig<U> {
                 .and_then(|wanted| {
                     let found = contexts.iter().find(|entry| entry.name == wanted);
                     found.ok_or_else(|| Fault::NoContext {
-                        name: shown(wanted),
+                        name: quote::value(wanted),
                         known: known(),
                     })
                 })
@@ -129,7 +129,7 @@ fn at_fault(file: &Path, fault: Fault) -> ConfigError {
 
 fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, Fault> {
     let NamedCluster { name, cluster } = entry;
-    let shown_name = || shown(&name);
+    let shown_name = || quote::value(&name);
     if cluster.insecure_skip_tls_verify {
         return Err(Fault::SkipsVerification { name: shown_name() });
     }
@@ -167,10 +167,11 @@ fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, Fault> {
             origin: format!(
                 "cluster `{}` in kubeconfig {}",
                 shown_name(),
-                file.display()
+                quote::path(file)
             ),
         },
         (None, Some(path)) if !path.as_os_str().is_empty() => {
+            check_path(&path).map_err(in_key("certificate-authority"))?;
             TrustSource::File(file.parent().unwrap_or_else(|| Path::new("")).join(path))
         }
         (None, _) => return Err(Fault::NoAuthority { name: shown_name() }),
@@ -184,14 +185,14 @@ fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, Fault> {
         expected_name,
         trust,
         // It goes into log lines.
-        name: shown(&name),
+        name: quote::value(&name),
     })
 }
 
 fn known(contexts: &[NamedContext]) -> String {
     contexts
         .iter()
-        .map(|context| shown(&context.name))
+        .map(|context| quote::value(&context.name))
         .collect::<Vec<_>>()
         .join(", ")
 }

@@ -8,11 +8,14 @@ use std::{borrow::Cow, fmt, time::Duration};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de};
 
-use super::{error::Fault, host::shown};
+use super::error::Fault;
+use crate::quote;
 
 /// Reads `500ms`, `5s`, `10m`, `1h30m` or `0s`.
 pub(super) fn duration(text: &str) -> Result<Duration, Fault> {
-    let bad = || Fault::BadDuration { text: shown(text) };
+    let bad = || Fault::BadDuration {
+        text: quote::value(text),
+    };
     let mut rest = text;
     let mut total = Duration::ZERO;
     if rest.is_empty() {
@@ -37,14 +40,18 @@ pub(super) fn duration(text: &str) -> Result<Duration, Fault> {
         rest = next;
     }
     if total > LONGEST {
-        return Err(Fault::DurationTooLong { text: shown(text) });
+        return Err(Fault::DurationTooLong {
+            text: quote::value(text),
+        });
     }
     Ok(total)
 }
 
 /// Reads `65536`, `64KiB` or `1MiB`.
 fn bytes(text: &str) -> Result<u64, Fault> {
-    let bad = || Fault::BadSize { text: shown(text) };
+    let bad = || Fault::BadSize {
+        text: quote::value(text),
+    };
     let (number, unit) = leading_number(text).ok_or_else(bad)?;
     let factor = match unit.trim_start() {
         "" | "B" => 1,
@@ -108,7 +115,7 @@ impl<const MIN: u64, const MAX: u64> Size<MIN, MAX> {
             Ok(Self(size))
         } else {
             Err(Fault::OutOfRange {
-                found: shown(text),
+                found: quote::value(text),
                 min: readable_bytes(MIN),
                 max: readable_bytes(MAX),
             })
@@ -186,7 +193,9 @@ impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Count<MIN, MAX> {
         deserializer.deserialize_any(Scalar(
             |text: &str, number: Option<u64>| match number {
                 Some(number) => Self::checked(number),
-                None => Err(Fault::BadCount { text: shown(text) }),
+                None => Err(Fault::BadCount {
+                    text: quote::value(text),
+                }),
             },
             "a whole number",
         ))
@@ -207,7 +216,9 @@ impl<const MIN: u64, const MAX: u64> std::str::FromStr for Count<MIN, MAX> {
 
     fn from_str(text: &str) -> Result<Self, Fault> {
         text.parse()
-            .map_err(|_not_a_number| Fault::BadCount { text: shown(text) })
+            .map_err(|_not_a_number| Fault::BadCount {
+                text: quote::value(text),
+            })
             .and_then(Self::checked)
     }
 }

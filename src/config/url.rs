@@ -9,10 +9,8 @@ use std::{
 
 use rustls_pki_types::ServerName;
 
-use super::{
-    error::Fault,
-    host::{is_dns_name, shown},
-};
+use super::{error::Fault, host::is_dns_name};
+use crate::quote;
 
 /// Where an apiserver is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +29,8 @@ impl FromStr for UpstreamUrl {
     type Err = Fault;
 
     fn from_str(text: &str) -> Result<Self, Fault> {
-        let url = || shown(text);
+        // A token is sometimes part of the query, so no message repeats that.
+        let url = || quote::value(text.split(['?', '#']).next().unwrap_or_default());
         // Looked for first, because every later message prints the URL.
         let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
         let (authority, path) = match rest.find(['/', '?', '#']) {
@@ -70,7 +69,9 @@ impl FromStr for UpstreamUrl {
 pub(super) fn expected_name(text: &str) -> Result<ServerName<'static>, Fault> {
     parse_host(text)
         .map(|(_host, name)| name)
-        .ok_or_else(|| Fault::BadName { name: shown(text) })
+        .ok_or_else(|| Fault::BadName {
+            name: quote::value(text),
+        })
 }
 
 /// A bare host: name in lower case, or address without brackets.
@@ -109,7 +110,8 @@ fn parse_host(text: &str) -> Option<(String, ServerName<'static>)> {
         return Some((address.to_string(), ServerName::from(address)));
     }
     let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
-    if !is_dns_name(&name) {
+    // As for a public host: a name that no message may repeat is not used.
+    if !is_dns_name(&name) || quote::pasted(text).is_some() {
         return None;
     }
     let server_name = ServerName::try_from(name.clone()).ok()?;

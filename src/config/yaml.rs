@@ -8,8 +8,8 @@ use serde_saphyr::{Error, Location};
 use super::{
     error::{ConfigError, Fault, FileKind, Position, YamlError},
     file,
-    host::shown,
 };
+use crate::quote;
 
 /// Reads `file` and parses it; JSON is YAML too.
 pub(crate) fn load<T: DeserializeOwned>(kind: FileKind, file: &Path) -> Result<T, ConfigError> {
@@ -59,13 +59,13 @@ fn fault(error: Error) -> Fault {
         Error::SerdeUnknownField {
             field, expected, ..
         } => Fault::UnknownKey {
-            key: shown(field),
+            key: quote::value(field),
             nearest: nearest(field, expected),
             known: expected.join(", "),
         },
         Error::SerdeMissingField { field, .. } => Fault::MissingKey { key: field },
         Error::DuplicateMappingKey { key, .. } => Fault::TwiceTheKey {
-            key: shown(key.as_deref().unwrap_or_default()),
+            key: quote::value(key.as_deref().unwrap_or_default()),
         },
         Error::Unexpected { expected, .. } if expected.contains("sequence") => Fault::NotAList,
         Error::Unexpected { expected, .. } if expected.contains("mapping") => Fault::NotKeys,
