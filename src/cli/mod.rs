@@ -143,10 +143,13 @@ fn hide(value: &ContextValue, pasted: &mut Option<&'static str>) -> Option<Conte
         }
         None => text.clone(),
     };
-    let safe = match value {
-        ContextValue::String(text) => ContextValue::String(safe(text)),
-        ContextValue::Strings(texts) => ContextValue::Strings(texts.iter().map(safe).collect()),
-        other => other.clone(),
+    let safe = if let ContextValue::String(text) = value {
+        ContextValue::String(safe(text))
+    } else if let ContextValue::Strings(texts) = value {
+        ContextValue::Strings(texts.iter().map(safe).collect())
+    } else {
+        // Numbers and texts of the parser's own.
+        return None;
     };
     is_hidden.then_some(safe)
 }

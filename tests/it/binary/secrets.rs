@@ -235,7 +235,12 @@ fn leaves(root: &Value, node: &Value, at: &[String], found: &mut Vec<Vec<String>
     let node = resolve(root, node);
     if let Some(properties) = node.get("properties").and_then(Value::as_object) {
         for (key, property) in properties {
-            leaves(root, property, &[at, &[key.clone()]].concat(), found);
+            leaves(
+                root,
+                property,
+                &[at, std::slice::from_ref(key)].concat(),
+                found,
+            );
         }
     } else if let Some(items) = node.get("items") {
         leaves(root, items, &[at, &["[]".to_owned()]].concat(), found);
@@ -374,7 +379,7 @@ fn texts(value: &Value, at: &str, found: &mut Vec<String>) {
                 texts(field, &format!("{at}/{key}"), found);
             }
         }
-        _ => {}
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
 
