@@ -10,7 +10,7 @@ use super::{
     dial::{self, Side, Target},
     notes::{seconds, shown},
 };
-use crate::{addr::UpstreamAddr, telemetry::causes, upstream::Offer};
+use crate::{hosts::UpstreamAddr, text::error_chain, upstream::Offer};
 
 /// Everything about one server, from its name to a watch.
 pub(super) async fn all(plan: &Plan, target: &Target, notes: &mut Notes<'_>) {
@@ -154,7 +154,7 @@ impl Run<'_> {
                 seconds(self.plan.answer_within)
             ),
             NoAnswer::Dial(_) | NoAnswer::Cut(_) => {
-                format!("no answer to {what}: {}", causes(error))
+                format!("no answer to {what}: {}", error_chain(error))
             }
         };
         let mend = match self.target.side {

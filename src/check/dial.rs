@@ -9,10 +9,10 @@ use tokio::time::timeout;
 
 use super::{Check, Notes, notes::seconds, words};
 use crate::{
-    addr::UpstreamAddr,
     config::Timeouts,
+    hosts::UpstreamAddr,
     pki::{CertSummary, Days},
-    telemetry::causes,
+    text::error_chain,
     upstream::{ClientTls, Offer, Reached, UpstreamError},
 };
 
@@ -143,7 +143,7 @@ async fn look_up(target: &Target, notes: &mut Notes<'_>) -> Option<Vec<SocketAdd
             }
             "the name has no address".to_owned()
         }
-        Ok(Err(error)) => causes(&error).to_string(),
+        Ok(Err(error)) => error_chain(&error).to_string(),
         Err(_elapsed) => format!("no answer within {}", seconds(limit)),
     };
     notes.failed(Check::Dns, words::dns(target, &failure));

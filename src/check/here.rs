@@ -14,10 +14,10 @@ use tokio::{
 
 use super::{Check, Notes, Plan, Words, words::not_accepted};
 use crate::{
-    addr::UpstreamAddr,
     admin::Admin,
     app::{AppError, ListenFault},
     config::{ClusterConfig, Config, Timeouts},
+    hosts::UpstreamAddr,
     listener::{self, Others},
     pki::{Acceptance, Days, Identity, TrustAnchors, UtcDate, public_roots},
     upstream::{ClientTls, Offer, Reached},

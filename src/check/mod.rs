@@ -25,8 +25,8 @@ pub use report::{Check, Colours, Finding, Leg, Outcome, Report, Section};
 pub use token::{Token, TokenFault};
 
 use crate::{
-    addr::in_url,
     config::{ClusterConfig, Config, ConfigError, Timeouts},
+    hosts::url_host,
     pki::{TrustAnchors, public_roots},
     upstream::ClientTls,
 };
@@ -147,7 +147,7 @@ async fn from_outside(plan: &Plan, through: &Through, notes: &mut Notes<'_>) {
 
 /// Host and port as a URL has them.
 fn authority(host: &str, port: u16) -> String {
-    let host = in_url(host);
+    let host = url_host(host);
     match port {
         443 => host.into_owned(),
         port => format!("{host}:{port}"),

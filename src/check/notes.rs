@@ -5,7 +5,7 @@ use std::{error::Error, time::Duration};
 use tokio::time::Instant;
 
 use super::{Check, Finding, Leg, Outcome, Report, Section};
-use crate::telemetry::causes;
+use crate::text::{error_chain, escape};
 
 /// What a run tells while it goes on.
 #[derive(Debug, Clone, Copy)]
@@ -56,7 +56,7 @@ impl Words {
 
     /// An error of this crate and its causes.
     pub(super) fn of_error(error: &(dyn Error + 'static)) -> Self {
-        Self::of_sentence(&causes(error).to_string())
+        Self::of_sentence(&error_chain(error).to_string())
     }
 }
 
@@ -148,20 +148,9 @@ impl<'a> Notes<'a> {
     }
 }
 
-/// Text of a peer, fit for a terminal: one line, no control characters, not endless.
+/// Text of a peer, fit for a terminal.
 pub(super) fn shown(text: &str) -> String {
-    let mut shown = String::new();
-    for (index, char) in text.trim().chars().enumerate() {
-        if index >= MAX_SHOWN_CHARS {
-            shown.push('…');
-            break;
-        }
-        match char {
-            '"' | '\'' | '\\' => shown.push(char),
-            _ => shown.extend(char.escape_debug()),
-        }
-    }
-    shown
+    escape(text.trim(), MAX_SHOWN_CHARS).to_string()
 }
 
 /// `5 s`, `300 ms`.

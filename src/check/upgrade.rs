@@ -3,7 +3,7 @@
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use super::{Check, Notes, Words, answer::Speaker, ask, asks::Run, dial::Side};
-use crate::{telemetry::causes, upstream::Offer};
+use crate::{text::error_chain, upstream::Offer};
 
 impl Run<'_> {
     /// Asks for a WebSocket; any answer of the apiserver will do.
@@ -27,7 +27,7 @@ impl Run<'_> {
                 let words = Words::new(
                     format!(
                         "an upgrade gets no answer, though plain requests do ({}): something on the way blocks WebSocket, and with it exec, attach, cp and port-forward",
-                        causes(&error)
+                        error_chain(&error)
                     ),
                     self.mend_upgrade(),
                 );

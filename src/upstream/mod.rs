@@ -41,7 +41,7 @@ use crate::{
     config::{Limits, Timeouts},
     drain::Drain,
     metrics::{Counts, LeaseEnd},
-    telemetry::causes,
+    text::error_chain,
 };
 use lease::{Age, Connection, Found, Held, IdleSet, Slot};
 use upload::Upload;
@@ -229,7 +229,7 @@ impl Lease {
                 again: Some(again),
             }) => {
                 debug!(
-                    error = %causes(&error),
+                    error = %error_chain(&error),
                     "request is sent once more"
                 );
                 *again

@@ -11,7 +11,7 @@ use tokio::{
 use tokio_rustls::client::TlsStream;
 
 use super::{ClientTls, UpstreamError, connect};
-use crate::{addr::UpstreamAddr, config::Timeouts, pki::CertSummary, transport::Ahead};
+use crate::{config::Timeouts, hosts::UpstreamAddr, pki::CertSummary, transport::Ahead};
 
 /// Which protocols are offered to the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,6 +12,7 @@ use super::{
     Fault,
     body::{Chunk, Rest},
 };
+use crate::text::{list_contains, list_items};
 
 /// The head of one response.
 #[derive(Debug)]
@@ -110,7 +111,7 @@ fn framing(headers: &mut HeaderMap, is_newest: bool) -> Result<(Rest, bool), Fau
     let mut lengths = headers
         .get_all(header::CONTENT_LENGTH)
         .iter()
-        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .flat_map(|line| list_items(line.as_bytes()))
         .map(number);
     let Some(first) = lengths.next() else {
         return Ok((Rest::UntilClose, false));
@@ -131,7 +132,7 @@ fn framing(headers: &mut HeaderMap, is_newest: bool) -> Result<(Rest, bool), Fau
 
 /// Digits and nothing else; no more than Go takes.
 fn number(text: &[u8]) -> Option<u64> {
-    let text = std::str::from_utf8(text.trim_ascii()).ok()?;
+    let text = std::str::from_utf8(text).ok()?;
     let number: i64 = text.parse().ok()?;
     // Refuses a sign, which `parse` takes.
     let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
@@ -143,8 +144,7 @@ fn says(headers: &HeaderMap, list: HeaderName, name: &str) -> bool {
     headers
         .get_all(list)
         .iter()
-        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
-        .any(|said| said.trim_ascii().eq_ignore_ascii_case(name.as_bytes()))
+        .any(|line| list_contains(line.as_bytes(), name))
 }
 
 /// The longest head of a response.

@@ -28,8 +28,8 @@ pub use switched::Switched;
 
 use super::{LostCause, RequestBody, ResponseBody, UpstreamError, endpoint::Endpoint};
 use crate::{
-    addr::UpstreamAddr,
     drain::Drain,
+    hosts::UpstreamAddr,
     metrics::{LeaseEnd, Life},
     transport::Readable,
 };

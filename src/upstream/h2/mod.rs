@@ -27,11 +27,11 @@ use super::{
     frames::{Heard, Overheard},
 };
 use crate::{
-    addr::UpstreamAddr,
     config::Timeouts,
     drain::Drain,
+    hosts::UpstreamAddr,
     metrics::{LeaseEnd, Life},
-    telemetry::causes,
+    text::error_chain,
     transport::{Cork, Seal},
 };
 
@@ -129,7 +129,7 @@ impl H2Connection {
                 running.life.ends(LeaseEnd::Closed);
             }
             if let Err(error) = ended {
-                debug!(upstream.address = %endpoint, error = %causes(&error), "upstream connection ended");
+                debug!(upstream.address = %endpoint, error = %error_chain(&error), "upstream connection ended");
             }
         });
         Ok(Self { send, state })

@@ -21,8 +21,8 @@ use super::{
     h2::{H2Connection, Stream},
 };
 use crate::{
-    addr::UpstreamAddr,
     drain::Drain,
+    hosts::UpstreamAddr,
     metrics::{LeaseEnd, Life},
 };
 
