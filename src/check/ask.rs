@@ -16,7 +16,7 @@ use super::{Token, dial::Target};
 use crate::{
     addr::UpstreamAddr,
     drain::Drain,
-    upstream::{Offer, Reached, UpstreamError},
+    upstream::{Offer, TcpConnected, UpstreamError},
 };
 
 /// What is asked.
@@ -112,7 +112,7 @@ pub(super) async fn begin(
     question: Question<'_>,
     more: HeaderMap,
 ) -> Result<Streaming, NoAnswer> {
-    let reached = Reached::dial(at, &target.timeouts)
+    let reached = TcpConnected::dial(at, &target.timeouts)
         .await
         .map_err(NoAnswer::Dial)?;
     let verified = Box::pin(reached.secure(&target.tls, question.offer))

@@ -13,7 +13,7 @@ use crate::{
     config::Timeouts,
     pki::{CertSummary, Days},
     telemetry::causes,
-    upstream::{ClientTls, Offer, Reached, UpstreamError},
+    upstream::{ClientTls, Offer, TcpConnected, UpstreamError},
 };
 
 /// Whom a part of the run speaks to.
@@ -153,7 +153,7 @@ async fn look_up(target: &Target, notes: &mut Notes<'_>) -> Option<Vec<SocketAdd
 }
 
 async fn try_one(target: &Target, address: SocketAddr) -> Result<Agreed, Failure> {
-    let reached = Reached::dial(UpstreamAddr(address), &target.timeouts)
+    let reached = TcpConnected::dial(UpstreamAddr(address), &target.timeouts)
         .await
         .map_err(Failure::Tcp)?;
     match Box::pin(reached.secure(&target.tls, Offer::Http2)).await {

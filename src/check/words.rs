@@ -117,7 +117,7 @@ pub(super) fn tls(target: &Target, address: SocketAddr, error: &UpstreamError) -
 /// TLS with somebody else than was expected.
 pub(super) fn verify(target: &Target, address: SocketAddr, error: &UpstreamError) -> Words {
     let certificate = format!("the certificate of {address}");
-    let Some(failure) = error.verify_failure() else {
+    let Some(failure) = error.verify_error() else {
         return Words::new(
             format!("{certificate} is not proved: {}", causes(error)),
             format!(
