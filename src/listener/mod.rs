@@ -17,7 +17,7 @@ use tracing::{debug, warn};
 use crate::{
     addr::PeerAddr,
     config::Timeouts,
-    metrics::{Counts, Limit},
+    metrics::{Counters, Limit},
     socket,
     telemetry::causes,
 };
@@ -29,7 +29,7 @@ pub struct Listener {
     owner: Owner,
     connections: Arc<Semaphore>,
     timeouts: Timeouts,
-    counts: Arc<Counts>,
+    counts: Arc<Counters>,
 }
 
 /// Who closes a listening socket for good.
@@ -161,7 +161,7 @@ impl Listener {
         owner: Owner,
         connections: Arc<Semaphore>,
         timeouts: Timeouts,
-        counts: Arc<Counts>,
+        counts: Arc<Counters>,
     ) -> io::Result<Self> {
         Ok(Self {
             socket: TcpListener::from_std(socket)?,
@@ -261,7 +261,7 @@ pub struct Rest {
     waiting: std::vec::IntoIter<(std::net::TcpStream, PeerAddr)>,
     connections: Arc<Semaphore>,
     timeouts: Timeouts,
-    counts: Arc<Counts>,
+    counts: Arc<Counters>,
 }
 
 impl Rest {
@@ -285,7 +285,7 @@ impl Rest {
     }
 }
 
-async fn place(connections: &Arc<Semaphore>, counts: &Counts) -> OwnedSemaphorePermit {
+async fn place(connections: &Arc<Semaphore>, counts: &Counters) -> OwnedSemaphorePermit {
     if connections.available_permits() == 0 {
         counts.limit_hit(Limit::Connections);
     }

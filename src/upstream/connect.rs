@@ -111,8 +111,8 @@ async fn try_one(
             cluster.endpoints.mark_well(&endpoint);
             worker.counts.dialled(cluster.name(), Dialled::Ok);
             connection
-                .life()
-                .begins(&worker.counts, &cluster.generation);
+                .stats()
+                .on_dial(&worker.counts, &cluster.generation);
             Ok(connection.to(endpoint))
         }
         Err(error) => {
