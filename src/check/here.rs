@@ -16,9 +16,10 @@ use super::{Check, Notes, Plan, Words, words::not_accepted};
 use crate::{
     addr::UpstreamAddr,
     admin::Admin,
-    app::{AppError, ListenFault},
+    app::AppError,
     config::{ClusterConfig, Config, Timeouts},
-    listener::{self, Others},
+    listen_error::{ListenError, ListenFlag},
+    listener::{self, PortSharing},
     pki::{Acceptance, Days, Identity, TrustAnchors, UtcDate, public_roots},
     upstream::{ClientTls, Offer, TcpConnected},
 };
@@ -196,12 +197,12 @@ async fn port(
     identities: &[Identity],
     notes: &mut Notes<'_>,
 ) {
-    let others = if config.takeover {
-        Others::TakenOver
+    let sharing = if config.takeover {
+        PortSharing::Reuse
     } else {
-        Others::Refused
+        PortSharing::Exclusive
     };
-    let error = match listener::claim(address, others) {
+    let error = match listener::claim(address, sharing) {
         Ok(_free) if address.port() == 0 => {
             return notes.ok(Check::Listen, format!("{address}: any free port will do"));
         }
@@ -224,7 +225,7 @@ async fn port(
         );
         return notes.skipped(&[Check::Listen], &why);
     }
-    let source = ListenFault::from(error);
+    let source = ListenError::new(ListenFlag::Clients, error);
     notes.failed(
         Check::Listen,
         Words::of_error(&AppError::Listen { address, source }),

@@ -39,7 +39,7 @@ pub use verify::VerifyError;
 use crate::{
     config::{Limits, Timeouts},
     drain::Drain,
-    metrics::{Counts, LeaseEnd},
+    metrics::{Counters, LeaseEnd},
     telemetry::causes,
 };
 use lease::{Connection, Freshness, IdlePool, LeaseTable, LeasedSlot, Lookup};
@@ -117,7 +117,7 @@ pub struct UpstreamContext {
     limits: Limits,
     timeouts: Timeouts,
     drain: Drain,
-    counts: Arc<Counts>,
+    counts: Arc<Counters>,
 }
 
 impl UpstreamContext {
@@ -140,13 +140,13 @@ impl UpstreamContext {
 
     /// The same, with these counters in place of its own.
     #[must_use]
-    pub fn counting(self, counts: Arc<Counts>) -> Self {
+    pub fn counting(self, counts: Arc<Counters>) -> Self {
         Self { counts, ..self }
     }
 
     /// What is counted on this worker.
     #[must_use]
-    pub fn counts(&self) -> &Arc<Counts> {
+    pub fn counts(&self) -> &Arc<Counters> {
         &self.counts
     }
 
@@ -259,7 +259,7 @@ impl ClientLeases {
     ) -> Result<Response<ResponseBody>, UpstreamError> {
         let connected = dial::connect(&self.context, cluster, &cluster.tls.h1);
         let connection = Box::pin(connected).await?;
-        connection.life().ends(LeaseEnd::Upgrade);
+        connection.stats().set_end_reason(LeaseEnd::Upgrade);
         match connection {
             Connection::H1(connection) => {
                 Box::pin(connection.exchange(head, body, None, &self.context.drain))
