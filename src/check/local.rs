@@ -16,9 +16,10 @@ use super::{Check, Message, Plan, Recorder, messages::not_accepted};
 use crate::{
     addr::UpstreamAddr,
     admin::Admin,
-    app::{AppError, ListenFault},
+    app::AppError,
     config::{ClusterConfig, Config, Timeouts},
-    listener::{self, Others},
+    listen_error::{ListenError, ListenFlag},
+    listener::{self, PortSharing},
     pki::{Acceptance, Days, Identity, TrustAnchors, UtcDate, public_roots},
     upstream::{ClientTls, Offer, Reached},
 };
@@ -200,12 +201,12 @@ async fn port(
     identities: &[Identity],
     recorder: &mut Recorder<'_>,
 ) {
-    let others = if config.takeover {
-        Others::TakenOver
+    let sharing = if config.takeover {
+        PortSharing::Reuse
     } else {
-        Others::Refused
+        PortSharing::Exclusive
     };
-    let error = match listener::claim(address, others) {
+    let error = match listener::claim(address, sharing) {
         Ok(_free) if address.port() == 0 => {
             return recorder.ok(Check::Listen, format!("{address}: any free port will do"));
         }
@@ -228,7 +229,7 @@ async fn port(
         );
         return recorder.skipped(&[Check::Listen], &why);
     }
-    let source = ListenFault::from(error);
+    let source = ListenError::new(ListenFlag::Clients, error);
     recorder.failed(
         Check::Listen,
         Message::from_error(&AppError::Listen { address, source }),
