@@ -35,6 +35,7 @@ pub mod downstream;
 pub mod drain;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod listen_error;
 pub mod listener;
 pub mod metrics;
 pub mod pki;

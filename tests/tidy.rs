@@ -24,6 +24,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "pki",
             "downstream",
             "drain",
+            "listen_error",
             "listener",
             "reload",
             "upstream",
@@ -34,6 +35,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &[
             "config",
             "drain",
+            "listen_error",
             "metrics",
             "pki",
             "reload",
@@ -54,6 +56,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "app",
             "config",
             "drain",
+            "listen_error",
             "listener",
             "pki",
             "telemetry",
@@ -124,6 +127,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("socket", &["config"]),
     ("config", &[]),
     ("drain", &[]),
+    ("listen_error", &[]),
     ("addr", &[]),
 ];
 

@@ -32,7 +32,7 @@ use crate::{
 /// The running workers.
 pub(super) struct Workers {
     drains: Vec<Drain>,
-    counts: Vec<Arc<metrics::Counts>>,
+    counts: Vec<Arc<metrics::Counters>>,
     ends: mpsc::UnboundedReceiver<(usize, io::Result<Counts>)>,
 }
 
@@ -219,7 +219,7 @@ fn work(
     listener: impl Fn(TcpListener) -> io::Result<Listener>,
     shared: &Arc<Shared>,
     drain: &Drain,
-    counts: &Arc<metrics::Counts>,
+    counts: &Arc<metrics::Counters>,
 ) -> io::Result<Counts> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

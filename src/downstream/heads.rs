@@ -244,7 +244,7 @@ impl AsyncRead for Heads {
             if this.scanner.stop() {
                 this.deadline = None;
                 // As when it was set: a dead socket says so by itself.
-                socket::have_patience(this.stream().get_ref().0.tcp()).ok();
+                socket::clear_user_timeout(this.stream().get_ref().0.tcp()).ok();
             }
             return this.stream().poll_read_found(cx, buf);
         }

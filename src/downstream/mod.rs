@@ -95,7 +95,7 @@ pub async fn serve(
         }
     };
     // Fails only for a socket that is dead, which the next read says better.
-    socket::bound_patience(stream.get_ref().0.tcp(), &shared.timeouts).ok();
+    socket::set_user_timeout(stream.get_ref().0.tcp(), &shared.timeouts).ok();
     let session = stream.get_ref().1;
     let protocol = if session.alpn_protocol() == Some(b"h2") {
         Protocol::Http2

@@ -11,7 +11,7 @@ use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
 use crate::{
-    metrics::{Counts, Handshake, Limit},
+    metrics::{Counters, Handshake, Limit},
     pki::{self, Identity},
     transport::Ahead,
 };
@@ -65,7 +65,7 @@ pub(super) async fn accept(
     config: Arc<ServerConfig>,
     slots: &Semaphore,
     limit: Duration,
-    counts: &Counts,
+    counts: &Counters,
 ) -> Result<Box<TlsStream<Ahead>>, HandshakeError> {
     let handshake = async {
         // A client that has not said a whole ClientHello takes no slot, or a few of them would keep

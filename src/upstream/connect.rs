@@ -111,8 +111,8 @@ async fn try_one(
             cluster.endpoints.mark_well(&endpoint);
             worker.counts.dialled(cluster.name(), Dialled::Ok);
             connection
-                .life()
-                .begins(&worker.counts, &cluster.generation);
+                .stats()
+                .on_dial(&worker.counts, &cluster.generation);
             Ok(connection.to(endpoint))
         }
         Err(error) => {
@@ -159,7 +159,7 @@ async fn dial(
     let endpoint = endpoint.address();
     let failed = |source: io::Error| UpstreamError::Connect { endpoint, source };
     if chose_h2(&tls) {
-        socket::bound_patience(tls.get_ref().0.tcp(), &worker.timeouts).map_err(failed)?;
+        socket::set_user_timeout(tls.get_ref().0.tcp(), &worker.timeouts).map_err(failed)?;
         let established =
             H2Connection::establish(Cork::new(tls), endpoint, &worker.timeouts, &worker.drain)
                 .await;

@@ -40,7 +40,7 @@ pub use verify::VerifyFailure;
 use crate::{
     config::{Limits, Timeouts},
     drain::Drain,
-    metrics::{Counts, LeaseEnd},
+    metrics::{Counters, LeaseEnd},
     telemetry::causes,
 };
 use lease::{Age, Connection, Found, Held, IdleSet, Slot};
@@ -118,7 +118,7 @@ pub struct Worker {
     limits: Limits,
     timeouts: Timeouts,
     drain: Drain,
-    counts: Arc<Counts>,
+    counts: Arc<Counters>,
 }
 
 impl Worker {
@@ -141,13 +141,13 @@ impl Worker {
 
     /// The same, with these counters in place of its own.
     #[must_use]
-    pub fn counting(self, counts: Arc<Counts>) -> Self {
+    pub fn counting(self, counts: Arc<Counters>) -> Self {
         Self { counts, ..self }
     }
 
     /// What is counted on this worker.
     #[must_use]
-    pub fn counts(&self) -> &Arc<Counts> {
+    pub fn counts(&self) -> &Arc<Counters> {
         &self.counts
     }
 
@@ -258,7 +258,7 @@ impl Lease {
     ) -> Result<Response<ResponseBody>, UpstreamError> {
         let connected = connect::connect(&self.worker, cluster, &cluster.tls.h1);
         let connection = Box::pin(connected).await?;
-        connection.life().ends(LeaseEnd::Upgrade);
+        connection.stats().set_end_reason(LeaseEnd::Upgrade);
         match connection {
             Connection::H1(connection) => {
                 Box::pin(connection.exchange(head, body, None, &self.worker.drain))

@@ -188,7 +188,7 @@ impl Answer {
     /// Given up before its end, or cut.
     fn cut(&mut self) {
         if let Some(running) = self.running.take() {
-            running.connection.life.ends(LeaseEnd::Reset);
+            running.connection.stats.set_end_reason(LeaseEnd::Reset);
         }
     }
 }

@@ -30,7 +30,7 @@ use super::{LostCause, RequestBody, ResponseBody, UpstreamError, endpoint::Endpo
 use crate::{
     addr::UpstreamAddr,
     drain::Drain,
-    metrics::{LeaseEnd, Life},
+    metrics::{ConnectionStats, LeaseEnd},
     transport::Readable,
 };
 use head::Head;
@@ -49,7 +49,7 @@ pub(super) struct H1Connection {
     site: Option<Arc<Endpoint>>,
     spoiled: bool,
     idle_since: Instant,
-    life: Life,
+    stats: ConnectionStats,
 }
 
 /// Why there is no answer, and the request if not a byte of it was written. Boxed where it is returned,
@@ -69,13 +69,13 @@ impl H1Connection {
             site: None,
             spoiled: false,
             idle_since: Instant::now(),
-            life: Life::default(),
+            stats: ConnectionStats::default(),
         }
     }
 
     /// What is counted of it.
-    pub(super) fn life(&self) -> &Life {
-        &self.life
+    pub(super) fn stats(&self) -> &ConnectionStats {
+        &self.stats
     }
 
     /// The same, known to lead to this endpoint.
@@ -142,7 +142,7 @@ impl H1Connection {
             stopped: None,
             interim: 0,
         };
-        let mut unanswered = GivenUp(Some(&self.life));
+        let mut unanswered = GivenUp(Some(&self.stats));
         let answered = poll_fn(|cx| asking.poll_answer(&mut self.wire, cx)).await;
         if matches!(answered, Ok(_) | Err(Fault::Closed | Fault::Io(_))) {
             unanswered.0 = None;
@@ -162,7 +162,7 @@ impl H1Connection {
         })?;
         if head.parts.status == StatusCode::UNAUTHORIZED {
             self.spoiled = true;
-            self.life.ends(LeaseEnd::Unauthorized);
+            self.stats.set_end_reason(LeaseEnd::Unauthorized);
         }
         let stopped = asking.stopped.is_some();
         let give_back = give_back.filter(|_| !stopped);
@@ -172,12 +172,12 @@ impl H1Connection {
 }
 
 /// Notes that a request was given up before its answer, when dropped.
-struct GivenUp<'a>(Option<&'a Life>);
+struct GivenUp<'a>(Option<&'a ConnectionStats>);
 
 impl Drop for GivenUp<'_> {
     fn drop(&mut self) {
-        if let Some(life) = self.0 {
-            life.ends(LeaseEnd::Reset);
+        if let Some(stats) = self.0 {
+            stats.set_end_reason(LeaseEnd::Reset);
         }
     }
 }

@@ -30,7 +30,7 @@ use crate::{
     addr::UpstreamAddr,
     config::Timeouts,
     drain::Drain,
-    metrics::{LeaseEnd, Life},
+    metrics::{ConnectionStats, LeaseEnd},
     telemetry::causes,
     transport::{Cork, Seal},
 };
@@ -58,15 +58,15 @@ struct State {
     /// Something happened after which no other client may use the connection.
     spoiled: AtomicBool,
     closed: AtomicBool,
-    life: Life,
+    stats: ConnectionStats,
 }
 
 impl Drop for State {
     fn drop(&mut self) {
         if self.heard.is_going_away() {
-            self.life.ends(LeaseEnd::GoAway);
+            self.stats.set_end_reason(LeaseEnd::GoAway);
         } else if self.spoiled.load(Ordering::Acquire) {
-            self.life.ends(LeaseEnd::Reset);
+            self.stats.set_end_reason(LeaseEnd::Reset);
         }
     }
 }
@@ -111,7 +111,7 @@ impl H2Connection {
             in_flight: AtomicUsize::new(0),
             spoiled: AtomicBool::new(false),
             closed: AtomicBool::new(false),
-            life: Life::default(),
+            stats: ConnectionStats::default(),
         });
         let ping = connection
             .ping_pong()
@@ -126,7 +126,7 @@ impl H2Connection {
             let ended = drive(connection, &cork, ping, &running.heard, interval, limit).await;
             running.closed.store(true, Ordering::Release);
             if running.in_flight.load(Ordering::Acquire) > 0 && !running.heard.is_going_away() {
-                running.life.ends(LeaseEnd::Closed);
+                running.stats.set_end_reason(LeaseEnd::Closed);
             }
             if let Err(error) = ended {
                 debug!(upstream.address = %endpoint, error = %causes(&error), "upstream connection ended");
@@ -170,8 +170,8 @@ impl H2Connection {
     }
 
     /// What is counted of it.
-    pub(super) fn life(&self) -> &Life {
-        &self.state.life
+    pub(super) fn stats(&self) -> &ConnectionStats {
+        &self.state.stats
     }
 
     pub(super) fn established(&self) -> Instant {

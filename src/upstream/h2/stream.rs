@@ -86,7 +86,10 @@ impl Stream {
         })?;
         if response.status() == StatusCode::UNAUTHORIZED {
             self.usage.spoil();
-            self.usage.state.life.ends(LeaseEnd::Unauthorized);
+            self.usage
+                .state
+                .stats
+                .set_end_reason(LeaseEnd::Unauthorized);
         }
         let still_uploading = answered.rest.map(|stream| {
             let mut rest = upload.take_over(stream);

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     addr::UpstreamAddr,
     drain::Drain,
-    metrics::{LeaseEnd, Life},
+    metrics::{ConnectionStats, LeaseEnd},
 };
 
 /// The spotless connections of one worker that nobody leases, by cluster. The cluster number changes
@@ -119,11 +119,11 @@ impl IdleSet {
             let mut found = idle.remove(at);
             let is_young = found.since.elapsed() < self.keep;
             if is_young && found.connection.is_spotless() {
-                found.connection.life().goes_on();
+                found.connection.stats().on_reuse();
                 return Some(found.connection);
             }
             if !is_young {
-                found.connection.life().ends(LeaseEnd::Age);
+                found.connection.stats().set_end_reason(LeaseEnd::Age);
             }
         }
         None
@@ -139,7 +139,10 @@ impl IdleSet {
             .unwrap_or_else(PoisonError::into_inner);
         let idle = connections.entry(cluster).or_default();
         if idle.len() >= self.capacity {
-            idle.remove(0).connection.life().ends(LeaseEnd::Full);
+            idle.remove(0)
+                .connection
+                .stats()
+                .set_end_reason(LeaseEnd::Full);
         }
         idle.push(Idle {
             since: connection.idle_since(),
@@ -158,7 +161,7 @@ impl IdleSet {
             idle.retain_mut(|idle| {
                 let is_young = idle.since.elapsed() < self.keep;
                 if !is_young {
-                    idle.connection.life().ends(LeaseEnd::Age);
+                    idle.connection.stats().set_end_reason(LeaseEnd::Age);
                 }
                 is_young && idle.connection.is_spotless()
             });
@@ -214,10 +217,10 @@ impl Connection {
     }
 
     /// What is counted of it.
-    pub(super) fn life(&self) -> &Life {
+    pub(super) fn stats(&self) -> &ConnectionStats {
         match self {
-            Self::H2(connection) => connection.life(),
-            Self::H1(connection) => connection.life(),
+            Self::H2(connection) => connection.stats(),
+            Self::H1(connection) => connection.stats(),
         }
     }
 
@@ -352,7 +355,7 @@ impl ForCluster {
         self.h1.retain_mut(|connection| {
             let is_young = connection.idle_since().elapsed() < keep;
             if !is_young {
-                connection.life().ends(LeaseEnd::Age);
+                connection.stats().set_end_reason(LeaseEnd::Age);
             }
             !connection.is_closed() && is_young
         });

@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::metrics::{Counts, Total};
+use crate::metrics::{Counters, MetricsSnapshot};
 
 const KEEP: Duration = Duration::from_secs(60);
 
@@ -65,16 +65,16 @@ async fn connections_that_have_ended_are_told_apart_however_many_there_are() {
 
 #[tokio::test]
 async fn what_the_apiserver_closed_did_not_grow_old() {
-    let (counts, generation) = (Arc::new(Counts::default()), Arc::new(()));
+    let (counts, generation) = (Arc::new(Counters::default()), Arc::new(()));
     let idle = IdleSet::new(1, KEEP, Drain::new());
     let (near, far) = duplex(1024);
     let endpoint = UpstreamAddr(SocketAddr::from(([127, 0, 0, 1], 6443)));
     let connection = H1Connection::new(Box::new(near), endpoint);
-    connection.life().begins(&counts, &generation);
+    connection.stats().on_dial(&counts, &generation);
     idle.put(1, Connection::H1(connection));
     drop(far);
     assert!(idle.take(1, false).is_none());
-    let total = Total::of([&counts]);
+    let total = MetricsSnapshot::from_workers([&counts]);
     assert_eq!(total.leases_retired(LeaseEnd::Closed), 1);
     assert_eq!(total.leases_retired(LeaseEnd::Age), 0);
 }

@@ -18,13 +18,13 @@ use crate::{
 };
 
 /// What is done for the clusters that are served, beside their requests.
-pub(super) struct Care {
+pub(super) struct EndpointUpkeep {
     prober: Arc<Worker>,
     drain: Drain,
     probed: Vec<(Arc<Cluster>, JoinHandle<()>)>,
 }
 
-impl Care {
+impl EndpointUpkeep {
     /// For no cluster yet.
     pub(super) fn new(shared: &Shared) -> Self {
         let drain = Drain::new();
@@ -39,7 +39,7 @@ impl Care {
 
     /// Goes over to these clusters. Waits for a first answer about the names that are new, so that no
     /// request fails for want of an address.
-    pub(super) async fn take(&mut self, clusters: &[Arc<Cluster>]) {
+    pub(super) async fn update(&mut self, clusters: &[Arc<Cluster>]) {
         let mut lookups = Vec::new();
         for endpoints in clusters.iter().map(|cluster| cluster.endpoints()) {
             let mut known = self.probed.iter().map(|(known, _)| known.endpoints());
