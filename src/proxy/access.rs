@@ -21,14 +21,16 @@ use super::{
     request_info::{RequestInfo, ResourceName},
 };
 use crate::{
-    metrics::{Counts, Done, Holder, LongLived, Open, Protocol, Resource, Verb},
+    metrics::{
+        Counters, LongLived, OpenStream, Protocol, RequestRecord, Resource, StreamInfo, Verb,
+    },
     text::escape,
 };
 
 /// One request, from its head to the end of its answer; counted and logged when dropped.
 #[derive(Debug)]
 pub(super) struct Access {
-    counts: Arc<Counts>,
+    counts: Arc<Counters>,
     started: Instant,
     head: Option<Duration>,
     version: Version,
@@ -41,7 +43,7 @@ pub(super) struct Access {
     outcome: Outcome,
     /// Only of what may go on for hours.
     asked: Option<Box<Asked>>,
-    open: Option<Open>,
+    open: Option<OpenStream>,
     /// Only when requests are logged.
     logged: Option<Logged>,
 }
@@ -139,7 +141,7 @@ impl Access {
         self.open = self
             .asked
             .as_deref()
-            .map(|asked| Open::new(&self.counts, asked.holder(kind, self.started)));
+            .map(|asked| OpenStream::new(&self.counts, asked.holder(kind, self.started)));
         if let Some(logged) = &self.logged {
             let info = RequestInfo::of(&logged.method, &logged.uri);
             info!(
@@ -226,7 +228,7 @@ impl Drop for Access {
         let received = self.received.as_ref();
         let received = received.map_or(0, |received| received.load(Ordering::Relaxed));
         self.counts.received(received);
-        self.counts.request(&Done {
+        self.counts.request(&RequestRecord {
             verb: self.verb,
             resource: self.resource,
             status: self.status,
@@ -234,9 +236,9 @@ impl Drop for Access {
                 Version::HTTP_2 => Protocol::Http2,
                 _ => Protocol::Http1,
             },
-            head: self.head,
+            time_to_headers: self.head,
             // What lasts as long as its client wants says nothing about how fast answers are.
-            whole: (self.open.is_none() && self.status.is_some()).then_some(duration),
+            duration: (self.open.is_none() && self.status.is_some()).then_some(duration),
         });
         if let Some(logged) = &self.logged {
             self.log(logged, received, duration);
@@ -261,17 +263,17 @@ impl Asked {
         })
     }
 
-    fn holder(&self, kind: LongLived, since: Instant) -> Holder {
+    fn holder(&self, kind: LongLived, since: Instant) -> StreamInfo {
         let info = RequestInfo::of(&self.method, &self.uri);
         let user_agent = self.user_agent.as_ref();
         let user_agent = user_agent.and_then(|value| value.to_str().ok());
-        Holder {
+        StreamInfo {
             kind,
             client: self.client,
-            user_agent: Holder::text(user_agent.unwrap_or_default()),
-            resource: Holder::text(&ResourceName(&info).to_string()),
-            namespace: Holder::text(info.namespace),
-            name: Holder::text(info.name),
+            user_agent: StreamInfo::text(user_agent.unwrap_or_default()),
+            resource: StreamInfo::text(&ResourceName(&info).to_string()),
+            namespace: StreamInfo::text(info.namespace),
+            name: StreamInfo::text(info.name),
             since,
         }
     }
