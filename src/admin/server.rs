@@ -32,7 +32,7 @@ pub(super) async fn serve(
             let place = place.await.map_err(io::Error::other)?;
             let (stream, _) = socket.accept().await?;
             socket::tune(&stream, &timeouts)?;
-            socket::bound_patience(&stream, &timeouts)?;
+            socket::set_user_timeout(&stream, &timeouts)?;
             io::Result::Ok((stream, place))
         };
         let accepted = tokio::select! {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::metrics::{Counts, Metrics};
+use crate::metrics::{Counters, Metrics};
 
 /// A number for each worker that changes every second while its thread takes turns.
 #[derive(Debug, Clone)]
@@ -13,6 +13,6 @@ impl Beats {
     #[must_use]
     pub fn now(&self) -> Vec<u64> {
         let workers = self.0.workers().iter();
-        workers.map(|counts| Counts::last_beat(counts)).collect()
+        workers.map(|counts| Counters::last_beat(counts)).collect()
     }
 }

@@ -4,9 +4,9 @@
 //! the first connection is served.
 
 mod beats;
-mod care;
 mod error;
 mod stop;
+mod upkeep;
 mod workers;
 
 use std::{
@@ -26,7 +26,7 @@ use tokio::{
 use tracing::info;
 
 pub use beats::Beats;
-pub use error::{AppError, ListenFault};
+pub use error::AppError;
 pub use stop::Stop;
 
 use crate::{
@@ -34,11 +34,12 @@ use crate::{
     config::Config,
     downstream::Shared,
     drain::Phase,
-    listener::{self, Others, Owner},
+    listen_error::{ListenError, ListenFlag},
+    listener::{self, Owner, PortSharing},
     metrics::Metrics,
     reload::{Material, Reloader, Source},
 };
-use care::Care;
+use upkeep::EndpointUpkeep;
 use workers::Workers;
 
 /// A proxy that is bound and ready to run.
@@ -203,8 +204,8 @@ impl App {
         let _admin = admin
             .map(|admin| admin.serve(sources, &shared.timeouts))
             .transpose()?;
-        let mut care = Care::new(&shared);
-        care.take(reloader.clusters()).await;
+        let mut upkeep = EndpointUpkeep::new(&shared);
+        upkeep.update(reloader.clusters()).await;
         let workers = Workers::start(sockets, owner, &shared, &metrics)?;
         let reloading = async {
             loop {
@@ -213,7 +214,7 @@ impl App {
                     () = reload_now.notified() => {}
                 }
                 if let Some(snapshot) = reloader.reload(&source, SystemTime::now()) {
-                    care.take(reloader.clusters()).await;
+                    upkeep.update(reloader.clusters()).await;
                     shared.snapshot.store(Arc::new(snapshot));
                     info!("reloaded");
                 }
@@ -228,14 +229,14 @@ impl App {
 
 fn open(config: &Config) -> Result<Bound, AppError> {
     let workers = config.workers.get();
-    let others = if config.takeover {
-        Others::TakenOver
+    let sharing = if config.takeover {
+        PortSharing::Reuse
     } else {
-        Others::Refused
+        PortSharing::Exclusive
     };
     let mut bound = (Vec::new(), (0..workers).map(|_| Vec::new()).collect());
     for address in &config.listen {
-        let sockets = listener::bind(*address, workers, others);
+        let sockets = listener::bind(*address, workers, sharing);
         hand_out(sockets, *address, &mut bound)?;
     }
     Ok(bound)
@@ -262,7 +263,7 @@ fn hand_out(
 ) -> Result<(), AppError> {
     let failed = |error: io::Error| AppError::Listen {
         address,
-        source: ListenFault::from(error),
+        source: ListenError::new(ListenFlag::Clients, error),
     };
     let sockets = sockets.map_err(failed)?;
     let first = sockets.first().map(TcpListener::local_addr);

@@ -26,13 +26,13 @@ use crate::{
     drain::{Counts, Deadlines, Drain, Kind, Phase},
     listener::{Accepted, Listener, Owner},
     metrics::{self, Metrics},
-    upstream::Worker,
+    upstream::UpstreamContext,
 };
 
 /// The running workers.
 pub(super) struct Workers {
     drains: Vec<Drain>,
-    counts: Vec<Arc<metrics::Counts>>,
+    counts: Vec<Arc<metrics::Counters>>,
     ends: mpsc::UnboundedReceiver<(usize, io::Result<Counts>)>,
 }
 
@@ -219,14 +219,15 @@ fn work(
     listener: impl Fn(TcpListener) -> io::Result<Listener>,
     shared: &Arc<Shared>,
     drain: &Drain,
-    counts: &Arc<metrics::Counts>,
+    counts: &Arc<metrics::Counters>,
 ) -> io::Result<Counts> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {
         let (limits, timeouts) = (shared.limits.clone(), shared.timeouts.clone());
-        let worker = Worker::new(limits, timeouts, drain.clone()).counting(Arc::clone(counts));
+        let worker =
+            UpstreamContext::new(limits, timeouts, drain.clone()).counting(Arc::clone(counts));
         let worker = Arc::new(worker);
         for socket in sockets {
             let listener = listener(socket)?;
@@ -260,7 +261,7 @@ fn work(
 /// What serves the connections of one listener.
 struct Serving {
     shared: Arc<Shared>,
-    worker: Arc<Worker>,
+    worker: Arc<UpstreamContext>,
     drain: Drain,
 }
 

@@ -31,7 +31,7 @@ use crate::{
     proxy::{Downstream, Routes},
     socket,
     telemetry::causes,
-    upstream::{Lease, Worker},
+    upstream::{ClientLeases, UpstreamContext},
 };
 
 /// The fuzz body of this stage: the framing of requests.
@@ -73,7 +73,7 @@ pub async fn serve(
     peer: PeerAddr,
     permit: OwnedSemaphorePermit,
     shared: Arc<Shared>,
-    worker: Arc<Worker>,
+    worker: Arc<UpstreamContext>,
     drain: Drain,
 ) {
     let snapshot = shared.snapshot.load_full();
@@ -95,7 +95,7 @@ pub async fn serve(
         }
     };
     // Fails only for a socket that is dead, which the next read says better.
-    socket::bound_patience(stream.get_ref().0.tcp(), &shared.timeouts).ok();
+    socket::set_user_timeout(stream.get_ref().0.tcp(), &shared.timeouts).ok();
     let session = stream.get_ref().1;
     let protocol = if session.alpn_protocol() == Some(b"h2") {
         Protocol::Http2
@@ -112,7 +112,7 @@ pub async fn serve(
         peer,
         sni: sni.filter(|name| snapshot.routes.serves(name)),
         forwarded_for: Downstream::forwarded_for(peer),
-        lease: Lease::new(worker),
+        lease: ClientLeases::new(worker),
         limits: shared.limits.clone(),
         tunnel_rest: shared.timeouts.tunnel_rest,
         connected: Arc::new(connected),

@@ -11,9 +11,9 @@ use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
 use crate::{
-    metrics::{Counts, Handshake, Limit},
+    metrics::{Counters, Handshake, Limit},
     pki::{self, Identity},
-    transport::Ahead,
+    transport::ReadAhead,
 };
 
 /// Why a downstream handshake did not come about.
@@ -65,12 +65,12 @@ pub(super) async fn accept(
     config: Arc<ServerConfig>,
     slots: &Semaphore,
     limit: Duration,
-    counts: &Counts,
-) -> Result<Box<TlsStream<Ahead>>, HandshakeError> {
+    counts: &Counters,
+) -> Result<Box<TlsStream<ReadAhead>>, HandshakeError> {
     let handshake = async {
         // A client that has not said a whole ClientHello takes no slot, or a few of them would keep
         // everybody out.
-        let hello = LazyConfigAcceptor::new(Acceptor::default(), Ahead::new(stream)).await?;
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), ReadAhead::new(stream)).await?;
         if slots.available_permits() == 0 {
             counts.limit_hit(Limit::Handshakes);
         }

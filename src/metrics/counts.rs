@@ -20,16 +20,16 @@ use super::{
     Dialled, Handshake, LeaseEnd, LeaseFrom, Limit, Protocol, Resource, Verb,
     errors::Errors,
     histogram::Histogram,
-    open::OpenOnes,
+    open::OpenStreams,
     requests::{self, Requests, Row},
 };
 
 /// What one worker has counted.
 #[derive(Debug)]
-pub struct Counts {
+pub struct Counters {
     pub(super) requests: Requests,
-    pub(super) heads: [Histogram; Verb::ALL.len()],
-    pub(super) wholes: [Histogram; Verb::ALL.len()],
+    pub(super) time_to_headers: [Histogram; Verb::ALL.len()],
+    pub(super) durations: [Histogram; Verb::ALL.len()],
     pub(super) received: AtomicU64,
     pub(super) sent: AtomicU64,
     pub(super) connections: AtomicU64,
@@ -40,7 +40,7 @@ pub struct Counts {
     pub(super) limits_hit: [AtomicU64; Limit::ALL.len()],
     /// By the name of the cluster, which is the operator's.
     pub(super) dials: Mutex<BTreeMap<(String, Dialled), u64>>,
-    pub(super) open: OpenOnes,
+    pub(super) open: OpenStreams,
     pub(super) errors: Errors,
     /// Milliseconds from `made` to the last turn of the worker's loop.
     beat: AtomicU64,
@@ -49,7 +49,7 @@ pub struct Counts {
 
 /// A request that has come to its end.
 #[derive(Debug, Clone, Copy)]
-pub struct Done {
+pub struct RequestRecord {
     /// What it did.
     pub verb: Verb,
     /// To what.
@@ -59,17 +59,17 @@ pub struct Done {
     /// How it came in.
     pub protocol: Protocol,
     /// From the request's head to the answer's.
-    pub head: Option<Duration>,
+    pub time_to_headers: Option<Duration>,
     /// From the request's head to the answer's end; `None` for what lasts as long as the client wants.
-    pub whole: Option<Duration>,
+    pub duration: Option<Duration>,
 }
 
-impl Default for Counts {
+impl Default for Counters {
     fn default() -> Self {
         Self {
             requests: Requests::default(),
-            heads: Default::default(),
-            wholes: Default::default(),
+            time_to_headers: Default::default(),
+            durations: Default::default(),
             received: AtomicU64::default(),
             sent: AtomicU64::default(),
             connections: AtomicU64::default(),
@@ -79,7 +79,7 @@ impl Default for Counts {
             leases_retired: Default::default(),
             limits_hit: Default::default(),
             dials: Mutex::default(),
-            open: OpenOnes::default(),
+            open: OpenStreams::default(),
             errors: Errors::default(),
             beat: AtomicU64::default(),
             made: Instant::now(),
@@ -87,9 +87,9 @@ impl Default for Counts {
     }
 }
 
-impl Counts {
+impl Counters {
     /// Counts a request at its end.
-    pub fn request(&self, done: &Done) {
+    pub fn request(&self, done: &RequestRecord) {
         self.requests.count(Row {
             verb: done.verb,
             resource: done.resource,
@@ -103,8 +103,8 @@ impl Counts {
                 histogram.observe(duration);
             }
         };
-        observe(&self.heads, done.head);
-        observe(&self.wholes, done.whole);
+        observe(&self.time_to_headers, done.time_to_headers);
+        observe(&self.durations, done.duration);
     }
 
     /// Bytes of a body or tunnel that came from a client.
@@ -203,7 +203,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_loop_that_turns_is_never_silent_for_long() {
-        let counts = Counts::default();
+        let counts = Counters::default();
         advance(Duration::from_secs(60)).await;
         assert_eq!(counts.silent_for(), Duration::ZERO, "it has not begun");
         let turning = timeout(Duration::from_secs(60), counts.keep_beating());

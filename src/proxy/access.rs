@@ -21,12 +21,14 @@ use super::{
     Downstream,
     request_info::{RequestInfo, ResourceName},
 };
-use crate::metrics::{Counts, Done, Holder, LongLived, Open, Protocol, Resource, Verb};
+use crate::metrics::{
+    Counters, LongLived, OpenStream, Protocol, RequestRecord, Resource, StreamInfo, Verb,
+};
 
 /// One request, from its head to the end of its answer; counted and logged when dropped.
 #[derive(Debug)]
 pub(super) struct Access {
-    counts: Arc<Counts>,
+    counts: Arc<Counters>,
     started: Instant,
     head: Option<Duration>,
     version: Version,
@@ -39,7 +41,7 @@ pub(super) struct Access {
     outcome: Outcome,
     /// Only of what may go on for hours.
     asked: Option<Box<Asked>>,
-    open: Option<Open>,
+    open: Option<OpenStream>,
     /// Only when requests are logged.
     logged: Option<Logged>,
 }
@@ -137,7 +139,7 @@ impl Access {
         self.open = self
             .asked
             .as_deref()
-            .map(|asked| Open::new(&self.counts, asked.holder(kind, self.started)));
+            .map(|asked| OpenStream::new(&self.counts, asked.holder(kind, self.started)));
         if let Some(logged) = &self.logged {
             let info = RequestInfo::new(&logged.method, &logged.uri);
             info!(
@@ -224,7 +226,7 @@ impl Drop for Access {
         let received = self.received.as_ref();
         let received = received.map_or(0, |received| received.load(Ordering::Relaxed));
         self.counts.received(received);
-        self.counts.request(&Done {
+        self.counts.request(&RequestRecord {
             verb: self.verb,
             resource: self.resource,
             status: self.status,
@@ -232,9 +234,9 @@ impl Drop for Access {
                 Version::HTTP_2 => Protocol::Http2,
                 _ => Protocol::Http1,
             },
-            head: self.head,
+            time_to_headers: self.head,
             // What lasts as long as its client wants says nothing about how fast answers are.
-            whole: (self.open.is_none() && self.status.is_some()).then_some(duration),
+            duration: (self.open.is_none() && self.status.is_some()).then_some(duration),
         });
         if let Some(logged) = &self.logged {
             self.log(logged, received, duration);
@@ -259,17 +261,17 @@ impl Asked {
         })
     }
 
-    fn holder(&self, kind: LongLived, since: Instant) -> Holder {
+    fn holder(&self, kind: LongLived, since: Instant) -> StreamInfo {
         let info = RequestInfo::new(&self.method, &self.uri);
         let user_agent = self.user_agent.as_ref();
         let user_agent = user_agent.and_then(|value| value.to_str().ok());
-        Holder {
+        StreamInfo {
             kind,
             client: self.client,
-            user_agent: Holder::text(user_agent.unwrap_or_default()),
-            resource: Holder::text(&ResourceName(&info).to_string()),
-            namespace: Holder::text(&info.namespace),
-            name: Holder::text(&info.name),
+            user_agent: StreamInfo::text(user_agent.unwrap_or_default()),
+            resource: StreamInfo::text(&ResourceName(&info).to_string()),
+            namespace: StreamInfo::text(&info.namespace),
+            name: StreamInfo::text(&info.name),
             since,
         }
     }
