@@ -17,7 +17,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::config::ServeArgs;
 
-pub use check::{CheckArgs, Output};
+pub use check::{CheckArgs, OutputFormat};
 pub use completions::{CompletionsArgs, script as completion_script};
 pub use failure::{print_failure, sentence};
 pub use kubeconfig::KubeconfigArgs;
