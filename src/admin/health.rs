@@ -118,7 +118,9 @@ fn upstream(sources: &Sources) -> Option<String> {
     let report = sources.report.borrow();
     let is_well = |cluster: &Cluster| {
         let health = cluster.endpoints().health();
-        health.iter().any(|endpoint| endpoint.state == Health::Well)
+        health
+            .iter()
+            .any(|endpoint| endpoint.state == Health::Healthy)
     };
     if report.clusters.iter().any(|cluster| is_well(cluster)) {
         return None;
@@ -133,9 +135,9 @@ fn upstream(sources: &Sources) -> Option<String> {
         for endpoint in health {
             let (address, why) = (endpoint.address, endpoint.why.unwrap_or_default());
             told.push(match endpoint.state {
-                Health::Ill if !why.is_empty() => format!("{name}: {why}"),
-                Health::Ill => format!("{name}: {address} does not work"),
-                Health::Unknown | Health::Well => format!("{name}: {address} was not tried yet"),
+                Health::Unhealthy if !why.is_empty() => format!("{name}: {why}"),
+                Health::Unhealthy => format!("{name}: {address} does not work"),
+                Health::Unknown | Health::Healthy => format!("{name}: {address} was not tried yet"),
             });
         }
     }

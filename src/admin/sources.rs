@@ -74,7 +74,7 @@ impl Sources {
                     ("cluster", cluster.name().to_owned().into()),
                     ("endpoint", address.to_string().into()),
                 ];
-                let is_well = state == Health::Well;
+                let is_well = state == Health::Healthy;
                 to.gauge(
                     &metrics::ENDPOINT_HEALTHY,
                     labels,

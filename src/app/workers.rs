@@ -24,7 +24,7 @@ use crate::{
     heartbeat::{Heartbeats, WorkerHeartbeat},
     listener::{Accepted, Listener, Owner},
     metrics::{self, Metrics},
-    upstream::Worker,
+    upstream::UpstreamContext,
 };
 
 /// The running workers.
@@ -198,7 +198,8 @@ fn work(
         .build()?;
     runtime.block_on(async {
         let (limits, timeouts) = (shared.limits.clone(), shared.timeouts.clone());
-        let worker = Worker::new(limits, timeouts, drain.clone()).counting(Arc::clone(counts));
+        let worker =
+            UpstreamContext::new(limits, timeouts, drain.clone()).counting(Arc::clone(counts));
         let worker = Arc::new(worker);
         for socket in sockets {
             let listener = listener(socket)?;
@@ -232,7 +233,7 @@ fn work(
 /// What serves the connections of one listener.
 struct Serving {
     shared: Arc<Shared>,
-    worker: Arc<Worker>,
+    worker: Arc<UpstreamContext>,
     drain: Drain,
 }
 
