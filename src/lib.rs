@@ -14,7 +14,7 @@
 //! Under the HTTP of both legs lies `transport`, which reads ahead and gathers writes.
 //! Beside the path stand [`app`] (builds the parts and runs the workers), [`check`] (finds what does not
 //! work and says the mend), [`cli`], [`config`], [`pki`], [`reload`], [`drain`], [`metrics`] and [`admin`]
-//! (what is counted, and who may read it), [`telemetry`] and [`addr`].
+//! (what is counted, and who may read it), [`heartbeat`], [`telemetry`] and [`addr`].
 //!
 //! # What is deliberately absent
 //!
@@ -35,6 +35,7 @@ pub mod downstream;
 pub mod drain;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod heartbeat;
 pub mod listen_error;
 pub mod listener;
 pub mod metrics;
