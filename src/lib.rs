@@ -14,7 +14,7 @@
 //! Under the HTTP of both legs lies `transport`, which reads ahead and gathers writes.
 //! Beside the path stand [`app`] (builds the parts and runs the workers), [`check`] (finds what does not
 //! work and says the mend), [`cli`], [`config`], [`pki`], [`reload`], [`drain`], [`metrics`] and [`admin`]
-//! (what is counted, and who may read it), [`telemetry`], [`hosts`] and `text`.
+//! (what is counted, and who may read it), [`heartbeat`], [`telemetry`], [`hosts`] and `text`.
 //!
 //! # What is deliberately absent
 //!
@@ -34,6 +34,7 @@ pub mod downstream;
 pub mod drain;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod heartbeat;
 pub mod hosts;
 pub mod listen_error;
 pub mod listener;

@@ -80,7 +80,7 @@ impl Counting {
 /// Verb, resource and namespace of a request, as its log line has them.
 #[must_use]
 pub fn classify(method: &Method, uri: &Uri) -> (&'static str, String, String) {
-    let info = RequestInfo::of(method, uri);
+    let info = RequestInfo::new(method, uri);
     let resource = ResourceName(&info).to_string();
-    (info.verb, resource, info.namespace.to_owned())
+    (info.verb, resource, info.namespace.into_owned())
 }

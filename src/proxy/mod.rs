@@ -78,8 +78,8 @@ impl Downstream {
     }
 }
 
-/// The fuzz bodies of this stage: header rewriting and the host policy.
-pub(crate) const FUZZ: [fn(&[u8]); 2] = [headers::fuzz, policy::fuzz];
+/// The fuzz bodies of this stage: header rewriting, the host policy and the reading of paths.
+pub(crate) const FUZZ: [fn(&[u8]); 3] = [headers::fuzz, policy::fuzz, request_info::fuzz];
 
 /// What a client reads when its request is refused before it reached [`handle`]: status and JSON.
 #[must_use]
