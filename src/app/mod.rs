@@ -233,7 +233,7 @@ impl App {
 
 fn open(config: &Config) -> Result<Bound, AppError> {
     let workers = config.workers.get();
-    let sharing = if config.takeover {
+    let sharing = if config.reuse_port {
         PortSharing::Reuse
     } else {
         PortSharing::Exclusive

@@ -25,8 +25,8 @@ pub(super) struct ConfigFile {
     /// Addresses to listen on, ADDRESS:PORT.
     #[schemars(with = "Option<Vec<String>>")]
     pub(super) listen: Option<Spanned<Vec<Parsed<ListenAddr>>>>,
-    /// Whether the addresses may be those of a proxy that still runs, to take over from it.
-    pub(super) takeover: Option<bool>,
+    /// Share the addresses with a running proxy of the same user, to replace it without downtime.
+    pub(super) reuse_port: Option<bool>,
     /// Worker threads; by default the CPUs this process may use.
     pub(super) workers: Option<Count<1, 1024>>,
     /// Certificates to present; the first one also serves clients that send no name.
@@ -146,8 +146,8 @@ pub(super) struct TimeoutsEntry {
     pub(super) tcp_keepalive: Option<Timeout>,
     /// How long sent bytes may stay unacknowledged.
     pub(super) tcp_user_timeout: Option<Timeout>,
-    /// How long half a tunnel may outlive the other half.
-    pub(super) tunnel_rest: Option<Grace>,
+    /// How long one half of a tunnel may stay open after the other half closed.
+    pub(super) half_close_timeout: Option<Grace>,
     /// How often each address of an apiserver is probed; 0s does not probe.
     pub(super) probe_interval: Option<Grace>,
     /// Wait for the answer to that probe.

@@ -61,7 +61,7 @@ fn load_given(args: &ServeArgs, env: &Environment) -> Result<Config, ConfigError
     Ok(Config {
         sources,
         listen,
-        takeover: args.takeover || file.takeover.unwrap_or(false),
+        reuse_port: args.reuse_port || file.reuse_port.unwrap_or(false),
         workers,
         identities,
         clusters,
@@ -267,9 +267,9 @@ fn timeouts(args: &ServeArgs, entry: &TimeoutsEntry) -> Result<Timeouts, ConfigE
         upstream_ping_timeout: or(entry.upstream_ping_timeout, default.upstream_ping_timeout),
         tcp_keepalive: or(entry.tcp_keepalive, default.tcp_keepalive),
         tcp_user_timeout: or(entry.tcp_user_timeout, default.tcp_user_timeout),
-        tunnel_rest: entry
-            .tunnel_rest
-            .map_or(default.tunnel_rest, |grace| grace.0),
+        half_close_timeout: entry
+            .half_close_timeout
+            .map_or(default.half_close_timeout, |grace| grace.0),
         probe_interval: entry
             .probe_interval
             .map_or(default.probe_interval, |grace| grace.0),

@@ -39,8 +39,8 @@ pub struct Config {
     pub sources: Vec<PathBuf>,
     /// Addresses to listen on; port 0 asks the kernel for one.
     pub listen: Vec<SocketAddr>,
-    /// Whether the addresses may be those of another proxy that still runs.
-    pub takeover: bool,
+    /// Whether the addresses may be shared with another proxy that is running.
+    pub reuse_port: bool,
     /// Worker threads, each with a runtime and a listening socket of its own.
     pub workers: NonZeroUsize,
     /// Certificates to present; the first is the default one.

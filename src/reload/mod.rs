@@ -255,7 +255,7 @@ impl Reloader {
         let keys = [
             ("listen", config.listen != started.listen),
             ("admin", config.admin != started.admin),
-            ("takeover", config.takeover != started.takeover),
+            ("reusePort", config.reuse_port != started.reuse_port),
             ("workers", config.workers != started.workers),
             ("limits", config.limits != started.limits),
             ("timeouts", config.timeouts != started.timeouts),

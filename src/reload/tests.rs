@@ -44,7 +44,7 @@ impl World {
         Config {
             sources: Vec::new(),
             listen: vec!["127.0.0.1:0".parse().unwrap()],
-            takeover: false,
+            reuse_port: false,
             admin: None,
             workers: NonZeroUsize::MIN,
             identities: vec![IdentityFiles {

@@ -87,7 +87,7 @@ impl World {
         let config = Config {
             sources: Vec::new(),
             listen: vec!["127.0.0.1:0".parse().unwrap()],
-            takeover: false,
+            reuse_port: false,
             workers: NonZeroUsize::MIN,
             identities: vec![IdentityFiles { certificate, key }],
             clusters: vec![ClusterConfig {
