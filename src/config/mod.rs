@@ -24,7 +24,7 @@ use crate::hosts::url_host;
 pub use args::ServeArgs;
 pub use config_file::schema;
 pub use environment::{Environment, is_colourless};
-pub use error::{ConfigError, Fault, FileKind, Position, YamlError};
+pub use error::{ConfigError, FileKind, Position, SettingError, YamlError};
 pub use file::ReadError;
 pub(crate) use file::read as read_file;
 pub(crate) use kubeconfig::{Kubeconfig, NamedContext};
