@@ -14,12 +14,12 @@
 //! Under the HTTP of both legs lies `transport`, which reads ahead and gathers writes.
 //! Beside the path stand [`app`] (builds the parts and runs the workers), [`check`] (finds what does not
 //! work and says the mend), [`cli`], [`config`], [`pki`], [`reload`], [`drain`], [`metrics`] and [`admin`]
-//! (what is counted, and who may read it), [`telemetry`] and [`addr`].
+//! (what is counted, and who may read it), [`heartbeat`], [`telemetry`] and [`addr`].
 //!
 //! # What is deliberately absent
 //!
 //! No switch that turns verification off. No pool that clients share: an upstream connection serves
-//! one client at a time ([`upstream::Lease`]). No buffering of bodies. No clock, file or environment
+//! one client at a time ([`upstream::ClientLeases`]). No buffering of bodies. No clock, file or environment
 //! variable is read on the way of a request. No request is sent twice unless it provably was not
 //! processed ([`upstream::UpstreamError::is_unprocessed`]).
 
@@ -35,6 +35,7 @@ pub mod downstream;
 pub mod drain;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod heartbeat;
 pub mod listen_error;
 pub mod listener;
 pub mod metrics;

@@ -20,6 +20,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &[
             "admin",
             "config",
+            "heartbeat",
             "metrics",
             "pki",
             "downstream",
@@ -35,6 +36,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &[
             "config",
             "drain",
+            "heartbeat",
             "listen_error",
             "metrics",
             "pki",
@@ -46,7 +48,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     (
         "cli",
-        &["app", "check", "config", "pki", "reload", "telemetry"],
+        &[
+            "app",
+            "check",
+            "config",
+            "heartbeat",
+            "pki",
+            "reload",
+            "telemetry",
+        ],
     ),
     (
         "check",
@@ -128,6 +138,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("config", &[]),
     ("drain", &[]),
     ("listen_error", &[]),
+    ("heartbeat", &[]),
     ("addr", &[]),
 ];
 

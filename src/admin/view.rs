@@ -203,8 +203,8 @@ fn endpoints(sources: &Sources, cluster: &Cluster) -> Vec<EndpointView> {
     let each = health.map(|endpoint| EndpointView {
         address: endpoint.address.to_string(),
         state: match endpoint.state {
-            Health::Well => "healthy",
-            Health::Ill => "unhealthy",
+            Health::Healthy => "healthy",
+            Health::Unhealthy => "unhealthy",
             Health::Unknown => "unknown",
         },
         since: sources.unix(endpoint.since),

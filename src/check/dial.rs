@@ -13,7 +13,7 @@ use crate::{
     config::Timeouts,
     pki::{CertSummary, Days},
     telemetry::causes,
-    upstream::{ClientTls, Offer, Reached, UpstreamError},
+    upstream::{ClientTls, Offer, TcpConnected, UpstreamError},
 };
 
 /// Whom a part of the run speaks to.
@@ -156,7 +156,7 @@ async fn look_up(target: &CheckTarget, recorder: &mut Recorder<'_>) -> Option<Ve
 }
 
 async fn try_one(target: &CheckTarget, address: SocketAddr) -> Result<NegotiatedTls, DialFailure> {
-    let reached = Reached::dial(UpstreamAddr(address), &target.timeouts)
+    let reached = TcpConnected::dial(UpstreamAddr(address), &target.timeouts)
         .await
         .map_err(DialFailure::Tcp)?;
     match Box::pin(reached.secure(&target.tls, Offer::Http2)).await {

@@ -16,7 +16,7 @@ use super::{Token, dial::CheckTarget};
 use crate::{
     addr::UpstreamAddr,
     drain::Drain,
-    upstream::{Offer, Reached, UpstreamError},
+    upstream::{Offer, TcpConnected, UpstreamError},
 };
 
 /// What is asked.
@@ -112,7 +112,7 @@ pub(super) async fn open(
     question: CheckRequest<'_>,
     more: HeaderMap,
 ) -> Result<StreamingResponse, RequestError> {
-    let reached = Reached::dial(at, &target.timeouts)
+    let reached = TcpConnected::dial(at, &target.timeouts)
         .await
         .map_err(RequestError::Dial)?;
     let verified = Box::pin(reached.secure(&target.tls, question.offer))

@@ -21,7 +21,7 @@ use crate::{
     listen_error::{ListenError, ListenFlag},
     listener::{self, PortSharing},
     pki::{Acceptance, Days, Identity, TrustAnchors, UtcDate, public_roots},
-    upstream::{ClientTls, Offer, Reached},
+    upstream::{ClientTls, Offer, TcpConnected},
 };
 
 /// Checks all of it; returns the names in the certificates.
@@ -288,14 +288,14 @@ async fn presents(address: SocketAddr, identities: &[Identity], timeouts: &Timeo
         let Some(tls) = name.and_then(|name| ClientTls::new(public_roots(), name).ok()) else {
             continue;
         };
-        let Ok(reached) = Reached::dial(address, timeouts).await else {
+        let Ok(reached) = TcpConnected::dial(address, timeouts).await else {
             return false;
         };
         // Mostly it is refused, for its CA is not looked for here; what was presented is known all the same.
         let presented = match Box::pin(reached.secure(&tls, Offer::Http1)).await {
             Ok(verified) => verified.certificate.map(|leaf| leaf.sha256),
             Err(error) => error
-                .verify_failure()
+                .verify_error()
                 .and_then(|failure| failure.presented())
                 .map(|leaf| leaf.sha256.clone()),
         };

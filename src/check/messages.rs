@@ -117,7 +117,7 @@ pub(super) fn tls(target: &CheckTarget, address: SocketAddr, error: &UpstreamErr
 /// TLS with somebody else than was expected.
 pub(super) fn verify(target: &CheckTarget, address: SocketAddr, error: &UpstreamError) -> Message {
     let certificate = format!("the certificate of {address}");
-    let Some(failure) = error.verify_failure() else {
+    let Some(failure) = error.verify_error() else {
         return Message::new(
             format!("{certificate} is not proved: {}", causes(error)),
             format!(

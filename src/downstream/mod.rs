@@ -31,7 +31,7 @@ use crate::{
     proxy::{Downstream, Routes},
     socket,
     telemetry::causes,
-    upstream::{Lease, Worker},
+    upstream::{ClientLeases, UpstreamContext},
 };
 
 /// The fuzz body of this stage: the framing of requests.
@@ -73,7 +73,7 @@ pub async fn serve(
     peer: PeerAddr,
     permit: OwnedSemaphorePermit,
     shared: Arc<Shared>,
-    worker: Arc<Worker>,
+    worker: Arc<UpstreamContext>,
     drain: Drain,
 ) {
     let snapshot = shared.snapshot.load_full();
@@ -112,7 +112,7 @@ pub async fn serve(
         peer,
         sni: sni.filter(|name| snapshot.routes.serves(name)),
         forwarded_for: Downstream::forwarded_for(peer),
-        lease: Lease::new(worker),
+        lease: ClientLeases::new(worker),
         limits: shared.limits.clone(),
         tunnel_rest: shared.timeouts.tunnel_rest,
         connected: Arc::new(connected),

@@ -13,7 +13,7 @@ use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use crate::{
     metrics::{Counters, Handshake, Limit},
     pki::{self, Identity},
-    transport::Ahead,
+    transport::ReadAhead,
 };
 
 /// Why a downstream handshake did not come about.
@@ -66,11 +66,11 @@ pub(super) async fn accept(
     slots: &Semaphore,
     limit: Duration,
     counts: &Counters,
-) -> Result<Box<TlsStream<Ahead>>, HandshakeError> {
+) -> Result<Box<TlsStream<ReadAhead>>, HandshakeError> {
     let handshake = async {
         // A client that has not said a whole ClientHello takes no slot, or a few of them would keep
         // everybody out.
-        let hello = LazyConfigAcceptor::new(Acceptor::default(), Ahead::new(stream)).await?;
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), ReadAhead::new(stream)).await?;
         if slots.available_permits() == 0 {
             counts.limit_hit(Limit::Handshakes);
         }

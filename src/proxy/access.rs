@@ -77,7 +77,7 @@ enum Outcome {
 impl Access {
     /// A request whose head has just come.
     pub(super) fn begin(downstream: &Downstream, head: &http::request::Parts) -> Box<Self> {
-        let info = RequestInfo::of(&head.method, &head.uri);
+        let info = RequestInfo::new(&head.method, &head.uri);
         let client = downstream.peer.0;
         let may_last =
             info.is_long_running(&head.uri) || head.headers.contains_key(header::UPGRADE);
@@ -141,7 +141,7 @@ impl Access {
             .as_deref()
             .map(|asked| OpenStream::new(&self.counts, asked.holder(kind, self.started)));
         if let Some(logged) = &self.logged {
-            let info = RequestInfo::of(&logged.method, &logged.uri);
+            let info = RequestInfo::new(&logged.method, &logged.uri);
             info!(
                 target: TARGET,
                 cluster = logged.cluster,
@@ -151,7 +151,7 @@ impl Access {
                 http.response.status_code = status.as_u16(),
                 k8s.verb = info.verb,
                 k8s.resource = %Printable(&ResourceName(&info).to_string()),
-                k8s.namespace = %Printable(info.namespace),
+                k8s.namespace = %Printable(&info.namespace),
                 k8s.audit_id = %Printable(&logged.audit_id),
                 "{}", if kind == LongLived::Tunnel { "tunnel started" } else { "stream started" },
             );
@@ -197,7 +197,7 @@ impl Access {
             Outcome::Cut => "cut",
             Outcome::Failed(label) => label,
         };
-        let info = RequestInfo::of(&logged.method, &logged.uri);
+        let info = RequestInfo::new(&logged.method, &logged.uri);
         info!(
             target: TARGET,
             cluster = logged.cluster,
@@ -208,7 +208,7 @@ impl Access {
             http.response.status_code = self.status.map_or(0, |status| status.as_u16()),
             k8s.verb = info.verb,
             k8s.resource = %Printable(&ResourceName(&info).to_string()),
-            k8s.namespace = %Printable(info.namespace),
+            k8s.namespace = %Printable(&info.namespace),
             k8s.audit_id = %Printable(&logged.audit_id),
             received_bytes = received,
             sent_bytes = self.sent,
@@ -250,7 +250,7 @@ impl Asked {
         if status == StatusCode::SWITCHING_PROTOCOLS {
             return Some(LongLived::Tunnel);
         }
-        let info = RequestInfo::of(&self.method, &self.uri);
+        let info = RequestInfo::new(&self.method, &self.uri);
         if !status.is_success() || !info.is_long_running(&self.uri) {
             return None;
         }
@@ -262,7 +262,7 @@ impl Asked {
     }
 
     fn holder(&self, kind: LongLived, since: Instant) -> StreamInfo {
-        let info = RequestInfo::of(&self.method, &self.uri);
+        let info = RequestInfo::new(&self.method, &self.uri);
         let user_agent = self.user_agent.as_ref();
         let user_agent = user_agent.and_then(|value| value.to_str().ok());
         StreamInfo {
@@ -270,8 +270,8 @@ impl Asked {
             client: self.client,
             user_agent: StreamInfo::text(user_agent.unwrap_or_default()),
             resource: StreamInfo::text(&ResourceName(&info).to_string()),
-            namespace: StreamInfo::text(info.namespace),
-            name: StreamInfo::text(info.name),
+            namespace: StreamInfo::text(&info.namespace),
+            name: StreamInfo::text(&info.name),
             since,
         }
     }

@@ -89,7 +89,7 @@ fn switch(
     access: &mut Option<Box<Access>>,
 ) -> Result<Response<Body>, Error> {
     let (head, body) = response.into_parts();
-    let apiserver = body.into_switched().ok_or(Error::WrongSwitch)?;
+    let apiserver = body.into_upgraded().ok_or(Error::WrongSwitch)?;
     let mut access = access.take();
     if let Some(access) = &mut access {
         access.answered(head.status, &head.headers);
