@@ -138,7 +138,11 @@ async fn try_line(kubeconfig: &Path, line: &Line) -> io::Result<()> {
                 match output.next_line().await? {
                     Some(text) if text.contains(wanted) => break,
                     Some(_) => {}
-                    None => return Err(io::Error::other(format!("{wanted:?} is missing in the output"))),
+                    None => {
+                        return Err(io::Error::other(format!(
+                            "{wanted:?} is missing in the output"
+                        )));
+                    }
                 }
             }
         }
