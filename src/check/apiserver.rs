@@ -10,7 +10,7 @@ use super::{
     http::{BufferedResponse, CheckRequest, RequestError, send},
     recorder::{escape, seconds},
 };
-use crate::{addr::UpstreamAddr, telemetry::causes, upstream::Offer};
+use crate::{hosts::UpstreamAddr, text::error_chain, upstream::Offer};
 
 /// Everything about one server, from its name to a watch.
 pub(super) async fn check(plan: &Plan, target: &CheckTarget, recorder: &mut Recorder<'_>) {
@@ -153,7 +153,7 @@ impl Run<'_> {
                 seconds(self.plan.answer_within)
             ),
             RequestError::Dial(_) | RequestError::Closed(_) => {
-                format!("no answer to {what}: {}", causes(error))
+                format!("no answer to {what}: {}", error_chain(error))
             }
         };
         let fix = match self.target.role {

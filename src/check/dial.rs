@@ -9,10 +9,10 @@ use tokio::time::timeout;
 
 use super::{Check, Recorder, messages, recorder::seconds};
 use crate::{
-    addr::UpstreamAddr,
     config::Timeouts,
+    hosts::UpstreamAddr,
     pki::{CertSummary, Days},
-    telemetry::causes,
+    text::error_chain,
     upstream::{ClientTls, Offer, TcpConnected, UpstreamError},
 };
 
@@ -146,7 +146,7 @@ async fn look_up(target: &CheckTarget, recorder: &mut Recorder<'_>) -> Option<Ve
             }
             "the name has no address".to_owned()
         }
-        Ok(Err(error)) => causes(&error).to_string(),
+        Ok(Err(error)) => error_chain(&error).to_string(),
         Err(_elapsed) => format!("no answer within {}", seconds(limit)),
     };
     recorder.failed(Check::Dns, messages::dns(target, &failure));

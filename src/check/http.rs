@@ -14,8 +14,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Token, dial::CheckTarget};
 use crate::{
-    addr::UpstreamAddr,
     drain::Drain,
+    hosts::UpstreamAddr,
     upstream::{Offer, TcpConnected, UpstreamError},
 };
 

@@ -14,10 +14,10 @@ use tokio::{
 
 use super::{Check, Message, Plan, Recorder, messages::not_accepted};
 use crate::{
-    addr::UpstreamAddr,
     admin::Admin,
     app::AppError,
     config::{ClusterConfig, Config, Timeouts},
+    hosts::UpstreamAddr,
     listen_error::{ListenError, ListenFlag},
     listener::{self, PortSharing},
     pki::{Acceptance, Days, Identity, TrustAnchors, UtcDate, public_roots},

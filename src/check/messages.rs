@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     pki::{Acceptance, CertSummary, UtcDate},
-    telemetry::causes,
+    text::error_chain,
     upstream::UpstreamError,
 };
 
@@ -105,7 +105,7 @@ pub(super) fn tls(target: &CheckTarget, address: SocketAddr, error: &UpstreamErr
         None => Message::new(
             format!(
                 "{address} closes the connection in the TLS handshake ({})",
-                causes(source)
+                error_chain(source)
             ),
             format!(
                 "check that {server} listens there and not something else, and that nothing on the way blocks TLS"
@@ -119,7 +119,7 @@ pub(super) fn verify(target: &CheckTarget, address: SocketAddr, error: &Upstream
     let certificate = format!("the certificate of {address}");
     let Some(failure) = error.verify_error() else {
         return Message::new(
-            format!("{certificate} is not proved: {}", causes(error)),
+            format!("{certificate} is not proved: {}", error_chain(error)),
             format!(
                 "give {} the key that its certificate was issued for",
                 target.server()

@@ -26,8 +26,8 @@ pub use report::{Check, CheckOutcome, CheckReport, Colours, Finding, Leg, Sectio
 pub use token::{Token, TokenError};
 
 use crate::{
-    addr::in_url,
     config::{ClusterConfig, Config, ConfigError, Timeouts},
+    hosts::url_host,
     pki::{TrustAnchors, public_roots},
     upstream::ClientTls,
 };
@@ -148,7 +148,7 @@ async fn from_outside(plan: &Plan, through: &Through, recorder: &mut Recorder<'_
 
 /// Host and port as a URL has them.
 fn authority(host: &str, port: u16) -> String {
-    let host = in_url(host);
+    let host = url_host(host);
     match port {
         443 => host.into_owned(),
         port => format!("{host}:{port}"),

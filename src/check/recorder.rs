@@ -5,7 +5,7 @@ use std::{error::Error, time::Duration};
 use tokio::time::Instant;
 
 use super::{Check, CheckOutcome, CheckReport, Finding, Leg, Section};
-use crate::telemetry::causes;
+use crate::text::{self, error_chain};
 
 /// What a run tells while it goes on.
 #[derive(Debug, Clone, Copy)]
@@ -56,7 +56,7 @@ impl Message {
 
     /// An error of this crate and its causes.
     pub(super) fn from_error(error: &(dyn Error + 'static)) -> Self {
-        Self::from_sentence(&causes(error).to_string())
+        Self::from_sentence(&error_chain(error).to_string())
     }
 }
 
@@ -154,20 +154,9 @@ impl<'a> Recorder<'a> {
     }
 }
 
-/// Text of a peer, fit for a terminal: one line, no control characters, not endless.
+/// Text of a peer, fit for a terminal.
 pub(super) fn escape(text: &str) -> String {
-    let mut shown = String::new();
-    for (index, char) in text.trim().chars().enumerate() {
-        if index >= MAX_SHOWN_CHARS {
-            shown.push('…');
-            break;
-        }
-        match char {
-            '"' | '\'' | '\\' => shown.push(char),
-            _ => shown.extend(char.escape_debug()),
-        }
-    }
-    shown
+    text::escape(text.trim(), MAX_SHOWN_CHARS).to_string()
 }
 
 /// `5 s`, `300 ms`.

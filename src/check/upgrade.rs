@@ -5,7 +5,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use super::{
     Check, Message, Recorder, answer::Responder, apiserver::Run, dial::TargetRole, http::send,
 };
-use crate::{telemetry::causes, upstream::Offer};
+use crate::{text::error_chain, upstream::Offer};
 
 impl Run<'_> {
     /// Asks for a WebSocket; any answer of the apiserver will do.
@@ -29,7 +29,7 @@ impl Run<'_> {
                 let words = Message::new(
                     format!(
                         "an upgrade gets no answer, though plain requests do ({}): something on the way blocks WebSocket, and with it exec, attach, cp and port-forward",
-                        causes(&error)
+                        error_chain(&error)
                     ),
                     self.upgrade_fix(),
                 );

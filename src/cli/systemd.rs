@@ -13,7 +13,7 @@ use tracing::{debug, error, warn};
 use crate::{
     app::AppError,
     heartbeat::{Heartbeat, Heartbeats},
-    telemetry::causes,
+    text::error_chain,
 };
 
 /// The sockets of a socket unit; none when there is no such unit.
@@ -87,7 +87,7 @@ fn tell(states: &[NotifyState<'_>]) {
 fn told(told: io::Result<()>) {
     match told {
         Ok(()) => debug!("systemd was told"),
-        Err(error) => warn!(error = %causes(&error), "systemd could not be told"),
+        Err(error) => warn!(error = %error_chain(&error), "systemd could not be told"),
     }
 }
 

@@ -24,13 +24,13 @@ pub use tls::{HandshakeError, server_config};
 
 use self::http::Protocol;
 use crate::{
-    addr::PeerAddr,
     config::{Limits, Timeouts},
     drain::Drain,
+    hosts::PeerAddr,
     metrics::{Connected, Handshake},
     proxy::{Downstream, Routes},
     socket,
-    telemetry::causes,
+    text::error_chain,
     upstream::{ClientLeases, UpstreamContext},
 };
 
@@ -90,7 +90,7 @@ pub async fn serve(
         Ok(stream) => stream,
         Err(error) => {
             worker.counts().handshake(error.as_ended());
-            debug!(client.address = %peer, error = %causes(&error), "downstream handshake failed");
+            debug!(client.address = %peer, error = %error_chain(&error), "downstream handshake failed");
             return;
         }
     };
@@ -124,6 +124,6 @@ pub async fn serve(
         downstream: Arc::new(downstream),
     });
     if let Err(error) = http::serve_connection(stream, protocol, service).await {
-        debug!(client.address = %peer, error = %causes(&error), "downstream connection ended early");
+        debug!(client.address = %peer, error = %error_chain(&error), "downstream connection ended early");
     }
 }

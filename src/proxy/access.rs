@@ -4,7 +4,6 @@
 //! Never a query string, a header value but the user agent, or a subprotocol: each of them can be a token.
 
 use std::{
-    fmt,
     net::SocketAddr,
     sync::{
         Arc,
@@ -21,8 +20,11 @@ use super::{
     Downstream,
     request_info::{RequestInfo, ResourceName},
 };
-use crate::metrics::{
-    Counters, LongLived, OpenStream, Protocol, RequestRecord, Resource, StreamInfo, Verb,
+use crate::{
+    metrics::{
+        Counters, LongLived, OpenStream, Protocol, RequestRecord, Resource, StreamInfo, Verb,
+    },
+    text::escape,
 };
 
 /// One request, from its head to the end of its answer; counted and logged when dropped.
@@ -146,13 +148,13 @@ impl Access {
                 target: TARGET,
                 cluster = logged.cluster,
                 client.address = %logged.client,
-                http.request.method = %Printable(logged.method.as_str()),
-                url.path = %Printable(logged.uri.path()),
+                http.request.method = %escape(logged.method.as_str(), MAX_LOGGED_CHARS),
+                url.path = %escape(logged.uri.path(), MAX_LOGGED_CHARS),
                 http.response.status_code = status.as_u16(),
                 k8s.verb = info.verb,
-                k8s.resource = %Printable(&ResourceName(&info).to_string()),
-                k8s.namespace = %Printable(&info.namespace),
-                k8s.audit_id = %Printable(&logged.audit_id),
+                k8s.resource = %escape(&ResourceName(&info).to_string(), MAX_LOGGED_CHARS),
+                k8s.namespace = %escape(&info.namespace, MAX_LOGGED_CHARS),
+                k8s.audit_id = %escape(&logged.audit_id, MAX_LOGGED_CHARS),
                 "{}", if kind == LongLived::Tunnel { "tunnel started" } else { "stream started" },
             );
         }
@@ -203,13 +205,13 @@ impl Access {
             cluster = logged.cluster,
             client.address = %logged.client,
             network.protocol.version = protocol(self.version),
-            http.request.method = %Printable(logged.method.as_str()),
-            url.path = %Printable(logged.uri.path()),
+            http.request.method = %escape(logged.method.as_str(), MAX_LOGGED_CHARS),
+            url.path = %escape(logged.uri.path(), MAX_LOGGED_CHARS),
             http.response.status_code = self.status.map_or(0, |status| status.as_u16()),
             k8s.verb = info.verb,
-            k8s.resource = %Printable(&ResourceName(&info).to_string()),
-            k8s.namespace = %Printable(&info.namespace),
-            k8s.audit_id = %Printable(&logged.audit_id),
+            k8s.resource = %escape(&ResourceName(&info).to_string(), MAX_LOGGED_CHARS),
+            k8s.namespace = %escape(&info.namespace, MAX_LOGGED_CHARS),
+            k8s.audit_id = %escape(&logged.audit_id, MAX_LOGGED_CHARS),
             received_bytes = received,
             sent_bytes = self.sent,
             head_seconds = seconds(self.head.unwrap_or_default()),
@@ -277,26 +279,6 @@ impl Asked {
     }
 }
 
-/// Text of a peer, with control and direction characters escaped and cut to a sane length, so that no
-/// request can forge or garble a log line.
-struct Printable<'a>(&'a str);
-
-impl fmt::Display for Printable<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for char in self.0.chars().take(LOGGED_CHARS) {
-            if char.is_control()
-                || ('\u{202a}'..='\u{202e}').contains(&char)
-                || ('\u{2066}'..='\u{2069}').contains(&char)
-            {
-                write!(f, "{}", char.escape_unicode())?;
-            } else {
-                fmt::Write::write_char(f, char)?;
-            }
-        }
-        Ok(())
-    }
-}
-
 /// To the microsecond; more digits are noise.
 fn seconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e6
@@ -312,5 +294,5 @@ fn protocol(version: Version) -> &'static str {
 
 /// The `tracing` target of access lines, for filters.
 pub(super) const TARGET: &str = "kube_tls_proxy::access";
-const LOGGED_CHARS: usize = 1024;
+const MAX_LOGGED_CHARS: usize = 1024;
 const AUDIT_ID_CHARS: usize = 64;

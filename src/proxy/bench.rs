@@ -12,9 +12,9 @@ use super::{
     request_info::{RequestInfo, ResourceName},
 };
 use crate::{
-    addr::PeerAddr,
     config::{Limits, Timeouts},
     drain::Drain,
+    hosts::PeerAddr,
     metrics::{Connected, Protocol},
     upstream::{ClientLeases, UpstreamContext},
 };

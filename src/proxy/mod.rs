@@ -33,9 +33,9 @@ pub use policy::Rejection;
 pub use routes::Routes;
 
 use crate::{
-    addr::PeerAddr,
     config::Limits,
     drain::Drain,
+    hosts::PeerAddr,
     metrics::Connected,
     upstream::{ClientLeases, Cluster, RequestBody},
 };

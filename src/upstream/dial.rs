@@ -19,11 +19,11 @@ use super::{
     h2::H2Connection, lease::Connection,
 };
 use crate::{
-    addr::UpstreamAddr,
     config::Timeouts,
+    hosts::UpstreamAddr,
     metrics::Dialled,
     socket,
-    telemetry::causes,
+    text::error_chain,
     transport::{ReadAhead, WriteBatcher},
 };
 
@@ -119,12 +119,12 @@ async fn try_one(
             context.counts.dialled(cluster.name(), error.as_dialled());
             tracing::warn!(
                 cluster = cluster.name,
-                error = %causes(&error),
+                error = %error_chain(&error),
                 "upstream connection failed"
             );
             cluster
                 .endpoints
-                .mark_unhealthy(&endpoint, causes(&error).to_string());
+                .mark_unhealthy(&endpoint, error_chain(&error).to_string());
             Err(error)
         }
     }
@@ -317,7 +317,7 @@ mod tests {
         let ill = Upstream::builder(foreign.server(&[NAME])).start().await;
         let cluster = cluster(&ca, &[ill.address()]);
         let error = dial_once(&context(), &cluster).await.unwrap_err();
-        let logged = causes(&error).to_string();
+        let logged = error_chain(&error).to_string();
         let words = format!(
             "verify the certificate of {}: the certificate is not signed by the cluster CA (expected {NAME}; presented ",
             ill.address()

@@ -3,7 +3,7 @@
 use std::{error::Error, io, sync::Arc};
 
 use super::{H1Error, VerifyError, body::UploadError};
-use crate::{addr::UpstreamAddr, metrics::Dialled};
+use crate::{hosts::UpstreamAddr, metrics::Dialled};
 
 /// Why a request got no response from an apiserver.
 #[derive(Debug, thiserror::Error)]

@@ -40,7 +40,7 @@ use crate::{
     config::{Limits, Timeouts},
     drain::Drain,
     metrics::{Counters, LeaseEnd},
-    telemetry::causes,
+    text::error_chain,
 };
 use lease::{Connection, Freshness, IdlePool, LeaseTable, LeasedSlot, Lookup};
 use upload::Upload;
@@ -228,7 +228,7 @@ impl ClientLeases {
                 again: Some(again),
             }) => {
                 debug!(
-                    error = %causes(&error),
+                    error = %error_chain(&error),
                     "request is sent once more"
                 );
                 *again

@@ -13,7 +13,7 @@ use super::{
     Cluster, RequestBody, UpstreamContext, UpstreamError, dial, endpoint::Endpoint,
     h1::H1Connection,
 };
-use crate::{addr::in_url, telemetry::causes};
+use crate::{hosts::url_host, text::error_chain};
 
 impl Cluster {
     /// Probes the endpoints of this cluster for as long as somebody else holds it. `context` has no
@@ -64,7 +64,7 @@ async fn probe_all(
                     return cluster.endpoints.mark_healthy(&endpoint);
                 }
                 Ok(Ok(status)) => format!("{address} answered {status} to /readyz"),
-                Ok(Err(error)) => causes(&error).to_string(),
+                Ok(Err(error)) => error_chain(&error).to_string(),
                 Err(_elapsed) => {
                     format!("{address} did not answer /readyz within timeouts.probeTimeout")
                 }
@@ -90,7 +90,7 @@ async fn ask(
     let target = format!("{}/readyz", cluster.path_prefix);
     let request = Uri::builder()
         .scheme(Scheme::HTTPS)
-        .authority(&*in_url(&cluster.tls.name.to_str()))
+        .authority(&*url_host(&cluster.tls.name.to_str()))
         .path_and_query(target)
         .build()
         .and_then(|uri| {

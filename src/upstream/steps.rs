@@ -11,7 +11,7 @@ use tokio::{
 use tokio_rustls::client::TlsStream;
 
 use super::{ClientTls, UpstreamError, dial};
-use crate::{addr::UpstreamAddr, config::Timeouts, pki::CertSummary, transport::ReadAhead};
+use crate::{config::Timeouts, hosts::UpstreamAddr, pki::CertSummary, transport::ReadAhead};
 
 /// Which protocols are offered to the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,7 +16,7 @@ use standin::{pki::Ca, upstream::Upstream};
 use tokio::{io::duplex, sync::mpsc};
 
 use super::{h1::H1Connection, *};
-use crate::addr::UpstreamAddr;
+use crate::hosts::UpstreamAddr;
 
 /// A request as hyper hands it out, and the client's side of its body.
 async fn upload(drain: &Drain) -> (Request<Incoming>, SendStream<Bytes>) {

@@ -6,7 +6,7 @@ use http_body_util::BodyExt as _;
 
 use super::*;
 use crate::{
-    addr::UpstreamAddr,
+    hosts::UpstreamAddr,
     upstream::{HttpError, UploadError},
 };
 

@@ -16,7 +16,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{EndpointHealth, Health};
-use crate::addr::UpstreamAddr;
+use crate::hosts::UpstreamAddr;
 
 /// One address of an apiserver.
 #[derive(Debug)]

@@ -24,7 +24,7 @@ use tracing::{info, warn};
 
 pub(super) use health::Endpoint;
 
-use crate::{addr::UpstreamAddr, telemetry::causes};
+use crate::{hosts::UpstreamAddr, text::error_chain};
 use health::with_jitter;
 
 /// All addresses of one apiserver.
@@ -286,7 +286,7 @@ impl Endpoints {
                 Err(error) => {
                     warn!(
                         server.address = this.host,
-                        error = %causes(&error),
+                        error = %error_chain(&error),
                         "upstream name not resolved"
                     );
                     !this.list.load().is_empty()

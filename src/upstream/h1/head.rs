@@ -12,6 +12,7 @@ use super::{
     H1Error,
     body::{BodyDecoder, ChunkState},
 };
+use crate::text::{list_contains, list_items};
 
 /// The head of one response.
 #[derive(Debug)]
@@ -69,8 +70,8 @@ pub(super) fn take(unread: &mut Bytes, method: &Method) -> Result<Option<Respons
     }
     let is_newest = response.version == Some(1);
     drop(unread.split_to(length));
-    let list_contains = |name| list_contains(&headers, header::CONNECTION, name);
-    let mut keep_alive = (is_newest || list_contains("keep-alive")) && !list_contains("close");
+    let has_option = |name| field_contains(&headers, header::CONNECTION, name);
+    let mut keep_alive = (is_newest || has_option("keep-alive")) && !has_option("close");
     let never_has_one = status.is_informational() || status == StatusCode::NO_CONTENT;
     if never_has_one {
         // RFC 9110 §8.6: a length must not be said here; some clients would wait for so much.
@@ -112,7 +113,7 @@ fn framing(headers: &mut HeaderMap, is_newest: bool) -> Result<(BodyDecoder, boo
     let mut lengths = headers
         .get_all(header::CONTENT_LENGTH)
         .iter()
-        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .flat_map(|line| list_items(line.as_bytes()))
         .map(number);
     let Some(first) = lengths.next() else {
         return Ok((BodyDecoder::UntilClose, false));
@@ -133,7 +134,7 @@ fn framing(headers: &mut HeaderMap, is_newest: bool) -> Result<(BodyDecoder, boo
 
 /// Digits and nothing else; no more than Go takes.
 fn number(text: &[u8]) -> Option<u64> {
-    let text = std::str::from_utf8(text.trim_ascii()).ok()?;
+    let text = std::str::from_utf8(text).ok()?;
     let number: i64 = text.parse().ok()?;
     // Refuses a sign, which `parse` takes.
     let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
@@ -141,12 +142,11 @@ fn number(text: &[u8]) -> Option<u64> {
 }
 
 /// Whether a list of names has this one.
-fn list_contains(headers: &HeaderMap, list: HeaderName, name: &str) -> bool {
+fn field_contains(headers: &HeaderMap, list: HeaderName, name: &str) -> bool {
     headers
         .get_all(list)
         .iter()
-        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
-        .any(|said| said.trim_ascii().eq_ignore_ascii_case(name.as_bytes()))
+        .any(|line| list_contains(line.as_bytes(), name))
 }
 
 /// The longest head of a response.

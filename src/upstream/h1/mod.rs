@@ -28,8 +28,8 @@ pub use upgraded::Upgraded;
 
 use super::{HttpError, RequestBody, ResponseBody, UpstreamError, endpoint::Endpoint};
 use crate::{
-    addr::UpstreamAddr,
     drain::Drain,
+    hosts::UpstreamAddr,
     metrics::{ConnectionStats, LeaseEnd},
     transport::Readable,
 };

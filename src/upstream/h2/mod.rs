@@ -25,11 +25,11 @@ use tracing::debug;
 
 use super::endpoint::Endpoint;
 use crate::{
-    addr::UpstreamAddr,
     config::Timeouts,
     drain::Drain,
+    hosts::UpstreamAddr,
     metrics::{ConnectionStats, LeaseEnd},
-    telemetry::causes,
+    text::error_chain,
     transport::{TlsWriter, WriteBatcher},
 };
 
@@ -129,7 +129,7 @@ impl H2Connection {
                 running.stats.set_end_reason(LeaseEnd::Closed);
             }
             if let Err(error) = ended {
-                debug!(upstream.address = %endpoint, error = %causes(&error), "upstream connection ended");
+                debug!(upstream.address = %endpoint, error = %error_chain(&error), "upstream connection ended");
             }
         });
         Ok(Self { send, state })

@@ -21,8 +21,8 @@ use super::{
     h2::{H2Connection, H2Stream},
 };
 use crate::{
-    addr::UpstreamAddr,
     drain::Drain,
+    hosts::UpstreamAddr,
     metrics::{ConnectionStats, LeaseEnd},
 };
 
