@@ -92,7 +92,7 @@ fn example_file_and_docs_show_every_key() {
             "docs/configuration.md does not show `{key}`"
         );
         assert!(
-            escape_value,
+            shown,
             "config/kube-tls-proxy.yaml does not show `{key}`"
         );
     }
