@@ -91,10 +91,7 @@ fn example_file_and_docs_show_every_key() {
             spellings.iter().any(|spelling| docs.contains(spelling)),
             "docs/configuration.md does not show `{key}`"
         );
-        assert!(
-            shown,
-            "config/kube-tls-proxy.yaml does not show `{key}`"
-        );
+        assert!(shown, "config/kube-tls-proxy.yaml does not show `{key}`");
     }
 }
 
