@@ -10,6 +10,8 @@ use std::{
     path::Path,
 };
 
+use crate::text::escape;
+
 /// What `text` is instead of a path or a name, such as `the key itself`; `None` if a message may repeat it.
 pub(crate) fn pasted(text: &str) -> Option<&'static str> {
     if text.contains("-----BEGIN") {
@@ -36,11 +38,7 @@ pub(crate) fn value(text: &str) -> String {
     if pasted(text).is_some() {
         return HIDDEN.to_owned();
     }
-    let mut quoted: String = text.escape_debug().take(MAX_CHARS).collect();
-    if text.escape_debug().nth(MAX_CHARS).is_some() {
-        quoted.push('…');
-    }
-    quoted
+    escape(text, MAX_CHARS).to_string()
 }
 
 /// `path` for a message, whole, or [`HIDDEN`] if it may be a secret.

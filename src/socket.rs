@@ -29,7 +29,7 @@ pub(crate) fn tune(stream: &TcpStream, timeouts: &Timeouts) -> io::Result<()> {
 /// # Errors
 ///
 /// As [`tune`].
-pub(crate) fn bound_patience(stream: &TcpStream, timeouts: &Timeouts) -> io::Result<()> {
+pub(crate) fn set_user_timeout(stream: &TcpStream, timeouts: &Timeouts) -> io::Result<()> {
     SockRef::from(stream).set_tcp_user_timeout(Some(timeouts.tcp_user_timeout))
 }
 
@@ -39,7 +39,7 @@ pub(crate) fn bound_patience(stream: &TcpStream, timeouts: &Timeouts) -> io::Res
 /// # Errors
 ///
 /// As [`tune`].
-pub(crate) fn have_patience(stream: &TcpStream) -> io::Result<()> {
+pub(crate) fn clear_user_timeout(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).set_tcp_user_timeout(None)
 }
 
@@ -50,7 +50,7 @@ pub(crate) fn have_patience(stream: &TcpStream) -> io::Result<()> {
 ///
 /// When the kernel has no packet filters.
 #[cfg(target_os = "linux")]
-pub(crate) fn begin_no_more(listening: SockRef<'_>) -> io::Result<()> {
+pub(crate) fn drop_new_syns(listening: SockRef<'_>) -> io::Result<()> {
     use socket2::SockFilter;
     // Classic BPF, which sees a TCP segment from its header on: load the flags, keep SYN and ACK, and
     // drop what has SYN alone.
@@ -70,7 +70,7 @@ pub(crate) fn begin_no_more(listening: SockRef<'_>) -> io::Result<()> {
 ///
 /// Always.
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn begin_no_more(_: SockRef<'_>) -> io::Result<()> {
+pub(crate) fn drop_new_syns(_: SockRef<'_>) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 

@@ -3,7 +3,6 @@
 //! It is plain HTTP and asks nobody who they are, so nothing here is a secret: no header of a request but
 //! the user agent, no query, no body. Text of clients goes out as JSON and is put into the page as text.
 
-mod error;
 mod health;
 mod host;
 mod page;
@@ -13,10 +12,31 @@ mod view;
 
 use std::{net::SocketAddr, sync::Arc};
 
-pub use error::{AdminError, AdminFault};
 pub use sources::Sources;
 
-use crate::{config::Timeouts, drain::Drain};
+use crate::{
+    config::Timeouts,
+    drain::Drain,
+    listen_error::{ListenError, ListenFlag},
+};
+
+/// The admin port cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot open the admin port on {address}")]
+pub struct AdminError {
+    /// The configured address.
+    pub address: SocketAddr,
+    /// Why, and how to fix it.
+    #[source]
+    pub source: ListenError,
+}
+
+impl AdminError {
+    fn new(address: SocketAddr, error: std::io::Error) -> Self {
+        let source = ListenError::new(ListenFlag::Admin, error);
+        Self { address, source }
+    }
+}
 
 /// The admin port, bound and not served yet.
 #[derive(Debug)]

@@ -10,9 +10,10 @@ use tokio::{sync::watch, time::Instant};
 
 use crate::{
     drain::Phase,
+    heartbeat::Heartbeats,
     metrics::{self, Exposition, Family, Label, Metrics, Process, Reloaded, unix_seconds},
     pki::Identity,
-    reload::Report,
+    reload::ReloadReport,
     upstream::{EndpointHealth, Health},
 };
 
@@ -21,8 +22,10 @@ use crate::{
 pub struct Sources {
     /// What workers have counted.
     pub metrics: Arc<Metrics>,
+    /// The heartbeats of the workers.
+    pub heartbeats: Heartbeats,
     /// What is served, and what the last looks at files came to.
-    pub report: watch::Receiver<Report>,
+    pub report: watch::Receiver<ReloadReport>,
     /// How far the process is on its way to its end.
     pub phase: watch::Receiver<Phase>,
     /// Where clients connect.
@@ -50,7 +53,7 @@ impl Sources {
         exposition.into_text()
     }
 
-    fn expose(&self, report: &Report, to: &mut Exposition) {
+    fn expose(&self, report: &ReloadReport, to: &mut Exposition) {
         let version = vec![("version", env!("CARGO_PKG_VERSION").into())];
         to.info(&metrics::BUILD, version);
         for identity in &report.material.identities {
@@ -71,7 +74,7 @@ impl Sources {
                     ("cluster", cluster.name().to_owned().into()),
                     ("endpoint", address.to_string().into()),
                 ];
-                let is_well = state == Health::Well;
+                let is_well = state == Health::Healthy;
                 to.gauge(
                     &metrics::ENDPOINT_HEALTHY,
                     labels,

@@ -6,9 +6,8 @@ use serde::Serialize;
 
 use super::{health, sources::Sources};
 use crate::{
-    config::ClusterConfig,
     drain::Phase,
-    metrics::{Holder, LongLived, unix_seconds},
+    metrics::{LongLived, StreamInfo, unix_seconds},
     upstream::{Cluster, Health},
 };
 
@@ -29,7 +28,7 @@ pub(super) struct View {
     received_bytes: u64,
     sent_bytes: u64,
     /// Upper bound in seconds (`null`: none) and how many answers' heads took no longer, bucket by bucket.
-    head_seconds: Vec<(Option<f64>, u64)>,
+    time_to_headers_seconds: Vec<(Option<f64>, u64)>,
     certificates: Vec<CertificateView>,
     clusters: Vec<ClusterView>,
     open: Vec<OpenView>,
@@ -103,7 +102,7 @@ struct ErrorView {
 impl View {
     /// What is so now.
     pub(super) fn of(sources: &Sources, now: SystemTime) -> Self {
-        let total = sources.metrics.total();
+        let snapshot = sources.metrics.snapshot();
         let report = sources.report.borrow().clone();
         let checks = health::readyz(sources, now).checks.into_iter();
         let certificates = report.material.identities.iter().map(|identity| {
@@ -122,18 +121,18 @@ impl View {
                 });
                 ClusterView {
                     name: cluster.name().to_owned(),
-                    url: url(config),
+                    url: config.url(),
                     hosts: config.hosts.clone(),
                     trusted: trusted.collect(),
                     endpoints: endpoints(sources, cluster),
                 }
             },
         );
-        let heads = total.heads();
+        let heads = snapshot.time_to_headers();
         let heads = heads
             .bounded()
             .map(|(bound, count)| (Some(bound).filter(|bound| bound.is_finite()), count));
-        let open = total.holders.iter().take(MOST_SHOWN);
+        let open = snapshot.streams.iter().take(MOST_SHOWN);
         Self {
             version: env!("CARGO_PKG_VERSION"),
             now: unix_seconds(now),
@@ -150,14 +149,14 @@ impl View {
                 })
                 .collect(),
             listening: sources.listening.iter().map(ToString::to_string).collect(),
-            connections: total.connections,
-            watches: total.watches,
-            tunnels: total.tunnels,
-            requests: total.requests(),
-            errors: total.errors(),
-            received_bytes: total.received,
-            sent_bytes: total.sent,
-            head_seconds: heads.collect(),
+            connections: snapshot.connections,
+            watches: snapshot.watches,
+            tunnels: snapshot.tunnels,
+            requests: snapshot.requests(),
+            errors: snapshot.errors(),
+            received_bytes: snapshot.received,
+            sent_bytes: snapshot.sent,
+            time_to_headers_seconds: heads.collect(),
             certificates: certificates.collect(),
             clusters: clusters.collect(),
             open: open.map(|holder| OpenView::of(sources, holder)).collect(),
@@ -166,7 +165,7 @@ impl View {
                 failure: report.failure.clone(),
                 needs_restart: report.needs_restart.clone(),
             },
-            recent_errors: total
+            recent_errors: snapshot
                 .recent_errors
                 .iter()
                 .map(|error| ErrorView {
@@ -181,7 +180,7 @@ impl View {
 }
 
 impl OpenView {
-    fn of(sources: &Sources, holder: &Holder) -> Self {
+    fn of(sources: &Sources, holder: &StreamInfo) -> Self {
         Self {
             kind: match holder.kind {
                 LongLived::Watch => "watch",
@@ -203,8 +202,8 @@ fn endpoints(sources: &Sources, cluster: &Cluster) -> Vec<EndpointView> {
     let each = health.map(|endpoint| EndpointView {
         address: endpoint.address.to_string(),
         state: match endpoint.state {
-            Health::Well => "well",
-            Health::Ill => "ill",
+            Health::Healthy => "healthy",
+            Health::Unhealthy => "unhealthy",
             Health::Unknown => "unknown",
         },
         since: sources.unix(endpoint.since),
@@ -212,20 +211,6 @@ fn endpoints(sources: &Sources, cluster: &Cluster) -> Vec<EndpointView> {
         why: endpoint.why,
     });
     each.collect()
-}
-
-fn url(cluster: &ClusterConfig) -> String {
-    let ClusterConfig {
-        upstream_host: host,
-        upstream_port: port,
-        path_prefix: prefix,
-        ..
-    } = cluster;
-    if host.contains(':') {
-        format!("https://[{host}]:{port}{prefix}")
-    } else {
-        format!("https://{host}:{port}{prefix}")
-    }
 }
 
 /// Watches and tunnels that the page lists; nobody reads more.

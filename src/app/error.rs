@@ -2,7 +2,10 @@
 
 use std::{io, net::SocketAddr};
 
-use crate::{admin::AdminError, config::ConfigError, pki::PkiError, reload::ReloadError};
+use crate::{
+    admin::AdminError, config::ConfigError, listen_error::ListenError, pki::PkiError,
+    reload::ReloadError,
+};
 
 /// Everything that ends the process.
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +29,7 @@ pub enum AppError {
         address: SocketAddr,
         /// Why, and the mend.
         #[source]
-        source: ListenFault,
+        source: ListenError,
     },
     /// A socket that was passed on and is of no use.
     #[error(
@@ -49,46 +52,3 @@ pub enum AppError {
         source: io::Error,
     },
 }
-
-/// Why an address cannot be listened on, with the mend.
-#[derive(Debug, thiserror::Error)]
-pub enum ListenFault {
-    /// Another socket has it.
-    #[error("another process uses this port; stop it or choose another with --listen")]
-    InUse,
-    /// A low port without the capability.
-    #[error(
-        "permission denied; choose a port from 1024 with --listen, or grant CAP_NET_BIND_SERVICE"
-    )]
-    Denied,
-    /// No interface has the address.
-    #[error("this machine has no such address; choose one of its own with --listen")]
-    NoSuchAddress,
-    /// IPv6 is switched off, and the default address is `[::]`.
-    #[error("this machine has no IPv6; listen on IPv4 with --listen 0.0.0.0:8443")]
-    NoIpv6,
-    /// Anything else the operating system says.
-    #[error("the operating system refuses")]
-    Other(#[source] io::Error),
-}
-
-impl From<io::Error> for ListenFault {
-    #[expect(
-        clippy::wildcard_enum_match_arm,
-        reason = "std adds kinds; an unknown one keeps its own words"
-    )]
-    fn from(error: io::Error) -> Self {
-        if error.raw_os_error() == Some(EAFNOSUPPORT) {
-            return Self::NoIpv6;
-        }
-        match error.kind() {
-            io::ErrorKind::AddrInUse => Self::InUse,
-            io::ErrorKind::PermissionDenied => Self::Denied,
-            io::ErrorKind::AddrNotAvailable => Self::NoSuchAddress,
-            _ => Self::Other(error),
-        }
-    }
-}
-
-/// `errno` of Linux for an address family that the kernel does not have; std names no kind for it.
-const EAFNOSUPPORT: i32 = 97;

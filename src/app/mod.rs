@@ -3,10 +3,9 @@
 //! Everything that can be refused is refused before a socket is open; every address is known before
 //! the first connection is served.
 
-mod beats;
-mod care;
 mod error;
 mod stop;
+mod upkeep;
 mod workers;
 
 use std::{
@@ -25,8 +24,7 @@ use tokio::{
 };
 use tracing::info;
 
-pub use beats::Beats;
-pub use error::{AppError, ListenFault};
+pub use error::AppError;
 pub use stop::Stop;
 
 use crate::{
@@ -34,11 +32,13 @@ use crate::{
     config::Config,
     downstream::Shared,
     drain::Phase,
-    listener::{self, Others, Owner},
+    heartbeat::Heartbeats,
+    listen_error::{ListenError, ListenFlag},
+    listener::{self, Owner, PortSharing},
     metrics::Metrics,
-    reload::{Material, Reloader, Source},
+    reload::{ConfigLoader, Material, Reloader},
 };
-use care::Care;
+use upkeep::EndpointUpkeep;
 use workers::Workers;
 
 /// A proxy that is bound and ready to run.
@@ -49,11 +49,12 @@ pub struct App {
     owner: Owner,
     shared: Arc<Shared>,
     reloader: Reloader,
-    source: Source,
+    source: ConfigLoader,
     reload_now: Arc<Notify>,
     phase: Arc<watch::Sender<Phase>>,
     stop: Stop,
     metrics: Arc<Metrics>,
+    heartbeats: Heartbeats,
     admin: Option<Admin>,
     started: (SystemTime, Instant),
 }
@@ -75,7 +76,7 @@ impl App {
     /// # Errors
     ///
     /// The first thing that is unusable. No socket was opened unless it is a socket that failed.
-    pub fn bind(source: Source) -> Result<Self, AppError> {
+    pub fn bind(source: ConfigLoader) -> Result<Self, AppError> {
         Self::bind_or_inherit(source, Vec::new())
     }
 
@@ -84,7 +85,10 @@ impl App {
     /// # Errors
     ///
     /// As [`App::bind`].
-    pub fn bind_or_inherit(source: Source, inherited: Vec<TcpListener>) -> Result<Self, AppError> {
+    pub fn bind_or_inherit(
+        source: ConfigLoader,
+        inherited: Vec<TcpListener>,
+    ) -> Result<Self, AppError> {
         let config = source()?;
         let now = SystemTime::now();
         let material = Material::load(&config, now)?;
@@ -97,6 +101,7 @@ impl App {
         };
         let admin = config.admin.map(Admin::bind).transpose()?;
         let metrics = Arc::new(Metrics::new(config.workers.get()));
+        let heartbeats = Heartbeats::new(config.workers.get());
         let shared = Shared {
             snapshot: ArcSwap::from_pointee(snapshot),
             handshakes: Semaphore::new(config.limits.handshakes),
@@ -114,6 +119,7 @@ impl App {
             phase: Arc::new(watch::Sender::new(Phase::Serving)),
             stop: Stop::default(),
             metrics,
+            heartbeats,
             admin,
             started: (now, Instant::now()),
         })
@@ -161,10 +167,10 @@ impl App {
         self.stop.clone()
     }
 
-    /// Signs of life of the workers.
+    /// The heartbeats of its workers.
     #[must_use]
-    pub fn beats(&self) -> Beats {
-        Beats(Arc::clone(&self.metrics))
+    pub fn heartbeats(&self) -> Heartbeats {
+        self.heartbeats.clone()
     }
 
     /// Serves until `shutdown` completes, then for `timeouts.drainDelay`, then drains. Returns once
@@ -188,12 +194,14 @@ impl App {
             phase,
             stop,
             metrics,
+            heartbeats,
             admin,
             started,
             addresses,
         } = self;
         let sources = Sources {
             metrics: Arc::clone(&metrics),
+            heartbeats: heartbeats.clone(),
             report: reloader.report(),
             phase: phase.subscribe(),
             listening: addresses,
@@ -203,9 +211,9 @@ impl App {
         let _admin = admin
             .map(|admin| admin.serve(sources, &shared.timeouts))
             .transpose()?;
-        let mut care = Care::new(&shared);
-        care.take(reloader.clusters()).await;
-        let workers = Workers::start(sockets, owner, &shared, &metrics)?;
+        let mut upkeep = EndpointUpkeep::new(&shared);
+        upkeep.update(reloader.clusters()).await;
+        let workers = Workers::start(sockets, owner, &shared, &metrics, &heartbeats)?;
         let reloading = async {
             loop {
                 tokio::select! {
@@ -213,7 +221,7 @@ impl App {
                     () = reload_now.notified() => {}
                 }
                 if let Some(snapshot) = reloader.reload(&source, SystemTime::now()) {
-                    care.take(reloader.clusters()).await;
+                    upkeep.update(reloader.clusters()).await;
                     shared.snapshot.store(Arc::new(snapshot));
                     info!("reloaded");
                 }
@@ -228,14 +236,14 @@ impl App {
 
 fn open(config: &Config) -> Result<Bound, AppError> {
     let workers = config.workers.get();
-    let others = if config.takeover {
-        Others::TakenOver
+    let sharing = if config.reuse_port {
+        PortSharing::Reuse
     } else {
-        Others::Refused
+        PortSharing::Exclusive
     };
     let mut bound = (Vec::new(), (0..workers).map(|_| Vec::new()).collect());
     for address in &config.listen {
-        let sockets = listener::bind(*address, workers, others);
+        let sockets = listener::bind(*address, workers, sharing);
         hand_out(sockets, *address, &mut bound)?;
     }
     Ok(bound)
@@ -262,7 +270,7 @@ fn hand_out(
 ) -> Result<(), AppError> {
     let failed = |error: io::Error| AppError::Listen {
         address,
-        source: ListenFault::from(error),
+        source: ListenError::new(ListenFlag::Clients, error),
     };
     let sockets = sockets.map_err(failed)?;
     let first = sockets.first().map(TcpListener::local_addr);

@@ -3,38 +3,38 @@
 use http::StatusCode;
 use serde_json::Value;
 
-use super::{ask::Answer, notes::shown};
+use super::{http::BufferedResponse, recorder::escape};
 
 /// Who speaks in an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Speaker {
+pub(super) enum Responder {
     /// The apiserver; with what it says, if it is a `Status`.
     Apiserver(Option<String>),
     /// kube-tls-proxy itself, and what it says.
     Proxy(String),
     /// Neither.
-    Stranger,
+    Unknown,
 }
 
-impl Answer {
+impl BufferedResponse {
     /// The body, if it is JSON.
     pub(super) fn json(&self) -> Option<Value> {
         serde_json::from_slice(&self.body).ok()
     }
 
     /// Whose answer this is.
-    pub(super) fn speaker(&self) -> Speaker {
+    pub(super) fn responder(&self) -> Responder {
         let status = self
             .json()
             .filter(|json| text(json, "kind") == Some("Status"));
         let message = status.as_ref().and_then(|status| text(status, "message"));
         match message {
             Some(message) => match message.strip_prefix(SIGNATURE) {
-                Some(words) => Speaker::Proxy(shown(words)),
-                None => Speaker::Apiserver(Some(shown(message))),
+                Some(words) => Responder::Proxy(escape(words)),
+                None => Responder::Apiserver(Some(escape(message))),
             },
-            None if status.is_some() || self.is_marked() => Speaker::Apiserver(None),
-            None => Speaker::Stranger,
+            None if status.is_some() || self.is_marked() => Responder::Apiserver(None),
+            None => Responder::Unknown,
         }
     }
 
@@ -47,11 +47,11 @@ impl Answer {
 
     /// `answers 503 Service Unavailable`, and what it says.
     pub(super) fn words(&self) -> String {
-        let said = match self.speaker() {
-            Speaker::Apiserver(Some(words)) | Speaker::Proxy(words) => words,
-            Speaker::Apiserver(None) | Speaker::Stranger => {
+        let said = match self.responder() {
+            Responder::Apiserver(Some(words)) | Responder::Proxy(words) => words,
+            Responder::Apiserver(None) | Responder::Unknown => {
                 let text = String::from_utf8_lossy(&self.body);
-                shown(text.lines().next().unwrap_or_default())
+                escape(text.lines().next().unwrap_or_default())
             }
         };
         if said.is_empty() {

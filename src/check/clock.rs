@@ -4,28 +4,28 @@ use std::time::{Duration, SystemTime};
 
 use http::header;
 
-use super::{Check, Notes, Words, ask::Answer, notes::seconds};
+use super::{Check, Message, Recorder, http::BufferedResponse, recorder::seconds};
 use crate::pki::UtcDate;
 
 /// What the date of an answer says.
-pub(super) fn compare(answer: &Answer, notes: &mut Notes<'_>) {
+pub(super) fn compare(answer: &BufferedResponse, recorder: &mut Recorder<'_>) {
     let date = answer
         .headers
         .get(header::DATE)
         .and_then(|date| date.to_str().ok())
         .and_then(|date| httpdate::parse_http_date(date).ok());
     let Some(theirs) = date else {
-        return notes.skipped(&[Check::Clock], "the answer has no date");
+        return recorder.skipped(&[Check::Clock], "the answer has no date");
     };
     let (apart, which) = apart(answer.at, theirs);
     // A date has whole seconds.
     if apart < NOTICEABLE {
-        return notes.ok(
+        return recorder.ok(
             Check::Clock,
             "the clocks of this machine and of the apiserver agree",
         );
     }
-    let words = Words::new(
+    let words = Message::new(
         format!(
             "the clock of this machine is {} {which} the apiserver's ({} here, {} there); certificates and tokens are then taken for expired, or for not valid yet",
             seconds(Duration::from_secs(apart.as_secs())),
@@ -35,9 +35,9 @@ pub(super) fn compare(answer: &Answer, notes: &mut Notes<'_>) {
         "set both clocks by NTP (`timedatectl set-ntp true`)",
     );
     if apart < HARMFUL {
-        notes.warning(Check::Clock, words);
+        recorder.warning(Check::Clock, words);
     } else {
-        notes.failed(Check::Clock, words);
+        recorder.failed(Check::Clock, words);
     }
 }
 

@@ -7,18 +7,18 @@ use std::{
 
 use tokio::time::timeout;
 
-use super::{Check, Notes, notes::seconds, words};
+use super::{Check, Recorder, messages, recorder::seconds};
 use crate::{
-    addr::UpstreamAddr,
     config::Timeouts,
+    hosts::UpstreamAddr,
     pki::{CertSummary, Days},
-    telemetry::causes,
-    upstream::{ClientTls, Offer, Reached, UpstreamError},
+    text::error_chain,
+    upstream::{ClientTls, Offer, TcpConnected, UpstreamError},
 };
 
 /// Whom a part of the run speaks to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Side {
+pub(super) enum TargetRole {
     /// The apiserver, as the proxy does.
     Apiserver,
     /// The proxy, as clients do.
@@ -27,8 +27,8 @@ pub(super) enum Side {
 
 /// A server, how it is verified, and how its requests look.
 #[derive(Debug)]
-pub(super) struct Target {
-    pub(super) side: Side,
+pub(super) struct CheckTarget {
+    pub(super) role: TargetRole,
     pub(super) host: String,
     pub(super) port: u16,
     /// Where it is in place of what the host resolves to; mostly empty.
@@ -43,78 +43,81 @@ pub(super) struct Target {
 }
 
 /// What one address came to.
-struct Tried {
+struct DialAttempt {
     address: SocketAddr,
-    tls: Result<Agreed, Failure>,
+    tls: Result<NegotiatedTls, DialFailure>,
 }
 
-struct Agreed {
+struct NegotiatedTls {
     version: &'static str,
     is_http2: bool,
     certificate: Option<CertSummary>,
 }
 
 /// The step that failed, and why.
-enum Failure {
+enum DialFailure {
     Tcp(UpstreamError),
     Tls(UpstreamError),
     Verify(UpstreamError),
 }
 
 /// An address of `target` that works; `None` once it is noted that there is none.
-pub(super) async fn check(target: &Target, notes: &mut Notes<'_>) -> Option<UpstreamAddr> {
-    let addresses = look_up(target, notes).await?;
-    Box::pin(check_all(target, addresses, notes)).await
+pub(super) async fn check(
+    target: &CheckTarget,
+    recorder: &mut Recorder<'_>,
+) -> Option<UpstreamAddr> {
+    let addresses = look_up(target, recorder).await?;
+    Box::pin(check_all(target, addresses, recorder)).await
 }
 
 async fn check_all(
-    target: &Target,
+    target: &CheckTarget,
     addresses: Vec<SocketAddr>,
-    notes: &mut Notes<'_>,
+    recorder: &mut Recorder<'_>,
 ) -> Option<UpstreamAddr> {
     let mut all = Vec::with_capacity(addresses.len());
     for address in addresses {
-        notes.waiting(Check::Tcp, &format!("a connection to {address}"));
+        recorder.waiting(Check::Tcp, &format!("a connection to {address}"));
         let tls = Box::pin(try_one(target, address)).await;
-        all.push(Tried { address, tls });
+        all.push(DialAttempt { address, tls });
     }
     let works = all.iter().find(|tried| tried.tls.is_ok());
     // Of several addresses that do not all work, the proxy passes over the bad ones.
     let passed_over = works.is_some();
     let mut bad = |check, words| match passed_over {
-        true => notes.warning(check, words),
-        false => notes.failed(check, words),
+        true => recorder.warning(check, words),
+        false => recorder.failed(check, words),
     };
     let mut reached = Vec::new();
-    for Tried { address, tls } in &all {
+    for DialAttempt { address, tls } in &all {
         match tls {
-            Err(Failure::Tcp(error)) => bad(Check::Tcp, words::tcp(target, *address, error)),
+            Err(DialFailure::Tcp(error)) => bad(Check::Tcp, messages::tcp(target, *address, error)),
             _ => reached.push(address.to_string()),
         }
     }
     if reached.is_empty() {
-        notes.skipped(&[Check::Tls, Check::Verify, Check::Alpn], NO_TCP);
+        recorder.skipped(&[Check::Tls, Check::Verify, Check::Alpn], NO_TCP);
         return None;
     }
-    notes.ok(
+    recorder.ok(
         Check::Tcp,
         format!("{} accepts connections", reached.join(", ")),
     );
-    step_tls(target, &all, passed_over, notes);
-    let (Some(Tried { address, .. }), Some(agreed)) =
+    step_tls(target, &all, passed_over, recorder);
+    let (Some(DialAttempt { address, .. }), Some(agreed)) =
         (works, all.iter().find_map(|tried| tried.tls.as_ref().ok()))
     else {
         return None;
     };
-    step_verified(target, agreed, notes);
+    step_verified(target, agreed, recorder);
     Some(UpstreamAddr(*address))
 }
 
-async fn look_up(target: &Target, notes: &mut Notes<'_>) -> Option<Vec<SocketAddr>> {
+async fn look_up(target: &CheckTarget, recorder: &mut Recorder<'_>) -> Option<Vec<SocketAddr>> {
     let (host, port) = (target.host.as_str(), target.port);
     if !target.addresses.is_empty() {
         let mut addresses = target.addresses.clone();
-        notes.ok(
+        recorder.ok(
             Check::Dns,
             format!("the addresses are configured, {host} is not looked up"),
         );
@@ -122,14 +125,14 @@ async fn look_up(target: &Target, notes: &mut Notes<'_>) -> Option<Vec<SocketAdd
         return Some(addresses);
     }
     if let Ok(ip) = host.parse::<IpAddr>() {
-        notes.ok(
+        recorder.ok(
             Check::Dns,
             format!("{host} is an address, nothing to look up"),
         );
         return Some(vec![SocketAddr::new(ip, port)]);
     }
     let limit = target.timeouts.upstream_connect;
-    notes.waiting(Check::Dns, &format!("the addresses of {host}"));
+    recorder.waiting(Check::Dns, &format!("the addresses of {host}"));
     let failure = match timeout(limit, tokio::net::lookup_host((host, port))).await {
         Ok(Ok(found)) => {
             let mut found: Vec<_> = found.collect();
@@ -137,74 +140,79 @@ async fn look_up(target: &Target, notes: &mut Notes<'_>) -> Option<Vec<SocketAdd
             found.dedup();
             if !found.is_empty() {
                 let shown: Vec<_> = found.iter().map(|one| one.ip().to_string()).collect();
-                notes.ok(Check::Dns, format!("{host} is {}", shown.join(", ")));
+                recorder.ok(Check::Dns, format!("{host} is {}", shown.join(", ")));
                 found.truncate(MAX_ADDRESSES);
                 return Some(found);
             }
             "the name has no address".to_owned()
         }
-        Ok(Err(error)) => causes(&error).to_string(),
+        Ok(Err(error)) => error_chain(&error).to_string(),
         Err(_elapsed) => format!("no answer within {}", seconds(limit)),
     };
-    notes.failed(Check::Dns, words::dns(target, &failure));
+    recorder.failed(Check::Dns, messages::dns(target, &failure));
     let rest = [Check::Tcp, Check::Tls, Check::Verify, Check::Alpn];
-    notes.skipped(&rest, "no address is known");
+    recorder.skipped(&rest, "no address is known");
     None
 }
 
-async fn try_one(target: &Target, address: SocketAddr) -> Result<Agreed, Failure> {
-    let reached = Reached::dial(UpstreamAddr(address), &target.timeouts)
+async fn try_one(target: &CheckTarget, address: SocketAddr) -> Result<NegotiatedTls, DialFailure> {
+    let reached = TcpConnected::dial(UpstreamAddr(address), &target.timeouts)
         .await
-        .map_err(Failure::Tcp)?;
+        .map_err(DialFailure::Tcp)?;
     match Box::pin(reached.secure(&target.tls, Offer::Http2)).await {
-        Ok(verified) => Ok(Agreed {
+        Ok(verified) => Ok(NegotiatedTls {
             version: verified.version,
             is_http2: verified.is_http2,
             certificate: verified.certificate,
         }),
-        Err(error @ UpstreamError::Verify { .. }) => Err(Failure::Verify(error)),
-        Err(error) => Err(Failure::Tls(error)),
+        Err(error @ UpstreamError::Verify { .. }) => Err(DialFailure::Verify(error)),
+        Err(error) => Err(DialFailure::Tls(error)),
     }
 }
 
 /// The lines about TLS, the certificate and, when there is none, what is skipped.
-fn step_tls(target: &Target, all: &[Tried], passed_over: bool, notes: &mut Notes<'_>) {
+fn step_tls(
+    target: &CheckTarget,
+    all: &[DialAttempt],
+    passed_over: bool,
+    recorder: &mut Recorder<'_>,
+) {
     let mut refused = Vec::new();
     let mut speaks = None;
     let mut silent = Vec::new();
-    for Tried { address, tls } in all {
+    for DialAttempt { address, tls } in all {
         match tls {
             Ok(agreed) => speaks = Some(agreed.version),
-            Err(Failure::Tls(error)) => silent.push(words::tls(target, *address, error)),
-            Err(Failure::Verify(error)) => {
+            Err(DialFailure::Tls(error)) => silent.push(messages::tls(target, *address, error)),
+            Err(DialFailure::Verify(error)) => {
                 speaks = speaks.or(Some("TLS"));
-                refused.push(words::verify(target, *address, error));
+                refused.push(messages::verify(target, *address, error));
             }
-            Err(Failure::Tcp(_)) => {}
+            Err(DialFailure::Tcp(_)) => {}
         }
     }
-    let bad = |notes: &mut Notes<'_>, check, words| match passed_over {
-        true => notes.warning(check, words),
-        false => notes.failed(check, words),
+    let bad = |recorder: &mut Recorder<'_>, check, words| match passed_over {
+        true => recorder.warning(check, words),
+        false => recorder.failed(check, words),
     };
     for words in silent {
-        bad(notes, Check::Tls, words);
+        bad(recorder, Check::Tls, words);
     }
     match speaks {
-        Some(version) => notes.ok(Check::Tls, format!("the server speaks {version}")),
-        None => return notes.skipped(&[Check::Verify, Check::Alpn], "there is no TLS"),
+        Some(version) => recorder.ok(Check::Tls, format!("the server speaks {version}")),
+        None => return recorder.skipped(&[Check::Verify, Check::Alpn], "there is no TLS"),
     }
     let any_refused = !refused.is_empty();
     for words in refused {
-        bad(notes, Check::Verify, words);
+        bad(recorder, Check::Verify, words);
     }
     if any_refused && !passed_over {
-        notes.skipped(&[Check::Alpn], "the server is not the one expected");
+        recorder.skipped(&[Check::Alpn], "the server is not the one expected");
     }
 }
 
 /// The lines about a connection that was verified.
-fn step_verified(target: &Target, agreed: &Agreed, notes: &mut Notes<'_>) {
+fn step_verified(target: &CheckTarget, agreed: &NegotiatedTls, recorder: &mut Recorder<'_>) {
     let now = SystemTime::now();
     let good = format!(
         "the certificate is for {} and signed by {}",
@@ -213,18 +221,18 @@ fn step_verified(target: &Target, agreed: &Agreed, notes: &mut Notes<'_>) {
     );
     match &agreed.certificate {
         Some(leaf) if expires_soon(leaf, now) => {
-            notes.warning(Check::Verify, words::expires_soon(target, leaf));
+            recorder.warning(Check::Verify, messages::expires_soon(target, leaf));
         }
-        Some(leaf) => notes.ok(
+        Some(leaf) => recorder.ok(
             Check::Verify,
             format!("{good}, {} left", Days(leaf.days_left(now))),
         ),
-        None => notes.ok(Check::Verify, good),
+        None => recorder.ok(Check::Verify, good),
     }
     if agreed.is_http2 {
-        notes.ok(Check::Alpn, "HTTP/2 is offered and chosen");
+        recorder.ok(Check::Alpn, "HTTP/2 is offered and chosen");
     } else {
-        notes.warning(Check::Alpn, words::no_http2(target));
+        recorder.warning(Check::Alpn, messages::no_http2(target));
     }
 }
 
@@ -252,14 +260,14 @@ mod tests {
     };
 
     use super::*;
-    use crate::check::Outcome;
+    use crate::check::CheckOutcome;
 
     const NAME: &str = "kubernetes.default.svc";
 
     /// Outcomes of the steps with these addresses, and the one that is gone on with.
     async fn found(ca: &Ca, addresses: &[SocketAddr]) -> (Vec<String>, Option<SocketAddr>) {
-        let target = Target {
-            side: Side::Apiserver,
+        let target = CheckTarget {
+            role: TargetRole::Apiserver,
             host: "apiserver.test".into(),
             port: 6443,
             addresses: Vec::new(),
@@ -270,14 +278,14 @@ mod tests {
             timeouts: Timeouts::default(),
         };
         let mut ignore = |_: super::super::Event<'_>| {};
-        let mut notes = Notes::new(&mut ignore);
-        let chosen = check_all(&target, addresses.to_vec(), &mut notes).await;
-        let lines = notes.into_report().findings.into_iter().map(|finding| {
+        let mut recorder = Recorder::new(&mut ignore);
+        let chosen = check_all(&target, addresses.to_vec(), &mut recorder).await;
+        let lines = recorder.into_report().findings.into_iter().map(|finding| {
             let mark = match finding.outcome {
-                Outcome::Ok => "ok",
-                Outcome::Warning => "warning",
-                Outcome::Failed => "failed",
-                Outcome::Skipped => "skipped",
+                CheckOutcome::Ok => "ok",
+                CheckOutcome::Warning => "warning",
+                CheckOutcome::Failed => "failed",
+                CheckOutcome::Skipped => "skipped",
             };
             format!("{} {mark}", finding.check.word())
         });

@@ -1,38 +1,39 @@
-//! Finds what does not work before a user does, and says the mend.
+//! Finds what does not work before a user does, and says the fix.
 //!
 //! Configuration, files, dial and verification are those of `serve`, so that the two cannot disagree.
 //! What depends on something that failed is not tried but said to be skipped.
 
 mod answer;
-mod ask;
-mod asks;
+
+mod apiserver;
 mod clock;
 mod dial;
-mod here;
-mod notes;
+mod http;
+mod local;
+mod messages;
+mod recorder;
 mod report;
 mod token;
 mod upgrade;
 mod watch;
-mod words;
 
 use std::{sync::Arc, time::Duration};
 
 use rustls::RootCertStore;
 
-pub use notes::Event;
-pub use report::{Check, Colours, Finding, Leg, Outcome, Report, Section};
-pub use token::{Token, TokenFault};
+pub use recorder::Event;
+pub use report::{Check, CheckOutcome, CheckReport, Colours, Finding, Leg, Section};
+pub use token::{Token, TokenError};
 
 use crate::{
-    addr::in_url,
     config::{ClusterConfig, Config, ConfigError, Timeouts},
+    hosts::url_host,
     pki::{TrustAnchors, public_roots},
     quote,
     upstream::ClientTls,
 };
-use dial::{Side, Target};
-use notes::{Notes, Words};
+use dial::{CheckTarget, TargetRole};
+use recorder::{Message, Recorder};
 
 /// What is to be checked.
 #[derive(Debug)]
@@ -72,42 +73,42 @@ pub const WATCH: Duration = Duration::from_secs(20);
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// Checks everything in `plan`; `tell` hears of each finding when it is made.
-pub async fn run(plan: &Plan, tell: &mut dyn FnMut(Event<'_>)) -> Report {
-    let mut notes = Notes::new(tell);
+pub async fn run(plan: &Plan, tell: &mut dyn FnMut(Event<'_>)) -> CheckReport {
+    let mut recorder = Recorder::new(tell);
     match &plan.config {
         None => {}
-        Some(Ok(config)) => Box::pin(configured(plan, config, &mut notes)).await,
+        Some(Ok(config)) => Box::pin(configured(plan, config, &mut recorder)).await,
         Some(Err(error)) => {
-            notes.begin(Section::Here, "", "Configuration");
-            notes.failed(Check::Configuration, Words::of_error(error));
+            recorder.begin(Section::Local, "", "Configuration");
+            recorder.failed(Check::Configuration, Message::from_error(error));
             let rest = [Check::Certificate, Check::Listen, Check::Ca, Check::Tcp];
-            notes.skipped(&rest, "the configuration is unusable");
+            recorder.skipped(&rest, "the configuration is unusable");
         }
     }
     if let Some(through) = &plan.through {
-        Box::pin(from_outside(plan, through, &mut notes)).await;
+        Box::pin(from_outside(plan, through, &mut recorder)).await;
     }
-    notes.into_report()
+    recorder.into_report()
 }
 
 /// What `serve` would do with `config`, up to a request to each apiserver.
-async fn configured(plan: &Plan, config: &Config, notes: &mut Notes<'_>) {
-    notes.begin(Section::Here, "", "Configuration");
-    let names = Box::pin(here::check(plan, config, notes)).await;
+async fn configured(plan: &Plan, config: &Config, recorder: &mut Recorder<'_>) {
+    recorder.begin(Section::Local, "", "Configuration");
+    let names = Box::pin(local::check(plan, config, recorder)).await;
     for cluster in &config.clusters {
         let at = authority(&cluster.upstream_host, cluster.upstream_port);
         let title = format!(
             "Apiserver of cluster {} at https://{at}{}",
             cluster.name, cluster.path_prefix
         );
-        notes.begin(Section::Upstream, &cluster.name, &title);
-        let Some(tls) = here::trust(cluster, notes) else {
+        recorder.begin(Section::Upstream, &cluster.name, &title);
+        let Some(tls) = local::trust(cluster, recorder) else {
             let rest = [Check::Dns, Check::Tcp, Check::Tls, Check::Verify];
-            notes.skipped(&rest, "there is no CA to verify the apiserver by");
+            recorder.skipped(&rest, "there is no CA to verify the apiserver by");
             continue;
         };
-        let target = Target {
-            side: Side::Apiserver,
+        let target = CheckTarget {
+            role: TargetRole::Apiserver,
             host: cluster.upstream_host.clone(),
             port: cluster.upstream_port,
             addresses: cluster.addresses.clone(),
@@ -117,23 +118,23 @@ async fn configured(plan: &Plan, config: &Config, notes: &mut Notes<'_>) {
             trusted: origin(cluster),
             timeouts: config.timeouts.clone(),
         };
-        Box::pin(asks::all(plan, &target, notes)).await;
+        Box::pin(apiserver::check(plan, &target, recorder)).await;
     }
 }
 
-async fn from_outside(plan: &Plan, through: &Through, notes: &mut Notes<'_>) {
+async fn from_outside(plan: &Plan, through: &Through, recorder: &mut Recorder<'_>) {
     let title = format!("Through {}", through.url);
-    notes.begin(Section::Through, &through.url, &title);
+    recorder.begin(Section::Through, &through.url, &title);
     let (roots, trusted): (Arc<RootCertStore>, _) = match &plan.clients_trust {
         Some((file, anchors)) => (anchors.roots(), format!("the CA in {file}")),
         None => (public_roots(), "the public CAs".to_owned()),
     };
     let tls = match ClientTls::new(roots, through.name.clone()) {
         Ok(tls) => tls,
-        Err(error) => return notes.failed(Check::Ca, Words::of_error(&error)),
+        Err(error) => return recorder.failed(Check::Ca, Message::from_error(&error)),
     };
-    let target = Target {
-        side: Side::Proxy,
+    let target = CheckTarget {
+        role: TargetRole::Proxy,
         host: through.host.clone(),
         port: through.port,
         addresses: Vec::new(),
@@ -143,12 +144,12 @@ async fn from_outside(plan: &Plan, through: &Through, notes: &mut Notes<'_>) {
         trusted,
         timeouts: Timeouts::default(),
     };
-    Box::pin(asks::all(plan, &target, notes)).await;
+    Box::pin(apiserver::check(plan, &target, recorder)).await;
 }
 
 /// Host and port as a URL has them.
 fn authority(host: &str, port: u16) -> String {
-    let host = in_url(host);
+    let host = url_host(host);
     match port {
         443 => host.into_owned(),
         port => format!("{host}:{port}"),

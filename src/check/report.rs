@@ -17,23 +17,23 @@ pub struct Finding {
     /// Between whom it works or fails.
     pub leg: Leg,
     /// The cluster or URL that the section is about; empty for the configuration.
-    pub of: String,
+    pub target: String,
     /// How it went.
-    pub outcome: Outcome,
+    pub outcome: CheckOutcome,
     /// What was found, as a sentence without its full stop.
-    pub what: String,
+    pub message: String,
     /// What to do about it.
-    pub mend: Option<String>,
+    pub fix: Option<String>,
     /// How long it took.
     pub took: Duration,
 }
 
 /// How a check went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub enum CheckOutcome {
     /// It works.
     Ok,
-    /// It works, and should be mended all the same.
+    /// It works, and should be fixed all the same.
     Warning,
     /// It does not work.
     Failed,
@@ -45,7 +45,7 @@ pub enum Outcome {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Section {
     /// Configuration, certificates and port.
-    Here,
+    Local,
     /// From here to an apiserver.
     Upstream,
     /// From here to an apiserver through a running proxy.
@@ -87,15 +87,15 @@ pub enum Check {
 
 /// All that was found, in order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Report {
+pub struct CheckReport {
     /// One entry a line.
     pub findings: Vec<Finding>,
 }
 
-impl Report {
+impl CheckReport {
     /// How many findings went like this.
     #[must_use]
-    pub fn count(&self, outcome: Outcome) -> usize {
+    pub fn count(&self, outcome: CheckOutcome) -> usize {
         self.findings
             .iter()
             .filter(|finding| finding.outcome == outcome)
@@ -104,13 +104,13 @@ impl Report {
 
     /// The worst outcome; skipped checks always stand behind a failed one or a wish, and do not count.
     #[must_use]
-    pub fn outcome(&self) -> Outcome {
-        if self.count(Outcome::Failed) > 0 {
-            Outcome::Failed
-        } else if self.count(Outcome::Warning) > 0 {
-            Outcome::Warning
+    pub fn outcome(&self) -> CheckOutcome {
+        if self.count(CheckOutcome::Failed) > 0 {
+            CheckOutcome::Failed
+        } else if self.count(CheckOutcome::Warning) > 0 {
+            CheckOutcome::Warning
         } else {
-            Outcome::Ok
+            CheckOutcome::Ok
         }
     }
 
@@ -118,12 +118,12 @@ impl Report {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         let unusable = self.findings.iter().any(|finding| {
-            finding.check == Check::Configuration && finding.outcome == Outcome::Failed
+            finding.check == Check::Configuration && finding.outcome == CheckOutcome::Failed
         });
         match self.outcome() {
-            Outcome::Failed if unusable => 2,
-            Outcome::Failed => 1,
-            Outcome::Ok | Outcome::Warning | Outcome::Skipped => 0,
+            CheckOutcome::Failed if unusable => 2,
+            CheckOutcome::Failed => 1,
+            CheckOutcome::Ok | CheckOutcome::Warning | CheckOutcome::Skipped => 0,
         }
     }
 
@@ -132,7 +132,7 @@ impl Report {
     pub fn broken_leg(&self) -> Option<Leg> {
         self.findings
             .iter()
-            .find(|finding| finding.outcome == Outcome::Failed)
+            .find(|finding| finding.outcome == CheckOutcome::Failed)
             .map(|finding| finding.leg)
             .filter(|leg| *leg != Leg::None)
     }
@@ -145,10 +145,10 @@ impl Report {
             "version": env!("CARGO_PKG_VERSION"),
             "result": self.outcome().word(),
             "brokenLeg": self.broken_leg().and_then(Leg::word),
-            "ok": self.count(Outcome::Ok),
-            "warnings": self.count(Outcome::Warning),
-            "failed": self.count(Outcome::Failed),
-            "skipped": self.count(Outcome::Skipped),
+            "ok": self.count(CheckOutcome::Ok),
+            "warnings": self.count(CheckOutcome::Warning),
+            "failed": self.count(CheckOutcome::Failed),
+            "skipped": self.count(CheckOutcome::Skipped),
             "checks": checks,
         })
     }
@@ -156,12 +156,12 @@ impl Report {
     /// The last line for people.
     #[must_use]
     pub fn conclusion(&self) -> String {
-        let warnings = match self.count(Outcome::Warning) {
+        let warnings = match self.count(CheckOutcome::Warning) {
             0 => String::new(),
             1 => ", with one warning".to_owned(),
             more => format!(", with {more} warnings"),
         };
-        let failed = self.count(Outcome::Failed);
+        let failed = self.count(CheckOutcome::Failed);
         if failed == 0 {
             return format!("Everything that was checked works{warnings}.");
         }
@@ -180,36 +180,36 @@ impl Finding {
     fn json(&self) -> Value {
         json!({
             "section": self.section.word(),
-            "of": (!self.of.is_empty()).then_some(&self.of),
+            "target": (!self.target.is_empty()).then_some(&self.target),
             "leg": self.leg.word(),
             "check": self.check.word(),
             "result": self.outcome.word(),
-            "what": self.what,
-            "mend": self.mend,
+            "message": self.message,
+            "fix": self.fix,
             "milliseconds": u64::try_from(self.took.as_millis()).unwrap_or(u64::MAX),
         })
     }
 
-    /// The lines for people: what was found and, below it, the mend.
+    /// The lines for people: what was found and, below it, the fix.
     #[must_use]
     pub fn lines(&self, colours: Colours) -> String {
         let (mark, colour) = match self.outcome {
-            Outcome::Ok => ("✓", "32"),
-            Outcome::Warning => ("!", "33"),
-            Outcome::Failed => ("✗", "31"),
-            Outcome::Skipped => ("–", "2"),
+            CheckOutcome::Ok => ("✓", "32"),
+            CheckOutcome::Warning => ("!", "33"),
+            CheckOutcome::Failed => ("✗", "31"),
+            CheckOutcome::Skipped => ("–", "2"),
         };
         let mark = match colours {
             Colours::Yes => format!("\x1b[{colour}m{mark}\x1b[0m"),
             Colours::No => mark.to_owned(),
         };
         let leg = match (self.section, self.outcome) {
-            (Section::Through, Outcome::Failed) => format!("{}: ", self.leg),
-            (Section::Through | Section::Here | Section::Upstream, _) => String::new(),
+            (Section::Through, CheckOutcome::Failed) => format!("{}: ", self.leg),
+            (Section::Through | Section::Local | Section::Upstream, _) => String::new(),
         };
-        let mut lines = format!("  {mark} {:<14} {leg}{}\n", self.check.word(), self.what);
-        if let Some(mend) = &self.mend {
-            lines.push_str(&format!("    {:<14} → {mend}\n", ""));
+        let mut lines = format!("  {mark} {:<14} {leg}{}\n", self.check.word(), self.message);
+        if let Some(fix) = &self.fix {
+            lines.push_str(&format!("    {:<14} → {fix}\n", ""));
         }
         lines
     }
@@ -224,7 +224,7 @@ pub enum Colours {
     No,
 }
 
-impl Outcome {
+impl CheckOutcome {
     fn word(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -238,7 +238,7 @@ impl Outcome {
 impl Section {
     fn word(self) -> &'static str {
         match self {
-            Self::Here => "here",
+            Self::Local => "local",
             Self::Upstream => "upstream",
             Self::Through => "through",
         }
@@ -294,43 +294,43 @@ impl Check {
 mod tests {
     use super::*;
 
-    fn finding(outcome: Outcome, check: Check, leg: Leg) -> Finding {
+    fn finding(outcome: CheckOutcome, check: Check, leg: Leg) -> Finding {
         Finding {
             check,
             section: Section::Upstream,
             leg,
-            of: String::new(),
+            target: String::new(),
             outcome,
-            what: "what".into(),
-            mend: (outcome != Outcome::Ok).then(|| "mend".into()),
+            message: "message".into(),
+            fix: (outcome != CheckOutcome::Ok).then(|| "fix".into()),
             took: Duration::ZERO,
         }
     }
 
     #[test]
     fn the_mark_is_coloured_and_the_words_are_not() {
-        let failed = finding(Outcome::Failed, Check::Tcp, Leg::ProxyApiserver);
-        let mend = "                   → mend\n";
+        let failed = finding(CheckOutcome::Failed, Check::Tcp, Leg::ProxyApiserver);
+        let fix = "                   → fix\n";
         assert_eq!(
             failed.lines(Colours::Yes),
-            format!("  \x1b[31m✗\x1b[0m tcp            what\n{mend}")
+            format!("  \x1b[31m✗\x1b[0m tcp            message\n{fix}")
         );
         assert_eq!(
             failed.lines(Colours::No),
-            format!("  ✗ tcp            what\n{mend}")
+            format!("  ✗ tcp            message\n{fix}")
         );
     }
 
     #[test]
     fn the_exit_code_tells_what_does_not_work_from_what_is_unusable() {
         for (outcome, check, code) in [
-            (Outcome::Ok, Check::Configuration, 0),
-            (Outcome::Warning, Check::Alpn, 0),
-            (Outcome::Skipped, Check::Watch, 0),
-            (Outcome::Failed, Check::Tcp, 1),
-            (Outcome::Failed, Check::Configuration, 2),
+            (CheckOutcome::Ok, Check::Configuration, 0),
+            (CheckOutcome::Warning, Check::Alpn, 0),
+            (CheckOutcome::Skipped, Check::Watch, 0),
+            (CheckOutcome::Failed, Check::Tcp, 1),
+            (CheckOutcome::Failed, Check::Configuration, 2),
         ] {
-            let report = Report {
+            let report = CheckReport {
                 findings: vec![finding(outcome, check, Leg::None)],
             };
             assert_eq!(report.exit_code(), code, "{outcome:?} {check:?}");

@@ -24,7 +24,7 @@ pub struct Token {
     missing_docs,
     reason = "the message of each variant is its documentation"
 )]
-pub enum TokenFault {
+pub enum TokenError {
     #[error("--token-file {}", quote::path(file))]
     Read {
         file: PathBuf,
@@ -48,16 +48,16 @@ impl Token {
     ///
     /// # Errors
     ///
-    /// [`TokenFault`] names the file and the mend, never what is in it.
-    pub fn load(file: &Path) -> Result<Self, TokenFault> {
+    /// [`TokenError`] names the file and the fix, never what is in it.
+    pub fn load(file: &Path) -> Result<Self, TokenError> {
         let file = file.to_owned();
         let text = match read_file(&file) {
             Ok(text) => text,
-            Err(source) => return Err(TokenFault::Read { file, source }),
+            Err(source) => return Err(TokenError::Read { file, source }),
         };
         let token = text.trim_ascii();
         if token.is_empty() {
-            return Err(TokenFault::Empty { file });
+            return Err(TokenError::Empty { file });
         }
         let visible = token.iter().all(u8::is_ascii_graphic);
         match HeaderValue::from_bytes(&[b"Bearer ", token].concat()) {
@@ -65,7 +65,7 @@ impl Token {
                 header.set_sensitive(true);
                 Ok(Self { file, header })
             }
-            Ok(_) | Err(_) => Err(TokenFault::NotAToken { file }),
+            Ok(_) | Err(_) => Err(TokenError::NotAToken { file }),
         }
     }
 

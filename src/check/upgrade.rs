@@ -2,13 +2,15 @@
 
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
-use super::{Check, Notes, Words, answer::Speaker, ask, asks::Run, dial::Side};
-use crate::{telemetry::causes, upstream::Offer};
+use super::{
+    Check, Message, Recorder, answer::Responder, apiserver::Run, dial::TargetRole, http::send,
+};
+use crate::{text::error_chain, upstream::Offer};
 
 impl Run<'_> {
     /// Asks for a WebSocket; any answer of the apiserver will do.
-    pub(super) async fn upgrade(&self, notes: &mut Notes<'_>) {
-        notes.waiting(Check::Upgrade, "an answer to a WebSocket upgrade");
+    pub(super) async fn upgrade(&self, recorder: &mut Recorder<'_>) {
+        recorder.waiting(Check::Upgrade, "an answer to a WebSocket upgrade");
         let mut headers = HeaderMap::new();
         for (name, value) in [
             (header::CONNECTION, "Upgrade"),
@@ -21,67 +23,69 @@ impl Run<'_> {
             headers.insert(name, HeaderValue::from_static(value));
         }
         let question = self.question(EXEC, Offer::Http1);
-        let answer = match Box::pin(ask::ask(self.target, self.at, question, headers)).await {
+        let answer = match Box::pin(send(self.target, self.at, question, headers)).await {
             Ok(answer) => answer,
             Err(error) => {
-                let words = Words::new(
+                let words = Message::new(
                     format!(
                         "an upgrade gets no answer, though plain requests do ({}): something on the way blocks WebSocket, and with it exec, attach, cp and port-forward",
-                        causes(&error)
+                        error_chain(&error)
                     ),
-                    self.mend_upgrade(),
+                    self.upgrade_fix(),
                 );
-                return notes.failed(Check::Upgrade, words);
+                return recorder.failed(Check::Upgrade, words);
             }
         };
         let was_asked = answer.status == StatusCode::SWITCHING_PROTOCOLS;
         let stripped = answer.status == StatusCode::BAD_REQUEST
-            && matches!(answer.speaker(), Speaker::Apiserver(Some(words)) if words.contains("pgrade request required"));
+            && matches!(answer.responder(), Responder::Apiserver(Some(words)) if words.contains("pgrade request required"));
         // The WebSocket library of the apiserver refuses without a header or a word.
         let bare = answer.status == StatusCode::FORBIDDEN && answer.body.is_empty();
-        match answer.speaker() {
+        match answer.responder() {
             _ if stripped => {
-                let words = Words::new(
+                let words = Message::new(
                     "the apiserver gets the request without its Upgrade header: something on the way removes it, and with it exec, attach, cp and port-forward",
-                    self.mend_upgrade(),
+                    self.upgrade_fix(),
                 );
-                notes.failed(Check::Upgrade, words);
+                recorder.failed(Check::Upgrade, words);
             }
-            _ if was_asked => notes.ok(Check::Upgrade, "an upgrade reaches the apiserver"),
-            Speaker::Apiserver(_) => notes.ok(
+            _ if was_asked => recorder.ok(Check::Upgrade, "an upgrade reaches the apiserver"),
+            Responder::Apiserver(_) => recorder.ok(
                 Check::Upgrade,
                 format!(
                     "an upgrade reaches the apiserver (it answers {})",
                     answer.status
                 ),
             ),
-            Speaker::Stranger if bare => notes.ok(
+            Responder::Unknown if bare => recorder.ok(
                 Check::Upgrade,
                 format!(
                     "an upgrade reaches the apiserver (it answers {})",
                     answer.status
                 ),
             ),
-            Speaker::Proxy(_) => self.not_as_hoped(Check::Upgrade, "an upgrade", &answer, notes),
-            Speaker::Stranger => {
-                let words = Words::new(
+            Responder::Proxy(_) => {
+                self.not_as_hoped(Check::Upgrade, "an upgrade", &answer, recorder)
+            }
+            Responder::Unknown => {
+                let words = Message::new(
                     format!(
                         "an upgrade is answered by something on the way and not by the apiserver ({}): WebSocket is blocked, and with it exec, attach, cp and port-forward",
                         answer.words()
                     ),
-                    self.mend_upgrade(),
+                    self.upgrade_fix(),
                 );
-                notes.failed(Check::Upgrade, words);
+                recorder.failed(Check::Upgrade, words);
             }
         }
     }
 
-    fn mend_upgrade(&self) -> &'static str {
-        match self.target.side {
-            Side::Apiserver => {
+    fn upgrade_fix(&self) -> &'static str {
+        match self.target.role {
+            TargetRole::Apiserver => {
                 "let what stands between proxy and apiserver pass connections on as they are (TCP), or allow WebSocket in it"
             }
-            Side::Proxy => {
+            TargetRole::Proxy => {
                 "let what stands before the proxy pass connections on as they are (TCP), or allow WebSocket in it"
             }
         }

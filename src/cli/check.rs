@@ -11,7 +11,9 @@ use clap::{Args, ValueEnum, builder::PossibleValue};
 
 use super::print_failure;
 use crate::{
-    check::{self, ANSWER_WITHIN, Colours, Event, Plan, Report, Through, Token, TokenFault, WATCH},
+    check::{
+        self, ANSWER_WITHIN, CheckReport, Colours, Event, Plan, Through, Token, TokenError, WATCH,
+    },
     config::{
         self, ConfigError, Environment, ServeArgs, TrustSource, UpstreamUrl, is_colourless,
         path_flag,
@@ -45,12 +47,12 @@ pub struct CheckArgs {
 
     /// Print lines for people or one JSON document
     #[arg(long, value_name = "FORMAT", default_value = "text", help_heading = CHECKING)]
-    pub output: Output,
+    pub output: OutputFormat,
 }
 
 /// Whom the report is for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Output {
+pub enum OutputFormat {
     /// Lines for people.
     #[default]
     Text,
@@ -59,7 +61,7 @@ pub enum Output {
 }
 
 /// By hand: the derived one makes help texts of the comments, and every flag of `--help` a paragraph.
-impl ValueEnum for Output {
+impl ValueEnum for OutputFormat {
     fn value_variants<'a>() -> &'a [Self] {
         &[Self::Text, Self::Json]
     }
@@ -74,13 +76,13 @@ impl ValueEnum for Output {
 
 /// What stands in the way of any check.
 #[derive(Debug, thiserror::Error)]
-enum Unusable {
+enum UsageError {
     #[error(transparent)]
     Flag(#[from] ConfigError),
     #[error(transparent)]
     Ca(#[from] PkiError),
     #[error(transparent)]
-    Token(#[from] TokenFault),
+    Token(#[from] TokenError),
 }
 
 /// Checks, prints what is found, and returns the exit code.
@@ -102,7 +104,7 @@ pub(super) fn check(args: &CheckArgs) -> ExitCode {
             return ExitCode::from(1);
         }
     };
-    let mut page = Page::new(args.output);
+    let mut page = Printer::new(args.output);
     let report = runtime.block_on(check::run(&plan, &mut |event| page.tell(event)));
     page.end(&report);
     // Dropping it would wait for a lookup that a dead resolver holds up.
@@ -110,7 +112,7 @@ pub(super) fn check(args: &CheckArgs) -> ExitCode {
     ExitCode::from(report.exit_code())
 }
 
-fn plan(args: &CheckArgs) -> Result<Plan, Unusable> {
+fn plan(args: &CheckArgs) -> Result<Plan, UsageError> {
     for (flag, path) in [
         ("--through-ca", &args.through_ca),
         ("--token-file", &args.token_file),
@@ -137,7 +139,7 @@ fn plan(args: &CheckArgs) -> Result<Plan, Unusable> {
     };
     // From outside nothing is known of what the proxy was given.
     let only_outside = through.is_some() && args.serve.is_empty();
-    let config = (!only_outside).then(|| config::load(&args.serve, &Environment::of_process()));
+    let config = (!only_outside).then(|| config::load(&args.serve, &Environment::from_process()));
     Ok(Plan {
         config,
         through,
@@ -168,15 +170,15 @@ fn through(url: &str) -> Result<Through, ConfigError> {
 }
 
 /// Where the report goes while it is made.
-struct Page {
-    output: Output,
+struct Printer {
+    output: OutputFormat,
     colours: Colours,
     shows_progress: bool,
     begun: bool,
 }
 
-impl Page {
-    fn new(output: Output) -> Self {
+impl Printer {
+    fn new(output: OutputFormat) -> Self {
         let colourless = is_colourless() || !io::stdout().is_terminal();
         Self {
             output,
@@ -193,20 +195,20 @@ impl Page {
     fn tell(&mut self, event: Event<'_>) {
         match (event, self.output) {
             (Event::Waiting(what), _) => self.progress(&format!("  … {what}")),
-            (Event::Section(title), Output::Text) => {
+            (Event::Section(title), OutputFormat::Text) => {
                 let gap = if self.begun { "\n" } else { "" };
                 self.begun = true;
                 self.print(&format!("{gap}{title}\n"));
             }
-            (Event::Found(finding), Output::Text) => self.print(&finding.lines(self.colours)),
-            (Event::Section(_) | Event::Found(_), Output::Json) => {}
+            (Event::Found(finding), OutputFormat::Text) => self.print(&finding.lines(self.colours)),
+            (Event::Section(_) | Event::Found(_), OutputFormat::Json) => {}
         }
     }
 
-    fn end(&self, report: &Report) {
+    fn end(&self, report: &CheckReport) {
         match self.output {
-            Output::Text => self.print(&format!("\n{}\n", report.conclusion())),
-            Output::Json => self.print(&format!("{:#}\n", report.json())),
+            OutputFormat::Text => self.print(&format!("\n{}\n", report.conclusion())),
+            OutputFormat::Json => self.print(&format!("{:#}\n", report.json())),
         }
     }
 

@@ -21,7 +21,7 @@ use clap::{
 
 use crate::{config::ServeArgs, quote};
 
-pub use check::{CheckArgs, Output};
+pub use check::{CheckArgs, OutputFormat};
 pub use completions::{CompletionsArgs, script as completion_script};
 pub use failure::{print_failure, sentence};
 pub use kubeconfig::KubeconfigArgs;

@@ -15,12 +15,11 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{
     LogFormat,
-    error::Fault,
-    host::HostPattern,
-    units::{Count, Grace, Size, Timeout},
+    error::SettingError,
+    units::{Count, MaybeZeroDuration, Size, Timeout},
     url::{UpstreamUrl, expected_name},
 };
-use crate::quote;
+use crate::{hosts::HostPattern, quote};
 
 /// The file that `kube-tls-proxy serve --config` reads.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -30,8 +29,8 @@ pub(super) struct ConfigFile {
     /// Addresses to listen on, ADDRESS:PORT.
     #[schemars(with = "Option<Vec<String>>")]
     pub(super) listen: Option<Spanned<Vec<Parsed<ListenAddr>>>>,
-    /// Whether the addresses may be those of a proxy that still runs, to take over from it.
-    pub(super) takeover: Option<bool>,
+    /// Share the addresses with a running proxy of the same user, to replace it without downtime.
+    pub(super) reuse_port: Option<bool>,
     /// Worker threads; by default the CPUs this process may use.
     pub(super) workers: Option<Count<1, 1024>>,
     /// Certificates to present; the first one also serves clients that send no name.
@@ -70,7 +69,7 @@ pub(super) struct ClusterEntry {
     /// Public host names that lead to it; needed when there is more than one cluster.
     #[serde(default)]
     #[schemars(with = "Vec<String>")]
-    pub(super) hosts: Vec<Spanned<Parsed<HostPattern>>>,
+    pub(super) hosts: Vec<Spanned<Parsed<PublicHost>>>,
     /// Where it is and how it is verified.
     pub(super) upstream: Option<UpstreamEntry>,
     /// Or: the kubeconfig that says so.
@@ -151,18 +150,18 @@ pub(super) struct TimeoutsEntry {
     pub(super) tcp_keepalive: Option<Timeout>,
     /// How long sent bytes may stay unacknowledged.
     pub(super) tcp_user_timeout: Option<Timeout>,
-    /// How long half a tunnel may outlive the other half.
-    pub(super) tunnel_rest: Option<Grace>,
+    /// How long one half of a tunnel may stay open after the other half closed.
+    pub(super) half_close_timeout: Option<MaybeZeroDuration>,
     /// How often each address of an apiserver is probed; 0s does not probe.
-    pub(super) probe_interval: Option<Grace>,
+    pub(super) probe_interval: Option<MaybeZeroDuration>,
     /// Wait for the answer to that probe.
     pub(super) probe_timeout: Option<Timeout>,
     /// How long new clients are still served after SIGTERM; 0s turns them away at once.
-    pub(super) drain_delay: Option<Grace>,
+    pub(super) drain_delay: Option<MaybeZeroDuration>,
     /// How long running requests may take to finish after that; 0s ends them at once.
-    pub(super) drain: Option<Grace>,
+    pub(super) drain: Option<MaybeZeroDuration>,
     /// How long tunnels (exec, port-forward) may go on after `drainDelay`; never less than `drain`.
-    pub(super) drain_tunnels: Option<Grace>,
+    pub(super) drain_tunnels: Option<MaybeZeroDuration>,
     /// How often the apiserver's name is resolved.
     pub(super) resolve: Option<Timeout>,
     /// How often files are read again.
@@ -205,7 +204,7 @@ enum LogFormatName {
 #[derive(Debug)]
 pub(super) struct Parsed<T>(pub(super) T);
 
-impl<'de, T: FromStr<Err = Fault>> Deserialize<'de> for Parsed<T> {
+impl<'de, T: FromStr<Err = SettingError>> Deserialize<'de> for Parsed<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         text.parse().map(Self).map_err(D::Error::custom)
@@ -217,11 +216,11 @@ impl<'de, T: FromStr<Err = Fault>> Deserialize<'de> for Parsed<T> {
 pub(super) struct GivenPath(pub(super) PathBuf);
 
 impl FromStr for GivenPath {
-    type Err = Fault;
+    type Err = SettingError;
 
-    fn from_str(text: &str) -> Result<Self, Fault> {
+    fn from_str(text: &str) -> Result<Self, SettingError> {
         if text.is_empty() {
-            return Err(Fault::EmptyPath);
+            return Err(SettingError::EmptyPath);
         }
         check_path(Path::new(text))?;
         Ok(Self(text.into()))
@@ -229,8 +228,9 @@ impl FromStr for GivenPath {
 }
 
 /// Refuses what no path is, such as PEM text: `--key="$(cat tls.key)"`.
-pub(super) fn check_path(path: &Path) -> Result<(), Fault> {
-    quote::pasted(&path.to_string_lossy()).map_or(Ok(()), |found| Err(Fault::NotAPath { found }))
+pub(super) fn check_path(path: &Path) -> Result<(), SettingError> {
+    quote::pasted(&path.to_string_lossy())
+        .map_or(Ok(()), |found| Err(SettingError::NotAPath { found }))
 }
 
 /// ADDRESS:PORT, or :PORT for all addresses.
@@ -238,9 +238,9 @@ pub(super) fn check_path(path: &Path) -> Result<(), Fault> {
 pub(super) struct ListenAddr(pub(super) SocketAddr);
 
 impl FromStr for ListenAddr {
-    type Err = Fault;
+    type Err = SettingError;
 
-    fn from_str(text: &str) -> Result<Self, Fault> {
+    fn from_str(text: &str) -> Result<Self, SettingError> {
         let address = if text.starts_with(':') {
             format!("[::]{text}").parse()
         } else {
@@ -248,7 +248,7 @@ impl FromStr for ListenAddr {
         };
         address
             .map(Self)
-            .map_err(|_not_an_address| Fault::BadListen {
+            .map_err(|_not_an_address| SettingError::BadListen {
                 text: quote::value(text),
             })
     }
@@ -259,27 +259,27 @@ impl FromStr for ListenAddr {
 pub(super) struct EndpointAddr(pub(super) SocketAddr);
 
 impl FromStr for EndpointAddr {
-    type Err = Fault;
+    type Err = SettingError;
 
-    fn from_str(text: &str) -> Result<Self, Fault> {
+    fn from_str(text: &str) -> Result<Self, SettingError> {
         let address: Option<SocketAddr> = text.parse().ok();
         address
             .filter(|address| address.port() != 0)
             .map(Self)
-            .ok_or_else(|| Fault::BadEndpoint {
+            .ok_or_else(|| SettingError::BadEndpoint {
                 text: quote::value(text),
             })
     }
 }
 
 impl FromStr for LogFormat {
-    type Err = Fault;
+    type Err = SettingError;
 
-    fn from_str(text: &str) -> Result<Self, Fault> {
+    fn from_str(text: &str) -> Result<Self, SettingError> {
         match text {
             "text" => Ok(Self::Text),
             "json" => Ok(Self::Json),
-            _ => Err(Fault::BadLogFormat {
+            _ => Err(SettingError::BadLogFormat {
                 text: quote::value(text),
             }),
         }
@@ -291,15 +291,15 @@ impl FromStr for LogFormat {
 pub(super) struct LogFilter(pub(super) String);
 
 impl FromStr for LogFilter {
-    type Err = Fault;
+    type Err = SettingError;
 
-    fn from_str(text: &str) -> Result<Self, Fault> {
+    fn from_str(text: &str) -> Result<Self, SettingError> {
         let misspelt = text.trim().is_empty()
             || text.split(',').any(is_misspelt_level)
             || quote::pasted(text).is_some();
         match EnvFilter::builder().parse(text) {
             Ok(_) if !misspelt => Ok(Self(text.to_owned())),
-            Ok(_) | Err(_) => Err(Fault::BadLogFilter {
+            Ok(_) | Err(_) => Err(SettingError::BadLogFilter {
                 text: quote::value(text),
             }),
         }
@@ -319,14 +319,33 @@ fn is_misspelt_level(part: &str) -> bool {
         && !part.starts_with(env!("CARGO_CRATE_NAME"))
 }
 
+/// A name that clients may ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PublicHost(pub(super) HostPattern);
+
+impl FromStr for PublicHost {
+    type Err = SettingError;
+
+    fn from_str(text: &str) -> Result<Self, SettingError> {
+        let bad = || SettingError::BadHost {
+            host: quote::value(text),
+        };
+        // A name that no message may repeat would be in every message about its cluster.
+        if quote::pasted(text).is_some() {
+            return Err(bad());
+        }
+        text.parse().map(Self).map_err(|_no_pattern| bad())
+    }
+}
+
 /// The name that an apiserver's certificate must carry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ExpectedName(pub(super) rustls_pki_types::ServerName<'static>);
 
 impl FromStr for ExpectedName {
-    type Err = Fault;
+    type Err = SettingError;
 
-    fn from_str(text: &str) -> Result<Self, Fault> {
+    fn from_str(text: &str) -> Result<Self, SettingError> {
         expected_name(text).map(Self)
     }
 }

@@ -7,7 +7,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf};
 use serde_saphyr::{MessageFormatter as _, UserMessageFormatter};
 
 use super::file::ReadError;
-use crate::quote;
+use crate::{quote, text::escape};
 
 /// Where the configuration is at fault.
 #[derive(Debug, thiserror::Error)]
@@ -19,7 +19,7 @@ pub enum ConfigError {
         flag: &'static str,
         /// What is wrong.
         #[source]
-        source: Fault,
+        source: SettingError,
     },
     /// What is wrong with a flag that nobody typed.
     #[error("environment variable {names}")]
@@ -52,14 +52,14 @@ pub enum ConfigError {
         at: Option<Position>,
         /// What is wrong.
         #[source]
-        source: Box<Fault>,
+        source: Box<SettingError>,
     },
     /// The pod's service account or environment.
     #[error("the pod's service account")]
-    Pod(#[source] Fault),
+    Pod(#[source] SettingError),
     /// Several things at once, or nothing at all.
     #[error(transparent)]
-    Whole(Fault),
+    Whole(SettingError),
 }
 
 impl ConfigError {
@@ -85,12 +85,14 @@ impl ConfigError {
     fn flags(&self) -> Vec<&'static str> {
         match self {
             Self::Flag { flag, .. } => vec![flag],
-            Self::Whole(Fault::Exclusive { first, second }) => vec![first, second],
-            Self::Whole(Fault::Needs { flag, .. } | Fault::FlagAgainstFile { flag, .. }) => {
+            Self::Whole(SettingError::Exclusive { first, second }) => vec![first, second],
+            Self::Whole(
+                SettingError::Needs { flag, .. } | SettingError::FlagAgainstFile { flag, .. },
+            ) => {
                 vec![flag]
             }
-            Self::Whole(Fault::UnevenPairs { .. }) => vec!["--cert", "--key"],
-            Self::Whole(Fault::SamePort { .. }) => vec!["--listen", "--admin-listen"],
+            Self::Whole(SettingError::UnevenPairs { .. }) => vec!["--cert", "--key"],
+            Self::Whole(SettingError::SamePort { .. }) => vec!["--listen", "--admin-listen"],
             Self::Whole(_)
             | Self::Variable { .. }
             | Self::Read { .. }
@@ -145,7 +147,7 @@ impl fmt::Display for Position {
     missing_docs,
     reason = "the message of each variant is its documentation"
 )]
-pub enum Fault {
+pub enum SettingError {
     #[error(
         "`{text}` is not an address to listen on; write ADDRESS:PORT with an IP address, such as [::]:8443 or 127.0.0.1:8443"
     )]
@@ -385,18 +387,13 @@ impl YamlError {
 
 impl fmt::Display for YamlError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The parser's text may repeat bytes of the file: control characters are escaped, secrets left out.
+        // The parser's text may repeat bytes of the file.
         let message = UserMessageFormatter.format_message(&self.0);
         if quote::pasted(&message).is_some() {
             return f.write_str("a value of the wrong kind, hidden because it may be a secret");
         }
-        for char in message.chars() {
-            if char.is_control() {
-                write!(f, "{}", char.escape_debug())?;
-            } else {
-                write!(f, "{char}")?;
-            }
-        }
-        Ok(())
+        escape(&message, MAX_PARSER_CHARS).fmt(f)
     }
 }
+
+const MAX_PARSER_CHARS: usize = 400;

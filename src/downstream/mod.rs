@@ -24,14 +24,14 @@ pub use tls::{HandshakeError, server_config};
 
 use self::http::Protocol;
 use crate::{
-    addr::PeerAddr,
     config::{Limits, Timeouts},
     drain::Drain,
+    hosts::PeerAddr,
     metrics::{Connected, Handshake},
     proxy::{Downstream, Routes},
     socket,
-    telemetry::causes,
-    upstream::{Lease, Worker},
+    text::error_chain,
+    upstream::{ClientLeases, UpstreamContext},
 };
 
 /// The fuzz body of this stage: the framing of requests.
@@ -73,7 +73,7 @@ pub async fn serve(
     peer: PeerAddr,
     permit: OwnedSemaphorePermit,
     shared: Arc<Shared>,
-    worker: Arc<Worker>,
+    worker: Arc<UpstreamContext>,
     drain: Drain,
 ) {
     let snapshot = shared.snapshot.load_full();
@@ -90,12 +90,12 @@ pub async fn serve(
         Ok(stream) => stream,
         Err(error) => {
             worker.counts().handshake(error.as_ended());
-            debug!(client.address = %peer, error = %causes(&error), "downstream handshake failed");
+            debug!(client.address = %peer, error = %error_chain(&error), "downstream handshake failed");
             return;
         }
     };
     // Fails only for a socket that is dead, which the next read says better.
-    socket::bound_patience(stream.get_ref().0.tcp(), &shared.timeouts).ok();
+    socket::set_user_timeout(stream.get_ref().0.tcp(), &shared.timeouts).ok();
     let session = stream.get_ref().1;
     let protocol = if session.alpn_protocol() == Some(b"h2") {
         Protocol::Http2
@@ -112,9 +112,9 @@ pub async fn serve(
         peer,
         sni: sni.filter(|name| snapshot.routes.serves(name)),
         forwarded_for: Downstream::forwarded_for(peer),
-        lease: Lease::new(worker),
+        lease: ClientLeases::new(worker),
         limits: shared.limits.clone(),
-        tunnel_rest: shared.timeouts.tunnel_rest,
+        half_close_timeout: shared.timeouts.half_close_timeout,
         connected: Arc::new(connected),
         drain,
     };
@@ -124,6 +124,6 @@ pub async fn serve(
         downstream: Arc::new(downstream),
     });
     if let Err(error) = http::serve_connection(stream, protocol, service).await {
-        debug!(client.address = %peer, error = %causes(&error), "downstream connection ended early");
+        debug!(client.address = %peer, error = %error_chain(&error), "downstream connection ended early");
     }
 }

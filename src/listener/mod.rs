@@ -15,11 +15,11 @@ use tokio::{
 use tracing::{debug, warn};
 
 use crate::{
-    addr::PeerAddr,
     config::Timeouts,
-    metrics::{Counts, Limit},
+    hosts::PeerAddr,
+    metrics::{Counters, Limit},
     socket,
-    telemetry::causes,
+    text::error_chain,
 };
 
 /// One listening socket of one worker.
@@ -29,7 +29,7 @@ pub struct Listener {
     owner: Owner,
     connections: Arc<Semaphore>,
     timeouts: Timeouts,
-    counts: Arc<Counts>,
+    counts: Arc<Counters>,
 }
 
 /// Who closes a listening socket for good.
@@ -83,9 +83,9 @@ impl Unplaced {
 pub fn bind(
     address: SocketAddr,
     workers: usize,
-    others: Others,
+    sharing: PortSharing,
 ) -> io::Result<Vec<std::net::TcpListener>> {
-    let bound = claim(address, others)?;
+    let bound = claim(address, sharing)?;
     (0..workers)
         .map(|_| {
             let socket = open(bound)?;
@@ -103,22 +103,22 @@ pub fn bind(
 /// # Errors
 ///
 /// As [`bind`].
-pub fn claim(address: SocketAddr, others: Others) -> io::Result<SocketAddr> {
+pub fn claim(address: SocketAddr, sharing: PortSharing) -> io::Result<SocketAddr> {
     let claim = open(address)?;
-    if others == Others::TakenOver {
+    if sharing == PortSharing::Reuse {
         claim.set_reuse_port(true)?;
     }
     claim.bind(&address.into())?;
     Ok(claim.local_addr()?.as_socket().unwrap_or(address))
 }
 
-/// What it means when another process listens on an address.
+/// Whether another process may listen on the same port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Others {
-    /// A mistake.
-    Refused,
-    /// The process to take over from.
-    TakenOver,
+pub enum PortSharing {
+    /// No: a port in use is an error.
+    Exclusive,
+    /// Yes: this process replaces the other one (`--reuse-port`).
+    Reuse,
 }
 
 /// The same socket once for each worker: one that was inherited, from systemd for instance. It
@@ -161,7 +161,7 @@ impl Listener {
         owner: Owner,
         connections: Arc<Semaphore>,
         timeouts: Timeouts,
-        counts: Arc<Counts>,
+        counts: Arc<Counters>,
     ) -> io::Result<Self> {
         Ok(Self {
             socket: TcpListener::from_std(socket)?,
@@ -192,7 +192,7 @@ impl Listener {
                 }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
-                    warn!(error = %causes(&error), pause = ?pause, "accept failed");
+                    warn!(error = %error_chain(&error), pause = ?pause, "accept failed");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
@@ -220,10 +220,10 @@ impl Listener {
     /// that others will use.
     pub fn wind_up(&self) {
         if self.owner == Owner::Proxy
-            && let Err(error) = socket::begin_no_more((&self.socket).into())
+            && let Err(error) = socket::drop_new_syns((&self.socket).into())
         {
             // Then a client that connects at the very moment of the end is refused.
-            debug!(error = %causes(&error), "the end of a socket is not gentle");
+            debug!(error = %error_chain(&error), "the end of a socket is not gentle");
         }
     }
 
@@ -261,7 +261,7 @@ pub struct Rest {
     waiting: std::vec::IntoIter<(std::net::TcpStream, PeerAddr)>,
     connections: Arc<Semaphore>,
     timeouts: Timeouts,
-    counts: Arc<Counts>,
+    counts: Arc<Counters>,
 }
 
 impl Rest {
@@ -285,7 +285,7 @@ impl Rest {
     }
 }
 
-async fn place(connections: &Arc<Semaphore>, counts: &Counts) -> OwnedSemaphorePermit {
+async fn place(connections: &Arc<Semaphore>, counts: &Counters) -> OwnedSemaphorePermit {
     if connections.available_permits() == 0 {
         counts.limit_hit(Limit::Connections);
     }

@@ -13,12 +13,12 @@ use super::*;
 /// Two proxies that share a port in silence would each get a part of the connections.
 #[test]
 fn a_port_is_shared_with_another_proxy_only_to_take_over() {
-    let first = bind("127.0.0.1:0".parse().unwrap(), 2, Others::Refused).unwrap();
+    let first = bind("127.0.0.1:0".parse().unwrap(), 2, PortSharing::Exclusive).unwrap();
     let address = first[0].local_addr().unwrap();
     assert_eq!(first[1].local_addr().unwrap(), address);
-    let second = bind(address, 2, Others::Refused).unwrap_err();
+    let second = bind(address, 2, PortSharing::Exclusive).unwrap_err();
     assert_eq!(second.kind(), io::ErrorKind::AddrInUse);
-    let third = bind(address, 2, Others::TakenOver).unwrap();
+    let third = bind(address, 2, PortSharing::Reuse).unwrap();
     assert_eq!(third[1].local_addr().unwrap(), address);
 }
 
@@ -32,7 +32,7 @@ fn a_look_whether_a_port_can_be_taken_over_takes_no_client_away() {
         threads.spawn(|| {
             begun.wait();
             while !is_over.load(Ordering::Relaxed) {
-                claim(address, Others::TakenOver).unwrap();
+                claim(address, PortSharing::Reuse).unwrap();
             }
         });
         begun.wait();
@@ -44,7 +44,7 @@ fn a_look_whether_a_port_can_be_taken_over_takes_no_client_away() {
 }
 
 fn bound(address: &str) -> std::net::TcpListener {
-    let bound = bind(address.parse().unwrap(), 1, Others::Refused);
+    let bound = bind(address.parse().unwrap(), 1, PortSharing::Exclusive);
     bound.unwrap().remove(0)
 }
 

@@ -9,7 +9,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{Buckets, FAMILIES, Family, Kind};
+use super::{Buckets, FAMILIES, Family, MetricKind};
 
 /// A label and its value.
 pub type Label = (&'static str, Cow<'static, str>);
@@ -94,10 +94,10 @@ impl Collector for Exposition {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         for family in FAMILIES {
             let (suffix, kind) = match family.kind {
-                Kind::Counter => ("_total", MetricType::Counter),
-                Kind::Gauge => ("", MetricType::Gauge),
-                Kind::Histogram => ("", MetricType::Histogram),
-                Kind::Info => ("_info", MetricType::Info),
+                MetricKind::Counter => ("_total", MetricType::Counter),
+                MetricKind::Gauge => ("", MetricType::Gauge),
+                MetricKind::Histogram => ("", MetricType::Histogram),
+                MetricKind::Info => ("_info", MetricType::Info),
             };
             // OpenMetrics names a family without the suffix of its samples.
             let name = family.name.strip_suffix(suffix).unwrap_or(family.name);

@@ -10,7 +10,7 @@ pub struct Family {
     /// As it is exposed.
     pub name: &'static str,
     /// What its numbers do.
-    pub kind: Kind,
+    pub kind: MetricKind,
     /// Each label and the values it may have.
     pub labels: &'static [(&'static str, &'static str)],
     /// What it means, as a sentence.
@@ -19,7 +19,7 @@ pub struct Family {
 
 /// What the numbers of a metric do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum MetricKind {
     /// They only grow, until the process ends.
     Counter,
     /// They go up and down.
@@ -30,7 +30,7 @@ pub enum Kind {
     Info,
 }
 
-impl Kind {
+impl MetricKind {
     /// As `OpenMetrics` calls it.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -50,7 +50,7 @@ macro_rules! families {
             #[doc = $help]
             pub static $name: Family = Family {
                 name: $text,
-                kind: Kind::$kind,
+                kind: MetricKind::$kind,
                 labels: &[$(($label, $values)),*],
                 help: $help,
             };
@@ -84,7 +84,7 @@ families! {
     REQUESTS = Counter "kube_tls_proxy_requests_total"
         ["verb": VERBS, "resource": RESOURCES, "code": CODES, "protocol": PROTOCOLS]
         "Requests that have come to their end, a watch or tunnel when it is closed.";
-    REQUEST_HEAD = Histogram "kube_tls_proxy_request_head_seconds" ["verb": VERBS]
+    REQUEST_TIME_TO_HEADERS = Histogram "kube_tls_proxy_request_time_to_headers_seconds" ["verb": VERBS]
         "From a request's head to the head of its answer.";
     REQUEST_DURATION = Histogram "kube_tls_proxy_request_duration_seconds" ["verb": VERBS]
         "From a request's head to the end of its answer, without watches, followed logs and tunnels.";
@@ -205,7 +205,11 @@ mod tests {
         }
         for (family, label, values) in [
             (&REQUESTS, "verb", labels(Verb::ALL, Verb::label)),
-            (&REQUEST_HEAD, "verb", labels(Verb::ALL, Verb::label)),
+            (
+                &REQUEST_TIME_TO_HEADERS,
+                "verb",
+                labels(Verb::ALL, Verb::label),
+            ),
             (
                 &REQUESTS,
                 "protocol",
@@ -256,10 +260,14 @@ mod tests {
             );
             assert_eq!(
                 name.ends_with("_total"),
-                family.kind == Kind::Counter,
+                family.kind == MetricKind::Counter,
                 "{name}"
             );
-            assert_eq!(name.ends_with("_info"), family.kind == Kind::Info, "{name}");
+            assert_eq!(
+                name.ends_with("_info"),
+                family.kind == MetricKind::Info,
+                "{name}"
+            );
             assert!(family.help.ends_with('.'), "{name}: {}", family.help);
         }
     }

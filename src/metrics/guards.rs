@@ -7,13 +7,13 @@ use std::{
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Counts, Protocol};
+use super::{Counters, Protocol};
 
 /// A downstream connection that is open: its place among those that may be, and its place in the gauge.
 /// A tunnel keeps both to its own end.
 #[derive(Debug)]
 pub struct Connected {
-    counts: Arc<Counts>,
+    counts: Arc<Counters>,
     client: SocketAddr,
     _permit: OwnedSemaphorePermit,
 }
@@ -22,7 +22,7 @@ impl Connected {
     /// Counts a connection whose protocol is agreed.
     #[must_use]
     pub fn new(
-        counts: Arc<Counts>,
+        counts: Arc<Counters>,
         client: SocketAddr,
         protocol: Protocol,
         permit: OwnedSemaphorePermit,
@@ -41,14 +41,14 @@ impl Connected {
         self.client
     }
 
-    /// Counts an error that the proxy answers by itself, as [`Counts::failed`].
+    /// Counts an error that the proxy answers by itself, as [`Counters::failed`].
     pub fn failed(&self, reason: &'static str, sentence: impl FnOnce() -> String) -> Option<u64> {
         self.counts.failed(reason, self.client.ip(), sentence)
     }
 
     /// The counters of the worker that serves it.
     #[must_use]
-    pub fn counts(&self) -> &Arc<Counts> {
+    pub fn counts(&self) -> &Arc<Counters> {
         &self.counts
     }
 }

@@ -13,7 +13,8 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::Counts;
+use super::Counters;
+use crate::text::escape;
 
 /// A response that goes on for as long as its client wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +30,7 @@ pub enum LongLived {
 /// Who holds a watch or tunnel, and on what. Nothing of it is a secret: no header but the user agent, no
 /// query.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Holder {
+pub struct StreamInfo {
     /// What is held.
     pub kind: LongLived,
     /// The client.
@@ -46,36 +47,35 @@ pub struct Holder {
     pub since: Instant,
 }
 
-impl Holder {
+impl StreamInfo {
     /// Text of a client for a person to read: without what a terminal acts on, and not endless.
     #[must_use]
     pub fn text(of_client: &str) -> Box<str> {
-        let plain = of_client.chars().filter(|char| !char.is_control());
-        plain.take(MOST_CHARS).collect::<String>().into()
+        escape(of_client, MOST_CHARS).to_string().into()
     }
 }
 
 /// All that are open on one worker.
 #[derive(Debug, Default)]
-pub(super) struct OpenOnes {
+pub(super) struct OpenStreams {
     watches: AtomicU64,
     tunnels: AtomicU64,
     next: AtomicU64,
-    held: Mutex<HashMap<u64, Holder>>,
+    held: Mutex<HashMap<u64, StreamInfo>>,
 }
 
 /// One that is open, until dropped.
 #[derive(Debug)]
-pub struct Open {
-    counts: Arc<Counts>,
+pub struct OpenStream {
+    counts: Arc<Counters>,
     number: u64,
     kind: LongLived,
 }
 
-impl Open {
+impl OpenStream {
     /// Counts one in and notes who holds it.
     #[must_use]
-    pub fn new(counts: &Arc<Counts>, holder: Holder) -> Self {
+    pub fn new(counts: &Arc<Counters>, holder: StreamInfo) -> Self {
         let open = &counts.open;
         let kind = holder.kind;
         let number = open.next.fetch_add(1, Ordering::Relaxed);
@@ -93,7 +93,7 @@ impl Open {
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenStream {
     fn drop(&mut self) {
         let open = &self.counts.open;
         open.gauge(self.kind).fetch_sub(1, Ordering::Relaxed);
@@ -106,7 +106,7 @@ impl Drop for Open {
     }
 }
 
-impl OpenOnes {
+impl OpenStreams {
     pub(super) fn watches(&self) -> u64 {
         self.watches.load(Ordering::Relaxed)
     }
@@ -115,7 +115,7 @@ impl OpenOnes {
         self.tunnels.load(Ordering::Relaxed)
     }
 
-    pub(super) fn list(&self, into: &mut Vec<Holder>) {
+    pub(super) fn list(&self, into: &mut Vec<StreamInfo>) {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         into.extend(held.values().cloned());
     }
@@ -137,11 +137,11 @@ const MOST_HELD: usize = 2_000;
 mod tests {
     use super::*;
 
-    fn holder(kind: LongLived) -> Holder {
-        Holder {
+    fn holder(kind: LongLived) -> StreamInfo {
+        StreamInfo {
             kind,
             client: "192.0.2.1:1".parse().unwrap(),
-            user_agent: Holder::text("kubectl/v1.36"),
+            user_agent: StreamInfo::text("kubectl/v1.36"),
             resource: "pods".into(),
             namespace: "default".into(),
             name: "".into(),
@@ -151,15 +151,15 @@ mod tests {
 
     #[test]
     fn what_is_open_is_listed_until_it_ends() {
-        let counts = Arc::new(Counts::default());
+        let counts = Arc::new(Counters::default());
         let list = || {
             let mut list = Vec::new();
             counts.open.list(&mut list);
             list.len()
         };
-        let watch = Open::new(&counts, holder(LongLived::Watch));
-        let log = Open::new(&counts, holder(LongLived::Log));
-        let tunnel = Open::new(&counts, holder(LongLived::Tunnel));
+        let watch = OpenStream::new(&counts, holder(LongLived::Watch));
+        let log = OpenStream::new(&counts, holder(LongLived::Log));
+        let tunnel = OpenStream::new(&counts, holder(LongLived::Tunnel));
         assert_eq!((counts.open.watches(), counts.open.tunnels()), (2, 1));
         assert_eq!(list(), 3);
         drop((watch, tunnel));
@@ -171,9 +171,9 @@ mod tests {
 
     #[test]
     fn beyond_the_bound_they_are_counted_and_not_listed() {
-        let counts = Arc::new(Counts::default());
+        let counts = Arc::new(Counters::default());
         let many: Vec<_> = (0..MOST_HELD + 10)
-            .map(|_| Open::new(&counts, holder(LongLived::Watch)))
+            .map(|_| OpenStream::new(&counts, holder(LongLived::Watch)))
             .collect();
         let mut list = Vec::new();
         counts.open.list(&mut list);
@@ -185,8 +185,8 @@ mod tests {
 
     #[test]
     fn text_of_a_client_is_plain_and_short() {
-        let text = Holder::text(&format!("a\u{1b}[2J\nb{}", "x".repeat(10_000)));
-        assert!(text.starts_with("a[2Jb"), "{text}");
-        assert_eq!(text.chars().count(), MOST_CHARS);
+        let text = StreamInfo::text(&format!("a\u{1b}[2J\nb{}", "x".repeat(10_000)));
+        assert!(text.starts_with("a\\u{1b}[2J\\nbxxx"), "{text}");
+        assert_eq!(text.chars().count(), MOST_CHARS + 1);
     }
 }

@@ -7,17 +7,16 @@ use std::{
         Arc, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use super::{
-    Buckets, Counts, Dialled, Exposition, Handshake, Holder, LeaseEnd, LeaseFrom, Limit, Protocol,
-    REASONS, RecentError, Verb, errors::MOST_RECENT, families, requests::Row,
+    Buckets, Counters, Dialled, Exposition, Handshake, LeaseEnd, LeaseFrom, Limit, Protocol,
+    REASONS, RecentError, StreamInfo, Verb, errors::MOST_RECENT, families, requests::Row,
 };
 
 /// Everything that is counted in this process.
 pub struct Metrics {
-    workers: Vec<Arc<Counts>>,
+    workers: Vec<Arc<Counters>>,
     log_lines_dropped: OnceLock<Box<dyn Fn() -> u64 + Send + Sync>>,
 }
 
@@ -42,7 +41,7 @@ impl Metrics {
 
     /// The counters of each worker.
     #[must_use]
-    pub fn workers(&self) -> &[Arc<Counts>] {
+    pub fn workers(&self) -> &[Arc<Counters>] {
         &self.workers
     }
 
@@ -51,26 +50,16 @@ impl Metrics {
         drop(self.log_lines_dropped.set(Box::new(ask)));
     }
 
-    /// The longest time that the loop of a worker has not turned, and which worker that is.
-    #[must_use]
-    pub fn most_silent(&self) -> (usize, Duration) {
-        let silences = self.workers.iter().map(|counts| counts.silent_for());
-        silences
-            .enumerate()
-            .max_by_key(|(_, silence)| *silence)
-            .unwrap_or_default()
-    }
-
     /// The sum over all workers.
     #[must_use]
-    pub fn total(&self) -> Total {
-        Total::of(&self.workers)
+    pub fn snapshot(&self) -> MetricsSnapshot {
+        MetricsSnapshot::from_workers(&self.workers)
     }
 
     /// Adds everything that was counted, and what was not yet: `increase()` sees nothing of a series that begins
     /// at 1, so each begins at 0, for these clusters too.
     pub fn expose<'a>(&self, clusters: impl Iterator<Item = &'a str>, to: &mut Exposition) {
-        let mut total = self.total();
+        let mut total = self.snapshot();
         for cluster in clusters {
             for how in Dialled::ALL {
                 total.dials.entry((cluster.to_owned(), *how)).or_default();
@@ -87,10 +76,10 @@ impl Metrics {
 
 /// Sums of counters at one moment.
 #[derive(Debug, Default)]
-pub struct Total {
+pub struct MetricsSnapshot {
     requests: BTreeMap<Row, u64>,
-    heads: [Buckets; Verb::ALL.len()],
-    wholes: [Buckets; Verb::ALL.len()],
+    time_to_headers: [Buckets; Verb::ALL.len()],
+    durations: [Buckets; Verb::ALL.len()],
     /// Bytes from clients.
     pub received: u64,
     /// Bytes to clients.
@@ -108,20 +97,20 @@ pub struct Total {
     /// Tunnels that are open.
     pub tunnels: u64,
     /// Who holds them, the oldest first; not all when there are very many.
-    pub holders: Vec<Holder>,
+    pub streams: Vec<StreamInfo>,
     errors: BTreeMap<&'static str, u64>,
     /// The last errors, the newest first.
     pub recent_errors: Vec<RecentError>,
 }
 
-impl Total {
+impl MetricsSnapshot {
     /// The sum of these.
-    pub fn of<'a>(workers: impl IntoIterator<Item = &'a Arc<Counts>>) -> Self {
+    pub fn from_workers<'a>(workers: impl IntoIterator<Item = &'a Arc<Counters>>) -> Self {
         let mut total = Self::default();
         for counts in workers {
             total.add(counts);
         }
-        total.holders.sort_by_key(|holder| holder.since);
+        total.streams.sort_by_key(|holder| holder.since);
         total
             .recent_errors
             .sort_by_key(|error| std::cmp::Reverse(error.at));
@@ -143,9 +132,11 @@ impl Total {
 
     /// Times to the head of an answer, over all verbs.
     #[must_use]
-    pub fn heads(&self) -> Buckets {
+    pub fn time_to_headers(&self) -> Buckets {
         let mut all = Buckets::default();
-        self.heads.iter().for_each(|heads| all.add(heads));
+        self.time_to_headers
+            .iter()
+            .for_each(|time_to_headers| all.add(time_to_headers));
         all
     }
 
@@ -161,7 +152,7 @@ impl Total {
         self.leases_retired.get(why as usize).copied().unwrap_or(0)
     }
 
-    fn add(&mut self, counts: &Counts) {
+    fn add(&mut self, counts: &Counters) {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let add_all = |sums: &mut [u64], counters: &[AtomicU64]| {
             for (sum, counter) in sums.iter_mut().zip(counters) {
@@ -172,8 +163,8 @@ impl Total {
             *self.requests.entry(row).or_default() += count;
         });
         for (sums, histograms) in [
-            (&mut self.heads, &counts.heads),
-            (&mut self.wholes, &counts.wholes),
+            (&mut self.time_to_headers, &counts.time_to_headers),
+            (&mut self.durations, &counts.durations),
         ] {
             for (sum, histogram) in sums.iter_mut().zip(histograms) {
                 histogram.add_to(sum);
@@ -194,7 +185,7 @@ impl Total {
         drop(dials);
         self.watches += counts.open.watches();
         self.tunnels += counts.open.tunnels();
-        counts.open.list(&mut self.holders);
+        counts.open.list(&mut self.streams);
         counts.errors.by_reason(&mut self.errors);
         counts.errors.recent(&mut self.recent_errors);
     }
@@ -213,10 +204,13 @@ impl Total {
             ];
             to.counter(&families::REQUESTS, labels, *count);
         }
-        for (verb, (heads, wholes)) in Verb::ALL.iter().zip(self.heads.iter().zip(&self.wholes)) {
+        for (verb, (time_to_headers, durations)) in Verb::ALL
+            .iter()
+            .zip(self.time_to_headers.iter().zip(&self.durations))
+        {
             for (family, buckets) in [
-                (&families::REQUEST_HEAD, heads),
-                (&families::REQUEST_DURATION, wholes),
+                (&families::REQUEST_TIME_TO_HEADERS, time_to_headers),
+                (&families::REQUEST_DURATION, durations),
             ] {
                 // A verb that nobody has used is no series, and its sixteen buckets are no lines.
                 if buckets.count() > 0 {
@@ -281,17 +275,19 @@ impl Total {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::metrics::{Done, Resource};
+    use std::time::Duration;
 
-    fn done(status: u16) -> Done {
-        Done {
+    use super::*;
+    use crate::metrics::{RequestRecord, Resource};
+
+    fn done(status: u16) -> RequestRecord {
+        RequestRecord {
             verb: Verb::List,
             resource: Resource::of("", "pods", None),
             status: http::StatusCode::from_u16(status).ok(),
             protocol: Protocol::Http2,
-            head: Some(Duration::from_millis(3)),
-            whole: Some(Duration::from_millis(7)),
+            time_to_headers: Some(Duration::from_millis(3)),
+            duration: Some(Duration::from_millis(7)),
         }
     }
 
@@ -309,9 +305,9 @@ mod tests {
         let text = exposition.into_text();
         for line in [
             "kube_tls_proxy_requests_total{verb=\"list\",resource=\"pods\",code=\"200\",protocol=\"h2\"} 2",
-            "kube_tls_proxy_request_head_seconds_bucket{le=\"0.0025\",verb=\"list\"} 0",
-            "kube_tls_proxy_request_head_seconds_bucket{le=\"0.005\",verb=\"list\"} 2",
-            "kube_tls_proxy_request_head_seconds_bucket{le=\"+Inf\",verb=\"list\"} 2",
+            "kube_tls_proxy_request_time_to_headers_seconds_bucket{le=\"0.0025\",verb=\"list\"} 0",
+            "kube_tls_proxy_request_time_to_headers_seconds_bucket{le=\"0.005\",verb=\"list\"} 2",
+            "kube_tls_proxy_request_time_to_headers_seconds_bucket{le=\"+Inf\",verb=\"list\"} 2",
             "kube_tls_proxy_request_duration_seconds_sum{verb=\"list\"} 0.014",
             "kube_tls_proxy_sent_bytes_total 20",
             "kube_tls_proxy_upstream_dials_total{cluster=\"a \\\"name\\\"\",result=\"verify\"} 2",

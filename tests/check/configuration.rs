@@ -39,7 +39,7 @@ async fn unreadable_file() {
     let upstream = world.apiserver().start().await;
     let good = world.flags(upstream.address());
     let folder = world.dir.path().to_owned();
-    for (flag, file, check_of, code, what, mend) in [
+    for (flag, file, check_of, code, what, fix) in [
         (
             "--cert",
             "nowhere.crt",
@@ -69,7 +69,7 @@ async fn unreadable_file() {
         let at = bad.iter().position(|word| word == flag).unwrap();
         bad[at + 1] = path(&folder.join(file)).to_owned();
         let ended = check(&bad, &[]).await;
-        ended.names(code, '✗', check_of, what, mend);
+        ended.names(code, '✗', check_of, what, fix);
         let skipped = ended.marked('–');
         assert!(!skipped.is_empty(), "{}", ended.stdout);
     }
@@ -153,7 +153,12 @@ async fn the_admin_port_of_the_proxy_that_runs_is_no_fault() {
     );
     assert_eq!(ended.code, 0, "{}", ended.stdout);
     // Which a second process cannot share, unlike the ports for clients.
-    let flags = [flags, world.clients_trust(), vec!["--takeover".to_owned()]].concat();
+    let flags = [
+        flags,
+        world.clients_trust(),
+        vec!["--reuse-port".to_owned()],
+    ]
+    .concat();
     check(&flags, &[]).await.names(
         1,
         '✗',

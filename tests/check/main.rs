@@ -1,4 +1,4 @@
-//! `kube-tls-proxy check` as an operator sees it: the lines, the mend below them, the exit code.
+//! `kube-tls-proxy check` as an operator sees it: the lines, the fix below them, the exit code.
 //!
 //! Every fault is a real one: a file, a socket or a stand-in apiserver that is wrong in one way.
 

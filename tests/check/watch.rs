@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use http::Response;
 use kube_tls_proxy::{
-    check::{ANSWER_WITHIN, Check, Finding, Outcome, Plan, Through, Token, run},
+    check::{ANSWER_WITHIN, Check, CheckOutcome, Finding, Plan, Through, Token, run},
     config::TrustSource,
     pki::TrustAnchors,
 };
@@ -68,8 +68,8 @@ async fn a_watch_that_stays_open_is_well() {
     let upstream = server(&world).kubernetes(&cluster).start().await;
     let begun = tokio::time::Instant::now();
     let found = watch(&world, &upstream, "good", SHORT).await;
-    assert_eq!(found.outcome, Outcome::Ok, "{found:?}");
-    assert_eq!(found.what, "a watch is still open after 400 ms");
+    assert_eq!(found.outcome, CheckOutcome::Ok, "{found:?}");
+    assert_eq!(found.message, "a watch is still open after 400 ms");
     assert!(begun.elapsed() >= SHORT);
     let watched = upstream
         .requests()
@@ -107,14 +107,16 @@ async fn a_watch_that_is_cut_or_ends_early_is_named() {
             .start()
             .await;
         let found = watch(&world, &upstream, "any", LONG).await;
-        assert_eq!(found.outcome, Outcome::Failed, "{found:?}");
+        assert_eq!(found.outcome, CheckOutcome::Failed, "{found:?}");
         assert!(
-            found.what.starts_with(&format!("a watch is {how} after ")),
+            found
+                .message
+                .starts_with(&format!("a watch is {how} after ")),
             "{found:?}"
         );
         assert!(
             found
-                .mend
+                .fix
                 .as_ref()
                 .unwrap()
                 .contains("raise the timeout of what stands before the proxy"),
@@ -129,9 +131,9 @@ async fn a_token_that_may_watch_nothing_is_said() {
     let cluster = Kubernetes::new().token("good", "jane", &[]);
     let upstream = server(&world).kubernetes(&cluster).start().await;
     let found = watch(&world, &upstream, "bad", LONG).await;
-    assert_eq!(found.outcome, Outcome::Skipped, "{found:?}");
+    assert_eq!(found.outcome, CheckOutcome::Skipped, "{found:?}");
     assert!(
-        found.what.contains("the token may watch no pods"),
+        found.message.contains("the token may watch no pods"),
         "{found:?}"
     );
 }

@@ -121,13 +121,13 @@ async fn the_document_for_machines_has_every_key() {
             keys,
             [
                 "check",
+                "fix",
                 "leg",
-                "mend",
+                "message",
                 "milliseconds",
-                "of",
                 "result",
                 "section",
-                "what"
+                "target"
             ]
         );
         assert!(check["milliseconds"].is_u64(), "{check}");
@@ -137,9 +137,9 @@ async fn the_document_for_machines_has_every_key() {
         (
             &dns["section"],
             &dns["leg"],
-            &dns["of"],
+            &dns["target"],
             &dns["result"],
-            &dns["mend"]
+            &dns["fix"]
         ),
         (
             &json!("upstream"),
@@ -151,8 +151,8 @@ async fn the_document_for_machines_has_every_key() {
     );
     let here = &checks[0];
     assert_eq!(
-        (&here["section"], &here["leg"], &here["of"]),
-        (&json!("here"), &Value::Null, &Value::Null)
+        (&here["section"], &here["leg"], &here["target"]),
+        (&json!("local"), &Value::Null, &Value::Null)
     );
 }
 

@@ -44,7 +44,7 @@ pub(crate) struct Line {
     pub(crate) mark: char,
     pub(crate) check: String,
     pub(crate) what: String,
-    pub(crate) mend: Option<String>,
+    pub(crate) fix: Option<String>,
 }
 
 /// A running `kube-tls-proxy serve`, killed when dropped.
@@ -142,8 +142,8 @@ impl Ended {
     pub(crate) fn lines(&self) -> Vec<Line> {
         let mut found: Vec<Line> = Vec::new();
         for line in self.stdout.lines() {
-            if let Some(mend) = line.trim_start().strip_prefix("→ ") {
-                found.last_mut().unwrap().mend = Some(mend.to_owned());
+            if let Some(fix) = line.trim_start().strip_prefix("→ ") {
+                found.last_mut().unwrap().fix = Some(fix.to_owned());
             } else if let Some(rest) = line.strip_prefix("  ") {
                 let mut chars = rest.chars();
                 let mark = chars.next().unwrap();
@@ -152,7 +152,7 @@ impl Ended {
                     mark,
                     check: check.to_owned(),
                     what: what.trim_start().to_owned(),
-                    mend: None,
+                    fix: None,
                 });
             }
         }
@@ -168,18 +168,18 @@ impl Ended {
         lines
     }
 
-    /// Asserts that this check came to this mark and words, with this mend; the exit code too.
+    /// Asserts that this check came to this mark and words, with this fix; the exit code too.
     #[track_caller]
-    pub(crate) fn names(&self, code: i32, mark: char, check: &str, what: &str, mend: &str) {
+    pub(crate) fn names(&self, code: i32, mark: char, check: &str, what: &str, fix: &str) {
         let lines = self.of(check);
         let found = lines.iter().any(|line| {
             line.mark == mark
                 && line.what.contains(what)
-                && line.mend.as_ref().is_some_and(|found| found.contains(mend))
+                && line.fix.as_ref().is_some_and(|found| found.contains(fix))
         });
         assert!(
             found,
-            "no {mark} {check} with {what:?} and {mend:?} in\n{}{}",
+            "no {mark} {check} with {what:?} and {fix:?} in\n{}{}",
             self.stdout, self.stderr
         );
         assert_eq!(self.code, code, "{}{}", self.stdout, self.stderr);

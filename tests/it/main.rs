@@ -1,5 +1,5 @@
 //! The proxy as its peers see it: every test drives a real proxy over real sockets and asserts what the
-//! client or the stand-in apiserver observes on the wire. `tests/README.md` maps the test cases to tests.
+//! client or the stand-in apiserver observes on the wire. `tests/README.md` lists the test cases.
 
 #![expect(
     clippy::unwrap_used,

@@ -6,12 +6,13 @@ use bytes::Bytes;
 use h2::RecvStream;
 use http::{Request, Response};
 use kube_tls_proxy::{
-    app::{App, Beats, Stop},
+    app::{App, Stop},
     config::{
         ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts, TrustSource,
     },
     drain::Phase,
-    reload::{Report, Source},
+    heartbeat::{Heartbeat, Heartbeats},
+    reload::{ConfigLoader, ReloadReport},
     upstream::{EndpointHealth, Health},
 };
 use rustls_pki_types::ServerName;
@@ -52,9 +53,9 @@ pub(crate) struct Proxy {
     client: Client,
     reload_now: Arc<Notify>,
     stop: Stop,
-    beats: Beats,
+    heartbeats: Heartbeats,
     phase: watch::Receiver<Phase>,
-    report: watch::Receiver<Report>,
+    report: watch::Receiver<ReloadReport>,
     shutdown: Option<oneshot::Sender<()>>,
     running: JoinHandle<()>,
 }
@@ -86,7 +87,7 @@ impl World {
         let config = Config {
             sources: Vec::new(),
             listen: vec!["127.0.0.1:0".parse().unwrap()],
-            takeover: false,
+            reuse_port: false,
             workers: NonZeroUsize::MIN,
             identities: vec![IdentityFiles { certificate, key }],
             clusters: vec![ClusterConfig {
@@ -161,12 +162,12 @@ impl Setup<'_> {
     }
 
     /// Starts it with a configuration that may change from reload to reload.
-    pub(crate) fn start_from(self, source: Source) -> Proxy {
+    pub(crate) fn start_from(self, source: ConfigLoader) -> Proxy {
         let app = App::bind(source).unwrap();
         let address = app.addresses()[0];
         let admin = app.admin_address();
         let (reload_now, stop, phase) = (app.reload_now(), app.stop(), app.phase());
-        let (beats, report) = (app.beats(), app.reloader().report());
+        let (heartbeats, report) = (app.heartbeats(), app.reloader().report());
         let (shutdown, told) = oneshot::channel::<()>();
         let running = tokio::spawn(async move {
             let told = async {
@@ -182,7 +183,7 @@ impl Setup<'_> {
             client: Client::new(address).trust(&self.world.public_ca).sni(HOST),
             reload_now,
             stop,
-            beats,
+            heartbeats,
             phase,
             report,
             shutdown: Some(shutdown),
@@ -238,9 +239,9 @@ impl Proxy {
         &self.stop
     }
 
-    /// The signs of life of its workers.
-    pub(crate) fn beats(&self) -> Vec<u64> {
-        self.beats.now()
+    /// The current heartbeats of its workers.
+    pub(crate) fn heartbeats(&self) -> Vec<Heartbeat> {
+        self.heartbeats.now()
     }
 
     /// Waits until it is so far on its way to its end.

@@ -103,7 +103,7 @@ class Names(unittest.TestCase):
             "last_reload_successful",
             "endpoint_healthy",
             "errors_total",
-            "request_head_seconds",
+            "request_time_to_headers_seconds",
             "connections_limit",
             "limits_hit_total",
             "log_lines_dropped_total",

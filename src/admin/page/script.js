@@ -78,7 +78,7 @@
   let last = null;
   function measure(facts) {
     if (last && facts.started === last.started && facts.now > last.now) {
-      const buckets = facts.head_seconds.map(([bound, n], i) => [bound, n - last.head_seconds[i][1]]);
+      const buckets = facts.time_to_headers_seconds.map(([bound, n], i) => [bound, n - last.time_to_headers_seconds[i][1]]);
       points.push({
         rate: (facts.requests - last.requests) / (facts.now - last.now),
         half: quantile(buckets, 0.5),
@@ -152,7 +152,7 @@
       make("b", "", names.join(", ")), make("div", "", daysLeft(not_after), make("span", "quiet", ` · issued by ${issuer}`)))));
   }
 
-  const STATES = { well: ["good", "works, since "], ill: ["bad", "does not work, since "], unknown: ["wait", "not tried yet, since "] };
+  const STATES = { healthy: ["good", "works, since "], unhealthy: ["bad", "does not work, since "], unknown: ["wait", "not tried yet, since "] };
   function upstreams(facts) {
     show("upstreams", facts.clusters, () => facts.clusters.map((cluster) => make("div", "cluster",
       make("p", "", make("b", "", cluster.name), " ", make("span", "quiet", cluster.url)),

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 use super::{failure::print, print_failure};
 use crate::{
-    check::{Token, TokenFault},
+    check::{Token, TokenError},
     config::{ConfigError, UpstreamUrl, path_flag},
     quote,
 };
@@ -80,7 +80,7 @@ enum Failure {
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
-    Token(#[from] TokenFault),
+    Token(#[from] TokenError),
     #[error("--name is empty; give a name, or leave the flag out")]
     EmptyName,
     #[error(transparent)]

@@ -236,7 +236,7 @@ fn bad_addresses() {
         let case = kind.to_string();
         let error = AppError::Listen {
             address: "127.0.0.1:443".parse().unwrap(),
-            source: ListenFault::from(kind),
+            source: ListenError::new(ListenFlag::Clients, kind),
         };
         differences.compare(&case, sentence(&error), expected);
     }

@@ -16,8 +16,9 @@ use standin::TempDir;
 
 use super::{Cli, Command, StartBlock, failure::exit_code, parse_from, sentence};
 use crate::{
-    app::{AppError, ListenFault},
+    app::AppError,
     config::{self, ClusterConfig, Environment, IdentityFiles, ServeArgs, TrustSource},
+    listen_error::{ListenError, ListenFlag},
     pki::{
         Identity, TrustAnchors,
         mint::{Ca, now, params_of_leaf},
@@ -160,7 +161,7 @@ fn every_failure_has_its_exit_code() {
     let config = config::load(&ServeArgs::default(), &outside_of_a_pod()).unwrap_err();
     let listen = AppError::Listen {
         address: "127.0.0.1:443".parse().unwrap(),
-        source: ListenFault::InUse,
+        source: ListenError::InUse(ListenFlag::Clients),
     };
     let run = AppError::Run {
         doing: "start worker 1".to_owned(),

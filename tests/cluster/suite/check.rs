@@ -18,7 +18,7 @@ fn check_finds_nothing_wrong_with_or_without_a_token() {
     }
     // What an apiserver says to an upgrade of nobody.
     for found in checks(&report, "upgrade") {
-        let what = found["what"].as_str().unwrap();
+        let what = found["message"].as_str().unwrap();
         assert!(what.contains("it answers 403 Forbidden"), "{found}");
     }
 
@@ -26,15 +26,18 @@ fn check_finds_nothing_wrong_with_or_without_a_token() {
     fs::write(&token, suite.fixture.token()).unwrap();
     let report = check(&suite, &["--long", "--token-file", token.to_str().unwrap()]);
     for found in checks(&report, "upgrade") {
-        let what = found["what"].as_str().unwrap();
+        let what = found["message"].as_str().unwrap();
         assert!(what.contains("it answers 404 Not Found"), "{found}");
     }
     assert_eq!(checks(&report, "watch").count(), 2);
     for found in checks(&report, "watch") {
-        assert_eq!(found["what"], "a watch is still open after 20 s", "{found}");
+        assert_eq!(
+            found["message"], "a watch is still open after 20 s",
+            "{found}"
+        );
     }
     for found in checks(&report, "version") {
-        let what = found["what"].as_str().unwrap();
+        let what = found["message"].as_str().unwrap();
         assert!(what.starts_with("Kubernetes v1."), "{found}");
     }
 }

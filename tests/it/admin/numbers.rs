@@ -3,7 +3,7 @@
 use std::future::pending;
 
 use http::Request;
-use kube_tls_proxy::metrics::{FAMILIES, Kind};
+use kube_tls_proxy::metrics::{FAMILIES, MetricKind};
 use standin::tcp;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
@@ -57,7 +57,7 @@ async fn requests_are_counted_by_what_they_ask_and_how_they_were_answered() {
         ("handshakes_total{result=\"ok\"}", 2.0),
         ("errors_total{reason=\"rejected\"}", 1.0),
         ("received_bytes_total", 5.0),
-        ("request_head_seconds_count{verb=\"get\"}", 3.0),
+        ("request_time_to_headers_seconds_count{verb=\"get\"}", 3.0),
         ("request_duration_seconds_count{verb=\"list\"}", 2.0),
         // One for each client; the 401 is that client's own affair.
         ("leases_taken_total{from=\"dial\"}", 2.0),
@@ -116,7 +116,7 @@ async fn watches_and_tunnels_are_counted_while_they_are_open() {
             ("requests_total{verb=\"watch\",resource=\"pods\",code=\"200\",protocol=\"h2\"}", 1.0),
             ("requests_total{verb=\"get\",resource=\"pods/log\",code=\"200\",protocol=\"h2\"}", 1.0),
             ("requests_total{verb=\"connect\",resource=\"pods/exec\",code=\"101\",protocol=\"http/1.1\"}", 1.0),
-            ("request_head_seconds_count{verb=\"watch\"}", 1.0),
+            ("request_time_to_headers_seconds_count{verb=\"watch\"}", 1.0),
             ("received_bytes_total", 4.0),
             ("sent_bytes_total", 10.0),
             ("leases_retired_total{reason=\"upgrade\"}", 1.0),
@@ -205,8 +205,8 @@ async fn what_is_exposed_is_what_the_reference_says() {
     for family in FAMILIES {
         let labels: Vec<&str> = family.labels.iter().map(|(name, _)| *name).collect();
         let sample = match family.kind {
-            Kind::Histogram => format!("{}_sum", family.name),
-            Kind::Counter | Kind::Gauge | Kind::Info => family.name.to_owned(),
+            MetricKind::Histogram => format!("{}_sum", family.name),
+            MetricKind::Counter | MetricKind::Gauge | MetricKind::Info => family.name.to_owned(),
         };
         let mut found = scrape.names().filter_map(|series| {
             let rest = series.strip_prefix(&sample)?;
@@ -226,7 +226,7 @@ async fn what_is_exposed_is_what_the_reference_says() {
         let name = series.split('{').next().unwrap();
         let known = FAMILIES.iter().any(|family| {
             name == family.name
-                || (family.kind == Kind::Histogram
+                || (family.kind == MetricKind::Histogram
                     && ["_bucket", "_sum", "_count"]
                         .iter()
                         .any(|suffix| name.strip_suffix(suffix) == Some(family.name)))

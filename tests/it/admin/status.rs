@@ -64,7 +64,7 @@ async fn it_says_who_holds_what_is_open_and_never_a_secret() {
         status["certificates"][0]["names"],
         serde_json::json!([HOST, "127.0.0.1"])
     );
-    assert_eq!(status["clusters"][0]["endpoints"][0]["state"], "well");
+    assert_eq!(status["clusters"][0]["endpoints"][0]["state"], "healthy");
     assert_eq!(status["reload"]["failure"], Value::Null);
 }
 
@@ -95,7 +95,7 @@ async fn it_says_what_fails_in_words() {
         "{sentence}"
     );
     let endpoint = &status["clusters"][0]["endpoints"][0];
-    assert_eq!(endpoint["state"], "ill");
+    assert_eq!(endpoint["state"], "unhealthy");
     assert!(
         endpoint["why"].as_str().unwrap().contains("refused"),
         "{endpoint}"

@@ -134,7 +134,7 @@ async fn no_message_prints_a_secret_from_a_variable() {
             (variable, format!("--{}", flag.get_long().unwrap()))
         })
         .collect();
-    for switch in ["KUBE_TLS_PROXY_TAKEOVER", "KUBE_TLS_PROXY_NO_ACCESS_LOG"] {
+    for switch in ["KUBE_TLS_PROXY_REUSE_PORT", "KUBE_TLS_PROXY_NO_ACCESS_LOG"] {
         variables.push((switch.to_owned(), String::new()));
     }
     for (variable, flag) in &variables {
@@ -187,8 +187,8 @@ async fn argument_parser_does_not_print_a_secret() {
         ] {
             let joined = format!("--{secret}");
             let valued = format!("--kei={secret}");
-            let takeover = format!("--takeover={secret}");
-            for more in [None, Some(&joined), Some(&valued), Some(&takeover)] {
+            let switch = format!("--reuse-port={secret}");
+            for more in [None, Some(&joined), Some(&valued), Some(&switch)] {
                 let args: Vec<_> = line
                     .iter()
                     .map(|word| (*word).to_owned())

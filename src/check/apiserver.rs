@@ -3,47 +3,47 @@
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use super::{
-    Check, Leg, Notes, Plan, Words,
-    answer::{Speaker, text},
-    ask::{self, Answer, NoAnswer, Question},
+    Check, Leg, Message, Plan, Recorder,
+    answer::{Responder, text},
     clock,
-    dial::{self, Side, Target},
-    notes::{seconds, shown},
+    dial::{self, CheckTarget, TargetRole},
+    http::{BufferedResponse, CheckRequest, RequestError, send},
+    recorder::{escape, seconds},
 };
-use crate::{addr::UpstreamAddr, quote, telemetry::causes, upstream::Offer};
+use crate::{hosts::UpstreamAddr, quote, text::error_chain, upstream::Offer};
 
 /// Everything about one server, from its name to a watch.
-pub(super) async fn all(plan: &Plan, target: &Target, notes: &mut Notes<'_>) {
-    let Some(at) = Box::pin(dial::check(target, notes)).await else {
-        return skip(plan, &ASKS, "there is no verified connection", notes);
+pub(super) async fn check(plan: &Plan, target: &CheckTarget, recorder: &mut Recorder<'_>) {
+    let Some(at) = Box::pin(dial::check(target, recorder)).await else {
+        return skip(plan, &ASKS, "there is no verified connection", recorder);
     };
     let run = Run { plan, target, at };
-    if !Box::pin(run.version(notes)).await {
-        return skip(plan, &REST, "no apiserver answers", notes);
+    if !Box::pin(run.version(recorder)).await {
+        return skip(plan, &REST, "no apiserver answers", recorder);
     }
-    Box::pin(run.readyz(notes)).await;
-    Box::pin(run.upgrade(notes)).await;
-    Box::pin(run.watch(notes)).await;
+    Box::pin(run.readyz(recorder)).await;
+    Box::pin(run.upgrade(recorder)).await;
+    Box::pin(run.watch(recorder)).await;
 }
 
 /// Skips these, and the watch if one is wanted.
-fn skip(plan: &Plan, checks: &[Check], why: &str, notes: &mut Notes<'_>) {
-    notes.skipped(checks, why);
+fn skip(plan: &Plan, checks: &[Check], why: &str, recorder: &mut Recorder<'_>) {
+    recorder.skipped(checks, why);
     if plan.watch.is_some() {
-        notes.skipped(&[Check::Watch], why);
+        recorder.skipped(&[Check::Watch], why);
     }
 }
 
 /// A server that was verified, and what is wanted of it.
 pub(super) struct Run<'a> {
     pub(super) plan: &'a Plan,
-    pub(super) target: &'a Target,
+    pub(super) target: &'a CheckTarget,
     pub(super) at: UpstreamAddr,
 }
 
 impl Run<'_> {
-    pub(super) fn question<'a>(&'a self, path: &'a str, offer: Offer) -> Question<'a> {
-        Question {
+    pub(super) fn question<'a>(&'a self, path: &'a str, offer: Offer) -> CheckRequest<'a> {
+        CheckRequest {
             path,
             offer,
             token: self.plan.token.as_ref(),
@@ -52,28 +52,28 @@ impl Run<'_> {
     }
 
     /// Whether an apiserver answers at all; its clock comes along.
-    async fn version(&self, notes: &mut Notes<'_>) -> bool {
-        notes.waiting(Check::Version, "an answer to GET /version");
+    async fn version(&self, recorder: &mut Recorder<'_>) -> bool {
+        recorder.waiting(Check::Version, "an answer to GET /version");
         let question = self.question("/version", Offer::Http2);
-        let answer = match Box::pin(ask::ask(self.target, self.at, question, json())).await {
+        let answer = match Box::pin(send(self.target, self.at, question, json())).await {
             Ok(answer) => answer,
             Err(error) => {
-                self.unanswered(Check::Version, "/version", &error, notes);
+                self.unanswered(Check::Version, "/version", &error, recorder);
                 return false;
             }
         };
         let version = answer
             .json()
-            .and_then(|json| text(&json, "gitVersion").map(shown));
+            .and_then(|json| text(&json, "gitVersion").map(escape));
         match (version, self.plan.token.as_ref()) {
             (Some(version), _) if answer.status == StatusCode::OK => {
-                notes.ok(Check::Version, format!("Kubernetes {version} answers"));
+                recorder.ok(Check::Version, format!("Kubernetes {version} answers"));
             }
             (_, Some(token))
                 if answer.status == StatusCode::UNAUTHORIZED
-                    && answer.speaker() != Speaker::Stranger =>
+                    && answer.responder() != Responder::Unknown =>
             {
-                let words = Words::new(
+                let words = Message::new(
                     format!(
                         "the apiserver answers, but it does not accept the token in {} ({})",
                         quote::path(&token.file),
@@ -81,10 +81,10 @@ impl Run<'_> {
                     ),
                     "get a fresh one, for instance with `kubectl create token NAME`",
                 );
-                notes.warning(Check::Version, words);
+                recorder.warning(Check::Version, words);
             }
             _ if answer.is_denial() && is_apiserver(&answer) => {
-                notes.ok(
+                recorder.ok(
                     Check::Version,
                     format!(
                         "an apiserver answers, though not with its version ({})",
@@ -93,27 +93,26 @@ impl Run<'_> {
                 );
             }
             _ => {
-                self.not_as_hoped(Check::Version, "/version", &answer, notes);
+                self.not_as_hoped(Check::Version, "/version", &answer, recorder);
                 return false;
             }
         }
-        clock::compare(&answer, notes);
+        clock::compare(&answer, recorder);
         true
     }
 
-    async fn readyz(&self, notes: &mut Notes<'_>) {
-        notes.waiting(Check::Readyz, "an answer to GET /readyz");
+    async fn readyz(&self, recorder: &mut Recorder<'_>) {
+        recorder.waiting(Check::Readyz, "an answer to GET /readyz");
         let question = self.question("/readyz", Offer::Http2);
-        let answer =
-            match Box::pin(ask::ask(self.target, self.at, question, HeaderMap::new())).await {
-                Ok(answer) => answer,
-                Err(error) => return self.unanswered(Check::Readyz, "/readyz", &error, notes),
-            };
+        let answer = match Box::pin(send(self.target, self.at, question, HeaderMap::new())).await {
+            Ok(answer) => answer,
+            Err(error) => return self.unanswered(Check::Readyz, "/readyz", &error, recorder),
+        };
         let is_ready = answer.status == StatusCode::OK;
         if is_ready {
-            notes.ok(Check::Readyz, "the apiserver is ready");
+            recorder.ok(Check::Readyz, "the apiserver is ready");
         } else if answer.is_denial() && is_apiserver(&answer) {
-            notes.ok(
+            recorder.ok(
                 Check::Readyz,
                 format!(
                     "the apiserver is alive; whether it is ready it tells only those it knows ({})",
@@ -123,10 +122,10 @@ impl Run<'_> {
         } else if let bad = failing(&answer)
             && !bad.is_empty()
         {
-            notes.failed_on(
+            recorder.failed_on(
                 Leg::ProxyApiserver,
                 Check::Readyz,
-                Words::new(
+                Message::new(
                     format!(
                         "the apiserver says that it is not ready: {}",
                         bad.join(", ")
@@ -135,7 +134,7 @@ impl Run<'_> {
                 ),
             );
         } else {
-            self.not_as_hoped(Check::Readyz, "/readyz", &answer, notes);
+            self.not_as_hoped(Check::Readyz, "/readyz", &answer, recorder);
         }
     }
 
@@ -144,24 +143,26 @@ impl Run<'_> {
         &self,
         check: Check,
         what: &str,
-        error: &NoAnswer,
-        notes: &mut Notes<'_>,
+        error: &RequestError,
+        recorder: &mut Recorder<'_>,
     ) {
         let server = self.target.server();
         let found = match error {
-            NoAnswer::Silent => format!(
+            RequestError::Timeout => format!(
                 "{server} takes the request for {what} and does not answer within {}",
                 seconds(self.plan.answer_within)
             ),
-            NoAnswer::Dial(_) | NoAnswer::Cut(_) => {
-                format!("no answer to {what}: {}", causes(error))
+            RequestError::Dial(_) | RequestError::Closed(_) => {
+                format!("no answer to {what}: {}", error_chain(error))
             }
         };
-        let mend = match self.target.side {
-            Side::Apiserver => "look at the apiserver's load and log, and at what stands before it",
-            Side::Proxy => "look at the proxy's log, and at what stands before it",
+        let fix = match self.target.role {
+            TargetRole::Apiserver => {
+                "look at the apiserver's load and log, and at what stands before it"
+            }
+            TargetRole::Proxy => "look at the proxy's log, and at what stands before it",
         };
-        notes.failed(check, Words::new(found, mend));
+        recorder.failed(check, Message::new(found, fix));
     }
 
     /// An answer that should have been another.
@@ -169,52 +170,52 @@ impl Run<'_> {
         &self,
         check: Check,
         what: &str,
-        answer: &Answer,
-        notes: &mut Notes<'_>,
+        answer: &BufferedResponse,
+        recorder: &mut Recorder<'_>,
     ) {
         let said = answer.words();
-        match (self.target.side, answer.speaker()) {
+        match (self.target.role, answer.responder()) {
             // What the proxy says itself of a request that it did send on, or would have.
-            (Side::Proxy, Speaker::Proxy(_)) if is_about_apiserver(answer.status) => notes.failed_on(
+            (TargetRole::Proxy, Responder::Proxy(_)) if is_about_apiserver(answer.status) => recorder.failed_on(
                 Leg::ProxyApiserver,
                 check,
-                Words::new(
+                Message::new(
                     format!("the proxy answers {what} itself, with {said}"),
                     "run `kube-tls-proxy check` where the proxy runs, with the flags of its `serve`: it says what is wrong there",
                 ),
             ),
-            (Side::Proxy, Speaker::Proxy(_)) if answer.status == StatusCode::MISDIRECTED_REQUEST => {
-                notes.failed(
+            (TargetRole::Proxy, Responder::Proxy(_)) if answer.status == StatusCode::MISDIRECTED_REQUEST => {
+                recorder.failed(
                     check,
-                    Words::new(
+                    Message::new(
                         format!("the proxy serves no cluster under {}", self.target.authority),
                         "use a name of its certificate, or add this one with --host or `hosts` where the proxy runs",
                     ),
                 );
             }
-            (_, Speaker::Proxy(_)) => notes.failed(
+            (_, Responder::Proxy(_)) => recorder.failed(
                 check,
-                Words::new(
+                Message::new(
                     format!("the proxy refuses {what}: {said}"),
                     "look at the proxy's log, and at what changes requests on the way to it",
                 ),
             ),
             // The proxy passes on what the apiserver says.
-            (_, Speaker::Apiserver(_)) => notes.failed_on(
+            (_, Responder::Apiserver(_)) => recorder.failed_on(
                 Leg::ProxyApiserver,
                 check,
-                Words::new(
+                Message::new(
                     format!("the apiserver answers {what} with {said}"),
                     "look at the apiserver's log",
                 ),
             ),
-            (side, Speaker::Stranger) => notes.failed(
+            (role, Responder::Unknown) => recorder.failed(
                 check,
-                Words::new(
+                Message::new(
                     format!("{what} is answered by something that is no apiserver: {said}"),
-                    match side {
-                        Side::Apiserver => "check the URL of the apiserver, its port and its path",
-                        Side::Proxy => "check the URL after --through, and what stands before the proxy",
+                    match role {
+                        TargetRole::Apiserver => "check the URL of the apiserver, its port and its path",
+                        TargetRole::Proxy => "check the URL after --through, and what stands before the proxy",
                     },
                 ),
             ),
@@ -223,13 +224,13 @@ impl Run<'_> {
 }
 
 /// The first few checks that an apiserver says it fails.
-fn failing(answer: &Answer) -> Vec<String> {
+fn failing(answer: &BufferedResponse) -> Vec<String> {
     if answer.status != StatusCode::INTERNAL_SERVER_ERROR {
         return Vec::new();
     }
     let text = String::from_utf8_lossy(&answer.body);
     let failing = text.lines().filter(|line| line.starts_with("[-]"));
-    failing.take(3).map(shown).collect()
+    failing.take(3).map(escape).collect()
 }
 
 /// Whether the proxy says this because of the apiserver.
@@ -240,8 +241,8 @@ fn is_about_apiserver(status: StatusCode) -> bool {
     )
 }
 
-fn is_apiserver(answer: &Answer) -> bool {
-    matches!(answer.speaker(), Speaker::Apiserver(_))
+fn is_apiserver(answer: &BufferedResponse) -> bool {
+    matches!(answer.responder(), Responder::Apiserver(_))
 }
 
 pub(super) fn json() -> HeaderMap {

@@ -1,23 +1,23 @@
-//! What went wrong on the way to a server, in words, each with its mend.
+//! What went wrong on the way to a server, in words, each with its fix.
 
 use std::{io, net::SocketAddr, time::SystemTime};
 
 use rustls::{CertificateError, Error};
 
 use super::{
-    Words,
-    dial::{Side, Target},
-    notes::seconds,
+    Message,
+    dial::{CheckTarget, TargetRole},
+    recorder::seconds,
 };
 use crate::{
     pki::{Acceptance, CertSummary, UtcDate},
-    telemetry::causes,
+    text::error_chain,
     upstream::UpstreamError,
 };
 
 /// A name without an address.
-pub(super) fn dns(target: &Target, failure: &str) -> Words {
-    Words::new(
+pub(super) fn dns(target: &CheckTarget, failure: &str) -> Message {
+    Message::new(
         format!("{} cannot be looked up: {failure}", target.host),
         format!(
             "check the name in {}, and the DNS of this machine (/etc/resolv.conf)",
@@ -27,11 +27,11 @@ pub(super) fn dns(target: &Target, failure: &str) -> Words {
 }
 
 /// No TCP connection.
-pub(super) fn tcp(target: &Target, address: SocketAddr, error: &UpstreamError) -> Words {
+pub(super) fn tcp(target: &CheckTarget, address: SocketAddr, error: &UpstreamError) -> Message {
     let server = target.server();
     let UpstreamError::Connect { source, .. } = error else {
         let limit = seconds(target.timeouts.upstream_connect);
-        return Words::new(
+        return Message::new(
             format!(
                 "no answer from {address} within {limit}: the packets are dropped on the way, as a firewall does, or nobody has that address"
             ),
@@ -47,14 +47,14 @@ pub(super) fn tcp(target: &Target, address: SocketAddr, error: &UpstreamError) -
         reason = "std adds kinds; an unknown one keeps its own words"
     )]
     match source.kind() {
-        io::ErrorKind::ConnectionRefused => Words::new(
+        io::ErrorKind::ConnectionRefused => Message::new(
             format!("{address} refuses connections: nothing listens on that port"),
             format!(
                 "start {server} there, or correct the port in {}",
                 target.url_is_in()
             ),
         ),
-        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => Words::new(
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => Message::new(
             format!("there is no route to {address}"),
             format!(
                 "check the routes of this machine (`ip route get {}`), or correct {}",
@@ -62,7 +62,7 @@ pub(super) fn tcp(target: &Target, address: SocketAddr, error: &UpstreamError) -
                 target.url_is_in()
             ),
         ),
-        _ => Words::new(
+        _ => Message::new(
             format!("no connection to {address}: {source}"),
             format!("check that {server} runs there and can be reached"),
         ),
@@ -70,10 +70,10 @@ pub(super) fn tcp(target: &Target, address: SocketAddr, error: &UpstreamError) -
 }
 
 /// TCP, but no TLS.
-pub(super) fn tls(target: &Target, address: SocketAddr, error: &UpstreamError) -> Words {
+pub(super) fn tls(target: &CheckTarget, address: SocketAddr, error: &UpstreamError) -> Message {
     let server = target.server();
     let UpstreamError::Handshake { source, .. } = error else {
-        return Words::new(
+        return Message::new(
             format!(
                 "{address} accepts connections and then says nothing for {}",
                 seconds(target.timeouts.upstream_connect)
@@ -87,25 +87,25 @@ pub(super) fn tls(target: &Target, address: SocketAddr, error: &UpstreamError) -
         .get_ref()
         .and_then(|inner| inner.downcast_ref::<Error>());
     match refused {
-        Some(Error::InvalidMessage(_)) => Words::new(
+        Some(Error::InvalidMessage(_)) => Message::new(
             format!("{address} does not answer with TLS; it seems to speak plain HTTP"),
             format!(
                 "give the HTTPS port of {server} in {} (an apiserver's is mostly 6443 or 443)",
                 target.url_is_in()
             ),
         ),
-        Some(error @ (Error::PeerIncompatible(_) | Error::AlertReceived(_))) => Words::new(
+        Some(error @ (Error::PeerIncompatible(_) | Error::AlertReceived(_))) => Message::new(
             format!("{address} and this program agree on no way to speak TLS: {error}"),
             format!("let {server} speak TLS 1.2 or 1.3 with a modern cipher suite"),
         ),
-        Some(error) => Words::new(
+        Some(error) => Message::new(
             format!("the TLS handshake with {address} failed: {error}"),
             format!("check that {server} listens there"),
         ),
-        None => Words::new(
+        None => Message::new(
             format!(
                 "{address} closes the connection in the TLS handshake ({})",
-                causes(source)
+                error_chain(source)
             ),
             format!(
                 "check that {server} listens there and not something else, and that nothing on the way blocks TLS"
@@ -115,11 +115,11 @@ pub(super) fn tls(target: &Target, address: SocketAddr, error: &UpstreamError) -
 }
 
 /// TLS with somebody else than was expected.
-pub(super) fn verify(target: &Target, address: SocketAddr, error: &UpstreamError) -> Words {
+pub(super) fn verify(target: &CheckTarget, address: SocketAddr, error: &UpstreamError) -> Message {
     let certificate = format!("the certificate of {address}");
-    let Some(failure) = error.verify_failure() else {
-        return Words::new(
-            format!("{certificate} is not proved: {}", causes(error)),
+    let Some(failure) = error.verify_error() else {
+        return Message::new(
+            format!("{certificate} is not proved: {}", error_chain(error)),
             format!(
                 "give {} the key that its certificate was issued for",
                 target.server()
@@ -137,12 +137,12 @@ pub(super) fn verify(target: &Target, address: SocketAddr, error: &UpstreamError
         reason = "rustls adds causes; an unknown one keeps its own words"
     )]
     match failure.cause() {
-        CertificateError::UnknownIssuer | CertificateError::BadSignature => Words::new(
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => Message::new(
             format!(
                 "{certificate} is not signed by {}: it was issued by {issuer}",
                 target.trusted
             ),
-            target.mend_issuer(&issuer),
+            target.issuer_fix(&issuer),
         ),
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             let expected = target.tls.expects();
@@ -151,9 +151,9 @@ pub(super) fn verify(target: &Target, address: SocketAddr, error: &UpstreamError
             } else {
                 format!("{certificate} is not for {expected}, it is for {names}")
             };
-            Words::new(what, target.mend_name(presented))
+            Message::new(what, target.name_fix(presented))
         }
-        CertificateError::Expired | CertificateError::ExpiredContext { .. } => Words::new(
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => Message::new(
             format!(
                 "{certificate} has expired{}, and the clock here says {now}",
                 presented.map_or_else(String::new, |leaf| format!(
@@ -161,32 +161,34 @@ pub(super) fn verify(target: &Target, address: SocketAddr, error: &UpstreamError
                     UtcDate(leaf.not_after)
                 ))
             ),
-            match target.side {
-                Side::Apiserver => {
+            match target.role {
+                TargetRole::Apiserver => {
                     "renew it (`kubeadm certs renew apiserver`, then restart the apiserver), unless the clock is wrong"
                 }
-                Side::Proxy => {
+                TargetRole::Proxy => {
                     "renew it, and let the proxy read it again, unless the clock is wrong"
                 }
             },
         ),
-        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => Words::new(
-            format!(
-                "{certificate} is not valid before {}, and the clock here says {now}",
-                presented.map_or_else(
-                    || "a later day".to_owned(),
-                    |leaf| UtcDate(leaf.not_before).to_string()
-                )
-            ),
-            "set the clock of this machine (NTP), or wait until then",
-        ),
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            Message::new(
+                format!(
+                    "{certificate} is not valid before {}, and the clock here says {now}",
+                    presented.map_or_else(
+                        || "a later day".to_owned(),
+                        |leaf| UtcDate(leaf.not_before).to_string()
+                    )
+                ),
+                "set the clock of this machine (NTP), or wait until then",
+            )
+        }
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
-            Words::new(
+            Message::new(
                 format!("{certificate} is not one for TLS servers"),
                 "issue it again with the extended key usage serverAuth",
             )
         }
-        other => Words::new(
+        other => Message::new(
             format!(
                 "{certificate} is refused: {}",
                 Error::InvalidCertificate(other.clone())
@@ -197,31 +199,31 @@ pub(super) fn verify(target: &Target, address: SocketAddr, error: &UpstreamError
 }
 
 /// A good certificate that will not be for long.
-pub(super) fn expires_soon(target: &Target, leaf: &CertSummary) -> Words {
-    Words::new(
+pub(super) fn expires_soon(target: &CheckTarget, leaf: &CertSummary) -> Message {
+    Message::new(
         format!(
             "the certificate is good, and expires soon: on {}",
             UtcDate(leaf.not_after)
         ),
-        match target.side {
-            Side::Apiserver => {
+        match target.role {
+            TargetRole::Apiserver => {
                 "renew it (`kubeadm certs renew apiserver`, then restart the apiserver)"
             }
-            Side::Proxy => "renew it; the proxy reads it again by itself",
+            TargetRole::Proxy => "renew it; the proxy reads it again by itself",
         },
     )
 }
 
 /// HTTP/1.1 only.
-pub(super) fn no_http2(target: &Target) -> Words {
+pub(super) fn no_http2(target: &CheckTarget) -> Message {
     let what = "HTTP/2 is offered and not chosen, so that all goes over HTTP/1.1: it works, and every watch takes a connection of its own";
-    Words::new(
+    Message::new(
         what,
-        match target.side {
-            Side::Apiserver => {
+        match target.role {
+            TargetRole::Apiserver => {
                 "let the apiserver speak HTTP/2 (no --disable-http2-serving, no GODEBUG=http2server=0), and look for what stands before it"
             }
-            Side::Proxy => {
+            TargetRole::Proxy => {
                 "look for what ends TLS before the proxy: the proxy itself always speaks HTTP/2"
             }
         },
@@ -229,9 +231,9 @@ pub(super) fn no_http2(target: &Target) -> Words {
 }
 
 /// A chain that clients do not accept, who trust the CA in `file` or the public ones.
-pub(super) fn not_accepted(acceptance: &Acceptance, file: Option<&str>) -> Words {
+pub(super) fn not_accepted(acceptance: &Acceptance, file: Option<&str>) -> Message {
     match (acceptance, file) {
-        (Acceptance::NoPath { issuer, .. }, Some(file)) => Words::new(
+        (Acceptance::NoPath { issuer, .. }, Some(file)) => Message::new(
             format!(
                 "the chain does not lead to the CA in {file}: its last certificate was issued by {issuer}, which is missing"
             ),
@@ -243,67 +245,67 @@ pub(super) fn not_accepted(acceptance: &Acceptance, file: Option<&str>) -> Words
                 is_public: true,
             },
             None,
-        ) => Words::new(
+        ) => Message::new(
             format!(
                 "the chain is incomplete: its last certificate was issued by {issuer}, an intermediate that is missing, so that clients refuse it"
             ),
             "append the intermediate certificates of the issuer to the certificate file (many tools call the whole one `fullchain.pem`)",
         ),
-        (Acceptance::NoPath { issuer, .. }, None) => Words::new(
+        (Acceptance::NoPath { issuer, .. }, None) => Message::new(
             format!("no public CA vouches for it: the chain ends at {issuer}"),
             "if that CA is your own, hand it out as certificate-authority-data in the kubeconfigs and give it here with --through-ca; else use a public one",
         ),
-        (Acceptance::Refused { reason }, _) => Words::new(
+        (Acceptance::Refused { reason }, _) => Message::new(
             format!("the certificate {reason}"),
             "issue it again, as clients want it",
         ),
-        (Acceptance::Accepted, _) => Words {
+        (Acceptance::Accepted, _) => Message {
             what: "clients accept it".to_owned(),
-            mend: None,
+            fix: None,
         },
     }
 }
 
-impl Target {
+impl CheckTarget {
     /// What stands there, or should.
     pub(super) fn server(&self) -> &'static str {
-        match self.side {
-            Side::Apiserver => "the apiserver",
-            Side::Proxy => "the proxy",
+        match self.role {
+            TargetRole::Apiserver => "the apiserver",
+            TargetRole::Proxy => "the proxy",
         }
     }
 
     /// Where its host and port were said.
     fn url_is_in(&self) -> &'static str {
-        match self.side {
-            Side::Apiserver => {
+        match self.role {
+            TargetRole::Apiserver => {
                 "the URL of the apiserver (--upstream, the kubeconfig or `clusters`)"
             }
-            Side::Proxy => "the URL after --through",
+            TargetRole::Proxy => "the URL after --through",
         }
     }
 
-    fn mend_issuer(&self, issuer: &str) -> String {
-        match self.side {
-            Side::Apiserver => format!(
+    fn issuer_fix(&self, issuer: &str) -> String {
+        match self.role {
+            TargetRole::Apiserver => format!(
                 "give the CA that issued it with --upstream-ca, in the kubeconfig or in `clusters` (kubeadm keeps it in /etc/kubernetes/pki/ca.crt); \
                  if {issuer} is an intermediate of the trusted CA, it is missing: let the apiserver send it along (append it to the file of --tls-cert-file)"
             ),
-            Side::Proxy => format!(
+            TargetRole::Proxy => format!(
                 "if {issuer} is an intermediate, it is missing: append it to the file of --cert; if it is a CA of your own, give it with --through-ca"
             ),
         }
     }
 
-    fn mend_name(&self, presented: Option<&CertSummary>) -> String {
-        match (self.side, presented.and_then(|leaf| leaf.sans.first())) {
-            (Side::Apiserver, Some(name)) => format!(
+    fn name_fix(&self, presented: Option<&CertSummary>) -> String {
+        match (self.role, presented.and_then(|leaf| leaf.sans.first())) {
+            (TargetRole::Apiserver, Some(name)) => format!(
                 "expect a name that the certificate has, such as --upstream-name {name} (tls-server-name in a kubeconfig), once you are sure that it is the right apiserver"
             ),
-            (Side::Apiserver | Side::Proxy, None) => {
+            (TargetRole::Apiserver | TargetRole::Proxy, None) => {
                 "issue it again with its name as subjectAltName".to_owned()
             }
-            (Side::Proxy, Some(_)) => {
+            (TargetRole::Proxy, Some(_)) => {
                 "use a name that the certificate has, or give the proxy a certificate for this one"
                     .to_owned()
             }

@@ -12,16 +12,16 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::time::{Instant, timeout_at};
 
-use super::{Token, dial::Target};
+use super::{Token, dial::CheckTarget};
 use crate::{
-    addr::UpstreamAddr,
     drain::Drain,
-    upstream::{Offer, Reached, UpstreamError},
+    hosts::UpstreamAddr,
+    upstream::{Offer, TcpConnected, UpstreamError},
 };
 
 /// What is asked.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Question<'a> {
+pub(super) struct CheckRequest<'a> {
     pub(super) path: &'a str,
     pub(super) offer: Offer,
     pub(super) token: Option<&'a Token>,
@@ -31,7 +31,7 @@ pub(super) struct Question<'a> {
 
 /// An answer, its body cut off after [`MAX_BODY`].
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct BufferedResponse {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
@@ -41,7 +41,7 @@ pub(super) struct Answer {
 
 /// The head of an answer whose body is still to come.
 #[derive(Debug)]
-pub(super) struct Streaming {
+pub(super) struct StreamingResponse {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
     body: Incoming,
@@ -49,41 +49,41 @@ pub(super) struct Streaming {
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum NoAnswer {
+pub(super) enum RequestError {
     /// The connection did not come about this time.
     #[error("no connection")]
     Dial(#[source] UpstreamError),
     /// The connection was closed instead.
     #[error("the connection was closed instead of an answer")]
-    Cut(#[source] hyper::Error),
+    Closed(#[source] hyper::Error),
     /// Nothing came.
     #[error("there was no answer")]
-    Silent,
+    Timeout,
 }
 
 /// How a body that should go on came to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum End {
+pub(super) enum StreamEnd {
     /// It did not: it was still open when the time was over.
     Open,
     /// It ended in order after so long.
     Ended(Duration),
     /// It was cut after so long.
-    Cut(Duration),
+    Aborted(Duration),
 }
 
 /// Asks, and reads the answer.
-pub(super) async fn ask(
-    target: &Target,
+pub(super) async fn send(
+    target: &CheckTarget,
     at: UpstreamAddr,
-    question: Question<'_>,
+    question: CheckRequest<'_>,
     more: HeaderMap,
-) -> Result<Answer, NoAnswer> {
-    let Streaming {
+) -> Result<BufferedResponse, RequestError> {
+    let StreamingResponse {
         status,
         headers,
         mut body,
-    } = Box::pin(begin(target, at, question, more)).await?;
+    } = Box::pin(open(target, at, question, more)).await?;
     let now = SystemTime::now();
     let deadline = Instant::now() + question.within;
     let mut read = Vec::new();
@@ -91,13 +91,13 @@ pub(super) async fn ask(
     while status != StatusCode::SWITCHING_PROTOCOLS && read.len() < MAX_BODY {
         match timeout_at(deadline, body.frame()).await {
             Ok(Some(Ok(frame))) => read.extend(frame.into_data().unwrap_or_default()),
-            Ok(Some(Err(error))) => return Err(NoAnswer::Cut(error)),
+            Ok(Some(Err(error))) => return Err(RequestError::Closed(error)),
             Ok(None) => break,
-            Err(_elapsed) => return Err(NoAnswer::Silent),
+            Err(_elapsed) => return Err(RequestError::Timeout),
         }
     }
     read.truncate(MAX_BODY);
-    Ok(Answer {
+    Ok(BufferedResponse {
         status,
         headers,
         body: read.into(),
@@ -106,18 +106,18 @@ pub(super) async fn ask(
 }
 
 /// Asks, and returns as soon as the head of the answer is there.
-pub(super) async fn begin(
-    target: &Target,
+pub(super) async fn open(
+    target: &CheckTarget,
     at: UpstreamAddr,
-    question: Question<'_>,
+    question: CheckRequest<'_>,
     more: HeaderMap,
-) -> Result<Streaming, NoAnswer> {
-    let reached = Reached::dial(at, &target.timeouts)
+) -> Result<StreamingResponse, RequestError> {
+    let reached = TcpConnected::dial(at, &target.timeouts)
         .await
-        .map_err(NoAnswer::Dial)?;
+        .map_err(RequestError::Dial)?;
     let verified = Box::pin(reached.secure(&target.tls, question.offer))
         .await
-        .map_err(NoAnswer::Dial)?;
+        .map_err(RequestError::Dial)?;
     let request = request(target, question, more, verified.is_http2);
     // What runs the connection ends with it; nobody waits for it.
     let running = Drain::new();
@@ -135,34 +135,34 @@ pub(super) async fn begin(
     };
     let response = timeout_at(Instant::now() + question.within, Box::pin(asked))
         .await
-        .map_err(|_elapsed| NoAnswer::Silent)?
-        .map_err(NoAnswer::Cut)?;
+        .map_err(|_elapsed| RequestError::Timeout)?
+        .map_err(RequestError::Closed)?;
     let (head, body) = response.into_parts();
-    Ok(Streaming {
+    Ok(StreamingResponse {
         status: head.status,
         headers: head.headers,
         body,
     })
 }
 
-impl Streaming {
+impl StreamingResponse {
     /// Reads on until the body ends or `time` is over.
-    pub(super) async fn stays_open(mut self, time: Duration) -> End {
+    pub(super) async fn stays_open(mut self, time: Duration) -> StreamEnd {
         let begun = Instant::now();
         loop {
             match timeout_at(begun + time, self.body.frame()).await {
                 Ok(Some(Ok(_))) => {}
-                Ok(Some(Err(_))) => return End::Cut(begun.elapsed()),
-                Ok(None) => return End::Ended(begun.elapsed()),
-                Err(_elapsed) => return End::Open,
+                Ok(Some(Err(_))) => return StreamEnd::Aborted(begun.elapsed()),
+                Ok(None) => return StreamEnd::Ended(begun.elapsed()),
+                Err(_elapsed) => return StreamEnd::Open,
             }
         }
     }
 }
 
 fn request(
-    target: &Target,
-    question: Question<'_>,
+    target: &CheckTarget,
+    question: CheckRequest<'_>,
     more: HeaderMap,
     is_http2: bool,
 ) -> Request<Empty<Bytes>> {

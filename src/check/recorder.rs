@@ -4,8 +4,8 @@ use std::{error::Error, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Check, Finding, Leg, Outcome, Report, Section};
-use crate::telemetry::causes;
+use super::{Check, CheckOutcome, CheckReport, Finding, Leg, Section};
+use crate::text::{self, error_chain};
 
 /// What a run tells while it goes on.
 #[derive(Debug, Clone, Copy)]
@@ -19,67 +19,67 @@ pub enum Event<'a> {
 }
 
 /// The report so far, and the part it is at.
-pub(super) struct Notes<'a> {
-    report: Report,
+pub(super) struct Recorder<'a> {
+    report: CheckReport,
     tell: &'a mut dyn FnMut(Event<'_>),
     section: Section,
     leg: Leg,
-    of: String,
+    target: String,
     since: Instant,
 }
 
-/// Something found, with its mend unless there is nothing to mend.
+/// Something found, with its fix unless there is nothing to fix.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Words {
+pub(super) struct Message {
     pub(super) what: String,
-    pub(super) mend: Option<String>,
+    pub(super) fix: Option<String>,
 }
 
-impl Words {
-    pub(super) fn new(what: impl Into<String>, mend: impl Into<String>) -> Self {
+impl Message {
+    pub(super) fn new(what: impl Into<String>, fix: impl Into<String>) -> Self {
         Self {
             what: what.into(),
-            mend: Some(mend.into()),
+            fix: Some(fix.into()),
         }
     }
 
-    /// A sentence of this crate, whose mend stands behind its last semicolon.
-    pub(super) fn of_sentence(sentence: &str) -> Self {
+    /// A sentence of this crate, whose fix stands behind its last semicolon.
+    pub(super) fn from_sentence(sentence: &str) -> Self {
         match sentence.rsplit_once("; ") {
-            Some((what, mend)) => Self::new(what, mend),
+            Some((what, fix)) => Self::new(what, fix),
             None => Self {
                 what: sentence.to_owned(),
-                mend: None,
+                fix: None,
             },
         }
     }
 
     /// An error of this crate and its causes.
-    pub(super) fn of_error(error: &(dyn Error + 'static)) -> Self {
-        Self::of_sentence(&causes(error).to_string())
+    pub(super) fn from_error(error: &(dyn Error + 'static)) -> Self {
+        Self::from_sentence(&error_chain(error).to_string())
     }
 }
 
-impl<'a> Notes<'a> {
+impl<'a> Recorder<'a> {
     pub(super) fn new(tell: &'a mut dyn FnMut(Event<'_>)) -> Self {
         Self {
-            report: Report::default(),
+            report: CheckReport::default(),
             tell,
-            section: Section::Here,
+            section: Section::Local,
             leg: Leg::None,
-            of: String::new(),
+            target: String::new(),
             since: Instant::now(),
         }
     }
 
-    pub(super) fn begin(&mut self, section: Section, of: &str, title: &str) {
+    pub(super) fn begin(&mut self, section: Section, target: &str, title: &str) {
         self.section = section;
         self.leg = match section {
-            Section::Here => Leg::None,
+            Section::Local => Leg::None,
             Section::Upstream => Leg::ProxyApiserver,
             Section::Through => Leg::ClientProxy,
         };
-        of.clone_into(&mut self.of);
+        target.clone_into(&mut self.target);
         (self.tell)(Event::Section(title));
         self.since = Instant::now();
     }
@@ -91,20 +91,26 @@ impl<'a> Notes<'a> {
     }
 
     pub(super) fn ok(&mut self, check: Check, what: impl Into<String>) {
-        self.note(check, Outcome::Ok, what.into(), None, self.leg);
+        self.note(check, CheckOutcome::Ok, what.into(), None, self.leg);
     }
 
-    pub(super) fn warning(&mut self, check: Check, words: Words) {
-        self.note(check, Outcome::Warning, words.what, words.mend, self.leg);
+    pub(super) fn warning(&mut self, check: Check, words: Message) {
+        self.note(
+            check,
+            CheckOutcome::Warning,
+            words.what,
+            words.fix,
+            self.leg,
+        );
     }
 
-    pub(super) fn failed(&mut self, check: Check, words: Words) {
-        self.note(check, Outcome::Failed, words.what, words.mend, self.leg);
+    pub(super) fn failed(&mut self, check: Check, words: Message) {
+        self.note(check, CheckOutcome::Failed, words.what, words.fix, self.leg);
     }
 
     /// A failure on another leg than the one the part is about.
-    pub(super) fn failed_on(&mut self, leg: Leg, check: Check, words: Words) {
-        self.note(check, Outcome::Failed, words.what, words.mend, leg);
+    pub(super) fn failed_on(&mut self, leg: Leg, check: Check, words: Message) {
+        self.note(check, CheckOutcome::Failed, words.what, words.fix, leg);
     }
 
     pub(super) fn skipped(&mut self, checks: &[Check], why: &str) {
@@ -112,7 +118,7 @@ impl<'a> Notes<'a> {
             self.since = Instant::now();
             self.note(
                 *check,
-                Outcome::Skipped,
+                CheckOutcome::Skipped,
                 format!("skipped: {why}"),
                 None,
                 self.leg,
@@ -123,19 +129,19 @@ impl<'a> Notes<'a> {
     fn note(
         &mut self,
         check: Check,
-        outcome: Outcome,
-        what: String,
-        mend: Option<String>,
+        outcome: CheckOutcome,
+        message: String,
+        fix: Option<String>,
         leg: Leg,
     ) {
         let finding = Finding {
             check,
             section: self.section,
             leg,
-            of: self.of.clone(),
+            target: self.target.clone(),
             outcome,
-            what,
-            mend,
+            message,
+            fix,
             took: self.since.elapsed(),
         };
         (self.tell)(Event::Found(&finding));
@@ -143,25 +149,14 @@ impl<'a> Notes<'a> {
         self.since = Instant::now();
     }
 
-    pub(super) fn into_report(self) -> Report {
+    pub(super) fn into_report(self) -> CheckReport {
         self.report
     }
 }
 
-/// Text of a peer, fit for a terminal: one line, no control characters, not endless.
-pub(super) fn shown(text: &str) -> String {
-    let mut shown = String::new();
-    for (index, char) in text.trim().chars().enumerate() {
-        if index >= MAX_SHOWN_CHARS {
-            shown.push('…');
-            break;
-        }
-        match char {
-            '"' | '\'' | '\\' => shown.push(char),
-            _ => shown.extend(char.escape_debug()),
-        }
-    }
-    shown
+/// Text of a peer, fit for a terminal.
+pub(super) fn escape(text: &str) -> String {
+    text::escape(text.trim(), MAX_SHOWN_CHARS).to_string()
 }
 
 /// `5 s`, `300 ms`.

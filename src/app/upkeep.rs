@@ -14,24 +14,24 @@ use tokio::{
 use crate::{
     downstream::Shared,
     drain::Drain,
-    upstream::{Cluster, Endpoints, Worker},
+    upstream::{Cluster, Endpoints, UpstreamContext},
 };
 
 /// What is done for the clusters that are served, beside their requests.
-pub(super) struct Care {
-    prober: Arc<Worker>,
+pub(super) struct EndpointUpkeep {
+    prober: Arc<UpstreamContext>,
     drain: Drain,
     probed: Vec<(Arc<Cluster>, JoinHandle<()>)>,
 }
 
-impl Care {
+impl EndpointUpkeep {
     /// For no cluster yet.
     pub(super) fn new(shared: &Shared) -> Self {
         let drain = Drain::new();
         // Probes dial as clients do; they have no client whose worker they could use.
         let (limits, timeouts) = (shared.limits.clone(), shared.timeouts.clone());
         Self {
-            prober: Arc::new(Worker::new(limits, timeouts, drain.clone())),
+            prober: Arc::new(UpstreamContext::new(limits, timeouts, drain.clone())),
             drain,
             probed: Vec::new(),
         }
@@ -39,7 +39,7 @@ impl Care {
 
     /// Goes over to these clusters. Waits for a first answer about the names that are new, so that no
     /// request fails for want of an address.
-    pub(super) async fn take(&mut self, clusters: &[Arc<Cluster>]) {
+    pub(super) async fn update(&mut self, clusters: &[Arc<Cluster>]) {
         let mut lookups = Vec::new();
         for endpoints in clusters.iter().map(|cluster| cluster.endpoints()) {
             let mut known = self.probed.iter().map(|(known, _)| known.endpoints());

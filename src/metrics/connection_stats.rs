@@ -2,26 +2,26 @@
 
 use std::sync::{Arc, OnceLock, Weak};
 
-use super::{Counts, LeaseEnd, LeaseFrom};
+use super::{Counters, LeaseEnd, LeaseFrom};
 
 /// Counts the end of an upstream connection when dropped, once, under the first reason that was given.
 /// A connection that never began, such as one of a test, is not counted.
 #[derive(Debug, Default)]
-pub struct Life {
+pub struct ConnectionStats {
     begun: OnceLock<Begun>,
     end: OnceLock<LeaseEnd>,
 }
 
 #[derive(Debug)]
 struct Begun {
-    counts: Arc<Counts>,
+    counts: Arc<Counters>,
     /// Gone once the cluster that the connection was made for has been replaced.
     generation: Weak<()>,
 }
 
-impl Life {
+impl ConnectionStats {
     /// The connection was dialled and is leased.
-    pub fn begins(&self, counts: &Arc<Counts>, generation: &Arc<()>) {
+    pub fn on_dial(&self, counts: &Arc<Counters>, generation: &Arc<()>) {
         counts.lease_taken(LeaseFrom::Dial);
         let begun = Begun {
             counts: Arc::clone(counts),
@@ -32,19 +32,19 @@ impl Life {
     }
 
     /// An idle connection was leased again.
-    pub fn goes_on(&self) {
+    pub fn on_reuse(&self) {
         if let Some(begun) = self.begun.get() {
             begun.counts.lease_taken(LeaseFrom::Idle);
         }
     }
 
     /// From now on the connection is not used for another request; the first reason stays.
-    pub fn ends(&self, why: LeaseEnd) {
+    pub fn set_end_reason(&self, why: LeaseEnd) {
         self.end.set(why).ok();
     }
 }
 
-impl Drop for Life {
+impl Drop for ConnectionStats {
     fn drop(&mut self) {
         let Some(Begun { counts, generation }) = self.begun.get() else {
             return;
@@ -64,24 +64,24 @@ impl Drop for Life {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::Total;
+    use crate::metrics::MetricsSnapshot;
 
     #[test]
     fn an_end_is_counted_once_under_its_first_reason() {
-        let (counts, generation) = (Arc::new(Counts::default()), Arc::new(()));
-        let life = Life::default();
-        life.begins(&counts, &generation);
-        life.goes_on();
-        life.ends(LeaseEnd::Unauthorized);
-        life.ends(LeaseEnd::GoAway);
-        drop(life);
-        drop(Life::default());
-        let aged = Life::default();
-        aged.begins(&counts, &generation);
-        aged.ends(LeaseEnd::Age);
+        let (counts, generation) = (Arc::new(Counters::default()), Arc::new(()));
+        let stats = ConnectionStats::default();
+        stats.on_dial(&counts, &generation);
+        stats.on_reuse();
+        stats.set_end_reason(LeaseEnd::Unauthorized);
+        stats.set_end_reason(LeaseEnd::GoAway);
+        drop(stats);
+        drop(ConnectionStats::default());
+        let aged = ConnectionStats::default();
+        aged.on_dial(&counts, &generation);
+        aged.set_end_reason(LeaseEnd::Age);
         drop(generation);
         drop(aged);
-        let total = Total::of([&counts]);
+        let total = MetricsSnapshot::from_workers([&counts]);
         assert_eq!(total.leases_taken(LeaseFrom::Dial), 2);
         assert_eq!(total.leases_taken(LeaseFrom::Idle), 1);
         for why in LeaseEnd::ALL {

@@ -12,21 +12,26 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Check, Notes, Plan, Words, words::not_accepted};
+use super::{Check, Message, Plan, Recorder, messages::not_accepted};
 use crate::{
-    addr::UpstreamAddr,
     admin::Admin,
-    app::{AppError, ListenFault},
+    app::AppError,
     config::{ClusterConfig, Config, Timeouts},
-    listener::{self, Others},
+    hosts::UpstreamAddr,
+    listen_error::{ListenError, ListenFlag},
+    listener::{self, PortSharing},
     pki::{Acceptance, Days, Identity, TrustAnchors, UtcDate, public_roots},
-    upstream::{ClientTls, Offer, Reached},
+    upstream::{ClientTls, Offer, TcpConnected},
 };
 
 /// Checks all of it; returns the names in the certificates.
-pub(super) async fn check(plan: &Plan, config: &Config, notes: &mut Notes<'_>) -> Vec<String> {
+pub(super) async fn check(
+    plan: &Plan,
+    config: &Config,
+    recorder: &mut Recorder<'_>,
+) -> Vec<String> {
     let listen: Vec<_> = config.listen.iter().map(ToString::to_string).collect();
-    notes.ok(
+    recorder.ok(
         Check::Configuration,
         format!(
             "{}, {}, listening on {}",
@@ -40,26 +45,26 @@ pub(super) async fn check(plan: &Plan, config: &Config, notes: &mut Notes<'_>) -
     for files in &config.identities {
         match Identity::load(files, now) {
             Ok(identity) => {
-                certificate(&identity, now, notes);
-                accepted(plan, &identity, now, notes);
+                certificate(&identity, now, recorder);
+                accepted(plan, &identity, now, recorder);
                 identities.push(identity);
             }
             Err(error) => {
-                notes.failed(Check::Certificate, Words::of_error(&error));
-                notes.skipped(&[Check::Trust], "the certificate is unusable");
+                recorder.failed(Check::Certificate, Message::from_error(&error));
+                recorder.skipped(&[Check::Trust], "the certificate is unusable");
             }
         }
     }
     if identities.len() == config.identities.len() {
-        hosts(&config.clusters, &identities, notes);
+        hosts(&config.clusters, &identities, recorder);
     } else {
-        notes.skipped(&[Check::Hosts], "a certificate is unusable");
+        recorder.skipped(&[Check::Hosts], "a certificate is unusable");
     }
     for address in &config.listen {
-        Box::pin(port(*address, config, &identities, notes)).await;
+        Box::pin(port(*address, config, &identities, recorder)).await;
     }
     if let Some(address) = config.admin {
-        admin_port(address, config, notes).await;
+        admin_port(address, config, recorder).await;
     }
     identities
         .iter()
@@ -69,12 +74,12 @@ pub(super) async fn check(plan: &Plan, config: &Config, notes: &mut Notes<'_>) -
 }
 
 /// The CAs of a cluster, as settings for a dial; `None` once what is wrong with them is noted.
-pub(super) fn trust(cluster: &ClusterConfig, notes: &mut Notes<'_>) -> Option<ClientTls> {
+pub(super) fn trust(cluster: &ClusterConfig, recorder: &mut Recorder<'_>) -> Option<ClientTls> {
     let now = SystemTime::now();
     let anchors = match TrustAnchors::load(&cluster.trust, now) {
         Ok(anchors) => anchors,
         Err(error) => {
-            notes.failed(Check::Ca, Words::of_error(&error));
+            recorder.failed(Check::Ca, Message::from_error(&error));
             return None;
         }
     };
@@ -83,23 +88,23 @@ pub(super) fn trust(cluster: &ClusterConfig, notes: &mut Notes<'_>) -> Option<Cl
         .iter()
         .map(|ca| format!("{}, {} left", ca.subject, Days(ca.days_left(now))))
         .collect();
-    notes.ok(Check::Ca, format!("trusted: {}", cas.join("; ")));
+    recorder.ok(Check::Ca, format!("trusted: {}", cas.join("; ")));
     for warning in anchors.warnings() {
-        notes.warning(Check::Ca, Words::of_sentence(&warning));
+        recorder.warning(Check::Ca, Message::from_sentence(&warning));
     }
     match ClientTls::new(anchors.roots(), cluster.expected_name.clone()) {
         Ok(tls) => Some(tls),
         Err(error) => {
-            notes.failed(Check::Ca, Words::of_error(&error));
+            recorder.failed(Check::Ca, Message::from_error(&error));
             None
         }
     }
 }
 
 /// What has loaded is whole: key and certificate are a pair, the chain is in order, today is within.
-fn certificate(identity: &Identity, now: SystemTime, notes: &mut Notes<'_>) {
+fn certificate(identity: &Identity, now: SystemTime, recorder: &mut Recorder<'_>) {
     let leaf = identity.summary();
-    notes.ok(
+    recorder.ok(
         Check::Certificate,
         format!(
             "for {}: the key belongs to it, {} in the file, {} left until {}",
@@ -110,12 +115,12 @@ fn certificate(identity: &Identity, now: SystemTime, notes: &mut Notes<'_>) {
         ),
     );
     for warning in identity.warnings(now) {
-        notes.warning(Check::Certificate, Words::of_sentence(&warning));
+        recorder.warning(Check::Certificate, Message::from_sentence(&warning));
     }
 }
 
 /// Whether clients accept the chain.
-fn accepted(plan: &Plan, identity: &Identity, now: SystemTime, notes: &mut Notes<'_>) {
+fn accepted(plan: &Plan, identity: &Identity, now: SystemTime, recorder: &mut Recorder<'_>) {
     let (roots, whose) = match &plan.clients_trust {
         Some((file, anchors)) => (anchors.roots(), Some(file.as_str())),
         None => (public_roots(), None),
@@ -123,13 +128,13 @@ fn accepted(plan: &Plan, identity: &Identity, now: SystemTime, notes: &mut Notes
     let acceptance = identity.acceptance(roots, now);
     let words = match (&acceptance, whose) {
         (Acceptance::Accepted, Some(file)) => {
-            return notes.ok(
+            return recorder.ok(
                 Check::Trust,
                 format!("clients that trust the CA in {file} accept it"),
             );
         }
         (Acceptance::Accepted, None) => {
-            return notes.ok(
+            return recorder.ok(
                 Check::Trust,
                 "clients accept it as they are: the chain leads to a public CA",
             );
@@ -143,15 +148,15 @@ fn accepted(plan: &Plan, identity: &Identity, now: SystemTime, notes: &mut Notes
                 is_public: false, ..
             },
             None,
-        ) => notes.warning(Check::Trust, words),
+        ) => recorder.warning(Check::Trust, words),
         (Acceptance::Accepted | Acceptance::NoPath { .. } | Acceptance::Refused { .. }, _) => {
-            notes.failed(Check::Trust, words);
+            recorder.failed(Check::Trust, words);
         }
     }
 }
 
 /// Whether each name that leads to a cluster is in a certificate.
-fn hosts(clusters: &[ClusterConfig], identities: &[Identity], notes: &mut Notes<'_>) {
+fn hosts(clusters: &[ClusterConfig], identities: &[Identity], recorder: &mut Recorder<'_>) {
     let names: Vec<_> = identities
         .iter()
         .flat_map(Identity::names)
@@ -167,7 +172,7 @@ fn hosts(clusters: &[ClusterConfig], identities: &[Identity], notes: &mut Notes<
         .copied()
         .collect();
     if !bare.is_empty() {
-        let words = Words::new(
+        let words = Message::new(
             format!(
                 "no certificate is for {}, so that clients refuse to connect; there are certificates for {}",
                 bare.join(", "),
@@ -175,7 +180,7 @@ fn hosts(clusters: &[ClusterConfig], identities: &[Identity], notes: &mut Notes<
             ),
             "add a certificate with that name (--cert and --key), or take the name out of --host or `hosts`",
         );
-        return notes.failed(Check::Hosts, words);
+        return recorder.failed(Check::Hosts, words);
     }
     // The names of the certificates lead to the only cluster there is.
     if clusters.len() == 1 {
@@ -183,7 +188,7 @@ fn hosts(clusters: &[ClusterConfig], identities: &[Identity], notes: &mut Notes<
         served.sort_unstable();
         served.dedup();
     }
-    notes.ok(
+    recorder.ok(
         Check::Hosts,
         format!("clients reach it as {}", served.join(", ")),
     );
@@ -194,24 +199,24 @@ async fn port(
     address: SocketAddr,
     config: &Config,
     identities: &[Identity],
-    notes: &mut Notes<'_>,
+    recorder: &mut Recorder<'_>,
 ) {
-    let others = if config.takeover {
-        Others::TakenOver
+    let sharing = if config.reuse_port {
+        PortSharing::Reuse
     } else {
-        Others::Refused
+        PortSharing::Exclusive
     };
-    let error = match listener::claim(address, others) {
+    let error = match listener::claim(address, sharing) {
         Ok(_free) if address.port() == 0 => {
-            return notes.ok(Check::Listen, format!("{address}: any free port will do"));
+            return recorder.ok(Check::Listen, format!("{address}: any free port will do"));
         }
-        Ok(_free) => return notes.ok(Check::Listen, format!("{address} is free")),
+        Ok(_free) => return recorder.ok(Check::Listen, format!("{address} is free")),
         Err(error) => error,
     };
     if error.kind() == io::ErrorKind::AddrInUse
         && Box::pin(presents(address, identities, &config.timeouts)).await
     {
-        return notes.ok(
+        return recorder.ok(
             Check::Listen,
             format!(
                 "{address} is taken by a server with this very certificate: the proxy runs already"
@@ -222,29 +227,29 @@ async fn port(
         let why = format!(
             "{address} is in use, perhaps by the proxy itself, whose certificate would tell"
         );
-        return notes.skipped(&[Check::Listen], &why);
+        return recorder.skipped(&[Check::Listen], &why);
     }
-    let source = ListenFault::from(error);
-    notes.failed(
+    let source = ListenError::new(ListenFlag::Clients, error);
+    recorder.failed(
         Check::Listen,
-        Words::of_error(&AppError::Listen { address, source }),
+        Message::from_error(&AppError::Listen { address, source }),
     );
 }
 
 /// The same for the admin port, which no two processes share.
-async fn admin_port(address: SocketAddr, config: &Config, notes: &mut Notes<'_>) {
+async fn admin_port(address: SocketAddr, config: &Config, recorder: &mut Recorder<'_>) {
     match Admin::bind(address) {
-        Ok(_free) => notes.ok(
+        Ok(_free) => recorder.ok(
             Check::Listen,
             format!("{address} is free for the admin port"),
         ),
-        Err(_taken) if !config.takeover && is_admin_port(address, &config.timeouts).await => {
-            notes.ok(
+        Err(_taken) if !config.reuse_port && is_admin_port(address, &config.timeouts).await => {
+            recorder.ok(
                 Check::Listen,
                 format!("{address} is the admin port of a proxy that runs already"),
             );
         }
-        Err(error) => notes.failed(Check::Listen, Words::of_error(&error)),
+        Err(error) => recorder.failed(Check::Listen, Message::from_error(&error)),
     }
 }
 
@@ -283,14 +288,14 @@ async fn presents(address: SocketAddr, identities: &[Identity], timeouts: &Timeo
         let Some(tls) = name.and_then(|name| ClientTls::new(public_roots(), name).ok()) else {
             continue;
         };
-        let Ok(reached) = Reached::dial(address, timeouts).await else {
+        let Ok(reached) = TcpConnected::dial(address, timeouts).await else {
             return false;
         };
         // Mostly it is refused, for its CA is not looked for here; what was presented is known all the same.
         let presented = match Box::pin(reached.secure(&tls, Offer::Http1)).await {
             Ok(verified) => verified.certificate.map(|leaf| leaf.sha256),
             Err(error) => error
-                .verify_failure()
+                .verify_error()
                 .and_then(|failure| failure.presented())
                 .map(|leaf| leaf.sha256.clone()),
         };
