@@ -95,7 +95,7 @@ fn config(upstream: SocketAddr, identities: Vec<IdentityFiles>, trust: TrustSour
     Config {
         sources: Vec::new(),
         listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
-        takeover: false,
+        reuse_port: false,
         workers: NonZeroUsize::MIN,
         identities,
         clusters: vec![ClusterConfig {
