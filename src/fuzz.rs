@@ -7,13 +7,14 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
 #[must_use]
-pub fn targets() -> [Target; 6] {
-    let [headers, host] = crate::proxy::FUZZ;
+pub fn targets() -> [Target; 7] {
+    let [headers, host, path] = crate::proxy::FUZZ;
     let [goaway, answer, chunks] = crate::upstream::FUZZ;
     [
         ("heads", crate::downstream::FUZZ),
         ("headers", headers),
         ("host", host),
+        ("path", path),
         ("goaway", goaway),
         ("answer", answer),
         ("chunks", chunks),

@@ -14,16 +14,15 @@
 //! Under the HTTP of both legs lies `transport`, which reads ahead and gathers writes.
 //! Beside the path stand [`app`] (builds the parts and runs the workers), [`check`] (finds what does not
 //! work and says the mend), [`cli`], [`config`], [`pki`], [`reload`], [`drain`], [`metrics`] and [`admin`]
-//! (what is counted, and who may read it), [`telemetry`] and [`addr`].
+//! (what is counted, and who may read it), [`heartbeat`], [`telemetry`], [`hosts`] and `text`.
 //!
 //! # What is deliberately absent
 //!
 //! No switch that turns verification off. No pool that clients share: an upstream connection serves
-//! one client at a time ([`upstream::Lease`]). No buffering of bodies. No clock, file or environment
+//! one client at a time ([`upstream::ClientLeases`]). No buffering of bodies. No clock, file or environment
 //! variable is read on the way of a request. No request is sent twice unless it provably was not
 //! processed ([`upstream::UpstreamError::is_unprocessed`]).
 
-pub mod addr;
 pub mod admin;
 pub mod app;
 #[doc(hidden)]
@@ -35,6 +34,8 @@ pub mod downstream;
 pub mod drain;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod heartbeat;
+pub mod hosts;
 pub mod listen_error;
 pub mod listener;
 pub mod metrics;
@@ -43,5 +44,6 @@ pub mod proxy;
 pub mod reload;
 mod socket;
 pub mod telemetry;
+mod text;
 mod transport;
 pub mod upstream;

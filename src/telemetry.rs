@@ -2,11 +2,7 @@
 //!
 //! A log sink that stalls must not stall requests: lines beyond the queue are dropped and counted.
 
-use std::{
-    error::Error,
-    fmt::{Display, Formatter, Result as FmtResult},
-    io::IsTerminal,
-};
+use std::io::IsTerminal;
 
 use tracing::{Level, Metadata};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
@@ -84,25 +80,6 @@ fn may_be_logged(metadata: &Metadata<'_>) -> bool {
     metadata.target().starts_with(env!("CARGO_CRATE_NAME")) || *metadata.level() == Level::ERROR
 }
 
-/// An error and its causes for a log line, joined by `: `; as a value, JSON would carry the error alone.
-pub(crate) fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Display + 'a {
-    Causes(error)
-}
-
 /// Lines that may wait for a slow log sink: room for all of them is made at the start, and they hold some
 /// 400 bytes each.
 const WAITING_LINES: usize = 16 * 1024;
-
-struct Causes<'a>(&'a (dyn Error + 'static));
-
-impl Display for Causes<'_> {
-    fn fmt(&self, f: &mut Formatter<'_>) -> FmtResult {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
-    }
-}

@@ -51,10 +51,10 @@ impl Checks {
 
 /// Fails when only a restart can help.
 pub(super) fn livez(sources: &Sources) -> Checks {
-    let (worker, silence) = sources.metrics.most_silent();
+    let (worker, silence) = sources.heartbeats.longest_silence();
     let failure = (silence >= STUCK).then(|| {
         format!(
-            "worker {worker} has not turned its loop for {} s; restart the process",
+            "worker {worker}: event loop stalled for {} s; restart the process",
             silence.as_secs()
         )
     });
@@ -118,7 +118,9 @@ fn upstream(sources: &Sources) -> Option<String> {
     let report = sources.report.borrow();
     let is_well = |cluster: &Cluster| {
         let health = cluster.endpoints().health();
-        health.iter().any(|endpoint| endpoint.state == Health::Well)
+        health
+            .iter()
+            .any(|endpoint| endpoint.state == Health::Healthy)
     };
     if report.clusters.iter().any(|cluster| is_well(cluster)) {
         return None;
@@ -133,9 +135,9 @@ fn upstream(sources: &Sources) -> Option<String> {
         for endpoint in health {
             let (address, why) = (endpoint.address, endpoint.why.unwrap_or_default());
             told.push(match endpoint.state {
-                Health::Ill if !why.is_empty() => format!("{name}: {why}"),
-                Health::Ill => format!("{name}: {address} does not work"),
-                Health::Unknown | Health::Well => format!("{name}: {address} was not tried yet"),
+                Health::Unhealthy if !why.is_empty() => format!("{name}: {why}"),
+                Health::Unhealthy => format!("{name}: {address} does not work"),
+                Health::Unknown | Health::Healthy => format!("{name}: {address} was not tried yet"),
             });
         }
     }
@@ -155,6 +157,7 @@ mod tests {
     use super::*;
     use crate::{
         config::{Environment, ServeArgs, load},
+        heartbeat::Heartbeats,
         metrics::Metrics,
         reload::{Material, Reloader},
     };
@@ -177,6 +180,7 @@ mod tests {
         let (tell, phase) = watch::channel(phase);
         let sources = Sources {
             metrics: Arc::new(Metrics::new(2)),
+            heartbeats: Heartbeats::new(2),
             report: reloader.report(),
             phase,
             listening: Vec::new(),
@@ -192,21 +196,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_worker_that_is_stuck_and_no_other_thing_makes_livez_fail() {
+    async fn livez_fails_only_when_a_worker_is_stalled() {
         let dir = TempDir::new();
         let (sources, _tell, _reloader) = sources(&dir, Phase::Draining);
-        let turn = async |worker: usize, seconds| {
-            let turning = sources.metrics.workers()[worker].keep_beating();
-            let while_it_turns = tokio::time::timeout(Duration::from_secs(seconds), turning);
-            while_it_turns.await.unwrap_err();
+        let workers = [0, 1].map(|number| sources.heartbeats.worker(number));
+        let run = async |worker: usize, seconds| {
+            let running = workers[worker].heartbeat();
+            let running = tokio::time::timeout(Duration::from_secs(seconds), running);
+            running.await.unwrap_err();
         };
-        turn(1, 1).await;
+        run(1, 1).await;
         advance(STUCK - Duration::from_secs(2)).await;
         assert_eq!(livez(&sources).text(false), "ok");
-        turn(0, 3).await;
+        run(0, 3).await;
         assert_eq!(
             livez(&sources).text(false),
-            "[-]workers failed: worker 1 has not turned its loop for 11 s; restart the process\nlivez check failed\n"
+            "[-]workers failed: worker 1: event loop stalled for 11 s; restart the process\nlivez check failed\n"
         );
     }
 

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use http::{Request, header};
 
 use super::sources::Sources;
+use crate::text::escape;
 
 /// `None` if the page may be shown to who asks, or why not, with the mend.
 pub(super) fn refusal<B>(sources: &Sources, request: &Request<B>) -> Option<String> {
@@ -25,9 +26,9 @@ pub(super) fn refusal<B>(sources: &Sources, request: &Request<B>) -> Option<Stri
     if is_nobody_elses(&name) || is_the_operators(sources, &name) {
         return None;
     }
-    let shown: String = name.chars().take(MOST_CHARS).collect();
+    let shown = escape(&name, MOST_CHARS);
     Some(format!(
-        "the status page is not shown under the name {shown:?}, which may be a stranger's; open it by its IP address, as \
+        "the status page is not shown under the name \"{shown}\", which may be a stranger's; open it by its IP address, as \
          localhost (kubectl port-forward), or by a name of the certificate\n"
     ))
 }

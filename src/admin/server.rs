@@ -14,7 +14,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{health, health::Checks, host, page::Page, sources::Sources, view::View};
-use crate::{config::Timeouts, drain::Drain, metrics, socket, telemetry::causes};
+use crate::{config::Timeouts, drain::Drain, metrics, socket, text::error_chain};
 
 /// Serves until the drain begins.
 pub(super) async fn serve(
@@ -52,7 +52,7 @@ pub(super) async fn serve(
                 });
             }
             Err(error) => {
-                warn!(error = %causes(&error), "accept failed on the admin port");
+                warn!(error = %error_chain(&error), "accept failed on the admin port");
                 tokio::time::sleep(PAUSE).await;
             }
         }
@@ -71,7 +71,7 @@ async fn converse(stream: TcpStream, sources: &Sources, page: &Page) {
         .serve_connection(TokioIo::new(stream), answer)
         .await;
     if let Err(error) = ended {
-        debug!(error = %causes(&error), "admin connection ended early");
+        debug!(error = %error_chain(&error), "admin connection ended early");
     }
 }
 

@@ -10,6 +10,7 @@ use tokio::{sync::watch, time::Instant};
 
 use crate::{
     drain::Phase,
+    heartbeat::Heartbeats,
     metrics::{self, Exposition, Family, Label, Metrics, Process, Reloaded, unix_seconds},
     pki::Identity,
     reload::Report,
@@ -21,6 +22,8 @@ use crate::{
 pub struct Sources {
     /// What workers have counted.
     pub metrics: Arc<Metrics>,
+    /// The heartbeats of the workers.
+    pub heartbeats: Heartbeats,
     /// What is served, and what the last looks at files came to.
     pub report: watch::Receiver<Report>,
     /// How far the process is on its way to its end.
@@ -71,7 +74,7 @@ impl Sources {
                     ("cluster", cluster.name().to_owned().into()),
                     ("endpoint", address.to_string().into()),
                 ];
-                let is_well = state == Health::Well;
+                let is_well = state == Health::Healthy;
                 to.gauge(
                     &metrics::ENDPOINT_HEALTHY,
                     labels,

@@ -6,7 +6,6 @@ use serde::Serialize;
 
 use super::{health, sources::Sources};
 use crate::{
-    config::ClusterConfig,
     drain::Phase,
     metrics::{LongLived, StreamInfo, unix_seconds},
     upstream::{Cluster, Health},
@@ -122,7 +121,7 @@ impl View {
                 });
                 ClusterView {
                     name: cluster.name().to_owned(),
-                    url: url(config),
+                    url: config.url(),
                     hosts: config.hosts.clone(),
                     trusted: trusted.collect(),
                     endpoints: endpoints(sources, cluster),
@@ -203,8 +202,8 @@ fn endpoints(sources: &Sources, cluster: &Cluster) -> Vec<EndpointView> {
     let each = health.map(|endpoint| EndpointView {
         address: endpoint.address.to_string(),
         state: match endpoint.state {
-            Health::Well => "healthy",
-            Health::Ill => "unhealthy",
+            Health::Healthy => "healthy",
+            Health::Unhealthy => "unhealthy",
             Health::Unknown => "unknown",
         },
         since: sources.unix(endpoint.since),
@@ -212,20 +211,6 @@ fn endpoints(sources: &Sources, cluster: &Cluster) -> Vec<EndpointView> {
         why: endpoint.why,
     });
     each.collect()
-}
-
-fn url(cluster: &ClusterConfig) -> String {
-    let ClusterConfig {
-        upstream_host: host,
-        upstream_port: port,
-        path_prefix: prefix,
-        ..
-    } = cluster;
-    if host.contains(':') {
-        format!("https://[{host}]:{port}{prefix}")
-    } else {
-        format!("https://{host}:{port}{prefix}")
-    }
 }
 
 /// Watches and tunnels that the page lists; nobody reads more.

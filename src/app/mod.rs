@@ -3,7 +3,6 @@
 //! Everything that can be refused is refused before a socket is open; every address is known before
 //! the first connection is served.
 
-mod beats;
 mod error;
 mod stop;
 mod upkeep;
@@ -25,7 +24,6 @@ use tokio::{
 };
 use tracing::info;
 
-pub use beats::Beats;
 pub use error::AppError;
 pub use stop::Stop;
 
@@ -34,6 +32,7 @@ use crate::{
     config::Config,
     downstream::Shared,
     drain::Phase,
+    heartbeat::Heartbeats,
     listen_error::{ListenError, ListenFlag},
     listener::{self, Owner, PortSharing},
     metrics::Metrics,
@@ -55,6 +54,7 @@ pub struct App {
     phase: Arc<watch::Sender<Phase>>,
     stop: Stop,
     metrics: Arc<Metrics>,
+    heartbeats: Heartbeats,
     admin: Option<Admin>,
     started: (SystemTime, Instant),
 }
@@ -98,6 +98,7 @@ impl App {
         };
         let admin = config.admin.map(Admin::bind).transpose()?;
         let metrics = Arc::new(Metrics::new(config.workers.get()));
+        let heartbeats = Heartbeats::new(config.workers.get());
         let shared = Shared {
             snapshot: ArcSwap::from_pointee(snapshot),
             handshakes: Semaphore::new(config.limits.handshakes),
@@ -115,6 +116,7 @@ impl App {
             phase: Arc::new(watch::Sender::new(Phase::Serving)),
             stop: Stop::default(),
             metrics,
+            heartbeats,
             admin,
             started: (now, Instant::now()),
         })
@@ -162,10 +164,10 @@ impl App {
         self.stop.clone()
     }
 
-    /// Signs of life of the workers.
+    /// The heartbeats of its workers.
     #[must_use]
-    pub fn beats(&self) -> Beats {
-        Beats(Arc::clone(&self.metrics))
+    pub fn heartbeats(&self) -> Heartbeats {
+        self.heartbeats.clone()
     }
 
     /// Serves until `shutdown` completes, then for `timeouts.drainDelay`, then drains. Returns once
@@ -189,12 +191,14 @@ impl App {
             phase,
             stop,
             metrics,
+            heartbeats,
             admin,
             started,
             addresses,
         } = self;
         let sources = Sources {
             metrics: Arc::clone(&metrics),
+            heartbeats: heartbeats.clone(),
             report: reloader.report(),
             phase: phase.subscribe(),
             listening: addresses,
@@ -206,7 +210,7 @@ impl App {
             .transpose()?;
         let mut upkeep = EndpointUpkeep::new(&shared);
         upkeep.update(reloader.clusters()).await;
-        let workers = Workers::start(sockets, owner, &shared, &metrics)?;
+        let workers = Workers::start(sockets, owner, &shared, &metrics, &heartbeats)?;
         let reloading = async {
             loop {
                 tokio::select! {

@@ -14,12 +14,12 @@ use tokio::{
 use crate::{
     downstream::Shared,
     drain::Drain,
-    upstream::{Cluster, Endpoints, Worker},
+    upstream::{Cluster, Endpoints, UpstreamContext},
 };
 
 /// What is done for the clusters that are served, beside their requests.
 pub(super) struct EndpointUpkeep {
-    prober: Arc<Worker>,
+    prober: Arc<UpstreamContext>,
     drain: Drain,
     probed: Vec<(Arc<Cluster>, JoinHandle<()>)>,
 }
@@ -31,7 +31,7 @@ impl EndpointUpkeep {
         // Probes dial as clients do; they have no client whose worker they could use.
         let (limits, timeouts) = (shared.limits.clone(), shared.timeouts.clone());
         Self {
-            prober: Arc::new(Worker::new(limits, timeouts, drain.clone())),
+            prober: Arc::new(UpstreamContext::new(limits, timeouts, drain.clone())),
             drain,
             probed: Vec::new(),
         }

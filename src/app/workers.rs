@@ -1,14 +1,11 @@
 //! The worker threads: started together, drained together.
 
 use std::{
-    convert::Infallible,
-    future::{Future, poll_fn},
+    future::Future,
     io,
     net::TcpListener,
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::Pin,
     sync::Arc,
-    task::Poll,
     thread,
     time::Duration,
 };
@@ -24,15 +21,15 @@ use crate::{
     config::Timeouts,
     downstream::{self, Shared},
     drain::{Counts, Deadlines, Drain, Kind, Phase},
+    heartbeat::{Heartbeats, WorkerHeartbeat},
     listener::{Accepted, Listener, Owner},
     metrics::{self, Metrics},
-    upstream::Worker,
+    upstream::UpstreamContext,
 };
 
 /// The running workers.
 pub(super) struct Workers {
     drains: Vec<Drain>,
-    counts: Vec<Arc<metrics::Counters>>,
     ends: mpsc::UnboundedReceiver<(usize, io::Result<Counts>)>,
 }
 
@@ -43,18 +40,19 @@ impl Workers {
         owner: Owner,
         shared: &Arc<Shared>,
         metrics: &Metrics,
+        heartbeats: &Heartbeats,
     ) -> Result<Self, AppError> {
         let connections = Arc::new(Semaphore::new(shared.limits.connections));
         let (tell, ends) = mpsc::unbounded_channel();
         let counts = metrics.workers().iter().cloned();
         let mut workers = Self {
             drains: Vec::new(),
-            counts: counts.clone().collect(),
             ends,
         };
         for (number, (sockets, counts)) in sockets.into_iter().zip(counts).enumerate() {
             let drain = Drain::new();
             workers.drains.push(drain.clone());
+            let heartbeat = heartbeats.worker(number);
             let (shared, connections, tell) =
                 (Arc::clone(shared), Arc::clone(&connections), tell.clone());
             thread::Builder::new()
@@ -65,7 +63,7 @@ impl Workers {
                         let (connections, counts) = (Arc::clone(&connections), Arc::clone(&counts));
                         Listener::new(socket, owner, connections, timeouts, counts)
                     };
-                    let work = || work(sockets, listener, &shared, &drain, &counts);
+                    let work = || work(sockets, listener, &shared, &drain, &counts, &heartbeat);
                     let work = AssertUnwindSafe(work);
                     let ended = catch_unwind(work)
                         .unwrap_or_else(|_| Err(io::Error::other("the worker panicked")));
@@ -143,11 +141,9 @@ impl Workers {
     async fn ended(&mut self, stop: &Stop) -> Result<Counts, AppError> {
         let mut cut = Counts::default();
         let mut is_hastened = false;
-        let mut stand_ins = StandIns::default();
         loop {
             let ended = tokio::select! {
                 ended = self.ends.recv() => ended,
-                never = stand_ins.beat() => match never {},
                 () = stop.wants_the_end(), if !is_hastened => {
                     is_hastened = true;
                     warn!("told to stop a second time, everything ends now");
@@ -159,11 +155,6 @@ impl Workers {
                 return Ok(cut);
             };
             let of_worker = ended.map_err(|source| run_failed(number, source))?;
-            stand_ins.0.extend(self.counts.get(number).map(|counts| {
-                let counts = Arc::clone(counts);
-                let beating: Beating = Box::pin(async move { counts.keep_beating().await });
-                beating
-            }));
             cut.connections += of_worker.connections;
             cut.tunnels += of_worker.tunnels;
         }
@@ -177,26 +168,6 @@ impl Workers {
             running.tunnels += of_worker.tunnels;
         }
         running
-    }
-}
-
-/// Beat for the workers that have ended: whoever looks for one that hangs would take them for it, and end
-/// what the others still do.
-#[derive(Default)]
-struct StandIns(Vec<Beating>);
-
-type Beating = Pin<Box<dyn Future<Output = ()> + Send>>;
-
-impl StandIns {
-    async fn beat(&mut self) -> Infallible {
-        poll_fn(|context| {
-            for beating in &mut self.0 {
-                // None of them ends.
-                let _pending = beating.as_mut().poll(context);
-            }
-            Poll::Pending
-        })
-        .await
     }
 }
 
@@ -220,13 +191,15 @@ fn work(
     shared: &Arc<Shared>,
     drain: &Drain,
     counts: &Arc<metrics::Counters>,
+    heartbeat: &WorkerHeartbeat,
 ) -> io::Result<Counts> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {
         let (limits, timeouts) = (shared.limits.clone(), shared.timeouts.clone());
-        let worker = Worker::new(limits, timeouts, drain.clone()).counting(Arc::clone(counts));
+        let worker =
+            UpstreamContext::new(limits, timeouts, drain.clone()).counting(Arc::clone(counts));
         let worker = Arc::new(worker);
         for socket in sockets {
             let listener = listener(socket)?;
@@ -251,7 +224,7 @@ fn work(
         };
         tokio::select! {
             cut = life => Ok(cut),
-            () = counts.keep_beating() => Err(io::Error::other("the worker stopped to beat")),
+            never = heartbeat.heartbeat() => match never {},
         }
     })
     // Dropping the runtime ends what is left, without close_notify: cut, and seen to be cut.
@@ -260,7 +233,7 @@ fn work(
 /// What serves the connections of one listener.
 struct Serving {
     shared: Arc<Shared>,
-    worker: Arc<Worker>,
+    worker: Arc<UpstreamContext>,
     drain: Drain,
 }
 

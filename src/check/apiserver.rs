@@ -11,7 +11,7 @@ use super::{
     streams,
     target::{CheckTarget, TargetRole},
 };
-use crate::{pki::UtcDate, telemetry::causes, upstream::Offer};
+use crate::{pki::UtcDate, text::error_chain, upstream::Offer};
 
 /// Runs every check of one server.
 pub(super) async fn check(plan: &Plan, target: &CheckTarget, recorder: &mut Recorder<'_>) {
@@ -178,7 +178,7 @@ pub(super) fn no_response(
             format_duration(client.plan.response_timeout)
         ),
         RequestError::Dial(_) | RequestError::Closed(_) => {
-            format!("no response to {request}: {}", causes(error))
+            format!("no response to {request}: {}", error_chain(error))
         }
     };
     let fix = target.by_role(
@@ -213,10 +213,7 @@ pub(super) fn unexpected_response(
             (
                 None,
                 Message::new(
-                    format!(
-                        "the proxy has no cluster for the host {}",
-                        target.authority
-                    ),
+                    format!("the proxy has no cluster for the host {}", target.authority),
                     "use a name in its certificate, or add this name with --host or `hosts` where the proxy runs",
                 ),
             )

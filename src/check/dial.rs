@@ -8,12 +8,15 @@ use std::{
 
 use tokio::time::timeout;
 
-use super::{Check, CheckOutcome, Message, Recorder, messages, recorder::format_duration, target::CheckTarget};
+use super::{
+    Check, CheckOutcome, Message, Recorder, messages, recorder::format_duration,
+    target::CheckTarget,
+};
 use crate::{
-    addr::UpstreamAddr,
+    hosts::UpstreamAddr,
     pki::{CertSummary, Days},
-    telemetry::causes,
-    upstream::{Offer, Reached, UpstreamError},
+    text::error_chain,
+    upstream::{Offer, TcpConnected, UpstreamError},
 };
 
 /// The result of dialling one address.
@@ -127,15 +130,12 @@ async fn resolve(target: &CheckTarget, recorder: &mut Recorder<'_>) -> Option<Ve
             let found: BTreeSet<_> = found.collect();
             if !found.is_empty() {
                 let ips: Vec<_> = found.iter().map(|one| one.ip().to_string()).collect();
-                recorder.ok(
-                    Check::Dns,
-                    format!("{host} resolves to {}", ips.join(", ")),
-                );
+                recorder.ok(Check::Dns, format!("{host} resolves to {}", ips.join(", ")));
                 return Some(found.into_iter().collect());
             }
             "the name has no address".to_owned()
         }
-        Ok(Err(error)) => causes(&error).to_string(),
+        Ok(Err(error)) => error_chain(&error).to_string(),
         Err(_elapsed) => format!("no response within {}", format_duration(limit)),
     };
     recorder.failed(Check::Dns, messages::dns(target, &failure));
@@ -145,7 +145,7 @@ async fn resolve(target: &CheckTarget, recorder: &mut Recorder<'_>) -> Option<Ve
 }
 
 async fn dial(target: &CheckTarget, address: SocketAddr) -> Result<NegotiatedTls, DialFailure> {
-    let reached = Reached::dial(UpstreamAddr(address), &target.timeouts)
+    let reached = TcpConnected::dial(UpstreamAddr(address), &target.timeouts)
         .await
         .map_err(|error| DialFailure {
             step: Check::Tcp,
@@ -169,11 +169,7 @@ async fn dial(target: &CheckTarget, address: SocketAddr) -> Result<NegotiatedTls
 }
 
 /// Records the certificate and the protocol of a verified connection.
-fn record_verified(
-    target: &CheckTarget,
-    negotiated: &NegotiatedTls,
-    recorder: &mut Recorder<'_>,
-) {
+fn record_verified(target: &CheckTarget, negotiated: &NegotiatedTls, recorder: &mut Recorder<'_>) {
     let now = SystemTime::now();
     let text = format!(
         "the certificate is valid for {} and signed by {}",
@@ -220,8 +216,8 @@ mod tests {
     };
 
     use super::*;
-    use crate::{config::Timeouts, upstream::ClientTls};
     use crate::check::{Event, target::TargetRole};
+    use crate::{config::Timeouts, upstream::ClientTls};
 
     const NAME: &str = "kubernetes.default.svc";
 

@@ -15,9 +15,9 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Plan, recorder::escape, target::CheckTarget};
 use crate::{
-    addr::UpstreamAddr,
     drain::Drain,
-    upstream::{Offer, Reached, UpstreamError},
+    hosts::UpstreamAddr,
+    upstream::{Offer, TcpConnected, UpstreamError},
 };
 
 /// Sends the requests of a run to one verified server.
@@ -120,7 +120,7 @@ impl CheckClient<'_> {
         headers: HeaderMap,
     ) -> Result<StreamingResponse, RequestError> {
         let target = self.target;
-        let reached = Reached::dial(self.endpoint, &target.timeouts)
+        let reached = TcpConnected::dial(self.endpoint, &target.timeouts)
             .await
             .map_err(RequestError::Dial)?;
         let verified = reached

@@ -14,14 +14,14 @@ use tokio::{
 
 use super::{Check, Message, Plan, Recorder};
 use crate::{
-    addr::UpstreamAddr,
     admin::Admin,
     app::AppError,
     config::{ClusterConfig, Config, Timeouts},
+    hosts::UpstreamAddr,
     listen_error::{ListenError, ListenFlag},
     listener::{self, PortSharing},
     pki::{Acceptance, Days, Identity, TrustAnchors, UtcDate, public_roots},
-    upstream::{ClientTls, Offer, Reached},
+    upstream::{ClientTls, Offer, TcpConnected},
 };
 
 /// Runs the checks and returns the names in the certificates.
@@ -264,9 +264,7 @@ async fn is_admin_port(address: SocketAddr, timeouts: &Timeouts) -> bool {
         io::Result::Ok(response)
     };
     match timeout(timeouts.upstream_connect, response).await {
-        Ok(Ok(response)) => {
-            String::from_utf8_lossy(&response).contains("# TYPE kube_tls_proxy_")
-        }
+        Ok(Ok(response)) => String::from_utf8_lossy(&response).contains("# TYPE kube_tls_proxy_"),
         Ok(Err(_)) | Err(_) => false,
     }
 }
@@ -290,14 +288,14 @@ async fn presents(address: SocketAddr, identities: &[Identity], timeouts: &Timeo
         let Some(tls) = name.and_then(|name| ClientTls::new(public_roots(), name).ok()) else {
             continue;
         };
-        let Ok(reached) = Reached::dial(address, timeouts).await else {
+        let Ok(reached) = TcpConnected::dial(address, timeouts).await else {
             return false;
         };
         // Verification fails for a private CA, but the error holds the certificate that was presented.
         let presented = match reached.secure(&tls, Offer::Http1).await {
             Ok(verified) => verified.certificate.map(|leaf| leaf.sha256),
             Err(error) => error
-                .verify_failure()
+                .verify_error()
                 .and_then(|failure| failure.presented())
                 .map(|leaf| leaf.sha256.clone()),
         };

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     pki::{CertSummary, UtcDate},
-    telemetry::causes,
+    text::error_chain,
     upstream::UpstreamError,
 };
 
@@ -83,7 +83,7 @@ pub(super) fn tls(target: &CheckTarget, address: SocketAddr, error: &UpstreamErr
         return Message::new(
             format!(
                 "{address} closes the connection during the TLS handshake ({})",
-                causes(source)
+                error_chain(source)
             ),
             format!(
                 "check that {server} and nothing else listens there, and that nothing on the way blocks TLS"
@@ -115,11 +115,11 @@ pub(super) fn tls(target: &CheckTarget, address: SocketAddr, error: &UpstreamErr
 pub(super) fn verify(target: &CheckTarget, address: SocketAddr, error: &UpstreamError) -> Message {
     let certificate = format!("the certificate of {address}");
     let server = target.server();
-    let Some(failure) = error.verify_failure() else {
+    let Some(failure) = error.verify_error() else {
         return Message::new(
             format!(
                 "{address} does not prove that it has the key of its certificate: {}",
-                causes(error)
+                error_chain(error)
             ),
             format!("give {server} the key that its certificate was issued for"),
         );

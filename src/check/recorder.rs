@@ -5,7 +5,7 @@ use std::{error::Error, time::Duration};
 use tokio::time::Instant;
 
 use super::{Check, CheckOutcome, CheckReport, Finding, Leg, Section};
-use crate::telemetry::causes;
+use crate::text::{self, error_chain};
 
 /// The progress of a run.
 #[derive(Debug, Clone, Copy)]
@@ -57,7 +57,7 @@ impl Message {
 
     /// An error of this crate with its causes.
     pub(super) fn from_error(error: &(dyn Error + 'static)) -> Self {
-        Self::from_sentence(&causes(error).to_string())
+        Self::from_sentence(&error_chain(error).to_string())
     }
 }
 
@@ -151,20 +151,9 @@ impl<'a> Recorder<'a> {
     }
 }
 
-/// Makes text of a peer safe for a terminal: one line, bounded, without control characters.
+/// Makes text of a peer safe for a terminal.
 pub(super) fn escape(text: &str) -> String {
-    let mut escaped = String::new();
-    for (index, char) in text.trim().chars().enumerate() {
-        if index >= MAX_ESCAPED_CHARS {
-            escaped.push('…');
-            break;
-        }
-        match char {
-            '"' | '\'' | '\\' => escaped.push(char),
-            _ => escaped.extend(char.escape_debug()),
-        }
-    }
-    escaped
+    text::escape(text.trim(), MAX_ESCAPED_CHARS).to_string()
 }
 
 /// `5 s`, `300 ms` or `1.5 s`.

@@ -195,11 +195,7 @@ impl Finding {
             (Section::Through, CheckOutcome::Failed, Some(leg)) => format!("{leg}: "),
             _ => String::new(),
         };
-        let mut lines = format!(
-            "  {mark} {:<14} {leg}{}\n",
-            self.check.name(),
-            self.message
-        );
+        let mut lines = format!("  {mark} {:<14} {leg}{}\n", self.check.name(), self.message);
         if let Some(fix) = &self.fix {
             lines.push_str(&format!("    {:<14} → {fix}\n", ""));
         }

@@ -11,7 +11,7 @@ use super::{
     recorder::format_duration,
     target::CheckTarget,
 };
-use crate::{telemetry::causes, upstream::Offer};
+use crate::{text::error_chain, upstream::Offer};
 
 /// Checks that an upgrade reaches the apiserver, as exec, attach, cp and port-forward need it.
 ///
@@ -35,7 +35,7 @@ pub(super) async fn upgrade(client: CheckClient<'_>, recorder: &mut Recorder<'_>
     let failure = match client.get(EXEC, Offer::Http1, headers).await {
         Err(error) => format!(
             "an upgrade request gets no response, although plain requests do ({}): something on the way blocks WebSocket",
-            causes(&error)
+            error_chain(&error)
         ),
         Ok(response) => {
             let reaches = "an upgrade request reaches the apiserver";

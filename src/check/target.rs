@@ -2,11 +2,13 @@
 
 use std::net::SocketAddr;
 
+use rustls::client::VerifierBuilderError;
+
 use super::Through;
 use crate::{
-    addr::in_url,
     config::{ClusterConfig, Timeouts, TrustSource},
-    pki::{PkiError, TrustAnchors, public_roots},
+    hosts::url_host,
+    pki::{TrustAnchors, public_roots},
     upstream::ClientTls,
 };
 
@@ -78,7 +80,7 @@ impl CheckTarget {
     pub(super) fn from_through(
         through: &Through,
         client_trust: Option<&(String, TrustAnchors)>,
-    ) -> Result<Self, PkiError> {
+    ) -> Result<Self, VerifierBuilderError> {
         let (roots, trusted) = match client_trust {
             Some((file, anchors)) => (anchors.roots(), format!("the CA in {file}")),
             None => (public_roots(), "a public CA".to_owned()),
@@ -120,7 +122,7 @@ impl CheckTarget {
 
 /// Host and port as a URL has them.
 pub(super) fn authority(host: &str, port: u16) -> String {
-    let host = in_url(host);
+    let host = url_host(host);
     match port {
         443 => host.into_owned(),
         port => format!("{host}:{port}"),

@@ -6,7 +6,7 @@ use std::{
     process::ExitCode,
 };
 
-use crate::{app::AppError, telemetry::causes};
+use crate::{app::AppError, text::error_chain};
 
 /// 2 when command line or configuration must change first, 1 otherwise.
 pub(super) fn exit_code(error: &AppError) -> ExitCode {
@@ -25,7 +25,7 @@ pub(super) fn exit_code(error: &AppError) -> ExitCode {
 /// The error and its causes, joined by `: `.
 #[must_use]
 pub fn sentence(error: &(dyn Error + 'static)) -> String {
-    causes(error).to_string()
+    error_chain(error).to_string()
 }
 
 /// Prints what was asked for on stdout.

@@ -50,7 +50,7 @@ pub(super) fn serve(args: ServeArgs) -> Result<(), AppError> {
         // Only now: whoever reads that it listens may send a signal, which before would have killed it.
         announce(&app);
         systemd::ready();
-        let watchdog = systemd::keep_watchdog_quiet(app.beats());
+        let watchdog = systemd::feed_watchdog(app.heartbeats());
         let (shutdown, told) = oneshot::channel();
         let obeying = obey(
             signals,

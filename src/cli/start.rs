@@ -71,7 +71,7 @@ impl StartBlock<'_> {
                 format!(
                     "{} → {} as {}{hosts}",
                     cluster.name,
-                    url(cluster),
+                    cluster.url(),
                     name(&cluster.expected_name)
                 )
             })
@@ -114,20 +114,6 @@ impl fmt::Display for StartBlock<'_> {
             }
         }
         Ok(())
-    }
-}
-
-fn url(cluster: &ClusterConfig) -> String {
-    let ClusterConfig {
-        upstream_host: host,
-        upstream_port: port,
-        path_prefix: prefix,
-        ..
-    } = cluster;
-    if host.contains(':') {
-        format!("https://[{host}]:{port}{prefix}")
-    } else {
-        format!("https://{host}:{port}{prefix}")
     }
 }
 

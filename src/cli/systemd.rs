@@ -11,8 +11,9 @@ use tokio::time::sleep;
 use tracing::{debug, error, warn};
 
 use crate::{
-    app::{AppError, Beats},
-    telemetry::causes,
+    app::AppError,
+    heartbeat::{Heartbeat, Heartbeats},
+    text::error_chain,
 };
 
 /// The sockets of a socket unit; none when there is no such unit.
@@ -53,18 +54,18 @@ pub(super) fn stopping() {
     ]);
 }
 
-/// Tells the watchdog, if there is one, that the workers live, for as long as all of them do.
-pub(super) async fn keep_watchdog_quiet(beats: Beats) -> Infallible {
+/// Feeds the systemd watchdog, if there is one, while every worker is responsive.
+pub(super) async fn feed_watchdog(heartbeats: Heartbeats) -> Infallible {
     let Some(limit) = sd_notify::watchdog_enabled() else {
         return pending().await;
     };
     let turn = (limit / 3).max(SHORTEST_TURN);
-    let mut seen = beats.now();
+    let mut seen = heartbeats.now();
     loop {
         sleep(turn).await;
-        let now = beats.now();
+        let now = heartbeats.now();
         // systemd decides when that is too long.
-        if all_turn(&now, &seen) {
+        if all_responsive(&now, &seen) {
             tell(&[NotifyState::Watchdog]);
         } else {
             error!("a worker does not respond");
@@ -73,12 +74,10 @@ pub(super) async fn keep_watchdog_quiet(beats: Beats) -> Infallible {
     }
 }
 
-/// Whether no worker hangs: each has beaten since it was last `seen`, or not begun to, for names are still
-/// looked up.
-fn all_turn(now: &[u64], seen: &[u64]) -> bool {
-    now.iter()
-        .zip(seen)
-        .all(|(now, seen)| *now == 0 || now != seen)
+/// Whether every running worker has recorded a heartbeat since it was last `seen`.
+fn all_responsive(now: &[Heartbeat], seen: &[Heartbeat]) -> bool {
+    let mut workers = now.iter().zip(seen);
+    workers.all(|(now, seen)| !matches!(now, Heartbeat::Running(_)) || now != seen)
 }
 
 fn tell(states: &[NotifyState<'_>]) {
@@ -88,22 +87,29 @@ fn tell(states: &[NotifyState<'_>]) {
 fn told(told: io::Result<()>) {
     match told {
         Ok(()) => debug!("systemd was told"),
-        Err(error) => warn!(error = %causes(&error), "systemd could not be told"),
+        Err(error) => warn!(error = %error_chain(&error), "systemd could not be told"),
     }
 }
 
-/// Workers beat once a second; a shorter turn would find none.
+/// Longer than the interval between two heartbeats, so that each turn sees a new one.
 const SHORTEST_TURN: Duration = Duration::from_millis(1500);
 
 #[cfg(test)]
 mod tests {
-    use super::all_turn;
+    use tokio::time::Instant;
+
+    use super::{Duration, Heartbeat, all_responsive};
 
     #[test]
-    fn a_worker_hangs_that_has_begun_to_beat_and_does_no_more() {
-        assert!(all_turn(&[2, 3], &[1, 2]));
-        assert!(!all_turn(&[2, 2], &[1, 2]));
-        assert!(all_turn(&[0, 0], &[0, 0]), "not begun");
-        assert!(all_turn(&[1, 0], &[0, 0]), "not all begun");
+    fn watchdog_detects_stalled_worker() {
+        let at = Instant::now();
+        let old = Heartbeat::Running(at);
+        let new = Heartbeat::Running(at + Duration::from_secs(1));
+        let (starting, ended) = (Heartbeat::Starting, Heartbeat::Ended);
+        assert!(all_responsive(&[new, new], &[old, old]));
+        assert!(!all_responsive(&[new, old], &[old, old]));
+        assert!(all_responsive(&[starting, starting], &[starting, starting]));
+        assert!(all_responsive(&[new, starting], &[starting, starting]));
+        assert!(all_responsive(&[new, ended], &[old, ended]));
     }
 }

@@ -8,11 +8,10 @@ use std::collections::HashMap;
 use serde_saphyr::Spanned;
 
 use super::{
-    ClusterConfig, ConfigError, Environment, Fault, HostPattern, ReadError, ServeArgs, TrustSource,
-    config_file::{ClusterEntry, ExpectedName, UpstreamEntry},
-    file,
-    host::shown,
-    kubeconfig,
+    ClusterConfig, ConfigError, Environment, Fault, ReadError, ServeArgs, TrustSource,
+    config_file::{ClusterEntry, ExpectedName, PublicHost, UpstreamEntry},
+    error::shown,
+    file, kubeconfig,
     load::{Base, complete_path, flag},
     url::{self, UpstreamUrl},
 };
@@ -50,7 +49,7 @@ pub(super) fn load(
             return Err(base.fault(&entry, Fault::NoHosts { name }));
         }
         for host in &entry.value.hosts {
-            let text = host.value.0.to_string();
+            let text = host.value.0.0.to_string();
             if let Some(first) = hosts.insert(text.clone(), name.clone()) {
                 return Err(base.fault(host, Fault::DuplicateHost { host: text, first }));
             }
@@ -70,7 +69,7 @@ fn cluster_of_entry(
         .value
         .hosts
         .iter()
-        .map(|host| host.value.0.to_string())
+        .map(|host| host.value.0.0.to_string())
         .collect();
     if entry.value.context.is_some() && entry.value.kubeconfig.is_none() {
         return Err(base.fault(&entry, Fault::ClusterContext { name }));
@@ -174,7 +173,7 @@ fn cluster_of_flags(args: &ServeArgs, env: &Environment) -> Result<ClusterConfig
         cluster.expected_name = flag::<ExpectedName>("--upstream-name", name)?.0;
     }
     for host in &args.hosts {
-        let host = flag::<HostPattern>("--host", host)?.to_string();
+        let host = flag::<PublicHost>("--host", host)?.0.to_string();
         if !cluster.hosts.contains(&host) {
             cluster.hosts.push(host);
         }

@@ -11,11 +11,11 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{
     LogFormat,
-    error::Fault,
-    host::{HostPattern, shown},
+    error::{Fault, shown},
     units::{Count, Grace, Size, Timeout},
     url::{UpstreamUrl, expected_name},
 };
+use crate::hosts::HostPattern;
 
 /// The file that `kube-tls-proxy serve --config` reads.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -65,7 +65,7 @@ pub(super) struct ClusterEntry {
     /// Public host names that lead to it; needed when there is more than one cluster.
     #[serde(default)]
     #[schemars(with = "Vec<String>")]
-    pub(super) hosts: Vec<Spanned<Parsed<HostPattern>>>,
+    pub(super) hosts: Vec<Spanned<Parsed<PublicHost>>>,
     /// Where it is and how it is verified.
     pub(super) upstream: Option<UpstreamEntry>,
     /// Or: the kubeconfig that says so.
@@ -296,6 +296,20 @@ fn is_misspelt_level(part: &str) -> bool {
         && is_word
         && part.parse::<LevelFilter>().is_err()
         && !part.starts_with(env!("CARGO_CRATE_NAME"))
+}
+
+/// A name that clients may ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PublicHost(pub(super) HostPattern);
+
+impl FromStr for PublicHost {
+    type Err = Fault;
+
+    fn from_str(text: &str) -> Result<Self, Fault> {
+        text.parse()
+            .map(Self)
+            .map_err(|_no_pattern| Fault::BadHost { host: shown(text) })
+    }
 }
 
 /// The name that an apiserver's certificate must carry.

@@ -7,6 +7,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf};
 use serde_saphyr::{MessageFormatter as _, UserMessageFormatter};
 
 use super::file::ReadError;
+use crate::text::escape;
 
 /// Where the configuration is at fault.
 #[derive(Debug, thiserror::Error)]
@@ -372,15 +373,16 @@ impl YamlError {
 
 impl fmt::Display for YamlError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The parser's text may repeat bytes of the file: control characters are escaped.
+        // The parser's text may repeat bytes of the file.
         let message = UserMessageFormatter.format_message(&self.0);
-        for char in message.chars() {
-            if char.is_control() {
-                write!(f, "{}", char.escape_debug())?;
-            } else {
-                write!(f, "{char}")?;
-            }
-        }
-        Ok(())
+        escape(&message, MAX_PARSER_CHARS).fmt(f)
     }
 }
+
+/// A value from outside, fit for a message.
+pub(super) fn shown(text: &str) -> String {
+    escape(text, MAX_VALUE_CHARS).to_string()
+}
+
+const MAX_VALUE_CHARS: usize = 100;
+const MAX_PARSER_CHARS: usize = 400;

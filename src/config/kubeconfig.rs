@@ -14,8 +14,7 @@ use serde::{
 use super::{
     ClusterConfig, TrustSource,
     config_file::ExpectedName,
-    error::{ConfigError, Fault, FileKind},
-    host::shown,
+    error::{ConfigError, Fault, FileKind, shown},
     url::UpstreamUrl,
     yaml,
 };

@@ -8,7 +8,6 @@ mod config_file;
 mod environment;
 mod error;
 mod file;
-mod host;
 mod kubeconfig;
 mod limits;
 mod load;
@@ -20,13 +19,14 @@ use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf};
 
 use rustls_pki_types::ServerName;
 
+use crate::hosts::url_host;
+
 pub use args::ServeArgs;
 pub use config_file::schema;
 pub use environment::{Environment, is_colourless};
 pub use error::{ConfigError, Fault, FileKind, Position, YamlError};
 pub use file::ReadError;
 pub(crate) use file::read as read_file;
-pub use host::HostPattern;
 pub(crate) use kubeconfig::{Kubeconfig, NamedContext};
 pub use limits::{Limits, Timeouts};
 pub use load::load;
@@ -86,6 +86,15 @@ pub struct ClusterConfig {
     pub expected_name: ServerName<'static>,
     /// The only certificates that the apiserver's chain may end at.
     pub trust: TrustSource,
+}
+
+impl ClusterConfig {
+    /// The URL of the apiserver.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let (host, port) = (url_host(&self.upstream_host), self.upstream_port);
+        format!("https://{host}:{port}{}", self.path_prefix)
+    }
 }
 
 /// Where the cluster's CA comes from.

@@ -8,7 +8,7 @@ use std::{borrow::Cow, fmt, time::Duration};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de};
 
-use super::{error::Fault, host::shown};
+use super::error::{Fault, shown};
 
 /// Reads `500ms`, `5s`, `10m`, `1h30m` or `0s`.
 pub(super) fn duration(text: &str) -> Result<Duration, Fault> {

@@ -9,10 +9,8 @@ use std::{
 
 use rustls_pki_types::ServerName;
 
-use super::{
-    error::Fault,
-    host::{is_dns_name, shown},
-};
+use super::error::{Fault, shown};
+use crate::hosts::is_dns_name;
 
 /// Where an apiserver is.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,9 +6,8 @@ use serde::de::DeserializeOwned;
 use serde_saphyr::{Error, Location};
 
 use super::{
-    error::{ConfigError, Fault, FileKind, Position, YamlError},
+    error::{ConfigError, Fault, FileKind, Position, YamlError, shown},
     file,
-    host::shown,
 };
 
 /// Reads `file` and parses it; JSON is YAML too.

@@ -31,14 +31,14 @@ use crate::{
     metrics::Connected,
     proxy::{Rejection, refusal},
     socket,
-    transport::{Ahead, Readable as _},
+    transport::{ReadAhead, Readable as _},
 };
 
 /// A stream of HTTP/1.1 requests that is looked after.
 #[derive(Debug)]
 pub(super) struct Heads {
     /// `None` only while being dropped.
-    stream: Option<Box<TlsStream<Ahead>>>,
+    stream: Option<Box<TlsStream<ReadAhead>>>,
     scanner: Scanner,
     seen: Arc<Seen>,
     limits: Limits,
@@ -122,7 +122,7 @@ impl Seen {
 
 impl Heads {
     pub(super) fn new(
-        stream: Box<TlsStream<Ahead>>,
+        stream: Box<TlsStream<ReadAhead>>,
         limits: Limits,
         head_timeout: Duration,
         connected: Arc<Connected>,
@@ -152,7 +152,7 @@ impl Heads {
         (heads, seen)
     }
 
-    fn stream(&mut self) -> Pin<&mut TlsStream<Ahead>> {
+    fn stream(&mut self) -> Pin<&mut TlsStream<ReadAhead>> {
         let stream = self.stream.as_deref_mut();
         Pin::new(stream.expect("the stream is taken only when dropped"))
     }
@@ -246,10 +246,10 @@ impl AsyncRead for Heads {
                 // As when it was set: a dead socket says so by itself.
                 socket::clear_user_timeout(this.stream().get_ref().0.tcp()).ok();
             }
-            return this.stream().poll_read_found(cx, buf);
+            return this.stream().poll_read_if_ready(cx, buf);
         }
         let before = buf.filled().len();
-        if let Poll::Ready(read) = this.stream().poll_read_found(cx, buf) {
+        if let Poll::Ready(read) = this.stream().poll_read_if_ready(cx, buf) {
             let new = buf.filled().get(before..).unwrap_or_default();
             this.read_to_end = new.is_empty();
             let begun = this.scanner.heads();

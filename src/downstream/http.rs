@@ -33,7 +33,7 @@ use crate::{
     drain::Drain,
     metrics::{self, Connected, Limit},
     proxy,
-    transport::{Ahead, Cork},
+    transport::{ReadAhead, WriteBatcher},
 };
 
 /// What ALPN chose; no ALPN means HTTP/1.1 (kubectl's upgrade dials offer none).
@@ -59,7 +59,7 @@ impl Protocol {
 ///
 /// When the connection did not end in order.
 pub(super) async fn serve_connection(
-    stream: Box<TlsStream<Ahead>>,
+    stream: Box<TlsStream<ReadAhead>>,
     protocol: Protocol,
     service: Arc<Service>,
 ) -> Result<(), hyper::Error> {
@@ -71,7 +71,7 @@ pub(super) async fn serve_connection(
 }
 
 async fn serve_http1(
-    stream: Box<TlsStream<Ahead>>,
+    stream: Box<TlsStream<ReadAhead>>,
     service: Arc<Service>,
 ) -> Result<(), hyper::Error> {
     let drain = service.downstream.drain.clone();
@@ -139,7 +139,7 @@ async fn serve_http1(
 }
 
 async fn serve_http2(
-    stream: Box<TlsStream<Ahead>>,
+    stream: Box<TlsStream<ReadAhead>>,
     service: Arc<Service>,
 ) -> Result<(), hyper::Error> {
     let drain = service.downstream.drain.clone();
@@ -167,7 +167,7 @@ async fn serve_http2(
         .max_send_buf_size(SEND_BUFFER)
         .keep_alive_interval(service.shared.timeouts.client_ping_interval)
         .keep_alive_timeout(service.shared.timeouts.client_ping_timeout);
-    let cork = Cork::new(*stream);
+    let cork = WriteBatcher::new(*stream);
     let stream = Preface::new(cork.clone(), service.shared.timeouts.request_head);
     let client_idle = service.shared.timeouts.client_idle;
     let last_word = service.shared.timeouts.client_ping_timeout;

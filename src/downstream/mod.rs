@@ -24,14 +24,14 @@ pub use tls::{HandshakeError, server_config};
 
 use self::http::Protocol;
 use crate::{
-    addr::PeerAddr,
     config::{Limits, Timeouts},
     drain::Drain,
+    hosts::PeerAddr,
     metrics::{Connected, Handshake},
     proxy::{Downstream, Routes},
     socket,
-    telemetry::causes,
-    upstream::{Lease, Worker},
+    text::error_chain,
+    upstream::{ClientLeases, UpstreamContext},
 };
 
 /// The fuzz body of this stage: the framing of requests.
@@ -73,7 +73,7 @@ pub async fn serve(
     peer: PeerAddr,
     permit: OwnedSemaphorePermit,
     shared: Arc<Shared>,
-    worker: Arc<Worker>,
+    worker: Arc<UpstreamContext>,
     drain: Drain,
 ) {
     let snapshot = shared.snapshot.load_full();
@@ -90,7 +90,7 @@ pub async fn serve(
         Ok(stream) => stream,
         Err(error) => {
             worker.counts().handshake(error.as_ended());
-            debug!(client.address = %peer, error = %causes(&error), "downstream handshake failed");
+            debug!(client.address = %peer, error = %error_chain(&error), "downstream handshake failed");
             return;
         }
     };
@@ -112,7 +112,7 @@ pub async fn serve(
         peer,
         sni: sni.filter(|name| snapshot.routes.serves(name)),
         forwarded_for: Downstream::forwarded_for(peer),
-        lease: Lease::new(worker),
+        lease: ClientLeases::new(worker),
         limits: shared.limits.clone(),
         tunnel_rest: shared.timeouts.tunnel_rest,
         connected: Arc::new(connected),
@@ -124,6 +124,6 @@ pub async fn serve(
         downstream: Arc::new(downstream),
     });
     if let Err(error) = http::serve_connection(stream, protocol, service).await {
-        debug!(client.address = %peer, error = %causes(&error), "downstream connection ended early");
+        debug!(client.address = %peer, error = %error_chain(&error), "downstream connection ended early");
     }
 }

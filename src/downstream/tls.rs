@@ -1,6 +1,6 @@
 //! Stage 2: the server handshake within its deadline, and what was agreed in it.
 
-use std::{collections::HashMap, io, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use rustls::{
     ServerConfig, ServerConnection,
@@ -11,9 +11,10 @@ use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
 use crate::{
+    hosts::{HostMap, HostName},
     metrics::{Counters, Handshake, Limit},
     pki::{self, Identity},
-    transport::Ahead,
+    transport::ReadAhead,
 };
 
 /// Why a downstream handshake did not come about.
@@ -49,7 +50,7 @@ pub fn server_config(identities: &[Identity], tickets: Arc<dyn ProducesTickets>)
         .with_safe_default_protocol_versions()
         .expect("aws-lc-rs supports TLS 1.2 and 1.3")
         .with_no_client_auth()
-        .with_cert_resolver(Arc::new(BySni::new(identities)));
+        .with_cert_resolver(Arc::new(CertificateBySni::new(identities)));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.ticketer = tickets;
     config
@@ -66,11 +67,11 @@ pub(super) async fn accept(
     slots: &Semaphore,
     limit: Duration,
     counts: &Counters,
-) -> Result<Box<TlsStream<Ahead>>, HandshakeError> {
+) -> Result<Box<TlsStream<ReadAhead>>, HandshakeError> {
     let handshake = async {
         // A client that has not said a whole ClientHello takes no slot, or a few of them would keep
         // everybody out.
-        let hello = LazyConfigAcceptor::new(Acceptor::default(), Ahead::new(stream)).await?;
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), ReadAhead::new(stream)).await?;
         if slots.available_permits() == 0 {
             counts.limit_hit(Limit::Handshakes);
         }
@@ -90,45 +91,33 @@ pub(super) async fn accept(
 
 /// The certificate for each name; the SANs decide.
 #[derive(Debug)]
-struct BySni {
-    exact: HashMap<String, Arc<CertifiedKey>>,
-    /// By the part behind `*.`.
-    wildcard: HashMap<String, Arc<CertifiedKey>>,
+struct CertificateBySni {
+    by_name: HostMap<Arc<CertifiedKey>>,
     default: Option<Arc<CertifiedKey>>,
 }
 
-impl BySni {
+impl CertificateBySni {
     fn new(identities: &[Identity]) -> Self {
-        let mut by_sni = Self {
-            exact: HashMap::new(),
-            wildcard: HashMap::new(),
-            default: identities.first().map(Identity::certified_key),
-        };
+        let mut by_name = HostMap::default();
         for identity in identities {
             for name in identity.names() {
-                let (map, key) = match name.strip_prefix("*.") {
-                    Some(parent) => (&mut by_sni.wildcard, parent),
-                    None => (&mut by_sni.exact, name.as_str()),
-                };
-                // The certificate named first wins, as for the default.
-                map.entry(key.to_owned())
-                    .or_insert_with(|| identity.certified_key());
+                // Of two certificates for one name the first wins, as for the default.
+                by_name.insert(name, identity.certified_key());
             }
         }
-        by_sni
+        Self {
+            by_name,
+            default: identities.first().map(Identity::certified_key),
+        }
     }
 }
 
-impl ResolvesServerCert for BySni {
+impl ResolvesServerCert for CertificateBySni {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let by_name = hello.server_name().and_then(|name| {
-            let name = name.trim_end_matches('.').to_ascii_lowercase();
-            self.exact
-                .get(&name)
-                .or_else(|| self.wildcard.get(name.split_once('.')?.1))
-                .cloned()
-        });
-        by_name.or_else(|| self.default.clone())
+        let name = hello.server_name().map(HostName::new);
+        name.and_then(|name| self.by_name.get(&name))
+            .or(self.default.as_ref())
+            .cloned()
     }
 }
 

@@ -15,11 +15,11 @@ use tokio::{
 use tracing::{debug, warn};
 
 use crate::{
-    addr::PeerAddr,
     config::Timeouts,
+    hosts::PeerAddr,
     metrics::{Counters, Limit},
     socket,
-    telemetry::causes,
+    text::error_chain,
 };
 
 /// One listening socket of one worker.
@@ -192,7 +192,7 @@ impl Listener {
                 }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
-                    warn!(error = %causes(&error), pause = ?pause, "accept failed");
+                    warn!(error = %error_chain(&error), pause = ?pause, "accept failed");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
@@ -223,7 +223,7 @@ impl Listener {
             && let Err(error) = socket::drop_new_syns((&self.socket).into())
         {
             // Then a client that connects at the very moment of the end is refused.
-            debug!(error = %causes(&error), "the end of a socket is not gentle");
+            debug!(error = %error_chain(&error), "the end of a socket is not gentle");
         }
     }
 

@@ -14,7 +14,6 @@ use std::{
 };
 
 use http::StatusCode;
-use tokio::time::Instant;
 
 use super::{
     Dialled, Handshake, LeaseEnd, LeaseFrom, Limit, Protocol, Resource, Verb,
@@ -25,7 +24,7 @@ use super::{
 };
 
 /// What one worker has counted.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Counters {
     pub(super) requests: Requests,
     pub(super) time_to_headers: [Histogram; Verb::ALL.len()],
@@ -42,9 +41,6 @@ pub struct Counters {
     pub(super) dials: Mutex<BTreeMap<(String, Dialled), u64>>,
     pub(super) open: OpenStreams,
     pub(super) errors: Errors,
-    /// Milliseconds from `made` to the last turn of the worker's loop.
-    beat: AtomicU64,
-    made: Instant,
 }
 
 /// A request that has come to its end.
@@ -62,29 +58,6 @@ pub struct RequestRecord {
     pub time_to_headers: Option<Duration>,
     /// From the request's head to the answer's end; `None` for what lasts as long as the client wants.
     pub duration: Option<Duration>,
-}
-
-impl Default for Counters {
-    fn default() -> Self {
-        Self {
-            requests: Requests::default(),
-            time_to_headers: Default::default(),
-            durations: Default::default(),
-            received: AtomicU64::default(),
-            sent: AtomicU64::default(),
-            connections: AtomicU64::default(),
-            connections_total: Default::default(),
-            handshakes: Default::default(),
-            leases_taken: Default::default(),
-            leases_retired: Default::default(),
-            limits_hit: Default::default(),
-            dials: Mutex::default(),
-            open: OpenStreams::default(),
-            errors: Errors::default(),
-            beat: AtomicU64::default(),
-            made: Instant::now(),
-        }
-    }
 }
 
 impl Counters {
@@ -144,34 +117,6 @@ impl Counters {
         self.errors.count(reason, client, sentence)
     }
 
-    /// Notes every second, for ever, that the worker's loop still turns.
-    pub async fn keep_beating(&self) {
-        loop {
-            let millis = u64::try_from(self.made.elapsed().as_millis()).unwrap_or(u64::MAX);
-            self.beat.store(millis.max(1), Ordering::Relaxed);
-            tokio::time::sleep(BEAT).await;
-        }
-    }
-
-    /// A number that changes with every turn that was noted.
-    #[must_use]
-    pub fn last_beat(&self) -> u64 {
-        self.beat.load(Ordering::Relaxed)
-    }
-
-    /// How long ago the worker's loop has turned; nothing before its first turn, for which names are
-    /// looked up and sockets opened.
-    #[must_use]
-    pub fn silent_for(&self) -> Duration {
-        match self.last_beat() {
-            0 => Duration::ZERO,
-            beat => {
-                let beat = Duration::from_millis(beat);
-                self.made.elapsed().saturating_sub(beat)
-            }
-        }
-    }
-
     pub(super) fn connected(&self, protocol: Protocol) {
         self.connections.fetch_add(1, Ordering::Relaxed);
         count(&self.connections_total, protocol as usize);
@@ -189,27 +134,5 @@ impl Counters {
 fn count(counters: &[AtomicU64], slot: usize) {
     if let Some(counter) = counters.get(slot) {
         counter.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-/// How often a worker notes that it lives.
-const BEAT: Duration = Duration::from_secs(1);
-
-#[cfg(test)]
-mod tests {
-    use tokio::time::{advance, timeout};
-
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_loop_that_turns_is_never_silent_for_long() {
-        let counts = Counters::default();
-        advance(Duration::from_secs(60)).await;
-        assert_eq!(counts.silent_for(), Duration::ZERO, "it has not begun");
-        let turning = timeout(Duration::from_secs(60), counts.keep_beating());
-        turning.await.unwrap_err();
-        assert!(counts.silent_for() <= BEAT, "{:?}", counts.silent_for());
-        advance(Duration::from_secs(9)).await;
-        assert!(counts.silent_for() >= Duration::from_secs(9));
     }
 }

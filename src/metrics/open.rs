@@ -14,6 +14,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::Counters;
+use crate::text::escape;
 
 /// A response that goes on for as long as its client wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,8 +51,7 @@ impl StreamInfo {
     /// Text of a client for a person to read: without what a terminal acts on, and not endless.
     #[must_use]
     pub fn text(of_client: &str) -> Box<str> {
-        let plain = of_client.chars().filter(|char| !char.is_control());
-        plain.take(MOST_CHARS).collect::<String>().into()
+        escape(of_client, MOST_CHARS).to_string().into()
     }
 }
 
@@ -186,7 +186,7 @@ mod tests {
     #[test]
     fn text_of_a_client_is_plain_and_short() {
         let text = StreamInfo::text(&format!("a\u{1b}[2J\nb{}", "x".repeat(10_000)));
-        assert!(text.starts_with("a[2Jb"), "{text}");
-        assert_eq!(text.chars().count(), MOST_CHARS);
+        assert!(text.starts_with("a\\u{1b}[2J\\nbxxx"), "{text}");
+        assert_eq!(text.chars().count(), MOST_CHARS + 1);
     }
 }

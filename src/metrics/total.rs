@@ -7,7 +7,6 @@ use std::{
         Arc, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use super::{
@@ -49,16 +48,6 @@ impl Metrics {
     /// Says where the number of dropped log lines can be asked; the first answer stays.
     pub fn ask_log_lines_dropped(&self, ask: impl Fn() -> u64 + Send + Sync + 'static) {
         drop(self.log_lines_dropped.set(Box::new(ask)));
-    }
-
-    /// The longest time that the loop of a worker has not turned, and which worker that is.
-    #[must_use]
-    pub fn most_silent(&self) -> (usize, Duration) {
-        let silences = self.workers.iter().map(|counts| counts.silent_for());
-        silences
-            .enumerate()
-            .max_by_key(|(_, silence)| *silence)
-            .unwrap_or_default()
     }
 
     /// The sum over all workers.
@@ -286,6 +275,8 @@ impl MetricsSnapshot {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::metrics::{RequestRecord, Resource};
 

@@ -16,12 +16,16 @@ use super::{
     error::{Flaw, PkiError, Wanted},
     pem, provider,
 };
-use crate::config::{HostPattern, IdentityFiles, read_file};
+use crate::{
+    config::{IdentityFiles, read_file},
+    hosts::{HostMap, HostName, HostPattern},
+};
 
 /// A certificate chain and its private key.
 pub struct Identity {
     certified_key: Arc<CertifiedKey>,
     names: Vec<String>,
+    by_name: HostMap<()>,
     chain: Vec<CertSummary>,
     leaf: CertSummary,
 }
@@ -60,9 +64,14 @@ impl Identity {
         if names.is_empty() {
             return Err(in_certificate(Flaw::NoNames));
         }
+        let mut by_name = HostMap::default();
+        for name in &names {
+            by_name.insert(name, ());
+        }
         Ok(Self {
             certified_key: Arc::new(CertifiedKey::new(certificates, key)),
             names,
+            by_name,
             chain,
             leaf,
         })
@@ -80,18 +89,11 @@ impl Identity {
         &self.names
     }
 
-    /// Whether a client that asks for `host` accepts this certificate's names; `host` is lower case
-    /// and may itself be a wildcard.
+    /// Whether a client that asks for `host` accepts this certificate's names; `host` may itself be a
+    /// wildcard.
     #[must_use]
     pub fn covers(&self, host: &str) -> bool {
-        self.names.iter().any(|name| {
-            name == host
-                || name.strip_prefix('*').is_some_and(|base| {
-                    // A wildcard stands for exactly one label (RFC 6125 §6.4.3).
-                    host.strip_suffix(base)
-                        .is_some_and(|label| !label.is_empty() && !label.contains(['.', '*']))
-                })
-        })
+        self.by_name.get(&HostName::new(host)).is_some()
     }
 
     /// When the leaf expires.

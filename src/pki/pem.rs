@@ -6,6 +6,7 @@
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
 use super::error::{Flaw, Wanted};
+use crate::text::escape;
 
 /// The certificates of `text`, in order, at least one.
 pub(super) fn certificates(
@@ -106,7 +107,7 @@ fn blocks(text: &[u8], wanted: Wanted) -> Result<Vec<Block>, Flaw> {
         {
             blocks.push(Block {
                 line: index.saturating_add(1),
-                label: printable(label),
+                label: escape(&String::from_utf8_lossy(label), MAX_LABEL_CHARS).to_string(),
                 encrypted: false,
             });
         } else if line.starts_with(b"Proc-Type:") && line.ends_with(b"ENCRYPTED") {
@@ -122,11 +123,5 @@ fn blocks(text: &[u8], wanted: Wanted) -> Result<Vec<Block>, Flaw> {
     Ok(blocks)
 }
 
-/// A label fit for a message: it comes from a file that may be anything.
-fn printable(label: &[u8]) -> String {
-    String::from_utf8_lossy(label)
-        .chars()
-        .filter(|char| char.is_ascii_graphic() || *char == ' ')
-        .take(40)
-        .collect()
-}
+/// Characters of a label that go into a message.
+const MAX_LABEL_CHARS: usize = 40;

@@ -17,6 +17,8 @@ use x509_cert::{
     ext::pkix::{ExtendedKeyUsage, SubjectAltName, name::GeneralName},
 };
 
+use crate::text::escape;
+
 /// Who a certificate is for, who issued it, and when it is valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertSummary {
@@ -63,8 +65,8 @@ impl CertSummary {
             Ok(None) | Err(_) => true,
         };
         Ok(Self {
-            subject: printable(&tbs.subject().to_string()),
-            issuer: printable(&tbs.issuer().to_string()),
+            subject: escape(&tbs.subject().to_string(), MAX_NAME_CHARS).to_string(),
+            issuer: escape(&tbs.issuer().to_string(), MAX_NAME_CHARS).to_string(),
             sans,
             not_before: tbs.validity().not_before.to_system_time(),
             not_after: tbs.validity().not_after.to_system_time(),
@@ -151,7 +153,10 @@ fn or_none(text: &str) -> &str {
 
 fn san(name: &GeneralName) -> Option<String> {
     match name {
-        GeneralName::DnsName(name) => Some(printable(&name.as_str().to_ascii_lowercase())),
+        GeneralName::DnsName(name) => {
+            let name = name.as_str().to_ascii_lowercase();
+            Some(escape(&name, MAX_NAME_CHARS).to_string())
+        }
         GeneralName::IpAddress(octets) => address(octets.as_bytes()).map(|ip| ip.to_string()),
         GeneralName::OtherName(_)
         | GeneralName::Rfc822Name(_)
@@ -177,24 +182,6 @@ fn sha256(der: &[u8]) -> String {
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect()
-}
-
-/// Escapes what a terminal or a log reader would act on, and ends an endless name.
-fn printable(text: &str) -> String {
-    let mut shown = String::new();
-    for (index, char) in text.chars().enumerate() {
-        if index >= MAX_NAME_CHARS {
-            shown.push('…');
-            break;
-        }
-        // `escape_debug` escapes what is not printable, bidi marks too, and quotes, which are
-        // harmless here.
-        match char {
-            '"' | '\'' | '\\' => shown.push(char),
-            _ => shown.extend(char.escape_debug()),
-        }
-    }
-    shown
 }
 
 const SERVER_AUTH: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.1");

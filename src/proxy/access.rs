@@ -4,7 +4,6 @@
 //! Never a query string, a header value but the user agent, or a subprotocol: each of them can be a token.
 
 use std::{
-    fmt,
     net::SocketAddr,
     sync::{
         Arc,
@@ -21,8 +20,11 @@ use super::{
     Downstream,
     request_info::{RequestInfo, ResourceName},
 };
-use crate::metrics::{
-    Counters, LongLived, OpenStream, Protocol, RequestRecord, Resource, StreamInfo, Verb,
+use crate::{
+    metrics::{
+        Counters, LongLived, OpenStream, Protocol, RequestRecord, Resource, StreamInfo, Verb,
+    },
+    text::escape,
 };
 
 /// One request, from its head to the end of its answer; counted and logged when dropped.
@@ -77,7 +79,7 @@ enum Outcome {
 impl Access {
     /// A request whose head has just come.
     pub(super) fn begin(downstream: &Downstream, head: &http::request::Parts) -> Box<Self> {
-        let info = RequestInfo::of(&head.method, &head.uri);
+        let info = RequestInfo::new(&head.method, &head.uri);
         let client = downstream.peer.0;
         let may_last =
             info.is_long_running(&head.uri) || head.headers.contains_key(header::UPGRADE);
@@ -141,18 +143,18 @@ impl Access {
             .as_deref()
             .map(|asked| OpenStream::new(&self.counts, asked.holder(kind, self.started)));
         if let Some(logged) = &self.logged {
-            let info = RequestInfo::of(&logged.method, &logged.uri);
+            let info = RequestInfo::new(&logged.method, &logged.uri);
             info!(
                 target: TARGET,
                 cluster = logged.cluster,
                 client.address = %logged.client,
-                http.request.method = %Printable(logged.method.as_str()),
-                url.path = %Printable(logged.uri.path()),
+                http.request.method = %escape(logged.method.as_str(), MAX_LOGGED_CHARS),
+                url.path = %escape(logged.uri.path(), MAX_LOGGED_CHARS),
                 http.response.status_code = status.as_u16(),
                 k8s.verb = info.verb,
-                k8s.resource = %Printable(&ResourceName(&info).to_string()),
-                k8s.namespace = %Printable(info.namespace),
-                k8s.audit_id = %Printable(&logged.audit_id),
+                k8s.resource = %escape(&ResourceName(&info).to_string(), MAX_LOGGED_CHARS),
+                k8s.namespace = %escape(&info.namespace, MAX_LOGGED_CHARS),
+                k8s.audit_id = %escape(&logged.audit_id, MAX_LOGGED_CHARS),
                 "{}", if kind == LongLived::Tunnel { "tunnel started" } else { "stream started" },
             );
         }
@@ -197,19 +199,19 @@ impl Access {
             Outcome::Cut => "cut",
             Outcome::Failed(label) => label,
         };
-        let info = RequestInfo::of(&logged.method, &logged.uri);
+        let info = RequestInfo::new(&logged.method, &logged.uri);
         info!(
             target: TARGET,
             cluster = logged.cluster,
             client.address = %logged.client,
             network.protocol.version = protocol(self.version),
-            http.request.method = %Printable(logged.method.as_str()),
-            url.path = %Printable(logged.uri.path()),
+            http.request.method = %escape(logged.method.as_str(), MAX_LOGGED_CHARS),
+            url.path = %escape(logged.uri.path(), MAX_LOGGED_CHARS),
             http.response.status_code = self.status.map_or(0, |status| status.as_u16()),
             k8s.verb = info.verb,
-            k8s.resource = %Printable(&ResourceName(&info).to_string()),
-            k8s.namespace = %Printable(info.namespace),
-            k8s.audit_id = %Printable(&logged.audit_id),
+            k8s.resource = %escape(&ResourceName(&info).to_string(), MAX_LOGGED_CHARS),
+            k8s.namespace = %escape(&info.namespace, MAX_LOGGED_CHARS),
+            k8s.audit_id = %escape(&logged.audit_id, MAX_LOGGED_CHARS),
             received_bytes = received,
             sent_bytes = self.sent,
             head_seconds = seconds(self.head.unwrap_or_default()),
@@ -250,7 +252,7 @@ impl Asked {
         if status == StatusCode::SWITCHING_PROTOCOLS {
             return Some(LongLived::Tunnel);
         }
-        let info = RequestInfo::of(&self.method, &self.uri);
+        let info = RequestInfo::new(&self.method, &self.uri);
         if !status.is_success() || !info.is_long_running(&self.uri) {
             return None;
         }
@@ -262,7 +264,7 @@ impl Asked {
     }
 
     fn holder(&self, kind: LongLived, since: Instant) -> StreamInfo {
-        let info = RequestInfo::of(&self.method, &self.uri);
+        let info = RequestInfo::new(&self.method, &self.uri);
         let user_agent = self.user_agent.as_ref();
         let user_agent = user_agent.and_then(|value| value.to_str().ok());
         StreamInfo {
@@ -270,30 +272,10 @@ impl Asked {
             client: self.client,
             user_agent: StreamInfo::text(user_agent.unwrap_or_default()),
             resource: StreamInfo::text(&ResourceName(&info).to_string()),
-            namespace: StreamInfo::text(info.namespace),
-            name: StreamInfo::text(info.name),
+            namespace: StreamInfo::text(&info.namespace),
+            name: StreamInfo::text(&info.name),
             since,
         }
-    }
-}
-
-/// Text of a peer, with control and direction characters escaped and cut to a sane length, so that no
-/// request can forge or garble a log line.
-struct Printable<'a>(&'a str);
-
-impl fmt::Display for Printable<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for char in self.0.chars().take(LOGGED_CHARS) {
-            if char.is_control()
-                || ('\u{202a}'..='\u{202e}').contains(&char)
-                || ('\u{2066}'..='\u{2069}').contains(&char)
-            {
-                write!(f, "{}", char.escape_unicode())?;
-            } else {
-                fmt::Write::write_char(f, char)?;
-            }
-        }
-        Ok(())
     }
 }
 
@@ -312,5 +294,5 @@ fn protocol(version: Version) -> &'static str {
 
 /// The `tracing` target of access lines, for filters.
 pub(super) const TARGET: &str = "kube_tls_proxy::access";
-const LOGGED_CHARS: usize = 1024;
+const MAX_LOGGED_CHARS: usize = 1024;
 const AUDIT_ID_CHARS: usize = 64;

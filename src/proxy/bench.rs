@@ -12,11 +12,11 @@ use super::{
     request_info::{RequestInfo, ResourceName},
 };
 use crate::{
-    addr::PeerAddr,
     config::{Limits, Timeouts},
     drain::Drain,
+    hosts::PeerAddr,
     metrics::{Connected, Protocol},
-    upstream::{Lease, Worker},
+    upstream::{ClientLeases, UpstreamContext},
 };
 
 /// Makes a request's header fit for the apiserver, as for every request that is not an upgrade.
@@ -41,7 +41,7 @@ impl Counting {
     #[must_use]
     pub fn new(target: &Uri) -> Self {
         let (limits, timeouts) = (Limits::default(), Timeouts::default());
-        let worker = Arc::new(Worker::new(limits.clone(), timeouts, Drain::new()));
+        let worker = Arc::new(UpstreamContext::new(limits.clone(), timeouts, Drain::new()));
         let peer = SocketAddr::from(([192, 0, 2, 1], 1));
         let permit = Arc::new(Semaphore::new(1)).try_acquire_owned();
         let connected = Connected::new(
@@ -57,7 +57,7 @@ impl Counting {
                 peer: PeerAddr(peer),
                 sni: None,
                 forwarded_for: Downstream::forwarded_for(PeerAddr(peer)),
-                lease: Lease::new(worker),
+                lease: ClientLeases::new(worker),
                 limits,
                 tunnel_rest: std::time::Duration::ZERO,
                 connected: Arc::new(connected),
@@ -80,7 +80,7 @@ impl Counting {
 /// Verb, resource and namespace of a request, as its log line has them.
 #[must_use]
 pub fn classify(method: &Method, uri: &Uri) -> (&'static str, String, String) {
-    let info = RequestInfo::of(method, uri);
+    let info = RequestInfo::new(method, uri);
     let resource = ResourceName(&info).to_string();
-    (info.verb, resource, info.namespace.to_owned())
+    (info.verb, resource, info.namespace.into_owned())
 }

@@ -21,8 +21,8 @@ use super::{
     watch::{Events, Watch},
 };
 use crate::{
-    addr::PeerAddr,
-    telemetry::causes,
+    hosts::PeerAddr,
+    text::error_chain,
     upstream::{DownloadError, ResponseBody},
 };
 
@@ -121,7 +121,7 @@ impl body::Body for Body {
         };
         let mut frame = frame.map(|frame| {
             frame.map_err(|error: DownloadError| {
-                warn!(client.address = client.map(tracing::field::display), error = %causes(&error), "response cut");
+                warn!(client.address = client.map(tracing::field::display), error = %error_chain(&error), "response cut");
                 Cut
             })
         });

@@ -43,7 +43,7 @@ fn upstream_label(error: &UpstreamError) -> &'static str {
         UpstreamError::Unsent { .. } | UpstreamError::Refused { .. } => "unprocessed",
         UpstreamError::Lost { .. } => "lost",
         UpstreamError::Upload { .. } => "upload",
-        UpstreamError::UnsolicitedSwitch | UpstreamError::Protocol { .. } => "protocol",
+        UpstreamError::UnsolicitedUpgrade | UpstreamError::Protocol { .. } => "protocol",
         UpstreamError::Shared(error) => upstream_label(error),
     }
 }

@@ -33,11 +33,11 @@ pub use policy::Rejection;
 pub use routes::Routes;
 
 use crate::{
-    addr::PeerAddr,
     config::Limits,
     drain::Drain,
+    hosts::PeerAddr,
     metrics::Connected,
-    upstream::{Cluster, Lease, RequestBody},
+    upstream::{ClientLeases, Cluster, RequestBody},
 };
 use access::Access;
 use headers::Vouched;
@@ -53,7 +53,7 @@ pub struct Downstream {
     /// The client's address as `X-Forwarded-For` carries it.
     pub forwarded_for: HeaderValue,
     /// The upstream connections of this client.
-    pub lease: Lease,
+    pub lease: ClientLeases,
     /// Bounds on requests.
     pub limits: Limits,
     /// How long the second half of a tunnel may go on after the first has ended.
@@ -78,8 +78,8 @@ impl Downstream {
     }
 }
 
-/// The fuzz bodies of this stage: header rewriting and the host policy.
-pub(crate) const FUZZ: [fn(&[u8]); 2] = [headers::fuzz, policy::fuzz];
+/// The fuzz bodies of this stage: header rewriting, the host policy and the reading of paths.
+pub(crate) const FUZZ: [fn(&[u8]); 3] = [headers::fuzz, policy::fuzz, request_info::fuzz];
 
 /// What a client reads when its request is refused before it reached [`handle`]: status and JSON.
 #[must_use]

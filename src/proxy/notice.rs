@@ -6,7 +6,7 @@ use tracing::{debug, warn};
 use super::{Error, Rejection};
 use crate::{
     metrics::{Connected, Limit},
-    telemetry::causes,
+    text::error_chain,
     upstream::UpstreamError,
 };
 
@@ -17,7 +17,7 @@ pub(super) fn notice(error: &Error, connected: &Connected) {
     {
         connected.counts().limit_hit(limit);
     }
-    let line = connected.failed(error.label(), || causes(error).to_string());
+    let line = connected.failed(error.label(), || error_chain(error).to_string());
     let Some(kept_back) = line else {
         return;
     };
@@ -26,10 +26,10 @@ pub(super) fn notice(error: &Error, connected: &Connected) {
     let client = connected.client();
     match error {
         Error::Rejected(_) | Error::Upstream(UpstreamError::Upload { .. }) => {
-            debug!(client.address = %client, "error.type" = error.label(), error = %causes(error), suppressed_lines = kept_back, "request refused");
+            debug!(client.address = %client, "error.type" = error.label(), error = %error_chain(error), suppressed_lines = kept_back, "request refused");
         }
         Error::Upstream(_) | Error::WrongSwitch | Error::RedirectedUpgrade => {
-            warn!(client.address = %client, "error.type" = error.label(), error = %causes(error), suppressed_lines = kept_back, "request failed");
+            warn!(client.address = %client, "error.type" = error.label(), error = %error_chain(error), suppressed_lines = kept_back, "request failed");
         }
     }
 }

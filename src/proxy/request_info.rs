@@ -1,34 +1,45 @@
-//! What a request asks of Kubernetes, read from method, path and query as kube-apiserver reads them
-//! (apiserver `pkg/endpoints/request/requestinfo.go`). For logs and metrics only: nothing is decided by it.
+//! What a request asks of Kubernetes: verb, resource, namespace and name, read from method, path and
+//! query exactly as kube-apiserver reads them (apiserver `pkg/endpoints/request/requestinfo.go`).
+//!
+//! The path is decoded once and then split, so `%63onfigmaps` and `team%2Fconfigmaps` name the resource
+//! that the apiserver serves for them. Outer slashes are trimmed. Inner empty parts, `.` and `..` stay
+//! parts of the path, because the apiserver neither merges nor resolves them.
+//!
+//! Today this feeds logs and metrics only. The one known difference: the apiserver also takes the name of
+//! a list or watch from `fieldSelector=metadata.name=…`. It is left out here because a query string
+//! must not reach the log.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use http::{Method, Uri};
 
 use crate::metrics::{Resource, Verb};
 
-/// Verb, resource and place of a request, borrowed from it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a request asks for. Borrows from the request unless its path is percent-encoded.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct RequestInfo<'a> {
-    /// For a path that names no resource the method in lower case.
+    /// The Kubernetes verb. For a path that names no resource: the method in lower case. Empty for a
+    /// method that no Kubernetes verb belongs to, such as OPTIONS on a resource.
     pub(super) verb: &'static str,
-    group: &'a str,
-    resource: &'a str,
-    subresource: Option<&'a str>,
-    /// Empty for what is not in a namespace.
-    pub(super) namespace: &'a str,
-    /// Empty for many at once.
-    pub(super) name: &'a str,
+    /// Whether the path is one of the Kubernetes API, as opposed to `/version` or `/api/v1`.
+    is_resource: bool,
+    group: Cow<'a, str>,
+    resource: Cow<'a, str>,
+    subresource: Option<Cow<'a, str>>,
+    /// Empty for a cluster-wide request.
+    pub(super) namespace: Cow<'a, str>,
+    /// Empty for a request about many objects.
+    pub(super) name: Cow<'a, str>,
 }
 
-/// Such as `pods` or `pods/exec`; empty for a path that names no resource.
+/// Displays as `pods` or `pods/exec`; as nothing for a path that names no resource.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ResourceName<'a>(pub(super) &'a RequestInfo<'a>);
 
 impl fmt::Display for ResourceName<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0.resource)?;
-        match self.0.subresource {
+        f.write_str(&self.0.resource)?;
+        match &self.0.subresource {
             Some(subresource) => write!(f, "/{subresource}"),
             None => Ok(()),
         }
@@ -36,65 +47,100 @@ impl fmt::Display for ResourceName<'_> {
 }
 
 impl<'a> RequestInfo<'a> {
-    pub(super) fn of(method: &Method, uri: &'a Uri) -> Self {
-        let mut parts = uri.path().split('/').filter(|part| !part.is_empty());
-        let group = match parts.next() {
-            Some("api") => "",
-            Some("apis") => match parts.next() {
-                Some(group) => group,
-                None => return Self::non_resource(method),
-            },
-            _ => return Self::non_resource(method),
-        };
-        if parts.next().is_none() {
-            return Self::non_resource(method);
+    pub(super) fn new(method: &Method, uri: &'a Uri) -> Self {
+        match decode(uri.path()) {
+            Some(Cow::Borrowed(path)) => Self::from_path(path, method, uri),
+            Some(Cow::Owned(path)) => RequestInfo::from_path(&path, method, uri).into_owned(),
+            None => RequestInfo::non_resource(method),
         }
-        // Nothing behind the sixth part is looked at: watch/namespaces/NAMESPACE/RESOURCE/NAME/SUBRESOURCE.
-        let mut rest = [""; 6];
+    }
+
+    /// Reads a path that is decoded already.
+    fn from_path(path: &'a str, method: &Method, uri: &Uri) -> Self {
+        let mut all = [""; MAX_PARTS];
         let mut length = 0;
-        for (place, part) in rest.iter_mut().zip(parts) {
-            *place = part;
+        for (slot, part) in all.iter_mut().zip(path.trim_matches('/').split('/')) {
+            *slot = part;
             length += 1;
         }
-        let mut rest = rest.get(..length).unwrap_or_default();
-        let reads = matches!(*method, Method::GET | Method::HEAD);
-        let mut watches = reads && flag(uri, "watch");
-        if let ["watch", after @ ..] = rest {
-            watches = true;
-            rest = after;
-        }
-        let mut namespace = "";
-        if let ["namespaces", name, after @ ..] = rest {
-            namespace = name;
-            // The namespace itself and its own subresources are resources, not a place.
-            if !matches!(after, [] | ["status" | "finalize"]) {
-                rest = after;
+        let (group, parts) = match all.get(..length).unwrap_or_default() {
+            ["api", _version, parts @ ..] if !parts.is_empty() => ("", parts),
+            ["apis", group, _version, parts @ ..] if !parts.is_empty() => (*group, parts),
+            _ => return Self::non_resource(method),
+        };
+        let (special_verb, parts) = match parts {
+            // The apiserver answers 500, because nothing follows the verb.
+            ["watch" | "proxy"] => {
+                return Self {
+                    is_resource: true,
+                    group: group.into(),
+                    ..Self::non_resource(method)
+                };
             }
-        }
-        let (resource, name, subresource) = match rest {
-            [] => return Self::non_resource(method),
-            [resource] => (*resource, None, None),
-            [resource, name] => (*resource, Some(*name), None),
-            [resource, name, subresource, ..] => (*resource, Some(*name), Some(*subresource)),
+            ["watch", parts @ ..] => (Some("watch"), parts),
+            ["proxy", parts @ ..] => (Some("proxy"), parts),
+            parts => (None, parts),
+        };
+        let (namespace, parts) = match parts {
+            // A namespace and its own subresources are resources, not a place for other resources.
+            ["namespaces", name] | ["namespaces", name, "status" | "finalize", ..] => {
+                (*name, parts)
+            }
+            ["namespaces", name, parts @ ..] => (*name, parts),
+            parts => ("", parts),
+        };
+        let (resource, name, subresource) = match parts {
+            [] => ("", "", None),
+            [resource] => (*resource, "", None),
+            [resource, name, subresource, ..] if special_verb != Some("proxy") => {
+                (*resource, *name, Some(*subresource))
+            }
+            [resource, name, ..] => (*resource, *name, None),
         };
         Self {
-            verb: verb(method, name.is_some(), watches && subresource.is_none()),
-            group,
-            resource,
-            subresource,
-            namespace,
-            name: name.unwrap_or_default(),
+            verb: special_verb.unwrap_or_else(|| verb(method, name, uri)),
+            is_resource: true,
+            group: group.into(),
+            resource: resource.into(),
+            subresource: subresource.map(Cow::Borrowed),
+            namespace: namespace.into(),
+            name: name.into(),
         }
     }
 
-    /// Whether the response may go on for hours, so that its start is worth a log line.
-    pub(super) fn is_long_running(&self, uri: &Uri) -> bool {
-        self.verb == "watch" || (self.subresource == Some("log") && flag(uri, "follow"))
+    fn non_resource(method: &Method) -> Self {
+        Self {
+            verb: lower_case(method),
+            is_resource: false,
+            group: "".into(),
+            resource: "".into(),
+            subresource: None,
+            namespace: "".into(),
+            name: "".into(),
+        }
     }
 
-    /// The verb as metrics have it.
+    fn into_owned(self) -> RequestInfo<'static> {
+        let owned = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
+        RequestInfo {
+            verb: self.verb,
+            is_resource: self.is_resource,
+            group: owned(self.group),
+            resource: owned(self.resource),
+            subresource: self.subresource.map(owned),
+            namespace: owned(self.namespace),
+            name: owned(self.name),
+        }
+    }
+
+    /// Whether the response may last for hours, so that its start is worth a log line.
+    pub(super) fn is_long_running(&self, uri: &Uri) -> bool {
+        self.verb == "watch" || (self.subresource.as_deref() == Some("log") && flag(uri, "follow"))
+    }
+
+    /// The verb as a metric label, one of a fixed set.
     pub(super) fn verb_label(&self) -> Verb {
-        match self.subresource {
+        match self.subresource.as_deref() {
             Some("exec" | "attach" | "portforward") => return Verb::Connect,
             Some("proxy") => return Verb::Proxy,
             _ => {}
@@ -108,44 +154,36 @@ impl<'a> RequestInfo<'a> {
             "patch" => Verb::Patch,
             "delete" => Verb::Delete,
             "deletecollection" => Verb::DeleteCollection,
+            "proxy" => Verb::Proxy,
             _ => Verb::Other,
         }
     }
 
-    /// The resource as metrics have it.
+    /// The resource as a metric label, one of a fixed set.
     pub(super) fn resource_label(&self) -> Resource {
-        if self.resource.is_empty() {
-            Resource::NONRESOURCE
+        if self.is_resource {
+            Resource::of(&self.group, &self.resource, self.subresource.as_deref())
         } else {
-            Resource::of(self.group, self.resource, self.subresource)
-        }
-    }
-
-    fn non_resource(method: &Method) -> Self {
-        Self {
-            verb: lower_case(method),
-            group: "",
-            resource: "",
-            subresource: None,
-            namespace: "",
-            name: "",
+            Resource::NONRESOURCE
         }
     }
 }
 
-fn verb(method: &Method, has_name: bool, watches: bool) -> &'static str {
+fn verb(method: &Method, name: &str, uri: &Uri) -> &'static str {
     match *method {
-        Method::GET | Method::HEAD if watches => "watch",
-        Method::GET | Method::HEAD if has_name => "get",
+        Method::GET | Method::HEAD if !name.is_empty() => "get",
+        Method::GET | Method::HEAD if flag(uri, "watch") => "watch",
         Method::GET | Method::HEAD => "list",
         Method::POST => "create",
         Method::PUT => "update",
-        Method::DELETE if has_name => "delete",
-        Method::DELETE => "deletecollection",
-        _ => lower_case(method),
+        Method::PATCH => "patch",
+        Method::DELETE if name.is_empty() => "deletecollection",
+        Method::DELETE => "delete",
+        _ => "",
     }
 }
 
+/// The method in lower case; `other` for an unusual one, so that clients cannot invent verbs.
 fn lower_case(method: &Method) -> &'static str {
     match *method {
         Method::GET => "get",
@@ -159,129 +197,366 @@ fn lower_case(method: &Method) -> &'static str {
     }
 }
 
-/// Whether a boolean query parameter is set, as Go's `strconv.ParseBool` and a bare key have it.
+/// Whether the apiserver takes a boolean query parameter as true. The first value counts; every value
+/// but `0` and `false` is true, the empty one too.
 fn flag(uri: &Uri, key: &str) -> bool {
-    uri.query().is_some_and(|query| {
-        query.split('&').any(|pair| match pair.split_once('=') {
-            Some((name, value)) => {
-                name == key && !matches!(value, "0" | "f" | "F" | "false" | "FALSE" | "False")
-            }
-            None => pair == key,
-        })
-    })
+    let pairs = uri.query().into_iter().flat_map(|query| query.split('&'));
+    // Go drops a pair that holds a semicolon, or an escape that is not two hexadecimal digits.
+    let mut values = pairs.filter(|pair| !pair.contains(';')).filter_map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let value = decode(value)?;
+        (decode(name)? == key).then_some(value)
+    });
+    values
+        .next()
+        .is_some_and(|value| value != "0" && !value.eq_ignore_ascii_case("false"))
 }
+
+/// The text with its percent-encoding undone once; allocates only when there is some. `None` when an
+/// escape is not two hexadecimal digits: the apiserver answers 400 to such a path.
+///
+/// Bytes that are not UTF-8 become U+FFFD, which no name of a Kubernetes object contains.
+fn decode(text: &str) -> Option<Cow<'_, str>> {
+    let Some((plain, escaped)) = text.split_once('%') else {
+        return Some(Cow::Borrowed(text));
+    };
+    let mut bytes = plain.as_bytes().to_vec();
+    for part in escaped.split('%') {
+        let (digits, plain) = part.as_bytes().split_at_checked(2)?;
+        let [high, low] = digits else { return None };
+        let digit = |byte: u8| char::from(byte).to_digit(16);
+        let byte = digit(*high)? * 16 + digit(*low)?;
+        bytes.push(u8::try_from(byte).ok()?);
+        bytes.extend_from_slice(plain);
+    }
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    Some(Cow::Owned(text))
+}
+
+/// Fuzz body: `bytes` are a path and a query. Nothing panics, and a path reads the same when each of its
+/// bytes is escaped.
+pub(super) fn fuzz(bytes: &[u8]) {
+    let Ok(uri) = Uri::try_from([b"/", bytes].concat()) else {
+        return;
+    };
+    let info = RequestInfo::new(&Method::GET, &uri);
+    let _ = (
+        info.verb_label(),
+        info.resource_label(),
+        info.is_long_running(&uri),
+    );
+    let Some(path) = decode(uri.path()) else {
+        assert!(!info.is_resource, "the apiserver refuses this path");
+        return;
+    };
+    let escaped: String = path.bytes().map(|byte| format!("%{byte:02x}")).collect();
+    let query = uri.query().unwrap_or_default();
+    if let Ok(escaped) = format!("/{escaped}?{query}").parse() {
+        assert_eq!(RequestInfo::new(&Method::GET, &escaped), info);
+    }
+}
+
+/// `apis/GROUP/VERSION/watch/namespaces/NAMESPACE/RESOURCE/NAME/SUBRESOURCE`. The apiserver looks at no
+/// later part.
+const MAX_PARTS: usize = 9;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Such as `get apps/deployments/scale in NAMESPACE named NAME`; `get -` when no resource is named.
+    fn describe(method: &str, target: &str) -> String {
+        let (method, uri) = (method.parse().unwrap(), target.parse().unwrap());
+        let info = RequestInfo::new(&method, &uri);
+        let mut text = format!("{} ", info.verb);
+        if !info.group.is_empty() {
+            text += &format!("{}/", &*info.group);
+        }
+        text += &ResourceName(&info).to_string();
+        if info.resource_label() == Resource::NONRESOURCE {
+            text += "-";
+        }
+        for (word, value) in [("in", &*info.namespace), ("named", &*info.name)] {
+            if !value.is_empty() {
+                text += &format!(" {word} {value}");
+            }
+        }
+        text
+    }
+
     #[test]
-    fn reads_requests_as_kube_apiserver_does() {
-        for (method, uri, verb, resource, namespace, long) in [
+    fn reads_every_spelling_as_kube_apiserver_does() {
+        for (request, expected) in [
+            // Core and named groups, with and without a namespace.
+            ("GET /api/v1/pods", "list pods"),
+            ("GET /api/v1/nodes/n", "get nodes named n"),
+            ("HEAD /api/v1/nodes/n", "get nodes named n"),
+            ("HEAD /api/v1/nodes", "list nodes"),
+            ("GET /api/v1/namespaces/a/pods", "list pods in a"),
+            ("GET /api/v1/namespaces/a/pods/p", "get pods in a named p"),
+            ("POST /api/v1/namespaces/a/pods", "create pods in a"),
             (
-                "GET",
-                "/api/v1/namespaces/default/pods",
-                "list",
-                "pods",
-                "default",
-                false,
+                "PUT /api/v1/namespaces/a/pods/p",
+                "update pods in a named p",
+            ),
+            ("PATCH /api/v1/nodes/n", "patch nodes named n"),
+            ("DELETE /api/v1/nodes/n", "delete nodes named n"),
+            (
+                "DELETE /api/v1/namespaces/a/pods",
+                "deletecollection pods in a",
+            ),
+            ("OPTIONS /api/v1/pods", " pods"),
+            ("BREW /api/v1/pods", " pods"),
+            ("get /api/v1/pods", " pods"),
+            ("GET /apis/apps/v1/deployments", "list apps/deployments"),
+            (
+                "PATCH /apis/apps/v1/namespaces/a/deployments/d",
+                "patch apps/deployments in a named d",
             ),
             (
-                "GET",
-                "/api/v1/namespaces/default/pods/p",
-                "get",
-                "pods",
-                "default",
-                false,
+                "DELETE /apis/apps/v1/namespaces/a/deployments",
+                "deletecollection apps/deployments in a",
             ),
-            ("GET", "/api/v1/pods?watch=true", "watch", "pods", "", true),
+            // Subresources; later parts are not looked at.
             (
-                "GET",
-                "/api/v1/pods?watch=1&allowWatchBookmarks=true",
-                "watch",
-                "pods",
-                "",
-                true,
-            ),
-            ("GET", "/api/v1/pods?watch=false", "list", "pods", "", false),
-            (
-                "GET",
-                "/api/v1/watch/namespaces/a/pods",
-                "watch",
-                "pods",
-                "a",
-                true,
+                "POST /api/v1/namespaces/a/pods/p/exec?command=sh",
+                "create pods/exec in a named p",
             ),
             (
-                "GET",
-                "/api/v1/namespaces/a/pods/p/log?follow=true",
-                "get",
-                "pods/log",
-                "a",
-                true,
+                "GET /api/v1/namespaces/a/pods/p/log?follow=true",
+                "get pods/log in a named p",
             ),
             (
-                "GET",
-                "/api/v1/namespaces/a/pods/p/log",
-                "get",
-                "pods/log",
-                "a",
-                false,
+                "PUT /apis/apps/v1/namespaces/a/deployments/d/scale",
+                "update apps/deployments/scale in a named d",
             ),
             (
-                "POST",
-                "/api/v1/namespaces/a/pods/p/exec?command=sh",
-                "create",
-                "pods/exec",
-                "a",
-                false,
+                "GET /api/v1/namespaces/a/services/s/proxy/x/y/z",
+                "get services/proxy in a named s",
             ),
             (
-                "GET",
-                "/api/v1/namespaces/a",
-                "get",
-                "namespaces",
-                "a",
-                false,
+                "GET /api/v1/nodes/n/proxy/api/v1/secrets",
+                "get nodes/proxy named n",
+            ),
+            // Namespaces as a resource, and their own subresources.
+            ("GET /api/v1/namespaces", "list namespaces"),
+            ("GET /api/v1/namespaces/a", "get namespaces in a named a"),
+            (
+                "DELETE /api/v1/namespaces/a",
+                "delete namespaces in a named a",
             ),
             (
-                "PUT",
-                "/api/v1/namespaces/a/finalize",
-                "update",
-                "namespaces/finalize",
-                "a",
-                false,
-            ),
-            ("GET", "/api/v1/namespaces", "list", "namespaces", "", false),
-            (
-                "PATCH",
-                "/apis/apps/v1/namespaces/a/deployments/d",
-                "patch",
-                "deployments",
-                "a",
-                false,
+                "PUT /api/v1/namespaces/a/finalize",
+                "update namespaces/finalize in a named a",
             ),
             (
-                "DELETE",
-                "/apis/apps/v1/namespaces/a/deployments",
-                "deletecollection",
-                "deployments",
-                "a",
-                false,
+                "GET /api/v1/namespaces/a/status",
+                "get namespaces/status in a named a",
             ),
-            ("GET", "/apis/apps/v1", "get", "", "", false),
-            ("GET", "/version", "get", "", "", false),
-            ("GET", "//api//v1/nodes/n", "get", "nodes", "", false),
-            ("OPTIONS", "*", "options", "", "", false),
+            (
+                "GET /api/v1/namespaces/a/status/x",
+                "get namespaces/status in a named a",
+            ),
+            ("GET /api/v1/namespaces/a/statuses", "list statuses in a"),
+            (
+                "GET /apis/g/v1/namespaces/a",
+                "get g/namespaces in a named a",
+            ),
+            // Paths that name no resource.
+            ("GET /", "get -"),
+            ("GET /version", "get -"),
+            ("HEAD /livez/ping", "head -"),
+            ("POST /version", "post -"),
+            ("BREW /version", "other -"),
+            ("OPTIONS *", "options -"),
+            ("GET /api", "get -"),
+            ("GET /api/v1", "get -"),
+            ("GET /apis", "get -"),
+            ("GET /apis/apps", "get -"),
+            ("GET /apis/apps/v1", "get -"),
+            ("GET /openapi/v3/apis/apps/v1", "get -"),
+            ("GET /API/v1/pods", "get -"),
+            // Watches, by query and by path.
+            ("GET /api/v1/pods?watch=true", "watch pods"),
+            ("GET /api/v1/pods?watch", "watch pods"),
+            ("GET /api/v1/pods?watch=", "watch pods"),
+            ("GET /api/v1/pods?watch=f", "watch pods"),
+            ("GET /api/v1/pods?limit=1&%77atch=1", "watch pods"),
+            ("GET /api/v1/pods?watch=False", "list pods"),
+            ("GET /api/v1/pods?watch=fals%65", "list pods"),
+            ("GET /api/v1/pods?watch=0&watch=1", "list pods"),
+            ("GET /api/v1/pods?watch=%&watch=1", "watch pods"),
+            ("GET /api/v1/pods?watch=1;a=2", "list pods"),
+            ("GET /api/v1/pods?labelSelector=watch", "list pods"),
+            ("POST /api/v1/namespaces/a/pods?watch=1", "create pods in a"),
+            ("GET /api/v1/nodes/n?watch=true", "get nodes named n"),
+            ("GET /api/v1/watch/pods", "watch pods"),
+            ("POST /api/v1/watch/pods", "watch pods"),
+            ("GET /api/v1/watch/namespaces/a/pods", "watch pods in a"),
+            (
+                "GET /apis/apps/v1/watch/namespaces/a/deployments/d/scale/x",
+                "watch apps/deployments/scale in a named d",
+            ),
+            ("GET /api/v1/watch/namespaces", "watch namespaces"),
+            ("GET /api/v1/watch", "get "),
+            ("GET /api/v1/watch/", "get "),
+            (
+                "GET /api/v1/namespaces/a/pods/watch/log",
+                "get pods/log in a named watch",
+            ),
+            // The special verb `proxy`, which has no subresources.
+            ("GET /api/v1/proxy/nodes/n/metrics", "proxy nodes named n"),
+            (
+                "POST /api/v1/proxy/namespaces/a/services/s/x",
+                "proxy services in a named s",
+            ),
+            ("GET /api/v1/proxy", "get "),
+            ("GET /apis/g/v1/proxy/things/t", "proxy g/things named t"),
+            // Decoded once, and before the path is split.
+            (
+                "GET /api/v1/namespaces/a/%63onfigmaps/c",
+                "get configmaps in a named c",
+            ),
+            (
+                "GET /api/v1/namespaces/suite%2Fconfigmaps/c",
+                "get configmaps in suite named c",
+            ),
+            (
+                "GET /api/v1/namespaces/suite%2fconfigmaps",
+                "list configmaps in suite",
+            ),
+            ("GET /%61pi/v1/pods", "list pods"),
+            ("GET /%2Fapi%2Fv1%2Fpods", "list pods"),
+            ("GET /api/v1/%77atch/pods", "watch pods"),
+            ("GET /api/v1/%2563onfigmaps", "list %63onfigmaps"),
+            ("GET /api/v1/pods/a+b", "get pods named a+b"),
+            ("GET /api/v1/pods/a%20b", "get pods named a b"),
+            ("GET /api/v1/pods/%C3%A4", "get pods named \u{e4}"),
+            ("GET /api/v1/pods/%ff", "get pods named \u{fffd}"),
+            ("GET /api/v1/pods%3Fwatch=1", "list pods?watch=1"),
+            // An escape that Go refuses: the apiserver answers 400.
+            ("GET /api/v1/pods/%zz", "get -"),
+            ("GET /api/v1/pods/%6", "get -"),
+            ("GET /api/v1/pods/%", "get -"),
+            ("GET /api/v1/pods/%+1", "get -"),
+            // Outer slashes are trimmed, also encoded ones.
+            ("GET //api/v1/pods", "list pods"),
+            ("GET /api/v1/pods/", "list pods"),
+            ("GET /api/v1/pods//", "list pods"),
+            ("GET /api/v1/pods%2F", "list pods"),
+            ("DELETE /api/v1/nodes/", "deletecollection nodes"),
+            ("GET /api/v1/", "get -"),
+            ("GET /apis/apps/v1//", "get -"),
+            ("GET //", "get -"),
+            // Inner empty parts stay parts.
+            ("GET //api//v1/nodes/n", "get v1/n named nodes"),
+            ("GET /api//pods", "list pods"),
+            ("GET /api/v1//pods", "get  named pods"),
+            ("GET /apis//v1/pods", "list pods"),
+            ("GET /api/v1/namespaces//pods", "list pods"),
+            ("GET /api/v1/namespaces//pods/p", "get pods named p"),
+            ("GET /api/v1/namespaces/a//pods", "get  in a named pods"),
+            ("GET /api/v1/namespaces/a/pods//log", "list pods/log in a"),
+            (
+                "DELETE /api/v1/nodes//status",
+                "deletecollection nodes/status",
+            ),
+            // So do dot segments.
+            ("GET /api/v1/./pods", "get . named pods"),
+            ("GET /api/v1/nodes/../pods", "get nodes/pods named .."),
+            ("GET /api/v1/namespaces/../pods", "list pods in .."),
+            (
+                "GET /api/v1/namespaces/a/../b/pods",
+                "get ../pods in a named b",
+            ),
+            ("GET /x/../api/v1/pods", "get -"),
+            ("GET /./api/v1/pods", "get -"),
+            ("GET /api/v1/pods/%2e%2e", "get pods named .."),
         ] {
-            let uri: Uri = uri.parse().unwrap();
-            let info = RequestInfo::of(&method.parse().unwrap(), &uri);
-            assert_eq!(
-                (info.verb, &*ResourceName(&info).to_string(), info.namespace),
-                (verb, resource, namespace),
-                "{method} {uri}"
-            );
-            assert_eq!(info.is_long_running(&uri), long, "{method} {uri}");
+            let (method, target) = request.split_once(' ').unwrap();
+            assert_eq!(describe(method, target), expected, "{request}");
+        }
+    }
+
+    #[test]
+    fn only_watches_and_followed_logs_are_long_running() {
+        for (target, expected) in [
+            ("/api/v1/pods?watch=1", true),
+            ("/api/v1/watch/pods", true),
+            ("/api/v1/namespaces/a/pods/p/log?follow=true", true),
+            ("/api/v1/namespaces/a/pods/p/log?follow=false", false),
+            ("/api/v1/namespaces/a/pods/p/log", false),
+            ("/api/v1/namespaces/a/pods/p?follow=true", false),
+            ("/api/v1/pods", false),
+        ] {
+            let uri = target.parse().unwrap();
+            let info = RequestInfo::new(&Method::GET, &uri);
+            assert_eq!(info.is_long_running(&uri), expected, "{target}");
+        }
+    }
+
+    #[test]
+    fn path_without_escapes_is_borrowed() {
+        let uri: Uri = "/apis/apps/v1/namespaces/a/deployments/d/scale?watch=1"
+            .parse()
+            .unwrap();
+        let info = RequestInfo::new(&Method::GET, &uri);
+        let subresource = info.subresource.unwrap();
+        for part in [
+            info.group,
+            info.resource,
+            subresource,
+            info.namespace,
+            info.name,
+        ] {
+            assert!(matches!(part, Cow::Borrowed(_)), "{part}");
+        }
+    }
+
+    /// Random paths of the words that the rules know, plain and with half of their bytes escaped.
+    #[test]
+    fn random_path_reads_alike_plain_and_escaped() {
+        const WORDS: &[&str] = &[
+            "api",
+            "apis",
+            "v1",
+            "apps",
+            "watch",
+            "proxy",
+            "namespaces",
+            "status",
+            "finalize",
+            "pods",
+            "log",
+            "",
+            ".",
+            "..",
+            "%",
+            "%zz",
+            "%2f",
+            "\u{e4}",
+            "?",
+            "?watch=1",
+        ];
+        let mut seed: u32 = 1;
+        let mut random = |below: usize| {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (seed >> 8) as usize % below
+        };
+        for _ in 0..20_000 {
+            let parts: Vec<_> = (0..random(12))
+                .map(|_| WORDS[random(WORDS.len())])
+                .collect();
+            let path = parts.join("/");
+            fuzz(path.as_bytes());
+            let escaped: Vec<_> = path
+                .bytes()
+                .map(|byte| match random(2) {
+                    0 => format!("%{byte:02x}"),
+                    _ => char::from(byte).to_string(),
+                })
+                .collect();
+            fuzz(escaped.concat().as_bytes());
         }
     }
 }

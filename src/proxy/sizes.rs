@@ -6,7 +6,7 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 
 use super::{Downstream, Routes, access::Access, handle, tunnel, upgrade};
-use crate::upstream::{Cluster, Switched};
+use crate::upstream::Cluster;
 
 /// The size of the future that this function returns.
 fn size<A, F: Future>(_: impl FnOnce(A) -> F) -> usize {
@@ -38,7 +38,7 @@ fn the_futures_of_an_upgrade_and_of_a_tunnel_stay_small() {
         },
     );
     assert!(asked <= UPGRADE, "until the 101: {asked} bytes");
-    type Ends = (TokioIo<Upgraded>, Switched);
+    type Ends = (TokioIo<Upgraded>, crate::upstream::Upgraded);
     let joined =
         size(|((client, apiserver), rest): (Ends, Duration)| tunnel::join(client, apiserver, rest));
     assert!(joined <= TUNNEL, "behind it: {joined} bytes");

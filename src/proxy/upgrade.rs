@@ -15,9 +15,9 @@ use super::{
     tunnel,
 };
 use crate::{
-    addr::PeerAddr,
     drain::Kind,
-    telemetry::causes,
+    hosts::PeerAddr,
+    text::error_chain,
     upstream::{Cluster, RequestBody, ResponseBody},
 };
 
@@ -89,7 +89,7 @@ fn switch(
     access: &mut Option<Box<Access>>,
 ) -> Result<Response<Body>, Error> {
     let (head, body) = response.into_parts();
-    let apiserver = body.into_switched().ok_or(Error::WrongSwitch)?;
+    let apiserver = body.into_upgraded().ok_or(Error::WrongSwitch)?;
     let mut access = access.take();
     if let Some(access) = &mut access {
         access.answered(head.status, &head.headers);
@@ -107,13 +107,13 @@ fn switch(
         let client = match client.await {
             Ok(client) => TokioIo::new(client),
             Err(error) => {
-                debug!(client.address = %peer, error = %causes(&error), "upgrade not completed");
+                debug!(client.address = %peer, error = %error_chain(&error), "upgrade not completed");
                 return;
             }
         };
         let (carried, ended) = tunnel::join(client, apiserver, rest).await;
         if let Err(error) = &ended {
-            debug!(client.address = %peer, error = %causes(error), "tunnel ended early");
+            debug!(client.address = %peer, error = %error_chain(error), "tunnel ended early");
         }
         if let Some(access) = &mut access {
             access.tunnelled(carried.up, carried.down, ended.is_ok());

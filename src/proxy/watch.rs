@@ -67,10 +67,13 @@ impl std::fmt::Debug for Watch {
 
 /// Whether a request asks for a watch.
 pub(super) fn is_asked_for(method: &Method, uri: &Uri) -> bool {
-    // Cheap to ask of every request, which most are not.
-    let may =
-        uri.query().is_some_and(|query| query.contains("watch")) || uri.path().contains("/watch/");
-    may && RequestInfo::of(method, uri).verb == "watch"
+    // A cheap test first: most requests are no watch. `%` may hide the word.
+    let may = uri
+        .query()
+        .is_some_and(|query| query.contains("watch") || query.contains('%'))
+        || uri.path().contains("/watch/")
+        || uri.path().contains('%');
+    may && RequestInfo::new(method, uri).verb == "watch"
 }
 
 impl Watch {
@@ -268,6 +271,8 @@ mod tests {
         assert!(asks(Method::GET, "/api/v1/pods?watch=true"));
         assert!(asks(Method::GET, "/api/v1/pods?limit=1&watch=1"));
         assert!(asks(Method::GET, "/api/v1/watch/pods"));
+        assert!(asks(Method::GET, "/api/v1/%77atch/pods"));
+        assert!(asks(Method::GET, "/api/v1/pods?%77atch=1"));
         assert!(!asks(Method::GET, "/api/v1/pods?watch=false"));
         assert!(!asks(Method::GET, "/api/v1/pods?labelSelector=watch"));
         assert!(!asks(Method::POST, "/api/v1/namespaces/a/pods?watch=true"));

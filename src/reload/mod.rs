@@ -20,7 +20,7 @@ use crate::{
     downstream::{Snapshot, server_config},
     pki::{Identity, PkiError},
     proxy::Routes,
-    telemetry::causes,
+    text::error_chain,
     upstream::Cluster,
 };
 use clusters::build_clusters;
@@ -186,7 +186,7 @@ impl Reloader {
             }
             Err(Failed { error, .. }) => {
                 self.report.failed += 1;
-                let failure = causes(&error).to_string();
+                let failure = error_chain(&error).to_string();
                 if self.report.failure.as_ref() != Some(&failure) {
                     error!(error = failure, "reload failed, the last good state stays");
                     self.report.changed = now;

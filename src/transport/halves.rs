@@ -14,9 +14,9 @@ use super::Readable;
 /// One of two handles of a stream; it is closed when both are gone. One of them reads and the other writes,
 /// so that neither takes the wake-up of the other.
 #[derive(Debug)]
-pub(crate) struct Half(Arc<Mutex<Box<dyn Readable>>>);
+pub(crate) struct SharedIo(Arc<Mutex<Box<dyn Readable>>>);
 
-impl Half {
+impl SharedIo {
     /// Divides this stream, unless it is one of two handles already; the other handle is what is returned.
     pub(crate) fn of(io: &mut Box<dyn Readable>) -> Self {
         if let Some(half) = io.half() {
@@ -33,12 +33,12 @@ impl Half {
     }
 }
 
-impl Readable for Half {
+impl Readable for SharedIo {
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.io().poll_readable(cx)
     }
 
-    fn half(&self) -> Option<Half> {
+    fn half(&self) -> Option<SharedIo> {
         Some(Self(Arc::clone(&self.0)))
     }
 }
@@ -50,7 +50,7 @@ impl Readable for Empty {
     }
 }
 
-impl AsyncRead for Half {
+impl AsyncRead for SharedIo {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -60,7 +60,7 @@ impl AsyncRead for Half {
     }
 }
 
-impl AsyncWrite for Half {
+impl AsyncWrite for SharedIo {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -3,17 +3,17 @@
 //! rustls reads 4 KiB at a time, and h2 hands over every frame with a body on its own. Left alone, that
 //! is five reads for one full TLS record and one record and one system call for each small response.
 
-mod ahead;
-mod cork;
 mod halves;
+mod read_ahead;
 mod readable;
+mod write_batcher;
 
 #[cfg(test)]
 mod tests;
 
-pub(crate) use ahead::Ahead;
-pub(crate) use cork::{Cork, Seal};
-pub(crate) use halves::Half;
+pub(crate) use halves::SharedIo;
+pub(crate) use read_ahead::ReadAhead;
 pub(crate) use readable::Readable;
 #[cfg(test)]
-pub(crate) use tests::Unsealed;
+pub(crate) use tests::PlainStream;
+pub(crate) use write_batcher::{TlsWriter, WriteBatcher};

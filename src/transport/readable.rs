@@ -10,7 +10,7 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::{client, server};
 
-use super::{Ahead, Half};
+use super::{ReadAhead, SharedIo};
 
 /// A stream that knows whether a read would find something.
 pub(crate) trait Readable: AsyncRead + AsyncWrite + Debug + Send + Unpin {
@@ -18,13 +18,13 @@ pub(crate) trait Readable: AsyncRead + AsyncWrite + Debug + Send + Unpin {
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 
     /// Another handle of the stream, if it has been divided.
-    fn half(&self) -> Option<Half> {
+    fn half(&self) -> Option<SharedIo> {
         None
     }
 
     /// Reads if there is something. HTTP tries to read each time it is polled, and a try that finds
     /// nothing costs a way down through TLS and an error on the way back up.
-    fn poll_read_found(
+    fn poll_read_if_ready(
         &mut self,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
@@ -34,14 +34,14 @@ pub(crate) trait Readable: AsyncRead + AsyncWrite + Debug + Send + Unpin {
     }
 }
 
-impl Readable for server::TlsStream<Ahead> {
+impl Readable for server::TlsStream<ReadAhead> {
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let (io, session) = self.get_mut();
         poll_below(io, session.wants_read(), cx)
     }
 }
 
-impl Readable for client::TlsStream<Ahead> {
+impl Readable for client::TlsStream<ReadAhead> {
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let (io, session) = self.get_mut();
         poll_below(io, session.wants_read(), cx)
@@ -49,7 +49,7 @@ impl Readable for client::TlsStream<Ahead> {
 }
 
 /// Whether TLS has something already, or else the socket.
-fn poll_below(io: &mut Ahead, wants_read: bool, cx: &mut Context<'_>) -> Poll<()> {
+fn poll_below(io: &mut ReadAhead, wants_read: bool, cx: &mut Context<'_>) -> Poll<()> {
     if wants_read {
         io.poll_readable(cx)
     } else {

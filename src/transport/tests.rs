@@ -17,14 +17,14 @@ use super::*;
 
 /// A stream without TLS that can be corked.
 #[derive(Debug)]
-pub(crate) struct Unsealed<S> {
+pub(crate) struct PlainStream<S> {
     stream: S,
     waiting: Vec<u8>,
     /// The pieces in which it was given its bytes.
     records: Vec<usize>,
 }
 
-impl<S> Unsealed<S> {
+impl<S> PlainStream<S> {
     pub(crate) fn new(stream: S) -> Self {
         Self {
             stream,
@@ -34,8 +34,8 @@ impl<S> Unsealed<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Debug + Send + Unpin> Seal for Unsealed<S> {
-    fn seal(&mut self, pieces: [&[u8]; 2]) -> io::Result<usize> {
+impl<S: AsyncRead + AsyncWrite + Debug + Send + Unpin> TlsWriter for PlainStream<S> {
+    fn write_record(&mut self, pieces: [&[u8]; 2]) -> io::Result<usize> {
         let record = pieces.concat();
         self.records.push(record.len());
         self.waiting.extend_from_slice(&record);
@@ -45,7 +45,7 @@ impl<S: AsyncRead + AsyncWrite + Debug + Send + Unpin> Seal for Unsealed<S> {
     fn limit(&mut self, _bytes: usize) {}
 }
 
-impl<S: AsyncRead + AsyncWrite + Debug + Send + Unpin> Readable for Unsealed<S> {
+impl<S: AsyncRead + AsyncWrite + Debug + Send + Unpin> Readable for PlainStream<S> {
     fn poll_readable(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
         Poll::Ready(())
     }
@@ -57,7 +57,7 @@ impl Readable for DuplexStream {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Unsealed<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for PlainStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -67,13 +67,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Unsealed<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Unsealed<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for PlainStream<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         _cx: &mut Context<'_>,
         _buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        panic!("a corked stream is never written to past `seal`")
+        panic!("a batched stream is never written to past `write_record`")
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -91,16 +91,16 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Unsealed<S> {
     }
 }
 
-fn corked(room: usize) -> (Cork<Unsealed<DuplexStream>>, DuplexStream) {
+fn state(room: usize) -> (WriteBatcher<PlainStream<DuplexStream>>, DuplexStream) {
     let (near, far) = duplex(room);
-    (Cork::new(Unsealed::new(near)), far)
+    (WriteBatcher::new(PlainStream::new(near)), far)
 }
 
 /// Writes once, in the middle of being driven.
-async fn write(cork: &Cork<Unsealed<DuplexStream>>, bytes: &[u8]) {
-    let mut stream = cork.clone();
+async fn write(batcher: &WriteBatcher<PlainStream<DuplexStream>>, bytes: &[u8]) {
+    let mut stream = batcher.clone();
     let mut all = pin!(async move { stream.write_all(bytes).await });
-    poll_fn(|cx| cork.drive(all.as_mut(), cx)).await.unwrap();
+    poll_fn(|cx| batcher.drive(all.as_mut(), cx)).await.unwrap();
 }
 
 async fn received(far: &mut DuplexStream, length: usize) -> Vec<u8> {
@@ -111,8 +111,8 @@ async fn received(far: &mut DuplexStream, length: usize) -> Vec<u8> {
 
 #[tokio::test]
 async fn what_is_written_in_one_poll_leaves_as_one_record() {
-    let (cork, mut far) = corked(64 * 1024);
-    let mut stream = cork.clone();
+    let (batcher, mut far) = state(64 * 1024);
+    let mut stream = batcher.clone();
     let mut frames = pin!(async move {
         for _ in 0..16 {
             stream.write_all(b"frame").await?;
@@ -120,9 +120,11 @@ async fn what_is_written_in_one_poll_leaves_as_one_record() {
         }
         io::Result::Ok(())
     });
-    poll_fn(|cx| cork.drive(frames.as_mut(), cx)).await.unwrap();
+    poll_fn(|cx| batcher.drive(frames.as_mut(), cx))
+        .await
+        .unwrap();
     assert_eq!(received(&mut far, 80).await, b"frame".repeat(16));
-    cork.inspect(|stream, held| {
+    batcher.inspect(|stream, held| {
         assert_eq!(stream.records, [80]);
         assert_eq!(held, 0, "nothing is kept for a stream that is silent");
     });
@@ -130,51 +132,51 @@ async fn what_is_written_in_one_poll_leaves_as_one_record() {
 
 #[tokio::test]
 async fn the_order_is_kept_whatever_the_sizes() {
-    let (cork, mut far) = corked(1024 * 1024);
+    let (batcher, mut far) = state(1024 * 1024);
     let mut expected = Vec::new();
     let sizes = [1, 16_384, 5, 40_000, 16_383, 1, 16_385, 100_000, 3];
     for (at, size) in sizes.into_iter().enumerate() {
         let piece = vec![u8::try_from(at).unwrap(); size];
-        write(&cork, &piece).await;
+        write(&batcher, &piece).await;
         expected.extend(piece);
     }
     assert_eq!(received(&mut far, expected.len()).await, expected);
-    cork.inspect(|stream, _| {
+    batcher.inspect(|stream, _| {
         assert!(stream.records.iter().all(|length| *length <= 16 * 1024));
     });
 }
 
 #[tokio::test]
 async fn vectored_pieces_are_taken_in_order() {
-    let (cork, mut far) = corked(64 * 1024);
-    let mut stream = cork.clone();
+    let (batcher, mut far) = state(64 * 1024);
+    let mut stream = batcher.clone();
     let mut written = pin!(async move {
         let pieces = [b"head".as_slice(), b"", b"body"].map(io::IoSlice::new);
         poll_fn(|cx| Pin::new(&mut stream).poll_write_vectored(cx, &pieces)).await
     });
-    let taken = poll_fn(|cx| cork.drive(written.as_mut(), cx)).await;
+    let taken = poll_fn(|cx| batcher.drive(written.as_mut(), cx)).await;
     assert_eq!(taken.unwrap(), 8);
     assert_eq!(received(&mut far, 8).await, b"headbody");
 }
 
 #[tokio::test]
 async fn a_peer_that_does_not_read_holds_the_writer_back() {
-    let (cork, mut far) = corked(1024);
-    let mut stream = cork.clone();
+    let (batcher, mut far) = state(1024);
+    let mut stream = batcher.clone();
     let mut writing = pin!(async move {
         for _ in 0..100 {
             stream.write_all(&[b'x'; 10_000]).await?;
         }
         stream.shutdown().await
     });
-    let stuck = poll_fn(|cx| Poll::Ready(cork.drive(writing.as_mut(), cx).is_pending())).await;
+    let stuck = poll_fn(|cx| Poll::Ready(batcher.drive(writing.as_mut(), cx).is_pending())).await;
     assert!(stuck);
-    cork.inspect(|stream, held| {
+    batcher.inspect(|stream, held| {
         let waiting = stream.waiting.len() + held;
         assert!(waiting < 100_000, "{waiting} bytes are held");
     });
     let (sent, bytes) = tokio::join!(
-        poll_fn(|cx| cork.drive(writing.as_mut(), cx)),
+        poll_fn(|cx| batcher.drive(writing.as_mut(), cx)),
         received(&mut far, 1_000_000)
     );
     sent.unwrap();
@@ -183,28 +185,28 @@ async fn a_peer_that_does_not_read_holds_the_writer_back() {
 
 #[tokio::test]
 async fn who_writes_is_told_that_sending_failed() {
-    let (cork, far) = corked(1024);
+    let (batcher, far) = state(1024);
     drop(far);
-    let mut stream = cork.clone();
+    let mut stream = batcher.clone();
     let mut writing = pin!(async move {
         loop {
             stream.write_all(b"frame").await?;
             tokio::task::yield_now().await;
         }
     });
-    let ended: io::Result<()> = poll_fn(|cx| cork.drive(writing.as_mut(), cx)).await;
+    let ended: io::Result<()> = poll_fn(|cx| batcher.drive(writing.as_mut(), cx)).await;
     assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
 }
 
 #[tokio::test]
 async fn the_last_words_are_sent_before_the_end() {
-    let (cork, mut far) = corked(1024);
-    let mut stream = cork.clone();
+    let (batcher, mut far) = state(1024);
+    let mut stream = batcher.clone();
     let mut leaving = pin!(async move {
         stream.write_all(b"goaway").await?;
         stream.shutdown().await
     });
-    poll_fn(|cx| cork.drive(leaving.as_mut(), cx))
+    poll_fn(|cx| batcher.drive(leaving.as_mut(), cx))
         .await
         .unwrap();
     let mut bytes = Vec::new();
@@ -212,15 +214,15 @@ async fn the_last_words_are_sent_before_the_end() {
     assert_eq!(bytes, b"goaway");
 }
 
-async fn connected() -> (Ahead, TcpStream) {
+async fn connected() -> (ReadAhead, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let near = TcpStream::connect(listener.local_addr().unwrap());
     let (near, far) = tokio::join!(near, listener.accept());
-    (Ahead::new(near.unwrap()), far.unwrap().0)
+    (ReadAhead::new(near.unwrap()), far.unwrap().0)
 }
 
 /// As rustls reads: 4 KiB at a time.
-async fn read_in_parts(ahead: &mut Ahead, length: usize) -> (Vec<u8>, usize) {
+async fn read_in_parts(ahead: &mut ReadAhead, length: usize) -> (Vec<u8>, usize) {
     let (mut bytes, mut most_ahead) = (Vec::new(), 0);
     let mut part = [0; 4096];
     while bytes.len() < length {
@@ -252,7 +254,7 @@ async fn much_is_read_ahead_and_nothing_is_lost_or_kept() {
 }
 
 /// Whether there is nothing to read.
-async fn waits(ahead: &mut Ahead) -> bool {
+async fn waits(ahead: &mut ReadAhead) -> bool {
     let mut part = [0; 4096];
     let mut reading = pin!(ahead.read(&mut part));
     poll_fn(|cx| Poll::Ready(reading.as_mut().poll(cx).is_pending())).await

@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
-use super::h1::{Fault, Switched};
+use super::h1::{H1Error, Upgraded};
 
 /// The body of one downstream request, without trailers.
 #[derive(Debug)]
@@ -149,8 +149,8 @@ pub struct ResponseBody(Source);
 #[derive(Debug)]
 enum Source {
     /// Boxed, because it holds its connection, and a stream of HTTP/2 has no use for the room.
-    H1(Box<super::h1::Answer>),
-    H2(super::h2::Answer),
+    H1(Box<super::h1::H1Response>),
+    H2(super::h2::H2Response),
 }
 
 /// Why a response was cut.
@@ -158,7 +158,7 @@ enum Source {
 pub enum DownloadError {
     /// The HTTP/1.1 connection failed.
     #[error("read the response body")]
-    H1(#[source] Fault),
+    H1(#[source] H1Error),
     /// The HTTP/2 stream or its connection failed.
     #[error("read the response body")]
     H2(#[source] h2::Error),
@@ -167,22 +167,22 @@ pub enum DownloadError {
 impl ResponseBody {
     /// The connection behind a 101; `None` for every other response.
     #[must_use]
-    pub fn into_switched(self) -> Option<Switched> {
+    pub fn into_upgraded(self) -> Option<Upgraded> {
         match self.0 {
-            Source::H1(answer) => answer.into_switched(),
+            Source::H1(answer) => answer.into_upgraded(),
             Source::H2(_) => None,
         }
     }
 }
 
-impl From<super::h1::Answer> for ResponseBody {
-    fn from(answer: super::h1::Answer) -> Self {
+impl From<super::h1::H1Response> for ResponseBody {
+    fn from(answer: super::h1::H1Response) -> Self {
         Self(Source::H1(Box::new(answer)))
     }
 }
 
-impl From<super::h2::Answer> for ResponseBody {
-    fn from(answer: super::h2::Answer) -> Self {
+impl From<super::h2::H2Response> for ResponseBody {
+    fn from(answer: super::h2::H2Response) -> Self {
         Self(Source::H2(answer))
     }
 }

@@ -2,8 +2,8 @@
 
 use std::{error::Error, io, sync::Arc};
 
-use super::{Fault, VerifyFailure, body::UploadError};
-use crate::{addr::UpstreamAddr, metrics::Dialled};
+use super::{H1Error, VerifyError, body::UploadError};
+use crate::{hosts::UpstreamAddr, metrics::Dialled};
 
 /// Why a request got no response from an apiserver.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +34,7 @@ pub enum UpstreamError {
     Verify {
         /// The endpoint dialled.
         endpoint: UpstreamAddr,
-        /// What is wrong with it, and what was presented: a [`VerifyFailure`], or what rustls said.
+        /// What is wrong with it, and what was presented: a [`VerifyError`], or what rustls said.
         #[source]
         source: Arc<dyn Error + Send + Sync>,
     },
@@ -54,7 +54,7 @@ pub enum UpstreamError {
         endpoint: UpstreamAddr,
         /// What went wrong.
         #[source]
-        source: LostCause,
+        source: HttpError,
     },
     /// The apiserver said that it did not process the request: GOAWAY or `REFUSED_STREAM`.
     #[error("{endpoint} refused the request unprocessed")]
@@ -72,7 +72,7 @@ pub enum UpstreamError {
         endpoint: UpstreamAddr,
         /// What went wrong.
         #[source]
-        source: LostCause,
+        source: HttpError,
     },
     /// The client stopped sending its request body half-way.
     #[error("read the request body")]
@@ -83,7 +83,7 @@ pub enum UpstreamError {
     },
     /// A 101 that nobody asked for.
     #[error("the apiserver switched protocols unasked")]
-    UnsolicitedSwitch,
+    UnsolicitedUpgrade,
     /// The dial that this and other requests of the client waited for.
     #[error(transparent)]
     Shared(Arc<Self>),
@@ -99,13 +99,13 @@ pub enum UpstreamError {
 
 /// Whichever HTTP implementation noticed that the connection was gone.
 #[derive(Debug, thiserror::Error)]
-pub enum LostCause {
+pub enum HttpError {
     /// HTTP/2.
     #[error(transparent)]
     H2(#[from] h2::Error),
     /// HTTP/1.1.
     #[error(transparent)]
-    H1(#[from] Fault),
+    H1(#[from] H1Error),
 }
 
 impl UpstreamError {
@@ -114,7 +114,7 @@ impl UpstreamError {
         match self {
             Self::Connect { source, .. } if source.raw_os_error().is_some() => Dialled::Refused,
             // What failed behind the handshake is wrapped, and has no number of the kernel's.
-            Self::Connect { .. } | Self::Protocol { .. } | Self::UnsolicitedSwitch => {
+            Self::Connect { .. } | Self::Protocol { .. } | Self::UnsolicitedUpgrade => {
                 Dialled::Protocol
             }
             Self::ConnectTimeout { .. } => Dialled::Timeout,
@@ -145,14 +145,14 @@ impl UpstreamError {
             Self::Shared(error) => error.is_unprocessed(),
             Self::Lost { .. }
             | Self::Upload { .. }
-            | Self::UnsolicitedSwitch
+            | Self::UnsolicitedUpgrade
             | Self::Protocol { .. } => false,
         }
     }
 
     /// What the verifier said, if that was the failure.
     #[must_use]
-    pub fn verify_failure(&self) -> Option<&VerifyFailure> {
+    pub fn verify_error(&self) -> Option<&VerifyError> {
         let Self::Verify { source, .. } = self else {
             return None;
         };

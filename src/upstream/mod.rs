@@ -3,10 +3,9 @@
 //! A request is sent a second time only when the apiserver provably did not process the first.
 
 mod body;
-mod connect;
+mod dial;
 mod endpoint;
 mod error;
-mod frames;
 mod h1;
 mod h2;
 mod lease;
@@ -31,25 +30,25 @@ use tracing::{debug, warn};
 
 pub use body::{DownloadError, RequestBody, ResponseBody, UploadError};
 pub use endpoint::{EndpointHealth, Endpoints, Health};
-pub use error::{LostCause, UpstreamError};
-pub use h1::{Fault, Switched};
-pub(crate) use steps::{Offer, Reached};
+pub use error::{HttpError, UpstreamError};
+pub use h1::{H1Error, Upgraded};
+pub(crate) use steps::{Offer, TcpConnected};
 pub use tls::ClientTls;
-pub use verify::VerifyFailure;
+pub use verify::VerifyError;
 
 use crate::{
     config::{Limits, Timeouts},
     drain::Drain,
     metrics::{Counters, LeaseEnd},
-    telemetry::causes,
+    text::error_chain,
 };
-use lease::{Age, Connection, Found, Held, IdleSet, Slot};
+use lease::{Connection, Freshness, IdlePool, LeaseTable, LeasedSlot, Lookup};
 use upload::Upload;
 
 /// The fuzz bodies of this stage: finding frames, and the answers of HTTP/1.1.
 pub(crate) const FUZZ: [fn(&[u8]); 3] = {
     let [head, chunks] = h1::FUZZ;
-    [frames::fuzz, head, chunks]
+    [h2::fuzz, head, chunks]
 };
 
 /// One apiserver as requests see it: where it is, and how it proves itself.
@@ -97,11 +96,11 @@ impl Cluster {
     }
 
     /// Notes that a probe failed; the log hears of it once.
-    fn report_ill(&self, endpoint: &endpoint::Endpoint, why: String) {
-        if endpoint.state() != Health::Ill {
+    fn report_unhealthy(&self, endpoint: &endpoint::Endpoint, why: String) {
+        if endpoint.state() != Health::Unhealthy {
             warn!(cluster = self.name, error = why, "upstream probe failed");
         }
-        self.endpoints.mark_ill(endpoint, why);
+        self.endpoints.mark_unhealthy(endpoint, why);
     }
 
     /// Where it is.
@@ -113,19 +112,19 @@ impl Cluster {
 
 /// What the connections of one worker share: its idle leases and its settings.
 #[derive(Debug)]
-pub struct Worker {
-    idle: Arc<IdleSet>,
+pub struct UpstreamContext {
+    idle: Arc<IdlePool>,
     limits: Limits,
     timeouts: Timeouts,
     drain: Drain,
     counts: Arc<Counters>,
 }
 
-impl Worker {
-    /// A worker without connections. Sweeping starts with the first call of [`Worker::sweep`].
+impl UpstreamContext {
+    /// A context without connections. Sweeping starts with the first call of [`UpstreamContext::sweep`].
     #[must_use]
     pub fn new(limits: Limits, timeouts: Timeouts, drain: Drain) -> Self {
-        let idle = IdleSet::new(
+        let idle = IdlePool::new(
             limits.idle_upstream_connections,
             timeouts.upstream_idle,
             drain.clone(),
@@ -175,21 +174,21 @@ impl Worker {
 
 /// The upstream side of one downstream connection.
 #[derive(Debug)]
-pub struct Lease {
-    worker: Arc<Worker>,
-    held: Arc<Held>,
+pub struct ClientLeases {
+    context: Arc<UpstreamContext>,
+    held: Arc<LeaseTable>,
     /// One dial serves all streams that wait for it, and its failure fails them all: a hundred streams
     /// must not wait for a dead apiserver one after the other.
     dialling: Mutex<Option<DialFailure>>,
 }
 
-impl Lease {
+impl ClientLeases {
     /// A lease that holds no connection yet.
     #[must_use]
-    pub fn new(worker: Arc<Worker>) -> Self {
-        let held = Held::new(Arc::clone(&worker.idle));
+    pub fn new(context: Arc<UpstreamContext>) -> Self {
+        let held = LeaseTable::new(Arc::clone(&context.idle));
         Self {
-            worker,
+            context,
             held,
             dialling: Mutex::new(None),
         }
@@ -212,24 +211,24 @@ impl Lease {
         body: RequestBody,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
         let wants_h2 = head.version == http::Version::HTTP_2;
-        let upload = Upload::new(body, self.worker.limits.replay_bytes);
-        let slot = match self.held.find(cluster.id, wants_h2, Age::Any) {
-            Found::Slot(slot) => slot,
+        let upload = Upload::new(body, self.context.limits.replay_bytes);
+        let slot = match self.held.find(cluster.id, wants_h2, Freshness::Any) {
+            Lookup::Slot(slot) => slot,
             // What is rare is on the heap here: a stream keeps the room of its largest step to its end.
-            Found::MustDial | Found::MustDialH1 => {
-                Box::pin(self.slot(cluster, wants_h2, Age::Any)).await?
+            Lookup::MustDial | Lookup::MustDialH1 => {
+                Box::pin(self.slot(cluster, wants_h2, Freshness::Any)).await?
             }
         };
         let first_try = Instant::now();
         let (head, again) = match self.exchange(cluster, slot, head, upload).await {
             Ok(response) => return checked(response),
-            Err(Failed { error, again: None }) => return Err(error),
-            Err(Failed {
+            Err(FailedExchange { error, again: None }) => return Err(error),
+            Err(FailedExchange {
                 error,
                 again: Some(again),
             }) => {
                 debug!(
-                    error = %causes(&error),
+                    error = %error_chain(&error),
                     "request is sent once more"
                 );
                 *again
@@ -237,7 +236,9 @@ impl Lease {
         };
         Box::pin(async {
             // A newer connection, because whatever ended the first one may have ended all of its age.
-            let slot = self.slot(cluster, wants_h2, Age::After(first_try)).await?;
+            let slot = self
+                .slot(cluster, wants_h2, Freshness::After(first_try))
+                .await?;
             let answered = self.exchange(cluster, slot, head, again).await;
             answered.map_err(|failed| failed.error).and_then(checked)
         })
@@ -245,25 +246,25 @@ impl Lease {
     }
 
     /// Sends an upgrade request on an HTTP/1.1 connection of its own, which is never used again.
-    /// [`ResponseBody::into_switched`] of a 101 response gives the upgraded connection.
+    /// [`ResponseBody::into_upgraded`] of a 101 response gives the upgraded connection.
     ///
     /// # Errors
     ///
-    /// As [`Lease::send`]; nothing is sent twice.
+    /// As [`ClientLeases::send`]; nothing is sent twice.
     pub async fn send_upgrade(
         &self,
         cluster: &Cluster,
         head: Parts,
         body: RequestBody,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
-        let connected = connect::connect(&self.worker, cluster, &cluster.tls.h1);
+        let connected = dial::connect(&self.context, cluster, &cluster.tls.h1);
         let connection = Box::pin(connected).await?;
         connection.stats().set_end_reason(LeaseEnd::Upgrade);
         match connection {
             Connection::H1(connection) => {
-                Box::pin(connection.exchange(head, body, None, &self.worker.drain))
+                Box::pin(connection.exchange(head, body, None, &self.context.drain))
                     .await
-                    .map_err(|unanswered| unanswered.error)
+                    .map_err(|failed| failed.error)
             }
             Connection::H2(connection) => Err(UpstreamError::Protocol {
                 endpoint: connection.endpoint(),
@@ -277,22 +278,22 @@ impl Lease {
         &self,
         cluster: &Cluster,
         wants_h2: bool,
-        age: Age,
-    ) -> Result<Slot, UpstreamError> {
+        age: Freshness,
+    ) -> Result<LeasedSlot, UpstreamError> {
         match self.held.find(cluster.id, wants_h2, age) {
-            Found::Slot(slot) => return Ok(slot),
-            Found::MustDialH1 => return self.dial(cluster, wants_h2).await,
-            Found::MustDial => {}
+            Lookup::Slot(slot) => return Ok(slot),
+            Lookup::MustDialH1 => return self.dial(cluster, wants_h2).await,
+            Lookup::MustDial => {}
         }
         let asked = Instant::now();
         let mut last_failure = self.dialling.lock().await;
         match self.held.find(cluster.id, wants_h2, age) {
-            Found::Slot(slot) => return Ok(slot),
-            Found::MustDialH1 => {
+            Lookup::Slot(slot) => return Ok(slot),
+            Lookup::MustDialH1 => {
                 drop(last_failure);
                 return self.dial(cluster, wants_h2).await;
             }
-            Found::MustDial => {}
+            Lookup::MustDial => {}
         }
         if let Some(failure) = &*last_failure
             && failure.at >= asked
@@ -311,13 +312,13 @@ impl Lease {
         })
     }
 
-    async fn dial(&self, cluster: &Cluster, wants_h2: bool) -> Result<Slot, UpstreamError> {
+    async fn dial(&self, cluster: &Cluster, wants_h2: bool) -> Result<LeasedSlot, UpstreamError> {
         let config = if wants_h2 {
             &cluster.tls.h2
         } else {
             &cluster.tls.h1
         };
-        let connection = connect::connect(&self.worker, cluster, config).await?;
+        let connection = dial::connect(&self.context, cluster, config).await?;
         let endpoint = connection.endpoint();
         let slot = self.held.add(cluster.id, connection, wants_h2);
         slot.ok_or_else(|| UpstreamError::Connect {
@@ -329,13 +330,13 @@ impl Lease {
     async fn exchange(
         &self,
         cluster: &Cluster,
-        slot: Slot,
+        slot: LeasedSlot,
         head: Parts,
         mut upload: Upload,
-    ) -> Result<Response<ResponseBody>, Failed> {
+    ) -> Result<Response<ResponseBody>, FailedExchange> {
         match slot {
-            Slot::H2(stream) => stream
-                .exchange(&head, &mut upload, &self.worker.drain)
+            LeasedSlot::H2(stream) => stream
+                .exchange(&head, &mut upload, &self.context.drain)
                 .await
                 .map_err(|error| {
                     let again = if error.wants_another_connection() {
@@ -343,29 +344,29 @@ impl Lease {
                     } else {
                         None
                     };
-                    Failed { error, again }
+                    FailedExchange { error, again }
                 }),
-            Slot::H1(connection) => {
+            LeasedSlot::H1(connection) => {
                 let endpoint = connection.endpoint();
                 let Some(body) = upload.into_body() else {
                     let what =
                         "HTTP/1.1 after HTTP/2 to a request that is too large to be sent again";
-                    return Err(Failed {
+                    return Err(FailedExchange {
                         error: UpstreamError::Protocol { endpoint, what },
                         again: None,
                     });
                 };
                 let give_back = self.held.give_back_to(cluster.id);
                 connection
-                    .exchange(head, body, Some(give_back), &self.worker.drain)
+                    .exchange(head, body, Some(give_back), &self.context.drain)
                     .await
-                    .map_err(|unanswered| {
-                        let again = unanswered.unsent.map(|(head, body)| {
-                            let upload = Upload::new(body, self.worker.limits.replay_bytes);
+                    .map_err(|failed| {
+                        let again = failed.unsent.map(|(head, body)| {
+                            let upload = Upload::new(body, self.context.limits.replay_bytes);
                             Box::new((head, upload))
                         });
-                        Failed {
-                            error: unanswered.error,
+                        FailedExchange {
+                            error: failed.error,
                             again,
                         }
                     })
@@ -383,7 +384,7 @@ struct DialFailure {
 }
 
 /// A failed try, with the request if it was provably not processed and can be sent again.
-struct Failed {
+struct FailedExchange {
     error: UpstreamError,
     again: Option<Box<(Parts, Upload)>>,
 }
@@ -391,7 +392,7 @@ struct Failed {
 /// hyper switches protocols on any 101, asked for or not; here it is never an answer.
 fn checked(response: Response<ResponseBody>) -> Result<Response<ResponseBody>, UpstreamError> {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(UpstreamError::UnsolicitedSwitch);
+        return Err(UpstreamError::UnsolicitedUpgrade);
     }
     Ok(response)
 }

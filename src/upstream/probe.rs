@@ -10,15 +10,16 @@ use http::{Request, StatusCode, Uri, header, uri::Scheme};
 use tokio::time::timeout;
 
 use super::{
-    Cluster, RequestBody, UpstreamError, Worker, connect, endpoint::Endpoint, h1::H1Connection,
+    Cluster, RequestBody, UpstreamContext, UpstreamError, dial, endpoint::Endpoint,
+    h1::H1Connection,
 };
-use crate::{addr::in_url, telemetry::causes};
+use crate::{hosts::url_host, text::error_chain};
 
 impl Cluster {
-    /// Probes the endpoints of this cluster for as long as somebody else holds it. `worker` has no
+    /// Probes the endpoints of this cluster for as long as somebody else holds it. `context` has no
     /// clients; the dials of the probes are its own.
-    pub async fn keep_probed(self: Arc<Self>, worker: Arc<Worker>) {
-        let interval = worker.timeouts.probe_interval;
+    pub async fn keep_probed(self: Arc<Self>, context: Arc<UpstreamContext>) {
+        let interval = context.timeouts.probe_interval;
         if interval.is_zero() {
             return;
         }
@@ -28,12 +29,12 @@ impl Cluster {
         // Once in any case: what is known may have been found out under another CA.
         let mut worth = endpoints.all();
         loop {
-            let doubts = endpoints.doubts();
-            if !probe_all(&cluster, &worker, worth).await {
+            let probe_requests = endpoints.probe_requests();
+            if !probe_all(&cluster, &context, worth).await {
                 return;
             }
-            endpoints.next_round(doubts, interval).await;
-            worth = endpoints.worth_probing();
+            endpoints.next_round(probe_requests, interval).await;
+            worth = endpoints.probe_targets();
         }
     }
 }
@@ -41,7 +42,7 @@ impl Cluster {
 /// One round; `false` when the cluster is gone.
 async fn probe_all(
     cluster: &Weak<Cluster>,
-    worker: &Arc<Worker>,
+    context: &Arc<UpstreamContext>,
     worth: Vec<Arc<Endpoint>>,
 ) -> bool {
     let Some(cluster) = cluster.upgrade() else {
@@ -50,25 +51,25 @@ async fn probe_all(
     let mut probes = Vec::new();
     // Side by side: one that is silent must not make the others wait.
     for endpoint in worth {
-        let (cluster, worker) = (Arc::clone(&cluster), Arc::clone(worker));
-        let drain = worker.drain.clone();
+        let (cluster, context) = (Arc::clone(&cluster), Arc::clone(context));
+        let drain = context.drain.clone();
         probes.push(drain.spawn(async move {
             let asked = timeout(
-                worker.timeouts.probe_timeout,
-                ask(&worker, &cluster, &endpoint),
+                context.timeouts.probe_timeout,
+                ask(&context, &cluster, &endpoint),
             );
             let address = endpoint.address();
             let why = match asked.await {
                 Ok(Ok(status)) if !status.is_server_error() => {
-                    return cluster.endpoints.mark_well(&endpoint);
+                    return cluster.endpoints.mark_healthy(&endpoint);
                 }
                 Ok(Ok(status)) => format!("{address} answered {status} to /readyz"),
-                Ok(Err(error)) => causes(&error).to_string(),
+                Ok(Err(error)) => error_chain(&error).to_string(),
                 Err(_elapsed) => {
                     format!("{address} did not answer /readyz within timeouts.probeTimeout")
                 }
             };
-            cluster.report_ill(&endpoint, why);
+            cluster.report_unhealthy(&endpoint, why);
         }));
     }
     for probe in probes {
@@ -79,17 +80,17 @@ async fn probe_all(
 }
 
 async fn ask(
-    worker: &Worker,
+    context: &UpstreamContext,
     cluster: &Cluster,
     endpoint: &Arc<Endpoint>,
 ) -> Result<StatusCode, UpstreamError> {
     let address = endpoint.address();
-    let stream = connect::handshake(worker, cluster, &cluster.tls.h1, endpoint).await?;
+    let stream = dial::handshake(context, cluster, &cluster.tls.h1, endpoint).await?;
     let connection = H1Connection::new(Box::new(stream), address);
     let target = format!("{}/readyz", cluster.path_prefix);
     let request = Uri::builder()
         .scheme(Scheme::HTTPS)
-        .authority(&*in_url(&cluster.tls.name.to_str()))
+        .authority(&*url_host(&cluster.tls.name.to_str()))
         .path_and_query(target)
         .build()
         .and_then(|uri| {
@@ -107,11 +108,11 @@ async fn ask(
     let (head, ()) = request.into_parts();
     // The head has said it; nobody waits for the rest.
     let answered = connection
-        .exchange(head, RequestBody::empty(), None, &worker.drain)
+        .exchange(head, RequestBody::empty(), None, &context.drain)
         .await;
     answered
         .map(|response| response.status())
-        .map_err(|unanswered| unanswered.error)
+        .map_err(|failed| failed.error)
 }
 
 /// How probes show up in an audit log.

@@ -10,8 +10,8 @@ use tokio::{
 };
 use tokio_rustls::client::TlsStream;
 
-use super::{ClientTls, UpstreamError, connect};
-use crate::{addr::UpstreamAddr, config::Timeouts, pki::CertSummary, transport::Ahead};
+use super::{ClientTls, UpstreamError, dial};
+use crate::{config::Timeouts, hosts::UpstreamAddr, pki::CertSummary, transport::ReadAhead};
 
 /// Which protocols are offered to the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub(crate) enum Offer {
 
 /// One endpoint, dialled as `connect` dials it and within the same time.
 #[derive(Debug)]
-pub(crate) struct Reached {
+pub(crate) struct TcpConnected {
     endpoint: UpstreamAddr,
     deadline: Instant,
     tcp: TcpStream,
@@ -34,7 +34,7 @@ pub(crate) struct Reached {
 #[derive(Debug)]
 pub(crate) struct Verified {
     /// The connection, on which nothing has been sent yet.
-    pub(crate) stream: TlsStream<Ahead>,
+    pub(crate) stream: TlsStream<ReadAhead>,
     /// Whether the server chose HTTP/2.
     pub(crate) is_http2: bool,
     /// `TLS 1.3` or `TLS 1.2`.
@@ -43,7 +43,7 @@ pub(crate) struct Verified {
     pub(crate) certificate: Option<CertSummary>,
 }
 
-impl Reached {
+impl TcpConnected {
     /// TCP with `endpoint`; this and the handshake share `timeouts.upstreamConnect`.
     ///
     /// # Errors
@@ -54,7 +54,7 @@ impl Reached {
         timeouts: &Timeouts,
     ) -> Result<Self, UpstreamError> {
         let deadline = Instant::now() + timeouts.upstream_connect;
-        let tcp = timeout_at(deadline, connect::reach(endpoint, timeouts))
+        let tcp = timeout_at(deadline, dial::reach(endpoint, timeouts))
             .await
             .unwrap_or(Err(UpstreamError::ConnectTimeout { endpoint }))?;
         Ok(Self {
@@ -83,7 +83,7 @@ impl Reached {
             Offer::Http2 => &tls.h2,
             Offer::Http1 => &tls.h1,
         };
-        let handshake = connect::secure(Ahead::new(tcp), &tls.name, config, endpoint);
+        let handshake = dial::secure(ReadAhead::new(tcp), &tls.name, config, endpoint);
         let stream = timeout_at(deadline, handshake)
             .await
             .unwrap_or(Err(UpstreamError::ConnectTimeout { endpoint }))?;

@@ -16,7 +16,7 @@ use standin::{pki::Ca, upstream::Upstream};
 use tokio::{io::duplex, sync::mpsc};
 
 use super::{h1::H1Connection, *};
-use crate::addr::UpstreamAddr;
+use crate::hosts::UpstreamAddr;
 
 /// A request as hyper hands it out, and the client's side of its body.
 async fn upload(drain: &Drain) -> (Request<Incoming>, SendStream<Bytes>) {
@@ -68,24 +68,24 @@ async fn a_request_that_http1_did_not_take_is_sent_on_another_connection() {
     let tls = ClientTls::new(Arc::new(ca.roots()), ServerName::try_from(name).unwrap()).unwrap();
     let endpoints = Endpoints::resolved(&[upstream.address()]);
     let cluster = Cluster::new("test".into(), String::new(), Arc::new(endpoints), tls);
-    let worker = Worker::new(Limits::default(), Timeouts::default(), Drain::new());
-    let lease = Lease::new(Arc::new(worker));
+    let context = UpstreamContext::new(Limits::default(), Timeouts::default(), Drain::new());
+    let lease = ClientLeases::new(Arc::new(context));
 
     let (near, far) = duplex(1024);
     let endpoint = UpstreamAddr(upstream.address());
     let closing = H1Connection::new(Box::new(near), endpoint);
-    let (request, mut upload) = upload(&lease.worker.drain).await;
+    let (request, mut upload) = upload(&lease.context.drain).await;
     upload.send_data("all of it".into(), true).unwrap();
     let (mut head, body) = request.into_parts();
     head.version = Version::HTTP_11;
     let body = RequestBody::new(body, Version::HTTP_2);
     drop(far);
-    let unanswered = closing
-        .exchange(head, body, None, &lease.worker.drain)
+    let failed = closing
+        .exchange(head, body, None, &lease.context.drain)
         .await
         .unwrap_err();
-    assert!(unanswered.error.wants_another_connection());
-    let (head, body) = unanswered.unsent.unwrap();
+    assert!(failed.error.wants_another_connection());
+    let (head, body) = failed.unsent.unwrap();
     let response = lease.send(&cluster, head, body).await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(upstream.requests()[0].body().await, b"all of it");

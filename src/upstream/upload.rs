@@ -17,7 +17,7 @@ use super::{RequestBody, body::UploadError};
 pub(super) struct Upload {
     /// `None` once a task of its own has taken the rest over.
     body: Option<RequestBody>,
-    sent: Sent,
+    sent: ReplayBuffer,
     /// Read and not yet sent.
     pending: Option<Bytes>,
     stream: Option<SendStream<Bytes>>,
@@ -25,7 +25,7 @@ pub(super) struct Upload {
 
 /// What was sent so far, while it is little enough to be sent again.
 #[derive(Debug)]
-enum Sent {
+enum ReplayBuffer {
     /// Copied, because a piece of a client's frame keeps the whole buffer that it was read into: a
     /// thousand small frames would hold far more than their bytes.
     Kept {
@@ -37,13 +37,13 @@ enum Sent {
 
 /// How an upload ended.
 #[derive(Debug)]
-pub(super) enum Pumped {
+pub(super) enum UploadEnd {
     /// All of it was sent.
     Done,
     /// The peer wants no more of it.
     Stopped,
     /// The client cut it; the stream was reset, so the apiserver cannot take it for the whole.
-    Failed(UploadError),
+    FailedExchange(UploadError),
 }
 
 impl Upload {
@@ -51,7 +51,7 @@ impl Upload {
     pub(super) fn new(body: RequestBody, replay_bytes: usize) -> Self {
         Self {
             body: Some(body),
-            sent: Sent::Kept {
+            sent: ReplayBuffer::Kept {
                 bytes: Vec::new(),
                 most: replay_bytes,
             },
@@ -65,7 +65,7 @@ impl Upload {
     pub(super) fn empty() -> Self {
         Self {
             body: None,
-            sent: Sent::TooMuch,
+            sent: ReplayBuffer::TooMuch,
             pending: None,
             stream: None,
         }
@@ -89,7 +89,7 @@ impl Upload {
     pub(super) fn take_over(&mut self, stream: SendStream<Bytes>) -> Self {
         Self {
             body: self.body.take(),
-            sent: Sent::TooMuch,
+            sent: ReplayBuffer::TooMuch,
             pending: self.pending.take(),
             stream: Some(stream),
         }
@@ -97,7 +97,7 @@ impl Upload {
 
     /// Makes ready to send everything once more. `None` if too much of it is gone.
     pub(super) fn rewind(mut self) -> Option<Self> {
-        let Sent::Kept { bytes, most } = self.sent else {
+        let ReplayBuffer::Kept { bytes, most } = self.sent else {
             return None;
         };
         let mut body = self.body.take()?;
@@ -112,26 +112,26 @@ impl Upload {
     }
 
     /// Sends as much as the peer takes now; stays pending for ever once the upload has ended.
-    pub(super) fn poll_pump(&mut self, cx: &mut Context<'_>) -> Poll<Pumped> {
+    pub(super) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<UploadEnd> {
         let (Some(stream), Some(body)) = (&mut self.stream, &mut self.body) else {
             return Poll::Pending;
         };
         let ended = loop {
             let Some(piece) = &mut self.pending else {
                 if stream.poll_reset(cx).is_ready() {
-                    break Pumped::Stopped;
+                    break UploadEnd::Stopped;
                 }
                 match ready!(body.poll_data(cx)) {
                     Some(Ok(data)) => self.pending = Some(data),
                     Some(Err(error)) => {
                         stream.send_reset(Reason::CANCEL);
-                        break Pumped::Failed(error);
+                        break UploadEnd::FailedExchange(error);
                     }
                     None => {
                         break if stream.send_data(Bytes::new(), true).is_ok() {
-                            Pumped::Done
+                            UploadEnd::Done
                         } else {
-                            Pumped::Stopped
+                            UploadEnd::Stopped
                         };
                     }
                 }
@@ -147,14 +147,14 @@ impl Upload {
             }
             let part = piece.split_to(capacity.min(piece.len()));
             if part.is_empty() {
-                break Pumped::Stopped;
+                break UploadEnd::Stopped;
             }
             if piece.is_empty() {
                 self.pending = None;
             }
             self.sent.keep(&part);
             if stream.send_data(part, false).is_err() {
-                break Pumped::Stopped;
+                break UploadEnd::Stopped;
             }
         };
         self.stream = None;
@@ -162,7 +162,7 @@ impl Upload {
     }
 }
 
-impl Sent {
+impl ReplayBuffer {
     fn keep(&mut self, part: &Bytes) {
         match self {
             Self::Kept { bytes, most } if part.len() <= *most - bytes.len() => {
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn what_is_kept_holds_no_buffer_of_the_client() {
-        let mut sent = Sent::Kept {
+        let mut sent = ReplayBuffer::Kept {
             bytes: Vec::new(),
             most: 3,
         };
@@ -188,8 +188,8 @@ mod tests {
             sent.keep(&read.slice(at..=at));
         }
         assert!(read.is_unique(), "a piece keeps all of it");
-        assert!(matches!(&sent, Sent::Kept { bytes, .. } if bytes.len() == 3));
+        assert!(matches!(&sent, ReplayBuffer::Kept { bytes, .. } if bytes.len() == 3));
         sent.keep(&read.slice(..1));
-        assert!(matches!(sent, Sent::TooMuch));
+        assert!(matches!(sent, ReplayBuffer::TooMuch));
     }
 }

@@ -25,7 +25,7 @@ pub(super) struct ExplainingVerifier {
 
 /// Why a certificate was refused, and which certificate it was.
 #[derive(Debug)]
-pub struct VerifyFailure {
+pub struct VerifyError {
     expected: String,
     presented: Option<CertSummary>,
     cause: CertificateError,
@@ -62,7 +62,7 @@ impl ServerCertVerifier for ExplainingVerifier {
                 let Error::InvalidCertificate(cause) = error else {
                     return error;
                 };
-                let failure = VerifyFailure {
+                let failure = VerifyError {
                     expected: server_name.to_str().into_owned(),
                     presented: CertSummary::of(end_entity).ok(),
                     cause,
@@ -94,7 +94,7 @@ impl ServerCertVerifier for ExplainingVerifier {
     }
 }
 
-impl VerifyFailure {
+impl VerifyError {
     /// What webpki found.
     pub(crate) fn cause(&self) -> &CertificateError {
         &self.cause
@@ -134,7 +134,7 @@ impl VerifyFailure {
     }
 }
 
-impl fmt::Display for VerifyFailure {
+impl fmt::Display for VerifyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
@@ -149,7 +149,7 @@ impl fmt::Display for VerifyFailure {
     }
 }
 
-impl std::error::Error for VerifyFailure {}
+impl std::error::Error for VerifyError {}
 
 #[cfg(test)]
 mod tests {
@@ -169,7 +169,7 @@ mod tests {
         let Error::InvalidCertificate(CertificateError::Other(cause)) = &error else {
             panic!("{error:?}");
         };
-        assert!(cause.0.downcast_ref::<VerifyFailure>().is_some());
+        assert!(cause.0.downcast_ref::<VerifyError>().is_some());
         assert!(error.source().is_none(), "the whole story is in Display");
         cause.to_string()
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use http::Response;
 use kube_tls_proxy::{
-    check::{ANSWER_WITHIN, Check, CheckOutcome, Finding, Plan, Through, Token, run},
+    check::{Check, CheckOutcome, Finding, Plan, RESPONSE_TIMEOUT, Through, Token, run},
     config::TrustSource,
     pki::TrustAnchors,
 };
@@ -32,15 +32,15 @@ async fn watch(world: &World, upstream: &Upstream, token: &str, time: Duration) 
             host: "127.0.0.1".into(),
             port: upstream.address().port(),
             prefix: String::new(),
-            name: "localhost".try_into().unwrap(),
+            server_name: "localhost".try_into().unwrap(),
         }),
-        clients_trust: Some((
+        client_trust: Some((
             "CA".into(),
             TrustAnchors::load(&ca, SystemTime::now()).unwrap(),
         )),
         token: Some(Token::load(&world.dir.write("token", token)).unwrap()),
         watch: Some(time),
-        answer_within: ANSWER_WITHIN,
+        response_timeout: RESPONSE_TIMEOUT,
     };
     let mut told = Vec::new();
     let report = run(&plan, &mut |event| told.push(format!("{event:?}"))).await;

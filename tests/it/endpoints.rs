@@ -71,12 +71,12 @@ async fn an_endpoint_that_refuses_costs_nothing_and_is_taken_back() {
     for _ in 0..4 {
         assert_eq!(ask_as_a_stranger(&proxy).await, StatusCode::OK);
     }
-    proxy.wait_for_health(dead, Health::Ill).await;
+    proxy.wait_for_health(dead, Health::Unhealthy).await;
     let why = proxy.health(dead).why.unwrap();
     assert!(why.contains("refused"), "{why}");
     let listener = tokio::net::TcpListener::bind(dead).await.unwrap();
     let _back = world.apiserver().serve(listener);
-    proxy.wait_for_health(dead, Health::Well).await;
+    proxy.wait_for_health(dead, Health::Healthy).await;
     assert_eq!(proxy.health(dead).why, None);
 }
 
@@ -100,10 +100,14 @@ async fn a_silent_endpoint_costs_a_moment_and_after_that_nothing() {
         "{:?}",
         began.elapsed()
     );
-    proxy.wait_for_health(silent.address(), Health::Ill).await;
+    proxy
+        .wait_for_health(silent.address(), Health::Unhealthy)
+        .await;
     assert_eq!(asked(&behind), 0);
     silent.thaw();
-    proxy.wait_for_health(silent.address(), Health::Well).await;
+    proxy
+        .wait_for_health(silent.address(), Health::Healthy)
+        .await;
 }
 
 /// A client keeps its connection for hours; it must not keep it to an apiserver that is gone.
@@ -120,7 +124,9 @@ async fn a_lease_of_an_ill_endpoint_is_not_used_again() {
     ];
     let proxy = probing(&world, &relays.each_ref().map(Relay::address));
     for relay in &relays {
-        proxy.wait_for_health(relay.address(), Health::Well).await;
+        proxy
+            .wait_for_health(relay.address(), Health::Healthy)
+            .await;
     }
     let http2 = proxy.client().http2().await;
     let mut http1 = proxy.client().http1().await;
@@ -134,7 +140,7 @@ async fn a_lease_of_an_ill_endpoint_is_not_used_again() {
 
     relays[0].freeze();
     proxy
-        .wait_for_health(relays[0].address(), Health::Ill)
+        .wait_for_health(relays[0].address(), Health::Unhealthy)
         .await;
     let answers = async {
         assert_eq!(
@@ -161,9 +167,9 @@ fn readiness(status: StatusCode, request: &Request<RequestBody>) -> Response<Res
 async fn an_apiserver_that_wants_credentials_is_well_and_one_that_is_not_ready_is_ill() {
     let world = World::new();
     for (status, state) in [
-        (StatusCode::UNAUTHORIZED, Health::Well),
-        (StatusCode::FORBIDDEN, Health::Well),
-        (StatusCode::INTERNAL_SERVER_ERROR, Health::Ill),
+        (StatusCode::UNAUTHORIZED, Health::Healthy),
+        (StatusCode::FORBIDDEN, Health::Healthy),
+        (StatusCode::INTERNAL_SERVER_ERROR, Health::Unhealthy),
     ] {
         let answer = move |request| std::future::ready(readiness(status, &request));
         let upstream = world.apiserver().http(answer).start().await;
@@ -185,7 +191,9 @@ async fn a_probe_says_nothing_to_an_apiserver_that_is_somebody_else() {
     let foreign = Upstream::builder(Ca::new("foreign").server(&[APISERVER]));
     let (foreign, well) = (foreign.start().await, world.apiserver().start().await);
     let proxy = probing(&world, &[foreign.address(), well.address()]);
-    proxy.wait_for_health(foreign.address(), Health::Ill).await;
+    proxy
+        .wait_for_health(foreign.address(), Health::Unhealthy)
+        .await;
     let why = proxy.health(foreign.address()).why.unwrap();
     assert!(why.contains("not signed by the cluster CA"), "{why}");
     foreign.connection_end(0).await;
@@ -199,7 +207,7 @@ async fn a_single_endpoint_is_probed_once() {
     let upstream = world.apiserver().start().await;
     let proxy = probing(&world, &[upstream.address()]);
     proxy
-        .wait_for_health(upstream.address(), Health::Well)
+        .wait_for_health(upstream.address(), Health::Healthy)
         .await;
     // Many turns of the probe.
     tokio::time::sleep(Duration::from_millis(700)).await;
@@ -213,13 +221,13 @@ async fn a_single_endpoint_is_probed_again_under_another_ca() {
     let upstream = world.apiserver().start().await;
     let proxy = probing(&world, &[upstream.address()]);
     let (address, ca) = (upstream.address(), "cluster-ca.crt");
-    proxy.wait_for_health(address, Health::Well).await;
+    proxy.wait_for_health(address, Health::Healthy).await;
     world.dir.write(ca, Ca::new("mistaken").pem());
     proxy.reload();
-    proxy.wait_for_health(address, Health::Ill).await;
+    proxy.wait_for_health(address, Health::Unhealthy).await;
     world.dir.write(ca, world.cluster_ca.pem());
     proxy.reload();
-    proxy.wait_for_health(address, Health::Well).await;
+    proxy.wait_for_health(address, Health::Healthy).await;
 }
 
 /// A request may wait for its answer for as long as it likes, and its cluster with it.
@@ -256,7 +264,7 @@ async fn nobody_is_probed_under_a_ca_that_was_taken_out() {
     world.dir.write("cluster-ca.crt", Ca::new("next").pem());
     proxy.reload();
     for address in [one, other] {
-        proxy.wait_for_health(address, Health::Ill).await;
+        proxy.wait_for_health(address, Health::Unhealthy).await;
     }
     let probes = || {
         let requests = upstreams.iter().flat_map(Upstream::requests);

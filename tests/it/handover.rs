@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use kube_tls_proxy::drain::Phase;
+use kube_tls_proxy::{drain::Phase, heartbeat::Heartbeat};
 use standin::{client::Http1, within};
 use tokio::{net::TcpStream, task::JoinSet, time::Instant};
 
@@ -164,7 +164,7 @@ async fn tunnels_have_a_deadline_of_their_own() {
 
 /// systemd would kill the process, and with it the tunnel that the other worker waits for.
 #[tokio::test]
-async fn a_worker_that_has_ended_before_the_others_is_not_taken_for_one_that_hangs() {
+async fn ended_worker_is_not_taken_for_a_stalled_one() {
     let world = World::new();
     let switch = Switch::start(&world).await;
     let mut proxy = world
@@ -175,21 +175,15 @@ async fn a_worker_that_has_ended_before_the_others_is_not_taken_for_one_that_han
     let (mut client, mut asked) = tunnels::open(&proxy, &switch).await;
     proxy.begin_shutdown();
     proxy.wait_for_phase(Phase::Draining).await;
-    // The first beats may be from before the idle worker has ended.
-    for _ in 0..3 {
-        let seen = proxy.beats();
-        let all_beat = async {
-            while proxy
-                .beats()
-                .iter()
-                .zip(&seen)
-                .any(|(now, seen)| now == seen)
-            {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        within("a sign of life of each worker", all_beat).await;
-    }
+    let states = || async {
+        while !proxy.heartbeats().contains(&Heartbeat::Ended) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        proxy.heartbeats()
+    };
+    let states = within("the end of the idle worker", states()).await;
+    let running = |state: &&Heartbeat| matches!(state, Heartbeat::Running(_));
+    assert_eq!(states.iter().filter(running).count(), 1, "{states:?}");
     asked.end().await;
     assert_eq!(client.end().await.unwrap(), "");
     drop(client);

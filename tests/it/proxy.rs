@@ -6,11 +6,12 @@ use bytes::Bytes;
 use h2::RecvStream;
 use http::{Request, Response};
 use kube_tls_proxy::{
-    app::{App, Beats, Stop},
+    app::{App, Stop},
     config::{
         ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts, TrustSource,
     },
     drain::Phase,
+    heartbeat::{Heartbeat, Heartbeats},
     reload::{Report, Source},
     upstream::{EndpointHealth, Health},
 };
@@ -52,7 +53,7 @@ pub(crate) struct Proxy {
     client: Client,
     reload_now: Arc<Notify>,
     stop: Stop,
-    beats: Beats,
+    heartbeats: Heartbeats,
     phase: watch::Receiver<Phase>,
     report: watch::Receiver<Report>,
     shutdown: Option<oneshot::Sender<()>>,
@@ -166,7 +167,7 @@ impl Setup<'_> {
         let address = app.addresses()[0];
         let admin = app.admin_address();
         let (reload_now, stop, phase) = (app.reload_now(), app.stop(), app.phase());
-        let (beats, report) = (app.beats(), app.reloader().report());
+        let (heartbeats, report) = (app.heartbeats(), app.reloader().report());
         let (shutdown, told) = oneshot::channel::<()>();
         let running = tokio::spawn(async move {
             let told = async {
@@ -182,7 +183,7 @@ impl Setup<'_> {
             client: Client::new(address).trust(&self.world.public_ca).sni(HOST),
             reload_now,
             stop,
-            beats,
+            heartbeats,
             phase,
             report,
             shutdown: Some(shutdown),
@@ -238,9 +239,9 @@ impl Proxy {
         &self.stop
     }
 
-    /// The signs of life of its workers.
-    pub(crate) fn beats(&self) -> Vec<u64> {
-        self.beats.now()
+    /// The current heartbeats of its workers.
+    pub(crate) fn heartbeats(&self) -> Vec<Heartbeat> {
+        self.heartbeats.now()
     }
 
     /// Waits until it is so far on its way to its end.

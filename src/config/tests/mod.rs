@@ -19,8 +19,8 @@ use rustls_pki_types::ServerName;
 use serde_json::Value;
 
 use super::{
-    ClusterConfig, Config, Environment, HostPattern, IdentityFiles, Limits, LogConfig, LogFormat,
-    ServeArgs, Timeouts, TrustSource, load, schema, units, url::UpstreamUrl,
+    ClusterConfig, Config, Environment, IdentityFiles, Limits, LogConfig, LogFormat, ServeArgs,
+    Timeouts, TrustSource, load, schema, units, url::UpstreamUrl,
 };
 use standin::TempDir;
 

@@ -10,6 +10,7 @@ use http::{
 };
 
 use super::policy::UpgradeToken;
+use crate::text::{list_contains, list_items};
 
 /// What the proxy vouches for.
 #[derive(Debug, Clone, Copy)]
@@ -31,7 +32,7 @@ pub(super) fn rewrite_request(
         let accepts_trailers = headers
             .get_all(header::TE)
             .iter()
-            .any(|te| has_token(te, "trailers"));
+            .any(|te| list_contains(te.as_bytes(), "trailers"));
         remove_hop_by_hop(headers);
         remove_claims(headers);
         // hyper has answered `100-continue` itself, once the body is asked for (RFC 9110 §10.1.1).
@@ -69,14 +70,6 @@ pub(super) fn rewrite_trailers(trailers: &mut HeaderMap) {
     }
 }
 
-/// Whether a comma-separated field value holds this token.
-pub(super) fn has_token(value: &HeaderValue, token: &str) -> bool {
-    value
-        .as_bytes()
-        .split(|byte| *byte == b',')
-        .any(|item| item.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
-}
-
 /// RFC 9110 §7.6.1: "Intermediaries MUST parse a received Connection header field before a message is
 /// forwarded and, for each connection-option in this field, remove any header or trailer field(s)
 /// from the message with the same name as the connection-option".
@@ -87,11 +80,7 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
         let (_, lines) = lines.remove_entry_mult();
         let named: Vec<HeaderName> = lines
             .flat_map(|line| {
-                let items = line
-                    .as_bytes()
-                    .split(|byte| *byte == b',')
-                    .map(<[u8]>::trim_ascii);
-                items
+                list_items(line.as_bytes())
                     .filter_map(|item| HeaderName::from_bytes(item).ok())
                     .collect::<Vec<_>>()
             })

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, Method, Version, header, request::Parts, uri::Authority};
 
-use super::{headers::has_token, routes::Routes};
+use super::routes::Routes;
+use crate::text::list_contains;
 use crate::{config::Limits, upstream::Cluster};
 
 /// A request that may pass.
@@ -235,7 +236,7 @@ fn upgrade(head: &Parts) -> Result<Option<UpgradeToken>, Rejection> {
         .headers
         .get_all(header::CONNECTION)
         .iter()
-        .any(|line| has_token(line, "upgrade"));
+        .any(|line| list_contains(line.as_bytes(), "upgrade"));
     if tokens.next().is_some() || !asked {
         return Ok(None);
     }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 
 use super::{Body, Error, Rejection};
-use crate::upstream::{UpstreamError, VerifyFailure};
+use crate::upstream::{UpstreamError, VerifyError};
 
 /// What a client is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,8 +118,8 @@ fn unanswered(error: &UpstreamError) -> Answer {
         // No Retry-After: a wrong certificate does not mend itself within ten tries of client-go.
         UpstreamError::Verify { .. } => {
             let reason = error
-                .verify_failure()
-                .map_or("cannot be verified", VerifyFailure::reason);
+                .verify_error()
+                .map_or("cannot be verified", VerifyError::reason);
             unavailable(format!(
                 "the apiserver's certificate {reason}, so nothing was sent to it; \
                  the administrator finds the certificate in the proxy's log"
@@ -136,7 +136,7 @@ fn unanswered(error: &UpstreamError) -> Answer {
         UpstreamError::Upload { .. } => {
             bad_request("the request body ended before it was complete")
         }
-        UpstreamError::UnsolicitedSwitch | UpstreamError::Protocol { .. } => {
+        UpstreamError::UnsolicitedUpgrade | UpstreamError::Protocol { .. } => {
             bad_gateway("the apiserver's answer breaks the HTTP protocol")
         }
     }

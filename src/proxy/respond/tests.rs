@@ -6,8 +6,8 @@ use http_body_util::BodyExt as _;
 
 use super::*;
 use crate::{
-    addr::UpstreamAddr,
-    upstream::{LostCause, UploadError},
+    hosts::UpstreamAddr,
+    upstream::{HttpError, UploadError},
 };
 
 const NAME: &str = "secret.name.test";
@@ -37,7 +37,7 @@ fn upstream_errors() -> Vec<UpstreamError> {
         },
         UpstreamError::Unsent {
             endpoint,
-            source: LostCause::H2(h2()),
+            source: HttpError::H2(h2()),
         },
         UpstreamError::Refused {
             endpoint,
@@ -45,12 +45,12 @@ fn upstream_errors() -> Vec<UpstreamError> {
         },
         UpstreamError::Lost {
             endpoint,
-            source: LostCause::H2(h2()),
+            source: HttpError::H2(h2()),
         },
         UpstreamError::Upload {
             source: UploadError::Reset,
         },
-        UpstreamError::UnsolicitedSwitch,
+        UpstreamError::UnsolicitedUpgrade,
         UpstreamError::Protocol {
             endpoint,
             what: "nonsense",

@@ -3,7 +3,7 @@
 //! The last good set of addresses is kept when a lookup fails: DNS being down must not take a
 //! running cluster away. An endpoint that is ill is passed over only while another one is not.
 
-mod condition;
+mod health;
 
 use std::{
     io,
@@ -22,10 +22,10 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-pub(super) use condition::Endpoint;
+pub(super) use health::Endpoint;
 
-use crate::{addr::UpstreamAddr, telemetry::causes};
-use condition::with_jitter;
+use crate::{hosts::UpstreamAddr, text::error_chain};
+use health::with_jitter;
 
 /// All addresses of one apiserver.
 #[derive(Debug)]
@@ -37,9 +37,9 @@ pub struct Endpoints {
     list: ArcSwap<Vec<Arc<Endpoint>>>,
     turn: AtomicUsize,
     /// Held while the list is looked at as a whole and the outcome is written down.
-    judging: Mutex<()>,
+    ejection_update: Mutex<()>,
     /// Somebody had reason to doubt an endpoint.
-    doubt: Notify,
+    request_probe: Notify,
 }
 
 /// What is known of one endpoint.
@@ -63,9 +63,9 @@ pub enum Health {
     /// Nobody has tried it yet.
     Unknown,
     /// The last try worked: a verified connection, or an answer to a probe.
-    Well,
+    Healthy,
     /// The last try failed; it is passed over while there is another.
-    Ill,
+    Unhealthy,
 }
 
 impl Endpoints {
@@ -96,8 +96,8 @@ impl Endpoints {
                     .collect(),
             ),
             turn: AtomicUsize::new(0),
-            judging: Mutex::new(()),
-            doubt: Notify::new(),
+            ejection_update: Mutex::new(()),
+            request_probe: Notify::new(),
         }
     }
 
@@ -134,13 +134,13 @@ impl Endpoints {
         let mut ranked: Vec<_> = in_turn
             .map(|endpoint| {
                 (
-                    endpoint.state() == Health::Ill,
+                    endpoint.state() == Health::Unhealthy,
                     endpoint.leases(),
                     Arc::clone(endpoint),
                 )
             })
             .collect();
-        ranked.sort_by_key(|(is_ill, leases, _)| (*is_ill, *leases));
+        ranked.sort_by_key(|(is_unhealthy, leases, _)| (*is_unhealthy, *leases));
         ranked.truncate(MAX_TRIES);
         ranked
             .into_iter()
@@ -149,44 +149,44 @@ impl Endpoints {
     }
 
     /// Takes an endpoint back after it worked.
-    pub(super) fn mark_well(&self, endpoint: &Endpoint) {
-        if endpoint.becomes_well() {
-            self.judge();
+    pub(super) fn mark_healthy(&self, endpoint: &Endpoint) {
+        if endpoint.set_healthy() {
+            self.update_ejections();
             info!(
                 server.address = self.host,
                 upstream.address = %endpoint.address(),
-                "upstream endpoint is well"
+                "upstream endpoint healthy"
             );
         }
     }
 
     /// Passes over an endpoint after it failed, if there is another.
-    pub(super) fn mark_ill(&self, endpoint: &Endpoint, why: String) {
-        if endpoint.becomes_ill(why) {
-            self.judge();
+    pub(super) fn mark_unhealthy(&self, endpoint: &Endpoint, why: String) {
+        if endpoint.set_unhealthy(why) {
+            self.update_ejections();
             // So that it is taken back soon after what was only a moment.
-            self.doubt.notify_waiters();
+            self.request_probe.notify_waiters();
         }
     }
 
     /// Says that an endpoint is slower than it should be, so that it is probed now.
-    pub(super) fn doubt(&self) {
-        self.doubt.notify_waiters();
+    pub(super) fn request_probe(&self) {
+        self.request_probe.notify_waiters();
     }
 
     /// Every doubt from now on; the probes of a round have some too.
-    pub(super) fn doubts(&self) -> Notified<'_> {
-        self.doubt.notified()
+    pub(super) fn probe_requests(&self) -> Notified<'_> {
+        self.request_probe.notified()
     }
 
-    /// Waits for the next round of probes: an interval, or one of these doubts to look into.
-    pub(super) async fn next_round(&self, doubts: Notified<'_>, interval: Duration) {
-        if tokio::time::timeout(with_jitter(interval), doubts)
+    /// Waits for the next round of probes: an interval, or one of these probe_requests to look into.
+    pub(super) async fn next_round(&self, probe_requests: Notified<'_>, interval: Duration) {
+        if tokio::time::timeout(with_jitter(interval), probe_requests)
             .await
             .is_ok()
         {
             // The endpoint that failed a moment ago, not the very moment.
-            tokio::time::sleep(with_jitter(SECOND_LOOK).min(interval)).await;
+            tokio::time::sleep(with_jitter(REPROBE_DELAY).min(interval)).await;
         }
     }
 
@@ -197,23 +197,28 @@ impl Endpoints {
 
     /// Which endpoints are worth a probe: all, so that illness is found before a request finds it; a
     /// single one only as long as it is not known to be well, for there is no other to turn to.
-    pub(super) fn worth_probing(&self) -> Vec<Arc<Endpoint>> {
+    pub(super) fn probe_targets(&self) -> Vec<Arc<Endpoint>> {
         let list = self.list.load();
         let is_single = list.len() == 1;
         let worth = list
             .iter()
-            .filter(|endpoint| !is_single || endpoint.state() != Health::Well);
+            .filter(|endpoint| !is_single || endpoint.state() != Health::Healthy);
         worth.cloned().collect()
     }
 
     /// Says of each endpoint whether it is passed over. One thread after the other: what an older look has
     /// found, written behind what a newer one has, would stay until the next change.
-    fn judge(&self) {
-        let _alone = self.judging.lock().unwrap_or_else(PoisonError::into_inner);
+    fn update_ejections(&self) {
+        let _alone = self
+            .ejection_update
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let list = self.list.load();
-        let any_well = list.iter().any(|endpoint| endpoint.state() == Health::Well);
+        let any_healthy = list
+            .iter()
+            .any(|endpoint| endpoint.state() == Health::Healthy);
         for endpoint in list.iter() {
-            endpoint.pass_over(any_well && endpoint.state() == Health::Ill);
+            endpoint.set_ejected(any_healthy && endpoint.state() == Health::Unhealthy);
         }
     }
 
@@ -257,8 +262,8 @@ impl Endpoints {
             known.map_or_else(|| Arc::new(Endpoint::new(*address)), Arc::clone)
         });
         self.list.store(Arc::new(list.collect()));
-        self.judge();
-        self.doubt.notify_waiters();
+        self.update_ejections();
+        self.request_probe.notify_waiters();
         let addresses: Vec<_> = found.iter().map(ToString::to_string).collect();
         info!(
             server.address = self.host,
@@ -281,7 +286,7 @@ impl Endpoints {
                 Err(error) => {
                     warn!(
                         server.address = this.host,
-                        error = %causes(&error),
+                        error = %error_chain(&error),
                         "upstream name not resolved"
                     );
                     !this.list.load().is_empty()
@@ -291,7 +296,7 @@ impl Endpoints {
             tokio::time::sleep(if known {
                 interval
             } else {
-                interval.min(FIRST_LOOKUP_RETRY)
+                interval.min(UNRESOLVED_RETRY)
             })
             .await;
         }
@@ -301,10 +306,10 @@ impl Endpoints {
 /// How many endpoints one request tries before it is answered with an error.
 const MAX_TRIES: usize = 3;
 /// How soon to look again while no address is known.
-const FIRST_LOOKUP_RETRY: Duration = Duration::from_secs(1);
+const UNRESOLVED_RETRY: Duration = Duration::from_secs(1);
 /// How soon an endpoint that failed is probed: behind the pause of its first failure, in which it would not
 /// be taken back, whatever the jitter of both.
-const SECOND_LOOK: Duration = Duration::from_millis(1500);
+const REPROBE_DELAY: Duration = Duration::from_millis(1500);
 
 #[cfg(test)]
 mod tests;

@@ -66,24 +66,24 @@ async fn the_one_with_the_fewest_connections_comes_first() {
 async fn an_ill_endpoint_comes_last_until_it_worked_again() {
     let endpoints = endpoints([A, B]);
     let _held = [(); 9].map(|()| of(&endpoints, B).count());
-    endpoints.mark_ill(&of(&endpoints, A), "refused".into());
+    endpoints.mark_unhealthy(&of(&endpoints, A), "refused".into());
     assert_eq!(picked(&endpoints), [B, A]);
     advance(Duration::from_secs(60)).await;
     assert_eq!(picked(&endpoints), [B, A], "time alone heals nothing");
-    endpoints.mark_well(&of(&endpoints, A));
+    endpoints.mark_healthy(&of(&endpoints, A));
     assert_eq!(picked(&endpoints), [A, B]);
 }
 
 #[tokio::test]
 async fn when_all_are_ill_all_are_tried_and_none_is_passed_over() {
     let endpoints = endpoints([A, B]);
-    endpoints.mark_well(&of(&endpoints, B));
-    endpoints.mark_ill(&of(&endpoints, A), "refused".into());
-    assert!(of(&endpoints, A).is_passed_over(), "B is well");
-    endpoints.mark_ill(&of(&endpoints, B), "refused".into());
+    endpoints.mark_healthy(&of(&endpoints, B));
+    endpoints.mark_unhealthy(&of(&endpoints, A), "refused".into());
+    assert!(of(&endpoints, A).is_ejected(), "B is well");
+    endpoints.mark_unhealthy(&of(&endpoints, B), "refused".into());
     assert_eq!(endpoints.pick().len(), 2);
-    assert!(!of(&endpoints, A).is_passed_over());
-    assert!(!of(&endpoints, B).is_passed_over());
+    assert!(!of(&endpoints, A).is_ejected());
+    assert!(!of(&endpoints, B).is_ejected());
 }
 
 #[tokio::test]
@@ -98,12 +98,12 @@ async fn keeps_the_last_good_addresses_when_a_lookup_fails() {
 async fn what_is_known_of_an_address_outlives_a_change_of_the_others() {
     let endpoints = endpoints([A, B]);
     let _held = of(&endpoints, B).count();
-    endpoints.mark_ill(&of(&endpoints, B), "refused".into());
+    endpoints.mark_unhealthy(&of(&endpoints, B), "refused".into());
     endpoints.publish(&[B, C].map(|host| UpstreamAddr(address(host))));
     let health = endpoints.health();
     assert_eq!(
         health.iter().map(|one| one.state).collect::<Vec<_>>(),
-        [Health::Ill, Health::Unknown]
+        [Health::Unhealthy, Health::Unknown]
     );
     assert_eq!(health[0].leases, 1);
 }
@@ -111,13 +111,13 @@ async fn what_is_known_of_an_address_outlives_a_change_of_the_others() {
 #[tokio::test]
 async fn a_single_endpoint_is_probed_only_until_it_is_known_to_be_well() {
     let single = endpoints([A]);
-    assert_eq!(single.worth_probing().len(), 1);
-    single.mark_well(&of(&single, A));
-    assert!(single.worth_probing().is_empty());
+    assert_eq!(single.probe_targets().len(), 1);
+    single.mark_healthy(&of(&single, A));
+    assert!(single.probe_targets().is_empty());
     let two = endpoints([A, B]);
-    two.mark_well(&of(&two, A));
-    two.mark_well(&of(&two, B));
-    assert_eq!(two.worth_probing().len(), 2);
+    two.mark_healthy(&of(&two, A));
+    two.mark_healthy(&of(&two, B));
+    assert_eq!(two.probe_targets().len(), 2);
 }
 
 #[tokio::test]
@@ -138,18 +138,18 @@ fn two_that_fall_ill_at_once_are_not_passed_over_for_each_other() {
         let endpoints = endpoints([A, B]);
         let both = [A, B].map(|host| of(&endpoints, host));
         both.iter()
-            .for_each(|endpoint| endpoints.mark_well(endpoint));
+            .for_each(|endpoint| endpoints.mark_healthy(endpoint));
         let start = std::sync::Barrier::new(2);
         std::thread::scope(|threads| {
             for endpoint in &both {
                 threads.spawn(|| {
                     start.wait();
-                    endpoints.mark_ill(endpoint, "refused".into());
+                    endpoints.mark_unhealthy(endpoint, "refused".into());
                 });
             }
         });
-        let passed_over = both.each_ref().map(|one| one.is_passed_over());
-        assert_eq!(passed_over, [false, false], "round {round}");
+        let ejected = both.each_ref().map(|one| one.is_ejected());
+        assert_eq!(ejected, [false, false], "round {round}");
     }
 }
 
@@ -160,16 +160,16 @@ async fn one_that_was_ill_for_a_moment_is_looked_at_soon_and_then_taken_back() {
     for _ in 0..50 {
         let endpoints = endpoints([A, B]);
         let a = of(&endpoints, A);
-        let doubts = endpoints.doubts();
+        let probe_requests = endpoints.probe_requests();
         let began = Instant::now();
-        endpoints.mark_ill(&a, "no answer".into());
-        endpoints.next_round(doubts, INTERVAL).await;
+        endpoints.mark_unhealthy(&a, "no answer".into());
+        endpoints.next_round(probe_requests, INTERVAL).await;
         assert!(
             began.elapsed() < Duration::from_secs(3),
             "{:?}",
             began.elapsed()
         );
-        endpoints.mark_well(&a);
-        assert_eq!(a.state(), Health::Well, "after {:?}", began.elapsed());
+        endpoints.mark_healthy(&a);
+        assert_eq!(a.state(), Health::Healthy, "after {:?}", began.elapsed());
     }
 }

@@ -8,24 +8,24 @@ use httparse::Status;
 use hyper::body::Frame;
 use memchr::memchr;
 
-use super::Fault;
+use super::H1Error;
 
 /// How much of a body is still to come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Rest {
+pub(super) enum BodyDecoder {
     /// Nothing: it has come to its end.
     Nothing,
     /// So many bytes; never 0.
     Length(u64),
     /// Chunks, as far as the last one.
-    Chunks(Chunk),
+    Chunks(ChunkState),
     /// Whatever comes before the connection ends in order.
     UntilClose,
 }
 
 /// Where in a chunked body the next byte belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Chunk {
+pub(super) enum ChunkState {
     /// The line that says how long the chunk is.
     Size,
     /// The chunk, of which so many bytes are still to come.
@@ -36,7 +36,7 @@ pub(super) enum Chunk {
     Trailers,
 }
 
-impl Rest {
+impl BodyDecoder {
     /// A body of this length.
     pub(super) fn length(length: u64) -> Self {
         if length == 0 {
@@ -52,7 +52,7 @@ impl Rest {
     /// # Errors
     ///
     /// When the chunks are malformed; nothing behind that can be trusted.
-    pub(super) fn decode(&mut self, unread: &mut Bytes) -> Result<Option<Frame<Bytes>>, Fault> {
+    pub(super) fn decode(&mut self, unread: &mut Bytes) -> Result<Option<Frame<Bytes>>, H1Error> {
         loop {
             match self {
                 Self::Nothing => return Ok(None),
@@ -66,29 +66,29 @@ impl Rest {
                     return Ok(Some(Frame::data(data)));
                 }
                 Self::Chunks(chunk) => match chunk {
-                    Chunk::Size => match size(unread)? {
-                        Some(0) => *chunk = Chunk::Trailers,
-                        Some(size) => *chunk = Chunk::Data(size),
+                    ChunkState::Size => match size(unread)? {
+                        Some(0) => *chunk = ChunkState::Trailers,
+                        Some(size) => *chunk = ChunkState::Data(size),
                         None => return Ok(None),
                     },
-                    Chunk::Data(left) => {
+                    ChunkState::Data(left) => {
                         let data = split(unread, left);
                         if *left == 0 {
-                            *chunk = Chunk::End;
+                            *chunk = ChunkState::End;
                         }
                         return Ok(Some(Frame::data(data)));
                     }
-                    Chunk::End => {
+                    ChunkState::End => {
                         if !b"\r\n".starts_with(unread.get(..2).unwrap_or(unread)) {
-                            return Err(Fault::Framing("a chunk goes on behind its end"));
+                            return Err(H1Error::Framing("a chunk goes on behind its end"));
                         }
                         if unread.len() < 2 {
                             return Ok(None);
                         }
                         drop(unread.split_to(2));
-                        *chunk = Chunk::Size;
+                        *chunk = ChunkState::Size;
                     }
-                    Chunk::Trailers => {
+                    ChunkState::Trailers => {
                         let Some(trailers) = trailers(unread)? else {
                             return Ok(None);
                         };
@@ -107,13 +107,13 @@ impl Rest {
     /// # Errors
     ///
     /// When the body has not.
-    pub(super) fn closed(&mut self) -> Result<(), Fault> {
+    pub(super) fn closed(&mut self) -> Result<(), H1Error> {
         match self {
             Self::Nothing | Self::UntilClose => {
                 *self = Self::Nothing;
                 Ok(())
             }
-            Self::Length(_) | Self::Chunks(_) => Err(Fault::Cut),
+            Self::Length(_) | Self::Chunks(_) => Err(H1Error::Cut),
         }
     }
 }
@@ -130,54 +130,58 @@ fn split(unread: &mut Bytes, left: &mut u64) -> Bytes {
 }
 
 /// Takes the line with the size of a chunk, once it is whole.
-fn size(unread: &mut Bytes) -> Result<Option<u64>, Fault> {
+fn size(unread: &mut Bytes) -> Result<Option<u64>, H1Error> {
     // httparse takes a line without a digit for a 0, which is the end of the body.
     if !unread.first().is_some_and(u8::is_ascii_hexdigit) {
-        return Err(Fault::Framing("the size of a chunk is no number"));
+        return Err(H1Error::Framing("the size of a chunk is no number"));
     }
     let line = memchr(b'\n', unread).map_or(unread.len(), |at| at + 1);
     // Within what it takes for an extension, httparse would look past the end of the line.
     match httparse::parse_chunk_size(unread.get(..line).unwrap_or_default()) {
         Ok(Status::Partial) if unread.get(..line).is_some_and(|line| line.ends_with(b"\n")) => Err(
-            Fault::Framing("the size of a chunk ends without a carriage return"),
+            H1Error::Framing("the size of a chunk ends without a carriage return"),
         ),
-        Ok(Status::Complete((line, size))) if line <= LINES => {
+        Ok(Status::Complete((line, size))) if line <= MAX_LINE_BYTES => {
             drop(unread.split_to(line));
             Ok(Some(size))
         }
-        Ok(Status::Partial) if unread.len() < LINES => Ok(None),
-        Ok(_) => Err(Fault::Framing("the size of a chunk has no end")),
-        Err(_) => Err(Fault::Framing("the size of a chunk is no number")),
+        Ok(Status::Partial) if unread.len() < MAX_LINE_BYTES => Ok(None),
+        Ok(_) => Err(H1Error::Framing("the size of a chunk has no end")),
+        Err(_) => Err(H1Error::Framing("the size of a chunk is no number")),
     }
 }
 
 /// Takes the lines behind the last chunk, once they are whole.
-fn trailers(unread: &mut Bytes) -> Result<Option<HeaderMap>, Fault> {
-    let mut fields = [httparse::EMPTY_HEADER; TRAILERS];
+fn trailers(unread: &mut Bytes) -> Result<Option<HeaderMap>, H1Error> {
+    let mut fields = [httparse::EMPTY_HEADER; MAX_TRAILERS];
     match httparse::parse_headers(unread, &mut fields) {
-        Ok(Status::Complete((length, fields))) if length <= LINES => {
+        Ok(Status::Complete((length, fields))) if length <= MAX_LINE_BYTES => {
             let mut trailers = HeaderMap::with_capacity(fields.len());
             for field in fields {
                 let name = HeaderName::from_bytes(field.name.as_bytes());
                 let value = HeaderValue::from_bytes(field.value);
                 let (Ok(name), Ok(value)) = (name, value) else {
-                    return Err(Fault::Framing("a field behind the last chunk is malformed"));
+                    return Err(H1Error::Framing(
+                        "a field behind the last chunk is malformed",
+                    ));
                 };
                 trailers.append(name, value);
             }
             drop(unread.split_to(length));
             Ok(Some(trailers))
         }
-        Ok(Status::Partial) if unread.len() < LINES => Ok(None),
-        Ok(_) => Err(Fault::Framing("what is behind the last chunk has no end")),
-        Err(_) => Err(Fault::Framing("a field behind the last chunk is malformed")),
+        Ok(Status::Partial) if unread.len() < MAX_LINE_BYTES => Ok(None),
+        Ok(_) => Err(H1Error::Framing("what is behind the last chunk has no end")),
+        Err(_) => Err(H1Error::Framing(
+            "a field behind the last chunk is malformed",
+        )),
     }
 }
 
 /// Bytes that the line with a chunk's size and its extensions, or all trailers, may have; as hyper.
-const LINES: usize = 16 * 1024;
+const MAX_LINE_BYTES: usize = 16 * 1024;
 /// kube-apiserver sends no trailers at all, backends behind services/proxy one or two.
-const TRAILERS: usize = 64;
+const MAX_TRAILERS: usize = 64;
 
 /// Fuzz body: what a chunked body is taken for does not depend on how it was cut.
 pub(super) fn fuzz(bytes: &[u8]) {
@@ -191,7 +195,7 @@ pub(super) fn fuzz(bytes: &[u8]) {
 type Read = (Vec<u8>, HeaderMap, Option<Bytes>);
 
 fn read<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Option<Read> {
-    let mut rest = Rest::Chunks(Chunk::Size);
+    let mut rest = BodyDecoder::Chunks(ChunkState::Size);
     let (mut data, mut trailers) = (Vec::new(), HeaderMap::new());
     let mut unread = Bytes::new();
     for piece in pieces {
@@ -203,7 +207,11 @@ fn read<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Option<Read> {
             }
         }
     }
-    Some((data, trailers, (rest == Rest::Nothing).then_some(unread)))
+    Some((
+        data,
+        trailers,
+        (rest == BodyDecoder::Nothing).then_some(unread),
+    ))
 }
 
 #[cfg(test)]
@@ -282,27 +290,27 @@ mod tests {
     #[test]
     fn lines_without_end_are_refused() {
         let endless = [
-            format!("1;{}", "x".repeat(LINES)),
-            format!("0\r\na: {}", "x".repeat(LINES)),
+            format!("1;{}", "x".repeat(MAX_LINE_BYTES)),
+            format!("0\r\na: {}", "x".repeat(MAX_LINE_BYTES)),
         ];
         for body in endless {
             assert!(read(body.as_bytes().chunks(1000)).is_none());
         }
-        let many = format!("0\r\n{}\r\n", "a: b\r\n".repeat(TRAILERS + 1));
+        let many = format!("0\r\n{}\r\n", "a: b\r\n".repeat(MAX_TRAILERS + 1));
         assert!(read([many.as_bytes()]).is_none());
     }
 
     #[test]
     fn an_end_of_the_connection_ends_only_what_has_no_other_end() {
         for (mut rest, is_whole) in [
-            (Rest::Nothing, true),
-            (Rest::UntilClose, true),
-            (Rest::length(0), true),
-            (Rest::length(1), false),
-            (Rest::Chunks(Chunk::Size), false),
-            (Rest::Chunks(Chunk::Data(1)), false),
-            (Rest::Chunks(Chunk::End), false),
-            (Rest::Chunks(Chunk::Trailers), false),
+            (BodyDecoder::Nothing, true),
+            (BodyDecoder::UntilClose, true),
+            (BodyDecoder::length(0), true),
+            (BodyDecoder::length(1), false),
+            (BodyDecoder::Chunks(ChunkState::Size), false),
+            (BodyDecoder::Chunks(ChunkState::Data(1)), false),
+            (BodyDecoder::Chunks(ChunkState::End), false),
+            (BodyDecoder::Chunks(ChunkState::Trailers), false),
         ] {
             assert_eq!(rest.closed().is_ok(), is_whole, "{rest:?}");
         }

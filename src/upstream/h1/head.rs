@@ -9,20 +9,21 @@ use http::{
 use httparse::{ParserConfig, Status};
 
 use super::{
-    Fault,
-    body::{Chunk, Rest},
+    H1Error,
+    body::{BodyDecoder, ChunkState},
 };
+use crate::text::{list_contains, list_items};
 
 /// The head of one response.
 #[derive(Debug)]
-pub(super) struct Head {
+pub(super) struct ResponseHead {
     pub(super) parts: Parts,
-    pub(super) body: Rest,
+    pub(super) body: BodyDecoder,
     /// Whether another request may follow on the connection, if all else is well.
-    pub(super) goes_on: bool,
+    pub(super) keep_alive: bool,
 }
 
-impl Head {
+impl ResponseHead {
     /// Whether the answer is still to come (RFC 9110 §15.2). A 101 is one.
     pub(super) fn is_interim(&self) -> bool {
         let status = self.parts.status;
@@ -35,103 +36,105 @@ impl Head {
 /// # Errors
 ///
 /// When it is malformed, too long, or does not say for certain where its body ends.
-pub(super) fn take(unread: &mut Bytes, asked: &Method) -> Result<Option<Head>, Fault> {
+pub(super) fn take(unread: &mut Bytes, method: &Method) -> Result<Option<ResponseHead>, H1Error> {
     if unread.is_empty() {
         return Ok(None);
     }
-    let mut fields = [const { MaybeUninit::uninit() }; FIELDS];
+    let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut response = httparse::Response::new(&mut []);
     let parsed = ParserConfig::default().parse_response_with_uninit_headers(
         &mut response,
         unread,
         &mut fields,
     );
-    let too_long = Fault::HeadTooLong { most: LONGEST };
-    let length = match parsed.map_err(Fault::Head)? {
-        Status::Complete(length) if length <= LONGEST => length,
-        Status::Partial if unread.len() < LONGEST => return Ok(None),
+    let too_long = H1Error::HeadTooLong {
+        most: MAX_HEAD_BYTES,
+    };
+    let length = match parsed.map_err(H1Error::Head)? {
+        Status::Complete(length) if length <= MAX_HEAD_BYTES => length,
+        Status::Partial if unread.len() < MAX_HEAD_BYTES => return Ok(None),
         Status::Complete(_) | Status::Partial => return Err(too_long),
     };
     let status = response
         .code
         .and_then(|code| StatusCode::from_u16(code).ok());
-    let status = status.ok_or(Fault::Head(httparse::Error::Status))?;
+    let status = status.ok_or(H1Error::Head(httparse::Error::Status))?;
     let mut headers = HeaderMap::with_capacity(response.headers.len());
     for field in response.headers.iter() {
         let name = HeaderName::from_bytes(field.name.as_bytes())
-            .map_err(|_| Fault::Head(httparse::Error::HeaderName))?;
+            .map_err(|_| H1Error::Head(httparse::Error::HeaderName))?;
         // A part of what was read and no copy: it is written to the client soon.
         let value = HeaderValue::from_maybe_shared(unread.slice_ref(field.value))
-            .map_err(|_| Fault::Head(httparse::Error::HeaderValue))?;
+            .map_err(|_| H1Error::Head(httparse::Error::HeaderValue))?;
         headers.append(name, value);
     }
     let is_newest = response.version == Some(1);
     drop(unread.split_to(length));
-    let says = |name| says(&headers, header::CONNECTION, name);
-    let mut goes_on = (is_newest || says("keep-alive")) && !says("close");
+    let has_option = |name| field_contains(&headers, header::CONNECTION, name);
+    let mut keep_alive = (is_newest || has_option("keep-alive")) && !has_option("close");
     let never_has_one = status.is_informational() || status == StatusCode::NO_CONTENT;
     if never_has_one {
         // RFC 9110 §8.6: a length must not be said here; some clients would wait for so much.
         headers.remove(header::CONTENT_LENGTH);
     }
-    let body = if never_has_one || asked == Method::HEAD || status == StatusCode::NOT_MODIFIED {
-        Rest::Nothing
+    let body = if never_has_one || method == Method::HEAD || status == StatusCode::NOT_MODIFIED {
+        BodyDecoder::Nothing
     } else {
         let (body, is_clean) = framing(&mut headers, is_newest)?;
-        goes_on &= is_clean;
+        keep_alive &= is_clean;
         body
     };
     let (mut parts, ()) = Response::new(()).into_parts();
     parts.status = status;
     parts.headers = headers;
-    Ok(Some(Head {
+    Ok(Some(ResponseHead {
         parts,
         body,
-        goes_on,
+        keep_alive,
     }))
 }
 
 /// Where the body ends, and whether the connection can be used behind it.
-fn framing(headers: &mut HeaderMap, is_newest: bool) -> Result<(Rest, bool), Fault> {
+fn framing(headers: &mut HeaderMap, is_newest: bool) -> Result<(BodyDecoder, bool), H1Error> {
     if headers.contains_key(header::TRANSFER_ENCODING) {
         if !is_newest {
-            return Err(Fault::Framing("transfer-encoding in HTTP/1.0"));
+            return Err(H1Error::Framing("transfer-encoding in HTTP/1.0"));
         }
         let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
         let only = codings.next().filter(|_| codings.next().is_none());
         // None was asked for (`TE`), and none but this could be taken off.
         if only.is_none_or(|only| !only.as_bytes().eq_ignore_ascii_case(b"chunked")) {
-            return Err(Fault::Framing("transfer-encoding is not `chunked`"));
+            return Err(H1Error::Framing("transfer-encoding is not `chunked`"));
         }
         // RFC 9112 §6.3: the coding counts, and the length must not go on.
         let length = headers.remove(header::CONTENT_LENGTH);
-        return Ok((Rest::Chunks(Chunk::Size), length.is_none()));
+        return Ok((BodyDecoder::Chunks(ChunkState::Size), length.is_none()));
     }
     let mut lengths = headers
         .get_all(header::CONTENT_LENGTH)
         .iter()
-        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .flat_map(|line| list_items(line.as_bytes()))
         .map(number);
     let Some(first) = lengths.next() else {
-        return Ok((Rest::UntilClose, false));
+        return Ok((BodyDecoder::UntilClose, false));
     };
     let mut said_again = false;
     for other in lengths {
         said_again = true;
         if other != first {
-            return Err(Fault::Framing("two values of content-length"));
+            return Err(H1Error::Framing("two values of content-length"));
         }
     }
-    let length = first.ok_or(Fault::Framing("content-length is no number"))?;
+    let length = first.ok_or(H1Error::Framing("content-length is no number"))?;
     if said_again {
         headers.insert(header::CONTENT_LENGTH, length.into());
     }
-    Ok((Rest::length(length), true))
+    Ok((BodyDecoder::length(length), true))
 }
 
 /// Digits and nothing else; no more than Go takes.
 fn number(text: &[u8]) -> Option<u64> {
-    let text = std::str::from_utf8(text.trim_ascii()).ok()?;
+    let text = std::str::from_utf8(text).ok()?;
     let number: i64 = text.parse().ok()?;
     // Refuses a sign, which `parse` takes.
     let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
@@ -139,30 +142,29 @@ fn number(text: &[u8]) -> Option<u64> {
 }
 
 /// Whether a list of names has this one.
-fn says(headers: &HeaderMap, list: HeaderName, name: &str) -> bool {
+fn field_contains(headers: &HeaderMap, list: HeaderName, name: &str) -> bool {
     headers
         .get_all(list)
         .iter()
-        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
-        .any(|said| said.trim_ascii().eq_ignore_ascii_case(name.as_bytes()))
+        .any(|line| list_contains(line.as_bytes(), name))
 }
 
 /// The longest head of a response.
-const LONGEST: usize = 32 * 1024;
+const MAX_HEAD_BYTES: usize = 32 * 1024;
 /// kube-apiserver repeats `Warning` lines, and backends behind services/proxy set what they like.
-const FIELDS: usize = 200;
+const MAX_FIELDS: usize = 200;
 
 /// Fuzz body: a head is the same however it was cut.
 pub(super) fn fuzz(bytes: &[u8]) {
-    let whole = seen([bytes]);
-    let pieces = seen(bytes.chunks(1));
+    let whole = parse_pieces([bytes]);
+    let pieces = parse_pieces(bytes.chunks(1));
     assert_eq!(whole, pieces, "the head depends on the cut");
 }
 
 /// Status, fields, body and reuse of a head that came in these pieces, if it is one.
-type Seen = (StatusCode, HeaderMap, Rest, bool);
+type ParsedHead = (StatusCode, HeaderMap, BodyDecoder, bool);
 
-fn seen<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Option<Seen> {
+fn parse_pieces<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Option<ParsedHead> {
     let mut unread = Bytes::new();
     for piece in pieces {
         unread = [&unread, piece].concat().into();
@@ -171,7 +173,7 @@ fn seen<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Option<Seen> {
                 head.parts.status,
                 head.parts.headers,
                 head.body,
-                head.goes_on,
+                head.keep_alive,
             ));
         }
     }
@@ -182,52 +184,58 @@ fn seen<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Option<Seen> {
 mod tests {
     use super::*;
 
-    fn head(text: &str) -> Result<Head, Fault> {
+    fn head(text: &str) -> Result<ResponseHead, H1Error> {
         take(&mut text.to_owned().into(), &Method::GET).map(|head| head.expect("a whole head"))
     }
 
     #[test]
     fn says_where_the_body_ends_and_whether_another_request_may_follow() {
-        for (fields, body, goes_on) in [
-            ("content-length: 5\r\n", Rest::Length(5), true),
-            ("Content-Length: 0\r\n", Rest::Nothing, true),
+        for (fields, body, keep_alive) in [
+            ("content-length: 5\r\n", BodyDecoder::Length(5), true),
+            ("Content-Length: 0\r\n", BodyDecoder::Nothing, true),
             (
                 "content-length: 5\r\nconnection: Keep-Alive, Close\r\n",
-                Rest::Length(5),
+                BodyDecoder::Length(5),
                 false,
             ),
             (
                 "content-length: 5\r\ncontent-length: 5\r\n",
-                Rest::Length(5),
+                BodyDecoder::Length(5),
                 true,
             ),
-            ("content-length: 5, 5\r\n", Rest::Length(5), true),
+            ("content-length: 5, 5\r\n", BodyDecoder::Length(5), true),
             (
                 "transfer-encoding: Chunked\r\n",
-                Rest::Chunks(Chunk::Size),
+                BodyDecoder::Chunks(ChunkState::Size),
                 true,
             ),
             (
                 "content-length: 5\r\ntransfer-encoding: chunked\r\n",
-                Rest::Chunks(Chunk::Size),
+                BodyDecoder::Chunks(ChunkState::Size),
                 false,
             ),
-            ("", Rest::UntilClose, false),
+            ("", BodyDecoder::UntilClose, false),
         ] {
             let head = head(&format!("HTTP/1.1 200 OK\r\n{fields}\r\n")).unwrap();
-            assert_eq!((head.body, head.goes_on), (body, goes_on), "{fields:?}");
+            assert_eq!(
+                (head.body, head.keep_alive),
+                (body, keep_alive),
+                "{fields:?}"
+            );
             let lengths = head.parts.headers.get_all(header::CONTENT_LENGTH).iter();
             let lengths: Vec<_> = lengths.collect();
             match body {
-                Rest::Length(_) => assert_eq!(lengths, ["5"], "{fields:?}"),
-                Rest::Nothing => assert_eq!(lengths, ["0"], "{fields:?}"),
-                Rest::Chunks(_) | Rest::UntilClose => assert!(lengths.is_empty(), "{fields:?}"),
+                BodyDecoder::Length(_) => assert_eq!(lengths, ["5"], "{fields:?}"),
+                BodyDecoder::Nothing => assert_eq!(lengths, ["0"], "{fields:?}"),
+                BodyDecoder::Chunks(_) | BodyDecoder::UntilClose => {
+                    assert!(lengths.is_empty(), "{fields:?}")
+                }
             }
         }
         let old = head("HTTP/1.0 200 OK\r\ncontent-length: 5\r\n\r\n").unwrap();
-        assert_eq!((old.body, old.goes_on), (Rest::Length(5), false));
+        assert_eq!((old.body, old.keep_alive), (BodyDecoder::Length(5), false));
         let kept = head("HTTP/1.0 200 OK\r\ncontent-length: 5\r\nconnection: keep-alive\r\n\r\n");
-        assert!(kept.unwrap().goes_on);
+        assert!(kept.unwrap().keep_alive);
     }
 
     #[test]
@@ -243,7 +251,11 @@ mod tests {
                 let text = format!("HTTP/1.1 {status} x\r\n{field}\r\n\r\nrest");
                 let mut unread = Bytes::from(text);
                 let head = take(&mut unread, &method).unwrap().unwrap();
-                assert_eq!((head.body, head.goes_on), (Rest::Nothing, true), "{status}");
+                assert_eq!(
+                    (head.body, head.keep_alive),
+                    (BodyDecoder::Nothing, true),
+                    "{status}"
+                );
                 assert_eq!(unread, "rest");
             }
         }
@@ -265,12 +277,12 @@ mod tests {
         ] {
             let refused = head(&format!("HTTP/1.1 200 OK\r\n{fields}\r\n"));
             assert!(
-                matches!(refused, Err(Fault::Framing(_))),
+                matches!(refused, Err(H1Error::Framing(_))),
                 "{fields:?}: {refused:?}"
             );
         }
         let old = head("HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n");
-        assert!(matches!(old, Err(Fault::Framing(_))), "{old:?}");
+        assert!(matches!(old, Err(H1Error::Framing(_))), "{old:?}");
     }
 
     #[test]
@@ -289,7 +301,7 @@ mod tests {
         ] {
             let refused = head(text);
             assert!(
-                matches!(refused, Err(Fault::Head(_))),
+                matches!(refused, Err(H1Error::Head(_))),
                 "{text:?}: {refused:?}"
             );
         }
@@ -301,20 +313,21 @@ mod tests {
             let mut unread = Bytes::from(format!("HTTP/1.1 200 OK\r\n{fields}\r\n"));
             take(&mut unread, &Method::GET)
         };
-        assert!(matches!(head(&"a: b\r\n".repeat(FIELDS)), Ok(Some(_))));
+        assert!(matches!(head(&"a: b\r\n".repeat(MAX_FIELDS)), Ok(Some(_))));
         assert!(matches!(
-            head(&"a: b\r\n".repeat(FIELDS + 1)),
-            Err(Fault::Head(_))
+            head(&"a: b\r\n".repeat(MAX_FIELDS + 1)),
+            Err(H1Error::Head(_))
         ));
         let beside = "HTTP/1.1 200 OK\r\na: \r\n\r\n".len();
         let long = |length| format!("a: {}\r\n", "x".repeat(length - beside));
-        assert!(matches!(head(&long(LONGEST)), Ok(Some(_))));
+        assert!(matches!(head(&long(MAX_HEAD_BYTES)), Ok(Some(_))));
         assert!(matches!(
-            head(&long(LONGEST + 1)),
-            Err(Fault::HeadTooLong { .. })
+            head(&long(MAX_HEAD_BYTES + 1)),
+            Err(H1Error::HeadTooLong { .. })
         ));
-        let mut endless = Bytes::from("HTTP/1.1 200 OK\r\na: ".to_owned() + &"x".repeat(LONGEST));
+        let mut endless =
+            Bytes::from("HTTP/1.1 200 OK\r\na: ".to_owned() + &"x".repeat(MAX_HEAD_BYTES));
         let refused = take(&mut endless, &Method::GET);
-        assert!(matches!(refused, Err(Fault::HeadTooLong { .. })));
+        assert!(matches!(refused, Err(H1Error::HeadTooLong { .. })));
     }
 }

@@ -4,13 +4,13 @@
 //! task, a queue and two buffers for every connection, which is a third of what an HTTP/1.1 client costs
 //! (docs/performance.md). httparse reads heads, sizes of chunks and trailers.
 
-mod answer;
 mod body;
-mod fault;
+mod error;
 mod head;
 mod request;
+mod response;
 mod sending;
-mod switched;
+mod upgraded;
 mod wire;
 
 use std::{
@@ -22,19 +22,19 @@ use std::{
 use http::{Method, Response, StatusCode, request::Parts};
 use tokio::time::Instant;
 
-pub(super) use answer::{Answer, GiveBack};
-pub use fault::Fault;
-pub use switched::Switched;
+pub use error::H1Error;
+pub(super) use response::{GiveBack, H1Response};
+pub use upgraded::Upgraded;
 
-use super::{LostCause, RequestBody, ResponseBody, UpstreamError, endpoint::Endpoint};
+use super::{HttpError, RequestBody, ResponseBody, UpstreamError, endpoint::Endpoint};
 use crate::{
-    addr::UpstreamAddr,
     drain::Drain,
+    hosts::UpstreamAddr,
     metrics::{ConnectionStats, LeaseEnd},
     transport::Readable,
 };
-use head::Head;
-use sending::{Sending, Unfinished};
+use head::ResponseHead;
+use sending::{SendError, Sending};
 use wire::Wire;
 
 /// The fuzz bodies of this leg: the head of a response, and a chunked body.
@@ -46,8 +46,8 @@ pub(super) struct H1Connection {
     wire: Wire,
     endpoint: UpstreamAddr,
     /// What is known of that; retires the connection when it is nothing good.
-    site: Option<Arc<Endpoint>>,
-    spoiled: bool,
+    endpoint_health: Option<Arc<Endpoint>>,
+    poisoned: bool,
     idle_since: Instant,
     stats: ConnectionStats,
 }
@@ -55,7 +55,7 @@ pub(super) struct H1Connection {
 /// Why there is no answer, and the request if not a byte of it was written. Boxed where it is returned,
 /// since answers are what mostly comes.
 #[derive(Debug)]
-pub(super) struct Unanswered {
+pub(super) struct ExchangeError {
     pub(super) error: UpstreamError,
     pub(super) unsent: Option<(Parts, RequestBody)>,
 }
@@ -66,8 +66,8 @@ impl H1Connection {
         Self {
             wire: Wire::new(stream),
             endpoint,
-            site: None,
-            spoiled: false,
+            endpoint_health: None,
+            poisoned: false,
             idle_since: Instant::now(),
             stats: ConnectionStats::default(),
         }
@@ -80,7 +80,7 @@ impl H1Connection {
 
     /// The same, known to lead to this endpoint.
     pub(super) fn to(mut self, endpoint: Arc<Endpoint>) -> Self {
-        self.site = Some(endpoint);
+        self.endpoint_health = Some(endpoint);
         self
     }
 
@@ -101,13 +101,13 @@ impl H1Connection {
     /// Whether nothing more may be sent on it. Nothing runs on it, so that whatever it has to say is its
     /// end, or an answer that nobody asked for.
     pub(super) fn is_closed(&mut self) -> bool {
-        let site = self.site.as_deref();
-        site.is_some_and(Endpoint::is_passed_over) || !self.wire.is_silent()
+        let endpoint_health = self.endpoint_health.as_deref();
+        endpoint_health.is_some_and(Endpoint::is_ejected) || !self.wire.is_silent()
     }
 
     /// Whether another client may have this connection.
-    pub(super) fn is_spotless(&mut self) -> bool {
-        !self.spoiled && !self.is_closed()
+    pub(super) fn is_reusable(&mut self) -> bool {
+        !self.poisoned && !self.is_closed()
     }
 
     /// Sends a request of its own; the connection goes back to `give_back` after a good end. An upload
@@ -126,55 +126,55 @@ impl H1Connection {
         body: RequestBody,
         give_back: Option<GiveBack>,
         drain: &Drain,
-    ) -> Result<Response<ResponseBody>, Box<Unanswered>> {
+    ) -> Result<Response<ResponseBody>, Box<ExchangeError>> {
         let endpoint = self.endpoint;
         if !self.wire.is_silent() {
-            let source = LostCause::H1(Fault::Closed);
-            return Err(Box::new(Unanswered {
+            let source = HttpError::H1(H1Error::Closed);
+            return Err(Box::new(ExchangeError {
                 error: UpstreamError::Unsent { endpoint, source },
                 unsent: Some((head, body)),
             }));
         }
         self.wire.is_idle = false;
-        let mut asking = Asking {
+        let mut exchange = Exchange {
             sending: Sending::new(&head, body),
             method: head.method,
             stopped: None,
             interim: 0,
         };
-        let mut unanswered = GivenUp(Some(&self.stats));
-        let answered = poll_fn(|cx| asking.poll_answer(&mut self.wire, cx)).await;
-        if matches!(answered, Ok(_) | Err(Fault::Closed | Fault::Io(_))) {
-            unanswered.0 = None;
+        let mut failed = ResetOnDrop(Some(&self.stats));
+        let answered = poll_fn(|cx| exchange.poll_answer(&mut self.wire, cx)).await;
+        if matches!(answered, Ok(_) | Err(H1Error::Closed | H1Error::Io(_))) {
+            failed.0 = None;
         }
-        drop(unanswered);
+        drop(failed);
         let head = answered.map_err(|fault| {
-            let error = if let Fault::Upload(source) = fault {
+            let error = if let H1Error::Upload(source) = fault {
                 UpstreamError::Upload { source }
             } else {
-                let source = LostCause::H1(fault);
+                let source = HttpError::H1(fault);
                 UpstreamError::Lost { endpoint, source }
             };
-            Box::new(Unanswered {
+            Box::new(ExchangeError {
                 error,
                 unsent: None,
             })
         })?;
         if head.parts.status == StatusCode::UNAUTHORIZED {
-            self.spoiled = true;
+            self.poisoned = true;
             self.stats.set_end_reason(LeaseEnd::Unauthorized);
         }
-        let stopped = asking.stopped.is_some();
+        let stopped = exchange.stopped.is_some();
         let give_back = give_back.filter(|_| !stopped);
-        let answer = Answer::new(self, asking.sending, &head, give_back, drain);
+        let answer = H1Response::new(self, exchange.sending, &head, give_back, drain);
         Ok(Response::from_parts(head.parts, answer.into()))
     }
 }
 
 /// Notes that a request was given up before its answer, when dropped.
-struct GivenUp<'a>(Option<&'a ConnectionStats>);
+struct ResetOnDrop<'a>(Option<&'a ConnectionStats>);
 
-impl Drop for GivenUp<'_> {
+impl Drop for ResetOnDrop<'_> {
     fn drop(&mut self) {
         if let Some(stats) = self.0 {
             stats.set_end_reason(LeaseEnd::Reset);
@@ -183,34 +183,42 @@ impl Drop for GivenUp<'_> {
 }
 
 /// A request that has no answer yet.
-struct Asking {
+struct Exchange {
     sending: Sending,
     method: Method,
     /// Why the apiserver takes no more of the request.
-    stopped: Option<Fault>,
+    stopped: Option<H1Error>,
     interim: usize,
 }
 
-impl Asking {
+impl Exchange {
     /// Sends, and reads what comes meanwhile: an apiserver may answer 413 long before the end of an
     /// upload, and take no more of it.
-    fn poll_answer(&mut self, wire: &mut Wire, cx: &mut Context<'_>) -> Poll<Result<Head, Fault>> {
+    fn poll_answer(
+        &mut self,
+        wire: &mut Wire,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<ResponseHead, H1Error>> {
         match self.sending.poll_send(&mut *wire.io, cx) {
-            Poll::Ready(Err(Unfinished::Upload(cut))) => {
-                return Poll::Ready(Err(Fault::Upload(cut)));
+            Poll::Ready(Err(SendError::Upload(cut))) => {
+                return Poll::Ready(Err(H1Error::Upload(cut)));
             }
-            Poll::Ready(Err(Unfinished::Refused(error))) => self.stopped = Some(Fault::Io(error)),
+            Poll::Ready(Err(SendError::Refused(error))) => self.stopped = Some(H1Error::Io(error)),
             Poll::Ready(Ok(())) | Poll::Pending => {}
         }
         loop {
             match head::take(&mut wire.unread, &self.method)? {
-                Some(head) if head.is_interim() && self.interim == INTERIM => {
-                    return Poll::Ready(Err(Fault::Interim { most: INTERIM }));
+                Some(head) if head.is_interim() && self.interim == MAX_INTERIM_RESPONSES => {
+                    return Poll::Ready(Err(H1Error::Interim {
+                        most: MAX_INTERIM_RESPONSES,
+                    }));
                 }
                 Some(head) if head.is_interim() => self.interim += 1,
                 Some(head) => return Poll::Ready(Ok(head)),
                 None => match ready!(wire.poll_more(cx)) {
-                    Ok(0) => return Poll::Ready(Err(self.stopped.take().unwrap_or(Fault::Closed))),
+                    Ok(0) => {
+                        return Poll::Ready(Err(self.stopped.take().unwrap_or(H1Error::Closed)));
+                    }
                     Ok(_) => {}
                     Err(fault) => return Poll::Ready(Err(self.stopped.take().unwrap_or(fault))),
                 },
@@ -220,4 +228,4 @@ impl Asking {
 }
 
 /// Interim responses (`100 Continue`, `103 Early Hints`) before the answer; kube-apiserver sends none.
-const INTERIM: usize = 100;
+const MAX_INTERIM_RESPONSES: usize = 100;

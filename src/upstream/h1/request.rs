@@ -8,13 +8,13 @@ use crate::upstream::RequestBody;
 
 /// How the body of a request is marked off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Framing {
+pub(super) enum RequestFraming {
     /// So many bytes of it are still to be sent.
     Length(u64),
     Chunked,
 }
 
-impl Framing {
+impl RequestFraming {
     /// As the head of the request says it. A body without a length is sent in chunks, whatever the
     /// method: a GET may have one.
     pub(super) fn of(head: &Parts, body: &RequestBody) -> Self {
@@ -30,7 +30,7 @@ impl Framing {
 }
 
 /// The head of this request: path and query alone as target (RFC 9112 §3.2.1), the authority in `Host`.
-pub(super) fn encode(head: &Parts, framing: Framing) -> BytesMut {
+pub(super) fn encode(head: &Parts, framing: RequestFraming) -> BytesMut {
     let target = head
         .uri
         .path_and_query()
@@ -57,7 +57,7 @@ pub(super) fn encode(head: &Parts, framing: Framing) -> BytesMut {
             header::HOST => authority.is_some(),
             // Whatever else might say where the body ends is how two parsers come to disagree.
             header::TRANSFER_ENCODING => true,
-            header::CONTENT_LENGTH => framing == Framing::Chunked,
+            header::CONTENT_LENGTH => framing == RequestFraming::Chunked,
             _ => false,
         };
         if is_said_elsewhere {
@@ -68,7 +68,7 @@ pub(super) fn encode(head: &Parts, framing: Framing) -> BytesMut {
     if joins_cookies {
         cookies(&mut bytes, head.headers.get_all(header::COOKIE).iter());
     }
-    if framing == Framing::Chunked {
+    if framing == RequestFraming::Chunked {
         field(&mut bytes, &header::TRANSFER_ENCODING, &[b"chunked"]);
     }
     bytes.put_slice(b"\r\n");
@@ -132,7 +132,7 @@ mod tests {
             let expected = format!(
                 "PUT /a?b=%20 HTTP/1.1\r\nhost: kube.test:6443\r\nx-one: 1\r\n{cookies}{joined}transfer-encoding: chunked\r\n\r\n"
             );
-            assert_eq!(encode(&head, Framing::Chunked), expected);
+            assert_eq!(encode(&head, RequestFraming::Chunked), expected);
         }
     }
 
@@ -142,7 +142,7 @@ mod tests {
             .body(())
             .unwrap()
             .into_parts();
-        let bytes = encode(&head, Framing::Chunked);
+        let bytes = encode(&head, RequestFraming::Chunked);
         let room = bytes.capacity() - bytes.len();
         assert!(room <= BESIDE, "{room}");
     }

@@ -11,7 +11,7 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use http::request::Parts;
 use tokio_util::io::poll_write_buf;
 
-use super::request::{self, Framing};
+use super::request::{self, RequestFraming};
 use crate::{
     transport::Readable,
     upstream::{RequestBody, UploadError},
@@ -25,12 +25,12 @@ pub(super) struct Sending {
     data: Bytes,
     line_end: &'static [u8],
     body: RequestBody,
-    framing: Framing,
-    state: State,
+    framing: RequestFraming,
+    state: SendState,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum SendState {
     /// Not a byte was written, so that the head can leave with the beginning of the body.
     Fresh,
     Body,
@@ -42,7 +42,7 @@ enum State {
 
 /// Why a request was not sent to its end.
 #[derive(Debug)]
-pub(super) enum Unfinished {
+pub(super) enum SendError {
     /// The client cut its body.
     Upload(UploadError),
     /// The apiserver takes no more. It may have answered before it stopped.
@@ -51,20 +51,20 @@ pub(super) enum Unfinished {
 
 impl Sending {
     pub(super) fn new(head: &Parts, body: RequestBody) -> Self {
-        let framing = Framing::of(head, &body);
+        let framing = RequestFraming::of(head, &body);
         Self {
             line: request::encode(head, framing),
             data: Bytes::new(),
             line_end: b"",
             body,
             framing,
-            state: State::Fresh,
+            state: SendState::Fresh,
         }
     }
 
     /// Whether nothing more is sent.
     pub(super) fn is_over(&self) -> bool {
-        self.state == State::Over
+        self.state == SendState::Over
     }
 
     /// Sends as much as the apiserver takes now. Pending while there is more to come; once it is ready,
@@ -73,9 +73,9 @@ impl Sending {
         &mut self,
         io: &mut dyn Readable,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Unfinished>> {
+    ) -> Poll<Result<(), SendError>> {
         let ended = ready!(self.poll_to_end(io, cx));
-        self.state = State::Over;
+        self.state = SendState::Over;
         Poll::Ready(ended)
     }
 
@@ -83,43 +83,43 @@ impl Sending {
         &mut self,
         mut io: &mut dyn Readable,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Unfinished>> {
+    ) -> Poll<Result<(), SendError>> {
         loop {
             match self.state {
-                State::Over => return Poll::Ready(Ok(())),
-                State::Flush if self.is_written() => {
+                SendState::Over => return Poll::Ready(Ok(())),
+                SendState::Flush if self.is_written() => {
                     let flushed = ready!(Pin::new(io).poll_flush(cx));
-                    return Poll::Ready(flushed.map_err(Unfinished::Refused));
+                    return Poll::Ready(flushed.map_err(SendError::Refused));
                 }
-                State::Fresh => {
-                    self.state = State::Body;
+                SendState::Fresh => {
+                    self.state = SendState::Body;
                     // Whether there is a piece or not, the head goes now.
                     if let Poll::Ready(Err(cut)) = self.poll_piece(cx) {
-                        return Poll::Ready(Err(Unfinished::Upload(cut)));
+                        return Poll::Ready(Err(SendError::Upload(cut)));
                     }
                 }
-                State::Body if self.is_written() => match self.poll_piece(cx) {
+                SendState::Body if self.is_written() => match self.poll_piece(cx) {
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(cut)) => {
-                        return Poll::Ready(Err(Unfinished::Upload(cut)));
+                        return Poll::Ready(Err(SendError::Upload(cut)));
                     }
                     Poll::Pending => {
                         // The apiserver must not wait for what TLS has and nothing follows.
                         let flushed = ready!(Pin::new(io).poll_flush(cx));
                         return flushed.map_or_else(
-                            |error| Poll::Ready(Err(Unfinished::Refused(error))),
+                            |error| Poll::Ready(Err(SendError::Refused(error))),
                             |()| Poll::Pending,
                         );
                     }
                 },
-                State::Body | State::Flush => {
+                SendState::Body | SendState::Flush => {
                     let mut all = (&mut self.line)
                         .chain(&mut self.data)
                         .chain(&mut self.line_end);
                     let written = ready!(poll_write_buf(Pin::new(&mut io), cx, &mut all));
-                    if written.map_err(Unfinished::Refused)? == 0 {
+                    if written.map_err(SendError::Refused)? == 0 {
                         let refused = io::Error::from(io::ErrorKind::WriteZero);
-                        return Poll::Ready(Err(Unfinished::Refused(refused)));
+                        return Poll::Ready(Err(SendError::Refused(refused)));
                     }
                     if self.is_written() {
                         // Without the room that the head took.
@@ -136,28 +136,28 @@ impl Sending {
 
     /// Takes the next piece out of the body.
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UploadError>> {
-        if self.framing == Framing::Length(0) {
-            self.state = State::Flush;
+        if self.framing == RequestFraming::Length(0) {
+            self.state = SendState::Flush;
             return Poll::Ready(Ok(()));
         }
         let piece = ready!(self.body.poll_data(cx)).transpose()?;
         match (&mut self.framing, piece) {
-            (Framing::Chunked, Some(data)) => {
+            (RequestFraming::Chunked, Some(data)) => {
                 write!(self.line, "{:x}\r\n", data.len()).expect("the line grows");
                 self.data = data;
                 self.line_end = b"\r\n";
             }
-            (Framing::Chunked, None) => {
+            (RequestFraming::Chunked, None) => {
                 self.line.put_slice(b"0\r\n\r\n");
-                self.state = State::Flush;
+                self.state = SendState::Flush;
             }
-            (Framing::Length(left), Some(data)) => {
+            (RequestFraming::Length(left), Some(data)) => {
                 *left = left
                     .checked_sub(data.len() as u64)
                     .ok_or(UploadError::Length)?;
                 self.data = data;
             }
-            (Framing::Length(_), None) => return Poll::Ready(Err(UploadError::Length)),
+            (RequestFraming::Length(_), None) => return Poll::Ready(Err(UploadError::Length)),
         }
         Poll::Ready(Ok(()))
     }

@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::{io::ReadBuf, task::coop::unconstrained};
 use tokio_util::io::poll_read_buf;
 
-use super::Fault;
+use super::H1Error;
 use crate::transport::Readable;
 
 /// An established stream. There is a buffer only while there is something in it: a connection that says
@@ -31,13 +31,13 @@ impl Wire {
         Self {
             io,
             unread: Bytes::new(),
-            room: LEAST,
+            room: MIN_READ,
             is_idle: false,
         }
     }
 
     /// Reads more to what is unread; 0 bytes once the connection has ended in order.
-    pub(super) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Fault>> {
+    pub(super) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, H1Error>> {
         ready!(self.io.poll_readable(cx));
         let mut buffer = mem::take(&mut self.unread)
             .try_into_mut()
@@ -49,11 +49,11 @@ impl Wire {
             self.unread = buffer.freeze();
         }
         match &read {
-            Poll::Ready(Ok(read)) if *read >= self.room => self.room = MOST,
-            Poll::Ready(Ok(read)) if *read <= LEAST => self.room = LEAST,
+            Poll::Ready(Ok(read)) if *read >= self.room => self.room = MAX_READ,
+            Poll::Ready(Ok(read)) if *read <= MIN_READ => self.room = MIN_READ,
             Poll::Ready(_) | Poll::Pending => {}
         }
-        read.map_err(Fault::Io)
+        read.map_err(H1Error::Io)
     }
 
     /// Whether the connection is open and has nothing to say, as one that nothing runs on must be.
@@ -62,11 +62,11 @@ impl Wire {
             return false;
         }
         let mut one = [0; 1];
-        let heard = poll_fn(|cx| self.io.poll_read_found(cx, &mut ReadBuf::new(&mut one)));
+        let peer = poll_fn(|cx| self.io.poll_read_if_ready(cx, &mut ReadBuf::new(&mut one)));
         // tokio says "nothing yet" to a task that has done much without a pause. Taken for silence, it
         // would send a request on a connection that has ended, or that has an answer to another one.
         let cx = &mut Context::from_waker(Waker::noop());
-        pin!(unconstrained(heard)).poll(cx).is_pending()
+        pin!(unconstrained(peer)).poll(cx).is_pending()
     }
 }
 
@@ -81,6 +81,6 @@ impl Drop for Wire {
 }
 
 /// Room for most heads and for the events of a watch.
-const LEAST: usize = 4 * 1024;
+const MIN_READ: usize = 4 * 1024;
 /// Room for what rustls gives in one read: a full record (RFC 8446 §5.1).
-const MOST: usize = 16 * 1024;
+const MAX_READ: usize = 16 * 1024;

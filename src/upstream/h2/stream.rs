@@ -16,28 +16,28 @@ use http::{Request, Response, StatusCode, request::Parts};
 
 use super::{
     super::{
-        LostCause, ResponseBody, UpstreamError,
-        upload::{Pumped, Upload},
+        HttpError, ResponseBody, UpstreamError,
+        upload::{Upload, UploadEnd},
     },
-    Answer, State,
+    H2Response, H2State,
 };
 use crate::{drain::Drain, metrics::LeaseEnd};
 
 /// One stream of a connection, from the moment it is chosen to its end.
 #[derive(Debug)]
-pub(in crate::upstream) struct Stream {
+pub(in crate::upstream) struct H2Stream {
     pub(super) send: SendRequest<Bytes>,
-    pub(super) usage: Usage,
+    pub(super) usage: StreamGuard,
 }
 
 /// Counts a stream in and out, and spoils the connection if the stream did not end well.
 #[derive(Debug)]
-pub(super) struct Usage {
-    pub(super) state: Arc<State>,
+pub(super) struct StreamGuard {
+    pub(super) state: Arc<H2State>,
     pub(super) ended_well: bool,
 }
 
-impl Stream {
+impl H2Stream {
     /// Sends the request and returns the response once its head is there.
     ///
     /// # Errors
@@ -52,7 +52,7 @@ impl Stream {
         let endpoint = self.usage.state.endpoint;
         let unsent = |source| UpstreamError::Unsent {
             endpoint,
-            source: LostCause::H2(source),
+            source: HttpError::H2(source),
         };
         let bodyless = upload.is_empty();
         poll_fn(|cx| self.send.poll_ready(cx))
@@ -62,10 +62,10 @@ impl Stream {
             .send
             .send_request(without_body(head), bodyless)
             .map_err(unsent)?;
-        let heard = Arc::clone(&self.usage.state.heard);
+        let peer = Arc::clone(&self.usage.state.peer);
         let id = response.stream_id();
         let answered = if bodyless {
-            Answered::whole(response.await)
+            HeadOutcome::whole(response.await)
         } else {
             race(response, stream, upload).await?
         };
@@ -73,19 +73,19 @@ impl Stream {
             let refused = source.is_remote()
                 && source.is_reset()
                 && source.reason() == Some(h2::Reason::REFUSED_STREAM);
-            if refused || heard.is_unprocessed(id) {
+            if refused || peer.is_unprocessed(id) {
                 UpstreamError::Refused { endpoint, source }
-            } else if heard.is_unwritten(id) {
+            } else if peer.is_unwritten(id) {
                 unsent(source)
             } else {
                 UpstreamError::Lost {
                     endpoint,
-                    source: LostCause::H2(source),
+                    source: HttpError::H2(source),
                 }
             }
         })?;
         if response.status() == StatusCode::UNAUTHORIZED {
-            self.usage.spoil();
+            self.usage.poison();
             self.usage
                 .state
                 .stats
@@ -94,11 +94,11 @@ impl Stream {
         let still_uploading = answered.rest.map(|stream| {
             let mut rest = upload.take_over(stream);
             drain
-                .spawn(async move { poll_fn(|cx| rest.poll_pump(cx)).await })
+                .spawn(async move { poll_fn(|cx| rest.poll_send(cx)).await })
                 .abort_handle()
         });
         let (head, recv) = response.into_parts();
-        let answer = Answer {
+        let answer = H2Response {
             recv,
             data_ended: false,
             usage: self.usage,
@@ -109,12 +109,12 @@ impl Stream {
 }
 
 /// The head of a response (or why there is none), and the stream if the upload is not finished.
-struct Answered {
+struct HeadOutcome {
     response: Result<Response<RecvStream>, h2::Error>,
     rest: Option<SendStream<Bytes>>,
 }
 
-impl Answered {
+impl HeadOutcome {
     fn whole(response: Result<Response<RecvStream>, h2::Error>) -> Self {
         Self {
             response,
@@ -128,22 +128,22 @@ async fn race(
     response: ResponseFuture,
     stream: SendStream<Bytes>,
     upload: &mut Upload,
-) -> Result<Answered, UpstreamError> {
+) -> Result<HeadOutcome, UpstreamError> {
     let mut response = pin!(response);
     upload.start(stream);
     poll_fn(|cx| {
         if let Poll::Ready(response) = response.as_mut().poll(cx) {
-            return Poll::Ready(Ok(Answered {
+            return Poll::Ready(Ok(HeadOutcome {
                 response,
                 rest: upload.unfinished(),
             }));
         }
-        match upload.poll_pump(cx) {
-            Poll::Ready(Pumped::Failed(source)) => {
+        match upload.poll_send(cx) {
+            Poll::Ready(UploadEnd::FailedExchange(source)) => {
                 Poll::Ready(Err(UpstreamError::Upload { source }))
             }
             // The peer takes no more; what it has to say comes as the response or its error.
-            Poll::Ready(Pumped::Done | Pumped::Stopped) | Poll::Pending => Poll::Pending,
+            Poll::Ready(UploadEnd::Done | UploadEnd::Stopped) | Poll::Pending => Poll::Pending,
         }
     })
     .await
@@ -159,16 +159,16 @@ fn without_body(head: &Parts) -> Request<()> {
     request
 }
 
-impl Usage {
-    fn spoil(&self) {
-        self.state.spoiled.store(true, Ordering::Release);
+impl StreamGuard {
+    fn poison(&self) {
+        self.state.poisoned.store(true, Ordering::Release);
     }
 }
 
-impl Drop for Usage {
+impl Drop for StreamGuard {
     fn drop(&mut self) {
         if !self.ended_well {
-            self.spoil();
+            self.poison();
         }
         self.state.in_flight.fetch_sub(1, Ordering::AcqRel);
     }

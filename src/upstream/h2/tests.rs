@@ -11,7 +11,7 @@ use super::{
     super::{UpstreamError, upload::Upload},
     *,
 };
-use crate::transport::Unsealed;
+use crate::transport::PlainStream;
 
 /// `SETTINGS_MAX_CONCURRENT_STREAMS`.
 const MAX_STREAMS: u16 = 3;
@@ -20,8 +20,8 @@ type Wire = FrameConnection<DuplexStream>;
 
 async fn connect(stream: DuplexStream, drain: &Drain) -> Result<H2Connection, h2::Error> {
     let endpoint = UpstreamAddr(([127, 0, 0, 1], 6443).into());
-    let cork = Cork::new(Unsealed::new(stream));
-    H2Connection::establish(cork, endpoint, &Timeouts::default(), drain).await
+    let batcher = WriteBatcher::new(PlainStream::new(stream));
+    H2Connection::establish(batcher, endpoint, &Timeouts::default(), drain).await
 }
 
 async fn connected(drain: &Drain) -> (H2Connection, Wire) {

@@ -18,28 +18,28 @@ use tokio::time::Instant;
 use super::{
     endpoint::Endpoint,
     h1::{GiveBack, H1Connection},
-    h2::{H2Connection, Stream},
+    h2::{H2Connection, H2Stream},
 };
 use crate::{
-    addr::UpstreamAddr,
     drain::Drain,
+    hosts::UpstreamAddr,
     metrics::{ConnectionStats, LeaseEnd},
 };
 
 /// The spotless connections of one worker that nobody leases, by cluster. The cluster number changes
 /// with its trust anchors, so a connection of an older trust generation is never found again.
 #[derive(Debug)]
-pub(super) struct IdleSet {
+pub(super) struct IdlePool {
     capacity: usize,
     keep: Duration,
     drain: Drain,
-    connections: Mutex<HashMap<u64, Vec<Idle>>>,
+    connections: Mutex<HashMap<u64, Vec<IdleConnection>>>,
     /// Who has held a connection on which nothing ran, and may be gone.
-    holders: Mutex<Vec<Weak<Held>>>,
+    sweep_targets: Mutex<Vec<Weak<LeaseTable>>>,
 }
 
 #[derive(Debug)]
-struct Idle {
+struct IdleConnection {
     since: Instant,
     connection: Connection,
 }
@@ -54,15 +54,15 @@ pub(super) enum Connection {
 /// The connections that one downstream connection holds. When the last user is gone, the spotless
 /// ones go back to the idle set and the others are closed.
 #[derive(Debug)]
-pub(super) struct Held {
-    idle: Arc<IdleSet>,
-    by_cluster: Mutex<Vec<(u64, ForCluster)>>,
+pub(super) struct LeaseTable {
+    idle: Arc<IdlePool>,
+    by_cluster: Mutex<Vec<(u64, ClusterLeases)>>,
     /// The idle set looks after what it holds.
-    is_known: AtomicBool,
+    is_registered: AtomicBool,
 }
 
 #[derive(Debug, Default)]
-struct ForCluster {
+struct ClusterLeases {
     h2: Vec<H2Connection>,
     h1: Vec<H1Connection>,
     /// The apiserver chose HTTP/1.1 although h2 was offered; each stream leases one connection.
@@ -71,15 +71,15 @@ struct ForCluster {
 
 /// What a request can be sent on.
 #[derive(Debug)]
-pub(super) enum Slot {
-    H2(Stream),
+pub(super) enum LeasedSlot {
+    H2(H2Stream),
     H1(H1Connection),
 }
 
 /// What a downstream connection already has for its next request.
 #[derive(Debug)]
-pub(super) enum Found {
-    Slot(Slot),
+pub(super) enum Lookup {
+    Slot(LeasedSlot),
     /// Nothing; every further connection will speak HTTP/1.1, so dialling them one by one gains nothing.
     MustDialH1,
     /// Nothing; one dial will serve all requests that wait.
@@ -88,20 +88,20 @@ pub(super) enum Found {
 
 /// How old a connection may be.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Age {
+pub(super) enum Freshness {
     Any,
     /// Established later than this.
     After(Instant),
 }
 
-impl IdleSet {
+impl IdlePool {
     pub(super) fn new(capacity: usize, keep: Duration, drain: Drain) -> Self {
         Self {
             capacity,
             keep,
             drain,
             connections: Mutex::new(HashMap::new()),
-            holders: Mutex::new(Vec::new()),
+            sweep_targets: Mutex::new(Vec::new()),
         }
     }
 
@@ -118,7 +118,7 @@ impl IdleSet {
         {
             let mut found = idle.remove(at);
             let is_young = found.since.elapsed() < self.keep;
-            if is_young && found.connection.is_spotless() {
+            if is_young && found.connection.is_reusable() {
                 found.connection.stats().on_reuse();
                 return Some(found.connection);
             }
@@ -130,7 +130,7 @@ impl IdleSet {
     }
 
     fn put(&self, cluster: u64, mut connection: Connection) {
-        if self.capacity == 0 || self.drain.has_begun() || !connection.is_spotless() {
+        if self.capacity == 0 || self.drain.has_begun() || !connection.is_reusable() {
             return;
         }
         let mut connections = self
@@ -144,7 +144,7 @@ impl IdleSet {
                 .stats()
                 .set_end_reason(LeaseEnd::Full);
         }
-        idle.push(Idle {
+        idle.push(IdleConnection {
             since: connection.idle_since(),
             connection,
         });
@@ -163,32 +163,35 @@ impl IdleSet {
                 if !is_young {
                     idle.connection.stats().set_end_reason(LeaseEnd::Age);
                 }
-                is_young && idle.connection.is_spotless()
+                is_young && idle.connection.is_reusable()
             });
         }
         connections.retain(|_, idle| !idle.is_empty());
         drop(connections);
-        let holders = self.holders.lock();
-        let holders: Vec<_> = holders
+        let sweep_targets = self.sweep_targets.lock();
+        let sweep_targets: Vec<_> = sweep_targets
             .unwrap_or_else(PoisonError::into_inner)
             .iter()
             .filter_map(Weak::upgrade)
             .collect();
-        for held in holders {
+        for held in sweep_targets {
             held.sweep();
         }
     }
 
     /// Looks after what this client holds too: it may watch for days and ask for nothing else.
-    fn know(&self, held: &Arc<Held>) {
-        let mut holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
-        if holders.len() == holders.capacity() {
-            holders.retain(|held| held.strong_count() > 0);
+    fn register_for_sweep(&self, held: &Arc<LeaseTable>) {
+        let mut sweep_targets = self
+            .sweep_targets
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if sweep_targets.len() == sweep_targets.capacity() {
+            sweep_targets.retain(|held| held.strong_count() > 0);
             // As much again, so that this is seldom.
-            let left = holders.len();
-            holders.reserve(left.max(FEW));
+            let left = sweep_targets.len();
+            sweep_targets.reserve(left.max(MIN_SWEEP_TARGETS));
         }
-        holders.push(Arc::downgrade(held));
+        sweep_targets.push(Arc::downgrade(held));
     }
 
     /// Closes all of them.
@@ -232,25 +235,25 @@ impl Connection {
         }
     }
 
-    fn is_spotless(&mut self) -> bool {
+    fn is_reusable(&mut self) -> bool {
         match self {
-            Self::H2(connection) => connection.is_spotless(),
-            Self::H1(connection) => connection.is_spotless(),
+            Self::H2(connection) => connection.is_reusable(),
+            Self::H1(connection) => connection.is_reusable(),
         }
     }
 }
 
-impl Held {
-    pub(super) fn new(idle: Arc<IdleSet>) -> Arc<Self> {
+impl LeaseTable {
+    pub(super) fn new(idle: Arc<IdlePool>) -> Arc<Self> {
         Arc::new(Self {
             idle,
             by_cluster: Mutex::new(Vec::new()),
-            is_known: AtomicBool::new(false),
+            is_registered: AtomicBool::new(false),
         })
     }
 
     /// A free stream or connection among those already held, or else from the idle set.
-    pub(super) fn find(&self, cluster: u64, wants_h2: bool, age: Age) -> Found {
+    pub(super) fn find(&self, cluster: u64, wants_h2: bool, age: Freshness) -> Lookup {
         let mut by_cluster = self
             .by_cluster
             .lock()
@@ -261,32 +264,32 @@ impl Held {
         held.drop_old(self.idle.keep);
         if wants_h2 && !held.speaks_h1 {
             let young_enough = |connection: &&H2Connection| match age {
-                Age::Any => true,
-                Age::After(at) => connection.established() > at,
+                Freshness::Any => true,
+                Freshness::After(at) => connection.established() > at,
             };
             let mut suitable = held.h2.iter().filter(young_enough);
             if let Some(stream) = suitable.find_map(H2Connection::take_stream) {
-                return Found::Slot(Slot::H2(stream));
+                return Lookup::Slot(LeasedSlot::H2(stream));
             }
-            if matches!(age, Age::Any)
+            if matches!(age, Freshness::Any)
                 && let Some(Connection::H2(connection)) = self.idle.take(cluster, true)
                 && let Some(stream) = connection.take_stream()
             {
                 held.h2.push(connection);
-                return Found::Slot(Slot::H2(stream));
+                return Lookup::Slot(LeasedSlot::H2(stream));
             }
-            return Found::MustDial;
+            return Lookup::MustDial;
         }
-        if matches!(age, Age::After(_)) {
-            return Found::MustDialH1;
+        if matches!(age, Freshness::After(_)) {
+            return Lookup::MustDialH1;
         }
         if let Some(connection) = held.h1.pop() {
-            return Found::Slot(Slot::H1(connection));
+            return Lookup::Slot(LeasedSlot::H1(connection));
         }
         if let Some(Connection::H1(connection)) = self.idle.take(cluster, false) {
-            return Found::Slot(Slot::H1(connection));
+            return Lookup::Slot(LeasedSlot::H1(connection));
         }
-        Found::MustDialH1
+        Lookup::MustDialH1
     }
 
     /// Leases a connection that was just dialled and takes a slot of it.
@@ -295,7 +298,7 @@ impl Held {
         cluster: u64,
         connection: Connection,
         wanted_h2: bool,
-    ) -> Option<Slot> {
+    ) -> Option<LeasedSlot> {
         let mut by_cluster = self
             .by_cluster
             .lock()
@@ -306,11 +309,11 @@ impl Held {
                 held.speaks_h1 = false;
                 let stream = connection.take_stream();
                 held.h2.push(connection);
-                stream.map(Slot::H2)
+                stream.map(LeasedSlot::H2)
             }
             Connection::H1(connection) => {
                 held.speaks_h1 |= wanted_h2;
-                Some(Slot::H1(connection))
+                Some(LeasedSlot::H1(connection))
             }
         }
     }
@@ -323,9 +326,9 @@ impl Held {
             .unwrap_or_else(PoisonError::into_inner);
         for_cluster(&mut by_cluster, cluster).h1.push(connection);
         drop(by_cluster);
-        if !self.is_known.load(Ordering::Relaxed) {
-            self.is_known.store(true, Ordering::Relaxed);
-            self.idle.know(self);
+        if !self.is_registered.load(Ordering::Relaxed) {
+            self.is_registered.store(true, Ordering::Relaxed);
+            self.idle.register_for_sweep(self);
         }
     }
 
@@ -349,7 +352,7 @@ impl Held {
     }
 }
 
-impl ForCluster {
+impl ClusterLeases {
     /// The apiserver closes what is idle for 90 s; a request must not meet that halfway.
     fn drop_old(&mut self, keep: Duration) {
         self.h1.retain_mut(|connection| {
@@ -362,7 +365,7 @@ impl ForCluster {
     }
 }
 
-impl Drop for Held {
+impl Drop for LeaseTable {
     fn drop(&mut self) {
         let by_cluster = std::mem::take(
             self.by_cluster
@@ -380,12 +383,12 @@ impl Drop for Held {
     }
 }
 
-fn for_cluster(by_cluster: &mut Vec<(u64, ForCluster)>, cluster: u64) -> &mut ForCluster {
+fn for_cluster(by_cluster: &mut Vec<(u64, ClusterLeases)>, cluster: u64) -> &mut ClusterLeases {
     let at = by_cluster
         .iter()
         .position(|(id, _)| *id == cluster)
         .unwrap_or_else(|| {
-            by_cluster.push((cluster, ForCluster::default()));
+            by_cluster.push((cluster, ClusterLeases::default()));
             by_cluster.len() - 1
         });
     let (_, held) = by_cluster
@@ -395,7 +398,7 @@ fn for_cluster(by_cluster: &mut Vec<(u64, ForCluster)>, cluster: u64) -> &mut Fo
 }
 
 /// Holders that there is room for at least.
-const FEW: usize = 16;
+const MIN_SWEEP_TARGETS: usize = 16;
 
 #[cfg(test)]
 mod tests;

@@ -13,47 +13,47 @@ use hyper::body::{Frame, SizeHint};
 use tokio::{sync::oneshot, task::yield_now};
 
 use super::{
-    Fault, H1Connection, Switched,
-    body::Rest,
-    head::Head,
-    sending::{Sending, Unfinished},
+    H1Connection, H1Error, Upgraded,
+    body::BodyDecoder,
+    head::ResponseHead,
+    sending::{SendError, Sending},
 };
-use crate::{drain::Drain, metrics::LeaseEnd, transport::Half, upstream::lease::Held};
+use crate::{drain::Drain, metrics::LeaseEnd, transport::SharedIo, upstream::lease::LeaseTable};
 
 /// Where a connection goes when its response has come to a good end.
 #[derive(Debug)]
 pub(in crate::upstream) struct GiveBack {
-    pub(in crate::upstream) held: Arc<Held>,
+    pub(in crate::upstream) held: Arc<LeaseTable>,
     pub(in crate::upstream) cluster: u64,
 }
 
 /// The rest of a response.
 #[derive(Debug)]
-pub(in crate::upstream) struct Answer {
-    rest: Rest,
+pub(in crate::upstream) struct H1Response {
+    rest: BodyDecoder,
     /// `None` behind the end, good or bad.
-    running: Option<Running>,
+    running: Option<ActiveExchange>,
     /// Bytes that were read since others last had their turn.
     turn: usize,
     /// Why there is no more, until what came before has gone on its way.
-    fault: Option<Fault>,
+    fault: Option<H1Error>,
 }
 
 #[derive(Debug)]
-struct Running {
+struct ActiveExchange {
     connection: H1Connection,
     /// What becomes of the rest of the request, and where that is waited for if the answer ends before.
-    sent: Option<(Sent, Drain)>,
+    sent: Option<(RequestSent, Drain)>,
     /// Where the connection goes if another request may follow.
     give_back: Option<GiveBack>,
 }
 
-impl Answer {
+impl H1Response {
     /// The answer behind this head.
     pub(super) fn new(
         mut connection: H1Connection,
         sending: Sending,
-        head: &Head,
+        head: &ResponseHead,
         give_back: Option<GiveBack>,
         drain: &Drain,
     ) -> Self {
@@ -65,10 +65,10 @@ impl Answer {
         let switches = head.parts.status == StatusCode::SWITCHING_PROTOCOLS;
         let mut answer = Self {
             rest: head.body,
-            running: Some(Running {
+            running: Some(ActiveExchange {
                 connection,
                 sent,
-                give_back: give_back.filter(|_| head.goes_on && !switches),
+                give_back: give_back.filter(|_| head.keep_alive && !switches),
             }),
             turn: 0,
             fault: None,
@@ -82,7 +82,7 @@ impl Answer {
     pub(in crate::upstream) fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, H1Error>>> {
         if let Some(fault) = self.fault.take() {
             return Poll::Ready(Some(Err(fault)));
         }
@@ -106,9 +106,9 @@ impl Answer {
         }
     }
 
-    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, H1Error>>> {
         let Some(running) = &mut self.running else {
-            let after = (self.rest != Rest::Nothing).then_some(Err(Fault::Cut));
+            let after = (self.rest != BodyDecoder::Nothing).then_some(Err(H1Error::Cut));
             return Poll::Ready(after);
         };
         let wire = &mut running.connection.wire;
@@ -118,11 +118,11 @@ impl Answer {
             running.sent = None;
             match ended {
                 Ok(Ok(())) => {}
-                Ok(Err(Unfinished::Upload(cut))) => {
-                    return Poll::Ready(Some(Err(Fault::Upload(cut))));
+                Ok(Err(SendError::Upload(cut))) => {
+                    return Poll::Ready(Some(Err(H1Error::Upload(cut))));
                 }
                 // It may take no more because it has said all in its answer.
-                Ok(Err(Unfinished::Refused(_))) | Err(_) => running.give_back = None,
+                Ok(Err(SendError::Refused(_))) | Err(_) => running.give_back = None,
             }
         }
         loop {
@@ -130,10 +130,10 @@ impl Answer {
             if let Some(frame) = decoded.transpose() {
                 return Poll::Ready(Some(frame));
             }
-            if self.rest == Rest::Nothing {
+            if self.rest == BodyDecoder::Nothing {
                 return Poll::Ready(None);
             }
-            if self.turn >= TURN {
+            if self.turn >= MAX_BYTES_PER_TURN {
                 return yields(cx);
             }
             match wire.poll_more(cx) {
@@ -149,22 +149,22 @@ impl Answer {
     }
 
     pub(in crate::upstream) fn is_end_stream(&self) -> bool {
-        self.rest == Rest::Nothing
+        self.rest == BodyDecoder::Nothing
     }
 
     pub(in crate::upstream) fn size_hint(&self) -> SizeHint {
         match self.rest {
-            Rest::Nothing => SizeHint::with_exact(0),
-            Rest::Length(left) => SizeHint::with_exact(left),
-            Rest::Chunks(_) | Rest::UntilClose => SizeHint::default(),
+            BodyDecoder::Nothing => SizeHint::with_exact(0),
+            BodyDecoder::Length(left) => SizeHint::with_exact(left),
+            BodyDecoder::Chunks(_) | BodyDecoder::UntilClose => SizeHint::default(),
         }
     }
 
     /// The connection, if it was kept because the answer is a 101.
-    pub(in crate::upstream) fn into_switched(mut self) -> Option<Switched> {
+    pub(in crate::upstream) fn into_upgraded(mut self) -> Option<Upgraded> {
         let is_over = self.is_end_stream();
         let running = self.running.take().filter(|_| is_over)?;
-        Some(Switched(running.connection.wire))
+        Some(Upgraded(running.connection.wire))
     }
 
     /// Lets the connection go on to another request if it can.
@@ -193,7 +193,7 @@ impl Answer {
     }
 }
 
-impl Running {
+impl ActiveExchange {
     /// Request and answer are whole.
     fn ended(self) {
         let mut connection = self.connection;
@@ -208,8 +208,8 @@ impl Running {
 }
 
 /// Sends what is left of a request, until it is asked for no more; the wire keeps the half that reads.
-fn send_rest(connection: &mut H1Connection, mut sending: Sending, drain: &Drain) -> Sent {
-    let mut io = Half::of(&mut connection.wire.io);
+fn send_rest(connection: &mut H1Connection, mut sending: Sending, drain: &Drain) -> RequestSent {
+    let mut io = SharedIo::of(&mut connection.wire.io);
     let (mut tell, sent) = oneshot::channel();
     drain.spawn(async move {
         let ended = poll_fn(|cx| {
@@ -228,9 +228,9 @@ fn send_rest(connection: &mut H1Connection, mut sending: Sending, drain: &Drain)
 }
 
 /// How the rest of a request ended.
-type Sent = oneshot::Receiver<Result<(), Unfinished>>;
+type RequestSent = oneshot::Receiver<Result<(), SendError>>;
 
-impl Drop for Answer {
+impl Drop for H1Response {
     fn drop(&mut self) {
         self.cut();
     }
@@ -244,4 +244,4 @@ fn yields<T>(cx: &mut Context<'_>) -> Poll<T> {
 }
 
 /// What may be read of one answer before everybody else on the thread has had a turn.
-const TURN: usize = 64 * 1024;
+const MAX_BYTES_PER_TURN: usize = 64 * 1024;

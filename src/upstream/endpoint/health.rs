@@ -16,7 +16,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{EndpointHealth, Health};
-use crate::addr::UpstreamAddr;
+use crate::hosts::UpstreamAddr;
 
 /// One address of an apiserver.
 #[derive(Debug)]
@@ -25,24 +25,24 @@ pub(in crate::upstream) struct Endpoint {
     /// Connections to it, in all workers.
     leases: AtomicUsize,
     /// It is ill and another one is not: nothing new is sent to it, on old connections neither.
-    passed_over: AtomicBool,
-    condition: Mutex<Condition>,
+    ejected: AtomicBool,
+    condition: Mutex<HealthRecord>,
 }
 
 #[derive(Debug)]
-struct Condition {
+struct HealthRecord {
     state: Health,
     since: Instant,
     why: Option<String>,
     /// Times it became ill since it was last well for long.
     failures: u32,
     /// Whatever a probe says, not before.
-    ill_until: Instant,
+    ejected_until: Instant,
 }
 
 /// A connection to an endpoint, or a try at one, counted until dropped.
 #[derive(Debug)]
-pub(in crate::upstream) struct Counted(Arc<Endpoint>);
+pub(in crate::upstream) struct CountedConnection(Arc<Endpoint>);
 
 impl Endpoint {
     pub(super) fn new(address: UpstreamAddr) -> Self {
@@ -50,13 +50,13 @@ impl Endpoint {
         Self {
             address,
             leases: AtomicUsize::new(0),
-            passed_over: AtomicBool::new(false),
-            condition: Mutex::new(Condition {
+            ejected: AtomicBool::new(false),
+            condition: Mutex::new(HealthRecord {
                 state: Health::Unknown,
                 since: now,
                 why: None,
                 failures: 0,
-                ill_until: now,
+                ejected_until: now,
             }),
         }
     }
@@ -66,9 +66,9 @@ impl Endpoint {
     }
 
     /// Counts one connection in until the result is dropped.
-    pub(in crate::upstream) fn count(self: &Arc<Self>) -> Counted {
+    pub(in crate::upstream) fn count(self: &Arc<Self>) -> CountedConnection {
         self.leases.fetch_add(1, Ordering::Relaxed);
-        Counted(Arc::clone(self))
+        CountedConnection(Arc::clone(self))
     }
 
     pub(super) fn leases(&self) -> usize {
@@ -76,12 +76,12 @@ impl Endpoint {
     }
 
     /// Whether nothing new may be sent to it, because another one is better.
-    pub(in crate::upstream) fn is_passed_over(&self) -> bool {
-        self.passed_over.load(Ordering::Relaxed)
+    pub(in crate::upstream) fn is_ejected(&self) -> bool {
+        self.ejected.load(Ordering::Relaxed)
     }
 
-    pub(super) fn pass_over(&self, passed_over: bool) {
-        self.passed_over.store(passed_over, Ordering::Relaxed);
+    pub(super) fn set_ejected(&self, ejected: bool) {
+        self.ejected.store(ejected, Ordering::Relaxed);
     }
 
     pub(in crate::upstream) fn state(&self) -> Health {
@@ -90,18 +90,18 @@ impl Endpoint {
 
     /// Notes that it worked. `false` when nothing changes by that; an endpoint that has just failed has
     /// to wait its time out.
-    pub(super) fn becomes_well(&self) -> bool {
+    pub(super) fn set_healthy(&self) -> bool {
         let now = Instant::now();
         self.with(|condition| match condition.state {
-            Health::Ill if now < condition.ill_until => false,
-            Health::Well => {
-                if now.duration_since(condition.since) >= WELL_AGAIN {
+            Health::Unhealthy if now < condition.ejected_until => false,
+            Health::Healthy => {
+                if now.duration_since(condition.since) >= FORGIVE_AFTER {
                     condition.failures = 0;
                 }
                 false
             }
-            Health::Unknown | Health::Ill => {
-                (condition.state, condition.since) = (Health::Well, now);
+            Health::Unknown | Health::Unhealthy => {
+                (condition.state, condition.since) = (Health::Healthy, now);
                 condition.why = None;
                 true
             }
@@ -109,22 +109,24 @@ impl Endpoint {
     }
 
     /// Notes that it failed. `false` when it was ill before.
-    pub(super) fn becomes_ill(&self, why: String) -> bool {
+    pub(super) fn set_unhealthy(&self, why: String) -> bool {
         let now = Instant::now();
         self.with(|condition| {
-            let was_ill = condition.state == Health::Ill;
+            let was_unhealthy = condition.state == Health::Unhealthy;
             condition.why = Some(why);
-            if was_ill {
+            if was_unhealthy {
                 return false;
             }
-            if condition.state == Health::Well && now.duration_since(condition.since) >= WELL_AGAIN
+            if condition.state == Health::Healthy
+                && now.duration_since(condition.since) >= FORGIVE_AFTER
             {
                 condition.failures = 0;
             }
-            let doubled = FIRST_PAUSE * 2_u32.saturating_pow(condition.failures.min(MAX_DOUBLINGS));
+            let doubled =
+                MIN_EJECTION * 2_u32.saturating_pow(condition.failures.min(MAX_DOUBLINGS));
             condition.failures = condition.failures.saturating_add(1);
-            condition.ill_until = now + with_jitter(doubled.min(LONGEST_PAUSE));
-            (condition.state, condition.since) = (Health::Ill, now);
+            condition.ejected_until = now + with_jitter(doubled.min(MAX_EJECTION));
+            (condition.state, condition.since) = (Health::Unhealthy, now);
             true
         })
     }
@@ -139,7 +141,7 @@ impl Endpoint {
         })
     }
 
-    fn with<T>(&self, look: impl FnOnce(&mut Condition) -> T) -> T {
+    fn with<T>(&self, look: impl FnOnce(&mut HealthRecord) -> T) -> T {
         let mut condition = self
             .condition
             .lock()
@@ -148,7 +150,7 @@ impl Endpoint {
     }
 }
 
-impl Drop for Counted {
+impl Drop for CountedConnection {
     fn drop(&mut self) {
         self.0.leases.fetch_sub(1, Ordering::Relaxed);
     }
@@ -161,11 +163,11 @@ pub(super) fn with_jitter(pause: Duration) -> Duration {
 }
 
 /// How long an endpoint is passed over after its first failure, and at most.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const MIN_EJECTION: Duration = Duration::from_secs(1);
+const MAX_EJECTION: Duration = Duration::from_secs(30);
 const MAX_DOUBLINGS: u32 = 5;
 /// After so long without a failure the old ones count no more.
-const WELL_AGAIN: Duration = Duration::from_secs(60);
+const FORGIVE_AFTER: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
@@ -180,7 +182,7 @@ mod tests {
     /// Advances until a success counts, and says how long that took.
     async fn recovery(endpoint: &Endpoint) -> Duration {
         let from = Instant::now();
-        while !endpoint.becomes_well() {
+        while !endpoint.set_healthy() {
             advance(Duration::from_millis(100)).await;
         }
         from.elapsed()
@@ -190,7 +192,7 @@ mod tests {
     async fn one_that_comes_and_goes_is_passed_over_for_longer_each_time() {
         let endpoint = endpoint();
         for seconds in [1, 2, 4, 8, 16, 30, 30] {
-            assert!(endpoint.becomes_ill("refused".into()));
+            assert!(endpoint.set_unhealthy("refused".into()));
             let took = recovery(&endpoint).await;
             let (least, most) = (seconds * 800, seconds * 1200 + 100);
             assert!(
@@ -198,17 +200,17 @@ mod tests {
                 "{took:?} in place of {seconds} s"
             );
         }
-        advance(WELL_AGAIN).await;
-        endpoint.becomes_ill("refused".into());
+        advance(FORGIVE_AFTER).await;
+        endpoint.set_unhealthy("refused".into());
         assert!(recovery(&endpoint).await < Duration::from_secs(2));
     }
 
     #[tokio::test(start_paused = true)]
     async fn failing_on_does_not_make_the_pause_longer() {
         let endpoint = endpoint();
-        assert!(endpoint.becomes_ill("refused".into()));
+        assert!(endpoint.set_unhealthy("refused".into()));
         for _ in 0..100 {
-            assert!(!endpoint.becomes_ill("still refused".into()));
+            assert!(!endpoint.set_unhealthy("still refused".into()));
         }
         assert_eq!(endpoint.health().why.unwrap(), "still refused");
         assert!(recovery(&endpoint).await < Duration::from_secs(2));

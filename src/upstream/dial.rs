@@ -15,16 +15,16 @@ use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
-    Cluster, UpstreamError, Worker, endpoint::Endpoint, h1::H1Connection, h2::H2Connection,
-    lease::Connection,
+    Cluster, UpstreamContext, UpstreamError, endpoint::Endpoint, h1::H1Connection,
+    h2::H2Connection, lease::Connection,
 };
 use crate::{
-    addr::UpstreamAddr,
     config::Timeouts,
+    hosts::UpstreamAddr,
     metrics::Dialled,
     socket,
-    telemetry::causes,
-    transport::{Ahead, Cork},
+    text::error_chain,
+    transport::{ReadAhead, WriteBatcher},
 };
 
 /// A new connection to the first endpoint that works; ill ones are remembered.
@@ -36,7 +36,7 @@ use crate::{
 ///
 /// The failure of the endpoint tried last. Not one request byte was sent.
 pub(super) async fn connect(
-    worker: &Worker,
+    context: &UpstreamContext,
     cluster: &Cluster,
     config: &Arc<ClientConfig>,
 ) -> Result<Connection, UpstreamError> {
@@ -49,11 +49,11 @@ pub(super) async fn connect(
         let hurry = match waiting.next() {
             Some(endpoint) => {
                 if !dials.0.is_empty() {
-                    cluster.endpoints.doubt();
+                    cluster.endpoints.request_probe();
                 }
                 dials
                     .0
-                    .push(Box::pin(try_one(worker, cluster, config, endpoint)));
+                    .push(Box::pin(try_one(context, cluster, config, endpoint)));
                 waiting.len() > 0
             }
             None if dials.0.is_empty() => return Err(last),
@@ -95,36 +95,36 @@ impl Dials<'_> {
 
 /// Dials one endpoint within the timeout and remembers how that went.
 async fn try_one(
-    worker: &Worker,
+    context: &UpstreamContext,
     cluster: &Cluster,
     config: &Arc<ClientConfig>,
     endpoint: Arc<Endpoint>,
 ) -> Result<Connection, UpstreamError> {
     let address = endpoint.address();
     let dialled = timeout(
-        worker.timeouts.upstream_connect,
-        dial(worker, cluster, config, &endpoint),
+        context.timeouts.upstream_connect,
+        dial(context, cluster, config, &endpoint),
     )
     .await;
     match dialled.unwrap_or(Err(UpstreamError::ConnectTimeout { endpoint: address })) {
         Ok(connection) => {
-            cluster.endpoints.mark_well(&endpoint);
-            worker.counts.dialled(cluster.name(), Dialled::Ok);
+            cluster.endpoints.mark_healthy(&endpoint);
+            context.counts.dialled(cluster.name(), Dialled::Ok);
             connection
                 .stats()
-                .on_dial(&worker.counts, &cluster.generation);
+                .on_dial(&context.counts, &cluster.generation);
             Ok(connection.to(endpoint))
         }
         Err(error) => {
-            worker.counts.dialled(cluster.name(), error.as_dialled());
+            context.counts.dialled(cluster.name(), error.as_dialled());
             tracing::warn!(
                 cluster = cluster.name,
-                error = %causes(&error),
+                error = %error_chain(&error),
                 "upstream connection failed"
             );
             cluster
                 .endpoints
-                .mark_ill(&endpoint, causes(&error).to_string());
+                .mark_unhealthy(&endpoint, error_chain(&error).to_string());
             Err(error)
         }
     }
@@ -136,33 +136,37 @@ async fn try_one(
 ///
 /// Whatever failed; not one request byte was sent.
 pub(super) async fn handshake(
-    worker: &Worker,
+    context: &UpstreamContext,
     cluster: &Cluster,
     config: &Arc<ClientConfig>,
     endpoint: &Arc<Endpoint>,
-) -> Result<TlsStream<Ahead>, UpstreamError> {
+) -> Result<TlsStream<ReadAhead>, UpstreamError> {
     // From the first moment, so that those who dial at the same time spread out.
     let counted = endpoint.count();
     let endpoint = endpoint.address();
-    let tcp = reach(endpoint, &worker.timeouts).await?;
-    let stream = Ahead::new(tcp).carrying(Box::new(counted));
+    let tcp = reach(endpoint, &context.timeouts).await?;
+    let stream = ReadAhead::new(tcp).with_on_close(Box::new(counted));
     secure(stream, &cluster.tls.name, config, endpoint).await
 }
 
 async fn dial(
-    worker: &Worker,
+    context: &UpstreamContext,
     cluster: &Cluster,
     config: &Arc<ClientConfig>,
     endpoint: &Arc<Endpoint>,
 ) -> Result<Connection, UpstreamError> {
-    let tls = handshake(worker, cluster, config, endpoint).await?;
+    let tls = handshake(context, cluster, config, endpoint).await?;
     let endpoint = endpoint.address();
     let failed = |source: io::Error| UpstreamError::Connect { endpoint, source };
     if chose_h2(&tls) {
-        socket::set_user_timeout(tls.get_ref().0.tcp(), &worker.timeouts).map_err(failed)?;
-        let established =
-            H2Connection::establish(Cork::new(tls), endpoint, &worker.timeouts, &worker.drain)
-                .await;
+        socket::set_user_timeout(tls.get_ref().0.tcp(), &context.timeouts).map_err(failed)?;
+        let established = H2Connection::establish(
+            WriteBatcher::new(tls),
+            endpoint,
+            &context.timeouts,
+            &context.drain,
+        )
+        .await;
         return established
             .map(Connection::H2)
             .map_err(|source| failed(io::Error::other(source)));
@@ -184,11 +188,11 @@ pub(super) async fn reach(
 
 /// TLS with an endpoint that proves to be `name`.
 pub(super) async fn secure(
-    stream: Ahead,
+    stream: ReadAhead,
     name: &ServerName<'static>,
     config: &Arc<ClientConfig>,
     endpoint: UpstreamAddr,
-) -> Result<TlsStream<Ahead>, UpstreamError> {
+) -> Result<TlsStream<ReadAhead>, UpstreamError> {
     TlsConnector::from(Arc::clone(config))
         .connect_with(name.clone(), stream, |connection| {
             connection.set_buffer_limit(Some(TLS_BUFFER))
@@ -197,7 +201,7 @@ pub(super) async fn secure(
         .map_err(|source| handshake_error(endpoint, source))
 }
 
-fn chose_h2(tls: &TlsStream<Ahead>) -> bool {
+fn chose_h2(tls: &TlsStream<ReadAhead>) -> bool {
     tls.get_ref().1.alpn_protocol() == Some(b"h2")
 }
 
@@ -252,13 +256,16 @@ mod tests {
         Cluster::new("test".into(), String::new(), endpoints, tls)
     }
 
-    async fn dial_once(worker: &Worker, cluster: &Cluster) -> Result<SocketAddr, UpstreamError> {
-        let connection = connect(worker, cluster, &cluster.tls.h2).await?;
+    async fn dial_once(
+        context: &UpstreamContext,
+        cluster: &Cluster,
+    ) -> Result<SocketAddr, UpstreamError> {
+        let connection = connect(context, cluster, &cluster.tls.h2).await?;
         Ok(connection.endpoint().0)
     }
 
-    fn worker() -> Worker {
-        Worker::new(Limits::default(), Timeouts::default(), Drain::new())
+    fn context() -> UpstreamContext {
+        UpstreamContext::new(Limits::default(), Timeouts::default(), Drain::new())
     }
 
     #[tokio::test]
@@ -267,9 +274,9 @@ mod tests {
         let ill = Peer::start(Behaviour::CloseInHandshake).await;
         let well = Upstream::builder(ca.server(&[NAME])).start().await;
         let cluster = cluster(&ca, &[ill.address(), well.address()]);
-        let worker = worker();
+        let context = context();
         for _ in 0..4 {
-            let endpoint = dial_once(&worker, &cluster).await.unwrap();
+            let endpoint = dial_once(&context, &cluster).await.unwrap();
             assert_eq!(endpoint, well.address());
         }
         assert_eq!(ill.connections(), 1);
@@ -281,9 +288,9 @@ mod tests {
         let one = Peer::start(Behaviour::CloseInHandshake).await;
         let other = Peer::start(Behaviour::ResetInHandshake).await;
         let cluster = cluster(&ca, &[one.address(), other.address()]);
-        let worker = worker();
+        let context = context();
         for tries in 1..=3 {
-            let error = dial_once(&worker, &cluster).await.unwrap_err();
+            let error = dial_once(&context, &cluster).await.unwrap_err();
             assert!(
                 matches!(error, UpstreamError::Handshake { .. }),
                 "{error:?}"
@@ -298,7 +305,7 @@ mod tests {
         let ill = Upstream::builder(foreign.server(&[NAME])).start().await;
         let well = Upstream::builder(ca.server(&[NAME])).start().await;
         let cluster = cluster(&ca, &[ill.address(), well.address()]);
-        let endpoint = dial_once(&worker(), &cluster).await.unwrap();
+        let endpoint = dial_once(&context(), &cluster).await.unwrap();
         assert_eq!(endpoint, well.address());
         ill.connection_end(0).await;
         assert_eq!(ill.connections()[0].bytes_received, 0);
@@ -309,13 +316,13 @@ mod tests {
         let (ca, foreign) = (Ca::new("cluster"), Ca::new("foreign"));
         let ill = Upstream::builder(foreign.server(&[NAME])).start().await;
         let cluster = cluster(&ca, &[ill.address()]);
-        let error = dial_once(&worker(), &cluster).await.unwrap_err();
-        let logged = causes(&error).to_string();
+        let error = dial_once(&context(), &cluster).await.unwrap_err();
+        let logged = error_chain(&error).to_string();
         let words = format!(
             "verify the certificate of {}: the certificate is not signed by the cluster CA (expected {NAME}; presented ",
             ill.address()
         );
         assert!(logged.starts_with(&words), "{logged}");
-        assert!(error.verify_failure().is_some(), "for the client's words");
+        assert!(error.verify_error().is_some(), "for the client's words");
     }
 }

@@ -6,7 +6,7 @@ use crate::upstream::UploadError;
 
 /// Why an exchange over HTTP/1.1 has no answer, or not the whole of one.
 #[derive(Debug, thiserror::Error)]
-pub enum Fault {
+pub enum H1Error {
     /// The apiserver ended the connection where an answer was due.
     #[error("the connection was closed before the answer")]
     Closed,

@@ -11,18 +11,18 @@ use h2::RecvStream;
 use hyper::body::{Frame, SizeHint};
 use tokio::task::AbortHandle;
 
-use super::stream::Usage;
+use super::stream::StreamGuard;
 
 /// The rest of a response, and of the upload when the response overtook it.
 #[derive(Debug)]
-pub(in crate::upstream) struct Answer {
+pub(in crate::upstream) struct H2Response {
     pub(super) recv: RecvStream,
     pub(super) data_ended: bool,
-    pub(super) usage: Usage,
+    pub(super) usage: StreamGuard,
     pub(super) upload: Option<AbortHandle>,
 }
 
-impl Answer {
+impl H2Response {
     pub(in crate::upstream) fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
@@ -65,7 +65,7 @@ impl Answer {
     }
 }
 
-impl Drop for Answer {
+impl Drop for H2Response {
     fn drop(&mut self) {
         // A body without content is often dropped unread.
         if self.recv.is_end_stream() {

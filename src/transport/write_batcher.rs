@@ -15,23 +15,23 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::{client, server};
 
-use super::{Ahead, Readable};
+use super::{ReadAhead, Readable};
 
 /// A TLS stream that can take plaintext without sending it.
-pub(crate) trait Seal: Readable {
+pub(crate) trait TlsWriter: Readable {
     /// Makes a TLS record of these two pieces, which waits to be sent; how many bytes were taken.
     ///
     /// # Errors
     ///
     /// When TLS refuses.
-    fn seal(&mut self, pieces: [&[u8]; 2]) -> io::Result<usize>;
+    fn write_record(&mut self, pieces: [&[u8]; 2]) -> io::Result<usize>;
 
     /// Bytes of records that may wait.
     fn limit(&mut self, bytes: usize);
 }
 
-impl Seal for server::TlsStream<Ahead> {
-    fn seal(&mut self, pieces: [&[u8]; 2]) -> io::Result<usize> {
+impl TlsWriter for server::TlsStream<ReadAhead> {
+    fn write_record(&mut self, pieces: [&[u8]; 2]) -> io::Result<usize> {
         let mut writer = self.get_mut().1.writer();
         writer.write_vectored(&pieces.map(io::IoSlice::new))
     }
@@ -41,8 +41,8 @@ impl Seal for server::TlsStream<Ahead> {
     }
 }
 
-impl Seal for client::TlsStream<Ahead> {
-    fn seal(&mut self, pieces: [&[u8]; 2]) -> io::Result<usize> {
+impl TlsWriter for client::TlsStream<ReadAhead> {
+    fn write_record(&mut self, pieces: [&[u8]; 2]) -> io::Result<usize> {
         let mut writer = self.get_mut().1.writer();
         writer.write_vectored(&pieces.map(io::IoSlice::new))
     }
@@ -52,35 +52,35 @@ impl Seal for client::TlsStream<Ahead> {
     }
 }
 
-/// A TLS stream whose writes wait until [`Cork::drive`] has polled its user. Two handles of one stream:
+/// A TLS stream whose writes wait until [`WriteBatcher::drive`] has polled its user. Two handles of one stream:
 /// the user reads and writes, the driver sends.
 #[derive(Debug)]
-pub(crate) struct Cork<S>(Arc<Mutex<Corked<S>>>);
+pub(crate) struct WriteBatcher<S>(Arc<Mutex<BatchState<S>>>);
 
 #[derive(Debug)]
-struct Corked<S> {
+struct BatchState<S> {
     stream: S,
     /// Small writes that will share a record. Without memory of its own while empty.
     small: Vec<u8>,
     /// Bytes in records that may not be sent yet.
-    sealed: usize,
+    unsent: usize,
     /// Why sending failed, until the user is told.
     failed: Option<io::Error>,
 }
 
-impl<S> Clone for Cork<S> {
+impl<S> Clone for WriteBatcher<S> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
 }
 
-impl<S: Seal> Cork<S> {
+impl<S: TlsWriter> WriteBatcher<S> {
     pub(crate) fn new(mut stream: S) -> Self {
-        stream.limit(LIMIT);
-        Self(Arc::new(Mutex::new(Corked {
+        stream.limit(MAX_TLS_BUFFER);
+        Self(Arc::new(Mutex::new(BatchState {
             stream,
             small: Vec::new(),
-            sealed: 0,
+            unsent: 0,
             failed: None,
         })))
     }
@@ -92,52 +92,52 @@ impl<S: Seal> Cork<S> {
         cx: &mut Context<'_>,
     ) -> Poll<F::Output> {
         let polled = user.poll(cx);
-        let mut corked = self.lock();
-        if let Poll::Ready(Err(error)) = corked.poll_send(cx)
-            && corked.failed.is_none()
+        let mut state = self.lock();
+        if let Poll::Ready(Err(error)) = state.poll_send(cx)
+            && state.failed.is_none()
         {
-            corked.failed = Some(error);
+            state.failed = Some(error);
             // Only its next read or write tells the user.
             cx.waker().wake_by_ref();
         }
         polled
     }
 
-    fn lock(&self) -> MutexGuard<'_, Corked<S>> {
+    fn lock(&self) -> MutexGuard<'_, BatchState<S>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<S: Seal> Corked<S> {
-    fn take(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+impl<S: TlsWriter> BatchState<S> {
+    fn gather(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if let Some(error) = self.failed.take() {
             return Poll::Ready(Err(error));
         }
-        if self.sealed + self.small.len() >= MOST {
+        if self.unsent + self.small.len() >= MAX_GATHERED {
             ready!(self.poll_send(cx))?;
         }
         // Full records leave the bytes where they are; only what is left over is copied.
-        let room = RECORD - self.small.len();
+        let room = MAX_RECORD - self.small.len();
         if let Some(first) = bytes.get(..room) {
-            self.seal(first)?;
+            self.write_record(first)?;
             return Poll::Ready(Ok(room));
         }
         if self.small.capacity() == 0 {
-            self.small.reserve_exact(RECORD);
+            self.small.reserve_exact(MAX_RECORD);
         }
         self.small.extend_from_slice(bytes);
         Poll::Ready(Ok(bytes.len()))
     }
 
     /// Makes a record of what was gathered and of `more`.
-    fn seal(&mut self, more: &[u8]) -> io::Result<()> {
+    fn write_record(&mut self, more: &[u8]) -> io::Result<()> {
         let length = self.small.len() + more.len();
         if length == 0 {
             return Ok(());
         }
-        let taken = self.stream.seal([&self.small, more])?;
+        let taken = self.stream.write_record([&self.small, more])?;
         self.small = Vec::new();
-        self.sealed += taken;
+        self.unsent += taken;
         if taken < length {
             return Err(io::Error::other("TLS has less room than it was given"));
         }
@@ -145,36 +145,36 @@ impl<S: Seal> Corked<S> {
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.seal(&[])?;
-        if self.sealed > 0 {
+        self.write_record(&[])?;
+        if self.unsent > 0 {
             ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
-            self.sealed = 0;
+            self.unsent = 0;
         }
         Poll::Ready(Ok(()))
     }
 }
 
-impl<S: Seal> AsyncRead for Cork<S> {
+impl<S: TlsWriter> AsyncRead for WriteBatcher<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let mut corked = self.lock();
-        if let Some(error) = corked.failed.take() {
+        let mut state = self.lock();
+        if let Some(error) = state.failed.take() {
             return Poll::Ready(Err(error));
         }
-        corked.stream.poll_read_found(cx, buf)
+        state.stream.poll_read_if_ready(cx, buf)
     }
 }
 
-impl<S: Seal> AsyncWrite for Cork<S> {
+impl<S: TlsWriter> AsyncWrite for WriteBatcher<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.lock().take(cx, buf)
+        self.lock().gather(cx, buf)
     }
 
     fn poll_write_vectored(
@@ -182,10 +182,10 @@ impl<S: Seal> AsyncWrite for Cork<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let mut corked = self.lock();
+        let mut state = self.lock();
         let mut taken = 0;
         for buf in bufs.iter().filter(|buf| !buf.is_empty()) {
-            match corked.take(cx, buf) {
+            match state.gather(cx, buf) {
                 Poll::Ready(Ok(part)) => {
                     taken += part;
                     if part < buf.len() {
@@ -211,24 +211,24 @@ impl<S: Seal> AsyncWrite for Cork<S> {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut corked = self.lock();
-        corked.seal(&[])?;
-        Pin::new(&mut corked.stream).poll_shutdown(cx)
+        let mut state = self.lock();
+        state.write_record(&[])?;
+        Pin::new(&mut state.stream).poll_shutdown(cx)
     }
 }
 
 /// What one TLS record carries (RFC 8446 §5.1).
-const RECORD: usize = 16 * 1024;
+const MAX_RECORD: usize = 16 * 1024;
 /// What is gathered before it is sent even in the middle of a poll.
-const MOST: usize = 64 * 1024;
+const MAX_GATHERED: usize = 64 * 1024;
 /// Room for that, for one more record, and for what encryption adds to small ones.
-const LIMIT: usize = 2 * MOST;
+const MAX_TLS_BUFFER: usize = 2 * MAX_GATHERED;
 
 #[cfg(test)]
-impl<S> Cork<S> {
+impl<S> WriteBatcher<S> {
     /// Shows the stream and how many bytes of memory wait with it.
     pub(super) fn inspect(&self, look: impl FnOnce(&S, usize)) {
-        let corked = self.0.lock().unwrap();
-        look(&corked.stream, corked.small.capacity());
+        let state = self.0.lock().unwrap();
+        look(&state.stream, state.small.capacity());
     }
 }

@@ -22,7 +22,7 @@ use tokio::{
 
 /// What was heard on one upstream HTTP/2 connection.
 #[derive(Debug)]
-pub(super) struct Heard {
+pub(super) struct PeerState {
     last_stream: AtomicU32,
     last_written: AtomicU32,
     last_read: Mutex<Instant>,
@@ -30,14 +30,14 @@ pub(super) struct Heard {
 
 /// A byte stream that is read along with.
 #[derive(Debug)]
-pub(super) struct Overheard<S> {
+pub(super) struct FrameMonitor<S> {
     stream: S,
-    incoming: Scanner,
-    outgoing: Scanner,
-    heard: Arc<Heard>,
+    incoming: FrameScanner,
+    outgoing: FrameScanner,
+    peer: Arc<PeerState>,
 }
 
-impl Heard {
+impl PeerState {
     pub(super) fn new() -> Self {
         Self {
             last_stream: AtomicU32::new(NO_GOAWAY),
@@ -62,13 +62,13 @@ impl Heard {
         u32::from(stream) > self.last_written.load(Ordering::Acquire)
     }
 
-    fn received(&self, frame: Seen) {
+    fn received(&self, frame: FrameHeader) {
         if let Some(last_stream) = frame.goaway {
             self.last_stream.fetch_min(last_stream, Ordering::AcqRel);
         }
     }
 
-    fn written(&self, frame: Seen) {
+    fn written(&self, frame: FrameHeader) {
         if frame.kind == HEADERS {
             self.last_written.fetch_max(frame.stream, Ordering::AcqRel);
         }
@@ -83,18 +83,18 @@ impl Heard {
     }
 }
 
-impl<S> Overheard<S> {
-    pub(super) fn new(stream: S, heard: Arc<Heard>) -> Self {
+impl<S> FrameMonitor<S> {
+    pub(super) fn new(stream: S, peer: Arc<PeerState>) -> Self {
         Self {
             stream,
-            incoming: Scanner::default(),
-            outgoing: Scanner::behind(PREFACE),
-            heard,
+            incoming: FrameScanner::default(),
+            outgoing: FrameScanner::after(PREFACE),
+            peer,
         }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Overheard<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for FrameMonitor<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -107,18 +107,18 @@ impl<S: AsyncRead + Unpin> AsyncRead for Overheard<S> {
             && !new.is_empty()
         {
             *this
-                .heard
+                .peer
                 .last_read
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner) = Instant::now();
-            let heard = &this.heard;
-            this.incoming.scan(new, |frame| heard.received(frame));
+            let peer = &this.peer;
+            this.incoming.scan(new, |frame| peer.received(frame));
         }
         read
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Overheard<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for FrameMonitor<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -145,8 +145,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Overheard<S> {
         if let Poll::Ready(Ok(mut left)) = written {
             for buf in bufs {
                 let part = buf.get(..left.min(buf.len())).unwrap_or_default();
-                let heard = &this.heard;
-                this.outgoing.scan(part, |frame| heard.written(frame));
+                let peer = &this.peer;
+                this.outgoing.scan(part, |frame| peer.written(frame));
                 left -= part.len();
             }
         }
@@ -160,7 +160,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Overheard<S> {
 
 /// A frame whose header has passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Seen {
+struct FrameHeader {
     kind: u8,
     stream: u32,
     /// The last stream, if it is a GOAWAY.
@@ -169,7 +169,7 @@ struct Seen {
 
 /// Finds the frames in a stream of them that passes in pieces of any size (RFC 9113 §4.1).
 #[derive(Debug, Default)]
-struct Scanner {
+struct FrameScanner {
     /// The frame header and, of a GOAWAY, the stream number behind it, as far as they have come.
     head: [u8; HEADER + STREAM_ID],
     filled: usize,
@@ -177,9 +177,9 @@ struct Scanner {
     skip: usize,
 }
 
-impl Scanner {
+impl FrameScanner {
     /// A scanner of frames that begin behind so many other bytes.
-    fn behind(bytes: usize) -> Self {
+    fn after(bytes: usize) -> Self {
         Self {
             skip: bytes,
             ..Self::default()
@@ -187,7 +187,7 @@ impl Scanner {
     }
 
     /// Shows every frame whose header, or last stream, ends in `bytes`.
-    fn scan(&mut self, mut bytes: &[u8], mut see: impl FnMut(Seen)) {
+    fn scan(&mut self, mut bytes: &[u8], mut on_frame: impl FnMut(FrameHeader)) {
         loop {
             let passed = self.skip.min(bytes.len());
             self.skip -= passed;
@@ -217,7 +217,7 @@ impl Scanner {
             if self.filled == HEADER && self.is_goaway() && length >= STREAM_ID {
                 continue;
             }
-            see(Seen {
+            on_frame(FrameHeader {
                 kind,
                 stream: u32::from_be_bytes([k, l, m, n]) & STREAM,
                 goaway: (self.filled > HEADER).then(|| u32::from_be_bytes([w, x, y, z]) & STREAM),
@@ -234,16 +234,16 @@ impl Scanner {
 }
 
 /// Fuzz body: what is found does not depend on how the bytes were cut.
-pub(super) fn fuzz(bytes: &[u8]) {
+pub(in crate::upstream) fn fuzz(bytes: &[u8]) {
     let (size, bytes) = bytes
         .split_first()
         .map_or((1, bytes), |(size, rest)| (usize::from(*size).max(1), rest));
     let (mut found, mut expected) = (Vec::new(), Vec::new());
-    let mut pieces = Scanner::default();
+    let mut pieces = FrameScanner::default();
     for piece in bytes.chunks(size) {
         pieces.scan(piece, |frame| found.push(frame));
     }
-    let mut whole = Scanner::default();
+    let mut whole = FrameScanner::default();
     whole.scan(bytes, |frame| expected.push(frame));
     assert_eq!(found, expected, "what is found depends on the cut");
     assert_eq!((whole.filled, whole.skip), (pieces.filled, pieces.skip));
@@ -283,7 +283,7 @@ mod tests {
         ]
         .concat();
         for size in 1..=bytes.len() {
-            let mut scanner = Scanner::default();
+            let mut scanner = FrameScanner::default();
             let mut found = Vec::new();
             for chunk in bytes.chunks(size) {
                 scanner.scan(chunk, |frame| found.push(frame));
@@ -303,16 +303,16 @@ mod tests {
     #[test]
     fn payload_that_looks_like_a_goaway_is_not_one() {
         let inside = frame(0, &frame(GOAWAY, &[0, 0, 0, 1, 0, 0, 0, 0]));
-        Scanner::default().scan(&inside, |frame| assert_eq!(frame.goaway, None));
+        FrameScanner::default().scan(&inside, |frame| assert_eq!(frame.goaway, None));
     }
 
     #[test]
     fn a_later_goaway_can_only_lower_the_last_stream() {
-        let heard = Heard::new();
-        assert!(!heard.is_going_away());
+        let peer = PeerState::new();
+        assert!(!peer.is_going_away());
         for (last, expected) in [(0x7fff_ffff, 0x7fff_ffff), (7, 7), (9, 7)] {
-            heard.last_stream.fetch_min(last, Ordering::AcqRel);
-            assert_eq!(heard.last_stream.load(Ordering::Acquire), expected);
+            peer.last_stream.fetch_min(last, Ordering::AcqRel);
+            assert_eq!(peer.last_stream.load(Ordering::Acquire), expected);
         }
     }
 }

@@ -17,32 +17,32 @@ use tokio_util::io::poll_read_buf;
 /// A TCP stream. What it has read ahead is kept only until it is asked for: a connection that says
 /// nothing holds no buffer.
 #[derive(Debug)]
-pub(crate) struct Ahead {
+pub(crate) struct ReadAhead {
     tcp: TcpStream,
     /// Read and not asked for yet.
-    ahead: BytesMut,
+    buffer: BytesMut,
     /// The last read found more than was asked for.
     is_bulk: bool,
     /// A read took all that it had room for, and none has found nothing since.
     filled: bool,
     /// Dropped with the socket.
-    rider: Option<Box<dyn Debug + Send + Sync>>,
+    on_close: Option<Box<dyn Debug + Send + Sync>>,
 }
 
-impl Ahead {
+impl ReadAhead {
     pub(crate) fn new(tcp: TcpStream) -> Self {
         Self {
             tcp,
-            ahead: BytesMut::new(),
+            buffer: BytesMut::new(),
             is_bulk: false,
             filled: false,
-            rider: None,
+            on_close: None,
         }
     }
 
     /// Keeps this for as long as the socket is open, whatever becomes of the layers above it.
-    pub(crate) fn carrying(mut self, rider: Box<dyn Debug + Send + Sync>) -> Self {
-        self.rider = Some(rider);
+    pub(crate) fn with_on_close(mut self, on_close: Box<dyn Debug + Send + Sync>) -> Self {
+        self.on_close = Some(on_close);
         self
     }
 
@@ -53,13 +53,13 @@ impl Ahead {
 
     /// Pending, and woken later as by a read, if a read would find nothing.
     pub(super) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.ahead.is_empty() {
+        if !self.buffer.is_empty() {
             return Poll::Ready(());
         }
         // An error is found by the read.
         let ready = self.tcp.poll_read_ready(cx).map(drop);
         if ready.is_pending() {
-            self.ahead = BytesMut::new();
+            self.buffer = BytesMut::new();
             // rustls gives the room for large records back when it reads again. Proof: tests/it
             // `a_silent_http2_connection_holds_no_more_than_its_frame_buffers`.
             if mem::take(&mut self.filled) {
@@ -70,23 +70,23 @@ impl Ahead {
     }
 
     fn hand_over(&mut self, buf: &mut ReadBuf<'_>) {
-        let length = self.ahead.len().min(buf.remaining());
-        if let Some(part) = self.ahead.get(..length) {
+        let length = self.buffer.len().min(buf.remaining());
+        if let Some(part) = self.buffer.get(..length) {
             buf.put_slice(part);
         }
-        self.ahead.advance(length);
+        self.buffer.advance(length);
         self.filled |= buf.remaining() == 0;
     }
 }
 
-impl AsyncRead for Ahead {
+impl AsyncRead for ReadAhead {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if !this.ahead.is_empty() {
+        if !this.buffer.is_empty() {
             this.hand_over(buf);
             return Poll::Ready(Ok(()));
         }
@@ -99,21 +99,21 @@ impl AsyncRead for Ahead {
         }
         // Asked first, so that no buffer is made or kept for a socket that has nothing.
         if this.tcp.poll_read_ready(cx)?.is_pending() {
-            this.ahead = BytesMut::new();
+            this.buffer = BytesMut::new();
             return Poll::Pending;
         }
-        this.ahead.reserve(AHEAD);
-        let read = poll_read_buf(Pin::new(&mut this.tcp), cx, &mut this.ahead);
-        this.is_bulk = this.ahead.len() > buf.remaining();
+        this.buffer.reserve(MAX_READ_AHEAD);
+        let read = poll_read_buf(Pin::new(&mut this.tcp), cx, &mut this.buffer);
+        this.is_bulk = this.buffer.len() > buf.remaining();
         this.hand_over(buf);
         if !this.is_bulk {
-            this.ahead = BytesMut::new();
+            this.buffer = BytesMut::new();
         }
         read.map_ok(drop)
     }
 }
 
-impl AsyncWrite for Ahead {
+impl AsyncWrite for ReadAhead {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -148,12 +148,12 @@ impl AsyncWrite for Ahead {
 }
 
 /// Four full TLS records.
-const AHEAD: usize = 64 * 1024;
+const MAX_READ_AHEAD: usize = 64 * 1024;
 
 #[cfg(test)]
-impl Ahead {
+impl ReadAhead {
     /// Bytes of memory held for what was read ahead.
     pub(super) fn held(&self) -> usize {
-        self.ahead.capacity()
+        self.buffer.capacity()
     }
 }

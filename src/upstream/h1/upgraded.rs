@@ -13,9 +13,9 @@ use super::wire::Wire;
 
 /// The connection behind a 101. What came in one piece with the 101 is read first.
 #[derive(Debug)]
-pub struct Switched(pub(super) Wire);
+pub struct Upgraded(pub(super) Wire);
 
-impl AsyncRead for Switched {
+impl AsyncRead for Upgraded {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -23,7 +23,7 @@ impl AsyncRead for Switched {
     ) -> Poll<io::Result<()>> {
         let Wire { io, unread, .. } = &mut self.0;
         if unread.is_empty() {
-            return io.poll_read_found(cx, buf);
+            return io.poll_read_if_ready(cx, buf);
         }
         let length = unread.len().min(buf.remaining());
         if let Some(part) = unread.get(..length) {
@@ -34,7 +34,7 @@ impl AsyncRead for Switched {
     }
 }
 
-impl AsyncWrite for Switched {
+impl AsyncWrite for Upgraded {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
