@@ -102,11 +102,10 @@ pub(super) fn tls(target: &CheckTarget, address: SocketAddr, error: &UpstreamErr
     }
     Message::new(
         format!("the TLS handshake with {address} failed: {error}"),
-        match error {
-            Error::PeerIncompatible(_) | Error::AlertReceived(_) => {
-                format!("enable TLS 1.2 or 1.3 with a modern cipher suite on {server}")
-            }
-            _ => format!("check that {server} listens there"),
+        if matches!(error, Error::PeerIncompatible(_) | Error::AlertReceived(_)) {
+            format!("enable TLS 1.2 or 1.3 with a modern cipher suite on {server}")
+        } else {
+            format!("check that {server} listens there")
         },
     )
 }

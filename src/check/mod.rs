@@ -3,11 +3,6 @@
 //! It loads, dials and verifies with the code of `serve`, so that the two cannot disagree.
 //! A check that depends on a failed one is reported as skipped.
 
-#![expect(
-    clippy::large_futures,
-    reason = "a check runs once and alone, so the size of its futures does not matter"
-)]
-
 mod apiserver;
 mod dial;
 mod http;
