@@ -140,7 +140,7 @@ fn proxy_config(
     Config {
         sources: Vec::new(),
         listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
-        takeover: false,
+        reuse_port: false,
         workers: NonZeroUsize::MIN,
         identities: vec![IdentityFiles { certificate, key }],
         clusters: vec![ClusterConfig {

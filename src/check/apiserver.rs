@@ -11,7 +11,7 @@ use super::{
     streams,
     target::{CheckTarget, TargetRole},
 };
-use crate::{pki::UtcDate, text::error_chain, upstream::Offer};
+use crate::{pki::UtcDate, quote, text::error_chain, upstream::Offer};
 
 /// Runs every check of one server.
 pub(super) async fn check(plan: &Plan, target: &CheckTarget, recorder: &mut Recorder<'_>) {
@@ -64,7 +64,7 @@ async fn version(client: CheckClient<'_>, recorder: &mut Recorder<'_>) -> bool {
             let message = Message::new(
                 format!(
                     "the apiserver responds but rejects the token in {} ({})",
-                    token.file.display(),
+                    quote::path(&token.file),
                     response.describe()
                 ),
                 "get a new token, for example with `kubectl create token NAME`",

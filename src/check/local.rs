@@ -204,7 +204,7 @@ async fn check_port(
     identities: &[Identity],
     recorder: &mut Recorder<'_>,
 ) {
-    let sharing = if config.takeover {
+    let sharing = if config.reuse_port {
         PortSharing::Reuse
     } else {
         PortSharing::Exclusive
@@ -243,7 +243,7 @@ async fn check_admin_port(address: SocketAddr, config: &Config, recorder: &mut R
             let text = format!("{address} is free for the admin port");
             recorder.ok(Check::Listen, text);
         }
-        Err(_taken) if !config.takeover && is_admin_port(address, &config.timeouts).await => {
+        Err(_taken) if !config.reuse_port && is_admin_port(address, &config.timeouts).await => {
             let text = format!("{address} is the admin port of the running proxy");
             recorder.ok(Check::Listen, text);
         }

@@ -9,6 +9,7 @@ use crate::{
     config::{ClusterConfig, Timeouts, TrustSource},
     hosts::url_host,
     pki::{TrustAnchors, public_roots},
+    quote,
     upstream::ClientTls,
 };
 
@@ -63,7 +64,7 @@ impl CheckTarget {
                 .cloned()
                 .unwrap_or_else(|| authority(&host, port)),
             trusted: match &cluster.trust {
-                TrustSource::File(file) => format!("the CA in {}", file.display()),
+                TrustSource::File(file) => format!("the CA in {}", quote::path(file)),
                 TrustSource::Inline { origin, .. } => format!("the CA of {origin}"),
             },
             timeouts: timeouts.clone(),

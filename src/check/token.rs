@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 
 use http::HeaderValue;
 
-use crate::config::{ReadError, read_file};
+use crate::{
+    config::{ReadError, read_file},
+    quote,
+};
 
 /// A bearer token and the file it came from.
 #[derive(Debug, Clone)]
@@ -22,17 +25,20 @@ pub struct Token {
     reason = "the message of each variant is its documentation"
 )]
 pub enum TokenError {
-    #[error("--token-file {}", file.display())]
+    #[error("--token-file {}", quote::path(file))]
     Read {
         file: PathBuf,
         #[source]
         source: ReadError,
     },
-    #[error("--token-file {}: the file is empty; write the token into it and nothing else", file.display())]
+    #[error(
+        "--token-file {}: the file is empty; write the token into it and nothing else",
+        quote::path(file)
+    )]
     Empty { file: PathBuf },
     #[error(
         "--token-file {}: the file does not contain one token; write the token into it as one line and nothing else",
-        file.display()
+        quote::path(file)
     )]
     NotAToken { file: PathBuf },
 }

@@ -15,8 +15,12 @@ use crate::{
         self, CheckReport, Colours, Event, Plan, RESPONSE_TIMEOUT, Through, Token, TokenError,
         WATCH_DURATION,
     },
-    config::{self, ConfigError, Environment, ServeArgs, TrustSource, UpstreamUrl, is_colourless},
+    config::{
+        self, ConfigError, Environment, ServeArgs, TrustSource, UpstreamUrl, is_colourless,
+        path_flag,
+    },
     pki::{PkiError, TrustAnchors},
+    quote,
 };
 
 /// Flags of `kube-tls-proxy check`: those of `serve`, and its own.
@@ -110,6 +114,14 @@ pub(super) fn check(args: &CheckArgs) -> ExitCode {
 }
 
 fn plan(args: &CheckArgs) -> Result<Plan, UsageError> {
+    for (flag, path) in [
+        ("--through-ca", &args.through_ca),
+        ("--token-file", &args.token_file),
+    ] {
+        if let Some(path) = path {
+            path_flag(flag, path)?;
+        }
+    }
     let through = match &args.through {
         Some(url) => Some(through(url)?),
         None => None,
@@ -118,7 +130,7 @@ fn plan(args: &CheckArgs) -> Result<Plan, UsageError> {
         Some(file) => {
             let source = TrustSource::File(file.clone());
             let anchors = TrustAnchors::load(&source, SystemTime::now())?;
-            Some((file.display().to_string(), anchors))
+            Some((quote::path(file).to_string(), anchors))
         }
         None => None,
     };
@@ -128,7 +140,7 @@ fn plan(args: &CheckArgs) -> Result<Plan, UsageError> {
     };
     // With --through alone, the configuration of the proxy is unknown.
     let only_through = through.is_some() && args.serve.is_empty();
-    let config = (!only_through).then(|| config::load(&args.serve, &Environment::of_process()));
+    let config = (!only_through).then(|| config::load(&args.serve, &Environment::from_process()));
     Ok(Plan {
         config,
         through,

@@ -13,9 +13,13 @@ mod systemd;
 
 use std::{ffi::OsString, process::ExitCode};
 
-use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::{
+    CommandFactory as _, FromArgMatches as _, Parser, Subcommand,
+    builder::StyledStr,
+    error::{ContextKind, ContextValue},
+};
 
-use crate::config::ServeArgs;
+use crate::{config::ServeArgs, quote};
 
 pub use check::{CheckArgs, OutputFormat};
 pub use completions::{CompletionsArgs, script as completion_script};
@@ -96,9 +100,58 @@ pub fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, 
             ExitCode::SUCCESS
         };
         // A closed pipe leaves nobody to tell.
-        drop(error.print());
+        drop(without_secrets(error).print());
         code
     })
+}
+
+/// The argument parser repeats values in its messages. Leaves out those that may be a secret, and the tips that may
+/// repeat them again.
+fn without_secrets(mut error: clap::Error) -> clap::Error {
+    let mut pasted = None;
+    let hidden: Vec<_> = error
+        .context()
+        .filter_map(|(kind, value)| Some((kind, hide(value, &mut pasted)?)))
+        .collect();
+    for (kind, value) in hidden {
+        error.insert(kind, value);
+    }
+    if let Some(found) = pasted {
+        let tip =
+            format!("a path or a name belongs here, not {found}; write it to a file and name that");
+        let tips = ContextValue::StyledStrs(vec![StyledStr::from(tip)]);
+        error.insert(ContextKind::Suggested, tips);
+        for kind in [
+            ContextKind::SuggestedArg,
+            ContextKind::SuggestedSubcommand,
+            ContextKind::SuggestedValue,
+        ] {
+            error.remove(kind);
+        }
+    }
+    error
+}
+
+/// `value` without what may be a secret, if it has any; `pasted` becomes what that is.
+fn hide(value: &ContextValue, pasted: &mut Option<&'static str>) -> Option<ContextValue> {
+    let mut is_hidden = false;
+    let mut safe = |text: &String| match quote::pasted(text) {
+        Some(found) => {
+            is_hidden = true;
+            *pasted = Some(found);
+            quote::HIDDEN.to_owned()
+        }
+        None => text.clone(),
+    };
+    let safe = if let ContextValue::String(text) = value {
+        ContextValue::String(safe(text))
+    } else if let ContextValue::Strings(texts) = value {
+        ContextValue::Strings(texts.iter().map(safe).collect())
+    } else {
+        // Numbers and texts of the parser's own.
+        return None;
+    };
+    is_hidden.then_some(safe)
 }
 
 fn parsed(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {

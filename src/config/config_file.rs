@@ -2,7 +2,11 @@
 //!
 //! Values are parsed while the file is read, so that an error knows its line and column.
 
-use std::{net::SocketAddr, path::PathBuf, str::FromStr};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::{Deserialize, Deserializer, de::Error as _};
@@ -11,11 +15,11 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{
     LogFormat,
-    error::{Fault, shown},
-    units::{Count, Grace, Size, Timeout},
+    error::SettingError,
+    units::{Count, MaybeZeroDuration, Size, Timeout},
     url::{UpstreamUrl, expected_name},
 };
-use crate::hosts::HostPattern;
+use crate::{hosts::HostPattern, quote};
 
 /// The file that `kube-tls-proxy serve --config` reads.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -25,8 +29,8 @@ pub(super) struct ConfigFile {
     /// Addresses to listen on, ADDRESS:PORT.
     #[schemars(with = "Option<Vec<String>>")]
     pub(super) listen: Option<Spanned<Vec<Parsed<ListenAddr>>>>,
-    /// Whether the addresses may be those of a proxy that still runs, to take over from it.
-    pub(super) takeover: Option<bool>,
+    /// Share the addresses with a running proxy of the same user, to replace it without downtime.
+    pub(super) reuse_port: Option<bool>,
     /// Worker threads; by default the CPUs this process may use.
     pub(super) workers: Option<Count<1, 1024>>,
     /// Certificates to present; the first one also serves clients that send no name.
@@ -146,18 +150,18 @@ pub(super) struct TimeoutsEntry {
     pub(super) tcp_keepalive: Option<Timeout>,
     /// How long sent bytes may stay unacknowledged.
     pub(super) tcp_user_timeout: Option<Timeout>,
-    /// How long half a tunnel may outlive the other half.
-    pub(super) tunnel_rest: Option<Grace>,
+    /// How long one half of a tunnel may stay open after the other half closed.
+    pub(super) half_close_timeout: Option<MaybeZeroDuration>,
     /// How often each address of an apiserver is probed; 0s does not probe.
-    pub(super) probe_interval: Option<Grace>,
+    pub(super) probe_interval: Option<MaybeZeroDuration>,
     /// Wait for the answer to that probe.
     pub(super) probe_timeout: Option<Timeout>,
     /// How long new clients are still served after SIGTERM; 0s turns them away at once.
-    pub(super) drain_delay: Option<Grace>,
+    pub(super) drain_delay: Option<MaybeZeroDuration>,
     /// How long running requests may take to finish after that; 0s ends them at once.
-    pub(super) drain: Option<Grace>,
+    pub(super) drain: Option<MaybeZeroDuration>,
     /// How long tunnels (exec, port-forward) may go on after `drainDelay`; never less than `drain`.
-    pub(super) drain_tunnels: Option<Grace>,
+    pub(super) drain_tunnels: Option<MaybeZeroDuration>,
     /// How often the apiserver's name is resolved.
     pub(super) resolve: Option<Timeout>,
     /// How often files are read again.
@@ -200,7 +204,7 @@ enum LogFormatName {
 #[derive(Debug)]
 pub(super) struct Parsed<T>(pub(super) T);
 
-impl<'de, T: FromStr<Err = Fault>> Deserialize<'de> for Parsed<T> {
+impl<'de, T: FromStr<Err = SettingError>> Deserialize<'de> for Parsed<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         text.parse().map(Self).map_err(D::Error::custom)
@@ -212,14 +216,21 @@ impl<'de, T: FromStr<Err = Fault>> Deserialize<'de> for Parsed<T> {
 pub(super) struct GivenPath(pub(super) PathBuf);
 
 impl FromStr for GivenPath {
-    type Err = Fault;
+    type Err = SettingError;
 
-    fn from_str(text: &str) -> Result<Self, Fault> {
+    fn from_str(text: &str) -> Result<Self, SettingError> {
         if text.is_empty() {
-            return Err(Fault::EmptyPath);
+            return Err(SettingError::EmptyPath);
         }
+        check_path(Path::new(text))?;
         Ok(Self(text.into()))
     }
+}
+
+/// Refuses what no path is, such as PEM text: `--key="$(cat tls.key)"`.
+pub(super) fn check_path(path: &Path) -> Result<(), SettingError> {
+    quote::pasted(&path.to_string_lossy())
+        .map_or(Ok(()), |found| Err(SettingError::NotAPath { found }))
 }
 
 /// ADDRESS:PORT, or :PORT for all addresses.
@@ -227,9 +238,9 @@ impl FromStr for GivenPath {
 pub(super) struct ListenAddr(pub(super) SocketAddr);
 
 impl FromStr for ListenAddr {
-    type Err = Fault;
+    type Err = SettingError;
 
-    fn from_str(text: &str) -> Result<Self, Fault> {
+    fn from_str(text: &str) -> Result<Self, SettingError> {
         let address = if text.starts_with(':') {
             format!("[::]{text}").parse()
         } else {
@@ -237,7 +248,9 @@ impl FromStr for ListenAddr {
         };
         address
             .map(Self)
-            .map_err(|_not_an_address| Fault::BadListen { text: shown(text) })
+            .map_err(|_not_an_address| SettingError::BadListen {
+                text: quote::value(text),
+            })
     }
 }
 
@@ -246,25 +259,29 @@ impl FromStr for ListenAddr {
 pub(super) struct EndpointAddr(pub(super) SocketAddr);
 
 impl FromStr for EndpointAddr {
-    type Err = Fault;
+    type Err = SettingError;
 
-    fn from_str(text: &str) -> Result<Self, Fault> {
+    fn from_str(text: &str) -> Result<Self, SettingError> {
         let address: Option<SocketAddr> = text.parse().ok();
         address
             .filter(|address| address.port() != 0)
             .map(Self)
-            .ok_or_else(|| Fault::BadEndpoint { text: shown(text) })
+            .ok_or_else(|| SettingError::BadEndpoint {
+                text: quote::value(text),
+            })
     }
 }
 
 impl FromStr for LogFormat {
-    type Err = Fault;
+    type Err = SettingError;
 
-    fn from_str(text: &str) -> Result<Self, Fault> {
+    fn from_str(text: &str) -> Result<Self, SettingError> {
         match text {
             "text" => Ok(Self::Text),
             "json" => Ok(Self::Json),
-            _ => Err(Fault::BadLogFormat { text: shown(text) }),
+            _ => Err(SettingError::BadLogFormat {
+                text: quote::value(text),
+            }),
         }
     }
 }
@@ -274,13 +291,17 @@ impl FromStr for LogFormat {
 pub(super) struct LogFilter(pub(super) String);
 
 impl FromStr for LogFilter {
-    type Err = Fault;
+    type Err = SettingError;
 
-    fn from_str(text: &str) -> Result<Self, Fault> {
-        let misspelt = text.trim().is_empty() || text.split(',').any(is_misspelt_level);
+    fn from_str(text: &str) -> Result<Self, SettingError> {
+        let misspelt = text.trim().is_empty()
+            || text.split(',').any(is_misspelt_level)
+            || quote::pasted(text).is_some();
         match EnvFilter::builder().parse(text) {
             Ok(_) if !misspelt => Ok(Self(text.to_owned())),
-            Ok(_) | Err(_) => Err(Fault::BadLogFilter { text: shown(text) }),
+            Ok(_) | Err(_) => Err(SettingError::BadLogFilter {
+                text: quote::value(text),
+            }),
         }
     }
 }
@@ -303,12 +324,17 @@ fn is_misspelt_level(part: &str) -> bool {
 pub(super) struct PublicHost(pub(super) HostPattern);
 
 impl FromStr for PublicHost {
-    type Err = Fault;
+    type Err = SettingError;
 
-    fn from_str(text: &str) -> Result<Self, Fault> {
-        text.parse()
-            .map(Self)
-            .map_err(|_no_pattern| Fault::BadHost { host: shown(text) })
+    fn from_str(text: &str) -> Result<Self, SettingError> {
+        let bad = || SettingError::BadHost {
+            host: quote::value(text),
+        };
+        // A name that no message may repeat would be in every message about its cluster.
+        if quote::pasted(text).is_some() {
+            return Err(bad());
+        }
+        text.parse().map(Self).map_err(|_no_pattern| bad())
     }
 }
 
@@ -317,9 +343,9 @@ impl FromStr for PublicHost {
 pub(super) struct ExpectedName(pub(super) rustls_pki_types::ServerName<'static>);
 
 impl FromStr for ExpectedName {
-    type Err = Fault;
+    type Err = SettingError;
 
-    fn from_str(text: &str) -> Result<Self, Fault> {
+    fn from_str(text: &str) -> Result<Self, SettingError> {
         expected_name(text).map(Self)
     }
 }

@@ -153,7 +153,12 @@ async fn admin_port_of_running_proxy_passes() {
     );
     assert_eq!(result.code, 0, "{}", result.stdout);
     // Unlike the client ports, two processes cannot share it.
-    let flags = [flags, world.clients_trust(), vec!["--takeover".to_owned()]].concat();
+    let flags = [
+        flags,
+        world.clients_trust(),
+        vec!["--reuse-port".to_owned()],
+    ]
+    .concat();
     check(&flags, &[]).await.assert_finding(
         1,
         '✗',
