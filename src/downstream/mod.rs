@@ -112,9 +112,9 @@ pub async fn serve(
         peer,
         sni: sni.filter(|name| snapshot.routes.serves(name)),
         forwarded_for: Downstream::forwarded_for(peer),
-        lease: ClientLeases::new(worker),
+        leases: ClientLeases::new(worker),
         limits: shared.limits.clone(),
-        tunnel_rest: shared.timeouts.tunnel_rest,
+        half_close_timeout: shared.timeouts.tunnel_rest,
         connected: Arc::new(connected),
         drain,
     };

@@ -1,4 +1,4 @@
-//! What the benches measure of this stage: rewriting a head, and reading what it asks of Kubernetes.
+//! Entry points of the benches: rewriting a head, counting a request, and reading what it asks of Kubernetes.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -7,8 +7,8 @@ use tokio::sync::Semaphore;
 
 use super::{
     Downstream,
-    access::Access,
-    headers::{self, Vouched},
+    access_log::AccessLog,
+    headers::{self, Forwarded},
     request_info::{RequestInfo, ResourceName},
 };
 use crate::{
@@ -19,12 +19,12 @@ use crate::{
     upstream::{ClientLeases, UpstreamContext},
 };
 
-/// Makes a request's header fit for the apiserver, as for every request that is not an upgrade.
+/// Rewrites a request's header for the apiserver, as for every request that is not an upgrade.
 pub fn rewrite_request(headers: &mut HeaderMap, client: &HeaderValue, host: &str) {
-    headers::rewrite_request(headers, Vouched { client, host }, None);
+    headers::rewrite_request(headers, Forwarded { client, host }, None);
 }
 
-/// What is counted for every request that is not logged.
+/// Counts requests that are not logged.
 #[derive(Debug)]
 pub struct Counting {
     downstream: Downstream,
@@ -33,11 +33,11 @@ pub struct Counting {
 }
 
 impl Counting {
-    /// Requests for this target, all of one client.
+    /// A counter of requests for this target, all from one client.
     ///
     /// # Panics
     ///
-    /// Never: one permit of one is free.
+    /// Never: the only permit is free.
     #[must_use]
     pub fn new(target: &Uri) -> Self {
         let (limits, timeouts) = (Limits::default(), Timeouts::default());
@@ -57,9 +57,9 @@ impl Counting {
                 peer: PeerAddr(peer),
                 sni: None,
                 forwarded_for: Downstream::forwarded_for(PeerAddr(peer)),
-                lease: ClientLeases::new(worker),
+                leases: ClientLeases::new(worker),
                 limits,
-                tunnel_rest: std::time::Duration::ZERO,
+                half_close_timeout: std::time::Duration::ZERO,
                 connected: Arc::new(connected),
                 drain: Drain::new(),
             },
@@ -68,16 +68,16 @@ impl Counting {
         }
     }
 
-    /// One request with an answer in one piece, from its head to its end.
+    /// Counts one request whose response body is one frame.
     pub fn one(&self) {
-        let mut access = Access::begin(&self.downstream, &self.head);
-        access.answered(StatusCode::OK, &self.fields);
-        access.sent(1000);
-        access.complete();
+        let mut log = AccessLog::new(&self.downstream, &self.head);
+        log.response_started(StatusCode::OK, &self.fields);
+        log.sent(1000);
+        log.completed();
     }
 }
 
-/// Verb, resource and namespace of a request, as its log line has them.
+/// Verb, resource and namespace of a request, as in its log line.
 #[must_use]
 pub fn classify(method: &Method, uri: &Uri) -> (&'static str, String, String) {
     let info = RequestInfo::new(method, uri);
