@@ -13,7 +13,7 @@ use crate::{
     heartbeat::Heartbeats,
     metrics::{self, Exposition, Family, Label, Metrics, Process, Reloaded, unix_seconds},
     pki::Identity,
-    reload::Report,
+    reload::ReloadReport,
     upstream::{EndpointHealth, Health},
 };
 
@@ -25,7 +25,7 @@ pub struct Sources {
     /// The heartbeats of the workers.
     pub heartbeats: Heartbeats,
     /// What is served, and what the last looks at files came to.
-    pub report: watch::Receiver<Report>,
+    pub report: watch::Receiver<ReloadReport>,
     /// How far the process is on its way to its end.
     pub phase: watch::Receiver<Phase>,
     /// Where clients connect.
@@ -53,7 +53,7 @@ impl Sources {
         exposition.into_text()
     }
 
-    fn expose(&self, report: &Report, to: &mut Exposition) {
+    fn expose(&self, report: &ReloadReport, to: &mut Exposition) {
         let version = vec![("version", env!("CARGO_PKG_VERSION").into())];
         to.info(&metrics::BUILD, version);
         for identity in &report.material.identities {

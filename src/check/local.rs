@@ -201,7 +201,7 @@ async fn port(
     identities: &[Identity],
     recorder: &mut Recorder<'_>,
 ) {
-    let sharing = if config.takeover {
+    let sharing = if config.reuse_port {
         PortSharing::Reuse
     } else {
         PortSharing::Exclusive
@@ -243,7 +243,7 @@ async fn admin_port(address: SocketAddr, config: &Config, recorder: &mut Recorde
             Check::Listen,
             format!("{address} is free for the admin port"),
         ),
-        Err(_taken) if !config.takeover && is_admin_port(address, &config.timeouts).await => {
+        Err(_taken) if !config.reuse_port && is_admin_port(address, &config.timeouts).await => {
             recorder.ok(
                 Check::Listen,
                 format!("{address} is the admin port of a proxy that runs already"),

@@ -127,7 +127,7 @@ fn plan(args: &CheckArgs) -> Result<Plan, UsageError> {
     };
     // From outside nothing is known of what the proxy was given.
     let only_outside = through.is_some() && args.serve.is_empty();
-    let config = (!only_outside).then(|| config::load(&args.serve, &Environment::of_process()));
+    let config = (!only_outside).then(|| config::load(&args.serve, &Environment::from_process()));
     Ok(Plan {
         config,
         through,

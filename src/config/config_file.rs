@@ -11,8 +11,8 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{
     LogFormat,
-    error::{Fault, shown},
-    units::{Count, Grace, Size, Timeout},
+    error::{SettingError, escape_value},
+    units::{Count, MaybeZeroDuration, Size, Timeout},
     url::{UpstreamUrl, expected_name},
 };
 use crate::hosts::HostPattern;
@@ -25,8 +25,8 @@ pub(super) struct ConfigFile {
     /// Addresses to listen on, ADDRESS:PORT.
     #[schemars(with = "Option<Vec<String>>")]
     pub(super) listen: Option<Spanned<Vec<Parsed<ListenAddr>>>>,
-    /// Whether the addresses may be those of a proxy that still runs, to take over from it.
-    pub(super) takeover: Option<bool>,
+    /// Share the addresses with a running proxy of the same user, to replace it without downtime.
+    pub(super) reuse_port: Option<bool>,
     /// Worker threads; by default the CPUs this process may use.
     pub(super) workers: Option<Count<1, 1024>>,
     /// Certificates to present; the first one also serves clients that send no name.
@@ -146,18 +146,18 @@ pub(super) struct TimeoutsEntry {
     pub(super) tcp_keepalive: Option<Timeout>,
     /// How long sent bytes may stay unacknowledged.
     pub(super) tcp_user_timeout: Option<Timeout>,
-    /// How long half a tunnel may outlive the other half.
-    pub(super) tunnel_rest: Option<Grace>,
+    /// How long one half of a tunnel may stay open after the other half closed.
+    pub(super) half_close_timeout: Option<MaybeZeroDuration>,
     /// How often each address of an apiserver is probed; 0s does not probe.
-    pub(super) probe_interval: Option<Grace>,
+    pub(super) probe_interval: Option<MaybeZeroDuration>,
     /// Wait for the answer to that probe.
     pub(super) probe_timeout: Option<Timeout>,
     /// How long new clients are still served after SIGTERM; 0s turns them away at once.
-    pub(super) drain_delay: Option<Grace>,
+    pub(super) drain_delay: Option<MaybeZeroDuration>,
     /// How long running requests may take to finish after that; 0s ends them at once.
-    pub(super) drain: Option<Grace>,
+    pub(super) drain: Option<MaybeZeroDuration>,
     /// How long tunnels (exec, port-forward) may go on after `drainDelay`; never less than `drain`.
-    pub(super) drain_tunnels: Option<Grace>,
+    pub(super) drain_tunnels: Option<MaybeZeroDuration>,
     /// How often the apiserver's name is resolved.
     pub(super) resolve: Option<Timeout>,
     /// How often files are read again.
@@ -200,7 +200,7 @@ enum LogFormatName {
 #[derive(Debug)]
 pub(super) struct Parsed<T>(pub(super) T);
 
-impl<'de, T: FromStr<Err = Fault>> Deserialize<'de> for Parsed<T> {
+impl<'de, T: FromStr<Err = SettingError>> Deserialize<'de> for Parsed<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         text.parse().map(Self).map_err(D::Error::custom)
@@ -212,11 +212,11 @@ impl<'de, T: FromStr<Err = Fault>> Deserialize<'de> for Parsed<T> {
 pub(super) struct GivenPath(pub(super) PathBuf);
 
 impl FromStr for GivenPath {
-    type Err = Fault;
+    type Err = SettingError;
 
-    fn from_str(text: &str) -> Result<Self, Fault> {
+    fn from_str(text: &str) -> Result<Self, SettingError> {
         if text.is_empty() {
-            return Err(Fault::EmptyPath);
+            return Err(SettingError::EmptyPath);
         }
         Ok(Self(text.into()))
     }
@@ -227,9 +227,9 @@ impl FromStr for GivenPath {
 pub(super) struct ListenAddr(pub(super) SocketAddr);
 
 impl FromStr for ListenAddr {
-    type Err = Fault;
+    type Err = SettingError;
 
-    fn from_str(text: &str) -> Result<Self, Fault> {
+    fn from_str(text: &str) -> Result<Self, SettingError> {
         let address = if text.starts_with(':') {
             format!("[::]{text}").parse()
         } else {
@@ -237,7 +237,9 @@ impl FromStr for ListenAddr {
         };
         address
             .map(Self)
-            .map_err(|_not_an_address| Fault::BadListen { text: shown(text) })
+            .map_err(|_not_an_address| SettingError::BadListen {
+                text: escape_value(text),
+            })
     }
 }
 
@@ -246,25 +248,29 @@ impl FromStr for ListenAddr {
 pub(super) struct EndpointAddr(pub(super) SocketAddr);
 
 impl FromStr for EndpointAddr {
-    type Err = Fault;
+    type Err = SettingError;
 
-    fn from_str(text: &str) -> Result<Self, Fault> {
+    fn from_str(text: &str) -> Result<Self, SettingError> {
         let address: Option<SocketAddr> = text.parse().ok();
         address
             .filter(|address| address.port() != 0)
             .map(Self)
-            .ok_or_else(|| Fault::BadEndpoint { text: shown(text) })
+            .ok_or_else(|| SettingError::BadEndpoint {
+                text: escape_value(text),
+            })
     }
 }
 
 impl FromStr for LogFormat {
-    type Err = Fault;
+    type Err = SettingError;
 
-    fn from_str(text: &str) -> Result<Self, Fault> {
+    fn from_str(text: &str) -> Result<Self, SettingError> {
         match text {
             "text" => Ok(Self::Text),
             "json" => Ok(Self::Json),
-            _ => Err(Fault::BadLogFormat { text: shown(text) }),
+            _ => Err(SettingError::BadLogFormat {
+                text: escape_value(text),
+            }),
         }
     }
 }
@@ -274,13 +280,15 @@ impl FromStr for LogFormat {
 pub(super) struct LogFilter(pub(super) String);
 
 impl FromStr for LogFilter {
-    type Err = Fault;
+    type Err = SettingError;
 
-    fn from_str(text: &str) -> Result<Self, Fault> {
+    fn from_str(text: &str) -> Result<Self, SettingError> {
         let misspelt = text.trim().is_empty() || text.split(',').any(is_misspelt_level);
         match EnvFilter::builder().parse(text) {
             Ok(_) if !misspelt => Ok(Self(text.to_owned())),
-            Ok(_) | Err(_) => Err(Fault::BadLogFilter { text: shown(text) }),
+            Ok(_) | Err(_) => Err(SettingError::BadLogFilter {
+                text: escape_value(text),
+            }),
         }
     }
 }
@@ -303,12 +311,14 @@ fn is_misspelt_level(part: &str) -> bool {
 pub(super) struct PublicHost(pub(super) HostPattern);
 
 impl FromStr for PublicHost {
-    type Err = Fault;
+    type Err = SettingError;
 
-    fn from_str(text: &str) -> Result<Self, Fault> {
+    fn from_str(text: &str) -> Result<Self, SettingError> {
         text.parse()
             .map(Self)
-            .map_err(|_no_pattern| Fault::BadHost { host: shown(text) })
+            .map_err(|_no_pattern| SettingError::BadHost {
+                host: escape_value(text),
+            })
     }
 }
 
@@ -317,9 +327,9 @@ impl FromStr for PublicHost {
 pub(super) struct ExpectedName(pub(super) rustls_pki_types::ServerName<'static>);
 
 impl FromStr for ExpectedName {
-    type Err = Fault;
+    type Err = SettingError;
 
-    fn from_str(text: &str) -> Result<Self, Fault> {
+    fn from_str(text: &str) -> Result<Self, SettingError> {
         expected_name(text).map(Self)
     }
 }

@@ -19,7 +19,7 @@ pub enum ConfigError {
         flag: &'static str,
         /// What is wrong.
         #[source]
-        source: Fault,
+        source: SettingError,
     },
     /// What is wrong with a flag that nobody typed.
     #[error("environment variable {names}")]
@@ -52,14 +52,14 @@ pub enum ConfigError {
         at: Option<Position>,
         /// What is wrong.
         #[source]
-        source: Box<Fault>,
+        source: Box<SettingError>,
     },
     /// The pod's service account or environment.
     #[error("the pod's service account")]
-    Pod(#[source] Fault),
+    Pod(#[source] SettingError),
     /// Several things at once, or nothing at all.
     #[error(transparent)]
-    Whole(Fault),
+    Whole(SettingError),
 }
 
 impl ConfigError {
@@ -85,12 +85,14 @@ impl ConfigError {
     fn flags(&self) -> Vec<&'static str> {
         match self {
             Self::Flag { flag, .. } => vec![flag],
-            Self::Whole(Fault::Exclusive { first, second }) => vec![first, second],
-            Self::Whole(Fault::Needs { flag, .. } | Fault::FlagAgainstFile { flag, .. }) => {
+            Self::Whole(SettingError::Exclusive { first, second }) => vec![first, second],
+            Self::Whole(
+                SettingError::Needs { flag, .. } | SettingError::FlagAgainstFile { flag, .. },
+            ) => {
                 vec![flag]
             }
-            Self::Whole(Fault::UnevenPairs { .. }) => vec!["--cert", "--key"],
-            Self::Whole(Fault::SamePort { .. }) => vec!["--listen", "--admin-listen"],
+            Self::Whole(SettingError::UnevenPairs { .. }) => vec!["--cert", "--key"],
+            Self::Whole(SettingError::SamePort { .. }) => vec!["--listen", "--admin-listen"],
             Self::Whole(_)
             | Self::Variable { .. }
             | Self::Read { .. }
@@ -145,7 +147,7 @@ impl fmt::Display for Position {
     missing_docs,
     reason = "the message of each variant is its documentation"
 )]
-pub enum Fault {
+pub enum SettingError {
     #[error(
         "`{text}` is not an address to listen on; write ADDRESS:PORT with an IP address, such as [::]:8443 or 127.0.0.1:8443"
     )]
@@ -380,7 +382,7 @@ impl fmt::Display for YamlError {
 }
 
 /// A value from outside, fit for a message.
-pub(super) fn shown(text: &str) -> String {
+pub(super) fn escape_value(text: &str) -> String {
     escape(text, MAX_VALUE_CHARS).to_string()
 }
 

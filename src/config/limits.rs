@@ -51,8 +51,8 @@ pub struct Timeouts {
     /// How long a peer may leave sent bytes unacknowledged, or take none at all (Linux counts a window
     /// that stays closed, even one that is acknowledged), before the kernel gives it up. Not for tunnels.
     pub tcp_user_timeout: Duration,
-    /// How long the second half of a tunnel may go on after the first has ended.
-    pub tunnel_rest: Duration,
+    /// How long one half of a tunnel may stay open after the other half closed.
+    pub half_close_timeout: Duration,
     /// How often each endpoint is probed; nought is never.
     pub probe_interval: Duration,
     /// How long a probe may take, from TCP to the head of the answer.
@@ -112,7 +112,7 @@ impl Default for Timeouts {
             upstream_ping_timeout: Duration::from_secs(15),
             tcp_keepalive: Duration::from_secs(30),
             tcp_user_timeout: Duration::from_secs(45),
-            tunnel_rest: Duration::from_secs(30),
+            half_close_timeout: Duration::from_secs(30),
             probe_interval: Duration::from_secs(5),
             probe_timeout: Duration::from_secs(2),
             drain_delay: Duration::from_secs(5),

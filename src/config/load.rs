@@ -13,8 +13,8 @@ use std::{
 use serde_saphyr::Spanned;
 
 use super::{
-    Config, ConfigError, Environment, Fault, FileKind, IdentityFiles, Limits, LogConfig, LogFormat,
-    ServeArgs, Timeouts, clusters,
+    Config, ConfigError, Environment, FileKind, IdentityFiles, Limits, LogConfig, LogFormat,
+    ServeArgs, SettingError, Timeouts, clusters,
     config_file::{
         AdminEntry, ConfigFile, LimitsEntry, ListenAddr, LogEntry, LogFilter, TimeoutsEntry,
     },
@@ -37,7 +37,7 @@ fn load_given(args: &ServeArgs, env: &Environment) -> Result<Config, ConfigError
         Some(path) => yaml::load(FileKind::Config, path)?,
         None => ConfigFile::default(),
     };
-    let base = Base {
+    let base = ConfigSource {
         file: path.unwrap_or_default(),
     };
     let workers = workers(args, &file, env)?;
@@ -61,7 +61,7 @@ fn load_given(args: &ServeArgs, env: &Environment) -> Result<Config, ConfigError
     Ok(Config {
         sources,
         listen,
-        takeover: args.takeover || file.takeover.unwrap_or(false),
+        reuse_port: args.reuse_port || file.reuse_port.unwrap_or(false),
         workers,
         identities,
         clusters,
@@ -73,11 +73,11 @@ fn load_given(args: &ServeArgs, env: &Environment) -> Result<Config, ConfigError
 }
 
 /// The configuration file that values come from, to name it and to complete its relative paths.
-pub(super) struct Base {
+pub(super) struct ConfigSource {
     pub(super) file: PathBuf,
 }
 
-impl Base {
+impl ConfigSource {
     pub(super) fn path(&self, path: &Path) -> PathBuf {
         self.file
             .parent()
@@ -85,7 +85,7 @@ impl Base {
             .join(path)
     }
 
-    pub(super) fn fault<T>(&self, at: &Spanned<T>, source: Fault) -> ConfigError {
+    pub(super) fn error_at<T>(&self, at: &Spanned<T>, source: SettingError) -> ConfigError {
         ConfigError::File {
             kind: FileKind::Config,
             file: self.file.clone(),
@@ -100,7 +100,7 @@ pub(super) fn complete_path(path: &Path) -> PathBuf {
     absolute(path).unwrap_or_else(|_no_working_directory| path.to_owned())
 }
 
-pub(super) fn flag<T: FromStr<Err = Fault>>(
+pub(super) fn flag<T: FromStr<Err = SettingError>>(
     flag: &'static str,
     text: &str,
 ) -> Result<T, ConfigError> {
@@ -111,7 +111,7 @@ pub(super) fn flag<T: FromStr<Err = Fault>>(
 fn listen(
     args: &ServeArgs,
     file: &ConfigFile,
-    base: &Base,
+    base: &ConfigSource,
 ) -> Result<Vec<SocketAddr>, ConfigError> {
     if !args.listen.is_empty() {
         return args
@@ -121,7 +121,9 @@ fn listen(
             .collect();
     }
     match &file.listen {
-        Some(listen) if listen.value.is_empty() => Err(base.fault(listen, Fault::EmptyListen)),
+        Some(listen) if listen.value.is_empty() => {
+            Err(base.error_at(listen, SettingError::EmptyListen))
+        }
         Some(listen) => Ok(listen.value.iter().map(|listen| listen.0.0).collect()),
         None => Ok(vec![DEFAULT_LISTEN]),
     }
@@ -144,10 +146,10 @@ fn workers(
 fn identities(
     args: &ServeArgs,
     file: &mut ConfigFile,
-    base: &Base,
+    base: &ConfigSource,
 ) -> Result<Vec<IdentityFiles>, ConfigError> {
     if args.certificates.len() != args.keys.len() {
-        return Err(ConfigError::Whole(Fault::UnevenPairs {
+        return Err(ConfigError::Whole(SettingError::UnevenPairs {
             certificates: args.certificates.len(),
             keys: args.keys.len(),
         }));
@@ -173,14 +175,14 @@ fn identities(
             .collect()
     };
     if identities.is_empty() {
-        return Err(ConfigError::Whole(Fault::NoCertificate));
+        return Err(ConfigError::Whole(SettingError::NoCertificate));
     }
     Ok(identities)
 }
 
 fn limits(
     entry: &LimitsEntry,
-    base: &Base,
+    base: &ConfigSource,
     workers: NonZeroUsize,
     env: &Environment,
 ) -> Result<Limits, ConfigError> {
@@ -189,9 +191,9 @@ fn limits(
         let connections = given.value.get();
         let needed = connections.saturating_mul(2);
         if needed > env.open_files {
-            return Err(base.fault(
+            return Err(base.error_at(
                 given,
-                Fault::TooManyConnections {
+                SettingError::TooManyConnections {
                     connections,
                     needed,
                     open_files: env.open_files,
@@ -231,11 +233,13 @@ fn limits(
 fn timeouts(args: &ServeArgs, entry: &TimeoutsEntry) -> Result<Timeouts, ConfigError> {
     let default = Timeouts::default();
     let or = |given: Option<units::Timeout>, default| given.map_or(default, |timeout| timeout.0);
-    let grace = |name, given: &Option<String>, entry: Option<units::Grace>, default| match given {
-        Some(text) => {
-            units::duration(text).map_err(|source| ConfigError::Flag { flag: name, source })
+    let grace = |name, given: &Option<String>, entry: Option<units::MaybeZeroDuration>, default| {
+        match given {
+            Some(text) => {
+                units::duration(text).map_err(|source| ConfigError::Flag { flag: name, source })
+            }
+            None => Ok(entry.map_or(default, |grace| grace.0)),
         }
-        None => Ok(entry.map_or(default, |grace| grace.0)),
     };
     let drain = grace(
         "--drain-timeout",
@@ -267,9 +271,9 @@ fn timeouts(args: &ServeArgs, entry: &TimeoutsEntry) -> Result<Timeouts, ConfigE
         upstream_ping_timeout: or(entry.upstream_ping_timeout, default.upstream_ping_timeout),
         tcp_keepalive: or(entry.tcp_keepalive, default.tcp_keepalive),
         tcp_user_timeout: or(entry.tcp_user_timeout, default.tcp_user_timeout),
-        tunnel_rest: entry
-            .tunnel_rest
-            .map_or(default.tunnel_rest, |grace| grace.0),
+        half_close_timeout: entry
+            .half_close_timeout
+            .map_or(default.half_close_timeout, |grace| grace.0),
         probe_interval: entry
             .probe_interval
             .map_or(default.probe_interval, |grace| grace.0),
@@ -316,7 +320,7 @@ fn each_its_own<'a>(addresses: impl Iterator<Item = &'a SocketAddr>) -> Result<(
     for second in addresses {
         if let Some(first) = seen.iter().find(|first| overlap(first, second)) {
             let (first, second) = (**first, *second);
-            return Err(ConfigError::Whole(Fault::SamePort { first, second }));
+            return Err(ConfigError::Whole(SettingError::SamePort { first, second }));
         }
         seen.push(second);
     }

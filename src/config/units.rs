@@ -8,11 +8,13 @@ use std::{borrow::Cow, fmt, time::Duration};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de};
 
-use super::error::{Fault, shown};
+use super::error::{SettingError, escape_value};
 
 /// Reads `500ms`, `5s`, `10m`, `1h30m` or `0s`.
-pub(super) fn duration(text: &str) -> Result<Duration, Fault> {
-    let bad = || Fault::BadDuration { text: shown(text) };
+pub(super) fn duration(text: &str) -> Result<Duration, SettingError> {
+    let bad = || SettingError::BadDuration {
+        text: escape_value(text),
+    };
     let mut rest = text;
     let mut total = Duration::ZERO;
     if rest.is_empty() {
@@ -37,14 +39,18 @@ pub(super) fn duration(text: &str) -> Result<Duration, Fault> {
         rest = next;
     }
     if total > LONGEST {
-        return Err(Fault::DurationTooLong { text: shown(text) });
+        return Err(SettingError::DurationTooLong {
+            text: escape_value(text),
+        });
     }
     Ok(total)
 }
 
 /// Reads `65536`, `64KiB` or `1MiB`.
-fn bytes(text: &str) -> Result<u64, Fault> {
-    let bad = || Fault::BadSize { text: shown(text) };
+fn bytes(text: &str) -> Result<u64, SettingError> {
+    let bad = || SettingError::BadSize {
+        text: escape_value(text),
+    };
     let (number, unit) = leading_number(text).ok_or_else(bad)?;
     let factor = match unit.trim_start() {
         "" | "B" => 1,
@@ -70,7 +76,7 @@ pub(super) struct Timeout(pub(super) Duration);
 
 /// A duration of the configuration file; `0s` means: do not wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Grace(pub(super) Duration);
+pub(super) struct MaybeZeroDuration(pub(super) Duration);
 
 /// A whole number from `MIN` to `MAX`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,11 +91,11 @@ impl<const MIN: u64, const MAX: u64> Count<MIN, MAX> {
         usize::try_from(self.0).unwrap_or(usize::MAX)
     }
 
-    fn checked(count: u64) -> Result<Self, Fault> {
+    fn checked(count: u64) -> Result<Self, SettingError> {
         if (MIN..=MAX).contains(&count) {
             Ok(Self(count))
         } else {
-            Err(Fault::OutOfRange {
+            Err(SettingError::OutOfRange {
                 found: count.to_string(),
                 min: MIN.to_string(),
                 max: MAX.to_string(),
@@ -103,12 +109,12 @@ impl<const MIN: u64, const MAX: u64> Size<MIN, MAX> {
         usize::try_from(self.0).unwrap_or(usize::MAX)
     }
 
-    fn checked(size: u64, text: &str) -> Result<Self, Fault> {
+    fn checked(size: u64, text: &str) -> Result<Self, SettingError> {
         if (MIN..=MAX).contains(&size) {
             Ok(Self(size))
         } else {
-            Err(Fault::OutOfRange {
-                found: shown(text),
+            Err(SettingError::OutOfRange {
+                found: escape_value(text),
                 min: readable_bytes(MIN),
                 max: readable_bytes(MAX),
             })
@@ -130,7 +136,7 @@ fn readable_bytes(bytes: u64) -> String {
 /// A YAML scalar that may be a number or text.
 struct Scalar<F>(F, &'static str);
 
-impl<T, F: FnOnce(&str, Option<u64>) -> Result<T, Fault>> de::Visitor<'_> for Scalar<F> {
+impl<T, F: FnOnce(&str, Option<u64>) -> Result<T, SettingError>> de::Visitor<'_> for Scalar<F> {
     type Value = T;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -164,15 +170,15 @@ impl<'de> Deserialize<'de> for Timeout {
 }
 
 /// Reads a duration that is longer than nothing.
-fn timeout(text: &str) -> Result<Duration, Fault> {
+fn timeout(text: &str) -> Result<Duration, SettingError> {
     let read = duration(text)?;
     if read.is_zero() {
-        return Err(Fault::ZeroDuration);
+        return Err(SettingError::ZeroDuration);
     }
     Ok(read)
 }
 
-impl<'de> Deserialize<'de> for Grace {
+impl<'de> Deserialize<'de> for MaybeZeroDuration {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(Scalar(
             |text: &str, _| duration(text).map(Self),
@@ -186,7 +192,9 @@ impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Count<MIN, MAX> {
         deserializer.deserialize_any(Scalar(
             |text: &str, number: Option<u64>| match number {
                 Some(number) => Self::checked(number),
-                None => Err(Fault::BadCount { text: shown(text) }),
+                None => Err(SettingError::BadCount {
+                    text: escape_value(text),
+                }),
             },
             "a whole number",
         ))
@@ -203,11 +211,13 @@ impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Size<MIN, MAX> {
 }
 
 impl<const MIN: u64, const MAX: u64> std::str::FromStr for Count<MIN, MAX> {
-    type Err = Fault;
+    type Err = SettingError;
 
-    fn from_str(text: &str) -> Result<Self, Fault> {
+    fn from_str(text: &str) -> Result<Self, SettingError> {
         text.parse()
-            .map_err(|_not_a_number| Fault::BadCount { text: shown(text) })
+            .map_err(|_not_a_number| SettingError::BadCount {
+                text: escape_value(text),
+            })
             .and_then(Self::checked)
     }
 }
@@ -226,13 +236,13 @@ impl JsonSchema for Timeout {
     }
 }
 
-impl JsonSchema for Grace {
+impl JsonSchema for MaybeZeroDuration {
     fn inline_schema() -> bool {
         true
     }
 
     fn schema_name() -> Cow<'static, str> {
-        "Grace".into()
+        "MaybeZeroDuration".into()
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {

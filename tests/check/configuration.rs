@@ -153,7 +153,12 @@ async fn the_admin_port_of_the_proxy_that_runs_is_no_fault() {
     );
     assert_eq!(ended.code, 0, "{}", ended.stdout);
     // Which a second process cannot share, unlike the ports for clients.
-    let flags = [flags, world.clients_trust(), vec!["--takeover".to_owned()]].concat();
+    let flags = [
+        flags,
+        world.clients_trust(),
+        vec!["--reuse-port".to_owned()],
+    ]
+    .concat();
     check(&flags, &[]).await.names(
         1,
         '✗',
