@@ -19,8 +19,8 @@
 //! # What is deliberately absent
 //!
 //! No switch that turns verification off. No pool that clients share: an upstream connection serves
-//! one client at a time ([`upstream::ClientLeases`]). No buffering of bodies. No clock, file or environment
-//! variable is read on the way of a request. No request is sent twice unless it provably was not
+//! one client at a time ([`upstream::ClientLeases`]). No buffering of bodies. No wall clock, file or
+//! environment variable is read on the path of a request. No request is sent twice unless it provably was not
 //! processed ([`upstream::UpstreamError::is_unprocessed`]).
 
 pub mod admin;

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version, header};
 use tokio::time::Instant;
 use tracing::info;
 
@@ -80,24 +80,24 @@ enum Outcome {
 
 impl AccessLog {
     /// Starts the record of a request whose head has arrived.
-    pub(super) fn new(downstream: &Downstream, head: &Parts) -> Box<Self> {
-        let info = RequestInfo::new(&head.method, &head.uri);
+    pub(super) fn new<B>(downstream: &Downstream, request: &Request<B>) -> Box<Self> {
+        let info = RequestInfo::new(request.method(), request.uri());
         let client = downstream.peer.0;
         let may_last =
-            info.is_long_running(&head.uri) || head.headers.contains_key(header::UPGRADE);
+            info.is_long_running(request.uri()) || request.headers().contains_key(header::UPGRADE);
         let long_lived = may_last.then(|| {
             Box::new(LongLivedInfo {
                 client,
-                user_agent: head.headers.get(header::USER_AGENT).cloned(),
-                method: head.method.clone(),
-                uri: head.uri.clone(),
+                user_agent: request.headers().get(header::USER_AGENT).cloned(),
+                method: request.method().clone(),
+                uri: request.uri().clone(),
             })
         });
         let is_logged = tracing::enabled!(target: TARGET, tracing::Level::INFO);
         let fields = is_logged.then(|| LogFields {
             client,
-            method: head.method.clone(),
-            uri: head.uri.clone(),
+            method: request.method().clone(),
+            uri: request.uri().clone(),
             cluster: String::new(),
             audit_id: String::new(),
         });
@@ -105,7 +105,7 @@ impl AccessLog {
             counters: Arc::clone(downstream.connected.counts()),
             started: Instant::now(),
             time_to_headers: None,
-            version: head.version,
+            version: request.version(),
             verb: info.verb_label(),
             resource: info.resource_label(),
             status: None,

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, request::Parts};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri};
 use tokio::sync::Semaphore;
 
 use super::{
@@ -28,7 +28,7 @@ pub fn rewrite_request(headers: &mut HeaderMap, client: &HeaderValue, host: &str
 #[derive(Debug)]
 pub struct Counting {
     downstream: Downstream,
-    head: Parts,
+    request: Request<()>,
     fields: HeaderMap,
 }
 
@@ -50,8 +50,8 @@ impl Counting {
             Protocol::Http2,
             permit.expect("a new semaphore has its permit"),
         );
-        let (mut head, ()) = Request::new(()).into_parts();
-        head.uri = target.clone();
+        let mut request = Request::new(());
+        target.clone_into(request.uri_mut());
         Self {
             downstream: Downstream {
                 peer: PeerAddr(peer),
@@ -63,14 +63,14 @@ impl Counting {
                 connected: Arc::new(connected),
                 drain: Drain::new(),
             },
-            head,
+            request,
             fields: HeaderMap::new(),
         }
     }
 
     /// Counts one request whose response body is one frame.
     pub fn one(&self) {
-        let mut log = AccessLog::new(&self.downstream, &self.head);
+        let mut log = AccessLog::new(&self.downstream, &self.request);
         log.response_started(StatusCode::OK, &self.fields);
         log.sent(1000);
         log.completed();

@@ -112,12 +112,11 @@ pub async fn handle(
     let is_head = request.method() == Method::HEAD;
     let leaves_http =
         request.method() == Method::CONNECT || request.headers().contains_key(header::UPGRADE);
-    let (head, body) = request.into_parts();
-    let mut log = AccessLog::new(downstream, &head);
+    let mut log = AccessLog::new(downstream, &request);
     let result = match broken {
         Some(rejection) => Err(rejection.into()),
         // On the heap, so that this memory is free again while the response body is sent.
-        None => Box::pin(forward(routes, downstream, head, body, &mut log)).await,
+        None => Box::pin(forward(routes, downstream, request, &mut log)).await,
     };
     let (mut response, tunnel) = result.unwrap_or_else(|error| {
         error::record(&error, &downstream.connected);
@@ -151,10 +150,10 @@ pub async fn handle(
 async fn forward(
     routes: &Routes,
     downstream: &Downstream,
-    mut head: Parts,
-    body: Incoming,
+    request: Request<Incoming>,
     log: &mut AccessLog,
 ) -> Result<(Response<Body>, Option<Tunnel>), Error> {
+    let (mut head, body) = request.into_parts();
     let admitted = policy::admit(&head, routes, &downstream.limits, downstream.sni.as_deref())?;
     log.routed(admitted.cluster.name());
     prepare(&mut head, downstream, &admitted)?;

@@ -73,7 +73,7 @@ pub enum Rejection {
     #[error("malformed or repeated host")]
     BadHost,
     /// `Host` and `:authority` (or the host of an absolute target) differ.
-    #[error("Host and request target name different hosts")]
+    #[error("two different hosts")]
     HostMismatch,
     /// A host that no cluster is configured for (RFC 9110 §15.5.20).
     #[error("no cluster is configured for this host")]

@@ -184,10 +184,10 @@ fn rejected(rejection: Rejection) -> ErrorStatus {
         ),
         Rejection::NoHost => bad_request("the request names no host"),
         Rejection::BadHost => {
-            bad_request("the host of the request is malformed or given more than once")
+            bad_request("the request's host is malformed or given more than once")
         }
         Rejection::HostMismatch => {
-            bad_request("the Host header and the request target name different hosts")
+            bad_request("the request names two different hosts")
         }
         Rejection::NotOurs => ErrorStatus::new(
             StatusCode::MISDIRECTED_REQUEST,
@@ -195,7 +195,7 @@ fn rejected(rejection: Rejection) -> ErrorStatus {
             "no cluster is configured for this host name; check the server in the kubeconfig, or ask the \
              administrator to add the name to hosts",
         ),
-        Rejection::Scheme => bad_request("the scheme of the request is not https"),
+        Rejection::Scheme => bad_request("the request's scheme is not https"),
         Rejection::Target => bad_request("the request target is not a path"),
         Rejection::TransferEncoding => {
             bad_request("the only supported Transfer-Encoding is chunked")
