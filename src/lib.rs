@@ -41,6 +41,7 @@ pub mod listener;
 pub mod metrics;
 pub mod pki;
 pub mod proxy;
+mod quote;
 pub mod reload;
 mod socket;
 pub mod telemetry;

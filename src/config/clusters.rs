@@ -10,11 +10,11 @@ use serde_saphyr::Spanned;
 use super::{
     ClusterConfig, ConfigError, Environment, ReadError, ServeArgs, SettingError, TrustSource,
     config_file::{ClusterEntry, ExpectedName, PublicHost, UpstreamEntry},
-    error::escape_value,
     file, kubeconfig,
     load::{ConfigSource, complete_path, flag},
     url::{self, UpstreamUrl},
 };
+use crate::quote;
 
 /// The clusters of the file, or else the one of flags, kubeconfig or pod. Never empty.
 pub(super) fn load(
@@ -38,9 +38,12 @@ pub(super) fn load(
     let mut hosts = HashMap::new();
     let mut clusters: Vec<ClusterConfig> = Vec::with_capacity(entries.len());
     for entry in entries {
-        let name = escape_value(&entry.value.name);
+        let name = quote::value(&entry.value.name);
         if name.is_empty() {
             return Err(base.error_at(&entry, SettingError::EmptyName));
+        }
+        if quote::pasted(&entry.value.name).is_some() {
+            return Err(base.error_at(&entry, SettingError::SecretName));
         }
         if clusters.iter().any(|cluster| cluster.name == name) {
             return Err(base.error_at(&entry, SettingError::DuplicateCluster { name }));
@@ -64,7 +67,7 @@ fn cluster_of_entry(
     base: &ConfigSource,
     env: &Environment,
 ) -> Result<ClusterConfig, ConfigError> {
-    let name = escape_value(&entry.value.name);
+    let name = quote::value(&entry.value.name);
     let hosts = entry
         .value
         .hosts
@@ -195,7 +198,7 @@ fn in_cluster(env: &Environment) -> Result<Option<ClusterConfig>, ConfigError> {
     let bad = |variable, value: &str, wanted| {
         ConfigError::Pod(SettingError::BadPodVariable {
             variable,
-            value: escape_value(value),
+            value: quote::value(value),
             wanted,
         })
     };

@@ -2,7 +2,11 @@
 //!
 //! Values are parsed while the file is read, so that an error knows its line and column.
 
-use std::{net::SocketAddr, path::PathBuf, str::FromStr};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::{Deserialize, Deserializer, de::Error as _};
@@ -11,11 +15,11 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{
     LogFormat,
-    error::{SettingError, escape_value},
+    error::SettingError,
     units::{Count, MaybeZeroDuration, Size, Timeout},
     url::{UpstreamUrl, expected_name},
 };
-use crate::hosts::HostPattern;
+use crate::{hosts::HostPattern, quote};
 
 /// The file that `kube-tls-proxy serve --config` reads.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -218,8 +222,15 @@ impl FromStr for GivenPath {
         if text.is_empty() {
             return Err(SettingError::EmptyPath);
         }
+        check_path(Path::new(text))?;
         Ok(Self(text.into()))
     }
+}
+
+/// Refuses what no path is, such as PEM text: `--key="$(cat tls.key)"`.
+pub(super) fn check_path(path: &Path) -> Result<(), SettingError> {
+    quote::pasted(&path.to_string_lossy())
+        .map_or(Ok(()), |found| Err(SettingError::NotAPath { found }))
 }
 
 /// ADDRESS:PORT, or :PORT for all addresses.
@@ -238,7 +249,7 @@ impl FromStr for ListenAddr {
         address
             .map(Self)
             .map_err(|_not_an_address| SettingError::BadListen {
-                text: escape_value(text),
+                text: quote::value(text),
             })
     }
 }
@@ -256,7 +267,7 @@ impl FromStr for EndpointAddr {
             .filter(|address| address.port() != 0)
             .map(Self)
             .ok_or_else(|| SettingError::BadEndpoint {
-                text: escape_value(text),
+                text: quote::value(text),
             })
     }
 }
@@ -269,7 +280,7 @@ impl FromStr for LogFormat {
             "text" => Ok(Self::Text),
             "json" => Ok(Self::Json),
             _ => Err(SettingError::BadLogFormat {
-                text: escape_value(text),
+                text: quote::value(text),
             }),
         }
     }
@@ -283,11 +294,13 @@ impl FromStr for LogFilter {
     type Err = SettingError;
 
     fn from_str(text: &str) -> Result<Self, SettingError> {
-        let misspelt = text.trim().is_empty() || text.split(',').any(is_misspelt_level);
+        let misspelt = text.trim().is_empty()
+            || text.split(',').any(is_misspelt_level)
+            || quote::pasted(text).is_some();
         match EnvFilter::builder().parse(text) {
             Ok(_) if !misspelt => Ok(Self(text.to_owned())),
             Ok(_) | Err(_) => Err(SettingError::BadLogFilter {
-                text: escape_value(text),
+                text: quote::value(text),
             }),
         }
     }
@@ -314,11 +327,14 @@ impl FromStr for PublicHost {
     type Err = SettingError;
 
     fn from_str(text: &str) -> Result<Self, SettingError> {
-        text.parse()
-            .map(Self)
-            .map_err(|_no_pattern| SettingError::BadHost {
-                host: escape_value(text),
-            })
+        let bad = || SettingError::BadHost {
+            host: quote::value(text),
+        };
+        // A name that no message may repeat would be in every message about its cluster.
+        if quote::pasted(text).is_some() {
+            return Err(bad());
+        }
+        text.parse().map(Self).map_err(|_no_pattern| bad())
     }
 }
 

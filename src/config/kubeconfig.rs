@@ -13,11 +13,12 @@ use serde::{
 
 use super::{
     ClusterConfig, TrustSource,
-    config_file::ExpectedName,
-    error::{ConfigError, FileKind, SettingError, escape_value},
+    config_file::{ExpectedName, check_path},
+    error::{ConfigError, FileKind, SettingError},
     url::UpstreamUrl,
     yaml,
 };
+use crate::quote;
 
 /// The cluster of one context in `file`; without `context`, of its current one. It has no hosts.
 pub(super) fn load(file: &Path, context: Option<&str>) -> Result<ClusterConfig, ConfigError> {
@@ -28,8 +29,8 @@ pub(super) fn load(file: &Path, context: Option<&str>) -> Result<ClusterConfig, 
         .into_iter()
         .find(|entry| entry.name == context.cluster)
         .ok_or_else(|| SettingError::NoCluster {
-            context: escape_value(&name),
-            name: escape_value(&context.cluster),
+            context: quote::value(&name),
+            name: quote::value(&context.cluster),
         });
     cluster
         .and_then(|cluster| complete(cluster, file))
@@ -108,7 +109,7 @@ impl<U: DeserializeOwned> Kubeconfig<U> {
                 .and_then(|wanted| {
                     let found = contexts.iter().find(|entry| entry.name == wanted);
                     found.ok_or_else(|| SettingError::NoContext {
-                        name: escape_value(wanted),
+                        name: quote::value(wanted),
                         known: known(),
                     })
                 })
@@ -128,7 +129,7 @@ fn in_file(file: &Path, fault: SettingError) -> ConfigError {
 
 fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, SettingError> {
     let NamedCluster { name, cluster } = entry;
-    let shown_name = || escape_value(&name);
+    let shown_name = || quote::value(&name);
     if cluster.insecure_skip_tls_verify {
         return Err(SettingError::SkipsVerification { name: shown_name() });
     }
@@ -166,10 +167,11 @@ fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, SettingEr
             origin: format!(
                 "cluster `{}` in kubeconfig {}",
                 shown_name(),
-                file.display()
+                quote::path(file)
             ),
         },
         (None, Some(path)) if !path.as_os_str().is_empty() => {
+            check_path(&path).map_err(in_key("certificate-authority"))?;
             TrustSource::File(file.parent().unwrap_or_else(|| Path::new("")).join(path))
         }
         (None, _) => return Err(SettingError::NoAuthority { name: shown_name() }),
@@ -183,14 +185,14 @@ fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, SettingEr
         expected_name,
         trust,
         // It goes into log lines.
-        name: escape_value(&name),
+        name: quote::value(&name),
     })
 }
 
 fn known(contexts: &[NamedContext]) -> String {
     contexts
         .iter()
-        .map(|context| escape_value(&context.name))
+        .map(|context| quote::value(&context.name))
         .collect::<Vec<_>>()
         .join(", ")
 }

@@ -17,6 +17,7 @@ use super::{
     ServeArgs, SettingError, Timeouts, clusters,
     config_file::{
         AdminEntry, ConfigFile, LimitsEntry, ListenAddr, LogEntry, LogFilter, TimeoutsEntry,
+        check_path,
     },
     units, yaml,
 };
@@ -32,6 +33,7 @@ pub fn load(args: &ServeArgs, env: &Environment) -> Result<Config, ConfigError> 
 }
 
 fn load_given(args: &ServeArgs, env: &Environment) -> Result<Config, ConfigError> {
+    check_paths(args)?;
     let path = args.config.as_deref().map(complete_path);
     let mut file = match &path {
         Some(path) => yaml::load(FileKind::Config, path)?,
@@ -70,6 +72,34 @@ fn load_given(args: &ServeArgs, env: &Environment) -> Result<Config, ConfigError
         log: log(args, file.log.unwrap_or_default())?,
         admin,
     })
+}
+
+/// Refuses flags that hold the content of a file in place of its path.
+fn check_paths(args: &ServeArgs) -> Result<(), ConfigError> {
+    let lists = [("--cert", &args.certificates), ("--key", &args.keys)];
+    let single = [
+        ("--upstream-ca", &args.upstream_ca),
+        ("--kubeconfig", &args.kubeconfig),
+        ("--config", &args.config),
+    ];
+    let of_lists = lists
+        .into_iter()
+        .flat_map(|(flag, paths)| paths.iter().map(move |path| (flag, path)));
+    let of_single = single
+        .into_iter()
+        .filter_map(|(flag, path)| path.as_ref().map(|path| (flag, path)));
+    of_lists
+        .chain(of_single)
+        .try_for_each(|(flag, path)| path_flag(flag, path))
+}
+
+/// Checks a flag whose value must be a path.
+///
+/// # Errors
+///
+/// When it is the content of a file, such as PEM text.
+pub(crate) fn path_flag(flag: &'static str, path: &Path) -> Result<(), ConfigError> {
+    check_path(path).map_err(|source| ConfigError::Flag { flag, source })
 }
 
 /// The configuration file that values come from, to name it and to complete its relative paths.

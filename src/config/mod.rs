@@ -30,6 +30,7 @@ pub(crate) use file::read as read_file;
 pub(crate) use kubeconfig::{Kubeconfig, NamedContext};
 pub use limits::{Limits, Timeouts};
 pub use load::load;
+pub(crate) use load::path_flag;
 pub(crate) use url::UpstreamUrl;
 
 /// Everything the proxy needs to know, checked.

@@ -8,12 +8,13 @@ use std::{borrow::Cow, fmt, time::Duration};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de};
 
-use super::error::{SettingError, escape_value};
+use super::error::SettingError;
+use crate::quote;
 
 /// Reads `500ms`, `5s`, `10m`, `1h30m` or `0s`.
 pub(super) fn duration(text: &str) -> Result<Duration, SettingError> {
     let bad = || SettingError::BadDuration {
-        text: escape_value(text),
+        text: quote::value(text),
     };
     let mut rest = text;
     let mut total = Duration::ZERO;
@@ -40,7 +41,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, SettingError> {
     }
     if total > LONGEST {
         return Err(SettingError::DurationTooLong {
-            text: escape_value(text),
+            text: quote::value(text),
         });
     }
     Ok(total)
@@ -49,7 +50,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, SettingError> {
 /// Reads `65536`, `64KiB` or `1MiB`.
 fn bytes(text: &str) -> Result<u64, SettingError> {
     let bad = || SettingError::BadSize {
-        text: escape_value(text),
+        text: quote::value(text),
     };
     let (number, unit) = leading_number(text).ok_or_else(bad)?;
     let factor = match unit.trim_start() {
@@ -114,7 +115,7 @@ impl<const MIN: u64, const MAX: u64> Size<MIN, MAX> {
             Ok(Self(size))
         } else {
             Err(SettingError::OutOfRange {
-                found: escape_value(text),
+                found: quote::value(text),
                 min: readable_bytes(MIN),
                 max: readable_bytes(MAX),
             })
@@ -193,7 +194,7 @@ impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Count<MIN, MAX> {
             |text: &str, number: Option<u64>| match number {
                 Some(number) => Self::checked(number),
                 None => Err(SettingError::BadCount {
-                    text: escape_value(text),
+                    text: quote::value(text),
                 }),
             },
             "a whole number",
@@ -216,7 +217,7 @@ impl<const MIN: u64, const MAX: u64> std::str::FromStr for Count<MIN, MAX> {
     fn from_str(text: &str) -> Result<Self, SettingError> {
         text.parse()
             .map_err(|_not_a_number| SettingError::BadCount {
-                text: escape_value(text),
+                text: quote::value(text),
             })
             .and_then(Self::checked)
     }

@@ -9,8 +9,8 @@ use std::{
 
 use rustls_pki_types::ServerName;
 
-use super::error::{SettingError, escape_value};
-use crate::hosts::is_dns_name;
+use super::error::SettingError;
+use crate::{hosts::is_dns_name, quote};
 
 /// Where an apiserver is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +29,8 @@ impl FromStr for UpstreamUrl {
     type Err = SettingError;
 
     fn from_str(text: &str) -> Result<Self, SettingError> {
-        let url = || escape_value(text);
+        // A token is sometimes part of the query, so no message repeats that.
+        let url = || quote::value(text.split(['?', '#']).next().unwrap_or_default());
         // Looked for first, because every later message prints the URL.
         let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
         let (authority, path) = match rest.find(['/', '?', '#']) {
@@ -53,7 +54,7 @@ impl FromStr for UpstreamUrl {
         }
         let (host, name) = parse_host(host).ok_or_else(|| SettingError::UrlHost { url: url() })?;
         let prefix = path.trim_end_matches('/');
-        if !is_plain_path(prefix) {
+        if !is_plain_path(prefix) || quote::pasted(prefix).is_some() {
             return Err(SettingError::UrlPath { url: url() });
         }
         Ok(Self {
@@ -70,7 +71,7 @@ pub(super) fn expected_name(text: &str) -> Result<ServerName<'static>, SettingEr
     parse_host(text)
         .map(|(_host, name)| name)
         .ok_or_else(|| SettingError::BadName {
-            name: escape_value(text),
+            name: quote::value(text),
         })
 }
 
@@ -110,7 +111,8 @@ fn parse_host(text: &str) -> Option<(String, ServerName<'static>)> {
         return Some((address.to_string(), ServerName::from(address)));
     }
     let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
-    if !is_dns_name(&name) {
+    // As for a public host: a name that no message may repeat is not used.
+    if !is_dns_name(&name) || quote::pasted(text).is_some() {
         return None;
     }
     let server_name = ServerName::try_from(name.clone()).ok()?;

@@ -6,9 +6,10 @@ use serde::de::DeserializeOwned;
 use serde_saphyr::{Error, Location};
 
 use super::{
-    error::{ConfigError, FileKind, Position, SettingError, YamlError, escape_value},
+    error::{ConfigError, FileKind, Position, SettingError, YamlError},
     file,
 };
+use crate::quote;
 
 /// Reads `file` and parses it; JSON is YAML too.
 pub(crate) fn load<T: DeserializeOwned>(kind: FileKind, file: &Path) -> Result<T, ConfigError> {
@@ -58,13 +59,13 @@ fn fault(error: Error) -> SettingError {
         Error::SerdeUnknownField {
             field, expected, ..
         } => SettingError::UnknownKey {
-            key: escape_value(field),
+            key: quote::value(field),
             nearest: nearest(field, expected),
             known: expected.join(", "),
         },
         Error::SerdeMissingField { field, .. } => SettingError::MissingKey { key: field },
         Error::DuplicateMappingKey { key, .. } => SettingError::TwiceTheKey {
-            key: escape_value(key.as_deref().unwrap_or_default()),
+            key: quote::value(key.as_deref().unwrap_or_default()),
         },
         Error::Unexpected { expected, .. } if expected.contains("sequence") => {
             SettingError::NotAList
