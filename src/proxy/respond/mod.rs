@@ -186,9 +186,7 @@ fn rejected(rejection: Rejection) -> ErrorStatus {
         Rejection::BadHost => {
             bad_request("the request's host is malformed or given more than once")
         }
-        Rejection::HostMismatch => {
-            bad_request("the request names two different hosts")
-        }
+        Rejection::HostMismatch => bad_request("the request names two different hosts"),
         Rejection::NotOurs => ErrorStatus::new(
             StatusCode::MISDIRECTED_REQUEST,
             "MisdirectedRequest",

@@ -88,7 +88,12 @@ async fn codings_other_than_chunked() {
         "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
     ];
-    refuses(&World::new(), &requests, "only supported Transfer-Encoding is chunked").await;
+    refuses(
+        &World::new(),
+        &requests,
+        "only supported Transfer-Encoding is chunked",
+    )
+    .await;
     let requests = [
         "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: identity\r\n\r\nbody",
         "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: chunked, gzip\r\n\r\nbody",
