@@ -48,7 +48,7 @@ pub enum Command {
     /// Run the proxy: it needs a certificate to present and an apiserver to forward to
     #[command(after_help = SERVE_EXAMPLES)]
     Serve(Box<ServeArgs>),
-    /// Say what works and what does not, with the mend, before users find out
+    /// Check configuration, certificates and network, and say how to fix what is wrong
     #[command(after_help = CHECK_EXAMPLES)]
     Check(Box<CheckArgs>),
     /// Print a kubeconfig for people outside, who reach the proxy by its public name
@@ -185,10 +185,10 @@ file; a list replaces the whole list.";
 
 const CHECK_EXAMPLES: &str = "\
 Examples:
-  Where the proxy runs or will run, with the flags that serve has:
+  Where the proxy runs or will run, with the flags of serve:
     kube-tls-proxy check --cert tls.crt --key tls.key --kubeconfig admin.conf
 
-  From anywhere, through the running proxy, with a watch of 20 seconds:
+  From any machine, through the running proxy, with a watch of 20 seconds:
     kube-tls-proxy check --through https://kube.example.com --token-file token --long
 
 The flags of serve have their environment variables here too.
