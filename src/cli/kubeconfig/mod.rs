@@ -41,19 +41,19 @@ pub struct KubeconfigArgs {
     )]
     pub server: String,
 
-    /// Take names and token or exec plugin from this kubeconfig, never a client certificate
+    /// Copy names and token or exec plugin from this kubeconfig, never a client certificate
     #[arg(long, value_name = "FILE")]
     pub from: Option<PathBuf>,
 
-    /// Use this context of it [default: its current-context]
+    /// Use this context of --from [default: its current-context]
     #[arg(long, value_name = "NAME", requires = "from")]
     pub context: Option<String>,
 
-    /// Put the token in this file into it
+    /// Put the token in this file into the kubeconfig
     #[arg(long, value_name = "FILE", conflicts_with = "exec_command")]
     pub token_file: Option<PathBuf>,
 
-    /// Let kubectl get a token from this program, for instance an OIDC login
+    /// Let kubectl run this program to get a token, for example an OIDC login
     #[arg(long, value_name = "COMMAND")]
     pub exec_command: Option<String>,
 
@@ -66,19 +66,19 @@ pub struct KubeconfigArgs {
     )]
     pub exec_args: Vec<String>,
 
-    /// Call cluster, user and context this [default: as in --from, or the host of --server]
+    /// Name of cluster, user and context [default: as in --from, or the host of --server]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
 
-    /// Write it into this file, readable for its owner alone, instead of printing it
+    /// Write to this file, which only its owner can read, instead of stdout
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 
-    /// Add to the kubeconfig in --output, or replace cluster, user and context of the same name and server
+    /// Add to the kubeconfig in --output and keep its other entries
     #[arg(long, requires = "output")]
     pub merge: bool,
 
-    /// Overwrite the file, or entries of others with --merge; the old file stays as FILE.bak
+    /// Overwrite an existing file, or with --merge foreign entries; FILE.bak keeps the old file
     #[arg(long, requires = "output")]
     pub force: bool,
 }
