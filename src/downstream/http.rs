@@ -262,7 +262,7 @@ where
         self.streams.send_modify(|running| {
             *running += 1;
             if *running == self.most {
-                self.connected.counts().limit_hit(Limit::Streams);
+                self.connected.counts().limits_hit.count(Limit::Streams);
             }
         });
         let running = Running(Arc::clone(&self.streams));

@@ -21,9 +21,8 @@ use super::{
     request_info::{RequestInfo, ResourceName},
 };
 use crate::{
-    metrics::{
-        Counters, LongLived, OpenStream, Protocol, RequestRecord, Resource, StreamInfo, Verb,
-    },
+    activity::{LongLived, OpenStream, StreamInfo},
+    metrics::{Counters, Protocol, RequestRecord, Resource, Verb},
     text::escape,
 };
 
@@ -138,10 +137,12 @@ impl Access {
         let Some(kind) = self.asked.as_deref().and_then(|asked| asked.kind(status)) else {
             return;
         };
-        self.open = self
-            .asked
-            .as_deref()
-            .map(|asked| OpenStream::new(&self.counts, asked.holder(kind, self.started)));
+        self.open = self.asked.as_deref().map(|asked| {
+            OpenStream::new(
+                Arc::clone(self.counts.activity()),
+                asked.holder(kind, self.started),
+            )
+        });
         if let Some(logged) = &self.logged {
             let info = RequestInfo::new(&logged.method, &logged.uri);
             info!(
@@ -162,7 +163,7 @@ impl Access {
 
     pub(super) fn sent(&mut self, bytes: usize) {
         self.sent += bytes as u64;
-        self.counts.sent(bytes as u64);
+        self.counts.sent.add(bytes as u64);
     }
 
     /// Notes that the response ended well. What the proxy answered in place of the apiserver stays failed.
@@ -184,7 +185,7 @@ impl Access {
     pub(super) fn tunnelled(&mut self, received: u64, sent: u64, whole: bool) {
         self.received = Some(Arc::new(AtomicU64::new(received)));
         self.sent = sent;
-        self.counts.sent(sent);
+        self.counts.sent.add(sent);
         self.outcome = if whole {
             Outcome::Complete
         } else {
@@ -227,7 +228,7 @@ impl Drop for Access {
         let duration = self.started.elapsed();
         let received = self.received.as_ref();
         let received = received.map_or(0, |received| received.load(Ordering::Relaxed));
-        self.counts.received(received);
+        self.counts.received.add(received);
         self.counts.request(&RequestRecord {
             verb: self.verb,
             resource: self.resource,

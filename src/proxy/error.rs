@@ -1,7 +1,7 @@
 //! Why a request is answered by the proxy itself.
 
 use super::Rejection;
-use crate::upstream::UpstreamError;
+use crate::{metrics::ErrorReason, upstream::UpstreamError};
 
 /// Why a request got no response from the apiserver.
 #[derive(Debug, thiserror::Error)]
@@ -25,25 +25,30 @@ impl Error {
     /// The `error.type` of log lines.
     #[must_use]
     pub fn label(&self) -> &'static str {
+        self.reason().label()
+    }
+
+    /// The label of `errors_total`.
+    pub(super) fn reason(&self) -> ErrorReason {
         match self {
-            Self::Rejected(_) => "rejected",
-            Self::Upstream(error) => upstream_label(error),
-            Self::WrongSwitch | Self::RedirectedUpgrade => "protocol",
+            Self::Rejected(_) => ErrorReason::Rejected,
+            Self::Upstream(error) => upstream_reason(error),
+            Self::WrongSwitch | Self::RedirectedUpgrade => ErrorReason::Protocol,
         }
     }
 }
 
-fn upstream_label(error: &UpstreamError) -> &'static str {
+fn upstream_reason(error: &UpstreamError) -> ErrorReason {
     match error {
-        UpstreamError::NoEndpoint { .. } => "no_endpoint",
-        UpstreamError::Connect { .. } => "connect",
-        UpstreamError::ConnectTimeout { .. } => "connect_timeout",
-        UpstreamError::Verify { .. } => "verify",
-        UpstreamError::Handshake { .. } => "handshake",
-        UpstreamError::Unsent { .. } | UpstreamError::Refused { .. } => "unprocessed",
-        UpstreamError::Lost { .. } => "lost",
-        UpstreamError::Upload { .. } => "upload",
-        UpstreamError::UnsolicitedUpgrade | UpstreamError::Protocol { .. } => "protocol",
-        UpstreamError::Shared(error) => upstream_label(error),
+        UpstreamError::NoEndpoint { .. } => ErrorReason::NoEndpoint,
+        UpstreamError::Connect { .. } => ErrorReason::Connect,
+        UpstreamError::ConnectTimeout { .. } => ErrorReason::ConnectTimeout,
+        UpstreamError::Verify { .. } => ErrorReason::Verify,
+        UpstreamError::Handshake { .. } => ErrorReason::Handshake,
+        UpstreamError::Unsent { .. } | UpstreamError::Refused { .. } => ErrorReason::Unprocessed,
+        UpstreamError::Lost { .. } => ErrorReason::Lost,
+        UpstreamError::Upload { .. } => ErrorReason::Upload,
+        UpstreamError::UnsolicitedUpgrade | UpstreamError::Protocol { .. } => ErrorReason::Protocol,
+        UpstreamError::Shared(error) => upstream_reason(error),
     }
 }

@@ -15,9 +15,9 @@ pub(super) fn notice(error: &Error, connected: &Connected) {
     if let Error::Rejected(rejection) = error
         && let Some(limit) = limit(*rejection)
     {
-        connected.counts().limit_hit(limit);
+        connected.counts().limits_hit.count(limit);
     }
-    let line = connected.failed(error.label(), || error_chain(error).to_string());
+    let line = connected.record_error(error.reason(), || error_chain(error).to_string());
     let Some(kept_back) = line else {
         return;
     };
