@@ -2,13 +2,13 @@
 #
 #   docker build --build-arg VERSION=0.1.0 --build-arg REVISION="$(git rev-parse HEAD)" --tag kube-tls-proxy:0.1.0 .
 #
-# Both stages are Debian 12, so the binary meets the C library that it was linked with. Pin both images by digest where you
+# Both stages are Debian 12, so the binary runs with the C library that it was linked with. Pin both images by digest when you
 # build for production.
 
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
 
-# The dependencies first, with empty sources for every target that a manifest names: this layer is built again only when a
+# First the dependencies, with empty sources for every target that a manifest names. This layer is built again only when a
 # manifest changes.
 COPY Cargo.toml Cargo.lock ./
 COPY tests/standin/Cargo.toml tests/standin/
@@ -19,11 +19,11 @@ RUN for file in src/lib.rs tests/standin/src/lib.rs; do mkdir -p "${file%/*}" &&
  && cargo build --release --locked --package kube-tls-proxy --bin kube-tls-proxy
 
 COPY src src
-# Copied files keep their times, which are older than what was just built, so cargo would think that it is done.
+# Copied files keep their modification times, which are older than the build above. Without `touch`, cargo would not build again.
 RUN touch src/lib.rs src/main.rs \
  && cargo build --release --locked --package kube-tls-proxy --bin kube-tls-proxy
 
-# The C library and libgcc, and no shell; nothing is written, so the root file system may be read-only.
+# The C library and libgcc, and no shell. The proxy writes no files, so the root file system may be read-only.
 FROM gcr.io/distroless/cc-debian12:nonroot
 ARG VERSION=unknown
 ARG REVISION=unknown
@@ -34,7 +34,7 @@ LABEL org.opencontainers.image.title="kube-tls-proxy" \
       org.opencontainers.image.revision="$REVISION" \
       org.opencontainers.image.base.name="gcr.io/distroless/cc-debian12:nonroot"
 COPY --from=build /src/target/release/kube-tls-proxy /usr/bin/kube-tls-proxy
-# As a number, which is what runAsNonRoot can check.
+# As a number, because runAsNonRoot can only check a number.
 USER 65532:65532
 EXPOSE 8443 9090
 ENTRYPOINT ["/usr/bin/kube-tls-proxy"]

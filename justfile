@@ -1,14 +1,14 @@
-# What one types while working. The list of checks is in .ci/run; CI runs the same.
+# Shortcuts for daily work. The list of checks is in .ci/run; CI runs the same.
 
 [private]
 default:
     @just --list --unsorted
 
-# Everything a change has to pass
+# Every check that a change has to pass
 check:
     .ci/run all
 
-# Some of it: test fmt clippy doc deny demo browser packaging cluster
+# Some of its steps: test fmt clippy doc deny demo browser packaging cluster
 step +STEPS:
     .ci/run {{STEPS}}
 
@@ -20,16 +20,16 @@ test NAME="":
 bench *ARGS:
     cargo bench {{ARGS}}
 
-# The proxy beside nginx, HAProxy, Caddy and Envoy; see benches/peers/README.md
+# Compare the proxy with nginx, HAProxy, Caddy and Envoy; see benches/peers/README.md
 peers *ARGS:
     benches/peers/compare.py {{ARGS}}
 
-# One fuzz target, until it finds something or Ctrl-C (nightly, cargo-fuzz); new inputs go below target
+# Run one fuzz target until it finds something or Ctrl-C (nightly, cargo-fuzz); new inputs go below target
 fuzz TARGET *ARGS:
     mkdir -p target/fuzz/{{TARGET}}
     cargo +nightly fuzz run {{TARGET}} target/fuzz/{{TARGET}} fuzz/corpus/{{TARGET}} {{ARGS}}
 
-# The proxy before a stand-in apiserver, with a kubeconfig to try it
+# The proxy in front of a stand-in apiserver, with a kubeconfig to try it
 run:
     cargo run --release --example demo
 

@@ -1,5 +1,5 @@
-//! Runs the body of one target on what libFuzzer makes up. Every binary is built from this file; its name
-//! is the target's.
+//! Runs the body of one target on the inputs of libFuzzer. Every binary is built from this file and has
+//! the name of its target.
 
 #![no_main]
 

@@ -1,15 +1,15 @@
-"""The cells: what is measured, how much of it, and in which unit. No cell knows who is measured."""
+"""The cells: the work that is measured, its amount and its unit. No cell depends on a contender."""
 
 from dataclasses import dataclass
 
 MIB = 1 << 20
-# What the apiserver answers.
+# The sizes of the apiserver's responses.
 BODY_BYTES = {"/small": 1 << 10, "/list": 10 * MIB}
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What CPU time is divided by, and how the quotient is written."""
+    """The unit that CPU time is divided by, and its label."""
 
     name: str
     label: str
@@ -69,7 +69,7 @@ class Cell:
     name: str
     title: str
     unit: Unit
-    # Cells of one group share a process of the contender; watches get a fresh one, for their memory.
+    # Cells of one group share a process of the contender; watches get a new process, for their memory.
     group: str
     work: object
     seconds: float  # about how long it takes, and how long with --quick

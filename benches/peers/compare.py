@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compares kube-tls-proxy with the proxies one would pick instead; README.md says how to read it.
+"""Compares kube-tls-proxy with other proxies; README.md says how to read the figures.
 
 This file is the command line: what is asked for, whether it can be had, and the exit code.
 """
@@ -34,13 +34,13 @@ def parser():
         epilog="Exit codes: 0 done, 1 something failed while measuring, 2 unusable command line or files.",
     )
     what = parse.add_argument_group("what to do (without any of these: verify, measure, print tables)")
-    what.add_argument("--verify", action="store_true", help="only try whether bad apiservers are refused")
-    what.add_argument("--list", action="store_true", help="only say which contenders and cells there are")
+    what.add_argument("--verify", action="store_true", help="only test that bad apiservers are refused")
+    what.add_argument("--list", action="store_true", help="only list contenders and cells")
     what.add_argument("--table", nargs="+", metavar="ROWS", help="only print the tables of earlier rows")
     what.add_argument("--draw", nargs="+", metavar="ROWS", help="only draw earlier rows, into --picture")
     what.add_argument("--picture", metavar="FILE.svg", help="draw the figures into this file")
     how = parse.add_argument_group("how to measure")
-    how.add_argument("--quick", action="store_true", help="about two minutes; shows that all works, not who is better")
+    how.add_argument("--quick", action="store_true", help="about two minutes; shows that everything works, not which proxy is better")
     how.add_argument("--rounds", type=_positive, metavar="N", help="default 5, with --quick 1")
     how.add_argument("--contenders", type=_names, metavar="A,B", help="default: all that are installed")
     how.add_argument("--cells", type=_names, metavar="A,B", help="default: all")
@@ -80,7 +80,7 @@ _positive.__name__, _port.__name__ = "positive number", "port number"
 
 def main(arguments=None):
     options = parser().parse_args(arguments)
-    # Ends like Ctrl-C does, with everything cleaned up.
+    # Ends as on Ctrl-C, with everything cleaned up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return run(options)
@@ -104,10 +104,10 @@ def run(options):
         draw(options.picture, runs, rows)
         return 0
     if not sys.platform.startswith("linux"):
-        raise Problem("CPU time is read from /proc as Linux has it; there is no other way here yet.")
+        raise Problem("This script needs Linux: it reads CPU time from /proc.")
 
     programs = {program: peers.find(program, getattr(options, program)) for program in PROGRAMS}
-    # Ours can always be built; a path that was given has to be right.
+    # Our binary can always be built; a path from the command line must exist.
     programs[peers.OURS] = peers.find(peers.OURS, options.proxy) if options.proxy else "built when needed"
     chosen, left_out = peers.choose(options.contenders, programs)
     cells = cells_named(options.cells)
@@ -130,7 +130,7 @@ def run(options):
     load = peers.find("peers-load", options.load) if options.load else build("peers-load")
 
     if pins.load:
-        os.sched_setaffinity(0, pins.load)  # What we do between the cells must not disturb the proxy either.
+        os.sched_setaffinity(0, pins.load)  # The work of this script between the cells must not disturb the proxy either.
     with tempfile.TemporaryDirectory(prefix="peers-") as folder:
         write_pki(load, folder)
         setting = Setting(load, programs, folder, options.workers, pins.proxy, pins.load, options.port, descriptors)
@@ -148,7 +148,7 @@ def run(options):
                 out.write(json.dumps({"run": about}) + "\n")
                 rows = measure(setting, clients, passed, cells, rounds, out)
         finally:
-            stop_all()  # Before the folder goes that they write to.
+            stop_all()  # Before the folder is removed that they write to.
     print(figures.tables([about], rows))
     say(f"The rows are in {path}.")
     draw(options.picture, [about], rows)
@@ -170,7 +170,7 @@ def describe(options, chosen, programs, pins, rounds):
 
 
 def open_rows(path):
-    """A new file for the rows: figures that took half an hour are not written over."""
+    """A new file for the rows: figures that took half an hour are never overwritten."""
     if not path:
         folder = os.path.join(peers.HERE, "out")
         os.makedirs(folder, exist_ok=True)
@@ -195,7 +195,7 @@ def draw(path, runs, rows):
 
 
 def build(package):
-    """The release binary of a package of this workspace; cargo says where it put it."""
+    """The path of the release binary of a package of this workspace, from cargo's output."""
     say(f"Building {package}; the first time takes some minutes.")
     command = ["cargo", "build", "--release", "--package", package, "--message-format", "json-render-diagnostics"]
     try:
@@ -203,7 +203,7 @@ def build(package):
     except OSError as err:
         raise Problem(f"cargo cannot be run: {err.strerror}; see https://rustup.rs.") from err
     if built.returncode:
-        raise Problem(f"{package} does not build; cargo said why above.", FAILED)
+        raise Problem(f"{package} does not build; the output of cargo above says why.", FAILED)
     messages = (json.loads(line) for line in built.stdout.splitlines() if line.startswith(b"{"))
     found = [m["executable"] for m in messages if m.get("executable") and m["target"]["name"] == package]
     if not found:

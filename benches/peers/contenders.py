@@ -1,4 +1,4 @@
-"""Who takes part: our binary and the proxies one would pick instead, and how each is found and configured.
+"""The contenders: our binary and other proxies, and how each is found and configured.
 
 All get the same work: TLS 1.3 on both legs, the apiserver verified against a private CA and by name.
 """
@@ -25,11 +25,11 @@ class Contender:
     template: str = ""
     values: dict = field(default_factory=dict)
     environment: dict = field(default_factory=dict)
-    # Bad apiservers that it is known to accept, and what a user has to know about that.
+    # Bad apiservers that it is known to accept, with a remark for the user.
     known: dict = field(default_factory=dict)
 
 
-# How each program is installed, for the sentence that says what is missing.
+# How to install each program, for the error that says which is missing.
 PACKAGES = {
     "nginx": "the Debian package nginx-light",
     "haproxy": "the Debian package haproxy",
@@ -44,7 +44,7 @@ _ENVOY = (
     *("@PROGRAM@", "-c", "@CONFIG@", "--concurrency", "@WORKERS@"),
     *("--log-level", "error", "--disable-hot-restart"),
 )
-# Caddy is one process with as many threads as Go sees CPUs, whatever it is pinned to; and it keeps state.
+# Caddy is one process with one thread per CPU that Go sees, even if it is pinned to fewer; and it keeps state.
 _CADDY_ENVIRONMENT = {
     "GOMAXPROCS": "@WORKERS@",
     "HOME": "@RUN@",
@@ -115,7 +115,7 @@ CONTENDERS = {
             "envoy.yaml",
             {"ALPN": "http/1.1", "PROTOCOL": "http_protocol_options: {}"},
         ),
-        # Without the number of streams Envoy opens more on a new connection than the apiserver takes.
+        # Without the number of streams, Envoy opens more on a new connection than the apiserver allows.
         Contender(
             "envoy-h2",
             "envoy",
@@ -128,18 +128,18 @@ CONTENDERS = {
 
 
 def fill(text, values):
-    """Puts values into the places that are written @LIKE_THIS@; a place without a value is a mistake."""
+    """Replaces each placeholder @LIKE_THIS@ by its value; a placeholder without a value is an error."""
 
     def value(place):
         if place[1] not in values:
-            raise KeyError(f"nothing to put in place of {place[0]}")
+            raise KeyError(f"the placeholder {place[0]} has no value")
         return str(values[place[1]])
 
     return re.sub(r"@([A-Z_]+)@", value, text)
 
 
 def render(contender, values):
-    """The configuration file of a contender, or nothing when flags say it all."""
+    """The configuration file of a contender, or None if it needs only flags."""
     if not contender.template:
         return None
     with open(os.path.join(HERE, "configs", contender.template), encoding="utf-8") as file:
@@ -147,13 +147,13 @@ def render(contender, values):
 
 
 def find(program, given=None):
-    """Where a program is, or nothing. A path that was given has to be right."""
+    """The path of a program, or None. A path from the command line must exist."""
     if given:
         path = shutil.which(given)
         if not path:
             raise Problem(f"{given} is not a program that can be run.")
     else:
-        # Debian keeps servers out of the path of ordinary users.
+        # On Debian, servers are not in the PATH of ordinary users.
         path = shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if path and program == "envoy":
         path = _behind_wrapper(path)
@@ -161,7 +161,7 @@ def find(program, given=None):
 
 
 def _behind_wrapper(path):
-    """PyPI's envoy is a script that runs the real one, and its start is not Envoy's."""
+    """The envoy of PyPI is a script that runs the real one; its start time is not Envoy's."""
     pattern = os.path.join(
         os.path.dirname(os.path.dirname(os.path.abspath(path))),
         *("lib", "python*", "site-packages", "envoy", "_bin", "envoy"),
@@ -170,7 +170,7 @@ def _behind_wrapper(path):
 
 
 def version(program, path):
-    """The version that a program says it has, or a question mark."""
+    """The version that a program reports, or a question mark."""
     flag = {"nginx": "-v", "haproxy": "-v", "caddy": "version"}.get(program, "--version")
     try:
         said = subprocess.run(
@@ -187,13 +187,13 @@ def version(program, path):
 
 
 def parse_version(said):
-    """The first number with three parts; one with two may belong to a path."""
+    """The first number with three parts; a number with two may be part of a path."""
     found = re.search(r"\d+\.\d+\.\d+", said)
     return found[0] if found else "?"
 
 
 def choose(names, programs):
-    """The contenders to measure: those named, or all that are installed; and a sentence for each left out."""
+    """The contenders to measure: those named, or all that are installed; and a sentence for each one left out."""
     for name in names or []:
         if name not in CONTENDERS:
             raise Problem(f"There is no contender {name}. There are {', '.join(CONTENDERS)}.")

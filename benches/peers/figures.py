@@ -1,4 +1,4 @@
-"""Rows of one or more runs, their medians, and the tables of them.
+"""Rows of one or more runs, their medians, and their tables.
 
 Figures are compared within one kind of run only: rows that were taken differently are refused, not mixed.
 """
@@ -11,7 +11,7 @@ from cells import CELLS
 from contenders import CONTENDERS, OURS
 from problem import Problem
 
-# What has to be the same before two runs may share a table.
+# The properties that must be equal for two runs to share a table.
 _KIND = ("quick", "workers", "pin", "machine")
 
 
@@ -26,14 +26,14 @@ class Measure:
 
 MAIN = Measure("cpu_per_unit", "CPU time of the proxy per unit of work; lower is better")
 MEASURES = (
-    Measure("rate", "Units a second; higher is better, but the clients share a CPU", False),
+    Measure("rate", "Units per second; higher is better, but the clients share a CPU", False),
     Measure("p50_ms", "Median latency, ms; lower is better"),
     Measure("p99_ms", "99th percentile of latency, ms; lower is better"),
     Measure("utilisation", "How busy the proxy's CPU was, 1 is a whole one", False),
     Measure("upstream_cpu_per_unit", "CPU time of the apiserver, in the units of the first table"),
     Measure("kib_per_watch", "Memory per watch, KiB (growth of PSS); lower is better"),
 )
-# Of the process and not of a cell.
+# Figures of the process, not of a cell.
 PROCESS = (
     ("start", Measure("cold_start_ms", "start to first answer, ms")),
     ("start", Measure("rss_mib", "RSS after start, MiB")),
@@ -44,7 +44,7 @@ PROCESS = (
 
 
 def read(paths):
-    """The runs and the rows of files, if they may be put together."""
+    """The runs and the rows of files, if they can be combined."""
     runs, rows = [], []
     for path in paths:
         try:
@@ -76,7 +76,7 @@ def cells_of(rows):
 
 
 def median(rows, contender, cell, field):
-    """The median over the rounds; nothing when no round has the figure."""
+    """The median over the rounds; None if no round has the figure."""
     values = [
         row[field]
         for row in rows
@@ -86,19 +86,19 @@ def median(rows, contender, cell, field):
 
 
 def errors(rows, contender, cell):
-    """How many errors there were, and the words of the first."""
+    """The number of errors, and the text of the first."""
     found = [row for row in rows if row["contender"] == contender and row["cell"] == cell and row.get("errors")]
     return sum(row["errors"] for row in found), next((row["first_error"] for row in found if row.get("first_error")), "")
 
 
 def clean(rows, cell, names):
-    """The medians of the main figure of those who made no errors: the only ones that may be the best."""
+    """The medians of the main figure, without contenders that had errors: only these can be the best."""
     medians = {name: median(rows, name, cell, MAIN.field) for name in names}
     return {name: value for name, value in medians.items() if value is not None and not errors(rows, name, cell)[0]}
 
 
 def number(value):
-    """Three digits that count, and all of them before the point."""
+    """Three significant digits, and every digit before the point."""
     if value is None:
         return "–"
     if abs(value) >= 100:
@@ -115,7 +115,7 @@ def counted(errors):
 
 
 def tables(runs, rows):
-    """All of it, as Markdown."""
+    """All tables, as Markdown."""
     names, cells = contenders_of(rows), cells_of(rows)
     parts = [_about(runs, rows)]
     if cells:

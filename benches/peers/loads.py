@@ -1,4 +1,4 @@
-"""Runs one cell against a proxy that is up, and reads what the clients say.
+"""Runs one cell against a running proxy, and reads the output of the clients.
 
 CPU is read right before the work and right after it; opening connections and warming up lie outside.
 """
@@ -17,13 +17,13 @@ FRONT_NAME = "kube.example.com"
 READY_SECONDS = 60
 WORK_SECONDS = 40
 H2LOAD_SECONDS = 60
-# Until memory is read: allocators and buffers of freshly opened watches come to rest.
+# The wait until memory is read: allocators and buffers of new watches have to settle.
 SETTLE_SECONDS, QUICK_SETTLE_SECONDS = 1.5, 0.6
 
 
 @dataclass(frozen=True)
 class Clients:
-    """Where the client programs are and how they run."""
+    """The paths of the client programs and their settings."""
 
     h2load: str
     load: str
@@ -33,7 +33,7 @@ class Clients:
 
 
 def run(cell, clients, stage):
-    """One row's worth of figures; errors are in it, and not raised."""
+    """The figures of one row; errors are part of it and are not raised."""
     if isinstance(cell.work, H2load):
         row = _h2load(cell.work, clients, stage)
     elif isinstance(cell.work, Watch):
@@ -44,7 +44,7 @@ def run(cell, clients, stage):
 
 
 def derive(cell, row):
-    """Adds units and the quotients; nothing is divided by work that was not done."""
+    """Adds units and quotients; without units there are no quotients."""
     if cell.unit is BULK:
         units = row.get("bytes", 0) / (100 * MIB)
     else:
@@ -81,7 +81,7 @@ def _target(clients, stage):
 
 
 def _with_setup(ready, row):
-    """What failed while the load got ready is as much an error as what failed later."""
+    """Failures while the load got ready are errors, like later ones."""
     row["errors"] += ready["errors"]
     row["first_error"] = ready["first_error"] or row["first_error"]
     return row
@@ -119,7 +119,7 @@ def _watch(work, clients, stage):
             return client.hear(WORK_SECONDS)
 
         row = _metered(stage, go)
-        # The client counts what failed since it began; its result has the failures of opening in it.
+        # The client counts failures from its start; its result includes those of opening.
         if ready["ready"]:
             row["kib_per_watch"] = (after.pss - before.pss) / ready["ready"]
         row["peak_rss_mib"] = stage.proxy.memory().peak_rss / 1024
@@ -146,7 +146,7 @@ def _h2load_once(work, clients, stage, count, log):
     command = [
         *(clients.h2load, "-n", str(count), "-c", str(min(work.clients, count)), "-m", str(work.streams)),
         *("-t", "1", "--tls13-ciphers=TLS_AES_128_GCM_SHA256", "--groups=X25519"),
-        # 4 MiB a stream and 1 GiB a connection, as Go's client has.
+        # 4 MiB per stream and 1 GiB per connection, like Go's client.
         *("-w", "22", "-W", "30"),
         *("-H", "user-agent: kubectl/v1.33.0 (linux/amd64)", "-H", "accept: application/json"),
         *("-H", "authorization: Bearer 0123456789abcdef0123456789abcdef"),
@@ -156,21 +156,21 @@ def _h2load_once(work, clients, stage, count, log):
         command.append("--h1")
     if log:
         if os.path.exists(log):
-            os.unlink(log)  # h2load adds to what is there.
+            os.unlink(log)  # h2load appends to an existing file.
         command.append(f"--log-file={log}")
     command.append(f"https://{FRONT_NAME}:{stage.port}{work.path}")
     client = Child(command, clients.cpus, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         said, _ = client.process.communicate(timeout=H2LOAD_SECONDS)
     except subprocess.TimeoutExpired:
-        raise Problem(f"h2load was not done within {H2LOAD_SECONDS} s.", FAILED) from None
+        raise Problem(f"h2load did not finish within {H2LOAD_SECONDS} s.", FAILED) from None
     finally:
         client.stop()
     return parse_h2load(said.decode(errors="replace"), count, BODY_BYTES[work.path])
 
 
 def parse_h2load(said, count, body_bytes):
-    """The summary of h2load, where an answer counts when its status is no other and its body is all there.
+    """The summary of h2load. A response counts if it has the right status and its whole body.
 
     Its own count of successes is not used: it takes an answer with an empty reason phrase for a failure, and
     HAProxy sends those. So bytes decide about answers whose status it did not read.
@@ -181,7 +181,7 @@ def parse_h2load(said, count, body_bytes):
     data = re.search(r"^traffic: .* \((\d+)\) data", said, re.MULTILINE)
     if not took or not ended or not others or not data:
         last = (said.strip().splitlines() or ["nothing"])[-1]
-        raise Problem(f"h2load ended with: {last}", FAILED)
+        raise Problem(f"h2load failed: {last}", FAILED)
     broken = int(ended[2]) + int(ended[3])
     answered = [int(number) for number in others.groups()]
     done = min(int(ended[1]) - broken - sum(answered), int(data[1]) // body_bytes)
@@ -205,7 +205,7 @@ def h2load_latencies(lines):
 
 
 def percentiles(latencies):
-    """By the nearest rank, as the Rust client has them."""
+    """By the nearest rank, like the Rust client."""
     if not latencies:
         return {"p50_ms": None, "p99_ms": None}
     rank = lambda percent: max(1, -(-len(latencies) * percent // 100)) - 1

@@ -1,4 +1,4 @@
-"""What this machine is, and which of its CPUs the proxy and its load get."""
+"""Describes this machine, and assigns its CPUs to the proxy and its load."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from problem import Problem
 
-# 2,000 watches over HTTP/1.1 take a descriptor on each side of the proxy, and a thousand clients more.
+# 2,000 watches over HTTP/1.1 take a descriptor on each side of the proxy; a thousand clients take more.
 DESCRIPTORS = 8192
 
 
@@ -34,7 +34,7 @@ def parse_pins(text):
         raise Problem(f"--pin {text}: write PROXY:LOAD with numbers of CPUs, such as 0:1 or 0,1:2-3, or none.") from None
     missing = (proxy | load) - os.sched_getaffinity(0)
     if missing:
-        raise Problem(f"--pin {text}: this machine does not give us CPU {', '.join(map(str, sorted(missing)))}.")
+        raise Problem(f"--pin {text}: this process may not use CPU {', '.join(map(str, sorted(missing)))}.")
     return Pins(proxy, load)
 
 
@@ -49,7 +49,7 @@ def _parse_cpus(text):
 
 
 def default_pins(cpus, workers):
-    """A CPU for each worker, one of its own for the load, and none when there is but one."""
+    """One CPU per worker and another one for the load; no pinning on a machine with one CPU."""
     cpus = sorted(cpus)
     if len(cpus) < 2:
         return Pins(frozenset(), frozenset())
@@ -57,19 +57,19 @@ def default_pins(cpus, workers):
 
 
 def warnings(pins, workers, cpus):
-    """Sentences about what makes figures here unlike those of two CPUs and one worker."""
+    """Warnings about everything that makes figures here differ from those of two CPUs and one worker."""
     if not pins.proxy:
-        yield "Nothing is pinned: proxy and load take CPU time from each other, and figures will scatter."
+        yield "Nothing is pinned: proxy and load take CPU time from each other, and figures will vary."
         return
     if pins.proxy & pins.load:
-        yield "Proxy and load share a CPU: rates and latencies say little, CPU time somewhat more."
+        yield "Proxy and load share a CPU: rates and latencies mean little; CPU time is more reliable."
     if len(pins.proxy) < workers:
         yield f"{workers} workers share {len(pins.proxy)} CPU{'s' * (len(pins.proxy) > 1)}."
     if len(cpus) != 2:
         yield f"This machine has {len(cpus)} CPUs and the comparison is meant for 2; it uses {pins}. --pin chooses others."
     for cpu in sorted(pins.proxy):
         if (siblings(cpu) - {cpu}) & pins.load:
-            yield f"CPU {cpu} of the proxy is the other half of a core that the load uses; with --pin it can be another's."
+            yield f"CPU {cpu} of the proxy is a hyper-thread of a core that the load uses; choose another with --pin."
 
 
 def siblings(cpu):
@@ -81,7 +81,7 @@ def siblings(cpu):
 
 
 def raise_descriptors():
-    """As many open files as we may have; how many that is."""
+    """Raises the limit of open files as far as possible; returns it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
     if limit < DESCRIPTORS:

@@ -1,4 +1,4 @@
-"""The rounds: every contender in turn, every cell of it, one row each, and what is shown meanwhile."""
+"""The rounds: every contender in turn, every cell of it, one row each; and the progress messages."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ from figures import counted, number
 from problem import Problem
 from stage import Stage, verify
 
-START_ESTIMATE = 0.6  # seconds to bring a contender up and down again
+START_ESTIMATE = 0.6  # seconds to start and stop a contender
 
 
 def steps(contenders, cells, rounds):
@@ -29,7 +29,7 @@ def steps(contenders, cells, rounds):
 
 
 class Progress:
-    """Says what is done and about how long the rest takes, on standard error."""
+    """Reports progress and the estimated remaining time, on standard error."""
 
     def __init__(self, planned, quick, out=sys.stderr):
         self._begun = time.monotonic()
@@ -39,7 +39,7 @@ class Progress:
         self._took = {}
 
     def left(self):
-        """Seconds, by what each cell took so far and by what is usual before it ran once."""
+        """Seconds, from the duration of each cell so far, or from its usual duration before its first run."""
         total = self._starts * START_ESTIMATE
         for cell in self._left:
             took = self._took.get(cell.name)
@@ -75,7 +75,7 @@ def measure(setting, clients, contenders, cells, rounds, out):
     def put(row):
         rows.append(row)
         out.write(json.dumps(row) + "\n")
-        out.flush()  # What is measured stays, even when the run is ended.
+        out.flush()  # The rows measured so far are kept, even if the run is stopped.
 
     for turn, contender, group in planned:
         progress.started()

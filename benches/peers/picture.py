@@ -1,4 +1,4 @@
-"""Draws the main figures: one panel a cell, a bar for each contender, ours marked, in light and dark.
+"""Draws the main figures: one panel per cell, one bar per contender, ours highlighted, in light and dark.
 
 Every panel has a scale of its own, so bars are compared within a panel only; the ratio to the panel's best is
 written beside each bar, for those who do not go by length.
@@ -58,7 +58,7 @@ def svg(runs, rows):
         f'<desc id="d">{escape(_words(rows, names))}</desc>',
         f"<style>{STYLE}</style>",
         f'<rect class="ground" width="{width}" height="{height}"/>',
-        _text(MARGIN, 34, "What each proxy costs for the same work: lower is better", "head"),
+        _text(MARGIN, 34, "The cost of each proxy for the same work: lower is better", "head"),
         _text(MARGIN, 56, "CPU time of the proxy per unit, then memory and start. Each panel has its own scale;"
               " × is the ratio to its best.", "quiet"),
         _text(MARGIN, 74, _origin(runs), "quiet"),
@@ -92,7 +92,7 @@ def _without_figure(errors, median):
 
 def _other_panel(rows, names, cell, measure, title, unit):
     values = {name: figures.median(rows, name, cell, measure) for name in names}
-    # What is left of watches that failed takes no memory, which is no merit.
+    # Watches that failed use no memory, which must not look good.
     values = {n: v for n, v in values.items() if v is not None and not figures.errors(rows, n, cell)[0]}
     if not values:
         return None
@@ -128,7 +128,7 @@ def _text(x, y, text, kind="", anchor="start"):
 
 
 def _words(rows, names):
-    """The picture for those who do not see it: who is best where, and how far ours is from the best."""
+    """The description of the picture for screen readers: the best of each cell, and the ratio of ours to it."""
     sentences = []
     for cell in figures.cells_of(rows):
         values = figures.clean(rows, cell, names)
@@ -148,7 +148,7 @@ def _origin(runs):
         versions.update(run.get("versions", {}))
     listed = ", ".join(f"{program} {version}" for program, version in versions.items())
     quick = "A quick run, too short to compare. " if any(run.get("quick") for run in runs) else ""
-    merged = f"Put together from {len(runs)} runs. " if len(runs) > 1 else ""
+    merged = f"Combined from {len(runs)} runs. " if len(runs) > 1 else ""
     pin = runs[0].get("pin")
     pinned = "Nothing is pinned" if pin == "none" else f"CPUs of proxy and load: {pin}"
     return f"{quick}{merged}Medians; {listed}. {pinned}."

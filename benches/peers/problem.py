@@ -1,7 +1,7 @@
-"""The one kind of failure that a person reads: a whole sentence, and the exit code that goes with it."""
+"""A failure that the user reads: a whole sentence, and its exit code."""
 
 UNUSABLE = 2  # command line, missing tools, files that cannot be read
-FAILED = 1  # a run that began and did not come to its end
+FAILED = 1  # a run that started and did not finish
 
 
 class Problem(Exception):

@@ -1,4 +1,4 @@
-"""Child processes: pinned when they start, measured while they run, and ended with us whatever happens.
+"""Child processes: pinned when they start, measured while they run, and always stopped with the script.
 
 Each child leads a session of its own. So a Ctrl-C reaches only this script, which then ends exactly what it
 started, and a child that does not go is killed with the processes that it made itself and no others.
@@ -25,7 +25,7 @@ _running = []
 
 @dataclass(frozen=True)
 class Memory:
-    """KiB of a whole process tree. PSS shares out what several processes map, RSS counts it for each."""
+    """KiB of a whole process tree. PSS divides shared memory between processes; RSS counts it for each."""
 
     pss: int
     rss: int
@@ -48,7 +48,7 @@ class Child:
         _running.append(self)
 
     def cpu_ns(self):
-        """Time on a CPU so far, of every thread that is alive in the tree."""
+        """CPU time so far, of every live thread of the tree."""
         total = 0
         for pid in tree(self.process.pid):
             for path in glob.glob(f"/proc/{pid}/task/*/schedstat"):
@@ -69,7 +69,7 @@ class Child:
             self.process.stdin.write(line.encode() + b"\n")
             self.process.stdin.flush()
         except OSError as err:
-            raise Problem(f"{self.name} has ended too early.", FAILED) from err
+            raise Problem(f"{self.name} ended too early.", FAILED) from err
 
     def hear(self, seconds):
         """The next line of its standard output, which is JSON."""
@@ -79,9 +79,9 @@ class Child:
             ready, _, _ = select.select([pipe], [], [], max(0, end - time.monotonic()))
             part = os.read(pipe, 65536) if ready else None
             if part is None:
-                raise Problem(f"{self.name} said nothing for {seconds:.0f} s.", FAILED)
+                raise Problem(f"{self.name} printed nothing for {seconds:.0f} s.", FAILED)
             if not part:
-                raise Problem(f"{self.name} has ended too early.", FAILED)
+                raise Problem(f"{self.name} ended too early.", FAILED)
             self._unread += part
         line, self._unread = self._unread.split(b"\n", 1)
         return json.loads(line)
@@ -95,7 +95,7 @@ class Child:
             try:
                 self.process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
-                # Not reaped yet, so the number of its group is still its own.
+                # Not reaped yet, so the number of its group cannot belong to another process.
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
@@ -103,13 +103,13 @@ class Child:
                 try:
                     pipe.close()
                 except OSError:
-                    pass  # It has gone before it read all.
+                    pass  # It ended before it read everything.
         if self in _running:
             _running.remove(self)
 
 
 def stop_all():
-    """Ends what is still running. A second Ctrl-C must not leave half of it behind."""
+    """Stops all running processes. A second Ctrl-C must not leave some of them running."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         for child in list(reversed(_running)):
@@ -119,7 +119,7 @@ def stop_all():
 
 
 def tree(pid):
-    """The process and all that descend from it, as far as they are alive."""
+    """The process and all its live descendants."""
     found, waiting = [], [pid]
     while waiting:
         pid = waiting.pop()
@@ -133,7 +133,7 @@ def _before_exec(cpus):
     libc = ctypes.CDLL(None)
 
     def prepare():
-        # Even when this script is killed and can clean up nothing.
+        # Also when this script is killed and cannot clean up.
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if cpus:
             os.sched_setaffinity(0, cpus)

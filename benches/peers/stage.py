@@ -1,4 +1,4 @@
-"""One proxy between a stand-in apiserver and us: brings both up, asks for answers, and tries bad apiservers."""
+"""One proxy in front of a stand-in apiserver: starts both, sends requests, and tests bad apiservers."""
 
 import os
 import re
@@ -16,23 +16,23 @@ from problem import FAILED, Problem
 from processes import Child
 
 START_SECONDS = 15
-# HAProxy tries a bad apiserver several times, a second apart, before it answers.
+# HAProxy tries a bad apiserver several times, one second apart, before it responds.
 REFUSAL_SECONDS = 8
 POLL_SECONDS = 0.002
-# nginx and HAProxy want to know; below the usual hard limit of descriptors.
+# nginx and HAProxy need this setting; below the usual hard limit of descriptors.
 CONNECTIONS = 9000
 
-# Apiservers that a proxy must not send one request to, as peers-load names their certificates.
+# Apiservers that must not receive a request; the keys are the certificate names of peers-load.
 BAD = {
     "wrong-ca": "a certificate from another CA",
     "wrong-name": "a certificate for another name",
-    "name-in-cn": "a certificate with the name in its common name only",
+    "name-in-cn": "a certificate with the name only in its common name",
 }
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all stages of a run share."""
+    """The settings that all stages of a run share."""
 
     load: str
     programs: dict
@@ -48,20 +48,20 @@ def write_pki(load, folder):
     made = subprocess.run([load, "pki", folder], stderr=subprocess.PIPE, check=False)
     if made.returncode:
         said = made.stderr.decode(errors="replace").strip() or f"{load} ended with exit code {made.returncode}"
-        raise Problem(f"Certificates could not be made: {said}.", FAILED)
+        raise Problem(f"The certificates could not be created: {said}.", FAILED)
 
 
 class Stage:
-    """A context: what it starts ends with it."""
+    """A context manager: it stops everything that it started."""
 
     def __init__(self, setting, contender, identity="good"):
         self.setting, self.contender, self.identity = setting, contender, identity
         self.proxy = self.upstream = None
         self.folder = tempfile.mkdtemp(prefix="run-", dir=setting.pki)
         self.port = 0
-        # Made before the clock of the cold start runs.
+        # Created before the time of the cold start begins.
         self._tls = ssl.create_default_context(cafile=os.path.join(setting.pki, "front-ca.crt"))
-        # From Python 3.13 on it is strict about extensions of the CA that none of the contenders looks at.
+        # From Python 3.13 on, it is strict about extensions of the CA that no contender checks.
         self._tls.verify_flags &= ~ssl.VERIFY_X509_STRICT
         self.cold_start_ms = None
 
@@ -97,7 +97,7 @@ class Stage:
             "WORKERS": self.setting.workers,
             "CONNECTIONS": min(CONNECTIONS, self.setting.descriptors // 2 - 100),
             "DESCRIPTORS": self.setting.descriptors,
-            # With its own ending: Envoy goes by it.
+            # With its own suffix: Envoy chooses the format by it.
             "CONFIG": os.path.join(self.folder, self.contender.template or "none"),
         }
         text = render(self.contender, values)
@@ -117,21 +117,21 @@ class Stage:
             )
 
     def wait_until_ready(self):
-        """Until the first 200, whose time since the start is the cold start."""
+        """Waits for the first 200; the time from the start to it is the cold start."""
         status = self.first_answer(START_SECONDS, wanted=200)
         if status != 200:
             said = self.last_words()
             if self.proxy.ended():
-                what = f"ended with exit code {self.proxy.process.returncode} before it answered"
+                what = f"ended with exit code {self.proxy.process.returncode} before it responded"
             elif status:
-                what = f"answered {status} for {START_SECONDS} s"
+                what = f"responded {status} for {START_SECONDS} s"
             else:
-                what = f"did not answer within {START_SECONDS} s"
+                what = f"did not respond within {START_SECONDS} s"
             raise Problem(f"{self.contender.name} {what}{said and ': ' + said}.", FAILED)
         self.cold_start_ms = (time.monotonic() - self._begun) * 1e3
 
     def first_answer(self, seconds, wanted=None):
-        """The status of the first answer, or of the last that is not `wanted`; nothing when none came."""
+        """The status of the first response, or of the last one that is not `wanted`; None without a response."""
         status = None
         end = time.monotonic() + seconds
         while time.monotonic() < end and not self.proxy.ended():
@@ -166,7 +166,7 @@ class Stage:
                     tls.sendall(request.encode())
                     return parse_status(tls.recv(4096))
         except OSError:
-            return None  # Not up yet, or it ends the connection instead of answering.
+            return None  # Not started yet, or it closes the connection without a response.
 
 
 def parse_status(answer):
@@ -175,7 +175,7 @@ def parse_status(answer):
 
 
 def free_port(wanted):
-    """`wanted`, or any when that is 0; an error when something listens there."""
+    """`wanted`, or any free port if that is 0; an error if another process listens there."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -186,7 +186,7 @@ def free_port(wanted):
 
 
 def verify(setting, contender):
-    """Sentences about what the contender did that it must not do, and sentences about what is known of it."""
+    """Sentences about forbidden behaviour of the contender, and sentences about its known behaviour."""
     with Stage(setting, contender) as stage:
         stage.wait_until_ready()
     wrong, known = [], []
@@ -195,7 +195,7 @@ def verify(setting, contender):
             status = stage.first_answer(REFUSAL_SECONDS)
             requests = stage.requests_seen()
             if status is None and stage.proxy.ended():
-                wrong.append(f"it ended before an apiserver with {meaning}: {stage.last_words()}")
+                wrong.append(f"it ended in front of an apiserver with {meaning}: {stage.last_words()}")
         if status == 200 or requests:
             if identity in contender.known:
                 known.append(contender.known[identity])

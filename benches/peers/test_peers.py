@@ -66,7 +66,7 @@ class Folder(unittest.TestCase):
 
 
 class Figures(Folder):
-    def test_medians_are_over_rounds_and_leave_out_rounds_without_the_figure(self):
+    def test_medians_skip_rounds_without_the_figure(self):
         rows = [row("nginx", "conc_1", value, turn) for turn, value in enumerate([9, 1, 5])]
         self.assertEqual(figures.median(rows, "nginx", "conc_1", "cpu_per_unit"), 5)
         rows.append({"contender": "nginx", "cell": "conc_1", "errors": 1})
@@ -78,7 +78,7 @@ class Figures(Folder):
         text = figures.tables([RUN], rows)
         self.assertIn("| conc_1 (µs per request) | 30.0 | 20.0 | 40.0 | nginx | ×1.50 |", text)
 
-    def test_a_figure_with_errors_is_marked_and_is_never_the_best(self):
+    def test_figure_with_errors_is_marked_and_never_the_best(self):
         rows = [
             row("ours", "conc_1", 30.0),
             row("nginx", "conc_1", 10.0, errors=3, first_error="answered 503"),
@@ -93,13 +93,13 @@ class Figures(Folder):
         rows = [row("ours", "conc_1", 1.0), {"contender": "nginx", "cell": "start", "errors": 1, "first_error": "no port"}]
         self.assertIn("- nginx, start: 1 error beside 0 done; the first: no port", figures.tables([RUN], rows))
 
-    def test_numbers_keep_three_digits_that_count(self):
+    def test_numbers_keep_three_significant_digits(self):
         self.assertEqual([figures.number(n) for n in (0.1234, 1.234, 12.34, 1234.5, None)],
                          ["0.123", "1.23", "12.3", "1,234", "–"])
         self.assertEqual(figures.ratio(3, 2), "×1.50")
         self.assertEqual(figures.ratio(3, None), "–")
 
-    def test_runs_of_one_kind_are_put_together_and_others_are_refused(self):
+    def test_only_runs_of_one_kind_are_combined(self):
         first = self.file("a", {"run": RUN}, row("nginx", "conc_1", 1.0))
         second = self.file("b", {"run": RUN}, row("nginx", "conc_1", 3.0))
         runs, rows = figures.read([first, second])
@@ -109,7 +109,7 @@ class Figures(Folder):
         with self.assertRaisesRegex(Problem, "their quick differs"):
             figures.read([first, quick])
 
-    def test_a_quick_run_says_that_it_is_one(self):
+    def test_quick_run_is_labelled(self):
         self.assertIn("too short to compare", figures.tables([{**RUN, "quick": True}], [row("ours", "conc_1", 1.0)]))
 
 
@@ -124,7 +124,7 @@ class Picture(unittest.TestCase):
     def texts(self, drawn):
         return [e.text for e in drawn.iter() if e.tag.endswith("text")]
 
-    def test_bars_are_as_long_as_their_figures_and_ours_is_marked(self):
+    def test_bars_match_their_figures_and_ours_is_highlighted(self):
         drawn = self.draw([row("ours", "conc_1", 10.0), row("nginx", "conc_1", 20.0)])
         (ours, short), (peer, long) = self.bars(drawn)
         self.assertEqual((ours, peer), ("ours", "bar"))
@@ -132,12 +132,12 @@ class Picture(unittest.TestCase):
         self.assertIn("10.0 · best", self.texts(drawn))
         self.assertIn("20.0 · ×2.00", self.texts(drawn))
 
-    def test_who_fails_has_words_and_no_bar(self):
+    def test_failed_contender_has_a_text_and_no_bar(self):
         drawn = self.draw([row("ours", "tun_spdy", 10.0), row("caddy-h2", "tun_spdy", None, errors=1)])
         self.assertEqual(len(self.bars(drawn)), 1)
         self.assertIn("fails", self.texts(drawn))
 
-    def test_one_panel_a_cell_and_nothing_outside_the_picture(self):
+    def test_one_panel_per_cell_inside_the_picture(self):
         rows = [row(name, cell, 5.0, kib_per_watch=3.0) for name in contenders.CONTENDERS for cell in CELLS]
         drawn = self.draw(rows)
         for cell in CELLS.values():
@@ -148,20 +148,20 @@ class Picture(unittest.TestCase):
             self.assertLessEqual(float(element.get("x", 0)) + 90 * (element.get("class") == "ours"), width)
             self.assertLessEqual(float(element.get("y", 0)), height)
 
-    def test_it_has_a_dark_face_and_words_for_those_who_do_not_see_it(self):
+    def test_picture_has_dark_mode_and_description(self):
         text = picture.svg([RUN], [row("ours", "conc_1", 30.0), row("nginx", "conc_1", 20.0)])
         self.assertIn("prefers-color-scheme: dark", text)
         self.assertIn("nginx is best, ours takes 1.50 times as much.", text)
         self.assertIn("lower is better", text)
 
-    def test_names_cannot_break_out_of_the_picture(self):
+    def test_names_are_escaped_in_the_picture(self):
         self.assertIn("<script>", self.texts(self.draw([row("<script>", "conc_1", 1.0)])))
 
 
 class Configurations(unittest.TestCase):
     VALUES = {"RUN": "/r", "PKI": "/p", "PORT": 1234, "UPSTREAM_PORT": 5678, "WORKERS": 1, "CONNECTIONS": 9, "DESCRIPTORS": 10}
 
-    def test_every_template_is_filled_whole_and_stays_on_loopback(self):
+    def test_every_template_is_complete_and_uses_loopback(self):
         for contender in contenders.CONTENDERS.values():
             text = contenders.render(contender, self.VALUES)
             if text is None:
@@ -175,7 +175,7 @@ class Configurations(unittest.TestCase):
                 self.assertIn("5678", text)
                 self.assertNotRegex(text, r"(?<![\d.])0\.0\.0\.0")
 
-    def test_a_place_without_a_value_is_a_mistake(self):
+    def test_placeholder_without_a_value_is_an_error(self):
         with self.assertRaisesRegex(KeyError, "@PROT@"):
             contenders.fill("listen @PROT@", {"PORT": 1})
         self.assertEqual(contenders.fill('"@type": @A@', {"A": 1}), '"@type": 1')
@@ -195,7 +195,7 @@ class Configurations(unittest.TestCase):
         with self.assertRaisesRegex(Problem, "nginx needs nginx, which was not found: install the Debian package"):
             contenders.choose(["nginx"], {"nginx": None})
 
-    def test_versions_are_told_from_paths(self):
+    def test_version_is_not_taken_from_a_path(self):
         self.assertEqual(contenders.parse_version("/python3.11/bin/envoy version: 9e55/1.40.0/Clean"), "1.40.0")
         self.assertEqual(contenders.parse_version("none"), "?")
 
@@ -208,7 +208,7 @@ class Parsing(unittest.TestCase):
         result = loads.parse_h2load(self.said(), 20, 1024)
         self.assertEqual(result, {"done": 20, "errors": 0, "first_error": "", "wall_s": 0.2505})
 
-    def test_answers_without_a_reason_phrase_count_by_their_bodies(self):
+    def test_responses_without_reason_phrase_count_by_body(self):
         self.assertEqual(loads.parse_h2load(self.said(ok=0), 20, 1024)["done"], 20)
         short = loads.parse_h2load(self.said(ok=0, data=10 * 1024 + 5), 20, 1024)
         self.assertEqual((short["done"], short["errors"]), (10, 10))
@@ -228,7 +228,7 @@ class Parsing(unittest.TestCase):
         self.assertEqual(loads.percentiles(list(range(1, 101))), {"p50_ms": 50, "p99_ms": 99})
         self.assertEqual(loads.percentiles([]), {"p50_ms": None, "p99_ms": None})
 
-    def test_quotients_are_of_work_that_was_done(self):
+    def test_quotients_use_only_completed_work(self):
         cpu = {"proxy_cpu_ns": 4_000_000, "upstream_cpu_ns": 2_000_000}
         done = loads.derive(CELLS["conc_1"], {"done": 100, "wall_s": 0.5, **cpu})
         self.assertEqual((done["cpu_per_unit"], done["rate"], done["utilisation"]), (40.0, 200.0, 0.008))
@@ -243,7 +243,7 @@ class Parsing(unittest.TestCase):
 
 
 class Rounds(unittest.TestCase):
-    def test_contenders_take_turns_and_each_cell_comes_once_a_round(self):
+    def test_contenders_rotate_and_each_cell_runs_once_per_round(self):
         chosen = [contenders.CONTENDERS[name] for name in ("ours", "nginx", "caddy-h1")]
         cells = [CELLS[name] for name in ("conc_1", "watch_h2", "conc_10")]
         steps = list(measure.steps(chosen, cells, 2))
@@ -252,7 +252,7 @@ class Rounds(unittest.TestCase):
         self.assertEqual(order[0], (1, "ours", ["conc_1", "conc_10"]))
         self.assertEqual(order[3], (1, "ours", ["watch_h2"]), "a fresh process for the watches")
 
-    def test_time_left_follows_what_cells_took(self):
+    def test_remaining_time_follows_measured_durations(self):
         steps = list(measure.steps([contenders.CONTENDERS["ours"]], [CELLS["conc_1"]], 3))
         progress = measure.Progress(steps, False, io.StringIO())
         usual = progress.left()
@@ -276,10 +276,10 @@ class Machine(unittest.TestCase):
         for wrong in ("0", "a:b", "0:1:2", "0:", "3-1:0"):
             with self.assertRaisesRegex(Problem, "write PROXY:LOAD"):
                 machine.parse_pins(wrong)
-        with self.assertRaisesRegex(Problem, "does not give us CPU 99999"):
+        with self.assertRaisesRegex(Problem, "may not use CPU 99999"):
             machine.parse_pins(f"{here}:99999")
 
-    def test_default_pins_and_what_is_said_of_other_machines(self):
+    def test_default_pins_and_warnings_on_other_machines(self):
         two = machine.default_pins({0, 1}, 1)
         self.assertEqual(str(two), "0:1")
         self.assertEqual(str(machine.default_pins({0, 1, 2, 3}, 2)), "0,1:2")
@@ -297,7 +297,7 @@ class CommandLine(Folder):
         self.assertIn(sentence, err)
         self.assertNotIn("Traceback", err)
 
-    def test_mistakes_get_one_sentence_and_exit_code_2(self):
+    def test_usage_errors_are_one_sentence_with_exit_code_2(self):
         empty = self.file("empty", "")
         self.assert_refused("There is no cell nope. There are h2_small", "--cells", "nope")
         self.assert_refused("There is no contender nope. There are ours", "--contenders", "nope")
@@ -309,12 +309,12 @@ class CommandLine(Folder):
         self.assert_refused("invalid positive number", "--rounds", "0")
         self.assert_refused("invalid port number", "--port", "70000")
 
-    def test_tools_that_are_missing_are_named(self):
+    def test_missing_tools_are_named(self):
         self.assert_refused("/nope is not a program", "--h2load", "/nope", "--proxy", sys.executable)
         with mock.patch.object(contenders, "find", lambda program, given=None: given):
             self.assert_refused("h2load was not found: install the Debian package nghttp2-client", "--proxy", "x")
 
-    def test_a_port_in_use_is_said_and_rows_are_not_written_over(self):
+    def test_port_in_use_is_reported_and_rows_are_kept(self):
         with socket.create_server(("127.0.0.1", 0)) as taken:
             with self.assertRaisesRegex(Problem, "choose another with --port"):
                 stage.free_port(taken.getsockname()[1])
@@ -340,7 +340,7 @@ class Children(unittest.TestCase):
         self.addCleanup(stop_all)
 
     def test_cpu_and_memory_of_the_whole_tree(self):
-        # The shell stays, its child works.
+        # The shell waits; its child works.
         child = Child(["sh", "-c", "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done & wait; sleep 60"], None)
         end = time.monotonic() + 20
         while child.cpu_ns() < 5_000_000 and time.monotonic() < end:
@@ -349,7 +349,7 @@ class Children(unittest.TestCase):
         self.assertGreater(len(tree(child.process.pid)), 1)
         self.assertGreater(child.memory().pss, 0)
 
-    def test_who_does_not_end_when_asked_is_ended_with_its_children(self):
+    def test_process_that_ignores_sigterm_is_killed_with_children(self):
         script = "trap '' TERM; sleep 60 & echo '{}'; wait; wait"
         child = Child(["sh", "-c", script], None, stdout=subprocess.PIPE)
         child.hear(10)
@@ -361,9 +361,9 @@ class Children(unittest.TestCase):
             time.sleep(0.01)
         self.assertFalse([pid for pid in pids if _alive(pid)])
 
-    def test_silence_and_an_early_end_are_told_apart(self):
+    def test_silence_and_early_end_have_different_errors(self):
         silent = Child(["sleep", "60"], None, stdout=subprocess.PIPE)
-        with self.assertRaisesRegex(Problem, "said nothing") as caught:
+        with self.assertRaisesRegex(Problem, "printed nothing") as caught:
             silent.hear(0.05)
         self.assertEqual(caught.exception.code, FAILED)
         with self.assertRaisesRegex(Problem, "ended too early"):
@@ -371,7 +371,7 @@ class Children(unittest.TestCase):
         with self.assertRaisesRegex(Problem, "/nope cannot be started"):
             Child(["/nope"], None)
 
-    def test_two_lines_at_once_are_two_answers(self):
+    def test_two_lines_in_one_read_are_two_objects(self):
         child = Child(["printf", '{"a":1}\\n{"b":2}\\n'], None, stdout=subprocess.PIPE)
         self.assertEqual([child.hear(10), child.hear(10)], [{"a": 1}, {"b": 2}])
 

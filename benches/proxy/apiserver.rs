@@ -1,4 +1,4 @@
-//! An apiserver that costs little: it records nothing, so that the proxy is most of what is measured.
+//! A cheap apiserver: it records nothing, so that the proxy is most of the measured work.
 
 use std::{
     convert::Infallible,
@@ -26,14 +26,14 @@ use tokio::{
     sync::mpsc,
 };
 
-/// Bytes of the answer to `/small`: an object.
+/// Size in bytes of the response to `/small`: one object.
 pub(crate) const SMALL: usize = 1024;
-/// Bytes of the answer to `/list`: some thousand objects.
+/// Size in bytes of the response to `/list`: some thousand objects.
 pub(crate) const LIST: usize = 10 * 1024 * 1024;
-/// Bytes that a tunnel reads and writes at once.
+/// Size in bytes of one read or write of a tunnel.
 pub(crate) const PIECE: usize = 64 * 1024;
 
-/// What the apiserver answers from, and the watches that it has open.
+/// The bodies of the responses, and the open watches.
 #[derive(Clone)]
 pub(crate) struct State {
     small: Bytes,
@@ -42,7 +42,7 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// Sends an event to every watch; returns to how many.
+    /// Sends an event to every watch. Returns the number of watches.
     pub(crate) fn tell_all(&self, event: &Bytes) -> usize {
         let watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
         let told = watches.iter().map(|watch| watch.send(event.clone()));
@@ -94,7 +94,7 @@ pub(crate) async fn start(identity: Identity) -> (Upstream, State) {
                 async { Ok::<_, Infallible>(answer) }
             });
             let stream = TokioIo::new(stream);
-            // How a connection ends is the client's matter, which checks every answer.
+            // An error here needs no check: the client checks every response.
             if connection.alpn.as_deref() == Some("h2") {
                 let mut http2 = http2::Builder::new(TokioExecutor::new());
                 http2
@@ -111,13 +111,13 @@ pub(crate) async fn start(identity: Identity) -> (Upstream, State) {
     (Upstream::builder(identity).raw(serve).start().await, state)
 }
 
-/// Does what the client says in two numbers, again and again: sends so many bytes, takes so many, and
-/// then says how many it took.
+/// Repeats: reads two numbers from the client, sends as many bytes as the first says, reads as many as the
+/// second says, and reports how many it read.
 async fn carry(upgraded: upgrade::OnUpgrade) {
     let upgraded = upgraded.await.expect("the proxy keeps the connection");
     let mut tunnel = TokioIo::new(upgraded);
     let mut piece = vec![b'x'; PIECE];
-    // Ends with the client.
+    // Ends when the client closes the connection.
     while let (Ok(down), Ok(up)) = (tunnel.read_u64().await, tunnel.read_u64().await) {
         let mut left = down;
         while left > 0 {
@@ -137,7 +137,7 @@ async fn carry(upgraded: upgrade::OnUpgrade) {
     }
 }
 
-/// The body of a watch: every event a frame, for as long as there are any.
+/// The body of a watch: one frame per event, until the sender is dropped.
 pub(crate) struct Events(mpsc::UnboundedReceiver<Bytes>);
 
 impl Body for Events {

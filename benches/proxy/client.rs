@@ -1,4 +1,4 @@
-//! Clients that cost little and believe nothing: a wrong status or length ends the bench.
+//! Cheap clients that check everything: a wrong status or length ends the bench.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -20,7 +20,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::harness::HOST;
 
-/// What connections to the proxy have in common.
+/// The settings of all connections to the proxy.
 pub(crate) struct Client {
     address: SocketAddr,
     h2: TlsConnector,
@@ -40,7 +40,7 @@ pub(crate) struct Http1 {
 }
 
 impl Client {
-    /// A client that resumes sessions in this way.
+    /// A client with this kind of session resumption.
     pub(crate) fn new(address: SocketAddr, public: &Ca, resumption: Resumption) -> Self {
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
@@ -53,7 +53,7 @@ impl Client {
         Self {
             address,
             h2: TlsConnector::from(Arc::new(config)),
-            // kubectl offers nothing when it wants to leave HTTP, and the proxy takes that for HTTP/1.1.
+            // kubectl offers no ALPN when it wants to upgrade, and the proxy then uses HTTP/1.1.
             http1: TlsConnector::from(Arc::new(http1)),
         }
     }
@@ -91,7 +91,7 @@ impl Client {
         Http1 { send }
     }
 
-    /// A connection that has left HTTP, as exec and port-forward do.
+    /// An upgraded connection, as exec and port-forward use it.
     pub(crate) async fn tunnel(&self) -> TlsStream<TcpStream> {
         let mut tls = self.connect(&self.http1).await;
         let head = format!(
@@ -110,7 +110,7 @@ impl Client {
 }
 
 impl Http2 {
-    /// Asks and waits for the head of a good answer.
+    /// Sends a request and waits for the head of a 200 response.
     pub(crate) async fn open(&self, path: &str) -> RecvStream {
         let request = request(format!("https://{HOST}{path}").parse().expect("a URL"));
         let request = request.body(()).expect("a good request");
@@ -122,7 +122,7 @@ impl Http2 {
         response.into_body()
     }
 
-    /// Asks and reads the whole answer, which has to be this long.
+    /// Sends a request and reads the whole response, which must have this length.
     pub(crate) async fn get(&self, path: &str, length: usize) {
         let mut body = self.open(path).await;
         let mut received = 0;
@@ -132,7 +132,7 @@ impl Http2 {
         assert_eq!(received, length, "{path}");
     }
 
-    /// Ends the connection.
+    /// Closes the connection.
     pub(crate) async fn close(self) {
         drop(self.send);
         let ended = self.driver.await.expect("the connection does not panic");
@@ -140,7 +140,7 @@ impl Http2 {
     }
 }
 
-/// The length of a piece of a response, after making room for the next.
+/// Returns the length of a piece of a response, and releases its flow-control window.
 pub(crate) fn take(body: &mut RecvStream, data: Result<Bytes, h2::Error>) -> usize {
     let length = data.expect("the answer goes on").len();
     let released = body.flow_control().release_capacity(length);
@@ -149,7 +149,7 @@ pub(crate) fn take(body: &mut RecvStream, data: Result<Bytes, h2::Error>) -> usi
 }
 
 impl Http1 {
-    /// Asks and reads the whole answer, which has to be this long.
+    /// Sends a request and reads the whole response, which must have this length.
     pub(crate) async fn get(&mut self, path: &str, length: usize) {
         let request = request(path.parse().expect("a path")).header("host", HOST);
         let request = request.body(Empty::new()).expect("a good request");
@@ -174,7 +174,7 @@ fn request(target: http::Uri) -> Builder {
     request
 }
 
-/// What `kubectl get` sends beside the target, with a token as long as that of a service account.
+/// The header fields of `kubectl get`, with a token as long as that of a service account.
 pub(crate) fn kubectl_fields() -> HeaderMap {
     let token = format!("Bearer {}", "x".repeat(900));
     let table = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";

@@ -1,4 +1,4 @@
-//! Steps of every request that are pure functions, without the sockets around them.
+//! Steps of every request that are pure functions, without sockets.
 
 use std::hint::black_box;
 
@@ -8,7 +8,7 @@ use kube_tls_proxy::bench::{Counting, classify, rewrite_request, scan_requests};
 
 use crate::{client::kubectl_fields, harness::HOST};
 
-/// The head of `kubectl get`, made fit for the apiserver.
+/// Rewriting the header fields of `kubectl get` for the apiserver.
 pub(crate) fn headers(criterion: &mut Criterion) {
     let fields = kubectl_fields();
     let client = HeaderValue::from_static("192.0.2.1");
@@ -19,7 +19,7 @@ pub(crate) fn headers(criterion: &mut Criterion) {
             || fields.clone(),
             |fields| {
                 rewrite_request(fields, black_box(&client), black_box(HOST));
-                // All of it but what only a hop may see, and the three fields of ours.
+                // All fields except the hop-by-hop ones, and the three that the proxy adds.
                 assert_eq!(fields.len(), 6 + 3);
             },
             BatchSize::SmallInput,
@@ -28,7 +28,7 @@ pub(crate) fn headers(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// All that metrics cost a request that is not logged.
+/// The whole cost of metrics for a request that is not logged.
 pub(crate) fn counting(criterion: &mut Criterion) {
     let target = Uri::from_static("/api/v1/namespaces/default/pods?limit=500");
     let requests = Counting::new(&target);
@@ -38,7 +38,7 @@ pub(crate) fn counting(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// What a request is, from its bytes and from its path.
+/// Finding out what a request is, from its bytes and from its path.
 pub(crate) fn parsing(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("parsing");
     let requests = REQUESTS.map(|(method, target, verb, resource)| {
@@ -70,7 +70,7 @@ pub(crate) fn parsing(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// What `kubectl` and controllers ask for, with the verb and the resource that it is.
+/// Requests of `kubectl` and controllers, with their verb and resource.
 const REQUESTS: [(Method, &str, &str, &str); 8] = [
     (Method::GET, "/version", "get", ""),
     (Method::GET, "/apis/apps/v1", "get", ""),

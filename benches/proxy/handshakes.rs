@@ -1,4 +1,4 @@
-//! Clients that come, ask once and go.
+//! Clients that connect, send one request and leave.
 
 use criterion::{Criterion, Throughput};
 use rustls::{
@@ -8,7 +8,7 @@ use rustls::{
 
 use crate::{apiserver::SMALL, client::Client, harness::World};
 
-/// TCP, TLS and one request over HTTP/2, on an upstream lease from the idle set.
+/// TCP, TLS and one request over HTTP/2, on an upstream connection from the idle pool.
 pub(crate) fn handshake(criterion: &mut Criterion) {
     let world = World::start();
     let mut group = criterion.benchmark_group("handshake");
@@ -18,7 +18,7 @@ pub(crate) fn handshake(criterion: &mut Criterion) {
         visit(&new, HandshakeKind::Full).await;
     });
     let known = world.client(Resumption::default());
-    // The session to be resumed.
+    // Creates the session to resume.
     world.prepare(visit(&known, HandshakeKind::Full));
     world.time(&mut group, "resumed", async || {
         visit(&known, HandshakeKind::Resumed).await;
@@ -36,6 +36,6 @@ async fn visit(client: &Client, wanted: HandshakeKind) {
     http2.close().await;
 }
 
-/// A lease that comes back a little late makes the next client dial. More than this would be a bench of
-/// dialling.
+/// An upstream connection that comes back a little late makes the next client dial. With more dials than
+/// this, the bench would measure dialling.
 const FEW: usize = 16;

@@ -23,7 +23,7 @@ use crate::{apiserver, client::Client};
 pub(crate) const HOST: &str = "kube.test";
 const APISERVER: &str = "kubernetes.default.svc";
 
-/// An apiserver, and a proxy in front of it on a worker thread of its own.
+/// An apiserver, and a proxy in front of it on a separate worker thread.
 pub(crate) struct World {
     runtime: Runtime,
     address: SocketAddr,
@@ -34,7 +34,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// One thread for client and apiserver; the proxy has its own.
+    /// One thread for client and apiserver. The proxy has another.
     pub(crate) fn start() -> Self {
         let runtime = Builder::new_current_thread()
             .enable_all()
@@ -60,17 +60,17 @@ impl World {
         }
     }
 
-    /// A client that resumes TLS sessions in this way.
+    /// A client with this kind of session resumption.
     pub(crate) fn client(&self, resumption: Resumption) -> Client {
         Client::new(self.address, &self.public, resumption)
     }
 
-    /// Runs what a bench needs before it begins.
+    /// Runs the setup of a bench.
     pub(crate) fn prepare<T>(&self, what: impl Future<Output = T>) -> T {
         self.runtime.block_on(within("the preparation", what))
     }
 
-    /// Times `turn`. Whatever it finds wrong has to panic: a figure for errors would look like a good one.
+    /// Times `turn`. `turn` must panic on every fault: a figure for errors would look like a good one.
     pub(crate) fn time(
         &self,
         group: &mut BenchmarkGroup<'_, WallTime>,
@@ -95,7 +95,7 @@ fn config(upstream: SocketAddr, identities: Vec<IdentityFiles>, trust: TrustSour
     Config {
         sources: Vec::new(),
         listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
-        takeover: false,
+        reuse_port: false,
         workers: NonZeroUsize::MIN,
         identities,
         clusters: vec![ClusterConfig {
@@ -110,7 +110,7 @@ fn config(upstream: SocketAddr, identities: Vec<IdentityFiles>, trust: TrustSour
         }],
         limits: Limits::default(),
         timeouts: Timeouts {
-            // Reading the files again would stand out in a bench that takes ten seconds.
+            // A reload would be visible in a bench that takes ten seconds.
             reload: Duration::from_secs(3600),
             ..Timeouts::default()
         },

@@ -1,4 +1,4 @@
-//! What a client waits for through a proxy in this process, and what single steps of a request cost.
+//! Times requests of a client through a proxy in this process, and single steps of a request.
 //! `benches/README.md` says how to read the figures.
 
 #![expect(clippy::disallowed_methods, reason = "a bench has no Drain")]
@@ -28,7 +28,7 @@ criterion_group! {
     targets = functions::headers, functions::parsing, functions::counting
 }
 
-/// Few samples, because each of them is many requests already.
+/// Few samples, because each of them has many requests.
 fn settings(measurement: Duration) -> Criterion {
     Criterion::default()
         .sample_size(20)

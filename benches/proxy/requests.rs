@@ -1,4 +1,4 @@
-//! Requests on connections that are there already: small ones, alone and side by side, and large lists.
+//! Requests on open connections: small ones, alone and in parallel, and large lists.
 
 use criterion::{Criterion, Throughput};
 use futures::future::join_all;
@@ -10,10 +10,10 @@ use crate::{
     harness::World,
 };
 
-/// Requests in flight at once: an informer-rich controller at its start.
+/// Requests in flight at once: a controller with many informers at its start.
 const SIDE_BY_SIDE: usize = 16;
 
-/// `kubectl get` of one object, connection and lease already there.
+/// `kubectl get` of one object, with an open connection and lease.
 pub(crate) fn small_get(criterion: &mut Criterion) {
     let world = World::start();
     let client = world.client(Resumption::disabled());
@@ -38,7 +38,7 @@ pub(crate) fn small_get(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A large list, read as fast as it comes.
+/// A large list, read as fast as it arrives.
 pub(crate) fn list(criterion: &mut Criterion) {
     let world = World::start();
     let client = world.client(Resumption::disabled());
@@ -52,7 +52,7 @@ pub(crate) fn list(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A connection that may wait for its turn: one that has never asked is closed after ten seconds.
+/// A connection that has sent one request: the proxy closes one that sends none within ten seconds.
 async fn used(client: &Client) -> Http1 {
     let mut http1 = client.http1().await;
     http1.get("/small", SMALL).await;

@@ -10,10 +10,10 @@ use tokio_rustls::client::TlsStream;
 
 use crate::{apiserver::PIECE, harness::World};
 
-/// Bytes of one turn: long against the two numbers before them.
+/// Bytes of one turn: many, compared with the two numbers in front of them.
 const CARGO: usize = 8 * 1024 * 1024;
 
-/// `kubectl cp` through a tunnel that is there already.
+/// `kubectl cp` through an open tunnel.
 pub(crate) fn tunnel(criterion: &mut Criterion) {
     let world = World::start();
     let client = world.client(Resumption::disabled());
@@ -29,7 +29,7 @@ pub(crate) fn tunnel(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Says how many bytes shall come and go, lets them, and hears how many have arrived.
+/// Announces how many bytes to receive and to send, transfers them, and reads how many have arrived.
 async fn carry(tunnel: &mut TlsStream<TcpStream>, down: usize, up: usize) {
     let mut piece = vec![b'x'; PIECE];
     for number in [down, up] {

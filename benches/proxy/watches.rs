@@ -13,21 +13,21 @@ use tokio::{sync::Notify, task::JoinSet};
 
 use crate::{client::take, harness::World};
 
-/// As many connections with as many streams as the apiserver allows on one.
+/// Connections, each with as many streams as the apiserver allows.
 const CONNECTIONS: usize = 10;
 const STREAMS: usize = 100;
 const WATCHES: usize = CONNECTIONS * STREAMS;
 /// Bytes of an event: a small object.
 const EVENT: usize = 1024;
 
-/// The watches that have not got the current event.
+/// The watches that have not received the current event.
 #[derive(Default)]
 struct Waiting {
     left: AtomicUsize,
     none: Notify,
 }
 
-/// Events delivered to the watches of controllers, when something changes that all of them look at.
+/// Events delivered to the watches of controllers, when an object changes that all of them watch.
 pub(crate) fn fan_out(criterion: &mut Criterion) {
     let world = World::start();
     let client = world.client(Resumption::disabled());
@@ -54,7 +54,7 @@ pub(crate) fn fan_out(criterion: &mut Criterion) {
         assert_eq!(world.apiserver.tell_all(&event), WATCHES);
         tokio::select! {
             () = waiting.none.notified() => {}
-            // A watch never ends, so this is what a reader has found wrong.
+            // A watch never ends, so the end of a reader is a fault.
             ended = readers.join_next() => {
                 ended.expect("there are readers").expect("a reader goes on");
             }
@@ -64,7 +64,7 @@ pub(crate) fn fan_out(criterion: &mut Criterion) {
     drop(connections);
 }
 
-/// Counts this watch out, event by event.
+/// Reads this watch and counts it as done, event by event.
 async fn read(mut watch: RecvStream, waiting: Arc<Waiting>) {
     loop {
         let mut received = 0;

@@ -27,7 +27,7 @@ end
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_needs_command" -s h -l help -d 'Print help'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_needs_command" -s V -l version -d 'Print version'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_needs_command" -f -a "serve" -d 'Run the proxy: it needs a certificate to present and an apiserver to forward to'
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_needs_command" -f -a "check" -d 'Say what works and what does not, with the mend, before users find out'
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_needs_command" -f -a "check" -d 'Check configuration, certificates and network, and say how to fix what is wrong'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_needs_command" -f -a "kubeconfig" -d 'Print a kubeconfig for people outside, who reach the proxy by its public name'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_needs_command" -f -a "completions" -d 'Print what a shell needs to complete this command line'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l listen -d 'Listen here; repeat for more. Port 0 asks the kernel for one [default: [::]:8443]' -r
@@ -47,7 +47,7 @@ complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l 
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l admin-listen -d 'Serve health, metrics and the status page here, as plain HTTP [default: nowhere]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l log-format -d 'Log as text or json [default: text]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l log-level -d 'Log what this filter lets through: a level, or levels for modules [default: info]' -r
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l takeover -d 'Listen although another proxy of the same user still does, to take over from it'
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l reuse-port -d 'Share the listening ports with a running proxy of the same user, to replace it'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l no-access-log -d 'Do not log each request'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -s h -l help -d 'Print help'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l listen -d 'Listen here; repeat for more. Port 0 asks the kernel for one [default: [::]:8443]' -r
@@ -67,14 +67,14 @@ complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l 
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l admin-listen -d 'Serve health, metrics and the status page here, as plain HTTP [default: nowhere]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l log-format -d 'Log as text or json [default: text]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l log-level -d 'Log what this filter lets through: a level, or levels for modules [default: info]' -r
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l through -d 'Also look through the running proxy at this URL, as clients do; alone it needs no other flag' -r
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l through-ca -d 'Take clients to trust the CAs in this PEM file instead of the public ones' -r -F
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l token-file -d 'Send the bearer token in this file with every request' -r -F
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l output -d 'Print lines for people or one JSON document' -r -f -a "text\t''
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l through -d 'Also check the running proxy at this URL, as clients use it; needs no other flag' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l through-ca -d 'CA file that clients use to verify the proxy [default: public CAs]' -r -F
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l token-file -d 'File with a bearer token to send with every request' -r -F
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l output -d 'Format of the report' -r -f -a "text\t''
 json\t''"
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l takeover -d 'Listen although another proxy of the same user still does, to take over from it'
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l reuse-port -d 'Share the listening ports with a running proxy of the same user, to replace it'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l no-access-log -d 'Do not log each request'
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l long -d 'Also look whether a watch stays open for 20 seconds; needs --token-file'
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l long -d 'Also check that a watch stays open for 20 seconds; needs --token-file'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -s h -l help -d 'Print help'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l server -d 'The public URL of the proxy: https://NAME[:PORT]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l from -d 'Take names and token or exec plugin from this kubeconfig, never a client certificate' -r -F

@@ -1,4 +1,4 @@
-//! Runs the lines that the demo prints and looks whether they do what they promise.
+//! Runs the commands that the demo prints, and checks their output and exit code.
 
 use std::{io, path::Path, process::Stdio, time::Duration};
 
@@ -8,21 +8,21 @@ use tokio::{
     time::timeout,
 };
 
-/// One kubectl line and what must come of it.
+/// One kubectl command and its expected result.
 struct Line {
     arguments: &'static str,
     input: &'static str,
-    /// Each must come in one of the lines of the output, in this order.
+    /// Each must appear in a line of the output, in this order.
     output: &'static [&'static str],
     end: End,
 }
 
 #[derive(Debug, Clone, Copy)]
 enum End {
-    /// It ends by itself with this exit code.
+    /// The command ends by itself with this exit code.
     Exits(i32),
-    /// It goes on, and is ended once its output has come.
-    GoesOn,
+    /// The command does not end; it is killed after its output has appeared.
+    Runs,
 }
 
 const LINES: &[Line] = &[
@@ -48,7 +48,7 @@ const LINES: &[Line] = &[
         arguments: "get pods -w",
         input: "",
         output: &["web-1", "Pending", "Running", "Completed"],
-        end: End::GoesOn,
+        end: End::Runs,
     },
     Line {
         arguments: "logs web-0",
@@ -60,7 +60,7 @@ const LINES: &[Line] = &[
         arguments: "logs -f web-0",
         input: "",
         output: &["line 1", "line 5", "line 7"],
-        end: End::GoesOn,
+        end: End::Runs,
     },
     Line {
         arguments: "exec web-0 -- echo hello",
@@ -88,17 +88,17 @@ const LINES: &[Line] = &[
     },
 ];
 
-/// How long one line may take.
+/// How long one command may take.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Runs every line and prints what became of it. True when all did as promised.
+/// Runs every command and prints its result. Returns whether all of them worked.
 pub(crate) async fn run(kubeconfig: &Path) -> bool {
     let mut worked = true;
     for line in LINES {
         let verdict = match timeout(LIMIT, try_line(kubeconfig, line)).await {
             Ok(Ok(())) => "ok".to_owned(),
             Ok(Err(error)) => format!("FAILED: {error}"),
-            Err(_) => format!("FAILED: not done within {LIMIT:?}"),
+            Err(_) => format!("FAILED: not finished within {LIMIT:?}"),
         };
         worked &= verdict == "ok";
         println!("kubectl {}: {verdict}", line.arguments.replace('\t', " "));
@@ -138,14 +138,18 @@ async fn try_line(kubeconfig: &Path, line: &Line) -> io::Result<()> {
                 match output.next_line().await? {
                     Some(text) if text.contains(wanted) => break,
                     Some(_) => {}
-                    None => return Err(io::Error::other(format!("{wanted:?} did not come"))),
+                    None => {
+                        return Err(io::Error::other(format!(
+                            "{wanted:?} is missing in the output"
+                        )));
+                    }
                 }
             }
         }
         Ok(())
     };
     let seen = seen.await;
-    if let (Ok(()), End::GoesOn) = (&seen, line.end) {
+    if let (Ok(()), End::Runs) = (&seen, line.end) {
         return child.kill().await;
     }
     let ended = child.wait_with_output().await?;
@@ -157,7 +161,7 @@ async fn try_line(kubeconfig: &Path, line: &Line) -> io::Result<()> {
     }
 }
 
-/// What went wrong, with what kubectl said about it.
+/// The fault, with the error output of kubectl.
 fn complaint(what: String, stderr: &[u8]) -> io::Error {
     io::Error::other(format!(
         "{what}; {}",

@@ -1,13 +1,13 @@
-//! A cluster that is not there, the proxy in front of it, and a kubeconfig to try it with.
+//! A stand-in cluster, the proxy in front of it, and a kubeconfig to try it with.
 //!
-//! Starts a stand-in apiserver whose certificate comes from a random cluster CA, the proxy with a
-//! certificate of a throw-away public CA, and writes `demo.kubeconfig` into the current directory. With
-//! `--check` it runs the printed kubectl lines itself and exits with 0 when all of them work.
+//! Starts a stand-in apiserver with a certificate of a random cluster CA, and the proxy with a certificate
+//! of a throw-away public CA. Writes `demo.kubeconfig` into the current directory. With `--check` it runs
+//! the printed kubectl commands itself and exits with 0 if all of them work.
 
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "the demo talks to whoever started it"
+    reason = "the demo talks to the person who started it"
 )]
 
 mod check;
@@ -41,12 +41,12 @@ const CLUSTER_NAME: &str = "kubernetes.default.svc";
 const TOKEN: &str = "demo-token";
 const KUBECONFIG: &str = "demo.kubeconfig";
 
-/// What the demo does once it runs.
+/// What the demo does after its start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Then {
-    /// Prints the lines and waits for Ctrl-C.
+    /// Prints the commands and waits for Ctrl-C.
     Wait,
-    /// Runs the lines and says whether they worked.
+    /// Runs the commands and reports whether they worked.
     Check,
 }
 
@@ -56,7 +56,7 @@ async fn main() -> ExitCode {
         None => Then::Wait,
         Some("--check") => Then::Check,
         Some(other) => {
-            eprintln!("demo: unknown argument {other}; there is only --check");
+            eprintln!("demo: unknown argument {other}; the only argument is --check");
             return ExitCode::from(2);
         }
     };
@@ -115,7 +115,7 @@ async fn demo(then: Then) -> Result<ExitCode, Box<dyn Error>> {
     })
 }
 
-/// Lets a job come, run and go again and again, so that a watch has something to show.
+/// Creates, runs and deletes one job after the other, so that a watch has something to show.
 async fn jobs(cluster: &Kubernetes) -> Infallible {
     let mut number = 0_u32;
     loop {
@@ -140,7 +140,7 @@ fn proxy_config(
     Config {
         sources: Vec::new(),
         listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
-        takeover: false,
+        reuse_port: false,
         workers: NonZeroUsize::MIN,
         identities: vec![IdentityFiles { certificate, key }],
         clusters: vec![ClusterConfig {
@@ -169,7 +169,7 @@ fn proxy_config(
     }
 }
 
-/// What somebody outside would use. The CA is in it only because the public CA of the demo is public to nobody.
+/// The kubeconfig of a user. It contains the CA only because no machine trusts the demo's public CA.
 fn kubeconfig(address: SocketAddr, public_ca: &Ca) -> String {
     format!(
         "apiVersion: v1
@@ -207,16 +207,16 @@ fn introduction(apiserver: SocketAddr, proxy: SocketAddr) -> String {
     .collect();
     format!(
         "\
-stand-in apiserver  https://{apiserver}, certificate of a random cluster CA
-kube-tls-proxy      https://{proxy}, certificate of a throw-away public CA for {PUBLIC_NAME}
+stand-in apiserver  https://{apiserver}, with a certificate of a random cluster CA
+kube-tls-proxy      https://{proxy}, with a certificate of a throw-away public CA for {PUBLIC_NAME}
 
 Try, in another terminal, in this directory:
 
 {lines}
-The stand-in knows little more than pods, logs and exec; the proxy passes attach, cp and port-forward on too,
-but they need a real apiserver. exec goes over WebSocket, as kubectl 1.30 and newer do by themselves. The
-proxy passes SPDY on as well, but this stand-in does not speak it: kubectl 1.29 needs
-KUBECTL_REMOTE_COMMAND_WEBSOCKETS=true, and older ones cannot exec here.
+The stand-in supports little more than pods, logs and exec. The proxy also forwards attach, cp and
+port-forward, but they need a real apiserver. exec uses WebSocket, the default of kubectl 1.30 and newer.
+The proxy also forwards SPDY, but the stand-in does not support it: kubectl 1.29 needs
+KUBECTL_REMOTE_COMMAND_WEBSOCKETS=true, and older versions cannot exec here.
 
 Ctrl-C stops everything and removes {KUBECONFIG}.
 "

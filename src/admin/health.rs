@@ -185,7 +185,7 @@ mod tests {
             upstream_ca: Some(dir.write("ca.crt", ca.pem())),
             ..ServeArgs::default()
         };
-        let config = load(&args, &Environment::of_process()).unwrap();
+        let config = load(&args, &Environment::from_process()).unwrap();
         let now = SystemTime::now();
         let material = Material::load(&config, now).unwrap();
         let (reloader, _) = Reloader::new(config, material, now).unwrap();

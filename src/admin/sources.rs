@@ -9,7 +9,7 @@ use crate::{
     heartbeat::Heartbeats,
     metrics::{self, Exposition, Family, Label, Metrics, Reloaded},
     pki::Identity,
-    reload::Report,
+    reload::ReloadReport,
     upstream::{EndpointHealth, Health},
 };
 
@@ -21,7 +21,7 @@ pub struct Sources {
     /// The heartbeats of the workers.
     pub heartbeats: Heartbeats,
     /// The configuration and files in use, and the result of the last reload.
-    pub report: watch::Receiver<Report>,
+    pub report: watch::Receiver<ReloadReport>,
     /// The phase between start and end of the process.
     pub phase: watch::Receiver<Phase>,
     /// The addresses that clients connect to.
@@ -49,7 +49,7 @@ impl Sources {
         exposition.into_text()
     }
 
-    fn expose(&self, report: &Report, to: &mut Exposition) {
+    fn expose(&self, report: &ReloadReport, to: &mut Exposition) {
         let version = vec![("version", env!("CARGO_PKG_VERSION").into())];
         to.info(&metrics::BUILD, version);
         for identity in &report.material.identities {

@@ -36,7 +36,7 @@ use crate::{
     listen_error::{ListenError, ListenFlag},
     listener::{self, Owner, PortSharing},
     metrics::Metrics,
-    reload::{Material, Reloader, Source},
+    reload::{ConfigLoader, Material, Reloader},
 };
 use upkeep::EndpointUpkeep;
 use workers::Workers;
@@ -49,7 +49,7 @@ pub struct App {
     owner: Owner,
     shared: Arc<Shared>,
     reloader: Reloader,
-    source: Source,
+    source: ConfigLoader,
     reload_now: Arc<Notify>,
     phase: Arc<watch::Sender<Phase>>,
     stop: Stop,
@@ -76,7 +76,7 @@ impl App {
     /// # Errors
     ///
     /// The first thing that is unusable. No socket was opened unless it is a socket that failed.
-    pub fn bind(source: Source) -> Result<Self, AppError> {
+    pub fn bind(source: ConfigLoader) -> Result<Self, AppError> {
         Self::bind_or_inherit(source, Vec::new())
     }
 
@@ -85,7 +85,10 @@ impl App {
     /// # Errors
     ///
     /// As [`App::bind`].
-    pub fn bind_or_inherit(source: Source, inherited: Vec<TcpListener>) -> Result<Self, AppError> {
+    pub fn bind_or_inherit(
+        source: ConfigLoader,
+        inherited: Vec<TcpListener>,
+    ) -> Result<Self, AppError> {
         let config = source()?;
         let now = SystemTime::now();
         let material = Material::load(&config, now)?;
@@ -233,7 +236,7 @@ impl App {
 
 fn open(config: &Config) -> Result<Bound, AppError> {
     let workers = config.workers.get();
-    let sharing = if config.takeover {
+    let sharing = if config.reuse_port {
         PortSharing::Reuse
     } else {
         PortSharing::Exclusive

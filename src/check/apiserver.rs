@@ -1,254 +1,261 @@
-//! What is asked of a server that was verified: is it an apiserver, is it ready, and what the answers mean.
+//! Checks a server from its name to a watch: an apiserver responds, its clock agrees, and it is ready.
+
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use super::{
-    Check, Leg, Message, Plan, Recorder,
-    answer::{Responder, text},
-    clock,
-    dial::{self, CheckTarget, TargetRole},
-    http::{BufferedResponse, CheckRequest, RequestError, send},
-    recorder::{escape, seconds},
+    Check, Leg, Message, Plan, Recorder, dial,
+    http::{BufferedResponse, CheckClient, RequestError, Responder},
+    recorder::{escape, format_duration},
+    streams,
+    target::{CheckTarget, TargetRole},
 };
-use crate::{hosts::UpstreamAddr, text::error_chain, upstream::Offer};
+use crate::{pki::UtcDate, quote, text::error_chain, upstream::Offer};
 
-/// Everything about one server, from its name to a watch.
+/// Runs every check of one server.
 pub(super) async fn check(plan: &Plan, target: &CheckTarget, recorder: &mut Recorder<'_>) {
-    let Some(at) = Box::pin(dial::check(target, recorder)).await else {
-        return skip(plan, &ASKS, "there is no verified connection", recorder);
+    let mut rest = vec![
+        Check::Version,
+        Check::Clock,
+        Check::Readyz,
+        Check::Upgrade,
+        Check::Watch,
+    ];
+    if plan.watch.is_none() {
+        rest.pop();
+    }
+    let Some(endpoint) = dial::check(target, recorder).await else {
+        return recorder.skipped(&rest, "there is no verified connection");
     };
-    let run = Run { plan, target, at };
-    if !Box::pin(run.version(recorder)).await {
-        return skip(plan, &REST, "no apiserver answers", recorder);
+    let client = CheckClient {
+        plan,
+        target,
+        endpoint,
+    };
+    if !version(client, recorder).await {
+        rest.retain(|check| *check != Check::Version);
+        return recorder.skipped(&rest, "no apiserver responds");
     }
-    Box::pin(run.readyz(recorder)).await;
-    Box::pin(run.upgrade(recorder)).await;
-    Box::pin(run.watch(recorder)).await;
+    readyz(client, recorder).await;
+    streams::upgrade(client, recorder).await;
+    streams::watch(client, recorder).await;
 }
 
-/// Skips these, and the watch if one is wanted.
-fn skip(plan: &Plan, checks: &[Check], why: &str, recorder: &mut Recorder<'_>) {
-    recorder.skipped(checks, why);
-    if plan.watch.is_some() {
-        recorder.skipped(&[Check::Watch], why);
-    }
-}
-
-/// A server that was verified, and what is wanted of it.
-pub(super) struct Run<'a> {
-    pub(super) plan: &'a Plan,
-    pub(super) target: &'a CheckTarget,
-    pub(super) at: UpstreamAddr,
-}
-
-impl Run<'_> {
-    pub(super) fn question<'a>(&'a self, path: &'a str, offer: Offer) -> CheckRequest<'a> {
-        CheckRequest {
-            path,
-            offer,
-            token: self.plan.token.as_ref(),
-            within: self.plan.answer_within,
+/// Returns whether an apiserver responds; compares its clock as well.
+async fn version(client: CheckClient<'_>, recorder: &mut Recorder<'_>) -> bool {
+    recorder.waiting(Check::Version, "waiting for the response to GET /version");
+    let response = match client.get("/version", Offer::Http2, accept_json()).await {
+        Ok(response) => response,
+        Err(error) => {
+            no_response(client, Check::Version, "/version", &error, recorder);
+            return false;
         }
-    }
-
-    /// Whether an apiserver answers at all; its clock comes along.
-    async fn version(&self, recorder: &mut Recorder<'_>) -> bool {
-        recorder.waiting(Check::Version, "an answer to GET /version");
-        let question = self.question("/version", Offer::Http2);
-        let answer = match Box::pin(send(self.target, self.at, question, json())).await {
-            Ok(answer) => answer,
-            Err(error) => {
-                self.unanswered(Check::Version, "/version", &error, recorder);
-                return false;
-            }
-        };
-        let version = answer
-            .json()
-            .and_then(|json| text(&json, "gitVersion").map(escape));
-        match (version, self.plan.token.as_ref()) {
-            (Some(version), _) if answer.status == StatusCode::OK => {
-                recorder.ok(Check::Version, format!("Kubernetes {version} answers"));
-            }
-            (_, Some(token))
-                if answer.status == StatusCode::UNAUTHORIZED
-                    && answer.responder() != Responder::Unknown =>
-            {
-                let words = Message::new(
-                    format!(
-                        "the apiserver answers, but it does not accept the token in {} ({})",
-                        token.file.display(),
-                        answer.words()
-                    ),
-                    "get a fresh one, for instance with `kubectl create token NAME`",
-                );
-                recorder.warning(Check::Version, words);
-            }
-            _ if answer.is_denial() && is_apiserver(&answer) => {
-                recorder.ok(
-                    Check::Version,
-                    format!(
-                        "an apiserver answers, though not with its version ({})",
-                        answer.status
-                    ),
-                );
-            }
-            _ => {
-                self.not_as_hoped(Check::Version, "/version", &answer, recorder);
-                return false;
-            }
+    };
+    let version = response.json_text("gitVersion");
+    match (version, &client.plan.token) {
+        (Some(version), _) if response.status == StatusCode::OK => {
+            recorder.ok(Check::Version, format!("Kubernetes {}", escape(&version)));
         }
-        clock::compare(&answer, recorder);
-        true
-    }
-
-    async fn readyz(&self, recorder: &mut Recorder<'_>) {
-        recorder.waiting(Check::Readyz, "an answer to GET /readyz");
-        let question = self.question("/readyz", Offer::Http2);
-        let answer = match Box::pin(send(self.target, self.at, question, HeaderMap::new())).await {
-            Ok(answer) => answer,
-            Err(error) => return self.unanswered(Check::Readyz, "/readyz", &error, recorder),
-        };
-        let is_ready = answer.status == StatusCode::OK;
-        if is_ready {
-            recorder.ok(Check::Readyz, "the apiserver is ready");
-        } else if answer.is_denial() && is_apiserver(&answer) {
-            recorder.ok(
-                Check::Readyz,
-                format!(
-                    "the apiserver is alive; whether it is ready it tells only those it knows ({})",
-                    answer.status
-                ),
-            );
-        } else if let bad = failing(&answer)
-            && !bad.is_empty()
+        (_, Some(token))
+            if response.status == StatusCode::UNAUTHORIZED
+                && response.responder() != Responder::Unknown =>
         {
-            recorder.failed_on(
-                Leg::ProxyApiserver,
-                Check::Readyz,
-                Message::new(
-                    format!(
-                        "the apiserver says that it is not ready: {}",
-                        bad.join(", ")
-                    ),
-                    "look at the apiserver's log, and at etcd; it may be starting or stopping",
+            let message = Message::new(
+                format!(
+                    "the apiserver responds but rejects the token in {} ({})",
+                    quote::path(&token.file),
+                    response.describe()
                 ),
+                "get a new token, for example with `kubectl create token NAME`",
             );
-        } else {
-            self.not_as_hoped(Check::Readyz, "/readyz", &answer, recorder);
+            recorder.warning(Check::Version, message);
+        }
+        _ if response.is_denied_by_apiserver() => {
+            let text = format!(
+                "an apiserver responds, but does not tell its version ({})",
+                response.status
+            );
+            recorder.ok(Check::Version, text);
+        }
+        _ => {
+            unexpected_response(client, Check::Version, "/version", &response, recorder);
+            return false;
         }
     }
+    clock(&response, recorder);
+    true
+}
 
-    /// No answer on a connection that was verified a moment ago.
-    pub(super) fn unanswered(
-        &self,
-        check: Check,
-        what: &str,
-        error: &RequestError,
-        recorder: &mut Recorder<'_>,
-    ) {
-        let server = self.target.server();
-        let found = match error {
-            RequestError::Timeout => format!(
-                "{server} takes the request for {what} and does not answer within {}",
-                seconds(self.plan.answer_within)
-            ),
-            RequestError::Dial(_) | RequestError::Closed(_) => {
-                format!("no answer to {what}: {}", error_chain(error))
-            }
-        };
-        let fix = match self.target.role {
-            TargetRole::Apiserver => {
-                "look at the apiserver's load and log, and at what stands before it"
-            }
-            TargetRole::Proxy => "look at the proxy's log, and at what stands before it",
-        };
-        recorder.failed(check, Message::new(found, fix));
+/// Compares the clock of this machine with the `Date` of the response.
+fn clock(response: &BufferedResponse, recorder: &mut Recorder<'_>) {
+    let date = response
+        .headers
+        .get(header::DATE)
+        .and_then(|date| date.to_str().ok())
+        .and_then(|date| httpdate::parse_http_date(date).ok());
+    let Some(theirs) = date else {
+        return recorder.skipped(&[Check::Clock], "the response has no date");
+    };
+    let ours = response.received_at;
+    let (difference, direction) = clock_difference(ours, theirs);
+    if difference < CLOCK_TOLERANCE {
+        let text = "the clocks of this machine and the apiserver agree";
+        return recorder.ok(Check::Clock, text);
     }
-
-    /// An answer that should have been another.
-    pub(super) fn not_as_hoped(
-        &self,
-        check: Check,
-        what: &str,
-        answer: &BufferedResponse,
-        recorder: &mut Recorder<'_>,
-    ) {
-        let said = answer.words();
-        match (self.target.role, answer.responder()) {
-            // What the proxy says itself of a request that it did send on, or would have.
-            (TargetRole::Proxy, Responder::Proxy(_)) if is_about_apiserver(answer.status) => recorder.failed_on(
-                Leg::ProxyApiserver,
-                check,
-                Message::new(
-                    format!("the proxy answers {what} itself, with {said}"),
-                    "run `kube-tls-proxy check` where the proxy runs, with the flags of its `serve`: it says what is wrong there",
-                ),
-            ),
-            (TargetRole::Proxy, Responder::Proxy(_)) if answer.status == StatusCode::MISDIRECTED_REQUEST => {
-                recorder.failed(
-                    check,
-                    Message::new(
-                        format!("the proxy serves no cluster under {}", self.target.authority),
-                        "use a name of its certificate, or add this one with --host or `hosts` where the proxy runs",
-                    ),
-                );
-            }
-            (_, Responder::Proxy(_)) => recorder.failed(
-                check,
-                Message::new(
-                    format!("the proxy refuses {what}: {said}"),
-                    "look at the proxy's log, and at what changes requests on the way to it",
-                ),
-            ),
-            // The proxy passes on what the apiserver says.
-            (_, Responder::Apiserver(_)) => recorder.failed_on(
-                Leg::ProxyApiserver,
-                check,
-                Message::new(
-                    format!("the apiserver answers {what} with {said}"),
-                    "look at the apiserver's log",
-                ),
-            ),
-            (role, Responder::Unknown) => recorder.failed(
-                check,
-                Message::new(
-                    format!("{what} is answered by something that is no apiserver: {said}"),
-                    match role {
-                        TargetRole::Apiserver => "check the URL of the apiserver, its port and its path",
-                        TargetRole::Proxy => "check the URL after --through, and what stands before the proxy",
-                    },
-                ),
-            ),
-        }
+    let message = Message::new(
+        format!(
+            "the clock of this machine is {} s {direction} the apiserver's ({} here, {} there), so certificates and tokens may appear expired or not yet valid",
+            difference.as_secs(),
+            UtcDate(ours),
+            UtcDate(theirs)
+        ),
+        "synchronize both clocks with NTP (`timedatectl set-ntp true`)",
+    );
+    if difference < MAX_CLOCK_DIFFERENCE {
+        recorder.warning(Check::Clock, message);
+    } else {
+        recorder.failed(Check::Clock, message);
     }
 }
 
-/// The first few checks that an apiserver says it fails.
-fn failing(answer: &BufferedResponse) -> Vec<String> {
-    if answer.status != StatusCode::INTERNAL_SERVER_ERROR {
+fn clock_difference(ours: SystemTime, theirs: SystemTime) -> (Duration, &'static str) {
+    match ours.duration_since(theirs) {
+        Ok(ahead) => (ahead, "ahead of"),
+        Err(behind) => (behind.duration(), "behind"),
+    }
+}
+
+async fn readyz(client: CheckClient<'_>, recorder: &mut Recorder<'_>) {
+    recorder.waiting(Check::Readyz, "waiting for the response to GET /readyz");
+    let response = match client.get("/readyz", Offer::Http2, HeaderMap::new()).await {
+        Ok(response) => response,
+        Err(error) => return no_response(client, Check::Readyz, "/readyz", &error, recorder),
+    };
+    let failing = failing_checks(&response);
+    if response.status == StatusCode::OK {
+        recorder.ok(Check::Readyz, "the apiserver is ready");
+    } else if response.is_denied_by_apiserver() {
+        let text = format!(
+            "the apiserver responds, but tells only known users whether it is ready ({})",
+            response.status
+        );
+        recorder.ok(Check::Readyz, text);
+    } else if !failing.is_empty() {
+        let message = Message::new(
+            format!("the apiserver is not ready: {}", failing.join(", ")),
+            "read the logs of the apiserver and of etcd; it may be starting or stopping",
+        );
+        recorder.failed_on(Leg::ProxyApiserver, Check::Readyz, message);
+    } else {
+        unexpected_response(client, Check::Readyz, "/readyz", &response, recorder);
+    }
+}
+
+/// The first checks that the apiserver lists as failing.
+fn failing_checks(response: &BufferedResponse) -> Vec<String> {
+    if response.status != StatusCode::INTERNAL_SERVER_ERROR {
         return Vec::new();
     }
-    let text = String::from_utf8_lossy(&answer.body);
+    let text = String::from_utf8_lossy(&response.body);
     let failing = text.lines().filter(|line| line.starts_with("[-]"));
-    failing.take(3).map(escape).collect()
+    failing.take(MAX_FAILING_CHECKS).map(escape).collect()
 }
 
-/// Whether the proxy says this because of the apiserver.
-fn is_about_apiserver(status: StatusCode) -> bool {
+/// Records that a server that was just verified did not respond.
+pub(super) fn no_response(
+    client: CheckClient<'_>,
+    check: Check,
+    request: &str,
+    error: &RequestError,
+    recorder: &mut Recorder<'_>,
+) {
+    let target = client.target;
+    let text = match error {
+        RequestError::Timeout => format!(
+            "{} accepts the request for {request} but does not respond within {}",
+            target.server(),
+            format_duration(client.plan.response_timeout)
+        ),
+        RequestError::Dial(_) | RequestError::Closed(_) => {
+            format!("no response to {request}: {}", error_chain(error))
+        }
+    };
+    let fix = target.by_role(
+        "check the load and the log of the apiserver, and what is in front of it",
+        "check the log of the proxy, and what is in front of it",
+    );
+    recorder.failed(check, Message::new(text, fix));
+}
+
+/// Records a response that the check does not accept.
+pub(super) fn unexpected_response(
+    client: CheckClient<'_>,
+    check: Check,
+    request: &str,
+    response: &BufferedResponse,
+    recorder: &mut Recorder<'_>,
+) {
+    let target = client.target;
+    let described = response.describe();
+    let (leg, text, fix) = match (target.role, response.responder()) {
+        // The proxy responds with these only after it tried to reach the apiserver.
+        (TargetRole::Proxy, Responder::Proxy(_)) if is_upstream_failure(response.status) => (
+            Some(Leg::ProxyApiserver),
+            format!("the proxy itself responds to {request} with {described}"),
+            "run `kube-tls-proxy check` where the proxy runs, with the flags of its `serve`: it tells what is wrong there",
+        ),
+        (TargetRole::Proxy, Responder::Proxy(_))
+            if response.status == StatusCode::MISDIRECTED_REQUEST =>
+        {
+            (
+                None,
+                format!("the proxy has no cluster for the host {}", target.authority),
+                "use a name in its certificate, or add this name with --host or `hosts` where the proxy runs",
+            )
+        }
+        (_, Responder::Proxy(_)) => (
+            None,
+            format!("the proxy rejects {request}: {described}"),
+            "check the log of the proxy, and what changes requests in front of it",
+        ),
+        // The proxy forwards what the apiserver says.
+        (_, Responder::Apiserver(_)) => (
+            Some(Leg::ProxyApiserver),
+            format!("the apiserver responds to {request} with {described}"),
+            "check the log of the apiserver",
+        ),
+        (_, Responder::Unknown) => (
+            None,
+            format!("the response to {request} is not from an apiserver: {described}"),
+            target.by_role(
+                "check the URL of the apiserver, its port and its path",
+                "check the URL of --through, and what is in front of the proxy",
+            ),
+        ),
+    };
+    let message = Message::new(text, fix);
+    match leg {
+        Some(leg) => recorder.failed_on(leg, check, message),
+        None => recorder.failed(check, message),
+    }
+}
+
+/// Whether the proxy responds with this status because of the apiserver.
+fn is_upstream_failure(status: StatusCode) -> bool {
     matches!(
         status,
         StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
     )
 }
 
-fn is_apiserver(answer: &BufferedResponse) -> bool {
-    matches!(answer.responder(), Responder::Apiserver(_))
-}
-
-pub(super) fn json() -> HeaderMap {
+pub(super) fn accept_json() -> HeaderMap {
     let json = HeaderValue::from_static("application/json");
     HeaderMap::from_iter([(header::ACCEPT, json)])
 }
 
-const ASKS: [Check; 4] = [Check::Version, Check::Clock, Check::Readyz, Check::Upgrade];
-const REST: [Check; 3] = [Check::Clock, Check::Readyz, Check::Upgrade];
+/// A smaller difference does no harm: tokens and certificates are issued with some minutes to spare.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(30);
+/// Token validators usually allow one minute, and both clocks may use a part of it.
+const MAX_CLOCK_DIFFERENCE: Duration = Duration::from_secs(60);
+const MAX_FAILING_CHECKS: usize = 3;

@@ -1,153 +1,142 @@
-//! From a name to a verified connection, a line for each step.
+//! Dials a server step by step, from its name to a verified connection, and records each step.
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     time::{Duration, SystemTime},
 };
 
 use tokio::time::timeout;
 
-use super::{Check, Recorder, messages, recorder::seconds};
+use super::{
+    Check, CheckOutcome, Message, Recorder, messages, recorder::format_duration,
+    target::CheckTarget,
+};
 use crate::{
-    config::Timeouts,
     hosts::UpstreamAddr,
     pki::{CertSummary, Days},
     text::error_chain,
-    upstream::{ClientTls, Offer, TcpConnected, UpstreamError},
+    upstream::{Offer, TcpConnected, UpstreamError},
 };
 
-/// Whom a part of the run speaks to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum TargetRole {
-    /// The apiserver, as the proxy does.
-    Apiserver,
-    /// The proxy, as clients do.
-    Proxy,
-}
-
-/// A server, how it is verified, and how its requests look.
-#[derive(Debug)]
-pub(super) struct CheckTarget {
-    pub(super) role: TargetRole,
-    pub(super) host: String,
-    pub(super) port: u16,
-    /// Where it is in place of what the host resolves to; mostly empty.
-    pub(super) addresses: Vec<SocketAddr>,
-    pub(super) tls: ClientTls,
-    pub(super) prefix: String,
-    /// Host of the requests.
-    pub(super) authority: String,
-    /// The trusted CAs, in words.
-    pub(super) trusted: String,
-    pub(super) timeouts: Timeouts,
-}
-
-/// What one address came to.
+/// The result of dialling one address.
 struct DialAttempt {
     address: SocketAddr,
-    tls: Result<NegotiatedTls, DialFailure>,
+    result: Result<NegotiatedTls, FailedStep>,
 }
 
+/// What a verified handshake agreed on.
 struct NegotiatedTls {
     version: &'static str,
     is_http2: bool,
     certificate: Option<CertSummary>,
 }
 
-/// The step that failed, and why.
-enum DialFailure {
-    Tcp(UpstreamError),
-    Tls(UpstreamError),
-    Verify(UpstreamError),
+/// The step that failed, and how.
+struct FailedStep {
+    step: Check,
+    message: Message,
 }
 
-/// An address of `target` that works; `None` once it is noted that there is none.
+impl DialAttempt {
+    fn failure(&self) -> Option<&FailedStep> {
+        self.result.as_ref().err()
+    }
+
+    fn failed_step(&self) -> Option<Check> {
+        self.failure().map(|failure| failure.step)
+    }
+}
+
+/// Returns the first address of `target` with a verified connection.
 pub(super) async fn check(
     target: &CheckTarget,
     recorder: &mut Recorder<'_>,
 ) -> Option<UpstreamAddr> {
-    let addresses = look_up(target, recorder).await?;
-    Box::pin(check_all(target, addresses, recorder)).await
-}
-
-async fn check_all(
-    target: &CheckTarget,
-    addresses: Vec<SocketAddr>,
-    recorder: &mut Recorder<'_>,
-) -> Option<UpstreamAddr> {
-    let mut all = Vec::with_capacity(addresses.len());
-    for address in addresses {
-        recorder.waiting(Check::Tcp, &format!("a connection to {address}"));
-        let tls = Box::pin(try_one(target, address)).await;
-        all.push(DialAttempt { address, tls });
+    let addresses = resolve(target, recorder).await?;
+    let mut attempts = Vec::new();
+    for address in addresses.into_iter().take(MAX_ADDRESSES) {
+        recorder.waiting(Check::Tcp, &format!("connecting to {address}"));
+        let result = dial(target, address).await;
+        attempts.push(DialAttempt { address, result });
     }
-    let works = all.iter().find(|tried| tried.tls.is_ok());
-    // Of several addresses that do not all work, the proxy passes over the bad ones.
-    let passed_over = works.is_some();
-    let mut bad = |check, words| match passed_over {
-        true => recorder.warning(check, words),
-        false => recorder.failed(check, words),
+    let verified = attempts.iter().find_map(|attempt| {
+        let negotiated = attempt.result.as_ref().ok()?;
+        Some((attempt.address, negotiated))
+    });
+    // The proxy ejects unhealthy endpoints, so one good address is enough.
+    let outcome = match verified {
+        Some(_) => CheckOutcome::Warning,
+        None => CheckOutcome::Failed,
     };
-    let mut reached = Vec::new();
-    for DialAttempt { address, tls } in &all {
-        match tls {
-            Err(DialFailure::Tcp(error)) => bad(Check::Tcp, messages::tcp(target, *address, error)),
-            _ => reached.push(address.to_string()),
+    let record_failures = |recorder: &mut Recorder<'_>, step| {
+        for failure in attempts.iter().filter_map(DialAttempt::failure) {
+            if failure.step == step {
+                recorder.record(step, outcome, failure.message.clone());
+            }
         }
-    }
+    };
+    let reached: Vec<_> = attempts
+        .iter()
+        .filter(|attempt| attempt.failed_step() != Some(Check::Tcp))
+        .map(|attempt| attempt.address.to_string())
+        .collect();
+
+    record_failures(recorder, Check::Tcp);
     if reached.is_empty() {
-        recorder.skipped(&[Check::Tls, Check::Verify, Check::Alpn], NO_TCP);
+        let rest = [Check::Tls, Check::Verify, Check::Alpn];
+        recorder.skipped(&rest, "there is no connection");
         return None;
     }
-    recorder.ok(
-        Check::Tcp,
-        format!("{} accepts connections", reached.join(", ")),
-    );
-    step_tls(target, &all, passed_over, recorder);
-    let (Some(DialAttempt { address, .. }), Some(agreed)) =
-        (works, all.iter().find_map(|tried| tried.tls.as_ref().ok()))
-    else {
+    let text = format!("{} accepts connections", reached.join(", "));
+    recorder.ok(Check::Tcp, text);
+
+    record_failures(recorder, Check::Tls);
+    let mut steps = attempts.iter().map(DialAttempt::failed_step);
+    if !steps.any(|step| matches!(step, None | Some(Check::Verify))) {
+        let rest = [Check::Verify, Check::Alpn];
+        recorder.skipped(&rest, "there is no TLS connection");
+        return None;
+    }
+    let version = verified.map_or("TLS", |(_, negotiated)| negotiated.version);
+    recorder.ok(Check::Tls, format!("the server speaks {version}"));
+
+    record_failures(recorder, Check::Verify);
+    let Some((address, negotiated)) = verified else {
+        recorder.skipped(&[Check::Alpn], "the server is not verified");
         return None;
     };
-    step_verified(target, agreed, recorder);
-    Some(UpstreamAddr(*address))
+    record_verified(target, negotiated, recorder);
+    Some(UpstreamAddr(address))
 }
 
-async fn look_up(target: &CheckTarget, recorder: &mut Recorder<'_>) -> Option<Vec<SocketAddr>> {
+/// Returns the addresses of `target`, sorted; there is at least one.
+async fn resolve(target: &CheckTarget, recorder: &mut Recorder<'_>) -> Option<Vec<SocketAddr>> {
     let (host, port) = (target.host.as_str(), target.port);
     if !target.addresses.is_empty() {
-        let mut addresses = target.addresses.clone();
-        recorder.ok(
-            Check::Dns,
-            format!("the addresses are configured, {host} is not looked up"),
-        );
-        addresses.truncate(MAX_ADDRESSES);
-        return Some(addresses);
+        let text = format!("the addresses are configured; {host} is not resolved");
+        recorder.ok(Check::Dns, text);
+        return Some(target.addresses.clone());
     }
     if let Ok(ip) = host.parse::<IpAddr>() {
-        recorder.ok(
-            Check::Dns,
-            format!("{host} is an address, nothing to look up"),
-        );
+        let text = format!("{host} is an IP address; DNS is not needed");
+        recorder.ok(Check::Dns, text);
         return Some(vec![SocketAddr::new(ip, port)]);
     }
     let limit = target.timeouts.upstream_connect;
-    recorder.waiting(Check::Dns, &format!("the addresses of {host}"));
+    recorder.waiting(Check::Dns, &format!("resolving {host}"));
     let failure = match timeout(limit, tokio::net::lookup_host((host, port))).await {
         Ok(Ok(found)) => {
-            let mut found: Vec<_> = found.collect();
-            found.sort_unstable();
-            found.dedup();
+            let found: BTreeSet<_> = found.collect();
             if !found.is_empty() {
-                let shown: Vec<_> = found.iter().map(|one| one.ip().to_string()).collect();
-                recorder.ok(Check::Dns, format!("{host} is {}", shown.join(", ")));
-                found.truncate(MAX_ADDRESSES);
-                return Some(found);
+                let ips: Vec<_> = found.iter().map(|one| one.ip().to_string()).collect();
+                recorder.ok(Check::Dns, format!("{host} resolves to {}", ips.join(", ")));
+                return Some(found.into_iter().collect());
             }
             "the name has no address".to_owned()
         }
         Ok(Err(error)) => error_chain(&error).to_string(),
-        Err(_elapsed) => format!("no answer within {}", seconds(limit)),
+        Err(_elapsed) => format!("no response within {}", format_duration(limit)),
     };
     recorder.failed(Check::Dns, messages::dns(target, &failure));
     let rest = [Check::Tcp, Check::Tls, Check::Verify, Check::Alpn];
@@ -155,99 +144,66 @@ async fn look_up(target: &CheckTarget, recorder: &mut Recorder<'_>) -> Option<Ve
     None
 }
 
-async fn try_one(target: &CheckTarget, address: SocketAddr) -> Result<NegotiatedTls, DialFailure> {
+async fn dial(target: &CheckTarget, address: SocketAddr) -> Result<NegotiatedTls, FailedStep> {
     let reached = TcpConnected::dial(UpstreamAddr(address), &target.timeouts)
         .await
-        .map_err(DialFailure::Tcp)?;
-    match Box::pin(reached.secure(&target.tls, Offer::Http2)).await {
+        .map_err(|error| FailedStep {
+            step: Check::Tcp,
+            message: messages::tcp(target, address, &error),
+        })?;
+    match reached.secure(&target.tls, Offer::Http2).await {
         Ok(verified) => Ok(NegotiatedTls {
             version: verified.version,
             is_http2: verified.is_http2,
             certificate: verified.certificate,
         }),
-        Err(error @ UpstreamError::Verify { .. }) => Err(DialFailure::Verify(error)),
-        Err(error) => Err(DialFailure::Tls(error)),
+        Err(error @ UpstreamError::Verify { .. }) => Err(FailedStep {
+            step: Check::Verify,
+            message: messages::verify(target, address, &error),
+        }),
+        Err(error) => Err(FailedStep {
+            step: Check::Tls,
+            message: messages::tls(target, address, &error),
+        }),
     }
 }
 
-/// The lines about TLS, the certificate and, when there is none, what is skipped.
-fn step_tls(
-    target: &CheckTarget,
-    all: &[DialAttempt],
-    passed_over: bool,
-    recorder: &mut Recorder<'_>,
-) {
-    let mut refused = Vec::new();
-    let mut speaks = None;
-    let mut silent = Vec::new();
-    for DialAttempt { address, tls } in all {
-        match tls {
-            Ok(agreed) => speaks = Some(agreed.version),
-            Err(DialFailure::Tls(error)) => silent.push(messages::tls(target, *address, error)),
-            Err(DialFailure::Verify(error)) => {
-                speaks = speaks.or(Some("TLS"));
-                refused.push(messages::verify(target, *address, error));
-            }
-            Err(DialFailure::Tcp(_)) => {}
-        }
-    }
-    let bad = |recorder: &mut Recorder<'_>, check, words| match passed_over {
-        true => recorder.warning(check, words),
-        false => recorder.failed(check, words),
-    };
-    for words in silent {
-        bad(recorder, Check::Tls, words);
-    }
-    match speaks {
-        Some(version) => recorder.ok(Check::Tls, format!("the server speaks {version}")),
-        None => return recorder.skipped(&[Check::Verify, Check::Alpn], "there is no TLS"),
-    }
-    let any_refused = !refused.is_empty();
-    for words in refused {
-        bad(recorder, Check::Verify, words);
-    }
-    if any_refused && !passed_over {
-        recorder.skipped(&[Check::Alpn], "the server is not the one expected");
-    }
-}
-
-/// The lines about a connection that was verified.
-fn step_verified(target: &CheckTarget, agreed: &NegotiatedTls, recorder: &mut Recorder<'_>) {
+/// Records the certificate and the protocol of a verified connection.
+fn record_verified(target: &CheckTarget, negotiated: &NegotiatedTls, recorder: &mut Recorder<'_>) {
     let now = SystemTime::now();
-    let good = format!(
-        "the certificate is for {} and signed by {}",
+    let text = format!(
+        "the certificate is valid for {} and signed by {}",
         target.tls.expects(),
         target.trusted
     );
-    match &agreed.certificate {
+    match &negotiated.certificate {
         Some(leaf) if expires_soon(leaf, now) => {
             recorder.warning(Check::Verify, messages::expires_soon(target, leaf));
         }
         Some(leaf) => recorder.ok(
             Check::Verify,
-            format!("{good}, {} left", Days(leaf.days_left(now))),
+            format!("{text}, expires in {}", Days(leaf.days_left(now))),
         ),
-        None => recorder.ok(Check::Verify, good),
+        None => recorder.ok(Check::Verify, text),
     }
-    if agreed.is_http2 {
-        recorder.ok(Check::Alpn, "HTTP/2 is offered and chosen");
+    if negotiated.is_http2 {
+        recorder.ok(Check::Alpn, "the server chooses HTTP/2");
     } else {
         recorder.warning(Check::Alpn, messages::no_http2(target));
     }
 }
 
-/// With less than two weeks left, or a third of its life if that is less: what lives for a day is renewed
-/// by a program.
+/// Whether less than two weeks are left, or a third of the lifetime if that is shorter: certificates that
+/// live for a day are renewed automatically.
 fn expires_soon(leaf: &CertSummary, now: SystemTime) -> bool {
-    let life = leaf.not_after.duration_since(leaf.not_before);
-    let enough = life.map_or(FEW_DAYS, |life| FEW_DAYS.min(life / 3));
+    let lifetime = leaf.not_after.duration_since(leaf.not_before);
+    let enough = lifetime.map_or(MIN_TIME_LEFT, |lifetime| MIN_TIME_LEFT.min(lifetime / 3));
     leaf.not_after.duration_since(now).unwrap_or_default() < enough
 }
 
-/// More endpoints than a cluster has; each may take as long as a dial.
+/// More endpoints than a cluster has; dialling each may take `timeouts.upstreamConnect`.
 const MAX_ADDRESSES: usize = 8;
-const FEW_DAYS: Duration = Duration::from_secs(14 * 24 * 60 * 60);
-const NO_TCP: &str = "there is no connection";
+const MIN_TIME_LEFT: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 
 #[cfg(test)]
 mod tests {
@@ -260,40 +216,37 @@ mod tests {
     };
 
     use super::*;
-    use crate::check::CheckOutcome;
+    use crate::check::{Event, target::TargetRole};
+    use crate::{config::Timeouts, upstream::ClientTls};
 
     const NAME: &str = "kubernetes.default.svc";
 
-    /// Outcomes of the steps with these addresses, and the one that is gone on with.
-    async fn found(ca: &Ca, addresses: &[SocketAddr]) -> (Vec<String>, Option<SocketAddr>) {
+    /// Returns the outcome of each check with these addresses, and the endpoint that was chosen.
+    async fn outcomes(ca: &Ca, addresses: &[SocketAddr]) -> (Vec<String>, Option<SocketAddr>) {
         let target = CheckTarget {
             role: TargetRole::Apiserver,
             host: "apiserver.test".into(),
             port: 6443,
-            addresses: Vec::new(),
+            addresses: addresses.to_vec(),
             tls: ClientTls::new(Arc::new(ca.roots()), NAME.try_into().unwrap()).unwrap(),
             prefix: String::new(),
             authority: "kube.test".into(),
             trusted: "the CA".into(),
             timeouts: Timeouts::default(),
         };
-        let mut ignore = |_: super::super::Event<'_>| {};
+        let mut ignore = |_: Event<'_>| {};
         let mut recorder = Recorder::new(&mut ignore);
-        let chosen = check_all(&target, addresses.to_vec(), &mut recorder).await;
-        let lines = recorder.into_report().findings.into_iter().map(|finding| {
-            let mark = match finding.outcome {
-                CheckOutcome::Ok => "ok",
-                CheckOutcome::Warning => "warning",
-                CheckOutcome::Failed => "failed",
-                CheckOutcome::Skipped => "skipped",
-            };
-            format!("{} {mark}", finding.check.word())
-        });
-        (lines.collect(), chosen.map(|address| address.0))
+        let chosen = check(&target, &mut recorder).await;
+        let lines = recorder
+            .into_report()
+            .findings
+            .into_iter()
+            .map(|finding| format!("{} {:?}", finding.check.name(), finding.outcome));
+        (lines.collect(), chosen.map(|endpoint| endpoint.0))
     }
 
     #[test]
-    fn what_lives_for_a_day_is_not_always_about_to_expire() {
+    fn one_day_certificate_warns_only_in_its_last_third() {
         const DAY: Duration = Duration::from_secs(24 * 60 * 60);
         let mut leaf = CertSummary::of(&Ca::new("a").der()).unwrap();
         leaf.not_before = SystemTime::UNIX_EPOCH;
@@ -306,52 +259,54 @@ mod tests {
         }
     }
 
-    /// One of several addresses being down is what the proxy is made for.
+    /// The proxy is made to work while some of its endpoints are unhealthy.
     #[tokio::test]
-    async fn addresses_that_do_not_work_beside_one_that_does_are_warnings() {
+    async fn bad_addresses_are_warnings_when_one_address_works() {
         let ca = Ca::new("cluster");
-        let well = Upstream::builder(ca.server(&[NAME])).start().await;
+        let healthy = Upstream::builder(ca.server(&[NAME])).start().await;
         let other = Upstream::builder(Ca::new("other").server(&[NAME]))
             .start()
             .await;
-        let mute = Peer::start(Behaviour::CloseInHandshake).await;
+        let closing = Peer::start(Behaviour::CloseInHandshake).await;
         let down = refused().await;
-        let all = [down, mute.address(), other.address(), well.address()];
-        let (lines, chosen) = found(&ca, &all).await;
-        assert_eq!(chosen, Some(well.address()));
+        let all = [down, closing.address(), other.address(), healthy.address()];
+        let (lines, chosen) = outcomes(&ca, &all).await;
+        assert_eq!(chosen, Some(healthy.address()));
         assert_eq!(
             lines,
             [
-                "tcp warning",
-                "tcp ok",
-                "tls warning",
-                "tls ok",
-                "verify warning",
-                "verify ok",
-                "alpn ok"
+                "dns Ok",
+                "tcp Warning",
+                "tcp Ok",
+                "tls Warning",
+                "tls Ok",
+                "verify Warning",
+                "verify Ok",
+                "alpn Ok"
             ]
         );
     }
 
     #[tokio::test]
-    async fn addresses_of_which_none_works_are_failures() {
+    async fn bad_addresses_are_failures_when_no_address_works() {
         let ca = Ca::new("cluster");
         let other = Upstream::builder(Ca::new("other").server(&[NAME]))
             .start()
             .await;
-        let mute = Peer::start(Behaviour::CloseInHandshake).await;
-        let all = [refused().await, mute.address(), other.address()];
-        let (lines, chosen) = found(&ca, &all).await;
+        let closing = Peer::start(Behaviour::CloseInHandshake).await;
+        let all = [refused().await, closing.address(), other.address()];
+        let (lines, chosen) = outcomes(&ca, &all).await;
         assert_eq!(chosen, None);
         assert_eq!(
             lines,
             [
-                "tcp failed",
-                "tcp ok",
-                "tls failed",
-                "tls ok",
-                "verify failed",
-                "alpn skipped"
+                "dns Ok",
+                "tcp Failed",
+                "tcp Ok",
+                "tls Failed",
+                "tls Ok",
+                "verify Failed",
+                "alpn Skipped"
             ]
         );
     }

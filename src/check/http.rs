@@ -1,4 +1,4 @@
-//! One request on a connection of its own, and as much of the answer as a check wants to see.
+//! HTTP requests to a verified server, each on a connection of its own, and who sent the response.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,186 +10,248 @@ use hyper::{
     client::conn::{http1, http2},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::Value;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Token, dial::CheckTarget};
+use super::{Plan, recorder::escape, target::CheckTarget};
 use crate::{
     drain::Drain,
     hosts::UpstreamAddr,
     upstream::{Offer, TcpConnected, UpstreamError},
 };
 
-/// What is asked.
+/// Sends the requests of a run to one verified server.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct CheckRequest<'a> {
-    pub(super) path: &'a str,
-    pub(super) offer: Offer,
-    pub(super) token: Option<&'a Token>,
-    /// How long the head of the answer is waited for, and after it the body.
-    pub(super) within: Duration,
+pub(super) struct CheckClient<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) target: &'a CheckTarget,
+    pub(super) endpoint: UpstreamAddr,
 }
 
-/// An answer, its body cut off after [`MAX_BODY`].
+/// A response and the first [`MAX_BODY`] bytes of its body.
 #[derive(Debug)]
 pub(super) struct BufferedResponse {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
-    /// When the head came.
-    pub(super) at: SystemTime,
+    /// When the head arrived.
+    pub(super) received_at: SystemTime,
 }
 
-/// The head of an answer whose body is still to come.
+/// The head of a response whose body still arrives.
 #[derive(Debug)]
 pub(super) struct StreamingResponse {
     pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
+    headers: HeaderMap,
     body: Incoming,
 }
 
-/// Why there is no answer.
+/// Why there is no response.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RequestError {
-    /// The connection did not come about this time.
-    #[error("no connection")]
+    /// The connection failed, although the server was verified a moment ago.
+    #[error("cannot connect")]
     Dial(#[source] UpstreamError),
-    /// The connection was closed instead.
-    #[error("the connection was closed instead of an answer")]
+    /// The connection was closed before the response was complete.
+    #[error("the connection was closed before the response was complete")]
     Closed(#[source] hyper::Error),
-    /// Nothing came.
-    #[error("there was no answer")]
+    /// The response did not arrive in time.
+    #[error("no response in time")]
     Timeout,
 }
 
-/// How a body that should go on came to its end.
+/// How a response body ended that should stay open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StreamEnd {
-    /// It did not: it was still open when the time was over.
+    /// It was still open at the end of the time.
     Open,
-    /// It ended in order after so long.
+    /// It ended regularly after this time.
     Ended(Duration),
-    /// It was cut after so long.
+    /// It was aborted after this time.
     Aborted(Duration),
 }
 
-/// Asks, and reads the answer.
-pub(super) async fn send(
-    target: &CheckTarget,
-    at: UpstreamAddr,
-    question: CheckRequest<'_>,
-    more: HeaderMap,
-) -> Result<BufferedResponse, RequestError> {
-    let StreamingResponse {
-        status,
-        headers,
-        mut body,
-    } = Box::pin(open(target, at, question, more)).await?;
-    let now = SystemTime::now();
-    let deadline = Instant::now() + question.within;
-    let mut read = Vec::new();
-    // A 101 has no body, and what follows it is not for us.
-    while status != StatusCode::SWITCHING_PROTOCOLS && read.len() < MAX_BODY {
-        match timeout_at(deadline, body.frame()).await {
-            Ok(Some(Ok(frame))) => read.extend(frame.into_data().unwrap_or_default()),
-            Ok(Some(Err(error))) => return Err(RequestError::Closed(error)),
-            Ok(None) => break,
-            Err(_elapsed) => return Err(RequestError::Timeout),
-        }
-    }
-    read.truncate(MAX_BODY);
-    Ok(BufferedResponse {
-        status,
-        headers,
-        body: read.into(),
-        at: now,
-    })
+/// Who sent a response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Responder {
+    /// The apiserver, with the message if the body is a `Status`.
+    Apiserver(Option<String>),
+    /// kube-tls-proxy itself, with its message.
+    Proxy(String),
+    /// Neither.
+    Unknown,
 }
 
-/// Asks, and returns as soon as the head of the answer is there.
-pub(super) async fn open(
-    target: &CheckTarget,
-    at: UpstreamAddr,
-    question: CheckRequest<'_>,
-    more: HeaderMap,
-) -> Result<StreamingResponse, RequestError> {
-    let reached = TcpConnected::dial(at, &target.timeouts)
-        .await
-        .map_err(RequestError::Dial)?;
-    let verified = Box::pin(reached.secure(&target.tls, question.offer))
-        .await
-        .map_err(RequestError::Dial)?;
-    let request = request(target, question, more, verified.is_http2);
-    // What runs the connection ends with it; nobody waits for it.
-    let running = Drain::new();
-    let stream = TokioIo::new(verified.stream);
-    let asked = async {
-        if verified.is_http2 {
-            let (mut send, connection) = http2::handshake(TokioExecutor::new(), stream).await?;
-            running.spawn(connection);
-            send.send_request(request).await
-        } else {
-            let (mut send, connection) = http1::handshake(stream).await?;
-            running.spawn(connection.with_upgrades());
-            send.send_request(request).await
+impl CheckClient<'_> {
+    /// Sends a GET request and reads the response.
+    pub(super) async fn get(
+        &self,
+        path: &str,
+        offer: Offer,
+        headers: HeaderMap,
+    ) -> Result<BufferedResponse, RequestError> {
+        let mut response = self.open(path, offer, headers).await?;
+        let received_at = SystemTime::now();
+        let deadline = Instant::now() + self.plan.response_timeout;
+        let mut body = Vec::new();
+        // A 101 has no body: the bytes that follow belong to the upgraded protocol.
+        while response.status != StatusCode::SWITCHING_PROTOCOLS && body.len() < MAX_BODY {
+            match timeout_at(deadline, response.body.frame()).await {
+                Ok(Some(Ok(frame))) => body.extend(frame.into_data().unwrap_or_default()),
+                Ok(Some(Err(error))) => return Err(RequestError::Closed(error)),
+                Ok(None) => break,
+                Err(_elapsed) => return Err(RequestError::Timeout),
+            }
         }
-    };
-    let response = timeout_at(Instant::now() + question.within, Box::pin(asked))
-        .await
-        .map_err(|_elapsed| RequestError::Timeout)?
-        .map_err(RequestError::Closed)?;
-    let (head, body) = response.into_parts();
-    Ok(StreamingResponse {
-        status: head.status,
-        headers: head.headers,
-        body,
-    })
+        body.truncate(MAX_BODY);
+        Ok(BufferedResponse {
+            status: response.status,
+            headers: response.headers,
+            body: body.into(),
+            received_at,
+        })
+    }
+
+    /// Sends a GET request and returns as soon as the head of the response arrives.
+    pub(super) async fn open(
+        &self,
+        path: &str,
+        offer: Offer,
+        headers: HeaderMap,
+    ) -> Result<StreamingResponse, RequestError> {
+        let target = self.target;
+        let reached = TcpConnected::dial(self.endpoint, &target.timeouts)
+            .await
+            .map_err(RequestError::Dial)?;
+        let verified = reached
+            .secure(&target.tls, offer)
+            .await
+            .map_err(RequestError::Dial)?;
+        let request = self.request(path, headers, verified.is_http2);
+        // The connection's task ends with the connection; it does not need a drain.
+        let tasks = Drain::new();
+        let stream = TokioIo::new(verified.stream);
+        let exchange = async {
+            if verified.is_http2 {
+                let (mut send, connection) = http2::handshake(TokioExecutor::new(), stream).await?;
+                tasks.spawn(connection);
+                send.send_request(request).await
+            } else {
+                let (mut send, connection) = http1::handshake(stream).await?;
+                tasks.spawn(connection.with_upgrades());
+                send.send_request(request).await
+            }
+        };
+        let (head, body) = timeout_at(Instant::now() + self.plan.response_timeout, exchange)
+            .await
+            .map_err(|_elapsed| RequestError::Timeout)?
+            .map_err(RequestError::Closed)?
+            .into_parts();
+        Ok(StreamingResponse {
+            status: head.status,
+            headers: head.headers,
+            body,
+        })
+    }
+
+    fn request(&self, path: &str, headers: HeaderMap, is_http2: bool) -> Request<Empty<Bytes>> {
+        let CheckTarget {
+            prefix, authority, ..
+        } = self.target;
+        let origin = if is_http2 {
+            format!("https://{authority}")
+        } else {
+            String::new()
+        };
+        let mut request = Request::new(Empty::new());
+        *request.method_mut() = Method::GET;
+        *request.headers_mut() = headers;
+        // The configuration has checked host and prefix, so the fallback is never used.
+        *request.uri_mut() = format!("{origin}{prefix}{path}")
+            .parse()
+            .unwrap_or_else(|_| Uri::from_static("/"));
+        let headers = request.headers_mut();
+        headers.insert(
+            header::USER_AGENT,
+            HeaderValue::from_static(concat!("kube-tls-proxy-check/", env!("CARGO_PKG_VERSION"))),
+        );
+        if !is_http2 && let Ok(host) = HeaderValue::from_str(authority) {
+            headers.insert(header::HOST, host);
+        }
+        if let Some(token) = &self.plan.token {
+            headers.insert(header::AUTHORIZATION, token.header.clone());
+        }
+        request
+    }
 }
 
 impl StreamingResponse {
-    /// Reads on until the body ends or `time` is over.
+    /// Reads until the body ends or `time` has passed.
     pub(super) async fn stays_open(mut self, time: Duration) -> StreamEnd {
-        let begun = Instant::now();
+        let start = Instant::now();
         loop {
-            match timeout_at(begun + time, self.body.frame()).await {
+            match timeout_at(start + time, self.body.frame()).await {
                 Ok(Some(Ok(_))) => {}
-                Ok(Some(Err(_))) => return StreamEnd::Aborted(begun.elapsed()),
-                Ok(None) => return StreamEnd::Ended(begun.elapsed()),
+                Ok(Some(Err(_))) => return StreamEnd::Aborted(start.elapsed()),
+                Ok(None) => return StreamEnd::Ended(start.elapsed()),
                 Err(_elapsed) => return StreamEnd::Open,
             }
         }
     }
 }
 
-fn request(
-    target: &CheckTarget,
-    question: CheckRequest<'_>,
-    more: HeaderMap,
-    is_http2: bool,
-) -> Request<Empty<Bytes>> {
-    let path = format!("{}{}", target.prefix, question.path);
-    let uri = if is_http2 {
-        format!("https://{}{path}", target.authority)
-    } else {
-        path
-    };
-    let mut request = Request::new(Empty::new());
-    *request.method_mut() = Method::GET;
-    // Host, prefix and path were checked when they were read; the root would be asked otherwise.
-    *request.uri_mut() = uri.parse().unwrap_or_else(|_| Uri::from_static("/"));
-    let headers = request.headers_mut();
-    *headers = more;
-    headers.insert(
-        header::USER_AGENT,
-        HeaderValue::from_static(concat!("kube-tls-proxy-check/", env!("CARGO_PKG_VERSION"))),
-    );
-    if !is_http2 && let Ok(host) = HeaderValue::from_str(&target.authority) {
-        headers.insert(header::HOST, host);
+impl BufferedResponse {
+    /// Reads a text field of a JSON body.
+    pub(super) fn json_text(&self, key: &str) -> Option<String> {
+        let json: Value = serde_json::from_slice(&self.body).ok()?;
+        Some(json.get(key)?.as_str()?.to_owned())
     }
-    if let Some(token) = question.token {
-        headers.insert(header::AUTHORIZATION, token.header.clone());
+
+    /// Tells who sent this response.
+    pub(super) fn responder(&self) -> Responder {
+        let is_status = self.json_text("kind").as_deref() == Some("Status");
+        let message = self.json_text("message").filter(|_| is_status);
+        match message {
+            Some(message) => match message.strip_prefix(PROXY_PREFIX) {
+                Some(message) => Responder::Proxy(escape(message)),
+                None => Responder::Apiserver(Some(escape(&message))),
+            },
+            None if is_status || self.has_apiserver_header() => Responder::Apiserver(None),
+            None => Responder::Unknown,
+        }
     }
-    request
+
+    /// Only an apiserver writes these headers.
+    fn has_apiserver_header(&self) -> bool {
+        ["audit-id", "x-kubernetes-pf-flowschema-uid"]
+            .iter()
+            .any(|name| self.headers.contains_key(*name))
+    }
+
+    /// Status and message, as in `503 Service Unavailable: the apiserver is down`.
+    pub(super) fn describe(&self) -> String {
+        let message = match self.responder() {
+            Responder::Apiserver(Some(message)) | Responder::Proxy(message) => message,
+            Responder::Apiserver(None) | Responder::Unknown => {
+                let text = String::from_utf8_lossy(&self.body);
+                escape(text.lines().next().unwrap_or_default())
+            }
+        };
+        if message.is_empty() {
+            self.status.to_string()
+        } else {
+            format!("{}: {message}", self.status)
+        }
+    }
+
+    /// Whether the apiserver responds 401 or 403: it is alive, but answers only known users.
+    pub(super) fn is_denied_by_apiserver(&self) -> bool {
+        let statuses = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN];
+        statuses.contains(&self.status) && matches!(self.responder(), Responder::Apiserver(_))
+    }
 }
 
-/// Of an answer a check reads a sentence or two.
+/// A check reads only a sentence or two of a body.
 const MAX_BODY: usize = 64 * 1024;
+/// Every message of the proxy itself begins with this.
+const PROXY_PREFIX: &str = "kube-tls-proxy: ";

@@ -1,4 +1,4 @@
-//! What can be checked without leaving this machine: certificates, the names they cover, the port.
+//! Checks that need no other machine: certificates, the names they cover, CAs and ports.
 
 use std::{
     io,
@@ -12,7 +12,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Check, Message, Plan, Recorder, messages::not_accepted};
+use super::{Check, Message, Plan, Recorder};
 use crate::{
     admin::Admin,
     app::AppError,
@@ -24,7 +24,7 @@ use crate::{
     upstream::{ClientTls, Offer, TcpConnected},
 };
 
-/// Checks all of it; returns the names in the certificates.
+/// Runs the checks and returns the names in the certificates.
 pub(super) async fn check(
     plan: &Plan,
     config: &Config,
@@ -34,9 +34,10 @@ pub(super) async fn check(
     recorder.ok(
         Check::Configuration,
         format!(
-            "{}, {}, listening on {}",
+            "{}, {}, {}: {}",
             count(config.identities.len(), "certificate"),
             count(config.clusters.len(), "cluster"),
+            count(listen.len(), "listener"),
             listen.join(", ")
         ),
     );
@@ -45,69 +46,62 @@ pub(super) async fn check(
     for files in &config.identities {
         match Identity::load(files, now) {
             Ok(identity) => {
-                certificate(&identity, now, recorder);
-                accepted(plan, &identity, now, recorder);
+                check_certificate(&identity, now, recorder);
+                check_acceptance(plan, &identity, now, recorder);
                 identities.push(identity);
             }
             Err(error) => {
                 recorder.failed(Check::Certificate, Message::from_error(&error));
-                recorder.skipped(&[Check::Trust], "the certificate is unusable");
+                recorder.skipped(&[Check::Trust], "the certificate is invalid");
             }
         }
     }
     if identities.len() == config.identities.len() {
-        hosts(&config.clusters, &identities, recorder);
+        check_hosts(&config.clusters, &identities, recorder);
     } else {
-        recorder.skipped(&[Check::Hosts], "a certificate is unusable");
+        recorder.skipped(&[Check::Hosts], "a certificate is invalid");
     }
     for address in &config.listen {
-        Box::pin(port(*address, config, &identities, recorder)).await;
+        check_port(*address, config, &identities, recorder).await;
     }
     if let Some(address) = config.admin {
-        admin_port(address, config, recorder).await;
+        check_admin_port(address, config, recorder).await;
     }
-    identities
-        .iter()
-        .flat_map(Identity::names)
-        .cloned()
-        .collect()
+    let names = identities.iter().flat_map(Identity::names);
+    names.cloned().collect()
 }
 
-/// The CAs of a cluster, as settings for a dial; `None` once what is wrong with them is noted.
-pub(super) fn trust(cluster: &ClusterConfig, recorder: &mut Recorder<'_>) -> Option<ClientTls> {
+/// Returns TLS settings that trust the CAs of `cluster`, or records why there are none.
+pub(super) fn trust_anchors(
+    cluster: &ClusterConfig,
+    recorder: &mut Recorder<'_>,
+) -> Option<ClientTls> {
     let now = SystemTime::now();
-    let anchors = match TrustAnchors::load(&cluster.trust, now) {
-        Ok(anchors) => anchors,
-        Err(error) => {
-            recorder.failed(Check::Ca, Message::from_error(&error));
-            return None;
-        }
-    };
+    let anchors = TrustAnchors::load(&cluster.trust, now)
+        .map_err(|error| recorder.failed(Check::Ca, Message::from_error(&error)))
+        .ok()?;
     let cas: Vec<_> = anchors
         .summaries()
         .iter()
-        .map(|ca| format!("{}, {} left", ca.subject, Days(ca.days_left(now))))
+        .map(|ca| format!("{} (expires in {})", ca.subject, Days(ca.days_left(now))))
         .collect();
-    recorder.ok(Check::Ca, format!("trusted: {}", cas.join("; ")));
+    let text = format!("trust anchors: {}", cas.join("; "));
+    recorder.ok(Check::Ca, text);
     for warning in anchors.warnings() {
         recorder.warning(Check::Ca, Message::from_sentence(&warning));
     }
-    match ClientTls::new(anchors.roots(), cluster.expected_name.clone()) {
-        Ok(tls) => Some(tls),
-        Err(error) => {
-            recorder.failed(Check::Ca, Message::from_error(&error));
-            None
-        }
-    }
+    ClientTls::new(anchors.roots(), cluster.expected_name.clone())
+        .map_err(|error| recorder.failed(Check::Ca, Message::from_error(&error)))
+        .ok()
 }
 
-/// What has loaded is whole: key and certificate are a pair, the chain is in order, today is within.
-fn certificate(identity: &Identity, now: SystemTime, recorder: &mut Recorder<'_>) {
+/// Records a loaded certificate: loading has checked its key, the order of its chain and its dates.
+fn check_certificate(identity: &Identity, now: SystemTime, recorder: &mut Recorder<'_>) {
     let leaf = identity.summary();
     recorder.ok(
         Check::Certificate,
         format!(
-            "for {}: the key belongs to it, {} in the file, {} left until {}",
+            "{}: the key matches, {} in the file, expires in {} on {}",
             identity.names().join(", "),
             count(identity.chain_length(), "certificate"),
             Days(leaf.days_left(now)),
@@ -119,158 +113,164 @@ fn certificate(identity: &Identity, now: SystemTime, recorder: &mut Recorder<'_>
     }
 }
 
-/// Whether clients accept the chain.
-fn accepted(plan: &Plan, identity: &Identity, now: SystemTime, recorder: &mut Recorder<'_>) {
-    let (roots, whose) = match &plan.clients_trust {
-        Some((file, anchors)) => (anchors.roots(), Some(file.as_str())),
+/// Checks that clients accept the certificate chain.
+fn check_acceptance(
+    plan: &Plan,
+    identity: &Identity,
+    now: SystemTime,
+    recorder: &mut Recorder<'_>,
+) {
+    let (roots, file) = match &plan.client_trust {
+        Some((file, anchors)) => (anchors.roots(), Some(file)),
         None => (public_roots(), None),
     };
-    let acceptance = identity.acceptance(roots, now);
-    let words = match (&acceptance, whose) {
+    let (text, fix) = match (identity.acceptance(roots, now), file) {
         (Acceptance::Accepted, Some(file)) => {
-            return recorder.ok(
-                Check::Trust,
-                format!("clients that trust the CA in {file} accept it"),
-            );
+            let text = format!("clients that trust the CA in {file} accept the certificate");
+            return recorder.ok(Check::Trust, text);
         }
         (Acceptance::Accepted, None) => {
-            return recorder.ok(
-                Check::Trust,
-                "clients accept it as they are: the chain leads to a public CA",
+            let text = "clients accept the certificate: its chain leads to a public CA";
+            return recorder.ok(Check::Trust, text);
+        }
+        (Acceptance::NoPath { issuer, .. }, Some(file)) => (
+            format!(
+                "the chain does not lead to the CA in {file}: its last certificate was issued by {issuer}, which is missing"
+            ),
+            "append the intermediate certificates of the issuer to the certificate file, or pass the right CA with --through-ca",
+        ),
+        (Acceptance::NoPath { issuer, is_public }, None) if is_public => (
+            format!(
+                "the chain is incomplete, so clients reject it: its last certificate was issued by {issuer}, an intermediate that is missing"
+            ),
+            "append the intermediate certificates of the issuer to the certificate file (many tools write the complete chain to `fullchain.pem`)",
+        ),
+        (Acceptance::NoPath { issuer, .. }, None) => {
+            let message = Message::new(
+                format!("the certificate is not from a public CA: its chain ends at {issuer}"),
+                "if this CA is your own, put it into the kubeconfigs as certificate-authority-data and pass it here with --through-ca; otherwise use a certificate from a public CA",
             );
+            // A private CA is a valid choice, but clients need to know it.
+            return recorder.warning(Check::Trust, message);
         }
-        (_, whose) => not_accepted(&acceptance, whose),
+        (Acceptance::Refused { reason }, _) => (
+            format!("the certificate {reason}"),
+            "issue it again so that clients accept it",
+        ),
     };
-    match (&acceptance, whose) {
-        // A CA of one's own is a choice; clients have to be told of it.
-        (
-            Acceptance::NoPath {
-                is_public: false, ..
-            },
-            None,
-        ) => recorder.warning(Check::Trust, words),
-        (Acceptance::Accepted | Acceptance::NoPath { .. } | Acceptance::Refused { .. }, _) => {
-            recorder.failed(Check::Trust, words);
-        }
-    }
+    recorder.failed(Check::Trust, Message::new(text, fix));
 }
 
-/// Whether each name that leads to a cluster is in a certificate.
-fn hosts(clusters: &[ClusterConfig], identities: &[Identity], recorder: &mut Recorder<'_>) {
-    let names: Vec<_> = identities
+/// Checks that every name that leads to a cluster is in a certificate.
+fn check_hosts(clusters: &[ClusterConfig], identities: &[Identity], recorder: &mut Recorder<'_>) {
+    let names = identities
         .iter()
         .flat_map(Identity::names)
-        .map(String::as_str)
-        .collect();
+        .map(String::as_str);
     let mut served: Vec<&str> = clusters
         .iter()
         .flat_map(|cluster| cluster.hosts.iter().map(String::as_str))
         .collect();
-    let bare: Vec<_> = served
+    let uncovered: Vec<_> = served
         .iter()
         .filter(|host| !identities.iter().any(|identity| identity.covers(host)))
         .copied()
         .collect();
-    if !bare.is_empty() {
-        let words = Message::new(
+    if !uncovered.is_empty() {
+        let message = Message::new(
             format!(
-                "no certificate is for {}, so that clients refuse to connect; there are certificates for {}",
-                bare.join(", "),
-                names.join(", ")
+                "no certificate is valid for {}, so clients refuse to connect; the certificates are valid for {}",
+                uncovered.join(", "),
+                names.collect::<Vec<_>>().join(", ")
             ),
-            "add a certificate with that name (--cert and --key), or take the name out of --host or `hosts`",
+            "add a certificate for this name (--cert and --key), or remove the name from --host or `hosts`",
         );
-        return recorder.failed(Check::Hosts, words);
+        return recorder.failed(Check::Hosts, message);
     }
-    // The names of the certificates lead to the only cluster there is.
+    // With one cluster, the names in the certificates lead to it too.
     if clusters.len() == 1 {
         served.extend(names);
         served.sort_unstable();
         served.dedup();
     }
-    recorder.ok(
-        Check::Hosts,
-        format!("clients reach it as {}", served.join(", ")),
-    );
+    let text = format!("clients can use {}", served.join(", "));
+    recorder.ok(Check::Hosts, text);
 }
 
-/// Whether the address can be listened on, or the proxy does so already.
-async fn port(
+/// Checks that the port is free, or that the running proxy has it.
+async fn check_port(
     address: SocketAddr,
     config: &Config,
     identities: &[Identity],
     recorder: &mut Recorder<'_>,
 ) {
-    let sharing = if config.takeover {
+    let sharing = if config.reuse_port {
         PortSharing::Reuse
     } else {
         PortSharing::Exclusive
     };
     let error = match listener::claim(address, sharing) {
         Ok(_free) if address.port() == 0 => {
-            return recorder.ok(Check::Listen, format!("{address}: any free port will do"));
+            let text = format!("{address}: the system chooses a free port");
+            return recorder.ok(Check::Listen, text);
         }
         Ok(_free) => return recorder.ok(Check::Listen, format!("{address} is free")),
         Err(error) => error,
     };
-    if error.kind() == io::ErrorKind::AddrInUse
-        && Box::pin(presents(address, identities, &config.timeouts)).await
-    {
-        return recorder.ok(
-            Check::Listen,
-            format!(
-                "{address} is taken by a server with this very certificate: the proxy runs already"
-            ),
-        );
-    }
-    if error.kind() == io::ErrorKind::AddrInUse && identities.len() < config.identities.len() {
-        let why = format!(
-            "{address} is in use, perhaps by the proxy itself, whose certificate would tell"
-        );
-        return recorder.skipped(&[Check::Listen], &why);
+    if error.kind() == io::ErrorKind::AddrInUse {
+        if presents(address, identities, &config.timeouts).await {
+            let text = format!(
+                "{address} is used by the running proxy: the server there presents this certificate"
+            );
+            return recorder.ok(Check::Listen, text);
+        }
+        if identities.len() < config.identities.len() {
+            let reason = format!(
+                "{address} is in use, perhaps by the proxy itself; only a valid certificate can tell"
+            );
+            return recorder.skipped(&[Check::Listen], &reason);
+        }
     }
     let source = ListenError::new(ListenFlag::Clients, error);
-    recorder.failed(
-        Check::Listen,
-        Message::from_error(&AppError::Listen { address, source }),
-    );
+    let error = AppError::Listen { address, source };
+    recorder.failed(Check::Listen, Message::from_error(&error));
 }
 
-/// The same for the admin port, which no two processes share.
-async fn admin_port(address: SocketAddr, config: &Config, recorder: &mut Recorder<'_>) {
+/// Checks the same for the admin port, which two processes cannot share.
+async fn check_admin_port(address: SocketAddr, config: &Config, recorder: &mut Recorder<'_>) {
     match Admin::bind(address) {
-        Ok(_free) => recorder.ok(
-            Check::Listen,
-            format!("{address} is free for the admin port"),
-        ),
-        Err(_taken) if !config.takeover && is_admin_port(address, &config.timeouts).await => {
-            recorder.ok(
-                Check::Listen,
-                format!("{address} is the admin port of a proxy that runs already"),
-            );
+        Ok(_free) => {
+            let text = format!("{address} is free for the admin port");
+            recorder.ok(Check::Listen, text);
+        }
+        Err(_taken) if !config.reuse_port && is_admin_port(address, &config.timeouts).await => {
+            let text = format!("{address} is the admin port of the running proxy");
+            recorder.ok(Check::Listen, text);
         }
         Err(error) => recorder.failed(Check::Listen, Message::from_error(&error)),
     }
 }
 
-/// Whether whoever listens there has metrics as only this program has them.
+/// Whether the server at `address` has the metrics that only this program has.
 async fn is_admin_port(address: SocketAddr, timeouts: &Timeouts) -> bool {
-    let answer = async {
-        let mut stream = TcpStream::connect(dialled(address)).await?;
+    let response = async {
+        let mut stream = TcpStream::connect(dial_address(address)).await?;
         stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
-        let mut answer = Vec::new();
-        stream.take(FEW_BYTES).read_to_end(&mut answer).await?;
-        io::Result::Ok(answer)
+        let mut response = Vec::new();
+        stream
+            .take(MAX_METRICS_BYTES)
+            .read_to_end(&mut response)
+            .await?;
+        io::Result::Ok(response)
     };
-    let answer = timeout(timeouts.upstream_connect, answer).await;
-    answer.is_ok_and(|answer| {
-        answer
-            .is_ok_and(|answer| String::from_utf8_lossy(&answer).contains("# TYPE kube_tls_proxy_"))
-    })
+    match timeout(timeouts.upstream_connect, response).await {
+        Ok(Ok(response)) => String::from_utf8_lossy(&response).contains("# TYPE kube_tls_proxy_"),
+        Ok(Err(_)) | Err(_) => false,
+    }
 }
 
-/// Where to dial what listens on this address.
-fn dialled(mut address: SocketAddr) -> SocketAddr {
+/// Returns the address to dial for a listener on `address`.
+fn dial_address(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         address.set_ip(match address {
             SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
@@ -280,9 +280,9 @@ fn dialled(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-/// Whether whoever listens there presents one of our certificates.
+/// Whether the server at `address` presents one of these certificates.
 async fn presents(address: SocketAddr, identities: &[Identity], timeouts: &Timeouts) -> bool {
-    let address = UpstreamAddr(dialled(address));
+    let address = UpstreamAddr(dial_address(address));
     for identity in identities {
         let name = identity.example_name();
         let Some(tls) = name.and_then(|name| ClientTls::new(public_roots(), name).ok()) else {
@@ -291,8 +291,8 @@ async fn presents(address: SocketAddr, identities: &[Identity], timeouts: &Timeo
         let Ok(reached) = TcpConnected::dial(address, timeouts).await else {
             return false;
         };
-        // Mostly it is refused, for its CA is not looked for here; what was presented is known all the same.
-        let presented = match Box::pin(reached.secure(&tls, Offer::Http1)).await {
+        // Verification fails for a private CA, but the error holds the certificate that was presented.
+        let presented = match reached.secure(&tls, Offer::Http1).await {
             Ok(verified) => verified.certificate.map(|leaf| leaf.sha256),
             Err(error) => error
                 .verify_error()
@@ -313,5 +313,5 @@ fn count(count: usize, noun: &str) -> String {
     }
 }
 
-/// Enough of the metrics to see whose they are.
-const FEW_BYTES: u64 = 4096;
+/// Enough of the metrics to recognise them.
+const MAX_METRICS_BYTES: u64 = 4096;

@@ -1,4 +1,4 @@
-//! Writes down what is found while the run goes on, and tells whoever waits for it.
+//! Collects the findings of a run and passes them on as they are made.
 
 use std::{error::Error, time::Duration};
 
@@ -7,132 +7,129 @@ use tokio::time::Instant;
 use super::{Check, CheckOutcome, CheckReport, Finding, Leg, Section};
 use crate::text::{self, error_chain};
 
-/// What a run tells while it goes on.
+/// The progress of a run.
 #[derive(Debug, Clone, Copy)]
 pub enum Event<'a> {
-    /// A part begins; this is its title.
+    /// A section begins; holds its title.
     Section(&'a str),
-    /// Something is waited for: these are the words for it.
+    /// A check waits for the network; says for what.
     Waiting(&'a str),
-    /// Something was found.
+    /// A check has a result.
     Found(&'a Finding),
 }
 
-/// The report so far, and the part it is at.
+/// The report so far, and the section that the run is in.
 pub(super) struct Recorder<'a> {
     report: CheckReport,
-    tell: &'a mut dyn FnMut(Event<'_>),
+    observer: &'a mut dyn FnMut(Event<'_>),
     section: Section,
-    leg: Leg,
-    target: String,
+    leg: Option<Leg>,
+    target: Option<String>,
+    /// When the current check began.
     since: Instant,
 }
 
-/// Something found, with its fix unless there is nothing to fix.
+/// A problem, and how to fix it if there is a fix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Message {
-    pub(super) what: String,
-    pub(super) fix: Option<String>,
+    text: String,
+    fix: Option<String>,
 }
 
 impl Message {
-    pub(super) fn new(what: impl Into<String>, fix: impl Into<String>) -> Self {
+    pub(super) fn new(text: impl Into<String>, fix: impl Into<String>) -> Self {
         Self {
-            what: what.into(),
+            text: text.into(),
             fix: Some(fix.into()),
         }
     }
 
-    /// A sentence of this crate, whose fix stands behind its last semicolon.
+    /// A sentence of this crate, in which the fix follows the last semicolon.
     pub(super) fn from_sentence(sentence: &str) -> Self {
         match sentence.rsplit_once("; ") {
-            Some((what, fix)) => Self::new(what, fix),
+            Some((text, fix)) => Self::new(text, fix),
             None => Self {
-                what: sentence.to_owned(),
+                text: sentence.to_owned(),
                 fix: None,
             },
         }
     }
 
-    /// An error of this crate and its causes.
+    /// An error of this crate with its causes.
     pub(super) fn from_error(error: &(dyn Error + 'static)) -> Self {
         Self::from_sentence(&error_chain(error).to_string())
     }
 }
 
 impl<'a> Recorder<'a> {
-    pub(super) fn new(tell: &'a mut dyn FnMut(Event<'_>)) -> Self {
+    pub(super) fn new(observer: &'a mut dyn FnMut(Event<'_>)) -> Self {
         Self {
             report: CheckReport::default(),
-            tell,
+            observer,
             section: Section::Local,
-            leg: Leg::None,
-            target: String::new(),
+            leg: None,
+            target: None,
             since: Instant::now(),
         }
     }
 
-    pub(super) fn begin(&mut self, section: Section, target: &str, title: &str) {
+    /// Begins a section about `target`.
+    pub(super) fn begin(&mut self, section: Section, target: Option<&str>, title: &str) {
         self.section = section;
         self.leg = match section {
-            Section::Local => Leg::None,
-            Section::Upstream => Leg::ProxyApiserver,
-            Section::Through => Leg::ClientProxy,
+            Section::Local => None,
+            Section::Upstream => Some(Leg::ProxyApiserver),
+            Section::Through => Some(Leg::ClientProxy),
         };
-        target.clone_into(&mut self.target);
-        (self.tell)(Event::Section(title));
+        self.target = target.map(str::to_owned);
+        (self.observer)(Event::Section(title));
         self.since = Instant::now();
     }
 
-    /// Begins to measure, and tells what is waited for.
-    pub(super) fn waiting(&mut self, check: Check, for_what: &str) {
+    /// Starts the clock of a check that waits for the network.
+    pub(super) fn waiting(&mut self, check: Check, what: &str) {
         self.since = Instant::now();
-        (self.tell)(Event::Waiting(&format!("{}: {for_what}", check.word())));
+        (self.observer)(Event::Waiting(&format!("{}: {what}", check.name())));
     }
 
-    pub(super) fn ok(&mut self, check: Check, what: impl Into<String>) {
-        self.note(check, CheckOutcome::Ok, what.into(), None, self.leg);
+    pub(super) fn ok(&mut self, check: Check, text: impl Into<String>) {
+        self.push(self.leg, check, CheckOutcome::Ok, text.into(), None);
     }
 
-    pub(super) fn warning(&mut self, check: Check, words: Message) {
-        self.note(
-            check,
-            CheckOutcome::Warning,
-            words.what,
-            words.fix,
-            self.leg,
-        );
+    pub(super) fn warning(&mut self, check: Check, message: Message) {
+        self.record(check, CheckOutcome::Warning, message);
     }
 
-    pub(super) fn failed(&mut self, check: Check, words: Message) {
-        self.note(check, CheckOutcome::Failed, words.what, words.fix, self.leg);
+    pub(super) fn failed(&mut self, check: Check, message: Message) {
+        self.record(check, CheckOutcome::Failed, message);
     }
 
-    /// A failure on another leg than the one the part is about.
-    pub(super) fn failed_on(&mut self, leg: Leg, check: Check, words: Message) {
-        self.note(check, CheckOutcome::Failed, words.what, words.fix, leg);
+    /// Records a problem with this outcome.
+    pub(super) fn record(&mut self, check: Check, outcome: CheckOutcome, message: Message) {
+        self.push(self.leg, check, outcome, message.text, message.fix);
     }
 
-    pub(super) fn skipped(&mut self, checks: &[Check], why: &str) {
+    /// Records a failure on another leg than that of the section.
+    pub(super) fn failed_on(&mut self, leg: Leg, check: Check, message: Message) {
+        let Message { text, fix } = message;
+        self.push(Some(leg), check, CheckOutcome::Failed, text, fix);
+    }
+
+    pub(super) fn skipped(&mut self, checks: &[Check], reason: &str) {
         for check in checks {
             self.since = Instant::now();
-            self.note(
-                *check,
-                CheckOutcome::Skipped,
-                format!("skipped: {why}"),
-                None,
-                self.leg,
-            );
+            let text = format!("skipped: {reason}");
+            self.push(self.leg, *check, CheckOutcome::Skipped, text, None);
         }
     }
 
-    fn note(
+    fn push(
         &mut self,
+        leg: Option<Leg>,
         check: Check,
         outcome: CheckOutcome,
         message: String,
         fix: Option<String>,
-        leg: Leg,
     ) {
         let finding = Finding {
             check,
@@ -144,7 +141,7 @@ impl<'a> Recorder<'a> {
             fix,
             took: self.since.elapsed(),
         };
-        (self.tell)(Event::Found(&finding));
+        (self.observer)(Event::Found(&finding));
         self.report.findings.push(finding);
         self.since = Instant::now();
     }
@@ -154,13 +151,13 @@ impl<'a> Recorder<'a> {
     }
 }
 
-/// Text of a peer, fit for a terminal.
+/// Makes text of a peer safe for a terminal.
 pub(super) fn escape(text: &str) -> String {
-    text::escape(text.trim(), MAX_SHOWN_CHARS).to_string()
+    text::escape(text.trim(), MAX_ESCAPED_CHARS).to_string()
 }
 
-/// `5 s`, `300 ms`.
-pub(super) fn seconds(time: Duration) -> String {
+/// `5 s`, `300 ms` or `1.5 s`.
+pub(super) fn format_duration(time: Duration) -> String {
     if time.subsec_millis() == 0 {
         format!("{} s", time.as_secs())
     } else if time < Duration::from_secs(1) {
@@ -170,4 +167,4 @@ pub(super) fn seconds(time: Duration) -> String {
     }
 }
 
-const MAX_SHOWN_CHARS: usize = 200;
+const MAX_ESCAPED_CHARS: usize = 200;

@@ -1,70 +1,74 @@
-//! What was found, as lines for people and as one document for machines.
+//! The findings of a run, as lines for people and as one JSON document.
 //!
-//! The shape of the document is part of the interface: a key is always there, with `null` when it has
-//! nothing to say.
+//! The shape of the document is part of the interface: every key is always present, with `null` when it has no value.
 
 use std::{fmt, time::Duration};
 
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
-/// One thing that was looked at.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The result of one check.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What was looked at.
+    /// What was checked.
     pub check: Check,
-    /// In which part of the run.
+    /// The part of the run.
     pub section: Section,
-    /// Between whom it works or fails.
-    pub leg: Leg,
-    /// The cluster or URL that the section is about; empty for the configuration.
-    pub target: String,
+    /// The two peers between which it works or fails; `None` on this machine.
+    pub leg: Option<Leg>,
+    /// The cluster or URL that the section is about; `None` for the configuration.
+    pub target: Option<String>,
     /// How it went.
+    #[serde(rename = "result")]
     pub outcome: CheckOutcome,
     /// What was found, as a sentence without its full stop.
     pub message: String,
-    /// What to do about it.
+    /// How to fix it.
     pub fix: Option<String>,
     /// How long it took.
+    #[serde(rename = "milliseconds", serialize_with = "as_milliseconds")]
     pub took: Duration,
 }
 
 /// How a check went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum CheckOutcome {
     /// It works.
     Ok,
-    /// It works, and should be fixed all the same.
+    /// It works but needs attention.
     Warning,
     /// It does not work.
     Failed,
-    /// It could not be looked at.
+    /// It could not be checked.
     Skipped,
 }
 
 /// The parts of a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Section {
-    /// Configuration, certificates and port.
+    /// Configuration, certificates and ports.
     Local,
-    /// From here to an apiserver.
+    /// From this machine to an apiserver.
     Upstream,
-    /// From here to an apiserver through a running proxy.
+    /// From this machine to an apiserver through a running proxy.
     Through,
 }
 
-/// Who speaks to whom.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Two peers that talk to each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Leg {
-    /// Nobody: files and sockets of this machine.
-    None,
     /// Clients to the proxy.
     ClientProxy,
     /// The proxy to the apiserver.
     ProxyApiserver,
 }
 
-/// What can be looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What can be checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(into = "&'static str")]
 #[expect(missing_docs, reason = "docs/check.md has a row for each")]
 pub enum Check {
     Configuration,
@@ -85,15 +89,15 @@ pub enum Check {
     Watch,
 }
 
-/// All that was found, in order.
+/// All findings, in order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CheckReport {
-    /// One entry a line.
+    /// One entry per line.
     pub findings: Vec<Finding>,
 }
 
 impl CheckReport {
-    /// How many findings went like this.
+    /// The number of findings with this outcome.
     #[must_use]
     pub fn count(&self, outcome: CheckOutcome) -> usize {
         self.findings
@@ -102,7 +106,7 @@ impl CheckReport {
             .count()
     }
 
-    /// The worst outcome; skipped checks always stand behind a failed one or a wish, and do not count.
+    /// The worst outcome. Skipped checks do not count: a check is skipped after a failed one, or for lack of a token.
     #[must_use]
     pub fn outcome(&self) -> CheckOutcome {
         if self.count(CheckOutcome::Failed) > 0 {
@@ -114,14 +118,14 @@ impl CheckReport {
         }
     }
 
-    /// 0 all well, 1 something does not work, 2 there is no usable configuration.
+    /// 0: everything works; 1: a check failed; 2: the configuration is invalid.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
-        let unusable = self.findings.iter().any(|finding| {
+        let is_invalid = self.findings.iter().any(|finding| {
             finding.check == Check::Configuration && finding.outcome == CheckOutcome::Failed
         });
         match self.outcome() {
-            CheckOutcome::Failed if unusable => 2,
+            CheckOutcome::Failed if is_invalid => 2,
             CheckOutcome::Failed => 1,
             CheckOutcome::Ok | CheckOutcome::Warning | CheckOutcome::Skipped => 0,
         }
@@ -133,64 +137,47 @@ impl CheckReport {
         self.findings
             .iter()
             .find(|finding| finding.outcome == CheckOutcome::Failed)
-            .map(|finding| finding.leg)
-            .filter(|leg| *leg != Leg::None)
+            .and_then(|finding| finding.leg)
     }
 
-    /// The document for machines.
+    /// The JSON document.
     #[must_use]
     pub fn json(&self) -> Value {
-        let checks: Vec<_> = self.findings.iter().map(Finding::json).collect();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "result": self.outcome().word(),
-            "brokenLeg": self.broken_leg().and_then(Leg::word),
+            "result": self.outcome(),
+            "brokenLeg": self.broken_leg(),
             "ok": self.count(CheckOutcome::Ok),
             "warnings": self.count(CheckOutcome::Warning),
             "failed": self.count(CheckOutcome::Failed),
             "skipped": self.count(CheckOutcome::Skipped),
-            "checks": checks,
+            "checks": self.findings,
         })
     }
 
     /// The last line for people.
     #[must_use]
     pub fn conclusion(&self) -> String {
-        let warnings = match self.count(CheckOutcome::Warning) {
-            0 => String::new(),
-            1 => ", with one warning".to_owned(),
-            more => format!(", with {more} warnings"),
-        };
-        let failed = self.count(CheckOutcome::Failed);
-        if failed == 0 {
-            return format!("Everything that was checked works{warnings}.");
-        }
-        let things = match failed {
-            1 => "One thing does not work".to_owned(),
-            more => format!("{more} things do not work; begin with the first"),
+        let failed = match self.count(CheckOutcome::Failed) {
+            0 => {
+                return match self.count(CheckOutcome::Warning) {
+                    0 => "All checks passed.".to_owned(),
+                    1 => "All checks passed, with one warning.".to_owned(),
+                    more => format!("All checks passed, with {more} warnings."),
+                };
+            }
+            1 => "One check failed".to_owned(),
+            more => format!("{more} checks failed; fix the first one first"),
         };
         match self.broken_leg() {
-            Some(leg) => format!("{things}. The broken leg is {leg}."),
-            None => format!("{things}."),
+            Some(leg) => format!("{failed}. The broken leg is {leg}."),
+            None => format!("{failed}."),
         }
     }
 }
 
 impl Finding {
-    fn json(&self) -> Value {
-        json!({
-            "section": self.section.word(),
-            "target": (!self.target.is_empty()).then_some(&self.target),
-            "leg": self.leg.word(),
-            "check": self.check.word(),
-            "result": self.outcome.word(),
-            "message": self.message,
-            "fix": self.fix,
-            "milliseconds": u64::try_from(self.took.as_millis()).unwrap_or(u64::MAX),
-        })
-    }
-
-    /// The lines for people: what was found and, below it, the fix.
+    /// The lines for people: the message and, below it, the fix.
     #[must_use]
     pub fn lines(&self, colours: Colours) -> String {
         let (mark, colour) = match self.outcome {
@@ -203,11 +190,12 @@ impl Finding {
             Colours::Yes => format!("\x1b[{colour}m{mark}\x1b[0m"),
             Colours::No => mark.to_owned(),
         };
-        let leg = match (self.section, self.outcome) {
-            (Section::Through, CheckOutcome::Failed) => format!("{}: ", self.leg),
-            (Section::Through | Section::Local | Section::Upstream, _) => String::new(),
+        // In the other sections every failure is on the same leg.
+        let leg = match (self.section, self.outcome, self.leg) {
+            (Section::Through, CheckOutcome::Failed, Some(leg)) => format!("{leg}: "),
+            _ => String::new(),
         };
-        let mut lines = format!("  {mark} {:<14} {leg}{}\n", self.check.word(), self.message);
+        let mut lines = format!("  {mark} {:<14} {leg}{}\n", self.check.name(), self.message);
         if let Some(fix) = &self.fix {
             lines.push_str(&format!("    {:<14} → {fix}\n", ""));
         }
@@ -215,7 +203,7 @@ impl Finding {
     }
 }
 
-/// Whether text may carry colours.
+/// Whether to colour the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Colours {
     /// On a terminal.
@@ -224,51 +212,25 @@ pub enum Colours {
     No,
 }
 
-impl CheckOutcome {
-    fn word(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Warning => "warning",
-            Self::Failed => "failed",
-            Self::Skipped => "skipped",
-        }
-    }
-}
-
-impl Section {
-    fn word(self) -> &'static str {
-        match self {
-            Self::Local => "local",
-            Self::Upstream => "upstream",
-            Self::Through => "through",
-        }
-    }
-}
-
-impl Leg {
-    fn word(self) -> Option<&'static str> {
-        match self {
-            Self::None => None,
-            Self::ClientProxy => Some("client-proxy"),
-            Self::ProxyApiserver => Some("proxy-apiserver"),
-        }
-    }
-}
-
 impl fmt::Display for Leg {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::None => "on this machine",
             Self::ClientProxy => "client → proxy",
             Self::ProxyApiserver => "proxy → apiserver",
         })
     }
 }
 
+impl From<Check> for &'static str {
+    fn from(check: Check) -> Self {
+        check.name()
+    }
+}
+
 impl Check {
-    /// What lines and documents call it.
+    /// Its name in the lines and in the document.
     #[must_use]
-    pub fn word(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Configuration => "configuration",
             Self::Certificate => "certificate",
@@ -290,16 +252,20 @@ impl Check {
     }
 }
 
+fn as_milliseconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn finding(outcome: CheckOutcome, check: Check, leg: Leg) -> Finding {
+    fn finding(outcome: CheckOutcome, check: Check) -> Finding {
         Finding {
             check,
             section: Section::Upstream,
-            leg,
-            target: String::new(),
+            leg: None,
+            target: None,
             outcome,
             message: "message".into(),
             fix: (outcome != CheckOutcome::Ok).then(|| "fix".into()),
@@ -308,8 +274,8 @@ mod tests {
     }
 
     #[test]
-    fn the_mark_is_coloured_and_the_words_are_not() {
-        let failed = finding(CheckOutcome::Failed, Check::Tcp, Leg::ProxyApiserver);
+    fn colours_only_the_mark() {
+        let failed = finding(CheckOutcome::Failed, Check::Tcp);
         let fix = "                   → fix\n";
         assert_eq!(
             failed.lines(Colours::Yes),
@@ -322,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn the_exit_code_tells_what_does_not_work_from_what_is_unusable() {
+    fn exit_code_is_2_only_for_invalid_configuration() {
         for (outcome, check, code) in [
             (CheckOutcome::Ok, Check::Configuration, 0),
             (CheckOutcome::Warning, Check::Alpn, 0),
@@ -331,7 +297,7 @@ mod tests {
             (CheckOutcome::Failed, Check::Configuration, 2),
         ] {
             let report = CheckReport {
-                findings: vec![finding(outcome, check, Leg::None)],
+                findings: vec![finding(outcome, check)],
             };
             assert_eq!(report.exit_code(), code, "{outcome:?} {check:?}");
         }

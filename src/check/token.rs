@@ -1,12 +1,15 @@
-//! The token that is sent with the requests of a check.
+//! A bearer token from a file.
 //!
-//! It is never printed: its header value is marked as sensitive, and errors name the file alone.
+//! It is never printed: its header value is marked as sensitive, and errors name only the file.
 
 use std::path::{Path, PathBuf};
 
 use http::HeaderValue;
 
-use crate::config::{ReadError, read_file};
+use crate::{
+    config::{ReadError, read_file},
+    quote,
+};
 
 /// A bearer token and the file it came from.
 #[derive(Debug, Clone)]
@@ -15,34 +18,37 @@ pub struct Token {
     pub(super) header: HeaderValue,
 }
 
-/// Why a file gives no token.
+/// Why no token could be read from a file.
 #[derive(Debug, thiserror::Error)]
 #[expect(
     missing_docs,
     reason = "the message of each variant is its documentation"
 )]
 pub enum TokenError {
-    #[error("--token-file {}", file.display())]
+    #[error("--token-file {}", quote::path(file))]
     Read {
         file: PathBuf,
         #[source]
         source: ReadError,
     },
-    #[error("--token-file {} is empty; write the token into it, and nothing else", file.display())]
+    #[error(
+        "--token-file {}: the file is empty; write the token into it and nothing else",
+        quote::path(file)
+    )]
     Empty { file: PathBuf },
     #[error(
-        "--token-file {} holds more than a token; write the token into it in one line, and nothing else",
-        file.display()
+        "--token-file {}: the file does not contain one token; write the token into it as one line and nothing else",
+        quote::path(file)
     )]
     NotAToken { file: PathBuf },
 }
 
 impl Token {
-    /// Reads the token in `file`; space around it does not count.
+    /// Reads the token in `file`, without the white space around it.
     ///
     /// # Errors
     ///
-    /// [`TokenError`] names the file and the fix, never what is in it.
+    /// [`TokenError`] names the file and the fix, never the content.
     pub fn load(file: &Path) -> Result<Self, TokenError> {
         let file = file.to_owned();
         let text = match read_file(&file) {
@@ -63,7 +69,7 @@ impl Token {
         }
     }
 
-    /// The token alone.
+    /// The token without the `Bearer` prefix.
     #[must_use]
     pub fn secret(&self) -> &str {
         let text = self.header.to_str().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! `check`: from the command line to a report, in lines as they come or as one document.
+//! The `check` subcommand: turns flags into a plan and prints the report as lines or as JSON.
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -12,51 +12,56 @@ use clap::{Args, ValueEnum, builder::PossibleValue};
 use super::print_failure;
 use crate::{
     check::{
-        self, ANSWER_WITHIN, CheckReport, Colours, Event, Plan, Through, Token, TokenError, WATCH,
+        self, CheckReport, Colours, Event, Plan, RESPONSE_TIMEOUT, Through, Token, TokenError,
+        WATCH_DURATION,
     },
-    config::{self, ConfigError, Environment, ServeArgs, TrustSource, UpstreamUrl, is_colourless},
+    config::{
+        self, ConfigError, Environment, ServeArgs, TrustSource, UpstreamUrl, check_path_flag,
+        is_colourless,
+    },
     pki::{PkiError, TrustAnchors},
+    quote,
 };
 
-/// Flags of `kube-tls-proxy check`: those of `serve`, and how to check.
+/// Flags of `kube-tls-proxy check`: those of `serve`, and its own.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 pub struct CheckArgs {
-    /// What `serve` would be given.
+    /// The flags that `serve` gets.
     #[command(flatten)]
     pub serve: ServeArgs,
 
-    /// Also look whether a watch stays open for 20 seconds; needs --token-file
+    /// Also check that a watch stays open for 20 seconds; needs --token-file
     #[arg(long, help_heading = CHECKING)]
     pub long: bool,
 
-    /// Also look through the running proxy at this URL, as clients do; alone it needs no other flag
+    /// Also check the running proxy at this URL, as clients use it; needs no other flag
     #[arg(long, value_name = "URL", help_heading = CHECKING)]
     pub through: Option<String>,
 
-    /// Take clients to trust the CAs in this PEM file instead of the public ones
+    /// CA file that clients use to verify the proxy [default: public CAs]
     #[arg(long, value_name = "FILE", help_heading = CHECKING)]
     pub through_ca: Option<PathBuf>,
 
-    /// Send the bearer token in this file with every request
+    /// File with a bearer token to send with every request
     #[arg(long, value_name = "FILE", help_heading = CHECKING)]
     pub token_file: Option<PathBuf>,
 
-    /// Print lines for people or one JSON document
+    /// Format of the report
     #[arg(long, value_name = "FORMAT", default_value = "text", help_heading = CHECKING)]
     pub output: OutputFormat,
 }
 
-/// Whom the report is for.
+/// How the report is printed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum OutputFormat {
     /// Lines for people.
     #[default]
     Text,
-    /// One document for machines.
+    /// One JSON document.
     Json,
 }
 
-/// By hand: the derived one makes help texts of the comments, and every flag of `--help` a paragraph.
+/// Implemented by hand: `derive` turns the comments into help texts, and then `--help` prints each flag as a paragraph.
 impl ValueEnum for OutputFormat {
     fn value_variants<'a>() -> &'a [Self] {
         &[Self::Text, Self::Json]
@@ -70,7 +75,7 @@ impl ValueEnum for OutputFormat {
     }
 }
 
-/// What stands in the way of any check.
+/// Why no check can run.
 #[derive(Debug, thiserror::Error)]
 enum UsageError {
     #[error(transparent)]
@@ -81,7 +86,7 @@ enum UsageError {
     Token(#[from] TokenError),
 }
 
-/// Checks, prints what is found, and returns the exit code.
+/// Runs the checks, prints the report and returns the exit code.
 pub(super) fn check(args: &CheckArgs) -> ExitCode {
     let plan = match plan(args) {
         Ok(plan) => plan,
@@ -100,24 +105,32 @@ pub(super) fn check(args: &CheckArgs) -> ExitCode {
             return ExitCode::from(1);
         }
     };
-    let mut page = Printer::new(args.output);
-    let report = runtime.block_on(check::run(&plan, &mut |event| page.tell(event)));
-    page.end(&report);
-    // Dropping it would wait for a lookup that a dead resolver holds up.
+    let mut printer = Printer::new(args.output);
+    let report = runtime.block_on(check::run(&plan, &mut |event| printer.print_event(event)));
+    printer.print_end(&report);
+    // Dropping the runtime would wait for a lookup that hangs in a dead resolver.
     runtime.shutdown_background();
     ExitCode::from(report.exit_code())
 }
 
 fn plan(args: &CheckArgs) -> Result<Plan, UsageError> {
+    for (flag, path) in [
+        ("--through-ca", &args.through_ca),
+        ("--token-file", &args.token_file),
+    ] {
+        if let Some(path) = path {
+            check_path_flag(flag, path)?;
+        }
+    }
     let through = match &args.through {
         Some(url) => Some(through(url)?),
         None => None,
     };
-    let clients_trust = match &args.through_ca {
+    let client_trust = match &args.through_ca {
         Some(file) => {
             let source = TrustSource::File(file.clone());
             let anchors = TrustAnchors::load(&source, SystemTime::now())?;
-            Some((file.display().to_string(), anchors))
+            Some((quote::path(file).to_string(), anchors))
         }
         None => None,
     };
@@ -125,16 +138,16 @@ fn plan(args: &CheckArgs) -> Result<Plan, UsageError> {
         Some(file) => Some(Token::load(file)?),
         None => None,
     };
-    // From outside nothing is known of what the proxy was given.
-    let only_outside = through.is_some() && args.serve.is_empty();
-    let config = (!only_outside).then(|| config::load(&args.serve, &Environment::of_process()));
+    // With --through alone, the configuration of the proxy is unknown.
+    let only_through = through.is_some() && args.serve.is_empty();
+    let config = (!only_through).then(|| config::load(&args.serve, &Environment::from_process()));
     Ok(Plan {
         config,
         through,
-        clients_trust,
+        client_trust,
         token,
-        watch: args.long.then_some(WATCH),
-        answer_within: ANSWER_WITHIN,
+        watch: args.long.then_some(WATCH_DURATION),
+        response_timeout: RESPONSE_TIMEOUT,
     })
 }
 
@@ -153,16 +166,16 @@ fn through(url: &str) -> Result<Through, ConfigError> {
         host,
         port,
         prefix,
-        name,
+        server_name: name,
     })
 }
 
-/// Where the report goes while it is made.
+/// Prints the report while the checks run.
 struct Printer {
     output: OutputFormat,
     colours: Colours,
     shows_progress: bool,
-    begun: bool,
+    has_printed: bool,
 }
 
 impl Printer {
@@ -176,16 +189,16 @@ impl Printer {
                 Colours::Yes
             },
             shows_progress: io::stderr().is_terminal(),
-            begun: false,
+            has_printed: false,
         }
     }
 
-    fn tell(&mut self, event: Event<'_>) {
+    fn print_event(&mut self, event: Event<'_>) {
         match (event, self.output) {
             (Event::Waiting(what), _) => self.progress(&format!("  … {what}")),
             (Event::Section(title), OutputFormat::Text) => {
-                let gap = if self.begun { "\n" } else { "" };
-                self.begun = true;
+                let gap = if self.has_printed { "\n" } else { "" };
+                self.has_printed = true;
                 self.print(&format!("{gap}{title}\n"));
             }
             (Event::Found(finding), OutputFormat::Text) => self.print(&finding.lines(self.colours)),
@@ -193,14 +206,14 @@ impl Printer {
         }
     }
 
-    fn end(&self, report: &CheckReport) {
+    fn print_end(&self, report: &CheckReport) {
         match self.output {
             OutputFormat::Text => self.print(&format!("\n{}\n", report.conclusion())),
             OutputFormat::Json => self.print(&format!("{:#}\n", report.json())),
         }
     }
 
-    /// Writes over what is waited for. A closed pipe leaves nobody to tell; the exit code says enough.
+    /// Replaces the progress line. An error such as a closed pipe is ignored: the exit code says enough.
     fn print(&self, text: &str) {
         self.progress("");
         let mut stdout = io::stdout().lock();

@@ -13,9 +13,13 @@ mod systemd;
 
 use std::{ffi::OsString, process::ExitCode};
 
-use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::{
+    CommandFactory as _, FromArgMatches as _, Parser, Subcommand,
+    builder::StyledStr,
+    error::{ContextKind, ContextValue},
+};
 
-use crate::config::ServeArgs;
+use crate::{config::ServeArgs, quote};
 
 pub use check::{CheckArgs, OutputFormat};
 pub use completions::{CompletionsArgs, script as completion_script};
@@ -44,7 +48,7 @@ pub enum Command {
     /// Run the proxy: it needs a certificate to present and an apiserver to forward to
     #[command(after_help = SERVE_EXAMPLES)]
     Serve(Box<ServeArgs>),
-    /// Say what works and what does not, with the mend, before users find out
+    /// Check configuration, certificates and network, and say how to fix what is wrong
     #[command(after_help = CHECK_EXAMPLES)]
     Check(Box<CheckArgs>),
     /// Print a kubeconfig for people outside, who reach the proxy by its public name
@@ -96,9 +100,58 @@ pub fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, 
             ExitCode::SUCCESS
         };
         // A closed pipe leaves nobody to tell.
-        drop(error.print());
+        drop(without_secrets(error).print());
         code
     })
+}
+
+/// The argument parser repeats values in its messages. Leaves out those that may be a secret, and the tips that may
+/// repeat them again.
+fn without_secrets(mut error: clap::Error) -> clap::Error {
+    let mut pasted = None;
+    let hidden: Vec<_> = error
+        .context()
+        .filter_map(|(kind, value)| Some((kind, hide(value, &mut pasted)?)))
+        .collect();
+    for (kind, value) in hidden {
+        error.insert(kind, value);
+    }
+    if let Some(found) = pasted {
+        let tip =
+            format!("a path or a name belongs here, not {found}; write it to a file and name that");
+        let tips = ContextValue::StyledStrs(vec![StyledStr::from(tip)]);
+        error.insert(ContextKind::Suggested, tips);
+        for kind in [
+            ContextKind::SuggestedArg,
+            ContextKind::SuggestedSubcommand,
+            ContextKind::SuggestedValue,
+        ] {
+            error.remove(kind);
+        }
+    }
+    error
+}
+
+/// `value` without what may be a secret, if it has any; `pasted` becomes what that is.
+fn hide(value: &ContextValue, pasted: &mut Option<&'static str>) -> Option<ContextValue> {
+    let mut is_hidden = false;
+    let mut safe = |text: &String| match quote::pasted(text) {
+        Some(found) => {
+            is_hidden = true;
+            *pasted = Some(found);
+            quote::HIDDEN.to_owned()
+        }
+        None => text.clone(),
+    };
+    let safe = if let ContextValue::String(text) = value {
+        ContextValue::String(safe(text))
+    } else if let ContextValue::Strings(texts) = value {
+        ContextValue::Strings(texts.iter().map(safe).collect())
+    } else {
+        // Numbers and texts of the parser's own.
+        return None;
+    };
+    is_hidden.then_some(safe)
 }
 
 fn parsed(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
@@ -132,10 +185,10 @@ file; a list replaces the whole list.";
 
 const CHECK_EXAMPLES: &str = "\
 Examples:
-  Where the proxy runs or will run, with the flags that serve has:
+  Where the proxy runs or will run, with the flags of serve:
     kube-tls-proxy check --cert tls.crt --key tls.key --kubeconfig admin.conf
 
-  From anywhere, through the running proxy, with a watch of 20 seconds:
+  From any machine, through the running proxy, with a watch of 20 seconds:
     kube-tls-proxy check --through https://kube.example.com --token-file token --long
 
 The flags of serve have their environment variables here too.

@@ -18,7 +18,7 @@ use super::{StartBlock, systemd};
 use crate::{
     app::{App, AppError, Stop},
     config::{self, Environment, LogFormat, ServeArgs},
-    reload::Report,
+    reload::ReloadReport,
     telemetry,
 };
 
@@ -28,7 +28,7 @@ use crate::{
 ///
 /// Whatever ends it before that.
 pub(super) fn serve(args: ServeArgs) -> Result<(), AppError> {
-    let environment = Environment::of_process();
+    let environment = Environment::from_process();
     let source = Box::new(move || config::load(&args, &environment));
     let app = App::bind_or_inherit(source, systemd::inherited_sockets()?)?;
     let telemetry = telemetry::start(&app.reloader().config().log).map_err(AppError::LogFilter)?;
@@ -102,7 +102,7 @@ async fn obey(
     stop: Stop,
     shutdown: oneshot::Sender<()>,
     reload_now: Arc<Notify>,
-    mut report: watch::Receiver<Report>,
+    mut report: watch::Receiver<ReloadReport>,
 ) -> Infallible {
     let mut shutdown = Some(shutdown);
     let mut before: Option<Known> = None;
@@ -154,7 +154,7 @@ struct Known {
 }
 
 impl Known {
-    fn of(report: &Report) -> Self {
+    fn of(report: &ReloadReport) -> Self {
         Self {
             failure: report.failure.clone(),
             needs_restart: report.needs_restart.clone(),

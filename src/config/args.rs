@@ -176,15 +176,15 @@ pub struct ServeArgs {
     )]
     pub admin_listen: Option<String>,
 
-    /// Listen although another proxy of the same user still does, to take over from it
+    /// Share the listening ports with a running proxy of the same user, to replace it
     #[arg(
         long,
-        env = "KUBE_TLS_PROXY_TAKEOVER",
+        env = "KUBE_TLS_PROXY_REUSE_PORT",
         hide_env = true,
         value_parser = clap::builder::FalseyValueParser::new(),
         help_heading = "Running"
     )]
-    pub takeover: bool,
+    pub reuse_port: bool,
 
     /// Log as text or json [default: text]
     #[arg(
@@ -257,7 +257,7 @@ impl ServeArgs {
             drain_timeout: text(&self.drain_timeout),
             drain_tunnels: text(&self.drain_tunnels),
             admin_listen: text(&self.admin_listen),
-            takeover: self.takeover,
+            reuse_port: self.reuse_port,
             log_format: text(&self.log_format),
             log_level: text(&self.log_level),
             no_access_log: self.no_access_log,

@@ -8,19 +8,19 @@ use std::collections::HashMap;
 use serde_saphyr::Spanned;
 
 use super::{
-    ClusterConfig, ConfigError, Environment, Fault, ReadError, ServeArgs, TrustSource,
+    ClusterConfig, ConfigError, Environment, ReadError, ServeArgs, SettingError, TrustSource,
     config_file::{ClusterEntry, ExpectedName, PublicHost, UpstreamEntry},
-    error::shown,
     file, kubeconfig,
-    load::{Base, complete_path, flag},
+    source::{ConfigSource, absolute_path, parse_flag},
     url::{self, UpstreamUrl},
 };
+use crate::quote;
 
 /// The clusters of the file, or else the one of flags, kubeconfig or pod. Never empty.
 pub(super) fn load(
     args: &ServeArgs,
     entries: Vec<Spanned<ClusterEntry>>,
-    base: &Base,
+    source: &ConfigSource,
     env: &Environment,
 ) -> Result<Vec<ClusterConfig>, ConfigError> {
     check_exclusive(args)?;
@@ -28,43 +28,48 @@ pub(super) fn load(
         return Ok(vec![cluster_of_flags(args, env)?]);
     }
     if let Some(flag) = upstream_flag(args) {
-        return Err(ConfigError::Whole(Fault::FlagAgainstFile {
+        return Err(ConfigError::Whole(SettingError::FlagAgainstFile {
             flag,
             key: "clusters",
-            file: base.file.clone(),
+            file: source.file.clone(),
         }));
     }
     let several = entries.len() > 1;
     let mut hosts = HashMap::new();
     let mut clusters: Vec<ClusterConfig> = Vec::with_capacity(entries.len());
     for entry in entries {
-        let name = shown(&entry.value.name);
+        let name = quote::value(&entry.value.name);
         if name.is_empty() {
-            return Err(base.fault(&entry, Fault::EmptyName));
+            return Err(source.error_at(&entry, SettingError::EmptyName));
+        }
+        if quote::pasted(&entry.value.name).is_some() {
+            return Err(source.error_at(&entry, SettingError::SecretName));
         }
         if clusters.iter().any(|cluster| cluster.name == name) {
-            return Err(base.fault(&entry, Fault::DuplicateCluster { name }));
+            return Err(source.error_at(&entry, SettingError::DuplicateCluster { name }));
         }
         if several && entry.value.hosts.is_empty() {
-            return Err(base.fault(&entry, Fault::NoHosts { name }));
+            return Err(source.error_at(&entry, SettingError::NoHosts { name }));
         }
         for host in &entry.value.hosts {
             let text = host.value.0.0.to_string();
             if let Some(first) = hosts.insert(text.clone(), name.clone()) {
-                return Err(base.fault(host, Fault::DuplicateHost { host: text, first }));
+                return Err(
+                    source.error_at(host, SettingError::DuplicateHost { host: text, first })
+                );
             }
         }
-        clusters.push(cluster_of_entry(entry, base, env)?);
+        clusters.push(cluster_of_entry(entry, source, env)?);
     }
     Ok(clusters)
 }
 
 fn cluster_of_entry(
     entry: Spanned<ClusterEntry>,
-    base: &Base,
+    source: &ConfigSource,
     env: &Environment,
 ) -> Result<ClusterConfig, ConfigError> {
-    let name = shown(&entry.value.name);
+    let name = quote::value(&entry.value.name);
     let hosts = entry
         .value
         .hosts
@@ -72,28 +77,28 @@ fn cluster_of_entry(
         .map(|host| host.value.0.0.to_string())
         .collect();
     if entry.value.context.is_some() && entry.value.kubeconfig.is_none() {
-        return Err(base.fault(&entry, Fault::ClusterContext { name }));
+        return Err(source.error_at(&entry, SettingError::ClusterContext { name }));
     }
     let one = match (
         &entry.value.upstream,
         &entry.value.kubeconfig,
         entry.value.in_cluster,
     ) {
-        (Some(upstream), None, false) => cluster_of_upstream(upstream, base),
+        (Some(upstream), None, false) => cluster_of_upstream(upstream, source),
         (None, Some(file), false) => {
-            kubeconfig::load(&base.path(&file.0.0), entry.value.context.as_deref())?
+            kubeconfig::load(&source.path(&file.0.0), entry.value.context.as_deref())?
         }
         (None, None, true) => {
-            in_cluster(env)?.ok_or_else(|| base.fault(&entry, Fault::NotInPod))?
+            in_cluster(env)?.ok_or_else(|| source.error_at(&entry, SettingError::NotInPod))?
         }
         (None, None, false) | (Some(_), Some(_), _) | (Some(_), _, true) | (_, Some(_), true) => {
-            return Err(base.fault(&entry, Fault::ClusterSource { name }));
+            return Err(source.error_at(&entry, SettingError::ClusterSource { name }));
         }
     };
     Ok(ClusterConfig { name, hosts, ..one })
 }
 
-fn cluster_of_upstream(upstream: &UpstreamEntry, base: &Base) -> ClusterConfig {
+fn cluster_of_upstream(upstream: &UpstreamEntry, source: &ConfigSource) -> ClusterConfig {
     let url = upstream.url.0.clone();
     ClusterConfig {
         name: String::new(),
@@ -106,7 +111,7 @@ fn cluster_of_upstream(upstream: &UpstreamEntry, base: &Base) -> ClusterConfig {
             .name
             .as_ref()
             .map_or(url.name, |name| name.0.0.clone()),
-        trust: TrustSource::File(base.path(&upstream.ca.0.0)),
+        trust: TrustSource::File(source.path(&upstream.ca.0.0)),
     }
 }
 
@@ -126,22 +131,22 @@ fn upstream_flag(args: &ServeArgs) -> Option<&'static str> {
 
 fn check_exclusive(args: &ServeArgs) -> Result<(), ConfigError> {
     let fault = if args.upstream.is_some() && args.kubeconfig.is_some() {
-        Fault::Exclusive {
+        SettingError::Exclusive {
             first: "--upstream",
             second: "--kubeconfig",
         }
     } else if args.upstream.is_some() && args.upstream_ca.is_none() {
-        Fault::Needs {
+        SettingError::Needs {
             flag: "--upstream",
             needed: "--upstream-ca",
         }
     } else if args.upstream_ca.is_some() && args.upstream.is_none() {
-        Fault::Needs {
+        SettingError::Needs {
             flag: "--upstream-ca",
             needed: "--upstream",
         }
     } else if args.context.is_some() && args.kubeconfig.is_none() {
-        Fault::Needs {
+        SettingError::Needs {
             flag: "--context",
             needed: "--kubeconfig",
         }
@@ -154,7 +159,7 @@ fn check_exclusive(args: &ServeArgs) -> Result<(), ConfigError> {
 fn cluster_of_flags(args: &ServeArgs, env: &Environment) -> Result<ClusterConfig, ConfigError> {
     let mut cluster = match (&args.upstream, &args.upstream_ca, &args.kubeconfig) {
         (Some(url), Some(ca), _) => {
-            let url: UpstreamUrl = flag("--upstream", url)?;
+            let url: UpstreamUrl = parse_flag("--upstream", url)?;
             ClusterConfig {
                 name: "default".to_owned(),
                 hosts: Vec::new(),
@@ -163,17 +168,17 @@ fn cluster_of_flags(args: &ServeArgs, env: &Environment) -> Result<ClusterConfig
                 addresses: Vec::new(),
                 path_prefix: url.prefix,
                 expected_name: url.name,
-                trust: TrustSource::File(complete_path(ca)),
+                trust: TrustSource::File(absolute_path(ca)),
             }
         }
-        (_, _, Some(file)) => kubeconfig::load(&complete_path(file), args.context.as_deref())?,
-        (_, _, None) => in_cluster(env)?.ok_or(ConfigError::Whole(Fault::NoUpstream))?,
+        (_, _, Some(file)) => kubeconfig::load(&absolute_path(file), args.context.as_deref())?,
+        (_, _, None) => in_cluster(env)?.ok_or(ConfigError::Whole(SettingError::NoUpstream))?,
     };
     if let Some(name) = &args.upstream_name {
-        cluster.expected_name = flag::<ExpectedName>("--upstream-name", name)?.0;
+        cluster.expected_name = parse_flag::<ExpectedName>("--upstream-name", name)?.0;
     }
     for host in &args.hosts {
-        let host = flag::<PublicHost>("--host", host)?.0.to_string();
+        let host = parse_flag::<PublicHost>("--host", host)?.0.to_string();
         if !cluster.hosts.contains(&host) {
             cluster.hosts.push(host);
         }
@@ -185,7 +190,7 @@ fn cluster_of_flags(args: &ServeArgs, env: &Environment) -> Result<ClusterConfig
 fn in_cluster(env: &Environment) -> Result<Option<ClusterConfig>, ConfigError> {
     const HOST: &str = "KUBERNETES_SERVICE_HOST";
     const PORT: &str = "KUBERNETES_SERVICE_PORT";
-    let half = |variable, other| ConfigError::Pod(Fault::HalfPod { variable, other });
+    let half = |variable, other| ConfigError::Pod(SettingError::HalfPod { variable, other });
     let (host, port) = match (&env.service_host, &env.service_port) {
         (Some(host), Some(port)) => (host, port),
         (None, None) => return Ok(None),
@@ -193,9 +198,9 @@ fn in_cluster(env: &Environment) -> Result<Option<ClusterConfig>, ConfigError> {
         (None, Some(_)) => return Err(half(HOST, PORT)),
     };
     let bad = |variable, value: &str, wanted| {
-        ConfigError::Pod(Fault::BadPodVariable {
+        ConfigError::Pod(SettingError::BadPodVariable {
             variable,
-            value: shown(value),
+            value: quote::value(value),
             wanted,
         })
     };
@@ -210,12 +215,12 @@ fn in_cluster(env: &Environment) -> Result<Option<ClusterConfig>, ConfigError> {
     if let Err(source) = file::read(&ca) {
         let file = ca;
         return Err(ConfigError::Pod(match source {
-            ReadError::Missing => Fault::NoPodCa { file },
+            ReadError::Missing => SettingError::NoPodCa { file },
             ReadError::Tilde
             | ReadError::Denied
             | ReadError::Directory
             | ReadError::TooLarge
-            | ReadError::Other(_) => Fault::PodCa { file, source },
+            | ReadError::Other(_) => SettingError::PodCa { file, source },
         }));
     }
     Ok(Some(ClusterConfig {

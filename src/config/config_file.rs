@@ -1,8 +1,12 @@
-//! The configuration file as it is written: every key, all optional but what cannot be guessed.
+//! The keys of the configuration file. Only keys without a possible default are required.
 //!
-//! Values are parsed while the file is read, so that an error knows its line and column.
+//! Values are parsed while the file is read, so that an error has line and column.
 
-use std::{net::SocketAddr, path::PathBuf, str::FromStr};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::{Deserialize, Deserializer, de::Error as _};
@@ -11,11 +15,13 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{
     LogFormat,
-    error::{Fault, shown},
-    units::{Count, Grace, Size, Timeout},
+    error::SettingError,
+    limits::{LimitsSection, TimeoutsSection},
+    source::check_path,
+    units::Count,
     url::{UpstreamUrl, expected_name},
 };
-use crate::hosts::HostPattern;
+use crate::{hosts::HostPattern, quote};
 
 /// The file that `kube-tls-proxy serve --config` reads.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -25,23 +31,23 @@ pub(super) struct ConfigFile {
     /// Addresses to listen on, ADDRESS:PORT.
     #[schemars(with = "Option<Vec<String>>")]
     pub(super) listen: Option<Spanned<Vec<Parsed<ListenAddr>>>>,
-    /// Whether the addresses may be those of a proxy that still runs, to take over from it.
-    pub(super) takeover: Option<bool>,
+    /// Share the addresses with a running proxy of the same user, to replace it without downtime.
+    pub(super) reuse_port: Option<bool>,
     /// Worker threads; by default the CPUs this process may use.
     pub(super) workers: Option<Count<1, 1024>>,
-    /// Certificates to present; the first one also serves clients that send no name.
+    /// Certificates to present to clients; a client that sends no server name gets the first one.
     pub(super) certificates: Option<Vec<CertificateEntry>>,
     /// The apiservers, by public host name.
     #[schemars(with = "Option<Vec<ClusterEntry>>")]
     pub(super) clusters: Option<Vec<Spanned<ClusterEntry>>>,
-    /// How much of everything may be used.
-    pub(super) limits: Option<LimitsEntry>,
-    /// How long a peer is waited for.
-    pub(super) timeouts: Option<TimeoutsEntry>,
-    /// What is logged and how.
-    pub(super) log: Option<LogEntry>,
+    /// How much one process, connection or request may use.
+    pub(super) limits: Option<LimitsSection>,
+    /// How long the proxy waits for a peer, and how often it checks.
+    pub(super) timeouts: Option<TimeoutsSection>,
+    /// What the proxy logs, and how.
+    pub(super) log: Option<LogSection>,
     /// Health, metrics and the status page.
-    pub(super) admin: Option<AdminEntry>,
+    pub(super) admin: Option<AdminSection>,
 }
 
 /// One certificate chain and its key.
@@ -50,30 +56,30 @@ pub(super) struct ConfigFile {
 pub(super) struct CertificateEntry {
     /// PEM file with the server's certificate, then each issuer.
     #[schemars(with = "String")]
-    pub(super) certificate: Parsed<GivenPath>,
+    pub(super) certificate: Parsed<FilePath>,
     /// PEM file with its private key, not encrypted.
     #[schemars(with = "String")]
-    pub(super) key: Parsed<GivenPath>,
+    pub(super) key: Parsed<FilePath>,
 }
 
 /// One apiserver and the public host names that lead to it.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct ClusterEntry {
-    /// What log lines call it.
+    /// Its name in log lines.
     pub(super) name: String,
     /// Public host names that lead to it; needed when there is more than one cluster.
     #[serde(default)]
     #[schemars(with = "Vec<String>")]
     pub(super) hosts: Vec<Spanned<Parsed<PublicHost>>>,
-    /// Where it is and how it is verified.
+    /// Its URL, and how it is verified.
     pub(super) upstream: Option<UpstreamEntry>,
-    /// Or: the kubeconfig that says so.
+    /// Or: a kubeconfig with URL, CA and name.
     #[schemars(with = "Option<String>")]
-    pub(super) kubeconfig: Option<Parsed<GivenPath>>,
+    pub(super) kubeconfig: Option<Parsed<FilePath>>,
     /// The context of that kubeconfig; by default its current one.
     pub(super) context: Option<String>,
-    /// Or: the cluster of the pod that the proxy runs in.
+    /// Or: true for the cluster of the pod that the proxy runs in.
     #[serde(default)]
     pub(super) in_cluster: bool,
 }
@@ -85,90 +91,23 @@ pub(super) struct UpstreamEntry {
     /// `https://HOST[:PORT][/PREFIX]`
     #[schemars(with = "String", regex(pattern = "^https://"))]
     pub(super) url: Parsed<UpstreamUrl>,
-    /// ADDRESS:PORT of each apiserver, in place of what the host of the URL resolves to.
+    /// ADDRESS:PORT of each apiserver, instead of the addresses that the host of the URL resolves to.
     #[serde(default)]
     #[schemars(with = "Vec<String>")]
     pub(super) addresses: Vec<Parsed<EndpointAddr>>,
-    /// PEM file with the only CAs that are trusted.
+    /// PEM file with the only trusted CAs.
     #[schemars(with = "String")]
-    pub(super) ca: Parsed<GivenPath>,
+    pub(super) ca: Parsed<FilePath>,
     /// Name or address that its certificate must carry; by default the host of the URL.
     #[schemars(with = "Option<String>")]
     pub(super) name: Option<Parsed<ExpectedName>>,
 }
 
-/// How much of everything may be used.
+/// What the proxy logs, and how.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub(super) struct LimitsEntry {
-    /// Client connections open at once; by default three eighths of the open files allowed.
-    #[schemars(with = "Option<Count<1, 1_000_000>>")]
-    pub(super) connections: Option<Spanned<Count<1, 1_000_000>>>,
-    /// TLS handshakes under way at once; by default 128 for each worker.
-    pub(super) handshakes: Option<Count<1, 1_000_000>>,
-    /// Streams of one HTTP/2 client connection.
-    pub(super) streams_per_connection: Option<Count<1, 10_000>>,
-    /// Bytes of all header fields of one request.
-    pub(super) header_bytes: Option<Size<8_192, 1_048_576>>,
-    /// Header fields of one request.
-    pub(super) header_fields: Option<Count<16, 10_000>>,
-    /// Bytes of path and query of one request.
-    pub(super) uri_bytes: Option<Size<1_024, 65_534>>,
-    /// Bytes of a request body kept to send it again.
-    pub(super) replay_bytes: Option<Size<0, 67_108_864>>,
-    /// Unused apiserver connections that one worker keeps.
-    pub(super) idle_upstream_connections: Option<Count<0, 10_000>>,
-}
-
-/// How long a peer is waited for.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub(super) struct TimeoutsEntry {
-    /// TLS handshake with a client.
-    pub(super) handshake: Option<Timeout>,
-    /// From the first byte of a request to the end of its head.
-    pub(super) request_head: Option<Timeout>,
-    /// Client connection without a request.
-    pub(super) client_idle: Option<Timeout>,
-    /// Silence before an HTTP/2 client is pinged.
-    pub(super) client_ping_interval: Option<Timeout>,
-    /// Wait for the answer to that ping.
-    pub(super) client_ping_timeout: Option<Timeout>,
-    /// TCP, TLS and HTTP set-up with the apiserver.
-    pub(super) upstream_connect: Option<Timeout>,
-    /// How long an unused apiserver connection is kept.
-    pub(super) upstream_idle: Option<Timeout>,
-    /// Silence before the apiserver is pinged.
-    pub(super) upstream_ping_interval: Option<Timeout>,
-    /// Wait for the answer to that ping.
-    pub(super) upstream_ping_timeout: Option<Timeout>,
-    /// Idle time before TCP probes a peer.
-    pub(super) tcp_keepalive: Option<Timeout>,
-    /// How long sent bytes may stay unacknowledged.
-    pub(super) tcp_user_timeout: Option<Timeout>,
-    /// How long half a tunnel may outlive the other half.
-    pub(super) tunnel_rest: Option<Grace>,
-    /// How often each address of an apiserver is probed; 0s does not probe.
-    pub(super) probe_interval: Option<Grace>,
-    /// Wait for the answer to that probe.
-    pub(super) probe_timeout: Option<Timeout>,
-    /// How long new clients are still served after SIGTERM; 0s turns them away at once.
-    pub(super) drain_delay: Option<Grace>,
-    /// How long running requests may take to finish after that; 0s ends them at once.
-    pub(super) drain: Option<Grace>,
-    /// How long tunnels (exec, port-forward) may go on after `drainDelay`; never less than `drain`.
-    pub(super) drain_tunnels: Option<Grace>,
-    /// How often the apiserver's name is resolved.
-    pub(super) resolve: Option<Timeout>,
-    /// How often files are read again.
-    pub(super) reload: Option<Timeout>,
-}
-
-/// What is logged and how.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub(super) struct LogEntry {
-    /// text or json.
+pub(super) struct LogSection {
+    /// `text` or `json`.
     #[schemars(with = "Option<LogFormatName>")]
     pub(super) format: Option<Parsed<LogFormat>>,
     /// A filter such as `info` or `info,kube_tls_proxy=debug`.
@@ -178,11 +117,11 @@ pub(super) struct LogEntry {
     pub(super) access: Option<bool>,
 }
 
-/// Health, metrics and the status page, on a port of their own.
+/// Health, metrics and the status page, on their own port.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub(super) struct AdminEntry {
-    /// Address to listen on, ADDRESS:PORT; plain HTTP for whoever can connect.
+pub(super) struct AdminSection {
+    /// Address to listen on, ADDRESS:PORT; plain HTTP without authentication.
     #[schemars(with = "Option<String>")]
     pub(super) listen: Option<Parsed<ListenAddr>>,
 }
@@ -196,28 +135,29 @@ enum LogFormatName {
     Json,
 }
 
-/// Text of the file that became a `T`.
+/// A `T`, parsed from text of the file.
 #[derive(Debug)]
 pub(super) struct Parsed<T>(pub(super) T);
 
-impl<'de, T: FromStr<Err = Fault>> Deserialize<'de> for Parsed<T> {
+impl<'de, T: FromStr<Err = SettingError>> Deserialize<'de> for Parsed<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         text.parse().map(Self).map_err(D::Error::custom)
     }
 }
 
-/// A path; the empty one would be the directory of the file that it stands in.
+/// A path of the file. Not empty: that would be the directory of the file itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct GivenPath(pub(super) PathBuf);
+pub(super) struct FilePath(pub(super) PathBuf);
 
-impl FromStr for GivenPath {
-    type Err = Fault;
+impl FromStr for FilePath {
+    type Err = SettingError;
 
-    fn from_str(text: &str) -> Result<Self, Fault> {
+    fn from_str(text: &str) -> Result<Self, SettingError> {
         if text.is_empty() {
-            return Err(Fault::EmptyPath);
+            return Err(SettingError::EmptyPath);
         }
+        check_path(Path::new(text))?;
         Ok(Self(text.into()))
     }
 }
@@ -227,9 +167,9 @@ impl FromStr for GivenPath {
 pub(super) struct ListenAddr(pub(super) SocketAddr);
 
 impl FromStr for ListenAddr {
-    type Err = Fault;
+    type Err = SettingError;
 
-    fn from_str(text: &str) -> Result<Self, Fault> {
+    fn from_str(text: &str) -> Result<Self, SettingError> {
         let address = if text.starts_with(':') {
             format!("[::]{text}").parse()
         } else {
@@ -237,7 +177,9 @@ impl FromStr for ListenAddr {
         };
         address
             .map(Self)
-            .map_err(|_not_an_address| Fault::BadListen { text: shown(text) })
+            .map_err(|_not_an_address| SettingError::BadListen {
+                text: quote::value(text),
+            })
     }
 }
 
@@ -246,47 +188,55 @@ impl FromStr for ListenAddr {
 pub(super) struct EndpointAddr(pub(super) SocketAddr);
 
 impl FromStr for EndpointAddr {
-    type Err = Fault;
+    type Err = SettingError;
 
-    fn from_str(text: &str) -> Result<Self, Fault> {
+    fn from_str(text: &str) -> Result<Self, SettingError> {
         let address: Option<SocketAddr> = text.parse().ok();
         address
             .filter(|address| address.port() != 0)
             .map(Self)
-            .ok_or_else(|| Fault::BadEndpoint { text: shown(text) })
+            .ok_or_else(|| SettingError::BadEndpoint {
+                text: quote::value(text),
+            })
     }
 }
 
 impl FromStr for LogFormat {
-    type Err = Fault;
+    type Err = SettingError;
 
-    fn from_str(text: &str) -> Result<Self, Fault> {
+    fn from_str(text: &str) -> Result<Self, SettingError> {
         match text {
             "text" => Ok(Self::Text),
             "json" => Ok(Self::Json),
-            _ => Err(Fault::BadLogFormat { text: shown(text) }),
+            _ => Err(SettingError::BadLogFormat {
+                text: quote::value(text),
+            }),
         }
     }
 }
 
-/// A filter that `tracing` understands.
+/// A filter that `tracing` can parse.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LogFilter(pub(super) String);
 
 impl FromStr for LogFilter {
-    type Err = Fault;
+    type Err = SettingError;
 
-    fn from_str(text: &str) -> Result<Self, Fault> {
-        let misspelt = text.trim().is_empty() || text.split(',').any(is_misspelt_level);
+    fn from_str(text: &str) -> Result<Self, SettingError> {
+        let misspelt = text.trim().is_empty()
+            || text.split(',').any(is_misspelt_level)
+            || quote::pasted(text).is_some();
         match EnvFilter::builder().parse(text) {
             Ok(_) if !misspelt => Ok(Self(text.to_owned())),
-            Ok(_) | Err(_) => Err(Fault::BadLogFilter { text: shown(text) }),
+            Ok(_) | Err(_) => Err(SettingError::BadLogFilter {
+                text: quote::value(text),
+            }),
         }
     }
 }
 
-/// Whether a part of a filter is a lone word that is neither a level nor a module of this crate. To
-/// `tracing` such a word is a module, and `inof` would then silence everything else.
+/// Whether a part of a filter is a single word that is neither a level nor a module of this crate. `tracing`
+/// takes such a word for a module, and `inof` would silence everything else.
 fn is_misspelt_level(part: &str) -> bool {
     let part = part.trim();
     let is_word = part
@@ -303,12 +253,17 @@ fn is_misspelt_level(part: &str) -> bool {
 pub(super) struct PublicHost(pub(super) HostPattern);
 
 impl FromStr for PublicHost {
-    type Err = Fault;
+    type Err = SettingError;
 
-    fn from_str(text: &str) -> Result<Self, Fault> {
-        text.parse()
-            .map(Self)
-            .map_err(|_no_pattern| Fault::BadHost { host: shown(text) })
+    fn from_str(text: &str) -> Result<Self, SettingError> {
+        let bad = || SettingError::BadHost {
+            host: quote::value(text),
+        };
+        // The name would be in every message about its cluster.
+        if quote::pasted(text).is_some() {
+            return Err(bad());
+        }
+        text.parse().map(Self).map_err(|_no_pattern| bad())
     }
 }
 
@@ -317,9 +272,9 @@ impl FromStr for PublicHost {
 pub(super) struct ExpectedName(pub(super) rustls_pki_types::ServerName<'static>);
 
 impl FromStr for ExpectedName {
-    type Err = Fault;
+    type Err = SettingError;
 
-    fn from_str(text: &str) -> Result<Self, Fault> {
+    fn from_str(text: &str) -> Result<Self, SettingError> {
         expected_name(text).map(Self)
     }
 }

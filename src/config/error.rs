@@ -7,7 +7,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf};
 use serde_saphyr::{MessageFormatter as _, UserMessageFormatter};
 
 use super::file::ReadError;
-use crate::text::escape;
+use crate::{quote, text::escape};
 
 /// Where the configuration is at fault.
 #[derive(Debug, thiserror::Error)]
@@ -19,7 +19,7 @@ pub enum ConfigError {
         flag: &'static str,
         /// What is wrong.
         #[source]
-        source: Fault,
+        source: SettingError,
     },
     /// What is wrong with a flag that nobody typed.
     #[error("environment variable {names}")]
@@ -31,7 +31,7 @@ pub enum ConfigError {
         source: Box<Self>,
     },
     /// A file that cannot be read.
-    #[error("{kind} {}", file.display())]
+    #[error("{kind} {}", quote::path(file))]
     Read {
         /// Which sort of file.
         kind: FileKind,
@@ -42,7 +42,7 @@ pub enum ConfigError {
         source: ReadError,
     },
     /// A place in a file.
-    #[error("{0}", at.as_ref().map_or_else(|| format!("{kind} {}", file.display()), |at| format!("{kind} {}, {at}", file.display())))]
+    #[error("{0}", at.as_ref().map_or_else(|| format!("{kind} {}", quote::path(file)), |at| format!("{kind} {}, {at}", quote::path(file))))]
     File {
         /// Which sort of file.
         kind: FileKind,
@@ -52,14 +52,14 @@ pub enum ConfigError {
         at: Option<Position>,
         /// What is wrong.
         #[source]
-        source: Box<Fault>,
+        source: Box<SettingError>,
     },
     /// The pod's service account or environment.
     #[error("the pod's service account")]
-    Pod(#[source] Fault),
+    Pod(#[source] SettingError),
     /// Several things at once, or nothing at all.
     #[error(transparent)]
-    Whole(Fault),
+    Whole(SettingError),
 }
 
 impl ConfigError {
@@ -85,12 +85,14 @@ impl ConfigError {
     fn flags(&self) -> Vec<&'static str> {
         match self {
             Self::Flag { flag, .. } => vec![flag],
-            Self::Whole(Fault::Exclusive { first, second }) => vec![first, second],
-            Self::Whole(Fault::Needs { flag, .. } | Fault::FlagAgainstFile { flag, .. }) => {
+            Self::Whole(SettingError::Exclusive { first, second }) => vec![first, second],
+            Self::Whole(
+                SettingError::Needs { flag, .. } | SettingError::FlagAgainstFile { flag, .. },
+            ) => {
                 vec![flag]
             }
-            Self::Whole(Fault::UnevenPairs { .. }) => vec!["--cert", "--key"],
-            Self::Whole(Fault::SamePort { .. }) => vec!["--listen", "--admin-listen"],
+            Self::Whole(SettingError::UnevenPairs { .. }) => vec!["--cert", "--key"],
+            Self::Whole(SettingError::SamePort { .. }) => vec!["--listen", "--admin-listen"],
             Self::Whole(_)
             | Self::Variable { .. }
             | Self::Read { .. }
@@ -145,7 +147,7 @@ impl fmt::Display for Position {
     missing_docs,
     reason = "the message of each variant is its documentation"
 )]
-pub enum Fault {
+pub enum SettingError {
     #[error(
         "`{text}` is not an address to listen on; write ADDRESS:PORT with an IP address, such as [::]:8443 or 127.0.0.1:8443"
     )]
@@ -225,6 +227,8 @@ pub enum Fault {
     KubernetesObject { key: String },
     #[error("the path is empty; name a file, or remove the key")]
     EmptyPath,
+    #[error("a path belongs here, not {found}; write it to a file and name that")]
+    NotAPath { found: &'static str },
     #[error("{0}; mend the YAML there")]
     Yaml(YamlError),
     #[error("{0}")]
@@ -254,6 +258,10 @@ pub enum Fault {
     DuplicateCluster { name: String },
     #[error("a cluster has an empty `name`; give it a short one for the logs")]
     EmptyName,
+    #[error(
+        "the `name` of a cluster may be a secret, so that it must not be logged; give it a short one for the logs"
+    )]
+    SecretName,
     #[error("`listen` is an empty list; name an address or remove the key")]
     EmptyListen,
     #[error(
@@ -284,7 +292,10 @@ pub enum Fault {
         "there is no apiserver to forward to; give --upstream URL with --upstream-ca FILE, or --kubeconfig FILE (or `clusters` in a --config file), or run in a pod with its service account mounted"
     )]
     NoUpstream,
-    #[error("{flag} and `{key}` in {} both say which apiserver serves whom; remove one of them", file.display())]
+    #[error(
+        "{flag} and `{key}` in {} both say which apiserver serves whom; remove one of them",
+        quote::path(file)
+    )]
     FlagAgainstFile {
         flag: &'static str,
         key: &'static str,
@@ -350,9 +361,12 @@ pub enum Fault {
         "this process is not in a pod, for KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set; run it in one, or say where the apiserver is"
     )]
     NotInPod,
-    #[error("there is no CA at {}; mount the ConfigMap kube-root-ca.crt there, as config/kubernetes does, or say where the apiserver and its CA are", file.display())]
+    #[error(
+        "there is no CA at {}; mount the ConfigMap kube-root-ca.crt there, as config/kubernetes does, or say where the apiserver and its CA are",
+        quote::path(file)
+    )]
     NoPodCa { file: PathBuf },
-    #[error("CA {}", file.display())]
+    #[error("CA {}", quote::path(file))]
     PodCa {
         file: PathBuf,
         #[source]
@@ -375,14 +389,11 @@ impl fmt::Display for YamlError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The parser's text may repeat bytes of the file.
         let message = UserMessageFormatter.format_message(&self.0);
+        if quote::pasted(&message).is_some() {
+            return f.write_str("a value of the wrong kind, hidden because it may be a secret");
+        }
         escape(&message, MAX_PARSER_CHARS).fmt(f)
     }
 }
 
-/// A value from outside, fit for a message.
-pub(super) fn shown(text: &str) -> String {
-    escape(text, MAX_VALUE_CHARS).to_string()
-}
-
-const MAX_VALUE_CHARS: usize = 100;
 const MAX_PARSER_CHARS: usize = 400;

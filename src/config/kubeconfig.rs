@@ -14,10 +14,12 @@ use serde::{
 use super::{
     ClusterConfig, TrustSource,
     config_file::ExpectedName,
-    error::{ConfigError, Fault, FileKind, shown},
+    error::{ConfigError, FileKind, SettingError},
+    source::check_path,
     url::UpstreamUrl,
     yaml,
 };
+use crate::quote;
 
 /// The cluster of one context in `file`; without `context`, of its current one. It has no hosts.
 pub(super) fn load(file: &Path, context: Option<&str>) -> Result<ClusterConfig, ConfigError> {
@@ -27,13 +29,13 @@ pub(super) fn load(file: &Path, context: Option<&str>) -> Result<ClusterConfig, 
     let cluster = clusters
         .into_iter()
         .find(|entry| entry.name == context.cluster)
-        .ok_or_else(|| Fault::NoCluster {
-            context: shown(&name),
-            name: shown(&context.cluster),
+        .ok_or_else(|| SettingError::NoCluster {
+            context: quote::value(&name),
+            name: quote::value(&context.cluster),
         });
     cluster
         .and_then(|cluster| complete(cluster, file))
-        .map_err(|fault| at_fault(file, fault))
+        .map_err(|fault| in_file(file, fault))
 }
 
 /// A kubeconfig, and of each of its users what `U` keeps.
@@ -51,12 +53,12 @@ pub(crate) struct Kubeconfig<U> {
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct NamedContext {
     pub(crate) name: String,
-    pub(crate) context: Context,
+    pub(crate) context: KubeconfigContext,
 }
 
 /// The names of what belongs together.
 #[derive(Debug, Clone, Deserialize)]
-pub(crate) struct Context {
+pub(crate) struct KubeconfigContext {
     pub(crate) cluster: String,
     /// May be empty.
     #[serde(default)]
@@ -69,12 +71,12 @@ struct NamedCluster {
     name: String,
     // Not in the configuration file of this project, which may be given by mistake: that has no contexts.
     #[serde(default)]
-    cluster: Cluster,
+    cluster: KubeconfigCluster,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-struct Cluster {
+struct KubeconfigCluster {
     server: Option<String>,
     certificate_authority: Option<PathBuf>,
     certificate_authority_data: Option<String>,
@@ -99,25 +101,25 @@ impl<U: DeserializeOwned> Kubeconfig<U> {
         let contexts = self.contexts.as_deref().unwrap_or_default();
         let known = || known(contexts);
         let found = if contexts.is_empty() {
-            Err(Fault::NoContexts)
+            Err(SettingError::NoContexts)
         } else {
             wanted
                 .or(self.current_context.as_deref())
                 .filter(|name| !name.is_empty())
-                .ok_or_else(|| Fault::NoCurrentContext { known: known() })
+                .ok_or_else(|| SettingError::NoCurrentContext { known: known() })
                 .and_then(|wanted| {
                     let found = contexts.iter().find(|entry| entry.name == wanted);
-                    found.ok_or_else(|| Fault::NoContext {
-                        name: shown(wanted),
+                    found.ok_or_else(|| SettingError::NoContext {
+                        name: quote::value(wanted),
                         known: known(),
                     })
                 })
         };
-        found.cloned().map_err(|fault| at_fault(file, fault))
+        found.cloned().map_err(|fault| in_file(file, fault))
     }
 }
 
-fn at_fault(file: &Path, fault: Fault) -> ConfigError {
+fn in_file(file: &Path, fault: SettingError) -> ConfigError {
     ConfigError::File {
         kind: FileKind::Kubeconfig,
         file: file.to_owned(),
@@ -126,18 +128,18 @@ fn at_fault(file: &Path, fault: Fault) -> ConfigError {
     }
 }
 
-fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, Fault> {
+fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, SettingError> {
     let NamedCluster { name, cluster } = entry;
-    let shown_name = || shown(&name);
+    let shown_name = || quote::value(&name);
     if cluster.insecure_skip_tls_verify {
-        return Err(Fault::SkipsVerification { name: shown_name() });
+        return Err(SettingError::SkipsVerification { name: shown_name() });
     }
     if cluster.proxy_url.is_some_and(|url| !url.is_empty()) {
-        return Err(Fault::ProxyUrl { name: shown_name() });
+        return Err(SettingError::ProxyUrl { name: shown_name() });
     }
     let in_key = |key| {
         let name = shown_name();
-        move |source| Fault::ClusterKey {
+        move |source| SettingError::ClusterKey {
             key,
             name,
             source: Box::new(source),
@@ -145,7 +147,7 @@ fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, Fault> {
     };
     let server = cluster
         .server
-        .ok_or_else(|| Fault::NoServer { name: shown_name() })?;
+        .ok_or_else(|| SettingError::NoServer { name: shown_name() })?;
     let url: UpstreamUrl = server.parse().map_err(in_key("server"))?;
     let expected_name = match cluster.tls_server_name.filter(|name| !name.is_empty()) {
         Some(expected) => {
@@ -162,17 +164,18 @@ fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, Fault> {
             // Folded YAML text keeps line breaks, which are no base64.
             pem: BASE64_STANDARD
                 .decode(data.split_ascii_whitespace().collect::<String>())
-                .map_err(|_not_base64| Fault::BadAuthorityData { name: shown_name() })?,
+                .map_err(|_not_base64| SettingError::BadAuthorityData { name: shown_name() })?,
             origin: format!(
                 "cluster `{}` in kubeconfig {}",
                 shown_name(),
-                file.display()
+                quote::path(file)
             ),
         },
         (None, Some(path)) if !path.as_os_str().is_empty() => {
+            check_path(&path).map_err(in_key("certificate-authority"))?;
             TrustSource::File(file.parent().unwrap_or_else(|| Path::new("")).join(path))
         }
-        (None, _) => return Err(Fault::NoAuthority { name: shown_name() }),
+        (None, _) => return Err(SettingError::NoAuthority { name: shown_name() }),
     };
     Ok(ClusterConfig {
         hosts: Vec::new(),
@@ -183,14 +186,14 @@ fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, Fault> {
         expected_name,
         trust,
         // It goes into log lines.
-        name: shown(&name),
+        name: quote::value(&name),
     })
 }
 
 fn known(contexts: &[NamedContext]) -> String {
     contexts
         .iter()
-        .map(|context| shown(&context.name))
+        .map(|context| quote::value(&context.name))
         .collect::<Vec<_>>()
         .join(", ")
 }

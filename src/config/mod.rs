@@ -11,6 +11,7 @@ mod file;
 mod kubeconfig;
 mod limits;
 mod load;
+mod source;
 mod units;
 mod url;
 mod yaml;
@@ -24,12 +25,13 @@ use crate::hosts::url_host;
 pub use args::ServeArgs;
 pub use config_file::schema;
 pub use environment::{Environment, is_colourless};
-pub use error::{ConfigError, Fault, FileKind, Position, YamlError};
+pub use error::{ConfigError, FileKind, Position, SettingError, YamlError};
 pub use file::ReadError;
 pub(crate) use file::read as read_file;
 pub(crate) use kubeconfig::{Kubeconfig, NamedContext};
 pub use limits::{Limits, Timeouts};
 pub use load::load;
+pub(crate) use source::check_path_flag;
 pub(crate) use url::UpstreamUrl;
 
 /// Everything the proxy needs to know, checked.
@@ -39,8 +41,8 @@ pub struct Config {
     pub sources: Vec<PathBuf>,
     /// Addresses to listen on; port 0 asks the kernel for one.
     pub listen: Vec<SocketAddr>,
-    /// Whether the addresses may be those of another proxy that still runs.
-    pub takeover: bool,
+    /// Whether the addresses may be shared with another proxy that is running.
+    pub reuse_port: bool,
     /// Worker threads, each with a runtime and a listening socket of its own.
     pub workers: NonZeroUsize,
     /// Certificates to present; the first is the default one.

@@ -1,18 +1,22 @@
-//! Durations, sizes and counts as people write them, each within bounds.
+//! Parses durations, sizes and counts, each within bounds.
 //!
-//! A bare number is never a duration: `25` could be seconds or milliseconds, and the wrong guess
-//! shows only when something breaks.
+//! A bare number is never a duration: `25` could be seconds or milliseconds, and a wrong guess would show
+//! only when something breaks.
 
-use std::{borrow::Cow, fmt, time::Duration};
+use std::{borrow::Cow, fmt, str::FromStr, time::Duration};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de};
+use serde_saphyr::Spanned;
 
-use super::error::{Fault, shown};
+use super::error::SettingError;
+use crate::quote;
 
 /// Reads `500ms`, `5s`, `10m`, `1h30m` or `0s`.
-pub(super) fn duration(text: &str) -> Result<Duration, Fault> {
-    let bad = || Fault::BadDuration { text: shown(text) };
+pub(super) fn duration(text: &str) -> Result<Duration, SettingError> {
+    let bad = || SettingError::BadDuration {
+        text: quote::value(text),
+    };
     let mut rest = text;
     let mut total = Duration::ZERO;
     if rest.is_empty() {
@@ -36,15 +40,19 @@ pub(super) fn duration(text: &str) -> Result<Duration, Fault> {
             .ok_or_else(bad)?;
         rest = next;
     }
-    if total > LONGEST {
-        return Err(Fault::DurationTooLong { text: shown(text) });
+    if total > MAX_DURATION {
+        return Err(SettingError::DurationTooLong {
+            text: quote::value(text),
+        });
     }
     Ok(total)
 }
 
 /// Reads `65536`, `64KiB` or `1MiB`.
-fn bytes(text: &str) -> Result<u64, Fault> {
-    let bad = || Fault::BadSize { text: shown(text) };
+fn bytes(text: &str) -> Result<u64, SettingError> {
+    let bad = || SettingError::BadSize {
+        text: quote::value(text),
+    };
     let (number, unit) = leading_number(text).ok_or_else(bad)?;
     let factor = match unit.trim_start() {
         "" | "B" => 1,
@@ -64,13 +72,19 @@ fn leading_number(text: &str) -> Option<(u64, &str)> {
     Some((digits.parse().ok()?, rest))
 }
 
-/// A duration of the configuration file that is longer than nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Timeout(pub(super) Duration);
+/// A duration of more than zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema)]
+#[schemars(inline)]
+pub(super) struct Timeout(
+    #[schemars(with = "String", regex(pattern = r"^([0-9]+(ms|s|m|h))+$"))] Duration,
+);
 
-/// A duration of the configuration file; `0s` means: do not wait.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Grace(pub(super) Duration);
+/// A duration that may be zero; what `0s` means is for the setting to say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema)]
+#[schemars(inline)]
+pub(super) struct MaybeZeroDuration(
+    #[schemars(with = "String", regex(pattern = r"^([0-9]+(ms|s|m|h))+$"))] pub(super) Duration,
+);
 
 /// A whole number from `MIN` to `MAX`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,16 +94,57 @@ pub(super) struct Count<const MIN: u64, const MAX: u64>(u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Size<const MIN: u64, const MAX: u64>(u64);
 
+/// A value as the file writes it, which becomes a setting of type `T`.
+pub(super) trait Written<T> {
+    fn value(self) -> T;
+}
+
+impl Written<Duration> for Timeout {
+    fn value(self) -> Duration {
+        self.0
+    }
+}
+
+impl Written<Duration> for MaybeZeroDuration {
+    fn value(self) -> Duration {
+        self.0
+    }
+}
+
+impl<const MIN: u64, const MAX: u64> Written<usize> for Count<MIN, MAX> {
+    fn value(self) -> usize {
+        self.get()
+    }
+}
+
+impl<const MIN: u64, const MAX: u64> Written<u32> for Count<MIN, MAX> {
+    fn value(self) -> u32 {
+        u32::try_from(self.0).unwrap_or(u32::MAX)
+    }
+}
+
+impl<const MIN: u64, const MAX: u64> Written<usize> for Size<MIN, MAX> {
+    fn value(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+}
+
+impl<T, W: Written<T>> Written<T> for Spanned<W> {
+    fn value(self) -> T {
+        self.value.value()
+    }
+}
+
 impl<const MIN: u64, const MAX: u64> Count<MIN, MAX> {
     pub(super) fn get(self) -> usize {
         usize::try_from(self.0).unwrap_or(usize::MAX)
     }
 
-    fn checked(count: u64) -> Result<Self, Fault> {
+    fn checked(count: u64) -> Result<Self, SettingError> {
         if (MIN..=MAX).contains(&count) {
             Ok(Self(count))
         } else {
-            Err(Fault::OutOfRange {
+            Err(SettingError::OutOfRange {
                 found: count.to_string(),
                 min: MIN.to_string(),
                 max: MAX.to_string(),
@@ -99,16 +154,12 @@ impl<const MIN: u64, const MAX: u64> Count<MIN, MAX> {
 }
 
 impl<const MIN: u64, const MAX: u64> Size<MIN, MAX> {
-    pub(super) fn get(self) -> usize {
-        usize::try_from(self.0).unwrap_or(usize::MAX)
-    }
-
-    fn checked(size: u64, text: &str) -> Result<Self, Fault> {
+    fn checked(size: u64, text: &str) -> Result<Self, SettingError> {
         if (MIN..=MAX).contains(&size) {
             Ok(Self(size))
         } else {
-            Err(Fault::OutOfRange {
-                found: shown(text),
+            Err(SettingError::OutOfRange {
+                found: quote::value(text),
                 min: readable_bytes(MIN),
                 max: readable_bytes(MAX),
             })
@@ -130,7 +181,7 @@ fn readable_bytes(bytes: u64) -> String {
 /// A YAML scalar that may be a number or text.
 struct Scalar<F>(F, &'static str);
 
-impl<T, F: FnOnce(&str, Option<u64>) -> Result<T, Fault>> de::Visitor<'_> for Scalar<F> {
+impl<T, F: FnOnce(&str, Option<u64>) -> Result<T, SettingError>> de::Visitor<'_> for Scalar<F> {
     type Value = T;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -154,30 +205,37 @@ impl<T, F: FnOnce(&str, Option<u64>) -> Result<T, Fault>> de::Visitor<'_> for Sc
     }
 }
 
+impl FromStr for Timeout {
+    type Err = SettingError;
+
+    fn from_str(text: &str) -> Result<Self, SettingError> {
+        let timeout = duration(text)?;
+        if timeout.is_zero() {
+            return Err(SettingError::ZeroDuration);
+        }
+        Ok(Self(timeout))
+    }
+}
+
+impl FromStr for MaybeZeroDuration {
+    type Err = SettingError;
+
+    fn from_str(text: &str) -> Result<Self, SettingError> {
+        duration(text).map(Self)
+    }
+}
+
 impl<'de> Deserialize<'de> for Timeout {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Scalar(
-            |text: &str, _| timeout(text).map(Self),
-            "a duration such as 5s",
-        ))
+        let parse = |text: &str, _| text.parse();
+        deserializer.deserialize_any(Scalar(parse, "a duration such as 5s"))
     }
 }
 
-/// Reads a duration that is longer than nothing.
-fn timeout(text: &str) -> Result<Duration, Fault> {
-    let read = duration(text)?;
-    if read.is_zero() {
-        return Err(Fault::ZeroDuration);
-    }
-    Ok(read)
-}
-
-impl<'de> Deserialize<'de> for Grace {
+impl<'de> Deserialize<'de> for MaybeZeroDuration {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Scalar(
-            |text: &str, _| duration(text).map(Self),
-            "a duration such as 25s",
-        ))
+        let parse = |text: &str, _| text.parse();
+        deserializer.deserialize_any(Scalar(parse, "a duration such as 25s"))
     }
 }
 
@@ -186,7 +244,9 @@ impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Count<MIN, MAX> {
         deserializer.deserialize_any(Scalar(
             |text: &str, number: Option<u64>| match number {
                 Some(number) => Self::checked(number),
-                None => Err(Fault::BadCount { text: shown(text) }),
+                None => Err(SettingError::BadCount {
+                    text: quote::value(text),
+                }),
             },
             "a whole number",
         ))
@@ -202,46 +262,16 @@ impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Size<MIN, MAX> {
     }
 }
 
-impl<const MIN: u64, const MAX: u64> std::str::FromStr for Count<MIN, MAX> {
-    type Err = Fault;
+impl<const MIN: u64, const MAX: u64> FromStr for Count<MIN, MAX> {
+    type Err = SettingError;
 
-    fn from_str(text: &str) -> Result<Self, Fault> {
+    fn from_str(text: &str) -> Result<Self, SettingError> {
         text.parse()
-            .map_err(|_not_a_number| Fault::BadCount { text: shown(text) })
+            .map_err(|_not_a_number| SettingError::BadCount {
+                text: quote::value(text),
+            })
             .and_then(Self::checked)
     }
-}
-
-impl JsonSchema for Timeout {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        "Timeout".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        duration_schema()
-    }
-}
-
-impl JsonSchema for Grace {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        "Grace".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        duration_schema()
-    }
-}
-
-fn duration_schema() -> Schema {
-    json_schema!({ "type": "string", "pattern": "^([0-9]+(ms|s|m|h))+$" })
 }
 
 impl<const MIN: u64, const MAX: u64> JsonSchema for Count<MIN, MAX> {
@@ -277,5 +307,5 @@ impl<const MIN: u64, const MAX: u64> JsonSchema for Size<MIN, MAX> {
     }
 }
 
-/// Longer than any wait that is meant, and far from where adding to a clock overflows.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+/// Longer than any useful wait, and far below what overflows when added to a clock.
+const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 60 * 60);

@@ -9,8 +9,8 @@ use std::{
 
 use rustls_pki_types::ServerName;
 
-use super::error::{Fault, shown};
-use crate::hosts::is_dns_name;
+use super::error::SettingError;
+use crate::{hosts::is_dns_name, quote};
 
 /// Where an apiserver is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,10 +26,11 @@ pub(crate) struct UpstreamUrl {
 }
 
 impl FromStr for UpstreamUrl {
-    type Err = Fault;
+    type Err = SettingError;
 
-    fn from_str(text: &str) -> Result<Self, Fault> {
-        let url = || shown(text);
+    fn from_str(text: &str) -> Result<Self, SettingError> {
+        // A token is sometimes part of the query, so no message repeats that.
+        let url = || quote::value(text.split(['?', '#']).next().unwrap_or_default());
         // Looked for first, because every later message prints the URL.
         let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
         let (authority, path) = match rest.find(['/', '?', '#']) {
@@ -37,23 +38,24 @@ impl FromStr for UpstreamUrl {
             None => (rest, ""),
         };
         if authority.contains('@') {
-            return Err(Fault::UrlUser);
+            return Err(SettingError::UrlUser);
         }
         if !scheme.eq_ignore_ascii_case("https") {
-            return Err(Fault::UrlScheme { url: url() });
+            return Err(SettingError::UrlScheme { url: url() });
         }
         if path.contains('?') || path.contains('#') {
-            return Err(Fault::UrlQuery { url: url() });
+            return Err(SettingError::UrlQuery { url: url() });
         }
-        let (host, port) = split_port(authority).ok_or_else(|| Fault::UrlPort { url: url() })?;
+        let (host, port) =
+            split_port(authority).ok_or_else(|| SettingError::UrlPort { url: url() })?;
         // `fd00::1:6443` could be an address with or without a port.
         if host.contains(':') && !host.starts_with('[') {
-            return Err(Fault::UrlHost { url: url() });
+            return Err(SettingError::UrlHost { url: url() });
         }
-        let (host, name) = parse_host(host).ok_or_else(|| Fault::UrlHost { url: url() })?;
+        let (host, name) = parse_host(host).ok_or_else(|| SettingError::UrlHost { url: url() })?;
         let prefix = path.trim_end_matches('/');
-        if !is_plain_path(prefix) {
-            return Err(Fault::UrlPath { url: url() });
+        if !is_plain_path(prefix) || quote::pasted(prefix).is_some() {
+            return Err(SettingError::UrlPath { url: url() });
         }
         Ok(Self {
             host,
@@ -65,10 +67,12 @@ impl FromStr for UpstreamUrl {
 }
 
 /// The name or address that an apiserver's certificate must carry.
-pub(super) fn expected_name(text: &str) -> Result<ServerName<'static>, Fault> {
+pub(super) fn expected_name(text: &str) -> Result<ServerName<'static>, SettingError> {
     parse_host(text)
         .map(|(_host, name)| name)
-        .ok_or_else(|| Fault::BadName { name: shown(text) })
+        .ok_or_else(|| SettingError::BadName {
+            name: quote::value(text),
+        })
 }
 
 /// A bare host: name in lower case, or address without brackets.
@@ -107,7 +111,8 @@ fn parse_host(text: &str) -> Option<(String, ServerName<'static>)> {
         return Some((address.to_string(), ServerName::from(address)));
     }
     let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
-    if !is_dns_name(&name) {
+    // As for a public host: a name that no message may repeat is not used.
+    if !is_dns_name(&name) || quote::pasted(text).is_some() {
         return None;
     }
     let server_name = ServerName::try_from(name.clone()).ok()?;

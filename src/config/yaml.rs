@@ -6,9 +6,10 @@ use serde::de::DeserializeOwned;
 use serde_saphyr::{Error, Location};
 
 use super::{
-    error::{ConfigError, Fault, FileKind, Position, YamlError, shown},
+    error::{ConfigError, FileKind, Position, SettingError, YamlError},
     file,
 };
+use crate::quote;
 
 /// Reads `file` and parses it; JSON is YAML too.
 pub(crate) fn load<T: DeserializeOwned>(kind: FileKind, file: &Path) -> Result<T, ConfigError> {
@@ -24,10 +25,10 @@ pub(crate) fn load<T: DeserializeOwned>(kind: FileKind, file: &Path) -> Result<T
         source: Box::new(source),
     };
     if text.trim_ascii().is_empty() {
-        return Err(at_fault(None, Fault::EmptyFile));
+        return Err(at_fault(None, SettingError::EmptyFile));
     }
     if text.starts_with(b"-----BEGIN ") {
-        return Err(at_fault(None, Fault::PemFile));
+        return Err(at_fault(None, SettingError::PemFile));
     }
     // Without excerpts in errors: a kubeconfig holds secrets.
     let options = serde_saphyr::options! { with_snippet: false };
@@ -49,30 +50,32 @@ pub(super) fn position(location: Location) -> Option<Position> {
     clippy::wildcard_enum_match_arm,
     reason = "the parser has dozens of kinds and says most of them well"
 )]
-fn fault(error: Error) -> Fault {
+fn fault(error: Error) -> SettingError {
     match &error {
         Error::SerdeUnknownField { field, .. } if OF_OBJECTS.contains(&field.as_str()) => {
             let key = field.clone();
-            Fault::KubernetesObject { key }
+            SettingError::KubernetesObject { key }
         }
         Error::SerdeUnknownField {
             field, expected, ..
-        } => Fault::UnknownKey {
-            key: shown(field),
+        } => SettingError::UnknownKey {
+            key: quote::value(field),
             nearest: nearest(field, expected),
             known: expected.join(", "),
         },
-        Error::SerdeMissingField { field, .. } => Fault::MissingKey { key: field },
-        Error::DuplicateMappingKey { key, .. } => Fault::TwiceTheKey {
-            key: shown(key.as_deref().unwrap_or_default()),
+        Error::SerdeMissingField { field, .. } => SettingError::MissingKey { key: field },
+        Error::DuplicateMappingKey { key, .. } => SettingError::TwiceTheKey {
+            key: quote::value(key.as_deref().unwrap_or_default()),
         },
-        Error::Unexpected { expected, .. } if expected.contains("sequence") => Fault::NotAList,
-        Error::Unexpected { expected, .. } if expected.contains("mapping") => Fault::NotKeys,
-        Error::InvalidBooleanStrict { .. } | Error::InvalidScalar { ty: "boolean", .. } => {
-            Fault::NotABool
+        Error::Unexpected { expected, .. } if expected.contains("sequence") => {
+            SettingError::NotAList
         }
-        Error::Message { .. } => Fault::Value(YamlError::new(error)),
-        _ => Fault::Yaml(YamlError::new(error)),
+        Error::Unexpected { expected, .. } if expected.contains("mapping") => SettingError::NotKeys,
+        Error::InvalidBooleanStrict { .. } | Error::InvalidScalar { ty: "boolean", .. } => {
+            SettingError::NotABool
+        }
+        Error::Message { .. } => SettingError::Value(YamlError::new(error)),
+        _ => SettingError::Yaml(YamlError::new(error)),
     }
 }
 

@@ -114,7 +114,7 @@ pub async fn serve(
         forwarded_for: Downstream::forwarded_for(peer),
         lease: ClientLeases::new(worker),
         limits: shared.limits.clone(),
-        tunnel_rest: shared.timeouts.tunnel_rest,
+        half_close_timeout: shared.timeouts.half_close_timeout,
         connected: Arc::new(connected),
         drain,
     };

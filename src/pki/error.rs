@@ -7,13 +7,14 @@ use std::path::PathBuf;
 use crate::{
     config::ReadError,
     pki::{UnreadableCertificate, UtcDate},
+    quote,
 };
 
 /// Which file is at fault.
 #[derive(Debug, thiserror::Error)]
 pub enum PkiError {
     /// The certificate chain that we present.
-    #[error("certificate {}", file.display())]
+    #[error("certificate {}", quote::path(file))]
     Certificate {
         /// The file.
         file: PathBuf,
@@ -22,7 +23,7 @@ pub enum PkiError {
         source: Box<Flaw>,
     },
     /// The private key of a certificate that we present.
-    #[error("key {}", file.display())]
+    #[error("key {}", quote::path(file))]
     Key {
         /// The file.
         file: PathBuf,
@@ -78,12 +79,12 @@ pub enum Flaw {
         wanted: Wanted,
     },
     /// A PEM block of a kind that does not belong here.
-    #[error("line {line} begins a {label}, which does not belong here; {}", mend_kind(label, *wanted))]
+    #[error("line {line} begins a {}, which does not belong here; {}", label.unwrap_or("PEM block of an unknown kind"), mend_kind(label.unwrap_or_default(), *wanted))]
     WrongKind {
         /// Line of its `BEGIN`, from 1.
         line: usize,
-        /// Its label, such as `CERTIFICATE REQUEST`.
-        label: String,
+        /// Its label, such as `CERTIFICATE REQUEST`, if it is a known one.
+        label: Option<&'static str>,
         /// What should stand there.
         wanted: Wanted,
     },
@@ -91,6 +92,34 @@ pub enum Flaw {
     #[error("the PEM block that begins on line {line} is damaged; copy the file again, whole")]
     Damaged {
         /// Line of its `BEGIN`, from 1.
+        line: usize,
+    },
+    /// A block whose text begins on the line of its `BEGIN`.
+    #[error(
+        "line {line} goes on after `-----BEGIN {label}-----`, so the line breaks of the file are lost; copy it again, with its line breaks"
+    )]
+    LineBreaksLost {
+        /// Line of its `BEGIN`, from 1.
+        line: usize,
+        /// Its label.
+        label: &'static str,
+    },
+    /// An `END` and a `BEGIN` on one line: two files were joined, and the first had no final line break.
+    #[error("line {line} ends one PEM block and begins another; put a line break between the two")]
+    JoinedBlocks {
+        /// The line, from 1.
+        line: usize,
+    },
+    /// A `BEGIN` that is not at the start of its line, so that other programs do not see it.
+    #[error("line {line} has other text before its `-----BEGIN`; put that at the start of a line")]
+    BeginNotFirst {
+        /// The line, from 1.
+        line: usize,
+    },
+    /// An `END` without a `BEGIN`.
+    #[error("the PEM block that ends on line {line} has no beginning; copy the file again, whole")]
+    NoBegin {
+        /// Line of the `END`, from 1.
         line: usize,
     },
     /// A private key behind a passphrase.
@@ -116,7 +145,7 @@ pub enum Flaw {
     /// Key and certificate are not a pair.
     #[error(
         "does not belong to the certificate {}; give the key that this certificate was issued for",
-        certificate.display()
+        quote::path(certificate)
     )]
     KeyMismatch {
         /// The certificate it was given with.

@@ -211,10 +211,21 @@ fn a_certificate_block_that_is_oddly_written_is_not_passed_over() {
             panic!("{error:?}");
         };
         assert!(
-            matches!(*source, Flaw::Damaged { .. }),
+            matches!(*source, Flaw::Damaged { .. } | Flaw::LineBreaksLost { .. }),
             "{source:?}\n{text}"
         );
     }
+}
+
+/// Windows editors put one at the start of a file.
+#[test]
+fn byte_order_mark_does_not_hide_the_first_block() {
+    let (first, second) = (Ca::new("first"), Ca::new("second"));
+    let anchors = trust(&format!("\u{feff}{}{}", first.pem(), second.pem())).unwrap();
+    assert_eq!(anchors.roots().len(), 2);
+    let Leaf { pem, key } = first.leaf(&["a.example"]);
+    let identity = identity(&format!("\u{feff}{pem}"), &format!("\u{feff}{key}")).unwrap();
+    assert_eq!(identity.names(), ["a.example"]);
 }
 
 #[test]

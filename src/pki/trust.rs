@@ -12,7 +12,10 @@ use super::{
     error::{Flaw, PkiError, Wanted},
     pem,
 };
-use crate::config::{TrustSource, read_file};
+use crate::{
+    config::{TrustSource, read_file},
+    quote,
+};
 
 /// The CAs of one cluster.
 #[derive(Debug, Clone)]
@@ -35,7 +38,7 @@ impl TrustAnchors {
                 read_file(file)
                     .map_err(Flaw::Read)
                     .and_then(|text| parse(&text, now)),
-                file.display().to_string(),
+                quote::path(file).to_string(),
             ),
             TrustSource::Inline { pem, origin } => (parse(pem, now), format!("of {origin}")),
         };

@@ -59,7 +59,7 @@ impl Counting {
                 forwarded_for: Downstream::forwarded_for(PeerAddr(peer)),
                 lease: ClientLeases::new(worker),
                 limits,
-                tunnel_rest: std::time::Duration::ZERO,
+                half_close_timeout: std::time::Duration::ZERO,
                 connected: Arc::new(connected),
                 drain: Drain::new(),
             },

@@ -57,7 +57,7 @@ pub struct Downstream {
     /// Bounds on requests.
     pub limits: Limits,
     /// How long the second half of a tunnel may go on after the first has ended.
-    pub tunnel_rest: Duration,
+    pub half_close_timeout: Duration,
     /// The place of this connection among those that may be open; a tunnel keeps it to its own end.
     pub connected: Arc<Connected>,
     /// Where tunnels run.

@@ -94,7 +94,7 @@ fn switch(
     if let Some(access) = &mut access {
         access.answered(head.status, &head.headers);
     }
-    let rest = downstream.tunnel_rest;
+    let rest = downstream.half_close_timeout;
     let peer = downstream.peer;
     let connected = Arc::clone(&downstream.connected);
     let tunnel = downstream.drain.count(Kind::Tunnel);

@@ -136,9 +136,9 @@ pub(super) fn files_of(config: &Config) -> Vec<PathBuf> {
 
 /// SHA-256 over the bytes of some files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Fingerprint([u8; SHA256_OUTPUT_LEN]);
+pub(super) struct ContentHash([u8; SHA256_OUTPUT_LEN]);
 
-impl Fingerprint {
+impl ContentHash {
     /// Reads the files as they are now; one that cannot be read has a fingerprint too.
     pub(super) fn of(files: &[PathBuf]) -> Self {
         let mut context = Context::new(&SHA256);

@@ -24,10 +24,10 @@ use crate::{
     upstream::Cluster,
 };
 use clusters::build_clusters;
-use material::{Fingerprint, files_of};
+use material::{ContentHash, files_of};
 
 /// Where the configuration comes from; called again for every reload.
-pub type Source = Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>;
+pub type ConfigLoader = Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>;
 
 /// Why a snapshot could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +48,7 @@ pub enum ReloadError {
 
 /// The state that is served, and what the last looks at the files came to.
 #[derive(Debug, Clone)]
-pub struct Report {
+pub struct ReloadReport {
     /// What the current snapshot was read from.
     pub material: Arc<Material>,
     /// The apiservers of the current snapshot.
@@ -79,11 +79,11 @@ pub struct Reloader {
     /// What all this was read from.
     files: Vec<PathBuf>,
     /// The bytes of those when they were last read and found to be what is served; unknown at first.
-    good: Option<Fingerprint>,
+    good: Option<ContentHash>,
     /// When the same bytes will mean something else, because a certificate expires.
     good_until: Option<SystemTime>,
-    report: Report,
-    published: watch::Sender<Report>,
+    report: ReloadReport,
+    published: watch::Sender<ReloadReport>,
 }
 
 impl Reloader {
@@ -101,7 +101,7 @@ impl Reloader {
         let clusters = build_clusters(&material, None)?;
         let snapshot = snapshot(&material, &clusters, &tickets);
         let material = Arc::new(material);
-        let report = Report {
+        let report = ReloadReport {
             material: Arc::clone(&material),
             clusters: clusters.clone(),
             changed: now,
@@ -146,7 +146,7 @@ impl Reloader {
 
     /// What is served, and what the looks at the files came to; changes with every look.
     #[must_use]
-    pub fn report(&self) -> watch::Receiver<Report> {
+    pub fn report(&self) -> watch::Receiver<ReloadReport> {
         self.published.subscribe()
     }
 
@@ -158,12 +158,12 @@ impl Reloader {
 
     /// Reads everything again. `None` when nothing changed or the new state is unusable; the old one
     /// then stays and the log says why, once for each reason.
-    pub fn reload(&mut self, source: &Source, now: SystemTime) -> Option<Snapshot> {
+    pub fn reload(&mut self, source: &ConfigLoader, now: SystemTime) -> Option<Snapshot> {
         let mut looked = self.look(source, now);
-        for _ in 0..RACES {
+        for _ in 0..MAX_RETRIES_AFTER_RACE {
             // Files may be replaced one after the other while they are read, and then not fit together.
             let is_race =
-                matches!(&looked, Err(failed) if failed.seen != Fingerprint::of(&self.files));
+                matches!(&looked, Err(failed) if failed.seen != ContentHash::of(&self.files));
             if !is_race {
                 break;
             }
@@ -184,7 +184,7 @@ impl Reloader {
                 }
                 Some(snapshot)
             }
-            Err(Failed { error, .. }) => {
+            Err(FailedReload { error, .. }) => {
                 self.report.failed += 1;
                 let failure = error_chain(&error).to_string();
                 if self.report.failure.as_ref() != Some(&failure) {
@@ -207,21 +207,25 @@ impl Reloader {
 
     /// One look at everything; the bytes count as good only if they were there before they were parsed,
     /// so that a change in between is seen by the next look.
-    fn look(&mut self, source: &Source, now: SystemTime) -> Result<Option<Snapshot>, Failed> {
-        let seen = Fingerprint::of(&self.files);
+    fn look(
+        &mut self,
+        source: &ConfigLoader,
+        now: SystemTime,
+    ) -> Result<Option<Snapshot>, FailedReload> {
+        let seen = ContentHash::of(&self.files);
         let is_due = self.good_until.is_some_and(|until| now > until);
         if self.good == Some(seen) && !is_due && self.report.failure.is_none() {
             return Ok(None);
         }
         self.take(source, now, seen)
-            .map_err(|error| Failed { seen, error })
+            .map_err(|error| FailedReload { seen, error })
     }
 
     fn take(
         &mut self,
-        source: &Source,
+        source: &ConfigLoader,
         now: SystemTime,
-        seen: Fingerprint,
+        seen: ContentHash,
     ) -> Result<Option<Snapshot>, ReloadError> {
         let config = source()?;
         let material = Material::reload(&config, now, &self.material)?;
@@ -255,7 +259,7 @@ impl Reloader {
         let keys = [
             ("listen", config.listen != started.listen),
             ("admin", config.admin != started.admin),
-            ("takeover", config.takeover != started.takeover),
+            ("reusePort", config.reuse_port != started.reuse_port),
             ("workers", config.workers != started.workers),
             ("limits", config.limits != started.limits),
             ("timeouts", config.timeouts != started.timeouts),
@@ -274,8 +278,8 @@ impl Reloader {
 }
 
 /// A look that came to nothing, and the bytes that it saw.
-struct Failed {
-    seen: Fingerprint,
+struct FailedReload {
+    seen: ContentHash,
     error: ReloadError,
 }
 
@@ -304,7 +308,7 @@ fn snapshot(
 }
 
 /// How often files that change while they are read are read again at once.
-const RACES: u32 = 3;
+const MAX_RETRIES_AFTER_RACE: u32 = 3;
 
 #[cfg(test)]
 mod tests;

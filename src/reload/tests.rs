@@ -44,7 +44,7 @@ impl World {
         Config {
             sources: Vec::new(),
             listen: vec!["127.0.0.1:0".parse().unwrap()],
-            takeover: false,
+            reuse_port: false,
             admin: None,
             workers: NonZeroUsize::MIN,
             identities: vec![IdentityFiles {
@@ -71,11 +71,11 @@ impl World {
         }
     }
 
-    fn source(&self) -> Source {
+    fn source(&self) -> ConfigLoader {
         self.source_of(self.config())
     }
 
-    fn source_of(&self, config: Config) -> Source {
+    fn source_of(&self, config: Config) -> ConfigLoader {
         let looks = Arc::clone(&self.looks);
         Box::new(move || {
             looks.fetch_add(1, Ordering::Relaxed);
@@ -83,11 +83,11 @@ impl World {
         })
     }
 
-    fn start(&self, now: SystemTime) -> (Reloader, Source) {
+    fn start(&self, now: SystemTime) -> (Reloader, ConfigLoader) {
         self.start_with(self.source(), now)
     }
 
-    fn start_with(&self, source: Source, now: SystemTime) -> (Reloader, Source) {
+    fn start_with(&self, source: ConfigLoader, now: SystemTime) -> (Reloader, ConfigLoader) {
         let config = source().unwrap();
         let material = Material::load(&config, now).unwrap();
         (Reloader::new(config, material, now).unwrap().0, source)

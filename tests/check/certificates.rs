@@ -1,108 +1,108 @@
-//! Certificates that are wrong in one way: the proxy's, and the apiserver's.
+//! Certificates of the proxy and of the apiserver with one thing wrong.
 
 use standin::{pki::Identity, tcp::refused};
 
-use crate::world::{APISERVER, Ended, HOST, World, check};
+use crate::world::{APISERVER, HOST, RunResult, World, check};
 
-/// Checks a proxy with this certificate; `trusting` the test's public CA or the real ones.
-async fn with(world: &World, identity: &Identity, trusting: bool) -> Ended {
+/// Checks a proxy with this certificate; `trust_test_ca` trusts the CA of the test instead of the public CAs.
+async fn check_proxy(world: &World, identity: &Identity, trust_test_ca: bool) -> RunResult {
     let upstream = world.apiserver().start().await;
     let mut flags = world.flags_as(&format!("https://{}", upstream.address()), identity);
-    if trusting {
+    if trust_test_ca {
         flags.extend(world.clients_trust());
     }
     check(&flags, &[]).await
 }
 
-/// Checks a proxy before an apiserver with this certificate.
-async fn before(world: &World, identity: Identity) -> Ended {
+/// Checks a proxy in front of an apiserver with this certificate.
+async fn check_apiserver(world: &World, identity: Identity) -> RunResult {
     let upstream = world.apiserver_as(identity).start().await;
-    let ended = world.check(upstream.address(), &[]).await;
+    let result = world.check(upstream.address(), &[]).await;
     assert_eq!(upstream.requests().len(), 0, "nothing is sent to it");
-    ended
+    result
 }
 
 #[tokio::test]
-async fn wrong_ca() {
+async fn wrong_ca_fails_verify() {
     let world = World::new();
     let other = standin::pki::Ca::new("other");
-    let ended = before(&world, other.server(&[APISERVER])).await;
-    ended.names(
+    let result = check_apiserver(&world, other.server(&[APISERVER])).await;
+    result.assert_finding(
         1,
         '✗',
         "verify",
         "cluster-ca.crt: it was issued by CN=other",
-        "give the CA that issued it with --upstream-ca",
+        "pass the CA that issued it with --upstream-ca",
     );
     assert_eq!(
-        ended.marked('–'),
+        result.marked('–'),
         ["alpn", "version", "clock", "readyz", "upgrade"]
     );
     assert!(
-        ended
+        result
             .stdout
-            .ends_with("\nOne thing does not work. The broken leg is proxy → apiserver.\n"),
+            .ends_with("\nOne check failed. The broken leg is proxy → apiserver.\n"),
         "{}",
-        ended.stdout
+        result.stdout
     );
 }
 
-/// As old tools make them, with the name in the subject alone.
+/// Old tools write the name only into the subject.
 #[tokio::test]
-async fn no_name() {
+async fn certificate_without_san_fails_verify() {
     let world = World::new();
-    let ended = before(&world, world.cluster_ca.server(&[])).await;
-    ended.names(
+    let result = check_apiserver(&world, world.cluster_ca.server(&[])).await;
+    result.assert_finding(
         1,
         '✗',
         "verify",
-        "is not for kubernetes.default.svc: it has no name as subjectAltName",
-        "issue it again with its name as subjectAltName",
+        "is not valid for kubernetes.default.svc: it has no subjectAltName",
+        "issue it again with the name as subjectAltName",
     );
 }
 
 #[tokio::test]
-async fn wrong_name() {
+async fn wrong_name_fails_verify() {
     let world = World::new();
     let identity = world.cluster_ca.server(&["other.test", "10.0.0.1"]);
-    before(&world, identity).await.names(
+    check_apiserver(&world, identity).await.assert_finding(
         1,
         '✗',
         "verify",
-        "is not for kubernetes.default.svc, it is for other.test, 10.0.0.1",
+        "is not valid for kubernetes.default.svc: its names are other.test, 10.0.0.1",
         "--upstream-name other.test",
     );
 }
 
 #[tokio::test]
-async fn expired() {
+async fn expired_certificate_fails() {
     let world = World::new();
     let identity = world.public_ca.leaf(&[HOST]).expired().build();
-    let ended = with(&world, &identity, true).await;
-    ended.names(
+    let result = check_proxy(&world, &identity, true).await;
+    result.assert_finding(
         1,
         '✗',
         "certificate",
         "expired on 2021-01-01T00:00:00Z",
         "renew it",
     );
-    assert_eq!(ended.marked('–'), ["trust", "hosts"]);
+    assert_eq!(result.marked('–'), ["trust", "hosts"]);
 
     let identity = world.cluster_ca.leaf(&[APISERVER]).expired().build();
-    before(&world, identity).await.names(
+    check_apiserver(&world, identity).await.assert_finding(
         1,
         '✗',
         "verify",
-        "has expired on 2021-01-01T00:00:00Z, and the clock here says 20",
+        "expired on 2021-01-01T00:00:00Z; the clock of this machine says 20",
         "kubeadm certs renew apiserver",
     );
 }
 
 #[tokio::test]
-async fn key_mismatch() {
+async fn key_of_another_certificate_fails() {
     let world = World::new();
     let identity = world.identity().with_wrong_key();
-    with(&world, &identity, true).await.names(
+    check_proxy(&world, &identity, true).await.assert_finding(
         1,
         '✗',
         "certificate",
@@ -110,91 +110,95 @@ async fn key_mismatch() {
         "give the key that this certificate was issued for",
     );
     let upstream = world.cluster_ca.server(&[APISERVER]).with_wrong_key();
-    before(&world, upstream).await.names(
+    check_apiserver(&world, upstream).await.assert_finding(
         1,
         '✗',
         "verify",
-        "is not proved",
+        "does not prove that it has the key of its certificate",
         "give the apiserver the key that its certificate was issued for",
     );
 }
 
 #[tokio::test]
-async fn missing_intermediate() {
+async fn missing_intermediate_fails() {
     let world = World::new();
-    let below = world.public_ca.intermediate("issuing CA 1");
-    let whole = below.leaf(&[HOST]).publicly_issued().build();
-    let bare = whole.without_intermediates();
-    // As public CAs issue them, and the public CAs are looked for: an intermediate is missing for sure.
-    with(&world, &bare, false).await.names(
+    let intermediate = world.public_ca.intermediate("issuing CA 1");
+    let complete = intermediate.leaf(&[HOST]).publicly_issued().build();
+    let incomplete = complete.without_intermediates();
+    // The certificate follows the rules of public CAs, which always issue from an intermediate.
+    check_proxy(&world, &incomplete, false).await.assert_finding(
         1,
         '✗',
         "trust",
-        "the chain is incomplete: its last certificate was issued by CN=issuing CA 1, an intermediate that is missing",
+        "the chain is incomplete, so clients reject it: its last certificate was issued by CN=issuing CA 1, an intermediate that is missing",
         "append the intermediate certificates of the issuer to the certificate file",
     );
-    with(&world, &bare, true).await.names(
+    check_proxy(&world, &incomplete, true).await.assert_finding(
         1,
         '✗',
         "trust",
         "public-ca.crt: its last certificate was issued by CN=issuing CA 1, which is missing",
         "append the intermediate certificates of the issuer to the certificate file",
     );
-    let ended = with(&world, &whole, true).await;
-    assert_eq!(ended.code, 0, "{}", ended.stdout);
+    let result = check_proxy(&world, &complete, true).await;
+    assert_eq!(result.code, 0, "{}", result.stdout);
 
-    let below = world.cluster_ca.intermediate("issuing CA 2");
-    let identity = below.server(&[APISERVER]).without_intermediates();
-    before(&world, identity).await.names(
+    let intermediate = world.cluster_ca.intermediate("issuing CA 2");
+    let identity = intermediate.server(&[APISERVER]).without_intermediates();
+    check_apiserver(&world, identity).await.assert_finding(
         1,
         '✗',
         "verify",
         "it was issued by CN=issuing CA 2",
-        "if CN=issuing CA 2 is an intermediate of the trusted CA, it is missing: let the apiserver send it along",
+        "if CN=issuing CA 2 is an intermediate of the trusted CA, make the apiserver send it",
     );
 }
 
-/// A choice of many on purpose, so that it is said and no more.
+/// Many use a private CA on purpose, so it is only a warning.
 #[tokio::test]
-async fn a_ca_of_ones_own_is_a_warning() {
+async fn private_ca_is_a_warning() {
     let world = World::new();
-    with(&world, &world.identity(), false).await.names(
-        0,
-        '!',
-        "trust",
-        "no public CA vouches for it: the chain ends at CN=public",
-        "give it here with --through-ca",
-    );
+    check_proxy(&world, &world.identity(), false)
+        .await
+        .assert_finding(
+            0,
+            '!',
+            "trust",
+            "the certificate is not from a public CA: its chain ends at CN=public",
+            "pass it here with --through-ca",
+        );
     let self_signed = Identity::self_signed(&[HOST]);
-    with(&world, &self_signed, false).await.names(
-        0,
-        '!',
-        "trust",
-        "no public CA vouches for it: the chain ends at CN=standin",
-        "else use a public one",
-    );
+    check_proxy(&world, &self_signed, false)
+        .await
+        .assert_finding(
+            0,
+            '!',
+            "trust",
+            "the certificate is not from a public CA: its chain ends at CN=standin",
+            "otherwise use a certificate from a public CA",
+        );
 }
 
 #[tokio::test]
-async fn a_host_without_a_certificate() {
+async fn host_without_certificate_fails() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let more = ["--host", "kube.test", "--host", "api.other.test"];
-    world.check(upstream.address(), &more).await.names(
+    world.check(upstream.address(), &more).await.assert_finding(
         1,
         '✗',
         "hosts",
-        "no certificate is for api.other.test",
-        "add a certificate with that name",
+        "no certificate is valid for api.other.test",
+        "add a certificate for this name",
     );
 }
 
 #[tokio::test]
-async fn a_certificate_that_soon_expires_is_a_warning() {
+async fn certificate_that_expires_soon_is_a_warning() {
     let world = World::new();
     let soon = std::time::SystemTime::now() + std::time::Duration::from_secs(3 * 24 * 3600 + 600);
     let identity = world.public_ca.leaf(&[HOST]).valid_until(soon).build();
-    with(&world, &identity, true).await.names(
+    check_proxy(&world, &identity, true).await.assert_finding(
         0,
         '!',
         "certificate",
@@ -207,34 +211,34 @@ async fn a_certificate_that_soon_expires_is_a_warning() {
         .valid_until(soon)
         .build();
     let upstream = world.apiserver_as(upstream).start().await;
-    world.check(upstream.address(), &[]).await.names(
+    world.check(upstream.address(), &[]).await.assert_finding(
         0,
         '!',
         "verify",
-        "the certificate is good, and expires soon: on 20",
+        "the certificate is valid but expires soon, on 20",
         "renew it",
     );
 }
 
-/// Whatever is wrong here, the other part is looked at too.
+/// A local failure does not stop the checks of the apiserver.
 #[tokio::test]
-async fn two_faults_are_both_found_in_one_run() {
+async fn two_failures_are_found_in_one_run() {
     let world = World::new();
     let identity = world.identity().with_wrong_key();
     let url = format!("https://{}", refused().await);
-    let ended = check(&world.flags_as(&url, &identity), &[]).await;
-    assert_eq!(ended.code, 1);
+    let result = check(&world.flags_as(&url, &identity), &[]).await;
+    assert_eq!(result.code, 1);
     assert_eq!(
-        ended.marked('✗'),
+        result.marked('✗'),
         ["certificate", "tcp"],
         "{}",
-        ended.stdout
+        result.stdout
     );
     assert!(
-        ended
+        result
             .stdout
-            .ends_with("\n2 things do not work; begin with the first.\n"),
+            .ends_with("\n2 checks failed; fix the first one first.\n"),
         "{}",
-        ended.stdout
+        result.stdout
     );
 }

@@ -1,4 +1,4 @@
-//! What is wrong before anything is dialled: files, YAML, flags, the port.
+//! Problems before the first dial: files, YAML, flags and ports.
 
 use std::net::TcpListener;
 
@@ -7,24 +7,24 @@ use standin::tcp::refused;
 use crate::world::{World, check, command, flags, path, run};
 
 #[tokio::test]
-async fn bad_yaml() {
+async fn invalid_yaml_fails_with_exit_code_2() {
     let world = World::new();
     let file = world
         .dir
         .write("config.yaml", "listen: [\n  \"127.0.0.1:0\"\nworkers: 1\n");
-    let ended = check(&flags(&[("--config", path(&file))]), &[]).await;
-    ended.names(
+    let result = check(&flags(&[("--config", path(&file))]), &[]).await;
+    result.assert_finding(
         2,
         '✗',
         "configuration",
         "config.yaml, line ",
         "mend the YAML there",
     );
-    assert_eq!(ended.marked('–'), ["certificate", "listen", "ca", "tcp"]);
+    assert_eq!(result.marked('–'), ["certificate", "listen", "ca", "tcp"]);
 
     let file = world.dir.write("config.yaml", "lisen: [\"127.0.0.1:0\"]\n");
-    let ended = check(&flags(&[("--config", path(&file))]), &[]).await;
-    ended.names(
+    let result = check(&flags(&[("--config", path(&file))]), &[]).await;
+    result.assert_finding(
         2,
         '✗',
         "configuration",
@@ -34,12 +34,12 @@ async fn bad_yaml() {
 }
 
 #[tokio::test]
-async fn unreadable_file() {
+async fn unreadable_file_fails() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let good = world.flags(upstream.address());
     let folder = world.dir.path().to_owned();
-    for (flag, file, check_of, code, what, fix) in [
+    for (flag, file, check_of, code, message, fix) in [
         (
             "--cert",
             "nowhere.crt",
@@ -68,17 +68,17 @@ async fn unreadable_file() {
         let mut bad = good.clone();
         let at = bad.iter().position(|word| word == flag).unwrap();
         bad[at + 1] = path(&folder.join(file)).to_owned();
-        let ended = check(&bad, &[]).await;
-        ended.names(code, '✗', check_of, what, fix);
-        let skipped = ended.marked('–');
-        assert!(!skipped.is_empty(), "{}", ended.stdout);
+        let result = check(&bad, &[]).await;
+        result.assert_finding(code, '✗', check_of, message, fix);
+        let skipped = result.marked('–');
+        assert!(!skipped.is_empty(), "{}", result.stdout);
     }
-    let ended = check(
+    let result = check(
         &flags(&[("--config", path(&folder.join("nowhere.yaml")))]),
         &[],
     )
     .await;
-    ended.names(
+    result.assert_finding(
         2,
         '✗',
         "configuration",
@@ -88,17 +88,17 @@ async fn unreadable_file() {
 }
 
 #[tokio::test]
-async fn port_in_use() {
+async fn port_in_use_fails() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    // It hangs up on whoever connects, so that nobody waits for it.
+    // It closes every connection at once, so that the check does not wait.
     std::thread::spawn(move || taken.incoming().for_each(drop));
     let mut flags = [world.flags(upstream.address()), world.clients_trust()].concat();
     flags[1].clone_from(&address);
-    let ended = check(&flags, &[]).await;
-    ended.names(
+    let result = check(&flags, &[]).await;
+    result.assert_finding(
         1,
         '✗',
         "listen",
@@ -106,36 +106,36 @@ async fn port_in_use() {
         "stop it or choose another with --listen",
     );
     assert_eq!(
-        ended.marked('✗'),
+        result.marked('✗'),
         ["listen"],
-        "the rest is checked and works"
+        "the other checks run and pass"
     );
 }
 
-/// serve would not start without it either.
+/// `serve` does not start without its admin port either.
 #[tokio::test]
-async fn admin_port_in_use() {
+async fn admin_port_in_use_fails() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     std::thread::spawn(move || taken.incoming().for_each(drop));
-    let ended = world
+    let result = world
         .check(upstream.address(), &["--admin-listen", &address])
         .await;
-    ended.names(
+    result.assert_finding(
         1,
         '✗',
         "listen",
         &format!("cannot open the admin port on {address}: another process uses this port"),
         "stop it or choose another with --admin-listen",
     );
-    assert_eq!(ended.marked('✗'), ["listen"]);
+    assert_eq!(result.marked('✗'), ["listen"]);
 }
 
-/// As on a host whose public port belongs to a socket unit, which says nothing about who runs.
+/// On a host where a systemd socket unit has the public port, only the admin port shows that the proxy runs.
 #[tokio::test]
-async fn the_admin_port_of_the_proxy_that_runs_is_no_fault() {
+async fn admin_port_of_running_proxy_passes() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let admin = |address: &str| vec!["--admin-listen".to_owned(), address.to_owned()];
@@ -145,16 +145,21 @@ async fn the_admin_port_of_the_proxy_that_runs_is_no_fault() {
         .await;
     let address = serving.admin.unwrap().to_string();
     let flags = [flags, admin(&address)].concat();
-    let ended = check(&[flags.clone(), world.clients_trust()].concat(), &[]).await;
-    let lines = ended.of("listen");
+    let result = check(&[flags.clone(), world.clients_trust()].concat(), &[]).await;
+    let lines = result.of("listen");
     assert_eq!(
-        lines[1].what,
-        format!("{address} is the admin port of a proxy that runs already")
+        lines[1].message,
+        format!("{address} is the admin port of the running proxy")
     );
-    assert_eq!(ended.code, 0, "{}", ended.stdout);
-    // Which a second process cannot share, unlike the ports for clients.
-    let flags = [flags, world.clients_trust(), vec!["--takeover".to_owned()]].concat();
-    check(&flags, &[]).await.names(
+    assert_eq!(result.code, 0, "{}", result.stdout);
+    // Unlike the client ports, two processes cannot share it.
+    let flags = [
+        flags,
+        world.clients_trust(),
+        vec!["--reuse-port".to_owned()],
+    ]
+    .concat();
+    check(&flags, &[]).await.assert_finding(
         1,
         '✗',
         "listen",
@@ -164,7 +169,7 @@ async fn the_admin_port_of_the_proxy_that_runs_is_no_fault() {
 }
 
 #[tokio::test]
-async fn an_unusable_command_line_is_one_sentence_and_exit_code_2() {
+async fn invalid_command_line_is_one_sentence_with_exit_code_2() {
     let world = World::new();
     let empty = world.dir.write("empty", "");
     let upstream = refused().await.to_string();
@@ -180,7 +185,7 @@ async fn an_unusable_command_line_is_one_sentence_and_exit_code_2() {
                 "--token-file",
                 path(&empty),
             ],
-            "is empty; write the token into it, and nothing else\n",
+            ": the file is empty; write the token into it and nothing else\n",
         ),
         (
             vec![
@@ -192,14 +197,14 @@ async fn an_unusable_command_line_is_one_sentence_and_exit_code_2() {
             "kube-tls-proxy: CA /nowhere.crt: no such file; check the path\n",
         ),
     ] {
-        let ended = run(command("check").args(&args)).await;
-        assert_eq!(ended.code, 2, "{args:?} {ended:?}");
-        assert!(ended.stderr.ends_with(sentence), "{args:?} {ended:?}");
-        assert_eq!(ended.stdout, "", "{args:?}");
+        let result = run(command("check").args(&args)).await;
+        assert_eq!(result.code, 2, "{args:?} {result:?}");
+        assert!(result.stderr.ends_with(sentence), "{args:?} {result:?}");
+        assert_eq!(result.stdout, "", "{args:?}");
     }
-    // What serve would refuse is a finding, in the same words.
-    let ended = run(command("check").args(["--upstream", &upstream])).await;
-    ended.names(
+    // `check` reports what `serve` would refuse in the same words.
+    let result = run(command("check").args(["--upstream", &upstream])).await;
+    result.assert_finding(
         2,
         '✗',
         "configuration",

@@ -1,4 +1,4 @@
-//! `kube-tls-proxy kubeconfig`: that kubectl reads it, and that nobody else does.
+//! `kube-tls-proxy kubeconfig`: kubectl can read the result, and other users of the machine cannot.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, process::Command as Blocking};
 
@@ -26,25 +26,25 @@ users:
 "#;
 
 #[tokio::test]
-async fn kubectl_reads_what_is_printed() {
+async fn kubectl_parses_printed_kubeconfig() {
     let world = World::new();
     let from = world.dir.write("from", FROM);
-    let ended = run(command("kubeconfig").args([
+    let result = run(command("kubeconfig").args([
         "--server",
         "https://kube.example.com",
         "--from",
         path(&from),
     ]))
     .await;
-    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert_eq!(result.code, 0, "{}", result.stderr);
     assert!(
-        ended
+        result
             .stderr
             .starts_with("User `jane` has a client certificate, which cannot pass"),
         "{}",
-        ended.stderr
+        result.stderr
     );
-    let file = world.dir.write("made", &ended.stdout);
+    let file = world.dir.write("made", &result.stdout);
     let kubectl = |template: &str| {
         let output = Blocking::new("kubectl")
             .args([
@@ -57,9 +57,9 @@ async fn kubectl_reads_what_is_printed() {
             ])
             .args(["--output", &format!("jsonpath={template}")])
             .output();
-        // Without kubectl its library is not there to ask; the tests of the command read the text.
+        // Without kubectl this test passes; the unit tests of the command compare the text.
         let output = output.ok()?;
-        assert!(output.status.success(), "{output:?}\n{}", ended.stdout);
+        assert!(output.status.success(), "{output:?}\n{}", result.stdout);
         Some(String::from_utf8(output.stdout).unwrap())
     };
     for (template, expected) in [
@@ -79,7 +79,7 @@ async fn kubectl_reads_what_is_printed() {
 }
 
 #[tokio::test]
-async fn a_file_is_for_its_owner_alone_and_written_whole() {
+async fn file_is_readable_by_owner_only_and_written_atomically() {
     let world = World::new();
     let token = world.dir.write("token", "s3cret");
     let file = world.dir.write("out/jane.conf", "older and open to all");
@@ -92,15 +92,15 @@ async fn a_file_is_for_its_owner_alone_and_written_whole() {
         "--output",
         path(&file),
     ];
-    let ended = run(command("kubeconfig").args(args)).await;
+    let result = run(command("kubeconfig").args(args)).await;
     assert_eq!(
-        (ended.code, ended.stdout.as_str()),
+        (result.code, result.stdout.as_str()),
         (0, ""),
         "{}",
-        ended.stderr
+        result.stderr
     );
     assert_eq!(
-        ended.stderr,
+        result.stderr,
         format!(
             "{} is written, readable for its owner alone.\n",
             path(&file)
@@ -116,23 +116,23 @@ async fn a_file_is_for_its_owner_alone_and_written_whole() {
             .contains("token: s3cret\n")
     );
     let beside = fs::read_dir(file.parent().unwrap()).unwrap().count();
-    assert_eq!(beside, 1, "nothing is left beside it");
+    assert_eq!(beside, 1, "no temporary file is left");
 
     let nowhere = world.dir.path().join("nowhere/jane.conf");
-    let ended = run(command("kubeconfig").args([&args[..5], &[path(&nowhere)]].concat())).await;
-    assert_eq!(ended.code, 1);
+    let result = run(command("kubeconfig").args([&args[..5], &[path(&nowhere)]].concat())).await;
+    assert_eq!(result.code, 1);
     assert!(
-        ended.stderr.starts_with(&format!(
+        result.stderr.starts_with(&format!(
             "kube-tls-proxy: cannot write {}: its directory does not exist; make it",
             path(&nowhere)
         )),
         "{}",
-        ended.stderr
+        result.stderr
     );
 }
 
 #[tokio::test]
-async fn flags_that_contradict_each_other_are_refused() {
+async fn conflicting_flags_are_refused() {
     let world = World::new();
     let token = world.dir.write("token", "s3cret");
     let server = ["--server", "https://kube.example.com"];
@@ -144,15 +144,15 @@ async fn flags_that_contradict_each_other_are_refused() {
         (&["--context", "a"], "not provided"),
         (&["--exec-arg", "a"], "not provided"),
     ] {
-        let ended = run(command("kubeconfig").args(server).args(more)).await;
-        assert_eq!(ended.code, 2, "{more:?}");
-        assert!(ended.stderr.contains(sentence), "{more:?} {ended:?}");
+        let result = run(command("kubeconfig").args(server).args(more)).await;
+        assert_eq!(result.code, 2, "{more:?}");
+        assert!(result.stderr.contains(sentence), "{more:?} {result:?}");
     }
 }
 
-/// With the public CA where Go looks for those of the machine, as it is for everybody outside.
+/// `SSL_CERT_FILE` makes kubectl trust the CA of the test as a public one.
 #[tokio::test]
-async fn kubectl_works_with_what_is_printed() {
+async fn kubectl_works_with_printed_kubeconfig() {
     let world = World::new();
     let cluster = Kubernetes::new().token("s3cret", "jane", &[]);
     cluster.apply(Pod::running("web-0"));
@@ -160,10 +160,10 @@ async fn kubectl_works_with_what_is_printed() {
     let serving = world.serve(&world.flags(upstream.address())).await;
     let token = world.dir.write("token", "s3cret");
     let url = format!("https://localhost:{}", serving.address.port());
-    let ended =
+    let result =
         run(command("kubeconfig").args(["--server", &url, "--token-file", path(&token)])).await;
-    assert_eq!(ended.code, 0, "{}", ended.stderr);
-    let file = world.dir.write("made", &ended.stdout);
+    assert_eq!(result.code, 0, "{}", result.stderr);
+    let file = world.dir.write("made", &result.stdout);
     let output = Kubectl::new("kubectl")
         .args([
             "--kubeconfig",
@@ -177,7 +177,7 @@ async fn kubectl_works_with_what_is_printed() {
         .env("HOME", world.dir.path())
         .kill_on_drop(true)
         .output();
-    // Without kubectl there is nobody to ask.
+    // Without kubectl this test passes.
     let Ok(output) = within("the end of kubectl", output).await else {
         return;
     };
@@ -185,9 +185,9 @@ async fn kubectl_works_with_what_is_printed() {
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "pod/web-0\n");
 }
 
-/// Half of a file that looks like a whole one is worse than none.
+/// A truncated file that looks complete is worse than no file.
 #[tokio::test]
-async fn what_cannot_be_written_to_stdout_is_a_failure() {
+async fn failed_write_to_stdout_fails_the_command() {
     for args in [
         ["kubeconfig", "--server", "https://kube.example.com"].as_slice(),
         &["completions", "bash"],
@@ -197,12 +197,12 @@ async fn what_cannot_be_written_to_stdout_is_a_failure() {
             .open("/dev/full")
             .unwrap();
         let child = command(args[0]).args(&args[1..]).stdout(full).spawn();
-        let ended = within("the end", child.unwrap().wait_with_output())
+        let result = within("the end", child.unwrap().wait_with_output())
             .await
             .unwrap();
-        assert_eq!(ended.status.code(), Some(1), "{args:?} {ended:?}");
+        assert_eq!(result.status.code(), Some(1), "{args:?} {result:?}");
         assert_eq!(
-            String::from_utf8(ended.stderr).unwrap(),
+            String::from_utf8(result.stderr).unwrap(),
             "kube-tls-proxy: cannot write to stdout: No space left on device (os error 28)\n"
         );
     }

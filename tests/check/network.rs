@@ -1,4 +1,4 @@
-//! Faults between here and a verified connection.
+//! Problems between this machine and a verified connection.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -6,14 +6,14 @@ use socket2::{Domain, Socket, Type};
 use standin::tcp::{Behaviour, Peer, refused};
 use tokio::{net::TcpStream, time::timeout};
 
-use crate::world::{APISERVER, Ended, World, check, flags, path};
+use crate::world::{APISERVER, RunResult, World, check, flags, path};
 
-const UNREACHED: [&str; 7] = [
+const AFTER_TCP: [&str; 7] = [
     "tls", "verify", "alpn", "version", "clock", "readyz", "upgrade",
 ];
 
-/// Checks with little patience for the apiserver.
-async fn impatiently(world: &World, upstream: SocketAddr) -> Ended {
+/// Checks with a short connect timeout.
+async fn check_with_short_timeout(world: &World, upstream: SocketAddr) -> RunResult {
     let file = world
         .dir
         .write("config.yaml", "timeouts: { upstreamConnect: 300ms }\n");
@@ -26,38 +26,38 @@ async fn impatiently(world: &World, upstream: SocketAddr) -> Ended {
 }
 
 #[tokio::test]
-async fn dns() {
+async fn unknown_name_fails_dns() {
     let world = World::new();
     let flags = world.flags_as("https://apiserver.invalid:6443", &world.identity());
-    let ended = check(&[flags, world.clients_trust()].concat(), &[]).await;
-    ended.names(
+    let result = check(&[flags, world.clients_trust()].concat(), &[]).await;
+    result.assert_finding(
         1,
         '✗',
         "dns",
-        "apiserver.invalid cannot be looked up: ",
-        "check the name in the URL of the apiserver (--upstream, the kubeconfig or `clusters`), and the DNS of this machine",
+        "cannot resolve apiserver.invalid: ",
+        "check the name in the URL of the apiserver (--upstream, the kubeconfig or `clusters`), and the DNS settings of this machine",
     );
-    assert_eq!(ended.marked('–'), [&["tcp"], &UNREACHED[..]].concat());
+    assert_eq!(result.marked('–'), [&["tcp"], &AFTER_TCP[..]].concat());
 }
 
 #[tokio::test]
-async fn nobody_listens() {
+async fn closed_port_fails_tcp() {
     let world = World::new();
     let address = refused().await;
-    let ended = world.check(address, &[]).await;
-    ended.names(
+    let result = world.check(address, &[]).await;
+    result.assert_finding(
         1,
         '✗',
         "tcp",
-        &format!("{address} refuses connections: nothing listens on that port"),
+        &format!("{address} refuses connections: nothing listens on this port"),
         "start the apiserver there, or correct the port",
     );
-    assert_eq!(ended.marked('–'), UNREACHED);
+    assert_eq!(result.marked('–'), AFTER_TCP);
 }
 
-/// A listener whose queue is full drops what comes, as a firewall does.
+/// A listener with a full queue drops packets, as a firewall does.
 #[tokio::test]
-async fn filtered() {
+async fn dropped_packets_fail_tcp() {
     let world = World::new();
     let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     listener
@@ -68,98 +68,100 @@ async fn filtered() {
     let mut queued = Vec::new();
     while let Ok(tcp) = timeout(Duration::from_millis(300), TcpStream::connect(address)).await {
         queued.push(tcp.unwrap());
-        assert!(queued.len() < 16, "the queue has no end");
+        assert!(queued.len() < 16, "the queue never fills");
     }
-    let ended = impatiently(&world, address).await;
-    ended.names(
+    let result = check_with_short_timeout(&world, address).await;
+    result.assert_finding(
         1,
         '✗',
         "tcp",
-        &format!("no answer from {address} within 300 ms: the packets are dropped on the way, as a firewall does"),
-        &format!("let this machine reach TCP port {} there (firewall", address.port()),
+        &format!("{address} does not respond within 300 ms: a firewall drops the packets, or no machine has this address"),
+        &format!("allow connections from this machine to TCP port {} there (firewall", address.port()),
     );
-    assert_eq!(ended.marked('–'), UNREACHED);
+    assert_eq!(result.marked('–'), AFTER_TCP);
 }
 
 #[tokio::test]
-async fn plain_http_upstream() {
+async fn plain_http_server_fails_tls() {
     let world = World::new();
     let answer = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n".to_vec();
     let peer = Peer::start(Behaviour::Says(answer)).await;
-    let ended = world.check(peer.address(), &[]).await;
-    ended.names(
+    let result = world.check(peer.address(), &[]).await;
+    result.assert_finding(
         1,
         '✗',
         "tls",
         &format!(
-            "{} does not answer with TLS; it seems to speak plain HTTP",
+            "{} does not speak TLS; it seems to speak plain HTTP",
             peer.address()
         ),
-        "give the HTTPS port of the apiserver",
+        "write the HTTPS port of the apiserver",
     );
-    assert_eq!(ended.marked('–'), UNREACHED[1..]);
+    assert_eq!(result.marked('–'), AFTER_TCP[1..]);
 }
 
 #[tokio::test]
-async fn silence_and_hang_ups_in_the_handshake() {
+async fn silent_or_closing_server_fails_tls() {
     let world = World::new();
     let peer = Peer::start(Behaviour::Silent).await;
-    impatiently(&world, peer.address()).await.names(
-        1,
-        '✗',
-        "tls",
-        "accepts connections and then says nothing for 300 ms",
-        "check that the apiserver listens there and is not overloaded",
-    );
-    for behaviour in [Behaviour::CloseInHandshake, Behaviour::ResetInHandshake] {
-        let peer = Peer::start(behaviour).await;
-        world.check(peer.address(), &[]).await.names(
+    check_with_short_timeout(&world, peer.address())
+        .await
+        .assert_finding(
             1,
             '✗',
             "tls",
-            "closes the connection in the TLS handshake",
-            "check that the apiserver listens there and not something else",
+            "accepts connections but sends nothing for 300 ms",
+            "check that the apiserver listens there and is not overloaded",
+        );
+    for behaviour in [Behaviour::CloseInHandshake, Behaviour::ResetInHandshake] {
+        let peer = Peer::start(behaviour).await;
+        world.check(peer.address(), &[]).await.assert_finding(
+            1,
+            '✗',
+            "tls",
+            "closes the connection during the TLS handshake",
+            "check that the apiserver and nothing else listens there",
         );
     }
 }
 
 #[tokio::test]
-async fn clock_before_the_certificate_begins() {
+async fn certificate_not_yet_valid_fails_verify() {
     let world = World::new();
     let identity = world.cluster_ca.leaf(&[APISERVER]).not_yet_valid().build();
     let upstream = world.apiserver_as(identity).start().await;
-    world.check(upstream.address(), &[]).await.names(
+    world.check(upstream.address(), &[]).await.assert_finding(
         1,
         '✗',
         "verify",
-        "is not valid before 2089-01-01T00:00:00Z, and the clock here says 20",
-        "set the clock of this machine (NTP)",
+        "is not valid before 2089-01-01T00:00:00Z; the clock of this machine says 20",
+        "correct the clock of this machine (NTP)",
     );
 }
 
-/// It works, slower than it could, so that it is a warning.
+/// HTTP/1.1 works but costs more connections, so it is a warning.
 #[tokio::test]
-async fn no_h2() {
+async fn http1_only_apiserver_is_a_warning() {
     let world = World::new();
     let upstream = world.apiserver().alpn(&["http/1.1"]).start().await;
-    let ended = world.check(upstream.address(), &[]).await;
-    ended.names(
+    let result = world.check(upstream.address(), &[]).await;
+    result.assert_finding(
         0,
         '!',
         "alpn",
-        "HTTP/2 is offered and not chosen, so that all goes over HTTP/1.1",
-        "let the apiserver speak HTTP/2 (no --disable-http2-serving",
+        "the server does not choose HTTP/2: requests work over HTTP/1.1",
+        "enable HTTP/2 on the apiserver (no --disable-http2-serving",
     );
-    assert_eq!(ended.marked('!'), ["alpn"]);
+    assert_eq!(result.marked('!'), ["alpn"]);
 }
 
-/// One of several addresses being down is what the proxy is made for.
+/// The proxy is made to work while some of its endpoints are unhealthy.
 #[tokio::test]
-async fn an_address_that_does_not_work_beside_one_that_does_is_a_warning() {
+async fn one_bad_address_of_two_is_a_warning() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     world.flags(upstream.address());
-    let (well, down) = (upstream.address(), refused().await);
+    let (healthy, down) = (upstream.address(), refused().await);
     let config = format!(
         "listen: [\"127.0.0.1:0\"]
 certificates: [{{ certificate: public.crt, key: public.key }}]
@@ -167,15 +169,15 @@ clusters:
 - name: several
   upstream:
     url: https://apiserver.invalid:6443
-    addresses: [\"{down}\", \"{well}\"]
+    addresses: [\"{down}\", \"{healthy}\"]
     ca: cluster-ca.crt
     name: {APISERVER}
 "
     );
     let file = world.dir.write("config.yaml", config);
     let flags = [flags(&[("--config", path(&file))]), world.clients_trust()].concat();
-    let ended = check(&flags, &[]).await;
-    ended.names(
+    let result = check(&flags, &[]).await;
+    result.assert_finding(
         0,
         '!',
         "tcp",
@@ -183,12 +185,12 @@ clusters:
         "start the apiserver there",
     );
     assert_eq!(
-        ended.of("dns")[0].what,
-        "the addresses are configured, apiserver.invalid is not looked up"
+        result.of("dns")[0].message,
+        "the addresses are configured; apiserver.invalid is not resolved"
     );
     assert!(
-        ended.stdout.ends_with("works, with one warning.\n"),
+        result.stdout.ends_with("passed, with one warning.\n"),
         "{}",
-        ended.stdout
+        result.stdout
     );
 }

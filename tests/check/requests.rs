@@ -1,5 +1,4 @@
-//! Faults behind a verified connection: an apiserver that is not one, not ready, off in time, or cut off
-//! from upgrades.
+//! Problems after a verified connection: no apiserver, not ready, a wrong clock, blocked upgrades.
 
 use std::{
     future::Future,
@@ -13,12 +12,12 @@ use standin::{
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::world::{Ended, World, path};
+use crate::world::{RunResult, World, path};
 
-/// Checks before an apiserver with a word of its own: `None` leaves the answer to the cluster.
-async fn answering<F>(
+/// Checks a proxy in front of an apiserver that responds with `answer`.
+async fn check_with_responses<F>(
     answer: impl Fn(Request<RequestBody>, Kubernetes) -> F + Send + Sync + 'static,
-) -> Ended
+) -> RunResult
 where
     F: Future<Output = Response<ResponseBody>> + Send + 'static,
 {
@@ -42,9 +41,9 @@ fn page(status: StatusCode, text: &'static str) -> Response<ResponseBody> {
 }
 
 #[tokio::test]
-async fn clock() {
+async fn wrong_clock_fails() {
     for (hours, seconds, which) in [(1, 0, "behind"), (0, 3700, "ahead of")] {
-        let ended = answering(move |request, cluster| async move {
+        let result = check_with_responses(move |request, cluster| async move {
             let mut response = cluster.answer(request).await;
             let date = SystemTime::now() + Duration::from_secs(hours * 3600)
                 - Duration::from_secs(seconds);
@@ -53,57 +52,57 @@ async fn clock() {
             response
         })
         .await;
-        ended.names(
+        result.assert_finding(
             1,
             '✗',
             "clock",
             &format!("s {which} the apiserver's"),
-            "set both clocks by NTP",
+            "synchronize both clocks with NTP",
         );
-        assert_eq!(ended.marked('✗'), ["clock"], "{}", ended.stdout);
+        assert_eq!(result.marked('✗'), ["clock"], "{}", result.stdout);
     }
 }
 
-/// An apiserver that is not ready says which of its checks fails.
+/// An apiserver that is not ready lists its failing checks; a middlebox does not.
 #[tokio::test]
-async fn an_error_of_something_on_the_way_is_not_laid_at_the_apiservers_door() {
-    let ended = answering(|request, cluster| async move {
+async fn middlebox_error_is_not_blamed_on_apiserver() {
+    let result = check_with_responses(|request, cluster| async move {
         if request.uri().path() == "/readyz" {
             return page(StatusCode::INTERNAL_SERVER_ERROR, "<html>oops</html>");
         }
         cluster.answer(request).await
     })
     .await;
-    ended.names(
+    result.assert_finding(
         1,
         '✗',
         "readyz",
-        "/readyz is answered by something that is no apiserver: 500 Internal Server Error: <html>oops</html>",
+        "the response to /readyz is not from an apiserver: 500 Internal Server Error: <html>oops</html>",
         "check the URL of the apiserver",
     );
 }
 
 #[tokio::test]
-async fn upgrade_answered_on_the_way() {
-    let ended = answering(|request, cluster| async move {
+async fn upgrade_answered_by_middlebox_fails() {
+    let result = check_with_responses(|request, cluster| async move {
         if is_upgrade(&request) {
             return page(StatusCode::BAD_GATEWAY, "<html>no\x1b[2Jgood</html>\nmore");
         }
         cluster.answer(request).await
     })
     .await;
-    ended.names(
+    result.assert_finding(
         1,
         '✗',
         "upgrade",
-        "an upgrade is answered by something on the way and not by the apiserver (502 Bad Gateway: <html>no\\u{1b}[2Jgood</html>): WebSocket is blocked",
-        "let what stands between proxy and apiserver pass connections on as they are (TCP), or allow WebSocket in it",
+        "the response to an upgrade request is not from the apiserver (502 Bad Gateway: <html>no\\u{1b}[2Jgood</html>): WebSocket is blocked",
+        "let what is between the proxy and the apiserver forward connections unchanged (TCP), or allow WebSocket in it",
     );
-    assert_eq!(ended.marked('✗'), ["upgrade"]);
+    assert_eq!(result.marked('✗'), ["upgrade"]);
 }
 
 #[tokio::test]
-async fn upgrade_blocked_by_a_cut() {
+async fn upgrade_whose_connection_is_closed_fails() {
     let world = World::new();
     let upstream = world
         .apiserver()
@@ -111,7 +110,7 @@ async fn upgrade_blocked_by_a_cut() {
         .raw(|mut raw| async move {
             let mut head = Vec::new();
             while !head.ends_with(b"\r\n\r\n") {
-                // The first connection is dialled only to see whether it comes about.
+                // The first connection only tests the handshake.
                 let Ok(byte) = raw.stream.read_u8().await else {
                     return;
                 };
@@ -135,21 +134,21 @@ async fn upgrade_blocked_by_a_cut() {
         })
         .start()
         .await;
-    let ended = world.check(upstream.address(), &[]).await;
-    ended.names(
+    let result = world.check(upstream.address(), &[]).await;
+    result.assert_finding(
         1,
         '✗',
         "upgrade",
-        "an upgrade gets no answer, though plain requests do",
+        "an upgrade request gets no response, although plain requests do",
         "allow WebSocket in it",
     );
-    // An answer without a date says nothing about the clock.
-    assert_eq!(ended.marked('–'), ["clock"], "{}", ended.stdout);
+    // A response without a date does not tell the clock.
+    assert_eq!(result.marked('–'), ["clock"], "{}", result.stdout);
 }
 
 #[tokio::test]
-async fn upgrade_without_its_header() {
-    let ended = answering(|request, cluster| async move {
+async fn upgrade_without_its_header_fails() {
+    let result = check_with_responses(|request, cluster| async move {
         if is_upgrade(&request) {
             let status = r#"{"kind":"Status","apiVersion":"v1","message":"Upgrade request required","code":400}"#;
             return page(StatusCode::BAD_REQUEST, status);
@@ -157,31 +156,32 @@ async fn upgrade_without_its_header() {
         cluster.answer(request).await
     })
     .await;
-    ended.names(
+    result.assert_finding(
         1,
         '✗',
         "upgrade",
-        "the apiserver gets the request without its Upgrade header",
+        "the request reaches the apiserver without its Upgrade header",
         "allow WebSocket in it",
     );
 }
 
 #[tokio::test]
-async fn what_is_no_apiserver() {
-    let ended = answering(|_, _| async { page(StatusCode::OK, "<html>Welcome</html>") }).await;
-    ended.names(
+async fn web_server_instead_of_apiserver_fails() {
+    let result =
+        check_with_responses(|_, _| async { page(StatusCode::OK, "<html>Welcome</html>") }).await;
+    result.assert_finding(
         1,
         '✗',
         "version",
-        "/version is answered by something that is no apiserver: 200 OK: <html>Welcome</html>",
+        "the response to /version is not from an apiserver: 200 OK: <html>Welcome</html>",
         "check the URL of the apiserver",
     );
-    assert_eq!(ended.marked('–'), ["clock", "readyz", "upgrade"]);
+    assert_eq!(result.marked('–'), ["clock", "readyz", "upgrade"]);
 }
 
 #[tokio::test]
-async fn an_apiserver_that_is_not_ready() {
-    let ended = answering(|request, cluster| async move {
+async fn apiserver_that_is_not_ready_fails() {
+    let result = check_with_responses(|request, cluster| async move {
         if request.uri().path() == "/readyz" {
             let said = "[+]ping ok\n[-]etcd failed: reason withheld\nreadyz check failed\n";
             return page(StatusCode::INTERNAL_SERVER_ERROR, said);
@@ -189,18 +189,18 @@ async fn an_apiserver_that_is_not_ready() {
         cluster.answer(request).await
     })
     .await;
-    ended.names(
+    result.assert_finding(
         1,
         '✗',
         "readyz",
-        "the apiserver says that it is not ready: [-]etcd failed: reason withheld",
-        "look at the apiserver's log",
+        "the apiserver is not ready: [-]etcd failed: reason withheld",
+        "read the logs of the apiserver",
     );
 }
 
-/// Without a token, or with one that is not known, an apiserver is alive all the same.
+/// An apiserver that rejects the request or the token is alive.
 #[tokio::test]
-async fn denials_are_a_sign_of_life() {
+async fn unauthorized_response_passes() {
     let world = World::new();
     let denying = Kubernetes::new().token("good", "jane", &[]);
     let upstream = world
@@ -219,24 +219,28 @@ async fn denials_are_a_sign_of_life() {
         })
         .start()
         .await;
-    let ended = world.check(upstream.address(), &[]).await;
+    let result = world.check(upstream.address(), &[]).await;
     assert_eq!(
-        (ended.code, ended.marked('!')),
+        (result.code, result.marked('!')),
         (0, vec![]),
         "{}",
-        ended.stdout
+        result.stdout
     );
-    assert!(ended.of("readyz")[0].what.contains("(401 Unauthorized)"));
+    assert!(
+        result.of("readyz")[0]
+            .message
+            .contains("(401 Unauthorized)")
+    );
 
     let bad = world.dir.write("token", "bad");
-    let ended = world
+    let result = world
         .check(upstream.address(), &["--token-file", path(&bad)])
         .await;
-    ended.names(
+    result.assert_finding(
         0,
         '!',
         "version",
-        "it does not accept the token in",
+        "rejects the token in",
         "kubectl create token",
     );
 }

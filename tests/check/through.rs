@@ -1,21 +1,21 @@
-//! From outside, through a running proxy: which leg fails.
+//! `--through`: a running proxy as clients see it, and which leg is broken.
 
 use standin::{
     tcp::refused,
     upstream::{Received, Upstream, full},
 };
 
-use crate::world::{APISERVER, Ended, Serving, World, check, flags, path};
+use crate::world::{APISERVER, RunResult, Serving, World, check, flags, path};
 
-/// Looks through the proxy as its clients do.
-async fn through(world: &World, serving: &Serving, more: &[&str]) -> Ended {
+/// Checks the proxy as its clients use it.
+async fn through(world: &World, serving: &Serving, more: &[&str]) -> RunResult {
     let url = format!("https://localhost:{}", serving.address.port());
     let flags = [flags(&[("--through", &url)]), world.clients_trust()].concat();
     check(&flags, more).await
 }
 
-/// What the apiserver was asked for, but for the probes of the proxy itself.
-fn of_check(upstream: &Upstream) -> Vec<Received> {
+/// The requests that the apiserver received from `check`, without the probes of the proxy.
+fn requests_of_check(upstream: &Upstream) -> Vec<Received> {
     let mut requests = upstream.requests();
     requests.retain(|request| {
         let agent = request.header("user-agent").unwrap_or_default();
@@ -25,29 +25,29 @@ fn of_check(upstream: &Upstream) -> Vec<Received> {
 }
 
 #[tokio::test]
-async fn all_well() {
+async fn healthy_proxy_passes() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let serving = world.serve(&world.flags(upstream.address())).await;
-    let ended = through(&world, &serving, &[]).await;
-    assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
-    // Where localhost has two addresses, the other one is a warning.
-    let mut well = ended.marked('✓');
-    well.dedup();
+    let result = through(&world, &serving, &[]).await;
+    assert_eq!(result.code, 0, "{}{}", result.stdout, result.stderr);
+    // If localhost has two addresses, the second one is a warning.
+    let mut passed = result.marked('✓');
+    passed.dedup();
     assert_eq!(
-        well,
+        passed,
         [
             "dns", "tcp", "tls", "verify", "alpn", "version", "clock", "readyz", "upgrade"
         ],
         "{}",
-        ended.stdout
+        result.stdout
     );
     assert!(
-        ended.stdout.starts_with("Through https://localhost:"),
+        result.stdout.starts_with("Through https://localhost:"),
         "{}",
-        ended.stdout
+        result.stdout
     );
-    let request = of_check(&upstream).remove(0);
+    let request = requests_of_check(&upstream).remove(0);
     assert_eq!(
         request.header("x-forwarded-for"),
         Some("127.0.0.1"),
@@ -55,40 +55,39 @@ async fn all_well() {
     );
 }
 
-/// Here and from outside in one run.
 #[tokio::test]
-async fn with_the_flags_of_serve_both_are_checked() {
+async fn flags_of_serve_and_through_check_both_sides() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let flags = world.flags(upstream.address());
     let serving = world.serve(&flags).await;
     let flags = [flags, world.clients_trust()].concat();
     let url = format!("https://localhost:{}", serving.address.port());
-    let ended = check(&flags, &["--through", &url]).await;
-    assert_eq!(ended.code, 0, "{}", ended.stdout);
-    assert_eq!(ended.of("version").len(), 2, "{}", ended.stdout);
-    assert_eq!(ended.of("certificate").len(), 1, "{}", ended.stdout);
+    let result = check(&flags, &["--through", &url]).await;
+    assert_eq!(result.code, 0, "{}", result.stdout);
+    assert_eq!(result.of("version").len(), 2, "{}", result.stdout);
+    assert_eq!(result.of("certificate").len(), 1, "{}", result.stdout);
 }
 
 #[tokio::test]
-async fn the_leg_to_the_apiserver_is_broken() {
+async fn unreachable_apiserver_breaks_the_upstream_leg() {
     let world = World::new();
     let serving = world.serve(&world.flags(refused().await)).await;
-    let ended = through(&world, &serving, &[]).await;
-    ended.names(
+    let result = through(&world, &serving, &[]).await;
+    result.assert_finding(
         1,
         '✗',
         "version",
-        "proxy → apiserver: the proxy answers /version itself, with 503 Service Unavailable: the apiserver does not accept connections",
+        "proxy → apiserver: the proxy itself responds to /version with 503 Service Unavailable: the apiserver does not accept connections",
         "run `kube-tls-proxy check` where the proxy runs, with the flags of its `serve`",
     );
-    assert_eq!(ended.marked('–'), ["clock", "readyz", "upgrade"]);
+    assert_eq!(result.marked('–'), ["clock", "readyz", "upgrade"]);
     assert!(
-        ended
+        result
             .stdout
             .ends_with("The broken leg is proxy → apiserver.\n"),
         "{}",
-        ended.stdout
+        result.stdout
     );
     let document = through(&world, &serving, &["--output", "json"])
         .await
@@ -98,53 +97,53 @@ async fn the_leg_to_the_apiserver_is_broken() {
 }
 
 #[tokio::test]
-async fn the_leg_to_the_proxy_is_broken() {
+async fn unverified_or_unreachable_proxy_breaks_the_client_leg() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let serving = world.serve(&world.flags(upstream.address())).await;
     let url = format!("https://localhost:{}", serving.address.port());
-    // Its CA is a private one, which the public does not know.
-    let ended = check(&flags(&[("--through", &url)]), &[]).await;
-    ended.names(
+    // The proxy has a private CA, which is not among the public ones.
+    let result = check(&flags(&[("--through", &url)]), &[]).await;
+    result.assert_finding(
         1,
         '✗',
         "verify",
-        "is not signed by the public CAs: it was issued by CN=public",
-        "if it is a CA of your own, give it with --through-ca",
+        "is not signed by a public CA: it was issued by CN=public",
+        "if it is your own CA, pass it with --through-ca",
     );
     assert!(
-        ended
+        result
             .stdout
             .ends_with("The broken leg is client → proxy.\n"),
         "{}",
-        ended.stdout
+        result.stdout
     );
-    // Another name than the certificate has.
+    // The certificate is not valid for this name.
     let url = format!("https://127.0.0.1:{}", serving.address.port());
-    let ended = check(
+    let result = check(
         &[flags(&[("--through", &url)]), world.clients_trust()].concat(),
         &[],
     )
     .await;
-    ended.names(
+    result.assert_finding(
         1,
         '✗',
         "verify",
         "client → proxy: the certificate of 127.0.0.1:",
-        "use a name that the certificate has",
+        "use a name in the certificate",
     );
-    // Nobody there.
+    // Nothing listens there.
     let url = format!("https://{}", refused().await);
-    let ended = check(&flags(&[("--through", &url)]), &["--output", "json"]).await;
+    let result = check(&flags(&[("--through", &url)]), &["--output", "json"]).await;
     assert_eq!(
-        (ended.code, &ended.json()["brokenLeg"]),
+        (result.code, &result.json()["brokenLeg"]),
         (1, &"client-proxy".into())
     );
-    assert_eq!(of_check(&upstream).len(), 0, "nothing is sent");
+    assert_eq!(requests_of_check(&upstream).len(), 0, "nothing is sent");
 }
 
 #[tokio::test]
-async fn a_host_that_the_proxy_does_not_serve() {
+async fn host_without_cluster_fails() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     world.flags(upstream.address());
@@ -162,21 +161,21 @@ clusters:
     );
     let file = world.dir.write("config.yaml", config);
     let serving = world.serve(&flags(&[("--config", path(&file))])).await;
-    let ended = through(&world, &serving, &[]).await;
-    ended.names(
+    let result = through(&world, &serving, &[]).await;
+    result.assert_finding(
         1,
         '✗',
         "version",
-        "client → proxy: the proxy serves no cluster under localhost:",
-        "add this one with --host or `hosts`",
+        "client → proxy: the proxy has no cluster for the host localhost:",
+        "add this name with --host or `hosts`",
     );
 }
 
-/// Something else that has the name, such as a load balancer without a target.
+/// Another server answers under the name, such as a load balancer without a target.
 #[tokio::test]
-async fn a_stranger_before_the_proxy() {
+async fn load_balancer_error_is_not_blamed_on_apiserver() {
     let world = World::new();
-    let stranger = Upstream::builder(world.identity())
+    let balancer = Upstream::builder(world.identity())
         .http(|_| async {
             let mut response = http::Response::new(full("<html>503 no healthy target</html>"));
             *response.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
@@ -184,13 +183,13 @@ async fn a_stranger_before_the_proxy() {
         })
         .start()
         .await;
-    let url = format!("https://localhost:{}", stranger.address().port());
+    let url = format!("https://localhost:{}", balancer.address().port());
     let flags = [flags(&[("--through", &url)]), world.clients_trust()].concat();
-    check(&flags, &[]).await.names(
+    check(&flags, &[]).await.assert_finding(
         1,
         '✗',
         "version",
-        "client → proxy: /version is answered by something that is no apiserver: 503 Service Unavailable: <html>503 no healthy target</html>",
-        "what stands before the proxy",
+        "client → proxy: the response to /version is not from an apiserver: 503 Service Unavailable: <html>503 no healthy target</html>",
+        "what is in front of the proxy",
     );
 }

@@ -1,11 +1,10 @@
-//! `--long`: whether a watch stays open. The time is a parameter of the library; the command line has but
-//! one.
+//! `--long`: a watch must stay open. Only the library takes the time as a parameter, so most tests call it.
 
 use std::time::{Duration, SystemTime};
 
 use http::Response;
 use kube_tls_proxy::{
-    check::{ANSWER_WITHIN, Check, CheckOutcome, Finding, Plan, Through, Token, run},
+    check::{Check, CheckOutcome, Finding, Plan, RESPONSE_TIMEOUT, Through, Token, run},
     config::TrustSource,
     pki::TrustAnchors,
 };
@@ -17,12 +16,12 @@ use standin::{
 
 use crate::world::{World, path};
 
-/// Waited for in full.
+/// The tests wait this long.
 const SHORT: Duration = Duration::from_millis(400);
-/// Never waited for in full, only until the watch ends.
+/// The tests never wait this long, only until the watch ends.
 const LONG: Duration = Duration::from_secs(8);
 
-/// What is found about a watch at this server.
+/// Checks this server and returns the finding about its watch.
 async fn watch(world: &World, upstream: &Upstream, token: &str, time: Duration) -> Finding {
     let ca = TrustSource::File(world.public_ca_file());
     let plan = Plan {
@@ -32,22 +31,23 @@ async fn watch(world: &World, upstream: &Upstream, token: &str, time: Duration) 
             host: "127.0.0.1".into(),
             port: upstream.address().port(),
             prefix: String::new(),
-            name: "localhost".try_into().unwrap(),
+            server_name: "localhost".try_into().unwrap(),
         }),
-        clients_trust: Some((
+        client_trust: Some((
             "CA".into(),
             TrustAnchors::load(&ca, SystemTime::now()).unwrap(),
         )),
         token: Some(Token::load(&world.dir.write("token", token)).unwrap()),
         watch: Some(time),
-        answer_within: ANSWER_WITHIN,
+        response_timeout: RESPONSE_TIMEOUT,
     };
-    let mut told = Vec::new();
-    let report = run(&plan, &mut |event| told.push(format!("{event:?}"))).await;
+    let mut events = Vec::new();
+    let report = run(&plan, &mut |event| events.push(format!("{event:?}"))).await;
     assert!(
-        told.iter()
-            .any(|event| event.contains("whether a watch stays open for ")),
-        "the wait is told: {told:?}"
+        events
+            .iter()
+            .any(|event| event.contains("keeping a watch open for ")),
+        "no event for the wait: {events:?}"
     );
     report
         .findings
@@ -61,16 +61,16 @@ fn server(world: &World) -> standin::upstream::Builder {
 }
 
 #[tokio::test]
-async fn a_watch_that_stays_open_is_well() {
+async fn watch_that_stays_open_passes() {
     let world = World::new();
     let cluster = Kubernetes::new().token("good", "jane", &[]);
     cluster.apply(Pod::running("web-0"));
     let upstream = server(&world).kubernetes(&cluster).start().await;
-    let begun = tokio::time::Instant::now();
+    let start = tokio::time::Instant::now();
     let found = watch(&world, &upstream, "good", SHORT).await;
     assert_eq!(found.outcome, CheckOutcome::Ok, "{found:?}");
     assert_eq!(found.message, "a watch is still open after 400 ms");
-    assert!(begun.elapsed() >= SHORT);
+    assert!(start.elapsed() >= SHORT);
     let watched = upstream
         .requests()
         .into_iter()
@@ -83,8 +83,8 @@ async fn a_watch_that_stays_open_is_well() {
 }
 
 #[tokio::test]
-async fn a_watch_that_is_cut_or_ends_early_is_named() {
-    for (in_order, how) in [(true, "ended"), (false, "cut")] {
+async fn watch_that_ends_early_or_is_aborted_fails() {
+    for (regular, how) in [(true, "ended"), (false, "was aborted")] {
         let world = World::new();
         let cluster = Kubernetes::new();
         let upstream = server(&world)
@@ -97,7 +97,7 @@ async fn a_watch_that_is_cut_or_ends_early_is_named() {
                     let (events, body) = channel();
                     tokio::spawn(async move {
                         events.send("{}\n").await.unwrap();
-                        if !in_order {
+                        if !regular {
                             events.abort().await;
                         }
                     });
@@ -109,9 +109,7 @@ async fn a_watch_that_is_cut_or_ends_early_is_named() {
         let found = watch(&world, &upstream, "any", LONG).await;
         assert_eq!(found.outcome, CheckOutcome::Failed, "{found:?}");
         assert!(
-            found
-                .message
-                .starts_with(&format!("a watch is {how} after ")),
+            found.message.starts_with(&format!("a watch {how} after ")),
             "{found:?}"
         );
         assert!(
@@ -119,44 +117,44 @@ async fn a_watch_that_is_cut_or_ends_early_is_named() {
                 .fix
                 .as_ref()
                 .unwrap()
-                .contains("raise the timeout of what stands before the proxy"),
+                .contains("raise the timeout of what is in front of the proxy"),
             "{found:?}"
         );
     }
 }
 
 #[tokio::test]
-async fn a_token_that_may_watch_nothing_is_said() {
+async fn token_that_may_not_watch_skips_the_watch() {
     let world = World::new();
     let cluster = Kubernetes::new().token("good", "jane", &[]);
     let upstream = server(&world).kubernetes(&cluster).start().await;
     let found = watch(&world, &upstream, "bad", LONG).await;
     assert_eq!(found.outcome, CheckOutcome::Skipped, "{found:?}");
     assert!(
-        found.message.contains("the token may watch no pods"),
+        found.message.contains("the token may not watch pods"),
         "{found:?}"
     );
 }
 
 #[tokio::test]
-async fn without_a_token_no_watch_is_tried() {
+async fn watch_is_skipped_without_token() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
-    let ended = world.check(upstream.address(), &["--long"]).await;
-    assert_eq!(ended.code, 0, "{}", ended.stdout);
-    assert_eq!(ended.marked('–'), ["watch"]);
-    assert!(ended.of("watch")[0].what.contains("--token-file"));
-    // Nor is it forgotten when nothing came so far.
-    let ended = world.check(refused().await, &["--long"]).await;
+    let result = world.check(upstream.address(), &["--long"]).await;
+    assert_eq!(result.code, 0, "{}", result.stdout);
+    assert_eq!(result.marked('–'), ["watch"]);
+    assert!(result.of("watch")[0].message.contains("--token-file"));
+    // The watch is listed as skipped even when an earlier check fails.
+    let result = world.check(refused().await, &["--long"]).await;
     assert!(
-        ended
+        result
             .marked('–')
             .ends_with(&["upgrade".to_owned(), "watch".to_owned()])
     );
-    // And without --long it is not spoken of.
+    // Without --long the watch is not mentioned.
     let token = world.dir.write("token", "any");
-    let ended = world
+    let result = world
         .check(upstream.address(), &["--token-file", path(&token)])
         .await;
-    assert!(!ended.stdout.contains("watch"), "{}", ended.stdout);
+    assert!(!result.stdout.contains("watch"), "{}", result.stdout);
 }

@@ -1,4 +1,4 @@
-//! Two CAs, the files of a proxy, and the binary run to its end.
+//! The test setup: two CAs, the files of a proxy, and runs of the binary.
 
 use std::{
     net::SocketAddr,
@@ -30,24 +30,24 @@ pub(crate) struct World {
     pub(crate) dir: TempDir,
 }
 
-/// What a run that has ended left behind.
+/// The result of a run.
 #[derive(Debug)]
-pub(crate) struct Ended {
+pub(crate) struct RunResult {
     pub(crate) code: i32,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
 }
 
-/// One finding as it was printed.
+/// One printed finding.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Line {
+pub(crate) struct PrintedFinding {
     pub(crate) mark: char,
     pub(crate) check: String,
-    pub(crate) what: String,
+    pub(crate) message: String,
     pub(crate) fix: Option<String>,
 }
 
-/// A running `kube-tls-proxy serve`, killed when dropped.
+/// A running `kube-tls-proxy serve`; drop kills it.
 pub(crate) struct Serving {
     _child: Child,
     pub(crate) address: SocketAddr,
@@ -63,27 +63,27 @@ impl World {
         }
     }
 
-    /// A small apiserver with a good certificate.
+    /// A small apiserver with a valid certificate.
     pub(crate) fn apiserver(&self) -> Builder {
         self.apiserver_as(self.cluster_ca.server(&[APISERVER]))
     }
 
-    /// The same with this certificate.
+    /// A small apiserver with this certificate.
     pub(crate) fn apiserver_as(&self, identity: Identity) -> Builder {
         Upstream::builder(identity).kubernetes(&Kubernetes::new())
     }
 
-    /// The proxy's certificate, as it should be.
+    /// A valid certificate for the proxy.
     pub(crate) fn identity(&self) -> Identity {
         self.public_ca.server(&[HOST, "localhost"])
     }
 
-    /// Flags of `serve` in front of `upstream`, all good.
+    /// Valid flags of `serve` in front of `upstream`.
     pub(crate) fn flags(&self, upstream: SocketAddr) -> Vec<String> {
         self.flags_as(&format!("https://{upstream}"), &self.identity())
     }
 
-    /// The same with this URL and this certificate.
+    /// Flags of `serve` with this upstream URL and certificate.
     pub(crate) fn flags_as(&self, upstream: &str, identity: &Identity) -> Vec<String> {
         let (certificate, key) = identity.write(&self.dir, "public");
         let ca = self.dir.write("cluster-ca.crt", self.cluster_ca.pem());
@@ -106,10 +106,10 @@ impl World {
         self.dir.write("public-ca.crt", self.public_ca.pem())
     }
 
-    /// Checks a proxy in front of `upstream` whose files are good.
-    pub(crate) async fn check(&self, upstream: SocketAddr, more: &[&str]) -> Ended {
-        let good = [self.flags(upstream), self.clients_trust()].concat();
-        check(&good, more).await
+    /// Checks a proxy with valid files in front of `upstream`.
+    pub(crate) async fn check(&self, upstream: SocketAddr, more: &[&str]) -> RunResult {
+        let flags = [self.flags(upstream), self.clients_trust()].concat();
+        check(&flags, more).await
     }
 
     /// Starts `serve` with these flags.
@@ -127,7 +127,7 @@ impl World {
                 admin = Some(url.trim_end_matches('/').parse().unwrap());
             }
         }
-        // Read on, so that it never waits for us.
+        // Keep reading, so that the process never blocks on a full pipe.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         Serving {
             _child: child,
@@ -137,21 +137,21 @@ impl World {
     }
 }
 
-impl Ended {
-    /// Every finding that was printed, in order.
-    pub(crate) fn lines(&self) -> Vec<Line> {
-        let mut found: Vec<Line> = Vec::new();
+impl RunResult {
+    /// Every printed finding, in order.
+    pub(crate) fn lines(&self) -> Vec<PrintedFinding> {
+        let mut found: Vec<PrintedFinding> = Vec::new();
         for line in self.stdout.lines() {
             if let Some(fix) = line.trim_start().strip_prefix("→ ") {
                 found.last_mut().unwrap().fix = Some(fix.to_owned());
             } else if let Some(rest) = line.strip_prefix("  ") {
                 let mut chars = rest.chars();
                 let mark = chars.next().unwrap();
-                let (check, what) = chars.as_str().trim_start().split_once(' ').unwrap();
-                found.push(Line {
+                let (check, message) = chars.as_str().trim_start().split_once(' ').unwrap();
+                found.push(PrintedFinding {
                     mark,
                     check: check.to_owned(),
-                    what: what.trim_start().to_owned(),
+                    message: message.trim_start().to_owned(),
                     fix: None,
                 });
             }
@@ -161,31 +161,38 @@ impl Ended {
 
     /// The findings of one check.
     #[track_caller]
-    pub(crate) fn of(&self, check: &str) -> Vec<Line> {
+    pub(crate) fn of(&self, check: &str) -> Vec<PrintedFinding> {
         let mut lines = self.lines();
         lines.retain(|line| line.check == check);
         assert!(!lines.is_empty(), "no line about {check} in {self:#?}");
         lines
     }
 
-    /// Asserts that this check came to this mark and words, with this fix; the exit code too.
+    /// Asserts the exit code, and a finding with this check and mark whose message and fix contain these texts.
     #[track_caller]
-    pub(crate) fn names(&self, code: i32, mark: char, check: &str, what: &str, fix: &str) {
+    pub(crate) fn assert_finding(
+        &self,
+        code: i32,
+        mark: char,
+        check: &str,
+        message: &str,
+        fix: &str,
+    ) {
         let lines = self.of(check);
         let found = lines.iter().any(|line| {
             line.mark == mark
-                && line.what.contains(what)
+                && line.message.contains(message)
                 && line.fix.as_ref().is_some_and(|found| found.contains(fix))
         });
         assert!(
             found,
-            "no {mark} {check} with {what:?} and {fix:?} in\n{}{}",
+            "no {mark} {check} with {message:?} and {fix:?} in\n{}{}",
             self.stdout, self.stderr
         );
         assert_eq!(self.code, code, "{}{}", self.stdout, self.stderr);
     }
 
-    /// The checks that carry this mark, in order.
+    /// The checks with this mark, in order.
     pub(crate) fn marked(&self, mark: char) -> Vec<String> {
         let lines = self.lines().into_iter();
         lines
@@ -199,7 +206,7 @@ impl Ended {
     }
 }
 
-/// The binary with this subcommand and nothing of this environment.
+/// The binary with this subcommand and an empty environment.
 pub(crate) fn command(subcommand: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kube-tls-proxy"));
     command
@@ -212,17 +219,17 @@ pub(crate) fn command(subcommand: &str) -> Command {
     command
 }
 
-/// Runs `check` with these flags to its end.
-pub(crate) async fn check(flags: &[String], more: &[&str]) -> Ended {
+/// Runs `check` with these flags.
+pub(crate) async fn check(flags: &[String], more: &[&str]) -> RunResult {
     run(command("check").args(flags).args(more)).await
 }
 
-/// Runs to the end.
-pub(crate) async fn run(command: &mut Command) -> Ended {
+/// Runs the command until it exits.
+pub(crate) async fn run(command: &mut Command) -> RunResult {
     let output = within("the end of the process", command.output())
         .await
         .unwrap();
-    Ended {
+    RunResult {
         code: output.status.code().unwrap(),
         stdout: String::from_utf8(output.stdout).unwrap(),
         stderr: String::from_utf8(output.stderr).unwrap(),

@@ -93,7 +93,7 @@ async fn a_silent_watch_stays_open_whatever_the_timeouts() {
             timeouts.client_ping_interval = tiny;
             timeouts.upstream_ping_interval = tiny;
             timeouts.upstream_idle = tiny;
-            timeouts.tunnel_rest = tiny;
+            timeouts.half_close_timeout = tiny;
             timeouts.drain = tiny;
             timeouts.resolve = tiny;
             timeouts.reload = tiny;

@@ -12,7 +12,7 @@ use kube_tls_proxy::{
     },
     drain::Phase,
     heartbeat::{Heartbeat, Heartbeats},
-    reload::{Report, Source},
+    reload::{ConfigLoader, ReloadReport},
     upstream::{EndpointHealth, Health},
 };
 use rustls_pki_types::ServerName;
@@ -55,7 +55,7 @@ pub(crate) struct Proxy {
     stop: Stop,
     heartbeats: Heartbeats,
     phase: watch::Receiver<Phase>,
-    report: watch::Receiver<Report>,
+    report: watch::Receiver<ReloadReport>,
     shutdown: Option<oneshot::Sender<()>>,
     running: JoinHandle<()>,
 }
@@ -87,7 +87,7 @@ impl World {
         let config = Config {
             sources: Vec::new(),
             listen: vec!["127.0.0.1:0".parse().unwrap()],
-            takeover: false,
+            reuse_port: false,
             workers: NonZeroUsize::MIN,
             identities: vec![IdentityFiles { certificate, key }],
             clusters: vec![ClusterConfig {
@@ -162,7 +162,7 @@ impl Setup<'_> {
     }
 
     /// Starts it with a configuration that may change from reload to reload.
-    pub(crate) fn start_from(self, source: Source) -> Proxy {
+    pub(crate) fn start_from(self, source: ConfigLoader) -> Proxy {
         let app = App::bind(source).unwrap();
         let address = app.addresses()[0];
         let admin = app.admin_address();

@@ -8,9 +8,11 @@ use std::{
     process,
 };
 
+use crate::quote;
+
 /// Why the file was not written.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot write {}", file.display())]
+#[error("cannot write {}", quote::path(file))]
 pub(super) struct WriteFault {
     file: PathBuf,
     #[source]

@@ -22,7 +22,8 @@ use serde_json::{Value, json};
 use super::{failure::print, print_failure};
 use crate::{
     check::{Token, TokenError},
-    config::{ConfigError, UpstreamUrl},
+    config::{ConfigError, UpstreamUrl, check_path_flag},
+    quote,
 };
 use document::Document;
 use file::WriteFault;
@@ -112,6 +113,15 @@ fn make(args: &KubeconfigArgs) -> Result<Made, Failure> {
     if args.name.as_ref().is_some_and(String::is_empty) {
         return Err(Failure::EmptyName);
     }
+    for (flag, path) in [
+        ("--from", &args.from),
+        ("--token-file", &args.token_file),
+        ("--output", &args.output),
+    ] {
+        if let Some(path) = path {
+            check_path_flag(flag, path)?;
+        }
+    }
     let url: UpstreamUrl = args.server.parse().map_err(|source| ConfigError::Flag {
         flag: "--server",
         source,
@@ -184,7 +194,7 @@ fn user(
 fn left_out(source: &Source) -> Option<String> {
     source.has_client_certificate.then(|| format!(
         "User `{}` has a client certificate, which cannot pass a proxy that ends TLS and was left out. That user needs {INSTEAD}.",
-        source.user_name
+        quote::value(&source.user_name)
     ))
 }
 
@@ -201,7 +211,7 @@ fn deliver(args: &KubeconfigArgs, made: Made) -> Result<(), Failure> {
             file::write(file, &made.text)?;
             let written = format!(
                 "{} is written, readable for its owner alone.",
-                file.display()
+                quote::path(file)
             );
             remarks.insert(0, written);
         }

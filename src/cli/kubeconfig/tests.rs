@@ -195,11 +195,11 @@ fn says_what_is_wrong_with_its_input() {
         ),
         (
             args(|args| args.token_file = Some(empty)),
-            "--token-file DIR/empty is empty; write the token into it, and nothing else",
+            "--token-file DIR/empty: the file is empty; write the token into it and nothing else",
         ),
         (
             args(|args| args.token_file = Some(two)),
-            "--token-file DIR/two holds more than a token; write the token into it in one line, and nothing else",
+            "--token-file DIR/two: the file does not contain one token; write the token into it as one line and nothing else",
         ),
         (
             args(|args| args.token_file = Some("/nowhere".into())),

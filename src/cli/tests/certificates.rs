@@ -11,6 +11,7 @@ fn bad_certificates() {
     let key = || leaf.key.clone();
     let middle = ca.intermediate("middle");
     let below = middle.leaf(&["kube.example.com"]);
+    let (below_pem, below_key) = (below.pem.clone(), below.key.clone());
     let issue = |change: &dyn Fn(&mut CertificateParams)| {
         let mut params = params_of_leaf(&["kube.example.com"]);
         change(&mut params);
@@ -79,6 +80,12 @@ fn bad_certificates() {
             request.pem().unwrap(),
             key(),
             "certificate DIR/bad.crt: line 1 begins a CERTIFICATE REQUEST, which does not belong here; give the certificate that the issuer returned for this request",
+        ),
+        (
+            "joined",
+            format!("{}{}", below_pem.trim_end(), middle.pem()),
+            below_key,
+            "certificate DIR/bad.crt: line 10 ends one PEM block and begins another; put a line break between the two",
         ),
         (
             "garbage",
@@ -196,6 +203,33 @@ fn bad_keys() {
             "key DIR/bad.key: line 1 begins a PUBLIC KEY, which does not belong here; keep only the private key",
         ),
         (
+            "line breaks became spaces",
+            leaf.key.replace('\n', " "),
+            "key DIR/bad.key: line 1 goes on after `-----BEGIN PRIVATE KEY-----`, so the line breaks of the file are lost; copy it again, with its line breaks",
+        ),
+        (
+            "line breaks became CR",
+            leaf.key.replace('\n', "\r"),
+            "key DIR/bad.key: line 1 goes on after `-----BEGIN PRIVATE KEY-----`, so the line breaks of the file are lost; copy it again, with its line breaks",
+        ),
+        (
+            "line breaks became letters",
+            leaf.key
+                .replace('\n', "\\n")
+                .replace("PRIVATE KEY", "EC PRIVATE KEY"),
+            "key DIR/bad.key: line 1 goes on after `-----BEGIN EC PRIVATE KEY-----`, so the line breaks of the file are lost; copy it again, with its line breaks",
+        ),
+        (
+            "label without an end",
+            leaf.key.replace("KEY-----\n", "KEY"),
+            "key DIR/bad.key: the PEM block that begins on line 1 is damaged; copy the file again, whole",
+        ),
+        (
+            "unknown kind",
+            pem("MHcCAQEEIBs", "AAAA"),
+            "key DIR/bad.key: line 1 begins a PEM block of an unknown kind, which does not belong here; keep only the private key",
+        ),
+        (
             "only parameters",
             pem("EC PARAMETERS", "AAAA"),
             "key DIR/bad.key: holds no private key; put the private key of the certificate there as PEM",
@@ -239,6 +273,7 @@ fn bad_cluster_cas() {
     let fixture = Fixture::new();
     let mut differences = Differences::default();
     let ca = &fixture.ca;
+    let other = Ca::new("other");
     let expired = format!("{}{}", Ca::expired("old").pem(), Ca::expired("older").pem());
     for (case, text, expected) in [
         (
@@ -265,6 +300,34 @@ fn bad_cluster_cas() {
             "expired",
             expired,
             "CA DIR/bad-ca.crt: every CA in it has expired, the last one on 2025-01-01T00:00:00Z; get the cluster's current CA",
+        ),
+        (
+            "joined",
+            format!("{}{}", ca.pem().trim_end(), other.pem()),
+            "CA DIR/bad-ca.crt: line 10 ends one PEM block and begins another; put a line break between the two",
+        ),
+        (
+            "end without its begin",
+            format!(
+                "{}{}",
+                ca.pem(),
+                other.pem().replace("-----BEGIN", "----BEGIN")
+            ),
+            "CA DIR/bad-ca.crt: the PEM block that ends on line 20 has no beginning; copy the file again, whole",
+        ),
+        (
+            "begin within a block",
+            format!(
+                "{}{}",
+                ca.pem().replace("-----END CERTIFICATE-----\n", ""),
+                other.pem()
+            ),
+            "CA DIR/bad-ca.crt: the PEM block that begins on line 1 is damaged; copy the file again, whole",
+        ),
+        (
+            "begin after other text",
+            format!("our CA: {}{}", ca.pem(), other.pem()),
+            "CA DIR/bad-ca.crt: line 1 has other text before its `-----BEGIN`; put that at the start of a line",
         ),
         (
             "garbage",

@@ -163,11 +163,11 @@ fn bad_upstream_urls() {
         ),
         (
             "https://10.0.0.1/?a=b",
-            "--upstream: `https://10.0.0.1/?a=b` has a query or fragment; remove everything from the `?` or `#` on",
+            "--upstream: `https://10.0.0.1/` has a query or fragment; remove everything from the `?` or `#` on",
         ),
         (
             "https://10.0.0.1/#top",
-            "--upstream: `https://10.0.0.1/#top` has a query or fragment; remove everything from the `?` or `#` on",
+            "--upstream: `https://10.0.0.1/` has a query or fragment; remove everything from the `?` or `#` on",
         ),
         (
             "https://",

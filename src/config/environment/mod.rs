@@ -27,7 +27,7 @@ pub struct Environment {
 impl Environment {
     /// The surroundings of this process.
     #[must_use]
-    pub fn of_process() -> Self {
+    pub fn from_process() -> Self {
         let proc = Path::new("/proc/self");
         Self {
             service_host: variable("KUBERNETES_SERVICE_HOST"),

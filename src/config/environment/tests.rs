@@ -102,7 +102,7 @@ fn reads_the_soft_limit() {
 
 #[test]
 fn finds_the_surroundings_of_this_process() {
-    let env = Environment::of_process();
+    let env = Environment::from_process();
     assert!(env.cpus.get() >= 1);
     assert!(env.open_files > 16);
     assert!(env.service_account.is_absolute());

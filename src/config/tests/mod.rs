@@ -82,7 +82,7 @@ fn flags_alone_give_the_defaults() {
         Config {
             sources: Vec::new(),
             listen: vec!["[::]:8443".parse().unwrap()],
-            takeover: false,
+            reuse_port: false,
             workers: NonZeroUsize::new(3).unwrap(),
             identities: vec![IdentityFiles {
                 certificate: "/tls.crt".into(),
@@ -128,7 +128,7 @@ fn every_flag_arrives() {
         drain_delay: Some("1s".to_owned()),
         drain_timeout: Some("0s".to_owned()),
         drain_tunnels: Some("10m".to_owned()),
-        takeover: true,
+        reuse_port: true,
         log_format: Some("json".to_owned()),
         log_level: Some("warn,kube_tls_proxy=debug".to_owned()),
         no_access_log: true,
@@ -142,7 +142,7 @@ fn every_flag_arrives() {
     assert_eq!(config.timeouts.drain_delay, Duration::from_secs(1));
     assert_eq!(config.timeouts.drain, Duration::ZERO);
     assert_eq!(config.timeouts.drain_tunnels, Duration::from_secs(600));
-    assert!(config.takeover);
+    assert!(config.reuse_port);
     assert_eq!(config.log.format, LogFormat::Json);
     assert_eq!(config.log.filter, "warn,kube_tls_proxy=debug");
     assert!(!config.log.access);

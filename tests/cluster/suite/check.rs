@@ -16,10 +16,10 @@ fn check_finds_nothing_wrong_with_or_without_a_token() {
     for found in checks(&report, "readyz").chain(checks(&report, "version")) {
         assert_eq!(found["result"], "ok", "{found}");
     }
-    // What an apiserver says to an upgrade of nobody.
+    // The response to an upgrade of an unknown user.
     for found in checks(&report, "upgrade") {
         let what = found["message"].as_str().unwrap();
-        assert!(what.contains("it answers 403 Forbidden"), "{found}");
+        assert!(what.contains("it responds 403 Forbidden"), "{found}");
     }
 
     let token = suite.fixture.scratch().join("check-token");
@@ -27,7 +27,7 @@ fn check_finds_nothing_wrong_with_or_without_a_token() {
     let report = check(&suite, &["--long", "--token-file", token.to_str().unwrap()]);
     for found in checks(&report, "upgrade") {
         let what = found["message"].as_str().unwrap();
-        assert!(what.contains("it answers 404 Not Found"), "{found}");
+        assert!(what.contains("it responds 404 Not Found"), "{found}");
     }
     assert_eq!(checks(&report, "watch").count(), 2);
     for found in checks(&report, "watch") {

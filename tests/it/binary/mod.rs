@@ -1,6 +1,7 @@
 //! The binary: its command line, its words, its signals and its exit codes.
 
 mod refusals;
+mod secrets;
 mod signals;
 
 use std::{net::SocketAddr, process::Stdio, sync::Arc};

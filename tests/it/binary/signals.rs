@@ -311,7 +311,7 @@ async fn a_second_process_takes_the_port_over_without_a_refused_client() {
     let upstream = world.apiserver().start().await;
     let mut first = Binary::start(&world, upstream.address(), &[]).await;
     let address = first.address.to_string();
-    let flags = ["--listen", &address, "--takeover"];
+    let flags = ["--listen", &address, "--reuse-port"];
     let second = Binary::start(&world, upstream.address(), &flags).await;
     let client = second.client(&world);
     let asking = tokio::spawn(async move {

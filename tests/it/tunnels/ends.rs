@@ -39,7 +39,7 @@ async fn the_apiserver_may_end_its_half_first() {
     assert_eq!(asked.hear_the_end().await.unwrap(), b"");
 }
 
-/// Case 51. A half that never ends is not waited for longer than `tunnel_rest`, and is then cut.
+/// Case 51. A half that never ends is not waited for longer than `half_close_timeout`, and is then cut.
 #[tokio::test]
 async fn the_second_half_of_a_tunnel_ends_after_a_while() {
     let rest = Duration::from_millis(300);
@@ -47,7 +47,7 @@ async fn the_second_half_of_a_tunnel_ends_after_a_while() {
     let switch = Switch::start(&world).await;
     let proxy = world
         .proxy(switch.upstream.address())
-        .timeouts(|timeouts| timeouts.tunnel_rest = rest)
+        .timeouts(|timeouts| timeouts.half_close_timeout = rest)
         .start();
 
     let (mut client, mut asked) = open(&proxy, &switch).await;

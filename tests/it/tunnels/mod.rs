@@ -140,7 +140,7 @@ async fn a_silent_tunnel_stays_open() {
             timeouts.upstream_idle = short;
             timeouts.upstream_ping_interval = short;
             timeouts.upstream_ping_timeout = short;
-            timeouts.tunnel_rest = short;
+            timeouts.half_close_timeout = short;
             timeouts.reload = short;
         })
         .start();

@@ -1,4 +1,4 @@
-//! What the stand-in apiserver answers: bodies that are there whole, and watches that go on.
+//! The responses of the stand-in apiserver: complete bodies, and watches.
 
 use std::{
     convert::Infallible,
@@ -11,7 +11,7 @@ use http::{HeaderValue, Response, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::mpsc;
 
-/// The body of an answer.
+/// The body of a response.
 pub(crate) enum Answer {
     Whole(Option<Bytes>),
     Watch(mpsc::UnboundedReceiver<Bytes>),
@@ -44,7 +44,7 @@ impl Body for Answer {
     }
 }
 
-/// An answer of that status with a body, or with none when that is empty.
+/// A response with this status and this body; without a body if it is empty.
 pub(crate) fn plain(status: StatusCode, body: Bytes) -> Response<Answer> {
     let body = (!body.is_empty()).then_some(body);
     let mut answer = Response::new(Answer::Whole(body));

@@ -1,4 +1,4 @@
-//! One request a connection: TCP, TLS, a small GET, close; with full handshakes or with resumed ones.
+//! One request per connection: TCP, TLS, a small GET, close; with full or resumed handshakes.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,10 +16,10 @@ use crate::{
     tally::{Budget, Tally},
 };
 
-/// How long one connection may take in all.
+/// Time limit for one connection.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How many, and how many at a time.
+/// How many connections in all, and how many at a time.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -30,19 +30,19 @@ pub(crate) struct Args {
     /// How many in all
     #[arg(long)]
     count: u64,
-    /// Resume the session of the connection before; one that is not resumed counts as an error
+    /// Resume the session of the previous connection; one that is not resumed counts as an error
     #[arg(long)]
     resume: bool,
-    /// Begin no connection after so many seconds
+    /// Start no connection after this many seconds
     #[arg(long, default_value_t = 20)]
     seconds: u64,
 }
 
-/// Makes one connection at each of the parallel places, then all others when told to.
+/// Opens one connection for each of the parallel slots, then all others when told to.
 ///
 /// # Errors
 ///
-/// When the CA cannot be read. What the proxy does is counted instead.
+/// When the CA cannot be read. Faults of the proxy are counted and are no errors here.
 pub(crate) async fn run(args: Args) -> Result<(), Error> {
     let mut orders = Orders::listen();
     let (sessions, wanted) = if args.resume {
@@ -53,7 +53,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Error> {
     let warming = Tally::default();
     let mut dialers = Vec::with_capacity(args.parallel);
     for _ in 0..args.parallel {
-        // A dialer each: a ticket is used once, and the places must not take each other's.
+        // One dialer per slot: a ticket is used once, and a slot must not use the ticket of another.
         let dialer = Dialer::new(&args.target, Protocol::H1, sessions)?;
         if let Err(err) = once(&dialer, HandshakeKind::Full).await {
             warming.failed(err);

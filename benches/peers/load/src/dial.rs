@@ -1,4 +1,4 @@
-//! TLS as every load speaks it, the same for each contender, and HTTP connections over it.
+//! The TLS of every load, the same for each contender, and HTTP connections over it.
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -18,16 +18,16 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::Error;
 
-/// How long TCP and TLS may take together.
+/// Time limit for TCP and TLS together.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How many connections are opened at a time while a load gets ready: a burst would be refused by the
-/// shortest backlog among the contenders, and that is not what is measured.
+/// How many connections are opened at a time while a load gets ready. A larger burst would overflow the
+/// shortest backlog among the contenders, which is not what the comparison measures.
 const DIALS: usize = 32;
-/// The windows of Go's HTTP/2 client, which kubectl is.
+/// The windows of Go's HTTP/2 client, which kubectl uses.
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 1 << 30;
 
-/// Where to connect to, and what to believe there.
+/// The target of the connections, and how to verify it.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Target {
     /// The address of the proxy
@@ -41,7 +41,7 @@ pub(crate) struct Target {
     ca: PathBuf,
 }
 
-/// The protocol, chosen by ALPN and by nothing else.
+/// The protocol, chosen only by ALPN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Protocol {
     /// HTTP/1.1
@@ -150,7 +150,7 @@ impl Dialer {
     ///
     /// # Errors
     ///
-    /// When the path is none.
+    /// When the path is not valid.
     pub(crate) fn get(
         &self,
         protocol: Protocol,
@@ -188,7 +188,7 @@ impl Dialer {
     }
 }
 
-/// HTTP/1.1 over a TLS connection that is there already.
+/// HTTP/1.1 over an open TLS connection.
 ///
 /// # Errors
 ///
@@ -201,11 +201,11 @@ pub(crate) async fn over_http1(
     Ok(sender)
 }
 
-/// An error unless the status is 200.
+/// Returns an error unless the status is 200.
 ///
 /// # Errors
 ///
-/// When it is another.
+/// When it is another status.
 pub(crate) fn expect_ok(status: StatusCode) -> Result<(), Error> {
     if status == StatusCode::OK {
         Ok(())
@@ -214,7 +214,7 @@ pub(crate) fn expect_ok(status: StatusCode) -> Result<(), Error> {
     }
 }
 
-/// One cipher suite and one key exchange that every contender has, so that none pays for another's choice.
+/// One cipher suite and one key exchange that every contender has, so that all of them compute the same.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     let mut provider = aws_lc_rs::default_provider();
     provider
@@ -224,13 +224,13 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(provider)
 }
 
-/// What kubectl sends with every request.
+/// The header fields that kubectl sends with every request.
 const HEADERS: &[(&str, &str)] = &[
     ("user-agent", "kubectl/v1.33.0 (linux/amd64)"),
     ("accept", "application/json"),
     ("authorization", "Bearer 0123456789abcdef0123456789abcdef"),
 ];
 
-/// The key of the example in RFC 6455 §1.3, and the answer to it.
+/// The key of the example in RFC 6455 §1.3, and its response.
 const WEBSOCKET_KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 pub(crate) const WEBSOCKET_ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";

@@ -1,18 +1,18 @@
-//! One watch event on the wire: a line that says when it was sent. The apiserver makes it, the client reads it.
+//! One watch event on the wire: a line with the time of its sending. The apiserver writes it, the client reads it.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
-/// How long an event is, with its line end.
+/// The length of an event in bytes, with its line end.
 pub(crate) const LENGTH: usize = 1024;
 
 const SENT: &str = r#"{"type":"MODIFIED","sent":""#;
-/// Digits of a time in nanoseconds, so that every event is as long as the next. A string, as leading zeros need.
+/// Digits of a time in nanoseconds, so that every event has the same length. A string, because of leading zeros.
 const DIGITS: usize = 20;
 
-/// The time that both ends read: they are processes of one machine. A clock that is set meanwhile falsifies
-/// latencies, never CPU time.
+/// The clock that both ends read: they are processes of one machine. If the clock is set during a run, latencies
+/// are wrong, but not CPU time.
 pub(crate) fn now() -> Duration {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -33,7 +33,7 @@ pub(crate) fn added() -> Bytes {
     Bytes::from_static(b"{\"type\":\"ADDED\",\"object\":{\"kind\":\"Pod\"}}\n")
 }
 
-/// When the event of this line was sent, or nothing when it is not one of [`modified`].
+/// The time at which the event of this line was sent, or `None` if it is not one of [`modified`].
 pub(crate) fn sent(line: &[u8]) -> Option<Duration> {
     let digits = line.strip_prefix(SENT.as_bytes())?.get(..DIGITS)?;
     if line.len() + 1 != LENGTH {
@@ -43,14 +43,14 @@ pub(crate) fn sent(line: &[u8]) -> Option<Duration> {
     Some(Duration::from_nanos(nanos))
 }
 
-/// Puts lines together from parts that end anywhere.
+/// Assembles lines from parts that may end anywhere.
 #[derive(Debug, Default)]
 pub(crate) struct Lines {
     begun: Vec<u8>,
 }
 
 impl Lines {
-    /// Takes one part and hands out every line that it completes, without its end.
+    /// Takes one part and returns every line that it completes, without the line end.
     pub(crate) fn feed(&mut self, part: &[u8], mut each: impl FnMut(&[u8])) {
         let mut rest = part;
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {

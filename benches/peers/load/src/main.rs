@@ -1,10 +1,10 @@
-//! The two ends between which a proxy is measured: a stand-in apiserver, and clients that load it.
+//! The two ends of a comparison: a stand-in apiserver, and clients that put load on a proxy.
 //!
-//! Every command ends by itself: a load is bounded by a count and by a time, and all of them end when their
-//! standard input does, so that nothing outlives the script that started it.
+//! Every command ends by itself: a load is bounded by a count and by a time, and all commands end when their
+//! standard input ends, so that no process outlives the script that started it.
 //!
-//! What a command has to say is one JSON object a line on standard output. A load says that it is ready, waits
-//! for a line, works, says what it found, and keeps its connections until the next line, so that memory can be
+//! The output of a command is one JSON object per line on standard output. A load reports that it is ready, waits
+//! for a line, works, reports its results, and keeps its connections until the next line, so that memory can be
 //! read meanwhile.
 
 mod answer;
@@ -23,7 +23,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 
-/// What goes wrong here goes to a person who reads one sentence, so the kinds need no telling apart.
+/// A person reads the error as one sentence, so the kinds of errors need no types.
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// The apiserver and the clients of benches/peers.
@@ -31,14 +31,14 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 enum Command {
     /// Write the keys and certificates of one run into a folder
     Pki {
-        /// The folder, which exists
+        /// An existing folder
         folder: PathBuf,
     },
     /// Serve as the apiserver, on 127.0.0.1 and a free port, until standard input ends
     Upstream(upstream::Args),
     /// Requests over connections that stay open, HTTP/1.1, one at a time on each
     Requests(requests::Args),
-    /// One request a connection, each with a handshake of its own
+    /// One request per connection, each with a separate handshake
     Connections(connections::Args),
     /// Bytes through one upgraded connection
     Tunnel(tunnel::Args),
@@ -48,7 +48,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let command = Command::parse();
-    // One thread: the load shall cost the same at every contender, and it has one CPU.
+    // One thread: the load must cost the same with every contender, and it has one CPU.
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -1,4 +1,4 @@
-//! The talk with the script: its lines on standard input, our JSON lines on standard output.
+//! The protocol with the script: its lines on standard input, JSON lines on standard output.
 
 use std::{
     io::{self, BufRead as _, Write as _},
@@ -11,8 +11,8 @@ use tokio::{sync::mpsc, time::timeout};
 
 use crate::Error;
 
-/// How long a load waits for its next order. Longer than memory takes to settle, and short enough that a load
-/// whose script hangs goes away.
+/// How long a load waits for its next line. Longer than memory takes to settle, and short enough that a load
+/// ends if its script hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The lines of standard input.
@@ -20,10 +20,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Orders(mpsc::UnboundedReceiver<String>);
 
 impl Orders {
-    /// Begins to read.
+    /// Starts to read.
     pub(crate) fn listen() -> Self {
         let (lines, received) = mpsc::unbounded_channel();
-        // A thread and not tokio's stdin: the runtime would wait for a read that is under way when it ends.
+        // A thread and not tokio's stdin: at its end the runtime would wait for a read in progress.
         thread::spawn(move || {
             for line in io::stdin().lock().lines().map_while(Result::ok) {
                 if lines.send(line).is_err() {
@@ -34,22 +34,22 @@ impl Orders {
         Self(received)
     }
 
-    /// The next line, or nothing when the script is gone.
+    /// The next line, or `None` if the script has ended.
     pub(crate) async fn next(&mut self) -> Option<String> {
         self.0.recv().await
     }
 
-    /// The next line, if it comes while a load may wait for it.
+    /// The next line, or `None` if it does not arrive in time.
     pub(crate) async fn next_soon(&mut self) -> Option<String> {
         timeout(PATIENCE, self.next()).await.ok().flatten()
     }
 }
 
-/// Says one thing.
+/// Writes one object.
 ///
 /// # Errors
 ///
-/// When nobody reads it.
+/// When no process reads it.
 pub(crate) fn say(value: &Value) -> Result<(), Error> {
     let mut out = io::stdout().lock();
     writeln!(out, "{value}")?;

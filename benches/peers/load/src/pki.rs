@@ -1,5 +1,5 @@
-//! The keys and certificates of one run: a public-like chain for the proxy, a cluster CA with the apiserver's
-//! certificate, and the apiservers that a proxy has to refuse.
+//! The keys and certificates of one run: a chain like a public one for the proxy, a cluster CA with the
+//! apiserver's certificate, and certificates of apiservers that a proxy has to refuse.
 
 use std::{fs, path::Path};
 
@@ -9,10 +9,10 @@ use crate::Error;
 
 /// The name that clients use.
 pub(crate) const FRONT_NAME: &str = "kube.example.com";
-/// The name by which the proxy has to verify the apiserver.
+/// The name that the proxy has to verify in the apiserver's certificate.
 pub(crate) const UPSTREAM_NAME: &str = "kubernetes.default.svc";
 
-/// Writes all of them, PEM, into an existing folder.
+/// Writes all of them as PEM into an existing folder.
 ///
 /// # Errors
 ///
@@ -39,7 +39,7 @@ pub(crate) fn write(folder: &Path) -> Result<(), Error> {
     ];
     put(folder, "cluster-ca.crt", &cluster.pem())?;
     put_identity(folder, "good", &cluster.server(&names))?;
-    // The same names by a CA of the same name: only its key tells them apart.
+    // The same names from a CA with the same name: only the key of the CA differs.
     put_identity(folder, "wrong-ca", &Ca::new("kubernetes").server(&names))?;
     put_identity(
         folder,

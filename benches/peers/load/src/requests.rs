@@ -1,4 +1,4 @@
-//! Requests over connections that stay open: HTTP/1.1, the next when the one before is answered.
+//! Requests over connections that stay open: HTTP/1.1, each request after the response to the previous one.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,10 +17,10 @@ use crate::{
     tally::{Budget, Tally},
 };
 
-/// How long one request may take.
+/// Time limit for one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How much, over how many connections.
+/// How many requests, over how many connections.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -34,7 +34,7 @@ pub(crate) struct Args {
     /// How many requests before the measured ones, to fill the proxy's pool
     #[arg(long, default_value_t = 0)]
     warm: u64,
-    /// Begin no request after so many seconds
+    /// Start no request after this many seconds
     #[arg(long, default_value_t = 20)]
     seconds: u64,
 }
@@ -43,7 +43,7 @@ pub(crate) struct Args {
 ///
 /// # Errors
 ///
-/// When the CA cannot be read. What the proxy does is counted instead.
+/// When the CA cannot be read. Faults of the proxy are counted and are no errors here.
 pub(crate) async fn run(args: Args) -> Result<(), Error> {
     let mut orders = Orders::listen();
     let dialer = Dialer::new(&args.target, Protocol::H1, Sessions::Fresh)?;
@@ -79,7 +79,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Error> {
 
 type Connection = SendRequest<Empty<Bytes>>;
 
-/// Spends the budget over all connections at once, and returns those that are still open.
+/// Uses up the budget over all connections at once, and returns the connections that are still open.
 async fn drive(
     connections: Vec<Connection>,
     dialer: &Dialer,

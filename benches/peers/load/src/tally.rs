@@ -1,4 +1,4 @@
-//! What a load counts: work done, how long each took, and errors with the words of the first.
+//! The counters of a load: work done, the latency of each unit, and errors with the text of the first.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -21,14 +21,14 @@ struct Counts {
 }
 
 impl Tally {
-    /// One unit of work is done.
+    /// Counts one unit of work.
     pub(crate) fn done(&self, latency: Duration, bytes: u64) {
         let mut counts = self.counts();
         counts.latencies.push(latency);
         counts.bytes += bytes;
     }
 
-    /// One has failed.
+    /// Counts one failure.
     pub(crate) fn failed(&self, why: impl ToString) {
         let mut counts = self.counts();
         counts.errors += 1;
@@ -37,18 +37,18 @@ impl Tally {
         }
     }
 
-    /// How many are done.
+    /// The number of units done.
     pub(crate) fn units(&self) -> usize {
         self.counts().latencies.len()
     }
 
-    /// What the script reads before it gives the order to go.
+    /// The object that the script reads before it starts the load.
     pub(crate) fn ready(&self, open: usize) -> Value {
         let counts = self.counts();
         json!({ "ready": open, "errors": counts.errors, "first_error": counts.first_error })
     }
 
-    /// What the script reads at the end.
+    /// The object that the script reads at the end.
     pub(crate) fn result(&self, wall: Duration) -> Value {
         let mut counts = self.counts();
         counts.latencies.sort_unstable();
@@ -68,13 +68,13 @@ impl Tally {
     }
 }
 
-/// The value below which `percent` of a sorted list lie, by the nearest rank; nothing for an empty list.
+/// The percentile of a sorted list, by the nearest rank; `None` for an empty list.
 fn percentile_ms(sorted: &[Duration], percent: usize) -> Option<f64> {
     let rank = (sorted.len() * percent).div_ceil(100).max(1);
     sorted.get(rank - 1).map(|value| value.as_secs_f64() * 1e3)
 }
 
-/// How much may still be begun: a count and a time, whichever ends first.
+/// How much work may still start: a count and a time; the first that ends counts.
 #[derive(Debug)]
 pub(crate) struct Budget {
     left: Mutex<u64>,
@@ -82,7 +82,7 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    /// So many, and no longer than this from now.
+    /// This many units, and no longer than this from now.
     pub(crate) fn new(count: u64, time: Duration) -> Self {
         Self {
             left: Mutex::new(count),
@@ -90,7 +90,7 @@ impl Budget {
         }
     }
 
-    /// Takes one of them, if there is one left and time for it.
+    /// Takes one unit, if one is left and the time is not over.
     pub(crate) fn take(&self) -> bool {
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         if *left == 0 || Instant::now() >= self.until {

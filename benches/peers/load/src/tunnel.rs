@@ -16,12 +16,12 @@ use crate::{
     tally::Tally,
 };
 
-/// How long the upgrade may take.
+/// Time limit for the upgrade.
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
-/// What one read or write may carry, on both ends.
+/// Size in bytes of one read or write, on both ends.
 pub(crate) const CHUNK: usize = 128 << 10;
 
-/// Which way the bytes go.
+/// The direction of the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Way {
     /// From the apiserver to the client
@@ -33,7 +33,7 @@ pub(crate) enum Way {
 }
 
 impl Way {
-    /// As the path says it.
+    /// The name in the path.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Down => "down",
@@ -43,12 +43,12 @@ impl Way {
     }
 }
 
-/// How much, which way.
+/// How many bytes, in which direction.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
     target: Target,
-    /// Which way
+    /// The direction
     #[arg(long)]
     way: Way,
     /// How many MiB
@@ -57,16 +57,16 @@ pub(crate) struct Args {
     /// What to upgrade to
     #[arg(long, default_value = "websocket")]
     upgrade: String,
-    /// Give up after so many seconds
+    /// Give up after this many seconds
     #[arg(long, default_value_t = 30)]
     seconds: u64,
 }
 
-/// Upgrades, then carries the bytes when told to.
+/// Upgrades, then transfers the bytes when told to.
 ///
 /// # Errors
 ///
-/// When the CA cannot be read. What the proxy does is counted instead.
+/// When the CA cannot be read. Faults of the proxy are counted and are no errors here.
 pub(crate) async fn run(args: Args) -> Result<(), Error> {
     let mut orders = Orders::listen();
     let dialer = Dialer::new(&args.target, Protocol::H1, Sessions::Fresh)?;
@@ -101,7 +101,7 @@ async fn open(dialer: &Dialer, path: &str, protocol: &str) -> Result<TlsStream<T
     let mut tls = dialer.tls().await?;
     tls.write_all(dialer.upgrade(path, protocol).as_bytes())
         .await?;
-    // Byte by byte, so that none of the tunnel is taken with the head; the record is in memory by then.
+    // Byte by byte, so that no byte of the tunnel is read with the head. This is cheap: the TLS record is in memory.
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(tls.read_u8().await?);
@@ -113,7 +113,7 @@ async fn open(dialer: &Dialer, path: &str, protocol: &str) -> Result<TlsStream<T
     Ok(tls)
 }
 
-/// An error with the status line, unless that says 101.
+/// Returns an error with the status line, unless the status is 101.
 fn expect_switch(head: &[u8]) -> Result<(), Error> {
     let text = String::from_utf8_lossy(head);
     let line = text.lines().next().unwrap_or_default();
@@ -128,7 +128,7 @@ async fn carry(tunnel: TlsStream<TcpStream>, way: Way, size: usize) -> Result<()
     let (mut reader, mut writer) = tokio::io::split(tunnel);
     let write = async {
         let chunk = vec![0x5a; CHUNK];
-        // Down begins with one byte, so that nothing flows before the measurement does.
+        // Down begins with one byte from the client, so that no data flows before the measurement starts.
         let mut left = if way == Way::Down { 1 } else { size };
         while left > 0 {
             let part = left.min(CHUNK);
@@ -140,7 +140,7 @@ async fn carry(tunnel: TlsStream<TcpStream>, way: Way, size: usize) -> Result<()
     };
     let read = async {
         let mut chunk = vec![0; CHUNK];
-        // Up ends with one byte, which says that all has arrived.
+        // Up ends with one byte from the apiserver, which confirms that everything has arrived.
         let mut left = if way == Way::Up { 1 } else { size };
         while left > 0 {
             let part = left.min(CHUNK);

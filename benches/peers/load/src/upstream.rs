@@ -1,6 +1,6 @@
-//! The stand-in apiserver: small answers, large lists, watches and tunnels, with kube-apiserver's HTTP/2 numbers.
+//! The stand-in apiserver: small responses, large lists, watches and tunnels, with kube-apiserver's HTTP/2 settings.
 //!
-//! The one of `tests/standin` records all that reaches it, which would be measured too; this one only counts.
+//! The one of `tests/standin` records everything that reaches it, which would be measured too. This one only counts.
 
 use std::{
     convert::Infallible,
@@ -40,33 +40,33 @@ use crate::{
     tunnel::CHUNK,
 };
 
-/// kube-apiserver's: streams of one connection, and what it takes of each before the proxy has to wait.
+/// kube-apiserver's settings: streams per connection, and the window of each.
 const STREAMS: u32 = 100;
 const WINDOW: u32 = 256 << 10;
-/// Connections that wait to be accepted; a thousand come at once.
+/// Connections that may wait to be accepted; a thousand arrive at once.
 const BACKLOG: u32 = 4096;
-/// The answers to a small GET and to a large list.
+/// The sizes of the response to a small GET and of a large list.
 const SMALL: usize = 1 << 10;
 const LIST: usize = 10 << 20;
-/// More than any load asks for, so that a wrong path does not run for ever.
+/// More than any load requests, so that a wrong path does not run forever.
 const MAX_TUNNEL: usize = 1 << 30;
 
-/// With which certificate, and for how long.
+/// The certificate to use, and the time limit.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The folder that `pki` has written
+    /// The folder that `pki` wrote
     #[arg(long)]
     pki: PathBuf,
     /// Whose certificate: good, wrong-ca, wrong-name or name-in-cn
     #[arg(long, default_value = "good")]
     identity: String,
-    /// End after so many seconds, whatever standard input does
+    /// End after this many seconds, even if standard input is still open
     #[arg(long, default_value_t = 900)]
     seconds: u64,
 }
 
-/// Serves until standard input ends. Two orders: `events COUNT MILLISECONDS` sends so many events to every
-/// watch, one each so many milliseconds; `requests` asks how many requests have come.
+/// Serves until standard input ends. It takes two commands: `events COUNT MILLISECONDS` sends COUNT events to
+/// every watch, one per MILLISECONDS; `requests` prints how many requests have arrived.
 ///
 /// # Errors
 ///
@@ -90,7 +90,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Error> {
         loop {
             match listener.accept().await {
                 Ok((tcp, _)) => drop(tokio::spawn(serve(tcp, tls.clone(), Arc::clone(&serving)))),
-                // Out of descriptors: some come back when connections end.
+                // Out of descriptors: some become free when connections end.
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             }
         }
@@ -114,7 +114,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Error> {
         .unwrap_or(Ok(()))
 }
 
-/// What the script asks for.
+/// A command of the script.
 #[derive(Debug, PartialEq, Eq)]
 enum Order {
     Requests,
@@ -129,7 +129,7 @@ impl Order {
             ["requests"] => Ok(Self::Requests),
             ["events", count, every] => Ok(Self::Events {
                 count: count.parse().map_err(|_| unknown())?,
-                // An interval of nothing would panic.
+                // An interval of zero would panic.
                 every: Duration::from_millis(every.parse::<u64>().map_err(|_| unknown())?.max(1)),
             }),
             _ => Err(unknown()),
@@ -137,7 +137,7 @@ impl Order {
     }
 }
 
-/// What every connection shares.
+/// The state that all connections share.
 struct World {
     small: Bytes,
     list: Bytes,
@@ -184,14 +184,14 @@ impl World {
         let path = request.uri().path().to_owned();
         if let Some((way, size)) = tunnel_path(&path) {
             let upgrade = request.headers().get(header::UPGRADE).cloned();
-            // Over HTTP/2 there is no upgrade: a Go server without extended CONNECT cannot do it either.
+            // No upgrade over HTTP/2: a Go server without extended CONNECT cannot do it either.
             let Some(upgrade) = upgrade else {
                 return plain(StatusCode::BAD_REQUEST, Bytes::new());
             };
             let tunnel = hyper::upgrade::on(&mut request);
             tokio::spawn(async move {
                 if let Ok(tunnel) = tunnel.await {
-                    // Its end is the client's to notice and to count.
+                    // The client notices and counts how the tunnel ends.
                     drop(carry(TokioIo::new(tunnel), &way, size).await);
                 }
             });
@@ -219,7 +219,7 @@ impl World {
     }
 }
 
-/// Way and size of `/tunnel/WAY/SIZE`.
+/// The direction and size of `/tunnel/WAY/SIZE`.
 fn tunnel_path(path: &str) -> Option<(String, usize)> {
     let (way, size) = path.strip_prefix("/tunnel/")?.split_once('/')?;
     let size = size.parse().ok().filter(|size| *size <= MAX_TUNNEL)?;
@@ -257,7 +257,7 @@ async fn carry(
         tunnel.write_u8(b'.').await?;
     }
     tunnel.flush().await?;
-    // The client ends it: what it has not read yet must not be cut by a close.
+    // The client closes the connection: a close from this side could cut data that it has not read yet.
     drop(tunnel.read(&mut chunk).await);
     Ok(())
 }
@@ -275,7 +275,7 @@ async fn serve(tcp: TcpStream, tls: TlsAcceptor, world: Arc<World>) {
         async move { Ok::<_, Infallible>(answer) }
     });
     let stream = TokioIo::new(stream);
-    // How a connection ends is the proxy's business, and its client counts what it costs.
+    // The proxy decides how a connection ends, and the client counts the errors.
     if is_http2 {
         let connection = http2::Builder::new(TokioExecutor::new())
             .max_concurrent_streams(STREAMS)

@@ -1,4 +1,4 @@
-//! Many watches that wait: opened first, counted as events reach them.
+//! Many watches: opened first, then counted as events arrive.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,12 +17,12 @@ use crate::{
     tally::Tally,
 };
 
-/// How long all watches together may take to open.
+/// Time limit for opening all watches.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
-/// How often the load looks whether every event has come.
+/// How often the load checks whether every event has arrived.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// How many, and what they wait for.
+/// How many watches, and the events that they wait for.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -33,23 +33,23 @@ pub(crate) struct Args {
     /// How many watches
     #[arg(long)]
     watches: usize,
-    /// Over how many connections; HTTP/1.1 takes one a watch, whatever this says
+    /// Over how many connections; HTTP/1.1 always takes one per watch
     #[arg(long, default_value_t = 100)]
     connections: usize,
-    /// How many events come to each
+    /// How many events each receives
     #[arg(long)]
     events: usize,
-    /// Wait no longer than so many seconds for them
+    /// Wait no longer than this many seconds for them
     #[arg(long, default_value_t = 30)]
     seconds: u64,
 }
 
-/// What all watches share.
+/// The state that all watches share.
 struct Load {
     dialer: Dialer,
     protocol: Protocol,
     tally: Tally,
-    /// One message a watch: whether it is open.
+    /// One message per watch: whether it is open.
     opened: mpsc::UnboundedSender<bool>,
 }
 
@@ -57,7 +57,7 @@ struct Load {
 ///
 /// # Errors
 ///
-/// When the CA cannot be read. What the proxy does is counted instead.
+/// When the CA cannot be read. Faults of the proxy are counted and are no errors here.
 pub(crate) async fn run(args: Args) -> Result<(), Error> {
     let mut orders = Orders::listen();
     let (opened, mut openings) = mpsc::unbounded_channel();
@@ -80,7 +80,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Error> {
             open += usize::from(openings.recv().await == Some(true));
         }
     };
-    // What has not opened in time is missing from the count that the script reads.
+    // A watch that did not open in time is missing in the count that the script reads.
     drop(timeout(OPEN_TIMEOUT, all).await);
     say(&load.tally.ready(open))?;
     if orders.next_soon().await.is_none() {
@@ -102,7 +102,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Error> {
     Ok(())
 }
 
-/// How many watches each connection carries; together exactly all.
+/// How many watches each connection carries; the sum is the number of watches.
 fn shares(watches: usize, connections: usize) -> impl Iterator<Item = usize> {
     let connections = connections.clamp(1, watches.max(1));
     (0..connections)
@@ -135,7 +135,7 @@ async fn several(load: &Arc<Load>, watches: usize) -> Result<(), Error> {
         let (load, mut sender) = (Arc::clone(load), sender.clone());
         let request = load.dialer.get(Protocol::H2, "/watch")?;
         tokio::spawn(async move {
-            // A stream beyond the proxy's limit waits here for its turn.
+            // A stream beyond the proxy's limit waits here.
             match sender.ready().await {
                 Ok(()) => watch(&load, sender.send_request(request)).await,
                 Err(err) => load.refused(&err.into()),
@@ -145,7 +145,7 @@ async fn several(load: &Arc<Load>, watches: usize) -> Result<(), Error> {
     Ok(())
 }
 
-/// Reads one watch until it ends, which it should not do.
+/// Reads one watch until it ends; an end is a fault.
 async fn watch(load: &Load, answer: impl Future<Output = hyper::Result<Response<Incoming>>>) {
     let mut body = match answer.await {
         Ok(answer) => match expect_ok(answer.status()) {
@@ -163,7 +163,7 @@ async fn watch(load: &Load, answer: impl Future<Output = hyper::Result<Response<
         let now = event::now();
         lines.feed(&data, |line| {
             if !open {
-                // The first event says that the watch is open, and carries no time.
+                // The first event shows that the watch is open, and has no time.
                 open = true;
                 let _ = load.opened.send(true);
             } else if let Some(sent) = event::sent(line) {

@@ -3,14 +3,14 @@
 {{- .Values.nameOverride | default .Chart.Name | trunc 63 | trimSuffix "-" -}}
 {{- end -}}
 
-{{/* The name of the objects: the release's, with the chart's behind it unless it has that already. Room is left for `-metrics`. */}}
+{{/* The name of the objects: the release's name, and the chart's name unless the release's name contains it. Short enough to append `-metrics`. */}}
 {{- define "kube-tls-proxy.fullname" -}}
 {{- $name := include "kube-tls-proxy.name" . -}}
 {{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
 {{- .Values.fullnameOverride | default $full | trunc 55 | trimSuffix "-" -}}
 {{- end -}}
 
-{{/* What a pod of this release is found by. It must never change: a Deployment's selector cannot. */}}
+{{/* The labels that select a pod of this release. They must never change, because the selector of a Deployment cannot change. */}}
 {{- define "kube-tls-proxy.selector" -}}
 app.kubernetes.io/name: {{ include "kube-tls-proxy.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}

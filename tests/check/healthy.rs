@@ -1,4 +1,4 @@
-//! Nothing is wrong.
+//! Setups without problems.
 
 use serde_json::{Value, json};
 use standin::kubernetes::Kubernetes;
@@ -6,13 +6,13 @@ use standin::kubernetes::Kubernetes;
 use crate::world::{HOST, World, check, path};
 
 #[tokio::test]
-async fn a_good_setup_is_a_line_for_each_check_and_exit_code_0() {
+async fn healthy_setup_has_one_line_per_check_and_exit_code_0() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
-    let ended = world.check(upstream.address(), &[]).await;
-    assert_eq!(ended.code, 0, "{}{}", ended.stdout, ended.stderr);
+    let result = world.check(upstream.address(), &[]).await;
+    assert_eq!(result.code, 0, "{}{}", result.stdout, result.stderr);
     assert_eq!(
-        ended.marked('✓'),
+        result.marked('✓'),
         [
             "configuration",
             "certificate",
@@ -31,18 +31,16 @@ async fn a_good_setup_is_a_line_for_each_check_and_exit_code_0() {
             "upgrade"
         ],
         "{}",
-        ended.stdout
+        result.stdout
     );
-    assert_eq!(ended.lines().len(), 15, "{}", ended.stdout);
+    assert_eq!(result.lines().len(), 15, "{}", result.stdout);
     assert!(
-        ended
-            .stdout
-            .ends_with("\nEverything that was checked works.\n"),
+        result.stdout.ends_with("\nAll checks passed.\n"),
         "{}",
-        ended.stdout
+        result.stdout
     );
     let page = include_str!("../../docs/check.md");
-    for check in ended
+    for check in result
         .lines()
         .iter()
         .map(|line| line.check.as_str())
@@ -53,13 +51,16 @@ async fn a_good_setup_is_a_line_for_each_check_and_exit_code_0() {
             "docs/check.md lacks {check}"
         );
     }
-    assert_eq!(ended.stderr, "", "progress is for terminals alone");
-    assert!(!ended.stdout.contains('\x1b'), "colours are too");
+    assert_eq!(result.stderr, "", "progress is printed only on terminals");
+    assert!(
+        !result.stdout.contains('\x1b'),
+        "colours are printed only on terminals"
+    );
 }
 
-/// It asks what it says it asks, as a client of the proxy would, and sends a token only when given one.
+/// `check` sends the documented requests, with the host of a client, and a token only with `--token-file`.
 #[tokio::test]
-async fn the_apiserver_is_asked_as_a_client_would() {
+async fn requests_are_those_of_a_client() {
     let world = World::new();
     let cluster = Kubernetes::new().token("s3cret", "jane", &[]);
     let upstream = world.apiserver().kubernetes(&cluster).start().await;
@@ -68,8 +69,8 @@ async fn the_apiserver_is_asked_as_a_client_would() {
         (vec![], None),
         (vec!["--token-file", path(&token)], Some("Bearer s3cret")),
     ] {
-        let ended = world.check(upstream.address(), &more).await;
-        assert_eq!(ended.code, 0, "{}", ended.stdout);
+        let result = world.check(upstream.address(), &more).await;
+        assert_eq!(result.code, 0, "{}", result.stdout);
         for (target, version) in [
             ("/version", http::Version::HTTP_2),
             ("/readyz", http::Version::HTTP_2),
@@ -90,17 +91,17 @@ async fn the_apiserver_is_asked_as_a_client_would() {
                 .or_else(|| request.header("host"));
             assert_eq!(host, Some("kube.test"));
         }
-        assert!(!ended.stdout.contains("s3cret"), "{}", ended.stdout);
+        assert!(!result.stdout.contains("s3cret"), "{}", result.stdout);
     }
 }
 
 #[tokio::test]
-async fn the_document_for_machines_has_every_key() {
+async fn json_document_has_every_key() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
-    let ended = world.check(upstream.address(), &["--output", "json"]).await;
-    assert_eq!((ended.code, ended.stderr.as_str()), (0, ""));
-    let report = ended.json();
+    let result = world.check(upstream.address(), &["--output", "json"]).await;
+    assert_eq!((result.code, result.stderr.as_str()), (0, ""));
+    let report = result.json();
     let rest = |key: &str| report[key].clone();
     assert_eq!(rest("version"), env!("CARGO_PKG_VERSION"));
     assert_eq!(rest("result"), "ok");
@@ -149,16 +150,16 @@ async fn the_document_for_machines_has_every_key() {
             &Value::Null
         )
     );
-    let here = &checks[0];
+    let local = &checks[0];
     assert_eq!(
-        (&here["section"], &here["leg"], &here["target"]),
+        (&local["section"], &local["leg"], &local["target"]),
         (&json!("local"), &Value::Null, &Value::Null)
     );
 }
 
-/// Run beside the proxy it checks, it does not take the proxy for somebody else on its port.
+/// `check` recognises the running proxy on its own port by the certificate.
 #[tokio::test]
-async fn a_port_that_the_proxy_itself_has_is_no_fault() {
+async fn port_of_running_proxy_passes() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let url = format!("https://{}", upstream.address());
@@ -166,28 +167,31 @@ async fn a_port_that_the_proxy_itself_has_is_no_fault() {
         let mut flags = world.flags_as(&url, &world.public_ca.server(names));
         let serving = world.serve(&flags).await;
         flags[1] = serving.address.to_string();
-        let ended = check(&[flags, world.clients_trust()].concat(), &[]).await;
-        assert_eq!(ended.code, 0, "{names:?} {}", ended.stdout);
-        let listen = &ended.of("listen")[0];
-        assert!(listen.what.contains("the proxy runs already"), "{listen:?}");
+        let result = check(&[flags, world.clients_trust()].concat(), &[]).await;
+        assert_eq!(result.code, 0, "{names:?} {}", result.stdout);
+        let listen = &result.of("listen")[0];
+        assert!(
+            listen.message.contains("is used by the running proxy"),
+            "{listen:?}"
+        );
     }
 }
 
-/// The proxy goes on with the last good one; nobody shall be told to stop it.
+/// The running proxy keeps its last valid certificate; the operator must not be told to stop it.
 #[tokio::test]
-async fn a_port_is_not_called_somebody_elses_while_the_certificate_is_unusable() {
+async fn port_in_use_is_skipped_when_certificate_is_invalid() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let mut flags = world.flags(upstream.address());
     let serving = world.serve(&flags).await;
     flags[1] = serving.address.to_string();
     world.dir.write("public.crt", "");
-    let ended = check(&[flags, world.clients_trust()].concat(), &[]).await;
-    assert_eq!(ended.marked('✗'), ["certificate"], "{}", ended.stdout);
-    let listen = &ended.of("listen")[0];
-    let what = format!(
-        "skipped: {} is in use, perhaps by the proxy itself, whose certificate would tell",
+    let result = check(&[flags, world.clients_trust()].concat(), &[]).await;
+    assert_eq!(result.marked('✗'), ["certificate"], "{}", result.stdout);
+    let listen = &result.of("listen")[0];
+    let message = format!(
+        "skipped: {} is in use, perhaps by the proxy itself; only a valid certificate can tell",
         serving.address
     );
-    assert_eq!((listen.mark, &listen.what), ('–', &what));
+    assert_eq!((listen.mark, &listen.message), ('–', &message));
 }

@@ -1,0 +1,131 @@
+//! The servers that a check connects to: how they are reached, how they are verified, and what messages call them.
+
+use std::net::SocketAddr;
+
+use rustls::client::VerifierBuilderError;
+
+use super::Through;
+use crate::{
+    config::{ClusterConfig, Timeouts, TrustSource},
+    hosts::url_host,
+    pki::{TrustAnchors, public_roots},
+    quote,
+    upstream::ClientTls,
+};
+
+/// The part that a server plays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TargetRole {
+    /// The apiserver, dialled as the proxy dials it.
+    Apiserver,
+    /// The proxy, dialled as clients dial it.
+    Proxy,
+}
+
+/// A server to check.
+#[derive(Debug)]
+pub(super) struct CheckTarget {
+    pub(super) role: TargetRole,
+    pub(super) host: String,
+    pub(super) port: u16,
+    /// Used instead of the addresses that `host` resolves to; usually empty.
+    pub(super) addresses: Vec<SocketAddr>,
+    pub(super) tls: ClientTls,
+    /// Prepended to every path; usually empty.
+    pub(super) prefix: String,
+    /// The host of the requests.
+    pub(super) authority: String,
+    /// Names the trust anchors in messages.
+    pub(super) trusted: String,
+    pub(super) timeouts: Timeouts,
+}
+
+impl CheckTarget {
+    /// The apiserver of `cluster`; `certificate_names` are those that the proxy has certificates for.
+    pub(super) fn from_cluster(
+        cluster: &ClusterConfig,
+        tls: ClientTls,
+        certificate_names: &[String],
+        timeouts: &Timeouts,
+    ) -> Self {
+        let (host, port) = (cluster.upstream_host.clone(), cluster.upstream_port);
+        // The apiserver sees the host that clients ask for, so the checks use one of those.
+        let public_name = cluster
+            .hosts
+            .iter()
+            .chain(certificate_names)
+            .find(|name| !name.contains(['*', ':']));
+        Self {
+            role: TargetRole::Apiserver,
+            addresses: cluster.addresses.clone(),
+            tls,
+            prefix: cluster.path_prefix.clone(),
+            authority: public_name
+                .cloned()
+                .unwrap_or_else(|| authority(&host, port)),
+            trusted: match &cluster.trust {
+                TrustSource::File(file) => format!("the CA in {}", quote::path(file)),
+                TrustSource::Inline { origin, .. } => format!("the CA of {origin}"),
+            },
+            timeouts: timeouts.clone(),
+            host,
+            port,
+        }
+    }
+
+    /// The proxy at the URL of `--through`.
+    ///
+    /// # Errors
+    ///
+    /// As [`ClientTls::new`].
+    pub(super) fn from_through(
+        through: &Through,
+        client_trust: Option<&(String, TrustAnchors)>,
+    ) -> Result<Self, VerifierBuilderError> {
+        let (roots, trusted) = match client_trust {
+            Some((file, anchors)) => (anchors.roots(), format!("the CA in {file}")),
+            None => (public_roots(), "a public CA".to_owned()),
+        };
+        Ok(Self {
+            role: TargetRole::Proxy,
+            host: through.host.clone(),
+            port: through.port,
+            addresses: Vec::new(),
+            tls: ClientTls::new(roots, through.server_name.clone())?,
+            prefix: through.prefix.clone(),
+            authority: authority(&through.host, through.port),
+            trusted,
+            timeouts: Timeouts::default(),
+        })
+    }
+
+    /// Returns the first text for an apiserver and the second for the proxy.
+    pub(super) fn by_role(&self, apiserver: &'static str, proxy: &'static str) -> &'static str {
+        match self.role {
+            TargetRole::Apiserver => apiserver,
+            TargetRole::Proxy => proxy,
+        }
+    }
+
+    /// The server in a sentence.
+    pub(super) fn server(&self) -> &'static str {
+        self.by_role("the apiserver", "the proxy")
+    }
+
+    /// Where the operator wrote its host and port.
+    pub(super) fn url(&self) -> &'static str {
+        self.by_role(
+            "the URL of the apiserver (--upstream, the kubeconfig or `clusters`)",
+            "the URL of --through",
+        )
+    }
+}
+
+/// Host and port as a URL has them.
+pub(super) fn authority(host: &str, port: u16) -> String {
+    let host = url_host(host);
+    match port {
+        443 => host.into_owned(),
+        port => format!("{host}:{port}"),
+    }
+}

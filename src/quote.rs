@@ -1,0 +1,180 @@
+//! Decides what a message may repeat of a value that it speaks of, so that no message prints a secret.
+//!
+//! A private key, a token or a whole file is sometimes given where a path or a name belongs, as in
+//! `KUBE_TLS_PROXY_KEY="$(cat tls.key)"`. Messages go to logs and to the status page, which more people read than may
+//! read the key. Every message that repeats a value of a flag, a variable or a file takes it from here. Proof: tests/it
+//! `binary::secrets`.
+
+use std::{
+    fmt::{self, Display, Formatter},
+    path::Path,
+};
+
+use crate::text::escape;
+
+/// What `text` is instead of a path or a name, such as `the key itself`; `None` if a message may repeat it.
+pub(crate) fn pasted(text: &str) -> Option<&'static str> {
+    if text.contains("-----BEGIN") {
+        return Some(if text.contains("KEY-----") {
+            KEY
+        } else if text.contains("CERTIFICATE-----") {
+            CERTIFICATE
+        } else {
+            CONTENT
+        });
+    }
+    if holds_token(text) {
+        return Some(TOKEN);
+    }
+    let is_content = text.len() > MAX_PATH_BYTES
+        || text.contains(['\n', '\r'])
+        || text.contains(PEM_IN_BASE64)
+        || holds_base64(text);
+    is_content.then_some(CONTENT)
+}
+
+/// `text` for a message: escaped and cut short, or [`HIDDEN`] if it may be a secret.
+pub(crate) fn value(text: &str) -> String {
+    if pasted(text).is_some() {
+        return HIDDEN.to_owned();
+    }
+    escape(text, MAX_CHARS).to_string()
+}
+
+/// `path` for a message, whole, or [`HIDDEN`] if it may be a secret.
+pub(crate) fn path(path: &Path) -> impl Display + '_ {
+    QuotedPath(path)
+}
+
+struct QuotedPath<'a>(&'a Path);
+
+impl Display for QuotedPath<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        if pasted(&self.0.to_string_lossy()).is_some() {
+            f.write_str(HIDDEN)
+        } else {
+            write!(f, "{}", self.0.display())
+        }
+    }
+}
+
+/// Whether a part of a JSON Web Token is in `text`: its header, JSON in base64, begins with `eyJ`.
+fn holds_token(text: &str) -> bool {
+    text.split(|char: char| !is_base64(char) || matches!(char, '/' | '='))
+        .any(|word| word.starts_with("eyJ") && word.len() >= MIN_TOKEN_HEADER)
+}
+
+/// Whether a long piece of base64 is in `text`. Long paths have the same characters, but they are made of words: in
+/// base64 nearly every second character is of another class than the one before it.
+fn holds_base64(text: &str) -> bool {
+    text.split(|char: char| !is_base64(char)).any(|run| {
+        let classes: Vec<_> = run.chars().map(Class::from_char).collect();
+        classes.windows(BASE64_WINDOW).any(|window| {
+            let changes = window.windows(2).filter(|pair| match pair {
+                [first, second] => {
+                    first != second && *first != Class::Sign && *second != Class::Sign
+                }
+                _ => false,
+            });
+            let has = |class| window.contains(&class);
+            has(Class::Upper)
+                && has(Class::Lower)
+                && has(Class::Digit)
+                && changes.count() >= MIN_CLASS_CHANGES
+        })
+    })
+}
+
+fn is_base64(char: char) -> bool {
+    char.is_ascii_alphanumeric() || matches!(char, '+' | '/' | '-' | '_' | '=')
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Upper,
+    Lower,
+    Digit,
+    Sign,
+}
+
+impl Class {
+    const fn from_char(char: char) -> Self {
+        match char {
+            'A'..='Z' => Self::Upper,
+            'a'..='z' => Self::Lower,
+            '0'..='9' => Self::Digit,
+            _ => Self::Sign,
+        }
+    }
+}
+
+const KEY: &str = "the key itself";
+const CERTIFICATE: &str = "the certificate itself";
+const TOKEN: &str = "the token itself";
+const CONTENT: &str = "the content of the file";
+/// Stands in a message for a value that it must not repeat.
+pub(crate) const HIDDEN: &str = "(hidden: may be a secret)";
+/// How much of a value a message repeats; a path is repeated whole.
+const MAX_CHARS: usize = 100;
+/// `PATH_MAX` of Linux.
+const MAX_PATH_BYTES: usize = 4096;
+/// `-----BEGIN` in base64, as the `…-data` keys of a kubeconfig have it.
+const PEM_IN_BASE64: &str = "LS0tLS1CRUdJTi";
+/// The shortest header of a JSON Web Token, `{"alg":"none"}`, has 19 characters.
+const MIN_TOKEN_HEADER: usize = 19;
+/// A key of 32 bytes has 43 characters or more.
+const BASE64_WINDOW: usize = 40;
+/// Random base64 has 25 changes in 40 characters, with a standard deviation of 3.
+const MIN_CLASS_CHANGES: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::{CERTIFICATE, CONTENT, HIDDEN, KEY, TOKEN, pasted, path, value};
+
+    #[test]
+    fn names_what_was_pasted() {
+        for (text, expected) in [
+            ("-----BEGIN EC PRIVATE KEY-----\nMHc", KEY),
+            ("-----BEGIN PRIVATE KEY----- MHc", KEY),
+            ("x\n-----BEGIN CERTIFICATE-----\nMII", CERTIFICATE),
+            ("-----BEGIN", CONTENT),
+            ("Bearer eyJhbGciOiJub25lIn0.eyJhIjoxfQ.", TOKEN),
+            ("https://a/?token=eyJhbGciOiJub25lIn0", TOKEN),
+            ("two\nlines", CONTENT),
+            ("two\rlines", CONTENT),
+            ("LS0tLS1CRUdJTiBDRVJU", CONTENT),
+            ("/+bFqb8xE1mJ0y0H3cYwQmZlKp5vS9nT2aRrX7uDk4g=", CONTENT),
+            (
+                "MC4CAQAwBQYDK2VwBCIEIJ+DYvh6SEqVTm50DFtMDoQikTmiCqirVv9mWG9qfSnF",
+                CONTENT,
+            ),
+        ] {
+            assert_eq!(pasted(text), Some(expected), "{text}");
+            assert_eq!(value(text), HIDDEN, "{text}");
+            assert_eq!(path(text.as_ref()).to_string(), HIDDEN, "{text}");
+        }
+        assert_eq!(pasted(&"a/".repeat(2049)), Some(CONTENT));
+    }
+
+    #[test]
+    fn ordinary_paths_and_names_are_repeated() {
+        for text in [
+            "",
+            "tls.key",
+            "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt",
+            "/home/User1/Documents/Projects/Kubernetes/Certificates/Production2026/tls.key",
+            "/nix/store/0c0y3mpvszjzzvxhhd4c3a2mkq7lp5wz-kube-tls-proxy-0.1.0/share/config.yaml",
+            "/var/lib/docker/overlay2/0b3e9f1c5d7a48e2b6c4f0a1938d7e5c2b4a6f8091e3d5c7b9a1f2e4d6c8b0a9/merged",
+            "/var/lib/kubelet/pods/123E4567-e89b-12d3-a456-426614174000/volumes/kubernetes.io~projected/token",
+            "https://A1B2C3D4E5F6A7B8C9D0E1F2A3B4C5D6.gr7.eu-west-1.eks.amazonaws.com",
+            "arn:aws:eks:eu-west-1:123456789012:cluster/MyProductionCluster2",
+            "kubernetes.default.svc",
+            "info,kube_tls_proxy=debug",
+        ] {
+            assert_eq!(pasted(text), None, "{text}");
+            assert_eq!(path(text.as_ref()).to_string(), text);
+        }
+        assert_eq!(value("a\tb"), "a\\tb");
+        assert_eq!(value(&"a".repeat(101)), format!("{}…", "a".repeat(100)));
+    }
+}
