@@ -178,7 +178,7 @@ impl AccessLog {
     pub(super) fn carried(&mut self, carried: Carried) {
         self.received = Some(Arc::new(AtomicU64::new(carried.up)));
         self.sent = carried.down;
-        self.counters.sent(carried.down);
+        self.counters.sent.add(carried.down);
     }
 
     /// Notes that the response ended in order. A response that the proxy sent itself stays failed.
