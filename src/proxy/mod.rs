@@ -6,7 +6,6 @@ mod body;
 mod error;
 mod headers;
 mod notice;
-mod pieces;
 mod policy;
 mod request_info;
 mod respond;
@@ -138,9 +137,6 @@ pub async fn handle(
             access.answered(response.status(), response.headers());
         }
         response.body_mut().set_access(access);
-    }
-    if version == Version::HTTP_2 {
-        response.body_mut().bound_pieces();
     }
     *response.version_mut() = version;
     response

@@ -194,7 +194,7 @@ fn rejected(rejection: Rejection) -> Answer {
              certificate's names, or the administrator adds the name to hosts",
         ),
         Rejection::Scheme => bad_request("the request's scheme is not https"),
-        Rejection::Target => bad_request("the request target is not a path"),
+        Rejection::Target => bad_request("the request target is not a path, or it holds a `#`"),
         Rejection::TransferEncoding => bad_request("the transfer coding is not chunked"),
         Rejection::AmbiguousLength => bad_request("the length of the request body is ambiguous"),
         Rejection::Malformed => bad_request("the request is not well-formed HTTP"),
