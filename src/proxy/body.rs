@@ -15,7 +15,7 @@ use tracing::warn;
 
 use super::{
     Downstream,
-    access::Access,
+    access_log::AccessLog,
     headers,
     watch::{Events, Watch},
 };
@@ -29,7 +29,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Body {
     content: Content,
-    access: Option<Box<Access>>,
+    log: Option<Box<AccessLog>>,
 }
 
 /// The apiserver's response was cut.
@@ -56,7 +56,7 @@ impl Body {
     pub(super) fn full(content: Bytes) -> Self {
         Self {
             content: Content::Own(Full::new(content)),
-            access: None,
+            log: None,
         }
     }
 
@@ -64,7 +64,7 @@ impl Body {
     pub(super) fn upstream(body: ResponseBody, client: PeerAddr) -> Self {
         Self {
             content: Content::Upstream(body, client),
-            access: None,
+            log: None,
         }
     }
 
@@ -73,13 +73,13 @@ impl Body {
         let watch = Watch::new(body, events, &downstream.drain);
         Self {
             content: Content::Watch(watch, downstream.peer),
-            access: None,
+            log: None,
         }
     }
 
-    /// Logs the request when the body has ended or is given up.
-    pub(super) fn set_access(&mut self, access: Option<Box<Access>>) {
-        self.access = access;
+    /// Counts and logs the request when the body has ended or is dropped.
+    pub(super) fn set_log(&mut self, log: Box<AccessLog>) {
+        self.log = Some(log);
     }
 }
 
@@ -114,11 +114,11 @@ impl body::Body for Body {
         {
             headers::rewrite_trailers(trailers);
         }
-        if let Some(access) = &mut this.access {
+        if let Some(log) = &mut this.log {
             match &frame {
-                Some(Ok(frame)) => access.sent(frame.data_ref().map_or(0, Bytes::len)),
-                Some(Err(Cut)) => access.cut(),
-                None => access.complete(),
+                Some(Ok(frame)) => log.sent(frame.data_ref().map_or(0, Bytes::len)),
+                Some(Err(Cut)) => log.aborted(),
+                None => log.completed(),
             }
         }
         Poll::Ready(frame)
@@ -145,9 +145,9 @@ impl Drop for Body {
     fn drop(&mut self) {
         // hyper drops a body without asking for its end once nothing more can come.
         if body::Body::is_end_stream(self)
-            && let Some(access) = &mut self.access
+            && let Some(log) = &mut self.log
         {
-            access.complete();
+            log.completed();
         }
     }
 }

@@ -275,7 +275,7 @@ async fn a_request_that_was_read_is_not_sent_again() {
                 };
                 let message = second.status(502, "InternalError");
                 assert!(
-                    message.contains("may have been carried out"),
+                    message.contains("it may have processed the request"),
                     "{context}: {message}"
                 );
                 assert!(second.lines("retry-after").is_empty(), "{context}");

@@ -293,7 +293,7 @@ async fn a_connection_that_is_lost_within_an_upload_is_502() {
             let (answer, _) = upload.answer().await;
             let message = answer.status(502, "InternalError");
             assert!(
-                message.contains("may have been carried out"),
+                message.contains("it may have processed the request"),
                 "{kind:?}: {message}"
             );
             let connections = switch.upstream.connections().len();
