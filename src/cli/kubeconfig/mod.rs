@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use super::{failure::print, print_failure};
 use crate::{
     check::{Token, TokenError},
-    config::{ConfigError, FileKind, UpstreamUrl, path_flag, load_yaml},
+    config::{ConfigError, FileKind, UpstreamUrl, load_yaml, path_flag},
     quote,
 };
 use document::{Document, MergeError, Others};
