@@ -112,7 +112,7 @@ pub async fn serve(
         peer,
         sni: sni.filter(|name| snapshot.routes.serves(name)),
         forwarded_for: Downstream::forwarded_for(peer),
-        lease: ClientLeases::new(worker),
+        leases: ClientLeases::new(worker),
         limits: shared.limits.clone(),
         half_close_timeout: shared.timeouts.half_close_timeout,
         connected: Arc::new(connected),

@@ -15,7 +15,7 @@ use tracing::warn;
 
 use super::{
     Downstream,
-    access::Access,
+    access_log::AccessLog,
     headers,
     pieces::{self, Pieces},
     watch::{Events, Watch},
@@ -30,7 +30,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Body {
     content: Content,
-    access: Option<Box<Access>>,
+    log: Option<Box<AccessLog>>,
     /// Only over HTTP/2, which has a frame for each of them.
     pieces: Option<Pieces>,
 }
@@ -59,7 +59,7 @@ impl Body {
     pub(super) fn full(content: Bytes) -> Self {
         Self {
             content: Content::Own(Full::new(content)),
-            access: None,
+            log: None,
             pieces: None,
         }
     }
@@ -68,7 +68,7 @@ impl Body {
     pub(super) fn upstream(body: ResponseBody, client: PeerAddr) -> Self {
         Self {
             content: Content::Upstream(body, client),
-            access: None,
+            log: None,
             pieces: None,
         }
     }
@@ -78,7 +78,7 @@ impl Body {
         let watch = Watch::new(body, events, &downstream.drain);
         Self {
             content: Content::Watch(watch, downstream.peer),
-            access: None,
+            log: None,
             pieces: None,
         }
     }
@@ -90,9 +90,9 @@ impl Body {
         }
     }
 
-    /// Logs the request when the body has ended or is given up.
-    pub(super) fn set_access(&mut self, access: Option<Box<Access>>) {
-        self.access = access;
+    /// Counts and logs the request when the body has ended or is dropped.
+    pub(super) fn set_log(&mut self, log: Box<AccessLog>) {
+        self.log = Some(log);
     }
 }
 
@@ -140,11 +140,11 @@ impl body::Body for Body {
         {
             *data = pieces.counted(data);
         }
-        if let Some(access) = &mut this.access {
+        if let Some(log) = &mut this.log {
             match &frame {
-                Some(Ok(frame)) => access.sent(frame.data_ref().map_or(0, Bytes::len)),
-                Some(Err(Cut)) => access.cut(),
-                None => access.complete(),
+                Some(Ok(frame)) => log.sent(frame.data_ref().map_or(0, Bytes::len)),
+                Some(Err(Cut)) => log.aborted(),
+                None => log.completed(),
             }
         }
         Poll::Ready(frame)
@@ -171,9 +171,9 @@ impl Drop for Body {
     fn drop(&mut self) {
         // hyper drops a body without asking for its end once nothing more can come.
         if body::Body::is_end_stream(self)
-            && let Some(access) = &mut self.access
+            && let Some(log) = &mut self.log
         {
-            access.complete();
+            log.completed();
         }
     }
 }

@@ -205,7 +205,12 @@ async fn close_in_the_handshake() {
 #[tokio::test]
 async fn silence_in_the_handshake() {
     let peer = Peer::start(Behaviour::Silent).await;
-    unreachable(peer.address(), &World::new(), "did not answer in time").await;
+    unreachable(
+        peer.address(),
+        &World::new(),
+        "connecting to the apiserver timed out",
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -246,7 +251,10 @@ async fn connection_lost_without_an_answer_is_502_without_retry_after() {
     let upstream = apiserver.start().await;
     for answer in ask(&world, upstream.address()).await {
         let message = answer.assert_status(502, "InternalError");
-        assert!(message.contains("may have been carried out"), "{message}");
+        assert!(
+            message.contains("it may have processed the request"),
+            "{message}"
+        );
         assert_eq!(answer.lines("retry-after"), Vec::<&str>::new());
     }
     assert_eq!(upstream.connections().len(), 2, "nothing is sent twice");

@@ -283,7 +283,7 @@ async fn a_request_that_was_read_is_not_sent_again() {
                 };
                 let message = second.assert_status(502, "InternalError");
                 assert!(
-                    message.contains("may have been carried out"),
+                    message.contains("it may have processed the request"),
                     "{context}: {message}"
                 );
                 assert!(second.lines("retry-after").is_empty(), "{context}");

@@ -293,7 +293,7 @@ async fn a_connection_that_is_lost_within_an_upload_is_502() {
             let (answer, _) = upload.answer().await;
             let message = answer.assert_status(502, "InternalError");
             assert!(
-                message.contains("may have been carried out"),
+                message.contains("it may have processed the request"),
                 "{kind:?}: {message}"
             );
             let connections = apiserver.upstream.connections().len();

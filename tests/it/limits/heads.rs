@@ -64,7 +64,7 @@ async fn several_lengths() {
         "POST / HTTP/1.1\r\nHost: kube.test\r\nContent-Length: 4\r\nContent-Length: 0\r\n\r\nbody",
         "POST / HTTP/1.1\r\nHost: kube.test\r\nContent-Length: 4, 4\r\n\r\nbody",
     ];
-    refuses(&World::new(), &differing, "not well-formed HTTP").await;
+    refuses(&World::new(), &differing, "not valid HTTP").await;
 }
 
 /// Case 60.
@@ -77,7 +77,7 @@ async fn lengths_that_are_no_numbers() {
         })
         .collect();
     let requests: Vec<&str> = requests.iter().map(String::as_str).collect();
-    refuses(&World::new(), &requests, "not well-formed HTTP").await;
+    refuses(&World::new(), &requests, "not valid HTTP").await;
 }
 
 /// Case 60. hyper lets every coding pass whose last is `chunked`.
@@ -88,14 +88,19 @@ async fn codings_other_than_chunked() {
         "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
     ];
-    refuses(&World::new(), &requests, "transfer coding is not chunked").await;
+    refuses(
+        &World::new(),
+        &requests,
+        "only supported Transfer-Encoding is chunked",
+    )
+    .await;
     let requests = [
         "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: identity\r\n\r\nbody",
         "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: chunked, gzip\r\n\r\nbody",
         "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
         "POST / HTTP/1.0\r\nHost: kube.test\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     ];
-    refuses(&World::new(), &requests, "not well-formed HTTP").await;
+    refuses(&World::new(), &requests, "not valid HTTP").await;
 }
 
 /// Case 60.
