@@ -152,7 +152,7 @@ async fn targets_with_a_hash_are_refused_over_http1() {
     ] {
         let request = format!("DELETE {target} HTTP/1.1\r\nHost: kube.test\r\n\r\n");
         let answer = raw(&proxy, &request).await;
-        answer.status(400, "BadRequest");
+        answer.assert_status(400, "BadRequest");
         assert_eq!(answer.lines("connection"), ["close"], "{target}");
         // In two pieces, and with a request before and after it.
         let mut client = proxy.client().http1().await;
@@ -161,8 +161,8 @@ async fn targets_with_a_hash_are_refused_over_http1() {
         let (first, last) = request.split_at(8);
         client.send(first).await;
         client.send(format!("{last}{request}")).await;
-        let answer: Answer = client.response().await.into();
-        answer.status(400, "BadRequest");
+        let answer: ClientResponse = client.response().await.into();
+        answer.assert_status(400, "BadRequest");
     }
     assert!(
         upstream
