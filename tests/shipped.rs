@@ -51,12 +51,7 @@ fn completions_and_man_pages_are_current() {
         let found = files(&folder);
         let names = |files: &BTreeMap<String, String>| files.keys().cloned().collect::<Vec<_>>();
         let fix = "UPDATE=1 cargo test --test shipped";
-        assert_eq!(
-            names(&found),
-            names(&wanted),
-            "{}: {fix}",
-            folder.display()
-        );
+        assert_eq!(names(&found), names(&wanted), "{}: {fix}", folder.display());
         for (name, text) in &wanted {
             assert!(
                 found.get(name) == Some(text),
