@@ -6,7 +6,7 @@
     clippy::indexing_slicing,
     clippy::panic,
     clippy::disallowed_methods,
-    reason = "all of this crate is tests, also what stands outside of a #[test]; a test has no Drain"
+    reason = "this crate is all tests, also outside a #[test]; a test has no Drain"
 )]
 
 mod proxy;
