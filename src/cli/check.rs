@@ -17,7 +17,7 @@ use crate::{
     },
     config::{
         self, ConfigError, Environment, ServeArgs, TrustSource, UpstreamUrl, check_path_flag,
-        is_colourless,
+        has_no_colours,
     },
     pki::{PkiError, TrustAnchors},
     quote,
@@ -180,7 +180,7 @@ struct Printer {
 
 impl Printer {
     fn new(output: OutputFormat) -> Self {
-        let colourless = is_colourless() || !io::stdout().is_terminal();
+        let colourless = has_no_colours() || !io::stdout().is_terminal();
         Self {
             output,
             colours: if colourless {

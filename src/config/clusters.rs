@@ -1,7 +1,7 @@
-//! Which apiservers there are, and who is sent to each.
+//! The apiservers, and the public host names of each.
 //!
-//! A host name leads to one cluster only, and where an apiserver is, is said in one place only: two
-//! answers are an error, never a choice.
+//! A host name belongs to one cluster, and one source names an apiserver. A second one is an error, because
+//! a silent choice between two could send tokens to the wrong apiserver.
 
 use std::collections::HashMap;
 
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::quote;
 
-/// The clusters of the file, or else the one of flags, kubeconfig or pod. Never empty.
+/// The clusters of the file, or the one of flags, kubeconfig or pod. Never empty.
 pub(super) fn load(
     args: &ServeArgs,
     entries: Vec<Spanned<ClusterEntry>>,
@@ -115,7 +115,7 @@ fn cluster_of_upstream(upstream: &UpstreamEntry, source: &ConfigSource) -> Clust
     }
 }
 
-/// The first flag that says which apiserver serves whom.
+/// The first given flag that selects the apiserver or its hosts.
 fn upstream_flag(args: &ServeArgs) -> Option<&'static str> {
     [
         ("--upstream", args.upstream.is_some()),
@@ -197,11 +197,11 @@ fn in_cluster(env: &Environment) -> Result<Option<ClusterConfig>, ConfigError> {
         (Some(_), None) => return Err(half(PORT, HOST)),
         (None, Some(_)) => return Err(half(HOST, PORT)),
     };
-    let bad = |variable, value: &str, wanted| {
+    let bad = |variable, value: &str, expected| {
         ConfigError::Pod(SettingError::BadPodVariable {
             variable,
             value: quote::value(value),
-            wanted,
+            expected,
         })
     };
     let upstream_host =
@@ -211,7 +211,7 @@ fn in_cluster(env: &Environment) -> Result<Option<ClusterConfig>, ConfigError> {
         Ok(port) => port,
     };
     let ca = env.service_account.join("ca.crt");
-    // Looked at here, because only here it is known that a missing file means a missing mount.
+    // Read here, because only here a missing file means a missing mount.
     if let Err(source) = file::read(&ca) {
         let file = ca;
         return Err(ConfigError::Pod(match source {

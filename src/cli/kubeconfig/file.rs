@@ -26,7 +26,7 @@ enum Cause {
     NoDirectory,
     #[error("permission denied; name a file in a directory of your own with --output")]
     Denied,
-    #[error("is a directory; name a file in it with --output")]
+    #[error("is a directory; give the path of a file in it with --output")]
     Directory,
     #[error("the operating system refuses")]
     Other(#[source] io::Error),
