@@ -145,7 +145,7 @@ pub struct ServeArgs {
     )]
     pub drain_delay: Option<String>,
 
-    /// How long running requests may take to finish after that [default: 20s]
+    /// How long running requests may take to finish after that delay [default: 20s]
     #[arg(
         long,
         value_name = "DURATION",
@@ -155,7 +155,7 @@ pub struct ServeArgs {
     )]
     pub drain_timeout: Option<String>,
 
-    /// How long tunnels (exec, port-forward) may stay open after --drain-delay [default: 60s]
+    /// How long tunnels (exec, port-forward) may stay open after that delay [default: 60s]
     #[arg(
         long,
         value_name = "DURATION",
@@ -175,7 +175,7 @@ pub struct ServeArgs {
     )]
     pub admin_listen: Option<String>,
 
-    /// Share the ports with a running proxy of the same user, to replace it without downtime
+    /// Share the ports with a running proxy of the same user, to replace it
     #[arg(
         long,
         env = "KUBE_TLS_PROXY_REUSE_PORT",
