@@ -13,8 +13,9 @@ use serde::{
 
 use super::{
     ClusterConfig, TrustSource,
-    config_file::{ExpectedName, check_path},
+    config_file::ExpectedName,
     error::{ConfigError, FileKind, SettingError},
+    source::check_path,
     url::UpstreamUrl,
     yaml,
 };

@@ -11,6 +11,7 @@ mod file;
 mod kubeconfig;
 mod limits;
 mod load;
+mod source;
 mod units;
 mod url;
 mod yaml;
@@ -30,7 +31,7 @@ pub(crate) use file::read as read_file;
 pub(crate) use kubeconfig::{Kubeconfig, NamedContext};
 pub use limits::{Limits, Timeouts};
 pub use load::load;
-pub(crate) use load::path_flag;
+pub(crate) use source::check_path_flag;
 pub(crate) use url::UpstreamUrl;
 pub(crate) use yaml::load as load_yaml;
 
