@@ -198,52 +198,43 @@ pub(super) fn unexpected_response(
 ) {
     let target = client.target;
     let described = response.describe();
-    let (leg, message) = match (target.role, response.responder()) {
+    let (leg, text, fix) = match (target.role, response.responder()) {
         // The proxy responds with these only after it tried to reach the apiserver.
         (TargetRole::Proxy, Responder::Proxy(_)) if is_upstream_failure(response.status) => (
             Some(Leg::ProxyApiserver),
-            Message::new(
-                format!("the proxy itself responds to {request} with {described}"),
-                "run `kube-tls-proxy check` where the proxy runs, with the flags of its `serve`: it tells what is wrong there",
-            ),
+            format!("the proxy itself responds to {request} with {described}"),
+            "run `kube-tls-proxy check` where the proxy runs, with the flags of its `serve`: it tells what is wrong there",
         ),
         (TargetRole::Proxy, Responder::Proxy(_))
             if response.status == StatusCode::MISDIRECTED_REQUEST =>
         {
             (
                 None,
-                Message::new(
-                    format!("the proxy has no cluster for the host {}", target.authority),
-                    "use a name in its certificate, or add this name with --host or `hosts` where the proxy runs",
-                ),
+                format!("the proxy has no cluster for the host {}", target.authority),
+                "use a name in its certificate, or add this name with --host or `hosts` where the proxy runs",
             )
         }
         (_, Responder::Proxy(_)) => (
             None,
-            Message::new(
-                format!("the proxy rejects {request}: {described}"),
-                "check the log of the proxy, and what changes requests in front of it",
-            ),
+            format!("the proxy rejects {request}: {described}"),
+            "check the log of the proxy, and what changes requests in front of it",
         ),
         // The proxy forwards what the apiserver says.
         (_, Responder::Apiserver(_)) => (
             Some(Leg::ProxyApiserver),
-            Message::new(
-                format!("the apiserver responds to {request} with {described}"),
-                "check the log of the apiserver",
-            ),
+            format!("the apiserver responds to {request} with {described}"),
+            "check the log of the apiserver",
         ),
         (_, Responder::Unknown) => (
             None,
-            Message::new(
-                format!("the response to {request} is not from an apiserver: {described}"),
-                target.by_role(
-                    "check the URL of the apiserver, its port and its path",
-                    "check the URL of --through, and what is in front of the proxy",
-                ),
+            format!("the response to {request} is not from an apiserver: {described}"),
+            target.by_role(
+                "check the URL of the apiserver, its port and its path",
+                "check the URL of --through, and what is in front of the proxy",
             ),
         ),
     };
+    let message = Message::new(text, fix);
     match leg {
         Some(leg) => recorder.failed_on(leg, check, message),
         None => recorder.failed(check, message),

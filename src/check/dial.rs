@@ -22,7 +22,7 @@ use crate::{
 /// The result of dialling one address.
 struct DialAttempt {
     address: SocketAddr,
-    result: Result<NegotiatedTls, DialFailure>,
+    result: Result<NegotiatedTls, FailedStep>,
 }
 
 /// What a verified handshake agreed on.
@@ -33,13 +33,13 @@ struct NegotiatedTls {
 }
 
 /// The step that failed, and how.
-struct DialFailure {
+struct FailedStep {
     step: Check,
     message: Message,
 }
 
 impl DialAttempt {
-    fn failure(&self) -> Option<&DialFailure> {
+    fn failure(&self) -> Option<&FailedStep> {
         self.result.as_ref().err()
     }
 
@@ -144,10 +144,10 @@ async fn resolve(target: &CheckTarget, recorder: &mut Recorder<'_>) -> Option<Ve
     None
 }
 
-async fn dial(target: &CheckTarget, address: SocketAddr) -> Result<NegotiatedTls, DialFailure> {
+async fn dial(target: &CheckTarget, address: SocketAddr) -> Result<NegotiatedTls, FailedStep> {
     let reached = TcpConnected::dial(UpstreamAddr(address), &target.timeouts)
         .await
-        .map_err(|error| DialFailure {
+        .map_err(|error| FailedStep {
             step: Check::Tcp,
             message: messages::tcp(target, address, &error),
         })?;
@@ -157,11 +157,11 @@ async fn dial(target: &CheckTarget, address: SocketAddr) -> Result<NegotiatedTls
             is_http2: verified.is_http2,
             certificate: verified.certificate,
         }),
-        Err(error @ UpstreamError::Verify { .. }) => Err(DialFailure {
+        Err(error @ UpstreamError::Verify { .. }) => Err(FailedStep {
             step: Check::Verify,
             message: messages::verify(target, address, &error),
         }),
-        Err(error) => Err(DialFailure {
+        Err(error) => Err(FailedStep {
             step: Check::Tls,
             message: messages::tls(target, address, &error),
         }),

@@ -124,7 +124,7 @@ fn check_acceptance(
         Some((file, anchors)) => (anchors.roots(), Some(file)),
         None => (public_roots(), None),
     };
-    let message = match (identity.acceptance(roots, now), file) {
+    let (text, fix) = match (identity.acceptance(roots, now), file) {
         (Acceptance::Accepted, Some(file)) => {
             let text = format!("clients that trust the CA in {file} accept the certificate");
             return recorder.ok(Check::Trust, text);
@@ -133,13 +133,13 @@ fn check_acceptance(
             let text = "clients accept the certificate: its chain leads to a public CA";
             return recorder.ok(Check::Trust, text);
         }
-        (Acceptance::NoPath { issuer, .. }, Some(file)) => Message::new(
+        (Acceptance::NoPath { issuer, .. }, Some(file)) => (
             format!(
                 "the chain does not lead to the CA in {file}: its last certificate was issued by {issuer}, which is missing"
             ),
             "append the intermediate certificates of the issuer to the certificate file, or pass the right CA with --through-ca",
         ),
-        (Acceptance::NoPath { issuer, is_public }, None) if is_public => Message::new(
+        (Acceptance::NoPath { issuer, is_public }, None) if is_public => (
             format!(
                 "the chain is incomplete, so clients reject it: its last certificate was issued by {issuer}, an intermediate that is missing"
             ),
@@ -153,12 +153,12 @@ fn check_acceptance(
             // A private CA is a valid choice, but clients need to know it.
             return recorder.warning(Check::Trust, message);
         }
-        (Acceptance::Refused { reason }, _) => Message::new(
+        (Acceptance::Refused { reason }, _) => (
             format!("the certificate {reason}"),
             "issue it again so that clients accept it",
         ),
     };
-    recorder.failed(Check::Trust, message);
+    recorder.failed(Check::Trust, Message::new(text, fix));
 }
 
 /// Checks that every name that leads to a cluster is in a certificate.

@@ -33,6 +33,7 @@ pub use limits::{Limits, Timeouts};
 pub use load::load;
 pub(crate) use source::check_path_flag;
 pub(crate) use url::UpstreamUrl;
+pub(crate) use yaml::load as load_yaml;
 
 /// The checked configuration of the proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,14 +1,14 @@
-//! What the benches measure of this stage: rewriting a head, and reading what it asks of Kubernetes.
+//! Entry points of the benches: rewriting a head, counting a request, and reading what it asks of Kubernetes.
 
 use std::{net::SocketAddr, sync::Arc};
 
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, request::Parts};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri};
 use tokio::sync::Semaphore;
 
 use super::{
     Downstream,
-    access::Access,
-    headers::{self, Vouched},
+    access_log::AccessLog,
+    headers::{self, Forwarded},
     request_info::{RequestInfo, ResourceName},
 };
 use crate::{
@@ -19,25 +19,25 @@ use crate::{
     upstream::{ClientLeases, UpstreamContext},
 };
 
-/// Makes a request's header fit for the apiserver, as for every request that is not an upgrade.
+/// Rewrites a request's header for the apiserver, as for every request that is not an upgrade.
 pub fn rewrite_request(headers: &mut HeaderMap, client: &HeaderValue, host: &str) {
-    headers::rewrite_request(headers, Vouched { client, host }, None);
+    headers::rewrite_request(headers, Forwarded { client, host }, None);
 }
 
-/// What is counted for every request that is not logged.
+/// Counts requests that are not logged.
 #[derive(Debug)]
 pub struct Counting {
     downstream: Downstream,
-    head: Parts,
+    request: Request<()>,
     fields: HeaderMap,
 }
 
 impl Counting {
-    /// Requests for this target, all of one client.
+    /// A counter of requests for this target, all from one client.
     ///
     /// # Panics
     ///
-    /// Never: one permit of one is free.
+    /// Never: the only permit is free.
     #[must_use]
     pub fn new(target: &Uri) -> Self {
         let (limits, timeouts) = (Limits::default(), Timeouts::default());
@@ -50,34 +50,34 @@ impl Counting {
             Protocol::Http2,
             permit.expect("a new semaphore has its permit"),
         );
-        let (mut head, ()) = Request::new(()).into_parts();
-        head.uri = target.clone();
+        let mut request = Request::new(());
+        target.clone_into(request.uri_mut());
         Self {
             downstream: Downstream {
                 peer: PeerAddr(peer),
                 sni: None,
                 forwarded_for: Downstream::forwarded_for(PeerAddr(peer)),
-                lease: ClientLeases::new(worker),
+                leases: ClientLeases::new(worker),
                 limits,
                 half_close_timeout: std::time::Duration::ZERO,
                 connected: Arc::new(connected),
                 drain: Drain::new(),
             },
-            head,
+            request,
             fields: HeaderMap::new(),
         }
     }
 
-    /// One request with an answer in one piece, from its head to its end.
+    /// Counts one request whose response body is one frame.
     pub fn one(&self) {
-        let mut access = Access::begin(&self.downstream, &self.head);
-        access.answered(StatusCode::OK, &self.fields);
-        access.sent(1000);
-        access.complete();
+        let mut log = AccessLog::new(&self.downstream, &self.request);
+        log.response_started(StatusCode::OK, &self.fields);
+        log.sent(1000);
+        log.completed();
     }
 }
 
-/// Verb, resource and namespace of a request, as its log line has them.
+/// Verb, resource and namespace of a request, as in its log line.
 #[must_use]
 pub fn classify(method: &Method, uri: &Uri) -> (&'static str, String, String) {
     let info = RequestInfo::new(method, uri);

@@ -15,9 +15,8 @@ use tracing::warn;
 
 use super::{
     Downstream,
-    access::Access,
+    access_log::AccessLog,
     headers,
-    pieces::{self, Pieces},
     watch::{Events, Watch},
 };
 use crate::{
@@ -30,9 +29,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Body {
     content: Content,
-    access: Option<Box<Access>>,
-    /// Only over HTTP/2, which has a frame for each of them.
-    pieces: Option<Pieces>,
+    log: Option<Box<AccessLog>>,
 }
 
 /// The apiserver's response was cut.
@@ -59,8 +56,7 @@ impl Body {
     pub(super) fn full(content: Bytes) -> Self {
         Self {
             content: Content::Own(Full::new(content)),
-            access: None,
-            pieces: None,
+            log: None,
         }
     }
 
@@ -68,8 +64,7 @@ impl Body {
     pub(super) fn upstream(body: ResponseBody, client: PeerAddr) -> Self {
         Self {
             content: Content::Upstream(body, client),
-            access: None,
-            pieces: None,
+            log: None,
         }
     }
 
@@ -78,21 +73,13 @@ impl Body {
         let watch = Watch::new(body, events, &downstream.drain);
         Self {
             content: Content::Watch(watch, downstream.peer),
-            access: None,
-            pieces: None,
+            log: None,
         }
     }
 
-    /// Hands on no more small pieces than may wait at once.
-    pub(super) fn bound_pieces(&mut self) {
-        if !matches!(self.content, Content::Own(_)) {
-            self.pieces = Some(Pieces::default());
-        }
-    }
-
-    /// Logs the request when the body has ended or is given up.
-    pub(super) fn set_access(&mut self, access: Option<Box<Access>>) {
-        self.access = access;
+    /// Counts and logs the request when the body has ended or is dropped.
+    pub(super) fn set_log(&mut self, log: Box<AccessLog>) {
+        self.log = Some(log);
     }
 }
 
@@ -105,9 +92,6 @@ impl body::Body for Body {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let this = self.get_mut();
-        if let Some(pieces) = &this.pieces {
-            ready!(pieces.poll_room(cx));
-        }
         let (frame, client) = match &mut this.content {
             Content::Own(body) => {
                 let frame = ready!(Pin::new(body).poll_frame(cx));
@@ -130,21 +114,11 @@ impl body::Body for Body {
         {
             headers::rewrite_trailers(trailers);
         }
-        if this.pieces.is_some()
-            && let Some(Ok(frame)) = &mut frame
-            && let Some(data) = frame.data_mut()
-            && pieces::is_small(data)
-            // Nothing comes behind the last one.
-            && !body::Body::is_end_stream(this)
-            && let Some(pieces) = &mut this.pieces
-        {
-            *data = pieces.counted(data);
-        }
-        if let Some(access) = &mut this.access {
+        if let Some(log) = &mut this.log {
             match &frame {
-                Some(Ok(frame)) => access.sent(frame.data_ref().map_or(0, Bytes::len)),
-                Some(Err(Cut)) => access.cut(),
-                None => access.complete(),
+                Some(Ok(frame)) => log.sent(frame.data_ref().map_or(0, Bytes::len)),
+                Some(Err(Cut)) => log.aborted(),
+                None => log.completed(),
             }
         }
         Poll::Ready(frame)
@@ -171,9 +145,9 @@ impl Drop for Body {
     fn drop(&mut self) {
         // hyper drops a body without asking for its end once nothing more can come.
         if body::Body::is_end_stream(self)
-            && let Some(access) = &mut self.access
+            && let Some(log) = &mut self.log
         {
-            access.complete();
+            log.completed();
         }
     }
 }

@@ -1,22 +1,28 @@
-//! Why a request is answered by the proxy itself.
+//! Why the proxy answers a request itself, and how such an error is counted and logged.
+
+use tracing::{debug, warn};
 
 use super::Rejection;
-use crate::upstream::UpstreamError;
+use crate::{
+    metrics::{Connected, ErrorReason, Limit},
+    text::error_chain,
+    upstream::UpstreamError,
+};
 
 /// Why a request got no response from the apiserver.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The request may not pass.
+    /// The proxy refused the request.
     #[error("request refused")]
     Rejected(#[from] Rejection),
-    /// The apiserver gave no response.
+    /// The apiserver sent no response.
     #[error("no response from the apiserver")]
     Upstream(#[from] UpstreamError),
-    /// A 101 to another protocol than the client asked for.
-    #[error("the apiserver switched to a protocol that was not asked for")]
-    WrongSwitch,
-    /// A redirect in answer to an upgrade request. client-go's SPDY dialer would follow it, with the
-    /// user's token.
+    /// A 101 to a protocol that the client did not request.
+    #[error("the apiserver switched to a protocol that the client did not request")]
+    UnexpectedProtocol,
+    /// A redirect in response to an upgrade request. client-go's SPDY dialer would follow it and send the
+    /// user's token along.
     #[error("the apiserver redirected an upgrade request")]
     RedirectedUpgrade,
 }
@@ -25,25 +31,77 @@ impl Error {
     /// The `error.type` of log lines.
     #[must_use]
     pub fn label(&self) -> &'static str {
+        self.reason().label()
+    }
+
+    /// The label of `errors_total`.
+    pub(super) fn reason(&self) -> ErrorReason {
         match self {
-            Self::Rejected(_) => "rejected",
-            Self::Upstream(error) => upstream_label(error),
-            Self::WrongSwitch | Self::RedirectedUpgrade => "protocol",
+            Self::Rejected(_) => ErrorReason::Rejected,
+            Self::Upstream(error) => upstream_reason(error),
+            Self::UnexpectedProtocol | Self::RedirectedUpgrade => ErrorReason::Protocol,
         }
     }
 }
 
-fn upstream_label(error: &UpstreamError) -> &'static str {
+/// Counts an error, keeps it for the status page, and logs its cause unless this client has filled its
+/// share of the log already.
+pub(super) fn record(error: &Error, connected: &Connected) {
+    if let Error::Rejected(rejection) = error
+        && let Some(limit) = exceeded_limit(*rejection)
+    {
+        connected.counts().limits_hit.count(limit);
+    }
+    let Some(suppressed) =
+        connected.record_error(error.reason(), || error_chain(error).to_string())
+    else {
+        return;
+    };
+    // The usual zero is left out of the line.
+    let suppressed = Some(suppressed).filter(|lines| *lines > 0);
+    let client = connected.client();
     match error {
-        UpstreamError::NoEndpoint { .. } => "no_endpoint",
-        UpstreamError::Connect { .. } => "connect",
-        UpstreamError::ConnectTimeout { .. } => "connect_timeout",
-        UpstreamError::Verify { .. } => "verify",
-        UpstreamError::Handshake { .. } => "handshake",
-        UpstreamError::Unsent { .. } | UpstreamError::Refused { .. } => "unprocessed",
-        UpstreamError::Lost { .. } => "lost",
-        UpstreamError::Upload { .. } => "upload",
-        UpstreamError::UnsolicitedUpgrade | UpstreamError::Protocol { .. } => "protocol",
-        UpstreamError::Shared(error) => upstream_label(error),
+        Error::Rejected(_) | Error::Upstream(UpstreamError::Upload { .. }) => {
+            debug!(client.address = %client, "error.type" = error.label(), error = %error_chain(error), suppressed_lines = suppressed, "request refused");
+        }
+        Error::Upstream(_) | Error::UnexpectedProtocol | Error::RedirectedUpgrade => {
+            warn!(client.address = %client, "error.type" = error.label(), error = %error_chain(error), suppressed_lines = suppressed, "request failed");
+        }
+    }
+}
+
+fn upstream_reason(error: &UpstreamError) -> ErrorReason {
+    match error {
+        UpstreamError::NoEndpoint { .. } => ErrorReason::NoEndpoint,
+        UpstreamError::Connect { .. } => ErrorReason::Connect,
+        UpstreamError::ConnectTimeout { .. } => ErrorReason::ConnectTimeout,
+        UpstreamError::Verify { .. } => ErrorReason::Verify,
+        UpstreamError::Handshake { .. } => ErrorReason::Handshake,
+        UpstreamError::Unsent { .. } | UpstreamError::Refused { .. } => ErrorReason::Unprocessed,
+        UpstreamError::Lost { .. } => ErrorReason::Lost,
+        UpstreamError::Upload { .. } => ErrorReason::Upload,
+        UpstreamError::UnsolicitedUpgrade | UpstreamError::Protocol { .. } => ErrorReason::Protocol,
+        UpstreamError::Shared(error) => upstream_reason(error),
+    }
+}
+
+/// The limit that a refused request exceeded, if that was the reason.
+fn exceeded_limit(rejection: Rejection) -> Option<Limit> {
+    match rejection {
+        Rejection::HeaderFields(_) => Some(Limit::HeaderFields),
+        Rejection::HeaderBytes(_) => Some(Limit::HeaderBytes),
+        Rejection::Uri(_) => Some(Limit::UriBytes),
+        Rejection::Connect
+        | Rejection::NoHost
+        | Rejection::BadHost
+        | Rejection::HostMismatch
+        | Rejection::NotOurs
+        | Rejection::Scheme
+        | Rejection::Target
+        | Rejection::TransferEncoding
+        | Rejection::AmbiguousLength
+        | Rejection::Malformed
+        | Rejection::Expectation
+        | Rejection::UpgradeWithBody => None,
     }
 }

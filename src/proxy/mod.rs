@@ -1,18 +1,19 @@
-//! Stage 4: takes one request through policy, headers and upstream, and always has a response.
+//! Stage 4: takes one request through policy, headers and upstream, and returns a response in every case.
+//!
+//! The path of a request: [`handle`], `policy::admit`, `headers::rewrite_request`, then upstream. The
+//! response comes back through `headers::rewrite_response` and [`Body`]; a watch is followed by `watch`, an
+//! upgrade goes through `upgrade` and `tunnel`. `AccessLog` belongs to one request and sees all of it.
 
-mod access;
+mod access_log;
 pub(crate) mod bench;
 mod body;
 mod error;
 mod headers;
-mod notice;
-mod pieces;
 mod policy;
 mod request_info;
 mod respond;
-mod routes;
 #[cfg(test)]
-mod sizes;
+mod tests;
 mod tunnel;
 mod upgrade;
 mod watch;
@@ -29,8 +30,7 @@ use hyper::body::Incoming;
 
 pub use body::{Body, Cut};
 pub use error::Error;
-pub use policy::Rejection;
-pub use routes::Routes;
+pub use policy::{Rejection, Routes};
 
 use crate::{
     config::Limits,
@@ -39,34 +39,35 @@ use crate::{
     metrics::Connected,
     upstream::{ClientLeases, Cluster, RequestBody},
 };
-use access::Access;
-use headers::Vouched;
+use access_log::AccessLog;
+use headers::Forwarded;
 use policy::Admitted;
+use upgrade::{Tunnel, UpgradeToken};
 
-/// What all requests of one downstream connection have in common.
+/// One downstream connection, as all of its requests see it.
 #[derive(Debug)]
 pub struct Downstream {
     /// The client.
     pub peer: PeerAddr,
-    /// The name of the TLS handshake, if it is one that is served.
+    /// The name of the TLS handshake, if a cluster is served under it.
     pub sni: Option<String>,
-    /// The client's address as `X-Forwarded-For` carries it.
+    /// The value of `X-Forwarded-For`.
     pub forwarded_for: HeaderValue,
     /// The upstream connections of this client.
-    pub lease: ClientLeases,
+    pub leases: ClientLeases,
     /// Bounds on requests.
     pub limits: Limits,
-    /// How long the second half of a tunnel may go on after the first has ended.
+    /// How long one half of a tunnel may stay open after the other half has ended.
     pub half_close_timeout: Duration,
-    /// The place of this connection among those that may be open; a tunnel keeps it to its own end.
+    /// Counts this connection against the connection limit. A tunnel holds it until it ends.
     pub connected: Arc<Connected>,
-    /// Where tunnels run.
+    /// Runs the tunnels.
     pub drain: Drain,
 }
 
 impl Downstream {
-    /// The field value for a client's address: no port, because Go's `net.ParseIP` takes none, and an
-    /// IPv4 client of a dual-stack socket as IPv4.
+    /// The value of `X-Forwarded-For` for a client. It has no port, because Go's `net.ParseIP` accepts none.
+    /// An IPv4 client of a dual-stack socket is written as IPv4.
     ///
     /// # Panics
     ///
@@ -78,132 +79,111 @@ impl Downstream {
     }
 }
 
-/// The fuzz bodies of this stage: header rewriting, the host policy and the reading of paths.
+/// The fuzz bodies of this stage: header rewriting, the host policy and the path reader.
 pub(crate) const FUZZ: [fn(&[u8]); 3] = [headers::fuzz, policy::fuzz, request_info::fuzz];
 
-/// What a client reads when its request is refused before it reached [`handle`]: status and JSON.
+/// Status and JSON body for a request that is refused before it reaches [`handle`].
 #[must_use]
 pub fn refusal(rejection: Rejection, connected: &Connected) -> (http::StatusCode, String) {
-    notice::notice(&rejection.into(), connected);
+    error::record(&rejection.into(), connected);
     respond::refusal(rejection)
 }
 
-/// Ends the HTTP/1.1 connection behind this response.
+/// Makes hyper close the HTTP/1.1 connection after this response.
 pub(crate) fn close_after<B>(response: &mut Response<B>) {
     let close = HeaderValue::from_static("close");
     response.headers_mut().insert(header::CONNECTION, close);
 }
 
-/// Answers one request. `broken` is what the listener already knows to be wrong with its form.
+/// Forwards one request and returns the response. Every request gets one: if the apiserver sends none, the
+/// proxy does. `broken` is an error in the request's form that was found while its head was read.
 ///
 /// # Cancel safety
 ///
 /// Dropping the future cancels the request upstream.
 pub async fn handle(
     routes: &Routes,
-    downstream: &Arc<Downstream>,
+    downstream: &Downstream,
     request: Request<Incoming>,
     broken: Option<Rejection>,
 ) -> Response<Body> {
     let version = request.version();
-    let asks_for_head = request.method() == Method::HEAD;
+    let is_head = request.method() == Method::HEAD;
     let leaves_http =
         request.method() == Method::CONNECT || request.headers().contains_key(header::UPGRADE);
-    let mut access = None;
-    let answered = match broken {
-        Some(rejection) => {
-            let (head, _) = request.into_parts();
-            access = Some(Access::begin(downstream, &head));
-            Err(rejection.into())
-        }
-        // On the heap: what it takes to get to the head of a response is free again while the body lasts.
-        None => Box::pin(forward(routes, downstream, request, &mut access)).await,
+    let mut log = AccessLog::new(downstream, &request);
+    let result = match broken {
+        Some(rejection) => Err(rejection.into()),
+        // On the heap, so that this memory is free again while the response body is sent.
+        None => Box::pin(forward(routes, downstream, request, &mut log)).await,
     };
-    let mut response = answered.unwrap_or_else(|error| {
-        let mut response = failed(downstream, &error, &mut access);
-        // What comes behind a request to leave HTTP may have been meant for the tunnel (RFC 9931).
+    let (mut response, tunnel) = result.unwrap_or_else(|error| {
+        error::record(&error, &downstream.connected);
+        log.failed(error.label());
+        let mut response = respond::respond(&error);
+        // Bytes after a request to leave HTTP may have been meant for the tunnel (RFC 9931).
         let is_uncertain = leaves_http
             || matches!(error, Error::Rejected(rejection) if rejection.is_about_framing());
         if version != Version::HTTP_2 && is_uncertain {
             close_after(&mut response);
         }
-        if asks_for_head {
-            // hyper leaves it out over HTTP/1.1 only, and clients of HTTP/2 take it for a broken stream.
+        if is_head {
+            // hyper omits the body over HTTP/1.1 only. HTTP/2 clients would see a broken stream.
             *response.body_mut() = Body::full(Bytes::new());
         }
-        response
+        (response, None)
     });
-    if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
-        if let Some(access) = &mut access {
-            access.answered(response.status(), response.headers());
-        }
-        response.body_mut().set_access(access);
-    }
-    if version == Version::HTTP_2 {
-        response.body_mut().bound_pieces();
+    log.response_started(response.status(), response.headers());
+    match tunnel {
+        Some(tunnel) => tunnel.start(downstream, log),
+        None => response.body_mut().set_log(log),
     }
     *response.version_mut() = version;
     response
 }
 
-/// Logs the cause, and makes the answer that names none.
-fn failed(
-    downstream: &Downstream,
-    error: &Error,
-    access: &mut Option<Box<Access>>,
-) -> Response<Body> {
-    notice::notice(error, &downstream.connected);
-    if let Some(access) = access {
-        access.failed(error.label());
-    }
-    respond::respond(error)
-}
-
+/// Sends the request to the apiserver. Returns the response, and after a 101 the tunnel to start.
 async fn forward(
     routes: &Routes,
-    downstream: &Arc<Downstream>,
+    downstream: &Downstream,
     request: Request<Incoming>,
-    access: &mut Option<Box<Access>>,
-) -> Result<Response<Body>, Error> {
+    log: &mut AccessLog,
+) -> Result<(Response<Body>, Option<Tunnel>), Error> {
     let (mut head, body) = request.into_parts();
-    *access = Some(Access::begin(downstream, &head));
     let admitted = policy::admit(&head, routes, &downstream.limits, downstream.sni.as_deref())?;
-    if let Some(access) = access {
-        access.routed(admitted.cluster.name());
-    }
+    log.routed(admitted.cluster.name());
     prepare(&mut head, downstream, &admitted)?;
     if let Some(token) = admitted.upgrade {
-        let cluster = &admitted.cluster;
-        // On the heap, so that every other request is not as large as a tunnel's beginning.
-        let forwarded = upgrade::forward(downstream, cluster, head, body, token, access);
-        return Ok(Box::pin(forwarded).await);
+        let forwarded = upgrade::forward(downstream, &admitted.cluster, head, body, token);
+        // On the heap, so that the future of every other request stays smaller.
+        return Box::pin(forwarded).await;
     }
     let body = RequestBody::new(body, head.version);
-    if let Some(access) = access {
-        access.receives(body.received());
-    }
-    let is_watch = watch::is_asked_for(&head.method, &head.uri);
-    let response = downstream.lease.send(&admitted.cluster, head, body).await?;
+    log.receives(body.received());
+    let response = downstream
+        .leases
+        .send(&admitted.cluster, head, body)
+        .await?;
     let (mut head, body) = response.into_parts();
-    let events = (is_watch && head.status == http::StatusCode::OK)
-        .then(|| watch::Events::of(&head.headers))
+    let events = (log.is_watch() && head.status == http::StatusCode::OK)
+        .then(|| watch::Events::from_headers(&head.headers))
         .flatten();
     headers::rewrite_response(&mut head.headers);
     let body = match events {
         Some(events) => Body::watch(body, events, downstream),
         None => Body::upstream(body, downstream.peer),
     };
-    Ok(Response::from_parts(head, body))
+    Ok((Response::from_parts(head, body), None))
 }
 
-/// Makes the head what the apiserver shall see; path and query stay as they are, byte for byte.
+/// Rewrites the head for the apiserver. Path and query stay the same, byte for byte.
 fn prepare(head: &mut Parts, downstream: &Downstream, admitted: &Admitted) -> Result<(), Error> {
-    let host = admitted.authority.as_str();
-    let vouched = Vouched {
+    let forwarded = Forwarded {
         client: &downstream.forwarded_for,
-        host,
+        host: admitted.authority.as_str(),
     };
-    headers::rewrite_request(&mut head.headers, vouched, admitted.upgrade);
+    let upgrade = admitted.upgrade.map(UpgradeToken::value);
+    headers::rewrite_request(&mut head.headers, forwarded, upgrade);
     head.headers.remove(header::HOST);
     let mut parts = std::mem::take(&mut head.uri).into_parts();
     parts.path_and_query = Some(with_prefix(&admitted.cluster, parts.path_and_query)?);
@@ -213,8 +193,8 @@ fn prepare(head: &mut Parts, downstream: &Downstream, admitted: &Admitted) -> Re
     Ok(())
 }
 
-/// The target behind the path prefix that a kubeconfig's server may carry. `*` is no path: it means the
-/// server itself (RFC 9112 §3.2.4).
+/// The target after the path prefix that the server of a kubeconfig may have. `*` gets no prefix: it is
+/// not a path but means the server itself (RFC 9112 §3.2.4).
 fn with_prefix(cluster: &Cluster, target: Option<PathAndQuery>) -> Result<PathAndQuery, Rejection> {
     let target = target.unwrap_or_else(|| PathAndQuery::from_static("/"));
     if cluster.path_prefix().is_empty() || target.path() == "*" {

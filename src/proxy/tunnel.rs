@@ -1,8 +1,8 @@
-//! Joins two upgraded connections into one plain pipe, with half-close.
+//! Joins two upgraded connections into one byte pipe, with half-close.
 //!
-//! An orderly end one way is passed on, and the other way may go on for a bounded time. Anything else,
-//! a TLS stream that ends without `close_notify` included, ends both ways at once and without
-//! `close_notify`, so that what was cut never looks complete.
+//! When one direction ends in order, the end is passed on, and the other direction may stay open for a
+//! limited time. Any other end, including a TLS stream that ends without `close_notify`, closes both
+//! directions at once and without `close_notify`, so that aborted data never looks complete.
 
 use std::{
     future::poll_fn,
@@ -19,7 +19,7 @@ use tokio::{
 };
 use tokio_util::io::poll_read_buf;
 
-/// What went through a tunnel.
+/// The bytes that went through a tunnel.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Carried {
     /// Bytes from the client to the apiserver.
@@ -28,10 +28,16 @@ pub(super) struct Carried {
     pub(super) down: u64,
 }
 
-/// Copies both ways until both have ended, one was cut, or the second has gone on for `rest` after the
-/// end of the first. A side that takes no more does not stop what it said before, and an apiserver that
-/// has ended its half takes no more: what the client still writes is lost, and that is no failure.
-pub(super) async fn join<C, A>(client: C, apiserver: A, rest: Duration) -> (Carried, io::Result<()>)
+/// Copies in both directions until both have ended, one has failed, or one has stayed open for
+/// `half_close_timeout` after the other ended.
+///
+/// A peer that accepts no more bytes still gets its earlier bytes delivered. An apiserver that has ended its
+/// half accepts no more: what the client writes after that is lost, and this is not a failure.
+pub(super) async fn join<C, A>(
+    client: C,
+    apiserver: A,
+    half_close_timeout: Duration,
+) -> (Carried, io::Result<()>)
 where
     C: AsyncRead + AsyncWrite + Send,
     A: AsyncRead + AsyncWrite + Send,
@@ -44,20 +50,20 @@ where
         let down = copy(apiserver_read, client_write, &mut carried.down);
         tokio::pin!(up, down);
         let (first, second_is_up) = tokio::select! {
-            ended = &mut up => (ended, false),
-            ended = &mut down => (ended, true),
+            result = &mut up => (result, false),
+            result = &mut down => (result, true),
         };
         match first {
-            Err(broken) => Err(broken.into()),
+            Err(error) => Err(error.into()),
             Ok(()) => {
                 let second = async { if second_is_up { up.await } else { down.await } };
-                match timeout(rest, second).await {
-                    // kubectl writes once more when exec and cp are over.
-                    Ok(Err(Broken::Writing(_))) if second_is_up => Ok(()),
-                    Ok(ended) => ended.map_err(Into::into),
+                match timeout(half_close_timeout, second).await {
+                    // kubectl writes once more after exec and cp have ended.
+                    Ok(Err(CopyError::Write(_))) if second_is_up => Ok(()),
+                    Ok(result) => result.map_err(Into::into),
                     Err(_elapsed) => Err(io::Error::new(
                         io::ErrorKind::TimedOut,
-                        "the other half of the tunnel did not end",
+                        "half-closed tunnel did not end within timeouts.halfCloseTimeout",
                     )),
                 }
             }
@@ -66,27 +72,27 @@ where
     (carried, result)
 }
 
-/// Which end of one way failed.
+/// Which end of one direction failed.
 #[derive(Debug)]
-enum Broken {
-    Reading(io::Error),
-    Writing(io::Error),
+enum CopyError {
+    Read(io::Error),
+    Write(io::Error),
 }
 
-impl From<Broken> for io::Error {
-    fn from(broken: Broken) -> Self {
-        match broken {
-            Broken::Reading(error) | Broken::Writing(error) => error,
+impl From<CopyError> for io::Error {
+    fn from(error: CopyError) -> Self {
+        match error {
+            CopyError::Read(error) | CopyError::Write(error) => error,
         }
     }
 }
 
-/// Copies one way to its orderly end and passes the end on.
+/// Copies one direction until it ends in order, and passes the end on.
 async fn copy<R, W>(
     mut from: ReadHalf<R>,
     mut to: WriteHalf<W>,
     carried: &mut u64,
-) -> Result<(), Broken>
+) -> Result<(), CopyError>
 where
     R: AsyncRead,
     W: AsyncWrite,
@@ -99,29 +105,29 @@ where
             to.flush().await
         };
         if let Err(error) = written.await {
-            // A peer that takes nothing more may have said a lot before, which is still on its way
-            // through the other half. That half knows when it is over.
+            // A peer that accepts no more bytes may have sent many before, which are still on their way
+            // through the other direction. That direction decides when the tunnel ends.
             loop {
                 buffer.clear();
                 let read = from.read_buf(&mut buffer).await;
-                if read.map_err(Broken::Reading)? == 0 {
+                if read.map_err(CopyError::Read)? == 0 {
                     break;
                 }
             }
-            return Err(Broken::Writing(error));
+            return Err(CopyError::Write(error));
         }
         *carried += buffer.len() as u64;
-        empty(&mut buffer);
+        clear(&mut buffer);
         match end {
-            Some(Ok(())) => return to.shutdown().await.map_err(Broken::Writing),
-            Some(Err(error)) => return Err(Broken::Reading(error)),
+            Some(Ok(())) => return to.shutdown().await.map_err(CopyError::Write),
+            Some(Err(error)) => return Err(CopyError::Read(error)),
             None => {}
         }
     }
 }
 
-/// Reads what there is now, at least a byte and about four records at most: what TLS gives record by
-/// record leaves together. Returns how the stream ended, if it did.
+/// Reads the available bytes, from one byte to about four records, so that records that TLS delivers one by
+/// one leave together. Returns how the stream ended, if it did.
 fn poll_gather<R: AsyncRead>(
     mut from: Pin<&mut R>,
     cx: &mut Context<'_>,
@@ -129,9 +135,9 @@ fn poll_gather<R: AsyncRead>(
 ) -> Poll<Option<io::Result<()>>> {
     loop {
         let end = match poll_read_buf(from.as_mut(), cx, buffer) {
-            // Whoever says less than a record at a time waits for an answer, or for a keystroke.
-            Poll::Ready(Ok(read)) if read >= RECORD && buffer.len() <= MOST - RECORD => {
-                buffer.reserve(MOST - buffer.len());
+            // A peer that sends less than a record waits for a response, or its user types.
+            Poll::Ready(Ok(read)) if read >= RECORD && buffer.len() <= MAX_GATHERED - RECORD => {
+                buffer.reserve(MAX_GATHERED - buffer.len());
                 continue;
             }
             Poll::Ready(Ok(0)) => Some(Ok(())),
@@ -144,18 +150,19 @@ fn poll_gather<R: AsyncRead>(
     }
 }
 
-/// Makes room for what comes next; without the room for much once no more came than a keystroke.
-fn empty(buffer: &mut BytesMut) {
+/// Clears the buffer. Gives its memory back after a short read, because an interactive session may then be
+/// quiet for hours.
+fn clear(buffer: &mut BytesMut) {
     if buffer.len() < RECORD && buffer.capacity() > RECORD {
         *buffer = BytesMut::with_capacity(RECORD);
     }
     buffer.clear();
 }
 
-/// What one TLS record carries (RFC 8446 §5.1).
+/// The most bytes in one TLS record (RFC 8446 §5.1).
 const RECORD: usize = 16 * 1024;
-/// What is gathered before it is passed on.
-const MOST: usize = 4 * RECORD;
+/// Bytes that are gathered before they are written.
+const MAX_GATHERED: usize = 4 * RECORD;
 
 #[cfg(test)]
 mod tests {
@@ -163,75 +170,78 @@ mod tests {
 
     use super::*;
 
-    const REST: Duration = Duration::from_secs(30);
+    const HALF_CLOSE: Duration = Duration::from_secs(30);
 
-    /// kube-apiserver closes both halves when a command ends; a client that reads slowly and still
-    /// writes must get the rest of the output all the same.
+    /// kube-apiserver closes both halves when a command ends. A client that reads slowly and still writes
+    /// must get the rest of the output.
     #[tokio::test(start_paused = true)]
-    async fn a_writing_client_gets_what_the_apiserver_said_before_it_closed() {
+    async fn writing_client_gets_all_output_after_apiserver_closed() {
         let (mut client, near_client) = duplex(1024);
         let (near_apiserver, mut apiserver) = duplex(64 * 1024);
-        let said = vec![b'x'; 50_000];
-        apiserver.write_all(&said).await.unwrap();
+        let output = vec![b'x'; 50_000];
+        apiserver.write_all(&output).await.unwrap();
         drop(apiserver);
-        let talk = async {
-            let mut heard = vec![0; 1024];
-            client.read_exact(&mut heard).await.unwrap();
+        let session = async {
+            let mut received = vec![0; 1024];
+            client.read_exact(&mut received).await.unwrap();
             client.write_all(b"ping").await.unwrap();
-            tokio::time::sleep(REST * 2).await;
-            client.read_to_end(&mut heard).await.unwrap();
+            tokio::time::sleep(HALF_CLOSE * 2).await;
+            client.read_to_end(&mut received).await.unwrap();
             drop(client);
-            heard
+            received
         };
-        let (heard, (carried, ended)) = tokio::join!(talk, join(near_client, near_apiserver, REST));
-        assert_eq!(heard.len(), said.len());
-        assert_eq!(carried.down, said.len() as u64);
-        assert!(ended.is_ok(), "the apiserver had ended before: {ended:?}");
+        let (received, (carried, result)) =
+            tokio::join!(session, join(near_client, near_apiserver, HALF_CLOSE));
+        assert_eq!(received.len(), output.len());
+        assert_eq!(carried.down, output.len() as u64);
+        assert!(result.is_ok(), "the apiserver had ended first: {result:?}");
         assert_eq!(carried.up, 0, "the ping was lost");
     }
 
-    /// TLS keeps what the socket did not take at once until it is flushed, and behind a keystroke there
-    /// may be nothing for hours.
+    /// TLS buffers bytes that the socket did not accept until it is flushed, and after a keystroke no byte may
+    /// follow for hours.
     #[tokio::test(start_paused = true)]
-    async fn no_byte_waits_for_the_next() {
+    async fn no_byte_waits_for_the_next_one() {
         let (mut client, near_client) = duplex(1024);
         let (near_apiserver, mut apiserver) = duplex(1024);
         let near_client = BufStream::new(near_client);
         let near_apiserver = BufStream::new(near_apiserver);
-        let talk = async {
-            let mut heard = [0; 4];
+        let session = async {
+            let mut received = [0; 4];
             client.write_all(b"ping").await.unwrap();
-            apiserver.read_exact(&mut heard).await.unwrap();
-            assert_eq!(&heard, b"ping");
+            apiserver.read_exact(&mut received).await.unwrap();
+            assert_eq!(&received, b"ping");
             apiserver.write_all(b"pong").await.unwrap();
-            client.read_exact(&mut heard).await.unwrap();
-            assert_eq!(&heard, b"pong");
+            client.read_exact(&mut received).await.unwrap();
+            assert_eq!(&received, b"pong");
         };
         tokio::select! {
-            () = talk => {}
-            _ = join(near_client, near_apiserver, REST) => panic!("nobody has ended"),
-            () = tokio::time::sleep(REST) => panic!("a byte was kept back"),
+            () = session => {}
+            _ = join(near_client, near_apiserver, HALF_CLOSE) => panic!("no side has ended"),
+            () = tokio::time::sleep(HALF_CLOSE) => panic!("a byte was not flushed"),
         }
     }
 
     #[tokio::test]
-    async fn what_is_there_leaves_together_and_takes_room_only_for_a_while() {
-        let (mut near, mut far) = duplex(2 * MOST);
+    async fn records_are_gathered_and_memory_is_given_back() {
+        let (mut near, mut far) = duplex(2 * MAX_GATHERED);
         let mut buffer = BytesMut::with_capacity(RECORD);
-        far.write_all(&vec![b'x'; MOST + RECORD]).await.unwrap();
+        far.write_all(&vec![b'x'; MAX_GATHERED + RECORD])
+            .await
+            .unwrap();
         let mut gathered = Vec::new();
-        while gathered.iter().sum::<usize>() < MOST + RECORD {
+        while gathered.iter().sum::<usize>() < MAX_GATHERED + RECORD {
             let end = poll_fn(|cx| poll_gather(Pin::new(&mut near), cx, &mut buffer)).await;
             assert!(end.is_none());
             gathered.push(buffer.len());
-            empty(&mut buffer);
+            clear(&mut buffer);
         }
-        assert_eq!(gathered, [MOST, RECORD]);
+        assert_eq!(gathered, [MAX_GATHERED, RECORD]);
         far.write_all(b"x").await.unwrap();
         drop(far);
         let end = poll_fn(|cx| poll_gather(Pin::new(&mut near), cx, &mut buffer)).await;
         assert_eq!((end.is_none(), &*buffer), (true, &b"x"[..]));
-        empty(&mut buffer);
+        clear(&mut buffer);
         assert_eq!(buffer.capacity(), RECORD);
         let end = poll_fn(|cx| poll_gather(Pin::new(&mut near), cx, &mut buffer)).await;
         assert!(matches!(end, Some(Ok(()))));

@@ -1,123 +1,158 @@
-//! Takes one upgrade request to its 101 and joins the two connections, or relays the refusal.
+//! Forwards one upgrade request. After a 101 it joins the two connections; any other response is relayed.
 //!
-//! No byte of the client goes upstream before the apiserver's 101 has gone down, and nothing but a 101
-//! to the very protocol asked for starts a tunnel (CVE-2018-1002105).
+//! No byte of the client goes upstream before the apiserver's 101 has gone downstream, and only a 101 to
+//! exactly the requested protocol starts a tunnel (CVE-2018-1002105).
 
 use std::sync::Arc;
 
-use http::{Request, Response, StatusCode, request::Parts};
-use hyper::{body::Incoming, upgrade};
+use http::{
+    HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header, request::Parts,
+};
+use hyper::{
+    body::Incoming,
+    upgrade::{self, OnUpgrade},
+};
 use hyper_util::rt::TokioIo;
 use tracing::debug;
 
-use super::{
-    Body, Downstream, Error, access::Access, close_after, failed, headers, policy::UpgradeToken,
-    tunnel,
-};
+use super::{Body, Downstream, Error, access_log::AccessLog, close_after, headers, tunnel};
 use crate::{
     drain::Kind,
-    hosts::PeerAddr,
-    text::error_chain,
-    upstream::{Cluster, RequestBody, ResponseBody},
+    text::{error_chain, list_contains},
+    upstream::{Cluster, RequestBody, Upgraded},
 };
 
-/// Sends the request on a connection of its own and does what the apiserver answers.
-///
-/// The downstream connection ends after anything but a 101: what the client may have sent behind its
-/// request was meant for a tunnel and must not be read as a request.
-pub(super) async fn forward(
-    downstream: &Arc<Downstream>,
-    cluster: &Cluster,
-    head: Parts,
-    body: Incoming,
-    token: UpgradeToken,
-    access: &mut Option<Box<Access>>,
-) -> Response<Body> {
-    let answered = ask(downstream, cluster, head, body, token, access).await;
-    let mut response = answered.unwrap_or_else(|error| failed(downstream, &error, access));
-    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        close_after(&mut response);
-    }
-    response
+/// A protocol that kube-apiserver speaks after a 101.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum UpgradeToken {
+    WebSocket,
+    Spdy,
 }
 
+/// The two connections of an upgraded request, not joined yet.
+#[derive(Debug)]
+pub(super) struct Tunnel {
+    client: OnUpgrade,
+    apiserver: Upgraded,
+}
+
+impl UpgradeToken {
+    /// The protocol that a request asks for. Only a single, known token counts. Anything else is no
+    /// upgrade: its fields are then removed as hop-by-hop, and the request is an ordinary one.
+    pub(super) fn requested_by(head: &Parts) -> Option<Self> {
+        let mut connection = head.headers.get_all(header::CONNECTION).iter();
+        if head.version == Version::HTTP_11
+            && connection.any(|line| list_contains(line.as_bytes(), "upgrade"))
+        {
+            Self::single(&head.headers)
+        } else {
+            None
+        }
+    }
+
+    /// Whether a response with this header switches to this protocol and no other.
+    pub(super) fn is_granted_by(self, headers: &HeaderMap) -> bool {
+        Self::single(headers) == Some(self)
+    }
+
+    /// The value of the `Upgrade` field.
+    pub(super) fn value(self) -> HeaderValue {
+        HeaderValue::from_static(match self {
+            Self::WebSocket => "websocket",
+            Self::Spdy => "SPDY/3.1",
+        })
+    }
+
+    /// The token of the only `Upgrade` line.
+    fn single(headers: &HeaderMap) -> Option<Self> {
+        let mut lines = headers.get_all(header::UPGRADE).iter();
+        let (Some(line), None) = (lines.next(), lines.next()) else {
+            return None;
+        };
+        let known = [Self::WebSocket, Self::Spdy];
+        known.into_iter().find(|token| {
+            token
+                .value()
+                .as_bytes()
+                .eq_ignore_ascii_case(line.as_bytes())
+        })
+    }
+}
+
+/// Sends the request on an upstream connection of its own. Returns the response, and after a 101 the
+/// tunnel to start.
+///
+/// After any other response the downstream connection is closed: the client may already have sent bytes
+/// for a tunnel, which must not be read as a request.
+///
 /// # Errors
 ///
-/// When there is no answer, or one that may not be passed on.
-async fn ask(
-    downstream: &Arc<Downstream>,
+/// The apiserver sent no response, or one that must not be passed on.
+pub(super) async fn forward(
+    downstream: &Downstream,
     cluster: &Cluster,
     head: Parts,
     body: Incoming,
     token: UpgradeToken,
-    access: &mut Option<Box<Access>>,
-) -> Result<Response<Body>, Error> {
-    let mut asked = Request::from_parts(head, body);
-    let client = upgrade::on(&mut asked);
-    let (head, body) = asked.into_parts();
+) -> Result<(Response<Body>, Option<Tunnel>), Error> {
+    let mut request = Request::from_parts(head, body);
+    let client = upgrade::on(&mut request);
+    let (head, body) = request.into_parts();
     let body = RequestBody::new(body, head.version);
-    let response = downstream.lease.send_upgrade(cluster, head, body).await?;
-    match response.status() {
-        StatusCode::SWITCHING_PROTOCOLS if token.is_granted_by(response.headers()) => {
-            switch(downstream, client, response, access)
+    let response = downstream.leases.send_upgrade(cluster, head, body).await?;
+    let (mut head, body) = response.into_parts();
+    match head.status {
+        StatusCode::SWITCHING_PROTOCOLS if token.is_granted_by(&head.headers) => {
+            let apiserver = body.into_upgraded().ok_or(Error::UnexpectedProtocol)?;
+            let tunnel = Tunnel { client, apiserver };
+            // The header stays as it is: kube-rs accepts only exactly `Connection: Upgrade`.
+            let response = Response::from_parts(head, Body::full(bytes::Bytes::new()));
+            Ok((response, Some(tunnel)))
         }
-        StatusCode::SWITCHING_PROTOCOLS => Err(Error::WrongSwitch),
+        StatusCode::SWITCHING_PROTOCOLS => Err(Error::UnexpectedProtocol),
         status if status.is_redirection() && status != StatusCode::NOT_MODIFIED => {
             Err(Error::RedirectedUpgrade)
         }
-        _ => Ok(refused(response, downstream.peer)),
+        _ => {
+            headers::rewrite_response(&mut head.headers);
+            let body = Body::upstream(body, downstream.peer);
+            let mut response = Response::from_parts(head, body);
+            close_after(&mut response);
+            Ok((response, None))
+        }
     }
 }
 
-/// An ordinary response.
-fn refused(response: Response<ResponseBody>, client: PeerAddr) -> Response<Body> {
-    let (mut head, body) = response.into_parts();
-    headers::rewrite_response(&mut head.headers);
-    Response::from_parts(head, Body::upstream(body, client))
-}
-
-/// Passes the 101 on with its fields as they are (kube-rs wants exactly `Connection: Upgrade`) and
-/// joins the two connections once it has gone out.
-///
-/// # Errors
-///
-/// None in practice: behind a 101 there is a connection.
-fn switch(
-    downstream: &Arc<Downstream>,
-    client: upgrade::OnUpgrade,
-    response: Response<ResponseBody>,
-    access: &mut Option<Box<Access>>,
-) -> Result<Response<Body>, Error> {
-    let (head, body) = response.into_parts();
-    let apiserver = body.into_upgraded().ok_or(Error::WrongSwitch)?;
-    let mut access = access.take();
-    if let Some(access) = &mut access {
-        access.answered(head.status, &head.headers);
-    }
-    let rest = downstream.half_close_timeout;
-    let peer = downstream.peer;
-    let connected = Arc::clone(&downstream.connected);
-    let tunnel = downstream.drain.count(Kind::Tunnel);
-    downstream.drain.spawn(async move {
-        let _tunnel = tunnel;
-        // The downstream connection is over for hyper when the tunnel begins; for the limit it is not.
-        let _connected = connected;
-        // hyper fulfils this only after the 101 was flushed, so what the tunnel writes comes in
-        // TLS records behind it: client-go's SPDY dialer drops bytes that share a record with the 101.
-        let client = match client.await {
-            Ok(client) => TokioIo::new(client),
-            Err(error) => {
-                debug!(client.address = %peer, error = %error_chain(&error), "upgrade not completed");
-                return;
+impl Tunnel {
+    /// Joins the two connections in a task of its own, once the 101 has been sent.
+    pub(super) fn start(self, downstream: &Downstream, mut log: Box<AccessLog>) {
+        let half_close_timeout = downstream.half_close_timeout;
+        let peer = downstream.peer;
+        let connected = Arc::clone(&downstream.connected);
+        let counted = downstream.drain.count(Kind::Tunnel);
+        downstream.drain.spawn(async move {
+            let _counted = counted;
+            // hyper considers the downstream connection finished once the tunnel begins. It still counts
+            // against the connection limit.
+            let _connected = connected;
+            // hyper resolves this only after it has flushed the 101. The tunnel's bytes therefore go into
+            // later TLS records: client-go's SPDY dialer drops bytes that share a record with the 101.
+            let client = match self.client.await {
+                Ok(client) => TokioIo::new(client),
+                Err(error) => {
+                    debug!(client.address = %peer, error = %error_chain(&error), "upgrade not completed");
+                    return;
+                }
+            };
+            let (carried, result) = tunnel::join(client, self.apiserver, half_close_timeout).await;
+            log.carried(carried);
+            match result {
+                Ok(()) => log.completed(),
+                Err(error) => {
+                    debug!(client.address = %peer, error = %error_chain(&error), "tunnel aborted");
+                    log.aborted();
+                }
             }
-        };
-        let (carried, ended) = tunnel::join(client, apiserver, rest).await;
-        if let Err(error) = &ended {
-            debug!(client.address = %peer, error = %error_chain(error), "tunnel ended early");
-        }
-        if let Some(access) = &mut access {
-            access.tunnelled(carried.up, carried.down, ended.is_ok());
-        }
-    });
-    Ok(Response::from_parts(head, Body::full(bytes::Bytes::new())))
+        });
+    }
 }

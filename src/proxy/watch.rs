@@ -1,8 +1,8 @@
-//! Ends a watch between two events once the drain begins, so that its client resumes from the last one
+//! Ends a watch between two events once the drain begins, so that its client resumes from the last event
 //! and sees no error.
 //!
-//! The bytes pass through untouched: all that is known of them is whether an event ends where they do.
-//! What cannot be followed, such as a compressed watch, is a body as any other.
+//! The bytes pass through unchanged. The proxy only tracks where events end. A watch whose events it cannot
+//! track, such as a compressed one, is forwarded like any other response.
 
 use std::{
     future::Future,
@@ -11,11 +11,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Uri, header};
+use http::{HeaderMap, header};
 use hyper::body::{Body as _, Frame, SizeHint};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::request_info::RequestInfo;
 use crate::{
     drain::Drain,
     upstream::{DownloadError, ResponseBody},
@@ -25,33 +24,34 @@ use crate::{
 pub(super) struct Watch {
     body: ResponseBody,
     events: Events,
-    begun: Pin<Box<WaitForCancellationFutureOwned>>,
+    drain_begun: Pin<Box<WaitForCancellationFutureOwned>>,
     drain: Drain,
-    state: State,
+    state: WatchState,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum WatchState {
     Running,
-    /// The drain has begun; the event under way is the last one.
+    /// The drain has begun. The current event is the last one.
     Ending,
     Ended,
 }
 
-/// How events follow each other, and where between them the last byte stands.
+/// The framing of the events, and the position of the last byte in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Events {
-    /// JSON, one event to a line.
+    /// JSON, one event per line.
     Lines {
-        /// The last byte was the end of a line, or there was none.
+        /// Whether the last byte ended a line. Also true before the first byte.
         between: bool,
     },
-    /// Protobuf, each event behind its length in four bytes, the highest first.
+    /// Protobuf. Each event follows its length, a big-endian integer of four bytes.
     Frames {
-        /// The bytes of a length that is not complete.
+        /// The length as far as it has arrived.
         length: u32,
-        digits: u8,
-        /// Bytes of the event that are still to come.
+        /// How many bytes of the length have arrived.
+        length_bytes: u8,
+        /// How many bytes of the current event have not arrived.
         missing: u32,
     },
 }
@@ -65,26 +65,15 @@ impl std::fmt::Debug for Watch {
     }
 }
 
-/// Whether a request asks for a watch.
-pub(super) fn is_asked_for(method: &Method, uri: &Uri) -> bool {
-    // A cheap test first: most requests are no watch. `%` may hide the word.
-    let may = uri
-        .query()
-        .is_some_and(|query| query.contains("watch") || query.contains('%'))
-        || uri.path().contains("/watch/")
-        || uri.path().contains('%');
-    may && RequestInfo::new(method, uri).verb == "watch"
-}
-
 impl Watch {
-    /// A watch that ends between two `events` once `drain` begins.
+    /// Wraps the body of a watch. The new body ends between two events once `drain` begins.
     pub(super) fn new(body: ResponseBody, events: Events, drain: &Drain) -> Box<Self> {
         Box::new(Self {
             body,
             events,
-            begun: Box::pin(drain.begun_owned()),
+            drain_begun: Box::pin(drain.begun_owned()),
             drain: drain.clone(),
-            state: State::Running,
+            state: WatchState::Running,
         })
     }
 
@@ -92,13 +81,13 @@ impl Watch {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, DownloadError>>> {
-        if self.state == State::Running && self.begun.as_mut().poll(cx).is_ready() {
-            self.state = State::Ending;
+        if self.state == WatchState::Running && self.drain_begun.as_mut().poll(cx).is_ready() {
+            self.state = WatchState::Ending;
         }
-        if self.state == State::Ending && self.events.are_between() {
+        if self.state == WatchState::Ending && self.events.are_between() {
             self.end();
         }
-        if self.state == State::Ended {
+        if self.state == WatchState::Ended {
             return Poll::Ready(None);
         }
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
@@ -109,7 +98,7 @@ impl Watch {
             Ok(data) => data,
             Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
         };
-        if self.state == State::Ending {
+        if self.state == WatchState::Ending {
             if let Some(length) = self.events.pass_to_end_of_event(&data) {
                 data.truncate(length);
                 self.end();
@@ -121,23 +110,24 @@ impl Watch {
     }
 
     pub(super) fn is_end_stream(&self) -> bool {
-        self.state == State::Ended || self.body.is_end_stream()
+        self.state == WatchState::Ended || self.body.is_end_stream()
     }
 
     pub(super) fn size_hint(&self) -> SizeHint {
-        // A length that was said must be kept; `Events::of` lets none through.
+        // A watch that may end early must not announce a length. `Events::from_headers` accepts none that
+        // has one.
         SizeHint::default()
     }
 
     fn end(&mut self) {
-        self.state = State::Ended;
+        self.state = WatchState::Ended;
         self.drain.ended_watch();
     }
 }
 
 impl Events {
-    /// How the events of this response follow each other; `None` when that cannot be seen.
-    pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
+    /// The framing of the events of this response; `None` if the proxy cannot track it.
+    pub(super) fn from_headers(headers: &HeaderMap) -> Option<Self> {
         let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
         let is_plain = text(header::CONTENT_ENCODING).is_none_or(|coding| coding == "identity");
         if !is_plain || headers.contains_key(header::CONTENT_LENGTH) {
@@ -149,7 +139,7 @@ impl Events {
             "application/vnd.kubernetes.protobuf" if parts.any(|part| part == "stream=watch") => {
                 Some(Self::Frames {
                     length: 0,
-                    digits: 0,
+                    length_bytes: 0,
                     missing: 0,
                 })
             }
@@ -161,12 +151,14 @@ impl Events {
         match self {
             Self::Lines { between } => *between,
             Self::Frames {
-                digits, missing, ..
-            } => *digits == 0 && *missing == 0,
+                length_bytes,
+                missing,
+                ..
+            } => *length_bytes == 0 && *missing == 0,
         }
     }
 
-    /// Follows these bytes to their end.
+    /// Tracks all of these bytes.
     fn pass(&mut self, data: &[u8]) {
         match self {
             Self::Lines { between } => {
@@ -184,8 +176,8 @@ impl Events {
         }
     }
 
-    /// Follows these bytes to the end of the event under way, which is behind so many bytes of them, or
-    /// to their own end.
+    /// Tracks these bytes to the end of the current event and returns how many that are; `None` if the
+    /// event does not end within them.
     fn pass_to_end_of_event(&mut self, data: &[u8]) -> Option<usize> {
         match self {
             Self::Lines { between } => {
@@ -195,7 +187,7 @@ impl Events {
             }
             Self::Frames {
                 length,
-                digits,
+                length_bytes,
                 missing,
             } => {
                 let mut at = 0;
@@ -210,9 +202,9 @@ impl Events {
                     let byte = data.get(at)?;
                     at = at.saturating_add(1);
                     *length = (*length << 8) | u32::from(*byte);
-                    *digits += 1;
-                    if *digits == 4 {
-                        (*missing, *length, *digits) = (*length, 0, 0);
+                    *length_bytes += 1;
+                    if *length_bytes == 4 {
+                        (*missing, *length, *length_bytes) = (*length, 0, 0);
                         if *missing == 0 {
                             return Some(at);
                         }
@@ -235,13 +227,13 @@ mod tests {
             header::CONTENT_TYPE,
             HeaderValue::from_str(content_type).unwrap(),
         );
-        Events::of(&headers)
+        Events::from_headers(&headers)
     }
 
     const PROTOBUF: &str = "application/vnd.kubernetes.protobuf;stream=watch";
 
     #[test]
-    fn only_what_can_be_followed_is() {
+    fn only_trackable_framings_are_recognized() {
         for json in ["application/json", "application/json;stream=watch"] {
             assert!(matches!(events(json), Some(Events::Lines { .. })), "{json}");
         }
@@ -261,25 +253,11 @@ mod tests {
                 HeaderValue::from_static("application/json"),
             );
             headers.insert(name, HeaderValue::from_static(value));
-            assert_eq!(Events::of(&headers), None, "{name}");
+            assert_eq!(Events::from_headers(&headers), None, "{name}");
         }
     }
 
-    #[test]
-    fn a_watch_is_known_by_path_and_query() {
-        let asks = |method, target: &str| is_asked_for(&method, &target.parse().unwrap());
-        assert!(asks(Method::GET, "/api/v1/pods?watch=true"));
-        assert!(asks(Method::GET, "/api/v1/pods?limit=1&watch=1"));
-        assert!(asks(Method::GET, "/api/v1/watch/pods"));
-        assert!(asks(Method::GET, "/api/v1/%77atch/pods"));
-        assert!(asks(Method::GET, "/api/v1/pods?%77atch=1"));
-        assert!(!asks(Method::GET, "/api/v1/pods?watch=false"));
-        assert!(!asks(Method::GET, "/api/v1/pods?labelSelector=watch"));
-        assert!(!asks(Method::POST, "/api/v1/namespaces/a/pods?watch=true"));
-        assert!(!asks(Method::GET, "/api/v1/namespaces/a/pods/watch/log"));
-    }
-
-    /// The bytes of `stream` in pieces of every size, with the boundaries that are seen at their ends.
+    /// Tracks `stream` in pieces of this size. Returns the event ends that coincide with the end of a piece.
     fn boundaries(of: &Events, stream: &[u8], piece: usize) -> Vec<usize> {
         let mut events = of.clone();
         let mut at = 0;
@@ -295,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_ends_where_it_ends_however_the_bytes_are_cut() {
+    fn event_end_does_not_depend_on_piece_size() {
         let lines = b"{}\n{\"a\":\"b\\n\"}\n{}\n".to_vec();
         let frames = [
             &[0, 0, 0, 3][..],
@@ -322,20 +300,20 @@ mod tests {
                     |end: &&usize| (**end).is_multiple_of(piece) || **end == stream.len();
                 let wanted: Vec<_> = ends.iter().filter(at_piece).copied().collect();
                 assert_eq!(boundaries(&of, &stream, piece), wanted, "pieces of {piece}");
-                // And from every place the end of the event under way is found.
+                // The end of the current event is found from every position.
                 let (before, after) = stream.split_at(piece.min(stream.len() - 1));
                 let mut events = of.clone();
                 events.pass(before);
                 let next = ends.iter().find(|end| **end > before.len()).unwrap();
                 let found = events.pass_to_end_of_event(after);
-                assert_eq!(found, Some(next - before.len()), "behind {piece}");
+                assert_eq!(found, Some(next - before.len()), "after {piece}");
                 assert!(events.are_between());
             }
         }
     }
 
     #[test]
-    fn an_event_that_is_not_complete_has_no_end() {
+    fn incomplete_event_has_no_end() {
         let mut lines = events("application/json").unwrap();
         assert_eq!(lines.pass_to_end_of_event(b"{\"a\":"), None);
         let mut frames = events(PROTOBUF).unwrap();

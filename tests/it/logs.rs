@@ -184,7 +184,7 @@ async fn each_request_is_one_line_with_its_facts() {
         assert_eq!(line[field], value, "{field} of {line}");
     }
     let (head, whole) = (
-        line["head_seconds"].as_f64(),
+        line["time_to_headers_seconds"].as_f64(),
         line["duration_seconds"].as_f64(),
     );
     assert!(
@@ -348,7 +348,7 @@ async fn the_cause_of_a_cut_is_told() {
     let client = binary.client(&world).http2().await;
     client.get("https://kube.test/cut").await.unwrap_err();
     let request = event(&binary, "request", "/cut").await;
-    assert_eq!(request["outcome"], "cut");
+    assert_eq!(request["outcome"], "aborted");
     let told = events(&binary);
     let cause = told.iter().find(|event| event["message"] == "response cut");
     let cause = cause.unwrap();

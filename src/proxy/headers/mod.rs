@@ -1,68 +1,69 @@
-//! Rewrites header fields both ways, as pure functions.
+//! Rewrites the header fields of requests and responses, as pure functions.
 //!
-//! The order is the safety: what the client says about hop-by-hop fields is obeyed first, then its
-//! claims about identity and origin are dropped, and only then ours are set, so that no `Connection`
-//! line of a client can remove a field that the proxy vouches for.
+//! Safety depends on the order. Hop-by-hop fields are removed first, as the client's `Connection` lines
+//! demand. Then the client's own claims about identity and origin are removed. Only then are the proxy's
+//! fields set, so that no `Connection` line of a client can remove them.
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
     header::{self, Entry},
 };
 
-use super::policy::UpgradeToken;
 use crate::text::{list_contains, list_items};
 
-/// What the proxy vouches for.
+/// What the proxy tells the apiserver about the origin of a request.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Vouched<'a> {
-    /// The client's address, without port.
+pub(super) struct Forwarded<'a> {
+    /// The client's address, without a port.
     pub(super) client: &'a HeaderValue,
-    /// The host the client asked for, as it wrote it.
+    /// The host that the client asked for, as it wrote it.
     pub(super) host: &'a str,
 }
 
-/// Makes a request's header fit for the apiserver. `upgrade` is the protocol the client may switch to.
+/// Makes a request's header fit for the apiserver. `upgrade` is the protocol that the client may switch
+/// to.
 pub(super) fn rewrite_request(
     headers: &mut HeaderMap,
-    vouched: Vouched<'_>,
-    upgrade: Option<UpgradeToken>,
+    forwarded: Forwarded<'_>,
+    upgrade: Option<HeaderValue>,
 ) {
-    // Nearly every request has none of these, and one look at each name is cheaper than a search for each.
-    if headers.keys().any(is_for_this_hop_or_a_claim) {
+    // Almost no request has any of these fields, and one pass over the names is cheaper than a lookup for
+    // each field.
+    if headers.keys().any(needs_rewrite) {
         let accepts_trailers = headers
             .get_all(header::TE)
             .iter()
             .any(|te| list_contains(te.as_bytes(), "trailers"));
         remove_hop_by_hop(headers);
-        remove_claims(headers);
-        // hyper has answered `100-continue` itself, once the body is asked for (RFC 9110 §10.1.1).
+        remove_forwarding_headers(headers);
+        // hyper answers `100-continue` itself, as soon as the body is read (RFC 9110 §10.1.1).
         headers.remove(header::EXPECT);
-        // Request trailers are not forwarded.
+        // The proxy does not forward request trailers.
         headers.remove(header::TRAILER);
         if accepts_trailers {
             headers.insert(header::TE, HeaderValue::from_static("trailers"));
         }
     }
-    headers.insert(X_FORWARDED_FOR, vouched.client.clone());
+    headers.insert(X_FORWARDED_FOR, forwarded.client.clone());
     headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("https"));
-    if let Ok(host) = HeaderValue::from_str(vouched.host) {
+    if let Ok(host) = HeaderValue::from_str(forwarded.host) {
         headers.insert(X_FORWARDED_HOST, host);
     }
     if let Some(token) = upgrade {
         headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-        headers.insert(header::UPGRADE, token.value());
+        headers.insert(header::UPGRADE, token);
     }
 }
 
-/// Makes an ordinary response's header fit for the client.
+/// Makes a response's header fit for the client. Not for a 101, which stays as it is.
 pub(super) fn rewrite_response(headers: &mut HeaderMap) {
-    if headers.keys().any(is_for_this_hop) {
+    if headers.keys().any(may_be_hop_by_hop) {
         remove_hop_by_hop(headers);
     }
 }
 
-/// Makes a response's trailers fit for the client: what frames a message or belongs to one connection
-/// is forbidden there (RFC 9110 §6.5.1), and h2 gives a response up that has such a trailer.
+/// Makes a response's trailers fit for the client. Fields that frame a message or belong to one connection
+/// are forbidden there (RFC 9110 §6.5.1), and h2 aborts a response that has such a trailer.
 pub(super) fn rewrite_trailers(trailers: &mut HeaderMap) {
     remove_hop_by_hop(trailers);
     for name in [header::CONTENT_LENGTH, header::TRAILER, header::HOST] {
@@ -95,9 +96,9 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Whether a message with this field needs more than a look. False for no name that
-/// [`remove_hop_by_hop`] removes.
-fn is_for_this_hop(name: &HeaderName) -> bool {
+/// Whether [`remove_hop_by_hop`] may have to remove this field: true for each name that it removes, and
+/// for a few more.
+fn may_be_hop_by_hop(name: &HeaderName) -> bool {
     let name = name.as_str();
     match name.as_bytes() {
         [b'c', ..] => name == "connection",
@@ -110,13 +111,15 @@ fn is_for_this_hop(name: &HeaderName) -> bool {
     }
 }
 
-/// The same for a request, with all that [`rewrite_request`] removes.
-fn is_for_this_hop_or_a_claim(name: &HeaderName) -> bool {
-    is_for_this_hop(name) || *name == header::EXPECT || is_claim(name.as_str())
+/// Whether [`rewrite_request`] may have to remove this field. Proof:
+/// `fast_path_covers_every_removed_field`.
+fn needs_rewrite(name: &HeaderName) -> bool {
+    may_be_hop_by_hop(name) || *name == header::EXPECT || is_forwarding_header(name.as_str())
 }
 
-/// Fields that no `Connection` line may remove: they carry identity, or frame the message. Without
-/// this a client could drop what the proxy or the apiserver relies on (Rancher CVE-2021-31999).
+/// Whether no `Connection` line may remove this field, because it carries identity or frames the message.
+/// Without this check a client could remove fields that the proxy or the apiserver relies on (Rancher
+/// CVE-2021-31999).
 fn is_end_to_end(name: &HeaderName) -> bool {
     let name = name.as_str();
     matches!(
@@ -127,26 +130,26 @@ fn is_end_to_end(name: &HeaderName) -> bool {
         || name.starts_with("x-forwarded-")
 }
 
-/// Drops what only a front proxy may say: who the user is, and where the request came from.
-fn remove_claims(headers: &mut HeaderMap) {
-    let claims: Vec<HeaderName> = headers
+/// Removes the fields that only a front proxy may set: who the user is, and where the request came from.
+fn remove_forwarding_headers(headers: &mut HeaderMap) {
+    let names: Vec<HeaderName> = headers
         .keys()
-        .filter(|name| is_claim(name.as_str()))
+        .filter(|name| is_forwarding_header(name.as_str()))
         .cloned()
         .collect();
-    for name in claims {
+    for name in names {
         headers.remove(name);
     }
 }
 
-fn is_claim(name: &str) -> bool {
+fn is_forwarding_header(name: &str) -> bool {
     let Some(first) = name.as_bytes().first() else {
         return false;
     };
     if !matches!(first, b'x' | b'f') {
         return false;
     }
-    // Some servers read `_` as `-`, so `x_remote_user` is the same claim.
+    // Some servers read `_` as `-`, so `x_remote_user` means the same as `x-remote-user`.
     let name = name.replace('_', "-");
     name == "forwarded"
         || name == "x-real-ip"
@@ -154,8 +157,8 @@ fn is_claim(name: &str) -> bool {
         || name.starts_with("x-forwarded-")
 }
 
-/// Fuzz body: `bytes` are lines of `name: value`; whatever they say, the apiserver gets our claims,
-/// only ours, and no hop-by-hop field.
+/// Fuzz body: `bytes` are lines of `name: value`. Whatever they are, the apiserver gets the proxy's
+/// forwarding headers, no others of that kind, and no hop-by-hop field.
 pub(super) fn fuzz(bytes: &[u8]) {
     let mut headers = HeaderMap::new();
     for line in bytes.split(|byte| *byte == b'\n') {
@@ -173,7 +176,7 @@ pub(super) fn fuzz(bytes: &[u8]) {
     let client = HeaderValue::from_static("192.0.2.1");
     rewrite_request(
         &mut headers,
-        Vouched {
+        Forwarded {
             client: &client,
             host: "kube.example",
         },
@@ -182,7 +185,7 @@ pub(super) fn fuzz(bytes: &[u8]) {
     assert_eq!(
         headers.get(header::AUTHORIZATION),
         authorization.as_ref(),
-        "identity is never lost"
+        "no request loses its identity"
     );
     assert!(
         HOP_BY_HOP
@@ -190,19 +193,20 @@ pub(super) fn fuzz(bytes: &[u8]) {
             .all(|name| *name == header::TE || !headers.contains_key(name))
     );
     assert!(!headers.contains_key(header::CONNECTION));
-    let claims = headers
+    let forwarding = headers
         .iter()
-        .filter(|(name, _)| is_claim(name.as_str()))
+        .filter(|(name, _)| is_forwarding_header(name.as_str()))
         .count();
     assert_eq!(
-        claims, 3,
-        "for, proto and host are ours and nothing else is left"
+        forwarding, 3,
+        "only the proxy's own for, proto and host are left"
     );
     assert_eq!(headers.get(X_FORWARDED_FOR), Some(&client));
     rewrite_response(&mut headers);
 }
 
-/// Fields that are meant for one connection only, beside what `Connection` names (RFC 9110 §7.6.1).
+/// Fields that are meant for one connection only, in addition to those that `Connection` names (RFC 9110
+/// §7.6.1).
 const HOP_BY_HOP: [HeaderName; 8] = [
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),

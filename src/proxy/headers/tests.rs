@@ -1,4 +1,4 @@
-//! What crosses, what does not, and what the proxy vouches for.
+//! Which header fields pass, which are removed, and which the proxy sets.
 
 use super::*;
 
@@ -19,7 +19,7 @@ fn rewritten(fields: &[(&str, &str)]) -> Vec<(String, String)> {
     let client = HeaderValue::from_static("192.0.2.1");
     rewrite_request(
         &mut headers,
-        Vouched {
+        Forwarded {
             client: &client,
             host: "kube.example",
         },
@@ -78,7 +78,7 @@ fn no_connection_line_removes_identity() {
 }
 
 #[test]
-fn drops_claims_in_every_spelling() {
+fn drops_forwarding_headers_in_every_spelling() {
     for name in [
         "X-Remote-User",
         "x-remote-group",
@@ -105,7 +105,7 @@ fn drops_claims_in_every_spelling() {
 }
 
 #[test]
-fn keeps_what_is_end_to_end() {
+fn keeps_end_to_end_fields() {
     let fields = [
         ("accept-encoding", "gzip"),
         ("origin", "https://a"),
@@ -140,12 +140,12 @@ fn te_survives_only_as_trailers() {
     }
 }
 
-/// A small generator, so that every run tries the same thousands of headers.
+/// A small random generator with a fixed seed, so that every run tries the same thousands of headers.
 struct Dice(u64);
 
 impl Dice {
     fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
-        // Knuth's MMIX constants; the high bits are the good ones.
+        // Knuth's MMIX constants. Only the high bits are random enough.
         self.0 = self
             .0
             .wrapping_mul(6_364_136_223_846_793_005)
@@ -203,10 +203,11 @@ const ALWAYS: [&str; 4] = [
     "impersonate-user",
 ];
 
-/// Whatever a client says, in whatever order: hop-by-hop fields and claims never pass, identity
-/// always does, what we vouch for is there once, and everything else passes unless it was named.
+/// For any fields in any order: hop-by-hop fields and forwarding headers of the client never pass, identity
+/// always passes, each of the proxy's own fields is there once, and everything else passes unless a
+/// `Connection` line names it.
 #[test]
-fn holds_for_every_mixture_of_fields() {
+fn rules_hold_for_random_mixtures_of_fields() {
     let mut dice = Dice(7);
     for round in 0..4_000 {
         let mut fields = Vec::new();
@@ -258,7 +259,7 @@ fn holds_for_every_mixture_of_fields() {
 }
 
 #[test]
-fn an_upgrade_keeps_exactly_its_two_fields() {
+fn upgrade_keeps_exactly_its_two_fields() {
     let mut headers = map(&[
         ("connection", "keep-alive, Upgrade, http2-settings"),
         ("upgrade", "WebSocket"),
@@ -266,11 +267,15 @@ fn an_upgrade_keeps_exactly_its_two_fields() {
         ("sec-websocket-key", "k"),
     ]);
     let client = HeaderValue::from_static("192.0.2.1");
-    let vouched = Vouched {
+    let forwarded = Forwarded {
         client: &client,
         host: "kube.example",
     };
-    rewrite_request(&mut headers, vouched, Some(UpgradeToken::WebSocket));
+    rewrite_request(
+        &mut headers,
+        forwarded,
+        Some(HeaderValue::from_static("websocket")),
+    );
     let lines = |name: &str| headers.get_all(name).iter().cloned().collect::<Vec<_>>();
     assert_eq!(lines("connection"), ["Upgrade"]);
     assert_eq!(lines("upgrade"), ["websocket"]);
@@ -303,22 +308,22 @@ fn responses_lose_hop_by_hop_fields_only() {
 }
 
 #[test]
-fn every_field_that_is_removed_is_worth_more_than_a_look() {
-    let of_one_hop = HOP_BY_HOP.into_iter().chain([header::CONNECTION]);
-    assert!(of_one_hop.clone().all(|name| is_for_this_hop(&name)));
-    let claims = ["x-remote-user", "x_remote_group", "forwarded", "x-real-ip"];
-    let dropped = of_one_hop
+fn fast_path_covers_every_removed_field() {
+    let hop_by_hop = HOP_BY_HOP.into_iter().chain([header::CONNECTION]);
+    assert!(hop_by_hop.clone().all(|name| may_be_hop_by_hop(&name)));
+    let forwarding = ["x-remote-user", "x_remote_group", "forwarded", "x-real-ip"];
+    let removed = hop_by_hop
         .chain([header::EXPECT, header::TRAILER])
-        .chain(claims.map(HeaderName::from_static));
-    for name in dropped {
-        assert!(is_for_this_hop_or_a_claim(&name), "{name}");
+        .chain(forwarding.map(HeaderName::from_static));
+    for name in removed {
+        assert!(needs_rewrite(&name), "{name}");
         let mut headers = HeaderMap::from_iter([(name.clone(), HeaderValue::from_static("x"))]);
         let client = HeaderValue::from_static("192.0.2.1");
-        let vouched = Vouched {
+        let forwarded = Forwarded {
             client: &client,
             host: "kube.example",
         };
-        rewrite_request(&mut headers, vouched, None);
+        rewrite_request(&mut headers, forwarded, None);
         assert!(!headers.contains_key(&name), "{name}");
     }
     for name in [
@@ -328,6 +333,6 @@ fn every_field_that_is_removed_is_worth_more_than_a_look() {
         "content-type",
         "host",
     ] {
-        assert!(!is_for_this_hop_or_a_claim(&HeaderName::from_static(name)));
+        assert!(!needs_rewrite(&HeaderName::from_static(name)));
     }
 }

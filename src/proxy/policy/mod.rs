@@ -1,83 +1,108 @@
-//! May this request pass: its form, its size, its host. Decided before anything is sent upstream.
+//! Decides whether a request may pass, by its form, its size and its host, before anything is sent
+//! upstream. Finds the cluster that the request goes to.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use http::{HeaderMap, HeaderValue, Method, Version, header, request::Parts, uri::Authority};
 
-use super::routes::Routes;
-use crate::text::list_contains;
-use crate::{config::Limits, upstream::Cluster};
+use super::upgrade::UpgradeToken;
+use crate::{
+    config::Limits,
+    hosts::{HostMap, HostName},
+    upstream::Cluster,
+};
 
 /// A request that may pass.
 #[derive(Debug)]
 pub(super) struct Admitted {
-    /// Where it goes.
+    /// The cluster that it goes to.
     pub(super) cluster: Arc<Cluster>,
     /// The host as the client wrote it, port included.
     pub(super) authority: Authority,
-    /// The protocol it wants to switch to, if it may.
+    /// The protocol that it may switch to.
     pub(super) upgrade: Option<UpgradeToken>,
 }
 
-/// A protocol that kube-apiserver speaks after a 101.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum UpgradeToken {
-    WebSocket,
-    Spdy,
+/// The clusters by public host name. Replaced as a whole when the configuration changes.
+#[derive(Debug, Default)]
+pub struct Routes(HostMap<Arc<Cluster>>);
+
+impl Routes {
+    /// Sends requests for `host` (the text of a host pattern) to a cluster.
+    pub fn add(&mut self, host: &str, cluster: &Arc<Cluster>) {
+        self.0.insert(host, Arc::clone(cluster));
+    }
+
+    /// Whether a cluster is served under this name.
+    #[must_use]
+    pub fn serves(&self, name: &str) -> bool {
+        self.0.get(&HostName::new(name)).is_some()
+    }
+
+    /// The cluster for the host of a request. If that is an IP address without a cluster of its own, the
+    /// name of the TLS handshake decides. A kubeconfig with `server: https://192.0.2.1` and
+    /// `tls-server-name` sends such requests, and its client has already verified that name.
+    fn find(&self, authority: &Authority, sni: Option<&str>) -> Option<&Arc<Cluster>> {
+        let host = HostName::new(authority.host());
+        self.0.get(&host).or_else(|| {
+            host.as_str().parse::<IpAddr>().ok()?;
+            self.0.get(&HostName::new(sni?))
+        })
+    }
 }
 
-/// Why a request may not pass. Nothing of it was sent upstream.
+/// Why the proxy refuses a request. No part of it was sent upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
-    /// CONNECT would make this a forward proxy.
-    #[error("CONNECT is not served")]
+    /// CONNECT, which would make this a forward proxy.
+    #[error("CONNECT is not supported")]
     Connect,
-    /// More header fields than `limits.header_fields`.
+    /// More header fields than `limits.headerFields`.
     #[error("more than {0} header fields")]
     HeaderFields(usize),
-    /// More header bytes than `limits.header_bytes`.
-    #[error("more than {0} bytes of header fields")]
+    /// More header bytes than `limits.headerBytes`.
+    #[error("header larger than {0} bytes")]
     HeaderBytes(usize),
-    /// A longer request target than `limits.uri_bytes`.
-    #[error("a request target of more than {0} bytes")]
+    /// A longer request target than `limits.uriBytes`.
+    #[error("request target longer than {0} bytes")]
     Uri(usize),
-    /// No host is named.
+    /// Neither `Host` nor a host in the target.
     #[error("no host")]
     NoHost,
-    /// The host is not a host name with an optional port, or is given twice.
-    #[error("a malformed or repeated host")]
+    /// A host that is not a name with an optional port, or that is given more than once.
+    #[error("malformed or repeated host")]
     BadHost,
     /// `Host` and `:authority` (or the host of an absolute target) differ.
     #[error("two different hosts")]
     HostMismatch,
-    /// A host that is not served here (RFC 9110 §15.5.20).
-    #[error("a host that is not served here")]
+    /// A host that no cluster is configured for (RFC 9110 §15.5.20).
+    #[error("no cluster is configured for this host")]
     NotOurs,
     /// A scheme other than https.
-    #[error("a scheme other than https")]
+    #[error("scheme is not https")]
     Scheme,
     /// A target that is neither a path nor `*` with OPTIONS.
-    #[error("a malformed request target")]
+    #[error("malformed request target")]
     Target,
     /// A transfer coding other than a single `chunked`.
-    #[error("a transfer coding other than chunked")]
+    #[error("transfer coding is not chunked")]
     TransferEncoding,
     /// Both `Transfer-Encoding` and `Content-Length`, or several lengths.
-    #[error("an ambiguous length")]
+    #[error("ambiguous length of the request body")]
     AmbiguousLength,
-    /// Not HTTP at all; found while reading the head.
+    /// Not HTTP. Found while the head is read.
     #[error("malformed HTTP")]
     Malformed,
     /// An expectation other than 100-continue.
-    #[error("an unknown expectation")]
+    #[error("unknown expectation")]
     Expectation,
     /// An upgrade request that carries a body.
-    #[error("an upgrade request with a body")]
+    #[error("upgrade request with a body")]
     UpgradeWithBody,
 }
 
 impl Rejection {
-    /// Whether it is uncertain where the request ends, so that nothing behind it may be taken for another.
+    /// Whether the end of the request is uncertain, so that no byte after it may be read as another request.
     pub(super) fn is_about_framing(self) -> bool {
         matches!(
             self,
@@ -86,33 +111,8 @@ impl Rejection {
     }
 }
 
-impl UpgradeToken {
-    pub(super) fn value(self) -> HeaderValue {
-        HeaderValue::from_static(match self {
-            Self::WebSocket => "websocket",
-            Self::Spdy => "SPDY/3.1",
-        })
-    }
-
-    fn of(value: &HeaderValue) -> Option<Self> {
-        let value = value.as_bytes();
-        if value.eq_ignore_ascii_case(b"websocket") {
-            Some(Self::WebSocket)
-        } else if value.eq_ignore_ascii_case(b"SPDY/3.1") {
-            Some(Self::Spdy)
-        } else {
-            None
-        }
-    }
-
-    /// Whether this header switches to this protocol and to nothing else.
-    pub(super) fn is_granted_by(self, headers: &HeaderMap) -> bool {
-        let mut granted = headers.get_all(header::UPGRADE).iter();
-        granted.next().and_then(Self::of) == Some(self) && granted.next().is_none()
-    }
-}
-
-/// Lets a request pass or says why not. `sni` is the name of the TLS handshake, if the proxy serves it.
+/// Decides whether a request may pass. `sni` is the name of the TLS handshake, if a cluster is served under
+/// it.
 ///
 /// # Errors
 ///
@@ -135,7 +135,10 @@ pub(super) fn admit(
     }
     let authority = authority(head)?;
     let cluster = routes.find(&authority, sni).ok_or(Rejection::NotOurs)?;
-    let upgrade = upgrade(head)?;
+    let upgrade = UpgradeToken::requested_by(head);
+    if upgrade.is_some() && has_body(&head.headers) {
+        return Err(Rejection::UpgradeWithBody);
+    }
     Ok(Admitted {
         cluster: Arc::clone(cluster),
         authority,
@@ -176,14 +179,18 @@ fn check_target(head: &Parts) -> Result<(), Rejection> {
     }
     let path = head.uri.path();
     let well_formed = path.starts_with('/') || (path == "*" && head.method == Method::OPTIONS);
-    if well_formed {
+    // `Uri` returns the path `/` for a target `?x`. Over HTTP/2 that is no target (RFC 9113 §8.3.1); over
+    // HTTP/1.1 it can be the end of an absolute one.
+    let is_query = head.version == Version::HTTP_2
+        && (head.uri.path_and_query()).is_some_and(|target| target.as_str().starts_with('?'));
+    if well_formed && !is_query {
         Ok(())
     } else {
         Err(Rejection::Target)
     }
 }
 
-/// Nothing that two HTTP parsers could frame differently passes (RFC 9112 §6.3).
+/// Refuses a body that two HTTP parsers could frame differently (RFC 9112 §6.3).
 fn check_length(headers: &HeaderMap) -> Result<(), Rejection> {
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     let coding = codings.next();
@@ -192,15 +199,20 @@ fn check_length(headers: &HeaderMap) -> Result<(), Rejection> {
     {
         return Err(Rejection::TransferEncoding);
     }
-    let lengths = headers.get_all(header::CONTENT_LENGTH).iter().count();
-    if lengths > 1 || (lengths == 1 && coding.is_some()) {
-        Err(Rejection::AmbiguousLength)
-    } else {
-        Ok(())
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    match (lengths.next(), lengths.next(), coding) {
+        (None, ..) => Ok(()),
+        // h2 takes an empty length for 0; another parser may not.
+        (Some(length), None, None) if !length.is_empty() => Ok(()),
+        _ => Err(Rejection::AmbiguousLength),
     }
 }
 
-/// The one host that a request names, in its target or in `Host`.
+/// The host of a request, from its target or `Host`.
+///
+/// # Errors
+///
+/// When there is no host, a malformed one, or more than one.
 fn authority(head: &Parts) -> Result<Authority, Rejection> {
     let mut lines = head.headers.get_all(header::HOST).iter();
     let host = lines.next();
@@ -216,44 +228,32 @@ fn authority(head: &Parts) -> Result<Authority, Rejection> {
         (Some(authority), _) | (None, Some(authority)) => authority,
         (None, None) => return Err(Rejection::NoHost),
     };
-    if authority.as_str().contains('@') || authority.host().is_empty() {
+    if authority.as_str().contains('@')
+        || authority.host().is_empty()
+        || !has_valid_port(&authority)
+    {
         return Err(Rejection::BadHost);
     }
     Ok(authority)
 }
 
-/// The protocol to switch to. Anything but a lone, known token is not an upgrade: the fields are then
-/// dropped as hop-by-hop and the request is an ordinary one.
-fn upgrade(head: &Parts) -> Result<Option<UpgradeToken>, Rejection> {
-    if head.version != Version::HTTP_11 {
-        return Ok(None);
-    }
-    let mut tokens = head.headers.get_all(header::UPGRADE).iter();
-    let Some(token) = tokens.next().and_then(UpgradeToken::of) else {
-        return Ok(None);
-    };
-    let asked = head
-        .headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .any(|line| list_contains(line.as_bytes(), "upgrade"));
-    if tokens.next().is_some() || !asked {
-        return Ok(None);
-    }
-    let has_body = head.headers.contains_key(header::TRANSFER_ENCODING)
-        || head
-            .headers
-            .get(header::CONTENT_LENGTH)
-            .is_some_and(|length| length.as_bytes() != b"0");
-    if has_body {
-        Err(Rejection::UpgradeWithBody)
-    } else {
-        Ok(Some(token))
+/// Whether the port is absent, empty (RFC 3986 §3.2.3) or a port. `Authority` checks only its characters.
+fn has_valid_port(authority: &Authority) -> bool {
+    let port = authority.as_str().strip_prefix(authority.host());
+    match port.and_then(|port| port.strip_prefix(':')) {
+        None | Some("") => true,
+        Some(port) => port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok(),
     }
 }
 
-/// Fuzz body: `bytes` are a target and a host, split at the first line end. Nothing panics, and a host
-/// that is accepted is one host: no userinfo, not empty, the same in target and `Host`.
+fn has_body(headers: &HeaderMap) -> bool {
+    let length = headers.get(header::CONTENT_LENGTH);
+    headers.contains_key(header::TRANSFER_ENCODING)
+        || length.is_some_and(|length| length.as_bytes() != b"0")
+}
+
+/// Fuzz body: `bytes` are a target and a host, split at the first line break. Nothing panics. An accepted
+/// host has no userinfo, is not empty, and is the same in target and `Host`.
 pub(super) fn fuzz(bytes: &[u8]) {
     let (target, host) = bytes.split_at(
         bytes

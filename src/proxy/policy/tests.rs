@@ -1,18 +1,29 @@
-//! Which requests may pass, rule by rule.
+//! Which requests may pass, rule by rule, and which cluster they go to.
 
-use http::Request;
+use http::{Request, Version};
 use standin::pki::Ca;
 
 use super::*;
 use crate::upstream::{ClientTls, Endpoints};
 
-fn routes() -> Routes {
-    let name = "apiserver.test".try_into().unwrap();
-    let tls = ClientTls::new(Arc::new(Ca::new("cluster").roots()), name).unwrap();
+fn cluster(name: &str) -> Arc<Cluster> {
+    let server_name = "apiserver.test".try_into().unwrap();
+    let tls = ClientTls::new(Arc::new(Ca::new("cluster").roots()), server_name).unwrap();
     let endpoints = Arc::new(Endpoints::new("192.0.2.1", 6443));
-    let cluster = Cluster::new("test".to_owned(), String::new(), endpoints, tls);
+    Arc::new(Cluster::new(name.to_owned(), String::new(), endpoints, tls))
+}
+
+fn routes() -> Routes {
     let mut routes = Routes::default();
-    routes.add("kube.test", &Arc::new(cluster));
+    for (host, name) in [
+        ("kube.test", "kube"),
+        ("*.b.test", "wildcard"),
+        ("x.b.test", "exact"),
+        ("192.0.2.7", "address"),
+        ("2001:db8::7", "address"),
+    ] {
+        routes.add(host, &cluster(name));
+    }
     routes
 }
 
@@ -56,7 +67,7 @@ fn uri_limit_counts_path_and_query() {
 }
 
 #[test]
-fn field_limit_counts_lines_and_not_names() {
+fn field_limit_counts_every_line() {
     let fields = [
         ("cookie", "a"),
         ("cookie", "b"),
@@ -88,6 +99,7 @@ fn body_length_must_be_unambiguous() {
         (&[CHUNKED], Ok(None)),
         (&[("transfer-encoding", "Chunked")], Ok(None)),
         (&[LENGTH, LENGTH], Err(Rejection::AmbiguousLength)),
+        (&[("content-length", "")], Err(Rejection::AmbiguousLength)),
         (&[CHUNKED, LENGTH], Err(Rejection::AmbiguousLength)),
         (&[CHUNKED, CHUNKED], Err(Rejection::TransferEncoding)),
         (
@@ -120,7 +132,7 @@ fn body_length_must_be_unambiguous() {
 }
 
 #[test]
-fn only_100_continue_is_expected() {
+fn only_100_continue_is_accepted_in_expect() {
     for (expect, expected) in [
         ("100-continue", Ok(None)),
         ("100-Continue", Ok(None)),
@@ -133,13 +145,13 @@ fn only_100_continue_is_expected() {
 }
 
 #[test]
-fn one_expectation_is_as_good_as_all() {
+fn every_expect_line_is_checked() {
     let fields = [("expect", "100-continue"), ("expect", "x")];
     assert_eq!(with(&fields), Err(Rejection::Expectation));
 }
 
 #[test]
-fn target_is_a_path_or_an_asterisk_with_options() {
+fn target_is_path_or_asterisk_with_options() {
     for (method, uri, expected) in [
         ("GET", "https://kube.test", Ok(None)),
         ("GET", "https://kube.test//a", Ok(None)),
@@ -157,7 +169,7 @@ fn target_is_a_path_or_an_asterisk_with_options() {
 }
 
 #[test]
-fn host_is_named_once_and_in_one_way() {
+fn request_names_one_valid_host() {
     for (uri, hosts, expected) in [
         ("/", &[][..], Err(Rejection::NoHost)),
         ("/", &["kube.test"], Ok(None)),
@@ -165,6 +177,14 @@ fn host_is_named_once_and_in_one_way() {
         ("/", &["kube.test", "kube.test"], Err(Rejection::BadHost)),
         ("/", &[""], Err(Rejection::BadHost)),
         ("/", &[":443"], Err(Rejection::BadHost)),
+        ("/", &["kube.test:"], Ok(None)),
+        ("/", &["kube.test:65535"], Ok(None)),
+        ("/", &["kube.test:65536"], Err(Rejection::BadHost)),
+        ("/", &["kube.test:99999"], Err(Rejection::BadHost)),
+        ("/", &["kube.test:abc"], Err(Rejection::BadHost)),
+        ("/", &["kube.test:+443"], Err(Rejection::BadHost)),
+        ("/", &["[::1]:abc"], Err(Rejection::BadHost)),
+        ("https://kube.test:99999/", &[], Err(Rejection::BadHost)),
         ("/", &["u@kube.test"], Err(Rejection::BadHost)),
         ("/", &["kube.test/"], Err(Rejection::BadHost)),
         ("/", &["kube.test,kube.test"], Err(Rejection::NotOurs)),
@@ -194,7 +214,7 @@ fn host_is_named_once_and_in_one_way() {
 }
 
 #[test]
-fn upgrade_needs_one_known_token_and_a_connection_option() {
+fn upgrade_needs_one_known_token_and_connection_option() {
     const WEBSOCKET: Result<Option<UpgradeToken>, Rejection> = Ok(Some(UpgradeToken::WebSocket));
     for (fields, expected) in [
         (
@@ -277,7 +297,7 @@ fn upgrade_has_no_body_and_is_http1_1() {
 }
 
 #[test]
-fn granted_means_this_protocol_and_no_other() {
+fn upgrade_is_granted_by_exactly_this_protocol() {
     for (lines, granted) in [
         (&["websocket"][..], true),
         (&["WebSocket"], true),
@@ -295,5 +315,48 @@ fn granted_means_this_protocol_and_no_other() {
             granted,
             "{lines:?}"
         );
+    }
+}
+
+#[test]
+fn route_is_found_for_every_spelling_of_host() {
+    for (host, sni, expected) in [
+        ("kube.test", None, Some("kube")),
+        ("KUBE.TEST", None, Some("kube")),
+        ("kube.test.", None, Some("kube")),
+        ("kube.test:443", None, Some("kube")),
+        ("Kube.test.:6443", None, Some("kube")),
+        ("192.0.2.7", None, Some("address")),
+        ("192.0.2.7:1", None, Some("address")),
+        ("[2001:db8::7]", None, Some("address")),
+        ("[2001:DB8::7]:443", None, Some("address")),
+        // A wildcard stands for one label, and an exact name wins over it.
+        ("y.b.test", None, Some("wildcard")),
+        ("*.b.test", None, Some("wildcard")),
+        ("x.b.test", None, Some("exact")),
+        ("b.test", None, None),
+        (".b.test", None, None),
+        ("y.z.b.test", None, None),
+        // The TLS handshake decides for an IP address only.
+        ("192.0.2.1", Some("kube.test"), Some("kube")),
+        ("[2001:db8::1]:6443", Some("y.b.test"), Some("wildcard")),
+        ("192.0.2.7", Some("kube.test"), Some("address")),
+        ("192.0.2.1", None, None),
+        ("192.0.2.1", Some("other.test"), None),
+        ("other.test", Some("kube.test"), None),
+        ("kube.test..", Some("kube.test"), None),
+        ("192.0.2.1.nip.test", Some("kube.test"), None),
+    ] {
+        let routes = routes();
+        let found = routes.find(&host.parse().unwrap(), sni);
+        let found = found.map(|cluster| cluster.name());
+        assert_eq!(found, expected, "{host} {sni:?}");
+    }
+}
+
+#[test]
+fn routes_know_which_names_are_served() {
+    for (name, served) in [("kube.test", true), ("y.b.test", true), ("b.test", false)] {
+        assert_eq!(routes().serves(name), served, "{name}");
     }
 }

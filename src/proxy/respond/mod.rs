@@ -1,6 +1,6 @@
-//! Every error becomes a Kubernetes `Status`, so that kubectl prints a sentence.
+//! Turns every error into a Kubernetes `Status`, so that kubectl prints a sentence.
 //!
-//! What the client reads names no address and no certificate; causes go to the log.
+//! The client reads no address and no certificate name. Those are part of the cause, which goes to the log.
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
@@ -8,37 +8,37 @@ use http::{HeaderValue, Response, StatusCode, header};
 use super::{Body, Error, Rejection};
 use crate::upstream::{UpstreamError, VerifyError};
 
-/// What a client is told.
+/// The content of an error response.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Answer {
-    status: StatusCode,
+struct ErrorStatus {
+    code: StatusCode,
     /// A `metav1.StatusReason`.
-    pub(super) reason: &'static str,
-    pub(super) message: String,
-    /// Whether trying again in a second is safe and may help. client-go repeats any method on this,
-    /// so it is set only when the request never left the proxy.
-    pub(super) retry: bool,
+    reason: &'static str,
+    message: String,
+    /// Whether a retry after one second is safe and may help. client-go then repeats a request of any
+    /// method, so this is set only if the apiserver has not processed the request.
+    retry: bool,
 }
 
-impl Answer {
-    fn new(status: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
+impl ErrorStatus {
+    fn new(code: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
         Self {
-            status,
+            code,
             reason,
             message: message.into(),
             retry: false,
         }
     }
 
-    fn again_soon(self) -> Self {
+    fn with_retry(self) -> Self {
         Self {
             retry: true,
             ..self
         }
     }
 
-    /// The answer as `metav1.Status` (apimachinery `pkg/apis/meta/v1/types.go`).
-    pub(super) fn json(&self) -> String {
+    /// The JSON of a `metav1.Status` (apimachinery `pkg/apis/meta/v1/types.go`).
+    fn json(&self) -> String {
         serde_json::json!({
             "kind": "Status",
             "apiVersion": "v1",
@@ -46,7 +46,7 @@ impl Answer {
             "status": "Failure",
             "message": format!("kube-tls-proxy: {}", self.message),
             "reason": self.reason,
-            "code": self.status.as_u16(),
+            "code": self.code.as_u16(),
         })
         .to_string()
     }
@@ -54,10 +54,10 @@ impl Answer {
 
 /// The response to a request that failed.
 pub(super) fn respond(error: &Error) -> Response<Body> {
-    let answer = answer(error);
-    let body = Bytes::from(answer.json());
+    let status = error_status(error);
+    let body = Bytes::from(status.json());
     let mut response = Response::new(Body::full(body));
-    *response.status_mut() = answer.status;
+    *response.status_mut() = status.code;
     let headers = response.headers_mut();
     headers.insert(
         header::CONTENT_TYPE,
@@ -67,10 +67,10 @@ pub(super) fn respond(error: &Error) -> Response<Body> {
         header::CACHE_CONTROL,
         HeaderValue::from_static("no-cache, private"),
     );
-    if answer.retry {
+    if status.retry {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
-    if answer.status == StatusCode::METHOD_NOT_ALLOWED {
+    if status.code == StatusCode::METHOD_NOT_ALLOWED {
         headers.insert(
             header::ALLOW,
             HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
@@ -79,129 +79,131 @@ pub(super) fn respond(error: &Error) -> Response<Body> {
     response
 }
 
-/// Status and body for a request that never became one.
+/// Status code and JSON body for a request that was refused while its head was read.
 pub(super) fn refusal(rejection: Rejection) -> (StatusCode, String) {
-    let answer = rejected(rejection);
-    (answer.status, answer.json())
+    let status = rejected(rejection);
+    (status.code, status.json())
 }
 
-/// The one map from errors to what a client is told.
-fn answer(error: &Error) -> Answer {
+/// The one map from errors to responses.
+fn error_status(error: &Error) -> ErrorStatus {
     match error {
         Error::Rejected(rejection) => rejected(*rejection),
-        Error::Upstream(error) => unanswered(error),
-        Error::WrongSwitch => {
-            bad_gateway("the apiserver switched to another protocol than was asked for")
+        Error::Upstream(error) => no_response(error),
+        Error::UnexpectedProtocol => {
+            bad_gateway("the apiserver switched to a protocol that the client did not request")
         }
-        Error::RedirectedUpgrade => {
-            bad_gateway("the apiserver redirected an upgrade request, which is not followed")
-        }
+        Error::RedirectedUpgrade => bad_gateway(
+            "the apiserver answered an upgrade request with a redirect, which the proxy does not follow",
+        ),
     }
 }
 
-fn unanswered(error: &UpstreamError) -> Answer {
+fn no_response(error: &UpstreamError) -> ErrorStatus {
     match error {
         UpstreamError::NoEndpoint { .. } => {
-            unavailable("no address of the apiserver is known yet").again_soon()
+            unavailable("the proxy knows no address of the apiserver yet").with_retry()
         }
         UpstreamError::Connect { .. } => {
             unavailable("the apiserver does not accept connections; it may be restarting")
-                .again_soon()
+                .with_retry()
         }
         UpstreamError::ConnectTimeout { .. } => {
-            unavailable("the apiserver did not answer in time").again_soon()
+            unavailable("connecting to the apiserver timed out").with_retry()
         }
         UpstreamError::Handshake { .. } => {
-            unavailable("the TLS handshake with the apiserver failed; nothing was sent to it")
-                .again_soon()
+            unavailable("the TLS handshake with the apiserver failed; the request was not sent")
+                .with_retry()
         }
-        // No Retry-After: a wrong certificate does not mend itself within ten tries of client-go.
+        // No Retry-After: a wrong certificate is not fixed within the ten attempts of client-go.
         UpstreamError::Verify { .. } => {
             let reason = error
                 .verify_error()
                 .map_or("cannot be verified", VerifyError::reason);
             unavailable(format!(
-                "the apiserver's certificate {reason}, so nothing was sent to it; \
-                 the administrator finds the certificate in the proxy's log"
+                "the apiserver's certificate {reason}, so the request was not sent; \
+                 the proxy's log describes the certificate"
             ))
         }
         UpstreamError::Unsent { .. } | UpstreamError::Refused { .. } => {
-            unavailable("the apiserver closed the connection before it took the request")
-                .again_soon()
+            unavailable("the apiserver closed the connection before it processed the request")
+                .with_retry()
         }
-        UpstreamError::Shared(error) => unanswered(error),
+        UpstreamError::Shared(error) => no_response(error),
         UpstreamError::Lost { .. } => bad_gateway(
-            "the apiserver closed the connection without an answer; the request may have been carried out",
+            "the apiserver closed the connection without a response; it may have processed the request",
         ),
-        UpstreamError::Upload { .. } => {
-            bad_request("the request body ended before it was complete")
-        }
+        UpstreamError::Upload { .. } => bad_request("the request body is incomplete"),
         UpstreamError::UnsolicitedUpgrade | UpstreamError::Protocol { .. } => {
-            bad_gateway("the apiserver's answer breaks the HTTP protocol")
+            bad_gateway("the apiserver's response is not valid HTTP")
         }
     }
 }
 
-fn unavailable(message: impl Into<String>) -> Answer {
-    Answer::new(
+fn unavailable(message: impl Into<String>) -> ErrorStatus {
+    ErrorStatus::new(
         StatusCode::SERVICE_UNAVAILABLE,
         "ServiceUnavailable",
         message,
     )
 }
 
-fn bad_gateway(message: &str) -> Answer {
-    Answer::new(StatusCode::BAD_GATEWAY, "InternalError", message)
+fn bad_gateway(message: &str) -> ErrorStatus {
+    ErrorStatus::new(StatusCode::BAD_GATEWAY, "InternalError", message)
 }
 
-fn bad_request(message: &str) -> Answer {
-    Answer::new(StatusCode::BAD_REQUEST, "BadRequest", message)
+fn bad_request(message: &str) -> ErrorStatus {
+    ErrorStatus::new(StatusCode::BAD_REQUEST, "BadRequest", message)
 }
 
-fn rejected(rejection: Rejection) -> Answer {
+fn rejected(rejection: Rejection) -> ErrorStatus {
     match rejection {
         Rejection::Connect => {
-            let message = "CONNECT is not served: this is an apiserver's address, not a forward proxy; \
-                           see proxy-url in the kubeconfig and HTTPS_PROXY";
-            Answer::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", message)
+            let message = "CONNECT is not supported: this is the address of an apiserver, not of an HTTP proxy; \
+                           check proxy-url in the kubeconfig and HTTPS_PROXY";
+            ErrorStatus::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", message)
         }
-        Rejection::HeaderFields(limit) => Answer::new(
+        Rejection::HeaderFields(limit) => ErrorStatus::new(
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             "RequestHeaderFieldsTooLarge",
             format!(
                 "the request has more than {limit} header fields; the limit is limits.headerFields"
             ),
         ),
-        Rejection::HeaderBytes(limit) => Answer::new(
+        Rejection::HeaderBytes(limit) => ErrorStatus::new(
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             "RequestHeaderFieldsTooLarge",
             format!(
                 "the request's header is larger than {limit} bytes; the limit is limits.headerBytes"
             ),
         ),
-        Rejection::Uri(limit) => Answer::new(
+        Rejection::Uri(limit) => ErrorStatus::new(
             StatusCode::URI_TOO_LONG,
             "RequestURITooLong",
             format!("path and query are longer than {limit} bytes; the limit is limits.uriBytes"),
         ),
         Rejection::NoHost => bad_request("the request names no host"),
-        Rejection::BadHost => bad_request("the request's host is malformed or given twice"),
+        Rejection::BadHost => {
+            bad_request("the request's host is malformed or given more than once")
+        }
         Rejection::HostMismatch => bad_request("the request names two different hosts"),
-        Rejection::NotOurs => Answer::new(
+        Rejection::NotOurs => ErrorStatus::new(
             StatusCode::MISDIRECTED_REQUEST,
             "MisdirectedRequest",
-            "no cluster is served under this host name; the server in the kubeconfig must be one of the \
-             certificate's names, or the administrator adds the name to hosts",
+            "no cluster is configured for this host name; check the server in the kubeconfig, or ask the \
+             administrator to add the name to hosts",
         ),
         Rejection::Scheme => bad_request("the request's scheme is not https"),
-        Rejection::Target => bad_request("the request target is not a path"),
-        Rejection::TransferEncoding => bad_request("the transfer coding is not chunked"),
+        Rejection::Target => bad_request("the request target is not a path, or it holds a `#`"),
+        Rejection::TransferEncoding => {
+            bad_request("the only supported Transfer-Encoding is chunked")
+        }
         Rejection::AmbiguousLength => bad_request("the length of the request body is ambiguous"),
-        Rejection::Malformed => bad_request("the request is not well-formed HTTP"),
-        Rejection::Expectation => Answer::new(
+        Rejection::Malformed => bad_request("the request is not valid HTTP"),
+        Rejection::Expectation => ErrorStatus::new(
             StatusCode::EXPECTATION_FAILED,
             "ExpectationFailed",
-            "only the expectation 100-continue can be met",
+            "the only supported value of Expect is 100-continue",
         ),
         Rejection::UpgradeWithBody => bad_request("an upgrade request must not have a body"),
     }

@@ -1,4 +1,4 @@
-//! Every error has its answer, and no answer gives anything away.
+//! Every error has its response, and no response reveals an address or a certificate name.
 
 use std::{io, sync::Arc};
 
@@ -13,7 +13,7 @@ use crate::{
 const NAME: &str = "secret.name.test";
 const BAD_GATEWAY: u16 = 502;
 
-/// One of each, with causes that talk too much.
+/// One error of each kind, with causes that contain secrets.
 fn upstream_errors() -> Vec<UpstreamError> {
     let endpoint = UpstreamAddr("192.0.2.66:6443".parse().unwrap());
     let cause = || io::Error::other(format!("{NAME} at 192.0.2.66"));
@@ -88,7 +88,7 @@ fn all_errors() -> Vec<Error> {
     let rejections = REJECTIONS
         .iter()
         .map(|(rejection, ..)| Error::from(*rejection));
-    let others = [Error::WrongSwitch, Error::RedirectedUpgrade];
+    let others = [Error::UnexpectedProtocol, Error::RedirectedUpgrade];
     let upstream = upstream_errors().into_iter().map(Error::from);
     rejections.chain(others).chain(upstream).collect()
 }
@@ -100,7 +100,7 @@ async fn parsed(error: &Error) -> (http::response::Parts, serde_json::Value) {
 }
 
 #[test]
-fn is_a_status_that_client_go_reads() {
+fn body_is_status_that_client_go_reads() {
     let status: serde_json::Value =
         serde_json::from_str(&rejected(Rejection::Uri(9)).json()).unwrap();
     assert_eq!(
@@ -114,7 +114,7 @@ fn is_a_status_that_client_go_reads() {
 }
 
 #[tokio::test]
-async fn every_error_is_answered_with_a_status_of_its_code() {
+async fn every_error_becomes_status_with_its_code() {
     for error in all_errors() {
         let (head, status) = parsed(&error).await;
         assert_eq!(
@@ -133,7 +133,7 @@ async fn every_error_is_answered_with_a_status_of_its_code() {
 }
 
 #[tokio::test]
-async fn no_message_names_an_address_or_a_certificate() {
+async fn no_message_names_address_or_certificate() {
     for error in all_errors() {
         let (_, status) = parsed(&error).await;
         let message = status["message"].as_str().unwrap();
@@ -144,9 +144,9 @@ async fn no_message_names_an_address_or_a_certificate() {
     }
 }
 
-/// client-go repeats any method on `Retry-After`, so a request that may have been carried out has none.
+/// client-go repeats any method on `Retry-After`, so the response to a request that may have been processed has none.
 #[tokio::test]
-async fn retry_after_is_only_for_what_was_not_processed() {
+async fn only_unprocessed_request_gets_retry_after() {
     let mut with = 0;
     for error in upstream_errors() {
         let unprocessed = error.is_unprocessed();
@@ -171,11 +171,11 @@ async fn retry_after_is_only_for_what_was_not_processed() {
 }
 
 #[test]
-fn rejections_have_these_codes_and_reasons() {
+fn rejection_has_code_and_reason() {
     for (rejection, code, reason) in REJECTIONS {
-        let answer = rejected(rejection);
+        let status = rejected(rejection);
         assert_eq!(
-            (answer.status.as_u16(), answer.reason),
+            (status.code.as_u16(), status.reason),
             (code, reason),
             "{rejection:?}"
         );
@@ -183,7 +183,7 @@ fn rejections_have_these_codes_and_reasons() {
 }
 
 #[test]
-fn limits_are_named_as_in_the_configuration() {
+fn message_names_limit_as_in_configuration() {
     for (rejection, setting) in [
         (Rejection::HeaderFields(77), "limits.headerFields"),
         (Rejection::HeaderBytes(77), "limits.headerBytes"),
@@ -198,10 +198,10 @@ fn limits_are_named_as_in_the_configuration() {
 }
 
 #[test]
-fn upstream_failures_have_these_codes() {
+fn upstream_error_has_code() {
     let codes: Vec<u16> = upstream_errors()
         .into_iter()
-        .map(|error| answer(&Error::from(error)).status.as_u16())
+        .map(|error| error_status(&Error::from(error)).code.as_u16())
         .collect();
     let unavailable = [503; 7];
     assert_eq!(
@@ -212,13 +212,13 @@ fn upstream_failures_have_these_codes() {
         ]
         .concat()
     );
-    for error in [Error::WrongSwitch, Error::RedirectedUpgrade] {
-        assert_eq!(answer(&error).status.as_u16(), BAD_GATEWAY);
+    for error in [Error::UnexpectedProtocol, Error::RedirectedUpgrade] {
+        assert_eq!(error_status(&error).code.as_u16(), BAD_GATEWAY);
     }
 }
 
 #[tokio::test]
-async fn method_not_allowed_names_the_allowed_ones() {
+async fn method_not_allowed_lists_allowed_methods() {
     let (head, _) = parsed(&Rejection::Connect.into()).await;
     let allow = head.headers[header::ALLOW].to_str().unwrap();
     assert!(allow.split(", ").any(|method| method == "PATCH") && !allow.contains("CONNECT"));

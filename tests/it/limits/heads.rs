@@ -1,6 +1,6 @@
 //! Heads that are no heads, or that two parsers could read in two ways.
 
-use crate::{proxy::World, status::Answer};
+use crate::{proxy::World, responses::ClientResponse};
 
 /// Behind every refused request; it must never be taken for one.
 const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: kube.test\r\n\r\n";
@@ -12,8 +12,8 @@ async fn refuses(world: &World, requests: &[&str], message: &str) {
     for request in requests {
         let mut client = proxy.client().http1().await;
         client.send(format!("{request}{SMUGGLED}")).await;
-        let answer: Answer = client.response().await.into();
-        let said = answer.status(400, "BadRequest");
+        let answer: ClientResponse = client.response().await.into();
+        let said = answer.assert_status(400, "BadRequest");
         assert!(said.contains(message), "{request:?}: {said}");
         let rest = client.end().await;
         assert_eq!(rest.unwrap_or_default(), "", "{request:?}");
@@ -64,7 +64,7 @@ async fn several_lengths() {
         "POST / HTTP/1.1\r\nHost: kube.test\r\nContent-Length: 4\r\nContent-Length: 0\r\n\r\nbody",
         "POST / HTTP/1.1\r\nHost: kube.test\r\nContent-Length: 4, 4\r\n\r\nbody",
     ];
-    refuses(&World::new(), &differing, "not well-formed HTTP").await;
+    refuses(&World::new(), &differing, "not valid HTTP").await;
 }
 
 /// Case 60.
@@ -77,7 +77,7 @@ async fn lengths_that_are_no_numbers() {
         })
         .collect();
     let requests: Vec<&str> = requests.iter().map(String::as_str).collect();
-    refuses(&World::new(), &requests, "not well-formed HTTP").await;
+    refuses(&World::new(), &requests, "not valid HTTP").await;
 }
 
 /// Case 60. hyper lets every coding pass whose last is `chunked`.
@@ -88,14 +88,19 @@ async fn codings_other_than_chunked() {
         "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
     ];
-    refuses(&World::new(), &requests, "transfer coding is not chunked").await;
+    refuses(
+        &World::new(),
+        &requests,
+        "only supported Transfer-Encoding is chunked",
+    )
+    .await;
     let requests = [
         "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: identity\r\n\r\nbody",
         "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: chunked, gzip\r\n\r\nbody",
         "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
         "POST / HTTP/1.0\r\nHost: kube.test\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     ];
-    refuses(&World::new(), &requests, "not well-formed HTTP").await;
+    refuses(&World::new(), &requests, "not valid HTTP").await;
 }
 
 /// Case 60.
@@ -158,8 +163,8 @@ async fn malformed_chunks_cut_the_body() {
         let mut client = proxy.client().http1().await;
         let head = "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: chunked\r\n\r\n";
         client.send(format!("{head}{chunks}")).await;
-        let answer: Answer = client.response().await.into();
-        let message = answer.status(400, "BadRequest");
+        let answer: ClientResponse = client.response().await.into();
+        let message = answer.assert_status(400, "BadRequest");
         assert!(
             message.contains("request body ended before"),
             "{chunks:?}: {message}"
@@ -212,8 +217,8 @@ async fn bare_answers_of_the_apiserver_are_not_replaced() {
     assert_eq!(bare.head.lines("connection"), Vec::<&str>::new());
     assert_eq!(client.response().await.status, 200);
     client.send("GET /x HTTP/1.1\r\nX\r\n\r\n").await;
-    let answer: Answer = client.response().await.into();
-    answer.status(400, "BadRequest");
+    let answer: ClientResponse = client.response().await.into();
+    answer.assert_status(400, "BadRequest");
 }
 
 /// Two lengths are seen behind every body, however its end is written.
@@ -239,8 +244,8 @@ async fn no_body_hides_the_ambiguous_request_behind_it() {
             ))
             .await;
         assert_eq!(client.response().await.status, 200, "{body:?}");
-        let answer: Answer = client.response().await.into();
-        let said = answer.status(400, "BadRequest");
+        let answer: ClientResponse = client.response().await.into();
+        let said = answer.assert_status(400, "BadRequest");
         assert!(said.contains("ambiguous"), "{body:?}: {said}");
         assert_eq!(client.end().await.unwrap(), "", "{body:?}");
     }
@@ -282,6 +287,6 @@ async fn bodies_that_look_like_a_refusal_are_not_replaced() {
     drop(pieces);
     assert_eq!(client.response().await.text(), "second");
     client.send("GET / HTTP/1.1\r\nX\r\n\r\n").await;
-    let answer: Answer = client.response().await.into();
-    answer.status(400, "BadRequest");
+    let answer: ClientResponse = client.response().await.into();
+    answer.assert_status(400, "BadRequest");
 }

@@ -1,0 +1,299 @@
+//! The record of one request: counted at its end, logged in one line, and listed on the status page while
+//! it lasts for hours.
+//!
+//! It never prints a query string, a subprotocol or a header value other than the user agent, because each
+//! of the others can be a token.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version, header};
+use tokio::time::Instant;
+use tracing::info;
+
+use super::{
+    Downstream,
+    request_info::{RequestInfo, ResourceName},
+    tunnel::Carried,
+};
+use crate::{
+    activity::{LongLived, OpenStream, StreamInfo},
+    metrics::{Counters, Protocol, RequestRecord, Resource, Verb},
+    text::escape,
+};
+
+/// One request, from its head to the end of its response. Dropping it counts and logs the request.
+#[derive(Debug)]
+pub(super) struct AccessLog {
+    counters: Arc<Counters>,
+    started: Instant,
+    time_to_headers: Option<Duration>,
+    version: Version,
+    verb: Verb,
+    resource: Resource,
+    /// `None` until there is a response. The client may leave before that.
+    status: Option<StatusCode>,
+    received: Option<Arc<AtomicU64>>,
+    sent: u64,
+    outcome: Outcome,
+    /// Present only for a request that may last for hours.
+    long_lived: Option<Box<LongLivedInfo>>,
+    open: Option<OpenStream>,
+    /// Present only when requests are logged.
+    fields: Option<LogFields>,
+}
+
+/// Who sent a request that may last for hours, for the list of open streams.
+#[derive(Debug)]
+struct LongLivedInfo {
+    client: SocketAddr,
+    user_agent: Option<HeaderValue>,
+    method: Method,
+    uri: Uri,
+}
+
+/// Data that only the log line needs.
+#[derive(Debug)]
+struct LogFields {
+    client: SocketAddr,
+    method: Method,
+    uri: Uri,
+    cluster: String,
+    audit_id: String,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Outcome {
+    /// Dropped before the end: the client left, or the drain timeout passed.
+    Abandoned,
+    Complete,
+    Aborted,
+    Failed(&'static str),
+}
+
+impl AccessLog {
+    /// Starts the record of a request whose head has arrived.
+    pub(super) fn new<B>(downstream: &Downstream, request: &Request<B>) -> Box<Self> {
+        let info = RequestInfo::new(request.method(), request.uri());
+        let client = downstream.peer.0;
+        let may_last =
+            info.is_long_running(request.uri()) || request.headers().contains_key(header::UPGRADE);
+        let long_lived = may_last.then(|| {
+            Box::new(LongLivedInfo {
+                client,
+                user_agent: request.headers().get(header::USER_AGENT).cloned(),
+                method: request.method().clone(),
+                uri: request.uri().clone(),
+            })
+        });
+        let is_logged = tracing::enabled!(target: TARGET, tracing::Level::INFO);
+        let fields = is_logged.then(|| LogFields {
+            client,
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            cluster: String::new(),
+            audit_id: String::new(),
+        });
+        Box::new(Self {
+            counters: Arc::clone(downstream.connected.counts()),
+            started: Instant::now(),
+            time_to_headers: None,
+            version: request.version(),
+            verb: info.verb_label(),
+            resource: info.resource_label(),
+            status: None,
+            received: None,
+            sent: 0,
+            outcome: Outcome::Abandoned,
+            long_lived,
+            open: None,
+            fields,
+        })
+    }
+
+    /// Whether the request asks for a watch.
+    pub(super) fn is_watch(&self) -> bool {
+        self.verb == Verb::Watch
+    }
+
+    /// Notes the cluster that the request goes to.
+    pub(super) fn routed(&mut self, cluster: &str) {
+        if let Some(fields) = &mut self.fields {
+            cluster.clone_into(&mut fields.cluster);
+        }
+    }
+
+    /// Notes where the bytes of the request body are counted as they arrive.
+    pub(super) fn receives(&mut self, received: Arc<AtomicU64>) {
+        self.received = Some(received);
+    }
+
+    /// Notes the head of the response. Lists a response that may last for hours, and logs its start.
+    pub(super) fn response_started(&mut self, status: StatusCode, headers: &HeaderMap) {
+        self.time_to_headers = Some(self.started.elapsed());
+        self.status = Some(status);
+        if let Some(fields) = &mut self.fields
+            && let Some(id) = headers.get("audit-id").and_then(|id| id.to_str().ok())
+        {
+            fields.audit_id = id.chars().take(MAX_AUDIT_ID_CHARS).collect();
+        }
+        let Some((kind, stream)) = self.long_lived_stream(status) else {
+            return;
+        };
+        self.open = Some(OpenStream::new(
+            Arc::clone(self.counters.activity()),
+            stream,
+        ));
+        if let Some(fields) = &self.fields {
+            let info = RequestInfo::new(&fields.method, &fields.uri);
+            info!(
+                target: TARGET,
+                cluster = fields.cluster,
+                client.address = %fields.client,
+                http.request.method = %escape(fields.method.as_str(), MAX_LOGGED_CHARS),
+                url.path = %escape(fields.uri.path(), MAX_LOGGED_CHARS),
+                http.response.status_code = status.as_u16(),
+                k8s.verb = info.verb,
+                k8s.resource = %escape(&ResourceName(&info).to_string(), MAX_LOGGED_CHARS),
+                k8s.namespace = %escape(&info.namespace, MAX_LOGGED_CHARS),
+                k8s.audit_id = %escape(&fields.audit_id, MAX_LOGGED_CHARS),
+                "{}", if kind == LongLived::Tunnel { "tunnel started" } else { "stream started" },
+            );
+        }
+    }
+
+    /// Counts bytes of the response body.
+    pub(super) fn sent(&mut self, bytes: usize) {
+        self.sent += bytes as u64;
+        self.counters.sent.add(bytes as u64);
+    }
+
+    /// Notes the bytes that a tunnel carried.
+    pub(super) fn carried(&mut self, carried: Carried) {
+        self.received = Some(Arc::new(AtomicU64::new(carried.up)));
+        self.sent = carried.down;
+        self.counters.sent.add(carried.down);
+    }
+
+    /// Notes that the response ended in order. A response that the proxy sent itself stays failed.
+    pub(super) fn completed(&mut self) {
+        if !matches!(self.outcome, Outcome::Failed(_)) {
+            self.outcome = Outcome::Complete;
+        }
+    }
+
+    /// Notes that the response or tunnel ended early.
+    pub(super) fn aborted(&mut self) {
+        self.outcome = Outcome::Aborted;
+    }
+
+    /// Notes that the proxy sends the response itself, because of the error with this label.
+    pub(super) fn failed(&mut self, label: &'static str) {
+        self.outcome = Outcome::Failed(label);
+    }
+
+    /// The entry for the list of open streams, if this response may last for hours.
+    fn long_lived_stream(&self, status: StatusCode) -> Option<(LongLived, StreamInfo)> {
+        let request = self.long_lived.as_deref()?;
+        let info = RequestInfo::new(&request.method, &request.uri);
+        let kind = if status == StatusCode::SWITCHING_PROTOCOLS {
+            LongLived::Tunnel
+        } else if !status.is_success() || !info.is_long_running(&request.uri) {
+            return None;
+        } else if info.verb == "watch" {
+            LongLived::Watch
+        } else {
+            LongLived::Log
+        };
+        let user_agent = request.user_agent.as_ref();
+        let user_agent = user_agent.and_then(|value| value.to_str().ok());
+        let stream = StreamInfo {
+            kind,
+            client: request.client,
+            user_agent: StreamInfo::text(user_agent.unwrap_or_default()),
+            resource: StreamInfo::text(&ResourceName(&info).to_string()),
+            namespace: StreamInfo::text(&info.namespace),
+            name: StreamInfo::text(&info.name),
+            since: self.started,
+        };
+        Some((kind, stream))
+    }
+
+    fn log(&self, fields: &LogFields, received: u64, duration: Duration) {
+        let outcome = match self.outcome {
+            Outcome::Abandoned => "client_gone",
+            Outcome::Complete => "complete",
+            Outcome::Aborted => "aborted",
+            Outcome::Failed(label) => label,
+        };
+        let info = RequestInfo::new(&fields.method, &fields.uri);
+        info!(
+            target: TARGET,
+            cluster = fields.cluster,
+            client.address = %fields.client,
+            network.protocol.version = protocol(self.version),
+            http.request.method = %escape(fields.method.as_str(), MAX_LOGGED_CHARS),
+            url.path = %escape(fields.uri.path(), MAX_LOGGED_CHARS),
+            http.response.status_code = self.status.map_or(0, |status| status.as_u16()),
+            k8s.verb = info.verb,
+            k8s.resource = %escape(&ResourceName(&info).to_string(), MAX_LOGGED_CHARS),
+            k8s.namespace = %escape(&info.namespace, MAX_LOGGED_CHARS),
+            k8s.audit_id = %escape(&fields.audit_id, MAX_LOGGED_CHARS),
+            received_bytes = received,
+            sent_bytes = self.sent,
+            time_to_headers_seconds = seconds(self.time_to_headers.unwrap_or_default()),
+            duration_seconds = seconds(duration),
+            outcome,
+            "request",
+        );
+    }
+}
+
+impl Drop for AccessLog {
+    fn drop(&mut self) {
+        let duration = self.started.elapsed();
+        let received = self.received.as_ref();
+        let received = received.map_or(0, |received| received.load(Ordering::Relaxed));
+        self.counters.received.add(received);
+        self.counters.request(&RequestRecord {
+            verb: self.verb,
+            resource: self.resource,
+            status: self.status,
+            protocol: match self.version {
+                Version::HTTP_2 => Protocol::Http2,
+                _ => Protocol::Http1,
+            },
+            time_to_headers: self.time_to_headers,
+            // The client decides how long a watch or tunnel lasts, so its duration says nothing about how
+            // fast responses are.
+            duration: (self.open.is_none() && self.status.is_some()).then_some(duration),
+        });
+        if let Some(fields) = &self.fields {
+            self.log(fields, received, duration);
+        }
+    }
+}
+
+/// Rounded to microseconds; more digits are noise.
+fn seconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e6
+}
+
+fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_2 => "2",
+        Version::HTTP_10 => "1.0",
+        _ => "1.1",
+    }
+}
+
+/// The `tracing` target of access log lines, for filters.
+pub(super) const TARGET: &str = "kube_tls_proxy::access";
+const MAX_LOGGED_CHARS: usize = 1024;
+const MAX_AUDIT_ID_CHARS: usize = 64;

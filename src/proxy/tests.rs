@@ -1,0 +1,48 @@
+//! Tests of the memory that a stream and a tunnel take before any byte is buffered: the size of their
+//! futures.
+
+use std::{future::Future, time::Duration};
+
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+
+use super::{Downstream, Routes, handle, tunnel, upgrade};
+use crate::upstream::{self, Cluster};
+
+/// The size of the future that this function returns.
+fn size<A, F: Future>(_: impl FnOnce(A) -> F) -> usize {
+    size_of::<F>()
+}
+
+#[test]
+fn future_of_request_stays_small() {
+    type References = (&'static Routes, &'static Downstream);
+    let request = size(
+        |((routes, downstream), request, broken): (References, _, _)| {
+            handle(routes, downstream, request, broken)
+        },
+    );
+    assert!(request <= MAX_REQUEST, "{request} bytes");
+}
+
+#[test]
+fn futures_of_upgrade_and_tunnel_stay_small() {
+    type References = (&'static Downstream, &'static Cluster);
+    let upgrade = size(
+        |((downstream, cluster), head, body, token): (References, _, _, _)| {
+            upgrade::forward(downstream, cluster, head, body, token)
+        },
+    );
+    assert!(upgrade <= MAX_UPGRADE, "until the 101: {upgrade} bytes");
+    type Ends = (TokioIo<Upgraded>, upstream::Upgraded);
+    let tunnel = size(|((client, apiserver), timeout): (Ends, Duration)| {
+        tunnel::join(client, apiserver, timeout)
+    });
+    assert!(tunnel <= MAX_TUNNEL, "after the 101: {tunnel} bytes");
+}
+
+// In bytes: the measured size and a tenth more. A future that outgrows its limit holds something that used to
+// be on the heap, or that it needs only for a moment. Raise a limit only if that is worth it for every stream.
+const MAX_REQUEST: usize = 650;
+const MAX_UPGRADE: usize = 2_190;
+const MAX_TUNNEL: usize = 710;
