@@ -71,7 +71,7 @@ async fn a_reload_within_the_delay_is_taken() {
 
 /// The kernel would reset what nobody has accepted when the socket is closed.
 #[tokio::test]
-async fn clients_that_wait_in_the_kernel_are_served_although_the_socket_closes() {
+async fn clients_in_the_backlog_are_served_after_the_socket_closes() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let mut proxy = world
@@ -100,7 +100,7 @@ async fn clients_that_wait_in_the_kernel_are_served_although_the_socket_closes()
 
 /// Whoever waits for a place must not keep the door open for others, who would be reset in the end.
 #[tokio::test]
-async fn the_socket_closes_although_there_is_no_place_for_whoever_has_come() {
+async fn socket_closes_while_clients_wait_for_a_permit() {
     let world = World::new();
     let upstream = world.apiserver().http(slow_or_endless).start().await;
     let mut proxy = world

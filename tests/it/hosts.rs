@@ -85,6 +85,11 @@ async fn malformed_hosts_and_targets_are_refused_over_http1() {
             "not a path",
         ),
         ("GET * HTTP/1.1\r\nHost: kube.test", "not a path"),
+        ("GET / HTTP/1.1\r\nHost: kube.test:abc", "host is malformed"),
+        (
+            "GET / HTTP/1.1\r\nHost: kube.test:99999",
+            "host is malformed",
+        ),
     ] {
         let answer = raw(&proxy, &format!("{head}\r\n\r\n")).await;
         let said = answer.status(400, "BadRequest");
@@ -114,6 +119,7 @@ async fn malformed_hosts_are_refused_over_http2() {
         ("https://kube.test/", Some("a b"), "host is malformed"),
         ("https://user@kube.test/", None, "host is malformed"),
         ("http://kube.test/", None, "scheme is not https"),
+        ("https://kube.test:99999/", None, "host is malformed"),
     ] {
         let answer = http2(&client, "GET", uri, host).await;
         let said = answer.status(400, "BadRequest");
@@ -127,6 +133,164 @@ async fn malformed_hosts_are_refused_over_http2() {
         Vec::<&str>::new()
     );
 }
+
+/// The `http` crate cuts a target at `#`, and this one would then delete all config maps of the namespace.
+#[tokio::test]
+async fn targets_with_a_hash_are_refused_over_http1() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    for target in [
+        "/api/v1/namespaces/n/configmaps/#y",
+        "/#",
+        "/a?b#c",
+        "https://kube.test/#y",
+        "https://kube.test#y",
+        "#/..",
+        "#",
+        "?x",
+    ] {
+        let request = format!("DELETE {target} HTTP/1.1\r\nHost: kube.test\r\n\r\n");
+        let answer = raw(&proxy, &request).await;
+        answer.status(400, "BadRequest");
+        assert_eq!(answer.lines("connection"), ["close"], "{target}");
+        // In two pieces, and with a request before and after it.
+        let mut client = proxy.client().http1().await;
+        assert_eq!(client.get(HOST, "/", "").await.status, 200);
+        upstream.next_request().await;
+        let (first, last) = request.split_at(8);
+        client.send(first).await;
+        client.send(format!("{last}{request}")).await;
+        let answer: Answer = client.response().await.into();
+        answer.status(400, "BadRequest");
+    }
+    assert!(
+        upstream
+            .requests()
+            .iter()
+            .all(|request| request.method == "GET")
+    );
+}
+
+/// As over HTTP/1.1. The target is hidden in HPACK, in every way in which a client can write it.
+#[tokio::test]
+async fn targets_with_a_hash_are_refused_over_http2() {
+    /// A field whose name is in the table, with its value raw.
+    fn literal(first: u8, value: &str) -> Vec<u8> {
+        let length = u8::try_from(value.len()).unwrap();
+        [&[first, length], value.as_bytes()].concat()
+    }
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
+    let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
+    // `:method: GET`, `:scheme: https` and `:authority: kube.test`.
+    let rest = [&[0x82, 0x87][..], &literal(0x01, HOST)].concat();
+    let named = frames::encode_fields(&[(":path", "/a#y")]);
+    let target = "/api/v1/namespaces/n/configmaps/#y";
+    let mut stream = 1;
+    for (path, status) in [
+        (literal(0x04, "/fine"), OK),
+        (literal(0x04, target), BAD_REQUEST),
+        (literal(0x14, "/never/indexed#"), BAD_REQUEST),
+        (named, BAD_REQUEST),
+        (literal(0x04, "#"), BAD_REQUEST),
+        (literal(0x04, "#/.."), BAD_REQUEST),
+        (literal(0x04, "?x"), BAD_REQUEST),
+        // `/a#b`, coded by Huffman.
+        (vec![0x04, 0x84, 0x60, 0x7f, 0xf5, 0x1f], BAD_REQUEST),
+        // It goes into the table, and comes back as an index, or as the name of another value.
+        (literal(0x44, "/kept#y"), BAD_REQUEST),
+        (vec![0xbe], BAD_REQUEST),
+        (literal(0x7e, "/other#y"), BAD_REQUEST),
+        (vec![0xbf], BAD_REQUEST),
+        // A target without a hash, and a field that is not a target.
+        (
+            [&literal(0x04, "/also/fine")[..], &[0x0f, 0x00, 0x01, b'#']].concat(),
+            OK,
+        ),
+    ] {
+        let block = [&rest[..], &path].concat();
+        let end = frames::END_STREAM | frames::END_HEADERS;
+        wire.send(kind::HEADERS, end, stream, block).await.unwrap();
+        let head = within("a response", wire.expect(kind::HEADERS)).await;
+        assert_eq!(head.unwrap().payload[0], status, "{path:x?}");
+        stream += 2;
+    }
+    // Byte by byte, in two frames.
+    let block = [&rest[..], &literal(0x04, target)].concat();
+    let (first, last) = block.split_at(block.len() - 2);
+    wire.send(kind::HEADERS, frames::END_STREAM, stream, first.to_vec())
+        .await
+        .unwrap();
+    wire.send(
+        kind::CONTINUATION,
+        frames::END_HEADERS,
+        stream,
+        last.to_vec(),
+    )
+    .await
+    .unwrap();
+    let head = within("a response", wire.expect(kind::HEADERS)).await;
+    assert_eq!(head.unwrap().payload[0], BAD_REQUEST);
+    assert_eq!(upstream.requests().len(), 2);
+}
+
+/// The proxy remembers each cut target of a connection, for the client can repeat it by an index. A client
+/// that sends hundreds of them is told to go away.
+#[tokio::test]
+async fn too_many_targets_with_a_hash_end_the_connection() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
+    let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
+    for number in 0..300 {
+        let path = format!("/{number}#");
+        let fields = [
+            (":method", "GET"),
+            (":scheme", "https"),
+            (":authority", HOST),
+            (":path", &path),
+        ];
+        let stream = 2 * number + 1;
+        wire.headers(stream, &fields, frames::END_STREAM)
+            .await
+            .unwrap();
+        let head = within("a response", wire.expect(kind::HEADERS)).await;
+        let Ok(head) = head else { break };
+        assert_eq!(head.payload[0], BAD_REQUEST);
+    }
+    let goaway = within("GOAWAY", wire.expect(kind::GOAWAY)).await.unwrap();
+    assert_eq!(goaway.error_code(), Some(0));
+    assert_eq!(upstream.connections().len(), 0);
+}
+
+/// h2 takes an empty length for 0; an apiserver that speaks HTTP/1.1 refuses it.
+#[tokio::test]
+async fn empty_content_length_is_refused_over_http2() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
+    let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
+    let fields = [
+        (":method", "POST"),
+        (":scheme", "https"),
+        (":authority", HOST),
+        (":path", "/x"),
+        ("content-length", ""),
+    ];
+    wire.headers(1, &fields, frames::END_STREAM).await.unwrap();
+    let head = within("a response", wire.expect(kind::HEADERS)).await;
+    assert_eq!(head.unwrap().payload[0], BAD_REQUEST);
+    assert_eq!(upstream.connections().len(), 0);
+}
+
+/// The first byte of a response head: `:status` 200 and 400 in the static table of HPACK.
+const OK: u8 = 0x88;
+const BAD_REQUEST: u8 = 0x8c;
 
 /// Case 42. `Host` alone names the host as well (RFC 9113 §8.3.1).
 #[tokio::test]

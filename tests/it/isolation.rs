@@ -189,7 +189,7 @@ async fn a_stalled_reader_of_many_short_lines_ends_no_watch() {
 
 /// Case 63.
 #[tokio::test]
-async fn a_rapid_reset_reaches_the_apiserver_a_few_times_and_no_other_client() {
+async fn rapid_reset_is_bounded_and_affects_no_other_client() {
     let world = World::new();
     let (tell, told) = watch::channel(false);
     let upstream = strict(&world, told).start().await;

@@ -198,7 +198,7 @@ async fn a_silent_stream_of_a_shared_connection_holds_no_buffers() {
 
 /// Two TLS sessions, two HTTP/2 connections with the frame buffers of h2, and one stream.
 #[tokio::test]
-async fn a_silent_http2_connection_holds_no_more_than_its_frame_buffers() {
+async fn silent_http2_connection_holds_only_its_frame_buffers() {
     silent_watches_cost(Clients::Http2, 80 * KIB, 100 * KIB).await;
 }
 

@@ -114,7 +114,7 @@ async fn reload_with(proxy: &Proxy, world: &World, marker: &Identity) {
 
 /// Case 55. New connections get the new certificate; a watch and a tunnel that run do not notice.
 #[tokio::test]
-async fn a_swapped_certificate_is_for_new_connections_and_old_streams_live() {
+async fn swapped_certificate_serves_new_connections_only() {
     let world = World::new();
     let (old, new) = (identity(&world), identity(&world));
     let ca = world.cluster_ca.pem();

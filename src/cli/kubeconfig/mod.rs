@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use super::{failure::print, print_failure};
 use crate::{
     check::{Token, TokenError},
-    config::{ConfigError, UpstreamUrl, check_path_flag},
+    config::{ConfigError, UpstreamUrl, path_flag},
     quote,
 };
 use document::Document;
@@ -119,7 +119,7 @@ fn make(args: &KubeconfigArgs) -> Result<Made, Failure> {
         ("--output", &args.output),
     ] {
         if let Some(path) = path {
-            check_path_flag(flag, path)?;
+            path_flag(flag, path)?;
         }
     }
     let url: UpstreamUrl = args.server.parse().map_err(|source| ConfigError::Flag {

@@ -14,7 +14,7 @@ fn read(file: &str) -> String {
 }
 
 #[tokio::test]
-async fn what_increases_in_an_alert_is_there_at_zero_before_anything_has_happened() {
+async fn counters_of_alerts_exist_at_zero_from_the_start() {
     let world = World::new();
     let proxy = world.proxy(tcp::refused().await).admin().start();
     let text = scrape(proxy.admin()).await.text;

@@ -143,7 +143,7 @@ async fn it_is_ready_once_an_apiserver_was_verified() {
 }
 
 #[tokio::test]
-async fn an_apiserver_with_another_certificate_keeps_it_from_being_ready_and_the_reason_is_told() {
+async fn readyz_fails_and_names_an_unverified_apiserver() {
     let world = World::new();
     let foreign = standin::pki::Ca::new("foreign").server(&[crate::proxy::APISERVER]);
     let upstream = standin::upstream::Upstream::builder(foreign).start().await;

@@ -106,7 +106,7 @@ async fn it_says_what_fails_in_words() {
 
 /// Not even a line that somebody else put into the page would run.
 #[tokio::test]
-async fn the_page_comes_with_a_policy_that_allows_its_own_script_alone() {
+async fn status_page_policy_allows_only_its_own_script() {
     let world = World::new();
     let proxy = world.proxy(tcp::refused().await).admin().start();
     let page = ask(proxy.admin(), "/").await;

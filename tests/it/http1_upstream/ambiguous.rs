@@ -12,7 +12,7 @@ fn ok(lines: &str, body: &str) -> String {
 /// RFC 9112 §6.3: the coding overrides the length, which is not passed on; and who sends both may be a relay
 /// that was tricked, so nothing more is asked of it.
 #[tokio::test]
-async fn a_coding_with_a_length_goes_by_the_coding_and_spoils_the_connection() {
+async fn coding_with_length_uses_the_coding_and_poisons_connection() {
     let case = |what, length: &str| {
         let lines = format!("Content-Length: {length}\r\nTransfer-Encoding: chunked\r\n");
         Case::get(what, ok(&lines, CHUNKS))

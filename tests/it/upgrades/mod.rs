@@ -167,7 +167,7 @@ pub(crate) async fn echo(mut request: Request<RequestBody>) -> Response<Response
 
 /// Cases 8, 9. Discovery over h2 and an apiserver that prefers h2 leave their mark on no upgrade.
 #[tokio::test]
-async fn an_upgrade_goes_over_a_fresh_connection_that_offers_http1_alone() {
+async fn upgrade_uses_a_new_connection_that_offers_only_http1() {
     let world = World::new();
     let upstream = world.apiserver().http(echo).start().await;
     let proxy = world.proxy(upstream.address()).start();
