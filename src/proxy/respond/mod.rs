@@ -2,7 +2,6 @@
 //!
 //! The client reads no address and no certificate name. Those are part of the cause, which goes to the log.
 
-use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 
 use super::{Body, Error, Rejection};
@@ -48,8 +47,7 @@ impl ErrorStatus {
 /// The response to a request that failed.
 pub(super) fn respond(error: &Error) -> Response<Body> {
     let status = error_status(error);
-    let body = Bytes::from(status.json());
-    let mut response = Response::new(Body::full(body));
+    let mut response = Response::new(Body::full(status.json()));
     *response.status_mut() = status.code;
     let headers = response.headers_mut();
     headers.insert(
