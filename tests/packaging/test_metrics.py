@@ -1,4 +1,4 @@
-"""The dashboard and the alerts use only existing metrics and labels, and promtool accepts them."""
+"""The dashboard and the alerts name only metrics and labels that exist, and promtool takes them."""
 
 import json
 import pathlib
@@ -14,15 +14,15 @@ import rendered
 RULES = rendered.ROOT / "config/prometheus/rules.yaml"
 DASHBOARD = rendered.ROOT / "config/grafana/kube-tls-proxy.json"
 
-# Labels that Prometheus adds, and the label of histogram buckets.
+# What Prometheus itself adds, and what its histograms are made of.
 EVERYWHERE = {"job", "instance", "le"}
 
-# Labels whose values are all listed in docs/metrics.md.
+# Labels whose values are all in docs/metrics.md.
 FIXED = {"from", "limit", "protocol", "reason", "result", "verb"}
 
 
 def documented():
-    """Every metric of docs/metrics.md with its labels and their listed values."""
+    """Every metric of docs/metrics.md with its labels, and the values of those that have a fixed set."""
     text = (rendered.ROOT / "docs/metrics.md").read_text()
     found = {}
     for line in text.splitlines():
@@ -52,7 +52,7 @@ def dashboard_expressions():
 
 
 def series(expression):
-    """The metrics in an expression, each with its selectors: label and value, which may be a pattern."""
+    """The metrics in an expression, each with what it is selected by: label and value, which may be a pattern."""
     found = re.findall(r"\b((?:kube_tls_proxy|process)_[a-z_]+)(?:\{([^}]*)\})?", expression)
     return [(name, re.findall(r'([a-z_]+)\s*[=!]~?\s*"([^"]*)"', selector)) for name, selector in found]
 
@@ -72,7 +72,7 @@ class Names(unittest.TestCase):
         self.assertGreater(len(known), 20, "docs/metrics.md has no table of metrics")
         for where, expression in self.expressions().items():
             used = series(expression)
-            self.assertTrue(used, f"{where} uses no metric: {expression}")
+            self.assertTrue(used, f"{where} asks for no metric: {expression}")
             for name, _ in used:
                 self.assertIn(family(name), known, where)
 
@@ -85,17 +85,17 @@ class Names(unittest.TestCase):
                 labels = known.get(family(name), {})
                 for label, value in selectors:
                     self.assertIn(label, labels.keys() | EVERYWHERE, f"{where}: {name}")
-                    # A code can have any digits, a cluster any name.
+                    # A code has any digits, a cluster any name.
                     if label in FIXED:
                         checked += 1
                         self.assertLessEqual(set(value.split("|")), labels[label], f"{where}: {name}")
-            # The labels of `by` and `on` must exist on one of the metrics in the expression.
+            # What is summed by must be a label of one of the metrics beside it.
             beside = EVERYWHERE.union(*(known.get(family(name), {}) for name, _ in used))
             for names in re.findall(r"\b(?:by|on) \(([^)]*)\)", expression):
                 self.assertLessEqual(set(re.split(r",\s*", names)), beside, where)
         self.assertGreater(checked, 5)
 
-    def test_metrics_that_need_action_have_an_alert(self):
+    def test_every_metric_that_needs_action_has_an_alert(self):
         used = {family(name) for rule in alerts() for name, _ in series(rule["expr"])}
         for metric in (
             "certificate_not_after_seconds",
@@ -115,7 +115,7 @@ class Names(unittest.TestCase):
         used = {family(name) for expression in dashboard_expressions().values() for name, _ in series(expression)}
         self.assertEqual(set(documented()) - used, set())
 
-    def test_every_alert_has_a_runbook(self):
+    def test_every_alert_says_what_to_do(self):
         for rule in alerts():
             self.assertIn(rule["labels"]["severity"], ("critical", "warning"), rule["alert"])
             for text in ("summary", "description", "runbook"):
@@ -129,7 +129,7 @@ class Names(unittest.TestCase):
 
 
 class Dashboard(unittest.TestCase):
-    def test_panels_do_not_overlap(self):
+    def test_its_panels_do_not_overlap(self):
         dashboard = json.loads(DASHBOARD.read_text())
         taken = {}
         for panel in dashboard["panels"]:
@@ -142,7 +142,7 @@ class Dashboard(unittest.TestCase):
         ids = [panel["id"] for panel in dashboard["panels"]]
         self.assertEqual(len(ids), len(set(ids)))
 
-    def test_panels_use_the_selected_prometheus_and_proxies(self):
+    def test_it_asks_the_chosen_prometheus_for_the_chosen_proxies(self):
         for panel in panels(json.loads(DASHBOARD.read_text())):
             self.assertEqual(panel["datasource"]["uid"], "${datasource}", panel["title"])
             for target in panel["targets"]:
@@ -150,7 +150,7 @@ class Dashboard(unittest.TestCase):
                     chosen = {("job", "$job"), ("instance", "$instance")}
                     self.assertLessEqual(chosen, set(selectors), f"{panel['title']}: {name}")
 
-    def test_promtool_accepts_every_expression(self):
+    def test_prometheus_understands_every_expression(self):
         rules = [
             {"record": f"panel:{number}", "expr": expression.replace("$__rate_interval", "5m")}
             for number, (_, expression) in enumerate(dashboard_expressions().items())
@@ -163,10 +163,10 @@ class Dashboard(unittest.TestCase):
 
 
 class Rules(unittest.TestCase):
-    def test_promtool_accepts_the_rules(self):
+    def test_prometheus_takes_them(self):
         promtool("check", "rules", RULES)
 
-    def test_alerts_fire_only_when_they_should(self):
+    def test_they_fire_when_they_should_and_only_then(self):
         promtool("test", "rules", RULES.with_name("rules.test.yaml"))
 
 
