@@ -10,7 +10,7 @@
 )]
 
 mod proxy;
-mod status;
+mod responses;
 
 // One module a topic; a test goes where its peer-visible behaviour belongs.
 mod admin;
