@@ -23,6 +23,7 @@
 //! variable is read on the way of a request. No request is sent twice unless it provably was not
 //! processed ([`upstream::UpstreamError::is_unprocessed`]).
 
+pub mod activity;
 pub mod admin;
 pub mod app;
 #[doc(hidden)]

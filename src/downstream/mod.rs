@@ -90,7 +90,7 @@ pub async fn serve(
     let stream = match Box::pin(accepted).await {
         Ok(stream) => stream,
         Err(error) => {
-            worker.counts().handshake(error.as_ended());
+            worker.counts().handshakes.count(error.as_ended());
             debug!(client.address = %peer, error = %error_chain(&error), "downstream handshake failed");
             return;
         }
@@ -108,7 +108,7 @@ pub async fn serve(
         .server_name()
         .map(|name| name.trim_end_matches('.').to_ascii_lowercase());
     let counts = Arc::clone(worker.counts());
-    counts.handshake(Handshake::Ok);
+    counts.handshakes.count(Handshake::Ok);
     let connected = Connected::new(counts, peer.0, protocol, permit);
     let downstream = Downstream {
         peer,

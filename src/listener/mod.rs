@@ -272,7 +272,7 @@ impl Listener {
 /// Waits for a permit for one more connection.
 async fn acquire(connections: &Arc<Semaphore>, counts: &Counters) -> OwnedSemaphorePermit {
     if connections.available_permits() == 0 {
-        counts.limit_hit(Limit::Connections);
+        counts.limits_hit.count(Limit::Connections);
     }
     loop {
         // It fails only for a closed semaphore, and this one is never closed.

@@ -109,14 +109,17 @@ async fn try_one(
     match dialled.unwrap_or(Err(UpstreamError::ConnectTimeout { endpoint: address })) {
         Ok(connection) => {
             cluster.endpoints.mark_healthy(&endpoint);
-            context.counts.dialled(cluster.name(), Dialled::Ok);
+            context.counts.dials.count(cluster.name(), Dialled::Ok);
             connection
                 .stats()
                 .on_dial(&context.counts, &cluster.generation);
             Ok(connection.to(endpoint))
         }
         Err(error) => {
-            context.counts.dialled(cluster.name(), error.as_dialled());
+            context
+                .counts
+                .dials
+                .count(cluster.name(), error.as_dialled());
             tracing::warn!(
                 cluster = cluster.name,
                 error = %error_chain(&error),

@@ -205,7 +205,7 @@ async fn while_it_drains_it_lives_and_is_not_ready() {
     let scrape = scrape(admin).await;
     assert_eq!((scrape.get("draining"), scrape.get("tunnels")), (1.0, 1.0));
     drop(exec);
-    proxy.ended().await;
+    proxy.wait_until_stopped().await;
     let closed = async { while TcpStream::connect(admin).await.is_ok() {} };
     within("the admin port to close", closed).await;
 }

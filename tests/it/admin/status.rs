@@ -86,13 +86,13 @@ async fn it_says_what_fails_in_words() {
     let errors = status["recent_errors"].as_array().unwrap();
     assert_eq!(errors.len(), 1, "{errors:?}");
     assert_eq!(
-        (&errors[0]["reason"], &errors[0]["times"]),
+        (&errors[0]["reason"], &errors[0]["count"]),
         (&"connect".into(), &3.into())
     );
-    let sentence = errors[0]["sentence"].as_str().unwrap();
+    let message = errors[0]["message"].as_str().unwrap();
     assert!(
-        sentence.contains(&format!("connect to {nobody}: ")),
-        "{sentence}"
+        message.contains(&format!("connect to {nobody}: ")),
+        "{message}"
     );
     let endpoint = &status["clusters"][0]["endpoints"][0];
     assert_eq!(endpoint["state"], "unhealthy");

@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::{
     proxy::{HOST, World},
-    status::{BOTH, Protocol},
+    responses::{BOTH, Protocol},
 };
 
 /// Case 49. The proxy says 100 itself, once the apiserver's connection takes the body.
@@ -402,9 +402,13 @@ async fn uploads_arrive_whole_however_they_are_cut_up() {
         assert_eq!(request.body().await, b"0123456789".repeat(50));
 
         let large = vec![b'x'; 3 << 20];
-        let answer = proxy.ask(Protocol::Http2, "POST", "/", &[], &large).await;
+        let answer = proxy
+            .request(Protocol::Http2, "POST", "/", &[], &large)
+            .await;
         assert_eq!(answer.code, 200);
-        let answer = proxy.ask(Protocol::Http1, "POST", "/", &[], &large).await;
+        let answer = proxy
+            .request(Protocol::Http1, "POST", "/", &[], &large)
+            .await;
         assert_eq!(answer.code, 200);
         for _ in 0..2 {
             assert!(upstream.next_request().await.body().await == large);
