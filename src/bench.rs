@@ -1,4 +1,4 @@
-//! What the benches measure apart from the sockets around it: pure functions that are not public.
+//! Private functions that the benches measure without a socket.
 
 pub use crate::{
     downstream::bench::scan_requests,

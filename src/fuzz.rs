@@ -1,17 +1,19 @@
-//! What the fuzz targets run: plain functions that panic when an invariant breaks.
+//! The bodies of the fuzz targets: plain functions that panic when an invariant breaks.
 //!
 //! `tests/fuzz.rs` replays `fuzz/corpus` through them in every `cargo test`.
 
-/// A target's name, which is also the folder of its corpus, and its body.
+/// The name of a target, which is also the folder of its corpus, and its body.
 pub type Target = (&'static str, fn(&[u8]));
 
-/// All targets.
+/// Returns all targets.
 #[must_use]
-pub fn targets() -> [Target; 7] {
+pub fn targets() -> [Target; 8] {
+    let [heads, targets] = crate::downstream::FUZZ;
     let [headers, host, path] = crate::proxy::FUZZ;
     let [goaway, answer, chunks] = crate::upstream::FUZZ;
     [
-        ("heads", crate::downstream::FUZZ),
+        ("heads", heads),
+        ("targets", targets),
         ("headers", headers),
         ("host", host),
         ("path", path),

@@ -1,9 +1,15 @@
-//! Sets up logging: to stderr, as text or JSON, written by a thread of its own.
+//! Logging to stderr, as text or JSON, written by a thread of its own; and the limit of log lines per client.
 //!
 //! A log sink that stalls must not stall requests: lines beyond the queue are dropped and counted.
 
-use std::io::IsTerminal;
+use std::{
+    hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher},
+    io::IsTerminal,
+    net::IpAddr,
+    time::Duration,
+};
 
+use tokio::time::Instant;
 use tracing::{Level, Metadata};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
@@ -16,7 +22,7 @@ use tracing_subscriber::{
 
 use crate::config::{LogConfig, LogFormat};
 
-/// Keeps logging alive; writes what is queued when dropped.
+/// Keeps logging alive. Writes the queued lines when dropped.
 #[derive(Debug)]
 pub struct Telemetry {
     _writer: WorkerGuard,
@@ -24,13 +30,13 @@ pub struct Telemetry {
 }
 
 impl Telemetry {
-    /// Asks for [`Telemetry::dropped_lines`] later.
-    pub fn ask_dropped_lines(&self) -> impl Fn() -> u64 + Send + Sync + 'static {
+    /// A function that returns the current [`Telemetry::dropped_lines`].
+    pub fn dropped_lines_reader(&self) -> impl Fn() -> u64 + Send + Sync + 'static {
         let dropped = self.dropped.clone();
         move || dropped.dropped_lines() as u64
     }
 
-    /// Log lines that were dropped because the sink was too slow.
+    /// The number of log lines that were dropped because the sink was too slow.
     #[must_use]
     pub fn dropped_lines(&self) -> usize {
         self.dropped.dropped_lines()
@@ -41,7 +47,7 @@ impl Telemetry {
 ///
 /// # Errors
 ///
-/// When the filter is malformed.
+/// If the filter is malformed.
 pub fn start(config: &LogConfig) -> Result<Telemetry, ParseError> {
     let access = if config.access { "info" } else { "off" };
     let filter = format!("kube_tls_proxy::access={access},{}", config.filter);
@@ -54,7 +60,7 @@ pub fn start(config: &LogConfig) -> Result<Telemetry, ParseError> {
     let registry = tracing_subscriber::registry()
         .with(filter)
         .with(filter_fn(may_be_logged));
-    // A second start in one process, as tests make it, keeps the first subscriber.
+    // A second start in one process, as in tests, keeps the first subscriber.
     let started = match config.format {
         LogFormat::Json => registry
             .with(fmt::layer().json().flatten_event(true).with_writer(writer))
@@ -73,13 +79,74 @@ pub fn start(config: &LogConfig) -> Result<Telemetry, ParseError> {
     })
 }
 
-/// Of other crates nothing but errors, whatever the operator's filter says: h2 logs whole header fields
-/// at `trace`, tokens included, and hyper and rustls warn per attacker's request. What matters of theirs
-/// is in our own events. Proof: tests/it `no_filter_brings_a_secret_into_the_log`.
+/// Other crates log errors only, whatever the filter of the operator says: h2 logs whole header fields
+/// at `trace`, tokens included, and hyper and rustls warn once per request of an attacker. Our own events
+/// have the facts that matter. Proof: tests/it `no_filter_brings_a_secret_into_the_log`.
 fn may_be_logged(metadata: &Metadata<'_>) -> bool {
     metadata.target().starts_with(env!("CARGO_CRATE_NAME")) || *metadata.level() == Level::ERROR
 }
 
-/// Lines that may wait for a slow log sink: room for all of them is made at the start, and they hold some
-/// 400 bytes each.
+/// Limits the log lines about each client per second, so that a client that fails in a loop can neither
+/// fill the log nor hide what happens to others.
+#[derive(Debug)]
+pub(crate) struct LogLimiter([ClientLines; LIMITER_SLOTS]);
+
+/// The log lines of the clients that share a slot.
+#[derive(Debug, Clone, Copy, Default)]
+struct ClientLines {
+    second: Option<Instant>,
+    written: u32,
+    suppressed: u64,
+}
+
+impl Default for LogLimiter {
+    fn default() -> Self {
+        Self([ClientLines::default(); LIMITER_SLOTS])
+    }
+}
+
+impl LogLimiter {
+    /// Returns `Some` if a line about this client may be written, with the number of lines that were
+    /// suppressed since the last one.
+    pub(crate) fn admit(&mut self, client: IpAddr, now: Instant) -> Option<u64> {
+        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(client);
+        let slot = usize::try_from(hash % LIMITER_SLOTS as u64).unwrap_or_default();
+        let lines = self.0.get_mut(slot)?;
+        let is_over = |second| now.duration_since(second) >= Duration::from_secs(1);
+        if lines.second.is_none_or(is_over) {
+            (lines.second, lines.written) = (Some(now), 0);
+        }
+        if lines.written >= MAX_LINES_PER_SECOND {
+            lines.suppressed += 1;
+            return None;
+        }
+        lines.written += 1;
+        Some(std::mem::take(&mut lines.suppressed))
+    }
+}
+
+/// Lines that can wait for a slow log sink. The queue is allocated at the start; a line has about 400 bytes.
 const WAITING_LINES: usize = 16 * 1024;
+/// Log lines about one client per second and worker.
+const MAX_LINES_PER_SECOND: u32 = 10;
+/// A fixed number, so that memory does not grow with clients. Two clients in one slot share its lines.
+const LIMITER_SLOTS: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_a_noisy_client_are_suppressed_and_counted() {
+        let noisy = IpAddr::from([192, 0, 2, 1]);
+        let quiet = IpAddr::from([192, 0, 2, 3]);
+        let mut limiter = LogLimiter::default();
+        let now = Instant::now();
+        let written = (0..100).filter(|_| limiter.admit(noisy, now).is_some());
+        assert_eq!(written.count(), 10);
+        assert_eq!(limiter.admit(quiet, now), Some(0), "another client");
+        let later = now + Duration::from_secs(1);
+        assert_eq!(limiter.admit(noisy, later), Some(90));
+        assert_eq!(limiter.admit(noisy, later), Some(0));
+    }
+}

@@ -50,17 +50,12 @@ fn completions_and_man_pages_are_current() {
         }
         let found = files(&folder);
         let names = |files: &BTreeMap<String, String>| files.keys().cloned().collect::<Vec<_>>();
-        let mend = "UPDATE=1 cargo test --test shipped";
-        assert_eq!(
-            names(&found),
-            names(&wanted),
-            "{}: {mend}",
-            folder.display()
-        );
+        let fix = "UPDATE=1 cargo test --test shipped";
+        assert_eq!(names(&found), names(&wanted), "{}: {fix}", folder.display());
         for (name, text) in &wanted {
             assert!(
                 found.get(name) == Some(text),
-                "{} is not that of the command line: {mend}",
+                "{} is stale: {fix}",
                 folder.join(name).display()
             );
         }

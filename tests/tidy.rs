@@ -34,6 +34,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "admin",
         &[
+            "activity",
             "config",
             "drain",
             "heartbeat",
@@ -106,7 +107,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     (
         "proxy",
-        &["config", "drain", "metrics", "telemetry", "upstream"],
+        &[
+            "activity",
+            "config",
+            "drain",
+            "metrics",
+            "telemetry",
+            "upstream",
+        ],
     ),
     (
         "upstream",
@@ -122,7 +130,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("pki", &["config"]),
     ("telemetry", &["config"]),
-    ("metrics", &[]),
+    ("metrics", &["activity"]),
+    ("activity", &["telemetry"]),
     ("transport", &[]),
     ("socket", &["config"]),
     ("config", &[]),

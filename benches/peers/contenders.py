@@ -156,11 +156,11 @@ def find(program, given=None):
         # On Debian, servers are not in the PATH of ordinary users.
         path = shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if path and program == "envoy":
-        path = _behind_wrapper(path)
+        path = _program_of_wrapper(path)
     return path and os.path.abspath(path)
 
 
-def _behind_wrapper(path):
+def _program_of_wrapper(path):
     """The envoy of PyPI is a script that runs the real one; its start time is not Envoy's."""
     pattern = os.path.join(
         os.path.dirname(os.path.dirname(os.path.abspath(path))),

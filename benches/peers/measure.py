@@ -16,7 +16,7 @@ START_ESTIMATE = 0.6  # seconds to start and stop a contender
 def steps(contenders, cells, rounds):
     """(round, contender, cells that share its process), round by round and interleaved.
 
-    The order moves on by one each round, so that nobody always comes after the same one.
+    The order rotates by one each round, so that no contender always follows the same one.
     """
     groups = {}
     for cell in cells:

@@ -142,7 +142,7 @@ impl Http2 {
 
 /// Returns the length of a piece of a response, and releases its flow-control window.
 pub(crate) fn take(body: &mut RecvStream, data: Result<Bytes, h2::Error>) -> usize {
-    let length = data.expect("the answer goes on").len();
+    let length = data.expect("the response has not ended").len();
     let released = body.flow_control().release_capacity(length);
     released.expect("no more is released than came");
     length
@@ -159,7 +159,7 @@ impl Http1 {
         let mut body = response.into_body();
         let mut received = 0;
         while let Some(frame) = body.frame().await {
-            let frame = frame.expect("the answer goes on");
+            let frame = frame.expect("the response has not ended");
             received += frame.data_ref().map_or(0, Bytes::len);
         }
         assert_eq!(received, length, "{path}");

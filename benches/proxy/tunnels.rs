@@ -45,10 +45,10 @@ async fn carry(tunnel: &mut TlsStream<TcpStream>, down: usize, up: usize) {
     while left > 0 {
         let room = piece.len().min(left);
         let part = piece.get_mut(..room).expect("it is no longer than a piece");
-        let read = tunnel.read(part).await.expect("the tunnel goes on");
+        let read = tunnel.read(part).await.expect("the tunnel has not ended");
         assert!(read > 0, "the tunnel ended, {left} bytes were to come");
         left -= read;
     }
-    let taken = tunnel.read_u64().await.expect("the tunnel goes on");
+    let taken = tunnel.read_u64().await.expect("the tunnel has not ended");
     assert_eq!(taken, up as u64, "what the apiserver took");
 }

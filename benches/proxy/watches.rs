@@ -56,7 +56,7 @@ pub(crate) fn fan_out(criterion: &mut Criterion) {
             () = waiting.none.notified() => {}
             // A watch never ends, so the end of a reader is a fault.
             ended = readers.join_next() => {
-                ended.expect("there are readers").expect("a reader goes on");
+                ended.expect("readers are running").expect("no reader has failed");
             }
         }
     });
@@ -69,7 +69,7 @@ async fn read(mut watch: RecvStream, waiting: Arc<Waiting>) {
     loop {
         let mut received = 0;
         while received < EVENT {
-            let data = watch.data().await.expect("the watch goes on");
+            let data = watch.data().await.expect("the watch has not ended");
             received += take(&mut watch, data);
         }
         assert_eq!(received, EVENT, "one event at a time");

@@ -1,41 +1,46 @@
-//! Whether the process lives, and whether clients should be sent to it.
+//! Liveness and readiness: `/livez` and `/readyz`.
 
-use std::{fmt::Write as _, time::SystemTime};
+use std::{
+    fmt::Write as _,
+    time::{Duration, SystemTime},
+};
 
-use super::sources::{STUCK, Sources};
+use serde::Serialize;
+
+use super::sources::Sources;
 use crate::{
     drain::Phase,
     pki::UtcDate,
     upstream::{Cluster, Health},
 };
 
-/// One thing that must hold.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Check {
+/// One condition of health.
+#[derive(Debug, Serialize)]
+pub(super) struct HealthCheck {
     pub(super) name: &'static str,
-    /// Why it does not hold, in words.
+    /// Why the condition does not hold, and how to fix it.
     pub(super) failure: Option<String>,
 }
 
-/// The checks of one path.
+/// The checks of `/livez` or `/readyz`.
 #[derive(Debug)]
-pub(super) struct Checks {
-    what: &'static str,
-    pub(super) checks: Vec<Check>,
+pub(super) struct HealthChecks {
+    path: &'static str,
+    pub(super) checks: Vec<HealthCheck>,
 }
 
-impl Checks {
-    pub(super) fn hold(&self) -> bool {
+impl HealthChecks {
+    pub(super) fn passed(&self) -> bool {
         self.checks.iter().all(|check| check.failure.is_none())
     }
 
-    /// As kube-apiserver says it, but that the reason is told: who can ask may know.
+    /// The text in the format of kube-apiserver, but with the reasons: who can read this port may know them.
     pub(super) fn text(&self, verbose: bool) -> String {
-        if self.hold() && !verbose {
+        if self.passed() && !verbose {
             return "ok".to_owned();
         }
         let mut text = String::new();
-        for Check { name, failure } in &self.checks {
+        for HealthCheck { name, failure } in &self.checks {
             // Writing to a String cannot fail.
             match failure {
                 None => writeln!(text, "[+]{name} ok"),
@@ -43,53 +48,53 @@ impl Checks {
             }
             .ok();
         }
-        let came_out = if self.hold() { "passed" } else { "failed" };
-        writeln!(text, "{} check {came_out}", self.what).ok();
+        let result = if self.passed() { "passed" } else { "failed" };
+        writeln!(text, "{} check {result}", self.path).ok();
         text
     }
 }
 
-/// Fails when only a restart can help.
-pub(super) fn livez(sources: &Sources) -> Checks {
+/// Fails if only a restart can help.
+pub(super) fn livez(sources: &Sources) -> HealthChecks {
     let (worker, silence) = sources.heartbeats.longest_silence();
-    let failure = (silence >= STUCK).then(|| {
+    let failure = (silence >= MAX_SILENCE).then(|| {
         format!(
             "worker {worker}: event loop stalled for {} s; restart the process",
             silence.as_secs()
         )
     });
-    Checks {
-        what: "livez",
-        checks: vec![Check {
+    HealthChecks {
+        path: "livez",
+        checks: vec![HealthCheck {
             name: "workers",
             failure,
         }],
     }
 }
 
-/// Fails while clients are better served elsewhere.
-pub(super) fn readyz(sources: &Sources, now: SystemTime) -> Checks {
+/// Fails while clients are better served by another instance.
+pub(super) fn readyz(sources: &Sources, now: SystemTime) -> HealthChecks {
     let phase = *sources.phase.borrow();
     let checks = [
         ("certificate", certificate(sources, now)),
         (
             "listening",
-            (phase == Phase::Draining).then(|| "the sockets for clients are closed".to_owned()),
+            (phase == Phase::Draining).then(|| "the listening sockets are closed".to_owned()),
         ),
         ("upstream", upstream(sources)),
         (
             "draining",
-            (phase != Phase::Serving).then(|| "the proxy was told to stop".to_owned()),
+            (phase != Phase::Serving).then(|| "the proxy is shutting down".to_owned()),
         ),
     ];
-    let checks = checks.map(|(name, failure)| Check { name, failure });
-    Checks {
-        what: "readyz",
+    let checks = checks.map(|(name, failure)| HealthCheck { name, failure });
+    HealthChecks {
+        path: "readyz",
         checks: checks.into(),
     }
 }
 
-/// One valid certificate is enough: those of other names have nothing to do with its clients.
+/// Passes if one certificate is valid: an expired one does not affect clients of other names.
 fn certificate(sources: &Sources, now: SystemTime) -> Option<String> {
     let report = sources.report.borrow();
     let identities = &report.material.identities;
@@ -104,49 +109,56 @@ fn certificate(sources: &Sources, now: SystemTime) -> Option<String> {
         let (names, leaf) = (identity.names().join(", "), identity.summary());
         if leaf.not_before > now {
             let from = UtcDate(leaf.not_before);
-            format!("the one for {names} is valid from {from} on; look at the clock")
+            format!("{names}: not valid before {from}; check the clock of this machine")
         } else {
             let on = UtcDate(leaf.not_after);
-            format!("the one for {names} expired on {on}; renew it")
+            format!("{names}: expired on {on}; renew the certificate")
         }
     });
     Some(each.collect::<Vec<_>>().join("; "))
 }
 
-/// One endpoint that works is enough, for the same reason.
+/// Passes if one endpoint is healthy: an outage of one cluster does not affect clients of the others.
 fn upstream(sources: &Sources) -> Option<String> {
     let report = sources.report.borrow();
-    let is_well = |cluster: &Cluster| {
+    let is_healthy = |cluster: &Cluster| {
         let health = cluster.endpoints().health();
         health
             .iter()
             .any(|endpoint| endpoint.state == Health::Healthy)
     };
-    if report.clusters.iter().any(|cluster| is_well(cluster)) {
+    if report.clusters.iter().any(|cluster| is_healthy(cluster)) {
         return None;
     }
-    let mut told = Vec::new();
+    let mut reasons = Vec::new();
     for cluster in &report.clusters {
         let (name, health) = (cluster.name(), cluster.endpoints().health());
         if health.is_empty() {
             let host = cluster.endpoints().host();
-            told.push(format!("{name}: no address is known for {host}"));
+            reasons.push(format!(
+                "{name}: {host} has no address; check the name and DNS"
+            ));
         }
         for endpoint in health {
             let (address, why) = (endpoint.address, endpoint.why.unwrap_or_default());
-            told.push(match endpoint.state {
+            reasons.push(match endpoint.state {
                 Health::Unhealthy if !why.is_empty() => format!("{name}: {why}"),
-                Health::Unhealthy => format!("{name}: {address} does not work"),
-                Health::Unknown | Health::Healthy => format!("{name}: {address} was not tried yet"),
+                Health::Unhealthy => format!("{name}: {address} is unhealthy"),
+                Health::Unknown | Health::Healthy => {
+                    format!("{name}: {address} has not been probed yet")
+                }
             });
         }
     }
-    Some(told.join("; "))
+    Some(reasons.join("; "))
 }
+
+/// An event loop that has not run for this long is stalled: no task of it takes a tenth of that.
+const MAX_SILENCE: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::Duration};
+    use std::sync::Arc;
 
     use standin::{TempDir, pki::Ca};
     use tokio::{
@@ -162,7 +174,7 @@ mod tests {
         reload::{Material, Reloader},
     };
 
-    /// Sources of a proxy with one certificate, and the other ends of what they watch.
+    /// Sources of a proxy with one certificate, and the senders that they read from.
     fn sources(dir: &TempDir, phase: Phase) -> (Sources, watch::Sender<Phase>, Reloader) {
         let ca = Ca::new("public");
         let (certificate, key) = ca.server(&["kube.test"]).write(dir, "public");
@@ -190,7 +202,7 @@ mod tests {
         (sources, tell, reloader)
     }
 
-    fn failure(checks: &Checks, name: &str) -> Option<String> {
+    fn failure(checks: &HealthChecks, name: &str) -> Option<String> {
         let check = checks.checks.iter().find(|check| check.name == name);
         check.unwrap().failure.clone()
     }
@@ -206,7 +218,7 @@ mod tests {
             running.await.unwrap_err();
         };
         run(1, 1).await;
-        advance(STUCK - Duration::from_secs(2)).await;
+        advance(MAX_SILENCE - Duration::from_secs(2)).await;
         assert_eq!(livez(&sources).text(false), "ok");
         run(0, 3).await;
         assert_eq!(
@@ -216,23 +228,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_certificate_that_expires_while_it_is_served_makes_readyz_fail() {
+    async fn readyz_fails_when_the_certificate_expires() {
         let dir = TempDir::new();
         let (sources, _tell, _reloader) = sources(&dir, Phase::Serving);
         let now = SystemTime::now();
         assert_eq!(failure(&readyz(&sources, now), "certificate"), None);
         let years = Duration::from_secs(100 * 365 * 24 * 60 * 60);
         let why = failure(&readyz(&sources, now + years), "certificate").unwrap();
-        assert!(
-            why.starts_with("the one for kube.test expired on 20"),
-            "{why}"
-        );
+        assert!(why.starts_with("kube.test: expired on 20"), "{why}");
         let why = failure(&readyz(&sources, SystemTime::UNIX_EPOCH), "certificate").unwrap();
-        assert!(why.contains("is valid from"), "{why}");
+        assert!(why.contains("not valid before"), "{why}");
     }
 
     #[tokio::test]
-    async fn readyz_fails_from_the_signal_on_and_listening_only_once_the_sockets_are_closed() {
+    async fn readyz_fails_from_the_signal_listening_when_draining() {
         let dir = TempDir::new();
         let (sources, tell, _reloader) = sources(&dir, Phase::Serving);
         for (phase, listening, draining) in [

@@ -13,7 +13,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{health, health::Checks, host, page::Page, sources::Sources, view::View};
+use super::{health, health::HealthChecks, host, page::Page, sources::Sources, view::View};
 use crate::{config::Timeouts, drain::Drain, metrics, socket, text::error_chain};
 
 /// Serves until the drain begins.
@@ -101,7 +101,7 @@ fn answer(sources: &Sources, page: &Page, request: &Request<Incoming>) -> Respon
         "/livez" => checked(&health::livez(sources), verbose),
         "/readyz" => checked(&health::readyz(sources, SystemTime::now()), verbose),
         "/metrics" => typed(metrics::CONTENT_TYPE, sources.exposition()),
-        "/status.json" => match serde_json::to_string(&View::of(sources, SystemTime::now())) {
+        "/status.json" => match serde_json::to_string(&View::new(sources, SystemTime::now())) {
             Ok(json) => typed("application/json", json),
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
         },
@@ -112,8 +112,8 @@ fn answer(sources: &Sources, page: &Page, request: &Request<Incoming>) -> Respon
     }
 }
 
-fn checked(checks: &Checks, verbose: bool) -> Response<Full<Bytes>> {
-    let status = if checks.hold() {
+fn checked(checks: &HealthChecks, verbose: bool) -> Response<Full<Bytes>> {
+    let status = if checks.passed() {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE

@@ -1,49 +1,45 @@
-//! Where health, metrics and the status page get what they show, and the numbers that no worker counts.
+//! The data behind health, metrics and the status page, and the metrics that no worker counts.
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{fs, net::SocketAddr, sync::Arc, time::SystemTime};
 
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
     drain::Phase,
     heartbeat::Heartbeats,
-    metrics::{self, Exposition, Family, Label, Metrics, Process, Reloaded, unix_seconds},
+    metrics::{self, Exposition, Family, Label, Metrics, Reloaded},
     pki::Identity,
     reload::ReloadReport,
     upstream::{EndpointHealth, Health},
 };
 
-/// Everything that can be asked for on the admin port.
+/// All data that the admin port serves.
 #[derive(Debug)]
 pub struct Sources {
-    /// What workers have counted.
+    /// The counters of the workers.
     pub metrics: Arc<Metrics>,
     /// The heartbeats of the workers.
     pub heartbeats: Heartbeats,
-    /// What is served, and what the last looks at files came to.
+    /// The configuration and files in use, and the result of the last reload.
     pub report: watch::Receiver<ReloadReport>,
-    /// How far the process is on its way to its end.
+    /// The phase between start and end of the process.
     pub phase: watch::Receiver<Phase>,
-    /// Where clients connect.
+    /// The addresses that clients connect to.
     pub listening: Vec<SocketAddr>,
-    /// How many of their connections may be open at once.
+    /// The limit of open client connections.
     pub connections_limit: usize,
-    /// When the process started, by both clocks.
+    /// The start of the process on both clocks.
     pub started: (SystemTime, Instant),
 }
 
 impl Sources {
-    /// An instant in Unix time; the same one is always the same number.
+    /// An instant in Unix time. Equal instants give equal numbers even if the wall clock is set.
     pub(super) fn unix(&self, at: Instant) -> f64 {
         let (clock, instant) = self.started;
         unix_seconds(clock + at.saturating_duration_since(instant))
     }
 
-    /// Metrics as `OpenMetrics` text.
+    /// All metrics as `OpenMetrics` text.
     pub(super) fn exposition(&self) -> String {
         let mut exposition = Exposition::new();
         let report = self.report.borrow().clone();
@@ -74,11 +70,11 @@ impl Sources {
                     ("cluster", cluster.name().to_owned().into()),
                     ("endpoint", address.to_string().into()),
                 ];
-                let is_well = state == Health::Healthy;
+                let is_healthy = state == Health::Healthy;
                 to.gauge(
                     &metrics::ENDPOINT_HEALTHY,
                     labels,
-                    f64::from(u8::from(is_well)),
+                    f64::from(u8::from(is_healthy)),
                 );
             }
         }
@@ -104,7 +100,6 @@ impl Sources {
             flag(*self.phase.borrow() != Phase::Serving),
         );
         gauge(&metrics::PROCESS_START_TIME, unix_seconds(self.started.0));
-        let process = Process::now();
         #[expect(
             clippy::cast_precision_loss,
             reason = "a gauge is a float in every exposition"
@@ -114,8 +109,8 @@ impl Sources {
                 &metrics::CONNECTIONS_LIMIT,
                 Some(self.connections_limit as u64),
             ),
-            (&metrics::PROCESS_RESIDENT_MEMORY, process.resident_bytes),
-            (&metrics::PROCESS_OPEN_FDS, process.open_files),
+            (&metrics::PROCESS_RESIDENT_MEMORY, resident_bytes()),
+            (&metrics::PROCESS_OPEN_FDS, open_files()),
         ] {
             if let Some(value) = value {
                 gauge(family, value as f64);
@@ -124,10 +119,40 @@ impl Sources {
     }
 }
 
-/// What a certificate is called where there is room for one name.
+/// The name of a certificate where there is space for one only.
 fn first_name(identity: &Identity) -> String {
     identity.names().first().cloned().unwrap_or_default()
 }
 
-/// A worker that has not turned its loop for so long is stuck: nothing that it does takes a tenth of it.
-pub(super) const STUCK: Duration = Duration::from_secs(10);
+/// Seconds since 1970. 0 for an earlier time.
+pub(super) fn unix_seconds(at: SystemTime) -> f64 {
+    at.duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0.0, |since| since.as_secs_f64())
+}
+
+/// Memory of this process in RAM: the `VmRSS` line, which counts in KiB whatever the page size is. `None`
+/// without `/proc`.
+fn resident_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let mut lines = status.lines();
+    let line = lines.find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+/// Open file descriptors of this process, without the one that reads the directory. `None` without `/proc`.
+fn open_files() -> Option<u64> {
+    let files = fs::read_dir("/proc/self/fd").ok()?;
+    Some((files.count() as u64).saturating_sub(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_has_memory_and_files() {
+        assert!(resident_bytes().unwrap() > 1024 * 1024);
+        assert!(open_files().unwrap() > 2);
+    }
+}

@@ -1,24 +1,27 @@
-//! What the status page shows, as JSON.
+//! The data of the status page, served as `/status.json`.
 
-use std::time::SystemTime;
+use std::{cmp::Reverse, time::SystemTime};
 
 use serde::Serialize;
 
-use super::{health, sources::Sources};
+use super::{
+    health::{self, HealthCheck},
+    sources::{Sources, unix_seconds},
+};
 use crate::{
+    activity::{Activity, LongLived, MAX_RECENT, StreamInfo},
     drain::Phase,
-    metrics::{LongLived, StreamInfo, unix_seconds},
     upstream::{Cluster, Health},
 };
 
-/// All of it at one moment; times are Unix time.
+/// The state of the proxy at one moment. All times are Unix time.
 #[derive(Debug, Serialize)]
 pub(super) struct View {
     version: &'static str,
     now: f64,
     started: f64,
     phase: &'static str,
-    checks: Vec<CheckView>,
+    checks: Vec<HealthCheck>,
     listening: Vec<String>,
     connections: u64,
     watches: u64,
@@ -27,19 +30,13 @@ pub(super) struct View {
     errors: u64,
     received_bytes: u64,
     sent_bytes: u64,
-    /// Upper bound in seconds (`null`: none) and how many answers' heads took no longer, bucket by bucket.
+    /// Each bucket: its upper bound in seconds (`null`: none) and the responses in that bucket alone.
     time_to_headers_seconds: Vec<(Option<f64>, u64)>,
     certificates: Vec<CertificateView>,
     clusters: Vec<ClusterView>,
     open: Vec<OpenView>,
     reload: ReloadView,
     recent_errors: Vec<ErrorView>,
-}
-
-#[derive(Debug, Serialize)]
-struct CheckView {
-    name: &'static str,
-    failure: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -95,16 +92,15 @@ struct ReloadView {
 struct ErrorView {
     at: f64,
     reason: &'static str,
-    sentence: String,
-    times: u64,
+    message: String,
+    count: u64,
 }
 
 impl View {
-    /// What is so now.
-    pub(super) fn of(sources: &Sources, now: SystemTime) -> Self {
-        let snapshot = sources.metrics.snapshot();
+    /// The state at `now`.
+    pub(super) fn new(sources: &Sources, now: SystemTime) -> Self {
+        let sum = sources.metrics.sum();
         let report = sources.report.borrow().clone();
-        let checks = health::readyz(sources, now).checks.into_iter();
         let certificates = report.material.identities.iter().map(|identity| {
             let leaf = identity.summary();
             CertificateView {
@@ -128,11 +124,21 @@ impl View {
                 }
             },
         );
-        let heads = snapshot.time_to_headers();
-        let heads = heads
-            .bounded()
+        let time_to_headers = sum.time_to_headers.sum();
+        let buckets = time_to_headers
+            .buckets()
             .map(|(bound, count)| (Some(bound).filter(|bound| bound.is_finite()), count));
-        let open = snapshot.streams.iter().take(MOST_SHOWN);
+        let activities = || sources.metrics.activities();
+        let mut streams: Vec<_> = activities().flat_map(Activity::streams).collect();
+        streams.sort_by_key(|stream| stream.since);
+        let mut errors: Vec<_> = activities().flat_map(Activity::recent_errors).collect();
+        errors.sort_by_key(|error| Reverse(error.at));
+        let errors = errors.into_iter().take(MAX_RECENT).map(|error| ErrorView {
+            at: sources.unix(error.at),
+            reason: error.reason,
+            message: error.message,
+            count: error.count,
+        });
         Self {
             version: env!("CARGO_PKG_VERSION"),
             now: unix_seconds(now),
@@ -142,57 +148,47 @@ impl View {
                 Phase::Announced => "stopping",
                 Phase::Draining => "draining",
             },
-            checks: checks
-                .map(|check| CheckView {
-                    name: check.name,
-                    failure: check.failure,
-                })
-                .collect(),
+            checks: health::readyz(sources, now).checks,
             listening: sources.listening.iter().map(ToString::to_string).collect(),
-            connections: snapshot.connections,
-            watches: snapshot.watches,
-            tunnels: snapshot.tunnels,
-            requests: snapshot.requests(),
-            errors: snapshot.errors(),
-            received_bytes: snapshot.received,
-            sent_bytes: snapshot.sent,
-            time_to_headers_seconds: heads.collect(),
+            connections: sum.connections.get(),
+            watches: activities().map(Activity::watches).sum(),
+            tunnels: activities().map(Activity::tunnels).sum(),
+            requests: sum.requests.sum(),
+            errors: sum.errors.sum(),
+            received_bytes: sum.received.get(),
+            sent_bytes: sum.sent.get(),
+            time_to_headers_seconds: buckets.collect(),
             certificates: certificates.collect(),
             clusters: clusters.collect(),
-            open: open.map(|holder| OpenView::of(sources, holder)).collect(),
+            open: streams
+                .iter()
+                .take(MAX_STREAMS_SHOWN)
+                .map(|stream| OpenView::new(sources, stream))
+                .collect(),
             reload: ReloadView {
                 at: unix_seconds(report.changed),
                 failure: report.failure.clone(),
                 needs_restart: report.needs_restart.clone(),
             },
-            recent_errors: snapshot
-                .recent_errors
-                .iter()
-                .map(|error| ErrorView {
-                    at: sources.unix(error.at),
-                    reason: error.reason,
-                    sentence: error.sentence.clone(),
-                    times: error.times,
-                })
-                .collect(),
+            recent_errors: errors.collect(),
         }
     }
 }
 
 impl OpenView {
-    fn of(sources: &Sources, holder: &StreamInfo) -> Self {
+    fn new(sources: &Sources, stream: &StreamInfo) -> Self {
         Self {
-            kind: match holder.kind {
+            kind: match stream.kind {
                 LongLived::Watch => "watch",
                 LongLived::Log => "log",
                 LongLived::Tunnel => "tunnel",
             },
-            client: holder.client.to_string(),
-            user_agent: holder.user_agent.to_string(),
-            resource: holder.resource.to_string(),
-            namespace: holder.namespace.to_string(),
-            name: holder.name.to_string(),
-            since: sources.unix(holder.since),
+            client: stream.client.to_string(),
+            user_agent: stream.user_agent.to_string(),
+            resource: stream.resource.to_string(),
+            namespace: stream.namespace.to_string(),
+            name: stream.name.to_string(),
+            since: sources.unix(stream.since),
         }
     }
 }
@@ -213,5 +209,5 @@ fn endpoints(sources: &Sources, cluster: &Cluster) -> Vec<EndpointView> {
     each.collect()
 }
 
-/// Watches and tunnels that the page lists; nobody reads more.
-const MOST_SHOWN: usize = 200;
+/// Watches and tunnels that the page lists, the oldest first.
+const MAX_STREAMS_SHOWN: usize = 200;

@@ -16,8 +16,8 @@ use crate::{
         WATCH_DURATION,
     },
     config::{
-        self, ConfigError, Environment, ServeArgs, TrustSource, UpstreamUrl, check_path_flag,
-        is_colourless,
+        self, ConfigError, Environment, ServeArgs, TrustSource, UpstreamUrl, is_colourless,
+        path_flag,
     },
     pki::{PkiError, TrustAnchors},
     quote,
@@ -119,7 +119,7 @@ fn plan(args: &CheckArgs) -> Result<Plan, UsageError> {
         ("--token-file", &args.token_file),
     ] {
         if let Some(path) = path {
-            check_path_flag(flag, path)?;
+            path_flag(flag, path)?;
         }
     }
     let through = match &args.through {

@@ -33,7 +33,7 @@ pub(super) fn serve(args: ServeArgs) -> Result<(), AppError> {
     let app = App::bind_or_inherit(source, systemd::inherited_sockets()?)?;
     let telemetry = telemetry::start(&app.reloader().config().log).map_err(AppError::LogFilter)?;
     app.metrics()
-        .ask_log_lines_dropped(telemetry.ask_dropped_lines());
+        .read_dropped_log_lines(telemetry.dropped_lines_reader());
     let run = |source| AppError::Run {
         doing: "start the runtime".into(),
         source,

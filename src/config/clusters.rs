@@ -11,7 +11,7 @@ use super::{
     ClusterConfig, ConfigError, Environment, ReadError, ServeArgs, SettingError, TrustSource,
     config_file::{ClusterEntry, ExpectedName, PublicHost, UpstreamEntry},
     file, kubeconfig,
-    source::{ConfigSource, absolute_path, parse_flag},
+    load::{ConfigSource, complete_path, flag},
     url::{self, UpstreamUrl},
 };
 use crate::quote;
@@ -20,7 +20,7 @@ use crate::quote;
 pub(super) fn load(
     args: &ServeArgs,
     entries: Vec<Spanned<ClusterEntry>>,
-    source: &ConfigSource,
+    base: &ConfigSource,
     env: &Environment,
 ) -> Result<Vec<ClusterConfig>, ConfigError> {
     check_exclusive(args)?;
@@ -31,7 +31,7 @@ pub(super) fn load(
         return Err(ConfigError::Whole(SettingError::FlagAgainstFile {
             flag,
             key: "clusters",
-            file: source.file.clone(),
+            file: base.file.clone(),
         }));
     }
     let several = entries.len() > 1;
@@ -40,33 +40,31 @@ pub(super) fn load(
     for entry in entries {
         let name = quote::value(&entry.value.name);
         if name.is_empty() {
-            return Err(source.error_at(&entry, SettingError::EmptyName));
+            return Err(base.error_at(&entry, SettingError::EmptyName));
         }
         if quote::pasted(&entry.value.name).is_some() {
-            return Err(source.error_at(&entry, SettingError::SecretName));
+            return Err(base.error_at(&entry, SettingError::SecretName));
         }
         if clusters.iter().any(|cluster| cluster.name == name) {
-            return Err(source.error_at(&entry, SettingError::DuplicateCluster { name }));
+            return Err(base.error_at(&entry, SettingError::DuplicateCluster { name }));
         }
         if several && entry.value.hosts.is_empty() {
-            return Err(source.error_at(&entry, SettingError::NoHosts { name }));
+            return Err(base.error_at(&entry, SettingError::NoHosts { name }));
         }
         for host in &entry.value.hosts {
             let text = host.value.0.0.to_string();
             if let Some(first) = hosts.insert(text.clone(), name.clone()) {
-                return Err(
-                    source.error_at(host, SettingError::DuplicateHost { host: text, first })
-                );
+                return Err(base.error_at(host, SettingError::DuplicateHost { host: text, first }));
             }
         }
-        clusters.push(cluster_of_entry(entry, source, env)?);
+        clusters.push(cluster_of_entry(entry, base, env)?);
     }
     Ok(clusters)
 }
 
 fn cluster_of_entry(
     entry: Spanned<ClusterEntry>,
-    source: &ConfigSource,
+    base: &ConfigSource,
     env: &Environment,
 ) -> Result<ClusterConfig, ConfigError> {
     let name = quote::value(&entry.value.name);
@@ -77,28 +75,28 @@ fn cluster_of_entry(
         .map(|host| host.value.0.0.to_string())
         .collect();
     if entry.value.context.is_some() && entry.value.kubeconfig.is_none() {
-        return Err(source.error_at(&entry, SettingError::ClusterContext { name }));
+        return Err(base.error_at(&entry, SettingError::ClusterContext { name }));
     }
     let one = match (
         &entry.value.upstream,
         &entry.value.kubeconfig,
         entry.value.in_cluster,
     ) {
-        (Some(upstream), None, false) => cluster_of_upstream(upstream, source),
+        (Some(upstream), None, false) => cluster_of_upstream(upstream, base),
         (None, Some(file), false) => {
-            kubeconfig::load(&source.path(&file.0.0), entry.value.context.as_deref())?
+            kubeconfig::load(&base.path(&file.0.0), entry.value.context.as_deref())?
         }
         (None, None, true) => {
-            in_cluster(env)?.ok_or_else(|| source.error_at(&entry, SettingError::NotInPod))?
+            in_cluster(env)?.ok_or_else(|| base.error_at(&entry, SettingError::NotInPod))?
         }
         (None, None, false) | (Some(_), Some(_), _) | (Some(_), _, true) | (_, Some(_), true) => {
-            return Err(source.error_at(&entry, SettingError::ClusterSource { name }));
+            return Err(base.error_at(&entry, SettingError::ClusterSource { name }));
         }
     };
     Ok(ClusterConfig { name, hosts, ..one })
 }
 
-fn cluster_of_upstream(upstream: &UpstreamEntry, source: &ConfigSource) -> ClusterConfig {
+fn cluster_of_upstream(upstream: &UpstreamEntry, base: &ConfigSource) -> ClusterConfig {
     let url = upstream.url.0.clone();
     ClusterConfig {
         name: String::new(),
@@ -111,7 +109,7 @@ fn cluster_of_upstream(upstream: &UpstreamEntry, source: &ConfigSource) -> Clust
             .name
             .as_ref()
             .map_or(url.name, |name| name.0.0.clone()),
-        trust: TrustSource::File(source.path(&upstream.ca.0.0)),
+        trust: TrustSource::File(base.path(&upstream.ca.0.0)),
     }
 }
 
@@ -159,7 +157,7 @@ fn check_exclusive(args: &ServeArgs) -> Result<(), ConfigError> {
 fn cluster_of_flags(args: &ServeArgs, env: &Environment) -> Result<ClusterConfig, ConfigError> {
     let mut cluster = match (&args.upstream, &args.upstream_ca, &args.kubeconfig) {
         (Some(url), Some(ca), _) => {
-            let url: UpstreamUrl = parse_flag("--upstream", url)?;
+            let url: UpstreamUrl = flag("--upstream", url)?;
             ClusterConfig {
                 name: "default".to_owned(),
                 hosts: Vec::new(),
@@ -168,17 +166,17 @@ fn cluster_of_flags(args: &ServeArgs, env: &Environment) -> Result<ClusterConfig
                 addresses: Vec::new(),
                 path_prefix: url.prefix,
                 expected_name: url.name,
-                trust: TrustSource::File(absolute_path(ca)),
+                trust: TrustSource::File(complete_path(ca)),
             }
         }
-        (_, _, Some(file)) => kubeconfig::load(&absolute_path(file), args.context.as_deref())?,
+        (_, _, Some(file)) => kubeconfig::load(&complete_path(file), args.context.as_deref())?,
         (_, _, None) => in_cluster(env)?.ok_or(ConfigError::Whole(SettingError::NoUpstream))?,
     };
     if let Some(name) = &args.upstream_name {
-        cluster.expected_name = parse_flag::<ExpectedName>("--upstream-name", name)?.0;
+        cluster.expected_name = flag::<ExpectedName>("--upstream-name", name)?.0;
     }
     for host in &args.hosts {
-        let host = parse_flag::<PublicHost>("--host", host)?.0.to_string();
+        let host = flag::<PublicHost>("--host", host)?.0.to_string();
         if !cluster.hosts.contains(&host) {
             cluster.hosts.push(host);
         }

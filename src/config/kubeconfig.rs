@@ -13,9 +13,8 @@ use serde::{
 
 use super::{
     ClusterConfig, TrustSource,
-    config_file::ExpectedName,
+    config_file::{ExpectedName, check_path},
     error::{ConfigError, FileKind, SettingError},
-    source::check_path,
     url::UpstreamUrl,
     yaml,
 };

@@ -11,7 +11,6 @@ mod file;
 mod kubeconfig;
 mod limits;
 mod load;
-mod source;
 mod units;
 mod url;
 mod yaml;
@@ -31,8 +30,9 @@ pub(crate) use file::read as read_file;
 pub(crate) use kubeconfig::{Kubeconfig, NamedContext};
 pub use limits::{Limits, Timeouts};
 pub use load::load;
-pub(crate) use source::check_path_flag;
+pub(crate) use load::path_flag;
 pub(crate) use url::UpstreamUrl;
+pub(crate) use yaml::load as load_yaml;
 
 /// Everything the proxy needs to know, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,11 +1,8 @@
-//! Stages 2 and 3: takes one accepted connection through its TLS handshake and its HTTP.
+//! Stages 2 and 3: takes one accepted connection through its TLS handshake, and serves HTTP/1.1 or HTTP/2 on
+//! it. ALPN alone chooses the protocol.
 
-pub(crate) mod bench;
-mod heads;
-mod http;
-mod preface;
-mod scanner;
-mod sending;
+mod http1;
+mod http2;
 #[cfg(test)]
 mod sizes;
 mod tls;
@@ -22,22 +19,26 @@ use tracing::debug;
 
 pub use tls::{HandshakeError, server_config};
 
-use self::http::Protocol;
 use crate::{
     config::{Limits, Timeouts},
     drain::Drain,
     hosts::PeerAddr,
-    metrics::{Connected, Handshake},
+    metrics::{Connected, Handshake, Protocol},
     proxy::{Downstream, Routes},
     socket,
     text::error_chain,
     upstream::{ClientLeases, UpstreamContext},
 };
 
-/// The fuzz body of this stage: the framing of requests.
-pub(crate) const FUZZ: fn(&[u8]) = scanner::fuzz;
+/// The fuzz bodies of this stage: the framing of HTTP/1.1 requests, and the targets of HTTP/2 requests.
+pub(crate) const FUZZ: [fn(&[u8]); 2] = [http1::fuzz, http2::fuzz];
 
-/// What a reload replaces, as a whole.
+/// What the benches measure of this stage.
+pub(crate) mod bench {
+    pub use super::http1::scan_requests;
+}
+
+/// Everything that a reload replaces, as one value.
 #[derive(Debug)]
 pub struct Snapshot {
     /// Read once per handshake.
@@ -46,28 +47,28 @@ pub struct Snapshot {
     pub routes: Arc<Routes>,
 }
 
-/// What all workers share; none of it is written to on the request path.
+/// The state that all workers share. Nothing writes to it on the path of a request.
 #[derive(Debug)]
 pub struct Shared {
     /// The current state of everything that can be reloaded.
     pub snapshot: ArcSwap<Snapshot>,
-    /// Handshakes that may be under way at once.
+    /// Slots for handshakes in progress.
     pub handshakes: Semaphore,
-    /// Bounds.
+    /// Limits of the configuration.
     pub limits: Limits,
-    /// Deadlines.
+    /// Timeouts of the configuration.
     pub timeouts: Timeouts,
 }
 
-/// What answers the requests of one connection.
+/// Everything that the requests of one connection need.
 #[derive(Debug)]
 struct Service {
     shared: Arc<Shared>,
     downstream: Arc<Downstream>,
 }
 
-/// Serves one accepted connection to its end. It never fails: what goes wrong is the client's.
-/// `permit` is its place among those that may be open.
+/// Serves one accepted connection to its end. It returns no error, because every error here is the client's.
+/// `permit` counts the connection against `limits.connections`.
 pub async fn serve(
     stream: TcpStream,
     peer: PeerAddr,
@@ -85,18 +86,19 @@ pub async fn serve(
         shared.timeouts.handshake,
         worker.counts(),
     );
-    // On the heap: the handshake needs much room for a moment, the connection little for hours.
+    // On the heap: the handshake needs much memory for a moment, the connection little for hours.
     let stream = match Box::pin(accepted).await {
         Ok(stream) => stream,
         Err(error) => {
-            worker.counts().handshake(error.as_ended());
+            worker.counts().handshakes.count(error.as_ended());
             debug!(client.address = %peer, error = %error_chain(&error), "downstream handshake failed");
             return;
         }
     };
-    // Fails only for a socket that is dead, which the next read says better.
+    // It fails only for a dead socket, which the next read reports.
     socket::set_user_timeout(stream.get_ref().0.tcp(), &shared.timeouts).ok();
     let session = stream.get_ref().1;
+    // No ALPN means HTTP/1.1: kubectl offers none when it dials for an upgrade.
     let protocol = if session.alpn_protocol() == Some(b"h2") {
         Protocol::Http2
     } else {
@@ -106,8 +108,8 @@ pub async fn serve(
         .server_name()
         .map(|name| name.trim_end_matches('.').to_ascii_lowercase());
     let counts = Arc::clone(worker.counts());
-    counts.handshake(Handshake::Ok);
-    let connected = Connected::new(counts, peer.0, protocol.label(), permit);
+    counts.handshakes.count(Handshake::Ok);
+    let connected = Connected::new(counts, peer.0, protocol, permit);
     let downstream = Downstream {
         peer,
         sni: sni.filter(|name| snapshot.routes.serves(name)),
@@ -123,7 +125,12 @@ pub async fn serve(
         shared,
         downstream: Arc::new(downstream),
     });
-    if let Err(error) = http::serve_connection(stream, protocol, service).await {
+    let served = match protocol {
+        Protocol::Http1 => http1::serve(stream, service).await,
+        // On the heap, so that an HTTP/1.1 connection does not need as much memory.
+        Protocol::Http2 => Box::pin(http2::serve(stream, service)).await,
+    };
+    if let Err(error) = served {
         debug!(client.address = %peer, error = %error_chain(&error), "downstream connection ended early");
     }
 }

@@ -73,7 +73,7 @@ pub(super) async fn accept(
         // everybody out.
         let hello = LazyConfigAcceptor::new(Acceptor::default(), ReadAhead::new(stream)).await?;
         if slots.available_permits() == 0 {
-            counts.limit_hit(Limit::Handshakes);
+            counts.limits_hit.count(Limit::Handshakes);
         }
         let _slot = slots.acquire().await.map_err(io::Error::other)?;
         let limit_buffer =

@@ -287,7 +287,7 @@ impl Rest {
 
 async fn place(connections: &Arc<Semaphore>, counts: &Counters) -> OwnedSemaphorePermit {
     if connections.available_permits() == 0 {
-        counts.limit_hit(Limit::Connections);
+        counts.limits_hit.count(Limit::Connections);
     }
     loop {
         if let Ok(permit) = Arc::clone(connections).acquire_owned().await {

@@ -1,4 +1,4 @@
-//! Numbers as `OpenMetrics` text.
+//! Writes samples as `OpenMetrics` text.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt};
 
@@ -9,81 +9,86 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{Buckets, FAMILIES, Family, MetricKind};
+use super::{FAMILIES, Family, MetricKind};
 
-/// A label and its value.
+/// The name and the value of a label.
 pub type Label = (&'static str, Cow<'static, str>);
 
-/// What is exposed at one moment; families without a number are named all the same.
+/// The samples of one scrape. A family without samples still gets its HELP and TYPE lines.
 #[derive(Debug, Default)]
 pub struct Exposition {
-    samples: BTreeMap<&'static str, Vec<(Vec<Label>, Value)>>,
+    samples: BTreeMap<&'static str, Vec<(Vec<Label>, Sample)>>,
 }
 
 #[derive(Debug)]
-enum Value {
+enum Sample {
     Counter(u64),
     Gauge(f64),
-    Histogram(Box<Buckets>),
+    Histogram(Vec<(f64, u64)>, f64),
     Info,
 }
 
 impl Exposition {
-    /// Nothing yet.
+    /// An exposition without samples.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a count.
+    /// Adds a sample of a counter.
     pub fn counter(&mut self, family: &'static Family, labels: Vec<Label>, count: u64) {
-        self.add(family, labels, Value::Counter(count));
+        self.add(family, labels, Sample::Counter(count));
     }
 
-    /// Adds a value that goes up and down.
+    /// Adds a sample of a gauge.
     pub fn gauge(&mut self, family: &'static Family, labels: Vec<Label>, value: f64) {
-        self.add(family, labels, Value::Gauge(value));
+        self.add(family, labels, Sample::Gauge(value));
     }
 
-    /// Adds durations.
-    pub fn histogram(&mut self, family: &'static Family, labels: Vec<Label>, buckets: &Buckets) {
-        let value = Value::Histogram(Box::new(buckets.clone()));
-        self.add(family, labels, value);
+    /// Adds a histogram: each bucket with its upper bound in seconds and the durations in it alone, and the
+    /// sum of all durations in seconds.
+    pub fn histogram(
+        &mut self,
+        family: &'static Family,
+        labels: Vec<Label>,
+        buckets: Vec<(f64, u64)>,
+        sum: f64,
+    ) {
+        self.add(family, labels, Sample::Histogram(buckets, sum));
     }
 
-    /// Adds what labels say.
+    /// Adds a sample of an info metric, whose labels hold the information.
     pub fn info(&mut self, family: &'static Family, labels: Vec<Label>) {
-        self.add(family, labels, Value::Info);
+        self.add(family, labels, Sample::Info);
     }
 
-    /// `OpenMetrics` text, as [`CONTENT_TYPE`] names it.
+    /// The text, in the format of [`CONTENT_TYPE`].
     #[must_use]
     pub fn into_text(self) -> String {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(self));
         let mut text = String::new();
-        // Fails only when writing fails, and a String takes everything.
+        // Encoding fails only if writing fails, and writing to a String cannot fail.
         text::encode(&mut text, &registry).ok();
         text
     }
 
-    fn add(&mut self, family: &'static Family, labels: Vec<Label>, value: Value) {
+    fn add(&mut self, family: &'static Family, labels: Vec<Label>, value: Sample) {
         let samples = self.samples.entry(family.name).or_default();
         samples.push((labels, value));
     }
 }
 
-impl Value {
+impl Sample {
     fn encode(&self, sample: &mut MetricEncoder<'_>) -> fmt::Result {
         match self {
             Self::Counter(count) => {
                 sample.encode_counter(count, None::<&Exemplar<NoLabelSet, f64>>)
             }
             Self::Gauge(value) => sample.encode_gauge(value),
-            Self::Histogram(buckets) => {
-                let bounded: Vec<_> = buckets.bounded().collect();
-                let (sum, count) = (buckets.sum, buckets.count());
-                sample.encode_histogram::<NoLabelSet>(sum, count, &bounded, None)
+            Self::Histogram(buckets, sum) => {
+                let count = buckets.iter().map(|(_, count)| count).sum();
+                sample.encode_histogram::<NoLabelSet>(*sum, count, buckets, None)
             }
             Self::Info => sample.encode_info(&Vec::<Label>::new()),
         }
@@ -99,14 +104,14 @@ impl Collector for Exposition {
                 MetricKind::Histogram => ("", MetricType::Histogram),
                 MetricKind::Info => ("_info", MetricType::Info),
             };
-            // OpenMetrics names a family without the suffix of its samples.
+            // OpenMetrics names a family without the suffix that its samples have.
             let name = family.name.strip_suffix(suffix).unwrap_or(family.name);
             let mut samples = encoder.encode_descriptor(name, family.help, None, kind)?;
             for (labels, value) in self.samples.get(family.name).into_iter().flatten() {
-                if let Value::Info = value {
+                if let Sample::Info = value {
                     samples.encode_info(labels)?;
                 } else if labels.is_empty() {
-                    // A family without labels would be written with empty braces.
+                    // `encode_family` without labels would write empty braces.
                     value.encode(&mut samples)?;
                 } else {
                     value.encode(&mut samples.encode_family(labels)?)?;
@@ -117,5 +122,5 @@ impl Collector for Exposition {
     }
 }
 
-/// What [`Exposition::into_text`] returns.
+/// The media type of [`Exposition::into_text`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

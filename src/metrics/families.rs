@@ -183,7 +183,7 @@ mod tests {
 
     use super::*;
     use crate::metrics::{
-        Dialled, Handshake, LeaseEnd, LeaseFrom, Limit, Protocol, REASONS, Reloaded, Verb,
+        Dialled, ErrorReason, Handshake, LeaseEnd, LeaseFrom, Limit, Protocol, Reloaded, Verb,
     };
 
     #[test]
@@ -233,7 +233,11 @@ mod tests {
             (&DIALS, "result", labels(Dialled::ALL, Dialled::label)),
             (&RELOADS, "result", labels(Reloaded::ALL, Reloaded::label)),
             (&LIMITS_HIT, "limit", labels(Limit::ALL, Limit::label)),
-            (&ERRORS, "reason", REASONS.to_vec()),
+            (
+                &ERRORS,
+                "reason",
+                labels(ErrorReason::ALL, ErrorReason::label),
+            ),
         ] {
             let (_, text) = family
                 .labels

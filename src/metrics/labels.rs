@@ -1,4 +1,16 @@
-//! The closed sets that labels are taken from.
+//! The closed sets of label values.
+
+/// A closed set of label values, which a series exists for from the start.
+pub trait LabelSet: Copy + Sized + 'static {
+    /// All values, in order.
+    const ALL: &'static [Self];
+
+    /// The value in a metric.
+    fn label(self) -> &'static str;
+
+    /// Its place in [`LabelSet::ALL`].
+    fn index(self) -> usize;
+}
 
 /// An enum whose variants are the values of one label.
 macro_rules! label {
@@ -10,10 +22,10 @@ macro_rules! label {
         }
 
         impl $name {
-            /// All of them, in order.
+            /// All values, in order.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
 
-            /// As it stands in a metric.
+            /// The value in a metric.
             #[must_use]
             pub fn label(self) -> &'static str {
                 match self {
@@ -21,15 +33,27 @@ macro_rules! label {
                 }
             }
         }
+
+        impl LabelSet for $name {
+            const ALL: &'static [Self] = Self::ALL;
+
+            fn label(self) -> &'static str {
+                self.label()
+            }
+
+            fn index(self) -> usize {
+                self as usize
+            }
+        }
     };
 }
 
 label! {
-    /// What a request does, as kube-apiserver names it in its own metrics.
+    /// What a request does, in the words of the metrics of kube-apiserver.
     Verb {
-        /// Reads one object, or a path that is no resource.
+        /// Reads one object, or a path that names no resource.
         Get = "get",
-        /// Reads many.
+        /// Reads a collection.
         List = "list",
         /// Follows changes.
         Watch = "watch",
@@ -41,7 +65,7 @@ label! {
         Patch = "patch",
         /// Deletes one object.
         Delete = "delete",
-        /// Deletes many.
+        /// Deletes a collection.
         DeleteCollection = "deletecollection",
         /// exec, attach and port-forward.
         Connect = "connect",
@@ -55,7 +79,7 @@ label! {
 label! {
     /// The protocol between client and proxy.
     Protocol {
-        /// HTTP/1.1 and what is older.
+        /// HTTP/1.1 and HTTP/1.0.
         Http1 = "http/1.1",
         /// HTTP/2.
         Http2 = "h2",
@@ -63,75 +87,101 @@ label! {
 }
 
 label! {
-    /// How a handshake with a client ended.
+    /// The result of a handshake with a client.
     Handshake {
-        /// TLS is agreed.
+        /// It succeeded.
         Ok = "ok",
         /// The client took too long.
         Timeout = "timeout",
-        /// TLS could not be agreed, or the connection broke.
+        /// TLS was not agreed, or the connection broke.
         Failed = "failed",
     }
 }
 
 label! {
-    /// Where a lease came from.
+    /// The origin of a lease.
     LeaseFrom {
         /// A new connection.
         Dial = "dial",
-        /// The idle connections of the worker.
+        /// The idle pool of the worker.
         Idle = "idle",
     }
 }
 
 label! {
-    /// Why an upstream connection is used no more.
+    /// Why an upstream connection is no longer used.
     LeaseEnd {
-        /// The apiserver said GOAWAY.
+        /// The apiserver sent GOAWAY.
         GoAway = "goaway",
-        /// An answer was 401.
+        /// The apiserver answered 401.
         Unauthorized = "unauthorized",
-        /// A request did not come to a good end.
+        /// A request on it was aborted.
         Reset = "reset",
         /// It was closed, by the apiserver or for the drain.
         Closed = "closed",
-        /// Its trust anchors or settings were replaced.
+        /// A reload replaced its trust anchors or settings.
         Generation = "generation",
         /// It was idle for too long.
         Age = "age",
-        /// It carried an upgrade, which is the last thing that a connection does.
+        /// It carried an upgrade, after which a connection cannot be used again.
         Upgrade = "upgrade",
-        /// There were enough idle ones.
+        /// The idle pool was full.
         Full = "full",
     }
 }
 
 label! {
-    /// How dialling an apiserver ended.
+    /// The result of dialling an apiserver.
     Dialled {
-        /// There is a connection.
+        /// The connection is verified and usable.
         Ok = "ok",
-        /// TCP was refused, or the host cannot be reached.
+        /// TCP was refused, or the host is unreachable.
         Refused = "refused",
         /// It took too long.
         Timeout = "timeout",
-        /// The certificate is not the one expected.
+        /// The certificate was not accepted.
         Verify = "verify",
         /// TLS failed for another reason.
         Tls = "tls",
-        /// HTTP was not spoken as agreed.
+        /// The server did not speak HTTP as agreed.
         Protocol = "protocol",
-        /// Anything else, such as a name without an address.
+        /// Any other failure, such as a name without an address.
         Other = "other",
     }
 }
 
 label! {
-    /// What came of reading configuration and files again.
+    /// Why the proxy answered a request by itself.
+    ErrorReason {
+        /// The request is not allowed through.
+        Rejected = "rejected",
+        /// No address of the apiserver is known.
+        NoEndpoint = "no_endpoint",
+        /// The TCP connection failed.
+        Connect = "connect",
+        /// The connection took too long.
+        ConnectTimeout = "connect_timeout",
+        /// The TLS handshake failed.
+        Handshake = "handshake",
+        /// The certificate was not accepted.
+        Verify = "verify",
+        /// The apiserver closed connections without processing the request.
+        Unprocessed = "unprocessed",
+        /// The connection broke after the request was sent.
+        Lost = "lost",
+        /// The client did not finish the request body.
+        Upload = "upload",
+        /// The apiserver broke the protocol.
+        Protocol = "protocol",
+    }
+}
+
+label! {
+    /// The result of a reload.
     Reloaded {
-        /// A new state is in use.
+        /// The new configuration is in use.
         Ok = "ok",
-        /// Something is wrong; the last good state stays.
+        /// The new configuration is invalid; the previous one stays in use.
         Failed = "failed",
         /// Nothing has changed.
         Unchanged = "unchanged",
@@ -139,11 +189,11 @@ label! {
 }
 
 label! {
-    /// A bound that was reached.
+    /// A limit that was reached.
     Limit {
-        /// `limits.connections`: a client waits to be served.
+        /// `limits.connections`: a client waits to be accepted.
         Connections = "connections",
-        /// `limits.handshakes`: a handshake waits for another.
+        /// `limits.handshakes`: a handshake waits for another one.
         Handshakes = "handshakes",
         /// `limits.headerFields`: answered with 431.
         HeaderFields = "header_fields",
@@ -151,7 +201,7 @@ label! {
         HeaderBytes = "header_bytes",
         /// `limits.uriBytes`: answered with 414.
         UriBytes = "uri_bytes",
-        /// `limits.streamsPerConnection`: a client has as many streams open as it may.
+        /// `limits.streamsPerConnection`: a client has that many streams open.
         Streams = "streams",
     }
 }

@@ -1,31 +1,22 @@
-//! Counts what happens: one set of counters for each worker, summed when somebody asks.
+//! Metrics: each worker has its own counters, and a scrape sums them.
 //!
-//! No label is ever the text of a client: verbs, resources and codes come from closed sets, and what is
-//! in none of them shares one label. Workers share no counter, so counting costs them no cache line.
+//! Labels never contain client input: verbs, resources and codes come from closed sets, and unknown values
+//! share one label, so cardinality is bounded.
 
-mod connection_stats;
-mod counts;
-mod errors;
+mod connections;
+mod counters;
 mod exposition;
 mod families;
-mod guards;
-mod histogram;
 mod labels;
-mod open;
-mod process;
 mod requests;
-mod resources;
-mod total;
+mod values;
 
-pub use connection_stats::ConnectionStats;
-pub use counts::{Counters, RequestRecord};
-pub use errors::{REASONS, RecentError};
+pub use connections::{Connected, ConnectionStats};
+pub use counters::{Counters, Metrics, RequestRecord};
 pub use exposition::{CONTENT_TYPE, Exposition, Label};
 pub use families::{FAMILIES, Family, MetricKind, reference, *};
-pub use guards::Connected;
-pub use histogram::Buckets;
-pub use labels::{Dialled, Handshake, LeaseEnd, LeaseFrom, Limit, Protocol, Reloaded, Verb};
-pub use open::{LongLived, OpenStream, StreamInfo};
-pub use process::{Process, unix_seconds};
-pub use resources::Resource;
-pub use total::{Metrics, MetricsSnapshot};
+pub use labels::{
+    Dialled, ErrorReason, Handshake, LabelSet, LeaseEnd, LeaseFrom, Limit, Protocol, Reloaded, Verb,
+};
+pub use requests::{Requests, Resource};
+pub use values::{Counter, Gauge, Histogram, MetricValue, Per, PerCluster};

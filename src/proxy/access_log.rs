@@ -23,9 +23,8 @@ use super::{
     tunnel::Carried,
 };
 use crate::{
-    metrics::{
-        Counters, LongLived, OpenStream, Protocol, RequestRecord, Resource, StreamInfo, Verb,
-    },
+    activity::{LongLived, OpenStream, StreamInfo},
+    metrics::{Counters, Protocol, RequestRecord, Resource, Verb},
     text::escape,
 };
 
@@ -147,7 +146,10 @@ impl AccessLog {
         let Some((kind, stream)) = self.long_lived_stream(status) else {
             return;
         };
-        self.open = Some(OpenStream::new(&self.counters, stream));
+        self.open = Some(OpenStream::new(
+            Arc::clone(self.counters.activity()),
+            stream,
+        ));
         if let Some(fields) = &self.fields {
             let info = RequestInfo::new(&fields.method, &fields.uri);
             info!(
@@ -169,14 +171,14 @@ impl AccessLog {
     /// Counts bytes of the response body.
     pub(super) fn sent(&mut self, bytes: usize) {
         self.sent += bytes as u64;
-        self.counters.sent(bytes as u64);
+        self.counters.sent.add(bytes as u64);
     }
 
     /// Notes the bytes that a tunnel carried.
     pub(super) fn carried(&mut self, carried: Carried) {
         self.received = Some(Arc::new(AtomicU64::new(carried.up)));
         self.sent = carried.down;
-        self.counters.sent(carried.down);
+        self.counters.sent.add(carried.down);
     }
 
     /// Notes that the response ended in order. A response that the proxy sent itself stays failed.
@@ -258,7 +260,7 @@ impl Drop for AccessLog {
         let duration = self.started.elapsed();
         let received = self.received.as_ref();
         let received = received.map_or(0, |received| received.load(Ordering::Relaxed));
-        self.counters.received(received);
+        self.counters.received.add(received);
         self.counters.request(&RequestRecord {
             verb: self.verb,
             resource: self.resource,

@@ -17,7 +17,6 @@ use super::{
     Downstream,
     access_log::AccessLog,
     headers,
-    pieces::{self, Pieces},
     watch::{Events, Watch},
 };
 use crate::{
@@ -31,8 +30,6 @@ use crate::{
 pub struct Body {
     content: Content,
     log: Option<Box<AccessLog>>,
-    /// Only over HTTP/2, which has a frame for each of them.
-    pieces: Option<Pieces>,
 }
 
 /// The apiserver's response was cut.
@@ -60,7 +57,6 @@ impl Body {
         Self {
             content: Content::Own(Full::new(content)),
             log: None,
-            pieces: None,
         }
     }
 
@@ -69,7 +65,6 @@ impl Body {
         Self {
             content: Content::Upstream(body, client),
             log: None,
-            pieces: None,
         }
     }
 
@@ -79,14 +74,6 @@ impl Body {
         Self {
             content: Content::Watch(watch, downstream.peer),
             log: None,
-            pieces: None,
-        }
-    }
-
-    /// Hands on no more small pieces than may wait at once.
-    pub(super) fn bound_pieces(&mut self) {
-        if !matches!(self.content, Content::Own(_)) {
-            self.pieces = Some(Pieces::default());
         }
     }
 
@@ -105,9 +92,6 @@ impl body::Body for Body {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let this = self.get_mut();
-        if let Some(pieces) = &this.pieces {
-            ready!(pieces.poll_room(cx));
-        }
         let (frame, client) = match &mut this.content {
             Content::Own(body) => {
                 let frame = ready!(Pin::new(body).poll_frame(cx));
@@ -129,16 +113,6 @@ impl body::Body for Body {
             && let Some(trailers) = frame.trailers_mut()
         {
             headers::rewrite_trailers(trailers);
-        }
-        if this.pieces.is_some()
-            && let Some(Ok(frame)) = &mut frame
-            && let Some(data) = frame.data_mut()
-            && pieces::is_small(data)
-            // Nothing comes behind the last one.
-            && !body::Body::is_end_stream(this)
-            && let Some(pieces) = &mut this.pieces
-        {
-            *data = pieces.counted(data);
         }
         if let Some(log) = &mut this.log {
             match &frame {

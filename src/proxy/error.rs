@@ -4,7 +4,7 @@ use tracing::{debug, warn};
 
 use super::Rejection;
 use crate::{
-    metrics::{Connected, Limit},
+    metrics::{Connected, ErrorReason, Limit},
     text::error_chain,
     upstream::UpstreamError,
 };
@@ -31,10 +31,15 @@ impl Error {
     /// The `error.type` of log lines.
     #[must_use]
     pub fn label(&self) -> &'static str {
+        self.reason().label()
+    }
+
+    /// The label of `errors_total`.
+    pub(super) fn reason(&self) -> ErrorReason {
         match self {
-            Self::Rejected(_) => "rejected",
-            Self::Upstream(error) => upstream_label(error),
-            Self::UnexpectedProtocol | Self::RedirectedUpgrade => "protocol",
+            Self::Rejected(_) => ErrorReason::Rejected,
+            Self::Upstream(error) => upstream_reason(error),
+            Self::UnexpectedProtocol | Self::RedirectedUpgrade => ErrorReason::Protocol,
         }
     }
 }
@@ -45,9 +50,10 @@ pub(super) fn record(error: &Error, connected: &Connected) {
     if let Error::Rejected(rejection) = error
         && let Some(limit) = exceeded_limit(*rejection)
     {
-        connected.counts().limit_hit(limit);
+        connected.counts().limits_hit.count(limit);
     }
-    let Some(suppressed) = connected.failed(error.label(), || error_chain(error).to_string())
+    let Some(suppressed) =
+        connected.record_error(error.reason(), || error_chain(error).to_string())
     else {
         return;
     };
@@ -64,18 +70,18 @@ pub(super) fn record(error: &Error, connected: &Connected) {
     }
 }
 
-fn upstream_label(error: &UpstreamError) -> &'static str {
+fn upstream_reason(error: &UpstreamError) -> ErrorReason {
     match error {
-        UpstreamError::NoEndpoint { .. } => "no_endpoint",
-        UpstreamError::Connect { .. } => "connect",
-        UpstreamError::ConnectTimeout { .. } => "connect_timeout",
-        UpstreamError::Verify { .. } => "verify",
-        UpstreamError::Handshake { .. } => "handshake",
-        UpstreamError::Unsent { .. } | UpstreamError::Refused { .. } => "unprocessed",
-        UpstreamError::Lost { .. } => "lost",
-        UpstreamError::Upload { .. } => "upload",
-        UpstreamError::UnsolicitedUpgrade | UpstreamError::Protocol { .. } => "protocol",
-        UpstreamError::Shared(error) => upstream_label(error),
+        UpstreamError::NoEndpoint { .. } => ErrorReason::NoEndpoint,
+        UpstreamError::Connect { .. } => ErrorReason::Connect,
+        UpstreamError::ConnectTimeout { .. } => ErrorReason::ConnectTimeout,
+        UpstreamError::Verify { .. } => ErrorReason::Verify,
+        UpstreamError::Handshake { .. } => ErrorReason::Handshake,
+        UpstreamError::Unsent { .. } | UpstreamError::Refused { .. } => ErrorReason::Unprocessed,
+        UpstreamError::Lost { .. } => ErrorReason::Lost,
+        UpstreamError::Upload { .. } => ErrorReason::Upload,
+        UpstreamError::UnsolicitedUpgrade | UpstreamError::Protocol { .. } => ErrorReason::Protocol,
+        UpstreamError::Shared(error) => upstream_reason(error),
     }
 }
 

@@ -9,7 +9,6 @@ pub(crate) mod bench;
 mod body;
 mod error;
 mod headers;
-mod pieces;
 mod policy;
 mod request_info;
 mod respond;
@@ -138,9 +137,6 @@ pub async fn handle(
     match tunnel {
         Some(tunnel) => tunnel.start(downstream, log),
         None => response.body_mut().set_log(log),
-    }
-    if version == Version::HTTP_2 {
-        response.body_mut().bound_pieces();
     }
     *response.version_mut() = version;
     response

@@ -64,7 +64,7 @@ impl ReadAhead {
         if ready.is_pending() {
             self.buffer = BytesMut::new();
             // rustls frees the room for large records when it reads again. Proof: tests/it
-            // `a_silent_http2_connection_holds_no_more_than_its_frame_buffers`.
+            // `silent_http2_connection_holds_only_its_frame_buffers`.
             if mem::take(&mut self.filled) {
                 return Poll::Ready(());
             }

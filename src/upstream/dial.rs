@@ -119,14 +119,17 @@ async fn try_one(
     match dialled.unwrap_or(Err(timed_out)) {
         Ok(connection) => {
             cluster.endpoints.mark_healthy(&endpoint);
-            context.counts.dialled(cluster.name(), Dialled::Ok);
+            context.counts.dials.count(cluster.name(), Dialled::Ok);
             connection
                 .stats()
                 .on_dial(&context.counts, &cluster.generation);
             Ok(connection)
         }
         Err(error) => {
-            context.counts.dialled(cluster.name(), error.as_dialled());
+            context
+                .counts
+                .dials
+                .count(cluster.name(), error.as_dialled());
             let why = error_chain(&error).to_string();
             warn!(
                 cluster = cluster.name(),

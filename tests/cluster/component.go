@@ -80,7 +80,7 @@ func (c *component) stop() {
 	}
 }
 
-// kill ends the process at once; its data are of no use to anybody.
+// kill ends the process at once. Its data is not used again.
 func (c *component) kill() {
 	_ = c.command.Process.Kill()
 	<-c.done

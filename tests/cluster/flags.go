@@ -17,7 +17,7 @@ rules:
 
 func etcdArgs(dir string, port *reservedPort) []string {
 	url := "http://" + port.address()
-	// Nobody joins this member, so where it listens for peers is of no interest.
+	// No member joins this one, so its peer address does not matter.
 	const peerURL = "http://127.0.0.1:0"
 	return []string{
 		"--name=default",
@@ -43,7 +43,7 @@ func apiserverArgs(dir string, ca *authority, caFile string, port, etcd *reserve
 	if err != nil {
 		return nil, err
 	}
-	// A CA of its own: whoever holds a certificate of this one may name any user.
+	// A separate CA: the holder of a certificate of this one may name any user.
 	frontProxyCA, err := newAuthority("front-proxy-ca")
 	if err != nil {
 		return nil, err

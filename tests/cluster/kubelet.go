@@ -14,8 +14,8 @@ import (
 )
 
 // kubelet is the part of a kubelet that the apiserver talks to: exec, attach,
-// port-forward and logs. The wire is Kubernetes' own code; what stands in is
-// the container, which is a directory and processes of this machine.
+// port-forward and logs. The wire protocol is Kubernetes' own code. Only the
+// container is a stand-in: a directory and processes of this machine.
 type kubelet struct {
 	port int
 	// root has one directory for each pod.

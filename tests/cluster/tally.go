@@ -97,8 +97,8 @@ func gets(args []string) error {
 	tick := time.NewTicker(*interval)
 	defer tick.Stop()
 	for first := true; ; first = false {
-		// The request is not cancelled by the end of input: that would count
-		// as an error that nobody made.
+		// The end of input does not cancel the request: that would count as
+		// an error of the apiserver or the proxy.
 		request, err := t.request(context.Background(), *path)
 		if err != nil {
 			return err

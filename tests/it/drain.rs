@@ -14,7 +14,7 @@ use tokio::{net::TcpStream, time::Instant};
 use crate::{
     proxy::{HOST, Proxy, World},
     tunnels,
-    upgrades::Switch,
+    upgrades::ManualApiserver,
 };
 
 /// An apiserver's answer: `/endless` sends one event and never ends, `/slow` takes a while.
@@ -76,7 +76,7 @@ async fn an_http1_request_completes_and_the_connection_closes() {
     assert_eq!(response.text(), "late");
     assert_eq!(response.head.header("connection"), Some("close"));
     assert_eq!(slow.end().await.unwrap(), "");
-    proxy.ended().await;
+    proxy.wait_until_stopped().await;
 }
 
 /// Case 56. HTTP/1.1: who has connected before the signal and asks after it gets an answer.
@@ -92,7 +92,7 @@ async fn a_first_request_is_answered_although_the_drain_has_begun() {
     assert_eq!(response.text(), "ok");
     assert_eq!(response.head.header("connection"), Some("close"));
     assert_eq!(client.end().await.unwrap(), "");
-    proxy.ended().await;
+    proxy.wait_until_stopped().await;
 }
 
 /// Case 56. h2: GOAWAY, then the running streams end as they would have.
@@ -116,7 +116,7 @@ async fn an_http2_connection_says_goaway_and_finishes_its_streams() {
         client.get("https://kube.test/version").await.is_err(),
         "nothing new"
     );
-    proxy.ended().await;
+    proxy.wait_until_stopped().await;
 }
 
 /// Case 56. Nobody new gets in while the rest is finished.
@@ -124,12 +124,12 @@ async fn an_http2_connection_says_goaway_and_finishes_its_streams() {
 async fn new_connections_are_refused_while_a_request_runs() {
     let world = World::new();
     let upstream = world.apiserver().http(slow_or_endless).start().await;
-    let mut proxy = world.proxy(upstream.address()).patient().start();
+    let mut proxy = world.proxy(upstream.address()).long_drain().start();
     let endless = endless(&proxy.client()).await;
     proxy.begin_shutdown();
     refuses_connections(&proxy).await;
     drop(endless);
-    proxy.ended().await;
+    proxy.wait_until_stopped().await;
 }
 
 /// Case 56. Watches, logs and exec hold the end up to the drain timeout; then they are cut, and are seen
@@ -164,7 +164,7 @@ async fn what_never_ends_is_cut_at_the_drain_timeout() {
             .is_err()
     );
     assert!(began.elapsed() >= limit, "{:?}", began.elapsed());
-    proxy.ended().await;
+    proxy.wait_until_stopped().await;
 }
 
 /// Case 56. A tunnel goes on while the drain lasts, ends it by its own end, and is cut at the timeout.
@@ -172,20 +172,20 @@ async fn what_never_ends_is_cut_at_the_drain_timeout() {
 async fn a_tunnel_is_waited_for_and_cut_at_the_drain_timeout() {
     let limit = Duration::from_millis(700);
     let world = World::new();
-    let switch = Switch::start(&world).await;
+    let apiserver = ManualApiserver::start(&world).await;
     for ends in [true, false] {
         let mut proxy = world
-            .proxy(switch.upstream.address())
+            .proxy(apiserver.upstream.address())
             .timeouts(|timeouts| timeouts.drain = if ends { standin::WAIT * 10 } else { limit })
             .start();
-        let (mut client, mut asked) = tunnels::open(&proxy, &switch).await;
+        let (mut client, mut server) = tunnels::open(&proxy, &apiserver).await;
         let began = Instant::now();
         proxy.begin_shutdown();
         refuses_connections(&proxy).await;
         client.send("still").await;
-        assert_eq!(asked.hear(5).await, b"still");
+        assert_eq!(server.read(5).await, b"still");
         if ends {
-            asked.end().await;
+            server.shutdown().await;
             assert_eq!(client.end().await.unwrap(), "");
             drop(client);
         } else {
@@ -193,10 +193,10 @@ async fn a_tunnel_is_waited_for_and_cut_at_the_drain_timeout() {
                 client.end().await.unwrap_err().kind(),
                 ErrorKind::UnexpectedEof
             );
-            assert!(asked.hear_the_end().await.is_err(), "a cut");
+            assert!(server.read_to_end().await.is_err(), "a cut");
             assert!(began.elapsed() >= limit, "{:?}", began.elapsed());
         }
-        proxy.ended().await;
+        proxy.wait_until_stopped().await;
     }
 }
 
@@ -205,7 +205,7 @@ async fn a_tunnel_is_waited_for_and_cut_at_the_drain_timeout() {
 async fn an_idle_proxy_ends_at_once() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
-    let mut proxy = world.proxy(upstream.address()).patient().start();
+    let mut proxy = world.proxy(upstream.address()).long_drain().start();
     let mut http1 = proxy.client().http1().await;
     http1.get(HOST, "/version", "").await;
     let http2 = proxy.client().http2().await;
@@ -215,5 +215,5 @@ async fn an_idle_proxy_ends_at_once() {
     // Its own GOAWAY may meet a closed socket.
     http2.end().await.ok();
     assert_eq!(http1.end().await.unwrap(), "");
-    proxy.ended().await;
+    proxy.wait_until_stopped().await;
 }

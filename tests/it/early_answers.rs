@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{
     proxy::{HOST, World},
-    status::Answer,
+    responses::ClientResponse,
 };
 
 const STATUS: &str =
@@ -61,7 +61,7 @@ async fn early_413_reaches_an_http1_client() {
         client.send(head).await;
         let piece = [b"4000\r\n", &vec![b'x'; 0x4000][..], b"\r\n"].concat();
         client.send(&piece).await;
-        let answer: Answer = client.response().await.into();
+        let answer: ClientResponse = client.response().await.into();
         let expected = (413, STATUS.to_owned());
         assert_eq!((answer.code, answer.text()), expected, "{framing}");
     }
@@ -81,11 +81,11 @@ async fn early_413_survives_an_upload_that_goes_on() {
     for _ in 0..32 {
         client.send(vec![b'x'; 64 << 10]).await;
     }
-    let answer: Answer = client.response().await.into();
+    let answer: ClientResponse = client.response().await.into();
     assert_eq!((answer.code, answer.text().as_str()), (413, STATUS));
 }
 
-async fn upload_over_http2(client: &Http2) -> Answer {
+async fn upload_over_http2(client: &Http2) -> ClientResponse {
     let request = Request::post("https://kube.test/").body(()).unwrap();
     let (response, mut body) = client.begin(request, false).await.unwrap();
     body.send_data(Bytes::from(vec![b'x'; UPLOAD]), false)
@@ -176,8 +176,8 @@ async fn own_refusal_reaches_a_client_that_uploads() {
     for _ in 0..16 {
         client.send(vec![b'x'; 64 << 10]).await;
     }
-    let answer: Answer = client.response().await.into();
-    answer.status(421, "MisdirectedRequest");
+    let answer: ClientResponse = client.response().await.into();
+    answer.assert_status(421, "MisdirectedRequest");
 
     let client = proxy.client().http2().await;
     let request = Request::post("https://other.test/").body(()).unwrap();
@@ -185,7 +185,7 @@ async fn own_refusal_reaches_a_client_that_uploads() {
     body.send_data(Bytes::from(vec![b'x'; UPLOAD]), false)
         .unwrap();
     let response = within("a refusal", response).await.unwrap();
-    Answer::from(whole(response).await.unwrap()).status(421, "MisdirectedRequest");
+    ClientResponse::from(whole(response).await.unwrap()).assert_status(421, "MisdirectedRequest");
     assert_eq!(upstream.connections().len(), 0);
 }
 
@@ -199,8 +199,8 @@ async fn refusal_comes_instead_of_100_continue() {
     client
         .send("POST / HTTP/1.1\r\nHost: other.test\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n")
         .await;
-    let answer: Answer = client.response().await.into();
-    answer.status(421, "MisdirectedRequest");
+    let answer: ClientResponse = client.response().await.into();
+    answer.assert_status(421, "MisdirectedRequest");
     assert_eq!(client.end().await.unwrap_or_default(), "");
 }
 

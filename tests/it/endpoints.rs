@@ -164,7 +164,7 @@ fn readiness(status: StatusCode, request: &Request<RequestBody>) -> Response<Res
 
 /// Probes carry no credentials, and many clusters know no anonymous user.
 #[tokio::test]
-async fn an_apiserver_that_wants_credentials_is_well_and_one_that_is_not_ready_is_ill() {
+async fn probe_of_401_or_403_is_healthy_and_of_500_is_unhealthy() {
     let world = World::new();
     for (status, state) in [
         (StatusCode::UNAUTHORIZED, Health::Healthy),

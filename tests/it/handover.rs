@@ -11,7 +11,7 @@ use crate::{
     drain::{endless, refuses_connections, slow_or_endless},
     proxy::{HOST, World},
     tunnels,
-    upgrades::Switch,
+    upgrades::ManualApiserver,
 };
 
 /// Whoever watches readiness hears of the end before new clients are turned away.
@@ -36,7 +36,7 @@ async fn new_clients_are_served_for_the_delay_behind_the_signal() {
     proxy.wait_for_phase(Phase::Draining).await;
     assert!(told.elapsed() >= delay, "{:?}", told.elapsed());
     assert_eq!(client.end().await.unwrap(), "");
-    proxy.ended().await;
+    proxy.wait_until_stopped().await;
 }
 
 /// A reload while it is on its way to its end is nothing special.
@@ -66,19 +66,19 @@ async fn a_reload_within_the_delay_is_taken() {
     };
     within("the new certificate", shown).await;
     proxy.stop().without_delay();
-    proxy.ended().await;
+    proxy.wait_until_stopped().await;
 }
 
 /// The kernel would reset what nobody has accepted when the socket is closed.
 #[tokio::test]
-async fn clients_that_wait_in_the_kernel_are_served_although_the_socket_closes() {
+async fn clients_in_the_backlog_are_served_after_the_socket_closes() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let mut proxy = world
         .proxy(upstream.address())
         // The others wait in the kernel until this one is gone.
         .limits(|limits| limits.connections = 1)
-        .patient()
+        .long_drain()
         .start();
     let mut first = proxy.client().http1().await;
     first.get(HOST, "/", "").await;
@@ -95,18 +95,18 @@ async fn clients_that_wait_in_the_kernel_are_served_although_the_socket_closes()
     while let Some(answer) = asking.join_next().await {
         assert_eq!(answer.unwrap(), "ok");
     }
-    proxy.ended().await;
+    proxy.wait_until_stopped().await;
 }
 
 /// Whoever waits for a place must not keep the door open for others, who would be reset in the end.
 #[tokio::test]
-async fn the_socket_closes_although_there_is_no_place_for_whoever_has_come() {
+async fn socket_closes_while_clients_wait_for_a_permit() {
     let world = World::new();
     let upstream = world.apiserver().http(slow_or_endless).start().await;
     let mut proxy = world
         .proxy(upstream.address())
         .limits(|limits| limits.connections = 1)
-        .patient()
+        .long_drain()
         .start();
     let first = endless(&proxy.client()).await;
     let waiting = TcpStream::connect(proxy.address()).await.unwrap();
@@ -119,7 +119,7 @@ async fn the_socket_closes_although_there_is_no_place_for_whoever_has_come() {
     refuses_connections(&proxy).await;
     drop(first);
     assert_eq!(late.await.unwrap(), 200);
-    proxy.ended().await;
+    proxy.wait_until_stopped().await;
 }
 
 /// Case 56. A tunnel cannot be resumed by its client, so it gets more time than requests, but not more than
@@ -129,10 +129,10 @@ async fn tunnels_have_a_deadline_of_their_own() {
     let (requests, tunnels) = (Duration::from_millis(300), Duration::from_millis(1500));
     let world = World::new();
     let endless = world.apiserver().http(slow_or_endless).start().await;
-    let switch = Switch::start(&world).await;
+    let apiserver = ManualApiserver::start(&world).await;
     for ends_by_itself in [true, false] {
         let mut proxy = world
-            .proxy(switch.upstream.address())
+            .proxy(apiserver.upstream.address())
             .timeouts(|timeouts| {
                 timeouts.drain = requests;
                 timeouts.drain_tunnels = if ends_by_itself {
@@ -142,22 +142,26 @@ async fn tunnels_have_a_deadline_of_their_own() {
                 };
             })
             .start();
-        let (mut client, mut asked) = tunnels::open(&proxy, &switch).await;
+        let (mut client, mut server) = tunnels::open(&proxy, &apiserver).await;
         let began = Instant::now();
         proxy.begin_shutdown();
         proxy.wait_for_phase(Phase::Draining).await;
         tokio::time::sleep(requests * 2).await;
         client.send("still").await;
-        assert_eq!(asked.hear(5).await, b"still", "behind the time of requests");
+        assert_eq!(
+            server.read(5).await,
+            b"still",
+            "behind the time of requests"
+        );
         if ends_by_itself {
-            asked.end().await;
+            server.shutdown().await;
             assert_eq!(client.end().await.unwrap(), "");
         } else {
             client.end().await.unwrap_err();
             assert!(began.elapsed() >= tunnels, "{:?}", began.elapsed());
         }
         drop(client);
-        proxy.ended().await;
+        proxy.wait_until_stopped().await;
     }
     drop(endless);
 }
@@ -166,13 +170,13 @@ async fn tunnels_have_a_deadline_of_their_own() {
 #[tokio::test]
 async fn ended_worker_is_not_taken_for_a_stalled_one() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
+    let apiserver = ManualApiserver::start(&world).await;
     let mut proxy = world
-        .proxy(switch.upstream.address())
+        .proxy(apiserver.upstream.address())
         .workers(2)
         .timeouts(|timeouts| timeouts.drain_tunnels = standin::WAIT * 10)
         .start();
-    let (mut client, mut asked) = tunnels::open(&proxy, &switch).await;
+    let (mut client, mut server) = tunnels::open(&proxy, &apiserver).await;
     proxy.begin_shutdown();
     proxy.wait_for_phase(Phase::Draining).await;
     let states = || async {
@@ -184,10 +188,10 @@ async fn ended_worker_is_not_taken_for_a_stalled_one() {
     let states = within("the end of the idle worker", states()).await;
     let running = |state: &&Heartbeat| matches!(state, Heartbeat::Running(_));
     assert_eq!(states.iter().filter(running).count(), 1, "{states:?}");
-    asked.end().await;
+    server.shutdown().await;
     assert_eq!(client.end().await.unwrap(), "");
     drop(client);
-    proxy.ended().await;
+    proxy.wait_until_stopped().await;
 }
 
 /// Case 56. Who says it twice means it.
@@ -195,11 +199,11 @@ async fn ended_worker_is_not_taken_for_a_stalled_one() {
 async fn a_second_signal_ends_everything() {
     let world = World::new();
     let upstream = world.apiserver().http(slow_or_endless).start().await;
-    let mut proxy = world.proxy(upstream.address()).patient().start();
+    let mut proxy = world.proxy(upstream.address()).long_drain().start();
     let mut client = endless(&proxy.client()).await;
     proxy.begin_shutdown();
     proxy.wait_for_phase(Phase::Draining).await;
     proxy.stop().now();
     client.chunk().await.unwrap_err();
-    proxy.ended().await;
+    proxy.wait_until_stopped().await;
 }

@@ -10,18 +10,18 @@ use standin::{
 
 use crate::{
     proxy::{HOST, Proxy, World},
-    status::{Answer, BOTH},
+    responses::{BOTH, ClientResponse},
 };
 
 /// Sends these bytes and reads one response.
-async fn raw(proxy: &Proxy, bytes: &str) -> Answer {
+async fn raw(proxy: &Proxy, bytes: &str) -> ClientResponse {
     let mut client = proxy.client().http1().await;
     client.send(bytes).await;
     client.response().await.into()
 }
 
 /// Sends a request whose URI is taken apart into pseudo-fields.
-async fn http2(client: &Http2, method: &str, uri: &str, host: Option<&str>) -> Answer {
+async fn http2(client: &Http2, method: &str, uri: &str, host: Option<&str>) -> ClientResponse {
     let mut request = Request::builder().method(method).uri(uri);
     if let Some(host) = host {
         request = request.header("host", host);
@@ -85,9 +85,14 @@ async fn malformed_hosts_and_targets_are_refused_over_http1() {
             "not a path",
         ),
         ("GET * HTTP/1.1\r\nHost: kube.test", "not a path"),
+        ("GET / HTTP/1.1\r\nHost: kube.test:abc", "host is malformed"),
+        (
+            "GET / HTTP/1.1\r\nHost: kube.test:99999",
+            "host is malformed",
+        ),
     ] {
         let answer = raw(&proxy, &format!("{head}\r\n\r\n")).await;
-        let said = answer.status(400, "BadRequest");
+        let said = answer.assert_status(400, "BadRequest");
         assert!(said.contains(message), "{head:?}: {said}");
     }
     assert_eq!(upstream.connections().len(), 0);
@@ -114,9 +119,10 @@ async fn malformed_hosts_are_refused_over_http2() {
         ("https://kube.test/", Some("a b"), "host is malformed"),
         ("https://user@kube.test/", None, "host is malformed"),
         ("http://kube.test/", None, "scheme is not https"),
+        ("https://kube.test:99999/", None, "host is malformed"),
     ] {
         let answer = http2(&client, "GET", uri, host).await;
-        let said = answer.status(400, "BadRequest");
+        let said = answer.assert_status(400, "BadRequest");
         assert!(said.contains(message), "{uri} {host:?}: {said}");
     }
     assert_eq!(upstream.connections().len(), 0);
@@ -127,6 +133,164 @@ async fn malformed_hosts_are_refused_over_http2() {
         Vec::<&str>::new()
     );
 }
+
+/// The `http` crate cuts a target at `#`, and this one would then delete all config maps of the namespace.
+#[tokio::test]
+async fn targets_with_a_hash_are_refused_over_http1() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    for target in [
+        "/api/v1/namespaces/n/configmaps/#y",
+        "/#",
+        "/a?b#c",
+        "https://kube.test/#y",
+        "https://kube.test#y",
+        "#/..",
+        "#",
+        "?x",
+    ] {
+        let request = format!("DELETE {target} HTTP/1.1\r\nHost: kube.test\r\n\r\n");
+        let answer = raw(&proxy, &request).await;
+        answer.assert_status(400, "BadRequest");
+        assert_eq!(answer.lines("connection"), ["close"], "{target}");
+        // In two pieces, and with a request before and after it.
+        let mut client = proxy.client().http1().await;
+        assert_eq!(client.get(HOST, "/", "").await.status, 200);
+        upstream.next_request().await;
+        let (first, last) = request.split_at(8);
+        client.send(first).await;
+        client.send(format!("{last}{request}")).await;
+        let answer: ClientResponse = client.response().await.into();
+        answer.assert_status(400, "BadRequest");
+    }
+    assert!(
+        upstream
+            .requests()
+            .iter()
+            .all(|request| request.method == "GET")
+    );
+}
+
+/// As over HTTP/1.1. The target is hidden in HPACK, in every way in which a client can write it.
+#[tokio::test]
+async fn targets_with_a_hash_are_refused_over_http2() {
+    /// A field whose name is in the table, with its value raw.
+    fn literal(first: u8, value: &str) -> Vec<u8> {
+        let length = u8::try_from(value.len()).unwrap();
+        [&[first, length], value.as_bytes()].concat()
+    }
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
+    let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
+    // `:method: GET`, `:scheme: https` and `:authority: kube.test`.
+    let rest = [&[0x82, 0x87][..], &literal(0x01, HOST)].concat();
+    let named = frames::encode_fields(&[(":path", "/a#y")]);
+    let target = "/api/v1/namespaces/n/configmaps/#y";
+    let mut stream = 1;
+    for (path, status) in [
+        (literal(0x04, "/fine"), OK),
+        (literal(0x04, target), BAD_REQUEST),
+        (literal(0x14, "/never/indexed#"), BAD_REQUEST),
+        (named, BAD_REQUEST),
+        (literal(0x04, "#"), BAD_REQUEST),
+        (literal(0x04, "#/.."), BAD_REQUEST),
+        (literal(0x04, "?x"), BAD_REQUEST),
+        // `/a#b`, coded by Huffman.
+        (vec![0x04, 0x84, 0x60, 0x7f, 0xf5, 0x1f], BAD_REQUEST),
+        // It goes into the table, and comes back as an index, or as the name of another value.
+        (literal(0x44, "/kept#y"), BAD_REQUEST),
+        (vec![0xbe], BAD_REQUEST),
+        (literal(0x7e, "/other#y"), BAD_REQUEST),
+        (vec![0xbf], BAD_REQUEST),
+        // A target without a hash, and a field that is not a target.
+        (
+            [&literal(0x04, "/also/fine")[..], &[0x0f, 0x00, 0x01, b'#']].concat(),
+            OK,
+        ),
+    ] {
+        let block = [&rest[..], &path].concat();
+        let end = frames::END_STREAM | frames::END_HEADERS;
+        wire.send(kind::HEADERS, end, stream, block).await.unwrap();
+        let head = within("a response", wire.expect(kind::HEADERS)).await;
+        assert_eq!(head.unwrap().payload[0], status, "{path:x?}");
+        stream += 2;
+    }
+    // Byte by byte, in two frames.
+    let block = [&rest[..], &literal(0x04, target)].concat();
+    let (first, last) = block.split_at(block.len() - 2);
+    wire.send(kind::HEADERS, frames::END_STREAM, stream, first.to_vec())
+        .await
+        .unwrap();
+    wire.send(
+        kind::CONTINUATION,
+        frames::END_HEADERS,
+        stream,
+        last.to_vec(),
+    )
+    .await
+    .unwrap();
+    let head = within("a response", wire.expect(kind::HEADERS)).await;
+    assert_eq!(head.unwrap().payload[0], BAD_REQUEST);
+    assert_eq!(upstream.requests().len(), 2);
+}
+
+/// The proxy remembers each cut target of a connection, for the client can repeat it by an index. A client
+/// that sends hundreds of them is told to go away.
+#[tokio::test]
+async fn too_many_targets_with_a_hash_end_the_connection() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
+    let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
+    for number in 0..300 {
+        let path = format!("/{number}#");
+        let fields = [
+            (":method", "GET"),
+            (":scheme", "https"),
+            (":authority", HOST),
+            (":path", &path),
+        ];
+        let stream = 2 * number + 1;
+        wire.headers(stream, &fields, frames::END_STREAM)
+            .await
+            .unwrap();
+        let head = within("a response", wire.expect(kind::HEADERS)).await;
+        let Ok(head) = head else { break };
+        assert_eq!(head.payload[0], BAD_REQUEST);
+    }
+    let goaway = within("GOAWAY", wire.expect(kind::GOAWAY)).await.unwrap();
+    assert_eq!(goaway.error_code(), Some(0));
+    assert_eq!(upstream.connections().len(), 0);
+}
+
+/// h2 takes an empty length for 0; an apiserver that speaks HTTP/1.1 refuses it.
+#[tokio::test]
+async fn empty_content_length_is_refused_over_http2() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
+    let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
+    let fields = [
+        (":method", "POST"),
+        (":scheme", "https"),
+        (":authority", HOST),
+        (":path", "/x"),
+        ("content-length", ""),
+    ];
+    wire.headers(1, &fields, frames::END_STREAM).await.unwrap();
+    let head = within("a response", wire.expect(kind::HEADERS)).await;
+    assert_eq!(head.unwrap().payload[0], BAD_REQUEST);
+    assert_eq!(upstream.connections().len(), 0);
+}
+
+/// The first byte of a response head: `:status` 200 and 400 in the static table of HPACK.
+const OK: u8 = 0x88;
+const BAD_REQUEST: u8 = 0x8c;
 
 /// Case 42. `Host` alone names the host as well (RFC 9113 §8.3.1).
 #[tokio::test]
@@ -186,10 +350,10 @@ async fn foreign_hosts_are_misdirected() {
         "xkube.test",
     ] {
         let answer = raw(&proxy, &format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
-        answer.status(421, "MisdirectedRequest");
+        answer.assert_status(421, "MisdirectedRequest");
         let client = proxy.client().http2().await;
         let answer = http2(&client, "GET", &format!("https://{host}/"), None).await;
-        let message = answer.status(421, "MisdirectedRequest");
+        let message = answer.assert_status(421, "MisdirectedRequest");
         assert!(message.contains("server in the kubeconfig"), "{message}");
     }
     assert_eq!(upstream.connections().len(), 0);
@@ -221,7 +385,7 @@ async fn bare_address_without_a_name_must_be_served() {
     let proxy = world.proxy(upstream.address()).start();
     for (host, code) in [("127.0.0.1", 200), ("192.0.2.1", 421)] {
         let mut client = proxy.client().sni("127.0.0.1").http1().await;
-        let answer: Answer = client.get(host, "/", "").await.into();
+        let answer: ClientResponse = client.get(host, "/", "").await.into();
         assert_eq!(answer.code, code, "{host}");
     }
     assert_eq!(upstream.requests().len(), 1);
@@ -236,14 +400,14 @@ async fn connect_is_refused() {
     for target in ["kube.test:443", "other.test:443", "127.0.0.1:22"] {
         let request = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n");
         let answer = raw(&proxy, &request).await;
-        let message = answer.status(405, "MethodNotAllowed");
+        let message = answer.assert_status(405, "MethodNotAllowed");
         assert!(message.contains("proxy-url"), "{message}");
         assert!(answer.lines("allow")[0].contains("GET"));
         let client = proxy.client().http2().await;
         let uri = Uri::builder().authority(target).build().unwrap();
         let request = Request::connect(uri).body(Bytes::new()).unwrap();
-        let answer: Answer = client.request(request).await.unwrap().into();
-        answer.status(405, "MethodNotAllowed");
+        let answer: ClientResponse = client.request(request).await.unwrap().into();
+        answer.assert_status(405, "MethodNotAllowed");
     }
     assert_eq!(upstream.connections().len(), 0);
 }
@@ -278,8 +442,8 @@ async fn connection_goes_on_after_a_refused_host() {
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();
     let mut client = proxy.client().http1().await;
-    let refused: Answer = client.get("other.test", "/", "").await.into();
-    refused.status(421, "MisdirectedRequest");
+    let refused: ClientResponse = client.get("other.test", "/", "").await.into();
+    refused.assert_status(421, "MisdirectedRequest");
     assert_eq!(client.get(HOST, "/", "").await.status, 200);
     for protocol in BOTH {
         assert_eq!(proxy.get(protocol, "/").await.code, 200);

@@ -257,7 +257,7 @@ async fn a_connection_with_an_abandoned_upload_is_not_used_again() {
 }
 
 #[tokio::test]
-async fn an_upgrade_has_a_connection_of_its_own_that_is_not_used_again() {
+async fn upgrade_uses_a_new_connection_that_is_never_reused() {
     let world = World::new();
     let upstream = world
         .apiserver()
@@ -334,7 +334,7 @@ async fn an_idle_connection_is_closed_when_its_time_is_over() {
 
 /// Case 1. Watches never end, so what is over the apiserver's limit must not wait for one that does.
 #[tokio::test]
-async fn a_client_with_more_streams_than_the_apiserver_allows_gets_a_second_connection() {
+async fn client_beyond_the_stream_limit_gets_a_second_connection() {
     let world = World::new();
     let upstream = world.apiserver().http(watch_or_ok).start().await;
     let proxy = world

@@ -6,11 +6,11 @@
     clippy::indexing_slicing,
     clippy::panic,
     clippy::disallowed_methods,
-    reason = "all of this crate is tests, also what stands outside of a #[test]; a test has no Drain"
+    reason = "this crate is all tests, also outside a #[test]; a test has no Drain"
 )]
 
 mod proxy;
-mod status;
+mod responses;
 
 // One module a topic; a test goes where its peer-visible behaviour belongs.
 mod admin;

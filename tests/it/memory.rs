@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     binary::Binary,
-    proxy::{HOST, World, data, taken_until_blocked},
+    proxy::{HOST, World, data, sum_until_quiet},
 };
 
 const KIB: usize = 1024;
@@ -116,7 +116,7 @@ impl Watch {
     }
 
     /// Waits until so much of an event has come.
-    async fn hear(&mut self, length: usize) {
+    async fn read(&mut self, length: usize) {
         let mut heard = 0;
         while heard < length {
             heard += match self {
@@ -177,7 +177,7 @@ async fn silent_watches_cost(clients: Clients, each: usize, after_large: usize) 
         let event = Bytes::from(vec![b'x'; size]);
         for (events, watch) in events.iter().zip(&mut watches) {
             let said = async { events.send(event.clone()).await.unwrap() };
-            tokio::join!(said, watch.hear(size));
+            tokio::join!(said, watch.read(size));
         }
         let what = format!("watches silent after {size} bytes");
         wait_for_memory(&binary, &what, before + WATCHES * each).await;
@@ -198,7 +198,7 @@ async fn a_silent_stream_of_a_shared_connection_holds_no_buffers() {
 
 /// Two TLS sessions, two HTTP/2 connections with the frame buffers of h2, and one stream.
 #[tokio::test]
-async fn a_silent_http2_connection_holds_no_more_than_its_frame_buffers() {
+async fn silent_http2_connection_holds_only_its_frame_buffers() {
     silent_watches_cost(Clients::Http2, 80 * KIB, 100 * KIB).await;
 }
 
@@ -340,7 +340,7 @@ async fn small_pieces_that_wait_for_their_client_are_few() {
         ];
         before = own_memory(&binary);
         wire.headers(stream, &get, END_STREAM).await.unwrap();
-        let pushed = taken_until_blocked(&mut taken).await;
+        let pushed = sum_until_quiet(&mut taken).await;
         assert!(pushed > 0, "{path}");
     }
     let held = own_memory(&binary).saturating_sub(before);

@@ -145,7 +145,7 @@ impl Setup<'_> {
     }
 
     /// Lets what runs at the end take its time.
-    pub(crate) fn patient(self) -> Self {
+    pub(crate) fn long_drain(self) -> Self {
         self.timeouts(|timeouts| timeouts.drain = standin::WAIT * 10)
     }
 
@@ -251,7 +251,7 @@ impl Proxy {
     }
 
     /// Waits until the proxy has ended.
-    pub(crate) async fn ended(self) {
+    pub(crate) async fn wait_until_stopped(self) {
         within("the end of the proxy", self.running).await.unwrap();
     }
 }
@@ -284,7 +284,7 @@ pub(crate) async fn data(response: &mut Response<RecvStream>) -> Result<Bytes, h
 }
 
 /// Counts what is taken until, for a while, nothing more is.
-pub(crate) async fn taken_until_blocked(taken: &mut mpsc::UnboundedReceiver<usize>) -> usize {
+pub(crate) async fn sum_until_quiet(taken: &mut mpsc::UnboundedReceiver<usize>) -> usize {
     let mut sum = 0;
     while let Ok(Some(more)) = tokio::time::timeout(QUIET, taken.recv()).await {
         sum += more;

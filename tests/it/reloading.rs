@@ -24,7 +24,7 @@ use crate::{
     drain::slow_or_endless,
     proxy::{APISERVER, HOST, Proxy, Setup, World},
     tunnels,
-    upgrades::Switch,
+    upgrades::ManualApiserver,
 };
 
 /// A mounted Secret: files are links through `..data` into a directory that is swapped as a whole.
@@ -114,7 +114,7 @@ async fn reload_with(proxy: &Proxy, world: &World, marker: &Identity) {
 
 /// Case 55. New connections get the new certificate; a watch and a tunnel that run do not notice.
 #[tokio::test]
-async fn a_swapped_certificate_is_for_new_connections_and_old_streams_live() {
+async fn swapped_certificate_serves_new_connections_only() {
     let world = World::new();
     let (old, new) = (identity(&world), identity(&world));
     let ca = world.cluster_ca.pem();
@@ -328,17 +328,17 @@ async fn a_reload_without_a_change_keeps_the_leases() {
 #[tokio::test]
 async fn a_tunnel_outlives_a_rotation() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
-    let proxy = with_marker(&world, &switch.upstream).start();
-    let (mut client, mut asked) = tunnels::open(&proxy, &switch).await;
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = with_marker(&world, &apiserver.upstream).start();
+    let (mut client, mut server) = tunnels::open(&proxy, &apiserver).await;
     identity(&world).write(&world.dir, "public");
     world
         .dir
         .write("cluster-ca.crt", Ca::new("new cluster").pem());
     reload_with(&proxy, &world, &world.public_ca.server(&["marker.test"])).await;
     client.send("still").await;
-    assert_eq!(asked.hear(5).await, b"still");
-    asked.say("here").await;
+    assert_eq!(server.read(5).await, b"still");
+    server.send("here").await;
     assert_eq!(client.take(4).await.unwrap(), "here");
 }
 

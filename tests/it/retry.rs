@@ -247,7 +247,7 @@ async fn one_dial_serves_all_requests_that_a_goaway_refused() {
 }
 
 #[tokio::test]
-async fn an_http1_connection_that_the_apiserver_closed_while_idle_is_replaced() {
+async fn idle_http1_connection_closed_by_apiserver_is_replaced() {
     let world = World::new();
     let upstream = world
         .apiserver()

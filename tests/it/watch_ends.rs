@@ -75,7 +75,7 @@ async fn what_a_client_asks_right_behind_its_watch_is_answered() {
     drop(opened.recv().await);
     assert_eq!(client.chunk().await.unwrap(), "", "the last chunk");
     assert_eq!(client.end().await.unwrap(), "", "an end in order");
-    proxy.ended().await;
+    proxy.wait_until_stopped().await;
 }
 
 /// One watch over each version of HTTP; what the apiserver sends on both, in two steps with the signal to
@@ -117,7 +117,7 @@ async fn ends(content_type: &'static str, before: &[u8], after: &[u8], rest: &[u
     })
     .await;
     drop(http2);
-    proxy.ended().await;
+    proxy.wait_until_stopped().await;
 }
 
 /// Case 56. A watch that is silent ends at once.
@@ -168,7 +168,7 @@ async fn a_compressed_watch_is_cut_at_the_deadline() {
     assert_eq!(client.chunk().await.unwrap(), "gzip\n");
     proxy.begin_shutdown();
     client.chunk().await.unwrap_err();
-    proxy.ended().await;
+    proxy.wait_until_stopped().await;
 }
 
 /// Case 56. A list that happens to be long is no watch.
@@ -193,5 +193,5 @@ async fn other_bodies_run_to_their_end() {
     assert_eq!(client.chunk().await.unwrap(), "}\n");
     drop(list);
     assert_eq!(client.chunk().await.unwrap(), "", "the last chunk");
-    proxy.ended().await;
+    proxy.wait_until_stopped().await;
 }

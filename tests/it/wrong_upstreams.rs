@@ -13,11 +13,11 @@ use tokio::io::AsyncReadExt as _;
 
 use crate::{
     proxy::{APISERVER, World},
-    status::{Answer, BOTH, Protocol},
+    responses::{BOTH, ClientResponse, Protocol},
 };
 
 /// Asks once over each protocol.
-async fn ask(world: &World, upstream: SocketAddr) -> [Answer; 2] {
+async fn ask(world: &World, upstream: SocketAddr) -> [ClientResponse; 2] {
     let setup = world.proxy(upstream);
     let proxy = setup
         .timeouts(|timeouts| timeouts.upstream_connect = Duration::from_millis(500))
@@ -32,7 +32,7 @@ async fn ask(world: &World, upstream: SocketAddr) -> [Answer; 2] {
 async fn refuses(world: &World, identity: Identity, expected: &str) {
     let upstream = Upstream::builder(identity).start().await;
     for (number, answer) in ask(world, upstream.address()).await.iter().enumerate() {
-        let message = answer.status(503, "ServiceUnavailable");
+        let message = answer.assert_status(503, "ServiceUnavailable");
         assert!(
             message.contains(&format!("the apiserver's certificate {expected}, so")),
             "{message}"
@@ -154,7 +154,7 @@ async fn expected_address_is_not_a_name() {
 /// What never gets as far as a certificate: 503 that may be repeated, because nothing was sent.
 async fn unreachable(upstream: SocketAddr, world: &World, expected: &str) {
     for answer in ask(world, upstream).await {
-        let message = answer.status(503, "ServiceUnavailable");
+        let message = answer.assert_status(503, "ServiceUnavailable");
         assert!(message.contains(expected), "{message}");
         assert_eq!(answer.lines("retry-after"), ["1"]);
     }
@@ -229,7 +229,7 @@ async fn no_address_known() {
     let proxy = setup.start();
     for protocol in BOTH {
         let answer = proxy.get(protocol, "/").await;
-        let message = answer.status(503, "ServiceUnavailable");
+        let message = answer.assert_status(503, "ServiceUnavailable");
         assert!(message.contains("no address"), "{message}");
         assert!(!message.contains("apiserver.invalid"), "{message}");
         assert_eq!(answer.lines("retry-after"), ["1"]);
@@ -250,7 +250,7 @@ async fn connection_lost_without_an_answer_is_502_without_retry_after() {
     });
     let upstream = apiserver.start().await;
     for answer in ask(&world, upstream.address()).await {
-        let message = answer.status(502, "InternalError");
+        let message = answer.assert_status(502, "InternalError");
         assert!(
             message.contains("it may have processed the request"),
             "{message}"

@@ -27,7 +27,7 @@ def alone(script, *arguments):
 
 
 def set_up():
-    """Gives the namespaces a loopback, and a directory for files that nobody else sees."""
+    """Gives the namespaces a loopback, and a directory that no other process sees."""
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     subprocess.run(["mount", "-t", "tmpfs", "scratch", SCRATCH], check=True)
 

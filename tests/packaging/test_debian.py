@@ -149,7 +149,7 @@ def inside():
         await_word(told, "STOPPING=1")
         code = stage.end_of(pid, 60)
         assert code == 0, f"it ended with {code}"
-        # The next one takes those who came meanwhile; nobody was refused.
+        # The next process serves the clients that connected meanwhile; none was refused.
         socket.create_connection(("127.0.0.1", port), timeout=5).close()
     apiserver.process.kill()
     print("ended with 0")

@@ -1,8 +1,8 @@
-"""The image: its stages fit each other, and its last one is run as a pod runs it.
+"""The image: its stages fit together, and its last stage is run as a pod runs it.
 
-There is no registry to fetch the base from, so a directory stands in for it that has what the base has of the libraries that the
-binary asks for, and nothing else. The binary runs in it with the arguments of the Deployment, as its user, without capabilities,
-on a file system that cannot be written, in a network of its own.
+The tests have no registry for the base image. A directory replaces it: it has those libraries of the base that the binary needs,
+and nothing else. The binary runs in it with the arguments of the Deployment, as its user, without capabilities, on a read-only
+file system, in a separate network.
 """
 
 import ctypes
@@ -62,7 +62,7 @@ class Dockerfile(unittest.TestCase):
         user = pod["securityContext"]
         self.assertEqual(all_of(1, "USER"), [f"{user['runAsUser']}:{user['runAsGroup']}"])
         (entry,), (command,) = all_of(1, "ENTRYPOINT"), all_of(1, "CMD")
-        # A list, so that no shell stands between SIGTERM and the proxy.
+        # A list, so that SIGTERM reaches the proxy and not a shell.
         self.assertEqual(json.loads(entry), ["/usr/bin/kube-tls-proxy"])
         self.assertEqual(json.loads(command), ["serve"])
         (ports,) = all_of(1, "EXPOSE")

@@ -95,7 +95,7 @@ class Names(unittest.TestCase):
                 self.assertLessEqual(set(re.split(r",\s*", names)), beside, where)
         self.assertGreater(checked, 5)
 
-    def test_every_metric_that_somebody_must_act_on_has_an_alert(self):
+    def test_every_metric_that_needs_action_has_an_alert(self):
         used = {family(name) for rule in alerts() for name, _ in series(rule["expr"])}
         for metric in (
             "certificate_not_after_seconds",

@@ -218,12 +218,12 @@ async fn answer(world: Arc<World>, request: Request<RequestBody>) -> Response<Re
     }
 }
 
-/// The events behind the version that is known, for as long as somebody reads them and may.
+/// The events after the known version, until the client stops reading or its time is over.
 fn follow(world: Arc<World>, watch: Watch) -> ResponseBody {
     let (sender, body) = channel();
     tokio::spawn(async move {
         tokio::select! {
-            // Whether the client is gone or its time is over, there is nobody to tell.
+            // The client has gone or its time is over: no error to report.
             _gone = send_events(&sender, &world, &watch) => {}
             () = sender.closed() => {}
             () = sleep(watch.timeout) => {}

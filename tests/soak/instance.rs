@@ -133,7 +133,7 @@ impl Instance {
         lines.iter().filter(|(_, line)| line.contains(part)).count()
     }
 
-    /// Waits until so many lines contain this.
+    /// Waits until `count` lines contain this.
     pub(crate) async fn wait_for(&self, part: &str, count: usize) {
         let mut changes = self.lines.subscribe();
         let enough = changes.wait_for(|lines| {
@@ -148,7 +148,7 @@ impl Instance {
         }
     }
 
-    /// When the first line came that contains all of these, if one did behind `since`.
+    /// The time of the first line after `since` that contains all of these.
     pub(crate) fn said(&self, parts: &[&str], since: Instant) -> Option<Instant> {
         let lines = self.lines.borrow();
         let mut lines = lines.iter().filter(|(at, _)| *at >= since);

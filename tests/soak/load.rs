@@ -40,10 +40,10 @@ pub(crate) struct Tally {
     /// Requests that should be sent in a second.
     asked: u32,
     began: Instant,
-    /// Requests that have come to an end, good or bad.
+    /// Requests that have ended, well or not.
     requests: AtomicUsize,
     /// Requests that were sent again as RFC 9110 §9.2.2 and RFC 9113 §8.7 let clients do: on a kept
-    /// connection that was closed before a byte of an answer, or behind a GOAWAY.
+    /// connection that was closed before a byte of a response, or after a GOAWAY.
     again: AtomicUsize,
     /// Watches that a reflector began on a kept connection that was just being closed, and began again.
     again_by_reflectors: AtomicUsize,
@@ -259,7 +259,7 @@ async fn ask(
     stop: watch::Receiver<bool>,
 ) {
     let mut turns = interval(pause);
-    // What came too late is made up for, as by somebody who does not care how fast the answers are.
+    // A late request is sent at once, like a client that does not wait for responses.
     turns.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let mut kept = None;
     while !*stop.borrow() {

@@ -12,7 +12,7 @@
     clippy::disallowed_methods,
     clippy::disallowed_types,
     clippy::print_stdout,
-    reason = "all of this crate is tests, also what stands outside of a #[test]; a test has no Drain"
+    reason = "this crate is all tests, also outside a #[test]; a test has no Drain"
 )]
 
 mod apiserver;

@@ -1,4 +1,4 @@
-//! Watches that never end for whoever holds them: reflectors of kube-rs, and clients that look at every line.
+//! Watches that never end for their clients: reflectors of kube-rs, and clients that check every line.
 
 use std::{
     collections::BTreeMap,
@@ -74,14 +74,14 @@ pub(crate) fn kube_client(world: &World, address: SocketAddr) -> kube::Client {
 fn take_event(version: &mut usize, next: usize, tally: &Tally) {
     tally.event();
     if next != *version + 1 {
-        tally.failed("a watch", &format!("event {next} behind event {version}"));
+        tally.failed("a watch", &format!("event {next} after event {version}"));
     }
     *version = next;
 }
 
-/// Whether a kept connection was closed before a byte of an answer. Over HTTP/1.1 no server can end a connection
-/// behind a response without this race (RFC 9112 §9.5), a restarting apiserver neither; client-go asks again by
-/// itself, kube-rs tells its reflector first.
+/// Whether a kept connection was closed before a byte of a response. Over HTTP/1.1 no server, nor a restarting
+/// apiserver, can close a connection after a response without this race (RFC 9112 §9.5). client-go sends the
+/// request again by itself; kube-rs first reports it to its reflector.
 fn is_closed_under_it(error: &watcher::Error) -> bool {
     let watcher::Error::WatchStartFailed(error) = error else {
         return false;
@@ -117,7 +117,7 @@ async fn reflect(
         match event {
             Some(Ok(watcher::Event::Apply(one) | watcher::Event::Delete(one))) => {
                 let next = one.resource_version().unwrap().parse().unwrap();
-                // The first one behind the list, whose version nobody is told.
+                // The first one after the list, whose version the client does not know.
                 take_event(version.get_or_insert(next - 1), next, &tally);
             }
             Some(Ok(watcher::Event::Init)) => {

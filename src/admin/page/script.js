@@ -187,8 +187,8 @@
   }
 
   function errors({ recent_errors: recent }) {
-    show("errors", recent, () => recent.length ? recent.map(({ at: when, reason, sentence, times }) => make("li", "",
-      sentence, make("div", "quiet", make("code", "", reason), " · ", since(when, "", " ago"), times > 1 ? ` · ${count(times, 0)} times` : "")))
+    show("errors", recent, () => recent.length ? recent.map(({ at: when, reason, message, count: times }) => make("li", "",
+      message, make("div", "quiet", make("code", "", reason), " · ", since(when, "", " ago"), times > 1 ? ` · ${count(times, 0)} times` : "")))
       : [make("li", "quiet", "The proxy has answered nothing by itself.")]);
   }
 

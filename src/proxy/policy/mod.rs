@@ -3,7 +3,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use http::{HeaderMap, HeaderValue, Method, header, request::Parts, uri::Authority};
+use http::{HeaderMap, HeaderValue, Method, Version, header, request::Parts, uri::Authority};
 
 use super::upgrade::UpgradeToken;
 use crate::{
@@ -179,7 +179,11 @@ fn check_target(head: &Parts) -> Result<(), Rejection> {
     }
     let path = head.uri.path();
     let well_formed = path.starts_with('/') || (path == "*" && head.method == Method::OPTIONS);
-    if well_formed {
+    // `Uri` returns the path `/` for a target `?x`. Over HTTP/2 that is no target (RFC 9113 §8.3.1); over
+    // HTTP/1.1 it can be the end of an absolute one.
+    let is_query = head.version == Version::HTTP_2
+        && (head.uri.path_and_query()).is_some_and(|target| target.as_str().starts_with('?'));
+    if well_formed && !is_query {
         Ok(())
     } else {
         Err(Rejection::Target)
@@ -195,11 +199,12 @@ fn check_length(headers: &HeaderMap) -> Result<(), Rejection> {
     {
         return Err(Rejection::TransferEncoding);
     }
-    let lengths = headers.get_all(header::CONTENT_LENGTH).iter().count();
-    if lengths > 1 || (lengths == 1 && coding.is_some()) {
-        Err(Rejection::AmbiguousLength)
-    } else {
-        Ok(())
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    match (lengths.next(), lengths.next(), coding) {
+        (None, ..) => Ok(()),
+        // h2 takes an empty length for 0; another parser may not.
+        (Some(length), None, None) if !length.is_empty() => Ok(()),
+        _ => Err(Rejection::AmbiguousLength),
     }
 }
 
@@ -223,10 +228,22 @@ fn authority(head: &Parts) -> Result<Authority, Rejection> {
         (Some(authority), _) | (None, Some(authority)) => authority,
         (None, None) => return Err(Rejection::NoHost),
     };
-    if authority.as_str().contains('@') || authority.host().is_empty() {
+    if authority.as_str().contains('@')
+        || authority.host().is_empty()
+        || !has_valid_port(&authority)
+    {
         return Err(Rejection::BadHost);
     }
     Ok(authority)
+}
+
+/// Whether the port is absent, empty (RFC 3986 §3.2.3) or a port. `Authority` checks only its characters.
+fn has_valid_port(authority: &Authority) -> bool {
+    let port = authority.as_str().strip_prefix(authority.host());
+    match port.and_then(|port| port.strip_prefix(':')) {
+        None | Some("") => true,
+        Some(port) => port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok(),
+    }
 }
 
 fn has_body(headers: &HeaderMap) -> bool {

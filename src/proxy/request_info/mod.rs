@@ -162,7 +162,7 @@ impl<'a> RequestInfo<'a> {
     /// The resource as a metric label, one of a fixed set.
     pub(super) fn resource_label(&self) -> Resource {
         if self.is_resource {
-            Resource::of(&self.group, &self.resource, self.subresource.as_deref())
+            Resource::new(&self.group, &self.resource, self.subresource.as_deref())
         } else {
             Resource::NONRESOURCE
         }

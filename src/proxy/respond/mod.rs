@@ -194,7 +194,7 @@ fn rejected(rejection: Rejection) -> ErrorStatus {
              administrator to add the name to hosts",
         ),
         Rejection::Scheme => bad_request("the request's scheme is not https"),
-        Rejection::Target => bad_request("the request target is not a path"),
+        Rejection::Target => bad_request("the request target is not a path, or it holds a `#`"),
         Rejection::TransferEncoding => {
             bad_request("the only supported Transfer-Encoding is chunked")
         }

@@ -8,10 +8,10 @@ use tokio::{
 };
 
 use super::*;
-use crate::metrics::{Counters, MetricsSnapshot};
 use crate::{
     drain::Drain,
     hosts::UpstreamAddr,
+    metrics::Counters,
     upstream::{context::IdlePool, endpoint::Endpoint, h1::H1Connection},
 };
 
@@ -84,7 +84,6 @@ async fn connection_closed_by_apiserver_is_not_counted_as_age() {
     idle.put(1, Connection::H1(connection));
     drop(far);
     assert!(idle.take(1, false).is_none());
-    let total = MetricsSnapshot::from_workers([&counts]);
-    assert_eq!(total.leases_retired(LeaseEnd::Closed), 1);
-    assert_eq!(total.leases_retired(LeaseEnd::Age), 0);
+    assert_eq!(counts.leases_retired.value(LeaseEnd::Closed), 1);
+    assert_eq!(counts.leases_retired.value(LeaseEnd::Age), 0);
 }

@@ -10,7 +10,7 @@ use crate::process::run;
 use crate::suite::{Route, Suite, shared};
 
 #[test]
-fn audit_shows_the_client_and_the_proxy_and_nothing_that_the_client_made_up() {
+fn audit_shows_client_and_proxy_and_no_spoofed_address() {
     let Some(suite) = shared() else { return };
     for protocol in ["-http1=true", "-http1=false"] {
         let mut fetch = suite.raw_client("fetch", Route::Proxied, suite.fixture.token());

@@ -42,7 +42,7 @@ fn check_finds_nothing_wrong_with_or_without_a_token() {
     }
 }
 
-/// Checks directly and through the proxy; nothing may have failed, and nobody may be warned.
+/// Checks directly and through the proxy; neither a failure nor a warning is allowed.
 #[track_caller]
 fn check(suite: &Suite, more: &[&str]) -> Value {
     let file = |name: &str| suite.fixture.scratch().join(name);

@@ -38,7 +38,7 @@ fn exec_passes_many_bytes_both_ways() {
     for streaming in STREAMINGS {
         let outcome = exec(&suite, streaming, &["-i", "shell", "--", "cat"], &bytes);
         assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
-        // Not assert_eq: nobody wants to read the difference.
+        // Not assert_eq: the difference would fill the screen.
         assert!(
             outcome.stdout == bytes,
             "{streaming:?}: {} bytes",

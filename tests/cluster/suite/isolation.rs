@@ -37,7 +37,7 @@ fn unauthenticated_requests_end_no_watch_of_another_client() {
 }
 
 #[test]
-fn a_get_is_answered_beside_more_watches_than_a_connection_has_streams() {
+fn get_is_answered_beside_more_watches_than_streams() {
     let Some(suite) = alone() else { return };
     for route in [Route::Direct, Route::Proxied] {
         let name = format!("watched-by-many-{}", route.name());

@@ -140,7 +140,7 @@ impl<'a> Kubectl<'a> {
         };
         let file = format!("kubeconfig-{}-{who}.json", self.route.name());
         let path = self.suite.fixture.scratch().join(file);
-        // Cases write it at the same time, so nobody may see half of it.
+        // Cases write it at the same time, so no case may read half of it.
         let draft = path.with_extension(format!("{:?}", std::thread::current().id()));
         fs::write(&draft, content.to_string()).unwrap();
         fs::rename(&draft, &path).unwrap();

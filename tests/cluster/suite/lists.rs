@@ -9,7 +9,7 @@ use crate::process::{Running, run};
 use crate::suite::{Route, on_both, shared};
 
 #[test]
-fn a_large_list_is_the_same_compressed_or_not_whole_or_in_chunks() {
+fn large_list_is_equal_compressed_plain_and_chunked() {
     let Some(suite) = shared() else { return };
     let mut fill = suite.fixture.client("fill");
     fill.arg("-kubeconfig")

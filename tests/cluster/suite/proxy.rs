@@ -17,7 +17,7 @@ use crate::process::Running;
 #[derive(Debug)]
 pub(crate) struct Proxy {
     running: Mutex<Running>,
-    /// The base URL for people outside.
+    /// The base URL for users.
     pub(crate) server: String,
     /// The file with the public CA.
     pub(crate) ca: PathBuf,

@@ -40,7 +40,7 @@ fn discovery_and_explain_are_the_same() {
 #[test]
 fn not_found_is_the_same_error() {
     let Some(suite) = shared() else { return };
-    let outcome = same_on_both(&suite, &["get", "pod", "nobody"]);
+    let outcome = same_on_both(&suite, &["get", "pod", "absent"]);
     assert_eq!(outcome.code, Some(1));
     assert!(outcome.stderr.contains("NotFound"), "{}", outcome.stderr);
 }
@@ -93,7 +93,7 @@ fn impersonation_reaches_the_apiserver() {
 }
 
 #[test]
-fn more_header_lines_than_a_server_usually_takes_reach_the_apiserver() {
+fn unusually_many_header_fields_reach_the_apiserver() {
     let Some(suite) = shared() else { return };
     // Many servers take 100 header lines; the proxy's own limit is 128, and the apiserver has none.
     let groups: Vec<String> = (0..105).map(|n| format!("--as-group=group-{n}")).collect();
@@ -125,7 +125,7 @@ fn an_aggregated_api_answers() {
     same_on_both(&suite, &["top", "nodes"]).ok();
 }
 
-/// A table without its column AGE, which goes on while the test runs.
+/// A table without its column AGE, which changes while the test runs.
 fn without_age(table: &str) -> String {
     let header = table.lines().next().unwrap();
     let start = header.find("AGE").unwrap();

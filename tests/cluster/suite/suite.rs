@@ -85,7 +85,7 @@ impl Drop for Turn {
 /// A turn beside other cases; `None` when the suite cannot run on this machine.
 pub(crate) fn shared() -> Option<Turn> {
     let suite = suite()?;
-    // The lock guards no data, so a case that failed while it held the lock spoils nothing.
+    // The lock guards no data, so a case that failed while it held the lock does no harm.
     let guard = Guard::Shared(TURNS.read().unwrap_or_else(PoisonError::into_inner));
     Some(Turn {
         suite,

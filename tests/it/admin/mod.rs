@@ -143,7 +143,7 @@ async fn it_is_ready_once_an_apiserver_was_verified() {
 }
 
 #[tokio::test]
-async fn an_apiserver_with_another_certificate_keeps_it_from_being_ready_and_the_reason_is_told() {
+async fn readyz_fails_and_names_an_unverified_apiserver() {
     let world = World::new();
     let foreign = standin::pki::Ca::new("foreign").server(&[crate::proxy::APISERVER]);
     let upstream = standin::upstream::Upstream::builder(foreign).start().await;
@@ -205,7 +205,7 @@ async fn while_it_drains_it_lives_and_is_not_ready() {
     let scrape = scrape(admin).await;
     assert_eq!((scrape.get("draining"), scrape.get("tunnels")), (1.0, 1.0));
     drop(exec);
-    proxy.ended().await;
+    proxy.wait_until_stopped().await;
     let closed = async { while TcpStream::connect(admin).await.is_ok() {} };
     within("the admin port to close", closed).await;
 }

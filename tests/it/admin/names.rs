@@ -8,7 +8,7 @@ use super::ask;
 use crate::proxy::{HOST, World};
 
 #[tokio::test]
-async fn the_status_page_is_shown_under_no_name_that_a_stranger_can_own() {
+async fn status_page_is_refused_under_a_foreign_host_name() {
     let world = World::new();
     let nobody = tcp::refused().await;
     let setup = world.proxy(nobody).cluster(|cluster| {

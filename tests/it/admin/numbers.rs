@@ -14,7 +14,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn requests_are_counted_by_what_they_ask_and_how_they_were_answered() {
+async fn requests_are_counted_by_kind_and_status() {
     let world = World::new();
     let upstream = world.apiserver().http(api).start().await;
     let proxy = world.proxy(upstream.address()).admin().start();
@@ -269,7 +269,7 @@ async fn a_reload_that_fails_is_a_number() {
 }
 
 #[tokio::test]
-async fn a_request_that_is_given_up_before_its_answer_ends_its_lease_with_a_reset() {
+async fn request_cancelled_before_its_response_resets_its_lease() {
     let world = World::new();
     let upstream = world.apiserver().http(|_| pending()).start().await;
     let proxy = world.proxy(upstream.address()).admin().start();

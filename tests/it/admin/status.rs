@@ -86,13 +86,13 @@ async fn it_says_what_fails_in_words() {
     let errors = status["recent_errors"].as_array().unwrap();
     assert_eq!(errors.len(), 1, "{errors:?}");
     assert_eq!(
-        (&errors[0]["reason"], &errors[0]["times"]),
+        (&errors[0]["reason"], &errors[0]["count"]),
         (&"connect".into(), &3.into())
     );
-    let sentence = errors[0]["sentence"].as_str().unwrap();
+    let message = errors[0]["message"].as_str().unwrap();
     assert!(
-        sentence.contains(&format!("connect to {nobody}: ")),
-        "{sentence}"
+        message.contains(&format!("connect to {nobody}: ")),
+        "{message}"
     );
     let endpoint = &status["clusters"][0]["endpoints"][0];
     assert_eq!(endpoint["state"], "unhealthy");
@@ -106,7 +106,7 @@ async fn it_says_what_fails_in_words() {
 
 /// Not even a line that somebody else put into the page would run.
 #[tokio::test]
-async fn the_page_comes_with_a_policy_that_allows_its_own_script_alone() {
+async fn status_page_policy_allows_only_its_own_script() {
     let world = World::new();
     let proxy = world.proxy(tcp::refused().await).admin().start();
     let page = ask(proxy.admin(), "/").await;

@@ -95,7 +95,7 @@ async fn a_signal_to_stop_during_a_reload_and_a_reload_during_the_end() {
 
 /// New clients come until the delay is over, and get the certificate that is there.
 #[tokio::test]
-async fn sighup_within_the_delay_is_a_reload_of_which_systemd_hears_nothing() {
+async fn sighup_during_the_delay_reloads_without_notifying_systemd() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let config = world.dir.write("seldom.yaml", "timeouts: {reload: 1h}");
@@ -230,7 +230,7 @@ impl Systemd {
 
 /// A unit of `Type=notify-reload` with `WatchdogSec=`.
 #[tokio::test]
-async fn systemd_hears_of_start_reload_and_stop_and_that_the_workers_live() {
+async fn systemd_is_notified_of_start_reload_stop_and_watchdog() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let systemd = Systemd::new(&world);
@@ -276,7 +276,7 @@ fn activated(world: &World, upstream: SocketAddr, socket: impl Into<OwnedFd>) ->
 
 /// With a socket unit nobody is refused while there is no process at all.
 #[tokio::test]
-async fn a_client_that_comes_between_two_processes_is_served_by_the_second() {
+async fn client_between_two_processes_is_served_by_the_second() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -306,7 +306,7 @@ async fn a_client_that_comes_between_two_processes_is_served_by_the_second() {
 
 /// Without systemd: the second process shares the port on purpose, and the first one ends.
 #[tokio::test]
-async fn a_second_process_takes_the_port_over_without_a_refused_client() {
+async fn second_process_reuses_the_port_without_a_refused_client() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let mut first = Binary::start(&world, upstream.address(), &[]).await;
@@ -333,7 +333,7 @@ async fn a_second_process_takes_the_port_over_without_a_refused_client() {
 
 /// A mistake in a unit file is no failure of a process that ran.
 #[tokio::test]
-async fn a_socket_that_does_not_listen_is_a_mistake_in_the_configuration() {
+async fn inherited_socket_that_does_not_listen_is_a_config_error() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();

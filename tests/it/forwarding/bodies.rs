@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::{
     proxy::{HOST, World},
-    status::{BOTH, Protocol},
+    responses::{BOTH, Protocol},
 };
 
 /// Case 49. The proxy says 100 itself, once the apiserver's connection takes the body.
@@ -40,7 +40,7 @@ async fn expect_100_continue_is_met_by_the_proxy() {
 
 /// Case 49. A 100 of the apiserver answers nothing; what counts is what comes behind it.
 #[tokio::test]
-async fn informational_responses_of_the_apiserver_are_not_the_response() {
+async fn interim_responses_are_not_taken_for_the_response() {
     let world = World::new();
     let apiserver = world.apiserver().alpn(&["http/1.1"]).raw(|mut raw| async move {
         read_until(&mut raw, b"\r\n\r\n").await;
@@ -291,7 +291,7 @@ async fn an_upload_that_the_client_cuts_over_http1_is_cut_upstream() {
 
 /// hyper takes a stream that its client reset with `CANCEL` or `NO_ERROR` for one that ended.
 #[tokio::test]
-async fn an_upload_that_the_client_gives_up_over_http2_is_cut_upstream() {
+async fn http2_upload_aborted_by_client_is_aborted_upstream() {
     const NO_ERROR: u32 = 0;
     const INTERNAL_ERROR: u32 = 2;
     const CANCEL: u32 = 8;
@@ -327,7 +327,7 @@ async fn an_upload_that_the_client_gives_up_over_http2_is_cut_upstream() {
 /// The same behind the head of an early answer, when nobody waits for the request any more but the
 /// connection that uploads it.
 #[tokio::test]
-async fn an_upload_that_the_client_gives_up_behind_an_early_head_is_cut_upstream() {
+async fn upload_aborted_after_early_head_is_aborted_upstream() {
     const CANCEL: u32 = 8;
     let world = World::new();
     for alpn in [&["h2"][..], &["http/1.1"]] {
@@ -402,9 +402,13 @@ async fn uploads_arrive_whole_however_they_are_cut_up() {
         assert_eq!(request.body().await, b"0123456789".repeat(50));
 
         let large = vec![b'x'; 3 << 20];
-        let answer = proxy.ask(Protocol::Http2, "POST", "/", &[], &large).await;
+        let answer = proxy
+            .request(Protocol::Http2, "POST", "/", &[], &large)
+            .await;
         assert_eq!(answer.code, 200);
-        let answer = proxy.ask(Protocol::Http1, "POST", "/", &[], &large).await;
+        let answer = proxy
+            .request(Protocol::Http1, "POST", "/", &[], &large)
+            .await;
         assert_eq!(answer.code, 200);
         for _ in 0..2 {
             assert!(upstream.next_request().await.body().await == large);

@@ -6,7 +6,7 @@ use standin::upstream::{Received, full};
 
 use crate::{
     proxy::{HOST, World},
-    status::{BOTH, Protocol},
+    responses::{BOTH, Protocol},
 };
 
 #[track_caller]
@@ -73,7 +73,7 @@ async fn claims_about_origin_and_user_are_replaced() {
             ("x-remote-extra-foo", "bar"),
             ("x-remote-uid", "0"),
         ];
-        proxy.ask(protocol, "GET", "/", &fields, b"").await;
+        proxy.request(protocol, "GET", "/", &fields, b"").await;
         let request = upstream.next_request().await;
         assert_eq!(request.lines("x-forwarded-for"), ["127.0.0.1"]);
         assert_eq!(request.lines("x-forwarded-host"), [HOST]);
@@ -125,7 +125,9 @@ async fn http2_fields_take_their_http1_form() {
         ("cookie", "b=2"),
         ("x-a", "2"),
     ];
-    proxy.ask(Protocol::Http2, "GET", "/", &fields, b"").await;
+    proxy
+        .request(Protocol::Http2, "GET", "/", &fields, b"")
+        .await;
     let request = upstream.next_request().await;
     assert_eq!(request.lines("host"), [HOST]);
     assert_eq!(request.lines("cookie"), ["a=1; b=2"]);
@@ -176,7 +178,7 @@ async fn many_groups_and_a_big_token_pass() {
                 .map(|group| ("impersonate-group", group.as_str())),
         );
         for protocol in BOTH {
-            let answer = proxy.ask(protocol, "GET", "/", &fields, b"").await;
+            let answer = proxy.request(protocol, "GET", "/", &fields, b"").await;
             assert_eq!(answer.code, 200, "{protocol:?} {}", answer.text());
             let request = upstream.next_request().await;
             assert_eq!(request.lines("impersonate-group"), groups);

@@ -11,7 +11,7 @@ use standin::{
 
 use crate::{
     proxy::{HOST, World},
-    status::{BOTH, Protocol},
+    responses::{BOTH, Protocol},
 };
 
 #[tokio::test]
@@ -267,7 +267,7 @@ async fn redirects_and_cookies_of_backends_are_relayed() {
     let proxy = world.proxy(upstream.address()).start();
     for protocol in BOTH {
         let fields = [("origin", "https://dashboard.test"), ("cookie", "a=1")];
-        let answer = proxy.ask(protocol, "GET", TARGET, &fields, b"").await;
+        let answer = proxy.request(protocol, "GET", TARGET, &fields, b"").await;
         assert_eq!(answer.code, 301);
         assert_eq!(answer.lines("location"), ["proxy/"]);
         assert_eq!(answer.lines("set-cookie"), ["a=1; Path=/", "b=2"]);
@@ -320,7 +320,7 @@ async fn exec_without_upgrade_gets_the_apiservers_answer() {
     let proxy = world.proxy(upstream.address()).start();
     for protocol in BOTH {
         let target = "/api/v1/namespaces/n/pods/p/exec?command=ls&command=%2Fetc";
-        let answer = proxy.ask(protocol, "POST", target, &[], b"").await;
+        let answer = proxy.request(protocol, "POST", target, &[], b"").await;
         assert_eq!((answer.code, answer.text().as_str()), (400, STATUS));
         let request = upstream.next_request().await;
         assert_eq!(
@@ -348,7 +348,7 @@ async fn no_101_on_http2_and_no_extended_connect() {
     let proxy = world.proxy(upstream.address()).start();
     for protocol in BOTH {
         let answer = proxy.get(protocol, "/api/v1/pods/p/exec").await;
-        answer.status(502, "InternalError");
+        answer.assert_status(502, "InternalError");
         assert_eq!(answer.lines("retry-after"), Vec::<&str>::new());
     }
     let client = proxy.client().http2().await;
@@ -369,7 +369,9 @@ async fn http2_client_reaches_an_http1_apiserver() {
     let world = World::new();
     let upstream = world.apiserver().alpn(&["http/1.1"]).start().await;
     let proxy = world.proxy(upstream.address()).start();
-    let answer = proxy.ask(Protocol::Http2, "POST", "/x", &[], b"body").await;
+    let answer = proxy
+        .request(Protocol::Http2, "POST", "/x", &[], b"body")
+        .await;
     assert_eq!(answer.text(), "ok");
     let request = upstream.next_request().await;
     assert_eq!(request.version, http::Version::HTTP_11);
@@ -386,7 +388,10 @@ async fn a_request_without_body_is_complete() {
     let upstream = apiserver.start().await;
     let proxy = world.proxy(upstream.address()).start();
     for protocol in BOTH {
-        assert_eq!(proxy.ask(protocol, "DELETE", "/", &[], b"").await.code, 200);
+        assert_eq!(
+            proxy.request(protocol, "DELETE", "/", &[], b"").await.code,
+            200
+        );
         assert_eq!(
             upstream.next_request().await.body_end().await,
             BodyEnd::Complete

@@ -1,7 +1,7 @@
 //! Answers whose end two readers would find in two places.
 
-use super::{Apiserver, Asking, Case, Seen, Then, hold};
-use crate::{proxy::World, status::BOTH};
+use super::{AfterResponse, Apiserver, Case, ClientResult, TestClient, check_all};
+use crate::{proxy::World, responses::BOTH};
 
 const CHUNKS: &str = "5\r\nhello\r\n0\r\n\r\n";
 
@@ -12,7 +12,7 @@ fn ok(lines: &str, body: &str) -> String {
 /// RFC 9112 §6.3: the coding overrides the length, which is not passed on; and who sends both may be a relay
 /// that was tricked, so nothing more is asked of it.
 #[tokio::test]
-async fn a_coding_with_a_length_goes_by_the_coding_and_spoils_the_connection() {
+async fn coding_with_length_uses_the_coding_and_poisons_connection() {
     let case = |what, length: &str| {
         let lines = format!("Content-Length: {length}\r\nTransfer-Encoding: chunked\r\n");
         Case::get(what, ok(&lines, CHUNKS))
@@ -20,7 +20,7 @@ async fn a_coding_with_a_length_goes_by_the_coding_and_spoils_the_connection() {
             .or_refused()
     };
     let behind = "Transfer-Encoding: chunked\r\nContent-Length: 3\r\n";
-    hold(&[
+    check_all(&[
         case("the length of the body", "5"),
         case("the length of the chunks", "15"),
         case("a shorter length", "3"),
@@ -43,10 +43,10 @@ async fn a_coding_that_is_not_chunked_alone_is_refused() {
             what,
             ok(&format!("Transfer-Encoding: {coding}\r\n"), CHUNKS),
         )
-        .then(Then::Ends)
+        .then(AfterResponse::Close)
     };
     let two = "Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n";
-    hold(&[
+    check_all(&[
         case("gzip", "gzip"),
         case("gzip before chunked", "gzip, chunked"),
         case("gzip behind chunked", "chunked, gzip"),
@@ -56,7 +56,7 @@ async fn a_coding_that_is_not_chunked_alone_is_refused() {
         case("something that begins with chunked", "chunkedx"),
         case("a parameter", "chunked;a=1"),
         case("nothing", ""),
-        Case::get("two lines", ok(two, CHUNKS)).then(Then::Ends),
+        Case::get("two lines", ok(two, CHUNKS)).then(AfterResponse::Close),
         Case::get(
             "gzip with a length",
             ok("Transfer-Encoding: gzip\r\nContent-Length: 5\r\n", "hello"),
@@ -72,10 +72,10 @@ async fn the_same_length_twice_is_that_length_or_refused() {
     let case = |what, lines: &str| {
         Case::get(what, ok(lines, "hello"))
             .is(200, "hello")
-            .used_again()
+            .reused()
             .or_refused()
     };
-    hold(&[
+    check_all(&[
         case("two lines", two),
         case("a list", "Content-Length: 5, 5\r\n"),
         case("three lines", &format!("{two}Content-Length: 5\r\n")),
@@ -95,8 +95,8 @@ async fn a_204_is_passed_on_without_a_length() {
     let apiserver = Apiserver::start(&world, &[case]).await;
     let proxy = world.proxy(apiserver.address()).start();
     for protocol in BOTH {
-        let mut client = Asking::start(&proxy, protocol).await;
-        let Seen::Whole(answer) = client.ask("GET", "/0").await else {
+        let mut client = TestClient::start(&proxy, protocol).await;
+        let ClientResult::Complete(answer) = client.request("GET", "/0").await else {
             panic!("{protocol:?}: cut");
         };
         assert_eq!(answer.code, 204);

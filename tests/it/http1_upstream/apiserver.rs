@@ -17,32 +17,32 @@ pub(super) type Stream = TlsStream<TcpStream>;
 
 /// What the apiserver does with the connection once it has written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Then {
+pub(super) enum AfterResponse {
     /// It waits for the next request.
-    Stays,
+    KeepOpen,
     /// `close_notify`, then the end of TCP.
-    Ends,
+    Close,
     /// TCP ends without `close_notify`.
-    Breaks,
-    Resets,
+    CloseWithoutNotify,
+    Reset,
 }
 
 /// A request as it came.
 #[derive(Debug)]
-pub(super) struct Asked {
+pub(super) struct ReceivedRequest {
     pub(super) connection: usize,
     pub(super) target: String,
 }
 
 pub(super) struct Apiserver {
     upstream: Upstream,
-    asked: mpsc::UnboundedReceiver<Asked>,
+    requests: mpsc::UnboundedReceiver<ReceivedRequest>,
 }
 
 impl Apiserver {
     /// Answers `/0` with the first of these cases, `/1` with the second and so on, and all else with `next`.
     pub(super) async fn start(world: &World, cases: &[Case]) -> Self {
-        let (tell, asked) = mpsc::unbounded_channel();
+        let (tell, requests) = mpsc::unbounded_channel();
         let cases: Arc<[Case]> = cases.into();
         let apiserver = world.apiserver().alpn(&["http/1.1"]).raw(move |raw| {
             let (tell, cases) = (tell.clone(), Arc::clone(&cases));
@@ -50,7 +50,7 @@ impl Apiserver {
         });
         Self {
             upstream: apiserver.start().await,
-            asked,
+            requests,
         }
     }
 
@@ -60,13 +60,13 @@ impl Apiserver {
 
     /// The next request, which must have come.
     #[track_caller]
-    pub(super) fn asked(&mut self) -> Asked {
-        self.asked.try_recv().unwrap()
+    pub(super) fn next_request(&mut self) -> ReceivedRequest {
+        self.requests.try_recv().unwrap()
     }
 
     /// How many requests have come that nobody took.
     pub(super) fn open_requests(&self) -> usize {
-        self.asked.len()
+        self.requests.len()
     }
 
     pub(super) async fn connection_end(&self, id: usize) {
@@ -74,7 +74,7 @@ impl Apiserver {
     }
 }
 
-async fn serve(mut raw: Raw, cases: &[Case], tell: &mpsc::UnboundedSender<Asked>) {
+async fn serve(mut raw: Raw, cases: &[Case], tell: &mpsc::UnboundedSender<ReceivedRequest>) {
     let connection = raw.connection.id;
     while let Some(request) = read_request(&mut raw.stream).await {
         let target = request.split(' ').nth(1).unwrap().to_owned();
@@ -83,24 +83,24 @@ async fn serve(mut raw: Raw, cases: &[Case], tell: &mpsc::UnboundedSender<Asked>
             .ok()
             .and_then(|number: usize| cases.get(number));
         // A test that has failed hears no more.
-        tell.send(Asked { connection, target }).ok();
+        tell.send(ReceivedRequest { connection, target }).ok();
         let Some(case) = case else {
-            if say(&mut raw.stream, NEXT).await {
+            if write(&mut raw.stream, NEXT).await {
                 continue;
             }
             return;
         };
         for piece in &case.pieces {
             // The proxy may have seen enough.
-            if !say(&mut raw.stream, piece).await {
+            if !write(&mut raw.stream, piece).await {
                 return;
             }
         }
         match case.then {
-            Then::Stays => {}
-            Then::Ends => return end(raw.stream).await,
-            Then::Breaks => return,
-            Then::Resets => return standin::tcp::reset(raw.stream.into_inner().0),
+            AfterResponse::KeepOpen => {}
+            AfterResponse::Close => return close(raw.stream).await,
+            AfterResponse::CloseWithoutNotify => return,
+            AfterResponse::Reset => return standin::tcp::reset(raw.stream.into_inner().0),
         }
     }
 }
@@ -108,12 +108,12 @@ async fn serve(mut raw: Raw, cases: &[Case], tell: &mpsc::UnboundedSender<Asked>
 pub(super) const NEXT: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnext";
 
 /// Writes these bytes in TLS records of their own; says whether anybody takes them.
-pub(super) async fn say(stream: &mut Stream, bytes: impl AsRef<[u8]>) -> bool {
+pub(super) async fn write(stream: &mut Stream, bytes: impl AsRef<[u8]>) -> bool {
     stream.write_all(bytes.as_ref()).await.is_ok() && stream.flush().await.is_ok()
 }
 
 /// Ends the connection in order, and waits until the proxy ends it too.
-pub(super) async fn end(mut stream: Stream) {
+pub(super) async fn close(mut stream: Stream) {
     if stream.shutdown().await.is_ok() {
         let mut rest = Vec::new();
         stream.read_to_end(&mut rest).await.ok();

@@ -1,6 +1,6 @@
 //! Where a response ends, by every way of saying so.
 
-use super::{Case, Then, hold};
+use super::{AfterResponse, Case, check_all};
 
 /// A response with these lines behind its status line, and this behind its head.
 fn ok(lines: &str, body: &str) -> String {
@@ -15,29 +15,29 @@ fn chunked(body: &str) -> String {
 async fn a_body_with_a_length_ends_there() {
     let large = "0123456789abcdef".repeat(20_000);
     let large_answer = ok(&format!("Content-Length: {}\r\n", large.len()), &large);
-    hold(&[
+    check_all(&[
         Case::get("five bytes", ok("Content-Length: 5\r\n", "hello"))
             .is(200, "hello")
-            .used_again(),
+            .reused(),
         Case::get("no byte", ok("Content-Length: 0\r\n", ""))
             .is(200, "")
-            .used_again(),
+            .reused(),
         Case::get("leading zeros", ok("Content-Length: 0005\r\n", "hello"))
             .is(200, "hello")
-            .used_again(),
+            .reused(),
         Case::get(
             "spaces around the length",
             ok("Content-Length: \t 5 \t\r\n", "hello"),
         )
         .is(200, "hello")
-        .used_again(),
+        .reused(),
         Case::get("many records", large_answer)
             .is(200, large)
-            .used_again(),
+            .reused(),
         Case::get("byte by byte", ok("Content-Length: 5\r\n", "hello"))
-            .by(1)
+            .in_chunks_of(1)
             .is(200, "hello")
-            .used_again(),
+            .reused(),
     ])
     .await;
 }
@@ -47,45 +47,45 @@ async fn a_chunked_body_ends_with_its_last_chunk() {
     let hello = "5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n";
     let hex = format!("1A\r\n{0}\r\n1a\r\n{0}\r\n0\r\n\r\n", "x".repeat(26));
     let long = format!("5;{}\r\nhello\r\n0\r\n\r\n", "e".repeat(2000));
-    hold(&[
+    check_all(&[
         Case::get("in one write", chunked(hello))
             .is(200, "hello world")
-            .used_again(),
+            .reused(),
         Case::get("byte by byte", chunked(hello))
-            .by(1)
+            .in_chunks_of(1)
             .is(200, "hello world")
-            .used_again(),
+            .reused(),
         Case::get("three bytes at a time", chunked(hello))
-            .by(3)
+            .in_chunks_of(3)
             .is(200, "hello world")
-            .used_again(),
+            .reused(),
         Case::get(
             "the coding in other letters",
             ok("transfer-encoding: Chunked\r\n", hello),
         )
         .is(200, "hello world")
-        .used_again(),
+        .reused(),
         Case::get("no chunk but the last", chunked("0\r\n\r\n"))
             .is(200, "")
-            .used_again(),
+            .reused(),
         Case::get("digits in upper and lower case", chunked(&hex))
             .is(200, "x".repeat(52))
-            .used_again(),
+            .reused(),
         Case::get(
             "sizes with leading zeros",
             chunked("00000005\r\nhello\r\n000\r\n\r\n"),
         )
         .is(200, "hello")
-        .used_again(),
+        .reused(),
         Case::get(
             "extensions",
             chunked("5;a=1;b=\"2\"\r\nhello\r\n0;last\r\n\r\n"),
         )
         .is(200, "hello")
-        .used_again(),
+        .reused(),
         Case::get("a long extension", chunked(&long))
             .is(200, "hello")
-            .used_again(),
+            .reused(),
     ])
     .await;
 }
@@ -99,30 +99,30 @@ async fn a_body_without_a_length_ends_with_a_close_notify_alone() {
         "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n\r\nhello".to_owned(),
     ];
     for answer in answers {
-        hold(&[
+        check_all(&[
             Case::get("close_notify", &answer)
-                .then(Then::Ends)
+                .then(AfterResponse::Close)
                 .is(200, "hello"),
             Case::get("close_notify, in pieces", &answer)
-                .by(1)
-                .then(Then::Ends)
+                .in_chunks_of(1)
+                .then(AfterResponse::Close)
                 .is(200, "hello"),
             Case::get("the end of TCP", &answer)
-                .then(Then::Breaks)
-                .cut("hello"),
+                .then(AfterResponse::CloseWithoutNotify)
+                .aborted("hello"),
             Case::get("a reset", &answer)
-                .then(Then::Resets)
-                .cut("hello"),
+                .then(AfterResponse::Reset)
+                .aborted("hello"),
         ])
         .await;
     }
-    hold(&[
+    check_all(&[
         Case::get("an empty body and close_notify", ok("", ""))
-            .then(Then::Ends)
+            .then(AfterResponse::Close)
             .is(200, ""),
         Case::get("an empty body and the end of TCP", ok("", ""))
-            .then(Then::Breaks)
-            .cut(""),
+            .then(AfterResponse::CloseWithoutNotify)
+            .aborted(""),
     ])
     .await;
 }
@@ -130,44 +130,50 @@ async fn a_body_without_a_length_ends_with_a_close_notify_alone() {
 /// Not even `close_notify` ends a body before what its head promised.
 #[tokio::test]
 async fn a_body_that_stops_before_its_end_is_cut() {
-    for then in [Then::Ends, Then::Breaks, Then::Resets] {
-        hold(&[
+    for then in [
+        AfterResponse::Close,
+        AfterResponse::CloseWithoutNotify,
+        AfterResponse::Reset,
+    ] {
+        check_all(&[
             Case::get("in a length", ok("Content-Length: 9\r\n", "hell"))
-                .cut("hell")
+                .aborted("hell")
                 .then(then),
             Case::get("before the first byte", ok("Content-Length: 9\r\n", ""))
-                .cut("")
+                .aborted("")
                 .then(then),
-            Case::get("before a chunk", chunked("")).cut("").then(then),
+            Case::get("before a chunk", chunked(""))
+                .aborted("")
+                .then(then),
             Case::get("in a chunk size", chunked("5\r\nhello\r\n1"))
-                .cut("hello")
+                .aborted("hello")
                 .then(then),
             Case::get("in an extension", chunked("5;a="))
-                .cut("")
+                .aborted("")
                 .then(then),
             Case::get("in the line end of a size", chunked("5\r"))
-                .cut("")
+                .aborted("")
                 .then(then),
             Case::get("in a chunk", chunked("5\r\nhell"))
-                .cut("hell")
+                .aborted("hell")
                 .then(then),
             Case::get("behind a chunk", chunked("5\r\nhello"))
-                .cut("hello")
+                .aborted("hello")
                 .then(then),
             Case::get("before the last chunk", chunked("5\r\nhello\r\n"))
-                .cut("hello")
+                .aborted("hello")
                 .then(then),
             Case::get("in the last chunk", chunked("5\r\nhello\r\n0\r\n"))
-                .cut("hello")
+                .aborted("hello")
                 .then(then),
             Case::get("in a trailer", chunked("5\r\nhello\r\n0\r\nX-A: "))
-                .cut("hello")
+                .aborted("hello")
                 .then(then),
             Case::get("behind a trailer", chunked("5\r\nhello\r\n0\r\nX-A: 1\r\n"))
-                .cut("hello")
+                .aborted("hello")
                 .then(then),
             Case::get("in the last line end", chunked("5\r\nhello\r\n0\r\n\r"))
-                .cut("hello")
+                .aborted("hello")
                 .then(then),
         ])
         .await;
@@ -177,58 +183,58 @@ async fn a_body_that_stops_before_its_end_is_cut() {
 /// A length in the head of such a response is not that of a body behind it.
 #[tokio::test]
 async fn a_response_without_a_body_ends_with_its_head() {
-    hold(&[
+    check_all(&[
         Case::head("HEAD with a length", ok("Content-Length: 5\r\n", ""))
             .is(200, "")
-            .used_again(),
+            .reused(),
         Case::head("HEAD with a coding", chunked(""))
             .is(200, "")
-            .used_again(),
+            .reused(),
         Case::head("HEAD with neither", ok("", ""))
             .is(200, "")
-            .used_again(),
+            .reused(),
         Case::head(
             "HEAD that is not found",
             "HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\n\r\n",
         )
         .is(404, "")
-        .used_again(),
+        .reused(),
         Case::get("204", "HTTP/1.1 204 No Content\r\n\r\n")
             .is(204, "")
-            .used_again(),
+            .reused(),
         Case::get(
             "204 with a length",
             "HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n",
         )
         .is(204, "")
-        .used_again(),
+        .reused(),
         Case::get(
             "204 with a coding",
             "HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n",
         )
         .is(204, "")
-        .used_again(),
+        .reused(),
         Case::get("304", "HTTP/1.1 304 Not Modified\r\n\r\n")
             .is(304, "")
-            .used_again(),
+            .reused(),
         Case::get(
             "304 with a length",
             "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n",
         )
         .is(304, "")
-        .used_again(),
+        .reused(),
         Case::get(
             "205 with a length",
             "HTTP/1.1 205 Reset Content\r\nContent-Length: 0\r\n\r\n",
         )
         .is(205, "")
-        .used_again(),
+        .reused(),
         Case::get(
             "205 with a coding",
             "HTTP/1.1 205 Reset Content\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         )
         .is(205, "")
-        .used_again(),
+        .reused(),
     ])
     .await;
 }
@@ -239,7 +245,7 @@ async fn bytes_behind_a_response_spoil_its_connection() {
     let second = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecond";
     let head = ok("Content-Length: 5\r\n", "");
     let no_content = "HTTP/1.1 204 No Content\r\n\r\n";
-    hold(&[
+    check_all(&[
         Case::head("a body behind HEAD", format!("{head}hello")).is(200, ""),
         Case::head(
             "a chunked body behind HEAD",
@@ -275,26 +281,26 @@ async fn bytes_behind_a_response_spoil_its_connection() {
 /// The connection is as good behind trailers as behind none, whether or not the client takes them.
 #[tokio::test]
 async fn a_connection_is_used_again_behind_trailers() {
-    hold(&[
+    check_all(&[
         Case::get(
             "trailers",
             chunked("5\r\nhello\r\n0\r\nX-A: 1\r\nX-B: 2\r\n\r\n"),
         )
         .is(200, "hello")
-        .used_again(),
+        .reused(),
         Case::get(
             "trailers byte by byte",
             chunked("5\r\nhello\r\n0\r\nX-A: 1\r\n\r\n"),
         )
-        .by(1)
+        .in_chunks_of(1)
         .is(200, "hello")
-        .used_again(),
+        .reused(),
         Case::get(
             "a trailer without a value",
             chunked("5\r\nhello\r\n0\r\nX-A:\r\n\r\n"),
         )
         .is(200, "hello")
-        .used_again(),
+        .reused(),
     ])
     .await;
 }

@@ -6,11 +6,11 @@ use standin::{tcp, upstream::Raw, within};
 use tokio::sync::{Notify, mpsc};
 
 use super::{
-    Asking, Case, Protocol, Seen, Then,
-    apiserver::{self, NEXT, read_request, say},
-    hold,
+    AfterResponse, Case, ClientResult, Protocol, TestClient,
+    apiserver::{self, NEXT, read_request, write},
+    check_all,
 };
-use crate::{proxy::World, status::BOTH};
+use crate::{proxy::World, responses::BOTH};
 
 const HELLO: &str = "Content-Length: 5\r\n\r\nhello";
 
@@ -19,31 +19,31 @@ async fn the_apiserver_says_whether_a_connection_goes_on() {
     let modern = |lines: &str| format!("HTTP/1.1 200 OK\r\n{lines}{HELLO}");
     let old = |lines: &str| format!("HTTP/1.0 200 OK\r\n{lines}{HELLO}");
     let chunks = "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
-    hold(&[
+    check_all(&[
         Case::get("nothing said", modern(""))
             .is(200, "hello")
-            .used_again(),
+            .reused(),
         Case::get(
             "keep-alive",
             modern("Connection: keep-alive\r\nKeep-Alive: timeout=5\r\n"),
         )
         .is(200, "hello")
-        .used_again(),
+        .reused(),
         Case::get(
             "an option of another name",
             modern("Connection: x-a\r\nX-A: close\r\n"),
         )
         .is(200, "hello")
-        .used_again(),
+        .reused(),
         Case::get("close", modern("Connection: close\r\n")).is(200, "hello"),
         Case::get("close, and it does", modern("Connection: close\r\n"))
-            .then(Then::Ends)
+            .then(AfterResponse::Close)
             .is(200, "hello"),
         Case::get(
             "close, without close_notify",
             modern("Connection: close\r\n"),
         )
-        .then(Then::Breaks)
+        .then(AfterResponse::CloseWithoutNotify)
         .is(200, "hello"),
         Case::get("close in capitals", modern("CONNECTION: CLOSE\r\n")).is(200, "hello"),
         Case::get("close in a list", modern("Connection: x-a, close\r\n")).is(200, "hello"),
@@ -75,13 +75,13 @@ async fn the_apiserver_says_whether_a_connection_goes_on() {
         Case::get("nothing said by HTTP/1.0", old("")).is(200, "hello"),
         Case::get("keep-alive by HTTP/1.0", old("Connection: keep-alive\r\n"))
             .is(200, "hello")
-            .used_again(),
+            .reused(),
         Case::get(
             "keep-alive in capitals by HTTP/1.0",
             old("Connection: Keep-Alive\r\n"),
         )
         .is(200, "hello")
-        .used_again(),
+        .reused(),
     ])
     .await;
 }
@@ -92,11 +92,11 @@ enum Scene {
     /// Says this and goes on, while nobody has asked anything.
     SaysIdle(&'static str),
     /// Ends while nobody has asked anything.
-    EndsIdle(Then),
+    EndsIdle(AfterResponse),
     /// Ends once it has read the next request, without a word.
-    EndsAsked(Then),
+    EndsAsked(AfterResponse),
     /// Likewise, behind these words.
-    BreaksOff(&'static str, Then),
+    BreaksOff(&'static str, AfterResponse),
 }
 
 impl Scene {
@@ -112,35 +112,35 @@ impl Scene {
     ) {
         let then = match self {
             Self::SaysIdle(words) => {
-                say(&mut raw.stream, words).await;
+                write(&mut raw.stream, words).await;
                 acted.notify_one();
-                Then::Stays
+                AfterResponse::KeepOpen
             }
             Self::EndsIdle(then) => then,
             Self::EndsAsked(then) | Self::BreaksOff(_, then) => {
                 tell.send((0, read_request(&mut raw.stream).await.unwrap()))
                     .unwrap();
                 if let Self::BreaksOff(words, _) = self {
-                    say(&mut raw.stream, words).await;
+                    write(&mut raw.stream, words).await;
                 }
                 then
             }
         };
         match then {
-            Then::Stays => {
+            AfterResponse::KeepOpen => {
                 // Whatever comes is a request too many.
                 while let Some(request) = read_request(&mut raw.stream).await {
                     tell.send((0, request)).ok();
                 }
             }
-            Then::Ends => {
+            AfterResponse::Close => {
                 raw.stream.get_mut().1.send_close_notify();
-                say(&mut raw.stream, "").await;
+                write(&mut raw.stream, "").await;
                 acted.notify_one();
-                apiserver::end(raw.stream).await;
+                apiserver::close(raw.stream).await;
             }
-            Then::Breaks => drop(raw),
-            Then::Resets => tcp::reset(raw.stream.into_inner().0),
+            AfterResponse::CloseWithoutNotify => drop(raw),
+            AfterResponse::Reset => tcp::reset(raw.stream.into_inner().0),
         }
         acted.notify_one();
     }
@@ -153,7 +153,7 @@ async fn second_answer(
     scene: Scene,
     method: &'static str,
     body: &str,
-) -> (Seen, Vec<(usize, String)>) {
+) -> (ClientResult, Vec<(usize, String)>) {
     let world = World::new();
     let (go, acted) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (tell, mut told) = mpsc::unbounded_channel();
@@ -165,7 +165,7 @@ async fn second_answer(
                 let id = raw.connection.id;
                 while let Some(request) = read_request(&mut raw.stream).await {
                     tell.send((id, request)).ok();
-                    if !say(&mut raw.stream, NEXT).await {
+                    if !write(&mut raw.stream, NEXT).await {
                         return;
                     }
                     if id == 0 {
@@ -178,19 +178,19 @@ async fn second_answer(
     };
     let upstream = apiserver.start().await;
     let proxy = world.proxy(upstream.address()).start();
-    let mut client = Asking::start(&proxy, protocol).await;
-    let ok = |seen: &Seen| matches!(seen, Seen::Whole(answer) if answer.text() == "next");
-    let first = client.ask("GET", "/first").await;
+    let mut client = TestClient::start(&proxy, protocol).await;
+    let ok = |seen: &ClientResult| matches!(seen, ClientResult::Complete(answer) if answer.text() == "next");
+    let first = client.request("GET", "/first").await;
     assert!(ok(&first), "{first:?}");
     go.notify_one();
     if scene.is_idle() {
         within("what the apiserver does", acted.notified()).await;
     }
-    let second = client.ask_with(method, "/second", body).await;
-    if client.has_ended(&second) {
-        client = Asking::start(&proxy, protocol).await;
+    let second = client.request_with_body(method, "/second", body).await;
+    if client.is_closed_after(&second) {
+        client = TestClient::start(&proxy, protocol).await;
     }
-    let third = client.ask("GET", "/third").await;
+    let third = client.request("GET", "/third").await;
     assert!(ok(&third), "{third:?}");
     let seen = std::iter::from_fn(|| told.try_recv().ok());
     let seen = seen.map(|(id, request)| {
@@ -203,13 +203,17 @@ async fn second_answer(
 /// What the apiserver did to an idle connection costs nobody a request, with a body or without.
 #[tokio::test]
 async fn an_idle_connection_that_has_ended_is_replaced() {
-    for then in [Then::Ends, Then::Breaks, Then::Resets] {
+    for then in [
+        AfterResponse::Close,
+        AfterResponse::CloseWithoutNotify,
+        AfterResponse::Reset,
+    ] {
         for (method, body) in [("GET", ""), ("POST", "hello"), ("DELETE", "")] {
             for protocol in BOTH {
                 let scene = Scene::EndsIdle(then);
                 let (second, seen) = second_answer(protocol, scene, method, body).await;
                 let context = format!("{then:?}, {method} over {protocol:?}");
-                let Seen::Whole(second) = second else {
+                let ClientResult::Complete(second) = second else {
                     panic!("{context}: {second:?}");
                 };
                 assert_eq!(
@@ -242,7 +246,7 @@ async fn words_on_an_idle_connection_answer_nothing() {
         for protocol in BOTH {
             let (second, seen) = second_answer(protocol, Scene::SaysIdle(words), "GET", "").await;
             let context = format!("{words:?} over {protocol:?}");
-            let Seen::Whole(second) = second else {
+            let ClientResult::Complete(second) = second else {
                 panic!("{context}: {second:?}");
             };
             assert_eq!(
@@ -262,18 +266,22 @@ async fn words_on_an_idle_connection_answer_nothing() {
 #[tokio::test]
 async fn a_request_that_was_read_is_not_sent_again() {
     let begun = "HTTP/1.1 200 OK\r\nContent-Le";
-    let scenes = [Then::Ends, Then::Breaks, Then::Resets]
-        .into_iter()
-        .flat_map(|then| [Scene::EndsAsked(then), Scene::BreaksOff(begun, then)]);
+    let scenes = [
+        AfterResponse::Close,
+        AfterResponse::CloseWithoutNotify,
+        AfterResponse::Reset,
+    ]
+    .into_iter()
+    .flat_map(|then| [Scene::EndsAsked(then), Scene::BreaksOff(begun, then)]);
     for scene in scenes {
         for (method, body) in [("GET", ""), ("POST", "hello")] {
             for protocol in BOTH {
                 let (second, seen) = second_answer(protocol, scene, method, body).await;
                 let context = format!("{scene:?}, {method} over {protocol:?}");
-                let Seen::Whole(second) = second else {
+                let ClientResult::Complete(second) = second else {
                     panic!("{context}: {second:?}");
                 };
-                let message = second.status(502, "InternalError");
+                let message = second.assert_status(502, "InternalError");
                 assert!(
                     message.contains("it may have processed the request"),
                     "{context}: {message}"

@@ -3,7 +3,7 @@
 
 use standin::within;
 
-use super::apiserver::{self, NEXT, read_request, say};
+use super::apiserver::{self, NEXT, read_request, write};
 use crate::proxy::{World, data};
 
 /// How an apiserver ends what is idle, if it does.
@@ -25,11 +25,11 @@ async fn a_connection_that_its_client_asks_nothing_more_on_is_closed() {
             .raw(move |mut raw| async move {
                 while let Some(request) = read_request(&mut raw.stream).await {
                     if request.starts_with("GET /watch") {
-                        say(&mut raw.stream, "HTTP/1.1 200 OK\r\n\r\nevent").await;
+                        write(&mut raw.stream, "HTTP/1.1 200 OK\r\n\r\nevent").await;
                     } else {
-                        say(&mut raw.stream, NEXT).await;
+                        write(&mut raw.stream, NEXT).await;
                         if patience == Patience::None {
-                            return apiserver::end(raw.stream).await;
+                            return apiserver::close(raw.stream).await;
                         }
                     }
                 }

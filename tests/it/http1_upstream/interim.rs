@@ -3,11 +3,11 @@
 use standin::within;
 
 use super::{
-    Asking, Case, Seen, Then,
-    apiserver::{read_request, say},
-    hold,
+    AfterResponse, Case, ClientResult, TestClient,
+    apiserver::{read_request, write},
+    check_all,
 };
-use crate::{proxy::World, status::BOTH};
+use crate::{proxy::World, responses::BOTH};
 
 const FINAL: &str = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
 const CONTINUE: &str = "HTTP/1.1 100 Continue\r\n\r\n";
@@ -20,51 +20,49 @@ async fn interim_responses_are_not_the_response() {
     let hinted = "HTTP/1.1 103 Early Hints\r\nContent-Length: 5\r\n\r\n";
     let coded = "HTTP/1.1 103 Early Hints\r\nTransfer-Encoding: chunked\r\n\r\n";
     let closing = "HTTP/1.1 103 Early Hints\r\nConnection: close\r\n\r\n";
-    hold(&[
-        Case::get("one", behind(CONTINUE))
-            .is(200, "hello")
-            .used_again(),
+    check_all(&[
+        Case::get("one", behind(CONTINUE)).is(200, "hello").reused(),
         Case::get(
             "two of a kind each",
             behind(&[CONTINUE, HINTS, CONTINUE, HINTS].concat()),
         )
         .is(200, "hello")
-        .used_again(),
+        .reused(),
         Case::get("byte by byte", behind(&[CONTINUE, HINTS].concat()))
-            .by(1)
+            .in_chunks_of(1)
             .is(200, "hello")
-            .used_again(),
-        Case::get("fifty", many).is(200, "hello").used_again(),
+            .reused(),
+        Case::get("fifty", many).is(200, "hello").reused(),
         Case::get("102", behind("HTTP/1.1 102 Processing\r\n\r\n"))
             .is(200, "hello")
-            .used_again(),
+            .reused(),
         Case::get("199", behind("HTTP/1.1 199 Odd\r\n\r\n"))
             .is(200, "hello")
-            .used_again(),
+            .reused(),
         Case::get("a length", behind(hinted))
             .is(200, "hello")
-            .used_again(),
+            .reused(),
         Case::get("a coding", behind(coded))
             .is(200, "hello")
-            .used_again(),
+            .reused(),
         Case::get(
             "the end of the connection, said of something else",
             behind(closing),
         )
         .is(200, "hello")
-        .used_again(),
+        .reused(),
         Case::head(
             "before the response to HEAD",
             behind(CONTINUE).replace("hello", ""),
         )
         .is(200, "")
-        .used_again(),
+        .reused(),
         Case::get(
             "before 204",
             format!("{HINTS}HTTP/1.1 204 No Content\r\n\r\n"),
         )
         .is(204, "")
-        .used_again(),
+        .reused(),
     ])
     .await;
 }
@@ -72,15 +70,19 @@ async fn interim_responses_are_not_the_response() {
 /// An interim response alone is no answer.
 #[tokio::test]
 async fn an_interim_response_without_a_response_is_refused() {
-    for then in [Then::Ends, Then::Breaks, Then::Resets] {
-        hold(&[
+    for then in [
+        AfterResponse::Close,
+        AfterResponse::CloseWithoutNotify,
+        AfterResponse::Reset,
+    ] {
+        check_all(&[
             Case::get("100", CONTINUE).then(then),
             Case::get("103 twice", [HINTS, HINTS].concat()).then(then),
             Case::get("half of one", &HINTS[..30]).then(then),
         ])
         .await;
     }
-    hold(&[
+    check_all(&[
         Case::get(
             "a body behind it",
             "HTTP/1.1 103 Early Hints\r\nContent-Length: 5\r\n\r\nhello",
@@ -99,7 +101,7 @@ async fn an_interim_response_without_a_response_is_refused() {
 async fn a_switch_that_nobody_asked_for_is_refused() {
     let switch =
         "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n";
-    hold(&[
+    check_all(&[
         Case::get("alone", format!("{switch}\r\n")),
         Case::get("with bytes behind it", format!("{switch}\r\nhello")),
         Case::get("with a response behind it", format!("{switch}\r\n{FINAL}")),
@@ -129,14 +131,14 @@ async fn interim_responses_without_end_are_no_answer() {
             .alpn(&["http/1.1"])
             .raw(|mut raw| async move {
                 read_request(&mut raw.stream).await.unwrap();
-                while say(&mut raw.stream, HINTS).await {}
+                while write(&mut raw.stream, HINTS).await {}
             });
         let upstream = apiserver.start().await;
         let proxy = world.proxy(upstream.address()).start();
-        let mut client = Asking::start(&proxy, protocol).await;
-        let seen = within("a refusal", client.ask("GET", "/")).await;
+        let mut client = TestClient::start(&proxy, protocol).await;
+        let seen = within("a refusal", client.request("GET", "/")).await;
         assert!(
-            matches!(&seen, Seen::Whole(answer) if answer.code == 502),
+            matches!(&seen, ClientResult::Complete(answer) if answer.code == 502),
             "{protocol:?}: {seen:?}"
         );
         upstream.connection_end(0).await;
@@ -146,13 +148,13 @@ async fn interim_responses_without_end_are_no_answer() {
 /// RFC 9110 §9.3.2: no answer to HEAD has content, nor has one that the proxy wrote.
 #[tokio::test]
 async fn a_refused_answer_to_head_has_no_content() {
-    hold(&[
+    check_all(&[
         Case::head(
             "an unasked switch",
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n",
         ),
         Case::head("a malformed answer", "HTTP/1.1 99 Low\r\n\r\n"),
-        Case::head("no answer", "").then(Then::Ends),
+        Case::head("no answer", "").then(AfterResponse::Close),
     ])
     .await;
 }

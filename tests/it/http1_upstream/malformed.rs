@@ -1,7 +1,7 @@
 //! Answers that are none, or that two readers could take in two ways: refused, or cut where the client has
 //! part of them already.
 
-use super::{Case, Then, hold};
+use super::{AfterResponse, Case, check_all};
 
 fn ok(lines: &str) -> String {
     format!("HTTP/1.1 200 OK\r\n{lines}\r\n")
@@ -13,7 +13,7 @@ fn chunked(body: &str) -> String {
 
 #[tokio::test]
 async fn an_answer_that_is_not_http1_is_refused() {
-    hold(&[
+    check_all(&[
         Case::get("an HTTP/2 preface", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
         Case::get(
             "an HTTP/2 SETTINGS frame",
@@ -25,7 +25,7 @@ async fn an_answer_that_is_not_http1_is_refused() {
         ),
         Case::get("words", "Client sent an HTTP request to an HTTPS server.\n"),
         Case::get("a request", "GET / HTTP/1.1\r\nHost: kube.test\r\n\r\n"),
-        Case::get("HTTP/0.9", "<html>hello</html>").then(Then::Ends),
+        Case::get("HTTP/0.9", "<html>hello</html>").then(AfterResponse::Close),
         Case::get("HTTP/1.2", "HTTP/1.2 200 OK\r\nContent-Length: 0\r\n\r\n"),
         Case::get("HTTP/2.0", "HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n"),
         Case::get("HTTP/3", "HTTP/3 200 OK\r\nContent-Length: 0\r\n\r\n"),
@@ -41,7 +41,7 @@ async fn an_answer_that_is_not_http1_is_refused() {
 #[tokio::test]
 async fn a_status_that_is_no_status_is_refused() {
     let answer = |status: &str| format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
-    hold(&[
+    check_all(&[
         Case::get("99", answer("99 Low")),
         Case::get("099", answer("099 Low")),
         Case::get("000", answer("000 None")),
@@ -60,28 +60,28 @@ async fn a_status_that_is_no_status_is_refused() {
 #[tokio::test]
 async fn an_odd_status_line_that_is_clear_is_taken() {
     let answer = |line: &str| format!("{line}\r\nContent-Length: 5\r\n\r\nhello");
-    hold(&[
+    check_all(&[
         Case::get("no reason", answer("HTTP/1.1 200 "))
             .is(200, "hello")
-            .used_again(),
+            .reused(),
         Case::get("no reason and no space", answer("HTTP/1.1 200"))
             .is(200, "hello")
-            .used_again(),
+            .reused(),
         Case::get(
             "a long reason",
             answer("HTTP/1.1 200 All is well: 100%, \"fine\""),
         )
         .is(200, "hello")
-        .used_again(),
+        .reused(),
         Case::get("a status that nobody knows", answer("HTTP/1.1 799 Odd"))
             .is(799, "hello")
-            .used_again(),
+            .reused(),
         Case::get(
             "line ends without CR",
             "HTTP/1.1 200 OK\nContent-Length: 5\nX-A: 1\n\nhello",
         )
         .is(200, "hello")
-        .used_again(),
+        .reused(),
     ])
     .await;
 }
@@ -89,7 +89,7 @@ async fn an_odd_status_line_that_is_clear_is_taken() {
 #[tokio::test]
 async fn a_malformed_field_is_refused() {
     let answer = |line: &str| ok(&format!("X-A: 1\r\n{line}\r\nContent-Length: 0\r\n"));
-    hold(&[
+    check_all(&[
         Case::get("a folded line", answer("X-B: 2\r\n 3")),
         Case::get("a folded line with a tab", answer("X-B: 2\r\n\t3")),
         Case::get("a space before the colon", answer("X-B : 2")),
@@ -119,7 +119,7 @@ async fn a_length_that_is_not_one_number_is_refused() {
             "Content-Length: {first}\r\nContent-Length: {second}\r\n"
         )) + "hello"
     };
-    hold(&[
+    check_all(&[
         Case::get("two lines that differ", two("5", "4")),
         Case::get("two lines of which one is none", two("5", "x")),
         Case::get("two lines of which one is empty", two("", "5")),
@@ -142,7 +142,7 @@ async fn a_length_that_is_not_one_number_is_refused() {
 #[tokio::test]
 async fn a_coding_in_http1_0_is_refused() {
     let body = "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
-    hold(&[
+    check_all(&[
         Case::get("alone", format!("HTTP/1.0 200 OK\r\n{body}")),
         Case::get(
             "with a length",
@@ -158,90 +158,90 @@ async fn a_coding_in_http1_0_is_refused() {
 
 #[tokio::test]
 async fn a_malformed_chunk_cuts_the_response() {
-    hold(&[
-        Case::get("no size", chunked("\r\nhello\r\n0\r\n\r\n")).cut(""),
+    check_all(&[
+        Case::get("no size", chunked("\r\nhello\r\n0\r\n\r\n")).aborted(""),
         Case::get(
             "a size that is no number",
             chunked("x\r\nhello\r\n0\r\n\r\n"),
         )
-        .cut(""),
+        .aborted(""),
         Case::get(
             "a letter behind the size",
             chunked("5g\r\nhello\r\n0\r\n\r\n"),
         )
-        .cut(""),
+        .aborted(""),
         Case::get(
             "a prefix before the size",
             chunked("0x5\r\nhello\r\n0\r\n\r\n"),
         )
-        .cut(""),
-        Case::get("a plus sign", chunked("+5\r\nhello\r\n0\r\n\r\n")).cut(""),
-        Case::get("a minus sign", chunked("-5\r\nhello\r\n0\r\n\r\n")).cut(""),
+        .aborted(""),
+        Case::get("a plus sign", chunked("+5\r\nhello\r\n0\r\n\r\n")).aborted(""),
+        Case::get("a minus sign", chunked("-5\r\nhello\r\n0\r\n\r\n")).aborted(""),
         Case::get(
             "a space before the size",
             chunked(" 5\r\nhello\r\n0\r\n\r\n"),
         )
-        .cut(""),
+        .aborted(""),
         Case::get(
             "more than 64 bits",
             chunked("10000000000000005\r\nhello\r\n0\r\n\r\n"),
         )
-        .cut(""),
+        .aborted(""),
         Case::get(
             "far more than 64 bits",
             chunked(&format!("{}\r\nhello", "f".repeat(100))),
         )
-        .cut(""),
+        .aborted(""),
         Case::get(
             "a bare CR behind the size",
             chunked("5\rhello\r\n0\r\n\r\n"),
         )
-        .cut(""),
+        .aborted(""),
         Case::get(
             "a bare LF behind the size",
             chunked("5\nhello\r\n0\r\n\r\n"),
         )
-        .cut(""),
+        .aborted(""),
         Case::get(
             "a bare LF in an extension",
             chunked("5;a\n\r\nhello\r\n0\r\n\r\n"),
         )
-        .cut(""),
+        .aborted(""),
         Case::get(
             "no line end behind the data",
             chunked("5\r\nhello0\r\n\r\n"),
         )
-        .cut("hello"),
+        .aborted("hello"),
         Case::get(
             "a bare LF behind the data",
             chunked("5\r\nhello\n0\r\n\r\n"),
         )
-        .cut("hello"),
+        .aborted("hello"),
         Case::get(
             "a bare CR behind the data",
             chunked("5\r\nhello\r0\r\n\r\n"),
         )
-        .cut("hello"),
+        .aborted("hello"),
         Case::get(
             "more data than the size",
             chunked("5\r\nhello!\r\n0\r\n\r\n"),
         )
-        .cut("hello"),
+        .aborted("hello"),
         Case::get(
             "a bare LF behind the last chunk",
             chunked("5\r\nhello\r\n0\n\r\n"),
         )
-        .cut("hello"),
+        .aborted("hello"),
         Case::get(
             "a malformed trailer",
             chunked("5\r\nhello\r\n0\r\nX A: 1\r\n\r\n"),
         )
-        .cut("hello"),
+        .aborted("hello"),
         Case::get(
             "a trailer without a colon",
             chunked("5\r\nhello\r\n0\r\nX-A\r\n\r\n"),
         )
-        .cut("hello"),
+        .aborted("hello"),
     ])
     .await;
 }
@@ -249,19 +249,19 @@ async fn a_malformed_chunk_cuts_the_response() {
 /// The largest size that counts is not one that anybody can hold; what came of it comes down, and then waits.
 #[tokio::test]
 async fn the_largest_chunk_is_cut_where_it_ends() {
-    hold(&[
+    check_all(&[
         Case::get(
             "the largest of 63 bits",
             chunked("7fffffffffffffff\r\nhello"),
         )
-        .then(Then::Ends)
-        .cut("hello"),
+        .then(AfterResponse::Close)
+        .aborted("hello"),
         Case::get(
             "a large length",
             ok("Content-Length: 9223372036854775807\r\n") + "hello",
         )
-        .then(Then::Ends)
-        .cut("hello"),
+        .then(AfterResponse::Close)
+        .aborted("hello"),
     ])
     .await;
 }
@@ -281,21 +281,21 @@ async fn a_head_may_be_long_but_not_endless() {
         ok(&format!("X-A: {}\r\n{body}", "a".repeat(size - rest))) + "hello"
     };
     let reason = format!("HTTP/1.1 200 {}", "a".repeat(128 << 10));
-    hold(&[
+    check_all(&[
         Case::get("200 fields", fields(200))
             .is(200, "hello")
-            .used_again(),
+            .reused(),
         Case::get("201 fields", fields(201)),
         Case::get("2000 fields", fields(2000)),
         Case::get("30 KiB", long(30 << 10))
             .is(200, "hello")
-            .used_again(),
+            .reused(),
         Case::get("30 KiB in pieces", long(30 << 10))
-            .by(1000)
+            .in_chunks_of(1000)
             .is(200, "hello")
-            .used_again(),
+            .reused(),
         Case::get("128 KiB", long(128 << 10)),
-        Case::get("128 KiB in pieces", long(128 << 10)).by(1000),
+        Case::get("128 KiB in pieces", long(128 << 10)).in_chunks_of(1000),
         Case::get("a line that never ends", reason),
         Case::get("1 MiB", long(1 << 20)),
     ])
@@ -304,8 +304,12 @@ async fn a_head_may_be_long_but_not_endless() {
 
 #[tokio::test]
 async fn a_head_that_stops_before_its_end_is_refused() {
-    for then in [Then::Ends, Then::Breaks, Then::Resets] {
-        hold(&[
+    for then in [
+        AfterResponse::Close,
+        AfterResponse::CloseWithoutNotify,
+        AfterResponse::Reset,
+    ] {
+        check_all(&[
             Case::get("before the first byte", "").then(then),
             Case::get("in the status line", "HTTP/1.1 20").then(then),
             Case::get("behind the status line", "HTTP/1.1 200 OK\r\n").then(then),

@@ -3,9 +3,9 @@
 
 mod ambiguous;
 mod apiserver;
-mod asking;
 mod bodies;
 mod both_ways;
+mod client;
 mod connections;
 mod idle;
 mod interim;
@@ -18,10 +18,10 @@ use standin::within;
 
 use crate::{
     proxy::World,
-    status::{Answer, BOTH, Protocol},
+    responses::{BOTH, ClientResponse, Protocol},
 };
-use apiserver::{Apiserver, Then};
-use asking::{Asking, Seen};
+use apiserver::{AfterResponse, Apiserver};
+use client::{ClientResult, TestClient};
 
 /// One answer of the apiserver, what the client sees of it, and what becomes of the connection.
 #[derive(Debug, Clone)]
@@ -30,9 +30,9 @@ struct Case {
     method: &'static str,
     /// Each is written by itself.
     pieces: Vec<Vec<u8>>,
-    then: Then,
+    then: AfterResponse,
     expected: Expected,
-    used_again: bool,
+    reused: bool,
     /// A refusal is as good.
     or_refused: bool,
 }
@@ -40,9 +40,9 @@ struct Case {
 #[derive(Debug, Clone)]
 enum Expected {
     /// This status and the whole of this body.
-    Whole(u16, Vec<u8>),
+    Complete(u16, Vec<u8>),
     /// Not an end, and not more than this before.
-    Cut(Vec<u8>),
+    Aborted(Vec<u8>),
     /// A 502 that the proxy wrote.
     Refused,
 }
@@ -55,9 +55,9 @@ impl Case {
             what,
             method: "GET",
             pieces: vec![answer.as_ref().to_vec()],
-            then: Then::Stays,
+            then: AfterResponse::KeepOpen,
             expected: Expected::Refused,
-            used_again: false,
+            reused: false,
             or_refused: false,
         }
     }
@@ -70,30 +70,30 @@ impl Case {
     }
 
     /// Writes so many bytes at a time.
-    fn by(mut self, size: usize) -> Self {
+    fn in_chunks_of(mut self, size: usize) -> Self {
         let answer = self.pieces.concat();
         self.pieces = answer.chunks(size).map(<[u8]>::to_vec).collect();
         self
     }
 
-    fn then(mut self, then: Then) -> Self {
+    fn then(mut self, then: AfterResponse) -> Self {
         self.then = then;
         self
     }
 
     fn is(mut self, status: u16, body: impl AsRef<[u8]>) -> Self {
-        self.expected = Expected::Whole(status, body.as_ref().to_vec());
+        self.expected = Expected::Complete(status, body.as_ref().to_vec());
         self
     }
 
     /// The client sees at most this much of the body and then a cut.
-    fn cut(mut self, begin: &'static str) -> Self {
-        self.expected = Expected::Cut(begin.into());
+    fn aborted(mut self, begin: &'static str) -> Self {
+        self.expected = Expected::Aborted(begin.into());
         self
     }
 
-    fn used_again(mut self) -> Self {
-        self.used_again = true;
+    fn reused(mut self) -> Self {
+        self.reused = true;
         self
     }
 
@@ -103,24 +103,24 @@ impl Case {
     }
 
     /// What is expected of this, now that it is known which of two ways the proxy took.
-    fn settle(&self, seen: &Seen) -> Self {
-        let refused = matches!(seen, Seen::Whole(answer) if answer.code == 502);
+    fn settle(&self, seen: &ClientResult) -> Self {
+        let refused = matches!(seen, ClientResult::Complete(answer) if answer.code == 502);
         if !(self.or_refused && refused) {
             return self.clone();
         }
         Self {
             expected: Expected::Refused,
-            used_again: false,
+            reused: false,
             ..self.clone()
         }
     }
 
     #[track_caller]
-    fn check(&self, seen: &Seen, context: &str) {
+    fn check(&self, seen: &ClientResult, context: &str) {
         match (&self.expected, seen) {
-            (Expected::Whole(status, body), Seen::Whole(answer)) => {
-                assert_eq!(answer.code, *status, "{context}: {}", begin(answer));
-                assert!(answer.body == *body, "{context}: {}", begin(answer));
+            (Expected::Complete(status, body), ClientResult::Complete(answer)) => {
+                assert_eq!(answer.code, *status, "{context}: {}", excerpt(answer));
+                assert!(answer.body == *body, "{context}: {}", excerpt(answer));
                 let lengths = answer.lines("content-length");
                 let is_length = |length: &&str| length.parse() == Ok(body.len());
                 // Not theirs, but that of the body that another request would get.
@@ -128,16 +128,16 @@ impl Case {
                 assert!(
                     bodiless || lengths.len() <= 1 && lengths.iter().all(is_length),
                     "{context}: another length than that of its body: {}",
-                    begin(answer)
+                    excerpt(answer)
                 );
             }
-            (Expected::Cut(most), Seen::Cut { received }) => {
+            (Expected::Aborted(most), ClientResult::Aborted { received }) => {
                 assert!(most.starts_with(received), "{context}: {received:?}");
             }
-            (Expected::Refused, Seen::Whole(answer)) => {
-                assert_eq!(answer.code, 502, "{context}: {}", begin(answer));
+            (Expected::Refused, ClientResult::Complete(answer)) => {
+                assert_eq!(answer.code, 502, "{context}: {}", excerpt(answer));
                 if self.method != "HEAD" {
-                    answer.status(502, "InternalError");
+                    answer.assert_status(502, "InternalError");
                 }
             }
             (expected, seen) => panic!("{context}: {seen:?} instead of {expected:?}"),
@@ -146,19 +146,19 @@ impl Case {
 }
 
 /// As much of it as a message about a failed test needs.
-fn begin(answer: &Answer) -> String {
+fn excerpt(answer: &ClientResponse) -> String {
     format!("{answer:?}").chars().take(1000).collect()
 }
 
 /// Asks for every case over both protocols. Behind each the client asks for something else, and gets
 /// exactly that.
-async fn hold(cases: &[Case]) {
+async fn check_all(cases: &[Case]) {
     for protocol in BOTH {
-        hold_over(protocol, cases).await;
+        check_over(protocol, cases).await;
     }
 }
 
-async fn hold_over(protocol: Protocol, cases: &[Case]) {
+async fn check_over(protocol: Protocol, cases: &[Case]) {
     let world = World::new();
     let mut apiserver = Apiserver::start(&world, cases).await;
     let proxy = world.proxy(apiserver.address()).start();
@@ -166,19 +166,19 @@ async fn hold_over(protocol: Protocol, cases: &[Case]) {
         let context = format!("{} over {protocol:?}", case.what);
         let target = format!("/{number}");
         let exchange = async {
-            let mut client = Asking::start(&proxy, protocol).await;
-            let seen = client.ask(case.method, &target).await;
-            if client.has_ended(&seen) {
-                client = Asking::start(&proxy, protocol).await;
+            let mut client = TestClient::start(&proxy, protocol).await;
+            let seen = client.request(case.method, &target).await;
+            if client.is_closed_after(&seen) {
+                client = TestClient::start(&proxy, protocol).await;
             }
-            let next = client.ask("GET", "/next").await;
+            let next = client.request("GET", "/next").await;
             // The client stays until it is known where its second request went.
             (seen, next, client)
         };
         let (seen, next, _client) = within(&context, exchange).await;
         let case = case.settle(&seen);
         case.check(&seen, &context);
-        let Seen::Whole(next) = next else {
+        let ClientResult::Complete(next) = next else {
             panic!("{context}: the next request got {next:?}");
         };
         assert_eq!(
@@ -186,7 +186,7 @@ async fn hold_over(protocol: Protocol, cases: &[Case]) {
             (200, "next"),
             "{context}"
         );
-        let (first, second) = (apiserver.asked(), apiserver.asked());
+        let (first, second) = (apiserver.next_request(), apiserver.next_request());
         assert_eq!(
             (first.target.as_str(), second.target.as_str()),
             (target.as_str(), "/next"),
@@ -194,10 +194,10 @@ async fn hold_over(protocol: Protocol, cases: &[Case]) {
         );
         assert_eq!(
             first.connection == second.connection,
-            case.used_again,
+            case.reused,
             "{context}: whether the connection was used again"
         );
-        if !case.used_again {
+        if !case.reused {
             let end = apiserver.connection_end(first.connection);
             within(&format!("{context}: the end of its connection"), end).await;
         }

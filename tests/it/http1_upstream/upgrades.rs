@@ -6,24 +6,32 @@ use standin::{
 };
 use tokio::io::AsyncWriteExt as _;
 
-use super::Then;
+use super::AfterResponse;
 use crate::{
     proxy::{Proxy, World},
-    upgrades::{Asked, SPDY, SPDY_101, Switch, WEBSOCKET, WEBSOCKET_101},
+    upgrades::{ManualApiserver, PendingRequest, SPDY, SPDY_101, WEBSOCKET, WEBSOCKET_101},
 };
 
-async fn ask(proxy: &Proxy, switch: &Switch, request: &str) -> (Http1<TlsConnection>, Asked) {
+async fn ask(
+    proxy: &Proxy,
+    apiserver: &ManualApiserver,
+    request: &str,
+) -> (Http1<TlsConnection>, PendingRequest) {
     let mut client = proxy.client().http1().await;
     client.send(request).await;
-    (client, switch.asked().await)
+    (client, apiserver.next_request().await)
 }
 
 /// Both ways, once the client has its 101.
-async fn is_a_tunnel(client: &mut Http1<TlsConnection>, asked: &mut Asked, context: &str) {
+async fn is_a_tunnel(
+    client: &mut Http1<TlsConnection>,
+    server: &mut PendingRequest,
+    context: &str,
+) {
     let both = async {
         client.send("from the client").await;
-        assert_eq!(asked.hear(15).await, b"from the client", "{context}");
-        asked.say("from the apiserver").await;
+        assert_eq!(server.read(15).await, b"from the client", "{context}");
+        server.send("from the apiserver").await;
         assert_eq!(
             client.take(18).await.unwrap(),
             "from the apiserver",
@@ -37,8 +45,8 @@ async fn is_a_tunnel(client: &mut Http1<TlsConnection>, asked: &mut Asked, conte
 #[tokio::test]
 async fn bytes_behind_a_101_belong_to_the_tunnel() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
-    let proxy = world.proxy(switch.upstream.address()).start();
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = world.proxy(apiserver.upstream.address()).start();
     let many: String = (0..20_000).map(|number| format!("{number:06} ")).collect();
     for (request, head) in [(WEBSOCKET, WEBSOCKET_101), (SPDY, SPDY_101)] {
         for first in ["", "x", "\r\n", "HTTP/1.1 200 OK\r\n\r\n", many.as_str()] {
@@ -50,14 +58,14 @@ async fn bytes_behind_a_101_belong_to_the_tunnel() {
             };
             for size in sizes {
                 let context = format!("{} bytes behind a 101, by {size}", first.len());
-                let (mut client, mut asked) = ask(&proxy, &switch, request).await;
+                let (mut client, mut server) = ask(&proxy, &apiserver, request).await;
                 for piece in format!("{head}{first}").as_bytes().chunks(*size) {
-                    asked.say(piece).await;
+                    server.send(piece).await;
                 }
                 assert_eq!(client.head().await.unwrap().status, 101, "{context}");
                 let received = client.take(first.len()).await.unwrap();
                 assert!(received == first, "{context}: {received:?}");
-                is_a_tunnel(&mut client, &mut asked, &context).await;
+                is_a_tunnel(&mut client, &mut server, &context).await;
             }
         }
     }
@@ -67,38 +75,38 @@ async fn bytes_behind_a_101_belong_to_the_tunnel() {
 #[tokio::test]
 async fn a_101_has_no_body_whatever_it_says() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
-    let proxy = world.proxy(switch.upstream.address()).start();
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = world.proxy(apiserver.upstream.address()).start();
     for line in [
         "Content-Length: 0",
         "Content-Length: 5",
         "Transfer-Encoding: chunked",
     ] {
-        let (mut client, mut asked) = ask(&proxy, &switch, SPDY).await;
+        let (mut client, mut server) = ask(&proxy, &apiserver, SPDY).await;
         let head = SPDY_101.replacen("\r\n", &format!("\r\n{line}\r\n"), 1);
-        asked.say(format!("{head}0\r\n\r\nhello")).await;
+        server.send(format!("{head}0\r\n\r\nhello")).await;
         assert_eq!(client.head().await.unwrap().status, 101, "{line}");
         assert_eq!(client.take(10).await.unwrap(), "0\r\n\r\nhello", "{line}");
-        is_a_tunnel(&mut client, &mut asked, line).await;
+        is_a_tunnel(&mut client, &mut server, line).await;
     }
 }
 
 #[tokio::test]
 async fn interim_responses_before_a_101_are_not_the_answer() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
-    let proxy = world.proxy(switch.upstream.address()).start();
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = world.proxy(apiserver.upstream.address()).start();
     for interim in [
         "HTTP/1.1 100 Continue\r\n\r\n",
         "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n",
     ] {
-        let (mut client, mut asked) = ask(&proxy, &switch, SPDY).await;
-        asked
-            .say(format!("{interim}{interim}{SPDY_101}hello"))
+        let (mut client, mut server) = ask(&proxy, &apiserver, SPDY).await;
+        server
+            .send(format!("{interim}{interim}{SPDY_101}hello"))
             .await;
         assert_eq!(client.head().await.unwrap().status, 101, "{interim:?}");
         assert_eq!(client.take(5).await.unwrap(), "hello", "{interim:?}");
-        is_a_tunnel(&mut client, &mut asked, interim).await;
+        is_a_tunnel(&mut client, &mut server, interim).await;
     }
 }
 
@@ -106,32 +114,35 @@ async fn interim_responses_before_a_101_are_not_the_answer() {
 #[tokio::test]
 async fn a_refusal_without_a_length_ends_with_its_connection() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
-    let proxy = world.proxy(switch.upstream.address()).start();
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = world.proxy(apiserver.upstream.address()).start();
     for (request, then) in [
-        (WEBSOCKET, Then::Ends),
-        (SPDY, Then::Ends),
-        (WEBSOCKET, Then::Breaks),
-        (SPDY, Then::Breaks),
-        (SPDY, Then::Resets),
+        (WEBSOCKET, AfterResponse::Close),
+        (SPDY, AfterResponse::Close),
+        (WEBSOCKET, AfterResponse::CloseWithoutNotify),
+        (SPDY, AfterResponse::CloseWithoutNotify),
+        (SPDY, AfterResponse::Reset),
     ] {
         let context = format!("{then:?}");
-        let (mut client, mut asked) = ask(&proxy, &switch, request).await;
-        asked
-            .say("HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain\r\n\r\n")
+        let (mut client, mut server) = ask(&proxy, &apiserver, request).await;
+        server
+            .send("HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain\r\n\r\n")
             .await;
         let head = client.head().await.unwrap();
         assert_eq!(head.status, 403, "{context}");
-        asked.say("you may not").await;
+        server.send("you may not").await;
         match then {
-            Then::Ends => asked.stream.shutdown().await.unwrap(),
-            Then::Resets => standin::tcp::reset(asked.stream.into_inner().0),
-            Then::Breaks | Then::Stays => drop(asked),
+            AfterResponse::Close => server.stream.shutdown().await.unwrap(),
+            AfterResponse::Reset => standin::tcp::reset(server.stream.into_inner().0),
+            AfterResponse::CloseWithoutNotify | AfterResponse::KeepOpen => drop(server),
         }
         match client.body(&head).await {
-            Ok(body) => assert_eq!((&body[..], then), (&b"you may not"[..], Then::Ends)),
+            Ok(body) => assert_eq!(
+                (&body[..], then),
+                (&b"you may not"[..], AfterResponse::Close)
+            ),
             Err(cut) => {
-                assert_ne!(then, Then::Ends, "{cut}");
+                assert_ne!(then, AfterResponse::Close, "{cut}");
                 assert!(
                     b"you may not".starts_with(&cut.received),
                     "{context}: {cut:?}"
@@ -145,8 +156,8 @@ async fn a_refusal_without_a_length_ends_with_its_connection() {
 #[tokio::test]
 async fn a_malformed_answer_to_an_upgrade_is_502() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
-    let proxy = world.proxy(switch.upstream.address()).start();
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = world.proxy(apiserver.upstream.address()).start();
     for answer in [
         "SSH-2.0-OpenSSH\r\n".to_owned(),
         "HTTP/1.1 99 Low\r\n\r\n".to_owned(),
@@ -154,9 +165,9 @@ async fn a_malformed_answer_to_an_upgrade_is_502() {
         "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello".to_owned(),
         SPDY_101[..SPDY_101.len() - 2].to_owned(),
     ] {
-        let (mut client, mut asked) = ask(&proxy, &switch, SPDY).await;
-        asked.say(&answer).await;
-        asked.end().await;
+        let (mut client, mut server) = ask(&proxy, &apiserver, SPDY).await;
+        server.send(&answer).await;
+        server.shutdown().await;
         let response = client.response().await;
         assert_eq!(response.status, 502, "{answer:?}");
         assert_eq!(
@@ -172,16 +183,16 @@ async fn a_malformed_answer_to_an_upgrade_is_502() {
 #[tokio::test]
 async fn a_101_is_passed_on_without_a_length() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
-    let proxy = world.proxy(switch.upstream.address()).start();
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = world.proxy(apiserver.upstream.address()).start();
     for line in [
         "Content-Length: 0",
         "Content-Length: 5",
         "Transfer-Encoding: chunked",
     ] {
-        let (mut client, mut asked) = ask(&proxy, &switch, SPDY).await;
-        asked
-            .say(SPDY_101.replacen("\r\n", &format!("\r\n{line}\r\n"), 1))
+        let (mut client, mut server) = ask(&proxy, &apiserver, SPDY).await;
+        server
+            .send(SPDY_101.replacen("\r\n", &format!("\r\n{line}\r\n"), 1))
             .await;
         let head = client.head().await.unwrap();
         assert_eq!(head.status, 101, "{line}");

@@ -10,14 +10,14 @@ use standin::{
 use tokio::io::AsyncReadExt as _;
 
 use super::{
-    Answer, Asking, Protocol, Seen,
+    ClientResponse, ClientResult, Protocol, TestClient,
     apiserver::{NEXT, read_request},
     uploads::{body, next_follows},
 };
 use crate::{
     proxy::{HOST, Proxy, World},
-    status::BOTH,
-    upgrades::{Asked, Switch},
+    responses::BOTH,
+    upgrades::{ManualApiserver, PendingRequest},
 };
 
 /// How the client says where its ten bytes end.
@@ -65,7 +65,7 @@ impl Upload {
     }
 
     /// The whole answer, and the upload that still goes on.
-    async fn answer(self) -> (Answer, Rest) {
+    async fn answer(self) -> (ClientResponse, Rest) {
         match self {
             Self::Http1(mut client, framing) => {
                 let answer = client.response().await.into();
@@ -82,7 +82,7 @@ impl Upload {
     }
 
     /// Gives the upload up.
-    fn cut(self) {
+    fn abort(self) {
         match self {
             Self::Http1(client, _) => client.into_parts().0.reset(),
             Self::Http2(_, _, mut upload) => upload.send_reset(h2::Reason::CANCEL),
@@ -98,7 +98,7 @@ enum Rest {
 
 impl Rest {
     /// Sends the second half, and returns the client for what it may ask next.
-    async fn send(self) -> Asking {
+    async fn send(self) -> TestClient {
         match self {
             Self::Http1(mut client, framing) => {
                 let second = match framing {
@@ -106,21 +106,21 @@ impl Rest {
                     Framing::None => "5\r\nsecnd\r\n0\r\n\r\n",
                 };
                 client.send(second).await;
-                Asking::Http1(client)
+                TestClient::Http1(client)
             }
             Self::Http2(client, mut upload) => {
                 upload.send_data("secnd".into(), true).unwrap();
-                Asking::Http2(client)
+                TestClient::Http2(client)
             }
         }
     }
 }
 
 /// What comes of an upload until `first` is there.
-async fn first_half(asked: &mut Asked) {
+async fn first_half(server: &mut PendingRequest) {
     let mut seen = Vec::new();
     while !seen.ends_with(b"first") {
-        let byte = within("the first half", asked.stream.read_u8())
+        let byte = within("the first half", server.stream.read_u8())
             .await
             .unwrap();
         seen.push(byte);
@@ -132,13 +132,13 @@ async fn first_half(asked: &mut Asked) {
 #[tokio::test]
 async fn an_upload_goes_on_behind_a_whole_answer() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
-    let proxy = world.proxy(switch.upstream.address()).start();
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = world.proxy(apiserver.upstream.address()).start();
     for kind in KINDS {
         let context = format!("{kind:?}");
         let upload = Upload::begin(&proxy, kind).await;
-        let mut asked = switch.asked().await;
-        asked.say(NEXT).await;
+        let mut server = apiserver.next_request().await;
+        server.send(NEXT).await;
         let (answer, rest) = upload.answer().await;
         assert_eq!(
             (answer.code, answer.text().as_str()),
@@ -146,24 +146,24 @@ async fn an_upload_goes_on_behind_a_whole_answer() {
             "{context}"
         );
         let mut client = rest.send().await;
-        assert_eq!(body(&mut asked).await, b"firstsecnd", "{context}");
+        assert_eq!(body(&mut server).await, b"firstsecnd", "{context}");
         // On this connection or on another.
         let answering = async {
             tokio::select! {
-                request = read_request(&mut asked.stream) => {
+                request = read_request(&mut server.stream) => {
                     let request = request.unwrap();
                     assert!(request.starts_with("GET /next "), "{context}: {request:?}");
-                    asked.say(NEXT).await;
+                    server.send(NEXT).await;
                 }
-                mut other = switch.asked() => {
+                mut other = apiserver.next_request() => {
                     assert!(other.head.starts_with("GET /next "), "{context}: {}", other.head);
-                    other.say(NEXT).await;
+                    other.send(NEXT).await;
                 }
             }
         };
-        let exchange = async { tokio::join!(answering, client.ask("GET", "/next")).1 };
+        let exchange = async { tokio::join!(answering, client.request("GET", "/next")).1 };
         let next = within(&context, exchange).await;
-        let is_next = matches!(&next, Seen::Whole(answer) if answer.text() == "next");
+        let is_next = matches!(&next, ClientResult::Complete(answer) if answer.text() == "next");
         assert!(is_next, "{context}: {next:?}");
     }
 }
@@ -172,29 +172,29 @@ async fn an_upload_goes_on_behind_a_whole_answer() {
 #[tokio::test]
 async fn a_100_within_an_upload_answers_nothing() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
-    let proxy = world.proxy(switch.upstream.address()).start();
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = world.proxy(apiserver.upstream.address()).start();
     for protocol in BOTH {
         let context = format!("{protocol:?}");
         let upload = Upload::begin(&proxy, (protocol, Framing::Length)).await;
-        let mut asked = switch.asked().await;
-        first_half(&mut asked).await;
-        asked.say("HTTP/1.1 100 Continue\r\n\r\n").await;
+        let mut server = apiserver.next_request().await;
+        first_half(&mut server).await;
+        server.send("HTTP/1.1 100 Continue\r\n\r\n").await;
         match upload {
             Upload::Http1(mut client, _) => {
                 client.send("secnd").await;
-                asked.hear(5).await;
-                asked.say(NEXT).await;
+                server.read(5).await;
+                server.send(NEXT).await;
                 assert_eq!(client.response().await.text(), "next", "{context}");
-                next_follows(&mut asked, Asking::Http1(client), &context).await;
+                next_follows(&mut server, TestClient::Http1(client), &context).await;
             }
             Upload::Http2(client, response, mut upload) => {
                 upload.send_data("secnd".into(), true).unwrap();
-                asked.hear(5).await;
-                asked.say(NEXT).await;
+                server.read(5).await;
+                server.send(NEXT).await;
                 let response = within("an answer", response).await.unwrap();
                 assert_eq!(whole(response).await.unwrap().text(), "next");
-                next_follows(&mut asked, Asking::Http2(client), &context).await;
+                next_follows(&mut server, TestClient::Http2(client), &context).await;
             }
         }
     }
@@ -205,42 +205,42 @@ async fn a_100_within_an_upload_answers_nothing() {
 #[tokio::test]
 async fn an_expectation_is_met_once() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
-    let proxy = world.proxy(switch.upstream.address()).start();
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = world.proxy(apiserver.upstream.address()).start();
     let mut client = proxy.client().http1().await;
     client
         .send(format!(
             "POST / HTTP/1.1\r\nHost: {HOST}\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n"
         ))
         .await;
-    let mut asked = switch.asked().await;
+    let mut server = apiserver.next_request().await;
     assert!(
-        !asked.head.to_ascii_lowercase().contains("expect"),
+        !server.head.to_ascii_lowercase().contains("expect"),
         "{}",
-        asked.head
+        server.head
     );
     assert_eq!(client.head().await.unwrap().status, 100);
-    asked.say("HTTP/1.1 100 Continue\r\n\r\n").await;
+    server.send("HTTP/1.1 100 Continue\r\n\r\n").await;
     client.send("hello").await;
-    assert_eq!(asked.hear(5).await, b"hello");
-    asked.say(NEXT).await;
+    assert_eq!(server.read(5).await, b"hello");
+    server.send(NEXT).await;
     assert_eq!(client.response().await.text(), "next");
-    next_follows(&mut asked, Asking::Http1(client), "behind the upload").await;
+    next_follows(&mut server, TestClient::Http1(client), "behind the upload").await;
 }
 
 /// What the client did not send is never made up: no last chunk, and a connection that ends.
 #[tokio::test]
 async fn a_cut_upload_has_no_end_upstream() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
-    let proxy = world.proxy(switch.upstream.address()).start();
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = world.proxy(apiserver.upstream.address()).start();
     for kind in KINDS {
         let upload = Upload::begin(&proxy, kind).await;
-        let mut asked = switch.asked().await;
-        first_half(&mut asked).await;
-        upload.cut();
+        let mut server = apiserver.next_request().await;
+        first_half(&mut server).await;
+        upload.abort();
         let mut rest = Vec::new();
-        let ended = within("the end", asked.stream.read_to_end(&mut rest)).await;
+        let ended = within("the end", server.stream.read_to_end(&mut rest)).await;
         let rest = String::from_utf8_lossy(&rest);
         assert!(
             matches!(rest.as_ref(), "" | "\r\n"),
@@ -254,17 +254,17 @@ async fn a_cut_upload_has_no_end_upstream() {
 async fn an_answer_before_a_reset_within_an_upload_reaches_the_client() {
     let refusal = "HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbig";
     let world = World::new();
-    let switch = Switch::start(&world).await;
-    let proxy = world.proxy(switch.upstream.address()).start();
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = world.proxy(apiserver.upstream.address()).start();
     for kind in KINDS {
         let upload = Upload::begin(&proxy, kind).await;
-        let mut asked = switch.asked().await;
-        first_half(&mut asked).await;
+        let mut server = apiserver.next_request().await;
+        first_half(&mut server).await;
         if kind.1 == Framing::None {
-            asked.hear(2).await;
+            server.read(2).await;
         }
-        asked.say(refusal).await;
-        tcp::reset(asked.stream.into_inner().0);
+        server.send(refusal).await;
+        tcp::reset(server.stream.into_inner().0);
         let (answer, _) = upload.answer().await;
         assert_eq!(
             (answer.code, answer.text().as_str()),
@@ -278,25 +278,25 @@ async fn an_answer_before_a_reset_within_an_upload_reaches_the_client() {
 #[tokio::test]
 async fn a_connection_that_is_lost_within_an_upload_is_502() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
-    let proxy = world.proxy(switch.upstream.address()).start();
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = world.proxy(apiserver.upstream.address()).start();
     for (number, kind) in KINDS.into_iter().enumerate() {
         for (twice, resets) in [false, true].into_iter().enumerate() {
             let upload = Upload::begin(&proxy, kind).await;
-            let mut asked = switch.asked().await;
-            first_half(&mut asked).await;
+            let mut server = apiserver.next_request().await;
+            first_half(&mut server).await;
             if resets {
-                tcp::reset(asked.stream.into_inner().0);
+                tcp::reset(server.stream.into_inner().0);
             } else {
-                asked.end().await;
+                server.shutdown().await;
             }
             let (answer, _) = upload.answer().await;
-            let message = answer.status(502, "InternalError");
+            let message = answer.assert_status(502, "InternalError");
             assert!(
                 message.contains("it may have processed the request"),
                 "{kind:?}: {message}"
             );
-            let connections = switch.upstream.connections().len();
+            let connections = apiserver.upstream.connections().len();
             assert_eq!(
                 connections,
                 2 * number + twice + 1,

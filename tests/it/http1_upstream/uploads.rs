@@ -6,13 +6,13 @@ use standin::within;
 use tokio::{io::AsyncReadExt as _, sync::mpsc};
 
 use super::{
-    Asking, Seen,
+    ClientResult, TestClient,
     apiserver::{NEXT, read_body, read_request},
 };
 use crate::{
-    proxy::{HOST, World, taken_until_blocked},
-    status::BOTH,
-    upgrades::{Asked, Switch},
+    proxy::{HOST, World, sum_until_quiet},
+    responses::BOTH,
+    upgrades::{ManualApiserver, PendingRequest},
 };
 
 /// The data in these chunks, which must be framed as strictly as can be.
@@ -43,8 +43,8 @@ fn framing(head: &str) -> Vec<String> {
 }
 
 /// The body behind what was asked, without its framing.
-pub(super) async fn body(asked: &mut Asked) -> Vec<u8> {
-    let Asked { head, stream, .. } = asked;
+pub(super) async fn body(server: &mut PendingRequest) -> Vec<u8> {
+    let PendingRequest { head, stream, .. } = server;
     let wire = within("the body of a request", read_body(stream, head))
         .await
         .unwrap();
@@ -56,23 +56,27 @@ pub(super) async fn body(asked: &mut Asked) -> Vec<u8> {
 }
 
 /// Asks for something else, which must come on the same connection: nothing of a body is left before it.
-pub(super) async fn next_follows(asked: &mut Asked, mut client: Asking, context: &str) {
+pub(super) async fn next_follows(
+    server: &mut PendingRequest,
+    mut client: TestClient,
+    context: &str,
+) {
     let answering = async {
-        let request = read_request(&mut asked.stream).await.unwrap();
+        let request = read_request(&mut server.stream).await.unwrap();
         assert!(request.starts_with("GET /next "), "{context}: {request:?}");
-        asked.say(NEXT).await;
+        server.send(NEXT).await;
     };
-    let exchange = async { tokio::join!(answering, client.ask("GET", "/next")).1 };
+    let exchange = async { tokio::join!(answering, client.request("GET", "/next")).1 };
     let next = within(context, exchange).await;
-    let is_next = matches!(&next, Seen::Whole(answer) if answer.text() == "next");
+    let is_next = matches!(&next, ClientResult::Complete(answer) if answer.text() == "next");
     assert!(is_next, "{context}: {next:?}");
 }
 
 #[tokio::test]
 async fn an_upload_over_http1_is_framed_once() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
-    let proxy = world.proxy(switch.upstream.address()).start();
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = world.proxy(apiserver.upstream.address()).start();
     let chunks = "transfer-encoding: chunked";
     for (request, framed, data) in [
         (
@@ -113,19 +117,19 @@ async fn an_upload_over_http1_is_framed_once() {
         client
             .send(request.replacen("\r\n", &format!("\r\nHost: {HOST}\r\n"), 1))
             .await;
-        let mut asked = switch.asked().await;
-        assert_eq!(framing(&asked.head), framed, "{request:?}");
-        assert_eq!(body(&mut asked).await, data.as_bytes(), "{request:?}");
+        let mut server = apiserver.next_request().await;
+        assert_eq!(framing(&server.head), framed, "{request:?}");
+        assert_eq!(body(&mut server).await, data.as_bytes(), "{request:?}");
         let is_head = request.starts_with("HEAD");
-        asked
-            .say(if is_head {
+        server
+            .send(if is_head {
                 "HTTP/1.1 204 No Content\r\n\r\n".as_bytes()
             } else {
                 NEXT
             })
             .await;
         client.response().await;
-        next_follows(&mut asked, Asking::Http1(client), request).await;
+        next_follows(&mut server, TestClient::Http1(client), request).await;
     }
 }
 
@@ -133,8 +137,8 @@ async fn an_upload_over_http1_is_framed_once() {
 #[tokio::test]
 async fn an_upload_over_http2_is_framed_once() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
-    let proxy = world.proxy(switch.upstream.address()).start();
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = world.proxy(apiserver.upstream.address()).start();
     for (method, length, pieces, framed) in [
         (
             "POST",
@@ -171,16 +175,16 @@ async fn an_upload_over_http2_is_framed_once() {
             let piece = Bytes::from_static(piece.as_bytes());
             upload.send_data(piece, at + 1 == pieces.len()).unwrap();
         }
-        let mut asked = switch.asked().await;
-        assert_eq!(framing(&asked.head), framed, "{context}");
+        let mut server = apiserver.next_request().await;
+        assert_eq!(framing(&server.head), framed, "{context}");
         assert_eq!(
-            body(&mut asked).await,
+            body(&mut server).await,
             pieces.concat().as_bytes(),
             "{context}"
         );
-        asked.say(NEXT).await;
+        server.send(NEXT).await;
         assert_eq!(within("the answer", response).await.unwrap().status(), 200);
-        next_follows(&mut asked, Asking::Http2(client), &context).await;
+        next_follows(&mut server, TestClient::Http2(client), &context).await;
     }
 }
 
@@ -188,23 +192,23 @@ async fn an_upload_over_http2_is_framed_once() {
 #[tokio::test]
 async fn a_post_without_a_body_has_none_upstream() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
-    let proxy = world.proxy(switch.upstream.address()).start();
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = world.proxy(apiserver.upstream.address()).start();
     for protocol in BOTH {
-        let mut client = Asking::start(&proxy, protocol).await;
+        let mut client = TestClient::start(&proxy, protocol).await;
         let context = format!("over {protocol:?}");
         let answering = async {
-            let mut asked = switch.asked().await;
-            let framing = framing(&asked.head);
+            let mut server = apiserver.next_request().await;
+            let framing = framing(&server.head);
             assert!(
                 framing.is_empty() || framing == ["content-length: 0"],
                 "{context}: {framing:?}"
             );
-            asked.say(NEXT).await;
-            asked
+            server.send(NEXT).await;
+            server
         };
-        let (mut asked, _) = tokio::join!(answering, client.ask("POST", "/"));
-        next_follows(&mut asked, client, &context).await;
+        let (mut server, _) = tokio::join!(answering, client.request("POST", "/"));
+        next_follows(&mut server, client, &context).await;
     }
 }
 
@@ -235,8 +239,8 @@ fn odd_pieces(mut bytes: &[u8]) -> Vec<&[u8]> {
 #[tokio::test]
 async fn an_upload_in_odd_pieces_arrives_whole() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
-    let proxy = world.proxy(switch.upstream.address()).start();
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = world.proxy(apiserver.upstream.address()).start();
     let sent = pattern(MIB);
 
     for coded in [false, true] {
@@ -249,7 +253,7 @@ async fn an_upload_in_odd_pieces_arrives_whole() {
         client
             .send(format!("POST / HTTP/1.1\r\nHost: {HOST}\r\n{line}\r\n\r\n"))
             .await;
-        let mut asked = switch.asked().await;
+        let mut server = apiserver.next_request().await;
         let sending = async {
             for piece in odd_pieces(&sent) {
                 if coded {
@@ -265,11 +269,11 @@ async fn an_upload_in_odd_pieces_arrives_whole() {
                 client.send("0\r\n\r\n").await;
             }
         };
-        let (_, received) = tokio::join!(sending, body(&mut asked));
+        let (_, received) = tokio::join!(sending, body(&mut server));
         assert!(received == sent, "{line}: {} bytes", received.len());
-        asked.say(NEXT).await;
+        server.send(NEXT).await;
         assert_eq!(client.response().await.text(), "next");
-        next_follows(&mut asked, Asking::Http1(client), &line).await;
+        next_follows(&mut server, TestClient::Http1(client), &line).await;
     }
 
     for length in [Some(MIB), None] {
@@ -284,30 +288,35 @@ async fn an_upload_in_odd_pieces_arrives_whole() {
             upload.send_data(piece.to_vec().into(), false).unwrap();
         }
         upload.send_data(Bytes::new(), true).unwrap();
-        let mut asked = switch.asked().await;
-        let received = body(&mut asked).await;
+        let mut server = apiserver.next_request().await;
+        let received = body(&mut server).await;
         assert!(received == sent, "{length:?}: {} bytes", received.len());
-        asked.say(NEXT).await;
+        server.send(NEXT).await;
         assert_eq!(within("the answer", response).await.unwrap().status(), 200);
-        next_follows(&mut asked, Asking::Http2(client), &format!("{length:?}")).await;
+        next_follows(
+            &mut server,
+            TestClient::Http2(client),
+            &format!("{length:?}"),
+        )
+        .await;
     }
 }
 
 /// What waits for the apiserver waits with the client: one piece on the way and what the kernel
-/// and the window of HTTP/2 hold, never the whole upload. And nothing of it is lost.
+/// and the window of HTTP/2 check_all, never the whole upload. And nothing of it is lost.
 #[tokio::test]
 async fn an_apiserver_that_reads_late_holds_the_upload_back() {
     const WHOLE: usize = 64 * MIB;
     let world = World::new();
-    let switch = Switch::start(&world).await;
-    let proxy = world.proxy(switch.upstream.address()).start();
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = world.proxy(apiserver.upstream.address()).start();
     let client = proxy.client().http2().await;
     let request = Request::post("https://kube.test/").header("content-length", WHOLE);
     let (response, mut upload) = client
         .begin(request.body(()).unwrap(), false)
         .await
         .unwrap();
-    let mut asked = switch.asked().await;
+    let mut server = apiserver.next_request().await;
     let (tell, mut taken) = mpsc::unbounded_channel();
     let sending = tokio::spawn(async move {
         let mut left = WHOLE;
@@ -322,12 +331,12 @@ async fn an_apiserver_that_reads_late_holds_the_upload_back() {
             tell.send(room).ok();
         }
     });
-    let pushed = taken_until_blocked(&mut taken).await;
+    let pushed = sum_until_quiet(&mut taken).await;
     assert!((1..WHOLE / 2).contains(&pushed), "{pushed} bytes");
     let mut received = 0;
     let mut space = vec![0; 256 << 10];
     while received < WHOLE {
-        let read = within("more of the upload", asked.stream.read(&mut space))
+        let read = within("more of the upload", server.stream.read(&mut space))
             .await
             .unwrap();
         assert!(
@@ -338,7 +347,7 @@ async fn an_apiserver_that_reads_late_holds_the_upload_back() {
     }
     assert_eq!(received, WHOLE);
     within("the end of the upload", sending).await.unwrap();
-    asked.say(NEXT).await;
+    server.send(NEXT).await;
     assert_eq!(within("the answer", response).await.unwrap().status(), 200);
-    next_follows(&mut asked, Asking::Http2(client), "behind the upload").await;
+    next_follows(&mut server, TestClient::Http2(client), "behind the upload").await;
 }

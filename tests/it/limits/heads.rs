@@ -1,6 +1,6 @@
 //! Heads that are no heads, or that two parsers could read in two ways.
 
-use crate::{proxy::World, status::Answer};
+use crate::{proxy::World, responses::ClientResponse};
 
 /// Behind every refused request; it must never be taken for one.
 const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: kube.test\r\n\r\n";
@@ -12,8 +12,8 @@ async fn refuses(world: &World, requests: &[&str], message: &str) {
     for request in requests {
         let mut client = proxy.client().http1().await;
         client.send(format!("{request}{SMUGGLED}")).await;
-        let answer: Answer = client.response().await.into();
-        let said = answer.status(400, "BadRequest");
+        let answer: ClientResponse = client.response().await.into();
+        let said = answer.assert_status(400, "BadRequest");
         assert!(said.contains(message), "{request:?}: {said}");
         let rest = client.end().await;
         assert_eq!(rest.unwrap_or_default(), "", "{request:?}");
@@ -163,8 +163,8 @@ async fn malformed_chunks_cut_the_body() {
         let mut client = proxy.client().http1().await;
         let head = "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: chunked\r\n\r\n";
         client.send(format!("{head}{chunks}")).await;
-        let answer: Answer = client.response().await.into();
-        let message = answer.status(400, "BadRequest");
+        let answer: ClientResponse = client.response().await.into();
+        let message = answer.assert_status(400, "BadRequest");
         assert!(
             message.contains("request body ended before"),
             "{chunks:?}: {message}"
@@ -217,8 +217,8 @@ async fn bare_answers_of_the_apiserver_are_not_replaced() {
     assert_eq!(bare.head.lines("connection"), Vec::<&str>::new());
     assert_eq!(client.response().await.status, 200);
     client.send("GET /x HTTP/1.1\r\nX\r\n\r\n").await;
-    let answer: Answer = client.response().await.into();
-    answer.status(400, "BadRequest");
+    let answer: ClientResponse = client.response().await.into();
+    answer.assert_status(400, "BadRequest");
 }
 
 /// Two lengths are seen behind every body, however its end is written.
@@ -244,8 +244,8 @@ async fn no_body_hides_the_ambiguous_request_behind_it() {
             ))
             .await;
         assert_eq!(client.response().await.status, 200, "{body:?}");
-        let answer: Answer = client.response().await.into();
-        let said = answer.status(400, "BadRequest");
+        let answer: ClientResponse = client.response().await.into();
+        let said = answer.assert_status(400, "BadRequest");
         assert!(said.contains("ambiguous"), "{body:?}: {said}");
         assert_eq!(client.end().await.unwrap(), "", "{body:?}");
     }
@@ -287,6 +287,6 @@ async fn bodies_that_look_like_a_refusal_are_not_replaced() {
     drop(pieces);
     assert_eq!(client.response().await.text(), "second");
     client.send("GET / HTTP/1.1\r\nX\r\n\r\n").await;
-    let answer: Answer = client.response().await.into();
-    answer.status(400, "BadRequest");
+    let answer: ClientResponse = client.response().await.into();
+    answer.assert_status(400, "BadRequest");
 }

@@ -12,7 +12,7 @@ use kube_tls_proxy::config::Limits;
 
 use crate::{
     proxy::{HOST, Proxy, World},
-    status::{Answer, BOTH, Protocol},
+    responses::{BOTH, ClientResponse, Protocol},
 };
 
 const TOO_LARGE: &str = "RequestHeaderFieldsTooLarge";
@@ -23,7 +23,7 @@ fn small(limits: &mut Limits) {
     limits.uri_bytes = 200;
 }
 
-/// Bytes of fields that [`Proxy::ask`] adds by itself.
+/// Bytes of fields that [`Proxy::request`] adds by itself.
 fn host_bytes(protocol: Protocol) -> usize {
     match protocol {
         Protocol::Http1 => "host".len() + HOST.len(),
@@ -31,10 +31,10 @@ fn host_bytes(protocol: Protocol) -> usize {
     }
 }
 
-async fn with_fields(proxy: &Proxy, protocol: Protocol, count: usize) -> Answer {
+async fn with_fields(proxy: &Proxy, protocol: Protocol, count: usize) -> ClientResponse {
     let own = usize::from(protocol == Protocol::Http1);
     let fields = vec![("x", "y"); count - own];
-    proxy.ask(protocol, "GET", "/", &fields, b"").await
+    proxy.request(protocol, "GET", "/", &fields, b"").await
 }
 
 /// Case 26. hyper refuses much more than the limit by itself; its answer is a `Status` as well.
@@ -47,7 +47,7 @@ async fn header_fields() {
         assert_eq!(with_fields(&proxy, protocol, 20).await.code, 200);
         for count in [21, 22, 40] {
             let answer = with_fields(&proxy, protocol, count).await;
-            let message = answer.status(431, TOO_LARGE);
+            let message = answer.assert_status(431, TOO_LARGE);
             assert!(
                 message.contains("more than 20 header fields")
                     && message.ends_with("limits.headerFields"),
@@ -58,7 +58,7 @@ async fn header_fields() {
     let answer = with_fields(&proxy, Protocol::Http1, 400).await;
     assert!(
         answer
-            .status(431, TOO_LARGE)
+            .assert_status(431, TOO_LARGE)
             .ends_with("limits.headerFields")
     );
     assert_eq!(upstream.requests().len(), 2);
@@ -75,10 +75,10 @@ async fn header_bytes() {
         let value = "v".repeat(100_000);
         for (length, code) in [(room, 200), (room + 1, 431), (room + 200, 431)] {
             let fields = [("x", &value[..length])];
-            let answer = proxy.ask(protocol, "GET", "/", &fields, b"").await;
+            let answer = proxy.request(protocol, "GET", "/", &fields, b"").await;
             assert_eq!(answer.code, code, "{protocol:?} {length}");
             if code == 431 {
-                let message = answer.status(431, TOO_LARGE);
+                let message = answer.assert_status(431, TOO_LARGE);
                 assert!(
                     message.contains("2000") && message.ends_with("limits.headerBytes"),
                     "{message}"
@@ -89,9 +89,9 @@ async fn header_bytes() {
     for length in [16_000, 100_000] {
         let value = "v".repeat(length);
         let answer = proxy
-            .ask(Protocol::Http1, "GET", "/", &[("x", &value)], b"")
+            .request(Protocol::Http1, "GET", "/", &[("x", &value)], b"")
             .await;
-        let message = answer.status(431, TOO_LARGE);
+        let message = answer.assert_status(431, TOO_LARGE);
         assert!(message.ends_with("limits.headerBytes"), "{message}");
     }
     assert_eq!(upstream.requests().len(), 2);
@@ -119,7 +119,7 @@ async fn all_limits_at_once() {
             fields[0].1 = "123456";
         }
         let target = format!("/{}", "t".repeat(99));
-        let answer = proxy.ask(protocol, "GET", &target, &fields, b"").await;
+        let answer = proxy.request(protocol, "GET", &target, &fields, b"").await;
         assert_eq!(answer.code, 200, "{protocol:?} {}", answer.text());
     }
 }
@@ -135,7 +135,7 @@ async fn uri_bytes() {
             let answer = proxy.get(protocol, &target).await;
             assert_eq!(answer.code, code, "{protocol:?} {length}");
             if code == 414 {
-                let message = answer.status(414, "RequestURITooLong");
+                let message = answer.assert_status(414, "RequestURITooLong");
                 assert!(
                     message.contains("200 bytes") && message.ends_with("limits.uriBytes"),
                     "{message}"
@@ -163,9 +163,9 @@ async fn uri_larger_than_any_setting() {
             "x".repeat(length)
         );
         let answer = proxy
-            .ask(Protocol::Http1, "GET", &target, &upgrade, b"")
+            .request(Protocol::Http1, "GET", &target, &upgrade, b"")
             .await;
-        let message = answer.status(414, "RequestURITooLong");
+        let message = answer.assert_status(414, "RequestURITooLong");
         assert!(message.ends_with("limits.uriBytes"), "{message}");
         assert_eq!(answer.lines("connection"), ["close"]);
     }
@@ -209,7 +209,7 @@ async fn indexed_fields_count_as_fields() {
         assert_eq!(response.status, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
         // Beyond twice the limit in bytes h2 refuses by itself and says no more than the code.
         if has_status {
-            let message = Answer::from(response).status(431, TOO_LARGE);
+            let message = ClientResponse::from(response).assert_status(431, TOO_LARGE);
             assert!(message.ends_with("limits.headerFields"), "{message}");
         }
     }
@@ -225,8 +225,8 @@ async fn connection_goes_on_after_a_refusal_by_the_policy() {
     let proxy = world.proxy(upstream.address()).limits(small).start();
     let mut client = proxy.client().http1().await;
     let target = format!("/{}", "x".repeat(200));
-    let refused: Answer = client.get(HOST, &target, "").await.into();
-    refused.status(414, "RequestURITooLong");
+    let refused: ClientResponse = client.get(HOST, &target, "").await.into();
+    refused.assert_status(414, "RequestURITooLong");
     assert_eq!(client.get(HOST, "/", "").await.status, 200);
 }
 
@@ -238,8 +238,8 @@ async fn unknown_expectation() {
     let proxy = world.proxy(upstream.address()).start();
     for protocol in BOTH {
         let fields = [("expect", "200-ok")];
-        let answer = proxy.ask(protocol, "POST", "/", &fields, b"body").await;
-        answer.status(417, "ExpectationFailed");
+        let answer = proxy.request(protocol, "POST", "/", &fields, b"body").await;
+        answer.assert_status(417, "ExpectationFailed");
     }
     assert_eq!(upstream.connections().len(), 0);
 }

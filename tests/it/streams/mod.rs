@@ -147,7 +147,7 @@ async fn begin_upload(client: &Http2) -> (h2::client::ResponseFuture, h2::SendSt
 
 /// What was cut must not be carried out: `CANCEL` and `NO_ERROR` are the codes that hyper takes for an end.
 #[tokio::test]
-async fn an_upload_that_the_client_gives_up_is_cut_upstream_over_http2() {
+async fn upload_aborted_by_client_is_aborted_upstream_over_http2() {
     for code in [
         h2::Reason::CANCEL,
         h2::Reason::NO_ERROR,
@@ -172,7 +172,7 @@ async fn an_upload_that_the_client_gives_up_is_cut_upstream_over_http2() {
 }
 
 #[tokio::test]
-async fn an_upload_that_the_client_gives_up_is_cut_upstream_over_http1() {
+async fn upload_aborted_by_client_is_aborted_upstream_over_http1() {
     for framing in ["Content-Length: 8", "Transfer-Encoding: chunked"] {
         let world = World::new();
         let upstream = world.apiserver().start().await;
@@ -237,7 +237,7 @@ async fn both_directions_stream_at_the_same_time_over_http2() {
 
 /// As above, when the response has begun: then nothing waits for the upload any more.
 #[tokio::test]
-async fn an_upload_that_is_given_up_behind_the_head_of_the_response_is_cut_upstream() {
+async fn upload_aborted_after_response_head_is_aborted_upstream() {
     let world = World::new();
     let upstream = echo(&world).start().await;
     let proxy = world.proxy(upstream.address()).start();

@@ -12,7 +12,7 @@ use standin::{
 use tokio::sync::{Notify, mpsc};
 
 use super::{Arc, Mutex, Shared, begin_upload, data};
-use crate::proxy::{HOST, World, taken_until_blocked};
+use crate::proxy::{HOST, World, sum_until_quiet};
 
 const MIB: usize = 1 << 20;
 const PIECE: usize = 64 * 1024;
@@ -49,7 +49,7 @@ async fn a_slow_reader_holds_the_apiserver_back_over_http2() {
     let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
     let client = Http2::with(&h2::client::Builder::new(), tls).await;
     let mut response = client.open("https://kube.test/").await.unwrap();
-    let pushed = taken_until_blocked(&mut taken).await;
+    let pushed = sum_until_quiet(&mut taken).await;
     assert!((PIECE..4 * MIB).contains(&pushed), "{pushed} bytes");
     let mut received = 0;
     while received < 64 * MIB {
@@ -70,7 +70,7 @@ async fn a_slow_reader_holds_the_apiserver_back_over_http1() {
         .send("GET / HTTP/1.1\r\nHost: kube.test\r\n\r\n")
         .await;
     let head = client.head().await.unwrap();
-    let pushed = taken_until_blocked(&mut taken).await;
+    let pushed = sum_until_quiet(&mut taken).await;
     assert!((PIECE..40 * MIB).contains(&pushed), "{pushed} bytes");
     assert_eq!(client.body(&head).await.unwrap().len(), 64 * MIB);
 }
@@ -91,7 +91,7 @@ async fn a_wide_window_is_not_filled_from_memory() {
         (":path", "/"),
     ];
     wire.headers(1, &get, END_STREAM).await.unwrap();
-    let pushed = taken_until_blocked(&mut taken).await;
+    let pushed = sum_until_quiet(&mut taken).await;
     assert!((PIECE..40 * MIB).contains(&pushed), "{pushed} bytes");
 }
 
@@ -134,7 +134,7 @@ async fn an_apiserver_that_does_not_read_holds_the_upload_back() {
             tell.send(room).ok();
         }
     });
-    let pushed = taken_until_blocked(&mut taken).await;
+    let pushed = sum_until_quiet(&mut taken).await;
     assert!((1..4 * MIB).contains(&pushed), "{pushed} bytes");
     read.notify_one();
     within("the rest of the upload", sending).await.unwrap();

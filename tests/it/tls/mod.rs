@@ -15,7 +15,7 @@ use tokio::{
 use crate::{
     proxy::{HOST, Proxy, World},
     tunnels,
-    upgrades::Switch,
+    upgrades::ManualApiserver,
 };
 
 /// The certificate that is presented for this name.
@@ -220,14 +220,14 @@ async fn a_connection_beyond_the_limit_waits_for_its_turn() {
 #[tokio::test]
 async fn a_tunnel_counts_as_a_connection() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
+    let apiserver = ManualApiserver::start(&world).await;
     let proxy = world
-        .proxy(switch.upstream.address())
+        .proxy(apiserver.upstream.address())
         .limits(|limits| limits.connections = 1)
         .start();
-    let (client, asked) = tunnels::open(&proxy, &switch).await;
+    let (client, server) = tunnels::open(&proxy, &apiserver).await;
     let next = waits(&proxy).await;
-    drop((client, asked));
+    drop((client, server));
     served(next).await;
 }
 

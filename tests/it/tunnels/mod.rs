@@ -12,17 +12,20 @@ use tokio::{
 
 use crate::{
     proxy::{HOST, Proxy, World},
-    upgrades::{Asked, SPDY, SPDY_101, Switch, echo},
+    upgrades::{ManualApiserver, PendingRequest, SPDY, SPDY_101, echo},
 };
 
 /// A tunnel with both of its ends in hand.
-pub(crate) async fn open(proxy: &Proxy, switch: &Switch) -> (Http1<TlsConnection>, Asked) {
+pub(crate) async fn open(
+    proxy: &Proxy,
+    apiserver: &ManualApiserver,
+) -> (Http1<TlsConnection>, PendingRequest) {
     let mut client = proxy.client().http1().await;
     client.send(SPDY).await;
-    let mut asked = switch.asked().await;
-    asked.say(SPDY_101).await;
+    let mut server = apiserver.next_request().await;
+    server.send(SPDY_101).await;
     assert_eq!(client.head().await.unwrap().status, 101);
-    (client, asked)
+    (client, server)
 }
 
 /// Bytes that differ from place to place, so that a lost, doubled or swapped piece shows.
@@ -94,13 +97,13 @@ async fn tunnels_in_parallel_do_not_disturb_each_other() {
 #[tokio::test]
 async fn fifty_mebibytes_both_ways_arrive_as_they_were_sent() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
-    let proxy = world.proxy(switch.upstream.address()).start();
-    let (client, asked) = open(&proxy, &switch).await;
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = world.proxy(apiserver.upstream.address()).start();
+    let (client, server) = open(&proxy, &apiserver).await;
     let both = async {
         tokio::join!(
             exchange(client.into_parts().0, 50 << 20),
-            exchange(asked.stream, 50 << 20)
+            exchange(server.stream, 50 << 20)
         )
     };
     tokio::time::timeout(LONG, both)
@@ -112,13 +115,13 @@ async fn fifty_mebibytes_both_ways_arrive_as_they_were_sent() {
 #[tokio::test]
 async fn every_keystroke_goes_through_at_once() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
-    let proxy = world.proxy(switch.upstream.address()).start();
-    let (mut client, mut asked) = open(&proxy, &switch).await;
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = world.proxy(apiserver.upstream.address()).start();
+    let (mut client, mut server) = open(&proxy, &apiserver).await;
     for key in "kubectl exec -it p -- sh\r".bytes() {
         client.send([key]).await;
-        assert_eq!(asked.hear(1).await, [key]);
-        asked.say([key, b'!']).await;
+        assert_eq!(server.read(1).await, [key]);
+        server.send([key, b'!']).await;
         assert_eq!(client.take(2).await.unwrap(), [key, b'!'][..]);
     }
 }
@@ -127,9 +130,9 @@ async fn every_keystroke_goes_through_at_once() {
 #[tokio::test]
 async fn a_silent_tunnel_stays_open() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
+    let apiserver = ManualApiserver::start(&world).await;
     let proxy = world
-        .proxy(switch.upstream.address())
+        .proxy(apiserver.upstream.address())
         .timeouts(|timeouts| {
             let short = Duration::from_millis(100);
             timeouts.handshake = Duration::from_secs(5);
@@ -144,11 +147,11 @@ async fn a_silent_tunnel_stays_open() {
             timeouts.reload = short;
         })
         .start();
-    let (mut client, mut asked) = open(&proxy, &switch).await;
+    let (mut client, mut server) = open(&proxy, &apiserver).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     client.send("still").await;
-    assert_eq!(asked.hear(5).await, b"still");
-    asked.say("here").await;
+    assert_eq!(server.read(5).await, b"still");
+    server.send("here").await;
     assert_eq!(client.take(4).await.unwrap(), "here");
 }
 
@@ -178,17 +181,17 @@ async fn who_does_not_read_for_a_while_loses_nothing() {
     const MUCH: usize = 32 << 20;
     for client_reads in [true, false] {
         let world = World::new();
-        let switch = Switch::start(&world).await;
+        let apiserver = ManualApiserver::start(&world).await;
         let proxy = world
-            .proxy(switch.upstream.address())
+            .proxy(apiserver.upstream.address())
             .timeouts(|timeouts| timeouts.tcp_user_timeout = Duration::from_millis(200))
             .start();
-        let (client, asked) = open(&proxy, &switch).await;
+        let (client, server) = open(&proxy, &apiserver).await;
         let client = client.into_parts().0;
         if client_reads {
-            looks_away(client, asked.stream, MUCH).await;
+            looks_away(client, server.stream, MUCH).await;
         } else {
-            looks_away(asked.stream, client, MUCH).await;
+            looks_away(server.stream, client, MUCH).await;
         }
     }
 }
@@ -197,12 +200,12 @@ async fn who_does_not_read_for_a_while_loses_nothing() {
 #[tokio::test]
 async fn tcp_keepalive_is_armed_on_both_legs_of_a_tunnel() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
-    let proxy = world.proxy(switch.upstream.address()).start();
-    let (mut client, asked) = open(&proxy, &switch).await;
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = world.proxy(apiserver.upstream.address()).start();
+    let (mut client, server) = open(&proxy, &apiserver).await;
     let client = client.stream().tcp().local_addr().unwrap();
     wait_for_keepalive(proxy.address(), client).await;
-    wait_for_keepalive(asked.connection.peer, switch.upstream.address()).await;
+    wait_for_keepalive(server.connection.peer, apiserver.upstream.address()).await;
 }
 
 /// Waits until the kernel's timer of this socket is the keepalive one; while bytes are in flight it is

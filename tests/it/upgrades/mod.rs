@@ -56,21 +56,21 @@ pub(crate) const SPDY_101: &str = "\
     X-Stream-Protocol-Version: v5.channel.k8s.io\r\n\r\n";
 
 /// An apiserver that hands its connections to the test, each once the head of its request has come.
-pub(crate) struct Switch {
+pub(crate) struct ManualApiserver {
     pub(crate) upstream: Upstream,
-    asked: Mutex<mpsc::UnboundedReceiver<Asked>>,
+    requests: Mutex<mpsc::UnboundedReceiver<PendingRequest>>,
 }
 
 /// A connection on which something was asked for and nothing was answered yet.
-pub(crate) struct Asked {
+pub(crate) struct PendingRequest {
     pub(crate) connection: Connection,
     pub(crate) head: String,
     pub(crate) stream: TlsStream<TcpStream>,
 }
 
-impl Switch {
+impl ManualApiserver {
     pub(crate) async fn start(world: &World) -> Self {
-        let (tell, asked) = mpsc::unbounded_channel();
+        let (tell, requests) = mpsc::unbounded_channel();
         let upstream = world
             .apiserver()
             .alpn(&["http/1.1"])
@@ -90,7 +90,7 @@ impl Switch {
                         }
                         let head = String::from_utf8(head).unwrap();
                         // A test that has ended asks no more.
-                        drop(tell.send(Asked {
+                        drop(tell.send(PendingRequest {
                             connection,
                             head,
                             stream,
@@ -102,25 +102,25 @@ impl Switch {
             .await;
         Self {
             upstream,
-            asked: Mutex::new(asked),
+            requests: Mutex::new(requests),
         }
     }
 
     #[expect(clippy::await_holding_lock, reason = "one task asks")]
-    pub(crate) async fn asked(&self) -> Asked {
-        let mut asked = self.asked.lock().unwrap();
-        within("a request", asked.recv()).await.unwrap()
+    pub(crate) async fn next_request(&self) -> PendingRequest {
+        let mut requests = self.requests.lock().unwrap();
+        within("a request", requests.recv()).await.unwrap()
     }
 }
 
-impl Asked {
+impl PendingRequest {
     /// Writes these bytes in one TLS record.
-    pub(crate) async fn say(&mut self, bytes: impl AsRef<[u8]>) {
+    pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.stream.write_all(bytes.as_ref()).await.unwrap();
         self.stream.flush().await.unwrap();
     }
 
-    pub(crate) async fn hear(&mut self, length: usize) -> Vec<u8> {
+    pub(crate) async fn read(&mut self, length: usize) -> Vec<u8> {
         let mut heard = vec![0; length];
         within("bytes of the client", self.stream.read_exact(&mut heard))
             .await
@@ -129,7 +129,7 @@ impl Asked {
     }
 
     /// Everything until the proxy ends the connection; an error when it ends without `close_notify`.
-    pub(crate) async fn hear_the_end(&mut self) -> io::Result<Vec<u8>> {
+    pub(crate) async fn read_to_end(&mut self) -> io::Result<Vec<u8>> {
         let mut heard = Vec::new();
         within(
             "the end of the connection",
@@ -140,7 +140,7 @@ impl Asked {
     }
 
     /// Sends `close_notify` and ends the writing half of TCP.
-    pub(crate) async fn end(&mut self) {
+    pub(crate) async fn shutdown(&mut self) {
         self.stream.shutdown().await.unwrap();
     }
 }
@@ -167,7 +167,7 @@ pub(crate) async fn echo(mut request: Request<RequestBody>) -> Response<Response
 
 /// Cases 8, 9. Discovery over h2 and an apiserver that prefers h2 leave their mark on no upgrade.
 #[tokio::test]
-async fn an_upgrade_goes_over_a_fresh_connection_that_offers_http1_alone() {
+async fn upgrade_uses_a_new_connection_that_offers_only_http1() {
     let world = World::new();
     let upstream = world.apiserver().http(echo).start().await;
     let proxy = world.proxy(upstream.address()).start();
@@ -206,12 +206,12 @@ async fn an_upgrade_goes_over_a_fresh_connection_that_offers_http1_alone() {
 #[tokio::test]
 async fn the_101_keeps_its_fields() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
-    let proxy = world.proxy(switch.upstream.address()).start();
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = world.proxy(apiserver.upstream.address()).start();
     for (request, answer) in [(WEBSOCKET, WEBSOCKET_101), (SPDY, SPDY_101)] {
         let mut client = proxy.client().http1().await;
         client.send(request).await;
-        switch.asked().await.say(answer).await;
+        apiserver.next_request().await.send(answer).await;
         let head = client.head().await.unwrap();
         assert_eq!(head.status, 101);
         let mut lines: Vec<String> = head
@@ -233,13 +233,13 @@ async fn the_101_keeps_its_fields() {
 #[tokio::test]
 async fn an_upgrade_request_keeps_its_fields() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
-    let proxy = world.proxy(switch.upstream.address()).start();
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = world.proxy(apiserver.upstream.address()).start();
     for request in [WEBSOCKET, SPDY] {
         let mut client = proxy.client().http1().await;
         client.send(request).await;
-        let asked = switch.asked().await;
-        let received: Vec<String> = asked.head.lines().map(str::to_lowercase).collect();
+        let server = apiserver.next_request().await;
+        let received: Vec<String> = server.head.lines().map(str::to_lowercase).collect();
         for line in request.lines().filter(|line| !line.is_empty()) {
             let line = line.to_lowercase();
             assert!(received.contains(&line), "{line:?} is not in {received:?}");
@@ -260,14 +260,14 @@ async fn an_upgrade_request_keeps_its_fields() {
 #[tokio::test]
 async fn the_bearer_subprotocol_reaches_the_apiserver_unchanged() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
-    let proxy = world.proxy(switch.upstream.address()).start();
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = world.proxy(apiserver.upstream.address()).start();
     let protocols = "base64url.bearer.authorization.k8s.io.c2VjcmV0, v4.channel.k8s.io,undefined";
     let mut client = proxy.client().http1().await;
     client
         .send(WEBSOCKET.replace("v5.channel.k8s.io", protocols))
         .await;
-    let head = switch.asked().await.head;
+    let head = apiserver.next_request().await.head;
     let lines: Vec<&str> = head
         .lines()
         .filter(|line| line.to_lowercase().starts_with("sec-websocket-protocol"))
@@ -281,14 +281,14 @@ async fn the_bearer_subprotocol_reaches_the_apiserver_unchanged() {
 #[tokio::test]
 async fn the_101_is_a_tls_record_of_its_own() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
-    let proxy = world.proxy(switch.upstream.address()).start();
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = world.proxy(apiserver.upstream.address()).start();
     for (request, answer) in [(WEBSOCKET, WEBSOCKET_101), (SPDY, SPDY_101)] {
         let mut client = proxy.client().connect().await.unwrap();
         client.write_all(request.as_bytes()).await.unwrap();
         client.flush().await.unwrap();
-        let mut asked = switch.asked().await;
-        asked.say(format!("{answer}hello-in-101")).await;
+        let mut server = apiserver.next_request().await;
+        server.send(format!("{answer}hello-in-101")).await;
         let first = client.record().await.unwrap().unwrap();
         assert!(
             first.starts_with(b"HTTP/1.1 101 ") && first.ends_with(b"\r\n\r\n"),
@@ -302,17 +302,17 @@ async fn the_101_is_a_tls_record_of_its_own() {
 #[tokio::test]
 async fn bytes_sent_behind_the_request_arrive_after_the_101() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
-    let proxy = world.proxy(switch.upstream.address()).start();
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = world.proxy(apiserver.upstream.address()).start();
     let early = "GET / HTTP/1.1\r\n".repeat(300);
     let mut client = proxy.client().http1().await;
     client.send(format!("{SPDY}{early}")).await;
     client.send("and more").await;
-    let mut asked = switch.asked().await;
-    asked.say(SPDY_101).await;
+    let mut server = apiserver.next_request().await;
+    server.send(SPDY_101).await;
     assert_eq!(client.head().await.unwrap().status, 101);
     assert_eq!(
-        asked.hear(early.len() + 8).await,
+        server.read(early.len() + 8).await,
         format!("{early}and more").as_bytes()
     );
 }

@@ -8,7 +8,7 @@ use standin::{
     within,
 };
 
-use super::{SPDY, SPDY_101, Switch, WEBSOCKET, WEBSOCKET_101};
+use super::{ManualApiserver, SPDY, SPDY_101, WEBSOCKET, WEBSOCKET_101};
 use crate::proxy::{HOST, Proxy, World};
 
 /// Sends an upgrade request with something behind it, which must not be read as a request.
@@ -91,12 +91,12 @@ async fn a_403_is_relayed_and_the_next_try_is_the_second_request() {
 #[tokio::test]
 async fn a_bare_403_is_relayed() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
-    let proxy = world.proxy(switch.upstream.address()).start();
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = world.proxy(apiserver.upstream.address()).start();
     let mut client = ask(&proxy, WEBSOCKET).await;
-    let mut asked = switch.asked().await;
-    asked.say("HTTP/1.1 403 Forbidden\r\n\r\n").await;
-    asked.end().await;
+    let mut server = apiserver.next_request().await;
+    server.send("HTTP/1.1 403 Forbidden\r\n\r\n").await;
+    server.shutdown().await;
     let response = only_response(&mut client).await;
     assert_eq!((response.status, response.text().as_str()), (403, ""));
 }
@@ -106,22 +106,22 @@ async fn a_bare_403_is_relayed() {
 #[tokio::test]
 async fn nothing_follows_a_refused_upgrade_upstream() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
-    let proxy = world.proxy(switch.upstream.address()).start();
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = world.proxy(apiserver.upstream.address()).start();
     for (request, status) in [(SPDY, 200), (WEBSOCKET, 403), (SPDY, 400), (WEBSOCKET, 500)] {
         let mut client = ask(&proxy, request).await;
-        let mut asked = switch.asked().await;
+        let mut server = apiserver.next_request().await;
         client
             .send("GET /another HTTP/1.1\r\nHost: kube.test\r\n\r\n")
             .await;
-        asked
-            .say(format!(
+        server
+            .send(format!(
                 "HTTP/1.1 {status} Whatever\r\nContent-Length: 2\r\n\r\nno"
             ))
             .await;
         let response = only_response(&mut client).await;
         assert_eq!((response.status, response.text().as_str()), (status, "no"));
-        assert_eq!(asked.hear_the_end().await.unwrap(), b"", "after {status}");
+        assert_eq!(server.read_to_end().await.unwrap(), b"", "after {status}");
     }
 }
 
@@ -129,20 +129,20 @@ async fn nothing_follows_a_refused_upgrade_upstream() {
 #[tokio::test]
 async fn a_redirected_upgrade_is_answered_502() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
-    let proxy = world.proxy(switch.upstream.address()).start();
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = world.proxy(apiserver.upstream.address()).start();
     for status in [301, 302, 307, 308] {
         let mut client = ask(&proxy, SPDY).await;
-        let mut asked = switch.asked().await;
-        asked
-            .say(format!(
+        let mut server = apiserver.next_request().await;
+        server
+            .send(format!(
                 "HTTP/1.1 {status} Moved\r\nLocation: https://elsewhere/\r\nContent-Length: 0\r\n\r\n"
             ))
             .await;
         let response = only_response(&mut client).await;
         is_status(&response, 502);
         assert_eq!(response.head.header("location"), None);
-        assert_eq!(asked.hear_the_end().await.unwrap(), b"");
+        assert_eq!(server.read_to_end().await.unwrap(), b"");
     }
 }
 
@@ -150,8 +150,8 @@ async fn a_redirected_upgrade_is_answered_502() {
 #[tokio::test]
 async fn a_101_to_another_protocol_is_answered_502() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
-    let proxy = world.proxy(switch.upstream.address()).start();
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = world.proxy(apiserver.upstream.address()).start();
     for (request, answer) in [
         (WEBSOCKET, SPDY_101.to_owned()),
         (SPDY, WEBSOCKET_101.to_owned()),
@@ -167,11 +167,11 @@ async fn a_101_to_another_protocol_is_answered_502() {
         ),
     ] {
         let mut client = ask(&proxy, request).await;
-        let mut asked = switch.asked().await;
-        asked.say(&answer).await;
+        let mut server = apiserver.next_request().await;
+        server.send(&answer).await;
         is_status(&only_response(&mut client).await, 502);
         // How it ends does not matter: there is nobody behind this connection.
-        let heard = asked.hear_the_end().await.unwrap_or_default();
+        let heard = server.read_to_end().await.unwrap_or_default();
         assert_eq!(heard, b"", "after {answer}");
     }
 }
@@ -180,20 +180,20 @@ async fn a_101_to_another_protocol_is_answered_502() {
 #[tokio::test]
 async fn an_unsolicited_101_is_answered_502() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
-    let proxy = world.proxy(switch.upstream.address()).start();
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = world.proxy(apiserver.upstream.address()).start();
 
     let mut http1 = proxy.client().http1().await;
     http1
         .send("GET /version HTTP/1.1\r\nHost: kube.test\r\n\r\n")
         .await;
-    let mut asked = switch.asked().await;
-    asked.say(format!("{WEBSOCKET_101}rest")).await;
+    let mut server = apiserver.next_request().await;
+    server.send(format!("{WEBSOCKET_101}rest")).await;
     is_status(&http1.response().await, 502);
 
     let http2 = proxy.client().http2().await;
     let request = http2.get("https://kube.test/version");
-    let answer = async { switch.asked().await.say(WEBSOCKET_101).await };
+    let answer = async { apiserver.next_request().await.send(WEBSOCKET_101).await };
     let (response, ()) = within("a response", async { tokio::join!(request, answer) }).await;
     assert_eq!(response.unwrap().status, 502);
 }

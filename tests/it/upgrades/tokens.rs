@@ -2,7 +2,7 @@
 
 use standin::upstream::empty;
 
-use super::{Switch, WEBSOCKET, WEBSOCKET_101, echo};
+use super::{ManualApiserver, WEBSOCKET, WEBSOCKET_101, echo};
 use crate::proxy::{HOST, World};
 
 /// The two protocols of kube-apiserver, in any case and beside other connection options.
@@ -88,21 +88,21 @@ async fn http10_is_never_upgraded() {
 #[tokio::test]
 async fn requests_and_responses_inside_a_tunnel_are_only_bytes() {
     let world = World::new();
-    let switch = Switch::start(&world).await;
-    let proxy = world.proxy(switch.upstream.address()).start();
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = world.proxy(apiserver.upstream.address()).start();
     let mut client = proxy.client().http1().await;
     let request = "GET /version HTTP/1.1\r\nHost: elsewhere\r\n\r\n";
     client.send(format!("{WEBSOCKET}{request}")).await;
-    let mut asked = switch.asked().await;
-    asked.say(WEBSOCKET_101).await;
+    let mut server = apiserver.next_request().await;
+    server.send(WEBSOCKET_101).await;
     assert_eq!(client.head().await.unwrap().status, 101);
-    assert_eq!(asked.hear(request.len()).await, request.as_bytes());
+    assert_eq!(server.read(request.len()).await, request.as_bytes());
     for status in [400, 414, 431] {
         let response = format!("HTTP/1.1 {status} No\r\ncontent-length: 0\r\n\r\n");
-        asked.say(&response).await;
+        server.send(&response).await;
         assert_eq!(client.take(response.len()).await.unwrap(), response);
         client.send(request).await;
-        assert_eq!(asked.hear(request.len()).await, request.as_bytes());
+        assert_eq!(server.read(request.len()).await, request.as_bytes());
     }
 }
 

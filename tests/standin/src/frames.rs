@@ -41,7 +41,7 @@ pub struct Frame {
     pub flags: u8,
     /// The stream it belongs to; 0 is the connection.
     pub stream: u32,
-    /// Everything behind the header, padding and priority included.
+    /// Everything after the header, padding and priority included.
     pub payload: Bytes,
 }
 

@@ -209,7 +209,7 @@ impl Relay {
 
     /// Resets every connection, on both sides. New ones work.
     pub fn cut(&self) {
-        // Without connections there is nobody to hear it.
+        // Fails only without connections.
         drop(self.cut.send(()));
     }
 

@@ -27,7 +27,7 @@ impl TempDir {
             // Private keys go here.
             match fs::DirBuilder::new().mode(0o700).create(&path) {
                 Ok(()) => return Self(path),
-                // Left behind by a killed run whose process id came round again.
+                // Left by a killed run that had the same process id.
                 Err(err) if err.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(err) => panic!("make {}: {err}", path.display()),
             }

@@ -165,7 +165,7 @@ async fn says_goaway_as_go_does_and_ignores_later_streams() {
         })
         .start()
         .await;
-    // Frame by frame: a library would not open a stream behind a GOAWAY.
+    // Frame by frame: a library would not open a stream after a GOAWAY.
     let tls = client(&ca, &upstream)
         .alpn(&["h2"])
         .connect()

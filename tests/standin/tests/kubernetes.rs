@@ -113,7 +113,7 @@ async fn a_watch_tells_changes_and_ends_in_time() {
 }
 
 #[tokio::test]
-async fn a_followed_log_goes_on() {
+async fn followed_log_continues() {
     let world = World::new(|cluster| cluster.log_interval(Duration::from_millis(5))).await;
     let mut client = world.http1().await;
     let target = "/api/v1/namespaces/default/pods/web-0/log?follow=true&tailLines=1";

@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn result_counts_errors_beside_the_work_and_keeps_the_first_reason() {
+    fn result_counts_errors_and_keeps_the_first_reason() {
         let tally = Tally::default();
         tally.done(Duration::from_millis(9), 10);
         tally.done(Duration::from_millis(1), 5);

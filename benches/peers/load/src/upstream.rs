@@ -344,7 +344,7 @@ mod tests {
         let world = World::default();
         let (Answer::Watch(mut first), Answer::Watch(second)) = (world.watch(), world.watch())
         else {
-            panic!("a watch has a body that goes on");
+            panic!("a watch has a body without an end");
         };
         drop(second);
         world.send_events(2, Duration::from_millis(1)).await;

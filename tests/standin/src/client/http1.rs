@@ -19,7 +19,7 @@ pub struct Http1<S> {
 pub struct Head {
     /// The status code.
     pub status: u16,
-    /// The words behind it.
+    /// The reason phrase.
     pub reason: String,
     /// The header lines in wire order and spelling.
     pub headers: Vec<(String, String)>,
@@ -268,7 +268,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
             return Ok(Bytes::new());
         }
         let chunk = self.take(size).await?;
-        assert_eq!(self.line().await?, "", "the line end behind a chunk");
+        assert_eq!(self.line().await?, "", "the line end after a chunk");
         Ok(chunk)
     }
 

@@ -48,7 +48,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client of this address that trusts nobody and sends no server name.
+    /// A client of this address that trusts no CA and sends no server name.
     #[must_use]
     pub fn new(address: SocketAddr) -> Self {
         Self {
@@ -108,7 +108,7 @@ impl Client {
         self
     }
 
-    /// Connects and shakes hands. Connections of one client, and of its clones, share a session cache.
+    /// Connects and runs the TLS handshake. Connections of one client, and of its clones, share a session cache.
     ///
     /// # Errors
     ///
@@ -122,7 +122,7 @@ impl Client {
         self.over(tcp).await
     }
 
-    /// Shakes hands over this connection, for instance one that comes from a certain port.
+    /// Runs the TLS handshake on this connection, for instance one from a certain port.
     ///
     /// # Errors
     ///

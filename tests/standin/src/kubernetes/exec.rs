@@ -170,7 +170,7 @@ async fn listen(
         let message = match reader.next().await {
             Ok(Received::Message(message)) => message,
             Ok(Received::Ping(payload)) => {
-                // The session is over when nobody listens.
+                // Fails only when the session has ended.
                 drop(pongs.send(payload));
                 continue;
             }

@@ -76,7 +76,7 @@ pub enum Goaway {
 }
 
 impl Kubernetes {
-    /// A cluster without pods that knows no token: until one is added, everybody may do everything.
+    /// A cluster without pods and tokens: until a token is added, every client may do everything.
     #[must_use]
     pub fn new() -> Self {
         Self(Arc::new(Cluster {
@@ -206,7 +206,7 @@ impl Cluster {
     fn authenticate(&self, headers: &HeaderMap) -> Identity {
         if self.tokens.is_empty() {
             return Identity::Known(User {
-                name: "everybody".to_owned(),
+                name: "anyone".to_owned(),
                 groups: Vec::new(),
             });
         }
@@ -232,7 +232,7 @@ impl Cluster {
         }
     }
 
-    /// What the role `system:public-info-viewer` allows everybody.
+    /// The paths that the role `system:public-info-viewer` allows every client.
     fn anonymous(&self, path: &str) -> Answer {
         match path {
             "/livez" | "/readyz" | "/healthz" => answer::text(full("ok")),

@@ -155,7 +155,7 @@ impl Watch {
     }
 }
 
-/// Lines that a log holds before anybody follows it.
+/// Lines that a log holds before a client follows it.
 const OLD_LINES: usize = 5;
 
 /// The answer to GET on `log`: a few old lines and, when followed, a new one at every interval.

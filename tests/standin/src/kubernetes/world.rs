@@ -193,7 +193,7 @@ impl World {
             "ADDED"
         };
         // Sent under the lock: a watcher that lists now sees the pod either in its list or in its events.
-        // Without watchers there is nobody to tell.
+        // Fails only without watchers.
         drop(self.events.send(Event {
             kind,
             pod: pod.clone(),

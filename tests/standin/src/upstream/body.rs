@@ -46,7 +46,7 @@ pub fn channel() -> (BodySender, ResponseBody) {
 #[derive(Debug)]
 pub struct BodySender(mpsc::Sender<Result<Frame<Bytes>, BoxError>>);
 
-/// Nobody reads the body any more.
+/// No client reads the body any more.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Gone;
 
@@ -85,7 +85,7 @@ impl BodySender {
         );
     }
 
-    /// Resolves when nobody reads the body any more.
+    /// Resolves when no client reads the body any more.
     pub async fn closed(&self) {
         self.0.closed().await;
     }

@@ -55,7 +55,7 @@ impl HeadTap {
                 let size =
                     u64::from_str_radix(digits.split(';').next().unwrap_or_default().trim(), 16)
                         .unwrap_or(0);
-                // The two bytes are the line end behind the chunk.
+                // The two bytes are the line end after the chunk.
                 self.place = if size == 0 {
                     Place::Trailers
                 } else {
@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_heads_behind_bodies_however_the_bytes_are_cut() {
+    fn finds_heads_after_bodies_for_every_split_of_the_bytes() {
         let heads = [
             "POST /a HTTP/1.1\r\nhost: x\r\nContent-Length: 5\r\n\r\n",
             "PUT /b%2F HTTP/1.1\r\nX-A:  1 \r\nx-a: 2\r\ntransfer-encoding: chunked\r\n\r\n",

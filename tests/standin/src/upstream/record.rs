@@ -215,7 +215,7 @@ pub(super) struct State {
     taken: usize,
 }
 
-/// The record itself; whoever waits on it is woken by every change.
+/// The record itself; every change wakes all tasks that wait on it.
 #[derive(Debug, Default)]
 pub(super) struct Log(watch::Sender<State>);
 

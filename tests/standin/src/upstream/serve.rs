@@ -34,7 +34,7 @@ pub(super) struct Serving {
     pub(super) max_concurrent_streams: u32,
 }
 
-/// Go closes the socket this long after the last stream has ended behind a GOAWAY.
+/// After a GOAWAY, Go closes the socket this long after the end of the last stream.
 const AFTER_GOAWAY: Duration = Duration::from_secs(1);
 
 pub(super) async fn serve(serving: Arc<Serving>, tcp: TcpStream, id: usize) {
@@ -209,7 +209,7 @@ async fn respond(
 }
 
 async fn close_after_last_stream(log: Arc<Log>, shared: Arc<Shared>, id: usize) {
-    // Not bounded: a watch may run behind a GOAWAY for as long as it likes.
+    // Not bounded: a watch may run for any time after a GOAWAY.
     log.changed_until(|state| {
         open_responses(state, Some(id)) == 0 || state.connections[id].end.is_some()
     })

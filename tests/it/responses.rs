@@ -17,13 +17,13 @@ pub(crate) const BOTH: [Protocol; 2] = [Protocol::Http1, Protocol::Http2];
 
 /// A whole response, whichever protocol it came over.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct ClientResponse {
     pub(crate) code: u16,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Bytes,
 }
 
-impl From<Response> for Answer {
+impl From<Response> for ClientResponse {
     fn from(response: Response) -> Self {
         Self {
             code: response.status,
@@ -33,7 +33,7 @@ impl From<Response> for Answer {
     }
 }
 
-impl From<Http2Response> for Answer {
+impl From<Http2Response> for ClientResponse {
     fn from(response: Http2Response) -> Self {
         let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into();
         Self {
@@ -48,7 +48,7 @@ impl From<Http2Response> for Answer {
     }
 }
 
-impl Answer {
+impl ClientResponse {
     /// Every line of this header, in order.
     pub(crate) fn lines(&self, name: &str) -> Vec<&str> {
         let same = self
@@ -65,7 +65,7 @@ impl Answer {
     /// Asserts that this is a `Status` of the proxy with this code and reason, and that it names nothing
     /// that only the log may name; returns the message.
     #[track_caller]
-    pub(crate) fn status(&self, code: u16, reason: &str) -> String {
+    pub(crate) fn assert_status(&self, code: u16, reason: &str) -> String {
         assert_eq!(self.code, code, "{self:?}");
         assert_eq!(self.lines("content-type"), ["application/json"], "{self:?}");
         let status: serde_json::Value = serde_json::from_slice(&self.body)
@@ -88,14 +88,14 @@ impl Answer {
 
 impl Proxy {
     /// One request to [`HOST`] on a connection of its own.
-    pub(crate) async fn ask(
+    pub(crate) async fn request(
         &self,
         protocol: Protocol,
         method: &str,
         target: &str,
         fields: &[(&str, &str)],
         body: &[u8],
-    ) -> Answer {
+    ) -> ClientResponse {
         match protocol {
             Protocol::Http1 => {
                 let mut client = self.client().http1().await;
@@ -124,8 +124,8 @@ impl Proxy {
         }
     }
 
-    /// As [`Proxy::ask`], without fields and body.
-    pub(crate) async fn get(&self, protocol: Protocol, target: &str) -> Answer {
-        self.ask(protocol, "GET", target, &[], b"").await
+    /// As [`Proxy::request`], without fields and body.
+    pub(crate) async fn get(&self, protocol: Protocol, target: &str) -> ClientResponse {
+        self.request(protocol, "GET", target, &[], b"").await
     }
 }

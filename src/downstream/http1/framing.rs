@@ -1,76 +1,88 @@
 //! Follows the framing of HTTP/1.1 requests as they pass, without changing them.
 //!
-//! hyper drops `Content-Length` when `Transfer-Encoding` is there too, and the second of two lengths that
-//! agree, and tells nobody; such requests are how two parsers are made to disagree (RFC 9112 §6.3), so
-//! they must be seen here.
+//! hyper silently drops `Content-Length` next to `Transfer-Encoding`, and the second of two equal lengths.
+//! An attacker uses such requests to make two parsers disagree (RFC 9112 §6.3), so they must be found here.
+//! Likewise the `http` crate cuts a target at `#`: `DELETE …/configmaps/#y` would reach the apiserver as
+//! `DELETE …/configmaps/`, which deletes all config maps.
 
 use memchr::memchr;
 
-/// Where in the stream of requests the next byte belongs.
+/// The place in the stream of requests where the next byte belongs.
 #[derive(Debug)]
-pub(super) struct Scanner {
-    state: State,
-    line: Line,
-    head: Head,
+pub(super) struct RequestFraming {
+    state: FramingState,
+    line: LineStart,
+    head: HeadSummary,
     heads: u64,
     most_lines: usize,
 }
 
+/// A request that must be refused, by its number on the connection, from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+pub(super) enum BadRequest {
+    /// Two parsers could see its end in two places, or the end of the one before it.
+    Length(u64),
+    /// Its target holds a `#`.
+    Target(u64),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FramingState {
     Head,
-    /// So many bytes of a body are still to come.
+    /// In a body with this many bytes still to come.
     Body(u64),
     /// At the line with the size of a chunk.
     ChunkSize,
-    /// In a chunk, or in the line end behind it.
+    /// In a chunk, or in the line end after it.
     Chunk(u64),
-    /// In the lines behind the last chunk.
+    /// In the lines after the last chunk.
     Trailers,
-    /// Framing is of no interest any more: a tunnel, or a connection that is about to be closed.
-    Blind,
+    /// Not followed any more: a tunnel, or a connection that is about to close.
+    Stopped,
 }
 
-/// The beginning of the current line; no field of interest is longer unless it is meant to mislead.
+/// The start of the current line. No field that matters is longer, unless it is meant to mislead.
 #[derive(Debug)]
-struct Line {
+struct LineStart {
     start: [u8; LINE],
     length: usize,
-    /// Of all of it, to see how it ends.
+    /// The last two bytes of the whole line so far, to see how it ends.
     last_two: [u8; 2],
 }
 
-/// What the current head has said so far.
+/// What the current head contains so far.
 #[derive(Debug, Default, Clone, Copy)]
-struct Head {
+struct HeadSummary {
     lines: usize,
     length: Option<u64>,
     coded: bool,
-    /// The length of the body was said twice, in whatever way.
+    /// It gives the length of the body in two ways.
     ambiguous: bool,
+    /// The request line holds a `#`.
+    has_hash: bool,
 }
 
-impl Scanner {
+impl RequestFraming {
     pub(super) fn new() -> Self {
         Self {
-            state: State::Head,
-            line: Line {
+            state: FramingState::Head,
+            line: LineStart {
                 start: [0; LINE],
                 length: 0,
                 last_two: [0; 2],
             },
-            head: Head::default(),
+            head: HeadSummary::default(),
             heads: 0,
             most_lines: 0,
         }
     }
 
-    /// How many heads have begun.
+    /// Returns how many heads have begun.
     pub(super) fn heads(&self) -> u64 {
         self.heads
     }
 
-    /// Lines of the longest head so far, whole or under way, its request line included.
+    /// Lines of the longest head so far, complete or not, with its request line.
     pub(super) fn most_lines(&self) -> usize {
         self.most_lines
     }
@@ -82,44 +94,43 @@ impl Scanner {
 
     /// Whether a head has begun and not ended.
     pub(super) fn is_within_head(&self) -> bool {
-        self.state == State::Head && (self.head.lines > 0 || self.line.length > 0)
+        self.state == FramingState::Head && (self.head.lines > 0 || self.line.length > 0)
     }
 
     /// Whether all requests that began have ended.
     pub(super) fn is_between_requests(&self) -> bool {
-        self.state == State::Head && !self.is_within_head()
+        self.state == FramingState::Head && !self.is_within_head()
     }
 
-    /// Stops following; true if it had not stopped before.
+    /// Stops following; returns whether it was following until now.
     pub(super) fn stop(&mut self) -> bool {
-        std::mem::replace(&mut self.state, State::Blind) != State::Blind
+        std::mem::replace(&mut self.state, FramingState::Stopped) != FramingState::Stopped
     }
 
-    /// Reads on. Returns the number of the first request, from 1, whose bounds two parsers could see in
-    /// two places: its head gives the length in two ways, or the body before it has no certain end.
-    pub(super) fn scan(&mut self, mut bytes: &[u8]) -> Option<u64> {
-        let mut ambiguous = None;
+    /// Reads on. Returns the first request that must be refused. Nothing after it is followed.
+    pub(super) fn scan(&mut self, mut bytes: &[u8]) -> Option<BadRequest> {
+        let mut bad = None;
         while !bytes.is_empty() {
             match self.state {
-                State::Blind => break,
-                State::Body(left) => {
+                FramingState::Stopped => break,
+                FramingState::Body(left) => {
                     let left = take(&mut bytes, left);
                     self.state = if left == 0 {
-                        State::Head
+                        FramingState::Head
                     } else {
-                        State::Body(left)
+                        FramingState::Body(left)
                     };
                 }
-                State::Chunk(left) => {
+                FramingState::Chunk(left) => {
                     let left = take(&mut bytes, left);
                     self.state = if left == 0 {
-                        State::ChunkSize
+                        FramingState::ChunkSize
                     } else {
-                        State::Chunk(left)
+                        FramingState::Chunk(left)
                     };
                 }
-                State::Head | State::ChunkSize | State::Trailers => {
-                    if self.state == State::Head
+                FramingState::Head | FramingState::ChunkSize | FramingState::Trailers => {
+                    if self.state == FramingState::Head
                         && !self.is_within_head()
                         && !bytes.starts_with(b"\r")
                         && !bytes.starts_with(b"\n")
@@ -128,35 +139,41 @@ impl Scanner {
                     }
                     let end = memchr(b'\n', bytes);
                     let (part, rest) = bytes.split_at(end.map_or(bytes.len(), |at| at + 1));
+                    if self.state == FramingState::Head && self.head.lines == 0 {
+                        self.head.has_hash |= memchr(b'#', part).is_some();
+                    }
                     self.line.push(part);
                     bytes = rest;
                     if end.is_some() {
                         let found = self.line_ended();
-                        ambiguous = ambiguous.or(found);
+                        bad = bad.or(found);
                         self.line.length = 0;
                         self.line.last_two = [0; 2];
                     }
                 }
             }
         }
-        ambiguous
+        bad
     }
 
-    fn line_ended(&mut self) -> Option<u64> {
+    fn line_ended(&mut self) -> Option<BadRequest> {
         let line = self.line.text();
         match self.state {
-            State::Head if line.is_empty() && self.head.lines == 0 => {} // Empty lines before a request are allowed (RFC 9112 §2.2).
-            State::Head if line.is_empty() => {
+            FramingState::Head if line.is_empty() && self.head.lines == 0 => {} // Empty lines before a request are allowed (RFC 9112 §2.2).
+            FramingState::Head if line.is_empty() => {
                 let head = std::mem::take(&mut self.head);
                 self.state = match (head.coded, head.length) {
-                    _ if head.ambiguous => State::Blind,
-                    (true, _) => State::ChunkSize,
-                    (false, None | Some(0)) => State::Head,
-                    (false, Some(length)) => State::Body(length),
+                    _ if head.ambiguous || head.has_hash => FramingState::Stopped,
+                    (true, _) => FramingState::ChunkSize,
+                    (false, None | Some(0)) => FramingState::Head,
+                    (false, Some(length)) => FramingState::Body(length),
                 };
-                return head.ambiguous.then_some(self.heads);
+                if head.ambiguous {
+                    return Some(BadRequest::Length(self.heads));
+                }
+                return head.has_hash.then_some(BadRequest::Target(self.heads));
             }
-            State::Head => {
+            FramingState::Head => {
                 self.head.lines += 1;
                 self.most_lines = self.most_lines.max(self.head.lines);
                 if let Some(at) = memchr(b':', line) {
@@ -171,33 +188,40 @@ impl Scanner {
                     }
                 }
             }
-            // hyper ends these lines with CR LF alone, others with LF too, and a number that goes on past
-            // what is kept is unknown: whoever guesses may take a body for a head.
-            State::ChunkSize | State::Trailers if !self.line.has_crlf() => return self.lost(),
-            State::ChunkSize if self.line.is_cut() && line.iter().all(u8::is_ascii_hexdigit) => {
+            // hyper accepts only CR LF at the end of these lines, and other parsers accept LF too. A number
+            // that is longer than the kept start is unknown. A guess could take a body for a head.
+            FramingState::ChunkSize | FramingState::Trailers if !self.line.has_crlf() => {
                 return self.lost();
             }
-            State::ChunkSize => {
+            FramingState::ChunkSize
+                if self.line.is_cut() && line.iter().all(u8::is_ascii_hexdigit) =>
+            {
+                return self.lost();
+            }
+            FramingState::ChunkSize => {
                 self.state = match number(line, 16) {
-                    0 => State::Trailers,
-                    // The line end behind the data belongs to the chunk.
-                    size => State::Chunk(size.saturating_add(2)),
+                    0 => FramingState::Trailers,
+                    // The line end after the data belongs to the chunk.
+                    size => FramingState::Chunk(size.saturating_add(2)),
                 };
             }
-            State::Trailers if line.is_empty() => self.state = State::Head,
-            State::Trailers | State::Body(_) | State::Chunk(_) | State::Blind => {}
+            FramingState::Trailers if line.is_empty() => self.state = FramingState::Head,
+            FramingState::Trailers
+            | FramingState::Body(_)
+            | FramingState::Chunk(_)
+            | FramingState::Stopped => {}
         }
         None
     }
 
-    /// Where the body ends is not known any more.
-    fn lost(&mut self) -> Option<u64> {
-        self.state = State::Blind;
-        Some(self.heads + 1)
+    /// The end of the body is unknown, so no later request is certain.
+    fn lost(&mut self) -> Option<BadRequest> {
+        self.state = FramingState::Stopped;
+        Some(BadRequest::Length(self.heads + 1))
     }
 }
 
-impl Line {
+impl LineStart {
     fn push(&mut self, part: &[u8]) {
         self.last_two = match part {
             [.., one, two] => [*one, *two],
@@ -212,7 +236,7 @@ impl Line {
         self.length += kept;
     }
 
-    /// Whether the line may go on behind what was kept of it.
+    /// Whether the line may be longer than the start that was kept.
     fn is_cut(&self) -> bool {
         self.length == LINE
     }
@@ -229,14 +253,14 @@ impl Line {
     }
 }
 
-/// Passes over up to `left` bytes and returns how many are still to come.
+/// Passes over up to `left` bytes; returns how many are still to come.
 fn take(bytes: &mut &[u8], left: u64) -> u64 {
     let taken = usize::try_from(left).map_or(bytes.len(), |left| left.min(bytes.len()));
     *bytes = bytes.get(taken..).unwrap_or_default();
     left - taken as u64
 }
 
-/// The digits at the start. What hyper refuses anyway may come out as any number here.
+/// The number at the start of the text. For text that hyper refuses anyway, the result does not matter.
 fn number(text: &[u8], radix: u32) -> u64 {
     text.trim_ascii()
         .iter()
@@ -248,51 +272,57 @@ fn number(text: &[u8], radix: u32) -> u64 {
         })
 }
 
-/// Fuzz body: what is seen does not depend on how the bytes were cut.
-pub(super) fn fuzz(bytes: &[u8]) {
+/// How many requests begin in these bytes of one connection; for the benches.
+#[must_use]
+pub fn scan_requests(bytes: &[u8]) -> u64 {
+    let mut framing = RequestFraming::new();
+    framing.scan(bytes);
+    framing.heads()
+}
+
+/// Fuzz body: what is found does not depend on how the bytes were cut.
+pub(in crate::downstream) fn fuzz(bytes: &[u8]) {
     let (size, bytes) = bytes
         .split_first()
         .map_or((1, bytes), |(size, rest)| (usize::from(*size).max(1), rest));
-    let mut whole = Scanner::new();
-    let mut pieces = Scanner::new();
-    let ambiguous = whole.scan(bytes);
-    let mut seen = None;
+    let mut whole = RequestFraming::new();
+    let mut pieces = RequestFraming::new();
+    let expected = whole.scan(bytes);
+    let mut bad = None;
     for piece in bytes.chunks(size) {
         let found = pieces.scan(piece);
-        seen = seen.or(found);
+        bad = bad.or(found);
     }
-    assert_eq!(ambiguous, seen, "ambiguity depends on the cut");
+    assert_eq!(bad, expected, "what is found depends on the cut");
     assert_eq!(
         (whole.state, whole.heads, whole.head.lines),
         (pieces.state, pieces.heads, pieces.head.lines)
     );
 }
 
-/// Longer than `transfer-encoding:` and than `content-length:` with any number; more are zeros in front.
+/// More than `transfer-encoding:` and than `content-length:` with any number; a longer number has leading
+/// zeros.
 const LINE: usize = 64;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Heads seen, and whether one of them was ambiguous, for every way of cutting the bytes.
+    /// How many heads begin, whether a request is refused, and whether all have ended, for every way of
+    /// cutting the bytes.
     fn scan(text: &str) -> (u64, bool, bool) {
         let mut results: Vec<_> = (1..=text.len())
             .map(|size| {
-                let mut scanner = Scanner::new();
-                let mut ambiguous = false;
+                let mut framing = RequestFraming::new();
+                let mut is_bad = false;
                 for piece in text.as_bytes().chunks(size) {
-                    ambiguous |= scanner.scan(piece).is_some();
+                    is_bad |= framing.scan(piece).is_some();
                 }
-                (scanner.heads(), ambiguous, scanner.is_between_requests())
+                (framing.heads(), is_bad, framing.is_between_requests())
             })
             .collect();
         results.dedup();
-        assert_eq!(
-            results.len(),
-            1,
-            "{text:?} depends on how it is cut: {results:?}"
-        );
+        assert_eq!(results.len(), 1, "{text:?} depends on the cut: {results:?}");
         results[0]
     }
 
@@ -313,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn sees_two_lengths_or_length_and_coding_in_any_order() {
+    fn finds_two_lengths_or_length_and_coding_in_any_order() {
         for fields in [
             "content-length: 3\r\ntransfer-encoding: chunked",
             "Transfer-Encoding: chunked\r\nCONTENT-LENGTH: 3",
@@ -329,7 +359,24 @@ mod tests {
     }
 
     #[test]
-    fn a_body_whose_end_is_uncertain_makes_what_follows_ambiguous() {
+    fn finds_a_hash_in_the_request_line_only() {
+        for (head, expected) in [
+            ("GET /a#b HTTP/1.1\r\nhost: a", Some(BadRequest::Target(1))),
+            ("\r\nGET # HTTP/1.1\r\nhost: a", Some(BadRequest::Target(1))),
+            ("GET https://a/#b HTTP/1.1", Some(BadRequest::Target(1))),
+            ("GET /%23 HTTP/1.1\r\nx: #", None),
+        ] {
+            let head = format!("{head}\r\n\r\n");
+            assert_eq!(RequestFraming::new().scan(head.as_bytes()), expected);
+            assert_eq!(scan(&head), (1, expected.is_some(), expected.is_none()));
+        }
+        let second = b"POST / HTTP/1.1\r\ncontent-length: 1\r\n\r\n#GET /# HTTP/1.1\r\n\r\n";
+        let bad = RequestFraming::new().scan(second);
+        assert_eq!(bad, Some(BadRequest::Target(2)));
+    }
+
+    #[test]
+    fn next_request_is_bad_after_body_without_a_certain_end() {
         for body in [
             "transfer-encoding: chunked\r\n\r\n5\n",
             "transfer-encoding: chunked\r\n\r\n0\r\n\n",
@@ -341,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn long_lines_of_a_body_are_no_matter() {
+    fn long_lines_of_a_body_are_followed() {
         let long = "x".repeat(LINE * 2);
         let body = format!("5;{long}\r\nGET /\r\n0;{long}\r\na: {long}\r\n\r\n");
         let request = format!("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n{body}");
@@ -349,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_behind_many_zeros_are_not_followed_but_refused() {
+    fn number_with_many_leading_zeros_is_bad() {
         let zeros = "0".repeat(LINE);
         let tail = "GET / HTTP/1.1\r\n\r\n";
         for request in [
@@ -367,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_in_a_body_are_not_fields() {
+    fn field_lines_in_a_body_are_ignored() {
         let body = "content-length: 3\r\ntransfer-encoding: chunked\r\n\r\n";
         let request = format!(
             "POST / HTTP/1.1\r\ncontent-length: {}\r\n\r\n{body}",
@@ -377,19 +424,19 @@ mod tests {
     }
 
     #[test]
-    fn knows_when_a_head_is_under_way() {
-        let mut scanner = Scanner::new();
-        assert!(!scanner.is_within_head());
-        scanner.scan(b"G");
-        assert!(scanner.is_within_head());
-        scanner.scan(b"ET / HTTP/1.1\r\na: b\r\n");
-        assert!(scanner.is_within_head());
-        assert!(!scanner.is_within_request_line());
-        assert_eq!(scanner.most_lines(), 2);
-        scanner.scan(b"\r\n");
-        assert!(!scanner.is_within_head());
-        scanner.scan(b"G");
-        assert!(scanner.is_within_request_line());
-        assert_eq!(scanner.most_lines(), 2);
+    fn knows_whether_a_head_is_incomplete() {
+        let mut framing = RequestFraming::new();
+        assert!(!framing.is_within_head());
+        framing.scan(b"G");
+        assert!(framing.is_within_head());
+        framing.scan(b"ET / HTTP/1.1\r\na: b\r\n");
+        assert!(framing.is_within_head());
+        assert!(!framing.is_within_request_line());
+        assert_eq!(framing.most_lines(), 2);
+        framing.scan(b"\r\n");
+        assert!(!framing.is_within_head());
+        framing.scan(b"G");
+        assert!(framing.is_within_request_line());
+        assert_eq!(framing.most_lines(), 2);
     }
 }

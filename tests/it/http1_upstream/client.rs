@@ -4,25 +4,25 @@ use h2::Reason;
 use http::Request;
 use standin::client::{Http1, Http2, TlsConnection, whole};
 
-use super::{Answer, Protocol};
+use super::{ClientResponse, Protocol};
 use crate::proxy::{HOST, Proxy};
 
 /// A connection to the proxy that asks one thing after another.
-pub(super) enum Asking {
+pub(super) enum TestClient {
     Http1(Http1<TlsConnection>),
     Http2(Http2),
 }
 
 #[derive(Debug)]
-pub(super) enum Seen {
-    Whole(Answer),
+pub(super) enum ClientResult {
+    Complete(ClientResponse),
     /// The response ended before its end; over HTTP/2 always with `INTERNAL_ERROR`.
-    Cut {
+    Aborted {
         received: Vec<u8>,
     },
 }
 
-impl Asking {
+impl TestClient {
     pub(super) async fn start(proxy: &Proxy, protocol: Protocol) -> Self {
         match protocol {
             Protocol::Http1 => Self::Http1(proxy.client().http1().await),
@@ -30,12 +30,17 @@ impl Asking {
         }
     }
 
-    pub(super) async fn ask(&mut self, method: &str, target: &str) -> Seen {
-        self.ask_with(method, target, "").await
+    pub(super) async fn request(&mut self, method: &str, target: &str) -> ClientResult {
+        self.request_with_body(method, target, "").await
     }
 
     /// The same with a body, whose length is said.
-    pub(super) async fn ask_with(&mut self, method: &str, target: &str, body: &str) -> Seen {
+    pub(super) async fn request_with_body(
+        &mut self,
+        method: &str,
+        target: &str,
+        body: &str,
+    ) -> ClientResult {
         match self {
             Self::Http1(client) => {
                 let mut head = format!("{method} {target} HTTP/1.1\r\nHost: {HOST}\r\n");
@@ -50,19 +55,21 @@ impl Asking {
     }
 
     /// Whether nothing more can be asked on this connection.
-    pub(super) fn has_ended(&self, seen: &Seen) -> bool {
+    pub(super) fn is_closed_after(&self, seen: &ClientResult) -> bool {
         match (self, seen) {
             (Self::Http2(_), _) => false,
-            (Self::Http1(_), Seen::Cut { .. }) => true,
-            (Self::Http1(_), Seen::Whole(answer)) => answer.lines("connection").contains(&"close"),
+            (Self::Http1(_), ClientResult::Aborted { .. }) => true,
+            (Self::Http1(_), ClientResult::Complete(answer)) => {
+                answer.lines("connection").contains(&"close")
+            }
         }
     }
 }
 
-async fn over_http1(client: &mut Http1<TlsConnection>, method: &str) -> Seen {
+async fn over_http1(client: &mut Http1<TlsConnection>, method: &str) -> ClientResult {
     let Ok(head) = client.head().await else {
         let received = Vec::new();
-        return Seen::Cut { received };
+        return ClientResult::Aborted { received };
     };
     let bodyless = method == "HEAD" || matches!(head.status, 204 | 304);
     let body = if bodyless {
@@ -71,18 +78,18 @@ async fn over_http1(client: &mut Http1<TlsConnection>, method: &str) -> Seen {
         client.body(&head).await
     };
     match body {
-        Ok(body) => Seen::Whole(Answer {
+        Ok(body) => ClientResult::Complete(ClientResponse {
             code: head.status,
             headers: head.headers,
             body,
         }),
-        Err(cut) => Seen::Cut {
+        Err(cut) => ClientResult::Aborted {
             received: cut.received.to_vec(),
         },
     }
 }
 
-async fn over_http2(client: &Http2, method: &str, target: &str, body: &str) -> Seen {
+async fn over_http2(client: &Http2, method: &str, target: &str, body: &str) -> ClientResult {
     let request = Request::builder()
         .method(method)
         .uri(format!("https://{HOST}{target}"));
@@ -108,15 +115,15 @@ async fn over_http2(client: &Http2, method: &str, target: &str, body: &str) -> S
     };
     match outcome.await {
         Ok(response) => {
-            let answer = Answer::from(response);
-            Seen::Whole(Answer {
+            let answer = ClientResponse::from(response);
+            ClientResult::Complete(ClientResponse {
                 body: received.into(),
                 ..answer
             })
         }
         Err(error) => {
             assert_eq!(error.reason(), Some(Reason::INTERNAL_ERROR), "{error}");
-            Seen::Cut { received }
+            ClientResult::Aborted { received }
         }
     }
 }

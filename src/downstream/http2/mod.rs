@@ -1,0 +1,186 @@
+//! Stage 3 over HTTP/2: serves the streams of one connection until it ends, is idle or drains.
+
+mod monitor;
+mod small_frames;
+
+use std::{
+    convert::Infallible,
+    future::{Future, pending, poll_fn},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::Request;
+use hyper::{body::Incoming, rt::Executor, server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use pin_project_lite::pin_project;
+use tokio::{sync::watch, time::timeout};
+use tokio_rustls::server::TlsStream;
+
+pub(super) use monitor::fuzz;
+
+use self::{monitor::ClientMonitor, small_frames::limit_small_frames};
+use super::Service;
+use crate::{
+    drain::Drain,
+    metrics::{Connected, Limit},
+    proxy::{self, Rejection},
+    transport::{ReadAhead, WriteBatcher},
+};
+
+/// Serves one connection until it ends. Once the drain begins, or no stream was open for
+/// `timeouts.clientIdle`, the client is told to open no more streams.
+///
+/// # Errors
+///
+/// When the connection does not end in order.
+pub(super) async fn serve(
+    stream: Box<TlsStream<ReadAhead>>,
+    service: Arc<Service>,
+) -> Result<(), hyper::Error> {
+    let drain = service.downstream.drain.clone();
+    let limits = &service.downstream.limits;
+    let fields = limits.header_fields.saturating_add(PSEUDO_FIELDS);
+    let header_bytes =
+        limits.uri_bytes + limits.header_bytes + fields.saturating_mul(FIELD_OVERHEAD);
+    let (count, mut open_streams) = watch::channel(0);
+    let mut builder = http2::Builder::new(StreamTasks {
+        drain: drain.clone(),
+        open: Arc::new(count),
+        max: usize::try_from(limits.streams_per_connection).unwrap_or(usize::MAX),
+        connected: Arc::clone(&service.downstream.connected),
+    });
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.streams_per_connection)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        // Twice the limit, so that a head just over it reaches the proxy, which names the limit. To a larger
+        // head h2 itself responds with a bare 431.
+        .max_header_list_size(u32::try_from(header_bytes.saturating_mul(2)).unwrap_or(u32::MAX))
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+        .max_local_error_reset_streams(MAX_LOCAL_RESETS)
+        .max_send_buf_size(MAX_SEND_BUFFER)
+        .keep_alive_interval(service.shared.timeouts.client_ping_interval)
+        .keep_alive_timeout(service.shared.timeouts.client_ping_timeout);
+    let batcher = WriteBatcher::new(*stream);
+    let preface_timeout = service.shared.timeouts.request_head;
+    let (stream, targets) = ClientMonitor::new(batcher.clone(), preface_timeout);
+    let client_idle = service.shared.timeouts.client_idle;
+    let goaway_timeout = service.shared.timeouts.client_ping_timeout;
+    let cut_targets = Arc::clone(&targets);
+    let respond = service_fn(move |request: Request<Incoming>| {
+        let service = Arc::clone(&service);
+        let rejection = cut_targets
+            .refuse(request.uri())
+            .then_some(Rejection::Target);
+        async move {
+            let routes = Arc::clone(&service.shared.snapshot.load().routes);
+            let response = proxy::handle(&routes, &service.downstream, request, rejection).await;
+            Ok::<_, Infallible>(response.map(limit_small_frames))
+        }
+    });
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), respond));
+    let serving = poll_fn(|cx| match batcher.drive(connection.as_mut(), cx) {
+        Poll::Ready(ended) => Poll::Ready(Some(ended)),
+        Poll::Pending if targets.is_lost() => Poll::Ready(None),
+        Poll::Pending => Poll::Pending,
+    });
+    tokio::select! {
+        ended = serving => if let Some(ended) = ended {
+            return ended;
+        },
+        () = drain.begun() => {}
+        // A ping is not a request: without this, a client that answers pings would keep its place for ever.
+        () = idle(&mut open_streams, client_idle) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    tokio::select! {
+        ended = poll_fn(|cx| batcher.drive(connection.as_mut(), cx)) => ended,
+        // The client had time to close the connection and did not.
+        () = idle(&mut open_streams, goaway_timeout) => Ok(()),
+        () = drain.cut() => Ok(()),
+    }
+}
+
+/// Returns once no stream was open for this long.
+async fn idle(open_streams: &mut watch::Receiver<usize>, limit: Duration) {
+    loop {
+        // An error means that the connection is gone; it then ends by itself.
+        if open_streams.wait_for(|open| *open == 0).await.is_err() {
+            return pending().await;
+        }
+        if timeout(limit, open_streams.changed()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Starts the tasks of streams on the drain, and counts them.
+#[derive(Debug, Clone)]
+struct StreamTasks {
+    drain: Drain,
+    open: Arc<watch::Sender<usize>>,
+    /// Streams that may be open at once.
+    max: usize,
+    connected: Arc<Connected>,
+}
+
+pin_project! {
+    /// The task of one stream. A type of its own, because an async block holds what it awaits twice.
+    struct StreamTask<F> {
+        #[pin]
+        stream: F,
+        open: StreamCount,
+    }
+}
+
+impl<F: Future> Future for StreamTask<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.project().stream.poll(cx).map(drop)
+    }
+}
+
+/// Counts one open stream until dropped.
+struct StreamCount(Arc<watch::Sender<usize>>);
+
+impl Drop for StreamCount {
+    fn drop(&mut self) {
+        self.0.send_modify(|open| *open -= 1);
+    }
+}
+
+impl<F> Executor<F> for StreamTasks
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        self.open.send_modify(|open| {
+            *open += 1;
+            if *open == self.max {
+                self.connected.counts().limits_hit.count(Limit::Streams);
+            }
+        });
+        let open = StreamCount(Arc::clone(&self.open));
+        self.drain.spawn(StreamTask { stream, open });
+    }
+}
+
+/// Receive windows of one stream, as kube-apiserver has it, and of the whole connection.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Bytes buffered per stream for a client that does not read: 6.4 MiB for 100 streams.
+const MAX_SEND_BUFFER: usize = 64 * 1024;
+/// Streams that the client reset before they were served (Rapid Reset, CVE-2023-44487).
+const MAX_PENDING_RESETS: usize = 20;
+/// Streams reset for errors of the client, per connection (`MadeYouReset`, CVE-2025-8671).
+const MAX_LOCAL_RESETS: usize = 128;
+/// Bytes that HTTP/2 adds to each field when it counts a header list (RFC 9113 §6.5.2).
+const FIELD_OVERHEAD: usize = 32;
+/// Fields that stand for the request line.
+const PSEUDO_FIELDS: usize = 4;
