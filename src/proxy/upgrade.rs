@@ -15,9 +15,11 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tracing::debug;
 
-use super::{Body, Downstream, Error, access_log::AccessLog, close_after, headers, tunnel};
+use super::{
+    Body, Downstream, Error, access_log::AccessLog, body::Content, close_after, headers, tunnel,
+};
 use crate::{
-    drain::Kind,
+    drain::ConnectionKind,
     text::{error_chain, list_contains},
     upstream::{Cluster, RequestBody, Upgraded},
 };
@@ -106,7 +108,7 @@ pub(super) async fn forward(
             let apiserver = body.into_upgraded().ok_or(Error::UnexpectedProtocol)?;
             let tunnel = Tunnel { client, apiserver };
             // The header stays as it is: kube-rs accepts only exactly `Connection: Upgrade`.
-            let response = Response::from_parts(head, Body::full(bytes::Bytes::new()));
+            let response = Response::from_parts(head, Body::full(""));
             Ok((response, Some(tunnel)))
         }
         StatusCode::SWITCHING_PROTOCOLS => Err(Error::UnexpectedProtocol),
@@ -115,7 +117,7 @@ pub(super) async fn forward(
         }
         _ => {
             headers::rewrite_response(&mut head.headers);
-            let body = Body::upstream(body, downstream.peer);
+            let body = Body::new(Content::Upstream(body));
             let mut response = Response::from_parts(head, body);
             close_after(&mut response);
             Ok((response, None))
@@ -129,7 +131,7 @@ impl Tunnel {
         let half_close_timeout = downstream.half_close_timeout;
         let peer = downstream.peer;
         let connected = Arc::clone(&downstream.connected);
-        let counted = downstream.drain.count(Kind::Tunnel);
+        let counted = downstream.drain.count(ConnectionKind::Tunnel);
         downstream.drain.spawn(async move {
             let _counted = counted;
             // hyper considers the downstream connection finished once the tunnel begins. It still counts

@@ -350,7 +350,9 @@ async fn the_cause_of_a_cut_is_told() {
     let request = event(&binary, "request", "/cut").await;
     assert_eq!(request["outcome"], "aborted");
     let told = events(&binary);
-    let cause = told.iter().find(|event| event["message"] == "response cut");
+    let cause = told
+        .iter()
+        .find(|event| event["message"] == "response aborted");
     let cause = cause.unwrap();
     assert_eq!(cause["client.address"], request["client.address"]);
     let error = cause["error"].as_str().unwrap();

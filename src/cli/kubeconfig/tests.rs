@@ -232,11 +232,11 @@ fn write_error_is_explained() {
         ),
         (
             dir.path().to_owned(),
-            "cannot write DIR: is a directory; name a file in it with --output",
+            "cannot write DIR: is a directory; give the path of a file in it with --output",
         ),
         (
             dir.path().join(".."),
-            "cannot write DIR/..: is a directory; name a file in it with --output",
+            "cannot write DIR/..: is a directory; give the path of a file in it with --output",
         ),
     ] {
         assert_eq!(sentence(&file), expected);

@@ -43,7 +43,7 @@ fn bad_certificates() {
             "expired",
             expired.pem,
             expired.key,
-            "certificate DIR/bad.crt: expired on 2026-11-01T00:00:00Z; renew it; if the date looks wrong, check the clock of this machine",
+            "certificate DIR/bad.crt: expired on 2026-11-01T00:00:00Z; renew it, and if the date looks wrong, check the clock of this machine",
         ),
         (
             "early",
