@@ -197,7 +197,9 @@ pub enum PkiFileError {
         cause: rustls::Error,
     },
     /// The certificate has expired.
-    #[error("expired on {on}; renew it, and if the date looks wrong, check the clock of this machine")]
+    #[error(
+        "expired on {on}; renew it, and if the date looks wrong, check the clock of this machine"
+    )]
     Expired {
         /// When it expired.
         on: UtcDate,
