@@ -27,8 +27,8 @@ Register-ArgumentCompleter -Native -CommandName 'kube-tls-proxy' -ScriptBlock {
             [CompletionResult]::new('--version', '--version', [CompletionResultType]::ParameterName, 'Print version')
             [CompletionResult]::new('serve', 'serve', [CompletionResultType]::ParameterValue, 'Run the proxy: it needs a certificate to present and an apiserver to forward to')
             [CompletionResult]::new('check', 'check', [CompletionResultType]::ParameterValue, 'Check configuration, certificates and network, and say how to fix what is wrong')
-            [CompletionResult]::new('kubeconfig', 'kubeconfig', [CompletionResultType]::ParameterValue, 'Print a kubeconfig for people outside, who reach the proxy by its public name')
-            [CompletionResult]::new('completions', 'completions', [CompletionResultType]::ParameterValue, 'Print what a shell needs to complete this command line')
+            [CompletionResult]::new('kubeconfig', 'kubeconfig', [CompletionResultType]::ParameterValue, 'Print a kubeconfig for clients that reach the proxy by its public name')
+            [CompletionResult]::new('completions', 'completions', [CompletionResultType]::ParameterValue, 'Print the completion script for a shell')
             break
         }
         'kube-tls-proxy;serve' {
@@ -86,13 +86,15 @@ Register-ArgumentCompleter -Native -CommandName 'kube-tls-proxy' -ScriptBlock {
         }
         'kube-tls-proxy;kubeconfig' {
             [CompletionResult]::new('--server', '--server', [CompletionResultType]::ParameterName, 'The public URL of the proxy: https://NAME[:PORT]')
-            [CompletionResult]::new('--from', '--from', [CompletionResultType]::ParameterName, 'Take names and token or exec plugin from this kubeconfig, never a client certificate')
-            [CompletionResult]::new('--context', '--context', [CompletionResultType]::ParameterName, 'Use this context of it [default: its current-context]')
-            [CompletionResult]::new('--token-file', '--token-file', [CompletionResultType]::ParameterName, 'Put the token in this file into it')
-            [CompletionResult]::new('--exec-command', '--exec-command', [CompletionResultType]::ParameterName, 'Let kubectl get a token from this program, for instance an OIDC login')
+            [CompletionResult]::new('--from', '--from', [CompletionResultType]::ParameterName, 'Copy names and token or exec plugin from this kubeconfig, never a client certificate')
+            [CompletionResult]::new('--context', '--context', [CompletionResultType]::ParameterName, 'Use this context of --from [default: its current-context]')
+            [CompletionResult]::new('--token-file', '--token-file', [CompletionResultType]::ParameterName, 'Put the token in this file into the kubeconfig')
+            [CompletionResult]::new('--exec-command', '--exec-command', [CompletionResultType]::ParameterName, 'Let kubectl run this program to get a token, for example an OIDC login')
             [CompletionResult]::new('--exec-arg', '--exec-arg', [CompletionResultType]::ParameterName, 'An argument of that program; repeat for more')
-            [CompletionResult]::new('--name', '--name', [CompletionResultType]::ParameterName, 'Call cluster, user and context this [default: as in --from, or the host of --server]')
-            [CompletionResult]::new('--output', '--output', [CompletionResultType]::ParameterName, 'Write it into this file, readable for its owner alone, instead of printing it')
+            [CompletionResult]::new('--name', '--name', [CompletionResultType]::ParameterName, 'Name of cluster, user and context [default: as in --from, or the host of --server]')
+            [CompletionResult]::new('--output', '--output', [CompletionResultType]::ParameterName, 'Write to this file, which only its owner can read, instead of stdout')
+            [CompletionResult]::new('--merge', '--merge', [CompletionResultType]::ParameterName, 'Add to the kubeconfig in --output and keep its other entries')
+            [CompletionResult]::new('--force', '--force', [CompletionResultType]::ParameterName, 'Overwrite an existing file, or with --merge foreign entries; FILE.bak keeps the old file')
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help')
             [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help')
             break

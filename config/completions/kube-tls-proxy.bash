@@ -161,7 +161,7 @@ _kube__tls__proxy() {
             return 0
             ;;
         kube__subcmd__tls__subcmd__proxy__subcmd__kubeconfig)
-            opts="-h --server --from --context --token-file --exec-command --exec-arg --name --output --help"
+            opts="-h --server --from --context --token-file --exec-command --exec-arg --name --output --merge --force --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -24,8 +24,8 @@ set edit:completion:arg-completer[kube-tls-proxy] = {|@words|
             cand --version 'Print version'
             cand serve 'Run the proxy: it needs a certificate to present and an apiserver to forward to'
             cand check 'Check configuration, certificates and network, and say how to fix what is wrong'
-            cand kubeconfig 'Print a kubeconfig for people outside, who reach the proxy by its public name'
-            cand completions 'Print what a shell needs to complete this command line'
+            cand kubeconfig 'Print a kubeconfig for clients that reach the proxy by its public name'
+            cand completions 'Print the completion script for a shell'
         }
         &'kube-tls-proxy;serve'= {
             cand --listen 'Listen here; repeat for more. Port 0 asks the kernel for one [default: [::]:8443]'
@@ -80,13 +80,15 @@ set edit:completion:arg-completer[kube-tls-proxy] = {|@words|
         }
         &'kube-tls-proxy;kubeconfig'= {
             cand --server 'The public URL of the proxy: https://NAME[:PORT]'
-            cand --from 'Take names and token or exec plugin from this kubeconfig, never a client certificate'
-            cand --context 'Use this context of it [default: its current-context]'
-            cand --token-file 'Put the token in this file into it'
-            cand --exec-command 'Let kubectl get a token from this program, for instance an OIDC login'
+            cand --from 'Copy names and token or exec plugin from this kubeconfig, never a client certificate'
+            cand --context 'Use this context of --from [default: its current-context]'
+            cand --token-file 'Put the token in this file into the kubeconfig'
+            cand --exec-command 'Let kubectl run this program to get a token, for example an OIDC login'
             cand --exec-arg 'An argument of that program; repeat for more'
-            cand --name 'Call cluster, user and context this [default: as in --from, or the host of --server]'
-            cand --output 'Write it into this file, readable for its owner alone, instead of printing it'
+            cand --name 'Name of cluster, user and context [default: as in --from, or the host of --server]'
+            cand --output 'Write to this file, which only its owner can read, instead of stdout'
+            cand --merge 'Add to the kubeconfig in --output and keep its other entries'
+            cand --force 'Overwrite an existing file, or with --merge foreign entries; FILE.bak keeps the old file'
             cand -h 'Print help'
             cand --help 'Print help'
         }

@@ -28,8 +28,8 @@ complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_needs_command" -s h -l help
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_needs_command" -s V -l version -d 'Print version'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_needs_command" -f -a "serve" -d 'Run the proxy: it needs a certificate to present and an apiserver to forward to'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_needs_command" -f -a "check" -d 'Check configuration, certificates and network, and say how to fix what is wrong'
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_needs_command" -f -a "kubeconfig" -d 'Print a kubeconfig for people outside, who reach the proxy by its public name'
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_needs_command" -f -a "completions" -d 'Print what a shell needs to complete this command line'
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_needs_command" -f -a "kubeconfig" -d 'Print a kubeconfig for clients that reach the proxy by its public name'
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_needs_command" -f -a "completions" -d 'Print the completion script for a shell'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l listen -d 'Listen here; repeat for more. Port 0 asks the kernel for one [default: [::]:8443]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l cert -d 'Present this certificate chain: PEM, the server\'s own first; repeat for more' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l key -d 'Its private key: PEM, not encrypted; one for each --cert, in the same order' -r -F
@@ -77,12 +77,14 @@ complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l 
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l long -d 'Also check that a watch stays open for 20 seconds; needs --token-file'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -s h -l help -d 'Print help'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l server -d 'The public URL of the proxy: https://NAME[:PORT]' -r
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l from -d 'Take names and token or exec plugin from this kubeconfig, never a client certificate' -r -F
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l context -d 'Use this context of it [default: its current-context]' -r
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l token-file -d 'Put the token in this file into it' -r -F
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l exec-command -d 'Let kubectl get a token from this program, for instance an OIDC login' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l from -d 'Copy names and token or exec plugin from this kubeconfig, never a client certificate' -r -F
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l context -d 'Use this context of --from [default: its current-context]' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l token-file -d 'Put the token in this file into the kubeconfig' -r -F
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l exec-command -d 'Let kubectl run this program to get a token, for example an OIDC login' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l exec-arg -d 'An argument of that program; repeat for more' -r
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l name -d 'Call cluster, user and context this [default: as in --from, or the host of --server]' -r
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l output -d 'Write it into this file, readable for its owner alone, instead of printing it' -r -F
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l name -d 'Name of cluster, user and context [default: as in --from, or the host of --server]' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l output -d 'Write to this file, which only its owner can read, instead of stdout' -r -F
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l merge -d 'Add to the kubeconfig in --output and keep its other entries'
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l force -d 'Overwrite an existing file, or with --merge foreign entries; FILE.bak keeps the old file'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -s h -l help -d 'Print help'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand completions" -s h -l help -d 'Print help'

@@ -51,10 +51,10 @@ pub enum Command {
     /// Check configuration, certificates and network, and say how to fix what is wrong
     #[command(after_help = CHECK_EXAMPLES)]
     Check(Box<CheckArgs>),
-    /// Print a kubeconfig for people outside, who reach the proxy by its public name
+    /// Print a kubeconfig for clients that reach the proxy by its public name
     #[command(after_help = KUBECONFIG_EXAMPLES)]
     Kubeconfig(Box<KubeconfigArgs>),
-    /// Print what a shell needs to complete this command line
+    /// Print the completion script for a shell
     #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions(CompletionsArgs),
 }
@@ -197,7 +197,7 @@ configuration.";
 
 const KUBECONFIG_EXAMPLES: &str = "\
 Examples:
-  For somebody with a token:
+  For a user with a token:
     kube-tls-proxy kubeconfig --server https://kube.example.com --token-file token --output jane.conf
 
   With names and exec plugin of a kubeconfig for the cluster itself:

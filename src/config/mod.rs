@@ -32,6 +32,7 @@ pub use limits::{Limits, Timeouts};
 pub use load::load;
 pub(crate) use load::path_flag;
 pub(crate) use url::UpstreamUrl;
+pub(crate) use yaml::load as load_yaml;
 
 /// Everything the proxy needs to know, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,7 +5,6 @@
 //! of the others can be a token.
 
 use std::{
-    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -13,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version, header};
+use http::{HeaderMap, Method, Request, StatusCode, Uri, Version, header};
 use tokio::time::Instant;
 use tracing::info;
 
@@ -24,6 +23,7 @@ use super::{
 };
 use crate::{
     activity::{LongLived, OpenStream, StreamInfo},
+    hosts::PeerAddr,
     metrics::{Counters, Protocol, RequestRecord, Resource, Verb},
     text::escape,
 };
@@ -32,6 +32,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct AccessLog {
     counters: Arc<Counters>,
+    client: PeerAddr,
     started: Instant,
     time_to_headers: Option<Duration>,
     version: Version,
@@ -42,26 +43,17 @@ pub(super) struct AccessLog {
     received: Option<Arc<AtomicU64>>,
     sent: u64,
     outcome: Outcome,
-    /// Present only for a request that may last for hours.
-    long_lived: Option<Box<LongLivedInfo>>,
+    /// The entry for the list of open streams. Present only until the response starts, and only for a request
+    /// that may last for hours.
+    long_lived: Option<Box<StreamInfo>>,
     open: Option<OpenStream>,
     /// Present only when requests are logged.
     fields: Option<LogFields>,
 }
 
-/// Who sent a request that may last for hours, for the list of open streams.
-#[derive(Debug)]
-struct LongLivedInfo {
-    client: SocketAddr,
-    user_agent: Option<HeaderValue>,
-    method: Method,
-    uri: Uri,
-}
-
 /// Data that only the log line needs.
 #[derive(Debug)]
 struct LogFields {
-    client: SocketAddr,
     method: Method,
     uri: Uri,
     cluster: String,
@@ -81,20 +73,28 @@ impl AccessLog {
     /// Starts the record of a request whose head has arrived.
     pub(super) fn new<B>(downstream: &Downstream, request: &Request<B>) -> Box<Self> {
         let info = RequestInfo::new(request.method(), request.uri());
-        let client = downstream.peer.0;
-        let may_last =
-            info.is_long_running(request.uri()) || request.headers().contains_key(header::UPGRADE);
-        let long_lived = may_last.then(|| {
-            Box::new(LongLivedInfo {
-                client,
-                user_agent: request.headers().get(header::USER_AGENT).cloned(),
-                method: request.method().clone(),
-                uri: request.uri().clone(),
+        let kind = match info.verb {
+            "watch" => Some(LongLived::Watch),
+            _ if info.is_long_running(request.uri()) => Some(LongLived::Log),
+            _ => None,
+        };
+        let upgrade = request.headers().contains_key(header::UPGRADE);
+        let kind = kind.or(upgrade.then_some(LongLived::Tunnel));
+        let long_lived = kind.map(|kind| {
+            let user_agent = request.headers().get(header::USER_AGENT);
+            let user_agent = user_agent.and_then(|value| value.to_str().ok());
+            Box::new(StreamInfo {
+                kind,
+                client: downstream.peer.0,
+                user_agent: StreamInfo::text(user_agent.unwrap_or_default()),
+                resource: StreamInfo::text(&ResourceName(&info).to_string()),
+                namespace: StreamInfo::text(&info.namespace),
+                name: StreamInfo::text(&info.name),
+                since: Instant::now(),
             })
         });
         let is_logged = tracing::enabled!(target: TARGET, tracing::Level::INFO);
         let fields = is_logged.then(|| LogFields {
-            client,
             method: request.method().clone(),
             uri: request.uri().clone(),
             cluster: String::new(),
@@ -102,6 +102,7 @@ impl AccessLog {
         });
         Box::new(Self {
             counters: Arc::clone(downstream.connected.counts()),
+            client: downstream.peer,
             started: Instant::now(),
             time_to_headers: None,
             version: request.version(),
@@ -115,6 +116,11 @@ impl AccessLog {
             open: None,
             fields,
         })
+    }
+
+    /// The client that sent the request.
+    pub(super) fn client(&self) -> PeerAddr {
+        self.client
     }
 
     /// Whether the request asks for a watch.
@@ -143,19 +149,23 @@ impl AccessLog {
         {
             fields.audit_id = id.chars().take(MAX_AUDIT_ID_CHARS).collect();
         }
-        let Some((kind, stream)) = self.long_lived_stream(status) else {
+        let Some(mut stream) = self.long_lived.take() else {
             return;
         };
-        self.open = Some(OpenStream::new(
-            Arc::clone(self.counters.activity()),
-            stream,
-        ));
+        if status == StatusCode::SWITCHING_PROTOCOLS {
+            stream.kind = LongLived::Tunnel;
+        } else if !status.is_success() || stream.kind == LongLived::Tunnel {
+            return;
+        }
+        let kind = stream.kind;
+        let activity = Arc::clone(self.counters.activity());
+        self.open = Some(OpenStream::new(activity, *stream));
         if let Some(fields) = &self.fields {
             let info = RequestInfo::new(&fields.method, &fields.uri);
             info!(
                 target: TARGET,
                 cluster = fields.cluster,
-                client.address = %fields.client,
+                client.address = %self.client,
                 http.request.method = %escape(fields.method.as_str(), MAX_LOGGED_CHARS),
                 url.path = %escape(fields.uri.path(), MAX_LOGGED_CHARS),
                 http.response.status_code = status.as_u16(),
@@ -198,33 +208,6 @@ impl AccessLog {
         self.outcome = Outcome::Failed(label);
     }
 
-    /// The entry for the list of open streams, if this response may last for hours.
-    fn long_lived_stream(&self, status: StatusCode) -> Option<(LongLived, StreamInfo)> {
-        let request = self.long_lived.as_deref()?;
-        let info = RequestInfo::new(&request.method, &request.uri);
-        let kind = if status == StatusCode::SWITCHING_PROTOCOLS {
-            LongLived::Tunnel
-        } else if !status.is_success() || !info.is_long_running(&request.uri) {
-            return None;
-        } else if info.verb == "watch" {
-            LongLived::Watch
-        } else {
-            LongLived::Log
-        };
-        let user_agent = request.user_agent.as_ref();
-        let user_agent = user_agent.and_then(|value| value.to_str().ok());
-        let stream = StreamInfo {
-            kind,
-            client: request.client,
-            user_agent: StreamInfo::text(user_agent.unwrap_or_default()),
-            resource: StreamInfo::text(&ResourceName(&info).to_string()),
-            namespace: StreamInfo::text(&info.namespace),
-            name: StreamInfo::text(&info.name),
-            since: self.started,
-        };
-        Some((kind, stream))
-    }
-
     fn log(&self, fields: &LogFields, received: u64, duration: Duration) {
         let outcome = match self.outcome {
             Outcome::Abandoned => "client_gone",
@@ -236,7 +219,7 @@ impl AccessLog {
         info!(
             target: TARGET,
             cluster = fields.cluster,
-            client.address = %fields.client,
+            client.address = %self.client,
             network.protocol.version = protocol(self.version),
             http.request.method = %escape(fields.method.as_str(), MAX_LOGGED_CHARS),
             url.path = %escape(fields.uri.path(), MAX_LOGGED_CHARS),

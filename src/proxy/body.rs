@@ -1,7 +1,7 @@
-//! The response body as the client gets it: passed through frame by frame, counted for the log.
+//! The response body that the client gets. It passes frames through as they arrive and counts their bytes.
 //!
-//! A body that was cut upstream ends in an error, never in an end: hyper then closes without the last
-//! chunk, or resets the stream.
+//! A body that the apiserver aborted ends in an error, never in a regular end. hyper then closes without the
+//! last chunk, or resets the stream.
 
 use std::{
     pin::Pin,
@@ -13,14 +13,8 @@ use http_body_util::Full;
 use hyper::body::{self, Frame, SizeHint};
 use tracing::warn;
 
-use super::{
-    Downstream,
-    access_log::AccessLog,
-    headers,
-    watch::{Events, Watch},
-};
+use super::{access_log::AccessLog, headers, watch::Watch};
 use crate::{
-    hosts::PeerAddr,
     text::error_chain,
     upstream::{DownloadError, ResponseBody},
 };
@@ -29,52 +23,37 @@ use crate::{
 #[derive(Debug)]
 pub struct Body {
     content: Content,
+    /// `None` only until [`super::handle`] returns, and for tunnels.
     log: Option<Box<AccessLog>>,
 }
 
-/// The apiserver's response was cut.
+/// The response was aborted and must not look complete.
 ///
-/// Without a source, because hyper resets the stream with the code of the first HTTP/2 error in the
-/// chain, and some clients take `NO_ERROR` and `CANCEL` for the end of a whole body. Without one it is
+/// It has no source, because hyper resets the stream with the code of the first HTTP/2 error in the chain,
+/// and some clients take `NO_ERROR` and `CANCEL` for the end of a complete body. Without a source the code is
 /// `INTERNAL_ERROR`. Regression: tests/it `a_response_that_is_cut_never_looks_complete_over_http2`.
 #[derive(Debug, thiserror::Error)]
-#[error("the response was cut")]
+#[error("the response was aborted")]
 pub struct Cut;
 
 #[derive(Debug)]
-enum Content {
-    /// What the proxy itself says.
+pub(super) enum Content {
+    /// Written by the proxy.
     Own(Full<Bytes>),
-    /// What the apiserver says, and to whom.
-    Upstream(ResponseBody, PeerAddr),
-    /// Likewise, and it may end between two events.
-    Watch(Box<Watch>, PeerAddr),
+    /// Sent by the apiserver.
+    Upstream(ResponseBody),
+    /// Sent by the apiserver, and may end between two events.
+    Watch(Box<Watch>),
 }
 
 impl Body {
-    /// A body that the proxy wrote itself.
-    pub(super) fn full(content: Bytes) -> Self {
-        Self {
-            content: Content::Own(Full::new(content)),
-            log: None,
-        }
+    pub(super) fn new(content: Content) -> Self {
+        Self { content, log: None }
     }
 
-    /// A body that comes from the apiserver and goes to `client`.
-    pub(super) fn upstream(body: ResponseBody, client: PeerAddr) -> Self {
-        Self {
-            content: Content::Upstream(body, client),
-            log: None,
-        }
-    }
-
-    /// The events of a watch; they end between two of them once the drain begins.
-    pub(super) fn watch(body: ResponseBody, events: Events, downstream: &Downstream) -> Self {
-        let watch = Watch::new(body, events, &downstream.drain);
-        Self {
-            content: Content::Watch(watch, downstream.peer),
-            log: None,
-        }
+    /// A body that the proxy wrote.
+    pub(super) fn full(content: impl Into<Bytes>) -> Self {
+        Self::new(Content::Own(Full::new(content.into())))
     }
 
     /// Counts and logs the request when the body has ended or is dropped.
@@ -92,20 +71,18 @@ impl body::Body for Body {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let this = self.get_mut();
-        let (frame, client) = match &mut this.content {
+        let frame = match &mut this.content {
             Content::Own(body) => {
                 let frame = ready!(Pin::new(body).poll_frame(cx));
-                let frame = frame.map(|frame| frame.map_err(|never| match never {}));
-                (frame, None)
+                frame.map(|frame| frame.map_err(|never| match never {}))
             }
-            Content::Upstream(body, client) => {
-                (ready!(Pin::new(body).poll_frame(cx)), Some(*client))
-            }
-            Content::Watch(watch, client) => (ready!(watch.poll_frame(cx)), Some(*client)),
+            Content::Upstream(body) => ready!(Pin::new(body).poll_frame(cx)),
+            Content::Watch(watch) => ready!(watch.poll_frame(cx)),
         };
         let mut frame = frame.map(|frame| {
             frame.map_err(|error: DownloadError| {
-                warn!(client.address = client.map(tracing::field::display), error = %error_chain(&error), "response cut");
+                let client = this.log.as_ref().map(|log| log.client());
+                warn!(client.address = client.map(tracing::field::display), error = %error_chain(&error), "response aborted");
                 Cut
             })
         });
@@ -127,23 +104,23 @@ impl body::Body for Body {
     fn is_end_stream(&self) -> bool {
         match &self.content {
             Content::Own(body) => body.is_end_stream(),
-            Content::Upstream(body, _) => body.is_end_stream(),
-            Content::Watch(watch, _) => watch.is_end_stream(),
+            Content::Upstream(body) => body.is_end_stream(),
+            Content::Watch(watch) => watch.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.content {
             Content::Own(body) => body.size_hint(),
-            Content::Upstream(body, _) => body.size_hint(),
-            Content::Watch(watch, _) => watch.size_hint(),
+            Content::Upstream(body) => body.size_hint(),
+            Content::Watch(watch) => watch.size_hint(),
         }
     }
 }
 
 impl Drop for Body {
     fn drop(&mut self) {
-        // hyper drops a body without asking for its end once nothing more can come.
+        // hyper does not poll for the end of a body that reports its end, but drops it.
         if body::Body::is_end_stream(self)
             && let Some(log) = &mut self.log
         {

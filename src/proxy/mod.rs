@@ -20,7 +20,6 @@ mod watch;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use http::{
     HeaderValue, Method, Request, Response, Uri, Version, header,
     request::Parts,
@@ -40,9 +39,11 @@ use crate::{
     upstream::{ClientLeases, Cluster, RequestBody},
 };
 use access_log::AccessLog;
+use body::Content;
 use headers::Forwarded;
 use policy::Admitted;
 use upgrade::{Tunnel, UpgradeToken};
+use watch::{Events, Watch};
 
 /// One downstream connection, as all of its requests see it.
 #[derive(Debug)]
@@ -129,7 +130,7 @@ pub async fn handle(
         }
         if is_head {
             // hyper omits the body over HTTP/1.1 only. HTTP/2 clients would see a broken stream.
-            *response.body_mut() = Body::full(Bytes::new());
+            *response.body_mut() = Body::full("");
         }
         (response, None)
     });
@@ -166,14 +167,14 @@ async fn forward(
         .await?;
     let (mut head, body) = response.into_parts();
     let events = (log.is_watch() && head.status == http::StatusCode::OK)
-        .then(|| watch::Events::from_headers(&head.headers))
+        .then(|| Events::from_headers(&head.headers))
         .flatten();
     headers::rewrite_response(&mut head.headers);
-    let body = match events {
-        Some(events) => Body::watch(body, events, downstream),
-        None => Body::upstream(body, downstream.peer),
+    let content = match events {
+        Some(events) => Content::Watch(Watch::new(body, events, &downstream.drain)),
+        None => Content::Upstream(body),
     };
-    Ok((Response::from_parts(head, body), None))
+    Ok((Response::from_parts(head, Body::new(content)), None))
 }
 
 /// Rewrites the head for the apiserver. Path and query stay the same, byte for byte.

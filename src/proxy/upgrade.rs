@@ -15,7 +15,9 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tracing::debug;
 
-use super::{Body, Downstream, Error, access_log::AccessLog, close_after, headers, tunnel};
+use super::{
+    Body, Downstream, Error, access_log::AccessLog, body::Content, close_after, headers, tunnel,
+};
 use crate::{
     drain::Kind,
     text::{error_chain, list_contains},
@@ -106,7 +108,7 @@ pub(super) async fn forward(
             let apiserver = body.into_upgraded().ok_or(Error::UnexpectedProtocol)?;
             let tunnel = Tunnel { client, apiserver };
             // The header stays as it is: kube-rs accepts only exactly `Connection: Upgrade`.
-            let response = Response::from_parts(head, Body::full(bytes::Bytes::new()));
+            let response = Response::from_parts(head, Body::full(""));
             Ok((response, Some(tunnel)))
         }
         StatusCode::SWITCHING_PROTOCOLS => Err(Error::UnexpectedProtocol),
@@ -115,7 +117,7 @@ pub(super) async fn forward(
         }
         _ => {
             headers::rewrite_response(&mut head.headers);
-            let body = Body::upstream(body, downstream.peer);
+            let body = Body::new(Content::Upstream(body));
             let mut response = Response::from_parts(head, body);
             close_after(&mut response);
             Ok((response, None))

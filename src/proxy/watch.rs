@@ -21,6 +21,7 @@ use crate::{
 };
 
 /// The body of a watch.
+#[derive(Debug)]
 pub(super) struct Watch {
     body: ResponseBody,
     events: Events,
@@ -54,15 +55,6 @@ pub(super) enum Events {
         /// How many bytes of the current event have not arrived.
         missing: u32,
     },
-}
-
-impl std::fmt::Debug for Watch {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Watch")
-            .field("events", &self.events)
-            .field("state", &self.state)
-            .finish_non_exhaustive()
-    }
 }
 
 impl Watch {

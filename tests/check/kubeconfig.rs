@@ -8,7 +8,7 @@ use standin::{
 };
 use tokio::process::Command as Kubectl;
 
-use crate::world::{World, command, path, run};
+use crate::world::{RunResult, World, command, path, run};
 
 const FROM: &str = r#"
 apiVersion: v1
@@ -89,6 +89,7 @@ async fn file_is_readable_by_owner_only_and_written_atomically() {
         "https://kube.example.com",
         "--token-file",
         path(&token),
+        "--force",
         "--output",
         path(&file),
     ];
@@ -116,10 +117,10 @@ async fn file_is_readable_by_owner_only_and_written_atomically() {
             .contains("token: s3cret\n")
     );
     let beside = fs::read_dir(file.parent().unwrap()).unwrap().count();
-    assert_eq!(beside, 1, "no temporary file is left");
+    assert_eq!(beside, 2, "no temporary file is left");
 
     let nowhere = world.dir.path().join("nowhere/jane.conf");
-    let result = run(command("kubeconfig").args([&args[..5], &[path(&nowhere)]].concat())).await;
+    let result = run(command("kubeconfig").args([&args[..6], &[path(&nowhere)]].concat())).await;
     assert_eq!(result.code, 1);
     assert!(
         result.stderr.starts_with(&format!(
@@ -205,5 +206,201 @@ async fn failed_write_to_stdout_fails_the_command() {
             String::from_utf8(result.stderr).unwrap(),
             "kube-tls-proxy: cannot write to stdout: No space left on device (os error 28)\n"
         );
+    }
+}
+
+const SERVER: &str = "https://kube.example.com";
+
+/// Runs the command for [`SERVER`] with a token.
+async fn make(world: &World, more: &[&str]) -> RunResult {
+    let token = world.dir.write("token", "s3cret");
+    let args = ["--server", SERVER, "--token-file", path(&token)];
+    run(command("kubeconfig").args(args).args(more)).await
+}
+
+#[tokio::test]
+async fn existing_file_is_not_overwritten_without_force() {
+    let world = World::new();
+    let file = world.dir.write("config", FROM);
+    let result = make(&world, &["--output", path(&file)]).await;
+    assert_eq!(result.code, 2, "{}", result.stderr);
+    assert_eq!(
+        result.stderr,
+        format!(
+            "kube-tls-proxy: {} exists already; name another file with --output, add to this one with --merge, or overwrite it with --force\n",
+            file.display()
+        )
+    );
+    assert_eq!(fs::read_to_string(&file).unwrap(), FROM);
+    let result = make(&world, &["--output", path(&file), "--force"]).await;
+    assert_eq!(result.code, 0, "{}", result.stderr);
+    assert!(fs::read_to_string(&file).unwrap().contains("s3cret"));
+    let backup = world.dir.path().join("config.bak");
+    assert_eq!(fs::read_to_string(backup).unwrap(), FROM, "the backup");
+}
+
+#[tokio::test]
+async fn merge_keeps_everything_else_in_the_file() {
+    const OTHERS: &str = "\
+apiVersion: v1
+kind: Config
+unknown: { b: 1, a: [x, null, \"yes\", no, 1.5] }
+preferences: {}
+users:
+- name: z
+  user:
+    token: \"0123\"
+- name: a
+  user: { as: a, exec: { command: login, env: null } }
+contexts:
+- { name: z, context: { user: z, cluster: z } }
+- { name: a, context: { user: a, cluster: z, namespace: \"n\" } }
+clusters:
+- name: z
+  cluster: { server: \"https://10.0.0.1\", insecure-skip-tls-verify: true, extensions: [{ name: x, extension: { k: v } }] }
+current-context: z
+";
+    let world = World::new();
+    let file = world.dir.write("config", OTHERS);
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+    let link = world.dir.path().join("link");
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    for _ in 0..2 {
+        let result = make(&world, &["--output", path(&link), "--merge"]).await;
+        assert_eq!(result.code, 0, "{}", result.stderr);
+        let text = fs::read_to_string(&file).unwrap();
+        assert_eq!(
+            text,
+            "\
+apiVersion: v1
+kind: Config
+unknown:
+  b: 1
+  a:
+  - x
+  - null
+  - \"yes\"
+  - false
+  - 1.5
+preferences: {}
+users:
+- name: z
+  user:
+    token: \"0123\"
+- name: a
+  user:
+    as: a
+    exec:
+      command: login
+      env: null
+- name: kube.example.com
+  user:
+    token: s3cret
+contexts:
+- name: z
+  context:
+    user: z
+    cluster: z
+- name: a
+  context:
+    user: a
+    cluster: z
+    namespace: \"n\"
+- context:
+    cluster: kube.example.com
+    user: kube.example.com
+  name: kube.example.com
+clusters:
+- name: z
+  cluster:
+    server: https://10.0.0.1
+    insecure-skip-tls-verify: true
+    extensions:
+    - name: x
+      extension:
+        k: v
+- cluster:
+    server: https://kube.example.com
+    tls-server-name: kube.example.com
+  name: kube.example.com
+current-context: z
+"
+        );
+        assert!(
+            result
+                .stderr
+                .contains("kubectl config use-context kube.example.com"),
+            "{}",
+            result.stderr
+        );
+        let mode = fs::metadata(&file).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o640);
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    }
+    let backup = fs::read_to_string(world.dir.path().join("config.bak")).unwrap();
+    assert_ne!(backup, OTHERS, "the backup is of the last change");
+}
+
+#[tokio::test]
+async fn merge_makes_a_new_file_for_its_owner_alone() {
+    let world = World::new();
+    for (name, text) in [("new", None), ("empty", Some("\n"))] {
+        let file = world.dir.path().join(name);
+        if let Some(text) = text {
+            world.dir.write(name, text);
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        let result = make(&world, &["--output", path(&file), "--merge"]).await;
+        assert_eq!(result.code, 0, "{}", result.stderr);
+        let text = fs::read_to_string(&file).unwrap();
+        assert!(text.contains("current-context: kube.example.com"), "{text}");
+        let mode = fs::metadata(&file).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+}
+
+#[tokio::test]
+async fn merge_does_not_replace_what_belongs_to_others() {
+    let world = World::new();
+    let other = |cluster: &str, user: &str, context: &str, server: &str| {
+        format!(
+            "clusters: [{{name: {cluster}, cluster: {{server: {server}}}}}]\nusers: [{{name: {user}, user: {{}}}}]\ncontexts: [{{name: {context}, context: {{cluster: {cluster}, user: {user}}}}}]\n"
+        )
+    };
+    let (mine, theirs) = ("mine", "theirs");
+    for (text, what) in [
+        (
+            other(mine, theirs, theirs, "https://10.0.0.1"),
+            "cluster `mine`",
+        ),
+        (other(theirs, mine, theirs, SERVER), "user `mine`"),
+        (other(theirs, theirs, mine, SERVER), "context `mine`"),
+    ] {
+        let file = world.dir.write("config", &text);
+        let args = ["--output", path(&file), "--merge", "--name", mine];
+        let result = make(&world, &args).await;
+        assert_eq!(result.code, 2, "{}", result.stderr);
+        let sentence = format!(
+            "config: {what} is there already and belongs to something else; choose another name with --name, or replace it with --force"
+        );
+        assert!(result.stderr.contains(&sentence), "{}", result.stderr);
+        assert_eq!(fs::read_to_string(&file).unwrap(), text);
+        let result = make(&world, &[args.as_slice(), &["--force"]].concat()).await;
+        assert_eq!(result.code, 0, "{}", result.stderr);
+        let merged = fs::read_to_string(&file).unwrap();
+        assert!(merged.contains("name: theirs"), "{merged}");
+    }
+    for (text, what) in [
+        ("- a", "is not a kubeconfig"),
+        ("kind: Pod\n", "is not a kubeconfig"),
+        ("a: b\n", "is not a kubeconfig"),
+        ("kind: Config\nusers: a\n", "a list belongs here"),
+    ] {
+        let file = world.dir.write("config", text);
+        let args = ["--output", path(&file), "--merge", "--force"];
+        let result = make(&world, &args).await;
+        assert_eq!(result.code, 2, "{}", result.stderr);
+        assert!(result.stderr.contains(what), "{}", result.stderr);
+        assert_eq!(fs::read_to_string(&file).unwrap(), text);
     }
 }

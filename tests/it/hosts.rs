@@ -42,11 +42,11 @@ async fn malformed_hosts_and_targets_are_refused_over_http1() {
         ("GET / HTTP/1.1\r\nHost:", "host is malformed"),
         (
             "GET / HTTP/1.1\r\nHost: kube.test\r\nHost: kube.test",
-            "given twice",
+            "given more than once",
         ),
         (
             "GET / HTTP/1.1\r\nHost: kube.test\r\nHost: other.test",
-            "given twice",
+            "given more than once",
         ),
         (
             "GET / HTTP/1.1\r\nHost: kube.test, kube.test",

@@ -355,7 +355,7 @@ async fn aborted_response_is_logged_with_its_cause() {
     let logged = events(&binary);
     let cause = logged
         .iter()
-        .find(|event| event["message"] == "response cut");
+        .find(|event| event["message"] == "response aborted");
     let cause = cause.unwrap();
     assert_eq!(cause["client.address"], request["client.address"]);
     let error = cause["error"].as_str().unwrap();

@@ -1,8 +1,14 @@
-//! The kubeconfig that is made, as data.
+//! The kubeconfig that is made, on its own or as a part of an existing one.
+//!
+//! Merging touches only the cluster, the user and the context that this command made or would make. Everything else in
+//! the file stays, in its order, with keys that this program does not know.
 
 use serde_json::{Map, Value, json};
 
-/// Everything that goes into it.
+use super::yaml::Yaml;
+use crate::quote;
+
+/// Everything that goes into a kubeconfig.
 #[derive(Debug)]
 pub(super) struct Document {
     pub(super) server: String,
@@ -14,25 +20,138 @@ pub(super) struct Document {
     pub(super) user: Value,
 }
 
+/// Why a document cannot be put into an existing file.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum MergeError {
+    #[error("is not a kubeconfig; check that it is the file that was meant")]
+    NotAKubeconfig,
+    #[error("`{key}`: a list belongs here; check that it is the file that was meant")]
+    NotAList { key: &'static str },
+    #[error(
+        "{kind} `{name}` is there already and belongs to something else; choose another name with --name, or replace it with --force"
+    )]
+    Taken { kind: &'static str, name: String },
+}
+
+/// Whether entries of others may be replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Others {
+    Keep,
+    Replace,
+}
+
 impl Document {
-    /// The shape that client-go reads (`k8s.io/client-go/tools/clientcmd/api/v1`).
-    pub(super) fn value(&self) -> Value {
+    /// The document alone, in the shape that client-go reads (`k8s.io/client-go/tools/clientcmd/api/v1`).
+    pub(super) fn alone(&self) -> Yaml {
+        Yaml::from(json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": self.context,
+            "clusters": [self.cluster_entry()],
+            "users": [self.user_entry()],
+            "contexts": [self.context_entry()],
+        }))
+    }
+
+    /// `existing` with this cluster, user and context added, or put in the place of those of the same name.
+    /// `current-context` changes only if it is empty.
+    ///
+    /// # Errors
+    ///
+    /// [`MergeError`], when `existing` is no kubeconfig, or when an entry of the same name belongs to another server and
+    /// `others` are to be kept.
+    pub(super) fn merged_into(
+        &self,
+        mut existing: Yaml,
+        others: Others,
+    ) -> Result<Yaml, MergeError> {
+        let is_config = match existing.get("kind") {
+            Some(kind) => kind.as_text() == Some("Config"),
+            None => LISTS.iter().any(|key| existing.get(key).is_some()),
+        };
+        if !is_config {
+            return Err(MergeError::NotAKubeconfig);
+        }
+        if others == Others::Keep {
+            self.check_names(&existing)?;
+        }
+        for (key, entry) in [
+            ("clusters", self.cluster_entry()),
+            ("users", self.user_entry()),
+            ("contexts", self.context_entry()),
+        ] {
+            let entry = Yaml::from(entry);
+            let list = existing
+                .entry(key)
+                .and_then(Yaml::list_or_empty)
+                .ok_or(MergeError::NotAList { key })?;
+            let name = entry.name();
+            match list.iter_mut().find(|old| old.name() == name) {
+                Some(old) => *old = entry,
+                None => list.push(entry),
+            }
+        }
+        if existing.text_of("current-context").is_empty()
+            && let Some(current) = existing.entry("current-context")
+        {
+            *current = Yaml::Text(self.context.clone());
+        }
+        Ok(existing)
+    }
+
+    /// An entry belongs to this command if it is for the same server, or used with that alone.
+    fn check_names(&self, existing: &Yaml) -> Result<(), MergeError> {
+        let taken = |kind, name: &String| {
+            let name = quote::value(name);
+            Err(MergeError::Taken { kind, name })
+        };
+        if let Some(cluster) = existing.entry_of("clusters", &self.cluster)
+            && cluster.text_at("cluster", "server").trim_end_matches('/') != self.server
+        {
+            return taken("cluster", &self.cluster);
+        }
+        let is_own = |context: &&Yaml| {
+            context.text_at("context", "cluster") == self.cluster
+                && context.text_at("context", "user") == self.user_name
+        };
+        if let Some(context) = existing.entry_of("contexts", &self.context)
+            && !is_own(&context)
+        {
+            return taken("context", &self.context);
+        }
+        if existing.entry_of("users", &self.user_name).is_some() {
+            let mut uses = existing
+                .items("contexts")
+                .iter()
+                .filter(|context| context.text_at("context", "user") == self.user_name)
+                .peekable();
+            if uses.peek().is_none() || !uses.all(|context| is_own(&context)) {
+                return taken("user", &self.user_name);
+            }
+        }
+        Ok(())
+    }
+
+    fn cluster_entry(&self) -> Value {
+        json!({
+            "name": self.cluster,
+            "cluster": { "server": self.server, "tls-server-name": self.tls_server_name },
+        })
+    }
+
+    fn user_entry(&self) -> Value {
+        json!({ "name": self.user_name, "user": self.user })
+    }
+
+    fn context_entry(&self) -> Value {
         let mut context = Map::new();
         context.insert("cluster".into(), json!(self.cluster));
         context.insert("user".into(), json!(self.user_name));
         if let Some(namespace) = &self.namespace {
             context.insert("namespace".into(), json!(namespace));
         }
-        json!({
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": self.context,
-            "clusters": [{
-                "name": self.cluster,
-                "cluster": { "server": self.server, "tls-server-name": self.tls_server_name },
-            }],
-            "users": [{ "name": self.user_name, "user": self.user }],
-            "contexts": [{ "name": self.context, "context": context }],
-        })
+        json!({ "name": self.context, "context": context })
     }
 }
+
+const LISTS: [&str; 3] = ["clusters", "users", "contexts"];

@@ -12,7 +12,7 @@ mod yaml;
 
 use std::{
     io::{self, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -22,12 +22,13 @@ use serde_json::{Value, json};
 use super::{failure::print, print_failure};
 use crate::{
     check::{Token, TokenError},
-    config::{ConfigError, UpstreamUrl, path_flag},
+    config::{ConfigError, FileKind, UpstreamUrl, load_yaml, path_flag},
     quote,
 };
-use document::Document;
-use file::WriteFault;
+use document::{Document, MergeError, Others};
+use file::{Mode, OutputFile, WriteError};
 use source::Source;
+use yaml::Yaml;
 
 /// Flags of `kube-tls-proxy kubeconfig`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
@@ -40,19 +41,19 @@ pub struct KubeconfigArgs {
     )]
     pub server: String,
 
-    /// Take names and token or exec plugin from this kubeconfig, never a client certificate
+    /// Copy names and token or exec plugin from this kubeconfig, never a client certificate
     #[arg(long, value_name = "FILE")]
     pub from: Option<PathBuf>,
 
-    /// Use this context of it [default: its current-context]
+    /// Use this context of --from [default: its current-context]
     #[arg(long, value_name = "NAME", requires = "from")]
     pub context: Option<String>,
 
-    /// Put the token in this file into it
+    /// Put the token in this file into the kubeconfig
     #[arg(long, value_name = "FILE", conflicts_with = "exec_command")]
     pub token_file: Option<PathBuf>,
 
-    /// Let kubectl get a token from this program, for instance an OIDC login
+    /// Let kubectl run this program to get a token, for example an OIDC login
     #[arg(long, value_name = "COMMAND")]
     pub exec_command: Option<String>,
 
@@ -65,13 +66,21 @@ pub struct KubeconfigArgs {
     )]
     pub exec_args: Vec<String>,
 
-    /// Call cluster, user and context this [default: as in --from, or the host of --server]
+    /// Name of cluster, user and context [default: as in --from, or the host of --server]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
 
-    /// Write it into this file, readable for its owner alone, instead of printing it
+    /// Write to this file, which only its owner can read, instead of stdout
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+
+    /// Add to the kubeconfig in --output and keep its other entries
+    #[arg(long, requires = "output")]
+    pub merge: bool,
+
+    /// Overwrite an existing file, or with --merge foreign entries; FILE.bak keeps the old file
+    #[arg(long, requires = "output")]
+    pub force: bool,
 }
 
 /// Why there is no kubeconfig.
@@ -83,8 +92,19 @@ enum Failure {
     Token(#[from] TokenError),
     #[error("--name is empty; give a name, or leave the flag out")]
     EmptyName,
+    #[error(
+        "{} exists already; name another file with --output, add to this one with --merge, or overwrite it with --force",
+        quote::path(file)
+    )]
+    Exists { file: PathBuf },
+    #[error("kubeconfig {}", quote::path(file))]
+    Merge {
+        file: PathBuf,
+        #[source]
+        source: MergeError,
+    },
     #[error(transparent)]
-    Write(#[from] WriteFault),
+    Write(#[from] WriteError),
     #[error("cannot write to stdout")]
     Print(#[source] io::Error),
 }
@@ -97,15 +117,19 @@ pub(super) fn kubeconfig(args: &KubeconfigArgs) -> ExitCode {
             print_failure(&error);
             match error {
                 Failure::Write(_) | Failure::Print(_) => ExitCode::from(1),
-                Failure::Config(_) | Failure::Token(_) | Failure::EmptyName => ExitCode::from(2),
+                Failure::Config(_)
+                | Failure::Token(_)
+                | Failure::EmptyName
+                | Failure::Exists { .. }
+                | Failure::Merge { .. } => ExitCode::from(2),
             }
         }
     }
 }
 
-/// The text, and what there is to say about it.
+/// The document, and what there is to say about it.
 struct Made {
-    text: String,
+    document: Document,
     remarks: Vec<String>,
 }
 
@@ -146,10 +170,7 @@ fn make(args: &KubeconfigArgs) -> Result<Made, Failure> {
         user,
     };
     remarks.extend(source.as_ref().and_then(left_out));
-    Ok(Made {
-        text: yaml::write(&document.value()),
-        remarks,
-    })
+    Ok(Made { document, remarks })
 }
 
 /// The credential that goes into it; flags win over `--from`.
@@ -207,21 +228,67 @@ fn holds_a_token(args: &KubeconfigArgs) -> Option<String> {
 fn deliver(args: &KubeconfigArgs, made: Made) -> Result<(), Failure> {
     let mut remarks = made.remarks;
     match &args.output {
-        Some(file) => {
-            file::write(file, &made.text)?;
-            let written = format!(
-                "{} is written, readable for its owner alone.",
-                quote::path(file)
-            );
-            remarks.insert(0, written);
-        }
-        None => print(&made.text).map_err(Failure::Print)?,
+        Some(file) => remarks.insert(0, write(args, file, &made.document)?),
+        None => print(&yaml::write(&made.document.alone())).map_err(Failure::Print)?,
     }
     let mut stderr = io::stderr().lock();
     for remark in &remarks {
         drop(writeln!(stderr, "{remark}"));
     }
     Ok(())
+}
+
+/// Writes or changes the file of `--output`; returns what there is to say about it.
+fn write(args: &KubeconfigArgs, file: &Path, document: &Document) -> Result<String, Failure> {
+    let output = OutputFile::find(file)?;
+    if output.exists() && !args.merge && !args.force {
+        let file = file.to_owned();
+        return Err(Failure::Exists { file });
+    }
+    let (content, mode) = if args.merge {
+        (merged(args, &output, file, document)?, Mode::Keep)
+    } else {
+        (document.alone(), Mode::OwnerOnly)
+    };
+    let is_open = output.write(&yaml::write(&content), mode)?;
+    let path = quote::path(file);
+    let mut written = if is_open {
+        format!("{path} is written, and others than its owner can read it: `chmod 600` ends that.")
+    } else {
+        format!("{path} is written, readable for its owner alone.")
+    };
+    let current = content.text_of("current-context");
+    if current != document.context {
+        let (current, context) = (quote::value(current), quote::value(&document.context));
+        written.push_str(&format!(
+            " The current context is still `{current}`: `kubectl config use-context {context}` changes that."
+        ));
+    }
+    Ok(written)
+}
+
+/// The kubeconfig that `output` holds with `document` in it.
+fn merged(
+    args: &KubeconfigArgs,
+    output: &OutputFile,
+    file: &Path,
+    document: &Document,
+) -> Result<Yaml, Failure> {
+    if output.is_empty() {
+        return Ok(document.alone());
+    }
+    let existing = load_yaml(FileKind::Kubeconfig, file)?;
+    let others = if args.force {
+        Others::Replace
+    } else {
+        Others::Keep
+    };
+    document
+        .merged_into(existing, others)
+        .map_err(|source| Failure::Merge {
+            file: file.to_owned(),
+            source,
+        })
 }
 
 const INSTEAD: &str = "a token instead: of a service account (`kubectl create token NAME`), or of your OIDC issuer through --exec-command";

@@ -21,7 +21,7 @@ fn args(change: impl FnOnce(&mut KubeconfigArgs)) -> KubeconfigArgs {
 /// What a YAML parser reads in the text, and the remarks.
 fn made(args: &KubeconfigArgs) -> (Value, String) {
     let made = make(args).map_err(|error| error.to_string()).unwrap();
-    let read = serde_saphyr::from_str(&made.text).unwrap();
+    let read = serde_saphyr::from_str(&yaml::write(&made.document.alone())).unwrap();
     (read, made.remarks.join("\n"))
 }
 
@@ -129,7 +129,8 @@ fn leaves_certificates_passwords_and_the_cluster_ca_behind() {
         args.from = Some(file);
         args.context = Some("cert".into());
     });
-    let text = make(&args).map_err(|error| error.to_string()).unwrap().text;
+    let made_alone = make(&args).map_err(|error| error.to_string()).unwrap();
+    let text = yaml::write(&made_alone.document.alone());
     assert!(
         !text.contains("SECRET") && !text.contains("10.0.0.1"),
         "{text}"
@@ -218,7 +219,9 @@ fn says_what_is_wrong_with_its_input() {
 fn says_why_the_file_cannot_be_written() {
     let dir = TempDir::new();
     let sentence = |file: &Path| {
-        let error = super::file::write(file, "").map_err(|error| crate::cli::sentence(&error));
+        let error = super::file::OutputFile::find(file)
+            .and_then(|file| file.write("", super::file::Mode::OwnerOnly))
+            .map_err(|error| crate::cli::sentence(&error));
         let sentence = error.err().unwrap_or_default();
         sentence.replace(&dir.path().display().to_string(), "DIR")
     };
@@ -285,7 +288,7 @@ fn every_text_is_read_as_it_was_written() {
         "\u{202e}",
     ] {
         let value = json!({ text: text, "list": [text, { "k": text, text: [] }, {}], "deep": { text: { text: null } } });
-        let written = yaml::write(&value);
+        let written = yaml::write(&value.clone().into());
         let read: Value =
             serde_saphyr::from_str(&written).unwrap_or_else(|error| panic!("{error}\n{written}"));
         assert_eq!(read, value, "{written}");

@@ -1,43 +1,223 @@
-//! Writes data as YAML in blocks, for people to read and change.
+//! YAML as data that keeps its order, and its text in blocks, for people to read and change.
 //!
 //! A text that YAML could take for anything else is quoted as JSON does, which YAML reads the same.
 
-use serde_json::Value;
+use std::fmt;
 
-/// The document of `value`, which should be an object.
-pub(super) fn write(value: &Value) -> String {
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, SeqAccess, Visitor},
+};
+use serde_json::{Number, Value};
+
+/// A YAML value. Keys keep the order in which they were written, which `serde_json` does not.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Yaml {
+    Null,
+    Bool(bool),
+    Number(Number),
+    Text(String),
+    List(Vec<Self>),
+    Keys(Vec<(String, Self)>),
+}
+
+impl Yaml {
+    /// The value of `key`, if this has keys and that one among them.
+    pub(super) fn get(&self, key: &str) -> Option<&Self> {
+        match self {
+            Self::Keys(fields) => fields
+                .iter()
+                .find_map(|(name, value)| (name == key).then_some(value)),
+            Self::Null | Self::Bool(_) | Self::Number(_) | Self::Text(_) | Self::List(_) => None,
+        }
+    }
+
+    /// The value of `key`, which is added as `null` if it is missing; `None` if this has no keys.
+    pub(super) fn entry(&mut self, key: &str) -> Option<&mut Self> {
+        let Self::Keys(fields) = self else {
+            return None;
+        };
+        if !fields.iter().any(|(name, _)| name == key) {
+            fields.push((key.to_owned(), Self::Null));
+        }
+        fields
+            .iter_mut()
+            .find_map(|(name, value)| (name == key).then_some(value))
+    }
+
+    /// The items, after `null` became an empty list; `None` if this is something else.
+    pub(super) fn list_or_empty(&mut self) -> Option<&mut Vec<Self>> {
+        if *self == Self::Null {
+            *self = Self::List(Vec::new());
+        }
+        match self {
+            Self::List(items) => Some(items),
+            Self::Null | Self::Bool(_) | Self::Number(_) | Self::Text(_) | Self::Keys(_) => None,
+        }
+    }
+
+    /// The items of the list under `key`; empty if there is none.
+    pub(super) fn items(&self, key: &str) -> &[Self] {
+        match self.get(key) {
+            Some(Self::List(items)) => items,
+            _ => &[],
+        }
+    }
+
+    /// The item called `name` of the list under `key`.
+    pub(super) fn entry_of(&self, key: &str, name: &str) -> Option<&Self> {
+        self.items(key)
+            .iter()
+            .find(|item| item.name() == Some(name))
+    }
+
+    /// The text under `name`.
+    pub(super) fn name(&self) -> Option<&str> {
+        self.get("name").and_then(Self::as_text)
+    }
+
+    /// The text under these two keys; empty if there is none.
+    pub(super) fn text_at(&self, outer: &str, inner: &str) -> &str {
+        self.get(outer).map_or("", |value| value.text_of(inner))
+    }
+
+    /// The text under `key`; empty if there is none.
+    pub(super) fn text_of(&self, key: &str) -> &str {
+        self.get(key).and_then(Self::as_text).unwrap_or_default()
+    }
+
+    /// Whether it is written on lines of its own, below its key.
+    const fn needs_lines(&self) -> bool {
+        match self {
+            Self::List(items) => !items.is_empty(),
+            Self::Keys(fields) => !fields.is_empty(),
+            Self::Null | Self::Bool(_) | Self::Number(_) | Self::Text(_) => false,
+        }
+    }
+
+    /// The text, if it is one.
+    pub(super) fn as_text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Null | Self::Bool(_) | Self::Number(_) | Self::List(_) | Self::Keys(_) => None,
+        }
+    }
+}
+
+impl From<Value> for Yaml {
+    fn from(value: Value) -> Self {
+        match value {
+            Value::Null => Self::Null,
+            Value::Bool(value) => Self::Bool(value),
+            Value::Number(value) => Self::Number(value),
+            Value::String(text) => Self::Text(text),
+            Value::Array(items) => Self::List(items.into_iter().map(Self::from).collect()),
+            Value::Object(fields) => {
+                let fields = fields.into_iter();
+                Self::Keys(
+                    fields
+                        .map(|(key, value)| (key, Self::from(value)))
+                        .collect(),
+                )
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Yaml {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(YamlVisitor)
+    }
+}
+
+struct YamlVisitor;
+
+impl<'de> Visitor<'de> for YamlVisitor {
+    type Value = Yaml;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Yaml, E> {
+        Ok(Yaml::Null)
+    }
+
+    fn visit_none<E>(self) -> Result<Yaml, E> {
+        Ok(Yaml::Null)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Yaml, D::Error> {
+        Yaml::deserialize(deserializer)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Yaml, E> {
+        Ok(Yaml::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Yaml, E> {
+        Ok(Yaml::Number(value.into()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Yaml, E> {
+        Ok(Yaml::Number(value.into()))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Yaml, E> {
+        // Infinity and what is no number have no JSON and no place in a kubeconfig.
+        Ok(Number::from_f64(value).map_or(Yaml::Null, Yaml::Number))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Yaml, E> {
+        Ok(Yaml::Text(text.to_owned()))
+    }
+
+    fn visit_string<E>(self, text: String) -> Result<Yaml, E> {
+        Ok(Yaml::Text(text))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Yaml, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = access.next_element()? {
+            items.push(item);
+        }
+        Ok(Yaml::List(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Yaml, A::Error> {
+        let mut fields = Vec::new();
+        while let Some(field) = access.next_entry()? {
+            fields.push(field);
+        }
+        Ok(Yaml::Keys(fields))
+    }
+}
+
+/// The text of a document.
+pub(super) fn write(document: &Yaml) -> String {
     let mut text = String::new();
-    block(&mut text, value, 0);
+    block(&mut text, document, 0);
     text
 }
 
 /// The lines of a value, each `depth` levels in.
-fn block(text: &mut String, value: &Value, depth: usize) {
+fn block(text: &mut String, value: &Yaml, depth: usize) {
     let indent = "  ".repeat(depth);
     match value {
-        Value::Object(fields) if !fields.is_empty() => {
+        Yaml::Keys(fields) if value.needs_lines() => {
             for (key, value) in fields {
                 text.push_str(&format!("{indent}{}:", scalar(key)));
-                match value {
+                if value.needs_lines() {
+                    text.push('\n');
                     // A list is as far in as its key, as kubectl writes it.
-                    Value::Array(items) if !items.is_empty() => {
-                        text.push('\n');
-                        block(text, value, depth);
-                    }
-                    Value::Object(fields) if !fields.is_empty() => {
-                        text.push('\n');
-                        block(text, value, depth.saturating_add(1));
-                    }
-                    Value::Null
-                    | Value::Bool(_)
-                    | Value::Number(_)
-                    | Value::String(_)
-                    | Value::Array(_)
-                    | Value::Object(_) => text.push_str(&format!(" {}\n", plain(value))),
+                    let more = usize::from(matches!(value, Yaml::Keys(_)));
+                    block(text, value, depth.saturating_add(more));
+                } else {
+                    text.push_str(&format!(" {}\n", plain(value)));
                 }
             }
         }
-        Value::Array(items) if !items.is_empty() => {
+        Yaml::List(items) if value.needs_lines() => {
             for item in items {
                 let mut inner = String::new();
                 block(&mut inner, item, depth.saturating_add(1));
@@ -46,23 +226,24 @@ fn block(text: &mut String, value: &Value, depth: usize) {
                 text.push_str(&format!("{indent}- {}", first.unwrap_or_default()));
             }
         }
-        Value::Null
-        | Value::Bool(_)
-        | Value::Number(_)
-        | Value::String(_)
-        | Value::Array(_)
-        | Value::Object(_) => text.push_str(&format!("{indent}{}\n", plain(value))),
+        Yaml::Null
+        | Yaml::Bool(_)
+        | Yaml::Number(_)
+        | Yaml::Text(_)
+        | Yaml::List(_)
+        | Yaml::Keys(_) => text.push_str(&format!("{indent}{}\n", plain(value))),
     }
 }
 
-/// A value on one line.
-fn plain(value: &Value) -> String {
+/// A value on one line. Lists and keys come here only when they are empty.
+fn plain(value: &Yaml) -> String {
     match value {
-        Value::String(text) => scalar(text),
-        // Lists and objects come here only when they are empty.
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
-            value.to_string()
-        }
+        Yaml::Null => "null".to_owned(),
+        Yaml::Bool(value) => value.to_string(),
+        Yaml::Number(number) => number.to_string(),
+        Yaml::Text(text) => scalar(text),
+        Yaml::List(_) => "[]".to_owned(),
+        Yaml::Keys(_) => "{}".to_owned(),
     }
 }
 

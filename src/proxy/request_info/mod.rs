@@ -16,7 +16,7 @@ use http::{Method, Uri};
 use crate::metrics::{Resource, Verb};
 
 /// What a request asks for. Borrows from the request unless its path is percent-encoded.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct RequestInfo<'a> {
     /// The Kubernetes verb. For a path that names no resource: the method in lower case. Empty for a
     /// method that no Kubernetes verb belongs to, such as OPTIONS on a resource.
@@ -111,12 +111,7 @@ impl<'a> RequestInfo<'a> {
     fn non_resource(method: &Method) -> Self {
         Self {
             verb: lower_case(method),
-            is_resource: false,
-            group: "".into(),
-            resource: "".into(),
-            subresource: None,
-            namespace: "".into(),
-            name: "".into(),
+            ..Self::default()
         }
     }
 

@@ -2,7 +2,6 @@
 //!
 //! The client reads no address and no certificate name. Those are part of the cause, which goes to the log.
 
-use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 
 use super::{Body, Error, Rejection};
@@ -30,13 +29,6 @@ impl ErrorStatus {
         }
     }
 
-    fn with_retry(self) -> Self {
-        Self {
-            retry: true,
-            ..self
-        }
-    }
-
     /// The JSON of a `metav1.Status` (apimachinery `pkg/apis/meta/v1/types.go`).
     fn json(&self) -> String {
         serde_json::json!({
@@ -55,8 +47,7 @@ impl ErrorStatus {
 /// The response to a request that failed.
 pub(super) fn respond(error: &Error) -> Response<Body> {
     let status = error_status(error);
-    let body = Bytes::from(status.json());
-    let mut response = Response::new(Body::full(body));
+    let mut response = Response::new(Body::full(status.json()));
     *response.status_mut() = status.code;
     let headers = response.headers_mut();
     headers.insert(
@@ -102,32 +93,32 @@ fn error_status(error: &Error) -> ErrorStatus {
 fn no_response(error: &UpstreamError) -> ErrorStatus {
     match error {
         UpstreamError::NoEndpoint { .. } => {
-            unavailable("the proxy knows no address of the apiserver yet").with_retry()
+            unavailable("the proxy knows no address of the apiserver yet")
         }
         UpstreamError::Connect { .. } => {
             unavailable("the apiserver does not accept connections; it may be restarting")
-                .with_retry()
         }
         UpstreamError::ConnectTimeout { .. } => {
-            unavailable("connecting to the apiserver timed out").with_retry()
+            unavailable("connecting to the apiserver timed out")
         }
         UpstreamError::Handshake { .. } => {
             unavailable("the TLS handshake with the apiserver failed; the request was not sent")
-                .with_retry()
         }
-        // No Retry-After: a wrong certificate is not fixed within the ten attempts of client-go.
         UpstreamError::Verify { .. } => {
             let reason = error
                 .verify_error()
                 .map_or("cannot be verified", VerifyError::reason);
-            unavailable(format!(
-                "the apiserver's certificate {reason}, so the request was not sent; \
-                 the proxy's log describes the certificate"
-            ))
+            ErrorStatus {
+                // A wrong certificate is not fixed within the ten attempts of client-go.
+                retry: false,
+                ..unavailable(format!(
+                    "the apiserver's certificate {reason}, so the request was not sent; \
+                     the proxy's log describes the certificate"
+                ))
+            }
         }
         UpstreamError::Unsent { .. } | UpstreamError::Refused { .. } => {
             unavailable("the apiserver closed the connection before it processed the request")
-                .with_retry()
         }
         UpstreamError::Shared(error) => no_response(error),
         UpstreamError::Lost { .. } => bad_gateway(
@@ -140,12 +131,13 @@ fn no_response(error: &UpstreamError) -> ErrorStatus {
     }
 }
 
+/// For a request that the apiserver provably has not processed.
 fn unavailable(message: impl Into<String>) -> ErrorStatus {
-    ErrorStatus::new(
-        StatusCode::SERVICE_UNAVAILABLE,
-        "ServiceUnavailable",
-        message,
-    )
+    let code = StatusCode::SERVICE_UNAVAILABLE;
+    ErrorStatus {
+        retry: true,
+        ..ErrorStatus::new(code, "ServiceUnavailable", message)
+    }
 }
 
 fn bad_gateway(message: &str) -> ErrorStatus {
@@ -156,6 +148,11 @@ fn bad_request(message: &str) -> ErrorStatus {
     ErrorStatus::new(StatusCode::BAD_REQUEST, "BadRequest", message)
 }
 
+fn header_too_large(message: String) -> ErrorStatus {
+    let code = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+    ErrorStatus::new(code, "RequestHeaderFieldsTooLarge", message)
+}
+
 fn rejected(rejection: Rejection) -> ErrorStatus {
     match rejection {
         Rejection::Connect => {
@@ -163,20 +160,12 @@ fn rejected(rejection: Rejection) -> ErrorStatus {
                            check proxy-url in the kubeconfig and HTTPS_PROXY";
             ErrorStatus::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", message)
         }
-        Rejection::HeaderFields(limit) => ErrorStatus::new(
-            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            "RequestHeaderFieldsTooLarge",
-            format!(
-                "the request has more than {limit} header fields; the limit is limits.headerFields"
-            ),
-        ),
-        Rejection::HeaderBytes(limit) => ErrorStatus::new(
-            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            "RequestHeaderFieldsTooLarge",
-            format!(
-                "the request's header is larger than {limit} bytes; the limit is limits.headerBytes"
-            ),
-        ),
+        Rejection::HeaderFields(limit) => header_too_large(format!(
+            "the request has more than {limit} header fields; the limit is limits.headerFields"
+        )),
+        Rejection::HeaderBytes(limit) => header_too_large(format!(
+            "the request's header is larger than {limit} bytes; the limit is limits.headerBytes"
+        )),
         Rejection::Uri(limit) => ErrorStatus::new(
             StatusCode::URI_TOO_LONG,
             "RequestURITooLong",

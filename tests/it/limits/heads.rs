@@ -166,7 +166,7 @@ async fn malformed_chunks_cut_the_body() {
         let answer: ClientResponse = client.response().await.into();
         let message = answer.assert_status(400, "BadRequest");
         assert!(
-            message.contains("request body ended before"),
+            message.contains("request body is incomplete"),
             "{chunks:?}: {message}"
         );
         for request in upstream.requests() {
