@@ -1,27 +1,42 @@
-//! kube-tls-proxy terminates TLS with a public certificate and re-originates it, verified against the
-//! cluster's own CA, to a kube-apiserver.
+//! kube-tls-proxy ends the TLS connection of a client, which sees a public certificate, and opens its own
+//! TLS connection to a kube-apiserver, which it verifies against the cluster's own CA.
+//!
+//! `docs/architecture.md` follows one GET, one watch and one `kubectl exec` through this code, function by
+//! function, and has a glossary. This page is its short form.
 //!
 //! # The life of a request
 //!
-//! | stage | module | its one duty |
+//! | stage | module | duty |
 //! | --- | --- | --- |
-//! | 1 | [`listener`] | accept TCP connections and bound how many are open |
-//! | 2, 3 | [`downstream`] | handshake under a deadline; drive one HTTP/1.1 or h2 connection |
-//! | 4 | [`proxy`] | one request in, one response out: policy, headers, upgrade, errors as `Status` |
-//! | 5, 6 | [`upstream`] | lease, dial and verify an apiserver connection; send one request on it |
+//! | 1 | [`listener`] | accepts TCP connections and bounds how many are open |
+//! | 2, 3 | [`downstream`] | runs the handshake under a deadline ([`downstream::serve`]), then one HTTP/1.1 or h2 connection |
+//! | 4 | [`proxy`] | one request in, one response out ([`proxy::handle`]): policy, headers, upgrade, errors as `Status` |
+//! | 5, 6 | [`upstream`] | leases, dials and verifies an apiserver connection ([`upstream::ClientLeases`]), sends one request on it |
 //!
-//! Imports follow the request: a module uses what a request meets later, never what it met before.
-//! Under the HTTP of both legs lies `transport`, which reads ahead and gathers writes.
-//! Beside the path stand [`app`] (builds the parts and runs the workers), [`check`] (finds what does not
-//! work and says the mend), [`cli`], [`config`], [`pki`], [`reload`], [`drain`], [`metrics`] and [`admin`]
-//! (what is counted, and who may read it), [`heartbeat`], [`telemetry`], [`hosts`] and `text`.
+//! A watch is a request whose response does not end; `proxy::watch` ends it between two events when the
+//! process stops. An exec is an upgrade; `proxy::upgrade` and `proxy::tunnel` join the two connections.
+//!
+//! Imports follow the request: a module uses the modules that a request meets later, and leaves, but never a
+//! module that the request met earlier. `tests/tidy.rs` enforces this.
+//!
+//! # The two ideas
+//!
+//! A *lease* instead of a pool: an upstream connection serves one client connection at a time, so that a client
+//! cannot harm another through it. *Workers* that share nothing on the request path: each has its own thread,
+//! listening socket and idle pool; all global state is one immutable [`downstream::Snapshot`].
+//!
+//! # Beside the path
+//!
+//! [`cli`] starts [`app`], which binds the sockets and runs the workers. [`config`] and [`pki`] turn files into
+//! checked values, [`reload`] does it again while the proxy runs, and [`drain`] ends running work in order.
+//! [`metrics`], [`activity`], [`heartbeat`] and [`telemetry`] record what happens, and [`admin`] shows it. [`check`] finds
+//! faults before users do, with the code that [`app`] runs.
 //!
 //! # What is deliberately absent
 //!
-//! No switch that turns verification off. No pool that clients share: an upstream connection serves
-//! one client at a time ([`upstream::ClientLeases`]). No buffering of bodies. No clock, file or environment
-//! variable is read on the way of a request. No request is sent twice unless it provably was not
-//! processed ([`upstream::UpstreamError::is_unprocessed`]).
+//! No switch that turns verification off. No pool that clients share. No buffering of bodies. No wall clock,
+//! file or environment variable is read on the path of a request. No request is sent twice unless it provably
+//! was not processed ([`upstream::UpstreamError::is_unprocessed`]).
 
 pub mod activity;
 pub mod admin;
