@@ -67,7 +67,8 @@ pub(super) async fn serve(
         .keep_alive_timeout(service.shared.timeouts.client_ping_timeout);
     let batcher = WriteBatcher::new(*stream);
     let preface_timeout = service.shared.timeouts.request_head;
-    let (stream, targets) = ClientMonitor::new(batcher.clone(), preface_timeout);
+    let (reader, targets) = ClientMonitor::new(batcher.clone(), preface_timeout);
+    let stream = tokio::io::join(reader, batcher.clone());
     let client_idle = service.shared.timeouts.client_idle;
     let goaway_timeout = service.shared.timeouts.client_ping_timeout;
     let cut_targets = Arc::clone(&targets);
