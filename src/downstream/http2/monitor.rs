@@ -341,8 +341,8 @@ impl<'a> Fields<'a> {
         if first & mask == mask {
             let mut shift = 0;
             loop {
-                let (byte, behind) = rest.split_first().ok_or(FieldError::Incomplete)?;
-                rest = behind;
+                let (byte, after) = rest.split_first().ok_or(FieldError::Incomplete)?;
+                rest = after;
                 value += usize::from(byte & 0x7f) << shift;
                 shift += 7;
                 if byte & 0x80 == 0 {
