@@ -29,7 +29,7 @@ async fn sigterm_is_announced_and_sigint_is_not() {
     let mut binary = Binary::start(&world, upstream.address(), &["--drain-delay", "1m"]).await;
     binary.signal("TERM").await;
     binary
-        .wait_for_line("told to stop, new clients are still served")
+        .wait_for_line("shutdown announced, new clients are still served")
         .await;
     let mut client = binary.client(&world).http1().await;
     assert_eq!(client.get(HOST, "/version", "").await.text(), "ok");
@@ -59,9 +59,9 @@ async fn a_second_signal_ends_everything_at_once() {
         binary.signal(second).await;
         assert_eq!(binary.exit_code().await, Some(0), "{first} {second}");
         client.chunk().await.unwrap_err();
-        binary.wait_for_line("everything ends now").await;
+        binary.wait_for_line("all connections are closed now").await;
         let line = binary.wait_for_line("stopped").await;
-        assert!(line.contains("connections_cut=1"), "{line}");
+        assert!(line.contains("connections_closed=1"), "{line}");
     }
 }
 
@@ -107,7 +107,7 @@ async fn sighup_during_the_delay_reloads_without_notifying_systemd() {
     assert!(systemd.told().await.contains("READY=1"));
     binary.signal("TERM").await;
     binary
-        .wait_for_line("told to stop, new clients are still served")
+        .wait_for_line("shutdown announced, new clients are still served")
         .await;
     let new = world.public_ca.server(&[HOST, "127.0.0.1"]);
     new.write(&world.dir, "public");
@@ -139,7 +139,7 @@ async fn each_failure_of_a_reload_is_said_once() {
     std::fs::write(&key, "hello").unwrap();
     binary.wait_for_line("holds no PEM block").await;
     std::fs::write(&key, good).unwrap();
-    binary.wait_for_line("the files are good again").await;
+    binary.wait_for_line("reload works again").await;
     let lines = binary.stderr();
     let failures = lines.iter().filter(|line| line.contains("reload failed"));
     assert_eq!(failures.count(), 2, "{lines:?}");
@@ -174,7 +174,7 @@ async fn what_needs_a_restart_is_said_once() {
     let binary = Binary::start(&world, upstream.address(), &flags).await;
     let changed = "timeouts: {reload: 30ms}\nlimits: {uriBytes: 2KiB}";
     std::fs::write(&config, changed).unwrap();
-    let line = "limits, timeouts changed; a restart is needed";
+    let line = r#"changed settings need a restart settings="limits, timeouts""#;
     binary.wait_for_line(line).await;
     tokio::time::sleep(Duration::from_millis(400)).await;
     let lines = binary.stderr();
