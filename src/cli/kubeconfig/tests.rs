@@ -26,7 +26,7 @@ fn made(args: &KubeconfigArgs) -> (Value, String) {
 }
 
 #[test]
-fn names_the_public_host_and_no_ca() {
+fn kubeconfig_has_public_host_and_no_ca() {
     let (config, remarks) = made(&args(|_| {}));
     assert_eq!(
         config,
@@ -78,7 +78,7 @@ users:
 "#;
 
 #[test]
-fn takes_names_namespace_and_token_of_another_kubeconfig() {
+fn names_namespace_and_token_are_copied() {
     let dir = TempDir::new();
     let file = dir.write("from", FROM);
     let (config, remarks) = made(&args(|args| args.from = Some(file)));
@@ -100,7 +100,7 @@ fn takes_names_namespace_and_token_of_another_kubeconfig() {
 }
 
 #[test]
-fn takes_the_exec_plugin_with_a_path_that_works_from_anywhere() {
+fn exec_plugin_is_copied_with_an_absolute_path() {
     let dir = TempDir::new();
     let file = dir.write("from", FROM);
     let (config, remarks) = made(&args(|args| {
@@ -122,7 +122,7 @@ fn takes_the_exec_plugin_with_a_path_that_works_from_anywhere() {
 }
 
 #[test]
-fn leaves_certificates_passwords_and_the_cluster_ca_behind() {
+fn certificates_passwords_and_ca_are_not_copied() {
     let dir = TempDir::new();
     let file = dir.write("from", FROM);
     let args = args(|args| {
@@ -145,7 +145,7 @@ fn leaves_certificates_passwords_and_the_cluster_ca_behind() {
 }
 
 #[test]
-fn a_flag_wins_over_the_credential_of_the_other_kubeconfig() {
+fn flag_overrides_the_copied_credential() {
     let dir = TempDir::new();
     let (file, token) = (dir.write("from", FROM), dir.write("token", "t0ken\n"));
     let from = args(|args| args.from = Some(file));
@@ -172,7 +172,7 @@ fn a_flag_wins_over_the_credential_of_the_other_kubeconfig() {
 }
 
 #[test]
-fn says_what_is_wrong_with_its_input() {
+fn bad_input_is_explained() {
     let dir = TempDir::new();
     let from = dir.write("from", FROM);
     let (empty, two) = (dir.write("empty", " \n"), dir.write("two", "a b"));
@@ -216,7 +216,7 @@ fn says_what_is_wrong_with_its_input() {
 }
 
 #[test]
-fn says_why_the_file_cannot_be_written() {
+fn write_error_is_explained() {
     let dir = TempDir::new();
     let sentence = |file: &Path| {
         let error = super::file::OutputFile::find(file)
@@ -245,7 +245,7 @@ fn says_why_the_file_cannot_be_written() {
 
 /// Whatever a name is, it is read as it was written.
 #[test]
-fn every_text_is_read_as_it_was_written() {
+fn any_text_survives_a_round_trip() {
     for text in [
         "",
         "a",
