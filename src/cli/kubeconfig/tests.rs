@@ -177,7 +177,9 @@ fn bad_input_is_explained() {
     let from = dir.write("from", FROM);
     let (empty, two) = (dir.write("empty", " \n"), dir.write("two", "a b"));
     let sentence = |args: KubeconfigArgs| {
-        let error = compose(&args).err().map(|error| crate::cli::sentence(&error));
+        let error = compose(&args)
+            .err()
+            .map(|error| crate::cli::sentence(&error));
         error
             .unwrap_or_default()
             .replace(&dir.path().display().to_string(), "DIR")
