@@ -87,7 +87,7 @@ pub enum ReadError {
     /// No certificate, key or configuration is this large.
     #[error("larger than 4 MiB; check the path")]
     TooLarge,
-    /// Anything else the operating system says.
+    /// Any other error of the operating system.
     #[error("cannot be read")]
     Other(#[source] io::Error),
 }
