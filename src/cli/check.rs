@@ -7,7 +7,7 @@ use std::{
     time::SystemTime,
 };
 
-use clap::{Args, ValueEnum, builder::PossibleValue};
+use clap::{Args, ValueEnum};
 
 use super::print_failure;
 use crate::{
@@ -52,27 +52,15 @@ pub struct CheckArgs {
 }
 
 /// How the report is printed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+#[expect(
+    missing_docs,
+    reason = "clap prints the docs of variants, and then `--help` prints each flag as a paragraph"
+)]
 pub enum OutputFormat {
-    /// Lines for people.
     #[default]
     Text,
-    /// One JSON document.
     Json,
-}
-
-/// Implemented by hand: `derive` turns the comments into help texts, and then `--help` prints each flag as a paragraph.
-impl ValueEnum for OutputFormat {
-    fn value_variants<'a>() -> &'a [Self] {
-        &[Self::Text, Self::Json]
-    }
-
-    fn to_possible_value(&self) -> Option<PossibleValue> {
-        Some(PossibleValue::new(match self {
-            Self::Text => "text",
-            Self::Json => "json",
-        }))
-    }
 }
 
 /// Why no check can run.

@@ -66,7 +66,7 @@ fn bad_kubeconfigs() {
         ),
         (
             "CLUSTER {server: 'https://10.0.0.1', certificate-authority-data: '%%'}",
-            "kubeconfig DIR/kubeconfig: certificate-authority-data of cluster `c` is not base64; copy the whole value again",
+            "kubeconfig DIR/kubeconfig: cluster `c` has certificate-authority-data that is not base64; copy the whole value again",
         ),
         (
             "CLUSTER {server: 'https://10.0.0.1', certificate-authority-data: 'aGVsbG8='}",
