@@ -220,6 +220,7 @@ fn in_cluster(env: &Environment) -> Result<Option<ClusterConfig>, ConfigError> {
             | ReadError::Denied
             | ReadError::Directory
             | ReadError::TooLarge
+            | ReadError::NotAPath { .. }
             | ReadError::Other(_) => SettingError::PodCa { file, source },
         }));
     }

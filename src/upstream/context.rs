@@ -26,7 +26,7 @@ pub struct UpstreamContext {
     pub(super) limits: Limits,
     pub(super) timeouts: Timeouts,
     pub(super) drain: Drain,
-    pub(super) counts: Arc<Counters>,
+    pub(super) counters: Arc<Counters>,
 }
 
 impl UpstreamContext {
@@ -43,20 +43,20 @@ impl UpstreamContext {
             limits,
             timeouts,
             drain,
-            counts: Arc::default(),
+            counters: Arc::default(),
         }
     }
 
     /// The same, with these counters.
     #[must_use]
-    pub fn counting(self, counts: Arc<Counters>) -> Self {
-        Self { counts, ..self }
+    pub fn counting(self, counters: Arc<Counters>) -> Self {
+        Self { counters, ..self }
     }
 
     /// The counters of this worker.
     #[must_use]
-    pub fn counts(&self) -> &Arc<Counters> {
-        &self.counts
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
     }
 
     /// How often names are resolved.

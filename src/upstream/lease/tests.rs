@@ -75,15 +75,15 @@ async fn closed_connections_are_found_however_many_there_are() {
 
 #[tokio::test]
 async fn connection_closed_by_apiserver_is_not_counted_as_age() {
-    let (counts, generation) = (Arc::new(Counters::default()), Arc::new(()));
+    let (counters, generation) = (Arc::new(Counters::default()), Arc::new(()));
     let idle = IdlePool::new(1, MAX_AGE, Drain::new());
     let (near, far) = duplex(1024);
     let endpoint = endpoint();
     let connection = H1Connection::new(Box::new(near), endpoint);
-    connection.stats().on_dial(&counts, &generation);
+    connection.stats().on_dial(&counters, &generation);
     idle.put(1, Connection::H1(connection));
     drop(far);
     assert!(idle.take(1, false).is_none());
-    assert_eq!(counts.leases_retired.value(LeaseEnd::Closed), 1);
-    assert_eq!(counts.leases_retired.value(LeaseEnd::Age), 0);
+    assert_eq!(counters.leases_retired.value(LeaseEnd::Closed), 1);
+    assert_eq!(counters.leases_retired.value(LeaseEnd::Age), 0);
 }
