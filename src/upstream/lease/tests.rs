@@ -33,7 +33,7 @@ async fn http1_connection_idle_too_long_is_not_reused() {
         let connection = H1Connection::new(Box::new(near), endpoint);
         table.give_back(1, connection);
         advance(idle).await;
-        let found = table.find(1, false, Freshness::Any);
+        let found = table.find(1, false, None);
         let found = matches!(found, Lookup::Slot(LeasedSlot::H1(_)));
         assert_eq!(found, used_again, "after {idle:?}");
     }
@@ -69,7 +69,7 @@ async fn closed_connections_are_found_however_many_there_are() {
         table.give_back(1, H1Connection::new(Box::new(near), endpoint));
         drop(far);
     }
-    let found = table.find(1, false, Freshness::Any);
+    let found = table.find(1, false, None);
     assert!(matches!(found, Lookup::MustDialH1), "{found:?}");
 }
 
