@@ -1,6 +1,6 @@
-//! Lets running work finish, tunnels too, and knows when all of it has.
+//! Lets running requests and tunnels finish when the process stops, within deadlines.
 //!
-//! Every task starts through [`Drain::spawn`]; one that starts elsewhere is not waited for.
+//! Every task starts through [`Drain::spawn`]. The drain does not wait for a task that starts elsewhere.
 
 use std::{
     future::Future,
@@ -17,31 +17,30 @@ use tokio_util::{
     task::TaskTracker,
 };
 
-/// How far the process is on its way to its end.
+/// The phase of a shutdown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
-    /// Nobody has told it to stop.
+    /// No stop signal has come.
     Serving,
-    /// Told to stop: `/readyz` fails, so that no more clients are sent here, and those that still come
-    /// are served.
+    /// A stop signal has come: `/readyz` fails, so that load balancers send no more clients. Clients that
+    /// still come are served.
     Announced,
-    /// The sockets are closed, and what runs comes to its end.
+    /// The listening sockets are closed, and running requests and tunnels finish.
     Draining,
 }
 
-/// The tasks of one worker and the signal that they should come to an end.
-///
-/// Each worker has one of its own, so that tracking a task touches no other thread.
+/// The tasks of one worker and the signal that tells them to finish. Each worker has its own, so that
+/// tracking a task touches no other thread.
 #[derive(Debug, Clone, Default)]
 pub struct Drain {
     started: CancellationToken,
-    cut: CancellationToken,
-    ended: CancellationToken,
+    deadline: CancellationToken,
+    aborted: CancellationToken,
     tasks: TaskTracker,
     tally: Arc<Tally>,
 }
 
-/// What runs, and what became of it; for the log.
+/// Counts for the log.
 #[derive(Debug, Default)]
 struct Tally {
     connections: AtomicUsize,
@@ -49,37 +48,37 @@ struct Tally {
     watches_ended: AtomicUsize,
 }
 
-/// What is counted while it runs.
+/// The kinds of work that are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// A client's connection, as long as it speaks HTTP.
+pub enum ConnectionKind {
+    /// A connection of a client, until it ends or becomes a tunnel.
     Connection,
-    /// Two connections that were joined.
+    /// The two connections of an upgraded request.
     Tunnel,
 }
 
-/// One that runs, until dropped.
+/// Counts one connection or tunnel until dropped.
 #[derive(Debug)]
-pub struct Counted {
+pub struct OpenConnection {
     tally: Arc<Tally>,
-    kind: Kind,
+    kind: ConnectionKind,
 }
 
-/// How many there are, of each kind.
+/// Numbers of connections and tunnels.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Counts {
+pub struct ConnectionCounts {
     /// Connections of clients.
     pub connections: usize,
     /// Tunnels.
     pub tunnels: usize,
 }
 
-/// How long what runs may go on once the drain has begun.
+/// How long requests and tunnels may go on after the drain begins.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadlines {
     /// Requests and their connections.
     pub requests: Duration,
-    /// Tunnels; never less than requests have.
+    /// Tunnels; at least as long as requests.
     pub tunnels: Duration,
 }
 
@@ -100,45 +99,45 @@ impl Drain {
         tokio::spawn(self.tasks.track_future(task))
     }
 
-    /// Counts one in until the result is dropped.
+    /// Counts one connection or tunnel until the result is dropped.
     #[must_use]
-    pub fn count(&self, kind: Kind) -> Counted {
-        self.tally.of(kind).fetch_add(1, Ordering::Relaxed);
-        Counted {
+    pub fn count(&self, kind: ConnectionKind) -> OpenConnection {
+        self.tally.counter(kind).fetch_add(1, Ordering::Relaxed);
+        OpenConnection {
             tally: Arc::clone(&self.tally),
             kind,
         }
     }
 
-    /// What runs now.
+    /// Returns how many connections and tunnels are open now.
     #[must_use]
-    pub fn running(&self) -> Counts {
-        Counts {
+    pub fn open(&self) -> ConnectionCounts {
+        ConnectionCounts {
             connections: self.tally.connections.load(Ordering::Relaxed),
             tunnels: self.tally.tunnels.load(Ordering::Relaxed),
         }
     }
 
-    /// Notes that a watch was ended between two events.
+    /// Counts a watch that the drain ended between two events.
     pub fn ended_watch(&self) {
         self.tally.watches_ended.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many watches were ended between two events.
+    /// Returns how many watches the drain ended between two events.
     #[must_use]
     pub fn watches_ended(&self) -> usize {
         self.tally.watches_ended.load(Ordering::Relaxed)
     }
 
-    /// Asks all work to come to an end. Calling it again changes nothing.
+    /// Tells all tasks to finish. A second call changes nothing.
     pub fn begin(&self) {
         self.started.cancel();
     }
 
-    /// Ends all work now, whatever runs.
-    pub fn end(&self) {
+    /// Makes [`Drain::finish`] return now, whatever still runs.
+    pub fn abort(&self) {
         self.started.cancel();
-        self.ended.cancel();
+        self.aborted.cancel();
     }
 
     /// Whether [`Drain::begin`] was called.
@@ -161,59 +160,65 @@ impl Drain {
         self.started.clone().cancelled_owned()
     }
 
-    /// Returns once the time of requests is over: whoever waits drops its connection, unended.
+    /// Returns once the deadline of requests has passed. The caller then drops its connection without ending
+    /// it in order.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe: nothing is lost when the future is dropped.
-    pub async fn cut(&self) {
-        self.cut.cancelled().await;
+    pub async fn deadline(&self) {
+        self.deadline.cancelled().await;
     }
 
-    /// Waits until every task has ended, or its deadline has passed, or [`Drain::end`] was called;
-    /// returns what was cut or, for tunnels, still runs.
-    pub async fn finish(&self, deadlines: Deadlines) -> Counts {
+    /// Waits until every task has ended, its deadline has passed, or [`Drain::abort`] was called. Returns how
+    /// many connections and tunnels had not ended by themselves.
+    pub async fn finish(&self, deadlines: Deadlines) -> ConnectionCounts {
         self.tasks.close();
         tokio::select! {
             left = self.wait(deadlines) => left,
-            () = self.ended.cancelled() => self.running(),
+            () = self.aborted.cancelled() => self.open(),
         }
     }
 
-    async fn wait(&self, deadlines: Deadlines) -> Counts {
+    async fn wait(&self, deadlines: Deadlines) -> ConnectionCounts {
         let all = tokio::time::timeout(deadlines.requests, self.tasks.wait());
         if all.await.is_ok() {
-            return Counts::default();
+            return ConnectionCounts::default();
         }
-        let Counts {
+        let ConnectionCounts {
             connections,
             tunnels,
-        } = self.running();
-        self.cut.cancel();
-        let rest = deadlines.tunnels.saturating_sub(deadlines.requests);
-        let rest = if tunnels > 0 { rest } else { LAST_WORD };
-        drop(tokio::time::timeout(rest, self.tasks.wait()).await);
-        Counts {
+        } = self.open();
+        self.deadline.cancel();
+        let left = if tunnels > 0 {
+            deadlines.tunnels.saturating_sub(deadlines.requests)
+        } else {
+            CLOSE_TIMEOUT
+        };
+        drop(tokio::time::timeout(left, self.tasks.wait()).await);
+        ConnectionCounts {
             connections,
-            tunnels: self.running().tunnels,
+            tunnels: self.open().tunnels,
         }
     }
 }
 
 impl Tally {
-    fn of(&self, kind: Kind) -> &AtomicUsize {
+    fn counter(&self, kind: ConnectionKind) -> &AtomicUsize {
         match kind {
-            Kind::Connection => &self.connections,
-            Kind::Tunnel => &self.tunnels,
+            ConnectionKind::Connection => &self.connections,
+            ConnectionKind::Tunnel => &self.tunnels,
         }
     }
 }
 
-impl Drop for Counted {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.tally.of(self.kind).fetch_sub(1, Ordering::Relaxed);
+        self.tally
+            .counter(self.kind)
+            .fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// What is told to cut its connection needs no longer than this to do so.
-const LAST_WORD: Duration = Duration::from_millis(200);
+/// How long tasks may take to drop their connections after the deadline.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);

@@ -1,4 +1,4 @@
-//! The TCP settings that both legs share.
+//! TCP settings of the connections on both legs.
 
 use std::io;
 
@@ -7,12 +7,12 @@ use tokio::net::TcpStream;
 
 use crate::config::Timeouts;
 
-/// Sets what a long-lived connection needs: no delay for a keystroke, and an end for a peer that is
-/// gone without a word. Tunnels carry no pings of ours, so this is what ends a dead one.
+/// Sets up a long-lived connection: a keystroke is sent without delay, and keepalive probes end the
+/// connection of a peer that is gone. Tunnels carry no pings of the proxy, so only this ends a dead one.
 ///
 /// # Errors
 ///
-/// When the kernel refuses, which happens only for a socket that is already dead.
+/// Only for a socket that is already dead.
 pub(crate) fn tune(stream: &TcpStream, timeouts: &Timeouts) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let keepalive = TcpKeepalive::new()
@@ -22,9 +22,9 @@ pub(crate) fn tune(stream: &TcpStream, timeouts: &Timeouts) -> io::Result<()> {
     SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }
 
-/// Gives up a peer that takes nothing for so long, whether it is gone or only does not read: Linux
-/// counts a closed window too, even one that is acknowledged. For connections whose peer always reads,
-/// as it does over HTTP/2, and for clients that have proved nothing yet.
+/// Ends the connection when the peer takes no byte for `timeouts.tcpUserTimeout`, whether it is gone or only
+/// does not read: Linux also counts the time of a closed window, even of an acknowledged one. Use it where
+/// the peer always reads, as over HTTP/2, and for clients that have sent no request yet.
 ///
 /// # Errors
 ///
@@ -33,8 +33,8 @@ pub(crate) fn set_user_timeout(stream: &TcpStream, timeouts: &Timeouts) -> io::R
     SockRef::from(stream).set_tcp_user_timeout(Some(timeouts.tcp_user_timeout))
 }
 
-/// Takes that back: behind a tunnel a person may look at a pager for an hour. A peer that is gone is
-/// still noticed, by the probes of [`tune`] or by retransmission.
+/// Undoes [`set_user_timeout`]: the user of a tunnel may look at a pager for an hour. The probes of [`tune`]
+/// and retransmissions still detect a peer that is gone.
 ///
 /// # Errors
 ///
@@ -43,8 +43,8 @@ pub(crate) fn clear_user_timeout(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).set_tcp_user_timeout(None)
 }
 
-/// Lets a listening socket finish the handshakes that it has begun and begin no more. A client that asks
-/// now gets no answer, asks again after a second, and is then another listener's, or refused.
+/// Drops new SYNs on a listening socket (classic BPF) while handshakes in progress complete. A client
+/// retransmits its SYN after about a second and then reaches another listener, or is refused.
 ///
 /// # Errors
 ///
@@ -52,8 +52,8 @@ pub(crate) fn clear_user_timeout(stream: &TcpStream) -> io::Result<()> {
 #[cfg(target_os = "linux")]
 pub(crate) fn drop_new_syns(listening: SockRef<'_>) -> io::Result<()> {
     use socket2::SockFilter;
-    // Classic BPF, which sees a TCP segment from its header on: load the flags, keep SYN and ACK, and
-    // drop what has SYN alone.
+    // The filter sees a TCP segment from its header on: load the flags, keep SYN and ACK, and drop the
+    // segment if only SYN is set.
     let flags = SockFilter::new(0x30, 0, 0, 13);
     let syn_and_ack = SockFilter::new(0x54, 0, 0, 0x12);
     let is_syn = SockFilter::new(0x15, 0, 1, 0x02);
@@ -64,7 +64,7 @@ pub(crate) fn drop_new_syns(listening: SockRef<'_>) -> io::Result<()> {
     listening.attach_filter(&[flags, syn_and_ack, is_syn, drop, pass])
 }
 
-/// As on Linux, which alone can do this.
+/// Only Linux can do this.
 ///
 /// # Errors
 ///
@@ -74,5 +74,5 @@ pub(crate) fn drop_new_syns(_: SockRef<'_>) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Unanswered probes after which a peer is given up: one more interval of silence in all.
+/// Unanswered probes after which the connection ends. Together they take one more keepalive interval.
 const PROBES: u32 = 3;

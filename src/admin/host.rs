@@ -1,9 +1,9 @@
-//! Under which names the status page may be read.
+//! The host names that the status page is served under.
 //!
-//! Whoever visits a page of a stranger may have a browser that reaches the admin port, and the stranger may
-//! let a name of his lead there (DNS rebinding): for the browser this page is then one of his. So it is
-//! shown only under what no stranger can own: an address, a name of this machine or this cluster, or a name
-//! that the configuration shows to be the operator's.
+//! DNS rebinding: an attacker's site can point its own name at the admin port, so that a visitor's browser
+//! treats this page as same-origin with the attacker. The page is therefore served only under names that an
+//! attacker cannot own: an IP address, a name of this machine or this cluster, or a name from the
+//! configuration.
 
 use std::net::IpAddr;
 
@@ -12,9 +12,9 @@ use http::{Request, header};
 use super::sources::Sources;
 use crate::text::escape;
 
-/// `None` if the page may be shown to who asks, or why not, with the mend.
+/// `None` if the page may be served for this request; else why not, and how to open it.
 pub(super) fn refusal<B>(sources: &Sources, request: &Request<B>) -> Option<String> {
-    // A target with a host overrides the header (RFC 9112 §3.2.2). No browser leaves both out.
+    // A host in the target overrides the header (RFC 9112 §3.2.2). Every browser sends one of them.
     let host = match (request.uri().host(), request.headers().get(header::HOST)) {
         (Some(host), _) => host,
         (None, Some(host)) => host.to_str().unwrap_or_default(),
@@ -23,13 +23,13 @@ pub(super) fn refusal<B>(sources: &Sources, request: &Request<B>) -> Option<Stri
     let name = without_port(host)
         .trim_end_matches('.')
         .to_ascii_lowercase();
-    if is_nobody_elses(&name) || is_the_operators(sources, &name) {
+    if cannot_be_bought(&name) || is_configured(sources, &name) {
         return None;
     }
-    let shown = escape(&name, MOST_CHARS);
+    let name = escape(&name, MAX_NAME_CHARS);
     Some(format!(
-        "the status page is not shown under the name \"{shown}\", which may be a stranger's; open it by its IP address, as \
-         localhost (kubectl port-forward), or by a name of the certificate\n"
+        "the status page is not served under the host name \"{name}\", which an attacker could own; open it by IP \
+         address, as localhost (kubectl port-forward), or by a name of the certificate\n"
     ))
 }
 
@@ -40,8 +40,8 @@ fn without_port(host: &str) -> &str {
     }
 }
 
-/// Addresses, and names that cannot be bought.
-fn is_nobody_elses(name: &str) -> bool {
+/// Whether this is an IP address, or a name that no public registry sells.
+fn cannot_be_bought(name: &str) -> bool {
     let is_one_label = !name.is_empty() && !name.contains('.');
     is_one_label
         || name.parse::<IpAddr>().is_ok()
@@ -50,23 +50,23 @@ fn is_nobody_elses(name: &str) -> bool {
             .any(|end| name.ends_with(end))
 }
 
-/// A name of a certificate, or that of an apiserver, under which `kubectl proxy` asks.
-fn is_the_operators(sources: &Sources, name: &str) -> bool {
+/// Whether this is a name of a certificate, or of an apiserver, which `kubectl proxy` sends.
+fn is_configured(sources: &Sources, name: &str) -> bool {
     let report = sources.report.borrow();
     let material = &report.material;
     material.identities.iter().any(|one| one.covers(name))
         || (material.clusters.iter()).any(|(one, _)| one.upstream_host.eq_ignore_ascii_case(name))
 }
 
-/// Characters of a name that are said back.
-const MOST_CHARS: usize = 100;
+/// Characters of the name in the refusal.
+const MAX_NAME_CHARS: usize = 100;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_host_is_taken_without_its_port() {
+    fn port_is_removed_from_host() {
         for (host, name) in [
             ("localhost:9090", "localhost"),
             ("localhost", "localhost"),
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_can_be_bought_are_somebodys() {
+    fn names_for_sale_are_refused() {
         for name in [
             "a.example",
             "localhost.example",
@@ -90,7 +90,7 @@ mod tests {
             "127.0.0.1.example",
             "",
         ] {
-            assert!(!is_nobody_elses(name), "{name}");
+            assert!(!cannot_be_bought(name), "{name}");
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Health, metrics and the status page, on a port of their own and away from the workers.
+//! The admin port: health, metrics and the status page, on a thread that serves no clients.
 //!
-//! It is plain HTTP and asks nobody who they are, so nothing here is a secret: no header of a request but
-//! the user agent, no query, no body. Text of clients goes out as JSON and is put into the page as text.
+//! It is plain HTTP without authentication, so nothing here is a secret: of a request no header but
+//! `User-Agent`, no query, no body. Text of clients is sent as JSON, and the page inserts it as text.
 
 mod health;
 mod host;
@@ -38,16 +38,16 @@ impl AdminError {
     }
 }
 
-/// The admin port, bound and not served yet.
+/// The admin port: bound, but not served yet.
 #[derive(Debug)]
 pub struct Admin {
     socket: std::net::TcpListener,
     address: SocketAddr,
 }
 
-/// The admin port, served until dropped.
+/// Serves the admin port until dropped.
 #[derive(Debug)]
-pub struct Serving {
+pub struct AdminServer {
     drain: Drain,
 }
 
@@ -56,7 +56,7 @@ impl Admin {
     ///
     /// # Errors
     ///
-    /// When the address cannot be listened on.
+    /// If the port cannot be opened.
     pub fn bind(address: SocketAddr) -> Result<Self, AdminError> {
         let bound = || {
             let socket = std::net::TcpListener::bind(address)?;
@@ -73,22 +73,22 @@ impl Admin {
         self.address
     }
 
-    /// Serves on the current runtime, until what is returned is dropped.
+    /// Serves on the current runtime until the returned value is dropped.
     ///
     /// # Errors
     ///
-    /// When the socket cannot be watched.
-    pub fn serve(self, sources: Sources, timeouts: &Timeouts) -> Result<Serving, AdminError> {
+    /// If the runtime cannot register the socket.
+    pub fn serve(self, sources: Sources, timeouts: &Timeouts) -> Result<AdminServer, AdminError> {
         let socket = tokio::net::TcpListener::from_std(self.socket)
             .map_err(|error| AdminError::new(self.address, error))?;
         let drain = Drain::new();
         let serving = server::serve(socket, Arc::new(sources), timeouts.clone(), drain.clone());
         drain.spawn(serving);
-        Ok(Serving { drain })
+        Ok(AdminServer { drain })
     }
 }
 
-impl Drop for Serving {
+impl Drop for AdminServer {
     fn drop(&mut self) {
         self.drain.begin();
     }

@@ -1,4 +1,4 @@
-//! The status page: one document, nothing from elsewhere, and a policy that lets nothing else run.
+//! The status page: one document that loads nothing else, with a policy that allows no other script.
 
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -8,20 +8,19 @@ use http_body_util::Full;
 
 use super::server::typed;
 
-/// The page and the policy that it is served under.
+/// The page and its Content-Security-Policy.
 #[derive(Debug)]
-pub(super) struct Page {
+pub(super) struct StatusPage {
     html: Bytes,
     policy: Option<HeaderValue>,
 }
 
-impl Page {
+impl StatusPage {
     pub(super) fn new() -> Self {
         let html = HTML
             .replacen("/* style */", STYLE, 1)
             .replacen("/* script */", SCRIPT, 1);
-        // The hashes are of what stands between the tags, so that not even a line added to the page by
-        // somebody else would run.
+        // The policy allows the script by its hash, so that an injected script would not run.
         let policy = format!(
             "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; img-src data:; \
              connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -36,7 +35,10 @@ impl Page {
 
     pub(super) fn response(&self) -> Response<Full<Bytes>> {
         let Some(policy) = self.policy.clone() else {
-            return typed("text/plain; charset=utf-8", "the page has no policy\n");
+            return typed(
+                "text/plain; charset=utf-8",
+                "the status page has no content security policy\n",
+            );
         };
         let mut response = typed("text/html; charset=utf-8", self.html.clone());
         let headers = response.headers_mut();
@@ -60,8 +62,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_page_needs_nothing_from_elsewhere_and_has_no_attribute_that_runs() {
-        let page = Page::new();
+    fn page_loads_nothing_and_has_no_inline_handlers() {
+        let page = StatusPage::new();
         let html = String::from_utf8(page.html.to_vec()).unwrap();
         assert!(html.contains(&format!("<style>{STYLE}</style>")));
         assert!(html.contains(&format!("<script>{SCRIPT}</script>")));

@@ -1,4 +1,4 @@
-//! A small HTTP/1.1 server: GET and HEAD, a handful of paths, few connections at once.
+//! A small HTTP/1.1 server: GET and HEAD of a few paths, on a bounded number of connections.
 
 use std::{convert::Infallible, io, sync::Arc, time::Duration, time::SystemTime};
 
@@ -13,73 +13,78 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{health, health::HealthChecks, host, page::Page, sources::Sources, view::View};
+use super::{health, health::HealthChecks, host, page::StatusPage, sources::Sources, view::View};
 use crate::{config::Timeouts, drain::Drain, metrics, socket, text::error_chain};
 
-/// Serves until the drain begins.
+/// Accepts and serves connections until the drain begins.
 pub(super) async fn serve(
     socket: TcpListener,
     sources: Arc<Sources>,
     timeouts: Timeouts,
     drain: Drain,
 ) {
-    let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
-    let page = Arc::new(Page::new());
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let page = Arc::new(StatusPage::new());
     loop {
-        let place = Arc::clone(&places).acquire_owned();
+        let permit = Arc::clone(&permits).acquire_owned();
         let accepted = async {
-            // Before `accept`: a client too many waits in the kernel, and holds nothing here.
-            let place = place.await.map_err(io::Error::other)?;
+            // The permit is taken before `accept`, so that further clients wait in the kernel.
+            let permit = permit.await.map_err(io::Error::other)?;
             let (stream, _) = socket.accept().await?;
             socket::tune(&stream, &timeouts)?;
             socket::set_user_timeout(&stream, &timeouts)?;
-            io::Result::Ok((stream, place))
+            io::Result::Ok((stream, permit))
         };
         let accepted = tokio::select! {
             accepted = accepted => accepted,
             () = drain.begun() => return,
         };
         match accepted {
-            Ok((stream, place)) => {
+            Ok((stream, permit)) => {
                 let (sources, page) = (Arc::clone(&sources), Arc::clone(&page));
-                let told = drain.clone();
+                let drain_begun = drain.clone();
                 drain.spawn(async move {
                     tokio::select! {
-                        () = converse(stream, &sources, &page) => {}
-                        () = told.begun() => {}
+                        () = serve_connection(stream, &sources, &page) => {}
+                        () = drain_begun.begun() => {}
                     }
-                    drop(place);
+                    drop(permit);
                 });
             }
             Err(error) => {
                 warn!(error = %error_chain(&error), "accept failed on the admin port");
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(ACCEPT_RETRY_PAUSE).await;
             }
         }
     }
 }
 
-async fn converse(stream: TcpStream, sources: &Sources, page: &Page) {
-    let answer = service_fn(|request: Request<Incoming>| async move {
-        Ok::<_, Infallible>(answer(sources, page, &request))
+async fn serve_connection(stream: TcpStream, sources: &Sources, page: &StatusPage) {
+    let service = service_fn(|request: Request<Incoming>| async move {
+        Ok::<_, Infallible>(respond(sources, page, &request))
     });
     let ended = http1::Builder::new()
         .timer(TokioTimer::new())
-        // For the wait between two requests as well: who polls does so more often, who scrapes connects anew.
+        // Also bounds the wait between two requests. The status page polls more often, and Prometheus
+        // reconnects.
         .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), answer)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), service)
         .await;
     if let Err(error) = ended {
         debug!(error = %error_chain(&error), "admin connection ended early");
     }
 }
 
-fn answer(sources: &Sources, page: &Page, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+fn respond(
+    sources: &Sources,
+    page: &StatusPage,
+    request: &Request<Incoming>,
+) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut response = text(
             StatusCode::METHOD_NOT_ALLOWED,
-            "only GET and HEAD are served here\n",
+            "method not allowed; use GET or HEAD\n",
         );
         let allowed = HeaderValue::from_static("GET, HEAD");
         response.headers_mut().insert(header::ALLOW, allowed);
@@ -90,7 +95,7 @@ fn answer(sources: &Sources, page: &Page, request: &Request<Incoming>) -> Respon
         names.any(|name| name == Some("verbose"))
     });
     let path = request.uri().path();
-    // What the other paths say names no client, and probes and Prometheus come under any name.
+    // The other paths show no clients, and probes and Prometheus use any host name.
     if matches!(path, "/" | "/status.json")
         && let Some(refusal) = host::refusal(sources, request)
     {
@@ -107,7 +112,7 @@ fn answer(sources: &Sources, page: &Page, request: &Request<Incoming>) -> Respon
         },
         _ => text(
             StatusCode::NOT_FOUND,
-            "nothing is here; there are / (the status page), /livez, /readyz, /metrics and /status.json\n",
+            "not found; the paths are / (the status page), /livez, /readyz, /metrics and /status.json\n",
         ),
     }
 }
@@ -127,7 +132,7 @@ fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     response
 }
 
-/// A response that no browser guesses about, keeps, or lends to another page.
+/// A response that a browser neither sniffs nor caches.
 pub(super) fn typed(content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body.into()));
     for (name, value) in [
@@ -141,11 +146,11 @@ pub(super) fn typed(content_type: &'static str, body: impl Into<Bytes>) -> Respo
     response
 }
 
-/// Connections at once; probes, Prometheus and some people need a few.
-const MOST_CONNECTIONS: usize = 64;
-/// How long a request's head, or the next request, is waited for.
+/// Open connections. Probes, Prometheus and a few people need no more.
+const MAX_CONNECTIONS: usize = 64;
+/// Time limit for the next request and for its head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest head.
-const HEAD_BYTES: usize = 16 * 1024;
-/// How long to wait when no connection can be accepted, as when files are short.
-const PAUSE: Duration = Duration::from_millis(100);
+/// Size limit of a request head.
+const MAX_HEAD_BYTES: usize = 16 * 1024;
+/// Pause after `accept` failed, for example because the process has no free file descriptor.
+const ACCEPT_RETRY_PAUSE: Duration = Duration::from_millis(100);

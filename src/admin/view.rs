@@ -203,7 +203,7 @@ fn endpoints(sources: &Sources, cluster: &Cluster) -> Vec<EndpointView> {
             Health::Unknown => "unknown",
         },
         since: sources.unix(endpoint.since),
-        connections: endpoint.leases,
+        connections: endpoint.connections,
         why: endpoint.why,
     });
     each.collect()

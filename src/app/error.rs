@@ -1,4 +1,4 @@
-//! Why a proxy does not start, or ends.
+//! Why a proxy does not start, or ends by itself.
 
 use std::{io, net::SocketAddr};
 
@@ -7,7 +7,7 @@ use crate::{
     reload::ReloadError,
 };
 
-/// Everything that ends the process.
+/// An error that ends the process.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
     /// Flags, environment, configuration file or kubeconfig.
@@ -16,36 +16,36 @@ pub enum AppError {
     /// Certificate, key or CA.
     #[error(transparent)]
     Pki(#[from] PkiError),
-    /// TLS cannot be set up with material that was found good.
+    /// TLS refuses certificates and keys that were valid when they were read.
     #[error(transparent)]
     Setup(#[from] ReloadError),
     /// The log filter is malformed.
     #[error("--log-level is not a filter such as `info` or `info,kube_tls_proxy=debug`")]
     LogFilter(#[source] tracing_subscriber::filter::ParseError),
-    /// A socket that cannot be opened.
+    /// A listening socket cannot be opened.
     #[error("cannot listen on {address}")]
     Listen {
-        /// The address that was asked for.
+        /// The configured address.
         address: SocketAddr,
-        /// Why, and the mend.
+        /// Why, and how to fix it.
         #[source]
         source: ListenError,
     },
-    /// A socket that was passed on and is of no use.
+    /// An inherited socket that cannot be used.
     #[error(
         "socket {number} of the socket unit does not listen on TCP; give it with ListenStream=ADDRESS:PORT"
     )]
     Inherited {
-        /// Its place among those that were passed on, from 0.
+        /// Its position among the inherited sockets, from 0.
         number: usize,
     },
     /// The admin port cannot be opened.
     #[error(transparent)]
     Admin(#[from] AdminError),
-    /// Anything that fails after the start.
+    /// An error after the start.
     #[error("{doing}")]
     Run {
-        /// What was being done, as a lowercase fragment: `start worker 3`.
+        /// The action that failed, as a lowercase fragment: `start worker 3`.
         doing: String,
         /// Why it failed.
         #[source]

@@ -1,10 +1,9 @@
-//! Builds the parts, binds the sockets, and runs the workers until told to stop.
+//! Builds the parts, binds the sockets, and runs the workers until a stop signal.
 //!
-//! Everything that can be refused is refused before a socket is open; every address is known before
-//! the first connection is served.
+//! Every error of configuration and files is found before a socket is open. Every address is known before the
+//! first connection is served.
 
 mod error;
-mod stop;
 mod upkeep;
 mod workers;
 
@@ -25,7 +24,7 @@ use tokio::{
 use tracing::info;
 
 pub use error::AppError;
-pub use stop::Stop;
+pub use workers::FastStop;
 
 use crate::{
     admin::{Admin, Sources},
@@ -44,7 +43,7 @@ use workers::Workers;
 /// A proxy that is bound and ready to run.
 pub struct App {
     addresses: Vec<SocketAddr>,
-    /// For each worker one socket on every address.
+    /// One socket on every address, for each worker.
     sockets: Vec<Vec<TcpListener>>,
     owner: Owner,
     shared: Arc<Shared>,
@@ -52,14 +51,14 @@ pub struct App {
     source: ConfigLoader,
     reload_now: Arc<Notify>,
     phase: Arc<watch::Sender<Phase>>,
-    stop: Stop,
+    stop: FastStop,
     metrics: Arc<Metrics>,
     heartbeats: Heartbeats,
     admin: Option<Admin>,
     started: (SystemTime, Instant),
 }
 
-/// Addresses, and for each worker one socket on every one of them.
+/// Addresses, and one socket on each of them for each worker.
 type Bound = (Vec<SocketAddr>, Vec<Vec<TcpListener>>);
 
 impl fmt::Debug for App {
@@ -75,12 +74,12 @@ impl App {
     ///
     /// # Errors
     ///
-    /// The first thing that is unusable. No socket was opened unless it is a socket that failed.
+    /// The first error. No socket is open then, unless the error is about a socket.
     pub fn bind(source: ConfigLoader) -> Result<Self, AppError> {
         Self::bind_or_inherit(source, Vec::new())
     }
 
-    /// As [`App::bind`]; sockets that were inherited take the place of the configured addresses.
+    /// As [`App::bind`]. Inherited sockets replace the configured addresses.
     ///
     /// # Errors
     ///
@@ -117,7 +116,7 @@ impl App {
             source,
             reload_now: Arc::default(),
             phase: Arc::new(watch::Sender::new(Phase::Serving)),
-            stop: Stop::default(),
+            stop: FastStop::default(),
             metrics,
             heartbeats,
             admin,
@@ -131,13 +130,13 @@ impl App {
         &self.addresses
     }
 
-    /// Configuration and files of the first snapshot.
+    /// The reloader, with the configuration and files of the first snapshot.
     #[must_use]
     pub fn reloader(&self) -> &Reloader {
         &self.reloader
     }
 
-    /// Notified, the app reads configuration and files again at once instead of at the next turn.
+    /// Notify it to reload configuration and files now, and not only after `timeouts.reload`.
     #[must_use]
     pub fn reload_now(&self) -> Arc<Notify> {
         Arc::clone(&self.reload_now)
@@ -149,21 +148,21 @@ impl App {
         self.admin.as_ref().map(Admin::address)
     }
 
-    /// What its workers count.
+    /// The metrics of its workers.
     #[must_use]
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
 
-    /// How far it is on its way to its end.
+    /// The phase of its shutdown.
     #[must_use]
     pub fn phase(&self) -> watch::Receiver<Phase> {
         self.phase.subscribe()
     }
 
-    /// Makes it stop faster than it would by itself.
+    /// Makes it stop faster than after its deadlines.
     #[must_use]
-    pub fn stop(&self) -> Stop {
+    pub fn stop(&self) -> FastStop {
         self.stop.clone()
     }
 
@@ -173,8 +172,8 @@ impl App {
         self.heartbeats.clone()
     }
 
-    /// Serves until `shutdown` completes, then for `timeouts.drainDelay`, then drains. Returns once
-    /// every worker has ended.
+    /// Serves until `shutdown` completes and `timeouts.drainDelay` has passed, then drains. Returns once every
+    /// worker has ended.
     ///
     /// # Errors
     ///
@@ -182,7 +181,7 @@ impl App {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future makes the workers drain on their own.
+    /// Dropping the future makes the workers drain by themselves.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), AppError> {
         let Self {
             sockets,
@@ -254,7 +253,7 @@ fn share(inherited: &[TcpListener], config: &Config) -> Result<Bound, AppError> 
     let mut bound = (Vec::new(), (0..workers).map(|_| Vec::new()).collect());
     for socket in inherited {
         let address = socket.local_addr().map_err(|source| AppError::Run {
-            doing: "look at an inherited socket".into(),
+            doing: "read the address of an inherited socket".into(),
             source,
         })?;
         hand_out(listener::share(socket, workers), address, &mut bound)?;
@@ -262,7 +261,7 @@ fn share(inherited: &[TcpListener], config: &Config) -> Result<Bound, AppError> 
     Ok(bound)
 }
 
-/// Gives each worker one of these sockets, which are all on one address.
+/// Gives each worker one of these sockets, which are all on the same address.
 fn hand_out(
     sockets: io::Result<Vec<TcpListener>>,
     address: SocketAddr,

@@ -1,7 +1,7 @@
-//! Keeps the addresses of the clusters current, and finds out which of them are ill.
+//! Resolves the endpoints of the clusters again and again, and probes their health.
 //!
-//! A cluster that is no longer served is probed no longer, whoever still holds it: what its old CA says
-//! about an endpoint must not pass for how that is.
+//! A cluster that is no longer configured is not probed, even if a connection still uses it: a probe made
+//! under an old CA must not set an endpoint's health.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::{
     upstream::{Cluster, Endpoints, UpstreamContext},
 };
 
-/// What is done for the clusters that are served, beside their requests.
+/// Resolves and probes the endpoints of all configured clusters.
 pub(super) struct EndpointUpkeep {
     prober: Arc<UpstreamContext>,
     drain: Drain,
@@ -25,10 +25,10 @@ pub(super) struct EndpointUpkeep {
 }
 
 impl EndpointUpkeep {
-    /// For no cluster yet.
+    /// Starts with no cluster.
     pub(super) fn new(shared: &Shared) -> Self {
         let drain = Drain::new();
-        // Probes dial as clients do; they have no client whose worker they could use.
+        // Probes dial as requests do, but they belong to no client and therefore to no worker.
         let (limits, timeouts) = (shared.limits.clone(), shared.timeouts.clone());
         Self {
             prober: Arc::new(UpstreamContext::new(limits, timeouts, drain.clone())),
@@ -37,8 +37,8 @@ impl EndpointUpkeep {
         }
     }
 
-    /// Goes over to these clusters. Waits for a first answer about the names that are new, so that no
-    /// request fails for want of an address.
+    /// Replaces the clusters. Waits for the first lookup of new names, so that no request fails because there
+    /// is no address yet.
     pub(super) async fn update(&mut self, clusters: &[Arc<Cluster>]) {
         let mut lookups = Vec::new();
         for endpoints in clusters.iter().map(|cluster| cluster.endpoints()) {
@@ -47,7 +47,7 @@ impl EndpointUpkeep {
                 lookups.push(self.look_up(endpoints));
             }
         }
-        first_answers(lookups).await;
+        wait_for_first(lookups).await;
         let mut left = std::mem::take(&mut self.probed);
         for cluster in clusters {
             let at = left
@@ -66,42 +66,43 @@ impl EndpointUpkeep {
         }
     }
 
-    /// Keeps these addresses current; what is returned hears when they were looked up once.
+    /// Resolves these endpoints again and again; the receiver learns when the first lookup has ended.
     fn look_up(&self, endpoints: &Arc<Endpoints>) -> oneshot::Receiver<()> {
-        let (tell, told) = oneshot::channel();
+        let (sender, receiver) = oneshot::channel();
         let (endpoints, interval) = (Arc::clone(endpoints), self.prober.resolve_interval());
         self.drain.spawn(async move {
-            // What goes wrong is said by the lookups that follow.
+            // The next lookups report an error.
             drop(endpoints.resolve().await);
-            tell.send(()).ok();
+            sender.send(()).ok();
             endpoints.keep_resolved(interval).await;
         });
-        told
+        receiver
     }
 }
 
-/// Waits for these, not for long, and not for one after the other: nobody is served meanwhile.
-async fn first_answers(lookups: Vec<oneshot::Receiver<()>>) {
-    let until = Instant::now() + FIRST_LOOKUP;
-    for told in lookups {
-        timeout_at(until, told).await.ok();
+/// Waits for all of these lookups together, for [`FIRST_LOOKUP_TIMEOUT`] at most: no client is served
+/// meanwhile.
+async fn wait_for_first(lookups: Vec<oneshot::Receiver<()>>) {
+    let until = Instant::now() + FIRST_LOOKUP_TIMEOUT;
+    for lookup in lookups {
+        timeout_at(until, lookup).await.ok();
     }
 }
 
-/// How long the start, or a reload, waits for names to resolve; requests that come before there is an
-/// address get a 503.
-const FIRST_LOOKUP: Duration = Duration::from_secs(2);
+/// How long the start or a reload waits for names to resolve. A request that comes before there is an address
+/// gets a 503.
+const FIRST_LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_dead_resolver_holds_many_clusters_up_no_longer_than_one() {
-        let (tells, lookups): (Vec<_>, Vec<_>) = (0..10).map(|_| oneshot::channel()).unzip();
+    async fn dead_resolver_delays_many_clusters_no_longer_than_one() {
+        let (senders, lookups): (Vec<_>, Vec<_>) = (0..10).map(|_| oneshot::channel()).unzip();
         let began = Instant::now();
-        first_answers(lookups).await;
-        assert_eq!(began.elapsed(), FIRST_LOOKUP);
-        drop(tells);
+        wait_for_first(lookups).await;
+        assert_eq!(began.elapsed(), FIRST_LOOKUP_TIMEOUT);
+        drop(senders);
     }
 }

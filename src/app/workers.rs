@@ -1,4 +1,4 @@
-//! The worker threads: started together, drained together.
+//! The worker threads: each has its own runtime, its own sockets and its own drain.
 
 use std::{
     future::Future,
@@ -7,34 +7,56 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread,
-    time::Duration,
 };
 
 use tokio::{
     sync::{Semaphore, mpsc, watch},
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{AppError, Stop};
+use super::AppError;
 use crate::{
     config::Timeouts,
     downstream::{self, Shared},
-    drain::{Counts, Deadlines, Drain, Kind, Phase},
+    drain::{ConnectionCounts, ConnectionKind, Deadlines, Drain, Phase},
     heartbeat::{Heartbeats, WorkerHeartbeat},
     listener::{Accepted, Listener, Owner},
-    metrics::{self, Metrics},
+    metrics::{Counters, Metrics},
     upstream::UpstreamContext,
 };
+
+/// Makes a proxy stop faster. Before the stop signal a call only takes effect later. Clones act on the same
+/// proxy.
+#[derive(Debug, Clone, Default)]
+pub struct FastStop {
+    no_delay: CancellationToken,
+    now: CancellationToken,
+}
+
+impl FastStop {
+    /// Closes the listening sockets at once, without `timeouts.drainDelay`.
+    pub fn without_delay(&self) {
+        self.no_delay.cancel();
+    }
+
+    /// Closes all connections at once, whatever still runs.
+    pub fn now(&self) {
+        self.no_delay.cancel();
+        self.now.cancel();
+    }
+}
 
 /// The running workers.
 pub(super) struct Workers {
     drains: Vec<Drain>,
-    ends: mpsc::UnboundedReceiver<(usize, io::Result<Counts>)>,
+    /// The number of a worker that has ended, and the connections that it had to close.
+    ended: mpsc::UnboundedReceiver<(usize, io::Result<ConnectionCounts>)>,
 }
 
 impl Workers {
-    /// Starts one for each set of sockets.
+    /// Starts one worker for each set of sockets.
     pub(super) fn start(
         sockets: Vec<Vec<TcpListener>>,
         owner: Owner,
@@ -43,63 +65,59 @@ impl Workers {
         heartbeats: &Heartbeats,
     ) -> Result<Self, AppError> {
         let connections = Arc::new(Semaphore::new(shared.limits.connections));
-        let (tell, ends) = mpsc::unbounded_channel();
+        let (sender, ended) = mpsc::unbounded_channel();
+        let mut drains = Vec::new();
         let counts = metrics.workers().iter().cloned();
-        let mut workers = Self {
-            drains: Vec::new(),
-            ends,
-        };
         for (number, (sockets, counts)) in sockets.into_iter().zip(counts).enumerate() {
-            let drain = Drain::new();
-            workers.drains.push(drain.clone());
-            let heartbeat = heartbeats.worker(number);
-            let (shared, connections, tell) =
-                (Arc::clone(shared), Arc::clone(&connections), tell.clone());
+            let worker = Worker {
+                owner,
+                shared: Arc::clone(shared),
+                connections: Arc::clone(&connections),
+                drain: Drain::new(),
+                counts,
+            };
+            drains.push(worker.drain.clone());
+            let (sender, heartbeat) = (sender.clone(), heartbeats.worker(number));
             thread::Builder::new()
                 .name(format!("worker-{number}"))
                 .spawn(move || {
-                    let listener = |socket| {
-                        let timeouts = shared.timeouts.clone();
-                        let (connections, counts) = (Arc::clone(&connections), Arc::clone(&counts));
-                        Listener::new(socket, owner, connections, timeouts, counts)
-                    };
-                    let work = || work(sockets, listener, &shared, &drain, &counts, &heartbeat);
-                    let work = AssertUnwindSafe(work);
-                    let ended = catch_unwind(work)
+                    let run = AssertUnwindSafe(|| worker.run(sockets, &heartbeat));
+                    let ended = catch_unwind(run)
                         .unwrap_or_else(|_| Err(io::Error::other("the worker panicked")));
-                    // Nobody is left to tell when the app was dropped.
-                    tell.send((number, ended)).ok();
+                    // It fails only after the app was dropped.
+                    sender.send((number, ended)).ok();
                 })
                 .map_err(|source| AppError::Run {
                     doing: format!("start worker {number}"),
                     source,
                 })?;
         }
-        Ok(workers)
+        Ok(Self { drains, ended })
     }
 
-    /// Serves until `shutdown` and for the delay behind it, then drains; `reloading` goes on until then.
+    /// Serves until `shutdown` completes and `timeouts.drainDelay` has passed, then drains. `reloading` runs
+    /// until the drain.
     pub(super) async fn run(
         mut self,
         shutdown: impl Future<Output = ()>,
         reloading: impl Future<Output = ()>,
         phase: &watch::Sender<Phase>,
-        stop: &Stop,
+        stop: &FastStop,
         timeouts: &Timeouts,
     ) -> Result<(), AppError> {
         let serving = async {
             shutdown.await;
             phase.send_replace(Phase::Announced);
-            info!(delay = ?timeouts.drain_delay, "told to stop, new clients are still served");
+            info!(delay = ?timeouts.drain_delay, "shutdown announced, new clients are still served");
             tokio::select! {
                 () = sleep(timeouts.drain_delay) => {}
-                () = stop.wants_no_delay() => {}
+                () = stop.no_delay.cancelled() => {}
             }
         };
         let early = tokio::select! {
             () = serving => None,
             () = reloading => None,
-            ended = self.ends.recv() => ended,
+            ended = self.ended.recv() => ended,
         };
         if let Some((number, ended)) = early {
             let source = ended
@@ -108,66 +126,53 @@ impl Workers {
             return Err(run_failed(number, source));
         }
         let began = Instant::now();
-        let running = self.running();
+        let open = sum(self.drains.iter().map(Drain::open));
         info!(
-            connections = running.connections,
-            tunnels = running.tunnels,
+            connections = open.connections,
+            tunnels = open.tunnels,
             requests_until = ?timeouts.drain,
             tunnels_until = ?timeouts.drain_tunnels,
             "draining"
         );
         phase.send_replace(Phase::Draining);
         self.drains.iter().for_each(Drain::begin);
-        let cut = self.ended(stop).await?;
-        if cut != Counts::default() {
+        let closed = self.drained(stop).await?;
+        if closed != ConnectionCounts::default() {
             warn!(
-                connections = cut.connections,
-                tunnels = cut.tunnels,
-                "what still ran was cut"
+                connections = closed.connections,
+                tunnels = closed.tunnels,
+                "drain timeout reached; remaining connections were closed"
             );
         }
         let watches_ended: usize = self.drains.iter().map(Drain::watches_ended).sum();
         info!(
             duration_seconds = (began.elapsed().as_secs_f64() * 1e3).round() / 1e3,
             watches_ended,
-            connections_cut = cut.connections,
-            tunnels_cut = cut.tunnels,
+            connections_closed = closed.connections,
+            tunnels_closed = closed.tunnels,
             "stopped"
         );
         Ok(())
     }
 
-    /// Waits until every worker has ended, which `stop` can hasten; says what was cut.
-    async fn ended(&mut self, stop: &Stop) -> Result<Counts, AppError> {
-        let mut cut = Counts::default();
-        let mut is_hastened = false;
+    /// Waits until every worker has ended; returns how many connections had not ended by themselves.
+    async fn drained(&mut self, stop: &FastStop) -> Result<ConnectionCounts, AppError> {
+        let (mut closed, mut is_aborted) = (Vec::new(), false);
         loop {
-            let ended = tokio::select! {
-                ended = self.ends.recv() => ended,
-                () = stop.wants_the_end(), if !is_hastened => {
-                    is_hastened = true;
-                    warn!("told to stop a second time, everything ends now");
-                    self.drains.iter().for_each(Drain::end);
-                    continue;
+            tokio::select! {
+                ended = self.ended.recv() => {
+                    let Some((number, ended)) = ended else {
+                        return Ok(sum(closed.into_iter()));
+                    };
+                    closed.push(ended.map_err(|source| run_failed(number, source))?);
                 }
-            };
-            let Some((number, ended)) = ended else {
-                return Ok(cut);
-            };
-            let of_worker = ended.map_err(|source| run_failed(number, source))?;
-            cut.connections += of_worker.connections;
-            cut.tunnels += of_worker.tunnels;
+                () = stop.now.cancelled(), if !is_aborted => {
+                    is_aborted = true;
+                    warn!("second stop signal, all connections are closed now");
+                    self.drains.iter().for_each(Drain::abort);
+                }
+            }
         }
-    }
-
-    fn running(&self) -> Counts {
-        let mut running = Counts::default();
-        for drain in &self.drains {
-            let of_worker = drain.running();
-            running.connections += of_worker.connections;
-            running.tunnels += of_worker.tunnels;
-        }
-        running
     }
 }
 
@@ -177,6 +182,13 @@ impl Drop for Workers {
     }
 }
 
+fn sum(counts: impl Iterator<Item = ConnectionCounts>) -> ConnectionCounts {
+    counts.fold(ConnectionCounts::default(), |sum, one| ConnectionCounts {
+        connections: sum.connections + one.connections,
+        tunnels: sum.tunnels + one.tunnels,
+    })
+}
+
 fn run_failed(number: usize, source: io::Error) -> AppError {
     AppError::Run {
         doing: format!("run worker {number}"),
@@ -184,114 +196,84 @@ fn run_failed(number: usize, source: io::Error) -> AppError {
     }
 }
 
-/// The life of one worker: a runtime, the sockets, and at the end the drain. Returns what was cut.
-fn work(
-    sockets: Vec<TcpListener>,
-    listener: impl Fn(TcpListener) -> io::Result<Listener>,
-    shared: &Arc<Shared>,
-    drain: &Drain,
-    counts: &Arc<metrics::Counters>,
-    heartbeat: &WorkerHeartbeat,
-) -> io::Result<Counts> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
-        let (limits, timeouts) = (shared.limits.clone(), shared.timeouts.clone());
-        let worker =
-            UpstreamContext::new(limits, timeouts, drain.clone()).counting(Arc::clone(counts));
-        let worker = Arc::new(worker);
-        for socket in sockets {
-            let listener = listener(socket)?;
-            let serving = Serving {
-                shared: Arc::clone(shared),
-                worker: Arc::clone(&worker),
-                drain: drain.clone(),
-            };
-            drain.spawn(accept_all(listener, serving));
-        }
-        let life = async {
-            tokio::select! {
-                () = worker.sweep() => {}
-                () = drain.begun() => {}
-            }
-            worker.close_idle();
-            let deadlines = Deadlines {
-                requests: shared.timeouts.drain,
-                tunnels: shared.timeouts.drain_tunnels,
-            };
-            drain.finish(deadlines).await
-        };
-        tokio::select! {
-            cut = life => Ok(cut),
-            never = heartbeat.heartbeat() => match never {},
-        }
-    })
-    // Dropping the runtime ends what is left, without close_notify: cut, and seen to be cut.
-}
-
-/// What serves the connections of one listener.
-struct Serving {
+/// Everything that one worker needs on its own thread.
+struct Worker {
+    owner: Owner,
     shared: Arc<Shared>,
-    worker: Arc<UpstreamContext>,
+    connections: Arc<Semaphore>,
     drain: Drain,
+    counts: Arc<Counters>,
 }
 
-impl Serving {
-    fn serve(&self, accepted: Accepted) {
-        let Accepted {
-            stream,
-            peer,
-            permit,
-        } = accepted;
-        let connection = self.drain.count(Kind::Connection);
-        let served = downstream::serve(
-            stream,
-            peer,
-            permit,
-            Arc::clone(&self.shared),
-            Arc::clone(&self.worker),
-            self.drain.clone(),
-        );
-        self.drain.spawn(async move {
-            let _connection = connection;
-            served.await;
-        });
-    }
-}
-
-async fn accept_all(listener: Listener, serving: Serving) {
-    // Places are waited for once the socket is closed: who came meanwhile would be reset with it.
-    let mut unplaced = Vec::new();
-    loop {
-        let next = tokio::select! {
-            biased;
-            next = listener.next() => next,
-            () = serving.drain.begun() => break,
-        };
-        tokio::select! {
-            biased;
-            place = listener.place() => serving.serve(next.at(place)),
-            () = serving.drain.begun() => {
-                unplaced.push(next);
-                break;
+impl Worker {
+    /// Accepts and serves connections until the drain is over; returns how many had not ended by themselves.
+    fn run(
+        self,
+        sockets: Vec<TcpListener>,
+        heartbeat: &WorkerHeartbeat,
+    ) -> io::Result<ConnectionCounts> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        runtime.block_on(async {
+            let (limits, timeouts) = (&self.shared.limits, &self.shared.timeouts);
+            let context =
+                UpstreamContext::new(limits.clone(), timeouts.clone(), self.drain.clone())
+                    .counting(Arc::clone(&self.counts));
+            let context = Arc::new(context);
+            for socket in sockets {
+                let listener = Listener::new(
+                    socket,
+                    self.owner,
+                    Arc::clone(&self.connections),
+                    timeouts.clone(),
+                    Arc::clone(&self.counts),
+                )?;
+                let (shared, context) = (Arc::clone(&self.shared), Arc::clone(&context));
+                let drain = self.drain.clone();
+                let on_accept = move |accepted| serve(accepted, &shared, &context, &drain);
+                self.drain
+                    .spawn(listener.run(self.drain.clone(), on_accept));
             }
-        }
-    }
-    // Handshakes under way are a round trip from their end.
-    listener.wind_up();
-    let until = Instant::now() + WIND_UP;
-    while let Ok(next) = timeout_at(until, listener.next()).await {
-        match listener.free_place() {
-            Some(place) => serving.serve(next.at(place)),
-            None => unplaced.push(next),
-        }
-    }
-    let mut rest = listener.close(unplaced);
-    while let Some(accepted) = rest.next().await {
-        serving.serve(accepted);
+            let draining = async {
+                tokio::select! {
+                    () = context.sweep() => {}
+                    () = self.drain.begun() => {}
+                }
+                context.close_idle();
+                let deadlines = Deadlines {
+                    requests: timeouts.drain,
+                    tunnels: timeouts.drain_tunnels,
+                };
+                self.drain.finish(deadlines).await
+            };
+            tokio::select! {
+                closed = draining => Ok(closed),
+                never = heartbeat.heartbeat() => match never {},
+            }
+        })
+        // Dropping the runtime closes what is left without `close_notify`, so that peers see a truncation.
     }
 }
 
-/// How long the handshakes may take that a closing socket has begun: a round trip to far away.
-const WIND_UP: Duration = Duration::from_millis(250);
+/// Serves one connection in a task of its own.
+fn serve(accepted: Accepted, shared: &Arc<Shared>, context: &Arc<UpstreamContext>, drain: &Drain) {
+    let open = drain.count(ConnectionKind::Connection);
+    let Accepted {
+        stream,
+        peer,
+        permit,
+    } = accepted;
+    let served = downstream::serve(
+        stream,
+        peer,
+        permit,
+        Arc::clone(shared),
+        Arc::clone(context),
+        drain.clone(),
+    );
+    drain.spawn(async move {
+        let _open = open;
+        served.await;
+    });
+}

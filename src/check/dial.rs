@@ -173,7 +173,7 @@ fn record_verified(target: &CheckTarget, negotiated: &NegotiatedTls, recorder: &
     let now = SystemTime::now();
     let text = format!(
         "the certificate is valid for {} and signed by {}",
-        target.tls.expects(),
+        target.tls.expected_name(),
         target.trusted
     );
     match &negotiated.certificate {

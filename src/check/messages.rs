@@ -149,7 +149,7 @@ pub(super) fn verify(target: &CheckTarget, address: SocketAddr, error: &Upstream
             )
         }
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            let expected = target.tls.expects();
+            let expected = target.tls.expected_name();
             let sans = presented.map_or_else(String::new, |leaf| leaf.sans.join(", "));
             let names = if sans.is_empty() {
                 "it has no subjectAltName".to_owned()

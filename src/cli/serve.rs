@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use super::{StartBlock, systemd};
 use crate::{
-    app::{App, AppError, Stop},
+    app::{App, AppError, FastStop},
     config::{self, Environment, LogFormat, ServeArgs},
     reload::ReloadReport,
     telemetry,
@@ -99,7 +99,7 @@ impl Signals {
 /// (a person waits), and either of them a second time ends everything.
 async fn obey(
     mut signals: Signals,
-    stop: Stop,
+    stop: FastStop,
     shutdown: oneshot::Sender<()>,
     reload_now: Arc<Notify>,
     mut report: watch::Receiver<ReloadReport>,

@@ -1,9 +1,8 @@
-//! Stage 1: accepts TCP connections and bounds how many are open.
+//! Stage 1: accepts TCP connections and limits how many are open.
 //!
-//! Nothing is done for a connection before it has a permit, and a listener holds none while it waits for
-//! clients: what it held would be missing to the client of another listener. Beyond the limit each
-//! listener holds one connection at most, the next ones wait in the kernel. The loop has no way to end
-//! but the drain.
+//! Nothing is done for a connection before it has a permit. A listener takes no permit before it has accepted
+//! a connection, because a client of another listener could miss it. At the limit each listener therefore
+//! holds one connection, and the next ones wait in the kernel. Only the drain ends the accept loop.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -11,11 +10,13 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep, timeout_at},
 };
 use tracing::{debug, warn};
 
 use crate::{
     config::Timeouts,
+    drain::Drain,
     hosts::PeerAddr,
     metrics::{Counters, Limit},
     socket,
@@ -35,51 +36,32 @@ pub struct Listener {
 /// Who closes a listening socket for good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owner {
-    /// This process, at its end.
+    /// This process, when it ends.
     Proxy,
-    /// Whoever passed it on; it outlives the process with all that waits in it.
+    /// The process that passed the socket on. The socket outlives this process, with the connections in its
+    /// queue.
     Parent,
 }
 
-/// A connection and its place among those that may be open.
+/// An accepted connection.
 #[derive(Debug)]
 pub struct Accepted {
     /// The connection, with its TCP settings made.
     pub stream: TcpStream,
     /// The client.
     pub peer: PeerAddr,
-    /// Given back when dropped.
+    /// Counts it against `limits.connections` until dropped.
     pub permit: OwnedSemaphorePermit,
 }
 
-/// A connection that has no place yet; nothing is done for it.
-#[derive(Debug)]
-pub struct Unplaced {
-    stream: TcpStream,
-    peer: PeerAddr,
-}
-
-impl Unplaced {
-    /// The same at this place.
-    #[must_use]
-    pub fn at(self, permit: OwnedSemaphorePermit) -> Accepted {
-        let Self { stream, peer } = self;
-        Accepted {
-            stream,
-            peer,
-            permit,
-        }
-    }
-}
-
-/// Sockets on one address, one for each worker; the kernel spreads connections over them.
+/// Opens one socket per worker on one address; the kernel spreads connections over them.
 ///
 /// # Errors
 ///
-/// When the address cannot be listened on. That another process does so is an error too, although
-/// `SO_REUSEPORT` alone would let two proxies share the port in silence; unless this one is there to
-/// take over, when the kernel sends each of them a part of the connections until the other has ended.
-/// It does so only for processes of the same user.
+/// When the address cannot be listened on. With [`PortSharing::Exclusive`] a port in use is an error,
+/// although `SO_REUSEPORT` alone would let two proxies share it in silence. With [`PortSharing::Reuse`] the
+/// kernel gives each process a part of the connections until the other one has ended, and it does so only
+/// for processes of one user.
 pub fn bind(
     address: SocketAddr,
     workers: usize,
@@ -97,8 +79,8 @@ pub fn bind(
         .collect()
 }
 
-/// Whether [`bind`] would get the address, which comes back with the port that the kernel chose. Nothing
-/// listens for it, so that no client can come to what is gone at once.
+/// Tests whether [`bind`] would get the address; returns it with the port that the kernel chose. The socket
+/// never listens, so no client can connect to a socket that is closed at once.
 ///
 /// # Errors
 ///
@@ -121,8 +103,8 @@ pub enum PortSharing {
     Reuse,
 }
 
-/// The same socket once for each worker: one that was inherited, from systemd for instance. It
-/// outlives the process, so not even a connection that nobody has accepted yet is lost at a restart.
+/// Clones an inherited socket, such as one of systemd, for each worker. The socket outlives this process, so
+/// a restart does not even lose a connection that is not yet accepted.
 ///
 /// # Errors
 ///
@@ -151,11 +133,12 @@ fn open(address: SocketAddr) -> io::Result<Socket> {
 }
 
 impl Listener {
-    /// A listener on a socket of [`bind`], for the current runtime.
+    /// A listener on a socket of [`bind`] or [`share`], for the current runtime. `connections` holds the
+    /// permits of all listeners.
     ///
     /// # Errors
     ///
-    /// When the socket cannot be watched.
+    /// When the runtime cannot watch the socket.
     pub fn new(
         socket: std::net::TcpListener,
         owner: Owner,
@@ -172,131 +155,134 @@ impl Listener {
         })
     }
 
-    /// The next connection, for which a place is still to be found. Errors of `accept`
-    /// are waited out, not returned: they are either the client's or, like a lack of file descriptors,
-    /// pass (Envoy CVE-2020-8663).
+    /// Accepts connections until the drain begins, then closes the socket. Returns once every connection
+    /// that the kernel had established was handed to `on_accept`: the kernel resets the others.
+    pub async fn run(self, drain: Drain, mut on_accept: impl FnMut(Accepted)) {
+        // They get their permits after the socket is closed. During a wait for a permit the kernel would
+        // establish more connections.
+        let mut pending = Vec::new();
+        loop {
+            let (stream, peer) = tokio::select! {
+                biased;
+                accepted = self.accept() => accepted,
+                () = drain.begun() => break,
+            };
+            tokio::select! {
+                biased;
+                permit = acquire(&self.connections, &self.counts) => {
+                    on_accept(Accepted { stream, peer, permit });
+                }
+                () = drain.begun() => {
+                    pending.push((stream, peer));
+                    break;
+                }
+            }
+        }
+        self.stop_syn();
+        let until = Instant::now() + HANDSHAKE_TIMEOUT;
+        while let Ok((stream, peer)) = timeout_at(until, self.accept()).await {
+            match Arc::clone(&self.connections).try_acquire_owned() {
+                Ok(permit) => on_accept(Accepted {
+                    stream,
+                    peer,
+                    permit,
+                }),
+                Err(_none_free) => pending.push((stream, peer)),
+            }
+        }
+        let (connections, counts) = (Arc::clone(&self.connections), Arc::clone(&self.counts));
+        pending.extend(self.close());
+        for (stream, peer) in pending {
+            let permit = acquire(&connections, &counts).await;
+            on_accept(Accepted {
+                stream,
+                peer,
+                permit,
+            });
+        }
+    }
+
+    /// The next connection. Errors of `accept` are logged and waited out: either they concern one connection,
+    /// or they pass, such as a lack of file descriptors (Envoy CVE-2020-8663).
     ///
     /// # Cancel safety
     ///
     /// Cancel safe: no connection is lost.
-    pub async fn next(&self) -> Unplaced {
-        let mut pause = FIRST_PAUSE;
+    async fn accept(&self) -> (TcpStream, PeerAddr) {
+        let mut pause = MIN_PAUSE;
         loop {
             let accepted = self.socket.accept().await;
             match accepted.and_then(|(stream, peer)| {
                 socket::tune(&stream, &self.timeouts).map(|()| (stream, peer))
             }) {
-                Ok((stream, peer)) => {
-                    let peer = PeerAddr(peer);
-                    return Unplaced { stream, peer };
-                }
+                Ok((stream, peer)) => return (stream, PeerAddr(peer)),
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
                     warn!(error = %error_chain(&error), pause = ?pause, "accept failed");
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    sleep(pause).await;
+                    pause = (pause * 2).min(MAX_PAUSE);
                 }
             }
         }
     }
 
-    /// Waits until there is a place for one more connection.
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe.
-    pub async fn place(&self) -> OwnedSemaphorePermit {
-        place(&self.connections, &self.counts).await
-    }
-
-    /// A place for one more connection, if there is one now.
-    #[must_use]
-    pub fn free_place(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.connections).try_acquire_owned().ok()
-    }
-
-    /// Begins the end: from now on the kernel finishes the handshakes under way, and
-    /// [`Listener::next`] gives what comes of them, but begins no new one. Does nothing to a socket
-    /// that others will use.
-    pub fn wind_up(&self) {
+    /// Makes the kernel drop new handshakes and finish those in progress. It does nothing to a socket that
+    /// outlives this process.
+    fn stop_syn(&self) {
         if self.owner == Owner::Proxy
             && let Err(error) = socket::drop_new_syns((&self.socket).into())
         {
-            // Then a client that connects at the very moment of the end is refused.
-            debug!(error = %error_chain(&error), "the end of a socket is not gentle");
+            debug!(
+                error = %error_chain(&error),
+                "could not stop new handshakes on the listening socket; a client connecting right now may be refused"
+            );
         }
     }
 
-    /// Stops to listen. Returns these connections, which were accepted and have no place yet, and those
-    /// that the kernel has established and nobody has accepted: it would reset them with the socket.
-    pub fn close(self, unplaced: Vec<Unplaced>) -> Rest {
-        let mut waiting = Vec::new();
-        // Asked directly: the runtime hears of a connection only when it next looks.
+    /// Closes the socket; returns the connections in its queue, which the kernel would reset. Those of a socket
+    /// that outlives this process stay there.
+    fn close(self) -> Vec<(TcpStream, PeerAddr)> {
+        let mut backlog = Vec::new();
+        // Directly, because the runtime learns of a connection only when it next polls the kernel.
         if self.owner == Owner::Proxy
             && let Ok(socket) = self.socket.into_std()
         {
             loop {
                 match socket.accept() {
-                    Ok((stream, peer)) => waiting.push((stream, PeerAddr(peer))),
+                    Ok((stream, peer)) => {
+                        let ready = stream
+                            .set_nonblocking(true)
+                            .and_then(|()| TcpStream::from_std(stream))
+                            .and_then(|stream| {
+                                socket::tune(&stream, &self.timeouts).map(|()| stream)
+                            });
+                        // An error means that the connection is dead.
+                        backlog.extend(ready.ok().map(|stream| (stream, PeerAddr(peer))));
+                    }
                     Err(error) if is_of_one_connection(&error) => {}
-                    // Empty, or not to be had.
+                    // The queue is empty, or it cannot be read.
                     Err(_) => break,
                 }
             }
         }
-        Rest {
-            unplaced: unplaced.into_iter(),
-            waiting: waiting.into_iter(),
-            connections: self.connections,
-            timeouts: self.timeouts,
-            counts: self.counts,
-        }
+        backlog
     }
 }
 
-/// What was in the queue of a listener that was closed.
-#[derive(Debug)]
-pub struct Rest {
-    unplaced: std::vec::IntoIter<Unplaced>,
-    waiting: std::vec::IntoIter<(std::net::TcpStream, PeerAddr)>,
-    connections: Arc<Semaphore>,
-    timeouts: Timeouts,
-    counts: Arc<Counters>,
-}
-
-impl Rest {
-    /// The next of them, once there is a place for it.
-    pub async fn next(&mut self) -> Option<Accepted> {
-        let unplaced = self.unplaced.next().or_else(|| self.next_waiting())?;
-        let permit = place(&self.connections, &self.counts).await;
-        Some(unplaced.at(permit))
-    }
-
-    fn next_waiting(&mut self) -> Option<Unplaced> {
-        self.waiting.find_map(|(stream, peer)| {
-            let ready = stream
-                .set_nonblocking(true)
-                .and_then(|()| TcpStream::from_std(stream))
-                .and_then(|stream| socket::tune(&stream, &self.timeouts).map(|()| stream));
-            // One that fails here is dead.
-            let stream = ready.ok()?;
-            Some(Unplaced { stream, peer })
-        })
-    }
-}
-
-async fn place(connections: &Arc<Semaphore>, counts: &Counters) -> OwnedSemaphorePermit {
+/// Waits for a permit for one more connection.
+async fn acquire(connections: &Arc<Semaphore>, counts: &Counters) -> OwnedSemaphorePermit {
     if connections.available_permits() == 0 {
         counts.limits_hit.count(Limit::Connections);
     }
     loop {
+        // It fails only for a closed semaphore, and this one is never closed.
         if let Ok(permit) = Arc::clone(connections).acquire_owned().await {
             return permit;
         }
     }
 }
 
-/// Whether only the connection just accepted is at fault.
+/// Whether the error concerns only the connection that was just accepted.
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{
         ConnectionAborted, ConnectionRefused, ConnectionReset, InvalidInput, NotConnected,
@@ -307,9 +293,13 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
+/// Connections that the kernel queues per socket.
 const BACKLOG: i32 = 4096;
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Pauses after an error of `accept`.
+const MIN_PAUSE: Duration = Duration::from_millis(10);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// How long handshakes in progress may take after the drain begins: a round trip to a far client.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(250);
 
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,4 @@
-//! What becomes of clients when sockets open, close and pass from one process to another.
+//! Tests that no client is lost when sockets open, close and pass from one process to another.
 
 use std::{
     net::TcpStream as Client,
@@ -12,7 +12,7 @@ use super::*;
 
 /// Two proxies that share a port in silence would each get a part of the connections.
 #[test]
-fn a_port_is_shared_with_another_proxy_only_to_take_over() {
+fn port_in_use_is_an_error_without_reuse_port() {
     let first = bind("127.0.0.1:0".parse().unwrap(), 2, PortSharing::Exclusive).unwrap();
     let address = first[0].local_addr().unwrap();
     assert_eq!(first[1].local_addr().unwrap(), address);
@@ -22,9 +22,9 @@ fn a_port_is_shared_with_another_proxy_only_to_take_over() {
     assert_eq!(third[1].local_addr().unwrap(), address);
 }
 
-/// The kernel would hand clients to a socket that listens, if only for a moment, and reset them with it.
+/// The kernel would give clients to a socket that listens for only a moment, and reset them when it closes.
 #[test]
-fn a_look_whether_a_port_can_be_taken_over_takes_no_client_away() {
+fn claim_takes_no_client_from_the_listening_process() {
     let serving = bound("127.0.0.1:0");
     let address = serving.local_addr().unwrap();
     let (begun, is_over) = (Barrier::new(2), AtomicBool::new(false));
@@ -54,51 +54,75 @@ fn listener(socket: std::net::TcpListener, owner: Owner) -> Listener {
     Listener::new(socket, owner, connections, timeouts, counts).unwrap()
 }
 
-/// The kernel resets what is in the queue of a socket that is closed.
+/// The kernel resets the connections in the queue of a socket that is closed.
 #[tokio::test]
-async fn connections_that_nobody_accepted_are_served_behind_the_end() {
+async fn close_returns_connections_not_yet_accepted() {
     let socket = bound("127.0.0.1:0");
     let address = socket.local_addr().unwrap();
     let listener = listener(socket, Owner::Proxy);
     let waiting: Vec<_> = (0..3).map(|_| Client::connect(address).unwrap()).collect();
-    let mut rest = listener.close(Vec::new());
+    let backlog = listener.close();
     Client::connect(address).unwrap_err();
-    for client in waiting {
-        let accepted = rest.next().await.unwrap();
-        assert_eq!(accepted.peer.0, client.local_addr().unwrap());
-    }
-    assert!(rest.next().await.is_none());
+    let peers = backlog.iter().map(|(_, peer)| peer.0);
+    assert!(peers.eq(waiting.iter().map(|client| client.local_addr().unwrap())));
 }
 
-/// Between the last look at the queue and the end of the socket there would always be a moment in
-/// which a client could still connect, only to be reset.
+/// A client without a permit must not hold up the end of the socket, nor be lost with it.
+#[tokio::test]
+async fn connections_at_the_limit_are_served_after_the_drain() {
+    let socket = bound("127.0.0.1:0");
+    let address = socket.local_addr().unwrap();
+    let listener = listener(socket, Owner::Proxy);
+    let permits = Arc::clone(&listener.connections);
+    let taken = permits.acquire_many(10).await.unwrap();
+    let clients: Vec<_> = (0..3).map(|_| Client::connect(address).unwrap()).collect();
+    let drain = Drain::new();
+    drain.begin();
+    let mut peers = Vec::new();
+    let running = listener.run(drain, |accepted| peers.push(accepted.peer.0));
+    let mut running = Box::pin(running);
+    let early = tokio::time::timeout(2 * HANDSHAKE_TIMEOUT, running.as_mut()).await;
+    early.unwrap_err();
+    Client::connect(address).unwrap_err();
+    drop(taken);
+    running.await;
+    assert!(
+        clients
+            .iter()
+            .map(|client| client.local_addr().unwrap())
+            .eq(peers)
+    );
+}
+
+/// Otherwise a client could connect between the last look at the queue and the end of the socket, and be
+/// reset.
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn whoever_connects_while_it_winds_up_is_left_to_the_next_listener() {
+async fn client_that_connects_after_stop_syn_gets_the_next_listener() {
     let old = bound("127.0.0.1:0");
     let address = old.local_addr().unwrap();
     let old = listener(old, Owner::Proxy);
-    old.wind_up();
+    old.stop_syn();
     let connecting = TcpStream::connect(address);
     let mut connecting = std::pin::pin!(connecting);
     let early = tokio::time::timeout(Duration::from_millis(200), connecting.as_mut());
     early.await.unwrap_err();
-    assert!(old.close(Vec::new()).next().await.is_none());
+    assert!(old.close().is_empty());
     let new = listener(bound(&address.to_string()), Owner::Proxy);
-    let (client, Unplaced { peer, .. }) = tokio::join!(connecting, new.next());
+    let (client, (_, peer)) = tokio::join!(connecting, new.accept());
     assert_eq!(peer.0, client.unwrap().local_addr().unwrap());
 }
 
-/// Systemd keeps the socket; what is in its queue is for the process that comes next.
+/// systemd keeps the socket, and the next process accepts the connections in its queue.
 #[tokio::test]
-async fn the_queue_of_an_inherited_socket_is_left_alone() {
+async fn close_leaves_the_queue_of_an_inherited_socket() {
     let socket = bound("127.0.0.1:0");
     let address = socket.local_addr().unwrap();
     let shared = share(&socket, 1).unwrap().remove(0);
     let listener = listener(shared, Owner::Parent);
-    listener.wind_up();
+    listener.stop_syn();
     let client = Client::connect(address).unwrap();
-    assert!(listener.close(Vec::new()).next().await.is_none());
+    assert!(listener.close().is_empty());
     let (_, peer) = socket.accept().unwrap();
     assert_eq!(peer, client.local_addr().unwrap());
 }

@@ -1,37 +1,37 @@
-//! Every metric there is: its name, what kind it is, its labels and what it means.
+//! All metric families: name, kind, labels and help.
 //!
-//! `docs/metrics.md` is written from this list; a name that is not in it cannot be exposed.
+//! `docs/metrics.md` is generated from this list, and only families of this list can be exposed.
 
 use std::fmt::Write as _;
 
-/// One metric, with all its label values.
+/// One metric family.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Family {
-    /// As it is exposed.
+    /// The exposed name.
     pub name: &'static str,
-    /// What its numbers do.
+    /// The kind of its values.
     pub kind: MetricKind,
-    /// Each label and the values it may have.
+    /// Each label and a description of its values.
     pub labels: &'static [(&'static str, &'static str)],
-    /// What it means, as a sentence.
+    /// The help text.
     pub help: &'static str,
 }
 
-/// What the numbers of a metric do.
+/// The kind of the values of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MetricKind {
-    /// They only grow, until the process ends.
+    /// Only grows while the process runs.
     Counter,
-    /// They go up and down.
+    /// Goes up and down.
     Gauge,
     /// Durations in buckets.
     Histogram,
-    /// Always 1; the labels say it.
+    /// Always 1; the information is in the labels.
     Info,
 }
 
 impl MetricKind {
-    /// As `OpenMetrics` calls it.
+    /// The name of the kind in `OpenMetrics`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -43,7 +43,7 @@ impl MetricKind {
     }
 }
 
-/// The statics and the list of them.
+/// Declares a static for each family, and the list of all.
 macro_rules! families {
     ($($name:ident = $kind:ident $text:literal [$($label:literal: $values:expr),*] $help:literal;)+) => {
         $(
@@ -56,90 +56,90 @@ macro_rules! families {
             };
         )+
 
-        /// All of them, in the order of the exposition.
+        /// All families, in the order of the exposition.
         pub static FAMILIES: &[&Family] = &[$(&$name),+];
     };
 }
 
 const VERBS: &str = "`get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `deletecollection`, `connect` \
     (exec, attach, port-forward), `proxy`, `other`";
-const RESOURCES: &str = "a kind of kube-apiserver such as `pods` or `pods/exec`; `custom` for every other API group, \
+const RESOURCES: &str = "a resource of kube-apiserver such as `pods` or `pods/exec`; `custom` for other API groups, \
     `nonresource` for paths such as `/version`, `other`";
-const CODES: &str = "three digits; `000` when the client left before there was an answer; a code without a name is \
-    its class's first, such as `500`";
+const CODES: &str = "three digits; `000` if the client left before there was a response; a code without a name \
+    counts as the first of its class, such as `500`";
 const PROTOCOLS: &str = "`http/1.1`, `h2`";
 const CLUSTERS: &str = "the name of the cluster in the configuration";
 
 families! {
     BUILD = Info "kube_tls_proxy_build_info" ["version": "the version of kube-tls-proxy"]
-        "Which version runs.";
+        "The running version.";
     CONNECTIONS = Gauge "kube_tls_proxy_connections" []
-        "Client connections that are open, tunnels included.";
+        "Open client connections, tunnels included.";
     CONNECTIONS_LIMIT = Gauge "kube_tls_proxy_connections_limit" []
-        "Client connections that may be open at once; the next client waits.";
+        "Limit of open client connections. Further clients wait.";
     CONNECTIONS_TOTAL = Counter "kube_tls_proxy_connections_total" ["protocol": PROTOCOLS]
-        "Client connections whose TLS handshake succeeded.";
+        "Client connections after a successful TLS handshake.";
     HANDSHAKES = Counter "kube_tls_proxy_handshakes_total" ["result": "`ok`, `timeout`, `failed`"]
         "TLS handshakes with clients.";
     REQUESTS = Counter "kube_tls_proxy_requests_total"
         ["verb": VERBS, "resource": RESOURCES, "code": CODES, "protocol": PROTOCOLS]
-        "Requests that have come to their end, a watch or tunnel when it is closed.";
+        "Completed requests. A watch or tunnel counts when it closes.";
     REQUEST_TIME_TO_HEADERS = Histogram "kube_tls_proxy_request_time_to_headers_seconds" ["verb": VERBS]
-        "From a request's head to the head of its answer.";
+        "Time from the head of the request to the head of the response.";
     REQUEST_DURATION = Histogram "kube_tls_proxy_request_duration_seconds" ["verb": VERBS]
-        "From a request's head to the end of its answer, without watches, followed logs and tunnels.";
+        "Time from the head of the request to the end of the response. Watches, followed logs and tunnels are left out.";
     RECEIVED = Counter "kube_tls_proxy_received_bytes_total" []
-        "Bytes of request bodies and tunnels from clients, added when the request or tunnel ends.";
+        "Bytes from clients in request bodies and tunnels. They count when the request or tunnel ends.";
     SENT = Counter "kube_tls_proxy_sent_bytes_total" []
-        "Bytes of response bodies and tunnels to clients; a tunnel's are added when it ends.";
+        "Bytes to clients in response bodies and tunnels. Those of a tunnel count when it ends.";
     WATCHES = Gauge "kube_tls_proxy_watches" []
-        "Watches and followed logs that are open.";
+        "Open watches and followed logs.";
     TUNNELS = Gauge "kube_tls_proxy_tunnels" []
-        "Upgraded connections that are open: exec, attach, cp, port-forward.";
+        "Open upgraded connections: exec, attach, cp, port-forward.";
     LEASES_TAKEN = Counter "kube_tls_proxy_leases_taken_total" ["from": "`dial`, `idle`"]
-        "Upstream connections that a client connection took for itself, new or used before.";
+        "Upstream connections leased to a client connection: newly dialled, or from the idle pool.";
     LEASES_RETIRED = Counter "kube_tls_proxy_leases_retired_total"
-        ["reason": "`goaway`, `unauthorized` (an answer was 401), `reset` (a request did not end well), `closed`, \
-            `generation` (CA or settings were replaced), `age` (idle for too long), `upgrade`, `full` (enough idle ones)"]
-        "Upstream connections that are used no more, by why.";
+        ["reason": "`goaway`, `unauthorized` (a response was 401), `reset` (a request was aborted), `closed`, \
+            `generation` (a reload replaced CA or settings), `age` (idle for too long), `upgrade`, `full` (the idle pool was full)"]
+        "Upstream connections that are no longer used, by reason.";
     DIALS = Counter "kube_tls_proxy_upstream_dials_total"
-        ["cluster": CLUSTERS, "result": "`ok`, `refused`, `timeout`, `verify` (its certificate), `tls`, `protocol`, `other`"]
+        ["cluster": CLUSTERS, "result": "`ok`, `refused`, `timeout`, `verify` (certificate not accepted), `tls`, `protocol`, `other`"]
         "Attempts to connect to an apiserver.";
     ENDPOINT_HEALTHY = Gauge "kube_tls_proxy_endpoint_healthy"
         ["cluster": CLUSTERS, "endpoint": "address and port"]
-        "1 if the endpoint was verified and works, 0 if it is ill or was never tried.";
+        "1 if the endpoint is verified and healthy, 0 if it is unhealthy or was not probed yet.";
     CERTIFICATE_NOT_AFTER = Gauge "kube_tls_proxy_certificate_not_after_seconds"
         ["name": "the first name of the certificate"]
-        "When the certificate that clients see expires, in Unix time.";
+        "Expiry of the certificate that clients see, in Unix time.";
     CA_NOT_AFTER = Gauge "kube_tls_proxy_ca_not_after_seconds" ["cluster": CLUSTERS]
-        "When the first of the trusted CAs of the cluster expires, in Unix time.";
+        "Earliest expiry of the trusted CAs of the cluster, in Unix time.";
     RELOADS = Counter "kube_tls_proxy_reloads_total" ["result": "`ok`, `failed`, `unchanged`"]
-        "How often configuration, certificates, keys and CAs were read again.";
+        "Reloads of configuration, certificates, keys and CAs.";
     LAST_RELOAD_SUCCESSFUL = Gauge "kube_tls_proxy_last_reload_successful" []
-        "1 if what was read last is in use, 0 if it is wrong and the state before it stays.";
+        "1 if the last reload succeeded, 0 if it failed and the previous configuration stays in use.";
     LAST_RELOAD = Gauge "kube_tls_proxy_last_reload_seconds" []
-        "When something new was last found in configuration and files, usable or not, in Unix time.";
+        "Time of the last reload that found a change, valid or not, in Unix time.";
     LIMITS_HIT = Counter "kube_tls_proxy_limits_hit_total"
-        ["limit": "`connections` (a client waits), `handshakes` (one waits for another), `header_fields`, `header_bytes`, \
-            `uri_bytes` (answered with 431 or 414), `streams` (a client has as many open as it may)"]
-        "How often a limit of the configuration was reached.";
+        ["limit": "`connections` (a client waits), `handshakes` (a handshake waits), `header_fields`, `header_bytes`, \
+            `uri_bytes` (answered with 431 or 414), `streams` (a client has the maximum open)"]
+        "How often a configured limit was reached.";
     ERRORS = Counter "kube_tls_proxy_errors_total"
         ["reason": "`rejected`, `no_endpoint`, `connect`, `connect_timeout`, `handshake`, `verify`, `unprocessed`, \
             `lost`, `upload`, `protocol`"]
-        "Answers that the proxy made itself, in place of the apiserver.";
+        "Error responses of the proxy itself, in place of a response of the apiserver.";
     LOG_LINES_DROPPED = Counter "kube_tls_proxy_log_lines_dropped_total" []
-        "Log lines that were dropped because they were not read fast enough.";
+        "Log lines that were dropped because the reader of the log was too slow.";
     DRAINING = Gauge "kube_tls_proxy_draining" []
-        "1 from the signal to stop on.";
+        "1 after the signal to stop.";
     PROCESS_START_TIME = Gauge "process_start_time_seconds" []
-        "When the process started, in Unix time.";
+        "Start of the process, in Unix time.";
     PROCESS_RESIDENT_MEMORY = Gauge "process_resident_memory_bytes" []
-        "Memory of the process in RAM.";
+        "Resident memory of the process.";
     PROCESS_OPEN_FDS = Gauge "process_open_fds" []
         "Open file descriptors.";
 }
 
-/// The text of `docs/metrics.md`.
+/// The content of `docs/metrics.md`.
 #[must_use]
 pub fn reference() -> String {
     let mut text = String::from(REFERENCE_HEAD);
@@ -147,7 +147,7 @@ pub fn reference() -> String {
         let Family {
             name, kind, help, ..
         } = family;
-        // Writing to a String cannot fail.
+        // Writing to a `String` cannot fail.
         write!(text, "\n### `{name}`\n\n{help} ({})\n", kind.name()).ok();
         if !family.labels.is_empty() {
             text.push_str("\n| label | values |\n| --- | --- |\n");
@@ -162,19 +162,18 @@ pub fn reference() -> String {
 const REFERENCE_HEAD: &str = "\
 # Metrics
 
-<!-- Written by `UPDATE=1 cargo test metrics_reference`; change src/metrics/families.rs instead. -->
+<!-- Generated by `UPDATE=1 cargo test metrics_reference`. Edit src/metrics/families.rs instead. -->
 
-`/metrics` on the [admin port](configuration.md#the-admin-port) has these, as OpenMetrics text. Each worker counts for
-itself, and what is shown is the sum.
+`/metrics` on the [admin port](configuration.md#the-admin-port) serves these metrics as OpenMetrics text. Each worker has
+its own counters; `/metrics` shows the sums.
 
-Where the values of a label are a closed set, or the clusters of the configuration, each counter is there from the start,
-at 0, so that the first event is an increase; requests and durations are not, since they would be thousands of lines.
+A counter whose labels have fixed values, or the clusters of the configuration as values, starts at 0, so that `increase()`
+sees the first event. Requests and durations appear with the first event, because they would be thousands of lines.
 
-No label is text of a client: what is in none of the sets below is counted under `other` or `custom`, so that no client
-can make series. A request whose head could not even be read is in `errors_total` and `limits_hit_total`, and not in
-`requests_total`.
+Labels never contain client input; unknown values count as `other` or `custom`, so cardinality is bounded. A request whose
+head cannot be read counts in `errors_total` and `limits_hit_total`, but not in `requests_total`.
 
-## All of them
+## Reference
 ";
 
 #[cfg(test)]
@@ -187,7 +186,7 @@ mod tests {
     };
 
     #[test]
-    fn the_metrics_reference_is_current() {
+    fn metrics_reference_is_current() {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
         if env::var_os("UPDATE").is_some() {
             fs::write(&file, reference()).unwrap();
@@ -199,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reference_names_every_value_of_a_closed_set() {
+    fn metrics_reference_lists_every_label_value() {
         fn labels<L: Copy>(all: &[L], label: impl Fn(L) -> &'static str) -> Vec<&'static str> {
             all.iter().map(|value| label(*value)).collect()
         }
@@ -255,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_as_prometheus_wants_them() {
+    fn metric_names_follow_prometheus_rules() {
         for family in FAMILIES {
             let name = family.name;
             assert!(

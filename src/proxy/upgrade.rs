@@ -19,7 +19,7 @@ use super::{
     Body, Downstream, Error, access_log::AccessLog, body::Content, close_after, headers, tunnel,
 };
 use crate::{
-    drain::Kind,
+    drain::ConnectionKind,
     text::{error_chain, list_contains},
     upstream::{Cluster, RequestBody, Upgraded},
 };
@@ -131,7 +131,7 @@ impl Tunnel {
         let half_close_timeout = downstream.half_close_timeout;
         let peer = downstream.peer;
         let connected = Arc::clone(&downstream.connected);
-        let counted = downstream.drain.count(Kind::Tunnel);
+        let counted = downstream.drain.count(ConnectionKind::Tunnel);
         downstream.drain.spawn(async move {
             let _counted = counted;
             // hyper considers the downstream connection finished once the tunnel begins. It still counts

@@ -1,19 +1,25 @@
-//! What both legs have under their HTTP: reads that take all the socket has, writes that leave together.
+//! The byte streams below HTTP on both legs: reads take all that the socket has, writes leave together.
 //!
-//! rustls reads 4 KiB at a time, and h2 hands over every frame with a body on its own. Left alone, that
-//! is five reads for one full TLS record and one record and one system call for each small response.
+//! rustls reads 4 KiB at a time, and h2 hands over each frame that carries a body on its own. Without
+//! this module, one full TLS record costs five reads, and each small response costs one TLS record and
+//! one system call.
+//!
+//! The layers of each leg, HTTP first and the socket last:
+//!
+//! ```text
+//! downstream HTTP/2    hyper > TokioIo > Preface > WriteBatcher > TlsStream > ReadAhead > TcpStream
+//! downstream HTTP/1.1  hyper > TokioIo > RequestGuard           > TlsStream > ReadAhead > TcpStream
+//! upstream HTTP/2      h2    > FrameMonitor      > WriteBatcher > TlsStream > ReadAhead > TcpStream
+//! upstream HTTP/1.1    upstream::h1 > Wire                      > TlsStream > ReadAhead > TcpStream
+//! ```
 
-mod halves;
 mod read_ahead;
-mod readable;
 mod write_batcher;
 
 #[cfg(test)]
 mod tests;
 
-pub(crate) use halves::SharedIo;
-pub(crate) use read_ahead::ReadAhead;
-pub(crate) use readable::Readable;
+pub(crate) use read_ahead::{ReadAhead, Readable};
 #[cfg(test)]
 pub(crate) use tests::PlainStream;
 pub(crate) use write_batcher::{TlsWriter, WriteBatcher};

@@ -1,6 +1,9 @@
-//! A TCP stream that reads ahead of TLS when there is much to read.
+//! Reads from the socket below TLS: ahead when there is much to read, and not at all when there is nothing.
+//!
+//! A connection on which nothing arrives holds no buffer here.
 
 use std::{
+    any::Any,
     fmt::Debug,
     io, mem,
     pin::Pin,
@@ -12,21 +15,21 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
+use tokio_rustls::{client, server};
 use tokio_util::io::poll_read_buf;
 
-/// A TCP stream. What it has read ahead is kept only until it is asked for: a connection that says
-/// nothing holds no buffer.
+/// A TCP stream that reads more than it is asked for while the peer sends much.
 #[derive(Debug)]
 pub(crate) struct ReadAhead {
     tcp: TcpStream,
-    /// Read and not asked for yet.
+    /// Bytes that were read and not asked for yet.
     buffer: BytesMut,
     /// The last read found more than was asked for.
     is_bulk: bool,
-    /// A read took all that it had room for, and none has found nothing since.
+    /// A read filled all the room that it was given, and the socket has not been found empty since.
     filled: bool,
-    /// Dropped with the socket.
-    on_close: Option<Box<dyn Debug + Send + Sync>>,
+    /// A guard that is dropped with the socket.
+    on_close: Option<Box<dyn Any + Send + Sync>>,
 }
 
 impl ReadAhead {
@@ -40,9 +43,9 @@ impl ReadAhead {
         }
     }
 
-    /// Keeps this for as long as the socket is open, whatever becomes of the layers above it.
-    pub(crate) fn with_on_close(mut self, on_close: Box<dyn Debug + Send + Sync>) -> Self {
-        self.on_close = Some(on_close);
+    /// Drops `guard` when the socket closes, whatever happens to the layers above.
+    pub(crate) fn with_on_close(mut self, guard: Box<dyn Any + Send + Sync>) -> Self {
+        self.on_close = Some(guard);
         self
     }
 
@@ -51,16 +54,16 @@ impl ReadAhead {
         &self.tcp
     }
 
-    /// Pending, and woken later as by a read, if a read would find nothing.
-    pub(super) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// See [`Readable::poll_readable`].
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.buffer.is_empty() {
             return Poll::Ready(());
         }
-        // An error is found by the read.
+        // The read that follows finds and returns the error.
         let ready = self.tcp.poll_read_ready(cx).map(drop);
         if ready.is_pending() {
             self.buffer = BytesMut::new();
-            // rustls gives the room for large records back when it reads again. Proof: tests/it
+            // rustls frees the room for large records when it reads again. Proof: tests/it
             // `silent_http2_connection_holds_only_its_frame_buffers`.
             if mem::take(&mut self.filled) {
                 return Poll::Ready(());
@@ -91,13 +94,13 @@ impl AsyncRead for ReadAhead {
             return Poll::Ready(Ok(()));
         }
         if !this.is_bulk {
-            let asked = buf.remaining();
+            let wanted = buf.remaining();
             ready!(Pin::new(&mut this.tcp).poll_read(cx, buf))?;
-            this.is_bulk = asked > 0 && buf.remaining() == 0;
+            this.is_bulk = wanted > 0 && buf.remaining() == 0;
             this.filled |= this.is_bulk;
             return Poll::Ready(Ok(()));
         }
-        // Asked first, so that no buffer is made or kept for a socket that has nothing.
+        // Check first, so that an empty socket costs no buffer.
         if this.tcp.poll_read_ready(cx)?.is_pending() {
             this.buffer = BytesMut::new();
             return Poll::Pending;
@@ -135,7 +138,7 @@ impl AsyncWrite for ReadAhead {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        // Mostly there is one record, and for one piece the kernel has a shorter way.
+        // Usually there is one record, and the kernel writes one buffer faster than a list of one.
         if let [only] = bufs {
             return Pin::new(&mut self.tcp).poll_write(cx, only);
         }
@@ -147,12 +150,53 @@ impl AsyncWrite for ReadAhead {
     }
 }
 
+/// A stream that knows whether a read would find something.
+pub(crate) trait Readable: AsyncRead + AsyncWrite + Debug + Send + Unpin {
+    /// Ready if a read would find data, the end or an error. Otherwise pending, and the task is woken
+    /// as by a read.
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+
+    /// Reads if there is something to read. HTTP tries to read each time it is polled; a try that finds
+    /// nothing would go down through TLS and come back as an error.
+    fn poll_read_if_ready(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        ready!(self.poll_readable(cx));
+        Pin::new(self).poll_read(cx, buf)
+    }
+}
+
+impl Readable for server::TlsStream<ReadAhead> {
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let (io, session) = self.get_mut();
+        poll_below_tls(io, session.wants_read(), cx)
+    }
+}
+
+impl Readable for client::TlsStream<ReadAhead> {
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let (io, session) = self.get_mut();
+        poll_below_tls(io, session.wants_read(), cx)
+    }
+}
+
+/// TLS wants to read only when it has no plaintext left; then the socket decides.
+fn poll_below_tls(io: &mut ReadAhead, wants_read: bool, cx: &mut Context<'_>) -> Poll<()> {
+    if wants_read {
+        io.poll_readable(cx)
+    } else {
+        Poll::Ready(())
+    }
+}
+
 /// Four full TLS records.
 const MAX_READ_AHEAD: usize = 64 * 1024;
 
 #[cfg(test)]
 impl ReadAhead {
-    /// Bytes of memory held for what was read ahead.
+    /// Bytes of memory that the read-ahead buffer holds.
     pub(super) fn held(&self) -> usize {
         self.buffer.capacity()
     }

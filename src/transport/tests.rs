@@ -1,4 +1,4 @@
-//! What the peer gets, in how many pieces, and what is left behind in memory.
+//! What the peer receives, in how many records, and how much memory stays in use.
 
 use std::{
     fmt::Debug,
@@ -15,12 +15,12 @@ use tokio::{
 
 use super::*;
 
-/// A stream without TLS that can be corked.
+/// A stream without TLS that can be batched.
 #[derive(Debug)]
 pub(crate) struct PlainStream<S> {
     stream: S,
     waiting: Vec<u8>,
-    /// The pieces in which it was given its bytes.
+    /// The length of each record that was written.
     records: Vec<usize>,
 }
 
@@ -42,7 +42,7 @@ impl<S: AsyncRead + AsyncWrite + Debug + Send + Unpin> TlsWriter for PlainStream
         Ok(record.len())
     }
 
-    fn limit(&mut self, _bytes: usize) {}
+    fn set_buffer_limit(&mut self, _bytes: usize) {}
 }
 
 impl<S: AsyncRead + AsyncWrite + Debug + Send + Unpin> Readable for PlainStream<S> {
@@ -91,12 +91,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for PlainStream<S> {
     }
 }
 
-fn state(room: usize) -> (WriteBatcher<PlainStream<DuplexStream>>, DuplexStream) {
+fn batched(room: usize) -> (WriteBatcher<PlainStream<DuplexStream>>, DuplexStream) {
     let (near, far) = duplex(room);
     (WriteBatcher::new(PlainStream::new(near)), far)
 }
 
-/// Writes once, in the middle of being driven.
+/// Writes once, while the batcher drives the writer.
 async fn write(batcher: &WriteBatcher<PlainStream<DuplexStream>>, bytes: &[u8]) {
     let mut stream = batcher.clone();
     let mut all = pin!(async move { stream.write_all(bytes).await });
@@ -110,8 +110,8 @@ async fn received(far: &mut DuplexStream, length: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn what_is_written_in_one_poll_leaves_as_one_record() {
-    let (batcher, mut far) = state(64 * 1024);
+async fn writes_of_one_poll_leave_as_one_record() {
+    let (batcher, mut far) = batched(64 * 1024);
     let mut stream = batcher.clone();
     let mut frames = pin!(async move {
         for _ in 0..16 {
@@ -126,13 +126,13 @@ async fn what_is_written_in_one_poll_leaves_as_one_record() {
     assert_eq!(received(&mut far, 80).await, b"frame".repeat(16));
     batcher.inspect(|stream, held| {
         assert_eq!(stream.records, [80]);
-        assert_eq!(held, 0, "nothing is kept for a stream that is silent");
+        assert_eq!(held, 0, "a silent stream holds no buffer");
     });
 }
 
 #[tokio::test]
-async fn the_order_is_kept_whatever_the_sizes() {
-    let (batcher, mut far) = state(1024 * 1024);
+async fn order_is_kept_for_writes_of_any_size() {
+    let (batcher, mut far) = batched(1024 * 1024);
     let mut expected = Vec::new();
     let sizes = [1, 16_384, 5, 40_000, 16_383, 1, 16_385, 100_000, 3];
     for (at, size) in sizes.into_iter().enumerate() {
@@ -147,8 +147,8 @@ async fn the_order_is_kept_whatever_the_sizes() {
 }
 
 #[tokio::test]
-async fn vectored_pieces_are_taken_in_order() {
-    let (batcher, mut far) = state(64 * 1024);
+async fn vectored_writes_are_taken_in_order() {
+    let (batcher, mut far) = batched(64 * 1024);
     let mut stream = batcher.clone();
     let mut written = pin!(async move {
         let pieces = [b"head".as_slice(), b"", b"body"].map(io::IoSlice::new);
@@ -160,8 +160,8 @@ async fn vectored_pieces_are_taken_in_order() {
 }
 
 #[tokio::test]
-async fn a_peer_that_does_not_read_holds_the_writer_back() {
-    let (batcher, mut far) = state(1024);
+async fn writer_waits_for_a_peer_that_does_not_read() {
+    let (batcher, mut far) = batched(1024);
     let mut stream = batcher.clone();
     let mut writing = pin!(async move {
         for _ in 0..100 {
@@ -184,8 +184,8 @@ async fn a_peer_that_does_not_read_holds_the_writer_back() {
 }
 
 #[tokio::test]
-async fn who_writes_is_told_that_sending_failed() {
-    let (batcher, far) = state(1024);
+async fn writer_gets_the_error_when_sending_fails() {
+    let (batcher, far) = batched(1024);
     drop(far);
     let mut stream = batcher.clone();
     let mut writing = pin!(async move {
@@ -199,8 +199,8 @@ async fn who_writes_is_told_that_sending_failed() {
 }
 
 #[tokio::test]
-async fn the_last_words_are_sent_before_the_end() {
-    let (batcher, mut far) = state(1024);
+async fn shutdown_sends_what_was_written_before() {
+    let (batcher, mut far) = batched(1024);
     let mut stream = batcher.clone();
     let mut leaving = pin!(async move {
         stream.write_all(b"goaway").await?;
@@ -221,7 +221,7 @@ async fn connected() -> (ReadAhead, TcpStream) {
     (ReadAhead::new(near.unwrap()), far.unwrap().0)
 }
 
-/// As rustls reads: 4 KiB at a time.
+/// Reads 4 KiB at a time, as rustls does.
 async fn read_in_parts(ahead: &mut ReadAhead, length: usize) -> (Vec<u8>, usize) {
     let (mut bytes, mut most_ahead) = (Vec::new(), 0);
     let mut part = [0; 4096];
@@ -235,17 +235,17 @@ async fn read_in_parts(ahead: &mut ReadAhead, length: usize) -> (Vec<u8>, usize)
 }
 
 #[tokio::test]
-async fn much_is_read_ahead_and_nothing_is_lost_or_kept() {
+async fn bulk_is_read_ahead_and_no_byte_is_lost_or_kept() {
     let (mut ahead, mut far) = connected().await;
     let sent: Vec<u8> = (0..1_000_000_u32).map(|at| at.to_le_bytes()[1]).collect();
     let (written, (bytes, most_ahead)) =
         tokio::join!(far.write_all(&sent), read_in_parts(&mut ahead, 1_000_000));
     written.unwrap();
-    assert!(bytes == sent, "other bytes than were sent");
-    assert!(most_ahead > 4096, "never more than was asked for");
+    assert!(bytes == sent, "the bytes read differ from the bytes sent");
+    assert!(most_ahead > 4096, "no read found more than was asked for");
     assert!(waits(&mut ahead).await);
     assert_eq!(ahead.held(), 0);
-    // After one small message it is asked for little again, so the next one takes no buffer.
+    // A small message ends the reading ahead, so the next one needs no buffer.
     for _ in 0..2 {
         far.write_all(b"event").await.unwrap();
         let (bytes, most_ahead) = read_in_parts(&mut ahead, 5).await;
@@ -253,7 +253,7 @@ async fn much_is_read_ahead_and_nothing_is_lost_or_kept() {
     }
 }
 
-/// Whether there is nothing to read.
+/// Whether a read waits.
 async fn waits(ahead: &mut ReadAhead) -> bool {
     let mut part = [0; 4096];
     let mut reading = pin!(ahead.read(&mut part));
@@ -261,7 +261,7 @@ async fn waits(ahead: &mut ReadAhead) -> bool {
 }
 
 #[tokio::test]
-async fn an_idle_connection_holds_no_buffer() {
+async fn idle_connection_holds_no_buffer() {
     let (mut ahead, mut far) = connected().await;
     far.write_all(&[0; 4096]).await.unwrap();
     read_in_parts(&mut ahead, 4096).await;
@@ -272,6 +272,6 @@ async fn an_idle_connection_holds_no_buffer() {
     assert_eq!(
         ahead.read(&mut part).await.unwrap(),
         0,
-        "the end is passed on"
+        "the end of the stream is passed on"
     );
 }

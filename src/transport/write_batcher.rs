@@ -1,8 +1,8 @@
-//! Gathers what HTTP/2 writes while it is polled, and sends it at the end as few TLS records in one
-//! system call.
+//! Collects the frames that HTTP/2 writes during one poll, and sends them after it as few TLS records in
+//! one system call.
 //!
 //! h2 flushes after every frame that carries a body. Sixteen small responses that are ready together
-//! would be sixteen TLS records and sixteen system calls; here they are one of each.
+//! would cost sixteen TLS records and sixteen system calls; here they cost one of each.
 
 use std::{
     future::Future,
@@ -17,17 +17,18 @@ use tokio_rustls::{client, server};
 
 use super::{ReadAhead, Readable};
 
-/// A TLS stream that can take plaintext without sending it.
+/// A TLS stream that can encrypt plaintext without sending it.
 pub(crate) trait TlsWriter: Readable {
-    /// Makes a TLS record of these two pieces, which waits to be sent; how many bytes were taken.
+    /// Encrypts these two pieces into one TLS record, to be sent by the next flush. Returns how many
+    /// bytes were taken.
     ///
     /// # Errors
     ///
-    /// When TLS refuses.
+    /// When the TLS session cannot write.
     fn write_record(&mut self, pieces: [&[u8]; 2]) -> io::Result<usize>;
 
-    /// Bytes of records that may wait.
-    fn limit(&mut self, bytes: usize);
+    /// Bounds the bytes of records that wait to be sent.
+    fn set_buffer_limit(&mut self, bytes: usize);
 }
 
 impl TlsWriter for server::TlsStream<ReadAhead> {
@@ -36,7 +37,7 @@ impl TlsWriter for server::TlsStream<ReadAhead> {
         writer.write_vectored(&pieces.map(io::IoSlice::new))
     }
 
-    fn limit(&mut self, bytes: usize) {
+    fn set_buffer_limit(&mut self, bytes: usize) {
         self.get_mut().1.set_buffer_limit(Some(bytes));
     }
 }
@@ -47,24 +48,26 @@ impl TlsWriter for client::TlsStream<ReadAhead> {
         writer.write_vectored(&pieces.map(io::IoSlice::new))
     }
 
-    fn limit(&mut self, bytes: usize) {
+    fn set_buffer_limit(&mut self, bytes: usize) {
         self.get_mut().1.set_buffer_limit(Some(bytes));
     }
 }
 
-/// A TLS stream whose writes wait until [`WriteBatcher::drive`] has polled its user. Two handles of one stream:
-/// the user reads and writes, the driver sends.
+/// A TLS stream whose writes are sent after [`WriteBatcher::drive`] has polled its user.
+///
+/// It is a handle, cloned once: h2 and hyper own their stream and do not give it out, so the user reads
+/// and writes through one handle, and the driver sends through the other.
 #[derive(Debug)]
 pub(crate) struct WriteBatcher<S>(Arc<Mutex<BatchState<S>>>);
 
 #[derive(Debug)]
 struct BatchState<S> {
     stream: S,
-    /// Small writes that will share a record. Without memory of its own while empty.
+    /// Small writes that will share a record. It holds no memory while it is empty.
     small: Vec<u8>,
-    /// Bytes in records that may not be sent yet.
+    /// Bytes in records that were not flushed yet.
     unsent: usize,
-    /// Why sending failed, until the user is told.
+    /// Why sending failed, kept until the user's next read or write returns it.
     failed: Option<io::Error>,
 }
 
@@ -76,7 +79,7 @@ impl<S> Clone for WriteBatcher<S> {
 
 impl<S: TlsWriter> WriteBatcher<S> {
     pub(crate) fn new(mut stream: S) -> Self {
-        stream.limit(MAX_TLS_BUFFER);
+        stream.set_buffer_limit(MAX_TLS_BUFFER);
         Self(Arc::new(Mutex::new(BatchState {
             stream,
             small: Vec::new(),
@@ -85,7 +88,7 @@ impl<S: TlsWriter> WriteBatcher<S> {
         })))
     }
 
-    /// Polls the user of this stream, then sends what it has written.
+    /// Polls the user of this stream, then sends the bytes that it wrote.
     pub(crate) fn drive<F: Future>(
         &self,
         user: Pin<&mut F>,
@@ -97,7 +100,7 @@ impl<S: TlsWriter> WriteBatcher<S> {
             && state.failed.is_none()
         {
             state.failed = Some(error);
-            // Only its next read or write tells the user.
+            // The user learns of the error in its next read or write, so it must be polled again.
             cx.waker().wake_by_ref();
         }
         polled
@@ -113,10 +116,10 @@ impl<S: TlsWriter> BatchState<S> {
         if let Some(error) = self.failed.take() {
             return Poll::Ready(Err(error));
         }
-        if self.unsent + self.small.len() >= MAX_GATHERED {
+        if self.unsent + self.small.len() >= MAX_BATCH {
             ready!(self.poll_send(cx))?;
         }
-        // Full records leave the bytes where they are; only what is left over is copied.
+        // A full record is encrypted from where the bytes are; only a remainder is copied.
         let room = MAX_RECORD - self.small.len();
         if let Some(first) = bytes.get(..room) {
             self.write_record(first)?;
@@ -129,7 +132,7 @@ impl<S: TlsWriter> BatchState<S> {
         Poll::Ready(Ok(bytes.len()))
     }
 
-    /// Makes a record of what was gathered and of `more`.
+    /// Encrypts the small writes and `more` into one record.
     fn write_record(&mut self, more: &[u8]) -> io::Result<()> {
         let length = self.small.len() + more.len();
         if length == 0 {
@@ -139,7 +142,7 @@ impl<S: TlsWriter> BatchState<S> {
         self.small = Vec::new();
         self.unsent += taken;
         if taken < length {
-            return Err(io::Error::other("TLS has less room than it was given"));
+            return Err(io::Error::other("the TLS buffer is full"));
         }
         Ok(())
     }
@@ -204,7 +207,7 @@ impl<S: TlsWriter> AsyncWrite for WriteBatcher<S> {
         true
     }
 
-    /// Waits for nothing: the driver sends as soon as the user was polled.
+    /// Does not wait: the driver sends as soon as the user was polled.
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let failed = self.lock().failed.take();
         Poll::Ready(failed.map_or(Ok(()), Err))
@@ -217,16 +220,16 @@ impl<S: TlsWriter> AsyncWrite for WriteBatcher<S> {
     }
 }
 
-/// What one TLS record carries (RFC 8446 §5.1).
+/// Plaintext bytes that one TLS record carries (RFC 8446 §5.1).
 const MAX_RECORD: usize = 16 * 1024;
-/// What is gathered before it is sent even in the middle of a poll.
-const MAX_GATHERED: usize = 64 * 1024;
-/// Room for that, for one more record, and for what encryption adds to small ones.
-const MAX_TLS_BUFFER: usize = 2 * MAX_GATHERED;
+/// Bytes that are collected before they are sent in the middle of a poll.
+const MAX_BATCH: usize = 64 * 1024;
+/// Room for a batch, for one more record, and for the overhead of small records.
+const MAX_TLS_BUFFER: usize = 2 * MAX_BATCH;
 
 #[cfg(test)]
 impl<S> WriteBatcher<S> {
-    /// Shows the stream and how many bytes of memory wait with it.
+    /// Passes the stream and the size of the buffer for small writes.
     pub(super) fn inspect(&self, look: impl FnOnce(&S, usize)) {
         let state = self.0.lock().unwrap();
         look(&state.stream, state.small.capacity());

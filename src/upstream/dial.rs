@@ -1,4 +1,7 @@
-//! Dials an endpoint: TCP, TLS with verification, and the HTTP that both sides chose.
+//! Dials an endpoint: TCP, TLS with verification, and the version of HTTP that both sides chose.
+//!
+//! `check` takes the same steps one by one ([`TcpConnected`]), so that it finds what `serve` would meet.
+//! Nothing is sent to a server that was not verified.
 
 use std::{
     future::{Future, poll_fn},
@@ -9,32 +12,37 @@ use std::{
     time::Duration,
 };
 
-use rustls::{CertificateError, ClientConfig, Error};
+use rustls::{CertificateError, ClientConfig, Error, ProtocolVersion};
 use rustls_pki_types::ServerName;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout, timeout_at},
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
+use tracing::warn;
 
 use super::{
-    Cluster, UpstreamContext, UpstreamError, endpoint::Endpoint, h1::H1Connection,
-    h2::H2Connection, lease::Connection,
+    ClientTls, Cluster, UpstreamContext, UpstreamError, context::Connection, endpoint::Endpoint,
+    h1::H1Connection, h2::H2Connection,
 };
 use crate::{
     config::Timeouts,
     hosts::UpstreamAddr,
     metrics::Dialled,
+    pki::CertSummary,
     socket,
     text::error_chain,
     transport::{ReadAhead, WriteBatcher},
 };
 
-/// A new connection to the first endpoint that works; ill ones are remembered.
+/// Returns a new connection to the first endpoint that works, and records the health of each endpoint tried.
 ///
-/// The next one is tried as soon as one fails, and also when one keeps silent for a moment: a host that
-/// is gone without a word must not cost a request the whole of its timeout.
+/// The next endpoint is tried as soon as one fails, and also when one is slow: a host that vanished must
+/// not cost a request the whole connect timeout.
 ///
 /// # Errors
 ///
-/// The failure of the endpoint tried last. Not one request byte was sent.
+/// The failure of the endpoint that failed last. No request byte was sent.
 pub(super) async fn connect(
     context: &UpstreamContext,
     cluster: &Cluster,
@@ -46,7 +54,7 @@ pub(super) async fn connect(
         name: cluster.endpoints.host().to_owned(),
     };
     loop {
-        let hurry = match waiting.next() {
+        let has_next = match waiting.next() {
             Some(endpoint) => {
                 if !dials.0.is_empty() {
                     cluster.endpoints.request_probe();
@@ -59,26 +67,26 @@ pub(super) async fn connect(
             None if dials.0.is_empty() => return Err(last),
             None => false,
         };
-        let ended = if hurry {
-            timeout(HEDGE, dials.next()).await
+        let ended = if has_next {
+            timeout(HEDGE_TIMEOUT, dials.next()).await
         } else {
             Ok(dials.next().await)
         };
         match ended {
             Ok(Ok(connection)) => return Ok(connection),
             Ok(Err(error)) => last = error,
-            Err(_silent) => {}
+            Err(_elapsed) => {}
         }
     }
 }
 
 type Dial<'a> = Pin<Box<dyn Future<Output = Result<Connection, UpstreamError>> + Send + 'a>>;
 
-/// Dials that run side by side; the first to end well ends the others.
+/// Dials that run side by side. The first success drops the others.
 struct Dials<'a>(Vec<Dial<'a>>);
 
 impl Dials<'_> {
-    /// The next one that ends.
+    /// The result of the dial that ends next.
     async fn next(&mut self) -> Result<Connection, UpstreamError> {
         poll_fn(|cx| {
             for (at, dial) in self.0.iter_mut().enumerate() {
@@ -93,63 +101,45 @@ impl Dials<'_> {
     }
 }
 
-/// Dials one endpoint within the timeout and remembers how that went.
+/// Dials one endpoint within the timeout, and records the result.
 async fn try_one(
     context: &UpstreamContext,
     cluster: &Cluster,
     config: &Arc<ClientConfig>,
     endpoint: Arc<Endpoint>,
 ) -> Result<Connection, UpstreamError> {
-    let address = endpoint.address();
     let dialled = timeout(
         context.timeouts.upstream_connect,
         dial(context, cluster, config, &endpoint),
     )
     .await;
-    match dialled.unwrap_or(Err(UpstreamError::ConnectTimeout { endpoint: address })) {
+    let timed_out = UpstreamError::ConnectTimeout {
+        endpoint: endpoint.address(),
+    };
+    match dialled.unwrap_or(Err(timed_out)) {
         Ok(connection) => {
             cluster.endpoints.mark_healthy(&endpoint);
             context.counts.dials.count(cluster.name(), Dialled::Ok);
             connection
                 .stats()
                 .on_dial(&context.counts, &cluster.generation);
-            Ok(connection.to(endpoint))
+            Ok(connection)
         }
         Err(error) => {
             context
                 .counts
                 .dials
                 .count(cluster.name(), error.as_dialled());
-            tracing::warn!(
-                cluster = cluster.name,
-                error = %error_chain(&error),
+            let why = error_chain(&error).to_string();
+            warn!(
+                cluster = cluster.name(),
+                error = why,
                 "upstream connection failed"
             );
-            cluster
-                .endpoints
-                .mark_unhealthy(&endpoint, error_chain(&error).to_string());
+            cluster.endpoints.mark_unhealthy(&endpoint, why);
             Err(error)
         }
     }
-}
-
-/// TCP and TLS with one endpoint, which has proved who it is.
-///
-/// # Errors
-///
-/// Whatever failed; not one request byte was sent.
-pub(super) async fn handshake(
-    context: &UpstreamContext,
-    cluster: &Cluster,
-    config: &Arc<ClientConfig>,
-    endpoint: &Arc<Endpoint>,
-) -> Result<TlsStream<ReadAhead>, UpstreamError> {
-    // From the first moment, so that those who dial at the same time spread out.
-    let counted = endpoint.count();
-    let endpoint = endpoint.address();
-    let tcp = reach(endpoint, &context.timeouts).await?;
-    let stream = ReadAhead::new(tcp).with_on_close(Box::new(counted));
-    secure(stream, &cluster.tls.name, config, endpoint).await
 }
 
 async fn dial(
@@ -158,28 +148,43 @@ async fn dial(
     config: &Arc<ClientConfig>,
     endpoint: &Arc<Endpoint>,
 ) -> Result<Connection, UpstreamError> {
-    let tls = handshake(context, cluster, config, endpoint).await?;
-    let endpoint = endpoint.address();
-    let failed = |source: io::Error| UpstreamError::Connect { endpoint, source };
-    if chose_h2(&tls) {
-        socket::set_user_timeout(tls.get_ref().0.tcp(), &context.timeouts).map_err(failed)?;
-        let established = H2Connection::establish(
-            WriteBatcher::new(tls),
-            endpoint,
-            &context.timeouts,
-            &context.drain,
-        )
-        .await;
-        return established
-            .map(Connection::H2)
-            .map_err(|source| failed(io::Error::other(source)));
+    let tls = verified_stream(context, cluster, config, endpoint).await?;
+    let endpoint = Arc::clone(endpoint);
+    if !chose_h2(&tls) {
+        return Ok(Connection::H1(H1Connection::new(Box::new(tls), endpoint)));
     }
-    let connection = H1Connection::new(Box::new(tls), endpoint);
-    Ok(Connection::H1(connection))
+    let address = endpoint.address();
+    let failed = |source| UpstreamError::Connect {
+        endpoint: address,
+        source,
+    };
+    socket::set_user_timeout(tls.get_ref().0.tcp(), &context.timeouts).map_err(failed)?;
+    let batcher = WriteBatcher::new(tls);
+    H2Connection::establish(batcher, endpoint, &context.timeouts, &context.drain)
+        .await
+        .map(Connection::H2)
+        .map_err(|source| failed(io::Error::other(source)))
 }
 
-/// TCP with an endpoint.
-pub(super) async fn reach(
+/// TCP and TLS with one endpoint, whose certificate is verified.
+///
+/// # Errors
+///
+/// When any step fails. No request byte was sent.
+pub(super) async fn verified_stream(
+    context: &UpstreamContext,
+    cluster: &Cluster,
+    config: &Arc<ClientConfig>,
+    endpoint: &Arc<Endpoint>,
+) -> Result<TlsStream<ReadAhead>, UpstreamError> {
+    // Counted before TCP connects, so that dials at the same time spread over the endpoints.
+    let counted = endpoint.count();
+    let tcp = tcp_connect(endpoint.address(), &context.timeouts).await?;
+    let stream = ReadAhead::new(tcp).with_on_close(Box::new(counted));
+    tls_handshake(stream, &cluster.tls.name, config, endpoint.address()).await
+}
+
+async fn tcp_connect(
     endpoint: UpstreamAddr,
     timeouts: &Timeouts,
 ) -> Result<TcpStream, UpstreamError> {
@@ -189,8 +194,8 @@ pub(super) async fn reach(
         .map_err(|source| UpstreamError::Connect { endpoint, source })
 }
 
-/// TLS with an endpoint that proves to be `name`.
-pub(super) async fn secure(
+/// The TLS handshake; the certificate of the endpoint must carry `name`.
+async fn tls_handshake(
     stream: ReadAhead,
     name: &ServerName<'static>,
     config: &Arc<ClientConfig>,
@@ -198,7 +203,7 @@ pub(super) async fn secure(
 ) -> Result<TlsStream<ReadAhead>, UpstreamError> {
     TlsConnector::from(Arc::clone(config))
         .connect_with(name.clone(), stream, |connection| {
-            connection.set_buffer_limit(Some(TLS_BUFFER))
+            connection.set_buffer_limit(Some(MAX_TLS_BUFFER));
         })
         .await
         .map_err(|source| handshake_error(endpoint, source))
@@ -213,7 +218,7 @@ fn handshake_error(endpoint: UpstreamAddr, source: io::Error) -> UpstreamError {
         .get_ref()
         .and_then(|inner| inner.downcast_ref::<Error>());
     match refused {
-        // Taken out of its wrapping, which rustls prints as a dump of types.
+        // Unwrapped, because rustls prints the wrapper as a dump of types.
         Some(Error::InvalidCertificate(CertificateError::Other(cause))) => UpstreamError::Verify {
             endpoint,
             source: Arc::clone(&cause.0),
@@ -228,10 +233,99 @@ fn handshake_error(endpoint: UpstreamAddr, source: io::Error) -> UpstreamError {
     }
 }
 
-/// How long a dial may keep silent before the next endpoint is tried beside it.
-const HEDGE: Duration = Duration::from_millis(300);
-/// Bytes that rustls may hold for a peer that does not read.
-const TLS_BUFFER: usize = 32 * 1024;
+/// The protocols that `check` offers to a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Offer {
+    /// HTTP/2, and HTTP/1.1 if the server does not want it.
+    Http2,
+    /// HTTP/1.1 only, as for every upgrade.
+    Http1,
+}
+
+/// The first step of a dial: a TCP connection to one endpoint.
+#[derive(Debug)]
+pub(crate) struct TcpConnected {
+    endpoint: UpstreamAddr,
+    deadline: Instant,
+    tcp: TcpStream,
+}
+
+/// The second step of a dial: a verified connection, and the outcome of its handshake.
+#[derive(Debug)]
+pub(crate) struct Verified {
+    /// The connection, on which no request was sent yet.
+    pub(crate) stream: TlsStream<ReadAhead>,
+    /// Whether the server chose HTTP/2.
+    pub(crate) is_http2: bool,
+    /// `TLS 1.3` or `TLS 1.2`.
+    pub(crate) version: &'static str,
+    /// Subject, names and validity of the server's certificate.
+    pub(crate) certificate: Option<CertSummary>,
+}
+
+impl TcpConnected {
+    /// Connects to `endpoint`. This and the handshake share `timeouts.upstreamConnect`.
+    ///
+    /// # Errors
+    ///
+    /// The error that a dial of `serve` would return.
+    pub(crate) async fn dial(
+        endpoint: UpstreamAddr,
+        timeouts: &Timeouts,
+    ) -> Result<Self, UpstreamError> {
+        let deadline = Instant::now() + timeouts.upstream_connect;
+        let tcp = timeout_at(deadline, tcp_connect(endpoint, timeouts))
+            .await
+            .unwrap_or(Err(UpstreamError::ConnectTimeout { endpoint }))?;
+        Ok(Self {
+            endpoint,
+            deadline,
+            tcp,
+        })
+    }
+
+    /// Runs the TLS handshake and verifies the certificate.
+    ///
+    /// # Errors
+    ///
+    /// The error that a dial of `serve` would return.
+    pub(crate) async fn secure(
+        self,
+        tls: &ClientTls,
+        offer: Offer,
+    ) -> Result<Verified, UpstreamError> {
+        let endpoint = self.endpoint;
+        let config = match offer {
+            Offer::Http2 => &tls.h2,
+            Offer::Http1 => &tls.h1,
+        };
+        let handshake = tls_handshake(ReadAhead::new(self.tcp), &tls.name, config, endpoint);
+        let stream = timeout_at(self.deadline, handshake)
+            .await
+            .unwrap_or(Err(UpstreamError::ConnectTimeout { endpoint }))?;
+        let session = stream.get_ref().1;
+        let version = match session.protocol_version() {
+            Some(ProtocolVersion::TLSv1_3) => "TLS 1.3",
+            // rustls supports no other version.
+            Some(_) | None => "TLS 1.2",
+        };
+        let certificate = session
+            .peer_certificates()
+            .and_then(<[_]>::first)
+            .and_then(|leaf| CertSummary::of(leaf).ok());
+        Ok(Verified {
+            is_http2: chose_h2(&stream),
+            version,
+            certificate,
+            stream,
+        })
+    }
+}
+
+/// How long a dial may take before the next endpoint is dialled beside it.
+const HEDGE_TIMEOUT: Duration = Duration::from_millis(300);
+/// Bytes that rustls may buffer for a peer that does not read.
+const MAX_TLS_BUFFER: usize = 32 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -244,11 +338,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{
-        config::Limits,
-        drain::Drain,
-        upstream::{ClientTls, Endpoints},
-    };
+    use crate::{config::Limits, drain::Drain, upstream::Endpoints};
 
     const NAME: &str = "kubernetes.default.svc";
 
@@ -264,7 +354,7 @@ mod tests {
         cluster: &Cluster,
     ) -> Result<SocketAddr, UpstreamError> {
         let connection = connect(context, cluster, &cluster.tls.h2).await?;
-        Ok(connection.endpoint().0)
+        Ok(connection.address().0)
     }
 
     fn context() -> UpstreamContext {
@@ -272,21 +362,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_endpoint_that_failed_is_passed_over() {
+    async fn endpoint_that_failed_is_not_dialled_again() {
         let ca = Ca::new("cluster");
-        let ill = Peer::start(Behaviour::CloseInHandshake).await;
-        let well = Upstream::builder(ca.server(&[NAME])).start().await;
-        let cluster = cluster(&ca, &[ill.address(), well.address()]);
+        let unhealthy = Peer::start(Behaviour::CloseInHandshake).await;
+        let healthy = Upstream::builder(ca.server(&[NAME])).start().await;
+        let cluster = cluster(&ca, &[unhealthy.address(), healthy.address()]);
         let context = context();
         for _ in 0..4 {
             let endpoint = dial_once(&context, &cluster).await.unwrap();
-            assert_eq!(endpoint, well.address());
+            assert_eq!(endpoint, healthy.address());
         }
-        assert_eq!(ill.connections(), 1);
+        assert_eq!(unhealthy.connections(), 1);
     }
 
     #[tokio::test]
-    async fn ill_endpoints_are_tried_when_there_is_no_other() {
+    async fn unhealthy_endpoints_are_dialled_when_there_is_no_other() {
         let ca = Ca::new("cluster");
         let one = Peer::start(Behaviour::CloseInHandshake).await;
         let other = Peer::start(Behaviour::ResetInHandshake).await;
@@ -303,29 +393,29 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_apiserver_with_another_certificate_gets_no_byte_and_the_next_endpoint_is_tried() {
+    async fn unverified_apiserver_gets_no_byte_and_next_one_is_dialled() {
         let (ca, foreign) = (Ca::new("cluster"), Ca::new("foreign"));
-        let ill = Upstream::builder(foreign.server(&[NAME])).start().await;
-        let well = Upstream::builder(ca.server(&[NAME])).start().await;
-        let cluster = cluster(&ca, &[ill.address(), well.address()]);
+        let unverified = Upstream::builder(foreign.server(&[NAME])).start().await;
+        let verified = Upstream::builder(ca.server(&[NAME])).start().await;
+        let cluster = cluster(&ca, &[unverified.address(), verified.address()]);
         let endpoint = dial_once(&context(), &cluster).await.unwrap();
-        assert_eq!(endpoint, well.address());
-        ill.connection_end(0).await;
-        assert_eq!(ill.connections()[0].bytes_received, 0);
+        assert_eq!(endpoint, verified.address());
+        unverified.connection_end(0).await;
+        assert_eq!(unverified.connections()[0].bytes_received, 0);
     }
 
     #[tokio::test]
-    async fn the_log_says_in_words_which_certificate_was_refused() {
+    async fn log_names_the_certificate_that_was_refused() {
         let (ca, foreign) = (Ca::new("cluster"), Ca::new("foreign"));
-        let ill = Upstream::builder(foreign.server(&[NAME])).start().await;
-        let cluster = cluster(&ca, &[ill.address()]);
+        let unverified = Upstream::builder(foreign.server(&[NAME])).start().await;
+        let cluster = cluster(&ca, &[unverified.address()]);
         let error = dial_once(&context(), &cluster).await.unwrap_err();
         let logged = error_chain(&error).to_string();
-        let words = format!(
+        let expected = format!(
             "verify the certificate of {}: the certificate is not signed by the cluster CA (expected {NAME}; presented ",
-            ill.address()
+            unverified.address()
         );
-        assert!(logged.starts_with(&words), "{logged}");
-        assert!(error.verify_error().is_some(), "for the client's words");
+        assert!(logged.starts_with(&expected), "{logged}");
+        assert!(error.verify_error().is_some(), "for the client's response");
     }
 }

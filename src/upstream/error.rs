@@ -1,8 +1,8 @@
-//! Why a request got no answer from the apiserver, and whether it can have been processed.
+//! Why a request got no response, or only part of one, and whether the apiserver may have processed it.
 
 use std::{error::Error, io, sync::Arc};
 
-use super::{H1Error, VerifyError, body::UploadError};
+use super::VerifyError;
 use crate::{hosts::UpstreamAddr, metrics::Dialled};
 
 /// Why a request got no response from an apiserver.
@@ -19,7 +19,7 @@ pub enum UpstreamError {
     Connect {
         /// The endpoint dialled.
         endpoint: UpstreamAddr,
-        /// What the kernel said.
+        /// The error of the kernel, or of HTTP on the new connection.
         #[source]
         source: io::Error,
     },
@@ -29,35 +29,35 @@ pub enum UpstreamError {
         /// The endpoint dialled.
         endpoint: UpstreamAddr,
     },
-    /// The endpoint's certificate is not the one expected. No request byte was sent.
+    /// The endpoint's certificate was refused. No request byte was sent.
     #[error("verify the certificate of {endpoint}")]
     Verify {
         /// The endpoint dialled.
         endpoint: UpstreamAddr,
-        /// What is wrong with it, and what was presented: a [`VerifyError`], or what rustls said.
+        /// Why it was refused: a [`VerifyError`], which names the certificate, or the error of rustls.
         #[source]
         source: Arc<dyn Error + Send + Sync>,
     },
-    /// The TLS handshake failed for another reason than the certificate.
+    /// The TLS handshake failed for a reason other than the certificate.
     #[error("TLS handshake with {endpoint}")]
     Handshake {
         /// The endpoint dialled.
         endpoint: UpstreamAddr,
-        /// What went wrong.
+        /// Why it failed.
         #[source]
         source: io::Error,
     },
     /// The connection failed before any of the request was written.
-    #[error("{endpoint} was gone before the request was sent")]
+    #[error("the connection to {endpoint} was lost before the request was sent")]
     Unsent {
         /// The endpoint of the connection.
         endpoint: UpstreamAddr,
-        /// What went wrong.
+        /// Why it failed.
         #[source]
         source: HttpError,
     },
     /// The apiserver said that it did not process the request: GOAWAY or `REFUSED_STREAM`.
-    #[error("{endpoint} refused the request unprocessed")]
+    #[error("{endpoint} refused the request without processing it")]
     Refused {
         /// The endpoint of the connection.
         endpoint: UpstreamAddr,
@@ -66,38 +66,38 @@ pub enum UpstreamError {
         source: h2::Error,
     },
     /// The connection failed after the request was sent and before a response came.
-    #[error("{endpoint} gave no response")]
+    #[error("{endpoint} sent no response")]
     Lost {
         /// The endpoint of the connection.
         endpoint: UpstreamAddr,
-        /// What went wrong.
+        /// Why it failed.
         #[source]
         source: HttpError,
     },
-    /// The client stopped sending its request body half-way.
+    /// The client did not send its request body to the end.
     #[error("read the request body")]
     Upload {
-        /// What the downstream connection said.
+        /// Why the body ended early.
         #[source]
         source: UploadError,
     },
-    /// A 101 that nobody asked for.
-    #[error("the apiserver switched protocols unasked")]
+    /// The response to a request that asked for no upgrade is a 101.
+    #[error("the apiserver switched protocols without being asked")]
     UnsolicitedUpgrade,
-    /// The dial that this and other requests of the client waited for.
+    /// The dial that this request and others of the same client waited for failed.
     #[error(transparent)]
     Shared(Arc<Self>),
-    /// The connection speaks another protocol than was agreed.
-    #[error("{endpoint} answered {what}")]
+    /// The request cannot be sent in the protocol of the connection.
+    #[error("cannot send the request to {endpoint}: {reason}")]
     Protocol {
         /// The endpoint of the connection.
         endpoint: UpstreamAddr,
-        /// What is wrong with the answer.
-        what: &'static str,
+        /// Why not.
+        reason: &'static str,
     },
 }
 
-/// Whichever HTTP implementation noticed that the connection was gone.
+/// The error of the HTTP implementation that noticed the failure.
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
     /// HTTP/2.
@@ -108,12 +108,72 @@ pub enum HttpError {
     H1(#[from] H1Error),
 }
 
+/// Why an exchange over HTTP/1.1 has no response, or only part of one.
+#[derive(Debug, thiserror::Error)]
+pub enum H1Error {
+    /// The apiserver closed the connection before it sent a response.
+    #[error("the connection was closed before the response")]
+    Closed,
+    /// The connection ended before the body was complete.
+    #[error("the connection was closed in the middle of the body")]
+    Cut,
+    /// The connection failed.
+    #[error("the connection failed")]
+    Io(#[source] io::Error),
+    /// The bytes received are not the head of a response.
+    #[error("the head of the response is malformed")]
+    Head(#[source] httparse::Error),
+    /// The head of the response is too long.
+    #[error("the head of the response is longer than {max} bytes")]
+    HeadTooLong {
+        /// Bytes that are accepted.
+        max: usize,
+    },
+    /// Too many interim responses came before the final one.
+    #[error("more than {max} interim responses came before the final response")]
+    Interim {
+        /// Interim responses that are accepted.
+        max: usize,
+    },
+    /// The length of the response body is ambiguous (RFC 9112 §6.3).
+    #[error("ambiguous length of the response body: {0}")]
+    Framing(&'static str),
+    /// The client did not send its request body to the end.
+    #[error("send the request body")]
+    Upload(#[source] UploadError),
+}
+
+/// Why a request body is not complete.
+#[derive(Debug, thiserror::Error)]
+pub enum UploadError {
+    /// The downstream connection failed.
+    #[error("read the request body")]
+    Read(#[source] hyper::Error),
+    /// The client reset the stream before the end of the body.
+    #[error("the client reset the request before the end of its body")]
+    Reset,
+    /// The body is longer or shorter than the client announced.
+    #[error("the length of the request body differs from its content-length")]
+    Length,
+}
+
+/// Why a response body is not complete.
+#[derive(Debug, thiserror::Error)]
+pub enum DownloadError {
+    /// The HTTP/1.1 connection failed.
+    #[error("read the response body")]
+    H1(#[source] H1Error),
+    /// The HTTP/2 stream or its connection failed.
+    #[error("read the response body")]
+    H2(#[source] h2::Error),
+}
+
 impl UpstreamError {
-    /// What a dial that ended in this error came to, as its counter has it.
+    /// The metric label of a dial that ended in this error.
     pub(super) fn as_dialled(&self) -> Dialled {
         match self {
             Self::Connect { source, .. } if source.raw_os_error().is_some() => Dialled::Refused,
-            // What failed behind the handshake is wrapped, and has no number of the kernel's.
+            // An error after the handshake is wrapped, so it has no error number of the kernel.
             Self::Connect { .. } | Self::Protocol { .. } | Self::UnsolicitedUpgrade => {
                 Dialled::Protocol
             }
@@ -129,9 +189,9 @@ impl UpstreamError {
         }
     }
 
-    /// Whether the request provably was not processed, so that sending it again is safe whatever
-    /// its method (RFC 9113 §8.7: "A server MUST NOT indicate that a stream has not been processed
-    /// unless it can guarantee that fact").
+    /// Whether the apiserver provably did not process the request, so that it can be sent again
+    /// whatever its method (RFC 9113 §8.7: "A server MUST NOT indicate that a stream has not been
+    /// processed unless it can guarantee that fact").
     #[must_use]
     pub fn is_unprocessed(&self) -> bool {
         match self {
@@ -150,7 +210,7 @@ impl UpstreamError {
         }
     }
 
-    /// What the verifier said, if that was the failure.
+    /// Why the verifier refused the certificate, if it did.
     #[must_use]
     pub fn verify_error(&self) -> Option<&VerifyError> {
         let Self::Verify { source, .. } = self else {
@@ -159,7 +219,7 @@ impl UpstreamError {
         source.downcast_ref()
     }
 
-    /// Whether it was the connection that turned out unusable, so that another one may do better.
+    /// Whether only this connection was unusable, so that another one may work.
     pub(super) fn wants_another_connection(&self) -> bool {
         matches!(self, Self::Unsent { .. } | Self::Refused { .. })
     }

@@ -3,11 +3,12 @@
 use std::{
     convert::Infallible,
     future::{pending, poll_fn},
+    sync::Arc,
 };
 
 use ::h2::{Reason, SendStream};
 use bytes::Bytes;
-use http::{Request, Version};
+use http::{Request, Response, StatusCode, Version};
 use http_body_util::Empty;
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -15,10 +16,18 @@ use rustls_pki_types::ServerName;
 use standin::{pki::Ca, upstream::Upstream};
 use tokio::{io::duplex, sync::mpsc};
 
-use super::{h1::H1Connection, *};
-use crate::hosts::UpstreamAddr;
+use super::{
+    endpoint::Endpoint,
+    h1::{self, H1Connection},
+    *,
+};
+use crate::{
+    config::{Limits, Timeouts},
+    drain::Drain,
+    hosts::UpstreamAddr,
+};
 
-/// A request as hyper hands it out, and the client's side of its body.
+/// A request as hyper passes it to a service, and the client's side of its body.
 async fn upload(drain: &Drain) -> (Request<Incoming>, SendStream<Bytes>) {
     let (near, far) = duplex(64 * 1024);
     let (hand_out, mut requests) = mpsc::unbounded_channel();
@@ -35,11 +44,11 @@ async fn upload(drain: &Drain) -> (Request<Incoming>, SendStream<Bytes>) {
     (requests.recv().await.unwrap(), upload)
 }
 
-/// The body is read on after hyper gave the request up, as a task of its own may do for a moment.
+/// The body is read after hyper dropped the request, as a task of its own may do for a short time.
 #[tokio::test]
-async fn a_body_that_its_client_reset_is_not_whole() {
+async fn request_body_reset_by_its_client_is_not_complete() {
     let drain = Drain::new();
-    for (reset, is_whole) in [
+    for (reset, is_complete) in [
         (Some(Reason::CANCEL), false),
         (Some(Reason::NO_ERROR), false),
         (Some(Reason::INTERNAL_ERROR), false),
@@ -55,38 +64,36 @@ async fn a_body_that_its_client_reset_is_not_whole() {
             None => upload.send_data(Bytes::new(), true).unwrap(),
         }
         let end = poll_fn(|cx| body.poll_data(cx)).await;
-        assert_eq!(end.is_none(), is_whole, "{reset:?}: {end:?}");
+        assert_eq!(end.is_none(), is_complete, "{reset:?}: {end:?}");
     }
 }
 
 /// An apiserver may close an idle connection while a request is on its way to it.
 #[tokio::test]
-async fn a_request_that_http1_did_not_take_is_sent_on_another_connection() {
+async fn unsent_http1_request_is_sent_on_another_connection() {
     let ca = Ca::new("cluster");
     let name = "kubernetes.default.svc";
     let upstream = Upstream::builder(ca.server(&[name])).start().await;
     let tls = ClientTls::new(Arc::new(ca.roots()), ServerName::try_from(name).unwrap()).unwrap();
     let endpoints = Endpoints::resolved(&[upstream.address()]);
     let cluster = Cluster::new("test".into(), String::new(), Arc::new(endpoints), tls);
-    let context = UpstreamContext::new(Limits::default(), Timeouts::default(), Drain::new());
-    let lease = ClientLeases::new(Arc::new(context));
+    let drain = Drain::new();
+    let context = UpstreamContext::new(Limits::default(), Timeouts::default(), drain.clone());
+    let leases = ClientLeases::new(Arc::new(context));
 
     let (near, far) = duplex(1024);
     let endpoint = UpstreamAddr(upstream.address());
-    let closing = H1Connection::new(Box::new(near), endpoint);
-    let (request, mut upload) = upload(&lease.context.drain).await;
+    let closing = H1Connection::new(Box::new(near), Arc::new(Endpoint::new(endpoint)));
+    let (request, mut upload) = upload(&drain).await;
     upload.send_data("all of it".into(), true).unwrap();
     let (mut head, body) = request.into_parts();
     head.version = Version::HTTP_11;
     let body = RequestBody::new(body, Version::HTTP_2);
     drop(far);
-    let failed = closing
-        .exchange(head, body, None, &lease.context.drain)
-        .await
-        .unwrap_err();
+    let failed = h1::exchange(closing, head, body, &drain).await.unwrap_err();
     assert!(failed.error.wants_another_connection());
     let (head, body) = failed.unsent.unwrap();
-    let response = lease.send(&cluster, head, body).await.unwrap();
+    let response = leases.send(&cluster, head, body).await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(upstream.requests()[0].body().await, b"all of it");
 }

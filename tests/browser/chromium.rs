@@ -1,4 +1,4 @@
-//! Drives a headless Chromium over its debugging pipe: no driver, no port, nothing but the browser.
+//! Drives a headless Chromium over its debugging pipe, without a driver and without a port.
 
 use std::process::Stdio;
 
@@ -10,21 +10,21 @@ use tokio::{
     process::{Child, ChildStdin, ChildStdout, Command},
 };
 
-/// One browser with one page; it is killed when dropped.
+/// A browser with one page. Killed when dropped.
 pub(crate) struct Chromium {
     _child: Child,
     commands: ChildStdin,
     messages: BufReader<ChildStdout>,
     session: Option<String>,
     number: u64,
-    /// What the page complained about: exceptions, errors of the console, what its policy refused.
+    /// Exceptions, console errors and violations of the policy of the page.
     pub(crate) complaints: Vec<String>,
     /// The profile.
     _dir: TempDir,
 }
 
 impl Chromium {
-    /// `None` where there is none.
+    /// `None` if there is no `chromium`.
     pub(crate) async fn start() -> Option<Self> {
         let found = Command::new("sh")
             .args(["-c", "command -v chromium"])
@@ -33,7 +33,7 @@ impl Chromium {
             return None;
         }
         let dir = TempDir::new();
-        // Chromium takes commands from file 3 and answers on file 4.
+        // Chromium reads commands from file 3 and writes its replies to file 4.
         let mut child = Command::new("sh")
             .args([
                 "-c",
@@ -102,7 +102,7 @@ impl Chromium {
         }
     }
 
-    /// Makes the window so wide, and light or dark.
+    /// Sets the width of the window and the colour scheme.
     pub(crate) async fn look(&mut self, width: u32, scheme: &str) {
         let window =
             json!({ "width": width, "height": 900, "deviceScaleFactor": 1, "mobile": false });

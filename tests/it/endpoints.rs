@@ -58,7 +58,7 @@ async fn connections_are_spread_over_the_endpoints() {
     assert_eq!(upstreams.each_ref().map(asked), [3, 3]);
     let leases = upstreams
         .each_ref()
-        .map(|one| proxy.health(one.address()).leases);
+        .map(|one| proxy.health(one.address()).connections);
     assert!(leases.iter().all(|leases| *leases >= 3), "{leases:?}");
 }
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use h2::RecvStream;
 use http::{Request, Response};
 use kube_tls_proxy::{
-    app::{App, Stop},
+    app::{App, FastStop},
     config::{
         ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts, TrustSource,
     },
@@ -52,7 +52,7 @@ pub(crate) struct Proxy {
     admin: Option<SocketAddr>,
     client: Client,
     reload_now: Arc<Notify>,
-    stop: Stop,
+    stop: FastStop,
     heartbeats: Heartbeats,
     phase: watch::Receiver<Phase>,
     report: watch::Receiver<ReloadReport>,
@@ -235,7 +235,7 @@ impl Proxy {
     }
 
     /// Hastens the end, as a second SIGTERM does.
-    pub(crate) fn stop(&self) -> &Stop {
+    pub(crate) fn stop(&self) -> &FastStop {
         &self.stop
     }
 

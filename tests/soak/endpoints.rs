@@ -72,7 +72,7 @@ async fn noticed(
 }
 
 const ILL: [&str; 2] = ["upstream probe failed", "upstream connection failed"];
-const WELL: [&str; 1] = ["upstream endpoint is well"];
+const WELL: [&str; 1] = ["upstream endpoint healthy"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_apiserver_killed_one_silent_and_one_slow() {

@@ -263,8 +263,8 @@ async fn sigterm_under_load_fails_no_request() {
     let stopped = stopped.await;
     tally.assert_clean();
     assert!(connections > 0, "it had nothing to do");
-    assert!(stopped.contains("connections_cut=0"), "{stopped}");
-    assert!(stopped.contains("tunnels_cut=0"), "{stopped}");
+    assert!(stopped.contains("connections_closed=0"), "{stopped}");
+    assert!(stopped.contains("tunnels_closed=0"), "{stopped}");
     assert!(took <= instance::DELAY + instance::DRAIN_TUNNELS + Duration::from_secs(1));
     if size.is_full {
         rate.assert_reached();

@@ -1,12 +1,12 @@
 
 "use strict";
-// Everything that comes from the proxy is put in as text, never as markup.
+// Data of the proxy is inserted as text, never as markup.
 (() => {
-  const EVERY = 2000, KEPT = 150;
+  const INTERVAL_MS = 2000, MAX_POINTS = 150;
   const at = (id) => document.getElementById(id);
   const set = (id, text) => { const node = at(id); if (node.textContent !== text) node.textContent = text; };
 
-  /** An element with a class and children, which are nodes or text. */
+  /** An element with a class and children. A child is a node or text. */
   function make(tag, kind, ...children) {
     const node = document.createElement(tag);
     if (kind) node.className = kind;
@@ -14,7 +14,7 @@
     return node;
   }
 
-  /** Replaces a list only when it has changed, so that a selection stays. */
+  /** Replaces a list only if it has changed, so that selected text stays selected. */
   const shown = new Map();
   function show(id, facts, nodes) {
     const key = JSON.stringify(facts);
@@ -23,7 +23,7 @@
     at(id).replaceChildren(...nodes());
   }
 
-  // Times: the clock of the proxy counts, and this page's may be another.
+  // Ages are relative to the clock of the proxy: the clock of the browser may differ.
   let ahead = 0;
   const now = () => Date.now() / 1000 - ahead;
   function span(seconds) {
@@ -59,7 +59,7 @@
   }
   const count = (number, decimals) => number.toLocaleString("en", { maximumFractionDigits: decimals });
 
-  /** The time that this share of the answers took at most, from counts in buckets. */
+  /** A quantile, such as 0.99 for p99, interpolated from the counts of the buckets. */
   function quantile(buckets, share) {
     const all = buckets.reduce((sum, [, n]) => sum + n, 0);
     if (!all) return null;
@@ -73,7 +73,7 @@
     return lower;
   }
 
-  // What the charts show; it begins when the page is opened.
+  // The points of the charts, from the moment when the page is opened.
   const points = [];
   let last = null;
   function measure(facts) {
@@ -81,26 +81,26 @@
       const buckets = facts.time_to_headers_seconds.map(([bound, n], i) => [bound, n - last.time_to_headers_seconds[i][1]]);
       points.push({
         rate: (facts.requests - last.requests) / (facts.now - last.now),
-        half: quantile(buckets, 0.5),
-        most: quantile(buckets, 0.99),
+        p50: quantile(buckets, 0.5),
+        p99: quantile(buckets, 0.99),
       });
-      if (points.length > KEPT) points.shift();
+      if (points.length > MAX_POINTS) points.shift();
     }
     last = facts;
   }
 
-  /** A path through the values, the newest at the right; nothing where there is no value. */
+  /** A path through the values, the newest at the right, with a gap where a value is missing. */
   function path(values, top) {
     let text = "", pen = "M";
     values.forEach((value, i) => {
       if (value === null) { pen = "M"; return; }
-      const x = 300 - (values.length - 1 - i) * 300 / (KEPT - 1);
+      const x = 300 - (values.length - 1 - i) * 300 / (MAX_POINTS - 1);
       text += `${pen}${x.toFixed(1)} ${(78 - 74 * Math.min(1, value / top)).toFixed(1)}`;
       pen = "L";
     });
     return text;
   }
-  /** A round number that is not less. */
+  /** The next round number that is not less. */
   function round(value) {
     const power = 10 ** Math.floor(Math.log10(value));
     return [1, 2, 5, 10].map((factor) => factor * power).find((top) => top >= value * 0.999);
@@ -110,31 +110,31 @@
     const top = round(Math.max(1, ...rates));
     const line = path(rates, top);
     at("rate-line").setAttribute("d", line);
-    const first = 300 - (rates.length - 1) * 300 / (KEPT - 1);
+    const first = 300 - (rates.length - 1) * 300 / (MAX_POINTS - 1);
     at("rate-area").setAttribute("d", rates.length > 1 ? `${line}L300 80L${first.toFixed(1)} 80Z` : "");
     set("rate-top", count(top, 0));
-    const halves = points.map((point) => point.half), mosts = points.map((point) => point.most);
-    const longest = round(Math.max(0.001, ...mosts.filter((value) => value !== null)));
-    at("time-50").setAttribute("d", path(halves, longest));
-    at("time-99").setAttribute("d", path(mosts, longest));
+    const p50s = points.map((point) => point.p50), p99s = points.map((point) => point.p99);
+    const longest = round(Math.max(0.001, ...p99s.filter((value) => value !== null)));
+    at("time-p50").setAttribute("d", path(p50s, longest));
+    at("time-p99").setAttribute("d", path(p99s, longest));
     set("time-top", duration(longest));
     const newest = points.at(-1);
-    const half = halves.findLast((value) => value !== null) ?? null;
-    const most = mosts.findLast((value) => value !== null) ?? null;
+    const p50 = p50s.findLast((value) => value !== null) ?? null;
+    const p99 = p99s.findLast((value) => value !== null) ?? null;
     if (newest) {
       const rate = count(newest.rate, newest.rate < 10 ? 1 : 0);
       set("rate", rate);
-      set("rate-words", `${rate} requests a second now, at most ${count(Math.max(...rates), 1)}`);
+      set("rate-words", `${rate} requests per second now, ${count(Math.max(...rates), 1)} at most`);
     }
-    set("median", duration(half));
-    if (half !== null) set("time-words", `Half of the answers begin within ${duration(half)}, 99 of 100 within ${duration(most)}`);
+    set("p50", duration(p50));
+    if (p50 !== null) set("time-words", `Time to headers: p50 ${duration(p50)}, p99 ${duration(p99)}`);
   }
 
   function state(facts) {
     const failed = facts.checks.filter((check) => check.failure !== null);
     const node = at("state");
     const [kind, words] = facts.phase !== "serving"
-      ? ["wait", facts.phase === "stopping" ? "Stopping: clients are being sent elsewhere" : "Draining: running requests finish"]
+      ? ["wait", facts.phase === "stopping" ? "Stopping: new clients are still accepted" : "Draining: open requests and tunnels finish"]
       : failed.length ? ["bad", "Not ready"] : ["good", "Ready"];
     node.className = `state ${kind}`;
     if (node.textContent !== words) node.textContent = words;
@@ -152,51 +152,51 @@
       make("b", "", names.join(", ")), make("div", "", daysLeft(not_after), make("span", "quiet", ` · issued by ${issuer}`)))));
   }
 
-  const STATES = { healthy: ["good", "works, since "], unhealthy: ["bad", "does not work, since "], unknown: ["wait", "not tried yet, since "] };
+  const STATES = { healthy: ["good", "healthy since "], unhealthy: ["bad", "unhealthy since "], unknown: ["wait", "unknown since "] };
   function upstreams(facts) {
     show("upstreams", facts.clusters, () => facts.clusters.map((cluster) => make("div", "cluster",
       make("p", "", make("b", "", cluster.name), " ", make("span", "quiet", cluster.url)),
       make("ul", "rows", ...(cluster.endpoints.length ? cluster.endpoints.map(endpoint) : [
-        make("li", "", make("span", "bad", "no address is known for it; look at its name and at DNS"))])),
+        make("li", "", make("span", "bad", "this host has no address; check the name and DNS"))])),
       make("p", "quiet", "trusts ", ...cluster.trusted.flatMap((ca, i) => [i ? ", " : "", `${ca.subject} (`, daysLeft(ca.not_after), ")"])),
     )));
   }
   function endpoint({ address, state, since: from, connections, why }) {
     const [kind, words] = STATES[state];
-    const held = connections === 1 ? "1 connection" : `${connections} connections`;
+    const open = connections === 1 ? "1 connection" : `${connections} connections`;
     return make("li", "", make("code", "", address), " ", make("span", kind, since(from, words, "")),
-      make("span", "quiet", ` · ${held}`), why ? make("div", "quiet", why) : null);
+      make("span", "quiet", ` · ${open}`), why ? make("div", "quiet", why) : null);
   }
 
-  const KINDS = { watch: "watches", log: "follows", tunnel: "tunnel to" };
+  const KINDS = { watch: "watch of", log: "log of", tunnel: "tunnel to" };
   function open(facts) {
-    show("open", facts.open, () => facts.open.length ? facts.open.map((held) => make("li", "",
-      make("span", "", `${KINDS[held.kind]} `, make("b", "", held.resource),
-        held.namespace ? ` in ${held.namespace}` : "", held.name ? `: ${held.name}` : ""),
-      make("span", "quiet", make("code", "", held.client), held.user_agent ? ` · ${held.user_agent}` : ""),
-      since(held.since, "for ", ""))) : [make("li", "none quiet", "Nobody watches, follows a log, or is in a container.")]);
+    show("open", facts.open, () => facts.open.length ? facts.open.map((stream) => make("li", "",
+      make("span", "", `${KINDS[stream.kind]} `, make("b", "", stream.resource),
+        stream.namespace ? ` in ${stream.namespace}` : "", stream.name ? `: ${stream.name}` : ""),
+      make("span", "quiet", make("code", "", stream.client), stream.user_agent ? ` · ${stream.user_agent}` : ""),
+      since(stream.since, "for ", ""))) : [make("li", "none quiet", "No open watches, logs or tunnels.")]);
     const hidden = facts.watches + facts.tunnels - facts.open.length;
     set("open-more", hidden > 0 ? `and ${count(hidden, 0)} more` : "");
   }
 
   function reload({ reload: { at: when, failure, needs_restart: waiting } }) {
-    const later = waiting.length ? make("p", "quiet", `What has changed in ${waiting.join(", ")} takes effect at the next restart.`) : "";
+    const later = waiting.length ? make("p", "quiet", `Changes of ${waiting.join(", ")} take effect after the next restart.`) : "";
     show("reload", [when, failure, waiting], () => failure === null
-      ? [make("p", "", make("span", "good", "In use as they are on disk"), make("span", "quiet", " · ", since(when, "last change ", " ago"))), later]
-      : [make("p", "", make("span", "bad", since(when, "Unusable since ", "")), "; the last good state stays in use."), make("p", "", failure), later]);
+      ? [make("p", "", make("span", "good", "Up to date"), make("span", "quiet", " · ", since(when, "last change ", " ago"))), later]
+      : [make("p", "", make("span", "bad", since(when, "Reload failing since ", "")), "; the previous configuration stays in use."), make("p", "", failure), later]);
   }
 
   function errors({ recent_errors: recent }) {
     show("errors", recent, () => recent.length ? recent.map(({ at: when, reason, message, count: times }) => make("li", "",
       message, make("div", "quiet", make("code", "", reason), " · ", since(when, "", " ago"), times > 1 ? ` · ${count(times, 0)} times` : "")))
-      : [make("li", "quiet", "The proxy has answered nothing by itself.")]);
+      : [make("li", "quiet", "No errors.")]);
   }
 
   let heard = Date.now();
   async function turn() {
     try {
-      const response = await fetch("status.json", { cache: "no-store", signal: AbortSignal.timeout(EVERY * 2) });
-      if (!response.ok) throw new Error(`it answers ${response.status}`);
+      const response = await fetch("status.json", { cache: "no-store", signal: AbortSignal.timeout(INTERVAL_MS * 2) });
+      if (!response.ok) throw new Error(`status ${response.status}`);
       const facts = await response.json();
       heard = Date.now();
       ahead = heard / 1000 - facts.now;
@@ -206,10 +206,10 @@
       at("silent").hidden = true;
       document.body.dataset.turns = Number(document.body.dataset.turns || 0) + 1;
     } catch (error) {
-      set("silent", `The proxy does not answer here (${error.message}). What you see is ${span((Date.now() - heard) / 1000)} old.`);
+      set("silent", `The proxy does not respond (${error.message}). This data is ${span((Date.now() - heard) / 1000)} old.`);
       at("silent").hidden = false;
     }
-    setTimeout(turn, EVERY);
+    setTimeout(turn, INTERVAL_MS);
   }
   turn();
 })();

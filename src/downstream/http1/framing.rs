@@ -9,7 +9,7 @@ use memchr::memchr;
 
 /// The place in the stream of requests where the next byte belongs.
 #[derive(Debug)]
-pub(super) struct RequestFraming {
+pub(super) struct FramingScanner {
     state: FramingState,
     line: LineStart,
     head: HeadSummary,
@@ -62,7 +62,7 @@ struct HeadSummary {
     has_hash: bool,
 }
 
-impl RequestFraming {
+impl FramingScanner {
     pub(super) fn new() -> Self {
         Self {
             state: FramingState::Head,
@@ -275,7 +275,7 @@ fn number(text: &[u8], radix: u32) -> u64 {
 /// How many requests begin in these bytes of one connection; for the benches.
 #[must_use]
 pub fn scan_requests(bytes: &[u8]) -> u64 {
-    let mut framing = RequestFraming::new();
+    let mut framing = FramingScanner::new();
     framing.scan(bytes);
     framing.heads()
 }
@@ -285,8 +285,8 @@ pub(in crate::downstream) fn fuzz(bytes: &[u8]) {
     let (size, bytes) = bytes
         .split_first()
         .map_or((1, bytes), |(size, rest)| (usize::from(*size).max(1), rest));
-    let mut whole = RequestFraming::new();
-    let mut pieces = RequestFraming::new();
+    let mut whole = FramingScanner::new();
+    let mut pieces = FramingScanner::new();
     let expected = whole.scan(bytes);
     let mut bad = None;
     for piece in bytes.chunks(size) {
@@ -313,7 +313,7 @@ mod tests {
     fn scan(text: &str) -> (u64, bool, bool) {
         let mut results: Vec<_> = (1..=text.len())
             .map(|size| {
-                let mut framing = RequestFraming::new();
+                let mut framing = FramingScanner::new();
                 let mut is_bad = false;
                 for piece in text.as_bytes().chunks(size) {
                     is_bad |= framing.scan(piece).is_some();
@@ -367,11 +367,11 @@ mod tests {
             ("GET /%23 HTTP/1.1\r\nx: #", None),
         ] {
             let head = format!("{head}\r\n\r\n");
-            assert_eq!(RequestFraming::new().scan(head.as_bytes()), expected);
+            assert_eq!(FramingScanner::new().scan(head.as_bytes()), expected);
             assert_eq!(scan(&head), (1, expected.is_some(), expected.is_none()));
         }
         let second = b"POST / HTTP/1.1\r\ncontent-length: 1\r\n\r\n#GET /# HTTP/1.1\r\n\r\n";
-        let bad = RequestFraming::new().scan(second);
+        let bad = FramingScanner::new().scan(second);
         assert_eq!(bad, Some(BadRequest::Target(2)));
     }
 
@@ -425,7 +425,7 @@ mod tests {
 
     #[test]
     fn knows_whether_a_head_is_incomplete() {
-        let mut framing = RequestFraming::new();
+        let mut framing = FramingScanner::new();
         assert!(!framing.is_within_head());
         framing.scan(b"G");
         assert!(framing.is_within_head());

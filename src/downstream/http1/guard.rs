@@ -24,7 +24,7 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
-use super::framing::{BadRequest, RequestFraming};
+use super::framing::{BadRequest, FramingScanner};
 use crate::{
     config::Limits,
     drain::Drain,
@@ -39,7 +39,7 @@ use crate::{
 pub(super) struct RequestGuard {
     /// `None` only while being dropped.
     stream: Option<Box<TlsStream<ReadAhead>>>,
-    framing: RequestFraming,
+    framing: FramingScanner,
     requests: Arc<RequestTracker>,
     limits: Limits,
     head_timeout: Duration,
@@ -159,7 +159,7 @@ impl RequestGuard {
         let requests = Arc::new(RequestTracker::new());
         let guard = Self {
             stream: Some(stream),
-            framing: RequestFraming::new(),
+            framing: FramingScanner::new(),
             requests: Arc::clone(&requests),
             limits,
             head_timeout,

@@ -84,12 +84,12 @@ pub(super) async fn serve(
         tokio::select! {
             ended = connection.as_mut() => return ended,
             () = Box::pin(shared.drained()) => connection.as_mut().graceful_shutdown(),
-            () = drain.cut() => return Ok(()),
+            () = drain.deadline() => return Ok(()),
         }
     }
     tokio::select! {
         ended = connection => ended,
-        () = drain.cut() => Ok(()),
+        () = drain.deadline() => Ok(()),
     }
 }
 

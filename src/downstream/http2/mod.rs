@@ -101,7 +101,7 @@ pub(super) async fn serve(
         ended = poll_fn(|cx| batcher.drive(connection.as_mut(), cx)) => ended,
         // The client had time to close the connection and did not.
         () = idle(&mut open_streams, goaway_timeout) => Ok(()),
-        () = drain.cut() => Ok(()),
+        () = drain.deadline() => Ok(()),
     }
 }
 

@@ -270,7 +270,7 @@ impl HeaderBlocks {
     }
 
     /// Reads the fields that are complete with these bytes, and keeps the rest for the next ones.
-    fn read_fields(&mut self, part: &[u8], targets: &CutTargets) -> Result<(), Unreadable> {
+    fn read_fields(&mut self, part: &[u8], targets: &CutTargets) -> Result<(), FieldError> {
         if self.partial.is_empty() {
             let rest = read_fields(part, targets)?;
             self.partial.extend_from_slice(rest);
@@ -284,7 +284,7 @@ impl HeaderBlocks {
         }
         if self.partial.len() > MAX_FIELD {
             self.partial = Vec::new();
-            return Err(Unreadable);
+            return Err(FieldError::Invalid);
         }
         Ok(())
     }
@@ -298,36 +298,33 @@ fn take<'a>(bytes: &mut &'a [u8], left: &mut usize) -> &'a [u8] {
     taken
 }
 
-/// A header block that is not HPACK. h2 ends the connection.
-#[derive(Debug)]
-struct Unreadable;
-
 /// Reads whole fields; returns the bytes of the one that is incomplete.
-fn read_fields<'a>(block: &'a [u8], targets: &CutTargets) -> Result<&'a [u8], Unreadable> {
+fn read_fields<'a>(block: &'a [u8], targets: &CutTargets) -> Result<&'a [u8], FieldError> {
     let mut fields = Fields(block);
     loop {
         let before = fields.0;
         match fields.next_target() {
-            Ok(Some(value)) => {
-                if let Some(cut) = value.before_hash() {
+            Ok(value) => {
+                if let Some(cut) = value.and_then(HpackString::before_hash) {
                     targets.note(&cut);
                 }
             }
-            Ok(None) => {}
-            Err(Stop::Incomplete) => return Ok(before),
-            Err(Stop::Unreadable) => return Err(Unreadable),
+            Err(FieldError::Incomplete) => return Ok(before),
+            Err(FieldError::Invalid) => return Err(FieldError::Invalid),
         }
     }
 }
 
-/// The fields of a header block that are still to be read (RFC 7541 §6).
+/// The unread fields of a header block (RFC 7541 §6).
 struct Fields<'a>(&'a [u8]);
 
 /// Why no further field can be read.
-enum Stop {
+#[derive(Debug)]
+enum FieldError {
     /// Its end has not come yet.
     Incomplete,
-    Unreadable,
+    /// It is not HPACK, and h2 ends the connection.
+    Invalid,
 }
 
 /// A string as HPACK carries it (RFC 7541 §5.2).
@@ -339,8 +336,8 @@ struct HpackString<'a> {
 
 impl<'a> Fields<'a> {
     /// Passes over one field; returns its value if it is literal and its name may be `:path`.
-    fn next_target(&mut self) -> Result<Option<HpackString<'a>>, Stop> {
-        let first = *self.0.first().ok_or(Stop::Incomplete)?;
+    fn next_target(&mut self) -> Result<Option<HpackString<'a>>, FieldError> {
+        let first = *self.0.first().ok_or(FieldError::Incomplete)?;
         if first & 0x80 != 0 {
             // An entry of the table, which was read when it came.
             return self.integer(7).map(|_index| None);
@@ -360,14 +357,14 @@ impl<'a> Fields<'a> {
     }
 
     /// An integer that begins in the low `bits` of the next byte (RFC 7541 §5.1).
-    fn integer(&mut self, bits: u32) -> Result<usize, Stop> {
+    fn integer(&mut self, bits: u32) -> Result<usize, FieldError> {
         let mask = (1_u8 << bits) - 1;
-        let (first, mut rest) = self.0.split_first().ok_or(Stop::Incomplete)?;
+        let (first, mut rest) = self.0.split_first().ok_or(FieldError::Incomplete)?;
         let mut value = usize::from(first & mask);
         if first & mask == mask {
             let mut shift = 0;
             loop {
-                let (byte, behind) = rest.split_first().ok_or(Stop::Incomplete)?;
+                let (byte, behind) = rest.split_first().ok_or(FieldError::Incomplete)?;
                 rest = behind;
                 value += usize::from(byte & 0x7f) << shift;
                 shift += 7;
@@ -376,7 +373,7 @@ impl<'a> Fields<'a> {
                 }
                 // h2 refuses a longer one too.
                 if shift == 28 {
-                    return Err(Stop::Unreadable);
+                    return Err(FieldError::Invalid);
                 }
             }
         }
@@ -384,10 +381,13 @@ impl<'a> Fields<'a> {
         Ok(value)
     }
 
-    fn string(&mut self) -> Result<HpackString<'a>, Stop> {
-        let first = *self.0.first().ok_or(Stop::Incomplete)?;
+    fn string(&mut self) -> Result<HpackString<'a>, FieldError> {
+        let first = *self.0.first().ok_or(FieldError::Incomplete)?;
         let length = self.integer(7)?;
-        let (bytes, rest) = self.0.split_at_checked(length).ok_or(Stop::Incomplete)?;
+        let (bytes, rest) = self
+            .0
+            .split_at_checked(length)
+            .ok_or(FieldError::Incomplete)?;
         self.0 = rest;
         Ok(HpackString {
             bytes,

@@ -53,7 +53,7 @@ fn upstream_errors() -> Vec<UpstreamError> {
         UpstreamError::UnsolicitedUpgrade,
         UpstreamError::Protocol {
             endpoint,
-            what: "nonsense",
+            reason: "nonsense",
         },
     ]
 }

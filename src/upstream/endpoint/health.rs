@@ -1,8 +1,8 @@
-//! How one endpoint is: found out by those who dial it and by probes, and remembered.
+//! The health of one endpoint, learned from dials and probes.
 //!
-//! An endpoint that failed is passed over for a while that doubles from failure to failure, so that one
-//! that comes and goes does not take a request with it each time. One that was well for long enough
-//! starts anew.
+//! An endpoint that failed stays unhealthy for a time that doubles with each failure, so that an endpoint
+//! that keeps failing and recovering does not cost a request each time. After a minute without a failure
+//! the count starts again.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -22,11 +22,12 @@ use crate::hosts::UpstreamAddr;
 #[derive(Debug)]
 pub(in crate::upstream) struct Endpoint {
     address: UpstreamAddr,
-    /// Connections to it, in all workers.
-    leases: AtomicUsize,
-    /// It is ill and another one is not: nothing new is sent to it, on old connections neither.
+    /// Connections to it, of all workers.
+    connections: AtomicUsize,
+    /// It is unhealthy and another endpoint is healthy: no new request goes to it, not even on a
+    /// connection that exists.
     ejected: AtomicBool,
-    condition: Mutex<HealthRecord>,
+    record: Mutex<HealthRecord>,
 }
 
 #[derive(Debug)]
@@ -34,29 +35,29 @@ struct HealthRecord {
     state: Health,
     since: Instant,
     why: Option<String>,
-    /// Times it became ill since it was last well for long.
+    /// Times it became unhealthy since it was last healthy for [`FORGIVE_AFTER`].
     failures: u32,
-    /// Whatever a probe says, not before.
-    ejected_until: Instant,
+    /// Until then, a success does not make it healthy.
+    unhealthy_until: Instant,
 }
 
-/// A connection to an endpoint, or a try at one, counted until dropped.
+/// Counts one connection to an endpoint, or one dial, until dropped.
 #[derive(Debug)]
 pub(in crate::upstream) struct CountedConnection(Arc<Endpoint>);
 
 impl Endpoint {
-    pub(super) fn new(address: UpstreamAddr) -> Self {
+    pub(in crate::upstream) fn new(address: UpstreamAddr) -> Self {
         let now = Instant::now();
         Self {
             address,
-            leases: AtomicUsize::new(0),
+            connections: AtomicUsize::new(0),
             ejected: AtomicBool::new(false),
-            condition: Mutex::new(HealthRecord {
+            record: Mutex::new(HealthRecord {
                 state: Health::Unknown,
                 since: now,
                 why: None,
                 failures: 0,
-                ejected_until: now,
+                unhealthy_until: now,
             }),
         }
     }
@@ -65,17 +66,17 @@ impl Endpoint {
         self.address
     }
 
-    /// Counts one connection in until the result is dropped.
+    /// Counts one connection until the result is dropped.
     pub(in crate::upstream) fn count(self: &Arc<Self>) -> CountedConnection {
-        self.leases.fetch_add(1, Ordering::Relaxed);
+        self.connections.fetch_add(1, Ordering::Relaxed);
         CountedConnection(Arc::clone(self))
     }
 
-    pub(super) fn leases(&self) -> usize {
-        self.leases.load(Ordering::Relaxed)
+    pub(super) fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
     }
 
-    /// Whether nothing new may be sent to it, because another one is better.
+    /// Whether no new request may go to it, because another endpoint is healthy and this one is not.
     pub(in crate::upstream) fn is_ejected(&self) -> bool {
         self.ejected.load(Ordering::Relaxed)
     }
@@ -85,88 +86,82 @@ impl Endpoint {
     }
 
     pub(in crate::upstream) fn state(&self) -> Health {
-        self.with(|condition| condition.state)
+        self.with(|record| record.state)
     }
 
-    /// Notes that it worked. `false` when nothing changes by that; an endpoint that has just failed has
-    /// to wait its time out.
+    /// Records a success. Returns whether the state changed: an endpoint that failed a short time ago
+    /// stays unhealthy until its time is over.
     pub(super) fn set_healthy(&self) -> bool {
         let now = Instant::now();
-        self.with(|condition| match condition.state {
-            Health::Unhealthy if now < condition.ejected_until => false,
+        self.with(|record| match record.state {
+            Health::Unhealthy if now < record.unhealthy_until => false,
             Health::Healthy => {
-                if now.duration_since(condition.since) >= FORGIVE_AFTER {
-                    condition.failures = 0;
+                if now.duration_since(record.since) >= FORGIVE_AFTER {
+                    record.failures = 0;
                 }
                 false
             }
             Health::Unknown | Health::Unhealthy => {
-                (condition.state, condition.since) = (Health::Healthy, now);
-                condition.why = None;
+                (record.state, record.since) = (Health::Healthy, now);
+                record.why = None;
                 true
             }
         })
     }
 
-    /// Notes that it failed. `false` when it was ill before.
+    /// Records a failure. Returns whether the state changed.
     pub(super) fn set_unhealthy(&self, why: String) -> bool {
         let now = Instant::now();
-        self.with(|condition| {
-            let was_unhealthy = condition.state == Health::Unhealthy;
-            condition.why = Some(why);
-            if was_unhealthy {
+        self.with(|record| {
+            record.why = Some(why);
+            if record.state == Health::Unhealthy {
                 return false;
             }
-            if condition.state == Health::Healthy
-                && now.duration_since(condition.since) >= FORGIVE_AFTER
+            if record.state == Health::Healthy && now.duration_since(record.since) >= FORGIVE_AFTER
             {
-                condition.failures = 0;
+                record.failures = 0;
             }
             let doubled =
-                MIN_EJECTION * 2_u32.saturating_pow(condition.failures.min(MAX_DOUBLINGS));
-            condition.failures = condition.failures.saturating_add(1);
-            condition.ejected_until = now + with_jitter(doubled.min(MAX_EJECTION));
-            (condition.state, condition.since) = (Health::Unhealthy, now);
+                MIN_UNHEALTHY_TIME * 2_u32.saturating_pow(record.failures.min(MAX_DOUBLINGS));
+            record.failures = record.failures.saturating_add(1);
+            record.unhealthy_until = now + with_jitter(doubled.min(MAX_UNHEALTHY_TIME));
+            (record.state, record.since) = (Health::Unhealthy, now);
             true
         })
     }
 
     pub(super) fn health(&self) -> EndpointHealth {
-        self.with(|condition| EndpointHealth {
+        self.with(|record| EndpointHealth {
             address: self.address,
-            state: condition.state,
-            since: condition.since,
-            leases: self.leases(),
-            why: condition.why.clone(),
+            state: record.state,
+            since: record.since,
+            connections: self.connections(),
+            why: record.why.clone(),
         })
     }
 
     fn with<T>(&self, look: impl FnOnce(&mut HealthRecord) -> T) -> T {
-        let mut condition = self
-            .condition
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        look(&mut condition)
+        look(&mut self.record.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl Drop for CountedConnection {
     fn drop(&mut self) {
-        self.0.leases.fetch_sub(1, Ordering::Relaxed);
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// The same give or take a fifth, so that many proxies do not come back to an apiserver at once.
-pub(super) fn with_jitter(pause: Duration) -> Duration {
+/// The same time, changed by up to a fifth, so that many proxies do not return to an apiserver at once.
+pub(super) fn with_jitter(time: Duration) -> Duration {
     let random = RandomState::new().hash_one(0) % 401;
-    pause * u32::try_from(800 + random).unwrap_or(1000) / 1000
+    time * u32::try_from(800 + random).unwrap_or(1000) / 1000
 }
 
-/// How long an endpoint is passed over after its first failure, and at most.
-const MIN_EJECTION: Duration = Duration::from_secs(1);
-const MAX_EJECTION: Duration = Duration::from_secs(30);
+/// How long an endpoint stays unhealthy after its first failure, and at most.
+const MIN_UNHEALTHY_TIME: Duration = Duration::from_secs(1);
+const MAX_UNHEALTHY_TIME: Duration = Duration::from_secs(30);
 const MAX_DOUBLINGS: u32 = 5;
-/// After so long without a failure the old ones count no more.
+/// After this time without a failure, earlier failures no longer count.
 const FORGIVE_AFTER: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
@@ -179,7 +174,7 @@ mod tests {
         Endpoint::new(UpstreamAddr(([127, 0, 0, 1], 6443).into()))
     }
 
-    /// Advances until a success counts, and says how long that took.
+    /// Advances the clock until a success counts, and returns how long that took.
     async fn recovery(endpoint: &Endpoint) -> Duration {
         let from = Instant::now();
         while !endpoint.set_healthy() {
@@ -189,15 +184,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_comes_and_goes_is_passed_over_for_longer_each_time() {
+    async fn unhealthy_time_doubles_with_each_failure() {
         let endpoint = endpoint();
         for seconds in [1, 2, 4, 8, 16, 30, 30] {
             assert!(endpoint.set_unhealthy("refused".into()));
             let took = recovery(&endpoint).await;
-            let (least, most) = (seconds * 800, seconds * 1200 + 100);
+            let (min, max) = (seconds * 800, seconds * 1200 + 100);
             assert!(
-                (least..=most).contains(&took.as_millis()),
-                "{took:?} in place of {seconds} s"
+                (min..=max).contains(&took.as_millis()),
+                "{took:?} instead of {seconds} s"
             );
         }
         advance(FORGIVE_AFTER).await;
@@ -206,7 +201,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn failing_on_does_not_make_the_pause_longer() {
+    async fn further_failures_do_not_extend_the_unhealthy_time() {
         let endpoint = endpoint();
         assert!(endpoint.set_unhealthy("refused".into()));
         for _ in 0..100 {
@@ -220,8 +215,8 @@ mod tests {
     fn connections_are_counted_until_they_are_dropped() {
         let endpoint = Arc::new(endpoint());
         let (one, two) = (endpoint.count(), endpoint.count());
-        assert_eq!(endpoint.health().leases, 2);
+        assert_eq!(endpoint.health().connections, 2);
         drop((one, two));
-        assert_eq!(endpoint.health().leases, 0);
+        assert_eq!(endpoint.health().connections, 0);
     }
 }

@@ -1,7 +1,7 @@
-//! Which apiserver a new lease dials, and which ones are ill.
+//! The addresses of one apiserver: which one a new connection dials first, and which ones are ejected.
 //!
-//! The last good set of addresses is kept when a lookup fails: DNS being down must not take a
-//! running cluster away. An endpoint that is ill is passed over only while another one is not.
+//! The addresses known so far are kept when a lookup fails: a failure of DNS must not take a running
+//! cluster away. An unhealthy endpoint is ejected only while another one is healthy.
 
 mod health;
 
@@ -32,45 +32,46 @@ use health::with_jitter;
 pub struct Endpoints {
     host: String,
     port: u16,
-    /// The addresses were configured, or the host is one: nothing is looked up.
+    /// The addresses were configured, or the host is an address: no name is looked up.
     is_fixed: bool,
     list: ArcSwap<Vec<Arc<Endpoint>>>,
-    turn: AtomicUsize,
-    /// Held while the list is looked at as a whole and the outcome is written down.
+    /// Where the next [`Endpoints::pick`] starts, so that equal endpoints take turns.
+    start: AtomicUsize,
+    /// Held while [`Endpoints::update_ejections`] runs.
     ejection_update: Mutex<()>,
-    /// Somebody had reason to doubt an endpoint.
-    request_probe: Notify,
+    /// Wakes the prober early.
+    probe_requests: Notify,
 }
 
-/// What is known of one endpoint.
+/// The state of one endpoint, for metrics and the status page.
 #[derive(Debug, Clone)]
 pub struct EndpointHealth {
-    /// Where it is.
+    /// Its address.
     pub address: UpstreamAddr,
-    /// How it is.
+    /// Whether it works.
     pub state: Health,
-    /// Since when it is so.
+    /// When the state last changed.
     pub since: Instant,
-    /// Connections to it that exist, or are being made.
-    pub leases: usize,
-    /// Why it is ill, as a fragment for people; causes and addresses are in it.
+    /// Connections to it, and dials in progress.
+    pub connections: usize,
+    /// The last error, with its causes and addresses, as a fragment for people. `None` once healthy.
     pub why: Option<String>,
 }
 
 /// Whether an endpoint works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Health {
-    /// Nobody has tried it yet.
+    /// It was not tried yet.
     Unknown,
-    /// The last try worked: a verified connection, or an answer to a probe.
+    /// The last attempt succeeded: a verified connection, or a response to a probe.
     Healthy,
-    /// The last try failed; it is passed over while there is another.
+    /// The last attempt failed. It is ejected while another endpoint is healthy.
     Unhealthy,
 }
 
 impl Endpoints {
-    /// Endpoints of `host` (a name, or an address without brackets). A name has none until
-    /// [`Endpoints::resolve`] found some.
+    /// Endpoints of `host` (a name, or an address without brackets). A name has no addresses until
+    /// [`Endpoints::resolve`] has found some.
     #[must_use]
     pub fn new(host: &str, port: u16) -> Self {
         let literal = host.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, port));
@@ -95,9 +96,9 @@ impl Endpoints {
                     .map(|address| Arc::new(Endpoint::new(address)))
                     .collect(),
             ),
-            turn: AtomicUsize::new(0),
+            start: AtomicUsize::new(0),
             ejection_update: Mutex::new(()),
-            request_probe: Notify::new(),
+            probe_requests: Notify::new(),
         }
     }
 
@@ -113,34 +114,33 @@ impl Endpoints {
         self.port
     }
 
-    /// What is known of each endpoint, in the order of their addresses.
+    /// The state of each endpoint, in the order of their addresses.
     #[must_use]
     pub fn health(&self) -> Vec<EndpointHealth> {
         let list = self.list.load();
         list.iter().map(|endpoint| endpoint.health()).collect()
     }
 
-    /// The endpoints to try for one new connection, best first, at most three: those that are not ill,
-    /// the one with the fewest connections first and equal ones in turn; then, rather than none at
-    /// all, the ill ones.
+    /// The endpoints to try for one new connection, best first, at most three. Unhealthy ones come last;
+    /// otherwise the one with the fewest connections comes first, and equal ones take turns.
     pub(super) fn pick(&self) -> Vec<Arc<Endpoint>> {
         let list = self.list.load();
         if let [only] = list.as_slice() {
             return vec![Arc::clone(only)];
         }
-        let start = self.turn.fetch_add(1, Ordering::Relaxed) % list.len().max(1);
+        let start = self.start.fetch_add(1, Ordering::Relaxed) % list.len().max(1);
         let in_turn = list.iter().cycle().skip(start).take(list.len());
-        // Looked at once each, because both can change while they are compared.
+        // Read each once: health and counts can change while the list is sorted.
         let mut ranked: Vec<_> = in_turn
             .map(|endpoint| {
                 (
                     endpoint.state() == Health::Unhealthy,
-                    endpoint.leases(),
+                    endpoint.connections(),
                     Arc::clone(endpoint),
                 )
             })
             .collect();
-        ranked.sort_by_key(|(is_unhealthy, leases, _)| (*is_unhealthy, *leases));
+        ranked.sort_by_key(|(is_unhealthy, connections, _)| (*is_unhealthy, *connections));
         ranked.truncate(MAX_TRIES);
         ranked
             .into_iter()
@@ -148,7 +148,7 @@ impl Endpoints {
             .collect()
     }
 
-    /// Takes an endpoint back after it worked.
+    /// Records that an endpoint worked.
     pub(super) fn mark_healthy(&self, endpoint: &Endpoint) {
         if endpoint.set_healthy() {
             self.update_ejections();
@@ -160,54 +160,54 @@ impl Endpoints {
         }
     }
 
-    /// Passes over an endpoint after it failed, if there is another.
+    /// Records that an endpoint failed, and requests a probe.
     pub(super) fn mark_unhealthy(&self, endpoint: &Endpoint, why: String) {
         if endpoint.set_unhealthy(why) {
             self.update_ejections();
-            // So that it is taken back soon after what was only a moment.
-            self.request_probe.notify_waiters();
+            // So that a short failure ends soon.
+            self.probe_requests.notify_waiters();
         }
     }
 
-    /// Says that an endpoint is slower than it should be, so that it is probed now.
+    /// Asks for an early probe, because an endpoint is slow.
     pub(super) fn request_probe(&self) {
-        self.request_probe.notify_waiters();
+        self.probe_requests.notify_waiters();
     }
 
-    /// Every doubt from now on; the probes of a round have some too.
+    /// Resolves at the first request for a probe from now on. Probes can make requests too.
     pub(super) fn probe_requests(&self) -> Notified<'_> {
-        self.request_probe.notified()
+        self.probe_requests.notified()
     }
 
-    /// Waits for the next round of probes: an interval, or one of these probe_requests to look into.
-    pub(super) async fn next_round(&self, probe_requests: Notified<'_>, interval: Duration) {
-        if tokio::time::timeout(with_jitter(interval), probe_requests)
+    /// Waits for the next round of probes: for `interval`, or less if a probe is requested.
+    pub(super) async fn next_round(&self, requested: Notified<'_>, interval: Duration) {
+        if tokio::time::timeout(with_jitter(interval), requested)
             .await
             .is_ok()
         {
-            // The endpoint that failed a moment ago, not the very moment.
+            // Until a success counts again for the endpoint that just failed.
             tokio::time::sleep(with_jitter(REPROBE_DELAY).min(interval)).await;
         }
     }
 
-    /// All endpoints there are now.
+    /// All endpoints.
     pub(super) fn all(&self) -> Vec<Arc<Endpoint>> {
         self.list.load().to_vec()
     }
 
-    /// Which endpoints are worth a probe: all, so that illness is found before a request finds it; a
-    /// single one only as long as it is not known to be well, for there is no other to turn to.
+    /// The endpoints to probe: all of them, so that a probe finds a failure before a request does. A
+    /// single endpoint is probed only while it is not healthy, because there is no other to use.
     pub(super) fn probe_targets(&self) -> Vec<Arc<Endpoint>> {
         let list = self.list.load();
         let is_single = list.len() == 1;
-        let worth = list
-            .iter()
-            .filter(|endpoint| !is_single || endpoint.state() != Health::Healthy);
-        worth.cloned().collect()
+        list.iter()
+            .filter(|endpoint| !is_single || endpoint.state() != Health::Healthy)
+            .cloned()
+            .collect()
     }
 
-    /// Says of each endpoint whether it is passed over. One thread after the other: what an older look has
-    /// found, written behind what a newer one has, would stay until the next change.
+    /// Recomputes which endpoints are ejected. Serialized, because a stale result written last would
+    /// stay until the next change.
     fn update_ejections(&self) {
         let _alone = self
             .ejection_update
@@ -222,11 +222,11 @@ impl Endpoints {
         }
     }
 
-    /// Looks the name up once and publishes all its addresses.
+    /// Looks the name up once, and uses all its addresses from then on.
     ///
     /// # Errors
     ///
-    /// When the lookup fails or finds nothing; the addresses known so far stay.
+    /// When the lookup fails or finds no address; the addresses known so far are kept.
     pub async fn resolve(&self) -> io::Result<()> {
         if self.is_fixed {
             return Ok(());
@@ -247,7 +247,7 @@ impl Endpoints {
         Ok(())
     }
 
-    /// Takes these addresses in place of the old ones; what is known of those that stay is kept.
+    /// Replaces the addresses. Those that stay keep their health.
     fn publish(&self, found: &[UpstreamAddr]) {
         let old = self.list.load();
         if old
@@ -263,7 +263,7 @@ impl Endpoints {
         });
         self.list.store(Arc::new(list.collect()));
         self.update_ejections();
-        self.request_probe.notify_waiters();
+        self.probe_requests.notify_waiters();
         let addresses: Vec<_> = found.iter().map(ToString::to_string).collect();
         info!(
             server.address = self.host,
@@ -272,8 +272,8 @@ impl Endpoints {
         );
     }
 
-    /// Resolves the name every `interval` for as long as somebody else holds the endpoints; faster
-    /// while no address is known at all. Fixed addresses need none of this.
+    /// Resolves the name every `interval` until all other handles of the endpoints are dropped; more often
+    /// while no address is known. Returns at once if the addresses are fixed.
     pub async fn keep_resolved(self: Arc<Self>, interval: Duration) {
         if self.is_fixed {
             return;
@@ -303,12 +303,12 @@ impl Endpoints {
     }
 }
 
-/// How many endpoints one request tries before it is answered with an error.
+/// How many endpoints one request tries before it fails.
 const MAX_TRIES: usize = 3;
-/// How soon to look again while no address is known.
+/// How soon to resolve again while no address is known.
 const UNRESOLVED_RETRY: Duration = Duration::from_secs(1);
-/// How soon an endpoint that failed is probed: behind the pause of its first failure, in which it would not
-/// be taken back, whatever the jitter of both.
+/// How soon an endpoint that failed is probed: longer than the unhealthy time of a first failure, in which
+/// a success does not count, whatever the jitter of both.
 const REPROBE_DELAY: Duration = Duration::from_millis(1500);
 
 #[cfg(test)]

@@ -1,149 +1,165 @@
-//! A request as HTTP/1.1 carries it: its head, and how its body is marked off.
+//! Sends one request: its head, and its body as it comes in.
 
-use bytes::{BufMut as _, BytesMut};
-use http::{HeaderName, HeaderValue, Version, header, request::Parts};
-use hyper::body::Body as _;
+use std::{
+    fmt::Write as _,
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
 
-use crate::upstream::RequestBody;
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use http::request::Parts;
+use tokio_util::io::poll_write_buf;
 
-/// How the body of a request is marked off.
+use super::codec::{RequestFraming, encode_head};
+use crate::{
+    transport::Readable,
+    upstream::{RequestBody, UploadError},
+};
+
+/// A request that is being sent.
+#[derive(Debug)]
+pub(super) struct RequestWriter {
+    /// The head, later the sizes of chunks, as far as not written.
+    line: BytesMut,
+    data: Bytes,
+    line_end: &'static [u8],
+    body: RequestBody,
+    framing: RequestFraming,
+    state: SendState,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum RequestFraming {
-    /// So many bytes of it are still to be sent.
-    Length(u64),
-    Chunked,
+enum SendState {
+    /// Nothing was written, so that the head can leave together with the beginning of the body.
+    Start,
+    Body,
+    /// The body was read to its end, and not all of it is written.
+    Flush,
+    /// Nothing more is sent: the apiserver has the whole request, or accepts no more of it.
+    Done,
 }
 
-impl RequestFraming {
-    /// As the head of the request says it. A body without a length is sent in chunks, whatever the
-    /// method: a GET may have one.
-    pub(super) fn of(head: &Parts, body: &RequestBody) -> Self {
-        let said = head.headers.get(header::CONTENT_LENGTH);
-        match said.and_then(|length| length.to_str().ok()?.parse().ok()) {
-            // Also when the body has none of it: then the upload is cut, and nothing that follows on the
-            // connection is taken for the body.
-            Some(length) => Self::Length(length),
-            None if body.is_end_stream() => Self::Length(0),
-            None => Self::Chunked,
-        }
-    }
+/// Why a request was not sent to its end.
+#[derive(Debug)]
+pub(super) enum SendError {
+    /// The client did not complete its body.
+    Upload(UploadError),
+    /// The apiserver accepts no more. It may have sent its response before.
+    Refused(io::Error),
 }
 
-/// The head of this request: path and query alone as target (RFC 9112 §3.2.1), the authority in `Host`.
-pub(super) fn encode(head: &Parts, framing: RequestFraming) -> BytesMut {
-    let target = head
-        .uri
-        .path_and_query()
-        .map_or("/", |target| target.as_str());
-    let authority = head.uri.authority().map(|authority| authority.as_str());
-    let fields = head.headers.iter();
-    let length: usize = fields
-        .map(|(name, value)| name.as_str().len() + value.len() + 4)
-        .sum();
-    let method = head.method.as_str();
-    let mut bytes = BytesMut::with_capacity(
-        length + method.len() + target.len() + authority.map_or(0, str::len) + BESIDE,
-    );
-    for part in [method, " ", target, " HTTP/1.1\r\n"] {
-        bytes.put_slice(part.as_bytes());
-    }
-    if let Some(authority) = authority {
-        field(&mut bytes, &header::HOST, &[authority.as_bytes()]);
-    }
-    let joins_cookies = head.version == Version::HTTP_2;
-    for (name, value) in &head.headers {
-        let is_said_elsewhere = match *name {
-            header::COOKIE => joins_cookies,
-            header::HOST => authority.is_some(),
-            // Whatever else might say where the body ends is how two parsers come to disagree.
-            header::TRANSFER_ENCODING => true,
-            header::CONTENT_LENGTH => framing == RequestFraming::Chunked,
-            _ => false,
-        };
-        if is_said_elsewhere {
-            continue;
-        }
-        field(&mut bytes, name, &[value.as_bytes()]);
-    }
-    if joins_cookies {
-        cookies(&mut bytes, head.headers.get_all(header::COOKIE).iter());
-    }
-    if framing == RequestFraming::Chunked {
-        field(&mut bytes, &header::TRANSFER_ENCODING, &[b"chunked"]);
-    }
-    bytes.put_slice(b"\r\n");
-    bytes
-}
-
-/// Joins the `Cookie` lines that HTTP/2 may split (RFC 9113 §8.2.3).
-fn cookies<'a>(bytes: &mut BytesMut, crumbs: impl Iterator<Item = &'a HeaderValue>) {
-    let mut pieces: Vec<&[u8]> = Vec::new();
-    for crumb in crumbs {
-        if !pieces.is_empty() {
-            pieces.push(b"; ");
-        }
-        pieces.push(crumb.as_bytes());
-    }
-    if !pieces.is_empty() {
-        field(bytes, &header::COOKIE, &pieces);
-    }
-}
-
-fn field(bytes: &mut BytesMut, name: &HeaderName, value: &[&[u8]]) {
-    bytes.put_slice(name.as_str().as_bytes());
-    bytes.put_slice(b": ");
-    for piece in value {
-        bytes.put_slice(piece);
-    }
-    bytes.put_slice(b"\r\n");
-}
-
-/// Room for ` HTTP/1.1`, the names that are added, and line ends.
-const BESIDE: usize = 64;
-
-#[cfg(test)]
-mod tests {
-    use http::Request;
-
-    use super::*;
-
-    #[test]
-    fn a_head_has_its_target_its_host_and_its_fields() {
-        for (version, cookies) in [
-            (Version::HTTP_11, "cookie: a=1\r\ncookie: b=2\r\n"),
-            (Version::HTTP_2, ""),
-        ] {
-            let (head, ()) = Request::put("https://kube.test:6443/a?b=%20")
-                .version(version)
-                .header("x-one", "1")
-                .header("host", "another.test")
-                .header("content-length", "3")
-                .header("transfer-encoding", "gzip")
-                .header("cookie", "a=1")
-                .header("cookie", "b=2")
-                .body(())
-                .unwrap()
-                .into_parts();
-            let joined = if cookies.is_empty() {
-                "cookie: a=1; b=2\r\n"
-            } else {
-                ""
-            };
-            let expected = format!(
-                "PUT /a?b=%20 HTTP/1.1\r\nhost: kube.test:6443\r\nx-one: 1\r\n{cookies}{joined}transfer-encoding: chunked\r\n\r\n"
-            );
-            assert_eq!(encode(&head, RequestFraming::Chunked), expected);
+impl RequestWriter {
+    pub(super) fn new(head: &Parts, body: RequestBody) -> Self {
+        let framing = RequestFraming::new(head, &body);
+        Self {
+            line: encode_head(head, framing),
+            data: Bytes::new(),
+            line_end: b"",
+            body,
+            framing,
+            state: SendState::Start,
         }
     }
 
-    #[test]
-    fn a_head_is_written_without_growing() {
-        let (head, ()) = Request::get("https://kube.test/")
-            .body(())
-            .unwrap()
-            .into_parts();
-        let bytes = encode(&head, RequestFraming::Chunked);
-        let room = bytes.capacity() - bytes.len();
-        assert!(room <= BESIDE, "{room}");
+    /// Whether nothing more is sent.
+    pub(super) fn is_done(&self) -> bool {
+        self.state == SendState::Done
+    }
+
+    /// Sends as much as the apiserver accepts now. Pending while more is to be sent. After it was ready,
+    /// nothing more is sent.
+    pub(super) fn poll_send(
+        &mut self,
+        io: &mut dyn Readable,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), SendError>> {
+        let ended = ready!(self.poll_send_all(io, cx));
+        self.state = SendState::Done;
+        Poll::Ready(ended)
+    }
+
+    fn poll_send_all(
+        &mut self,
+        mut io: &mut dyn Readable,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), SendError>> {
+        loop {
+            match self.state {
+                SendState::Done => return Poll::Ready(Ok(())),
+                SendState::Flush if self.is_written() => {
+                    let flushed = ready!(Pin::new(io).poll_flush(cx));
+                    return Poll::Ready(flushed.map_err(SendError::Refused));
+                }
+                SendState::Start => {
+                    self.state = SendState::Body;
+                    // The head goes now, whether the body has data or not.
+                    if let Poll::Ready(Err(error)) = self.poll_body(cx) {
+                        return Poll::Ready(Err(SendError::Upload(error)));
+                    }
+                }
+                SendState::Body if self.is_written() => match self.poll_body(cx) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(error)) => {
+                        return Poll::Ready(Err(SendError::Upload(error)));
+                    }
+                    Poll::Pending => {
+                        // The client may send nothing more for a while; the apiserver must not wait for
+                        // bytes that TLS still holds.
+                        let flushed = ready!(Pin::new(io).poll_flush(cx));
+                        return flushed.map_or_else(
+                            |error| Poll::Ready(Err(SendError::Refused(error))),
+                            |()| Poll::Pending,
+                        );
+                    }
+                },
+                SendState::Body | SendState::Flush => {
+                    let mut all = (&mut self.line)
+                        .chain(&mut self.data)
+                        .chain(&mut self.line_end);
+                    let written = ready!(poll_write_buf(Pin::new(&mut io), cx, &mut all));
+                    if written.map_err(SendError::Refused)? == 0 {
+                        let refused = io::Error::from(io::ErrorKind::WriteZero);
+                        return Poll::Ready(Err(SendError::Refused(refused)));
+                    }
+                    if self.is_written() {
+                        // Frees the memory of the head.
+                        self.line = BytesMut::new();
+                    }
+                }
+            }
+        }
+    }
+
+    fn is_written(&self) -> bool {
+        self.line.is_empty() && self.data.is_empty() && self.line_end.is_empty()
+    }
+
+    /// Reads the next piece of the body.
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UploadError>> {
+        if self.framing == RequestFraming::Length(0) {
+            self.state = SendState::Flush;
+            return Poll::Ready(Ok(()));
+        }
+        let piece = ready!(self.body.poll_data(cx)).transpose()?;
+        match (&mut self.framing, piece) {
+            (RequestFraming::Chunked, Some(data)) => {
+                write!(self.line, "{:x}\r\n", data.len()).expect("a `BytesMut` grows");
+                self.data = data;
+                self.line_end = b"\r\n";
+            }
+            (RequestFraming::Chunked, None) => {
+                self.line.put_slice(b"0\r\n\r\n");
+                self.state = SendState::Flush;
+            }
+            (RequestFraming::Length(left), Some(data)) => {
+                *left = left
+                    .checked_sub(data.len() as u64)
+                    .ok_or(UploadError::Length)?;
+                self.data = data;
+            }
+            (RequestFraming::Length(_), None) => return Poll::Ready(Err(UploadError::Length)),
+        }
+        Poll::Ready(Ok(()))
     }
 }

@@ -1,9 +1,8 @@
-//! The rest of one response, and of the upload when the response overtook it.
+//! The body of one response, and the rest of the upload when the response came before its end.
 
 use std::{
     future::{Future as _, poll_fn},
     pin::{Pin, pin},
-    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -13,235 +12,226 @@ use hyper::body::{Frame, SizeHint};
 use tokio::{sync::oneshot, task::yield_now};
 
 use super::{
-    H1Connection, H1Error, Upgraded,
-    body::BodyDecoder,
-    head::ResponseHead,
-    sending::{SendError, Sending},
+    H1Connection, H1Error,
+    codec::{BodyDecoder, ResponseHead},
+    request::{RequestWriter, SendError},
 };
-use crate::{drain::Drain, metrics::LeaseEnd, transport::SharedIo, upstream::lease::LeaseTable};
+use crate::{drain::Drain, metrics::LeaseEnd};
 
-/// Where a connection goes when its response has come to a good end.
+/// The body of a response, on a connection that `C` holds. The connection is dropped at the end of the
+/// body; [`H1Connection::keep_alive`] then says whether another request may follow.
 #[derive(Debug)]
-pub(in crate::upstream) struct GiveBack {
-    pub(in crate::upstream) held: Arc<LeaseTable>,
-    pub(in crate::upstream) cluster: u64,
-}
-
-/// The rest of a response.
-#[derive(Debug)]
-pub(in crate::upstream) struct H1Response {
-    rest: BodyDecoder,
-    /// `None` behind the end, good or bad.
-    running: Option<ActiveExchange>,
-    /// Bytes that were read since others last had their turn.
-    turn: usize,
-    /// Why there is no more, until what came before has gone on its way.
-    fault: Option<H1Error>,
+pub(in crate::upstream) struct H1Response<C: AsMut<H1Connection> + Send + 'static> {
+    body: BodyDecoder,
+    /// `None` after the end of the body, complete or not.
+    active: Option<ActiveExchange<C>>,
+    /// Bytes that were read since other tasks last ran.
+    read_in_turn: usize,
+    /// The error that ends the body, held back until the data before it was written to the client.
+    error: Option<H1Error>,
 }
 
 #[derive(Debug)]
-struct ActiveExchange {
-    connection: H1Connection,
-    /// What becomes of the rest of the request, and where that is waited for if the answer ends before.
-    sent: Option<(RequestSent, Drain)>,
-    /// Where the connection goes if another request may follow.
-    give_back: Option<GiveBack>,
+struct ActiveExchange<C> {
+    connection: C,
+    /// The result of the rest of the request, and the drain that waits for it if the response ends first.
+    upload: Option<(UploadResult, Drain)>,
+    /// Whether another request may follow if this exchange ends well.
+    keep_alive: bool,
 }
 
-impl H1Response {
-    /// The answer behind this head.
+impl<C: AsMut<H1Connection> + Send + 'static> H1Response<C> {
     pub(super) fn new(
-        mut connection: H1Connection,
-        sending: Sending,
+        mut connection: C,
+        request: RequestWriter,
         head: &ResponseHead,
-        give_back: Option<GiveBack>,
+        keep_alive: bool,
         drain: &Drain,
     ) -> Self {
-        // A task of its own, since the client may read nothing of the answer before it has sent all.
-        let sent = (!sending.is_over()).then(|| {
-            let sent = send_rest(&mut connection, sending, drain);
-            (sent, drain.clone())
+        // A task of its own, because the client may read the response only after it has sent everything.
+        let upload = (!request.is_done()).then(|| {
+            let upload = send_rest(connection.as_mut(), request, drain);
+            (upload, drain.clone())
         });
-        let switches = head.parts.status == StatusCode::SWITCHING_PROTOCOLS;
-        let mut answer = Self {
-            rest: head.body,
-            running: Some(ActiveExchange {
+        let is_upgrade = head.parts.status == StatusCode::SWITCHING_PROTOCOLS;
+        let mut response = Self {
+            body: head.body,
+            active: Some(ActiveExchange {
                 connection,
-                sent,
-                give_back: give_back.filter(|_| head.keep_alive && !switches),
+                upload,
+                keep_alive: keep_alive && head.keep_alive && !is_upgrade,
             }),
-            turn: 0,
-            fault: None,
+            read_in_turn: 0,
+            error: None,
         };
-        if answer.is_end_stream() && !switches {
-            answer.ended();
+        if response.is_end_stream() && !is_upgrade {
+            response.finish();
         }
-        answer
+        response
     }
 
     pub(in crate::upstream) fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, H1Error>>> {
-        if let Some(fault) = self.fault.take() {
-            return Poll::Ready(Some(Err(fault)));
+        if let Some(error) = self.error.take() {
+            return Poll::Ready(Some(Err(error)));
         }
-        let polled = self.poll_rest(cx);
+        let polled = self.poll_body(cx);
         match polled {
-            Poll::Ready(Some(Err(fault))) => {
-                self.cut();
-                // hyper drops what it has not written yet when it hears of an error.
-                self.fault = Some(fault);
-                yields(cx)
+            Poll::Ready(Some(Err(error))) => {
+                self.abort();
+                // hyper drops data that it has not written yet when it gets an error.
+                self.error = Some(error);
+                yield_turn(cx)
             }
             Poll::Ready(_) if self.is_end_stream() => {
-                self.ended();
+                self.finish();
                 polled
             }
             Poll::Ready(_) => polled,
             Poll::Pending => {
-                self.turn = 0;
+                self.read_in_turn = 0;
                 polled
             }
         }
     }
 
-    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, H1Error>>> {
-        let Some(running) = &mut self.running else {
-            let after = (self.rest != BodyDecoder::Nothing).then_some(Err(H1Error::Cut));
-            return Poll::Ready(after);
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, H1Error>>> {
+        let Some(active) = &mut self.active else {
+            let is_cut = self.body != BodyDecoder::Complete;
+            return Poll::Ready(is_cut.then_some(Err(H1Error::Cut)));
         };
-        let wire = &mut running.connection.wire;
-        if let Some((sent, _)) = &mut running.sent
-            && let Poll::Ready(ended) = Pin::new(sent).poll(cx)
+        if let Some((upload, _)) = &mut active.upload
+            && let Poll::Ready(ended) = Pin::new(upload).poll(cx)
         {
-            running.sent = None;
+            active.upload = None;
             match ended {
                 Ok(Ok(())) => {}
-                Ok(Err(SendError::Upload(cut))) => {
-                    return Poll::Ready(Some(Err(H1Error::Upload(cut))));
+                Ok(Err(SendError::Upload(error))) => {
+                    return Poll::Ready(Some(Err(H1Error::Upload(error))));
                 }
-                // It may take no more because it has said all in its answer.
-                Ok(Err(SendError::Refused(_))) | Err(_) => running.give_back = None,
+                // The apiserver may accept no more because its response says all.
+                Ok(Err(SendError::Refused(_))) | Err(_) => active.keep_alive = false,
             }
         }
+        let wire = &mut active.connection.as_mut().wire;
         loop {
-            let decoded = self.rest.decode(&mut wire.unread);
+            let decoded = self.body.decode(&mut wire.unread);
             if let Some(frame) = decoded.transpose() {
                 return Poll::Ready(Some(frame));
             }
-            if self.rest == BodyDecoder::Nothing {
+            if self.body == BodyDecoder::Complete {
                 return Poll::Ready(None);
             }
-            if self.turn >= MAX_BYTES_PER_TURN {
-                return yields(cx);
+            if self.read_in_turn >= MAX_BYTES_PER_TURN {
+                return yield_turn(cx);
             }
             match wire.poll_more(cx) {
                 Poll::Ready(Ok(0)) => {
-                    running.give_back = None;
-                    return Poll::Ready(self.rest.closed().err().map(Err));
+                    active.keep_alive = false;
+                    return Poll::Ready(self.body.close().err().map(Err));
                 }
-                Poll::Ready(Ok(read)) => self.turn += read,
-                Poll::Ready(Err(fault)) => return Poll::Ready(Some(Err(fault))),
+                Poll::Ready(Ok(read)) => self.read_in_turn += read,
+                Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(error))),
                 Poll::Pending => return Poll::Pending,
             }
         }
     }
 
     pub(in crate::upstream) fn is_end_stream(&self) -> bool {
-        self.rest == BodyDecoder::Nothing
+        self.body == BodyDecoder::Complete
     }
 
     pub(in crate::upstream) fn size_hint(&self) -> SizeHint {
-        match self.rest {
-            BodyDecoder::Nothing => SizeHint::with_exact(0),
+        match self.body {
+            BodyDecoder::Complete => SizeHint::with_exact(0),
             BodyDecoder::Length(left) => SizeHint::with_exact(left),
-            BodyDecoder::Chunks(_) | BodyDecoder::UntilClose => SizeHint::default(),
+            BodyDecoder::Chunked(_) | BodyDecoder::UntilClose => SizeHint::default(),
         }
     }
 
-    /// The connection, if it was kept because the answer is a 101.
-    pub(in crate::upstream) fn into_upgraded(mut self) -> Option<Upgraded> {
+    /// The connection of a 101; `None` for every other response.
+    pub(in crate::upstream) fn into_connection(mut self) -> Option<C> {
+        // Every other response drops its connection at the end of the body.
         let is_over = self.is_end_stream();
-        let running = self.running.take().filter(|_| is_over)?;
-        Some(Upgraded(running.connection.wire))
+        let active = self.active.take().filter(|_| is_over)?;
+        Some(active.connection)
     }
 
-    /// Lets the connection go on to another request if it can.
-    fn ended(&mut self) {
-        let Some(mut running) = self.running.take() else {
+    /// Frees the connection after the end of the body.
+    fn finish(&mut self) {
+        let Some(mut active) = self.active.take() else {
             return;
         };
-        // The apiserver may want the rest of an upload all the same, and closing the connection on the
-        // client before it has sent all could cost it the answer.
-        if let Some((sent, drain)) = running.sent.take() {
+        // The apiserver may still want the rest of an upload. To close the connection before the client
+        // has sent all of it could cost the client the response.
+        if let Some((upload, drain)) = active.upload.take() {
             drain.spawn(async move {
-                if let Ok(Ok(())) = sent.await {
-                    running.ended();
+                if let Ok(Ok(())) = upload.await {
+                    active.finish();
                 }
             });
         } else {
-            running.ended();
+            active.finish();
         }
     }
 
-    /// Given up before its end, or cut.
-    fn cut(&mut self) {
-        if let Some(running) = self.running.take() {
-            running.connection.stats.set_end_reason(LeaseEnd::Reset);
-        }
-    }
-}
-
-impl ActiveExchange {
-    /// Request and answer are whole.
-    fn ended(self) {
-        let mut connection = self.connection;
-        connection.becomes_idle();
-        // More than was asked for would be taken for the next answer.
-        if connection.wire.unread.is_empty()
-            && let Some(GiveBack { held, cluster }) = self.give_back
-        {
-            held.give_back(cluster, connection);
+    /// Closes the connection before the end of the body.
+    fn abort(&mut self) {
+        if let Some(mut active) = self.active.take() {
+            let stats = active.connection.as_mut().stats();
+            stats.set_end_reason(LeaseEnd::Reset);
         }
     }
 }
 
-/// Sends what is left of a request, until it is asked for no more; the wire keeps the half that reads.
-fn send_rest(connection: &mut H1Connection, mut sending: Sending, drain: &Drain) -> RequestSent {
-    let mut io = SharedIo::of(&mut connection.wire.io);
-    let (mut tell, sent) = oneshot::channel();
+impl<C: AsMut<H1Connection>> ActiveExchange<C> {
+    /// Request and response are complete.
+    fn finish(mut self) {
+        self.connection.as_mut().finish_exchange(self.keep_alive);
+    }
+}
+
+/// Starts a task that sends the rest of a request, until the result is dropped.
+fn send_rest(
+    connection: &mut H1Connection,
+    mut request: RequestWriter,
+    drain: &Drain,
+) -> UploadResult {
+    let io = connection.wire.share_io();
+    let (mut result, upload) = oneshot::channel();
     drain.spawn(async move {
         let ended = poll_fn(|cx| {
-            if tell.poll_closed(cx).is_ready() {
+            if result.poll_closed(cx).is_ready() {
                 return Poll::Ready(None);
             }
-            sending.poll_send(&mut io, cx).map(Some)
+            io.with(|io| request.poll_send(io, cx)).map(Some)
         });
         if let Some(ended) = ended.await {
-            // Before anybody is told that the connection is free.
+            // Before the other side learns that the connection is free.
             drop(io);
-            tell.send(ended).ok();
+            result.send(ended).ok();
         }
     });
-    sent
+    upload
 }
 
 /// How the rest of a request ended.
-type RequestSent = oneshot::Receiver<Result<(), SendError>>;
+type UploadResult = oneshot::Receiver<Result<(), SendError>>;
 
-impl Drop for H1Response {
+impl<C: AsMut<H1Connection> + Send + 'static> Drop for H1Response<C> {
     fn drop(&mut self) {
-        self.cut();
+        self.abort();
     }
 }
 
-/// Pending until everybody else has had a turn. Not by waking the task: tokio looks for new events only
-/// once in 61 turns of those that are awake.
-fn yields<T>(cx: &mut Context<'_>) -> Poll<T> {
+/// Pending until the other tasks have had a turn. `yield_now` and not a wake-up of the task itself: while
+/// tasks are awake, tokio looks for I/O events only once in 61 polls.
+fn yield_turn<T>(cx: &mut Context<'_>) -> Poll<T> {
     let _pending = pin!(yield_now()).poll(cx);
     Poll::Pending
 }
 
-/// What may be read of one answer before everybody else on the thread has had a turn.
+/// Bytes that are read of one response before the other tasks of the thread have a turn.
 const MAX_BYTES_PER_TURN: usize = 64 * 1024;

@@ -1,86 +1,189 @@
-//! The stream below HTTP/1.1, and what was read of it and not used yet.
+//! The stream below HTTP/1.1, with the bytes that were read and not used yet.
+//!
+//! There is a read buffer only while it holds data: a silent connection holds none.
 
 use std::{
     future::{Future as _, poll_fn},
-    mem,
+    io, mem,
     pin::{Pin, pin},
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, Waker, ready},
 };
 
-use bytes::{Bytes, BytesMut};
-use tokio::{io::ReadBuf, task::coop::unconstrained};
+use bytes::{Buf as _, Bytes, BytesMut};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, Empty, ReadBuf, empty},
+    task::coop::unconstrained,
+};
 use tokio_util::io::poll_read_buf;
 
 use super::H1Error;
 use crate::transport::Readable;
 
-/// An established stream. There is a buffer only while there is something in it: a connection that says
-/// nothing holds none.
+/// An established stream.
 #[derive(Debug)]
 pub(super) struct Wire {
-    pub(super) io: Box<dyn Readable>,
+    io: Io,
     pub(super) unread: Bytes,
     /// Bytes that the next read has room for.
     room: usize,
-    /// Nothing runs on it, so that its end may look like one.
+    /// No request runs on it, so closing it may look like an orderly end.
     pub(super) is_idle: bool,
+}
+
+/// The stream itself.
+#[derive(Debug)]
+enum Io {
+    Owned(Box<dyn Readable>),
+    /// The rest of an upload is sent by a task of its own while the response is read. One handle reads
+    /// and the other writes, so that neither takes the wake-ups of the other.
+    Shared(SharedIo),
+}
+
+/// A handle of a stream, which is closed when all handles are dropped.
+#[derive(Debug, Clone)]
+pub(super) struct SharedIo(Arc<Mutex<Box<dyn Readable>>>);
+
+impl SharedIo {
+    /// Runs `use_io` with the stream.
+    pub(super) fn with<T>(&self, use_io: impl FnOnce(&mut dyn Readable) -> T) -> T {
+        use_io(&mut **self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 impl Wire {
     pub(super) fn new(io: Box<dyn Readable>) -> Self {
         Self {
-            io,
+            io: Io::Owned(io),
             unread: Bytes::new(),
             room: MIN_READ,
             is_idle: false,
         }
     }
 
-    /// Reads more to what is unread; 0 bytes once the connection has ended in order.
-    pub(super) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, H1Error>> {
-        ready!(self.io.poll_readable(cx));
-        let mut buffer = mem::take(&mut self.unread)
-            .try_into_mut()
-            .unwrap_or_else(|shared| BytesMut::from(&*shared));
-        buffer.reserve(self.room);
-        let read = poll_read_buf(Pin::new(&mut *self.io), cx, &mut buffer);
-        // An empty one would keep its room.
-        if !buffer.is_empty() {
-            self.unread = buffer.freeze();
+    /// Runs `use_io` with the stream.
+    pub(super) fn with_io<T>(&mut self, use_io: impl FnOnce(&mut dyn Readable) -> T) -> T {
+        match &mut self.io {
+            Io::Owned(io) => use_io(&mut **io),
+            Io::Shared(io) => io.with(use_io),
         }
-        match &read {
-            Poll::Ready(Ok(read)) if *read >= self.room => self.room = MAX_READ,
-            Poll::Ready(Ok(read)) if *read <= MIN_READ => self.room = MIN_READ,
-            Poll::Ready(_) | Poll::Pending => {}
-        }
-        read.map_err(H1Error::Io)
     }
 
-    /// Whether the connection is open and has nothing to say, as one that nothing runs on must be.
+    /// A second handle of the stream.
+    pub(super) fn share_io(&mut self) -> SharedIo {
+        let shared = match &mut self.io {
+            Io::Shared(shared) => return shared.clone(),
+            Io::Owned(io) => SharedIo(Arc::new(Mutex::new(mem::replace(io, Box::new(empty()))))),
+        };
+        self.io = Io::Shared(shared.clone());
+        shared
+    }
+
+    /// Reads more bytes into `unread`. Returns how many; 0 after the peer closed the connection.
+    pub(super) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, H1Error>> {
+        let (unread, room) = (mem::take(&mut self.unread), self.room);
+        let (unread, read) = self.with_io(|io| {
+            if io.poll_readable(cx).is_pending() {
+                return (unread, Poll::Pending);
+            }
+            let mut buffer = unread
+                .try_into_mut()
+                .unwrap_or_else(|shared| BytesMut::from(&*shared));
+            buffer.reserve(room);
+            let read = poll_read_buf(Pin::new(io), cx, &mut buffer);
+            // An empty buffer would keep its memory.
+            if buffer.is_empty() {
+                return (Bytes::new(), read);
+            }
+            (buffer.freeze(), read)
+        });
+        self.unread = unread;
+        let read = ready!(read).map_err(H1Error::Io)?;
+        if read >= room {
+            self.room = MAX_READ;
+        } else if read <= MIN_READ {
+            self.room = MIN_READ;
+        }
+        Poll::Ready(Ok(read))
+    }
+
+    /// Whether the connection is open and nothing was received. Data on a connection without a request is
+    /// its end, or a response that belongs to no request.
     pub(super) fn is_silent(&mut self) -> bool {
         if !self.unread.is_empty() {
             return false;
         }
-        let mut one = [0; 1];
-        let peer = poll_fn(|cx| self.io.poll_read_if_ready(cx, &mut ReadBuf::new(&mut one)));
-        // tokio says "nothing yet" to a task that has done much without a pause. Taken for silence, it
-        // would send a request on a connection that has ended, or that has an answer to another one.
+        let mut byte = [0; 1];
+        let read = poll_fn(|cx| {
+            self.with_io(|io| io.poll_read_if_ready(cx, &mut ReadBuf::new(&mut byte)))
+        });
+        // A task that did much without a pause gets "not ready" from tokio. Without `unconstrained` that
+        // would look like silence, and a request would be sent on a connection that was closed, or that
+        // holds a response to another request.
         let cx = &mut Context::from_waker(Waker::noop());
-        pin!(unconstrained(peer)).poll(cx).is_pending()
+        pin!(unconstrained(read)).poll(cx).is_pending()
     }
 }
 
 impl Drop for Wire {
     fn drop(&mut self) {
         if self.is_idle {
-            // `close_notify` as far as the socket takes it; nobody waits for more.
+            // Sends `close_notify` if the socket takes it now; the proxy does not wait for more.
             let cx = &mut Context::from_waker(Waker::noop());
-            let _done = Pin::new(&mut *self.io).poll_shutdown(cx);
+            let _done = self.with_io(|io| Pin::new(io).poll_shutdown(cx));
         }
+    }
+}
+
+/// Takes the place of a stream while [`Wire::share_io`] moves it.
+impl Readable for Empty {
+    fn poll_readable(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+}
+
+/// The stream of bytes after a 101. Bytes that arrived together with the 101 are read first.
+#[derive(Debug)]
+pub struct Upgraded(pub(super) Wire);
+
+impl AsyncRead for Upgraded {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let unread = &mut self.0.unread;
+        if unread.is_empty() {
+            return self.0.with_io(|io| io.poll_read_if_ready(cx, buf));
+        }
+        let length = unread.len().min(buf.remaining());
+        if let Some(part) = unread.get(..length) {
+            buf.put_slice(part);
+        }
+        unread.advance(length);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Upgraded {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.0.with_io(|io| Pin::new(io).poll_write(cx, buf))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.with_io(|io| Pin::new(io).poll_flush(cx))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.with_io(|io| Pin::new(io).poll_shutdown(cx))
     }
 }
 
 /// Room for most heads and for the events of a watch.
 const MIN_READ: usize = 4 * 1024;
-/// Room for what rustls gives in one read: a full record (RFC 8446 §5.1).
+/// Room for the most that rustls returns from one read: a full record (RFC 8446 §5.1).
 const MAX_READ: usize = 16 * 1024;

@@ -1,8 +1,8 @@
-//! Reads along with an HTTP/2 connection to learn what the h2 crate does not tell: when the peer was
-//! last heard, the last stream of its GOAWAY, and the last stream whose head was written.
+//! Reads along with an HTTP/2 connection to learn what the h2 crate does not tell: when the peer last sent
+//! bytes, the last stream of its GOAWAY, and the last stream whose head was written.
 //!
-//! The stream numbers decide whether a request may be sent again. h2 hands one and the same error to
-//! streams above the GOAWAY's last stream (never processed), to those that never left, and to those
+//! The stream numbers decide whether a request may be sent again. h2 returns the same error for streams
+//! above the GOAWAY's last stream (never processed), for streams that were never written, and for streams
 //! whose connection broke (perhaps processed); only the numbers tell them apart.
 
 use std::{
@@ -20,7 +20,7 @@ use tokio::{
     time::Instant,
 };
 
-/// What was heard on one upstream HTTP/2 connection.
+/// What the frames of one upstream HTTP/2 connection say so far.
 #[derive(Debug)]
 pub(super) struct PeerState {
     last_stream: AtomicU32,
@@ -28,7 +28,7 @@ pub(super) struct PeerState {
     last_read: Mutex<Instant>,
 }
 
-/// A byte stream that is read along with.
+/// A byte stream whose frames are observed in both directions.
 #[derive(Debug)]
 pub(super) struct FrameMonitor<S> {
     stream: S,
@@ -46,7 +46,7 @@ impl PeerState {
         }
     }
 
-    /// Whether the peer has said GOAWAY, so that no new stream may be opened.
+    /// Whether the peer has sent GOAWAY, so that no new stream may be opened.
     pub(super) fn is_going_away(&self) -> bool {
         self.last_stream.load(Ordering::Acquire) != NO_GOAWAY
     }
@@ -56,8 +56,8 @@ impl PeerState {
         u32::from(stream) > self.last_stream.load(Ordering::Acquire)
     }
 
-    /// Whether not even the head of this stream's request has left. h2 writes heads in the order of
-    /// their numbers.
+    /// Whether not even the head of this stream's request was written. h2 writes heads in the order of
+    /// their stream numbers.
     pub(super) fn is_unwritten(&self, stream: h2::StreamId) -> bool {
         u32::from(stream) > self.last_written.load(Ordering::Acquire)
     }
@@ -74,7 +74,7 @@ impl PeerState {
         }
     }
 
-    /// When bytes last came in.
+    /// When the peer last sent bytes.
     pub(super) fn last_read(&self) -> Instant {
         *self
             .last_read
@@ -158,27 +158,27 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for FrameMonitor<S> {
     }
 }
 
-/// A frame whose header has passed.
+/// The header of one frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct FrameHeader {
     kind: u8,
     stream: u32,
-    /// The last stream, if it is a GOAWAY.
+    /// The last stream, if the frame is a GOAWAY.
     goaway: Option<u32>,
 }
 
-/// Finds the frames in a stream of them that passes in pieces of any size (RFC 9113 §4.1).
+/// Finds the frames in bytes that pass in pieces of any size (RFC 9113 §4.1).
 #[derive(Debug, Default)]
 struct FrameScanner {
-    /// The frame header and, of a GOAWAY, the stream number behind it, as far as they have come.
+    /// The bytes so far of the frame header and, for a GOAWAY, of the stream number after it.
     head: [u8; HEADER + STREAM_ID],
     filled: usize,
-    /// Payload bytes still to be passed over.
+    /// Payload bytes still to be skipped.
     skip: usize,
 }
 
 impl FrameScanner {
-    /// A scanner of frames that begin behind so many other bytes.
+    /// A scanner of frames that begin after this many other bytes.
     fn after(bytes: usize) -> Self {
         Self {
             skip: bytes,
@@ -186,7 +186,7 @@ impl FrameScanner {
         }
     }
 
-    /// Shows every frame whose header, or last stream, ends in `bytes`.
+    /// Calls `on_frame` for each frame whose header, or whose last stream if it is a GOAWAY, ends in `bytes`.
     fn scan(&mut self, mut bytes: &[u8], mut on_frame: impl FnMut(FrameHeader)) {
         loop {
             let passed = self.skip.min(bytes.len());
@@ -233,7 +233,7 @@ impl FrameScanner {
     }
 }
 
-/// Fuzz body: what is found does not depend on how the bytes were cut.
+/// Fuzz body: how the bytes were cut into reads does not change which frames are found.
 pub(in crate::upstream) fn fuzz(bytes: &[u8]) {
     let (size, bytes) = bytes
         .split_first()
@@ -245,13 +245,13 @@ pub(in crate::upstream) fn fuzz(bytes: &[u8]) {
     }
     let mut whole = FrameScanner::default();
     whole.scan(bytes, |frame| expected.push(frame));
-    assert_eq!(found, expected, "what is found depends on the cut");
+    assert_eq!(found, expected, "the frames depend on the cut");
     assert_eq!((whole.filled, whole.skip), (pieces.filled, pieces.skip));
 }
 
 const HEADER: usize = 9;
 const STREAM_ID: usize = 4;
-/// What a client sends before its first frame (RFC 9113 §3.4).
+/// Bytes that a client sends before its first frame (RFC 9113 §3.4).
 const PREFACE: usize = 24;
 /// Types of frames (RFC 9113 §6).
 const HEADERS: u8 = 1;
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_every_frame_however_the_bytes_are_cut() {
+    fn every_frame_is_found_in_pieces_of_any_size() {
         let goaway = frame(GOAWAY, &[0x80, 0, 0, 5, 0, 0, 0, 0, b'x']);
         let kinds = [0, 4, GOAWAY, 0, GOAWAY];
         let bytes = [
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_goaway_can_only_lower_the_last_stream() {
+    fn later_goaway_only_lowers_the_last_stream() {
         let peer = PeerState::new();
         assert!(!peer.is_going_away());
         for (last, expected) in [(0x7fff_ffff, 0x7fff_ffff), (7, 7), (9, 7)] {

@@ -1,27 +1,32 @@
-//! One HTTP/2 connection to an apiserver: its requests, its pings, its end.
+//! One HTTP/2 connection to an apiserver: its streams, its pings, its end.
 //!
 //! The h2 crate is used directly, not through hyper, because "sent again only if provably not
-//! processed" needs stream numbers and reset reasons, which hyper keeps to itself.
+//! processed" needs stream numbers and reset reasons, which hyper does not expose.
 
 mod frame_monitor;
-mod liveness;
-mod response;
 mod stream;
 
 use std::{
     future::poll_fn,
     pin::Pin,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::Poll,
+    time::Duration,
 };
 
 use bytes::Bytes;
-use h2::client::{Connection, SendRequest};
-use tokio::time::Instant;
+use h2::{
+    Ping, PingPong, Reason,
+    client::{Connection, SendRequest},
+};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
+
+pub(super) use frame_monitor::fuzz;
+pub(super) use stream::{H2Response, H2Stream};
 
 use super::endpoint::Endpoint;
 use crate::{
@@ -32,12 +37,7 @@ use crate::{
     text::error_chain,
     transport::{TlsWriter, WriteBatcher},
 };
-
-pub(super) use frame_monitor::fuzz;
 use frame_monitor::{FrameMonitor, PeerState};
-use liveness::drive;
-pub(super) use response::H2Response;
-pub(super) use stream::H2Stream;
 use stream::StreamGuard;
 
 /// A connection on which requests can be sent.
@@ -49,13 +49,12 @@ pub(super) struct H2Connection {
 
 #[derive(Debug)]
 struct H2State {
-    endpoint: UpstreamAddr,
-    /// What is known of that; retires the connection when it is nothing good.
-    endpoint_health: OnceLock<Arc<Endpoint>>,
+    /// The endpoint of this connection. The connection is retired once the endpoint is ejected.
+    endpoint: Arc<Endpoint>,
     established: Instant,
     peer: Arc<PeerState>,
     in_flight: AtomicUsize,
-    /// Something happened after which no other client may use the connection.
+    /// No other client may use the connection, because a stream did not end well or had a 401.
     poisoned: AtomicBool,
     closed: AtomicBool,
     stats: ConnectionStats,
@@ -72,15 +71,15 @@ impl Drop for H2State {
 }
 
 impl H2Connection {
-    /// Speaks the HTTP/2 preface on an established stream, waits for the apiserver's, and keeps the
-    /// connection running.
+    /// Sends the HTTP/2 preface on an established stream, waits for the apiserver's, and starts the task
+    /// that runs the connection.
     ///
     /// # Errors
     ///
-    /// When the apiserver does not speak HTTP/2 after all.
+    /// When the apiserver does not speak HTTP/2 although it chose it.
     pub(super) async fn establish<S>(
         batcher: WriteBatcher<S>,
-        endpoint: UpstreamAddr,
+        endpoint: Arc<Endpoint>,
         timeouts: &Timeouts,
         drain: &Drain,
     ) -> Result<Self, h2::Error>
@@ -92,20 +91,19 @@ impl H2Connection {
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(MAX_RESPONSE_HEADER_BYTES)
-            // None until the apiserver has said how many: what is sent before and turns out to be too
-            // much would wait behind streams that never end.
+            // No stream until the apiserver has said how many it allows: a request beyond its limit
+            // would wait for streams that may never end.
             .initial_max_send_streams(0)
             .enable_push(false)
-            .data_frame_budget(MAX_SMALL_FRAME_BYTES)
-            // Likewise: frames that come late for streams this client has cancelled cost only itself, and
-            // the default, 1,024 in a connection's life, would one day end its watches.
+            .data_frame_budget(MAX_SMALL_FRAME_DEFICIT)
+            // Late frames for streams that this client has cancelled cost only the client itself, and the
+            // default, 1,024 in the life of a connection, would one day end its watches.
             .max_local_error_reset_streams(None)
             .handshake(FrameMonitor::new(batcher.clone(), Arc::clone(&peer)))
             .await?;
-        settled(&send, &mut connection, &batcher).await?;
+        wait_for_settings(&send, &mut connection, &batcher).await?;
         let state = Arc::new(H2State {
             endpoint,
-            endpoint_health: OnceLock::new(),
             established: Instant::now(),
             peer,
             in_flight: AtomicUsize::new(0),
@@ -123,53 +121,43 @@ impl H2Connection {
         let running = Arc::clone(&state);
         let connection = Box::new(connection);
         drain.spawn(async move {
-            let ended = drive(connection, &batcher, ping, &running.peer, interval, limit).await;
+            let ended = run(connection, &batcher, ping, &running.peer, interval, limit).await;
             running.closed.store(true, Ordering::Release);
             if running.in_flight.load(Ordering::Acquire) > 0 && !running.peer.is_going_away() {
                 running.stats.set_end_reason(LeaseEnd::Closed);
             }
             if let Err(error) = ended {
-                debug!(upstream.address = %endpoint, error = %error_chain(&error), "upstream connection ended");
+                debug!(
+                    upstream.address = %running.endpoint.address(),
+                    error = %error_chain(&error),
+                    "upstream connection ended"
+                );
             }
         });
         Ok(Self { send, state })
     }
 
-    /// The same, known to lead to this endpoint.
-    pub(super) fn to(self, endpoint: Arc<Endpoint>) -> Self {
-        self.state.endpoint_health.get_or_init(|| endpoint);
-        self
-    }
-
     /// Whether a new stream may be opened now.
     pub(super) fn is_open(&self) -> bool {
-        let endpoint_health = self.state.endpoint_health.get();
         !self.state.closed.load(Ordering::Acquire)
             && !self.state.peer.is_going_away()
-            && !endpoint_health.is_some_and(|endpoint_health| endpoint_health.is_ejected())
+            && !self.state.endpoint.is_ejected()
     }
 
     /// Takes one of the streams that the apiserver allows, if one is free.
     pub(super) fn take_stream(&self) -> Option<H2Stream> {
-        let free =
+        let has_free =
             self.state.in_flight.load(Ordering::Acquire) < self.send.current_max_send_streams();
-        (free && self.is_open()).then(|| {
-            self.state.in_flight.fetch_add(1, Ordering::AcqRel);
-            H2Stream {
-                send: self.send.clone(),
-                usage: StreamGuard {
-                    state: Arc::clone(&self.state),
-                    ended_well: false,
-                },
-            }
+        (has_free && self.is_open()).then(|| H2Stream {
+            send: self.send.clone(),
+            guard: StreamGuard::new(Arc::clone(&self.state)),
         })
     }
 
-    pub(super) fn endpoint(&self) -> UpstreamAddr {
-        self.state.endpoint
+    pub(super) fn address(&self) -> UpstreamAddr {
+        self.state.endpoint.address()
     }
 
-    /// What is counted of it.
     pub(super) fn stats(&self) -> &ConnectionStats {
         &self.state.stats
     }
@@ -178,7 +166,7 @@ impl H2Connection {
         self.state.established
     }
 
-    /// Whether another client may have this connection: nothing runs, and nothing went wrong ever.
+    /// Whether another client may use this connection: no stream is open, and none ever ended badly.
     pub(super) fn is_reusable(&self) -> bool {
         self.is_open()
             && self.state.in_flight.load(Ordering::Acquire) == 0
@@ -186,31 +174,71 @@ impl H2Connection {
     }
 }
 
-/// Runs a new connection until the apiserver's SETTINGS have come: only they say how many streams
-/// there may be.
-async fn settled<S: TlsWriter>(
+/// Runs a new connection until the apiserver's SETTINGS have come: only they say how many streams it
+/// allows.
+async fn wait_for_settings<S: TlsWriter>(
     send: &SendRequest<Bytes>,
     connection: &mut Connection<FrameMonitor<WriteBatcher<S>>, Bytes>,
     batcher: &WriteBatcher<S>,
 ) -> Result<(), h2::Error> {
     poll_fn(|cx| match batcher.drive(Pin::new(&mut *connection), cx) {
-        Poll::Ready(ended) => Poll::Ready(ended.and(Err(h2::Reason::PROTOCOL_ERROR.into()))),
+        Poll::Ready(ended) => Poll::Ready(ended.and(Err(Reason::PROTOCOL_ERROR.into()))),
         Poll::Pending if send.current_max_send_streams() > 0 => Poll::Ready(Ok(())),
         Poll::Pending => Poll::Pending,
     })
     .await
 }
 
-/// Of one stream and of the whole connection. Small, because the connection serves one client: what
-/// its stalled readers block is its own (kube-apiserver itself grants 256 KiB a stream).
+/// Why a connection ended without being closed by this proxy.
+#[derive(Debug, thiserror::Error)]
+enum H2ConnectionError {
+    #[error("HTTP/2 failed")]
+    Failed(#[from] h2::Error),
+    #[error("no response to a ping within {0:?}")]
+    PingTimeout(Duration),
+}
+
+/// Runs the connection until it ends or a ping is not answered within `limit`; then its streams fail at
+/// once.
+async fn run<S: TlsWriter>(
+    connection: Box<Connection<FrameMonitor<WriteBatcher<S>>, Bytes>>,
+    batcher: &WriteBatcher<S>,
+    mut ping: PingPong,
+    peer: &PeerState,
+    interval: Duration,
+    limit: Duration,
+) -> Result<(), H2ConnectionError> {
+    let keepalive = async {
+        loop {
+            // Any byte received proves the peer alive, so a busy connection is never pinged.
+            while peer.last_read().elapsed() < interval {
+                sleep_until(peer.last_read() + interval).await;
+            }
+            match timeout(limit, ping.ping(Ping::opaque())).await {
+                Ok(Ok(_pong)) => {}
+                Ok(Err(error)) => return H2ConnectionError::from(error),
+                Err(_elapsed) => return H2ConnectionError::PingTimeout(limit),
+            }
+        }
+    };
+    let mut connection = Pin::new(connection);
+    tokio::select! {
+        ended = poll_fn(|cx| batcher.drive(connection.as_mut(), cx)) => Ok(ended?),
+        error = keepalive => Err(error),
+    }
+}
+
+/// Of one stream and of the whole connection. Small, because the connection serves one client: a reader
+/// that stalls blocks only its own client (kube-apiserver itself grants 256 KiB per stream).
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 2 * 1024 * 1024;
-/// What unread frames below 256 bytes may be short of that in sum. A frame of one byte costs some hundred
-/// bytes of memory, so that without a bound the windows above could hold half a gigabyte. The default
-/// would end the streams of a client that pauses one log of short lines (h2 `too_many_data_frames`);
-/// this much carries a full stream window of five-byte lines. Whoever passes it breaks its own lease.
-const MAX_SMALL_FRAME_BYTES: usize = 16 * 1024 * 1024;
-/// Room for many `Warning` lines; kube-apiserver caps them at about 4 Ki characters each answer.
+/// How many bytes unread frames below 256 bytes may lack to 256 bytes each, in sum. A frame of one byte
+/// costs some hundred bytes of memory, so that without a bound the windows above could hold half a gigabyte.
+/// The default would end the streams of a client that pauses one log of short lines (h2
+/// `too_many_data_frames`); this value holds a full stream window of five-byte lines. A client that exceeds
+/// it ends only its own connection.
+const MAX_SMALL_FRAME_DEFICIT: usize = 16 * 1024 * 1024;
+/// Room for many `Warning` fields; kube-apiserver caps them at about 4 Ki characters per response.
 const MAX_RESPONSE_HEADER_BYTES: u32 = 256 * 1024;
 
 #[cfg(test)]

@@ -1,78 +1,109 @@
-//! One request on one stream of a connection, up to the head of its response.
+//! One request on one stream of a connection, and the body of its response.
+//!
+//! `RST_STREAM(NO_ERROR)` after the end of a response is how a server says "this was the whole response,
+//! stop sending" (RFC 9113 §8.1); before the end, the response is incomplete. h2 tells the two apart: after
+//! the end it returns no error. Proof: tests/it `a_reset_without_error_is_an_end_only_behind_the_end`.
 
 use std::{
     future::{Future, poll_fn},
     pin::pin,
     sync::{Arc, atomic::Ordering},
-    task::Poll,
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
 use h2::{
-    RecvStream, SendStream,
+    Reason, RecvStream, SendStream,
     client::{ResponseFuture, SendRequest},
 };
 use http::{Request, Response, StatusCode, request::Parts};
+use hyper::body::{Frame, SizeHint};
+use tokio::task::AbortHandle;
 
-use super::{
-    super::{
-        HttpError, ResponseBody, UpstreamError,
-        upload::{Upload, UploadEnd},
+use super::H2State;
+use crate::{
+    drain::Drain,
+    metrics::LeaseEnd,
+    upstream::{
+        HttpError, UpstreamError,
+        request_body::{Upload, UploadEnd},
     },
-    H2Response, H2State,
 };
-use crate::{drain::Drain, metrics::LeaseEnd};
 
-/// One stream of a connection, from the moment it is chosen to its end.
+/// One stream of a connection, from the moment it is chosen to the head of its response.
 #[derive(Debug)]
 pub(in crate::upstream) struct H2Stream {
     pub(super) send: SendRequest<Bytes>,
-    pub(super) usage: StreamGuard,
+    pub(super) guard: StreamGuard,
 }
 
-/// Counts a stream in and out, and spoils the connection if the stream did not end well.
+/// Counts one stream until dropped, and poisons the connection if the stream did not end well.
 #[derive(Debug)]
 pub(super) struct StreamGuard {
-    pub(super) state: Arc<H2State>,
-    pub(super) ended_well: bool,
+    state: Arc<H2State>,
+    ended_well: bool,
+}
+
+impl StreamGuard {
+    pub(super) fn new(state: Arc<H2State>) -> Self {
+        state.in_flight.fetch_add(1, Ordering::AcqRel);
+        Self {
+            state,
+            ended_well: false,
+        }
+    }
+
+    fn poison(&self) {
+        self.state.poisoned.store(true, Ordering::Release);
+    }
+}
+
+impl Drop for StreamGuard {
+    fn drop(&mut self) {
+        if !self.ended_well {
+            self.poison();
+        }
+        self.state.in_flight.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl H2Stream {
-    /// Sends the request and returns the response once its head is there.
+    /// Sends the request and returns the response once its head is there. If the head comes before the end
+    /// of the upload, the rest is sent by a task of `drain`.
     ///
     /// # Errors
     ///
-    /// [`UpstreamError::is_unprocessed`] says whether the apiserver can have acted on it.
+    /// [`UpstreamError::is_unprocessed`] says whether the apiserver can have acted on the request.
     pub(in crate::upstream) async fn exchange(
         mut self,
         head: &Parts,
         upload: &mut Upload,
         drain: &Drain,
-    ) -> Result<Response<ResponseBody>, UpstreamError> {
-        let endpoint = self.usage.state.endpoint;
+    ) -> Result<Response<H2Response>, UpstreamError> {
+        let endpoint = self.guard.state.endpoint.address();
         let unsent = |source| UpstreamError::Unsent {
             endpoint,
             source: HttpError::H2(source),
         };
-        let bodyless = upload.is_empty();
+        let has_no_body = upload.is_empty();
         poll_fn(|cx| self.send.poll_ready(cx))
             .await
             .map_err(unsent)?;
         let (response, stream) = self
             .send
-            .send_request(without_body(head), bodyless)
+            .send_request(without_body(head), has_no_body)
             .map_err(unsent)?;
-        let peer = Arc::clone(&self.usage.state.peer);
+        let peer = Arc::clone(&self.guard.state.peer);
         let id = response.stream_id();
-        let answered = if bodyless {
-            HeadOutcome::whole(response.await)
+        let (received, unfinished) = if has_no_body {
+            (response.await, None)
         } else {
-            race(response, stream, upload).await?
+            (send_body(response, stream, upload).await?, upload.stop())
         };
-        let response = answered.response.map_err(|source| {
+        let response = received.map_err(|source| {
             let refused = source.is_remote()
                 && source.is_reset()
-                && source.reason() == Some(h2::Reason::REFUSED_STREAM);
+                && source.reason() == Some(Reason::REFUSED_STREAM);
             if refused || peer.is_unprocessed(id) {
                 UpstreamError::Refused { endpoint, source }
             } else if peer.is_unwritten(id) {
@@ -85,71 +116,49 @@ impl H2Stream {
             }
         })?;
         if response.status() == StatusCode::UNAUTHORIZED {
-            self.usage.poison();
-            self.usage
-                .state
-                .stats
-                .set_end_reason(LeaseEnd::Unauthorized);
+            self.guard.poison();
+            let stats = &self.guard.state.stats;
+            stats.set_end_reason(LeaseEnd::Unauthorized);
         }
-        let still_uploading = answered.rest.map(|stream| {
-            let mut rest = upload.take_over(stream);
+        let rest_of_upload = unfinished.map(|stream| {
+            let mut rest = upload.take_rest(stream);
             drain
                 .spawn(async move { poll_fn(|cx| rest.poll_send(cx)).await })
                 .abort_handle()
         });
-        let (head, recv) = response.into_parts();
-        let answer = H2Response {
+        Ok(response.map(|recv| H2Response {
             recv,
             data_ended: false,
-            usage: self.usage,
-            upload: still_uploading,
-        };
-        Ok(Response::from_parts(head, answer.into()))
+            guard: self.guard,
+            rest_of_upload,
+        }))
     }
 }
 
-/// The head of a response (or why there is none), and the stream if the upload is not finished.
-struct HeadOutcome {
-    response: Result<Response<RecvStream>, h2::Error>,
-    rest: Option<SendStream<Bytes>>,
-}
-
-impl HeadOutcome {
-    fn whole(response: Result<Response<RecvStream>, h2::Error>) -> Self {
-        Self {
-            response,
-            rest: None,
-        }
-    }
-}
-
-/// Uploads until the response head is there: an apiserver may answer 413 long before the end.
-async fn race(
+/// Sends the body until the head of the response is there: an apiserver may answer 413 long before the end.
+async fn send_body(
     response: ResponseFuture,
     stream: SendStream<Bytes>,
     upload: &mut Upload,
-) -> Result<HeadOutcome, UpstreamError> {
+) -> Result<Result<Response<RecvStream>, h2::Error>, UpstreamError> {
     let mut response = pin!(response);
     upload.start(stream);
     poll_fn(|cx| {
-        if let Poll::Ready(response) = response.as_mut().poll(cx) {
-            return Poll::Ready(Ok(HeadOutcome {
-                response,
-                rest: upload.unfinished(),
-            }));
+        if let Poll::Ready(received) = response.as_mut().poll(cx) {
+            return Poll::Ready(Ok(received));
         }
         match upload.poll_send(cx) {
-            Poll::Ready(UploadEnd::FailedExchange(source)) => {
+            Poll::Ready(UploadEnd::Failed(source)) => {
                 Poll::Ready(Err(UpstreamError::Upload { source }))
             }
-            // The peer takes no more; what it has to say comes as the response or its error.
-            Poll::Ready(UploadEnd::Done | UploadEnd::Stopped) | Poll::Pending => Poll::Pending,
+            // If the apiserver accepts no more, its reason comes as the response or as its error.
+            Poll::Ready(UploadEnd::Complete | UploadEnd::Stopped) | Poll::Pending => Poll::Pending,
         }
     })
     .await
 }
 
-/// An HTTP/2 request of the same head; cloned, because it may have to be sent once more.
+/// An HTTP/2 request with the same head. The head is cloned, because it may have to be sent once more.
 fn without_body(head: &Parts) -> Request<()> {
     let mut request = Request::new(());
     *request.method_mut() = head.method.clone();
@@ -159,17 +168,67 @@ fn without_body(head: &Parts) -> Request<()> {
     request
 }
 
-impl StreamGuard {
-    fn poison(&self) {
-        self.state.poisoned.store(true, Ordering::Release);
+/// The body of a response, and the rest of the upload when the response came before its end.
+#[derive(Debug)]
+pub(in crate::upstream) struct H2Response {
+    recv: RecvStream,
+    data_ended: bool,
+    guard: StreamGuard,
+    rest_of_upload: Option<AbortHandle>,
+}
+
+impl H2Response {
+    pub(in crate::upstream) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        if !self.data_ended {
+            match ready!(self.recv.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    // The frame is passed on at once, so its part of the window is free again.
+                    self.recv.flow_control().release_capacity(data.len()).ok();
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => self.data_ended = true,
+            }
+        }
+        Poll::Ready(match ready!(self.recv.poll_trailers(cx)) {
+            Ok(Some(trailers)) => Some(Ok(Frame::trailers(trailers))),
+            Ok(None) => {
+                self.finish();
+                None
+            }
+            Err(error) => Some(Err(error)),
+        })
+    }
+
+    pub(in crate::upstream) fn is_end_stream(&self) -> bool {
+        self.recv.is_end_stream()
+    }
+
+    #[expect(
+        clippy::unused_self,
+        reason = "the content-length field has the length, if it is known"
+    )]
+    pub(in crate::upstream) fn size_hint(&self) -> SizeHint {
+        SizeHint::default()
+    }
+
+    fn finish(&mut self) {
+        let upload = self.rest_of_upload.as_ref();
+        self.guard.ended_well = upload.is_none_or(AbortHandle::is_finished);
     }
 }
 
-impl Drop for StreamGuard {
+impl Drop for H2Response {
     fn drop(&mut self) {
-        if !self.ended_well {
-            self.poison();
+        // A body without data is often dropped unread.
+        if self.recv.is_end_stream() {
+            self.finish();
         }
-        self.state.in_flight.fetch_sub(1, Ordering::AcqRel);
+        if let Some(upload) = &self.rest_of_upload {
+            upload.abort();
+        }
     }
 }

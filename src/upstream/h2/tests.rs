@@ -1,4 +1,4 @@
-//! What a lost connection says about the requests on it.
+//! What a lost connection tells about the requests on it.
 
 use standin::frames::{FrameConnection, kind};
 use tokio::io::{DuplexStream, duplex};
@@ -8,10 +8,14 @@ use std::{future::Future, pin::pin};
 use http::Request;
 
 use super::{
-    super::{UpstreamError, upload::Upload},
+    super::{RequestBody, UpstreamError, request_body::Upload},
     *,
 };
 use crate::transport::PlainStream;
+
+fn no_body() -> Upload {
+    Upload::new(RequestBody::empty(), 0)
+}
 
 /// `SETTINGS_MAX_CONCURRENT_STREAMS`.
 const MAX_STREAMS: u16 = 3;
@@ -19,7 +23,7 @@ const MAX_STREAMS: u16 = 3;
 type Wire = FrameConnection<DuplexStream>;
 
 async fn connect(stream: DuplexStream, drain: &Drain) -> Result<H2Connection, h2::Error> {
-    let endpoint = UpstreamAddr(([127, 0, 0, 1], 6443).into());
+    let endpoint = Arc::new(Endpoint::new(UpstreamAddr(([127, 0, 0, 1], 6443).into())));
     let batcher = WriteBatcher::new(PlainStream::new(stream));
     H2Connection::establish(batcher, endpoint, &Timeouts::default(), drain).await
 }
@@ -37,13 +41,13 @@ async fn send(connection: &H2Connection, drain: &Drain) -> UpstreamError {
     let request = Request::get("https://kube.test/").body(()).unwrap();
     let stream = connection.take_stream().unwrap();
     stream
-        .exchange(&request.into_parts().0, &mut Upload::empty(), drain)
+        .exchange(&request.into_parts().0, &mut no_body(), drain)
         .await
         .unwrap_err()
 }
 
 #[tokio::test]
-async fn opens_no_stream_before_the_apiserver_said_how_many_it_allows() {
+async fn no_stream_is_opened_before_the_settings_of_the_apiserver() {
     let drain = Drain::new();
     let (near, far) = duplex(64 * 1024);
     let mut connecting = pin!(connect(near, &drain));
@@ -58,7 +62,7 @@ async fn opens_no_stream_before_the_apiserver_said_how_many_it_allows() {
 }
 
 #[tokio::test]
-async fn a_peer_that_ends_before_its_settings_is_no_connection() {
+async fn peer_that_closes_before_its_settings_is_an_error() {
     let drain = Drain::new();
     let (near, far) = duplex(64 * 1024);
     drop(far);
@@ -66,18 +70,18 @@ async fn a_peer_that_ends_before_its_settings_is_no_connection() {
 }
 
 #[tokio::test]
-async fn a_request_that_never_left_counts_as_unprocessed() {
+async fn request_that_was_not_written_is_unprocessed() {
     let drain = Drain::new();
     let (connection, wire) = connected(&drain).await;
     drop(wire);
-    // The connection has had no chance yet to notice.
+    // The connection was not polled since, so it has not noticed yet.
     assert!(connection.is_open());
     let error = send(&connection, &drain).await;
     assert!(matches!(error, UpstreamError::Unsent { .. }), "{error:?}");
 }
 
 #[tokio::test]
-async fn a_request_that_left_may_have_been_processed() {
+async fn request_that_was_written_may_have_been_processed() {
     let drain = Drain::new();
     let (connection, mut wire) = connected(&drain).await;
     let (error, ()) = tokio::join!(send(&connection, &drain), async {
@@ -87,16 +91,16 @@ async fn a_request_that_left_may_have_been_processed() {
     assert!(matches!(error, UpstreamError::Lost { .. }), "{error:?}");
 }
 
-/// Stream and connection window would let a hundred times the memory through.
+/// The windows alone would allow a hundred times the memory.
 #[tokio::test]
-async fn unread_frames_of_one_byte_are_not_collected_for_ever() {
+async fn unread_one_byte_frames_end_the_connection() {
     let drain = Drain::new();
     let (connection, mut wire) = connected(&drain).await;
     let (head, ()) = Request::get("https://kube.test/")
         .body(())
         .unwrap()
         .into_parts();
-    let mut upload = Upload::empty();
+    let mut upload = no_body();
     let stream = connection.take_stream().unwrap();
     let (response, ()) = tokio::join!(stream.exchange(&head, &mut upload, &drain), async {
         let asked = wire.expect(kind::HEADERS).await.unwrap().stream;
@@ -111,5 +115,5 @@ async fn unread_frames_of_one_byte_are_not_collected_for_ever() {
             return;
         }
     }
-    panic!("all of it is held");
+    panic!("all frames are held in memory");
 }

@@ -1,6 +1,6 @@
-//! Proofs of the lease that need no apiserver.
+//! Proofs about leases and the idle pool that need no apiserver.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use tokio::{
     io::duplex,
@@ -8,36 +8,46 @@ use tokio::{
 };
 
 use super::*;
-use crate::metrics::Counters;
+use crate::{
+    drain::Drain,
+    hosts::UpstreamAddr,
+    metrics::Counters,
+    upstream::{context::IdlePool, endpoint::Endpoint, h1::H1Connection},
+};
 
-const KEEP: Duration = Duration::from_secs(60);
+fn endpoint() -> Arc<Endpoint> {
+    let address = SocketAddr::from(([127, 0, 0, 1], 6443));
+    Arc::new(Endpoint::new(UpstreamAddr(address)))
+}
+
+const MAX_AGE: Duration = Duration::from_secs(60);
 
 #[tokio::test]
-async fn an_http1_connection_is_not_used_again_once_it_idled_too_long() {
+async fn http1_connection_idle_too_long_is_not_reused() {
     pause();
-    for (idle, used_again) in [(KEEP - Duration::from_millis(1), true), (KEEP, false)] {
+    for (idle, used_again) in [(MAX_AGE - Duration::from_millis(1), true), (MAX_AGE, false)] {
         let drain = Drain::new();
-        let held = LeaseTable::new(Arc::new(IdlePool::new(1, KEEP, drain.clone())));
+        let table = LeaseTable::new(Arc::new(IdlePool::new(1, MAX_AGE, drain.clone())));
         let (near, _far) = duplex(1024);
-        let endpoint = UpstreamAddr(SocketAddr::from(([127, 0, 0, 1], 6443)));
+        let endpoint = endpoint();
         let connection = H1Connection::new(Box::new(near), endpoint);
-        held.give_back(1, connection);
+        table.give_back(1, connection);
         advance(idle).await;
-        let found = held.find(1, false, Freshness::Any);
+        let found = table.find(1, false, Freshness::Any);
         let found = matches!(found, Lookup::Slot(LeasedSlot::H1(_)));
         assert_eq!(found, used_again, "after {idle:?}");
     }
 }
 
 #[tokio::test]
-async fn no_more_idle_connections_are_kept_than_the_limit_says() {
+async fn idle_pool_keeps_no_more_than_its_limit() {
     for capacity in 0..3 {
         let drain = Drain::new();
-        let idle = IdlePool::new(capacity, KEEP, drain.clone());
+        let idle = IdlePool::new(capacity, MAX_AGE, drain.clone());
         let mut ends = Vec::new();
         for _ in 0..4 {
             let (near, far) = duplex(1024);
-            let endpoint = UpstreamAddr(SocketAddr::from(([127, 0, 0, 1], 6443)));
+            let endpoint = endpoint();
             let connection = H1Connection::new(Box::new(near), endpoint);
             ends.push(far);
             idle.put(1, Connection::H1(connection));
@@ -47,28 +57,28 @@ async fn no_more_idle_connections_are_kept_than_the_limit_says() {
     }
 }
 
-/// tokio says "nothing yet" to a task that has done much without a pause. That is not the silence of a
-/// connection: taken for it, an ended one would get the next request.
+/// A task that did much without a pause gets "not ready" from tokio. If that were taken for silence, a closed
+/// connection would get the next request.
 #[tokio::test]
-async fn connections_that_have_ended_are_told_apart_however_many_there_are() {
+async fn closed_connections_are_found_however_many_there_are() {
     const MANY: usize = 300;
-    let held = LeaseTable::new(Arc::new(IdlePool::new(1, KEEP, Drain::new())));
+    let table = LeaseTable::new(Arc::new(IdlePool::new(1, MAX_AGE, Drain::new())));
     for _ in 0..MANY {
         let (near, far) = duplex(1024);
-        let endpoint = UpstreamAddr(SocketAddr::from(([127, 0, 0, 1], 6443)));
-        held.give_back(1, H1Connection::new(Box::new(near), endpoint));
+        let endpoint = endpoint();
+        table.give_back(1, H1Connection::new(Box::new(near), endpoint));
         drop(far);
     }
-    let found = held.find(1, false, Freshness::Any);
+    let found = table.find(1, false, Freshness::Any);
     assert!(matches!(found, Lookup::MustDialH1), "{found:?}");
 }
 
 #[tokio::test]
-async fn what_the_apiserver_closed_did_not_grow_old() {
+async fn connection_closed_by_apiserver_is_not_counted_as_age() {
     let (counts, generation) = (Arc::new(Counters::default()), Arc::new(()));
-    let idle = IdlePool::new(1, KEEP, Drain::new());
+    let idle = IdlePool::new(1, MAX_AGE, Drain::new());
     let (near, far) = duplex(1024);
-    let endpoint = UpstreamAddr(SocketAddr::from(([127, 0, 0, 1], 6443)));
+    let endpoint = endpoint();
     let connection = H1Connection::new(Box::new(near), endpoint);
     connection.stats().on_dial(&counts, &generation);
     idle.put(1, Connection::H1(connection));

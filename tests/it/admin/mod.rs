@@ -119,7 +119,7 @@ async fn it_is_ready_once_an_apiserver_was_verified() {
     let before = ask(admin, "/readyz").await;
     assert_eq!(before.status, 503);
     let why = format!(
-        "[-]upstream failed: test: {} was not tried yet",
+        "[-]upstream failed: test: {} has not been probed yet",
         upstream.address()
     );
     assert!(before.text().contains(&why), "{}", before.text());
@@ -194,11 +194,11 @@ async fn while_it_drains_it_lives_and_is_not_ready() {
     proxy.wait_for_phase(Phase::Draining).await;
     let text = ask(admin, "/readyz").await.text();
     assert!(
-        text.contains("[-]listening failed: the sockets for clients are closed\n"),
+        text.contains("[-]listening failed: the listening sockets are closed\n"),
         "{text}"
     );
     assert!(
-        text.contains("[-]draining failed: the proxy was told to stop\n"),
+        text.contains("[-]draining failed: the proxy is shutting down\n"),
         "{text}"
     );
     assert_eq!(ask(admin, "/livez").await.status, 200);
@@ -250,7 +250,7 @@ async fn only_get_and_head_of_known_paths_are_served() {
             assert!(
                 response
                     .text()
-                    .contains("there are / (the status page), /livez")
+                    .contains("the paths are / (the status page), /livez")
             );
         }
     }

@@ -50,8 +50,8 @@ async fn status_page_is_refused_under_a_foreign_host_name() {
             assert_eq!(
                 refused.text(),
                 format!(
-                    "the status page is not shown under the name \"{name}\", which may be a stranger's; open it by its IP \
-                     address, as localhost (kubectl port-forward), or by a name of the certificate\n"
+                    "the status page is not served under the host name \"{name}\", which an attacker could own; open it by \
+                     IP address, as localhost (kubectl port-forward), or by a name of the certificate\n"
                 )
             );
         }

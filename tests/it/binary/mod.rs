@@ -273,7 +273,11 @@ async fn sigterm_waits_for_what_runs_but_not_for_ever() {
     assert_eq!(watch.chunk().await.unwrap(), "event\n");
     watch.chunk().await.unwrap_err();
     let line = binary.wait_for_line("stopped").await;
-    for count in ["connections_cut=1", "tunnels_cut=0", "duration_seconds=1."] {
+    for count in [
+        "connections_closed=1",
+        "tunnels_closed=0",
+        "duration_seconds=1.",
+    ] {
         assert!(line.contains(count), "{count}: {line}");
     }
 }

@@ -29,7 +29,7 @@ async fn sigterm_is_announced_and_sigint_is_not() {
     let mut binary = Binary::start(&world, upstream.address(), &["--drain-delay", "1m"]).await;
     binary.signal("TERM").await;
     binary
-        .wait_for_line("told to stop, new clients are still served")
+        .wait_for_line("shutdown announced, new clients are still served")
         .await;
     let mut client = binary.client(&world).http1().await;
     assert_eq!(client.get(HOST, "/version", "").await.text(), "ok");
@@ -59,9 +59,9 @@ async fn a_second_signal_ends_everything_at_once() {
         binary.signal(second).await;
         assert_eq!(binary.exit_code().await, Some(0), "{first} {second}");
         client.chunk().await.unwrap_err();
-        binary.wait_for_line("everything ends now").await;
+        binary.wait_for_line("all connections are closed now").await;
         let line = binary.wait_for_line("stopped").await;
-        assert!(line.contains("connections_cut=1"), "{line}");
+        assert!(line.contains("connections_closed=1"), "{line}");
     }
 }
 
@@ -107,7 +107,7 @@ async fn sighup_during_the_delay_reloads_without_notifying_systemd() {
     assert!(systemd.told().await.contains("READY=1"));
     binary.signal("TERM").await;
     binary
-        .wait_for_line("told to stop, new clients are still served")
+        .wait_for_line("shutdown announced, new clients are still served")
         .await;
     let new = world.public_ca.server(&[HOST, "127.0.0.1"]);
     new.write(&world.dir, "public");

@@ -1,0 +1,256 @@
+//! What the connections of one worker share: settings, counters, and the pool of idle upstream connections.
+//!
+//! The pool is keyed by cluster. The number of a cluster changes with its trust anchors, so a connection of
+//! an older trust generation is never found again.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{h1::H1Connection, h2::H2Connection, lease::LeaseTable};
+use crate::{
+    config::{Limits, Timeouts},
+    drain::Drain,
+    hosts::UpstreamAddr,
+    metrics::{ConnectionStats, Counters, LeaseEnd},
+};
+
+/// Settings, idle pool and counters of one worker.
+#[derive(Debug)]
+pub struct UpstreamContext {
+    pub(super) idle: Arc<IdlePool>,
+    pub(super) limits: Limits,
+    pub(super) timeouts: Timeouts,
+    pub(super) drain: Drain,
+    pub(super) counts: Arc<Counters>,
+}
+
+impl UpstreamContext {
+    /// A context without connections. Sweeping starts with the first call of [`UpstreamContext::sweep`].
+    #[must_use]
+    pub fn new(limits: Limits, timeouts: Timeouts, drain: Drain) -> Self {
+        let idle = IdlePool::new(
+            limits.idle_upstream_connections,
+            timeouts.upstream_idle,
+            drain.clone(),
+        );
+        Self {
+            idle: Arc::new(idle),
+            limits,
+            timeouts,
+            drain,
+            counts: Arc::default(),
+        }
+    }
+
+    /// The same, with these counters.
+    #[must_use]
+    pub fn counting(self, counts: Arc<Counters>) -> Self {
+        Self { counts, ..self }
+    }
+
+    /// The counters of this worker.
+    #[must_use]
+    pub fn counts(&self) -> &Arc<Counters> {
+        &self.counts
+    }
+
+    /// How often names are resolved.
+    #[must_use]
+    pub fn resolve_interval(&self) -> Duration {
+        self.timeouts.resolve
+    }
+
+    /// Closes idle upstream connections that are too old. Never returns.
+    pub async fn sweep(&self) {
+        let interval = (self.timeouts.upstream_idle / 4).max(Duration::from_millis(1));
+        loop {
+            tokio::time::sleep(interval).await;
+            self.idle.sweep();
+        }
+    }
+
+    /// Closes all idle upstream connections. Those that become idle later are closed too once the drain
+    /// has begun.
+    pub fn close_idle(&self) {
+        self.idle.clear();
+    }
+}
+
+/// An upstream connection on which no request runs.
+#[derive(Debug)]
+pub(super) enum Connection {
+    H2(H2Connection),
+    H1(H1Connection),
+}
+
+impl Connection {
+    /// The address of its endpoint.
+    pub(super) fn address(&self) -> UpstreamAddr {
+        match self {
+            Self::H2(connection) => connection.address(),
+            Self::H1(connection) => connection.address(),
+        }
+    }
+
+    pub(super) fn stats(&self) -> &ConnectionStats {
+        match self {
+            Self::H2(connection) => connection.stats(),
+            Self::H1(connection) => connection.stats(),
+        }
+    }
+
+    /// When it became idle. For HTTP/2 that is when its client disconnected, which is now.
+    fn idle_since(&self) -> Instant {
+        match self {
+            Self::H2(_) => Instant::now(),
+            Self::H1(connection) => connection.idle_since(),
+        }
+    }
+
+    fn is_reusable(&mut self) -> bool {
+        match self {
+            Self::H2(connection) => connection.is_reusable(),
+            Self::H1(connection) => connection.is_reusable(),
+        }
+    }
+}
+
+/// The reusable connections of one worker that no client leases.
+#[derive(Debug)]
+pub(super) struct IdlePool {
+    capacity: usize,
+    max_age: Duration,
+    drain: Drain,
+    connections: Mutex<HashMap<u64, Vec<IdleConnection>>>,
+    /// Tables that have held idle connections of their own. Some of them may be dropped already.
+    sweep_targets: Mutex<Vec<Weak<LeaseTable>>>,
+}
+
+#[derive(Debug)]
+struct IdleConnection {
+    since: Instant,
+    connection: Connection,
+}
+
+impl IdlePool {
+    pub(super) fn new(capacity: usize, max_age: Duration, drain: Drain) -> Self {
+        Self {
+            capacity,
+            max_age,
+            drain,
+            connections: Mutex::new(HashMap::new()),
+            sweep_targets: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// How long a connection may stay idle. The apiserver closes connections that are idle for 90 s; a
+    /// request must not meet that close half-way.
+    pub(super) fn max_age(&self) -> Duration {
+        self.max_age
+    }
+
+    /// Takes the connection that became idle last, so that the others can grow old and close.
+    pub(super) fn take(&self, cluster: u64, wants_h2: bool) -> Option<Connection> {
+        let mut connections = self
+            .connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let idle = connections.get_mut(&cluster)?;
+        while let Some(at) = idle
+            .iter()
+            .rposition(|idle| matches!(idle.connection, Connection::H2(_)) == wants_h2)
+        {
+            let mut found = idle.remove(at);
+            if found.is_usable(self.max_age) {
+                found.connection.stats().on_reuse();
+                return Some(found.connection);
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection if it is reusable. The oldest one makes room for it.
+    pub(super) fn put(&self, cluster: u64, mut connection: Connection) {
+        if self.capacity == 0 || self.drain.has_begun() || !connection.is_reusable() {
+            return;
+        }
+        let mut connections = self
+            .connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let idle = connections.entry(cluster).or_default();
+        if idle.len() >= self.capacity {
+            let oldest = idle.remove(0).connection;
+            oldest.stats().set_end_reason(LeaseEnd::Full);
+        }
+        idle.push(IdleConnection {
+            since: connection.idle_since(),
+            connection,
+        });
+    }
+
+    /// Closes connections that are too old or were closed by the apiserver. Called at intervals, because
+    /// nothing else closes a connection of which no client asks for another request.
+    fn sweep(&self) {
+        let mut connections = self
+            .connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for idle in connections.values_mut() {
+            idle.retain_mut(|idle| idle.is_usable(self.max_age));
+        }
+        connections.retain(|_, idle| !idle.is_empty());
+        drop(connections);
+        let tables: Vec<_> = self
+            .sweep_targets
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect();
+        for table in tables {
+            table.sweep();
+        }
+    }
+
+    /// Sweeps the idle connections of this client too: it may watch for days and send no other request.
+    pub(super) fn register_for_sweep(&self, table: &Arc<LeaseTable>) {
+        let mut targets = self
+            .sweep_targets
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if targets.len() == targets.capacity() {
+            targets.retain(|table| table.strong_count() > 0);
+            // Doubles the room, so that this clean-up is rare.
+            let left = targets.len();
+            targets.reserve(left.max(MIN_SWEEP_TARGETS));
+        }
+        targets.push(Arc::downgrade(table));
+    }
+
+    /// Closes all connections of the pool.
+    fn clear(&self) {
+        self.connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+    }
+}
+
+impl IdleConnection {
+    fn is_usable(&mut self, max_age: Duration) -> bool {
+        if self.since.elapsed() >= max_age {
+            self.connection.stats().set_end_reason(LeaseEnd::Age);
+            return false;
+        }
+        self.connection.is_reusable()
+    }
+}
+
+/// Sweep targets that there is room for at least.
+const MIN_SWEEP_TARGETS: usize = 16;

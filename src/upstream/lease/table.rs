@@ -1,0 +1,256 @@
+//! The upstream connections that one client connection holds, by cluster.
+//!
+//! When the client is gone, its reusable connections go to the idle pool and the others are closed.
+
+use std::{
+    mem,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::{
+    metrics::LeaseEnd,
+    upstream::{
+        context::{Connection, IdlePool},
+        h1::H1Connection,
+        h2::{H2Connection, H2Stream},
+    },
+};
+
+/// The connections of one client connection.
+#[derive(Debug)]
+pub(in crate::upstream) struct LeaseTable {
+    idle: Arc<IdlePool>,
+    by_cluster: Mutex<Vec<(u64, ClusterLeases)>>,
+    /// The idle pool sweeps this table too.
+    is_registered: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct ClusterLeases {
+    h2: Vec<H2Connection>,
+    /// Connections on which no request runs.
+    h1: Vec<H1Connection>,
+    /// The apiserver chose HTTP/1.1 although h2 was offered, so each stream leases one connection.
+    speaks_h1: bool,
+}
+
+/// A stream or a connection for one request.
+#[derive(Debug)]
+pub(super) enum LeasedSlot {
+    H2(H2Stream),
+    H1(LeasedH1),
+}
+
+/// What a client connection has for its next request.
+#[derive(Debug)]
+pub(super) enum Lookup {
+    Slot(LeasedSlot),
+    /// Nothing. Each new connection will speak HTTP/1.1 and serve one request, so dials need not wait for
+    /// each other.
+    MustDialH1,
+    /// Nothing. One dial will serve all requests that wait for it.
+    MustDial,
+}
+
+/// How recent a connection must be.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Freshness {
+    Any,
+    EstablishedAfter(Instant),
+}
+
+impl LeaseTable {
+    pub(super) fn new(idle: Arc<IdlePool>) -> Arc<Self> {
+        Arc::new(Self {
+            idle,
+            by_cluster: Mutex::new(Vec::new()),
+            is_registered: AtomicBool::new(false),
+        })
+    }
+
+    /// Finds a free stream or connection in this table, otherwise in the idle pool.
+    pub(super) fn find(
+        self: &Arc<Self>,
+        cluster: u64,
+        wants_h2: bool,
+        freshness: Freshness,
+    ) -> Lookup {
+        self.with(cluster, |leases| {
+            // Retired connections are dropped here; their open streams keep them alive until they end.
+            leases.h2.retain(H2Connection::is_open);
+            leases.drop_unusable(self.idle.max_age());
+            if wants_h2 && !leases.speaks_h1 {
+                let is_fresh = |connection: &&H2Connection| match freshness {
+                    Freshness::Any => true,
+                    Freshness::EstablishedAfter(at) => connection.established() > at,
+                };
+                let mut fresh = leases.h2.iter().filter(is_fresh);
+                if let Some(stream) = fresh.find_map(H2Connection::take_stream) {
+                    return Lookup::Slot(LeasedSlot::H2(stream));
+                }
+                if matches!(freshness, Freshness::Any)
+                    && let Some(Connection::H2(connection)) = self.idle.take(cluster, true)
+                    && let Some(stream) = connection.take_stream()
+                {
+                    leases.h2.push(connection);
+                    return Lookup::Slot(LeasedSlot::H2(stream));
+                }
+                return Lookup::MustDial;
+            }
+            if matches!(freshness, Freshness::EstablishedAfter(_)) {
+                return Lookup::MustDialH1;
+            }
+            if let Some(connection) = leases.h1.pop() {
+                return Lookup::Slot(self.slot_h1(cluster, connection));
+            }
+            if let Some(Connection::H1(connection)) = self.idle.take(cluster, false) {
+                return Lookup::Slot(self.slot_h1(cluster, connection));
+            }
+            Lookup::MustDialH1
+        })
+    }
+
+    /// Leases a new connection, and takes a slot of it.
+    pub(super) fn add(
+        self: &Arc<Self>,
+        cluster: u64,
+        connection: Connection,
+        wanted_h2: bool,
+    ) -> Option<LeasedSlot> {
+        self.with(cluster, |leases| match connection {
+            Connection::H2(connection) => {
+                leases.speaks_h1 = false;
+                let stream = connection.take_stream();
+                leases.h2.push(connection);
+                stream.map(LeasedSlot::H2)
+            }
+            Connection::H1(connection) => {
+                leases.speaks_h1 |= wanted_h2;
+                Some(self.slot_h1(cluster, connection))
+            }
+        })
+    }
+
+    fn slot_h1(self: &Arc<Self>, cluster: u64, connection: H1Connection) -> LeasedSlot {
+        LeasedSlot::H1(LeasedH1 {
+            connection: Some(connection),
+            table: Some((Arc::clone(self), cluster)),
+        })
+    }
+
+    /// Takes an HTTP/1.1 connection back after a complete response.
+    pub(super) fn give_back(self: &Arc<Self>, cluster: u64, connection: H1Connection) {
+        self.with(cluster, |leases| leases.h1.push(connection));
+        if !self.is_registered.load(Ordering::Relaxed) {
+            self.is_registered.store(true, Ordering::Relaxed);
+            self.idle.register_for_sweep(self);
+        }
+    }
+
+    /// Closes idle connections that are too old or were closed by the apiserver.
+    pub(in crate::upstream) fn sweep(&self) {
+        let mut by_cluster = self
+            .by_cluster
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for (_, leases) in by_cluster.iter_mut() {
+            leases.drop_unusable(self.idle.max_age());
+        }
+    }
+
+    fn with<T>(&self, cluster: u64, use_leases: impl FnOnce(&mut ClusterLeases) -> T) -> T {
+        let mut by_cluster = self
+            .by_cluster
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let at = by_cluster
+            .iter()
+            .position(|(id, _)| *id == cluster)
+            .unwrap_or_else(|| {
+                by_cluster.push((cluster, ClusterLeases::default()));
+                by_cluster.len() - 1
+            });
+        let (_, leases) = by_cluster
+            .get_mut(at)
+            .expect("the position was just found or made");
+        use_leases(leases)
+    }
+}
+
+impl ClusterLeases {
+    fn drop_unusable(&mut self, max_age: Duration) {
+        self.h1.retain_mut(|connection| {
+            let is_young = connection.idle_since().elapsed() < max_age;
+            if !is_young {
+                connection.stats().set_end_reason(LeaseEnd::Age);
+            }
+            !connection.is_closed() && is_young
+        });
+    }
+}
+
+impl Drop for LeaseTable {
+    fn drop(&mut self) {
+        let by_cluster = mem::take(
+            self.by_cluster
+                .get_mut()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+        for (cluster, leases) in by_cluster {
+            for connection in leases.h2 {
+                self.idle.put(cluster, Connection::H2(connection));
+            }
+            for connection in leases.h1 {
+                self.idle.put(cluster, Connection::H1(connection));
+            }
+        }
+    }
+}
+
+/// An HTTP/1.1 connection in use. When dropped, it goes back to its table if another request may follow on
+/// it; otherwise it is closed.
+#[derive(Debug)]
+pub(in crate::upstream) struct LeasedH1 {
+    /// `None` only after [`LeasedH1::into_connection`].
+    connection: Option<H1Connection>,
+    table: Option<(Arc<LeaseTable>, u64)>,
+}
+
+impl LeasedH1 {
+    /// A connection that is closed when dropped.
+    pub(super) fn without_table(connection: H1Connection) -> Self {
+        Self {
+            connection: Some(connection),
+            table: None,
+        }
+    }
+
+    /// The connection, which no longer goes back.
+    pub(in crate::upstream) fn into_connection(mut self) -> Option<H1Connection> {
+        self.connection.take()
+    }
+}
+
+impl AsMut<H1Connection> for LeasedH1 {
+    fn as_mut(&mut self) -> &mut H1Connection {
+        self.connection
+            .as_mut()
+            .expect("only `into_connection` and `drop` take the connection")
+    }
+}
+
+impl Drop for LeasedH1 {
+    fn drop(&mut self) {
+        if let Some((table, cluster)) = self.table.take()
+            && let Some(connection) = self.connection.take_if(|it| it.keep_alive())
+        {
+            table.give_back(cluster, connection);
+        }
+    }
+}
