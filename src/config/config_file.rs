@@ -186,7 +186,7 @@ pub(super) struct LogEntry {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct AdminEntry {
-    /// Address to listen on, ADDRESS:PORT; plain HTTP for whoever can connect.
+    /// Address to listen on, ADDRESS:PORT; plain HTTP without authentication.
     #[schemars(with = "Option<String>")]
     pub(super) listen: Option<Parsed<ListenAddr>>,
 }

@@ -325,7 +325,7 @@ fn prefers_the_post_quantum_hybrid() {
 }
 
 #[test]
-fn a_chain_read_here_is_verified_by_a_client_that_trusts_its_root() {
+fn parsed_chain_is_accepted_by_a_client_with_its_root() {
     use rustls::client::{WebPkiServerVerifier, danger::ServerCertVerifier};
     let root = Ca::new("root");
     let middle = root.intermediate("middle");

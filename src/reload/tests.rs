@@ -161,7 +161,7 @@ fn the_old_files_put_back_are_no_failure() {
 }
 
 #[test]
-fn a_certificate_whose_time_is_over_replaces_only_one_whose_time_is_over() {
+fn expired_certificate_replaces_only_an_expired_one() {
     let world = World::new();
     let expired = world.public.leaf(&[HOST]).expired().build();
     let early = world.public.leaf(&[HOST]).not_yet_valid().build();

@@ -175,7 +175,7 @@ fn every_failure_has_its_exit_code() {
 }
 
 #[test]
-fn every_flag_has_its_environment_variable_and_its_line_in_the_docs() {
+fn every_flag_has_a_variable_and_a_row_in_the_docs() {
     let command = Cli::command();
     let serve = command.find_subcommand("serve").unwrap();
     let mut flags = 0;
