@@ -16,8 +16,8 @@ use crate::{
         WATCH_DURATION,
     },
     config::{
-        self, ConfigError, Environment, ServeArgs, TrustSource, UpstreamUrl, is_colourless,
-        path_flag,
+        self, ConfigError, Environment, ServeArgs, TrustSource, UpstreamUrl, check_path_flag,
+        has_no_colours,
     },
     pki::{PkiError, TrustAnchors},
     quote,
@@ -119,7 +119,7 @@ fn plan(args: &CheckArgs) -> Result<Plan, UsageError> {
         ("--token-file", &args.token_file),
     ] {
         if let Some(path) = path {
-            path_flag(flag, path)?;
+            check_path_flag(flag, path)?;
         }
     }
     let through = match &args.through {
@@ -180,7 +180,7 @@ struct Printer {
 
 impl Printer {
     fn new(output: OutputFormat) -> Self {
-        let colourless = is_colourless() || !io::stdout().is_terminal();
+        let colourless = has_no_colours() || !io::stdout().is_terminal();
         Self {
             output,
             colours: if colourless {

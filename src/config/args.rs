@@ -1,8 +1,7 @@
-//! The flags of `serve`, and the environment variable of each.
+//! The flags of `serve`, and their environment variables.
 //!
-//! Values stay text here, so that a bad one is reported in the same words whether it stood on the
-//! command line, in a variable or in a file. An empty value is one that was not given: templates
-//! leave empty variables behind.
+//! Values stay text here, so that flag, variable and file get the same error for the same bad value. An empty
+//! value counts as not given, because templates leave empty variables.
 
 use std::path::PathBuf;
 
@@ -18,7 +17,7 @@ pub struct ServeArgs {
     /// Addresses to listen on.
     #[arg(
         long,
-        help = "Listen here; repeat for more. Port 0 asks the kernel for one [default: [::]:8443]",
+        help = "Address to listen on; repeat for more. Port 0 is any free port [default: [::]:8443]",
         value_name = "ADDRESS:PORT",
         env = "KUBE_TLS_PROXY_LISTEN",
         hide_env = true,
@@ -27,7 +26,7 @@ pub struct ServeArgs {
     )]
     pub listen: Vec<String>,
 
-    /// Present this certificate chain: PEM, the server's own first; repeat for more
+    /// Certificate chain to present: PEM, the server certificate first; repeat for more
     #[arg(
         long = "cert",
         value_name = "FILE",
@@ -39,7 +38,7 @@ pub struct ServeArgs {
     )]
     pub certificates: Vec<PathBuf>,
 
-    /// Its private key: PEM, not encrypted; one for each --cert, in the same order
+    /// Private key: PEM, not encrypted; one per --cert, in the same order
     #[arg(
         long = "key",
         value_name = "FILE",
@@ -51,7 +50,7 @@ pub struct ServeArgs {
     )]
     pub keys: Vec<PathBuf>,
 
-    /// Answer to this name too, besides those in the certificates; repeat for more
+    /// Host name to serve, in addition to the names in the certificates; repeat for more
     #[arg(
         long = "host",
         value_name = "NAME",
@@ -65,7 +64,7 @@ pub struct ServeArgs {
     /// URL of the apiserver.
     #[arg(
         long,
-        help = "Forward to this apiserver: https://HOST[:PORT][/PREFIX]",
+        help = "URL of the apiserver: https://HOST[:PORT][/PREFIX]",
         value_name = "URL",
         env = "KUBE_TLS_PROXY_UPSTREAM",
         hide_env = true,
@@ -73,7 +72,7 @@ pub struct ServeArgs {
     )]
     pub upstream: Option<String>,
 
-    /// Trust only the CAs in this PEM file; goes with --upstream
+    /// PEM file with the only trusted CAs for --upstream
     #[arg(
         long,
         value_name = "FILE",
@@ -84,7 +83,7 @@ pub struct ServeArgs {
     )]
     pub upstream_ca: Option<PathBuf>,
 
-    /// Expect this name or address in its certificate, instead of the one dialled
+    /// Name or address in the certificate of the apiserver [default: the host of the URL]
     #[arg(
         long,
         value_name = "NAME",
@@ -94,7 +93,7 @@ pub struct ServeArgs {
     )]
     pub upstream_name: Option<String>,
 
-    /// Take URL, CA and name from this kubeconfig; its credentials are not read
+    /// Kubeconfig with URL, CA and name of the apiserver; its credentials are not used
     #[arg(
         long,
         value_name = "FILE",
@@ -105,7 +104,7 @@ pub struct ServeArgs {
     )]
     pub kubeconfig: Option<PathBuf>,
 
-    /// Use this context of the kubeconfig [default: its current-context]
+    /// Context of the kubeconfig [default: its current-context]
     #[arg(
         long,
         value_name = "NAME",
@@ -115,7 +114,7 @@ pub struct ServeArgs {
     )]
     pub context: Option<String>,
 
-    /// Read a YAML file: several clusters, limits, timeouts
+    /// YAML file with several clusters, limits or timeouts
     #[arg(
         long,
         value_name = "FILE",
@@ -126,7 +125,7 @@ pub struct ServeArgs {
     )]
     pub config: Option<PathBuf>,
 
-    /// Worker threads [default: the CPUs this process may use]
+    /// Number of worker threads [default: the CPUs that this process may use]
     #[arg(
         long,
         value_name = "N",
@@ -136,7 +135,7 @@ pub struct ServeArgs {
     )]
     pub workers: Option<String>,
 
-    /// After SIGTERM, still serve new clients for this long [default: 5s]
+    /// How long to serve new clients after SIGTERM [default: 5s]
     #[arg(
         long,
         value_name = "DURATION",
@@ -146,7 +145,7 @@ pub struct ServeArgs {
     )]
     pub drain_delay: Option<String>,
 
-    /// After that, let running requests finish for this long [default: 20s]
+    /// How long running requests may take to finish after that delay [default: 20s]
     #[arg(
         long,
         value_name = "DURATION",
@@ -156,7 +155,7 @@ pub struct ServeArgs {
     )]
     pub drain_timeout: Option<String>,
 
-    /// And let tunnels (exec, port-forward) go on for this long [default: 60s]
+    /// How long tunnels (exec, port-forward) may stay open after that delay [default: 60s]
     #[arg(
         long,
         value_name = "DURATION",
@@ -166,7 +165,7 @@ pub struct ServeArgs {
     )]
     pub drain_tunnels: Option<String>,
 
-    /// Serve health, metrics and the status page here, as plain HTTP [default: nowhere]
+    /// Address of health, metrics and the status page, plain HTTP [default: off]
     #[arg(
         long,
         value_name = "ADDRESS:PORT",
@@ -176,7 +175,7 @@ pub struct ServeArgs {
     )]
     pub admin_listen: Option<String>,
 
-    /// Share the listening ports with a running proxy of the same user, to replace it
+    /// Share the ports with a running proxy of the same user, to replace it
     #[arg(
         long,
         env = "KUBE_TLS_PROXY_REUSE_PORT",
@@ -186,7 +185,7 @@ pub struct ServeArgs {
     )]
     pub reuse_port: bool,
 
-    /// Log as text or json [default: text]
+    /// Log format: text or json [default: text]
     #[arg(
         long,
         value_name = "FORMAT",
@@ -196,7 +195,7 @@ pub struct ServeArgs {
     )]
     pub log_format: Option<String>,
 
-    /// Log what this filter lets through: a level, or levels for modules [default: info]
+    /// Log filter: a level, or levels for modules [default: info]
     #[arg(
         long,
         value_name = "FILTER",
@@ -206,7 +205,7 @@ pub struct ServeArgs {
     )]
     pub log_level: Option<String>,
 
-    /// Do not log each request
+    /// Turn off the log line per request
     #[arg(
         long,
         env = "KUBE_TLS_PROXY_NO_ACCESS_LOG",
@@ -216,19 +215,19 @@ pub struct ServeArgs {
     )]
     pub no_access_log: bool,
 
-    /// Flags, with their dashes, that were not typed but stand in their variable; for messages.
+    /// Flags, with their dashes, whose value comes from their variable; for errors.
     #[arg(skip)]
     pub from_environment: Vec<String>,
 }
 
 impl ServeArgs {
-    /// Whether nothing at all is said.
+    /// Whether no flag and no variable is given.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.without_empty() == Self::default()
     }
 
-    /// The same, without the values that are empty.
+    /// These flags without empty values.
     pub(super) fn without_empty(&self) -> Self {
         let text = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
         let path =
@@ -265,7 +264,7 @@ impl ServeArgs {
         }
     }
 
-    /// Notes which flags of `matches`, those of a subcommand that has them all, come from a variable.
+    /// Records which flags come from a variable. `matches` are those of a subcommand that has all of them.
     pub fn note_variables(&mut self, matches: &ArgMatches) {
         let command = Self::augment_args(clap::Command::new("serve"));
         let flags = command
@@ -280,9 +279,9 @@ impl ServeArgs {
     }
 }
 
-/// Any path, the empty one too, which clap's own parser refuses.
+/// Parses any path. Unlike the parser of clap, it takes an empty one.
 fn path() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }
 
-const APISERVER: &str = "Apiserver (without these: the cluster of the pod that the proxy runs in)";
+const APISERVER: &str = "Apiserver (default: the cluster of the pod that the proxy runs in)";

@@ -1,7 +1,7 @@
-//! Which apiservers there are, and who is sent to each.
+//! The apiservers, and the public host names of each.
 //!
-//! A host name leads to one cluster only, and where an apiserver is, is said in one place only: two
-//! answers are an error, never a choice.
+//! A host name belongs to one cluster, and one source names an apiserver. A second one is an error, because
+//! a silent choice between two could send tokens to the wrong apiserver.
 
 use std::collections::HashMap;
 
@@ -11,16 +11,16 @@ use super::{
     ClusterConfig, ConfigError, Environment, ReadError, ServeArgs, SettingError, TrustSource,
     config_file::{ClusterEntry, ExpectedName, PublicHost, UpstreamEntry},
     file, kubeconfig,
-    load::{ConfigSource, complete_path, flag},
+    source::{ConfigSource, absolute_path, parse_flag},
     url::{self, UpstreamUrl},
 };
 use crate::quote;
 
-/// The clusters of the file, or else the one of flags, kubeconfig or pod. Never empty.
+/// The clusters of the file, or the one of flags, kubeconfig or pod. Never empty.
 pub(super) fn load(
     args: &ServeArgs,
     entries: Vec<Spanned<ClusterEntry>>,
-    base: &ConfigSource,
+    source: &ConfigSource,
     env: &Environment,
 ) -> Result<Vec<ClusterConfig>, ConfigError> {
     check_exclusive(args)?;
@@ -31,7 +31,7 @@ pub(super) fn load(
         return Err(ConfigError::Whole(SettingError::FlagAgainstFile {
             flag,
             key: "clusters",
-            file: base.file.clone(),
+            file: source.file.clone(),
         }));
     }
     let several = entries.len() > 1;
@@ -40,31 +40,33 @@ pub(super) fn load(
     for entry in entries {
         let name = quote::value(&entry.value.name);
         if name.is_empty() {
-            return Err(base.error_at(&entry, SettingError::EmptyName));
+            return Err(source.error_at(&entry, SettingError::EmptyName));
         }
         if quote::pasted(&entry.value.name).is_some() {
-            return Err(base.error_at(&entry, SettingError::SecretName));
+            return Err(source.error_at(&entry, SettingError::SecretName));
         }
         if clusters.iter().any(|cluster| cluster.name == name) {
-            return Err(base.error_at(&entry, SettingError::DuplicateCluster { name }));
+            return Err(source.error_at(&entry, SettingError::DuplicateCluster { name }));
         }
         if several && entry.value.hosts.is_empty() {
-            return Err(base.error_at(&entry, SettingError::NoHosts { name }));
+            return Err(source.error_at(&entry, SettingError::NoHosts { name }));
         }
         for host in &entry.value.hosts {
             let text = host.value.0.0.to_string();
             if let Some(first) = hosts.insert(text.clone(), name.clone()) {
-                return Err(base.error_at(host, SettingError::DuplicateHost { host: text, first }));
+                return Err(
+                    source.error_at(host, SettingError::DuplicateHost { host: text, first })
+                );
             }
         }
-        clusters.push(cluster_of_entry(entry, base, env)?);
+        clusters.push(cluster_of_entry(entry, source, env)?);
     }
     Ok(clusters)
 }
 
 fn cluster_of_entry(
     entry: Spanned<ClusterEntry>,
-    base: &ConfigSource,
+    source: &ConfigSource,
     env: &Environment,
 ) -> Result<ClusterConfig, ConfigError> {
     let name = quote::value(&entry.value.name);
@@ -75,28 +77,28 @@ fn cluster_of_entry(
         .map(|host| host.value.0.0.to_string())
         .collect();
     if entry.value.context.is_some() && entry.value.kubeconfig.is_none() {
-        return Err(base.error_at(&entry, SettingError::ClusterContext { name }));
+        return Err(source.error_at(&entry, SettingError::ClusterContext { name }));
     }
     let one = match (
         &entry.value.upstream,
         &entry.value.kubeconfig,
         entry.value.in_cluster,
     ) {
-        (Some(upstream), None, false) => cluster_of_upstream(upstream, base),
+        (Some(upstream), None, false) => cluster_of_upstream(upstream, source),
         (None, Some(file), false) => {
-            kubeconfig::load(&base.path(&file.0.0), entry.value.context.as_deref())?
+            kubeconfig::load(&source.path(&file.0.0), entry.value.context.as_deref())?
         }
         (None, None, true) => {
-            in_cluster(env)?.ok_or_else(|| base.error_at(&entry, SettingError::NotInPod))?
+            in_cluster(env)?.ok_or_else(|| source.error_at(&entry, SettingError::NotInPod))?
         }
         (None, None, false) | (Some(_), Some(_), _) | (Some(_), _, true) | (_, Some(_), true) => {
-            return Err(base.error_at(&entry, SettingError::ClusterSource { name }));
+            return Err(source.error_at(&entry, SettingError::ClusterSource { name }));
         }
     };
     Ok(ClusterConfig { name, hosts, ..one })
 }
 
-fn cluster_of_upstream(upstream: &UpstreamEntry, base: &ConfigSource) -> ClusterConfig {
+fn cluster_of_upstream(upstream: &UpstreamEntry, source: &ConfigSource) -> ClusterConfig {
     let url = upstream.url.0.clone();
     ClusterConfig {
         name: String::new(),
@@ -109,11 +111,11 @@ fn cluster_of_upstream(upstream: &UpstreamEntry, base: &ConfigSource) -> Cluster
             .name
             .as_ref()
             .map_or(url.name, |name| name.0.0.clone()),
-        trust: TrustSource::File(base.path(&upstream.ca.0.0)),
+        trust: TrustSource::File(source.path(&upstream.ca.0.0)),
     }
 }
 
-/// The first flag that says which apiserver serves whom.
+/// The first given flag that selects the apiserver or its hosts.
 fn upstream_flag(args: &ServeArgs) -> Option<&'static str> {
     [
         ("--upstream", args.upstream.is_some()),
@@ -157,7 +159,7 @@ fn check_exclusive(args: &ServeArgs) -> Result<(), ConfigError> {
 fn cluster_of_flags(args: &ServeArgs, env: &Environment) -> Result<ClusterConfig, ConfigError> {
     let mut cluster = match (&args.upstream, &args.upstream_ca, &args.kubeconfig) {
         (Some(url), Some(ca), _) => {
-            let url: UpstreamUrl = flag("--upstream", url)?;
+            let url: UpstreamUrl = parse_flag("--upstream", url)?;
             ClusterConfig {
                 name: "default".to_owned(),
                 hosts: Vec::new(),
@@ -166,17 +168,17 @@ fn cluster_of_flags(args: &ServeArgs, env: &Environment) -> Result<ClusterConfig
                 addresses: Vec::new(),
                 path_prefix: url.prefix,
                 expected_name: url.name,
-                trust: TrustSource::File(complete_path(ca)),
+                trust: TrustSource::File(absolute_path(ca)),
             }
         }
-        (_, _, Some(file)) => kubeconfig::load(&complete_path(file), args.context.as_deref())?,
+        (_, _, Some(file)) => kubeconfig::load(&absolute_path(file), args.context.as_deref())?,
         (_, _, None) => in_cluster(env)?.ok_or(ConfigError::Whole(SettingError::NoUpstream))?,
     };
     if let Some(name) = &args.upstream_name {
-        cluster.expected_name = flag::<ExpectedName>("--upstream-name", name)?.0;
+        cluster.expected_name = parse_flag::<ExpectedName>("--upstream-name", name)?.0;
     }
     for host in &args.hosts {
-        let host = flag::<PublicHost>("--host", host)?.0.to_string();
+        let host = parse_flag::<PublicHost>("--host", host)?.0.to_string();
         if !cluster.hosts.contains(&host) {
             cluster.hosts.push(host);
         }
@@ -195,11 +197,11 @@ fn in_cluster(env: &Environment) -> Result<Option<ClusterConfig>, ConfigError> {
         (Some(_), None) => return Err(half(PORT, HOST)),
         (None, Some(_)) => return Err(half(HOST, PORT)),
     };
-    let bad = |variable, value: &str, wanted| {
+    let bad = |variable, value: &str, expected| {
         ConfigError::Pod(SettingError::BadPodVariable {
             variable,
             value: quote::value(value),
-            wanted,
+            expected,
         })
     };
     let upstream_host =
@@ -209,7 +211,7 @@ fn in_cluster(env: &Environment) -> Result<Option<ClusterConfig>, ConfigError> {
         Ok(port) => port,
     };
     let ca = env.service_account.join("ca.crt");
-    // Looked at here, because only here it is known that a missing file means a missing mount.
+    // Read here, because only here a missing file means a missing mount.
     if let Err(source) = file::read(&ca) {
         let file = ca;
         return Err(ConfigError::Pod(match source {

@@ -1,6 +1,6 @@
-//! The configuration file as it is written: every key, all optional but what cannot be guessed.
+//! The keys of the configuration file. Only keys without a possible default are required.
 //!
-//! Values are parsed while the file is read, so that an error knows its line and column.
+//! Values are parsed while the file is read, so that an error has line and column.
 
 use std::{
     net::SocketAddr,
@@ -16,7 +16,9 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 use super::{
     LogFormat,
     error::SettingError,
-    units::{Count, MaybeZeroDuration, Size, Timeout},
+    limits::{LimitsSection, TimeoutsSection},
+    source::check_path,
+    units::Count,
     url::{UpstreamUrl, expected_name},
 };
 use crate::{hosts::HostPattern, quote};
@@ -33,19 +35,19 @@ pub(super) struct ConfigFile {
     pub(super) reuse_port: Option<bool>,
     /// Worker threads; by default the CPUs this process may use.
     pub(super) workers: Option<Count<1, 1024>>,
-    /// Certificates to present; the first one also serves clients that send no name.
+    /// Certificates to present to clients; a client that sends no server name gets the first one.
     pub(super) certificates: Option<Vec<CertificateEntry>>,
     /// The apiservers, by public host name.
     #[schemars(with = "Option<Vec<ClusterEntry>>")]
     pub(super) clusters: Option<Vec<Spanned<ClusterEntry>>>,
-    /// How much of everything may be used.
-    pub(super) limits: Option<LimitsEntry>,
-    /// How long a peer is waited for.
-    pub(super) timeouts: Option<TimeoutsEntry>,
-    /// What is logged and how.
-    pub(super) log: Option<LogEntry>,
+    /// How much one process, connection or request may use.
+    pub(super) limits: Option<LimitsSection>,
+    /// How long the proxy waits for a peer, and how often it checks.
+    pub(super) timeouts: Option<TimeoutsSection>,
+    /// What the proxy logs, and how.
+    pub(super) log: Option<LogSection>,
     /// Health, metrics and the status page.
-    pub(super) admin: Option<AdminEntry>,
+    pub(super) admin: Option<AdminSection>,
 }
 
 /// One certificate chain and its key.
@@ -54,30 +56,30 @@ pub(super) struct ConfigFile {
 pub(super) struct CertificateEntry {
     /// PEM file with the server's certificate, then each issuer.
     #[schemars(with = "String")]
-    pub(super) certificate: Parsed<GivenPath>,
+    pub(super) certificate: Parsed<FilePath>,
     /// PEM file with its private key, not encrypted.
     #[schemars(with = "String")]
-    pub(super) key: Parsed<GivenPath>,
+    pub(super) key: Parsed<FilePath>,
 }
 
 /// One apiserver and the public host names that lead to it.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct ClusterEntry {
-    /// What log lines call it.
+    /// Its name in log lines.
     pub(super) name: String,
     /// Public host names that lead to it; needed when there is more than one cluster.
     #[serde(default)]
     #[schemars(with = "Vec<String>")]
     pub(super) hosts: Vec<Spanned<Parsed<PublicHost>>>,
-    /// Where it is and how it is verified.
+    /// Its URL, and how it is verified.
     pub(super) upstream: Option<UpstreamEntry>,
-    /// Or: the kubeconfig that says so.
+    /// Or: a kubeconfig with URL, CA and name.
     #[schemars(with = "Option<String>")]
-    pub(super) kubeconfig: Option<Parsed<GivenPath>>,
+    pub(super) kubeconfig: Option<Parsed<FilePath>>,
     /// The context of that kubeconfig; by default its current one.
     pub(super) context: Option<String>,
-    /// Or: the cluster of the pod that the proxy runs in.
+    /// Or: true for the cluster of the pod that the proxy runs in.
     #[serde(default)]
     pub(super) in_cluster: bool,
 }
@@ -89,90 +91,23 @@ pub(super) struct UpstreamEntry {
     /// `https://HOST[:PORT][/PREFIX]`
     #[schemars(with = "String", regex(pattern = "^https://"))]
     pub(super) url: Parsed<UpstreamUrl>,
-    /// ADDRESS:PORT of each apiserver, in place of what the host of the URL resolves to.
+    /// ADDRESS:PORT of each apiserver, instead of the addresses that the host of the URL resolves to.
     #[serde(default)]
     #[schemars(with = "Vec<String>")]
     pub(super) addresses: Vec<Parsed<EndpointAddr>>,
-    /// PEM file with the only CAs that are trusted.
+    /// PEM file with the only trusted CAs.
     #[schemars(with = "String")]
-    pub(super) ca: Parsed<GivenPath>,
+    pub(super) ca: Parsed<FilePath>,
     /// Name or address that its certificate must carry; by default the host of the URL.
     #[schemars(with = "Option<String>")]
     pub(super) name: Option<Parsed<ExpectedName>>,
 }
 
-/// How much of everything may be used.
+/// What the proxy logs, and how.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub(super) struct LimitsEntry {
-    /// Client connections open at once; by default three eighths of the open files allowed.
-    #[schemars(with = "Option<Count<1, 1_000_000>>")]
-    pub(super) connections: Option<Spanned<Count<1, 1_000_000>>>,
-    /// TLS handshakes under way at once; by default 128 for each worker.
-    pub(super) handshakes: Option<Count<1, 1_000_000>>,
-    /// Streams of one HTTP/2 client connection.
-    pub(super) streams_per_connection: Option<Count<1, 10_000>>,
-    /// Bytes of all header fields of one request.
-    pub(super) header_bytes: Option<Size<8_192, 1_048_576>>,
-    /// Header fields of one request.
-    pub(super) header_fields: Option<Count<16, 10_000>>,
-    /// Bytes of path and query of one request.
-    pub(super) uri_bytes: Option<Size<1_024, 65_534>>,
-    /// Bytes of a request body kept to send it again.
-    pub(super) replay_bytes: Option<Size<0, 67_108_864>>,
-    /// Unused apiserver connections that one worker keeps.
-    pub(super) idle_upstream_connections: Option<Count<0, 10_000>>,
-}
-
-/// How long a peer is waited for.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub(super) struct TimeoutsEntry {
-    /// TLS handshake with a client.
-    pub(super) handshake: Option<Timeout>,
-    /// From the first byte of a request to the end of its head.
-    pub(super) request_head: Option<Timeout>,
-    /// Client connection without a request.
-    pub(super) client_idle: Option<Timeout>,
-    /// Silence before an HTTP/2 client is pinged.
-    pub(super) client_ping_interval: Option<Timeout>,
-    /// Wait for the answer to that ping.
-    pub(super) client_ping_timeout: Option<Timeout>,
-    /// TCP, TLS and HTTP set-up with the apiserver.
-    pub(super) upstream_connect: Option<Timeout>,
-    /// How long an unused apiserver connection is kept.
-    pub(super) upstream_idle: Option<Timeout>,
-    /// Silence before the apiserver is pinged.
-    pub(super) upstream_ping_interval: Option<Timeout>,
-    /// Wait for the answer to that ping.
-    pub(super) upstream_ping_timeout: Option<Timeout>,
-    /// Idle time before TCP probes a peer.
-    pub(super) tcp_keepalive: Option<Timeout>,
-    /// How long sent bytes may stay unacknowledged.
-    pub(super) tcp_user_timeout: Option<Timeout>,
-    /// How long one half of a tunnel may stay open after the other half closed.
-    pub(super) half_close_timeout: Option<MaybeZeroDuration>,
-    /// How often each address of an apiserver is probed; 0s does not probe.
-    pub(super) probe_interval: Option<MaybeZeroDuration>,
-    /// Wait for the answer to that probe.
-    pub(super) probe_timeout: Option<Timeout>,
-    /// How long new clients are still served after SIGTERM; 0s turns them away at once.
-    pub(super) drain_delay: Option<MaybeZeroDuration>,
-    /// How long running requests may take to finish after that; 0s ends them at once.
-    pub(super) drain: Option<MaybeZeroDuration>,
-    /// How long tunnels (exec, port-forward) may go on after `drainDelay`; never less than `drain`.
-    pub(super) drain_tunnels: Option<MaybeZeroDuration>,
-    /// How often the apiserver's name is resolved.
-    pub(super) resolve: Option<Timeout>,
-    /// How often files are read again.
-    pub(super) reload: Option<Timeout>,
-}
-
-/// What is logged and how.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub(super) struct LogEntry {
-    /// text or json.
+pub(super) struct LogSection {
+    /// `text` or `json`.
     #[schemars(with = "Option<LogFormatName>")]
     pub(super) format: Option<Parsed<LogFormat>>,
     /// A filter such as `info` or `info,kube_tls_proxy=debug`.
@@ -182,10 +117,10 @@ pub(super) struct LogEntry {
     pub(super) access: Option<bool>,
 }
 
-/// Health, metrics and the status page, on a port of their own.
+/// Health, metrics and the status page, on their own port.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub(super) struct AdminEntry {
+pub(super) struct AdminSection {
     /// Address to listen on, ADDRESS:PORT; plain HTTP without authentication.
     #[schemars(with = "Option<String>")]
     pub(super) listen: Option<Parsed<ListenAddr>>,
@@ -200,7 +135,7 @@ enum LogFormatName {
     Json,
 }
 
-/// Text of the file that became a `T`.
+/// A `T`, parsed from text of the file.
 #[derive(Debug)]
 pub(super) struct Parsed<T>(pub(super) T);
 
@@ -211,11 +146,11 @@ impl<'de, T: FromStr<Err = SettingError>> Deserialize<'de> for Parsed<T> {
     }
 }
 
-/// A path; the empty one would be the directory of the file that it stands in.
+/// A path of the file. Not empty: that would be the directory of the file itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct GivenPath(pub(super) PathBuf);
+pub(super) struct FilePath(pub(super) PathBuf);
 
-impl FromStr for GivenPath {
+impl FromStr for FilePath {
     type Err = SettingError;
 
     fn from_str(text: &str) -> Result<Self, SettingError> {
@@ -225,12 +160,6 @@ impl FromStr for GivenPath {
         check_path(Path::new(text))?;
         Ok(Self(text.into()))
     }
-}
-
-/// Refuses what no path is, such as PEM text: `--key="$(cat tls.key)"`.
-pub(super) fn check_path(path: &Path) -> Result<(), SettingError> {
-    quote::pasted(&path.to_string_lossy())
-        .map_or(Ok(()), |found| Err(SettingError::NotAPath { found }))
 }
 
 /// ADDRESS:PORT, or :PORT for all addresses.
@@ -286,7 +215,7 @@ impl FromStr for LogFormat {
     }
 }
 
-/// A filter that `tracing` understands.
+/// A filter that `tracing` can parse.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LogFilter(pub(super) String);
 
@@ -306,8 +235,8 @@ impl FromStr for LogFilter {
     }
 }
 
-/// Whether a part of a filter is a lone word that is neither a level nor a module of this crate. To
-/// `tracing` such a word is a module, and `inof` would then silence everything else.
+/// Whether a part of a filter is a single word that is neither a level nor a module of this crate. `tracing`
+/// takes such a word for a module, and `inof` would silence everything else.
 fn is_misspelt_level(part: &str) -> bool {
     let part = part.trim();
     let is_word = part
@@ -330,7 +259,7 @@ impl FromStr for PublicHost {
         let bad = || SettingError::BadHost {
             host: quote::value(text),
         };
-        // A name that no message may repeat would be in every message about its cluster.
+        // The name would be in every message about its cluster.
         if quote::pasted(text).is_some() {
             return Err(bad());
         }

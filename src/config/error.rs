@@ -1,6 +1,6 @@
-//! Why a command line, file or kubeconfig is not a configuration, in words that carry the mend.
+//! The errors of command line, configuration file and kubeconfig.
 //!
-//! The outer error says where, the inner one what is wrong and, at its end, what to do.
+//! The outer error says where, the inner one says what is wrong and, after a semicolon, how to fix it.
 
 use std::{fmt, net::SocketAddr, path::PathBuf};
 
@@ -9,7 +9,7 @@ use serde_saphyr::{MessageFormatter as _, UserMessageFormatter};
 use super::file::ReadError;
 use crate::{quote, text::escape};
 
-/// Where the configuration is at fault.
+/// A configuration error and its place.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// A value on the command line or in its environment variable.
@@ -21,10 +21,10 @@ pub enum ConfigError {
         #[source]
         source: SettingError,
     },
-    /// What is wrong with a flag that nobody typed.
+    /// An error of flags that come from environment variables.
     #[error("environment variable {names}")]
     Variable {
-        /// The variables that say the flags at fault.
+        /// The variables of these flags.
         names: String,
         /// What is wrong.
         #[source]
@@ -33,7 +33,7 @@ pub enum ConfigError {
     /// A file that cannot be read.
     #[error("{kind} {}", quote::path(file))]
     Read {
-        /// Which sort of file.
+        /// Its kind.
         kind: FileKind,
         /// Its path.
         file: PathBuf,
@@ -41,10 +41,10 @@ pub enum ConfigError {
         #[source]
         source: ReadError,
     },
-    /// A place in a file.
+    /// An error at a place in a file.
     #[error("{0}", at.as_ref().map_or_else(|| format!("{kind} {}", quote::path(file)), |at| format!("{kind} {}, {at}", quote::path(file))))]
     File {
-        /// Which sort of file.
+        /// Its kind.
         kind: FileKind,
         /// Its path.
         file: PathBuf,
@@ -57,14 +57,14 @@ pub enum ConfigError {
     /// The pod's service account or environment.
     #[error("the pod's service account")]
     Pod(#[source] SettingError),
-    /// Several things at once, or nothing at all.
+    /// An error without one place, such as a missing or a contradicting flag.
     #[error(transparent)]
     Whole(SettingError),
 }
 
 impl ConfigError {
-    /// The same, with the variables of those flags at fault that are among `from_environment`: who typed
-    /// none of them would look for them in vain.
+    /// This error, naming the variables of its flags that are in `from_environment`. The user typed none of
+    /// these flags, and would not find them on the command line.
     pub(super) fn naming_variables(self, from_environment: &[String]) -> Self {
         let names: Vec<_> = self
             .flags()
@@ -81,7 +81,7 @@ impl ConfigError {
         }
     }
 
-    /// The flags that are at fault.
+    /// The flags that this error is about.
     fn flags(&self) -> Vec<&'static str> {
         match self {
             Self::Flag { flag, .. } => vec![flag],
@@ -108,7 +108,7 @@ fn variable(flag: &str) -> String {
     format!("KUBE_TLS_PROXY_{}", name.to_uppercase())
 }
 
-/// Which sort of file an error speaks of.
+/// The kind of file that an error is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
     /// `--config`.
@@ -126,7 +126,7 @@ impl fmt::Display for FileKind {
     }
 }
 
-/// A place in a text file, both from 1.
+/// A place in a text file; both numbers begin at 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
     /// Line.
@@ -141,7 +141,7 @@ impl fmt::Display for Position {
     }
 }
 
-/// What is wrong, and the mend.
+/// What is wrong with a setting, and how to fix it.
 #[derive(Debug, thiserror::Error)]
 #[expect(
     missing_docs,
@@ -162,13 +162,13 @@ pub enum SettingError {
     BadDuration { text: String },
     #[error("`{text}` is longer than a year; write a shorter duration")]
     DurationTooLong { text: String },
-    #[error("0 would give up before anything could happen; write a longer duration, such as 5s")]
+    #[error("0 is too short for anything to happen; write a longer duration, such as 5s")]
     ZeroDuration,
     #[error("`{text}` is not a size; write a number of bytes with a unit, such as 64KiB or 1MiB")]
     BadSize { text: String },
     #[error("`{text}` is not a whole number; write one without sign, unit or quotes")]
     BadCount { text: String },
-    #[error("{found} is out of range; choose from {min} to {max}")]
+    #[error("{found} is out of range; write a value from {min} to {max}")]
     OutOfRange {
         found: String,
         min: String,
@@ -185,7 +185,7 @@ pub enum SettingError {
     )]
     BadHost { host: String },
     #[error(
-        "`{name}` is not a name or address that a certificate can carry; write one such as kubernetes.default.svc"
+        "`{name}` is neither a DNS name nor an IP address; write one such as kubernetes.default.svc"
     )]
     BadName { name: String },
     #[error(
@@ -193,86 +193,86 @@ pub enum SettingError {
     )]
     UrlScheme { url: String },
     #[error(
-        "the URL carries a user name or password; remove everything before the `@`, since each client sends its own credentials"
+        "the URL has a user name or password; remove everything up to the `@`, because each client sends its own credentials"
     )]
     UrlUser,
-    #[error("`{url}` has a query or fragment; remove everything from the `?` or `#` on")]
+    #[error("`{url}` has a query or fragment; remove the `?` or `#` and everything after it")]
     UrlQuery { url: String },
-    #[error("`{url}` has no usable host; write https://HOST:PORT, an IPv6 address in brackets")]
+    #[error("`{url}` has no valid host; write https://HOST:PORT, with an IPv6 address in brackets")]
     UrlHost { url: String },
-    #[error("`{url}` has no usable port; write a number from 1 to 65535 after the colon")]
+    #[error("`{url}` has no valid port; write a number from 1 to 65535 after the colon")]
     UrlPort { url: String },
     #[error(
-        "`{url}` has a path that cannot stand before others; write /PREFIX of plain segments, without `..`, `//` or spaces"
+        "`{url}` has a path that cannot be a prefix; write /PREFIX with plain segments, without `..`, `//` or spaces"
     )]
     UrlPath { url: String },
 
-    #[error("unknown key `{key}`{}", nearest.as_ref().map_or_else(|| format!("; keys that may stand here: {known}"), |nearest| format!("; did you mean `{nearest}`?")))]
+    #[error("unknown key `{key}`{}", nearest.as_ref().map_or_else(|| format!("; possible keys: {known}"), |nearest| format!("; did you mean `{nearest}`?")))]
     UnknownKey {
         key: String,
         nearest: Option<String>,
         known: String,
     },
-    #[error("`{key}` is missing; add it, indented as the keys beside it")]
+    #[error("`{key}` is missing; add it, with the same indentation as the other keys")]
     MissingKey { key: &'static str },
     #[error("`{key}` is given twice; remove one")]
-    TwiceTheKey { key: String },
-    #[error("is empty; check that it is the file that was meant")]
+    DuplicateKey { key: String },
+    #[error("the file is empty; check the path")]
     EmptyFile,
-    #[error("holds PEM and not YAML; check that it is the file that was meant")]
+    #[error("the file contains PEM instead of YAML; check the path")]
     PemFile,
     #[error(
-        "`{key}` belongs to a Kubernetes object, and this is no configuration file; a kubeconfig goes with --kubeconfig, and docs/from-contour.md has what takes the place of an HTTPProxy"
+        "`{key}` is a key of Kubernetes objects, so this is not a configuration file of the proxy; give a kubeconfig with --kubeconfig, or see docs/from-contour.md for an HTTPProxy"
     )]
     KubernetesObject { key: String },
     #[error("the path is empty; name a file, or remove the key")]
     EmptyPath,
-    #[error("a path belongs here, not {found}; write it to a file and name that")]
+    #[error(
+        "the value is {found} and not a path; write it to a file and give the path of that file"
+    )]
     NotAPath { found: &'static str },
-    #[error("{0}; mend the YAML there")]
+    #[error("{0}; fix the YAML there")]
     Yaml(YamlError),
     #[error("{0}")]
     Value(YamlError),
-    #[error("a list belongs here; write each item on a line of its own, after a dash")]
+    #[error("this must be a list; write each item on its own line, after a dash")]
     NotAList,
-    #[error("keys belong here; write each as `key: value` on a line of its own")]
+    #[error("this must be keys with values; write each as `key: value` on its own line")]
     NotKeys,
-    #[error("true or false belongs here; write one of them")]
+    #[error("this must be a boolean; write true or false")]
     NotABool,
 
     #[error(
-        "cluster `{name}` must say once where its apiserver is; give exactly one of `upstream`, `kubeconfig` and `inCluster: true`"
+        "cluster `{name}` must name its apiserver in exactly one way; give one of `upstream`, `kubeconfig` and `inCluster: true`"
     )]
     ClusterSource { name: String },
     #[error(
-        "cluster `{name}` has a `context` without a `kubeconfig`; add the one or remove the other"
+        "cluster `{name}` has a `context` without a `kubeconfig`; add `kubeconfig`, or remove `context`"
     )]
     ClusterContext { name: String },
-    #[error(
-        "there is more than one cluster and `{name}` has no `hosts`; add the public host names that lead to it"
-    )]
+    #[error("there are several clusters, and `{name}` has no `hosts`; add its public host names")]
     NoHosts { name: String },
-    #[error("host `{host}` is listed for cluster `{first}` already; remove one of the two")]
+    #[error("host `{host}` is already listed for cluster `{first}`; remove one of the two")]
     DuplicateHost { host: String, first: String },
-    #[error("there is another cluster `{name}` already; give each a name of its own")]
+    #[error("another cluster already has the name `{name}`; give each its own name")]
     DuplicateCluster { name: String },
-    #[error("a cluster has an empty `name`; give it a short one for the logs")]
+    #[error("the `name` of the cluster is empty; give it a short one for the logs")]
     EmptyName,
     #[error(
-        "the `name` of a cluster may be a secret, so that it must not be logged; give it a short one for the logs"
+        "the `name` of the cluster may be a secret and must not be logged; give it a short name without secrets"
     )]
     SecretName,
-    #[error("`listen` is an empty list; name an address or remove the key")]
+    #[error("`listen` is an empty list; add an address, or remove the key")]
     EmptyListen,
     #[error(
-        "{first} and {second} cannot both be listened on; give each of --listen and --admin-listen (`listen` and `admin` in the file) a port of its own"
+        "{first} and {second} overlap; give each of --listen and --admin-listen (`listen` and `admin` in the file) its own port"
     )]
     SamePort {
         first: SocketAddr,
         second: SocketAddr,
     },
     #[error(
-        "{connections} connections need {needed} open files and this process may open {open_files}; lower the number, or raise the limit (`ulimit -n`, LimitNOFILE= in a systemd unit)"
+        "{connections} connections need {needed} open files, but this process may open {open_files}; lower the number, or raise the limit (`ulimit -n`, LimitNOFILE= in a systemd unit)"
     )]
     TooManyConnections {
         connections: usize,
@@ -281,19 +281,19 @@ pub enum SettingError {
     },
 
     #[error(
-        "--cert and --key come in pairs, and there are {certificates} and {keys} of them; give one --key for each --cert, in the same order"
+        "--cert and --key come in pairs, but there are {certificates} and {keys} of them; give one --key per --cert, in the same order"
     )]
     UnevenPairs { certificates: usize, keys: usize },
     #[error(
-        "there is no certificate to present; give --cert FILE and --key FILE, or `certificates` in a --config file"
+        "no certificate is given; add --cert FILE and --key FILE, or `certificates` in a --config file"
     )]
     NoCertificate,
     #[error(
-        "there is no apiserver to forward to; give --upstream URL with --upstream-ca FILE, or --kubeconfig FILE (or `clusters` in a --config file), or run in a pod with its service account mounted"
+        "no apiserver is given; add --upstream URL with --upstream-ca FILE, or --kubeconfig FILE (or `clusters` in a --config file), or run in a pod with its service account mounted"
     )]
     NoUpstream,
     #[error(
-        "{flag} and `{key}` in {} both say which apiserver serves whom; remove one of them",
+        "{flag} and `{key}` in {} both select the apiserver; remove one of them",
         quote::path(file)
     )]
     FlagAgainstFile {
@@ -301,40 +301,42 @@ pub enum SettingError {
         key: &'static str,
         file: PathBuf,
     },
-    #[error("{first} and {second} exclude each other; keep the one you mean")]
+    #[error("{first} and {second} exclude each other; remove one of them")]
     Exclusive {
         first: &'static str,
         second: &'static str,
     },
-    #[error("{flag} goes with {needed}, which is missing; add it, or remove {flag}")]
+    #[error("{flag} needs {needed}; add it, or remove {flag}")]
     Needs {
         flag: &'static str,
         needed: &'static str,
     },
 
-    #[error("has no current-context; name the context with --context, one of: {known}")]
+    #[error("no current-context is set; choose a context with --context, one of: {known}")]
     NoCurrentContext { known: String },
-    #[error("has no contexts; check that it is the file that was meant")]
+    #[error("the file has no contexts; check the path")]
     NoContexts,
     #[error("there is no context `{name}`; choose one of: {known}")]
     NoContext { name: String, known: String },
     #[error(
-        "context `{context}` names cluster `{name}`, which is not in it; choose another context or mend the file"
+        "context `{context}` names cluster `{name}`, which the file does not have; choose another context, or fix the file"
     )]
     NoCluster { context: String, name: String },
     #[error(
-        "cluster `{name}` sets insecure-skip-tls-verify: true, and an apiserver that is not verified could be anyone reading every token; remove that line and give its CA as certificate-authority"
+        "cluster `{name}` sets insecure-skip-tls-verify: true, but an unverified apiserver could be anyone, and would read every token; remove that line and give the CA as certificate-authority"
     )]
     SkipsVerification { name: String },
     #[error(
-        "cluster `{name}` is reached through proxy-url, which is not supported; run this proxy where it reaches the apiserver directly"
+        "cluster `{name}` uses proxy-url, which is not supported; run this proxy where it reaches the apiserver directly"
     )]
     ProxyUrl { name: String },
     #[error(
-        "cluster `{name}` has no certificate-authority; add its CA, since the public CAs are not trusted for an apiserver"
+        "cluster `{name}` has no certificate-authority; add its CA, because public CAs are not trusted for an apiserver"
     )]
     NoAuthority { name: String },
-    #[error("certificate-authority-data of cluster `{name}` is not base64; copy it again, whole")]
+    #[error(
+        "certificate-authority-data of cluster `{name}` is not base64; copy the whole value again"
+    )]
     BadAuthorityData { name: String },
     #[error("cluster `{name}` has no server; add its URL")]
     NoServer { name: String },
@@ -351,18 +353,18 @@ pub enum SettingError {
         variable: &'static str,
         other: &'static str,
     },
-    #[error("{variable} `{value}` is not usable; it must be {wanted}")]
+    #[error("`{value}` in {variable} is not valid; it must be {expected}")]
     BadPodVariable {
         variable: &'static str,
         value: String,
-        wanted: &'static str,
+        expected: &'static str,
     },
     #[error(
-        "this process is not in a pod, for KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set; run it in one, or say where the apiserver is"
+        "this process does not run in a pod (KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set); run it in one, or give `upstream` or `kubeconfig`"
     )]
     NotInPod,
     #[error(
-        "there is no CA at {}; mount the ConfigMap kube-root-ca.crt there, as config/kubernetes does, or say where the apiserver and its CA are",
+        "there is no CA at {}; mount the ConfigMap kube-root-ca.crt there, as config/kubernetes does, or give the apiserver and its CA",
         quote::path(file)
     )]
     NoPodCa { file: PathBuf },
@@ -374,12 +376,12 @@ pub enum SettingError {
     },
 }
 
-/// What the YAML parser said, without place and excerpt.
+/// The message of the YAML parser, without place and excerpt.
 #[derive(Debug)]
 pub struct YamlError(Box<serde_saphyr::Error>);
 
 impl YamlError {
-    /// Keeps `error`, which must have been made without an excerpt: that could hold a secret.
+    /// Wraps `error`. It must have no excerpt, because an excerpt could contain a secret.
     pub(super) fn new(error: serde_saphyr::Error) -> Self {
         Self(Box::new(error))
     }
@@ -387,7 +389,7 @@ impl YamlError {
 
 impl fmt::Display for YamlError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The parser's text may repeat bytes of the file.
+        // The message may repeat bytes of the file.
         let message = UserMessageFormatter.format_message(&self.0);
         if quote::pasted(&message).is_some() {
             return f.write_str("a value of the wrong kind, hidden because it may be a secret");

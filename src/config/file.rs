@@ -1,7 +1,7 @@
-//! Reads the small text files that configuration and trust are made of, never more than a bound.
+//! Reads the small files that configuration, certificates and CAs come from.
 //!
-//! The bound keeps a wrong path such as `/dev/zero` from filling memory. A pipe to which nobody writes, as
-//! `--cert <(command)` is when it is read again, is empty and does not hold the process up.
+//! A size limit keeps a wrong path such as `/dev/zero` from filling memory. A pipe without a writer, such as
+//! `--cert <(command)` when it is read again, counts as empty and does not block the process.
 
 use std::{
     fs::{File, OpenOptions},
@@ -31,8 +31,8 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ReadError> {
             }
         })?;
     let mut bytes = Vec::new();
-    let patience = SLOWEST_WRITER;
-    let read = Patient { file, patience }
+    let patience = WRITER_TIMEOUT;
+    let read = PatientFile { file, patience }
         .take(MAX_BYTES.saturating_add(1))
         .read_to_end(&mut bytes)
         .map_err(ReadError::from)?;
@@ -42,16 +42,16 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ReadError> {
     }
 }
 
-/// A file that may be a pipe with a slow writer, who is waited for.
-struct Patient {
+/// A file that may be a pipe with a slow writer; reads wait for it, up to `patience`.
+struct PatientFile {
     file: File,
     patience: Duration,
 }
 
-impl Read for Patient {
+impl Read for PatientFile {
     #[expect(
         clippy::disallowed_methods,
-        reason = "no worker reads files, and only a pipe with a slow writer comes to this"
+        reason = "workers read no files, and only a pipe with a slow writer waits here"
     )]
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
@@ -60,8 +60,8 @@ impl Read for Patient {
                     if self.patience.is_zero() {
                         return Err(io::ErrorKind::TimedOut.into());
                     }
-                    thread::sleep(PAUSE);
-                    self.patience = self.patience.saturating_sub(PAUSE);
+                    thread::sleep(RETRY_INTERVAL);
+                    self.patience = self.patience.saturating_sub(RETRY_INTERVAL);
                 }
                 read => return read,
             }
@@ -69,23 +69,23 @@ impl Read for Patient {
     }
 }
 
-/// Why a file could not be read, with the mend.
+/// Why a file could not be read, and how to fix it.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// Nothing is there.
+    /// The file does not exist.
     #[error("no such file; check the path")]
     Missing,
-    /// Nothing is there, and a shell would have looked elsewhere.
-    #[error("no such file, for only a shell replaces `~`; write the whole path")]
+    /// The file does not exist; the path has a `~` that no shell expanded.
+    #[error("no such file: `~` is expanded by shells only; write the full path")]
     Tilde,
     /// The user that the proxy runs as may not read it.
-    #[error("permission denied; let the user that runs the proxy read it")]
+    #[error("permission denied; give read permission to the user that runs the proxy")]
     Denied,
     /// The path names a directory.
-    #[error("is a directory; name a file in it")]
+    #[error("is a directory; give the path of a file in it")]
     Directory,
     /// No certificate, key or configuration is this large.
-    #[error("larger than 4 MiB; this cannot be the file that was meant")]
+    #[error("larger than 4 MiB; check the path")]
     TooLarge,
     /// Anything else the operating system says.
     #[error("cannot be read")]
@@ -95,7 +95,7 @@ pub enum ReadError {
 impl From<io::Error> for ReadError {
     #[expect(
         clippy::wildcard_enum_match_arm,
-        reason = "std adds kinds; an unknown one keeps its own words"
+        reason = "std adds kinds; an unknown one keeps its own message"
     )]
     fn from(error: io::Error) -> Self {
         match error.kind() {
@@ -107,13 +107,13 @@ impl From<io::Error> for ReadError {
     }
 }
 
-/// No certificate bundle, key, kubeconfig or configuration that is meant comes near this size.
+/// Far more than any real certificate bundle, key, kubeconfig or configuration.
 const MAX_BYTES: u64 = 4 * 1024 * 1024;
-/// How long somebody at the other end of a pipe may take, who may have to log in first.
-const SLOWEST_WRITER: Duration = Duration::from_secs(60);
-/// How often that pipe is looked at.
-const PAUSE: Duration = Duration::from_millis(10);
-/// Of `fcntl.h`; std has no name for it.
+/// How long the writer of a pipe may take. A person may have to log in first.
+const WRITER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long to wait before the next read of that pipe.
+const RETRY_INTERVAL: Duration = Duration::from_millis(10);
+/// From `fcntl.h`; std does not define it.
 #[cfg(target_os = "linux")]
 const O_NONBLOCK: i32 = 0o4000;
 #[cfg(not(target_os = "linux"))]

@@ -1,7 +1,7 @@
-//! Reads contexts out of a kubeconfig, and where a cluster is.
+//! Reads contexts and clusters from a kubeconfig.
 //!
-//! What is kept of `users` is for the reader to say. Who only wants to know where a cluster is says
-//! nothing: the credentials then have no field to go to, and nothing of them outlives the text of the file.
+//! The caller chooses what is kept of `users`. `serve` keeps nothing: no field holds the credentials, so nothing
+//! of them outlives the text of the file.
 
 use std::path::{Path, PathBuf};
 
@@ -13,14 +13,15 @@ use serde::{
 
 use super::{
     ClusterConfig, TrustSource,
-    config_file::{ExpectedName, check_path},
+    config_file::ExpectedName,
     error::{ConfigError, FileKind, SettingError},
+    source::check_path,
     url::UpstreamUrl,
     yaml,
 };
 use crate::quote;
 
-/// The cluster of one context in `file`; without `context`, of its current one. It has no hosts.
+/// The cluster of `context` in `file`, by default of its current context. It has no hosts.
 pub(super) fn load(file: &Path, context: Option<&str>) -> Result<ClusterConfig, ConfigError> {
     let kubeconfig = Kubeconfig::<IgnoredAny>::load(file)?;
     let NamedContext { name, context } = kubeconfig.context(file, context)?;
@@ -37,7 +38,7 @@ pub(super) fn load(file: &Path, context: Option<&str>) -> Result<ClusterConfig, 
         .map_err(|fault| in_file(file, fault))
 }
 
-/// A kubeconfig, and of each of its users what `U` keeps.
+/// A kubeconfig. `U` is what is kept of each user.
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) struct Kubeconfig<U> {
@@ -48,14 +49,14 @@ pub(crate) struct Kubeconfig<U> {
     pub(crate) users: Option<Vec<U>>,
 }
 
-/// A context and what it is called.
+/// A context and its name.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct NamedContext {
     pub(crate) name: String,
     pub(crate) context: KubeconfigContext,
 }
 
-/// The names of what belongs together.
+/// The names of a cluster, a user and a namespace that belong together.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct KubeconfigContext {
     pub(crate) cluster: String,
@@ -68,7 +69,7 @@ pub(crate) struct KubeconfigContext {
 #[derive(Deserialize)]
 struct NamedCluster {
     name: String,
-    // Not in the configuration file of this project, which may be given by mistake: that has no contexts.
+    // Missing in a configuration file of the proxy. If that is given by mistake, the error is about its contexts.
     #[serde(default)]
     cluster: KubeconfigCluster,
 }
@@ -91,25 +92,24 @@ impl<U: DeserializeOwned> Kubeconfig<U> {
         yaml::load(FileKind::Kubeconfig, file)
     }
 
-    /// The context `wanted`, or the current one, of this kubeconfig, which is that in `file`.
+    /// The context `name`, by default the current one. `file` is where this kubeconfig comes from, for errors.
     pub(crate) fn context(
         &self,
         file: &Path,
-        wanted: Option<&str>,
+        name: Option<&str>,
     ) -> Result<NamedContext, ConfigError> {
         let contexts = self.contexts.as_deref().unwrap_or_default();
         let known = || known(contexts);
         let found = if contexts.is_empty() {
             Err(SettingError::NoContexts)
         } else {
-            wanted
-                .or(self.current_context.as_deref())
+            name.or(self.current_context.as_deref())
                 .filter(|name| !name.is_empty())
                 .ok_or_else(|| SettingError::NoCurrentContext { known: known() })
-                .and_then(|wanted| {
-                    let found = contexts.iter().find(|entry| entry.name == wanted);
+                .and_then(|name| {
+                    let found = contexts.iter().find(|entry| entry.name == name);
                     found.ok_or_else(|| SettingError::NoContext {
-                        name: quote::value(wanted),
+                        name: quote::value(name),
                         known: known(),
                     })
                 })
@@ -129,24 +129,28 @@ fn in_file(file: &Path, fault: SettingError) -> ConfigError {
 
 fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, SettingError> {
     let NamedCluster { name, cluster } = entry;
-    let shown_name = || quote::value(&name);
+    let quoted_name = || quote::value(&name);
     if cluster.insecure_skip_tls_verify {
-        return Err(SettingError::SkipsVerification { name: shown_name() });
+        return Err(SettingError::SkipsVerification {
+            name: quoted_name(),
+        });
     }
     if cluster.proxy_url.is_some_and(|url| !url.is_empty()) {
-        return Err(SettingError::ProxyUrl { name: shown_name() });
+        return Err(SettingError::ProxyUrl {
+            name: quoted_name(),
+        });
     }
     let in_key = |key| {
-        let name = shown_name();
+        let name = quoted_name();
         move |source| SettingError::ClusterKey {
             key,
             name,
             source: Box::new(source),
         }
     };
-    let server = cluster
-        .server
-        .ok_or_else(|| SettingError::NoServer { name: shown_name() })?;
+    let server = cluster.server.ok_or_else(|| SettingError::NoServer {
+        name: quoted_name(),
+    })?;
     let url: UpstreamUrl = server.parse().map_err(in_key("server"))?;
     let expected_name = match cluster.tls_server_name.filter(|name| !name.is_empty()) {
         Some(expected) => {
@@ -160,13 +164,15 @@ fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, SettingEr
         .filter(|data| !data.is_empty());
     let trust = match (data, cluster.certificate_authority) {
         (Some(data), _) => TrustSource::Inline {
-            // Folded YAML text keeps line breaks, which are no base64.
+            // Folded YAML text keeps its line breaks, which are not base64.
             pem: BASE64_STANDARD
                 .decode(data.split_ascii_whitespace().collect::<String>())
-                .map_err(|_not_base64| SettingError::BadAuthorityData { name: shown_name() })?,
+                .map_err(|_not_base64| SettingError::BadAuthorityData {
+                    name: quoted_name(),
+                })?,
             origin: format!(
                 "cluster `{}` in kubeconfig {}",
-                shown_name(),
+                quoted_name(),
                 quote::path(file)
             ),
         },
@@ -174,7 +180,11 @@ fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, SettingEr
             check_path(&path).map_err(in_key("certificate-authority"))?;
             TrustSource::File(file.parent().unwrap_or_else(|| Path::new("")).join(path))
         }
-        (None, _) => return Err(SettingError::NoAuthority { name: shown_name() }),
+        (None, _) => {
+            return Err(SettingError::NoAuthority {
+                name: quoted_name(),
+            });
+        }
     };
     Ok(ClusterConfig {
         hosts: Vec::new(),
@@ -184,7 +194,7 @@ fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, SettingEr
         path_prefix: url.prefix,
         expected_name,
         trust,
-        // It goes into log lines.
+        // Log lines repeat it.
         name: quote::value(&name),
     })
 }

@@ -1,130 +1,143 @@
-//! The bounds and deadlines of a running proxy, each with its unit in the type and its reason here.
+//! The bounds and timeouts of a running proxy, one row per setting.
 //!
-//! What is not bounded, by design: how long a response, an upload or a tunnel takes as a whole.
+//! A row has everything about a setting: what it bounds and why, how the file writes it, its type and its
+//! default. Deriving `Deserialize` for the running structs would not do: a key without a value means the
+//! default, some defaults depend on the machine, and the file keeps positions for its errors.
+//!
+//! By design, nothing bounds how long a response, an upload or a tunnel takes as a whole.
 
 use std::{num::NonZeroUsize, time::Duration};
 
-/// How much of everything one process, connection or request may use.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
-    /// Downstream connections open at once; the next one waits in the kernel's accept queue.
-    pub connections: usize,
-    /// TLS handshakes under way at once, over all workers.
-    pub handshakes: usize,
-    /// Streams that one downstream HTTP/2 connection may have open (the apiserver allows 100).
-    pub streams_per_connection: u32,
-    /// Bytes of all header fields of one request, names and values; over it the answer is 431.
-    pub header_bytes: usize,
-    /// Header fields of one request; over it the answer is 431.
-    pub header_fields: usize,
-    /// Bytes of the request target; over it the answer is 414. The URI parser stops at 65,534.
-    pub uri_bytes: usize,
-    /// Bytes of a request body that are kept so that an unprocessed request can be sent again.
-    pub replay_bytes: usize,
-    /// Spotless upstream connections that one worker keeps for the next client.
-    pub idle_upstream_connections: usize,
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_saphyr::Spanned;
+
+use super::units::{Count, MaybeZeroDuration, Size, Timeout, Written};
+
+/// Defines the settings that the proxy runs with, and the section of the file that they come from. Each row is
+/// `name: type in the file => type of the running proxy = default;`. The docs of a row are also the description in
+/// the JSON Schema.
+macro_rules! settings {
+    (
+        $(#[doc = $doc:literal])*
+        pub struct $settings:ident, $section:ident {
+            $(
+                $(#[doc = $row_doc:literal])*
+                $name:ident: $(#[$attribute:meta])* $written:ty => $type:ty = $default:expr;
+            )*
+        }
+    ) => {
+        $(#[doc = $doc])*
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub struct $settings {
+            $($(#[doc = $row_doc])* pub $name: $type,)*
+        }
+
+        impl Default for $settings {
+            fn default() -> Self {
+                Self { $($name: $default,)* }
+            }
+        }
+
+        $(#[doc = $doc])*
+        #[derive(Debug, Default, Deserialize, JsonSchema)]
+        #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+        pub(super) struct $section {
+            $($(#[doc = $row_doc])* $(#[$attribute])* pub(super) $name: Option<$written>,)*
+        }
+
+        impl $section {
+            /// The settings of the file; those of `default` for the keys that it does not have.
+            pub(super) fn or(self, default: $settings) -> $settings {
+                $settings { $($name: self.$name.map_or(default.$name, Written::value),)* }
+            }
+        }
+    };
 }
 
-/// How long the proxy waits for a peer, and how often it looks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Timeouts {
-    /// The whole downstream TLS handshake.
-    pub handshake: Duration,
-    /// From the first byte of a request (or from the handshake, for the first one) to its full head.
-    pub request_head: Duration,
-    /// How long a client may keep a connection without a request on it (the apiserver: 90 s).
-    pub client_idle: Duration,
-    /// Silence on a downstream HTTP/2 connection after which it is pinged.
-    pub client_ping_interval: Duration,
-    /// How long a downstream ping may stay unanswered.
-    pub client_ping_timeout: Duration,
-    /// TCP connect, TLS handshake and HTTP preface with one endpoint.
-    pub upstream_connect: Duration,
-    /// How long a spotless upstream connection is kept; the apiserver closes idle ones at 90 s.
-    pub upstream_idle: Duration,
-    /// Silence on an upstream HTTP/2 connection after which it is pinged (client-go: 30 s).
-    pub upstream_ping_interval: Duration,
-    /// How long an upstream ping may stay unanswered (client-go: 15 s).
-    pub upstream_ping_timeout: Duration,
-    /// Idle time after which TCP itself probes a peer, on both legs.
-    pub tcp_keepalive: Duration,
-    /// How long a peer may leave sent bytes unacknowledged, or take none at all (Linux counts a window
-    /// that stays closed, even one that is acknowledged), before the kernel gives it up. Not for tunnels.
-    pub tcp_user_timeout: Duration,
-    /// How long one half of a tunnel may stay open after the other half closed.
-    pub half_close_timeout: Duration,
-    /// How often each endpoint is probed; nought is never.
-    pub probe_interval: Duration,
-    /// How long a probe may take, from TCP to the head of the answer.
-    pub probe_timeout: Duration,
-    /// How long new connections are still served after SIGTERM, until others know of it.
-    pub drain_delay: Duration,
-    /// How long running requests may take to finish once the sockets are closed.
-    pub drain: Duration,
-    /// How long tunnels may go on after that moment.
-    pub drain_tunnels: Duration,
-    /// How often the upstream name is resolved again.
-    pub resolve: Duration,
-    /// How often certificates, keys, CAs and the configuration file are read again.
-    pub reload: Duration,
+settings! {
+    /// How much one process, connection or request may use.
+    pub struct Limits, LimitsSection {
+        /// Client connections open at once; the next one waits in the kernel. By default 3/8 of the allowed open files.
+        connections: #[schemars(with = "Option<Count<1, 1_000_000>>")] Spanned<Count<1, 1_000_000>> => usize = 10_000;
+        /// TLS handshakes in progress at once, over all workers; by default 128 per worker.
+        handshakes: Count<1, 1_000_000> => usize = 256;
+        /// Streams that one HTTP/2 client connection may have open (the apiserver allows 100).
+        streams_per_connection: Count<1, 10_000> => u32 = 100;
+        /// Bytes of all header fields of one request, names and values; over it the response is 431.
+        header_bytes: Size<8_192, 1_048_576> => usize = 64 * 1024;
+        /// Header fields of one request; over it the response is 431.
+        header_fields: Count<16, 10_000> => usize = 128;
+        /// Bytes of path and query of one request; over it the response is 414. The URI parser stops at 65,534.
+        uri_bytes: Size<1_024, 65_534> => usize = 65_534;
+        /// Bytes of a request body that are kept so that an unprocessed request can be sent again.
+        replay_bytes: Size<0, 67_108_864> => usize = 1024 * 1024;
+        /// Reusable apiserver connections that one worker keeps for its next clients.
+        idle_upstream_connections: Count<0, 10_000> => usize = 64;
+    }
+}
+
+settings! {
+    /// How long the proxy waits for a peer, and how often it checks.
+    pub struct Timeouts, TimeoutsSection {
+        /// The whole TLS handshake with a client.
+        handshake: Timeout => Duration = Duration::from_secs(5);
+        /// From the first byte of a request (from the handshake, for the first request) to the end of its head.
+        request_head: Timeout => Duration = Duration::from_secs(10);
+        /// How long a client may keep a connection without a request (the apiserver: 90 s).
+        client_idle: Timeout => Duration = Duration::from_secs(75);
+        /// Silence on an HTTP/2 client connection before the proxy sends a ping.
+        client_ping_interval: Timeout => Duration = Duration::from_secs(30);
+        /// How long the client may take to acknowledge that ping.
+        client_ping_timeout: Timeout => Duration = Duration::from_secs(20);
+        /// TCP, TLS and HTTP set-up with one apiserver address.
+        upstream_connect: Timeout => Duration = Duration::from_secs(5);
+        /// How long an unused apiserver connection is kept; the apiserver closes it at 90 s.
+        upstream_idle: Timeout => Duration = Duration::from_secs(60);
+        /// Silence on an HTTP/2 apiserver connection before the proxy sends a ping (client-go: 30 s).
+        upstream_ping_interval: Timeout => Duration = Duration::from_secs(30);
+        /// How long the apiserver may take to acknowledge that ping (client-go: 15 s).
+        upstream_ping_timeout: Timeout => Duration = Duration::from_secs(15);
+        /// Idle time before TCP probes a peer, client or apiserver.
+        tcp_keepalive: Timeout => Duration = Duration::from_secs(30);
+        /// How long a peer may leave sent bytes unacknowledged, or read nothing. Does not apply to tunnels.
+        // Linux also counts a window that stays closed, even one that the peer acknowledges.
+        tcp_user_timeout: Timeout => Duration = Duration::from_secs(45);
+        /// How long one half of a tunnel may stay open after the other half closed.
+        half_close_timeout: MaybeZeroDuration => Duration = Duration::from_secs(30);
+        /// How often each apiserver address is probed; 0s turns probes off.
+        probe_interval: MaybeZeroDuration => Duration = Duration::from_secs(5);
+        /// How long one probe may take, from TCP to the head of the response.
+        probe_timeout: Timeout => Duration = Duration::from_secs(2);
+        /// How long the proxy still serves new clients after SIGTERM; 0s refuses them at once.
+        // Until load balancers stop sending them.
+        drain_delay: MaybeZeroDuration => Duration = Duration::from_secs(5);
+        /// How long running requests may take to finish after `drainDelay`; 0s ends them at once.
+        // With the delay 5 s less than the 30 s after which Kubernetes kills a pod.
+        drain: MaybeZeroDuration => Duration = Duration::from_secs(20);
+        /// How long tunnels (exec, port-forward) may stay open after `drainDelay`; never less than `drain`.
+        // Most commands and copies end by themselves in this time. No finite time is enough for a shell.
+        drain_tunnels: MaybeZeroDuration => Duration = Duration::from_secs(60);
+        /// How often the name of the apiserver is resolved again.
+        resolve: Timeout => Duration = Duration::from_secs(30);
+        /// How often certificates, keys, CAs and the configuration file are read again.
+        reload: Timeout => Duration = Duration::from_secs(10);
+    }
 }
 
 impl Limits {
-    /// The defaults for this many workers and open files.
+    /// The defaults for this number of workers and of open files.
     #[must_use]
     pub fn for_machine(workers: NonZeroUsize, open_files: usize) -> Self {
         Self {
-            // Three quarters of the files for connections, which have two sockets each.
+            // A connection has two sockets, and a quarter of the files stays free for everything else.
             connections: (open_files / 8).saturating_mul(3).clamp(1, MAX_CONNECTIONS),
-            // Twice as many as 64 for each worker: a handshake waits for its client half the time.
+            // Twice as many as 64 per worker: a handshake waits for its client half of the time.
             handshakes: workers.get().saturating_mul(2 * 64),
             ..Self::default()
         }
     }
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            connections: 10_000,
-            handshakes: 256,
-            streams_per_connection: 100,
-            header_bytes: 64 * 1024,
-            header_fields: 128,
-            uri_bytes: 65_534,
-            replay_bytes: 1024 * 1024,
-            idle_upstream_connections: 64,
-        }
-    }
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self {
-            handshake: Duration::from_secs(5),
-            request_head: Duration::from_secs(10),
-            client_idle: Duration::from_secs(75),
-            client_ping_interval: Duration::from_secs(30),
-            client_ping_timeout: Duration::from_secs(20),
-            upstream_connect: Duration::from_secs(5),
-            upstream_idle: Duration::from_secs(60),
-            upstream_ping_interval: Duration::from_secs(30),
-            upstream_ping_timeout: Duration::from_secs(15),
-            tcp_keepalive: Duration::from_secs(30),
-            tcp_user_timeout: Duration::from_secs(45),
-            half_close_timeout: Duration::from_secs(30),
-            probe_interval: Duration::from_secs(5),
-            probe_timeout: Duration::from_secs(2),
-            drain_delay: Duration::from_secs(5),
-            // With the delay 5 s less than the 30 s after which Kubernetes kills a pod.
-            drain: Duration::from_secs(20),
-            // A command and a copy end by themselves in this time; nothing finite suits a shell.
-            drain_tunnels: Duration::from_secs(60),
-            resolve: Duration::from_secs(30),
-            reload: Duration::from_secs(10),
-        }
-    }
-}
-
-/// Beyond this one process is the wrong unit; run more of them.
+/// The largest default. A process with more connections is too large a unit: run several.
 const MAX_CONNECTIONS: usize = 100_000;

@@ -1,6 +1,6 @@
-//! A file, flags or a kubeconfig become one complete, typed [`Config`].
+//! Reads flags, file, kubeconfig and pod into one complete, typed [`Config`].
 //!
-//! Past this module nothing is optional, relative or unchecked.
+//! Outside this module nothing is optional, relative or unchecked.
 
 mod args;
 mod clusters;
@@ -11,6 +11,7 @@ mod file;
 mod kubeconfig;
 mod limits;
 mod load;
+mod source;
 mod units;
 mod url;
 mod yaml;
@@ -23,43 +24,43 @@ use crate::hosts::url_host;
 
 pub use args::ServeArgs;
 pub use config_file::schema;
-pub use environment::{Environment, is_colourless};
+pub use environment::{Environment, has_no_colours};
 pub use error::{ConfigError, FileKind, Position, SettingError, YamlError};
 pub use file::ReadError;
 pub(crate) use file::read as read_file;
 pub(crate) use kubeconfig::{Kubeconfig, NamedContext};
 pub use limits::{Limits, Timeouts};
 pub use load::load;
-pub(crate) use load::path_flag;
+pub(crate) use source::check_path_flag;
 pub(crate) use url::UpstreamUrl;
 pub(crate) use yaml::load as load_yaml;
 
-/// Everything the proxy needs to know, checked.
+/// The checked configuration of the proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// The files that this was read from: the configuration file and kubeconfigs.
+    /// The files that this configuration comes from: the configuration file and kubeconfigs.
     pub sources: Vec<PathBuf>,
     /// Addresses to listen on; port 0 asks the kernel for one.
     pub listen: Vec<SocketAddr>,
     /// Whether the addresses may be shared with another proxy that is running.
     pub reuse_port: bool,
-    /// Worker threads, each with a runtime and a listening socket of its own.
+    /// Worker threads, each with its own runtime and listening socket.
     pub workers: NonZeroUsize,
     /// Certificates to present; the first is the default one.
     pub identities: Vec<IdentityFiles>,
     /// The apiservers, by public host name; never empty.
     pub clusters: Vec<ClusterConfig>,
-    /// Bounds.
+    /// How much may be used.
     pub limits: Limits,
-    /// Deadlines and intervals.
+    /// Timeouts and intervals.
     pub timeouts: Timeouts,
-    /// What is logged and how.
+    /// What the proxy logs, and how.
     pub log: LogConfig,
-    /// Where health, metrics and the status page are; `None`: nowhere.
+    /// Address of health, metrics and the status page; `None` if they are off.
     pub admin: Option<SocketAddr>,
 }
 
-/// Where one certificate chain and its key are.
+/// The files of one certificate chain and its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdentityFiles {
     /// PEM, leaf first.
@@ -68,25 +69,25 @@ pub struct IdentityFiles {
     pub key: PathBuf,
 }
 
-/// One apiserver (or several endpoints behind one name) and who is sent to it.
+/// One apiserver, perhaps with several endpoints, and its public host names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterConfig {
-    /// What log lines call it.
+    /// Its name in log lines.
     pub name: String,
-    /// Public host names served for it, besides the names in the certificates when it is the only
-    /// cluster: lower case, without port; a name may begin with `*.`.
+    /// Its public host names: lower case, without port, perhaps beginning with `*.`. The names in the
+    /// certificates are added if it is the only cluster.
     pub hosts: Vec<String>,
     /// Host name or IP address of the apiserver, without brackets.
     pub upstream_host: String,
     /// TCP port of the apiserver.
     pub upstream_port: u16,
-    /// Where it is in place of what the host resolves to; mostly empty.
+    /// Its addresses, instead of those that the host resolves to; usually empty.
     pub addresses: Vec<SocketAddr>,
-    /// Put before every path, without a slash at its end; mostly empty.
+    /// Put before every path, without a final slash; usually empty.
     pub path_prefix: String,
     /// The name or address that the apiserver's certificate must carry.
     pub expected_name: ServerName<'static>,
-    /// The only certificates that the apiserver's chain may end at.
+    /// The only CAs that the chain of the apiserver may end at.
     pub trust: TrustSource,
 }
 
@@ -99,24 +100,24 @@ impl ClusterConfig {
     }
 }
 
-/// Where the cluster's CA comes from.
+/// Where the CA of the cluster comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TrustSource {
-    /// A PEM file, read again when it changes.
+    /// A PEM file; read again when it changes.
     File(PathBuf),
-    /// PEM that stood in another file, such as `certificate-authority-data` of a kubeconfig.
+    /// PEM inside another file, such as `certificate-authority-data` of a kubeconfig.
     Inline {
         /// The PEM text.
         pem: Vec<u8>,
-        /// Where it stood, for messages: `cluster "prod" of /etc/kubeconfig`.
+        /// Its place, for messages: ``cluster `prod` in kubeconfig /etc/kubeconfig``.
         origin: String,
     },
 }
 
-/// What is logged and how.
+/// What the proxy logs, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogConfig {
-    /// One JSON object per line, or text for a terminal.
+    /// The format of log lines.
     pub format: LogFormat,
     /// A `tracing` filter such as `info` or `info,kube_tls_proxy=debug`.
     pub filter: String,
@@ -124,12 +125,12 @@ pub struct LogConfig {
     pub access: bool,
 }
 
-/// The shape of log lines.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// For terminals.
     Text,
-    /// For machines.
+    /// One JSON object per line.
     Json,
 }
 

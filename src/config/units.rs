@@ -1,12 +1,13 @@
-//! Durations, sizes and counts as people write them, each within bounds.
+//! Parses durations, sizes and counts, each within bounds.
 //!
-//! A bare number is never a duration: `25` could be seconds or milliseconds, and the wrong guess
-//! shows only when something breaks.
+//! A bare number is never a duration: `25` could be seconds or milliseconds, and a wrong guess would show
+//! only when something breaks.
 
-use std::{borrow::Cow, fmt, time::Duration};
+use std::{borrow::Cow, fmt, str::FromStr, time::Duration};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de};
+use serde_saphyr::Spanned;
 
 use super::error::SettingError;
 use crate::quote;
@@ -39,7 +40,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, SettingError> {
             .ok_or_else(bad)?;
         rest = next;
     }
-    if total > LONGEST {
+    if total > MAX_DURATION {
         return Err(SettingError::DurationTooLong {
             text: quote::value(text),
         });
@@ -71,13 +72,19 @@ fn leading_number(text: &str) -> Option<(u64, &str)> {
     Some((digits.parse().ok()?, rest))
 }
 
-/// A duration of the configuration file that is longer than nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Timeout(pub(super) Duration);
+/// A duration of more than zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema)]
+#[schemars(inline)]
+pub(super) struct Timeout(
+    #[schemars(with = "String", regex(pattern = r"^([0-9]+(ms|s|m|h))+$"))] Duration,
+);
 
-/// A duration of the configuration file; `0s` means: do not wait.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct MaybeZeroDuration(pub(super) Duration);
+/// A duration that may be zero; what `0s` means is for the setting to say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema)]
+#[schemars(inline)]
+pub(super) struct MaybeZeroDuration(
+    #[schemars(with = "String", regex(pattern = r"^([0-9]+(ms|s|m|h))+$"))] pub(super) Duration,
+);
 
 /// A whole number from `MIN` to `MAX`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +93,47 @@ pub(super) struct Count<const MIN: u64, const MAX: u64>(u64);
 /// A number of bytes from `MIN` to `MAX`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Size<const MIN: u64, const MAX: u64>(u64);
+
+/// A value as the file writes it, which becomes a setting of type `T`.
+pub(super) trait Written<T> {
+    fn value(self) -> T;
+}
+
+impl Written<Duration> for Timeout {
+    fn value(self) -> Duration {
+        self.0
+    }
+}
+
+impl Written<Duration> for MaybeZeroDuration {
+    fn value(self) -> Duration {
+        self.0
+    }
+}
+
+impl<const MIN: u64, const MAX: u64> Written<usize> for Count<MIN, MAX> {
+    fn value(self) -> usize {
+        self.get()
+    }
+}
+
+impl<const MIN: u64, const MAX: u64> Written<u32> for Count<MIN, MAX> {
+    fn value(self) -> u32 {
+        u32::try_from(self.0).unwrap_or(u32::MAX)
+    }
+}
+
+impl<const MIN: u64, const MAX: u64> Written<usize> for Size<MIN, MAX> {
+    fn value(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+}
+
+impl<T, W: Written<T>> Written<T> for Spanned<W> {
+    fn value(self) -> T {
+        self.value.value()
+    }
+}
 
 impl<const MIN: u64, const MAX: u64> Count<MIN, MAX> {
     pub(super) fn get(self) -> usize {
@@ -106,10 +154,6 @@ impl<const MIN: u64, const MAX: u64> Count<MIN, MAX> {
 }
 
 impl<const MIN: u64, const MAX: u64> Size<MIN, MAX> {
-    pub(super) fn get(self) -> usize {
-        usize::try_from(self.0).unwrap_or(usize::MAX)
-    }
-
     fn checked(size: u64, text: &str) -> Result<Self, SettingError> {
         if (MIN..=MAX).contains(&size) {
             Ok(Self(size))
@@ -161,30 +205,37 @@ impl<T, F: FnOnce(&str, Option<u64>) -> Result<T, SettingError>> de::Visitor<'_>
     }
 }
 
-impl<'de> Deserialize<'de> for Timeout {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Scalar(
-            |text: &str, _| timeout(text).map(Self),
-            "a duration such as 5s",
-        ))
+impl FromStr for Timeout {
+    type Err = SettingError;
+
+    fn from_str(text: &str) -> Result<Self, SettingError> {
+        let timeout = duration(text)?;
+        if timeout.is_zero() {
+            return Err(SettingError::ZeroDuration);
+        }
+        Ok(Self(timeout))
     }
 }
 
-/// Reads a duration that is longer than nothing.
-fn timeout(text: &str) -> Result<Duration, SettingError> {
-    let read = duration(text)?;
-    if read.is_zero() {
-        return Err(SettingError::ZeroDuration);
+impl FromStr for MaybeZeroDuration {
+    type Err = SettingError;
+
+    fn from_str(text: &str) -> Result<Self, SettingError> {
+        duration(text).map(Self)
     }
-    Ok(read)
+}
+
+impl<'de> Deserialize<'de> for Timeout {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let parse = |text: &str, _| text.parse();
+        deserializer.deserialize_any(Scalar(parse, "a duration such as 5s"))
+    }
 }
 
 impl<'de> Deserialize<'de> for MaybeZeroDuration {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Scalar(
-            |text: &str, _| duration(text).map(Self),
-            "a duration such as 25s",
-        ))
+        let parse = |text: &str, _| text.parse();
+        deserializer.deserialize_any(Scalar(parse, "a duration such as 25s"))
     }
 }
 
@@ -211,7 +262,7 @@ impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Size<MIN, MAX> {
     }
 }
 
-impl<const MIN: u64, const MAX: u64> std::str::FromStr for Count<MIN, MAX> {
+impl<const MIN: u64, const MAX: u64> FromStr for Count<MIN, MAX> {
     type Err = SettingError;
 
     fn from_str(text: &str) -> Result<Self, SettingError> {
@@ -221,38 +272,6 @@ impl<const MIN: u64, const MAX: u64> std::str::FromStr for Count<MIN, MAX> {
             })
             .and_then(Self::checked)
     }
-}
-
-impl JsonSchema for Timeout {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        "Timeout".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        duration_schema()
-    }
-}
-
-impl JsonSchema for MaybeZeroDuration {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        "MaybeZeroDuration".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        duration_schema()
-    }
-}
-
-fn duration_schema() -> Schema {
-    json_schema!({ "type": "string", "pattern": "^([0-9]+(ms|s|m|h))+$" })
 }
 
 impl<const MIN: u64, const MAX: u64> JsonSchema for Count<MIN, MAX> {
@@ -288,5 +307,5 @@ impl<const MIN: u64, const MAX: u64> JsonSchema for Size<MIN, MAX> {
     }
 }
 
-/// Longer than any wait that is meant, and far from where adding to a clock overflows.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+/// Longer than any useful wait, and far below what overflows when added to a clock.
+const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 60 * 60);

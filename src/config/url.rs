@@ -1,6 +1,6 @@
-//! The URL of an apiserver: `https://HOST[:PORT][/PREFIX]` and nothing else.
+//! Parses the URL of an apiserver: `https://HOST[:PORT][/PREFIX]` and nothing else.
 //!
-//! A URL with user information is refused without being printed: it may hold a password.
+//! An error about a URL with user information does not repeat it, because it may contain a password.
 
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -19,7 +19,7 @@ pub(crate) struct UpstreamUrl {
     pub(crate) host: String,
     /// TCP port; 443 when the URL names none.
     pub(crate) port: u16,
-    /// Path without a slash at its end; mostly empty.
+    /// Path without a final slash; usually empty.
     pub(crate) prefix: String,
     /// The name or address that the certificate is for, unless something else says so.
     pub(crate) name: ServerName<'static>,
@@ -29,9 +29,9 @@ impl FromStr for UpstreamUrl {
     type Err = SettingError;
 
     fn from_str(text: &str) -> Result<Self, SettingError> {
-        // A token is sometimes part of the query, so no message repeats that.
+        // No error repeats the query, because it may contain a token.
         let url = || quote::value(text.split(['?', '#']).next().unwrap_or_default());
-        // Looked for first, because every later message prints the URL.
+        // Checked first, because every later error repeats the URL.
         let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
         let (authority, path) = match rest.find(['/', '?', '#']) {
             Some(end) => rest.split_at(end),
@@ -111,7 +111,7 @@ fn parse_host(text: &str) -> Option<(String, ServerName<'static>)> {
         return Some((address.to_string(), ServerName::from(address)));
     }
     let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
-    // As for a public host: a name that no message may repeat is not used.
+    // The name would be in log lines.
     if !is_dns_name(&name) || quote::pasted(text).is_some() {
         return None;
     }
@@ -119,7 +119,7 @@ fn parse_host(text: &str) -> Option<(String, ServerName<'static>)> {
     Some((name, server_name))
 }
 
-/// Visible ASCII that goes into a request line as it is, without empty or dot segments.
+/// Whether `path` is visible ASCII that needs no escapes in a request line, without empty or dot segments.
 fn is_plain_path(path: &str) -> bool {
     path.bytes().all(|byte| {
         byte.is_ascii_graphic()

@@ -1,4 +1,4 @@
-//! Text to typed value, with errors that name line, column and the nearest known key.
+//! Parses YAML files. Errors have line, column and the nearest known key.
 
 use std::path::Path;
 
@@ -18,23 +18,23 @@ pub(crate) fn load<T: DeserializeOwned>(kind: FileKind, file: &Path) -> Result<T
         file: file.to_owned(),
         source,
     })?;
-    let at_fault = |at, source| ConfigError::File {
+    let in_file = |at, source| ConfigError::File {
         kind,
         file: file.to_owned(),
         at,
         source: Box::new(source),
     };
     if text.trim_ascii().is_empty() {
-        return Err(at_fault(None, SettingError::EmptyFile));
+        return Err(in_file(None, SettingError::EmptyFile));
     }
     if text.starts_with(b"-----BEGIN ") {
-        return Err(at_fault(None, SettingError::PemFile));
+        return Err(in_file(None, SettingError::PemFile));
     }
-    // Without excerpts in errors: a kubeconfig holds secrets.
+    // No excerpts in errors: a kubeconfig contains secrets.
     let options = serde_saphyr::options! { with_snippet: false };
     serde_saphyr::from_slice_with_options(&text, options).map_err(|error| {
         let at = error.location().and_then(position);
-        at_fault(at, fault(error))
+        in_file(at, setting_error(error))
     })
 }
 
@@ -48,11 +48,11 @@ pub(super) fn position(location: Location) -> Option<Position> {
 
 #[expect(
     clippy::wildcard_enum_match_arm,
-    reason = "the parser has dozens of kinds and says most of them well"
+    reason = "the parser has dozens of kinds, and most of its messages are good"
 )]
-fn fault(error: Error) -> SettingError {
+fn setting_error(error: Error) -> SettingError {
     match &error {
-        Error::SerdeUnknownField { field, .. } if OF_OBJECTS.contains(&field.as_str()) => {
+        Error::SerdeUnknownField { field, .. } if OBJECT_KEYS.contains(&field.as_str()) => {
             let key = field.clone();
             SettingError::KubernetesObject { key }
         }
@@ -64,7 +64,7 @@ fn fault(error: Error) -> SettingError {
             known: expected.join(", "),
         },
         Error::SerdeMissingField { field, .. } => SettingError::MissingKey { key: field },
-        Error::DuplicateMappingKey { key, .. } => SettingError::TwiceTheKey {
+        Error::DuplicateMappingKey { key, .. } => SettingError::DuplicateKey {
             key: quote::value(key.as_deref().unwrap_or_default()),
         },
         Error::Unexpected { expected, .. } if expected.contains("sequence") => {
@@ -79,7 +79,7 @@ fn fault(error: Error) -> SettingError {
     }
 }
 
-/// The known key that is at most a slip or two away.
+/// The known key that `key` is probably a misspelling of.
 fn nearest(key: &str, known: &[&'static str]) -> Option<String> {
     known
         .iter()
@@ -94,5 +94,5 @@ fn nearest(key: &str, known: &[&'static str]) -> Option<String> {
         .map(|(_, known)| (*known).to_owned())
 }
 
-/// With one of these every object of Kubernetes begins, and no file of this project.
-const OF_OBJECTS: [&str; 2] = ["apiVersion", "kind"];
+/// Keys that every Kubernetes object has, and no configuration file of the proxy.
+const OBJECT_KEYS: [&str; 2] = ["apiVersion", "kind"];

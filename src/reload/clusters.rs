@@ -1,4 +1,4 @@
-//! The clusters of a new state, which are those of the old one where nothing has changed.
+//! Builds the clusters of a new snapshot. Clusters without a change are those of the old snapshot.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::{
     upstream::{ClientTls, Cluster, Endpoints},
 };
 
-/// Clusters of a new state; those of `old` that mean the same are the same, leases and all.
+/// The clusters of a new snapshot. A cluster that means the same in `old` is the same, with its leases.
 ///
 /// # Errors
 ///
@@ -44,50 +44,44 @@ fn endpoints(cluster: &ClusterConfig) -> Endpoints {
 }
 
 impl Reloader {
-    /// What is known of the endpoints of this cluster, if it is where it was. Another cluster at the same
-    /// address, below another path for instance, may be ill when this one is not.
-    fn same_endpoints(&self, cluster: &ClusterConfig) -> Option<Arc<Endpoints>> {
-        let is_same = |(old, _): &(ClusterConfig, TrustAnchors)| {
-            old.name == cluster.name
-                && old.upstream_host == cluster.upstream_host
-                && old.upstream_port == cluster.upstream_port
-                && old.addresses == cluster.addresses
-                && old.path_prefix == cluster.path_prefix
+    /// The old cluster with the same settings and the same CAs.
+    fn same_cluster(&self, cluster: &ClusterConfig, trust: &TrustAnchors) -> Option<Arc<Cluster>> {
+        let hashes = |trust: &TrustAnchors| -> Vec<String> {
+            let cas = trust.summaries().iter();
+            cas.map(|ca| ca.sha256.clone()).collect()
         };
-        let at = self.material.clusters.iter().position(is_same)?;
-        Some(Arc::clone(self.clusters.get(at)?.endpoints()))
+        self.find_cluster(|old, anchors| {
+            old.expected_name == cluster.expected_name
+                && is_same_upstream(old, cluster)
+                && hashes(anchors) == hashes(trust)
+        })
+        .cloned()
     }
 
-    fn same_cluster(&self, cluster: &ClusterConfig, trust: &TrustAnchors) -> Option<Arc<Cluster>> {
-        let at = self.material.clusters.iter().position(|(old, anchors)| {
-            let settings = |cluster: &ClusterConfig| {
-                let ClusterConfig {
-                    name,
-                    upstream_host,
-                    upstream_port,
-                    addresses,
-                    path_prefix,
-                    expected_name,
-                    ..
-                } = cluster.clone();
-                (
-                    name,
-                    upstream_host,
-                    upstream_port,
-                    addresses,
-                    path_prefix,
-                    expected_name,
-                )
-            };
-            let prints = |anchors: &TrustAnchors| {
-                anchors
-                    .summaries()
-                    .iter()
-                    .map(|ca| ca.sha256.clone())
-                    .collect::<Vec<_>>()
-            };
-            settings(old) == settings(cluster) && prints(anchors) == prints(trust)
-        })?;
-        self.clusters.get(at).cloned()
+    /// The endpoints of the old cluster with the same addresses, which keep their health. Another cluster at the
+    /// same address, with another path for instance, may be unhealthy when this one is healthy.
+    fn same_endpoints(&self, cluster: &ClusterConfig) -> Option<Arc<Endpoints>> {
+        self.find_cluster(|old, _| is_same_upstream(old, cluster))
+            .map(|old| Arc::clone(old.endpoints()))
     }
+
+    fn find_cluster(
+        &self,
+        is_same: impl Fn(&ClusterConfig, &TrustAnchors) -> bool,
+    ) -> Option<&Arc<Cluster>> {
+        let mut clusters = self.material.clusters.iter().zip(&self.clusters);
+        let found = clusters.find(|((config, trust), _)| is_same(config, trust));
+        found.map(|(_, cluster)| cluster)
+    }
+}
+
+/// Whether two clusters differ at most in public hosts, expected name and CA.
+fn is_same_upstream(old: &ClusterConfig, new: &ClusterConfig) -> bool {
+    let new = ClusterConfig {
+        hosts: old.hosts.clone(),
+        expected_name: old.expected_name.clone(),
+        trust: old.trust.clone(),
+        ..new.clone()
+    };
+    *old == new
 }

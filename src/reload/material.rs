@@ -1,4 +1,4 @@
-//! What a snapshot is made of: the files, read and checked, and their bytes in short.
+//! Reads and checks the files of a snapshot, and hashes their content.
 
 use std::{path::PathBuf, time::SystemTime};
 
@@ -9,12 +9,12 @@ use crate::{
     pki::{Flaw, Identity, PkiError, TrustAnchors},
 };
 
-/// What was read from files.
+/// The certificates, keys and CAs of a snapshot.
 #[derive(Debug)]
 pub struct Material {
-    /// Certificates to present; the first is the default one.
+    /// Certificates to present; the first is the default.
     pub identities: Vec<Identity>,
-    /// Each cluster and what it is verified against.
+    /// Each cluster and its trust anchors.
     pub clusters: Vec<(ClusterConfig, TrustAnchors)>,
 }
 
@@ -23,7 +23,7 @@ impl Material {
     ///
     /// # Errors
     ///
-    /// The first file that is unusable.
+    /// The first invalid file.
     pub fn load(config: &Config, now: SystemTime) -> Result<Self, PkiError> {
         let identities = config
             .identities
@@ -35,8 +35,8 @@ impl Material {
         })
     }
 
-    /// As [`Material::load`], with this to take the place of `old`. A certificate whose time is over, or
-    /// has not come, is as good as any other only in the place of one whose time is over too.
+    /// As [`Material::load`], to replace `old`. An expired or not yet valid certificate is an error, except if it
+    /// replaces an expired one: then nothing gets worse.
     ///
     /// # Errors
     ///
@@ -61,7 +61,7 @@ impl Material {
         })
     }
 
-    /// When the first of all these certificates expires that has not yet.
+    /// When the next of all these certificates expires; `None` if none is valid any more.
     pub(super) fn next_expiry(&self, now: SystemTime) -> Option<SystemTime> {
         let leaves = self.identities.iter().map(Identity::not_after);
         let anchors = self
@@ -72,7 +72,7 @@ impl Material {
         all.filter(|not_after| *not_after >= now).min()
     }
 
-    /// What works but should be mended, as sentences for the log.
+    /// Problems that do not stop the proxy, as sentences for the log.
     #[must_use]
     pub fn warnings(&self, now: SystemTime) -> Vec<String> {
         let identities = self
@@ -84,7 +84,7 @@ impl Material {
             .collect()
     }
 
-    /// Whether both would present the same certificates.
+    /// Whether both present the same certificates.
     pub(super) fn presents_the_same(&self, other: &Self) -> bool {
         let chains = |material: &Self| {
             material
@@ -106,7 +106,7 @@ fn load_clusters(
     config.clusters.iter().map(load).collect()
 }
 
-/// A moment at which a certificate would have been taken that was refused for its dates alone.
+/// A time at which the certificate is valid, if it was refused only for its dates.
 fn time_of_other_validity(refused: &PkiError) -> Option<SystemTime> {
     let PkiError::Certificate { source, .. } = refused else {
         return None;
@@ -120,7 +120,7 @@ fn time_of_other_validity(refused: &PkiError) -> Option<SystemTime> {
     None
 }
 
-/// Every file that this configuration comes from or names.
+/// Every file that this configuration comes from or refers to.
 pub(super) fn files_of(config: &Config) -> Vec<PathBuf> {
     let mut files = config.sources.clone();
     for identity in &config.identities {
@@ -134,18 +134,18 @@ pub(super) fn files_of(config: &Config) -> Vec<PathBuf> {
     files
 }
 
-/// SHA-256 over the bytes of some files.
+/// SHA-256 over the content of files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ContentHash([u8; SHA256_OUTPUT_LEN]);
 
 impl ContentHash {
-    /// Reads the files as they are now; one that cannot be read has a fingerprint too.
-    pub(super) fn of(files: &[PathBuf]) -> Self {
+    /// Hashes the files as they are now. A file that cannot be read counts as one fixed value.
+    pub(super) fn new(files: &[PathBuf]) -> Self {
         let mut context = Context::new(&SHA256);
         for file in files {
             match read_file(file) {
                 Ok(bytes) => {
-                    // The length, so that no two lists of files look alike.
+                    // With the length, so that moving bytes from one file to the next changes the hash.
                     context.update(&bytes.len().to_be_bytes());
                     context.update(&bytes);
                 }

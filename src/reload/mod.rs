@@ -1,8 +1,7 @@
-//! Builds a whole new snapshot from configuration and files, and publishes it or keeps the old one.
+//! Builds a complete new snapshot from configuration and files, or keeps the old one.
 //!
-//! What did not change is taken over: a cluster with the same settings and the same CAs keeps its
-//! leases, and TLS sessions survive every reload. Files whose bytes are those of the current snapshot
-//! are not even parsed.
+//! Unchanged parts are reused: a cluster with the same settings and CAs keeps its leases, and TLS sessions
+//! survive every reload. Files with the same bytes as in the current snapshot are not parsed.
 
 mod clusters;
 mod material;
@@ -26,68 +25,68 @@ use crate::{
 use clusters::build_clusters;
 use material::{ContentHash, files_of};
 
-/// Where the configuration comes from; called again for every reload.
+/// Reads the configuration; called again for every reload.
 pub type ConfigLoader = Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>;
 
-/// Why a snapshot could not be built.
+/// Why no snapshot could be built.
 #[derive(Debug, thiserror::Error)]
 pub enum ReloadError {
-    /// The configuration is unusable.
+    /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A certificate, key or CA is unusable.
+    /// A certificate, key or CA is invalid.
     #[error(transparent)]
     Pki(#[from] PkiError),
-    /// TLS could not be set up with material that was found good.
+    /// rustls refused material that passed the checks.
     #[error("set up TLS")]
     Tls(#[from] rustls::Error),
-    /// No trust anchor is left for a cluster.
+    /// A cluster has no trust anchor.
     #[error("set up verification of the apiserver")]
     Verifier(#[from] rustls::client::VerifierBuilderError),
 }
 
-/// The state that is served, and what the last looks at the files came to.
+/// The current snapshot, and the results of the reloads so far.
 #[derive(Debug, Clone)]
 pub struct ReloadReport {
-    /// What the current snapshot was read from.
+    /// The certificates and CAs of the current snapshot.
     pub material: Arc<Material>,
     /// The apiservers of the current snapshot.
     pub clusters: Vec<Arc<Cluster>>,
-    /// When something new was last found, usable or not; the start counts.
+    /// When a reload last found something new, valid or not. The start counts.
     pub changed: SystemTime,
-    /// Why the files as they are now cannot be used: one sentence. `None` when they are what is served.
+    /// Why the last reload failed, in one sentence; `None` if the current files are in use.
     pub failure: Option<String>,
-    /// Keys of the configuration file that have changed and take effect at the next restart.
+    /// Keys of the configuration file whose change takes effect at the next restart.
     pub needs_restart: Vec<&'static str>,
-    /// How often a new snapshot was published.
+    /// Reloads that made a new snapshot.
     pub reloaded: u64,
-    /// How often a look found nothing new.
+    /// Reloads that found nothing new.
     pub unchanged: u64,
-    /// How often what was found was unusable.
+    /// Reloads that failed.
     pub failed: u64,
 }
 
-/// Builds snapshots and remembers what the current one was built from.
+/// Builds snapshots, and keeps what the current one was built from.
 #[derive(Debug)]
 pub struct Reloader {
     tickets: Arc<dyn ProducesTickets>,
-    /// What runs: some of it cannot be reloaded.
+    /// The configuration at the start; a part of it cannot be reloaded.
     started: Config,
     config: Config,
     material: Arc<Material>,
     clusters: Vec<Arc<Cluster>>,
-    /// What all this was read from.
+    /// The files that all of this comes from.
     files: Vec<PathBuf>,
-    /// The bytes of those when they were last read and found to be what is served; unknown at first.
-    good: Option<ContentHash>,
-    /// When the same bytes will mean something else, because a certificate expires.
-    good_until: Option<SystemTime>,
+    /// The content of these files when they were last loaded; `None` if unknown, as at the start.
+    loaded: Option<ContentHash>,
+    /// When the same content is no longer valid, because a certificate expires.
+    valid_until: Option<SystemTime>,
     report: ReloadReport,
     published: watch::Sender<ReloadReport>,
 }
 
 impl Reloader {
-    /// A reloader with its first snapshot.
+    /// Returns a reloader and its first snapshot.
     ///
     /// # Errors
     ///
@@ -117,8 +116,8 @@ impl Reloader {
             files: files_of(&config),
             config,
             clusters,
-            good: None,
-            good_until: material.next_expiry(now),
+            loaded: None,
+            valid_until: material.next_expiry(now),
             material,
             published: watch::Sender::new(report.clone()),
             report,
@@ -132,7 +131,7 @@ impl Reloader {
         &self.config
     }
 
-    /// What the current snapshot was read from.
+    /// The certificates and CAs of the current snapshot.
     #[must_use]
     pub fn material(&self) -> &Material {
         &self.material
@@ -144,41 +143,41 @@ impl Reloader {
         &self.clusters
     }
 
-    /// What is served, and what the looks at the files came to; changes with every look.
+    /// The current snapshot and the results of all reloads; changes with every published reload.
     #[must_use]
     pub fn report(&self) -> watch::Receiver<ReloadReport> {
         self.published.subscribe()
     }
 
-    /// Lets the readers of [`Reloader::report`] know what the last look came to; to be called once its
-    /// snapshot is in use.
+    /// Shows the result of the last reload to the readers of [`Reloader::report`]. Call it after the snapshot is
+    /// in use.
     pub fn publish(&self) {
         self.published.send_replace(self.report.clone());
     }
 
-    /// Reads everything again. `None` when nothing changed or the new state is unusable; the old one
-    /// then stays and the log says why, once for each reason.
+    /// Reads everything again. Returns `None` if nothing changed or the reload failed. The log says why it failed,
+    /// once per reason.
     pub fn reload(&mut self, source: &ConfigLoader, now: SystemTime) -> Option<Snapshot> {
-        let mut looked = self.look(source, now);
-        for _ in 0..MAX_RETRIES_AFTER_RACE {
-            // Files may be replaced one after the other while they are read, and then not fit together.
+        let mut result = self.try_reload(source, now);
+        for _ in 0..MAX_RETRIES {
+            // While the proxy reads, files may be replaced one by one. Old and new files do not fit together.
             let is_race =
-                matches!(&looked, Err(failed) if failed.seen != ContentHash::of(&self.files));
+                matches!(&result, Err(failed) if failed.content != ContentHash::new(&self.files));
             if !is_race {
                 break;
             }
-            looked = self.look(source, now);
+            result = self.try_reload(source, now);
         }
-        match looked {
+        match result {
             Ok(None) => {
                 self.report.unchanged += 1;
-                self.works_again();
+                self.succeeded();
                 None
             }
             Ok(Some(snapshot)) => {
                 self.report.reloaded += 1;
                 self.report.changed = now;
-                self.works_again();
+                self.succeeded();
                 for warning in self.material.warnings(now) {
                     warn!("{warning}");
                 }
@@ -188,7 +187,7 @@ impl Reloader {
                 self.report.failed += 1;
                 let failure = error_chain(&error).to_string();
                 if self.report.failure.as_ref() != Some(&failure) {
-                    error!(error = failure, "reload failed, the last good state stays");
+                    error!(error = failure, "reload failed, keeping the previous state");
                     self.report.changed = now;
                     self.report.failure = Some(failure);
                 }
@@ -197,35 +196,35 @@ impl Reloader {
         }
     }
 
-    fn works_again(&mut self) {
+    fn succeeded(&mut self) {
         if self.report.failure.take().is_some() {
-            info!("the files are good again");
+            info!("reload works again");
         }
         self.report.material = Arc::clone(&self.material);
         self.report.clusters.clone_from(&self.clusters);
     }
 
-    /// One look at everything; the bytes count as good only if they were there before they were parsed,
-    /// so that a change in between is seen by the next look.
-    fn look(
+    /// Reads everything once. The content is hashed before the files are parsed, so that the next reload sees a
+    /// change in between.
+    fn try_reload(
         &mut self,
         source: &ConfigLoader,
         now: SystemTime,
     ) -> Result<Option<Snapshot>, FailedReload> {
-        let seen = ContentHash::of(&self.files);
-        let is_due = self.good_until.is_some_and(|until| now > until);
-        if self.good == Some(seen) && !is_due && self.report.failure.is_none() {
+        let content = ContentHash::new(&self.files);
+        let has_expired = self.valid_until.is_some_and(|until| now > until);
+        if self.loaded == Some(content) && !has_expired && self.report.failure.is_none() {
             return Ok(None);
         }
-        self.take(source, now, seen)
-            .map_err(|error| FailedReload { seen, error })
+        self.load(source, now, content)
+            .map_err(|error| FailedReload { content, error })
     }
 
-    fn take(
+    fn load(
         &mut self,
         source: &ConfigLoader,
         now: SystemTime,
-        seen: ContentHash,
+        content: ContentHash,
     ) -> Result<Option<Snapshot>, ReloadError> {
         let config = source()?;
         let material = Material::reload(&config, now, &self.material)?;
@@ -239,8 +238,8 @@ impl Reloader {
         let unchanged = same_clusters && same_hosts && material.presents_the_same(&self.material);
         self.compare_with_start(&config);
         let files = files_of(&config);
-        self.good = (files == self.files).then_some(seen);
-        self.good_until = material.next_expiry(now);
+        self.loaded = (files == self.files).then_some(content);
+        self.valid_until = material.next_expiry(now);
         (self.config, self.files, self.clusters) = (config, files, clusters);
         self.material = Arc::new(material);
         if unchanged {
@@ -253,7 +252,7 @@ impl Reloader {
         )))
     }
 
-    /// Says once what a restart would change.
+    /// Logs once which changed settings need a restart.
     fn compare_with_start(&mut self, config: &Config) {
         let started = &self.started;
         let keys = [
@@ -269,17 +268,17 @@ impl Reloader {
         let changed: Vec<_> = changed.map(|(key, _)| *key).collect();
         if changed != self.report.needs_restart && !changed.is_empty() {
             warn!(
-                "{} changed; a restart is needed for that to take effect",
-                changed.join(", ")
+                settings = changed.join(", "),
+                "changed settings need a restart"
             );
         }
         self.report.needs_restart = changed;
     }
 }
 
-/// A look that came to nothing, and the bytes that it saw.
+/// A failed reload, and the content of the files before it.
 struct FailedReload {
-    seen: ContentHash,
+    content: ContentHash,
     error: ReloadError,
 }
 
@@ -289,8 +288,8 @@ fn snapshot(
     tickets: &Arc<dyn ProducesTickets>,
 ) -> Snapshot {
     let mut routes = Routes::default();
-    // The names of the certificates lead to the only cluster there is; with several, only `hosts` can
-    // tell which name means which.
+    // With one cluster, the names of the certificates lead to it. With several, only `hosts` says which name
+    // belongs to which cluster.
     if let [only] = clusters {
         for name in material.identities.iter().flat_map(Identity::names) {
             routes.add(name, only);
@@ -308,7 +307,7 @@ fn snapshot(
 }
 
 /// How often files that change while they are read are read again at once.
-const MAX_RETRIES_AFTER_RACE: u32 = 3;
+const MAX_RETRIES: u32 = 3;
 
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,4 @@
-//! What a look at the files comes to.
+//! The result of a reload for each kind of change.
 
 use std::{
     num::NonZeroUsize,
@@ -14,11 +14,11 @@ use crate::config::{
     ClusterConfig, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts, TrustSource,
 };
 
-/// The files of a proxy, and how often its configuration was asked for.
+/// The files of a proxy, and a count of how often its configuration was read.
 struct World {
     dir: TempDir,
     public: Ca,
-    looks: Arc<AtomicUsize>,
+    loads: Arc<AtomicUsize>,
 }
 
 const HOST: &str = "kube.test";
@@ -32,7 +32,7 @@ impl World {
         let world = Self {
             dir: TempDir::new(),
             public: Ca::new("public"),
-            looks: Arc::default(),
+            loads: Arc::default(),
         };
         world.public.server(&[HOST]).write(&world.dir, "tls");
         world.dir.write("ca.crt", Ca::new("cluster").pem());
@@ -76,9 +76,9 @@ impl World {
     }
 
     fn source_of(&self, config: Config) -> ConfigLoader {
-        let looks = Arc::clone(&self.looks);
+        let loads = Arc::clone(&self.loads);
         Box::new(move || {
-            looks.fetch_add(1, Ordering::Relaxed);
+            loads.fetch_add(1, Ordering::Relaxed);
             Ok(config.clone())
         })
     }
@@ -99,29 +99,29 @@ fn serial(reloader: &Reloader) -> String {
 }
 
 #[test]
-fn what_has_the_same_bytes_is_not_parsed_again() {
+fn unchanged_files_are_not_parsed_again() {
     let world = World::new();
     let (mut reloader, source) = world.start(year(2025));
     for _ in 0..5 {
         assert!(reloader.reload(&source, year(2025)).is_none());
     }
-    let looks = world.looks.load(Ordering::Relaxed);
-    assert_eq!(looks, 2, "at the start, and once more for its bytes");
+    let loads = world.loads.load(Ordering::Relaxed);
+    assert_eq!(loads, 2, "at the start, and once more for the hash");
     assert_eq!(reloader.report.unchanged, 5);
 
     world.public.server(&[HOST]).write(&world.dir, "tls");
     assert!(reloader.reload(&source, year(2025)).is_some());
     assert!(reloader.reload(&source, year(2025)).is_none());
-    assert_eq!(world.looks.load(Ordering::Relaxed), 3);
+    assert_eq!(world.loads.load(Ordering::Relaxed), 3);
     assert_eq!(
         (reloader.report.reloaded, reloader.report.unchanged),
         (1, 6)
     );
 }
 
-/// Only readers of what is in use may hear of it.
+/// The report shows a new snapshot only after that is in use.
 #[test]
-fn a_failure_is_reported_until_the_files_are_good_again() {
+fn failure_is_reported_until_next_success() {
     let world = World::new();
     let (mut reloader, source) = world.start(year(2025));
     let report = reloader.report();
@@ -146,9 +146,9 @@ fn a_failure_is_reported_until_the_files_are_good_again() {
     );
 }
 
-/// A bad change that is taken back leaves what is served, which is what is there again.
+/// After a bad change is undone, the files are those in use again.
 #[test]
-fn the_old_files_put_back_are_no_failure() {
+fn restoring_old_files_clears_failure() {
     let world = World::new();
     let (mut reloader, source) = world.start(year(2025));
     let key = std::fs::read(world.dir.path().join("tls.key")).unwrap();
@@ -161,7 +161,7 @@ fn the_old_files_put_back_are_no_failure() {
 }
 
 #[test]
-fn expired_certificate_replaces_only_an_expired_one() {
+fn expired_certificate_replaces_only_expired_one() {
     let world = World::new();
     let expired = world.public.leaf(&[HOST]).expired().build();
     let early = world.public.leaf(&[HOST]).not_yet_valid().build();
@@ -183,9 +183,9 @@ fn expired_certificate_replaces_only_an_expired_one() {
     }
 }
 
-/// The same bytes mean something else when their time is over.
+/// The same bytes are no longer valid after a certificate expires.
 #[test]
-fn files_are_parsed_again_when_a_certificate_expires() {
+fn files_are_parsed_again_after_certificate_expires() {
     let world = World::new();
     let soon = world.public.leaf(&[HOST]).valid_until(year(2030)).build();
     soon.write(&world.dir, "tls");
@@ -193,13 +193,13 @@ fn files_are_parsed_again_when_a_certificate_expires() {
     for now in [2025, 2026, 2031, 2032, 2033] {
         reloader.reload(&source, year(now));
     }
-    assert_eq!(world.looks.load(Ordering::Relaxed), 3);
+    assert_eq!(world.loads.load(Ordering::Relaxed), 3);
     assert_eq!(reloader.report.failure, None, "it is still served");
 }
 
-/// As clusters behind one Rancher are: each has a path of its own there, and an illness of its own.
+/// Clusters behind one Rancher differ only in their paths. One may be unhealthy while the other is healthy.
 #[test]
-fn clusters_at_the_same_address_keep_their_endpoints_apart() {
+fn clusters_at_same_address_keep_separate_endpoints() {
     let world = World::new();
     let mut config = world.config();
     let [first] = config.clusters.as_slice() else {

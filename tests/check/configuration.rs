@@ -18,7 +18,7 @@ async fn invalid_yaml_fails_with_exit_code_2() {
         '✗',
         "configuration",
         "config.yaml, line ",
-        "mend the YAML there",
+        "fix the YAML there",
     );
     assert_eq!(result.marked('–'), ["certificate", "listen", "ca", "tcp"]);
 

@@ -198,7 +198,7 @@ async fn nobody_notices_rotations_broken_files_and_restarts() {
         world.dir.write("tls.key", good);
         for instance in &instances {
             let seen = instance.count("reload failed");
-            instance.wait_for("the files are good again", seen).await;
+            instance.wait_for("reload works again", seen).await;
             instance
                 .wait_for_gauge("last_reload_successful", "1.0")
                 .await;

@@ -27,7 +27,7 @@ enum WriteErrorCause {
     NoDirectory,
     #[error("permission denied; name a file in a directory of your own with --output")]
     Denied,
-    #[error("is a directory; name a file in it with --output")]
+    #[error("is a directory; give the path of a file in it with --output")]
     Directory,
     #[error("is not a regular file; name another with --output")]
     NotAFile,

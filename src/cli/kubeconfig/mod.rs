@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use super::{failure::print, print_failure};
 use crate::{
     check::{Token, TokenError},
-    config::{ConfigError, FileKind, UpstreamUrl, load_yaml, path_flag},
+    config::{ConfigError, FileKind, UpstreamUrl, check_path_flag, load_yaml},
     quote,
 };
 use document::{Document, MergeError, Others};
@@ -143,7 +143,7 @@ fn make(args: &KubeconfigArgs) -> Result<Made, Failure> {
         ("--output", &args.output),
     ] {
         if let Some(path) = path {
-            path_flag(flag, path)?;
+            check_path_flag(flag, path)?;
         }
     }
     let url: UpstreamUrl = args.server.parse().map_err(|source| ConfigError::Flag {

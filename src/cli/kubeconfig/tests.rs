@@ -232,11 +232,11 @@ fn says_why_the_file_cannot_be_written() {
         ),
         (
             dir.path().to_owned(),
-            "cannot write DIR: is a directory; name a file in it with --output",
+            "cannot write DIR: is a directory; give the path of a file in it with --output",
         ),
         (
             dir.path().join(".."),
-            "cannot write DIR/..: is a directory; name a file in it with --output",
+            "cannot write DIR/..: is a directory; give the path of a file in it with --output",
         ),
     ] {
         assert_eq!(sentence(&file), expected);

@@ -10,23 +10,23 @@ fn bad_config_files() {
     for (text, expected) in [
         (
             "",
-            "config file DIR/proxy.yaml: is empty; check that it is the file that was meant",
+            "config file DIR/proxy.yaml: the file is empty; check the path",
         ),
         (
             "listen: [\n",
-            "config file DIR/proxy.yaml, line 1, column 9: unclosed bracket '['; mend the YAML there",
+            "config file DIR/proxy.yaml, line 1, column 9: unclosed bracket '['; fix the YAML there",
         ),
         (
             "- a\n",
-            "config file DIR/proxy.yaml, line 1, column 1: keys belong here; write each as `key: value` on a line of its own",
+            "config file DIR/proxy.yaml, line 1, column 1: this must be keys with values; write each as `key: value` on its own line",
         ),
         (
             "listen: 5\nCLUSTER",
-            "config file DIR/proxy.yaml, line 1, column 9: a list belongs here; write each item on a line of its own, after a dash",
+            "config file DIR/proxy.yaml, line 1, column 9: this must be a list; write each item on its own line, after a dash",
         ),
         (
             "listen: []\nCLUSTER",
-            "config file DIR/proxy.yaml, line 1, column 9: `listen` is an empty list; name an address or remove the key",
+            "config file DIR/proxy.yaml, line 1, column 9: `listen` is an empty list; add an address, or remove the key",
         ),
         (
             "listen: [a]\n",
@@ -38,7 +38,7 @@ fn bad_config_files() {
         ),
         (
             "zzz: 1\n",
-            "config file DIR/proxy.yaml, line 1, column 1: unknown key `zzz`; keys that may stand here: listen, reusePort, workers, certificates, clusters, limits, timeouts, log, admin",
+            "config file DIR/proxy.yaml, line 1, column 1: unknown key `zzz`; possible keys: listen, reusePort, workers, certificates, clusters, limits, timeouts, log, admin",
         ),
         (
             "clusters:\n- name: a\n  upstream: {url: 'https://a', ca: c, addresses: ['10.0.0.1']}\n",
@@ -46,15 +46,15 @@ fn bad_config_files() {
         ),
         (
             "apiVersion: projectcontour.io/v1\nkind: HTTPProxy\n",
-            "config file DIR/proxy.yaml, line 1, column 1: `apiVersion` belongs to a Kubernetes object, and this is no configuration file; a kubeconfig goes with --kubeconfig, and docs/from-contour.md has what takes the place of an HTTPProxy",
+            "config file DIR/proxy.yaml, line 1, column 1: `apiVersion` is a key of Kubernetes objects, so this is not a configuration file of the proxy; give a kubeconfig with --kubeconfig, or see docs/from-contour.md for an HTTPProxy",
         ),
         (
             "kind: Config\n",
-            "config file DIR/proxy.yaml, line 1, column 1: `kind` belongs to a Kubernetes object, and this is no configuration file; a kubeconfig goes with --kubeconfig, and docs/from-contour.md has what takes the place of an HTTPProxy",
+            "config file DIR/proxy.yaml, line 1, column 1: `kind` is a key of Kubernetes objects, so this is not a configuration file of the proxy; give a kubeconfig with --kubeconfig, or see docs/from-contour.md for an HTTPProxy",
         ),
         (
             GARBAGE,
-            "config file DIR/proxy.yaml: holds PEM and not YAML; check that it is the file that was meant",
+            "config file DIR/proxy.yaml: the file contains PEM instead of YAML; check the path",
         ),
         (
             "limits:\n  conections: 3\n",
@@ -62,11 +62,11 @@ fn bad_config_files() {
         ),
         (
             "limits:\n  connections: 600\nCLUSTER",
-            "config file DIR/proxy.yaml, line 2, column 16: 600 connections need 1200 open files and this process may open 1024; lower the number, or raise the limit (`ulimit -n`, LimitNOFILE= in a systemd unit)",
+            "config file DIR/proxy.yaml, line 2, column 16: 600 connections need 1200 open files, but this process may open 1024; lower the number, or raise the limit (`ulimit -n`, LimitNOFILE= in a systemd unit)",
         ),
         (
             "limits:\n  connections: 0\n",
-            "config file DIR/proxy.yaml, line 2, column 16: 0 is out of range; choose from 1 to 1000000",
+            "config file DIR/proxy.yaml, line 2, column 16: 0 is out of range; write a value from 1 to 1000000",
         ),
         (
             "limits:\n  connections: -1\n",
@@ -82,15 +82,15 @@ fn bad_config_files() {
         ),
         (
             "limits:\n  headerBytes: 1KiB\n",
-            "config file DIR/proxy.yaml, line 2, column 16: 1KiB is out of range; choose from 8KiB to 1MiB",
+            "config file DIR/proxy.yaml, line 2, column 16: 1KiB is out of range; write a value from 8KiB to 1MiB",
         ),
         (
             "limits:\n  uriBytes: 100000\n",
-            "config file DIR/proxy.yaml, line 2, column 13: 100000 is out of range; choose from 1KiB to 65534",
+            "config file DIR/proxy.yaml, line 2, column 13: 100000 is out of range; write a value from 1KiB to 65534",
         ),
         (
             "timeouts: 5s\n",
-            "config file DIR/proxy.yaml, line 1, column 11: keys belong here; write each as `key: value` on a line of its own",
+            "config file DIR/proxy.yaml, line 1, column 11: this must be keys with values; write each as `key: value` on its own line",
         ),
         (
             "timeouts:\n  drain: 25\n",
@@ -102,7 +102,7 @@ fn bad_config_files() {
         ),
         (
             "timeouts:\n  handshake: 0s\n",
-            "config file DIR/proxy.yaml, line 2, column 14: 0 would give up before anything could happen; write a longer duration, such as 5s",
+            "config file DIR/proxy.yaml, line 2, column 14: 0 is too short for anything to happen; write a longer duration, such as 5s",
         ),
         (
             "timeouts:\n  handshake: 5 parsecs\n",
@@ -118,7 +118,7 @@ fn bad_config_files() {
         ),
         (
             "workers: 0\n",
-            "config file DIR/proxy.yaml, line 1, column 10: 0 is out of range; choose from 1 to 1024",
+            "config file DIR/proxy.yaml, line 1, column 10: 0 is out of range; write a value from 1 to 1024",
         ),
         (
             "log:\n  format: xml\n",
@@ -130,7 +130,7 @@ fn bad_config_files() {
         ),
         (
             "log:\n  access: maybe\n",
-            "config file DIR/proxy.yaml, line 2, column 11: true or false belongs here; write one of them",
+            "config file DIR/proxy.yaml, line 2, column 11: this must be a boolean; write true or false",
         ),
         (
             "log: {access: true}\nlog: {access: false}\n",
@@ -138,31 +138,31 @@ fn bad_config_files() {
         ),
         (
             "certificates:\n- certificate: a\n",
-            "config file DIR/proxy.yaml, line 2, column 3: `key` is missing; add it, indented as the keys beside it",
+            "config file DIR/proxy.yaml, line 2, column 3: `key` is missing; add it, with the same indentation as the other keys",
         ),
         (
             "clusters:\n- hosts: [a]\n",
-            "config file DIR/proxy.yaml, line 2, column 3: `name` is missing; add it, indented as the keys beside it",
+            "config file DIR/proxy.yaml, line 2, column 3: `name` is missing; add it, with the same indentation as the other keys",
         ),
         (
             "clusters:\n- name: ''\n",
-            "config file DIR/proxy.yaml, line 2, column 3: a cluster has an empty `name`; give it a short one for the logs",
+            "config file DIR/proxy.yaml, line 2, column 3: the `name` of the cluster is empty; give it a short one for the logs",
         ),
         (
             "clusters:\n- name: a\n",
-            "config file DIR/proxy.yaml, line 2, column 3: cluster `a` must say once where its apiserver is; give exactly one of `upstream`, `kubeconfig` and `inCluster: true`",
+            "config file DIR/proxy.yaml, line 2, column 3: cluster `a` must name its apiserver in exactly one way; give one of `upstream`, `kubeconfig` and `inCluster: true`",
         ),
         (
             "clusters:\n- name: a\n  inCluster: true\n  kubeconfig: k\n",
-            "config file DIR/proxy.yaml, line 2, column 3: cluster `a` must say once where its apiserver is; give exactly one of `upstream`, `kubeconfig` and `inCluster: true`",
+            "config file DIR/proxy.yaml, line 2, column 3: cluster `a` must name its apiserver in exactly one way; give one of `upstream`, `kubeconfig` and `inCluster: true`",
         ),
         (
             "clusters:\n- name: a\n  inCluster: true\n",
-            "config file DIR/proxy.yaml, line 2, column 3: this process is not in a pod, for KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set; run it in one, or say where the apiserver is",
+            "config file DIR/proxy.yaml, line 2, column 3: this process does not run in a pod (KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set); run it in one, or give `upstream` or `kubeconfig`",
         ),
         (
             "clusters:\n- name: a\n  context: k\n  inCluster: true\n",
-            "config file DIR/proxy.yaml, line 2, column 3: cluster `a` has a `context` without a `kubeconfig`; add the one or remove the other",
+            "config file DIR/proxy.yaml, line 2, column 3: cluster `a` has a `context` without a `kubeconfig`; add `kubeconfig`, or remove `context`",
         ),
         (
             "clusters:\n- name: a\n  kubeconfig: missing.conf\n",
@@ -174,7 +174,7 @@ fn bad_config_files() {
         ),
         (
             "clusters:\n- name: a\n  upstream: {url: 'https://10.0.0.1'}\n",
-            "config file DIR/proxy.yaml, line 3, column 14: `ca` is missing; add it, indented as the keys beside it",
+            "config file DIR/proxy.yaml, line 3, column 14: `ca` is missing; add it, with the same indentation as the other keys",
         ),
         (
             "clusters:\n- name: a\n  upstream: {url: 'https://10.0.0.1', ca: ''}\n",
@@ -198,15 +198,15 @@ fn bad_config_files() {
         ),
         (
             "clusters:\n- name: a\n  hosts: [a.example]\n  AT\n- name: b\n  hosts:\n  - b.example\n  - A.example.\n  AT\n",
-            "config file DIR/proxy.yaml, line 8, column 5: host `a.example` is listed for cluster `a` already; remove one of the two",
+            "config file DIR/proxy.yaml, line 8, column 5: host `a.example` is already listed for cluster `a`; remove one of the two",
         ),
         (
             "clusters:\n- name: a\n  hosts: [a.example]\n  AT\n- name: b\n  AT\n",
-            "config file DIR/proxy.yaml, line 5, column 3: there is more than one cluster and `b` has no `hosts`; add the public host names that lead to it",
+            "config file DIR/proxy.yaml, line 5, column 3: there are several clusters, and `b` has no `hosts`; add its public host names",
         ),
         (
             "clusters:\n- name: a\n  hosts: [a.example]\n  AT\n- name: a\n  hosts: [b.example]\n  AT\n",
-            "config file DIR/proxy.yaml, line 5, column 3: there is another cluster `a` already; give each a name of its own",
+            "config file DIR/proxy.yaml, line 5, column 3: another cluster already has the name `a`; give each its own name",
         ),
         (
             "clusters:\n- name: a\n  upstream: {url: 'https://10.0.0.1', ca: ca.crt, nmae: x}\n",
@@ -231,15 +231,15 @@ fn bad_config_files() {
         ("CERT --config DIR/proxy.yaml", "it starts"),
         (
             "CERT UPSTREAM --config DIR/proxy.yaml",
-            "--upstream and `clusters` in DIR/proxy.yaml both say which apiserver serves whom; remove one of them",
+            "--upstream and `clusters` in DIR/proxy.yaml both select the apiserver; remove one of them",
         ),
         (
             "CERT --host b --config DIR/proxy.yaml",
-            "--host and `clusters` in DIR/proxy.yaml both say which apiserver serves whom; remove one of them",
+            "--host and `clusters` in DIR/proxy.yaml both select the apiserver; remove one of them",
         ),
         (
             "--config DIR/proxy.yaml",
-            "there is no certificate to present; give --cert FILE and --key FILE, or `certificates` in a --config file",
+            "no certificate is given; add --cert FILE and --key FILE, or `certificates` in a --config file",
         ),
     ] {
         let line = line.replace("CERT", CERT).replace("UPSTREAM", UPSTREAM);

@@ -10,19 +10,19 @@ fn bad_flags() {
     for (line, expected) in [
         (
             "UPSTREAM",
-            "there is no certificate to present; give --cert FILE and --key FILE, or `certificates` in a --config file",
+            "no certificate is given; add --cert FILE and --key FILE, or `certificates` in a --config file",
         ),
         (
             "CERT",
-            "there is no apiserver to forward to; give --upstream URL with --upstream-ca FILE, or --kubeconfig FILE (or `clusters` in a --config file), or run in a pod with its service account mounted",
+            "no apiserver is given; add --upstream URL with --upstream-ca FILE, or --kubeconfig FILE (or `clusters` in a --config file), or run in a pod with its service account mounted",
         ),
         (
             "--cert DIR/tls.crt UPSTREAM",
-            "--cert and --key come in pairs, and there are 1 and 0 of them; give one --key for each --cert, in the same order",
+            "--cert and --key come in pairs, but there are 1 and 0 of them; give one --key per --cert, in the same order",
         ),
         (
             "--key DIR/tls.key UPSTREAM",
-            "--cert and --key come in pairs, and there are 0 and 1 of them; give one --key for each --cert, in the same order",
+            "--cert and --key come in pairs, but there are 0 and 1 of them; give one --key per --cert, in the same order",
         ),
         (
             "BOTH --listen localhost:8443",
@@ -34,15 +34,15 @@ fn bad_flags() {
         ),
         (
             "BOTH --listen 127.0.0.1:8443 --admin-listen 127.0.0.1:8443",
-            "127.0.0.1:8443 and 127.0.0.1:8443 cannot both be listened on; give each of --listen and --admin-listen (`listen` and `admin` in the file) a port of its own",
+            "127.0.0.1:8443 and 127.0.0.1:8443 overlap; give each of --listen and --admin-listen (`listen` and `admin` in the file) its own port",
         ),
         (
             "BOTH --listen 127.0.0.1:8443,:8443",
-            "127.0.0.1:8443 and [::]:8443 cannot both be listened on; give each of --listen and --admin-listen (`listen` and `admin` in the file) a port of its own",
+            "127.0.0.1:8443 and [::]:8443 overlap; give each of --listen and --admin-listen (`listen` and `admin` in the file) its own port",
         ),
         (
             "BOTH --listen 0.0.0.0:8443 --listen [::1]:8443 --admin-listen 127.0.0.1:8443",
-            "0.0.0.0:8443 and 127.0.0.1:8443 cannot both be listened on; give each of --listen and --admin-listen (`listen` and `admin` in the file) a port of its own",
+            "0.0.0.0:8443 and 127.0.0.1:8443 overlap; give each of --listen and --admin-listen (`listen` and `admin` in the file) its own port",
         ),
         (
             "BOTH --listen 127.0.0.1:8443,[::1]:8443,127.0.0.2:8443,127.0.0.1:0,127.0.0.1:0 --admin-listen 127.0.0.1:0",
@@ -60,7 +60,7 @@ fn bad_flags() {
         ),
         (
             "BOTH --workers 0",
-            "--workers: 0 is out of range; choose from 1 to 1024",
+            "--workers: 0 is out of range; write a value from 1 to 1024",
         ),
         (
             "BOTH --drain-timeout 25",
@@ -84,23 +84,23 @@ fn bad_flags() {
         ),
         (
             "BOTH --upstream-name not_a/name",
-            "--upstream-name: `not_a/name` is not a name or address that a certificate can carry; write one such as kubernetes.default.svc",
+            "--upstream-name: `not_a/name` is neither a DNS name nor an IP address; write one such as kubernetes.default.svc",
         ),
         (
             "BOTH --kubeconfig DIR/kubeconfig",
-            "--upstream and --kubeconfig exclude each other; keep the one you mean",
+            "--upstream and --kubeconfig exclude each other; remove one of them",
         ),
         (
             "BOTH --context prod",
-            "--context goes with --kubeconfig, which is missing; add it, or remove --context",
+            "--context needs --kubeconfig; add it, or remove --context",
         ),
         (
             "CERT --upstream https://10.0.0.1",
-            "--upstream goes with --upstream-ca, which is missing; add it, or remove --upstream",
+            "--upstream needs --upstream-ca; add it, or remove --upstream",
         ),
         (
             "CERT --upstream-ca DIR/ca.crt",
-            "--upstream-ca goes with --upstream, which is missing; add it, or remove --upstream-ca",
+            "--upstream-ca needs --upstream; add it, or remove --upstream-ca",
         ),
         (
             "BOTH --config DIR/missing.yaml",
@@ -108,7 +108,7 @@ fn bad_flags() {
         ),
         (
             "CERT --kubeconfig DIR",
-            "kubeconfig DIR: is a directory; name a file in it",
+            "kubeconfig DIR: is a directory; give the path of a file in it",
         ),
         (
             "--cert DIR/missing.crt --key DIR/tls.key UPSTREAM",
@@ -116,7 +116,7 @@ fn bad_flags() {
         ),
         (
             "--cert DIR/~/tls.crt --key DIR/tls.key UPSTREAM",
-            "certificate DIR/~/tls.crt: no such file, for only a shell replaces `~`; write the whole path",
+            "certificate DIR/~/tls.crt: no such file: `~` is expanded by shells only; write the full path",
         ),
         (
             "--cert DIR/tls.crt --key DIR/missing.key UPSTREAM",
@@ -155,51 +155,51 @@ fn bad_upstream_urls() {
         ),
         (
             "https://me:secret@10.0.0.1",
-            "--upstream: the URL carries a user name or password; remove everything before the `@`, since each client sends its own credentials",
+            "--upstream: the URL has a user name or password; remove everything up to the `@`, because each client sends its own credentials",
         ),
         (
             "me:secret@10.0.0.1",
-            "--upstream: the URL carries a user name or password; remove everything before the `@`, since each client sends its own credentials",
+            "--upstream: the URL has a user name or password; remove everything up to the `@`, because each client sends its own credentials",
         ),
         (
             "https://10.0.0.1/?a=b",
-            "--upstream: `https://10.0.0.1/` has a query or fragment; remove everything from the `?` or `#` on",
+            "--upstream: `https://10.0.0.1/` has a query or fragment; remove the `?` or `#` and everything after it",
         ),
         (
             "https://10.0.0.1/#top",
-            "--upstream: `https://10.0.0.1/` has a query or fragment; remove everything from the `?` or `#` on",
+            "--upstream: `https://10.0.0.1/` has a query or fragment; remove the `?` or `#` and everything after it",
         ),
         (
             "https://",
-            "--upstream: `https://` has no usable host; write https://HOST:PORT, an IPv6 address in brackets",
+            "--upstream: `https://` has no valid host; write https://HOST:PORT, with an IPv6 address in brackets",
         ),
         (
             "https://10.0.0.256",
-            "--upstream: `https://10.0.0.256` has no usable host; write https://HOST:PORT, an IPv6 address in brackets",
+            "--upstream: `https://10.0.0.256` has no valid host; write https://HOST:PORT, with an IPv6 address in brackets",
         ),
         (
             "https://fd00::1:6443",
-            "--upstream: `https://fd00::1:6443` has no usable host; write https://HOST:PORT, an IPv6 address in brackets",
+            "--upstream: `https://fd00::1:6443` has no valid host; write https://HOST:PORT, with an IPv6 address in brackets",
         ),
         (
             "https://10.0.0.1:0",
-            "--upstream: `https://10.0.0.1:0` has no usable port; write a number from 1 to 65535 after the colon",
+            "--upstream: `https://10.0.0.1:0` has no valid port; write a number from 1 to 65535 after the colon",
         ),
         (
             "https://10.0.0.1:65536",
-            "--upstream: `https://10.0.0.1:65536` has no usable port; write a number from 1 to 65535 after the colon",
+            "--upstream: `https://10.0.0.1:65536` has no valid port; write a number from 1 to 65535 after the colon",
         ),
         (
             "https://10.0.0.1:+1",
-            "--upstream: `https://10.0.0.1:+1` has no usable port; write a number from 1 to 65535 after the colon",
+            "--upstream: `https://10.0.0.1:+1` has no valid port; write a number from 1 to 65535 after the colon",
         ),
         (
             "https://10.0.0.1/a/../b",
-            "--upstream: `https://10.0.0.1/a/../b` has a path that cannot stand before others; write /PREFIX of plain segments, without `..`, `//` or spaces",
+            "--upstream: `https://10.0.0.1/a/../b` has a path that cannot be a prefix; write /PREFIX with plain segments, without `..`, `//` or spaces",
         ),
         (
             "https://10.0.0.1/a//b",
-            "--upstream: `https://10.0.0.1/a//b` has a path that cannot stand before others; write /PREFIX of plain segments, without `..`, `//` or spaces",
+            "--upstream: `https://10.0.0.1/a//b` has a path that cannot be a prefix; write /PREFIX with plain segments, without `..`, `//` or spaces",
         ),
     ] {
         let line = format!("{CERT} --upstream-ca DIR/ca.crt --upstream {url}");
@@ -282,11 +282,11 @@ fn a_flag_that_comes_from_a_variable_is_named_by_it() {
         ),
         (
             both,
-            "environment variable KUBE_TLS_PROXY_UPSTREAM: --upstream and --kubeconfig exclude each other; keep the one you mean".to_owned(),
+            "environment variable KUBE_TLS_PROXY_UPSTREAM: --upstream and --kubeconfig exclude each other; remove one of them".to_owned(),
         ),
         (
             pairs,
-            "environment variable KUBE_TLS_PROXY_CERT: --cert and --key come in pairs, and there are 1 and 0 of them; give one --key for each --cert, in the same order".to_owned(),
+            "environment variable KUBE_TLS_PROXY_CERT: --cert and --key come in pairs, but there are 1 and 0 of them; give one --key per --cert, in the same order".to_owned(),
         ),
         (typed, bad.to_owned()),
     ] {

@@ -10,27 +10,27 @@ fn bad_kubeconfigs() {
     for (text, expected) in [
         (
             "",
-            "kubeconfig DIR/kubeconfig: is empty; check that it is the file that was meant",
+            "kubeconfig DIR/kubeconfig: the file is empty; check the path",
         ),
         (
             "a: [",
-            "kubeconfig DIR/kubeconfig, line 1, column 4: unclosed bracket '['; mend the YAML there",
+            "kubeconfig DIR/kubeconfig, line 1, column 4: unclosed bracket '['; fix the YAML there",
         ),
         (
             "users:\n- name: a\n  user: {token: \"secret\n",
-            "kubeconfig DIR/kubeconfig, line 3, column 17: unclosed quote; mend the YAML there",
+            "kubeconfig DIR/kubeconfig, line 3, column 17: unclosed quote; fix the YAML there",
         ),
         (
             "apiVersion: v1\nkind: Config\nusers: []\n",
-            "kubeconfig DIR/kubeconfig: has no contexts; check that it is the file that was meant",
+            "kubeconfig DIR/kubeconfig: the file has no contexts; check the path",
         ),
         (
             "clusters:\n- name: a\n  upstream: {url: 'https://10.0.0.1', ca: ca.crt}\n",
-            "kubeconfig DIR/kubeconfig: has no contexts; check that it is the file that was meant",
+            "kubeconfig DIR/kubeconfig: the file has no contexts; check the path",
         ),
         (
             "contexts: [{name: a, context: {cluster: c}}, {name: b, context: {cluster: c}}]\n",
-            "kubeconfig DIR/kubeconfig: has no current-context; name the context with --context, one of: a, b",
+            "kubeconfig DIR/kubeconfig: no current-context is set; choose a context with --context, one of: a, b",
         ),
         (
             "current-context: me\ncontexts: [{name: a, context: {cluster: c}}, {name: b, context: {cluster: c}}]\n",
@@ -38,11 +38,11 @@ fn bad_kubeconfigs() {
         ),
         (
             "current-context: a\ncontexts: [{name: a, context: {cluster: c}}]\n",
-            "kubeconfig DIR/kubeconfig: context `a` names cluster `c`, which is not in it; choose another context or mend the file",
+            "kubeconfig DIR/kubeconfig: context `a` names cluster `c`, which the file does not have; choose another context, or fix the file",
         ),
         (
             "CLUSTER {server: 'https://10.0.0.1'}",
-            "kubeconfig DIR/kubeconfig: cluster `c` has no certificate-authority; add its CA, since the public CAs are not trusted for an apiserver",
+            "kubeconfig DIR/kubeconfig: cluster `c` has no certificate-authority; add its CA, because public CAs are not trusted for an apiserver",
         ),
         (
             "CLUSTER {certificate-authority: ca.crt}",
@@ -54,11 +54,11 @@ fn bad_kubeconfigs() {
         ),
         (
             "CLUSTER {server: 'https://10.0.0.1', insecure-skip-tls-verify: true}",
-            "kubeconfig DIR/kubeconfig: cluster `c` sets insecure-skip-tls-verify: true, and an apiserver that is not verified could be anyone reading every token; remove that line and give its CA as certificate-authority",
+            "kubeconfig DIR/kubeconfig: cluster `c` sets insecure-skip-tls-verify: true, but an unverified apiserver could be anyone, and would read every token; remove that line and give the CA as certificate-authority",
         ),
         (
             "CLUSTER {server: 'https://10.0.0.1', certificate-authority: ca.crt, proxy-url: 'socks5://x'}",
-            "kubeconfig DIR/kubeconfig: cluster `c` is reached through proxy-url, which is not supported; run this proxy where it reaches the apiserver directly",
+            "kubeconfig DIR/kubeconfig: cluster `c` uses proxy-url, which is not supported; run this proxy where it reaches the apiserver directly",
         ),
         (
             "CLUSTER {server: 'https://10.0.0.1', certificate-authority: missing.crt}",
@@ -66,7 +66,7 @@ fn bad_kubeconfigs() {
         ),
         (
             "CLUSTER {server: 'https://10.0.0.1', certificate-authority-data: '%%'}",
-            "kubeconfig DIR/kubeconfig: certificate-authority-data of cluster `c` is not base64; copy it again, whole",
+            "kubeconfig DIR/kubeconfig: certificate-authority-data of cluster `c` is not base64; copy the whole value again",
         ),
         (
             "CLUSTER {server: 'https://10.0.0.1', certificate-authority-data: 'aGVsbG8='}",
@@ -74,7 +74,7 @@ fn bad_kubeconfigs() {
         ),
         (
             "CLUSTER {server: 'https://10.0.0.1', certificate-authority: ca.crt, tls-server-name: 'a b'}",
-            "kubeconfig DIR/kubeconfig: tls-server-name of cluster `c`: `a b` is not a name or address that a certificate can carry; write one such as kubernetes.default.svc",
+            "kubeconfig DIR/kubeconfig: tls-server-name of cluster `c`: `a b` is neither a DNS name nor an IP address; write one such as kubernetes.default.svc",
         ),
     ] {
         let text = text.replace("CLUSTER", CLUSTER);
@@ -96,7 +96,7 @@ fn bad_kubeconfigs() {
         ),
         (
             "CERT --kubeconfig DIR/kubeconfig --context you",
-            "kubeconfig DIR/kubeconfig: context `you` names cluster `d`, which is not in it; choose another context or mend the file",
+            "kubeconfig DIR/kubeconfig: context `you` names cluster `d`, which the file does not have; choose another context, or fix the file",
         ),
     ] {
         let line = line.replace("CERT", CERT);
@@ -134,18 +134,18 @@ fn bad_pods() {
                 service_host: Some("a b".into()),
                 ..pod.clone()
             },
-            "the pod's service account: KUBERNETES_SERVICE_HOST `a b` is not usable; it must be an IP address or host name",
+            "the pod's service account: `a b` in KUBERNETES_SERVICE_HOST is not valid; it must be an IP address or host name",
         ),
         (
             Environment {
                 service_port: Some("https".into()),
                 ..pod
             },
-            "the pod's service account: KUBERNETES_SERVICE_PORT `https` is not usable; it must be a port from 1 to 65535",
+            "the pod's service account: `https` in KUBERNETES_SERVICE_PORT is not valid; it must be a port from 1 to 65535",
         ),
         (
             in_a_pod(Path::new("/nowhere")),
-            "the pod's service account: there is no CA at /nowhere/ca.crt; mount the ConfigMap kube-root-ca.crt there, as config/kubernetes does, or say where the apiserver and its CA are",
+            "the pod's service account: there is no CA at /nowhere/ca.crt; mount the ConfigMap kube-root-ca.crt there, as config/kubernetes does, or give the apiserver and its CA",
         ),
     ] {
         differences.compare(&format!("{env:?}"), fixture.sentence(CERT, &env), expected);

@@ -1,6 +1,6 @@
-//! What the process finds around itself: the pod, the CPUs it may use, the files it may open.
+//! The environment of the process: its pod, the CPUs that it may use, the files that it may open.
 //!
-//! Read once, before anything else; tests make their own.
+//! Read once, before anything else. Tests make their own.
 
 use std::{
     env, fs,
@@ -9,10 +9,10 @@ use std::{
     thread,
 };
 
-/// The surroundings that defaults are taken from.
+/// The environment that some defaults depend on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Environment {
-    /// `KUBERNETES_SERVICE_HOST`: the apiserver's address as pods see it.
+    /// `KUBERNETES_SERVICE_HOST`: the address of the apiserver inside the cluster.
     pub service_host: Option<String>,
     /// `KUBERNETES_SERVICE_PORT`.
     pub service_port: Option<String>,
@@ -25,7 +25,7 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// The surroundings of this process.
+    /// The environment of this process.
     #[must_use]
     pub fn from_process() -> Self {
         let proc = Path::new("/proc/self");
@@ -41,7 +41,7 @@ impl Environment {
 
 /// Whether the user wants text without colours (<https://no-color.org>), or the terminal has none.
 #[must_use]
-pub fn is_colourless() -> bool {
+pub fn has_no_colours() -> bool {
     variable("NO_COLOR").is_some() || variable("TERM").is_none_or(|terminal| terminal == "dumb")
 }
 
@@ -75,7 +75,7 @@ fn allowed_cpus(status: &str) -> Option<NonZeroUsize> {
     NonZeroUsize::new(count)
 }
 
-/// The CPU quotas of the process's cgroups and of those above them, each rounded up.
+/// The CPU quotas of the process's cgroups and of their parents, each rounded up.
 ///
 /// `own` is `/proc/self/cgroup`: `0::/path` for version 2, `4:cpu,cpuacct:/path` for version 1.
 /// Inside a container the path is often `/` or does not exist here; the root then has the quota.
@@ -115,7 +115,7 @@ fn quota(directory: &Path) -> Option<NonZeroUsize> {
     NonZeroUsize::new(usize::try_from(quota.div_ceil(period)).ok()?)
 }
 
-/// The soft limit in `/proc/self/limits`; 1024, the usual one, when it cannot be read.
+/// The soft limit in `/proc/self/limits`; 1024, the usual limit, if it cannot be read.
 fn open_files(proc: &Path) -> usize {
     text(&proc.join("limits"))
         .and_then(|limits| soft_limit(&limits))

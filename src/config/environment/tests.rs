@@ -21,13 +21,13 @@ fn with_cgroup(own: &str, files: &[(&str, &str)]) -> usize {
 }
 
 #[test]
-fn without_a_quota_the_affinity_counts() {
+fn affinity_counts_without_quota() {
     assert_eq!(with_cgroup("", &[]), 4);
     assert_eq!(with_cgroup("0::/a\n", &[("a/cpu.max", "max 100000\n")]), 4);
 }
 
 #[test]
-fn a_quota_is_rounded_up() {
+fn quota_is_rounded_up() {
     for (max, expected) in [
         ("50000 100000", 1),
         ("100000 100000", 1),
@@ -48,7 +48,7 @@ fn a_quota_is_rounded_up() {
 }
 
 #[test]
-fn the_smallest_quota_above_counts() {
+fn smallest_quota_of_parents_counts() {
     let files = [
         ("kube/cpu.max", "200000 100000"),
         ("kube/pod/cpu.max", "300000 100000"),
@@ -59,7 +59,7 @@ fn the_smallest_quota_above_counts() {
 }
 
 #[test]
-fn reads_the_quota_of_cgroup_version_1() {
+fn reads_quota_of_cgroup_version_1() {
     let own = "5:memory:/pod\n4:cpu,cpuacct:/pod\n1:name=systemd:/pod\n";
     let files = [
         ("cpu,cpuacct/cpu.cfs_quota_us", "250000\n"),
@@ -87,7 +87,7 @@ fn reads_affinity_lists() {
 }
 
 #[test]
-fn reads_the_soft_limit() {
+fn reads_soft_limit() {
     let limits = |soft: &str| {
         soft_limit(&format!(
             "Limit  Soft Limit  Hard Limit  Units\nMax processes 7 7 processes\n\
@@ -101,7 +101,7 @@ fn reads_the_soft_limit() {
 }
 
 #[test]
-fn finds_the_surroundings_of_this_process() {
+fn finds_environment_of_this_process() {
     let env = Environment::from_process();
     assert!(env.cpus.get() >= 1);
     assert!(env.open_files > 16);

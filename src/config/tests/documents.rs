@@ -1,16 +1,16 @@
-//! Example file, schema and docs keep up with the code.
+//! Example file, schema and docs match the code.
 
 use super::*;
 
 #[test]
-fn the_example_file_shows_the_defaults() {
+fn example_file_shows_defaults() {
     let file = repository("config/kube-tls-proxy.yaml");
     let args = ServeArgs {
         config: Some(file),
         ..ServeArgs::default()
     };
-    let shown = load(&args, &outside_of_a_pod()).unwrap();
-    let defaults = load(&enough(), &outside_of_a_pod()).unwrap();
+    let shown = load(&args, &outside_pod()).unwrap();
+    let defaults = load(&enough(), &outside_pod()).unwrap();
     assert_eq!(shown.listen, defaults.listen);
     assert_eq!(shown.workers, defaults.workers);
     assert_eq!(shown.limits, defaults.limits);
@@ -21,9 +21,9 @@ fn the_example_file_shows_the_defaults() {
     assert_eq!(shown.clusters[0].hosts, ["kube.example.com"]);
 }
 
-/// The values of the commented-out alternatives, too, must be what the parser takes.
+/// The commented-out alternatives are valid, too.
 #[test]
-fn the_commented_parts_of_the_example_file_load() {
+fn commented_parts_of_example_file_load() {
     let scratch = TempDir::new();
     let text = fs::read_to_string(repository("config/kube-tls-proxy.yaml")).unwrap();
     let mut uncommented = String::new();
@@ -54,7 +54,7 @@ fn the_commented_parts_of_the_example_file_load() {
         service_host: Some("10.96.0.1".to_owned()),
         service_port: Some("443".to_owned()),
         service_account: scratch.path().to_owned(),
-        ..outside_of_a_pod()
+        ..outside_pod()
     };
     let config =
         load(&args, &env).unwrap_or_else(|error| panic!("{}\n{uncommented}", sentence(&error)));
@@ -96,7 +96,7 @@ fn example_file_and_docs_show_every_key() {
 }
 
 #[test]
-fn the_committed_schema_is_current() {
+fn committed_schema_is_current() {
     let file = repository("config/kube-tls-proxy.schema.json");
     let mut current = serde_json::to_string_pretty(&schema()).unwrap();
     current.push('\n');
@@ -109,9 +109,9 @@ fn the_committed_schema_is_current() {
     );
 }
 
-/// Each default in the tables of the docs is the one that the program has.
+/// Each default in the tables of the docs is the default of the code.
 #[test]
-fn the_docs_show_the_defaults() {
+fn docs_show_defaults() {
     let docs = fs::read_to_string(repository("docs/configuration.md")).unwrap();
     let mut text = String::new();
     let mut section = "";
@@ -144,7 +144,7 @@ fn the_docs_show_the_defaults() {
             .collect()
     };
     let shown = format!("limits:\n{}timeouts:\n{}", yaml("limits"), yaml("timeouts"));
-    let defaults = load(&enough(), &outside_of_a_pod()).unwrap();
+    let defaults = load(&enough(), &outside_pod()).unwrap();
     assert_eq!(with_config(enough(), &shown), defaults);
 }
 

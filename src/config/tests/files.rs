@@ -1,4 +1,4 @@
-//! Files that are none: a pipe may have nobody at its other end.
+//! Pipes instead of files. A pipe may have no writer.
 
 use std::{fs::OpenOptions, io::Write as _, process::Command, sync::mpsc, thread, time::Duration};
 
@@ -6,7 +6,7 @@ use standin::TempDir;
 
 use crate::config::read_file;
 
-/// A named pipe, and what reading it comes to in time.
+/// A named pipe.
 fn pipe() -> (TempDir, std::path::PathBuf) {
     let dir = TempDir::new();
     let path = dir.path().join("pipe");
@@ -19,25 +19,22 @@ fn read_in_time(path: std::path::PathBuf) -> Vec<u8> {
     let (tell, told) = mpsc::channel();
     thread::spawn(move || tell.send(read_file(&path).unwrap()));
     let read = told.recv_timeout(standin::WAIT);
-    read.expect("whoever reads does not wait for ever")
+    read.expect("the read ends in time")
 }
 
-/// As `--cert <(command)` is when it is read again: nobody could stop the process while it waits.
+/// `--cert <(command)` is such a pipe when it is read again. The process cannot be stopped while it waits.
 #[test]
-fn a_pipe_that_nobody_writes_to_is_empty() {
+fn pipe_without_writer_is_empty() {
     let (_dir, path) = pipe();
     assert_eq!(read_in_time(path), b"");
 }
 
-/// As `--token-file <(command)` is.
+/// `--token-file <(command)` is such a pipe.
 #[test]
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a slow writer is what this is about"
-)]
-fn a_pipe_is_read_to_the_end_of_a_slow_writer() {
+#[expect(clippy::disallowed_methods, reason = "the test needs a slow writer")]
+fn pipe_is_read_until_slow_writer_ends() {
     let (_dir, path) = pipe();
-    // Opened for both, which waits for no reader.
+    // Opened for both, because that does not wait for a reader.
     let mut writer = OpenOptions::new()
         .read(true)
         .write(true)

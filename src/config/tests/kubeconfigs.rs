@@ -1,4 +1,4 @@
-//! What is taken from a kubeconfig, and that nothing else is.
+//! What is read from a kubeconfig, and that nothing else is kept.
 
 use super::*;
 
@@ -10,7 +10,7 @@ fn flags_win_over_kubeconfig_over_pod() {
         service_host: Some("10.96.0.1".to_owned()),
         service_port: Some("443".to_owned()),
         service_account: scratch.path().to_owned(),
-        ..outside_of_a_pod()
+        ..outside_pod()
     };
     let host = |args: &ServeArgs| load(args, &env).unwrap().clusters[0].upstream_host.clone();
     let mut args = enough();
@@ -23,7 +23,7 @@ fn flags_win_over_kubeconfig_over_pod() {
 }
 
 #[test]
-fn a_kubeconfig_gives_url_ca_and_name() {
+fn kubeconfig_gives_url_ca_and_name() {
     let scratch = TempDir::new();
     let cluster = of_kubeconfig(&scratch, KUBECONFIG, None);
     assert_eq!(cluster.name, "prod");
@@ -49,7 +49,7 @@ fn a_kubeconfig_gives_url_ca_and_name() {
 }
 
 #[test]
-fn a_kubeconfig_may_be_json_and_its_base64_folded() {
+fn kubeconfig_may_be_json_with_folded_base64() {
     let scratch = TempDir::new();
     let long = "x".repeat(90);
     let encoded = BASE64_STANDARD.encode(&long);
@@ -83,12 +83,12 @@ clusters:
 }
 
 #[test]
-fn nothing_of_a_kubeconfig_s_credentials_is_kept() {
+fn no_credential_of_kubeconfig_is_kept() {
     let scratch = TempDir::new();
     let cluster = of_kubeconfig(&scratch, KUBECONFIG, None);
     assert!(KUBECONFIG.contains("canary"));
     assert!(!format!("{cluster:?}").contains("canary"));
-    // Nor is it in an error, not even in the debug text of one.
+    // Neither is it in an error, nor in the debug text of one.
     let broken = KUBECONFIG.replace("token: canary", "token: \"canary\n  : [");
     let args = ServeArgs {
         upstream: None,
@@ -96,7 +96,7 @@ fn nothing_of_a_kubeconfig_s_credentials_is_kept() {
         kubeconfig: Some(scratch.write("broken", broken)),
         ..enough()
     };
-    let error = load(&args, &outside_of_a_pod()).unwrap_err();
+    let error = load(&args, &outside_pod()).unwrap_err();
     let text = format!("{error:?} {}", sentence(&error));
     assert!(text.contains("line 2"), "{text}");
     assert!(!text.contains("canary"), "{text}");

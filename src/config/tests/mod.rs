@@ -1,4 +1,4 @@
-//! What configuration comes out of flags, file, kubeconfig and pod; refusals are in `cli::tests`.
+//! The configuration that flags, file, kubeconfig and pod give. Invalid ones are in `cli::tests`.
 
 mod documents;
 mod files;
@@ -24,7 +24,7 @@ use super::{
 };
 use standin::TempDir;
 
-fn outside_of_a_pod() -> Environment {
+fn outside_pod() -> Environment {
     Environment {
         service_host: None,
         service_port: None,
@@ -34,7 +34,7 @@ fn outside_of_a_pod() -> Environment {
     }
 }
 
-/// Flags that suffice to start, with paths that need not exist.
+/// The flags that a start needs, with paths that need not exist.
 fn enough() -> ServeArgs {
     ServeArgs {
         certificates: vec!["/tls.crt".into()],
@@ -51,7 +51,7 @@ fn with_config(args: ServeArgs, text: &str) -> Config {
         config: Some(scratch.write("proxy.yaml", text)),
         ..args
     };
-    let mut config = load(&args, &outside_of_a_pod()).unwrap();
+    let mut config = load(&args, &outside_pod()).unwrap();
     assert_eq!(config.sources, [scratch.path().join("proxy.yaml")]);
     config.sources.clear();
     config
@@ -65,7 +65,7 @@ fn of_kubeconfig(scratch: &TempDir, text: &str, context: Option<&str>) -> Cluste
         context: context.map(ToOwned::to_owned),
         ..enough()
     };
-    let mut config = load(&args, &outside_of_a_pod()).unwrap();
+    let mut config = load(&args, &outside_pod()).unwrap();
     assert_eq!(config.clusters.len(), 1);
     config.clusters.remove(0)
 }
@@ -75,8 +75,8 @@ fn name(text: &'static str) -> ServerName<'static> {
 }
 
 #[test]
-fn flags_alone_give_the_defaults() {
-    let config = load(&enough(), &outside_of_a_pod()).unwrap();
+fn flags_alone_give_defaults() {
+    let config = load(&enough(), &outside_pod()).unwrap();
     assert_eq!(
         config,
         Config {
@@ -115,7 +115,7 @@ fn flags_alone_give_the_defaults() {
 }
 
 #[test]
-fn every_flag_arrives() {
+fn every_flag_is_applied() {
     let args = ServeArgs {
         listen: vec!["127.0.0.1:0".to_owned(), ":443".to_owned()],
         hosts: vec![
@@ -134,7 +134,7 @@ fn every_flag_arrives() {
         no_access_log: true,
         ..enough()
     };
-    let config = load(&args, &outside_of_a_pod()).unwrap();
+    let config = load(&args, &outside_pod()).unwrap();
     let listen: Vec<_> = config.listen.iter().map(ToString::to_string).collect();
     assert_eq!(listen, ["127.0.0.1:0", "[::]:443"]);
     assert_eq!(config.workers.get(), 7);
@@ -160,13 +160,13 @@ fn relative_paths_of_flags_become_absolute() {
         certificates: vec!["tls.crt".into()],
         ..enough()
     };
-    let config = load(&args, &outside_of_a_pod()).unwrap();
+    let config = load(&args, &outside_pod()).unwrap();
     let expected = env::current_dir().unwrap().join("tls.crt");
     assert_eq!(config.identities[0].certificate, expected);
 }
 
 #[test]
-fn a_flag_replaces_what_the_file_says() {
+fn flag_replaces_value_of_file() {
     let text = "
 listen: ['[::]:1', '[::]:2']
 workers: 5
@@ -213,7 +213,7 @@ log: {format: json, filter: debug, access: true}
 }
 
 #[test]
-fn several_clusters_each_in_its_own_way() {
+fn clusters_come_from_upstream_kubeconfig_and_pod() {
     let scratch = TempDir::new();
     scratch.write("sa/ca.crt", "any");
     scratch.write(
@@ -250,7 +250,7 @@ clusters:
         service_host: Some("fd00::2".to_owned()),
         service_port: Some("443".to_owned()),
         service_account: scratch.path().join("sa"),
-        ..outside_of_a_pod()
+        ..outside_pod()
     };
     let config = load(&args, &env).unwrap();
     let etc = scratch.path().join("etc");
@@ -292,13 +292,13 @@ clusters:
 }
 
 #[test]
-fn a_section_whose_keys_are_all_commented_out_is_as_if_absent() {
+fn section_without_keys_means_defaults() {
     let config = with_config(enough(), "limits:\ntimeouts:\nlog:\nlisten:\nclusters:\n");
-    assert_eq!(config, load(&enough(), &outside_of_a_pod()).unwrap());
+    assert_eq!(config, load(&enough(), &outside_pod()).unwrap());
 }
 
 #[test]
-fn connections_follow_the_open_files() {
+fn default_connections_follow_open_files() {
     let connections = |files| Limits::for_machine(NonZeroUsize::MIN, files).connections;
     assert_eq!(connections(1024), 384);
     assert_eq!(connections(1_048_576), 100_000);

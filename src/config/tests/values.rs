@@ -95,7 +95,7 @@ fn reads_upstream_urls() {
 }
 
 #[test]
-fn a_password_in_a_url_is_not_repeated() {
+fn password_in_url_is_not_repeated() {
     for text in [
         "https://u:canary@a",
         "http://canary@a/?x",

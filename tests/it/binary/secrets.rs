@@ -515,7 +515,7 @@ async fn reload_does_not_log_or_serve_a_secret() {
         fs::write(&file, &text).unwrap();
         binary.signal("HUP").await;
         if text == "{}" {
-            binary.wait_for_line("the files are good again").await;
+            binary.wait_for_line("reload works again").await;
             continue;
         }
         failures += 1;

@@ -139,7 +139,7 @@ async fn each_failure_of_a_reload_is_said_once() {
     std::fs::write(&key, "hello").unwrap();
     binary.wait_for_line("holds no PEM block").await;
     std::fs::write(&key, good).unwrap();
-    binary.wait_for_line("the files are good again").await;
+    binary.wait_for_line("reload works again").await;
     let lines = binary.stderr();
     let failures = lines.iter().filter(|line| line.contains("reload failed"));
     assert_eq!(failures.count(), 2, "{lines:?}");
@@ -174,7 +174,7 @@ async fn what_needs_a_restart_is_said_once() {
     let binary = Binary::start(&world, upstream.address(), &flags).await;
     let changed = "timeouts: {reload: 30ms}\nlimits: {uriBytes: 2KiB}";
     std::fs::write(&config, changed).unwrap();
-    let line = "limits, timeouts changed; a restart is needed";
+    let line = r#"changed settings need a restart settings="limits, timeouts""#;
     binary.wait_for_line(line).await;
     tokio::time::sleep(Duration::from_millis(400)).await;
     let lines = binary.stderr();
