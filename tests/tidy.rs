@@ -599,7 +599,8 @@ fn type_names(text: &str) -> Vec<String> {
                 .chars()
                 .take_while(|c| c.is_alphanumeric() || *c == '_')
                 .collect();
-            Some(name)
+            // A macro takes the name as an argument.
+            (!name.is_empty()).then_some(name)
         })
         .collect()
 }
