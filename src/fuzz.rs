@@ -10,7 +10,7 @@ pub type Target = (&'static str, fn(&[u8]));
 pub fn targets() -> [Target; 8] {
     let [heads, targets] = crate::downstream::FUZZ;
     let [headers, host, path] = crate::proxy::FUZZ;
-    let [goaway, answer, chunks] = crate::upstream::FUZZ;
+    let [goaway, response, chunks] = crate::upstream::FUZZ;
     [
         ("heads", heads),
         ("targets", targets),
@@ -18,7 +18,7 @@ pub fn targets() -> [Target; 8] {
         ("host", host),
         ("path", path),
         ("goaway", goaway),
-        ("answer", answer),
+        ("response", response),
         ("chunks", chunks),
     ]
 }

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use kube_tls_proxy::cli;
 
-/// Gives memory back by itself once a burst is over. Proof: tests/it
-/// `memory_is_given_back_after_a_burst`; the figures are in docs/performance.md.
+/// jemalloc returns memory to the kernel after a burst. Proof: tests/it
+/// `memory_is_freed_after_a_burst`; the figures are in docs/performance.md.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

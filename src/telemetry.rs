@@ -81,7 +81,7 @@ pub fn start(config: &LogConfig) -> Result<Telemetry, ParseError> {
 
 /// Other crates log errors only, whatever the filter of the operator says: h2 logs whole header fields
 /// at `trace`, tokens included, and hyper and rustls warn once per request of an attacker. Our own events
-/// have the facts that matter. Proof: tests/it `no_filter_brings_a_secret_into_the_log`.
+/// have the facts that matter. Proof: tests/it `log_contains_no_secret_with_any_filter`.
 fn may_be_logged(metadata: &Metadata<'_>) -> bool {
     metadata.target().starts_with(env!("CARGO_CRATE_NAME")) || *metadata.level() == Level::ERROR
 }

@@ -77,14 +77,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     (
         "reload",
-        &[
-            "config",
-            "downstream",
-            "pki",
-            "proxy",
-            "telemetry",
-            "upstream",
-        ],
+        &["config", "downstream", "pki", "proxy", "upstream"],
     ),
     ("fuzz", &["downstream", "proxy", "upstream"]),
     ("bench", &["downstream", "proxy"]),
@@ -101,21 +94,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "pki",
             "proxy",
             "socket",
-            "telemetry",
             "transport",
             "upstream",
         ],
     ),
     (
         "proxy",
-        &[
-            "activity",
-            "config",
-            "drain",
-            "metrics",
-            "telemetry",
-            "upstream",
-        ],
+        &["activity", "config", "drain", "metrics", "upstream"],
     ),
     (
         "upstream",

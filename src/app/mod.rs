@@ -93,10 +93,11 @@ impl App {
         let material = Material::load(&config, now)?;
         let (reloader, snapshot) = Reloader::new(config, material, now)?;
         let config = reloader.config();
-        let ((addresses, sockets), owner) = if inherited.is_empty() {
-            (open(config)?, Owner::Proxy)
+        let (addresses, sockets) = open(config, &inherited)?;
+        let owner = if inherited.is_empty() {
+            Owner::Proxy
         } else {
-            (share(&inherited, config)?, Owner::Parent)
+            Owner::Parent
         };
         let admin = config.admin.map(Admin::bind).transpose()?;
         let metrics = Arc::new(Metrics::new(config.workers.get()));
@@ -183,43 +184,36 @@ impl App {
     ///
     /// Dropping the future makes the workers drain by themselves.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), AppError> {
-        let Self {
-            sockets,
-            owner,
-            shared,
-            mut reloader,
-            source,
-            reload_now,
-            phase,
-            stop,
-            metrics,
-            heartbeats,
-            admin,
-            started,
-            addresses,
-        } = self;
+        let (shared, mut reloader) = (self.shared, self.reloader);
         let sources = Sources {
-            metrics: Arc::clone(&metrics),
-            heartbeats: heartbeats.clone(),
+            metrics: Arc::clone(&self.metrics),
+            heartbeats: self.heartbeats.clone(),
             report: reloader.report(),
-            phase: phase.subscribe(),
-            listening: addresses,
+            phase: self.phase.subscribe(),
+            listening: self.addresses,
             connections_limit: shared.limits.connections,
-            started,
+            started: self.started,
         };
-        let _admin = admin
+        let _admin = self
+            .admin
             .map(|admin| admin.serve(sources, &shared.timeouts))
             .transpose()?;
         let mut upkeep = EndpointUpkeep::new(&shared);
         upkeep.update(reloader.clusters()).await;
-        let workers = Workers::start(sockets, owner, &shared, &metrics, &heartbeats)?;
+        let workers = Workers::start(
+            self.sockets,
+            self.owner,
+            &shared,
+            &self.metrics,
+            &self.heartbeats,
+        )?;
         let reloading = async {
             loop {
                 tokio::select! {
                     () = tokio::time::sleep(shared.timeouts.reload) => {}
-                    () = reload_now.notified() => {}
+                    () = self.reload_now.notified() => {}
                 }
-                if let Some(snapshot) = reloader.reload(&source, SystemTime::now()) {
+                if let Some(snapshot) = reloader.reload(&self.source, SystemTime::now()) {
                     upkeep.update(reloader.clusters()).await;
                     shared.snapshot.store(Arc::new(snapshot));
                     info!("reloaded");
@@ -228,54 +222,48 @@ impl App {
             }
         };
         workers
-            .run(shutdown, reloading, &phase, &stop, &shared.timeouts)
+            .run(
+                shutdown,
+                reloading,
+                &self.phase,
+                &self.stop,
+                &shared.timeouts,
+            )
             .await
     }
 }
 
-fn open(config: &Config) -> Result<Bound, AppError> {
+/// Opens the configured addresses, or shares the inherited sockets; returns the addresses and the sockets of
+/// each worker.
+fn open(config: &Config, inherited: &[TcpListener]) -> Result<Bound, AppError> {
     let workers = config.workers.get();
-    let sharing = if config.reuse_port {
-        PortSharing::Reuse
-    } else {
-        PortSharing::Exclusive
+    let mut addresses = Vec::new();
+    let mut of_workers: Vec<_> = (0..workers).map(|_| Vec::new()).collect();
+    let mut add = |address, opened: io::Result<Vec<TcpListener>>| {
+        let failed = |error| AppError::Listen {
+            address,
+            source: ListenError::new(ListenFlag::Clients, error),
+        };
+        let opened = opened.map_err(failed)?;
+        let first = opened.first().map(TcpListener::local_addr);
+        addresses.extend(first.transpose().map_err(failed)?);
+        for (of_worker, socket) in of_workers.iter_mut().zip(opened) {
+            of_worker.push(socket);
+        }
+        Ok::<_, AppError>(())
     };
-    let mut bound = (Vec::new(), (0..workers).map(|_| Vec::new()).collect());
-    for address in &config.listen {
-        let sockets = listener::bind(*address, workers, sharing);
-        hand_out(sockets, *address, &mut bound)?;
+    if inherited.is_empty() {
+        let sharing = PortSharing::new(config.reuse_port);
+        for address in &config.listen {
+            add(*address, listener::bind(*address, workers, sharing))?;
+        }
     }
-    Ok(bound)
-}
-
-fn share(inherited: &[TcpListener], config: &Config) -> Result<Bound, AppError> {
-    let workers = config.workers.get();
-    let mut bound = (Vec::new(), (0..workers).map(|_| Vec::new()).collect());
     for socket in inherited {
         let address = socket.local_addr().map_err(|source| AppError::Run {
             doing: "read the address of an inherited socket".into(),
             source,
         })?;
-        hand_out(listener::share(socket, workers), address, &mut bound)?;
+        add(address, listener::share(socket, workers))?;
     }
-    Ok(bound)
-}
-
-/// Gives each worker one of these sockets, which are all on the same address.
-fn hand_out(
-    sockets: io::Result<Vec<TcpListener>>,
-    address: SocketAddr,
-    (addresses, of_workers): &mut Bound,
-) -> Result<(), AppError> {
-    let failed = |error: io::Error| AppError::Listen {
-        address,
-        source: ListenError::new(ListenFlag::Clients, error),
-    };
-    let sockets = sockets.map_err(failed)?;
-    let first = sockets.first().map(TcpListener::local_addr);
-    addresses.extend(first.transpose().map_err(failed)?);
-    for (of_worker, socket) in of_workers.iter_mut().zip(sockets) {
-        of_worker.push(socket);
-    }
-    Ok(())
+    Ok((addresses, of_workers))
 }

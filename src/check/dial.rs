@@ -248,7 +248,7 @@ mod tests {
     #[test]
     fn one_day_certificate_warns_only_in_its_last_third() {
         const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-        let mut leaf = CertSummary::of(&Ca::new("a").der()).unwrap();
+        let mut leaf = CertSummary::from_der(&Ca::new("a").der()).unwrap();
         leaf.not_before = SystemTime::UNIX_EPOCH;
         for (life, soon) in [(DAY, DAY / 3), (90 * DAY, 14 * DAY), (3650 * DAY, 14 * DAY)] {
             leaf.not_after = leaf.not_before + life;

@@ -204,11 +204,7 @@ async fn check_port(
     identities: &[Identity],
     recorder: &mut Recorder<'_>,
 ) {
-    let sharing = if config.reuse_port {
-        PortSharing::Reuse
-    } else {
-        PortSharing::Exclusive
-    };
+    let sharing = PortSharing::new(config.reuse_port);
     let error = match listener::claim(address, sharing) {
         Ok(_free) if address.port() == 0 => {
             let text = format!("{address}: the system chooses a free port");

@@ -7,18 +7,15 @@ use std::{
     time::SystemTime,
 };
 
-use clap::{Args, ValueEnum, builder::PossibleValue};
+use clap::{Args, ValueEnum};
 
-use super::print_failure;
+use super::print_error;
 use crate::{
     check::{
         self, CheckReport, Colours, Event, Plan, RESPONSE_TIMEOUT, Through, Token, TokenError,
         WATCH_DURATION,
     },
-    config::{
-        self, ConfigError, Environment, ServeArgs, TrustSource, UpstreamUrl, check_path_flag,
-        has_no_colours,
-    },
+    config::{self, ConfigError, Environment, ServeArgs, TrustSource, UpstreamUrl, has_no_colours},
     pki::{PkiError, TrustAnchors},
     quote,
 };
@@ -52,27 +49,15 @@ pub struct CheckArgs {
 }
 
 /// How the report is printed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+#[expect(
+    missing_docs,
+    reason = "clap prints the docs of variants, and then `--help` prints each flag as a paragraph"
+)]
 pub enum OutputFormat {
-    /// Lines for people.
     #[default]
     Text,
-    /// One JSON document.
     Json,
-}
-
-/// Implemented by hand: `derive` turns the comments into help texts, and then `--help` prints each flag as a paragraph.
-impl ValueEnum for OutputFormat {
-    fn value_variants<'a>() -> &'a [Self] {
-        &[Self::Text, Self::Json]
-    }
-
-    fn to_possible_value(&self) -> Option<PossibleValue> {
-        Some(PossibleValue::new(match self {
-            Self::Text => "text",
-            Self::Json => "json",
-        }))
-    }
 }
 
 /// Why no check can run.
@@ -91,7 +76,7 @@ pub(super) fn check(args: &CheckArgs) -> ExitCode {
     let plan = match plan(args) {
         Ok(plan) => plan,
         Err(error) => {
-            print_failure(&error);
+            print_error(&error);
             return ExitCode::from(2);
         }
     };
@@ -101,7 +86,7 @@ pub(super) fn check(args: &CheckArgs) -> ExitCode {
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
-            print_failure(&error);
+            print_error(&error);
             return ExitCode::from(1);
         }
     };
@@ -114,14 +99,6 @@ pub(super) fn check(args: &CheckArgs) -> ExitCode {
 }
 
 fn plan(args: &CheckArgs) -> Result<Plan, UsageError> {
-    for (flag, path) in [
-        ("--through-ca", &args.through_ca),
-        ("--token-file", &args.token_file),
-    ] {
-        if let Some(path) = path {
-            check_path_flag(flag, path)?;
-        }
-    }
     let through = match &args.through {
         Some(url) => Some(through(url)?),
         None => None,

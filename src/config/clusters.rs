@@ -46,10 +46,10 @@ pub(super) fn load(
             return Err(source.error_at(&entry, SettingError::SecretName));
         }
         if clusters.iter().any(|cluster| cluster.name == name) {
-            return Err(source.error_at(&entry, SettingError::DuplicateCluster { name }));
+            return Err(source.error_at(&entry, SettingError::cluster(&name, DUPLICATE)));
         }
         if several && entry.value.hosts.is_empty() {
-            return Err(source.error_at(&entry, SettingError::NoHosts { name }));
+            return Err(source.error_at(&entry, SettingError::cluster(&name, NO_HOSTS)));
         }
         for host in &entry.value.hosts {
             let text = host.value.0.0.to_string();
@@ -77,7 +77,7 @@ fn cluster_of_entry(
         .map(|host| host.value.0.0.to_string())
         .collect();
     if entry.value.context.is_some() && entry.value.kubeconfig.is_none() {
-        return Err(source.error_at(&entry, SettingError::ClusterContext { name }));
+        return Err(source.error_at(&entry, SettingError::cluster(&name, CONTEXT_ALONE)));
     }
     let one = match (
         &entry.value.upstream,
@@ -92,7 +92,7 @@ fn cluster_of_entry(
             in_cluster(env)?.ok_or_else(|| source.error_at(&entry, SettingError::NotInPod))?
         }
         (None, None, false) | (Some(_), Some(_), _) | (Some(_), _, true) | (_, Some(_), true) => {
-            return Err(source.error_at(&entry, SettingError::ClusterSource { name }));
+            return Err(source.error_at(&entry, SettingError::cluster(&name, NOT_ONE_SOURCE)));
         }
     };
     Ok(ClusterConfig { name, hosts, ..one })
@@ -220,6 +220,7 @@ fn in_cluster(env: &Environment) -> Result<Option<ClusterConfig>, ConfigError> {
             | ReadError::Denied
             | ReadError::Directory
             | ReadError::TooLarge
+            | ReadError::NotAPath { .. }
             | ReadError::Other(_) => SettingError::PodCa { file, source },
         }));
     }
@@ -237,3 +238,9 @@ fn in_cluster(env: &Environment) -> Result<Option<ClusterConfig>, ConfigError> {
         trust: TrustSource::File(ca),
     }))
 }
+
+const NO_HOSTS: &str = "has no `hosts`, and there are several clusters; add its public host names";
+const CONTEXT_ALONE: &str =
+    "has a `context` without a `kubeconfig`; add `kubeconfig`, or remove `context`";
+const DUPLICATE: &str = "has the name of another cluster; give each its own name";
+const NOT_ONE_SOURCE: &str = "must name its apiserver in exactly one way; give one of `upstream`, `kubeconfig` and `inCluster: true`";

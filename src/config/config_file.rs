@@ -177,9 +177,7 @@ impl FromStr for ListenAddr {
         };
         address
             .map(Self)
-            .map_err(|_not_an_address| SettingError::BadListen {
-                text: quote::value(text),
-            })
+            .map_err(|_not_an_address| SettingError::invalid(text, NOT_A_LISTEN_ADDRESS))
     }
 }
 
@@ -195,9 +193,7 @@ impl FromStr for EndpointAddr {
         address
             .filter(|address| address.port() != 0)
             .map(Self)
-            .ok_or_else(|| SettingError::BadEndpoint {
-                text: quote::value(text),
-            })
+            .ok_or_else(|| SettingError::invalid(text, NOT_AN_ENDPOINT))
     }
 }
 
@@ -208,9 +204,7 @@ impl FromStr for LogFormat {
         match text {
             "text" => Ok(Self::Text),
             "json" => Ok(Self::Json),
-            _ => Err(SettingError::BadLogFormat {
-                text: quote::value(text),
-            }),
+            _ => Err(SettingError::invalid(text, NOT_A_LOG_FORMAT)),
         }
     }
 }
@@ -228,9 +222,7 @@ impl FromStr for LogFilter {
             || quote::pasted(text).is_some();
         match EnvFilter::builder().parse(text) {
             Ok(_) if !misspelt => Ok(Self(text.to_owned())),
-            Ok(_) | Err(_) => Err(SettingError::BadLogFilter {
-                text: quote::value(text),
-            }),
+            Ok(_) | Err(_) => Err(SettingError::invalid(text, NOT_A_LOG_FILTER)),
         }
     }
 }
@@ -256,9 +248,7 @@ impl FromStr for PublicHost {
     type Err = SettingError;
 
     fn from_str(text: &str) -> Result<Self, SettingError> {
-        let bad = || SettingError::BadHost {
-            host: quote::value(text),
-        };
+        let bad = || SettingError::invalid(text, NOT_A_HOST);
         // The name would be in every message about its cluster.
         if quote::pasted(text).is_some() {
             return Err(bad());
@@ -289,3 +279,9 @@ pub fn schema() -> serde_json::Value {
         .into_root_schema_for::<ConfigFile>();
     schema.into()
 }
+
+const NOT_A_LISTEN_ADDRESS: &str = "is not an address to listen on; write ADDRESS:PORT with an IP address, such as [::]:8443 or 127.0.0.1:8443";
+const NOT_AN_ENDPOINT: &str = "is not the address of an apiserver; write ADDRESS:PORT with an IP address, such as 10.0.0.1:6443";
+const NOT_A_LOG_FORMAT: &str = "is not a log format; write text or json";
+const NOT_A_LOG_FILTER: &str = "is not a log filter; write a level, or levels for modules, such as info or info,kube_tls_proxy=debug";
+const NOT_A_HOST: &str = "is not a host name; write it without scheme, port and path, such as kube.example.com or *.example.com";

@@ -148,65 +148,22 @@ impl fmt::Display for Position {
     reason = "the message of each variant is its documentation"
 )]
 pub enum SettingError {
-    #[error(
-        "`{text}` is not an address to listen on; write ADDRESS:PORT with an IP address, such as [::]:8443 or 127.0.0.1:8443"
-    )]
-    BadListen { text: String },
-    #[error(
-        "`{text}` is not the address of an apiserver; write ADDRESS:PORT with an IP address, such as 10.0.0.1:6443"
-    )]
-    BadEndpoint { text: String },
-    #[error(
-        "`{text}` is not a duration; write numbers with units, such as 500ms, 5s, 10m or 1h30m"
-    )]
-    BadDuration { text: String },
-    #[error("`{text}` is longer than a year; write a shorter duration")]
-    DurationTooLong { text: String },
+    #[error("`{text}` {problem}")]
+    Invalid { text: String, problem: &'static str },
+    #[error("cluster `{name}` {problem}")]
+    Cluster { name: String, problem: &'static str },
     #[error("0 is too short for anything to happen; write a longer duration, such as 5s")]
     ZeroDuration,
-    #[error("`{text}` is not a size; write a number of bytes with a unit, such as 64KiB or 1MiB")]
-    BadSize { text: String },
-    #[error("`{text}` is not a whole number; write one without sign, unit or quotes")]
-    BadCount { text: String },
     #[error("{found} is out of range; write a value from {min} to {max}")]
     OutOfRange {
         found: String,
         min: String,
         max: String,
     },
-    #[error("`{text}` is not a log format; write text or json")]
-    BadLogFormat { text: String },
-    #[error(
-        "`{text}` is not a log filter; write a level, or levels for modules, such as info or info,kube_tls_proxy=debug"
-    )]
-    BadLogFilter { text: String },
-    #[error(
-        "`{host}` is not a host name; write it without scheme, port and path, such as kube.example.com or *.example.com"
-    )]
-    BadHost { host: String },
-    #[error(
-        "`{name}` is neither a DNS name nor an IP address; write one such as kubernetes.default.svc"
-    )]
-    BadName { name: String },
-    #[error(
-        "`{url}` is not an https URL; tokens go over verified TLS only, so write https://HOST:PORT"
-    )]
-    UrlScheme { url: String },
     #[error(
         "the URL has a user name or password; remove everything up to the `@`, because each client sends its own credentials"
     )]
     UrlUser,
-    #[error("`{url}` has a query or fragment; remove the `?` or `#` and everything after it")]
-    UrlQuery { url: String },
-    #[error("`{url}` has no valid host; write https://HOST:PORT, with an IPv6 address in brackets")]
-    UrlHost { url: String },
-    #[error("`{url}` has no valid port; write a number from 1 to 65535 after the colon")]
-    UrlPort { url: String },
-    #[error(
-        "`{url}` has a path that cannot be a prefix; write /PREFIX with plain segments, without `..`, `//` or spaces"
-    )]
-    UrlPath { url: String },
-
     #[error("unknown key `{key}`{}", nearest.as_ref().map_or_else(|| format!("; possible keys: {known}"), |nearest| format!("; did you mean `{nearest}`?")))]
     UnknownKey {
         key: String,
@@ -241,21 +198,8 @@ pub enum SettingError {
     NotKeys,
     #[error("this must be a boolean; write true or false")]
     NotABool,
-
-    #[error(
-        "cluster `{name}` must name its apiserver in exactly one way; give one of `upstream`, `kubeconfig` and `inCluster: true`"
-    )]
-    ClusterSource { name: String },
-    #[error(
-        "cluster `{name}` has a `context` without a `kubeconfig`; add `kubeconfig`, or remove `context`"
-    )]
-    ClusterContext { name: String },
-    #[error("there are several clusters, and `{name}` has no `hosts`; add its public host names")]
-    NoHosts { name: String },
     #[error("host `{host}` is already listed for cluster `{first}`; remove one of the two")]
     DuplicateHost { host: String, first: String },
-    #[error("another cluster already has the name `{name}`; give each its own name")]
-    DuplicateCluster { name: String },
     #[error("the `name` of the cluster is empty; give it a short one for the logs")]
     EmptyName,
     #[error(
@@ -279,7 +223,6 @@ pub enum SettingError {
         needed: usize,
         open_files: usize,
     },
-
     #[error(
         "--cert and --key come in pairs, but there are {certificates} and {keys} of them; give one --key per --cert, in the same order"
     )]
@@ -311,7 +254,6 @@ pub enum SettingError {
         flag: &'static str,
         needed: &'static str,
     },
-
     #[error("no current-context is set; choose a context with --context, one of: {known}")]
     NoCurrentContext { known: String },
     #[error("the file has no contexts; check the path")]
@@ -322,24 +264,6 @@ pub enum SettingError {
         "context `{context}` names cluster `{name}`, which the file does not have; choose another context, or fix the file"
     )]
     NoCluster { context: String, name: String },
-    #[error(
-        "cluster `{name}` sets insecure-skip-tls-verify: true, but an unverified apiserver could be anyone, and would read every token; remove that line and give the CA as certificate-authority"
-    )]
-    SkipsVerification { name: String },
-    #[error(
-        "cluster `{name}` uses proxy-url, which is not supported; run this proxy where it reaches the apiserver directly"
-    )]
-    ProxyUrl { name: String },
-    #[error(
-        "cluster `{name}` has no certificate-authority; add its CA, because public CAs are not trusted for an apiserver"
-    )]
-    NoAuthority { name: String },
-    #[error(
-        "certificate-authority-data of cluster `{name}` is not base64; copy the whole value again"
-    )]
-    BadAuthorityData { name: String },
-    #[error("cluster `{name}` has no server; add its URL")]
-    NoServer { name: String },
     #[error("{key} of cluster `{name}`")]
     ClusterKey {
         key: &'static str,
@@ -347,7 +271,6 @@ pub enum SettingError {
         #[source]
         source: Box<Self>,
     },
-
     #[error("{variable} is not set, but {other} is; set both or neither")]
     HalfPod {
         variable: &'static str,
@@ -374,6 +297,20 @@ pub enum SettingError {
         #[source]
         source: ReadError,
     },
+}
+
+impl SettingError {
+    /// An invalid value. `problem` follows it in the message and ends with the fix.
+    pub(super) fn invalid(text: &str, problem: &'static str) -> Self {
+        let text = quote::value(text);
+        Self::Invalid { text, problem }
+    }
+
+    /// A problem of the cluster with this name.
+    pub(super) fn cluster(name: &str, problem: &'static str) -> Self {
+        let name = quote::value(name);
+        Self::Cluster { name, problem }
+    }
 }
 
 /// The message of the YAML parser, without place and excerpt.

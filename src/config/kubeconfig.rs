@@ -129,28 +129,25 @@ fn in_file(file: &Path, fault: SettingError) -> ConfigError {
 
 fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, SettingError> {
     let NamedCluster { name, cluster } = entry;
-    let quoted_name = || quote::value(&name);
+    // Errors and log lines repeat it.
+    let name = quote::value(&name);
     if cluster.insecure_skip_tls_verify {
-        return Err(SettingError::SkipsVerification {
-            name: quoted_name(),
-        });
+        return Err(SettingError::cluster(&name, SKIPS_VERIFICATION));
     }
     if cluster.proxy_url.is_some_and(|url| !url.is_empty()) {
-        return Err(SettingError::ProxyUrl {
-            name: quoted_name(),
-        });
+        return Err(SettingError::cluster(&name, USES_PROXY));
     }
     let in_key = |key| {
-        let name = quoted_name();
+        let name = name.clone();
         move |source| SettingError::ClusterKey {
             key,
             name,
             source: Box::new(source),
         }
     };
-    let server = cluster.server.ok_or_else(|| SettingError::NoServer {
-        name: quoted_name(),
-    })?;
+    let server = cluster
+        .server
+        .ok_or_else(|| SettingError::cluster(&name, "has no server; add its URL"))?;
     let url: UpstreamUrl = server.parse().map_err(in_key("server"))?;
     let expected_name = match cluster.tls_server_name.filter(|name| !name.is_empty()) {
         Some(expected) => {
@@ -167,23 +164,15 @@ fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, SettingEr
             // Folded YAML text keeps its line breaks, which are not base64.
             pem: BASE64_STANDARD
                 .decode(data.split_ascii_whitespace().collect::<String>())
-                .map_err(|_not_base64| SettingError::BadAuthorityData {
-                    name: quoted_name(),
-                })?,
-            origin: format!(
-                "cluster `{}` in kubeconfig {}",
-                quoted_name(),
-                quote::path(file)
-            ),
+                .map_err(|_not_base64| SettingError::cluster(&name, BAD_CA_DATA))?,
+            origin: format!("cluster `{}` in kubeconfig {}", name, quote::path(file)),
         },
         (None, Some(path)) if !path.as_os_str().is_empty() => {
             check_path(&path).map_err(in_key("certificate-authority"))?;
             TrustSource::File(file.parent().unwrap_or_else(|| Path::new("")).join(path))
         }
         (None, _) => {
-            return Err(SettingError::NoAuthority {
-                name: quoted_name(),
-            });
+            return Err(SettingError::cluster(&name, NO_CA));
         }
     };
     Ok(ClusterConfig {
@@ -194,8 +183,7 @@ fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, SettingEr
         path_prefix: url.prefix,
         expected_name,
         trust,
-        // Log lines repeat it.
-        name: quote::value(&name),
+        name,
     })
 }
 
@@ -206,3 +194,10 @@ fn known(contexts: &[NamedContext]) -> String {
         .collect::<Vec<_>>()
         .join(", ")
 }
+
+const SKIPS_VERIFICATION: &str = "sets insecure-skip-tls-verify: true, but an unverified apiserver could be anyone, and would read every token; remove that line and give the CA as certificate-authority";
+const USES_PROXY: &str = "uses proxy-url, which is not supported; run this proxy where it reaches the apiserver directly";
+const BAD_CA_DATA: &str =
+    "has certificate-authority-data that is not base64; copy the whole value again";
+const NO_CA: &str =
+    "has no certificate-authority; add its CA, because public CAs are not trusted for an apiserver";

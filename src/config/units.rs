@@ -14,9 +14,7 @@ use crate::quote;
 
 /// Reads `500ms`, `5s`, `10m`, `1h30m` or `0s`.
 pub(super) fn duration(text: &str) -> Result<Duration, SettingError> {
-    let bad = || SettingError::BadDuration {
-        text: quote::value(text),
-    };
+    let bad = || SettingError::invalid(text, NOT_A_DURATION);
     let mut rest = text;
     let mut total = Duration::ZERO;
     if rest.is_empty() {
@@ -41,18 +39,14 @@ pub(super) fn duration(text: &str) -> Result<Duration, SettingError> {
         rest = next;
     }
     if total > MAX_DURATION {
-        return Err(SettingError::DurationTooLong {
-            text: quote::value(text),
-        });
+        return Err(SettingError::invalid(text, TOO_LONG));
     }
     Ok(total)
 }
 
 /// Reads `65536`, `64KiB` or `1MiB`.
 fn bytes(text: &str) -> Result<u64, SettingError> {
-    let bad = || SettingError::BadSize {
-        text: quote::value(text),
-    };
+    let bad = || SettingError::invalid(text, NOT_A_SIZE);
     let (number, unit) = leading_number(text).ok_or_else(bad)?;
     let factor = match unit.trim_start() {
         "" | "B" => 1,
@@ -72,19 +66,12 @@ fn leading_number(text: &str) -> Option<(u64, &str)> {
     Some((digits.parse().ok()?, rest))
 }
 
-/// A duration of more than zero.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema)]
-#[schemars(inline)]
-pub(super) struct Timeout(
-    #[schemars(with = "String", regex(pattern = r"^([0-9]+(ms|s|m|h))+$"))] Duration,
-);
+/// A duration; zero only if `MAY_BE_ZERO`. What `0s` means is for the setting to say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ConfigDuration<const MAY_BE_ZERO: bool>(pub(super) Duration);
 
-/// A duration that may be zero; what `0s` means is for the setting to say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema)]
-#[schemars(inline)]
-pub(super) struct MaybeZeroDuration(
-    #[schemars(with = "String", regex(pattern = r"^([0-9]+(ms|s|m|h))+$"))] pub(super) Duration,
-);
+pub(super) type Timeout = ConfigDuration<false>;
+pub(super) type MaybeZeroDuration = ConfigDuration<true>;
 
 /// A whole number from `MIN` to `MAX`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,13 +86,7 @@ pub(super) trait Written<T> {
     fn value(self) -> T;
 }
 
-impl Written<Duration> for Timeout {
-    fn value(self) -> Duration {
-        self.0
-    }
-}
-
-impl Written<Duration> for MaybeZeroDuration {
+impl<const MAY_BE_ZERO: bool> Written<Duration> for ConfigDuration<MAY_BE_ZERO> {
     fn value(self) -> Duration {
         self.0
     }
@@ -205,37 +186,22 @@ impl<T, F: FnOnce(&str, Option<u64>) -> Result<T, SettingError>> de::Visitor<'_>
     }
 }
 
-impl FromStr for Timeout {
+impl<const MAY_BE_ZERO: bool> FromStr for ConfigDuration<MAY_BE_ZERO> {
     type Err = SettingError;
 
     fn from_str(text: &str) -> Result<Self, SettingError> {
-        let timeout = duration(text)?;
-        if timeout.is_zero() {
+        let duration = duration(text)?;
+        if duration.is_zero() && !MAY_BE_ZERO {
             return Err(SettingError::ZeroDuration);
         }
-        Ok(Self(timeout))
+        Ok(Self(duration))
     }
 }
 
-impl FromStr for MaybeZeroDuration {
-    type Err = SettingError;
-
-    fn from_str(text: &str) -> Result<Self, SettingError> {
-        duration(text).map(Self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Timeout {
+impl<'de, const MAY_BE_ZERO: bool> Deserialize<'de> for ConfigDuration<MAY_BE_ZERO> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let parse = |text: &str, _| text.parse();
         deserializer.deserialize_any(Scalar(parse, "a duration such as 5s"))
-    }
-}
-
-impl<'de> Deserialize<'de> for MaybeZeroDuration {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let parse = |text: &str, _| text.parse();
-        deserializer.deserialize_any(Scalar(parse, "a duration such as 25s"))
     }
 }
 
@@ -244,9 +210,7 @@ impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Count<MIN, MAX> {
         deserializer.deserialize_any(Scalar(
             |text: &str, number: Option<u64>| match number {
                 Some(number) => Self::checked(number),
-                None => Err(SettingError::BadCount {
-                    text: quote::value(text),
-                }),
+                None => Err(SettingError::invalid(text, NOT_A_COUNT)),
             },
             "a whole number",
         ))
@@ -267,10 +231,22 @@ impl<const MIN: u64, const MAX: u64> FromStr for Count<MIN, MAX> {
 
     fn from_str(text: &str) -> Result<Self, SettingError> {
         text.parse()
-            .map_err(|_not_a_number| SettingError::BadCount {
-                text: quote::value(text),
-            })
+            .map_err(|_not_a_number| SettingError::invalid(text, NOT_A_COUNT))
             .and_then(Self::checked)
+    }
+}
+
+impl<const MAY_BE_ZERO: bool> JsonSchema for ConfigDuration<MAY_BE_ZERO> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Duration".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "pattern": "^([0-9]+(ms|s|m|h))+$" })
     }
 }
 
@@ -309,3 +285,10 @@ impl<const MIN: u64, const MAX: u64> JsonSchema for Size<MIN, MAX> {
 
 /// Longer than any useful wait, and far below what overflows when added to a clock.
 const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+const NOT_A_DURATION: &str =
+    "is not a duration; write numbers with units, such as 500ms, 5s, 10m or 1h30m";
+const TOO_LONG: &str = "is longer than a year; write a shorter duration";
+const NOT_A_SIZE: &str =
+    "is not a size; write a number of bytes with a unit, such as 64KiB or 1MiB";
+const NOT_A_COUNT: &str = "is not a whole number; write one without sign, unit or quotes";

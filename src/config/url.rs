@@ -30,7 +30,7 @@ impl FromStr for UpstreamUrl {
 
     fn from_str(text: &str) -> Result<Self, SettingError> {
         // No error repeats the query, because it may contain a token.
-        let url = || quote::value(text.split(['?', '#']).next().unwrap_or_default());
+        let url = text.split(['?', '#']).next().unwrap_or_default();
         // Checked first, because every later error repeats the URL.
         let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
         let (authority, path) = match rest.find(['/', '?', '#']) {
@@ -41,21 +41,21 @@ impl FromStr for UpstreamUrl {
             return Err(SettingError::UrlUser);
         }
         if !scheme.eq_ignore_ascii_case("https") {
-            return Err(SettingError::UrlScheme { url: url() });
+            return Err(SettingError::invalid(url, NOT_HTTPS));
         }
         if path.contains('?') || path.contains('#') {
-            return Err(SettingError::UrlQuery { url: url() });
+            return Err(SettingError::invalid(url, HAS_QUERY));
         }
         let (host, port) =
-            split_port(authority).ok_or_else(|| SettingError::UrlPort { url: url() })?;
+            split_port(authority).ok_or_else(|| SettingError::invalid(url, NO_PORT))?;
         // `fd00::1:6443` could be an address with or without a port.
         if host.contains(':') && !host.starts_with('[') {
-            return Err(SettingError::UrlHost { url: url() });
+            return Err(SettingError::invalid(url, NO_HOST));
         }
-        let (host, name) = parse_host(host).ok_or_else(|| SettingError::UrlHost { url: url() })?;
+        let (host, name) = parse_host(host).ok_or_else(|| SettingError::invalid(url, NO_HOST))?;
         let prefix = path.trim_end_matches('/');
         if !is_plain_path(prefix) || quote::pasted(prefix).is_some() {
-            return Err(SettingError::UrlPath { url: url() });
+            return Err(SettingError::invalid(url, BAD_PREFIX));
         }
         Ok(Self {
             host,
@@ -70,9 +70,7 @@ impl FromStr for UpstreamUrl {
 pub(super) fn expected_name(text: &str) -> Result<ServerName<'static>, SettingError> {
     parse_host(text)
         .map(|(_host, name)| name)
-        .ok_or_else(|| SettingError::BadName {
-            name: quote::value(text),
-        })
+        .ok_or_else(|| SettingError::invalid(text, NOT_A_NAME))
 }
 
 /// A bare host: name in lower case, or address without brackets.
@@ -132,3 +130,13 @@ fn is_plain_path(path: &str) -> bool {
         .skip(1)
         .all(|segment| !matches!(segment, "" | "." | ".."))
 }
+
+const NOT_HTTPS: &str =
+    "is not an https URL; tokens go over verified TLS only, so write https://HOST:PORT";
+const HAS_QUERY: &str = "has a query or fragment; remove the `?` or `#` and everything after it";
+const NO_PORT: &str = "has no valid port; write a number from 1 to 65535 after the colon";
+const NO_HOST: &str =
+    "has no valid host; write https://HOST:PORT, with an IPv6 address in brackets";
+const BAD_PREFIX: &str = "has a path that cannot be a prefix; write /PREFIX with plain segments, without `..`, `//` or spaces";
+const NOT_A_NAME: &str =
+    "is neither a DNS name nor an IP address; write one such as kubernetes.default.svc";

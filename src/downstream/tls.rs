@@ -1,4 +1,4 @@
-//! Stage 2: the server handshake within its deadline, and what was agreed in it.
+//! Stage 2: the TLS handshake with a client, within its deadline.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -17,19 +17,19 @@ use crate::{
     transport::ReadAhead,
 };
 
-/// Why a downstream handshake did not come about.
+/// Why a downstream handshake failed.
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
     /// It took longer than `timeouts.handshake`.
     #[error("no TLS handshake within {0:?}")]
     Timeout(Duration),
-    /// The client's TLS and ours do not agree, or the connection broke.
+    /// Client and proxy have no version or cipher in common, or the connection broke.
     #[error("TLS handshake")]
     Failed(#[source] io::Error),
 }
 
 impl HandshakeError {
-    /// As its counter has it.
+    /// The label of its counter.
     pub(super) fn as_ended(&self) -> Handshake {
         match self {
             Self::Timeout(_) => Handshake::Timeout,
@@ -38,8 +38,8 @@ impl HandshakeError {
     }
 }
 
-/// Settings that present one of `identities`, chosen by SNI; the first when there is no SNI or an
-/// unknown one. `tickets` outlives the settings, so that a reload costs no client its session.
+/// Returns settings that present one of `identities`, chosen by SNI, or the first one without SNI or with an
+/// unknown name. `tickets` outlives the settings, so that clients can resume their sessions after a reload.
 ///
 /// # Panics
 ///
@@ -56,7 +56,7 @@ pub fn server_config(identities: &[Identity], tickets: Arc<dyn ProducesTickets>)
     config
 }
 
-/// Shakes hands, as one of `slots`; all of it, the wait for a slot included, within `limit`.
+/// Runs the TLS handshake. `limit` covers everything, including the wait for one of `slots`.
 ///
 /// # Errors
 ///
@@ -69,15 +69,15 @@ pub(super) async fn accept(
     counts: &Counters,
 ) -> Result<Box<TlsStream<ReadAhead>>, HandshakeError> {
     let handshake = async {
-        // A client that has not said a whole ClientHello takes no slot, or a few of them would keep
-        // everybody out.
+        // A client takes a slot only after its whole ClientHello has arrived. Otherwise a few silent clients
+        // would block all others.
         let hello = LazyConfigAcceptor::new(Acceptor::default(), ReadAhead::new(stream)).await?;
         if slots.available_permits() == 0 {
             counts.limits_hit.count(Limit::Handshakes);
         }
         let _slot = slots.acquire().await.map_err(io::Error::other)?;
         let limit_buffer =
-            |connection: &mut ServerConnection| connection.set_buffer_limit(Some(TLS_BUFFER));
+            |connection: &mut ServerConnection| connection.set_buffer_limit(Some(MAX_TLS_BUFFER));
         hello
             .into_stream_with(config, limit_buffer)
             .await
@@ -89,7 +89,7 @@ pub(super) async fn accept(
         .map_err(HandshakeError::Failed)
 }
 
-/// The certificate for each name; the SANs decide.
+/// Chooses the certificate for a name, by the SANs of the certificates.
 #[derive(Debug)]
 struct CertificateBySni {
     by_name: HostMap<Arc<CertifiedKey>>,
@@ -101,7 +101,7 @@ impl CertificateBySni {
         let mut by_name = HostMap::default();
         for identity in identities {
             for name in identity.names() {
-                // Of two certificates for one name the first wins, as for the default.
+                // Of two certificates for one name the first wins, as it does for the default.
                 by_name.insert(name, identity.certified_key());
             }
         }
@@ -122,4 +122,4 @@ impl ResolvesServerCert for CertificateBySni {
 }
 
 /// Bytes that rustls may hold for a client that does not read.
-const TLS_BUFFER: usize = 32 * 1024;
+const MAX_TLS_BUFFER: usize = 32 * 1024;

@@ -103,6 +103,18 @@ pub enum PortSharing {
     Reuse,
 }
 
+impl PortSharing {
+    /// The value for `--reuse-port`.
+    #[must_use]
+    pub fn new(reuse_port: bool) -> Self {
+        if reuse_port {
+            Self::Reuse
+        } else {
+            Self::Exclusive
+        }
+    }
+}
+
 /// Clones an inherited socket, such as one of systemd, for each worker. The socket outlives this process, so
 /// a restart does not even lose a connection that is not yet accepted.
 ///

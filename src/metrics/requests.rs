@@ -6,7 +6,7 @@
 use std::{
     cmp::Ordering,
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{LazyLock, Mutex, PoisonError},
 };
 
 use http::StatusCode;
@@ -64,7 +64,8 @@ impl Requests {
 }
 
 impl MetricValue for Requests {
-    /// Not bounded by [`MAX_ROWS`]: a row that moved to `other` in some scrapes only would count backwards.
+    /// Not bounded by [`MAX_ROWS`]: otherwise a row could be in `other` in one scrape and not in the next, and
+    /// its counter would fall. Proof: `sum_keeps_every_row_of_each_worker`.
     fn merge(&self, other: &Self) {
         let mut rows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for (row, count) in other.sorted() {
@@ -170,132 +171,44 @@ fn is_built_in(group: &str) -> bool {
 /// Rows of one worker; a new row beyond them counts for the resource `other`.
 const MAX_ROWS: usize = 4_000;
 
-/// Makes the entries of [`KINDS`], each with its whole label.
-macro_rules! kinds {
-    ($($kind:literal $(/ $sub:literal)?,)+) => {
-        &[$(kinds!(@one $kind $(/ $sub)?),)+]
-    };
-    (@one $kind:literal) => { ($kind, "", $kind) };
-    (@one $kind:literal / $sub:literal) => { ($kind, $sub, concat!($kind, "/", $sub)) };
-}
+/// Kind, subresource and label of each built-in resource, sorted for the binary search.
+static KINDS: LazyLock<Vec<(&str, &str, &str)>> = LazyLock::new(|| {
+    let labels = BUILT_IN_RESOURCES.split_whitespace();
+    let split = labels.map(|label| {
+        let (kind, sub) = label.split_once('/').unwrap_or((label, ""));
+        (kind, sub, label)
+    });
+    split.collect()
+});
 
-/// Kind, subresource and label, sorted for the binary search.
-const KINDS: &[(&str, &str, &str)] = kinds![
-    "apiservices",
-    "apiservices" / "status",
-    "bindings",
-    "certificatesigningrequests",
-    "certificatesigningrequests" / "approval",
-    "certificatesigningrequests" / "status",
-    "clusterrolebindings",
-    "clusterroles",
-    "clustertrustbundles",
-    "componentstatuses",
-    "configmaps",
-    "controllerrevisions",
-    "cronjobs",
-    "cronjobs" / "status",
-    "csidrivers",
-    "csinodes",
-    "csistoragecapacities",
-    "customresourcedefinitions",
-    "customresourcedefinitions" / "status",
-    "daemonsets",
-    "daemonsets" / "status",
-    "deployments",
-    "deployments" / "scale",
-    "deployments" / "status",
-    "deviceclasses",
-    "endpoints",
-    "endpointslices",
-    "events",
-    "flowschemas",
-    "flowschemas" / "status",
-    "horizontalpodautoscalers",
-    "horizontalpodautoscalers" / "status",
-    "ingressclasses",
-    "ingresses",
-    "ingresses" / "status",
-    "ipaddresses",
-    "jobs",
-    "jobs" / "status",
-    "leasecandidates",
-    "leases",
-    "limitranges",
-    "localsubjectaccessreviews",
-    "mutatingadmissionpolicies",
-    "mutatingadmissionpolicybindings",
-    "mutatingwebhookconfigurations",
-    "namespaces",
-    "namespaces" / "finalize",
-    "namespaces" / "status",
-    "networkpolicies",
-    "nodes",
-    "nodes" / "proxy",
-    "nodes" / "status",
-    "persistentvolumeclaims",
-    "persistentvolumeclaims" / "status",
-    "persistentvolumes",
-    "persistentvolumes" / "status",
-    "poddisruptionbudgets",
-    "poddisruptionbudgets" / "status",
-    "pods",
-    "pods" / "attach",
-    "pods" / "binding",
-    "pods" / "ephemeralcontainers",
-    "pods" / "eviction",
-    "pods" / "exec",
-    "pods" / "log",
-    "pods" / "portforward",
-    "pods" / "proxy",
-    "pods" / "resize",
-    "pods" / "status",
-    "podtemplates",
-    "priorityclasses",
-    "prioritylevelconfigurations",
-    "prioritylevelconfigurations" / "status",
-    "replicasets",
-    "replicasets" / "scale",
-    "replicasets" / "status",
-    "replicationcontrollers",
-    "replicationcontrollers" / "scale",
-    "replicationcontrollers" / "status",
-    "resourceclaims",
-    "resourceclaims" / "status",
-    "resourceclaimtemplates",
-    "resourcequotas",
-    "resourcequotas" / "status",
-    "resourceslices",
-    "rolebindings",
-    "roles",
-    "runtimeclasses",
-    "secrets",
-    "selfsubjectaccessreviews",
-    "selfsubjectreviews",
-    "selfsubjectrulesreviews",
-    "serviceaccounts",
-    "serviceaccounts" / "token",
-    "servicecidrs",
-    "servicecidrs" / "status",
-    "services",
-    "services" / "proxy",
-    "services" / "status",
-    "statefulsets",
-    "statefulsets" / "scale",
-    "statefulsets" / "status",
-    "storageclasses",
-    "storageversionmigrations",
-    "storageversions",
-    "subjectaccessreviews",
-    "tokenreviews",
-    "validatingadmissionpolicies",
-    "validatingadmissionpolicies" / "status",
-    "validatingadmissionpolicybindings",
-    "validatingwebhookconfigurations",
-    "volumeattachments",
-    "volumeattachments" / "status",
-    "volumeattributesclasses",
-];
+/// The labels of all resources that kube-apiserver serves, in order.
+const BUILT_IN_RESOURCES: &str = "
+    apiservices apiservices/status bindings certificatesigningrequests
+    certificatesigningrequests/approval certificatesigningrequests/status clusterrolebindings
+    clusterroles clustertrustbundles componentstatuses configmaps controllerrevisions cronjobs
+    cronjobs/status csidrivers csinodes csistoragecapacities customresourcedefinitions
+    customresourcedefinitions/status daemonsets daemonsets/status deployments deployments/scale
+    deployments/status deviceclasses endpoints endpointslices events flowschemas
+    flowschemas/status horizontalpodautoscalers horizontalpodautoscalers/status ingressclasses
+    ingresses ingresses/status ipaddresses jobs jobs/status leasecandidates leases limitranges
+    localsubjectaccessreviews mutatingadmissionpolicies mutatingadmissionpolicybindings
+    mutatingwebhookconfigurations namespaces namespaces/finalize namespaces/status networkpolicies
+    nodes nodes/proxy nodes/status persistentvolumeclaims persistentvolumeclaims/status
+    persistentvolumes persistentvolumes/status poddisruptionbudgets poddisruptionbudgets/status
+    pods pods/attach pods/binding pods/ephemeralcontainers pods/eviction pods/exec pods/log
+    pods/portforward pods/proxy pods/resize pods/status podtemplates priorityclasses
+    prioritylevelconfigurations prioritylevelconfigurations/status replicasets replicasets/scale
+    replicasets/status replicationcontrollers replicationcontrollers/scale
+    replicationcontrollers/status resourceclaims resourceclaims/status resourceclaimtemplates
+    resourcequotas resourcequotas/status resourceslices rolebindings roles runtimeclasses secrets
+    selfsubjectaccessreviews selfsubjectreviews selfsubjectrulesreviews serviceaccounts
+    serviceaccounts/token servicecidrs servicecidrs/status services services/proxy services/status
+    statefulsets statefulsets/scale statefulsets/status storageclasses storageversionmigrations
+    storageversions subjectaccessreviews tokenreviews validatingadmissionpolicies
+    validatingadmissionpolicies/status validatingadmissionpolicybindings
+    validatingwebhookconfigurations volumeattachments volumeattachments/status
+    volumeattributesclasses
+";
 
 #[cfg(test)]
 mod tests {
@@ -347,8 +260,31 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_is_found() {
-        for (kind, sub, label) in KINDS {
+    fn sum_keeps_every_row_of_each_worker() {
+        let row = |number, code| Row {
+            verb: Verb::Get,
+            resource: Resource(number),
+            code,
+            protocol: Protocol::Http2,
+        };
+        let (one, other, sum) = (
+            Requests::default(),
+            Requests::default(),
+            Requests::default(),
+        );
+        for number in 0..3_000 {
+            one.count(row(number, 200));
+            other.count(row(number, 404));
+        }
+        sum.merge(&one);
+        sum.merge(&other);
+        assert_eq!(sum.sorted().len(), 6_000);
+    }
+
+    #[test]
+    fn every_built_in_resource_is_found() {
+        assert!(KINDS.is_sorted());
+        for (kind, sub, label) in KINDS.iter() {
             let sub = Some(*sub).filter(|sub| !sub.is_empty());
             assert_eq!(Resource::new("", kind, sub).label(), *label);
         }

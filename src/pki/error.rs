@@ -1,6 +1,6 @@
-//! Why a certificate, key or CA file cannot be used, in words that an operator can act on.
+//! Errors of certificate, key and CA files, in sentences that an operator can act on.
 //!
-//! The outer error says which file, the inner one what is wrong with it and, at its end, the mend.
+//! The outer error names the file. The inner error says what is wrong with the file and, at its end, how to fix it.
 
 use std::path::PathBuf;
 
@@ -10,86 +10,86 @@ use crate::{
     quote,
 };
 
-/// Which file is at fault.
+/// A certificate, key or CA file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PkiError {
-    /// The certificate chain that we present.
+    /// The certificate chain that the proxy presents.
     #[error("certificate {}", quote::path(file))]
     Certificate {
         /// The file.
         file: PathBuf,
         /// What is wrong with it.
         #[source]
-        source: Box<Flaw>,
+        source: Box<PkiFileError>,
     },
-    /// The private key of a certificate that we present.
+    /// The private key of a certificate that the proxy presents.
     #[error("key {}", quote::path(file))]
     Key {
         /// The file.
         file: PathBuf,
         /// What is wrong with it.
         #[source]
-        source: Box<Flaw>,
+        source: Box<PkiFileError>,
     },
-    /// The CAs that we trust an apiserver by.
+    /// The CAs that an apiserver is verified against.
     #[error("CA {origin}")]
     Trust {
-        /// The file, or where in a kubeconfig the text stood.
+        /// The file, or the place in a kubeconfig.
         origin: String,
         /// What is wrong with it.
         #[source]
-        source: Box<Flaw>,
+        source: Box<PkiFileError>,
     },
 }
 
-/// What is wrong with a file of certificates or keys, and the mend.
+/// What is wrong with a file of certificates or keys, and how to fix it.
 #[derive(Debug, thiserror::Error)]
-pub enum Flaw {
-    /// It cannot be read.
+pub enum PkiFileError {
+    /// The file cannot be read.
     #[error(transparent)]
     Read(ReadError),
-    /// It has no bytes.
-    #[error("is empty; {}", wanted.mend())]
+    /// The file is empty.
+    #[error("is empty; {}", expected.fix())]
     Empty {
-        /// What should stand there.
-        wanted: Wanted,
+        /// What the file should hold.
+        expected: ExpectedPem,
     },
-    /// It has bytes, but no PEM block.
-    #[error("holds no PEM block (`-----BEGIN …`); {}", wanted.mend())]
+    /// The file has no PEM block.
+    #[error("holds no PEM block (`-----BEGIN …`); {}", expected.fix())]
     NotPem {
-        /// What should stand there.
-        wanted: Wanted,
+        /// What the file should hold.
+        expected: ExpectedPem,
     },
-    /// It is in the binary form.
-    #[error("is in DER form; convert it with `openssl {} -inform der -in FILE -out NEW_FILE`", wanted.command())]
+    /// The file is DER, the binary form.
+    #[error("is in DER form; convert it with `openssl {} -inform der -in FILE -out NEW_FILE`", expected.command())]
     Der {
-        /// What should stand there.
-        wanted: Wanted,
+        /// What the file should hold.
+        expected: ExpectedPem,
     },
-    /// It holds certificates and key together, behind a password.
-    #[error("is a PKCS#12 file; take what belongs here out of it with `openssl pkcs12 -in FILE {} -out NEW_FILE`", wanted.part())]
+    /// The file is a PKCS#12 archive, which holds certificates and key, protected by a password.
+    #[error("is a PKCS#12 file; extract what belongs here with `openssl pkcs12 -in FILE {} -out NEW_FILE`", expected.part())]
     Pkcs12 {
-        /// What should stand there.
-        wanted: Wanted,
+        /// What the file should hold.
+        expected: ExpectedPem,
     },
-    /// It has PEM blocks, but none of the wanted kind.
-    #[error("holds no {}; {}", wanted.noun(), wanted.mend())]
+    /// The file has PEM blocks, but none of the expected kind.
+    #[error("holds no {}; {}", expected.noun(), expected.fix())]
     Lacks {
-        /// What should stand there.
-        wanted: Wanted,
+        /// What the file should hold.
+        expected: ExpectedPem,
     },
     /// A PEM block of a kind that does not belong here.
-    #[error("line {line} begins a {}, which does not belong here; {}", label.unwrap_or("PEM block of an unknown kind"), mend_kind(label.unwrap_or_default(), *wanted))]
+    #[error("line {line} begins a {}, which does not belong here; {}", label.unwrap_or("PEM block of an unknown kind"), fix_for_label(label.unwrap_or_default(), *expected))]
     WrongKind {
         /// Line of its `BEGIN`, from 1.
         line: usize,
         /// Its label, such as `CERTIFICATE REQUEST`, if it is a known one.
         label: Option<&'static str>,
-        /// What should stand there.
-        wanted: Wanted,
+        /// What the file should hold.
+        expected: ExpectedPem,
     },
-    /// A PEM block without its end or with bytes that are not base64.
-    #[error("the PEM block that begins on line {line} is damaged; copy the file again, whole")]
+    /// A PEM block without `END`, or with bytes that are not base64.
+    #[error("the PEM block that begins on line {line} is damaged; copy the whole file again")]
     Damaged {
         /// Line of its `BEGIN`, from 1.
         line: usize,
@@ -117,24 +117,26 @@ pub enum Flaw {
         line: usize,
     },
     /// An `END` without a `BEGIN`.
-    #[error("the PEM block that ends on line {line} has no beginning; copy the file again, whole")]
+    #[error(
+        "the PEM block that ends on line {line} has no `-----BEGIN`; copy the whole file again"
+    )]
     NoBegin {
         /// Line of the `END`, from 1.
         line: usize,
     },
-    /// A private key behind a passphrase.
+    /// A private key that is protected by a passphrase.
     #[error(
-        "the private key on line {line} is encrypted and nobody is there to type its passphrase; \
-         decrypt it with `openssl pkey -in FILE -out NEW_FILE` and protect the file instead"
+        "the private key on line {line} is encrypted, and the proxy cannot ask for its passphrase; \
+         decrypt it with `openssl pkey -in FILE -out NEW_FILE` and restrict who can read the new file"
     )]
     EncryptedKey {
         /// Line of its `BEGIN`, from 1.
         line: usize,
     },
-    /// Two keys, of which only one can be meant.
-    #[error("holds {count} private keys; keep the one that belongs to the certificate")]
+    /// More than one private key.
+    #[error("holds {count} private keys; keep only the key of the certificate")]
     SeveralKeys {
-        /// How many.
+        /// How many keys there are.
         count: usize,
     },
     /// A key of a kind that no TLS client accepts, or damaged DER.
@@ -142,32 +144,32 @@ pub enum Flaw {
         "the private key is damaged or of an unsupported kind; use ECDSA P-256 (or P-384, Ed25519, RSA from 2048 bits)"
     )]
     UnusableKey,
-    /// Key and certificate are not a pair.
+    /// Key and certificate do not match.
     #[error(
-        "does not belong to the certificate {}; give the key that this certificate was issued for",
+        "does not match the certificate {}; give the key that this certificate was issued for",
         quote::path(certificate)
     )]
     KeyMismatch {
-        /// The certificate it was given with.
+        /// The certificate that was given with the key.
         certificate: PathBuf,
     },
-    /// The key belongs to a later certificate of the chain.
+    /// The key matches a later certificate of the chain.
     #[error(
-        "its key belongs to certificate {position} of the file, so the server's own certificate is \
-         not first; put it first, then each issuer in turn"
+        "its key matches certificate {position} of the file, so the certificate of the server is \
+         not first; put it first, and each issuer after the certificate that it issued"
     )]
     LeafNotFirst {
         /// Position of the server's certificate in the file, from 1.
         position: usize,
     },
-    /// A certificate that did not issue the one before it.
+    /// A certificate that is not the issuer of the one before it.
     #[error(
         "certificate {position} ({subject}) is not the issuer of certificate {} ({issuer}); put the \
-         server's certificate first, then each issuer in turn, and nothing else",
+         certificate of the server first, each issuer after the certificate that it issued, and nothing else",
         position.saturating_sub(1)
     )]
     ChainOrder {
-        /// Position of the certificate that is out of place, from 1.
+        /// Position of this certificate in the file, from 1.
         position: usize,
         /// Its subject.
         subject: String,
@@ -179,56 +181,58 @@ pub enum Flaw {
     Unreadable {
         /// Position in the file, from 1.
         position: usize,
-        /// What the parser said.
+        /// The error of the parser.
         cause: UnreadableCertificate,
     },
-    /// A certificate that rustls does not take.
+    /// A certificate that rustls does not accept.
     #[error(
-        "certificate {position} of the file ({subject}) is of a kind that TLS refuses, such as version 1; issue it again as version 3"
+        "certificate {position} of the file ({subject}) is of a kind that TLS refuses, such as version 1; issue a new one as version 3"
     )]
     Unusable {
         /// Position in the file, from 1.
         position: usize,
         /// Its subject.
         subject: String,
-        /// What rustls said; not printed, for its text is a dump of types.
+        /// The error of rustls. It is not printed, because its text is a dump of types.
         cause: rustls::Error,
     },
-    /// Too late.
-    #[error("expired on {on}; renew it, and check the clock of this machine if that is wrong")]
+    /// The certificate has expired.
+    #[error(
+        "expired on {on}; renew it, and if the date looks wrong, check the clock of this machine"
+    )]
     Expired {
-        /// When.
+        /// When it expired.
         on: UtcDate,
     },
-    /// Too early.
+    /// The certificate is not valid yet.
     #[error("is not valid before {from}; check the clock of this machine, or wait until then")]
     NotYetValid {
-        /// When.
+        /// When it becomes valid.
         from: UtcDate,
     },
-    /// Every CA of the file is too old.
-    #[error("every CA in it has expired, the last one on {on}; get the cluster's current CA")]
+    /// Every CA of the file has expired.
+    #[error("every CA in it has expired, the last one on {on}; get the current CA of the cluster")]
     AllExpired {
         /// When the last one did.
         on: UtcDate,
     },
-    /// No name that a client could verify.
+    /// The certificate has no name that a client can verify.
     #[error(
         "names no host: it has no DNS name or IP address as subjectAltName, and clients ignore the \
-         common name; issue it again with the public host name as subjectAltName"
+         common name; issue a new one with the public host name as subjectAltName"
     )]
     NoNames,
-    /// An extended key usage without `serverAuth`.
+    /// The extended key usage lacks `serverAuth`.
     #[error(
-        "is not for TLS servers (its extended key usage lacks serverAuth); issue it again with that usage"
+        "is not for TLS servers (its extended key usage lacks serverAuth); issue a new one with that usage"
     )]
     NotForServers,
 }
 
 /// What a PEM file should hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wanted {
-    /// The server's certificate and its issuers.
+pub enum ExpectedPem {
+    /// The certificate of the server and its issuers.
     Chain,
     /// One private key.
     Key,
@@ -236,7 +240,7 @@ pub enum Wanted {
     Anchors,
 }
 
-impl Wanted {
+impl ExpectedPem {
     const fn noun(self) -> &'static str {
         match self {
             Self::Chain | Self::Anchors => "certificate",
@@ -259,33 +263,33 @@ impl Wanted {
         }
     }
 
-    const fn mend(self) -> &'static str {
+    const fn fix(self) -> &'static str {
         match self {
-            Self::Chain => "put the server's certificate and its issuers there as PEM",
+            Self::Chain => "put the certificate of the server and its issuers there as PEM",
             Self::Key => "put the private key of the certificate there as PEM",
-            Self::Anchors => "put the cluster's CA certificate there as PEM",
+            Self::Anchors => "put the CA certificate of the cluster there as PEM",
         }
     }
 }
 
-fn mend_kind(label: &str, wanted: Wanted) -> &'static str {
+fn fix_for_label(label: &str, expected: ExpectedPem) -> &'static str {
     let key = label.ends_with("PRIVATE KEY");
     let request = label.ends_with("CERTIFICATE REQUEST");
-    match wanted {
-        Wanted::Chain if key => {
+    match expected {
+        ExpectedPem::Chain if key => {
             "keep the key in a file of its own, and check that certificate and key are not swapped"
         }
-        Wanted::Chain if request => {
+        ExpectedPem::Chain if request => {
             "give the certificate that the issuer returned for this request"
         }
-        Wanted::Chain => "keep only the server's certificate and its issuers",
-        Wanted::Key if label.ends_with("CERTIFICATE") => {
+        ExpectedPem::Chain => "keep only the certificate of the server and its issuers",
+        ExpectedPem::Key if label.ends_with("CERTIFICATE") => {
             "keep only the private key, and check that certificate and key are not swapped"
         }
-        Wanted::Key => "keep only the private key",
-        Wanted::Anchors if key => {
+        ExpectedPem::Key => "keep only the private key",
+        ExpectedPem::Anchors if key => {
             "keep only CA certificates, and treat that key as leaked if others can read this file"
         }
-        Wanted::Anchors => "keep only CA certificates",
+        ExpectedPem::Anchors => "keep only CA certificates",
     }
 }

@@ -1,7 +1,7 @@
-//! The certificate chain and key that the proxy presents, checked before anyone sees them.
+//! The certificate chain and key that the proxy presents.
 //!
-//! The leaf is first, the key is its key, and it names at least one host: what clients would refuse
-//! is refused here.
+//! An [`Identity`] is checked when it is loaded: the leaf is first, the key matches it, and it names at least one host.
+//! A chain that clients would refuse is refused here.
 
 use std::{fmt, path::Path, sync::Arc, time::SystemTime};
 
@@ -13,7 +13,7 @@ use rustls_pki_types::CertificateDer;
 
 use super::{
     CertSummary, Days, UtcDate,
-    error::{Flaw, PkiError, Wanted},
+    error::{ExpectedPem, PkiError, PkiFileError},
     pem, provider,
 };
 use crate::{
@@ -35,25 +35,25 @@ impl Identity {
     ///
     /// # Errors
     ///
-    /// [`PkiError`] names the file at fault, what is wrong and the mend.
+    /// [`PkiError`] names the file at fault, what is wrong, and how to fix it.
     pub fn load(files: &IdentityFiles, now: SystemTime) -> Result<Self, PkiError> {
-        let in_certificate = |flaw| PkiError::Certificate {
+        let in_certificate = |error| PkiError::Certificate {
             file: files.certificate.clone(),
-            source: Box::new(flaw),
+            source: Box::new(error),
         };
-        let in_key = |flaw| PkiError::Key {
+        let in_key = |error| PkiError::Key {
             file: files.key.clone(),
-            source: Box::new(flaw),
+            source: Box::new(error),
         };
         let certificates = read_chain(&files.certificate).map_err(in_certificate)?;
         let key = read_key(&files.key).map_err(in_key)?;
         let (leaf, chain) = summarize(&certificates).map_err(in_certificate)?;
-        // The key first: it tells a wrong file from a wrong order, and both have their own mend.
+        // Check the key first: it tells a wrong file from a wrong order, and each has its own fix.
         match owner_of(&key, &certificates, &leaf).map_err(in_certificate)? {
             Some(1) => {}
-            Some(position) => return Err(in_certificate(Flaw::LeafNotFirst { position })),
+            Some(position) => return Err(in_certificate(PkiFileError::LeafNotFirst { position })),
             None => {
-                return Err(in_key(Flaw::KeyMismatch {
+                return Err(in_key(PkiFileError::KeyMismatch {
                     certificate: files.certificate.clone(),
                 }));
             }
@@ -62,7 +62,7 @@ impl Identity {
         check_leaf(&leaf, now).map_err(in_certificate)?;
         let names = names(&leaf);
         if names.is_empty() {
-            return Err(in_certificate(Flaw::NoNames));
+            return Err(in_certificate(PkiFileError::NoNames));
         }
         let mut by_name = HostMap::default();
         for name in &names {
@@ -77,7 +77,7 @@ impl Identity {
         })
     }
 
-    /// What rustls signs handshakes with.
+    /// The chain and key in the form that rustls uses for handshakes.
     #[must_use]
     pub fn certified_key(&self) -> Arc<CertifiedKey> {
         Arc::clone(&self.certified_key)
@@ -102,7 +102,7 @@ impl Identity {
         self.leaf.not_after
     }
 
-    /// What the leaf says about itself.
+    /// The summary of the leaf.
     #[must_use]
     pub fn summary(&self) -> &CertSummary {
         &self.leaf
@@ -114,19 +114,19 @@ impl Identity {
         self.chain.len().saturating_add(1)
     }
 
-    /// Who issued the last certificate of the chain.
+    /// The issuer of the last certificate of the chain.
     #[must_use]
     pub fn last_issuer(&self) -> &str {
         &self.chain.last().unwrap_or(&self.leaf).issuer
     }
 
-    /// What works but should be mended, as sentences for the log.
+    /// Problems that do not stop the proxy, as sentences for the log.
     #[must_use]
     pub fn warnings(&self, now: SystemTime) -> Vec<String> {
         let mut warnings = Vec::new();
         let names = self.names.join(", ");
         let days = self.leaf.days_left(now);
-        if days < FEW_DAYS {
+        if days < MIN_DAYS_LEFT {
             warnings.push(format!(
                 "the certificate for {names} expires in {}, on {}; renew it",
                 Days(days),
@@ -135,8 +135,8 @@ impl Identity {
         }
         if self.certified_key.key.algorithm() == SignatureAlgorithm::RSA {
             warnings.push(format!(
-                "the key for {names} is RSA, which makes a flood of handshakes several times more \
-                 expensive; prefer ECDSA P-256"
+                "the key for {names} is RSA, which makes each handshake several times more \
+                 expensive for the proxy; prefer ECDSA P-256"
             ));
         }
         for issuer in self.chain.iter().filter(|issuer| issuer.not_after < now) {
@@ -159,43 +159,46 @@ impl fmt::Debug for Identity {
     }
 }
 
-fn read_chain(file: &Path) -> Result<Vec<CertificateDer<'static>>, Flaw> {
-    let text = read_file(file).map_err(Flaw::Read)?;
-    pem::certificates(&text, Wanted::Chain)
+fn read_chain(file: &Path) -> Result<Vec<CertificateDer<'static>>, PkiFileError> {
+    let text = read_file(file).map_err(PkiFileError::Read)?;
+    pem::certificates(&text, ExpectedPem::Chain)
 }
 
-fn read_key(file: &Path) -> Result<Arc<dyn SigningKey>, Flaw> {
-    let text = read_file(file).map_err(Flaw::Read)?;
+fn read_key(file: &Path) -> Result<Arc<dyn SigningKey>, PkiFileError> {
+    let text = read_file(file).map_err(PkiFileError::Read)?;
     let der = pem::private_key(&text)?;
     provider()
         .key_provider
         .load_private_key(der)
-        .map_err(|_only_says_that_no_kind_fits| Flaw::UnusableKey)
+        .map_err(|_only_says_that_no_kind_fits| PkiFileError::UnusableKey)
 }
 
-/// What the leaf and the certificates after it say about themselves.
-fn summarize(certificates: &[CertificateDer<'_>]) -> Result<(CertSummary, Vec<CertSummary>), Flaw> {
+/// Returns the summary of the leaf and those of the certificates after it.
+fn summarize(
+    certificates: &[CertificateDer<'_>],
+) -> Result<(CertSummary, Vec<CertSummary>), PkiFileError> {
     let mut summaries = Vec::with_capacity(certificates.len());
     for (index, der) in certificates.iter().enumerate() {
         let position = index.saturating_add(1);
-        let summary = CertSummary::of(der).map_err(|cause| Flaw::Unreadable { position, cause })?;
+        let summary = CertSummary::from_der(der)
+            .map_err(|cause| PkiFileError::Unreadable { position, cause })?;
         summaries.push(summary);
     }
     let mut summaries = summaries.into_iter();
     match summaries.next() {
         Some(leaf) => Ok((leaf, summaries.collect())),
-        None => Err(Flaw::Lacks {
-            wanted: Wanted::Chain,
+        None => Err(PkiFileError::Lacks {
+            expected: ExpectedPem::Chain,
         }),
     }
 }
 
-/// Each certificate must be issued by the next.
-fn check_order(leaf: &CertSummary, issuers: &[CertSummary]) -> Result<(), Flaw> {
+/// Checks that each certificate is issued by the next one.
+fn check_order(leaf: &CertSummary, issuers: &[CertSummary]) -> Result<(), PkiFileError> {
     let mut below = leaf;
     for (index, above) in issuers.iter().enumerate() {
         if below.issuer != above.subject {
-            return Err(Flaw::ChainOrder {
+            return Err(PkiFileError::ChainOrder {
                 position: index.saturating_add(2),
                 subject: above.subject.clone(),
                 issuer: below.issuer.clone(),
@@ -206,24 +209,24 @@ fn check_order(leaf: &CertSummary, issuers: &[CertSummary]) -> Result<(), Flaw> 
     Ok(())
 }
 
-fn check_leaf(leaf: &CertSummary, now: SystemTime) -> Result<(), Flaw> {
+fn check_leaf(leaf: &CertSummary, now: SystemTime) -> Result<(), PkiFileError> {
     if leaf.not_after < now {
-        return Err(Flaw::Expired {
+        return Err(PkiFileError::Expired {
             on: UtcDate(leaf.not_after),
         });
     }
     if leaf.not_before > now {
-        return Err(Flaw::NotYetValid {
+        return Err(PkiFileError::NotYetValid {
             from: UtcDate(leaf.not_before),
         });
     }
     if !leaf.server_auth {
-        return Err(Flaw::NotForServers);
+        return Err(PkiFileError::NotForServers);
     }
     Ok(())
 }
 
-/// The names of the certificate that a host name can match.
+/// Returns the names of the certificate that a host name can match.
 fn names(leaf: &CertSummary) -> Vec<String> {
     leaf.sans
         .iter()
@@ -232,26 +235,26 @@ fn names(leaf: &CertSummary) -> Vec<String> {
         .collect()
 }
 
-/// Position, from 1, of the certificate that `key` belongs to.
+/// Returns the position, from 1, of the certificate that `key` matches.
 fn owner_of(
     key: &Arc<dyn SigningKey>,
     certificates: &[CertificateDer<'static>],
     leaf: &CertSummary,
-) -> Result<Option<usize>, Flaw> {
+) -> Result<Option<usize>, PkiFileError> {
     let mut unusable = None;
     for (index, der) in certificates.iter().enumerate() {
         let position = index.saturating_add(1);
         match CertifiedKey::new(vec![der.clone()], Arc::clone(key)).keys_match() {
             Ok(()) => return Ok(Some(position)),
             Err(rustls::Error::InconsistentKeys(_)) => {}
-            // Nothing is known about the key of a certificate that rustls cannot read; it matters
-            // only if that is the first one.
+            // The key of a certificate that rustls cannot read is unknown. This matters only for the first
+            // certificate.
             Err(cause) if position == 1 => unusable = Some(cause),
             Err(_) => {}
         }
     }
     match unusable {
-        Some(cause) => Err(Flaw::Unusable {
+        Some(cause) => Err(PkiFileError::Unusable {
             position: 1,
             subject: leaf.subject.clone(),
             cause,
@@ -260,4 +263,4 @@ fn owner_of(
     }
 }
 
-const FEW_DAYS: u64 = 14;
+const MIN_DAYS_LEFT: u64 = 14;

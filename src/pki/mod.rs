@@ -1,7 +1,7 @@
-//! PEM files become checked rustls types: the certificates we present and the CAs we trust.
+//! Turns PEM files into checked rustls types: the certificates that the proxy presents and the CAs that it trusts.
 //!
-//! Nothing leaves this module unchecked: a key belongs to its certificate, and an empty list of
-//! trust anchors does not exist. There is one crypto provider, chosen here.
+//! Nothing leaves this module unchecked: a key matches its certificate, and a list of trust anchors is never empty. This
+//! module also chooses the only crypto provider.
 
 mod error;
 mod identity;
@@ -17,7 +17,7 @@ use rustls::crypto::{
     aws_lc_rs::{default_provider, kx_group},
 };
 
-pub use error::{Flaw, PkiError, Wanted};
+pub use error::{ExpectedPem, PkiError, PkiFileError};
 pub use identity::Identity;
 pub use public::{Acceptance, public_roots};
 pub use summary::{CertSummary, Days, Fingerprint, UnreadableCertificate, UtcDate};

@@ -1,7 +1,6 @@
-//! Whether the clients of the proxy accept a certificate: stock ones, or those that trust a CA of their
-//! own.
+//! Whether clients accept the certificate of the proxy: clients with the public CAs, or with a private CA.
 //!
-//! The public CAs stand here and nowhere else. No apiserver is ever trusted by them.
+//! This is the only place that uses the public CAs. They are never trusted for an apiserver.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -18,27 +17,27 @@ use x509_cert::{
 
 use super::{Identity, provider};
 
-/// What clients make of a certificate chain.
+/// The verdict of clients on a certificate chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Acceptance {
-    /// They accept it.
+    /// Clients accept it.
     Accepted,
-    /// It leads to none of their CAs.
+    /// The chain leads to none of the CAs that they trust.
     NoPath {
-        /// Who issued the last certificate of the chain.
+        /// The issuer of the last certificate of the chain.
         issuer: String,
-        /// Whether it was issued under the rules of the public CAs, which always issue from an
-        /// intermediate: then what is missing is that intermediate.
+        /// Whether a public CA issued it. Public CAs always issue from an intermediate, so in that case the intermediate
+        /// is missing.
         is_public: bool,
     },
-    /// They refuse it for another reason.
+    /// Clients refuse it for another reason.
     Refused {
-        /// What is wrong with it, after "the certificate".
+        /// What is wrong with it: the rest of a sentence that begins with "the certificate".
         reason: String,
     },
 }
 
-/// The CAs that stock clients trust: those of Mozilla.
+/// The CAs that clients trust by default: those of Mozilla.
 #[must_use]
 pub fn public_roots() -> Arc<RootCertStore> {
     Arc::new(RootCertStore {
@@ -47,7 +46,7 @@ pub fn public_roots() -> Arc<RootCertStore> {
 }
 
 impl Identity {
-    /// What clients that trust `roots` make of this chain at `now`.
+    /// Returns the verdict of clients that trust `roots` on this chain at `now`.
     #[must_use]
     pub fn acceptance(&self, roots: Arc<RootCertStore>, now: SystemTime) -> Acceptance {
         let refused = |reason: &str| Acceptance::Refused {
@@ -55,7 +54,7 @@ impl Identity {
         };
         let Ok(verifier) = WebPkiServerVerifier::builder_with_provider(roots, provider()).build()
         else {
-            return refused("cannot be verified, for there are no CAs to trust");
+            return refused("cannot be verified, because there are no CAs to trust");
         };
         let key = self.certified_key();
         let Some((leaf, issuers)) = key.cert.split_first() else {
@@ -70,7 +69,7 @@ impl Identity {
         );
         match verifier.verify_server_cert(leaf, issuers, &name, &[], now) {
             Ok(_) => Acceptance::Accepted,
-            // A self-signed certificate that calls itself a CA leads nowhere either.
+            // A self-signed certificate that claims to be a CA has no path either.
             Err(Error::InvalidCertificate(
                 CertificateError::UnknownIssuer | CertificateError::BadSignature,
             )) => self.no_path(leaf),
@@ -83,7 +82,7 @@ impl Identity {
         }
     }
 
-    /// A name that a client could ask for and this certificate covers.
+    /// A name that this certificate covers and a client could ask for.
     #[must_use]
     pub fn example_name(&self) -> Option<ServerName<'static>> {
         self.names().first().and_then(|name| example(name))
@@ -97,7 +96,7 @@ impl Identity {
     }
 }
 
-/// A name that a certificate for `name` covers.
+/// Returns a name that a certificate for `name` covers.
 fn example(name: &str) -> Option<ServerName<'static>> {
     let name = match name.strip_prefix("*.") {
         Some(parent) => format!("any.{parent}"),
@@ -106,8 +105,8 @@ fn example(name: &str) -> Option<ServerName<'static>> {
     ServerName::try_from(name).ok()
 }
 
-/// Whether a leaf was issued under the rules of the public CAs: they oblige every one of them to name
-/// how it validated the owner, and browsers to look for a log of it.
+/// Whether a public CA issued this leaf. The rules for public CAs require a policy that says how the owner was
+/// validated, and browsers require certificate transparency.
 fn is_public(leaf: &CertificateDer<'_>) -> bool {
     let Ok(certificate) = Certificate::from_der(leaf) else {
         return false;

@@ -1,4 +1,4 @@
-//! What a certificate says about itself, in a form that is safe to print.
+//! The main fields of a certificate, in a form that is safe to print.
 //!
 //! The bytes may come from a hostile peer: nothing here panics, and no control character, bidi mark
 //! or endless name reaches a log line.
@@ -50,7 +50,7 @@ impl CertSummary {
     ///
     /// [`UnreadableCertificate`] when the bytes are not a certificate. Extensions that cannot be
     /// read count as absent.
-    pub fn of(der: &CertificateDer<'_>) -> Result<Self, UnreadableCertificate> {
+    pub fn from_der(der: &CertificateDer<'_>) -> Result<Self, UnreadableCertificate> {
         let certificate = Certificate::from_der(der).map_err(UnreadableCertificate)?;
         let tbs = certificate.tbs_certificate();
         let sans = match tbs.get_extension::<SubjectAltName>() {
@@ -121,7 +121,7 @@ impl fmt::Display for Fingerprint<'_> {
     }
 }
 
-/// A moment as people and logs read it: `2026-11-24T02:10:00Z`.
+/// A point in time, written as `2026-11-24T02:10:00Z`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UtcDate(pub SystemTime);
 
@@ -134,7 +134,7 @@ impl fmt::Display for UtcDate {
     }
 }
 
-/// So many days, as people say it: `1 day`, `61 days`.
+/// A number of days, written as `1 day` or `61 days`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Days(pub u64);
 
@@ -148,7 +148,7 @@ impl fmt::Display for Days {
 }
 
 fn or_none(text: &str) -> &str {
-    if text.is_empty() { "nobody" } else { text }
+    if text.is_empty() { "(none)" } else { text }
 }
 
 fn san(name: &GeneralName) -> Option<String> {

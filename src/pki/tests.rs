@@ -10,13 +10,13 @@ use rustls_pki_types::{CertificateDer, pem::PemObject};
 use standin::TempDir;
 
 use super::{
-    CertSummary, Flaw, Identity, PkiError, TrustAnchors,
+    CertSummary, Identity, PkiError, PkiFileError, TrustAnchors,
     mint::{Ca, Leaf, common_name, now, params_of_leaf},
     provider,
 };
 use crate::config::{IdentityFiles, TrustSource};
 
-fn identity(certificate: &str, key: &str) -> Result<Identity, Flaw> {
+fn identity(certificate: &str, key: &str) -> Result<Identity, PkiFileError> {
     let scratch = TempDir::new();
     let files = IdentityFiles {
         certificate: scratch.write("tls.crt", certificate),
@@ -37,11 +37,11 @@ fn trust(pem: &str) -> Result<TrustAnchors, PkiError> {
 }
 
 fn summary(pem: &str) -> CertSummary {
-    CertSummary::of(&CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()).unwrap()
+    CertSummary::from_der(&CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()).unwrap()
 }
 
 #[test]
-fn reads_a_chain_with_its_key() {
+fn chain_and_key_are_read() {
     let root = Ca::new("root");
     let middle = root.intermediate("middle");
     let Leaf { pem, key } = middle.leaf(&["Kube.Example.com", "*.example.com", "10.0.0.1", "::1"]);
@@ -61,7 +61,7 @@ fn reads_a_chain_with_its_key() {
 }
 
 #[test]
-fn reads_every_common_form_of_key() {
+fn common_key_types_are_read() {
     let ca = Ca::new("root");
     for algorithm in [&PKCS_ECDSA_P384_SHA384, &PKCS_ED25519, &PKCS_RSA_SHA256] {
         let pair = KeyPair::generate_for(algorithm).unwrap();
@@ -71,7 +71,7 @@ fn reads_every_common_form_of_key() {
 }
 
 #[test]
-fn reads_a_sec1_key_as_openssl_writes_it() {
+fn sec1_key_with_ec_parameters_is_read() {
     let pair = KeyPair::generate().unwrap();
     let leaf = Ca::new("root").issue_for(&params_of_leaf(&["a.example"]), &pair);
     // PKCS#8 ends with an octet string that holds the SEC1 key, here of 109 bytes.
@@ -91,7 +91,7 @@ fn reads_a_sec1_key_as_openssl_writes_it() {
 }
 
 #[test]
-fn warns_of_rsa_and_of_the_last_days() {
+fn rsa_key_and_near_expiry_give_warnings() {
     let pair = KeyPair::generate_for(&PKCS_RSA_SHA256).unwrap();
     let leaf = Ca::new("root").issue_for(&params_of_leaf(&["a.example"]), &pair);
     let identity = identity(&leaf.pem, &leaf.key).unwrap();
@@ -102,14 +102,14 @@ fn warns_of_rsa_and_of_the_last_days() {
         warnings,
         [
             "the certificate for a.example expires in 13 days, on 2027-01-24T00:00:00Z; renew it",
-            "the key for a.example is RSA, which makes a flood of handshakes several times more \
-             expensive; prefer ECDSA P-256",
+            "the key for a.example is RSA, which makes each handshake several times more \
+             expensive for the proxy; prefer ECDSA P-256",
         ]
     );
 }
 
 #[test]
-fn the_last_day_is_one_day() {
+fn last_day_is_written_as_1_day() {
     let leaf = Ca::new("root").leaf(&["a.example"]);
     let identity = identity(&leaf.pem, &leaf.key).unwrap();
     let left = Duration::from_secs(36 * 60 * 60);
@@ -119,7 +119,7 @@ fn the_last_day_is_one_day() {
 }
 
 #[test]
-fn warns_of_an_expired_issuer_in_the_chain() {
+fn expired_issuer_in_chain_gives_warning() {
     let root = Ca::expired("root");
     let Leaf { pem, key } = root.leaf(&["a.example"]);
     let identity = identity(&format!("{pem}{}", root.pem()), &key).unwrap();
@@ -133,7 +133,7 @@ fn warns_of_an_expired_issuer_in_the_chain() {
 }
 
 #[test]
-fn a_common_name_is_not_a_name() {
+fn common_name_does_not_count_as_name() {
     let ca = Ca::new("root");
     let mut params = params_of_leaf(&["san.example"]);
     params.distinguished_name = common_name("cn.example");
@@ -142,11 +142,14 @@ fn a_common_name_is_not_a_name() {
     assert_eq!(with_san.names(), ["san.example"]);
     params.subject_alt_names.clear();
     let leaf = ca.issue(&params);
-    assert!(matches!(identity(&leaf.pem, &leaf.key), Err(Flaw::NoNames)));
+    assert!(matches!(
+        identity(&leaf.pem, &leaf.key),
+        Err(PkiFileError::NoNames)
+    ));
 }
 
 #[test]
-fn a_san_that_no_host_can_match_is_not_a_name() {
+fn unmatchable_san_does_not_count_as_name() {
     let leaf = Ca::new("root").leaf(&["a.example\n", "*.*.example", "b.example"]);
     assert_eq!(
         identity(&leaf.pem, &leaf.key).unwrap().names(),
@@ -155,7 +158,7 @@ fn a_san_that_no_host_can_match_is_not_a_name() {
 }
 
 #[test]
-fn a_wildcard_covers_one_label() {
+fn wildcard_covers_exactly_one_label() {
     let leaf = Ca::new("root").leaf(&["a.example", "*.b.example"]);
     let identity = identity(&leaf.pem, &leaf.key).unwrap();
     for host in ["a.example", "x.b.example", "*.b.example"] {
@@ -174,7 +177,7 @@ fn a_wildcard_covers_one_label() {
 }
 
 #[test]
-fn the_debug_text_of_an_identity_has_no_key() {
+fn debug_text_of_identity_has_no_key() {
     let leaf = Ca::new("root").leaf(&["a.example"]);
     let text = format!("{:?}", identity(&leaf.pem, &leaf.key).unwrap());
     assert!(
@@ -184,7 +187,7 @@ fn the_debug_text_of_an_identity_has_no_key() {
 }
 
 #[test]
-fn trusts_every_ca_of_the_file_and_no_other() {
+fn only_the_cas_of_the_file_are_trusted() {
     let (first, second) = (Ca::new("first"), Ca::new("second"));
     let text = format!("# our CAs\n{}\n{}", first.pem(), second.pem());
     let anchors = trust(&text).unwrap();
@@ -195,7 +198,7 @@ fn trusts_every_ca_of_the_file_and_no_other() {
 }
 
 #[test]
-fn a_certificate_block_that_is_oddly_written_is_not_passed_over() {
+fn malformed_certificate_block_is_refused() {
     let ca = Ca::new("first").pem();
     let odd = ca.replace(
         "-----BEGIN CERTIFICATE-----",
@@ -211,7 +214,10 @@ fn a_certificate_block_that_is_oddly_written_is_not_passed_over() {
             panic!("{error:?}");
         };
         assert!(
-            matches!(*source, Flaw::Damaged { .. } | Flaw::LineBreaksLost { .. }),
+            matches!(
+                *source,
+                PkiFileError::Damaged { .. } | PkiFileError::LineBreaksLost { .. }
+            ),
             "{source:?}\n{text}"
         );
     }
@@ -229,14 +235,14 @@ fn byte_order_mark_does_not_hide_the_first_block() {
 }
 
 #[test]
-fn trusts_a_root_of_version_1() {
+fn version_1_root_is_trusted() {
     let anchors = trust(include_str!("testdata/v1-root.crt")).unwrap();
     assert_eq!(anchors.roots().len(), 1);
     assert_eq!(anchors.summaries()[0].subject, "CN=old root");
 }
 
 #[test]
-fn leaves_out_an_expired_ca_beside_a_valid_one() {
+fn expired_ca_is_skipped_with_a_warning() {
     let text = format!("{}{}", Ca::expired("old").pem(), Ca::new("new").pem());
     let anchors = trust(&text).unwrap();
     assert_eq!(anchors.roots().len(), 1);
@@ -250,7 +256,7 @@ fn leaves_out_an_expired_ca_beside_a_valid_one() {
 }
 
 #[test]
-fn fingerprints_like_openssl() {
+fn fingerprint_has_openssl_format() {
     let summary = summary(include_str!("testdata/v1-root.crt"));
     assert_eq!(
         summary.fingerprint().to_string(),
@@ -260,7 +266,7 @@ fn fingerprints_like_openssl() {
 }
 
 #[test]
-fn summary_reads_as_one_line() {
+fn summary_is_one_line() {
     let ca = Ca::new("root");
     let summary = summary(&ca.leaf(&["a.example", "10.0.0.1"]).pem);
     let line = summary.to_string();
@@ -274,7 +280,7 @@ fn summary_reads_as_one_line() {
 }
 
 #[test]
-fn hostile_names_cannot_write_to_the_terminal() {
+fn hostile_names_are_escaped() {
     let ca = Ca::new("root");
     let mut params = params_of_leaf(&["a.example"]);
     let hostile = format!("\u{1b}[2J\r\n\u{202e}\u{0}{}", "x".repeat(10_000));
@@ -288,18 +294,18 @@ fn hostile_names_cannot_write_to_the_terminal() {
 }
 
 #[test]
-fn no_damaged_certificate_panics() {
+fn damaged_certificate_does_not_panic() {
     let ca = Ca::new("root");
     let pem = ca.leaf(&["a.example", "10.0.0.1"]).pem;
     let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
     let mut read = 0;
     for position in 0..der.len() {
         let cut = CertificateDer::from(der[..position].to_vec());
-        assert!(CertSummary::of(&cut).is_err(), "cut at {position}");
+        assert!(CertSummary::from_der(&cut).is_err(), "cut at {position}");
         for flip in [0x01, 0x80, 0xff] {
             let mut bytes = der.to_vec();
             bytes[position] ^= flip;
-            read += usize::from(CertSummary::of(&bytes.into()).is_ok());
+            read += usize::from(CertSummary::from_der(&bytes.into()).is_ok());
         }
     }
     // Most of a certificate is key and signature, which are not looked at.
@@ -307,7 +313,7 @@ fn no_damaged_certificate_panics() {
 }
 
 #[test]
-fn prefers_the_post_quantum_hybrid() {
+fn post_quantum_hybrid_is_preferred() {
     let groups: Vec<_> = provider()
         .kx_groups
         .iter()
@@ -325,7 +331,7 @@ fn prefers_the_post_quantum_hybrid() {
 }
 
 #[test]
-fn parsed_chain_is_accepted_by_a_client_with_its_root() {
+fn client_that_trusts_the_root_accepts_the_chain() {
     use rustls::client::{WebPkiServerVerifier, danger::ServerCertVerifier};
     let root = Ca::new("root");
     let middle = root.intermediate("middle");

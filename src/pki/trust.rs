@@ -1,7 +1,7 @@
 //! The certificates that an apiserver's chain may end at, and no others.
 //!
-//! A set of trust anchors is never empty: what would leave it empty is an error, because an empty
-//! set must not stand for "could not read".
+//! A set of trust anchors is never empty. If no CA is usable, loading fails: an empty set must not mean "could not be
+//! read".
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -9,7 +9,7 @@ use rustls::RootCertStore;
 
 use super::{
     CertSummary, UtcDate,
-    error::{Flaw, PkiError, Wanted},
+    error::{ExpectedPem, PkiError, PkiFileError},
     pem,
 };
 use crate::{
@@ -31,20 +31,20 @@ impl TrustAnchors {
     ///
     /// # Errors
     ///
-    /// [`PkiError::Trust`] says what is wrong with the source, and the mend.
+    /// [`PkiError::Trust`] says what is wrong with the source, and how to fix it.
     pub fn load(source: &TrustSource, now: SystemTime) -> Result<Self, PkiError> {
         let (loaded, origin) = match source {
             TrustSource::File(file) => (
                 read_file(file)
-                    .map_err(Flaw::Read)
+                    .map_err(PkiFileError::Read)
                     .and_then(|text| parse(&text, now)),
                 quote::path(file).to_string(),
             ),
             TrustSource::Inline { pem, origin } => (parse(pem, now), format!("of {origin}")),
         };
-        loaded.map_err(|flaw| PkiError::Trust {
+        loaded.map_err(|error| PkiError::Trust {
             origin,
-            source: Box::new(flaw),
+            source: Box::new(error),
         })
     }
 
@@ -54,13 +54,13 @@ impl TrustAnchors {
         Arc::clone(&self.roots)
     }
 
-    /// What each trusted CA says about itself. Never empty.
+    /// The summary of each trusted CA. Never empty.
     #[must_use]
     pub fn summaries(&self) -> &[CertSummary] {
         &self.summaries
     }
 
-    /// What works but should be mended, as sentences for the log.
+    /// Problems that do not stop the proxy, as sentences for the log.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         self.expired
@@ -76,22 +76,22 @@ impl TrustAnchors {
     }
 }
 
-fn parse(text: &[u8], now: SystemTime) -> Result<TrustAnchors, Flaw> {
+fn parse(text: &[u8], now: SystemTime) -> Result<TrustAnchors, PkiFileError> {
     let mut roots = RootCertStore::empty();
     let mut summaries = Vec::new();
     let mut expired: Vec<CertSummary> = Vec::new();
-    for (index, der) in pem::certificates(text, Wanted::Anchors)?
+    for (index, der) in pem::certificates(text, ExpectedPem::Anchors)?
         .into_iter()
         .enumerate()
     {
         let position = index.saturating_add(1);
-        let summary =
-            CertSummary::of(&der).map_err(|cause| Flaw::Unreadable { position, cause })?;
+        let summary = CertSummary::from_der(&der)
+            .map_err(|cause| PkiFileError::Unreadable { position, cause })?;
         if summary.not_after < now {
             expired.push(summary);
             continue;
         }
-        roots.add(der).map_err(|cause| Flaw::Unusable {
+        roots.add(der).map_err(|cause| PkiFileError::Unusable {
             position,
             subject: summary.subject.clone(),
             cause,
@@ -100,9 +100,9 @@ fn parse(text: &[u8], now: SystemTime) -> Result<TrustAnchors, Flaw> {
     }
     if summaries.is_empty() {
         return Err(match expired.iter().map(|ca| ca.not_after).max() {
-            Some(on) => Flaw::AllExpired { on: UtcDate(on) },
-            None => Flaw::Lacks {
-                wanted: Wanted::Anchors,
+            Some(on) => PkiFileError::AllExpired { on: UtcDate(on) },
+            None => PkiFileError::Lacks {
+                expected: ExpectedPem::Anchors,
             },
         });
     }

@@ -16,11 +16,7 @@ use http::{HeaderMap, Method, Request, StatusCode, Uri, Version, header};
 use tokio::time::Instant;
 use tracing::info;
 
-use super::{
-    Downstream,
-    request_info::{RequestInfo, ResourceName},
-    tunnel::Carried,
-};
+use super::{Downstream, request_info::RequestInfo, tunnel::Carried};
 use crate::{
     activity::{LongLived, OpenStream, StreamInfo},
     hosts::PeerAddr,
@@ -56,6 +52,9 @@ pub(super) struct AccessLog {
 struct LogFields {
     method: Method,
     uri: Uri,
+    verb: &'static str,
+    resource: String,
+    namespace: String,
     cluster: String,
     audit_id: String,
 }
@@ -73,13 +72,9 @@ impl AccessLog {
     /// Starts the record of a request whose head has arrived.
     pub(super) fn new<B>(downstream: &Downstream, request: &Request<B>) -> Box<Self> {
         let info = RequestInfo::new(request.method(), request.uri());
-        let kind = match info.verb {
-            "watch" => Some(LongLived::Watch),
-            _ if info.is_long_running(request.uri()) => Some(LongLived::Log),
-            _ => None,
-        };
-        let upgrade = request.headers().contains_key(header::UPGRADE);
-        let kind = kind.or(upgrade.then_some(LongLived::Tunnel));
+        let is_upgrade = request.headers().contains_key(header::UPGRADE);
+        let kind = info.long_lived(request.uri());
+        let kind = kind.or_else(|| is_upgrade.then_some(LongLived::Tunnel));
         let long_lived = kind.map(|kind| {
             let user_agent = request.headers().get(header::USER_AGENT);
             let user_agent = user_agent.and_then(|value| value.to_str().ok());
@@ -87,7 +82,7 @@ impl AccessLog {
                 kind,
                 client: downstream.peer.0,
                 user_agent: StreamInfo::text(user_agent.unwrap_or_default()),
-                resource: StreamInfo::text(&ResourceName(&info).to_string()),
+                resource: StreamInfo::text(&info.resource_name()),
                 namespace: StreamInfo::text(&info.namespace),
                 name: StreamInfo::text(&info.name),
                 since: Instant::now(),
@@ -97,6 +92,9 @@ impl AccessLog {
         let fields = is_logged.then(|| LogFields {
             method: request.method().clone(),
             uri: request.uri().clone(),
+            verb: info.verb,
+            resource: info.resource_name(),
+            namespace: info.namespace.to_string(),
             cluster: String::new(),
             audit_id: String::new(),
         });
@@ -135,8 +133,8 @@ impl AccessLog {
         }
     }
 
-    /// Notes where the bytes of the request body are counted as they arrive.
-    pub(super) fn receives(&mut self, received: Arc<AtomicU64>) {
+    /// Sets the counter of the request body's bytes.
+    pub(super) fn set_received(&mut self, received: Arc<AtomicU64>) {
         self.received = Some(received);
     }
 
@@ -161,7 +159,6 @@ impl AccessLog {
         let activity = Arc::clone(self.counters.activity());
         self.open = Some(OpenStream::new(activity, *stream));
         if let Some(fields) = &self.fields {
-            let info = RequestInfo::new(&fields.method, &fields.uri);
             info!(
                 target: TARGET,
                 cluster = fields.cluster,
@@ -169,9 +166,9 @@ impl AccessLog {
                 http.request.method = %escape(fields.method.as_str(), MAX_LOGGED_CHARS),
                 url.path = %escape(fields.uri.path(), MAX_LOGGED_CHARS),
                 http.response.status_code = status.as_u16(),
-                k8s.verb = info.verb,
-                k8s.resource = %escape(&ResourceName(&info).to_string(), MAX_LOGGED_CHARS),
-                k8s.namespace = %escape(&info.namespace, MAX_LOGGED_CHARS),
+                k8s.verb = fields.verb,
+                k8s.resource = %escape(&fields.resource, MAX_LOGGED_CHARS),
+                k8s.namespace = %escape(&fields.namespace, MAX_LOGGED_CHARS),
                 k8s.audit_id = %escape(&fields.audit_id, MAX_LOGGED_CHARS),
                 "{}", if kind == LongLived::Tunnel { "tunnel started" } else { "stream started" },
             );
@@ -215,7 +212,6 @@ impl AccessLog {
             Outcome::Aborted => "aborted",
             Outcome::Failed(label) => label,
         };
-        let info = RequestInfo::new(&fields.method, &fields.uri);
         info!(
             target: TARGET,
             cluster = fields.cluster,
@@ -224,9 +220,9 @@ impl AccessLog {
             http.request.method = %escape(fields.method.as_str(), MAX_LOGGED_CHARS),
             url.path = %escape(fields.uri.path(), MAX_LOGGED_CHARS),
             http.response.status_code = self.status.map_or(0, |status| status.as_u16()),
-            k8s.verb = info.verb,
-            k8s.resource = %escape(&ResourceName(&info).to_string(), MAX_LOGGED_CHARS),
-            k8s.namespace = %escape(&info.namespace, MAX_LOGGED_CHARS),
+            k8s.verb = fields.verb,
+            k8s.resource = %escape(&fields.resource, MAX_LOGGED_CHARS),
+            k8s.namespace = %escape(&fields.namespace, MAX_LOGGED_CHARS),
             k8s.audit_id = %escape(&fields.audit_id, MAX_LOGGED_CHARS),
             received_bytes = received,
             sent_bytes = self.sent,

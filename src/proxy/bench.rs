@@ -9,7 +9,7 @@ use super::{
     Downstream,
     access_log::AccessLog,
     headers::{self, Forwarded},
-    request_info::{RequestInfo, ResourceName},
+    request_info::RequestInfo,
 };
 use crate::{
     config::{Limits, Timeouts},
@@ -81,6 +81,5 @@ impl Counting {
 #[must_use]
 pub fn classify(method: &Method, uri: &Uri) -> (&'static str, String, String) {
     let info = RequestInfo::new(method, uri);
-    let resource = ResourceName(&info).to_string();
-    (info.verb, resource, info.namespace.into_owned())
+    (info.verb, info.resource_name(), info.namespace.into_owned())
 }

@@ -113,7 +113,8 @@ impl body::Body for Body {
         match &self.content {
             Content::Own(body) => body.size_hint(),
             Content::Upstream(body) => body.size_hint(),
-            Content::Watch(watch) => watch.size_hint(),
+            // It may end early, so it has no known length.
+            Content::Watch(_) => SizeHint::default(),
         }
     }
 }

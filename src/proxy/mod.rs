@@ -160,7 +160,7 @@ async fn forward(
         return Box::pin(forwarded).await;
     }
     let body = RequestBody::new(body, head.version);
-    log.receives(body.received());
+    log.set_received(body.received());
     let response = downstream
         .leases
         .send(&admitted.cluster, head, body)
@@ -194,8 +194,8 @@ fn prepare(head: &mut Parts, downstream: &Downstream, admitted: &Admitted) -> Re
     Ok(())
 }
 
-/// The target after the path prefix that the server of a kubeconfig may have. `*` gets no prefix: it is
-/// not a path but means the server itself (RFC 9112 §3.2.4).
+/// Adds the cluster's path prefix, which comes from the server of a kubeconfig, to the target. `*` gets no
+/// prefix: it is not a path but means the server itself (RFC 9112 §3.2.4).
 fn with_prefix(cluster: &Cluster, target: Option<PathAndQuery>) -> Result<PathAndQuery, Rejection> {
     let target = target.unwrap_or_else(|| PathAndQuery::from_static("/"));
     if cluster.path_prefix().is_empty() || target.path() == "*" {

@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, header};
-use hyper::body::{Body as _, Frame, SizeHint};
+use hyper::body::{Body as _, Frame};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::{
@@ -76,7 +76,7 @@ impl Watch {
         if self.state == WatchState::Running && self.drain_begun.as_mut().poll(cx).is_ready() {
             self.state = WatchState::Ending;
         }
-        if self.state == WatchState::Ending && self.events.are_between() {
+        if self.state == WatchState::Ending && self.events.is_between_events() {
             self.end();
         }
         if self.state == WatchState::Ended {
@@ -91,24 +91,18 @@ impl Watch {
             Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
         };
         if self.state == WatchState::Ending {
-            if let Some(length) = self.events.pass_to_end_of_event(&data) {
+            if let Some(length) = self.events.track_event(&data) {
                 data.truncate(length);
                 self.end();
             }
         } else {
-            self.events.pass(&data);
+            self.events.track(&data);
         }
         Poll::Ready(Some(Ok(Frame::data(data))))
     }
 
     pub(super) fn is_end_stream(&self) -> bool {
         self.state == WatchState::Ended || self.body.is_end_stream()
-    }
-
-    pub(super) fn size_hint(&self) -> SizeHint {
-        // A watch that may end early must not announce a length. `Events::from_headers` accepts none that
-        // has one.
-        SizeHint::default()
     }
 
     fn end(&mut self) {
@@ -122,6 +116,7 @@ impl Events {
     pub(super) fn from_headers(headers: &HeaderMap) -> Option<Self> {
         let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
         let is_plain = text(header::CONTENT_ENCODING).is_none_or(|coding| coding == "identity");
+        // A response of a known length must not end early.
         if !is_plain || headers.contains_key(header::CONTENT_LENGTH) {
             return None;
         }
@@ -139,7 +134,7 @@ impl Events {
         }
     }
 
-    fn are_between(&self) -> bool {
+    fn is_between_events(&self) -> bool {
         match self {
             Self::Lines { between } => *between,
             Self::Frames {
@@ -151,7 +146,7 @@ impl Events {
     }
 
     /// Tracks all of these bytes.
-    fn pass(&mut self, data: &[u8]) {
+    fn track(&mut self, data: &[u8]) {
         match self {
             Self::Lines { between } => {
                 if let Some(last) = data.last() {
@@ -161,16 +156,16 @@ impl Events {
             Self::Frames { .. } => {
                 let mut rest = data;
                 while !rest.is_empty() {
-                    let length = self.pass_to_end_of_event(rest).unwrap_or(rest.len());
+                    let length = self.track_event(rest).unwrap_or(rest.len());
                     rest = rest.get(length..).unwrap_or_default();
                 }
             }
         }
     }
 
-    /// Tracks these bytes to the end of the current event and returns how many that are; `None` if the
-    /// event does not end within them.
-    fn pass_to_end_of_event(&mut self, data: &[u8]) -> Option<usize> {
+    /// Tracks these bytes up to the end of the current event, and returns how many bytes that is. Returns
+    /// `None` if the event does not end within them.
+    fn track_event(&mut self, data: &[u8]) -> Option<usize> {
         match self {
             Self::Lines { between } => {
                 let end = data.iter().position(|byte| *byte == b'\n')?;
@@ -255,9 +250,9 @@ mod tests {
         let mut at = 0;
         let mut seen = Vec::new();
         for piece in stream.chunks(piece) {
-            events.pass(piece);
+            events.track(piece);
             at += piece.len();
-            if events.are_between() {
+            if events.is_between_events() {
                 seen.push(at);
             }
         }
@@ -295,11 +290,11 @@ mod tests {
                 // The end of the current event is found from every position.
                 let (before, after) = stream.split_at(piece.min(stream.len() - 1));
                 let mut events = of.clone();
-                events.pass(before);
+                events.track(before);
                 let next = ends.iter().find(|end| **end > before.len()).unwrap();
-                let found = events.pass_to_end_of_event(after);
+                let found = events.track_event(after);
                 assert_eq!(found, Some(next - before.len()), "after {piece}");
-                assert!(events.are_between());
+                assert!(events.is_between_events());
             }
         }
     }
@@ -307,10 +302,10 @@ mod tests {
     #[test]
     fn incomplete_event_has_no_end() {
         let mut lines = events("application/json").unwrap();
-        assert_eq!(lines.pass_to_end_of_event(b"{\"a\":"), None);
+        assert_eq!(lines.track_event(b"{\"a\":"), None);
         let mut frames = events(PROTOBUF).unwrap();
-        assert_eq!(frames.pass_to_end_of_event(&[0, 0, 0, 9, 1]), None);
-        assert_eq!(frames.pass_to_end_of_event(&[1; 7]), None);
-        assert_eq!(frames.pass_to_end_of_event(&[1; 3]), Some(1));
+        assert_eq!(frames.track_event(&[0, 0, 0, 9, 1]), None);
+        assert_eq!(frames.track_event(&[1; 7]), None);
+        assert_eq!(frames.track_event(&[1; 3]), Some(1));
     }
 }

@@ -6,7 +6,7 @@ use aws_lc_rs::digest::{Context, SHA256, SHA256_OUTPUT_LEN};
 
 use crate::{
     config::{ClusterConfig, Config, TrustSource, read_file},
-    pki::{Flaw, Identity, PkiError, TrustAnchors},
+    pki::{Identity, PkiError, PkiFileError, TrustAnchors},
 };
 
 /// The certificates, keys and CAs of a snapshot.
@@ -111,10 +111,10 @@ fn time_of_other_validity(refused: &PkiError) -> Option<SystemTime> {
     let PkiError::Certificate { source, .. } = refused else {
         return None;
     };
-    if let Flaw::Expired { on } = source.as_ref() {
+    if let PkiFileError::Expired { on } = source.as_ref() {
         return Some(on.0);
     }
-    if let Flaw::NotYetValid { from } = source.as_ref() {
+    if let PkiFileError::NotYetValid { from } = source.as_ref() {
         return Some(from.0);
     }
     None

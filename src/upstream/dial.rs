@@ -312,7 +312,7 @@ impl TcpConnected {
         let certificate = session
             .peer_certificates()
             .and_then(<[_]>::first)
-            .and_then(|leaf| CertSummary::of(leaf).ok());
+            .and_then(|leaf| CertSummary::from_der(leaf).ok());
         Ok(Verified {
             is_http2: chose_h2(&stream),
             version,

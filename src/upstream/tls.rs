@@ -103,7 +103,7 @@ impl ServerCertVerifier for ExplainingVerifier {
                 };
                 let error = VerifyError {
                     expected: server_name.to_str().into_owned(),
-                    presented: CertSummary::of(end_entity).ok(),
+                    presented: CertSummary::from_der(end_entity).ok(),
                     cause,
                 };
                 Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))

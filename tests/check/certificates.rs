@@ -106,7 +106,7 @@ async fn key_of_another_certificate_fails() {
         1,
         '✗',
         "certificate",
-        "public.key: does not belong to the certificate",
+        "public.key: does not match the certificate",
         "give the key that this certificate was issued for",
     );
     let upstream = world.cluster_ca.server(&[APISERVER]).with_wrong_key();

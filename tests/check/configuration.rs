@@ -54,7 +54,7 @@ async fn unreadable_file_fails() {
             "certificate",
             1,
             "is a directory",
-            "name a file in it",
+            "give the path of a file in it",
         ),
         (
             "--upstream-ca",
@@ -208,7 +208,7 @@ async fn invalid_command_line_is_one_sentence_with_exit_code_2() {
         2,
         '✗',
         "configuration",
-        "there is no certificate to present",
-        "give --cert FILE",
+        "no certificate is given",
+        "add --cert FILE",
     );
 }

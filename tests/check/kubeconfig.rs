@@ -40,7 +40,7 @@ async fn kubectl_parses_printed_kubeconfig() {
     assert!(
         result
             .stderr
-            .starts_with("User `jane` has a client certificate, which cannot pass"),
+            .starts_with("The client certificate of user `jane` was left out"),
         "{}",
         result.stderr
     );
@@ -102,10 +102,7 @@ async fn file_is_readable_by_owner_only_and_written_atomically() {
     );
     assert_eq!(
         result.stderr,
-        format!(
-            "{} is written, readable for its owner alone.\n",
-            path(&file)
-        )
+        format!("{} is written. Only its owner can read it.\n", path(&file))
     );
     assert_eq!(
         fs::metadata(&file).unwrap().permissions().mode() & 0o777,
@@ -222,18 +219,18 @@ async fn make(world: &World, more: &[&str]) -> RunResult {
 async fn existing_file_is_not_overwritten_without_force() {
     let world = World::new();
     let file = world.dir.write("config", FROM);
-    let ended = make(&world, &["--output", path(&file)]).await;
-    assert_eq!(ended.code, 2, "{}", ended.stderr);
+    let result = make(&world, &["--output", path(&file)]).await;
+    assert_eq!(result.code, 2, "{}", result.stderr);
     assert_eq!(
-        ended.stderr,
+        result.stderr,
         format!(
             "kube-tls-proxy: {} exists already; name another file with --output, add to this one with --merge, or overwrite it with --force\n",
             file.display()
         )
     );
     assert_eq!(fs::read_to_string(&file).unwrap(), FROM);
-    let ended = make(&world, &["--output", path(&file), "--force"]).await;
-    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let result = make(&world, &["--output", path(&file), "--force"]).await;
+    assert_eq!(result.code, 0, "{}", result.stderr);
     assert!(fs::read_to_string(&file).unwrap().contains("s3cret"));
     let backup = world.dir.path().join("config.bak");
     assert_eq!(fs::read_to_string(backup).unwrap(), FROM, "the backup");
@@ -266,8 +263,8 @@ current-context: z
     let link = world.dir.path().join("link");
     std::os::unix::fs::symlink(&file, &link).unwrap();
     for _ in 0..2 {
-        let ended = make(&world, &["--output", path(&link), "--merge"]).await;
-        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        let result = make(&world, &["--output", path(&link), "--merge"]).await;
+        assert_eq!(result.code, 0, "{}", result.stderr);
         let text = fs::read_to_string(&file).unwrap();
         assert_eq!(
             text,
@@ -327,11 +324,11 @@ current-context: z
 "
         );
         assert!(
-            ended
+            result
                 .stderr
                 .contains("kubectl config use-context kube.example.com"),
             "{}",
-            ended.stderr
+            result.stderr
         );
         let mode = fs::metadata(&file).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o640);
@@ -350,8 +347,8 @@ async fn merge_makes_a_new_file_for_its_owner_alone() {
             world.dir.write(name, text);
             fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
         }
-        let ended = make(&world, &["--output", path(&file), "--merge"]).await;
-        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        let result = make(&world, &["--output", path(&file), "--merge"]).await;
+        assert_eq!(result.code, 0, "{}", result.stderr);
         let text = fs::read_to_string(&file).unwrap();
         assert!(text.contains("current-context: kube.example.com"), "{text}");
         let mode = fs::metadata(&file).unwrap().permissions().mode();
@@ -378,15 +375,15 @@ async fn merge_does_not_replace_what_belongs_to_others() {
     ] {
         let file = world.dir.write("config", &text);
         let args = ["--output", path(&file), "--merge", "--name", mine];
-        let ended = make(&world, &args).await;
-        assert_eq!(ended.code, 2, "{}", ended.stderr);
+        let result = make(&world, &args).await;
+        assert_eq!(result.code, 2, "{}", result.stderr);
         let sentence = format!(
-            "config: {what} is there already and belongs to something else; choose another name with --name, or replace it with --force"
+            "config: {what} exists already and belongs to another cluster; choose another name with --name, or replace it with --force"
         );
-        assert!(ended.stderr.contains(&sentence), "{}", ended.stderr);
+        assert!(result.stderr.contains(&sentence), "{}", result.stderr);
         assert_eq!(fs::read_to_string(&file).unwrap(), text);
-        let ended = make(&world, &[args.as_slice(), &["--force"]].concat()).await;
-        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        let result = make(&world, &[args.as_slice(), &["--force"]].concat()).await;
+        assert_eq!(result.code, 0, "{}", result.stderr);
         let merged = fs::read_to_string(&file).unwrap();
         assert!(merged.contains("name: theirs"), "{merged}");
     }
@@ -398,9 +395,9 @@ async fn merge_does_not_replace_what_belongs_to_others() {
     ] {
         let file = world.dir.write("config", text);
         let args = ["--output", path(&file), "--merge", "--force"];
-        let ended = make(&world, &args).await;
-        assert_eq!(ended.code, 2, "{}", ended.stderr);
-        assert!(ended.stderr.contains(what), "{}", ended.stderr);
+        let result = make(&world, &args).await;
+        assert_eq!(result.code, 2, "{}", result.stderr);
+        assert!(result.stderr.contains(what), "{}", result.stderr);
         assert_eq!(fs::read_to_string(&file).unwrap(), text);
     }
 }

@@ -1,5 +1,4 @@
-//! From the signal to stop to the end: what runs is finished, what is new is refused, nothing is waited for
-//! without end.
+//! The drain: running requests finish, new connections are refused, and every wait has a limit.
 
 use std::{io::ErrorKind, time::Duration};
 
@@ -17,7 +16,7 @@ use crate::{
     upgrades::ManualApiserver,
 };
 
-/// An apiserver's answer: `/endless` sends one event and never ends, `/slow` takes a while.
+/// Response of the apiserver: `/endless` sends one event and never ends, `/slow` takes 500 ms.
 pub(crate) async fn slow_or_endless<B>(request: Request<B>) -> Response<ResponseBody> {
     match request.uri().path() {
         "/endless" => {
@@ -36,7 +35,7 @@ pub(crate) async fn slow_or_endless<B>(request: Request<B>) -> Response<Response
     }
 }
 
-/// A client whose request to [`slow_or_endless`] never ends; its first event is there.
+/// A client that has received the first event of an endless response of [`slow_or_endless`].
 pub(crate) async fn endless(client: &Client) -> Http1<TlsConnection> {
     let mut client = client.http1().await;
     client
@@ -47,7 +46,7 @@ pub(crate) async fn endless(client: &Client) -> Http1<TlsConnection> {
     client
 }
 
-/// Waits until no new connection is taken.
+/// Waits until the proxy refuses new connections.
 pub(crate) async fn refuses_connections(proxy: &Proxy) {
     let refused = async {
         while TcpStream::connect(proxy.address()).await.is_ok() {
@@ -57,10 +56,10 @@ pub(crate) async fn refuses_connections(proxy: &Proxy) {
     within("new connections to be refused", refused).await;
 }
 
-/// Case 56. HTTP/1.1: the running request completes with `Connection: close`, an idle client is let go
-/// in order.
+/// Case 56. HTTP/1.1: the response of a running request has `Connection: close`, and the connection of an idle
+/// client is closed with `close_notify`.
 #[tokio::test]
-async fn an_http1_request_completes_and_the_connection_closes() {
+async fn drain_completes_http1_request_and_closes_connection() {
     let world = World::new();
     let upstream = world.apiserver().http(slow_or_endless).start().await;
     let mut proxy = world.proxy(upstream.address()).start();
@@ -79,9 +78,9 @@ async fn an_http1_request_completes_and_the_connection_closes() {
     proxy.wait_until_stopped().await;
 }
 
-/// Case 56. HTTP/1.1: who has connected before the signal and asks after it gets an answer.
+/// Case 56. HTTP/1.1: a client that connected before the signal may still send its first request.
 #[tokio::test]
-async fn a_first_request_is_answered_although_the_drain_has_begun() {
+async fn drain_serves_first_request_of_connected_client() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let mut proxy = world.proxy(upstream.address()).start();
@@ -95,9 +94,9 @@ async fn a_first_request_is_answered_although_the_drain_has_begun() {
     proxy.wait_until_stopped().await;
 }
 
-/// Case 56. h2: GOAWAY, then the running streams end as they would have.
+/// Case 56. HTTP/2: the proxy sends GOAWAY, and running streams complete.
 #[tokio::test]
-async fn an_http2_connection_says_goaway_and_finishes_its_streams() {
+async fn drain_sends_goaway_and_completes_http2_streams() {
     let world = World::new();
     let upstream = world.apiserver().http(slow_or_endless).start().await;
     let mut proxy = world.proxy(upstream.address()).start();
@@ -110,18 +109,18 @@ async fn an_http2_connection_says_goaway_and_finishes_its_streams() {
     };
     let (slow, ()) = tokio::join!(slow, stop);
     assert_eq!(slow.unwrap().text(), "late");
-    // Its own GOAWAY may meet a closed socket.
+    // The client's own GOAWAY may arrive at a closed socket.
     client.end().await.ok();
     assert!(
         client.get("https://kube.test/version").await.is_err(),
-        "nothing new"
+        "new streams are refused"
     );
     proxy.wait_until_stopped().await;
 }
 
-/// Case 56. Nobody new gets in while the rest is finished.
+/// Case 56.
 #[tokio::test]
-async fn new_connections_are_refused_while_a_request_runs() {
+async fn drain_refuses_new_connections_while_a_request_runs() {
     let world = World::new();
     let upstream = world.apiserver().http(slow_or_endless).start().await;
     let mut proxy = world.proxy(upstream.address()).long_drain().start();
@@ -132,10 +131,10 @@ async fn new_connections_are_refused_while_a_request_runs() {
     proxy.wait_until_stopped().await;
 }
 
-/// Case 56. Watches, logs and exec hold the end up to the drain timeout; then they are cut, and are seen
-/// to be cut.
+/// Case 56. The drain waits for endless responses until its timeout. Then it aborts them, and clients see that
+/// they are incomplete.
 #[tokio::test]
-async fn what_never_ends_is_cut_at_the_drain_timeout() {
+async fn endless_responses_are_aborted_at_the_drain_timeout() {
     let limit = Duration::from_millis(700);
     let world = World::new();
     let upstream = world.apiserver().http(slow_or_endless).start().await;
@@ -152,24 +151,24 @@ async fn what_never_ends_is_cut_at_the_drain_timeout() {
         .into_body();
     assert_eq!(watch.data().await.unwrap().unwrap(), "event\n");
 
-    let began = Instant::now();
+    let start = Instant::now();
     proxy.begin_shutdown();
     http2.goaway().await;
-    let cut = http1.chunk().await.unwrap_err();
-    assert_eq!(cut.kind(), ErrorKind::UnexpectedEof);
+    let error = http1.chunk().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
     assert!(
         within("the end of the watch", watch.data())
             .await
             .unwrap()
             .is_err()
     );
-    assert!(began.elapsed() >= limit, "{:?}", began.elapsed());
+    assert!(start.elapsed() >= limit, "{:?}", start.elapsed());
     proxy.wait_until_stopped().await;
 }
 
-/// Case 56. A tunnel goes on while the drain lasts, ends it by its own end, and is cut at the timeout.
+/// Case 56. A tunnel keeps working during the drain. The drain ends with the tunnel, or aborts it at the timeout.
 #[tokio::test]
-async fn a_tunnel_is_waited_for_and_cut_at_the_drain_timeout() {
+async fn drain_waits_for_tunnel_and_aborts_it_at_the_timeout() {
     let limit = Duration::from_millis(700);
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
@@ -179,7 +178,7 @@ async fn a_tunnel_is_waited_for_and_cut_at_the_drain_timeout() {
             .timeouts(|timeouts| timeouts.drain = if ends { standin::WAIT * 10 } else { limit })
             .start();
         let (mut client, mut server) = tunnels::open(&proxy, &apiserver).await;
-        let began = Instant::now();
+        let start = Instant::now();
         proxy.begin_shutdown();
         refuses_connections(&proxy).await;
         client.send("still").await;
@@ -193,16 +192,19 @@ async fn a_tunnel_is_waited_for_and_cut_at_the_drain_timeout() {
                 client.end().await.unwrap_err().kind(),
                 ErrorKind::UnexpectedEof
             );
-            assert!(server.read_to_end().await.is_err(), "a cut");
-            assert!(began.elapsed() >= limit, "{:?}", began.elapsed());
+            assert!(
+                server.read_to_end().await.is_err(),
+                "the tunnel was not aborted"
+            );
+            assert!(start.elapsed() >= limit, "{:?}", start.elapsed());
         }
         proxy.wait_until_stopped().await;
     }
 }
 
-/// With nothing running the end comes at once, whatever the timeout.
+/// The timeout does not matter without running requests.
 #[tokio::test]
-async fn an_idle_proxy_ends_at_once() {
+async fn idle_proxy_stops_at_once() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let mut proxy = world.proxy(upstream.address()).long_drain().start();
@@ -212,7 +214,7 @@ async fn an_idle_proxy_ends_at_once() {
     http2.get("https://kube.test/version").await.unwrap();
     proxy.begin_shutdown();
     assert_eq!(http2.goaway().await, h2::Reason::NO_ERROR);
-    // Its own GOAWAY may meet a closed socket.
+    // The client's own GOAWAY may arrive at a closed socket.
     http2.end().await.ok();
     assert_eq!(http1.end().await.unwrap(), "");
     proxy.wait_until_stopped().await;

@@ -1,5 +1,5 @@
-//! Several apiservers behind one name: one that dies, falls silent or is somebody else costs no request once
-//! that is known, and is taken back when it works again.
+//! Several endpoints: an endpoint that is dead, silent or the wrong server is ejected, fails no request after
+//! that, and comes back when it works again.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -27,18 +27,18 @@ fn probing(world: &World, endpoints: &[SocketAddr]) -> Proxy {
         .start()
 }
 
-/// One request of a client that has no connection yet.
-async fn ask_as_a_stranger(proxy: &Proxy) -> StatusCode {
+/// Sends one request as a new client.
+async fn request_of_new_client(proxy: &Proxy) -> StatusCode {
     let mut client = proxy.client().http1().await;
     let response = client.get(HOST, "/version", "").await;
     StatusCode::from_u16(response.status).unwrap()
 }
 
-/// Requests of clients, without the probes.
-fn asked(upstream: &Upstream) -> usize {
+/// The number of requests without the probes.
+fn client_requests(upstream: &Upstream) -> usize {
     let requests = upstream.requests();
-    let asked = requests.iter().filter(|one| one.target == "/version");
-    asked.count()
+    let requests = requests.iter().filter(|one| one.target == "/version");
+    requests.count()
 }
 
 #[tokio::test]
@@ -55,7 +55,7 @@ async fn connections_are_spread_over_the_endpoints() {
         client.get(HOST, "/version", "").await;
         clients.push(client);
     }
-    assert_eq!(upstreams.each_ref().map(asked), [3, 3]);
+    assert_eq!(upstreams.each_ref().map(client_requests), [3, 3]);
     let leases = upstreams
         .each_ref()
         .map(|one| proxy.health(one.address()).connections);
@@ -63,13 +63,13 @@ async fn connections_are_spread_over_the_endpoints() {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_refuses_costs_nothing_and_is_taken_back() {
+async fn refusing_endpoint_is_ejected_and_returns() {
     let world = World::new();
-    let well = world.apiserver().start().await;
+    let healthy = world.apiserver().start().await;
     let dead = refused().await;
-    let proxy = probing(&world, &[dead, well.address()]);
+    let proxy = probing(&world, &[dead, healthy.address()]);
     for _ in 0..4 {
-        assert_eq!(ask_as_a_stranger(&proxy).await, StatusCode::OK);
+        assert_eq!(request_of_new_client(&proxy).await, StatusCode::OK);
     }
     proxy.wait_for_health(dead, Health::Unhealthy).await;
     let why = proxy.health(dead).why.unwrap();
@@ -80,39 +80,39 @@ async fn an_endpoint_that_refuses_costs_nothing_and_is_taken_back() {
     assert_eq!(proxy.health(dead).why, None);
 }
 
-/// Hosts that are gone do not refuse; a dial would wait for its whole timeout.
+/// A dead host does not refuse connections: a dial would wait for the whole connect timeout.
 #[tokio::test]
-async fn a_silent_endpoint_costs_a_moment_and_after_that_nothing() {
+async fn silent_endpoint_delays_few_requests_and_is_ejected() {
     let world = World::new();
-    let behind = world.apiserver().start().await;
-    let (well, silent) = (
+    let upstream = world.apiserver().start().await;
+    let (healthy, silent) = (
         world.apiserver().start().await,
-        Relay::start(behind.address()).await,
+        Relay::start(upstream.address()).await,
     );
     silent.freeze();
-    let proxy = probing(&world, &[silent.address(), well.address()]);
-    let began = Instant::now();
+    let proxy = probing(&world, &[silent.address(), healthy.address()]);
+    let start = Instant::now();
     for _ in 0..4 {
-        assert_eq!(ask_as_a_stranger(&proxy).await, StatusCode::OK);
+        assert_eq!(request_of_new_client(&proxy).await, StatusCode::OK);
     }
     assert!(
-        began.elapsed() < Duration::from_secs(4),
+        start.elapsed() < Duration::from_secs(4),
         "{:?}",
-        began.elapsed()
+        start.elapsed()
     );
     proxy
         .wait_for_health(silent.address(), Health::Unhealthy)
         .await;
-    assert_eq!(asked(&behind), 0);
+    assert_eq!(client_requests(&upstream), 0);
     silent.thaw();
     proxy
         .wait_for_health(silent.address(), Health::Healthy)
         .await;
 }
 
-/// A client keeps its connection for hours; it must not keep it to an apiserver that is gone.
+/// A client may keep its connection for hours, but not to a dead apiserver.
 #[tokio::test]
-async fn a_lease_of_an_ill_endpoint_is_not_used_again() {
+async fn lease_of_unhealthy_endpoint_is_not_reused() {
     let world = World::new();
     let upstreams = [
         world.apiserver().start().await,
@@ -135,25 +135,25 @@ async fn a_lease_of_an_ill_endpoint_is_not_used_again() {
         200
     );
     assert_eq!(http1.get(HOST, "/version", "").await.status, 200);
-    let counts = upstreams.each_ref().map(asked);
+    let counts = upstreams.each_ref().map(client_requests);
     assert_eq!(counts, [1, 1], "one lease on each");
 
     relays[0].freeze();
     proxy
         .wait_for_health(relays[0].address(), Health::Unhealthy)
         .await;
-    let answers = async {
+    let responses = async {
         assert_eq!(
             http2.get("https://kube.test/version").await.unwrap().status,
             200
         );
         assert_eq!(http1.get(HOST, "/version", "").await.status, 200);
     };
-    within("answers of the other endpoint", answers).await;
-    assert_eq!(asked(&upstreams[1]), 3);
+    within("responses of the other endpoint", responses).await;
+    assert_eq!(client_requests(&upstreams[1]), 3);
 }
 
-/// An answer to /readyz with this status.
+/// Responds to `/readyz` with this status, and to other requests with 200.
 fn readiness(status: StatusCode, request: &Request<RequestBody>) -> Response<ResponseBody> {
     let mut response = Response::new(full("ok"));
     if request.uri().path() == "/readyz" {
@@ -162,7 +162,7 @@ fn readiness(status: StatusCode, request: &Request<RequestBody>) -> Response<Res
     response
 }
 
-/// Probes carry no credentials, and many clusters know no anonymous user.
+/// Probes carry no credentials, and many clusters reject anonymous users.
 #[tokio::test]
 async fn probe_of_401_or_403_is_healthy_and_of_500_is_unhealthy() {
     let world = World::new();
@@ -180,17 +180,17 @@ async fn probe_of_401_or_403_is_healthy_and_of_500_is_unhealthy() {
         assert_eq!(probe.header("authorization"), None);
         let agent = probe.header("user-agent").unwrap();
         assert!(agent.ends_with(" probe"), "{agent}");
-        // The only one there is; ill or not, there is nothing better.
-        assert_eq!(ask_as_a_stranger(&proxy).await, StatusCode::OK);
+        // A single endpoint is used even if it is unhealthy.
+        assert_eq!(request_of_new_client(&proxy).await, StatusCode::OK);
     }
 }
 
 #[tokio::test]
-async fn a_probe_says_nothing_to_an_apiserver_that_is_somebody_else() {
+async fn probe_sends_nothing_to_an_unverified_server() {
     let world = World::new();
     let foreign = Upstream::builder(Ca::new("foreign").server(&[APISERVER]));
-    let (foreign, well) = (foreign.start().await, world.apiserver().start().await);
-    let proxy = probing(&world, &[foreign.address(), well.address()]);
+    let (foreign, healthy) = (foreign.start().await, world.apiserver().start().await);
+    let proxy = probing(&world, &[foreign.address(), healthy.address()]);
     proxy
         .wait_for_health(foreign.address(), Health::Unhealthy)
         .await;
@@ -200,29 +200,29 @@ async fn a_probe_says_nothing_to_an_apiserver_that_is_somebody_else() {
     assert_eq!(foreign.connections()[0].bytes_received, 0);
 }
 
-/// What is known need not be asked again when there is no choice.
+/// Without a choice, the health of an endpoint changes nothing.
 #[tokio::test]
-async fn a_single_endpoint_is_probed_once() {
+async fn single_healthy_endpoint_is_not_probed_again() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = probing(&world, &[upstream.address()]);
     proxy
         .wait_for_health(upstream.address(), Health::Healthy)
         .await;
-    // Many turns of the probe.
+    // Several probe intervals.
     tokio::time::sleep(Duration::from_millis(700)).await;
     assert_eq!(upstream.requests().len(), 1);
 }
 
-/// What was known was found out under the old CA.
+/// The known health was found with the old CA.
 #[tokio::test]
-async fn a_single_endpoint_is_probed_again_under_another_ca() {
+async fn single_endpoint_is_probed_again_after_a_ca_change() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = probing(&world, &[upstream.address()]);
     let (address, ca) = (upstream.address(), "cluster-ca.crt");
     proxy.wait_for_health(address, Health::Healthy).await;
-    world.dir.write(ca, Ca::new("mistaken").pem());
+    world.dir.write(ca, Ca::new("wrong").pem());
     proxy.reload();
     proxy.wait_for_health(address, Health::Unhealthy).await;
     world.dir.write(ca, world.cluster_ca.pem());
@@ -230,9 +230,9 @@ async fn a_single_endpoint_is_probed_again_under_another_ca() {
     proxy.wait_for_health(address, Health::Healthy).await;
 }
 
-/// A request may wait for its answer for as long as it likes, and its cluster with it.
+/// A running request keeps its old snapshot, but the probes of the old snapshot must stop.
 #[tokio::test]
-async fn nobody_is_probed_under_a_ca_that_was_taken_out() {
+async fn reload_stops_probes_under_the_old_ca() {
     let world = World::new();
     let answer = |request: Request<RequestBody>| async move {
         if request.uri().path() == "/never" {
@@ -260,7 +260,7 @@ async fn nobody_is_probed_under_a_ca_that_was_taken_out() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    within("the request that waits", open).await;
+    within("the pending request", open).await;
     world.dir.write("cluster-ca.crt", Ca::new("next").pem());
     proxy.reload();
     for address in [one, other] {
@@ -271,14 +271,11 @@ async fn nobody_is_probed_under_a_ca_that_was_taken_out() {
         requests.filter(|one| one.target == "/readyz").count()
     };
     let (answered, dialled) = (probes(), upstreams[0].connections().len());
-    // The probes under the new CA are the measure of time; they send nothing.
+    // Probes under the new CA send nothing, so their connections measure the time.
     upstreams[0]
-        .wait_for("ten probes more", |connections| {
+        .wait_for("ten more probes", |connections| {
             (connections.len() >= dialled + 10).then_some(())
         })
         .await;
-    assert!(
-        probes() <= answered + 2,
-        "one round may have been under way"
-    );
+    assert!(probes() <= answered + 2, "more than the probes in flight");
 }

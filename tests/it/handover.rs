@@ -1,5 +1,5 @@
-//! From the signal to stop to the closed sockets: nobody who still comes is turned away before others can
-//! know, and nobody who has come is dropped.
+//! The start of the drain: new clients are served until load balancers know about it, and no client that has
+//! connected is dropped.
 
 use std::time::Duration;
 
@@ -14,9 +14,9 @@ use crate::{
     upgrades::ManualApiserver,
 };
 
-/// Whoever watches readiness hears of the end before new clients are turned away.
+/// Load balancers see the failed readiness before the proxy refuses new clients.
 #[tokio::test]
-async fn new_clients_are_served_for_the_delay_behind_the_signal() {
+async fn new_clients_are_served_during_the_drain_delay() {
     let delay = Duration::from_secs(2);
     let world = World::new();
     let upstream = world.apiserver().start().await;
@@ -25,23 +25,26 @@ async fn new_clients_are_served_for_the_delay_behind_the_signal() {
         .timeouts(|timeouts| timeouts.drain_delay = delay)
         .start();
     proxy.wait_for_phase(Phase::Serving).await;
-    let told = Instant::now();
+    let start = Instant::now();
     proxy.begin_shutdown();
     proxy.wait_for_phase(Phase::Announced).await;
     let mut client = proxy.client().http1().await;
     let response = client.get(HOST, "/version", "").await;
     assert_eq!(response.text(), "ok");
-    assert_eq!(response.head.header("connection"), None, "it may stay");
-    assert!(told.elapsed() < delay, "the machine is too slow for this");
+    assert_eq!(
+        response.head.header("connection"),
+        None,
+        "the client may keep the connection"
+    );
+    assert!(start.elapsed() < delay, "the machine is too slow for this");
     proxy.wait_for_phase(Phase::Draining).await;
-    assert!(told.elapsed() >= delay, "{:?}", told.elapsed());
+    assert!(start.elapsed() >= delay, "{:?}", start.elapsed());
     assert_eq!(client.end().await.unwrap(), "");
     proxy.wait_until_stopped().await;
 }
 
-/// A reload while it is on its way to its end is nothing special.
 #[tokio::test]
-async fn a_reload_within_the_delay_is_taken() {
+async fn reload_works_during_the_drain_delay() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let mut proxy = world
@@ -53,7 +56,7 @@ async fn a_reload_within_the_delay_is_taken() {
     let new = world.public_ca.server(&[HOST, "127.0.0.1"]);
     new.write(&world.dir, "public");
     proxy.reload();
-    let shown = async {
+    let presented = async {
         while proxy
             .client()
             .alpn(&[])
@@ -64,41 +67,41 @@ async fn a_reload_within_the_delay_is_taken() {
             != new.chain[0]
         {}
     };
-    within("the new certificate", shown).await;
+    within("the new certificate", presented).await;
     proxy.stop().without_delay();
     proxy.wait_until_stopped().await;
 }
 
-/// The kernel would reset what nobody has accepted when the socket is closed.
+/// The kernel resets connections that are not yet accepted when the socket is closed.
 #[tokio::test]
 async fn clients_in_the_backlog_are_served_after_the_socket_closes() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let mut proxy = world
         .proxy(upstream.address())
-        // The others wait in the kernel until this one is gone.
+        // The other clients wait in the kernel until this one disconnects.
         .limits(|limits| limits.connections = 1)
         .long_drain()
         .start();
     let mut first = proxy.client().http1().await;
     first.get(HOST, "/", "").await;
-    let mut asking = JoinSet::new();
+    let mut requests = JoinSet::new();
     for _ in 0..20 {
         let waiting = TcpStream::connect(proxy.address()).await.unwrap();
         let client = proxy.client();
-        asking.spawn(async move {
+        requests.spawn(async move {
             let mut client = Http1::new(client.over(waiting).await.unwrap());
             client.get(HOST, "/version", "").await.text()
         });
     }
     proxy.begin_shutdown();
-    while let Some(answer) = asking.join_next().await {
+    while let Some(answer) = requests.join_next().await {
         assert_eq!(answer.unwrap(), "ok");
     }
     proxy.wait_until_stopped().await;
 }
 
-/// Whoever waits for a place must not keep the door open for others, who would be reset in the end.
+/// A client that waits for a permit must not keep the socket open: later clients would be reset.
 #[tokio::test]
 async fn socket_closes_while_clients_wait_for_a_permit() {
     let world = World::new();
@@ -122,10 +125,9 @@ async fn socket_closes_while_clients_wait_for_a_permit() {
     proxy.wait_until_stopped().await;
 }
 
-/// Case 56. A tunnel cannot be resumed by its client, so it gets more time than requests, but not more than
-/// is said.
+/// Case 56. A client cannot resume a tunnel, so tunnels get more time than requests, up to their own timeout.
 #[tokio::test]
-async fn tunnels_have_a_deadline_of_their_own() {
+async fn tunnels_end_at_their_own_drain_timeout() {
     let (requests, tunnels) = (Duration::from_millis(300), Duration::from_millis(1500));
     let world = World::new();
     let endless = world.apiserver().http(slow_or_endless).start().await;
@@ -143,7 +145,7 @@ async fn tunnels_have_a_deadline_of_their_own() {
             })
             .start();
         let (mut client, mut server) = tunnels::open(&proxy, &apiserver).await;
-        let began = Instant::now();
+        let start = Instant::now();
         proxy.begin_shutdown();
         proxy.wait_for_phase(Phase::Draining).await;
         tokio::time::sleep(requests * 2).await;
@@ -151,14 +153,14 @@ async fn tunnels_have_a_deadline_of_their_own() {
         assert_eq!(
             server.read(5).await,
             b"still",
-            "behind the time of requests"
+            "after the drain timeout of requests"
         );
         if ends_by_itself {
             server.shutdown().await;
             assert_eq!(client.end().await.unwrap(), "");
         } else {
             client.end().await.unwrap_err();
-            assert!(began.elapsed() >= tunnels, "{:?}", began.elapsed());
+            assert!(start.elapsed() >= tunnels, "{:?}", start.elapsed());
         }
         drop(client);
         proxy.wait_until_stopped().await;
@@ -166,7 +168,7 @@ async fn tunnels_have_a_deadline_of_their_own() {
     drop(endless);
 }
 
-/// systemd would kill the process, and with it the tunnel that the other worker waits for.
+/// Otherwise systemd would kill the process, and with it the tunnel of the other worker.
 #[tokio::test]
 async fn ended_worker_is_not_taken_for_a_stalled_one() {
     let world = World::new();
@@ -185,7 +187,7 @@ async fn ended_worker_is_not_taken_for_a_stalled_one() {
         }
         proxy.heartbeats()
     };
-    let states = within("the end of the idle worker", states()).await;
+    let states = within("the idle worker to stop", states()).await;
     let running = |state: &&Heartbeat| matches!(state, Heartbeat::Running(_));
     assert_eq!(states.iter().filter(running).count(), 1, "{states:?}");
     server.shutdown().await;
@@ -194,9 +196,9 @@ async fn ended_worker_is_not_taken_for_a_stalled_one() {
     proxy.wait_until_stopped().await;
 }
 
-/// Case 56. Who says it twice means it.
+/// Case 56.
 #[tokio::test]
-async fn a_second_signal_ends_everything() {
+async fn second_signal_closes_everything() {
     let world = World::new();
     let upstream = world.apiserver().http(slow_or_endless).start().await;
     let mut proxy = world.proxy(upstream.address()).long_drain().start();

@@ -1,4 +1,4 @@
-//! Which hosts and targets are served, and what all others are told.
+//! Which hosts and targets the proxy serves, and how it refuses all others.
 
 use bytes::Bytes;
 use http::{Request, Uri};
@@ -20,7 +20,7 @@ async fn raw(proxy: &Proxy, bytes: &str) -> ClientResponse {
     client.response().await.into()
 }
 
-/// Sends a request whose URI is taken apart into pseudo-fields.
+/// Sends a request; h2 turns its URI into pseudo-header fields.
 async fn http2(client: &Http2, method: &str, uri: &str, host: Option<&str>) -> ClientResponse {
     let mut request = Request::builder().method(method).uri(uri);
     if let Some(host) = host {
@@ -30,7 +30,7 @@ async fn http2(client: &Http2, method: &str, uri: &str, host: Option<&str>) -> C
     client.request(request).await.unwrap().into()
 }
 
-/// Case 60. What cannot be routed for certain is not routed at all, and the client learns why.
+/// Case 60. The proxy refuses ambiguous requests and tells the client why.
 #[tokio::test]
 async fn malformed_hosts_and_targets_are_refused_over_http1() {
     let world = World::new();
@@ -92,8 +92,8 @@ async fn malformed_hosts_and_targets_are_refused_over_http1() {
         ),
     ] {
         let answer = raw(&proxy, &format!("{head}\r\n\r\n")).await;
-        let said = answer.assert_status(400, "BadRequest");
-        assert!(said.contains(message), "{head:?}: {said}");
+        let found = answer.assert_status(400, "BadRequest");
+        assert!(found.contains(message), "{head:?}: {found}");
     }
     assert_eq!(upstream.connections().len(), 0);
 }
@@ -122,8 +122,8 @@ async fn malformed_hosts_are_refused_over_http2() {
         ("https://kube.test:99999/", None, "host is malformed"),
     ] {
         let answer = http2(&client, "GET", uri, host).await;
-        let said = answer.assert_status(400, "BadRequest");
-        assert!(said.contains(message), "{uri} {host:?}: {said}");
+        let found = answer.assert_status(400, "BadRequest");
+        assert!(found.contains(message), "{uri} {host:?}: {found}");
     }
     assert_eq!(upstream.connections().len(), 0);
     let same = http2(&client, "GET", "https://kube.test/", Some("KUBE.test")).await;
@@ -134,7 +134,7 @@ async fn malformed_hosts_are_refused_over_http2() {
     );
 }
 
-/// The `http` crate cuts a target at `#`, and this one would then delete all config maps of the namespace.
+/// The `http` crate drops everything from `#` on, so the first target would delete all config maps of the namespace.
 #[tokio::test]
 async fn targets_with_a_hash_are_refused_over_http1() {
     let world = World::new();
@@ -154,7 +154,7 @@ async fn targets_with_a_hash_are_refused_over_http1() {
         let answer = raw(&proxy, &request).await;
         answer.assert_status(400, "BadRequest");
         assert_eq!(answer.lines("connection"), ["close"], "{target}");
-        // In two pieces, and with a request before and after it.
+        // In two writes, with a request before and after it.
         let mut client = proxy.client().http1().await;
         assert_eq!(client.get(HOST, "/", "").await.status, 200);
         upstream.next_request().await;
@@ -172,10 +172,10 @@ async fn targets_with_a_hash_are_refused_over_http1() {
     );
 }
 
-/// As over HTTP/1.1. The target is hidden in HPACK, in every way in which a client can write it.
+/// As over HTTP/1.1, with every HPACK encoding that a client can choose for the target.
 #[tokio::test]
 async fn targets_with_a_hash_are_refused_over_http2() {
-    /// A field whose name is in the table, with its value raw.
+    /// A field with an indexed name and a literal value.
     fn literal(first: u8, value: &str) -> Vec<u8> {
         let length = u8::try_from(value.len()).unwrap();
         [&[first, length], value.as_bytes()].concat()
@@ -237,8 +237,8 @@ async fn targets_with_a_hash_are_refused_over_http2() {
     assert_eq!(upstream.requests().len(), 2);
 }
 
-/// The proxy remembers each cut target of a connection, for the client can repeat it by an index. A client
-/// that sends hundreds of them is told to go away.
+/// The proxy remembers each such target of a connection, because the client can repeat it by its HPACK index. A
+/// client that sends hundreds of them gets a GOAWAY.
 #[tokio::test]
 async fn too_many_targets_with_a_hash_end_the_connection() {
     let world = World::new();
@@ -267,7 +267,7 @@ async fn too_many_targets_with_a_hash_end_the_connection() {
     assert_eq!(upstream.connections().len(), 0);
 }
 
-/// h2 takes an empty length for 0; an apiserver that speaks HTTP/1.1 refuses it.
+/// h2 reads an empty length as 0; an apiserver that speaks HTTP/1.1 refuses it.
 #[tokio::test]
 async fn empty_content_length_is_refused_over_http2() {
     let world = World::new();
@@ -292,9 +292,9 @@ async fn empty_content_length_is_refused_over_http2() {
 const OK: u8 = 0x88;
 const BAD_REQUEST: u8 = 0x8c;
 
-/// Case 42. `Host` alone names the host as well (RFC 9113 §8.3.1).
+/// Case 42. A request without `:authority` may name its host in `Host` (RFC 9113 §8.3.1).
 #[tokio::test]
-async fn http2_without_authority_goes_by_its_host_field() {
+async fn http2_without_authority_is_routed_by_host() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();
@@ -315,9 +315,9 @@ async fn http2_without_authority_goes_by_its_host_field() {
     assert_eq!(head.stream, 1);
 }
 
-/// Case 60. An absolute target of ours is accepted (RFC 9112 §3.2.2) and goes up in origin form.
+/// Case 60. The proxy accepts an absolute target with a served host (RFC 9112 §3.2.2) and forwards it in origin form.
 #[tokio::test]
-async fn absolute_target_of_ours_is_served() {
+async fn absolute_target_with_served_host_is_forwarded() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();
@@ -335,9 +335,9 @@ async fn absolute_target_of_ours_is_served() {
     }
 }
 
-/// A host that is not served gets 421, whatever the handshake was about, and nothing is sent.
+/// The response to an unknown host is 421, whatever the SNI was, and the apiserver receives nothing.
 #[tokio::test]
-async fn foreign_hosts_are_misdirected() {
+async fn unknown_hosts_get_421() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();
@@ -359,9 +359,9 @@ async fn foreign_hosts_are_misdirected() {
     assert_eq!(upstream.connections().len(), 0);
 }
 
-/// A bare address is routed by the name of the handshake (`tls-server-name` in a kubeconfig), and only then.
+/// A request to an IP address is routed by the SNI of its connection (`tls-server-name` in a kubeconfig).
 #[tokio::test]
-async fn bare_address_goes_by_the_handshake() {
+async fn ip_address_host_is_routed_by_sni() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let identity = world.public_ca.server(&[HOST]);
@@ -377,9 +377,9 @@ async fn bare_address_goes_by_the_handshake() {
     }
 }
 
-/// Without a served name in the handshake an address must be one of the certificate's.
+/// Without a served name in the SNI, the certificate must contain the IP address.
 #[tokio::test]
-async fn bare_address_without_a_name_must_be_served() {
+async fn ip_address_host_without_sni_must_be_in_certificate() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();
@@ -391,7 +391,7 @@ async fn bare_address_without_a_name_must_be_served() {
     assert_eq!(upstream.requests().len(), 1);
 }
 
-/// Case 60. 405 says that this is no forward proxy, and what is; the connection does not become a tunnel.
+/// Case 60. The 405 explains that this is not a forward proxy. The connection does not become a tunnel.
 #[tokio::test]
 async fn connect_is_refused() {
     let world = World::new();
@@ -412,7 +412,7 @@ async fn connect_is_refused() {
     assert_eq!(upstream.connections().len(), 0);
 }
 
-/// Case 60. An extended CONNECT was never offered, so it is no request at all (RFC 8441 §3).
+/// Case 60. The proxy does not enable extended CONNECT, so such a request is malformed (RFC 8441 §3).
 #[tokio::test]
 async fn extended_connect_is_refused() {
     let world = World::new();
@@ -435,9 +435,9 @@ async fn extended_connect_is_refused() {
     assert_eq!(upstream.connections().len(), 0);
 }
 
-/// A refusal costs the client nothing else: its connection goes on.
+/// After a refusal the connection of the client stays usable.
 #[tokio::test]
-async fn connection_goes_on_after_a_refused_host() {
+async fn connection_stays_usable_after_a_refused_host() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();

@@ -1,4 +1,4 @@
-//! What one client does is felt by that client alone.
+//! One client does not affect another.
 
 use http::{Request, Response};
 use standin::{
@@ -23,11 +23,11 @@ fn get(path: &str, token: &str) -> Request<()> {
         .unwrap()
 }
 
-/// An apiserver as unknown clients meet it: 401 and, over HTTP/2, GOAWAY. Others get a watch with one
-/// event, and with a second one once it is told.
-fn strict(world: &World, told: watch::Receiver<bool>) -> Builder {
+/// An apiserver that responds to unknown clients with 401 and, over HTTP/2, GOAWAY. Known clients get a watch
+/// with one event, and a second event after a signal.
+fn strict(world: &World, release: watch::Receiver<bool>) -> Builder {
     world.apiserver().http(move |request| {
-        let mut told = told.clone();
+        let mut release = release.clone();
         async move {
             let token = request.headers().get("authorization");
             if token.is_none_or(|token| token != "Bearer good") {
@@ -38,7 +38,9 @@ fn strict(world: &World, told: watch::Receiver<bool>) -> Builder {
             }
             let (events, body) = channel();
             tokio::spawn(async move {
-                if events.send("first").await.is_ok() && told.wait_for(|told| *told).await.is_ok() {
+                if events.send("first").await.is_ok()
+                    && release.wait_for(|released| *released).await.is_ok()
+                {
                     drop(events.send("second").await);
                 }
             });
@@ -47,13 +49,13 @@ fn strict(world: &World, told: watch::Receiver<bool>) -> Builder {
     })
 }
 
-/// Cases 4, 5. On a shared connection each refusal would end it for everybody.
+/// Cases 4, 5. On a shared upstream connection, each 401 would end the watches of all clients.
 #[tokio::test]
-async fn a_client_without_a_good_token_ends_no_watch_of_another() {
+async fn client_with_bad_token_ends_no_watch_of_another() {
     for token in ["", "Bearer bad"] {
         let world = World::new();
-        let (tell, told) = watch::channel(false);
-        let upstream = strict(&world, told).start().await;
+        let (released, release) = watch::channel(false);
+        let upstream = strict(&world, release).start().await;
         let proxy = world.proxy(upstream.address()).start();
         let (good, bad) = (proxy.client().http2().await, proxy.client().http2().await);
         let mut watches = Vec::new();
@@ -63,7 +65,7 @@ async fn a_client_without_a_good_token_ends_no_watch_of_another() {
             let mut watch = within("a watch", response).await.unwrap();
             assert_eq!(data(&mut watch).await.unwrap(), "first");
             watches.push(watch);
-            // Between the watches, so that a connection that was spoilt would be found.
+            // Between the watches: a reused connection after a 401 would show.
             if number % 5 == 0 {
                 assert_eq!(status(&bad, token).await, 401);
             }
@@ -71,7 +73,7 @@ async fn a_client_without_a_good_token_ends_no_watch_of_another() {
         for _ in 0..50 {
             assert_eq!(status(&bad, token).await, 401);
         }
-        tell.send(true).unwrap();
+        released.send(true).unwrap();
         for watch in &mut watches {
             assert_eq!(data(watch).await.unwrap(), "second");
         }
@@ -82,19 +84,19 @@ async fn a_client_without_a_good_token_ends_no_watch_of_another() {
 
 async fn status(client: &Http2, token: &str) -> u16 {
     let (response, _) = client.begin(get("/api", token), true).await.unwrap();
-    within("an answer", response)
+    within("a response", response)
         .await
         .unwrap()
         .status()
         .as_u16()
 }
 
-/// An apiserver whose `/list` is 1 MiB and whose `/logs` are short lines without end, each a frame; how
-/// many of them were taken is told.
+/// An apiserver whose `/list` is 1 MiB, and whose `/logs` sends endless short lines, each in a frame. The receiver
+/// gets a number for each line that was sent.
 fn lines_and_lists(world: &World) -> (Builder, mpsc::UnboundedReceiver<usize>) {
-    let (tell, taken) = mpsc::unbounded_channel();
+    let (sent, lines_sent) = mpsc::unbounded_channel();
     let answer = move |request: Request<RequestBody>| {
-        let tell = tell.clone();
+        let sent = sent.clone();
         async move {
             match request.uri().path() {
                 "/list" => Response::new(full(vec![b'x'; MIB])),
@@ -102,7 +104,7 @@ fn lines_and_lists(world: &World) -> (Builder, mpsc::UnboundedReceiver<usize>) {
                     let (lines, body) = channel();
                     tokio::spawn(async move {
                         while lines.send(&b"line\n"[..]).await.is_ok() {
-                            tell.send(1).ok();
+                            sent.send(1).ok();
                         }
                     });
                     Response::new(body)
@@ -111,10 +113,10 @@ fn lines_and_lists(world: &World) -> (Builder, mpsc::UnboundedReceiver<usize>) {
             }
         }
     };
-    (world.apiserver().http(answer), taken)
+    (world.apiserver().http(answer), lines_sent)
 }
 
-/// Waits until the client's window for this response is full.
+/// Reads a response until the flow-control window of its client is used up, and returns the stalled connection.
 async fn until_stalled(proxy: &crate::proxy::Proxy, path: &str) -> Stalled {
     let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
     let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
@@ -137,12 +139,12 @@ async fn until_stalled(proxy: &crate::proxy::Proxy, path: &str) -> Stalled {
 }
 
 type Stalled = FrameConnection<standin::client::TlsConnection>;
-/// Of a stream and of a connection, when nobody says anything else (RFC 9113 §6.9.2).
+/// The default window of a stream and of a connection (RFC 9113 §6.9.2).
 const INITIAL_WINDOW: usize = 65_535;
 
 /// Case 2.
 #[tokio::test]
-async fn readers_that_stop_do_not_hold_up_another_client() {
+async fn stalled_readers_do_not_delay_another_client() {
     let world = World::new();
     let (upstream, _) = lines_and_lists(&world);
     let upstream = upstream.start().await;
@@ -157,9 +159,9 @@ async fn readers_that_stop_do_not_hold_up_another_client() {
     assert_eq!(upstream.connections().len(), 5);
 }
 
-/// Case 3. Not even the other streams of the same client are harmed by many small frames that wait.
+/// Case 3. Many small waiting frames do not even harm other streams of the same client.
 #[tokio::test]
-async fn a_stalled_reader_of_many_short_lines_ends_no_watch() {
+async fn stalled_reader_of_short_lines_ends_no_watch() {
     let world = World::new();
     let (upstream, mut lines) = lines_and_lists(&world);
     let upstream = upstream.start().await;
@@ -178,7 +180,7 @@ async fn a_stalled_reader_of_many_short_lines_ends_no_watch() {
     stalled.headers(3, &fields, END_STREAM).await.unwrap();
     upstream.wait_for_open_responses(3).await;
     let lines = sum_until_quiet(&mut lines).await;
-    assert!(lines > 20_000, "{lines} lines are under way");
+    assert!(lines > 20_000, "only {lines} lines are in flight");
     assert_eq!(upstream.open_responses(), 3);
     assert!(upstream.connections().iter().all(|one| one.is_open()));
     assert_eq!(
@@ -191,8 +193,8 @@ async fn a_stalled_reader_of_many_short_lines_ends_no_watch() {
 #[tokio::test]
 async fn rapid_reset_is_bounded_and_affects_no_other_client() {
     let world = World::new();
-    let (tell, told) = watch::channel(false);
-    let upstream = strict(&world, told).start().await;
+    let (released, release) = watch::channel(false);
+    let upstream = strict(&world, release).start().await;
     let proxy = world.proxy(upstream.address()).start();
     let client = proxy.client().http2().await;
     let (response, _) = client
@@ -225,11 +227,11 @@ async fn rapid_reset_is_bounded_and_affects_no_other_client() {
     let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
     wire.expect(kind::SETTINGS).await.unwrap();
     let mut tls = wire.into_inner();
-    // The proxy may have closed before the last byte.
+    // The proxy may close the connection before the last byte.
     drop(tls.write_all(&attack).await);
     while let Ok(Some(_)) = tls.record().await {}
 
-    tell.send(true).unwrap();
+    released.send(true).unwrap();
     assert_eq!(data(&mut watch).await.unwrap(), "second");
     let requests = upstream.requests().len();
     assert!(requests <= 100, "{requests} requests reached the apiserver");

@@ -1,4 +1,4 @@
-//! What real clients do all day: kube-rs as it is, and the stream behind `kubectl logs -f`.
+//! Real client behaviour: kube-rs itself, and the stream of `kubectl logs -f`.
 
 use std::io;
 
@@ -33,7 +33,7 @@ fn pod(name: &str) -> Value {
     })
 }
 
-/// As much of an apiserver as these tests need.
+/// A minimal apiserver for these tests.
 async fn apiserver(request: Request<RequestBody>) -> Response<ResponseBody> {
     let json = |value: Value| {
         let response = Response::builder().header(header::CONTENT_TYPE, "application/json");
@@ -71,8 +71,8 @@ async fn apiserver(request: Request<RequestBody>) -> Response<ResponseBody> {
     }
 }
 
-/// exec as v5.channel.k8s.io has it: what comes on standard input comes back on standard output, then the
-/// status on channel 3.
+/// exec over v5.channel.k8s.io: echoes one line from standard input to standard output, then sends the status on
+/// channel 3.
 fn exec(mut request: Request<RequestBody>) -> Response<ResponseBody> {
     let key = request.headers()[header::SEC_WEBSOCKET_KEY]
         .to_str()
@@ -91,12 +91,12 @@ fn exec(mut request: Request<RequestBody>) -> Response<ResponseBody> {
     let client = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         let mut stream = TokioIo::new(client.await.unwrap());
-        let mut said = Vec::new();
-        while !said.ends_with(b"\n") {
-            said.extend(frame_of_client(&mut stream).await?.split_off(1));
+        let mut line = Vec::new();
+        while !line.ends_with(b"\n") {
+            line.extend(frame_of_client(&mut stream).await?.split_off(1));
         }
-        said.insert(0, 1);
-        stream.write_all(&frame(2, &said)).await?;
+        line.insert(0, 1);
+        stream.write_all(&frame(2, &line)).await?;
         let status = json!({ "metadata": {}, "status": "Success" }).to_string();
         stream
             .write_all(&frame(2, format!("\u{3}{status}").as_bytes()))
@@ -107,14 +107,14 @@ fn exec(mut request: Request<RequestBody>) -> Response<ResponseBody> {
     response.body(empty()).unwrap()
 }
 
-/// A short frame of a server (RFC 6455 §5.2).
+/// Builds a short server frame (RFC 6455 §5.2).
 fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
     let length = u8::try_from(payload.len()).unwrap();
     assert!(length < 126, "a short frame");
     [&[0x80 | opcode, length], payload].concat()
 }
 
-/// The payload of a short frame, which a client masks.
+/// Reads a short client frame and returns its unmasked payload.
 async fn frame_of_client(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
     let mut head = [0; 6];
     stream.read_exact(&mut head).await?;
@@ -135,7 +135,7 @@ fn pods(world: &World, proxy: &Proxy) -> Api<Pod> {
     Api::namespaced(kube::Client::try_from(config).unwrap(), "default")
 }
 
-/// Case 58. kube-rs wants `Connection` to be exactly `Upgrade`, HTTP/1.1 and frames as they come.
+/// Case 58. kube-rs needs HTTP/1.1, a `Connection` of exactly `Upgrade`, and unchanged frames.
 #[tokio::test]
 async fn kube_rs_lists_watches_and_executes() {
     let world = World::new();
@@ -184,9 +184,9 @@ async fn kube_rs_lists_watches_and_executes() {
     assert_eq!(status.status.as_deref(), Some("Success"));
 }
 
-/// Case 21. The head comes before the first line, and each line before the next is written, however small.
+/// Case 21. The head arrives before the first line, and each small line arrives before the next one is written.
 #[tokio::test]
-async fn every_line_of_a_followed_log_comes_at_once() {
+async fn each_line_of_a_followed_log_arrives_at_once() {
     let world = World::new();
     let (tell, mut logs) = mpsc::unbounded_channel::<BodySender>();
     let upstream = world
@@ -212,7 +212,7 @@ async fn every_line_of_a_followed_log_comes_at_once() {
         assert_eq!(http1.chunk().await.unwrap(), format!("line {number}\n"));
     }
     drop(log);
-    assert_eq!(http1.chunk().await.unwrap(), "", "a whole end");
+    assert_eq!(http1.chunk().await.unwrap(), "", "a regular end");
 
     let http2 = proxy.client().http2().await;
     let mut body = http2
@@ -229,6 +229,6 @@ async fn every_line_of_a_followed_log_comes_at_once() {
     }
     drop(log);
     while let Some(end) = within("the end", body.data()).await {
-        assert_eq!(end.unwrap(), "", "a whole end");
+        assert_eq!(end.unwrap(), "", "a regular end");
     }
 }

@@ -1,4 +1,4 @@
-//! How long one client waits while another keeps the only worker busy.
+//! The latency of one client while another client keeps the only worker busy.
 
 use std::{
     io,
@@ -27,15 +27,15 @@ const LISTS: &str = "lists.test";
 const PIECE: usize = 64 << 10;
 const LIST: usize = 1 << 30;
 
-/// What runs on a thread of its own, as other machines do: a client that decrypts a list beside the small
-/// requests would be what they wait for, and not the proxy.
-struct Apart<T> {
+/// A value that runs on a thread of its own, as on another machine. Otherwise the small requests would wait for the
+/// client that reads the list, and not for the proxy.
+struct OnThread<T> {
     value: Option<T>,
     _stop: oneshot::Sender<()>,
 }
 
-impl<T: Send + 'static> Apart<T> {
-    /// Runs `make` there, and what it spawned until this is dropped.
+impl<T: Send + 'static> OnThread<T> {
+    /// Runs `make` on a new thread. Tasks that it spawns run until this is dropped.
     async fn run<F: Future<Output = T>>(make: impl FnOnce() -> F + Send + 'static) -> Self {
         let (give, made) = oneshot::channel();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -46,7 +46,7 @@ impl<T: Send + 'static> Apart<T> {
                 .unwrap();
             runtime.block_on(async {
                 drop(give.send(make().await));
-                // Dropped in place of being sent.
+                // The sender is dropped, never used.
                 drop(stopped.await);
             });
         });
@@ -57,11 +57,11 @@ impl<T: Send + 'static> Apart<T> {
     }
 }
 
-async fn start(builder: Builder) -> Apart<Upstream> {
-    Apart::run(|| builder.start()).await
+async fn start(builder: Builder) -> OnThread<Upstream> {
+    OnThread::run(|| builder.start()).await
 }
 
-/// A list of 1 GiB to whoever asks; it is made while it is read.
+/// Responds to every request with a list of 1 GiB, generated while it is read.
 fn list(world: &World) -> Builder {
     world.apiserver().http(|_| async {
         let (items, body) = channel();
@@ -77,30 +77,30 @@ fn list(world: &World) -> Builder {
     })
 }
 
-/// How the other client asks for its lists.
+/// The protocol of the client that reads lists.
 #[derive(Debug, Clone, Copy)]
 enum Lists {
     Http1,
     Http2,
 }
 
-/// A client that asks for two lists, each on a connection of its own, and reads one of them as fast as it
-/// comes and nothing of the other. Returns how much was read so far.
-async fn load(client: Client, lists: Lists) -> Apart<Arc<AtomicUsize>> {
-    Apart::run(async move || {
-        let stalled = ask(&client, lists).await;
-        let read = ask(&client, lists).await;
+/// A client that requests two lists on two connections, reads one as fast as possible, and does not read the other.
+/// Returns the number of bytes read so far.
+async fn load(client: Client, lists: Lists) -> OnThread<Arc<AtomicUsize>> {
+    OnThread::run(async move || {
+        let stalled = request_list(&client, lists).await;
+        let read = request_list(&client, lists).await;
         let taken = Arc::new(AtomicUsize::new(0));
-        let told = Arc::clone(&taken);
+        let counter = Arc::clone(&taken);
         tokio::spawn(async move {
             let _stalled = stalled;
-            // Not decrypted: only the proxy shall be busy.
+            // Reads without decrypting, so that only the proxy is busy.
             let mut scrap = vec![0; PIECE];
             loop {
                 read.tcp().readable().await.unwrap();
                 match read.tcp().try_read(&mut scrap) {
                     Ok(0) => panic!("the list has ended"),
-                    Ok(read) => _ = told.fetch_add(read, Ordering::Relaxed),
+                    Ok(read) => _ = counter.fetch_add(read, Ordering::Relaxed),
                     Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
                 }
             }
@@ -110,8 +110,8 @@ async fn load(client: Client, lists: Lists) -> Apart<Arc<AtomicUsize>> {
     .await
 }
 
-/// Asks for a list, and lets all of it come if the client speaks HTTP/2.
-async fn ask(client: &Client, lists: Lists) -> TlsConnection {
+/// Requests a list; an HTTP/2 client opens its window for all of it.
+async fn request_list(client: &Client, lists: Lists) -> TlsConnection {
     match lists {
         Lists::Http1 => {
             let mut http1 = client.http1().await;
@@ -134,14 +134,14 @@ async fn ask(client: &Client, lists: Lists) -> TlsConnection {
     }
 }
 
-/// The time in which all of a hundred small requests but one are answered, each after the other.
-async fn slowest_but_few(client: &Http2) -> Duration {
+/// Sends 100 small requests one after another and returns the second longest response time.
+async fn near_worst_latency(client: &Http2) -> Duration {
     let url = format!("https://{HOST}/");
     let mut times = Vec::new();
     for _ in 0..REQUESTS {
-        let asked = Instant::now();
+        let start = Instant::now();
         assert_eq!(client.get(&url).await.unwrap().text(), "ok");
-        times.push(asked.elapsed());
+        times.push(start.elapsed());
     }
     times.sort_unstable();
     times[REQUESTS - 1 - REQUESTS / 100]
@@ -153,24 +153,27 @@ async fn compare(lists: Lists) {
     let large = start(list(&world)).await;
     let proxy = proxy(&world, &small, &large);
     let client = proxy.client().http2().await;
-    slowest_but_few(&client).await;
+    near_worst_latency(&client).await;
     let (mut quiet, mut loaded) = (Vec::new(), Vec::new());
     let begun = Instant::now();
     loop {
-        quiet.push(slowest_but_few(&client).await);
+        quiet.push(near_worst_latency(&client).await);
         let load = load(proxy.client().sni(LISTS), lists).await;
         let taken = load.value.as_ref().unwrap();
         let flows = async {
-            while taken.load(Ordering::Relaxed) < LEAST {
+            while taken.load(Ordering::Relaxed) < MIN_LOAD {
                 tokio::task::yield_now().await;
             }
         };
         within("a list", flows).await;
         let before = taken.load(Ordering::Relaxed);
-        loaded.push(slowest_but_few(&client).await);
+        loaded.push(near_worst_latency(&client).await);
         let meanwhile = taken.load(Ordering::Relaxed) - before;
-        assert!(meanwhile > LEAST, "{meanwhile} bytes make no load");
-        assert!(before + meanwhile < LIST, "the list has ended too soon");
+        assert!(
+            meanwhile > MIN_LOAD,
+            "{meanwhile} bytes are too little load"
+        );
+        assert!(before + meanwhile < LIST, "the list ended too early");
         quiet.sort_unstable();
         let usual = quiet[quiet.len() / 2];
         let best = *loaded.iter().min().unwrap();
@@ -178,15 +181,15 @@ async fn compare(lists: Lists) {
             return;
         }
         assert!(
-            begun.elapsed() < PATIENCE,
-            "{lists:?}: {best:?} at best beside a list, {usual:?} without"
+            begun.elapsed() < MAX_TIME,
+            "{lists:?}: best latency with a list {best:?}, without {usual:?}"
         );
     }
 }
 
-/// One worker for the small requests and for the lists, which come from different apiservers.
-fn proxy(world: &World, small: &Apart<Upstream>, large: &Apart<Upstream>) -> Proxy {
-    let address = |upstream: &Apart<Upstream>| upstream.value.as_ref().unwrap().address();
+/// A proxy with one worker for the small requests and the lists, which come from different apiservers.
+fn proxy(world: &World, small: &OnThread<Upstream>, large: &OnThread<Upstream>) -> Proxy {
+    let address = |upstream: &OnThread<Upstream>| upstream.value.as_ref().unwrap().address();
     let names = world.public_ca.server(&[HOST, LISTS]);
     let mut setup = world.proxy_as(address(small), &names);
     assert_eq!(setup.config.workers.get(), 1);
@@ -200,24 +203,23 @@ fn proxy(world: &World, small: &Apart<Upstream>, large: &Apart<Upstream>) -> Pro
 }
 
 #[tokio::test]
-async fn a_large_list_over_http2_does_not_hold_up_another_client() {
+async fn large_http2_list_does_not_delay_another_client() {
     compare(Lists::Http2).await;
 }
 
 #[tokio::test]
-async fn a_large_list_over_http1_does_not_hold_up_another_client() {
+async fn large_http1_list_does_not_delay_another_client() {
     compare(Lists::Http1).await;
 }
 
 const REQUESTS: usize = 100;
-/// Quiet and loaded take turns. A machine that is busy with other things makes both slower, now here and
-/// now there, so what is compared is the usual quiet round with the best loaded one, and there are more
-/// rounds as long as that one is too slow: noise only adds, and a worker that is held up by a list is held
-/// up in every round.
+/// Rounds with and without load alternate. A busy machine makes both slower at random, so the test compares the
+/// median round without load with the best round under load, and adds rounds while the best one is too slow.
+/// Noise only adds time, and a worker that is blocked by a list is blocked in every round.
 const ROUNDS: usize = 3;
-const PATIENCE: Duration = Duration::from_secs(40);
-/// A few turns of the scheduler: a small request needs three threads, and those of the list want the
-/// perhaps two processors all the time. A worker that stays with a list takes far longer.
+const MAX_TIME: Duration = Duration::from_secs(40);
+/// A few time slices of the scheduler: a small request needs three threads, and the threads of the list use perhaps
+/// both processors all the time. A worker that is blocked by a list takes far longer.
 const ALLOWANCE: Duration = Duration::from_millis(10);
-/// Far less than flows during a loaded round, and more than any buffers take up.
-const LEAST: usize = 1 << 20;
+/// Far less than flows during a round under load, and more than all buffers hold.
+const MIN_LOAD: usize = 1 << 20;

@@ -1,4 +1,4 @@
-//! Upstream connections: one client each, mirrored protocol, overflow, retirement, reuse.
+//! Upstream connections: one client each, the protocol of the client, more streams than fit, end and reuse.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ async fn get(client: &Http2) -> String {
     client.get(OK).await.unwrap().text()
 }
 
-/// On which connections the requests came, in order of arrival.
+/// The connection of each request, in order of arrival.
 fn connections(upstream: &Upstream) -> Vec<usize> {
     upstream
         .requests()
@@ -55,7 +55,7 @@ async fn two_clients_never_share_an_upstream_connection() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();
-    // One connection is idle before, and may be had by one of the two only.
+    // One connection is idle already; only one of the two clients may use it.
     assert_eq!(get(&proxy.client().http2().await).await, "ok");
     let (first, second) = (proxy.client().http2().await, proxy.client().http2().await);
     for client in [&first, &second, &first, &second] {
@@ -73,7 +73,7 @@ async fn two_clients_never_share_an_upstream_connection() {
 }
 
 #[tokio::test]
-async fn the_next_client_gets_a_spotless_connection() {
+async fn reusable_connection_goes_to_the_next_client() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();
@@ -88,26 +88,26 @@ async fn the_next_client_gets_a_spotless_connection() {
     assert_eq!(connections(&upstream)[3..], [1, 1, 1]);
 }
 
-/// Lets one client spoil its connection and says whether the next client got it all the same.
-async fn is_reused_after<F>(upstream: &Upstream, proxy: &crate::proxy::Proxy, spoil: F) -> bool
+/// Lets one client poison its connection, and returns whether the next client gets that connection.
+async fn is_reused_after<F>(upstream: &Upstream, proxy: &crate::proxy::Proxy, poison: F) -> bool
 where
     F: AsyncFnOnce(Http2),
 {
-    spoil(proxy.client().http2().await).await;
-    let spoilt = upstream.requests().last().unwrap().connection;
+    poison(proxy.client().http2().await).await;
+    let poisoned = upstream.requests().last().unwrap().connection;
     assert_eq!(get(&proxy.client().http2().await).await, "ok");
-    upstream.requests().last().unwrap().connection == spoilt
+    upstream.requests().last().unwrap().connection == poisoned
 }
 
 #[tokio::test]
-async fn a_connection_with_a_reset_stream_is_not_used_again() {
+async fn connection_with_reset_stream_is_not_reused() {
     let world = World::new();
     let upstream = world.apiserver().http(watch_or_ok).start().await;
     let proxy = world.proxy(upstream.address()).start();
     let reused = is_reused_after(&upstream, &proxy, async |client| {
         drop(client.open(WATCH).await.unwrap());
         upstream.wait_for_open_responses(0).await;
-        // The client itself goes on with it: what is spoilt is its own.
+        // The same client may keep using it: the connection is poisoned only for others.
         assert_eq!(get(&client).await, "ok");
         assert_eq!(connections(&upstream), [0, 0]);
     });
@@ -116,7 +116,7 @@ async fn a_connection_with_a_reset_stream_is_not_used_again() {
 }
 
 #[tokio::test]
-async fn a_connection_that_saw_a_401_is_not_used_again() {
+async fn connection_with_401_is_not_reused() {
     let world = World::new();
     let refuse = |status: u16| {
         move |request: http::Request<_>| async move {
@@ -147,7 +147,7 @@ async fn a_connection_that_saw_a_401_is_not_used_again() {
 }
 
 #[tokio::test]
-async fn a_connection_that_said_goaway_is_not_used_again() {
+async fn connection_with_goaway_is_not_reused() {
     let world = World::new();
     let upstream = world
         .apiserver()
@@ -165,7 +165,7 @@ async fn a_connection_that_said_goaway_is_not_used_again() {
     let proxy = world.proxy(upstream.address()).start();
     let reused = is_reused_after(&upstream, &proxy, async |client| {
         client.get("https://kube.test/goaway").await.unwrap();
-        // Not by this client either, and it hears nothing of the GOAWAY.
+        // Not even by the same client, which does not receive the GOAWAY.
         assert_eq!(get(&client).await, "ok");
         assert_eq!(connections(&upstream), [0, 1]);
         let goaways = client.frames();
@@ -175,15 +175,15 @@ async fn a_connection_that_said_goaway_is_not_used_again() {
                 .all(|frame| frame.kind != standin::frames::kind::GOAWAY)
         );
     });
-    // The second connection is spotless.
+    // The second connection is reusable.
     assert!(reused.await);
     assert_eq!(connections(&upstream), [0, 1, 1]);
 }
 
 #[tokio::test]
-async fn running_streams_finish_behind_a_goaway() {
+async fn running_streams_complete_after_goaway() {
     let world = World::new();
-    let (say, body) = standin::upstream::channel();
+    let (events, body) = standin::upstream::channel();
     let body = std::sync::Mutex::new(Some(body));
     let upstream = world
         .apiserver()
@@ -206,14 +206,14 @@ async fn running_streams_finish_behind_a_goaway() {
         assert_eq!(get(&client).await, "ok");
     }
     assert_eq!(connections(&upstream), [0, 0, 1, 1, 1]);
-    say.send("still here").await.unwrap();
+    events.send("still here").await.unwrap();
     assert_eq!(data(&mut watch).await.unwrap(), "still here");
-    drop(say);
+    drop(events);
     assert_eq!(standin::client::whole(watch).await.unwrap().body, "");
 }
 
 #[tokio::test]
-async fn a_connection_with_an_abandoned_response_is_not_used_again() {
+async fn connection_with_abandoned_response_is_not_reused() {
     let world = World::new();
     let upstream = world.apiserver().http(watch_or_ok).start().await;
     let proxy = world.proxy(upstream.address()).start();
@@ -229,7 +229,7 @@ async fn a_connection_with_an_abandoned_response_is_not_used_again() {
 }
 
 #[tokio::test]
-async fn a_connection_with_an_abandoned_upload_is_not_used_again() {
+async fn connection_with_abandoned_upload_is_not_reused() {
     let world = World::new();
     let upstream = world
         .apiserver()
@@ -249,7 +249,7 @@ async fn a_connection_with_an_abandoned_upload_is_not_used_again() {
             .begin(request.body(()).unwrap(), false)
             .await
             .unwrap();
-        let response = standin::within("the answer", response).await.unwrap();
+        let response = standin::within("the response", response).await.unwrap();
         assert_eq!(standin::client::whole(response).await.unwrap().text(), "ok");
         drop(upload);
     });
@@ -283,7 +283,7 @@ async fn upgrade_uses_a_new_connection_that_is_never_reused() {
 }
 
 #[tokio::test]
-async fn a_connection_of_an_older_trust_generation_is_not_used_again() {
+async fn connection_of_an_older_generation_is_not_reused() {
     let world = World::new();
     let upstream = world.apiserver().http(watch_or_ok).start().await;
     let other = standin::pki::Ca::new("other");
@@ -296,7 +296,7 @@ async fn a_connection_of_an_older_trust_generation_is_not_used_again() {
     upstream.present(&other.server(&[APISERVER]));
     world.dir.write("cluster-ca.crt", other.pem());
     proxy.reload();
-    // Until the reload the answer comes over an older connection; a new one shows that it is done.
+    // Before the reload, responses use an older connection; a new connection shows that the reload is done.
     let until_reloaded = async {
         while upstream.connections().len() < 3 {
             assert_eq!(get(&client).await, "ok");
@@ -307,12 +307,12 @@ async fn a_connection_of_an_older_trust_generation_is_not_used_again() {
     assert_eq!(get(&proxy.client().http2().await).await, "ok");
     let last_two: Vec<usize> = connections(&upstream).into_iter().rev().take(2).collect();
     assert!(last_two.iter().all(|id| *id > 1), "{last_two:?}");
-    // What ran before the reload runs on.
+    // Streams from before the reload keep running.
     assert_eq!(upstream.open_responses(), 1);
 }
 
 #[tokio::test]
-async fn an_idle_connection_is_closed_when_its_time_is_over() {
+async fn idle_connection_is_closed_after_its_timeout() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world
@@ -321,7 +321,7 @@ async fn an_idle_connection_is_closed_when_its_time_is_over() {
         .start();
     assert_eq!(get(&proxy.client().http2().await).await, "ok");
     proxy.client().http1().await.get(HOST, "/ok", "").await;
-    // Nobody asks for them, and they are closed all the same, each in order.
+    // No request triggers the close; each connection ends with `close_notify`.
     for id in [0, 1] {
         assert_eq!(
             upstream.connection_end(id).await,
@@ -332,7 +332,7 @@ async fn an_idle_connection_is_closed_when_its_time_is_over() {
     assert_eq!(connections(&upstream), [0, 1, 2]);
 }
 
-/// Case 1. Watches never end, so what is over the apiserver's limit must not wait for one that does.
+/// Case 1. Watches never end, so a stream above the limit of the apiserver must not wait for one of them.
 #[tokio::test]
 async fn client_beyond_the_stream_limit_gets_a_second_connection() {
     let world = World::new();
@@ -342,7 +342,7 @@ async fn client_beyond_the_stream_limit_gets_a_second_connection() {
         .limits(|limits| limits.streams_per_connection = 200)
         .start();
     let client = proxy.client().http2().await;
-    // All at once, when the apiserver's limit is not known yet.
+    // All at once, before the limit of the apiserver is known.
     let mut opening = Vec::new();
     for number in 0..120 {
         let url = format!("{WATCH}/{number}");
@@ -386,7 +386,7 @@ async fn one_dial_serves_a_burst_of_first_streams() {
 }
 
 #[tokio::test]
-async fn an_apiserver_without_http2_serves_http2_clients() {
+async fn http2_clients_reach_an_http1_apiserver() {
     let world = World::new();
     let upstream = world
         .apiserver()
@@ -400,11 +400,19 @@ async fn an_apiserver_without_http2_serves_http2_clients() {
     for _ in 0..3 {
         watches.push(client.open(WATCH).await.unwrap());
     }
-    assert_eq!(connections(&upstream), [0, 1, 2], "one for each stream");
+    assert_eq!(
+        connections(&upstream),
+        [0, 1, 2],
+        "one connection per stream"
+    );
     for _ in 0..3 {
         assert_eq!(get(&client).await, "ok");
     }
-    assert_eq!(connections(&upstream)[3..], [3, 3, 3], "one after another");
+    assert_eq!(
+        connections(&upstream)[3..],
+        [3, 3, 3],
+        "one connection for all"
+    );
 }
 
 #[tokio::test]
@@ -415,7 +423,7 @@ async fn every_address_of_a_name_is_tried() {
         .unwrap()
         .collect();
     addresses.sort_unstable();
-    // Where there are two, nothing listens on the first.
+    // If there are two, nothing listens on the first one.
     let listener = TcpListener::bind(addresses.pop().unwrap()).await.unwrap();
     let upstream = world.apiserver().serve(listener);
     let proxy = world

@@ -1,4 +1,4 @@
-//! Silence: who is alive stays, who is dead is found out, on both legs.
+//! Silent connections on both legs: live ones stay open, dead ones are found and closed.
 
 use std::{sync::Mutex, time::Duration};
 
@@ -16,7 +16,7 @@ use crate::proxy::{HOST, World, data, watch_or_ok};
 
 const WATCH: &str = "https://kube.test/watch";
 const OK: &str = "https://kube.test/ok";
-/// Fields of a GET of a watch.
+/// The header fields of a watch.
 const GET_WATCH: [(&str, &str); 4] = [
     (":method", "GET"),
     (":scheme", "https"),
@@ -31,7 +31,7 @@ fn ping_upstream(timeouts: &mut Timeouts) {
 
 /// Case 7.
 #[tokio::test]
-async fn an_apiserver_that_hangs_ends_its_watches_and_is_dialled_anew() {
+async fn hanging_apiserver_ends_its_watches_and_is_redialled() {
     let world = World::new();
     let upstream = world.apiserver().http(watch_or_ok).start().await;
     let relay = Relay::start(upstream.address()).await;
@@ -53,9 +53,9 @@ async fn an_apiserver_that_hangs_ends_its_watches_and_is_dialled_anew() {
     assert_eq!(relay.connections(), 2);
 }
 
-/// Case 7. A request that was sent may have been processed.
+/// Case 7. The apiserver may have processed the request, so the response has no `Retry-After`.
 #[tokio::test]
-async fn a_request_to_an_apiserver_that_hangs_has_an_unclear_end() {
+async fn request_to_hanging_apiserver_gets_502() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let relay = Relay::start(upstream.address()).await;
@@ -70,9 +70,9 @@ async fn a_request_to_an_apiserver_that_hangs_has_an_unclear_end() {
     assert_eq!(client.get(OK).await.unwrap().text(), "ok");
 }
 
-/// Case 22. What pings are answered is no measure of time alone: there are 20 intervals of them.
+/// Case 22. The watch stays silent for 20 ping intervals, with every timeout shorter than that.
 #[tokio::test]
-async fn a_silent_watch_stays_open_whatever_the_timeouts() {
+async fn silent_watch_stays_open_whatever_the_timeouts() {
     let world = World::new();
     let (events, body) = channel();
     let events_of_http1 = channel();
@@ -117,9 +117,9 @@ async fn a_silent_watch_stays_open_whatever_the_timeouts() {
     assert_eq!(http1.chunk().await.unwrap(), "late");
 }
 
-/// A busy connection proves itself alive.
+/// Received data shows that the connection is alive.
 #[tokio::test]
-async fn only_silence_is_pinged() {
+async fn busy_upstream_connection_is_not_pinged() {
     let world = World::new();
     let (events, body) = channel();
     let body = Mutex::new(Some(body));
@@ -138,8 +138,8 @@ async fn only_silence_is_pinged() {
         .start();
     let client = proxy.client().http2().await;
     let mut watch = client.open(WATCH).await.unwrap();
-    let begin = tokio::time::Instant::now();
-    while begin.elapsed() < interval * 3 / 2 {
+    let start = tokio::time::Instant::now();
+    while start.elapsed() < interval * 3 / 2 {
         tokio::time::sleep(interval / 40).await;
         events.send("event").await.unwrap();
         data(&mut watch).await.unwrap();
@@ -147,9 +147,9 @@ async fn only_silence_is_pinged() {
     assert_eq!(upstream.connections()[0].pings(), 0);
 }
 
-/// Case 62. A client that never pings keeps its connection, because the proxy does.
+/// Case 62. The proxy pings, so a client that never pings keeps its connection.
 #[tokio::test]
-async fn pings_a_silent_client_and_answers_its_pings() {
+async fn silent_client_is_pinged_and_its_pings_are_answered() {
     let world = World::new();
     let upstream = world.apiserver().http(watch_or_ok).start().await;
     let proxy = world
@@ -170,7 +170,9 @@ async fn pings_a_silent_client_and_answers_its_pings() {
         .unwrap();
     wire.send(kind::PING, 0, 0, &b"are you?"[..]).await.unwrap();
     let answer = loop {
-        let frame = within("an answer", wire.expect(kind::PING)).await.unwrap();
+        let frame = within("a ping reply", wire.expect(kind::PING))
+            .await
+            .unwrap();
         if frame.has(ACK) {
             break frame;
         }
@@ -178,9 +180,9 @@ async fn pings_a_silent_client_and_answers_its_pings() {
     assert_eq!(&answer.payload[..], b"are you?");
 }
 
-/// A client that is gone without a word must not hold its watches at the apiserver.
+/// The watches of a dead client must not stay open at the apiserver.
 #[tokio::test]
-async fn a_client_that_answers_no_ping_is_closed() {
+async fn client_that_answers_no_ping_is_closed() {
     let world = World::new();
     let upstream = world.apiserver().http(watch_or_ok).start().await;
     let proxy = world
@@ -194,7 +196,7 @@ async fn a_client_that_answers_no_ping_is_closed() {
     let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
     wire.headers(1, &GET_WATCH, END_STREAM).await.unwrap();
     upstream.wait_for_open_responses(1).await;
-    // Reads everything and answers nothing.
+    // The client reads everything but answers no ping.
     while let Ok(Some(_)) = within("the end", wire.next()).await {}
     upstream.wait_for_open_responses(0).await;
 }

@@ -1,4 +1,4 @@
-//! What the log says, and what it must never say.
+//! The contents of the log, and what it must never contain.
 
 use std::net::SocketAddr;
 
@@ -15,10 +15,10 @@ use crate::{
     upgrades::{WEBSOCKET, echo},
 };
 
-/// Whatever is secret carries this.
+/// Part of every secret in these tests.
 const CANARY: &str = "Canary5ecret";
 
-/// Starts the binary with JSON and this filter.
+/// Starts the binary with a JSON log and this filter.
 async fn start(world: &World, upstream: SocketAddr, filter: &str) -> Binary {
     Binary::start(
         world,
@@ -28,7 +28,7 @@ async fn start(world: &World, upstream: SocketAddr, filter: &str) -> Binary {
     .await
 }
 
-/// All events so far; every line is one JSON object.
+/// All events so far. Every line is one JSON object.
 fn events(binary: &Binary) -> Vec<Value> {
     let parse = |line: &String| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"));
     binary.stderr().iter().map(parse).collect()
@@ -60,8 +60,8 @@ async fn answer(request: Request<RequestBody>) -> Response<ResponseBody> {
     echo(request).await
 }
 
-/// Says every secret over every way that leads to a log line.
-async fn say_secrets(world: &World, binary: &Binary) {
+/// Sends every kind of secret in every kind of request that is logged.
+async fn send_secrets(world: &World, binary: &Binary) {
     let lines = secret_lines();
     let http1 = binary.client(world).alpn(&["http/1.1"]);
     for path in ["/version", "/401"] {
@@ -70,7 +70,7 @@ async fn say_secrets(world: &World, binary: &Binary) {
             .get(HOST, &format!("{path}?token={CANARY}"), &lines)
             .await;
     }
-    // Refused: another host, two lengths, no HTTP at all, a head without an end.
+    // Refused requests: unknown host, two lengths, malformed field, unsupported expectation.
     for (host, more) in [
         (CANARY, ""),
         (HOST, "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n"),
@@ -81,12 +81,13 @@ async fn say_secrets(world: &World, binary: &Binary) {
         let target = format!("/refused?token={CANARY}");
         client.get(host, &target, &format!("{lines}{more}")).await;
     }
-    let mut cut = http1.http1().await;
-    cut.send(format!(
-        "GET /cut?token={CANARY} HTTP/1.1\r\nHost: {HOST}\r\n{lines}"
-    ))
-    .await;
-    cut.into_parts().0.reset();
+    let mut aborted = http1.http1().await;
+    aborted
+        .send(format!(
+            "GET /cut?token={CANARY} HTTP/1.1\r\nHost: {HOST}\r\n{lines}"
+        ))
+        .await;
+    aborted.into_parts().0.reset();
 
     let mut exec = http1.http1().await;
     let protocol = format!("base64url.bearer.authorization.k8s.io.{CANARY}, v5.channel.k8s.io");
@@ -109,22 +110,22 @@ async fn say_secrets(world: &World, binary: &Binary) {
     }
 }
 
-/// Case 39. Tokens, cookies, identities, queries and bodies, over both protocols and every kind of failure:
-/// nothing of them is in the log, although the operator asks every library for everything.
+/// Case 39. The log contains no token, cookie, identity, query or body, over both protocols and for every kind of
+/// failure, even with all libraries at level trace.
 #[tokio::test]
-async fn no_filter_brings_a_secret_into_the_log() {
+async fn log_contains_no_secret_with_any_filter() {
     let world = World::new();
     let upstream = world.apiserver().http(answer).start().await;
-    let nobody = tcp::refused().await;
+    let dead = tcp::refused().await;
     let everything = "trace,h2=trace,h2::codec=trace,h2::proto=trace,hyper=trace,hyper::proto=trace,\
                       hyper_util=trace,rustls=trace,tokio_rustls=trace,kube_tls_proxy=trace";
     for (address, filter) in [
         (upstream.address(), "trace"),
         (upstream.address(), everything),
-        (nobody, everything),
+        (dead, everything),
     ] {
         let mut binary = start(&world, address, filter).await;
-        say_secrets(&world, &binary).await;
+        send_secrets(&world, &binary).await;
         event(&binary, "request", "/401").await;
         binary.signal("TERM").await;
         assert_eq!(binary.exit_code().await, Some(0));
@@ -138,9 +139,8 @@ async fn no_filter_brings_a_secret_into_the_log() {
     }
 }
 
-/// One line for each request, with what an operator asks for.
 #[tokio::test]
-async fn each_request_is_one_line_with_its_facts() {
+async fn each_request_is_one_line_with_all_fields() {
     let world = World::new();
     let upstream = world
         .apiserver()
@@ -207,7 +207,7 @@ async fn each_request_is_one_line_with_its_facts() {
     assert_eq!(events(&binary).iter().filter(of_requests).count(), 2);
 }
 
-/// What may take hours is logged when it starts and again when it ends.
+/// Requests that may take hours are logged at their start, too.
 #[tokio::test]
 async fn watches_and_tunnels_are_logged_at_start_and_end() {
     let world = World::new();
@@ -263,12 +263,12 @@ async fn watches_and_tunnels_are_logged_at_start_and_end() {
     );
 }
 
-/// A cause that an operator can act on, in JSON too; the client is told none of it.
+/// The log has the cause that an operator needs; the response to the client does not.
 #[tokio::test]
-async fn a_failure_is_logged_with_its_cause() {
+async fn failure_is_logged_with_its_cause() {
     let world = World::new();
-    let nobody = tcp::refused().await;
-    let binary = start(&world, nobody, "info").await;
+    let dead = tcp::refused().await;
+    let binary = start(&world, dead, "info").await;
     let mut client = binary.client(&world).http1().await;
     let response = client.get(HOST, "/version", "").await;
     assert_eq!(response.status, 503);
@@ -281,7 +281,7 @@ async fn a_failure_is_logged_with_its_cause() {
     let line: Value = serde_json::from_str(&line).unwrap();
     assert_eq!(line["error.type"], "connect");
     let error = line["error"].as_str().unwrap();
-    assert!(error.contains(&format!("connect to {nobody}: ")), "{line}");
+    assert!(error.contains(&format!("connect to {dead}: ")), "{line}");
     assert!(error.contains("refused"), "{line}");
     assert_eq!(
         event(&binary, "request", "/version").await["outcome"],
@@ -289,7 +289,7 @@ async fn a_failure_is_logged_with_its_cause() {
     );
 }
 
-/// No request can end a line, forge one or turn its text around.
+/// A request cannot break a log line, forge one or reverse its text.
 #[tokio::test]
 async fn control_and_direction_characters_are_escaped() {
     let world = World::new();
@@ -316,13 +316,16 @@ async fn control_and_direction_characters_are_escaped() {
                 "{line:?}"
             );
         }
-        assert!(line.contains("%0ae%1b"), "as it was sent: {line}");
+        assert!(
+            line.contains("%0ae%1b"),
+            "not as the client sent it: {line}"
+        );
     }
 }
 
-/// A machine finds the address that the kernel chose without taking a list apart.
+/// Programs can read the address that the kernel chose without parsing a list.
 #[tokio::test]
-async fn the_start_is_an_event_with_plain_values() {
+async fn start_event_has_plain_values() {
     let world = World::new();
     let binary = start(&world, tcp::refused().await, "info").await;
     let events = events(&binary);
@@ -331,11 +334,11 @@ async fn the_start_is_an_event_with_plain_values() {
     assert!(address.parse::<SocketAddr>().is_ok(), "{address}");
 }
 
-/// The request's line says that the response was cut, another one to the same client says why.
+/// The access log has the outcome; a second line for the same client has the cause.
 #[tokio::test]
-async fn the_cause_of_a_cut_is_told() {
+async fn aborted_response_is_logged_with_its_cause() {
     let world = World::new();
-    let cut = |_| async {
+    let abort = |_| async {
         let (sender, body) = channel();
         tokio::spawn(async move {
             sender.send("half").await.ok();
@@ -343,14 +346,14 @@ async fn the_cause_of_a_cut_is_told() {
         });
         Response::new(body)
     };
-    let upstream = world.apiserver().http(cut).start().await;
+    let upstream = world.apiserver().http(abort).start().await;
     let binary = start(&world, upstream.address(), "info").await;
     let client = binary.client(&world).http2().await;
     client.get("https://kube.test/cut").await.unwrap_err();
     let request = event(&binary, "request", "/cut").await;
     assert_eq!(request["outcome"], "aborted");
-    let told = events(&binary);
-    let cause = told
+    let logged = events(&binary);
+    let cause = logged
         .iter()
         .find(|event| event["message"] == "response aborted");
     let cause = cause.unwrap();
@@ -359,9 +362,9 @@ async fn the_cause_of_a_cut_is_told() {
     assert!(error.starts_with("read the response body: "), "{error}");
 }
 
-/// Who leaves before there is an answer was given no status.
+/// The client left before the response, so no status was sent.
 #[tokio::test]
-async fn a_request_without_an_answer_has_no_status() {
+async fn request_without_response_has_status_0_in_the_log() {
     let world = World::new();
     let never = |_| std::future::pending::<Response<ResponseBody>>();
     let upstream = world.apiserver().http(never).start().await;
@@ -370,7 +373,7 @@ async fn a_request_without_an_answer_has_no_status() {
     client
         .send(format!("GET /never HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))
         .await;
-    // The apiserver is also asked whether it is ready.
+    // The proxy also sends a probe.
     while upstream.next_request().await.target != "/never" {}
     drop(client);
     let request = event(&binary, "request", "/never").await;
@@ -378,9 +381,9 @@ async fn a_request_without_an_answer_has_no_status() {
     assert_eq!(request["outcome"], "client_gone");
 }
 
-/// A method may be as long as a whole head; its line is not.
+/// A method can be as long as the limit for heads; the log line must stay short.
 #[tokio::test]
-async fn long_methods_are_cut() {
+async fn long_methods_are_truncated_in_the_log() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let binary = Binary::start(&world, upstream.address(), &[]).await;
@@ -394,11 +397,11 @@ async fn long_methods_are_cut() {
     assert!(line.len() < 2000, "{} bytes", line.len());
 }
 
-/// `--no-access-log` silences requests and nothing else.
+/// `--no-access-log` removes only the lines about requests.
 #[tokio::test]
-async fn the_access_log_can_be_switched_off() {
+async fn no_access_log_removes_only_request_lines() {
     let world = World::new();
-    let nobody = tcp::refused().await;
+    let dead = tcp::refused().await;
     let flags = [
         "--log-format",
         "json",
@@ -406,7 +409,7 @@ async fn the_access_log_can_be_switched_off() {
         "--log-level",
         "trace",
     ];
-    let binary = Binary::start(&world, nobody, &flags).await;
+    let binary = Binary::start(&world, dead, &flags).await;
     let mut client = binary.client(&world).http1().await;
     client.get(HOST, "/version", "").await;
     binary.wait_for_line("request failed").await;

@@ -1,5 +1,5 @@
 //! The proxy as its peers see it: every test drives a real proxy over real sockets and asserts what the
-//! client or the stand-in apiserver observes on the wire. `tests/README.md` lists the test cases.
+//! client or the stand-in apiserver observes. `tests/README.md` lists the test cases.
 
 #![expect(
     clippy::unwrap_used,
@@ -12,11 +12,11 @@
 mod proxy;
 mod responses;
 
-// One module a topic; a test goes where its peer-visible behaviour belongs.
+// One module per topic. A test belongs to the topic of the behaviour that it observes.
 mod admin;
 mod binary;
 mod drain;
-mod early_answers;
+mod early_responses;
 mod endpoints;
 mod forwarding;
 mod handover;

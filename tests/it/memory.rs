@@ -1,5 +1,4 @@
-//! What the proxy holds for clients that are silent or gone: memory of the real binary, as the kernel
-//! counts it.
+//! Memory of the real binary, as the kernel counts it, with silent clients and after clients have left.
 
 use std::{
     fs,
@@ -26,52 +25,52 @@ use crate::{
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 
-/// The memory of a process that is its own: heap and stacks, and no pages of files. Those are shared with
-/// every other run of the binary, so how they are counted changes when another test ends.
+/// The private memory of a process: heap and stacks without pages of files. Those are shared with other runs of the
+/// binary, so their share changes when another test ends.
 fn own_memory(binary: &Binary) -> usize {
-    counted(binary, "Anonymous:")
+    smaps_value(binary, "Anonymous:")
 }
 
-/// All memory of a process that is not on disk: what an operator sees.
+/// The resident memory of a process, as an operator sees it.
 fn resident(binary: &Binary) -> usize {
-    counted(binary, "Rss:")
+    smaps_value(binary, "Rss:")
 }
 
-fn counted(binary: &Binary, as_what: &str) -> usize {
+fn smaps_value(binary: &Binary, key: &str) -> usize {
     let path = format!("/proc/{}/smaps_rollup", binary.pid());
     let rollup = fs::read_to_string(path).unwrap();
-    let line = rollup.lines().find_map(|line| line.strip_prefix(as_what));
+    let line = rollup.lines().find_map(|line| line.strip_prefix(key));
     let number = line.unwrap().split_whitespace().next().unwrap();
     number.parse::<usize>().unwrap() * KIB
 }
 
-/// Waits until the process has given back so much that no more than `bound` is left. It gives nothing back
-/// before it has seen that a client is gone or silent, and nobody tells when.
+/// Waits until the process holds at most `bound` bytes. It frees memory only after it has noticed that a client is
+/// silent or gone, so the test has to poll.
 async fn wait_for_memory(binary: &Binary, what: &str, bound: usize) {
     wait_until_low(|| own_memory(binary), what, bound).await;
 }
 
 async fn wait_until_low(memory: impl Fn() -> usize, what: &str, bound: usize) {
-    let mut least = usize::MAX;
-    let enough = async {
-        while least > bound {
-            least = least.min(memory());
+    let mut lowest = usize::MAX;
+    let reached = async {
+        while lowest > bound {
+            lowest = lowest.min(memory());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    let found = tokio::time::timeout(standin::WAIT, enough).await;
+    let found = tokio::time::timeout(standin::WAIT, reached).await;
     assert!(
         found.is_ok(),
-        "{what}: {} KiB are held, {} KiB may be",
-        least / KIB,
+        "{what}: the process holds {} KiB, at most {} KiB are allowed",
+        lowest / KIB,
         bound / KIB
     );
 }
 
-/// The other ends of all watches, in the order in which they were opened.
+/// The apiserver's ends of all watches, in the order in which they were opened.
 type Events = Arc<Mutex<Vec<BodySender>>>;
 
-/// An apiserver whose `/watch` is told what to say, whose `/list` is 10 MiB and which else says `ok`.
+/// An apiserver: the test writes the events of `/watch`, `/list` is 10 MiB, all other responses are `ok`.
 fn apiserver(world: &World) -> (Builder, Events) {
     let events = Events::default();
     let opened = Arc::clone(&events);
@@ -95,7 +94,7 @@ fn apiserver(world: &World) -> (Builder, Events) {
 
 const LIST: usize = 10 * MIB;
 
-/// One watch, as its client has it.
+/// The client's end of a watch.
 enum Watch {
     Stream(Response<RecvStream>),
     Connection(Http1<TlsConnection>),
@@ -115,39 +114,39 @@ impl Watch {
         Self::Connection(client)
     }
 
-    /// Waits until so much of an event has come.
+    /// Reads an event of this length.
     async fn read(&mut self, length: usize) {
-        let mut heard = 0;
-        while heard < length {
-            heard += match self {
+        let mut received = 0;
+        while received < length {
+            received += match self {
                 Self::Stream(response) => data(response).await.unwrap().len(),
                 Self::Connection(client) => client.chunk().await.unwrap().len(),
             };
         }
-        assert_eq!(heard, length);
+        assert_eq!(received, length);
     }
 }
 
-/// How the clients of a test watch.
+/// How the clients of a test use connections.
 #[derive(Debug, Clone, Copy)]
 enum Clients {
-    /// As controllers do: many streams on one connection.
+    /// Many streams on one connection, as controllers do.
     ShareConnections,
-    /// As `kubectl get -w` does.
+    /// One HTTP/2 connection per watch, as `kubectl get -w` does.
     Http2,
-    /// As clients that speak no HTTP/2 do.
+    /// One HTTP/1.1 connection per watch.
     Http1,
 }
 
-/// Opens the watches, and asserts what each of them costs while it is silent: before its first event and
-/// after a small one, and after a large one.
-async fn silent_watches_cost(clients: Clients, each: usize, after_large: usize) {
+/// Opens watches, and asserts the memory per silent watch: at most `each` bytes before the first event and after a
+/// small one, and at most `after_large` bytes after a large one.
+async fn assert_memory_of_silent_watches(clients: Clients, each: usize, after_large: usize) {
     let world = World::new();
     let (upstream, events) = apiserver(&world);
     let upstream = upstream.start().await;
     let binary = Binary::start(&world, upstream.address(), &[]).await;
     let client = binary.client(&world);
-    // What the first clients make the process allocate once is not the watches'.
+    // One-time allocations for the first clients do not count.
     client.http1().await.get(HOST, "/", "").await;
     let url = format!("https://{HOST}/");
     let shared = [client.http2().await, client.http2().await];
@@ -176,57 +175,56 @@ async fn silent_watches_cost(clients: Clients, each: usize, after_large: usize) 
     for (size, each) in [(KIB, each), (MIB, after_large)] {
         let event = Bytes::from(vec![b'x'; size]);
         for (events, watch) in events.iter().zip(&mut watches) {
-            let said = async { events.send(event.clone()).await.unwrap() };
-            tokio::join!(said, watch.read(size));
+            let send = async { events.send(event.clone()).await.unwrap() };
+            tokio::join!(send, watch.read(size));
         }
         let what = format!("watches silent after {size} bytes");
         wait_for_memory(&binary, &what, before + WATCHES * each).await;
     }
 }
 
-/// As many as two connections to an apiserver carry.
+/// The number of streams that two upstream connections carry.
 const WATCHES: usize = 200;
 
-// The bounds are what was measured in a build for tests and some KiB more, since what the allocator rounds
-// up differs from run to run: less than the 16 KiB of one buffer that is kept on every leg or stream.
+// The bounds are measurements of a test build plus some KiB, because the rounding of the allocator differs from run
+// to run. The margin is less than one 16 KiB buffer per leg or stream.
 
-/// What a stream adds: its future, and its place in two HTTP/2 connections that have their own buffers.
+/// A stream adds its future and its state in two HTTP/2 connections, which have their own buffers.
 #[tokio::test]
-async fn a_silent_stream_of_a_shared_connection_holds_no_buffers() {
-    silent_watches_cost(Clients::ShareConnections, 12 * KIB, 15 * KIB).await;
+async fn silent_stream_of_shared_connection_holds_no_buffers() {
+    assert_memory_of_silent_watches(Clients::ShareConnections, 12 * KIB, 15 * KIB).await;
 }
 
 /// Two TLS sessions, two HTTP/2 connections with the frame buffers of h2, and one stream.
 #[tokio::test]
 async fn silent_http2_connection_holds_only_its_frame_buffers() {
-    silent_watches_cost(Clients::Http2, 80 * KIB, 100 * KIB).await;
+    assert_memory_of_silent_watches(Clients::Http2, 80 * KIB, 100 * KIB).await;
 }
 
-/// Two TLS sessions and two HTTP/1.1 connections. hyper lets the buffer of a connection to an apiserver
-/// grow to 32 KiB while a large event comes, and keeps it; what else grew for it is free, and given back
-/// in time.
+/// Two TLS sessions and two HTTP/1.1 connections. A buffer may grow to 32 KiB during a large event and stay; all other
+/// memory of the event is freed in time.
 #[tokio::test]
-async fn a_silent_http1_connection_holds_one_buffer_at_most() {
-    silent_watches_cost(Clients::Http1, 64 * KIB, 200 * KIB).await;
+async fn silent_http1_connection_holds_at_most_one_buffer() {
+    assert_memory_of_silent_watches(Clients::Http1, 64 * KIB, 200 * KIB).await;
 }
 
-/// Idle leases are kept on purpose, for the next client; where none comes, not for long.
+/// Unused upstream connections stay in the idle pool for this time only.
 const SHORT_IDLE: &str = "timeouts: { upstreamIdle: 1s }\n";
 
-/// So many clients come, each asks as [`visit`] does, all stay until the last has asked, and all go. Returns
-/// what the process held before they went.
+/// Connects `clients` clients. Each sends the requests of [`visit`], and all disconnect after the last one is done.
+/// Returns the memory of the process before they disconnect.
 async fn burst(binary: &Binary, client: &Client, clients: usize) -> usize {
     let visits = stream::iter(0..clients).map(|number| visit(client, number));
-    // So many at once, or those that come last wait for their handshake for too long.
+    // At most 16 at once: otherwise the last handshakes exceed their timeout.
     let connections: Vec<_> = visits.buffer_unordered(16).collect().await;
     let held = own_memory(binary);
     drop(connections);
     held
 }
 
-/// Whatever a burst leaves behind, the next one does not add to it: nothing is lost, it is used again.
+/// Memory that a burst leaves allocated is used by the next burst: nothing leaks.
 #[tokio::test]
-async fn a_second_burst_takes_no_more_memory_than_the_first() {
+async fn second_burst_needs_no_more_memory_than_the_first() {
     let world = World::new();
     let (upstream, _) = apiserver(&world);
     let upstream = upstream.start().await;
@@ -235,16 +233,16 @@ async fn a_second_burst_takes_no_more_memory_than_the_first() {
     let binary = Binary::start(&world, upstream.address(), &flags).await;
     let client = binary.client(&world);
     let first = burst(&binary, &client, 100).await;
-    upstream_is_left(&upstream).await;
+    wait_until_upstream_is_closed(&upstream).await;
     for _ in 0..2 {
         burst(&binary, &client, 100).await;
-        upstream_is_left(&upstream).await;
+        wait_until_upstream_is_closed(&upstream).await;
     }
     wait_for_memory(&binary, "after three bursts", first + first / 4).await;
 }
 
-/// Waits until the proxy has closed every connection, those that it kept idle too.
-async fn upstream_is_left(upstream: &Upstream) {
+/// Waits until the proxy has closed all upstream connections, including the idle pool.
+async fn wait_until_upstream_is_closed(upstream: &Upstream) {
     let all_closed = |connections: &[Connection]| {
         let open = connections.iter().any(|one| one.end.is_none());
         (!open).then_some(())
@@ -254,9 +252,9 @@ async fn upstream_is_left(upstream: &Upstream) {
         .await;
 }
 
-/// Five hundred clients come, ask and go. What they made the process hold goes with them.
+/// The memory for 500 clients is freed after they have disconnected.
 #[tokio::test]
-async fn memory_is_given_back_after_a_burst() {
+async fn memory_is_freed_after_a_burst() {
     let world = World::new();
     let (upstream, _) = apiserver(&world);
     let upstream = upstream.start().await;
@@ -269,11 +267,12 @@ async fn memory_is_given_back_after_a_burst() {
     for _ in 0..2 {
         burst(&binary, &client, 250).await;
     }
-    upstream_is_left(&upstream).await;
+    wait_until_upstream_is_closed(&upstream).await;
     wait_until_low(|| resident(&binary), "after a burst", before * 3 / 2).await;
 }
 
-/// A connection that has carried ten requests, every tenth a large list too; it is still open.
+/// Sends ten requests on a new connection, and on every fifth connection also requests a large list. Returns the open
+/// connection.
 async fn visit(client: &Client, number: usize) -> (Option<Http1<TlsConnection>>, Option<Http2>) {
     let lists = (number / 2).is_multiple_of(5);
     if number.is_multiple_of(2) {
@@ -298,28 +297,27 @@ async fn visit(client: &Client, number: usize) -> (Option<Http1<TlsConnection>>,
     (None, Some(http2))
 }
 
-/// A log that comes byte by byte costs some frames at a time, and not one for each byte that a client may
-/// grant and then not read.
+/// A log in 1-byte writes must not fill the window of a stalled client with one frame per byte.
 #[tokio::test]
-async fn small_pieces_that_wait_for_their_client_are_few() {
+async fn few_small_frames_wait_for_a_stalled_client() {
     let world = World::new();
     let (upstream, _) = apiserver(&world);
-    let (tell, mut taken) = mpsc::unbounded_channel();
+    let (sent, mut bytes_sent) = mpsc::unbounded_channel();
     let upstream = upstream.alpn(&["http/1.1"]).http(move |request| {
-        let tell = tell.clone();
+        let sent = sent.clone();
         async move {
             let (pieces, body) = channel();
-            let (size, most) = match request.uri().path() {
+            let (size, count) = match request.uri().path() {
                 "/list" => (64 * KIB, 1024),
                 _ => (1, 64 * KIB),
             };
             tokio::spawn(async move {
                 let piece = Bytes::from(vec![b'x'; size]);
-                for _ in 0..most {
+                for _ in 0..count {
                     if pieces.send(piece.clone()).await.is_err() {
                         return;
                     }
-                    tell.send(size).ok();
+                    sent.send(size).ok();
                 }
             });
             Response::new(body)
@@ -330,7 +328,7 @@ async fn small_pieces_that_wait_for_their_client_are_few() {
     let tls = binary.client(&world).alpn(&["h2"]).connect().await.unwrap();
     let mut wire = FrameConnection::wide_client(tls).await.unwrap();
     let mut before = 0;
-    // What is large fills the sockets, so that what is small stays.
+    // The list fills the sockets, so that the small frames of the log have to wait.
     for (stream, path) in [(1, "/list"), (3, "/log")] {
         let get = [
             (":method", "GET"),
@@ -340,7 +338,7 @@ async fn small_pieces_that_wait_for_their_client_are_few() {
         ];
         before = own_memory(&binary);
         wire.headers(stream, &get, END_STREAM).await.unwrap();
-        let pushed = sum_until_quiet(&mut taken).await;
+        let pushed = sum_until_quiet(&mut bytes_sent).await;
         assert!(pushed > 0, "{path}");
     }
     let held = own_memory(&binary).saturating_sub(before);

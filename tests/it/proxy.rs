@@ -1,4 +1,4 @@
-//! A cluster, a public CA and a proxy between them, made for one test.
+//! The setup of a test: a cluster CA, a public CA, and a proxy.
 
 use std::{future::pending, net::SocketAddr, num::NonZeroUsize, sync::Arc, time::Duration};
 
@@ -46,7 +46,7 @@ pub(crate) struct Setup<'a> {
     pub(crate) config: Config,
 }
 
-/// A running proxy; it is told to stop when dropped.
+/// A running proxy; drop stops it.
 pub(crate) struct Proxy {
     address: SocketAddr,
     admin: Option<SocketAddr>,
@@ -69,13 +69,13 @@ impl World {
         }
     }
 
-    /// An apiserver whose certificate is as it should be.
+    /// An apiserver with a valid certificate.
     pub(crate) fn apiserver(&self) -> Builder {
         Upstream::builder(self.cluster_ca.server(&[APISERVER, "127.0.0.1"]))
     }
 
-    /// A proxy in front of `upstream`, with every setting at its default but for a short drain without
-    /// delay, and no probes.
+    /// A proxy in front of `upstream`. Every setting has its default, except for a short drain without delay
+    /// and no probes.
     pub(crate) fn proxy(&self, upstream: SocketAddr) -> Setup<'_> {
         self.proxy_as(upstream, &self.public_ca.server(&[HOST, "127.0.0.1"]))
     }
@@ -105,7 +105,7 @@ impl World {
                 drain: Duration::from_secs(2),
                 drain_tunnels: Duration::from_secs(2),
                 drain_delay: Duration::ZERO,
-                // What tests count is what they ask for.
+                // Probes would disturb tests that count requests.
                 probe_interval: Duration::ZERO,
                 ..Timeouts::default()
             },
@@ -144,7 +144,7 @@ impl Setup<'_> {
         self
     }
 
-    /// Lets what runs at the end take its time.
+    /// Gives the drain more time than any test takes.
     pub(crate) fn long_drain(self) -> Self {
         self.timeouts(|timeouts| timeouts.drain = standin::WAIT * 10)
     }
@@ -161,21 +161,21 @@ impl Setup<'_> {
         self.start_from(Box::new(move || Ok(config.clone())))
     }
 
-    /// Starts it with a configuration that may change from reload to reload.
+    /// Starts the proxy with a configuration that may change from reload to reload.
     pub(crate) fn start_from(self, source: ConfigLoader) -> Proxy {
         let app = App::bind(source).unwrap();
         let address = app.addresses()[0];
         let admin = app.admin_address();
         let (reload_now, stop, phase) = (app.reload_now(), app.stop(), app.phase());
         let (heartbeats, report) = (app.heartbeats(), app.reloader().report());
-        let (shutdown, told) = oneshot::channel::<()>();
+        let (shutdown, requested) = oneshot::channel::<()>();
         let running = tokio::spawn(async move {
-            let told = async {
-                if told.await.is_err() {
+            let requested = async {
+                if requested.await.is_err() {
                     pending::<()>().await;
                 }
             };
-            app.run(told).await.unwrap();
+            app.run(requested).await.unwrap();
         });
         Proxy {
             address,
@@ -197,7 +197,7 @@ impl Proxy {
         self.address
     }
 
-    /// The admin port, which must have been opened.
+    /// The admin port, which must be open.
     pub(crate) fn admin(&self) -> SocketAddr {
         self.admin.unwrap()
     }
@@ -207,19 +207,19 @@ impl Proxy {
         self.client.clone()
     }
 
-    /// Makes the proxy read its files again now.
+    /// Makes the proxy reload its files now.
     pub(crate) fn reload(&self) {
         self.reload_now.notify_one();
     }
 
-    /// How the endpoint at `address` is.
+    /// The health of the endpoint at `address`.
     pub(crate) fn health(&self, address: SocketAddr) -> EndpointHealth {
         let health = self.report.borrow().clusters[0].endpoints().health();
         let found = health.into_iter().find(|one| one.address.0 == address);
         found.unwrap()
     }
 
-    /// Waits until the endpoint at `address` is so.
+    /// Waits until the endpoint at `address` has this health.
     pub(crate) async fn wait_for_health(&self, address: SocketAddr, wanted: Health) {
         let reached = async {
             while self.health(address).state != wanted {
@@ -234,7 +234,7 @@ impl Proxy {
         self.shutdown.take().unwrap().send(()).unwrap();
     }
 
-    /// Hastens the end, as a second SIGTERM does.
+    /// Shortens the drain, as a second SIGTERM does.
     pub(crate) fn stop(&self) -> &FastStop {
         &self.stop
     }
@@ -244,20 +244,20 @@ impl Proxy {
         self.heartbeats.now()
     }
 
-    /// Waits until it is so far on its way to its end.
+    /// Waits until the drain is in this phase.
     pub(crate) async fn wait_for_phase(&mut self, wanted: Phase) {
         let reached = self.phase.wait_for(|phase| *phase == wanted);
         drop(within("the phase", reached).await.unwrap());
     }
 
-    /// Waits until the proxy has ended.
+    /// Waits until the proxy has stopped.
     pub(crate) async fn wait_until_stopped(self) {
         within("the end of the proxy", self.running).await.unwrap();
     }
 }
 
-/// Answers paths that begin with `/watch` with one event and then nothing until the client has had
-/// enough; all else with `ok`, once the request's body was read.
+/// Responds to paths that begin with `/watch` with one event, and keeps the response open until the client
+/// closes it. Responds `ok` to all other requests after it has read their body.
 pub(crate) async fn watch_or_ok(request: Request<RequestBody>) -> Response<ResponseBody> {
     if request.uri().path().starts_with("/watch") {
         let (events, body) = channel();
@@ -268,29 +268,29 @@ pub(crate) async fn watch_or_ok(request: Request<RequestBody>) -> Response<Respo
         });
         return Response::new(body);
     }
-    // How the body ended is in the record.
+    // The stand-in records how the body ended.
     drop(request.into_body().read().await);
     Response::new(full("ok"))
 }
 
-/// Waits for the next piece of a response.
+/// Waits for the next data of a response body.
 pub(crate) async fn data(response: &mut Response<RecvStream>) -> Result<Bytes, h2::Error> {
     let body = response.body_mut();
     let data = within("data", body.data())
         .await
-        .expect("the response goes on")?;
+        .expect("the response has not ended")?;
     body.flow_control().release_capacity(data.len())?;
     Ok(data)
 }
 
-/// Counts what is taken until, for a while, nothing more is.
-pub(crate) async fn sum_until_quiet(taken: &mut mpsc::UnboundedReceiver<usize>) -> usize {
+/// Returns the sum of all numbers until no more arrive for [`QUIET`].
+pub(crate) async fn sum_until_quiet(numbers: &mut mpsc::UnboundedReceiver<usize>) -> usize {
     let mut sum = 0;
-    while let Ok(Some(more)) = tokio::time::timeout(QUIET, taken.recv()).await {
+    while let Ok(Some(more)) = tokio::time::timeout(QUIET, numbers.recv()).await {
         sum += more;
     }
     sum
 }
 
-/// Longer than any buffer takes to fill further.
+/// Longer than any buffer needs to fill up.
 const QUIET: Duration = Duration::from_millis(700);

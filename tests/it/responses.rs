@@ -1,4 +1,4 @@
-//! One request over either protocol, and what the proxy says when it answers by itself.
+//! Requests over either protocol, and checks of the responses that the proxy writes itself.
 
 use bytes::Bytes;
 use http::Request;
@@ -15,7 +15,7 @@ pub(crate) enum Protocol {
 
 pub(crate) const BOTH: [Protocol; 2] = [Protocol::Http1, Protocol::Http2];
 
-/// A whole response, whichever protocol it came over.
+/// A complete response over either protocol.
 #[derive(Debug)]
 pub(crate) struct ClientResponse {
     pub(crate) code: u16,
@@ -49,7 +49,7 @@ impl From<Http2Response> for ClientResponse {
 }
 
 impl ClientResponse {
-    /// Every line of this header, in order.
+    /// The values of every line of this header, in order.
     pub(crate) fn lines(&self, name: &str) -> Vec<&str> {
         let same = self
             .headers
@@ -62,8 +62,8 @@ impl ClientResponse {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// Asserts that this is a `Status` of the proxy with this code and reason, and that it names nothing
-    /// that only the log may name; returns the message.
+    /// Asserts that this is a `Status` of the proxy with this code and reason, and that it contains nothing
+    /// that belongs only into the log. Returns the message.
     #[track_caller]
     pub(crate) fn assert_status(&self, code: u16, reason: &str) -> String {
         assert_eq!(self.code, code, "{self:?}");
@@ -87,7 +87,7 @@ impl ClientResponse {
 }
 
 impl Proxy {
-    /// One request to [`HOST`] on a connection of its own.
+    /// Sends one request to [`HOST`] on a new connection.
     pub(crate) async fn request(
         &self,
         protocol: Protocol,
@@ -124,7 +124,7 @@ impl Proxy {
         }
     }
 
-    /// As [`Proxy::request`], without fields and body.
+    /// Sends a GET request on a new connection.
     pub(crate) async fn get(&self, protocol: Protocol, target: &str) -> ClientResponse {
         self.request(protocol, "GET", target, &[], b"").await
     }

@@ -1,4 +1,4 @@
-"""The dashboard and the alerts name only metrics and labels that exist, and promtool takes them."""
+"""The dashboard and the alerts use only existing metrics and labels, and promtool accepts them."""
 
 import json
 import pathlib
@@ -14,15 +14,15 @@ import rendered
 RULES = rendered.ROOT / "config/prometheus/rules.yaml"
 DASHBOARD = rendered.ROOT / "config/grafana/kube-tls-proxy.json"
 
-# What Prometheus itself adds, and what its histograms are made of.
+# Labels that Prometheus adds, and the label of histogram buckets.
 EVERYWHERE = {"job", "instance", "le"}
 
-# Labels whose values are all in docs/metrics.md.
+# Labels whose values are all listed in docs/metrics.md.
 FIXED = {"from", "limit", "protocol", "reason", "result", "verb"}
 
 
 def documented():
-    """Every metric of docs/metrics.md with its labels, and the values of those that have a fixed set."""
+    """Every metric of docs/metrics.md with its labels and their listed values."""
     text = (rendered.ROOT / "docs/metrics.md").read_text()
     found = {}
     for line in text.splitlines():
@@ -52,7 +52,7 @@ def dashboard_expressions():
 
 
 def series(expression):
-    """The metrics in an expression, each with what it is selected by: label and value, which may be a pattern."""
+    """The metrics in an expression, each with its selectors: label and value, which may be a pattern."""
     found = re.findall(r"\b((?:kube_tls_proxy|process)_[a-z_]+)(?:\{([^}]*)\})?", expression)
     return [(name, re.findall(r'([a-z_]+)\s*[=!]~?\s*"([^"]*)"', selector)) for name, selector in found]
 
@@ -72,7 +72,7 @@ class Names(unittest.TestCase):
         self.assertGreater(len(known), 20, "docs/metrics.md has no table of metrics")
         for where, expression in self.expressions().items():
             used = series(expression)
-            self.assertTrue(used, f"{where} asks for no metric: {expression}")
+            self.assertTrue(used, f"{where} uses no metric: {expression}")
             for name, _ in used:
                 self.assertIn(family(name), known, where)
 
@@ -85,11 +85,11 @@ class Names(unittest.TestCase):
                 labels = known.get(family(name), {})
                 for label, value in selectors:
                     self.assertIn(label, labels.keys() | EVERYWHERE, f"{where}: {name}")
-                    # A code has any digits, a cluster any name.
+                    # A code can have any digits, a cluster any name.
                     if label in FIXED:
                         checked += 1
                         self.assertLessEqual(set(value.split("|")), labels[label], f"{where}: {name}")
-            # What is summed by must be a label of one of the metrics beside it.
+            # The labels of `by` and `on` must exist on one of the metrics in the expression.
             beside = EVERYWHERE.union(*(known.get(family(name), {}) for name, _ in used))
             for names in re.findall(r"\b(?:by|on) \(([^)]*)\)", expression):
                 self.assertLessEqual(set(re.split(r",\s*", names)), beside, where)

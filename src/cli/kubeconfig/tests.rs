@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use standin::TempDir;
 
-use super::{KubeconfigArgs, make, yaml};
+use super::{KubeconfigArgs, compose, yaml};
 
 const SERVER: &str = "https://kube.example.com:8443/prefix/";
 
@@ -20,13 +20,13 @@ fn args(change: impl FnOnce(&mut KubeconfigArgs)) -> KubeconfigArgs {
 
 /// What a YAML parser reads in the text, and the remarks.
 fn made(args: &KubeconfigArgs) -> (Value, String) {
-    let made = make(args).map_err(|error| error.to_string()).unwrap();
+    let made = compose(args).map_err(|error| error.to_string()).unwrap();
     let read = serde_saphyr::from_str(&yaml::write(&made.document.alone())).unwrap();
     (read, made.remarks.join("\n"))
 }
 
 #[test]
-fn names_the_public_host_and_no_ca() {
+fn kubeconfig_has_public_host_and_no_ca() {
     let (config, remarks) = made(&args(|_| {}));
     assert_eq!(
         config,
@@ -41,7 +41,7 @@ fn names_the_public_host_and_no_ca() {
             }}],
         })
     );
-    assert!(remarks.contains("no credential in it yet"), "{remarks}");
+    assert!(remarks.contains("has no credential yet"), "{remarks}");
     assert!(
         remarks.contains("client certificate cannot pass"),
         "{remarks}"
@@ -78,7 +78,7 @@ users:
 "#;
 
 #[test]
-fn takes_names_namespace_and_token_of_another_kubeconfig() {
+fn names_namespace_and_token_are_copied() {
     let dir = TempDir::new();
     let file = dir.write("from", FROM);
     let (config, remarks) = made(&args(|args| args.from = Some(file)));
@@ -100,7 +100,7 @@ fn takes_names_namespace_and_token_of_another_kubeconfig() {
 }
 
 #[test]
-fn takes_the_exec_plugin_with_a_path_that_works_from_anywhere() {
+fn exec_plugin_is_copied_with_an_absolute_path() {
     let dir = TempDir::new();
     let file = dir.write("from", FROM);
     let (config, remarks) = made(&args(|args| {
@@ -122,14 +122,14 @@ fn takes_the_exec_plugin_with_a_path_that_works_from_anywhere() {
 }
 
 #[test]
-fn leaves_certificates_passwords_and_the_cluster_ca_behind() {
+fn certificates_passwords_and_ca_are_not_copied() {
     let dir = TempDir::new();
     let file = dir.write("from", FROM);
     let args = args(|args| {
         args.from = Some(file);
         args.context = Some("cert".into());
     });
-    let made_alone = make(&args).map_err(|error| error.to_string()).unwrap();
+    let made_alone = compose(&args).map_err(|error| error.to_string()).unwrap();
     let text = yaml::write(&made_alone.document.alone());
     assert!(
         !text.contains("SECRET") && !text.contains("10.0.0.1"),
@@ -138,14 +138,14 @@ fn leaves_certificates_passwords_and_the_cluster_ca_behind() {
     let (config, remarks) = made(&args);
     assert_eq!(config["users"], json!([{ "name": "cert", "user": {} }]));
     assert!(
-        remarks.contains("User `cert` has a client certificate, which cannot pass"),
+        remarks.contains("The client certificate of user `cert` was left out"),
         "{remarks}"
     );
     assert!(remarks.contains("kubectl create token"), "{remarks}");
 }
 
 #[test]
-fn a_flag_wins_over_the_credential_of_the_other_kubeconfig() {
+fn flag_overrides_the_copied_credential() {
     let dir = TempDir::new();
     let (file, token) = (dir.write("from", FROM), dir.write("token", "t0ken\n"));
     let from = args(|args| args.from = Some(file));
@@ -172,12 +172,14 @@ fn a_flag_wins_over_the_credential_of_the_other_kubeconfig() {
 }
 
 #[test]
-fn says_what_is_wrong_with_its_input() {
+fn bad_input_is_explained() {
     let dir = TempDir::new();
     let from = dir.write("from", FROM);
     let (empty, two) = (dir.write("empty", " \n"), dir.write("two", "a b"));
     let sentence = |args: KubeconfigArgs| {
-        let error = make(&args).err().map(|error| crate::cli::sentence(&error));
+        let error = compose(&args)
+            .err()
+            .map(|error| crate::cli::sentence(&error));
         error
             .unwrap_or_default()
             .replace(&dir.path().display().to_string(), "DIR")
@@ -216,11 +218,11 @@ fn says_what_is_wrong_with_its_input() {
 }
 
 #[test]
-fn says_why_the_file_cannot_be_written() {
+fn write_error_is_explained() {
     let dir = TempDir::new();
     let sentence = |file: &Path| {
         let error = super::file::OutputFile::find(file)
-            .and_then(|file| file.write("", super::file::Mode::OwnerOnly))
+            .and_then(|file| file.write("", super::file::FileMode::OwnerOnly))
             .map_err(|error| crate::cli::sentence(&error));
         let sentence = error.err().unwrap_or_default();
         sentence.replace(&dir.path().display().to_string(), "DIR")
@@ -245,7 +247,7 @@ fn says_why_the_file_cannot_be_written() {
 
 /// Whatever a name is, it is read as it was written.
 #[test]
-fn every_text_is_read_as_it_was_written() {
+fn any_text_survives_a_round_trip() {
     for text in [
         "",
         "a",

@@ -31,19 +31,19 @@ fn bad_certificates() {
             "leaf last",
             format!("{}{}", middle.pem(), below.pem),
             below.key.clone(),
-            "certificate DIR/bad.crt: its key belongs to certificate 2 of the file, so the server's own certificate is not first; put it first, then each issuer in turn",
+            "certificate DIR/bad.crt: its key matches certificate 2 of the file, so the certificate of the server is not first; put it first, and each issuer after the certificate that it issued",
         ),
         (
             "order",
             format!("{}{}{}", below.pem, ca.pem(), middle.pem()),
             below.key,
-            "certificate DIR/bad.crt: certificate 2 (CN=root) is not the issuer of certificate 1 (CN=middle); put the server's certificate first, then each issuer in turn, and nothing else",
+            "certificate DIR/bad.crt: certificate 2 (CN=root) is not the issuer of certificate 1 (CN=middle); put the certificate of the server first, each issuer after the certificate that it issued, and nothing else",
         ),
         (
             "expired",
             expired.pem,
             expired.key,
-            "certificate DIR/bad.crt: expired on 2026-11-01T00:00:00Z; renew it, and check the clock of this machine if that is wrong",
+            "certificate DIR/bad.crt: expired on 2026-11-01T00:00:00Z; renew it, and if the date looks wrong, check the clock of this machine",
         ),
         (
             "early",
@@ -55,13 +55,13 @@ fn bad_certificates() {
             "unnamed",
             unnamed.pem,
             unnamed.key,
-            "certificate DIR/bad.crt: names no host: it has no DNS name or IP address as subjectAltName, and clients ignore the common name; issue it again with the public host name as subjectAltName",
+            "certificate DIR/bad.crt: names no host: it has no DNS name or IP address as subjectAltName, and clients ignore the common name; issue a new one with the public host name as subjectAltName",
         ),
         (
             "client",
             client.pem,
             client.key,
-            "certificate DIR/bad.crt: is not for TLS servers (its extended key usage lacks serverAuth); issue it again with that usage",
+            "certificate DIR/bad.crt: is not for TLS servers (its extended key usage lacks serverAuth); issue a new one with that usage",
         ),
         (
             "swapped",
@@ -97,19 +97,19 @@ fn bad_certificates() {
             "cut",
             leaf.pem[..100].to_owned(),
             key(),
-            "certificate DIR/bad.crt: the PEM block that begins on line 1 is damaged; copy the file again, whole",
+            "certificate DIR/bad.crt: the PEM block that begins on line 1 is damaged; copy the whole file again",
         ),
         (
             "not base64",
             leaf.pem.replace("MII", "!!!"),
             key(),
-            "certificate DIR/bad.crt: the PEM block that begins on line 1 is damaged; copy the file again, whole",
+            "certificate DIR/bad.crt: the PEM block that begins on line 1 is damaged; copy the whole file again",
         ),
         (
             "empty",
             String::new(),
             key(),
-            "certificate DIR/bad.crt: is empty; put the server's certificate and its issuers there as PEM",
+            "certificate DIR/bad.crt: is empty; put the certificate of the server and its issuers there as PEM",
         ),
         (
             "der",
@@ -121,19 +121,19 @@ fn bad_certificates() {
             "pfx",
             "0\u{82}\u{1}\u{0}\u{2}\u{1}\u{3}".to_owned(),
             key(),
-            "certificate DIR/bad.crt: is a PKCS#12 file; take what belongs here out of it with `openssl pkcs12 -in FILE -nokeys -out NEW_FILE`",
+            "certificate DIR/bad.crt: is a PKCS#12 file; extract what belongs here with `openssl pkcs12 -in FILE -nokeys -out NEW_FILE`",
         ),
         (
             "parameters",
             pem("DH PARAMETERS", "AAAA"),
             key(),
-            "certificate DIR/bad.crt: holds no certificate; put the server's certificate and its issuers there as PEM",
+            "certificate DIR/bad.crt: holds no certificate; put the certificate of the server and its issuers there as PEM",
         ),
         (
             "version 1",
             include_str!("../../pki/testdata/v1-root.crt").to_owned(),
             key(),
-            "certificate DIR/bad.crt: certificate 1 of the file (CN=old root) is of a kind that TLS refuses, such as version 1; issue it again as version 3",
+            "certificate DIR/bad.crt: certificate 1 of the file (CN=old root) is of a kind that TLS refuses, such as version 1; issue a new one as version 3",
         ),
     ] {
         fixture.scratch.write("bad.crt", latin1(&crt));
@@ -155,7 +155,7 @@ fn bad_keys() {
         (
             "of another",
             other.key.clone(),
-            "key DIR/bad.key: does not belong to the certificate DIR/bad.crt; give the key that this certificate was issued for",
+            "key DIR/bad.key: does not match the certificate DIR/bad.crt; give the key that this certificate was issued for",
         ),
         (
             "certificate",
@@ -175,17 +175,17 @@ fn bad_keys() {
         (
             "encrypted",
             pem("ENCRYPTED PRIVATE KEY", "AAAA"),
-            "key DIR/bad.key: the private key on line 1 is encrypted and nobody is there to type its passphrase; decrypt it with `openssl pkey -in FILE -out NEW_FILE` and protect the file instead",
+            "key DIR/bad.key: the private key on line 1 is encrypted, and the proxy cannot ask for its passphrase; decrypt it with `openssl pkey -in FILE -out NEW_FILE` and restrict who can read the new file",
         ),
         (
             "encrypted, old form",
             pem("RSA PRIVATE KEY", "Proc-Type: 4,ENCRYPTED\n\nAAAA"),
-            "key DIR/bad.key: the private key on line 1 is encrypted and nobody is there to type its passphrase; decrypt it with `openssl pkey -in FILE -out NEW_FILE` and protect the file instead",
+            "key DIR/bad.key: the private key on line 1 is encrypted, and the proxy cannot ask for its passphrase; decrypt it with `openssl pkey -in FILE -out NEW_FILE` and restrict who can read the new file",
         ),
         (
             "two",
             format!("{}{}", leaf.key, other.key),
-            "key DIR/bad.key: holds 2 private keys; keep the one that belongs to the certificate",
+            "key DIR/bad.key: holds 2 private keys; keep only the key of the certificate",
         ),
         (
             "damaged",
@@ -195,7 +195,7 @@ fn bad_keys() {
         (
             "cut",
             leaf.key[..80].to_owned(),
-            "key DIR/bad.key: the PEM block that begins on line 1 is damaged; copy the file again, whole",
+            "key DIR/bad.key: the PEM block that begins on line 1 is damaged; copy the whole file again",
         ),
         (
             "public",
@@ -222,7 +222,7 @@ fn bad_keys() {
         (
             "label without an end",
             leaf.key.replace("KEY-----\n", "KEY"),
-            "key DIR/bad.key: the PEM block that begins on line 1 is damaged; copy the file again, whole",
+            "key DIR/bad.key: the PEM block that begins on line 1 is damaged; copy the whole file again",
         ),
         (
             "unknown kind",
@@ -257,7 +257,7 @@ fn bad_keys() {
         (
             "pfx",
             "0\u{82}\u{1}\u{0}\u{2}\u{1}\u{3}".to_owned(),
-            "key DIR/bad.key: is a PKCS#12 file; take what belongs here out of it with `openssl pkcs12 -in FILE -nocerts -nodes -out NEW_FILE`",
+            "key DIR/bad.key: is a PKCS#12 file; extract what belongs here with `openssl pkcs12 -in FILE -nocerts -nodes -out NEW_FILE`",
         ),
     ] {
         fixture.scratch.write("bad.crt", &leaf.pem);
@@ -279,12 +279,12 @@ fn bad_cluster_cas() {
         (
             "empty",
             String::new(),
-            "CA DIR/bad-ca.crt: is empty; put the cluster's CA certificate there as PEM",
+            "CA DIR/bad-ca.crt: is empty; put the CA certificate of the cluster there as PEM",
         ),
         (
             "text",
             "hello".to_owned(),
-            "CA DIR/bad-ca.crt: holds no PEM block (`-----BEGIN …`); put the cluster's CA certificate there as PEM",
+            "CA DIR/bad-ca.crt: holds no PEM block (`-----BEGIN …`); put the CA certificate of the cluster there as PEM",
         ),
         (
             "key",
@@ -299,7 +299,7 @@ fn bad_cluster_cas() {
         (
             "expired",
             expired,
-            "CA DIR/bad-ca.crt: every CA in it has expired, the last one on 2025-01-01T00:00:00Z; get the cluster's current CA",
+            "CA DIR/bad-ca.crt: every CA in it has expired, the last one on 2025-01-01T00:00:00Z; get the current CA of the cluster",
         ),
         (
             "joined",
@@ -313,7 +313,7 @@ fn bad_cluster_cas() {
                 ca.pem(),
                 other.pem().replace("-----BEGIN", "----BEGIN")
             ),
-            "CA DIR/bad-ca.crt: the PEM block that ends on line 20 has no beginning; copy the file again, whole",
+            "CA DIR/bad-ca.crt: the PEM block that ends on line 20 has no `-----BEGIN`; copy the whole file again",
         ),
         (
             "begin within a block",
@@ -322,7 +322,7 @@ fn bad_cluster_cas() {
                 ca.pem().replace("-----END CERTIFICATE-----\n", ""),
                 other.pem()
             ),
-            "CA DIR/bad-ca.crt: the PEM block that begins on line 1 is damaged; copy the file again, whole",
+            "CA DIR/bad-ca.crt: the PEM block that begins on line 1 is damaged; copy the whole file again",
         ),
         (
             "begin after other text",
@@ -342,7 +342,7 @@ fn bad_cluster_cas() {
         (
             "pfx",
             "0\u{82}\u{1}\u{0}\u{2}\u{1}\u{3}".to_owned(),
-            "CA DIR/bad-ca.crt: is a PKCS#12 file; take what belongs here out of it with `openssl pkcs12 -in FILE -nokeys -cacerts -out NEW_FILE`",
+            "CA DIR/bad-ca.crt: is a PKCS#12 file; extract what belongs here with `openssl pkcs12 -in FILE -nokeys -cacerts -out NEW_FILE`",
         ),
     ] {
         fixture.scratch.write("bad-ca.crt", latin1(&text));

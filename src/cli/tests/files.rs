@@ -202,11 +202,11 @@ fn bad_config_files() {
         ),
         (
             "clusters:\n- name: a\n  hosts: [a.example]\n  AT\n- name: b\n  AT\n",
-            "config file DIR/proxy.yaml, line 5, column 3: there are several clusters, and `b` has no `hosts`; add its public host names",
+            "config file DIR/proxy.yaml, line 5, column 3: cluster `b` has no `hosts`, and there are several clusters; add its public host names",
         ),
         (
             "clusters:\n- name: a\n  hosts: [a.example]\n  AT\n- name: a\n  hosts: [b.example]\n  AT\n",
-            "config file DIR/proxy.yaml, line 5, column 3: another cluster already has the name `a`; give each its own name",
+            "config file DIR/proxy.yaml, line 5, column 3: cluster `a` has the name of another cluster; give each its own name",
         ),
         (
             "clusters:\n- name: a\n  upstream: {url: 'https://10.0.0.1', ca: ca.crt, nmae: x}\n",

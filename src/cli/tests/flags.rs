@@ -245,7 +245,7 @@ fn bad_addresses() {
 
 /// Who typed none of the flags would look for them in vain.
 #[test]
-fn a_flag_that_comes_from_a_variable_is_named_by_it() {
+fn error_names_the_environment_variable_of_a_flag() {
     let environment = outside_of_a_pod();
     let sentence = |args: ServeArgs| {
         let error = config::load(&args, &environment).unwrap_err();
@@ -296,7 +296,7 @@ fn a_flag_that_comes_from_a_variable_is_named_by_it() {
 
 /// Sentences that refer to the one before must stand behind it.
 #[test]
-fn the_help_reads_from_the_top() {
+fn help_lists_related_flags_in_order() {
     let mut command = Cli::command();
     let serve = command.find_subcommand_mut("serve").unwrap();
     let help = serve.render_long_help().to_string();

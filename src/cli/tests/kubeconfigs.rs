@@ -66,11 +66,11 @@ fn bad_kubeconfigs() {
         ),
         (
             "CLUSTER {server: 'https://10.0.0.1', certificate-authority-data: '%%'}",
-            "kubeconfig DIR/kubeconfig: certificate-authority-data of cluster `c` is not base64; copy the whole value again",
+            "kubeconfig DIR/kubeconfig: cluster `c` has certificate-authority-data that is not base64; copy the whole value again",
         ),
         (
             "CLUSTER {server: 'https://10.0.0.1', certificate-authority-data: 'aGVsbG8='}",
-            "CA of cluster `c` in kubeconfig DIR/kubeconfig: holds no PEM block (`-----BEGIN …`); put the cluster's CA certificate there as PEM",
+            "CA of cluster `c` in kubeconfig DIR/kubeconfig: holds no PEM block (`-----BEGIN …`); put the CA certificate of the cluster there as PEM",
         ),
         (
             "CLUSTER {server: 'https://10.0.0.1', certificate-authority: ca.crt, tls-server-name: 'a b'}",

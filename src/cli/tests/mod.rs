@@ -14,7 +14,7 @@ use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair, date_time_ymd};
 
 use standin::TempDir;
 
-use super::{Cli, Command, StartBlock, failure::exit_code, parse_from, sentence};
+use super::{Cli, Command, StartBlock, messages::exit_code, parse_from, sentence};
 use crate::{
     app::AppError,
     config::{self, ClusterConfig, Environment, IdentityFiles, ServeArgs, TrustSource},
@@ -114,7 +114,7 @@ const CERT: &str = "--cert DIR/tls.crt --key DIR/tls.key";
 const UPSTREAM: &str = "--upstream https://10.0.0.1:6443 --upstream-ca DIR/ca.crt";
 
 #[test]
-fn a_good_command_line_starts() {
+fn valid_command_lines_are_accepted() {
     let fixture = Fixture::new();
     let mut differences = Differences::default();
     for (line, env) in [
@@ -139,7 +139,7 @@ fn a_good_command_line_starts() {
 }
 
 #[test]
-fn tells_help_from_an_unusable_command_line_by_the_exit_code() {
+fn exit_code_is_0_for_help_and_2_for_bad_usage() {
     let code = |line: &str| {
         let words = line.split(' ').map(OsString::from);
         format!("{:?}", parse_from(words).err())
@@ -156,7 +156,7 @@ fn tells_help_from_an_unusable_command_line_by_the_exit_code() {
 }
 
 #[test]
-fn every_failure_has_its_exit_code() {
+fn each_error_has_its_exit_code() {
     let code = |error: &AppError| format!("{:?}", exit_code(error));
     let config = config::load(&ServeArgs::default(), &outside_of_a_pod()).unwrap_err();
     let listen = AppError::Listen {
@@ -194,7 +194,7 @@ fn every_flag_has_a_variable_and_a_row_in_the_docs() {
 
 /// `--help` and `-h` alike: clap makes a paragraph of each flag once a single one has more to say.
 #[test]
-fn help_fits_a_terminal_with_a_line_for_each_flag() {
+fn help_has_one_line_per_flag_and_fits_a_terminal() {
     let command = Cli::command();
     for subcommand in command.get_subcommands() {
         let name = subcommand.get_name();
@@ -210,7 +210,7 @@ fn help_fits_a_terminal_with_a_line_for_each_flag() {
 }
 
 #[test]
-fn the_start_is_told_in_one_block() {
+fn start_block_lists_all_facts() {
     let scratch = TempDir::new();
     let ca = Ca::new("kubernetes");
     let public = Ca::new("R11").leaf(&["kube.example.com", "*.kube.example.com"]);

@@ -14,7 +14,7 @@ pub(super) struct FramingScanner {
     line: LineStart,
     head: HeadSummary,
     heads: u64,
-    most_lines: usize,
+    longest_head: usize,
 }
 
 /// A request that must be refused, by its number on the connection, from 1.
@@ -73,7 +73,7 @@ impl FramingScanner {
             },
             head: HeadSummary::default(),
             heads: 0,
-            most_lines: 0,
+            longest_head: 0,
         }
     }
 
@@ -82,9 +82,9 @@ impl FramingScanner {
         self.heads
     }
 
-    /// Lines of the longest head so far, complete or not, with its request line.
-    pub(super) fn most_lines(&self) -> usize {
-        self.most_lines
+    /// How many lines the longest head has so far, complete or not, with its request line.
+    pub(super) fn longest_head(&self) -> usize {
+        self.longest_head
     }
 
     /// Whether a request line has begun and not ended.
@@ -175,7 +175,7 @@ impl FramingScanner {
             }
             FramingState::Head => {
                 self.head.lines += 1;
-                self.most_lines = self.most_lines.max(self.head.lines);
+                self.longest_head = self.longest_head.max(self.head.lines);
                 if let Some(at) = memchr(b':', line) {
                     let (name, value) = line.split_at(at);
                     if name.eq_ignore_ascii_case(b"content-length") {
@@ -432,11 +432,11 @@ mod tests {
         framing.scan(b"ET / HTTP/1.1\r\na: b\r\n");
         assert!(framing.is_within_head());
         assert!(!framing.is_within_request_line());
-        assert_eq!(framing.most_lines(), 2);
+        assert_eq!(framing.longest_head(), 2);
         framing.scan(b"\r\n");
         assert!(!framing.is_within_head());
         framing.scan(b"G");
         assert!(framing.is_within_request_line());
-        assert_eq!(framing.most_lines(), 2);
+        assert_eq!(framing.longest_head(), 2);
     }
 }

@@ -55,7 +55,7 @@ pub(super) struct RequestGuard {
     drain: Drain,
 }
 
-/// The requests and responses of one connection, as far as the guard and the service tell each other.
+/// The state of the requests on one connection that the guard and the service share.
 #[derive(Debug)]
 pub(super) struct RequestTracker {
     /// Requests that reached the service.
@@ -203,7 +203,7 @@ impl RequestGuard {
             b"431" if self.framing.is_within_request_line() => {
                 Rejection::Uri(self.limits.uri_bytes)
             }
-            b"431" if self.framing.most_lines() > max_lines => {
+            b"431" if self.framing.longest_head() > max_lines => {
                 Rejection::HeaderFields(self.limits.header_fields)
             }
             b"431" => Rejection::HeaderBytes(self.limits.header_bytes),

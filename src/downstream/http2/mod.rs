@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// Serves one connection until it ends. Once the drain begins, or no stream was open for
-/// `timeouts.clientIdle`, the client is told to open no more streams.
+/// `timeouts.clientIdle`, the client gets a GOAWAY.
 ///
 /// # Errors
 ///
@@ -67,7 +67,8 @@ pub(super) async fn serve(
         .keep_alive_timeout(service.shared.timeouts.client_ping_timeout);
     let batcher = WriteBatcher::new(*stream);
     let preface_timeout = service.shared.timeouts.request_head;
-    let (stream, targets) = ClientMonitor::new(batcher.clone(), preface_timeout);
+    let (reader, targets) = ClientMonitor::new(batcher.clone(), preface_timeout);
+    let stream = tokio::io::join(reader, batcher.clone());
     let client_idle = service.shared.timeouts.client_idle;
     let goaway_timeout = service.shared.timeouts.client_ping_timeout;
     let cut_targets = Arc::clone(&targets);
@@ -93,7 +94,7 @@ pub(super) async fn serve(
             return ended;
         },
         () = drain.begun() => {}
-        // A ping is not a request: without this, a client that answers pings would keep its place for ever.
+        // A ping is not a request: without this, a client that only replies to pings would stay connected.
         () = idle(&mut open_streams, client_idle) => {}
     }
     connection.as_mut().graceful_shutdown();
@@ -182,5 +183,5 @@ const MAX_PENDING_RESETS: usize = 20;
 const MAX_LOCAL_RESETS: usize = 128;
 /// Bytes that HTTP/2 adds to each field when it counts a header list (RFC 9113 §6.5.2).
 const FIELD_OVERHEAD: usize = 32;
-/// Fields that stand for the request line.
+/// The pseudo-fields of a request.
 const PSEUDO_FIELDS: usize = 4;

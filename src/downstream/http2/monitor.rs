@@ -27,11 +27,11 @@ use std::{
 use http::Uri;
 use memchr::memchr;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, ReadBuf},
     time::{Sleep, sleep},
 };
 
-/// The stream of an HTTP/2 client, watched.
+/// The bytes from an HTTP/2 client, watched.
 #[derive(Debug)]
 pub(super) struct ClientMonitor<S> {
     stream: S,
@@ -141,36 +141,6 @@ impl<S: AsyncRead + Unpin> AsyncRead for ClientMonitor<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for ClientMonitor<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-}
-
 /// Finds the header blocks in a stream of frames that passes in pieces of any size (RFC 9113 §4.1, §6.2).
 #[derive(Debug, Default)]
 struct HeaderBlocks {
@@ -220,6 +190,13 @@ impl HeaderBlocks {
             } else if self.padding > 0 {
                 self.skip = std::mem::take(&mut self.padding);
             } else {
+                if self.filled == 0
+                    && let Some((header, rest)) = bytes.split_first_chunk()
+                {
+                    (self.header, bytes) = (*header, rest);
+                    self.begin_frame();
+                    continue;
+                }
                 let missing = FRAME_HEADER - self.filled;
                 let part = bytes.get(..missing).unwrap_or(bytes);
                 let room = self.header.iter_mut().skip(self.filled);
@@ -274,11 +251,11 @@ impl HeaderBlocks {
         if self.partial.is_empty() {
             let rest = read_fields(part, targets)?;
             self.partial.extend_from_slice(rest);
-        } else {
-            self.partial.extend_from_slice(part);
-            let rest = read_fields(&self.partial, targets)?.len();
-            self.partial.drain(..self.partial.len() - rest);
+            return Ok(());
         }
+        self.partial.extend_from_slice(part);
+        let rest = read_fields(&self.partial, targets)?.len();
+        self.partial.drain(..self.partial.len() - rest);
         if self.partial.is_empty() {
             self.partial = Vec::new();
         }
@@ -364,8 +341,8 @@ impl<'a> Fields<'a> {
         if first & mask == mask {
             let mut shift = 0;
             loop {
-                let (byte, behind) = rest.split_first().ok_or(FieldError::Incomplete)?;
-                rest = behind;
+                let (byte, after) = rest.split_first().ok_or(FieldError::Incomplete)?;
+                rest = after;
                 value += usize::from(byte & 0x7f) << shift;
                 shift += 7;
                 if byte & 0x80 == 0 {
@@ -428,23 +405,27 @@ impl<'a> HpackString<'a> {
 /// decoding takes some for each bit.
 fn may_hold_hash(bytes: &[u8]) -> bool {
     let mut rest = bytes;
-    while !rest.is_empty() {
-        let mut window = [0; 8];
-        window
-            .iter_mut()
-            .zip(rest)
-            .for_each(|(slot, byte)| *slot = *byte);
-        let bits = u64::from_be_bytes(window);
-        let two = bits & bits << 1;
-        let four = two & two << 2;
-        let eight = four & four << 4;
-        // Nine ones, then 0, 1 and 0.
-        if eight & bits << 8 & !(bits << 9) & bits << 10 & !(bits << 11) != 0 {
+    while let Some(window) = rest.first_chunk() {
+        if window_holds_hash(*window) {
             return true;
         }
         rest = rest.get(6..).unwrap_or_default();
     }
-    false
+    let mut window = [0; 8];
+    window
+        .iter_mut()
+        .zip(rest)
+        .for_each(|(slot, byte)| *slot = *byte);
+    window_holds_hash(window)
+}
+
+fn window_holds_hash(window: [u8; 8]) -> bool {
+    let bits = u64::from_be_bytes(window);
+    let two = bits & bits << 1;
+    let four = two & two << 2;
+    let eight = four & four << 4;
+    // Nine ones, then 0, 1 and 0.
+    eight & bits << 8 & !(bits << 9) & bits << 10 & !(bits << 11) != 0
 }
 
 /// Decodes Huffman codes (RFC 7541 §5.2, Appendix B) up to the first `#`; `None` if there is none.

@@ -1,7 +1,8 @@
 //! Limits how many small frames of one response wait in h2 for a client that does not read.
 //!
 //! h2 limits the bytes that wait per stream. A frame of one byte costs h2 several hundred bytes, so a log
-//! that arrives byte by byte, on each of a hundred streams that nobody reads, would hold gigabytes.
+//! that arrives byte by byte, on each of a hundred streams that the client does not read, would hold
+//! gigabytes.
 
 use std::{
     pin::Pin,

@@ -75,20 +75,16 @@ pub(super) fn rewrite_trailers(trailers: &mut HeaderMap) {
 /// forwarded and, for each connection-option in this field, remove any header or trailer field(s)
 /// from the message with the same name as the connection-option".
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    // Read every `Connection` line: `HeaderMap::remove` returns only the first, and a client can
-    // send two. Proof: `drops_fields_named_by_every_connection_line`.
+    // Read every `Connection` line: `HeaderMap::remove` returns only the first one, and a client can send
+    // two. Proof: `drops_fields_named_by_every_connection_line`.
     if let Entry::Occupied(lines) = headers.entry(header::CONNECTION) {
-        let (_, lines) = lines.remove_entry_mult();
-        let named: Vec<HeaderName> = lines
-            .flat_map(|line| {
-                list_items(line.as_bytes())
-                    .filter_map(|item| HeaderName::from_bytes(item).ok())
-                    .collect::<Vec<_>>()
-            })
-            .filter(|name| !is_end_to_end(name))
-            .collect();
-        for name in named {
-            headers.remove(name);
+        let lines: Vec<HeaderValue> = lines.remove_entry_mult().1.collect();
+        for item in lines.iter().flat_map(|line| list_items(line.as_bytes())) {
+            if let Ok(name) = HeaderName::from_bytes(item)
+                && !is_end_to_end(&name)
+            {
+                headers.remove(name);
+            }
         }
     }
     for name in HOP_BY_HOP {
@@ -143,10 +139,7 @@ fn remove_forwarding_headers(headers: &mut HeaderMap) {
 }
 
 fn is_forwarding_header(name: &str) -> bool {
-    let Some(first) = name.as_bytes().first() else {
-        return false;
-    };
-    if !matches!(first, b'x' | b'f') {
+    if !name.starts_with(['x', 'f']) {
         return false;
     }
     // Some servers read `_` as `-`, so `x_remote_user` means the same as `x-remote-user`.

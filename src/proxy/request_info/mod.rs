@@ -9,11 +9,14 @@
 //! a list or watch from `fieldSelector=metadata.name=…`. It is left out here because a query string
 //! must not reach the log.
 
-use std::{borrow::Cow, fmt};
+use std::borrow::Cow;
 
 use http::{Method, Uri};
 
-use crate::metrics::{Resource, Verb};
+use crate::{
+    activity::LongLived,
+    metrics::{Resource, Verb},
+};
 
 /// What a request asks for. Borrows from the request unless its path is percent-encoded.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -30,20 +33,6 @@ pub(super) struct RequestInfo<'a> {
     pub(super) namespace: Cow<'a, str>,
     /// Empty for a request about many objects.
     pub(super) name: Cow<'a, str>,
-}
-
-/// Displays as `pods` or `pods/exec`; as nothing for a path that names no resource.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct ResourceName<'a>(pub(super) &'a RequestInfo<'a>);
-
-impl fmt::Display for ResourceName<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.resource)?;
-        match &self.0.subresource {
-            Some(subresource) => write!(f, "/{subresource}"),
-            None => Ok(()),
-        }
-    }
 }
 
 impl<'a> RequestInfo<'a> {
@@ -128,9 +117,23 @@ impl<'a> RequestInfo<'a> {
         }
     }
 
-    /// Whether the response may last for hours, so that its start is worth a log line.
-    pub(super) fn is_long_running(&self, uri: &Uri) -> bool {
-        self.verb == "watch" || (self.subresource.as_deref() == Some("log") && flag(uri, "follow"))
+    /// Such as `pods` or `pods/exec`; empty for a path that names no resource.
+    pub(super) fn resource_name(&self) -> String {
+        match &self.subresource {
+            Some(subresource) => format!("{}/{subresource}", self.resource),
+            None => self.resource.to_string(),
+        }
+    }
+
+    /// The kind of response, if it may last for hours. An upgrade is not recognized here.
+    pub(super) fn long_lived(&self, uri: &Uri) -> Option<LongLived> {
+        if self.verb == "watch" {
+            Some(LongLived::Watch)
+        } else if self.subresource.as_deref() == Some("log") && flag(uri, "follow") {
+            Some(LongLived::Log)
+        } else {
+            None
+        }
     }
 
     /// The verb as a metric label, one of a fixed set.
@@ -238,7 +241,7 @@ pub(super) fn fuzz(bytes: &[u8]) {
     let _ = (
         info.verb_label(),
         info.resource_label(),
-        info.is_long_running(&uri),
+        info.long_lived(&uri),
     );
     let Some(path) = decode(uri.path()) else {
         assert!(!info.is_resource, "the apiserver refuses this path");

@@ -10,7 +10,7 @@ fn describe(method: &str, target: &str) -> String {
     if !info.group.is_empty() {
         text += &format!("{}/", &*info.group);
     }
-    text += &ResourceName(&info).to_string();
+    text += &info.resource_name();
     if info.resource_label() == Resource::NONRESOURCE {
         text += "-";
     }
@@ -217,19 +217,22 @@ fn reads_every_spelling_as_kube_apiserver_does() {
 }
 
 #[test]
-fn only_watches_and_followed_logs_are_long_running() {
+fn watches_and_followed_logs_are_long_lived() {
     for (target, expected) in [
-        ("/api/v1/pods?watch=1", true),
-        ("/api/v1/watch/pods", true),
-        ("/api/v1/namespaces/a/pods/p/log?follow=true", true),
-        ("/api/v1/namespaces/a/pods/p/log?follow=false", false),
-        ("/api/v1/namespaces/a/pods/p/log", false),
-        ("/api/v1/namespaces/a/pods/p?follow=true", false),
-        ("/api/v1/pods", false),
+        ("/api/v1/pods?watch=1", Some(LongLived::Watch)),
+        ("/api/v1/watch/pods", Some(LongLived::Watch)),
+        (
+            "/api/v1/namespaces/a/pods/p/log?follow=true",
+            Some(LongLived::Log),
+        ),
+        ("/api/v1/namespaces/a/pods/p/log?follow=false", None),
+        ("/api/v1/namespaces/a/pods/p/log", None),
+        ("/api/v1/namespaces/a/pods/p?follow=true", None),
+        ("/api/v1/pods", None),
     ] {
         let uri = target.parse().unwrap();
         let info = RequestInfo::new(&Method::GET, &uri);
-        assert_eq!(info.is_long_running(&uri), expected, "{target}");
+        assert_eq!(info.long_lived(&uri), expected, "{target}");
     }
 }
 

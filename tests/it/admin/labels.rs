@@ -1,4 +1,4 @@
-//! No client can make series, and nothing that it says becomes part of a label.
+//! Clients cannot create series, and labels contain no text of a client.
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
@@ -7,10 +7,10 @@ use standin::upstream::{RequestBody, ResponseBody, full};
 use super::{Scrape, scrape, wait_for_numbers};
 use crate::proxy::{HOST, World};
 
-/// What no exposition may contain.
+/// Text that must not appear in an exposition.
 const CANARY: &str = "c4nary";
 
-/// Answers with the code that the path asks for.
+/// Responds with the status code in the query.
 async fn coded(request: Request<RequestBody>) -> Response<ResponseBody> {
     let code = request.uri().query().and_then(|query| query.parse().ok());
     let mut response = Response::new(full("ok"));
@@ -37,7 +37,7 @@ async fn hostile_requests_make_no_series() {
             .unwrap();
         drop(client.request(request).await);
     };
-    // One of each kind that the hostile ones below fall into.
+    // One request for each series that the hostile requests below count in.
     for (method, target) in [
         ("GET", "/api/v1/a"),
         ("C4NARY", "/api/v1/a"),
@@ -63,7 +63,7 @@ async fn hostile_requests_make_no_series() {
         ask("GET", &format!("/{CANARY}-{number}/x")).await;
         ask("GET", &format!("/apis/{CANARY}-{number}.example/v1/pods")).await;
         ask("GET", &format!("/api/v1/pods/p/{CANARY}-{number}")).await;
-        // No code here that has a name.
+        // None of these codes has a name.
         ask("GET", &format!("/api/v1/pods?{}", 230 + number % 60)).await;
         ask("GET", &format!("/api/v1/pods?{}", 460 + number % 30)).await;
         ask("GET", &format!("/api/v1/pods?{}", 520 + number % 400)).await;

@@ -1,4 +1,4 @@
-//! The admin port: what it says about life and readiness, and that nobody can misuse it.
+//! The admin port: liveness, readiness, and its bounds.
 
 mod beginnings;
 mod labels;
@@ -27,7 +27,7 @@ use crate::{
     upgrades::echo,
 };
 
-/// Every series of a scrape, with its number.
+/// The series of one scrape with their values.
 #[derive(Debug)]
 pub(crate) struct Scrape {
     pub(crate) text: String,
@@ -35,7 +35,7 @@ pub(crate) struct Scrape {
 }
 
 impl Scrape {
-    /// The number of a series, 0 if there is none; the prefix of all names is left out.
+    /// The value of a series, given without the common prefix. 0 if the series does not exist.
     pub(crate) fn get(&self, series: &str) -> f64 {
         let name = format!("kube_tls_proxy_{series}");
         self.series.get(&name).copied().unwrap_or_default()
@@ -66,7 +66,7 @@ pub(crate) async fn scrape(admin: SocketAddr) -> Scrape {
     Scrape { text, series }
 }
 
-/// Scrapes until the series have these numbers: what ends a request may be counted a moment later.
+/// Scrapes until the series have these values: a request can count a moment after its response.
 pub(crate) async fn wait_for_numbers(admin: SocketAddr, wanted: &[(&str, f64)]) -> Scrape {
     let deadline = tokio::time::Instant::now() + standin::WAIT;
     loop {
@@ -86,7 +86,7 @@ pub(crate) async fn wait_for_numbers(admin: SocketAddr, wanted: &[(&str, f64)]) 
     }
 }
 
-/// A stand-in for the API: watches and followed logs go on until the client leaves, upgrades echo.
+/// A stand-in for the API: watches and followed logs stay open until the client leaves, upgrades echo.
 pub(crate) async fn api(request: Request<RequestBody>) -> Response<ResponseBody> {
     let query = request.uri().query().unwrap_or_default();
     if query.contains("watch=") || query.contains("follow=") {
@@ -109,7 +109,7 @@ pub(crate) async fn api(request: Request<RequestBody>) -> Response<ResponseBody>
 }
 
 #[tokio::test]
-async fn it_is_ready_once_an_apiserver_was_verified() {
+async fn readyz_passes_once_an_apiserver_is_verified() {
     let world = World::new();
     let upstream = world.apiserver().http(api).start().await;
     let proxy = world.proxy(upstream.address()).admin().start();
@@ -178,9 +178,9 @@ async fn readyz_fails_and_names_an_unverified_apiserver() {
     );
 }
 
-/// Probes and scrapes go on while requests are let finish.
+/// Probes and scrapes still work while requests finish.
 #[tokio::test]
-async fn while_it_drains_it_lives_and_is_not_ready() {
+async fn draining_proxy_is_live_but_not_ready() {
     let world = World::new();
     let upstream = world.apiserver().http(api).start().await;
     let mut proxy = world.proxy(upstream.address()).admin().start();
@@ -263,7 +263,7 @@ async fn only_get_and_head_of_known_paths_are_served() {
     assert_eq!(
         client.get("admin", "/livez", "").await.text(),
         "ok",
-        "no body came before"
+        "the HEAD response has no body"
     );
     client
         .send("POST /livez HTTP/1.1\r\nHost: admin\r\nContent-Length: 0\r\n\r\n")
@@ -273,23 +273,23 @@ async fn only_get_and_head_of_known_paths_are_served() {
     assert_eq!(response.head.header("allow"), Some("GET, HEAD"));
 }
 
-/// Whoever opens connections and says nothing keeps others out for seconds at most, and costs no more
-/// than so many connections.
+/// A client that opens connections and sends nothing blocks others for seconds at most, and cannot use more
+/// than a bounded number of connections.
 #[tokio::test]
-async fn clients_beyond_the_bound_wait_for_a_place() {
+async fn clients_beyond_the_admin_bound_wait_in_the_kernel() {
     let world = World::new();
     let proxy = world.proxy(tcp::refused().await).admin().start();
     let admin = proxy.admin();
     let mut silent = Vec::new();
     for _ in 0..64 {
         let mut stream = TcpStream::connect(admin).await.unwrap();
-        // Answered, so its place is taken, and kept alive.
+        // It has a response, so it holds a permit, and it is kept alive.
         stream
             .write_all(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
             .await
             .unwrap();
         let mut first = [0; 12];
-        within("an answer", stream.read_exact(&mut first))
+        within("a response", stream.read_exact(&mut first))
             .await
             .unwrap();
         silent.push(stream);
@@ -298,22 +298,22 @@ async fn clients_beyond_the_bound_wait_for_a_place() {
     late.write_all(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
         .await
         .unwrap();
-    let mut answer = [0; 12];
-    let too_early = tokio::time::timeout(Duration::from_millis(200), late.read_exact(&mut answer));
-    too_early.await.expect_err("there was no place");
+    let mut start = [0; 12];
+    let too_early = tokio::time::timeout(Duration::from_millis(200), late.read_exact(&mut start));
+    too_early.await.expect_err("all permits are taken");
     drop(silent.pop());
-    within("an answer", late.read_exact(&mut answer))
+    within("a response", late.read_exact(&mut start))
         .await
         .unwrap();
-    assert_eq!(&answer, b"HTTP/1.1 200");
+    assert_eq!(&start, b"HTTP/1.1 200");
 }
 
 #[tokio::test]
-async fn the_binary_opens_the_admin_port_or_says_why_not() {
+async fn binary_opens_the_admin_port_or_explains_why_not() {
     let world = World::new();
-    let nobody = tcp::refused().await;
+    let refused = tcp::refused().await;
     let flags = ["--admin-listen=127.0.0.1:0"];
-    let binary = Binary::start(&world, nobody, &flags).await;
+    let binary = Binary::start(&world, refused, &flags).await;
     let admin: SocketAddr = binary
         .wait_for("the status page", |line| {
             let (_, url) = line.split_once("http://")?;
@@ -323,7 +323,7 @@ async fn the_binary_opens_the_admin_port_or_says_why_not() {
     assert_eq!(ask(admin, "/livez").await.text(), "ok");
 
     let taken = admin.to_string();
-    let good = crate::binary::good_flags(&world, nobody);
+    let good = crate::binary::good_flags(&world, refused);
     let mut args = vec!["serve"];
     args.extend(good.iter().map(String::as_str));
     args.extend(["--admin-listen", &taken]);
@@ -338,13 +338,13 @@ async fn the_binary_opens_the_admin_port_or_says_why_not() {
     );
 }
 
-/// A client that fails in a loop cannot fill the log; what was kept back is told, and all is counted.
+/// A client that fails in a loop cannot fill the log; suppressed lines are counted.
 #[tokio::test]
-async fn log_lines_about_errors_are_limited_for_each_client() {
+async fn error_log_lines_are_limited_per_client() {
     let world = World::new();
-    let nobody = tcp::refused().await;
+    let refused = tcp::refused().await;
     let flags = ["--log-format", "json", "--no-access-log"];
-    let binary = Binary::start(&world, nobody, &flags).await;
+    let binary = Binary::start(&world, refused, &flags).await;
     let lines = |binary: &Binary| -> Vec<serde_json::Value> {
         let lines = binary.stderr();
         let events = lines.iter().map(|line| serde_json::from_str(line).unwrap());
@@ -357,17 +357,17 @@ async fn log_lines_about_errors_are_limited_for_each_client() {
     for response in futures::future::join_all(requests).await {
         assert_eq!(response.unwrap().status, 503);
     }
-    // The line of a second that comes later tells of those before it.
-    let told = || {
+    // The first line of a later second has the number of suppressed lines.
+    let logged = || {
         let lines = lines(&binary);
-        let kept_back = lines
+        let suppressed = lines
             .iter()
             .filter_map(|line| line["suppressed_lines"].as_u64());
-        (lines.len(), kept_back.sum::<u64>())
+        (lines.len(), suppressed.sum::<u64>())
     };
-    let mut asked = 80;
+    let mut sent = 80;
     let deadline = tokio::time::Instant::now() + standin::WAIT;
-    while told().1 == 0 {
+    while logged().1 == 0 {
         assert!(
             tokio::time::Instant::now() < deadline,
             "{:?}",
@@ -375,13 +375,13 @@ async fn log_lines_about_errors_are_limited_for_each_client() {
         );
         tokio::time::sleep(Duration::from_millis(100)).await;
         client.get("https://kube.test/version").await.unwrap();
-        asked += 1;
+        sent += 1;
     }
-    let (written, kept_back) = told();
+    let (written, suppressed) = logged();
     assert!(written < 80, "{written} lines");
     assert!(
-        written as u64 + kept_back <= asked,
-        "{written} and {kept_back} of {asked}"
+        written as u64 + suppressed <= sent,
+        "{written} and {suppressed} of {sent}"
     );
     assert!(lines(&binary)[0]["client.address"].is_string());
 }

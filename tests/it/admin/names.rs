@@ -1,5 +1,5 @@
-//! Under which names the status page can be read: a stranger whose name leads to the admin port (DNS
-//! rebinding) learns nothing from the browser of somebody who reaches it.
+//! The host names of the status page: with DNS rebinding, a page of an attacker cannot read it through the
+//! browser of a visitor who reaches the admin port.
 
 use standin::{client::Http1, tcp};
 use tokio::net::TcpStream;
@@ -10,10 +10,10 @@ use crate::proxy::{HOST, World};
 #[tokio::test]
 async fn status_page_is_refused_under_a_foreign_host_name() {
     let world = World::new();
-    let nobody = tcp::refused().await;
-    let setup = world.proxy(nobody).cluster(|cluster| {
+    let refused = tcp::refused().await;
+    let setup = world.proxy(refused).cluster(|cluster| {
         cluster.upstream_host = "api.prod.test".to_owned();
-        cluster.addresses = vec![nobody];
+        cluster.addresses = vec![refused];
     });
     let proxy = setup.admin().start();
     let admin = proxy.admin();
@@ -37,10 +37,10 @@ async fn status_page_is_refused_under_a_foreign_host_name() {
         }
     }
     for host in [
-        "stranger.example:9090",
-        "localhost.stranger.example",
-        "127.0.0.1.stranger.example",
-        "kube.test.stranger.example",
+        "attacker.example:9090",
+        "localhost.attacker.example",
+        "127.0.0.1.attacker.example",
+        "kube.test.attacker.example",
         "",
     ] {
         for target in ["/", "/status.json"] {
@@ -55,13 +55,13 @@ async fn status_page_is_refused_under_a_foreign_host_name() {
                 )
             );
         }
-        // Prometheus and probes come under any name.
+        // Prometheus and probes may use any name.
         for (target, status) in [("/metrics", 200), ("/livez", 200), ("/readyz", 503)] {
             assert_eq!(get(host, target).await.status, status, "{host} {target}");
         }
     }
-    // A host in the target counts for more than the header.
-    let absolute = "http://stranger.example/status.json";
+    // A host in the target overrides the header.
+    let absolute = "http://attacker.example/status.json";
     assert_eq!(get("localhost", absolute).await.status, 421);
     assert_eq!(ask(admin, "/").await.status, 200);
 }

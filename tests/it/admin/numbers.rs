@@ -1,4 +1,4 @@
-//! What is counted, and under which labels.
+//! Which events count, and with which labels.
 
 use std::future::pending;
 
@@ -59,7 +59,7 @@ async fn requests_are_counted_by_kind_and_status() {
         ("received_bytes_total", 5.0),
         ("request_time_to_headers_seconds_count{verb=\"get\"}", 3.0),
         ("request_duration_seconds_count{verb=\"list\"}", 2.0),
-        // One for each client; the 401 is that client's own affair.
+        // One per client: the 401 affects only its own client.
         ("leases_taken_total{from=\"dial\"}", 2.0),
         ("leases_taken_total{from=\"idle\"}", 0.0),
         ("upstream_dials_total{cluster=\"test\",result=\"ok\"}", 2.0),
@@ -68,7 +68,7 @@ async fn requests_are_counted_by_kind_and_status() {
     assert!(numbers.get("sent_bytes_total") >= 52.0, "{}", numbers.text);
 
     drop((http1, http2));
-    // Nobody else gets the connection that carried a 401.
+    // The connection with the 401 is not leased to another client.
     let gone = [
         ("connections", 0.0),
         ("leases_retired_total{reason=\"unauthorized\"}", 1.0),
@@ -85,7 +85,7 @@ async fn requests_are_counted_by_kind_and_status() {
 }
 
 #[tokio::test]
-async fn watches_and_tunnels_are_counted_while_they_are_open() {
+async fn open_watches_and_tunnels_are_counted() {
     let world = World::new();
     let upstream = world.apiserver().http(api).start().await;
     let proxy = world.proxy(upstream.address()).admin().start();
@@ -123,7 +123,7 @@ async fn watches_and_tunnels_are_counted_while_they_are_open() {
         ],
     )
     .await;
-    // They last as long as somebody wants, which says nothing about how fast answers are.
+    // Their duration is chosen by the client and says nothing about response times.
     for verb in ["watch", "connect", "get"] {
         let series = format!("request_duration_seconds_count{{verb=\"{verb}\"}}");
         assert_eq!(numbers.get(&series), 0.0, "{series}");
@@ -152,7 +152,7 @@ async fn handshakes_and_limits_are_counted() {
     wait_for_numbers(admin, &[("handshakes_total{result=\"failed\"}", 1.0)]).await;
     drop(noise);
 
-    // One too many fields, over both protocols; over HTTP/1.1 hyper refuses it before anybody is asked.
+    // Too many fields over both protocols. Over HTTP/1.1 hyper refuses them before the service is called.
     let many: String = (0..200)
         .map(|number| format!("X-{number}: 1\r\n"))
         .collect();
@@ -191,9 +191,9 @@ async fn handshakes_and_limits_are_counted() {
     drop((first, second, other, waiting));
 }
 
-/// The list of families is what is exposed, label for label; docs, dashboards and alerts rely on it.
+/// Docs, dashboards and alerts rely on the list of families, so it must match the exposition.
 #[tokio::test]
-async fn what_is_exposed_is_what_the_reference_says() {
+async fn exposition_matches_the_metrics_reference() {
     let world = World::new();
     let upstream = world.apiserver().http(api).start().await;
     let proxy = world.proxy(upstream.address()).admin().start();
@@ -242,15 +242,15 @@ async fn what_is_exposed_is_what_the_reference_says() {
     assert!(expires > now, "{expires}");
     assert!(scrape.get("ca_not_after_seconds{cluster=\"test\"}") > now);
     assert_eq!(scrape.get("last_reload_successful"), 1.0);
-    let well = format!(
+    let healthy = format!(
         "endpoint_healthy{{cluster=\"test\",endpoint=\"{}\"}}",
         upstream.address()
     );
-    assert_eq!(scrape.get(&well), 1.0);
+    assert_eq!(scrape.get(&healthy), 1.0);
 }
 
 #[tokio::test]
-async fn a_reload_that_fails_is_a_number() {
+async fn failed_reload_is_counted() {
     let world = World::new();
     let proxy = world.proxy(tcp::refused().await).admin().start();
     let admin = proxy.admin();

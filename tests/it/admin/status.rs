@@ -1,4 +1,4 @@
-//! The status page and what it reads: who holds what, and no secret.
+//! The status page and its data: open streams, errors, and no secret.
 
 use serde_json::Value;
 use standin::tcp;
@@ -11,7 +11,7 @@ async fn status(admin: std::net::SocketAddr) -> Value {
 }
 
 #[tokio::test]
-async fn it_says_who_holds_what_is_open_and_never_a_secret() {
+async fn status_lists_open_streams_without_secrets() {
     let world = World::new();
     let upstream = world.apiserver().http(api).start().await;
     let proxy = world.proxy(upstream.address()).admin().start();
@@ -69,10 +69,10 @@ async fn it_says_who_holds_what_is_open_and_never_a_secret() {
 }
 
 #[tokio::test]
-async fn it_says_what_fails_in_words() {
+async fn status_explains_failures() {
     let world = World::new();
-    let nobody = tcp::refused().await;
-    let proxy = world.proxy(nobody).admin().start();
+    let refused = tcp::refused().await;
+    let proxy = world.proxy(refused).admin().start();
     let admin = proxy.admin();
     let client = proxy.client().http2().await;
     for _ in 0..3 {
@@ -91,7 +91,7 @@ async fn it_says_what_fails_in_words() {
     );
     let message = errors[0]["message"].as_str().unwrap();
     assert!(
-        message.contains(&format!("connect to {nobody}: ")),
+        message.contains(&format!("connect to {refused}: ")),
         "{message}"
     );
     let endpoint = &status["clusters"][0]["endpoints"][0];
@@ -104,7 +104,7 @@ async fn it_says_what_fails_in_words() {
     assert!(reload.contains("cluster-ca.crt"), "{reload}");
 }
 
-/// Not even a line that somebody else put into the page would run.
+/// An injected script would not run.
 #[tokio::test]
 async fn status_page_policy_allows_only_its_own_script() {
     let world = World::new();

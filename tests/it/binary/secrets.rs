@@ -523,8 +523,7 @@ async fn reload_does_not_log_or_serve_a_secret() {
             loop {
                 let lines = binary.stderr();
                 let failed = lines.iter().filter(|line| {
-                    line.contains("reload failed")
-                        || line.contains("SIGHUP: the files are as wrong")
+                    line.contains("reload failed") || line.contains("reload failed again")
                 });
                 if failed.count() >= failures {
                     return lines;

@@ -1,4 +1,4 @@
-//! Request and response bodies: whole, with trailers, or cut, and never cut but seemingly whole.
+//! Request and response bodies and their trailers. An aborted body never looks complete.
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
@@ -18,9 +18,9 @@ use crate::{
     responses::{BOTH, Protocol},
 };
 
-/// Case 49. The proxy says 100 itself, once the apiserver's connection takes the body.
+/// Case 49. The proxy itself sends the 100 when the upstream connection is ready for the body.
 #[tokio::test]
-async fn expect_100_continue_is_met_by_the_proxy() {
+async fn proxy_answers_expect_100_continue() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();
@@ -38,7 +38,7 @@ async fn expect_100_continue_is_met_by_the_proxy() {
     }
 }
 
-/// Case 49. A 100 of the apiserver answers nothing; what counts is what comes behind it.
+/// Case 49. A 100 or 103 of the apiserver is not the response; the final response follows.
 #[tokio::test]
 async fn interim_responses_are_not_taken_for_the_response() {
     let world = World::new();
@@ -56,9 +56,9 @@ async fn interim_responses_are_not_taken_for_the_response() {
     }
 }
 
-/// hyper's client takes a GET without a length for one without a body.
+/// A GET may have a body with or without a length.
 #[tokio::test]
-async fn the_body_of_a_get_arrives_whatever_its_framing() {
+async fn get_body_arrives_with_any_framing() {
     let world = World::new();
     let upstream = world.apiserver().alpn(&["http/1.1"]).start().await;
     let proxy = world.proxy(upstream.address()).start();
@@ -91,7 +91,7 @@ async fn read_until(raw: &mut Raw, end: &[u8]) -> String {
     String::from_utf8_lossy(&seen).into_owned()
 }
 
-/// Request trailers could smuggle in what was checked in the head, so they end here.
+/// Request trailers could smuggle fields past the checks of the head, so the proxy drops them.
 #[tokio::test]
 async fn request_trailers_are_dropped_before_http1() {
     let world = World::new();
@@ -160,7 +160,7 @@ async fn request_trailers_are_dropped_before_http2() {
             wire.headers(head.stream, &ok, frames::END_STREAM)
                 .await
                 .unwrap();
-            // Until the proxy has gone: a closed connection takes frames back that are still on the way.
+            // Keep the connection open until the proxy closes it: closing it would lose frames in flight.
             while let Ok(Some(_)) = wire.next().await {}
         }
     });
@@ -170,9 +170,9 @@ async fn request_trailers_are_dropped_before_http2() {
     assert_eq!(frames.recv().await.unwrap(), b"body");
 }
 
-/// Trailers of a response pass; over HTTP/1.1 only to a client that asked for them.
+/// Response trailers are forwarded; over HTTP/1.1 only to a client that sent `TE: trailers`.
 #[tokio::test]
-async fn response_trailers_reach_whoever_takes_them() {
+async fn response_trailers_reach_clients_that_accept_them() {
     let world = World::new();
     for alpn in [&["h2"][..], &["http/1.1"]] {
         let apiserver = world
@@ -222,7 +222,7 @@ async fn response_trailers_reach_whoever_takes_them() {
     }
 }
 
-/// Fields that frame a message or belong to one connection have no business in trailers (RFC 9110 §6.5.1).
+/// Trailers must not contain fields for framing or for one connection (RFC 9110 §6.5.1).
 #[tokio::test]
 async fn forbidden_response_trailers_are_dropped() {
     let world = World::new();
@@ -243,32 +243,32 @@ async fn forbidden_response_trailers_are_dropped() {
     assert_eq!(trailers.len(), 1, "{trailers:?}");
 }
 
-/// How a client gives up an upload over HTTP/1.1.
+/// How a client aborts an upload over HTTP/1.1.
 #[derive(Debug, Clone, Copy)]
-enum Cut {
-    /// `close_notify`, then the end of TCP: an orderly end of a disorderly message.
-    Close,
-    /// TCP ends without `close_notify`.
-    End,
+enum Abort {
+    /// Closes TLS with `close_notify`, in the middle of the message.
+    CloseNotify,
+    /// Closes TCP without `close_notify`.
+    CloseTcp,
     Reset,
 }
 
-async fn cut(client: Http1<TlsConnection>, how: Cut) {
+async fn abort(client: Http1<TlsConnection>, how: Abort) {
     let (mut tls, _) = client.into_parts();
     match how {
-        Cut::Close => tls.shutdown().await.unwrap(),
-        Cut::End => drop(tls),
-        Cut::Reset => tls.reset(),
+        Abort::CloseNotify => tls.shutdown().await.unwrap(),
+        Abort::CloseTcp => drop(tls),
+        Abort::Reset => tls.reset(),
     }
 }
 
-/// An upload that was cut is never taken for a whole one, in particular not when it has no length.
+/// An aborted upload never looks complete to the apiserver, not even without a length.
 #[tokio::test]
-async fn an_upload_that_the_client_cuts_over_http1_is_cut_upstream() {
+async fn http1_upload_aborted_by_client_is_aborted_upstream() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();
-    for how in [Cut::Close, Cut::End, Cut::Reset] {
+    for how in [Abort::CloseNotify, Abort::CloseTcp, Abort::Reset] {
         for (framing, part) in [
             ("Content-Length: 9", "part"),
             ("Transfer-Encoding: chunked", "4\r\npart\r\n"),
@@ -279,7 +279,7 @@ async fn an_upload_that_the_client_cuts_over_http1_is_cut_upstream() {
             let head = format!("POST / HTTP/1.1\r\nHost: {HOST}\r\n{framing}\r\n\r\n{part}");
             client.send(head).await;
             let request = upstream.next_request().await;
-            cut(client, how).await;
+            abort(client, how).await;
             let end = request.body_end().await;
             assert!(
                 matches!(end, BodyEnd::Cut(_)),
@@ -289,7 +289,7 @@ async fn an_upload_that_the_client_cuts_over_http1_is_cut_upstream() {
     }
 }
 
-/// hyper takes a stream that its client reset with `CANCEL` or `NO_ERROR` for one that ended.
+/// For hyper, a stream that the client reset with `CANCEL` or `NO_ERROR` has ended regularly.
 #[tokio::test]
 async fn http2_upload_aborted_by_client_is_aborted_upstream() {
     const NO_ERROR: u32 = 0;
@@ -324,8 +324,7 @@ async fn http2_upload_aborted_by_client_is_aborted_upstream() {
     }
 }
 
-/// The same behind the head of an early answer, when nobody waits for the request any more but the
-/// connection that uploads it.
+/// The same after an early response head, when only the connection still reads the request body.
 #[tokio::test]
 async fn upload_aborted_after_early_head_is_aborted_upstream() {
     const CANCEL: u32 = 8;
@@ -350,7 +349,7 @@ async fn upload_aborted_after_early_head_is_aborted_upstream() {
             (":path", "/"),
         ];
         wire.headers(1, &fields, 0).await.unwrap();
-        within("an early head", wire.expect(kind::HEADERS))
+        within("an early response head", wire.expect(kind::HEADERS))
             .await
             .unwrap();
         wire.data(1, "part", 0).await.unwrap();
@@ -361,9 +360,9 @@ async fn upload_aborted_after_early_head_is_aborted_upstream() {
     }
 }
 
-/// The same when the whole connection goes.
+/// The same when the client connection is lost.
 #[tokio::test]
-async fn an_upload_on_a_lost_http2_connection_is_cut_upstream() {
+async fn upload_on_lost_http2_connection_is_aborted_upstream() {
     let world = World::new();
     for alpn in [&["h2"][..], &["http/1.1"]] {
         let upstream = world.apiserver().alpn(alpn).start().await;
@@ -379,9 +378,9 @@ async fn an_upload_on_a_lost_http2_connection_is_cut_upstream() {
     }
 }
 
-/// An empty DATA frame with the end is an end; so is an upload in many small frames.
+/// Uploads in many small frames, with an empty last frame, and large uploads.
 #[tokio::test]
-async fn uploads_arrive_whole_however_they_are_cut_up() {
+async fn uploads_arrive_complete_with_any_frame_size() {
     let world = World::new();
     for alpn in [&["h2"][..], &["http/1.1"]] {
         let upstream = world

@@ -1,4 +1,4 @@
-//! Which header fields cross the proxy, and how.
+//! Which header fields the proxy forwards, drops and sets.
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -16,9 +16,9 @@ fn assert_absent(request: &Received, names: &[&str]) {
     }
 }
 
-/// Case 29. What a client names as hop-by-hop is dropped, but never what says who the user is.
+/// Case 29. The proxy drops fields that `Connection` names, but never a field that identifies the user.
 #[tokio::test]
-async fn connection_line_removes_no_identity() {
+async fn connection_field_removes_no_identity() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();
@@ -51,10 +51,10 @@ async fn connection_line_removes_no_identity() {
     assert_absent(&request, &gone);
 }
 
-/// Case 43. The apiserver believes whoever claims to have forwarded a request, so only the proxy may.
-/// Neither may anybody claim to be a front proxy that has authenticated a user.
+/// Case 43. The apiserver trusts forwarding fields, so only the proxy may set them. A client must not pose as a front
+/// proxy that has authenticated a user either.
 #[tokio::test]
-async fn claims_about_origin_and_user_are_replaced() {
+async fn client_forwarding_and_front_proxy_fields_are_replaced() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();
@@ -92,7 +92,7 @@ async fn claims_about_origin_and_user_are_replaced() {
     }
 }
 
-/// Case 18. Only protocols that kube-apiserver speaks may be switched to.
+/// Case 18. The proxy forwards only upgrades to protocols that kube-apiserver speaks.
 #[tokio::test]
 async fn unknown_upgrades_are_dropped() {
     let world = World::new();
@@ -113,7 +113,7 @@ async fn unknown_upgrades_are_dropped() {
     }
 }
 
-/// Case 42. HTTP/2 splits cookies and names the host in `:authority`; HTTP/1.1 knows one line of each.
+/// Case 42. HTTP/2 may split cookies and has the host in `:authority`; HTTP/1.1 has one line of each.
 #[tokio::test]
 async fn http2_fields_take_their_http1_form() {
     let world = World::new();
@@ -135,8 +135,7 @@ async fn http2_fields_take_their_http1_form() {
     assert_eq!(request.target, "/");
 }
 
-/// Case 42. The host goes up as the client wrote it, port included: the apiserver compares it with the
-/// links of backends.
+/// Case 42. The apiserver compares the host, port included, with the links of backends.
 #[tokio::test]
 async fn host_is_kept_as_the_client_wrote_it() {
     let world = World::new();
@@ -157,9 +156,9 @@ async fn host_is_kept_as_the_client_wrote_it() {
     }
 }
 
-/// Case 26. A big OIDC token and many groups are ordinary.
+/// Case 26. Large OIDC tokens and many groups are normal.
 #[tokio::test]
-async fn many_groups_and_a_big_token_pass() {
+async fn many_groups_and_a_large_token_are_forwarded() {
     let world = World::new();
     let token = format!("Bearer {}", "t".repeat(20 << 10));
     let groups: Vec<String> = (0..300).map(|number| format!("group-{number}")).collect();
@@ -187,9 +186,9 @@ async fn many_groups_and_a_big_token_pass() {
     }
 }
 
-/// Case 47. Every `Warning` is a line of its own, or kubectl prints only the first.
+/// Case 47. Each `Warning` stays a line of its own: otherwise kubectl prints only the first one.
 #[tokio::test]
-async fn response_fields_arrive_as_they_are() {
+async fn response_fields_arrive_unchanged() {
     const FIELDS: [(&str, &str); 8] = [
         ("warning", "299 - \"policy/v1beta1 is deprecated\""),
         ("warning", "299 - \"a, b\""),
@@ -220,9 +219,9 @@ async fn response_fields_arrive_as_they_are() {
     }
 }
 
-/// What the apiserver says about its own connection is not said about the client's.
+/// Fields about the upstream connection are not about the client connection.
 #[tokio::test]
-async fn response_fields_of_the_upstream_connection_stay_there() {
+async fn hop_by_hop_response_fields_are_dropped() {
     let world = World::new();
     let apiserver = world.apiserver().alpn(&["http/1.1"]).http(|_| async {
         Response::builder()
@@ -257,7 +256,7 @@ async fn response_fields_of_the_upstream_connection_stay_there() {
     }
 }
 
-/// Fields that HTTP/2 forbids make a request malformed (RFC 9113 §8.2.2); none reaches the apiserver.
+/// Such fields make an HTTP/2 request malformed (RFC 9113 §8.2.2), so it does not reach the apiserver.
 #[tokio::test]
 async fn connection_fields_over_http2_are_refused() {
     let world = World::new();

@@ -1,4 +1,4 @@
-//! What the apiserver sees of a request, and the client of a response.
+//! How requests reach the apiserver, and how responses reach the client.
 
 mod bodies;
 mod headers;
@@ -46,9 +46,9 @@ async fn forwards_a_request_over_http2() {
     );
 }
 
-/// Case 10. kubectl's upgrade dials offer no ALPN; whoever offers both gets h2, and upstream mirrors it.
+/// Case 10. kubectl dials upgrades without ALPN. A client that offers both protocols gets h2, on both legs.
 #[tokio::test]
-async fn alpn_chooses_the_protocol_and_none_is_http1() {
+async fn alpn_selects_the_protocol_and_its_absence_http1() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();
@@ -99,7 +99,7 @@ async fn target_arrives_byte_for_byte() {
 }
 
 #[tokio::test]
-async fn path_prefix_of_the_server_comes_first() {
+async fn path_prefix_of_the_cluster_is_prepended() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let setup = world.proxy(upstream.address());
@@ -115,9 +115,9 @@ async fn path_prefix_of_the_server_comes_first() {
     }
 }
 
-/// `OPTIONS *` is about the server and not about a path, so no prefix belongs before it.
+/// `OPTIONS *` is about the server and not about a path, so it gets no prefix.
 #[tokio::test]
-async fn asterisk_stays_an_asterisk() {
+async fn options_asterisk_is_forwarded_unchanged() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     for prefix in ["", "/k8s"] {
@@ -149,9 +149,9 @@ async fn no_bodies(request: Request<RequestBody>) -> Response<ResponseBody> {
     .unwrap()
 }
 
-/// Case 59. Were a body expected where none comes, the next response would be read as that body.
+/// Case 59. A proxy that expects a body here would read the next response as that body.
 #[tokio::test]
-async fn connections_go_on_after_responses_without_body() {
+async fn connections_stay_usable_after_responses_without_body() {
     let world = World::new();
     let upstream = world.apiserver().http(no_bodies).start().await;
     let proxy = world.proxy(upstream.address()).start();
@@ -172,34 +172,34 @@ async fn connections_go_on_after_responses_without_body() {
     assert_eq!(upstream.connections().len(), 1);
 
     let client = proxy.client().http2().await;
-    let ask = async |method: &str, path: &str| {
-        let request = Request::builder()
+    let request = async |method: &str, path: &str| {
+        let get = Request::builder()
             .method(method)
             .uri(format!("https://{HOST}{path}"));
         client
-            .request(request.body(bytes::Bytes::new()).unwrap())
+            .request(get.body(bytes::Bytes::new()).unwrap())
             .await
             .unwrap()
     };
-    let head = ask("HEAD", "/head").await;
+    let head = request("HEAD", "/head").await;
     assert_eq!(
         (head.status, &head.headers["content-length"]),
         (StatusCode::OK, &"1234".parse().unwrap())
     );
     for (path, status) in [("/204", 204), ("/304", 304)] {
-        let response = ask("GET", path).await;
+        let response = request("GET", path).await;
         assert_eq!(
             (response.status.as_u16(), response.text().as_str()),
             (status, "")
         );
     }
-    assert_eq!(ask("GET", "/").await.text(), "whole");
+    assert_eq!(request("GET", "/").await.text(), "whole");
     assert_eq!(upstream.connections().len(), 2);
 }
 
-/// One HTTP/1.1 connection takes request after request, pipelined ones too, and holds on to its lease.
+/// One HTTP/1.1 connection carries many requests, also pipelined ones, and keeps its lease.
 #[tokio::test]
-async fn http1_connection_is_kept() {
+async fn http1_connection_carries_many_requests() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();
@@ -224,10 +224,10 @@ async fn http1_connection_is_kept() {
     assert_eq!(upstream.connections().len(), 1);
 }
 
-/// An HTTP/1.0 client, such as an old health checker, knows no chunks: the end of the connection ends
+/// An HTTP/1.0 client, such as an old health checker, does not know chunks: the end of the connection ends
 /// the body.
 #[tokio::test]
-async fn http1_0_client_is_answered_without_chunks() {
+async fn http1_0_client_gets_response_without_chunks() {
     let world = World::new();
     let apiserver = world.apiserver().http(|_| async {
         let (sender, body) = channel();
@@ -249,7 +249,7 @@ async fn http1_0_client_is_answered_without_chunks() {
     );
 }
 
-/// Case 41. Backends behind services/proxy see and set what they like.
+/// Case 41. Backends behind services/proxy may receive and set any field.
 #[tokio::test]
 async fn redirects_and_cookies_of_backends_are_relayed() {
     const TARGET: &str = "/api/v1/namespaces/x/services/https:y:z/proxy";
@@ -278,9 +278,9 @@ async fn redirects_and_cookies_of_backends_are_relayed() {
     }
 }
 
-/// Case 46. The apiserver's own `Retry-After` is relayed as it is, whatever the body looks like.
+/// Case 46. The apiserver's `Retry-After` is relayed unchanged, whatever the body is.
 #[tokio::test]
-async fn too_many_requests_is_relayed_with_its_retry_after() {
+async fn status_429_is_relayed_with_its_retry_after() {
     let world = World::new();
     let apiserver = world.apiserver().http(|_| async {
         Response::builder()
@@ -304,9 +304,9 @@ async fn too_many_requests_is_relayed_with_its_retry_after() {
     }
 }
 
-/// Case 19. Whether a request needed an upgrade is the apiserver's to say.
+/// Case 19. Only the apiserver decides whether a request needs an upgrade.
 #[tokio::test]
-async fn exec_without_upgrade_gets_the_apiservers_answer() {
+async fn exec_without_upgrade_gets_the_apiservers_response() {
     const STATUS: &str = r#"{"kind":"Status","message":"Upgrade request required","code":400}"#;
     let world = World::new();
     let apiserver = world.apiserver().http(|_| async {
@@ -330,8 +330,8 @@ async fn exec_without_upgrade_gets_the_apiservers_answer() {
     }
 }
 
-/// Case 20. HTTP/2 has no 101 (RFC 9113 §8.6), so the apiserver's unasked one is an error; and without
-/// the setting no client tries extended CONNECT (RFC 8441).
+/// Case 20. HTTP/2 has no 101 (RFC 9113 §8.6), so an unrequested 101 of the apiserver is an error. Without the
+/// setting, no client tries extended CONNECT (RFC 8441).
 #[tokio::test]
 async fn no_101_on_http2_and_no_extended_connect() {
     const ENABLE_CONNECT_PROTOCOL: u16 = 8;
@@ -363,7 +363,7 @@ async fn no_101_on_http2_and_no_extended_connect() {
     assert_eq!(on, None);
 }
 
-/// The protocol that the client speaks does not depend on what the apiserver speaks.
+/// The protocols of the two legs are independent.
 #[tokio::test]
 async fn http2_client_reaches_an_http1_apiserver() {
     let world = World::new();
@@ -378,9 +378,9 @@ async fn http2_client_reaches_an_http1_apiserver() {
     assert_eq!(request.body().await, b"body");
 }
 
-/// No body is a whole body.
+/// A missing body is a complete body.
 #[tokio::test]
-async fn a_request_without_body_is_complete() {
+async fn request_without_body_is_complete() {
     let world = World::new();
     let apiserver = world
         .apiserver()

@@ -1,4 +1,4 @@
-//! Answers that come before the request has ended, and requests that end before their answer.
+//! Responses that arrive before the request is complete.
 
 use std::time::Duration;
 
@@ -19,10 +19,10 @@ use crate::{
 
 const STATUS: &str =
     r#"{"kind":"Status","message":"Request entity too large: limit is 3145728","code":413}"#;
-/// Far more than all buffers on the way hold.
+/// Far more than all buffers on the way can hold.
 const UPLOAD: usize = 64 << 20;
 
-/// Answers over HTTP/2 without reading on, as Go's `MaxBytesReader` does.
+/// Responds over HTTP/2 without reading the body, as Go's `MaxBytesReader` does.
 async fn too_large(request: Request<RequestBody>) -> Response<ResponseBody> {
     drop(request);
     let response = Response::builder().status(413);
@@ -30,8 +30,8 @@ async fn too_large(request: Request<RequestBody>) -> Response<ResponseBody> {
     response.body(full(STATUS)).unwrap()
 }
 
-/// Answers over HTTP/1.1 as Go does: the response, the end of the writing half, half a second of reading
-/// on, the end.
+/// Responds over HTTP/1.1 as Go does: it writes the response, closes the writing half, reads on for half a
+/// second, and closes the connection.
 async fn too_large_as_go(mut raw: Raw) {
     let mut space = vec![0; 64 << 10];
     raw.stream.read_u8().await.unwrap();
@@ -46,7 +46,7 @@ async fn too_large_as_go(mut raw: Raw) {
         .ok();
 }
 
-/// Case 48. The client still uploads when it reads why that is of no use.
+/// Case 48. The client still uploads when it reads the response.
 #[tokio::test]
 async fn early_413_reaches_an_http1_client() {
     let world = World::new();
@@ -67,17 +67,17 @@ async fn early_413_reaches_an_http1_client() {
     }
 }
 
-/// Case 48. A client that reads only when it can write no more gets the answer all the same: the proxy
-/// reads on for a while instead of resetting the connection.
+/// Case 48. A client that reads only after its last write still gets the response: the proxy reads on for a
+/// while instead of resetting the connection.
 #[tokio::test]
-async fn early_413_survives_an_upload_that_goes_on() {
+async fn early_413_reaches_a_client_that_keeps_uploading() {
     let world = World::new();
     let upstream = world.apiserver().raw(too_large_as_go).start().await;
     let proxy = world.proxy(upstream.address()).start();
     let mut client = proxy.client().http1().await;
     let head = format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {UPLOAD}\r\n\r\n");
     client.send(head).await;
-    // 2 MiB, what a client may well have on its way.
+    // 2 MiB: a client may well have that much in flight.
     for _ in 0..32 {
         client.send(vec![b'x'; 64 << 10]).await;
     }
@@ -94,7 +94,7 @@ async fn upload_over_http2(client: &Http2) -> ClientResponse {
     whole(response).await.unwrap().into()
 }
 
-/// Case 48. Over HTTP/2 the stream alone ends; the connection goes on.
+/// Case 48. Over HTTP/2 only the stream ends; the connection stays usable.
 #[tokio::test]
 async fn early_413_reaches_an_http2_client() {
     let world = World::new();
@@ -121,9 +121,9 @@ async fn early_413_reaches_an_http2_client() {
     }
 }
 
-/// Case 48. Go says `RST_STREAM(NO_ERROR)` behind its whole response: stop sending, that was all.
+/// Case 48. Go sends `RST_STREAM(NO_ERROR)` after a complete response: the client shall stop sending.
 #[tokio::test]
-async fn no_error_behind_an_early_answer_does_not_cut_it() {
+async fn no_error_reset_after_early_response_keeps_it_complete() {
     const NO_ERROR: u32 = 0;
     let world = World::new();
     let apiserver = world.apiserver().raw(|raw| async {
@@ -141,7 +141,7 @@ async fn no_error_behind_an_early_answer_does_not_cut_it() {
             }
             .encode()
         };
-        // At once, so that the reset is known before the body is read.
+        // In one write, so that the proxy sees the reset before it reads the body.
         let answer = [
             frame(
                 kind::HEADERS,
@@ -164,9 +164,9 @@ async fn no_error_behind_an_early_answer_does_not_cut_it() {
     assert_eq!((answer.code, answer.text().as_str()), (413, STATUS));
 }
 
-/// A refusal of the proxy itself is early as well.
+/// A response of the proxy itself is early as well.
 #[tokio::test]
-async fn own_refusal_reaches_a_client_that_uploads() {
+async fn own_421_reaches_a_client_that_uploads() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();
@@ -189,9 +189,9 @@ async fn own_refusal_reaches_a_client_that_uploads() {
     assert_eq!(upstream.connections().len(), 0);
 }
 
-/// Case 49. Whoever waits for a 100 gets the refusal instead, and has nothing to upload.
+/// Case 49. A client that waits for a 100 gets the 421 instead and does not upload.
 #[tokio::test]
-async fn refusal_comes_instead_of_100_continue() {
+async fn own_421_replaces_100_continue() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();
@@ -204,9 +204,9 @@ async fn refusal_comes_instead_of_100_continue() {
     assert_eq!(client.end().await.unwrap_or_default(), "");
 }
 
-/// The body can go on behind the head of the response, as with a gRPC stream behind services/proxy.
+/// The client may keep sending after the head of the response, as in a gRPC stream through services/proxy.
 #[tokio::test]
-async fn upload_goes_on_behind_an_early_head() {
+async fn upload_continues_after_early_head() {
     let world = World::new();
     let apiserver = world.apiserver().http(|request| async {
         let (sender, body) = standin::upstream::channel();
@@ -222,7 +222,7 @@ async fn upload_goes_on_behind_an_early_head() {
     let client = proxy.client().http2().await;
     let request = Request::post("https://kube.test/").body(()).unwrap();
     let (response, mut body) = client.begin(request, false).await.unwrap();
-    let response = within("an early head", response).await.unwrap();
+    let response = within("an early response head", response).await.unwrap();
     body.send_data(Bytes::from("then this"), true).unwrap();
     assert_eq!(whole(response).await.unwrap().text(), "first then this");
 
