@@ -4,7 +4,7 @@
 mod http1;
 mod http2;
 #[cfg(test)]
-mod sizes;
+mod tests;
 mod tls;
 
 use std::sync::Arc;
@@ -84,13 +84,13 @@ pub async fn serve(
         config,
         &shared.handshakes,
         shared.timeouts.handshake,
-        worker.counts(),
+        worker.counters(),
     );
     // On the heap: the handshake needs much memory for a moment, the connection little for hours.
     let stream = match Box::pin(accepted).await {
         Ok(stream) => stream,
         Err(error) => {
-            worker.counts().handshakes.count(error.as_ended());
+            worker.counters().handshakes.count(error.as_ended());
             debug!(client.address = %peer, error = %error_chain(&error), "downstream handshake failed");
             return;
         }
@@ -107,9 +107,9 @@ pub async fn serve(
     let sni = session
         .server_name()
         .map(|name| name.trim_end_matches('.').to_ascii_lowercase());
-    let counts = Arc::clone(worker.counts());
-    counts.handshakes.count(Handshake::Ok);
-    let connected = Connected::new(counts, peer.0, protocol, permit);
+    let counters = Arc::clone(worker.counters());
+    counters.handshakes.count(Handshake::Ok);
+    let connected = Connected::new(counters, peer.0, protocol, permit);
     let downstream = Downstream {
         peer,
         sni: sni.filter(|name| snapshot.routes.serves(name)),

@@ -66,14 +66,14 @@ pub(super) async fn accept(
     config: Arc<ServerConfig>,
     slots: &Semaphore,
     limit: Duration,
-    counts: &Counters,
+    counters: &Counters,
 ) -> Result<Box<TlsStream<ReadAhead>>, HandshakeError> {
     let handshake = async {
         // A client takes a slot only after its whole ClientHello has arrived. Otherwise a few silent clients
         // would block all others.
         let hello = LazyConfigAcceptor::new(Acceptor::default(), ReadAhead::new(stream)).await?;
         if slots.available_permits() == 0 {
-            counts.limits_hit.count(Limit::Handshakes);
+            counters.limits_hit.count(Limit::Handshakes);
         }
         let _slot = slots.acquire().await.map_err(io::Error::other)?;
         let limit_buffer =

@@ -70,7 +70,7 @@ pub enum PkiFileError {
     #[error("the PEM block that begins on line {line} is damaged; copy the whole file again")]
     Damaged { line: usize },
     #[error(
-        "line {line} goes on after `-----BEGIN {label}-----`, so the line breaks of the file are lost; copy it again, with its line breaks"
+        "line {line} continues after `-----BEGIN {label}-----`, so the line breaks of the file are lost; copy it again, with its line breaks"
     )]
     LineBreaksLost { line: usize, label: &'static str },
     #[error("line {line} ends one PEM block and begins another; put a line break between the two")]
