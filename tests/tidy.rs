@@ -215,7 +215,7 @@ const OLD_WORDS: &[(&str, &str)] = &[
 /// `behind` is for places, and for time only if a clock or a reader is late. One of these words is then near.
 const BEHIND_A: &[&str] = &[
     "ahead", "balancer", "clock", "firewall", "gateway", "ingress", "lag", "leave", "leaves",
-    "left", "nat",
+    "left", "nat", "rancher", "services",
 ];
 
 /// Text that `src` must not contain, the one file that may contain it, and why.
