@@ -93,12 +93,14 @@ pub enum ReadError {
     #[error("larger than 4 MiB; check the path")]
     TooLarge,
     /// The path is the content of a file.
-    #[error("a path belongs here, not {found}; write it to a file and name that")]
+    #[error(
+        "the value is {found} and not a path; write it to a file and give the path of that file"
+    )]
     NotAPath {
         /// What was given instead, such as `the key itself`.
         found: &'static str,
     },
-    /// Anything else the operating system says.
+    /// Any other error of the operating system.
     #[error("cannot be read")]
     Other(#[source] io::Error),
 }

@@ -457,7 +457,7 @@ async fn pem_text_in_place_of_a_path_is_named_as_such() {
     let output = run(&args, &[("KUBE_TLS_PROXY_KEY", &key)]).await;
     assert_eq!(
         String::from_utf8_lossy(&output.stderr),
-        "kube-tls-proxy: environment variable KUBE_TLS_PROXY_KEY: --key: a path belongs here, not the key itself; write it to a file and name that\n"
+        "kube-tls-proxy: environment variable KUBE_TLS_PROXY_KEY: --key: the value is the key itself and not a path; write it to a file and give the path of that file\n"
     );
 }
 
