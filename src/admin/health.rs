@@ -34,7 +34,7 @@ impl HealthChecks {
         self.checks.iter().all(|check| check.failure.is_none())
     }
 
-    /// The text in the format of kube-apiserver, but with the reasons: who can read this port may know them.
+    /// The text in the format of kube-apiserver, but with the reasons, which readers of this port may know.
     pub(super) fn text(&self, verbose: bool) -> String {
         if self.passed() && !verbose {
             return "ok".to_owned();

@@ -3,10 +3,7 @@
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use http::{HeaderValue, Response, header};
-use http_body_util::Full;
-
-use super::server::typed;
+use http::HeaderValue;
 
 /// The page and its Content-Security-Policy.
 #[derive(Debug)]
@@ -33,19 +30,9 @@ impl StatusPage {
         }
     }
 
-    pub(super) fn response(&self) -> Response<Full<Bytes>> {
-        let Some(policy) = self.policy.clone() else {
-            return typed(
-                "text/plain; charset=utf-8",
-                "the status page has no content security policy\n",
-            );
-        };
-        let mut response = typed("text/html; charset=utf-8", self.html.clone());
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_SECURITY_POLICY, policy);
-        let none = HeaderValue::from_static("no-referrer");
-        headers.insert(header::REFERRER_POLICY, none);
-        response
+    /// The document and its policy. `None` if the policy cannot be sent, without which the page is not served.
+    pub(super) fn parts(&self) -> Option<(Bytes, HeaderValue)> {
+        Some((self.html.clone(), self.policy.clone()?))
     }
 }
 

@@ -102,7 +102,7 @@ fn respond(
         return text(StatusCode::MISDIRECTED_REQUEST, refusal);
     }
     match path {
-        "/" => page.response(),
+        "/" => status_page(page),
         "/livez" => checked(&health::livez(sources), verbose),
         "/readyz" => checked(&health::readyz(sources, SystemTime::now()), verbose),
         "/metrics" => typed(metrics::CONTENT_TYPE, sources.exposition()),
@@ -115,6 +115,21 @@ fn respond(
             "not found; the paths are / (the status page), /livez, /readyz, /metrics and /status.json\n",
         ),
     }
+}
+
+fn status_page(page: &StatusPage) -> Response<Full<Bytes>> {
+    let Some((html, policy)) = page.parts() else {
+        return text(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the status page has no content security policy\n",
+        );
+    };
+    let mut response = typed("text/html; charset=utf-8", html);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_SECURITY_POLICY, policy);
+    let no_referrer = HeaderValue::from_static("no-referrer");
+    headers.insert(header::REFERRER_POLICY, no_referrer);
+    response
 }
 
 fn checked(checks: &HealthChecks, verbose: bool) -> Response<Full<Bytes>> {
@@ -133,7 +148,7 @@ fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
 }
 
 /// A response that a browser neither sniffs nor caches.
-pub(super) fn typed(content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+fn typed(content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body.into()));
     for (name, value) in [
         (header::CONTENT_TYPE, content_type),

@@ -67,14 +67,14 @@ impl Workers {
         let connections = Arc::new(Semaphore::new(shared.limits.connections));
         let (sender, ended) = mpsc::unbounded_channel();
         let mut drains = Vec::new();
-        let counts = metrics.workers().iter().cloned();
-        for (number, (sockets, counts)) in sockets.into_iter().zip(counts).enumerate() {
+        let counters = metrics.workers().iter().cloned();
+        for (number, (sockets, counters)) in sockets.into_iter().zip(counters).enumerate() {
             let worker = Worker {
                 owner,
                 shared: Arc::clone(shared),
                 connections: Arc::clone(&connections),
                 drain: Drain::new(),
-                counts,
+                counters,
             };
             drains.push(worker.drain.clone());
             let (sender, heartbeat) = (sender.clone(), heartbeats.worker(number));
@@ -202,7 +202,7 @@ struct Worker {
     shared: Arc<Shared>,
     connections: Arc<Semaphore>,
     drain: Drain,
-    counts: Arc<Counters>,
+    counters: Arc<Counters>,
 }
 
 impl Worker {
@@ -219,7 +219,7 @@ impl Worker {
             let (limits, timeouts) = (&self.shared.limits, &self.shared.timeouts);
             let context =
                 UpstreamContext::new(limits.clone(), timeouts.clone(), self.drain.clone())
-                    .counting(Arc::clone(&self.counts));
+                    .counting(Arc::clone(&self.counters));
             let context = Arc::new(context);
             for socket in sockets {
                 let listener = Listener::new(
@@ -227,7 +227,7 @@ impl Worker {
                     self.owner,
                     Arc::clone(&self.connections),
                     timeouts.clone(),
-                    Arc::clone(&self.counts),
+                    Arc::clone(&self.counters),
                 )?;
                 let (shared, context) = (Arc::clone(&self.shared), Arc::clone(&context));
                 let drain = self.drain.clone();

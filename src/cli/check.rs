@@ -9,16 +9,13 @@ use std::{
 
 use clap::{Args, ValueEnum};
 
-use super::print_failure;
+use super::print_error;
 use crate::{
     check::{
         self, CheckReport, Colours, Event, Plan, RESPONSE_TIMEOUT, Through, Token, TokenError,
         WATCH_DURATION,
     },
-    config::{
-        self, ConfigError, Environment, ServeArgs, TrustSource, UpstreamUrl, check_path_flag,
-        has_no_colours,
-    },
+    config::{self, ConfigError, Environment, ServeArgs, TrustSource, UpstreamUrl, has_no_colours},
     pki::{PkiError, TrustAnchors},
     quote,
 };
@@ -79,7 +76,7 @@ pub(super) fn check(args: &CheckArgs) -> ExitCode {
     let plan = match plan(args) {
         Ok(plan) => plan,
         Err(error) => {
-            print_failure(&error);
+            print_error(&error);
             return ExitCode::from(2);
         }
     };
@@ -89,7 +86,7 @@ pub(super) fn check(args: &CheckArgs) -> ExitCode {
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
-            print_failure(&error);
+            print_error(&error);
             return ExitCode::from(1);
         }
     };
@@ -102,14 +99,6 @@ pub(super) fn check(args: &CheckArgs) -> ExitCode {
 }
 
 fn plan(args: &CheckArgs) -> Result<Plan, UsageError> {
-    for (flag, path) in [
-        ("--through-ca", &args.through_ca),
-        ("--token-file", &args.token_file),
-    ] {
-        if let Some(path) = path {
-            check_path_flag(flag, path)?;
-        }
-    }
     let through = match &args.through {
         Some(url) => Some(through(url)?),
         None => None,

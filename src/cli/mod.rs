@@ -1,43 +1,38 @@
-//! The command line: what may be typed, how failures are told, and what is said at the start.
+//! The command line: the subcommands, their flags, and what they print.
 //!
-//! One failure is one sentence on stderr; exit codes are 0 done, 1 failed while running, 2 unusable
-//! command line or configuration.
+//! A failure is one sentence on stderr. Exit codes are 0 for success, 1 for a failure while running, and 2 for an
+//! unusable command line or configuration.
 
 mod check;
-mod completions;
-mod failure;
 mod kubeconfig;
+mod messages;
 mod serve;
 mod start;
 mod systemd;
 
 use std::{ffi::OsString, process::ExitCode};
 
-use clap::{
-    CommandFactory as _, FromArgMatches as _, Parser, Subcommand,
-    builder::StyledStr,
-    error::{ContextKind, ContextValue},
-};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap_complete::{Shell, generate};
 
-use crate::{config::ServeArgs, quote};
+use crate::{app::AppError, config::ServeArgs};
 
 pub use check::{CheckArgs, OutputFormat};
-pub use completions::{CompletionsArgs, script as completion_script};
-pub use failure::{print_failure, sentence};
 pub use kubeconfig::KubeconfigArgs;
+pub use messages::{print_error, sentence};
 pub use start::StartBlock;
 
-/// Everything that may be typed after `kube-tls-proxy`.
+/// The command line of `kube-tls-proxy`.
 #[derive(Debug, Clone, PartialEq, Eq, Parser)]
 #[command(
     name = "kube-tls-proxy",
     version,
     about = "The TLS front door of a kube-apiserver: public certificate outside, verified cluster CA inside",
     disable_help_subcommand = true,
-    after_help = "Exit codes: 0 done, 1 failed while running, 2 unusable command line or configuration."
+    after_help = "Exit codes: 0 success, 1 failure while running, 2 unusable command line or configuration."
 )]
 pub struct Cli {
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -59,99 +54,61 @@ pub enum Command {
     Completions(CompletionsArgs),
 }
 
-/// Does what was asked for and returns the exit code. What there is to say about a failure is printed.
+/// Arguments of `kube-tls-proxy completions`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
+pub struct CompletionsArgs {
+    /// The shell
+    #[arg(value_name = "SHELL")]
+    pub shell: Shell,
+}
+
+/// Runs the subcommand, prints its error if it fails, and returns the exit code.
 #[must_use]
 pub fn run(command_line: Cli) -> ExitCode {
     let done = match command_line.command {
         Command::Serve(args) => serve::serve(*args),
         Command::Check(args) => return check::check(&args),
         Command::Kubeconfig(args) => return kubeconfig::kubeconfig(&args),
-        Command::Completions(args) => completions::completions(args),
+        Command::Completions(args) => {
+            messages::print(&completion_script(args.shell)).map_err(|source| AppError::Run {
+                doing: "cannot write to stdout".into(),
+                source,
+            })
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            print_failure(&error);
-            failure::exit_code(&error)
+            print_error(&error);
+            messages::exit_code(&error)
         }
     }
 }
 
-/// Reads the command line of this process.
+/// Returns the completion script for `shell`.
+#[must_use]
+pub fn completion_script(shell: Shell) -> String {
+    let mut script = Vec::new();
+    generate(shell, &mut Cli::command(), "kube-tls-proxy", &mut script);
+    String::from_utf8_lossy(&script).into_owned()
+}
+
+/// Parses the command line of this process.
 ///
 /// # Errors
 ///
-/// The exit code, when help or version was asked for or the command line is unusable. What there is
-/// to say has been printed.
+/// The exit code, after help, version or an error was printed.
 pub fn parse() -> Result<Cli, ExitCode> {
     parse_from(std::env::args_os())
 }
 
-/// Reads `arguments`, of which the first is the name of the program.
+/// Parses `arguments`, of which the first is the name of the program.
 ///
 /// # Errors
 ///
 /// As [`parse`].
 pub fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> {
-    parsed(arguments).map_err(|error| {
-        let code = if error.use_stderr() {
-            ExitCode::from(2)
-        } else {
-            ExitCode::SUCCESS
-        };
-        // A closed pipe leaves nobody to tell.
-        drop(without_secrets(error).print());
-        code
-    })
-}
-
-/// The argument parser repeats values in its messages. Leaves out those that may be a secret, and the tips that may
-/// repeat them again.
-fn without_secrets(mut error: clap::Error) -> clap::Error {
-    let mut pasted = None;
-    let hidden: Vec<_> = error
-        .context()
-        .filter_map(|(kind, value)| Some((kind, hide(value, &mut pasted)?)))
-        .collect();
-    for (kind, value) in hidden {
-        error.insert(kind, value);
-    }
-    if let Some(found) = pasted {
-        let tip =
-            format!("a path or a name belongs here, not {found}; write it to a file and name that");
-        let tips = ContextValue::StyledStrs(vec![StyledStr::from(tip)]);
-        error.insert(ContextKind::Suggested, tips);
-        for kind in [
-            ContextKind::SuggestedArg,
-            ContextKind::SuggestedSubcommand,
-            ContextKind::SuggestedValue,
-        ] {
-            error.remove(kind);
-        }
-    }
-    error
-}
-
-/// `value` without what may be a secret, if it has any; `pasted` becomes what that is.
-fn hide(value: &ContextValue, pasted: &mut Option<&'static str>) -> Option<ContextValue> {
-    let mut is_hidden = false;
-    let mut safe = |text: &String| match quote::pasted(text) {
-        Some(found) => {
-            is_hidden = true;
-            *pasted = Some(found);
-            quote::HIDDEN.to_owned()
-        }
-        None => text.clone(),
-    };
-    let safe = if let ContextValue::String(text) = value {
-        ContextValue::String(safe(text))
-    } else if let ContextValue::Strings(texts) = value {
-        ContextValue::Strings(texts.iter().map(safe).collect())
-    } else {
-        // Numbers and texts of the parser's own.
-        return None;
-    };
-    is_hidden.then_some(safe)
+    parsed(arguments).map_err(messages::print_parser_error)
 }
 
 fn parsed(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
@@ -175,13 +132,13 @@ Examples:
   On a host outside the cluster, from a kubeconfig:
     kube-tls-proxy serve --cert tls.crt --key tls.key --kubeconfig admin.conf
 
-  With everything said:
+  With all settings on the command line:
     kube-tls-proxy serve --listen 0.0.0.0:443 --cert tls.crt --key tls.key \\
       --upstream https://10.0.0.1:6443 --upstream-ca ca.crt --upstream-name kubernetes.default.svc
 
-Every flag has an environment variable: --drain-timeout is KUBE_TLS_PROXY_DRAIN_TIMEOUT. Lists in
-variables are separated by commas. A flag wins over its variable, and both win over the --config
-file; a list replaces the whole list.";
+Every flag has an environment variable: --drain-timeout is KUBE_TLS_PROXY_DRAIN_TIMEOUT. Commas
+separate the items of a list in a variable. A flag overrides its variable, and both override the
+--config file; a list replaces the whole list.";
 
 const CHECK_EXAMPLES: &str = "\
 Examples:
@@ -200,7 +157,7 @@ Examples:
   For a user with a token:
     kube-tls-proxy kubeconfig --server https://kube.example.com --token-file token --output jane.conf
 
-  With names and exec plugin of a kubeconfig for the cluster itself:
+  With the names and the exec plugin of a kubeconfig of the cluster:
     kube-tls-proxy kubeconfig --server https://kube.example.com --from ~/.kube/config --context prod
 
   With an OIDC login:
@@ -210,11 +167,11 @@ Examples:
 
 const COMPLETIONS_EXAMPLES: &str = "\
 Examples:
-  For yourself; open a new shell afterwards:
+  For one user; open a new shell afterwards:
     kube-tls-proxy completions bash > ~/.local/share/bash-completion/completions/kube-tls-proxy
     kube-tls-proxy completions fish > ~/.config/fish/completions/kube-tls-proxy.fish
 
-  In a directory of zsh's $fpath:
+  For zsh, in a directory of $fpath:
     kube-tls-proxy completions zsh > ~/.zfunc/_kube-tls-proxy";
 
 #[cfg(test)]

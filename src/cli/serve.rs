@@ -1,4 +1,4 @@
-//! `serve`: from the command line to a running proxy, and from a signal to its end.
+//! `serve`: starts the proxy, reports the start, and acts on signals until the proxy has ended.
 
 use std::{
     convert::Infallible,
@@ -22,11 +22,11 @@ use crate::{
     telemetry,
 };
 
-/// Runs the proxy until SIGTERM or SIGINT, and to the end of what runs then.
+/// Runs the proxy until it has drained after SIGTERM or SIGINT.
 ///
 /// # Errors
 ///
-/// Whatever ends it before that.
+/// Every failure that prevents the start or ends the proxy.
 pub(super) fn serve(args: ServeArgs) -> Result<(), AppError> {
     let environment = Environment::from_process();
     let source = Box::new(move || config::load(&args, &environment));
@@ -47,38 +47,36 @@ pub(super) fn serve(args: ServeArgs) -> Result<(), AppError> {
             doing: "listen for signals".into(),
             source,
         })?;
-        // Only now: whoever reads that it listens may send a signal, which before would have killed it.
-        announce(&app);
+        // After the signal handlers are installed: a reader of these lines may send a signal at once, and without
+        // handlers that would kill the process.
+        report_start(&app);
         systemd::ready();
         let watchdog = systemd::feed_watchdog(app.heartbeats());
-        let (shutdown, told) = oneshot::channel();
-        let obeying = obey(
+        let (shutdown, shutdown_requested) = oneshot::channel();
+        let signal_handling = handle_signals(
             signals,
             app.stop(),
             shutdown,
             app.reload_now(),
             app.reloader().report(),
         );
-        let told = async { told.await.unwrap_or_default() };
+        let shutdown = async { shutdown_requested.await.unwrap_or_default() };
         tokio::select! {
-            ended = app.run(told) => ended,
+            ended = app.run(shutdown) => ended,
             never = watchdog => match never {},
-            never = obeying => match never {},
+            never = signal_handling => match never {},
         }
     });
-    // Dropping it would wait for a lookup that a dead resolver holds up.
+    // Dropping the runtime would wait for a lookup that hangs in a dead resolver.
     runtime.shutdown_background();
     let lines = telemetry.dropped_lines();
     if lines > 0 {
-        warn!(
-            lines,
-            "log lines were dropped because they were not read fast enough"
-        );
+        warn!(lines, "log lines dropped because the reader was too slow");
     }
     ended
 }
 
-/// The signals that mean something.
+/// The signals that the proxy handles.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -95,9 +93,9 @@ impl Signals {
     }
 }
 
-/// Does what the signals say, for ever: SIGHUP reloads, SIGTERM stops, SIGINT stops without the delay
-/// (a person waits), and either of them a second time ends everything.
-async fn obey(
+/// Acts on signals: SIGHUP reloads. SIGTERM drains. SIGINT drains without the delay, because a person waits. A second
+/// SIGTERM or SIGINT closes everything at once.
+async fn handle_signals(
     mut signals: Signals,
     stop: FastStop,
     shutdown: oneshot::Sender<()>,
@@ -105,16 +103,16 @@ async fn obey(
     mut report: watch::Receiver<ReloadReport>,
 ) -> Infallible {
     let mut shutdown = Some(shutdown);
-    let mut before: Option<Known> = None;
+    let mut before: Option<FileState> = None;
     loop {
         let name = tokio::select! {
             Some(()) = signals.terminate.recv() => "SIGTERM",
             Some(()) = signals.interrupt.recv() => "SIGINT",
             Some(()) = signals.hang_up.recv() => {
-                info!("SIGHUP: reload");
-                // While it stops, systemd waits for the end and for nothing else.
+                info!("reload requested by SIGHUP");
+                // During the drain, systemd must not be told of a reload: it waits for the end of the process.
                 if shutdown.is_some() {
-                    before = Some(Known::of(&report.borrow_and_update()));
+                    before = Some(FileState::from_report(&report.borrow_and_update()));
                     systemd::reloading();
                 }
                 reload_now.notify_one();
@@ -122,7 +120,7 @@ async fn obey(
             }
             Ok(()) = report.changed(), if before.is_some() => {
                 if let Some(before) = before.take() {
-                    before.tell_of_nothing_new(Known::of(&report.borrow_and_update()));
+                    before.log_if_same(FileState::from_report(&report.borrow_and_update()));
                 }
                 if shutdown.is_some() {
                     systemd::ready();
@@ -131,14 +129,14 @@ async fn obey(
             }
             else => return pending().await,
         };
-        info!("{name}: stop");
+        info!(signal = name, "stop requested by signal");
         match shutdown.take() {
             Some(shutdown) => {
                 systemd::stopping();
                 if name == "SIGINT" {
                     stop.without_delay();
                 }
-                // Fails when it has ended by itself.
+                // Fails if the proxy has already ended.
                 shutdown.send(()).ok();
             }
             None => stop.now(),
@@ -146,15 +144,16 @@ async fn obey(
     }
 }
 
-/// What is known of the files, without holding on to what is served.
-struct Known {
+/// The parts of a report that tell whether a reload changed anything. The report itself would keep the old material
+/// alive.
+struct FileState {
     failure: Option<String>,
     needs_restart: Vec<&'static str>,
     unchanged: u64,
 }
 
-impl Known {
-    fn of(report: &ReloadReport) -> Self {
+impl FileState {
+    fn from_report(report: &ReloadReport) -> Self {
         Self {
             failure: report.failure.clone(),
             needs_restart: report.needs_restart.clone(),
@@ -162,24 +161,25 @@ impl Known {
         }
     }
 
-    /// Answers who asked for a reload and would otherwise read nothing, since all else is said only once.
-    fn tell_of_nothing_new(self, now: Self) {
+    /// Logs that the reload changed nothing. The reload itself logs each failure and change once only, so the sender of a
+    /// second SIGHUP would otherwise see no reply.
+    fn log_if_same(self, now: Self) {
         match (self.failure, now.failure) {
             (Some(before), Some(now)) if before == now => {
-                warn!(error = now, "SIGHUP: the files are as wrong as before");
+                warn!(error = now, "reload failed again with the same error");
             }
             (None, None)
                 if now.unchanged > self.unchanged && now.needs_restart == self.needs_restart =>
             {
-                info!("SIGHUP: nothing has changed");
+                info!("reload found no changes");
             }
             _ => {}
         }
     }
 }
 
-/// Says what was started: one block for people, one event for machines.
-fn announce(app: &App) {
+/// Prints the facts of the start: a block for text logs, one event for JSON logs.
+fn report_start(app: &App) {
     let (config, material) = (app.reloader().config(), app.reloader().material());
     let identities: Vec<_> = material.identities.iter().collect();
     let clusters: Vec<_> = material
@@ -196,7 +196,7 @@ fn announce(app: &App) {
         now: SystemTime::now(),
     };
     match config.log.format {
-        // A closed stderr leaves nobody to tell.
+        // If stderr is closed, nothing can be reported.
         LogFormat::Text => drop(write!(io::stderr().lock(), "{block}")),
         LogFormat::Json => info!(
             listening = block.listening().join("; "),

@@ -1,29 +1,26 @@
-//! What the proxy says once it listens: where, for whom, to which apiserver, trusting which CA.
+//! The report of a start: addresses, certificates, apiservers and trusted CAs.
 
 use std::{fmt, net::SocketAddr, num::NonZeroUsize, time::SystemTime};
-
-use rustls_pki_types::ServerName;
 
 use crate::{
     config::ClusterConfig,
     pki::{Days, Identity, TrustAnchors},
 };
 
-/// The facts of a start. `Display` writes them as one block, a fact to a line; the methods give the
-/// same facts for a JSON event.
+/// The facts of a start. `Display` writes one fact per line; the methods return the same facts for a JSON event.
 #[derive(Debug, Clone, Copy)]
 pub struct StartBlock<'a> {
     /// Bound addresses, with the ports that the kernel chose.
     pub listening: &'a [SocketAddr],
-    /// Where the status page is, if anywhere.
+    /// The address of the admin port, if there is one.
     pub admin: Option<SocketAddr>,
-    /// Certificates that are presented.
+    /// The certificates that the proxy presents.
     pub identities: &'a [&'a Identity],
-    /// Clusters and what each is verified against.
+    /// Each cluster and the CAs that its apiserver is verified against.
     pub clusters: &'a [(&'a ClusterConfig, &'a TrustAnchors)],
     /// Worker threads.
     pub workers: NonZeroUsize,
-    /// The moment that days are counted from.
+    /// The time that days left are counted from.
     pub now: SystemTime,
 }
 
@@ -57,7 +54,7 @@ impl StartBlock<'_> {
             .collect()
     }
 
-    /// Name, URL and expected certificate name of each cluster, and the extra hosts that lead to it.
+    /// Name, URL and expected certificate name of each cluster, and its configured hosts.
     #[must_use]
     pub fn upstreams(&self) -> Vec<String> {
         self.clusters
@@ -72,13 +69,13 @@ impl StartBlock<'_> {
                     "{} → {} as {}{hosts}",
                     cluster.name,
                     cluster.url(),
-                    name(&cluster.expected_name)
+                    cluster.expected_name.to_str()
                 )
             })
             .collect()
     }
 
-    /// Subject and fingerprint of each CA; of which cluster, when there are several.
+    /// Subject and fingerprint of each CA, with its cluster if there are several.
     #[must_use]
     pub fn trusting(&self) -> Vec<String> {
         let several = self.clusters.len() > 1;
@@ -114,14 +111,5 @@ impl fmt::Display for StartBlock<'_> {
             }
         }
         Ok(())
-    }
-}
-
-fn name(name: &ServerName<'_>) -> String {
-    match name {
-        ServerName::DnsName(name) => name.as_ref().to_owned(),
-        ServerName::IpAddress(address) => std::net::IpAddr::from(*address).to_string(),
-        // `ServerName` may grow kinds; its own text is the best there is.
-        other => other.to_str().into_owned(),
     }
 }

@@ -1,5 +1,4 @@
-//! What is taken from systemd, and what it is told when it asked to be: sockets, readiness, reloads, the
-//! watchdog.
+//! systemd: sockets of a socket unit, and notifications of readiness, reloads and the watchdog.
 //!
 //! Without systemd every function here does nothing.
 
@@ -16,11 +15,11 @@ use crate::{
     text::error_chain,
 };
 
-/// The sockets of a socket unit; none when there is no such unit.
+/// Returns the sockets of a socket unit; none if there is no such unit.
 ///
 /// # Errors
 ///
-/// When one of them does not listen on TCP.
+/// When one of the sockets does not listen on TCP.
 pub(super) fn inherited_sockets() -> Result<Vec<TcpListener>, AppError> {
     let mut passed = ListenFd::from_env();
     let mut sockets = Vec::new();
@@ -33,24 +32,24 @@ pub(super) fn inherited_sockets() -> Result<Vec<TcpListener>, AppError> {
     Ok(sockets)
 }
 
-/// It listens, or has reloaded.
+/// Notifies systemd that the proxy listens, or that a reload has finished.
 pub(super) fn ready() {
-    tell(&[NotifyState::Ready, NotifyState::Status("serving")]);
+    notify(&[NotifyState::Ready, NotifyState::Status("serving")]);
 }
 
-/// A reload was asked for and has begun; `ready` follows.
+/// Notifies systemd that a reload has begun. [`ready`] must follow.
 pub(super) fn reloading() {
     match NotifyState::monotonic_usec_now() {
-        Ok(now) => tell(&[NotifyState::Reloading, now]),
-        Err(error) => told(Err(error)),
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
+        Err(error) => log_result(Err(error)),
     }
 }
 
-/// It was told to stop.
+/// Notifies systemd that the proxy is stopping.
 pub(super) fn stopping() {
-    tell(&[
+    notify(&[
         NotifyState::Stopping,
-        NotifyState::Status("stopping: what runs is finished"),
+        NotifyState::Status("draining: open requests finish"),
     ]);
 }
 
@@ -59,16 +58,16 @@ pub(super) async fn feed_watchdog(heartbeats: Heartbeats) -> Infallible {
     let Some(limit) = sd_notify::watchdog_enabled() else {
         return pending().await;
     };
-    let turn = (limit / 3).max(SHORTEST_TURN);
+    let interval = (limit / 3).max(MIN_INTERVAL);
     let mut seen = heartbeats.now();
     loop {
-        sleep(turn).await;
+        sleep(interval).await;
         let now = heartbeats.now();
-        // systemd decides when that is too long.
+        // systemd decides when the proxy has been silent for too long.
         if all_responsive(&now, &seen) {
-            tell(&[NotifyState::Watchdog]);
+            notify(&[NotifyState::Watchdog]);
         } else {
-            error!("a worker does not respond");
+            error!("worker does not respond");
         }
         seen = now;
     }
@@ -80,19 +79,19 @@ fn all_responsive(now: &[Heartbeat], seen: &[Heartbeat]) -> bool {
     workers.all(|(now, seen)| !matches!(now, Heartbeat::Running(_)) || now != seen)
 }
 
-fn tell(states: &[NotifyState<'_>]) {
-    told(sd_notify::notify(states));
+fn notify(states: &[NotifyState<'_>]) {
+    log_result(sd_notify::notify(states));
 }
 
-fn told(told: io::Result<()>) {
-    match told {
-        Ok(()) => debug!("systemd was told"),
-        Err(error) => warn!(error = %error_chain(&error), "systemd could not be told"),
+fn log_result(result: io::Result<()>) {
+    match result {
+        Ok(()) => debug!("systemd notified"),
+        Err(error) => warn!(error = %error_chain(&error), "systemd notification failed"),
     }
 }
 
-/// Longer than the interval between two heartbeats, so that each turn sees a new one.
-const SHORTEST_TURN: Duration = Duration::from_millis(1500);
+/// Longer than the interval between two heartbeats, so that each check sees a new one.
+const MIN_INTERVAL: Duration = Duration::from_millis(1500);
 
 #[cfg(test)]
 mod tests {

@@ -130,30 +130,26 @@ fn upstream_flag(args: &ServeArgs) -> Option<&'static str> {
 }
 
 fn check_exclusive(args: &ServeArgs) -> Result<(), ConfigError> {
-    let fault = if args.upstream.is_some() && args.kubeconfig.is_some() {
-        SettingError::Exclusive {
-            first: "--upstream",
-            second: "--kubeconfig",
+    let upstream = ("--upstream", args.upstream.is_some());
+    let upstream_ca = ("--upstream-ca", args.upstream_ca.is_some());
+    let kubeconfig = ("--kubeconfig", args.kubeconfig.is_some());
+    let context = ("--context", args.context.is_some());
+    if upstream.1 && kubeconfig.1 {
+        return Err(ConfigError::Whole(SettingError::Exclusive {
+            first: upstream.0,
+            second: kubeconfig.0,
+        }));
+    }
+    for ((flag, is_given), (needed, is_there)) in [
+        (upstream, upstream_ca),
+        (upstream_ca, upstream),
+        (context, kubeconfig),
+    ] {
+        if is_given && !is_there {
+            return Err(ConfigError::Whole(SettingError::Needs { flag, needed }));
         }
-    } else if args.upstream.is_some() && args.upstream_ca.is_none() {
-        SettingError::Needs {
-            flag: "--upstream",
-            needed: "--upstream-ca",
-        }
-    } else if args.upstream_ca.is_some() && args.upstream.is_none() {
-        SettingError::Needs {
-            flag: "--upstream-ca",
-            needed: "--upstream",
-        }
-    } else if args.context.is_some() && args.kubeconfig.is_none() {
-        SettingError::Needs {
-            flag: "--context",
-            needed: "--kubeconfig",
-        }
-    } else {
-        return Ok(());
-    };
-    Err(ConfigError::Whole(fault))
+    }
+    Ok(())
 }
 
 fn cluster_of_flags(args: &ServeArgs, env: &Environment) -> Result<ClusterConfig, ConfigError> {
@@ -220,6 +216,7 @@ fn in_cluster(env: &Environment) -> Result<Option<ClusterConfig>, ConfigError> {
             | ReadError::Denied
             | ReadError::Directory
             | ReadError::TooLarge
+            | ReadError::NotAPath { .. }
             | ReadError::Other(_) => SettingError::PodCa { file, source },
         }));
     }

@@ -240,7 +240,7 @@ fn is_misspelt_level(part: &str) -> bool {
         && !part.starts_with(env!("CARGO_CRATE_NAME"))
 }
 
-/// A name that clients may ask for.
+/// A public host name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PublicHost(pub(super) HostPattern);
 

@@ -12,12 +12,17 @@ use std::{
     time::Duration,
 };
 
+use crate::quote;
+
 /// Returns the bytes of the file at `path`.
 ///
 /// # Errors
 ///
 /// [`ReadError`] when the file cannot be opened or read, or is larger than [`MAX_BYTES`].
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ReadError> {
+    if let Some(found) = quote::pasted(&path.to_string_lossy()) {
+        return Err(ReadError::NotAPath { found });
+    }
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(O_NONBLOCK)
@@ -87,7 +92,15 @@ pub enum ReadError {
     /// No certificate, key or configuration is this large.
     #[error("larger than 4 MiB; check the path")]
     TooLarge,
-    /// Anything else the operating system says.
+    /// The path is the content of a file.
+    #[error(
+        "the value is {found} and not a path; write it to a file and give the path of that file"
+    )]
+    NotAPath {
+        /// What was given instead, such as `the key itself`.
+        found: &'static str,
+    },
+    /// Any other error of the operating system.
     #[error("cannot be read")]
     Other(#[source] io::Error),
 }

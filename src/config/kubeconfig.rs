@@ -35,7 +35,7 @@ pub(super) fn load(file: &Path, context: Option<&str>) -> Result<ClusterConfig, 
         });
     cluster
         .and_then(|cluster| complete(cluster, file))
-        .map_err(|fault| in_file(file, fault))
+        .map_err(|error| in_file(file, error))
 }
 
 /// A kubeconfig. `U` is what is kept of each user.
@@ -114,16 +114,16 @@ impl<U: DeserializeOwned> Kubeconfig<U> {
                     })
                 })
         };
-        found.cloned().map_err(|fault| in_file(file, fault))
+        found.cloned().map_err(|error| in_file(file, error))
     }
 }
 
-fn in_file(file: &Path, fault: SettingError) -> ConfigError {
+fn in_file(file: &Path, error: SettingError) -> ConfigError {
     ConfigError::File {
         kind: FileKind::Kubeconfig,
         file: file.to_owned(),
         at: None,
-        source: Box::new(fault),
+        source: Box::new(error),
     }
 }
 
@@ -165,15 +165,13 @@ fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, SettingEr
             pem: BASE64_STANDARD
                 .decode(data.split_ascii_whitespace().collect::<String>())
                 .map_err(|_not_base64| SettingError::cluster(&name, BAD_CA_DATA))?,
-            origin: format!("cluster `{}` in kubeconfig {}", name, quote::path(file)),
+            origin: format!("cluster `{name}` in kubeconfig {}", quote::path(file)),
         },
         (None, Some(path)) if !path.as_os_str().is_empty() => {
             check_path(&path).map_err(in_key("certificate-authority"))?;
             TrustSource::File(file.parent().unwrap_or_else(|| Path::new("")).join(path))
         }
-        (None, _) => {
-            return Err(SettingError::cluster(&name, NO_CA));
-        }
+        (None, _) => return Err(SettingError::cluster(&name, NO_CA)),
     };
     Ok(ClusterConfig {
         hosts: Vec::new(),

@@ -40,7 +40,7 @@ pub(crate) use yaml::load as load_yaml;
 pub struct Config {
     /// The files that this configuration comes from: the configuration file and kubeconfigs.
     pub sources: Vec<PathBuf>,
-    /// Addresses to listen on; port 0 asks the kernel for one.
+    /// Addresses to listen on; port 0 means any free port.
     pub listen: Vec<SocketAddr>,
     /// Whether the addresses may be shared with another proxy that is running.
     pub reuse_port: bool,

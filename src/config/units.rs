@@ -66,7 +66,7 @@ fn leading_number(text: &str) -> Option<(u64, &str)> {
     Some((digits.parse().ok()?, rest))
 }
 
-/// A duration; zero only if `MAY_BE_ZERO`. What `0s` means is for the setting to say.
+/// A duration; zero only if `MAY_BE_ZERO`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ConfigDuration<const MAY_BE_ZERO: bool>(pub(super) Duration);
 

@@ -21,7 +21,7 @@ pub(crate) struct UpstreamUrl {
     pub(crate) port: u16,
     /// Path without a final slash; usually empty.
     pub(crate) prefix: String,
-    /// The name or address that the certificate is for, unless something else says so.
+    /// The name or address that the certificate must have by default.
     pub(crate) name: ServerName<'static>,
 }
 

@@ -105,13 +105,13 @@ async fn serve(
         config,
         &shared.handshakes,
         shared.timeouts.handshake,
-        context.counts(),
+        context.counters(),
     );
     // On the heap: the handshake needs much memory for a moment, the connection little for hours.
     let stream = match Box::pin(accepted).await {
         Ok(stream) => stream,
         Err(error) => {
-            context.counts().handshakes.count(error.label());
+            context.counters().handshakes.count(error.label());
             debug!(client.address = %peer, error = %error_chain(&error), "downstream handshake failed");
             return;
         }
@@ -128,9 +128,9 @@ async fn serve(
     let sni = session
         .server_name()
         .map(|name| name.trim_end_matches('.').to_ascii_lowercase());
-    let counts = Arc::clone(context.counts());
-    counts.handshakes.count(Handshake::Ok);
-    let connected = Connected::new(counts, peer.0, protocol, permit);
+    let counters = Arc::clone(context.counters());
+    counters.handshakes.count(Handshake::Ok);
+    let connected = Connected::new(counters, peer.0, protocol, permit);
     let downstream = Downstream {
         peer,
         sni: sni.filter(|name| snapshot.routes.serves(name)),
@@ -205,14 +205,14 @@ async fn accept(
     config: Arc<ServerConfig>,
     slots: &Semaphore,
     limit: Duration,
-    counts: &Counters,
+    counters: &Counters,
 ) -> Result<Box<TlsStream<ReadAhead>>, HandshakeError> {
     let handshake = async {
         // A client takes a slot only after its whole ClientHello has arrived. Otherwise a few silent clients
         // would block all others.
         let hello = LazyConfigAcceptor::new(Acceptor::default(), ReadAhead::new(stream)).await?;
         if slots.available_permits() == 0 {
-            counts.limits_hit.count(Limit::Handshakes);
+            counters.limits_hit.count(Limit::Handshakes);
         }
         let _slot = slots.acquire().await.map_err(io::Error::other)?;
         let limit_buffer =

@@ -30,7 +30,7 @@ pub struct Listener {
     owner: Owner,
     connections: Arc<Semaphore>,
     timeouts: Timeouts,
-    counts: Arc<Counters>,
+    counters: Arc<Counters>,
 }
 
 /// Who closes a listening socket for good.
@@ -156,14 +156,14 @@ impl Listener {
         owner: Owner,
         connections: Arc<Semaphore>,
         timeouts: Timeouts,
-        counts: Arc<Counters>,
+        counters: Arc<Counters>,
     ) -> io::Result<Self> {
         Ok(Self {
             socket: TcpListener::from_std(socket)?,
             owner,
             connections,
             timeouts,
-            counts,
+            counters,
         })
     }
 
@@ -181,7 +181,7 @@ impl Listener {
             };
             tokio::select! {
                 biased;
-                permit = acquire(&self.connections, &self.counts) => {
+                permit = acquire(&self.connections, &self.counters) => {
                     on_accept(Accepted { stream, peer, permit });
                 }
                 () = drain.begun() => {
@@ -202,10 +202,10 @@ impl Listener {
                 Err(_none_free) => pending.push((stream, peer)),
             }
         }
-        let (connections, counts) = (Arc::clone(&self.connections), Arc::clone(&self.counts));
+        let (connections, counters) = (Arc::clone(&self.connections), Arc::clone(&self.counters));
         pending.extend(self.close());
         for (stream, peer) in pending {
-            let permit = acquire(&connections, &counts).await;
+            let permit = acquire(&connections, &counters).await;
             on_accept(Accepted {
                 stream,
                 peer,
@@ -282,9 +282,9 @@ impl Listener {
 }
 
 /// Waits for a permit for one more connection.
-async fn acquire(connections: &Arc<Semaphore>, counts: &Counters) -> OwnedSemaphorePermit {
+async fn acquire(connections: &Arc<Semaphore>, counters: &Counters) -> OwnedSemaphorePermit {
     if connections.available_permits() == 0 {
-        counts.limits_hit.count(Limit::Connections);
+        counters.limits_hit.count(Limit::Connections);
     }
     loop {
         // It fails only for a closed semaphore, and this one is never closed.

@@ -50,8 +50,8 @@ fn bound(address: &str) -> std::net::TcpListener {
 
 fn listener(socket: std::net::TcpListener, owner: Owner) -> Listener {
     let connections = Arc::new(Semaphore::new(10));
-    let (timeouts, counts) = (Timeouts::default(), Arc::default());
-    Listener::new(socket, owner, connections, timeouts, counts).unwrap()
+    let (timeouts, counters) = (Timeouts::default(), Arc::default());
+    Listener::new(socket, owner, connections, timeouts, counters).unwrap()
 }
 
 /// The kernel resets the connections in the queue of a socket that is closed.

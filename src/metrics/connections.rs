@@ -44,7 +44,7 @@ impl Connected {
 
     /// The counters of the worker that serves the connection.
     #[must_use]
-    pub fn counts(&self) -> &Arc<Counters> {
+    pub fn counters(&self) -> &Arc<Counters> {
         &self.counters
     }
 

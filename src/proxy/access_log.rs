@@ -99,7 +99,7 @@ impl AccessLog {
             audit_id: String::new(),
         });
         Box::new(Self {
-            counters: Arc::clone(downstream.connected.counts()),
+            counters: Arc::clone(downstream.connected.counters()),
             client: downstream.peer,
             started: Instant::now(),
             time_to_headers: None,

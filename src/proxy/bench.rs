@@ -45,7 +45,7 @@ impl Counting {
         let peer = SocketAddr::from(([192, 0, 2, 1], 1));
         let permit = Arc::new(Semaphore::new(1)).try_acquire_owned();
         let connected = Connected::new(
-            Arc::clone(worker.counts()),
+            Arc::clone(worker.counters()),
             peer,
             Protocol::Http2,
             permit.expect("a new semaphore has its permit"),

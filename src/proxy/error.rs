@@ -50,7 +50,7 @@ pub(super) fn record(error: &Error, connected: &Connected) {
     if let Error::Rejected(rejection) = error
         && let Some(limit) = exceeded_limit(*rejection)
     {
-        connected.counts().limits_hit.count(limit);
+        connected.counters().limits_hit.count(limit);
     }
     let Some(suppressed) =
         connected.record_error(error.reason(), || error_chain(error).to_string())

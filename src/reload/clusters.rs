@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Material, Reloader};
+use super::{Material, ReloadReport, Reloader};
 use crate::{
     config::ClusterConfig,
     pki::TrustAnchors,
@@ -69,7 +69,10 @@ impl Reloader {
         &self,
         is_same: impl Fn(&ClusterConfig, &TrustAnchors) -> bool,
     ) -> Option<&Arc<Cluster>> {
-        let mut clusters = self.material.clusters.iter().zip(&self.clusters);
+        let ReloadReport {
+            material, clusters, ..
+        } = &self.report;
+        let mut clusters = material.clusters.iter().zip(clusters);
         let found = clusters.find(|((config, trust), _)| is_same(config, trust));
         found.map(|(_, cluster)| cluster)
     }

@@ -73,14 +73,13 @@ pub struct Reloader {
     /// The configuration at the start; a part of it cannot be reloaded.
     started: Config,
     config: Config,
-    material: Arc<Material>,
-    clusters: Vec<Arc<Cluster>>,
     /// The files that all of this comes from.
     files: Vec<PathBuf>,
     /// The content of these files when they were last loaded; `None` if unknown, as at the start.
     loaded: Option<ContentHash>,
     /// When the same content is no longer valid, because a certificate expires.
     valid_until: Option<SystemTime>,
+    /// The current state; its readers see it after [`Reloader::publish`].
     report: ReloadReport,
     published: watch::Sender<ReloadReport>,
 }
@@ -99,10 +98,10 @@ impl Reloader {
         let tickets = Ticketer::new()?;
         let clusters = build_clusters(&material, None)?;
         let snapshot = snapshot(&material, &clusters, &tickets);
-        let material = Arc::new(material);
+        let valid_until = material.next_expiry(now);
         let report = ReloadReport {
-            material: Arc::clone(&material),
-            clusters: clusters.clone(),
+            material: Arc::new(material),
+            clusters,
             changed: now,
             failure: None,
             needs_restart: Vec::new(),
@@ -115,10 +114,8 @@ impl Reloader {
             started: config.clone(),
             files: files_of(&config),
             config,
-            clusters,
             loaded: None,
-            valid_until: material.next_expiry(now),
-            material,
+            valid_until,
             published: watch::Sender::new(report.clone()),
             report,
         };
@@ -134,13 +131,13 @@ impl Reloader {
     /// The certificates and CAs of the current snapshot.
     #[must_use]
     pub fn material(&self) -> &Material {
-        &self.material
+        &self.report.material
     }
 
     /// The apiservers of the current snapshot.
     #[must_use]
     pub fn clusters(&self) -> &[Arc<Cluster>] {
-        &self.clusters
+        &self.report.clusters
     }
 
     /// The current snapshot and the results of all reloads; changes with every published reload.
@@ -171,14 +168,14 @@ impl Reloader {
         match result {
             Ok(None) => {
                 self.report.unchanged += 1;
-                self.succeeded();
+                self.clear_failure();
                 None
             }
             Ok(Some(snapshot)) => {
                 self.report.reloaded += 1;
                 self.report.changed = now;
-                self.succeeded();
-                for warning in self.material.warnings(now) {
+                self.clear_failure();
+                for warning in self.report.material.warnings(now) {
                     warn!("{warning}");
                 }
                 Some(snapshot)
@@ -196,12 +193,10 @@ impl Reloader {
         }
     }
 
-    fn succeeded(&mut self) {
+    fn clear_failure(&mut self) {
         if self.report.failure.take().is_some() {
             info!("reload works again");
         }
-        self.report.material = Arc::clone(&self.material);
-        self.report.clusters.clone_from(&self.clusters);
     }
 
     /// Reads everything once. The content is hashed before the files are parsed, so that the next reload sees a
@@ -227,27 +222,28 @@ impl Reloader {
         content: ContentHash,
     ) -> Result<Option<Snapshot>, ReloadError> {
         let config = source()?;
-        let material = Material::reload(&config, now, &self.material)?;
+        let material = Material::reload(&config, now, &self.report.material)?;
         let clusters = build_clusters(&material, Some(self))?;
-        let same_clusters = clusters.len() == self.clusters.len()
+        let same_clusters = clusters.len() == self.report.clusters.len()
             && clusters
                 .iter()
-                .zip(&self.clusters)
+                .zip(&self.report.clusters)
                 .all(|(new, old)| Arc::ptr_eq(new, old));
         let same_hosts = config.clusters == self.config.clusters;
-        let unchanged = same_clusters && same_hosts && material.presents_the_same(&self.material);
+        let unchanged =
+            same_clusters && same_hosts && material.presents_the_same(&self.report.material);
         self.compare_with_start(&config);
         let files = files_of(&config);
         self.loaded = (files == self.files).then_some(content);
         self.valid_until = material.next_expiry(now);
-        (self.config, self.files, self.clusters) = (config, files, clusters);
-        self.material = Arc::new(material);
+        (self.config, self.files) = (config, files);
+        (self.report.material, self.report.clusters) = (Arc::new(material), clusters);
         if unchanged {
             return Ok(None);
         }
         Ok(Some(snapshot(
-            &self.material,
-            &self.clusters,
+            &self.report.material,
+            &self.report.clusters,
             &self.tickets,
         )))
     }

@@ -5,13 +5,13 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, Weak},
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-use super::{h1::H1Connection, h2::H2Connection, lease::LeaseTable};
+use super::{h1::H1Connection, h2::H2Connection, lease::LeaseTable, lock};
 use crate::{
     config::{Limits, Timeouts},
     drain::Drain,
@@ -26,7 +26,7 @@ pub struct UpstreamContext {
     pub(super) limits: Limits,
     pub(super) timeouts: Timeouts,
     pub(super) drain: Drain,
-    pub(super) counts: Arc<Counters>,
+    pub(super) counters: Arc<Counters>,
 }
 
 impl UpstreamContext {
@@ -43,20 +43,20 @@ impl UpstreamContext {
             limits,
             timeouts,
             drain,
-            counts: Arc::default(),
+            counters: Arc::default(),
         }
     }
 
     /// The same, with these counters.
     #[must_use]
-    pub fn counting(self, counts: Arc<Counters>) -> Self {
-        Self { counts, ..self }
+    pub fn counting(self, counters: Arc<Counters>) -> Self {
+        Self { counters, ..self }
     }
 
     /// The counters of this worker.
     #[must_use]
-    pub fn counts(&self) -> &Arc<Counters> {
-        &self.counts
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
     }
 
     /// How often names are resolved.
@@ -156,10 +156,7 @@ impl IdlePool {
 
     /// Takes the connection that became idle last, so that the others can grow old and close.
     pub(super) fn take(&self, cluster: u64, wants_h2: bool) -> Option<Connection> {
-        let mut connections = self
-            .connections
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut connections = lock(&self.connections);
         let idle = connections.get_mut(&cluster)?;
         while let Some(at) = idle
             .iter()
@@ -179,10 +176,7 @@ impl IdlePool {
         if self.capacity == 0 || self.drain.has_begun() || !connection.is_reusable() {
             return;
         }
-        let mut connections = self
-            .connections
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut connections = lock(&self.connections);
         let idle = connections.entry(cluster).or_default();
         if idle.len() >= self.capacity {
             let oldest = idle.remove(0).connection;
@@ -197,19 +191,13 @@ impl IdlePool {
     /// Closes connections that are too old or were closed by the apiserver. Called at intervals, because
     /// nothing else closes a connection of which no client asks for another request.
     fn sweep(&self) {
-        let mut connections = self
-            .connections
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut connections = lock(&self.connections);
         for idle in connections.values_mut() {
             idle.retain_mut(|idle| idle.is_usable(self.max_age));
         }
         connections.retain(|_, idle| !idle.is_empty());
         drop(connections);
-        let tables: Vec<_> = self
-            .sweep_targets
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        let tables: Vec<_> = lock(&self.sweep_targets)
             .iter()
             .filter_map(Weak::upgrade)
             .collect();
@@ -220,10 +208,7 @@ impl IdlePool {
 
     /// Sweeps the idle connections of this client too: it may watch for days and send no other request.
     pub(super) fn register_for_sweep(&self, table: &Arc<LeaseTable>) {
-        let mut targets = self
-            .sweep_targets
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut targets = lock(&self.sweep_targets);
         if targets.len() == targets.capacity() {
             targets.retain(|table| table.strong_count() > 0);
             // Doubles the room, so that this clean-up is rare.
@@ -235,10 +220,7 @@ impl IdlePool {
 
     /// Closes all connections of the pool.
     fn clear(&self) {
-        self.connections
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        lock(&self.connections).clear();
     }
 }
 

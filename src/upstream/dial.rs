@@ -119,15 +119,15 @@ async fn try_one(
     match dialled.unwrap_or(Err(timed_out)) {
         Ok(connection) => {
             cluster.endpoints.mark_healthy(&endpoint);
-            context.counts.dials.count(cluster.name(), Dialled::Ok);
+            context.counters.dials.count(cluster.name(), Dialled::Ok);
             connection
                 .stats()
-                .on_dial(&context.counts, &cluster.generation);
+                .on_dial(&context.counters, &cluster.generation);
             Ok(connection)
         }
         Err(error) => {
             context
-                .counts
+                .counters
                 .dials
                 .count(cluster.name(), error.as_dialled());
             let why = error_chain(&error).to_string();

@@ -4,7 +4,6 @@
 //! ([`UpstreamContext`]), or through `dial`, which picks an endpoint and verifies it (`tls`). `h2` or `h1`
 //! then sends the request and returns the response, which becomes a [`ResponseBody`].
 
-mod cluster;
 mod context;
 mod dial;
 mod endpoint;
@@ -14,18 +13,20 @@ mod h2;
 mod lease;
 mod probe;
 mod request_body;
-mod response_body;
 mod tls;
 
-pub use cluster::Cluster;
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
+
 pub use context::UpstreamContext;
 pub(crate) use dial::{Offer, TcpConnected};
 pub use endpoint::{EndpointHealth, Endpoints, Health};
 pub use error::{DownloadError, H1Error, HttpError, UploadError, UpstreamError};
 pub use h1::Upgraded;
-pub use lease::ClientLeases;
+pub use lease::{ClientLeases, ResponseBody};
 pub use request_body::RequestBody;
-pub use response_body::ResponseBody;
 pub use tls::{ClientTls, VerifyError};
 
 /// The fuzz bodies of this stage: the frames of HTTP/2, and the responses of HTTP/1.1.
@@ -33,6 +34,62 @@ pub(crate) const FUZZ: [fn(&[u8]); 3] = {
     let [head, chunks] = h1::FUZZ;
     [h2::fuzz, head, chunks]
 };
+
+/// The apiserver of one cluster, in one trust generation.
+#[derive(Debug)]
+pub struct Cluster {
+    id: u64,
+    name: String,
+    path_prefix: String,
+    endpoints: Arc<Endpoints>,
+    tls: ClientTls,
+    /// Dropped with this generation.
+    generation: Arc<()>,
+}
+
+impl Cluster {
+    /// A cluster of a new trust generation: connections of an older one are not used for it.
+    #[must_use]
+    pub fn new(
+        name: String,
+        path_prefix: String,
+        endpoints: Arc<Endpoints>,
+        tls: ClientTls,
+    ) -> Self {
+        static GENERATIONS: AtomicU64 = AtomicU64::new(0);
+        Self {
+            id: GENERATIONS.fetch_add(1, Ordering::Relaxed),
+            name,
+            path_prefix,
+            endpoints,
+            tls,
+            generation: Arc::default(),
+        }
+    }
+
+    /// The name in log lines and metrics.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The prefix of every path.
+    #[must_use]
+    pub fn path_prefix(&self) -> &str {
+        &self.path_prefix
+    }
+
+    /// Its addresses and their health.
+    #[must_use]
+    pub fn endpoints(&self) -> &Arc<Endpoints> {
+        &self.endpoints
+    }
+}
+
+/// Locks `mutex` even after a panic of another thread: no panic leaves the data of this stage half-written.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 #[cfg(test)]
 mod tests;

@@ -40,7 +40,7 @@ async fn kubectl_parses_printed_kubeconfig() {
     assert!(
         result
             .stderr
-            .starts_with("User `jane` has a client certificate, which cannot pass"),
+            .starts_with("The client certificate of user `jane` was left out"),
         "{}",
         result.stderr
     );
@@ -102,10 +102,7 @@ async fn file_is_readable_by_owner_only_and_written_atomically() {
     );
     assert_eq!(
         result.stderr,
-        format!(
-            "{} is written, readable for its owner alone.\n",
-            path(&file)
-        )
+        format!("{} is written. Only its owner can read it.\n", path(&file))
     );
     assert_eq!(
         fs::metadata(&file).unwrap().permissions().mode() & 0o777,
@@ -381,7 +378,7 @@ async fn merge_does_not_replace_what_belongs_to_others() {
         let result = make(&world, &args).await;
         assert_eq!(result.code, 2, "{}", result.stderr);
         let sentence = format!(
-            "config: {what} is there already and belongs to something else; choose another name with --name, or replace it with --force"
+            "config: {what} exists already and belongs to another cluster; choose another name with --name, or replace it with --force"
         );
         assert!(result.stderr.contains(&sentence), "{}", result.stderr);
         assert_eq!(fs::read_to_string(&file).unwrap(), text);

@@ -1,16 +1,16 @@
-//! The kubeconfig that is made, on its own or as a part of an existing one.
+//! The kubeconfig of this command, on its own or merged into an existing one.
 //!
-//! Merging touches only the cluster, the user and the context that this command made or would make. Everything else in
-//! the file stays, in its order, with keys that this program does not know.
+//! Merging changes only the cluster, the user and the context of this command. Everything else in the file stays, in its
+//! order, unknown keys included.
 
 use serde_json::{Map, Value, json};
 
 use super::yaml::Yaml;
 use crate::quote;
 
-/// Everything that goes into a kubeconfig.
+/// The content of a kubeconfig.
 #[derive(Debug)]
-pub(super) struct Document {
+pub(super) struct KubeconfigDocument {
     pub(super) server: String,
     pub(super) tls_server_name: String,
     pub(super) cluster: String,
@@ -20,28 +20,28 @@ pub(super) struct Document {
     pub(super) user: Value,
 }
 
-/// Why a document cannot be put into an existing file.
+/// Why a document cannot be merged into an existing file.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum MergeError {
-    #[error("is not a kubeconfig; check that it is the file that was meant")]
+    #[error("is not a kubeconfig; check the path")]
     NotAKubeconfig,
-    #[error("`{key}`: a list belongs here; check that it is the file that was meant")]
+    #[error("`{key}`: a list belongs here; check the path")]
     NotAList { key: &'static str },
     #[error(
-        "{kind} `{name}` is there already and belongs to something else; choose another name with --name, or replace it with --force"
+        "{kind} `{name}` exists already and belongs to another cluster; choose another name with --name, or replace it with --force"
     )]
     Taken { kind: &'static str, name: String },
 }
 
-/// Whether entries of others may be replaced.
+/// What merging does with entries of the same name that this command did not write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Others {
+pub(super) enum ForeignEntries {
     Keep,
     Replace,
 }
 
-impl Document {
-    /// The document alone, in the shape that client-go reads (`k8s.io/client-go/tools/clientcmd/api/v1`).
+impl KubeconfigDocument {
+    /// The document on its own, in the format of client-go (`k8s.io/client-go/tools/clientcmd/api/v1`).
     pub(super) fn alone(&self) -> Yaml {
         Yaml::from(json!({
             "apiVersion": "v1",
@@ -53,17 +53,16 @@ impl Document {
         }))
     }
 
-    /// `existing` with this cluster, user and context added, or put in the place of those of the same name.
-    /// `current-context` changes only if it is empty.
+    /// Returns `existing` with the cluster, user and context of this document. They replace entries of the same name.
+    /// `current-context` is set only if it is empty.
     ///
     /// # Errors
     ///
-    /// [`MergeError`], when `existing` is no kubeconfig, or when an entry of the same name belongs to another server and
-    /// `others` are to be kept.
+    /// [`MergeError`] when `existing` is not a kubeconfig, or when it has a foreign entry of the same name that must be kept.
     pub(super) fn merged_into(
         &self,
         mut existing: Yaml,
-        others: Others,
+        foreign: ForeignEntries,
     ) -> Result<Yaml, MergeError> {
         let is_config = match existing.get("kind") {
             Some(kind) => kind.as_text() == Some("Config"),
@@ -72,7 +71,7 @@ impl Document {
         if !is_config {
             return Err(MergeError::NotAKubeconfig);
         }
-        if others == Others::Keep {
+        if foreign == ForeignEntries::Keep {
             self.check_names(&existing)?;
         }
         for (key, entry) in [
@@ -99,7 +98,8 @@ impl Document {
         Ok(existing)
     }
 
-    /// An entry belongs to this command if it is for the same server, or used with that alone.
+    /// Checks that entries of the same names are those of this command: the cluster has the same server, and user and
+    /// context are used for that cluster only.
     fn check_names(&self, existing: &Yaml) -> Result<(), MergeError> {
         let taken = |kind, name: &String| {
             let name = quote::value(name);

@@ -1,4 +1,4 @@
-//! Writes a file whole or not at all, and keeps what it replaces.
+//! Writes a file atomically and keeps a backup of the file that it replaces.
 
 use std::{
     ffi::OsString,
@@ -11,7 +11,7 @@ use std::{
 
 use crate::quote;
 
-/// The file was not written.
+/// A file that could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write {}", quote::path(file))]
 pub(super) struct WriteError {
@@ -20,7 +20,7 @@ pub(super) struct WriteError {
     source: WriteErrorCause,
 }
 
-/// Why a file was not written, and how to fix it.
+/// Why the file could not be written, and how to fix it.
 #[derive(Debug, thiserror::Error)]
 enum WriteErrorCause {
     #[error("its directory does not exist; make it, or name another with --output")]
@@ -50,29 +50,29 @@ impl From<io::Error> for WriteErrorCause {
     }
 }
 
-/// A file to write to.
+/// The file of `--output`.
 #[derive(Debug)]
 pub(super) struct OutputFile {
-    /// The file itself where `--output` names a link to it: the link stays.
+    /// The target if `--output` names a symbolic link, so that the link stays.
     path: PathBuf,
     existing: Option<Metadata>,
 }
 
-/// Which permissions the file gets.
+/// The permissions of the written file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mode {
-    /// Those that it has; for its owner alone if it is new.
+pub(super) enum FileMode {
+    /// Those of the existing file; readable for its owner only if the file is new.
     Keep,
-    /// For its owner alone.
+    /// Readable for its owner only.
     OwnerOnly,
 }
 
 impl OutputFile {
-    /// Looks whether there is a file at `path`.
+    /// Finds the file at `path`, which need not exist.
     ///
     /// # Errors
     ///
-    /// When that cannot be told, or when something else is there.
+    /// When `path` is not a regular file, or cannot be examined.
     pub(super) fn find(path: &Path) -> Result<Self, WriteError> {
         let failed = |source| WriteError {
             file: path.to_owned(),
@@ -85,7 +85,7 @@ impl OutputFile {
                 path: fs::canonicalize(path).map_err(|error| failed(error.into()))?,
                 existing: Some(existing),
             }),
-            // A new file, or a link to none, whose target is then made.
+            // A new file, or a symbolic link whose target does not exist yet.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self {
                 path: fs::read_link(path).map_or_else(
                     |_no_link| path.to_owned(),
@@ -97,18 +97,18 @@ impl OutputFile {
         }
     }
 
-    /// Whether the file is there already.
+    /// Whether the file exists.
     pub(super) const fn exists(&self) -> bool {
         self.existing.is_some()
     }
 
-    /// Whether there is no file, or one of white space: nothing to merge into.
+    /// Whether there is nothing to merge into: no file, or only white space.
     pub(super) fn is_empty(&self) -> bool {
         !self.exists() || fs::read(&self.path).is_ok_and(|text| text.trim_ascii().is_empty())
     }
 
-    /// Writes `text`; what was there before goes to `FILE.bak`. Returns whether others can read the file now.
-    pub(super) fn write(&self, text: &str, mode: Mode) -> Result<bool, WriteError> {
+    /// Writes `text` after it has copied an existing file to `FILE.bak`. Returns whether other users can read the file.
+    pub(super) fn write(&self, text: &str, mode: FileMode) -> Result<bool, WriteError> {
         let failed = |file: &Path, error: io::Error| WriteError {
             file: file.to_owned(),
             source: error.into(),
@@ -123,40 +123,40 @@ impl OutputFile {
                 .map_err(|error| failed(&backup, error))?;
         }
         let bits = match (mode, kept) {
-            (Mode::Keep, Some(kept)) => kept,
-            (Mode::Keep, None) | (Mode::OwnerOnly, _) => OWNER_ONLY,
+            (FileMode::Keep, Some(kept)) => kept,
+            (FileMode::Keep, None) | (FileMode::OwnerOnly, _) => OWNER_ONLY,
         };
         self.replace(&self.path, text.as_bytes(), bits)
             .map_err(|error| failed(&self.path, error))?;
         Ok(bits & 0o077 != 0)
     }
 
-    /// Writes a new file beside `path` and renames it. It belongs to the owner of the existing one, if possible.
+    /// Writes a temporary file next to `path` and renames it. It keeps the owner of the existing file if possible.
     fn replace(&self, path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
         let name = path
             .file_name()
             .ok_or_else(|| io::Error::from(io::ErrorKind::IsADirectory))?;
-        let mut beside = OsString::from(".");
-        beside.push(name);
-        beside.push(format!(".{}", process::id()));
-        let beside = path.with_file_name(beside);
+        let mut temporary = OsString::from(".");
+        temporary.push(name);
+        temporary.push(format!(".{}", process::id()));
+        let temporary = path.with_file_name(temporary);
         let written = OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(OWNER_ONLY)
-            .open(&beside)
+            .open(&temporary)
             .and_then(|file| self.fill(file, text, mode))
-            .and_then(|()| fs::rename(&beside, path));
+            .and_then(|()| fs::rename(&temporary, path));
         if written.is_err() {
-            // Nothing can be done about a file that stays; the error says why it was not put in place.
-            drop(fs::remove_file(&beside));
+            // If this fails too, the temporary file stays; the first error is the one to report.
+            drop(fs::remove_file(&temporary));
         }
         written
     }
 
     fn fill(&self, mut file: File, text: &[u8], mode: u32) -> io::Result<()> {
         if let Some(old) = &self.existing {
-            // Only root may give a file away, and only root needs to: the file of another user is merged into.
+            // Only root can change the owner, and only root needs to: it may write to the file of another user.
             drop(fchown(&file, Some(old.uid()), Some(old.gid())));
         }
         file.write_all(text)?;

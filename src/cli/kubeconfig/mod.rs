@@ -1,7 +1,7 @@
-//! `kubeconfig`: a kubeconfig for people outside, who reach the proxy by its public name.
+//! `kubeconfig`: writes a kubeconfig for clients that reach the proxy by its public name.
 //!
-//! It holds no CA and always `tls-server-name`: without any TLS setting client-go uses a transport that
-//! never notices a connection that has died in silence.
+//! The kubeconfig has no CA and always `tls-server-name`: without any TLS setting, client-go uses a transport that never
+//! notices a dead connection.
 
 mod document;
 mod file;
@@ -19,15 +19,15 @@ use std::{
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{failure::print, print_failure};
+use super::{messages::print, print_error};
 use crate::{
     check::{Token, TokenError},
     config::{ConfigError, FileKind, UpstreamUrl, check_path_flag, load_yaml},
     quote,
 };
-use document::{Document, MergeError, Others};
-use file::{Mode, OutputFile, WriteError};
-use source::Source;
+use document::{ForeignEntries, KubeconfigDocument, MergeError};
+use file::{FileMode, OutputFile, WriteError};
+use source::CopiedContext;
 use yaml::Yaml;
 
 /// Flags of `kube-tls-proxy kubeconfig`.
@@ -83,9 +83,9 @@ pub struct KubeconfigArgs {
     pub force: bool,
 }
 
-/// Why there is no kubeconfig.
+/// Why no kubeconfig was written.
 #[derive(Debug, thiserror::Error)]
-enum Failure {
+enum KubeconfigError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
@@ -109,49 +109,43 @@ enum Failure {
     Print(#[source] io::Error),
 }
 
-/// Prints or writes a kubeconfig, and returns the exit code.
+/// Prints or writes a kubeconfig and returns the exit code.
 pub(super) fn kubeconfig(args: &KubeconfigArgs) -> ExitCode {
-    match make(args).and_then(|made| deliver(args, made)) {
+    match compose(args).and_then(|composed| output(args, composed)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            print_failure(&error);
+            print_error(&error);
             match error {
-                Failure::Write(_) | Failure::Print(_) => ExitCode::from(1),
-                Failure::Config(_)
-                | Failure::Token(_)
-                | Failure::EmptyName
-                | Failure::Exists { .. }
-                | Failure::Merge { .. } => ExitCode::from(2),
+                KubeconfigError::Write(_) | KubeconfigError::Print(_) => ExitCode::from(1),
+                KubeconfigError::Config(_)
+                | KubeconfigError::Token(_)
+                | KubeconfigError::EmptyName
+                | KubeconfigError::Exists { .. }
+                | KubeconfigError::Merge { .. } => ExitCode::from(2),
             }
         }
     }
 }
 
-/// The document, and what there is to say about it.
-struct Made {
-    document: Document,
+/// The kubeconfig and the remarks about it.
+struct Composed {
+    document: KubeconfigDocument,
     remarks: Vec<String>,
 }
 
-fn make(args: &KubeconfigArgs) -> Result<Made, Failure> {
+fn compose(args: &KubeconfigArgs) -> Result<Composed, KubeconfigError> {
     if args.name.as_ref().is_some_and(String::is_empty) {
-        return Err(Failure::EmptyName);
+        return Err(KubeconfigError::EmptyName);
     }
-    for (flag, path) in [
-        ("--from", &args.from),
-        ("--token-file", &args.token_file),
-        ("--output", &args.output),
-    ] {
-        if let Some(path) = path {
-            check_path_flag(flag, path)?;
-        }
+    if let Some(file) = &args.output {
+        check_path_flag("--output", file)?;
     }
     let url: UpstreamUrl = args.server.parse().map_err(|source| ConfigError::Flag {
         flag: "--server",
         source,
     })?;
     let source = match &args.from {
-        Some(file) => Some(Source::load(file, args.context.as_deref())?),
+        Some(file) => Some(CopiedContext::load(file, args.context.as_deref())?),
         None => None,
     };
     let mut remarks = Vec::new();
@@ -160,7 +154,7 @@ fn make(args: &KubeconfigArgs) -> Result<Made, Failure> {
         let name = args.name.as_ref().or(of_source);
         name.unwrap_or(&url.host).clone()
     };
-    let document = Document {
+    let document = KubeconfigDocument {
         server: args.server.trim_end_matches('/').to_owned(),
         tls_server_name: url.name.to_str().into_owned(),
         cluster: or_host(source.as_ref().map(|source| &source.cluster)),
@@ -170,15 +164,15 @@ fn make(args: &KubeconfigArgs) -> Result<Made, Failure> {
         user,
     };
     remarks.extend(source.as_ref().and_then(left_out));
-    Ok(Made { document, remarks })
+    Ok(Composed { document, remarks })
 }
 
-/// The credential that goes into it; flags win over `--from`.
+/// Returns the credential for the kubeconfig; flags override `--from`.
 fn user(
     args: &KubeconfigArgs,
-    source: Option<&Source>,
+    source: Option<&CopiedContext>,
     remarks: &mut Vec<String>,
-) -> Result<Value, Failure> {
+) -> Result<Value, KubeconfigError> {
     if let Some(file) = &args.token_file {
         let token = Token::load(file)?;
         remarks.extend(holds_a_token(args));
@@ -199,37 +193,38 @@ fn user(
     }
     if !(has("token") || has("tokenFile") || has("exec")) {
         remarks.push(
-            "There is no credential in it yet: give one with --token-file or --exec-command, or add it later with `kubectl config set-credentials`."
+            "The kubeconfig has no credential yet: give one with --token-file or --exec-command, or add one later with `kubectl config set-credentials`."
                 .to_owned(),
         );
         if !source.is_some_and(|source| source.has_client_certificate) {
             remarks.push(format!(
-                "A client certificate cannot pass the proxy, which ends TLS: users who have one need {INSTEAD}."
+                "A client certificate cannot pass the proxy, which terminates TLS. A user with a client certificate needs {INSTEAD}."
             ));
         }
     }
     Ok(found)
 }
 
-/// What was left out, and what that user needs.
-fn left_out(source: &Source) -> Option<String> {
+/// Returns the remark about a client certificate that was left out.
+fn left_out(source: &CopiedContext) -> Option<String> {
     source.has_client_certificate.then(|| format!(
-        "User `{}` has a client certificate, which cannot pass a proxy that ends TLS and was left out. That user needs {INSTEAD}.",
+        "The client certificate of user `{}` was left out, because it cannot pass a proxy that terminates TLS. That user needs {INSTEAD}.",
         quote::value(&source.user_name)
     ))
 }
 
-/// A file is written for its owner alone, and says so itself.
+/// Returns the remark about a token on stdout. A file of `--output` is readable for its owner only.
 fn holds_a_token(args: &KubeconfigArgs) -> Option<String> {
-    let printed = "It holds a token: keep it readable for its owner alone (--output FILE does, a shell's `>` may not).";
+    let printed = "The kubeconfig holds a token: let only its owner read it (--output FILE does that, the `>` of a shell may not).";
     args.output.is_none().then(|| printed.to_owned())
 }
 
-fn deliver(args: &KubeconfigArgs, made: Made) -> Result<(), Failure> {
-    let mut remarks = made.remarks;
+/// Writes the kubeconfig to its file or to stdout, and the remarks to stderr.
+fn output(args: &KubeconfigArgs, composed: Composed) -> Result<(), KubeconfigError> {
+    let mut remarks = composed.remarks;
     match &args.output {
-        Some(file) => remarks.insert(0, write(args, file, &made.document)?),
-        None => print(&yaml::write(&made.document.alone())).map_err(Failure::Print)?,
+        Some(file) => remarks.insert(0, write(args, file, &composed.document)?),
+        None => print(&yaml::write(&composed.document.alone())).map_err(KubeconfigError::Print)?,
     }
     let mut stderr = io::stderr().lock();
     for remark in &remarks {
@@ -238,24 +233,28 @@ fn deliver(args: &KubeconfigArgs, made: Made) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Writes or changes the file of `--output`; returns what there is to say about it.
-fn write(args: &KubeconfigArgs, file: &Path, document: &Document) -> Result<String, Failure> {
+/// Writes or changes the file of `--output`, and returns the remark about it.
+fn write(
+    args: &KubeconfigArgs,
+    file: &Path,
+    document: &KubeconfigDocument,
+) -> Result<String, KubeconfigError> {
     let output = OutputFile::find(file)?;
     if output.exists() && !args.merge && !args.force {
         let file = file.to_owned();
-        return Err(Failure::Exists { file });
+        return Err(KubeconfigError::Exists { file });
     }
     let (content, mode) = if args.merge {
-        (merged(args, &output, file, document)?, Mode::Keep)
+        (merged(args, &output, file, document)?, FileMode::Keep)
     } else {
-        (document.alone(), Mode::OwnerOnly)
+        (document.alone(), FileMode::OwnerOnly)
     };
     let is_open = output.write(&yaml::write(&content), mode)?;
     let path = quote::path(file);
     let mut written = if is_open {
-        format!("{path} is written, and others than its owner can read it: `chmod 600` ends that.")
+        format!("{path} is written. Other users can read it; `chmod 600` changes that.")
     } else {
-        format!("{path} is written, readable for its owner alone.")
+        format!("{path} is written. Only its owner can read it.")
     };
     let current = content.text_of("current-context");
     if current != document.context {
@@ -267,25 +266,25 @@ fn write(args: &KubeconfigArgs, file: &Path, document: &Document) -> Result<Stri
     Ok(written)
 }
 
-/// The kubeconfig that `output` holds with `document` in it.
+/// Returns the kubeconfig in `output` with `document` merged into it.
 fn merged(
     args: &KubeconfigArgs,
     output: &OutputFile,
     file: &Path,
-    document: &Document,
-) -> Result<Yaml, Failure> {
+    document: &KubeconfigDocument,
+) -> Result<Yaml, KubeconfigError> {
     if output.is_empty() {
         return Ok(document.alone());
     }
     let existing = load_yaml(FileKind::Kubeconfig, file)?;
     let others = if args.force {
-        Others::Replace
+        ForeignEntries::Replace
     } else {
-        Others::Keep
+        ForeignEntries::Keep
     };
     document
         .merged_into(existing, others)
-        .map_err(|source| Failure::Merge {
+        .map_err(|source| KubeconfigError::Merge {
             file: file.to_owned(),
             source,
         })

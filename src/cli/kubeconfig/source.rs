@@ -1,4 +1,4 @@
-//! Takes names and credentials out of a kubeconfig, without its client certificates and passwords.
+//! Copies names and credentials from a kubeconfig, but never client certificates and passwords.
 
 use std::path::{Path, absolute};
 
@@ -7,14 +7,14 @@ use serde_json::{Map, Value};
 
 use crate::config::{ConfigError, Kubeconfig, NamedContext};
 
-/// One context of a kubeconfig.
+/// The parts of a context that are copied.
 #[derive(Debug)]
-pub(super) struct Source {
+pub(super) struct CopiedContext {
     pub(super) context: String,
     pub(super) cluster: String,
     pub(super) user_name: String,
     pub(super) namespace: Option<String>,
-    /// What may be handed on: token, token file, exec plugin, impersonation.
+    /// The credentials that may be copied: token, token file, exec plugin, impersonation.
     pub(super) credentials: Value,
     pub(super) has_client_certificate: bool,
 }
@@ -25,8 +25,8 @@ struct NamedUser {
     user: Option<Map<String, Value>>,
 }
 
-impl Source {
-    /// The context `wanted` of `file`, or its current one.
+impl CopiedContext {
+    /// Reads the context `wanted` of `file`, or its current context.
     pub(super) fn load(file: &Path, wanted: Option<&str>) -> Result<Self, ConfigError> {
         let kubeconfig = Kubeconfig::<NamedUser>::load(file)?;
         let NamedContext { name, context } = kubeconfig.context(file, wanted)?;
@@ -54,35 +54,35 @@ impl Source {
     }
 }
 
-/// The keys that may be handed on, with paths that do not depend on where the file is.
+/// Returns the keys that may be copied, with absolute paths.
 fn credentials(user: &Map<String, Value>, file: &Path) -> Value {
     let mut kept = Map::new();
     for key in KEPT {
-        if let Some(value) = user.get(key).filter(|value| !is_nothing(value)) {
+        if let Some(value) = user.get(key).filter(|value| !is_empty(value)) {
             kept.insert(key.to_owned(), value.clone());
         }
     }
     if let Some(Value::String(path)) = kept.get_mut("tokenFile") {
-        *path = complete(path, file);
+        *path = absolute_path(path, file);
     }
     let command = kept
         .get_mut("exec")
         .and_then(|exec| exec.get_mut("command"));
-    // client-go takes a command with a slash in it to begin at the directory of the kubeconfig, and
-    // looks up any other one in PATH.
+    // client-go resolves a command that has a slash relative to the directory of the kubeconfig, and looks up any
+    // other command in PATH.
     if let Some(Value::String(command)) = command
         && command.contains('/')
     {
-        *command = complete(command, file);
+        *command = absolute_path(command, file);
     }
     Value::Object(kept)
 }
 
-fn is_nothing(value: &Value) -> bool {
+fn is_empty(value: &Value) -> bool {
     value.is_null() || value.as_str().is_some_and(str::is_empty)
 }
 
-fn complete(path: &str, file: &Path) -> String {
+fn absolute_path(path: &str, file: &Path) -> String {
     let folder = file.parent().unwrap_or_else(|| Path::new(""));
     let path = folder.join(path);
     absolute(&path)

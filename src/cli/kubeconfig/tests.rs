@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use standin::TempDir;
 
-use super::{KubeconfigArgs, make, yaml};
+use super::{KubeconfigArgs, compose, yaml};
 
 const SERVER: &str = "https://kube.example.com:8443/prefix/";
 
@@ -20,7 +20,7 @@ fn args(change: impl FnOnce(&mut KubeconfigArgs)) -> KubeconfigArgs {
 
 /// What a YAML parser reads in the text, and the remarks.
 fn made(args: &KubeconfigArgs) -> (Value, String) {
-    let made = make(args).map_err(|error| error.to_string()).unwrap();
+    let made = compose(args).map_err(|error| error.to_string()).unwrap();
     let read = serde_saphyr::from_str(&yaml::write(&made.document.alone())).unwrap();
     (read, made.remarks.join("\n"))
 }
@@ -41,7 +41,7 @@ fn kubeconfig_has_public_host_and_no_ca() {
             }}],
         })
     );
-    assert!(remarks.contains("no credential in it yet"), "{remarks}");
+    assert!(remarks.contains("has no credential yet"), "{remarks}");
     assert!(
         remarks.contains("client certificate cannot pass"),
         "{remarks}"
@@ -129,7 +129,7 @@ fn certificates_passwords_and_ca_are_not_copied() {
         args.from = Some(file);
         args.context = Some("cert".into());
     });
-    let made_alone = make(&args).map_err(|error| error.to_string()).unwrap();
+    let made_alone = compose(&args).map_err(|error| error.to_string()).unwrap();
     let text = yaml::write(&made_alone.document.alone());
     assert!(
         !text.contains("SECRET") && !text.contains("10.0.0.1"),
@@ -138,7 +138,7 @@ fn certificates_passwords_and_ca_are_not_copied() {
     let (config, remarks) = made(&args);
     assert_eq!(config["users"], json!([{ "name": "cert", "user": {} }]));
     assert!(
-        remarks.contains("User `cert` has a client certificate, which cannot pass"),
+        remarks.contains("The client certificate of user `cert` was left out"),
         "{remarks}"
     );
     assert!(remarks.contains("kubectl create token"), "{remarks}");
@@ -177,7 +177,9 @@ fn bad_input_is_explained() {
     let from = dir.write("from", FROM);
     let (empty, two) = (dir.write("empty", " \n"), dir.write("two", "a b"));
     let sentence = |args: KubeconfigArgs| {
-        let error = make(&args).err().map(|error| crate::cli::sentence(&error));
+        let error = compose(&args)
+            .err()
+            .map(|error| crate::cli::sentence(&error));
         error
             .unwrap_or_default()
             .replace(&dir.path().display().to_string(), "DIR")
@@ -220,7 +222,7 @@ fn write_error_is_explained() {
     let dir = TempDir::new();
     let sentence = |file: &Path| {
         let error = super::file::OutputFile::find(file)
-            .and_then(|file| file.write("", super::file::Mode::OwnerOnly))
+            .and_then(|file| file.write("", super::file::FileMode::OwnerOnly))
             .map_err(|error| crate::cli::sentence(&error));
         let sentence = error.err().unwrap_or_default();
         sentence.replace(&dir.path().display().to_string(), "DIR")

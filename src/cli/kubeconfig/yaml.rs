@@ -1,6 +1,6 @@
-//! YAML as data that keeps its order, and its text in blocks, for people to read and change.
+//! YAML values that keep the order of their keys, and a writer in block style, which people can read and edit.
 //!
-//! A text that YAML could take for anything else is quoted as JSON does, which YAML reads the same.
+//! Text that YAML could read as another type is quoted as in JSON, which is valid YAML.
 
 use std::fmt;
 
@@ -45,7 +45,7 @@ impl Yaml {
             .find_map(|(name, value)| (name == key).then_some(value))
     }
 
-    /// The items, after `null` became an empty list; `None` if this is something else.
+    /// The items of this list; `null` becomes an empty list. `None` for any other value.
     pub(super) fn list_or_empty(&mut self) -> Option<&mut Vec<Self>> {
         if *self == Self::Null {
             *self = Self::List(Vec::new());
@@ -86,7 +86,7 @@ impl Yaml {
         self.get(key).and_then(Self::as_text).unwrap_or_default()
     }
 
-    /// Whether it is written on lines of its own, below its key.
+    /// Whether the value is written on lines of its own, below its key.
     const fn needs_lines(&self) -> bool {
         match self {
             Self::List(items) => !items.is_empty(),
@@ -143,14 +143,6 @@ impl<'de> Visitor<'de> for YamlVisitor {
         Ok(Yaml::Null)
     }
 
-    fn visit_none<E>(self) -> Result<Yaml, E> {
-        Ok(Yaml::Null)
-    }
-
-    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Yaml, D::Error> {
-        Yaml::deserialize(deserializer)
-    }
-
     fn visit_bool<E>(self, value: bool) -> Result<Yaml, E> {
         Ok(Yaml::Bool(value))
     }
@@ -164,16 +156,12 @@ impl<'de> Visitor<'de> for YamlVisitor {
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<Yaml, E> {
-        // Infinity and what is no number have no JSON and no place in a kubeconfig.
+        // JSON has no infinity and no NaN, and a kubeconfig has no use for them.
         Ok(Number::from_f64(value).map_or(Yaml::Null, Yaml::Number))
     }
 
     fn visit_str<E>(self, text: &str) -> Result<Yaml, E> {
         Ok(Yaml::Text(text.to_owned()))
-    }
-
-    fn visit_string<E>(self, text: String) -> Result<Yaml, E> {
-        Ok(Yaml::Text(text))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Yaml, A::Error> {
@@ -193,14 +181,14 @@ impl<'de> Visitor<'de> for YamlVisitor {
     }
 }
 
-/// The text of a document.
+/// Returns the text of a document.
 pub(super) fn write(document: &Yaml) -> String {
     let mut text = String::new();
     block(&mut text, document, 0);
     text
 }
 
-/// The lines of a value, each `depth` levels in.
+/// Writes the lines of a value, indented by `depth` levels.
 fn block(text: &mut String, value: &Yaml, depth: usize) {
     let indent = "  ".repeat(depth);
     match value {
@@ -209,7 +197,7 @@ fn block(text: &mut String, value: &Yaml, depth: usize) {
                 text.push_str(&format!("{indent}{}:", scalar(key)));
                 if value.needs_lines() {
                     text.push('\n');
-                    // A list is as far in as its key, as kubectl writes it.
+                    // A list has the indentation of its key, as kubectl writes it.
                     let more = usize::from(matches!(value, Yaml::Keys(_)));
                     block(text, value, depth.saturating_add(more));
                 } else {
@@ -235,7 +223,7 @@ fn block(text: &mut String, value: &Yaml, depth: usize) {
     }
 }
 
-/// A value on one line. Lists and keys come here only when they are empty.
+/// Returns a value on one line. Lists and keys come here only if they are empty.
 fn plain(value: &Yaml) -> String {
     match value {
         Yaml::Null => "null".to_owned(),
@@ -247,7 +235,7 @@ fn plain(value: &Yaml) -> String {
     }
 }
 
-/// A text without quotes where that cannot be mistaken.
+/// Returns a text without quotes if YAML reads it as text, and with quotes otherwise.
 fn scalar(text: &str) -> String {
     let begins_well = text
         .bytes()
@@ -256,8 +244,8 @@ fn scalar(text: &str) -> String {
     let is_plain = text
         .bytes()
         .all(|byte| byte.is_ascii_alphanumeric() || b"-._/@:+=".contains(&byte));
-    // These words are values in YAML 1.1, which kubectl reads. A `:` ends a key before a space or at the
-    // end, and only there.
+    // These words are values of other types in YAML 1.1, which kubectl reads. A `:` ends a key only before a space
+    // and at the end.
     let is_word = ["null", "true", "false", "yes", "no", "on", "off", "y", "n"]
         .iter()
         .any(|word| text.eq_ignore_ascii_case(word));

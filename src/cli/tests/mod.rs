@@ -14,7 +14,7 @@ use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair, date_time_ymd};
 
 use standin::TempDir;
 
-use super::{Cli, Command, StartBlock, failure::exit_code, parse_from, sentence};
+use super::{Cli, Command, StartBlock, messages::exit_code, parse_from, sentence};
 use crate::{
     app::AppError,
     config::{self, ClusterConfig, Environment, IdentityFiles, ServeArgs, TrustSource},

@@ -44,8 +44,8 @@ fn kubeconfig_gives_url_ca_and_name() {
     let other = of_kubeconfig(&scratch, KUBECONFIG, Some("lab"));
     assert_eq!(other.name, "lab");
     assert_eq!(other.expected_name, name("192.0.2.1"));
-    let beside = scratch.path().join("etc/pki/lab.crt");
-    assert_eq!(other.trust, TrustSource::File(beside));
+    let in_same_directory = scratch.path().join("etc/pki/lab.crt");
+    assert_eq!(other.trust, TrustSource::File(in_same_directory));
 }
 
 #[test]

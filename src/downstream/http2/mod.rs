@@ -173,7 +173,7 @@ where
         self.open.send_modify(|open| {
             *open += 1;
             if *open == self.max {
-                self.connected.counts().limits_hit.count(Limit::Streams);
+                self.connected.counters().limits_hit.count(Limit::Streams);
             }
         });
         let open = StreamCount(Arc::clone(&self.open));

@@ -7,7 +7,7 @@
 use std::{
     hash::{BuildHasher, RandomState},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -16,7 +16,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{EndpointHealth, Health};
-use crate::hosts::UpstreamAddr;
+use crate::{hosts::UpstreamAddr, upstream::lock};
 
 /// One address of an apiserver.
 #[derive(Debug)]
@@ -141,7 +141,7 @@ impl Endpoint {
     }
 
     fn with<T>(&self, look: impl FnOnce(&mut HealthRecord) -> T) -> T {
-        look(&mut self.record.lock().unwrap_or_else(PoisonError::into_inner))
+        look(&mut lock(&self.record))
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -24,7 +24,7 @@ use tracing::{info, warn};
 
 pub(super) use health::Endpoint;
 
-use crate::{hosts::UpstreamAddr, text::error_chain};
+use crate::{hosts::UpstreamAddr, text::error_chain, upstream::lock};
 use health::with_jitter;
 
 /// All addresses of one apiserver.
@@ -209,10 +209,7 @@ impl Endpoints {
     /// Recomputes which endpoints are ejected. Serialized, because a stale result written last would
     /// stay until the next change.
     fn update_ejections(&self) {
-        let _alone = self
-            .ejection_update
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let _alone = lock(&self.ejection_update);
         let list = self.list.load();
         let any_healthy = list
             .iter()

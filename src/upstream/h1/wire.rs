@@ -6,7 +6,7 @@ use std::{
     future::{Future as _, poll_fn},
     io, mem,
     pin::{Pin, pin},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     task::{Context, Poll, Waker, ready},
 };
 
@@ -18,7 +18,7 @@ use tokio::{
 use tokio_util::io::poll_read_buf;
 
 use super::H1Error;
-use crate::transport::Readable;
+use crate::{transport::Readable, upstream::lock};
 
 /// An established stream.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ pub(super) struct SharedIo(Arc<Mutex<Box<dyn Readable>>>);
 impl SharedIo {
     /// Runs `use_io` with the stream.
     pub(super) fn with<T>(&self, use_io: impl FnOnce(&mut dyn Readable) -> T) -> T {
-        use_io(&mut **self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        use_io(&mut **lock(&self.0))
     }
 }
 

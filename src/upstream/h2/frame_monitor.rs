@@ -9,7 +9,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU32, Ordering},
     },
     task::{Context, Poll},
@@ -19,6 +19,8 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::Instant,
 };
+
+use crate::upstream::lock;
 
 /// What the frames of one upstream HTTP/2 connection say so far.
 #[derive(Debug)]
@@ -76,10 +78,7 @@ impl PeerState {
 
     /// When the peer last sent bytes.
     pub(super) fn last_read(&self) -> Instant {
-        *self
-            .last_read
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.last_read)
     }
 }
 
@@ -106,11 +105,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for FrameMonitor<S> {
         if let Some(new) = buf.filled().get(before..)
             && !new.is_empty()
         {
-            *this
-                .peer
-                .last_read
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner) = Instant::now();
+            *lock(&this.peer.last_read) = Instant::now();
             let peer = &this.peer;
             this.incoming.scan(new, |frame| peer.received(frame));
         }

@@ -20,7 +20,7 @@ fn no_body() -> Upload {
 /// `SETTINGS_MAX_CONCURRENT_STREAMS`.
 const MAX_STREAMS: u16 = 3;
 
-type Wire = FrameConnection<DuplexStream>;
+type FarEnd = FrameConnection<DuplexStream>;
 
 async fn connect(stream: DuplexStream, drain: &Drain) -> Result<H2Connection, h2::Error> {
     let endpoint = Arc::new(Endpoint::new(UpstreamAddr(([127, 0, 0, 1], 6443).into())));
@@ -28,7 +28,7 @@ async fn connect(stream: DuplexStream, drain: &Drain) -> Result<H2Connection, h2
     H2Connection::establish(batcher, endpoint, &Timeouts::default(), drain).await
 }
 
-async fn connected(drain: &Drain) -> (H2Connection, Wire) {
+async fn connected(drain: &Drain) -> (H2Connection, FarEnd) {
     let (near, far) = duplex(64 * 1024);
     let (near, far) = tokio::join!(
         connect(near, drain),

@@ -8,20 +8,31 @@
 
 mod table;
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
+use bytes::Bytes;
 use http::{Response, StatusCode, request::Parts};
+use hyper::body::{Body, Frame, SizeHint};
 use tokio::{sync::Mutex, time::Instant};
 use tracing::debug;
 
 pub(super) use table::{LeaseTable, LeasedH1};
 
 use super::{
-    Cluster, RequestBody, ResponseBody, UpstreamContext, UpstreamError, context::Connection, dial,
-    h1, request_body::Upload,
+    Cluster, DownloadError, RequestBody, Upgraded, UpstreamContext, UpstreamError,
+    context::Connection,
+    dial,
+    h1::{self, H1Connection, H1Response},
+    h2::H2Response,
+    request_body::Upload,
 };
 use crate::{metrics::LeaseEnd, text::error_chain};
-use table::{Freshness, LeasedSlot, Lookup};
+use table::{LeasedSlot, Lookup};
 
 /// The upstream side of one downstream connection.
 #[derive(Debug)]
@@ -63,11 +74,11 @@ impl ClientLeases {
     ) -> Result<Response<ResponseBody>, UpstreamError> {
         let wants_h2 = head.version == http::Version::HTTP_2;
         let upload = Upload::new(body, self.context.limits.replay_bytes);
-        let slot = match self.table.find(cluster.id, wants_h2, Freshness::Any) {
+        let slot = match self.table.find(cluster.id, wants_h2, None) {
             Lookup::Slot(slot) => slot,
             // Rare steps are on the heap: a stream keeps the memory of its largest step to its end.
             Lookup::MustDial | Lookup::MustDialH1 => {
-                Box::pin(self.slot(cluster, wants_h2, Freshness::Any)).await?
+                Box::pin(self.slot(cluster, wants_h2, None)).await?
             }
         };
         let first_try = Instant::now();
@@ -84,8 +95,7 @@ impl ClientLeases {
         };
         Box::pin(async {
             // A newer connection: the cause that ended the first one may have ended all of its age.
-            let newer = Freshness::EstablishedAfter(first_try);
-            let slot = self.slot(cluster, wants_h2, newer).await?;
+            let slot = self.slot(cluster, wants_h2, Some(first_try)).await?;
             let result = self.exchange(slot, head, upload).await;
             result
                 .map_err(|failed| failed.error)
@@ -123,21 +133,21 @@ impl ClientLeases {
             .map_err(|failed| failed.error)
     }
 
-    /// A stream or connection that is free now, otherwise a new one.
+    /// A stream or connection that is free now and was established after `newer_than`, otherwise a new one.
     async fn slot(
         &self,
         cluster: &Cluster,
         wants_h2: bool,
-        freshness: Freshness,
+        newer_than: Option<Instant>,
     ) -> Result<LeasedSlot, UpstreamError> {
-        match self.table.find(cluster.id, wants_h2, freshness) {
+        match self.table.find(cluster.id, wants_h2, newer_than) {
             Lookup::Slot(slot) => return Ok(slot),
             Lookup::MustDialH1 => return self.dial(cluster, wants_h2).await,
             Lookup::MustDial => {}
         }
         let asked = Instant::now();
         let mut last_failure = self.dialling.lock().await;
-        match self.table.find(cluster.id, wants_h2, freshness) {
+        match self.table.find(cluster.id, wants_h2, newer_than) {
             Lookup::Slot(slot) => return Ok(slot),
             Lookup::MustDialH1 => {
                 drop(last_failure);
@@ -218,6 +228,69 @@ impl ClientLeases {
                         }),
                     })
             }
+        }
+    }
+}
+
+/// The body of one upstream response. Dropping it before its end cancels the exchange upstream at once:
+/// `RST_STREAM(CANCEL)` over HTTP/2, closing the connection over HTTP/1.1.
+#[derive(Debug)]
+pub struct ResponseBody(ProtocolBody);
+
+#[derive(Debug)]
+enum ProtocolBody {
+    /// Boxed, because it holds its connection; an HTTP/2 stream would waste that memory.
+    H1(Box<H1Response<LeasedH1>>),
+    H2(H2Response),
+}
+
+impl ResponseBody {
+    pub(super) fn from_h1(response: Response<H1Response<LeasedH1>>) -> Response<Self> {
+        response.map(|body| Self(ProtocolBody::H1(Box::new(body))))
+    }
+
+    pub(super) fn from_h2(response: Response<H2Response>) -> Response<Self> {
+        response.map(|body| Self(ProtocolBody::H2(body)))
+    }
+
+    /// The stream of bytes after a 101; `None` for every other response.
+    #[must_use]
+    pub fn into_upgraded(self) -> Option<Upgraded> {
+        match self.0 {
+            ProtocolBody::H1(body) => body
+                .into_connection()
+                .and_then(LeasedH1::into_connection)
+                .map(H1Connection::into_upgraded),
+            ProtocolBody::H2(_) => None,
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = DownloadError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, DownloadError>>> {
+        match &mut self.0 {
+            ProtocolBody::H1(body) => body.poll_frame(cx).map_err(DownloadError::H1),
+            ProtocolBody::H2(body) => body.poll_frame(cx).map_err(DownloadError::H2),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            ProtocolBody::H1(body) => body.is_end_stream(),
+            ProtocolBody::H2(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            ProtocolBody::H1(body) => body.size_hint(),
+            ProtocolBody::H2(body) => body.size_hint(),
         }
     }
 }

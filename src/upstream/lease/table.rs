@@ -19,6 +19,7 @@ use crate::{
         context::{Connection, IdlePool},
         h1::H1Connection,
         h2::{H2Connection, H2Stream},
+        lock,
     },
 };
 
@@ -58,13 +59,6 @@ pub(super) enum Lookup {
     MustDial,
 }
 
-/// How recent a connection must be.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Freshness {
-    Any,
-    EstablishedAfter(Instant),
-}
-
 impl LeaseTable {
     pub(super) fn new(idle: Arc<IdlePool>) -> Arc<Self> {
         Arc::new(Self {
@@ -74,27 +68,27 @@ impl LeaseTable {
         })
     }
 
-    /// Finds a free stream or connection in this table, otherwise in the idle pool.
+    /// Finds a free stream or connection in this table, otherwise in the idle pool. With `newer_than`, only a
+    /// connection established after that time counts.
     pub(super) fn find(
         self: &Arc<Self>,
         cluster: u64,
         wants_h2: bool,
-        freshness: Freshness,
+        newer_than: Option<Instant>,
     ) -> Lookup {
         self.with(cluster, |leases| {
             // Retired connections are dropped here; their open streams keep them alive until they end.
             leases.h2.retain(H2Connection::is_open);
             leases.drop_unusable(self.idle.max_age());
             if wants_h2 && !leases.speaks_h1 {
-                let is_fresh = |connection: &&H2Connection| match freshness {
-                    Freshness::Any => true,
-                    Freshness::EstablishedAfter(at) => connection.established() > at,
-                };
-                let mut fresh = leases.h2.iter().filter(is_fresh);
-                if let Some(stream) = fresh.find_map(H2Connection::take_stream) {
+                let mut new_enough = leases
+                    .h2
+                    .iter()
+                    .filter(|connection| newer_than.is_none_or(|at| connection.established() > at));
+                if let Some(stream) = new_enough.find_map(H2Connection::take_stream) {
                     return Lookup::Slot(LeasedSlot::H2(stream));
                 }
-                if matches!(freshness, Freshness::Any)
+                if newer_than.is_none()
                     && let Some(Connection::H2(connection)) = self.idle.take(cluster, true)
                     && let Some(stream) = connection.take_stream()
                 {
@@ -103,7 +97,7 @@ impl LeaseTable {
                 }
                 return Lookup::MustDial;
             }
-            if matches!(freshness, Freshness::EstablishedAfter(_)) {
+            if newer_than.is_some() {
                 return Lookup::MustDialH1;
             }
             if let Some(connection) = leases.h1.pop() {
@@ -155,20 +149,14 @@ impl LeaseTable {
 
     /// Closes idle connections that are too old or were closed by the apiserver.
     pub(in crate::upstream) fn sweep(&self) {
-        let mut by_cluster = self
-            .by_cluster
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut by_cluster = lock(&self.by_cluster);
         for (_, leases) in by_cluster.iter_mut() {
             leases.drop_unusable(self.idle.max_age());
         }
     }
 
     fn with<T>(&self, cluster: u64, use_leases: impl FnOnce(&mut ClusterLeases) -> T) -> T {
-        let mut by_cluster = self
-            .by_cluster
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut by_cluster = lock(&self.by_cluster);
         let at = by_cluster
             .iter()
             .position(|(id, _)| *id == cluster)

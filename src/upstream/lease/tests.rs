@@ -33,7 +33,7 @@ async fn http1_connection_idle_too_long_is_not_reused() {
         let connection = H1Connection::new(Box::new(near), endpoint);
         table.give_back(1, connection);
         advance(idle).await;
-        let found = table.find(1, false, Freshness::Any);
+        let found = table.find(1, false, None);
         let found = matches!(found, Lookup::Slot(LeasedSlot::H1(_)));
         assert_eq!(found, used_again, "after {idle:?}");
     }
@@ -69,21 +69,21 @@ async fn closed_connections_are_found_however_many_there_are() {
         table.give_back(1, H1Connection::new(Box::new(near), endpoint));
         drop(far);
     }
-    let found = table.find(1, false, Freshness::Any);
+    let found = table.find(1, false, None);
     assert!(matches!(found, Lookup::MustDialH1), "{found:?}");
 }
 
 #[tokio::test]
 async fn connection_closed_by_apiserver_is_not_counted_as_age() {
-    let (counts, generation) = (Arc::new(Counters::default()), Arc::new(()));
+    let (counters, generation) = (Arc::new(Counters::default()), Arc::new(()));
     let idle = IdlePool::new(1, MAX_AGE, Drain::new());
     let (near, far) = duplex(1024);
     let endpoint = endpoint();
     let connection = H1Connection::new(Box::new(near), endpoint);
-    connection.stats().on_dial(&counts, &generation);
+    connection.stats().on_dial(&counters, &generation);
     idle.put(1, Connection::H1(connection));
     drop(far);
     assert!(idle.take(1, false).is_none());
-    assert_eq!(counts.leases_retired.value(LeaseEnd::Closed), 1);
-    assert_eq!(counts.leases_retired.value(LeaseEnd::Age), 0);
+    assert_eq!(counters.leases_retired.value(LeaseEnd::Closed), 1);
+    assert_eq!(counters.leases_retired.value(LeaseEnd::Age), 0);
 }

@@ -457,7 +457,7 @@ async fn pem_text_in_place_of_a_path_is_named_as_such() {
     let output = run(&args, &[("KUBE_TLS_PROXY_KEY", &key)]).await;
     assert_eq!(
         String::from_utf8_lossy(&output.stderr),
-        "kube-tls-proxy: environment variable KUBE_TLS_PROXY_KEY: --key: a path belongs here, not the key itself; write it to a file and name that\n"
+        "kube-tls-proxy: environment variable KUBE_TLS_PROXY_KEY: --key: the value is the key itself and not a path; write it to a file and give the path of that file\n"
     );
 }
 
@@ -523,8 +523,7 @@ async fn reload_does_not_log_or_serve_a_secret() {
             loop {
                 let lines = binary.stderr();
                 let failed = lines.iter().filter(|line| {
-                    line.contains("reload failed")
-                        || line.contains("SIGHUP: the files are as wrong")
+                    line.contains("reload failed") || line.contains("reload failed again")
                 });
                 if failed.count() >= failures {
                     return lines;

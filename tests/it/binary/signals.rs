@@ -152,15 +152,19 @@ async fn sighup_without_anything_new_is_answered() {
     let upstream = world.apiserver().start().await;
     let binary = Binary::start(&world, upstream.address(), &[]).await;
     binary.signal("HUP").await;
-    binary.wait_for_line("SIGHUP: nothing has changed").await;
+    binary.wait_for_line("reload found no changes").await;
     std::fs::write(world.dir.path().join("public.key"), "").unwrap();
     binary.signal("HUP").await;
     binary.wait_for_line("reload failed").await;
     binary.signal("HUP").await;
-    let line = binary.wait_for_line("as wrong as before").await;
+    let line = binary
+        .wait_for_line("reload failed again with the same error")
+        .await;
     assert!(line.contains("public.key: is empty"), "{line}");
     let lines = binary.stderr();
-    let answers = lines.iter().filter(|line| line.contains("SIGHUP: nothing"));
+    let answers = lines
+        .iter()
+        .filter(|line| line.contains("reload found no changes"));
     assert_eq!(answers.count(), 1, "{lines:?}");
 }
 

@@ -1,0 +1,111 @@
+//! What the command line prints: output, errors and exit codes.
+
+use std::{
+    error::Error,
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use clap::{
+    builder::StyledStr,
+    error::{ContextKind, ContextValue},
+};
+
+use crate::{app::AppError, quote, text::error_chain};
+
+/// Returns 2 if the command line or the configuration must change first, and 1 for everything else.
+pub(super) fn exit_code(error: &AppError) -> ExitCode {
+    match error {
+        AppError::Config(_)
+        | AppError::Pki(_)
+        | AppError::Setup(_)
+        | AppError::LogFilter(_)
+        | AppError::Listen { .. }
+        | AppError::Inherited { .. }
+        | AppError::Admin(_) => ExitCode::from(2),
+        AppError::Run { .. } => ExitCode::from(1),
+    }
+}
+
+/// The error and its causes, joined by `: `.
+#[must_use]
+pub fn sentence(error: &(dyn Error + 'static)) -> String {
+    error_chain(error).to_string()
+}
+
+/// Prints `text` on stdout.
+///
+/// # Errors
+///
+/// When not all of it is written: half of a file must not pass for a whole one. A closed pipe is no error, because its
+/// reader has read all that it wanted.
+pub(super) fn print(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    let written = stdout.write_all(text.as_bytes());
+    match written.and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
+}
+
+/// Prints `kube-tls-proxy: …` on stderr.
+pub fn print_error(error: &(dyn Error + 'static)) {
+    let text = sentence(error);
+    // If stderr is closed, the exit code says enough.
+    drop(writeln!(io::stderr().lock(), "kube-tls-proxy: {text}"));
+}
+
+/// Prints the message of the argument parser, without values that may be a secret, and returns the exit code.
+pub(super) fn print_parser_error(mut error: clap::Error) -> ExitCode {
+    let mut pasted = None;
+    let hidden: Vec<_> = error
+        .context()
+        .filter_map(|(kind, value)| Some((kind, hide(value, &mut pasted)?)))
+        .collect();
+    for (kind, value) in hidden {
+        error.insert(kind, value);
+    }
+    if let Some(found) = pasted {
+        // Tips of the parser can repeat the value.
+        for kind in [
+            ContextKind::SuggestedArg,
+            ContextKind::SuggestedSubcommand,
+            ContextKind::SuggestedValue,
+        ] {
+            error.remove(kind);
+        }
+        let tip =
+            format!("a path or a name belongs here, not {found}; write it to a file and name that");
+        let tips = ContextValue::StyledStrs(vec![StyledStr::from(tip)]);
+        error.insert(ContextKind::Suggested, tips);
+    }
+    // If the pipe is closed, the exit code says enough.
+    drop(error.print());
+    if error.use_stderr() {
+        ExitCode::from(2)
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+/// Returns `value` without the texts that may be a secret, if it has any, and sets `pasted` to what they are.
+fn hide(value: &ContextValue, pasted: &mut Option<&'static str>) -> Option<ContextValue> {
+    let mut is_hidden = false;
+    let mut safe = |text: &String| match quote::pasted(text) {
+        Some(found) => {
+            is_hidden = true;
+            *pasted = Some(found);
+            quote::HIDDEN.to_owned()
+        }
+        None => text.clone(),
+    };
+    let safe = if let ContextValue::String(text) = value {
+        ContextValue::String(safe(text))
+    } else if let ContextValue::Strings(texts) = value {
+        ContextValue::Strings(texts.iter().map(safe).collect())
+    } else {
+        // Numbers and texts of the parser itself.
+        return None;
+    };
+    is_hidden.then_some(safe)
+}
