@@ -4,7 +4,7 @@
 mod http1;
 mod http2;
 #[cfg(test)]
-mod sizes;
+mod tests;
 
 use std::{io, sync::Arc, time::Duration};
 

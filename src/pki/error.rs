@@ -96,7 +96,7 @@ pub enum PkiFileError {
     },
     /// A block whose text begins on the line of its `BEGIN`.
     #[error(
-        "line {line} goes on after `-----BEGIN {label}-----`, so the line breaks of the file are lost; copy it again, with its line breaks"
+        "line {line} continues after `-----BEGIN {label}-----`, so the line breaks of the file are lost; copy it again, with its line breaks"
     )]
     LineBreaksLost {
         /// Line of its `BEGIN`, from 1.
