@@ -170,7 +170,7 @@ def libraries(binary):
 
 
 def mount_files(root, pod, user):
-    """Puts what the pod mounts where it mounts it, and starts what stands for the apiserver."""
+    """Puts what the pod mounts where it mounts it, and starts the stand-in for the apiserver."""
     mounts = {mount["name"]: root / mount["mountPath"].lstrip("/") for mount in pod["containers"][0]["volumeMounts"]}
     for path in mounts.values():
         path.mkdir(parents=True)
