@@ -207,6 +207,27 @@ async fn each_request_is_one_line_with_all_fields() {
     assert_eq!(events(&binary).iter().filter(of_requests).count(), 2);
 }
 
+/// The path is logged as the client wrote it. Resource and namespace are those that the apiserver serves.
+#[tokio::test]
+async fn encoded_path_is_logged_with_its_real_resource() {
+    let world = World::new();
+    let upstream = world.apiserver().http(echo).start().await;
+    let binary = start(&world, upstream.address(), "info").await;
+    let path = "/api/v1/namespaces/suite%2F%63onfigmaps/c";
+    let http2 = binary.client(&world).http2().await;
+    http2.get(&format!("https://{HOST}{path}")).await.unwrap();
+    let line = event(&binary, "request", path).await;
+    for (field, value) in [
+        ("k8s.verb", "get"),
+        ("k8s.resource", "configmaps"),
+        ("k8s.namespace", "suite"),
+    ] {
+        assert_eq!(line[field], value, "{field} of {line}");
+    }
+    let requests = upstream.requests();
+    assert!(requests.iter().any(|request| request.target == path));
+}
+
 /// Requests that may take hours are logged at their start, too.
 #[tokio::test]
 async fn watches_and_tunnels_are_logged_at_start_and_end() {

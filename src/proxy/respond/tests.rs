@@ -144,7 +144,8 @@ async fn no_message_names_address_or_certificate() {
     }
 }
 
-/// client-go repeats any method on `Retry-After`, so the response to a request that may have been processed has none.
+/// client-go repeats a request of any method on `Retry-After`, so a request that the apiserver may have
+/// processed gets none.
 #[tokio::test]
 async fn only_unprocessed_request_gets_retry_after() {
     let mut with = 0;
