@@ -1,5 +1,6 @@
-//! Keeps the shape of the code: a duty at the top of every file, short files, imports in one direction,
-//! the few words that must not stand in `src`, and the list of test cases.
+//! Keeps the shape and the words of the code: imports in one direction, a duty at the top of every file, files
+//! of a useful size, one meaning per type name, short test names, plain English, a true map, and the list of
+//! test cases.
 
 #![expect(
     clippy::unwrap_used,
@@ -7,13 +8,13 @@
 )]
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
 
 /// What each module may import from this crate besides itself, in the order in which a request meets
-/// them. A module uses what lies ahead on the way of a request, and leaves; never what lies behind.
+/// them. A module uses what a request meets later, and leaves; never what the request met earlier.
 const MAY_USE: &[(&str, &[&str])] = &[
     (
         "app",
@@ -131,10 +132,89 @@ const MAY_USE: &[(&str, &[&str])] = &[
 /// Leaves that every module may use.
 const LEAVES: &[&str] = &["hosts", "quote", "text"];
 
-/// Lines of a file, whatever is in them.
+/// A file with fewer lines is a part of another one: it only adds a door to open.
+const MIN_LINES: usize = 40;
+/// A file with more lines, tests not counted, mostly has two duties.
 const MAX_LINES: usize = 600;
 
-/// Words that must not stand in `src`, the one file that may have them, and why.
+/// Files below [`MIN_LINES`], and why.
+const SMALL_FILES: &[(&str, &str)] = &[
+    ("bench.rs", "the door of `benches` into the crate"),
+    ("fuzz.rs", "the door of `fuzz` into the crate"),
+    ("cli/completions.rs", "every subcommand has a file"),
+    (
+        "downstream/bench.rs",
+        "the door of `benches` into this folder",
+    ),
+];
+
+/// Files above [`MAX_LINES`], and why they have one duty all the same.
+const LARGE_FILES: &[(&str, &str)] = &[];
+
+/// Type names that `src` may use twice, and why.
+const SHARED_TYPE_NAMES: &[(&str, &str)] = &[];
+
+/// Longer names of tests are sentences that have to be decoded.
+const MAX_TEST_NAME: usize = 60;
+
+/// What [`OLD_WORDS`] is checked in, from the root of the repository.
+const PROSE: &[&str] = &[
+    "docs",
+    "config",
+    "examples",
+    "fuzz",
+    "benches",
+    "tests/README.md",
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "Cargo.toml",
+    "Dockerfile",
+    "clippy.toml",
+    "deny.toml",
+    "justfile",
+    ".ci/run",
+];
+
+/// Words that a reader has to decode, and the words of the field. `…` ends a word with any letters.
+const OLD_WORDS: &[(&str, &str)] = &[
+    ("anybody", "name who: `a client`, `an operator`"),
+    ("everybody", "name who: `all clients`, `all operators`"),
+    ("nobody", "name who: `no client`, `no operator`"),
+    ("somebody", "name who: `a client`, `an operator`"),
+    ("whoever", "name who: `a client that`, `an attacker who`"),
+    ("comes about", "`is accepted`, `is opened`"),
+    ("for ever", "`forever`, or name the end"),
+    ("goes on", "`continues`"),
+    ("ill", "`unhealthy`"),
+    ("is well", "`is healthy`"),
+    ("be well", "`be healthy`"),
+    ("becomes well", "`becomes healthy`"),
+    ("idle set", "`idle pool`"),
+    ("looks whether", "`checks whether`"),
+    ("mend…", "`fix`"),
+    ("pass over", "`eject`, `skip`"),
+    ("passed over", "`ejected`, `skipped`"),
+    ("people outside", "`users`"),
+    ("shake hands", "`run the handshake`"),
+    ("shakes hands", "`runs the handshake`"),
+    ("so long", "`for`, `until`, `while`"),
+    ("so many", "a number, `up to`, `per`"),
+    ("spoil…", "`poison`"),
+    ("spotless", "`reusable`"),
+    ("stands", "`is`, `runs`, `means`"),
+    ("takeover", "`reuse-port`"),
+    ("tunnel rest", "`half-close timeout`"),
+];
+
+/// `behind` is for places, and for time only if a clock or a reader is late. One of these words is then near.
+const BEHIND_A: &[&str] = &[
+    "ahead", "balancer", "clock", "firewall", "gateway", "ingress", "lag", "leave", "leaves",
+    "left", "nat",
+];
+
+/// Text that `src` must not contain, the one file that may contain it, and why.
 const FORBIDDEN: &[(&str, Option<&str>, &str)] = &[
     (
         ".dangerous()",
@@ -178,15 +258,166 @@ fn modules_import_only_what_lies_ahead_of_them() {
 }
 
 #[test]
-fn files_stay_short() {
-    for file in sources() {
-        let lines = file.text.lines().count();
-        assert!(
-            lines <= MAX_LINES,
-            "{}: {lines} lines; split it by duty",
-            file.path.display()
-        );
+fn files_have_a_useful_size() {
+    let mut wrong = Vec::new();
+    for file in production_sources() {
+        let path = file.relative();
+        let lines = file.production().lines().count();
+        let may_be_small = path.ends_with("mod.rs")
+            || path.ends_with("error.rs")
+            || matches!(path.as_str(), "lib.rs" | "main.rs")
+            || is_listed(SMALL_FILES, &path);
+        if lines < MIN_LINES && !may_be_small {
+            wrong.push(format!("src/{path}: {lines} lines; merge it with its user"));
+        }
+        if lines > MAX_LINES && !is_listed(LARGE_FILES, &path) {
+            wrong.push(format!("src/{path}: {lines} lines; split it by duty"));
+        }
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn type_names_are_used_once() {
+    let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for file in production_sources() {
+        for name in type_names(file.production()) {
+            found.entry(name).or_default().push(file.relative());
+        }
+    }
+    assert!(found.len() > 100, "{} types", found.len());
+    let twice: Vec<_> = found
+        .iter()
+        .filter(|(name, files)| files.len() > 1 && !is_listed(SHARED_TYPE_NAMES, name))
+        .map(|(name, files)| format!("`{name}` is in {}", files.join(", ")))
+        .collect();
+    assert!(
+        twice.is_empty(),
+        "use a more specific name for one of each:\n{}",
+        twice.join("\n")
+    );
+}
+
+#[test]
+fn test_names_are_short() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut long = Vec::new();
+    let mut tests = 0;
+    for folder in ["src", "tests", "benches"] {
+        for file in sources_below(&root.join(folder)) {
+            for name in test_names(&file.text) {
+                tests += 1;
+                if name.len() > MAX_TEST_NAME {
+                    long.push(format!("{folder}/{}: {name}", file.relative()));
+                }
+            }
+        }
+    }
+    assert!(tests > 500, "{tests} tests");
+    assert!(
+        long.is_empty(),
+        "say condition and outcome in {MAX_TEST_NAME} characters:\n{}",
+        long.join("\n")
+    );
+}
+
+#[test]
+fn prose_is_plain_english() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    let mut files = 0;
+    for path in PROSE.iter().flat_map(|path| files_below(&root.join(path))) {
+        // Pictures and the inputs of fuzz targets.
+        let Ok(text) = fs::read_to_string(&path) else {
+            continue;
+        };
+        let is_input = path.components().any(|part| part.as_os_str() == "corpus");
+        if is_input || path.ends_with("tests/tidy.rs") {
+            continue;
+        }
+        files += 1;
+        let path = path.strip_prefix(root).unwrap().display().to_string();
+        // It names what was renamed.
+        let text = if path == "CHANGELOG.md" {
+            text.split('`').step_by(2).collect()
+        } else {
+            text
+        };
+        for (line, word, instead) in old_words(&text) {
+            found.push(format!("{path}:{line}: `{word}`; write {instead}"));
+        }
+    }
+    assert!(files > 100, "{files} files");
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn old_words_are_found_in_names_and_across_lines() {
+    let words = |text: &str| -> Vec<(usize, String)> {
+        old_words(text)
+            .into_iter()
+            .map(|(line, word, _)| (line, word))
+            .collect()
+    };
+    let one = |line, word: &str| vec![(line, word.to_owned())];
+    assert_eq!(words("the mended file"), one(1, "mended"));
+    assert_eq!(words("fn marks_ill() {}"), one(1, "ill"));
+    assert_eq!(words("enum Health { MarkedIll }"), one(1, "ill"));
+    assert_eq!(words("/// It takes so\n/// many."), one(1, "so many"));
+    assert_eq!(words("fill the pill, filling, still"), []);
+    assert_eq!(words("it is behind the answer"), one(1, "behind"));
+    assert_eq!(words("behind a load balancer; left behind"), []);
+}
+
+/// The map is for people who do not know the code yet, so a step that leads nowhere is worse than none.
+#[test]
+fn architecture_names_files_and_functions_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/architecture.md")).unwrap();
+    let mut steps = 0;
+    let mut missing = Vec::new();
+    // What comes after that are places for files that do not exist yet.
+    let (map, _) = page.split_once("## Where new parts go").unwrap();
+    for (at, line) in map.lines().enumerate() {
+        let spans = line.split('`').skip(1).step_by(2);
+        for span in spans.filter(|span| span.contains('/') && span.ends_with(".rs")) {
+            if !root.join("src").join(span).exists() && !root.join(span).exists() {
+                missing.push(format!("{}: there is no `{span}`", at + 1));
+            }
+        }
+        // A step is `1. `file.rs`, `name` and `name`: what happens there.`
+        let Some((_, step)) = line
+            .split_once(". `")
+            .filter(|(number, _)| number.parse::<u32>().is_ok())
+        else {
+            continue;
+        };
+        steps += 1;
+        let Some((names, _)) = step.split_once(": ") else {
+            continue;
+        };
+        let mut names = names.split('`').step_by(2);
+        let Ok(text) = fs::read_to_string(root.join("src").join(names.next().unwrap())) else {
+            continue;
+        };
+        for name in names.filter(|name| !name.is_empty()) {
+            let name = name.rsplit("::").next().unwrap();
+            let kinds = ["fn", "struct", "enum", "trait", "type"];
+            if !kinds.iter().any(|kind| {
+                text.split(&format!("{kind} {name}"))
+                    .skip(1)
+                    .any(|after| !after.starts_with(|c: char| c.is_alphanumeric() || c == '_'))
+            }) {
+                missing.push(format!("{}: the file has no `{name}`", at + 1));
+            }
+        }
+    }
+    assert!(steps > 20, "{steps} steps");
+    assert!(
+        missing.is_empty(),
+        "docs/architecture.md:\n{}",
+        missing.join("\n")
+    );
 }
 
 #[test]
@@ -261,14 +492,28 @@ fn cases_with_a_test(text: &str) -> Vec<u32> {
     found
 }
 
-/// One file below `src`.
+/// One Rust file.
 struct Source {
+    root: PathBuf,
     path: PathBuf,
     module: String,
     text: String,
 }
 
 impl Source {
+    /// The path below the folder that was searched, with `/`.
+    fn relative(&self) -> String {
+        let path = self.path.strip_prefix(&self.root).unwrap();
+        path.to_str().unwrap().replace('\\', "/")
+    }
+
+    /// The text before the tests that are in the same file.
+    fn production(&self) -> &str {
+        self.text
+            .split_once("#[cfg(test)]\nmod tests {")
+            .map_or(&self.text, |(production, _)| production)
+    }
+
     /// The text without the lines that are comments.
     fn code(&self) -> String {
         let lines = self
@@ -314,6 +559,119 @@ fn imports(code: &str) -> Vec<String> {
     found
 }
 
+fn is_listed(list: &[(&str, &str)], name: &str) -> bool {
+    list.iter().any(|(listed, _reason)| *listed == name)
+}
+
+/// The types that this text defines. Associated types have the names that their traits want.
+fn type_names(text: &str) -> Vec<String> {
+    text.lines()
+        .filter_map(|line| {
+            let indented = line.starts_with(' ');
+            let line = line.trim_start();
+            let line = match line.strip_prefix("pub") {
+                Some(rest) if rest.starts_with('(') => rest.split_once(')')?.1.trim_start(),
+                Some(rest) => rest.trim_start(),
+                None => line,
+            };
+            let kinds = ["struct ", "enum ", "trait ", "type "];
+            let kind = kinds.iter().find(|kind| line.starts_with(**kind))?;
+            if indented && *kind == "type " {
+                return None;
+            }
+            let name: String = line
+                .strip_prefix(kind)?
+                .chars()
+                .take_while(|c| c.is_alphanumeric() || *c == '_')
+                .collect();
+            // A macro takes the name as an argument.
+            (!name.is_empty()).then_some(name)
+        })
+        .collect()
+}
+
+/// The names of the functions with a `#[test]` or `#[tokio::test]`.
+fn test_names(text: &str) -> Vec<&str> {
+    let mut found = Vec::new();
+    let mut is_test = false;
+    for line in text.lines().map(str::trim_start) {
+        if line.starts_with("#[test]") || line.starts_with("#[tokio::test") {
+            is_test = true;
+        } else if let Some((_, after)) = line.split_once("fn ").filter(|_| is_test) {
+            found.extend(after.split(['(', '<']).next());
+            is_test = false;
+        }
+    }
+    found
+}
+
+/// Each of [`OLD_WORDS`] in this text with its line, and what to write instead.
+fn old_words(text: &str) -> Vec<(usize, String, &'static str)> {
+    let words = words(text);
+    let mut found = Vec::new();
+    for (at, (line, word)) in words.iter().enumerate() {
+        let from_here = words.get(at..).unwrap();
+        for (old, instead) in OLD_WORDS {
+            if let Some(said) = begins_with(from_here, old) {
+                found.push((*line, said, *instead));
+            }
+        }
+        let mut near = words.iter().skip(at.saturating_sub(5)).take(11);
+        if word == "behind" && !near.any(|(_, word)| BEHIND_A.contains(&word.as_str())) {
+            found.push((*line, word.clone(), "`after`, `past`"));
+        }
+    }
+    found
+}
+
+/// What these words have for the phrase that they begin with, if they do.
+fn begins_with(words: &[(usize, String)], phrase: &str) -> Option<String> {
+    let mut said = Vec::new();
+    for (part, (_, word)) in phrase.split(' ').zip(words) {
+        let is_same = match part.strip_suffix('…') {
+            Some(beginning) => word.starts_with(beginning),
+            None => word == part,
+        };
+        if !is_same {
+            return None;
+        }
+        said.push(word.as_str());
+    }
+    (said.len() == phrase.split(' ').count()).then(|| said.join(" "))
+}
+
+/// The words of a text in small letters, with their lines; a name is as many words as it has parts.
+fn words(text: &str) -> Vec<(usize, String)> {
+    let mut found: Vec<(usize, String)> = Vec::new();
+    for (at, line) in text.lines().enumerate() {
+        let mut word = String::new();
+        let mut before = ' ';
+        for c in line.chars().chain([' ']) {
+            let begins = c.is_uppercase() && before.is_lowercase();
+            if (begins || !c.is_alphabetic()) && !word.is_empty() {
+                found.push((at + 1, std::mem::take(&mut word).to_lowercase()));
+            }
+            if c.is_alphabetic() {
+                word.push(c);
+            }
+            before = c;
+        }
+    }
+    found
+}
+
+/// The files below a folder, or the file itself.
+fn files_below(path: &Path) -> Vec<PathBuf> {
+    if path.is_file() {
+        return vec![path.to_owned()];
+    }
+    let mut found = Vec::new();
+    for entry in fs::read_dir(path).unwrap() {
+        found.extend(files_below(&entry.unwrap().path()));
+    }
+    found
+}
+
 /// All files but those that hold nothing but tests.
 fn production_sources() -> impl Iterator<Item = Source> {
     let is_test = |path: &Path| {
@@ -351,7 +709,13 @@ fn sources_below(root: &Path) -> Vec<Source> {
                     .unwrap()
                     .to_owned();
                 let text = fs::read_to_string(&path).unwrap();
-                found.push(Source { path, module, text });
+                let root = root.to_owned();
+                found.push(Source {
+                    root,
+                    path,
+                    module,
+                    text,
+                });
             }
         }
     }

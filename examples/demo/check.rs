@@ -107,7 +107,7 @@ pub(crate) async fn run(kubeconfig: &Path) -> bool {
 }
 
 async fn try_line(kubeconfig: &Path, line: &Line) -> io::Result<()> {
-    // A tab stands for a space within one argument.
+    // A tab is a space within one argument.
     let arguments = line
         .arguments
         .split(' ')

@@ -4,7 +4,7 @@
 mod http1;
 mod http2;
 #[cfg(test)]
-mod sizes;
+mod tests;
 mod tls;
 
 use std::sync::Arc;

@@ -5,20 +5,21 @@
 
 use std::{
     cmp::Ordering,
-    collections::HashMap,
-    sync::{LazyLock, Mutex, PoisonError},
+    collections::BTreeMap,
+    sync::{LazyLock, Mutex, MutexGuard, PoisonError},
 };
 
 use http::StatusCode;
 
 use super::{Exposition, Family, Label, Protocol, Verb, values::MetricValue};
 
-/// The number of requests per row. The lock is contended only during a scrape.
+/// The number of requests per row. The lock is contended only during a scrape. A `BTreeMap`, because it counts
+/// faster than a `HashMap` with the hasher of std, and keeps the order of the exposition.
 #[derive(Debug, Default)]
-pub struct Requests(Mutex<HashMap<Row, u64>>);
+pub struct Requests(Mutex<BTreeMap<Row, u64>>);
 
 /// The labels of one series.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Row {
     pub(super) verb: Verb,
     pub(super) resource: Resource,
@@ -34,12 +35,11 @@ impl Requests {
     /// The sum over all rows.
     #[must_use]
     pub fn sum(&self) -> u64 {
-        let rows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        rows.values().sum()
+        self.rows().values().sum()
     }
 
     pub(super) fn count(&self, row: Row) {
-        let mut rows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rows = self.rows();
         if let Some(count) = rows.get_mut(&row) {
             *count += 1;
             return;
@@ -54,12 +54,8 @@ impl Requests {
         *rows.entry(row).or_default() += 1;
     }
 
-    /// The rows in the order of their labels.
-    fn sorted(&self) -> Vec<(Row, u64)> {
-        let rows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut sorted: Vec<_> = rows.iter().map(|(row, count)| (*row, *count)).collect();
-        sorted.sort_unstable();
-        sorted
+    fn rows(&self) -> MutexGuard<'_, BTreeMap<Row, u64>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -67,21 +63,21 @@ impl MetricValue for Requests {
     /// Not bounded by [`MAX_ROWS`]: otherwise a row could be in `other` in one scrape and not in the next, and
     /// its counter would fall. Proof: `sum_keeps_every_row_of_each_worker`.
     fn merge(&self, other: &Self) {
-        let mut rows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for (row, count) in other.sorted() {
-            *rows.entry(row).or_default() += count;
+        let mut rows = self.rows();
+        for (row, count) in &*other.rows() {
+            *rows.entry(*row).or_default() += count;
         }
     }
 
     fn expose(&self, family: &'static Family, _: Vec<Label>, to: &mut Exposition) {
-        for (row, count) in self.sorted() {
+        for (row, count) in &*self.rows() {
             let labels = vec![
                 ("verb", row.verb.label().into()),
                 ("resource", row.resource.label().into()),
                 ("code", format!("{:03}", row.code).into()),
                 ("protocol", row.protocol.label().into()),
             ];
-            to.counter(family, labels, count);
+            to.counter(family, labels, *count);
         }
     }
 }
@@ -132,8 +128,8 @@ impl Resource {
     }
 }
 
-/// Compares byte by byte: these names are short, and the search takes 20 ns; with the call of `memcmp` that
-/// `str::cmp` makes it takes 190 ns.
+/// Compares byte by byte: these names are short, and the search takes about 20 ns, and about 190 ns with the
+/// call of `memcmp` that `str::cmp` makes.
 fn compare(one: &str, other: &str) -> Ordering {
     one.bytes().cmp(other.bytes())
 }
@@ -253,7 +249,7 @@ mod tests {
                 }
             }
         }
-        let rows = requests.sorted().len();
+        let rows = requests.rows().len();
         let beyond = Verb::ALL.len() * Protocol::ALL.len() * codes.len();
         assert!(rows <= MAX_ROWS + beyond, "{rows} rows");
         assert_eq!(requests.sum(), (beyond * 203) as u64, "none is lost");
@@ -278,7 +274,7 @@ mod tests {
         }
         sum.merge(&one);
         sum.merge(&other);
-        assert_eq!(sum.sorted().len(), 6_000);
+        assert_eq!(sum.rows().len(), 6_000);
     }
 
     #[test]

@@ -205,19 +205,19 @@ fn bad_keys() {
         (
             "line breaks became spaces",
             leaf.key.replace('\n', " "),
-            "key DIR/bad.key: line 1 goes on after `-----BEGIN PRIVATE KEY-----`, so the line breaks of the file are lost; copy it again, with its line breaks",
+            "key DIR/bad.key: line 1 continues after `-----BEGIN PRIVATE KEY-----`, so the line breaks of the file are lost; copy it again, with its line breaks",
         ),
         (
             "line breaks became CR",
             leaf.key.replace('\n', "\r"),
-            "key DIR/bad.key: line 1 goes on after `-----BEGIN PRIVATE KEY-----`, so the line breaks of the file are lost; copy it again, with its line breaks",
+            "key DIR/bad.key: line 1 continues after `-----BEGIN PRIVATE KEY-----`, so the line breaks of the file are lost; copy it again, with its line breaks",
         ),
         (
             "line breaks became letters",
             leaf.key
                 .replace('\n', "\\n")
                 .replace("PRIVATE KEY", "EC PRIVATE KEY"),
-            "key DIR/bad.key: line 1 goes on after `-----BEGIN EC PRIVATE KEY-----`, so the line breaks of the file are lost; copy it again, with its line breaks",
+            "key DIR/bad.key: line 1 continues after `-----BEGIN EC PRIVATE KEY-----`, so the line breaks of the file are lost; copy it again, with its line breaks",
         ),
         (
             "label without an end",
