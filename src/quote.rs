@@ -96,7 +96,7 @@ const KEY: &str = "the key itself";
 const CERTIFICATE: &str = "the certificate itself";
 const TOKEN: &str = "the token itself";
 const CONTENT: &str = "the content of the file";
-/// Stands in a message for a value that it must not repeat.
+/// Replaces a value in a message that must not repeat it.
 pub(crate) const HIDDEN: &str = "(hidden: may be a secret)";
 /// How much of a value a message repeats; a path is repeated whole.
 const MAX_CHARS: usize = 100;
