@@ -68,18 +68,12 @@ fn holds_token(text: &str) -> bool {
 /// base64 nearly every second character is of another class than the one before it.
 fn holds_base64(text: &str) -> bool {
     text.split(|char: char| !is_base64(char)).any(|run| {
-        let classes: Vec<_> = run.chars().map(Class::from_char).collect();
+        let classes: Vec<_> = run.chars().map(class).collect();
         classes.windows(BASE64_WINDOW).any(|window| {
-            let changes = window.windows(2).filter(|pair| match pair {
-                [first, second] => {
-                    first != second && *first != Class::Sign && *second != Class::Sign
-                }
-                _ => false,
-            });
-            let has = |class| window.contains(&class);
-            has(Class::Upper)
-                && has(Class::Lower)
-                && has(Class::Digit)
+            let pairs = window.iter().zip(window.iter().skip(1));
+            let changes = pairs
+                .filter(|(first, second)| first != second && first.is_some() && second.is_some());
+            (0..3).all(|class| window.contains(&Some(class)))
                 && changes.count() >= MIN_CLASS_CHANGES
         })
     })
@@ -89,22 +83,12 @@ fn is_base64(char: char) -> bool {
     char.is_ascii_alphanumeric() || matches!(char, '+' | '/' | '-' | '_' | '=')
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Class {
-    Upper,
-    Lower,
-    Digit,
-    Sign,
-}
-
-impl Class {
-    const fn from_char(char: char) -> Self {
-        match char {
-            'A'..='Z' => Self::Upper,
-            'a'..='z' => Self::Lower,
-            '0'..='9' => Self::Digit,
-            _ => Self::Sign,
-        }
+const fn class(char: char) -> Option<u8> {
+    match char {
+        'A'..='Z' => Some(0),
+        'a'..='z' => Some(1),
+        '0'..='9' => Some(2),
+        _ => None,
     }
 }
 
@@ -112,7 +96,7 @@ const KEY: &str = "the key itself";
 const CERTIFICATE: &str = "the certificate itself";
 const TOKEN: &str = "the token itself";
 const CONTENT: &str = "the content of the file";
-/// Stands in a message for a value that it must not repeat.
+/// Replaces a value in a message that must not repeat it.
 pub(crate) const HIDDEN: &str = "(hidden: may be a secret)";
 /// How much of a value a message repeats; a path is repeated whole.
 const MAX_CHARS: usize = 100;

@@ -1,4 +1,4 @@
-//! The data behind health, metrics and the status page, and the metrics that no worker counts.
+//! The data of health, metrics and the status page, and the metrics that no worker counts.
 
 use std::{fs, net::SocketAddr, sync::Arc, time::SystemTime};
 

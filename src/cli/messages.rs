@@ -57,16 +57,20 @@ pub fn print_error(error: &(dyn Error + 'static)) {
 
 /// Prints the message of the argument parser, without values that may be a secret, and returns the exit code.
 pub(super) fn print_parser_error(mut error: clap::Error) -> ExitCode {
-    let mut pasted = None;
-    let hidden: Vec<_> = error
-        .context()
-        .filter_map(|(kind, value)| Some((kind, hide(value, &mut pasted)?)))
-        .collect();
-    for (kind, value) in hidden {
-        error.insert(kind, value);
-    }
-    if let Some(found) = pasted {
-        // Tips of the parser can repeat the value.
+    let secret = |(kind, value): (_, &ContextValue)| {
+        let ContextValue::String(text) = value else {
+            return None;
+        };
+        Some((kind, quote::pasted(text)?))
+    };
+    let secrets: Vec<_> = error.context().filter_map(secret).collect();
+    for (kind, found) in secrets {
+        error.insert(kind, ContextValue::String(quote::HIDDEN.to_owned()));
+        let tip =
+            format!("a path or a name belongs here, not {found}; write it to a file and name that");
+        // This replaces the parser's own tip, which can repeat the value, as can the other suggestions.
+        let tips = ContextValue::StyledStrs(vec![StyledStr::from(tip)]);
+        error.insert(ContextKind::Suggested, tips);
         for kind in [
             ContextKind::SuggestedArg,
             ContextKind::SuggestedSubcommand,
@@ -74,10 +78,6 @@ pub(super) fn print_parser_error(mut error: clap::Error) -> ExitCode {
         ] {
             error.remove(kind);
         }
-        let tip =
-            format!("a path or a name belongs here, not {found}; write it to a file and name that");
-        let tips = ContextValue::StyledStrs(vec![StyledStr::from(tip)]);
-        error.insert(ContextKind::Suggested, tips);
     }
     // If the pipe is closed, the exit code says enough.
     drop(error.print());
@@ -86,26 +86,4 @@ pub(super) fn print_parser_error(mut error: clap::Error) -> ExitCode {
     } else {
         ExitCode::SUCCESS
     }
-}
-
-/// Returns `value` without the texts that may be a secret, if it has any, and sets `pasted` to what they are.
-fn hide(value: &ContextValue, pasted: &mut Option<&'static str>) -> Option<ContextValue> {
-    let mut is_hidden = false;
-    let mut safe = |text: &String| match quote::pasted(text) {
-        Some(found) => {
-            is_hidden = true;
-            *pasted = Some(found);
-            quote::HIDDEN.to_owned()
-        }
-        None => text.clone(),
-    };
-    let safe = if let ContextValue::String(text) = value {
-        ContextValue::String(safe(text))
-    } else if let ContextValue::Strings(texts) = value {
-        ContextValue::Strings(texts.iter().map(safe).collect())
-    } else {
-        // Numbers and texts of the parser itself.
-        return None;
-    };
-    is_hidden.then_some(safe)
 }

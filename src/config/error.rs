@@ -184,9 +184,7 @@ pub enum SettingError {
     KubernetesObject { key: String },
     #[error("the path is empty; name a file, or remove the key")]
     EmptyPath,
-    #[error(
-        "the value is {found} and not a path; write it to a file and give the path of that file"
-    )]
+    #[error("a path belongs here, not {found}; write it to a file and name that")]
     NotAPath { found: &'static str },
     #[error("{0}; fix the YAML there")]
     Yaml(YamlError),

@@ -42,187 +42,103 @@ pub enum PkiError {
     },
 }
 
-/// What is wrong with a file of certificates or keys, and how to fix it.
+/// What is wrong with a file of certificates or keys, and how to fix it. Lines and positions count from 1.
 #[derive(Debug, thiserror::Error)]
+#[expect(
+    missing_docs,
+    reason = "the message of each variant is its documentation"
+)]
 pub enum PkiFileError {
-    /// The file cannot be read.
     #[error(transparent)]
     Read(ReadError),
-    /// The file is empty.
     #[error("is empty; {}", expected.fix())]
-    Empty {
-        /// What the file should hold.
-        expected: ExpectedPem,
-    },
-    /// The file has no PEM block.
+    Empty { expected: ExpectedPem },
     #[error("holds no PEM block (`-----BEGIN …`); {}", expected.fix())]
-    NotPem {
-        /// What the file should hold.
-        expected: ExpectedPem,
-    },
-    /// The file is DER, the binary form.
+    NotPem { expected: ExpectedPem },
     #[error("is in DER form; convert it with `openssl {} -inform der -in FILE -out NEW_FILE`", expected.command())]
-    Der {
-        /// What the file should hold.
-        expected: ExpectedPem,
-    },
-    /// The file is a PKCS#12 archive, which holds certificates and key, protected by a password.
+    Der { expected: ExpectedPem },
     #[error("is a PKCS#12 file; extract what belongs here with `openssl pkcs12 -in FILE {} -out NEW_FILE`", expected.part())]
-    Pkcs12 {
-        /// What the file should hold.
-        expected: ExpectedPem,
-    },
-    /// The file has PEM blocks, but none of the expected kind.
+    Pkcs12 { expected: ExpectedPem },
     #[error("holds no {}; {}", expected.noun(), expected.fix())]
-    Lacks {
-        /// What the file should hold.
-        expected: ExpectedPem,
-    },
-    /// A PEM block of a kind that does not belong here.
+    Lacks { expected: ExpectedPem },
     #[error("line {line} begins a {}, which does not belong here; {}", label.unwrap_or("PEM block of an unknown kind"), fix_for_label(label.unwrap_or_default(), *expected))]
     WrongKind {
-        /// Line of its `BEGIN`, from 1.
         line: usize,
-        /// Its label, such as `CERTIFICATE REQUEST`, if it is a known one.
         label: Option<&'static str>,
-        /// What the file should hold.
         expected: ExpectedPem,
     },
-    /// A PEM block without `END`, or with bytes that are not base64.
     #[error("the PEM block that begins on line {line} is damaged; copy the whole file again")]
-    Damaged {
-        /// Line of its `BEGIN`, from 1.
-        line: usize,
-    },
-    /// A block whose text begins on the line of its `BEGIN`.
+    Damaged { line: usize },
     #[error(
         "line {line} continues after `-----BEGIN {label}-----`, so the line breaks of the file are lost; copy it again, with its line breaks"
     )]
-    LineBreaksLost {
-        /// Line of its `BEGIN`, from 1.
-        line: usize,
-        /// Its label.
-        label: &'static str,
-    },
-    /// An `END` and a `BEGIN` on one line: two files were joined, and the first had no final line break.
+    LineBreaksLost { line: usize, label: &'static str },
     #[error("line {line} ends one PEM block and begins another; put a line break between the two")]
-    JoinedBlocks {
-        /// The line, from 1.
-        line: usize,
-    },
-    /// A `BEGIN` that is not at the start of its line, so that other programs do not see it.
+    JoinedBlocks { line: usize },
     #[error("line {line} has other text before its `-----BEGIN`; put that at the start of a line")]
-    BeginNotFirst {
-        /// The line, from 1.
-        line: usize,
-    },
-    /// An `END` without a `BEGIN`.
+    BeginNotFirst { line: usize },
     #[error(
         "the PEM block that ends on line {line} has no `-----BEGIN`; copy the whole file again"
     )]
-    NoBegin {
-        /// Line of the `END`, from 1.
-        line: usize,
-    },
-    /// A private key that is protected by a passphrase.
+    NoBegin { line: usize },
     #[error(
         "the private key on line {line} is encrypted, and the proxy cannot ask for its passphrase; \
          decrypt it with `openssl pkey -in FILE -out NEW_FILE` and restrict who can read the new file"
     )]
-    EncryptedKey {
-        /// Line of its `BEGIN`, from 1.
-        line: usize,
-    },
-    /// More than one private key.
+    EncryptedKey { line: usize },
     #[error("holds {count} private keys; keep only the key of the certificate")]
-    SeveralKeys {
-        /// How many keys there are.
-        count: usize,
-    },
-    /// A key of a kind that no TLS client accepts, or damaged DER.
+    SeveralKeys { count: usize },
     #[error(
         "the private key is damaged or of an unsupported kind; use ECDSA P-256 (or P-384, Ed25519, RSA from 2048 bits)"
     )]
     UnusableKey,
-    /// Key and certificate do not match.
     #[error(
         "does not match the certificate {}; give the key that this certificate was issued for",
         quote::path(certificate)
     )]
-    KeyMismatch {
-        /// The certificate that was given with the key.
-        certificate: PathBuf,
-    },
-    /// The key matches a later certificate of the chain.
+    KeyMismatch { certificate: PathBuf },
     #[error(
         "its key matches certificate {position} of the file, so the certificate of the server is \
          not first; put it first, and each issuer after the certificate that it issued"
     )]
-    LeafNotFirst {
-        /// Position of the server's certificate in the file, from 1.
-        position: usize,
-    },
-    /// A certificate that is not the issuer of the one before it.
+    LeafNotFirst { position: usize },
     #[error(
         "certificate {position} ({subject}) is not the issuer of certificate {} ({issuer}); put the \
          certificate of the server first, each issuer after the certificate that it issued, and nothing else",
         position.saturating_sub(1)
     )]
     ChainOrder {
-        /// Position of this certificate in the file, from 1.
         position: usize,
-        /// Its subject.
         subject: String,
-        /// The issuer that the certificate before it names.
         issuer: String,
     },
-    /// DER that is not a certificate.
     #[error("certificate {position} of the file is {cause}; replace it")]
     Unreadable {
-        /// Position in the file, from 1.
         position: usize,
-        /// The error of the parser.
         cause: UnreadableCertificate,
     },
-    /// A certificate that rustls does not accept.
     #[error(
         "certificate {position} of the file ({subject}) is of a kind that TLS refuses, such as version 1; issue a new one as version 3"
     )]
     Unusable {
-        /// Position in the file, from 1.
         position: usize,
-        /// Its subject.
         subject: String,
-        /// The error of rustls. It is not printed, because its text is a dump of types.
+        // Not printed, because its text is a dump of types.
         cause: rustls::Error,
     },
-    /// The certificate has expired.
     #[error(
         "expired on {on}; renew it, and if the date looks wrong, check the clock of this machine"
     )]
-    Expired {
-        /// When it expired.
-        on: UtcDate,
-    },
-    /// The certificate is not valid yet.
+    Expired { on: UtcDate },
     #[error("is not valid before {from}; check the clock of this machine, or wait until then")]
-    NotYetValid {
-        /// When it becomes valid.
-        from: UtcDate,
-    },
-    /// Every CA of the file has expired.
+    NotYetValid { from: UtcDate },
     #[error("every CA in it has expired, the last one on {on}; get the current CA of the cluster")]
-    AllExpired {
-        /// When the last one did.
-        on: UtcDate,
-    },
-    /// The certificate has no name that a client can verify.
+    AllExpired { on: UtcDate },
     #[error(
         "names no host: it has no DNS name or IP address as subjectAltName, and clients ignore the \
          common name; issue a new one with the public host name as subjectAltName"
     )]
     NoNames,
-    /// The extended key usage lacks `serverAuth`.
     #[error(
         "is not for TLS servers (its extended key usage lacks serverAuth); issue a new one with that usage"
     )]

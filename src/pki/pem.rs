@@ -176,25 +176,19 @@ const BEGIN: &[u8] = b"-----BEGIN ";
 const END: &[u8] = b"-----END ";
 const DASHES: &[u8] = b"-----";
 /// Labels that RFC 7468, OpenSSL, OpenSSH and others write.
-const LABELS: [&str; 20] = [
+const LABELS: [&str; 14] = [
     "CERTIFICATE",
-    "X509 CERTIFICATE",
     "TRUSTED CERTIFICATE",
     "CERTIFICATE REQUEST",
-    "NEW CERTIFICATE REQUEST",
     "X509 CRL",
     "PKCS7",
-    "CMS",
     "PRIVATE KEY",
     "ENCRYPTED PRIVATE KEY",
     "RSA PRIVATE KEY",
     "EC PRIVATE KEY",
-    "DSA PRIVATE KEY",
     "OPENSSH PRIVATE KEY",
     "PUBLIC KEY",
     "RSA PUBLIC KEY",
     "EC PARAMETERS",
     "DH PARAMETERS",
-    "DSA PARAMETERS",
-    "PGP PRIVATE KEY BLOCK",
 ];

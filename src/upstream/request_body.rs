@@ -201,7 +201,7 @@ impl Upload {
         self.rewind()?.body
     }
 
-    /// Sends as much as the apiserver accepts now. Pending for ever after the upload has ended.
+    /// Sends as much as the apiserver accepts now. Pending forever after the upload has ended.
     pub(super) fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<UploadEnd> {
         let (Some(stream), Some(body)) = (&mut self.stream, &mut self.body) else {
             return Poll::Pending;

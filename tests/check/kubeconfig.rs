@@ -121,7 +121,7 @@ async fn file_is_readable_by_owner_only_and_written_atomically() {
     assert_eq!(result.code, 1);
     assert!(
         result.stderr.starts_with(&format!(
-            "kube-tls-proxy: cannot write {}: its directory does not exist; make it",
+            "kube-tls-proxy: cannot write {}: its directory does not exist; create it",
             path(&nowhere)
         )),
         "{}",

@@ -93,7 +93,7 @@ class Dockerfile(unittest.TestCase):
                     looked += 1
             self.assertEqual(looked, 2)
             copied = {str(file.relative_to(folder)) for file in pathlib.Path(folder, "src").rglob("*.rs")}
-            self.assertIn("src/downstream/tls.rs", copied)
+            self.assertIn("src/downstream/mod.rs", copied)
             self.assertGreater(pathlib.Path(folder, "src/main.rs").stat().st_size, 100, "the real source is there")
 
 
@@ -170,7 +170,7 @@ def libraries(binary):
 
 
 def mount_files(root, pod, user):
-    """Puts what the pod mounts where it mounts it, and starts what stands for the apiserver."""
+    """Puts what the pod mounts where it mounts it, and starts the stand-in for the apiserver."""
     mounts = {mount["name"]: root / mount["mountPath"].lstrip("/") for mount in pod["containers"][0]["volumeMounts"]}
     for path in mounts.values():
         path.mkdir(parents=True)

@@ -29,7 +29,7 @@ struct BlackHole {
 
 impl BlackHole {
     async fn at(address: SocketAddr) -> Self {
-        // Whoever listened there before has perhaps not ended yet.
+        // The process that listened there before may not have ended yet.
         let listener = loop {
             let socket = TcpSocket::new_v4().unwrap();
             socket.set_reuseaddr(true).unwrap();
@@ -52,7 +52,7 @@ impl BlackHole {
     }
 }
 
-/// When `instance` noticed that the endpoint at `address` is ill or well.
+/// When `instance` noticed that the endpoint at `address` is unhealthy or healthy.
 async fn noticed(
     instance: &Instance,
     what: &[&str],
@@ -71,8 +71,8 @@ async fn noticed(
     panic!("nothing was noticed of {address} within 20 s");
 }
 
-const ILL: [&str; 2] = ["upstream probe failed", "upstream connection failed"];
-const WELL: [&str; 1] = ["upstream endpoint healthy"];
+const UNHEALTHY: [&str; 2] = ["upstream probe failed", "upstream connection failed"];
+const HEALTHY: [&str; 1] = ["upstream endpoint healthy"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_apiserver_killed_one_silent_and_one_slow() {
@@ -80,8 +80,8 @@ async fn one_apiserver_killed_one_silent_and_one_slow() {
     let ca = Ca::new("cluster");
     let world = World::new(&ca, "10s");
     let killed = apiserver(&ca).await;
-    let behind = apiserver(&ca).await;
-    let silent = Relay::start(behind.address()).await;
+    let hidden = apiserver(&ca).await;
+    let silent = Relay::start(hidden.address()).await;
     let slow = Upstream::builder(ca.server(&[APISERVER]))
         .http(|_| async {
             tokio::time::sleep(Duration::from_millis(200)).await;
@@ -97,22 +97,22 @@ async fn one_apiserver_killed_one_silent_and_one_slow() {
     let load = Load::requests(client, size().shape.requests_per_second);
     let start = Instant::now();
     for address in [at_killed, at_silent, slow.address()] {
-        noticed(&instance, &WELL, address, start).await;
+        noticed(&instance, &HEALTHY, address, start).await;
     }
 
     let mut report = Vec::new();
     // Killed: connections are reset and refused.
     let kill = Instant::now();
     drop(killed);
-    let detected = noticed(&instance, &ILL, at_killed, kill).await;
+    let detected = noticed(&instance, &UNHEALTHY, at_killed, kill).await;
     report.push(format!("killed: noticed after {detected:?}"));
     assert!(detected < LIMIT, "{detected:?}");
-    quiet(&load, "behind the first detection").await;
+    quiet(&load, "after the first detection").await;
 
     // Silent: packets vanish, on connections that exist too.
     let freeze = Instant::now();
     silent.freeze();
-    let detected = noticed(&instance, &ILL, at_silent, freeze).await;
+    let detected = noticed(&instance, &UNHEALTHY, at_silent, freeze).await;
     report.push(format!("silent: noticed after {detected:?}"));
     assert!(detected < LIMIT, "{detected:?}");
     quiet(&load, "with one of three").await;
@@ -126,12 +126,12 @@ async fn one_apiserver_killed_one_silent_and_one_slow() {
         }
     };
     let again = Upstream::builder(ca.server(&[APISERVER])).serve(listener);
-    let recovered = noticed(&instance, &WELL, at_killed, back).await;
+    let recovered = noticed(&instance, &HEALTHY, at_killed, back).await;
     report.push(format!("killed: taken back after {recovered:?}"));
     assert!(recovered < LIMIT, "{recovered:?}");
     let back = Instant::now();
     silent.thaw();
-    let recovered = noticed(&instance, &WELL, at_silent, back).await;
+    let recovered = noticed(&instance, &HEALTHY, at_silent, back).await;
     report.push(format!("silent: taken back after {recovered:?}"));
     assert!(recovered < LIMIT, "{recovered:?}");
     quiet(&load, "with all of them").await;
@@ -143,7 +143,7 @@ async fn one_apiserver_killed_one_silent_and_one_slow() {
     let _hole = tokio::time::timeout(LIMIT, BlackHole::at(at_killed))
         .await
         .unwrap();
-    let detected = noticed(&instance, &ILL, at_killed, gone).await;
+    let detected = noticed(&instance, &UNHEALTHY, at_killed, gone).await;
     report.push(format!("gone: noticed after {detected:?}"));
     assert!(detected < LIMIT, "{detected:?}");
     quiet(&load, "with one of three gone").await;

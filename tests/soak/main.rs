@@ -141,7 +141,7 @@ async fn resumed(apiserver: &Apiserver, watches: usize) -> (usize, usize) {
 
 /// Certificates, CAs, broken files and whole processes change, and no client notices.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_notices_rotations_broken_files_and_restarts() {
+async fn no_client_notices_rotations_broken_files_and_restarts() {
     let _alone = ALONE.lock().await;
     let size = size();
     let mut ca = Ca::new("cluster");

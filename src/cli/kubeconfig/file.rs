@@ -13,40 +13,29 @@ use crate::quote;
 
 /// A file that could not be written.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot write {}", quote::path(file))]
+#[error("cannot write {}: {}", quote::path(file), reason(cause))]
 pub(super) struct WriteError {
     file: PathBuf,
-    #[source]
-    source: WriteErrorCause,
+    cause: io::Error,
 }
 
-/// Why the file could not be written, and how to fix it.
-#[derive(Debug, thiserror::Error)]
-enum WriteErrorCause {
-    #[error("its directory does not exist; make it, or name another with --output")]
-    NoDirectory,
-    #[error("permission denied; name a file in a directory of your own with --output")]
-    Denied,
-    #[error("is a directory; give the path of a file in it with --output")]
-    Directory,
-    #[error("is not a regular file; name another with --output")]
-    NotAFile,
-    #[error("the operating system refuses")]
-    Other(#[source] io::Error),
-}
-
-impl From<io::Error> for WriteErrorCause {
-    #[expect(
-        clippy::wildcard_enum_match_arm,
-        reason = "std adds kinds; an unknown one keeps its own words"
-    )]
-    fn from(error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::NotFound => Self::NoDirectory,
-            io::ErrorKind::PermissionDenied => Self::Denied,
-            io::ErrorKind::IsADirectory => Self::Directory,
-            _ => Self::Other(error),
+/// What is wrong, and how to fix it.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "std adds kinds; an unknown one keeps its own words"
+)]
+fn reason(cause: &io::Error) -> String {
+    match cause.kind() {
+        io::ErrorKind::NotFound => {
+            "its directory does not exist; create it, or name another with --output".to_owned()
         }
+        io::ErrorKind::PermissionDenied => {
+            "permission denied; name a file in a directory of your own with --output".to_owned()
+        }
+        io::ErrorKind::IsADirectory => {
+            "is a directory; give the path of a file in it with --output".to_owned()
+        }
+        _ => cause.to_string(),
     }
 }
 
@@ -74,15 +63,17 @@ impl OutputFile {
     ///
     /// When `path` is not a regular file, or cannot be examined.
     pub(super) fn find(path: &Path) -> Result<Self, WriteError> {
-        let failed = |source| WriteError {
+        let failed = |cause| WriteError {
             file: path.to_owned(),
-            source,
+            cause,
         };
         match fs::metadata(path) {
-            Ok(existing) if existing.is_dir() => Err(failed(WriteErrorCause::Directory)),
-            Ok(existing) if !existing.is_file() => Err(failed(WriteErrorCause::NotAFile)),
+            Ok(existing) if existing.is_dir() => Err(failed(io::ErrorKind::IsADirectory.into())),
+            Ok(existing) if !existing.is_file() => {
+                Err(failed(io::Error::other("is not a regular file")))
+            }
             Ok(existing) => Ok(Self {
-                path: fs::canonicalize(path).map_err(|error| failed(error.into()))?,
+                path: fs::canonicalize(path).map_err(failed)?,
                 existing: Some(existing),
             }),
             // A new file, or a symbolic link whose target does not exist yet.
@@ -93,7 +84,7 @@ impl OutputFile {
                 ),
                 existing: None,
             }),
-            Err(error) => Err(failed(error.into())),
+            Err(error) => Err(failed(error)),
         }
     }
 
@@ -109,9 +100,9 @@ impl OutputFile {
 
     /// Writes `text` after it has copied an existing file to `FILE.bak`. Returns whether other users can read the file.
     pub(super) fn write(&self, text: &str, mode: FileMode) -> Result<bool, WriteError> {
-        let failed = |file: &Path, error: io::Error| WriteError {
+        let failed = |file: &Path, cause| WriteError {
             file: file.to_owned(),
-            source: error.into(),
+            cause,
         };
         let kept = self.existing.as_ref().map(|old| old.mode() & 0o7777);
         if let Some(kept) = kept {

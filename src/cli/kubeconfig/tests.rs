@@ -230,7 +230,7 @@ fn write_error_is_explained() {
     for (file, expected) in [
         (
             dir.path().join("no/jane.conf"),
-            "cannot write DIR/no/jane.conf: its directory does not exist; make it, or name another with --output",
+            "cannot write DIR/no/jane.conf: its directory does not exist; create it, or name another with --output",
         ),
         (
             dir.path().to_owned(),

@@ -294,7 +294,7 @@ fn error_names_the_environment_variable_of_a_flag() {
     }
 }
 
-/// Sentences that refer to the one before must stand behind it.
+/// A sentence that refers to the one before it must follow it.
 #[test]
 fn help_lists_related_flags_in_order() {
     let mut command = Cli::command();

@@ -91,8 +91,8 @@ fn bad_kubeconfigs() {
     for (line, expected) in [
         ("CERT --kubeconfig DIR/kubeconfig", "it starts"),
         (
-            "CERT --kubeconfig DIR/kubeconfig --context nobody",
-            "kubeconfig DIR/kubeconfig: there is no context `nobody`; choose one of: me, you",
+            "CERT --kubeconfig DIR/kubeconfig --context absent",
+            "kubeconfig DIR/kubeconfig: there is no context `absent`; choose one of: me, you",
         ),
         (
             "CERT --kubeconfig DIR/kubeconfig --context you",

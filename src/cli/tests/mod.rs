@@ -125,7 +125,7 @@ fn valid_command_lines_are_accepted() {
             format!("{CERT} {UPSTREAM} --kubeconfig= --context= --workers= --listen="),
             outside_of_a_pod(),
         ),
-        // Nobody takes anything from anybody.
+        // No two addresses share a port.
         (
             format!(
                 "{CERT} {UPSTREAM} --listen 127.0.0.1:1,[::1]:1,0.0.0.0:2,:3,127.0.0.1:0,127.0.0.1:0 --admin-listen 10.0.0.1:1"

@@ -147,7 +147,7 @@ struct HeaderBlocks {
     /// The header of the current frame, as far as it has come.
     header: [u8; FRAME_HEADER],
     filled: usize,
-    /// Bytes to pass over before anything else.
+    /// Bytes to skip before anything else.
     skip: usize,
     /// Whether the padding length comes next, and how many bytes of priority follow it.
     padded: Option<usize>,

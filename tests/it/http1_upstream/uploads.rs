@@ -303,7 +303,7 @@ async fn an_upload_in_odd_pieces_arrives_whole() {
 }
 
 /// What waits for the apiserver waits with the client: one piece on the way and what the kernel
-/// and the window of HTTP/2 check_all, never the whole upload. And nothing of it is lost.
+/// and the window of HTTP/2 hold, never the whole upload. And nothing of it is lost.
 #[tokio::test]
 async fn an_apiserver_that_reads_late_holds_the_upload_back() {
     const WHOLE: usize = 64 * MIB;

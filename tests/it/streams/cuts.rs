@@ -107,7 +107,7 @@ async fn a_response_that_is_cut_never_looks_complete_over_http2() {
 
 /// `RST_STREAM(NO_ERROR)` asks for an end of the upload and says nothing about the response.
 #[tokio::test]
-async fn a_reset_without_error_is_an_end_only_behind_the_end() {
+async fn reset_without_error_is_an_end_only_after_the_end() {
     for (flags, is_whole) in [(END_STREAM, true), (0, false)] {
         let world = World::new();
         let upstream = world

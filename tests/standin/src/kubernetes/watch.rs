@@ -109,7 +109,7 @@ impl Watch {
                 .send(self.bookmark(json!({ "k8s.io/initial-events-end": "true" })))
                 .await?;
         }
-        // Far away stands for never: both would otherwise be branches that come and go.
+        // A time far away means never; without it, both would need a branch of their own.
         let far = Duration::from_secs(86_400 * 365);
         let end = Instant::now() + self.timeout.unwrap_or(far);
         let period = self.bookmarks.unwrap_or(far);
