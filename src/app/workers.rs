@@ -20,7 +20,7 @@ use super::AppError;
 use crate::{
     config::Timeouts,
     downstream::{self, Shared},
-    drain::{ConnectionCounts, ConnectionKind, Deadlines, Drain, Phase},
+    drain::{ConnectionCounts, Deadlines, Drain, Phase},
     heartbeat::{Heartbeats, WorkerHeartbeat},
     listener::{Accepted, Listener, Owner},
     metrics::{Counters, Metrics},
@@ -231,7 +231,15 @@ impl Worker {
                 )?;
                 let (shared, context) = (Arc::clone(&self.shared), Arc::clone(&context));
                 let drain = self.drain.clone();
-                let on_accept = move |accepted| serve(accepted, &shared, &context, &drain);
+                let on_accept = move |accepted: Accepted| {
+                    let (shared, context) = (Arc::clone(&shared), Arc::clone(&context));
+                    let Accepted {
+                        stream,
+                        peer,
+                        permit,
+                    } = accepted;
+                    downstream::spawn(stream, peer, permit, shared, context, &drain);
+                };
                 self.drain
                     .spawn(listener.run(self.drain.clone(), on_accept));
             }
@@ -254,26 +262,4 @@ impl Worker {
         })
         // Dropping the runtime closes what is left without `close_notify`, so that peers see a truncation.
     }
-}
-
-/// Serves one connection in a task of its own.
-fn serve(accepted: Accepted, shared: &Arc<Shared>, context: &Arc<UpstreamContext>, drain: &Drain) {
-    let open = drain.count(ConnectionKind::Connection);
-    let Accepted {
-        stream,
-        peer,
-        permit,
-    } = accepted;
-    let served = downstream::serve(
-        stream,
-        peer,
-        permit,
-        Arc::clone(shared),
-        Arc::clone(context),
-        drain.clone(),
-    );
-    drain.spawn(async move {
-        let _open = open;
-        served.await;
-    });
 }

@@ -447,7 +447,7 @@ async fn pem_text_in_place_of_a_path_is_named_as_such() {
         args.push(format!("{flag}={text}"));
         let output = run(&args, &[]).await;
         let sentence = format!(
-            "kube-tls-proxy: {flag}: a path belongs here, not {what}; write it to a file and name that\n"
+            "kube-tls-proxy: {flag}: the value is {what} and not a path; write it to a file and give the path of that file\n"
         );
         assert_eq!(String::from_utf8_lossy(&output.stderr), sentence);
         assert_eq!(output.status.code(), Some(2));
