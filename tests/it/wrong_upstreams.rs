@@ -162,7 +162,7 @@ async fn unreachable(upstream: SocketAddr, world: &World, expected: &str) {
 
 /// Answers the `ClientHello` with this, and fails the test if the proxy then speaks on.
 async fn answers_hello_with(bytes: &[u8]) {
-    let peer = Peer::start(Behaviour::Says(bytes.to_vec())).await;
+    let peer = Peer::start(Behaviour::Responds(bytes.to_vec())).await;
     unreachable(peer.address(), &World::new(), "TLS handshake").await;
     assert_eq!(peer.connections(), 2);
 }
