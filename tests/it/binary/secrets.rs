@@ -1,6 +1,6 @@
-//! A key or a token in the wrong place never comes back in a message.
+//! No message repeats a key or a token that was given in the wrong place.
 //!
-//! The flags and the keys of the configuration file are taken from the code, so that a new one is tested too.
+//! The tests take the flags and the keys of the configuration file from the code, so that they cover new ones too.
 
 use std::{fs, net::SocketAddr, process::Output};
 
@@ -17,7 +17,7 @@ use tokio::{
 use super::{Binary, command, good_flags};
 use crate::proxy::{HOST, World};
 
-/// A secret in the forms in which it is put where a path, a name or a number belongs.
+/// A secret in the forms in which users put it where a path, a name or a number belongs.
 struct Secrets {
     values: Vec<(&'static str, String)>,
 }
@@ -43,7 +43,7 @@ impl Secrets {
         }
     }
 
-    /// Asserts that no twelve characters in a row of a secret are in `printed`.
+    /// Asserts that `printed` contains no twelve consecutive characters of a secret.
     #[track_caller]
     fn assert_absent(&self, printed: &str, case: &str) {
         let hidden = |line: &str| line.starts_with("-----");
@@ -64,7 +64,7 @@ impl Secrets {
 async fn run(args: &[String], environment: &[(&str, &str)]) -> Output {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let output = command(&args).envs(environment.iter().copied()).output();
-    within("the end of the process", output).await.unwrap()
+    within("the process to exit", output).await.unwrap()
 }
 
 fn printed(output: &Output) -> String {
@@ -72,8 +72,8 @@ fn printed(output: &Output) -> String {
     String::from_utf8_lossy(&both).into_owned()
 }
 
-/// Flags of a `serve` that ends: its CA file is missing, which is found after everything else.
-fn ending_flags(world: &World) -> Vec<String> {
+/// Flags of a `serve` that exits: its CA file is missing, and `serve` checks that file last.
+fn failing_flags(world: &World) -> Vec<String> {
     let mut flags = good_flags(world, "127.0.0.1:1".parse().unwrap());
     let at = flags
         .iter()
@@ -102,7 +102,7 @@ fn value_flags(subcommand: &str) -> Vec<Arg> {
 async fn no_message_prints_a_secret_from_a_flag() {
     let world = World::new();
     let secrets = Secrets::new();
-    let good = ending_flags(&world);
+    let good = failing_flags(&world);
     let mut tried = 0;
     for subcommand in ["serve", "check"] {
         for flag in value_flags(subcommand) {
@@ -126,7 +126,7 @@ async fn no_message_prints_a_secret_from_a_flag() {
 async fn no_message_prints_a_secret_from_a_variable() {
     let world = World::new();
     let secrets = Secrets::new();
-    let good = ending_flags(&world);
+    let good = failing_flags(&world);
     let mut variables: Vec<_> = value_flags("serve")
         .iter()
         .map(|flag| {
@@ -145,7 +145,7 @@ async fn no_message_prints_a_secret_from_a_variable() {
             secrets.assert_absent(&printed(&output), &format!("{variable}={form}"));
         }
     }
-    // What a pod finds in its environment.
+    // Kubernetes sets these variables in every pod.
     for variable in ["KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"] {
         for (form, secret) in &secrets.values {
             let mut environment = vec![
@@ -167,7 +167,7 @@ async fn no_message_prints_a_secret_from_a_variable() {
     }
 }
 
-/// The argument parser has messages of its own.
+/// clap writes the messages of the argument parser.
 #[tokio::test]
 async fn argument_parser_does_not_print_a_secret() {
     let secrets = Secrets::new();
@@ -223,14 +223,14 @@ async fn kubeconfig_command_does_not_print_a_secret_in_a_message() {
             }
             args.push(format!("{name}={secret}"));
             let output = run(&args, &[]).await;
-            // What is asked for may hold it; what is said about it may not.
-            let said = String::from_utf8_lossy(&output.stderr);
-            secrets.assert_absent(&said, &format!("kubeconfig {name}={form}"));
+            // The requested kubeconfig on stdout may contain the value; the messages on stderr may not.
+            let messages = String::from_utf8_lossy(&output.stderr);
+            secrets.assert_absent(&messages, &format!("kubeconfig {name}={form}"));
         }
     }
 }
 
-/// Each place of a scalar in the schema, as the keys that lead to it; `[]` is an item of a list.
+/// Collects the path to each scalar in the schema, as a list of keys; `[]` is an item of a list.
 fn leaves(root: &Value, node: &Value, at: &[String], found: &mut Vec<Vec<String>>) {
     let node = resolve(root, node);
     if let Some(properties) = node.get("properties").and_then(Value::as_object) {
@@ -249,7 +249,7 @@ fn leaves(root: &Value, node: &Value, at: &[String], found: &mut Vec<Vec<String>
     }
 }
 
-/// The schema that a node refers to; of several, the one that is not `null`.
+/// Returns the schema that a node refers to. Of several, it returns the one that is not `null`.
 fn resolve<'a>(root: &'a Value, node: &'a Value) -> &'a Value {
     if let Some(reference) = node.get("$ref").and_then(Value::as_str) {
         return resolve(
@@ -263,7 +263,7 @@ fn resolve<'a>(root: &'a Value, node: &'a Value) -> &'a Value {
     node
 }
 
-/// A document with `value` at this place and all the keys that must stand beside it.
+/// Returns a document with `value` at the path `at`, and with all keys that are required next to it.
 fn document(root: &Value, node: &Value, at: &[String], value: &Value) -> Value {
     let node = resolve(root, node);
     let Some((first, rest)) = at.split_first() else {
@@ -342,7 +342,7 @@ async fn no_message_prints_a_secret_from_the_configuration_file() {
     }
 }
 
-/// A kubeconfig in which some keys have other values; a key is the JSON pointer to it.
+/// Returns a kubeconfig with `changes`: pairs of a JSON pointer and the new value.
 fn kubeconfig(changes: &[(&str, &str)]) -> Value {
     let mut config = json!({
         "current-context": "a",
@@ -365,18 +365,18 @@ fn kubeconfig(changes: &[(&str, &str)]) -> Value {
     config
 }
 
-/// The JSON pointers of all texts.
-fn texts(value: &Value, at: &str, found: &mut Vec<String>) {
+/// Collects the JSON pointers of all strings.
+fn string_pointers(value: &Value, at: &str, found: &mut Vec<String>) {
     match value {
         Value::String(_) => found.push(at.to_owned()),
         Value::Array(items) => {
             for (index, item) in items.iter().enumerate() {
-                texts(item, &format!("{at}/{index}"), found);
+                string_pointers(item, &format!("{at}/{index}"), found);
             }
         }
         Value::Object(fields) => {
             for (key, field) in fields {
-                texts(field, &format!("{at}/{key}"), found);
+                string_pointers(field, &format!("{at}/{key}"), found);
             }
         }
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
@@ -387,14 +387,14 @@ fn texts(value: &Value, at: &str, found: &mut Vec<String>) {
 async fn no_message_prints_a_secret_from_a_kubeconfig() {
     let world = World::new();
     let secrets = Secrets::new();
-    let good: Vec<_> = ending_flags(&world)
+    let good: Vec<_> = failing_flags(&world)
         .chunks(2)
         .filter(|pair| !pair[0].starts_with("--upstream"))
         .flatten()
         .cloned()
         .collect();
     let mut pointers = Vec::new();
-    texts(&kubeconfig(&[]), "", &mut pointers);
+    string_pointers(&kubeconfig(&[]), "", &mut pointers);
     assert!(pointers.len() > 15, "{pointers:?}");
     for pointer in &pointers {
         for (form, secret) in &secrets.values {
@@ -420,19 +420,19 @@ async fn no_message_prints_a_secret_from_a_kubeconfig() {
                 &file,
             ];
             let output = run(&args.map(str::to_owned), &[]).await;
-            let said = String::from_utf8_lossy(&output.stderr);
-            secrets.assert_absent(&said, &format!("kubeconfig: {pointer} with {form}"));
+            let messages = String::from_utf8_lossy(&output.stderr);
+            secrets.assert_absent(&messages, &format!("kubeconfig: {pointer} with {form}"));
         }
     }
 }
 
 #[tokio::test]
-async fn pem_text_in_place_of_a_path_is_named_as_such() {
+async fn error_says_that_a_value_is_pem_and_not_a_path() {
     let world = World::new();
-    let good = ending_flags(&world);
+    let good = failing_flags(&world);
     let identity = Identity::self_signed(&[HOST]);
     let (key, chain) = (identity.key_pem().to_owned(), world.public_ca.pem());
-    for (flag, text, what) in [
+    for (flag, text, content) in [
         ("--key", key.as_str(), "the key itself"),
         ("--cert", &chain, "the certificate itself"),
         ("--upstream-ca", &chain, "the certificate itself"),
@@ -447,7 +447,7 @@ async fn pem_text_in_place_of_a_path_is_named_as_such() {
         args.push(format!("{flag}={text}"));
         let output = run(&args, &[]).await;
         let sentence = format!(
-            "kube-tls-proxy: {flag}: a path belongs here, not {what}; write it to a file and name that\n"
+            "kube-tls-proxy: {flag}: a path belongs here, not {content}; write it to a file and name that\n"
         );
         assert_eq!(String::from_utf8_lossy(&output.stderr), sentence);
         assert_eq!(output.status.code(), Some(2));
