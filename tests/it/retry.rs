@@ -152,7 +152,7 @@ async fn unprocessed_request_is_retried_once_on_a_new_connection() {
     }
 }
 
-/// Case 6. The proxy no longer has the start of the body, so only the client can repeat the request.
+/// Case 6. The body is larger than `limits.replayBytes`, so only the client can repeat the request.
 #[tokio::test]
 async fn refused_request_with_a_large_body_is_not_retried() {
     for outcome in [Outcome::Goaway, Outcome::Refused] {
