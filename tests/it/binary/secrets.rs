@@ -1,6 +1,6 @@
-//! A key or a token in the wrong place never comes back in a message.
+//! No message repeats a key or a token that was given in the wrong place.
 //!
-//! The flags and the keys of the configuration file are taken from the code, so that a new one is tested too.
+//! The tests take the flags and the keys of the configuration file from the code, so that they cover new ones too.
 
 use std::{fs, net::SocketAddr, process::Output};
 
@@ -17,7 +17,7 @@ use tokio::{
 use super::{Binary, command, good_flags};
 use crate::proxy::{HOST, World};
 
-/// A secret in the forms in which it is put where a path, a name or a number belongs.
+/// Secrets in the forms in which they are given in place of a path, a name or a number.
 struct Secrets {
     values: Vec<(&'static str, String)>,
 }
@@ -43,7 +43,7 @@ impl Secrets {
         }
     }
 
-    /// Asserts that no twelve characters in a row of a secret are in `printed`.
+    /// Asserts that `printed` has no twelve consecutive characters of a secret.
     #[track_caller]
     fn assert_absent(&self, printed: &str, case: &str) {
         let hidden = |line: &str| line.starts_with("-----");
@@ -72,7 +72,7 @@ fn printed(output: &Output) -> String {
     String::from_utf8_lossy(&both).into_owned()
 }
 
-/// Flags of a `serve` that ends: its CA file is missing, which is found after everything else.
+/// Flags of a `serve` that fails: its CA file is missing, which is noticed after all other errors.
 fn ending_flags(world: &World) -> Vec<String> {
     let mut flags = good_flags(world, "127.0.0.1:1".parse().unwrap());
     let at = flags
@@ -99,7 +99,7 @@ fn value_flags(subcommand: &str) -> Vec<Arg> {
 }
 
 #[tokio::test]
-async fn no_message_prints_a_secret_from_a_flag() {
+async fn secret_in_a_flag_is_not_printed() {
     let world = World::new();
     let secrets = Secrets::new();
     let good = ending_flags(&world);
@@ -123,7 +123,7 @@ async fn no_message_prints_a_secret_from_a_flag() {
 }
 
 #[tokio::test]
-async fn no_message_prints_a_secret_from_a_variable() {
+async fn secret_in_a_variable_is_not_printed() {
     let world = World::new();
     let secrets = Secrets::new();
     let good = ending_flags(&world);
@@ -145,7 +145,7 @@ async fn no_message_prints_a_secret_from_a_variable() {
             secrets.assert_absent(&printed(&output), &format!("{variable}={form}"));
         }
     }
-    // What a pod finds in its environment.
+    // The variables of a pod.
     for variable in ["KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"] {
         for (form, secret) in &secrets.values {
             let mut environment = vec![
@@ -167,9 +167,8 @@ async fn no_message_prints_a_secret_from_a_variable() {
     }
 }
 
-/// The argument parser has messages of its own.
 #[tokio::test]
-async fn argument_parser_does_not_print_a_secret() {
+async fn argument_parser_does_not_print_secrets() {
     let secrets = Secrets::new();
     for (form, secret) in &secrets.values {
         for line in [
@@ -204,7 +203,7 @@ async fn argument_parser_does_not_print_a_secret() {
 }
 
 #[tokio::test]
-async fn kubeconfig_command_does_not_print_a_secret_in_a_message() {
+async fn kubeconfig_command_does_not_print_secrets_in_messages() {
     let world = World::new();
     let secrets = Secrets::new();
     for flag in value_flags("kubeconfig") {
@@ -230,7 +229,7 @@ async fn kubeconfig_command_does_not_print_a_secret_in_a_message() {
     }
 }
 
-/// Each place of a scalar in the schema, as the keys that lead to it; `[]` is an item of a list.
+/// Finds the path of each scalar in the schema, as a list of keys; `[]` is an item of a list.
 fn leaves(root: &Value, node: &Value, at: &[String], found: &mut Vec<Vec<String>>) {
     let node = resolve(root, node);
     if let Some(properties) = node.get("properties").and_then(Value::as_object) {
@@ -249,7 +248,7 @@ fn leaves(root: &Value, node: &Value, at: &[String], found: &mut Vec<Vec<String>
     }
 }
 
-/// The schema that a node refers to; of several, the one that is not `null`.
+/// Returns the schema that a node refers to; of alternatives, the first one, which is not `null`.
 fn resolve<'a>(root: &'a Value, node: &'a Value) -> &'a Value {
     if let Some(reference) = node.get("$ref").and_then(Value::as_str) {
         return resolve(
@@ -263,7 +262,7 @@ fn resolve<'a>(root: &'a Value, node: &'a Value) -> &'a Value {
     node
 }
 
-/// A document with `value` at this place and all the keys that must stand beside it.
+/// Returns a document with `value` at this path and with all required keys next to it.
 fn document(root: &Value, node: &Value, at: &[String], value: &Value) -> Value {
     let node = resolve(root, node);
     let Some((first, rest)) = at.split_first() else {
@@ -290,7 +289,7 @@ fn document(root: &Value, node: &Value, at: &[String], value: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn no_message_prints_a_secret_from_the_configuration_file() {
+async fn secret_in_the_configuration_file_is_not_printed() {
     let world = World::new();
     let secrets = Secrets::new();
     let schema = schema();
@@ -342,7 +341,7 @@ async fn no_message_prints_a_secret_from_the_configuration_file() {
     }
 }
 
-/// A kubeconfig in which some keys have other values; a key is the JSON pointer to it.
+/// Returns a kubeconfig with other values for some keys, which are given as JSON pointers.
 fn kubeconfig(changes: &[(&str, &str)]) -> Value {
     let mut config = json!({
         "current-context": "a",
@@ -365,7 +364,7 @@ fn kubeconfig(changes: &[(&str, &str)]) -> Value {
     config
 }
 
-/// The JSON pointers of all texts.
+/// Finds the JSON pointers of all texts.
 fn texts(value: &Value, at: &str, found: &mut Vec<String>) {
     match value {
         Value::String(_) => found.push(at.to_owned()),
@@ -384,7 +383,7 @@ fn texts(value: &Value, at: &str, found: &mut Vec<String>) {
 }
 
 #[tokio::test]
-async fn no_message_prints_a_secret_from_a_kubeconfig() {
+async fn secret_in_a_kubeconfig_is_not_printed() {
     let world = World::new();
     let secrets = Secrets::new();
     let good: Vec<_> = ending_flags(&world)
@@ -427,7 +426,7 @@ async fn no_message_prints_a_secret_from_a_kubeconfig() {
 }
 
 #[tokio::test]
-async fn pem_text_in_place_of_a_path_is_named_as_such() {
+async fn pem_text_in_place_of_a_path_is_explained() {
     let world = World::new();
     let good = ending_flags(&world);
     let identity = Identity::self_signed(&[HOST]);
@@ -474,7 +473,7 @@ async fn get(address: SocketAddr, path: &str) -> String {
 }
 
 #[tokio::test]
-async fn reload_does_not_log_or_serve_a_secret() {
+async fn failed_reload_does_not_log_or_serve_secrets() {
     let world = World::new();
     let secrets = Secrets::new();
     let upstream = world.apiserver().start().await;
