@@ -84,7 +84,7 @@ pub(super) async fn serve(
     let respond = service_fn(move |request: Request<Incoming>| {
         let service = Arc::clone(&service);
         let rejection = cut_targets
-            .refuse(request.uri())
+            .refuses(request.uri())
             .then_some(Rejection::Target);
         async move {
             let routes = Arc::clone(&service.shared.snapshot.load().routes);
@@ -95,7 +95,7 @@ pub(super) async fn serve(
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), respond));
     let serving = poll_fn(|cx| match batcher.drive(connection.as_mut(), cx) {
         Poll::Ready(ended) => Poll::Ready(Some(ended)),
-        Poll::Pending if targets.is_lost() => Poll::Ready(None),
+        Poll::Pending if targets.refuses_all() => Poll::Ready(None),
         Poll::Pending => Poll::Pending,
     });
     tokio::select! {
