@@ -446,7 +446,7 @@ async fn pem_text_in_place_of_a_path_is_explained() {
         args.push(format!("{flag}={text}"));
         let output = run(&args, &[]).await;
         let sentence = format!(
-            "kube-tls-proxy: {flag}: the value is {what} and not a path; write it to a file and give the path of that file\n"
+            "kube-tls-proxy: {flag}: a path belongs here, not {what}; write it to a file and name that\n"
         );
         assert_eq!(String::from_utf8_lossy(&output.stderr), sentence);
         assert_eq!(output.status.code(), Some(2));
@@ -456,7 +456,7 @@ async fn pem_text_in_place_of_a_path_is_explained() {
     let output = run(&args, &[("KUBE_TLS_PROXY_KEY", &key)]).await;
     assert_eq!(
         String::from_utf8_lossy(&output.stderr),
-        "kube-tls-proxy: environment variable KUBE_TLS_PROXY_KEY: --key: the value is the key itself and not a path; write it to a file and give the path of that file\n"
+        "kube-tls-proxy: environment variable KUBE_TLS_PROXY_KEY: --key: a path belongs here, not the key itself; write it to a file and name that\n"
     );
 }
 
