@@ -1,6 +1,6 @@
 //! What the status page lists: the watches and tunnels that are open, and the last errors.
 //!
-//! Memory does not grow with what clients do: each worker lists at most [`MAX_LISTED`] streams and keeps
+//! Memory does not grow with what clients do: each worker lists at most `MAX_LISTED` streams and keeps
 //! at most [`MAX_RECENT`] distinct errors. Nothing here is a secret: no header but `User-Agent`, no query.
 
 use std::{
@@ -97,7 +97,7 @@ impl Activity {
         self.tunnels.load(Ordering::Relaxed)
     }
 
-    /// The open streams, in no order. At most [`MAX_LISTED`].
+    /// The open streams, in no order. At most `MAX_LISTED`.
     #[must_use]
     pub fn streams(&self) -> Vec<StreamInfo> {
         let streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
@@ -172,7 +172,7 @@ impl StreamInfo {
 }
 
 impl OpenStream {
-    /// Counts a stream, and lists it unless [`MAX_LISTED`] are listed already.
+    /// Counts a stream, and lists it unless `MAX_LISTED` are listed already.
     #[must_use]
     pub fn new(activity: Arc<Activity>, info: StreamInfo) -> Self {
         let kind = info.kind;

@@ -9,7 +9,7 @@
 //! | stage | module | duty |
 //! | --- | --- | --- |
 //! | 1 | [`listener`] | accepts TCP connections and bounds how many are open |
-//! | 2, 3 | [`downstream`] | runs the handshake under a deadline ([`downstream::serve`]), then one HTTP/1.1 or h2 connection |
+//! | 2, 3 | [`downstream`] | runs the handshake under a deadline ([`downstream::spawn`]), then one HTTP/1.1 or h2 connection |
 //! | 4 | [`proxy`] | one request in, one response out ([`proxy::handle`]): policy, headers, upgrade, errors as `Status` |
 //! | 5, 6 | [`upstream`] | leases, dials and verifies an apiserver connection ([`upstream::ClientLeases`]), sends one request on it |
 //!

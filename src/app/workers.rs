@@ -20,7 +20,7 @@ use super::AppError;
 use crate::{
     config::Timeouts,
     downstream::{self, Shared},
-    drain::{ConnectionCounts, ConnectionKind, Deadlines, Drain, Phase},
+    drain::{ConnectionCounts, Deadlines, Drain, Phase},
     heartbeat::{Heartbeats, WorkerHeartbeat},
     listener::{Accepted, Listener, Owner},
     metrics::{Counters, Metrics},
@@ -66,7 +66,11 @@ impl Workers {
     ) -> Result<Self, AppError> {
         let connections = Arc::new(Semaphore::new(shared.limits.connections));
         let (sender, ended) = mpsc::unbounded_channel();
-        let mut drains = Vec::new();
+        // Dropped on an error below, it ends the workers that have started.
+        let mut workers = Self {
+            drains: Vec::new(),
+            ended,
+        };
         let counters = metrics.workers().iter().cloned();
         for (number, (sockets, counters)) in sockets.into_iter().zip(counters).enumerate() {
             let worker = Worker {
@@ -76,7 +80,7 @@ impl Workers {
                 drain: Drain::new(),
                 counters,
             };
-            drains.push(worker.drain.clone());
+            workers.drains.push(worker.drain.clone());
             let (sender, heartbeat) = (sender.clone(), heartbeats.worker(number));
             thread::Builder::new()
                 .name(format!("worker-{number}"))
@@ -92,7 +96,7 @@ impl Workers {
                     source,
                 })?;
         }
-        Ok(Self { drains, ended })
+        Ok(workers)
     }
 
     /// Serves until `shutdown` completes and `timeouts.drainDelay` has passed, then drains. `reloading` runs
@@ -231,7 +235,15 @@ impl Worker {
                 )?;
                 let (shared, context) = (Arc::clone(&self.shared), Arc::clone(&context));
                 let drain = self.drain.clone();
-                let on_accept = move |accepted| serve(accepted, &shared, &context, &drain);
+                let on_accept = move |accepted: Accepted| {
+                    let (shared, context) = (Arc::clone(&shared), Arc::clone(&context));
+                    let Accepted {
+                        stream,
+                        peer,
+                        permit,
+                    } = accepted;
+                    downstream::spawn(stream, peer, permit, shared, context, &drain);
+                };
                 self.drain
                     .spawn(listener.run(self.drain.clone(), on_accept));
             }
@@ -254,26 +266,4 @@ impl Worker {
         })
         // Dropping the runtime closes what is left without `close_notify`, so that peers see a truncation.
     }
-}
-
-/// Serves one connection in a task of its own.
-fn serve(accepted: Accepted, shared: &Arc<Shared>, context: &Arc<UpstreamContext>, drain: &Drain) {
-    let open = drain.count(ConnectionKind::Connection);
-    let Accepted {
-        stream,
-        peer,
-        permit,
-    } = accepted;
-    let served = downstream::serve(
-        stream,
-        peer,
-        permit,
-        Arc::clone(shared),
-        Arc::clone(context),
-        drain.clone(),
-    );
-    drain.spawn(async move {
-        let _open = open;
-        served.await;
-    });
 }

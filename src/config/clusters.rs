@@ -99,20 +99,13 @@ fn cluster_of_entry(
 }
 
 fn cluster_of_upstream(upstream: &UpstreamEntry, source: &ConfigSource) -> ClusterConfig {
-    let url = upstream.url.0.clone();
-    ClusterConfig {
-        name: String::new(),
-        hosts: Vec::new(),
-        upstream_host: url.host,
-        upstream_port: url.port,
-        addresses: upstream.addresses.iter().map(|one| one.0.0).collect(),
-        path_prefix: url.prefix,
-        expected_name: upstream
-            .name
-            .as_ref()
-            .map_or(url.name, |name| name.0.0.clone()),
-        trust: TrustSource::File(source.path(&upstream.ca.0.0)),
+    let trust = TrustSource::File(source.path(&upstream.ca.0.0));
+    let mut cluster = upstream.url.0.clone().into_cluster(String::new(), trust);
+    cluster.addresses = upstream.addresses.iter().map(|one| one.0.0).collect();
+    if let Some(name) = &upstream.name {
+        cluster.expected_name = name.0.0.clone();
     }
+    cluster
 }
 
 /// The first given flag that selects the apiserver or its hosts.
@@ -156,16 +149,7 @@ fn cluster_of_flags(args: &ServeArgs, env: &Environment) -> Result<ClusterConfig
     let mut cluster = match (&args.upstream, &args.upstream_ca, &args.kubeconfig) {
         (Some(url), Some(ca), _) => {
             let url: UpstreamUrl = parse_flag("--upstream", url)?;
-            ClusterConfig {
-                name: "default".to_owned(),
-                hosts: Vec::new(),
-                upstream_host: url.host,
-                upstream_port: url.port,
-                addresses: Vec::new(),
-                path_prefix: url.prefix,
-                expected_name: url.name,
-                trust: TrustSource::File(absolute_path(ca)),
-            }
+            url.into_cluster("default".to_owned(), TrustSource::File(absolute_path(ca)))
         }
         (_, _, Some(file)) => kubeconfig::load(&absolute_path(file), args.context.as_deref())?,
         (_, _, None) => in_cluster(env)?.ok_or(ConfigError::Whole(SettingError::NoUpstream))?,
@@ -220,19 +204,14 @@ fn in_cluster(env: &Environment) -> Result<Option<ClusterConfig>, ConfigError> {
             | ReadError::Other(_) => SettingError::PodCa { file, source },
         }));
     }
-    Ok(Some(ClusterConfig {
-        name: "in-cluster".to_owned(),
-        hosts: Vec::new(),
-        upstream_host,
-        upstream_port,
-        addresses: Vec::new(),
-        path_prefix: String::new(),
-        expected_name: "kubernetes.default.svc"
-            .parse::<ExpectedName>()
-            .map_err(ConfigError::Pod)?
-            .0,
-        trust: TrustSource::File(ca),
-    }))
+    let url = UpstreamUrl {
+        host: upstream_host,
+        port: upstream_port,
+        prefix: String::new(),
+        name: url::expected_name("kubernetes.default.svc").map_err(ConfigError::Pod)?,
+    };
+    let trust = TrustSource::File(ca);
+    Ok(Some(url.into_cluster("in-cluster".to_owned(), trust)))
 }
 
 const NO_HOSTS: &str = "has no `hosts`, and there are several clusters; add its public host names";

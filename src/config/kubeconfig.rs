@@ -13,10 +13,9 @@ use serde::{
 
 use super::{
     ClusterConfig, TrustSource,
-    config_file::ExpectedName,
     error::{ConfigError, FileKind, SettingError},
     source::check_path,
-    url::UpstreamUrl,
+    url::{self, UpstreamUrl},
     yaml,
 };
 use crate::quote;
@@ -148,14 +147,10 @@ fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, SettingEr
     let server = cluster
         .server
         .ok_or_else(|| SettingError::cluster(&name, "has no server; add its URL"))?;
-    let url: UpstreamUrl = server.parse().map_err(in_key("server"))?;
-    let expected_name = match cluster.tls_server_name.filter(|name| !name.is_empty()) {
-        Some(expected) => {
-            let parsed: Result<ExpectedName, _> = expected.parse();
-            parsed.map_err(in_key("tls-server-name"))?.0
-        }
-        None => url.name,
-    };
+    let mut url: UpstreamUrl = server.parse().map_err(in_key("server"))?;
+    if let Some(name) = cluster.tls_server_name.filter(|name| !name.is_empty()) {
+        url.name = url::expected_name(&name).map_err(in_key("tls-server-name"))?;
+    }
     let data = cluster
         .certificate_authority_data
         .filter(|data| !data.is_empty());
@@ -173,16 +168,7 @@ fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, SettingEr
         }
         (None, _) => return Err(SettingError::cluster(&name, NO_CA)),
     };
-    Ok(ClusterConfig {
-        hosts: Vec::new(),
-        upstream_host: url.host,
-        upstream_port: url.port,
-        addresses: Vec::new(),
-        path_prefix: url.prefix,
-        expected_name,
-        trust,
-        name,
-    })
+    Ok(url.into_cluster(name, trust))
 }
 
 fn known(contexts: &[NamedContext]) -> String {

@@ -9,7 +9,7 @@ use std::{
 
 use rustls_pki_types::ServerName;
 
-use super::error::SettingError;
+use super::{ClusterConfig, SettingError, TrustSource};
 use crate::{hosts::is_dns_name, quote};
 
 /// Where an apiserver is.
@@ -23,6 +23,22 @@ pub(crate) struct UpstreamUrl {
     pub(crate) prefix: String,
     /// The name or address that the certificate must have by default.
     pub(crate) name: ServerName<'static>,
+}
+
+impl UpstreamUrl {
+    /// The cluster at this URL, without public hosts.
+    pub(super) fn into_cluster(self, name: String, trust: TrustSource) -> ClusterConfig {
+        ClusterConfig {
+            name,
+            hosts: Vec::new(),
+            upstream_host: self.host,
+            upstream_port: self.port,
+            addresses: Vec::new(),
+            path_prefix: self.prefix,
+            expected_name: self.name,
+            trust,
+        }
+    }
 }
 
 impl FromStr for UpstreamUrl {

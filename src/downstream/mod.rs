@@ -5,28 +5,33 @@ mod http1;
 mod http2;
 #[cfg(test)]
 mod tests;
-mod tls;
 
-use std::sync::Arc;
+use std::{io, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use rustls::ServerConfig;
+use rustls::{
+    ServerConfig, ServerConnection,
+    server::{Acceptor, ClientHello, ProducesTickets, ResolvesServerCert},
+    sign::CertifiedKey,
+};
 use tokio::{
     net::TcpStream,
     sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
 };
+use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tracing::debug;
-
-pub use tls::{HandshakeError, server_config};
 
 use crate::{
     config::{Limits, Timeouts},
-    drain::Drain,
-    hosts::PeerAddr,
-    metrics::{Connected, Handshake, Protocol},
+    drain::{ConnectionKind, Drain},
+    hosts::{HostMap, HostName, PeerAddr},
+    metrics::{Connected, Counters, Handshake, Limit, Protocol},
+    pki::{self, Identity},
     proxy::{Downstream, Routes},
     socket,
     text::error_chain,
+    transport::ReadAhead,
     upstream::{ClientLeases, UpstreamContext},
 };
 
@@ -67,30 +72,46 @@ struct Service {
     downstream: Arc<Downstream>,
 }
 
-/// Serves one accepted connection to its end. It returns no error, because every error here is the client's.
-/// `permit` counts the connection against `limits.connections`.
-pub async fn serve(
+/// Serves one accepted connection in a task of the drain. `permit` counts it against `limits.connections`.
+pub fn spawn(
     stream: TcpStream,
     peer: PeerAddr,
     permit: OwnedSemaphorePermit,
     shared: Arc<Shared>,
-    worker: Arc<UpstreamContext>,
+    context: Arc<UpstreamContext>,
+    drain: &Drain,
+) {
+    let open = drain.count(ConnectionKind::Connection);
+    let served = serve(stream, peer, permit, shared, context, drain.clone());
+    drain.spawn(async move {
+        let _open = open;
+        served.await;
+    });
+}
+
+/// Serves a connection to its end. It returns no error, because every error here is the client's.
+async fn serve(
+    stream: TcpStream,
+    peer: PeerAddr,
+    permit: OwnedSemaphorePermit,
+    shared: Arc<Shared>,
+    context: Arc<UpstreamContext>,
     drain: Drain,
 ) {
     let snapshot = shared.snapshot.load_full();
     let config = Arc::clone(&snapshot.tls);
-    let accepted = tls::accept(
+    let accepted = accept(
         stream,
         config,
         &shared.handshakes,
         shared.timeouts.handshake,
-        worker.counters(),
+        context.counters(),
     );
     // On the heap: the handshake needs much memory for a moment, the connection little for hours.
     let stream = match Box::pin(accepted).await {
         Ok(stream) => stream,
         Err(error) => {
-            worker.counters().handshakes.count(error.as_ended());
+            context.counters().handshakes.count(error.label());
             debug!(client.address = %peer, error = %error_chain(&error), "downstream handshake failed");
             return;
         }
@@ -107,14 +128,14 @@ pub async fn serve(
     let sni = session
         .server_name()
         .map(|name| name.trim_end_matches('.').to_ascii_lowercase());
-    let counters = Arc::clone(worker.counters());
+    let counters = Arc::clone(context.counters());
     counters.handshakes.count(Handshake::Ok);
     let connected = Connected::new(counters, peer.0, protocol, permit);
     let downstream = Downstream {
         peer,
         sni: sni.filter(|name| snapshot.routes.serves(name)),
         forwarded_for: Downstream::forwarded_for(peer),
-        leases: ClientLeases::new(worker),
+        leases: ClientLeases::new(context),
         limits: shared.limits.clone(),
         half_close_timeout: shared.timeouts.half_close_timeout,
         connected: Arc::new(connected),
@@ -134,3 +155,110 @@ pub async fn serve(
         debug!(client.address = %peer, error = %error_chain(&error), "downstream connection ended early");
     }
 }
+
+/// Why a downstream handshake failed.
+#[derive(Debug, thiserror::Error)]
+enum HandshakeError {
+    /// It took longer than `timeouts.handshake`.
+    #[error("no TLS handshake within {0:?}")]
+    Timeout(Duration),
+    /// Client and proxy have no version or cipher in common, or the connection broke.
+    #[error("TLS handshake")]
+    Failed(#[source] io::Error),
+}
+
+impl HandshakeError {
+    /// The label of its counter.
+    fn label(&self) -> Handshake {
+        match self {
+            Self::Timeout(_) => Handshake::Timeout,
+            Self::Failed(_) => Handshake::Failed,
+        }
+    }
+}
+
+/// Returns settings that present one of `identities`, chosen by SNI, or the first one without SNI or with an
+/// unknown name. `tickets` outlives the settings, so that clients can resume their sessions after a reload.
+///
+/// # Panics
+///
+/// Never: aws-lc-rs supports both versions of TLS.
+#[must_use]
+pub fn server_config(identities: &[Identity], tickets: Arc<dyn ProducesTickets>) -> ServerConfig {
+    let mut config = ServerConfig::builder_with_provider(pki::provider())
+        .with_safe_default_protocol_versions()
+        .expect("aws-lc-rs supports TLS 1.2 and 1.3")
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(CertificateBySni::new(identities)));
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.ticketer = tickets;
+    config
+}
+
+/// Runs the TLS handshake. `limit` covers everything, including the wait for one of `slots`.
+///
+/// # Errors
+///
+/// When the client is too slow or the handshake fails.
+async fn accept(
+    stream: TcpStream,
+    config: Arc<ServerConfig>,
+    slots: &Semaphore,
+    limit: Duration,
+    counters: &Counters,
+) -> Result<Box<TlsStream<ReadAhead>>, HandshakeError> {
+    let handshake = async {
+        // A client takes a slot only after its whole ClientHello has arrived. Otherwise a few silent clients
+        // would block all others.
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), ReadAhead::new(stream)).await?;
+        if slots.available_permits() == 0 {
+            counters.limits_hit.count(Limit::Handshakes);
+        }
+        let _slot = slots.acquire().await.map_err(io::Error::other)?;
+        let limit_buffer =
+            |connection: &mut ServerConnection| connection.set_buffer_limit(Some(MAX_TLS_BUFFER));
+        hello
+            .into_stream_with(config, limit_buffer)
+            .await
+            .map(Box::new)
+    };
+    timeout(limit, handshake)
+        .await
+        .map_err(|_elapsed| HandshakeError::Timeout(limit))?
+        .map_err(HandshakeError::Failed)
+}
+
+/// Chooses the certificate for a name, by the SANs of the certificates.
+#[derive(Debug)]
+struct CertificateBySni {
+    by_name: HostMap<Arc<CertifiedKey>>,
+    default: Option<Arc<CertifiedKey>>,
+}
+
+impl CertificateBySni {
+    fn new(identities: &[Identity]) -> Self {
+        let mut by_name = HostMap::default();
+        for identity in identities {
+            for name in identity.names() {
+                // Of two certificates for one name the first wins, as it does for the default.
+                by_name.insert(name, identity.certified_key());
+            }
+        }
+        Self {
+            by_name,
+            default: identities.first().map(Identity::certified_key),
+        }
+    }
+}
+
+impl ResolvesServerCert for CertificateBySni {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let name = hello.server_name().map(HostName::new);
+        name.and_then(|name| self.by_name.get(&name))
+            .or(self.default.as_ref())
+            .cloned()
+    }
+}
+
+/// Bytes that rustls may hold for a client that does not read.
+const MAX_TLS_BUFFER: usize = 32 * 1024;

@@ -16,8 +16,8 @@ fn size<A, F: Future>(_: impl FnOnce(A) -> F) -> usize {
 fn future_of_a_connection_stays_small() {
     let of_http1 = size(|(stream, service)| http1::serve(stream, service));
     assert!(of_http1 <= HTTP1, "HTTP/1.1: {of_http1} bytes");
-    let whole = size(|(stream, peer, permit, shared, worker, drain)| {
-        serve(stream, peer, permit, shared, worker, drain)
+    let whole = size(|(stream, peer, permit, shared, context, drain)| {
+        serve(stream, peer, permit, shared, context, drain)
     });
     assert!(whole <= WHOLE, "from handshake to end: {whole} bytes");
 }

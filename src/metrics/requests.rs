@@ -60,7 +60,7 @@ impl Requests {
 }
 
 impl MetricValue for Requests {
-    /// Not bounded by [`MAX_ROWS`]: otherwise a row could be in `other` in one scrape and not in the next, and
+    /// Not bounded by `MAX_ROWS`: otherwise a row could be in `other` in one scrape and not in the next, and
     /// its counter would fall. Proof: `sum_keeps_every_row_of_each_worker`.
     fn merge(&self, other: &Self) {
         let mut rows = self.rows();

@@ -1,4 +1,4 @@
-//! Certificates for tests, made on the spot.
+//! Makes certificates for unit tests.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,7 +7,7 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, KeyPair, date_time_ymd,
 };
 
-/// The moment that tests live in: 2026-11-24T00:00:00Z.
+/// The current time in tests: 2026-11-24T00:00:00Z.
 pub(crate) fn now() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_478_400)
 }
@@ -15,7 +15,7 @@ pub(crate) fn now() -> SystemTime {
 /// A CA that is valid from 2020 to 2040.
 pub(crate) struct Ca(CertifiedIssuer<'static, KeyPair>);
 
-/// A certificate that is no CA, and its key, both PEM.
+/// A certificate that is not a CA, and its key, both as PEM.
 pub(crate) struct Leaf {
     pub(crate) pem: String,
     pub(crate) key: String,
@@ -26,7 +26,7 @@ impl Ca {
         Self::made(params_of_ca(name))
     }
 
-    /// One that expired on 1 January 2025.
+    /// A CA that expired on 1 January 2025.
     pub(crate) fn expired(name: &str) -> Self {
         let mut params = params_of_ca(name);
         params.not_after = date_time_ymd(2025, 1, 1);
@@ -37,7 +37,7 @@ impl Ca {
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
-    /// A CA below this one.
+    /// A CA that this one issued.
     pub(crate) fn intermediate(&self, name: &str) -> Self {
         let key = KeyPair::generate().unwrap();
         Self(CertifiedIssuer::signed_by(params_of_ca(name), key, &self.0).unwrap())
@@ -68,7 +68,7 @@ impl Ca {
     }
 }
 
-/// What [`Ca::leaf`] signs, to be changed before it is signed.
+/// The parameters of [`Ca::leaf`], to be changed before it is signed.
 pub(crate) fn params_of_leaf(names: &[&str]) -> CertificateParams {
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let mut params = CertificateParams::new(names).unwrap();

@@ -308,7 +308,7 @@ fn damaged_certificate_does_not_panic() {
             read += usize::from(CertSummary::from_der(&bytes.into()).is_ok());
         }
     }
-    // Most of a certificate is key and signature, which are not looked at.
+    // Most of a certificate is key and signature, which the summary does not read.
     assert!(read > der.len(), "{read} of {}", der.len());
 }
 

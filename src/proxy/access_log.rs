@@ -1,8 +1,8 @@
-//! The record of one request: counted at its end, logged in one line, and listed on the status page while
-//! it lasts for hours.
+//! Records one request: counts it at its end, logs it in one line, and lists a stream that may last for hours
+//! on the status page.
 //!
-//! It never prints a query string, a subprotocol or a header value other than the user agent, because each
-//! of the others can be a token.
+//! It never prints a query string, a subprotocol, or a header value other than the user agent and the audit
+//! ID, because each of the others can be a token.
 
 use std::{
     sync::{

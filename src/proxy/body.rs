@@ -1,6 +1,6 @@
-//! The response body that the client gets. It passes frames through as they arrive and counts their bytes.
+//! The response body that the client gets. It passes frames on as they arrive and counts their bytes.
 //!
-//! A body that the apiserver aborted ends in an error, never in a regular end. hyper then closes without the
+//! An incomplete body ends in an error, never in a regular end. hyper then closes the connection without the
 //! last chunk, or resets the stream.
 
 use std::{

@@ -1,8 +1,8 @@
 //! Stage 4: takes one request through policy, headers and upstream, and returns a response in every case.
 //!
-//! The path of a request: [`handle`], `policy::admit`, `headers::rewrite_request`, then upstream. The
-//! response comes back through `headers::rewrite_response` and [`Body`]; a watch is followed by `watch`, an
-//! upgrade goes through `upgrade` and `tunnel`. `AccessLog` belongs to one request and sees all of it.
+//! A request passes [`handle`], `policy::admit` and `headers::rewrite_request`, and goes upstream. Its response
+//! comes back through `headers::rewrite_response` and [`Body`]. `watch` tracks the events of a watch; `upgrade`
+//! and `tunnel` serve an upgrade. An `AccessLog` records each request from beginning to end.
 
 mod access_log;
 pub(crate) mod bench;
@@ -122,7 +122,7 @@ pub async fn handle(
         error::record(&error, &downstream.connected);
         log.failed(error.label());
         let mut response = respond::respond(&error);
-        // Bytes after a request to leave HTTP may have been meant for the tunnel (RFC 9931).
+        // After a request to leave HTTP, the next bytes may have been meant for a tunnel (RFC 9931).
         let is_uncertain = leaves_http
             || matches!(error, Error::Rejected(rejection) if rejection.is_about_framing());
         if version != Version::HTTP_2 && is_uncertain {

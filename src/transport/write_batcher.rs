@@ -1,5 +1,5 @@
-//! Collects the frames that HTTP/2 writes during one poll, and sends them after it as few TLS records in
-//! one system call.
+//! Collects the frames that HTTP/2 writes during one poll, and then sends them as few TLS records in one
+//! system call.
 //!
 //! h2 flushes after every frame that carries a body. Sixteen small responses that are ready together
 //! would cost sixteen TLS records and sixteen system calls; here they cost one of each.
@@ -222,7 +222,7 @@ impl<S: TlsWriter> AsyncWrite for WriteBatcher<S> {
 
 /// Plaintext bytes that one TLS record carries (RFC 8446 §5.1).
 const MAX_RECORD: usize = 16 * 1024;
-/// Bytes that are collected before they are sent in the middle of a poll.
+/// A batch of this many bytes is sent before the end of the poll.
 const MAX_BATCH: usize = 64 * 1024;
 /// Room for a batch, for one more record, and for the overhead of small records.
 const MAX_TLS_BUFFER: usize = 2 * MAX_BATCH;

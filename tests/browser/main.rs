@@ -184,7 +184,7 @@ async fn page_updates_itself_and_shows_what_is_broken() {
     // The page explains that the proxy is gone.
     drop((client, broken));
     proxy.begin_shutdown();
-    proxy.ended().await;
+    proxy.wait_until_stopped().await;
     browser
         .wait_until("!document.getElementById('silent').hidden")
         .await;
@@ -247,6 +247,8 @@ async fn page_can_be_drawn_with_all_parts() {
         }
         tokio::time::sleep(Duration::from_millis(120)).await;
     }
+    // Cargo may build elsewhere.
+    fs::create_dir_all(repository("target")).unwrap();
     for scheme in ["light", "dark"] {
         browser.look(1100, scheme).await;
         let picture = browser.picture().await;

@@ -338,8 +338,29 @@ current-context: z
     assert_ne!(backup, OTHERS, "the backup is of the last change");
 }
 
+/// A private CA is added with kubectl, and a second run gives a new token.
 #[tokio::test]
-async fn merge_makes_a_new_file_for_its_owner_alone() {
+async fn second_merge_keeps_keys_that_were_added_to_its_entries() {
+    let world = World::new();
+    let file = world.dir.path().join("config");
+    make(&world, &["--output", path(&file), "--merge"]).await;
+    let text = fs::read_to_string(&file).unwrap();
+    let with_ca = text
+        .replace(
+            "    server:",
+            "    certificate-authority: own.crt\n    server:",
+        )
+        .replace("    user: kube", "    namespace: apps\n    user: kube")
+        .replace("s3cret", "expired");
+    fs::write(&file, &with_ca).unwrap();
+    let result = make(&world, &["--output", path(&file), "--merge"]).await;
+    assert_eq!(result.code, 0, "{}", result.stderr);
+    let merged = fs::read_to_string(&file).unwrap();
+    assert_eq!(merged, with_ca.replace("expired", "s3cret"));
+}
+
+#[tokio::test]
+async fn merge_creates_a_new_file_readable_by_owner_only() {
     let world = World::new();
     for (name, text) in [("new", None), ("empty", Some("\n"))] {
         let file = world.dir.path().join(name);
@@ -357,7 +378,7 @@ async fn merge_makes_a_new_file_for_its_owner_alone() {
 }
 
 #[tokio::test]
-async fn merge_does_not_replace_what_belongs_to_others() {
+async fn merge_refuses_to_replace_foreign_entries() {
     let world = World::new();
     let other = |cluster: &str, user: &str, context: &str, server: &str| {
         format!(

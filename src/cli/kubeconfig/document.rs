@@ -53,8 +53,8 @@ impl KubeconfigDocument {
         }))
     }
 
-    /// Returns `existing` with the cluster, user and context of this document. They replace entries of the same name.
-    /// `current-context` is set only if it is empty.
+    /// Returns `existing` with the cluster, user and context of this document. A user of the
+    /// same name is replaced; a cluster or context of the same name is updated, or replaced if it is foreign. `current-context` is set only if it is empty.
     ///
     /// # Errors
     ///
@@ -86,6 +86,11 @@ impl KubeconfigDocument {
                 .ok_or(MergeError::NotAList { key })?;
             let name = entry.name();
             match list.iter_mut().find(|old| old.name() == name) {
+                // Of a cluster or context of its own it keeps what others added, such as a private CA. Credentials must not
+                // be mixed.
+                Some(old) if foreign == ForeignEntries::Keep && key != "users" => {
+                    old.update(entry);
+                }
                 Some(old) => *old = entry,
                 None => list.push(entry),
             }

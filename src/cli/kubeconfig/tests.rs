@@ -1,4 +1,4 @@
-//! What goes into a kubeconfig, and what never does.
+//! The content of a kubeconfig, and what is never copied into it.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ fn args(change: impl FnOnce(&mut KubeconfigArgs)) -> KubeconfigArgs {
     args
 }
 
-/// What a YAML parser reads in the text, and the remarks.
+/// The kubeconfig as a YAML parser reads it, and the remarks.
 fn made(args: &KubeconfigArgs) -> (Value, String) {
     let made = compose(args).map_err(|error| error.to_string()).unwrap();
     let read = serde_saphyr::from_str(&yaml::write(&made.document.alone())).unwrap();
@@ -245,7 +245,6 @@ fn write_error_is_explained() {
     }
 }
 
-/// Whatever a name is, it is read as it was written.
 #[test]
 fn any_text_survives_a_round_trip() {
     for text in [

@@ -45,6 +45,21 @@ impl Yaml {
             .find_map(|(name, value)| (name == key).then_some(value))
     }
 
+    /// Sets the keys of `new`, at every level, and keeps all others.
+    pub(super) fn update(&mut self, new: Self) {
+        match (self, new) {
+            (Self::Keys(fields), Self::Keys(new)) => {
+                for (key, value) in new {
+                    match fields.iter_mut().find(|(name, _)| *name == key) {
+                        Some((_, old)) => old.update(value),
+                        None => fields.push((key, value)),
+                    }
+                }
+            }
+            (old, new) => *old = new,
+        }
+    }
+
     /// The items of this list; `null` becomes an empty list. `None` for any other value.
     pub(super) fn list_or_empty(&mut self) -> Option<&mut Vec<Self>> {
         if *self == Self::Null {

@@ -6,7 +6,7 @@ use super::*;
 fn bad_config_files() {
     let fixture = Fixture::new();
     let mut differences = Differences::default();
-    // CLUSTER stands for a whole good cluster, AT for where one is.
+    // CLUSTER is replaced by a valid cluster, AT by the settings that locate its apiserver.
     for (text, expected) in [
         (
             "",

@@ -6,7 +6,7 @@ use super::*;
 fn bad_flags() {
     let fixture = Fixture::new();
     let mut differences = Differences::default();
-    // BOTH stands for a good certificate and a good upstream.
+    // BOTH is replaced by a valid certificate and a valid upstream.
     for (line, expected) in [
         (
             "UPSTREAM",
@@ -243,7 +243,7 @@ fn bad_addresses() {
     differences.assert_none();
 }
 
-/// Who typed none of the flags would look for them in vain.
+/// A user who set only variables would not find the flags that an error names.
 #[test]
 fn error_names_the_environment_variable_of_a_flag() {
     let environment = outside_of_a_pod();

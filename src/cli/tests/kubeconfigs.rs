@@ -6,7 +6,7 @@ use super::*;
 fn bad_kubeconfigs() {
     let fixture = Fixture::new();
     let mut differences = Differences::default();
-    // CLUSTER stands for all but the fields of the current cluster.
+    // CLUSTER is replaced by a kubeconfig without the fields of its current cluster.
     for (text, expected) in [
         (
             "",

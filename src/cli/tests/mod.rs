@@ -1,6 +1,6 @@
-//! Every bad input and the whole sentence it is answered with.
+//! Every bad input and its complete error sentence.
 //!
-//! The sentences are part of the interface: read them as a stranger would before changing one.
+//! The sentences are part of the interface: read one as a new user would before you change it.
 
 mod certificates;
 mod files;
@@ -25,7 +25,7 @@ use crate::{
     },
 };
 
-/// What `serve` does before it opens a socket.
+/// Does what `serve` does before it opens a socket.
 fn start(line: &str, env: &Environment) -> Result<(), AppError> {
     let words = ["kube-tls-proxy", "serve"]
         .into_iter()
@@ -63,7 +63,7 @@ fn in_a_pod(service_account: &Path) -> Environment {
     }
 }
 
-/// A directory with what a good command line names: tls.crt, tls.key, ca.crt, kubeconfig.
+/// A directory with the files of a valid command line: tls.crt, tls.key, ca.crt, kubeconfig.
 struct Fixture {
     scratch: TempDir,
     ca: Ca,
@@ -80,7 +80,7 @@ impl Fixture {
         Self { scratch, ca }
     }
 
-    /// The sentence for this command line, in which `DIR` stands for the directory.
+    /// The error sentence for this command line, with `DIR` in place of the directory.
     fn sentence(&self, line: &str, env: &Environment) -> String {
         let dir = self.scratch.path().to_str().unwrap();
         match start(&line.replace("DIR", dir), env) {
@@ -90,7 +90,7 @@ impl Fixture {
     }
 }
 
-/// Collects what differs, so that one run shows every sentence that changed.
+/// Collects differences, so that one run shows every sentence that changed.
 #[derive(Default)]
 struct Differences(Vec<String>);
 
@@ -120,7 +120,7 @@ fn valid_command_lines_are_accepted() {
     for (line, env) in [
         (format!("{CERT} {UPSTREAM}"), outside_of_a_pod()),
         (CERT.to_owned(), in_a_pod(fixture.scratch.path())),
-        // Templates leave empty values behind.
+        // Templates produce empty values.
         (
             format!("{CERT} {UPSTREAM} --kubeconfig= --context= --workers= --listen="),
             outside_of_a_pod(),
@@ -192,7 +192,7 @@ fn every_flag_has_a_variable_and_a_row_in_the_docs() {
     assert!(flags >= 15, "{flags}");
 }
 
-/// `--help` and `-h` alike: clap makes a paragraph of each flag once a single one has more to say.
+/// `--help` and `-h` are the same. If one flag had a long text, clap would write a paragraph for every flag.
 #[test]
 fn help_has_one_line_per_flag_and_fits_a_terminal() {
     let command = Cli::command();
@@ -282,7 +282,7 @@ fn pem(label: &str, body: &str) -> String {
     format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n")
 }
 
-/// Text whose characters stand for bytes.
+/// Bytes, one for each character of the text.
 fn latin1(text: &str) -> Vec<u8> {
     text.chars()
         .map(|char| u8::try_from(u32::from(char)).unwrap())

@@ -17,7 +17,6 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use hyper::body::{Body, Frame, SizeHint};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     time::{Sleep, sleep, timeout},
@@ -377,42 +376,14 @@ impl Drop for RequestGuard {
     }
 }
 
-/// A response body that tells [`RequestTracker`] when hyper has taken all of it.
+/// Tells [`RequestTracker`] that hyper has taken the whole response body. hyper drops the body then, and this
+/// with it.
 #[derive(Debug)]
-pub(super) struct NotifyOnDrop<B> {
-    body: B,
-    requests: Arc<RequestTracker>,
-}
+pub(super) struct NotifyOnDrop(pub(super) Arc<RequestTracker>);
 
-impl<B> NotifyOnDrop<B> {
-    pub(super) fn new(body: B, requests: Arc<RequestTracker>) -> Self {
-        Self { body, requests }
-    }
-}
-
-impl<B: Body + Unpin> Body for NotifyOnDrop<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl<B> Drop for NotifyOnDrop<B> {
+impl Drop for NotifyOnDrop {
     fn drop(&mut self) {
-        self.requests.body_taken.store(true, Ordering::Relaxed);
+        self.0.body_taken.store(true, Ordering::Relaxed);
     }
 }
 

@@ -6,6 +6,7 @@ mod guard;
 use std::{convert::Infallible, pin::pin, sync::Arc};
 
 use http::{Request, StatusCode};
+use http_body_util::BodyExt as _;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn, upgrade::OnUpgrade};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{io::AsyncWriteExt, time::timeout};
@@ -60,7 +61,13 @@ pub(super) async fn serve(
                 }
             }
             requests.response_begins();
-            Ok::<_, Infallible>(response.map(|body| NotifyOnDrop::new(body, requests)))
+            let notify = NotifyOnDrop(requests);
+            // The closure only holds `notify` as long as the body exists.
+            let hold = move |error| {
+                let _held = &notify;
+                error
+            };
+            Ok::<_, Infallible>(response.map(|body| body.map_err(hold)))
         }
     });
     let connection = http1::Builder::new()

@@ -1,27 +1,36 @@
 //! Stage 3 over HTTP/2: serves the streams of one connection until it ends, is idle or drains.
 
 mod monitor;
-mod small_frames;
 
 use std::{
     convert::Infallible,
     future::{Future, pending, poll_fn},
     pin::{Pin, pin},
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
+use bytes::Bytes;
 use http::Request;
-use hyper::{body::Incoming, rt::Executor, server::conn::http2, service::service_fn};
+use hyper::{
+    body::{Body, Frame, Incoming, SizeHint},
+    rt::Executor,
+    server::conn::http2,
+    service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use pin_project_lite::pin_project;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::timeout,
+};
 use tokio_rustls::server::TlsStream;
+use tokio_util::sync::PollSemaphore;
 
 pub(super) use monitor::fuzz;
 
-use self::{monitor::ClientMonitor, small_frames::limit_small_frames};
+use self::monitor::ClientMonitor;
 use super::Service;
 use crate::{
     drain::Drain,
@@ -75,7 +84,7 @@ pub(super) async fn serve(
     let respond = service_fn(move |request: Request<Incoming>| {
         let service = Arc::clone(&service);
         let rejection = cut_targets
-            .refuse(request.uri())
+            .refuses(request.uri())
             .then_some(Rejection::Target);
         async move {
             let routes = Arc::clone(&service.shared.snapshot.load().routes);
@@ -86,7 +95,7 @@ pub(super) async fn serve(
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), respond));
     let serving = poll_fn(|cx| match batcher.drive(connection.as_mut(), cx) {
         Poll::Ready(ended) => Poll::Ready(Some(ended)),
-        Poll::Pending if targets.is_lost() => Poll::Ready(None),
+        Poll::Pending if targets.refuses_all() => Poll::Ready(None),
         Poll::Pending => Poll::Pending,
     });
     tokio::select! {
@@ -172,6 +181,101 @@ where
     }
 }
 
+/// Wraps a response body so that it hands over at most [`MAX_SMALL_FRAMES`] small frames that are not yet
+/// written, because the client does not read.
+///
+/// h2 limits the bytes that wait per stream. A frame of one byte costs h2 several hundred bytes, so a log
+/// that arrives byte by byte, on each of a hundred streams, would hold gigabytes.
+fn limit_small_frames<B>(body: B) -> SmallFrameLimit<B> {
+    SmallFrameLimit {
+        body,
+        permits: None,
+    }
+}
+
+/// A response body whose unwritten small frames are limited.
+#[derive(Debug)]
+struct SmallFrameLimit<B> {
+    body: B,
+    /// Made with the first small frame, because most responses have none.
+    permits: Option<Box<Permits>>,
+}
+
+#[derive(Debug)]
+struct Permits {
+    semaphore: PollSemaphore,
+    /// The permit of the next frame, taken before the frame is read.
+    next: Option<OwnedSemaphorePermit>,
+}
+
+/// The data of a small frame. It holds its permit until h2 has written or dropped it.
+struct SmallFrame {
+    /// A copy, because a slice would keep the whole buffer that it came in.
+    data: Box<[u8]>,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Permits {
+    fn new() -> Self {
+        let semaphore = Arc::new(Semaphore::new(MAX_SMALL_FRAMES));
+        Self {
+            next: Arc::clone(&semaphore).try_acquire_owned().ok(),
+            semaphore: PollSemaphore::new(semaphore),
+        }
+    }
+
+    /// Ready once there is a permit for the next frame.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.next.is_none() {
+            self.next = ready!(self.semaphore.poll_acquire(cx));
+        }
+        Poll::Ready(())
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for SmallFrameLimit<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let this = self.get_mut();
+        if let Some(permits) = &mut this.permits {
+            ready!(permits.poll_next(cx));
+        }
+        let mut frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        if let Some(Ok(frame)) = &mut frame
+            && let Some(data) = frame.data_mut()
+            && data.len() < SMALL
+            // No frame follows the last one, so it needs no limit.
+            && !this.body.is_end_stream()
+        {
+            let permits = this.permits.get_or_insert_with(|| Box::new(Permits::new()));
+            *data = Bytes::from_owner(SmallFrame {
+                data: Box::from(&data[..]),
+                _permit: permits.next.take(),
+            });
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl AsRef<[u8]> for SmallFrame {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
+}
+
 /// Receive windows of one stream, as kube-apiserver has it, and of the whole connection.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
@@ -185,3 +289,10 @@ const MAX_LOCAL_RESETS: usize = 128;
 const FIELD_OVERHEAD: usize = 32;
 /// The pseudo-fields of a request.
 const PSEUDO_FIELDS: usize = 4;
+/// Frames with fewer bytes than this count as small.
+const SMALL: usize = 256;
+/// As many frames of [`SMALL`] bytes fill the send buffer of a stream.
+const MAX_SMALL_FRAMES: usize = 256;
+
+#[cfg(test)]
+mod tests;

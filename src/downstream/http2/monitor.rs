@@ -47,8 +47,8 @@ pub(super) struct ClientMonitor<S> {
 pub(super) struct CutTargets {
     /// Whether there are any, so that a request costs an ordinary client one load.
     any: AtomicBool,
-    /// Whether the monitor can no longer follow the connection, so that every request is refused.
-    is_lost: AtomicBool,
+    /// Whether every request is refused, because the monitor can no longer follow the connection.
+    refuses_all: AtomicBool,
     /// The targets as the `http` crate leaves them.
     targets: Mutex<Vec<Box<str>>>,
 }
@@ -56,18 +56,18 @@ pub(super) struct CutTargets {
 impl CutTargets {
     /// Whether a request to this URI must be refused because its target is not what the client sent, or may
     /// not be.
-    pub(super) fn refuse(&self, uri: &Uri) -> bool {
+    pub(super) fn refuses(&self, uri: &Uri) -> bool {
         if !self.any.load(Ordering::Relaxed) {
             return false;
         }
         let target = uri.path_and_query().map_or("/", |target| target.as_str());
         let targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
-        self.is_lost() || targets.iter().any(|cut| **cut == *target)
+        self.refuses_all() || targets.iter().any(|cut| **cut == *target)
     }
 
     /// Whether the connection should end, since every request on it is refused.
-    pub(super) fn is_lost(&self) -> bool {
-        self.is_lost.load(Ordering::Relaxed)
+    pub(super) fn refuses_all(&self) -> bool {
+        self.refuses_all.load(Ordering::Relaxed)
     }
 
     /// Notes the part of a target before its `#`.
@@ -85,15 +85,15 @@ impl CutTargets {
         let bytes: usize = targets.iter().map(|noted| noted.len()).sum();
         if targets.len() == MAX_CUT_TARGETS || bytes + target.len() > MAX_CUT_BYTES {
             drop(targets);
-            return self.lose();
+            return self.refuse_all();
         }
         targets.push(Box::from(target));
         self.any.store(true, Ordering::Relaxed);
     }
 
     /// From now on every request is refused.
-    fn lose(&self) {
-        self.is_lost.store(true, Ordering::Relaxed);
+    fn refuse_all(&self) {
+        self.refuses_all.store(true, Ordering::Relaxed);
         self.any.store(true, Ordering::Relaxed);
     }
 }
@@ -169,7 +169,7 @@ impl HeaderBlocks {
 
     /// Reads on, and notes the targets that will be cut.
     fn read(&mut self, mut bytes: &[u8], targets: &CutTargets) {
-        while !bytes.is_empty() && !targets.is_lost() {
+        while !bytes.is_empty() && !targets.refuses_all() {
             if self.skip > 0 {
                 take(&mut bytes, &mut self.skip);
             } else if let Some(priority) = self.padded {
@@ -185,7 +185,7 @@ impl HeaderBlocks {
             } else if self.block > 0 {
                 let part = take(&mut bytes, &mut self.block);
                 if self.read_fields(part, targets).is_err() {
-                    targets.lose();
+                    targets.refuse_all();
                 }
             } else if self.padding > 0 {
                 self.skip = std::mem::take(&mut self.padding);
@@ -469,7 +469,7 @@ pub(in crate::downstream) fn fuzz(bytes: &[u8]) {
     let noted = |pieces: &mut dyn Iterator<Item = &[u8]>| {
         let (mut blocks, targets) = (HeaderBlocks::default(), CutTargets::default());
         pieces.for_each(|piece| blocks.read(piece, &targets));
-        let place = (!targets.is_lost()).then_some((blocks.filled, blocks.skip, blocks.block));
+        let place = (!targets.refuses_all()).then_some((blocks.filled, blocks.skip, blocks.block));
         let targets = targets.targets.into_inner();
         (targets.unwrap_or_else(PoisonError::into_inner), place)
     };
@@ -550,7 +550,7 @@ mod tests {
                     blocks.read(piece, &targets);
                 }
                 assert!(blocks.partial.is_empty());
-                assert!(!targets.is_lost(), "cut into pieces of {size}");
+                assert!(!targets.refuses_all(), "cut into pieces of {size}");
                 let targets = targets.targets.into_inner().unwrap();
                 targets.into_iter().map(String::from).collect::<Vec<_>>()
             })
@@ -692,18 +692,18 @@ mod tests {
     #[test]
     fn unreadable_block_and_too_many_targets_refuse_every_request() {
         let (mut blocks, targets) = (HeaderBlocks::default(), CutTargets::default());
-        assert!(!targets.refuse(&Uri::from_static("https://a/b")));
+        assert!(!targets.refuses(&Uri::from_static("https://a/b")));
         blocks.read(&headers(&path("/a#")), &targets);
-        assert!(!targets.refuse(&Uri::from_static("https://a/b")));
-        assert!(targets.refuse(&Uri::from_static("https://a/a")));
+        assert!(!targets.refuses(&Uri::from_static("https://a/b")));
+        assert!(targets.refuses(&Uri::from_static("https://a/a")));
         for number in 0..MAX_CUT_TARGETS {
-            assert!(!targets.is_lost());
+            assert!(!targets.refuses_all());
             blocks.read(&headers(&path(&format!("/{number}#"))), &targets);
         }
-        assert!(targets.is_lost());
-        assert!(targets.refuse(&Uri::from_static("https://a/b")));
+        assert!(targets.refuses_all());
+        assert!(targets.refuses(&Uri::from_static("https://a/b")));
         let targets = CutTargets::default();
         HeaderBlocks::default().read(&headers(&[0xff; 8]), &targets);
-        assert!(targets.is_lost());
+        assert!(targets.refuses_all());
     }
 }

@@ -21,10 +21,10 @@ use crate::{
 /// What a request asks for. Borrows from the request unless its path is percent-encoded.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct RequestInfo<'a> {
-    /// The Kubernetes verb. For a path that names no resource: the method in lower case. Empty for a
-    /// method that no Kubernetes verb belongs to, such as OPTIONS on a resource.
+    /// The Kubernetes verb; for a path that names no resource, the method in lower case. Empty for a method
+    /// without a Kubernetes verb, such as OPTIONS on a resource.
     pub(super) verb: &'static str,
-    /// Whether the path is one of the Kubernetes API, as opposed to `/version` or `/api/v1`.
+    /// Whether the path names a resource, unlike `/version` or `/api/v1`.
     is_resource: bool,
     group: Cow<'a, str>,
     resource: Cow<'a, str>,
@@ -58,7 +58,7 @@ impl<'a> RequestInfo<'a> {
             _ => return Self::non_resource(method),
         };
         let (special_verb, parts) = match parts {
-            // The apiserver answers 500, because nothing follows the verb.
+            // The apiserver responds with 500, because no part follows the verb.
             ["watch" | "proxy"] => {
                 return Self {
                     is_resource: true,
@@ -71,7 +71,7 @@ impl<'a> RequestInfo<'a> {
             parts => (None, parts),
         };
         let (namespace, parts) = match parts {
-            // A namespace and its own subresources are resources, not a place for other resources.
+            // `status` and `finalize` are subresources of the namespace. Any other part is a resource in it.
             ["namespaces", name] | ["namespaces", name, "status" | "finalize", ..] => {
                 (*name, parts)
             }
@@ -195,23 +195,26 @@ fn lower_case(method: &Method) -> &'static str {
     }
 }
 
-/// Whether the apiserver takes a boolean query parameter as true. The first value counts; every value
-/// but `0` and `false` is true, the empty one too.
+/// Whether the apiserver reads a boolean query parameter as true. The first value counts. Every value except
+/// `0` and `false` is true, even the empty one.
 fn flag(uri: &Uri, key: &str) -> bool {
     let pairs = uri.query().into_iter().flat_map(|query| query.split('&'));
     // Go drops a pair that holds a semicolon, or an escape that is not two hexadecimal digits.
     let mut values = pairs.filter(|pair| !pair.contains(';')).filter_map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let value = decode(value)?;
-        (decode(name)? == key).then_some(value)
+        if decode(name)? == key {
+            decode(value)
+        } else {
+            None
+        }
     });
     values
         .next()
         .is_some_and(|value| value != "0" && !value.eq_ignore_ascii_case("false"))
 }
 
-/// The text with its percent-encoding undone once; allocates only when there is some. `None` when an
-/// escape is not two hexadecimal digits: the apiserver answers 400 to such a path.
+/// Decodes percent-encoding once. Allocates only if there is any. Returns `None` if an escape is not two
+/// hexadecimal digits; the apiserver responds with 400 to such a path.
 ///
 /// Bytes that are not UTF-8 become U+FFFD, which no name of a Kubernetes object contains.
 fn decode(text: &str) -> Option<Cow<'_, str>> {

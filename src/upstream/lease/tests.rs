@@ -2,9 +2,10 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use http::Request;
 use tokio::{
-    io::duplex,
-    time::{advance, pause},
+    io::{AsyncReadExt, AsyncWriteExt, duplex},
+    time::{advance, pause, timeout},
 };
 
 use super::*;
@@ -87,3 +88,39 @@ async fn connection_closed_by_apiserver_is_not_counted_as_age() {
     assert_eq!(counters.leases_retired.value(LeaseEnd::Closed), 1);
     assert_eq!(counters.leases_retired.value(LeaseEnd::Age), 0);
 }
+
+/// The response to the abandoned request would be taken for the response to the next one.
+#[tokio::test]
+async fn reused_connection_is_closed_when_its_request_is_abandoned() {
+    const COMPLETE: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    const HALF: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nx";
+    for second in [b"".as_slice(), HALF] {
+        let drain = Drain::new();
+        let table = LeaseTable::new(Arc::new(IdlePool::new(1, MAX_AGE, drain.clone())));
+        let (near, mut far) = duplex(1024);
+        let connection = Connection::H1(H1Connection::new(Box::new(near), endpoint()));
+        let mut found = table.add(1, connection, false);
+        for response in [COMPLETE, second] {
+            let Some(LeasedSlot::H1(connection)) = found.take() else {
+                panic!("no connection for {response:?}");
+            };
+            let (head, ()) = Request::get("https://kube.test/")
+                .body(())
+                .unwrap()
+                .into_parts();
+            let exchange = h1::exchange(connection, head, RequestBody::empty(), &drain);
+            let (received, ()) = tokio::join!(timeout(SOON, exchange), async {
+                assert!(far.read(&mut [0; 1024]).await.unwrap() > 0);
+                far.write_all(response).await.unwrap();
+            });
+            assert_eq!(received.is_ok(), !response.is_empty());
+            drop(received);
+            if let Lookup::Slot(slot) = table.find(1, false, None) {
+                found = Some(slot);
+            }
+        }
+        assert!(found.is_none(), "{second:?}");
+    }
+}
+
+const SOON: Duration = Duration::from_millis(50);

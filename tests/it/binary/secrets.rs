@@ -17,7 +17,7 @@ use tokio::{
 use super::{Binary, command, good_flags};
 use crate::proxy::{HOST, World};
 
-/// A secret in the forms in which users put it where a path, a name or a number belongs.
+/// Secrets in the forms in which they are given in place of a path, a name or a number.
 struct Secrets {
     values: Vec<(&'static str, String)>,
 }
@@ -43,7 +43,7 @@ impl Secrets {
         }
     }
 
-    /// Asserts that `printed` contains no twelve consecutive characters of a secret.
+    /// Asserts that `printed` has no twelve consecutive characters of a secret.
     #[track_caller]
     fn assert_absent(&self, printed: &str, case: &str) {
         let hidden = |line: &str| line.starts_with("-----");
@@ -64,7 +64,7 @@ impl Secrets {
 async fn run(args: &[String], environment: &[(&str, &str)]) -> Output {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let output = command(&args).envs(environment.iter().copied()).output();
-    within("the process to exit", output).await.unwrap()
+    within("the end of the process", output).await.unwrap()
 }
 
 fn printed(output: &Output) -> String {
@@ -72,7 +72,7 @@ fn printed(output: &Output) -> String {
     String::from_utf8_lossy(&both).into_owned()
 }
 
-/// Flags of a `serve` that exits: its CA file is missing, and `serve` checks that file last.
+/// Flags of a `serve` that fails: its CA file is missing, which is noticed after all other errors.
 fn failing_flags(world: &World) -> Vec<String> {
     let mut flags = good_flags(world, "127.0.0.1:1".parse().unwrap());
     let at = flags
@@ -99,7 +99,7 @@ fn value_flags(subcommand: &str) -> Vec<Arg> {
 }
 
 #[tokio::test]
-async fn no_message_prints_a_secret_from_a_flag() {
+async fn secret_in_a_flag_is_not_printed() {
     let world = World::new();
     let secrets = Secrets::new();
     let good = failing_flags(&world);
@@ -123,7 +123,7 @@ async fn no_message_prints_a_secret_from_a_flag() {
 }
 
 #[tokio::test]
-async fn no_message_prints_a_secret_from_a_variable() {
+async fn secret_in_a_variable_is_not_printed() {
     let world = World::new();
     let secrets = Secrets::new();
     let good = failing_flags(&world);
@@ -145,7 +145,7 @@ async fn no_message_prints_a_secret_from_a_variable() {
             secrets.assert_absent(&printed(&output), &format!("{variable}={form}"));
         }
     }
-    // Kubernetes sets these variables in every pod.
+    // The variables of a pod.
     for variable in ["KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"] {
         for (form, secret) in &secrets.values {
             let mut environment = vec![
@@ -167,9 +167,8 @@ async fn no_message_prints_a_secret_from_a_variable() {
     }
 }
 
-/// clap writes the messages of the argument parser.
 #[tokio::test]
-async fn argument_parser_does_not_print_a_secret() {
+async fn argument_parser_does_not_print_secrets() {
     let secrets = Secrets::new();
     for (form, secret) in &secrets.values {
         for line in [
@@ -204,7 +203,7 @@ async fn argument_parser_does_not_print_a_secret() {
 }
 
 #[tokio::test]
-async fn kubeconfig_command_does_not_print_a_secret_in_a_message() {
+async fn kubeconfig_command_does_not_print_secrets_in_messages() {
     let world = World::new();
     let secrets = Secrets::new();
     for flag in value_flags("kubeconfig") {
@@ -223,14 +222,14 @@ async fn kubeconfig_command_does_not_print_a_secret_in_a_message() {
             }
             args.push(format!("{name}={secret}"));
             let output = run(&args, &[]).await;
-            // The requested kubeconfig on stdout may contain the value; the messages on stderr may not.
-            let messages = String::from_utf8_lossy(&output.stderr);
-            secrets.assert_absent(&messages, &format!("kubeconfig {name}={form}"));
+            // What is asked for may hold it; what is said about it may not.
+            let said = String::from_utf8_lossy(&output.stderr);
+            secrets.assert_absent(&said, &format!("kubeconfig {name}={form}"));
         }
     }
 }
 
-/// Collects the path to each scalar in the schema, as a list of keys; `[]` is an item of a list.
+/// Finds the path of each scalar in the schema, as a list of keys; `[]` is an item of a list.
 fn leaves(root: &Value, node: &Value, at: &[String], found: &mut Vec<Vec<String>>) {
     let node = resolve(root, node);
     if let Some(properties) = node.get("properties").and_then(Value::as_object) {
@@ -249,7 +248,7 @@ fn leaves(root: &Value, node: &Value, at: &[String], found: &mut Vec<Vec<String>
     }
 }
 
-/// Returns the schema that a node refers to. Of several, it returns the one that is not `null`.
+/// Returns the schema that a node refers to; of alternatives, the first one, which is not `null`.
 fn resolve<'a>(root: &'a Value, node: &'a Value) -> &'a Value {
     if let Some(reference) = node.get("$ref").and_then(Value::as_str) {
         return resolve(
@@ -263,7 +262,7 @@ fn resolve<'a>(root: &'a Value, node: &'a Value) -> &'a Value {
     node
 }
 
-/// Returns a document with `value` at the path `at`, and with all keys that are required next to it.
+/// Returns a document with `value` at this path and with all required keys next to it.
 fn document(root: &Value, node: &Value, at: &[String], value: &Value) -> Value {
     let node = resolve(root, node);
     let Some((first, rest)) = at.split_first() else {
@@ -290,7 +289,7 @@ fn document(root: &Value, node: &Value, at: &[String], value: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn no_message_prints_a_secret_from_the_configuration_file() {
+async fn secret_in_the_configuration_file_is_not_printed() {
     let world = World::new();
     let secrets = Secrets::new();
     let schema = schema();
@@ -342,7 +341,7 @@ async fn no_message_prints_a_secret_from_the_configuration_file() {
     }
 }
 
-/// Returns a kubeconfig with `changes`: pairs of a JSON pointer and the new value.
+/// Returns a kubeconfig with other values for some keys, which are given as JSON pointers.
 fn kubeconfig(changes: &[(&str, &str)]) -> Value {
     let mut config = json!({
         "current-context": "a",
@@ -365,18 +364,18 @@ fn kubeconfig(changes: &[(&str, &str)]) -> Value {
     config
 }
 
-/// Collects the JSON pointers of all strings.
-fn string_pointers(value: &Value, at: &str, found: &mut Vec<String>) {
+/// Finds the JSON pointers of all texts.
+fn texts(value: &Value, at: &str, found: &mut Vec<String>) {
     match value {
         Value::String(_) => found.push(at.to_owned()),
         Value::Array(items) => {
             for (index, item) in items.iter().enumerate() {
-                string_pointers(item, &format!("{at}/{index}"), found);
+                texts(item, &format!("{at}/{index}"), found);
             }
         }
         Value::Object(fields) => {
             for (key, field) in fields {
-                string_pointers(field, &format!("{at}/{key}"), found);
+                texts(field, &format!("{at}/{key}"), found);
             }
         }
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
@@ -384,7 +383,7 @@ fn string_pointers(value: &Value, at: &str, found: &mut Vec<String>) {
 }
 
 #[tokio::test]
-async fn no_message_prints_a_secret_from_a_kubeconfig() {
+async fn secret_in_a_kubeconfig_is_not_printed() {
     let world = World::new();
     let secrets = Secrets::new();
     let good: Vec<_> = failing_flags(&world)
@@ -394,7 +393,7 @@ async fn no_message_prints_a_secret_from_a_kubeconfig() {
         .cloned()
         .collect();
     let mut pointers = Vec::new();
-    string_pointers(&kubeconfig(&[]), "", &mut pointers);
+    texts(&kubeconfig(&[]), "", &mut pointers);
     assert!(pointers.len() > 15, "{pointers:?}");
     for pointer in &pointers {
         for (form, secret) in &secrets.values {
@@ -420,19 +419,19 @@ async fn no_message_prints_a_secret_from_a_kubeconfig() {
                 &file,
             ];
             let output = run(&args.map(str::to_owned), &[]).await;
-            let messages = String::from_utf8_lossy(&output.stderr);
-            secrets.assert_absent(&messages, &format!("kubeconfig: {pointer} with {form}"));
+            let said = String::from_utf8_lossy(&output.stderr);
+            secrets.assert_absent(&said, &format!("kubeconfig: {pointer} with {form}"));
         }
     }
 }
 
 #[tokio::test]
-async fn error_says_that_a_value_is_pem_and_not_a_path() {
+async fn pem_text_in_place_of_a_path_is_explained() {
     let world = World::new();
     let good = failing_flags(&world);
     let identity = Identity::self_signed(&[HOST]);
     let (key, chain) = (identity.key_pem().to_owned(), world.public_ca.pem());
-    for (flag, text, content) in [
+    for (flag, text, what) in [
         ("--key", key.as_str(), "the key itself"),
         ("--cert", &chain, "the certificate itself"),
         ("--upstream-ca", &chain, "the certificate itself"),
@@ -447,7 +446,7 @@ async fn error_says_that_a_value_is_pem_and_not_a_path() {
         args.push(format!("{flag}={text}"));
         let output = run(&args, &[]).await;
         let sentence = format!(
-            "kube-tls-proxy: {flag}: a path belongs here, not {content}; write it to a file and name that\n"
+            "kube-tls-proxy: {flag}: a path belongs here, not {what}; write it to a file and name that\n"
         );
         assert_eq!(String::from_utf8_lossy(&output.stderr), sentence);
         assert_eq!(output.status.code(), Some(2));
@@ -457,7 +456,7 @@ async fn error_says_that_a_value_is_pem_and_not_a_path() {
     let output = run(&args, &[("KUBE_TLS_PROXY_KEY", &key)]).await;
     assert_eq!(
         String::from_utf8_lossy(&output.stderr),
-        "kube-tls-proxy: environment variable KUBE_TLS_PROXY_KEY: --key: the value is the key itself and not a path; write it to a file and give the path of that file\n"
+        "kube-tls-proxy: environment variable KUBE_TLS_PROXY_KEY: --key: a path belongs here, not the key itself; write it to a file and name that\n"
     );
 }
 
@@ -474,7 +473,7 @@ async fn get(address: SocketAddr, path: &str) -> String {
 }
 
 #[tokio::test]
-async fn reload_does_not_log_or_serve_a_secret() {
+async fn failed_reload_does_not_log_or_serve_secrets() {
     let world = World::new();
     let secrets = Secrets::new();
     let upstream = world.apiserver().start().await;
