@@ -1,5 +1,5 @@
-//! How long a client may take for a request's head, and for none at all. Every limit is scaled down; what
-//! must not be cut goes on for several times the limit.
+//! How long a client may take for the head of a request, and how long it may be idle. Every limit is scaled
+//! down. Whatever must stay open is kept for several times the limit.
 
 use std::time::Duration;
 
@@ -206,7 +206,7 @@ async fn a_connection_that_lingers_keeps_its_place() {
     let upstream = apiserver.start().await;
     for refused in [
         "no HTTP at all\r\n\r\n".to_owned(),
-        format!("{}behind", crate::upgrades::WEBSOCKET),
+        format!("{}after", crate::upgrades::WEBSOCKET),
     ] {
         let setup = world.proxy(upstream.address());
         let proxy = setup.limits(|limits| limits.connections = 1).start();

@@ -1,8 +1,8 @@
-//! Heads that are no heads, or that two parsers could read in two ways.
+//! Malformed heads, and heads that two parsers could read in two ways.
 
 use crate::{proxy::World, responses::ClientResponse};
 
-/// Behind every refused request; it must never be taken for one.
+/// Follows every refused request; it must never be served as a request.
 const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: kube.test\r\n\r\n";
 
 /// Sends a request with these lines, and refuses to see anything of it upstream or any second answer.
@@ -37,7 +37,7 @@ async fn both_length_and_coding() {
     .await;
 }
 
-/// Case 60. Two lengths that agree are refused as well: somebody on the way may add them up.
+/// Case 60. Two lengths that agree are refused as well: another proxy on the path may add them up.
 #[tokio::test]
 async fn several_lengths() {
     let agreeing = [
@@ -125,9 +125,9 @@ async fn malformed_heads() {
     refuses(&World::new(), &requests, "").await;
 }
 
-/// RFC 9112 §2.2 lets a recipient take a bare LF for a line end; what goes up has whole ones.
+/// RFC 9112 §2.2 lets a recipient accept a bare LF as a line end; the proxy sends CRLF upstream.
 #[tokio::test]
-async fn bare_line_feeds_in_a_head_are_mended() {
+async fn bare_line_feeds_in_a_head_are_sent_as_crlf() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();
@@ -179,7 +179,7 @@ async fn malformed_chunks_cut_the_body() {
     }
 }
 
-/// Whoever speaks HTTP/2 without having agreed on it is told nothing and reaches nothing.
+/// A client that speaks HTTP/2 without ALPN gets no response and reaches no apiserver.
 #[tokio::test]
 async fn http2_preface_without_alpn_ends_the_connection() {
     let world = World::new();
@@ -192,8 +192,8 @@ async fn http2_preface_without_alpn_ends_the_connection() {
     assert_eq!(upstream.connections().len(), 0);
 }
 
-/// The apiserver may answer with a bare 400 as well; with another request right behind it that is not
-/// to be taken for hyper's word on a malformed head.
+/// The apiserver may send a bare 400, too. The proxy must not take it for hyper's response to a malformed
+/// head, even when the next request has already arrived.
 #[tokio::test]
 async fn bare_answers_of_the_apiserver_are_not_replaced() {
     let world = World::new();
@@ -221,9 +221,9 @@ async fn bare_answers_of_the_apiserver_are_not_replaced() {
     answer.assert_status(400, "BadRequest");
 }
 
-/// Two lengths are seen behind every body, however its end is written.
+/// The proxy finds two lengths in a request after every body, however the body's end is written.
 #[tokio::test]
-async fn no_body_hides_the_ambiguous_request_behind_it() {
+async fn ambiguous_request_is_found_after_every_kind_of_body() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();

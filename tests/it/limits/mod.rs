@@ -188,7 +188,7 @@ async fn uri_of_the_default_limit() {
 }
 
 /// A few bytes of HPACK can stand for thousands of fields (CVE-2026-49975), cookie crumbs among them
-/// (CVE-2026-47774). They are counted when they are decoded, and the connection goes on.
+/// (CVE-2026-47774). They are counted when they are decoded, and the connection continues.
 #[tokio::test]
 async fn indexed_fields_count_as_fields() {
     let world = World::new();
@@ -217,9 +217,9 @@ async fn indexed_fields_count_as_fields() {
     assert_eq!(upstream.requests().len(), 1);
 }
 
-/// A refusal for size ends an HTTP/1.1 connection only when the rest of it cannot be told apart.
+/// A refusal for size closes an HTTP/1.1 connection only if the end of the request is unknown.
 #[tokio::test]
-async fn connection_goes_on_after_a_refusal_by_the_policy() {
+async fn connection_stays_open_after_a_refusal_by_the_policy() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).limits(small).start();
@@ -244,9 +244,9 @@ async fn unknown_expectation() {
     assert_eq!(upstream.connections().len(), 0);
 }
 
-/// Every worker has a listener; one that waits for clients must not hold the place of another's client.
+/// Every worker has a listener; a listener without clients must not hold the last permit.
 #[tokio::test]
-async fn the_last_place_is_for_whoever_comes() {
+async fn last_permit_is_free_for_every_listener() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let mut setup = world

@@ -34,10 +34,9 @@ async fn a_client_without_a_handshake_is_let_go() {
     proxy.client().connect().await.unwrap();
 }
 
-/// A client that only connects, or stops in its `ClientHello`, takes none of the handshakes that may be
-/// under way at once.
+/// A client that only connects, or stops in its `ClientHello`, takes no handshake slot.
 #[tokio::test]
-async fn silent_clients_keep_nobody_out() {
+async fn silent_clients_take_no_handshake_slot() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world

@@ -158,7 +158,7 @@ async fn new_certificate(proxy: &Proxy, old: &CertificateDer<'_>) {
     within("the new certificate", shown).await;
 }
 
-/// Plain HTTP on the TLS port is refused, and nobody else notices.
+/// Plain HTTP on the TLS port is refused, and other clients are not affected.
 #[tokio::test]
 async fn plain_http_does_no_harm() {
     let world = World::new();
@@ -186,7 +186,7 @@ async fn plain_http_does_no_harm() {
 
 /// Clients that connect and vanish do not stop the next one from being served.
 #[tokio::test]
-async fn accepting_goes_on_after_connections_that_break() {
+async fn next_client_is_served_after_connections_that_break() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();

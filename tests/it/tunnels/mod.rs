@@ -175,9 +175,9 @@ where
     tokio::time::timeout(LONG, both).await.expect("all of it");
 }
 
-/// Case 54. A peer that does not read is not gone: behind the tunnel somebody may look at a pager.
+/// Case 54. A peer that does not read is not gone: its user may be reading a page in a pager.
 #[tokio::test]
-async fn who_does_not_read_for_a_while_loses_nothing() {
+async fn peer_that_pauses_reading_loses_nothing() {
     const MUCH: usize = 32 << 20;
     for client_reads in [true, false] {
         let world = World::new();

@@ -298,9 +298,9 @@ async fn the_101_is_a_tls_record_of_its_own() {
     }
 }
 
-/// Some clients do not wait for the 101 before they speak; not a byte of it may be lost.
+/// Some clients send data before the 101; not a byte of it may be lost.
 #[tokio::test]
-async fn bytes_sent_behind_the_request_arrive_after_the_101() {
+async fn bytes_sent_before_the_101_arrive_after_it() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();

@@ -11,7 +11,7 @@ use standin::{
 use super::{ManualApiserver, SPDY, SPDY_101, WEBSOCKET, WEBSOCKET_101};
 use crate::proxy::{HOST, Proxy, World};
 
-/// Sends an upgrade request with something behind it, which must not be read as a request.
+/// Sends an upgrade request and more bytes, which must not be read as a request.
 async fn ask(proxy: &Proxy, request: &str) -> Http1<TlsConnection> {
     let mut client = proxy.client().http1().await;
     client
@@ -22,7 +22,7 @@ async fn ask(proxy: &Proxy, request: &str) -> Http1<TlsConnection> {
     client
 }
 
-/// The one response, and that the connection then ended cleanly with nothing behind it.
+/// Returns the response, after checking that the connection then ended in order without further bytes.
 async fn only_response(client: &mut Http1<TlsConnection>) -> Response {
     let response = client.response().await;
     assert_eq!(
@@ -101,8 +101,8 @@ async fn a_bare_403_is_relayed() {
     assert_eq!((response.status, response.text().as_str()), (403, ""));
 }
 
-/// Cases 16, 17. Nothing behind the request goes upstream unless there was a 101 (CVE-2018-1002105),
-/// and the connection that refused is used no more.
+/// Cases 16, 17. No byte after the request goes upstream without a 101 (CVE-2018-1002105), and the upstream
+/// connection is not used again.
 #[tokio::test]
 async fn nothing_follows_a_refused_upgrade_upstream() {
     let world = World::new();
@@ -170,13 +170,13 @@ async fn a_101_to_another_protocol_is_answered_502() {
         let mut server = apiserver.next_request().await;
         server.send(&answer).await;
         is_status(&only_response(&mut client).await, 502);
-        // How it ends does not matter: there is nobody behind this connection.
+        // How it ends does not matter: no client uses this connection any more.
         let heard = server.read_to_end().await.unwrap_or_default();
         assert_eq!(heard, b"", "after {answer}");
     }
 }
 
-/// hyper switches on any 101; one that nobody asked for is the apiserver's error.
+/// A 101 without an upgrade request is an error of the apiserver.
 #[tokio::test]
 async fn an_unsolicited_101_is_answered_502() {
     let world = World::new();
@@ -220,7 +220,7 @@ async fn an_upgrade_request_with_a_body_is_answered_400() {
     );
 }
 
-/// What comes behind a request to leave HTTP was not meant as a request, whoever refuses it.
+/// Bytes after an upgrade request are never read as a request, also when the proxy itself refuses it.
 #[tokio::test]
 async fn nothing_follows_what_the_proxy_itself_refuses() {
     let world = World::new();
