@@ -66,7 +66,7 @@ pub(crate) async fn scrape(admin: SocketAddr) -> Scrape {
     Scrape { text, series }
 }
 
-/// Scrapes until the series have these values: a request can count a moment after its response.
+/// Scrapes until the series have these values: the proxy may count a request shortly after its response.
 pub(crate) async fn wait_for_numbers(admin: SocketAddr, wanted: &[(&str, f64)]) -> Scrape {
     let deadline = tokio::time::Instant::now() + standin::WAIT;
     loop {

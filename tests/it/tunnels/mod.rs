@@ -171,7 +171,7 @@ where
         reader.read_to_end(&mut received).await.unwrap();
         assert!(
             received == pattern(0, length),
-            "{} bytes came",
+            "{} bytes received",
             received.len()
         );
     };

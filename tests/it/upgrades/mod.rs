@@ -252,7 +252,11 @@ async fn fields_of_an_upgrade_request_are_unchanged() {
             .iter()
             .filter(|line| line.starts_with("x-stream-protocol-version"));
         let sent = request.matches("X-Stream-Protocol-Version").count();
-        assert_eq!(versions.count(), sent, "one line per version");
+        assert_eq!(
+            versions.count(),
+            sent,
+            "one line per version, in order of preference"
+        );
     }
 }
 

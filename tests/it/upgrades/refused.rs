@@ -1,4 +1,4 @@
-//! Any response other than a 101 to the requested protocol never opens a tunnel.
+//! Only a 101 to the requested protocol opens a tunnel.
 
 use http::StatusCode;
 use standin::{
