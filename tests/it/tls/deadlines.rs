@@ -123,7 +123,7 @@ async fn an_idle_http1_client_is_let_go() {
     let mut http1 = proxy.client().http1().await;
     http1.get(HOST, "/version", "").await;
     let began = Instant::now();
-    // hyper ends it without `close_notify`; no response is under way, so nothing can be taken for whole.
+    // hyper ends it without `close_notify`; no response is in progress, so none can look complete.
     assert_eq!(http1.end().await.unwrap_or_default(), "");
     assert!(began.elapsed() >= SHORT / 2, "{:?}", began.elapsed());
 }

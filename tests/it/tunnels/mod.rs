@@ -196,7 +196,7 @@ async fn peer_that_pauses_reading_loses_nothing() {
     }
 }
 
-/// Case 54. A peer that is gone without a word is found by TCP itself, on both legs.
+/// Case 54. TCP itself finds a peer that vanished, on both legs.
 #[tokio::test]
 async fn tcp_keepalive_is_armed_on_both_legs_of_a_tunnel() {
     let world = World::new();
