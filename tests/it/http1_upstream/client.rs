@@ -83,8 +83,8 @@ async fn over_http1(client: &mut Http1<TlsConnection>, method: &str) -> ClientRe
             headers: head.headers,
             body,
         }),
-        Err(cut) => ClientResult::Aborted {
-            received: cut.received.to_vec(),
+        Err(error) => ClientResult::Aborted {
+            received: error.received.to_vec(),
         },
     }
 }

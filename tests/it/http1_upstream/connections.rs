@@ -273,7 +273,7 @@ async fn bytes_on_an_idle_connection_are_not_a_response() {
 /// it again, and its response has no `Retry-After`.
 #[tokio::test]
 async fn request_that_was_read_is_not_retried() {
-    let begun = "HTTP/1.1 200 OK\r\nContent-Le";
+    let partial_head = "HTTP/1.1 200 OK\r\nContent-Le";
     let actions = [
         AfterResponse::Close,
         AfterResponse::CloseWithoutNotify,
@@ -283,7 +283,7 @@ async fn request_that_was_read_is_not_retried() {
     .flat_map(|then| {
         [
             NextAction::ClosesAfterRequest(then),
-            NextAction::ClosesInResponse(begun, then),
+            NextAction::ClosesInResponse(partial_head, then),
         ]
     });
     for action in actions {

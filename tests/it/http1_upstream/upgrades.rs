@@ -141,11 +141,11 @@ async fn refusal_without_a_length_ends_with_a_clean_close() {
                 (&body[..], then),
                 (&b"you may not"[..], AfterResponse::Close)
             ),
-            Err(cut) => {
-                assert_ne!(then, AfterResponse::Close, "{cut}");
+            Err(error) => {
+                assert_ne!(then, AfterResponse::Close, "{error}");
                 assert!(
-                    b"you may not".starts_with(&cut.received),
-                    "{context}: {cut:?}"
+                    b"you may not".starts_with(&error.received),
+                    "{context}: {error:?}"
                 );
             }
         }
