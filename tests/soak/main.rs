@@ -211,7 +211,7 @@ async fn no_client_notices_rotations_broken_files_and_restarts() {
         let old = instances.remove(0);
         instances.push(new);
         old.terminate().await;
-        // A load balancer hears of it within the delay.
+        // A load balancer learns of it within the delay.
         tokio::time::sleep(instance::DELAY / 2).await;
         balancer.remove(old.address());
         exits.push(old.exit().await);

@@ -66,7 +66,7 @@ async fn unusual_but_unambiguous_status_line_is_accepted() {
             .reused(),
         Case::get(
             "a long reason",
-            response("HTTP/1.1 200 All is well: 100%, \"fine\""),
+            response("HTTP/1.1 200 All good: 100%, \"fine\""),
         )
         .is(200, "hello")
         .reused(),

@@ -50,7 +50,7 @@ pub enum Behaviour {
     Silent,
     /// Resets once the first bytes have come, which are a `ClientHello`.
     ResetInHandshake,
-    /// Closes without a word once the first bytes have come.
+    /// Closes without sending a byte, once the first bytes have arrived.
     CloseInHandshake,
     /// Answers the first bytes with these and closes, for instance a plain HTTP response.
     Says(Vec<u8>),
