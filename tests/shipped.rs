@@ -1,6 +1,6 @@
 //! The completions and man pages in `config` are those of the command line.
 //!
-//! `UPDATE=1 cargo test --test shipped` writes them anew.
+//! `UPDATE=1 cargo test --test shipped` writes them again.
 
 #![expect(
     clippy::unwrap_used,

@@ -66,7 +66,11 @@ impl Workers {
     ) -> Result<Self, AppError> {
         let connections = Arc::new(Semaphore::new(shared.limits.connections));
         let (sender, ended) = mpsc::unbounded_channel();
-        let mut drains = Vec::new();
+        // Dropped on an error below, it ends the workers that have started.
+        let mut workers = Self {
+            drains: Vec::new(),
+            ended,
+        };
         let counters = metrics.workers().iter().cloned();
         for (number, (sockets, counters)) in sockets.into_iter().zip(counters).enumerate() {
             let worker = Worker {
@@ -76,7 +80,7 @@ impl Workers {
                 drain: Drain::new(),
                 counters,
             };
-            drains.push(worker.drain.clone());
+            workers.drains.push(worker.drain.clone());
             let (sender, heartbeat) = (sender.clone(), heartbeats.worker(number));
             thread::Builder::new()
                 .name(format!("worker-{number}"))
@@ -92,7 +96,7 @@ impl Workers {
                     source,
                 })?;
         }
-        Ok(Self { drains, ended })
+        Ok(workers)
     }
 
     /// Serves until `shutdown` completes and `timeouts.drainDelay` has passed, then drains. `reloading` runs

@@ -93,9 +93,7 @@ pub enum ReadError {
     #[error("larger than 4 MiB; check the path")]
     TooLarge,
     /// The path is the content of a file.
-    #[error(
-        "the value is {found} and not a path; write it to a file and give the path of that file"
-    )]
+    #[error("a path belongs here, not {found}; write it to a file and name that")]
     NotAPath {
         /// What was given instead, such as `the key itself`.
         found: &'static str,

@@ -59,7 +59,7 @@ pub struct Accepted {
 /// # Errors
 ///
 /// When the address cannot be listened on. With [`PortSharing::Exclusive`] a port in use is an error,
-/// although `SO_REUSEPORT` alone would let two proxies share it in silence. With [`PortSharing::Reuse`] the
+/// although `SO_REUSEPORT` alone would let two proxies share it without an error. With [`PortSharing::Reuse`] the
 /// kernel gives each process a part of the connections until the other one has ended, and it does so only
 /// for processes of one user.
 pub fn bind(

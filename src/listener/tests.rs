@@ -10,7 +10,7 @@ use std::{
 
 use super::*;
 
-/// Two proxies that share a port in silence would each get a part of the connections.
+/// Two proxies that share a port without knowing it would each get a part of the connections.
 #[test]
 fn port_in_use_is_an_error_without_reuse_port() {
     let first = bind("127.0.0.1:0".parse().unwrap(), 2, PortSharing::Exclusive).unwrap();

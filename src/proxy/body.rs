@@ -31,7 +31,7 @@ pub struct Body {
 ///
 /// It has no source, because hyper resets the stream with the code of the first HTTP/2 error in the chain,
 /// and some clients take `NO_ERROR` and `CANCEL` for the end of a complete body. Without a source the code is
-/// `INTERNAL_ERROR`. Regression: tests/it `a_response_that_is_cut_never_looks_complete_over_http2`.
+/// `INTERNAL_ERROR`. Regression: tests/it `aborted_response_never_looks_complete_over_http2`.
 #[derive(Debug, thiserror::Error)]
 #[error("the response was aborted")]
 pub struct Cut;

@@ -19,7 +19,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use crate::pki::{self, CertSummary};
 
-/// The TLS settings for the endpoints of one cluster. Built anew when the trust anchors change, so that
+/// The TLS settings for the endpoints of one cluster. Built again when the trust anchors change, so that
 /// no session of an older trust generation can be resumed.
 #[derive(Debug, Clone)]
 pub struct ClientTls {

@@ -13,7 +13,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// fillWorkers is how many requests to create an object are under way at once.
+// fillWorkers is how many requests to create an object are in flight at once.
 const fillWorkers = 8
 
 // fill creates a namespace with many ConfigMaps, much faster than kubectl,

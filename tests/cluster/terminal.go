@@ -11,7 +11,7 @@ import (
 // terminal gets `inside`; this process keeps `outside`.
 func openTerminal() (outside, inside *os.File, err error) {
 	// O_NONBLOCK gives the file to the runtime's poller, so that Close ends a
-	// Read that is under way.
+	// A read that is in progress.
 	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, nil, fmt.Errorf("open a pseudo-terminal: %w", err)

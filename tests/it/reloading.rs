@@ -1,5 +1,5 @@
-//! Certificates, keys and CAs change under load: what is new gets the new ones, what runs lives on, and a
-//! bad change changes nothing.
+//! Certificates, keys and CAs change under load: new connections get the new ones, open connections stay, and an
+//! invalid change has no effect.
 
 use std::{
     fs,
@@ -27,7 +27,7 @@ use crate::{
     upgrades::ManualApiserver,
 };
 
-/// A mounted Secret: files are links through `..data` into a directory that is swapped as a whole.
+/// A mounted Secret: each file is a link through `..data` into a directory that is replaced as a whole.
 struct Mount<'a> {
     root: &'a Path,
     generation: u32,
@@ -46,7 +46,7 @@ impl<'a> Mount<'a> {
         mount
     }
 
-    /// Makes all files new in one rename, as the kubelet does.
+    /// Replaces all files with one rename, as the kubelet does.
     fn swap(&mut self, files: &[(&str, &str)]) {
         self.generation += 1;
         let generation = format!("..{}", self.generation);
@@ -60,7 +60,7 @@ impl<'a> Mount<'a> {
     }
 }
 
-/// The proxy with certificate, key and CA from the files of a mount.
+/// A proxy that reads its certificate, key and CA from the files of a mount.
 fn mounted<'a>(world: &'a World, upstream: &Upstream) -> Setup<'a> {
     let mut setup = world.proxy(upstream.address());
     let file = |name: &str| world.dir.path().join(name);
@@ -75,13 +75,13 @@ fn identity(world: &World) -> Identity {
     world.public_ca.server(&[HOST, "127.0.0.1"])
 }
 
-/// A client without sessions to resume, because a resumed one shows the certificate it began with.
-fn stranger(proxy: &Proxy) -> Client {
+/// A client that has no session to resume: a resumed session shows the certificate of its first handshake.
+fn fresh_client(proxy: &Proxy) -> Client {
     proxy.client().alpn(&[])
 }
 
 async fn presented(proxy: &Proxy) -> CertificateDer<'static> {
-    stranger(proxy)
+    fresh_client(proxy)
         .connect()
         .await
         .unwrap()
@@ -89,18 +89,18 @@ async fn presented(proxy: &Proxy) -> CertificateDer<'static> {
         .clone()
 }
 
-/// Waits until new clients are shown this certificate.
+/// Waits until new clients receive this certificate.
 async fn wait_for_certificate(proxy: &Proxy, new: &Identity) {
     let shown = async { while presented(proxy).await != new.chain[0] {} };
     within("the new certificate", shown).await;
 }
 
-/// Reloads, and waits until that is done: a second certificate that changes with it tells.
+/// Reloads, and waits for the end of the reload: a second certificate changes in the same reload and shows it.
 async fn reload_with(proxy: &Proxy, world: &World, marker: &Identity) {
     marker.write(&world.dir, "marker");
     proxy.reload();
     let done = async {
-        while stranger(proxy)
+        while fresh_client(proxy)
             .sni("marker.test")
             .connect()
             .await
@@ -112,7 +112,7 @@ async fn reload_with(proxy: &Proxy, world: &World, marker: &Identity) {
     within("the reload", done).await;
 }
 
-/// Case 55. New connections get the new certificate; a watch and a tunnel that run do not notice.
+/// Case 55. New connections get the new certificate; open connections and their watches are not affected.
 #[tokio::test]
 async fn swapped_certificate_serves_new_connections_only() {
     let world = World::new();
@@ -159,13 +159,13 @@ async fn swapped_certificate_serves_new_connections_only() {
     assert_eq!(
         upstream.connections().len(),
         1,
-        "nothing about the apiserver has changed"
+        "the settings of the apiserver have not changed"
     );
 }
 
-/// Case 55. Without being told, files are read again every `reload`.
+/// Case 55. Without a signal, the proxy reads the files again every `timeouts.reload`.
 #[tokio::test]
-async fn a_swapped_certificate_is_noticed_in_time() {
+async fn poll_finds_a_swapped_certificate() {
     let world = World::new();
     let (old, new) = (identity(&world), identity(&world));
     let upstream = world.apiserver().start().await;
@@ -178,10 +178,10 @@ async fn a_swapped_certificate_is_noticed_in_time() {
     wait_for_certificate(&proxy, &new).await;
 }
 
-/// Case 55. Files that are missing, empty, cut off or do not belong together leave everything as it was,
-/// and the next good ones are taken.
+/// Case 55. Files that are missing, empty, truncated or do not match have no effect. The proxy takes the next
+/// valid files.
 #[tokio::test]
-async fn a_bad_change_keeps_the_last_good_state() {
+async fn invalid_change_keeps_the_last_good_state() {
     let world = World::new();
     let (old, new) = (identity(&world), identity(&world));
     let upstream = world.apiserver().start().await;
@@ -191,7 +191,7 @@ async fn a_bad_change_keeps_the_last_good_state() {
         .start();
     let half = |text: &str| text[..text.len() / 2].to_owned();
     let expired = world.public_ca.leaf(&[HOST, "127.0.0.1"]).expired().build();
-    for (certificate, key, what) in [
+    for (certificate, key, case) in [
         (
             String::new(),
             new.key_pem().to_owned(),
@@ -217,20 +217,20 @@ async fn a_bad_change_keeps_the_last_good_state() {
         world.dir.write("public.crt", certificate);
         world.dir.write("public.key", key);
         proxy.reload();
-        // Many turns of the poll.
+        // Long enough for many polls.
         tokio::time::sleep(Duration::from_millis(150)).await;
-        assert!(presented(&proxy).await == old.chain[0], "{what}");
+        assert!(presented(&proxy).await == old.chain[0], "{case}");
     }
     fs::remove_file(world.dir.path().join("public.crt")).unwrap();
     tokio::time::sleep(Duration::from_millis(150)).await;
-    let mut client = stranger(&proxy).http1().await;
+    let mut client = fresh_client(&proxy).http1().await;
     assert_eq!(client.get(HOST, "/version", "").await.text(), "ok");
 
     new.write(&world.dir, "public");
     wait_for_certificate(&proxy, &new).await;
 }
 
-/// A proxy with a second certificate, which tells when a reload is done.
+/// A proxy with a second certificate, which shows when a reload is done.
 fn with_marker<'a>(world: &'a World, upstream: &Upstream) -> Setup<'a> {
     let mut setup = world.proxy(upstream.address());
     let (certificate, key) = world
@@ -242,10 +242,10 @@ fn with_marker<'a>(world: &'a World, upstream: &Upstream) -> Setup<'a> {
     setup
 }
 
-/// Case 55. After a rotation of the cluster's CA a new lease trusts the new one alone, and what runs on an
-/// old one goes on.
+/// Case 55. After a rotation of the cluster CA, a new lease trusts only the new CA. Requests that run on an old
+/// lease continue.
 #[tokio::test]
-async fn a_new_cluster_ca_is_for_new_leases() {
+async fn new_cluster_ca_applies_to_new_leases_only() {
     let world = World::new();
     let upstream = world.apiserver().http(slow_or_endless).start().await;
     let proxy = with_marker(&world, &upstream).start();
@@ -263,20 +263,20 @@ async fn a_new_cluster_ca_is_for_new_leases() {
     world.dir.write("cluster-ca.crt", new_ca.pem());
     reload_with(&proxy, &world, &world.public_ca.server(&["marker.test"])).await;
 
-    // The apiserver still presents a certificate of the old CA: nothing new may go there, neither on the
-    // leases of old clients nor on those of new ones.
+    // The apiserver still presents a certificate of the old CA, so no new request may reach it, neither on the
+    // leases of old clients nor on those of new clients.
     assert_eq!(
         http2.get("https://kube.test/version").await.unwrap().status,
         503
     );
     assert_eq!(http1.get(HOST, "/version", "").await.status, 503);
-    let mut stranger = proxy.client().http1().await;
-    assert_eq!(stranger.get(HOST, "/version", "").await.status, 503);
+    let mut new_client = proxy.client().http1().await;
+    assert_eq!(new_client.get(HOST, "/version", "").await.status, 503);
     assert_eq!(upstream.open_responses(), 1, "the watch is still open");
     assert_eq!(upstream.connections()[0].end, None);
 
     upstream.present(&new_ca.server(&[APISERVER, "127.0.0.1"]));
-    let served = async { while stranger.get(HOST, "/version", "").await.status != 200 {} };
+    let served = async { while new_client.get(HOST, "/version", "").await.status != 200 {} };
     within("the apiserver with the new certificate", served).await;
     assert_eq!(
         http2.get("https://kube.test/version").await.unwrap().status,
@@ -285,9 +285,9 @@ async fn a_new_cluster_ca_is_for_new_leases() {
     assert_eq!(upstream.open_responses(), 1, "the watch is still open");
 }
 
-/// Case 55. A CA file that cannot be read trusts the CAs it held before, not none and not all.
+/// Case 55. While the CA file cannot be read, the proxy trusts the CAs that it read last: not none, and not all.
 #[tokio::test]
-async fn an_unreadable_cluster_ca_keeps_the_last_good_one() {
+async fn unreadable_cluster_ca_keeps_the_last_good_one() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world
@@ -298,7 +298,7 @@ async fn an_unreadable_cluster_ca_keeps_the_last_good_one() {
     for text in ["", "-----BEGIN CERTIFICATE-----\nAAAA", "hello"] {
         fs::write(&ca, text).unwrap();
         tokio::time::sleep(Duration::from_millis(150)).await;
-        // A connection of its own each, so that the apiserver is verified again.
+        // An upgrade uses a new upstream connection, so the proxy verifies the apiserver again.
         let mut client = proxy.client().http1().await;
         client.send(crate::upgrades::SPDY).await;
         assert_eq!(client.response().await.status, 200, "{text:?}");
@@ -308,12 +308,12 @@ async fn an_unreadable_cluster_ca_keeps_the_last_good_one() {
         .iter()
         .filter(|one| matches!(one.end, Some(ConnectionEnd::Handshake(_))))
         .count();
-    assert_eq!(ends, 0, "every handshake was good");
+    assert_eq!(ends, 0, "every handshake succeeded");
 }
 
-/// A reload that changes nothing costs no client its upstream connection.
+/// A reload without changes closes no upstream connection.
 #[tokio::test]
-async fn a_reload_without_a_change_keeps_the_leases() {
+async fn reload_without_a_change_keeps_the_leases() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = with_marker(&world, &upstream).start();
@@ -324,9 +324,9 @@ async fn a_reload_without_a_change_keeps_the_leases() {
     assert_eq!(upstream.connections().len(), 1);
 }
 
-/// Case 55. A tunnel outlives the certificate and the CA it began under.
+/// Case 55. A tunnel stays open when its certificate and its CA are replaced.
 #[tokio::test]
-async fn a_tunnel_outlives_a_rotation() {
+async fn tunnel_stays_open_during_a_rotation() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = with_marker(&world, &apiserver.upstream).start();
@@ -342,28 +342,28 @@ async fn a_tunnel_outlives_a_rotation() {
     assert_eq!(client.take(4).await.unwrap(), "here");
 }
 
-/// A name has no address until it was looked up, which must not cost the requests of that moment.
+/// A new host name has no address before its first lookup. Requests during the lookup must not fail.
 #[tokio::test]
-async fn a_new_name_of_the_apiserver_is_looked_up_before_it_is_used() {
+async fn new_apiserver_name_is_resolved_before_use() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let setup = world.proxy(upstream.address());
     let by_address = setup.config.clone();
     let mut by_name = by_address.clone();
     by_name.clusters[0].upstream_host = "localhost".into();
-    let turn = Arc::new(AtomicUsize::new(0));
-    let now = Arc::clone(&turn);
+    let reloads = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&reloads);
     let proxy = setup.start_from(Box::new(move || {
-        let named = now.load(Ordering::Relaxed) % 2 == 1;
+        let named = count.load(Ordering::Relaxed) % 2 == 1;
         Ok(if named { &by_name } else { &by_address }.clone())
     }));
     let client = proxy.client().http2().await;
     for _ in 0..20 {
-        turn.fetch_add(1, Ordering::Relaxed);
+        reloads.fetch_add(1, Ordering::Relaxed);
         proxy.reload();
         for _ in 0..30 {
-            let answer = client.get("https://kube.test/").await.unwrap();
-            assert_eq!(answer.text(), "ok");
+            let response = client.get("https://kube.test/").await.unwrap();
+            assert_eq!(response.text(), "ok");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! When a request is sent twice, and when it must not be.
+//! When the proxy sends a request again, and when it must not.
 
 use std::sync::Arc;
 
@@ -24,17 +24,17 @@ const REFUSED_STREAM: u32 = 7;
 
 type Wire = FrameConnection<tokio_rustls::server::TlsStream<tokio::net::TcpStream>>;
 
-/// A request that an apiserver took to be processed: the connection it came on, and its body.
+/// A request that the apiserver processed: its connection and its body.
 type Processed = (usize, Bytes);
 
-/// What the first connection does with its second request; all others are answered.
+/// What the apiserver does with the second request of a connection. Other requests get a response.
 #[derive(Clone, Copy)]
-enum Fate {
-    /// GOAWAY with the stream before it as the last one, and the end of the connection, as from Go.
+enum Outcome {
+    /// GOAWAY that names the previous stream as the last processed one, then the connection closes, as Go does.
     Goaway,
     /// `RST_STREAM(REFUSED_STREAM)`.
     Refused,
-    /// GOAWAY that counts it among the processed ones, and then the end.
+    /// GOAWAY that counts the request as processed, then the connection closes.
     ProcessedAndLost,
     /// `RST_STREAM(CANCEL)`.
     Reset,
@@ -46,15 +46,15 @@ struct Apiserver {
 }
 
 impl Apiserver {
-    /// One that deals with the second request of each of its first `connections` as `fate` says.
-    async fn start(world: &World, fate: Fate, connections: usize) -> Self {
-        let (tell, processed) = mpsc::unbounded_channel();
+    /// An apiserver that ends the second request on each of its first `connections` with `outcome`.
+    async fn start(world: &World, outcome: Outcome, connections: usize) -> Self {
+        let (sender, processed) = mpsc::unbounded_channel();
         let upstream = world.apiserver().raw(move |raw| {
-            let tell = tell.clone();
+            let sender = sender.clone();
             async move {
                 let id = raw.connection.id;
-                // A proxy that has closed the connection ends the script.
-                drop(script(raw, (id < connections).then_some(fate), &tell).await);
+                // An error here means that the proxy closed the connection, which ends the script.
+                drop(script(raw, (id < connections).then_some(outcome), &sender).await);
             }
         });
         Self {
@@ -70,31 +70,31 @@ impl Apiserver {
 
 async fn script(
     raw: Raw,
-    fate: Option<Fate>,
-    tell: &mpsc::UnboundedSender<Processed>,
+    outcome: Option<Outcome>,
+    sender: &mpsc::UnboundedSender<Processed>,
 ) -> std::io::Result<()> {
     let id = raw.connection.id;
     let mut wire = FrameConnection::server(raw.stream, &[(3, 100)]).await?;
     loop {
         let (stream, body) = request(&mut wire).await?;
-        if let Some(fate) = fate
+        if let Some(outcome) = outcome
             && stream > 1
         {
-            match fate {
-                Fate::Goaway => return wire.goaway(stream - 2, 0).await,
-                Fate::Refused => wire.reset(stream, REFUSED_STREAM).await?,
-                Fate::ProcessedAndLost => return wire.goaway(stream, 0).await,
-                Fate::Reset => wire.reset(stream, CANCEL).await?,
+            match outcome {
+                Outcome::Goaway => return wire.goaway(stream - 2, 0).await,
+                Outcome::Refused => wire.reset(stream, REFUSED_STREAM).await?,
+                Outcome::ProcessedAndLost => return wire.goaway(stream, 0).await,
+                Outcome::Reset => wire.reset(stream, CANCEL).await?,
             }
         } else {
-            tell.send((id, body)).ok();
+            sender.send((id, body)).ok();
             wire.headers(stream, &[(":status", "200")], 0).await?;
             wire.data(stream, "ok", END_STREAM).await?;
         }
     }
 }
 
-/// The next request, whole.
+/// Reads the next request with its complete body.
 async fn request(wire: &mut Wire) -> std::io::Result<(u32, Bytes)> {
     let head = wire.expect(kind::HEADERS).await?;
     let mut body = Vec::new();
@@ -108,7 +108,7 @@ async fn request(wire: &mut Wire) -> std::io::Result<(u32, Bytes)> {
     Ok((head.stream, body.into()))
 }
 
-/// Sends one request to open the connection and one that meets its fate.
+/// Sends one request to open the connection, and a second one that ends with the outcome.
 async fn second_request(
     world: &World,
     apiserver: &Apiserver,
@@ -132,11 +132,11 @@ async fn second_request(
 
 /// Case 6.
 #[tokio::test]
-async fn an_unprocessed_request_is_sent_once_more_on_a_new_connection() {
-    for (fate, what) in [(Fate::Goaway, "goaway"), (Fate::Refused, "refused")] {
+async fn unprocessed_request_is_retried_once_on_a_new_connection() {
+    for (outcome, case) in [(Outcome::Goaway, "goaway"), (Outcome::Refused, "refused")] {
         for (method, size) in [(Method::GET, 0), (Method::POST, 1024)] {
             let world = World::new();
-            let mut apiserver = Apiserver::start(&world, fate, 1).await;
+            let mut apiserver = Apiserver::start(&world, outcome, 1).await;
             let body = Bytes::from((b'a'..=b'z').cycle().take(size).collect::<Vec<_>>());
             let response = second_request(&world, &apiserver, method, body.clone()).await;
             assert_eq!(
@@ -146,18 +146,18 @@ async fn an_unprocessed_request_is_sent_once_more_on_a_new_connection() {
             assert_eq!(
                 apiserver.processed(),
                 [(0, Bytes::new()), (1, body)],
-                "{what}, {size} bytes"
+                "{case}, {size} bytes"
             );
         }
     }
 }
 
-/// Case 6. What is left of the body cannot be sent again, so the client must.
+/// Case 6. The body is larger than `limits.replayBytes`, so only the client can repeat the request.
 #[tokio::test]
-async fn a_refused_request_with_a_large_body_is_left_to_the_client() {
-    for fate in [Fate::Goaway, Fate::Refused] {
+async fn refused_request_with_a_large_body_is_not_retried() {
+    for outcome in [Outcome::Goaway, Outcome::Refused] {
         let world = World::new();
-        let mut apiserver = Apiserver::start(&world, fate, 1).await;
+        let mut apiserver = Apiserver::start(&world, outcome, 1).await;
         let body = vec![b'x'; 4096];
         let response = second_request(&world, &apiserver, Method::POST, body.into()).await;
         assert_eq!(response.status, StatusCode::SERVICE_UNAVAILABLE);
@@ -169,11 +169,11 @@ async fn a_refused_request_with_a_large_body_is_left_to_the_client() {
 
 /// Case 6.
 #[tokio::test]
-async fn a_request_that_may_have_been_processed_is_not_sent_again() {
-    for fate in [Fate::ProcessedAndLost, Fate::Reset] {
+async fn request_that_may_have_been_processed_is_not_retried() {
+    for outcome in [Outcome::ProcessedAndLost, Outcome::Reset] {
         for method in [Method::GET, Method::POST] {
             let world = World::new();
-            let mut apiserver = Apiserver::start(&world, fate, 1).await;
+            let mut apiserver = Apiserver::start(&world, outcome, 1).await;
             let response = second_request(&world, &apiserver, method, Bytes::new()).await;
             assert_eq!(response.status, StatusCode::BAD_GATEWAY);
             assert_eq!(response.headers.get("retry-after"), None);
@@ -185,7 +185,7 @@ async fn a_request_that_may_have_been_processed_is_not_sent_again() {
 
 /// Case 6.
 #[tokio::test]
-async fn a_request_that_is_refused_twice_is_left_to_the_client() {
+async fn request_that_is_refused_twice_gets_503() {
     let world = World::new();
     let upstream = world
         .apiserver()
@@ -241,7 +241,7 @@ async fn one_dial_serves_all_requests_that_a_goaway_refused() {
         requests.push(client.begin(request, true).await.unwrap().0);
     }
     for response in requests {
-        assert_eq!(within("an answer", response).await.unwrap().status(), 200);
+        assert_eq!(within("a response", response).await.unwrap().status(), 200);
     }
     assert_eq!(upstream.connections().len(), 2);
 }
@@ -275,9 +275,9 @@ async fn idle_http1_connection_closed_by_apiserver_is_replaced() {
     }
 }
 
-/// Case 57. While the apiserver is away, requests never leave the proxy, so the client may repeat them.
+/// Case 57. While the apiserver is down, requests never leave the proxy, so the client may repeat them.
 #[tokio::test]
-async fn an_apiserver_that_restarts_costs_no_request_an_unclear_end() {
+async fn requests_during_an_apiserver_restart_get_503() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let address = upstream.address();
@@ -286,7 +286,7 @@ async fn an_apiserver_that_restarts_costs_no_request_an_unclear_end() {
     assert_eq!(http2.get("https://kube.test/").await.unwrap().status, 200);
     assert_eq!(http1.get(HOST, "/", "").await.status, 200);
     drop(upstream);
-    // Gone once its port can be had again.
+    // The apiserver is gone once its port can be bound again.
     let listener = loop {
         match TcpListener::bind(address).await {
             Ok(listener) => break listener,
@@ -326,7 +326,7 @@ async fn requests_that_wait_for_one_dial_share_its_failure() {
         requests.push(client.begin(request, true).await.unwrap().0);
     }
     for response in requests {
-        let response = within("an answer", response).await.unwrap();
+        let response = within("a response", response).await.unwrap();
         assert_eq!(response.status(), 503);
         assert_eq!(response.headers()["retry-after"], "1");
     }

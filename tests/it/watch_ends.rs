@@ -1,5 +1,5 @@
-//! What becomes of watches when the proxy is told to stop: they end between two events, as they would have
-//! ended by themselves, so that a reflector resumes and logs nothing.
+//! How watches end when the proxy shuts down: between two events, like a watch that the apiserver ends, so that a
+//! reflector resumes and logs nothing.
 
 use std::time::Duration;
 
@@ -18,16 +18,16 @@ const WATCH: &str = "/api/v1/pods?watch=true";
 const JSON: &str = "application/json";
 const PROTOBUF: &str = "application/vnd.kubernetes.protobuf;stream=watch";
 
-/// An apiserver whose every response is a watch in the hands of the test.
+/// An apiserver that responds to every request with a watch, and gives the test the sender of its events.
 async fn watches(
     world: &World,
     content_type: &'static str,
     coding: Option<&'static str>,
 ) -> (Upstream, mpsc::UnboundedReceiver<BodySender>) {
-    let (tell, opened) = mpsc::unbounded_channel();
+    let (sender, opened) = mpsc::unbounded_channel();
     let apiserver = world.apiserver().http(move |_| {
         let (events, body) = channel();
-        tell.send(events).unwrap();
+        sender.send(events).unwrap();
         let mut response = Response::builder().header(header::CONTENT_TYPE, content_type);
         if let Some(coding) = coding {
             response = response.header(header::CONTENT_ENCODING, coding);
@@ -37,8 +37,8 @@ async fn watches(
     (apiserver.start().await, opened)
 }
 
-/// A proxy that would wait for a watch for much longer than the test does.
-fn patient(world: &World, upstream: &Upstream) -> Proxy {
+/// A proxy with a drain timeout that is much longer than the timeout of the test.
+fn with_long_drain(world: &World, upstream: &Upstream) -> Proxy {
     let setup = world.proxy(upstream.address());
     setup
         .timeouts(|timeouts| timeouts.drain = standin::WAIT * 10)
@@ -54,13 +54,13 @@ async fn open_http1(proxy: &Proxy) -> Http1<TlsConnection> {
     client
 }
 
-/// A reflector asks for the next watch at once and on the same connection: the head of the last one has not
-/// said that it would be closed.
+/// A reflector opens its next watch immediately and on the same connection, because the head of the last watch
+/// did not contain `Connection: close`.
 #[tokio::test]
-async fn what_a_client_asks_right_behind_its_watch_is_answered() {
+async fn next_request_after_an_ended_watch_is_served() {
     let world = World::new();
     let (upstream, mut opened) = watches(&world, JSON, None).await;
-    let mut proxy = patient(&world, &upstream);
+    let mut proxy = with_long_drain(&world, &upstream);
     let mut client = open_http1(&proxy).await;
     let _events = opened.recv().await.unwrap();
 
@@ -74,16 +74,16 @@ async fn what_a_client_asks_right_behind_its_watch_is_answered() {
     assert_eq!(head.header("connection"), Some("close"));
     drop(opened.recv().await);
     assert_eq!(client.chunk().await.unwrap(), "", "the last chunk");
-    assert_eq!(client.end().await.unwrap(), "", "an end in order");
+    assert_eq!(client.end().await.unwrap(), "", "a clean close");
     proxy.wait_until_stopped().await;
 }
 
-/// One watch over each version of HTTP; what the apiserver sends on both, in two steps with the signal to
-/// stop between them, and what the clients get after the signal.
-async fn ends(content_type: &'static str, before: &[u8], after: &[u8], rest: &[u8]) {
+/// Opens one watch over each version of HTTP. The apiserver sends `before`, the shutdown begins, and the
+/// apiserver sends `after`. Asserts that the clients receive `rest` after the shutdown began, and a clean end.
+async fn assert_watch_end(content_type: &'static str, before: &[u8], after: &[u8], rest: &[u8]) {
     let world = World::new();
     let (upstream, mut opened) = watches(&world, content_type, None).await;
-    let mut proxy = patient(&world, &upstream);
+    let mut proxy = with_long_drain(&world, &upstream);
     let mut http1 = open_http1(&proxy).await;
     let events_http1 = opened.recv().await.unwrap();
     let http2 = proxy.client().http2().await;
@@ -108,10 +108,10 @@ async fn ends(content_type: &'static str, before: &[u8], after: &[u8], rest: &[u
         assert_eq!(data(&mut response).await.unwrap(), rest);
     }
     assert_eq!(http1.chunk().await.unwrap(), "", "the last chunk");
-    assert_eq!(http1.end().await.unwrap(), "", "an end in order");
+    assert_eq!(http1.end().await.unwrap(), "", "a clean close");
     let end = within("the end of the watch", response.body_mut().data()).await;
     assert!(end.is_none_or(|end| end.unwrap().is_empty()), "END_STREAM");
-    within("the apiserver to hear of it", async {
+    within("the apiserver to see the end", async {
         events_http1.closed().await;
         events_http2.closed().await;
     })
@@ -120,17 +120,17 @@ async fn ends(content_type: &'static str, before: &[u8], after: &[u8], rest: &[u
     proxy.wait_until_stopped().await;
 }
 
-/// Case 56. A watch that is silent ends at once.
+/// Case 56. A watch ends immediately when no event is in progress.
 #[tokio::test]
-async fn a_json_watch_between_two_events_ends_at_once() {
-    ends(JSON, b"{\"type\":\"ADDED\"}\n", b"", b"").await;
-    ends(JSON, b"", b"", b"").await;
+async fn json_watch_ends_immediately_between_two_events() {
+    assert_watch_end(JSON, b"{\"type\":\"ADDED\"}\n", b"", b"").await;
+    assert_watch_end(JSON, b"", b"", b"").await;
 }
 
-/// Case 56. The event that has begun is the last one, and it is whole.
+/// Case 56. The event in progress is the last one, and it is complete.
 #[tokio::test]
-async fn a_json_watch_within_an_event_ends_behind_it() {
-    ends(
+async fn json_watch_ends_after_the_event_in_progress() {
+    assert_watch_end(
         JSON,
         b"{\"type\":\"ADDED\"}\n{\"type\":\"MO",
         b"DIFIED\"}\n{\"type\":\"DELETED\"}\n{\"ty",
@@ -139,11 +139,11 @@ async fn a_json_watch_within_an_event_ends_behind_it() {
     .await;
 }
 
-/// Case 56. Protobuf has lengths in place of lines; a newline in it means nothing.
+/// Case 56. Protobuf uses length prefixes instead of lines; a newline in a frame has no meaning.
 #[tokio::test]
-async fn a_protobuf_watch_ends_behind_a_frame() {
-    ends(PROTOBUF, b"\0\0\0\x02k8", b"", b"").await;
-    ends(
+async fn protobuf_watch_ends_after_the_frame_in_progress() {
+    assert_watch_end(PROTOBUF, b"\0\0\0\x02k8", b"", b"").await;
+    assert_watch_end(
         PROTOBUF,
         b"\0\0\0\x02k8\0\0\0\x05a\n",
         b"\nbc\0\0\0\x01d\0\0",
@@ -152,10 +152,10 @@ async fn a_protobuf_watch_ends_behind_a_frame() {
     .await;
 }
 
-/// Case 56. What is compressed cannot be ended in the middle without being read: it is cut at the deadline,
-/// and seen to be cut.
+/// Case 56. The proxy does not decompress a watch, so it cannot find the end of an event. It aborts the watch at
+/// the deadline, and the client sees that the response is incomplete.
 #[tokio::test]
-async fn a_compressed_watch_is_cut_at_the_deadline() {
+async fn compressed_watch_is_aborted_at_the_deadline() {
     let world = World::new();
     let (upstream, mut opened) = watches(&world, JSON, Some("gzip")).await;
     let mut proxy = world
@@ -171,12 +171,12 @@ async fn a_compressed_watch_is_cut_at_the_deadline() {
     proxy.wait_until_stopped().await;
 }
 
-/// Case 56. A list that happens to be long is no watch.
+/// Case 56. A long list is not a watch: it is sent completely.
 #[tokio::test]
-async fn other_bodies_run_to_their_end() {
+async fn list_is_sent_completely_during_a_drain() {
     let world = World::new();
     let (upstream, mut opened) = watches(&world, JSON, None).await;
-    let mut proxy = patient(&world, &upstream);
+    let mut proxy = with_long_drain(&world, &upstream);
     let mut client = proxy.client().http1().await;
     client
         .send(format!("GET /api/v1/pods HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))

@@ -1,4 +1,4 @@
-//! Upstreams that are not the expected apiserver: each gets no request byte, and the client a `Status`.
+//! Upstreams that are not the expected apiserver: they receive no byte of a request, and the client gets a `Status`.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -16,8 +16,8 @@ use crate::{
     responses::{BOTH, ClientResponse, Protocol},
 };
 
-/// Asks once over each protocol.
-async fn ask(world: &World, upstream: SocketAddr) -> [ClientResponse; 2] {
+/// Sends one GET over each protocol.
+async fn get_over_both(world: &World, upstream: SocketAddr) -> [ClientResponse; 2] {
     let setup = world.proxy(upstream);
     let proxy = setup
         .timeouts(|timeouts| timeouts.upstream_connect = Duration::from_millis(500))
@@ -28,16 +28,21 @@ async fn ask(world: &World, upstream: SocketAddr) -> [ClientResponse; 2] {
     ]
 }
 
-/// A certificate that cannot be verified: 503 that says so, without `Retry-After`, and nothing was sent.
-async fn refuses(world: &World, identity: Identity, expected: &str) {
+/// Asserts that a certificate is refused: the client gets a 503 that says so, without `Retry-After`, and the
+/// proxy sends nothing.
+async fn assert_refused(world: &World, identity: Identity, expected: &str) {
     let upstream = Upstream::builder(identity).start().await;
-    for (number, answer) in ask(world, upstream.address()).await.iter().enumerate() {
-        let message = answer.assert_status(503, "ServiceUnavailable");
+    for (number, response) in get_over_both(world, upstream.address())
+        .await
+        .iter()
+        .enumerate()
+    {
+        let message = response.assert_status(503, "ServiceUnavailable");
         assert!(
             message.contains(&format!("the apiserver's certificate {expected}, so")),
             "{message}"
         );
-        assert_eq!(answer.lines("retry-after"), Vec::<&str>::new());
+        assert_eq!(response.lines("retry-after"), Vec::<&str>::new());
         let end = upstream.connection_end(number).await;
         assert!(matches!(end, ConnectionEnd::Handshake(_)), "{end:?}");
     }
@@ -54,88 +59,88 @@ fn assert_untouched(upstream: &Upstream, connections: usize) {
 
 /// Case 61.
 #[tokio::test]
-async fn unknown_ca() {
+async fn certificate_of_an_unknown_ca_is_refused() {
     let world = World::new();
     let identity = world.public_ca.server(&[APISERVER]);
-    refuses(&world, identity, "is not signed by the cluster CA").await;
+    assert_refused(&world, identity, "is not signed by the cluster CA").await;
 }
 
-/// Case 61. A CA that merely has the same name is another CA.
+/// Case 61. A CA with the same name but another key is another CA.
 #[tokio::test]
-async fn ca_of_the_same_name() {
+async fn certificate_of_a_ca_with_the_same_name_is_refused() {
     let world = World::new();
     let impostor = standin::pki::Ca::new("cluster");
     let identity = impostor.server(&[APISERVER]);
-    refuses(&world, identity, "is not signed by the cluster CA").await;
+    assert_refused(&world, identity, "is not signed by the cluster CA").await;
 }
 
 /// Case 61.
 #[tokio::test]
-async fn wrong_name() {
+async fn certificate_for_another_name_is_refused() {
     let world = World::new();
     let identity = world.cluster_ca.server(&["other.test"]);
-    refuses(&world, identity, "is for another name").await;
+    assert_refused(&world, identity, "is for another name").await;
 }
 
-/// Case 61. The address that was dialled does not stand in for the expected name.
+/// Case 61. The dialled address does not count as the expected name.
 #[tokio::test]
-async fn address_instead_of_the_expected_name() {
+async fn certificate_for_the_address_only_is_refused() {
     let world = World::new();
     let identity = world.cluster_ca.server(&["127.0.0.1"]);
-    refuses(&world, identity, "is for another name").await;
+    assert_refused(&world, identity, "is for another name").await;
 }
 
 /// Case 61.
 #[tokio::test]
-async fn expired() {
+async fn expired_certificate_is_refused() {
     let world = World::new();
     let identity = world.cluster_ca.leaf(&[APISERVER]).expired().build();
-    refuses(&world, identity, "has expired").await;
+    assert_refused(&world, identity, "has expired").await;
 }
 
 /// Case 61.
 #[tokio::test]
-async fn not_yet_valid() {
+async fn certificate_that_is_not_yet_valid_is_refused() {
     let world = World::new();
     let identity = world.cluster_ca.leaf(&[APISERVER]).not_yet_valid().build();
-    refuses(&world, identity, "is not valid yet").await;
+    assert_refused(&world, identity, "is not valid yet").await;
 }
 
 /// Case 61. The common name does not count, even if it is the expected one.
 #[tokio::test]
-async fn no_subject_alternative_name() {
+async fn certificate_without_san_is_refused() {
     let world = World::new();
     let leaf = world.cluster_ca.leaf(&[]).common_name(APISERVER);
-    refuses(&world, leaf.build(), "is for another name").await;
+    assert_refused(&world, leaf.build(), "is for another name").await;
 }
 
 /// Case 61. A kubelet's certificate is signed by the cluster CA too.
 #[tokio::test]
-async fn for_clients_only() {
+async fn client_certificate_is_refused() {
     let world = World::new();
     let identity = world.cluster_ca.leaf(&[APISERVER]).client_auth().build();
-    refuses(&world, identity, "is not a server certificate").await;
+    assert_refused(&world, identity, "is not a server certificate").await;
 }
 
 /// Case 61.
 #[tokio::test]
-async fn self_signed_leaf() {
+async fn self_signed_certificate_is_refused() {
     let world = World::new();
     let identity = Identity::self_signed(&[APISERVER]);
-    refuses(&world, identity, "is not signed by the cluster CA").await;
+    assert_refused(&world, identity, "is not signed by the cluster CA").await;
 }
 
-/// Case 61. The certificate is public; only its key proves anything.
+/// Case 61. Everyone can copy the certificate; only the key proves the identity.
 #[tokio::test]
-async fn wrong_key() {
+async fn certificate_with_another_key_is_refused() {
     let world = World::new();
     let identity = world.cluster_ca.server(&[APISERVER]).with_wrong_key();
-    refuses(&world, identity, "cannot be verified").await;
+    assert_refused(&world, identity, "cannot be verified").await;
 }
 
-/// The address is verified as such when it is what is expected.
+/// An expected address is compared with the addresses of the certificate, not with its names.
 #[tokio::test]
-async fn expected_address_is_not_a_name() {
+async fn expected_address_does_not_match_a_name() {
     let world = World::new();
     for (names, code) in [(["127.0.0.1"], 200), ([APISERVER], 503)] {
         let identity = world.cluster_ca.server(&names);
@@ -151,61 +156,62 @@ async fn expected_address_is_not_a_name() {
     }
 }
 
-/// What never gets as far as a certificate: 503 that may be repeated, because nothing was sent.
-async fn unreachable(upstream: SocketAddr, world: &World, expected: &str) {
-    for answer in ask(world, upstream).await {
-        let message = answer.assert_status(503, "ServiceUnavailable");
+/// Asserts a 503 with `Retry-After`: the connection failed before a certificate, so the proxy sent nothing and
+/// the client may repeat its request.
+async fn assert_unreachable(upstream: SocketAddr, world: &World, expected: &str) {
+    for response in get_over_both(world, upstream).await {
+        let message = response.assert_status(503, "ServiceUnavailable");
         assert!(message.contains(expected), "{message}");
-        assert_eq!(answer.lines("retry-after"), ["1"]);
+        assert_eq!(response.lines("retry-after"), ["1"]);
     }
 }
 
-/// Answers the `ClientHello` with this, and fails the test if the proxy then speaks on.
-async fn answers_hello_with(bytes: &[u8]) {
+/// Replies to the `ClientHello` with these bytes. Asserts a 503, and one connection per request.
+async fn assert_hello_reply_is_refused(bytes: &[u8]) {
     let peer = Peer::start(Behaviour::Responds(bytes.to_vec())).await;
-    unreachable(peer.address(), &World::new(), "TLS handshake").await;
+    assert_unreachable(peer.address(), &World::new(), "TLS handshake").await;
     assert_eq!(peer.connections(), 2);
 }
 
-/// Case 61. There is no way to fall back to.
+/// Case 61. The proxy never falls back to plain HTTP.
 #[tokio::test]
-async fn plain_http() {
-    answers_hello_with(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").await;
+async fn plain_http_reply_gives_503() {
+    assert_hello_reply_is_refused(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").await;
 }
 
 /// Case 61. A `ServerHello` that chooses TLS 1.1.
 #[tokio::test]
-async fn only_tls_1_1() {
+async fn tls_1_1_is_refused() {
     let mut hello = vec![0x03, 0x02];
     hello.extend([7; 32]);
     hello.extend([0, 0xc0, 0x13, 0]);
     let mut record = vec![22, 3, 2, 0, 42, 2, 0, 0, 38];
     record.extend(hello);
-    answers_hello_with(&record).await;
+    assert_hello_reply_is_refused(&record).await;
 }
 
-/// Case 61. What a server that wants TLS 1.1 or less says to a client that offers more.
+/// Case 61. The alert that a server sends when it supports at most TLS 1.1 and the client offers more.
 #[tokio::test]
-async fn alert_protocol_version() {
-    answers_hello_with(&[21, 3, 1, 0, 2, 2, 70]).await;
+async fn protocol_version_alert_gives_503() {
+    assert_hello_reply_is_refused(&[21, 3, 1, 0, 2, 2, 70]).await;
 }
 
 #[tokio::test]
-async fn reset_in_the_handshake() {
+async fn reset_in_the_handshake_gives_503() {
     let peer = Peer::start(Behaviour::ResetInHandshake).await;
-    unreachable(peer.address(), &World::new(), "TLS handshake").await;
+    assert_unreachable(peer.address(), &World::new(), "TLS handshake").await;
 }
 
 #[tokio::test]
-async fn close_in_the_handshake() {
+async fn close_in_the_handshake_gives_503() {
     let peer = Peer::start(Behaviour::CloseInHandshake).await;
-    unreachable(peer.address(), &World::new(), "TLS handshake").await;
+    assert_unreachable(peer.address(), &World::new(), "TLS handshake").await;
 }
 
 #[tokio::test]
-async fn silence_in_the_handshake() {
+async fn silence_in_the_handshake_gives_503() {
     let peer = Peer::start(Behaviour::Silent).await;
-    unreachable(
+    assert_unreachable(
         peer.address(),
         &World::new(),
         "connecting to the apiserver timed out",
@@ -214,31 +220,31 @@ async fn silence_in_the_handshake() {
 }
 
 #[tokio::test]
-async fn nobody_listens() {
+async fn refused_connection_gives_503() {
     let address = refused().await;
-    unreachable(address, &World::new(), "does not accept connections").await;
+    assert_unreachable(address, &World::new(), "does not accept connections").await;
 }
 
-/// A name that does not resolve is no reason not to start, and no reason to wait for long.
+/// The proxy starts with a name that does not resolve, and responds to requests without a long wait.
 #[tokio::test]
-async fn no_address_known() {
+async fn unresolvable_name_gives_503() {
     let world = World::new();
     let setup = world.proxy(refused().await).cluster(|cluster| {
         cluster.upstream_host = "apiserver.invalid".into();
     });
     let proxy = setup.start();
     for protocol in BOTH {
-        let answer = proxy.get(protocol, "/").await;
-        let message = answer.assert_status(503, "ServiceUnavailable");
+        let response = proxy.get(protocol, "/").await;
+        let message = response.assert_status(503, "ServiceUnavailable");
         assert!(message.contains("no address"), "{message}");
         assert!(!message.contains("apiserver.invalid"), "{message}");
-        assert_eq!(answer.lines("retry-after"), ["1"]);
+        assert_eq!(response.lines("retry-after"), ["1"]);
     }
 }
 
-/// Case 46. The request was sent and may have been carried out, so nobody is told to repeat it.
+/// Case 46. The request was sent and may have been processed, so the response does not tell the client to repeat it.
 #[tokio::test]
-async fn connection_lost_without_an_answer_is_502_without_retry_after() {
+async fn lost_connection_gives_502_without_retry_after() {
     let world = World::new();
     let apiserver = world.apiserver().raw(|mut raw| async move {
         if raw.connection.alpn.as_deref() == Some("h2") {
@@ -249,20 +255,20 @@ async fn connection_lost_without_an_answer_is_502_without_retry_after() {
         }
     });
     let upstream = apiserver.start().await;
-    for answer in ask(&world, upstream.address()).await {
-        let message = answer.assert_status(502, "InternalError");
+    for response in get_over_both(&world, upstream.address()).await {
+        let message = response.assert_status(502, "InternalError");
         assert!(
             message.contains("it may have processed the request"),
             "{message}"
         );
-        assert_eq!(answer.lines("retry-after"), Vec::<&str>::new());
+        assert_eq!(response.lines("retry-after"), Vec::<&str>::new());
     }
-    assert_eq!(upstream.connections().len(), 2, "nothing is sent twice");
+    assert_eq!(upstream.connections().len(), 2, "no request is sent twice");
 }
 
-/// After every failure the next connection is tried afresh: a mended apiserver is found at once.
+/// After a failure the next request dials again, so the proxy uses a fixed apiserver immediately.
 #[tokio::test]
-async fn recovers_when_the_certificate_is_mended() {
+async fn proxy_recovers_when_the_certificate_is_fixed() {
     let world = World::new();
     let identity = world.cluster_ca.leaf(&[APISERVER]).expired().build();
     let upstream = Upstream::builder(identity).start().await;

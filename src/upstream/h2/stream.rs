@@ -2,7 +2,7 @@
 //!
 //! `RST_STREAM(NO_ERROR)` after the end of a response is how a server says "this was the whole response,
 //! stop sending" (RFC 9113 §8.1); before the end, the response is incomplete. h2 tells the two apart: after
-//! the end it returns no error. Proof: tests/it `reset_without_error_is_an_end_only_after_the_end`.
+//! the end it returns no error. Proof: tests/it `no_error_reset_is_an_end_only_after_end_stream`.
 
 use std::{
     future::{Future, poll_fn},

@@ -16,7 +16,7 @@ fn audit_shows_client_and_proxy_and_no_spoofed_address() {
         let mut fetch = suite.raw_client("fetch", Route::Proxied, suite.fixture.token());
         let path = format!("/api/v1/namespaces/default/configmaps/audited{protocol}");
         fetch.args(["-path", &path, protocol]);
-        // From another address than the proxy's, so that the two can be told apart.
+        // From another address than the proxy's, so that the two differ.
         fetch.args(["-from", CLIENT]);
         for header in [
             "X-Forwarded-For: 6.6.6.6",

@@ -1,4 +1,4 @@
-//! `increase()` sees nothing of a series that begins at 1, so what alerts look at begins at 0.
+//! `increase()` does not count a series that begins at 1, so the counters of the alerts begin at 0.
 
 use std::{fs, path::Path};
 
@@ -41,8 +41,8 @@ async fn counters_of_alerts_exist_at_zero_from_the_start() {
     }
     assert!(found >= 3, "{found} alerts on an increase");
 
-    for how in Dialled::ALL {
-        let result = format!("result=\"{}\"", how.label());
+    for dialled in Dialled::ALL {
+        let result = format!("result=\"{}\"", dialled.label());
         let labels = ["cluster=\"test\"", &result];
         let name = "kube_tls_proxy_upstream_dials_total";
         assert!(is_at_zero(name, &labels), "{labels:?} in\n{text}");

@@ -28,7 +28,7 @@ async fn hostile_requests_make_no_series() {
     let upstream = world.apiserver().http(coded).start().await;
     let proxy = world.proxy(upstream.address()).admin().start();
     let client = proxy.client().http2().await;
-    let ask = async |method: &str, target: &str| {
+    let send = async |method: &str, target: &str| {
         let request = Request::builder()
             .method(method)
             .uri(format!("https://{HOST}{target}"))
@@ -48,27 +48,27 @@ async fn hostile_requests_make_no_series() {
         ("GET", "/api/v1/pods?499"),
         ("GET", "/api/v1/pods?599"),
     ] {
-        ask(method, target).await;
+        send(method, target).await;
     }
     let eighth = "requests_total{verb=\"list\",resource=\"pods\",code=\"500\",protocol=\"h2\"}";
     let before = wait_for_numbers(proxy.admin(), &[(eighth, 1.0)]).await;
 
     for number in 0..100 {
-        ask("GET", &format!("/api/v1/{CANARY}-{number}")).await;
-        ask(
+        send("GET", &format!("/api/v1/{CANARY}-{number}")).await;
+        send(
             &format!("C4NARY{number}"),
             &format!("/api/v1/{CANARY}-{number}"),
         )
         .await;
-        ask("GET", &format!("/{CANARY}-{number}/x")).await;
-        ask("GET", &format!("/apis/{CANARY}-{number}.example/v1/pods")).await;
-        ask("GET", &format!("/api/v1/pods/p/{CANARY}-{number}")).await;
+        send("GET", &format!("/{CANARY}-{number}/x")).await;
+        send("GET", &format!("/apis/{CANARY}-{number}.example/v1/pods")).await;
+        send("GET", &format!("/api/v1/pods/p/{CANARY}-{number}")).await;
         // None of these codes has a name.
-        ask("GET", &format!("/api/v1/pods?{}", 230 + number % 60)).await;
-        ask("GET", &format!("/api/v1/pods?{}", 460 + number % 30)).await;
-        ask("GET", &format!("/api/v1/pods?{}", 520 + number % 400)).await;
+        send("GET", &format!("/api/v1/pods?{}", 230 + number % 60)).await;
+        send("GET", &format!("/api/v1/pods?{}", 460 + number % 30)).await;
+        send("GET", &format!("/api/v1/pods?{}", 520 + number % 400)).await;
     }
-    ask("GET", "/version").await;
+    send("GET", "/version").await;
     let last = "requests_total{verb=\"get\",resource=\"nonresource\",code=\"200\",protocol=\"h2\"}";
     let after = wait_for_numbers(proxy.admin(), &[(last, 102.0)]).await;
     assert_eq!(series(&after), series(&before), "{}", after.text);

@@ -1,4 +1,4 @@
-//! The admin port: liveness, readiness, and its bounds.
+//! The admin port: liveness, readiness and its limits.
 
 mod beginnings;
 mod labels;
@@ -48,13 +48,13 @@ impl Scrape {
 }
 
 /// One GET to the admin port.
-pub(crate) async fn ask(admin: SocketAddr, target: &str) -> client::Response {
+pub(crate) async fn get(admin: SocketAddr, target: &str) -> client::Response {
     let stream = TcpStream::connect(admin).await.unwrap();
     Http1::new(stream).get("admin", target, "").await
 }
 
 pub(crate) async fn scrape(admin: SocketAddr) -> Scrape {
-    let response = ask(admin, "/metrics").await;
+    let response = get(admin, "/metrics").await;
     assert_eq!(response.status, 200);
     let text = response.text();
     let lines = text.lines().filter(|line| !line.starts_with('#'));
@@ -66,7 +66,7 @@ pub(crate) async fn scrape(admin: SocketAddr) -> Scrape {
     Scrape { text, series }
 }
 
-/// Scrapes until the series have these values: a request can count a moment after its response.
+/// Scrapes until the series have these values: the proxy may count a request shortly after its response.
 pub(crate) async fn wait_for_numbers(admin: SocketAddr, wanted: &[(&str, f64)]) -> Scrape {
     let deadline = tokio::time::Instant::now() + standin::WAIT;
     loop {
@@ -86,7 +86,7 @@ pub(crate) async fn wait_for_numbers(admin: SocketAddr, wanted: &[(&str, f64)]) 
     }
 }
 
-/// A stand-in for the API: watches and followed logs stay open until the client leaves, upgrades echo.
+/// A stand-in for the API: watches and followed logs stay open until the client leaves; upgrades echo.
 pub(crate) async fn api(request: Request<RequestBody>) -> Response<ResponseBody> {
     let query = request.uri().query().unwrap_or_default();
     if query.contains("watch=") || query.contains("follow=") {
@@ -114,15 +114,15 @@ async fn readyz_passes_once_an_apiserver_is_verified() {
     let upstream = world.apiserver().http(api).start().await;
     let proxy = world.proxy(upstream.address()).admin().start();
     let admin = proxy.admin();
-    assert_eq!(ask(admin, "/livez").await.text(), "ok");
+    assert_eq!(get(admin, "/livez").await.text(), "ok");
 
-    let before = ask(admin, "/readyz").await;
+    let before = get(admin, "/readyz").await;
     assert_eq!(before.status, 503);
-    let why = format!(
+    let reason = format!(
         "[-]upstream failed: test: {} has not been probed yet",
         upstream.address()
     );
-    assert!(before.text().contains(&why), "{}", before.text());
+    assert!(before.text().contains(&reason), "{}", before.text());
 
     proxy
         .client()
@@ -131,14 +131,14 @@ async fn readyz_passes_once_an_apiserver_is_verified() {
         .get("https://kube.test/version")
         .await
         .unwrap();
-    let ready = ask(admin, "/readyz").await;
+    let ready = get(admin, "/readyz").await;
     assert_eq!((ready.status, &*ready.text()), (200, "ok"));
-    let verbose = ask(admin, "/readyz?verbose").await;
+    let verbose = get(admin, "/readyz?verbose").await;
     assert_eq!(
         verbose.text(),
         "[+]certificate ok\n[+]listening ok\n[+]upstream ok\n[+]draining ok\nreadyz check passed\n"
     );
-    let live = ask(admin, "/livez?verbose=true").await;
+    let live = get(admin, "/livez?verbose=true").await;
     assert_eq!(live.text(), "[+]workers ok\nlivez check passed\n");
 }
 
@@ -158,7 +158,7 @@ async fn readyz_fails_and_names_an_unverified_apiserver() {
             .status,
         503
     );
-    let text = ask(admin, "/readyz").await.text();
+    let text = get(admin, "/readyz").await.text();
     assert!(text.contains("[-]upstream failed: test: "), "{text}");
     assert!(text.contains("is not signed by the cluster CA"), "{text}");
     let scrape = scrape(admin).await;
@@ -188,11 +188,11 @@ async fn draining_proxy_is_live_but_not_ready() {
     let mut exec = proxy.client().http1().await;
     exec.send(crate::upgrades::WEBSOCKET).await;
     exec.head().await.unwrap();
-    assert_eq!(ask(admin, "/readyz").await.status, 200);
+    assert_eq!(get(admin, "/readyz").await.status, 200);
 
     proxy.begin_shutdown();
     proxy.wait_for_phase(Phase::Draining).await;
-    let text = ask(admin, "/readyz").await.text();
+    let text = get(admin, "/readyz").await.text();
     assert!(
         text.contains("[-]listening failed: the listening sockets are closed\n"),
         "{text}"
@@ -201,7 +201,7 @@ async fn draining_proxy_is_live_but_not_ready() {
         text.contains("[-]draining failed: the proxy is shutting down\n"),
         "{text}"
     );
-    assert_eq!(ask(admin, "/livez").await.status, 200);
+    assert_eq!(get(admin, "/livez").await.status, 200);
     let scrape = scrape(admin).await;
     assert_eq!((scrape.get("draining"), scrape.get("tunnels")), (1.0, 1.0));
     drop(exec);
@@ -228,7 +228,7 @@ async fn only_get_and_head_of_known_paths_are_served() {
         ("/readyz/", 404, "text/plain; charset=utf-8"),
         ("/debug/pprof", 404, "text/plain; charset=utf-8"),
     ] {
-        let response = ask(admin, target).await;
+        let response = get(admin, target).await;
         assert_eq!(response.status, status, "{target}");
         let header = |name| response.head.header(name).map(ToOwned::to_owned);
         assert_eq!(
@@ -283,7 +283,7 @@ async fn clients_beyond_the_admin_bound_wait_in_the_kernel() {
     let mut silent = Vec::new();
     for _ in 0..64 {
         let mut stream = TcpStream::connect(admin).await.unwrap();
-        // It has a response, so it holds a permit, and it is kept alive.
+        // The client has received a response, so its connection holds a permit and is kept alive.
         stream
             .write_all(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
             .await
@@ -320,7 +320,7 @@ async fn binary_opens_the_admin_port_or_explains_why_not() {
             url.trim_end_matches('/').parse().ok()
         })
         .await;
-    assert_eq!(ask(admin, "/livez").await.text(), "ok");
+    assert_eq!(get(admin, "/livez").await.text(), "ok");
 
     let taken = admin.to_string();
     let good = crate::binary::good_flags(&world, refused);

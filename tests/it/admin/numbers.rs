@@ -123,7 +123,7 @@ async fn open_watches_and_tunnels_are_counted() {
         ],
     )
     .await;
-    // Their duration is chosen by the client and says nothing about response times.
+    // The client chooses how long these last, so their duration says nothing about response times.
     for verb in ["watch", "connect", "get"] {
         let series = format!("request_duration_seconds_count{{verb=\"{verb}\"}}");
         assert_eq!(numbers.get(&series), 0.0, "{series}");
@@ -283,8 +283,8 @@ async fn request_cancelled_before_its_response_resets_its_lease() {
     wait_for_numbers(proxy.admin(), &[(reset, 1.0)]).await;
     let http2 = proxy.client().http2().await;
     let get = Request::get("https://kube.test/").body(()).unwrap();
-    let asked = http2.begin(get, true).await.unwrap();
+    let pending_request = http2.begin(get, true).await.unwrap();
     upstream.next_request().await;
-    drop((asked, http2));
+    drop((pending_request, http2));
     wait_for_numbers(proxy.admin(), &[(reset, 2.0)]).await;
 }

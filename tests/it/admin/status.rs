@@ -3,11 +3,11 @@
 use serde_json::Value;
 use standin::tcp;
 
-use super::{api, ask, wait_for_numbers};
+use super::{api, get, wait_for_numbers};
 use crate::proxy::{HOST, World};
 
 async fn status(admin: std::net::SocketAddr) -> Value {
-    serde_json::from_slice(&ask(admin, "/status.json").await.body).unwrap()
+    serde_json::from_slice(&get(admin, "/status.json").await.body).unwrap()
 }
 
 #[tokio::test]
@@ -39,7 +39,7 @@ async fn status_lists_open_streams_without_secrets() {
     exec.head().await.unwrap();
     wait_for_numbers(admin, &[("watches", 1.0), ("tunnels", 1.0)]).await;
 
-    let response = ask(admin, "/status.json").await;
+    let response = get(admin, "/status.json").await;
     assert!(!response.text().contains("s3cret"), "{}", response.text());
     let status: Value = serde_json::from_slice(&response.body).unwrap();
     let open = status["open"].as_array().unwrap();
@@ -109,7 +109,7 @@ async fn status_explains_failures() {
 async fn status_page_policy_allows_only_its_own_script() {
     let world = World::new();
     let proxy = world.proxy(tcp::refused().await).admin().start();
-    let page = ask(proxy.admin(), "/").await;
+    let page = get(proxy.admin(), "/").await;
     let policy = page.head.header("content-security-policy").unwrap();
     for part in [
         "default-src 'none'",

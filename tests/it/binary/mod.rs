@@ -1,4 +1,4 @@
-//! The binary: its command line, its words, its signals and its exit codes.
+//! The binary: its command line, output, signals and exit codes.
 
 mod refusals;
 mod secrets;
@@ -22,7 +22,7 @@ pub(crate) struct Binary {
     lines: Arc<watch::Sender<Vec<String>>>,
 }
 
-/// What a run that has ended left behind.
+/// The exit code and the output of a finished run.
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) code: Option<i32>,
@@ -30,7 +30,7 @@ pub(crate) struct Ended {
     pub(crate) stderr: String,
 }
 
-/// The binary with nothing of this environment.
+/// A command that runs the binary with an empty environment.
 pub(crate) fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kube-tls-proxy"));
     command
@@ -43,9 +43,9 @@ pub(crate) fn command(args: &[&str]) -> Command {
     command
 }
 
-/// Runs to the end.
+/// Runs the binary until it exits.
 pub(crate) async fn run(args: &[&str]) -> Ended {
-    let output = within("the end of the process", command(args).output())
+    let output = within("the process to exit", command(args).output())
         .await
         .unwrap();
     Ended {
@@ -55,7 +55,7 @@ pub(crate) async fn run(args: &[&str]) -> Ended {
     }
 }
 
-/// Flags for a proxy in front of `upstream`, with good files.
+/// Flags for a proxy in front of `upstream`, with valid files.
 pub(crate) fn good_flags(world: &World, upstream: SocketAddr) -> Vec<String> {
     let (certificate, key) = world
         .public_ca
@@ -79,12 +79,12 @@ pub(crate) fn good_flags(world: &World, upstream: SocketAddr) -> Vec<String> {
 }
 
 impl Binary {
-    /// Starts it with these flags behind the good ones, and waits until it says where it listens.
+    /// Starts the binary with the good flags and then `more`, and waits until it prints its address.
     pub(crate) async fn start(world: &World, upstream: SocketAddr, more: &[&str]) -> Self {
         Self::start_with(world, upstream, more, &[]).await
     }
 
-    /// As [`Binary::start`], with these environment variables.
+    /// Like [`Binary::start`], with these environment variables.
     pub(crate) async fn start_with(
         world: &World,
         upstream: SocketAddr,
@@ -99,7 +99,7 @@ impl Binary {
                 flags.push((*flag).to_owned());
                 continue;
             }
-            // A flag that may be given once takes the place of the good one.
+            // A flag that is already among the good ones replaces that one: some flags are accepted once.
             let at = flags.iter().position(|known| known == flag).unwrap();
             flags[at + 1] = (*more.next().unwrap()).to_owned();
         }
@@ -113,14 +113,14 @@ impl Binary {
             .unwrap();
         let lines = Arc::new(watch::Sender::new(Vec::new()));
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
-        let heard = Arc::clone(&lines);
+        let received = Arc::clone(&lines);
         tokio::spawn(async move {
             let mut line = Vec::new();
             while stderr.read_until(b'\n', &mut line).await.unwrap() > 0 {
                 let text = String::from_utf8_lossy(&line)
                     .trim_end_matches('\n')
                     .to_owned();
-                heard.send_modify(|lines: &mut Vec<String>| lines.push(text));
+                received.send_modify(|lines: &mut Vec<String>| lines.push(text));
                 line.clear();
             }
         });
@@ -151,19 +151,19 @@ impl Binary {
         self.child.id().unwrap()
     }
 
-    /// Waits for a line on stderr in which `find` finds something.
-    pub(crate) async fn wait_for<T>(&self, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
+    /// Waits for a line on stderr for which `find` returns a value, and returns that value.
+    pub(crate) async fn wait_for<T>(&self, event: &str, find: impl Fn(&str) -> Option<T>) -> T {
         let mut changes = self.lines.subscribe();
         let mut found = None;
         let done = changes.wait_for(|lines| {
             found = lines.iter().find_map(|line| find(line));
             found.is_some()
         });
-        drop(within(what, done).await.unwrap());
+        drop(within(event, done).await.unwrap());
         found.unwrap()
     }
 
-    /// Waits for a line on stderr that contains this.
+    /// Waits for a line on stderr that contains `part`, and returns the line.
     pub(crate) async fn wait_for_line(&self, part: &str) -> String {
         self.wait_for(part, |line| line.contains(part).then(|| line.to_owned()))
             .await
@@ -185,16 +185,16 @@ impl Binary {
     }
 
     pub(crate) async fn exit_code(&mut self) -> Option<i32> {
-        within("the end of the process", self.child.wait())
+        within("the process to exit", self.child.wait())
             .await
             .unwrap()
             .code()
     }
 }
 
-/// What it says at the start: one fact to a line.
+/// The start message has one fact per line.
 #[tokio::test]
-async fn says_what_was_started() {
+async fn start_message_names_addresses_and_certificates() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let binary = Binary::start(&world, upstream.address(), &[]).await;
@@ -226,9 +226,9 @@ async fn says_what_was_started() {
     assert!(lines[4].contains("cluster, SHA-256 "), "{}", lines[4]);
 }
 
-/// Case 56. SIGTERM and SIGINT end it in order.
+/// Case 56. SIGTERM and SIGINT shut the proxy down cleanly.
 #[tokio::test]
-async fn ends_with_0_when_told_to_stop() {
+async fn sigterm_and_sigint_exit_with_0() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     for signal in ["TERM", "INT"] {
@@ -240,16 +240,16 @@ async fn ends_with_0_when_told_to_stop() {
         assert_eq!(
             client.end().await.unwrap(),
             "",
-            "an end in order for an idle client"
+            "an idle client gets a clean close"
         );
         binary.wait_for_line("stopped").await;
     }
 }
 
-/// Case 56. A request that runs when SIGTERM comes is finished; a watch holds the end up for
-/// `--drain-timeout` and no longer.
+/// Case 56. The proxy finishes a request that is running when SIGTERM arrives. A watch delays the exit by
+/// `--drain-timeout` at most.
 #[tokio::test]
-async fn sigterm_waits_for_what_runs_but_not_for_ever() {
+async fn sigterm_waits_for_requests_until_the_drain_timeout() {
     let world = World::new();
     let upstream = world
         .apiserver()
@@ -282,9 +282,9 @@ async fn sigterm_waits_for_what_runs_but_not_for_ever() {
     }
 }
 
-/// Case 55. SIGHUP reads the files again at once.
+/// Case 55. SIGHUP makes the proxy read its files again immediately.
 #[tokio::test]
-async fn sighup_reloads() {
+async fn sighup_reloads_the_certificate() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let binary = Binary::start(&world, upstream.address(), &[]).await;
@@ -297,7 +297,7 @@ async fn sighup_reloads() {
 }
 
 #[tokio::test]
-async fn help_and_version_are_told_on_stdout() {
+async fn help_and_version_are_printed_on_stdout() {
     let ended = run(&["--help"]).await;
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
     assert!(ended.stdout.contains("serve"), "{}", ended.stdout);

@@ -1,4 +1,4 @@
-//! What cannot be started is refused with one sentence, before a socket is open.
+//! A configuration that cannot work is refused with one sentence, before the proxy opens a socket.
 
 use standin::{pki::Identity, within};
 use tokio::net::TcpListener;
@@ -6,8 +6,8 @@ use tokio::net::TcpListener;
 use super::{Ended, command, good_flags, run};
 use crate::proxy::World;
 
-/// Exit code 2 and a single sentence, without the language of programmers.
-fn is_one_sentence(ended: &Ended, parts: &[&str]) {
+/// Asserts exit code 2 and a single sentence that contains no `Debug` output of Rust.
+fn assert_one_sentence(ended: &Ended, parts: &[&str]) {
     let text = &ended.stderr;
     assert_eq!(ended.code, Some(2), "{text}");
     assert_eq!(ended.stdout, "");
@@ -31,7 +31,7 @@ fn is_one_sentence(ended: &Ended, parts: &[&str]) {
     }
 }
 
-/// Runs `serve` with the good flags, each of `changes` put in the place of its flag or added.
+/// Runs `serve` with the good flags. Each of `changes` replaces its flag, or is added.
 async fn serve(world: &World, changes: &[(&str, &str)]) -> Ended {
     let mut flags = good_flags(world, "127.0.0.1:1".parse().unwrap());
     for (flag, value) in changes {
@@ -80,12 +80,12 @@ async fn bad_flags_are_refused() {
         ("--context", "prod", &["--context", "--kubeconfig"]),
         ("--config", "/no/such/file", &["config file /no/such/file"]),
     ] {
-        is_one_sentence(&serve(&world, &[(flag, value)]).await, parts);
+        assert_one_sentence(&serve(&world, &[(flag, value)]).await, parts);
     }
 }
 
 #[tokio::test]
-async fn a_flag_that_comes_from_a_variable_is_named_by_it() {
+async fn message_names_the_environment_variable_of_a_flag() {
     let flags = "--cert a --key a --upstream https://10.0.0.1 --upstream-ca a";
     for subcommand in ["serve", "check"] {
         let args: Vec<&str> = [subcommand].into_iter().chain(flags.split(' ')).collect();
@@ -93,7 +93,7 @@ async fn a_flag_that_comes_from_a_variable_is_named_by_it() {
             .env("KUBE_TLS_PROXY_LISTEN", "8443")
             .env("KUBE_TLS_PROXY_WORKERS", "")
             .output();
-        let output = within("the end of the process", output).await.unwrap();
+        let output = within("the process to exit", output).await.unwrap();
         let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
         assert_eq!(output.status.code(), Some(2), "{text}");
         let named = "environment variable KUBE_TLS_PROXY_LISTEN: --listen: `8443` is not";
@@ -131,29 +131,29 @@ async fn bad_files_are_refused() {
             &["line 2, column 1", "did you mean `limits`?"],
         ),
     ] {
-        is_one_sentence(&serve(&world, changes).await, parts);
+        assert_one_sentence(&serve(&world, changes).await, parts);
     }
 }
 
 #[tokio::test]
-async fn nothing_to_serve_or_to_forward_to_is_refused() {
-    is_one_sentence(&run(&["serve"]).await, &["--cert"]);
+async fn missing_certificate_or_upstream_is_refused() {
+    assert_one_sentence(&run(&["serve"]).await, &["--cert"]);
     let world = World::new();
     let flags = good_flags(&world, "127.0.0.1:1".parse().unwrap());
     let args: Vec<&str> = ["serve"]
         .into_iter()
         .chain(flags[..8].iter().map(String::as_str))
         .collect();
-    is_one_sentence(&run(&args).await, &["--upstream", "--kubeconfig"]);
+    assert_one_sentence(&run(&args).await, &["--upstream", "--kubeconfig"]);
 }
 
 #[tokio::test]
-async fn a_port_in_use_is_refused() {
+async fn port_in_use_is_refused() {
     let world = World::new();
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let ended = serve(&world, &[("--listen", &address)]).await;
-    is_one_sentence(
+    assert_one_sentence(
         &ended,
         &[
             &format!("cannot listen on {address}"),
@@ -162,15 +162,15 @@ async fn a_port_in_use_is_refused() {
     );
 }
 
-/// An address of no interface here (RFC 5737).
+/// No interface of this machine has this address (RFC 5737).
 #[tokio::test]
-async fn an_address_of_another_machine_is_refused() {
+async fn listen_address_of_another_machine_is_refused() {
     let world = World::new();
     let ended = serve(&world, &[("--listen", "192.0.2.1:8443")]).await;
-    is_one_sentence(&ended, &["this machine has no such address"]);
+    assert_one_sentence(&ended, &["this machine has no such address"]);
 }
 
-/// clap speaks for itself, in its own shape.
+/// clap writes these messages, in its own format.
 #[tokio::test]
 async fn unknown_flags_and_commands_are_refused() {
     for args in [&["serve", "--certs", "x"][..], &["sreve"], &[]] {

@@ -64,7 +64,7 @@ impl Secrets {
 async fn run(args: &[String], environment: &[(&str, &str)]) -> Output {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let output = command(&args).envs(environment.iter().copied()).output();
-    within("the end of the process", output).await.unwrap()
+    within("the process to exit", output).await.unwrap()
 }
 
 fn printed(output: &Output) -> String {
@@ -73,7 +73,7 @@ fn printed(output: &Output) -> String {
 }
 
 /// Flags of a `serve` that fails: its CA file is missing, which is noticed after all other errors.
-fn ending_flags(world: &World) -> Vec<String> {
+fn failing_flags(world: &World) -> Vec<String> {
     let mut flags = good_flags(world, "127.0.0.1:1".parse().unwrap());
     let at = flags
         .iter()
@@ -102,7 +102,7 @@ fn value_flags(subcommand: &str) -> Vec<Arg> {
 async fn secret_in_a_flag_is_not_printed() {
     let world = World::new();
     let secrets = Secrets::new();
-    let good = ending_flags(&world);
+    let good = failing_flags(&world);
     let mut tried = 0;
     for subcommand in ["serve", "check"] {
         for flag in value_flags(subcommand) {
@@ -126,7 +126,7 @@ async fn secret_in_a_flag_is_not_printed() {
 async fn secret_in_a_variable_is_not_printed() {
     let world = World::new();
     let secrets = Secrets::new();
-    let good = ending_flags(&world);
+    let good = failing_flags(&world);
     let mut variables: Vec<_> = value_flags("serve")
         .iter()
         .map(|flag| {
@@ -145,7 +145,7 @@ async fn secret_in_a_variable_is_not_printed() {
             secrets.assert_absent(&printed(&output), &format!("{variable}={form}"));
         }
     }
-    // The variables of a pod.
+    // Kubernetes sets these variables in every pod.
     for variable in ["KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"] {
         for (form, secret) in &secrets.values {
             let mut environment = vec![
@@ -222,9 +222,9 @@ async fn kubeconfig_command_does_not_print_secrets_in_messages() {
             }
             args.push(format!("{name}={secret}"));
             let output = run(&args, &[]).await;
-            // What is asked for may hold it; what is said about it may not.
-            let said = String::from_utf8_lossy(&output.stderr);
-            secrets.assert_absent(&said, &format!("kubeconfig {name}={form}"));
+            // The requested kubeconfig on stdout may contain the value; the messages on stderr may not.
+            let messages = String::from_utf8_lossy(&output.stderr);
+            secrets.assert_absent(&messages, &format!("kubeconfig {name}={form}"));
         }
     }
 }
@@ -364,18 +364,18 @@ fn kubeconfig(changes: &[(&str, &str)]) -> Value {
     config
 }
 
-/// Finds the JSON pointers of all texts.
-fn texts(value: &Value, at: &str, found: &mut Vec<String>) {
+/// Finds the JSON pointers of all strings.
+fn string_pointers(value: &Value, at: &str, found: &mut Vec<String>) {
     match value {
         Value::String(_) => found.push(at.to_owned()),
         Value::Array(items) => {
             for (index, item) in items.iter().enumerate() {
-                texts(item, &format!("{at}/{index}"), found);
+                string_pointers(item, &format!("{at}/{index}"), found);
             }
         }
         Value::Object(fields) => {
             for (key, field) in fields {
-                texts(field, &format!("{at}/{key}"), found);
+                string_pointers(field, &format!("{at}/{key}"), found);
             }
         }
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
@@ -386,14 +386,14 @@ fn texts(value: &Value, at: &str, found: &mut Vec<String>) {
 async fn secret_in_a_kubeconfig_is_not_printed() {
     let world = World::new();
     let secrets = Secrets::new();
-    let good: Vec<_> = ending_flags(&world)
+    let good: Vec<_> = failing_flags(&world)
         .chunks(2)
         .filter(|pair| !pair[0].starts_with("--upstream"))
         .flatten()
         .cloned()
         .collect();
     let mut pointers = Vec::new();
-    texts(&kubeconfig(&[]), "", &mut pointers);
+    string_pointers(&kubeconfig(&[]), "", &mut pointers);
     assert!(pointers.len() > 15, "{pointers:?}");
     for pointer in &pointers {
         for (form, secret) in &secrets.values {
@@ -419,8 +419,8 @@ async fn secret_in_a_kubeconfig_is_not_printed() {
                 &file,
             ];
             let output = run(&args.map(str::to_owned), &[]).await;
-            let said = String::from_utf8_lossy(&output.stderr);
-            secrets.assert_absent(&said, &format!("kubeconfig: {pointer} with {form}"));
+            let messages = String::from_utf8_lossy(&output.stderr);
+            secrets.assert_absent(&messages, &format!("kubeconfig: {pointer} with {form}"));
         }
     }
 }
@@ -428,10 +428,10 @@ async fn secret_in_a_kubeconfig_is_not_printed() {
 #[tokio::test]
 async fn pem_text_in_place_of_a_path_is_explained() {
     let world = World::new();
-    let good = ending_flags(&world);
+    let good = failing_flags(&world);
     let identity = Identity::self_signed(&[HOST]);
     let (key, chain) = (identity.key_pem().to_owned(), world.public_ca.pem());
-    for (flag, text, what) in [
+    for (flag, text, content) in [
         ("--key", key.as_str(), "the key itself"),
         ("--cert", &chain, "the certificate itself"),
         ("--upstream-ca", &chain, "the certificate itself"),
@@ -446,7 +446,7 @@ async fn pem_text_in_place_of_a_path_is_explained() {
         args.push(format!("{flag}={text}"));
         let output = run(&args, &[]).await;
         let sentence = format!(
-            "kube-tls-proxy: {flag}: a path belongs here, not {what}; write it to a file and name that\n"
+            "kube-tls-proxy: {flag}: a path belongs here, not {content}; write it to a file and name that\n"
         );
         assert_eq!(String::from_utf8_lossy(&output.stderr), sentence);
         assert_eq!(output.status.code(), Some(2));

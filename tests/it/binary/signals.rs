@@ -1,4 +1,4 @@
-//! The signals, one by one and on top of each other, and what systemd hears of them.
+//! Signals, one at a time and several at once, and the notifications to systemd.
 
 use std::{
     io::ErrorKind,
@@ -21,9 +21,9 @@ use crate::proxy::{HOST, World};
 
 const WATCHDOG: &str = "WATCHDOG=1\n";
 
-/// New clients are served for `--drain-delay` behind SIGTERM; nobody waits for it behind SIGINT.
+/// After SIGTERM the proxy serves new clients for `--drain-delay`. After SIGINT it does not wait for that delay.
 #[tokio::test]
-async fn sigterm_is_announced_and_sigint_is_not() {
+async fn sigterm_waits_for_the_drain_delay_and_sigint_does_not() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let mut binary = Binary::start(&world, upstream.address(), &["--drain-delay", "1m"]).await;
@@ -41,9 +41,9 @@ async fn sigterm_is_announced_and_sigint_is_not() {
     assert_eq!(binary.exit_code().await, Some(0));
 }
 
-/// The second signal ends what the first one would have waited for.
+/// The second signal closes the connections that the first one would have waited for.
 #[tokio::test]
-async fn a_second_signal_ends_everything_at_once() {
+async fn second_signal_closes_all_connections_immediately() {
     let world = World::new();
     let upstream = world
         .apiserver()
@@ -65,9 +65,9 @@ async fn a_second_signal_ends_everything_at_once() {
     }
 }
 
-/// Neither signal disturbs the other.
+/// A shutdown during a reload, and a reload during a shutdown, both work.
 #[tokio::test]
-async fn a_signal_to_stop_during_a_reload_and_a_reload_during_the_end() {
+async fn sigterm_during_a_reload_finishes_running_requests() {
     let world = World::new();
     let upstream = world
         .apiserver()
@@ -93,7 +93,7 @@ async fn a_signal_to_stop_during_a_reload_and_a_reload_during_the_end() {
     assert_eq!(binary.exit_code().await, Some(0), "{:?}", binary.stderr());
 }
 
-/// New clients come until the delay is over, and get the certificate that is there.
+/// The proxy accepts new clients until the delay is over, and they get the current certificate.
 #[tokio::test]
 async fn sighup_during_the_delay_reloads_without_notifying_systemd() {
     let world = World::new();
@@ -102,9 +102,9 @@ async fn sighup_during_the_delay_reloads_without_notifying_systemd() {
     let systemd = Systemd::new(&world);
     let flags = ["--config", config.to_str().unwrap(), "--drain-delay", "1m"];
     let environment = [("NOTIFY_SOCKET", systemd.path())];
-    let started = Binary::start_with(&world, upstream.address(), &flags, &environment);
-    let mut binary = started.await;
-    assert!(systemd.told().await.contains("READY=1"));
+    let starting = Binary::start_with(&world, upstream.address(), &flags, &environment);
+    let mut binary = starting.await;
+    assert!(systemd.next_message().await.contains("READY=1"));
     binary.signal("TERM").await;
     binary
         .wait_for_line("shutdown announced, new clients are still served")
@@ -118,13 +118,13 @@ async fn sighup_during_the_delay_reloads_without_notifying_systemd() {
     drop(client);
     binary.signal("TERM").await;
     assert_eq!(binary.exit_code().await, Some(0));
-    assert!(systemd.told().await.starts_with("STOPPING=1\n"));
-    systemd.heard_nothing_more();
+    assert!(systemd.next_message().await.starts_with("STOPPING=1\n"));
+    systemd.assert_no_more_messages();
 }
 
-/// An operator who looks at the log must not search it for the one line that counts.
+/// A failure that is logged at every poll would hide the first line, which is the one the operator needs.
 #[tokio::test]
-async fn each_failure_of_a_reload_is_said_once() {
+async fn each_reload_failure_is_logged_once() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let config = world.dir.write("often.yaml", "timeouts: {reload: 20ms}");
@@ -134,7 +134,7 @@ async fn each_failure_of_a_reload_is_said_once() {
     let good = std::fs::read(&key).unwrap();
     std::fs::write(&key, "").unwrap();
     binary.wait_for_line("is empty").await;
-    // Many turns, each of which fails.
+    // Many polls, each of which fails.
     tokio::time::sleep(Duration::from_millis(400)).await;
     std::fs::write(&key, "hello").unwrap();
     binary.wait_for_line("holds no PEM block").await;
@@ -145,9 +145,9 @@ async fn each_failure_of_a_reload_is_said_once() {
     assert_eq!(failures.count(), 2, "{lines:?}");
 }
 
-/// Who asks for a reload is answered, although nothing is said twice otherwise.
+/// The proxy logs a result for each SIGHUP, although a poll does not log the same result twice.
 #[tokio::test]
-async fn sighup_without_anything_new_is_answered() {
+async fn sighup_without_changes_logs_a_result() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let binary = Binary::start(&world, upstream.address(), &[]).await;
@@ -162,15 +162,15 @@ async fn sighup_without_anything_new_is_answered() {
         .await;
     assert!(line.contains("public.key: is empty"), "{line}");
     let lines = binary.stderr();
-    let answers = lines
+    let results = lines
         .iter()
         .filter(|line| line.contains("reload found no changes"));
-    assert_eq!(answers.count(), 1, "{lines:?}");
+    assert_eq!(results.count(), 1, "{lines:?}");
 }
 
-/// What can only change at a restart is said, once.
+/// The proxy logs once that a changed setting needs a restart.
 #[tokio::test]
-async fn what_needs_a_restart_is_said_once() {
+async fn change_that_needs_a_restart_is_logged_once() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let config = world.dir.write("often.yaml", "timeouts: {reload: 20ms}");
@@ -182,11 +182,11 @@ async fn what_needs_a_restart_is_said_once() {
     binary.wait_for_line(line).await;
     tokio::time::sleep(Duration::from_millis(400)).await;
     let lines = binary.stderr();
-    let said = lines.iter().filter(|said| said.contains(line)).count();
-    assert_eq!(said, 1, "{lines:?}");
+    let count = lines.iter().filter(|logged| logged.contains(line)).count();
+    assert_eq!(count, 1, "{lines:?}");
 }
 
-/// The ear of systemd.
+/// The notification socket of systemd.
 struct Systemd {
     path: PathBuf,
     socket: UnixDatagram,
@@ -199,36 +199,36 @@ impl Systemd {
         Self { path, socket }
     }
 
-    /// What `NOTIFY_SOCKET` is.
+    /// The value of `NOTIFY_SOCKET`.
     fn path(&self) -> &str {
         self.path.to_str().unwrap()
     }
 
-    /// What it was told next.
-    async fn told(&self) -> String {
+    /// The next message to systemd.
+    async fn next_message(&self) -> String {
         let mut text = vec![0; 4096];
-        let length = within("word to systemd", self.socket.recv(&mut text))
+        let length = within("a message to systemd", self.socket.recv(&mut text))
             .await
             .unwrap();
         text.truncate(length);
         String::from_utf8(text).unwrap()
     }
 
-    /// What it was told next besides that the workers live.
-    async fn told_else(&self) -> String {
+    /// The next message to systemd that is not a watchdog message.
+    async fn next_message_except_watchdog(&self) -> String {
         loop {
-            let words = self.told().await;
-            if words != WATCHDOG {
-                return words;
+            let message = self.next_message().await;
+            if message != WATCHDOG {
+                return message;
             }
         }
     }
 
-    /// Asserts that nothing else was said; to be called once the process has ended.
+    /// Asserts that no more messages were sent. Call it after the process has exited.
     #[track_caller]
-    fn heard_nothing_more(&self) {
-        let heard = self.socket.try_recv(&mut [0; 4096]);
-        assert_eq!(heard.unwrap_err().kind(), ErrorKind::WouldBlock);
+    fn assert_no_more_messages(&self) {
+        let received = self.socket.try_recv(&mut [0; 4096]);
+        assert_eq!(received.unwrap_err().kind(), ErrorKind::WouldBlock);
     }
 }
 
@@ -242,22 +242,34 @@ async fn systemd_is_notified_of_start_reload_stop_and_watchdog() {
         ("NOTIFY_SOCKET", systemd.path()),
         ("WATCHDOG_USEC", "3000000"),
     ];
-    let started = Binary::start_with(&world, upstream.address(), &[], &environment);
-    let mut binary = started.await;
-    assert!(systemd.told_else().await.contains("READY=1"));
-    assert_eq!(systemd.told().await, WATCHDOG);
+    let starting = Binary::start_with(&world, upstream.address(), &[], &environment);
+    let mut binary = starting.await;
+    assert!(
+        systemd
+            .next_message_except_watchdog()
+            .await
+            .contains("READY=1")
+    );
+    assert_eq!(systemd.next_message().await, WATCHDOG);
     binary.signal("HUP").await;
-    let words = systemd.told_else().await;
-    let since = words.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap();
+    let message = systemd.next_message_except_watchdog().await;
+    let since = message
+        .strip_prefix("RELOADING=1\nMONOTONIC_USEC=")
+        .unwrap();
     assert!(since.trim_end().parse::<u64>().unwrap() > 0);
-    assert!(systemd.told_else().await.contains("READY=1"));
+    assert!(
+        systemd
+            .next_message_except_watchdog()
+            .await
+            .contains("READY=1")
+    );
     binary.signal("TERM").await;
-    let words = systemd.told_else().await;
-    assert!(words.starts_with("STOPPING=1\n"), "{words}");
+    let message = systemd.next_message_except_watchdog().await;
+    assert!(message.starts_with("STOPPING=1\n"), "{message}");
     assert_eq!(binary.exit_code().await, Some(0));
 }
 
-/// Starts it with a socket as systemd passes one: as file 3.
+/// Starts the binary with a listening socket as systemd passes it: as file descriptor 3.
 fn activated(world: &World, upstream: SocketAddr, socket: impl Into<OwnedFd>) -> Child {
     let flags = good_flags(world, upstream);
     let script = "exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$@\"";
@@ -278,7 +290,7 @@ fn activated(world: &World, upstream: SocketAddr, socket: impl Into<OwnedFd>) ->
         .unwrap()
 }
 
-/// With a socket unit nobody is refused while there is no process at all.
+/// With a socket unit, no client is refused while no process runs.
 #[tokio::test]
 async fn client_between_two_processes_is_served_by_the_second() {
     let world = World::new();
@@ -295,12 +307,17 @@ async fn client_between_two_processes_is_served_by_the_second() {
     let pid = first.id().unwrap().to_string();
     let kill = Command::new("kill").args(["-s", "TERM", &pid]).status();
     assert!(kill.await.unwrap().success());
-    let ended = within("the end of the first", first.wait()).await.unwrap();
-    let mut words = String::new();
+    let ended = within("the first process to exit", first.wait())
+        .await
+        .unwrap();
+    let mut output = String::new();
     let mut stderr = first.stderr.take().unwrap();
-    stderr.read_to_string(&mut words).await.unwrap();
-    assert_eq!(ended.code(), Some(0), "{words}");
-    assert!(words.contains(&format!("listening   {address}")), "{words}");
+    stderr.read_to_string(&mut output).await.unwrap();
+    assert_eq!(ended.code(), Some(0), "{output}");
+    assert!(
+        output.contains(&format!("listening   {address}")),
+        "{output}"
+    );
 
     let waiting = TcpStream::connect(address).await.unwrap();
     let _second = activated(&world, upstream.address(), socket);
@@ -308,7 +325,7 @@ async fn client_between_two_processes_is_served_by_the_second() {
     assert_eq!(late.get(HOST, "/version", "").await.text(), "ok");
 }
 
-/// Without systemd: the second process shares the port on purpose, and the first one ends.
+/// Without systemd: the second process shares the port with `--reuse-port`, and then the first one stops.
 #[tokio::test]
 async fn second_process_reuses_the_port_without_a_refused_client() {
     let world = World::new();
@@ -318,7 +335,7 @@ async fn second_process_reuses_the_port_without_a_refused_client() {
     let flags = ["--listen", &address, "--reuse-port"];
     let second = Binary::start(&world, upstream.address(), &flags).await;
     let client = second.client(&world);
-    let asking = tokio::spawn(async move {
+    let requests = tokio::spawn(async move {
         let mut served = 0;
         loop {
             let mut client = client.http1().await;
@@ -332,19 +349,21 @@ async fn second_process_reuses_the_port_without_a_refused_client() {
     });
     first.signal("TERM").await;
     assert_eq!(first.exit_code().await, Some(0));
-    within("a hundred clients", asking).await.unwrap();
+    within("a hundred clients", requests).await.unwrap();
 }
 
-/// A mistake in a unit file is no failure of a process that ran.
+/// A mistake in a unit file is a configuration error (exit code 2), not a failure at run time.
 #[tokio::test]
 async fn inherited_socket_that_does_not_listen_is_a_config_error() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    let started = activated(&world, upstream.address(), datagrams);
-    let ended = within("the end", started.wait_with_output()).await.unwrap();
-    let words = String::from_utf8(ended.stderr).unwrap();
+    let starting = activated(&world, upstream.address(), datagrams);
+    let ended = within("the process to exit", starting.wait_with_output())
+        .await
+        .unwrap();
+    let stderr = String::from_utf8(ended.stderr).unwrap();
     let sentence = "kube-tls-proxy: socket 0 of the socket unit does not listen on TCP; give it with ListenStream=ADDRESS:PORT\n";
-    assert_eq!(words, sentence);
+    assert_eq!(stderr, sentence);
     assert_eq!(ended.status.code(), Some(2));
 }

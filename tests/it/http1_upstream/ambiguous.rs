@@ -1,4 +1,4 @@
-//! Answers whose end two readers would find in two places.
+//! Responses with an ambiguous length: two parsers could find two different ends.
 
 use super::{AfterResponse, Apiserver, Case, ClientResult, TestClient, check_all};
 use crate::{proxy::World, responses::BOTH};
@@ -9,17 +9,17 @@ fn ok(lines: &str, body: &str) -> String {
     format!("HTTP/1.1 200 OK\r\n{lines}\r\n{body}")
 }
 
-/// RFC 9112 §6.3: the coding overrides the length, which is not passed on; and who sends both may be a relay
-/// that was tricked, so nothing more is asked of it.
+/// RFC 9112 §6.3: the coding overrides the length, and the proxy does not forward the length. A peer that sends
+/// both may be an intermediary under a smuggling attack, so the proxy sends no more requests on the connection.
 #[tokio::test]
 async fn coding_with_length_uses_the_coding_and_poisons_connection() {
-    let case = |what, length: &str| {
+    let case = |name, length: &str| {
         let lines = format!("Content-Length: {length}\r\nTransfer-Encoding: chunked\r\n");
-        Case::get(what, ok(&lines, CHUNKS))
+        Case::get(name, ok(&lines, CHUNKS))
             .is(200, "hello")
             .or_refused()
     };
-    let behind = "Transfer-Encoding: chunked\r\nContent-Length: 3\r\n";
+    let length_last = "Transfer-Encoding: chunked\r\nContent-Length: 3\r\n";
     check_all(&[
         case("the length of the body", "5"),
         case("the length of the chunks", "15"),
@@ -27,20 +27,20 @@ async fn coding_with_length_uses_the_coding_and_poisons_connection() {
         case("no length", "0"),
         case("a longer length", "500"),
         case("no number", "x"),
-        Case::get("the length behind the coding", ok(behind, CHUNKS))
+        Case::get("the length after the coding", ok(length_last, CHUNKS))
             .is(200, "hello")
             .or_refused(),
     ])
     .await;
 }
 
-/// A coding is between two neighbours: passed on without its name, the coded bytes would be taken for the
-/// content.
+/// A transfer coding applies to one connection. If the proxy forwarded the coded bytes without the field, the
+/// client would take them for the content.
 #[tokio::test]
-async fn a_coding_that_is_not_chunked_alone_is_refused() {
-    let case = |what, coding: &str| {
+async fn coding_other_than_chunked_alone_is_refused() {
+    let case = |name, coding: &str| {
         Case::get(
-            what,
+            name,
             ok(&format!("Transfer-Encoding: {coding}\r\n"), CHUNKS),
         )
         .then(AfterResponse::Close)
@@ -49,7 +49,7 @@ async fn a_coding_that_is_not_chunked_alone_is_refused() {
     check_all(&[
         case("gzip", "gzip"),
         case("gzip before chunked", "gzip, chunked"),
-        case("gzip behind chunked", "chunked, gzip"),
+        case("gzip after chunked", "chunked, gzip"),
         case("chunked twice", "chunked, chunked"),
         case("identity", "identity"),
         case("something that ends with chunked", "xchunked"),
@@ -65,12 +65,12 @@ async fn a_coding_that_is_not_chunked_alone_is_refused() {
     .await;
 }
 
-/// RFC 9110 §8.6: several times the same length is one length, and so it is passed on; or it is refused.
+/// RFC 9110 §8.6: a repeated equal length may be forwarded as one length, or the response may be refused.
 #[tokio::test]
-async fn the_same_length_twice_is_that_length_or_refused() {
+async fn repeated_equal_length_is_one_length_or_refused() {
     let two = "Content-Length: 5\r\nContent-Length: 5\r\n";
-    let case = |what, lines: &str| {
-        Case::get(what, ok(lines, "hello"))
+    let case = |name, lines: &str| {
+        Case::get(name, ok(lines, "hello"))
             .is(200, "hello")
             .reused()
             .or_refused()
@@ -86,7 +86,7 @@ async fn the_same_length_twice_is_that_length_or_refused() {
 /// RFC 9110 §8.6: "A server MUST NOT send a Content-Length header field in any response with a status code of
 /// 1xx (Informational) or 204 (No Content)".
 #[tokio::test]
-async fn a_204_is_passed_on_without_a_length() {
+async fn content_length_of_a_204_is_not_forwarded() {
     let world = World::new();
     let case = Case::get(
         "204",
@@ -96,12 +96,12 @@ async fn a_204_is_passed_on_without_a_length() {
     let proxy = world.proxy(apiserver.address()).start();
     for protocol in BOTH {
         let mut client = TestClient::start(&proxy, protocol).await;
-        let ClientResult::Complete(answer) = client.request("GET", "/0").await else {
-            panic!("{protocol:?}: cut");
+        let ClientResult::Complete(response) = client.request("GET", "/0").await else {
+            panic!("{protocol:?}: aborted");
         };
-        assert_eq!(answer.code, 204);
+        assert_eq!(response.code, 204);
         assert_eq!(
-            answer.lines("content-length"),
+            response.lines("content-length"),
             Vec::<&str>::new(),
             "{protocol:?}"
         );

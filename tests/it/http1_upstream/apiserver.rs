@@ -1,4 +1,4 @@
-//! An apiserver that answers byte for byte as told.
+//! An apiserver that sends the exact bytes that a test gives it.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -15,19 +15,19 @@ use crate::proxy::World;
 
 pub(super) type Stream = TlsStream<TcpStream>;
 
-/// What the apiserver does with the connection once it has written.
+/// What the apiserver does with the connection after its response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AfterResponse {
-    /// It waits for the next request.
+    /// Waits for the next request.
     KeepOpen,
-    /// `close_notify`, then the end of TCP.
+    /// Sends `close_notify`, then closes the TCP connection.
     Close,
-    /// TCP ends without `close_notify`.
+    /// Closes the TCP connection without `close_notify`.
     CloseWithoutNotify,
     Reset,
 }
 
-/// A request as it came.
+/// The target of a request, and the connection it arrived on.
 #[derive(Debug)]
 pub(super) struct ReceivedRequest {
     pub(super) connection: usize,
@@ -40,13 +40,14 @@ pub(super) struct Apiserver {
 }
 
 impl Apiserver {
-    /// Answers `/0` with the first of these cases, `/1` with the second and so on, and all else with `next`.
+    /// Responds to `/0` with the first of these cases, to `/1` with the second and so on, and to other targets
+    /// with `next`.
     pub(super) async fn start(world: &World, cases: &[Case]) -> Self {
-        let (tell, requests) = mpsc::unbounded_channel();
+        let (sender, requests) = mpsc::unbounded_channel();
         let cases: Arc<[Case]> = cases.into();
         let apiserver = world.apiserver().alpn(&["http/1.1"]).raw(move |raw| {
-            let (tell, cases) = (tell.clone(), Arc::clone(&cases));
-            async move { serve(raw, &cases, &tell).await }
+            let (sender, cases) = (sender.clone(), Arc::clone(&cases));
+            async move { serve(raw, &cases, &sender).await }
         });
         Self {
             upstream: apiserver.start().await,
@@ -58,13 +59,13 @@ impl Apiserver {
         self.upstream.address()
     }
 
-    /// The next request, which must have come.
+    /// Returns the next request, which must have arrived already.
     #[track_caller]
     pub(super) fn next_request(&mut self) -> ReceivedRequest {
         self.requests.try_recv().unwrap()
     }
 
-    /// How many requests have come that nobody took.
+    /// The number of requests that the test has not taken yet.
     pub(super) fn open_requests(&self) -> usize {
         self.requests.len()
     }
@@ -74,7 +75,7 @@ impl Apiserver {
     }
 }
 
-async fn serve(mut raw: Raw, cases: &[Case], tell: &mpsc::UnboundedSender<ReceivedRequest>) {
+async fn serve(mut raw: Raw, cases: &[Case], sender: &mpsc::UnboundedSender<ReceivedRequest>) {
     let connection = raw.connection.id;
     while let Some(request) = read_request(&mut raw.stream).await {
         let target = request.split(' ').nth(1).unwrap().to_owned();
@@ -82,8 +83,8 @@ async fn serve(mut raw: Raw, cases: &[Case], tell: &mpsc::UnboundedSender<Receiv
             .parse()
             .ok()
             .and_then(|number: usize| cases.get(number));
-        // A test that has failed hears no more.
-        tell.send(ReceivedRequest { connection, target }).ok();
+        // A failed test has dropped the receiver.
+        sender.send(ReceivedRequest { connection, target }).ok();
         let Some(case) = case else {
             if write(&mut raw.stream, NEXT).await {
                 continue;
@@ -91,7 +92,7 @@ async fn serve(mut raw: Raw, cases: &[Case], tell: &mpsc::UnboundedSender<Receiv
             return;
         };
         for piece in &case.pieces {
-            // The proxy may have seen enough.
+            // The proxy may close the connection before the last piece.
             if !write(&mut raw.stream, piece).await {
                 return;
             }
@@ -107,12 +108,12 @@ async fn serve(mut raw: Raw, cases: &[Case], tell: &mpsc::UnboundedSender<Receiv
 
 pub(super) const NEXT: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnext";
 
-/// Writes these bytes in TLS records of their own; says whether anybody takes them.
+/// Writes these bytes in their own TLS records. Returns false when the connection is closed.
 pub(super) async fn write(stream: &mut Stream, bytes: impl AsRef<[u8]>) -> bool {
     stream.write_all(bytes.as_ref()).await.is_ok() && stream.flush().await.is_ok()
 }
 
-/// Ends the connection in order, and waits until the proxy ends it too.
+/// Closes the connection cleanly, and waits until the proxy closes it too.
 pub(super) async fn close(mut stream: Stream) {
     if stream.shutdown().await.is_ok() {
         let mut rest = Vec::new();
@@ -120,14 +121,14 @@ pub(super) async fn close(mut stream: Stream) {
     }
 }
 
-/// The next request, head and body as they came; `None` when the connection has ended.
+/// Reads the next request, head and body unchanged. Returns `None` at the end of the connection.
 pub(super) async fn read_request(stream: &mut Stream) -> Option<String> {
     let head = read_through(stream, "\r\n\r\n").await?;
     let body = read_body(stream, &head).await?;
     Some(head + &String::from_utf8_lossy(&body))
 }
 
-/// The body behind this head, as it came.
+/// Reads the body after this head, with its framing.
 pub(super) async fn read_body(stream: &mut Stream, head: &str) -> Option<Vec<u8>> {
     let head = head.to_ascii_lowercase();
     if head.contains("\r\ntransfer-encoding: chunked\r\n") {
@@ -145,7 +146,7 @@ pub(super) async fn read_body(stream: &mut Stream, head: &str) -> Option<Vec<u8>
     Some(body)
 }
 
-/// All that comes until it ends with this; `None` when the connection ends before.
+/// Reads through `end` and returns everything. Returns `None` when the connection ends first.
 pub(super) async fn read_through(stream: &mut Stream, end: &str) -> Option<String> {
     let mut seen = Vec::new();
     while !seen.ends_with(end.as_bytes()) {

@@ -1,8 +1,8 @@
-//! Where a response ends, by every way of saying so.
+//! Where a response ends, for every framing.
 
 use super::{AfterResponse, Case, check_all};
 
-/// A response with these lines behind its status line, and this behind its head.
+/// A response with these header lines and this body.
 fn ok(lines: &str, body: &str) -> String {
     format!("HTTP/1.1 200 OK\r\n{lines}\r\n{body}")
 }
@@ -12,9 +12,9 @@ fn chunked(body: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_body_with_a_length_ends_there() {
+async fn body_with_a_length_ends_at_that_length() {
     let large = "0123456789abcdef".repeat(20_000);
-    let large_answer = ok(&format!("Content-Length: {}\r\n", large.len()), &large);
+    let large_response = ok(&format!("Content-Length: {}\r\n", large.len()), &large);
     check_all(&[
         Case::get("five bytes", ok("Content-Length: 5\r\n", "hello"))
             .is(200, "hello")
@@ -31,7 +31,7 @@ async fn a_body_with_a_length_ends_there() {
         )
         .is(200, "hello")
         .reused(),
-        Case::get("many records", large_answer)
+        Case::get("many records", large_response)
             .is(200, large)
             .reused(),
         Case::get("byte by byte", ok("Content-Length: 5\r\n", "hello"))
@@ -43,7 +43,7 @@ async fn a_body_with_a_length_ends_there() {
 }
 
 #[tokio::test]
-async fn a_chunked_body_ends_with_its_last_chunk() {
+async fn chunked_body_ends_with_its_last_chunk() {
     let hello = "5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n";
     let hex = format!("1A\r\n{0}\r\n1a\r\n{0}\r\n0\r\n\r\n", "x".repeat(26));
     let long = format!("5;{}\r\nhello\r\n0\r\n\r\n", "e".repeat(2000));
@@ -60,7 +60,7 @@ async fn a_chunked_body_ends_with_its_last_chunk() {
             .is(200, "hello world")
             .reused(),
         Case::get(
-            "the coding in other letters",
+            "the coding in another case",
             ok("transfer-encoding: Chunked\r\n", hello),
         )
         .is(200, "hello world")
@@ -90,27 +90,27 @@ async fn a_chunked_body_ends_with_its_last_chunk() {
     .await;
 }
 
-/// The end of TCP is no end of a body: only `close_notify` proves that nobody cut it.
+/// A TCP close does not end a body: only `close_notify` proves that no attacker truncated it.
 #[tokio::test]
-async fn a_body_without_a_length_ends_with_a_close_notify_alone() {
-    let answers = [
+async fn body_without_a_length_ends_only_with_close_notify() {
+    let responses = [
         ok("", "hello"),
         "HTTP/1.0 200 OK\r\n\r\nhello".to_owned(),
         "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n\r\nhello".to_owned(),
     ];
-    for answer in answers {
+    for response in responses {
         check_all(&[
-            Case::get("close_notify", &answer)
+            Case::get("close_notify", &response)
                 .then(AfterResponse::Close)
                 .is(200, "hello"),
-            Case::get("close_notify, in pieces", &answer)
+            Case::get("close_notify, in pieces", &response)
                 .in_chunks_of(1)
                 .then(AfterResponse::Close)
                 .is(200, "hello"),
-            Case::get("the end of TCP", &answer)
+            Case::get("a TCP close", &response)
                 .then(AfterResponse::CloseWithoutNotify)
                 .aborted("hello"),
-            Case::get("a reset", &answer)
+            Case::get("a reset", &response)
                 .then(AfterResponse::Reset)
                 .aborted("hello"),
         ])
@@ -120,16 +120,16 @@ async fn a_body_without_a_length_ends_with_a_close_notify_alone() {
         Case::get("an empty body and close_notify", ok("", ""))
             .then(AfterResponse::Close)
             .is(200, ""),
-        Case::get("an empty body and the end of TCP", ok("", ""))
+        Case::get("an empty body and a TCP close", ok("", ""))
             .then(AfterResponse::CloseWithoutNotify)
             .aborted(""),
     ])
     .await;
 }
 
-/// Not even `close_notify` ends a body before what its head promised.
+/// A body that is shorter than its framing says is incomplete, even after `close_notify`.
 #[tokio::test]
-async fn a_body_that_stops_before_its_end_is_cut() {
+async fn body_that_stops_before_its_end_is_aborted() {
     for then in [
         AfterResponse::Close,
         AfterResponse::CloseWithoutNotify,
@@ -151,13 +151,13 @@ async fn a_body_that_stops_before_its_end_is_cut() {
             Case::get("in an extension", chunked("5;a="))
                 .aborted("")
                 .then(then),
-            Case::get("in the line end of a size", chunked("5\r"))
+            Case::get("in the line ending of a size", chunked("5\r"))
                 .aborted("")
                 .then(then),
             Case::get("in a chunk", chunked("5\r\nhell"))
                 .aborted("hell")
                 .then(then),
-            Case::get("behind a chunk", chunked("5\r\nhello"))
+            Case::get("after a chunk", chunked("5\r\nhello"))
                 .aborted("hello")
                 .then(then),
             Case::get("before the last chunk", chunked("5\r\nhello\r\n"))
@@ -169,10 +169,10 @@ async fn a_body_that_stops_before_its_end_is_cut() {
             Case::get("in a trailer", chunked("5\r\nhello\r\n0\r\nX-A: "))
                 .aborted("hello")
                 .then(then),
-            Case::get("behind a trailer", chunked("5\r\nhello\r\n0\r\nX-A: 1\r\n"))
+            Case::get("after a trailer", chunked("5\r\nhello\r\n0\r\nX-A: 1\r\n"))
                 .aborted("hello")
                 .then(then),
-            Case::get("in the last line end", chunked("5\r\nhello\r\n0\r\n\r"))
+            Case::get("in the last line ending", chunked("5\r\nhello\r\n0\r\n\r"))
                 .aborted("hello")
                 .then(then),
         ])
@@ -180,9 +180,9 @@ async fn a_body_that_stops_before_its_end_is_cut() {
     }
 }
 
-/// A length in the head of such a response is not that of a body behind it.
+/// The length in the head of such a response does not announce a body.
 #[tokio::test]
-async fn a_response_without_a_body_ends_with_its_head() {
+async fn response_without_a_body_ends_with_its_head() {
     check_all(&[
         Case::head("HEAD with a length", ok("Content-Length: 5\r\n", ""))
             .is(200, "")
@@ -194,7 +194,7 @@ async fn a_response_without_a_body_ends_with_its_head() {
             .is(200, "")
             .reused(),
         Case::head(
-            "HEAD that is not found",
+            "HEAD with a 404",
             "HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\n\r\n",
         )
         .is(404, "")
@@ -239,48 +239,48 @@ async fn a_response_without_a_body_ends_with_its_head() {
     .await;
 }
 
-/// Bytes that belong to no response must never be taken for the next one.
+/// The proxy must never take extra bytes for the next response.
 #[tokio::test]
-async fn bytes_behind_a_response_spoil_its_connection() {
+async fn extra_bytes_after_a_response_poison_its_connection() {
     let second = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecond";
     let head = ok("Content-Length: 5\r\n", "");
     let no_content = "HTTP/1.1 204 No Content\r\n\r\n";
     check_all(&[
-        Case::head("a body behind HEAD", format!("{head}hello")).is(200, ""),
+        Case::head("a body after HEAD", format!("{head}hello")).is(200, ""),
         Case::head(
-            "a chunked body behind HEAD",
+            "a chunked body after HEAD",
             chunked("5\r\nhello\r\n0\r\n\r\n"),
         )
         .is(200, ""),
-        Case::head("a response behind HEAD", format!("{head}{second}")).is(200, ""),
-        Case::get("a body behind 204", format!("{no_content}hello")).is(204, ""),
-        Case::get("a response behind 204", format!("{no_content}{second}")).is(204, ""),
+        Case::head("a response after HEAD", format!("{head}{second}")).is(200, ""),
+        Case::get("a body after 204", format!("{no_content}hello")).is(204, ""),
+        Case::get("a response after 204", format!("{no_content}{second}")).is(204, ""),
         Case::get(
-            "a body behind 304",
+            "a body after 304",
             "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\nhello",
         )
         .is(304, ""),
-        Case::get("a response behind a length", format!("{head}hello{second}")).is(200, "hello"),
+        Case::get("a response after a length", format!("{head}hello{second}")).is(200, "hello"),
         Case::get(
-            "a response behind no body",
+            "a response after an empty body",
             ok("Content-Length: 0\r\n", second),
         )
         .is(200, ""),
         Case::get(
-            "a response behind a last chunk",
+            "a response after a last chunk",
             chunked(&format!("5\r\nhello\r\n0\r\n\r\n{second}")),
         )
         .is(200, "hello"),
-        Case::get("a byte behind a length", format!("{head}hello!")).is(200, "hello"),
-        Case::get("a line end behind a length", format!("{head}hello\r\n")).is(200, "hello"),
-        Case::get("a NUL behind a last chunk", chunked("0\r\n\r\n\0")).is(200, ""),
+        Case::get("a byte after a length", format!("{head}hello!")).is(200, "hello"),
+        Case::get("a line ending after a length", format!("{head}hello\r\n")).is(200, "hello"),
+        Case::get("a NUL after a last chunk", chunked("0\r\n\r\n\0")).is(200, ""),
     ])
     .await;
 }
 
-/// The connection is as good behind trailers as behind none, whether or not the client takes them.
+/// Trailers do not prevent the reuse of a connection, whether or not the client accepts them.
 #[tokio::test]
-async fn a_connection_is_used_again_behind_trailers() {
+async fn connection_is_reused_after_trailers() {
     check_all(&[
         Case::get(
             "trailers",

@@ -1,4 +1,4 @@
-//! A client of either protocol that tells a whole response from a cut one.
+//! A client of either protocol that distinguishes a complete response from an aborted one.
 
 use h2::Reason;
 use http::Request;
@@ -7,7 +7,7 @@ use standin::client::{Http1, Http2, TlsConnection, whole};
 use super::{ClientResponse, Protocol};
 use crate::proxy::{HOST, Proxy};
 
-/// A connection to the proxy that asks one thing after another.
+/// A connection to the proxy that sends one request after another.
 pub(super) enum TestClient {
     Http1(Http1<TlsConnection>),
     Http2(Http2),
@@ -16,7 +16,7 @@ pub(super) enum TestClient {
 #[derive(Debug)]
 pub(super) enum ClientResult {
     Complete(ClientResponse),
-    /// The response ended before its end; over HTTP/2 always with `INTERNAL_ERROR`.
+    /// The response stopped before its end; over HTTP/2 always with `INTERNAL_ERROR`.
     Aborted {
         received: Vec<u8>,
     },
@@ -34,7 +34,7 @@ impl TestClient {
         self.request_with_body(method, target, "").await
     }
 
-    /// The same with a body, whose length is said.
+    /// Like [`TestClient::request`], with a body and, over HTTP/1.1, its `Content-Length`.
     pub(super) async fn request_with_body(
         &mut self,
         method: &str,
@@ -54,13 +54,13 @@ impl TestClient {
         }
     }
 
-    /// Whether nothing more can be asked on this connection.
+    /// Whether the connection accepts no more requests after this result.
     pub(super) fn is_closed_after(&self, seen: &ClientResult) -> bool {
         match (self, seen) {
             (Self::Http2(_), _) => false,
             (Self::Http1(_), ClientResult::Aborted { .. }) => true,
-            (Self::Http1(_), ClientResult::Complete(answer)) => {
-                answer.lines("connection").contains(&"close")
+            (Self::Http1(_), ClientResult::Complete(response)) => {
+                response.lines("connection").contains(&"close")
             }
         }
     }
@@ -83,8 +83,8 @@ async fn over_http1(client: &mut Http1<TlsConnection>, method: &str) -> ClientRe
             headers: head.headers,
             body,
         }),
-        Err(cut) => ClientResult::Aborted {
-            received: cut.received.to_vec(),
+        Err(error) => ClientResult::Aborted {
+            received: error.received.to_vec(),
         },
     }
 }
@@ -115,10 +115,10 @@ async fn over_http2(client: &Http2, method: &str, target: &str, body: &str) -> C
     };
     match outcome.await {
         Ok(response) => {
-            let answer = ClientResponse::from(response);
+            let response = ClientResponse::from(response);
             ClientResult::Complete(ClientResponse {
                 body: received.into(),
-                ..answer
+                ..response
             })
         }
         Err(error) => {

@@ -1,4 +1,4 @@
-//! Who may use a connection again, and what its end is to whoever asks next.
+//! When an upstream connection is reused, and what its end means for the next request.
 
 use std::sync::Arc;
 
@@ -15,12 +15,12 @@ use crate::{proxy::World, responses::BOTH};
 const HELLO: &str = "Content-Length: 5\r\n\r\nhello";
 
 #[tokio::test]
-async fn the_apiserver_says_whether_a_connection_goes_on() {
+async fn connection_field_decides_whether_connection_is_reused() {
     let modern = |lines: &str| format!("HTTP/1.1 200 OK\r\n{lines}{HELLO}");
     let old = |lines: &str| format!("HTTP/1.0 200 OK\r\n{lines}{HELLO}");
     let chunks = "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
     check_all(&[
-        Case::get("nothing said", modern(""))
+        Case::get("no Connection field", modern(""))
             .is(200, "hello")
             .reused(),
         Case::get(
@@ -30,15 +30,18 @@ async fn the_apiserver_says_whether_a_connection_goes_on() {
         .is(200, "hello")
         .reused(),
         Case::get(
-            "an option of another name",
+            "an option with another name",
             modern("Connection: x-a\r\nX-A: close\r\n"),
         )
         .is(200, "hello")
         .reused(),
         Case::get("close", modern("Connection: close\r\n")).is(200, "hello"),
-        Case::get("close, and it does", modern("Connection: close\r\n"))
-            .then(AfterResponse::Close)
-            .is(200, "hello"),
+        Case::get(
+            "close, and the connection closes",
+            modern("Connection: close\r\n"),
+        )
+        .then(AfterResponse::Close)
+        .is(200, "hello"),
         Case::get(
             "close, without close_notify",
             modern("Connection: close\r\n"),
@@ -58,7 +61,7 @@ async fn the_apiserver_says_whether_a_connection_goes_on() {
         )
         .is(200, "hello"),
         Case::get(
-            "close behind chunks",
+            "close after chunks",
             format!("HTTP/1.1 200 OK\r\nConnection: close\r\n{chunks}"),
         )
         .is(200, "hello"),
@@ -72,12 +75,15 @@ async fn the_apiserver_says_whether_a_connection_goes_on() {
             "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\n",
         )
         .is(200, ""),
-        Case::get("nothing said by HTTP/1.0", old("")).is(200, "hello"),
-        Case::get("keep-alive by HTTP/1.0", old("Connection: keep-alive\r\n"))
-            .is(200, "hello")
-            .reused(),
+        Case::get("no Connection field over HTTP/1.0", old("")).is(200, "hello"),
         Case::get(
-            "keep-alive in capitals by HTTP/1.0",
+            "keep-alive over HTTP/1.0",
+            old("Connection: keep-alive\r\n"),
+        )
+        .is(200, "hello")
+        .reused(),
+        Case::get(
+            "keep-alive in capitals over HTTP/1.0",
             old("Connection: Keep-Alive\r\n"),
         )
         .is(200, "hello")
@@ -86,91 +92,92 @@ async fn the_apiserver_says_whether_a_connection_goes_on() {
     .await;
 }
 
-/// What the apiserver does behind its first answer on its first connection.
+/// What the apiserver does after its first response on its first connection.
 #[derive(Debug, Clone, Copy)]
-enum Scene {
-    /// Says this and goes on, while nobody has asked anything.
-    SaysIdle(&'static str),
-    /// Ends while nobody has asked anything.
-    EndsIdle(AfterResponse),
-    /// Ends once it has read the next request, without a word.
-    EndsAsked(AfterResponse),
-    /// Likewise, behind these words.
-    BreaksOff(&'static str, AfterResponse),
+enum NextAction {
+    /// Sends these bytes while no request is open, and keeps the connection open.
+    SendsWhileIdle(&'static str),
+    /// Closes while no request is open.
+    ClosesWhileIdle(AfterResponse),
+    /// Reads the next request, then closes without a response.
+    ClosesAfterRequest(AfterResponse),
+    /// Reads the next request, sends these bytes, then closes.
+    ClosesInResponse(&'static str, AfterResponse),
 }
 
-impl Scene {
+impl NextAction {
     fn is_idle(self) -> bool {
-        matches!(self, Self::SaysIdle(_) | Self::EndsIdle(_))
+        matches!(self, Self::SendsWhileIdle(_) | Self::ClosesWhileIdle(_))
     }
 
-    async fn play(
+    async fn run(
         self,
         mut raw: Raw,
-        acted: &Notify,
-        tell: &mpsc::UnboundedSender<(usize, String)>,
+        done: &Notify,
+        sender: &mpsc::UnboundedSender<(usize, String)>,
     ) {
         let then = match self {
-            Self::SaysIdle(words) => {
-                write(&mut raw.stream, words).await;
-                acted.notify_one();
+            Self::SendsWhileIdle(bytes) => {
+                write(&mut raw.stream, bytes).await;
+                done.notify_one();
                 AfterResponse::KeepOpen
             }
-            Self::EndsIdle(then) => then,
-            Self::EndsAsked(then) | Self::BreaksOff(_, then) => {
-                tell.send((0, read_request(&mut raw.stream).await.unwrap()))
+            Self::ClosesWhileIdle(then) => then,
+            Self::ClosesAfterRequest(then) | Self::ClosesInResponse(_, then) => {
+                sender
+                    .send((0, read_request(&mut raw.stream).await.unwrap()))
                     .unwrap();
-                if let Self::BreaksOff(words, _) = self {
-                    write(&mut raw.stream, words).await;
+                if let Self::ClosesInResponse(bytes, _) = self {
+                    write(&mut raw.stream, bytes).await;
                 }
                 then
             }
         };
         match then {
             AfterResponse::KeepOpen => {
-                // Whatever comes is a request too many.
+                // A request that arrives here is one too many.
                 while let Some(request) = read_request(&mut raw.stream).await {
-                    tell.send((0, request)).ok();
+                    sender.send((0, request)).ok();
                 }
             }
             AfterResponse::Close => {
                 raw.stream.get_mut().1.send_close_notify();
                 write(&mut raw.stream, "").await;
-                acted.notify_one();
+                done.notify_one();
                 apiserver::close(raw.stream).await;
             }
             AfterResponse::CloseWithoutNotify => drop(raw),
             AfterResponse::Reset => tcp::reset(raw.stream.into_inner().0),
         }
-        acted.notify_one();
+        done.notify_one();
     }
 }
 
-/// Asks twice around the scene, and once more; returns the second answer and on which connections which
-/// requests came.
-async fn second_answer(
+/// Sends one request before the action, and two after it. Returns the second result, and the connection and the
+/// method and target of each request.
+async fn second_result(
     protocol: Protocol,
-    scene: Scene,
+    action: NextAction,
     method: &'static str,
     body: &str,
 ) -> (ClientResult, Vec<(usize, String)>) {
     let world = World::new();
-    let (go, acted) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (start, done) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (sender, mut received) = mpsc::unbounded_channel();
     let apiserver = {
-        let (go, acted) = (Arc::clone(&go), Arc::clone(&acted));
+        let (start, done) = (Arc::clone(&start), Arc::clone(&done));
         world.apiserver().alpn(&["http/1.1"]).raw(move |mut raw| {
-            let (tell, go, acted) = (tell.clone(), Arc::clone(&go), Arc::clone(&acted));
+            let (sender, start, done) = (sender.clone(), Arc::clone(&start), Arc::clone(&done));
             async move {
                 let id = raw.connection.id;
                 while let Some(request) = read_request(&mut raw.stream).await {
-                    tell.send((id, request)).ok();
+                    sender.send((id, request)).ok();
                     if !write(&mut raw.stream, NEXT).await {
                         return;
                     }
                     if id == 0 {
-                        go.notified().await;
-                        return scene.play(raw, &acted, &tell).await;
+                        start.notified().await;
+                        return action.run(raw, &done, &sender).await;
                     }
                 }
             }
@@ -179,12 +186,12 @@ async fn second_answer(
     let upstream = apiserver.start().await;
     let proxy = world.proxy(upstream.address()).start();
     let mut client = TestClient::start(&proxy, protocol).await;
-    let ok = |seen: &ClientResult| matches!(seen, ClientResult::Complete(answer) if answer.text() == "next");
+    let ok = |seen: &ClientResult| matches!(seen, ClientResult::Complete(response) if response.text() == "next");
     let first = client.request("GET", "/first").await;
     assert!(ok(&first), "{first:?}");
-    go.notify_one();
-    if scene.is_idle() {
-        within("what the apiserver does", acted.notified()).await;
+    start.notify_one();
+    if action.is_idle() {
+        within("the action of the apiserver", done.notified()).await;
     }
     let second = client.request_with_body(method, "/second", body).await;
     if client.is_closed_after(&second) {
@@ -192,17 +199,17 @@ async fn second_answer(
     }
     let third = client.request("GET", "/third").await;
     assert!(ok(&third), "{third:?}");
-    let seen = std::iter::from_fn(|| told.try_recv().ok());
+    let seen = std::iter::from_fn(|| received.try_recv().ok());
     let seen = seen.map(|(id, request)| {
-        let words: Vec<&str> = request.split(' ').take(2).collect();
-        (id, words.join(" "))
+        let method_and_target: Vec<&str> = request.split(' ').take(2).collect();
+        (id, method_and_target.join(" "))
     });
     (second, seen.collect())
 }
 
-/// What the apiserver did to an idle connection costs nobody a request, with a body or without.
+/// No request fails because the apiserver closed an idle connection, with a body or without.
 #[tokio::test]
-async fn an_idle_connection_that_has_ended_is_replaced() {
+async fn closed_idle_connection_is_replaced() {
     for then in [
         AfterResponse::Close,
         AfterResponse::CloseWithoutNotify,
@@ -210,8 +217,8 @@ async fn an_idle_connection_that_has_ended_is_replaced() {
     ] {
         for (method, body) in [("GET", ""), ("POST", "hello"), ("DELETE", "")] {
             for protocol in BOTH {
-                let scene = Scene::EndsIdle(then);
-                let (second, seen) = second_answer(protocol, scene, method, body).await;
+                let action = NextAction::ClosesWhileIdle(then);
+                let (second, seen) = second_result(protocol, action, method, body).await;
                 let context = format!("{then:?}, {method} over {protocol:?}");
                 let ClientResult::Complete(second) = second else {
                     panic!("{context}: {second:?}");
@@ -232,10 +239,10 @@ async fn an_idle_connection_that_has_ended_is_replaced() {
     }
 }
 
-/// Who speaks unasked on an idle connection answers the next request before it is sent.
+/// Bytes on an idle connection must not become the response to a later request, so the proxy closes the connection.
 #[tokio::test]
-async fn words_on_an_idle_connection_answer_nothing() {
-    for words in [
+async fn bytes_on_an_idle_connection_are_not_a_response() {
+    for bytes in [
         "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong",
         "HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
         "HTTP/1.1 100 Continue\r\n\r\n",
@@ -244,8 +251,9 @@ async fn words_on_an_idle_connection_answer_nothing() {
         "\0",
     ] {
         for protocol in BOTH {
-            let (second, seen) = second_answer(protocol, Scene::SaysIdle(words), "GET", "").await;
-            let context = format!("{words:?} over {protocol:?}");
+            let (second, seen) =
+                second_result(protocol, NextAction::SendsWhileIdle(bytes), "GET", "").await;
+            let context = format!("{bytes:?} over {protocol:?}");
             let ClientResult::Complete(second) = second else {
                 panic!("{context}: {second:?}");
             };
@@ -261,23 +269,28 @@ async fn words_on_an_idle_connection_answer_nothing() {
     }
 }
 
-/// A request that was read may have been carried out, also on a connection that had answered before: it is
-/// never sent again, and nobody is told to.
+/// The apiserver may have processed a request that it read, also on a reused connection. The proxy never sends
+/// it again, and its response has no `Retry-After`.
 #[tokio::test]
-async fn a_request_that_was_read_is_not_sent_again() {
-    let begun = "HTTP/1.1 200 OK\r\nContent-Le";
-    let scenes = [
+async fn request_that_was_read_is_not_retried() {
+    let partial_head = "HTTP/1.1 200 OK\r\nContent-Le";
+    let actions = [
         AfterResponse::Close,
         AfterResponse::CloseWithoutNotify,
         AfterResponse::Reset,
     ]
     .into_iter()
-    .flat_map(|then| [Scene::EndsAsked(then), Scene::BreaksOff(begun, then)]);
-    for scene in scenes {
+    .flat_map(|then| {
+        [
+            NextAction::ClosesAfterRequest(then),
+            NextAction::ClosesInResponse(partial_head, then),
+        ]
+    });
+    for action in actions {
         for (method, body) in [("GET", ""), ("POST", "hello")] {
             for protocol in BOTH {
-                let (second, seen) = second_answer(protocol, scene, method, body).await;
-                let context = format!("{scene:?}, {method} over {protocol:?}");
+                let (second, seen) = second_result(protocol, action, method, body).await;
+                let context = format!("{action:?}, {method} over {protocol:?}");
                 let ClientResult::Complete(second) = second else {
                     panic!("{context}: {second:?}");
                 };

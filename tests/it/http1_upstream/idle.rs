@@ -1,23 +1,23 @@
-//! Connections on which nothing runs while their client does: a kubelet watches for days and asks now and
-//! then.
+//! Idle upstream connections of a client that is active on another one: a kubelet watches for days and sends other
+//! requests now and then.
 
 use standin::within;
 
 use super::apiserver::{self, NEXT, read_request, write};
 use crate::proxy::{World, data};
 
-/// How an apiserver ends what is idle, if it does.
+/// How long the apiserver keeps an idle connection open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Patience {
-    /// It waits longer than the proxy keeps a connection.
+enum KeepAlive {
+    /// Longer than the proxy does.
     Long,
-    /// It ends its side at once, as it does after 90 s, and waits for the proxy's.
+    /// Not at all: it closes its side immediately, as kube-apiserver does after 90 s, and waits for the proxy.
     None,
 }
 
 #[tokio::test]
-async fn a_connection_that_its_client_asks_nothing_more_on_is_closed() {
-    for patience in [Patience::Long, Patience::None] {
+async fn idle_connection_of_an_active_client_is_closed() {
+    for keep_alive in [KeepAlive::Long, KeepAlive::None] {
         let world = World::new();
         let upstream = world
             .apiserver()
@@ -28,7 +28,7 @@ async fn a_connection_that_its_client_asks_nothing_more_on_is_closed() {
                         write(&mut raw.stream, "HTTP/1.1 200 OK\r\n\r\nevent").await;
                     } else {
                         write(&mut raw.stream, NEXT).await;
-                        if patience == Patience::None {
+                        if keep_alive == KeepAlive::None {
                             return apiserver::close(raw.stream).await;
                         }
                     }
@@ -46,10 +46,13 @@ async fn a_connection_that_its_client_asks_nothing_more_on_is_closed() {
         assert_eq!(next.text(), "next");
         let end = upstream.connection_end(1);
         within(
-            &format!("the end of the idle connection, {patience:?}"),
+            &format!("the end of the idle connection, {keep_alive:?}"),
             end,
         )
         .await;
-        assert!(upstream.connections()[0].is_open(), "the watch goes on");
+        assert!(
+            upstream.connections()[0].is_open(),
+            "the watch is still open"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! Responses before the response.
+//! Interim (1xx) responses.
 
 use standin::within;
 
@@ -14,46 +14,45 @@ const CONTINUE: &str = "HTTP/1.1 100 Continue\r\n\r\n";
 const HINTS: &str = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nX-A: 1\r\n\r\n";
 
 #[tokio::test]
-async fn interim_responses_are_not_the_response() {
-    let behind = |interim: &str| format!("{interim}{FINAL}");
-    let many = behind(&CONTINUE.repeat(50));
+async fn interim_responses_are_skipped() {
+    let then_final = |interim: &str| format!("{interim}{FINAL}");
+    let many = then_final(&CONTINUE.repeat(50));
     let hinted = "HTTP/1.1 103 Early Hints\r\nContent-Length: 5\r\n\r\n";
     let coded = "HTTP/1.1 103 Early Hints\r\nTransfer-Encoding: chunked\r\n\r\n";
     let closing = "HTTP/1.1 103 Early Hints\r\nConnection: close\r\n\r\n";
     check_all(&[
-        Case::get("one", behind(CONTINUE)).is(200, "hello").reused(),
+        Case::get("one", then_final(CONTINUE))
+            .is(200, "hello")
+            .reused(),
         Case::get(
-            "two of a kind each",
-            behind(&[CONTINUE, HINTS, CONTINUE, HINTS].concat()),
+            "two of each kind",
+            then_final(&[CONTINUE, HINTS, CONTINUE, HINTS].concat()),
         )
         .is(200, "hello")
         .reused(),
-        Case::get("byte by byte", behind(&[CONTINUE, HINTS].concat()))
+        Case::get("byte by byte", then_final(&[CONTINUE, HINTS].concat()))
             .in_chunks_of(1)
             .is(200, "hello")
             .reused(),
         Case::get("fifty", many).is(200, "hello").reused(),
-        Case::get("102", behind("HTTP/1.1 102 Processing\r\n\r\n"))
+        Case::get("102", then_final("HTTP/1.1 102 Processing\r\n\r\n"))
             .is(200, "hello")
             .reused(),
-        Case::get("199", behind("HTTP/1.1 199 Odd\r\n\r\n"))
+        Case::get("199", then_final("HTTP/1.1 199 Odd\r\n\r\n"))
             .is(200, "hello")
             .reused(),
-        Case::get("a length", behind(hinted))
+        Case::get("a length", then_final(hinted))
             .is(200, "hello")
             .reused(),
-        Case::get("a coding", behind(coded))
+        Case::get("a coding", then_final(coded))
             .is(200, "hello")
             .reused(),
-        Case::get(
-            "the end of the connection, said of something else",
-            behind(closing),
-        )
-        .is(200, "hello")
-        .reused(),
+        Case::get("close in an interim response", then_final(closing))
+            .is(200, "hello")
+            .reused(),
         Case::head(
             "before the response to HEAD",
-            behind(CONTINUE).replace("hello", ""),
+            then_final(CONTINUE).replace("hello", ""),
         )
         .is(200, "")
         .reused(),
@@ -67,9 +66,9 @@ async fn interim_responses_are_not_the_response() {
     .await;
 }
 
-/// An interim response alone is no answer.
+/// An interim response does not complete the exchange.
 #[tokio::test]
-async fn an_interim_response_without_a_response_is_refused() {
+async fn interim_response_without_a_final_one_is_refused() {
     for then in [
         AfterResponse::Close,
         AfterResponse::CloseWithoutNotify,
@@ -84,27 +83,27 @@ async fn an_interim_response_without_a_response_is_refused() {
     }
     check_all(&[
         Case::get(
-            "a body behind it",
+            "a body after it",
             "HTTP/1.1 103 Early Hints\r\nContent-Length: 5\r\n\r\nhello",
         ),
         Case::get(
             "a malformed one",
             format!("HTTP/1.1 103 Early Hints\r\nX A: 1\r\n\r\n{FINAL}"),
         ),
-        Case::get("garbage behind it", format!("{CONTINUE}garbage\r\n\r\n")),
+        Case::get("garbage after it", format!("{CONTINUE}garbage\r\n\r\n")),
     ])
     .await;
 }
 
-/// Nothing may follow on a connection whose apiserver believes that it speaks something else.
+/// After an unsolicited 101 the apiserver speaks another protocol, so the proxy sends no more requests to it.
 #[tokio::test]
-async fn a_switch_that_nobody_asked_for_is_refused() {
+async fn unsolicited_101_is_refused() {
     let switch =
         "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n";
     check_all(&[
         Case::get("alone", format!("{switch}\r\n")),
-        Case::get("with bytes behind it", format!("{switch}\r\nhello")),
-        Case::get("with a response behind it", format!("{switch}\r\n{FINAL}")),
+        Case::get("with bytes after it", format!("{switch}\r\nhello")),
+        Case::get("with a response after it", format!("{switch}\r\n{FINAL}")),
         Case::get(
             "with a length",
             format!("{switch}Content-Length: 5\r\n\r\nhello"),
@@ -114,16 +113,16 @@ async fn a_switch_that_nobody_asked_for_is_refused() {
             "HTTP/1.1 101 Switching Protocols\r\n\r\n",
         ),
         Case::get(
-            "behind an interim response",
+            "after an interim response",
             format!("{CONTINUE}{switch}\r\n"),
         ),
     ])
     .await;
 }
 
-/// No apiserver sends so many.
+/// No real apiserver sends this many.
 #[tokio::test]
-async fn interim_responses_without_end_are_no_answer() {
+async fn endless_interim_responses_are_refused() {
     for protocol in BOTH {
         let world = World::new();
         let apiserver = world
@@ -138,23 +137,23 @@ async fn interim_responses_without_end_are_no_answer() {
         let mut client = TestClient::start(&proxy, protocol).await;
         let seen = within("a refusal", client.request("GET", "/")).await;
         assert!(
-            matches!(&seen, ClientResult::Complete(answer) if answer.code == 502),
+            matches!(&seen, ClientResult::Complete(response) if response.code == 502),
             "{protocol:?}: {seen:?}"
         );
         upstream.connection_end(0).await;
     }
 }
 
-/// RFC 9110 §9.3.2: no answer to HEAD has content, nor has one that the proxy wrote.
+/// RFC 9110 §9.3.2: a response to HEAD has no content, also when the proxy writes it.
 #[tokio::test]
-async fn a_refused_answer_to_head_has_no_content() {
+async fn refused_response_to_head_has_no_content() {
     check_all(&[
         Case::head(
-            "an unasked switch",
+            "an unsolicited 101",
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n",
         ),
-        Case::head("a malformed answer", "HTTP/1.1 99 Low\r\n\r\n"),
-        Case::head("no answer", "").then(AfterResponse::Close),
+        Case::head("a malformed response", "HTTP/1.1 99 Low\r\n\r\n"),
+        Case::head("no response", "").then(AfterResponse::Close),
     ])
     .await;
 }

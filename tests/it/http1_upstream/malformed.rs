@@ -1,5 +1,5 @@
-//! Answers that are none, or that two readers could take in two ways: refused, or cut where the client has
-//! part of them already.
+//! Malformed responses, and responses that two parsers could read in two ways. The proxy refuses them, or aborts
+//! them when the client already has a part.
 
 use super::{AfterResponse, Case, check_all};
 
@@ -12,7 +12,7 @@ fn chunked(body: &str) -> String {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_not_http1_is_refused() {
+async fn response_that_is_not_http1_is_refused() {
     check_all(&[
         Case::get("an HTTP/2 preface", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
         Case::get(
@@ -30,54 +30,51 @@ async fn an_answer_that_is_not_http1_is_refused() {
         Case::get("HTTP/2.0", "HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n"),
         Case::get("HTTP/3", "HTTP/3 200 OK\r\nContent-Length: 0\r\n\r\n"),
         Case::get("another protocol", "ICAP/1.0 200 OK\r\n\r\n"),
-        Case::get(
-            "small letters",
-            "http/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
-        ),
+        Case::get("lower case", "http/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
     ])
     .await;
 }
 
 #[tokio::test]
-async fn a_status_that_is_no_status_is_refused() {
-    let answer = |status: &str| format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
+async fn invalid_status_is_refused() {
+    let response = |status: &str| format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
     check_all(&[
-        Case::get("99", answer("99 Low")),
-        Case::get("099", answer("099 Low")),
-        Case::get("000", answer("000 None")),
-        Case::get("1000", answer("1000 High")),
-        Case::get("+20", answer("+20 OK")),
-        Case::get("letters", answer("OK 200")),
-        Case::get("nothing", answer("")),
-        Case::get("two digits and a letter", answer("20O OK")),
-        Case::get("a NUL in the reason", answer("200 O\0K")),
-        Case::get("a bare CR in the reason", answer("200 O\rK")),
+        Case::get("99", response("99 Low")),
+        Case::get("099", response("099 Low")),
+        Case::get("000", response("000 None")),
+        Case::get("1000", response("1000 High")),
+        Case::get("+20", response("+20 OK")),
+        Case::get("letters", response("OK 200")),
+        Case::get("nothing", response("")),
+        Case::get("two digits and a letter", response("20O OK")),
+        Case::get("a NUL in the reason", response("200 O\0K")),
+        Case::get("a bare CR in the reason", response("200 O\rK")),
     ])
     .await;
 }
 
-/// Odd, and clear all the same.
+/// Unusual, but with one meaning only.
 #[tokio::test]
-async fn an_odd_status_line_that_is_clear_is_taken() {
-    let answer = |line: &str| format!("{line}\r\nContent-Length: 5\r\n\r\nhello");
+async fn unusual_but_unambiguous_status_line_is_accepted() {
+    let response = |line: &str| format!("{line}\r\nContent-Length: 5\r\n\r\nhello");
     check_all(&[
-        Case::get("no reason", answer("HTTP/1.1 200 "))
+        Case::get("no reason", response("HTTP/1.1 200 "))
             .is(200, "hello")
             .reused(),
-        Case::get("no reason and no space", answer("HTTP/1.1 200"))
+        Case::get("no reason and no space", response("HTTP/1.1 200"))
             .is(200, "hello")
             .reused(),
         Case::get(
             "a long reason",
-            answer("HTTP/1.1 200 All is well: 100%, \"fine\""),
+            response("HTTP/1.1 200 All good: 100%, \"fine\""),
         )
         .is(200, "hello")
         .reused(),
-        Case::get("a status that nobody knows", answer("HTTP/1.1 799 Odd"))
+        Case::get("an unregistered status", response("HTTP/1.1 799 Odd"))
             .is(799, "hello")
             .reused(),
         Case::get(
-            "line ends without CR",
+            "line endings without CR",
             "HTTP/1.1 200 OK\nContent-Length: 5\nX-A: 1\n\nhello",
         )
         .is(200, "hello")
@@ -87,33 +84,33 @@ async fn an_odd_status_line_that_is_clear_is_taken() {
 }
 
 #[tokio::test]
-async fn a_malformed_field_is_refused() {
-    let answer = |line: &str| ok(&format!("X-A: 1\r\n{line}\r\nContent-Length: 0\r\n"));
+async fn malformed_header_field_is_refused() {
+    let response = |line: &str| ok(&format!("X-A: 1\r\n{line}\r\nContent-Length: 0\r\n"));
     check_all(&[
-        Case::get("a folded line", answer("X-B: 2\r\n 3")),
-        Case::get("a folded line with a tab", answer("X-B: 2\r\n\t3")),
-        Case::get("a space before the colon", answer("X-B : 2")),
-        Case::get("a tab before the colon", answer("X-B\t: 2")),
+        Case::get("a folded line", response("X-B: 2\r\n 3")),
+        Case::get("a folded line with a tab", response("X-B: 2\r\n\t3")),
+        Case::get("a space before the colon", response("X-B : 2")),
+        Case::get("a tab before the colon", response("X-B\t: 2")),
         Case::get(
             "a space before the first name",
             ok(" X-A: 1\r\nContent-Length: 0\r\n"),
         ),
-        Case::get("a space in the name", answer("X B: 2")),
-        Case::get("no name", answer(": 2")),
-        Case::get("no colon", answer("X-B")),
-        Case::get("a NUL in the name", answer("X\0B: 2")),
-        Case::get("a NUL in the value", answer("X-B: 2\x003")),
-        Case::get("a bare CR in the value", answer("X-B: 2\r3")),
-        Case::get("a DEL in the value", answer("X-B: 2\x7f")),
-        Case::get("a letter outside ASCII in the name", answer("X-Ä: 2")),
+        Case::get("a space in the name", response("X B: 2")),
+        Case::get("no name", response(": 2")),
+        Case::get("no colon", response("X-B")),
+        Case::get("a NUL in the name", response("X\0B: 2")),
+        Case::get("a NUL in the value", response("X-B: 2\x003")),
+        Case::get("a bare CR in the value", response("X-B: 2\r3")),
+        Case::get("a DEL in the value", response("X-B: 2\x7f")),
+        Case::get("a letter outside ASCII in the name", response("X-Ä: 2")),
     ])
     .await;
 }
 
-/// Whoever takes one length and whoever takes the other would see two different responses.
+/// A parser that takes the first length and a parser that takes the second see two different responses.
 #[tokio::test]
-async fn a_length_that_is_not_one_number_is_refused() {
-    let answer = |length: &str| ok(&format!("Content-Length: {length}\r\n")) + "hello";
+async fn content_length_that_is_not_one_number_is_refused() {
+    let response = |length: &str| ok(&format!("Content-Length: {length}\r\n")) + "hello";
     let two = |first: &str, second: &str| {
         ok(&format!(
             "Content-Length: {first}\r\nContent-Length: {second}\r\n"
@@ -121,26 +118,29 @@ async fn a_length_that_is_not_one_number_is_refused() {
     };
     check_all(&[
         Case::get("two lines that differ", two("5", "4")),
-        Case::get("two lines of which one is none", two("5", "x")),
-        Case::get("two lines of which one is empty", two("", "5")),
-        Case::get("a list that differs", answer("5, 4")),
-        Case::get("a plus sign", answer("+5")),
-        Case::get("a minus sign", answer("-5")),
-        Case::get("hexadecimal", answer("0x5")),
-        Case::get("a letter behind it", answer("5a")),
-        Case::get("two numbers", answer("5 5")),
-        Case::get("a fraction", answer("5.0")),
-        Case::get("nothing", answer("")),
-        Case::get("more than 64 bits", answer("18446744073709551616")),
-        Case::get("far more than 64 bits", answer(&"9".repeat(100))),
-        Case::get("the largest of 64 bits", answer("18446744073709551615")),
+        Case::get("two lines, one of them not a number", two("5", "x")),
+        Case::get("two lines, one of them empty", two("", "5")),
+        Case::get("a list that differs", response("5, 4")),
+        Case::get("a plus sign", response("+5")),
+        Case::get("a minus sign", response("-5")),
+        Case::get("hexadecimal", response("0x5")),
+        Case::get("a letter after it", response("5a")),
+        Case::get("two numbers", response("5 5")),
+        Case::get("a fraction", response("5.0")),
+        Case::get("nothing", response("")),
+        Case::get("more than 64 bits", response("18446744073709551616")),
+        Case::get("far more than 64 bits", response(&"9".repeat(100))),
+        Case::get(
+            "the largest 64-bit number",
+            response("18446744073709551615"),
+        ),
     ])
     .await;
 }
 
-/// What can be read in one way only, whichever is the stricter reader.
+/// Strict and lenient parsers disagree about these, so the proxy refuses them.
 #[tokio::test]
-async fn a_coding_in_http1_0_is_refused() {
+async fn transfer_coding_in_http1_0_is_refused() {
     let body = "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
     check_all(&[
         Case::get("alone", format!("HTTP/1.0 200 OK\r\n{body}")),
@@ -157,16 +157,16 @@ async fn a_coding_in_http1_0_is_refused() {
 }
 
 #[tokio::test]
-async fn a_malformed_chunk_cuts_the_response() {
+async fn malformed_chunk_aborts_the_response() {
     check_all(&[
         Case::get("no size", chunked("\r\nhello\r\n0\r\n\r\n")).aborted(""),
         Case::get(
-            "a size that is no number",
+            "a size that is not a number",
             chunked("x\r\nhello\r\n0\r\n\r\n"),
         )
         .aborted(""),
         Case::get(
-            "a letter behind the size",
+            "a letter after the size",
             chunked("5g\r\nhello\r\n0\r\n\r\n"),
         )
         .aborted(""),
@@ -192,43 +192,27 @@ async fn a_malformed_chunk_cuts_the_response() {
             chunked(&format!("{}\r\nhello", "f".repeat(100))),
         )
         .aborted(""),
-        Case::get(
-            "a bare CR behind the size",
-            chunked("5\rhello\r\n0\r\n\r\n"),
-        )
-        .aborted(""),
-        Case::get(
-            "a bare LF behind the size",
-            chunked("5\nhello\r\n0\r\n\r\n"),
-        )
-        .aborted(""),
+        Case::get("a bare CR after the size", chunked("5\rhello\r\n0\r\n\r\n")).aborted(""),
+        Case::get("a bare LF after the size", chunked("5\nhello\r\n0\r\n\r\n")).aborted(""),
         Case::get(
             "a bare LF in an extension",
             chunked("5;a\n\r\nhello\r\n0\r\n\r\n"),
         )
         .aborted(""),
         Case::get(
-            "no line end behind the data",
+            "no line ending after the data",
             chunked("5\r\nhello0\r\n\r\n"),
         )
         .aborted("hello"),
-        Case::get(
-            "a bare LF behind the data",
-            chunked("5\r\nhello\n0\r\n\r\n"),
-        )
-        .aborted("hello"),
-        Case::get(
-            "a bare CR behind the data",
-            chunked("5\r\nhello\r0\r\n\r\n"),
-        )
-        .aborted("hello"),
+        Case::get("a bare LF after the data", chunked("5\r\nhello\n0\r\n\r\n")).aborted("hello"),
+        Case::get("a bare CR after the data", chunked("5\r\nhello\r0\r\n\r\n")).aborted("hello"),
         Case::get(
             "more data than the size",
             chunked("5\r\nhello!\r\n0\r\n\r\n"),
         )
         .aborted("hello"),
         Case::get(
-            "a bare LF behind the last chunk",
+            "a bare LF after the last chunk",
             chunked("5\r\nhello\r\n0\n\r\n"),
         )
         .aborted("hello"),
@@ -246,12 +230,12 @@ async fn a_malformed_chunk_cuts_the_response() {
     .await;
 }
 
-/// The largest size that counts is not one that anybody can hold; what came of it comes down, and then waits.
+/// The proxy must not allocate the announced size. It forwards the bytes that arrived, and aborts at the close.
 #[tokio::test]
-async fn the_largest_chunk_is_cut_where_it_ends() {
+async fn huge_announced_size_is_aborted_at_the_close() {
     check_all(&[
         Case::get(
-            "the largest of 63 bits",
+            "the largest 63-bit number",
             chunked("7fffffffffffffff\r\nhello"),
         )
         .then(AfterResponse::Close)
@@ -266,9 +250,9 @@ async fn the_largest_chunk_is_cut_where_it_ends() {
     .await;
 }
 
-/// What the apiserver may make the proxy hold is bounded: about 32 KiB of a head, 200 fields.
+/// The memory that an apiserver can use in the proxy is bounded: about 32 KiB of head, and 200 fields.
 #[tokio::test]
-async fn a_head_may_be_long_but_not_endless() {
+async fn long_head_is_accepted_up_to_a_limit() {
     let body = "Content-Length: 5\r\n";
     let fields = |count: usize| {
         let lines: String = (1..count)
@@ -303,7 +287,7 @@ async fn a_head_may_be_long_but_not_endless() {
 }
 
 #[tokio::test]
-async fn a_head_that_stops_before_its_end_is_refused() {
+async fn incomplete_head_is_refused() {
     for then in [
         AfterResponse::Close,
         AfterResponse::CloseWithoutNotify,
@@ -312,10 +296,10 @@ async fn a_head_that_stops_before_its_end_is_refused() {
         check_all(&[
             Case::get("before the first byte", "").then(then),
             Case::get("in the status line", "HTTP/1.1 20").then(then),
-            Case::get("behind the status line", "HTTP/1.1 200 OK\r\n").then(then),
+            Case::get("after the status line", "HTTP/1.1 200 OK\r\n").then(then),
             Case::get("in a field", "HTTP/1.1 200 OK\r\nContent-Len").then(then),
             Case::get(
-                "in the last line end",
+                "in the last line ending",
                 "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r",
             )
             .then(then),

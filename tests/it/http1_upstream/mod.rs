@@ -1,5 +1,5 @@
-//! What a client sees of an apiserver that speaks HTTP/1.1 in every way there is, and whether the connection
-//! is used for the next request.
+//! Responses of an HTTP/1.1 apiserver in every shape: what the client receives, and whether the proxy reuses the
+//! connection.
 
 mod ambiguous;
 mod apiserver;
@@ -23,38 +23,38 @@ use crate::{
 use apiserver::{AfterResponse, Apiserver};
 use client::{ClientResult, TestClient};
 
-/// One answer of the apiserver, what the client sees of it, and what becomes of the connection.
+/// One response of the apiserver, what the client receives, and whether the connection is reused.
 #[derive(Debug, Clone)]
 struct Case {
-    what: &'static str,
+    name: &'static str,
     method: &'static str,
-    /// Each is written by itself.
+    /// Each piece is written separately.
     pieces: Vec<Vec<u8>>,
     then: AfterResponse,
     expected: Expected,
     reused: bool,
-    /// A refusal is as good.
+    /// The proxy may refuse the response instead.
     or_refused: bool,
 }
 
 #[derive(Debug, Clone)]
 enum Expected {
-    /// This status and the whole of this body.
+    /// This status and this complete body.
     Complete(u16, Vec<u8>),
-    /// Not an end, and not more than this before.
+    /// An aborted response with at most these bytes of its body.
     Aborted(Vec<u8>),
     /// A 502 that the proxy wrote.
     Refused,
 }
 
 impl Case {
-    /// A GET that is answered with these bytes. Until told otherwise they are expected to be refused, and
-    /// the connection stays open on the side of the apiserver.
-    fn get(what: &'static str, answer: impl AsRef<[u8]>) -> Self {
+    /// A GET whose response is these bytes. By default, the proxy must refuse the response, and the apiserver
+    /// keeps the connection open.
+    fn get(name: &'static str, response: impl AsRef<[u8]>) -> Self {
         Self {
-            what,
+            name,
             method: "GET",
-            pieces: vec![answer.as_ref().to_vec()],
+            pieces: vec![response.as_ref().to_vec()],
             then: AfterResponse::KeepOpen,
             expected: Expected::Refused,
             reused: false,
@@ -62,17 +62,17 @@ impl Case {
         }
     }
 
-    fn head(what: &'static str, answer: impl AsRef<[u8]>) -> Self {
+    fn head(name: &'static str, response: impl AsRef<[u8]>) -> Self {
         Self {
             method: "HEAD",
-            ..Self::get(what, answer)
+            ..Self::get(name, response)
         }
     }
 
-    /// Writes so many bytes at a time.
+    /// Writes `size` bytes at a time.
     fn in_chunks_of(mut self, size: usize) -> Self {
-        let answer = self.pieces.concat();
-        self.pieces = answer.chunks(size).map(<[u8]>::to_vec).collect();
+        let response = self.pieces.concat();
+        self.pieces = response.chunks(size).map(<[u8]>::to_vec).collect();
         self
     }
 
@@ -86,9 +86,9 @@ impl Case {
         self
     }
 
-    /// The client sees at most this much of the body and then a cut.
-    fn aborted(mut self, begin: &'static str) -> Self {
-        self.expected = Expected::Aborted(begin.into());
+    /// The client receives at most these bytes of the body, and then the response is aborted.
+    fn aborted(mut self, start: &'static str) -> Self {
+        self.expected = Expected::Aborted(start.into());
         self
     }
 
@@ -102,9 +102,9 @@ impl Case {
         self
     }
 
-    /// What is expected of this, now that it is known which of two ways the proxy took.
-    fn settle(&self, seen: &ClientResult) -> Self {
-        let refused = matches!(seen, ClientResult::Complete(answer) if answer.code == 502);
+    /// Returns the case with its final expectation: if the proxy refused a response that it may refuse, a refusal.
+    fn resolve(&self, seen: &ClientResult) -> Self {
+        let refused = matches!(seen, ClientResult::Complete(response) if response.code == 502);
         if !(self.or_refused && refused) {
             return self.clone();
         }
@@ -118,26 +118,26 @@ impl Case {
     #[track_caller]
     fn check(&self, seen: &ClientResult, context: &str) {
         match (&self.expected, seen) {
-            (Expected::Complete(status, body), ClientResult::Complete(answer)) => {
-                assert_eq!(answer.code, *status, "{context}: {}", excerpt(answer));
-                assert!(answer.body == *body, "{context}: {}", excerpt(answer));
-                let lengths = answer.lines("content-length");
+            (Expected::Complete(status, body), ClientResult::Complete(response)) => {
+                assert_eq!(response.code, *status, "{context}: {}", excerpt(response));
+                assert!(response.body == *body, "{context}: {}", excerpt(response));
+                let lengths = response.lines("content-length");
                 let is_length = |length: &&str| length.parse() == Ok(body.len());
-                // Not theirs, but that of the body that another request would get.
+                // In these responses the length is that of the body that a GET would get.
                 let bodiless = self.method == "HEAD" || matches!(status, 204 | 304);
                 assert!(
                     bodiless || lengths.len() <= 1 && lengths.iter().all(is_length),
-                    "{context}: another length than that of its body: {}",
-                    excerpt(answer)
+                    "{context}: Content-Length does not match the body: {}",
+                    excerpt(response)
                 );
             }
             (Expected::Aborted(most), ClientResult::Aborted { received }) => {
                 assert!(most.starts_with(received), "{context}: {received:?}");
             }
-            (Expected::Refused, ClientResult::Complete(answer)) => {
-                assert_eq!(answer.code, 502, "{context}: {}", excerpt(answer));
+            (Expected::Refused, ClientResult::Complete(response)) => {
+                assert_eq!(response.code, 502, "{context}: {}", excerpt(response));
                 if self.method != "HEAD" {
-                    answer.assert_status(502, "InternalError");
+                    response.assert_status(502, "InternalError");
                 }
             }
             (expected, seen) => panic!("{context}: {seen:?} instead of {expected:?}"),
@@ -145,13 +145,13 @@ impl Case {
     }
 }
 
-/// As much of it as a message about a failed test needs.
-fn excerpt(answer: &ClientResponse) -> String {
-    format!("{answer:?}").chars().take(1000).collect()
+/// The start of a response, short enough for an assertion message.
+fn excerpt(response: &ClientResponse) -> String {
+    format!("{response:?}").chars().take(1000).collect()
 }
 
-/// Asks for every case over both protocols. Behind each the client asks for something else, and gets
-/// exactly that.
+/// Sends the request of each case over both protocols. After each case the client sends another request, and must
+/// get exactly the response to that request.
 async fn check_all(cases: &[Case]) {
     for protocol in BOTH {
         check_over(protocol, cases).await;
@@ -163,7 +163,7 @@ async fn check_over(protocol: Protocol, cases: &[Case]) {
     let mut apiserver = Apiserver::start(&world, cases).await;
     let proxy = world.proxy(apiserver.address()).start();
     for (number, case) in cases.iter().enumerate() {
-        let context = format!("{} over {protocol:?}", case.what);
+        let context = format!("{} over {protocol:?}", case.name);
         let target = format!("/{number}");
         let exchange = async {
             let mut client = TestClient::start(&proxy, protocol).await;
@@ -172,11 +172,11 @@ async fn check_over(protocol: Protocol, cases: &[Case]) {
                 client = TestClient::start(&proxy, protocol).await;
             }
             let next = client.request("GET", "/next").await;
-            // The client stays until it is known where its second request went.
+            // Keep the client open until the test knows which connection its second request used.
             (seen, next, client)
         };
         let (seen, next, _client) = within(&context, exchange).await;
-        let case = case.settle(&seen);
+        let case = case.resolve(&seen);
         case.check(&seen, &context);
         let ClientResult::Complete(next) = next else {
             panic!("{context}: the next request got {next:?}");
@@ -195,7 +195,7 @@ async fn check_over(protocol: Protocol, cases: &[Case]) {
         assert_eq!(
             first.connection == second.connection,
             case.reused,
-            "{context}: whether the connection was used again"
+            "{context}: whether the connection was reused"
         );
         if !case.reused {
             let end = apiserver.connection_end(first.connection);

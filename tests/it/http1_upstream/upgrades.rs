@@ -1,4 +1,4 @@
-//! A 101, or what comes instead of it, in every shape.
+//! Responses to an upgrade request: a 101 or another response, in every shape.
 
 use standin::{
     client::{Http1, TlsConnection},
@@ -12,7 +12,7 @@ use crate::{
     upgrades::{ManualApiserver, PendingRequest, SPDY, SPDY_101, WEBSOCKET, WEBSOCKET_101},
 };
 
-async fn ask(
+async fn send_upgrade(
     proxy: &Proxy,
     apiserver: &ManualApiserver,
     request: &str,
@@ -22,8 +22,8 @@ async fn ask(
     (client, apiserver.next_request().await)
 }
 
-/// Both ways, once the client has its 101.
-async fn is_a_tunnel(
+/// Asserts that bytes pass in both directions. The client must already have its 101.
+async fn assert_tunnel(
     client: &mut Http1<TlsConnection>,
     server: &mut PendingRequest,
     context: &str,
@@ -41,39 +41,39 @@ async fn is_a_tunnel(
     within(context, both).await;
 }
 
-/// However a 101 and the first bytes of the tunnel are cut up or put together, not a byte is lost.
+/// No byte is lost, however the 101 and the first bytes of the tunnel are split or joined.
 #[tokio::test]
-async fn bytes_behind_a_101_belong_to_the_tunnel() {
+async fn bytes_after_a_101_belong_to_the_tunnel() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();
     let many: String = (0..20_000).map(|number| format!("{number:06} ")).collect();
     for (request, head) in [(WEBSOCKET, WEBSOCKET_101), (SPDY, SPDY_101)] {
         for first in ["", "x", "\r\n", "HTTP/1.1 200 OK\r\n\r\n", many.as_str()] {
-            // More pieces than that take long and are no different.
+            // Many small pieces take long and test nothing more.
             let sizes = if first.len() > 100 {
                 &[5000, 200_000][..]
             } else {
                 &[1, 7, 200_000]
             };
             for size in sizes {
-                let context = format!("{} bytes behind a 101, by {size}", first.len());
-                let (mut client, mut server) = ask(&proxy, &apiserver, request).await;
+                let context = format!("{} bytes after a 101, by {size}", first.len());
+                let (mut client, mut server) = send_upgrade(&proxy, &apiserver, request).await;
                 for piece in format!("{head}{first}").as_bytes().chunks(*size) {
                     server.send(piece).await;
                 }
                 assert_eq!(client.head().await.unwrap().status, 101, "{context}");
                 let received = client.take(first.len()).await.unwrap();
                 assert!(received == first, "{context}: {received:?}");
-                is_a_tunnel(&mut client, &mut server, &context).await;
+                assert_tunnel(&mut client, &mut server, &context).await;
             }
         }
     }
 }
 
-/// RFC 9110 §8.6 and RFC 9112 §6.1: a 1xx has no body, so what its head says about one means nothing.
+/// RFC 9110 §8.6 and RFC 9112 §6.1: a 1xx has no body, so the proxy ignores the framing fields of its head.
 #[tokio::test]
-async fn a_101_has_no_body_whatever_it_says() {
+async fn framing_fields_of_a_101_are_ignored() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();
@@ -82,17 +82,17 @@ async fn a_101_has_no_body_whatever_it_says() {
         "Content-Length: 5",
         "Transfer-Encoding: chunked",
     ] {
-        let (mut client, mut server) = ask(&proxy, &apiserver, SPDY).await;
+        let (mut client, mut server) = send_upgrade(&proxy, &apiserver, SPDY).await;
         let head = SPDY_101.replacen("\r\n", &format!("\r\n{line}\r\n"), 1);
         server.send(format!("{head}0\r\n\r\nhello")).await;
         assert_eq!(client.head().await.unwrap().status, 101, "{line}");
         assert_eq!(client.take(10).await.unwrap(), "0\r\n\r\nhello", "{line}");
-        is_a_tunnel(&mut client, &mut server, line).await;
+        assert_tunnel(&mut client, &mut server, line).await;
     }
 }
 
 #[tokio::test]
-async fn interim_responses_before_a_101_are_not_the_answer() {
+async fn interim_responses_before_a_101_are_skipped() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();
@@ -100,19 +100,19 @@ async fn interim_responses_before_a_101_are_not_the_answer() {
         "HTTP/1.1 100 Continue\r\n\r\n",
         "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n",
     ] {
-        let (mut client, mut server) = ask(&proxy, &apiserver, SPDY).await;
+        let (mut client, mut server) = send_upgrade(&proxy, &apiserver, SPDY).await;
         server
             .send(format!("{interim}{interim}{SPDY_101}hello"))
             .await;
         assert_eq!(client.head().await.unwrap().status, 101, "{interim:?}");
         assert_eq!(client.take(5).await.unwrap(), "hello", "{interim:?}");
-        is_a_tunnel(&mut client, &mut server, interim).await;
+        assert_tunnel(&mut client, &mut server, interim).await;
     }
 }
 
-/// A refusal may end with its connection, in order: then it is whole, and otherwise it is cut.
+/// The body of a refusal may end with a clean close of the connection. After any other close it is incomplete.
 #[tokio::test]
-async fn a_refusal_without_a_length_ends_with_its_connection() {
+async fn refusal_without_a_length_ends_with_a_clean_close() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();
@@ -124,7 +124,7 @@ async fn a_refusal_without_a_length_ends_with_its_connection() {
         (SPDY, AfterResponse::Reset),
     ] {
         let context = format!("{then:?}");
-        let (mut client, mut server) = ask(&proxy, &apiserver, request).await;
+        let (mut client, mut server) = send_upgrade(&proxy, &apiserver, request).await;
         server
             .send("HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain\r\n\r\n")
             .await;
@@ -141,47 +141,47 @@ async fn a_refusal_without_a_length_ends_with_its_connection() {
                 (&body[..], then),
                 (&b"you may not"[..], AfterResponse::Close)
             ),
-            Err(cut) => {
-                assert_ne!(then, AfterResponse::Close, "{cut}");
+            Err(error) => {
+                assert_ne!(then, AfterResponse::Close, "{error}");
                 assert!(
-                    b"you may not".starts_with(&cut.received),
-                    "{context}: {cut:?}"
+                    b"you may not".starts_with(&error.received),
+                    "{context}: {error:?}"
                 );
             }
         }
     }
 }
 
-/// An answer that is none refuses the upgrade, and the connection of the client is for nothing else.
+/// A malformed response refuses the upgrade, and the proxy then closes the connection of the client.
 #[tokio::test]
-async fn a_malformed_answer_to_an_upgrade_is_502() {
+async fn malformed_response_to_an_upgrade_gives_502() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();
-    for answer in [
+    for malformed in [
         "SSH-2.0-OpenSSH\r\n".to_owned(),
         "HTTP/1.1 99 Low\r\n\r\n".to_owned(),
         SPDY_101.replace("Connection:", "Connection :"),
         "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello".to_owned(),
         SPDY_101[..SPDY_101.len() - 2].to_owned(),
     ] {
-        let (mut client, mut server) = ask(&proxy, &apiserver, SPDY).await;
-        server.send(&answer).await;
+        let (mut client, mut server) = send_upgrade(&proxy, &apiserver, SPDY).await;
+        server.send(&malformed).await;
         server.shutdown().await;
         let response = client.response().await;
-        assert_eq!(response.status, 502, "{answer:?}");
+        assert_eq!(response.status, 502, "{malformed:?}");
         assert_eq!(
             response.head.header("connection"),
             Some("close"),
-            "{answer:?}"
+            "{malformed:?}"
         );
-        assert_eq!(client.end().await.unwrap(), "", "{answer:?}");
+        assert_eq!(client.end().await.unwrap(), "", "{malformed:?}");
     }
 }
 
-/// RFC 9110 §8.6 and RFC 9112 §6.1: no 1xx says a length or a coding.
+/// RFC 9110 §8.6 and RFC 9112 §6.1: a 1xx has no `Content-Length` and no `Transfer-Encoding`.
 #[tokio::test]
-async fn a_101_is_passed_on_without_a_length() {
+async fn framing_fields_of_a_101_are_not_forwarded() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();
@@ -190,7 +190,7 @@ async fn a_101_is_passed_on_without_a_length() {
         "Content-Length: 5",
         "Transfer-Encoding: chunked",
     ] {
-        let (mut client, mut server) = ask(&proxy, &apiserver, SPDY).await;
+        let (mut client, mut server) = send_upgrade(&proxy, &apiserver, SPDY).await;
         server
             .send(SPDY_101.replacen("\r\n", &format!("\r\n{line}\r\n"), 1))
             .await;

@@ -1,4 +1,4 @@
-//! Uploads that end before their end, and answers that do not wait for it.
+//! Uploads that stop before their end, and responses that arrive before the end of the upload.
 
 use bytes::Bytes;
 use h2::{SendStream, client::ResponseFuture};
@@ -12,7 +12,7 @@ use tokio::io::AsyncReadExt as _;
 use super::{
     ClientResponse, ClientResult, Protocol, TestClient,
     apiserver::{NEXT, read_request},
-    uploads::{body, next_follows},
+    uploads::{assert_next_request_follows, body},
 };
 use crate::{
     proxy::{HOST, Proxy, World},
@@ -20,7 +20,7 @@ use crate::{
     upgrades::{ManualApiserver, PendingRequest},
 };
 
-/// How the client says where its ten bytes end.
+/// How the client frames its ten bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Framing {
     Length,
@@ -64,24 +64,24 @@ impl Upload {
         Self::Http2(client, response, upload)
     }
 
-    /// The whole answer, and the upload that still goes on.
-    async fn answer(self) -> (ClientResponse, Rest) {
+    /// Returns the complete response, and the upload, which is still open.
+    async fn response(self) -> (ClientResponse, Rest) {
         match self {
             Self::Http1(mut client, framing) => {
-                let answer = client.response().await.into();
-                (answer, Rest::Http1(client, framing))
+                let response = client.response().await.into();
+                (response, Rest::Http1(client, framing))
             }
             Self::Http2(client, response, upload) => {
-                let response = within("an answer", response).await.unwrap();
-                let answer = within("the rest of an answer", whole(response))
+                let response = within("a response", response).await.unwrap();
+                let response = within("the rest of a response", whole(response))
                     .await
                     .unwrap();
-                (answer.into(), Rest::Http2(client, upload))
+                (response.into(), Rest::Http2(client, upload))
             }
         }
     }
 
-    /// Gives the upload up.
+    /// Aborts the upload.
     fn abort(self) {
         match self {
             Self::Http1(client, _) => client.into_parts().0.reset(),
@@ -90,14 +90,14 @@ impl Upload {
     }
 }
 
-/// What is left to send when the answer is there.
+/// The part of an upload that is not sent yet when the response arrives.
 enum Rest {
     Http1(Http1<TlsConnection>, Framing),
     Http2(Http2, SendStream<Bytes>),
 }
 
 impl Rest {
-    /// Sends the second half, and returns the client for what it may ask next.
+    /// Sends the second half, and returns the client for its next request.
     async fn send(self) -> TestClient {
         match self {
             Self::Http1(mut client, framing) => {
@@ -116,8 +116,8 @@ impl Rest {
     }
 }
 
-/// What comes of an upload until `first` is there.
-async fn first_half(server: &mut PendingRequest) {
+/// Reads an upload until `first` has arrived.
+async fn read_first_half(server: &mut PendingRequest) {
     let mut seen = Vec::new();
     while !seen.ends_with(b"first") {
         let byte = within("the first half", server.stream.read_u8())
@@ -127,10 +127,10 @@ async fn first_half(server: &mut PendingRequest) {
     }
 }
 
-/// The answer is there in full while the upload is not; the upload goes on to its end all the same,
-/// and what is asked behind it is not taken for a part of it.
+/// The response is complete before the upload is. The upload still continues to its end, and the next request is
+/// not taken for a part of the upload.
 #[tokio::test]
-async fn an_upload_goes_on_behind_a_whole_answer() {
+async fn upload_continues_after_a_complete_response() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();
@@ -139,16 +139,16 @@ async fn an_upload_goes_on_behind_a_whole_answer() {
         let upload = Upload::begin(&proxy, kind).await;
         let mut server = apiserver.next_request().await;
         server.send(NEXT).await;
-        let (answer, rest) = upload.answer().await;
+        let (response, rest) = upload.response().await;
         assert_eq!(
-            (answer.code, answer.text().as_str()),
+            (response.code, response.text().as_str()),
             (200, "next"),
             "{context}"
         );
         let mut client = rest.send().await;
         assert_eq!(body(&mut server).await, b"firstsecnd", "{context}");
-        // On this connection or on another.
-        let answering = async {
+        // The next request may use this connection or another one.
+        let serving = async {
             tokio::select! {
                 request = read_request(&mut server.stream) => {
                     let request = request.unwrap();
@@ -161,16 +161,17 @@ async fn an_upload_goes_on_behind_a_whole_answer() {
                 }
             }
         };
-        let exchange = async { tokio::join!(answering, client.request("GET", "/next")).1 };
+        let exchange = async { tokio::join!(serving, client.request("GET", "/next")).1 };
         let next = within(&context, exchange).await;
-        let is_next = matches!(&next, ClientResult::Complete(answer) if answer.text() == "next");
+        let is_next =
+            matches!(&next, ClientResult::Complete(response) if response.text() == "next");
         assert!(is_next, "{context}: {next:?}");
     }
 }
 
-/// A 100 between the halves of an upload is no answer, and the client hears nothing of it.
+/// A 100 between the halves of an upload is not the response, and the client does not receive it.
 #[tokio::test]
-async fn a_100_within_an_upload_answers_nothing() {
+async fn a_100_within_an_upload_is_not_the_response() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();
@@ -178,7 +179,7 @@ async fn a_100_within_an_upload_answers_nothing() {
         let context = format!("{protocol:?}");
         let upload = Upload::begin(&proxy, (protocol, Framing::Length)).await;
         let mut server = apiserver.next_request().await;
-        first_half(&mut server).await;
+        read_first_half(&mut server).await;
         server.send("HTTP/1.1 100 Continue\r\n\r\n").await;
         match upload {
             Upload::Http1(mut client, _) => {
@@ -186,24 +187,24 @@ async fn a_100_within_an_upload_answers_nothing() {
                 server.read(5).await;
                 server.send(NEXT).await;
                 assert_eq!(client.response().await.text(), "next", "{context}");
-                next_follows(&mut server, TestClient::Http1(client), &context).await;
+                assert_next_request_follows(&mut server, TestClient::Http1(client), &context).await;
             }
             Upload::Http2(client, response, mut upload) => {
                 upload.send_data("secnd".into(), true).unwrap();
                 server.read(5).await;
                 server.send(NEXT).await;
-                let response = within("an answer", response).await.unwrap();
+                let response = within("a response", response).await.unwrap();
                 assert_eq!(whole(response).await.unwrap().text(), "next");
-                next_follows(&mut server, TestClient::Http2(client), &context).await;
+                assert_next_request_follows(&mut server, TestClient::Http2(client), &context).await;
             }
         }
     }
 }
 
-/// Over HTTP/2 as over HTTP/1.1 the expectation is met by the proxy; a 100 of the apiserver is not a
+/// The proxy itself sends the 100, over HTTP/2 as over HTTP/1.1. It does not forward a 100 of the apiserver as a
 /// second one.
 #[tokio::test]
-async fn an_expectation_is_met_once() {
+async fn client_gets_one_100_continue() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();
@@ -225,19 +226,19 @@ async fn an_expectation_is_met_once() {
     assert_eq!(server.read(5).await, b"hello");
     server.send(NEXT).await;
     assert_eq!(client.response().await.text(), "next");
-    next_follows(&mut server, TestClient::Http1(client), "behind the upload").await;
+    assert_next_request_follows(&mut server, TestClient::Http1(client), "after the upload").await;
 }
 
-/// What the client did not send is never made up: no last chunk, and a connection that ends.
+/// The proxy never completes an incomplete upload: it sends no last chunk, and closes the connection.
 #[tokio::test]
-async fn a_cut_upload_has_no_end_upstream() {
+async fn aborted_upload_has_no_end_upstream() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();
     for kind in KINDS {
         let upload = Upload::begin(&proxy, kind).await;
         let mut server = apiserver.next_request().await;
-        first_half(&mut server).await;
+        read_first_half(&mut server).await;
         upload.abort();
         let mut rest = Vec::new();
         let ended = within("the end", server.stream.read_to_end(&mut rest)).await;
@@ -249,9 +250,9 @@ async fn a_cut_upload_has_no_end_upstream() {
     }
 }
 
-/// The answer that was written before the connection went is an answer.
+/// A response that arrived before the reset of the connection is a valid response.
 #[tokio::test]
-async fn an_answer_before_a_reset_within_an_upload_reaches_the_client() {
+async fn response_before_a_reset_within_an_upload_is_forwarded() {
     let refusal = "HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbig";
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
@@ -259,24 +260,25 @@ async fn an_answer_before_a_reset_within_an_upload_reaches_the_client() {
     for kind in KINDS {
         let upload = Upload::begin(&proxy, kind).await;
         let mut server = apiserver.next_request().await;
-        first_half(&mut server).await;
+        read_first_half(&mut server).await;
         if kind.1 == Framing::None {
             server.read(2).await;
         }
         server.send(refusal).await;
         tcp::reset(server.stream.into_inner().0);
-        let (answer, _) = upload.answer().await;
+        let (response, _) = upload.response().await;
         assert_eq!(
-            (answer.code, answer.text().as_str()),
+            (response.code, response.text().as_str()),
             (413, "big"),
             "{kind:?}"
         );
     }
 }
 
-/// Without one the client hears that nobody knows what became of its request, which is not sent again.
+/// Without a response, the client learns that the apiserver may have processed its request. The proxy does not
+/// send the request again.
 #[tokio::test]
-async fn a_connection_that_is_lost_within_an_upload_is_502() {
+async fn connection_lost_within_an_upload_gives_502() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();
@@ -284,14 +286,14 @@ async fn a_connection_that_is_lost_within_an_upload_is_502() {
         for (twice, resets) in [false, true].into_iter().enumerate() {
             let upload = Upload::begin(&proxy, kind).await;
             let mut server = apiserver.next_request().await;
-            first_half(&mut server).await;
+            read_first_half(&mut server).await;
             if resets {
                 tcp::reset(server.stream.into_inner().0);
             } else {
                 server.shutdown().await;
             }
-            let (answer, _) = upload.answer().await;
-            let message = answer.assert_status(502, "InternalError");
+            let (response, _) = upload.response().await;
+            let message = response.assert_status(502, "InternalError");
             assert!(
                 message.contains("it may have processed the request"),
                 "{kind:?}: {message}"
@@ -300,7 +302,7 @@ async fn a_connection_that_is_lost_within_an_upload_is_502() {
             assert_eq!(
                 connections,
                 2 * number + twice + 1,
-                "{kind:?}: nothing is sent twice"
+                "{kind:?}: no request is sent twice"
             );
         }
     }

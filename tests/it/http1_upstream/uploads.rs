@@ -1,4 +1,4 @@
-//! Request bodies as an apiserver without HTTP/2 gets them: framed once, whole or visibly cut.
+//! Request bodies to an HTTP/1.1 apiserver: they have one framing, and they are complete or visibly aborted.
 
 use bytes::Bytes;
 use http::Request;
@@ -15,7 +15,7 @@ use crate::{
     upgrades::{ManualApiserver, PendingRequest},
 };
 
-/// The data in these chunks, which must be framed as strictly as can be.
+/// Decodes a chunked body. Accepts only the strictest framing.
 fn unchunked(mut wire: &[u8]) -> Vec<u8> {
     let mut data = Vec::new();
     loop {
@@ -24,16 +24,16 @@ fn unchunked(mut wire: &[u8]) -> Vec<u8> {
         let size = usize::from_str_radix(size, 16).unwrap();
         let (chunk, rest) = wire[end + 2..].split_at(size);
         data.extend_from_slice(chunk);
-        assert_eq!(&rest[..2], b"\r\n", "behind a chunk");
+        assert_eq!(&rest[..2], b"\r\n", "the end of a chunk");
         wire = &rest[2..];
         if size == 0 {
-            assert_eq!(wire, b"", "behind the last chunk");
+            assert_eq!(wire, b"", "no bytes after the last chunk");
             return data;
         }
     }
 }
 
-/// The lines of this head that say where its body ends, in small letters.
+/// The framing fields of this head, in lower case.
 fn framing(head: &str) -> Vec<String> {
     let head = head.to_ascii_lowercase();
     let lines = head
@@ -42,7 +42,7 @@ fn framing(head: &str) -> Vec<String> {
     lines.map(str::to_owned).collect()
 }
 
-/// The body behind what was asked, without its framing.
+/// Reads the body of the request and removes its framing.
 pub(super) async fn body(server: &mut PendingRequest) -> Vec<u8> {
     let PendingRequest { head, stream, .. } = server;
     let wire = within("the body of a request", read_body(stream, head))
@@ -55,25 +55,25 @@ pub(super) async fn body(server: &mut PendingRequest) -> Vec<u8> {
     }
 }
 
-/// Asks for something else, which must come on the same connection: nothing of a body is left before it.
-pub(super) async fn next_follows(
+/// Sends another request, which must arrive on the same connection with no byte of a body before it.
+pub(super) async fn assert_next_request_follows(
     server: &mut PendingRequest,
     mut client: TestClient,
     context: &str,
 ) {
-    let answering = async {
+    let serving = async {
         let request = read_request(&mut server.stream).await.unwrap();
         assert!(request.starts_with("GET /next "), "{context}: {request:?}");
         server.send(NEXT).await;
     };
-    let exchange = async { tokio::join!(answering, client.request("GET", "/next")).1 };
+    let exchange = async { tokio::join!(serving, client.request("GET", "/next")).1 };
     let next = within(context, exchange).await;
-    let is_next = matches!(&next, ClientResult::Complete(answer) if answer.text() == "next");
+    let is_next = matches!(&next, ClientResult::Complete(response) if response.text() == "next");
     assert!(is_next, "{context}: {next:?}");
 }
 
 #[tokio::test]
-async fn an_upload_over_http1_is_framed_once() {
+async fn upload_over_http1_has_one_framing() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();
@@ -129,13 +129,13 @@ async fn an_upload_over_http1_is_framed_once() {
             })
             .await;
         client.response().await;
-        next_follows(&mut server, TestClient::Http1(client), request).await;
+        assert_next_request_follows(&mut server, TestClient::Http1(client), request).await;
     }
 }
 
-/// Over HTTP/2 a body may have no length, and an empty one may be said in two ways.
+/// Over HTTP/2 a body may have no length, and an empty body has two encodings.
 #[tokio::test]
-async fn an_upload_over_http2_is_framed_once() {
+async fn upload_over_http2_has_one_framing() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();
@@ -183,21 +183,24 @@ async fn an_upload_over_http2_is_framed_once() {
             "{context}"
         );
         server.send(NEXT).await;
-        assert_eq!(within("the answer", response).await.unwrap().status(), 200);
-        next_follows(&mut server, TestClient::Http2(client), &context).await;
+        assert_eq!(
+            within("the response", response).await.unwrap().status(),
+            200
+        );
+        assert_next_request_follows(&mut server, TestClient::Http2(client), &context).await;
     }
 }
 
-/// An empty body is said to be empty, or not said: never one whose end is still to come.
+/// An empty body has the length 0 or no framing field. It must never look like a body whose end is to come.
 #[tokio::test]
-async fn a_post_without_a_body_has_none_upstream() {
+async fn post_without_a_body_has_no_body_upstream() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();
     for protocol in BOTH {
         let mut client = TestClient::start(&proxy, protocol).await;
         let context = format!("over {protocol:?}");
-        let answering = async {
+        let serving = async {
             let mut server = apiserver.next_request().await;
             let framing = framing(&server.head);
             assert!(
@@ -207,21 +210,21 @@ async fn a_post_without_a_body_has_none_upstream() {
             server.send(NEXT).await;
             server
         };
-        let (mut server, _) = tokio::join!(answering, client.request("POST", "/"));
-        next_follows(&mut server, client, &context).await;
+        let (mut server, _) = tokio::join!(serving, client.request("POST", "/"));
+        assert_next_request_follows(&mut server, client, &context).await;
     }
 }
 
 const MIB: usize = 1 << 20;
 
-/// Bytes that differ from place to place, so that a lost, doubled or swapped piece shows.
+/// Bytes that differ at each position, so that the test notices a lost, repeated or swapped piece.
 fn pattern(length: usize) -> Vec<u8> {
     (0..length)
         .map(|at| (at ^ (at >> 8) ^ (at >> 16)).to_le_bytes()[0])
         .collect()
 }
 
-/// Odd sizes up to 20 KiB, which no buffer on the way has.
+/// Splits into odd sizes up to 20 KiB, which match no buffer on the path.
 fn odd_pieces(mut bytes: &[u8]) -> Vec<&[u8]> {
     let mut pieces = Vec::new();
     for size in [1, 3, 777, 4097, 9, 16_385, 20_001].into_iter().cycle() {
@@ -237,7 +240,7 @@ fn odd_pieces(mut bytes: &[u8]) -> Vec<&[u8]> {
 }
 
 #[tokio::test]
-async fn an_upload_in_odd_pieces_arrives_whole() {
+async fn upload_in_odd_pieces_arrives_complete() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();
@@ -273,7 +276,7 @@ async fn an_upload_in_odd_pieces_arrives_whole() {
         assert!(received == sent, "{line}: {} bytes", received.len());
         server.send(NEXT).await;
         assert_eq!(client.response().await.text(), "next");
-        next_follows(&mut server, TestClient::Http1(client), &line).await;
+        assert_next_request_follows(&mut server, TestClient::Http1(client), &line).await;
     }
 
     for length in [Some(MIB), None] {
@@ -292,8 +295,11 @@ async fn an_upload_in_odd_pieces_arrives_whole() {
         let received = body(&mut server).await;
         assert!(received == sent, "{length:?}: {} bytes", received.len());
         server.send(NEXT).await;
-        assert_eq!(within("the answer", response).await.unwrap().status(), 200);
-        next_follows(
+        assert_eq!(
+            within("the response", response).await.unwrap().status(),
+            200
+        );
+        assert_next_request_follows(
             &mut server,
             TestClient::Http2(client),
             &format!("{length:?}"),
@@ -302,10 +308,10 @@ async fn an_upload_in_odd_pieces_arrives_whole() {
     }
 }
 
-/// What waits for the apiserver waits with the client: one piece on the way and what the kernel
-/// and the window of HTTP/2 hold, never the whole upload. And nothing of it is lost.
+/// An upload that waits for the apiserver stays with the client. In between are one piece, the buffers of the
+/// kernel and the HTTP/2 window, never the whole upload. No byte is lost.
 #[tokio::test]
-async fn an_apiserver_that_reads_late_holds_the_upload_back() {
+async fn late_reading_apiserver_slows_the_upload() {
     const WHOLE: usize = 64 * MIB;
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
@@ -317,7 +323,7 @@ async fn an_apiserver_that_reads_late_holds_the_upload_back() {
         .await
         .unwrap();
     let mut server = apiserver.next_request().await;
-    let (tell, mut taken) = mpsc::unbounded_channel();
+    let (sender, mut taken) = mpsc::unbounded_channel();
     let sending = tokio::spawn(async move {
         let mut left = WHOLE;
         while left > 0 {
@@ -328,7 +334,7 @@ async fn an_apiserver_that_reads_late_holds_the_upload_back() {
             upload
                 .send_data(vec![b'x'; room].into(), left == 0)
                 .unwrap();
-            tell.send(room).ok();
+            sender.send(room).ok();
         }
     });
     let pushed = sum_until_quiet(&mut taken).await;
@@ -348,6 +354,9 @@ async fn an_apiserver_that_reads_late_holds_the_upload_back() {
     assert_eq!(received, WHOLE);
     within("the end of the upload", sending).await.unwrap();
     server.send(NEXT).await;
-    assert_eq!(within("the answer", response).await.unwrap().status(), 200);
-    next_follows(&mut server, TestClient::Http2(client), "behind the upload").await;
+    assert_eq!(
+        within("the response", response).await.unwrap().status(),
+        200
+    );
+    assert_next_request_follows(&mut server, TestClient::Http2(client), "after the upload").await;
 }

@@ -1,5 +1,5 @@
-//! How long a client may take for a request's head, and for none at all. Every limit is scaled down; what
-//! must not be cut goes on for several times the limit.
+//! How long a client may take to send a request head, and how long it may be idle. The tests use short limits.
+//! Exchanges that must not be aborted last several times the limit.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::proxy::{HOST, World, data, watch_or_ok};
 
 const SHORT: Duration = Duration::from_millis(300);
 const LONG: Duration = Duration::from_secs(60);
-/// How much earlier than its limit a timer may end: the clocks of two runtimes tick apart.
+/// How much earlier than its limit a timer may fire: the clocks of the two runtimes tick at different moments.
 const TICK: Duration = Duration::from_millis(5);
 
 fn short_head(timeouts: &mut Timeouts) {
@@ -28,15 +28,15 @@ fn short_idle(timeouts: &mut Timeouts) {
     timeouts.client_idle = SHORT;
 }
 
-/// Waits for the end of the connection and returns when it came; nothing may come before.
-async fn ended(client: &mut Http1<TlsConnection>, since: Instant) -> Duration {
+/// Waits for the end of the connection, and returns the time since `since`. Asserts that no byte arrives before.
+async fn wait_for_end(client: &mut Http1<TlsConnection>, since: Instant) -> Duration {
     let rest = client.end().await.unwrap_or_default();
     assert_eq!(rest, "");
     since.elapsed()
 }
 
 #[tokio::test]
-async fn a_head_that_stops_is_cut() {
+async fn head_that_stops_is_closed_at_the_deadline() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).timeouts(short_head).start();
@@ -44,14 +44,17 @@ async fn a_head_that_stops_is_cut() {
         let mut client = proxy.client().http1().await;
         let start = Instant::now();
         client.send(part).await;
-        assert!(ended(&mut client, start).await > SHORT - TICK, "{part:?}");
+        assert!(
+            wait_for_end(&mut client, start).await > SHORT - TICK,
+            "{part:?}"
+        );
     }
     assert_eq!(upstream.connections().len(), 0);
 }
 
-/// The deadline is for the whole head: bytes that keep coming do not move it.
+/// The deadline applies to the whole head: more bytes do not extend it.
 #[tokio::test]
-async fn a_head_that_drips_is_cut() {
+async fn slow_head_is_closed_at_the_deadline() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).timeouts(short_head).start();
@@ -66,13 +69,13 @@ async fn a_head_that_drips_is_cut() {
             sleep(SHORT / 10).await;
         }
     };
-    standin::within("the end of dripping", dripping).await;
+    standin::within("the proxy to close the connection", dripping).await;
     assert!(start.elapsed() > SHORT - TICK);
     assert_eq!(upstream.requests().len(), 1);
 }
 
 #[tokio::test]
-async fn an_idle_connection_is_closed() {
+async fn idle_http1_connection_is_closed() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).timeouts(short_idle).start();
@@ -81,12 +84,12 @@ async fn an_idle_connection_is_closed() {
         assert_eq!(client.get(HOST, "/", "").await.status, 200);
     }
     let start = Instant::now();
-    assert!(ended(&mut client, start).await > SHORT - TICK);
+    assert!(wait_for_end(&mut client, start).await > SHORT - TICK);
 }
 
-/// kube-apiserver closes an HTTP/2 connection without streams too; pings that are answered change nothing.
+/// kube-apiserver also closes an HTTP/2 connection without streams. Acknowledged pings do not keep it open.
 #[tokio::test]
-async fn an_http2_connection_is_closed_when_idle_and_not_before() {
+async fn http2_connection_is_closed_only_when_idle() {
     let world = World::new();
     let upstream = world.apiserver().http(watch_or_ok).start().await;
     let setup = world.proxy(upstream.address()).timeouts(short_idle);
@@ -97,19 +100,19 @@ async fn an_http2_connection_is_closed_when_idle_and_not_before() {
     let mut watch = client.open("https://kube.test/watch").await.unwrap();
     assert_eq!(data(&mut watch).await.unwrap(), "first");
     sleep(SHORT * 3).await;
-    let answer = client.get("https://kube.test/").await.unwrap();
-    assert_eq!(answer.text(), "ok");
+    let response = client.get("https://kube.test/").await.unwrap();
+    assert_eq!(response.text(), "ok");
     let start = Instant::now();
     drop(watch);
     assert_eq!(client.goaway().await, h2::Reason::NO_ERROR);
     assert!(start.elapsed() > SHORT - TICK);
-    // The client may say its own goodbye to a connection that is gone by then.
+    // The client may send its own GOAWAY on a connection that is already closed.
     client.end().await.ok();
 }
 
 /// An HTTP/1.1 connection with a request on it is neither idle nor waiting for a head.
 #[tokio::test]
-async fn a_slow_answer_and_a_slow_body_are_not_cut() {
+async fn slow_response_and_slow_upload_are_not_aborted() {
     let world = World::new();
     let apiserver = world.apiserver().http(|request| async move {
         let body = request.into_body().read().await.unwrap();
@@ -135,9 +138,9 @@ async fn a_slow_answer_and_a_slow_body_are_not_cut() {
     assert_eq!(client.response().await.text(), "body");
 }
 
-/// Each head has its own time, also when it begins in the same breath as another one ends.
+/// Each head has its own deadline, also when it begins in the same write in which another one ends.
 #[tokio::test]
-async fn heads_that_follow_each_other_have_a_deadline_each() {
+async fn each_pipelined_head_has_its_own_deadline() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).timeouts(short_head).start();
@@ -151,12 +154,12 @@ async fn heads_that_follow_each_other_have_a_deadline_each() {
         assert_eq!(client.response().await.text(), "ok");
     }
     let start = Instant::now();
-    ended(&mut client, start).await;
+    wait_for_end(&mut client, start).await;
 }
 
-/// Between two requests there is more time than for a head.
+/// Between two requests the idle timeout applies, which is longer than the head deadline.
 #[tokio::test]
-async fn an_idle_connection_outlives_the_deadline_of_a_head() {
+async fn head_deadline_does_not_close_an_idle_connection() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).timeouts(short_head).start();
@@ -168,9 +171,9 @@ async fn an_idle_connection_outlives_the_deadline_of_a_head() {
     assert_eq!(client.get(HOST, "/", "").await.status, 200);
 }
 
-/// HTTP/2 begins with a preface; without it nothing of hyper's would ever end the connection.
+/// HTTP/2 begins with a preface; no timeout of hyper closes a connection that never sends it.
 #[tokio::test]
-async fn a_missing_http2_preface_is_cut() {
+async fn missing_http2_preface_is_closed_at_the_deadline() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).timeouts(short_head).start();
@@ -183,15 +186,15 @@ async fn a_missing_http2_preface_is_cut() {
         let mut client = Http1::new(tls);
         let start = Instant::now();
         client.send(part).await;
-        // What the proxy says first are its settings.
+        // The proxy sends its SETTINGS first.
         client.end().await.unwrap_or_default();
         assert!(start.elapsed() > SHORT - TICK, "{part:?}");
     }
 }
 
-/// A socket that waits for the rest of a refused request still counts among `limits.connections`.
+/// A socket that waits for the rest of a refused request still counts towards `limits.connections`.
 #[tokio::test]
-async fn a_connection_that_lingers_keeps_its_place() {
+async fn lingering_connection_keeps_its_permit() {
     const LINGER: Duration = Duration::from_secs(1);
     let world = World::new();
     let apiserver = world.apiserver().http(|request| async move {
@@ -206,7 +209,7 @@ async fn a_connection_that_lingers_keeps_its_place() {
     let upstream = apiserver.start().await;
     for refused in [
         "no HTTP at all\r\n\r\n".to_owned(),
-        format!("{}behind", crate::upgrades::WEBSOCKET),
+        format!("{}extra", crate::upgrades::WEBSOCKET),
     ] {
         let setup = world.proxy(upstream.address());
         let proxy = setup.limits(|limits| limits.connections = 1).start();

@@ -1,20 +1,20 @@
-//! Heads that are no heads, or that two parsers could read in two ways.
+//! Malformed heads, and heads that two parsers could read in two ways.
 
 use crate::{proxy::World, responses::ClientResponse};
 
-/// Behind every refused request; it must never be taken for one.
+/// Follows every refused request; it must never be served as a request.
 const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: kube.test\r\n\r\n";
 
-/// Sends a request with these lines, and refuses to see anything of it upstream or any second answer.
-async fn refuses(world: &World, requests: &[&str], message: &str) {
+/// Sends each request. Asserts a 400 that contains `message`, no second response, and no upstream connection.
+async fn assert_refused(world: &World, requests: &[&str], message: &str) {
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();
     for request in requests {
         let mut client = proxy.client().http1().await;
         client.send(format!("{request}{SMUGGLED}")).await;
-        let answer: ClientResponse = client.response().await.into();
-        let said = answer.assert_status(400, "BadRequest");
-        assert!(said.contains(message), "{request:?}: {said}");
+        let response: ClientResponse = client.response().await.into();
+        let text = response.assert_status(400, "BadRequest");
+        assert!(text.contains(message), "{request:?}: {text}");
         let rest = client.end().await;
         assert_eq!(rest.unwrap_or_default(), "", "{request:?}");
     }
@@ -23,13 +23,13 @@ async fn refuses(world: &World, requests: &[&str], message: &str) {
 
 /// Case 60.
 #[tokio::test]
-async fn both_length_and_coding() {
+async fn length_together_with_coding_is_refused() {
     let requests = [
         "POST / HTTP/1.1\r\nHost: kube.test\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n0\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: kube.test\r\ncontent-length:5\r\ntransfer-encoding:chunked\r\n\r\n0\r\n\r\n",
     ];
-    refuses(
+    assert_refused(
         &World::new(),
         &requests,
         "length of the request body is ambiguous",
@@ -37,24 +37,24 @@ async fn both_length_and_coding() {
     .await;
 }
 
-/// Case 60. Two lengths that agree are refused as well: somebody on the way may add them up.
+/// Case 60. Two lengths that agree are refused as well: another proxy on the path may add them up.
 #[tokio::test]
-async fn several_lengths() {
+async fn repeated_content_length_is_refused() {
     let agreeing = [
         "POST / HTTP/1.1\r\nHost: kube.test\r\nContent-Length: 4\r\nContent-Length: 4\r\n\r\nbody",
     ];
-    refuses(
+    assert_refused(
         &World::new(),
         &agreeing,
         "length of the request body is ambiguous",
     )
     .await;
-    // Too far to the right to be followed.
+    // After this much padding the scanner can no longer read the value.
     let padded = format!(
         "POST / HTTP/1.1\r\nHost: kube.test\r\nContent-Length:{}4\r\n\r\nbody",
         " ".repeat(70)
     );
-    refuses(
+    assert_refused(
         &World::new(),
         &[&padded],
         "length of the request body is ambiguous",
@@ -64,12 +64,12 @@ async fn several_lengths() {
         "POST / HTTP/1.1\r\nHost: kube.test\r\nContent-Length: 4\r\nContent-Length: 0\r\n\r\nbody",
         "POST / HTTP/1.1\r\nHost: kube.test\r\nContent-Length: 4, 4\r\n\r\nbody",
     ];
-    refuses(&World::new(), &differing, "not valid HTTP").await;
+    assert_refused(&World::new(), &differing, "not valid HTTP").await;
 }
 
 /// Case 60.
 #[tokio::test]
-async fn lengths_that_are_no_numbers() {
+async fn content_length_that_is_not_a_number_is_refused() {
     let requests: Vec<String> = ["+4", "-4", "0x4", "4a", "", "4 4", "99999999999999999999"]
         .iter()
         .map(|length| {
@@ -77,18 +77,18 @@ async fn lengths_that_are_no_numbers() {
         })
         .collect();
     let requests: Vec<&str> = requests.iter().map(String::as_str).collect();
-    refuses(&World::new(), &requests, "not valid HTTP").await;
+    assert_refused(&World::new(), &requests, "not valid HTTP").await;
 }
 
-/// Case 60. hyper lets every coding pass whose last is `chunked`.
+/// Case 60. hyper accepts any list of codings that ends with `chunked`.
 #[tokio::test]
-async fn codings_other_than_chunked() {
+async fn coding_other_than_chunked_is_refused() {
     let requests = [
         "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
         "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
     ];
-    refuses(
+    assert_refused(
         &World::new(),
         &requests,
         "only supported Transfer-Encoding is chunked",
@@ -100,12 +100,12 @@ async fn codings_other_than_chunked() {
         "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
         "POST / HTTP/1.0\r\nHost: kube.test\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     ];
-    refuses(&World::new(), &requests, "not valid HTTP").await;
+    assert_refused(&World::new(), &requests, "not valid HTTP").await;
 }
 
 /// Case 60.
 #[tokio::test]
-async fn malformed_heads() {
+async fn malformed_request_head_is_refused() {
     let requests = [
         "GET / HTTP/1.1\r\nHost: kube.test\r\nX: a\r\n folded\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: kube.test\r\nX: a\0b\r\n\r\n",
@@ -122,12 +122,12 @@ async fn malformed_heads() {
         "GET / HTTP/3.0\r\nHost: kube.test\r\n\r\n",
         "GET /\r\nHost: kube.test\r\n\r\n",
     ];
-    refuses(&World::new(), &requests, "").await;
+    assert_refused(&World::new(), &requests, "").await;
 }
 
-/// RFC 9112 §2.2 lets a recipient take a bare LF for a line end; what goes up has whole ones.
+/// RFC 9112 §2.2 lets a recipient accept a bare LF as a line end; the proxy sends CRLF upstream.
 #[tokio::test]
-async fn bare_line_feeds_in_a_head_are_mended() {
+async fn bare_line_feeds_in_a_head_are_sent_as_crlf() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();
@@ -147,9 +147,9 @@ async fn bare_line_feeds_in_a_head_are_mended() {
     assert_eq!(request.body().await, b"body");
 }
 
-/// In a body there is no such leave: chunks whose sizes end otherwise are cut, never repaired.
+/// A bare LF is not allowed in a chunked body: the proxy aborts malformed chunks and never repairs them.
 #[tokio::test]
-async fn malformed_chunks_cut_the_body() {
+async fn malformed_chunks_abort_the_request() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();
@@ -163,8 +163,8 @@ async fn malformed_chunks_cut_the_body() {
         let mut client = proxy.client().http1().await;
         let head = "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: chunked\r\n\r\n";
         client.send(format!("{head}{chunks}")).await;
-        let answer: ClientResponse = client.response().await.into();
-        let message = answer.assert_status(400, "BadRequest");
+        let response: ClientResponse = client.response().await.into();
+        let message = response.assert_status(400, "BadRequest");
         assert!(
             message.contains("request body is incomplete"),
             "{chunks:?}: {message}"
@@ -179,7 +179,7 @@ async fn malformed_chunks_cut_the_body() {
     }
 }
 
-/// Whoever speaks HTTP/2 without having agreed on it is told nothing and reaches nothing.
+/// A client that speaks HTTP/2 without ALPN gets no response and reaches no apiserver.
 #[tokio::test]
 async fn http2_preface_without_alpn_ends_the_connection() {
     let world = World::new();
@@ -192,10 +192,10 @@ async fn http2_preface_without_alpn_ends_the_connection() {
     assert_eq!(upstream.connections().len(), 0);
 }
 
-/// The apiserver may answer with a bare 400 as well; with another request right behind it that is not
-/// to be taken for hyper's word on a malformed head.
+/// The apiserver may send a bare 400, too. The proxy must not take it for hyper's response to a malformed
+/// head, even when the next request has already arrived.
 #[tokio::test]
-async fn bare_answers_of_the_apiserver_are_not_replaced() {
+async fn bare_400_of_the_apiserver_is_not_replaced() {
     let world = World::new();
     let apiserver = world.apiserver().http(|request| async move {
         let status = if request.uri().path() == "/bare" {
@@ -217,13 +217,13 @@ async fn bare_answers_of_the_apiserver_are_not_replaced() {
     assert_eq!(bare.head.lines("connection"), Vec::<&str>::new());
     assert_eq!(client.response().await.status, 200);
     client.send("GET /x HTTP/1.1\r\nX\r\n\r\n").await;
-    let answer: ClientResponse = client.response().await.into();
-    answer.assert_status(400, "BadRequest");
+    let response: ClientResponse = client.response().await.into();
+    response.assert_status(400, "BadRequest");
 }
 
-/// Two lengths are seen behind every body, however its end is written.
+/// The proxy finds two lengths in a request after every body, however the body's end is written.
 #[tokio::test]
-async fn no_body_hides_the_ambiguous_request_behind_it() {
+async fn ambiguous_request_is_found_after_every_kind_of_body() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();
@@ -244,18 +244,18 @@ async fn no_body_hides_the_ambiguous_request_behind_it() {
             ))
             .await;
         assert_eq!(client.response().await.status, 200, "{body:?}");
-        let answer: ClientResponse = client.response().await.into();
-        let said = answer.assert_status(400, "BadRequest");
-        assert!(said.contains("ambiguous"), "{body:?}: {said}");
+        let response: ClientResponse = client.response().await.into();
+        let text = response.assert_status(400, "BadRequest");
+        assert!(text.contains("ambiguous"), "{body:?}: {text}");
         assert_eq!(client.end().await.unwrap(), "", "{body:?}");
     }
     let mut reached = upstream.requests().into_iter();
     assert!(reached.all(|request| request.target == "/"));
 }
 
-/// A body may hold what hyper writes for a malformed head, and come in just such a piece.
+/// A body may contain the exact bytes that hyper writes for a malformed head, in one piece.
 #[tokio::test]
-async fn bodies_that_look_like_a_refusal_are_not_replaced() {
+async fn body_that_looks_like_a_refusal_is_not_replaced() {
     const BARE: &str = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
     let world = World::new();
     let (pieces, body) = standin::upstream::channel();
@@ -266,7 +266,7 @@ async fn bodies_that_look_like_a_refusal_are_not_replaced() {
         async move {
             let response = http::Response::builder();
             match body {
-                // Without chunks around it the piece goes out bare.
+                // With a length, the piece is written without chunk framing around it.
                 Some(body) => response.header("Content-Length", length).body(body),
                 None => response.body(standin::upstream::full("second")),
             }
@@ -287,6 +287,6 @@ async fn bodies_that_look_like_a_refusal_are_not_replaced() {
     drop(pieces);
     assert_eq!(client.response().await.text(), "second");
     client.send("GET / HTTP/1.1\r\nX\r\n\r\n").await;
-    let answer: ClientResponse = client.response().await.into();
-    answer.assert_status(400, "BadRequest");
+    let response: ClientResponse = client.response().await.into();
+    response.assert_status(400, "BadRequest");
 }

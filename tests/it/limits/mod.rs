@@ -1,5 +1,5 @@
-//! How large a request may be, over both protocols: at the limit it passes, one over it the client
-//! learns which setting it is.
+//! The size limits of a request, over both protocols: a request at the limit passes; above it, the response names
+//! the setting.
 
 mod deadlines;
 mod heads;
@@ -23,7 +23,7 @@ fn small(limits: &mut Limits) {
     limits.uri_bytes = 200;
 }
 
-/// Bytes of fields that [`Proxy::request`] adds by itself.
+/// The bytes of the header fields that [`Proxy::request`] adds itself.
 fn host_bytes(protocol: Protocol) -> usize {
     match protocol {
         Protocol::Http1 => "host".len() + HOST.len(),
@@ -37,7 +37,7 @@ async fn with_fields(proxy: &Proxy, protocol: Protocol, count: usize) -> ClientR
     proxy.request(protocol, "GET", "/", &fields, b"").await
 }
 
-/// Case 26. hyper refuses much more than the limit by itself; its answer is a `Status` as well.
+/// Case 26. hyper itself refuses a head with many more fields; the proxy makes that response a `Status` too.
 #[tokio::test]
 async fn header_fields() {
     let world = World::new();
@@ -46,8 +46,8 @@ async fn header_fields() {
     for protocol in BOTH {
         assert_eq!(with_fields(&proxy, protocol, 20).await.code, 200);
         for count in [21, 22, 40] {
-            let answer = with_fields(&proxy, protocol, count).await;
-            let message = answer.assert_status(431, TOO_LARGE);
+            let response = with_fields(&proxy, protocol, count).await;
+            let message = response.assert_status(431, TOO_LARGE);
             assert!(
                 message.contains("more than 20 header fields")
                     && message.ends_with("limits.headerFields"),
@@ -55,16 +55,17 @@ async fn header_fields() {
             );
         }
     }
-    let answer = with_fields(&proxy, Protocol::Http1, 400).await;
+    let response = with_fields(&proxy, Protocol::Http1, 400).await;
     assert!(
-        answer
+        response
             .assert_status(431, TOO_LARGE)
             .ends_with("limits.headerFields")
     );
     assert_eq!(upstream.requests().len(), 2);
 }
 
-/// Case 26. Names and values count; over HTTP/1.1 also where hyper refuses a head that it cannot buffer.
+/// Case 26. Names and values count. Over HTTP/1.1 the client also gets a `Status` when hyper refuses a head that
+/// it cannot buffer.
 #[tokio::test]
 async fn header_bytes() {
     let world = World::new();
@@ -75,10 +76,10 @@ async fn header_bytes() {
         let value = "v".repeat(100_000);
         for (length, code) in [(room, 200), (room + 1, 431), (room + 200, 431)] {
             let fields = [("x", &value[..length])];
-            let answer = proxy.request(protocol, "GET", "/", &fields, b"").await;
-            assert_eq!(answer.code, code, "{protocol:?} {length}");
+            let response = proxy.request(protocol, "GET", "/", &fields, b"").await;
+            assert_eq!(response.code, code, "{protocol:?} {length}");
             if code == 431 {
-                let message = answer.assert_status(431, TOO_LARGE);
+                let message = response.assert_status(431, TOO_LARGE);
                 assert!(
                     message.contains("2000") && message.ends_with("limits.headerBytes"),
                     "{message}"
@@ -88,19 +89,19 @@ async fn header_bytes() {
     }
     for length in [16_000, 100_000] {
         let value = "v".repeat(length);
-        let answer = proxy
+        let response = proxy
             .request(Protocol::Http1, "GET", "/", &[("x", &value)], b"")
             .await;
-        let message = answer.assert_status(431, TOO_LARGE);
+        let message = response.assert_status(431, TOO_LARGE);
         assert!(message.ends_with("limits.headerBytes"), "{message}");
     }
     assert_eq!(upstream.requests().len(), 2);
 }
 
-/// What HTTP/2 adds to each field in its own count is not the client's fault: a request that is at every
-/// limit at once passes.
+/// A request at every limit at once passes: the 32 bytes that HTTP/2 adds to each field in its own count do not
+/// count.
 #[tokio::test]
-async fn all_limits_at_once() {
+async fn request_at_all_limits_passes() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let setup = world.proxy(upstream.address());
@@ -114,13 +115,13 @@ async fn all_limits_at_once() {
     for protocol in BOTH {
         let own = usize::from(protocol == Protocol::Http1);
         let mut fields = vec![("x", "123456789"); 128 - own];
-        // Host is three bytes longer than the field that it takes the place of.
+        // The Host field is three bytes longer than the field that it replaces.
         if own > 0 {
             fields[0].1 = "123456";
         }
         let target = format!("/{}", "t".repeat(99));
-        let answer = proxy.request(protocol, "GET", &target, &fields, b"").await;
-        assert_eq!(answer.code, 200, "{protocol:?} {}", answer.text());
+        let response = proxy.request(protocol, "GET", &target, &fields, b"").await;
+        assert_eq!(response.code, 200, "{protocol:?} {}", response.text());
     }
 }
 
@@ -132,10 +133,10 @@ async fn uri_bytes() {
     for protocol in BOTH {
         for (length, code) in [(200, 200), (201, 414), (1000, 414)] {
             let target = format!("/a?{}", "b".repeat(length - 3));
-            let answer = proxy.get(protocol, &target).await;
-            assert_eq!(answer.code, code, "{protocol:?} {length}");
+            let response = proxy.get(protocol, &target).await;
+            assert_eq!(response.code, code, "{protocol:?} {length}");
             if code == 414 {
-                let message = answer.assert_status(414, "RequestURITooLong");
+                let message = response.assert_status(414, "RequestURITooLong");
                 assert!(
                     message.contains("200 bytes") && message.ends_with("limits.uriBytes"),
                     "{message}"
@@ -146,9 +147,9 @@ async fn uri_bytes() {
     assert_eq!(upstream.requests().len(), 2);
 }
 
-/// Case 27. `kubectl exec p -- sh -c "<70 KB>"` asks this, without ALPN and with an upgrade.
+/// Case 27. `kubectl exec p -- sh -c "<70 KB>"` sends this request, without ALPN and with an upgrade.
 #[tokio::test]
-async fn uri_larger_than_any_setting() {
+async fn uri_above_every_limit_gets_414() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();
@@ -162,24 +163,24 @@ async fn uri_larger_than_any_setting() {
             "/api/v1/namespaces/n/pods/p/exec?command={}",
             "x".repeat(length)
         );
-        let answer = proxy
+        let response = proxy
             .request(Protocol::Http1, "GET", &target, &upgrade, b"")
             .await;
-        let message = answer.assert_status(414, "RequestURITooLong");
+        let message = response.assert_status(414, "RequestURITooLong");
         assert!(message.ends_with("limits.uriBytes"), "{message}");
-        assert_eq!(answer.lines("connection"), ["close"]);
+        assert_eq!(response.lines("connection"), ["close"]);
     }
     assert_eq!(upstream.connections().len(), 0);
 }
 
 /// Case 27. The largest request target that passes over either protocol.
 #[tokio::test]
-async fn uri_of_the_default_limit() {
+async fn largest_possible_uri_passes() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();
     for protocol in BOTH {
-        // The URI of the HTTP/2 client holds the host too, and no URI is longer than 65,534 bytes.
+        // The URI of the HTTP/2 client contains the host too, and the `http` crate allows 65,534 bytes at most.
         let length = 65_534 - "https://kube.test".len();
         let target = format!("/{}", "x".repeat(length - 1));
         assert_eq!(proxy.get(protocol, &target).await.code, 200, "{protocol:?}");
@@ -188,7 +189,7 @@ async fn uri_of_the_default_limit() {
 }
 
 /// A few bytes of HPACK can stand for thousands of fields (CVE-2026-49975), cookie crumbs among them
-/// (CVE-2026-47774). They are counted when they are decoded, and the connection goes on.
+/// (CVE-2026-47774). They are counted when they are decoded, and the connection stays open.
 #[tokio::test]
 async fn indexed_fields_count_as_fields() {
     let world = World::new();
@@ -207,7 +208,7 @@ async fn indexed_fields_count_as_fields() {
         let request = request.body(Bytes::new()).unwrap();
         let response = client.request(request).await.unwrap();
         assert_eq!(response.status, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
-        // Beyond twice the limit in bytes h2 refuses by itself and says no more than the code.
+        // Above twice the limit in bytes h2 itself refuses the request, with a bare status code.
         if has_status {
             let message = ClientResponse::from(response).assert_status(431, TOO_LARGE);
             assert!(message.ends_with("limits.headerFields"), "{message}");
@@ -217,9 +218,9 @@ async fn indexed_fields_count_as_fields() {
     assert_eq!(upstream.requests().len(), 1);
 }
 
-/// A refusal for size ends an HTTP/1.1 connection only when the rest of it cannot be told apart.
+/// A refusal for size closes an HTTP/1.1 connection only if the end of the request is unknown.
 #[tokio::test]
-async fn connection_goes_on_after_a_refusal_by_the_policy() {
+async fn connection_stays_open_after_a_refusal_by_the_policy() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).limits(small).start();
@@ -230,23 +231,23 @@ async fn connection_goes_on_after_a_refusal_by_the_policy() {
     assert_eq!(client.get(HOST, "/", "").await.status, 200);
 }
 
-/// An expectation that cannot be met (RFC 9110 §10.1.1).
+/// The proxy refuses an unknown expectation (RFC 9110 §10.1.1).
 #[tokio::test]
-async fn unknown_expectation() {
+async fn unknown_expectation_gets_417() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();
     for protocol in BOTH {
         let fields = [("expect", "200-ok")];
-        let answer = proxy.request(protocol, "POST", "/", &fields, b"body").await;
-        answer.assert_status(417, "ExpectationFailed");
+        let response = proxy.request(protocol, "POST", "/", &fields, b"body").await;
+        response.assert_status(417, "ExpectationFailed");
     }
     assert_eq!(upstream.connections().len(), 0);
 }
 
-/// Every worker has a listener; one that waits for clients must not hold the place of another's client.
+/// Every worker has a listener; a listener without clients must not hold the last permit.
 #[tokio::test]
-async fn the_last_place_is_for_whoever_comes() {
+async fn last_permit_is_free_for_every_listener() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let mut setup = world
@@ -256,8 +257,8 @@ async fn the_last_place_is_for_whoever_comes() {
     let proxy = setup.start();
     for _ in 0..20 {
         let client = proxy.client();
-        let mut client = standin::within("a place", client.http1()).await;
-        let answer = client.get(HOST, "/", "Connection: close\r\n").await;
-        assert_eq!(answer.status, 200);
+        let mut client = standin::within("a permit", client.http1()).await;
+        let response = client.get(HOST, "/", "Connection: close\r\n").await;
+        assert_eq!(response.status, 200);
     }
 }

@@ -1,6 +1,6 @@
-//! Streams: heads and frames at once, no bound on silence, cuts that stay cuts, back-pressure.
+//! Streams: heads and frames are forwarded immediately, aborted bodies stay incomplete, and back-pressure works.
 
-mod cuts;
+mod aborts;
 mod pressure;
 
 use std::sync::{Arc, Mutex};
@@ -30,7 +30,7 @@ fn scripted(world: &World) -> (Builder, BodySender) {
     (builder, events)
 }
 
-/// The members of a gzip stream, each flushed by itself, as kube-apiserver compresses a watch.
+/// The members of a gzip stream, each flushed separately, as kube-apiserver compresses a watch.
 fn members() -> [&'static [u8]; 3] {
     [
         b"\x1f\x8b\x08\0\0\0\0\0\0\x03first",
@@ -39,9 +39,9 @@ fn members() -> [&'static [u8]; 3] {
     ]
 }
 
-/// Cases 21, 23, 45. The head comes before any byte of the body, each frame alone and unchanged.
+/// Cases 21, 23, 45. The head arrives before any byte of the body, and each frame arrives separately and unchanged.
 #[tokio::test]
-async fn passes_on_the_head_and_every_frame_at_once_over_http2() {
+async fn head_and_each_frame_are_forwarded_immediately_over_http2() {
     let world = World::new();
     let (upstream, events) = scripted(&world);
     let upstream = upstream.start().await;
@@ -59,7 +59,7 @@ async fn passes_on_the_head_and_every_frame_at_once_over_http2() {
 
 /// Cases 21, 23, 45.
 #[tokio::test]
-async fn passes_on_the_head_and_every_chunk_at_once_over_http1() {
+async fn head_and_each_chunk_are_forwarded_immediately_over_http1() {
     let world = World::new();
     let (upstream, events) = scripted(&world);
     let upstream = upstream.start().await;
@@ -79,7 +79,7 @@ async fn passes_on_the_head_and_every_chunk_at_once_over_http1() {
 
 /// Case 25.
 #[tokio::test]
-async fn a_cancelled_watch_is_reset_upstream_at_once() {
+async fn cancelled_watch_is_reset_upstream_immediately() {
     let world = World::new();
     let upstream = world.apiserver().http(watch_or_ok).start().await;
     let proxy = world.proxy(upstream.address()).start();
@@ -101,9 +101,9 @@ async fn a_cancelled_watch_is_reset_upstream_at_once() {
     upstream.wait_for_open_responses(0).await;
 }
 
-/// Case 25. A request that is given up before its head has come leaves nothing behind either.
+/// Case 25. A request that is cancelled before its response head arrives leaves no stream open either.
 #[tokio::test]
-async fn a_thousand_cancelled_requests_leave_nothing_behind() {
+async fn thousand_cancelled_requests_leave_no_open_stream() {
     let world = World::new();
     let upstream = world
         .apiserver()
@@ -137,7 +137,7 @@ async fn a_thousand_cancelled_requests_leave_nothing_behind() {
         .await;
     let response = client.get("https://kube.test/ok").await.unwrap();
     assert_eq!(response.text(), "ok");
-    assert_eq!(upstream.connections().len(), 1, "no connection was lost");
+    assert_eq!(upstream.connections().len(), 1, "no connection was closed");
 }
 
 async fn begin_upload(client: &Http2) -> (h2::client::ResponseFuture, h2::SendStream<Bytes>) {
@@ -145,7 +145,7 @@ async fn begin_upload(client: &Http2) -> (h2::client::ResponseFuture, h2::SendSt
     client.begin(request, false).await.unwrap()
 }
 
-/// What was cut must not be carried out: `CANCEL` and `NO_ERROR` are the codes that hyper takes for an end.
+/// The apiserver must not process an aborted upload. hyper takes `CANCEL` and `NO_ERROR` for a normal end.
 #[tokio::test]
 async fn upload_aborted_by_client_is_aborted_upstream_over_http2() {
     for code in [
@@ -197,7 +197,7 @@ async fn upload_aborted_by_client_is_aborted_upstream_over_http1() {
     }
 }
 
-/// An apiserver that sends every piece of the request's body back as it comes.
+/// An apiserver that sends back each piece of the request body when it arrives.
 fn echo(world: &World) -> Builder {
     world.apiserver().http(|request| async {
         let (back, body) = channel();
@@ -235,7 +235,8 @@ async fn both_directions_stream_at_the_same_time_over_http2() {
     );
 }
 
-/// As above, when the response has begun: then nothing waits for the upload any more.
+/// After the response head, no task of the proxy waits for the upload any more. The abort must still reach the
+/// apiserver.
 #[tokio::test]
 async fn upload_aborted_after_response_head_is_aborted_upstream() {
     let world = World::new();

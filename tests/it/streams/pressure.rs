@@ -1,4 +1,4 @@
-//! Back-pressure: the proxy holds little, and who does not read holds back who writes.
+//! Back-pressure: the proxy buffers little, and a peer that does not read slows the peer that writes.
 
 use bytes::Bytes;
 use http::Response;
@@ -17,11 +17,11 @@ use crate::proxy::{HOST, World, sum_until_quiet};
 const MIB: usize = 1 << 20;
 const PIECE: usize = 64 * 1024;
 
-/// An apiserver that writes 64 MiB as fast as it is taken from it, and tells how much was.
+/// An apiserver that writes 64 MiB as fast as the proxy reads, and reports how much the proxy has read.
 fn large_list(world: &World) -> (Builder, mpsc::UnboundedReceiver<usize>) {
-    let (tell, taken) = mpsc::unbounded_channel();
+    let (sender, taken) = mpsc::unbounded_channel();
     let upstream = world.apiserver().http(move |_| {
-        let tell = tell.clone();
+        let sender = sender.clone();
         async {
             let (items, body) = channel();
             tokio::spawn(async move {
@@ -30,7 +30,7 @@ fn large_list(world: &World) -> (Builder, mpsc::UnboundedReceiver<usize>) {
                     if items.send(piece.clone()).await.is_err() {
                         return;
                     }
-                    tell.send(PIECE).ok();
+                    sender.send(PIECE).ok();
                 }
             });
             Response::new(body)
@@ -41,7 +41,7 @@ fn large_list(world: &World) -> (Builder, mpsc::UnboundedReceiver<usize>) {
 
 /// Case 44.
 #[tokio::test]
-async fn a_slow_reader_holds_the_apiserver_back_over_http2() {
+async fn slow_reader_slows_the_apiserver_over_http2() {
     let world = World::new();
     let (upstream, mut taken) = large_list(&world);
     let upstream = upstream.start().await;
@@ -58,9 +58,9 @@ async fn a_slow_reader_holds_the_apiserver_back_over_http2() {
     assert_eq!(received, 64 * MIB);
 }
 
-/// Case 44. Here the kernels' buffers, which grow to several MiB each, are in between too.
+/// Case 44. Here the socket buffers of the kernel, which grow to several MiB each, hold data too.
 #[tokio::test]
-async fn a_slow_reader_holds_the_apiserver_back_over_http1() {
+async fn slow_reader_slows_the_apiserver_over_http1() {
     let world = World::new();
     let (upstream, mut taken) = large_list(&world);
     let upstream = upstream.start().await;
@@ -75,9 +75,9 @@ async fn a_slow_reader_holds_the_apiserver_back_over_http1() {
     assert_eq!(client.body(&head).await.unwrap().len(), 64 * MIB);
 }
 
-/// A client may grant any window and then not read. As over HTTP/1.1, the kernels' buffers are in between.
+/// A client may grant any window and then not read. As over HTTP/1.1, the socket buffers of the kernel hold data too.
 #[tokio::test]
-async fn a_wide_window_is_not_filled_from_memory() {
+async fn large_window_does_not_fill_the_memory_of_the_proxy() {
     let world = World::new();
     let (upstream, mut taken) = large_list(&world);
     let upstream = upstream.start().await;
@@ -96,7 +96,7 @@ async fn a_wide_window_is_not_filled_from_memory() {
 }
 
 #[tokio::test]
-async fn an_apiserver_that_does_not_read_holds_the_upload_back() {
+async fn apiserver_that_does_not_read_slows_the_upload() {
     let world = World::new();
     let read = Arc::new(Notify::new());
     let length: Shared<usize> = Arc::new(Mutex::new(None));
@@ -120,7 +120,7 @@ async fn an_apiserver_that_does_not_read_holds_the_upload_back() {
     let proxy = world.proxy(upstream.address()).start();
     let client = proxy.client().http2().await;
     let (response, mut upload) = begin_upload(&client).await;
-    let (tell, mut taken) = mpsc::unbounded_channel();
+    let (sender, mut taken) = mpsc::unbounded_channel();
     let sending = tokio::spawn(async move {
         let mut left = 16 * MIB;
         while left > 0 {
@@ -131,13 +131,16 @@ async fn an_apiserver_that_does_not_read_holds_the_upload_back() {
                 .send_data(vec![b'x'; room].into(), left == room)
                 .unwrap();
             left -= room;
-            tell.send(room).ok();
+            sender.send(room).ok();
         }
     });
     let pushed = sum_until_quiet(&mut taken).await;
     assert!((1..4 * MIB).contains(&pushed), "{pushed} bytes");
     read.notify_one();
     within("the rest of the upload", sending).await.unwrap();
-    assert_eq!(within("the answer", response).await.unwrap().status(), 200);
+    assert_eq!(
+        within("the response", response).await.unwrap().status(),
+        200
+    );
     assert_eq!(*length.lock().unwrap(), Some(16 * MIB));
 }

@@ -1,4 +1,4 @@
-//! Who keeps the proxy waiting is not waited for without end.
+//! The proxy closes connections of clients that send nothing.
 
 use std::time::Duration;
 
@@ -15,18 +15,18 @@ const SHORT: Duration = Duration::from_millis(200);
 
 /// A client that never begins TLS, or never ends its handshake.
 #[tokio::test]
-async fn a_client_without_a_handshake_is_let_go() {
+async fn client_without_a_handshake_is_disconnected() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world
         .proxy(upstream.address())
         .timeouts(|timeouts| timeouts.handshake = SHORT)
         .start();
-    // The beginning of a record that announces a ClientHello.
-    for said in [&b""[..], b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc"] {
+    // The start of a record that contains a ClientHello.
+    for sent in [&b""[..], b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc"] {
         let began = Instant::now();
         let mut silent = TcpStream::connect(proxy.address()).await.unwrap();
-        silent.write_all(said).await.unwrap();
+        silent.write_all(sent).await.unwrap();
         let mut rest = Vec::new();
         within("the end", silent.read_to_end(&mut rest)).await.ok();
         assert!(began.elapsed() >= SHORT, "{:?}", began.elapsed());
@@ -34,10 +34,9 @@ async fn a_client_without_a_handshake_is_let_go() {
     proxy.client().connect().await.unwrap();
 }
 
-/// A client that only connects, or stops in its `ClientHello`, takes none of the handshakes that may be
-/// under way at once.
+/// A client that only connects, or stops in its `ClientHello`, takes no handshake slot.
 #[tokio::test]
-async fn silent_clients_keep_nobody_out() {
+async fn silent_clients_take_no_handshake_slot() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world
@@ -46,26 +45,29 @@ async fn silent_clients_keep_nobody_out() {
         .timeouts(|timeouts| timeouts.handshake = Duration::from_secs(60))
         .start();
     let mut silent = Vec::new();
-    for said in [&b""[..], b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc"] {
+    for sent in [&b""[..], b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc"] {
         let mut tcp = TcpStream::connect(proxy.address()).await.unwrap();
-        tcp.write_all(said).await.unwrap();
+        tcp.write_all(sent).await.unwrap();
         silent.push(tcp);
     }
     let client = proxy.client();
-    let shaken = within("a handshake beside a silent client", client.connect());
-    shaken.await.unwrap();
+    let handshake = within(
+        "a handshake while other clients are silent",
+        client.connect(),
+    );
+    handshake.await.unwrap();
 }
 
-/// TLS and then nothing, or half a request head.
+/// A client that finishes its handshake, and then sends nothing or half a request head.
 #[tokio::test]
-async fn a_client_without_a_request_is_let_go() {
+async fn client_without_a_request_is_disconnected() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world
         .proxy(upstream.address())
         .timeouts(|timeouts| timeouts.request_head = SHORT)
         .start();
-    for (alpn, said) in [
+    for (alpn, sent) in [
         (&[][..], &b""[..]),
         (&["http/1.1"], b"GET /version HT"),
         (&["h2"], b""),
@@ -74,19 +76,19 @@ async fn a_client_without_a_request_is_let_go() {
     ] {
         let mut tls = proxy.client().alpn(alpn).connect().await.unwrap();
         let began = Instant::now();
-        tls.write_all(said).await.unwrap();
+        tls.write_all(sent).await.unwrap();
         tls.flush().await.unwrap();
         let mut rest = Vec::new();
         within("the end", tls.read_to_end(&mut rest)).await.ok();
-        // The deadline began with the connection, a little before.
+        // The deadline started with the connection, a little earlier.
         assert!(began.elapsed() >= SHORT / 2, "{:?}", began.elapsed());
     }
     assert_eq!(upstream.requests().len(), 0);
 }
 
-/// The deadline of a head is none for what follows it: a slow answer, or the next request.
+/// The head deadline does not apply after the head: not to a slow response, and not before the next request.
 #[tokio::test]
-async fn only_the_head_is_hurried() {
+async fn head_deadline_does_not_apply_after_the_head() {
     let world = World::new();
     let upstream = world
         .apiserver()
@@ -112,9 +114,9 @@ async fn only_the_head_is_hurried() {
     assert_eq!(response.text(), "late");
 }
 
-/// An HTTP/1.1 client that says nothing for long loses its connection.
+/// The proxy closes the connection of an HTTP/1.1 client that is idle for longer than `clientIdle`.
 #[tokio::test]
-async fn an_idle_http1_client_is_let_go() {
+async fn idle_http1_client_is_disconnected() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world
@@ -124,7 +126,7 @@ async fn an_idle_http1_client_is_let_go() {
     let mut http1 = proxy.client().http1().await;
     http1.get(HOST, "/version", "").await;
     let began = Instant::now();
-    // hyper ends it without `close_notify`; no response is under way, so nothing can be taken for whole.
+    // hyper closes it without `close_notify`. No response is in progress, so none can look complete by mistake.
     assert_eq!(http1.end().await.unwrap_or_default(), "");
     assert!(began.elapsed() >= SHORT / 2, "{:?}", began.elapsed());
 }

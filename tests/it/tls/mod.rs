@@ -1,4 +1,4 @@
-//! What a client sees of TLS, and what becomes of one that does not speak it.
+//! TLS as a client sees it, and clients that do not speak TLS.
 
 mod deadlines;
 
@@ -18,15 +18,15 @@ use crate::{
     upgrades::ManualApiserver,
 };
 
-/// The certificate that is presented for this name.
+/// The certificate that the proxy presents for this name.
 async fn presented(client: &Client, name: &str) -> CertificateDer<'static> {
     let tls = client.clone().sni(name).connect().await.unwrap();
     tls.server_certificates()[0].clone()
 }
 
-/// The name decides; without one, or with an unknown one, the first certificate is presented.
+/// SNI selects the certificate. Without SNI, or with an unknown name, the proxy presents the first certificate.
 #[tokio::test]
-async fn the_certificate_is_chosen_by_sni() {
+async fn certificate_is_selected_by_sni() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let default = world.public_ca.server(&[HOST, "127.0.0.1", "unknown.test"]);
@@ -52,14 +52,15 @@ async fn the_certificate_is_chosen_by_sni() {
             "{name}"
         );
     }
-    // A wildcard stands for one label (RFC 6125 §6.4.3), so this one is told by its certificate.
+    // A wildcard matches one label (RFC 6125 §6.4.3), so this name gets the default certificate, which is for
+    // another name.
     let refused = proxy.client().sni("a.b.example.test").connect().await;
     assert!(refused.is_err(), "the default certificate has another name");
 }
 
-/// What is offered decides; nothing offered is HTTP/1.1, as kubectl's upgrade requests need it.
+/// The offer of the client decides. Without ALPN the proxy speaks HTTP/1.1, as kubectl's upgrade requests need.
 #[tokio::test]
-async fn the_protocol_is_chosen_by_alpn() {
+async fn protocol_is_selected_by_alpn() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();
@@ -96,24 +97,24 @@ async fn the_protocol_is_chosen_by_alpn() {
 }
 
 #[tokio::test]
-async fn tls_1_2_and_1_3_are_spoken() {
+async fn tls_1_2_and_tls_1_3_are_supported() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();
-    for (version, spoken) in [
+    for (version, negotiated) in [
         (&version::TLS12, ProtocolVersion::TLSv1_2),
         (&version::TLS13, ProtocolVersion::TLSv1_3),
     ] {
         let client = proxy.client().tls_versions(&[version]);
         let mut http1 = client.http1().await;
         assert_eq!(http1.get(HOST, "/version", "").await.text(), "ok");
-        assert_eq!(http1.stream().version(), Some(spoken));
+        assert_eq!(http1.stream().version(), Some(negotiated));
     }
 }
 
-/// The key exchange that stays secret when quantum computers come.
+/// This key exchange also protects recorded traffic against a future quantum computer.
 #[tokio::test]
-async fn a_capable_client_gets_the_post_quantum_key_exchange() {
+async fn post_quantum_key_exchange_is_negotiated() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();
@@ -121,7 +122,7 @@ async fn a_capable_client_gets_the_post_quantum_key_exchange() {
     assert_eq!(tls.key_exchange(), Some(NamedGroup::X25519MLKEM768));
 }
 
-/// A session that began before a reload, even one that replaced the certificate, can be resumed after it.
+/// A client can resume its session after a reload, even after a reload that replaced the certificate.
 #[tokio::test]
 async fn sessions_are_resumed_and_survive_a_reload() {
     let world = World::new();
@@ -129,7 +130,10 @@ async fn sessions_are_resumed_and_survive_a_reload() {
     let proxy = world.proxy(upstream.address()).start();
     for version in [&version::TLS12, &version::TLS13] {
         let client = proxy.client().tls_versions(&[version]);
-        assert!(!resumes(&client).await, "the first has nothing to resume");
+        assert!(
+            !resumes(&client).await,
+            "the first connection has no session to resume"
+        );
         assert!(resumes(&client).await, "{version:?}");
         world
             .public_ca
@@ -137,56 +141,56 @@ async fn sessions_are_resumed_and_survive_a_reload() {
             .write(&world.dir, "public");
         let before = presented(&proxy.client().alpn(&[]), HOST).await;
         proxy.reload();
-        new_certificate(&proxy, &before).await;
+        wait_for_new_certificate(&proxy, &before).await;
         assert!(resumes(&client).await, "{version:?} after a reload");
     }
 }
 
-/// Whether a connection resumes a session. The response sees to it that the tickets have come.
+/// Whether a connection resumes a session. When the response has arrived, the session tickets have arrived too.
 async fn resumes(client: &Client) -> bool {
     let mut http1 = client.http1().await;
     assert_eq!(http1.get(HOST, "/version", "").await.text(), "ok");
     http1.stream().is_resumed()
 }
 
-/// Waits until a new client is shown another certificate than this one.
-async fn new_certificate(proxy: &Proxy, old: &CertificateDer<'_>) {
+/// Waits until a new client receives another certificate than this one.
+async fn wait_for_new_certificate(proxy: &Proxy, old: &CertificateDer<'_>) {
     let shown = async {
-        // A client of its own each time, because a resumed session shows the certificate it began with.
+        // Use a new client each time, because a resumed session shows the certificate of its first handshake.
         while presented(&proxy.client().alpn(&[]), HOST).await == *old {}
     };
     within("the new certificate", shown).await;
 }
 
-/// Plain HTTP on the TLS port is refused, and nobody else notices.
+/// Plain HTTP on the TLS port is refused, and other clients are not affected.
 #[tokio::test]
-async fn plain_http_does_no_harm() {
+async fn plain_http_on_the_tls_port_is_refused() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();
-    for words in [
+    for bytes in [
         "GET /version HTTP/1.1\r\nHost: kube.test\r\n\r\n",
         "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         "\0\0\0",
         "\u{16}\u{3}\u{1}\0\u{5}hello",
     ] {
         let mut plain = TcpStream::connect(proxy.address()).await.unwrap();
-        plain.write_all(words.as_bytes()).await.unwrap();
+        plain.write_all(bytes.as_bytes()).await.unwrap();
         plain.shutdown().await.unwrap();
-        let mut answer = Vec::new();
-        // A reset is as good an end as any.
-        let end: io::Result<usize> = within("the end", plain.read_to_end(&mut answer)).await;
+        let mut response = Vec::new();
+        // A reset is acceptable too.
+        let end: io::Result<usize> = within("the end", plain.read_to_end(&mut response)).await;
         drop(end);
-        assert!(!answer.starts_with(b"HTTP"), "{words:?} is not served");
+        assert!(!response.starts_with(b"HTTP"), "{bytes:?} is not served");
     }
     let mut client = proxy.client().http1().await;
     assert_eq!(client.get(HOST, "/version", "").await.text(), "ok");
     assert_eq!(upstream.requests().len(), 1);
 }
 
-/// Clients that connect and vanish do not stop the next one from being served.
+/// After clients that connect and reset, the proxy still serves the next client.
 #[tokio::test]
-async fn accepting_goes_on_after_connections_that_break() {
+async fn next_client_is_served_after_connections_that_break() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();
@@ -199,9 +203,9 @@ async fn accepting_goes_on_after_connections_that_break() {
     assert_eq!(client.get(HOST, "/version", "").await.text(), "ok");
 }
 
-/// Beyond the limit a connection waits in the kernel, and is served once another has ended.
+/// A connection above the limit waits in the kernel, and the proxy serves it after another one closes.
 #[tokio::test]
-async fn a_connection_beyond_the_limit_waits_for_its_turn() {
+async fn connection_above_the_limit_waits_for_a_permit() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world
@@ -210,15 +214,15 @@ async fn a_connection_beyond_the_limit_waits_for_its_turn() {
         .start();
     let first = proxy.client().http1().await;
     let mut second = proxy.client().http1().await;
-    let third = waits(&proxy).await;
+    let third = connect_and_wait(&proxy).await;
     assert_eq!(second.get(HOST, "/version", "").await.text(), "ok");
     drop(first);
-    served(third).await;
+    wait_until_served(third).await;
 }
 
-/// A tunnel is a connection like any other, for as long as it is open.
+/// A tunnel counts towards `limits.connections` while it is open.
 #[tokio::test]
-async fn a_tunnel_counts_as_a_connection() {
+async fn tunnel_counts_towards_the_connection_limit() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world
@@ -226,24 +230,24 @@ async fn a_tunnel_counts_as_a_connection() {
         .limits(|limits| limits.connections = 1)
         .start();
     let (client, server) = tunnels::open(&proxy, &apiserver).await;
-    let next = waits(&proxy).await;
+    let next = connect_and_wait(&proxy).await;
     drop((client, server));
-    served(next).await;
+    wait_until_served(next).await;
 }
 
 type Waiting = tokio::task::JoinHandle<io::Result<standin::client::TlsConnection>>;
 
-/// A client that gets no handshake for as long as a handshake takes many times over.
-async fn waits(proxy: &Proxy) -> Waiting {
+/// Connects a client, and asserts that it gets no handshake in 500 ms, many times the duration of a handshake.
+async fn connect_and_wait(proxy: &Proxy) -> Waiting {
     let client = proxy.client();
     let mut connecting = tokio::spawn(async move { client.connect().await });
     let early = tokio::time::timeout(std::time::Duration::from_millis(500), &mut connecting).await;
-    assert!(early.is_err(), "there was no place for this connection");
+    assert!(early.is_err(), "no permit was free for this connection");
     connecting
 }
 
-async fn served(waiting: Waiting) {
-    within("a place for the connection", waiting)
+async fn wait_until_served(waiting: Waiting) {
+    within("a permit for the connection", waiting)
         .await
         .unwrap()
         .unwrap();

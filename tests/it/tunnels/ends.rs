@@ -1,4 +1,4 @@
-//! How a tunnel ends: an end is passed on as an end, a cut as a cut.
+//! How a tunnel ends: the proxy forwards a clean close as a clean close, and an abort as an abort.
 
 use std::{io::ErrorKind, time::Duration};
 
@@ -7,9 +7,9 @@ use tokio::io::AsyncWriteExt as _;
 use super::open;
 use crate::{proxy::World, upgrades::ManualApiserver};
 
-/// Case 51. `echo x | kubectl exec -i p -- cat`: the end of the input is not the end of the output.
+/// Case 51. `echo x | kubectl exec -i p -- cat`: the end of the input does not end the output.
 #[tokio::test]
-async fn the_client_may_end_its_half_first() {
+async fn client_may_close_its_half_first() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();
@@ -23,9 +23,9 @@ async fn the_client_may_end_its_half_first() {
     assert_eq!(client.end().await.unwrap(), "");
 }
 
-/// Case 51. The same the other way round.
+/// Case 51. The same in the other direction.
 #[tokio::test]
-async fn the_apiserver_may_end_its_half_first() {
+async fn apiserver_may_close_its_half_first() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();
@@ -39,36 +39,36 @@ async fn the_apiserver_may_end_its_half_first() {
     assert_eq!(server.read_to_end().await.unwrap(), b"");
 }
 
-/// Case 51. A half that never ends is not waited for longer than `half_close_timeout`, and is then cut.
+/// Case 51. The proxy aborts a half-closed tunnel after `half_close_timeout`.
 #[tokio::test]
-async fn the_second_half_of_a_tunnel_ends_after_a_while() {
-    let rest = Duration::from_millis(300);
+async fn half_closed_tunnel_is_aborted_after_the_timeout() {
+    let timeout = Duration::from_millis(300);
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world
         .proxy(apiserver.upstream.address())
-        .timeouts(|timeouts| timeouts.half_close_timeout = rest)
+        .timeouts(|timeouts| timeouts.half_close_timeout = timeout)
         .start();
 
     let (mut client, mut server) = open(&proxy, &apiserver).await;
     let began = tokio::time::Instant::now();
     client.stream().shutdown().await.unwrap();
     assert_eq!(server.read_to_end().await.unwrap(), b"");
-    let cut = client.end().await.unwrap_err();
-    assert_eq!(cut.kind(), ErrorKind::UnexpectedEof);
-    assert!(began.elapsed() >= rest, "{:?}", began.elapsed());
+    let error = client.end().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
+    assert!(began.elapsed() >= timeout, "{:?}", began.elapsed());
 
     let (mut client, mut server) = open(&proxy, &apiserver).await;
     let began = tokio::time::Instant::now();
     server.shutdown().await;
     assert_eq!(client.end().await.unwrap(), "");
-    assert!(server.read_to_end().await.is_err(), "a cut");
-    assert!(began.elapsed() >= rest, "{:?}", began.elapsed());
+    assert!(server.read_to_end().await.is_err(), "an abort");
+    assert!(began.elapsed() >= timeout, "{:?}", began.elapsed());
 }
 
-/// A TLS stream that stops without `close_notify` may be an attacker's cut: it never looks like an end.
+/// An attacker may have truncated a TLS stream without `close_notify`, so it must never look like a clean close.
 #[tokio::test]
-async fn a_cut_by_the_apiserver_is_a_cut_for_the_client() {
+async fn abort_by_the_apiserver_is_an_abort_for_the_client() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();
@@ -77,13 +77,13 @@ async fn a_cut_by_the_apiserver_is_a_cut_for_the_client() {
     assert_eq!(client.take(7).await.unwrap(), "half of");
     let (mut tcp, _) = server.stream.into_inner();
     tcp.shutdown().await.unwrap();
-    let cut = client.end().await.unwrap_err();
-    assert_eq!(cut.kind(), ErrorKind::UnexpectedEof);
+    let error = client.end().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
 }
 
-/// The same for a client that is gone.
+/// The same for a client that resets its connection.
 #[tokio::test]
-async fn a_cut_by_the_client_is_a_cut_for_the_apiserver() {
+async fn abort_by_the_client_is_an_abort_for_the_apiserver() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();
@@ -91,12 +91,12 @@ async fn a_cut_by_the_client_is_a_cut_for_the_apiserver() {
     client.send("half of").await;
     assert_eq!(server.read(7).await, b"half of");
     client.into_parts().0.reset();
-    assert!(server.read_to_end().await.is_err(), "a cut");
+    assert!(server.read_to_end().await.is_err(), "an abort");
 }
 
-/// The end of one tunnel closes the apiserver's connection, so that no exec is left running.
+/// After a tunnel ends, the proxy closes the connection to the apiserver, so that no exec is left running.
 #[tokio::test]
-async fn a_tunnel_that_ended_both_ways_closes_both_connections() {
+async fn tunnel_closed_by_both_peers_closes_both_connections() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();

@@ -1,4 +1,4 @@
-//! What happens inside a tunnel: bytes, ends, cuts and silence.
+//! Open tunnels: data, clean closes, aborts and silence.
 
 mod ends;
 
@@ -15,7 +15,7 @@ use crate::{
     upgrades::{ManualApiserver, PendingRequest, SPDY, SPDY_101, echo},
 };
 
-/// A tunnel with both of its ends in hand.
+/// Opens a tunnel, and returns the client side and the apiserver side.
 pub(crate) async fn open(
     proxy: &Proxy,
     apiserver: &ManualApiserver,
@@ -28,14 +28,14 @@ pub(crate) async fn open(
     (client, server)
 }
 
-/// Bytes that differ from place to place, so that a lost, doubled or swapped piece shows.
+/// Bytes that differ at each position, so that the test notices a lost, repeated or swapped piece.
 fn pattern(from: usize, length: usize) -> Vec<u8> {
     (from..from + length)
         .map(|at| ((at / 251) ^ (at % 251)).to_le_bytes()[0])
         .collect()
 }
 
-/// Sends and receives `length` bytes at once and checks every one that comes.
+/// Sends and receives `length` bytes at the same time, and checks every received byte.
 async fn exchange<S: AsyncRead + AsyncWrite>(stream: S, length: usize) {
     const PIECE: usize = 64 << 10;
     let (mut from, mut to) = split(stream);
@@ -63,9 +63,9 @@ async fn exchange<S: AsyncRead + AsyncWrite>(stream: S, length: usize) {
     assert_eq!(received, length);
 }
 
-/// Case 50. Twenty at once, some of them broken off; the others lose nothing.
+/// Case 50. Of twenty parallel tunnels some are reset; the others lose no byte.
 #[tokio::test]
-async fn tunnels_in_parallel_do_not_disturb_each_other() {
+async fn parallel_tunnels_do_not_affect_each_other() {
     const EACH: usize = 10 << 20;
     let world = World::new();
     let upstream = world.apiserver().http(echo).start().await;
@@ -93,9 +93,9 @@ async fn tunnels_in_parallel_do_not_disturb_each_other() {
         .expect("150 MiB both ways");
 }
 
-/// Case 52. What `kubectl cp` carries arrives whole, both ways.
+/// Case 52. The data of `kubectl cp` arrives completely, in both directions.
 #[tokio::test]
-async fn fifty_mebibytes_both_ways_arrive_as_they_were_sent() {
+async fn fifty_mebibytes_arrive_unchanged_in_both_directions() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();
@@ -111,9 +111,9 @@ async fn fifty_mebibytes_both_ways_arrive_as_they_were_sent() {
         .expect("50 MiB both ways");
 }
 
-/// Case 53. No key waits for the next one: each is echoed before the next is typed.
+/// Case 53. No keystroke waits for the next one: each is echoed before the next is sent.
 #[tokio::test]
-async fn every_keystroke_goes_through_at_once() {
+async fn each_keystroke_is_forwarded_immediately() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();
@@ -126,9 +126,9 @@ async fn every_keystroke_goes_through_at_once() {
     }
 }
 
-/// Case 54. A silent exec outlives every deadline of HTTP.
+/// Case 54. No HTTP timeout closes a silent exec.
 #[tokio::test]
-async fn a_silent_tunnel_stays_open() {
+async fn silent_tunnel_stays_open() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world
@@ -155,8 +155,8 @@ async fn a_silent_tunnel_stays_open() {
     assert_eq!(client.take(4).await.unwrap(), "here");
 }
 
-/// Writes `length` bytes to a reader that looks away first, for a good many times `tcpUserTimeout`.
-async fn looks_away<R, W>(mut reader: R, mut writer: W, length: usize)
+/// Writes `length` bytes to a reader that first does not read, for ten times `tcpUserTimeout`.
+async fn exchange_with_slow_reader<R, W>(mut reader: R, mut writer: W, length: usize)
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
@@ -167,18 +167,22 @@ where
     };
     let read = async {
         tokio::time::sleep(Duration::from_secs(2)).await;
-        let mut heard = Vec::new();
-        reader.read_to_end(&mut heard).await.unwrap();
-        assert!(heard == pattern(0, length), "{} bytes came", heard.len());
+        let mut received = Vec::new();
+        reader.read_to_end(&mut received).await.unwrap();
+        assert!(
+            received == pattern(0, length),
+            "{} bytes received",
+            received.len()
+        );
     };
     let both = async { tokio::join!(write, read) };
-    tokio::time::timeout(LONG, both).await.expect("all of it");
+    tokio::time::timeout(LONG, both).await.expect("all bytes");
 }
 
-/// Case 54. A peer that does not read is not gone: behind the tunnel somebody may look at a pager.
+/// Case 54. A peer that does not read is not gone: its user may be reading a page in a pager.
 #[tokio::test]
-async fn who_does_not_read_for_a_while_loses_nothing() {
-    const MUCH: usize = 32 << 20;
+async fn peer_that_pauses_reading_loses_nothing() {
+    const BODY_BYTES: usize = 32 << 20;
     for client_reads in [true, false] {
         let world = World::new();
         let apiserver = ManualApiserver::start(&world).await;
@@ -189,14 +193,14 @@ async fn who_does_not_read_for_a_while_loses_nothing() {
         let (client, server) = open(&proxy, &apiserver).await;
         let client = client.into_parts().0;
         if client_reads {
-            looks_away(client, server.stream, MUCH).await;
+            exchange_with_slow_reader(client, server.stream, BODY_BYTES).await;
         } else {
-            looks_away(server.stream, client, MUCH).await;
+            exchange_with_slow_reader(server.stream, client, BODY_BYTES).await;
         }
     }
 }
 
-/// Case 54. A peer that is gone without a word is found by TCP itself, on both legs.
+/// Case 54. TCP keepalive detects a peer that disappears silently, on both legs.
 #[tokio::test]
 async fn tcp_keepalive_is_armed_on_both_legs_of_a_tunnel() {
     let world = World::new();
@@ -208,8 +212,7 @@ async fn tcp_keepalive_is_armed_on_both_legs_of_a_tunnel() {
     wait_for_keepalive(server.connection.peer, apiserver.upstream.address()).await;
 }
 
-/// Waits until the kernel's timer of this socket is the keepalive one; while bytes are in flight it is
-/// another.
+/// Waits until the kernel timer of this socket is the keepalive timer. While bytes are in flight it is another one.
 async fn wait_for_keepalive(local: SocketAddr, remote: SocketAddr) {
     let seen = async {
         loop {
@@ -234,9 +237,9 @@ fn timer(local: SocketAddr, remote: SocketAddr) -> Option<String> {
     })
 }
 
-/// Another request of the client that has a tunnel is served on another connection.
+/// A client with an open tunnel can send requests on another connection.
 #[tokio::test]
-async fn requests_beside_a_tunnel_are_served() {
+async fn requests_of_a_client_with_a_tunnel_are_served() {
     let world = World::new();
     let upstream = world.apiserver().http(echo).start().await;
     let proxy = world.proxy(upstream.address()).start();
@@ -249,5 +252,5 @@ async fn requests_beside_a_tunnel_are_served() {
     assert_eq!(exec.take(1).await.unwrap(), "x");
 }
 
-/// For hundreds of mebibytes through a debug build on a busy machine.
+/// Enough for hundreds of mebibytes through a debug build on a busy machine.
 const LONG: Duration = Duration::from_secs(100);

@@ -1,4 +1,4 @@
-//! exec, attach, cp and port-forward: from the request to the 101, or to the refusal.
+//! exec, attach, cp and port-forward: from the request to the 101 or the refusal.
 
 mod refused;
 mod tokens;
@@ -20,7 +20,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::proxy::{HOST, World};
 
-/// What kubectl sends first for an exec.
+/// The first request that kubectl sends for an exec.
 pub(crate) const WEBSOCKET: &str = "\
     GET /api/v1/namespaces/default/pods/p/exec?command=ls&command=-l&stdout=true HTTP/1.1\r\n\
     Host: kube.test\r\n\
@@ -31,7 +31,7 @@ pub(crate) const WEBSOCKET: &str = "\
     Sec-WebSocket-Version: 13\r\n\
     Sec-WebSocket-Protocol: v5.channel.k8s.io\r\n\r\n";
 
-/// What kubectl sends when the WebSocket was refused.
+/// The request that kubectl sends after the WebSocket request was refused.
 pub(crate) const SPDY: &str = "\
     POST /api/v1/namespaces/default/pods/p/exec?command=ls&command=-l&stdout=true HTTP/1.1\r\n\
     Host: kube.test\r\n\
@@ -55,13 +55,13 @@ pub(crate) const SPDY_101: &str = "\
     Upgrade: SPDY/3.1\r\n\
     X-Stream-Protocol-Version: v5.channel.k8s.io\r\n\r\n";
 
-/// An apiserver that hands its connections to the test, each once the head of its request has come.
+/// An apiserver that gives each connection to the test after it has read the head of the request.
 pub(crate) struct ManualApiserver {
     pub(crate) upstream: Upstream,
     requests: Mutex<mpsc::UnboundedReceiver<PendingRequest>>,
 }
 
-/// A connection on which something was asked for and nothing was answered yet.
+/// A connection with a request that has no response yet.
 pub(crate) struct PendingRequest {
     pub(crate) connection: Connection,
     pub(crate) head: String,
@@ -70,7 +70,7 @@ pub(crate) struct PendingRequest {
 
 impl ManualApiserver {
     pub(crate) async fn start(world: &World) -> Self {
-        let (tell, requests) = mpsc::unbounded_channel();
+        let (sender, requests) = mpsc::unbounded_channel();
         let upstream = world
             .apiserver()
             .alpn(&["http/1.1"])
@@ -79,7 +79,7 @@ impl ManualApiserver {
                           mut stream,
                           connection,
                       }| {
-                    let tell = tell.clone();
+                    let sender = sender.clone();
                     async move {
                         let mut head = Vec::new();
                         while !head.ends_with(b"\r\n\r\n") {
@@ -89,8 +89,8 @@ impl ManualApiserver {
                             head.push(byte);
                         }
                         let head = String::from_utf8(head).unwrap();
-                        // A test that has ended asks no more.
-                        drop(tell.send(PendingRequest {
+                        // A finished test has dropped the receiver.
+                        drop(sender.send(PendingRequest {
                             connection,
                             head,
                             stream,
@@ -106,7 +106,7 @@ impl ManualApiserver {
         }
     }
 
-    #[expect(clippy::await_holding_lock, reason = "one task asks")]
+    #[expect(clippy::await_holding_lock, reason = "only one task waits")]
     pub(crate) async fn next_request(&self) -> PendingRequest {
         let mut requests = self.requests.lock().unwrap();
         within("a request", requests.recv()).await.unwrap()
@@ -121,31 +121,31 @@ impl PendingRequest {
     }
 
     pub(crate) async fn read(&mut self, length: usize) -> Vec<u8> {
-        let mut heard = vec![0; length];
-        within("bytes of the client", self.stream.read_exact(&mut heard))
+        let mut received = vec![0; length];
+        within("bytes of the client", self.stream.read_exact(&mut received))
             .await
             .unwrap();
-        heard
+        received
     }
 
-    /// Everything until the proxy ends the connection; an error when it ends without `close_notify`.
+    /// Reads until the proxy closes the connection. Returns an error when it closes without `close_notify`.
     pub(crate) async fn read_to_end(&mut self) -> io::Result<Vec<u8>> {
-        let mut heard = Vec::new();
+        let mut received = Vec::new();
         within(
             "the end of the connection",
-            self.stream.read_to_end(&mut heard),
+            self.stream.read_to_end(&mut received),
         )
         .await?;
-        Ok(heard)
+        Ok(received)
     }
 
-    /// Sends `close_notify` and ends the writing half of TCP.
+    /// Sends `close_notify` and closes the write half of the TCP connection.
     pub(crate) async fn shutdown(&mut self) {
         self.stream.shutdown().await.unwrap();
     }
 }
 
-/// An apiserver's answer: an echo after any upgrade, `ok` otherwise.
+/// Responds like an apiserver: echoes after any upgrade, and sends `ok` otherwise.
 pub(crate) async fn echo(mut request: Request<RequestBody>) -> Response<ResponseBody> {
     let Some(token) = request.headers().get(header::UPGRADE).cloned() else {
         return Response::new(full("ok"));
@@ -165,7 +165,7 @@ pub(crate) async fn echo(mut request: Request<RequestBody>) -> Response<Response
     response
 }
 
-/// Cases 8, 9. Discovery over h2 and an apiserver that prefers h2 leave their mark on no upgrade.
+/// Cases 8, 9. Discovery over h2, and an apiserver that prefers h2, do not affect an upgrade.
 #[tokio::test]
 async fn upgrade_uses_a_new_connection_that_offers_only_http1() {
     let world = World::new();
@@ -174,7 +174,7 @@ async fn upgrade_uses_a_new_connection_that_offers_only_http1() {
 
     let discovery = proxy.client().http2().await;
     discovery.get("https://kube.test/version").await.unwrap();
-    // The upstream connection of this one is idle and could be taken.
+    // The upstream connection of this client is idle, and the proxy could reuse it.
     let mut pods = proxy.client().http1().await;
     pods.get(HOST, "/api/v1/pods", "").await;
     drop(pods);
@@ -192,7 +192,10 @@ async fn upgrade_uses_a_new_connection_that_offers_only_http1() {
 
     let connections = upstream.connections();
     let of_exec = connections.last().unwrap();
-    assert!(!used.contains(&of_exec.id), "a fresh connection");
+    assert!(
+        !used.contains(&of_exec.id),
+        "the upgrade uses a new connection"
+    );
     assert_eq!(of_exec.alpn_offered, Some(vec!["http/1.1".to_owned()]));
     assert_eq!(of_exec.requests, 1);
     assert_eq!(
@@ -202,16 +205,17 @@ async fn upgrade_uses_a_new_connection_that_offers_only_http1() {
     );
 }
 
-/// Case 58. kube-rs wants `Connection` to be exactly `Upgrade`; nothing of the 101 is lost or added to.
+/// Case 58. kube-rs requires that `Connection` is exactly `Upgrade`. The proxy removes no field of the 101 and adds
+/// no field except `Date`.
 #[tokio::test]
-async fn the_101_keeps_its_fields() {
+async fn fields_of_a_101_are_unchanged() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();
-    for (request, answer) in [(WEBSOCKET, WEBSOCKET_101), (SPDY, SPDY_101)] {
+    for (request, response) in [(WEBSOCKET, WEBSOCKET_101), (SPDY, SPDY_101)] {
         let mut client = proxy.client().http1().await;
         client.send(request).await;
-        apiserver.next_request().await.send(answer).await;
+        apiserver.next_request().await.send(response).await;
         let head = client.head().await.unwrap();
         assert_eq!(head.status, 101);
         let mut lines: Vec<String> = head
@@ -220,7 +224,7 @@ async fn the_101_keeps_its_fields() {
             .filter(|(name, _)| name != "date")
             .map(|(name, value)| format!("{name}: {value}").to_lowercase())
             .collect();
-        let mut sent: Vec<String> = answer.lines().skip(1).map(str::to_lowercase).collect();
+        let mut sent: Vec<String> = response.lines().skip(1).map(str::to_lowercase).collect();
         sent.retain(|line| !line.is_empty());
         lines.sort();
         sent.sort();
@@ -229,9 +233,9 @@ async fn the_101_keeps_its_fields() {
     }
 }
 
-/// What an upgrade request says arrives as it was said.
+/// The fields of an upgrade request arrive unchanged.
 #[tokio::test]
-async fn an_upgrade_request_keeps_its_fields() {
+async fn fields_of_an_upgrade_request_are_unchanged() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();
@@ -251,14 +255,14 @@ async fn an_upgrade_request_keeps_its_fields() {
         assert_eq!(
             versions.count(),
             sent,
-            "one line each, in order of preference"
+            "one line per version, in order of preference"
         );
     }
 }
 
-/// Case 39. The subprotocol that carries a token is one line, unchanged.
+/// Case 39. The subprotocol list with a token arrives as one unchanged line.
 #[tokio::test]
-async fn the_bearer_subprotocol_reaches_the_apiserver_unchanged() {
+async fn bearer_subprotocol_reaches_the_apiserver_unchanged() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();
@@ -276,19 +280,19 @@ async fn the_bearer_subprotocol_reaches_the_apiserver_unchanged() {
     assert!(lines[0].ends_with(protocols), "{lines:?}");
 }
 
-/// Cases 14, 15. client-go's SPDY dialer drops what shares a TLS record with the 101, and the
-/// apiserver's first words must arrive all the same.
+/// Cases 14, 15. client-go's SPDY dialer drops bytes that share a TLS record with the 101. The first bytes of the
+/// apiserver must still arrive.
 #[tokio::test]
-async fn the_101_is_a_tls_record_of_its_own() {
+async fn the_101_has_its_own_tls_record() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();
-    for (request, answer) in [(WEBSOCKET, WEBSOCKET_101), (SPDY, SPDY_101)] {
+    for (request, response) in [(WEBSOCKET, WEBSOCKET_101), (SPDY, SPDY_101)] {
         let mut client = proxy.client().connect().await.unwrap();
         client.write_all(request.as_bytes()).await.unwrap();
         client.flush().await.unwrap();
         let mut server = apiserver.next_request().await;
-        server.send(format!("{answer}hello-in-101")).await;
+        server.send(format!("{response}hello-in-101")).await;
         let first = client.record().await.unwrap().unwrap();
         assert!(
             first.starts_with(b"HTTP/1.1 101 ") && first.ends_with(b"\r\n\r\n"),
@@ -298,9 +302,9 @@ async fn the_101_is_a_tls_record_of_its_own() {
     }
 }
 
-/// Some clients do not wait for the 101 before they speak; not a byte of it may be lost.
+/// Some clients send data before the 101; not a byte of it may be lost.
 #[tokio::test]
-async fn bytes_sent_behind_the_request_arrive_after_the_101() {
+async fn bytes_sent_before_the_101_arrive_after_it() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();

@@ -1,4 +1,4 @@
-//! What is not a 101 to the protocol asked for is never a tunnel.
+//! Only a 101 to the requested protocol opens a tunnel.
 
 use http::StatusCode;
 use standin::{
@@ -11,8 +11,8 @@ use standin::{
 use super::{ManualApiserver, SPDY, SPDY_101, WEBSOCKET, WEBSOCKET_101};
 use crate::proxy::{HOST, Proxy, World};
 
-/// Sends an upgrade request with something behind it, which must not be read as a request.
-async fn ask(proxy: &Proxy, request: &str) -> Http1<TlsConnection> {
+/// Sends an upgrade request and more bytes, which must not be read as a request.
+async fn send_upgrade(proxy: &Proxy, request: &str) -> Http1<TlsConnection> {
     let mut client = proxy.client().http1().await;
     client
         .send(format!(
@@ -22,7 +22,7 @@ async fn ask(proxy: &Proxy, request: &str) -> Http1<TlsConnection> {
     client
 }
 
-/// The one response, and that the connection then ended cleanly with nothing behind it.
+/// Returns the response, and asserts that the connection then closes cleanly without more bytes.
 async fn only_response(client: &mut Http1<TlsConnection>) -> Response {
     let response = client.response().await;
     assert_eq!(
@@ -31,35 +31,39 @@ async fn only_response(client: &mut Http1<TlsConnection>) -> Response {
         "{:?}",
         response.head
     );
-    assert_eq!(client.end().await.unwrap(), "", "nothing follows");
+    assert_eq!(
+        client.end().await.unwrap(),
+        "",
+        "no bytes after the response"
+    );
     response
 }
 
-fn is_status(response: &Response, code: u16) {
+fn assert_status(response: &Response, code: u16) {
     assert_eq!(response.status, code, "{}", response.text());
     let status: serde_json::Value = serde_json::from_slice(&response.body).unwrap();
     assert_eq!(status["kind"], "Status");
     assert_eq!(status["code"], code);
     assert!(
         response.head.header("content-length").is_some(),
-        "gorilla reads up to 1024 bytes of it"
+        "gorilla/websocket reads up to 1024 bytes of the body"
     );
 }
 
-/// Case 11. A closed socket in place of a response would keep kubectl from trying SPDY.
+/// Case 11. kubectl would not fall back to SPDY if the proxy closed the socket without a response.
 #[tokio::test]
-async fn an_upgrade_that_no_apiserver_accepts_is_answered_503() {
+async fn upgrade_without_a_reachable_apiserver_gets_503() {
     let world = World::new();
     let proxy = world.proxy(tcp::refused().await).start();
     for request in [WEBSOCKET, SPDY] {
-        let mut client = ask(&proxy, request).await;
-        is_status(&only_response(&mut client).await, 503);
+        let mut client = send_upgrade(&proxy, request).await;
+        assert_status(&only_response(&mut client).await, 503);
     }
 }
 
-/// Case 12. Each try is one request upstream.
+/// Case 12. Each attempt of the client is one request upstream.
 #[tokio::test]
-async fn a_403_is_relayed_and_the_next_try_is_the_second_request() {
+async fn refusal_is_forwarded_and_each_attempt_is_one_request() {
     let world = World::new();
     let upstream = world
         .apiserver()
@@ -74,26 +78,26 @@ async fn a_403_is_relayed_and_the_next_try_is_the_second_request() {
         .await;
     let proxy = world.proxy(upstream.address()).start();
     for request in [WEBSOCKET, SPDY] {
-        let mut client = ask(&proxy, request).await;
+        let mut client = send_upgrade(&proxy, request).await;
         let response = only_response(&mut client).await;
-        is_status(&response, 403);
+        assert_status(&response, 403);
         assert_eq!(response.head.header("audit-id"), Some("a"));
     }
-    let targets: Vec<_> = upstream
+    let methods: Vec<_> = upstream
         .requests()
         .iter()
         .map(|request| request.method.clone())
         .collect();
-    assert_eq!(targets, ["GET", "POST"]);
+    assert_eq!(methods, ["GET", "POST"]);
 }
 
-/// Case 13. x/net/websocket refuses with a bare head and closes.
+/// Case 13. x/net/websocket refuses with a head without fields, and closes the connection.
 #[tokio::test]
-async fn a_bare_403_is_relayed() {
+async fn bare_403_is_forwarded() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();
-    let mut client = ask(&proxy, WEBSOCKET).await;
+    let mut client = send_upgrade(&proxy, WEBSOCKET).await;
     let mut server = apiserver.next_request().await;
     server.send("HTTP/1.1 403 Forbidden\r\n\r\n").await;
     server.shutdown().await;
@@ -101,22 +105,22 @@ async fn a_bare_403_is_relayed() {
     assert_eq!((response.status, response.text().as_str()), (403, ""));
 }
 
-/// Cases 16, 17. Nothing behind the request goes upstream unless there was a 101 (CVE-2018-1002105),
-/// and the connection that refused is used no more.
+/// Cases 16, 17. No byte after the request goes upstream without a 101 (CVE-2018-1002105), and the upstream
+/// connection is not used again.
 #[tokio::test]
-async fn nothing_follows_a_refused_upgrade_upstream() {
+async fn no_bytes_follow_a_refused_upgrade_upstream() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();
     for (request, status) in [(SPDY, 200), (WEBSOCKET, 403), (SPDY, 400), (WEBSOCKET, 500)] {
-        let mut client = ask(&proxy, request).await;
+        let mut client = send_upgrade(&proxy, request).await;
         let mut server = apiserver.next_request().await;
         client
             .send("GET /another HTTP/1.1\r\nHost: kube.test\r\n\r\n")
             .await;
         server
             .send(format!(
-                "HTTP/1.1 {status} Whatever\r\nContent-Length: 2\r\n\r\nno"
+                "HTTP/1.1 {status} Reason\r\nContent-Length: 2\r\n\r\nno"
             ))
             .await;
         let response = only_response(&mut client).await;
@@ -125,14 +129,14 @@ async fn nothing_follows_a_refused_upgrade_upstream() {
     }
 }
 
-/// client-go's SPDY dialer would follow a redirect, with the user's token.
+/// client-go's SPDY dialer would follow a redirect and send the token of the user to its target.
 #[tokio::test]
-async fn a_redirected_upgrade_is_answered_502() {
+async fn redirected_upgrade_gets_502() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();
     for status in [301, 302, 307, 308] {
-        let mut client = ask(&proxy, SPDY).await;
+        let mut client = send_upgrade(&proxy, SPDY).await;
         let mut server = apiserver.next_request().await;
         server
             .send(format!(
@@ -140,19 +144,19 @@ async fn a_redirected_upgrade_is_answered_502() {
             ))
             .await;
         let response = only_response(&mut client).await;
-        is_status(&response, 502);
+        assert_status(&response, 502);
         assert_eq!(response.head.header("location"), None);
         assert_eq!(server.read_to_end().await.unwrap(), b"");
     }
 }
 
-/// A 101 to anything but the protocol asked for is no tunnel.
+/// A 101 to another protocol than the requested one does not open a tunnel.
 #[tokio::test]
-async fn a_101_to_another_protocol_is_answered_502() {
+async fn a_101_to_another_protocol_gives_502() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();
-    for (request, answer) in [
+    for (request, response) in [
         (WEBSOCKET, SPDY_101.to_owned()),
         (SPDY, WEBSOCKET_101.to_owned()),
         (SPDY, SPDY_101.replace("SPDY/3.1", "h2c")),
@@ -166,19 +170,19 @@ async fn a_101_to_another_protocol_is_answered_502() {
             ),
         ),
     ] {
-        let mut client = ask(&proxy, request).await;
+        let mut client = send_upgrade(&proxy, request).await;
         let mut server = apiserver.next_request().await;
-        server.send(&answer).await;
-        is_status(&only_response(&mut client).await, 502);
-        // How it ends does not matter: there is nobody behind this connection.
-        let heard = server.read_to_end().await.unwrap_or_default();
-        assert_eq!(heard, b"", "after {answer}");
+        server.send(&response).await;
+        assert_status(&only_response(&mut client).await, 502);
+        // How it ends does not matter: no client uses this connection any more.
+        let received = server.read_to_end().await.unwrap_or_default();
+        assert_eq!(received, b"", "after {response}");
     }
 }
 
-/// hyper switches on any 101; one that nobody asked for is the apiserver's error.
+/// hyper accepts any 101. A 101 without an upgrade request is an error of the apiserver.
 #[tokio::test]
-async fn an_unsolicited_101_is_answered_502() {
+async fn unsolicited_101_gives_502() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();
@@ -189,18 +193,18 @@ async fn an_unsolicited_101_is_answered_502() {
         .await;
     let mut server = apiserver.next_request().await;
     server.send(format!("{WEBSOCKET_101}rest")).await;
-    is_status(&http1.response().await, 502);
+    assert_status(&http1.response().await, 502);
 
     let http2 = proxy.client().http2().await;
     let request = http2.get("https://kube.test/version");
-    let answer = async { apiserver.next_request().await.send(WEBSOCKET_101).await };
-    let (response, ()) = within("a response", async { tokio::join!(request, answer) }).await;
+    let respond = async { apiserver.next_request().await.send(WEBSOCKET_101).await };
+    let (response, ()) = within("a response", async { tokio::join!(request, respond) }).await;
     assert_eq!(response.unwrap().status, 502);
 }
 
-/// RFC 9110 §7.8 allows it, but no client of Kubernetes does it, and two parsers may read it in two ways.
+/// RFC 9110 §7.8 allows a body here, but no Kubernetes client sends one, and two parsers may read it in two ways.
 #[tokio::test]
-async fn an_upgrade_request_with_a_body_is_answered_400() {
+async fn upgrade_request_with_a_body_gets_400() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();
@@ -211,18 +215,18 @@ async fn an_upgrade_request_with_a_body_is_answered_400() {
         let mut client = proxy.client().http1().await;
         let request = SPDY.replace("Content-Length: 0", framing);
         client.send(format!("{request}{body}")).await;
-        is_status(&client.response().await, 400);
+        assert_status(&client.response().await, 400);
     }
     assert_eq!(
         upstream.connections().len(),
         0,
-        "nothing reached the apiserver"
+        "no request reached the apiserver"
     );
 }
 
-/// What comes behind a request to leave HTTP was not meant as a request, whoever refuses it.
+/// Bytes after an upgrade request are never read as a request, also when the proxy itself refuses it.
 #[tokio::test]
-async fn nothing_follows_what_the_proxy_itself_refuses() {
+async fn no_bytes_follow_a_request_that_the_proxy_refuses() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();
@@ -236,15 +240,15 @@ async fn nothing_follows_what_the_proxy_itself_refuses() {
         (&with_body, 400),
         (connect, 405),
     ] {
-        let mut client = ask(&proxy, request).await;
-        is_status(&only_response(&mut client).await, code);
+        let mut client = send_upgrade(&proxy, request).await;
+        assert_status(&only_response(&mut client).await, code);
     }
     assert_eq!(upstream.connections().len(), 0);
 }
 
-/// A connection that refused an upgrade is not given to the next request.
+/// The proxy does not use a connection that refused an upgrade for the next request.
 #[tokio::test]
-async fn a_connection_that_refused_an_upgrade_is_not_used_again() {
+async fn connection_that_refused_an_upgrade_is_not_reused() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();

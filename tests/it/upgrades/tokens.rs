@@ -1,13 +1,13 @@
-//! Which requests are upgrades at all.
+//! Which requests are upgrades.
 
 use standin::upstream::empty;
 
 use super::{ManualApiserver, WEBSOCKET, WEBSOCKET_101, echo};
 use crate::proxy::{HOST, World};
 
-/// The two protocols of kube-apiserver, in any case and beside other connection options.
+/// The two upgrade protocols of kube-apiserver, in upper or lower case, and with other connection options.
 #[tokio::test]
-async fn the_two_protocols_of_kubernetes_are_upgrades() {
+async fn websocket_and_spdy_are_upgrades() {
     let world = World::new();
     let upstream = world.apiserver().http(echo).start().await;
     let proxy = world.proxy(upstream.address()).start();
@@ -33,7 +33,7 @@ async fn the_two_protocols_of_kubernetes_are_upgrades() {
     }
 }
 
-/// Case 18. Anything else is an ordinary request, without the fields that ask for more.
+/// Case 18. The proxy forwards any other upgrade as an ordinary request, without its upgrade fields.
 #[tokio::test]
 async fn other_protocols_are_not_upgrades() {
     let world = World::new();
@@ -72,7 +72,7 @@ async fn other_protocols_are_not_upgrades() {
     }
 }
 
-/// HTTP/1.0 knows no upgrade (RFC 9110 §7.8).
+/// HTTP/1.0 has no upgrades (RFC 9110 §7.8).
 #[tokio::test]
 async fn http10_is_never_upgraded() {
     let world = World::new();
@@ -84,9 +84,9 @@ async fn http10_is_never_upgraded() {
     assert_eq!(upstream.next_request().await.lines("upgrade"), [""; 0]);
 }
 
-/// A tunnel is the last thing on its connection, even if what goes through it looks like HTTP.
+/// A connection never returns to HTTP after its tunnel began, even if the data in the tunnel looks like HTTP.
 #[tokio::test]
-async fn requests_and_responses_inside_a_tunnel_are_only_bytes() {
+async fn http_inside_a_tunnel_is_not_parsed() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world.proxy(apiserver.upstream.address()).start();
@@ -106,9 +106,9 @@ async fn requests_and_responses_inside_a_tunnel_are_only_bytes() {
     }
 }
 
-/// What the apiserver refuses is not mistaken for what the proxy could not read.
+/// The proxy does not mistake a refusal of the apiserver for its own refusal of a malformed request.
 #[tokio::test]
-async fn a_bare_400_of_the_apiserver_reaches_a_client_that_pipelines() {
+async fn bare_400_of_the_apiserver_reaches_a_pipelining_client() {
     let world = World::new();
     let upstream = world
         .apiserver()

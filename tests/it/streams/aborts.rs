@@ -1,4 +1,4 @@
-//! A response that was cut upstream is cut downstream, however it was cut.
+//! A response that is aborted upstream is aborted downstream, in every way it can be aborted.
 
 use h2::Reason;
 use standin::{
@@ -16,15 +16,15 @@ use crate::proxy::World;
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: kube.test\r\n\r\n";
 
-/// How an HTTP/1.1 response says that there will be more, and its first half.
+/// Each framing of an HTTP/1.1 response, with the first half of the response.
 const HALVES: [(&str, &str); 3] = [
     ("a length", "Content-Length: 8\r\n\r\nhalf"),
     ("chunks", "Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"),
-    ("an end of the connection", "\r\nhalf"),
+    ("a body until close", "\r\nhalf"),
 ];
 
-/// An apiserver without HTTP/2 that breaks off after the first half, without `close_notify`.
-fn breaks_off(world: &World, half: &'static str) -> Builder {
+/// An HTTP/1.1 apiserver that closes the connection after the first half, without `close_notify`.
+fn sends_half(world: &World, half: &'static str) -> Builder {
     world
         .apiserver()
         .alpn(&["http/1.1"])
@@ -40,25 +40,25 @@ fn breaks_off(world: &World, half: &'static str) -> Builder {
 
 /// Case 24.
 #[tokio::test]
-async fn a_response_that_is_cut_never_looks_complete_over_http1() {
+async fn aborted_response_never_looks_complete_over_http1() {
     for (framing, half) in HALVES {
         let world = World::new();
-        let upstream = breaks_off(&world, half).start().await;
+        let upstream = sends_half(&world, half).start().await;
         let proxy = world.proxy(upstream.address()).start();
         let mut client = proxy.client().http1().await;
         client.send(GET).await;
         let head = client.head().await.unwrap();
-        let cut = client.body(&head).await.unwrap_err();
-        assert_eq!(cut.received, "half", "{framing}");
+        let error = client.body(&head).await.unwrap_err();
+        assert_eq!(error.received, "half", "{framing}");
     }
 }
 
 /// Case 24. The client speaks HTTP/2, the apiserver only HTTP/1.1.
 #[tokio::test]
-async fn a_response_that_http1_cut_never_looks_complete_over_http2() {
+async fn response_aborted_over_http1_is_reset_over_http2() {
     for (framing, half) in HALVES {
         let world = World::new();
-        let upstream = breaks_off(&world, half).start().await;
+        let upstream = sends_half(&world, half).start().await;
         let proxy = world.proxy(upstream.address()).start();
         let client = proxy.client().http2().await;
         let mut response = client.open("https://kube.test/").await.unwrap();
@@ -68,9 +68,9 @@ async fn a_response_that_http1_cut_never_looks_complete_over_http2() {
     }
 }
 
-/// Case 24. Always `INTERNAL_ERROR`: hyper's clients take `NO_ERROR` and `CANCEL` for an end.
+/// Case 24. The proxy always sends `INTERNAL_ERROR`: hyper's clients take `NO_ERROR` and `CANCEL` for a normal end.
 #[tokio::test]
-async fn a_response_that_is_cut_never_looks_complete_over_http2() {
+async fn aborted_response_never_looks_complete_over_http2() {
     let resets = [Reason::INTERNAL_ERROR, Reason::CANCEL, Reason::NO_ERROR].map(Some);
     for reset in resets.into_iter().chain([None]) {
         let world = World::new();
@@ -86,7 +86,7 @@ async fn a_response_that_is_cut_never_looks_complete_over_http2() {
                     wire.headers(head.stream, &ok, 0).await.unwrap();
                     wire.data(head.stream, "half", 0).await.unwrap();
                     arrived.notified().await;
-                    // Without a reset the connection is lost.
+                    // Without a reset, the apiserver closes the connection.
                     if let Some(reason) = reset {
                         wire.reset(head.stream, reason.into()).await.unwrap();
                         drop(wire.expect(kind::GOAWAY).await);
@@ -105,9 +105,9 @@ async fn a_response_that_is_cut_never_looks_complete_over_http2() {
     }
 }
 
-/// `RST_STREAM(NO_ERROR)` asks for an end of the upload and says nothing about the response.
+/// `RST_STREAM(NO_ERROR)` asks the client to stop the upload. It does not mean that the response is complete.
 #[tokio::test]
-async fn reset_without_error_is_an_end_only_after_the_end() {
+async fn no_error_reset_is_an_end_only_after_end_stream() {
     for (flags, is_whole) in [(END_STREAM, true), (0, false)] {
         let world = World::new();
         let upstream = world
@@ -128,7 +128,7 @@ async fn reset_without_error_is_an_end_only_after_the_end() {
         let proxy = world.proxy(upstream.address()).start();
         let client = proxy.client().http2().await;
         let (response, _upload) = begin_upload(&client).await;
-        // A reset discards what was not yet sent, so a cut response may lose its head too.
+        // A reset discards data that is not sent yet, so an aborted response may lose its head too.
         let response = match standin::within("the head", response).await {
             Ok(response) => whole(response).await,
             Err(error) => Err(error),
