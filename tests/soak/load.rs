@@ -288,13 +288,21 @@ const RETRYABLE: std::io::ErrorKind = std::io::ErrorKind::Interrupted;
 
 /// Sends one request. A wait that takes too long panics; this turns the panic into an error, and the next request
 /// uses a new connection.
-async fn request_with_timeout(client: &Client, number: u32, reused: &mut Option<ReusedConnection>) -> Result<()> {
+async fn request_with_timeout(
+    client: &Client,
+    number: u32,
+    reused: &mut Option<ReusedConnection>,
+) -> Result<()> {
     let request = AssertUnwindSafe(request_once(client, number, reused)).catch_unwind();
     let timed_out = |_| Err(Error::other("no response within the time limit"));
     request.await.unwrap_or_else(timed_out)
 }
 
-async fn request_once(client: &Client, number: u32, reused: &mut Option<ReusedConnection>) -> Result<()> {
+async fn request_once(
+    client: &Client,
+    number: u32,
+    reused: &mut Option<ReusedConnection>,
+) -> Result<()> {
     let connection = match reused.take() {
         Some(connection) => connection,
         None if number % 3 == 1 => ReusedConnection::Http2(client.http2().await),
@@ -304,7 +312,9 @@ async fn request_once(client: &Client, number: u32, reused: &mut Option<ReusedCo
         ReusedConnection::Http2(connection) => {
             let response = connection.get(&format!("https://{HOST}/version")).await;
             match response {
-                Ok(response) if response.status == 200 => *reused = Some(ReusedConnection::Http2(connection)),
+                Ok(response) if response.status == 200 => {
+                    *reused = Some(ReusedConnection::Http2(connection))
+                }
                 Ok(response) => return Err(Error::other(response.text())),
                 Err(error) if error.is_go_away() || !error.is_remote() => {
                     return Err(Error::new(RETRYABLE, error));

@@ -228,7 +228,10 @@ async fn no_client_notices_rotations_broken_files_and_restarts() {
     );
     tally.assert_clean();
     assert_eq!(lists, reflectors, "each reflector lists once");
-    assert!(resumed >= size.shape.watches, "each watch is resumed at least once after the restarts: {resumed}");
+    assert!(
+        resumed >= size.shape.watches,
+        "each watch is resumed at least once after the restarts: {resumed}"
+    );
     if size.is_full {
         rate.assert_reached();
     }

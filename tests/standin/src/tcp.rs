@@ -162,7 +162,8 @@ impl Relay {
         let target = Arc::new(Mutex::new(target));
         let connections = Arc::new(watch::Sender::new(0));
         let task = {
-            let (frozen, resets, target) = (Arc::clone(&frozen), resets.clone(), Arc::clone(&target));
+            let (frozen, resets, target) =
+                (Arc::clone(&frozen), resets.clone(), Arc::clone(&target));
             let counted = Arc::clone(&connections);
             tokio::spawn(async move {
                 let mut open = JoinSet::new();
@@ -238,7 +239,8 @@ async fn relay(
         return reset(client);
     };
     for tcp in [&client, &server] {
-        tcp.set_nodelay(true).expect("a new socket accepts the option");
+        tcp.set_nodelay(true)
+            .expect("a new socket accepts the option");
     }
     let intact = {
         let (from_client, to_client) = client.split();

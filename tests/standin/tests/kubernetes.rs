@@ -252,11 +252,7 @@ async fn upgrade(world: &World, query: &str, protocol: &str) -> TlsConnection {
     within("the first message", tls.read_exact(&mut first))
         .await
         .unwrap();
-    assert_eq!(
-        first,
-        [0x82, 1, 1],
-        "the first message is empty, on stdout"
-    );
+    assert_eq!(first, [0x82, 1, 1], "the first message is empty, on stdout");
     tls
 }
 

@@ -25,7 +25,7 @@ use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 
-pub use http1::{IncompleteBody, Head, Http1, Response, parse_head};
+pub use http1::{Head, Http1, IncompleteBody, Response, parse_head};
 pub use http2::{Http2, Http2Response, whole};
 pub use tls::TlsConnection;
 

@@ -12,11 +12,11 @@ use tokio::{
 };
 
 use super::{
-    response::{ApiResponse, failure},
     query::Query,
+    response::{ApiResponse, failure},
     shell::{self, Stdio},
-    websocket::{self, Reader, Received},
     store::Pod,
+    websocket::{self, Reader, Received},
 };
 use crate::upstream::{RequestBody, empty};
 

@@ -40,8 +40,8 @@ use serde_json::{Value, json};
 pub use store::Pod;
 
 use crate::upstream::{Builder, RequestBody, full};
-use response::{ApiResponse, failure, not_found, ok};
 use query::Query;
+use response::{ApiResponse, failure, not_found, ok};
 use store::Store;
 
 /// The user of a request.

@@ -10,8 +10,8 @@ use tokio::{
 };
 
 use super::{
-    response::{ApiResponse, json as json_response, ok, text},
     query::Query,
+    response::{ApiResponse, json as json_response, ok, text},
     store::{Event, POD_COLUMNS, Pod, Store, table},
 };
 use crate::upstream::{BodySender, Gone, channel, full};

@@ -148,7 +148,9 @@ impl Body for RequestBody {
                     self.entry.body_end(BodyEnd::Complete);
                 }
             }
-            Poll::Ready(Some(Err(err))) => self.entry.body_end(BodyEnd::Incomplete(err.to_string())),
+            Poll::Ready(Some(Err(err))) => {
+                self.entry.body_end(BodyEnd::Incomplete(err.to_string()))
+            }
             Poll::Ready(None) => self.entry.body_end(BodyEnd::Complete),
             Poll::Pending => {}
         }

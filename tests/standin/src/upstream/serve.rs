@@ -19,7 +19,7 @@ use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
 use super::{
     Handler, Raw, Script,
-    body::{RequestBody, ResponseBody, RecordedBody},
+    body::{RecordedBody, RequestBody, ResponseBody},
     heads,
     record::{ConnectionEnd, Log, NewRequest, open_responses},
     wire::{Http1Wire, Http2Wire, Shared},
@@ -182,7 +182,9 @@ async fn respond(
         },
         authority: uri.authority().map(ToString::to_string),
         version: request.version(),
-        headers: head.as_ref().map_or_else(from_map, |head| heads::lines(head)),
+        headers: head
+            .as_ref()
+            .map_or_else(from_map, |head| heads::lines(head)),
         head,
     });
     let is_http2 = request.version() == Version::HTTP_2;
