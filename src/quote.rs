@@ -1,9 +1,11 @@
-//! Decides what a message may repeat of a value that it speaks of, so that no message prints a secret.
+//! Decides what a message may repeat of a value, so that no message prints a key or a token by mistake.
 //!
 //! A private key, a token or a whole file is sometimes given where a path or a name belongs, as in
-//! `KUBE_TLS_PROXY_KEY="$(cat tls.key)"`. Messages go to logs and to the status page, which more people read than may
-//! read the key. Every message that repeats a value of a flag, a variable or a file takes it from here. Proof: tests/it
-//! `binary::secrets`.
+//! `KUBE_TLS_PROXY_KEY="$(cat tls.key)"`. More people read the logs and the status page than may read the key. Every
+//! message that repeats a value of a flag, a variable or a file takes it from here. Proof: tests/it `binary::secrets`.
+//!
+//! Limits: a password has no form of its own, so a short or pronounceable one is not recognized. A path is refused only if
+//! it cannot be one. Otherwise it may be the path of a file that exists, and the rules here only hide it.
 
 use std::{
     fmt::{self, Display, Formatter},
@@ -12,8 +14,8 @@ use std::{
 
 use crate::text::escape;
 
-/// What `text` is instead of a path or a name, such as `the key itself`; `None` if a message may repeat it.
-pub(crate) fn pasted(text: &str) -> Option<&'static str> {
+/// What `text` is instead of a path, such as `the key itself`; `None` if it can be a path.
+pub(crate) fn not_a_path(text: &str) -> Option<&'static str> {
     if text.contains("-----BEGIN") {
         return Some(if text.contains("KEY-----") {
             KEY
@@ -23,13 +25,19 @@ pub(crate) fn pasted(text: &str) -> Option<&'static str> {
             CONTENT
         });
     }
+    let is_content = text.len() > MAX_PATH_BYTES || text.contains(['\n', '\r']);
+    is_content.then_some(CONTENT)
+}
+
+/// What `text` probably is instead of a path or a name, such as `the key itself`; `None` if a message may repeat it.
+pub(crate) fn pasted(text: &str) -> Option<&'static str> {
+    if let Some(found) = not_a_path(text) {
+        return Some(found);
+    }
     if holds_token(text) {
         return Some(TOKEN);
     }
-    let is_content = text.len() > MAX_PATH_BYTES
-        || text.contains(['\n', '\r'])
-        || text.contains(PEM_IN_BASE64)
-        || holds_base64(text);
+    let is_content = text.contains(PEM_IN_BASE64) || holds_base64(text);
     is_content.then_some(CONTENT)
 }
 
@@ -41,7 +49,7 @@ pub(crate) fn value(text: &str) -> String {
     escape(text, MAX_CHARS).to_string()
 }
 
-/// `path` for a message, whole, or [`HIDDEN`] if it may be a secret.
+/// `path` for a message, escaped and whole, or [`HIDDEN`] if it may be a secret.
 pub(crate) fn path(path: &Path) -> impl Display + '_ {
     QuotedPath(path)
 }
@@ -53,7 +61,7 @@ impl Display for QuotedPath<'_> {
         if pasted(&self.0.to_string_lossy()).is_some() {
             f.write_str(HIDDEN)
         } else {
-            write!(f, "{}", self.0.display())
+            escape(&self.0.to_string_lossy(), usize::MAX).fmt(f)
         }
     }
 }
@@ -64,8 +72,9 @@ fn holds_token(text: &str) -> bool {
         .any(|word| word.starts_with("eyJ") && word.len() >= MIN_TOKEN_HEADER)
 }
 
-/// Whether a long piece of base64 is in `text`. Long paths have the same characters, but they are made of words: in
-/// base64 nearly every second character is of another class than the one before it.
+/// Whether a long piece of base64 is in `text`. Long paths have the same characters, but they consist of words and of
+/// hashes. In base64, every second character is of another class than the one before it, and every second letter of
+/// another case. Hashes and IDs change between letters and digits as often, but never between cases.
 fn holds_base64(text: &str) -> bool {
     text.split(|char: char| !is_base64(char)).any(|run| {
         let classes: Vec<_> = run.chars().map(class).collect();
@@ -75,8 +84,25 @@ fn holds_base64(text: &str) -> bool {
                 .filter(|(first, second)| first != second && first.is_some() && second.is_some());
             (0..3).all(|class| window.contains(&Some(class)))
                 && changes.count() >= MIN_CLASS_CHANGES
+                && case_changes(window) >= MIN_CASE_CHANGES
         })
     })
+}
+
+/// How often the case changes from one letter to the next. Digits between them do not count; any other character begins
+/// again, so that a `/` between an upper and a lower case word is no change.
+fn case_changes(window: &[Option<u8>]) -> usize {
+    window
+        .split(Option::is_none)
+        .map(|segment| {
+            let letters = segment.iter().filter(|class| **class != Some(DIGIT));
+            let next = letters.clone().skip(1);
+            letters
+                .zip(next)
+                .filter(|(first, next)| first != next)
+                .count()
+        })
+        .sum()
 }
 
 fn is_base64(char: char) -> bool {
@@ -87,11 +113,12 @@ const fn class(char: char) -> Option<u8> {
     match char {
         'A'..='Z' => Some(0),
         'a'..='z' => Some(1),
-        '0'..='9' => Some(2),
+        '0'..='9' => Some(DIGIT),
         _ => None,
     }
 }
 
+const DIGIT: u8 = 2;
 const KEY: &str = "the key itself";
 const CERTIFICATE: &str = "the certificate itself";
 const TOKEN: &str = "the token itself";
@@ -110,10 +137,77 @@ const MIN_TOKEN_HEADER: usize = 19;
 const BASE64_WINDOW: usize = 40;
 /// Random base64 has 25 changes in 40 characters, with a standard deviation of 3.
 const MIN_CLASS_CHANGES: usize = 16;
+/// Random base64 has 15 changes of case in 40 characters, with a standard deviation of 3.
+const MIN_CASE_CHANGES: usize = 8;
 
 #[cfg(test)]
 mod tests {
-    use super::{CERTIFICATE, CONTENT, HIDDEN, KEY, TOKEN, pasted, path, value};
+    use base64::{Engine as _, prelude::BASE64_STANDARD};
+
+    use super::{CERTIFICATE, CONTENT, HIDDEN, KEY, TOKEN, not_a_path, pasted, path, value};
+
+    /// A sequence of bytes that looks random and is the same in each run (xorshift).
+    fn random_bytes(seed: &mut u64, count: usize) -> Vec<u8> {
+        let next = |_| {
+            *seed ^= *seed << 13;
+            *seed ^= *seed >> 7;
+            *seed ^= *seed << 17;
+            seed.to_be_bytes()[3]
+        };
+        (0..count).map(next).collect()
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn paths_with_hashes_and_ids_are_not_taken_for_secrets() {
+        let mut seed = 0x9e37_79b9_7f4a_7c15;
+        for _ in 0..2000 {
+            let (sha256, sha1) = (
+                hex(&random_bytes(&mut seed, 32)),
+                hex(&random_bytes(&mut seed, 20)),
+            );
+            let upper = hex(&random_bytes(&mut seed, 16)).to_uppercase();
+            let uuid = [
+                &upper[..8],
+                &upper[8..12],
+                &upper[12..16],
+                &upper[16..20],
+                &upper[20..],
+            ]
+            .join("-");
+            let ulid: String = random_bytes(&mut seed, 26)
+                .iter()
+                .map(|byte| char::from(b"0123456789ABCDEFGHJKMNPQRSTVWXYZ"[usize::from(byte % 32)]))
+                .collect();
+            for text in [
+                format!("/Tls/{sha256}/ca.crt"),
+                format!("/My/KubeProxy/TlsFiles/{sha256}/ca.crt"),
+                format!("/Home/x/{sha1}/ca.crt"),
+                format!("/home/jane/kube/{upper}/ca.crt"),
+                format!("/tmp/{uuid}/tls.key"),
+                format!("/tmp/{}/{uuid}/Tls.key", uuid.to_lowercase()),
+                format!("/Users/Jane/{ulid}/{ulid}.pem"),
+            ] {
+                assert_eq!(pasted(&text), None, "{text}");
+            }
+            let base64 = BASE64_STANDARD.encode(random_bytes(&mut seed, 64));
+            assert_eq!(not_a_path(&base64), None, "{base64}");
+        }
+    }
+
+    #[test]
+    fn random_base64_is_hidden() {
+        let mut seed = 0x9e37_79b9_7f4a_7c15;
+        for (length, least) in [(32, 1960), (64, 2000), (121, 2000)] {
+            let hidden = (0..2000)
+                .map(|_| BASE64_STANDARD.encode(random_bytes(&mut seed, length)))
+                .filter(|text| pasted(text).is_some());
+            assert!(hidden.count() >= least, "{length} bytes");
+        }
+    }
 
     #[test]
     fn names_what_was_pasted() {

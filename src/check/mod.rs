@@ -23,6 +23,7 @@ pub use token::{Token, TokenError};
 use crate::{
     config::{Config, ConfigError},
     pki::TrustAnchors,
+    quote,
 };
 use recorder::{Message, Recorder};
 use target::{CheckTarget, authority};
@@ -92,7 +93,7 @@ async fn check_config(plan: &Plan, config: &Config, recorder: &mut Recorder<'_>)
             "Apiserver of cluster {} at https://{}{}",
             cluster.name,
             authority(&cluster.upstream_host, cluster.upstream_port),
-            cluster.path_prefix
+            quote::path(cluster.path_prefix.as_ref())
         );
         recorder.begin(Section::Upstream, Some(&cluster.name), &title);
         let Some(tls) = local::trust_anchors(cluster, recorder) else {

@@ -161,7 +161,7 @@ pub enum SettingError {
         max: String,
     },
     #[error(
-        "the URL has a user name or password; remove everything up to the `@`, because each client sends its own credentials"
+        "the URL contains a user name or password; remove `USER:PASSWORD@`, because each client sends its own credentials"
     )]
     UrlUser,
     #[error("unknown key `{key}`{}", nearest.as_ref().map_or_else(|| format!("; possible keys: {known}"), |nearest| format!("; did you mean `{nearest}`?")))]

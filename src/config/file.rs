@@ -20,7 +20,7 @@ use crate::quote;
 ///
 /// [`ReadError`] when the file cannot be opened or read, or is larger than [`MAX_BYTES`].
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ReadError> {
-    if let Some(found) = quote::pasted(&path.to_string_lossy()) {
+    if let Some(found) = quote::not_a_path(&path.to_string_lossy()) {
         return Err(ReadError::NotAPath { found });
     }
     let file = OpenOptions::new()
@@ -28,8 +28,16 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ReadError> {
         .custom_flags(O_NONBLOCK)
         .open(path)
         .map_err(|error| {
-            let is_missing = error.kind() == io::ErrorKind::NotFound;
-            if is_missing && path.iter().any(|part| part == "~") {
+            let is_missing = matches!(
+                error.kind(),
+                io::ErrorKind::NotFound
+                    | io::ErrorKind::NotADirectory
+                    | io::ErrorKind::InvalidFilename
+            );
+            // Only a path that names no file may be a key: hashes and IDs in paths can look like one.
+            if is_missing && let Some(found) = quote::pasted(&path.to_string_lossy()) {
+                ReadError::NotAPath { found }
+            } else if is_missing && path.iter().any(|part| part == "~") {
                 ReadError::Tilde
             } else {
                 ReadError::from(error)

@@ -20,7 +20,7 @@ use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf};
 
 use rustls_pki_types::ServerName;
 
-use crate::hosts::url_host;
+use crate::{hosts::url_host, quote};
 
 pub use args::ServeArgs;
 pub use config_file::schema;
@@ -92,11 +92,12 @@ pub struct ClusterConfig {
 }
 
 impl ClusterConfig {
-    /// The URL of the apiserver.
+    /// The URL of the apiserver, for messages.
     #[must_use]
     pub fn url(&self) -> String {
         let (host, port) = (url_host(&self.upstream_host), self.upstream_port);
-        format!("https://{host}:{port}{}", self.path_prefix)
+        let prefix = quote::path(self.path_prefix.as_ref());
+        format!("https://{host}:{port}{prefix}")
     }
 }
 

@@ -82,6 +82,6 @@ pub(crate) fn check_path_flag(flag: &'static str, path: &Path) -> Result<(), Con
 
 /// Refuses text that cannot be a path, such as PEM: `--key="$(cat tls.key)"`.
 pub(super) fn check_path(path: &Path) -> Result<(), SettingError> {
-    quote::pasted(&path.to_string_lossy())
+    quote::not_a_path(&path.to_string_lossy())
         .map_or(Ok(()), |found| Err(SettingError::NotAPath { found }))
 }

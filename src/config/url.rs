@@ -1,6 +1,7 @@
 //! Parses the URL of an apiserver: `https://HOST[:PORT][/PREFIX]` and nothing else.
 //!
-//! An error about a URL with user information does not repeat it, because it may contain a password.
+//! An error about a URL with an `@` does not repeat it, because it may contain a password. A password may have a `/`, `?`
+//! or `#`, so any `@` counts. A path prefix with an `@` is written with `%40`.
 
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -45,17 +46,17 @@ impl FromStr for UpstreamUrl {
     type Err = SettingError;
 
     fn from_str(text: &str) -> Result<Self, SettingError> {
+        // Checked first, because every later error repeats the URL.
+        if text.contains('@') {
+            return Err(SettingError::UrlUser);
+        }
         // No error repeats the query, because it may contain a token.
         let url = text.split(['?', '#']).next().unwrap_or_default();
-        // Checked first, because every later error repeats the URL.
         let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
         let (authority, path) = match rest.find(['/', '?', '#']) {
             Some(end) => rest.split_at(end),
             None => (rest, ""),
         };
-        if authority.contains('@') {
-            return Err(SettingError::UrlUser);
-        }
         if !scheme.eq_ignore_ascii_case("https") {
             return Err(SettingError::invalid(url, NOT_HTTPS));
         }
@@ -70,7 +71,7 @@ impl FromStr for UpstreamUrl {
         }
         let (host, name) = parse_host(host).ok_or_else(|| SettingError::invalid(url, NO_HOST))?;
         let prefix = path.trim_end_matches('/');
-        if !is_plain_path(prefix) || quote::pasted(prefix).is_some() {
+        if !is_plain_path(prefix) {
             return Err(SettingError::invalid(url, BAD_PREFIX));
         }
         Ok(Self {

@@ -31,6 +31,10 @@ pub(super) enum MergeError {
         "{kind} `{name}` exists already and belongs to another cluster; choose another name with --name, or replace it with --force"
     )]
     Taken { kind: &'static str, name: String },
+    #[error(
+        "user `{name}` exists already and no context uses it; choose another name with --name, or use this user with --force"
+    )]
+    Unused { name: String },
 }
 
 /// What merging does with entries of the same name that this command did not write.
@@ -53,8 +57,9 @@ impl KubeconfigDocument {
         }))
     }
 
-    /// Returns `existing` with the cluster, user and context of this document. A user of the
-    /// same name is replaced; a cluster or context of the same name is updated, or replaced if it is foreign. `current-context` is set only if it is empty.
+    /// Returns `existing` with the cluster, user and context of this document. An entry of the same name is updated and
+    /// keeps what others added, such as a private CA. A foreign one is replaced. A user keeps its credentials if this
+    /// document has none. `current-context` is set only if it is empty.
     ///
     /// # Errors
     ///
@@ -71,8 +76,14 @@ impl KubeconfigDocument {
         if !is_config {
             return Err(MergeError::NotAKubeconfig);
         }
-        if foreign == ForeignEntries::Keep {
-            self.check_names(&existing)?;
+        let mut foreign_keys = Vec::new();
+        for key in ["clusters", "contexts", "users"] {
+            match self.check_name(&existing, key) {
+                Err(error) if foreign == ForeignEntries::Keep => return Err(error),
+                // The user is no other cluster's, so that its credentials can stay.
+                Ok(()) | Err(MergeError::Unused { .. }) => {}
+                Err(_foreign) => foreign_keys.push(key),
+            }
         }
         for (key, entry) in [
             ("clusters", self.cluster_entry()),
@@ -86,12 +97,14 @@ impl KubeconfigDocument {
                 .ok_or(MergeError::NotAList { key })?;
             let name = entry.name();
             match list.iter_mut().find(|old| old.name() == name) {
-                // Of a cluster or context of its own it keeps what others added, such as a private CA. Credentials must not
-                // be mixed.
-                Some(old) if foreign == ForeignEntries::Keep && key != "users" => {
+                Some(old) if foreign_keys.contains(&key) => *old = entry,
+                Some(old) => {
+                    if let Some(user) = entry.get("user").filter(|user| has_credential(user)) {
+                        // Two kinds of credentials must not be mixed.
+                        old.remove_in("user", &CREDENTIALS, user);
+                    }
                     old.update(entry);
                 }
-                Some(old) => *old = entry,
                 None => list.push(entry),
             }
         }
@@ -103,38 +116,48 @@ impl KubeconfigDocument {
         Ok(existing)
     }
 
-    /// Checks that entries of the same names are those of this command: the cluster has the same server, and user and
-    /// context are used for that cluster only.
-    fn check_names(&self, existing: &Yaml) -> Result<(), MergeError> {
+    /// Checks that the entry of the same name in the list `key` is one of this command: the cluster has the same server,
+    /// and user and context are used for that cluster only.
+    fn check_name(&self, existing: &Yaml, key: &str) -> Result<(), MergeError> {
         let taken = |kind, name: &String| {
             let name = quote::value(name);
             Err(MergeError::Taken { kind, name })
         };
-        if let Some(cluster) = existing.entry_of("clusters", &self.cluster)
-            && cluster.text_at("cluster", "server").trim_end_matches('/') != self.server
-        {
-            return taken("cluster", &self.cluster);
-        }
         let is_own = |context: &&Yaml| {
             context.text_at("context", "cluster") == self.cluster
                 && context.text_at("context", "user") == self.user_name
         };
-        if let Some(context) = existing.entry_of("contexts", &self.context)
-            && !is_own(&context)
-        {
-            return taken("context", &self.context);
-        }
-        if existing.entry_of("users", &self.user_name).is_some() {
-            let mut uses = existing
-                .items("contexts")
-                .iter()
-                .filter(|context| context.text_at("context", "user") == self.user_name)
-                .peekable();
-            if uses.peek().is_none() || !uses.all(|context| is_own(&context)) {
-                return taken("user", &self.user_name);
+        match key {
+            "clusters" => match existing.entry_of(key, &self.cluster) {
+                Some(cluster)
+                    if cluster.text_at("cluster", "server").trim_end_matches('/')
+                        != self.server =>
+                {
+                    taken("cluster", &self.cluster)
+                }
+                _ => Ok(()),
+            },
+            "contexts" => match existing.entry_of(key, &self.context) {
+                Some(context) if !is_own(&context) => taken("context", &self.context),
+                _ => Ok(()),
+            },
+            _ if existing.entry_of(key, &self.user_name).is_none() => Ok(()),
+            _ => {
+                let mut uses = existing
+                    .items("contexts")
+                    .iter()
+                    .filter(|context| context.text_at("context", "user") == self.user_name)
+                    .peekable();
+                if uses.peek().is_none() {
+                    let name = quote::value(&self.user_name);
+                    Err(MergeError::Unused { name })
+                } else if uses.all(|context| is_own(&context)) {
+                    Ok(())
+                } else {
+                    taken("user", &self.user_name)
+                }
             }
         }
-        Ok(())
     }
 
     fn cluster_entry(&self) -> Value {
@@ -159,4 +182,24 @@ impl KubeconfigDocument {
     }
 }
 
+/// Whether the `user` of an entry can authenticate to an apiserver through the proxy.
+pub(super) fn has_credential(user: &Yaml) -> bool {
+    ["token", "tokenFile", "exec", "username", "auth-provider"]
+        .iter()
+        .any(|key| user.get(key).is_some_and(|value| *value != Yaml::Null))
+}
+
+/// The keys of a user that authenticate it.
+const CREDENTIALS: [&str; 10] = [
+    "token",
+    "tokenFile",
+    "exec",
+    "client-certificate",
+    "client-certificate-data",
+    "client-key",
+    "client-key-data",
+    "username",
+    "password",
+    "auth-provider",
+];
 const LISTS: [&str; 3] = ["clusters", "users", "contexts"];

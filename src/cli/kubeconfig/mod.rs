@@ -22,10 +22,10 @@ use serde_json::{Value, json};
 use super::{messages::print, print_error};
 use crate::{
     check::{Token, TokenError},
-    config::{ConfigError, FileKind, UpstreamUrl, check_path_flag, load_yaml},
+    config::{ConfigError, FileKind, SettingError, UpstreamUrl, check_path_flag, load_yaml},
     quote,
 };
-use document::{ForeignEntries, KubeconfigDocument, MergeError};
+use document::{ForeignEntries, KubeconfigDocument, MergeError, has_credential};
 use file::{FileMode, OutputFile, WriteError};
 use source::CopiedContext;
 use yaml::Yaml;
@@ -112,7 +112,13 @@ enum KubeconfigError {
 /// Prints or writes a kubeconfig and returns the exit code.
 pub(super) fn kubeconfig(args: &KubeconfigArgs) -> ExitCode {
     match compose(args).and_then(|composed| output(args, composed)) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(remarks) => {
+            let mut stderr = io::stderr().lock();
+            for remark in &remarks {
+                drop(writeln!(stderr, "{remark}"));
+            }
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             print_error(&error);
             match error {
@@ -130,6 +136,8 @@ pub(super) fn kubeconfig(args: &KubeconfigArgs) -> ExitCode {
 /// The kubeconfig and the remarks about it.
 struct Composed {
     document: KubeconfigDocument,
+    /// Whether the user of `--from` has one, which was left out.
+    has_client_certificate: bool,
     remarks: Vec<String>,
 }
 
@@ -139,6 +147,12 @@ fn compose(args: &KubeconfigArgs) -> Result<Composed, KubeconfigError> {
     }
     if let Some(file) = &args.output {
         check_path_flag("--output", file)?;
+        // The command would create a file with this name.
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        if let Some(found) = quote::pasted(&name) {
+            let (flag, source) = ("--output", SettingError::NotAPath { found });
+            return Err(ConfigError::Flag { flag, source }.into());
+        }
     }
     let url: UpstreamUrl = args.server.parse().map_err(|source| ConfigError::Flag {
         flag: "--server",
@@ -164,7 +178,11 @@ fn compose(args: &KubeconfigArgs) -> Result<Composed, KubeconfigError> {
         user,
     };
     remarks.extend(source.as_ref().and_then(left_out));
-    Ok(Composed { document, remarks })
+    Ok(Composed {
+        document,
+        has_client_certificate: source.is_some_and(|source| source.has_client_certificate),
+        remarks,
+    })
 }
 
 /// Returns the credential for the kubeconfig; flags override `--from`.
@@ -187,22 +205,31 @@ fn user(
         }}));
     }
     let found = source.map_or_else(|| json!({}), |source| source.credentials.clone());
-    let has = |key| found.get(key).is_some();
-    if has("token") {
+    if found.get("token").is_some() {
         remarks.extend(holds_a_token(args));
     }
-    if !(has("token") || has("tokenFile") || has("exec")) {
-        remarks.push(
-            "The kubeconfig has no credential yet: give one with --token-file or --exec-command, or add one later with `kubectl config set-credentials`."
-                .to_owned(),
-        );
-        if !source.is_some_and(|source| source.has_client_certificate) {
-            remarks.push(format!(
-                "A client certificate cannot pass the proxy, which terminates TLS. A user with a client certificate needs {INSTEAD}."
-            ));
-        }
-    }
     Ok(found)
+}
+
+/// Returns the remarks about a user without a credential; none if `content` has one, perhaps from before a merge.
+fn missing_credential(content: &Yaml, composed: &Composed) -> Vec<String> {
+    let entry = content.entry_of("users", &composed.document.user_name);
+    if entry
+        .and_then(|entry| entry.get("user"))
+        .is_some_and(has_credential)
+    {
+        return Vec::new();
+    }
+    let mut remarks = vec![
+        "The kubeconfig has no credential yet: give one with --token-file or --exec-command, or add one later with `kubectl config set-credentials`."
+            .to_owned(),
+    ];
+    if !composed.has_client_certificate {
+        remarks.push(format!(
+            "A client certificate cannot pass the proxy, which terminates TLS. A user with a client certificate needs {INSTEAD}."
+        ));
+    }
+    remarks
 }
 
 /// Returns the remark about a client certificate that was left out.
@@ -219,26 +246,32 @@ fn holds_a_token(args: &KubeconfigArgs) -> Option<String> {
     args.output.is_none().then(|| printed.to_owned())
 }
 
-/// Writes the kubeconfig to its file or to stdout, and the remarks to stderr.
-fn output(args: &KubeconfigArgs, composed: Composed) -> Result<(), KubeconfigError> {
-    let mut remarks = composed.remarks;
-    match &args.output {
-        Some(file) => remarks.insert(0, write(args, file, &composed.document)?),
-        None => print(&yaml::write(&composed.document.alone())).map_err(KubeconfigError::Print)?,
-    }
-    let mut stderr = io::stderr().lock();
-    for remark in &remarks {
-        drop(writeln!(stderr, "{remark}"));
-    }
-    Ok(())
+/// Writes the kubeconfig to its file or to stdout, and returns the remarks about it.
+fn output(args: &KubeconfigArgs, composed: Composed) -> Result<Vec<String>, KubeconfigError> {
+    let document = &composed.document;
+    let (content, written) = match &args.output {
+        Some(file) => {
+            let (content, written) = write(args, file, document)?;
+            (content, Some(written))
+        }
+        None => {
+            let content = document.alone();
+            print(&yaml::write(&content)).map_err(KubeconfigError::Print)?;
+            (content, None)
+        }
+    };
+    let mut remarks = Vec::from_iter(written);
+    remarks.extend(missing_credential(&content, &composed));
+    remarks.extend(composed.remarks);
+    Ok(remarks)
 }
 
-/// Writes or changes the file of `--output`, and returns the remark about it.
+/// Writes or changes the file of `--output`, and returns its content and the remark about it.
 fn write(
     args: &KubeconfigArgs,
     file: &Path,
     document: &KubeconfigDocument,
-) -> Result<String, KubeconfigError> {
+) -> Result<(Yaml, String), KubeconfigError> {
     let output = OutputFile::find(file)?;
     if output.exists() && !args.merge && !args.force {
         let file = file.to_owned();
@@ -263,7 +296,7 @@ fn write(
             " The current context is still `{current}`: `kubectl config use-context {context}` changes that."
         ));
     }
-    Ok(written)
+    Ok((content, written))
 }
 
 /// Returns the kubeconfig in `output` with `document` merged into it.

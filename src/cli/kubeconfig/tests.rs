@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use standin::TempDir;
 
-use super::{KubeconfigArgs, compose, yaml};
+use super::{KubeconfigArgs, compose, missing_credential, output, yaml};
 
 const SERVER: &str = "https://kube.example.com:8443/prefix/";
 
@@ -21,8 +21,10 @@ fn args(change: impl FnOnce(&mut KubeconfigArgs)) -> KubeconfigArgs {
 /// The kubeconfig as a YAML parser reads it, and the remarks.
 fn made(args: &KubeconfigArgs) -> (Value, String) {
     let made = compose(args).map_err(|error| error.to_string()).unwrap();
-    let read = serde_saphyr::from_str(&yaml::write(&made.document.alone())).unwrap();
-    (read, made.remarks.join("\n"))
+    let content = made.document.alone();
+    let read = serde_saphyr::from_str(&yaml::write(&content)).unwrap();
+    let remarks = [missing_credential(&content, &made), made.remarks].concat();
+    (read, remarks.join("\n"))
 }
 
 #[test]
@@ -294,4 +296,67 @@ fn any_text_survives_a_round_trip() {
             serde_saphyr::from_str(&written).unwrap_or_else(|error| panic!("{error}\n{written}"));
         assert_eq!(read, value, "{written}");
     }
+}
+
+/// Merges the kubeconfig of `args` into this file, and returns the user of the result and the remarks.
+fn merged_user(existing: &str, mut args: KubeconfigArgs) -> (Value, String) {
+    let dir = TempDir::new();
+    let file = dir.write("config", existing);
+    args.merge = true;
+    args.output = Some(file.clone());
+    let composed = compose(&args)
+        .map_err(|error| crate::cli::sentence(&error))
+        .unwrap();
+    let remarks = output(&args, composed)
+        .map_err(|error| crate::cli::sentence(&error))
+        .unwrap();
+    let merged: Value = serde_saphyr::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    (merged["users"][0]["user"].clone(), remarks.join("\n"))
+}
+
+const OWN: &str = r#"
+clusters: [{ name: mine, cluster: { server: "https://kube.example.com:8443/prefix" } }]
+contexts: [{ name: mine, context: { cluster: mine, user: mine } }]
+"#;
+
+#[test]
+fn merge_without_a_credential_keeps_the_existing_one() {
+    let args = || args(|args| args.name = Some("mine".into()));
+    for user in [
+        json!({ "token": "old" }),
+        json!({ "exec": { "command": "login" } }),
+        json!({ "tokenFile": "/token", "as": "admin" }),
+    ] {
+        let existing = format!("{OWN}users: [{{ name: mine, user: {user} }}]\n");
+        for force in [false, true] {
+            let args = KubeconfigArgs { force, ..args() };
+            let (merged, remarks) = merged_user(&existing, args);
+            assert_eq!(merged, user);
+            assert!(!remarks.contains("no credential yet"), "{remarks}");
+        }
+    }
+    let existing = format!("{OWN}users: [{{ name: mine, user: {{}} }}]\n");
+    let (_, remarks) = merged_user(&existing, args());
+    assert!(remarks.contains("no credential yet"), "{remarks}");
+}
+
+#[test]
+fn merge_replaces_credentials_and_keeps_other_keys_of_the_user() {
+    let dir = TempDir::new();
+    let token = dir.write("token", "new");
+    let args = args(|args| {
+        args.name = Some("mine".into());
+        args.token_file = Some(token);
+    });
+    let user = json!({
+        "as": "admin", "token": "old", "tokenFile": "old", "exec": { "command": "old" }, "extensions": [],
+        "client-certificate": "old", "client-certificate-data": "old", "client-key": "old", "client-key-data": "old",
+        "username": "old", "password": "old", "auth-provider": { "name": "old" },
+    });
+    let existing = format!("{OWN}users: [{{ name: mine, user: {user} }}]\n");
+    let (merged, _) = merged_user(&existing, args);
+    assert_eq!(
+        merged,
+        json!({ "as": "admin", "token": "new", "extensions": [] })
+    );
 }

@@ -60,6 +60,20 @@ impl Yaml {
         }
     }
 
+    /// Removes these keys from the value of `outer`. A key that `new` has stays in its place, without its value.
+    pub(super) fn remove_in(&mut self, outer: &str, keys: &[&str], new: &Self) {
+        let Some(Self::Keys(fields)) = self.entry(outer) else {
+            return;
+        };
+        fields.retain_mut(|(name, value)| {
+            let is_listed = keys.contains(&name.as_str());
+            if is_listed {
+                *value = Self::Null;
+            }
+            !is_listed || new.get(name).is_some()
+        });
+    }
+
     /// The items of this list; `null` becomes an empty list. `None` for any other value.
     pub(super) fn list_or_empty(&mut self) -> Option<&mut Vec<Self>> {
         if *self == Self::Null {

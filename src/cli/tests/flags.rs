@@ -155,11 +155,27 @@ fn bad_upstream_urls() {
         ),
         (
             "https://me:secret@10.0.0.1",
-            "--upstream: the URL has a user name or password; remove everything up to the `@`, because each client sends its own credentials",
+            "--upstream: the URL contains a user name or password; remove `USER:PASSWORD@`, because each client sends its own credentials",
         ),
         (
             "me:secret@10.0.0.1",
-            "--upstream: the URL has a user name or password; remove everything up to the `@`, because each client sends its own credentials",
+            "--upstream: the URL contains a user name or password; remove `USER:PASSWORD@`, because each client sends its own credentials",
+        ),
+        (
+            "https://me:sec/ret@10.0.0.1",
+            "--upstream: the URL contains a user name or password; remove `USER:PASSWORD@`, because each client sends its own credentials",
+        ),
+        (
+            "https://me:secret?x@10.0.0.1",
+            "--upstream: the URL contains a user name or password; remove `USER:PASSWORD@`, because each client sends its own credentials",
+        ),
+        (
+            "https://me:secret#x@10.0.0.1",
+            "--upstream: the URL contains a user name or password; remove `USER:PASSWORD@`, because each client sends its own credentials",
+        ),
+        (
+            "https:/me:secret@10.0.0.1",
+            "--upstream: the URL contains a user name or password; remove `USER:PASSWORD@`, because each client sends its own credentials",
         ),
         (
             "https://10.0.0.1/?a=b",

@@ -122,6 +122,33 @@ async fn secret_in_a_flag_is_not_printed() {
     assert!(tried > 150, "{tried}");
 }
 
+/// A password may have characters that end the host of a URL.
+#[tokio::test]
+async fn password_in_a_url_is_not_printed() {
+    let world = World::new();
+    let good = failing_flags(&world);
+    for url in [
+        "https://user:SECRET@host",
+        "https://user:pa/SECRET@host",
+        "https://user:SECRET?x@host",
+        "https://user:SECRET#x@host",
+        "https:/user:SECRET@host",
+    ] {
+        for subcommand in ["serve", "check"] {
+            let mut args = vec![subcommand.to_owned()];
+            args.extend(without(&good, "--upstream"));
+            args.push(format!("--upstream={url}"));
+            let output = run(&args, &[]).await;
+            assert!(!printed(&output).contains("SECRET"), "{output:?}");
+            assert_eq!(output.status.code(), Some(2), "{url}");
+        }
+        let server = format!("--server={url}");
+        let output = run(&["kubeconfig".to_owned(), server], &[]).await;
+        assert!(!printed(&output).contains("SECRET"), "{output:?}");
+        assert_eq!(output.status.code(), Some(2), "{url}");
+    }
+}
+
 #[tokio::test]
 async fn secret_in_a_variable_is_not_printed() {
     let world = World::new();
@@ -460,6 +487,26 @@ async fn pem_text_in_place_of_a_path_is_explained() {
     );
 }
 
+/// A name can look like a key, so only a file that does not exist is taken for one.
+#[tokio::test]
+async fn file_with_a_name_like_a_key_is_read() {
+    let world = World::new();
+    let name = &Secrets::new().values[2].1.replace('/', "_");
+    let good = failing_flags(&world);
+    let mut args = vec!["serve".to_owned()];
+    args.extend(without(&good, "--key"));
+    args.push(format!("--key={}", world.dir.path().join(name).display()));
+    let output = run(&args, &[]).await;
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr),
+        "kube-tls-proxy: key (hidden: may be a secret): a path belongs here, not the content of the file; write it to a file and name that\n"
+    );
+    world.dir.write(name, "no key");
+    let output = run(&args, &[]).await;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("PEM block"), "{stderr}");
+}
+
 async fn get(address: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
@@ -496,7 +543,8 @@ async fn failed_reload_does_not_log_or_serve_secrets() {
         .iter()
         .flat_map(|(_, secret)| {
             [
-                json!({ "certificates": [{ "certificate": "a", "key": secret }] }),
+                // The flags of this proxy override `certificates`, so a second value makes the reload fail.
+                json!({ "certificates": [{ "certificate": "a", "key": secret }], "workers": secret }),
                 json!({ "log": { "filter": secret } }),
                 json!({ secret.as_str(): "a" }),
             ]
