@@ -16,7 +16,8 @@ use hyper_util::rt::TokioIo;
 use tracing::debug;
 
 use super::{
-    Body, Downstream, Error, access_log::AccessLog, body::Content, close_after, headers, tunnel,
+    Body, ClientConnection, Error, access_log::AccessLog, body::Content, close_after, headers,
+    tunnel,
 };
 use crate::{
     drain::ConnectionKind,
@@ -91,7 +92,7 @@ impl UpgradeToken {
 ///
 /// The apiserver sent no response, or one that must not be passed on.
 pub(super) async fn forward(
-    downstream: &Downstream,
+    downstream: &ClientConnection,
     cluster: &Cluster,
     head: Parts,
     body: Incoming,
@@ -127,7 +128,7 @@ pub(super) async fn forward(
 
 impl Tunnel {
     /// Joins the two connections in a task of its own, once the 101 has been sent.
-    pub(super) fn start(self, downstream: &Downstream, mut log: Box<AccessLog>) {
+    pub(super) fn start(self, downstream: &ClientConnection, mut log: Box<AccessLog>) {
         let half_close_timeout = downstream.half_close_timeout;
         let peer = downstream.peer;
         let connected = Arc::clone(&downstream.connected);
