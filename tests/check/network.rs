@@ -85,7 +85,7 @@ async fn dropped_packets_fail_tcp() {
 async fn plain_http_server_fails_tls() {
     let world = World::new();
     let answer = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n".to_vec();
-    let peer = Peer::start(Behaviour::Says(answer)).await;
+    let peer = Peer::start(Behaviour::Responds(answer)).await;
     let result = world.check(peer.address(), &[]).await;
     result.assert_finding(
         1,

@@ -44,7 +44,7 @@ fn page(status: StatusCode, text: &'static str) -> Response<ResponseBody> {
 async fn wrong_clock_fails() {
     for (hours, seconds, which) in [(1, 0, "behind"), (0, 3700, "ahead of")] {
         let result = check_with_responses(move |request, cluster| async move {
-            let mut response = cluster.answer(request).await;
+            let mut response = cluster.respond(request).await;
             let date = SystemTime::now() + Duration::from_secs(hours * 3600)
                 - Duration::from_secs(seconds);
             let date = HeaderValue::from_str(&httpdate::fmt_http_date(date)).unwrap();
@@ -70,7 +70,7 @@ async fn middlebox_error_is_not_blamed_on_apiserver() {
         if request.uri().path() == "/readyz" {
             return page(StatusCode::INTERNAL_SERVER_ERROR, "<html>oops</html>");
         }
-        cluster.answer(request).await
+        cluster.respond(request).await
     })
     .await;
     result.assert_finding(
@@ -88,7 +88,7 @@ async fn upgrade_answered_by_middlebox_fails() {
         if is_upgrade(&request) {
             return page(StatusCode::BAD_GATEWAY, "<html>no\x1b[2Jgood</html>\nmore");
         }
-        cluster.answer(request).await
+        cluster.respond(request).await
     })
     .await;
     result.assert_finding(
@@ -153,7 +153,7 @@ async fn upgrade_without_its_header_fails() {
             let status = r#"{"kind":"Status","apiVersion":"v1","message":"Upgrade request required","code":400}"#;
             return page(StatusCode::BAD_REQUEST, status);
         }
-        cluster.answer(request).await
+        cluster.respond(request).await
     })
     .await;
     result.assert_finding(
@@ -186,7 +186,7 @@ async fn apiserver_that_is_not_ready_fails() {
             let said = "[+]ping ok\n[-]etcd failed: reason withheld\nreadyz check failed\n";
             return page(StatusCode::INTERNAL_SERVER_ERROR, said);
         }
-        cluster.answer(request).await
+        cluster.respond(request).await
     })
     .await;
     result.assert_finding(
@@ -210,7 +210,7 @@ async fn unauthorized_response_passes() {
             async move {
                 // As with --anonymous-auth=false.
                 if request.headers().contains_key(header::AUTHORIZATION) {
-                    return cluster.answer(request).await;
+                    return cluster.respond(request).await;
                 }
                 let status =
                     r#"{"kind":"Status","apiVersion":"v1","message":"Unauthorized","code":401}"#;

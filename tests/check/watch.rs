@@ -92,7 +92,7 @@ async fn watch_that_ends_early_or_is_aborted_fails() {
                 let cluster = cluster.clone();
                 async move {
                     if !request.uri().query().unwrap_or_default().contains("watch") {
-                        return cluster.answer(request).await;
+                        return cluster.respond(request).await;
                     }
                     let (events, body) = channel();
                     tokio::spawn(async move {

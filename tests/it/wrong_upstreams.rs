@@ -168,7 +168,7 @@ async fn assert_unreachable(upstream: SocketAddr, world: &World, expected: &str)
 
 /// Replies to the `ClientHello` with these bytes. Asserts a 503, and one connection per request.
 async fn assert_hello_reply_is_refused(bytes: &[u8]) {
-    let peer = Peer::start(Behaviour::Says(bytes.to_vec())).await;
+    let peer = Peer::start(Behaviour::Responds(bytes.to_vec())).await;
     assert_unreachable(peer.address(), &World::new(), "TLS handshake").await;
     assert_eq!(peer.connections(), 2);
 }

@@ -1,5 +1,5 @@
-//! As much of an apiserver as the load needs: a list, a watch that can be resumed at any version, an exec that
-//! echoes, and time that passes as objects that come, change and go.
+//! A small apiserver with the parts that the load needs: a list, a watch that a client can resume at any version,
+//! an exec that echoes, and objects that are added, changed and removed while it runs.
 
 use std::{
     collections::BTreeMap,
@@ -29,12 +29,12 @@ use tokio::{
 /// A running apiserver.
 pub(crate) struct Apiserver {
     upstream: Upstream,
-    world: Arc<World>,
+    store: Arc<Store>,
     clock: JoinHandle<()>,
 }
 
-/// What is, and everything that ever happened.
-struct World {
+/// The objects, and every event since the start.
+struct Store {
     history: Mutex<History>,
     latest: watch::Sender<usize>,
     lists: AtomicUsize,
@@ -43,37 +43,37 @@ struct World {
 
 #[derive(Default)]
 struct History {
-    /// The event of version `n` is the `n`th; a line each.
+    /// One line per event. The event of version `n` is the `n`th.
     events: Vec<String>,
     objects: BTreeMap<String, Value>,
 }
 
 impl Apiserver {
     pub(crate) async fn start(identity: Identity) -> Self {
-        let world = Arc::new(World {
+        let store = Arc::new(Store {
             history: Mutex::default(),
             latest: watch::Sender::new(0),
             lists: AtomicUsize::default(),
             watches: AtomicUsize::default(),
         });
-        // Those who come first find something.
-        (0..OBJECTS).for_each(|_| world.pass());
-        let answering = Arc::clone(&world);
+        // The first clients must find some objects.
+        (0..OBJECTS).for_each(|_| store.next_event());
+        let serving = Arc::clone(&store);
         let upstream = Upstream::builder(identity)
-            .http(move |request| answer(Arc::clone(&answering), request))
+            .http(move |request| respond(Arc::clone(&serving), request))
             .start()
             .await;
-        let ticking = Arc::clone(&world);
+        let changing = Arc::clone(&store);
         let clock = tokio::spawn(async move {
             let mut ticks = interval(Duration::from_millis(400));
             loop {
                 ticks.tick().await;
-                ticking.pass();
+                changing.next_event();
             }
         });
         Self {
             upstream,
-            world,
+            store,
             clock,
         }
     }
@@ -89,23 +89,23 @@ impl Apiserver {
 
     /// The version of the last event.
     pub(crate) fn version(&self) -> usize {
-        *self.world.latest.borrow()
+        *self.store.latest.borrow()
     }
 
-    /// Lists and watches that were asked for so far.
-    pub(crate) fn asked(&self) -> (usize, usize) {
+    /// The numbers of lists and of watches that clients have requested.
+    pub(crate) fn requested(&self) -> (usize, usize) {
         let count = |count: &AtomicUsize| count.load(Ordering::Relaxed);
-        (count(&self.world.lists), count(&self.world.watches))
+        (count(&self.store.lists), count(&self.store.watches))
     }
 
-    /// From now on nothing happens any more.
-    pub(crate) fn stop_time(&self) {
+    /// Stops all further changes of objects.
+    pub(crate) fn stop_changes(&self) {
         self.clock.abort();
     }
 
     /// All objects by name, as a client reads them.
     pub(crate) fn objects(&self) -> BTreeMap<String, ConfigMap> {
-        let history = self.world.history.lock().unwrap();
+        let history = self.store.history.lock().unwrap();
         let objects = history.objects.iter().map(|(name, object)| {
             let object = serde_json::from_value(object.clone()).unwrap();
             (name.clone(), object)
@@ -120,9 +120,9 @@ impl Drop for Apiserver {
     }
 }
 
-impl World {
-    /// The next thing happens: an object comes or changes, or every third one goes.
-    fn pass(&self) {
+impl Store {
+    /// Adds, changes or deletes the next object; every third time it deletes one.
+    fn next_event(&self) {
         let mut history = self.history.lock().unwrap();
         let version = history.events.len() + 1;
         let name = format!("object-{}", version % OBJECTS);
@@ -164,18 +164,18 @@ fn line(what: &str, object: &Value) -> String {
     line
 }
 
-/// What is asked of a watch.
+/// The parameters of a watch.
 struct Watch {
-    /// Events up to this one are known.
+    /// The client knows the events up to this version.
     version: usize,
-    /// How long it may last.
+    /// The longest time that it may last.
     timeout: Duration,
     bookmarks: bool,
 }
 
 impl Watch {
-    /// `None` when the query asks for a list.
-    fn of(query: &str) -> Option<Self> {
+    /// `None` if the query is for a list.
+    fn parse(query: &str) -> Option<Self> {
         let value = |name: &str| {
             let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
             pairs
@@ -192,21 +192,21 @@ impl Watch {
     }
 }
 
-async fn answer(world: Arc<World>, request: Request<RequestBody>) -> Response<ResponseBody> {
+async fn respond(store: Arc<Store>, request: Request<RequestBody>) -> Response<ResponseBody> {
     let json = |body: ResponseBody| {
         let response = Response::builder().header(header::CONTENT_TYPE, "application/json");
         response.body(body).unwrap()
     };
     match request.uri().path() {
         "/api/v1/namespaces/default/configmaps" => {
-            match Watch::of(request.uri().query().unwrap_or_default()) {
+            match Watch::parse(request.uri().query().unwrap_or_default()) {
                 Some(watch) => {
-                    world.watches.fetch_add(1, Ordering::Relaxed);
-                    json(follow(world, watch))
+                    store.watches.fetch_add(1, Ordering::Relaxed);
+                    json(follow(store, watch))
                 }
                 None => {
-                    world.lists.fetch_add(1, Ordering::Relaxed);
-                    json(full(world.list()))
+                    store.lists.fetch_add(1, Ordering::Relaxed);
+                    json(full(store.list()))
                 }
             }
         }
@@ -218,13 +218,13 @@ async fn answer(world: Arc<World>, request: Request<RequestBody>) -> Response<Re
     }
 }
 
-/// The events after the known version, until the client stops reading or its time is over.
-fn follow(world: Arc<World>, watch: Watch) -> ResponseBody {
+/// Sends the events after the known version, until the client stops reading or the timeout ends the watch.
+fn follow(store: Arc<Store>, watch: Watch) -> ResponseBody {
     let (sender, body) = channel();
     tokio::spawn(async move {
         tokio::select! {
-            // The client has gone or its time is over: no error to report.
-            _gone = send_events(&sender, &world, &watch) => {}
+            // The client is gone, or the timeout has passed. Neither is an error.
+            _gone = send_events(&sender, &store, &watch) => {}
             () = sender.closed() => {}
             () = sleep(watch.timeout) => {}
         }
@@ -232,43 +232,43 @@ fn follow(world: Arc<World>, watch: Watch) -> ResponseBody {
     body
 }
 
-async fn send_events(sender: &BodySender, world: &World, watch: &Watch) -> Result<(), Gone> {
-    let mut latest = world.latest.subscribe();
+async fn send_events(sender: &BodySender, store: &Store, watch: &Watch) -> Result<(), Gone> {
+    let mut latest = store.latest.subscribe();
     let mut version = watch.version;
     loop {
-        let next = world.history.lock().unwrap().events.get(version).cloned();
+        let next = store.history.lock().unwrap().events.get(version).cloned();
         let Some(event) = next else {
-            // The world outlives its watches, so this is a change.
+            // The store lives longer than its watches, so this waits for a change.
             latest.changed().await.map_err(|_| Gone)?;
             continue;
         };
         version += 1;
-        in_two(sender, &event).await?;
+        send_in_two_pieces(sender, &event).await?;
         if watch.bookmarks && version.is_multiple_of(EVENTS_PER_BOOKMARK) {
             let bookmark = json!({
                 "apiVersion": "v1",
                 "kind": "ConfigMap",
                 "metadata": {"resourceVersion": version.to_string()},
             });
-            in_two(sender, &line("BOOKMARK", &bookmark)).await?;
+            send_in_two_pieces(sender, &line("BOOKMARK", &bookmark)).await?;
         }
     }
 }
 
-/// So that the end of a piece is seldom the end of an event.
-async fn in_two(sender: &BodySender, event: &str) -> Result<(), Gone> {
+/// Sends an event in two pieces, so that the end of a piece is seldom the end of an event.
+async fn send_in_two_pieces(sender: &BodySender, event: &str) -> Result<(), Gone> {
     let (one, other) = event.split_at(event.len() / 2);
     sender.send(one.to_owned()).await?;
     sender.send(other.to_owned()).await
 }
 
-/// Switches protocols and echoes.
+/// Switches protocols and echoes the bytes of the client.
 fn exec(mut request: Request<RequestBody>) -> Response<ResponseBody> {
     let upgraded = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         if let Ok(client) = upgraded.await {
             let (mut from, mut to) = split(TokioIo::new(client));
-            // A client that is gone needs no echo.
+            // A failure means only that the client is gone.
             if copy(&mut from, &mut to).await.is_ok() {
                 drop(tokio::io::AsyncWriteExt::shutdown(&mut to).await);
             }
@@ -282,7 +282,7 @@ fn exec(mut request: Request<RequestBody>) -> Response<ResponseBody> {
         .unwrap()
 }
 
-/// Names that objects have, over and over.
+/// The number of object names, which are used again and again.
 const OBJECTS: usize = 10;
-/// More often than a real one sends bookmarks, so that there are some between two restarts.
+/// More often than in a real apiserver, so that some bookmarks arrive between two restarts.
 const EVENTS_PER_BOOKMARK: usize = 10;

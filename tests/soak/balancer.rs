@@ -1,4 +1,4 @@
-//! A TCP load balancer: new connections go to its targets in turn, old ones stay where they are.
+//! A TCP load balancer: new connections go to its targets in turn, existing connections stay.
 
 use std::{
     collections::HashMap,
@@ -56,13 +56,13 @@ impl Balancer {
         self.state.lock().unwrap().targets.push(target);
     }
 
-    /// Sends no more new connections there.
+    /// Sends no new connections to this target.
     pub(crate) fn remove(&self, target: SocketAddr) {
         let mut state = self.state.lock().unwrap();
         state.targets.retain(|known| *known != target);
     }
 
-    /// Connections that are open to this target.
+    /// The number of open connections to this target.
     pub(crate) fn open(&self, target: SocketAddr) -> usize {
         let state = self.state.lock().unwrap();
         state.open.get(&target).copied().unwrap_or_default()
@@ -83,7 +83,7 @@ async fn join(mut client: TcpStream, state: Arc<Mutex<State>>) {
         *state.open.entry(target).or_default() += 1;
         target
     };
-    // What cannot be connected is closed, which the client counts as a failure.
+    // If the target does not accept, the client's connection is closed, and the client counts a failure.
     if let Ok(mut server) = TcpStream::connect(target).await {
         for tcp in [&client, &server] {
             tcp.set_nodelay(true).unwrap();

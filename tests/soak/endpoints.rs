@@ -1,4 +1,4 @@
-//! Three apiservers, of which one is killed, one falls silent and one is slow.
+//! Three apiservers: one is killed, one stops responding, and one is slow.
 
 use std::{
     net::SocketAddr,
@@ -20,8 +20,8 @@ async fn apiserver(ca: &Ca) -> Upstream {
     Upstream::builder(ca.server(&[APISERVER])).start().await
 }
 
-/// A listener that takes no connection any more: what comes is dropped by the kernel, as by a host that is
-/// gone. Holds its port for as long as it lives.
+/// A listener that accepts no connection: the kernel drops new connections, as a host that is gone would.
+/// It keeps its port until it is dropped.
 struct BlackHole {
     _listener: TcpListener,
     _queue: Vec<TcpStream>,
@@ -29,7 +29,7 @@ struct BlackHole {
 
 impl BlackHole {
     async fn at(address: SocketAddr) -> Self {
-        // The process that listened there before may not have ended yet.
+        // The earlier listener on this address may not be closed yet.
         let listener = loop {
             let socket = TcpSocket::new_v4().unwrap();
             socket.set_reuseaddr(true).unwrap();
@@ -39,7 +39,7 @@ impl BlackHole {
             }
         };
         let mut queue = Vec::new();
-        // Until the queue is full, which shows in a connection that is not made.
+        // Fills the queue. It is full when a connection is not established.
         while let Ok(connected) =
             tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(address)).await
         {
@@ -52,8 +52,8 @@ impl BlackHole {
     }
 }
 
-/// When `instance` noticed that the endpoint at `address` is unhealthy or healthy.
-async fn noticed(
+/// How long after `since` the log of `instance` reported the endpoint at `address` as unhealthy or healthy.
+async fn wait_for_report(
     instance: &Instance,
     what: &[&str],
     address: SocketAddr,
@@ -62,20 +62,20 @@ async fn noticed(
     let address = address.to_string();
     for what in std::iter::repeat_with(|| what.iter()).take(400) {
         for what in what {
-            if let Some(at) = instance.said(&[what, &address], since) {
+            if let Some(at) = instance.time_of_line(&[what, &address], since) {
                 return at - since;
             }
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    panic!("nothing was noticed of {address} within 20 s");
+    panic!("no log line about {address} within 20 s");
 }
 
 const UNHEALTHY: [&str; 2] = ["upstream probe failed", "upstream connection failed"];
 const HEALTHY: [&str; 1] = ["upstream endpoint healthy"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_apiserver_killed_one_silent_and_one_slow() {
+async fn requests_succeed_with_killed_silent_and_slow_apiservers() {
     let _alone = ALONE.lock().await;
     let ca = Ca::new("cluster");
     let world = World::new(&ca, "10s");
@@ -97,26 +97,26 @@ async fn one_apiserver_killed_one_silent_and_one_slow() {
     let load = Load::requests(client, size().shape.requests_per_second);
     let start = Instant::now();
     for address in [at_killed, at_silent, slow.address()] {
-        noticed(&instance, &HEALTHY, address, start).await;
+        wait_for_report(&instance, &HEALTHY, address, start).await;
     }
 
     let mut report = Vec::new();
     // Killed: connections are reset and refused.
     let kill = Instant::now();
     drop(killed);
-    let detected = noticed(&instance, &UNHEALTHY, at_killed, kill).await;
-    report.push(format!("killed: noticed after {detected:?}"));
+    let detected = wait_for_report(&instance, &UNHEALTHY, at_killed, kill).await;
+    report.push(format!("killed: detected after {detected:?}"));
     assert!(detected < LIMIT, "{detected:?}");
-    quiet(&load, "after the first detection").await;
+    assert_no_failures(&load, "after the first detection").await;
 
-    // Silent: packets vanish, on connections that exist too.
+    // Silent: all packets are lost, on existing connections too.
     let freeze = Instant::now();
     silent.freeze();
-    let detected = noticed(&instance, &UNHEALTHY, at_silent, freeze).await;
-    report.push(format!("silent: noticed after {detected:?}"));
+    let detected = wait_for_report(&instance, &UNHEALTHY, at_silent, freeze).await;
+    report.push(format!("silent: detected after {detected:?}"));
     assert!(detected < LIMIT, "{detected:?}");
-    quiet(&load, "with one of three").await;
-    let asked = load.tally().requests();
+    assert_no_failures(&load, "with one of three").await;
+    let requests_before = load.tally().requests();
 
     let back = Instant::now();
     let listener = loop {
@@ -125,34 +125,34 @@ async fn one_apiserver_killed_one_silent_and_one_slow() {
             Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
         }
     };
-    let again = Upstream::builder(ca.server(&[APISERVER])).serve(listener);
-    let recovered = noticed(&instance, &HEALTHY, at_killed, back).await;
-    report.push(format!("killed: taken back after {recovered:?}"));
+    let restarted = Upstream::builder(ca.server(&[APISERVER])).serve(listener);
+    let recovered = wait_for_report(&instance, &HEALTHY, at_killed, back).await;
+    report.push(format!("killed: used again after {recovered:?}"));
     assert!(recovered < LIMIT, "{recovered:?}");
     let back = Instant::now();
     silent.thaw();
-    let recovered = noticed(&instance, &HEALTHY, at_silent, back).await;
-    report.push(format!("silent: taken back after {recovered:?}"));
+    let recovered = wait_for_report(&instance, &HEALTHY, at_silent, back).await;
+    report.push(format!("silent: used again after {recovered:?}"));
     assert!(recovered < LIMIT, "{recovered:?}");
-    quiet(&load, "with all of them").await;
-    assert!(load.tally().requests() > asked);
+    assert_no_failures(&load, "with all of them").await;
+    assert!(load.tally().requests() > requests_before);
 
-    // Gone: not even a connection is made.
+    // Gone: no connection can be established.
     let gone = Instant::now();
-    drop(again);
+    drop(restarted);
     let _hole = tokio::time::timeout(LIMIT, BlackHole::at(at_killed))
         .await
         .unwrap();
-    let detected = noticed(&instance, &UNHEALTHY, at_killed, gone).await;
-    report.push(format!("gone: noticed after {detected:?}"));
+    let detected = wait_for_report(&instance, &UNHEALTHY, at_killed, gone).await;
+    report.push(format!("gone: detected after {detected:?}"));
     assert!(detected < LIMIT, "{detected:?}");
-    quiet(&load, "with one of three gone").await;
+    assert_no_failures(&load, "with one of three gone").await;
     println!("{}\n{}", load.finish().await, report.join("\n"));
 }
 
-/// What was begun before may fail, however long that takes: a request that went to an apiserver before it was
-/// known to be silent has no deadline. From here on nothing does.
-async fn quiet(load: &Load, when: &str) {
+/// Asserts that no request fails that begins from now on. Earlier requests may fail at any time: a request that
+/// was sent to an apiserver before the proxy knew that it is silent has no deadline.
+async fn assert_no_failures(load: &Load, when: &str) {
     let from_here = Instant::now();
     let before = load.tally().take_failures();
     println!("{when}: {} requests had failed before", before.len());
@@ -162,5 +162,5 @@ async fn quiet(load: &Load, when: &str) {
     assert!(failures.is_empty(), "{when}: {failures:#?}");
 }
 
-/// For detection and for recovery.
+/// The limit for detection and for recovery.
 const LIMIT: Duration = Duration::from_secs(10);

@@ -1,4 +1,4 @@
-//! One process of the proxy.
+//! Starts and observes one process of the proxy.
 
 use std::{
     net::SocketAddr,
@@ -22,7 +22,7 @@ pub(crate) const DELAY: Duration = Duration::from_secs(2);
 /// `--drain-tunnels` of every instance.
 pub(crate) const DRAIN_TUNNELS: Duration = Duration::from_secs(20);
 
-/// A running proxy; it is killed when dropped.
+/// A running proxy. Dropping it kills the process.
 pub(crate) struct Instance {
     child: Child,
     address: SocketAddr,
@@ -33,7 +33,7 @@ pub(crate) struct Instance {
 }
 
 impl Instance {
-    /// Starts it in front of these apiservers and waits until it serves.
+    /// Starts a proxy for these apiservers and waits until it serves.
     pub(crate) async fn start(world: &World, apiservers: &[SocketAddr]) -> Self {
         let file = |name: &str| world.dir.path().join(name).display().to_string();
         let addresses: Vec<_> = apiservers.iter().map(|one| format!("'{one}'")).collect();
@@ -72,9 +72,9 @@ impl Instance {
                 heard.send_modify(|lines: &mut Vec<_>| lines.push((Instant::now(), line)));
             }
         });
-        // Both lines end with an address, that of the status page as a URL.
+        // Both lines end with an address; the address of the status page is a URL.
         let address_of = async |of: &str| -> SocketAddr {
-            let said = |lines: &Vec<(Instant, String)>| {
+            let time_of_line = |lines: &Vec<(Instant, String)>| {
                 let line = lines.iter().find(|(_, line)| line.contains(of))?;
                 let last = line.1.split_whitespace().last()?;
                 last.trim_start_matches("http://")
@@ -83,9 +83,9 @@ impl Instance {
                     .ok()
             };
             let mut changes = lines.subscribe();
-            let told = changes.wait_for(|lines| said(lines).is_some());
+            let told = changes.wait_for(|lines| time_of_line(lines).is_some());
             let told = tokio::time::timeout(WAIT, told).await.unwrap();
-            said(&told.unwrap()).unwrap()
+            time_of_line(&told.unwrap()).unwrap()
         };
         let address = address_of("listening").await;
         let admin = address_of("http://").await;
@@ -103,15 +103,15 @@ impl Instance {
         self.address
     }
 
-    /// The certificate that a stranger is shown.
+    /// The certificate that a new client receives.
     pub(crate) async fn presents(&self) -> Vec<u8> {
-        // Without a session to resume, which would show the certificate it began with.
+        // A new client has no session to resume. A resumed session would show the certificate of its first handshake.
         let stranger = self.client.clone().alpn(&[]);
         let connection = stranger.connect().await.unwrap();
         connection.server_certificates()[0].to_vec()
     }
 
-    /// Waits until this gauge has this value on the admin port.
+    /// Waits until this gauge on the admin port has this value.
     pub(crate) async fn wait_for_gauge(&self, name: &str, value: &str) {
         let wanted = format!("kube_tls_proxy_{name} {value}");
         let deadline = Instant::now() + WAIT;
@@ -127,13 +127,13 @@ impl Instance {
         }
     }
 
-    /// Lines of the log that contain this.
+    /// The number of log lines that contain this text.
     pub(crate) fn count(&self, part: &str) -> usize {
         let lines = self.lines.borrow();
         lines.iter().filter(|(_, line)| line.contains(part)).count()
     }
 
-    /// Waits until `count` lines contain this.
+    /// Waits until `count` log lines contain this text.
     pub(crate) async fn wait_for(&self, part: &str, count: usize) {
         let mut changes = self.lines.subscribe();
         let enough = changes.wait_for(|lines| {
@@ -148,8 +148,8 @@ impl Instance {
         }
     }
 
-    /// The time of the first line after `since` that contains all of these.
-    pub(crate) fn said(&self, parts: &[&str], since: Instant) -> Option<Instant> {
+    /// The time of the first log line after `since` that contains all these texts.
+    pub(crate) fn time_of_line(&self, parts: &[&str], since: Instant) -> Option<Instant> {
         let lines = self.lines.borrow();
         let mut lines = lines.iter().filter(|(at, _)| *at >= since);
         let found = lines.find(|(_, line)| parts.iter().all(|part| line.contains(part)));
@@ -164,7 +164,7 @@ impl Instance {
         self.told.set(Some(Instant::now()));
     }
 
-    /// The line with which it ends, which can be asked for before.
+    /// Resolves to the last line of the log. Call it before the process ends.
     pub(crate) fn stopped_line(&self) -> impl Future<Output = String> + use<> {
         let mut changes = self.lines.subscribe();
         async move {
@@ -177,7 +177,7 @@ impl Instance {
         }
     }
 
-    /// Waits for its end; how long after SIGTERM that was.
+    /// Waits until the process ends, and returns the time since SIGTERM.
     pub(crate) async fn exit(mut self) -> Duration {
         let limit = DELAY + DRAIN_TUNNELS + WAIT;
         let ended = tokio::time::timeout(limit, self.child.wait()).await;

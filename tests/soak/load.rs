@@ -1,5 +1,5 @@
-//! Steady load: requests over both versions of HTTP, watches that resume, tunnels that echo. Everything that a
-//! client of Kubernetes would notice is written down, and how much load it really was.
+//! Steady load: requests over both versions of HTTP, watches that resume, tunnels that echo. It records every
+//! failure that a Kubernetes client would notice, and the load that was really reached.
 
 use std::{
     fmt,
@@ -27,7 +27,7 @@ use crate::{
     watches::{Reflectors, kube_client, watch_http1, watch_http2},
 };
 
-/// How much load.
+/// The amount of load.
 #[derive(Clone, Copy)]
 pub(crate) struct Shape {
     pub(crate) requests_per_second: u32,
@@ -35,21 +35,21 @@ pub(crate) struct Shape {
     pub(crate) tunnels: usize,
 }
 
-/// What clients saw.
+/// The results that the clients saw.
 pub(crate) struct Tally {
-    /// Requests that should be sent in a second.
-    asked: u32,
+    /// The target rate, in requests per second.
+    target: u32,
     began: Instant,
-    /// Requests that have ended, well or not.
+    /// Requests that have ended, with success or not.
     requests: AtomicUsize,
-    /// Requests that were sent again as RFC 9110 §9.2.2 and RFC 9113 §8.7 let clients do: on a kept
-    /// connection that was closed before a byte of a response, or after a GOAWAY.
-    again: AtomicUsize,
-    /// Watches that a reflector began on a kept connection that was just being closed, and began again.
-    again_by_reflectors: AtomicUsize,
+    /// Requests that were retried as RFC 9110 §9.2.2 and RFC 9113 §8.7 allow: the reused connection was closed
+    /// before the first byte of a response, or after a GOAWAY.
+    retries: AtomicUsize,
+    /// Watches that a reflector retried, because the reused connection was just being closed.
+    reflector_retries: AtomicUsize,
     events: AtomicUsize,
     tunnels: AtomicUsize,
-    /// What failed, and when that was begun.
+    /// The failures, and when the failed operation began.
     failures: Mutex<Vec<(Instant, String)>>,
 }
 
@@ -62,21 +62,21 @@ pub(crate) struct Load {
 }
 
 impl Tally {
-    fn new(asked: u32) -> Self {
+    fn new(target: u32) -> Self {
         Self {
-            asked,
+            target,
             began: Instant::now(),
             requests: AtomicUsize::default(),
-            again: AtomicUsize::default(),
-            again_by_reflectors: AtomicUsize::default(),
+            retries: AtomicUsize::default(),
+            reflector_retries: AtomicUsize::default(),
             events: AtomicUsize::default(),
             tunnels: AtomicUsize::default(),
             failures: Mutex::default(),
         }
     }
 
-    pub(crate) fn closed_under_a_reflector(&self) {
-        self.again_by_reflectors.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn reflector_retry(&self) {
+        self.reflector_retries.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn event(&self) {
@@ -96,24 +96,24 @@ impl Tally {
         self.requests.load(Ordering::Relaxed)
     }
 
-    /// Requests a second, from the beginning until now.
+    /// The rate of requests from the beginning until now.
     pub(crate) fn rate(&self) -> Rate {
         let lasted = self.began.elapsed();
         Rate {
-            asked: self.asked.into(),
+            target: self.target.into(),
             reached: f64::from(u32::try_from(self.requests()).unwrap()) / lasted.as_secs_f64(),
             lasted,
         }
     }
 
-    /// Takes what has failed so far, and when that was begun.
+    /// Removes and returns the failures so far, with the time when each operation began.
     pub(crate) fn take_failures(&self) -> Vec<(Instant, String)> {
         std::mem::take(&mut self.failures.lock().unwrap())
     }
 
     /// # Panics
     ///
-    /// When a client noticed something.
+    /// When a client saw a failure.
     pub(crate) fn assert_clean(&self) {
         let failures = self.failures.lock().unwrap();
         assert!(
@@ -124,10 +124,10 @@ impl Tally {
     }
 }
 
-/// How many requests a second there should be, and were.
+/// The target and the reached rate, in requests per second.
 #[derive(Clone, Copy)]
 pub(crate) struct Rate {
-    asked: f64,
+    target: f64,
     reached: f64,
     lasted: Duration,
 }
@@ -135,22 +135,22 @@ pub(crate) struct Rate {
 impl Rate {
     /// # Panics
     ///
-    /// When this was less load than the test is about.
+    /// When the reached rate is lower than the test requires.
     pub(crate) fn assert_reached(self) {
-        assert!(self.reached >= self.asked * ENOUGH, "{self}");
+        assert!(self.reached >= self.target * REQUIRED_SHARE, "{self}");
     }
 }
 
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
-            asked,
+            target,
             reached,
             lasted,
         } = self;
         write!(
             f,
-            "{reached:.1} requests a second of {asked} asked for, for {:.0} s",
+            "{reached:.1} requests per second (target: {target}) for {:.0} s",
             lasted.as_secs_f64()
         )
     }
@@ -161,10 +161,10 @@ impl fmt::Display for Tally {
         let of = |count: &AtomicUsize| count.load(Ordering::Relaxed);
         write!(
             f,
-            "{} requests, {} of them sent again, {} watches begun again by reflectors, {} events, {} tunnels, {} failures",
+            "{} requests, {} of them retried, {} watches retried by reflectors, {} events, {} tunnels, {} failures",
             of(&self.requests),
-            of(&self.again),
-            of(&self.again_by_reflectors),
+            of(&self.retries),
+            of(&self.reflector_retries),
             of(&self.events),
             of(&self.tunnels),
             self.failures.lock().unwrap().len()
@@ -186,7 +186,7 @@ impl Load {
         for number in 0..shape.watches {
             let (tally, stop) = (Arc::clone(&load.tally), load.stop.subscribe());
             let client = client.clone();
-            // Half of them are reflectors, the others look at every line.
+            // Half of the watches are reflectors; the others check every line.
             match number % 4 {
                 0 => load
                     .clients
@@ -207,7 +207,7 @@ impl Load {
         load
     }
 
-    /// Requests alone.
+    /// Starts requests only, without watches and tunnels.
     pub(crate) fn requests(client: Client, per_second: u32) -> Self {
         let mut load = Self {
             tally: Arc::new(Tally::new(per_second)),
@@ -219,7 +219,7 @@ impl Load {
         for number in 0..CLIENTS {
             let (tally, stop) = (Arc::clone(&load.tally), load.stop.subscribe());
             load.clients
-                .spawn(ask(client.clone(), number, pause, tally, stop));
+                .spawn(send_requests(client.clone(), number, pause, tally, stop));
         }
         load
     }
@@ -232,7 +232,7 @@ impl Load {
         &self.reflectors
     }
 
-    /// Stops all clients and says what they saw.
+    /// Stops all clients and returns their results.
     pub(crate) async fn finish(mut self) -> Arc<Tally> {
         self.stop.send_replace(true);
         while let Some(ended) = self.clients.join_next().await {
@@ -244,14 +244,15 @@ impl Load {
     }
 }
 
-/// A connection that requests are sent on, and whether one was.
-enum Kept {
+/// An open connection that a client reuses.
+enum ReusedConnection {
     Http1(Http1<TlsConnection>),
     Http2(Http2),
 }
 
-/// One client that asks once in every `pause`: a third as strangers, a third each on kept connections.
-async fn ask(
+/// One client that sends a request per `pause`. A third of the clients open a new connection for each request, a
+/// third each reuse an HTTP/1.1 or an HTTP/2 connection.
+async fn send_requests(
     client: Client,
     number: u32,
     pause: Duration,
@@ -259,64 +260,75 @@ async fn ask(
     stop: watch::Receiver<bool>,
 ) {
     let mut turns = interval(pause);
-    // A late request is sent at once, like a client that does not wait for responses.
+    // A late request is sent at once, as by a client that does not wait for responses.
     turns.set_missed_tick_behavior(MissedTickBehavior::Burst);
-    let mut kept = None;
+    let mut reused = None;
     while !*stop.borrow() {
         turns.tick().await;
         if number.is_multiple_of(3) {
-            kept = None;
+            reused = None;
         }
-        let had_one = kept.is_some();
-        let asked = Instant::now();
-        let mut answered = ask_patiently(&client, number, &mut kept).await;
-        if had_one && matches!(&answered, Err(again) if again.kind() == AGAIN) {
-            tally.again.fetch_add(1, Ordering::Relaxed);
-            answered = ask_patiently(&client, number, &mut kept).await;
+        let was_reused = reused.is_some();
+        let begun = Instant::now();
+        let mut outcome = request_with_timeout(&client, number, &mut reused).await;
+        if was_reused && matches!(&outcome, Err(error) if error.kind() == RETRYABLE) {
+            tally.retries.fetch_add(1, Ordering::Relaxed);
+            outcome = request_with_timeout(&client, number, &mut reused).await;
         }
         tally.requests.fetch_add(1, Ordering::Relaxed);
-        if let Err(error) = answered {
-            tally.failed_since(asked, "a request", &error);
-            kept = None;
+        if let Err(error) = outcome {
+            tally.failed_since(begun, "a request", &error);
+            reused = None;
         }
     }
 }
 
-/// The kind of error that lets a client send a request again.
-const AGAIN: std::io::ErrorKind = std::io::ErrorKind::Interrupted;
+/// The kind of error after which a client may retry the request.
+const RETRYABLE: std::io::ErrorKind = std::io::ErrorKind::Interrupted;
 
-/// Asks once. Who waits for too long panics, and asks again later as a stranger.
-async fn ask_patiently(client: &Client, number: u32, kept: &mut Option<Kept>) -> Result<()> {
-    let asked = AssertUnwindSafe(ask_once(client, number, kept)).catch_unwind();
-    let gave_up = |_| Err(Error::other("nothing came for long"));
-    asked.await.unwrap_or_else(gave_up)
+/// Sends one request. A wait that takes too long panics; this turns the panic into an error, and the next request
+/// uses a new connection.
+async fn request_with_timeout(
+    client: &Client,
+    number: u32,
+    reused: &mut Option<ReusedConnection>,
+) -> Result<()> {
+    let request = AssertUnwindSafe(request_once(client, number, reused)).catch_unwind();
+    let timed_out = |_| Err(Error::other("no response within the time limit"));
+    request.await.unwrap_or_else(timed_out)
 }
 
-async fn ask_once(client: &Client, number: u32, kept: &mut Option<Kept>) -> Result<()> {
-    let connection = match kept.take() {
+async fn request_once(
+    client: &Client,
+    number: u32,
+    reused: &mut Option<ReusedConnection>,
+) -> Result<()> {
+    let connection = match reused.take() {
         Some(connection) => connection,
-        None if number % 3 == 1 => Kept::Http2(client.http2().await),
-        None => Kept::Http1(Http1::new(client.connect().await?)),
+        None if number % 3 == 1 => ReusedConnection::Http2(client.http2().await),
+        None => ReusedConnection::Http1(Http1::new(client.connect().await?)),
     };
     match connection {
-        Kept::Http2(connection) => {
-            let answer = connection.get(&format!("https://{HOST}/version")).await;
-            match answer {
-                Ok(answer) if answer.status == 200 => *kept = Some(Kept::Http2(connection)),
-                Ok(answer) => return Err(Error::other(answer.text())),
+        ReusedConnection::Http2(connection) => {
+            let response = connection.get(&format!("https://{HOST}/version")).await;
+            match response {
+                Ok(response) if response.status == 200 => {
+                    *reused = Some(ReusedConnection::Http2(connection))
+                }
+                Ok(response) => return Err(Error::other(response.text())),
                 Err(error) if error.is_go_away() || !error.is_remote() => {
-                    return Err(Error::new(AGAIN, error));
+                    return Err(Error::new(RETRYABLE, error));
                 }
                 Err(error) => return Err(Error::other(error)),
             }
         }
-        Kept::Http1(mut connection) => {
+        ReusedConnection::Http1(mut connection) => {
             let sent = connection
                 .try_send(format!("GET /version HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))
                 .await;
-            let again = |error| Error::new(AGAIN, error);
-            sent.map_err(again)?;
-            let head = connection.head().await.map_err(again)?;
+            let retryable = |error| Error::new(RETRYABLE, error);
+            sent.map_err(retryable)?;
+            let head = connection.head().await.map_err(retryable)?;
             let body = connection
                 .body(&head)
                 .await
@@ -325,14 +337,14 @@ async fn ask_once(client: &Client, number: u32, kept: &mut Option<Kept>) -> Resu
                 return Err(Error::other(String::from_utf8_lossy(&body).into_owned()));
             }
             if head.header("connection") != Some("close") {
-                *kept = Some(Kept::Http1(connection));
+                *reused = Some(ReusedConnection::Http1(connection));
             }
         }
     }
     Ok(())
 }
 
-/// Opens a tunnel, uses it for a while, ends it and opens the next.
+/// Opens a tunnel, uses it for some seconds, closes it and opens the next.
 async fn echo(client: Client, tally: Arc<Tally>, stop: watch::Receiver<bool>) {
     while !*stop.borrow() {
         tally.tunnels.fetch_add(1, Ordering::Relaxed);
@@ -358,14 +370,14 @@ async fn echo_once(client: &Client) -> Result<()> {
         connection.try_send(&word).await?;
         let heard = connection.take(word.len()).await?;
         if heard != word {
-            return Err(Error::other(format!("{heard:?} in place of {word}")));
+            return Err(Error::other(format!("expected {word}, received {heard:?}")));
         }
         sleep(Duration::from_millis(300)).await;
     }
     Ok(())
 }
 
-/// Clients that ask.
+/// The number of clients that send requests.
 const CLIENTS: u32 = 12;
-/// So much of the rate that was asked for must be reached.
-const ENOUGH: f64 = 0.95;
+/// The share of the target rate that must be reached.
+const REQUIRED_SHARE: f64 = 0.95;

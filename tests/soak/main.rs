@@ -1,9 +1,9 @@
-//! A year of an operator in a minute: the binary under steady load while certificates, CAs and processes are
-//! replaced, files are broken and apiservers fail. What clients see of it is counted: it has to be nothing.
+//! A year of operation in a minute: the binary runs under steady load while certificates, CAs and processes are
+//! replaced, files are broken and apiservers fail. The tests count what clients notice; it must be nothing.
 //!
-//! By default it is short, so that it can run with every change. `SOAK=full cargo test --release --test soak` takes
-//! the numbers of the acceptance: 300 requests a second, 20 certificates, 5 CAs, 3 rolling restarts. It fails when
-//! the machine did not reach them.
+//! The default run is short, so that it can run with every change. `SOAK=full cargo test --release --test soak`
+//! uses the numbers of the acceptance test: 300 requests per second, 20 certificates, 5 CAs, 3 rolling restarts.
+//! It fails if the machine does not reach them.
 
 #![expect(
     clippy::unwrap_used,
@@ -32,24 +32,24 @@ use balancer::Balancer;
 use instance::Instance;
 use load::{Load, Shape};
 
-/// The public name that the proxy's certificate carries.
+/// The public name in the proxy's certificate.
 const HOST: &str = "kube.test";
-/// The name that the apiserver's certificate carries.
+/// The name in the apiserver's certificate.
 const APISERVER: &str = "kubernetes.default.svc";
 
-/// Each test wants the machine for itself.
+/// Each test needs the whole machine.
 static ALONE: Mutex<()> = Mutex::const_new(());
 
-/// How much is done.
+/// The size of a run.
 struct Size {
     shape: Shape,
-    /// Whether a machine that does not reach the rate is a failure.
+    /// Whether the test fails if the machine does not reach the rate.
     is_full: bool,
     certificates: usize,
     cas: usize,
     broken: usize,
     restarts: usize,
-    /// How often the proxies read their files.
+    /// The interval at which the proxies read their files.
     reload: &'static str,
 }
 
@@ -103,7 +103,7 @@ impl World {
         world
     }
 
-    /// Replaces the certificate; returns the leaf.
+    /// Replaces the certificate and returns the new leaf.
     fn new_certificate(&self) -> Vec<u8> {
         let identity = self.public_ca.server(&[HOST, "127.0.0.1"]);
         identity.write(&self.dir, "tls");
@@ -111,15 +111,15 @@ impl World {
     }
 }
 
-/// Waits until every instance presents this certificate; says how long that took.
-async fn presented(instances: &[Instance], leaf: &[u8]) -> Duration {
+/// Waits until every instance presents this certificate. Returns how long that took.
+async fn wait_for_certificate(instances: &[Instance], leaf: &[u8]) -> Duration {
     let began = Instant::now();
     for instance in instances {
         while instance.presents().await != leaf {
             let waited = began.elapsed();
             assert!(
                 waited < Duration::from_secs(15),
-                "the new certificate after 15 s"
+                "an instance does not present the new certificate after 15 s"
             );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -127,19 +127,19 @@ async fn presented(instances: &[Instance], leaf: &[u8]) -> Duration {
     began.elapsed()
 }
 
-/// Lists, and how often a watch was taken up again; the last ones, whose process has just ended, are waited for.
-async fn resumed(apiserver: &Apiserver, watches: usize) -> (usize, usize) {
+/// The number of lists and the number of resumed watches. Waits for the watches whose process has just ended.
+async fn count_resumed(apiserver: &Apiserver, watches: usize) -> (usize, usize) {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
-        let (lists, asked) = apiserver.asked();
-        if asked >= 2 * watches || Instant::now() > deadline {
-            return (lists, asked - watches);
+        let (lists, requested) = apiserver.requested();
+        if requested >= 2 * watches || Instant::now() > deadline {
+            return (lists, requested - watches);
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
-/// Certificates, CAs, broken files and whole processes change, and no client notices.
+/// Replaces certificates, CAs and whole processes, and breaks files. No client may notice it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_client_notices_rotations_broken_files_and_restarts() {
     let _alone = ALONE.lock().await;
@@ -157,11 +157,11 @@ async fn no_client_notices_rotations_broken_files_and_restarts() {
     let mut slowest = Duration::ZERO;
     for _ in 0..size.certificates {
         let leaf = world.new_certificate();
-        slowest = slowest.max(presented(&instances, &leaf).await);
+        slowest = slowest.max(wait_for_certificate(&instances, &leaf).await);
     }
     for number in 0..size.cas {
         let new = Ca::new(&format!("cluster {number}"));
-        // As an operator does it: first both, then the apiserver's certificate, then the new one alone.
+        // As an operator does it: first both CAs, then the new certificate of the apiserver, then only the new CA.
         for (cas, present) in [(ca.pem() + &new.pem(), true), (new.pem(), false)] {
             let seen: Vec<_> = instances.iter().map(|one| one.count("reloaded")).collect();
             world.dir.write("ca.crt", cas);
@@ -188,9 +188,9 @@ async fn no_client_notices_rotations_broken_files_and_restarts() {
             assert_eq!(
                 instance.presents().await,
                 leaf,
-                "the broken file is kept out"
+                "the proxy keeps the old certificate when the key file is broken"
             );
-            // What the alert KubeTlsProxyReloadFailed looks at.
+            // The alert KubeTlsProxyReloadFailed uses this gauge.
             instance
                 .wait_for_gauge("last_reload_successful", "0.0")
                 .await;
@@ -211,30 +211,33 @@ async fn no_client_notices_rotations_broken_files_and_restarts() {
         let old = instances.remove(0);
         instances.push(new);
         old.terminate().await;
-        // A load balancer learns of it within the delay.
+        // A load balancer notices the drain within the delay.
         tokio::time::sleep(instance::DELAY / 2).await;
         balancer.remove(old.address());
         exits.push(old.exit().await);
     }
     let rate = load.tally().rate();
-    apiserver.stop_time();
+    apiserver.stop_changes();
     let reflectors = load.reflectors().count();
     load.reflectors().compare(&apiserver, load.tally()).await;
-    let (lists, resumed) = resumed(&apiserver, size.shape.watches).await;
+    let (lists, resumed) = count_resumed(&apiserver, size.shape.watches).await;
     let tally = load.finish().await;
     println!(
-        "{rate}\n{tally}\n{reflectors} reflectors, whose stores are what there is, listed {lists} times; \
-         {resumed} watches resumed\nslowest new certificate {slowest:?}; exits after {exits:?}"
+        "{rate}\n{tally}\n{reflectors} reflectors, whose stores match the apiserver, listed {lists} times; \
+         {resumed} watches resumed\nslowest certificate reload {slowest:?}; exits after {exits:?}"
     );
     tally.assert_clean();
-    assert_eq!(lists, reflectors, "each lists once");
-    assert!(resumed >= size.shape.watches, "the restarts ended no watch");
+    assert_eq!(lists, reflectors, "each reflector lists once");
+    assert!(
+        resumed >= size.shape.watches,
+        "each watch is resumed at least once after the restarts: {resumed}"
+    );
     if size.is_full {
         rate.assert_reached();
     }
 }
 
-/// The end of a process under load: nothing fails, every watch ends on a line, and it is over in time.
+/// A process ends under load: no request fails, every watch ends at a line end, and the process ends in time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigterm_under_load_fails_no_request() {
     let _alone = ALONE.lock().await;
@@ -262,7 +265,7 @@ async fn sigterm_under_load_fails_no_request() {
     println!("{rate}\n{tally}\nexit after {took:?} with {connections} connections");
     let stopped = stopped.await;
     tally.assert_clean();
-    assert!(connections > 0, "it had nothing to do");
+    assert!(connections > 0, "the process had no connections");
     assert!(stopped.contains("connections_closed=0"), "{stopped}");
     assert!(stopped.contains("tunnels_closed=0"), "{stopped}");
     assert!(took <= instance::DELAY + instance::DRAIN_TUNNELS + Duration::from_secs(1));

@@ -1,4 +1,4 @@
-//! Watches that never end for their clients: reflectors of kube-rs, and clients that check every line.
+//! Clients that watch without end: reflectors of kube-rs, and clients that check every line.
 
 use std::{
     collections::BTreeMap,
@@ -19,12 +19,12 @@ use tokio::{sync::watch, time::sleep};
 
 use crate::{HOST, World, apiserver::Apiserver, load::Tally};
 
-/// What the reflectors know.
+/// The stores of the reflectors.
 #[derive(Default)]
 pub(crate) struct Reflectors(Vec<reflector::Store<ConfigMap>>);
 
 impl Reflectors {
-    /// One more, to be run until `stop`.
+    /// Adds a reflector. The returned future runs it until `stop`.
     pub(crate) fn reflect(
         &mut self,
         client: kube::Client,
@@ -40,7 +40,7 @@ impl Reflectors {
         self.0.len()
     }
 
-    /// Waits until every one knows what there is, and nothing else, in a world where nothing happens any more.
+    /// Waits until every store has exactly the objects of the apiserver. Objects must no longer change.
     pub(crate) async fn compare(&self, apiserver: &Apiserver, tally: &Tally) {
         let objects = apiserver.objects();
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -53,7 +53,7 @@ impl Reflectors {
                 if Instant::now() > deadline {
                     let known = known();
                     let wrong =
-                        format!("reflector {number} knows {known:?} in place of {objects:?}");
+                        format!("reflector {number} has {known:?}, the apiserver {objects:?}");
                     tally.failed("a store", &wrong);
                     break;
                 }
@@ -70,7 +70,7 @@ pub(crate) fn kube_client(world: &World, address: SocketAddr) -> kube::Client {
     kube::Client::try_from(config).unwrap()
 }
 
-/// Takes the next event; the versions have no gap and nothing comes twice.
+/// Counts the next event. Fails if a version is missing or repeated.
 fn take_event(version: &mut usize, next: usize, tally: &Tally) {
     tally.event();
     if next != *version + 1 {
@@ -79,10 +79,10 @@ fn take_event(version: &mut usize, next: usize, tally: &Tally) {
     *version = next;
 }
 
-/// Whether a kept connection was closed before a byte of a response. Over HTTP/1.1 no server, nor a restarting
-/// apiserver, can close a connection after a response without this race (RFC 9112 §9.5). client-go sends the
-/// request again by itself; kube-rs first reports it to its reflector.
-fn is_closed_under_it(error: &watcher::Error) -> bool {
+/// Whether a reused connection was closed before the first byte of a response. Over HTTP/1.1 no server, not even a
+/// restarting apiserver, can close a connection after a response without this race (RFC 9112 §9.5). client-go
+/// retries the request itself; kube-rs first reports the error to its reflector.
+fn is_reuse_race(error: &watcher::Error) -> bool {
     let watcher::Error::WatchStartFailed(error) = error else {
         return false;
     };
@@ -96,8 +96,8 @@ fn is_closed_under_it(error: &watcher::Error) -> bool {
     false
 }
 
-/// A reflector of kube-rs: it lists once, and watches from the last version it saw, again and again. All that it
-/// says of an error is a failure, and so is a second list, which it needs when it has lost its place.
+/// Runs a reflector of kube-rs. It lists once, and then watches again and again from the last version it saw. Every
+/// other error that it reports is a failure, and so is a second list, which it needs if it lost its version.
 async fn reflect(
     client: kube::Client,
     writer: reflector::store::Writer<ConfigMap>,
@@ -117,17 +117,17 @@ async fn reflect(
         match event {
             Some(Ok(watcher::Event::Apply(one) | watcher::Event::Delete(one))) => {
                 let next = one.resource_version().unwrap().parse().unwrap();
-                // The first one after the list, whose version the client does not know.
+                // The client does not know the version of the list, so the first event after the list sets it.
                 take_event(version.get_or_insert(next - 1), next, &tally);
             }
             Some(Ok(watcher::Event::Init)) => {
                 lists += 1;
                 if lists > 1 {
-                    tally.failed("a reflector", &"it had to list again");
+                    tally.failed("a reflector", &"it listed again");
                 }
             }
             Some(Ok(watcher::Event::InitApply(_) | watcher::Event::InitDone)) => {}
-            Some(Err(error)) if is_closed_under_it(&error) => tally.closed_under_a_reflector(),
+            Some(Err(error)) if is_reuse_race(&error) => tally.reflector_retry(),
             Some(Err(error)) => tally.failed("a reflector", &format!("{error:?}")),
             None => return tally.failed("a reflector", &"it ended"),
         }
@@ -138,7 +138,7 @@ fn watch_target(version: usize) -> String {
     format!("/api/v1/namespaces/default/configmaps?watch=true&resourceVersion={version}")
 }
 
-/// What was received of an event that is not complete.
+/// The bytes of an event that is not complete yet.
 #[derive(Default)]
 struct Line(Vec<u8>);
 
@@ -160,7 +160,7 @@ impl Line {
     }
 }
 
-/// Sees what kube-rs forgives: a last chunk that is missing, an event that is not whole.
+/// Detects what kube-rs tolerates: a missing last chunk, and an incomplete event.
 pub(crate) async fn watch_http1(
     client: Client,
     mut version: usize,
@@ -200,7 +200,7 @@ async fn follow_http1(client: &Client, version: &mut usize, tally: &Tally) -> Re
     }
 }
 
-/// The same over HTTP/2, with a connection of its own.
+/// The same over HTTP/2, with a separate connection.
 pub(crate) async fn watch_http2(
     client: Client,
     mut version: usize,

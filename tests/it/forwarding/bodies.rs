@@ -282,7 +282,7 @@ async fn http1_upload_aborted_by_client_is_aborted_upstream() {
             abort(client, how).await;
             let end = request.body_end().await;
             assert!(
-                matches!(end, BodyEnd::Cut(_)),
+                matches!(end, BodyEnd::Incomplete(_)),
                 "{how:?} {framing} {part:?}: {end:?}"
             );
         }
@@ -316,7 +316,7 @@ async fn http2_upload_aborted_by_client_is_aborted_upstream() {
                 wire.reset(1, code).await.unwrap();
                 let end = request.body_end().await;
                 assert!(
-                    matches!(end, BodyEnd::Cut(_)),
+                    matches!(end, BodyEnd::Incomplete(_)),
                     "code {code} to {alpn:?}: {end:?}"
                 );
             }
@@ -356,7 +356,7 @@ async fn upload_aborted_after_early_head_is_aborted_upstream() {
         let request = upstream.next_request().await;
         wire.reset(1, CANCEL).await.unwrap();
         let end = request.body_end().await;
-        assert!(matches!(end, BodyEnd::Cut(_)), "{alpn:?}: {end:?}");
+        assert!(matches!(end, BodyEnd::Incomplete(_)), "{alpn:?}: {end:?}");
     }
 }
 
@@ -374,7 +374,7 @@ async fn upload_on_lost_http2_connection_is_aborted_upstream() {
         let request = upstream.next_request().await;
         drop(client);
         let end = request.body_end().await;
-        assert!(matches!(end, BodyEnd::Cut(_)), "{alpn:?}: {end:?}");
+        assert!(matches!(end, BodyEnd::Incomplete(_)), "{alpn:?}: {end:?}");
     }
 }
 

@@ -172,7 +172,7 @@ async fn malformed_chunks_abort_the_request() {
         for request in upstream.requests() {
             let end = request.body_end().await;
             assert!(
-                matches!(end, standin::upstream::BodyEnd::Cut(_)),
+                matches!(end, standin::upstream::BodyEnd::Incomplete(_)),
                 "{chunks:?}: {end:?}"
             );
         }

@@ -1,15 +1,15 @@
-//! HTTP/2 frames by hand: for scripts that no library would write, and to count what passes.
+//! Reads, writes and counts single HTTP/2 frames: for tests that send what no library would send.
 
 use std::{collections::VecDeque, io};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-/// What a client sends before its first frame (RFC 9113 §3.4).
+/// The bytes that a client sends before its first frame (RFC 9113 §3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Frame types (RFC 9113 §6).
-#[expect(missing_docs, reason = "the names are those of the RFC")]
+#[expect(missing_docs, reason = "the RFC defines the names")]
 pub mod kind {
     pub const DATA: u8 = 0;
     pub const HEADERS: u8 = 1;
@@ -32,21 +32,21 @@ pub const END_HEADERS: u8 = 0x4;
 
 pub(crate) const HEADER_BYTES: usize = 9;
 
-/// One frame as it stood on the wire.
+/// One frame as it was on the wire.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
     /// See [`kind`].
     pub kind: u8,
     /// Its flags.
     pub flags: u8,
-    /// The stream it belongs to; 0 is the connection.
+    /// The stream of the frame; 0 is the connection.
     pub stream: u32,
-    /// Everything after the header, padding and priority included.
+    /// All bytes after the frame header, padding and priority included.
     pub payload: Bytes,
 }
 
 impl Frame {
-    /// Whether it has this flag.
+    /// Whether the frame has this flag.
     #[must_use]
     pub fn has(&self, flag: u8) -> bool {
         self.flags & flag != 0
@@ -65,7 +65,7 @@ impl Frame {
         ))
     }
 
-    /// The identifier and value pairs of SETTINGS.
+    /// The pairs of identifier and value in SETTINGS.
     #[must_use]
     pub fn settings(&self) -> Vec<(u16, u32)> {
         if self.kind != kind::SETTINGS {
@@ -77,11 +77,11 @@ impl Frame {
             .collect()
     }
 
-    /// The bytes that say this frame.
+    /// The frame as bytes for the wire.
     ///
     /// # Panics
     ///
-    /// When the payload is longer than a frame can say.
+    /// When the length of the payload does not fit the length field.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let length = u32::try_from(self.payload.len()).expect("a frame's length fits 24 bits");
@@ -93,7 +93,7 @@ impl Frame {
         bytes
     }
 
-    /// Takes a whole frame off the front.
+    /// Removes the first frame from the buffer, if it is complete.
     pub(crate) fn decode(from: &mut BytesMut) -> Option<Self> {
         let header = from.get(..HEADER_BYTES)?;
         let length =
@@ -117,9 +117,9 @@ impl Frame {
     }
 }
 
-/// Reads along with one direction of an HTTP/2 connection and yields its frames.
+/// Parses a copy of one direction of an HTTP/2 connection into frames.
 ///
-/// The payloads of DATA frames are dropped, so that a long stream does not fill the memory.
+/// The payloads of DATA frames are discarded, so that a long stream does not fill the memory.
 #[derive(Debug)]
 pub struct FrameTap {
     preface_left: usize,
@@ -127,7 +127,7 @@ pub struct FrameTap {
 }
 
 impl FrameTap {
-    /// For the direction from a client to a server, which begins with the preface.
+    /// For the direction from client to server, which begins with the preface.
     #[must_use]
     pub fn from_client() -> Self {
         Self {
@@ -136,7 +136,7 @@ impl FrameTap {
         }
     }
 
-    /// For the direction from a server to a client.
+    /// For the direction from server to client.
     #[must_use]
     pub fn from_server() -> Self {
         Self {
@@ -145,7 +145,7 @@ impl FrameTap {
         }
     }
 
-    /// Takes the next bytes and returns the frames that are complete with them.
+    /// Adds the next bytes and returns the frames that they complete.
     pub fn feed(&mut self, mut bytes: &[u8]) -> Vec<Frame> {
         let skipped = self.preface_left.min(bytes.len());
         self.preface_left -= skipped;
@@ -162,7 +162,7 @@ impl FrameTap {
     }
 }
 
-/// One side of an HTTP/2 connection whose every frame is written in the test.
+/// One side of an HTTP/2 connection. The test writes every frame.
 #[derive(Debug)]
 pub struct FrameConnection<S> {
     stream: S,
@@ -171,11 +171,11 @@ pub struct FrameConnection<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> FrameConnection<S> {
-    /// The server's side: reads the preface, sends these settings.
+    /// The server side: reads the preface and sends these settings.
     ///
     /// # Errors
     ///
-    /// When the client closes or begins with something else.
+    /// When the client closes the connection or sends no preface.
     pub async fn server(mut stream: S, settings: &[(u16, u32)]) -> io::Result<Self> {
         let mut preface = [0; PREFACE.len()];
         stream.read_exact(&mut preface).await?;
@@ -188,7 +188,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> FrameConnection<S> {
         Self::begin(stream, settings).await
     }
 
-    /// The client's side: sends the preface and these settings.
+    /// The client side: sends the preface and these settings.
     ///
     /// # Errors
     ///
@@ -198,7 +198,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> FrameConnection<S> {
         Self::begin(stream, settings).await
     }
 
-    /// The client's side of one who lets all come at once: streams and connection have room for 1 GiB.
+    /// The client side with a window of 1 GiB per stream and connection, so that flow control never stops the peer.
     ///
     /// # Errors
     ///
@@ -226,11 +226,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> FrameConnection<S> {
         Ok(this)
     }
 
-    /// The next frame, whatever it is; none when the peer closed.
+    /// The next frame of any type, or `None` when the peer closed the connection.
     ///
     /// # Errors
     ///
-    /// When the connection breaks, within a frame too.
+    /// When the connection fails or ends within a frame.
     pub async fn next(&mut self) -> io::Result<Option<Frame>> {
         if let Some(frame) = self.put_back.pop_front() {
             return Ok(Some(frame));
@@ -249,8 +249,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> FrameConnection<S> {
         }
     }
 
-    /// The next frame of this type. SETTINGS and PING that come before are acknowledged; all else that
-    /// comes before is kept for [`next`](Self::next).
+    /// The next frame of this type. Acknowledges SETTINGS and PING frames that arrive before it, and keeps
+    /// all other earlier frames for [`next`](Self::next).
     ///
     /// # Errors
     ///
@@ -311,7 +311,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> FrameConnection<S> {
         self.stream.flush().await
     }
 
-    /// Sends HEADERS with these fields, pseudo-fields first. The fields are not compressed.
+    /// Sends HEADERS with these fields, pseudo-fields first, without compression.
     ///
     /// # Errors
     ///
@@ -365,7 +365,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> FrameConnection<S> {
         .await
     }
 
-    /// The stream below, for bytes that are no frames. What was read and not yet taken is lost.
+    /// The underlying stream, for bytes that are not frames. Bytes in the read buffer are lost.
     pub fn into_inner(self) -> S {
         self.stream
     }
@@ -389,7 +389,7 @@ pub fn encode_fields(fields: &[(&str, &str)]) -> Vec<u8> {
     block
 }
 
-/// An integer with a prefix of seven bits (RFC 7541 §5.1).
+/// Appends an integer with a prefix of seven bits (RFC 7541 §5.1).
 fn encode_length(block: &mut Vec<u8>, length: usize) {
     let low_bits = |value: usize| u8::try_from(value & 0x7f).expect("seven bits fit a byte");
     if length < 127 {
@@ -410,7 +410,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tap_finds_frames_however_the_bytes_are_cut() {
+    fn tap_finds_frames_for_every_split_of_the_bytes() {
         let ping = Frame {
             kind: kind::PING,
             flags: 0,
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_are_written_as_the_rfc_says() {
+    fn lengths_are_encoded_as_the_rfc_requires() {
         for (length, expected) in [
             (10, &[10][..]),
             (126, &[126]),

@@ -1,4 +1,4 @@
-//! Throw-away CAs and leaf certificates, made when the test runs: good ones, and bad in one way each.
+//! Temporary CAs and leaf certificates, made when the test runs: valid ones, and some with exactly one fault.
 
 use std::{path::PathBuf, sync::Arc, time::SystemTime};
 
@@ -16,12 +16,12 @@ use crate::TempDir;
 #[derive(Debug)]
 pub struct Ca {
     issuer: CertifiedIssuer<'static, KeyPair>,
-    /// The intermediates between this issuer and the root, nearest first, this one included; empty for a root.
+    /// The intermediates from this issuer (included) to the root (not included), in this order. Empty for a root.
     below_root: Vec<CertificateDer<'static>>,
 }
 
 impl Ca {
-    /// A root of its own; the name is its common name.
+    /// A root CA with this common name.
     #[must_use]
     pub fn new(name: &str) -> Self {
         let issuer =
@@ -32,7 +32,7 @@ impl Ca {
         }
     }
 
-    /// An intermediate that this CA signed. Leaves of it carry it in their chain.
+    /// An intermediate CA signed by this CA. The chains of its leaves contain it.
     #[must_use]
     pub fn intermediate(&self, name: &str) -> Self {
         let issuer = CertifiedIssuer::signed_by(ca_params(name), new_key(), &self.issuer)
@@ -42,13 +42,13 @@ impl Ca {
         Self { issuer, below_root }
     }
 
-    /// A good server certificate for these DNS names and IP addresses.
+    /// A valid server certificate for these DNS names and IP addresses.
     #[must_use]
     pub fn server(&self, names: &[&str]) -> Identity {
         self.leaf(names).build()
     }
 
-    /// A good client certificate: user and groups as Kubernetes reads them (CN and O).
+    /// A valid client certificate, with user and groups where Kubernetes reads them (CN and O).
     #[must_use]
     pub fn client(&self, user: &str, groups: &[&str]) -> Identity {
         self.leaf(&[])
@@ -58,11 +58,11 @@ impl Ca {
             .build()
     }
 
-    /// A leaf to be described further, for instance to make it a bad one.
+    /// A builder for a leaf, for instance for one with a fault.
     ///
     /// # Panics
     ///
-    /// When a name is neither an IP address nor ASCII.
+    /// When a name is neither an IP address nor ASCII text.
     #[must_use]
     pub fn leaf(&self, names: &[&str]) -> LeafBuilder<'_> {
         LeafBuilder {
@@ -72,23 +72,23 @@ impl Ca {
         }
     }
 
-    /// The certificate of this issuer, PEM.
+    /// The certificate of this issuer as PEM.
     #[must_use]
     pub fn pem(&self) -> String {
         self.issuer.pem()
     }
 
-    /// The certificate of this issuer.
+    /// The certificate of this issuer as DER.
     #[must_use]
     pub fn der(&self) -> CertificateDer<'static> {
         self.issuer.der().clone()
     }
 
-    /// A store that trusts this CA alone.
+    /// A store that trusts only this CA.
     ///
     /// # Panics
     ///
-    /// Never: rustls accepts what rcgen makes.
+    /// Never: rustls accepts the certificates of rcgen.
     #[must_use]
     pub fn roots(&self) -> RootCertStore {
         let mut roots = RootCertStore::empty();
@@ -99,7 +99,7 @@ impl Ca {
     }
 }
 
-/// A leaf on its way: valid from 2020 to 2090, for server authentication, until told otherwise.
+/// A builder for a leaf. By default the leaf is valid from 2020 to 2090, for server authentication.
 #[derive(Debug)]
 pub struct LeafBuilder<'a> {
     ca: &'a Ca,
@@ -108,35 +108,35 @@ pub struct LeafBuilder<'a> {
 }
 
 impl LeafBuilder<'_> {
-    /// Ended in 2021.
+    /// Valid until 2021.
     #[must_use]
     pub fn expired(mut self) -> Self {
         self.params.not_after = date_time_ymd(2021, 1, 1);
         self
     }
 
-    /// Begins in 2089.
+    /// Valid from 2089 on.
     #[must_use]
     pub fn not_yet_valid(mut self) -> Self {
         self.params.not_before = date_time_ymd(2089, 1, 1);
         self
     }
 
-    /// Ends at this moment, cut down to a whole second.
+    /// Valid until this time, rounded down to a second.
     #[must_use]
     pub fn valid_until(mut self, end: SystemTime) -> Self {
         self.params.not_after = end.into();
         self
     }
 
-    /// For client authentication only.
+    /// Valid for client authentication only.
     #[must_use]
     pub fn client_auth(mut self) -> Self {
         self.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self
     }
 
-    /// As a public CA issues it: with the policy that its owner was validated by domain (2.23.140.1.2.1).
+    /// With the "domain validated" policy (2.23.140.1.2.1), as a public CA issues it.
     #[must_use]
     pub fn publicly_issued(mut self) -> Self {
         let policies = [
@@ -151,7 +151,7 @@ impl LeafBuilder<'_> {
         self
     }
 
-    /// The subject's CN.
+    /// Sets the CN of the subject.
     #[must_use]
     pub fn common_name(mut self, name: &str) -> Self {
         self.params
@@ -160,14 +160,14 @@ impl LeafBuilder<'_> {
         self
     }
 
-    /// The subject's O values.
+    /// Sets the O values of the subject.
     ///
     /// # Panics
     ///
-    /// With more than two: rcgen keeps one value per name of a type, and this type has two names.
+    /// With more than two names: rcgen keeps one value per attribute type, and it has two types for O.
     #[must_use]
     pub fn organizations(mut self, names: &[&str]) -> Self {
-        assert!(names.len() <= 2, "rcgen can write two O values at most");
+        assert!(names.len() <= 2, "rcgen can write at most two O values");
         let kinds = [
             DnType::OrganizationName,
             DnType::CustomDnType(vec![2, 5, 4, 10]),
@@ -178,22 +178,22 @@ impl LeafBuilder<'_> {
         self
     }
 
-    /// An RSA key of 2048 bits instead of P-256.
+    /// Uses an RSA key of 2048 bits instead of P-256.
     ///
     /// # Panics
     ///
-    /// When the crypto provider cannot make one.
+    /// When the crypto provider cannot generate the key.
     #[must_use]
     pub fn rsa(mut self) -> Self {
         self.key = Some(KeyPair::generate_for(&PKCS_RSA_SHA256).expect("an RSA key can be made"));
         self
     }
 
-    /// Signs it.
+    /// Signs the leaf.
     ///
     /// # Panics
     ///
-    /// When rcgen refuses the description.
+    /// When rcgen rejects the settings.
     #[must_use]
     pub fn build(self) -> Identity {
         let key = self.key.unwrap_or_else(new_key);
@@ -225,11 +225,11 @@ impl Identity {
         }
     }
 
-    /// A leaf that is its own issuer and no CA.
+    /// A leaf that signed itself and is not a CA.
     ///
     /// # Panics
     ///
-    /// When a name is neither an IP address nor ASCII.
+    /// When a name is neither an IP address nor ASCII text.
     #[must_use]
     pub fn self_signed(names: &[&str]) -> Self {
         let key = new_key();
@@ -239,7 +239,7 @@ impl Identity {
         Self::new(vec![leaf.der().clone()], &key)
     }
 
-    /// The same chain with a key that is not its own.
+    /// The same chain with a key that does not belong to it.
     #[must_use]
     pub fn with_wrong_key(&self) -> Self {
         Self::new(self.chain.clone(), &new_key())
@@ -255,7 +255,7 @@ impl Identity {
         }
     }
 
-    /// The chain, PEM, leaf first.
+    /// The chain as PEM, leaf first.
     #[must_use]
     pub fn chain_pem(&self) -> String {
         self.chain
@@ -264,19 +264,19 @@ impl Identity {
             .collect()
     }
 
-    /// The key, PEM, PKCS#8.
+    /// The key as PEM (PKCS#8).
     #[must_use]
     pub fn key_pem(&self) -> &str {
         &self.key_pem
     }
 
-    /// The key as rustls takes it.
+    /// The key in the type of rustls.
     #[must_use]
     pub fn key(&self) -> PrivateKeyDer<'static> {
         PrivatePkcs8KeyDer::from(self.key.clone()).into()
     }
 
-    /// Writes `<name>.crt` and `<name>.key` and returns where they are.
+    /// Writes `<name>.crt` and `<name>.key` and returns their paths.
     pub fn write(&self, dir: &TempDir, name: &str) -> (PathBuf, PathBuf) {
         (
             dir.write(&format!("{name}.crt"), self.chain_pem()),
@@ -285,7 +285,7 @@ impl Identity {
     }
 }
 
-/// The crypto provider that everything here uses.
+/// The crypto provider that the whole stand-in uses.
 #[must_use]
 pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())

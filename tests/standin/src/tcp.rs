@@ -1,4 +1,4 @@
-//! Peers that fail below HTTP, and a relay that can be frozen or cut.
+//! Peers that fail below HTTP, and a TCP relay that a test can freeze or reset.
 
 use std::{
     io,
@@ -18,15 +18,15 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 
-/// An address that refuses connections: a port that was free a moment ago.
+/// An address that refuses connections: a port that was just released.
 ///
 /// # Panics
 ///
-/// When no port can be had.
+/// When no port is available.
 pub async fn refused() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0")
         .await
-        .expect("a port of 127.0.0.1 can be had");
+        .expect("a port of 127.0.0.1 is available");
     listener
         .local_addr()
         .expect("a bound socket has an address")
@@ -36,27 +36,27 @@ pub async fn refused() -> SocketAddr {
 ///
 /// # Panics
 ///
-/// When the socket takes no options.
+/// When the socket option cannot be set.
 pub fn reset(tcp: TcpStream) {
     SockRef::from(&tcp)
         .set_linger(Some(Duration::ZERO))
-        .expect("a socket takes options");
+        .expect("the socket accepts the option");
 }
 
-/// What a [`Peer`] does with a connection.
+/// How a [`Peer`] treats a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Behaviour {
-    /// Reads all that comes and says nothing.
+    /// Reads everything and writes nothing.
     Silent,
-    /// Resets once the first bytes have come, which are a `ClientHello`.
+    /// Resets the connection after the first bytes, which are a `ClientHello`.
     ResetInHandshake,
-    /// Closes without sending a byte, once the first bytes have arrived.
+    /// Closes the connection after the first bytes and writes nothing.
     CloseInHandshake,
-    /// Answers the first bytes with these and closes, for instance a plain HTTP response.
-    Says(Vec<u8>),
+    /// Responds to the first bytes with these bytes, for instance plain HTTP, and closes the connection.
+    Responds(Vec<u8>),
 }
 
-/// A TCP server that never gets as far as TLS.
+/// A TCP server that never completes a TLS handshake.
 #[derive(Debug)]
 pub struct Peer {
     address: SocketAddr,
@@ -65,15 +65,15 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Listens on a free port of 127.0.0.1 until it is dropped.
+    /// Listens on a free port of 127.0.0.1 until the value is dropped.
     ///
     /// # Panics
     ///
-    /// When no port can be had.
+    /// When no port is available.
     pub async fn start(behaviour: Behaviour) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0")
             .await
-            .expect("a port of 127.0.0.1 can be had");
+            .expect("a port of 127.0.0.1 is available");
         let address = listener
             .local_addr()
             .expect("a bound socket has an address");
@@ -93,7 +93,7 @@ impl Peer {
         }
     }
 
-    /// Where it listens.
+    /// The address it listens on.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -123,9 +123,9 @@ async fn behave(mut tcp: TcpStream, behaviour: Behaviour) {
             Behaviour::Silent => {}
             Behaviour::ResetInHandshake => return reset(tcp),
             Behaviour::CloseInHandshake => return,
-            Behaviour::Says(words) => {
-                // A client that is gone need not hear it.
-                drop(tcp.write_all(&words).await);
+            Behaviour::Responds(bytes) => {
+                // The client may be gone.
+                drop(tcp.write_all(&bytes).await);
                 drop(tcp.shutdown().await);
                 return;
             }
@@ -133,57 +133,58 @@ async fn behave(mut tcp: TcpStream, behaviour: Behaviour) {
     }
 }
 
-/// Passes TCP connections on to a target, until it is told to hold still or to cut them.
+/// Forwards TCP connections to a target. A test can freeze the traffic or reset the connections.
 #[derive(Debug)]
 pub struct Relay {
     address: SocketAddr,
     frozen: Arc<watch::Sender<bool>>,
-    cut: broadcast::Sender<()>,
+    resets: broadcast::Sender<()>,
     target: Arc<Mutex<SocketAddr>>,
     connections: Arc<watch::Sender<usize>>,
     task: JoinHandle<()>,
 }
 
 impl Relay {
-    /// Listens on a free port of 127.0.0.1 until it is dropped.
+    /// Listens on a free port of 127.0.0.1 until the value is dropped.
     ///
     /// # Panics
     ///
-    /// When no port can be had.
+    /// When no port is available.
     pub async fn start(target: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0")
             .await
-            .expect("a port of 127.0.0.1 can be had");
+            .expect("a port of 127.0.0.1 is available");
         let address = listener
             .local_addr()
             .expect("a bound socket has an address");
         let frozen = Arc::new(watch::Sender::new(false));
-        let cut = broadcast::Sender::new(1);
+        let resets = broadcast::Sender::new(1);
         let target = Arc::new(Mutex::new(target));
         let connections = Arc::new(watch::Sender::new(0));
         let task = {
-            let (frozen, cut, target) = (Arc::clone(&frozen), cut.clone(), Arc::clone(&target));
+            let (frozen, resets, target) =
+                (Arc::clone(&frozen), resets.clone(), Arc::clone(&target));
             let counted = Arc::clone(&connections);
             tokio::spawn(async move {
                 let mut open = JoinSet::new();
                 while let Ok((tcp, _)) = listener.accept().await {
                     counted.send_modify(|count| *count += 1);
                     let target = *target.lock().unwrap_or_else(PoisonError::into_inner);
-                    open.spawn(relay(tcp, target, frozen.subscribe(), cut.subscribe()));
+                    open.spawn(relay(tcp, target, frozen.subscribe(), resets.subscribe()));
                 }
             })
         };
         Self {
             address,
             frozen,
-            cut,
+            resets,
             target,
             connections,
             task,
         }
     }
 
-    /// Where it listens.
+    /// The address it listens on.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -195,22 +196,22 @@ impl Relay {
         *self.connections.borrow()
     }
 
-    /// Passes nothing on any more, in neither direction, and says nothing: a network that lost its packets.
-    /// New connections are accepted by the kernel and hang. The kernels still acknowledge what fits their
-    /// buffers, so TCP itself notices nothing: this is a host that hangs rather than one that is gone.
+    /// Stops forwarding in both directions without closing anything, like a network that loses all packets.
+    /// The kernel accepts new connections, and they hang. The kernels still acknowledge the bytes that fit
+    /// their buffers, so TCP itself notices nothing: this simulates a host that hangs, not one that is gone.
     pub fn freeze(&self) {
         self.frozen.send_replace(true);
     }
 
-    /// Passes everything on again, what was held back first.
+    /// Forwards again, beginning with the bytes that were held back.
     pub fn thaw(&self) {
         self.frozen.send_replace(false);
     }
 
-    /// Resets every connection, on both sides. New ones work.
-    pub fn cut(&self) {
-        // Fails only without connections.
-        drop(self.cut.send(()));
+    /// Resets every open connection, on both sides. New connections work.
+    pub fn reset_all(&self) {
+        // Fails only if no connection is open.
+        drop(self.resets.send(()));
     }
 
     /// Sends new connections to another target.
@@ -229,7 +230,7 @@ async fn relay(
     mut client: TcpStream,
     target: SocketAddr,
     mut frozen: watch::Receiver<bool>,
-    mut cut: broadcast::Receiver<()>,
+    mut resets: broadcast::Receiver<()>,
 ) {
     if frozen.wait_for(|frozen| !frozen).await.is_err() {
         return;
@@ -238,7 +239,8 @@ async fn relay(
         return reset(client);
     };
     for tcp in [&client, &server] {
-        tcp.set_nodelay(true).expect("a fresh socket takes options");
+        tcp.set_nodelay(true)
+            .expect("a new socket accepts the option");
     }
     let intact = {
         let (from_client, to_client) = client.split();
@@ -251,7 +253,7 @@ async fn relay(
         };
         tokio::select! {
             ended = both => ended.is_ok(),
-            _ = cut.recv() => false,
+            _ = resets.recv() => false,
         }
     };
     if !intact {
@@ -260,7 +262,7 @@ async fn relay(
     }
 }
 
-/// Copies one direction until its end; while `frozen` holds, not a byte moves.
+/// Copies one direction until its end. While `frozen` is true, no byte is forwarded.
 async fn pass(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,

@@ -1,4 +1,4 @@
-//! A directory that is gone when the test is.
+//! A temporary directory that is removed when the test ends.
 
 use std::{
     env, fs, io,
@@ -8,12 +8,12 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-/// A fresh directory below the system's temporary one, removed with all it holds on drop.
+/// A new directory in the system's temporary directory. Drop removes it with its content.
 #[derive(Debug)]
 pub struct TempDir(PathBuf);
 
 impl TempDir {
-    /// Makes a directory that did not exist before.
+    /// Creates a directory that did not exist before.
     ///
     /// # Panics
     ///
@@ -27,25 +27,25 @@ impl TempDir {
             // Private keys go here.
             match fs::DirBuilder::new().mode(0o700).create(&path) {
                 Ok(()) => return Self(path),
-                // Left by a killed run that had the same process id.
+                // A killed run with the same process id left this directory.
                 Err(err) if err.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(err) => panic!("make {}: {err}", path.display()),
             }
         }
     }
 
-    /// Where it is.
+    /// The path of the directory.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.0
     }
 
-    /// Writes a file into it, over an older one of that name, and returns where it is. The name may
-    /// begin with folders.
+    /// Writes a file into the directory, replaces an older one, and returns its path. The name may contain
+    /// folders.
     ///
     /// # Panics
     ///
-    /// When it cannot be written.
+    /// When the file cannot be written.
     pub fn write(&self, name: &str, contents: impl AsRef<[u8]>) -> PathBuf {
         let path = self.0.join(name);
         let folder = path.parent().unwrap_or(&self.0);
@@ -64,7 +64,7 @@ impl Default for TempDir {
 
 impl Drop for TempDir {
     fn drop(&mut self) {
-        // Nothing can be done about a failure here, and it must not hide the test's own.
+        // A failure here cannot be handled, and it must not hide the failure of the test.
         drop(fs::remove_dir_all(&self.0));
     }
 }

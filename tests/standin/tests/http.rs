@@ -1,4 +1,4 @@
-//! The stand-in records exactly what was sent and breaks exactly as told.
+//! The stand-in records exactly the bytes that were sent, and fails exactly as the test demands.
 
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ async fn keeps_http1_heads_byte_for_byte() {
 }
 
 #[tokio::test]
-async fn records_http2_and_the_client_certificate() {
+async fn records_http2_request_and_client_certificate() {
     let ca = Ca::new("cluster");
     let upstream = upstream(&ca).start().await;
     let alice = ca.client("alice", &["dev", "ops"]);
@@ -73,7 +73,7 @@ async fn records_http2_and_the_client_certificate() {
 }
 
 #[tokio::test]
-async fn sees_a_cancelled_response_and_an_unfinished_body() {
+async fn records_cancelled_response_and_incomplete_body() {
     let ca = Ca::new("cluster");
     let upstream = upstream(&ca)
         .http(|request| async {
@@ -108,7 +108,7 @@ async fn sees_a_cancelled_response_and_an_unfinished_body() {
     body.send_reset(h2::Reason::CANCEL);
     drop(response);
     assert_eq!(request.response_end().await, ResponseEnd::Cancelled);
-    assert!(matches!(request.body_end().await, BodyEnd::Cut(_)));
+    assert!(matches!(request.body_end().await, BodyEnd::Incomplete(_)));
     upstream
         .wait_for("the reset", |connections| {
             (connections[0].resets() == [(1, 8)]).then_some(())
@@ -118,7 +118,7 @@ async fn sees_a_cancelled_response_and_an_unfinished_body() {
 }
 
 #[tokio::test]
-async fn cuts_responses_when_the_script_does() {
+async fn response_is_incomplete_when_the_sender_aborts() {
     let ca = Ca::new("cluster");
     let upstream = upstream(&ca)
         .http(|_| async {
@@ -145,7 +145,7 @@ async fn cuts_responses_when_the_script_does() {
 }
 
 #[tokio::test]
-async fn says_goaway_as_go_does_and_ignores_later_streams() {
+async fn sends_goaway_as_go_does_and_ignores_later_streams() {
     let ca = Ca::new("cluster");
     let upstream = upstream(&ca)
         .http(|request| async move {
@@ -165,7 +165,7 @@ async fn says_goaway_as_go_does_and_ignores_later_streams() {
         })
         .start()
         .await;
-    // Frame by frame: a library would not open a stream after a GOAWAY.
+    // Written frame by frame: a library would not open a stream after a GOAWAY.
     let tls = client(&ca, &upstream)
         .alpn(&["h2"])
         .connect()
@@ -208,7 +208,7 @@ async fn says_goaway_as_go_does_and_ignores_later_streams() {
 }
 
 #[tokio::test]
-async fn http2_client_sees_goaway_pings_and_the_end() {
+async fn http2_client_shows_goaway_pings_and_the_end() {
     let ca = Ca::new("cluster");
     let upstream = upstream(&ca)
         .raw(|raw| async {
@@ -237,7 +237,7 @@ async fn http2_client_sees_goaway_pings_and_the_end() {
 }
 
 #[tokio::test]
-async fn refuses_more_streams_than_it_allows() {
+async fn settings_announce_max_concurrent_streams() {
     let ca = Ca::new("cluster");
     let upstream = upstream(&ca)
         .max_concurrent_streams(2)
@@ -254,7 +254,7 @@ async fn refuses_more_streams_than_it_allows() {
 }
 
 #[tokio::test]
-async fn client_sees_records_apart() {
+async fn client_returns_each_tls_record_separately() {
     use tokio::io::AsyncWriteExt as _;
     let ca = Ca::new("cluster");
     let upstream = upstream(&ca)
@@ -278,7 +278,7 @@ async fn client_sees_records_apart() {
 }
 
 #[tokio::test]
-async fn long_records_arrive_whole() {
+async fn large_body_arrives_complete_over_both_versions() {
     let ca = Ca::new("cluster");
     let long: Vec<u8> = (0..1_000_000_u32).map(|n| n.to_le_bytes()[1]).collect();
     let body = long.clone();
@@ -304,7 +304,7 @@ async fn long_records_arrive_whole() {
 }
 
 #[tokio::test]
-async fn tells_a_cut_from_a_close() {
+async fn record_fails_when_close_notify_is_missing() {
     let ca = Ca::new("cluster");
     let upstream = upstream(&ca).raw(|raw| async { drop(raw) }).start().await;
     let mut tls = client(&ca, &upstream).connect().await.unwrap();
@@ -315,7 +315,7 @@ async fn tells_a_cut_from_a_close() {
 }
 
 #[tokio::test]
-async fn bad_certificates_are_bad() {
+async fn client_rejects_each_faulty_certificate() {
     let ca = Ca::new("cluster");
     let other = Ca::new("other");
     let names = ["k8s.test"];
@@ -351,13 +351,13 @@ async fn bad_certificates_are_bad() {
         upstream.present(&ca.intermediate("below").server(&names));
         assert!(
             client(&ca, &upstream).connect().await.is_ok(),
-            "a good one after {what}"
+            "a valid certificate after: {what}"
         );
     }
 }
 
 #[tokio::test]
-async fn sessions_are_resumed_within_one_client() {
+async fn second_connection_of_one_client_resumes_the_session() {
     let ca = Ca::new("cluster");
     let upstream = upstream(&ca).start().await;
     let client = client(&ca, &upstream);
@@ -373,7 +373,7 @@ async fn sessions_are_resumed_within_one_client() {
 }
 
 #[tokio::test]
-async fn peers_fail_below_tls() {
+async fn peers_fail_before_the_tls_handshake_completes() {
     let ca = Ca::new("cluster");
     let fail = async |address| {
         Client::new(address)
@@ -398,7 +398,7 @@ async fn peers_fail_below_tls() {
         fail(peer.address()).await,
         std::io::ErrorKind::UnexpectedEof
     );
-    let peer = Peer::start(Behaviour::Says(
+    let peer = Peer::start(Behaviour::Responds(
         b"HTTP/1.0 400 Bad Request\r\n\r\n".to_vec(),
     ))
     .await;
@@ -407,7 +407,7 @@ async fn peers_fail_below_tls() {
 }
 
 #[tokio::test]
-async fn relay_freezes_thaws_and_cuts() {
+async fn relay_freezes_thaws_and_resets() {
     let ca = Ca::new("cluster");
     let upstream = upstream(&ca).start().await;
     let relay = Relay::start(upstream.address()).await;
@@ -420,11 +420,11 @@ async fn relay_freezes_thaws_and_cuts() {
         .await;
     tokio::time::timeout(Duration::from_millis(100), http1.head())
         .await
-        .expect_err("a frozen relay passes nothing");
+        .expect_err("a frozen relay forwards nothing");
     assert_eq!(upstream.requests().len(), 1);
     relay.thaw();
     assert_eq!(http1.response().await.status, 200);
-    relay.cut();
+    relay.reset_all();
     assert_eq!(
         http1.end().await.unwrap_err().kind(),
         std::io::ErrorKind::ConnectionReset

@@ -1,4 +1,4 @@
-//! The small cluster answers as kubectl expects of a kube-apiserver.
+//! The small cluster responds as kubectl expects from a kube-apiserver.
 
 use std::time::Duration;
 
@@ -79,7 +79,7 @@ async fn lists_pods_as_objects_and_as_a_table() {
 }
 
 #[tokio::test]
-async fn a_watch_tells_changes_and_ends_in_time() {
+async fn watch_sends_changes_and_ends_at_its_timeout() {
     let world = World::new(|cluster| cluster.bookmark_interval(Duration::from_millis(20))).await;
     let mut client = world.http1().await;
     let target = "/api/v1/namespaces/default/pods?watch=1&timeoutSeconds=1";
@@ -105,7 +105,7 @@ async fn a_watch_tells_changes_and_ends_in_time() {
     assert_eq!(kinds, ["ADDED", "MODIFIED", "DELETED"]);
     assert!(
         event(&mut client).await.is_empty(),
-        "the watch ends with its last chunk"
+        "the last chunk ends the watch"
     );
     client.send(format!("GET {target}&allowWatchBookmarks=true&resourceVersion=1 HTTP/1.1\r\nHost: {HOST}\r\n{TOKEN}\r\n")).await;
     client.head().await.unwrap();
@@ -113,7 +113,7 @@ async fn a_watch_tells_changes_and_ends_in_time() {
 }
 
 #[tokio::test]
-async fn followed_log_continues() {
+async fn followed_log_sends_new_lines() {
     let world = World::new(|cluster| cluster.log_interval(Duration::from_millis(5))).await;
     let mut client = world.http1().await;
     let target = "/api/v1/namespaces/default/pods/web-0/log?follow=true&tailLines=1";
@@ -137,7 +137,7 @@ async fn followed_log_continues() {
 }
 
 #[tokio::test]
-async fn an_unauthenticated_request_costs_its_http2_connection() {
+async fn unauthenticated_request_causes_goaway_over_http2() {
     for (goaway, path, status) in [
         (Goaway::WhenUnauthenticated, "/version", StatusCode::OK),
         (Goaway::WhenUnauthenticated, "/api", StatusCode::FORBIDDEN),
@@ -170,7 +170,7 @@ async fn an_unauthenticated_request_costs_its_http2_connection() {
 }
 
 #[tokio::test]
-async fn a_wrong_token_is_401_and_keeps_http1_open() {
+async fn wrong_token_gets_401_and_keeps_http1_connection_open() {
     let world = World::new(|cluster| cluster).await;
     let mut client = world.http1().await;
     for _ in 0..2 {
@@ -190,7 +190,7 @@ async fn a_wrong_token_is_401_and_keeps_http1_open() {
 }
 
 #[tokio::test]
-async fn knows_who_asks_and_for_whom() {
+async fn self_subject_review_shows_user_and_impersonated_user() {
     let world = World::new(|cluster| cluster).await;
     let mut client = world.http1().await;
     for (lines, user, groups) in [
@@ -252,16 +252,12 @@ async fn upgrade(world: &World, query: &str, protocol: &str) -> TlsConnection {
     within("the first message", tls.read_exact(&mut first))
         .await
         .unwrap();
-    assert_eq!(
-        first,
-        [0x82, 1, 1],
-        "an empty message on stdout comes first"
-    );
+    assert_eq!(first, [0x82, 1, 1], "the first message is empty, on stdout");
     tls
 }
 
 #[tokio::test]
-async fn exec_passes_stdin_and_tells_its_end() {
+async fn exec_passes_stdin_and_the_end_of_stdin() {
     let world = World::new(|cluster| cluster).await;
     let mut tls = upgrade(
         &world,
@@ -288,7 +284,7 @@ async fn exec_passes_stdin_and_tells_its_end() {
 }
 
 #[tokio::test]
-async fn exec_tells_the_exit_code() {
+async fn exec_reports_the_exit_code() {
     let world = World::new(|cluster| cluster).await;
     let mut tls = upgrade(
         &world,
@@ -304,7 +300,7 @@ async fn exec_tells_the_exit_code() {
 }
 
 #[tokio::test]
-async fn exec_without_an_upgrade_is_refused() {
+async fn exec_without_an_upgrade_gets_400() {
     let world = World::new(|cluster| cluster).await;
     let client = world.client().http2().await;
     let url = format!("https://{HOST}/api/v1/namespaces/default/pods/web-0/exec?command=ls");

@@ -44,20 +44,20 @@ impl Response {
     }
 }
 
-/// A response ended before its end.
+/// The connection ended before the body was complete.
 #[derive(Debug)]
-pub struct Cut {
-    /// What had come of the body.
+pub struct IncompleteBody {
+    /// The part of the body that arrived.
     pub received: Bytes,
     /// How the connection ended.
     pub source: io::Error,
 }
 
-impl fmt::Display for Cut {
+impl fmt::Display for IncompleteBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "cut after {} bytes: {}",
+            "incomplete after {} bytes: {}",
             self.received.len(),
             self.source
         )
@@ -110,7 +110,7 @@ enum Framing {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
-    /// Speaks over this stream.
+    /// A client on this stream.
     pub fn new(stream: S) -> Self {
         Self {
             stream,
@@ -126,7 +126,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.try_send(bytes)
             .await
-            .expect("the server takes the bytes");
+            .expect("the server accepts the bytes");
     }
 
     /// Writes exactly these bytes and flushes them.
@@ -137,7 +137,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
     ///
     /// # Panics
     ///
-    /// When they are not taken in time.
+    /// When the server does not accept them in time.
     pub async fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
         within("room to write", self.stream.write_all(bytes.as_ref())).await?;
         self.stream.flush().await
@@ -151,7 +151,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
     ///
     /// # Panics
     ///
-    /// When it does not come in time or is none.
+    /// When it does not arrive in time or is not a head.
     pub async fn head(&mut self) -> io::Result<Head> {
         loop {
             if let Some(end) = self
@@ -169,7 +169,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
     ///
     /// # Panics
     ///
-    /// When it does not come whole and in time.
+    /// When it does not arrive completely and in time.
     pub async fn response(&mut self) -> Response {
         let head = self.head().await.expect("the head of a response");
         let body = if head.has_body() {
@@ -188,16 +188,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
     ///
     /// # Panics
     ///
-    /// When it does not come in time.
+    /// When it does not arrive in time.
     pub async fn response_to_head(&mut self) -> Head {
         self.head().await.expect("the head of a response")
     }
 
-    /// Sends GET with these further header lines, each with its line end, and waits for the response.
+    /// Sends GET with these additional header lines, each with its line end, and waits for the response.
     ///
     /// # Panics
     ///
-    /// When it does not come whole and in time.
+    /// When it does not arrive completely and in time.
     pub async fn get(&mut self, host: &str, target: &str, lines: &str) -> Response {
         self.send(format!(
             "GET {target} HTTP/1.1\r\nHost: {host}\r\n{lines}\r\n"
@@ -206,16 +206,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
         self.response().await
     }
 
-    /// Waits for the whole body that this head promises.
+    /// Waits for the whole body that this head announces.
     ///
     /// # Errors
     ///
-    /// When the connection ends first; a body that is ended by closing is whole only with a clean end.
+    /// When the connection ends first. A body without a length is complete only if the connection closes cleanly.
     ///
     /// # Panics
     ///
-    /// When it does not come in time or a chunk is malformed.
-    pub async fn body(&mut self, head: &Head) -> Result<Bytes, Cut> {
+    /// When it does not arrive in time or a chunk is malformed.
+    pub async fn body(&mut self, head: &Head) -> Result<Bytes, IncompleteBody> {
         let mut body = BytesMut::new();
         let outcome = match head.framing() {
             Framing::Length(length) => self
@@ -242,7 +242,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
             Ok(()) => Ok(body.freeze()),
             Err(source) => {
                 body.extend_from_slice(&self.buffer.split());
-                Err(Cut {
+                Err(IncompleteBody {
                     received: body.freeze(),
                     source,
                 })
@@ -250,7 +250,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
         }
     }
 
-    /// Waits for one chunk; the last one is empty, its trailers are dropped.
+    /// Waits for one chunk. The last chunk is empty; its trailers are discarded.
     ///
     /// # Errors
     ///
@@ -258,7 +258,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
     ///
     /// # Panics
     ///
-    /// When it does not come in time or is malformed.
+    /// When it does not arrive in time or is malformed.
     pub async fn chunk(&mut self) -> io::Result<Bytes> {
         let line = self.line().await?;
         let size = usize::from_str_radix(line.split(';').next().unwrap_or_default().trim(), 16);
@@ -272,15 +272,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
         Ok(chunk)
     }
 
-    /// Waits for exactly this many bytes, whatever they mean.
+    /// Waits for exactly this many bytes, without parsing them.
     ///
     /// # Errors
     ///
-    /// When the connection ends first; what had come stays.
+    /// When the connection ends first. The bytes that arrived stay in the buffer.
     ///
     /// # Panics
     ///
-    /// When they do not come in time.
+    /// When they do not arrive in time.
     pub async fn take(&mut self, length: usize) -> io::Result<Bytes> {
         while self.buffer.len() < length {
             self.fill().await?;
@@ -288,26 +288,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
         Ok(self.buffer.split_to(length).freeze())
     }
 
-    /// Waits until the server closes; returns what else came, or the error when it did not close cleanly.
+    /// Waits until the server closes the connection. Returns the bytes that arrived before the end.
     ///
     /// # Errors
     ///
-    /// When it ends with a reset or without `close_notify`.
+    /// When the connection ends with a reset or without `close_notify`.
     ///
     /// # Panics
     ///
-    /// When it does not close in time.
+    /// When the server does not close it in time.
     pub async fn end(&mut self) -> io::Result<Bytes> {
         while self.more().await? > 0 {}
         Ok(self.buffer.split().freeze())
     }
 
-    /// The stream below and what was read from it and not taken.
+    /// The underlying stream, and the bytes that were read from it but not yet returned.
     pub fn into_parts(self) -> (S, Bytes) {
         (self.stream, self.buffer.freeze())
     }
 
-    /// The stream below.
+    /// The underlying stream.
     pub fn stream(&mut self) -> &mut S {
         &mut self.stream
     }
@@ -340,7 +340,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Http1<S> {
 ///
 /// # Panics
 ///
-/// When it is none.
+/// When these bytes are not a head.
 #[must_use]
 pub fn parse_head(bytes: &[u8]) -> Head {
     let text = String::from_utf8_lossy(bytes);

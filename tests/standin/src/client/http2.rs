@@ -1,4 +1,4 @@
-//! An HTTP/2 client that shows resets, GOAWAY and pings.
+//! An HTTP/2 client that shows resets, GOAWAY frames and pings.
 
 use std::{
     io,
@@ -33,7 +33,7 @@ pub struct Http2 {
     driver: JoinHandle<()>,
 }
 
-/// What the server sent, apart from HEADERS and DATA, and how the connection ended.
+/// The frames of the server except HEADERS and DATA, and how the connection ended.
 #[derive(Debug, Default)]
 struct Seen {
     frames: Vec<Frame>,
@@ -71,11 +71,11 @@ impl Http2Response {
 }
 
 impl Http2 {
-    /// Speaks over this stream with windows and a header limit that do not stand in the way.
+    /// Starts HTTP/2 on this stream, with windows and a header limit that are large enough for every test.
     ///
     /// # Panics
     ///
-    /// When the server does not answer the preface.
+    /// When the server does not respond to the preface.
     pub async fn new(tls: TlsConnection) -> Self {
         let mut builder = Builder::new();
         builder
@@ -85,11 +85,11 @@ impl Http2 {
         Self::with(&builder, tls).await
     }
 
-    /// Speaks over this stream with these settings, for instance small windows.
+    /// Starts HTTP/2 on this stream with these settings, for instance small windows.
     ///
     /// # Panics
     ///
-    /// When the server does not answer the preface.
+    /// When the server does not respond to the preface.
     pub async fn with(builder: &Builder, tls: TlsConnection) -> Self {
         let seen = Arc::new(watch::Sender::new(Seen::default()));
         let tapped = Tapped {
@@ -112,7 +112,7 @@ impl Http2 {
     ///
     /// # Errors
     ///
-    /// When the connection takes no more requests.
+    /// When the connection accepts no more requests.
     ///
     /// # Panics
     ///
@@ -130,25 +130,24 @@ impl Http2 {
     ///
     /// # Errors
     ///
-    /// When the stream is reset or the connection ends; [`h2::Error::reason`] has the code.
+    /// When the stream is reset or the connection ends. [`h2::Error::reason`] has the code.
     ///
     /// # Panics
     ///
-    /// When nothing comes in time.
+    /// When no response arrives in time.
     pub async fn request(&self, request: Request<Bytes>) -> Result<Http2Response, h2::Error> {
         let (parts, body) = request.into_parts();
         let (response, mut stream) = self
             .begin(Request::from_parts(parts, ()), body.is_empty())
             .await?;
         if !body.is_empty() {
-            // A server that has answered already may not want the body; the response tells.
+            // A server that has already responded may refuse the body; the response shows it.
             drop(stream.send_data(body, true));
         }
         whole(within("a response", response).await?).await
     }
 
-    /// Sends GET and waits for the whole response; `url` is absolute, its authority goes into
-    /// `:authority`.
+    /// Sends GET and waits for the whole response. `url` is absolute; its authority becomes `:authority`.
     ///
     /// # Errors
     ///
@@ -156,7 +155,7 @@ impl Http2 {
     ///
     /// # Panics
     ///
-    /// When nothing comes in time or `url` is none.
+    /// When no response arrives in time or `url` is not valid.
     pub async fn get(&self, url: &str) -> Result<Http2Response, h2::Error> {
         self.request(Request::get(url).body(Bytes::new()).expect("a URL"))
             .await
@@ -170,7 +169,7 @@ impl Http2 {
     ///
     /// # Panics
     ///
-    /// When nothing comes in time or `url` is none.
+    /// When no response arrives in time or `url` is not valid.
     pub async fn open(&self, url: &str) -> Result<http::Response<RecvStream>, h2::Error> {
         let (response, _) = self
             .begin(Request::get(url).body(()).expect("a URL"), true)
@@ -190,7 +189,7 @@ impl Http2 {
         self.wait(&format!("{wanted} pings"), enough).await;
     }
 
-    /// Every frame that the server sent so far, apart from HEADERS and DATA.
+    /// Every frame that the server has sent, except HEADERS and DATA.
     #[must_use]
     pub fn frames(&self) -> Vec<Frame> {
         self.seen.borrow().frames.clone()
@@ -211,7 +210,7 @@ impl Http2 {
     ///
     /// # Panics
     ///
-    /// When none comes in time.
+    /// When none arrives in time.
     pub async fn goaway(&self) -> Reason {
         self.frame(kind::GOAWAY)
             .await
@@ -224,7 +223,7 @@ impl Http2 {
     ///
     /// # Errors
     ///
-    /// When it did not end well: what h2 said.
+    /// When the connection did not end cleanly: the error of h2.
     pub async fn end(&self) -> Result<(), String> {
         self.wait("the end of the connection", |seen| seen.end.clone())
             .await
@@ -240,9 +239,9 @@ impl Http2 {
         drop(
             within(what, done)
                 .await
-                .expect("the connection outlives the wait"),
+                .expect("the sender lives as long as the connection"),
         );
-        found.expect("the wait ends when something was found")
+        found.expect("the wait ends only after a match")
     }
 }
 
@@ -260,7 +259,7 @@ impl Drop for Http2 {
 ///
 /// # Panics
 ///
-/// When it does not come in time.
+/// When it does not arrive in time.
 pub async fn whole(response: http::Response<RecvStream>) -> Result<Http2Response, h2::Error> {
     let (parts, mut stream) = response.into_parts();
     let mut body = Vec::new();

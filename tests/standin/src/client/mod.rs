@@ -1,4 +1,4 @@
-//! Clients that see more than a library shows: TLS records one by one, exact bytes, single frames.
+//! Clients that show more than a library does: single TLS records, exact bytes, single frames.
 //!
 //! ```no_run
 //! # async fn example(proxy: std::net::SocketAddr, public: standin::pki::Ca) {
@@ -25,7 +25,7 @@ use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 
-pub use http1::{Cut, Head, Http1, Response, parse_head};
+pub use http1::{Head, Http1, IncompleteBody, Response, parse_head};
 pub use http2::{Http2, Http2Response, whole};
 pub use tls::TlsConnection;
 
@@ -34,7 +34,7 @@ use crate::{
     within,
 };
 
-/// A TLS client on its way. It offers no ALPN until told to.
+/// The settings of a TLS client. It offers no ALPN by default.
 #[derive(Debug, Clone)]
 pub struct Client {
     address: SocketAddr,
@@ -43,12 +43,12 @@ pub struct Client {
     alpn: Vec<Vec<u8>>,
     versions: Vec<&'static SupportedProtocolVersion>,
     identity: Option<Arc<Identity>>,
-    /// Built at the first connection: rustls resumes a session only under the configuration it began under.
+    /// Built at the first connection and then kept: rustls resumes a session only with the same configuration.
     config: Arc<OnceLock<Arc<ClientConfig>>>,
 }
 
 impl Client {
-    /// A client of this address that trusts no CA and sends no server name.
+    /// A client for this address that trusts no CA and sends no server name.
     #[must_use]
     pub fn new(address: SocketAddr) -> Self {
         Self {
@@ -62,7 +62,7 @@ impl Client {
         }
     }
 
-    /// Trusts this CA, besides those it trusts already.
+    /// Trusts this CA too.
     #[must_use]
     pub fn trust(mut self, ca: &Ca) -> Self {
         self.roots.roots.extend(ca.roots().roots);
@@ -70,7 +70,7 @@ impl Client {
         self
     }
 
-    /// Asks for this server name and expects it in the certificate.
+    /// Sends this server name and expects it in the certificate.
     ///
     /// # Panics
     ///
@@ -81,7 +81,7 @@ impl Client {
         self
     }
 
-    /// Offers these protocols; empty leaves the extension out, as kubectl's upgrade requests do.
+    /// Offers these protocols. An empty list omits the extension, as kubectl does for upgrade requests.
     #[must_use]
     pub fn alpn(mut self, protocols: &[&str]) -> Self {
         self.alpn = protocols
@@ -92,7 +92,7 @@ impl Client {
         self
     }
 
-    /// Speaks these TLS versions.
+    /// Supports these TLS versions.
     #[must_use]
     pub fn tls_versions(mut self, versions: &[&'static SupportedProtocolVersion]) -> Self {
         self.versions = versions.to_vec();
@@ -100,7 +100,7 @@ impl Client {
         self
     }
 
-    /// Presents this certificate when asked.
+    /// Presents this certificate when the server requests one.
     #[must_use]
     pub fn identity(mut self, identity: Identity) -> Self {
         self.identity = Some(Arc::new(identity));
@@ -108,21 +108,21 @@ impl Client {
         self
     }
 
-    /// Connects and runs the TLS handshake. Connections of one client, and of its clones, share a session cache.
+    /// Connects and runs the TLS handshake. A client and its clones share one session cache.
     ///
     /// # Errors
     ///
-    /// When TCP or TLS fails; a certificate that was not accepted is a `rustls::Error` inside.
+    /// When TCP or TLS fails. For a rejected certificate, the inner error is a `rustls::Error`.
     ///
     /// # Panics
     ///
-    /// When nothing comes in time.
+    /// When the server does not respond in time.
     pub async fn connect(&self) -> io::Result<TlsConnection> {
         let tcp = within("a TCP connection", TcpStream::connect(self.address)).await?;
         self.over(tcp).await
     }
 
-    /// Runs the TLS handshake on this connection, for instance one from a certain port.
+    /// Runs the TLS handshake on this connection, for instance on one from a specific port.
     ///
     /// # Errors
     ///
@@ -130,7 +130,7 @@ impl Client {
     ///
     /// # Panics
     ///
-    /// When nothing comes in time.
+    /// When the server does not respond in time.
     pub async fn over(&self, tcp: TcpStream) -> io::Result<TlsConnection> {
         tcp.set_nodelay(true)?;
         let config = self.config.get_or_init(|| self.config());
@@ -141,7 +141,7 @@ impl Client {
         .await
     }
 
-    /// Connects, speaks HTTP/1.1; offers no ALPN unless told to.
+    /// Connects and speaks HTTP/1.1. Offers ALPN only if [`alpn`](Self::alpn) was called.
     ///
     /// # Panics
     ///
@@ -154,7 +154,7 @@ impl Client {
     ///
     /// # Panics
     ///
-    /// When the connection fails or the server picks something else.
+    /// When the connection fails or the server selects another protocol.
     pub async fn http2(&self) -> Http2 {
         let client = if self.alpn == [b"h2"] {
             self.clone()
@@ -165,7 +165,7 @@ impl Client {
         assert_eq!(
             tls.alpn(),
             Some("h2"),
-            "the protocol that the server picked"
+            "the protocol that the server selected"
         );
         Http2::new(tls).await
     }

@@ -1,4 +1,4 @@
-//! A TLS connection driven by hand, so that every record's plaintext is seen apart.
+//! A TLS connection that passes rustls one record at a time, so that a test sees the plaintext of each record.
 
 use std::{
     collections::VecDeque,
@@ -19,7 +19,7 @@ use tokio::{
 
 use crate::within;
 
-/// A decrypted stream that can also be read record by record.
+/// A decrypted stream that a test can also read record by record.
 #[derive(Debug)]
 pub struct TlsConnection {
     tcp: TcpStream,
@@ -57,21 +57,20 @@ impl TlsConnection {
         Ok(this)
     }
 
-    /// The plaintext of the next application record, or none when the server closed with a
-    /// `close_notify`.
+    /// The plaintext of the next application record, or `None` after the server's `close_notify`.
     ///
     /// # Errors
     ///
-    /// When the connection breaks; `UnexpectedEof` is an end without `close_notify`.
+    /// When the connection fails. `UnexpectedEof` means that it ended without `close_notify`.
     ///
     /// # Panics
     ///
-    /// When nothing comes in time.
+    /// When no record arrives in time.
     pub async fn record(&mut self) -> io::Result<Option<Bytes>> {
         within("a TLS record", poll_fn(|cx| self.poll_record(cx))).await
     }
 
-    /// The protocol that was agreed.
+    /// The negotiated protocol.
     #[must_use]
     pub fn alpn(&self) -> Option<&str> {
         self.tls
@@ -79,13 +78,13 @@ impl TlsConnection {
             .and_then(|name| std::str::from_utf8(name).ok())
     }
 
-    /// The TLS version that was agreed.
+    /// The negotiated TLS version.
     #[must_use]
     pub fn version(&self) -> Option<ProtocolVersion> {
         self.tls.protocol_version()
     }
 
-    /// Whether an earlier session was resumed.
+    /// Whether the handshake resumed an earlier session.
     #[must_use]
     pub fn is_resumed(&self) -> bool {
         self.tls.handshake_kind() == Some(HandshakeKind::Resumed)
@@ -105,17 +104,17 @@ impl TlsConnection {
         self.tls.peer_certificates().unwrap_or_default()
     }
 
-    /// The socket below, for its addresses and options.
+    /// The underlying socket, for its addresses and options.
     #[must_use]
     pub fn tcp(&self) -> &TcpStream {
         &self.tcp
     }
 
-    /// Ends the connection with a TCP reset and without a `close_notify`.
+    /// Closes the connection with a TCP reset and without `close_notify`.
     ///
     /// # Panics
     ///
-    /// When the socket takes no options.
+    /// When the socket option cannot be set.
     pub fn reset(self) {
         crate::tcp::reset(self.tcp);
     }
@@ -132,20 +131,20 @@ impl TlsConnection {
         }
     }
 
-    /// Takes exactly one record from the socket through rustls.
+    /// Reads exactly one record from the socket and decrypts it.
     fn poll_one_record(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             if let Some(length) = record_length(&self.incoming) {
                 let record = self.incoming.split_to(length);
                 let mut rest = &record[..];
                 let state = loop {
-                    // rustls takes 4 KiB at a time.
+                    // rustls reads at most 4 KiB per call.
                     self.tls.read_tls(&mut rest)?;
                     match self.tls.process_new_packets() {
                         Ok(state) if rest.is_empty() => break state,
                         Ok(_) => {}
                         Err(err) => {
-                            // The alert for it is best effort.
+                            // Sending the alert is best effort.
                             let _sent = self.poll_drain(cx);
                             return Poll::Ready(Err(io::Error::new(
                                 io::ErrorKind::InvalidData,
@@ -160,7 +159,7 @@ impl TlsConnection {
                 if !plaintext.is_empty() {
                     self.records.push_back(plaintext.into());
                 }
-                // A key update or a ticket may want an answer; it leaves with the next write at the latest.
+                // A key update or a ticket may need a reply; the next write sends it at the latest.
                 let _sent = self.poll_drain(cx)?;
                 return Poll::Ready(Ok(()));
             }
@@ -174,7 +173,7 @@ impl TlsConnection {
         }
     }
 
-    /// Moves what rustls wants to say to the socket, all of it.
+    /// Writes all pending output of rustls to the socket.
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             while self.tls.wants_write() {
@@ -191,13 +190,13 @@ impl TlsConnection {
     }
 }
 
-/// The length of the record at the front, header included, once it is whole.
+/// The length of the first record, header included, if the record is complete.
 fn record_length(bytes: &[u8]) -> Option<usize> {
     let [kind, _, _, high, low, ..] = bytes else {
         return None;
     };
     if !(20..=24).contains(kind) {
-        // This is not TLS; rustls says so best.
+        // This is not TLS. rustls has the best error for it.
         return Some(bytes.len());
     }
     let length = RECORD_HEADER_BYTES + usize::from(u16::from_be_bytes([*high, *low]));
@@ -229,7 +228,7 @@ impl AsyncWrite for TlsConnection {
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_drain(cx))?;
         let taken = self.tls.writer().write(buf)?;
-        // What does not leave now leaves with the next write or flush.
+        // The next write or flush sends the rest.
         let _sent = self.poll_drain(cx)?;
         Poll::Ready(Ok(taken))
     }
@@ -238,7 +237,7 @@ impl AsyncWrite for TlsConnection {
         self.poll_drain(cx)
     }
 
-    /// Sends `close_notify` and ends the writing half of TCP.
+    /// Sends `close_notify` and shuts down the write half of TCP.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.tls.send_close_notify();
         ready!(self.poll_drain(cx))?;

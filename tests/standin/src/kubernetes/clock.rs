@@ -1,4 +1,4 @@
-//! Times as Kubernetes writes them.
+//! Formats times as Kubernetes does.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,7 +9,7 @@ pub(super) fn rfc3339(time: SystemTime) -> String {
         .unwrap_or_default()
         .as_secs();
     let (days, of_day) = (seconds / 86_400, seconds % 86_400);
-    // Days to civil date in the proleptic Gregorian calendar, with years that begin in March.
+    // Converts days to a date of the proleptic Gregorian calendar, with years that begin in March.
     let from_march_0 = days + 719_468;
     let (era, of_era) = (from_march_0 / 146_097, from_march_0 % 146_097);
     let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
@@ -26,7 +26,7 @@ pub(super) fn rfc3339(time: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
-/// An age as kubectl's tables show it: `7s`, `3m`, `5h`, `2d`.
+/// An age as in the tables of kubectl: `7s`, `3m`, `5h`, `2d`.
 pub(super) fn age(since: SystemTime) -> String {
     let age = since.elapsed().unwrap_or(Duration::ZERO).as_secs();
     match age {
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dates_are_those_of_the_calendar() {
+    fn formats_known_dates() {
         for (seconds, expected) in [
             (0, "1970-01-01T00:00:00Z"),
             (951_782_399, "2000-02-28T23:59:59Z"),

@@ -1,8 +1,8 @@
-//! What kubectl asks first: which groups, versions and resources there are.
+//! Discovery: the groups, versions and resources that kubectl asks for first.
 
 use serde_json::{Value, json};
 
-/// The answer to a discovery path.
+/// The document at a discovery path.
 pub(super) fn document(path: &str, version: &str) -> Option<Value> {
     Some(match path {
         "/version" | "/version/" => {

@@ -12,15 +12,15 @@ use tokio::{
 };
 
 use super::{
-    answer::{Answer, failure},
     query::Query,
+    response::{ApiResponse, failure},
     shell::{self, Stdio},
+    store::Pod,
     websocket::{self, Reader, Received},
-    world::Pod,
 };
 use crate::upstream::{RequestBody, empty};
 
-/// Sub-protocols, most wanted first.
+/// The sub-protocols in order of preference.
 const PROTOCOLS: [&str; 2] = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
 
 const STDIN: u8 = 0;
@@ -28,14 +28,14 @@ pub(super) const STDOUT: u8 = 1;
 pub(super) const STDERR: u8 = 2;
 const ERROR: u8 = 3;
 const RESIZE: u8 = 4;
-/// With v5: the channel named by the next byte has ended.
+/// In v5: the channel in the next byte has ended.
 const CLOSE: u8 = 255;
 
-/// How long the client may take to close after the server has.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// How long the client may take to close the connection after the server did.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The answer to an exec request; the session runs once the 101 is out.
-pub(super) fn exec(request: Request<RequestBody>, pod: &Pod, query: &Query) -> Answer {
+/// The response to an exec request. The session starts after the 101 was sent.
+pub(super) fn exec(request: Request<RequestBody>, pod: &Pod, query: &Query) -> ApiResponse {
     let header = |name| {
         request
             .headers()
@@ -57,7 +57,7 @@ pub(super) fn exec(request: Request<RequestBody>, pod: &Pod, query: &Query) -> A
         return failure(
             StatusCode::BAD_REQUEST,
             "BadRequest",
-            "a WebSocket request has a key",
+            "the request has no Sec-WebSocket-Key",
         );
     };
     let offered: Vec<&str> = request
@@ -76,7 +76,7 @@ pub(super) fn exec(request: Request<RequestBody>, pod: &Pod, query: &Query) -> A
             .body(empty())
             .expect("a status is valid");
     };
-    let answer = Response::builder()
+    let response = Response::builder()
         .status(StatusCode::SWITCHING_PROTOCOLS)
         .header(header::UPGRADE, "websocket")
         .header(header::CONNECTION, "Upgrade")
@@ -84,7 +84,7 @@ pub(super) fn exec(request: Request<RequestBody>, pod: &Pod, query: &Query) -> A
         .header(header::SEC_WEBSOCKET_PROTOCOL, protocol)
         .body(empty())
         .expect("an accept key is a valid header");
-    let order = Order {
+    let session_options = ExecOptions {
         command: query.all("command"),
         pod: pod.name.clone(),
         stdin: query.is_set("stdin"),
@@ -92,20 +92,20 @@ pub(super) fn exec(request: Request<RequestBody>, pod: &Pod, query: &Query) -> A
     };
     tokio::spawn(async move {
         if let Ok(upgraded) = hyper::upgrade::on(request).await {
-            session(TokioIo::new(upgraded), order).await;
+            session(TokioIo::new(upgraded), session_options).await;
         }
     });
-    answer
+    response
 }
 
-struct Order {
+struct ExecOptions {
     command: Vec<String>,
     pod: String,
     stdin: bool,
     tty: bool,
 }
 
-async fn session(stream: impl AsyncRead + AsyncWrite + Send, order: Order) {
+async fn session(stream: impl AsyncRead + AsyncWrite + Send, session_options: ExecOptions) {
     let (read, mut write) = split(stream);
     let (input, stdin) = mpsc::channel(16);
     let (output, written) = mpsc::channel(16);
@@ -114,16 +114,16 @@ async fn session(stream: impl AsyncRead + AsyncWrite + Send, order: Order) {
     let stdio = Stdio {
         stdin,
         output,
-        tty: order.tty,
-        pod: order.pod,
+        tty: session_options.tty,
+        pod: session_options.pod,
         size,
     };
-    let input = order.stdin.then_some(input);
+    let input = session_options.stdin.then_some(input);
     let work = async {
-        // kube-apiserver says something empty first, on the lowest channel it can write to.
+        // kube-apiserver sends an empty message first, on the lowest channel that it can write to.
         websocket::message(&mut write, &[&[STDOUT]]).await?;
         let (code, pumped) = tokio::join!(
-            shell::run(order.command, stdio),
+            shell::run(session_options.command, stdio),
             pump(&mut write, written, pinged)
         );
         pumped?;
@@ -131,17 +131,17 @@ async fn session(stream: impl AsyncRead + AsyncWrite + Send, order: Order) {
         websocket::close(&mut write).await?;
         write.shutdown().await
     };
-    let mut listening = pin!(listen(Reader::new(read), input, &pongs, &resize));
+    let mut incoming = pin!(listen(Reader::new(read), input, &pongs, &resize));
     tokio::select! {
-        // A client that is gone needs neither the rest nor the exit code.
+        // Fails only if the client is gone, and then no output is needed.
         ended = work => drop(ended),
-        () = &mut listening => return,
+        () = &mut incoming => return,
     }
-    // The client closes too; to be gone before it does would reset the connection.
-    drop(timeout(FAREWELL, listening).await);
+    // Waits until the client closes too: leaving earlier would reset the connection.
+    drop(timeout(CLOSE_TIMEOUT, incoming).await);
 }
 
-/// Sends what the command writes, and pongs, until the command has ended.
+/// Sends the output of the command, and pongs, until the command ends.
 async fn pump(
     write: &mut (impl AsyncWrite + Unpin),
     mut written: mpsc::Receiver<(u8, Vec<u8>)>,
@@ -159,7 +159,7 @@ async fn pump(
     }
 }
 
-/// Takes what the client says until it closes.
+/// Handles the messages of the client until it closes the connection.
 async fn listen(
     mut reader: Reader<impl AsyncRead + Unpin>,
     mut input: Option<mpsc::Sender<Vec<u8>>>,
@@ -170,7 +170,7 @@ async fn listen(
         let message = match reader.next().await {
             Ok(Received::Message(message)) => message,
             Ok(Received::Ping(payload)) => {
-                // Fails only when the session has ended.
+                // Fails only if the session has ended.
                 drop(pongs.send(payload));
                 continue;
             }

@@ -1,8 +1,8 @@
 //! Handlers that behave like a small kube-apiserver, enough for a real kubectl.
 //!
-//! They know discovery, namespaces, pods (get, list, watch, create, delete; as tables too), logs, exec over
-//! WebSocket and `kubectl auth whoami`. As in kube-apiserver, a 401 or an anonymous request over HTTP/2 is
-//! answered with a GOAWAY for its whole connection.
+//! They support discovery, namespaces, pods (get, list, watch, create, delete; as tables too), logs, exec over
+//! WebSocket and `kubectl auth whoami`. As in kube-apiserver, a 401 or an anonymous request over HTTP/2 causes
+//! a GOAWAY for its whole connection.
 //!
 //! ```no_run
 //! # async fn example() {
@@ -14,15 +14,15 @@
 //! # }
 //! ```
 
-mod answer;
 mod clock;
 mod discovery;
 mod exec;
 mod query;
+mod response;
 mod shell;
+mod store;
 mod watch;
 mod websocket;
-mod world;
 
 use std::{
     collections::BTreeMap,
@@ -37,21 +37,21 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Version, header};
 use serde_json::{Value, json};
 
-pub use world::Pod;
+pub use store::Pod;
 
 use crate::upstream::{Builder, RequestBody, full};
-use answer::{Answer, failure, not_found, ok};
 use query::Query;
-use world::World;
+use response::{ApiResponse, failure, not_found, ok};
+use store::Store;
 
-/// Who a request is from.
+/// The user of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct User {
     name: String,
     groups: Vec<String>,
 }
 
-/// A small cluster. Clones are the same cluster.
+/// A small cluster. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Kubernetes(Arc<Cluster>);
 
@@ -62,21 +62,21 @@ struct Cluster {
     goaway: Goaway,
     log_interval: Duration,
     bookmark_interval: Duration,
-    world: Arc<World>,
+    store: Arc<Store>,
     audit: Arc<AtomicU64>,
 }
 
-/// Whether 401 and anonymous requests over HTTP/2 cost their connection.
+/// Whether 401 and anonymous requests over HTTP/2 cause a GOAWAY.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Goaway {
-    /// As kube-apiserver since 1.29.
+    /// As in kube-apiserver 1.29 and newer.
     WhenUnauthenticated,
-    /// As before.
+    /// As in older versions.
     Never,
 }
 
 impl Kubernetes {
-    /// A cluster without pods and tokens: until a token is added, every client may do everything.
+    /// A cluster without pods and tokens. Until a token is added, every client may do everything.
     #[must_use]
     pub fn new() -> Self {
         Self(Arc::new(Cluster {
@@ -85,13 +85,13 @@ impl Kubernetes {
             goaway: Goaway::WhenUnauthenticated,
             log_interval: Duration::from_secs(1),
             bookmark_interval: Duration::from_secs(60),
-            world: Arc::new(World::new()),
+            store: Arc::new(Store::new()),
             audit: Arc::default(),
         }))
     }
 
-    /// Knows this bearer token. From now on requests without one are anonymous, and those with another
-    /// are answered with 401.
+    /// Adds a bearer token. With at least one token, requests without a token are anonymous, and requests
+    /// with an unknown token receive 401.
     #[must_use]
     pub fn token(self, token: &str, user: &str, groups: &[&str]) -> Self {
         let groups = groups.iter().map(ToString::to_string).collect();
@@ -102,43 +102,43 @@ impl Kubernetes {
         self.with(|cluster| drop(cluster.tokens.insert(token.to_owned(), user)))
     }
 
-    /// What 401 and anonymous requests over HTTP/2 cost.
+    /// Sets whether 401 and anonymous requests over HTTP/2 cause a GOAWAY.
     #[must_use]
     pub fn goaway(self, goaway: Goaway) -> Self {
         self.with(|cluster| cluster.goaway = goaway)
     }
 
-    /// The time between two lines of a followed log; one second when not said.
+    /// The time between two lines of a followed log. Default: one second.
     #[must_use]
     pub fn log_interval(self, interval: Duration) -> Self {
         self.with(|cluster| cluster.log_interval = interval)
     }
 
-    /// The time between two bookmarks of a watch that allows them; a minute when not said.
+    /// The time between two bookmarks of a watch that allows them. Default: one minute.
     #[must_use]
     pub fn bookmark_interval(self, interval: Duration) -> Self {
         self.with(|cluster| cluster.bookmark_interval = interval)
     }
 
-    /// The version it says it has, such as `v1.32.4`.
+    /// The version that it reports, such as `v1.32.4`.
     #[must_use]
     pub fn version(self, version: &str) -> Self {
         self.with(|cluster| version.clone_into(&mut cluster.version))
     }
 
-    /// Adds a pod or changes one; watchers hear of it.
+    /// Adds or changes a pod and sends an event to the watchers.
     pub fn apply(&self, pod: Pod) {
-        self.0.world.apply(pod);
+        self.0.store.apply(pod);
     }
 
-    /// Removes a pod; watchers hear of it.
+    /// Removes a pod and sends an event to the watchers.
     pub fn delete(&self, namespace: &str, name: &str) {
-        self.0.world.delete(namespace, name);
+        self.0.store.delete(namespace, name);
     }
 
-    /// Answers one request.
-    pub async fn answer(&self, request: Request<RequestBody>) -> Answer {
-        self.0.answer(request).await
+    /// Handles one request.
+    pub async fn respond(&self, request: Request<RequestBody>) -> ApiResponse {
+        self.0.respond(request).await
     }
 
     fn with(self, change: impl FnOnce(&mut Cluster)) -> Self {
@@ -155,13 +155,13 @@ impl Default for Kubernetes {
 }
 
 impl Builder {
-    /// Answers every request as this cluster does.
+    /// Uses this cluster as the handler of all requests.
     #[must_use]
     pub fn kubernetes(self, cluster: &Kubernetes) -> Self {
         let cluster = cluster.clone();
         self.http(move |request| {
             let cluster = cluster.clone();
-            async move { cluster.answer(request).await }
+            async move { cluster.respond(request).await }
         })
     }
 }
@@ -174,12 +174,12 @@ enum Identity {
 }
 
 impl Cluster {
-    async fn answer(&self, request: Request<RequestBody>) -> Answer {
+    async fn respond(&self, request: Request<RequestBody>) -> ApiResponse {
         let is_http2 = request.version() == Version::HTTP_2;
         let asked_audit = request.headers().get("audit-id").cloned();
         let identity = self.authenticate(request.headers());
         let unauthenticated = !matches!(identity, Identity::Known(_));
-        let mut answer = match identity {
+        let mut response = match identity {
             Identity::Known(user) => {
                 let user = impersonated(request.headers(), user);
                 self.serve(request, &user).await
@@ -189,12 +189,12 @@ impl Cluster {
                 failure(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized")
             }
         };
-        let headers = answer.headers_mut();
+        let headers = response.headers_mut();
         if unauthenticated && is_http2 && self.goaway == Goaway::WhenUnauthenticated {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         headers.insert("audit-id", asked_audit.unwrap_or_else(|| self.audit_id()));
-        answer
+        response
     }
 
     fn audit_id(&self) -> HeaderValue {
@@ -232,10 +232,10 @@ impl Cluster {
         }
     }
 
-    /// The paths that the role `system:public-info-viewer` allows every client.
-    fn anonymous(&self, path: &str) -> Answer {
+    /// Handles the paths that the role `system:public-info-viewer` allows for every client.
+    fn anonymous(&self, path: &str) -> ApiResponse {
         match path {
-            "/livez" | "/readyz" | "/healthz" => answer::text(full("ok")),
+            "/livez" | "/readyz" | "/healthz" => response::text(full("ok")),
             "/version" | "/version/" => self.discover(path),
             _ => {
                 let message =
@@ -245,7 +245,7 @@ impl Cluster {
         }
     }
 
-    fn discover(&self, path: &str) -> Answer {
+    fn discover(&self, path: &str) -> ApiResponse {
         match discovery::document(path, &self.version) {
             Some(document) => ok(&document),
             None => failure(
@@ -256,9 +256,9 @@ impl Cluster {
         }
     }
 
-    async fn serve(&self, request: Request<RequestBody>, user: &User) -> Answer {
+    async fn serve(&self, request: Request<RequestBody>, user: &User) -> ApiResponse {
         let path = request.uri().path().to_owned();
-        let query = Query::of(request.uri());
+        let query = Query::from_uri(request.uri());
         let accept = request
             .headers()
             .get(header::ACCEPT)
@@ -268,7 +268,7 @@ impl Cluster {
         let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
         let pods = |namespace| {
             watch::pods(
-                &self.world,
+                &self.store,
                 namespace,
                 &query,
                 as_table,
@@ -276,7 +276,7 @@ impl Cluster {
             )
         };
         match (request.method(), &parts[..]) {
-            (&Method::GET, ["livez" | "readyz" | "healthz"]) => answer::text(full("ok")),
+            (&Method::GET, ["livez" | "readyz" | "healthz"]) => response::text(full("ok")),
             (&Method::GET, ["api", "v1", "pods"]) => pods(None),
             (&Method::GET, ["api", "v1", "namespaces", namespace, "pods"]) => pods(Some(namespace)),
             (&Method::POST, ["api", "v1", "namespaces", namespace, "pods"]) => {
@@ -295,16 +295,16 @@ impl Cluster {
                     below @ ..,
                 ],
             ) => {
-                let Some(pod) = self.world.pod(namespace, name) else {
+                let Some(pod) = self.store.pod(namespace, name) else {
                     return not_found(&format!("pods \"{name}\""));
                 };
                 match (method, below) {
                     (&Method::GET, []) if as_table => {
-                        ok(&world::table(0, world::POD_COLUMNS, &[pod.row()]))
+                        ok(&store::table(0, store::POD_COLUMNS, &[pod.row()]))
                     }
                     (&Method::GET, []) => ok(&pod.object()),
                     (&Method::DELETE, []) => {
-                        self.world.delete(namespace, name);
+                        self.store.delete(namespace, name);
                         ok(
                             &json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success" }),
                         )
@@ -321,16 +321,16 @@ impl Cluster {
             _ => failure(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "MethodNotAllowed",
-                "the stand-in does not know this",
+                "the stand-in does not support this request",
             ),
         }
     }
 
-    async fn create(&self, request: Request<RequestBody>, namespace: &str) -> Answer {
+    async fn create(&self, request: Request<RequestBody>, namespace: &str) -> ApiResponse {
         let bad = |message: String| failure(StatusCode::BAD_REQUEST, "BadRequest", &message);
         let body = match request.into_body().read().await {
             Ok(body) => body,
-            Err(err) => return bad(format!("the body did not come whole: {err}")),
+            Err(err) => return bad(format!("the body is incomplete: {err}")),
         };
         let object: Value = match serde_json::from_slice(&body) {
             Ok(object) => object,
@@ -339,16 +339,16 @@ impl Cluster {
         let Some(name) = object["metadata"]["name"].as_str() else {
             return bad("the pod has no name".to_owned());
         };
-        if self.world.pod(namespace, name).is_some() {
+        if self.store.pod(namespace, name).is_some() {
             let message = format!("pods \"{name}\" already exists");
             return failure(StatusCode::CONFLICT, "AlreadyExists", &message);
         }
-        let pod = self.world.apply(Pod::running(name).in_namespace(namespace));
-        answer::json(StatusCode::CREATED, &pod.object())
+        let pod = self.store.apply(Pod::running(name).in_namespace(namespace));
+        response::json(StatusCode::CREATED, &pod.object())
     }
 }
 
-/// The user after `--as` and `--as-group`.
+/// The user after impersonation (`--as` and `--as-group`).
 fn impersonated(headers: &HeaderMap, user: User) -> User {
     let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     match headers.get("impersonate-user") {
@@ -364,7 +364,7 @@ fn impersonated(headers: &HeaderMap, user: User) -> User {
     }
 }
 
-fn review(user: &User) -> Answer {
+fn review(user: &User) -> ApiResponse {
     let groups: Vec<&str> = user
         .groups
         .iter()
@@ -376,10 +376,10 @@ fn review(user: &User) -> Answer {
         "metadata": { "creationTimestamp": clock::rfc3339(SystemTime::now()) },
         "status": { "userInfo": { "username": user.name, "groups": groups } },
     });
-    answer::json(StatusCode::CREATED, &review)
+    response::json(StatusCode::CREATED, &review)
 }
 
-fn namespaces(as_table: bool) -> Answer {
+fn namespaces(as_table: bool) -> ApiResponse {
     let created = SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_225_600);
     let metadata = json!({ "name": "default", "uid": "uid-default", "creationTimestamp": clock::rfc3339(created) });
     if as_table {
@@ -387,7 +387,7 @@ fn namespaces(as_table: bool) -> Answer {
             "cells": ["default", "Active", clock::age(created)],
             "object": { "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata },
         });
-        return ok(&world::table(
+        return ok(&store::table(
             1,
             &[("Name", 0), ("Status", 0), ("Age", 0)],
             &[row],

@@ -1,10 +1,10 @@
-//! Query strings, decoded.
+//! Parses query strings.
 
-/// The pairs of a query in order, repeated keys kept.
+/// The decoded pairs from_uri a query, in order, with repeated keys.
 pub(super) struct Query(Vec<(String, String)>);
 
 impl Query {
-    pub(super) fn of(uri: &http::Uri) -> Self {
+    pub(super) fn from_uri(uri: &http::Uri) -> Self {
         let pairs = uri
             .query()
             .unwrap_or_default()
@@ -61,8 +61,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keeps_order_and_repetition() {
-        let query = Query::of(
+    fn keeps_order_and_repeated_keys() {
+        let query = Query::from_uri(
             &"/x?command=sh&command=-c&command=echo+a%20%2Fb%3D&stdin=true&tty=false"
                 .parse()
                 .unwrap(),

@@ -1,4 +1,4 @@
-//! The few commands that a container of the stand-in knows.
+//! The few commands that a container of the stand-in can run.
 
 use std::{pin::Pin, time::Duration, time::SystemTime};
 
@@ -9,7 +9,7 @@ use super::{
     exec::{STDERR, STDOUT},
 };
 
-/// What a command reads and writes.
+/// The input and output of a command.
 #[derive(Debug)]
 pub(super) struct Stdio {
     pub(super) stdin: mpsc::Receiver<Vec<u8>>,
@@ -24,7 +24,7 @@ impl Stdio {
     async fn write(&self, channel: u8, text: impl AsRef<[u8]>) {
         let mut bytes = text.as_ref().to_vec();
         if self.tty {
-            // A terminal wants carriage returns, and has one stream only.
+            // A terminal needs carriage returns and has only one stream.
             bytes = bytes
                 .into_iter()
                 .flat_map(|byte| {
@@ -36,7 +36,7 @@ impl Stdio {
                 })
                 .collect();
         }
-        // The client may be gone; the session ends then.
+        // Fails only if the client is gone, and then the session ends.
         drop(
             self.output
                 .send((if self.tty { STDOUT } else { channel }, bytes))
@@ -49,12 +49,12 @@ impl Stdio {
 pub(super) async fn run(command: Vec<String>, mut stdio: Stdio) -> u8 {
     let words: Vec<&str> = command.iter().map(String::as_str).collect();
     match builtin(&words, &mut stdio).await {
-        Flow::Goes(code) | Flow::Exit(code) => code,
+        Flow::Continue(code) | Flow::Exit(code) => code,
     }
 }
 
 enum Flow {
-    Goes(u8),
+    Continue(u8),
     Exit(u8),
 }
 
@@ -81,7 +81,7 @@ fn builtin<'a>(
                 while let Some(data) = stdio.stdin.recv().await {
                     stdio.write(out, data).await;
                 }
-                return Flow::Goes(0);
+                return Flow::Continue(0);
             }
             ["sleep", seconds] => {
                 let seconds = seconds
@@ -89,41 +89,41 @@ fn builtin<'a>(
                     .ok()
                     .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
                 tokio::time::sleep(seconds.unwrap_or_default()).await;
-                return Flow::Goes(0);
+                return Flow::Continue(0);
             }
-            ["true"] => return Flow::Goes(0),
-            ["false"] => return Flow::Goes(1),
+            ["true"] => return Flow::Continue(0),
+            ["false"] => return Flow::Continue(1),
             ["exit"] => return Flow::Exit(0),
             ["exit", code] => return Flow::Exit(code.parse().unwrap_or(2)),
-            ["sh", "-c", script] => return Flow::Goes(lines(script, stdio).await),
-            ["sh" | "bash"] => return Flow::Goes(interactive(stdio).await),
-            [] => return Flow::Goes(0),
+            ["sh", "-c", script] => return Flow::Continue(lines(script, stdio).await),
+            ["sh" | "bash"] => return Flow::Continue(interactive(stdio).await),
+            [] => return Flow::Continue(0),
             [name, ..] => {
                 stdio
                     .write(STDERR, format!("sh: {name}: not found\n"))
                     .await;
-                return Flow::Goes(127);
+                return Flow::Continue(127);
             }
         };
         stdio.write(out, text).await;
-        Flow::Goes(0)
+        Flow::Continue(0)
     })
 }
 
-/// Runs commands divided by `;` or line ends until one of them is `exit`.
+/// Runs commands that are separated by `;` or line ends, until one of them is `exit`.
 async fn lines(script: &str, stdio: &mut Stdio) -> u8 {
     let mut code = 0;
     for line in script.split([';', '\n']) {
         let words: Vec<&str> = line.split_whitespace().collect();
         match builtin(&words, stdio).await {
-            Flow::Goes(new) => code = new,
+            Flow::Continue(new) => code = new,
             Flow::Exit(code) => return code,
         }
     }
     code
 }
 
-/// Reads commands line by line from stdin; with a terminal it prompts and echoes.
+/// Reads commands line by line from stdin. With a terminal it also prompts and echoes.
 async fn interactive(stdio: &mut Stdio) -> u8 {
     const CTRL_C: u8 = 3;
     const CTRL_D: u8 = 4;
@@ -143,7 +143,7 @@ async fn interactive(stdio: &mut Stdio) -> u8 {
                     let text = String::from_utf8_lossy(&std::mem::take(&mut line)).into_owned();
                     let words: Vec<&str> = text.split_whitespace().collect();
                     match builtin(&words, stdio).await {
-                        Flow::Goes(new) => code = new,
+                        Flow::Continue(new) => code = new,
                         Flow::Exit(code) => return code,
                     }
                     if stdio.tty {

@@ -1,4 +1,4 @@
-//! Lists, watches and logs: the responses that are long or never end.
+//! Lists, watches and logs: the responses that are long or do not end.
 
 use std::time::Duration;
 
@@ -10,26 +10,26 @@ use tokio::{
 };
 
 use super::{
-    answer::{Answer, json as json_answer, ok, text},
     query::Query,
-    world::{Event, POD_COLUMNS, Pod, World, table},
+    response::{ApiResponse, json as json_response, ok, text},
+    store::{Event, POD_COLUMNS, Pod, Store, table},
 };
 use crate::upstream::{BodySender, Gone, channel, full};
 
-/// Whether the client takes a table rather than objects.
+/// Whether the client prefers a table to objects.
 pub(super) fn wants_table(accept: &str) -> bool {
     accept.contains("as=Table")
 }
 
-/// The answer to GET on a collection of pods, with `watch` or without.
+/// The response to GET for a collection of pods, with or without `watch`.
 pub(super) fn pods(
-    world: &World,
+    store: &Store,
     namespace: Option<&str>,
     query: &Query,
     as_table: bool,
     bookmarks: Duration,
-) -> Answer {
-    let (version, mut pods, events) = world.pods(namespace);
+) -> ApiResponse {
+    let (version, mut pods, events) = store.pods(namespace);
     let only = query
         .first("fieldSelector")
         .and_then(|selector| selector.strip_prefix("metadata.name="));
@@ -45,7 +45,7 @@ pub(super) fn pods(
         return ok(&list(version, &pods, as_table));
     }
     let initial = query.is_set("sendInitialEvents");
-    // A watch that names a version follows a list; there is no history here, so "after it" means "from now".
+    // A watch with a version follows a list. The stand-in keeps no history, so "after it" means "from now on".
     if !initial
         && query
             .first("resourceVersion")
@@ -66,9 +66,9 @@ pub(super) fn pods(
     };
     let (sender, body) = channel();
     tokio::spawn(watch.run(sender, events, wanted));
-    let mut answer = json_answer(StatusCode::OK, &Value::Null);
-    *answer.body_mut() = body;
-    answer
+    let mut response = json_response(StatusCode::OK, &Value::Null);
+    *response.body_mut() = body;
+    response
 }
 
 fn list(version: u64, pods: &[Pod], as_table: bool) -> Value {
@@ -109,7 +109,7 @@ impl Watch {
                 .send(self.bookmark(json!({ "k8s.io/initial-events-end": "true" })))
                 .await?;
         }
-        // A time far away means never; without it, both would need a branch of their own.
+        // A distant time means never. With it, neither timer needs a separate branch.
         let far = Duration::from_secs(86_400 * 365);
         let end = Instant::now() + self.timeout.unwrap_or(far);
         let period = self.bookmarks.unwrap_or(far);
@@ -120,7 +120,7 @@ impl Watch {
                 event = events.recv() => match event {
                     Ok(event) if wanted(&event.pod) => sender.send(self.line(event.kind, &event.pod)).await?,
                     Ok(_) => {}
-                    // Too slow: apiserver ends such a watch too.
+                    // The client is too slow. The real apiserver ends such a watch too.
                     Err(RecvError::Lagged(_) | RecvError::Closed) => return Ok(()),
                 },
                 _ = bookmarks.tick() => sender.send(self.bookmark(json!({}))).await?,
@@ -155,11 +155,11 @@ impl Watch {
     }
 }
 
-/// Lines that a log holds before a client follows it.
+/// The number of lines in a log before a client follows it.
 const OLD_LINES: usize = 5;
 
-/// The answer to GET on `log`: a few old lines and, when followed, a new one at every interval.
-pub(super) fn log(pod: &Pod, query: &Query, interval: Duration) -> Answer {
+/// The response to GET for `log`: a few old lines and, with `follow`, a new line per interval.
+pub(super) fn log(pod: &Pod, query: &Query, interval: Duration) -> ApiResponse {
     let tail = query
         .first("tailLines")
         .and_then(|lines| lines.parse().ok())

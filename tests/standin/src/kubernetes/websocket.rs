@@ -1,4 +1,4 @@
-//! The server's side of WebSocket (RFC 6455), as much as exec needs.
+//! The server side of WebSocket (RFC 6455), with the parts that exec needs.
 
 use std::io;
 
@@ -6,7 +6,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-/// The answer to a `Sec-WebSocket-Key` (RFC 6455 §4.2.2).
+/// The `Sec-WebSocket-Accept` for a `Sec-WebSocket-Key` (RFC 6455 §4.2.2).
 pub(super) fn accept(key: &str) -> String {
     let text = format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
     STANDARD.encode(aws_lc_rs::digest::digest(
@@ -20,14 +20,14 @@ const BINARY: u8 = 2;
 const CLOSE: u8 = 8;
 const PING: u8 = 9;
 const PONG: u8 = 10;
-/// More than this in one message is refused.
+/// The longest message that is accepted.
 const MAX_MESSAGE: usize = 1 << 20;
 
-/// What came from the client.
+/// A message or control frame from the client.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Received {
     Message(Vec<u8>),
-    /// To be answered with [`pong`].
+    /// Needs a [`pong`].
     Ping(Vec<u8>),
     Close,
 }
@@ -49,9 +49,9 @@ impl<S: AsyncRead + Unpin> Reader<S> {
         }
     }
 
-    /// The next message, ping or close; a connection that ends counts as closed.
+    /// The next message, ping or close. The end of the connection counts as a close.
     ///
-    /// Cancel safe: what was read stays.
+    /// Cancel safe: the buffer keeps the bytes that were read.
     pub(super) async fn next(&mut self) -> io::Result<Received> {
         loop {
             while let Some((first, payload)) = decode(&mut self.buffer)? {
@@ -62,7 +62,7 @@ impl<S: AsyncRead + Unpin> Reader<S> {
                     _ => {
                         self.message.extend(payload);
                         if self.message.len() > MAX_MESSAGE {
-                            return Err(io::Error::other("a message is too long"));
+                            return Err(io::Error::other("the message is too long"));
                         }
                         if first & 0x80 != 0 {
                             return Ok(Received::Message(std::mem::take(&mut self.message)));
@@ -77,7 +77,7 @@ impl<S: AsyncRead + Unpin> Reader<S> {
     }
 }
 
-/// Takes a whole frame off the front: its first byte and the unmasked payload.
+/// Removes the first frame from the buffer, if it is complete. Returns its first byte and the unmasked payload.
 fn decode(from: &mut BytesMut) -> io::Result<Option<(u8, Vec<u8>)>> {
     let [first, second, ..] = from[..] else {
         return Ok(None);
@@ -99,7 +99,7 @@ fn decode(from: &mut BytesMut) -> io::Result<Option<(u8, Vec<u8>)>> {
         .fold(0, |length, byte| length << 8 | usize::from(*byte));
     let length = short.unwrap_or(long);
     if length > MAX_MESSAGE {
-        return Err(io::Error::other("a frame is too long"));
+        return Err(io::Error::other("the frame is too long"));
     }
     if from.len() < header + length {
         return Ok(None);
@@ -125,12 +125,12 @@ pub(super) async fn message(
     frame(stream, BINARY, &parts.concat()).await
 }
 
-/// Answers a ping.
+/// Writes a pong.
 pub(super) async fn pong(stream: &mut (impl AsyncWrite + Unpin), payload: &[u8]) -> io::Result<()> {
     frame(stream, PONG, payload).await
 }
 
-/// Says a normal close.
+/// Writes a normal close.
 pub(super) async fn close(stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
     frame(stream, CLOSE, &1000_u16.to_be_bytes()).await
 }
@@ -140,7 +140,7 @@ async fn frame(
     opcode: u8,
     payload: &[u8],
 ) -> io::Result<()> {
-    debug_assert_ne!(opcode, CONTINUATION, "messages leave whole");
+    debug_assert_ne!(opcode, CONTINUATION, "messages are not fragmented");
     let mut bytes = vec![0x80 | opcode];
     match (u8::try_from(payload.len()), u16::try_from(payload.len())) {
         (Ok(length @ ..=125), _) => bytes.push(length),
@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn accepts_the_key_of_the_rfc() {
+    fn accept_value_matches_the_example_of_the_rfc() {
         assert_eq!(
             accept("dGhlIHNhbXBsZSBub25jZQ=="),
             "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn joins_fragments_and_unmasks() {
+    async fn reader_joins_fragments_and_unmasks_them() {
         let masked = |first: u8, text: &[u8]| {
             let mask = [1, 2, 3, 4];
             let mut bytes = vec![first, 0x80 | u8::try_from(text.len()).unwrap()];

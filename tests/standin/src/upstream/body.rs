@@ -1,4 +1,4 @@
-//! Bodies: the request's, recorded while it is read, and the response's, scripted and watched to its end.
+//! Bodies: request bodies, which are recorded as the handler reads them, and response bodies, whose end is recorded.
 
 use std::{
     error::Error,
@@ -16,46 +16,46 @@ use tokio::sync::mpsc;
 
 use super::record::{BodyEnd, Entry, ResponseEnd};
 
-/// What a response's body may fail with.
+/// The error of a response body.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
-/// A response's body. An error in it cuts the response: HTTP/1.1 closes, HTTP/2 resets the stream.
+/// A response body. An error in it aborts the response: HTTP/1.1 closes the connection, HTTP/2 resets the stream.
 pub type ResponseBody = UnsyncBoxBody<Bytes, BoxError>;
 
-/// A body of these bytes.
+/// A body with these bytes.
 pub fn full(bytes: impl Into<Bytes>) -> ResponseBody {
     Full::new(bytes.into())
         .map_err(|never| match never {})
         .boxed_unsync()
 }
 
-/// No body.
+/// An empty body.
 #[must_use]
 pub fn empty() -> ResponseBody {
     Empty::new().map_err(|never| match never {}).boxed_unsync()
 }
 
-/// A body that is sent piece by piece, each flushed at once. Dropping the sender ends it well.
+/// A body that is sent in pieces. Each piece is flushed at once. Dropping the sender ends the body normally.
 #[must_use]
 pub fn channel() -> (BodySender, ResponseBody) {
     let (sender, receiver) = mpsc::channel(1);
     (BodySender(sender), ChannelBody(receiver).boxed_unsync())
 }
 
-/// The end of [`channel`] that is written to.
+/// The sending end of [`channel`].
 #[derive(Debug)]
 pub struct BodySender(mpsc::Sender<Result<Frame<Bytes>, BoxError>>);
 
-/// No client reads the body any more.
+/// The client no longer reads the body.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Gone;
 
 impl BodySender {
-    /// Sends a piece, when the one before was taken.
+    /// Sends a piece after the previous one was accepted.
     ///
     /// # Errors
     ///
-    /// When the client is gone or has cancelled.
+    /// When the client is gone or cancelled the request.
     pub async fn send(&self, data: impl Into<Bytes>) -> Result<(), Gone> {
         self.0
             .send(Ok(Frame::data(data.into())))
@@ -67,7 +67,7 @@ impl BodySender {
     ///
     /// # Errors
     ///
-    /// When the client is gone or has cancelled.
+    /// When the client is gone or cancelled the request.
     pub async fn trailers(&self, trailers: HeaderMap) -> Result<(), Gone> {
         self.0
             .send(Ok(Frame::trailers(trailers)))
@@ -75,17 +75,17 @@ impl BodySender {
             .map_err(|_| Gone)
     }
 
-    /// Cuts the response off: no last chunk, `RST_STREAM` with HTTP/2.
+    /// Aborts the response: no last chunk with HTTP/1.1, `RST_STREAM` with HTTP/2.
     pub async fn abort(self) {
-        // A client that is gone needs no cut.
+        // Fails only if the client is gone.
         drop(
             self.0
-                .send(Err(io::Error::other("cut by the script").into()))
+                .send(Err(io::Error::other("aborted by the test").into()))
                 .await,
         );
     }
 
-    /// Resolves when no client reads the body any more.
+    /// Resolves when the client no longer reads the body.
     pub async fn closed(&self) {
         self.0.closed().await;
     }
@@ -105,7 +105,7 @@ impl Body for ChannelBody {
     }
 }
 
-/// A request's body; what is read from it goes to the record too.
+/// A request body. The bytes that the handler reads are also recorded.
 #[derive(Debug)]
 pub struct RequestBody {
     inner: Incoming,
@@ -124,7 +124,7 @@ impl RequestBody {
     ///
     /// # Errors
     ///
-    /// When the client does not send it whole.
+    /// When the client does not send the whole body.
     pub async fn read(self) -> Result<Bytes, hyper::Error> {
         Ok(self.collect().await?.to_bytes())
     }
@@ -148,7 +148,9 @@ impl Body for RequestBody {
                     self.entry.body_end(BodyEnd::Complete);
                 }
             }
-            Poll::Ready(Some(Err(err))) => self.entry.body_end(BodyEnd::Cut(err.to_string())),
+            Poll::Ready(Some(Err(err))) => {
+                self.entry.body_end(BodyEnd::Incomplete(err.to_string()))
+            }
             Poll::Ready(None) => self.entry.body_end(BodyEnd::Complete),
             Poll::Pending => {}
         }
@@ -170,19 +172,19 @@ impl Drop for RequestBody {
     }
 }
 
-/// A response's body whose end is recorded.
-pub(super) struct Watched {
+/// A response body whose end is recorded.
+pub(super) struct RecordedBody {
     inner: ResponseBody,
     entry: Entry,
 }
 
-impl Watched {
+impl RecordedBody {
     pub(super) fn new(inner: ResponseBody, entry: Entry) -> Self {
         Self { inner, entry }
     }
 }
 
-impl Body for Watched {
+impl Body for RecordedBody {
     type Data = Bytes;
     type Error = BoxError;
 
@@ -208,9 +210,9 @@ impl Body for Watched {
     }
 }
 
-impl Drop for Watched {
+impl Drop for RecordedBody {
     fn drop(&mut self) {
-        // HTTP does not poll for an end that a length has told it already.
+        // hyper does not poll for the end if the length of the body is known.
         let end = if self.inner.is_end_stream() {
             ResponseEnd::Complete
         } else {

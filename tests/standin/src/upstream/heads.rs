@@ -1,18 +1,18 @@
-//! Reads along with the requests of an HTTP/1.1 connection and keeps their heads byte for byte.
+//! Extracts the request heads of an HTTP/1.1 connection byte for byte.
 //!
-//! A library that parses the head loses the order and the spelling of its lines; this does not.
+//! A library that parses the head loses the order and the spelling of its lines; this module keeps them.
 
 use bytes::{Buf as _, Bytes, BytesMut};
 
-/// Yields each head once it is complete and steps over the bodies.
+/// Returns each head when it is complete, and skips the bodies.
 #[derive(Debug, Default)]
 pub(super) struct HeadTap {
     buffer: BytesMut,
-    place: Place,
+    position: Position,
 }
 
 #[derive(Debug, Default)]
-enum Place {
+enum Position {
     #[default]
     Head,
     Body(u64),
@@ -22,7 +22,7 @@ enum Place {
 }
 
 impl HeadTap {
-    /// Takes the next bytes and returns the heads that are complete with them.
+    /// Adds the next bytes and returns the heads that they complete.
     pub(super) fn feed(&mut self, bytes: &[u8]) -> Vec<Bytes> {
         self.buffer.extend_from_slice(bytes);
         let mut heads = Vec::new();
@@ -31,8 +31,8 @@ impl HeadTap {
     }
 
     fn step(&mut self, heads: &mut Vec<Bytes>) -> bool {
-        match self.place {
-            Place::Head => {
+        match self.position {
+            Position::Head => {
                 let Some(end) = self
                     .buffer
                     .windows(4)
@@ -41,13 +41,13 @@ impl HeadTap {
                     return false;
                 };
                 let head = self.buffer.split_to(end + 4).freeze();
-                self.place = after(&head);
+                self.position = position_after(&head);
                 heads.push(head);
                 true
             }
-            Place::Body(left) => self.skip(left, Place::Body, Place::Head),
-            Place::Chunk(left) => self.skip(left, Place::Chunk, Place::ChunkSize),
-            Place::ChunkSize => {
+            Position::Body(left) => self.skip(left, Position::Body, Position::Head),
+            Position::Chunk(left) => self.skip(left, Position::Chunk, Position::ChunkSize),
+            Position::ChunkSize => {
                 let Some(line) = self.line() else {
                     return false;
                 };
@@ -55,34 +55,34 @@ impl HeadTap {
                 let size =
                     u64::from_str_radix(digits.split(';').next().unwrap_or_default().trim(), 16)
                         .unwrap_or(0);
-                // The two bytes are the line end after the chunk.
-                self.place = if size == 0 {
-                    Place::Trailers
+                // The two extra bytes are the line end after the chunk.
+                self.position = if size == 0 {
+                    Position::Trailers
                 } else {
-                    Place::Chunk(size + 2)
+                    Position::Chunk(size + 2)
                 };
                 true
             }
-            Place::Trailers => {
+            Position::Trailers => {
                 let Some(line) = self.line() else {
                     return false;
                 };
                 if line.is_empty() {
-                    self.place = Place::Head;
+                    self.position = Position::Head;
                 }
                 true
             }
         }
     }
 
-    fn skip(&mut self, left: u64, here: fn(u64) -> Place, next: Place) -> bool {
-        let there = self
+    fn skip(&mut self, left: u64, here: fn(u64) -> Position, next: Position) -> bool {
+        let available = self
             .buffer
             .len()
             .min(usize::try_from(left).unwrap_or(usize::MAX));
-        self.buffer.advance(there);
-        let left = left - there as u64;
-        self.place = if left == 0 { next } else { here(left) };
+        self.buffer.advance(available);
+        let left = left - available as u64;
+        self.position = if left == 0 { next } else { here(left) };
         left == 0
     }
 
@@ -97,7 +97,7 @@ impl HeadTap {
     }
 }
 
-/// The lines of a head without its first line, names and values trimmed as RFC 9112 §5.1 says.
+/// The header lines of a head, names and values trimmed as RFC 9112 §5.1 requires.
 pub(super) fn lines(head: &[u8]) -> Vec<(String, Vec<u8>)> {
     let mut parsed = Vec::new();
     for line in head.split(|byte| *byte == b'\n').skip(1) {
@@ -115,21 +115,21 @@ pub(super) fn target(head: &[u8]) -> String {
     String::from_utf8_lossy(target).into_owned()
 }
 
-fn after(head: &[u8]) -> Place {
+fn position_after(head: &[u8]) -> Position {
     let mut length = 0;
     for (name, value) in lines(head) {
         let value = String::from_utf8_lossy(&value).to_ascii_lowercase();
         if name.eq_ignore_ascii_case("transfer-encoding") && value.ends_with("chunked") {
-            return Place::ChunkSize;
+            return Position::ChunkSize;
         }
         if name.eq_ignore_ascii_case("content-length") {
             length = value.parse().unwrap_or(0);
         }
     }
     if length == 0 {
-        Place::Head
+        Position::Head
     } else {
-        Place::Body(length)
+        Position::Body(length)
     }
 }
 
@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_heads_after_bodies_for_every_split_of_the_bytes() {
+    fn finds_heads_and_skips_bodies_for_every_split() {
         let heads = [
             "POST /a HTTP/1.1\r\nhost: x\r\nContent-Length: 5\r\n\r\n",
             "PUT /b%2F HTTP/1.1\r\nX-A:  1 \r\nx-a: 2\r\ntransfer-encoding: chunked\r\n\r\n",

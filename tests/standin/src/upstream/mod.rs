@@ -1,4 +1,4 @@
-//! A scriptable TLS server that records what reaches it.
+//! A TLS server whose responses a test defines, and which records what it receives.
 //!
 //! ```no_run
 //! # async fn example() {
@@ -47,31 +47,31 @@ pub use body::{BodySender, BoxError, Gone, RequestBody, ResponseBody, channel, e
 pub use record::{BodyEnd, Connection, ConnectionEnd, MAX_BODY, MAX_FRAMES, Received, ResponseEnd};
 
 use crate::pki::{Identity, provider};
-use serve::{Serving, serve};
+use serve::{ServerState, serve};
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-type Answer = Arc<dyn Fn(Request<RequestBody>) -> BoxFuture<Response<ResponseBody>> + Send + Sync>;
+type Handler = Arc<dyn Fn(Request<RequestBody>) -> BoxFuture<Response<ResponseBody>> + Send + Sync>;
 type RawScript = Box<dyn Fn(Raw) -> BoxFuture<()> + Send + Sync>;
 
 enum Script {
-    Http(Answer),
+    Http(Handler),
     Raw(RawScript),
 }
 
-/// The connection that a request came on; among the request's extensions.
+/// The connection of a request. It is one of the request's extensions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConnectionId(pub usize);
 
-/// A decrypted connection handed to a script.
+/// A decrypted connection, passed to a script.
 #[derive(Debug)]
 pub struct Raw {
-    /// Bytes written in one call and flushed leave as one TLS record, up to 16 KiB.
+    /// Bytes that are written in one call and flushed become one TLS record, up to 16 KiB.
     pub stream: TlsStream<TcpStream>,
-    /// What is known about it after the handshake.
+    /// The facts that are known after the handshake.
     pub connection: Connection,
 }
 
-/// An upstream on its way.
+/// The settings of an [`Upstream`].
 pub struct Builder {
     identity: Identity,
     alpn: Vec<Vec<u8>>,
@@ -90,8 +90,8 @@ impl fmt::Debug for Builder {
 }
 
 impl Builder {
-    /// The protocols it agrees to, most wanted first; empty leaves the extension out. `h2` and `http/1.1`
-    /// when not said.
+    /// The supported protocols, in order of preference; an empty list omits the extension. Default: `h2` and
+    /// `http/1.1`.
     #[must_use]
     pub fn alpn(mut self, protocols: &[&str]) -> Self {
         self.alpn = protocols
@@ -101,41 +101,41 @@ impl Builder {
         self
     }
 
-    /// The TLS versions it speaks; 1.2 and 1.3 when not said.
+    /// The supported TLS versions. Default: 1.2 and 1.3.
     #[must_use]
     pub fn tls_versions(mut self, versions: &[&'static SupportedProtocolVersion]) -> Self {
         self.versions = versions.to_vec();
         self
     }
 
-    /// How many streams a client may open; 100 as kube-apiserver when not said.
+    /// The maximum number of concurrent streams. Default: 100, as in kube-apiserver.
     #[must_use]
     pub fn max_concurrent_streams(mut self, streams: u32) -> Self {
         self.max_concurrent_streams = streams;
         self
     }
 
-    /// Does not ask for a client certificate. kube-apiserver always asks, and so does this by default; it
-    /// takes any certificate and records it.
+    /// Does not request a client certificate. The default is to request one, as kube-apiserver does, and to
+    /// accept and record any certificate.
     #[must_use]
     pub fn without_certificate_request(mut self) -> Self {
         self.asks_for_certificate = false;
         self
     }
 
-    /// Answers every request with this. A response header `Connection: close` over HTTP/2 becomes a
-    /// GOAWAY, as in Go.
+    /// Responds to every request with this handler. A response header `Connection: close` over HTTP/2 becomes
+    /// a GOAWAY, as in Go.
     #[must_use]
-    pub fn http<A, F>(mut self, answer: A) -> Self
+    pub fn http<A, F>(mut self, handler: A) -> Self
     where
         A: Fn(Request<RequestBody>) -> F + Send + Sync + 'static,
         F: Future<Output = Response<ResponseBody>> + Send + 'static,
     {
-        self.script = Script::Http(Arc::new(move |request| Box::pin(answer(request))));
+        self.script = Script::Http(Arc::new(move |request| Box::pin(handler(request))));
         self
     }
 
-    /// Hands every decrypted connection to this script, for bytes that no library would write.
+    /// Passes every decrypted connection to this script, for bytes that no library would write.
     #[must_use]
     pub fn raw<A, F>(mut self, script: A) -> Self
     where
@@ -150,16 +150,16 @@ impl Builder {
     ///
     /// # Panics
     ///
-    /// When the identity's key cannot be read or no port can be had.
+    /// When the identity's key cannot be read or no port is available.
     pub async fn start(self) -> Upstream {
         let listener = TcpListener::bind("127.0.0.1:0")
             .await
-            .expect("a port of 127.0.0.1 can be had");
+            .expect("a port of 127.0.0.1 is available");
         self.serve(listener)
     }
 
-    /// Serves on this listener until the [`Upstream`] is dropped; for an upstream that comes back on the
-    /// port of one that has gone.
+    /// Serves on this listener until the [`Upstream`] is dropped. Use it to start an upstream on the port of
+    /// an earlier one.
     ///
     /// # Panics
     ///
@@ -174,7 +174,7 @@ impl Builder {
             versions: self.versions,
             asks_for_certificate: self.asks_for_certificate,
         };
-        let serving = Arc::new(Serving {
+        let serving = Arc::new(ServerState {
             log: Arc::default(),
             tls: RwLock::new(settings.config(&self.identity)),
             script: self.script,
@@ -190,13 +190,13 @@ impl Builder {
     }
 }
 
-async fn accept(serving: Arc<Serving>, listener: TcpListener) {
+async fn accept(serving: Arc<ServerState>, listener: TcpListener) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
-                let (tcp, peer) = accepted.expect("the stand-in can accept");
-                tcp.set_nodelay(true).expect("a fresh socket takes options");
+                let (tcp, peer) = accepted.expect("the stand-in accepts a connection");
+                tcp.set_nodelay(true).expect("a new socket accepts the option");
                 let id = serving.log.connected(peer);
                 connections.spawn(serve(Arc::clone(&serving), tcp, id));
             }
@@ -217,7 +217,7 @@ impl TlsSettings {
             .with_protocol_versions(&self.versions)
             .expect("aws-lc-rs speaks TLS 1.2 and 1.3");
         let builder = if self.asks_for_certificate {
-            builder.with_client_cert_verifier(Arc::new(TakeAnyCertificate(provider())))
+            builder.with_client_cert_verifier(Arc::new(AcceptAnyCertificate(provider())))
         } else {
             builder.with_no_client_auth()
         };
@@ -225,7 +225,7 @@ impl TlsSettings {
             .key_provider
             .load_private_key(identity.key())
             .expect("aws-lc-rs reads the keys of rcgen");
-        // Unlike `with_single_cert` this does not look whether the key belongs to the certificate.
+        // Unlike `with_single_cert`, this does not check that the key belongs to the certificate.
         let served = CertifiedKey::new(identity.chain.clone(), key);
         let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(served)));
         config.alpn_protocols = self.alpn.clone();
@@ -237,7 +237,7 @@ impl TlsSettings {
 pub struct Upstream {
     address: SocketAddr,
     settings: TlsSettings,
-    serving: Arc<Serving>,
+    serving: Arc<ServerState>,
     accepting: JoinHandle<()>,
 }
 
@@ -250,8 +250,8 @@ impl fmt::Debug for Upstream {
 }
 
 impl Upstream {
-    /// An upstream that presents this certificate. Until told otherwise it answers every request with 200
-    /// and the body `ok`, once it has read the request's body.
+    /// An upstream that presents this certificate. By default it reads the body of every request and then
+    /// responds with 200 and the body `ok`.
     #[must_use]
     pub fn builder(identity: Identity) -> Builder {
         Builder {
@@ -262,7 +262,7 @@ impl Upstream {
             asks_for_certificate: true,
             script: Script::Http(Arc::new(|request| {
                 Box::pin(async {
-                    // How the body ended is in the record.
+                    // The record shows how the body ended.
                     drop(request.into_body().read().await);
                     Response::new(full("ok"))
                 })
@@ -270,7 +270,7 @@ impl Upstream {
         }
     }
 
-    /// Where it listens.
+    /// The address it listens on.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -285,12 +285,12 @@ impl Upstream {
             .unwrap_or_else(PoisonError::into_inner) = self.settings.config(identity);
     }
 
-    /// Waits for the next request that was not taken yet and takes it.
+    /// Waits for the next request that an earlier call has not returned.
     pub async fn next_request(&self) -> Received {
         self.serving.log.next_request().await
     }
 
-    /// All requests so far, taken or not, in order of arrival.
+    /// All requests so far, in order of arrival, including those that [`next_request`](Self::next_request) returned.
     #[must_use]
     pub fn requests(&self) -> Vec<Received> {
         self.serving.log.requests()
@@ -302,7 +302,7 @@ impl Upstream {
         self.serving.log.read(|state| state.connections.clone())
     }
 
-    /// Waits until `find` finds something among the connections and returns that; `what` names it.
+    /// Waits until `find` returns a value for the connections, and returns it. `what` names it in the message.
     pub async fn wait_for<T>(
         &self,
         what: &str,
@@ -322,7 +322,7 @@ impl Upstream {
         .await
     }
 
-    /// How many responses have begun or are awaited and have not ended.
+    /// The number of requests whose response has not ended, or not even begun.
     #[must_use]
     pub fn open_responses(&self) -> usize {
         self.serving.log.open_responses()
@@ -343,11 +343,11 @@ impl Drop for Upstream {
     }
 }
 
-/// Asks for a certificate and takes any that proves to hold its key, as Go's `RequestClientCert`.
+/// Requests a certificate and accepts any whose key the client holds, as Go's `RequestClientCert` does.
 #[derive(Debug)]
-struct TakeAnyCertificate(Arc<CryptoProvider>);
+struct AcceptAnyCertificate(Arc<CryptoProvider>);
 
-impl ClientCertVerifier for TakeAnyCertificate {
+impl ClientCertVerifier for AcceptAnyCertificate {
     fn client_auth_mandatory(&self) -> bool {
         false
     }

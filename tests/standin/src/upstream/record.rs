@@ -1,4 +1,4 @@
-//! What reached the stand-in, kept for assertions that can wait for it.
+//! The record of everything that reached the stand-in, with functions that wait for an entry.
 
 use std::{fmt, net::SocketAddr, sync::Arc};
 
@@ -16,39 +16,39 @@ use crate::{
 /// One TCP connection, from accept to its end.
 #[derive(Debug, Clone)]
 pub struct Connection {
-    /// Its place in the order of arrival, from 0.
+    /// Its index in order of arrival, from 0.
     pub id: usize,
-    /// The address it came from.
+    /// The address of the peer.
     pub peer: SocketAddr,
-    /// The server name that the client asked for.
+    /// The server name that the client sent.
     pub sni: Option<String>,
-    /// The protocols that the client offered, in its order; none when the extension was absent.
+    /// The protocols that the client offered, in its order; `None` without the extension.
     pub alpn_offered: Option<Vec<String>>,
-    /// The protocol that was agreed.
+    /// The negotiated protocol.
     pub alpn: Option<String>,
-    /// The TLS version; none until the handshake is done.
+    /// The TLS version; `None` until the handshake completes.
     pub tls_version: Option<ProtocolVersion>,
-    /// Whether an earlier session was resumed.
+    /// Whether the handshake resumed an earlier session.
     pub resumed: bool,
-    /// The client's certificate chain; empty when it offered none.
+    /// The client's certificate chain; empty if the client sent none.
     pub client_certificates: Vec<CertificateDer<'static>>,
-    /// Decrypted bytes received, of requests and of everything else.
+    /// The number of decrypted bytes received, requests and everything else.
     pub bytes_received: usize,
-    /// Requests that began on it.
+    /// The number of requests on it.
     pub requests: usize,
     /// HTTP/2 frames received that are neither DATA nor HEADERS, in order, at most [`MAX_FRAMES`].
     pub frames: Vec<Frame>,
-    /// How it ended; none while it is open.
+    /// How it ended; `None` while it is open.
     pub end: Option<ConnectionEnd>,
 }
 
-/// More HTTP/2 frames than this are not kept.
+/// The record keeps at most this many HTTP/2 frames of a connection.
 pub const MAX_FRAMES: usize = 10_000;
-/// More bytes than this of one body are not kept.
+/// The record keeps at most this many bytes of a body.
 pub const MAX_BODY: usize = 8 << 20;
 
 impl Connection {
-    /// How many pings the client sent, acknowledgements not counted.
+    /// The number of pings that the client sent, without acknowledgements.
     #[must_use]
     pub fn pings(&self) -> usize {
         self.frames
@@ -69,17 +69,17 @@ impl Connection {
             .collect()
     }
 
-    /// Whether it is open and its handshake done.
+    /// Whether it is open and its handshake is complete.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.end.is_none() && self.tls_version.is_some()
     }
 }
 
-/// Why a connection is over.
+/// How a connection ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ConnectionEnd {
-    /// The handshake did not succeed; what rustls said, such as the alert that came.
+    /// The handshake failed with this error of rustls, for instance the alert that arrived.
     Handshake(String),
     /// HTTP ended without an error, or the script returned.
     Clean,
@@ -87,32 +87,32 @@ pub enum ConnectionEnd {
     Broken(String),
 }
 
-/// How a request's body ended.
+/// How a request body ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BodyEnd {
     /// With its last byte.
     Complete,
     /// Before its last byte: the client reset the stream or closed the connection.
-    Cut(String),
-    /// The closure that answers did not read to the end.
+    Incomplete(String),
+    /// The handler did not read the body to its end.
     Unread,
 }
 
-/// How a response's body ended.
+/// How a response body ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ResponseEnd {
-    /// The last byte was handed to HTTP.
+    /// The last byte was passed to HTTP.
     Complete,
-    /// The closure that answers broke it off.
+    /// The handler aborted it.
     Aborted,
-    /// The client did not want the rest, or was gone.
+    /// The client cancelled the request or was gone.
     Cancelled,
 }
 
 /// One request as it arrived.
 #[derive(Clone)]
 pub struct Received {
-    /// The connection it came on.
+    /// The index of its connection.
     pub connection: usize,
     /// The method.
     pub method: Method,
@@ -120,12 +120,12 @@ pub struct Received {
     pub target: String,
     /// The field `:authority`, or the authority of an absolute-form target.
     pub authority: Option<String>,
-    /// The version it came with.
+    /// The HTTP version.
     pub version: Version,
-    /// The header lines. With HTTP/1.1 in wire order and spelling; with HTTP/2 the lines of one name
-    /// stand together, where the first of them stood.
+    /// The header lines. With HTTP/1.1 in wire order and spelling. With HTTP/2 the lines with the same name
+    /// are together, at the position of the first of them.
     pub headers: Vec<(String, Vec<u8>)>,
-    /// With HTTP/1.1 the whole head, from the method to the empty line.
+    /// With HTTP/1.1: the whole head, from the method to the empty line.
     pub head: Option<Bytes>,
     index: usize,
     log: Arc<Log>,
@@ -162,14 +162,14 @@ impl Received {
     /// Waits for the end of the body and returns how it ended.
     pub async fn body_end(&self) -> BodyEnd {
         let end = |state: &State| state.requests.get(self.index)?.body_end.clone();
-        self.log.wait("the end of a request's body", end).await
+        self.log.wait("the end of a request body", end).await
     }
 
     /// Waits for the body and returns it.
     ///
     /// # Panics
     ///
-    /// When it did not come whole.
+    /// When the body was not complete.
     pub async fn body(&self) -> Vec<u8> {
         assert_eq!(
             self.body_end().await,
@@ -179,7 +179,7 @@ impl Received {
         self.body_so_far()
     }
 
-    /// What has come of the body until now.
+    /// The part of the body that has arrived so far.
     #[must_use]
     pub fn body_so_far(&self) -> Vec<u8> {
         self.log
@@ -215,7 +215,7 @@ pub(super) struct State {
     taken: usize,
 }
 
-/// The record itself; every change wakes all tasks that wait on it.
+/// The record itself. Every change wakes all tasks that wait for it.
 #[derive(Debug, Default)]
 pub(super) struct Log(watch::Sender<State>);
 
@@ -230,7 +230,7 @@ impl Log {
         result.expect("send_modify calls its closure")
     }
 
-    /// Waits until `find` finds something.
+    /// Waits until `find` returns a value, at most [`WAIT`](crate::WAIT).
     pub(super) async fn wait<T>(&self, what: &str, mut find: impl FnMut(&State) -> Option<T>) -> T {
         let mut changes = self.0.subscribe();
         let mut found = None;
@@ -243,10 +243,10 @@ impl Log {
                 .await
                 .expect("the log outlives its readers"),
         );
-        found.expect("the wait ends when something was found")
+        found.expect("the wait ends only after a match")
     }
 
-    /// Waits for as long as it takes until `is` holds.
+    /// Waits, without a limit, until `is` returns true.
     pub(super) async fn changed_until(&self, mut is: impl FnMut(&State) -> bool) {
         drop(self.0.subscribe().wait_for(|state| is(state)).await);
     }
@@ -329,7 +329,7 @@ impl Log {
     }
 }
 
-/// How many requests have a response that has not ended, on one connection or on all.
+/// The number of requests whose response has not ended, on one connection or on all.
 pub(super) fn open_responses(state: &State, connection: Option<usize>) -> usize {
     let here = |request: &&Progress| connection.is_none_or(|id| id == request.connection);
     state
@@ -340,7 +340,7 @@ pub(super) fn open_responses(state: &State, connection: Option<usize>) -> usize 
         .count()
 }
 
-/// A request before it is in the log.
+/// The facts of a request that is about to enter the log.
 #[derive(Debug)]
 pub(super) struct NewRequest {
     pub(super) connection: usize,
@@ -352,7 +352,7 @@ pub(super) struct NewRequest {
     pub(super) head: Option<Bytes>,
 }
 
-/// The place of one request in the log.
+/// The entry of one request in the log.
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
     log: Arc<Log>,
@@ -367,14 +367,14 @@ impl Entry {
         });
     }
 
-    /// The first end counts.
+    /// Records how it ended. Only the first call has an effect.
     pub(super) fn body_end(&self, end: BodyEnd) {
         self.change(|request| {
             request.body_end.get_or_insert(end);
         });
     }
 
-    /// The first end counts.
+    /// Records how it ended. Only the first call has an effect.
     pub(super) fn response_end(&self, end: ResponseEnd) {
         self.change(|request| {
             request.response_end.get_or_insert(end);

@@ -1,4 +1,4 @@
-//! From an accepted TCP connection to answered requests, or to a script.
+//! Handles one accepted TCP connection: the handshake, then HTTP or the script of the test.
 
 use std::{
     convert::Infallible,
@@ -18,16 +18,16 @@ use tokio::{net::TcpStream, time::sleep};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
 use super::{
-    Answer, Raw, Script,
-    body::{RequestBody, ResponseBody, Watched},
+    Handler, Raw, Script,
+    body::{RecordedBody, RequestBody, ResponseBody},
     heads,
     record::{ConnectionEnd, Log, NewRequest, open_responses},
     wire::{Http1Wire, Http2Wire, Shared},
 };
 use crate::WAIT;
 
-/// How one upstream serves; the same for all its connections.
-pub(super) struct Serving {
+/// The state of one upstream, shared by all its connections.
+pub(super) struct ServerState {
     pub(super) log: Arc<Log>,
     pub(super) tls: RwLock<Arc<ServerConfig>>,
     pub(super) script: Script,
@@ -35,12 +35,12 @@ pub(super) struct Serving {
 }
 
 /// After a GOAWAY, Go closes the socket this long after the end of the last stream.
-const AFTER_GOAWAY: Duration = Duration::from_secs(1);
+const GOAWAY_CLOSE_DELAY: Duration = Duration::from_secs(1);
 
-pub(super) async fn serve(serving: Arc<Serving>, tcp: TcpStream, id: usize) {
+pub(super) async fn serve(serving: Arc<ServerState>, tcp: TcpStream, id: usize) {
     let end = match handshake(&serving, tcp, id).await {
         Ok(stream) => match &serving.script {
-            Script::Http(answer) => http(&serving, answer, stream, id).await,
+            Script::Http(handler) => http(&serving, handler, stream, id).await,
             Script::Raw(script) => {
                 let connection = serving.log.read(|state| state.connections[id].clone());
                 script(Raw { stream, connection }).await;
@@ -55,7 +55,7 @@ pub(super) async fn serve(serving: Arc<Serving>, tcp: TcpStream, id: usize) {
 }
 
 async fn handshake(
-    serving: &Serving,
+    serving: &ServerState,
     tcp: TcpStream,
     id: usize,
 ) -> Result<TlsStream<TcpStream>, String> {
@@ -102,23 +102,23 @@ async fn handshake(
 }
 
 async fn http(
-    serving: &Serving,
-    answer: &Answer,
+    serving: &ServerState,
+    handler: &Handler,
     stream: TlsStream<TcpStream>,
     id: usize,
 ) -> ConnectionEnd {
     let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let shared = Shared::new(Arc::clone(&serving.log), id);
     let service = {
-        let (log, answer, shared) = (
+        let (log, handler, shared) = (
             Arc::clone(&serving.log),
-            Arc::clone(answer),
+            Arc::clone(handler),
             Arc::clone(&shared),
         );
         service_fn(move |request| {
             respond(
                 Arc::clone(&log),
-                Arc::clone(&answer),
+                Arc::clone(&handler),
                 Arc::clone(&shared),
                 id,
                 request,
@@ -127,7 +127,7 @@ async fn http(
     };
     let outcome = if is_http2 {
         let io = TokioIo::new(Http2Wire::new(stream, Arc::clone(&shared)));
-        // The numbers of kube-apiserver (secure_serving.go).
+        // The limits of kube-apiserver (secure_serving.go).
         http2::Builder::new(TokioExecutor::new())
             .max_concurrent_streams(serving.max_concurrent_streams)
             .initial_stream_window_size(256 << 10)
@@ -153,18 +153,18 @@ async fn http(
 
 async fn respond(
     log: Arc<Log>,
-    answer: Answer,
+    handler: Handler,
     shared: Arc<Shared>,
     id: usize,
     request: Request<Incoming>,
-) -> Result<Response<Watched>, Infallible> {
+) -> Result<Response<RecordedBody>, Infallible> {
     let head = if request.version() == Version::HTTP_2 {
         None
     } else {
         shared.next_head()
     };
     let uri = request.uri();
-    let of_map = || {
+    let from_map = || {
         request
             .headers()
             .iter()
@@ -182,14 +182,16 @@ async fn respond(
         },
         authority: uri.authority().map(ToString::to_string),
         version: request.version(),
-        headers: head.as_ref().map_or_else(of_map, |head| heads::lines(head)),
+        headers: head
+            .as_ref()
+            .map_or_else(from_map, |head| heads::lines(head)),
         head,
     });
     let is_http2 = request.version() == Version::HTTP_2;
     let (mut parts, body) = request.into_parts();
     parts.extensions.insert(super::ConnectionId(id));
     let request = Request::from_parts(parts, RequestBody::new(body, entry.clone()));
-    let mut response = answer(request).await;
+    let mut response = handler(request).await;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         shared.tunnel_begins();
     }
@@ -205,16 +207,16 @@ async fn respond(
             tokio::spawn(close_after_last_stream(log, shared, id));
         }
     }
-    Ok(response.map(|body: ResponseBody| Watched::new(body, entry)))
+    Ok(response.map(|body: ResponseBody| RecordedBody::new(body, entry)))
 }
 
 async fn close_after_last_stream(log: Arc<Log>, shared: Arc<Shared>, id: usize) {
-    // Not bounded: a watch may run for any time after a GOAWAY.
+    // No limit: a watch may run for any time after a GOAWAY.
     log.changed_until(|state| {
         open_responses(state, Some(id)) == 0 || state.connections[id].end.is_some()
     })
     .await;
-    sleep(AFTER_GOAWAY).await;
+    sleep(GOAWAY_CLOSE_DELAY).await;
     shared.close();
 }
 

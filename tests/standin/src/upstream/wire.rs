@@ -1,8 +1,8 @@
-//! The layer between TLS and HTTP that records what comes in, and that says GOAWAY the way Go does.
+//! The layer between TLS and HTTP. It records the incoming bytes and sends GOAWAY as Go does.
 //!
-//! Go sends one GOAWAY that names the last stream it has seen, lets the running streams finish, ignores
-//! every later one without a word and closes a second after the last has ended. No HTTP/2 library of Rust
-//! offers that, so the frame is put in, and later streams are taken out, below the library.
+//! Go sends one GOAWAY with the last stream that it has seen, lets the open streams finish, silently ignores
+//! every later stream, and closes the connection one second after the last stream ends. No Rust library for
+//! HTTP/2 offers that, so this layer inserts the frame and removes the later streams below the library.
 
 use std::{
     collections::VecDeque,
@@ -24,7 +24,7 @@ use super::{
 };
 use crate::frames::{Frame, HEADER_BYTES, PREFACE, kind};
 
-/// What the wire and the code that answers requests both know of one connection.
+/// The state of one connection, shared by this layer and the request handler.
 #[derive(Debug)]
 pub(super) struct Shared {
     log: Arc<Log>,
@@ -46,7 +46,7 @@ struct Http2 {
 enum GoAway {
     #[default]
     No,
-    Asked,
+    Requested,
     Sent {
         last_stream: u32,
     },
@@ -71,22 +71,22 @@ impl Shared {
             .pop_front()
     }
 
-    /// What follows on this connection is no longer HTTP.
+    /// The following bytes on this connection are no longer HTTP.
     pub(super) fn tunnel_begins(&self) {
         self.tunnel.store(true, Ordering::Relaxed);
     }
 
-    /// Puts a GOAWAY before the next frame that is written. True for the first call.
+    /// Inserts a GOAWAY before the next written frame. Returns true for the first call.
     pub(super) fn go_away(&self) -> bool {
         let mut http2 = self.http2();
         let first = http2.goaway == GoAway::No;
         if first {
-            http2.goaway = GoAway::Asked;
+            http2.goaway = GoAway::Requested;
         }
         first
     }
 
-    /// Lets HTTP see the end of the stream.
+    /// Lets HTTP see the end of the connection.
     pub(super) fn close(&self) {
         let mut http2 = self.http2();
         http2.closing = true;
@@ -101,7 +101,7 @@ impl Shared {
         });
     }
 
-    /// Records a frame; false when it belongs to a stream that came after the GOAWAY.
+    /// Records a frame. Returns false if its stream began after the GOAWAY.
     fn admit(&self, frame: &Frame) -> bool {
         if !matches!(frame.kind, kind::DATA | kind::HEADERS) {
             self.log.connection(self.connection, |connection| {
@@ -122,14 +122,14 @@ impl Shared {
         true
     }
 
-    fn goaway_asked(&self) -> bool {
-        self.http2().goaway == GoAway::Asked
+    fn goaway_requested(&self) -> bool {
+        self.http2().goaway == GoAway::Requested
     }
 
-    /// The GOAWAY, when it was asked for and is not out.
+    /// The GOAWAY frame, if it was requested and not yet sent.
     fn goaway_due(&self) -> Option<Frame> {
         let mut http2 = self.http2();
-        if http2.goaway != GoAway::Asked {
+        if http2.goaway != GoAway::Requested {
             return None;
         }
         let last_stream = http2.last_stream;
@@ -143,7 +143,7 @@ impl Shared {
         })
     }
 
-    /// Whether the reader is to see the end; remembers it otherwise.
+    /// Whether the reader must see the end. Stores the waker of the reader.
     fn closing(&self, cx: &mut Context<'_>) -> bool {
         let mut http2 = self.http2();
         http2.reader = Some(cx.waker().clone());
@@ -214,7 +214,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Http1Wire<S> {
     }
 }
 
-/// A decrypted HTTP/2 connection that is recorded, with GOAWAY as Go says it.
+/// A decrypted HTTP/2 connection that is recorded, with GOAWAY as Go sends it.
 #[derive(Debug)]
 pub(super) struct Http2Wire<S> {
     inner: S,
@@ -222,7 +222,7 @@ pub(super) struct Http2Wire<S> {
     preface_left: usize,
     incoming: BytesMut,
     readable: BytesMut,
-    place: Place,
+    position: FramePosition,
     injected: BytesMut,
 }
 
@@ -234,13 +234,13 @@ impl<S> Http2Wire<S> {
             preface_left: PREFACE.len(),
             incoming: BytesMut::new(),
             readable: BytesMut::new(),
-            place: Place::default(),
+            position: FramePosition::default(),
             injected: BytesMut::new(),
         }
     }
 
-    /// Moves what may be seen above from the bytes that came in.
-    fn sift(&mut self) {
+    /// Moves the frames that HTTP may see from `incoming` to `readable`.
+    fn filter(&mut self) {
         let preface = self.preface_left.min(self.incoming.len());
         self.preface_left -= preface;
         self.readable
@@ -272,7 +272,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Http2Wire<S> {
             }
             this.shared.count(read.filled().len());
             this.incoming.extend_from_slice(read.filled());
-            this.sift();
+            this.filter();
         }
         let some = this.readable.len().min(buf.remaining());
         buf.put_slice(&this.readable.split_to(some));
@@ -287,7 +287,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Http2Wire<S> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        if this.place.is_boundary()
+        if this.position.is_boundary()
             && let Some(frame) = this.shared.goaway_due()
         {
             this.injected.extend_from_slice(&frame.encode());
@@ -296,13 +296,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Http2Wire<S> {
             let written = ready!(Pin::new(&mut this.inner).poll_write(cx, &this.injected))?;
             this.injected.advance(written);
         }
-        let whole = if this.shared.goaway_asked() {
-            this.place.to_boundary(buf)
+        let whole = if this.shared.goaway_requested() {
+            this.position.to_boundary(buf)
         } else {
             buf.len()
         };
         let written = ready!(Pin::new(&mut this.inner).poll_write(cx, &buf[..whole]))?;
-        this.place.advance(&buf[..written]);
+        this.position.advance(&buf[..written]);
         Poll::Ready(Ok(written))
     }
 
@@ -315,14 +315,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Http2Wire<S> {
     }
 }
 
-/// Where in a frame the writing side is.
+/// The position of the writer within a frame.
 #[derive(Debug, Default, Clone)]
-struct Place {
+struct FramePosition {
     header: Vec<u8>,
     payload_left: usize,
 }
 
-impl Place {
+impl FramePosition {
     fn is_boundary(&self) -> bool {
         self.header.is_empty() && self.payload_left == 0
     }
@@ -333,20 +333,20 @@ impl Place {
         }
     }
 
-    /// How many of these bytes end the frame that they begin in or continue.
+    /// The number of bytes up to the end of the current frame.
     fn to_boundary(&self, bytes: &[u8]) -> usize {
-        let mut place = self.clone();
+        let mut position = self.clone();
         let mut passed = 0;
         while passed < bytes.len() {
-            passed += place.step(&bytes[passed..]);
-            if place.is_boundary() {
+            passed += position.step(&bytes[passed..]);
+            if position.is_boundary() {
                 break;
             }
         }
         passed
     }
 
-    /// Steps over the rest of a header or of a payload.
+    /// Advances over the rest of a header or of a payload. Returns the number of bytes.
     fn step(&mut self, bytes: &[u8]) -> usize {
         if self.payload_left > 0 {
             let some = self.payload_left.min(bytes.len());

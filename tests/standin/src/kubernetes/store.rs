@@ -1,4 +1,4 @@
-//! The objects of the small cluster and the events that change them.
+//! The pods of the small cluster, and the events that change them.
 
 use std::{
     collections::BTreeMap,
@@ -11,7 +11,7 @@ use tokio::sync::broadcast;
 
 use super::clock::{age, rfc3339};
 
-/// A pod, as far as kubectl looks at it.
+/// A pod, with the fields that kubectl uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pod {
     /// Its namespace.
@@ -20,15 +20,15 @@ pub struct Pod {
     pub name: String,
     /// `Pending`, `Running`, `Succeeded` or `Failed`.
     pub phase: String,
-    /// How often its container was restarted.
+    /// The number of restarts of its container.
     pub restarts: u32,
-    /// When it was made.
+    /// When it was created.
     pub created: SystemTime,
     version: u64,
 }
 
 impl Pod {
-    /// A pod that runs since now, in the namespace `default`.
+    /// A running pod, created now, in the namespace `default`.
     #[must_use]
     pub fn running(name: &str) -> Self {
         Self {
@@ -82,7 +82,7 @@ impl Pod {
         })
     }
 
-    /// The row of it in a table.
+    /// Its row in a table.
     pub(super) fn row(&self) -> Value {
         let ready = if self.is_ready() { "1/1" } else { "0/1" };
         let status = if self.phase == "Succeeded" {
@@ -97,7 +97,7 @@ impl Pod {
     }
 }
 
-/// A table of these rows; `columns` are names and priorities, 0 for those that are always shown.
+/// A table with these rows. `columns` are names and priorities; 0 means always shown.
 pub(super) fn table(version: u64, columns: &[(&str, u8)], rows: &[Value]) -> Value {
     let columns: Vec<Value> = columns
         .iter()
@@ -123,7 +123,7 @@ pub(super) const POD_COLUMNS: &[(&str, u8)] = &[
     ("Node", 1),
 ];
 
-/// What happened to a pod.
+/// A change of a pod.
 #[derive(Debug, Clone)]
 pub(super) struct Event {
     /// `ADDED`, `MODIFIED` or `DELETED`.
@@ -132,7 +132,7 @@ pub(super) struct Event {
 }
 
 #[derive(Debug)]
-pub(super) struct World {
+pub(super) struct Store {
     state: Mutex<State>,
     events: broadcast::Sender<Event>,
 }
@@ -143,7 +143,7 @@ struct State {
     pods: BTreeMap<(String, String), Pod>,
 }
 
-impl World {
+impl Store {
     pub(super) fn new() -> Self {
         let state = State {
             version: 1_000,
@@ -155,7 +155,7 @@ impl World {
         }
     }
 
-    /// The pods of a namespace, or of all, with the version of this list and the events after it.
+    /// The pods of one namespace or of all, the version of this list, and the events after it.
     pub(super) fn pods(
         &self,
         namespace: Option<&str>,
@@ -192,8 +192,8 @@ impl World {
         } else {
             "ADDED"
         };
-        // Sent under the lock: a watcher that lists now sees the pod either in its list or in its events.
-        // Fails only without watchers.
+        // Sent under the lock, so that a watcher that lists now sees the pod either in its list or in its
+        // events. Fails only if there is no watcher.
         drop(self.events.send(Event {
             kind,
             pod: pod.clone(),

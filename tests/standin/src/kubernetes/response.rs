@@ -5,9 +5,9 @@ use serde_json::{Value, json};
 
 use crate::upstream::{ResponseBody, full};
 
-pub(super) type Answer = Response<ResponseBody>;
+pub(super) type ApiResponse = Response<ResponseBody>;
 
-pub(super) fn json(status: StatusCode, value: &Value) -> Answer {
+pub(super) fn json(status: StatusCode, value: &Value) -> ApiResponse {
     Response::builder()
         .status(status)
         .header(header::CONTENT_TYPE, "application/json")
@@ -16,12 +16,12 @@ pub(super) fn json(status: StatusCode, value: &Value) -> Answer {
         .expect("static headers are valid")
 }
 
-pub(super) fn ok(value: &Value) -> Answer {
+pub(super) fn ok(value: &Value) -> ApiResponse {
     json(StatusCode::OK, value)
 }
 
-/// A `Status` of failure; kubectl prints its message.
-pub(super) fn failure(code: StatusCode, reason: &str, message: &str) -> Answer {
+/// A `Status` with `Failure`. kubectl prints its message.
+pub(super) fn failure(code: StatusCode, reason: &str, message: &str) -> ApiResponse {
     let status = json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
         "message": message, "reason": reason, "code": code.as_u16(),
@@ -29,7 +29,7 @@ pub(super) fn failure(code: StatusCode, reason: &str, message: &str) -> Answer {
     json(code, &status)
 }
 
-pub(super) fn not_found(what: &str) -> Answer {
+pub(super) fn not_found(what: &str) -> ApiResponse {
     failure(
         StatusCode::NOT_FOUND,
         "NotFound",
@@ -37,7 +37,7 @@ pub(super) fn not_found(what: &str) -> Answer {
     )
 }
 
-pub(super) fn text(content: ResponseBody) -> Answer {
+pub(super) fn text(content: ResponseBody) -> ApiResponse {
     Response::builder()
         .header(header::CONTENT_TYPE, "text/plain")
         .header(header::CACHE_CONTROL, "no-cache, private")
