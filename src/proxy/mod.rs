@@ -41,8 +41,8 @@ use crate::{
 use access_log::AccessLog;
 use body::Content;
 use headers::Forwarded;
-use policy::Admitted;
-use upgrade::{Tunnel, UpgradeToken};
+use policy::{Admitted, UpgradeToken};
+use upgrade::Tunnel;
 use watch::{Events, Watch};
 
 /// One downstream connection, as all of its requests see it.

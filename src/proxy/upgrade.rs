@@ -5,9 +5,7 @@
 
 use std::sync::Arc;
 
-use http::{
-    HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header, request::Parts,
-};
+use http::{Request, Response, StatusCode, request::Parts};
 use hyper::{
     body::Incoming,
     upgrade::{self, OnUpgrade},
@@ -16,69 +14,20 @@ use hyper_util::rt::TokioIo;
 use tracing::debug;
 
 use super::{
-    Body, Downstream, Error, access_log::AccessLog, body::Content, close_after, headers, tunnel,
+    Body, Downstream, Error, access_log::AccessLog, body::Content, close_after, headers,
+    policy::UpgradeToken, tunnel,
 };
 use crate::{
     drain::ConnectionKind,
-    text::{error_chain, list_contains},
+    text::error_chain,
     upstream::{Cluster, RequestBody, Upgraded},
 };
-
-/// A protocol that kube-apiserver speaks after a 101.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum UpgradeToken {
-    WebSocket,
-    Spdy,
-}
 
 /// The two connections of an upgraded request, not joined yet.
 #[derive(Debug)]
 pub(super) struct Tunnel {
     client: OnUpgrade,
     apiserver: Upgraded,
-}
-
-impl UpgradeToken {
-    /// The protocol that a request asks for. Only a single, known token counts. Anything else is no
-    /// upgrade: its fields are then removed as hop-by-hop, and the request is an ordinary one.
-    pub(super) fn requested_by(head: &Parts) -> Option<Self> {
-        let mut connection = head.headers.get_all(header::CONNECTION).iter();
-        if head.version == Version::HTTP_11
-            && connection.any(|line| list_contains(line.as_bytes(), "upgrade"))
-        {
-            Self::single(&head.headers)
-        } else {
-            None
-        }
-    }
-
-    /// Whether a response with this header switches to this protocol and no other.
-    pub(super) fn is_granted_by(self, headers: &HeaderMap) -> bool {
-        Self::single(headers) == Some(self)
-    }
-
-    /// The value of the `Upgrade` field.
-    pub(super) fn value(self) -> HeaderValue {
-        HeaderValue::from_static(match self {
-            Self::WebSocket => "websocket",
-            Self::Spdy => "SPDY/3.1",
-        })
-    }
-
-    /// The token of the only `Upgrade` line.
-    fn single(headers: &HeaderMap) -> Option<Self> {
-        let mut lines = headers.get_all(header::UPGRADE).iter();
-        let (Some(line), None) = (lines.next(), lines.next()) else {
-            return None;
-        };
-        let known = [Self::WebSocket, Self::Spdy];
-        known.into_iter().find(|token| {
-            token
-                .value()
-                .as_bytes()
-                .eq_ignore_ascii_case(line.as_bytes())
-        })
-    }
 }
 
 /// Sends the request on an upstream connection of its own. Returns the response, and after a 101 the
