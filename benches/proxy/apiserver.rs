@@ -121,7 +121,9 @@ async fn serve_tunnel(upgraded: upgrade::OnUpgrade) {
     while let (Ok(down), Ok(up)) = (tunnel.read_u64().await, tunnel.read_u64().await) {
         let mut left = down;
         while left > 0 {
-            let some = piece.len().min(usize::try_from(left).unwrap_or(PIECE_BYTES));
+            let some = piece
+                .len()
+                .min(usize::try_from(left).unwrap_or(PIECE_BYTES));
             let part = piece.get(..some).expect("the range is within the piece");
             tunnel.write_all(part).await.expect("the client reads");
             left -= some as u64;
@@ -129,7 +131,10 @@ async fn serve_tunnel(upgraded: upgrade::OnUpgrade) {
         let mut received = 0;
         while received < up {
             let read = tunnel.read(&mut piece).await.expect("the client writes");
-            assert!(read > 0, "the client closed the connection after {received} of {up} bytes");
+            assert!(
+                read > 0,
+                "the client closed the connection after {received} of {up} bytes"
+            );
             received += read as u64;
         }
         tunnel.write_u64(received).await.expect("the client reads");

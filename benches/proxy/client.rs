@@ -61,7 +61,8 @@ impl Client {
     async fn connect(&self, tls: &TlsConnector) -> TlsStream<TcpStream> {
         let tcp = TcpStream::connect(self.address).await;
         let tcp = tcp.expect("the proxy listens");
-        tcp.set_nodelay(true).expect("a new socket accepts the option");
+        tcp.set_nodelay(true)
+            .expect("a new socket accepts the option");
         let name = ServerName::try_from(HOST).expect("a DNS name");
         tls.connect(name, tcp).await.expect("a TLS handshake")
     }
@@ -104,7 +105,10 @@ impl Client {
         while !head.ends_with(b"\r\n\r\n") {
             head.push(tls.read_u8().await.expect("a response"));
         }
-        assert!(head.starts_with(b"HTTP/1.1 101 "), "the response is not a 101");
+        assert!(
+            head.starts_with(b"HTTP/1.1 101 "),
+            "the response is not a 101"
+        );
         tls
     }
 }

@@ -25,7 +25,10 @@ pub(crate) fn handshake(criterion: &mut Criterion) {
     });
     group.finish();
     let leases = world.upstream.connections().len();
-    assert!(leases <= MAX_DIALS, "{leases} upstream connections were dialled");
+    assert!(
+        leases <= MAX_DIALS,
+        "{leases} upstream connections were dialled"
+    );
 }
 
 async fn connect_and_get(client: &Client, wanted: HandshakeKind) {

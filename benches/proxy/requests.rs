@@ -23,7 +23,9 @@ pub(crate) fn small_get(criterion: &mut Criterion) {
 
     let mut group = criterion.benchmark_group("small_get");
     group.throughput(Throughput::Elements(1));
-    world.time(&mut group, "h2", async || h2.get("/small", SMALL_BYTES).await);
+    world.time(&mut group, "h2", async || {
+        h2.get("/small", SMALL_BYTES).await
+    });
     world.time(&mut group, "http1", async || {
         let lone = http1.first_mut().expect("a connection");
         lone.get("/small", SMALL_BYTES).await;
@@ -48,7 +50,9 @@ pub(crate) fn list(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("list");
     group.throughput(Throughput::Bytes(LIST_BYTES as u64));
     world.time(&mut group, "h2", async || h2.get("/list", LIST_BYTES).await);
-    world.time(&mut group, "http1", async || http1.get("/list", LIST_BYTES).await);
+    world.time(&mut group, "http1", async || {
+        http1.get("/list", LIST_BYTES).await
+    });
     group.finish();
 }
 

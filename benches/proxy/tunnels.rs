@@ -44,7 +44,9 @@ async fn transfer(tunnel: &mut TlsStream<TcpStream>, down: usize, up: usize) {
     let mut left = down;
     while left > 0 {
         let room = piece.len().min(left);
-        let part = piece.get_mut(..room).expect("the range is within the piece");
+        let part = piece
+            .get_mut(..room)
+            .expect("the range is within the piece");
         let read = tunnel.read(part).await.expect("the tunnel has not ended");
         assert!(read > 0, "the tunnel ended, and {left} bytes are missing");
         left -= read;
