@@ -187,16 +187,16 @@ pub struct ConnectionStats {
 struct DialledBy {
     counters: Arc<Counters>,
     /// Dangling once a reload has replaced the cluster that the connection was made for.
-    generation: Weak<()>,
+    in_use: Weak<()>,
 }
 
 impl ConnectionStats {
     /// Counts the first lease, of a connection that was just dialled.
-    pub fn on_dial(&self, counters: &Arc<Counters>, generation: &Arc<()>) {
+    pub fn on_dial(&self, counters: &Arc<Counters>, in_use: &Arc<()>) {
         counters.leases_taken.count(LeaseFrom::Dial);
         let dialled = DialledBy {
             counters: Arc::clone(counters),
-            generation: Arc::downgrade(generation),
+            in_use: Arc::downgrade(in_use),
         };
         // A second dial of one connection does not occur; it would keep the first worker.
         self.dialled.set(dialled).ok();
@@ -222,7 +222,7 @@ impl Drop for ConnectionStats {
         };
         let reason = self.end.get().copied().unwrap_or(LeaseEnd::Closed);
         // No request looks for a connection of an older generation, so such a connection ages or is closed.
-        let is_replaced = dialled.generation.strong_count() == 0;
+        let is_replaced = dialled.in_use.strong_count() == 0;
         let is_age = matches!(reason, LeaseEnd::Age | LeaseEnd::Closed);
         let reason = if is_age && is_replaced {
             LeaseEnd::Generation
@@ -348,18 +348,18 @@ mod tests {
 
     #[test]
     fn connection_end_counts_once_with_its_first_reason() {
-        let (counters, generation) = (Arc::new(Counters::default()), Arc::new(()));
+        let (counters, in_use) = (Arc::new(Counters::default()), Arc::new(()));
         let stats = ConnectionStats::default();
-        stats.on_dial(&counters, &generation);
+        stats.on_dial(&counters, &in_use);
         stats.on_reuse();
         stats.set_end_reason(LeaseEnd::Unauthorized);
         stats.set_end_reason(LeaseEnd::GoAway);
         drop(stats);
         drop(ConnectionStats::default());
         let aged = ConnectionStats::default();
-        aged.on_dial(&counters, &generation);
+        aged.on_dial(&counters, &in_use);
         aged.set_end_reason(LeaseEnd::Age);
-        drop(generation);
+        drop(in_use);
         drop(aged);
         assert_eq!(counters.leases_taken.value(LeaseFrom::Dial), 2);
         assert_eq!(counters.leases_taken.value(LeaseFrom::Idle), 1);

@@ -14,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use tracing::debug;
 
 use super::{
-    Body, Downstream, Error, access_log::AccessLog, body::Content, close_after, headers,
+    Body, ClientConnection, Error, access_log::AccessLog, body::Content, close_after, headers,
     policy::UpgradeToken, tunnel,
 };
 use crate::{
@@ -40,7 +40,7 @@ pub(super) struct Tunnel {
 ///
 /// The apiserver sent no response, or one that must not be passed on.
 pub(super) async fn forward(
-    downstream: &Downstream,
+    downstream: &ClientConnection,
     cluster: &Cluster,
     head: Parts,
     body: Incoming,
@@ -76,7 +76,7 @@ pub(super) async fn forward(
 
 impl Tunnel {
     /// Joins the two connections in a task of its own, once the 101 has been sent.
-    pub(super) fn start(self, downstream: &Downstream, mut log: Box<AccessLog>) {
+    pub(super) fn start(self, downstream: &ClientConnection, mut log: Box<AccessLog>) {
         let half_close_timeout = downstream.half_close_timeout;
         let peer = downstream.peer;
         let connected = Arc::clone(&downstream.connected);

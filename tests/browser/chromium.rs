@@ -10,21 +10,21 @@ use tokio::{
     process::{Child, ChildStdin, ChildStdout, Command},
 };
 
-/// A browser with one page. Killed when dropped.
+/// A browser with one page. Dropping it kills the process.
 pub(crate) struct Chromium {
     _child: Child,
     commands: ChildStdin,
     messages: BufReader<ChildStdout>,
     session: Option<String>,
     number: u64,
-    /// Exceptions, console errors and violations of the policy of the page.
+    /// Exceptions, console errors and violations of the page's content security policy.
     pub(crate) complaints: Vec<String>,
-    /// The profile.
+    /// The directory of the browser profile.
     _dir: TempDir,
 }
 
 impl Chromium {
-    /// `None` if there is no `chromium`.
+    /// Starts the browser. `None` if `chromium` is not installed.
     pub(crate) async fn start() -> Option<Self> {
         let found = Command::new("sh")
             .args(["-c", "command -v chromium"])
@@ -86,7 +86,7 @@ impl Chromium {
         answer["result"]["value"].clone()
     }
 
-    /// Waits until an expression holds in the page.
+    /// Waits until an expression is true in the page.
     pub(crate) async fn wait_until(&mut self, expression: &str) {
         let deadline = tokio::time::Instant::now() + 2 * standin::WAIT;
         while self.evaluate(expression).await != true {

@@ -1,4 +1,4 @@
-//! Stage 3 over HTTP/1.1: serves the requests of one connection until it ends, is idle or drains.
+//! Serves the requests of one HTTP/1.1 connection until it ends, is idle or drains.
 
 mod framing;
 mod guard;

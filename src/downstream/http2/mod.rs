@@ -1,4 +1,4 @@
-//! Stage 3 over HTTP/2: serves the streams of one connection until it ends, is idle or drains.
+//! Serves the streams of one HTTP/2 connection until it ends, is idle or drains.
 
 mod monitor;
 
@@ -77,26 +77,31 @@ pub(super) async fn serve(
         .keep_alive_timeout(service.shared.timeouts.client_ping_timeout);
     let batcher = WriteBatcher::new(*stream);
     let preface_timeout = service.shared.timeouts.request_head;
-    let (reader, targets) = ClientMonitor::new(batcher.clone(), preface_timeout, max_header_list);
+    let (reader, cut_targets) =
+        ClientMonitor::new(batcher.clone(), preface_timeout, max_header_list);
     let stream = tokio::io::join(reader, batcher.clone());
     let client_idle = service.shared.timeouts.client_idle;
     let goaway_timeout = service.shared.timeouts.client_ping_timeout;
-    let cut_targets = Arc::clone(&targets);
-    let respond = service_fn(move |request: Request<Incoming>| {
-        let service = Arc::clone(&service);
-        let rejection = cut_targets
-            .refuses(request.uri())
-            .then_some(Rejection::Target);
-        async move {
-            let routes = Arc::clone(&service.shared.snapshot.load().routes);
-            let response = proxy::handle(&routes, &service.downstream, request, rejection).await;
-            Ok::<_, Infallible>(response.map(limit_small_frames))
+    let respond = service_fn({
+        let cut_targets = Arc::clone(&cut_targets);
+        move |request: Request<Incoming>| {
+            let service = Arc::clone(&service);
+            let rejection = cut_targets
+                .refuses(request.uri())
+                .then_some(Rejection::Target);
+            async move {
+                let routes = Arc::clone(&service.shared.snapshot.load().routes);
+                let response =
+                    proxy::handle(&routes, &service.downstream, request, rejection).await;
+                Ok::<_, Infallible>(response.map(limit_small_frames))
+            }
         }
     });
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), respond));
     let serving = poll_fn(|cx| match batcher.drive(connection.as_mut(), cx) {
         Poll::Ready(ended) => Poll::Ready(Some(ended)),
-        Poll::Pending if targets.refuses_all() => Poll::Ready(None),
+        // The monitor can no longer follow the client, so the connection ends.
+        Poll::Pending if cut_targets.refuses_all() => Poll::Ready(None),
         Poll::Pending => Poll::Pending,
     });
     tokio::select! {
