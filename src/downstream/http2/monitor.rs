@@ -232,7 +232,7 @@ impl HeaderBlocks {
             CONTINUATION => (0, 0),
             PUSH_PROMISE => {
                 // A client must not send it (RFC 9113 §8.4), but h2 adds its fields to the table and may let
-                // the connection live. Proof: tests/it `hosts::push_promise_of_a_client_ends_the_connection`.
+                // the connection live after a reset of the stream.
                 targets.refuse_all();
                 return;
             }

@@ -300,23 +300,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> FrameConnection<S> {
         stream: u32,
         payload: impl Into<Bytes>,
     ) -> io::Result<()> {
-        let payload = payload.into();
-        let frame = Frame {
+        let bytes = Frame {
             kind,
             flags,
             stream,
-            payload,
-        };
-        self.send_together(&[frame]).await
-    }
-
-    /// Sends these frames in one write, so that the peer reads them at once.
-    ///
-    /// # Errors
-    ///
-    /// When the peer is gone.
-    pub async fn send_together(&mut self, frames: &[Frame]) -> io::Result<()> {
-        let bytes: Vec<u8> = frames.iter().flat_map(Frame::encode).collect();
+            payload: payload.into(),
+        }
+        .encode();
         self.stream.write_all(&bytes).await?;
         self.stream.flush().await
     }
