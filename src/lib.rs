@@ -34,8 +34,9 @@
 //!
 //! # What is deliberately absent
 //!
-//! No switch that turns verification off. No pool that clients share. No buffering of bodies. No wall clock,
-//! file or environment variable is read on the path of a request. No request is sent twice unless it provably
+//! No switch that turns verification off. No pool that clients share. No buffering of bodies. No file or
+//! environment variable is read on the path of a request, and no wall clock decides anything there, except
+//! whether a certificate is still valid (rustls). No request is sent twice unless it provably
 //! was not processed ([`upstream::ClientLeases::send`]).
 
 pub mod activity;

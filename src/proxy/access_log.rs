@@ -121,7 +121,8 @@ impl AccessLog {
         self.client
     }
 
-    /// Whether the request asks for a watch.
+    /// Whether the request asks for a watch. `forward` decides by it whether the drain may end the response
+    /// between two events.
     pub(super) fn is_watch(&self) -> bool {
         self.verb == Verb::Watch
     }

@@ -42,7 +42,7 @@ use access_log::AccessLog;
 use body::Content;
 use headers::Forwarded;
 use policy::{Admitted, UpgradeToken};
-use upgrade::Tunnel;
+use upgrade::PendingTunnel;
 use watch::{Events, Watch};
 
 /// One downstream connection, as all of its requests see it.
@@ -62,7 +62,7 @@ pub struct ClientConnection {
     pub half_close_timeout: Duration,
     /// Counts this connection against the connection limit. A tunnel holds it until it ends.
     pub connected: Arc<Connected>,
-    /// Runs the tunnels.
+    /// Starts the tasks of this connection, and tells them when to finish.
     pub drain: Drain,
 }
 
@@ -149,7 +149,7 @@ async fn forward(
     downstream: &ClientConnection,
     request: Request<Incoming>,
     log: &mut AccessLog,
-) -> Result<(Response<Body>, Option<Tunnel>), Error> {
+) -> Result<(Response<Body>, Option<PendingTunnel>), Error> {
     let (mut head, body) = request.into_parts();
     let admitted = policy::admit(&head, routes, &downstream.limits, downstream.sni.as_deref())?;
     log.routed(admitted.cluster.name());

@@ -1,15 +1,13 @@
-//! Forwards one upgrade request. After a 101 it joins the two connections; any other response is relayed.
+//! Forwards one upgrade request. After a 101 it returns a tunnel to start; a redirect or a 101 to another
+//! protocol is an error; any other response is relayed.
 //!
-//! No byte of the client goes upstream before the apiserver's 101 has gone downstream, and only a 101 to
+//! No byte that follows the request goes upstream before the apiserver's 101 has gone downstream, and only a 101 to
 //! exactly the requested protocol starts a tunnel (CVE-2018-1002105).
 
 use std::sync::Arc;
 
 use http::{Request, Response, StatusCode, request::Parts};
-use hyper::{
-    body::Incoming,
-    upgrade::{self, OnUpgrade},
-};
+use hyper::{body::Incoming, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 use tracing::debug;
 
@@ -25,7 +23,7 @@ use crate::{
 
 /// The two connections of an upgraded request, not joined yet.
 #[derive(Debug)]
-pub(super) struct Tunnel {
+pub(super) struct PendingTunnel {
     client: OnUpgrade,
     apiserver: Upgraded,
 }
@@ -45,9 +43,9 @@ pub(super) async fn forward(
     head: Parts,
     body: Incoming,
     token: UpgradeToken,
-) -> Result<(Response<Body>, Option<Tunnel>), Error> {
+) -> Result<(Response<Body>, Option<PendingTunnel>), Error> {
     let mut request = Request::from_parts(head, body);
-    let client = upgrade::on(&mut request);
+    let client = hyper::upgrade::on(&mut request);
     let (head, body) = request.into_parts();
     let body = RequestBody::new(body, head.version);
     let response = downstream.leases.send_upgrade(cluster, head, body).await?;
@@ -55,8 +53,8 @@ pub(super) async fn forward(
     match head.status {
         StatusCode::SWITCHING_PROTOCOLS if token.is_granted_by(&head.headers) => {
             let apiserver = body.into_upgraded().ok_or(Error::UnexpectedProtocol)?;
-            let tunnel = Tunnel { client, apiserver };
-            // The header stays as it is: kube-rs accepts only exactly `Connection: Upgrade`.
+            let tunnel = PendingTunnel { client, apiserver };
+            // No hop-by-hop field is removed: kube-rs accepts only exactly `Connection: Upgrade`.
             let response = Response::from_parts(head, Body::full(""));
             Ok((response, Some(tunnel)))
         }
@@ -74,7 +72,7 @@ pub(super) async fn forward(
     }
 }
 
-impl Tunnel {
+impl PendingTunnel {
     /// Joins the two connections in a task of its own, once the 101 has been sent.
     pub(super) fn start(self, downstream: &ClientConnection, mut log: Box<AccessLog>) {
         let half_close_timeout = downstream.half_close_timeout;

@@ -6,8 +6,8 @@
 //! that the apiserver serves for them. Outer slashes are trimmed. Inner empty parts, `.` and `..` stay
 //! parts of the path, because the apiserver neither merges nor resolves them.
 //!
-//! Today this feeds logs and metrics only. The difference: the apiserver also takes the name of
-//! a list or watch from `fieldSelector=metadata.name=…`. It is left out here because a query string
+//! It feeds logs, metrics and the status page, and says which response is a watch. It never decides whether a
+//! request may pass. The difference: the apiserver also takes the name of a list or watch from `fieldSelector=metadata.name=…`. It is left out here because a query string
 //! must not reach the log.
 
 use std::borrow::Cow;

@@ -211,7 +211,7 @@ pub(in crate::upstream) struct LeasedH1 {
 }
 
 impl LeasedH1 {
-    /// A connection that is closed when dropped.
+    /// A connection for one upgrade: in no table, closed when dropped.
     pub(super) fn without_table(connection: H1Connection) -> Self {
         Self {
             connection: Some(connection),
