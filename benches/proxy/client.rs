@@ -131,7 +131,7 @@ impl Http2 {
         let mut body = self.open(path).await;
         let mut received = 0;
         while let Some(data) = body.data().await {
-            received += take(&mut body, data);
+            received += release_data(&mut body, data);
         }
         assert_eq!(received, length, "{path}");
     }
@@ -145,7 +145,7 @@ impl Http2 {
 }
 
 /// Returns the length of a piece of a response, and releases its flow-control window.
-pub(crate) fn take(body: &mut RecvStream, data: Result<Bytes, h2::Error>) -> usize {
+pub(crate) fn release_data(body: &mut RecvStream, data: Result<Bytes, h2::Error>) -> usize {
     let length = data.expect("the response is not aborted").len();
     let released = body.flow_control().release_capacity(length);
     released.expect("the released bytes were received");

@@ -11,7 +11,7 @@ use h2::RecvStream;
 use rustls::client::Resumption;
 use tokio::{sync::Notify, task::JoinSet};
 
-use crate::{client::take, harness::World};
+use crate::{client::release_data, harness::World};
 
 /// Connections, each with as many streams as the apiserver allows.
 const CONNECTIONS: usize = 10;
@@ -70,7 +70,7 @@ async fn read(mut watch: RecvStream, waiting: Arc<Waiting>) {
         let mut received = 0;
         while received < EVENT_BYTES {
             let data = watch.data().await.expect("the watch has not ended");
-            received += take(&mut watch, data);
+            received += release_data(&mut watch, data);
         }
         assert_eq!(received, EVENT_BYTES, "one event at a time");
         if waiting.left.fetch_sub(1, Ordering::Relaxed) == 1 {

@@ -77,13 +77,13 @@ impl Chromium {
 
     /// The value of an expression in the page.
     pub(crate) async fn evaluate(&mut self, expression: &str) -> Value {
-        let asked = json!({ "expression": expression, "returnByValue": true });
-        let answer = self.call("Runtime.evaluate", asked).await;
+        let params = json!({ "expression": expression, "returnByValue": true });
+        let response = self.call("Runtime.evaluate", params).await;
         assert!(
-            answer["exceptionDetails"].is_null(),
-            "{expression}: {answer}"
+            response["exceptionDetails"].is_null(),
+            "{expression}: {response}"
         );
-        answer["result"]["value"].clone()
+        response["result"]["value"].clone()
     }
 
     /// Waits until an expression is true in the page.
@@ -114,9 +114,9 @@ impl Chromium {
 
     /// The whole page as PNG.
     pub(crate) async fn picture(&mut self) -> Vec<u8> {
-        let asked = json!({ "format": "png", "captureBeyondViewport": true });
-        let answer = self.call("Page.captureScreenshot", asked).await;
-        STANDARD.decode(answer["data"].as_str().unwrap()).unwrap()
+        let params = json!({ "format": "png", "captureBeyondViewport": true });
+        let response = self.call("Page.captureScreenshot", params).await;
+        STANDARD.decode(response["data"].as_str().unwrap()).unwrap()
     }
 
     async fn call(&mut self, method: &str, params: Value) -> Value {

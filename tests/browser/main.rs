@@ -115,8 +115,8 @@ async fn page_updates_itself_and_shows_faults() {
         .await;
 
     // The numbers follow the events, and the page escapes text of a client.
-    let nasty = "<script>document.title='no'</script><img src=x onerror=alert(1)>";
-    let held = watch(&client, "/api/v1/namespaces/default/pods", nasty).await;
+    let markup = "<script>document.title='no'</script><img src=x onerror=alert(1)>";
+    let open_watch = watch(&client, "/api/v1/namespaces/default/pods", markup).await;
     browser
         .wait_until("document.getElementById('watches').textContent === '1'")
         .await;
@@ -143,7 +143,7 @@ async fn page_updates_itself_and_shows_faults() {
     browser
         .wait_until("document.getElementById('time-words').textContent.includes('p99')")
         .await;
-    drop(held);
+    drop(open_watch);
     browser
         .wait_until("document.getElementById('watches').textContent === '0'")
         .await;
@@ -204,7 +204,7 @@ async fn page_can_be_drawn_with_all_parts() {
     let setup = world.proxy_as(upstream.address(), &certificate);
     let proxy = setup.admin().start();
     let client = proxy.client().http2().await;
-    let mut held = Vec::new();
+    let mut open_watches = Vec::new();
     for (path, user_agent) in [
         (
             "/api/v1/namespaces/payments/pods",
@@ -216,7 +216,7 @@ async fn page_can_be_drawn_with_all_parts() {
         ),
         ("/api/v1/nodes", "headlamp/0.38.0"),
     ] {
-        held.push(watch(&client, path, user_agent).await);
+        open_watches.push(watch(&client, path, user_agent).await);
     }
     let mut exec = proxy.client().http1().await;
     exec.send(format!(
@@ -264,5 +264,5 @@ async fn page_can_be_drawn_with_all_parts() {
     let picture = browser.picture().await;
     fs::write(repository("target/status-narrow.png"), picture).unwrap();
     assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
-    drop((held, exec));
+    drop((open_watches, exec));
 }

@@ -91,7 +91,7 @@ func (h *headerFlag) String() string { return strings.Join(*h, ", ") }
 
 func (h *headerFlag) Set(value string) error {
 	if !strings.Contains(value, ":") {
-		return errors.New("want `name: value`")
+		return errors.New("the header is not of the form `name: value`")
 	}
 	*h = append(*h, value)
 	return nil

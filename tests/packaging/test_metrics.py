@@ -131,14 +131,14 @@ class Names(unittest.TestCase):
 class Dashboard(unittest.TestCase):
     def test_panels_do_not_overlap(self):
         dashboard = json.loads(DASHBOARD.read_text())
-        taken = {}
+        occupied = {}
         for panel in dashboard["panels"]:
             place = panel["gridPos"]
             self.assertLessEqual(place["x"] + place["w"], 24, panel["title"])
             for x in range(place["x"], place["x"] + place["w"]):
                 for y in range(place["y"], place["y"] + place["h"]):
-                    self.assertNotIn((x, y), taken, f"{panel['title']} and {taken.get((x, y))}")
-                    taken[x, y] = panel["title"]
+                    self.assertNotIn((x, y), occupied, f"{panel['title']} and {occupied.get((x, y))}")
+                    occupied[x, y] = panel["title"]
         ids = [panel["id"] for panel in dashboard["panels"]]
         self.assertEqual(len(ids), len(set(ids)))
 

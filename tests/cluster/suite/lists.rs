@@ -49,12 +49,12 @@ fn large_list_is_equal_compressed_plain_and_chunked() {
     }
 
     let list = ["get", "configmaps", "-n", "many", "-o", "json"];
-    let whole = same_on_both(&suite, &[&list[..], &["--chunk-size=0"]].concat()).ok();
+    let unchunked = same_on_both(&suite, &[&list[..], &["--chunk-size=0"]].concat()).ok();
     let chunks = same_on_both(&suite, &[&list[..], &["--chunk-size=300"]].concat()).ok();
     assert!(
-        whole == chunks,
+        unchunked == chunks,
         "{} and {} bytes",
-        whole.len(),
+        unchunked.len(),
         chunks.len()
     );
 }
