@@ -1,5 +1,5 @@
-//! Runs the body of one target on the inputs of libFuzzer. Every binary is built from this file and has
-//! the name of its target.
+//! Runs the body of one fuzz target on the inputs of libFuzzer. Every fuzz binary is built from this file and has the
+//! name of its target.
 
 #![no_main]
 

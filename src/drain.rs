@@ -33,8 +33,8 @@ pub enum Phase {
 /// tracking a task touches no other thread.
 #[derive(Debug, Clone, Default)]
 pub struct Drain {
-    started: CancellationToken,
-    deadline: CancellationToken,
+    begun: CancellationToken,
+    request_deadline: CancellationToken,
     aborted: CancellationToken,
     tasks: TaskTracker,
     tally: Arc<Tally>,
@@ -131,19 +131,19 @@ impl Drain {
 
     /// Tells all tasks to finish. A second call changes nothing.
     pub fn begin(&self) {
-        self.started.cancel();
+        self.begun.cancel();
     }
 
     /// Makes [`Drain::finish`] return now, whatever still runs.
     pub fn abort(&self) {
-        self.started.cancel();
+        self.begun.cancel();
         self.aborted.cancel();
     }
 
     /// Whether [`Drain::begin`] was called.
     #[must_use]
     pub fn has_begun(&self) -> bool {
-        self.started.is_cancelled()
+        self.begun.is_cancelled()
     }
 
     /// Returns once [`Drain::begin`] was called.
@@ -152,12 +152,12 @@ impl Drain {
     ///
     /// Cancel safe: nothing is lost when the future is dropped.
     pub async fn begun(&self) {
-        self.started.cancelled().await;
+        self.begun.cancelled().await;
     }
 
     /// As [`Drain::begun`], as a future that borrows nothing.
     pub fn begun_owned(&self) -> WaitForCancellationFutureOwned {
-        self.started.clone().cancelled_owned()
+        self.begun.clone().cancelled_owned()
     }
 
     /// Returns once the deadline of requests has passed. The caller then drops its connection without ending
@@ -167,7 +167,7 @@ impl Drain {
     ///
     /// Cancel safe: nothing is lost when the future is dropped.
     pub async fn deadline(&self) {
-        self.deadline.cancelled().await;
+        self.request_deadline.cancelled().await;
     }
 
     /// Waits until every task has ended, its deadline has passed, or [`Drain::abort`] was called. Returns how
@@ -189,7 +189,7 @@ impl Drain {
             connections,
             tunnels,
         } = self.open();
-        self.deadline.cancel();
+        self.request_deadline.cancel();
         let left = if tunnels > 0 {
             deadlines.tunnels.saturating_sub(deadlines.requests)
         } else {

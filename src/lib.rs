@@ -6,12 +6,12 @@
 //!
 //! # The life of a request
 //!
-//! | stage | module | duty |
-//! | --- | --- | --- |
-//! | 1 | [`listener`] | accepts TCP connections and bounds how many are open |
-//! | 2, 3 | [`downstream`] | runs the handshake under a deadline ([`downstream::spawn`]), then one HTTP/1.1 or h2 connection |
-//! | 4 | [`proxy`] | one request in, one response out ([`proxy::handle`]): policy, headers, upgrade, errors as `Status` |
-//! | 5, 6 | [`upstream`] | leases, dials and verifies an apiserver connection ([`upstream::ClientLeases`]), sends one request on it |
+//! | module | duty |
+//! | --- | --- |
+//! | [`listener`] | accepts TCP connections and bounds how many are open |
+//! | [`downstream`] | runs the handshake under a deadline ([`downstream::spawn`]), then one HTTP/1.1 or h2 connection |
+//! | [`proxy`] | one request in, one response out ([`proxy::handle`]): policy, headers, upgrade, errors as `Status` |
+//! | [`upstream`] | leases, dials and verifies an apiserver connection ([`upstream::ClientLeases`]), sends one request on it |
 //!
 //! A watch is a request whose response does not end; `proxy::watch` ends it between two events when the
 //! process stops. An exec is an upgrade; `proxy::upgrade` and `proxy::tunnel` join the two connections.
@@ -34,9 +34,10 @@
 //!
 //! # What is deliberately absent
 //!
-//! No switch that turns verification off. No pool that clients share. No buffering of bodies. No wall clock,
-//! file or environment variable is read on the path of a request. No request is sent twice unless it provably
-//! was not processed ([`upstream::UpstreamError::is_unprocessed`]).
+//! No switch that turns verification off. No pool that clients share. No buffering of bodies. No file or
+//! environment variable is read on the path of a request, and no wall clock decides anything there, except
+//! whether a certificate is still valid (rustls). No request is sent twice unless it provably
+//! was not processed ([`upstream::ClientLeases::send`]).
 
 pub mod activity;
 pub mod admin;

@@ -24,7 +24,7 @@ pub(crate) fn tune(stream: &TcpStream, timeouts: &Timeouts) -> io::Result<()> {
 
 /// Ends the connection when the peer takes no byte for `timeouts.tcpUserTimeout`, whether it is gone or only
 /// does not read: Linux also counts the time of a closed window, even of an acknowledged one. Use it where
-/// the peer always reads, as over HTTP/2, and for clients that have sent no request yet.
+/// the peer always reads, as over HTTP/2, and for HTTP/1.1 clients until their connection becomes a tunnel.
 ///
 /// # Errors
 ///

@@ -27,11 +27,11 @@ use tokio::{
 };
 
 /// Size in bytes of the response to `/small`: one object.
-pub(crate) const SMALL: usize = 1024;
+pub(crate) const SMALL_BYTES: usize = 1024;
 /// Size in bytes of the response to `/list`: some thousand objects.
-pub(crate) const LIST: usize = 10 * 1024 * 1024;
+pub(crate) const LIST_BYTES: usize = 10 * 1024 * 1024;
 /// Size in bytes of one read or write of a tunnel.
-pub(crate) const PIECE: usize = 64 * 1024;
+pub(crate) const PIECE_BYTES: usize = 64 * 1024;
 
 /// The bodies of the responses, and the open watches.
 #[derive(Clone)]
@@ -43,13 +43,13 @@ pub(crate) struct State {
 
 impl State {
     /// Sends an event to every watch. Returns the number of watches.
-    pub(crate) fn tell_all(&self, event: &Bytes) -> usize {
+    pub(crate) fn send_to_all(&self, event: &Bytes) -> usize {
         let watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
-        let told = watches.iter().map(|watch| watch.send(event.clone()));
-        told.filter(Result::is_ok).count()
+        let sent = watches.iter().map(|watch| watch.send(event.clone()));
+        sent.filter(Result::is_ok).count()
     }
 
-    fn answer(&self, request: &mut Request<Incoming>) -> Response<Answer> {
+    fn respond(&self, request: &mut Request<Incoming>) -> Response<BenchBody> {
         match request.uri().path() {
             "/small" => Response::new(Either::Left(self.small.clone().into())),
             "/list" => Response::new(Either::Left(self.list.clone().into())),
@@ -60,29 +60,29 @@ impl State {
                 Response::new(Either::Right(Events(events)))
             }
             "/exec" => {
-                tokio::spawn(carry(upgrade::on(request)));
+                tokio::spawn(serve_tunnel(upgrade::on(request)));
                 Response::builder()
                     .status(StatusCode::SWITCHING_PROTOCOLS)
                     .header(header::CONNECTION, "Upgrade")
                     .header(header::UPGRADE, "SPDY/3.1")
                     .body(Either::Left(Full::default()))
-                    .expect("a good response")
+                    .expect("a valid response")
             }
             _ => Response::builder()
                 .status(StatusCode::NOT_FOUND)
                 .body(Either::Left(Full::default()))
-                .expect("a good response"),
+                .expect("a valid response"),
         }
     }
 }
 
-type Answer = Either<Full<Bytes>, Events>;
+type BenchBody = Either<Full<Bytes>, Events>;
 
-/// Serves until the upstream is dropped, with the numbers of kube-apiserver (`secure_serving.go`).
+/// Serves until the upstream is dropped, with the limits of kube-apiserver (`secure_serving.go`).
 pub(crate) async fn start(identity: Identity) -> (Upstream, State) {
     let state = State {
-        small: vec![b'x'; SMALL].into(),
-        list: vec![b'x'; LIST].into(),
+        small: vec![b'x'; SMALL_BYTES].into(),
+        list: vec![b'x'; LIST_BYTES].into(),
         watches: Arc::default(),
     };
     let serving = state.clone();
@@ -90,11 +90,11 @@ pub(crate) async fn start(identity: Identity) -> (Upstream, State) {
         let state = serving.clone();
         async move {
             let service = service_fn(move |mut request| {
-                let answer = state.answer(&mut request);
-                async { Ok::<_, Infallible>(answer) }
+                let response = state.respond(&mut request);
+                async { Ok::<_, Infallible>(response) }
             });
             let stream = TokioIo::new(stream);
-            // An error here needs no check: the client checks every response.
+            // Errors are not checked here, because the client checks every response.
             if connection.alpn.as_deref() == Some("h2") {
                 let mut http2 = http2::Builder::new(TokioExecutor::new());
                 http2
@@ -111,28 +111,33 @@ pub(crate) async fn start(identity: Identity) -> (Upstream, State) {
     (Upstream::builder(identity).raw(serve).start().await, state)
 }
 
-/// Repeats: reads two numbers from the client, sends as many bytes as the first says, reads as many as the
-/// second says, and reports how many it read.
-async fn carry(upgraded: upgrade::OnUpgrade) {
+/// In a loop: reads two numbers from the client, sends as many bytes as the first number, reads as many bytes as
+/// the second number, and sends the count of the bytes read.
+async fn serve_tunnel(upgraded: upgrade::OnUpgrade) {
     let upgraded = upgraded.await.expect("the proxy keeps the connection");
     let mut tunnel = TokioIo::new(upgraded);
-    let mut piece = vec![b'x'; PIECE];
+    let mut piece = vec![b'x'; PIECE_BYTES];
     // Ends when the client closes the connection.
     while let (Ok(down), Ok(up)) = (tunnel.read_u64().await, tunnel.read_u64().await) {
         let mut left = down;
         while left > 0 {
-            let some = piece.len().min(usize::try_from(left).unwrap_or(PIECE));
-            let part = piece.get(..some).expect("it is no longer than a piece");
+            let some = piece
+                .len()
+                .min(usize::try_from(left).unwrap_or(PIECE_BYTES));
+            let part = piece.get(..some).expect("the range is within the piece");
             tunnel.write_all(part).await.expect("the client reads");
             left -= some as u64;
         }
-        let mut taken = 0;
-        while taken < up {
+        let mut received = 0;
+        while received < up {
             let read = tunnel.read(&mut piece).await.expect("the client writes");
-            assert!(read > 0, "the client ended at {taken} of {up} bytes");
-            taken += read as u64;
+            assert!(
+                read > 0,
+                "the client closed the connection after {received} of {up} bytes"
+            );
+            received += read as u64;
         }
-        tunnel.write_u64(taken).await.expect("the client reads");
+        tunnel.write_u64(received).await.expect("the client reads");
         tunnel.flush().await.expect("the client reads");
     }
 }

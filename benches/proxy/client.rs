@@ -61,7 +61,8 @@ impl Client {
     async fn connect(&self, tls: &TlsConnector) -> TlsStream<TcpStream> {
         let tcp = TcpStream::connect(self.address).await;
         let tcp = tcp.expect("the proxy listens");
-        tcp.set_nodelay(true).expect("a fresh socket takes options");
+        tcp.set_nodelay(true)
+            .expect("a new socket accepts the option");
         let name = ServerName::try_from(HOST).expect("a DNS name");
         tls.connect(name, tcp).await.expect("a TLS handshake")
     }
@@ -94,17 +95,20 @@ impl Client {
     /// An upgraded connection, as exec and port-forward use it.
     pub(crate) async fn tunnel(&self) -> TlsStream<TcpStream> {
         let mut tls = self.connect(&self.http1).await;
-        let head = format!(
+        let request = format!(
             "POST /exec HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 0\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\r\n"
         );
-        let sent = tls.write_all(head.as_bytes()).await;
-        sent.expect("the proxy takes the request");
-        tls.flush().await.expect("the proxy takes the request");
-        let mut answer = Vec::new();
-        while !answer.ends_with(b"\r\n\r\n") {
-            answer.push(tls.read_u8().await.expect("an answer"));
+        let sent = tls.write_all(request.as_bytes()).await;
+        sent.expect("the proxy accepts the request");
+        tls.flush().await.expect("the proxy accepts the request");
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(tls.read_u8().await.expect("a response"));
         }
-        assert!(answer.starts_with(b"HTTP/1.1 101 "), "not a tunnel");
+        assert!(
+            head.starts_with(b"HTTP/1.1 101 "),
+            "the response is not a 101"
+        );
         tls
     }
 }
@@ -113,11 +117,11 @@ impl Http2 {
     /// Sends a request and waits for the head of a 200 response.
     pub(crate) async fn open(&self, path: &str) -> RecvStream {
         let request = request(format!("https://{HOST}{path}").parse().expect("a URL"));
-        let request = request.body(()).expect("a good request");
+        let request = request.body(()).expect("a valid request");
         let room = self.send.clone().ready().await;
         let sent = room.expect("room for a stream").send_request(request, true);
-        let (response, _) = sent.expect("the connection takes a request");
-        let response = response.await.expect("an answer");
+        let (response, _) = sent.expect("the connection accepts a request");
+        let response = response.await.expect("a response");
         assert_eq!(response.status(), StatusCode::OK, "{path}");
         response.into_body()
     }
@@ -127,7 +131,7 @@ impl Http2 {
         let mut body = self.open(path).await;
         let mut received = 0;
         while let Some(data) = body.data().await {
-            received += take(&mut body, data);
+            received += release_data(&mut body, data);
         }
         assert_eq!(received, length, "{path}");
     }
@@ -136,15 +140,15 @@ impl Http2 {
     pub(crate) async fn close(self) {
         drop(self.send);
         let ended = self.driver.await.expect("the connection does not panic");
-        ended.expect("an end in order");
+        ended.expect("the connection ends cleanly");
     }
 }
 
 /// Returns the length of a piece of a response, and releases its flow-control window.
-pub(crate) fn take(body: &mut RecvStream, data: Result<Bytes, h2::Error>) -> usize {
-    let length = data.expect("the response has not ended").len();
+pub(crate) fn release_data(body: &mut RecvStream, data: Result<Bytes, h2::Error>) -> usize {
+    let length = data.expect("the response is not aborted").len();
     let released = body.flow_control().release_capacity(length);
-    released.expect("no more is released than came");
+    released.expect("the released bytes were received");
     length
 }
 
@@ -152,14 +156,14 @@ impl Http1 {
     /// Sends a request and reads the whole response, which must have this length.
     pub(crate) async fn get(&mut self, path: &str, length: usize) {
         let request = request(path.parse().expect("a path")).header("host", HOST);
-        let request = request.body(Empty::new()).expect("a good request");
+        let request = request.body(Empty::new()).expect("a valid request");
         self.send.ready().await.expect("the connection is open");
-        let response = self.send.send_request(request).await.expect("an answer");
+        let response = self.send.send_request(request).await.expect("a response");
         assert_eq!(response.status(), StatusCode::OK, "{path}");
         let mut body = response.into_body();
         let mut received = 0;
         while let Some(frame) = body.frame().await {
-            let frame = frame.expect("the response has not ended");
+            let frame = frame.expect("the response is not aborted");
             received += frame.data_ref().map_or(0, Bytes::len);
         }
         assert_eq!(received, length, "{path}");
@@ -190,7 +194,7 @@ pub(crate) fn kubectl_fields() -> HeaderMap {
         ),
     ];
     let fields = fields.map(|(name, value)| {
-        let value = HeaderValue::from_str(value).expect("a good value");
+        let value = HeaderValue::from_str(value).expect("a valid value");
         (HeaderName::from_static(name), value)
     });
     fields.into_iter().collect()

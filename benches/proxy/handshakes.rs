@@ -6,7 +6,7 @@ use rustls::{
     client::Resumption,
 };
 
-use crate::{apiserver::SMALL, client::Client, harness::World};
+use crate::{apiserver::SMALL_BYTES, client::Client, harness::World};
 
 /// TCP, TLS and one request over HTTP/2, on an upstream connection from the idle pool.
 pub(crate) fn handshake(criterion: &mut Criterion) {
@@ -15,27 +15,30 @@ pub(crate) fn handshake(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(1));
     let new = world.client(Resumption::disabled());
     world.time(&mut group, "full", async || {
-        visit(&new, HandshakeKind::Full).await;
+        connect_and_get(&new, HandshakeKind::Full).await;
     });
     let known = world.client(Resumption::default());
     // Creates the session to resume.
-    world.prepare(visit(&known, HandshakeKind::Full));
+    world.prepare(connect_and_get(&known, HandshakeKind::Full));
     world.time(&mut group, "resumed", async || {
-        visit(&known, HandshakeKind::Resumed).await;
+        connect_and_get(&known, HandshakeKind::Resumed).await;
     });
     group.finish();
     let leases = world.upstream.connections().len();
-    assert!(leases <= FEW, "{leases} upstream connections were dialled");
+    assert!(
+        leases <= MAX_DIALS,
+        "{leases} upstream connections were dialled"
+    );
 }
 
-async fn visit(client: &Client, wanted: HandshakeKind) {
+async fn connect_and_get(client: &Client, wanted: HandshakeKind) {
     let http2 = client.http2().await;
     assert_ne!(http2.handshake, Some(FullWithHelloRetryRequest));
     assert_eq!(http2.handshake, Some(wanted));
-    http2.get("/small", SMALL).await;
+    http2.get("/small", SMALL_BYTES).await;
     http2.close().await;
 }
 
-/// An upstream connection that comes back a little late makes the next client dial. With more dials than
+/// If an upstream connection returns to the idle pool slightly late, the next client dials. With more dials than
 /// this, the bench would measure dialling.
-const FEW: usize = 16;
+const MAX_DIALS: usize = 16;

@@ -34,7 +34,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// One thread for client and apiserver. The proxy has another.
+    /// Starts both. Client and apiserver share one thread; the proxy has another.
     pub(crate) fn start() -> Self {
         let runtime = Builder::new_current_thread()
             .enable_all()
@@ -47,7 +47,7 @@ impl World {
         let ca = files.write("ca.crt", cluster.pem());
         let identities = vec![IdentityFiles { certificate, key }];
         let config = config(upstream.address(), identities, TrustSource::File(ca));
-        let app = App::bind(Box::new(move || Ok(config.clone()))).expect("a good configuration");
+        let app = App::bind(Box::new(move || Ok(config.clone()))).expect("a valid configuration");
         let address = *app.addresses().first().expect("one address is bound");
         runtime.spawn(app.run(pending()));
         Self {
@@ -67,10 +67,10 @@ impl World {
 
     /// Runs the setup of a bench.
     pub(crate) fn prepare<T>(&self, what: impl Future<Output = T>) -> T {
-        self.runtime.block_on(within("the preparation", what))
+        self.runtime.block_on(within("the setup of a bench", what))
     }
 
-    /// Times `turn`. `turn` must panic on every fault: a figure for errors would look like a good one.
+    /// Times `turn`. `turn` must panic on every fault, because the figure of a failing bench looks like a good one.
     pub(crate) fn time(
         &self,
         group: &mut BenchmarkGroup<'_, WallTime>,
@@ -110,7 +110,7 @@ fn config(upstream: SocketAddr, identities: Vec<IdentityFiles>, trust: TrustSour
         }],
         limits: Limits::default(),
         timeouts: Timeouts {
-            // A reload would be visible in a bench that takes ten seconds.
+            // A reload would change the result of a bench that takes ten seconds.
             reload: Duration::from_secs(3600),
             ..Timeouts::default()
         },

@@ -42,5 +42,5 @@ fn main() {
     over_sockets();
     pure();
     Criterion::default().configure_from_args().final_summary();
-    eprintln!("all of it took {:.0?}", begun.elapsed());
+    eprintln!("all benches took {:.0?}", begun.elapsed());
 }

@@ -12,7 +12,7 @@ use tokio::{
 struct Line {
     arguments: &'static str,
     input: &'static str,
-    /// Each must appear in a line of the output, in this order.
+    /// Each text must occur in a line of the output, in this order.
     output: &'static [&'static str],
     end: End,
 }
@@ -21,7 +21,7 @@ struct Line {
 enum End {
     /// The command ends by itself with this exit code.
     Exits(i32),
-    /// The command does not end; it is killed after its output has appeared.
+    /// The command does not end. It is killed after its output has arrived.
     Runs,
 }
 
@@ -95,7 +95,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 pub(crate) async fn run(kubeconfig: &Path) -> bool {
     let mut worked = true;
     for line in LINES {
-        let verdict = match timeout(LIMIT, try_line(kubeconfig, line)).await {
+        let verdict = match timeout(LIMIT, run_line(kubeconfig, line)).await {
             Ok(Ok(())) => "ok".to_owned(),
             Ok(Err(error)) => format!("FAILED: {error}"),
             Err(_) => format!("FAILED: not finished within {LIMIT:?}"),
@@ -106,8 +106,8 @@ pub(crate) async fn run(kubeconfig: &Path) -> bool {
     worked
 }
 
-async fn try_line(kubeconfig: &Path, line: &Line) -> io::Result<()> {
-    // A tab is a space within one argument.
+async fn run_line(kubeconfig: &Path, line: &Line) -> io::Result<()> {
+    // A tab stands for a space within one argument.
     let arguments = line
         .arguments
         .split(' ')
@@ -156,13 +156,13 @@ async fn try_line(kubeconfig: &Path, line: &Line) -> io::Result<()> {
     let exits = matches!(line.end, End::Exits(code) if ended.status.code() == Some(code));
     match seen {
         Ok(()) if exits => Ok(()),
-        Ok(()) => Err(complaint(format!("{}", ended.status), &ended.stderr)),
-        Err(error) => Err(complaint(error.to_string(), &ended.stderr)),
+        Ok(()) => Err(failure(format!("{}", ended.status), &ended.stderr)),
+        Err(error) => Err(failure(error.to_string(), &ended.stderr)),
     }
 }
 
-/// The fault, with the error output of kubectl.
-fn complaint(what: String, stderr: &[u8]) -> io::Error {
+/// An error with the error output of kubectl.
+fn failure(what: String, stderr: &[u8]) -> io::Error {
     io::Error::other(format!(
         "{what}; {}",
         String::from_utf8_lossy(stderr).trim()

@@ -1,13 +1,13 @@
 //! A stand-in cluster, the proxy in front of it, and a kubeconfig to try it with.
 //!
 //! Starts a stand-in apiserver with a certificate of a random cluster CA, and the proxy with a certificate
-//! of a throw-away public CA. Writes `demo.kubeconfig` into the current directory. With `--check` it runs
+//! of a temporary public CA. Writes `demo.kubeconfig` into the current directory. With `--check` it runs
 //! the printed kubectl commands itself and exits with 0 if all of them work.
 
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "the demo talks to the person who started it"
+    reason = "the demo prints to the terminal"
 )]
 
 mod check;
@@ -34,16 +34,16 @@ use standin::{
 };
 use tokio::time::sleep;
 
-/// The public name; it need not resolve, because the kubeconfig names the address.
+/// The public name. It does not have to resolve, because the kubeconfig contains the address.
 const PUBLIC_NAME: &str = "kubernetes.demo.test";
 /// The name in the apiserver's own certificate.
 const CLUSTER_NAME: &str = "kubernetes.default.svc";
 const TOKEN: &str = "demo-token";
 const KUBECONFIG: &str = "demo.kubeconfig";
 
-/// What the demo does after its start.
+/// The mode of the demo.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Then {
+enum Mode {
     /// Prints the commands and waits for Ctrl-C.
     Wait,
     /// Runs the commands and reports whether they worked.
@@ -52,15 +52,15 @@ enum Then {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let then = match std::env::args().nth(1).as_deref() {
-        None => Then::Wait,
-        Some("--check") => Then::Check,
+    let mode = match std::env::args().nth(1).as_deref() {
+        None => Mode::Wait,
+        Some("--check") => Mode::Check,
         Some(other) => {
             eprintln!("demo: unknown argument {other}; the only argument is --check");
             return ExitCode::from(2);
         }
     };
-    match demo(then).await {
+    match demo(mode).await {
         Ok(code) => code,
         Err(error) => {
             eprintln!("demo: {error}");
@@ -69,7 +69,7 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn demo(then: Then) -> Result<ExitCode, Box<dyn Error>> {
+async fn demo(mode: Mode) -> Result<ExitCode, Box<dyn Error>> {
     let (cluster_ca, public_ca, dir) = (
         Ca::new("demo cluster CA"),
         Ca::new("demo public CA"),
@@ -83,7 +83,7 @@ async fn demo(then: Then) -> Result<ExitCode, Box<dyn Error>> {
         .start()
         .await;
 
-    let config = proxy_config(&dir, &public_ca, &cluster_ca, apiserver.address(), then);
+    let config = proxy_config(&dir, &public_ca, &cluster_ca, apiserver.address(), mode);
     let app = App::bind(Box::new(move || Ok(config.clone())))?;
     let _telemetry = telemetry::start(&app.reloader().config().log)?;
     let address = *app.addresses().first().ok_or("the proxy has no address")?;
@@ -93,9 +93,9 @@ async fn demo(then: Then) -> Result<ExitCode, Box<dyn Error>> {
     let mut worked = true;
     let shutdown = async {
         let checked = async {
-            match then {
-                Then::Wait => pending().await,
-                Then::Check => worked = check::run(Path::new(KUBECONFIG)).await,
+            match mode {
+                Mode::Wait => pending().await,
+                Mode::Check => worked = check::run(Path::new(KUBECONFIG)).await,
             }
         };
         tokio::select! {
@@ -134,7 +134,7 @@ fn proxy_config(
     public_ca: &Ca,
     cluster_ca: &Ca,
     apiserver: SocketAddr,
-    then: Then,
+    mode: Mode,
 ) -> Config {
     let (certificate, key) = public_ca.server(&[PUBLIC_NAME]).write(dir, "public");
     Config {
@@ -162,8 +162,8 @@ fn proxy_config(
         },
         log: LogConfig {
             format: LogFormat::Text,
-            filter: if then == Then::Check { "warn" } else { "info" }.into(),
-            access: then == Then::Wait,
+            filter: if mode == Mode::Check { "warn" } else { "info" }.into(),
+            access: mode == Mode::Wait,
         },
         admin: None,
     }
@@ -208,7 +208,7 @@ fn introduction(apiserver: SocketAddr, proxy: SocketAddr) -> String {
     format!(
         "\
 stand-in apiserver  https://{apiserver}, with a certificate of a random cluster CA
-kube-tls-proxy      https://{proxy}, with a certificate of a throw-away public CA for {PUBLIC_NAME}
+kube-tls-proxy      https://{proxy}, with a certificate of a temporary public CA for {PUBLIC_NAME}
 
 Try, in another terminal, in this directory:
 

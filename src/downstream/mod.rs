@@ -1,4 +1,4 @@
-//! Stages 2 and 3: takes one accepted connection through its TLS handshake, and serves HTTP/1.1 or HTTP/2 on
+//! Takes one accepted connection through its TLS handshake, and serves HTTP/1.1 or HTTP/2 on
 //! it. ALPN alone chooses the protocol.
 
 mod http1;
@@ -28,17 +28,17 @@ use crate::{
     hosts::{HostMap, HostName, PeerAddr},
     metrics::{Connected, Counters, Handshake, Limit, Protocol},
     pki::{self, Identity},
-    proxy::{Downstream, Routes},
+    proxy::{ClientConnection, Routes},
     socket,
     text::error_chain,
     transport::ReadAhead,
     upstream::{ClientLeases, UpstreamContext},
 };
 
-/// The fuzz bodies of this stage: the framing of HTTP/1.1 requests, and the targets of HTTP/2 requests.
+/// The fuzz bodies of this module: the framing of HTTP/1.1 requests, and the targets of HTTP/2 requests.
 pub(crate) const FUZZ: [fn(&[u8]); 2] = [http1::fuzz, http2::fuzz];
 
-/// What the benches measure of this stage.
+/// What the benches measure of this module.
 pub(crate) mod bench {
     pub use super::http1::scan_requests;
 }
@@ -48,11 +48,12 @@ pub(crate) mod bench {
 pub struct Snapshot {
     /// Read once per handshake.
     pub tls: Arc<ServerConfig>,
-    /// Read once per request.
+    /// Read once per request, and once after the handshake for its SNI.
     pub routes: Arc<Routes>,
 }
 
-/// The state that all workers share. Nothing writes to it on the path of a request.
+/// The state that all workers share. Requests only read it; a handshake takes a slot, and a reload replaces the
+/// snapshot.
 #[derive(Debug)]
 pub struct Shared {
     /// The current state of everything that can be reloaded.
@@ -69,7 +70,7 @@ pub struct Shared {
 #[derive(Debug)]
 struct Service {
     shared: Arc<Shared>,
-    downstream: Arc<Downstream>,
+    downstream: Arc<ClientConnection>,
 }
 
 /// Serves one accepted connection in a task of the drain. `permit` counts it against `limits.connections`.
@@ -100,7 +101,7 @@ async fn serve(
 ) {
     let snapshot = shared.snapshot.load_full();
     let config = Arc::clone(&snapshot.tls);
-    let accepted = accept(
+    let accepted = handshake(
         stream,
         config,
         &shared.handshakes,
@@ -131,10 +132,10 @@ async fn serve(
     let counters = Arc::clone(context.counters());
     counters.handshakes.count(Handshake::Ok);
     let connected = Connected::new(counters, peer.0, protocol, permit);
-    let downstream = Downstream {
+    let downstream = ClientConnection {
         peer,
         sni: sni.filter(|name| snapshot.routes.serves(name)),
-        forwarded_for: Downstream::forwarded_for(peer),
+        forwarded_for: ClientConnection::forwarded_for(peer),
         leases: ClientLeases::new(context),
         limits: shared.limits.clone(),
         half_close_timeout: shared.timeouts.half_close_timeout,
@@ -200,7 +201,7 @@ pub fn server_config(identities: &[Identity], tickets: Arc<dyn ProducesTickets>)
 /// # Errors
 ///
 /// When the client is too slow or the handshake fails.
-async fn accept(
+async fn handshake(
     stream: TcpStream,
     config: Arc<ServerConfig>,
     slots: &Semaphore,

@@ -1,4 +1,4 @@
-//! Stage 1: accepts TCP connections and limits how many are open.
+//! Accepts TCP connections and limits how many are open.
 //!
 //! Nothing is done for a connection before it has a permit. A listener takes no permit before it has accepted
 //! a connection, because a client of another listener could miss it. At the limit each listener therefore

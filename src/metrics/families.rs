@@ -89,9 +89,9 @@ families! {
     REQUEST_DURATION = Histogram "kube_tls_proxy_request_duration_seconds" ["verb": VERBS]
         "Time from the head of the request to the end of the response. Watches, followed logs and tunnels are left out.";
     RECEIVED = Counter "kube_tls_proxy_received_bytes_total" []
-        "Bytes from clients in request bodies and tunnels. They count when the request or tunnel ends.";
+        "Bytes from clients in request bodies and tunnels. They count when the request or tunnel ends; those of a tunnel that the drain aborts do not count.";
     SENT = Counter "kube_tls_proxy_sent_bytes_total" []
-        "Bytes to clients in response bodies and tunnels. Those of a tunnel count when it ends.";
+        "Bytes to clients in response bodies and tunnels. Those of a tunnel count when it ends; those of a tunnel that the drain aborts do not count.";
     WATCHES = Gauge "kube_tls_proxy_watches" []
         "Open watches and followed logs.";
     TUNNELS = Gauge "kube_tls_proxy_tunnels" []

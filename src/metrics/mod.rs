@@ -3,7 +3,6 @@
 //! Labels never contain client input: verbs, resources and codes come from closed sets, and unknown values
 //! share one label, so cardinality is bounded.
 
-mod connections;
 mod counters;
 mod exposition;
 mod families;
@@ -11,8 +10,7 @@ mod labels;
 mod requests;
 mod values;
 
-pub use connections::{Connected, ConnectionStats};
-pub use counters::{Counters, Metrics, RequestRecord};
+pub use counters::{Connected, ConnectionStats, Counters, Metrics, RequestRecord};
 pub use exposition::{CONTENT_TYPE, Exposition, Label};
 pub use families::{FAMILIES, Family, MetricKind, reference, *};
 pub use labels::{

@@ -16,7 +16,7 @@ use http::{HeaderMap, Method, Request, StatusCode, Uri, Version, header};
 use tokio::time::Instant;
 use tracing::info;
 
-use super::{Downstream, request_info::RequestInfo, tunnel::Carried};
+use super::{ClientConnection, request_info::RequestInfo, tunnel::Carried};
 use crate::{
     activity::{LongLived, OpenStream, StreamInfo},
     hosts::PeerAddr,
@@ -70,7 +70,7 @@ enum Outcome {
 
 impl AccessLog {
     /// Starts the record of a request whose head has arrived.
-    pub(super) fn new<B>(downstream: &Downstream, request: &Request<B>) -> Box<Self> {
+    pub(super) fn new<B>(downstream: &ClientConnection, request: &Request<B>) -> Box<Self> {
         let info = RequestInfo::new(request.method(), request.uri());
         let is_upgrade = request.headers().contains_key(header::UPGRADE);
         let kind = info.long_lived(request.uri());
@@ -121,7 +121,8 @@ impl AccessLog {
         self.client
     }
 
-    /// Whether the request asks for a watch.
+    /// Whether the request asks for a watch. `forward` decides by it whether the drain may end the response
+    /// between two events.
     pub(super) fn is_watch(&self) -> bool {
         self.verb == Verb::Watch
     }

@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri};
 use tokio::sync::Semaphore;
 
 use super::{
-    Downstream,
+    ClientConnection,
     access_log::AccessLog,
     headers::{self, Forwarded},
     request_info::RequestInfo,
@@ -27,7 +27,7 @@ pub fn rewrite_request(headers: &mut HeaderMap, client: &HeaderValue, host: &str
 /// Counts requests that are not logged.
 #[derive(Debug)]
 pub struct Counting {
-    downstream: Downstream,
+    downstream: ClientConnection,
     request: Request<()>,
     fields: HeaderMap,
 }
@@ -53,10 +53,10 @@ impl Counting {
         let mut request = Request::new(());
         target.clone_into(request.uri_mut());
         Self {
-            downstream: Downstream {
+            downstream: ClientConnection {
                 peer: PeerAddr(peer),
                 sni: None,
-                forwarded_for: Downstream::forwarded_for(PeerAddr(peer)),
+                forwarded_for: ClientConnection::forwarded_for(PeerAddr(peer)),
                 leases: ClientLeases::new(worker),
                 limits,
                 half_close_timeout: std::time::Duration::ZERO,

@@ -1,4 +1,4 @@
-//! Stage 4: takes one request through policy, headers and upstream, and returns a response in every case.
+//! Takes one request through policy, headers and upstream, and returns a response in every case.
 //!
 //! A request passes [`handle`], `policy::admit` and `headers::rewrite_request`, and goes upstream. Its response
 //! comes back through `headers::rewrite_response` and [`Body`]. `watch` tracks the events of a watch; `upgrade`
@@ -41,13 +41,13 @@ use crate::{
 use access_log::AccessLog;
 use body::Content;
 use headers::Forwarded;
-use policy::Admitted;
-use upgrade::{Tunnel, UpgradeToken};
+use policy::{Admitted, UpgradeToken};
+use upgrade::PendingTunnel;
 use watch::{Events, Watch};
 
 /// One downstream connection, as all of its requests see it.
 #[derive(Debug)]
-pub struct Downstream {
+pub struct ClientConnection {
     /// The client.
     pub peer: PeerAddr,
     /// The name of the TLS handshake, if a cluster is served under it.
@@ -62,11 +62,11 @@ pub struct Downstream {
     pub half_close_timeout: Duration,
     /// Counts this connection against the connection limit. A tunnel holds it until it ends.
     pub connected: Arc<Connected>,
-    /// Runs the tunnels.
+    /// Starts the tasks of this connection, and tells them when to finish.
     pub drain: Drain,
 }
 
-impl Downstream {
+impl ClientConnection {
     /// The value of `X-Forwarded-For` for a client. It has no port, because Go's `net.ParseIP` accepts none.
     /// An IPv4 client of a dual-stack socket is written as IPv4.
     ///
@@ -80,7 +80,7 @@ impl Downstream {
     }
 }
 
-/// The fuzz bodies of this stage: header rewriting, the host policy and the path reader.
+/// The fuzz bodies of this module: header rewriting, the host policy and the path reader.
 pub(crate) const FUZZ: [fn(&[u8]); 3] = [headers::fuzz, policy::fuzz, request_info::fuzz];
 
 /// Status and JSON body for a request that is refused before it reaches [`handle`].
@@ -97,23 +97,23 @@ pub(crate) fn close_after<B>(response: &mut Response<B>) {
 }
 
 /// Forwards one request and returns the response. Every request gets one: if the apiserver sends none, the
-/// proxy does. `broken` is an error in the request's form that was found while its head was read.
+/// proxy does. `rejection` is an error in the request's form that was found while its head was read.
 ///
 /// # Cancel safety
 ///
 /// Dropping the future cancels the request upstream.
 pub async fn handle(
     routes: &Routes,
-    downstream: &Downstream,
+    downstream: &ClientConnection,
     request: Request<Incoming>,
-    broken: Option<Rejection>,
+    rejection: Option<Rejection>,
 ) -> Response<Body> {
     let version = request.version();
     let is_head = request.method() == Method::HEAD;
     let leaves_http =
         request.method() == Method::CONNECT || request.headers().contains_key(header::UPGRADE);
     let mut log = AccessLog::new(downstream, &request);
-    let result = match broken {
+    let result = match rejection {
         Some(rejection) => Err(rejection.into()),
         // On the heap, so that this memory is free again while the response body is sent.
         None => Box::pin(forward(routes, downstream, request, &mut log)).await,
@@ -146,10 +146,10 @@ pub async fn handle(
 /// Sends the request to the apiserver. Returns the response, and after a 101 the tunnel to start.
 async fn forward(
     routes: &Routes,
-    downstream: &Downstream,
+    downstream: &ClientConnection,
     request: Request<Incoming>,
     log: &mut AccessLog,
-) -> Result<(Response<Body>, Option<Tunnel>), Error> {
+) -> Result<(Response<Body>, Option<PendingTunnel>), Error> {
     let (mut head, body) = request.into_parts();
     let admitted = policy::admit(&head, routes, &downstream.limits, downstream.sni.as_deref())?;
     log.routed(admitted.cluster.name());
@@ -177,8 +177,13 @@ async fn forward(
     Ok((Response::from_parts(head, Body::new(content)), None))
 }
 
-/// Rewrites the head for the apiserver. Path and query stay the same, byte for byte.
-fn prepare(head: &mut Parts, downstream: &Downstream, admitted: &Admitted) -> Result<(), Error> {
+/// Rewrites the head for the apiserver. Path and query stay as they are, after the path prefix of the cluster if it
+/// has one.
+fn prepare(
+    head: &mut Parts,
+    downstream: &ClientConnection,
+    admitted: &Admitted,
+) -> Result<(), Error> {
     let forwarded = Forwarded {
         client: &downstream.forwarded_for,
         host: admitted.authority.as_str(),

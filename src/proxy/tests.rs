@@ -6,7 +6,7 @@ use std::{future::Future, time::Duration};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 
-use super::{Downstream, Routes, handle, tunnel, upgrade};
+use super::{ClientConnection, Routes, handle, tunnel, upgrade};
 use crate::upstream::{self, Cluster};
 
 /// The size of the future that this function returns.
@@ -16,10 +16,10 @@ fn size<A, F: Future>(_: impl FnOnce(A) -> F) -> usize {
 
 #[test]
 fn future_of_request_stays_small() {
-    type References = (&'static Routes, &'static Downstream);
+    type References = (&'static Routes, &'static ClientConnection);
     let request = size(
-        |((routes, downstream), request, broken): (References, _, _)| {
-            handle(routes, downstream, request, broken)
+        |((routes, downstream), request, rejection): (References, _, _)| {
+            handle(routes, downstream, request, rejection)
         },
     );
     assert!(request <= MAX_REQUEST, "{request} bytes");
@@ -27,7 +27,7 @@ fn future_of_request_stays_small() {
 
 #[test]
 fn futures_of_upgrade_and_tunnel_stay_small() {
-    type References = (&'static Downstream, &'static Cluster);
+    type References = (&'static ClientConnection, &'static Cluster);
     let upgrade = size(
         |((downstream, cluster), head, body, token): (References, _, _, _)| {
             upgrade::forward(downstream, cluster, head, body, token)

@@ -1,8 +1,9 @@
 //! Joins two upgraded connections into one byte pipe, with half-close.
 //!
 //! When one direction ends in order, the end is passed on, and the other direction may stay open for a
-//! limited time. Any other end, including a TLS stream that ends without `close_notify`, closes both
-//! directions at once and without `close_notify`, so that aborted data never looks complete.
+//! limited time. A failed read, or an end without `close_notify`, ends both directions at once and without
+//! `close_notify`, so that aborted data never looks complete. After a failed write this direction discards
+//! what it reads, so that the earlier bytes of that peer still arrive through the other direction.
 
 use std::{
     future::poll_fn,
@@ -106,7 +107,8 @@ where
         };
         if let Err(error) = written.await {
             // A peer that accepts no more bytes may have sent many before, which are still on their way
-            // through the other direction. That direction decides when the tunnel ends.
+            // through the other direction. The other direction decides when the tunnel
+            // ends.
             loop {
                 buffer.clear();
                 let read = from.read_buf(&mut buffer).await;

@@ -1,84 +1,31 @@
-//! Forwards one upgrade request. After a 101 it joins the two connections; any other response is relayed.
+//! Forwards one upgrade request. After a 101 it returns a tunnel to start; a redirect or a 101 to another
+//! protocol is an error; any other response is relayed.
 //!
-//! No byte of the client goes upstream before the apiserver's 101 has gone downstream, and only a 101 to
+//! No byte that follows the request goes upstream before the apiserver's 101 has gone downstream, and only a 101 to
 //! exactly the requested protocol starts a tunnel (CVE-2018-1002105).
 
 use std::sync::Arc;
 
-use http::{
-    HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header, request::Parts,
-};
-use hyper::{
-    body::Incoming,
-    upgrade::{self, OnUpgrade},
-};
+use http::{Request, Response, StatusCode, request::Parts};
+use hyper::{body::Incoming, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 use tracing::debug;
 
 use super::{
-    Body, Downstream, Error, access_log::AccessLog, body::Content, close_after, headers, tunnel,
+    Body, ClientConnection, Error, access_log::AccessLog, body::Content, close_after, headers,
+    policy::UpgradeToken, tunnel,
 };
 use crate::{
     drain::ConnectionKind,
-    text::{error_chain, list_contains},
+    text::error_chain,
     upstream::{Cluster, RequestBody, Upgraded},
 };
 
-/// A protocol that kube-apiserver speaks after a 101.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum UpgradeToken {
-    WebSocket,
-    Spdy,
-}
-
 /// The two connections of an upgraded request, not joined yet.
 #[derive(Debug)]
-pub(super) struct Tunnel {
+pub(super) struct PendingTunnel {
     client: OnUpgrade,
     apiserver: Upgraded,
-}
-
-impl UpgradeToken {
-    /// The protocol that a request asks for. Only a single, known token counts. Anything else is no
-    /// upgrade: its fields are then removed as hop-by-hop, and the request is an ordinary one.
-    pub(super) fn requested_by(head: &Parts) -> Option<Self> {
-        let mut connection = head.headers.get_all(header::CONNECTION).iter();
-        if head.version == Version::HTTP_11
-            && connection.any(|line| list_contains(line.as_bytes(), "upgrade"))
-        {
-            Self::single(&head.headers)
-        } else {
-            None
-        }
-    }
-
-    /// Whether a response with this header switches to this protocol and no other.
-    pub(super) fn is_granted_by(self, headers: &HeaderMap) -> bool {
-        Self::single(headers) == Some(self)
-    }
-
-    /// The value of the `Upgrade` field.
-    pub(super) fn value(self) -> HeaderValue {
-        HeaderValue::from_static(match self {
-            Self::WebSocket => "websocket",
-            Self::Spdy => "SPDY/3.1",
-        })
-    }
-
-    /// The token of the only `Upgrade` line.
-    fn single(headers: &HeaderMap) -> Option<Self> {
-        let mut lines = headers.get_all(header::UPGRADE).iter();
-        let (Some(line), None) = (lines.next(), lines.next()) else {
-            return None;
-        };
-        let known = [Self::WebSocket, Self::Spdy];
-        known.into_iter().find(|token| {
-            token
-                .value()
-                .as_bytes()
-                .eq_ignore_ascii_case(line.as_bytes())
-        })
-    }
 }
 
 /// Sends the request on an upstream connection of its own. Returns the response, and after a 101 the
@@ -91,14 +38,14 @@ impl UpgradeToken {
 ///
 /// The apiserver sent no response, or one that must not be passed on.
 pub(super) async fn forward(
-    downstream: &Downstream,
+    downstream: &ClientConnection,
     cluster: &Cluster,
     head: Parts,
     body: Incoming,
     token: UpgradeToken,
-) -> Result<(Response<Body>, Option<Tunnel>), Error> {
+) -> Result<(Response<Body>, Option<PendingTunnel>), Error> {
     let mut request = Request::from_parts(head, body);
-    let client = upgrade::on(&mut request);
+    let client = hyper::upgrade::on(&mut request);
     let (head, body) = request.into_parts();
     let body = RequestBody::new(body, head.version);
     let response = downstream.leases.send_upgrade(cluster, head, body).await?;
@@ -106,8 +53,8 @@ pub(super) async fn forward(
     match head.status {
         StatusCode::SWITCHING_PROTOCOLS if token.is_granted_by(&head.headers) => {
             let apiserver = body.into_upgraded().ok_or(Error::UnexpectedProtocol)?;
-            let tunnel = Tunnel { client, apiserver };
-            // The header stays as it is: kube-rs accepts only exactly `Connection: Upgrade`.
+            let tunnel = PendingTunnel { client, apiserver };
+            // No hop-by-hop field is removed: kube-rs accepts only exactly `Connection: Upgrade`.
             let response = Response::from_parts(head, Body::full(""));
             Ok((response, Some(tunnel)))
         }
@@ -125,9 +72,9 @@ pub(super) async fn forward(
     }
 }
 
-impl Tunnel {
+impl PendingTunnel {
     /// Joins the two connections in a task of its own, once the 101 has been sent.
-    pub(super) fn start(self, downstream: &Downstream, mut log: Box<AccessLog>) {
+    pub(super) fn start(self, downstream: &ClientConnection, mut log: Box<AccessLog>) {
         let half_close_timeout = downstream.half_close_timeout;
         let peer = downstream.peer;
         let connected = Arc::clone(&downstream.connected);

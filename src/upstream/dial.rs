@@ -110,7 +110,7 @@ async fn try_one(
 ) -> Result<Connection, UpstreamError> {
     let dialled = timeout(
         context.timeouts.upstream_connect,
-        dial(context, cluster, config, &endpoint),
+        open(context, cluster, config, &endpoint),
     )
     .await;
     let timed_out = UpstreamError::ConnectTimeout {
@@ -122,7 +122,7 @@ async fn try_one(
             context.counters.dials.count(cluster.name(), Dialled::Ok);
             connection
                 .stats()
-                .on_dial(&context.counters, &cluster.generation);
+                .on_dial(&context.counters, &cluster.in_use);
             Ok(connection)
         }
         Err(error) => {
@@ -142,7 +142,8 @@ async fn try_one(
     }
 }
 
-async fn dial(
+/// Opens a connection to one endpoint, ready for a request.
+async fn open(
     context: &UpstreamContext,
     cluster: &Cluster,
     config: &Arc<ClientConfig>,

@@ -219,7 +219,8 @@ impl UpstreamError {
         source.downcast_ref()
     }
 
-    /// Whether only this connection was unusable, so that another one may work.
+    /// Whether the request may be sent again on another connection. Each such error is also
+    /// [`UpstreamError::is_unprocessed`].
     pub(super) fn wants_another_connection(&self) -> bool {
         matches!(self, Self::Unsent { .. } | Self::Refused { .. })
     }

@@ -1,4 +1,4 @@
-//! Stages 5 and 6: sends one request on an upstream connection that its client leases.
+//! Sends one request on an upstream connection that its client leases.
 //!
 //! [`ClientLeases::send`] finds a connection in the client's `lease::table`, in the idle pool of the worker
 //! ([`UpstreamContext`]), or through `dial`, which picks an endpoint and verifies it (`tls`). `h2` or `h1`
@@ -29,7 +29,7 @@ pub use lease::{ClientLeases, ResponseBody};
 pub use request_body::RequestBody;
 pub use tls::{ClientTls, VerifyError};
 
-/// The fuzz bodies of this stage: the frames of HTTP/2, and the responses of HTTP/1.1.
+/// The fuzz bodies of this module: the frames of HTTP/2, and the responses of HTTP/1.1.
 pub(crate) const FUZZ: [fn(&[u8]); 3] = {
     let [head, chunks] = h1::FUZZ;
     [h2::fuzz, head, chunks]
@@ -38,13 +38,14 @@ pub(crate) const FUZZ: [fn(&[u8]); 3] = {
 /// The apiserver of one cluster, in one trust generation.
 #[derive(Debug)]
 pub struct Cluster {
+    /// The number of this generation; leases and idle connections are found by it.
     id: u64,
     name: String,
     path_prefix: String,
     endpoints: Arc<Endpoints>,
     tls: ClientTls,
-    /// Dropped with this generation.
-    generation: Arc<()>,
+    /// Dropped with this generation, so that a connection can tell whether a reload has replaced it.
+    in_use: Arc<()>,
 }
 
 impl Cluster {
@@ -63,7 +64,7 @@ impl Cluster {
             path_prefix,
             endpoints,
             tls,
-            generation: Arc::default(),
+            in_use: Arc::default(),
         }
     }
 
@@ -86,7 +87,7 @@ impl Cluster {
     }
 }
 
-/// Locks `mutex` even after a panic of another thread: no panic leaves the data of this stage half-written.
+/// Locks `mutex` even after a panic of another thread: no panic leaves the data of this module half-written.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -10,21 +10,21 @@ use tokio::{
     process::{Child, ChildStdin, ChildStdout, Command},
 };
 
-/// A browser with one page. Killed when dropped.
+/// A browser with one page. Dropping it kills the process.
 pub(crate) struct Chromium {
     _child: Child,
     commands: ChildStdin,
     messages: BufReader<ChildStdout>,
     session: Option<String>,
     number: u64,
-    /// Exceptions, console errors and violations of the policy of the page.
+    /// Exceptions, console errors and violations of the page's content security policy.
     pub(crate) complaints: Vec<String>,
-    /// The profile.
+    /// The directory of the browser profile.
     _dir: TempDir,
 }
 
 impl Chromium {
-    /// `None` if there is no `chromium`.
+    /// Starts the browser. `None` if `chromium` is not installed.
     pub(crate) async fn start() -> Option<Self> {
         let found = Command::new("sh")
             .args(["-c", "command -v chromium"])
@@ -77,16 +77,16 @@ impl Chromium {
 
     /// The value of an expression in the page.
     pub(crate) async fn evaluate(&mut self, expression: &str) -> Value {
-        let asked = json!({ "expression": expression, "returnByValue": true });
-        let answer = self.call("Runtime.evaluate", asked).await;
+        let params = json!({ "expression": expression, "returnByValue": true });
+        let response = self.call("Runtime.evaluate", params).await;
         assert!(
-            answer["exceptionDetails"].is_null(),
-            "{expression}: {answer}"
+            response["exceptionDetails"].is_null(),
+            "{expression}: {response}"
         );
-        answer["result"]["value"].clone()
+        response["result"]["value"].clone()
     }
 
-    /// Waits until an expression holds in the page.
+    /// Waits until an expression is true in the page.
     pub(crate) async fn wait_until(&mut self, expression: &str) {
         let deadline = tokio::time::Instant::now() + 2 * standin::WAIT;
         while self.evaluate(expression).await != true {
@@ -114,9 +114,9 @@ impl Chromium {
 
     /// The whole page as PNG.
     pub(crate) async fn picture(&mut self) -> Vec<u8> {
-        let asked = json!({ "format": "png", "captureBeyondViewport": true });
-        let answer = self.call("Page.captureScreenshot", asked).await;
-        STANDARD.decode(answer["data"].as_str().unwrap()).unwrap()
+        let params = json!({ "format": "png", "captureBeyondViewport": true });
+        let response = self.call("Page.captureScreenshot", params).await;
+        STANDARD.decode(response["data"].as_str().unwrap()).unwrap()
     }
 
     async fn call(&mut self, method: &str, params: Value) -> Value {

@@ -1,7 +1,8 @@
 //! The status page in a real browser: it loads, updates itself, shows what is broken, and logs no error.
 //!
-//! Needs a `chromium`. Without one the tests print a line and pass, unless `KUBE_TLS_PROXY_REQUIRE_BROWSER=1`
-//! is set. Pictures go below `target`; `UPDATE=1` writes the one of the README.
+//! Needs `chromium`. If it is not installed, the tests print a line and pass; with
+//! `KUBE_TLS_PROXY_REQUIRE_BROWSER=1` they fail. The tests write pictures to `target`; `UPDATE=1` also writes the
+//! picture of the README.
 
 #![expect(
     clippy::unwrap_used,
@@ -76,9 +77,9 @@ async fn browser() -> Option<Chromium> {
     if browser.is_none() {
         assert!(
             env::var_os("KUBE_TLS_PROXY_REQUIRE_BROWSER").is_none(),
-            "there is no chromium; apt-get install chromium"
+            "chromium is not installed; install it with \"apt-get install chromium\""
         );
-        eprintln!("browser: NOT TESTED, there is no chromium");
+        eprintln!("browser: NOT TESTED, chromium is not installed");
     }
     browser
 }
@@ -88,7 +89,7 @@ fn repository(path: &str) -> PathBuf {
 }
 
 #[tokio::test]
-async fn page_updates_itself_and_shows_what_is_broken() {
+async fn page_updates_itself_and_shows_faults() {
     let Some(mut browser) = browser().await else {
         return;
     };
@@ -113,9 +114,9 @@ async fn page_updates_itself_and_shows_what_is_broken() {
         .wait_until("document.getElementById('watches').textContent === '0'")
         .await;
 
-    // Numbers follow events, and text of a client is not markup.
-    let nasty = "<script>document.title='no'</script><img src=x onerror=alert(1)>";
-    let held = watch(&client, "/api/v1/namespaces/default/pods", nasty).await;
+    // The numbers follow the events, and the page escapes text of a client.
+    let markup = "<script>document.title='no'</script><img src=x onerror=alert(1)>";
+    let open_watch = watch(&client, "/api/v1/namespaces/default/pods", markup).await;
     browser
         .wait_until("document.getElementById('watches').textContent === '1'")
         .await;
@@ -142,7 +143,7 @@ async fn page_updates_itself_and_shows_what_is_broken() {
     browser
         .wait_until("document.getElementById('time-words').textContent.includes('p99')")
         .await;
-    drop(held);
+    drop(open_watch);
     browser
         .wait_until("document.getElementById('watches').textContent === '0'")
         .await;
@@ -157,7 +158,7 @@ async fn page_updates_itself_and_shows_what_is_broken() {
         .await;
     assert!(width.as_u64().unwrap() <= 400, "{width}");
 
-    // The page explains that the apiserver is gone.
+    // The page shows that the apiserver is gone.
     drop(upstream);
     let broken = proxy.client().http2().await;
     while broken
@@ -181,7 +182,7 @@ async fn page_updates_itself_and_shows_what_is_broken() {
         .await;
     assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
 
-    // The page explains that the proxy is gone.
+    // The page shows that the proxy is gone.
     drop((client, broken));
     proxy.begin_shutdown();
     proxy.wait_until_stopped().await;
@@ -190,7 +191,7 @@ async fn page_updates_itself_and_shows_what_is_broken() {
         .await;
 }
 
-/// Only tests that the page can be drawn with all of its parts.
+/// Tests only that the page can be drawn with all its parts.
 #[tokio::test]
 async fn page_can_be_drawn_with_all_parts() {
     let Some(mut browser) = browser().await else {
@@ -203,7 +204,7 @@ async fn page_can_be_drawn_with_all_parts() {
     let setup = world.proxy_as(upstream.address(), &certificate);
     let proxy = setup.admin().start();
     let client = proxy.client().http2().await;
-    let mut held = Vec::new();
+    let mut open_watches = Vec::new();
     for (path, user_agent) in [
         (
             "/api/v1/namespaces/payments/pods",
@@ -215,7 +216,7 @@ async fn page_can_be_drawn_with_all_parts() {
         ),
         ("/api/v1/nodes", "headlamp/0.38.0"),
     ] {
-        held.push(watch(&client, path, user_agent).await);
+        open_watches.push(watch(&client, path, user_agent).await);
     }
     let mut exec = proxy.client().http1().await;
     exec.send(format!(
@@ -232,7 +233,7 @@ async fn page_can_be_drawn_with_all_parts() {
     browser
         .wait_until("document.title.startsWith('Ready')")
         .await;
-    // Enough updates for the charts to show something.
+    // Waits for enough updates for a visible chart.
     let for_readme = env::var_os("UPDATE").is_some();
     let turns = if for_readme { 40 } else { 3 };
     let drawn = format!("Number(document.body.dataset.turns) >= {turns}");
@@ -247,7 +248,7 @@ async fn page_can_be_drawn_with_all_parts() {
         }
         tokio::time::sleep(Duration::from_millis(120)).await;
     }
-    // Cargo may build elsewhere.
+    // Cargo may use another target directory.
     fs::create_dir_all(repository("target")).unwrap();
     for scheme in ["light", "dark"] {
         browser.look(1100, scheme).await;
@@ -263,5 +264,5 @@ async fn page_can_be_drawn_with_all_parts() {
     let picture = browser.picture().await;
     fs::write(repository("target/status-narrow.png"), picture).unwrap();
     assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
-    drop((held, exec));
+    drop((open_watches, exec));
 }

@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-// target is whom a client talks to and as whom: the flags that all the raw
+// target is the server and the credentials of a client: the flags that all raw
 // clients share.
 type target struct {
 	server, ca, token string
@@ -26,7 +26,7 @@ type target struct {
 	headers headerFlag
 	http1   bool
 	timeout time.Duration
-	// connections counts the TCP connections that were opened.
+	// connections is the number of TCP connections that were opened.
 	connections atomic.Int64
 }
 
@@ -42,7 +42,7 @@ func (t *target) flags(name string) *flag.FlagSet {
 	return flags
 }
 
-// client returns an HTTP client with connections of its own.
+// client returns an HTTP client with a separate connection pool.
 func (t *target) client() (*http.Client, error) {
 	pem, err := os.ReadFile(t.ca)
 	if err != nil {
@@ -50,7 +50,7 @@ func (t *target) client() (*http.Client, error) {
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("%s holds no certificate", t.ca)
+		return nil, fmt.Errorf("%s contains no certificate", t.ca)
 	}
 	protocols := &http.Protocols{}
 	protocols.SetHTTP1(t.http1)
@@ -91,13 +91,13 @@ func (h *headerFlag) String() string { return strings.Join(*h, ", ") }
 
 func (h *headerFlag) Set(value string) error {
 	if !strings.Contains(value, ":") {
-		return errors.New("want `name: value`")
+		return errors.New("the header is not of the form `name: value`")
 	}
 	*h = append(*h, value)
 	return nil
 }
 
-// fetch does one GET and says what came back, headers and all.
+// fetch sends one GET and prints the whole response, headers included.
 func fetch(args []string) error {
 	t := target{timeout: 30 * time.Second}
 	flags := t.flags("fetch")
@@ -122,16 +122,16 @@ func fetch(args []string) error {
 	if err != nil {
 		return err
 	}
-	return say(map[string]any{
+	return printJSON(map[string]any{
 		"status": response.StatusCode, "protocol": response.Proto,
 		"headers": response.Header, "body": string(body),
-		// Of the bytes as they came, for a body that is no text.
+		// The hash of the received bytes, for a body that is not text.
 		"bytes": len(body), "sha256": fmt.Sprintf("%x", sha256.Sum256(body)),
 	})
 }
 
-// untilInputEnds returns a context that ends when standard input does, which is
-// how a test tells a client that it has seen enough.
+// untilInputEnds returns a context that ends when standard input ends. A test
+// closes standard input to stop a client.
 func untilInputEnds() (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {

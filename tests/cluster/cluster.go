@@ -14,11 +14,11 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// startLimit bounds the wait for an apiserver, which on a busy machine of two
-// cores takes some tens of seconds.
+// startLimit is the longest wait for an apiserver. A start takes some tens of
+// seconds on a busy machine with two cores.
 const startLimit = 3 * time.Minute
 
-// cluster is everything that runs, and what undoes it.
+// cluster has all running components, and the functions that stop them.
 type cluster struct {
 	announcement announcement
 	etcd         *component
@@ -32,8 +32,8 @@ type cluster struct {
 	undo []func()
 }
 
-// startCluster runs the components and fills the cluster. Whatever it started
-// is stopped again when it fails.
+// startCluster starts the components and creates the objects. If it fails, it
+// stops the components that it has started.
 func startCluster(ctx context.Context) (_ *cluster, err error) {
 	c := &cluster{}
 	defer func() {
@@ -106,7 +106,7 @@ func startCluster(ctx context.Context) (_ *cluster, err error) {
 	return c, nil
 }
 
-// startEtcdAndAPIServer returns when the apiserver says that it is ready.
+// startEtcdAndAPIServer returns when the apiserver is ready.
 func (c *cluster) startEtcdAndAPIServer(ctx context.Context, ca *authority, caFile string) error {
 	etcdPort, err := reservePort()
 	if err != nil {
@@ -139,7 +139,7 @@ func (c *cluster) startEtcdAndAPIServer(ctx context.Context, ca *authority, caFi
 	if err != nil {
 		return err
 	}
-	// The field is read when the cluster closes, because a restart changes it.
+	// The closure reads the field when the cluster closes, because a restart changes it.
 	c.undo = append(c.undo, func() {
 		if c.apiserver != nil {
 			c.apiserver.kill()
@@ -174,7 +174,7 @@ func (c *cluster) startAPIServer(ctx context.Context) (err error) {
 	}
 }
 
-// restartAPIServer ends the apiserver and brings it back on the same port and
+// restartAPIServer stops the apiserver and starts it again on the same port with
 // the same data. In between, the port refuses connections.
 func (c *cluster) restartAPIServer(ctx context.Context) error {
 	c.apiserver.stop()

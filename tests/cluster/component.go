@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stopGrace is how long a component may take to end after SIGTERM. An
-// apiserver with open watches takes a minute; what is wanted of it is that it
-// stops to accept and says so to its clients, which it does at once.
+// stopGrace is how long a component may run after SIGTERM. An apiserver with
+// open watches would need a minute, but the tests only need it to stop accepting
+// and to tell its clients, which it does at once.
 const stopGrace = 4 * time.Second
 
 // component is a running etcd or kube-apiserver.
@@ -23,15 +23,15 @@ type component struct {
 	name    string
 	command *exec.Cmd
 	logFile string
-	// done is closed when the process has ended.
+	// done is closed when the process ends.
 	done chan struct{}
 }
 
-// startComponent runs etcd or kube-apiserver: the binary in KUBEBUILDER_ASSETS
-// when that directory has one, else this very binary with the component's name
-// as its subcommand. Both take the same flags.
+// startComponent starts etcd or kube-apiserver: the binary in KUBEBUILDER_ASSETS
+// if that directory has one, else this binary with the name of the component
+// as its subcommand. Both accept the same flags.
 //
-// It must be called on the main goroutine; see init.
+// Call it on the main goroutine; see init.
 func startComponent(name, dir string, args []string) (*component, error) {
 	program := ""
 	if assets := os.Getenv("KUBEBUILDER_ASSETS"); assets != "" {
@@ -63,14 +63,14 @@ func startComponent(name, dir string, args []string) (*component, error) {
 	}
 	c := &component{name: name, command: command, logFile: logFile, done: make(chan struct{})}
 	go func() {
-		// How it ended is in its log; that it ended is what matters here.
+		// Only the end of the process matters here. Its log says why it ended.
 		_ = command.Wait()
 		close(c.done)
 	}()
 	return c, nil
 }
 
-// stop ends the process, gently at first.
+// stop sends SIGTERM, and kills the process after stopGrace.
 func (c *component) stop() {
 	_ = c.command.Process.Signal(syscall.SIGTERM)
 	select {
@@ -80,25 +80,25 @@ func (c *component) stop() {
 	}
 }
 
-// kill ends the process at once. Its data is not used again.
+// kill ends the process at once. Nothing uses its data afterwards.
 func (c *component) kill() {
 	_ = c.command.Process.Kill()
 	<-c.done
 }
 
-// failure is the error for a component that ended by itself.
+// failure is the error for a component that ended unexpectedly.
 func (c *component) failure() error {
 	log, _ := os.ReadFile(c.logFile)
 	const tail = 4096
 	if len(log) > tail {
 		log = log[len(log)-tail:]
 	}
-	return fmt.Errorf("%s ended by itself; its last words:\n%s", c.name, log)
+	return fmt.Errorf("%s ended unexpectedly; the end of its log:\n%s", c.name, log)
 }
 
-// componentEnvironment is this process's environment without the variables
-// that etcd would read as settings, and that a developer's shell may hold for
-// another cluster.
+// componentEnvironment is the environment of this process without the variables
+// that etcd reads as settings. A developer's shell may have them for another
+// cluster.
 func componentEnvironment() []string {
 	var kept []string
 	for _, entry := range os.Environ() {
@@ -109,16 +109,17 @@ func componentEnvironment() []string {
 	return kept
 }
 
-// reservedPort is a TCP port on 127.0.0.1 that stays ours while nothing serves it.
+// reservedPort is a TCP port on 127.0.0.1 that no other process can take while nothing serves it.
 type reservedPort struct {
 	port   int
 	socket int
 }
 
-// reservePort lets the kernel choose a port and keeps it. The components
-// cannot be given port 0, because a restarted apiserver must come back where it
-// was. A socket that is bound with SO_REUSEPORT but does not listen keeps others
-// away, lets a component with the same option bind, and receives nothing.
+// reservePort lets the kernel choose a port and keeps it. The components cannot
+// use port 0, because a restarted apiserver must use the same port as before. A
+// socket that is bound with SO_REUSEPORT but does not listen keeps other
+// processes away, lets a component with the same option bind, and receives no
+// connection.
 func reservePort() (*reservedPort, error) {
 	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -13,18 +13,18 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// fillWorkers is how many requests to create an object are in flight at once.
+// fillWorkers is the number of concurrent requests that create an object.
 const fillWorkers = 8
 
-// fill creates a namespace with many ConfigMaps, much faster than kubectl,
-// which limits its own rate. It says {"resourceVersion": …}: at that version the
-// list is complete and never changes.
+// fill creates a namespace with many ConfigMaps. It is much faster than kubectl,
+// which limits its own rate. It prints {"resourceVersion": …}: at that version
+// the list is complete and never changes.
 func fill(args []string) error {
 	flags := flag.NewFlagSet("fill", flag.ContinueOnError)
 	kubeconfig := flags.String("kubeconfig", "", "the kubeconfig to use")
 	into := flags.String("into", "many", "namespace to create")
 	count := flags.Int("count", 2000, "how many ConfigMaps to create")
-	size := flags.Int("bytes", 1024, "how much data each has")
+	size := flags.Int("bytes", 1024, "size of the data of each ConfigMap")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -43,8 +43,8 @@ func fill(args []string) error {
 	for range fillWorkers {
 		workers.Go(func() {
 			var failure error
-			// After a failure the rest is taken and dropped, so that the
-			// sender below never waits for a worker that is gone.
+			// After a failure the worker reads and discards the remaining
+			// numbers, so that the sender below never blocks.
 			for n := range numbers {
 				if failure != nil {
 					continue
@@ -74,10 +74,10 @@ func fill(args []string) error {
 	if err != nil {
 		return err
 	}
-	return say(map[string]string{"resourceVersion": list.ResourceVersion})
+	return printJSON(map[string]string{"resourceVersion": list.ResourceVersion})
 }
 
-// clientFor returns a client that does not limit its own rate.
+// clientFor returns a client without a rate limit.
 func clientFor(kubeconfig string) (*kubernetes.Clientset, error) {
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {

@@ -17,7 +17,7 @@ rules:
 
 func etcdArgs(dir string, port *reservedPort) []string {
 	url := "http://" + port.address()
-	// No member joins this one, so its peer address does not matter.
+	// No other member joins, so the peer address does not matter.
 	const peerURL = "http://127.0.0.1:0"
 	return []string{
 		"--name=default",
@@ -28,22 +28,22 @@ func etcdArgs(dir string, port *reservedPort) []string {
 		"--initial-advertise-peer-urls=" + peerURL,
 		"--initial-cluster=default=" + peerURL,
 		"--socket-reuse-port",
-		// The data need not survive a crash of the machine.
+		// The data does not have to survive a crash of the machine.
 		"--unsafe-no-fsync",
 		"--log-level=warn",
 	}
 }
 
 // apiserverArgs writes the files that kube-apiserver needs and returns its flags.
-// Whatever is not named here keeps its default, above all the feature gates, the
-// limits of HTTP/2, and anonymous authentication.
+// All other settings keep their defaults, above all the feature gates, the limits
+// of HTTP/2, and anonymous authentication.
 func apiserverArgs(dir string, ca *authority, caFile string, port, etcd *reservedPort) ([]string, error) {
 	serving, err := ca.issue(dir, "apiserver", pkix.Name{CommonName: "kube-apiserver"},
 		"kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost", "127.0.0.1")
 	if err != nil {
 		return nil, err
 	}
-	// A separate CA: the holder of a certificate of this one may name any user.
+	// This needs a separate CA: the holder of a certificate of this CA may impersonate any user.
 	frontProxyCA, err := newAuthority("front-proxy-ca")
 	if err != nil {
 		return nil, err
@@ -69,7 +69,7 @@ func apiserverArgs(dir string, ca *authority, caFile string, port, etcd *reserve
 		"--advertise-address=127.0.0.1",
 		fmt.Sprintf("--secure-port=%d", port.port),
 		"--permit-port-sharing",
-		// A loopback address is no valid endpoint of the service `kubernetes`.
+		// A loopback address is not a valid endpoint of the service `kubernetes`.
 		"--endpoint-reconciler-type=none",
 		"--etcd-servers=http://" + etcd.address(),
 		"--service-cluster-ip-range=10.0.0.0/24",

@@ -13,9 +13,9 @@ import (
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 )
 
-// kubelet is the part of a kubelet that the apiserver talks to: exec, attach,
-// port-forward and logs. The wire protocol is Kubernetes' own code. Only the
-// container is a stand-in: a directory and processes of this machine.
+// kubelet is the part of a kubelet that the apiserver connects to: exec, attach,
+// port-forward and logs. The code of Kubernetes implements the wire protocol. Only
+// the container is a stand-in: a directory and processes of this machine.
 type kubelet struct {
 	port int
 	// root has one directory for each pod.

@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// leashed runs a command that ends with standard input: first gently, then,
-// after stopGrace, by force. It is for programs that do not watch their parent.
-// Otherwise it exits as the command does.
+// leashed runs a command until standard input ends. Then it sends SIGTERM to the
+// command, and kills it after stopGrace. It is for programs that do not notice
+// the end of their parent. If the command ends first, it exits with the same code.
 func leashed(args []string) error {
 	if len(args) > 0 && args[0] == "--" {
 		args = args[1:]

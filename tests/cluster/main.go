@@ -1,9 +1,9 @@
-// Command fixture runs a real kube-apiserver and a real etcd, with a stand-in
-// kubelet, for tests that need the Kubernetes API and its streaming verbs.
+// Command fixture runs a real kube-apiserver, a real etcd and a stand-in kubelet,
+// for tests that need the Kubernetes API and its streaming verbs.
 //
-// The same binary holds the components themselves and the small clients that
-// the tests drive, because each of them needs the Kubernetes libraries and
-// those are slow to link twice.
+// The same binary contains the components and the small clients of the tests,
+// because each of them needs the Kubernetes libraries, which are slow to link
+// twice.
 package main
 
 import (
@@ -17,9 +17,9 @@ import (
 )
 
 func init() {
-	// The kernel delivers a parent-death signal when the parent's *thread*
-	// ends. Components are started from the main goroutine, so that goroutine
-	// stays on the main thread, which lives as long as the process.
+	// The kernel sends a parent-death signal when the parent's *thread* ends.
+	// The main goroutine starts the components, so it must stay on the main
+	// thread, which lives as long as the process.
 	runtime.LockOSThread()
 }
 

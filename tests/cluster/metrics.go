@@ -10,9 +10,9 @@ import (
 	"k8s.io/client-go/kubernetes"
 )
 
-// startMetrics serves the little of metrics.k8s.io that tells an aggregated
-// answer from one of the apiserver itself. Its client is not asked for a
-// certificate: the numbers are made up and no secret.
+// startMetrics serves a small part of metrics.k8s.io, enough to distinguish an
+// aggregated response from a response of the apiserver itself. It does not request
+// a client certificate: the numbers are invented and not secret.
 func startMetrics(serving *identity) (port int, stop func(), err error) {
 	certificate, err := tls.X509KeyPair(serving.certPEM, serving.keyPEM)
 	if err != nil {
@@ -24,11 +24,11 @@ func startMetrics(serving *identity) (port int, stop func(), err error) {
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /apis/metrics.k8s.io/v1beta1", func(w http.ResponseWriter, _ *http.Request) {
-		answerJSON(w, `{"kind":"APIResourceList","apiVersion":"v1","groupVersion":"metrics.k8s.io/v1beta1","resources":[`+
+		respondJSON(w, `{"kind":"APIResourceList","apiVersion":"v1","groupVersion":"metrics.k8s.io/v1beta1","resources":[`+
 			`{"name":"nodes","singularName":"","namespaced":false,"kind":"NodeMetrics","verbs":["get","list"]}]}`)
 	})
 	mux.HandleFunc("GET "+aggregatedPath, func(w http.ResponseWriter, _ *http.Request) {
-		answerJSON(w, `{"kind":"NodeMetricsList","apiVersion":"metrics.k8s.io/v1beta1","metadata":{},"items":[`+
+		respondJSON(w, `{"kind":"NodeMetricsList","apiVersion":"metrics.k8s.io/v1beta1","metadata":{},"items":[`+
 			`{"metadata":{"name":"`+nodeName+`"},"timestamp":"2024-01-01T00:00:00Z","window":"10s",`+
 			`"usage":{"cpu":"250m","memory":"1Gi"}}]}`)
 	})
@@ -37,13 +37,13 @@ func startMetrics(serving *identity) (port int, stop func(), err error) {
 	return listener.Addr().(*net.TCPAddr).Port, func() { server.Close() }, nil
 }
 
-func answerJSON(w http.ResponseWriter, body string) {
+func respondJSON(w http.ResponseWriter, body string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Write([]byte(body))
 }
 
-// waitUntilServed returns when `path` answers. The apiserver asks an aggregated
-// server whether it is available before it sends anything there.
+// waitUntilServed returns when `path` responds. The apiserver checks that an
+// aggregated server is available before it forwards a request to it.
 func waitUntilServed(ctx context.Context, client kubernetes.Interface, path string) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()

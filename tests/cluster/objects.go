@@ -19,11 +19,11 @@ const (
 	nodeName  = "node-1"
 	namespace = "suite"
 
-	// shellPod is for exec, attach, cp and port-forward; its log has a fixed text.
+	// shellPod is for exec, attach, cp and port-forward. Its log has a fixed text.
 	shellPod = "shell"
-	// chattyPod writes a line with the time each 100 ms while it is followed.
+	// chattyPod writes a line with the time every 100 ms while a client follows its log.
 	chattyPod = "chatty"
-	// quietPod writes two lines with 25 s of silence between them.
+	// quietPod writes two lines with a pause of 25 s between them.
 	quietPod = "quiet"
 
 	impersonatedUser  = "bob"
@@ -58,7 +58,7 @@ func createPods(ctx context.Context, client kubernetes.Interface) error {
 	if _, err := client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: meta}, metav1.CreateOptions{}); err != nil {
 		return err
 	}
-	// No controller runs here that would make the account that every pod names.
+	// Every pod needs this account, and no controller runs here that would create it.
 	if err := createAccount(ctx, client, "default"); err != nil {
 		return err
 	}
@@ -70,7 +70,7 @@ func createPods(ctx context.Context, client kubernetes.Interface) error {
 	return nil
 }
 
-// createPod creates a pod and states that it runs, as its kubelet would.
+// createPod creates a pod and sets its status to running, as its kubelet would.
 func createPod(ctx context.Context, client kubernetes.Interface, name string) error {
 	mount := false
 	pod := &corev1.Pod{
@@ -91,7 +91,7 @@ func createPod(ctx context.Context, client kubernetes.Interface, name string) er
 	started := true
 	pod.Status = corev1.PodStatus{
 		Phase: corev1.PodRunning, HostIP: "127.0.0.1", StartTime: &now,
-		// An address of the documentation range: nothing connects to it.
+		// An address of the documentation range. Nothing connects to it.
 		PodIP: "192.0.2.1", PodIPs: []corev1.PodIP{{IP: "192.0.2.1"}},
 		ContainerStatuses: []corev1.ContainerStatus{{
 			Name: "main", Image: "example.invalid/" + name, Ready: true, Started: &started,
@@ -115,8 +115,8 @@ func createAccount(ctx context.Context, client kubernetes.Interface, name string
 	return err
 }
 
-// createAccounts makes the administrator's account and lets the impersonated
-// user and group view the namespace. It returns the administrator's token.
+// createAccounts creates the administrator's account, and allows the impersonated
+// user and group to view the namespace. It returns the administrator's token.
 func createAccounts(ctx context.Context, client kubernetes.Interface) (string, error) {
 	const admin = "admin"
 	if err := createAccount(ctx, client, admin); err != nil {
@@ -130,7 +130,7 @@ func createAccounts(ctx context.Context, client kubernetes.Interface) (string, e
 	if err != nil {
 		return "", err
 	}
-	// The ClusterRole `view` stays empty here: a controller would fill it.
+	// The ClusterRole `view` is empty here, because a controller would fill it.
 	const viewer = "viewer"
 	_, err = client.RbacV1().Roles(namespace).Create(ctx, &rbacv1.Role{
 		ObjectMeta: metav1.ObjectMeta{Name: viewer},
@@ -162,10 +162,10 @@ func createAccounts(ctx context.Context, client kubernetes.Interface) (string, e
 	return request.Status.Token, nil
 }
 
-// createAggregatedAPI hands the group metrics.k8s.io to the server on `port`.
+// createAggregatedAPI registers the server on `port` for the group metrics.k8s.io.
 //
-// The service is an ExternalName, since an apiserver refuses endpoints with a
-// loopback address and no cluster network exists to reach any other.
+// The service is an ExternalName, because an apiserver rejects endpoints with a
+// loopback address, and no cluster network exists for any other address.
 func createAggregatedAPI(ctx context.Context, client kubernetes.Interface, port int, ca []byte) error {
 	_, err := client.CoreV1().Services(namespace).Create(ctx, &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Name: "metrics"},

@@ -15,14 +15,14 @@ import (
 	"time"
 )
 
-// authority is a certificate authority that lives as long as one run.
+// authority is a certificate authority for one run.
 type authority struct {
 	certificate *x509.Certificate
 	key         crypto.Signer
 	pem         []byte
 }
 
-// identity is a certificate and key in PEM, and the files they were written to.
+// identity is a certificate and a key as PEM, and the paths of their files.
 type identity struct {
 	certPEM, keyPEM   []byte
 	certFile, keyFile string
@@ -49,8 +49,8 @@ func newAuthority(commonName string) (*authority, error) {
 }
 
 // issue signs a certificate for `subject` that is valid for `names`, and writes
-// it to `dir` as `<base>.crt` and `<base>.key`. Without names it is good for
-// clients only.
+// it to `dir` as `<base>.crt` and `<base>.key`. Without names the certificate is
+// valid for clients only.
 func (a *authority) issue(dir, base string, subject pkix.Name, names ...string) (*identity, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -89,7 +89,7 @@ func (a *authority) issue(dir, base string, subject pkix.Name, names ...string) 
 	return id, os.WriteFile(id.keyFile, id.keyPEM, 0o600)
 }
 
-// writeSigningKey makes the key pair that signs service-account tokens.
+// writeSigningKey creates the key pair that signs service-account tokens.
 func writeSigningKey(privateFile, publicFile string) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -111,13 +111,13 @@ func writeSigningKey(privateFile, publicFile string) error {
 
 func certificateTemplate(subject pkix.Name) *x509.Certificate {
 	serial := make([]byte, 16)
-	rand.Read(serial) // It never fails: the Go runtime aborts instead.
+	rand.Read(serial) // This never fails: the Go runtime aborts instead.
 	now := time.Now()
 	return &x509.Certificate{
 		SerialNumber: new(big.Int).SetBytes(serial),
 		Subject:      subject,
-		// Clocks of the components are the same clock, yet a certificate that
-		// starts in this very second is refused by some verifiers.
+		// All components use the same clock, but some verifiers reject a
+		// certificate whose validity starts in the current second.
 		NotBefore: now.Add(-time.Minute),
 		NotAfter:  now.Add(24 * time.Hour),
 	}

@@ -10,20 +10,20 @@ import (
 const (
 	// chattyInterval is the time between two lines of the chatty pod.
 	chattyInterval = 100 * time.Millisecond
-	// quietGap is longer than the 15 s after which many proxies cut a response.
+	// quietGap is longer than the 15 s after which many proxies abort a response.
 	quietGap = 25 * time.Second
-	// shellLogLines is how many lines the log of the shell pod has.
+	// shellLogLines is the number of lines in the log of the shell pod.
 	shellLogLines = 1000
 )
 
-// containerLogs writes a pod's log. Each line leaves at once.
+// containerLogs writes the log of a pod and flushes each line.
 func (k *kubelet) containerLogs(w http.ResponseWriter, r *http.Request) {
 	if !knownPod(w, r) {
 		return
 	}
 	w.Header().Set("Content-Type", "text/plain")
 	response := http.NewResponseController(w)
-	// A failed write shows in the request's context, which every wait looks at.
+	// A failed write ends the context of the request, and every wait checks the context.
 	line := func(format string, args ...any) {
 		fmt.Fprintf(w, format+"\n", args...)
 		_ = response.Flush()
@@ -42,8 +42,8 @@ func (k *kubelet) containerLogs(w http.ResponseWriter, r *http.Request) {
 
 	switch r.PathValue("pod") {
 	case chattyPod:
-		// Each line is its number and the time it was written, in nanoseconds
-		// since 1970, so that a reader on this machine can tell its age.
+		// Each line has its number and the time of writing, in nanoseconds since
+		// 1970, so that a reader on this machine can calculate its age.
 		for i := 0; follow || i < 10; i++ {
 			line("%d %d", i, time.Now().UnixNano())
 			if follow && !wait(chattyInterval) {

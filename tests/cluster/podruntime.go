@@ -17,10 +17,10 @@ import (
 	utilexec "k8s.io/utils/exec"
 )
 
-// streamIdle is the kubelet's own limit for a stream on which nothing moves.
+// streamIdle is the kubelet's limit for an idle stream.
 const streamIdle = 4 * time.Hour
 
-// podRuntime runs what exec, attach and port-forward ask for.
+// podRuntime runs the processes for exec, attach and port-forward.
 type podRuntime struct {
 	root string
 
@@ -29,8 +29,8 @@ type podRuntime struct {
 	running map[*exec.Cmd]struct{}
 }
 
-// ExecInContainer runs a command in the pod's directory. A command that exits
-// with another code than 0 is an error that carries the code.
+// ExecInContainer runs a command in the directory of the pod. If the exit code is
+// not 0, the error contains it.
 func (p *podRuntime) ExecInContainer(_ context.Context, pod, _, _ string, args []string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize, _ time.Duration) error {
 	if len(args) == 0 {
 		return errors.New("no command")
@@ -53,16 +53,16 @@ func (p *podRuntime) ExecInContainer(_ context.Context, pod, _, _ string, args [
 	return err
 }
 
-// AttachContainer attaches to a process that says one line and then repeats
-// what it reads, which is the main process of every container here.
+// AttachContainer attaches to the main process of a container. It writes one line
+// and then repeats its input.
 func (p *podRuntime) AttachContainer(ctx context.Context, pod, uid, container string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
 	main := []string{"/bin/sh", "-c", "echo attached; exec cat"}
 	return p.ExecInContainer(ctx, pod, uid, container, main, in, out, errOut, tty, resize, 0)
 }
 
-// PortForward joins the stream to a TCP port of this machine. Only a port that
-// cannot be reached is an error: kubectl ends all of its forwarding on an error,
-// and a client that went away is none.
+// PortForward joins the stream to a TCP port of this machine. Only an unreachable
+// port is an error: kubectl ends all of its forwarding on an error, so a client
+// that went away must not be one.
 func (p *podRuntime) PortForward(ctx context.Context, _, _ string, port int32, stream io.ReadWriteCloser) error {
 	var dialer net.Dialer
 	connection, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort("127.0.0.1", fmt.Sprint(port)))
@@ -73,20 +73,20 @@ func (p *podRuntime) PortForward(ctx context.Context, _, _ string, port int32, s
 	go func() {
 		_, err := io.Copy(connection, stream)
 		if err != nil {
-			// The client is gone without a farewell, so no answer can reach it.
+			// The client went away without closing the stream, so no response can reach it.
 			connection.Close()
 			return
 		}
 		_ = connection.(*net.TCPConn).CloseWrite()
 	}()
-	// The connection is done when the server has said everything.
+	// The connection ends when the server has sent everything.
 	_, _ = io.Copy(stream, connection)
 	return nil
 }
 
 func (p *podRuntime) runWithPipes(command *exec.Cmd, in io.Reader, out, errOut io.WriteCloser) error {
-	// An *os.File of our own for stdin: with any other reader, Wait would wait
-	// for the client's input to end even after the command has ended.
+	// stdin must be an *os.File: with any other reader, Wait would wait for the
+	// end of the client's input even after the command has ended.
 	if in != nil {
 		input, err := command.StdinPipe()
 		if err != nil {
@@ -117,7 +117,7 @@ func (p *podRuntime) runInTerminal(command *exec.Cmd, in io.Reader, out io.Write
 	if err != nil {
 		return err
 	}
-	// Closing this end hangs up whatever still runs in the terminal.
+	// Closing this end sends a hangup to the processes that still run in the terminal.
 	defer outside.Close()
 	command.Stdin, command.Stdout, command.Stderr = inside, inside, inside
 	command.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
@@ -135,7 +135,7 @@ func (p *podRuntime) runInTerminal(command *exec.Cmd, in io.Reader, out io.Write
 	if in != nil {
 		go func() {
 			_, _ = io.Copy(outside, in)
-			// The client went away: hang up, as closing a terminal window does.
+			// The client went away. This sends a hangup, as closing a terminal window does.
 			_ = syscall.Kill(-command.Process.Pid, syscall.SIGHUP)
 		}()
 	}
@@ -143,7 +143,7 @@ func (p *podRuntime) runInTerminal(command *exec.Cmd, in io.Reader, out io.Write
 	go func() {
 		defer close(drained)
 		if out != nil {
-			// The read ends with EIO when the last process has left the terminal.
+			// The read fails with EIO when the last process has closed the terminal.
 			_, _ = io.Copy(out, outside)
 		}
 	}()
@@ -151,12 +151,12 @@ func (p *podRuntime) runInTerminal(command *exec.Cmd, in io.Reader, out io.Write
 	select {
 	case <-drained:
 	case <-time.After(time.Second):
-		// Something the command left behind still holds the terminal.
+		// A process that the command started still has the terminal open.
 	}
 	return err
 }
 
-// start starts a command that close will end.
+// start starts a command. The method close ends it.
 func (p *podRuntime) start(command *exec.Cmd) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -179,7 +179,7 @@ func (p *podRuntime) forget(command *exec.Cmd) {
 	delete(p.running, command)
 }
 
-// close ends every command together with what it started.
+// close ends every command, together with the processes that it started.
 func (p *podRuntime) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -11,16 +11,16 @@ import (
 	"syscall"
 )
 
-// underTerminal runs a command in a terminal of its own, types standard input
-// into it and copies what it shows to standard output. With -resize the
-// terminal changes its size when it has shown the text of -after.
+// underTerminal runs a command in a new terminal. It types standard input into the
+// terminal and copies the output of the terminal to standard output. With -resize
+// it changes the size of the terminal after the output contains the text of -after.
 //
-// It exits as the command does.
+// It exits with the code of the command.
 func underTerminal(args []string) error {
 	flags := flag.NewFlagSet("pty", flag.ContinueOnError)
-	size := flags.String("size", "24x80", "first size, in rows and columns")
+	size := flags.String("size", "24x80", "initial size, in rows and columns")
 	resize := flags.String("resize", "", "second size")
-	after := flags.String("after", "", "text that brings the second size")
+	after := flags.String("after", "", "output text after which -resize applies")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -42,7 +42,7 @@ func underTerminal(args []string) error {
 		return err
 	}
 	inside.Close()
-	// The end of the input is not typed: the terminal stays, as a user's does.
+	// The end of the input is not typed: the terminal stays open, as a user's does.
 	go io.Copy(outside, os.Stdin)
 
 	var shown []byte
@@ -60,7 +60,7 @@ func underTerminal(args []string) error {
 				}
 			}
 		}
-		// The read ends with EIO when the command has left the terminal.
+		// The read fails with EIO when the command has closed the terminal.
 		if err != nil {
 			break
 		}

@@ -10,9 +10,9 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// reflectConfigMaps runs an informer, as controllers do, on the ConfigMaps with
-// the label `reflected`. It says {"synced":true} once, {"added":name} for each
-// object, and ends with standard input.
+// reflectConfigMaps runs an informer, as controllers do, for the ConfigMaps with
+// the label `reflected`. It prints {"synced":true} once and {"added":name} for each
+// object. It ends when standard input ends.
 func reflectConfigMaps(args []string) error {
 	flags := flag.NewFlagSet("reflect", flag.ContinueOnError)
 	kubeconfig := flags.String("kubeconfig", "", "the kubeconfig to use")
@@ -33,7 +33,7 @@ func reflectConfigMaps(args []string) error {
 	_, err = informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc: func(object any) {
 			if configMap, ok := object.(*corev1.ConfigMap); ok {
-				_ = say(map[string]string{"added": configMap.Name})
+				_ = printJSON(map[string]string{"added": configMap.Name})
 			}
 		},
 	})
@@ -42,9 +42,9 @@ func reflectConfigMaps(args []string) error {
 	}
 	factory.Start(ctx.Done())
 	if !cache.WaitForCacheSync(ctx.Done(), informer.HasSynced) {
-		return errors.New("told to end before the first list")
+		return errors.New("standard input ended before the first list")
 	}
-	if err := say(map[string]bool{"synced": true}); err != nil {
+	if err := printJSON(map[string]bool{"synced": true}); err != nil {
 		return err
 	}
 	<-ctx.Done()

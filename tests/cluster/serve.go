@@ -10,37 +10,37 @@ import (
 	"syscall"
 )
 
-// announcement is the one line that tells the parent where everything is.
+// announcement is the line of JSON that tells the parent the addresses and paths.
 type announcement struct {
-	// Kubeconfig holds Server, CA and Token, for clients that want a file.
+	// Kubeconfig contains Server, CA and Token, for clients that need a file.
 	Kubeconfig string `json:"kubeconfig"`
 	Server     string `json:"server"`
 	CA         string `json:"ca"`
 	Token      string `json:"token"`
 	Namespace  string `json:"namespace"`
-	// Pods are the running pods; what each is for is told beside their names.
+	// Pods are the running pods; see the constants with their names.
 	Pods []string `json:"pods"`
-	// PodRoot has one directory for each pod: where its commands run.
+	// PodRoot has one directory for each pod, in which its commands run.
 	PodRoot string `json:"podRoot"`
-	// Logs is the directory of the components' logs.
+	// Logs is the directory with the logs of the components.
 	Logs string `json:"logs"`
-	// Audit is the apiserver's audit log, one JSON event on each line.
+	// Audit is the apiserver's audit log, with one JSON event per line.
 	Audit string `json:"audit"`
 	// Echo and Source are the TCP ports to forward to.
 	Echo   int `json:"echo"`
 	Source int `json:"source"`
-	// ImpersonatedUser and ImpersonatedGroup may view the namespace, no more.
+	// ImpersonatedUser and ImpersonatedGroup may only view the namespace.
 	ImpersonatedUser  string `json:"impersonatedUser"`
 	ImpersonatedGroup string `json:"impersonatedGroup"`
-	// AggregatedPath is answered by an aggregated apiserver.
+	// AggregatedPath is a path that an aggregated apiserver serves.
 	AggregatedPath string `json:"aggregatedPath"`
 }
 
 // serve runs the cluster until standard input ends or SIGTERM arrives.
 //
-// Standard input is the leash: the parent holds its other end, so however the
-// parent ends, the cluster ends too. A parent-death signal would be wrong here,
-// since it fires when the parent's thread ends, and a test is a thread.
+// The parent keeps the other end of standard input open. So the cluster ends when
+// the parent ends, even if the parent is killed. A parent-death signal would be
+// wrong here: it is sent when the parent's thread ends, and a test is a thread.
 //
 // The line "restart" on standard input restarts the apiserver on its port.
 func serve() error {
@@ -61,14 +61,14 @@ func serve() error {
 
 	cluster, err := startCluster(ctx)
 	if err != nil {
-		// Told to stop while starting is not a failure.
+		// A stop during the start is not a failure.
 		if ctx.Err() != nil {
 			return nil
 		}
 		return err
 	}
 	defer cluster.close()
-	if err := say(cluster.announcement); err != nil {
+	if err := printJSON(cluster.announcement); err != nil {
 		return err
 	}
 	for {
@@ -86,15 +86,15 @@ func serve() error {
 			if err := cluster.restartAPIServer(ctx); err != nil {
 				return err
 			}
-			if err := say(map[string]bool{"restarted": true}); err != nil {
+			if err := printJSON(map[string]bool{"restarted": true}); err != nil {
 				return err
 			}
 		}
 	}
 }
 
-// say writes one line of JSON to standard output.
-func say(value any) error {
+// printJSON writes one line of JSON to standard output.
+func printJSON(value any) error {
 	line, err := json.Marshal(value)
 	if err != nil {
 		return err

@@ -12,13 +12,13 @@ import (
 // tally counts the outcomes of many requests.
 type tally struct {
 	mu sync.Mutex
-	// Status counts answers by status code.
+	// Status counts responses by status code.
 	Status map[string]int `json:"status"`
-	// Errors counts requests without an answer by what went wrong.
+	// Errors counts requests without a response by error.
 	Errors map[string]int `json:"errors"`
-	// Protocols counts answers by protocol version.
+	// Protocols counts responses by protocol version.
 	Protocols map[string]int `json:"protocols"`
-	// BareUnavailable counts 503 answers without a Retry-After.
+	// BareUnavailable counts 503 responses without a Retry-After.
 	BareUnavailable int `json:"bareUnavailable"`
 }
 
@@ -26,7 +26,7 @@ func newTally() *tally {
 	return &tally{Status: map[string]int{}, Errors: map[string]int{}, Protocols: map[string]int{}}
 }
 
-// try sends a request and counts what comes of it, the end of the body included.
+// try sends a request, reads the whole body, and counts the outcome.
 func (t *tally) try(client *http.Client, request *http.Request) {
 	response, err := client.Do(request)
 	if err == nil {
@@ -46,14 +46,14 @@ func (t *tally) try(client *http.Client, request *http.Request) {
 	}
 }
 
-// hammer sends a fixed number of requests at a fixed rate, whether or not the
-// ones before were answered, and then says the tally.
+// hammer sends a fixed number of requests at a fixed rate, without waiting for
+// earlier responses, and then prints the tally.
 func hammer(args []string) error {
 	t := target{timeout: 30 * time.Second}
 	flags := t.flags("hammer")
 	path := flags.String("path", "/version", "path and query")
-	rate := flags.Int("rate", 20, "requests in a second")
-	count := flags.Int("count", 100, "how many requests to send")
+	rate := flags.Int("rate", 20, "requests per second")
+	count := flags.Int("count", 100, "number of requests to send")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -74,11 +74,11 @@ func hammer(args []string) error {
 		under.Go(func() { tally.try(client, request) })
 	}
 	under.Wait()
-	return say(map[string]any{"tally": tally, "connections": t.connections.Load()})
+	return printJSON(map[string]any{"tally": tally, "connections": t.connections.Load()})
 }
 
 // gets sends one request after the other until standard input ends, and then
-// says the tally.
+// prints the tally.
 func gets(args []string) error {
 	t := target{timeout: 30 * time.Second}
 	flags := t.flags("gets")
@@ -97,22 +97,22 @@ func gets(args []string) error {
 	tick := time.NewTicker(*interval)
 	defer tick.Stop()
 	for first := true; ; first = false {
-		// The end of input does not cancel the request: that would count as
-		// an error of the apiserver or the proxy.
+		// The end of input does not cancel the request: that would count as an
+		// error of the apiserver or the proxy.
 		request, err := t.request(context.Background(), *path)
 		if err != nil {
 			return err
 		}
 		tally.try(client, request)
 		if first {
-			if err := say(map[string]bool{"started": true}); err != nil {
+			if err := printJSON(map[string]bool{"started": true}); err != nil {
 				return err
 			}
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return say(map[string]any{"tally": tally, "connections": t.connections.Load()})
+			return printJSON(map[string]any{"tally": tally, "connections": t.connections.Load()})
 		}
 	}
 }

@@ -5,12 +5,12 @@ import (
 	"net"
 )
 
-// sourceBytes is how much the source server sends on each connection.
+// sourceBytes is the number of bytes that the source server sends per connection.
 const sourceBytes = 8 << 20
 
-// startForwardTargets serves the two TCP ports that port-forward is tried with.
-// `echo` returns what it is sent, until it is sent no more; `source` speaks
-// first, sends sourceBytes bytes and closes.
+// startForwardTargets serves the two TCP ports for the cases of port-forward.
+// `echo` returns every byte until the client stops sending. `source` sends first:
+// it sends sourceBytes bytes and closes the connection.
 func startForwardTargets() (echo, source int, stop func(), err error) {
 	echo, stopEcho, err := listenAndEach(func(connection net.Conn) {
 		_, _ = io.Copy(connection, connection)
@@ -48,8 +48,8 @@ func listenAndEach(serve func(net.Conn)) (port int, stop func(), err error) {
 	return listener.Addr().(*net.TCPAddr).Port, func() { listener.Close() }, nil
 }
 
-// counting is an endless stream of 0, 1, 2, … 250, 0, … A period that is no
-// power of two shows a block that was lost, doubled or moved.
+// counting is an endless stream of 0, 1, 2, … 250, 0, … Its period is not a power
+// of two, so that a lost, doubled or moved block is visible.
 type counting struct{ next byte }
 
 func (c *counting) Read(p []byte) (int, error) {

@@ -7,11 +7,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openTerminal returns both ends of a new pseudo-terminal. What runs in the
+// openTerminal returns both ends of a new pseudo-terminal. The process in the
 // terminal gets `inside`; this process keeps `outside`.
 func openTerminal() (outside, inside *os.File, err error) {
-	// O_NONBLOCK gives the file to the runtime's poller, so that Close ends a
-	// A read that is in progress.
+	// O_NONBLOCK makes the Go runtime poll the file, so that Close ends a pending
+	// Read.
 	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, nil, fmt.Errorf("open a pseudo-terminal: %w", err)
@@ -34,7 +34,7 @@ func openTerminal() (outside, inside *os.File, err error) {
 	return outside, inside, nil
 }
 
-// resizeTerminal tells the terminal its size and signals what runs in it.
+// resizeTerminal sets the size of the terminal, which signals the processes in it.
 func resizeTerminal(outside *os.File, rows, columns uint16) error {
 	connection, err := outside.SyscallConn()
 	if err != nil {

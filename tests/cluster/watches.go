@@ -9,12 +9,12 @@ import (
 	"time"
 )
 
-// openLimit bounds the wait for the heads of all watches. It exceeds the time
-// for which an apiserver keeps a request in its queue.
+// openLimit is the longest wait for the heads of all watches. It is longer than
+// the time that an apiserver keeps a request in its queue.
 const openLimit = 30 * time.Second
 
-// watches opens many watches of one ConfigMap on one client, then does a GET on
-// the same client, whose time it tells. It says three lines:
+// watches opens many watches of one ConfigMap with one client, and then sends a
+// timed GET with the same client. It prints three lines:
 //
 //	{"open": how many watches have a head, "connections": …, "get": status, "getMillis": …}
 //	{"seen": how many}   when every open watch has seen an event
@@ -22,7 +22,7 @@ const openLimit = 30 * time.Second
 func watches(args []string) error {
 	t := target{}
 	flags := t.flags("watches")
-	count := flags.Int("count", 50, "how many watches to open")
+	count := flags.Int("count", 50, "number of watches to open")
 	name := flags.String("name", "watched", "name of the ConfigMap to watch")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -34,8 +34,8 @@ func watches(args []string) error {
 	ctx, cancel := untilInputEnds()
 	defer cancel()
 
-	// One request first, so that the watches find a connection to share. Go's
-	// client dials once for each request that finds none.
+	// The first request opens a connection that the watches can share. Go's
+	// client dials once for each request that finds no connection.
 	if _, _, err := timedGet(&t, client); err != nil {
 		return err
 	}
@@ -81,7 +81,7 @@ func watches(args []string) error {
 	if err != nil {
 		reasons = append(reasons, "get: "+err.Error())
 	}
-	if err := say(map[string]any{
+	if err := printJSON(map[string]any{
 		"open": open, "connections": t.connections.Load(), "errors": reasons,
 		"get": status, "getMillis": took.Milliseconds(),
 	}); err != nil {
@@ -91,7 +91,7 @@ func watches(args []string) error {
 		select {
 		case <-seen:
 			if n+1 == open {
-				if err := say(map[string]int{"seen": open}); err != nil {
+				if err := printJSON(map[string]int{"seen": open}); err != nil {
 					return err
 				}
 			}
@@ -101,7 +101,7 @@ func watches(args []string) error {
 	<-ctx.Done()
 	mu.Lock()
 	defer mu.Unlock()
-	return say(map[string]int{"ended": ended})
+	return printJSON(map[string]int{"ended": ended})
 }
 
 func countOpen(opened <-chan error, count int) (open int, reasons []string) {
@@ -115,7 +115,7 @@ func countOpen(opened <-chan error, count int) (open int, reasons []string) {
 				reasons = append(reasons, err.Error())
 			}
 		case <-limit:
-			return open, append(reasons, "the other watches have no head yet")
+			return open, append(reasons, "the other watches have no response head yet")
 		}
 	}
 	return open, reasons

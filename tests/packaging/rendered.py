@@ -1,4 +1,4 @@
-"""Renders the kustomization and the chart, as objects."""
+"""Renders the kustomization and the chart as objects."""
 
 import pathlib
 import re
@@ -17,13 +17,13 @@ def read(path):
 
 
 def kustomize(folder):
-    """What `kubectl apply -k` would apply, by kind and name."""
-    return keyed(run("kubectl", "kustomize", str(KUBERNETES / folder)))
+    """The objects that `kubectl apply -k` would apply, by kind and name."""
+    return parse_objects(run("kubectl", "kustomize", str(KUBERNETES / folder)))
 
 
 def chart(*settings, release="kube-tls-proxy", namespace="kube-tls-proxy"):
-    """What `helm install` would apply with `settings` as --set, by kind and name."""
-    return keyed(template(*settings, release=release, namespace=namespace))
+    """The objects that `helm install` would apply with `settings` as --set-json, by kind and name."""
+    return parse_objects(template(*settings, release=release, namespace=namespace))
 
 
 def template(*settings, release="kube-tls-proxy", namespace="kube-tls-proxy"):
@@ -31,8 +31,8 @@ def template(*settings, release="kube-tls-proxy", namespace="kube-tls-proxy"):
     return run("helm", "template", release, str(CHART), "--namespace", namespace, *flags)
 
 
-def refusal(*settings):
-    """What helm says to values that it does not take, and `None` when it takes them."""
+def values_error(*settings):
+    """The error of helm for invalid values, or `None` if helm accepts them."""
     try:
         template(*settings)
     except subprocess.CalledProcessError as failed:
@@ -44,12 +44,12 @@ def run(*command):
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
 
 
-def keyed(text):
+def parse_objects(text):
     found = {}
     for each in yaml.safe_load_all(text):
         if each:
             key = (each["kind"], each["metadata"]["name"])
-            assert key not in found, f"{key} is there twice"
+            assert key not in found, f"{key} occurs twice"
             found[key] = each
     return found
 
@@ -63,8 +63,8 @@ def seconds(text):
 
 
 def default_seconds(key):
-    """The default of a duration, from the file that shows every key."""
+    """The default of a duration, from the example file that shows every key."""
     text = (ROOT / "config/kube-tls-proxy.yaml").read_text()
     found = re.search(rf"^ +(?:# )?{key}: ([0-9]\w*)", text, re.MULTILINE)
-    assert found, f"no {key} in the file that shows every key"
+    assert found, f"no {key} in config/kube-tls-proxy.yaml"
     return seconds(found.group(1))

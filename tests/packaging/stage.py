@@ -1,4 +1,4 @@
-"""A machine of its own for a proxy: namespaces with nothing in them but the files and the apiserver that it needs."""
+"""An isolated environment for a proxy: namespaces with only the files and the apiserver that it needs."""
 
 import os
 import pathlib
@@ -13,27 +13,27 @@ import rendered
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", rendered.ROOT / "target"))
 BINARY = pathlib.Path(os.environ.get("KUBE_TLS_PROXY_BIN", TARGET / "debug/kube-tls-proxy"))
 
-# Where such a machine keeps its files. Not /tmp, since a checkout may be there.
+# The directory for the files of the environment. Not /tmp, because a checkout may be there.
 SCRATCH = pathlib.Path("/mnt")
 
 LIMIT = 30
 
 
-def alone(script, *arguments):
-    """Runs `script inside ARGUMENTS` in mount, process, network and IPC namespaces that end with it."""
+def run_isolated(script, *arguments):
+    """Runs `script inside ARGUMENTS` in new mount, process, network and IPC namespaces, which end with it."""
     unshare = ["unshare", "--mount", "--pid", "--net", "--ipc", "--fork", "--mount-proc", "--kill-child"]
     command = [*unshare, sys.executable, script, "inside", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=6 * LIMIT)
 
 
 def set_up():
-    """Gives the namespaces a loopback, and a directory that no other process sees."""
+    """Starts the loopback interface of the namespaces, and mounts a directory that no other process sees."""
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     subprocess.run(["mount", "-t", "tmpfs", "scratch", SCRATCH], check=True)
 
 
 def certificates():
-    """Two CAs and a certificate of each: the cluster's and the public one. Returns the directory."""
+    """Makes two CAs, one for the cluster and one public, and a certificate of each. Returns the directory."""
     folder = SCRATCH / "certificates"
     folder.mkdir()
     for name, host in [("cluster", "kubernetes.default.svc"), ("public", "localhost")]:
@@ -42,7 +42,7 @@ def certificates():
 
 
 def make_certificates(folder, name, host):
-    """A CA, and a certificate for `host` that it has signed."""
+    """Makes a CA, and a certificate for `host` signed by it."""
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
     (folder / "leaf.cnf").write_text(f"basicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth\nsubjectAltName=DNS:{host}\n")
     for command in (
@@ -55,7 +55,7 @@ def make_certificates(folder, name, host):
 
 
 class Apiserver:
-    """openssl, which answers every request with a page, as kubernetes.default.svc."""
+    """A stand-in for kubernetes.default.svc: `openssl s_server`, which responds to every request with a page."""
 
     def __init__(self, folder):
         self.port = 6443
@@ -69,33 +69,33 @@ class Apiserver:
         )
 
 
-def ask(url, ca=None):
-    """The text of a page; `OSError` if there is none."""
+def fetch(url, ca=None):
+    """The text of a page. Raises `OSError` if the request fails."""
     trust = ssl.create_default_context(cafile=ca) if url.startswith("https") else None
-    with urllib.request.urlopen(url, timeout=5, context=trust) as answer:
-        return answer.read().decode()
+    with urllib.request.urlopen(url, timeout=5, context=trust) as response:
+        return response.read().decode()
 
 
-def until_well(url, pid, ca=None):
-    """Waits until `url` is answered with 200; fails when the process ends before."""
+def wait_until_ok(url, pid, ca=None):
+    """Waits until `url` responds with 200. Fails if the process ends first."""
     deadline = time.monotonic() + LIMIT
     while True:
         try:
-            ask(url, ca)
+            fetch(url, ca)
             return
         except OSError as error:
             ended, status = os.waitpid(pid, os.WNOHANG)
-            assert not ended, f"the proxy ended with {os.waitstatus_to_exitcode(status)} before {url}"
+            assert not ended, f"the proxy exited with {os.waitstatus_to_exitcode(status)} before {url} responded"
             assert time.monotonic() < deadline, f"{url}: {error}"
             time.sleep(0.05)
 
 
-def end_of(pid, limit):
-    """Waits for the end of a process; returns its exit code."""
+def wait_for_exit(pid, limit):
+    """Waits until a process ends, and returns its exit code."""
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.05)
-    raise AssertionError(f"it did not end in {limit} s")
+    raise AssertionError(f"the process did not end within {limit} s")

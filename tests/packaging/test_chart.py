@@ -1,4 +1,4 @@
-"""The chart makes the objects of the kustomization, and refuses values that cannot work."""
+"""The chart renders the same objects as the kustomization, and rejects values that cannot work."""
 
 import copy
 import subprocess
@@ -6,12 +6,12 @@ import unittest
 
 import rendered
 
-# What helm wants on every object, and what tells two releases apart.
+# The labels that helm expects on every object, and the label that distinguishes two releases.
 ONLY_IN_CHART = {"app.kubernetes.io/instance", "app.kubernetes.io/version", "app.kubernetes.io/managed-by", "helm.sh/chart"}
 
 
 def comparable(objects):
-    """The objects without what may differ: the image, and the labels that only helm sets."""
+    """The objects without the parts that may differ: the image, and the labels that only helm sets."""
     objects = copy.deepcopy(objects)
     for (kind, _), each in objects.items():
         if kind == "Deployment":
@@ -36,23 +36,23 @@ def drop_labels(value):
 class Chart(unittest.TestCase):
     maxDiff = None
 
-    def test_the_default_is_the_base(self):
+    def test_defaults_render_the_base(self):
         base = comparable(rendered.kustomize("base"))
-        # Helm makes the namespace, or finds it, and has no say in its labels.
+        # The chart does not contain the namespace, and helm cannot set its labels.
         del base["Namespace", "kube-tls-proxy"]
         self.assertEqual(comparable(rendered.chart()), base)
 
-    def test_with_both_options_it_is_the_overlays(self):
+    def test_both_options_render_the_overlays(self):
         wanted = comparable(rendered.kustomize("overlays/servicemonitor"))
         wanted |= comparable(rendered.kustomize("overlays/cert-manager"))
         del wanted["Namespace", "kube-tls-proxy"]
         settings = ["serviceMonitor.enabled=true", "certificate.enabled=true", 'certificate.dnsNames=["kube.example.com"]']
         self.assertEqual(comparable(rendered.chart(*settings)), wanted)
 
-    def test_lint_finds_nothing(self):
+    def test_helm_lint_reports_nothing(self):
         subprocess.run(["helm", "lint", "--strict", "--quiet", rendered.CHART], check=True, capture_output=True, timeout=120)
 
-    def test_two_releases_select_their_own_pods(self):
+    def test_each_of_two_releases_selects_only_its_own_pods(self):
         one, two = (rendered.chart(release=name) for name in ("one", "two"))
         for name, objects, other in [("one", one, two), ("two", two, one)]:
             pods = objects["Deployment", f"{name}-kube-tls-proxy"]["spec"]["template"]["metadata"]["labels"].items()
@@ -63,12 +63,12 @@ class Chart(unittest.TestCase):
                 if kind == "Service":
                     self.assertFalse(each["spec"]["selector"].items() <= pods)
 
-    def test_without_the_autoscaler_the_number_of_pods_is_said(self):
+    def test_replicas_are_set_when_autoscaling_is_disabled(self):
         objects = rendered.chart("autoscaling.enabled=false", "replicas=3")
         self.assertEqual(objects["Deployment", "kube-tls-proxy"]["spec"]["replicas"], 3)
         self.assertNotIn(("HorizontalPodAutoscaler", "kube-tls-proxy"), objects)
 
-    def test_a_configuration_is_mounted_where_the_flag_says(self):
+    def test_configuration_is_mounted_at_the_path_of_the_flag(self):
         objects = rendered.chart('config={"limits": {"headerFields": 256}}')
         self.assertEqual(
             objects["ConfigMap", "kube-tls-proxy"]["data"], {"kube-tls-proxy.yaml": "limits:\n  headerFields: 256\n"}
@@ -79,7 +79,7 @@ class Chart(unittest.TestCase):
         self.assertIn(f"--config={mount['mountPath']}/kube-tls-proxy.yaml", container["args"])
         self.assertIn({"name": "config", "configMap": {"name": "kube-tls-proxy"}}, pod["volumes"])
 
-    def test_without_ipv6_it_listens_on_ipv4_and_nothing_else_changes(self):
+    def test_ipv6_false_changes_only_the_listen_addresses(self):
         def args(*settings):
             pod = rendered.chart(*settings)["Deployment", "kube-tls-proxy"]["spec"]["template"]["spec"]
             return pod["containers"][0]["args"]
@@ -90,7 +90,7 @@ class Chart(unittest.TestCase):
         rest = [flag for flag in without if flag not in listen]
         self.assertEqual(rest, [flag for flag in with_ipv6 if flag != "--admin-listen=[::]:9090"])
 
-    def test_only_what_needs_a_restart_restarts_the_pods(self):
+    def test_pods_restart_only_for_settings_that_need_a_restart(self):
         def checksum(config):
             objects = rendered.chart(f"config={config}")
             return objects["Deployment", "kube-tls-proxy"]["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
@@ -99,7 +99,7 @@ class Chart(unittest.TestCase):
         self.assertEqual(checksum('{"timeouts": {"drain": "25s"}, "clusters": [{"name": "b"}]}'), before)
         self.assertNotEqual(checksum('{"timeouts": {"drain": "26s"}, "clusters": [{"name": "a"}]}'), before)
 
-    def test_a_digest_wins_over_a_tag(self):
+    def test_digest_overrides_tag(self):
         digest = "sha256:" + "0" * 64
         for settings, image in [
             ([], "kube-tls-proxy:" + rendered.read("config/helm/kube-tls-proxy/Chart.yaml")["appVersion"]),
@@ -109,7 +109,7 @@ class Chart(unittest.TestCase):
             pod = rendered.chart(*settings)["Deployment", "kube-tls-proxy"]["spec"]["template"]["spec"]
             self.assertEqual(pod["containers"][0]["image"], image)
 
-    def test_values_that_cannot_work_are_refused(self):
+    def test_invalid_values_are_rejected(self):
         for setting, where in [
             ("workers=0", "/workers"),
             ('workers="2"', "/workers"),
@@ -127,11 +127,11 @@ class Chart(unittest.TestCase):
             ('podDisruptionBudget.maxUnavailable="0%"', "/podDisruptionBudget/maxUnavailable"),
             ('serviceMonitor.interval="often"', "/serviceMonitor/interval"),
         ]:
-            said = rendered.refusal(setting)
-            self.assertIsNotNone(said, f"{setting} was taken")
-            self.assertIn(where, said, setting)
+            error = rendered.values_error(setting)
+            self.assertIsNotNone(error, f"helm accepted {setting}")
+            self.assertIn(where, error, setting)
 
-    def test_every_value_is_in_the_schema_and_the_other_way_round(self):
+    def test_values_and_schema_have_the_same_keys(self):
         values = rendered.read("config/helm/kube-tls-proxy/values.yaml")
         schema = rendered.read("config/helm/kube-tls-proxy/values.schema.json")
 
@@ -143,7 +143,7 @@ class Chart(unittest.TestCase):
 
         compare(values, schema, "")
 
-    def test_its_version_is_that_of_the_proxy(self):
+    def test_chart_version_equals_proxy_version(self):
         manifest = (rendered.ROOT / "Cargo.toml").read_text()
         chart = rendered.read("config/helm/kube-tls-proxy/Chart.yaml")
         self.assertIn(f'\nversion = "{chart["appVersion"]}"\n', manifest)

@@ -1,4 +1,4 @@
-"""The Debian package has all that a bastion needs, and its configuration serves on a socket that systemd opened."""
+"""The Debian package has everything that a bastion needs, and its configuration serves on a socket from systemd."""
 
 import os
 import pathlib
@@ -23,7 +23,7 @@ class Package(unittest.TestCase):
     def setUpClass(cls):
         folder = tempfile.TemporaryDirectory()
         cls.addClassCleanup(folder.cleanup)
-        # Of the debug build, which is there: what is looked at is the package.
+        # Uses the debug build, which exists already: these tests check the package, not the binary.
         command = ["cargo", "deb", "--no-build", "--no-strip", "--fast", "--quiet", "--profile", "dev", "--output", folder.name]
         done = subprocess.run(command, cwd=rendered.ROOT, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
@@ -34,7 +34,7 @@ class Package(unittest.TestCase):
         subprocess.run(["dpkg-deb", "--control", cls.package, control], check=True)
         cls.control = {file.name: file.read_text() for file in control.iterdir()}
 
-    def test_everything_is_where_debian_looks_for_it(self):
+    def test_files_are_at_the_paths_that_debian_expects(self):
         for path in (
             "/usr/bin/kube-tls-proxy",
             "/usr/lib/systemd/system/kube-tls-proxy.service",
@@ -50,40 +50,40 @@ class Package(unittest.TestCase):
         self.assertEqual(self.files["/usr/bin/kube-tls-proxy"], "-rwxr-xr-x")
         self.assertTrue([path for path in self.files if re.fullmatch(r"/usr/share/man/man1/kube-tls-proxy\.1(\.gz)?", path)])
 
-    def test_its_changelogs_are_where_debian_looks_and_of_this_version(self):
+    def test_changelogs_are_installed_and_match_the_version(self):
         for path in ("changelog.gz", "changelog.Debian.gz"):
             self.assertIn(f"/usr/share/doc/kube-tls-proxy/{path}", self.files)
         version = re.search(r"^Version: (.*)$", self.control["control"], re.MULTILINE).group(1)
         maintainer = re.search(r"^Maintainer: (.*)$", self.control["control"], re.MULTILINE).group(1)
         changelog = (rendered.ROOT / "config/debian/changelog").read_text()
         self.assertEqual(re.match(r"kube-tls-proxy \((.*?)\) ", changelog).group(1), version)
-        # dpkg-parsechangelog wants two spaces, and lintian the same person.
+        # dpkg-parsechangelog requires two spaces, and lintian requires the maintainer of the package.
         self.assertEqual(re.search(r"^ -- (.*?)  \S", changelog, re.MULTILINE).group(1), maintainer)
 
-    def test_lintian_has_nothing_to_say(self):
+    def test_lintian_reports_no_error_and_no_warning(self):
         if not shutil.which("lintian"):
-            self.skipTest("there is no lintian")
+            self.skipTest("lintian is not installed")
         # The binary of the debug build is not stripped.
         command = ["lintian", "--fail-on", "error,warning", "--suppress-tags", "unstripped-binary-or-object", self.package]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         self.assertEqual(done.returncode, 0, done.stdout)
 
-    def test_the_unit_starts_what_is_installed(self):
+    def test_unit_uses_the_installed_program_and_configuration(self):
         program, *rest = re.search(r"^ExecStart=(.*)$", SERVICE.read_text(), re.MULTILINE).group(1).split()
         self.assertIn(program, self.files)
         self.assertIn(rest[rest.index("--config") + 1], self.files)
 
-    def test_an_edited_configuration_survives_an_upgrade(self):
+    def test_upgrade_keeps_an_edited_configuration(self):
         self.assertEqual(self.control["conffiles"].split(), ["/etc/kube-tls-proxy/kube-tls-proxy.yaml"])
 
-    def test_it_is_not_started_before_it_has_a_certificate(self):
+    def test_installation_does_not_start_the_service(self):
         scripts = "".join(self.control[name] for name in ("postinst", "prerm", "postrm"))
         self.assertNotIn("deb-systemd-invoke start", scripts)
         for line in self.control["postinst"].splitlines():
             if "deb-systemd-helper enable" in line:
-                self.assertTrue(line.startswith("\t\t\t"), "only what was enabled before")
+                self.assertTrue(line.startswith("\t\t\t"), "the script enables only a unit that was enabled before")
 
-    def test_an_upgrade_restarts_the_service_and_leaves_the_socket_open(self):
+    def test_upgrade_restarts_service_and_keeps_socket_open(self):
         self.assertIn("try-restart kube-tls-proxy.service || true", self.control["postinst"])
         for name in ("postinst", "prerm"):
             for line in self.control[name].splitlines():
@@ -92,22 +92,22 @@ class Package(unittest.TestCase):
                     before = self.control[name][: self.control[name].index(line)]
                     self.assertIn('[ "$1" = remove ]', before.splitlines()[-1])
 
-    def test_the_scripts_are_valid(self):
+    def test_maintainer_scripts_are_valid_shell(self):
         for name in ("postinst", "prerm", "postrm"):
             subprocess.run(["sh", "-n"], input=self.control[name], text=True, check=True)
 
 
 class Bastion(unittest.TestCase):
-    def test_the_configuration_serves_on_the_socket_of_systemd(self):
+    def test_configuration_serves_on_the_socket_of_systemd(self):
         if os.geteuid() != 0:
-            self.skipTest("only root can have port 443 in a network of its own")
-        done = stage.alone(__file__)
+            self.skipTest("needs root for port 443 in a separate network namespace")
+        done = stage.run_isolated(__file__)
         self.assertEqual(done.returncode, 0, f"{done.stdout}\n{done.stderr}")
-        self.assertIn("ended with 0", done.stdout)
+        self.assertIn("exited with 0", done.stdout)
 
 
 def inside():
-    """Starts what the unit starts, by the socket of the socket unit, and restarts it; in namespaces of its own."""
+    """Runs the command of the service unit twice on the socket of the socket unit, in separate namespaces."""
     stage.set_up()
     files = stage.certificates()
     apiserver = stage.Apiserver(files)
@@ -128,9 +128,9 @@ def inside():
     command = [stage.BINARY, *arguments.replace("/etc/kube-tls-proxy", str(etc)).split()]
 
     listening = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
-    told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    told.bind(str(stage.SCRATCH / "notify"))
-    told.settimeout(stage.LIMIT)
+    notifications = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    notifications.bind(str(stage.SCRATCH / "notify"))
+    notifications.settimeout(stage.LIMIT)
     for _ in range(2):
         pid = os.fork()
         if pid == 0:
@@ -138,26 +138,26 @@ def inside():
             os.set_inheritable(3, True)
             environment = {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid()), "NOTIFY_SOCKET": str(stage.SCRATCH / "notify")}
             os.execve(command[0], command, environment)
-        await_word(told, "READY=1")
-        stage.until_well(f"https://localhost:{port}/", pid, apiserver.public)
-        stage.until_well("http://127.0.0.1:9090/readyz", pid)
+        wait_for_notification(notifications, "READY=1")
+        stage.wait_until_ok(f"https://localhost:{port}/", pid, apiserver.public)
+        stage.wait_until_ok("http://127.0.0.1:9090/readyz", pid)
         os.kill(pid, signal.SIGHUP)
-        await_word(told, "RELOADING=1")
-        await_word(told, "READY=1")
-        # Skips the delay, which is for load balancers.
+        wait_for_notification(notifications, "RELOADING=1")
+        wait_for_notification(notifications, "READY=1")
+        # SIGINT skips the drain delay, which is for load balancers.
         os.kill(pid, signal.SIGINT)
-        await_word(told, "STOPPING=1")
-        code = stage.end_of(pid, 60)
-        assert code == 0, f"it ended with {code}"
-        # The next process serves the clients that connected meanwhile; none was refused.
+        wait_for_notification(notifications, "STOPPING=1")
+        code = stage.wait_for_exit(pid, 60)
+        assert code == 0, f"the proxy exited with {code}"
+        # The socket stays open, so that no client is refused. The next process serves the clients that connect now.
         socket.create_connection(("127.0.0.1", port), timeout=5).close()
     apiserver.process.kill()
-    print("ended with 0")
+    print("exited with 0")
 
 
-def await_word(told, word):
-    """Waits until the proxy tells systemd `word`."""
-    while word not in told.recv(4096).decode().splitlines():
+def wait_for_notification(notifications, word):
+    """Waits until the proxy sends `word` to systemd."""
+    while word not in notifications.recv(4096).decode().splitlines():
         pass
 
 

@@ -22,7 +22,7 @@ import stage
 
 DOCKERFILE = rendered.ROOT / "Dockerfile"
 
-# What the base image has of the C library and of libgcc.
+# The files of the C library and of libgcc in the base image.
 IN_THE_BASE = re.compile(r"^(libc|libm|libgcc_s|libdl|libpthread|librt|ld-linux-[a-z0-9_-]+)\.so\.[0-9]+$")
 
 LIMIT = 30
@@ -46,35 +46,35 @@ def all_of(stage, word):
 
 
 class Dockerfile(unittest.TestCase):
-    def test_both_stages_are_the_same_debian(self):
+    def test_both_stages_use_the_same_debian_release(self):
         (build,), (run,) = all_of(0, "FROM"), all_of(1, "FROM")
         self.assertRegex(build, r"-bookworm AS build$")
         self.assertRegex(run, r"/cc-debian12:nonroot$")
 
-    def test_the_compiler_is_new_enough(self):
+    def test_compiler_is_not_older_than_rust_version(self):
         (build,) = all_of(0, "FROM")
         image = re.match(r"rust:([0-9]+)\.([0-9]+)-", build).groups()
         wanted = re.search(r'^rust-version = "([0-9]+)\.([0-9]+)"', (rendered.ROOT / "Cargo.toml").read_text(), re.MULTILINE).groups()
         self.assertGreaterEqual(tuple(map(int, image)), tuple(map(int, wanted)))
 
-    def test_it_runs_as_the_pod_does(self):
+    def test_user_and_ports_match_the_pod(self):
         pod = rendered.kustomize("base")["Deployment", "kube-tls-proxy"]["spec"]["template"]["spec"]
         user = pod["securityContext"]
         self.assertEqual(all_of(1, "USER"), [f"{user['runAsUser']}:{user['runAsGroup']}"])
         (entry,), (command,) = all_of(1, "ENTRYPOINT"), all_of(1, "CMD")
-        # A list, so that SIGTERM reaches the proxy and not a shell.
+        # The entrypoint is a list, so that SIGTERM reaches the proxy and not a shell.
         self.assertEqual(json.loads(entry), ["/usr/bin/kube-tls-proxy"])
         self.assertEqual(json.loads(command), ["serve"])
         (ports,) = all_of(1, "EXPOSE")
         self.assertEqual(sorted(map(int, ports.split())), sorted(port["containerPort"] for port in pod["containers"][0]["ports"]))
 
-    def test_it_says_what_it_is(self):
+    def test_labels_describe_the_image(self):
         (labels,) = all_of(1, "LABEL")
         for label in ("title", "description", "licenses", "version", "revision"):
             self.assertIn(f"org.opencontainers.image.{label}=", labels)
 
-    def test_cargo_finds_all_it_needs_in_what_is_copied(self):
-        # The build stage, with a look at the manifests in place of each build.
+    def test_copied_files_are_enough_for_cargo(self):
+        # Runs the build stage, but reads the manifests instead of building.
         ignored = [line for line in (rendered.ROOT / ".dockerignore").read_text().split() if line]
         looked = 0
         with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +94,7 @@ class Dockerfile(unittest.TestCase):
             self.assertEqual(looked, 2)
             copied = {str(file.relative_to(folder)) for file in pathlib.Path(folder, "src").rglob("*.rs")}
             self.assertIn("src/downstream/mod.rs", copied)
-            self.assertGreater(pathlib.Path(folder, "src/main.rs").stat().st_size, 100, "the real source is there")
+            self.assertGreater(pathlib.Path(folder, "src/main.rs").stat().st_size, 100, "the source is not the placeholder")
 
 
 def copy(source, target):
@@ -107,16 +107,16 @@ def copy(source, target):
 
 
 class Running(unittest.TestCase):
-    def test_it_serves_as_a_pod_does_and_ends_when_told(self):
+    def test_image_serves_as_in_a_pod_and_stops_on_sigterm(self):
         if os.geteuid() != 0:
-            self.skipTest("only root can make a root file system for another user")
-        done = stage.alone(__file__)
+            self.skipTest("needs root for a root file system of another user")
+        done = stage.run_isolated(__file__)
         self.assertEqual(done.returncode, 0, f"{done.stdout}\n{done.stderr}")
-        self.assertIn("ended with 0", done.stdout)
+        self.assertIn("exited with 0", done.stdout)
 
 
 def inside():
-    """Runs the image's last stage; in namespaces of its own, as their root."""
+    """Runs the last stage of the image in separate namespaces, as their root user."""
     stage.set_up()
     root = stage.SCRATCH / "root"
     root.mkdir()
@@ -143,13 +143,13 @@ def inside():
         confine(root, user)
         os.execve(arguments[0], arguments, environment)
     try:
-        look(pid, user, apiserver)
+        check_running_proxy(pid, user, apiserver)
         os.kill(pid, signal.SIGTERM)
-        code = stage.end_of(pid, pod["terminationGracePeriodSeconds"])
+        code = stage.wait_for_exit(pid, pod["terminationGracePeriodSeconds"])
     finally:
         apiserver.process.kill()
-    assert code == 0, f"it ended with {code}"
-    print("ended with 0")
+    assert code == 0, f"the proxy exited with {code}"
+    print("exited with 0")
 
 
 def install(source, target):
@@ -159,10 +159,10 @@ def install(source, target):
 
 
 def libraries(binary):
-    """What the loader would map, by name: the only files of the system that are there."""
-    said = subprocess.run(["ldd", binary], check=True, capture_output=True, text=True).stdout
+    """The libraries that the loader maps, by name. No other file of the system is in the root file system."""
+    output = subprocess.run(["ldd", binary], check=True, capture_output=True, text=True).stdout
     found = {}
-    for line in said.splitlines():
+    for line in output.splitlines():
         path = re.search(r"(/\S+) \(0x", line)
         if path:
             found[os.path.basename(line.split()[0])] = path.group(1)
@@ -170,7 +170,7 @@ def libraries(binary):
 
 
 def mount_files(root, pod, user):
-    """Puts what the pod mounts where it mounts it, and starts the stand-in for the apiserver."""
+    """Creates the mounted files of the pod at their paths, and starts the stand-in for the apiserver."""
     mounts = {mount["name"]: root / mount["mountPath"].lstrip("/") for mount in pod["containers"][0]["volumeMounts"]}
     for path in mounts.values():
         path.mkdir(parents=True)
@@ -179,7 +179,7 @@ def mount_files(root, pod, user):
     for source, name in [("public.crt", "tls.crt"), ("public.key", "tls.key")]:
         target = mounts["tls"] / name
         shutil.copy(outside / source, target)
-        # As fsGroup and defaultMode make them.
+        # The owner and the mode that fsGroup and defaultMode set.
         os.chown(target, 0, user)
         target.chmod(0o440)
     apiserver = stage.Apiserver(outside)
@@ -187,7 +187,7 @@ def mount_files(root, pod, user):
 
 
 def confine(root, user):
-    """What the pod's security context does, but seccomp."""
+    """Applies the security context of the pod, except seccomp."""
     os.chroot(root)
     os.chdir("/")
     libc = ctypes.CDLL(None, use_errno=True)
@@ -200,13 +200,13 @@ def confine(root, user):
     assert libc.prctl(no_new_privileges, 1, 0, 0, 0) == 0
 
 
-def look(pid, user, apiserver):
-    """Asks the running proxy what a kubelet, a Prometheus and a client would ask it."""
+def check_running_proxy(pid, user, apiserver):
+    """Sends the requests of a kubelet, a Prometheus and a client to the running proxy, and checks its process."""
     for url in ("http://localhost:9090/livez", "http://localhost:9090/readyz", "https://localhost:8443/"):
-        stage.until_well(url, pid, apiserver.public)
-    body = stage.ask("https://localhost:8443/", apiserver.public)
+        stage.wait_until_ok(url, pid, apiserver.public)
+    body = stage.fetch("https://localhost:8443/", apiserver.public)
     assert "s_server" in body, body
-    metrics = stage.ask("http://localhost:9090/metrics")
+    metrics = stage.fetch("http://localhost:9090/metrics")
     assert "kube_tls_proxy_build_info" in metrics, metrics
 
     status = dict(re.findall(r"(?m)^(\w+):\t(.*)$", pathlib.Path(f"/proc/{pid}/status").read_text()))
@@ -214,7 +214,7 @@ def look(pid, user, apiserver):
     for kind in ("CapPrm", "CapEff", "CapBnd", "CapAmb"):
         assert int(status[kind], 16) == 0, f"{kind} {status[kind]}"
     assert status["NoNewPrivs"] == "1"
-    # Its root and everything on it but proc is read-only, so there is no file that it could have open for writing.
+    # The root file system is read-only, except proc, so the proxy cannot have a file open for writing.
     mounts = [line.split() for line in pathlib.Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
     root = os.readlink(f"/proc/{pid}/root")
     options = {mount[4]: mount[5].split(",") for mount in mounts}

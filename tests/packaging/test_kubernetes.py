@@ -1,4 +1,4 @@
-"""What the manifests promise: restricted pods, probes, and an end that is long enough."""
+"""The manifests guarantee restricted pods, probes, and a grace period that is long enough."""
 
 import os
 import pathlib
@@ -20,7 +20,7 @@ class Base(unittest.TestCase):
         cls.pod = cls.deployment["spec"]["template"]["spec"]
         (cls.container,) = cls.pod["containers"]
 
-    def test_every_object_is_there_and_in_its_namespace(self):
+    def test_base_has_all_objects_in_its_namespace(self):
         kinds = sorted(kind for kind, _ in self.objects)
         self.assertEqual(
             kinds,
@@ -32,7 +32,7 @@ class Base(unittest.TestCase):
             else:
                 self.assertEqual(each["metadata"]["namespace"], NAMESPACE, (kind, name))
 
-    def test_the_pod_may_do_nothing_and_has_no_token(self):
+    def test_pod_has_no_privileges_and_no_token(self):
         pod = self.pod["securityContext"]
         self.assertIs(pod["runAsNonRoot"], True)
         self.assertEqual((pod["runAsUser"], pod["runAsGroup"]), (65532, 65532))
@@ -45,40 +45,40 @@ class Base(unittest.TestCase):
         namespace = self.objects["Namespace", NAMESPACE]["metadata"]["labels"]
         self.assertEqual(namespace["pod-security.kubernetes.io/enforce"], "restricted")
 
-    def test_the_key_is_for_its_group_only(self):
+    def test_only_the_group_of_the_pod_can_read_the_key(self):
         volumes = {volume["name"]: volume for volume in self.pod["volumes"]}
         self.assertEqual(volumes["tls"]["secret"]["defaultMode"], 0o440)
         self.assertEqual(self.pod["securityContext"]["fsGroup"], self.pod["securityContext"]["runAsGroup"])
 
-    def test_probes_ask_the_admin_port(self):
+    def test_probes_use_the_admin_port(self):
         ports = {port["name"]: port["containerPort"] for port in self.container["ports"]}
         self.assertIn(f"--admin-listen=[::]:{ports['admin']}", self.container["args"])
         for probe, path in [("startupProbe", "/livez"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")]:
             self.assertEqual(self.container[probe]["httpGet"], {"path": path, "port": "admin"}, probe)
 
-    def test_a_pod_that_drains_is_not_taken_for_unready_before_it_stops_accepting(self):
+    def test_draining_pod_stays_ready_until_it_stops_accepting(self):
         probe = self.container["readinessProbe"]
         noted = (probe["failureThreshold"] - 1) * probe["periodSeconds"]
         self.assertGreaterEqual(noted, rendered.default_seconds("drainDelay"))
 
-    def test_the_grace_period_is_longer_than_the_drain(self):
+    def test_grace_period_is_longer_than_the_drain(self):
         delay = rendered.default_seconds("drainDelay")
         drain = max(rendered.default_seconds("drain"), rendered.default_seconds("drainTunnels"))
         grace = self.pod["terminationGracePeriodSeconds"]
         self.assertGreaterEqual(grace, delay + drain + 5)
         self.assertNotIn("lifecycle", self.container)
 
-    def test_two_pods_stay_through_updates_and_drained_nodes(self):
+    def test_pods_stay_available_during_updates_and_node_drains(self):
         autoscaler = self.objects["HorizontalPodAutoscaler", "kube-tls-proxy"]["spec"]
         self.assertEqual(autoscaler["minReplicas"], 2)
         self.assertEqual(autoscaler["scaleTargetRef"]["name"], self.deployment["metadata"]["name"])
-        self.assertNotIn("replicas", self.deployment["spec"], "an apply would undo what the autoscaler did")
+        self.assertNotIn("replicas", self.deployment["spec"], "an apply would override the autoscaler")
         self.assertEqual(self.deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"], 0)
         self.assertEqual(self.objects["PodDisruptionBudget", "kube-tls-proxy"]["spec"]["maxUnavailable"], 1)
         for spread in self.pod["topologySpreadConstraints"]:
             self.assertEqual(spread["whenUnsatisfiable"], "ScheduleAnyway")
 
-    def test_everything_selects_the_pods(self):
+    def test_every_selector_matches_the_pods(self):
         labels = self.deployment["spec"]["template"]["metadata"]["labels"].items()
         selectors = [self.deployment["spec"]["selector"]["matchLabels"]]
         selectors += [spread["labelSelector"]["matchLabels"] for spread in self.pod["topologySpreadConstraints"]]
@@ -89,7 +89,7 @@ class Base(unittest.TestCase):
         for selector in selectors:
             self.assertLessEqual(selector.items(), labels)
 
-    def test_services_lead_to_ports_that_the_container_has(self):
+    def test_services_target_ports_of_the_container(self):
         names = {port["name"] for port in self.container["ports"]}
         public = self.objects["Service", "kube-tls-proxy"]["spec"]
         self.assertEqual((public["type"], public["externalTrafficPolicy"]), ("LoadBalancer", "Local"))
@@ -99,13 +99,13 @@ class Base(unittest.TestCase):
         self.assertEqual([port["targetPort"] for port in inside["ports"]], ["admin"])
         self.assertLessEqual({"https", "admin"}, names)
 
-    def test_the_admin_port_is_for_the_monitoring_namespace_alone(self):
+    def test_only_the_monitoring_namespace_reaches_the_admin_port(self):
         ingress = self.objects["NetworkPolicy", "kube-tls-proxy"]["spec"]["ingress"]
         sources = {port["port"]: rule.get("from") for rule in ingress for port in rule["ports"]}
         monitoring = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
         self.assertEqual(sources, {"https": None, "admin": monitoring})
 
-    def test_out_go_the_apiserver_and_dns_alone(self):
+    def test_egress_allows_only_the_apiserver_and_dns(self):
         policy = self.objects["NetworkPolicy", "kube-tls-proxy"]["spec"]
         self.assertEqual(policy["policyTypes"], ["Ingress", "Egress"])
         ports = {(port["protocol"], port["port"]) for rule in policy["egress"] for port in rule["ports"]}
@@ -113,7 +113,7 @@ class Base(unittest.TestCase):
 
 
 class Overlays(unittest.TestCase):
-    def test_the_monitor_finds_the_metrics_port(self):
+    def test_service_monitor_selects_only_the_metrics_port(self):
         objects = rendered.kustomize("overlays/servicemonitor")
         monitor = objects["ServiceMonitor", "kube-tls-proxy"]["spec"]
         service = objects["Service", "kube-tls-proxy-metrics"]
@@ -122,29 +122,29 @@ class Overlays(unittest.TestCase):
         (endpoint,) = monitor["endpoints"]
         self.assertIn(endpoint["port"], [port["name"] for port in service["spec"]["ports"]])
         public = objects["Service", "kube-tls-proxy"]["metadata"]["labels"]
-        self.assertFalse(monitor["selector"]["matchLabels"].items() <= public.items(), "it would scrape the public port")
+        self.assertFalse(monitor["selector"]["matchLabels"].items() <= public.items(), "the monitor would scrape the public port")
 
-    def test_the_certificate_is_written_where_the_pod_reads_it(self):
+    def test_certificate_uses_the_secret_that_the_pod_mounts(self):
         objects = rendered.kustomize("overlays/cert-manager")
         certificate = objects["Certificate", "kube-tls-proxy"]["spec"]
         volumes = objects["Deployment", "kube-tls-proxy"]["spec"]["template"]["spec"]["volumes"]
         secrets = [volume["secret"]["secretName"] for volume in volumes if "secret" in volume]
         self.assertEqual([certificate["secretName"]], secrets)
 
-    def test_the_overlay_of_the_docs_can_be_rendered(self):
+    def test_overlay_of_the_docs_can_be_rendered(self):
         documented = (rendered.ROOT / "docs/running.md").read_text()
         (block,) = re.findall(r"^    # kustomization.yaml\n((?:    .*\n)+)", documented, re.MULTILINE)
         with tempfile.TemporaryDirectory() as folder:
             here = os.path.relpath(rendered.ROOT, os.path.realpath(folder))
             text = textwrap.dedent(block).replace("../kube-tls-proxy/", f"{here}/")
             pathlib.Path(folder, "kustomization.yaml").write_text(text)
-            objects = rendered.keyed(rendered.run("kubectl", "kustomize", folder))
+            objects = rendered.parse_objects(rendered.run("kubectl", "kustomize", folder))
         self.assertIn(("ServiceMonitor", "kube-tls-proxy"), objects)
         self.assertEqual(objects["Certificate", "kube-tls-proxy"]["spec"]["dnsNames"], ["kube.example.com"])
         (container,) = objects["Deployment", "kube-tls-proxy"]["spec"]["template"]["spec"]["containers"]
         self.assertTrue(container["image"].startswith("registry.example.com/kube-tls-proxy@sha256:"), container["image"])
 
-    def test_overlays_only_add(self):
+    def test_overlays_only_add_objects(self):
         base = rendered.kustomize("base")
         for overlay, kind in [("servicemonitor", "ServiceMonitor"), ("cert-manager", "Certificate")]:
             objects = rendered.kustomize(f"overlays/{overlay}")

@@ -95,7 +95,7 @@ class Names(unittest.TestCase):
                 self.assertLessEqual(set(re.split(r",\s*", names)), beside, where)
         self.assertGreater(checked, 5)
 
-    def test_every_metric_that_needs_action_has_an_alert(self):
+    def test_metrics_that_need_action_have_an_alert(self):
         used = {family(name) for rule in alerts() for name, _ in series(rule["expr"])}
         for metric in (
             "certificate_not_after_seconds",
@@ -115,7 +115,7 @@ class Names(unittest.TestCase):
         used = {family(name) for expression in dashboard_expressions().values() for name, _ in series(expression)}
         self.assertEqual(set(documented()) - used, set())
 
-    def test_every_alert_says_what_to_do(self):
+    def test_every_alert_has_a_runbook(self):
         for rule in alerts():
             self.assertIn(rule["labels"]["severity"], ("critical", "warning"), rule["alert"])
             for text in ("summary", "description", "runbook"):
@@ -129,20 +129,20 @@ class Names(unittest.TestCase):
 
 
 class Dashboard(unittest.TestCase):
-    def test_its_panels_do_not_overlap(self):
+    def test_panels_do_not_overlap(self):
         dashboard = json.loads(DASHBOARD.read_text())
-        taken = {}
+        occupied = {}
         for panel in dashboard["panels"]:
             place = panel["gridPos"]
             self.assertLessEqual(place["x"] + place["w"], 24, panel["title"])
             for x in range(place["x"], place["x"] + place["w"]):
                 for y in range(place["y"], place["y"] + place["h"]):
-                    self.assertNotIn((x, y), taken, f"{panel['title']} and {taken.get((x, y))}")
-                    taken[x, y] = panel["title"]
+                    self.assertNotIn((x, y), occupied, f"{panel['title']} and {occupied.get((x, y))}")
+                    occupied[x, y] = panel["title"]
         ids = [panel["id"] for panel in dashboard["panels"]]
         self.assertEqual(len(ids), len(set(ids)))
 
-    def test_it_asks_the_chosen_prometheus_for_the_chosen_proxies(self):
+    def test_queries_use_the_chosen_prometheus_and_proxies(self):
         for panel in panels(json.loads(DASHBOARD.read_text())):
             self.assertEqual(panel["datasource"]["uid"], "${datasource}", panel["title"])
             for target in panel["targets"]:
@@ -150,7 +150,7 @@ class Dashboard(unittest.TestCase):
                     chosen = {("job", "$job"), ("instance", "$instance")}
                     self.assertLessEqual(chosen, set(selectors), f"{panel['title']}: {name}")
 
-    def test_prometheus_understands_every_expression(self):
+    def test_promtool_accepts_every_expression(self):
         rules = [
             {"record": f"panel:{number}", "expr": expression.replace("$__rate_interval", "5m")}
             for number, (_, expression) in enumerate(dashboard_expressions().items())
@@ -163,10 +163,10 @@ class Dashboard(unittest.TestCase):
 
 
 class Rules(unittest.TestCase):
-    def test_prometheus_takes_them(self):
+    def test_promtool_accepts_the_rules(self):
         promtool("check", "rules", RULES)
 
-    def test_they_fire_when_they_should_and_only_then(self):
+    def test_alerts_fire_only_under_their_conditions(self):
         promtool("test", "rules", RULES.with_name("rules.test.yaml"))
 
 

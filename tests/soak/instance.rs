@@ -29,7 +29,7 @@ pub(crate) struct Instance {
     admin: SocketAddr,
     client: Client,
     lines: Arc<watch::Sender<Vec<(Instant, String)>>>,
-    told: std::cell::Cell<Option<Instant>>,
+    sigterm_at: std::cell::Cell<Option<Instant>>,
 }
 
 impl Instance {
@@ -65,16 +65,16 @@ impl Instance {
             .spawn()
             .unwrap();
         let lines = Arc::new(watch::Sender::new(Vec::new()));
-        let heard = Arc::clone(&lines);
+        let received = Arc::clone(&lines);
         let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines();
         tokio::spawn(async move {
             while let Ok(Some(line)) = stderr.next_line().await {
-                heard.send_modify(|lines: &mut Vec<_>| lines.push((Instant::now(), line)));
+                received.send_modify(|lines: &mut Vec<_>| lines.push((Instant::now(), line)));
             }
         });
         // Both lines end with an address; the address of the status page is a URL.
         let address_of = async |of: &str| -> SocketAddr {
-            let time_of_line = |lines: &Vec<(Instant, String)>| {
+            let find_address = |lines: &Vec<(Instant, String)>| {
                 let line = lines.iter().find(|(_, line)| line.contains(of))?;
                 let last = line.1.split_whitespace().last()?;
                 last.trim_start_matches("http://")
@@ -83,9 +83,9 @@ impl Instance {
                     .ok()
             };
             let mut changes = lines.subscribe();
-            let told = changes.wait_for(|lines| time_of_line(lines).is_some());
-            let told = tokio::time::timeout(WAIT, told).await.unwrap();
-            time_of_line(&told.unwrap()).unwrap()
+            let found = changes.wait_for(|lines| find_address(lines).is_some());
+            let found = tokio::time::timeout(WAIT, found).await.unwrap();
+            find_address(&found.unwrap()).unwrap()
         };
         let address = address_of("listening").await;
         let admin = address_of("http://").await;
@@ -95,7 +95,7 @@ impl Instance {
             admin,
             client: Client::new(address).trust(&world.public_ca).sni(HOST),
             lines,
-            told: std::cell::Cell::new(None),
+            sigterm_at: std::cell::Cell::new(None),
         }
     }
 
@@ -161,7 +161,7 @@ impl Instance {
         let pid = self.child.id().unwrap().to_string();
         let kill = Command::new("kill").args(["-s", "TERM", &pid]).status();
         assert!(kill.await.unwrap().success());
-        self.told.set(Some(Instant::now()));
+        self.sigterm_at.set(Some(Instant::now()));
     }
 
     /// Resolves to the last line of the log. Call it before the process ends.
@@ -183,7 +183,7 @@ impl Instance {
         let ended = tokio::time::timeout(limit, self.child.wait()).await;
         let code = ended.unwrap().unwrap().code();
         assert_eq!(code, Some(0), "{:#?}", self.lines.borrow());
-        self.told.get().unwrap().elapsed()
+        self.sigterm_at.get().unwrap().elapsed()
     }
 }
 

@@ -332,7 +332,7 @@ async fn request_once(
             let body = connection
                 .body(&head)
                 .await
-                .map_err(|cut| Error::other(format!("{cut:?}")))?;
+                .map_err(|error| Error::other(format!("{error:?}")))?;
             if head.status != 200 {
                 return Err(Error::other(String::from_utf8_lossy(&body).into_owned()));
             }

@@ -39,7 +39,7 @@ pub(super) struct RequestGuard {
     /// `None` only while being dropped.
     stream: Option<Box<TlsStream<ReadAhead>>>,
     framing: FramingScanner,
-    requests: Arc<RequestTracker>,
+    tracker: Arc<RequestTracker>,
     limits: Limits,
     head_timeout: Duration,
     /// Runs only while a head is incomplete and the proxy waits for the client.
@@ -155,11 +155,11 @@ impl RequestGuard {
         connected: Arc<Connected>,
         drain: Drain,
     ) -> (Self, Arc<RequestTracker>) {
-        let requests = Arc::new(RequestTracker::new());
+        let tracker = Arc::new(RequestTracker::new());
         let guard = Self {
             stream: Some(stream),
             framing: FramingScanner::new(),
-            requests: Arc::clone(&requests),
+            tracker: Arc::clone(&tracker),
             limits,
             head_timeout,
             deadline: None,
@@ -169,7 +169,7 @@ impl RequestGuard {
             connected,
             drain,
         };
-        (guard, requests)
+        (guard, tracker)
     }
 
     fn stream(&mut self) -> Pin<&mut TlsStream<ReadAhead>> {
@@ -188,9 +188,9 @@ impl RequestGuard {
     fn replace(&mut self, written: &[u8]) -> Option<Bytes> {
         let status = written.strip_prefix(b"HTTP/1.1 ")?.get(..3)?;
         // A tunnel may carry such bytes, and so may a response to a client that pipelines.
-        if self.requests.is_tunnel()
-            || self.requests.response_pending.load(Ordering::Relaxed)
-            || self.framing.heads() <= self.requests.served.load(Ordering::Relaxed)
+        if self.tracker.is_tunnel()
+            || self.tracker.response_pending.load(Ordering::Relaxed)
+            || self.framing.heads() <= self.tracker.served.load(Ordering::Relaxed)
             || !is_bare(written)
         {
             return None;
@@ -261,7 +261,7 @@ impl AsyncRead for RequestGuard {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.requests.is_tunnel() {
+        if this.tracker.is_tunnel() {
             if this.framing.stop() {
                 this.deadline = None;
                 // It fails only for a dead socket, which the next read reports.
@@ -275,7 +275,7 @@ impl AsyncRead for RequestGuard {
             this.read_to_end = new.is_empty();
             let begun = this.framing.heads();
             if let Some(bad) = this.framing.scan(new) {
-                this.requests.refuse(bad);
+                this.tracker.refuse(bad);
             }
             // The time of the first head runs from the handshake, not from its first byte.
             let is_next = begun > 0 && this.framing.heads() > begun;
@@ -336,7 +336,7 @@ impl AsyncWrite for RequestGuard {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // hyper flushes the stream only when it holds nothing back itself.
-        self.requests.flushed();
+        self.tracker.flushed();
         self.stream().poll_flush(cx)
     }
 
@@ -354,9 +354,9 @@ impl Drop for RequestGuard {
         let Some(mut stream) = self.stream.take() else {
             return;
         };
-        let is_incomplete = self.framing.heads() > self.requests.served.load(Ordering::Relaxed)
+        let is_incomplete = self.framing.heads() > self.tracker.served.load(Ordering::Relaxed)
             || !self.framing.is_between_requests();
-        let is_tunnel = self.requests.is_tunnel();
+        let is_tunnel = self.tracker.is_tunnel();
         if !self.ended || self.read_to_end || is_tunnel || !is_incomplete {
             return;
         }

@@ -1,4 +1,4 @@
-//! Stage 3 over HTTP/1.1: serves the requests of one connection until it ends, is idle or drains.
+//! Serves the requests of one HTTP/1.1 connection until it ends, is idle or drains.
 
 mod framing;
 mod guard;
@@ -34,40 +34,42 @@ pub(super) async fn serve(
     let buffer = limits.uri_bytes + limits.header_bytes + HEAD_SLACK;
     let fields = limits.header_fields + 1;
     let client_idle = service.shared.timeouts.client_idle;
-    let (guard, shared) = RequestGuard::new(
+    let (guard, tracker) = RequestGuard::new(
         stream,
         limits,
         service.shared.timeouts.request_head,
         Arc::clone(&service.downstream.connected),
         drain.clone(),
     );
-    let requests = Arc::clone(&shared);
-    let respond = service_fn(move |request: Request<Incoming>| {
-        let (service, requests) = (Arc::clone(&service), Arc::clone(&requests));
-        async move {
-            let upgrade = request.extensions().get::<OnUpgrade>().cloned();
-            let rejection = requests.serve_next();
-            let routes = Arc::clone(&service.shared.snapshot.load().routes);
-            let mut response =
-                proxy::handle(&routes, &service.downstream, request, rejection).await;
-            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-                requests.become_tunnel();
-            } else {
-                if let Some(upgrade) = upgrade {
-                    service.downstream.drain.spawn(close(upgrade));
+    let respond = service_fn({
+        let tracker = Arc::clone(&tracker);
+        move |request: Request<Incoming>| {
+            let (service, tracker) = (Arc::clone(&service), Arc::clone(&tracker));
+            async move {
+                let upgrade = request.extensions().get::<OnUpgrade>().cloned();
+                let rejection = tracker.serve_next();
+                let routes = Arc::clone(&service.shared.snapshot.load().routes);
+                let mut response =
+                    proxy::handle(&routes, &service.downstream, request, rejection).await;
+                if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    tracker.become_tunnel();
+                } else {
+                    if let Some(upgrade) = upgrade {
+                        service.downstream.drain.spawn(close(upgrade));
+                    }
+                    if rejection.is_some() || service.downstream.drain.has_begun() {
+                        proxy::close_after(&mut response);
+                    }
                 }
-                if rejection.is_some() || service.downstream.drain.has_begun() {
-                    proxy::close_after(&mut response);
-                }
+                tracker.response_begins();
+                let notify = NotifyOnDrop(tracker);
+                // The closure only holds `notify` as long as the body exists.
+                let hold = move |error| {
+                    let _held = &notify;
+                    error
+                };
+                Ok::<_, Infallible>(response.map(|body| body.map_err(hold)))
             }
-            requests.response_begins();
-            let notify = NotifyOnDrop(requests);
-            // The closure only holds `notify` as long as the body exists.
-            let hold = move |error| {
-                let _held = &notify;
-                error
-            };
-            Ok::<_, Infallible>(response.map(|body| body.map_err(hold)))
         }
     });
     let connection = http1::Builder::new()
@@ -77,6 +79,7 @@ pub(super) async fn serve(
         .header_read_timeout(client_idle)
         .max_buf_size(buffer)
         .max_headers(fields)
+        // About requests only; after a 101 `tunnel` handles half-close.
         .half_close(false)
         .serve_connection(TokioIo::new(guard), respond)
         .with_upgrades();
@@ -87,10 +90,10 @@ pub(super) async fn serve(
     }
     // hyper's `graceful_shutdown` would close a connection that has had no request yet. Let it send one:
     // its response carries `Connection: close`, and `timeouts.requestHead` bounds the wait.
-    if shared.has_served() {
+    if tracker.has_served() {
         tokio::select! {
             ended = connection.as_mut() => return ended,
-            () = Box::pin(shared.drained()) => connection.as_mut().graceful_shutdown(),
+            () = Box::pin(tracker.drained()) => connection.as_mut().graceful_shutdown(),
             () = drain.deadline() => return Ok(()),
         }
     }
@@ -100,8 +103,8 @@ pub(super) async fn serve(
     }
 }
 
-/// Closes a connection that hyper hands over instead of closing it. hyper does so after every request with
-/// an `Upgrade` field, whatever the response is.
+/// Closes a connection that hyper hands over instead of closing it. hyper does so at the end of a connection
+/// on which a request had an `Upgrade` field, whatever the response was.
 async fn close(upgrade: OnUpgrade) {
     // An error means that the connection broke, and then it is closed already.
     if let Ok(connection) = upgrade.await {

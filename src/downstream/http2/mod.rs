@@ -1,4 +1,4 @@
-//! Stage 3 over HTTP/2: serves the streams of one connection until it ends, is idle or drains.
+//! Serves the streams of one HTTP/2 connection until it ends, is idle or drains.
 
 mod monitor;
 
@@ -52,8 +52,11 @@ pub(super) async fn serve(
     let drain = service.downstream.drain.clone();
     let limits = &service.downstream.limits;
     let fields = limits.header_fields.saturating_add(PSEUDO_FIELDS);
-    let header_bytes =
-        limits.uri_bytes + limits.header_bytes + fields.saturating_mul(FIELD_OVERHEAD);
+    // Twice the limit, so that a head just over it reaches the proxy, which names the limit. To a larger head
+    // h2 itself responds with a bare 431.
+    let max_header_list =
+        (limits.uri_bytes + limits.header_bytes + fields.saturating_mul(FIELD_OVERHEAD))
+            .saturating_mul(2);
     let (count, mut open_streams) = watch::channel(0);
     let mut builder = http2::Builder::new(StreamTasks {
         drain: drain.clone(),
@@ -66,9 +69,7 @@ pub(super) async fn serve(
         .max_concurrent_streams(limits.streams_per_connection)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        // Twice the limit, so that a head just over it reaches the proxy, which names the limit. To a larger
-        // head h2 itself responds with a bare 431.
-        .max_header_list_size(u32::try_from(header_bytes.saturating_mul(2)).unwrap_or(u32::MAX))
+        .max_header_list_size(u32::try_from(max_header_list).unwrap_or(u32::MAX))
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
         .max_local_error_reset_streams(MAX_LOCAL_RESETS)
         .max_send_buf_size(MAX_SEND_BUFFER)
@@ -76,26 +77,31 @@ pub(super) async fn serve(
         .keep_alive_timeout(service.shared.timeouts.client_ping_timeout);
     let batcher = WriteBatcher::new(*stream);
     let preface_timeout = service.shared.timeouts.request_head;
-    let (reader, targets) = ClientMonitor::new(batcher.clone(), preface_timeout);
+    let (reader, cut_targets) =
+        ClientMonitor::new(batcher.clone(), preface_timeout, max_header_list);
     let stream = tokio::io::join(reader, batcher.clone());
     let client_idle = service.shared.timeouts.client_idle;
     let goaway_timeout = service.shared.timeouts.client_ping_timeout;
-    let cut_targets = Arc::clone(&targets);
-    let respond = service_fn(move |request: Request<Incoming>| {
-        let service = Arc::clone(&service);
-        let rejection = cut_targets
-            .refuses(request.uri())
-            .then_some(Rejection::Target);
-        async move {
-            let routes = Arc::clone(&service.shared.snapshot.load().routes);
-            let response = proxy::handle(&routes, &service.downstream, request, rejection).await;
-            Ok::<_, Infallible>(response.map(limit_small_frames))
+    let respond = service_fn({
+        let cut_targets = Arc::clone(&cut_targets);
+        move |request: Request<Incoming>| {
+            let service = Arc::clone(&service);
+            let rejection = cut_targets
+                .refuses(request.uri())
+                .then_some(Rejection::Target);
+            async move {
+                let routes = Arc::clone(&service.shared.snapshot.load().routes);
+                let response =
+                    proxy::handle(&routes, &service.downstream, request, rejection).await;
+                Ok::<_, Infallible>(response.map(limit_small_frames))
+            }
         }
     });
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), respond));
     let serving = poll_fn(|cx| match batcher.drive(connection.as_mut(), cx) {
         Poll::Ready(ended) => Poll::Ready(Some(ended)),
-        Poll::Pending if targets.refuses_all() => Poll::Ready(None),
+        // The monitor can no longer follow the client, so the connection ends.
+        Poll::Pending if cut_targets.refuses_all() => Poll::Ready(None),
         Poll::Pending => Poll::Pending,
     });
     tokio::select! {

@@ -75,13 +75,11 @@ impl CutTargets {
         // The crate refuses any other target by itself.
         let target = match std::str::from_utf8(before) {
             Ok("") => "/",
-            Ok(target) if target.starts_with('/') => target,
+            Ok(target) if target.starts_with(['/', '?']) => target,
             _ => return,
         };
         let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
-        if targets.iter().any(|noted| **noted == *target) {
-            return;
-        }
+        // A repeated target counts too, so that the work for one connection is bounded.
         let bytes: usize = targets.iter().map(|noted| noted.len()).sum();
         if targets.len() == MAX_CUT_TARGETS || bytes + target.len() > MAX_CUT_BYTES {
             drop(targets);
@@ -99,13 +97,18 @@ impl CutTargets {
 }
 
 impl<S> ClientMonitor<S> {
-    /// Watches a stream whose preface must come within `preface_timeout`.
-    pub(super) fn new(stream: S, preface_timeout: Duration) -> (Self, Arc<CutTargets>) {
+    /// Watches a stream whose preface must come within `preface_timeout`, and whose header blocks h2 reads up
+    /// to `max_field` bytes.
+    pub(super) fn new(
+        stream: S,
+        preface_timeout: Duration,
+        max_field: usize,
+    ) -> (Self, Arc<CutTargets>) {
         let targets = Arc::new(CutTargets::default());
         let monitor = Self {
             stream,
             preface: Some((PREFACE + FRAME_HEADER, Box::pin(sleep(preface_timeout)))),
-            blocks: HeaderBlocks::new(PREFACE),
+            blocks: HeaderBlocks::new(PREFACE, max_field),
             targets: Arc::clone(&targets),
         };
         (monitor, targets)
@@ -156,13 +159,16 @@ struct HeaderBlocks {
     padding: usize,
     /// A field whose end has not come yet. Without memory of its own while the fields come whole.
     partial: Vec<u8>,
+    /// Bytes of `partial` at most. A longer field is more than h2 takes.
+    max_field: usize,
 }
 
 impl HeaderBlocks {
     /// Expects frames after this many other bytes.
-    fn new(skip: usize) -> Self {
+    fn new(skip: usize, max_field: usize) -> Self {
         Self {
             skip,
+            max_field,
             ..Self::default()
         }
     }
@@ -194,7 +200,7 @@ impl HeaderBlocks {
                     && let Some((header, rest)) = bytes.split_first_chunk()
                 {
                     (self.header, bytes) = (*header, rest);
-                    self.begin_frame();
+                    self.begin_frame(targets);
                     continue;
                 }
                 let missing = FRAME_HEADER - self.filled;
@@ -205,13 +211,13 @@ impl HeaderBlocks {
                 bytes = bytes.get(part.len()..).unwrap_or_default();
                 if self.filled == FRAME_HEADER {
                     self.filled = 0;
-                    self.begin_frame();
+                    self.begin_frame(targets);
                 }
             }
         }
     }
 
-    fn begin_frame(&mut self) {
+    fn begin_frame(&mut self, targets: &CutTargets) {
         let [a, b, c, kind, flags, ..] = self.header;
         let length = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
         let (padding, priority) = match kind {
@@ -224,6 +230,12 @@ impl HeaderBlocks {
                 },
             ),
             CONTINUATION => (0, 0),
+            PUSH_PROMISE => {
+                // A client must not send it (RFC 9113 §8.4), but h2 adds its fields to the table and may let
+                // the connection live after a reset of the stream.
+                targets.refuse_all();
+                return;
+            }
             _ => {
                 self.skip = length;
                 return;
@@ -259,7 +271,7 @@ impl HeaderBlocks {
         if self.partial.is_empty() {
             self.partial = Vec::new();
         }
-        if self.partial.len() > MAX_FIELD {
+        if self.partial.len() > self.max_field {
             self.partial = Vec::new();
             return Err(FieldError::Invalid);
         }
@@ -467,7 +479,7 @@ pub(in crate::downstream) fn fuzz(bytes: &[u8]) {
         .split_first()
         .map_or((1, bytes), |(size, rest)| (usize::from(*size).max(1), rest));
     let noted = |pieces: &mut dyn Iterator<Item = &[u8]>| {
-        let (mut blocks, targets) = (HeaderBlocks::default(), CutTargets::default());
+        let (mut blocks, targets) = (HeaderBlocks::new(0, 1024), CutTargets::default());
         pieces.for_each(|piece| blocks.read(piece, &targets));
         let place = (!targets.refuses_all()).then_some((blocks.filled, blocks.skip, blocks.block));
         let targets = targets.targets.into_inner();
@@ -483,8 +495,9 @@ pub(in crate::downstream) fn fuzz(bytes: &[u8]) {
 /// What a client sends before its first frame (RFC 9113 §3.4).
 const PREFACE: usize = 24;
 const FRAME_HEADER: usize = 9;
-/// Types of frames and flags of HEADERS (RFC 9113 §6.2, §6.10).
+/// Types of frames and flags of HEADERS (RFC 9113 §6.2, §6.6, §6.10).
 const HEADERS: u8 = 1;
+const PUSH_PROMISE: u8 = 5;
 const CONTINUATION: u8 = 9;
 const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
@@ -497,8 +510,6 @@ const STATIC_ENTRIES: usize = 61;
 /// none.
 const MAX_CUT_TARGETS: usize = 256;
 const MAX_CUT_BYTES: usize = 64 * 1024;
-/// Bytes of one field that are kept until it is complete; more than h2 takes with the largest limits.
-const MAX_FIELD: usize = 1024 * 1024;
 /// How many Huffman codes have 1 bit, 2 bits and so on. The last one with 30 bits ends a string and is no
 /// symbol.
 const CODES: [u8; 30] = [
@@ -545,7 +556,7 @@ mod tests {
     fn noted(bytes: &[u8]) -> Vec<String> {
         let mut results: Vec<_> = (1..=bytes.len())
             .map(|size| {
-                let (mut blocks, targets) = (HeaderBlocks::default(), CutTargets::default());
+                let (mut blocks, targets) = (HeaderBlocks::new(0, 1024), CutTargets::default());
                 for piece in bytes.chunks(size) {
                     blocks.read(piece, &targets);
                 }
@@ -590,6 +601,7 @@ mod tests {
             (path("#"), "/"),
             (path("#/.."), "/"),
             (path("/#?a"), "/"),
+            (path("?a#"), "?a"),
             // In the client's part of the table.
             (literal(0x7e, "/a#"), "/a"),
             ([&[0x0f, 0x2f][..], b"\x03/a#"].concat(), "/a"),
@@ -637,7 +649,7 @@ mod tests {
         let (client, mut server) = tokio::io::duplex(64 * 1024);
         let (mut sender, connection) = h2::client::handshake(client).await.unwrap();
         let (_response, _body) = sender.send_request(request, true).unwrap();
-        let (mut blocks, targets) = (HeaderBlocks::new(PREFACE), CutTargets::default());
+        let (mut blocks, targets) = (HeaderBlocks::new(PREFACE, 1024), CutTargets::default());
         let reading = async {
             let mut buffer = [0; 1024];
             while targets.targets.lock().unwrap().len() < expected.len() {
@@ -690,8 +702,8 @@ mod tests {
     }
 
     #[test]
-    fn unreadable_block_and_too_many_targets_refuse_every_request() {
-        let (mut blocks, targets) = (HeaderBlocks::default(), CutTargets::default());
+    fn hostile_frames_and_too_many_targets_refuse_every_request() {
+        let (mut blocks, targets) = (HeaderBlocks::new(0, 1024), CutTargets::default());
         assert!(!targets.refuses(&Uri::from_static("https://a/b")));
         blocks.read(&headers(&path("/a#")), &targets);
         assert!(!targets.refuses(&Uri::from_static("https://a/b")));
@@ -702,8 +714,18 @@ mod tests {
         }
         assert!(targets.refuses_all());
         assert!(targets.refuses(&Uri::from_static("https://a/b")));
-        let targets = CutTargets::default();
-        HeaderBlocks::default().read(&headers(&[0xff; 8]), &targets);
-        assert!(targets.refuses_all());
+        for hostile in [
+            headers(&[0xff; 8]),
+            frame(PUSH_PROMISE, 4, &[&[0, 0, 0, 2][..], &path("/a#")].concat()),
+            // A field that is longer than 1,024 bytes.
+            headers(&[&[0x04, 0x7f, 0xf1, 0x07][..], &[b'a'; 1100]].concat()),
+        ] {
+            let targets = CutTargets::default();
+            let mut blocks = HeaderBlocks::new(0, 1024);
+            hostile
+                .chunks(64)
+                .for_each(|piece| blocks.read(piece, &targets));
+            assert!(targets.refuses_all(), "{hostile:?}");
+        }
     }
 }

@@ -55,7 +55,8 @@ pub(super) fn rewrite_request(
     }
 }
 
-/// Makes a response's header fit for the client. Not for a 101, which stays as it is.
+/// Makes a response's header fit for the client. Not for a 101, which keeps its hop-by-hop
+/// fields.
 pub(super) fn rewrite_response(headers: &mut HeaderMap) {
     if headers.keys().any(may_be_hop_by_hop) {
         remove_hop_by_hop(headers);

@@ -1,12 +1,13 @@
-//! What a request asks of Kubernetes: verb, resource, namespace and name, read from method, path and
-//! query exactly as kube-apiserver reads them (apiserver `pkg/endpoints/request/requestinfo.go`).
+//! What a request asks of Kubernetes, read from method, path and query: verb, resource and namespace exactly as
+//! kube-apiserver reads them (apiserver `pkg/endpoints/request/requestinfo.go`), and the name with one
+//! difference (below).
 //!
 //! The path is decoded once and then split, so `%63onfigmaps` and `team%2Fconfigmaps` name the resource
 //! that the apiserver serves for them. Outer slashes are trimmed. Inner empty parts, `.` and `..` stay
 //! parts of the path, because the apiserver neither merges nor resolves them.
 //!
-//! Today this feeds logs and metrics only. The one known difference: the apiserver also takes the name of
-//! a list or watch from `fieldSelector=metadata.name=…`. It is left out here because a query string
+//! It feeds logs, metrics and the status page, and says which response is a watch. It never decides whether a
+//! request may pass. The difference: the apiserver also takes the name of a list or watch from `fieldSelector=metadata.name=…`. It is left out here because a query string
 //! must not reach the log.
 
 use std::borrow::Cow;

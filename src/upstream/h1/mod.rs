@@ -116,7 +116,8 @@ impl AsMut<Self> for H1Connection {
     }
 }
 
-/// Sends one request on the connection that `holder` holds, and drops `holder` at the end of the response.
+/// Sends one request on the connection that `holder` holds, and drops `holder` at the end of the response;
+/// after a 101 the response keeps it for [`H1Response::into_connection`].
 /// If the response ends before the upload, the rest is sent by a task of `drain`.
 ///
 /// # Errors

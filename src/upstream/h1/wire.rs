@@ -27,7 +27,8 @@ pub(super) struct Wire {
     pub(super) unread: Bytes,
     /// Bytes that the next read has room for.
     room: usize,
-    /// No request runs on it, so closing it may look like an orderly end.
+    /// No request runs on it, so closing it may look like an orderly end. False in a tunnel, so that an abort
+    /// sends no `close_notify`.
     pub(super) is_idle: bool,
 }
 
@@ -142,7 +143,8 @@ impl Readable for Empty {
     }
 }
 
-/// The stream of bytes after a 101. Bytes that arrived together with the 101 are read first.
+/// The stream of bytes after a 101. Bytes that arrived together with the 101 are read first. Not
+/// hyper's type of this name, which is the side of the client.
 #[derive(Debug)]
 pub struct Upgraded(pub(super) Wire);
 

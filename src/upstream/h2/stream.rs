@@ -185,7 +185,7 @@ impl H2Response {
         if !self.data_ended {
             match ready!(self.recv.poll_data(cx)) {
                 Some(Ok(data)) => {
-                    // The frame is passed on at once, so its part of the window is free again.
+                    // Freed at once: hyper asks for a frame only after it has handed the one before to h2.
                     self.recv.flow_control().release_capacity(data.len()).ok();
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }

@@ -32,7 +32,7 @@ use super::{
     request_body::Upload,
 };
 use crate::{metrics::LeaseEnd, text::error_chain};
-use table::{LeasedSlot, Lookup};
+use table::{Leased, Lookup};
 
 /// The upstream side of one downstream connection.
 #[derive(Debug)]
@@ -74,16 +74,17 @@ impl ClientLeases {
     ) -> Result<Response<ResponseBody>, UpstreamError> {
         let wants_h2 = head.version == http::Version::HTTP_2;
         let upload = Upload::new(body, self.context.limits.replay_bytes);
-        let slot = match self.table.find(cluster.id, wants_h2, None) {
-            Lookup::Slot(slot) => slot,
-            // Rare steps are on the heap: a stream keeps the memory of its largest step to its end.
+        let leased = match self.table.find(cluster.id, wants_h2, None) {
+            Lookup::Found(leased) => leased,
+            // On the heap, because it is rare: the future of each stream is as large as the largest future that it
+            // awaits.
             Lookup::MustDial | Lookup::MustDialH1 => {
-                Box::pin(self.slot(cluster, wants_h2, None)).await?
+                Box::pin(self.find_or_dial(cluster, wants_h2, None)).await?
             }
         };
         let first_try = Instant::now();
-        let (head, upload) = match self.exchange(slot, head, upload).await {
-            Ok(response) => return refuse_upgrade(response),
+        let (head, upload) = match self.send_once(leased, head, upload).await {
+            Ok(response) => return refuse_unsolicited_101(response),
             Err(FailedExchange { error, retry: None }) => return Err(error),
             Err(FailedExchange {
                 error,
@@ -95,11 +96,13 @@ impl ClientLeases {
         };
         Box::pin(async {
             // A newer connection: the cause that ended the first one may have ended all of its age.
-            let slot = self.slot(cluster, wants_h2, Some(first_try)).await?;
-            let result = self.exchange(slot, head, upload).await;
+            let leased = self
+                .find_or_dial(cluster, wants_h2, Some(first_try))
+                .await?;
+            let result = self.send_once(leased, head, upload).await;
             result
                 .map_err(|failed| failed.error)
-                .and_then(refuse_upgrade)
+                .and_then(refuse_unsolicited_101)
         })
         .await
     }
@@ -134,21 +137,23 @@ impl ClientLeases {
     }
 
     /// A stream or connection that is free now and was established after `newer_than`, otherwise a new one.
-    async fn slot(
+    async fn find_or_dial(
         &self,
         cluster: &Cluster,
         wants_h2: bool,
         newer_than: Option<Instant>,
-    ) -> Result<LeasedSlot, UpstreamError> {
+    ) -> Result<Leased, UpstreamError> {
+        // Again for a first try, because a retry comes here directly.
         match self.table.find(cluster.id, wants_h2, newer_than) {
-            Lookup::Slot(slot) => return Ok(slot),
+            Lookup::Found(leased) => return Ok(leased),
             Lookup::MustDialH1 => return self.dial(cluster, wants_h2).await,
             Lookup::MustDial => {}
         }
         let asked = Instant::now();
         let mut last_failure = self.dialling.lock().await;
+        // Again: the dial that held the lock may have made a connection.
         match self.table.find(cluster.id, wants_h2, newer_than) {
-            Lookup::Slot(slot) => return Ok(slot),
+            Lookup::Found(leased) => return Ok(leased),
             Lookup::MustDialH1 => {
                 drop(last_failure);
                 return self.dial(cluster, wants_h2).await;
@@ -172,7 +177,7 @@ impl ClientLeases {
         })
     }
 
-    async fn dial(&self, cluster: &Cluster, wants_h2: bool) -> Result<LeasedSlot, UpstreamError> {
+    async fn dial(&self, cluster: &Cluster, wants_h2: bool) -> Result<Leased, UpstreamError> {
         let config = if wants_h2 {
             &cluster.tls.h2
         } else {
@@ -180,22 +185,22 @@ impl ClientLeases {
         };
         let connection = dial::connect(&self.context, cluster, config).await?;
         let endpoint = connection.address();
-        let slot = self.table.add(cluster.id, connection, wants_h2);
-        slot.ok_or_else(|| UpstreamError::Connect {
+        let leased = self.table.add(cluster.id, connection, wants_h2);
+        leased.ok_or_else(|| UpstreamError::Connect {
             endpoint,
             source: io::Error::other("the new connection accepts no request"),
         })
     }
 
-    async fn exchange(
+    async fn send_once(
         &self,
-        slot: LeasedSlot,
+        leased: Leased,
         head: Parts,
         mut upload: Upload,
     ) -> Result<Response<ResponseBody>, FailedExchange> {
         let drain = &self.context.drain;
-        match slot {
-            LeasedSlot::H2(stream) => stream
+        match leased {
+            Leased::H2(stream) => stream
                 .exchange(&head, &mut upload, drain)
                 .await
                 .map(ResponseBody::from_h2)
@@ -207,7 +212,7 @@ impl ClientLeases {
                     };
                     FailedExchange { error, retry }
                 }),
-            LeasedSlot::H1(mut connection) => {
+            Leased::H1(mut connection) => {
                 let endpoint = connection.as_mut().address();
                 let Some(body) = upload.into_body() else {
                     let reason =
@@ -310,7 +315,7 @@ struct FailedExchange {
 }
 
 /// hyper would switch protocols on any 101; here a 101 is no response to a request that asked for no upgrade.
-fn refuse_upgrade(
+fn refuse_unsolicited_101(
     response: Response<ResponseBody>,
 ) -> Result<Response<ResponseBody>, UpstreamError> {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {

@@ -43,7 +43,7 @@ struct ClusterLeases {
 
 /// A stream or a connection for one request.
 #[derive(Debug)]
-pub(super) enum LeasedSlot {
+pub(super) enum Leased {
     H2(H2Stream),
     H1(LeasedH1),
 }
@@ -51,7 +51,7 @@ pub(super) enum LeasedSlot {
 /// What a client connection has for its next request.
 #[derive(Debug)]
 pub(super) enum Lookup {
-    Slot(LeasedSlot),
+    Found(Leased),
     /// Nothing. Each new connection will speak HTTP/1.1 and serve one request, so dials need not wait for
     /// each other.
     MustDialH1,
@@ -79,21 +79,21 @@ impl LeaseTable {
         self.with(cluster, |leases| {
             // Retired connections are dropped here; their open streams keep them alive until they end.
             leases.h2.retain(H2Connection::is_open);
-            leases.drop_unusable(self.idle.max_age());
+            leases.drop_unusable_h1(self.idle.max_age());
             if wants_h2 && !leases.speaks_h1 {
                 let mut new_enough = leases
                     .h2
                     .iter()
                     .filter(|connection| newer_than.is_none_or(|at| connection.established() > at));
                 if let Some(stream) = new_enough.find_map(H2Connection::take_stream) {
-                    return Lookup::Slot(LeasedSlot::H2(stream));
+                    return Lookup::Found(Leased::H2(stream));
                 }
                 if newer_than.is_none()
                     && let Some(Connection::H2(connection)) = self.idle.take(cluster, true)
                     && let Some(stream) = connection.take_stream()
                 {
                     leases.h2.push(connection);
-                    return Lookup::Slot(LeasedSlot::H2(stream));
+                    return Lookup::Found(Leased::H2(stream));
                 }
                 return Lookup::MustDial;
             }
@@ -101,38 +101,38 @@ impl LeaseTable {
                 return Lookup::MustDialH1;
             }
             if let Some(connection) = leases.h1.pop() {
-                return Lookup::Slot(self.slot_h1(cluster, connection));
+                return Lookup::Found(self.lease_h1(cluster, connection));
             }
             if let Some(Connection::H1(connection)) = self.idle.take(cluster, false) {
-                return Lookup::Slot(self.slot_h1(cluster, connection));
+                return Lookup::Found(self.lease_h1(cluster, connection));
             }
             Lookup::MustDialH1
         })
     }
 
-    /// Leases a new connection, and takes a slot of it.
+    /// Adds a new connection to the lease, and takes a stream or the connection itself for one request.
     pub(super) fn add(
         self: &Arc<Self>,
         cluster: u64,
         connection: Connection,
         wanted_h2: bool,
-    ) -> Option<LeasedSlot> {
+    ) -> Option<Leased> {
         self.with(cluster, |leases| match connection {
             Connection::H2(connection) => {
                 leases.speaks_h1 = false;
                 let stream = connection.take_stream();
                 leases.h2.push(connection);
-                stream.map(LeasedSlot::H2)
+                stream.map(Leased::H2)
             }
             Connection::H1(connection) => {
                 leases.speaks_h1 |= wanted_h2;
-                Some(self.slot_h1(cluster, connection))
+                Some(self.lease_h1(cluster, connection))
             }
         })
     }
 
-    fn slot_h1(self: &Arc<Self>, cluster: u64, connection: H1Connection) -> LeasedSlot {
-        LeasedSlot::H1(LeasedH1 {
+    fn lease_h1(self: &Arc<Self>, cluster: u64, connection: H1Connection) -> Leased {
+        Leased::H1(LeasedH1 {
             connection: Some(connection),
             table: Some((Arc::clone(self), cluster)),
         })
@@ -151,7 +151,7 @@ impl LeaseTable {
     pub(in crate::upstream) fn sweep(&self) {
         let mut by_cluster = lock(&self.by_cluster);
         for (_, leases) in by_cluster.iter_mut() {
-            leases.drop_unusable(self.idle.max_age());
+            leases.drop_unusable_h1(self.idle.max_age());
         }
     }
 
@@ -172,7 +172,7 @@ impl LeaseTable {
 }
 
 impl ClusterLeases {
-    fn drop_unusable(&mut self, max_age: Duration) {
+    fn drop_unusable_h1(&mut self, max_age: Duration) {
         self.h1.retain_mut(|connection| {
             let is_young = connection.idle_since().elapsed() < max_age;
             if !is_young {
@@ -211,7 +211,7 @@ pub(in crate::upstream) struct LeasedH1 {
 }
 
 impl LeasedH1 {
-    /// A connection that is closed when dropped.
+    /// A connection for one upgrade: in no table, closed when dropped.
     pub(super) fn without_table(connection: H1Connection) -> Self {
         Self {
             connection: Some(connection),

@@ -35,7 +35,7 @@ async fn http1_connection_idle_too_long_is_not_reused() {
         table.give_back(1, connection);
         advance(idle).await;
         let found = table.find(1, false, None);
-        let found = matches!(found, Lookup::Slot(LeasedSlot::H1(_)));
+        let found = matches!(found, Lookup::Found(Leased::H1(_)));
         assert_eq!(found, used_again, "after {idle:?}");
     }
 }
@@ -76,12 +76,12 @@ async fn closed_connections_are_found_however_many_there_are() {
 
 #[tokio::test]
 async fn connection_closed_by_apiserver_is_not_counted_as_age() {
-    let (counters, generation) = (Arc::new(Counters::default()), Arc::new(()));
+    let (counters, in_use) = (Arc::new(Counters::default()), Arc::new(()));
     let idle = IdlePool::new(1, MAX_AGE, Drain::new());
     let (near, far) = duplex(1024);
     let endpoint = endpoint();
     let connection = H1Connection::new(Box::new(near), endpoint);
-    connection.stats().on_dial(&counters, &generation);
+    connection.stats().on_dial(&counters, &in_use);
     idle.put(1, Connection::H1(connection));
     drop(far);
     assert!(idle.take(1, false).is_none());
@@ -101,7 +101,7 @@ async fn reused_connection_is_closed_when_its_request_is_abandoned() {
         let connection = Connection::H1(H1Connection::new(Box::new(near), endpoint()));
         let mut found = table.add(1, connection, false);
         for response in [COMPLETE, second] {
-            let Some(LeasedSlot::H1(connection)) = found.take() else {
+            let Some(Leased::H1(connection)) = found.take() else {
                 panic!("no connection for {response:?}");
             };
             let (head, ()) = Request::get("https://kube.test/")
@@ -115,8 +115,8 @@ async fn reused_connection_is_closed_when_its_request_is_abandoned() {
             });
             assert_eq!(received.is_ok(), !response.is_empty());
             drop(received);
-            if let Lookup::Slot(slot) = table.find(1, false, None) {
-                found = Some(slot);
+            if let Lookup::Found(leased) = table.find(1, false, None) {
+                found = Some(leased);
             }
         }
         assert!(found.is_none(), "{second:?}");

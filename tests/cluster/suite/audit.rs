@@ -1,4 +1,4 @@
-//! What the apiserver's audit log says of where a request came from.
+//! The source addresses of a request in the apiserver's audit log.
 
 use std::fs;
 use std::thread;
@@ -16,7 +16,7 @@ fn audit_shows_client_and_proxy_and_no_spoofed_address() {
         let mut fetch = suite.raw_client("fetch", Route::Proxied, suite.fixture.token());
         let path = format!("/api/v1/namespaces/default/configmaps/audited{protocol}");
         fetch.args(["-path", &path, protocol]);
-        // From another address than the proxy's, so that the two differ.
+        // The client uses another address than the proxy, so that the log shows which is which.
         fetch.args(["-from", CLIENT]);
         for header in [
             "X-Forwarded-For: 6.6.6.6",
@@ -35,7 +35,7 @@ fn audit_shows_client_and_proxy_and_no_spoofed_address() {
     }
 }
 
-/// The audit event of a request, which may be written a moment after the answer was sent.
+/// Waits for the audit event of a request. The apiserver may write it shortly after the response.
 #[track_caller]
 fn event_of(suite: &Suite, path: &str) -> Value {
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -49,10 +49,10 @@ fn event_of(suite: &Suite, path: &str) -> Value {
         if let Some(event) = found {
             return event;
         }
-        assert!(Instant::now() < deadline, "no audit event of {path}");
+        assert!(Instant::now() < deadline, "no audit event for {path}");
         thread::park_timeout(Duration::from_millis(50));
     }
 }
 
-/// Loopback addresses need no set-up on Linux.
+/// On Linux every loopback address works without configuration.
 const CLIENT: &str = "127.0.0.2";

@@ -1,4 +1,4 @@
-//! `kube-tls-proxy check` before a real apiserver, and through the proxy.
+//! `kube-tls-proxy check` against a real apiserver, directly and through the proxy.
 
 use std::fs;
 use std::process::Command;
@@ -10,13 +10,13 @@ use crate::process::run;
 use crate::suite::{Suite, shared};
 
 #[test]
-fn check_finds_nothing_wrong_with_or_without_a_token() {
+fn check_reports_ok_with_and_without_a_token() {
     let Some(suite) = shared() else { return };
     let report = check(&suite, &[]);
     for found in checks(&report, "readyz").chain(checks(&report, "version")) {
         assert_eq!(found["result"], "ok", "{found}");
     }
-    // The response to an upgrade of an unknown user.
+    // The apiserver's response to an upgrade request of an anonymous user.
     for found in checks(&report, "upgrade") {
         let what = found["message"].as_str().unwrap();
         assert!(what.contains("it responds 403 Forbidden"), "{found}");
@@ -42,7 +42,7 @@ fn check_finds_nothing_wrong_with_or_without_a_token() {
     }
 }
 
-/// Checks directly and through the proxy; neither a failure nor a warning is allowed.
+/// Runs `check` directly and through the proxy, and asserts that it reports no failure and no warning.
 #[track_caller]
 fn check(suite: &Suite, more: &[&str]) -> Value {
     let file = |name: &str| suite.fixture.scratch().join(name);

@@ -1,4 +1,4 @@
-//! `kubectl cp` of a large file, both ways.
+//! `kubectl cp` of a large file in both directions.
 
 use std::fs::{self, File};
 use std::io::{BufReader, BufWriter, Read, Write};
@@ -8,8 +8,8 @@ use crate::kubectl::{Kubectl, STREAMINGS};
 use crate::suite::{Route, alone};
 
 #[test]
-fn cp_of_a_large_file_keeps_every_byte_both_ways() {
-    // Alone, because it takes a processor, and the disk, for itself.
+fn cp_keeps_every_byte_of_a_large_file_in_both_directions() {
+    // Runs alone, because it uses a whole processor and the disk.
     let Some(suite) = alone() else { return };
     let source = suite.fixture.scratch().join("large");
     write_large(&source);
@@ -34,7 +34,7 @@ fn cp_of_a_large_file_keeps_every_byte_both_ways() {
 
 const LARGE_BYTES: usize = 200 << 20;
 
-/// Writes a file in which no two blocks are alike, so that a lost or doubled one shows.
+/// Writes a file in which all blocks differ, so that a lost or doubled block is visible.
 fn write_large(path: &Path) {
     let mut file = BufWriter::new(File::create(path).unwrap());
     let mut state = 1_u64;
@@ -60,6 +60,6 @@ fn same_content(a: &Path, b: &Path) -> bool {
             return false;
         }
     }
-    // Both end here.
+    // Both files end here.
     a.read(&mut from_a).unwrap() == 0 && b.read(&mut from_b).unwrap() == 0
 }

@@ -1,4 +1,4 @@
-//! exec and attach, each over WebSocket and over SPDY.
+//! exec and attach, each over WebSocket and SPDY.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use crate::process::Outcome;
 use crate::suite::{Suite, on_both, shared};
 
 #[test]
-fn exec_passes_the_exit_code_and_keeps_stderr_apart() {
+fn exec_passes_exit_code_and_keeps_stdout_and_stderr_separate() {
     let Some(suite) = shared() else { return };
     for streaming in STREAMINGS {
         let script = "echo to stdout; echo to stderr >&2; exit 3";
@@ -23,7 +23,7 @@ fn exec_passes_the_exit_code_and_keeps_stderr_apart() {
 }
 
 #[test]
-fn exec_passes_stdin_and_its_end() {
+fn exec_passes_stdin_and_the_end_of_stdin() {
     let Some(suite) = shared() else { return };
     for streaming in STREAMINGS {
         let outcome = exec(&suite, streaming, &["-i", "shell", "--", "cat"], b"x\n");
@@ -32,13 +32,13 @@ fn exec_passes_stdin_and_its_end() {
 }
 
 #[test]
-fn exec_passes_many_bytes_both_ways() {
+fn exec_passes_many_bytes_in_both_directions() {
     let Some(suite) = shared() else { return };
     let bytes: Vec<u8> = (0..8_u32 << 20).map(|i| (i % 251) as u8).collect();
     for streaming in STREAMINGS {
         let outcome = exec(&suite, streaming, &["-i", "shell", "--", "cat"], &bytes);
         assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
-        // Not assert_eq: the difference would fill the screen.
+        // Not assert_eq: it would print all bytes.
         assert!(
             outcome.stdout == bytes,
             "{streaming:?}: {} bytes",
@@ -48,7 +48,7 @@ fn exec_passes_many_bytes_both_ways() {
 }
 
 #[test]
-fn exec_passes_arguments_as_they_are() {
+fn exec_passes_arguments_unchanged() {
     let Some(suite) = shared() else { return };
     let odd = ["a b", "c&d=e", "%2F", "é", "", "*"];
     for streaming in STREAMINGS {
@@ -59,7 +59,7 @@ fn exec_passes_arguments_as_they_are() {
 }
 
 #[test]
-fn exec_without_such_a_command_is_the_same_error() {
+fn exec_of_unknown_command_gives_the_same_error() {
     let Some(suite) = shared() else { return };
     for streaming in STREAMINGS {
         let outcome = exec(&suite, streaming, &["shell", "--", "no-such-command"], b"");
@@ -78,7 +78,7 @@ fn exec_shows_output_while_the_command_runs() {
     for streaming in STREAMINGS {
         on_both(|route| {
             let kubectl = Kubectl::new(&suite, route).streaming(streaming);
-            // The command waits for an answer to what it printed, so held-back output is a deadlock.
+            // The command waits for a reply to its output, so output that is held back causes a deadlock.
             let script = "echo question; read answer; echo got $answer";
             let mut running = kubectl.start(&["exec", "-i", "shell", "--", "sh", "-c", script]);
             assert_eq!(running.line(STEP).text, "question");
@@ -106,7 +106,7 @@ fn attach_reaches_the_running_process() {
     }
 }
 
-/// Runs `kubectl exec` on both routes, with the same result.
+/// Runs `kubectl exec` on both routes and asserts the same result.
 #[track_caller]
 fn exec(suite: &Suite, streaming: Streaming, args: &[&str], input: &[u8]) -> Outcome {
     let args = [&["exec"], args].concat();

@@ -1,6 +1,6 @@
-//! The cluster: builds the Go fixture, starts it and knows where everything is.
+//! The cluster: builds and starts the Go fixture, and knows its addresses and paths.
 //!
-//! The fixture ends when its standard input does, so it never outlives this process.
+//! The fixture ends when its standard input ends, so it never lives longer than this process.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -24,8 +24,8 @@ impl Fixture {
     /// Builds and starts the fixture.
     ///
     /// # Errors
-    /// Says what this machine lacks. A fixture that does not compile or does not start is no lack
-    /// but a defect, and panics.
+    /// Names the program or network access that this machine lacks. Panics if the fixture does not compile or
+    /// start, because that is a defect.
     pub(crate) fn start() -> Result<Self, String> {
         let program = build()?;
         let running = Running::start(Command::new(&program));
@@ -69,40 +69,40 @@ impl Fixture {
         self.text("aggregatedPath")
     }
 
-    /// A directory that goes when the cluster does.
+    /// A directory that is removed with the cluster.
     pub(crate) fn scratch(&self) -> &Path {
         Path::new(self.text("logs"))
     }
 
-    /// The directory in which the commands of `pod` run.
+    /// The working directory of the commands of `pod`.
     pub(crate) fn pod_directory(&self, pod: &str) -> PathBuf {
         Path::new(self.text("podRoot")).join(pod)
     }
 
-    /// The TCP port that returns what it is sent.
+    /// The TCP port that echoes.
     pub(crate) fn echo_port(&self) -> u64 {
         self.announcement["echo"].as_u64().unwrap()
     }
 
-    /// The TCP port that speaks first and sends [`SOURCE_BYTES`] bytes.
+    /// The TCP port that sends first: [`SOURCE_BYTES`] bytes.
     pub(crate) fn source_port(&self) -> u64 {
         self.announcement["source"].as_u64().unwrap()
     }
 
-    /// A command of the fixture's own: one of its small clients.
+    /// A command for one of the fixture's small clients.
     pub(crate) fn client(&self, name: &str) -> Command {
         let mut command = Command::new(&self.program);
         command.arg(name);
         command
     }
 
-    /// Restarts the apiserver, and returns when it is ready again.
+    /// Restarts the apiserver and waits until it is ready.
     #[track_caller]
     pub(crate) fn restart_apiserver(&self) {
         let mut running = self.running.lock().unwrap();
         running.write("restart\n");
-        let answer = running.json(START_LIMIT);
-        assert_eq!(answer["restarted"], true, "{answer}");
+        let output = running.json(START_LIMIT);
+        assert_eq!(output["restarted"], true, "{output}");
     }
 
     fn text(&self, key: &str) -> &str {
@@ -114,13 +114,13 @@ fn build() -> Result<PathBuf, String> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster");
     let mut list = go(&source);
     list.args(["list", "-mod=readonly", "-deps", "."]);
-    // The probe comes first because `run` takes a program that cannot start for a defect.
+    // This probe runs first, because `run` panics if a program cannot start.
     Command::new("go")
         .arg("version")
         .stdout(Stdio::null())
         .status()
         .map_err(|err| format!("go: {err}"))?;
-    // Loading the packages downloads their modules: what fails here is the network.
+    // Loading the packages downloads their modules, so a failure here is a failure of the network.
     let Outcome { code, stderr, .. } = run(list, Vec::new(), BUILD_LIMIT);
     if code != Some(0) {
         return Err(format!("the Go modules cannot be loaded: {stderr}"));
@@ -150,14 +150,14 @@ fn go(source: &Path) -> Command {
     let mut command = Command::new("go");
     command
         .current_dir(source)
-        // A workspace or flags of the developer's own would change what is built.
+        // A Go workspace or flags of the developer would change the build.
         .env("GOWORK", "off")
         .env_remove("GOFLAGS");
     command
 }
 
-/// The version in `go.mod`. A build from modules does not know it by itself, and kubectl fails on
-/// the placeholder that the apiserver would show instead.
+/// The version in `go.mod`. A build from modules does not know its version, and kubectl fails with the
+/// placeholder that the apiserver would report instead.
 fn kubernetes_version(source: &Path) -> String {
     let module = fs::read_to_string(source.join("go.mod")).unwrap();
     module
@@ -168,7 +168,7 @@ fn kubernetes_version(source: &Path) -> String {
         .to_owned()
 }
 
-/// How much the source port sends.
+/// The number of bytes that the source port sends.
 pub(crate) const SOURCE_BYTES: usize = 8 << 20;
 
 /// The first build compiles all of kube-apiserver.

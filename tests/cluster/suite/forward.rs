@@ -1,4 +1,4 @@
-//! `kubectl port-forward` under many connections at once.
+//! `kubectl port-forward` with many concurrent connections.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -11,7 +11,7 @@ use crate::process::Running;
 use crate::suite::{on_both, shared};
 
 #[test]
-fn port_forward_carries_many_connections_while_some_are_aborted() {
+fn port_forward_keeps_connections_when_others_are_aborted() {
     let Some(suite) = shared() else { return };
     let (echo, source) = (suite.fixture.echo_port(), suite.fixture.source_port());
     for streaming in STREAMINGS {
@@ -29,7 +29,7 @@ fn port_forward_carries_many_connections_while_some_are_aborted() {
                     });
                 }
             });
-            // After all that, a new connection still works.
+            // A new connection still works afterwards.
             echo_all(echo, CONNECTIONS);
         });
     }
@@ -38,12 +38,12 @@ fn port_forward_carries_many_connections_while_some_are_aborted() {
 const CONNECTIONS: usize = 20;
 const ECHO_BYTES: usize = 4 << 20;
 
-/// The local port that kubectl says it forwards to `remote`.
+/// The local port that kubectl forwards to `remote`, read from its output.
 #[track_caller]
 fn local_port(running: &Running, remote: u64) -> u16 {
     let limit = Duration::from_secs(30);
     loop {
-        // Such as `Forwarding from 127.0.0.1:40001 -> 8080`, and the same for [::1].
+        // The line is like `Forwarding from 127.0.0.1:40001 -> 8080`; a similar line follows for [::1].
         let line = running.line(limit).text;
         let forwarded = line.strip_prefix("Forwarding from 127.0.0.1:");
         if let Some((local, to)) = forwarded.and_then(|rest| rest.split_once(" -> "))
@@ -65,7 +65,7 @@ fn connect(port: u16) -> TcpStream {
     stream
 }
 
-/// Sends a text that no other connection sends, and expects it back to its end.
+/// Sends bytes that no other connection sends, and expects the same bytes back.
 fn echo_all(port: u16, number: usize) {
     let stream = connect(port);
     let sent: Vec<u8> = (0..ECHO_BYTES)
@@ -101,7 +101,7 @@ fn read_source(port: u16) {
     );
 }
 
-/// Goes away with data unread, which the kernel turns into a reset.
+/// Closes the connection with unread data, so that the kernel sends a reset.
 fn abort_half_way(port: u16) {
     let mut stream = connect(port);
     stream.write_all(&vec![7; 1 << 20]).unwrap();

@@ -1,4 +1,4 @@
-//! What one client does must not be felt by another, and many watches must not starve a client.
+//! One client must not affect another, and many watches must not block the other requests of a client.
 
 use std::time::Duration;
 
@@ -14,19 +14,19 @@ fn unauthenticated_requests_end_no_watch_of_another_client() {
     for route in [Route::Direct, Route::Proxied] {
         let name = format!("beside-the-hammer-{}", route.name());
         let mut watches = open_watches(&suite, route, 50, &name);
-        // The apiserver answers each of these requests with a GOAWAY on its connection.
+        // The apiserver responds to each of these requests with a GOAWAY on its connection.
         let anonymous = hammer(&suite, route, "");
         let bad_token = hammer(&suite, route, "bad");
         for (hammer, status) in [(anonymous, "200"), (bad_token, "401")] {
-            let said = hammer.json(Duration::from_mins(1));
-            let tally = &said["tally"];
-            assert_eq!(tally["status"][status], HAMMER_COUNT, "{route:?} {said}");
+            let output = hammer.json(Duration::from_mins(1));
+            let tally = &output["tally"];
+            assert_eq!(tally["status"][status], HAMMER_COUNT, "{route:?} {output}");
             assert_eq!(
                 tally["protocols"]["HTTP/2.0"], HAMMER_COUNT,
-                "{route:?} {said}"
+                "{route:?} {output}"
             );
         }
-        all_see_an_event(&suite, route, &watches, 50, &name);
+        assert_all_receive_an_event(&suite, route, &watches, 50, &name);
         watches.end_input();
         assert_eq!(
             watches.json(Duration::from_secs(20))["ended"],
@@ -37,12 +37,12 @@ fn unauthenticated_requests_end_no_watch_of_another_client() {
 }
 
 #[test]
-fn get_is_answered_beside_more_watches_than_streams() {
+fn get_succeeds_with_more_open_watches_than_streams() {
     let Some(suite) = alone() else { return };
     for route in [Route::Direct, Route::Proxied] {
         let name = format!("watched-by-many-{}", route.name());
         let mut watches = open_watches(&suite, route, 120, &name);
-        all_see_an_event(&suite, route, &watches, 120, &name);
+        assert_all_receive_an_event(&suite, route, &watches, 120, &name);
         watches.end_input();
         assert_eq!(
             watches.json(Duration::from_secs(20))["ended"],
@@ -52,26 +52,32 @@ fn get_is_answered_beside_more_watches_than_streams() {
     }
 }
 
-/// Opens watches of the `ConfigMap` `name` on one client, and asserts that a GET of the same client
-/// is answered soon.
+/// Opens watches of the `ConfigMap` `name` with one client, and asserts that a GET of the same client is
+/// fast.
 #[track_caller]
 fn open_watches(suite: &Suite, route: Route, count: usize, name: &str) -> Running {
     let mut command = suite.raw_client("watches", route, suite.fixture.token());
     command.args(["-count", &count.to_string(), "-name", name]);
     let watches = Running::start(command);
-    let said: Value = watches.json(Duration::from_mins(2));
-    eprintln!("{route:?}: {said}");
-    assert_eq!(said["open"], count, "{route:?} {said}");
-    assert_eq!(said["get"], 200, "{route:?} {said}");
+    let output: Value = watches.json(Duration::from_mins(2));
+    eprintln!("{route:?}: {output}");
+    assert_eq!(output["open"], count, "{route:?} {output}");
+    assert_eq!(output["get"], 200, "{route:?} {output}");
     assert!(
-        said["getMillis"].as_u64().unwrap() < 1000,
-        "{route:?} {said}"
+        output["getMillis"].as_u64().unwrap() < 1000,
+        "{route:?} {output}"
     );
     watches
 }
 
 #[track_caller]
-fn all_see_an_event(suite: &Suite, route: Route, watches: &Running, count: usize, name: &str) {
+fn assert_all_receive_an_event(
+    suite: &Suite,
+    route: Route,
+    watches: &Running,
+    count: usize,
+    name: &str,
+) {
     Kubectl::new(suite, route)
         .run(&["create", "configmap", name])
         .ok();

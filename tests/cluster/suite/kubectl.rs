@@ -1,4 +1,4 @@
-//! Runs kubectl on one of the two routes, and compares the two.
+//! Runs kubectl on the two routes and compares the results.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::process::{Outcome, Running, run};
 use crate::suite::{Route, Suite, on_both};
 
-/// The protocol under exec, attach, cp and port-forward.
+/// The protocol that exec, attach, cp and port-forward use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Streaming {
     WebSocket,
@@ -28,7 +28,7 @@ impl Streaming {
     }
 }
 
-/// How to call kubectl: on which route, and as whom.
+/// The settings of a kubectl call: the route and the user.
 #[derive(Debug, Clone)]
 pub(crate) struct Kubectl<'a> {
     suite: &'a Suite,
@@ -38,7 +38,7 @@ pub(crate) struct Kubectl<'a> {
 }
 
 impl<'a> Kubectl<'a> {
-    /// As the administrator.
+    /// Uses the token of the administrator.
     pub(crate) fn new(suite: &'a Suite, route: Route) -> Self {
         Self::with_token(suite, route, suite.fixture.token())
     }
@@ -62,10 +62,10 @@ impl<'a> Kubectl<'a> {
         self.run_with_input(args, Vec::new())
     }
 
-    /// Runs kubectl to its end; once more when it has lost output by itself, on whichever route.
+    /// Runs kubectl to its end. Repeats the call if kubectl itself lost output, which happens on both routes.
     ///
-    /// Before client-go 0.34 exec and attach read the WebSocket before the streams are there, and what comes
-    /// for one that is missing is dropped with this message (`readDemuxLoop` in its `remotecommand`).
+    /// Before client-go 0.34, exec and attach read the WebSocket before their streams exist. They discard data
+    /// for a missing stream, with this message (`readDemuxLoop` in `remotecommand` of client-go).
     #[track_caller]
     pub(crate) fn run_with_input(&self, args: &[&str], input: Vec<u8>) -> Outcome {
         let mut tries = 0;
@@ -84,7 +84,7 @@ impl<'a> Kubectl<'a> {
         Running::start(self.configure(Command::new("kubectl"), args))
     }
 
-    /// kubectl in a terminal; `terminal` are the flags of the fixture's `pty`.
+    /// Starts kubectl in a terminal. `terminal` are the flags of the fixture's `pty`.
     #[track_caller]
     pub(crate) fn start_in_terminal(&self, terminal: &[&str], args: &[&str]) -> Running {
         let mut command = self.suite.fixture.client("pty");
@@ -103,7 +103,7 @@ impl<'a> Kubectl<'a> {
         command
             .args(args)
             .current_dir(&home)
-            // A home for each route, since kubectl caches there what a server told it.
+            // Each route has its own home, because kubectl caches responses of the server there.
             .env("HOME", &home)
             .env("KUBECONFIG", self.kubeconfig())
             .env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", websockets)
@@ -120,7 +120,7 @@ impl<'a> Kubectl<'a> {
         command
     }
 
-    /// Writes a kubeconfig and returns its path. The same content always has the same path.
+    /// Writes a kubeconfig and returns its path. The path depends only on the content.
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         let (server, ca) = self.suite.server(self.route);
         let content = json!({
@@ -140,7 +140,7 @@ impl<'a> Kubectl<'a> {
         };
         let file = format!("kubeconfig-{}-{who}.json", self.route.name());
         let path = self.suite.fixture.scratch().join(file);
-        // Cases write it at the same time, so no case may read half of it.
+        // Cases write the file concurrently, and no case may read an incomplete file.
         let draft = path.with_extension(format!("{:?}", std::thread::current().id()));
         fs::write(&draft, content.to_string()).unwrap();
         fs::rename(&draft, &path).unwrap();
@@ -148,14 +148,14 @@ impl<'a> Kubectl<'a> {
     }
 }
 
-/// Runs kubectl on both routes, asserts that nothing differs, and returns what it was.
+/// Runs kubectl on both routes, asserts the same outcome, and returns it.
 #[track_caller]
 pub(crate) fn same_on_both(suite: &Suite, args: &[&str]) -> Outcome {
     let [direct, proxied] = on_both(|route| Kubectl::new(suite, route).run(args));
     assert_same(direct, proxied)
 }
 
-/// Asserts that two outcomes are the same but for what legitimately differs.
+/// Asserts that two outcomes are equal, except for the parts that may differ.
 #[track_caller]
 pub(crate) fn assert_same(direct: Outcome, proxied: Outcome) -> Outcome {
     let (direct, proxied) = (normalize(direct), normalize(proxied));
@@ -172,7 +172,7 @@ pub(crate) fn assert_same(direct: Outcome, proxied: Outcome) -> Outcome {
     direct
 }
 
-/// Replaces what kubectl's log lines say of the time, the process and its own source code.
+/// Replaces the time, the process id and the source position in kubectl's log lines.
 fn normalize(mut outcome: Outcome) -> Outcome {
     let lines = outcome.stderr.lines().map(|line| {
         let of_log = line.starts_with(['I', 'W', 'E'])
@@ -189,7 +189,7 @@ fn normalize(mut outcome: Outcome) -> Outcome {
     outcome
 }
 
-/// Losing that race three times in a row is something else.
+/// Three losses of that race in a row have another cause.
 const TRIES: usize = 3;
-/// Enough for a kubectl on a busy machine, whatever it does here.
+/// Long enough for every kubectl command of the suite on a busy machine.
 const RUN_LIMIT: Duration = Duration::from_mins(2);

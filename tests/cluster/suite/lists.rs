@@ -1,4 +1,4 @@
-//! Answers that are large, compressed or cut into pieces.
+//! Responses that are large, compressed or split into pages.
 
 use std::time::Duration;
 
@@ -17,14 +17,14 @@ fn large_list_is_equal_compressed_plain_and_chunked() {
     fill.args(["-into", "many", "-count", "2000", "-bytes", "1024"]);
     let filled = Running::start(fill).json(Duration::from_mins(2));
     let version = filled["resourceVersion"].as_str().unwrap();
-    // At one fixed version, because the list states the version it shows.
+    // Both lists use one fixed version, because a list contains its version.
     let path = format!(
         "/api/v1/namespaces/many/configmaps?resourceVersion={version}&resourceVersionMatch=Exact"
     );
     let raw = same_on_both(&suite, &["get", "--raw", &path]).ok();
     assert!(raw.len() > 2000 * 1024, "{} bytes", raw.len());
 
-    // kubectl takes off the compression; here are the bytes that were on the wire.
+    // kubectl decompresses the response, so this compares the bytes on the wire.
     for encoding in ["gzip", "identity"] {
         let [direct, proxied] = on_both(|route| {
             let mut fetch = suite.raw_client("fetch", route, suite.fixture.token());
@@ -34,8 +34,8 @@ fn large_list_is_equal_compressed_plain_and_chunked() {
                 "-header",
                 &format!("Accept-Encoding: {encoding}"),
             ]);
-            let said = run(fetch, Vec::new(), Duration::from_mins(1)).ok();
-            serde_json::from_str::<Value>(&said).unwrap()
+            let output = run(fetch, Vec::new(), Duration::from_mins(1)).ok();
+            serde_json::from_str::<Value>(&output).unwrap()
         });
         for key in ["status", "bytes", "sha256"] {
             assert_eq!(direct[key], proxied[key], "{encoding} {key}");
@@ -49,12 +49,12 @@ fn large_list_is_equal_compressed_plain_and_chunked() {
     }
 
     let list = ["get", "configmaps", "-n", "many", "-o", "json"];
-    let whole = same_on_both(&suite, &[&list[..], &["--chunk-size=0"]].concat()).ok();
+    let unchunked = same_on_both(&suite, &[&list[..], &["--chunk-size=0"]].concat()).ok();
     let chunks = same_on_both(&suite, &[&list[..], &["--chunk-size=300"]].concat()).ok();
     assert!(
-        whole == chunks,
+        unchunked == chunks,
         "{} and {} bytes",
-        whole.len(),
+        unchunked.len(),
         chunks.len()
     );
 }

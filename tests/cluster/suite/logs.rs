@@ -1,4 +1,4 @@
-//! `kubectl logs`: all of it, as it comes, and after a long silence.
+//! `kubectl logs`: a complete log, a followed log, and a log with a long pause.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -15,13 +15,13 @@ fn logs_prints_the_same_lines() {
 }
 
 #[test]
-fn logs_follow_shows_each_line_soon_after_it_was_written() {
-    // Alone, because it measures time; and one route after the other for the same reason.
+fn logs_follow_shows_each_line_without_delay() {
+    // Runs alone, and the routes one after the other, because it measures time.
     let Some(suite) = alone() else { return };
     let [direct, proxied] = [Route::Direct, Route::Proxied].map(|route| {
         let running = Kubectl::new(&suite, route).start(&["logs", "-f", "chatty"]);
-        // The median is robust against a machine that is busy with something else for a moment,
-        // and large when lines are held back: one comes only each 100 ms.
+        // The median ignores short delays of a busy machine, and it is large if lines are held back,
+        // because the pod writes only one line per 100 ms.
         let mut ages: Vec<Duration> = (0..LINES)
             .map(|number| {
                 let line = running.line(Duration::from_secs(20));
@@ -46,7 +46,7 @@ fn logs_follow_shows_each_line_soon_after_it_was_written() {
 }
 
 #[test]
-fn logs_follow_survives_a_long_silence() {
+fn logs_follow_continues_after_a_long_pause() {
     let Some(suite) = shared() else { return };
     on_both(|route| {
         let running = Kubectl::new(&suite, route).start(&["logs", "-f", "quiet"]);
@@ -56,7 +56,7 @@ fn logs_follow_survives_a_long_silence() {
         );
         assert!(
             running.try_line(Duration::from_secs(20)).is_none(),
-            "the pod is not silent"
+            "the pod wrote a line during its pause"
         );
         assert_eq!(
             running.line(Duration::from_secs(20)).text,

@@ -1,18 +1,18 @@
-//! Drives the real kubectl against a real apiserver, directly and through the proxy.
+//! Runs the real kubectl against a real apiserver, directly and through the proxy.
 //!
-//! Every case runs on both routes, and what differs between them is the proxy's doing. The cases
-//! need Go, the Go modules of `tests/cluster` and a kubectl; without one of them they say so and
-//! pass, unless `KUBE_TLS_PROXY_REQUIRE_CLUSTER=1` forbids that.
+//! Every case runs on both routes, so the proxy causes every difference. The cases need Go, the Go
+//! modules of `tests/cluster` and kubectl. If one of them is missing, the cases print it and pass; with
+//! `KUBE_TLS_PROXY_REQUIRE_CLUSTER=1` they fail.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
     clippy::print_stderr,
-    reason = "a test says what is wrong by ending"
+    reason = "a test reports a failure with a panic"
 )]
 #![expect(
     clippy::disallowed_types,
-    reason = "the processes that are waited for do not obey a paused clock"
+    reason = "the awaited processes do not follow a paused clock"
 )]
 
 mod audit;

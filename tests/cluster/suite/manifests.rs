@@ -1,6 +1,6 @@
-//! The manifests and the chart of `config`, as a real apiserver takes them.
+//! A real apiserver accepts the manifests and the chart of `config`.
 //!
-//! Nothing of them is kept: every apply is a dry run by the server, which defaults, validates and admits all the same.
+//! Every apply is a dry run by the server: it sets defaults, validates and admits the objects, but stores none.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::process::run;
 use crate::suite::{Route, Suite, shared};
 
 #[test]
-fn the_base_and_its_overlays_are_taken() {
+fn apiserver_accepts_the_base_and_its_overlays() {
     let Some(suite) = shared() else { return };
     prepare(&suite);
     for (folder, more) in [
@@ -24,33 +24,36 @@ fn the_base_and_its_overlays_are_taken() {
         let folder = config("kubernetes").join(folder);
         let folder = folder.to_str().unwrap();
         let outcome = same_on_both(&suite, &["apply", "--dry-run=server", "-k", folder]);
-        // A warning would be of a deprecated field, or of a pod that is not restricted enough.
+        // A warning would mean a deprecated field, or a pod that is not restricted.
         assert_eq!(outcome.stderr, "", "{folder}");
-        let taken = outcome.ok();
+        let accepted = outcome.ok();
         for kind in KINDS.iter().copied().chain(more) {
             assert!(
-                taken.contains(&format!("{kind}/kube-tls-proxy "))
-                    || taken.contains(&format!("{kind}.")),
-                "no {kind} in {taken}"
+                accepted.contains(&format!("{kind}/kube-tls-proxy "))
+                    || accepted.contains(&format!("{kind}.")),
+                "no {kind} in {accepted}"
             );
         }
         assert_eq!(
-            taken.lines().count(),
+            accepted.lines().count(),
             KINDS.len() + 2 + usize::from(more.is_some()),
-            "{taken}"
+            "{accepted}"
         );
-        for line in taken.lines() {
+        for line in accepted.lines() {
             assert!(line.ends_with("(server dry run)"), "{line}");
         }
     }
 }
 
 #[test]
-fn the_chart_is_taken() {
+fn apiserver_accepts_the_chart() {
     let Some(suite) = shared() else { return };
     if !has_helm() {
-        // Not by a macro: the test harness hides what the macros print when a test passes.
-        let _ = writeln!(io::stderr(), "skipped: the chart, for want of helm");
+        // Not with a macro: the test harness hides the output of the macros when a test passes.
+        let _ = writeln!(
+            io::stderr(),
+            "skipped: the chart, because helm is not installed"
+        );
         return;
     }
     prepare(&suite);
@@ -83,15 +86,15 @@ fn the_chart_is_taken() {
         let apply = ["apply", "--dry-run=server", "-f", "-"];
         let outcome = kubectl.run_with_input(&apply, rendered.into_bytes());
         assert_eq!(outcome.stderr, "");
-        let taken = outcome.ok();
-        assert_eq!(taken.lines().count(), objects, "{taken}");
-        // By helm itself too, which compares the version of the apiserver with the chart's, and shows the notes.
+        let accepted = outcome.ok();
+        assert_eq!(accepted.lines().count(), objects, "{accepted}");
+        // helm itself also compares the version of the apiserver with that of the chart, and prints the notes.
         let notes = helm(&[&["install", "--dry-run=server"], settings].concat());
         assert!(notes.contains("get service kube-tls-proxy"), "{notes}");
     }
 }
 
-/// Makes what a dry run does not: the namespace, and the kinds that other operators define.
+/// Creates the objects that a dry run needs: the namespace, and the kinds that other operators define.
 fn prepare(suite: &Suite) {
     static DONE: OnceLock<()> = OnceLock::new();
     DONE.get_or_init(|| {
@@ -100,7 +103,8 @@ fn prepare(suite: &Suite) {
         kubectl
             .run(&["apply", "-f", namespace.to_str().unwrap()])
             .ok();
-        // Pods that are not restricted are refused there, and no controller makes pods here. This says so of a Deployment.
+        // The namespace rejects pods that are not restricted, but no controller creates pods here. With this label
+        // the apiserver also warns about a Deployment.
         let warn = "pod-security.kubernetes.io/warn=restricted";
         kubectl.run(&["label", "namespace", NAMESPACE, warn]).ok();
         kubectl
@@ -134,7 +138,7 @@ const CRDS: &str = include_str!("crds.yaml");
 const HELM_LIMIT: Duration = Duration::from_mins(2);
 const NAMESPACE: &str = "kube-tls-proxy";
 
-/// As kubectl calls them.
+/// The kinds, in the spelling of kubectl's output.
 const KINDS: [&str; 5] = [
     "deployment.apps",
     "service",

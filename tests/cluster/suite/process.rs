@@ -1,6 +1,6 @@
-//! Runs programs: to their end, or beside the test.
+//! Runs programs, either to their end or in the background of a test.
 //!
-//! Every wait has a limit, and a program that is still running when its owner goes is killed.
+//! Every wait has a limit. Dropping the owner of a running program kills it.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -11,10 +11,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 
-/// What a program left behind.
+/// The output and the exit code of a program.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Outcome {
-    /// `None` when a signal ended it.
+    /// `None` if a signal ended the program.
     pub(crate) code: Option<i32>,
     pub(crate) stdout: Vec<u8>,
     pub(crate) stderr: String,
@@ -25,7 +25,7 @@ impl Outcome {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
 
-    /// The output of a program that succeeded; any other end fails the test.
+    /// The output of a program that succeeded. Panics if the program failed.
     #[track_caller]
     pub(crate) fn ok(self) -> String {
         assert_eq!(self.code, Some(0), "{}\n{}", self.text(), self.stderr);
@@ -33,7 +33,7 @@ impl Outcome {
     }
 }
 
-/// Runs `command` with `input` and kills it when it has not ended after `limit`.
+/// Runs `command` with `input`. Kills it and panics if it does not end within `limit`.
 #[track_caller]
 pub(crate) fn run(mut command: Command, input: Vec<u8>, limit: Duration) -> Outcome {
     let what = format!("{command:?}");
@@ -44,13 +44,13 @@ pub(crate) fn run(mut command: Command, input: Vec<u8>, limit: Duration) -> Outc
         .spawn()
         .unwrap_or_else(|err| panic!("{what}: {err}"));
     let mut stdin = child.stdin.take().unwrap();
-    // A program may end without reading everything, so a failed write is no failure of the test.
+    // A program may end before it reads everything, so a failed write does not fail the test.
     thread::spawn(move || stdin.write_all(&input));
     let (ended, end) = channel();
     let stdout = collect(child.stdout.take().unwrap(), ended.clone());
     let stderr = collect(child.stderr.take().unwrap(), ended);
     let deadline = Instant::now() + limit;
-    // Both streams are closed when their senders are gone.
+    // The channel disconnects when both streams have ended.
     let in_time = matches!(
         end.recv_timeout(deadline - Instant::now()),
         Err(RecvTimeoutError::Disconnected)
@@ -73,7 +73,7 @@ pub(crate) fn run(mut command: Command, input: Vec<u8>, limit: Duration) -> Outc
     outcome
 }
 
-/// Reads a stream to its end and drops `ended` there.
+/// Reads a stream to its end, and then drops `ended`.
 fn collect(
     mut stream: impl Read + Send + 'static,
     ended: Sender<()>,
@@ -86,14 +86,14 @@ fn collect(
     })
 }
 
-/// A line of output and when it was read.
+/// A line of output, and the time when it was read.
 #[derive(Debug)]
 pub(crate) struct Line {
     pub(crate) text: String,
     pub(crate) at: SystemTime,
 }
 
-/// A program that runs beside the test. It is killed when this is dropped.
+/// A program in the background of a test. Dropping this value kills it.
 #[derive(Debug)]
 pub(crate) struct Running {
     what: String,
@@ -145,7 +145,7 @@ impl Running {
         }
     }
 
-    /// The next line of output, if one comes within `limit`.
+    /// The next line of output, if one arrives within `limit`.
     pub(crate) fn try_line(&self, limit: Duration) -> Option<Line> {
         self.lines.recv_timeout(limit).ok()
     }
@@ -159,14 +159,14 @@ impl Running {
         }
     }
 
-    /// The next line of output, which is JSON.
+    /// The next line of output, parsed as JSON.
     #[track_caller]
     pub(crate) fn json(&self, limit: Duration) -> Value {
         let line = self.line(limit).text;
         serde_json::from_str(&line).unwrap_or_else(|err| panic!("{line}: {err}"))
     }
 
-    /// Waits until the program has written `text` on a line, which may have other text too.
+    /// Waits for a line of output that contains `text`.
     #[track_caller]
     pub(crate) fn wait_for(&self, text: &str, limit: Duration) {
         let deadline = Instant::now() + limit;
@@ -188,12 +188,12 @@ impl Running {
         self.stdin = None;
     }
 
-    /// What it has written to standard error so far.
+    /// The standard error of the program so far.
     pub(crate) fn stderr(&self) -> String {
         self.stderr.lock().unwrap().clone()
     }
 
-    /// Waits for the end; returns the lines that were not read and the exit code.
+    /// Waits for the end of the program. Returns the unread lines and the exit code.
     #[track_caller]
     pub(crate) fn finish(mut self, limit: Duration) -> (Vec<String>, Option<i32>) {
         let deadline = Instant::now() + limit;
@@ -216,7 +216,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Both fail only when it has ended already.
+        // Both calls fail only if the program has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

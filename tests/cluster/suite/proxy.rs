@@ -1,4 +1,4 @@
-//! The proxy under test, with a certificate of a throw-away public CA.
+//! The proxy under test, with a certificate of a temporary public CA.
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -17,7 +17,7 @@ use crate::process::Running;
 #[derive(Debug)]
 pub(crate) struct Proxy {
     running: Mutex<Running>,
-    /// The base URL for users.
+    /// The base URL for clients.
     pub(crate) server: String,
     /// The file with the public CA.
     pub(crate) ca: PathBuf,
@@ -27,10 +27,11 @@ impl Proxy {
     #[track_caller]
     pub(crate) fn start(fixture: &Fixture) -> Self {
         let files = write_certificates(fixture.scratch());
-        // Some way to try the suite on another build, or on another proxy with the same flags.
+        // This variable selects another build, or another proxy with the same flags.
         let program = env::var("KUBE_TLS_PROXY_BIN")
             .unwrap_or_else(|_| env!("CARGO_BIN_EXE_kube-tls-proxy").to_owned());
-        // On a leash, because a static is never dropped and the proxy does not watch its parent.
+        // `leash` stops the proxy with this process: a static is never dropped, and the proxy does not notice the end of
+        // its parent.
         let mut command = fixture.client("leash");
         command
             .args(["--", &program, "serve", "--listen", "127.0.0.1:0"])
@@ -51,7 +52,7 @@ impl Proxy {
         }
     }
 
-    /// The last lines of the proxy's log, which other cases have a part in.
+    /// The last lines of the proxy's log. They may belong to other cases too.
     pub(crate) fn end_of_log(&self) -> String {
         let log = self.running.lock().unwrap().stderr();
         let lines: Vec<&str> = log.lines().collect();
@@ -59,7 +60,7 @@ impl Proxy {
     }
 }
 
-/// The address on the first line of the log that reads `listening <address>`.
+/// The address in the first log line of the form `listening <address>`.
 #[track_caller]
 fn listening_address(running: &Running) -> String {
     let deadline = Instant::now() + START_LIMIT;
@@ -75,10 +76,10 @@ fn listening_address(running: &Running) -> String {
         }
         assert!(
             Instant::now() < deadline,
-            "the proxy does not say where it listens:\n{log}"
+            "the log of the proxy has no listening address:\n{log}"
         );
-        // Nothing ever comes on standard output, so this is a pause, and it ends early when the
-        // proxy has ended.
+        // The proxy writes nothing to standard output, so this is a pause. It is shorter if the proxy
+        // ends.
         running.try_line(Duration::from_millis(20));
     }
 }
@@ -93,7 +94,7 @@ fn write_certificates(directory: &Path) -> Files {
     let ca_key = KeyPair::generate().unwrap();
     let mut ca = CertificateParams::default();
     ca.distinguished_name
-        .push(DnType::CommonName, "Throw-away Public CA");
+        .push(DnType::CommonName, "Temporary Public CA");
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let ca_certificate = ca.self_signed(&ca_key).unwrap();

@@ -1,4 +1,4 @@
-//! Reading, and who is asking.
+//! Read requests, and the identity of the user.
 
 use crate::kubectl::{Kubectl, assert_same, same_on_both};
 use crate::suite::{on_both, shared};
@@ -38,7 +38,7 @@ fn discovery_and_explain_are_the_same() {
 }
 
 #[test]
-fn not_found_is_the_same_error() {
+fn missing_object_gives_the_same_error() {
     let Some(suite) = shared() else { return };
     let outcome = same_on_both(&suite, &["get", "pod", "absent"]);
     assert_eq!(outcome.code, Some(1));
@@ -46,7 +46,7 @@ fn not_found_is_the_same_error() {
 }
 
 #[test]
-fn whoami_is_the_same_user() {
+fn whoami_shows_the_same_user() {
     let Some(suite) = shared() else { return };
     let who = same_on_both(&suite, &["auth", "whoami", "-o", "json"]).ok();
     assert!(who.contains("system:serviceaccount:suite:admin"), "{who}");
@@ -95,7 +95,7 @@ fn impersonation_reaches_the_apiserver() {
 #[test]
 fn unusually_many_header_fields_reach_the_apiserver() {
     let Some(suite) = shared() else { return };
-    // Many servers take 100 header lines; the proxy's own limit is 128, and the apiserver has none.
+    // Many servers accept 100 header lines. The proxy's limit is 128, and the apiserver has no limit.
     let groups: Vec<String> = (0..105).map(|n| format!("--as-group=group-{n}")).collect();
     let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
     let whoami = ["--as", "eve", "auth", "whoami"];
@@ -104,7 +104,7 @@ fn unusually_many_header_fields_reach_the_apiserver() {
 }
 
 #[test]
-fn a_bad_token_is_the_same_error() {
+fn bad_token_gives_the_same_error() {
     let Some(suite) = shared() else { return };
     let [direct, proxied] =
         on_both(|route| Kubectl::with_token(&suite, route, "bad").run(&["get", "pods"]));
@@ -118,14 +118,14 @@ fn a_bad_token_is_the_same_error() {
 }
 
 #[test]
-fn an_aggregated_api_answers() {
+fn aggregated_api_responds() {
     let Some(suite) = shared() else { return };
     let list = same_on_both(&suite, &["get", "--raw", suite.fixture.aggregated_path()]).ok();
     assert!(list.contains("NodeMetricsList"), "{list}");
     same_on_both(&suite, &["top", "nodes"]).ok();
 }
 
-/// A table without its column AGE, which changes while the test runs.
+/// Removes the column AGE from a table, because it changes while the test runs.
 fn without_age(table: &str) -> String {
     let header = table.lines().next().unwrap();
     let start = header.find("AGE").unwrap();
@@ -136,8 +136,8 @@ fn without_age(table: &str) -> String {
     table
         .lines()
         .map(|line| {
-            // The ages of two moments may have different widths, so the columns are compared
-            // without their padding.
+            // Two ages may have different widths, so the columns are compared without
+            // padding.
             let kept = format!("{} {}", &line[..start], line.get(end..).unwrap_or_default());
             kept.split_whitespace().collect::<Vec<_>>().join(" ")
         })

@@ -1,4 +1,4 @@
-//! The apiserver goes away and comes back.
+//! A restart of the apiserver.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use crate::process::Running;
 use crate::suite::{Route, Turn, alone, on_both};
 
 #[test]
-fn clients_recover_from_a_restart_of_the_apiserver() {
+fn clients_recover_after_a_restart_of_the_apiserver() {
     let Some(suite) = alone() else { return };
     let [direct, proxied] = on_both(|route| start_reflector(&suite, route));
     let mut gets = suite.raw_client("gets", Route::Proxied, suite.fixture.token());
@@ -26,27 +26,27 @@ fn clients_recover_from_a_restart_of_the_apiserver() {
             .ok();
     });
     for reflector in [direct, proxied] {
-        // A reflector waits up to 30 s, and a bit, before it tries again.
+        // A reflector waits slightly more than 30 s at most before it tries again.
         let mut names =
-            [reflector.json(STEP), reflector.json(STEP)].map(|said| said["added"].to_string());
+            [reflector.json(STEP), reflector.json(STEP)].map(|output| output["added"].to_string());
         names.sort();
         assert_eq!(names, ["\"reflected-direct\"", "\"reflected-proxied\""]);
     }
 
     gets.end_input();
-    let said = gets.json(STEP);
-    eprintln!("{said}");
-    let tally = &said["tally"];
-    // A 503 is right while the apiserver is away, provided that it says to try again. A 502 would
-    // say that the request may have been carried out.
+    let output = gets.json(STEP);
+    eprintln!("{output}");
+    let tally = &output["tally"];
+    // While the apiserver is down, the right response is a 503 with a Retry-After. A 502 would mean that the
+    // apiserver may have processed the request.
     for wrong in ["500", "502", "504"] {
-        assert!(tally["status"][wrong].is_null(), "{said}");
+        assert!(tally["status"][wrong].is_null(), "{output}");
     }
-    assert_eq!(tally["bareUnavailable"], 0, "{said}");
-    assert_eq!(tally["errors"], serde_json::json!({}), "{said}");
+    assert_eq!(tally["bareUnavailable"], 0, "{output}");
+    assert_eq!(tally["errors"], serde_json::json!({}), "{output}");
     assert!(
         tally["status"]["503"].as_u64() > Some(0),
-        "the restart was not seen: {said}"
+        "no request failed during the restart: {output}"
     );
 }
 

@@ -1,4 +1,4 @@
-//! What the cases share: one cluster and one proxy, started by the first case that runs.
+//! The shared state of all cases: one cluster and one proxy. The first case starts them.
 
 use std::io::{self, Write};
 use std::ops::Deref;
@@ -9,7 +9,7 @@ use std::{env, thread};
 use crate::fixture::Fixture;
 use crate::proxy::Proxy;
 
-/// The way from a client to the apiserver.
+/// The route from a client to the apiserver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Route {
     Direct,
@@ -17,7 +17,7 @@ pub(crate) enum Route {
 }
 
 impl Route {
-    /// For names of objects and files that must differ between the routes.
+    /// A suffix for names of objects and files that must differ between the routes.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
@@ -34,7 +34,7 @@ pub(crate) struct Suite {
 }
 
 impl Suite {
-    /// The base URL of the server on this route, and the file of the CA that signed for it.
+    /// The base URL of the server on this route, and the file with its CA.
     pub(crate) fn server(&self, route: Route) -> (&str, String) {
         match route {
             Route::Direct => (self.fixture.server(), self.fixture.ca().to_owned()),
@@ -42,7 +42,7 @@ impl Suite {
         }
     }
 
-    /// One of the fixture's raw clients on this route, with `token`.
+    /// A command for one of the fixture's raw clients, on this route and with `token`.
     pub(crate) fn raw_client(&self, name: &str, route: Route, token: &str) -> Command {
         let (server, ca) = self.server(route);
         let mut command = self.fixture.client(name);
@@ -51,7 +51,7 @@ impl Suite {
     }
 }
 
-/// A case's turn with the suite.
+/// The right of a case to use the suite, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Turn {
     suite: &'static Suite,
@@ -59,7 +59,7 @@ pub(crate) struct Turn {
 }
 
 #[derive(Debug)]
-#[expect(dead_code, reason = "a guard is held, not read")]
+#[expect(dead_code, reason = "a guard is held and never read")]
 enum Guard {
     Shared(RwLockReadGuard<'static, ()>),
     Alone(RwLockWriteGuard<'static, ()>),
@@ -77,15 +77,15 @@ impl Drop for Turn {
     fn drop(&mut self) {
         if thread::panicking() {
             let log = self.suite.proxy.end_of_log();
-            eprintln!("--- the end of the proxy's log:\n{log}");
+            eprintln!("--- end of the proxy's log:\n{log}");
         }
     }
 }
 
-/// A turn beside other cases; `None` when the suite cannot run on this machine.
+/// A turn concurrent with other cases. `None` if the suite cannot run on this machine.
 pub(crate) fn shared() -> Option<Turn> {
     let suite = suite()?;
-    // The lock guards no data, so a case that failed while it held the lock does no harm.
+    // The lock protects no data, so a poisoned lock is harmless.
     let guard = Guard::Shared(TURNS.read().unwrap_or_else(PoisonError::into_inner));
     Some(Turn {
         suite,
@@ -93,7 +93,7 @@ pub(crate) fn shared() -> Option<Turn> {
     })
 }
 
-/// A turn alone, for a case that measures time or that disturbs others.
+/// An exclusive turn, for a case that measures time or disturbs others.
 pub(crate) fn alone() -> Option<Turn> {
     let suite = suite()?;
     let guard = Guard::Alone(TURNS.write().unwrap_or_else(PoisonError::into_inner));
@@ -103,14 +103,14 @@ pub(crate) fn alone() -> Option<Turn> {
     })
 }
 
-/// Runs `work` on both routes at once.
+/// Runs `work` on both routes concurrently.
 pub(crate) fn on_both<T: Send>(work: impl Fn(Route) -> T + Sync) -> [T; 2] {
     thread::scope(|scope| {
         let direct = scope.spawn(|| work(Route::Direct));
         let proxied = scope.spawn(|| work(Route::Proxied));
         [direct, proxied].map(|route| match route.join() {
             Ok(result) => result,
-            // Failing again with the same payload keeps the message that is already printed.
+            // Resumes the panic with the same payload, because its message is already printed.
             Err(payload) => std::panic::resume_unwind(payload),
         })
     })
@@ -131,7 +131,7 @@ fn suite() -> Option<&'static Suite> {
         Err(reason) => {
             let required = env::var_os("KUBE_TLS_PROXY_REQUIRE_CLUSTER").is_some_and(|v| v == "1");
             assert!(!required, "the cluster suite cannot run: {reason}");
-            // Not by a macro: the test harness hides what the macros print when a test passes.
+            // Not with a macro: the test harness hides the output of the macros when a test passes.
             let _ = writeln!(io::stderr(), "skipped: {reason}");
             None
         }

@@ -1,4 +1,4 @@
-//! exec with a terminal: its size, its interrupts, its exit code.
+//! exec with a terminal: its size, interrupts and the exit code.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use crate::kubectl::{Kubectl, STREAMINGS};
 use crate::suite::{on_both, shared};
 
 #[test]
-fn a_terminal_passes_on_that_its_size_changed() {
+fn terminal_size_change_reaches_the_command() {
     let Some(suite) = shared() else { return };
-    // The terminal is resized when it has shown RESIZE. The first size reaches the command a moment
-    // after it has started, so it is waited for as well.
+    // The terminal is resized after it shows RESIZE. The command may start before the initial size arrives,
+    // so the script waits for that size too.
     let terminal = ["-size", "24x80", "-resize", "40x120", "-after", "RESIZE"];
     let script = "wait_for() { until [ \"$(stty size)\" = \"$1\" ]; do sleep 0.02; done; }; \
         wait_for '24 80'; echo RESIZE; wait_for '40 120'; echo resized; exit 4";
@@ -26,7 +26,7 @@ fn a_terminal_passes_on_that_its_size_changed() {
 }
 
 #[test]
-fn a_terminal_passes_on_an_interrupt() {
+fn terminal_interrupt_reaches_the_command() {
     let Some(suite) = shared() else { return };
     let script = "trap 'echo interrupted; exit 7' INT; echo ready; while :; do sleep 0.02; done";
     for streaming in STREAMINGS {

@@ -6,7 +6,7 @@ use crate::kubectl::Kubectl;
 use crate::suite::{on_both, shared};
 
 #[test]
-fn a_watch_shows_an_event_soon_after_it_happened() {
+fn watch_shows_an_event_within_two_seconds() {
     let Some(suite) = shared() else { return };
     on_both(|route| {
         let kubectl = Kubectl::new(&suite, route);
@@ -18,7 +18,7 @@ fn a_watch_shows_an_event_soon_after_it_happened() {
             format!("configmap/{name}")
         };
         let watch = kubectl.start(&["get", "configmaps", "-l", &label, "-w", "-o", "name"]);
-        // The first object shows that the watch, or the list before it, is there.
+        // The first object proves that the watch, or the list before it, has started.
         let first = create("event-1");
         assert_eq!(watch.line(Duration::from_secs(30)).text, first);
         for name in ["event-2", "event-3"] {

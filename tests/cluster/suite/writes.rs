@@ -1,4 +1,4 @@
-//! Writing, and waiting for what was written.
+//! Write requests, and `kubectl wait`.
 
 use std::time::Duration;
 
@@ -6,13 +6,13 @@ use crate::kubectl::{Kubectl, assert_same, same_on_both};
 use crate::suite::{Route, Suite, on_both, shared};
 
 #[test]
-fn apply_patch_and_delete_do_the_same() {
+fn apply_patch_and_delete_give_the_same_output() {
     let Some(suite) = shared() else { return };
-    let [direct, proxied] = on_both(|route| life_of_a_config_map(&suite, route));
+    let [direct, proxied] = on_both(|route| config_map_lifecycle(&suite, route));
     assert_eq!(direct, proxied);
 }
 
-fn life_of_a_config_map(suite: &Suite, route: Route) -> Vec<String> {
+fn config_map_lifecycle(suite: &Suite, route: Route) -> Vec<String> {
     let kubectl = Kubectl::new(suite, route);
     let name = format!("written-{}", route.name());
     let manifest = |value: &str| {
@@ -46,7 +46,7 @@ fn life_of_a_config_map(suite: &Suite, route: Route) -> Vec<String> {
 }
 
 #[test]
-fn wait_returns_when_the_condition_holds() {
+fn wait_returns_when_the_condition_is_met() {
     let Some(suite) = shared() else { return };
     on_both(|route| {
         let kubectl = Kubectl::new(&suite, route);
@@ -77,9 +77,9 @@ fn wait_returns_when_the_condition_holds() {
 }
 
 #[test]
-fn a_body_over_the_limit_of_the_apiserver_is_the_same_error() {
+fn too_large_body_gives_the_same_error() {
     let Some(suite) = shared() else { return };
-    // The apiserver answers while the body is still on its way.
+    // The apiserver responds before it has received the whole body.
     let body = format!(
         r#"{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{"name":"big"}},"data":{{"a":"{}"}}}}"#,
         "x".repeat(4 << 20)
@@ -95,7 +95,7 @@ fn a_body_over_the_limit_of_the_apiserver_is_the_same_error() {
 }
 
 #[test]
-fn warnings_of_the_apiserver_are_shown() {
+fn warning_of_the_apiserver_is_shown() {
     let Some(suite) = shared() else { return };
     let kubectl = Kubectl::new(&suite, Route::Direct);
     let namespace = "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: warned\n  labels: \

@@ -1,4 +1,4 @@
-//! An HTTP/1.1 client that writes exactly what it is given and parses what comes back.
+//! An HTTP/1.1 client that writes exact bytes and parses the response.
 
 use std::{fmt, io};
 

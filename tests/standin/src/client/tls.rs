@@ -227,10 +227,10 @@ impl AsyncWrite for TlsConnection {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_drain(cx))?;
-        let taken = self.tls.writer().write(buf)?;
+        let accepted = self.tls.writer().write(buf)?;
         // The next write or flush sends the rest.
         let _sent = self.poll_drain(cx)?;
-        Poll::Ready(Ok(taken))
+        Poll::Ready(Ok(accepted))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

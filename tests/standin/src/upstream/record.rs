@@ -212,7 +212,7 @@ struct Progress {
 pub(super) struct State {
     pub(super) connections: Vec<Connection>,
     requests: Vec<Progress>,
-    taken: usize,
+    returned: usize,
 }
 
 /// The record itself. Every change wakes all tasks that wait for it.
@@ -307,10 +307,10 @@ impl Log {
 
     pub(super) async fn next_request(&self) -> Received {
         let next = self.wait("a request", |state| {
-            Some(state.requests.get(state.taken)?.received.clone())
+            Some(state.requests.get(state.returned)?.received.clone())
         });
         let received = next.await.expect("every request was received");
-        self.update(|state| state.taken += 1);
+        self.update(|state| state.returned += 1);
         received
     }
 

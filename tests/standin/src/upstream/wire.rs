@@ -296,12 +296,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Http2Wire<S> {
             let written = ready!(Pin::new(&mut this.inner).poll_write(cx, &this.injected))?;
             this.injected.advance(written);
         }
-        let whole = if this.shared.goaway_requested() {
+        let length = if this.shared.goaway_requested() {
             this.position.to_boundary(buf)
         } else {
             buf.len()
         };
-        let written = ready!(Pin::new(&mut this.inner).poll_write(cx, &buf[..whole]))?;
+        let written = ready!(Pin::new(&mut this.inner).poll_write(cx, &buf[..length]))?;
         this.position.advance(&buf[..written]);
         Poll::Ready(Ok(written))
     }
