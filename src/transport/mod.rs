@@ -12,6 +12,9 @@
 //! upstream HTTP/2      h2 > FrameMonitor               > WriteBatcher > TlsStream > ReadAhead > TcpStream
 //! upstream HTTP/1.1    upstream::h1 > Wire                            > TlsStream > ReadAhead > TcpStream
 //! ```
+//!
+//! A write takes the same way down, except that it bypasses `ClientMonitor`. [`WriteBatcher::drive`] polls the
+//! connection, then sends what it wrote.
 
 mod read_ahead;
 mod write_batcher;

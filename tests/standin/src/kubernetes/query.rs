@@ -1,6 +1,6 @@
 //! Parses query strings.
 
-/// The decoded pairs from_uri a query, in order, with repeated keys.
+/// The decoded pairs of a query, in order, with repeated keys.
 pub(super) struct Query(Vec<(String, String)>);
 
 impl Query {
