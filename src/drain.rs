@@ -160,8 +160,8 @@ impl Drain {
         self.begun.clone().cancelled_owned()
     }
 
-    /// Returns once the deadline of requests has passed. The caller then drops its connection without ending
-    /// it in order.
+    /// Returns once the deadline of requests has passed. The caller then drops its connection without an
+    /// orderly shutdown (no `close_notify`).
     ///
     /// # Cancel safety
     ///

@@ -127,7 +127,7 @@ impl LogLimiter {
 
 /// Lines that can wait for a slow log sink. The queue is allocated at the start; a line has about 400 bytes.
 const WAITING_LINES: usize = 16 * 1024;
-/// Log lines about one client per second and worker.
+/// Log lines per second about one client, for each worker.
 const MAX_LINES_PER_SECOND: u32 = 10;
 /// A fixed number, so that memory does not grow with clients. Two clients in one slot share its lines.
 const LIMITER_SLOTS: usize = 64;

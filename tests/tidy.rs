@@ -429,6 +429,48 @@ fn architecture_names_files_and_functions_that_exist() {
     );
 }
 
+/// An operator searches this table for the message on the screen.
+#[test]
+fn configuration_page_quotes_messages_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/configuration.md")).unwrap();
+    let (_, section) = page.split_once("## When it does not start").unwrap();
+    let plain = |text: &str| {
+        text.replace('`', "")
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    // A string of Rust goes on behind a backslash at the end of a line.
+    let code = sources()
+        .into_iter()
+        .map(|file| file.text.replace("\\\n", " "))
+        .collect::<String>();
+    let code = plain(&code);
+    let rows = section
+        .lines()
+        .filter(|line| line.starts_with("| "))
+        .skip(2);
+    let mut quoted = 0;
+    let mut missing = Vec::new();
+    for row in rows {
+        let messages = row.split('|').nth(1).unwrap();
+        // `…`, `N` and `M` are for the parts that differ from case to case.
+        let words = plain(messages).replace(" N ", " … ").replace(" M ", " … ");
+        for part in words.split([';', ',', '…']) {
+            let part = part.trim_matches(|c: char| !c.is_alphanumeric() && c != '-');
+            let part = part.trim_start_matches("N ").trim_end_matches(" N");
+            let part = part.trim_end_matches(" M");
+            quoted += 1;
+            if !code.contains(part) {
+                missing.push(part.to_owned());
+            }
+        }
+    }
+    assert!(quoted > 60, "{quoted} messages");
+    assert!(missing.is_empty(), "docs/configuration.md: {missing:#?}");
+}
+
 #[test]
 fn files_begin_with_their_duty() {
     for file in sources() {

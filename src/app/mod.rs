@@ -43,7 +43,7 @@ use workers::Workers;
 /// A proxy that is bound and ready to run.
 pub struct App {
     addresses: Vec<SocketAddr>,
-    /// One socket on every address, for each worker.
+    /// For each worker, one socket per address.
     sockets: Vec<Vec<TcpListener>>,
     owner: Owner,
     shared: Arc<Shared>,

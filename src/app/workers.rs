@@ -172,7 +172,7 @@ impl Workers {
                 }
                 () = stop.now.cancelled(), if !is_aborted => {
                     is_aborted = true;
-                    warn!("second stop signal, all connections are closed now");
+                    warn!("second stop signal; closing all connections");
                     self.drains.iter().for_each(Drain::abort);
                 }
             }

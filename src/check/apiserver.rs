@@ -95,7 +95,7 @@ fn clock(response: &BufferedResponse, recorder: &mut Recorder<'_>) {
         .and_then(|date| date.to_str().ok())
         .and_then(|date| httpdate::parse_http_date(date).ok());
     let Some(theirs) = date else {
-        return recorder.skipped(&[Check::Clock], "the response has no date");
+        return recorder.skipped(&[Check::Clock], "the response has no valid Date header");
     };
     let ours = response.received_at;
     let (difference, direction) = clock_difference(ours, theirs);

@@ -201,7 +201,7 @@ fn expires_soon(leaf: &CertSummary, now: SystemTime) -> bool {
     leaf.not_after.duration_since(now).unwrap_or_default() < enough
 }
 
-/// More endpoints than a cluster has; dialling each may take `timeouts.upstreamConnect`.
+/// Addresses to check. A cluster rarely has more, and each dial may take `timeouts.upstreamConnect`.
 const MAX_ADDRESSES: usize = 8;
 const MIN_TIME_LEFT: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 

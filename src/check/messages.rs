@@ -236,7 +236,7 @@ pub(super) fn no_http2(target: &CheckTarget) -> Message {
         "the server does not choose HTTP/2: requests work over HTTP/1.1, but every watch needs a connection of its own",
         target.by_role(
             "enable HTTP/2 on the apiserver (no --disable-http2-serving, no GODEBUG=http2server=0), and check what is in front of it",
-            "check what terminates TLS in front of the proxy: the proxy itself always speaks HTTP/2",
+            "check the load balancer or ingress that terminates TLS in front of the proxy; the proxy itself always offers HTTP/2",
         ),
     )
 }

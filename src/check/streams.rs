@@ -146,8 +146,8 @@ fn closed_early(target: &CheckTarget, how: &str, after: Duration) -> Message {
             after.as_secs_f64()
         ),
         target.by_role(
-            "raise the timeout of what is between the proxy and the apiserver, such as a load balancer; the apiserver itself keeps a watch open for minutes",
-            "raise the timeout of what is in front of the proxy, such as a load balancer or an ingress; the proxy itself has no such timeout",
+            "raise the timeout of the load balancer between the proxy and the apiserver; the apiserver itself keeps a watch open for minutes",
+            "raise the timeout of the load balancer or ingress in front of the proxy; the proxy itself has no such timeout",
         ),
     )
 }

@@ -210,6 +210,6 @@ fn report_start(app: &App) {
         ),
     }
     for warning in material.warnings(block.now) {
-        warn!("{warning}");
+        warn!(warning, "certificate warning");
     }
 }

@@ -120,7 +120,7 @@ impl PortSharing {
 ///
 /// # Errors
 ///
-/// When there are too many open files.
+/// When the process has too many open files.
 pub fn share(
     socket: &std::net::TcpListener,
     workers: usize,
@@ -246,7 +246,7 @@ impl Listener {
         {
             debug!(
                 error = %error_chain(&error),
-                "could not stop new handshakes on the listening socket; a client connecting right now may be refused"
+                "could not stop new TCP handshakes on the listening socket; a client that connects now may be refused"
             );
         }
     }

@@ -101,7 +101,7 @@ impl Resource {
     /// A resource that no kube-apiserver serves.
     pub const OTHER: Self = Self(u16::MAX - 2);
 
-    /// The label of this resource in this API group (empty for the core group).
+    /// The label of `resource` in the API group `group`, which is empty for the core group.
     #[must_use]
     pub fn new(group: &str, resource: &str, subresource: Option<&str>) -> Self {
         if !group.is_empty() && !is_built_in(group) {

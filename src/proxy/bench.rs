@@ -19,7 +19,7 @@ use crate::{
     upstream::{ClientLeases, UpstreamContext},
 };
 
-/// Rewrites a request's header for the apiserver, as for every request that is not an upgrade.
+/// Rewrites the header of a request that is not an upgrade, as the proxy does before it forwards the request.
 pub fn rewrite_request(headers: &mut HeaderMap, client: &HeaderValue, host: &str) {
     headers::rewrite_request(headers, Forwarded { client, host }, None);
 }

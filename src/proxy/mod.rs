@@ -115,7 +115,7 @@ pub async fn handle(
     let mut log = AccessLog::new(downstream, &request);
     let result = match rejection {
         Some(rejection) => Err(rejection.into()),
-        // On the heap, so that this memory is free again while the response body is sent.
+        // On the heap: the memory of `forward` is freed before the response body is sent.
         None => Box::pin(forward(routes, downstream, request, &mut log)).await,
     };
     let (mut response, tunnel) = result.unwrap_or_else(|error| {

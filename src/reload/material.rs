@@ -61,7 +61,7 @@ impl Material {
         })
     }
 
-    /// When the next of all these certificates expires; `None` if none is valid any more.
+    /// The earliest expiry of these certificates and CAs that has not passed; `None` if all have expired.
     pub(super) fn next_expiry(&self, now: SystemTime) -> Option<SystemTime> {
         let leaves = self.identities.iter().map(Identity::not_after);
         let anchors = self

@@ -176,7 +176,7 @@ impl Reloader {
                 self.report.changed = now;
                 self.clear_failure();
                 for warning in self.report.material.warnings(now) {
-                    warn!("{warning}");
+                    warn!(warning, "certificate warning");
                 }
                 Some(snapshot)
             }

@@ -59,7 +59,7 @@ impl ReadAhead {
         if !self.buffer.is_empty() {
             return Poll::Ready(());
         }
-        // The read that follows finds and returns the error.
+        // An error is dropped here, because the read that follows returns it.
         let ready = self.tcp.poll_read_ready(cx).map(drop);
         if ready.is_pending() {
             self.buffer = BytesMut::new();

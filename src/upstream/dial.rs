@@ -265,7 +265,7 @@ pub(crate) struct Verified {
 }
 
 impl TcpConnected {
-    /// Connects to `endpoint`. This and the handshake share `timeouts.upstreamConnect`.
+    /// Connects to `endpoint`. The connect and the handshake share `timeouts.upstreamConnect`.
     ///
     /// # Errors
     ///

@@ -113,11 +113,9 @@ async fn watch_that_ends_early_or_is_aborted_fails() {
             "{found:?}"
         );
         assert!(
-            found
-                .fix
-                .as_ref()
-                .unwrap()
-                .contains("raise the timeout of what is in front of the proxy"),
+            found.fix.as_ref().unwrap().contains(
+                "raise the timeout of the load balancer or ingress in front of the proxy"
+            ),
             "{found:?}"
         );
     }

@@ -280,7 +280,7 @@ pub fn scan_requests(bytes: &[u8]) -> u64 {
     framing.heads()
 }
 
-/// Fuzz body: what is found does not depend on how the bytes were cut.
+/// Fuzz target: what is found does not depend on the size of the reads.
 pub(in crate::downstream) fn fuzz(bytes: &[u8]) {
     let (size, bytes) = bytes
         .split_first()

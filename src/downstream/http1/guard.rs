@@ -241,7 +241,7 @@ impl RequestGuard {
     }
 }
 
-/// Whether this is a whole response as hyper itself writes it: without a body or a field of the proxy.
+/// Whether `written` is a complete response of hyper itself: no body, and no header field that the proxy adds.
 fn is_bare(written: &[u8]) -> bool {
     let Some(head) = written.strip_suffix(b"\r\n\r\n") else {
         return false;

@@ -89,7 +89,7 @@ impl CutTargets {
         self.any.store(true, Ordering::Relaxed);
     }
 
-    /// From now on every request is refused.
+    /// Refuses every later request.
     fn refuse_all(&self) {
         self.refuses_all.store(true, Ordering::Relaxed);
         self.any.store(true, Ordering::Relaxed);
@@ -473,7 +473,7 @@ fn decode_until_hash(bytes: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// Fuzz body: what is noted does not depend on how the bytes were cut.
+/// Fuzz target: what is noted does not depend on the size of the reads.
 pub(in crate::downstream) fn fuzz(bytes: &[u8]) {
     let (size, bytes) = bytes
         .split_first()
@@ -684,7 +684,7 @@ mod tests {
     #[test]
     fn hash_is_found_at_every_bit() {
         for before in 0..100 {
-            // Zeros, the twelve bits and zeros.
+            // Zeros, then the twelve bits of `#`, then zeros.
             let mut bytes = vec![0_u8; 16];
             for (at, bit) in "111111111010".bytes().enumerate() {
                 let at = before + at;

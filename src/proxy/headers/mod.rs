@@ -151,7 +151,7 @@ fn is_forwarding_header(name: &str) -> bool {
         || name.starts_with("x-forwarded-")
 }
 
-/// Fuzz body: `bytes` are lines of `name: value`. Whatever they are, the apiserver gets the proxy's
+/// Fuzz target: `bytes` are lines of `name: value`. Whatever they are, the apiserver gets the proxy's
 /// forwarding headers, no others of that kind, and no hop-by-hop field.
 pub(super) fn fuzz(bytes: &[u8]) {
     let mut headers = HeaderMap::new();

@@ -144,7 +144,7 @@ pub enum Rejection {
     #[error("malformed HTTP")]
     Malformed,
     /// An expectation other than 100-continue.
-    #[error("unknown expectation")]
+    #[error("unsupported value of Expect")]
     Expectation,
     /// An upgrade request that carries a body.
     #[error("upgrade request with a body")]
@@ -302,7 +302,7 @@ fn has_body(headers: &HeaderMap) -> bool {
         || length.is_some_and(|length| length.as_bytes() != b"0")
 }
 
-/// Fuzz body: `bytes` are a target and a host, split at the first line break. Nothing panics. An accepted
+/// Fuzz target: `bytes` are a target and a host, split at the first line break. Nothing panics. An accepted
 /// host has no userinfo, is not empty, and is the same in target and `Host`.
 pub(super) fn fuzz(bytes: &[u8]) {
     let (target, host) = bytes.split_at(

@@ -235,7 +235,7 @@ fn decode(text: &str) -> Option<Cow<'_, str>> {
     Some(Cow::Owned(text))
 }
 
-/// Fuzz body: `bytes` are a path and a query. Nothing panics, and a path reads the same when each of its
+/// Fuzz target: `bytes` are a path and a query. Nothing panics, and a path reads the same when each of its
 /// bytes is escaped.
 pub(super) fn fuzz(bytes: &[u8]) {
     let Ok(uri) = Uri::try_from([b"/", bytes].concat()) else {

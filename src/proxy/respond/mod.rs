@@ -180,7 +180,7 @@ fn rejected(rejection: Rejection) -> ErrorStatus {
             StatusCode::MISDIRECTED_REQUEST,
             "MisdirectedRequest",
             "no cluster is configured for this host name; check the server in the kubeconfig, or ask the \
-             administrator to add the name to hosts",
+             administrator of the proxy to add the name to its configuration",
         ),
         Rejection::Scheme => bad_request("the request's scheme is not https"),
         Rejection::Target => bad_request("the request target is not a path, or it holds a `#`"),

@@ -89,8 +89,8 @@ impl Endpoint {
         self.with(|record| record.state)
     }
 
-    /// Records a success. Returns whether the state changed: an endpoint that failed a short time ago
-    /// stays unhealthy until its time is over.
+    /// Records a success. Returns whether the state changed. An endpoint that failed recently stays unhealthy
+    /// until `unhealthy_until`.
     pub(super) fn set_healthy(&self) -> bool {
         let now = Instant::now();
         self.with(|record| match record.state {

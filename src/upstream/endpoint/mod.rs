@@ -63,7 +63,7 @@ pub struct EndpointHealth {
 pub enum Health {
     /// It was not tried yet.
     Unknown,
-    /// The last attempt succeeded: a verified connection, or a response to a probe.
+    /// The last attempt succeeded: a verified connection, or a response to a probe that is not a 5xx.
     Healthy,
     /// The last attempt failed. It is ejected while another endpoint is healthy.
     Unhealthy,

@@ -165,7 +165,7 @@ struct FrameHeader {
 /// Finds the frames in bytes that pass in pieces of any size (RFC 9113 §4.1).
 #[derive(Debug, Default)]
 struct FrameScanner {
-    /// The bytes so far of the frame header and, for a GOAWAY, of the stream number after it.
+    /// The frame header as far as it has arrived; for a GOAWAY, also the last stream ID after it.
     head: [u8; HEADER + STREAM_ID],
     filled: usize,
     /// Payload bytes still to be skipped.
@@ -228,7 +228,7 @@ impl FrameScanner {
     }
 }
 
-/// Fuzz body: how the bytes were cut into reads does not change which frames are found.
+/// Fuzz target: the size of the reads does not change which frames are found.
 pub(in crate::upstream) fn fuzz(bytes: &[u8]) {
     let (size, bytes) = bytes
         .split_first()

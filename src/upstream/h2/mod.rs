@@ -54,7 +54,7 @@ struct H2State {
     established: Instant,
     peer: Arc<PeerState>,
     in_flight: AtomicUsize,
-    /// No other client may use the connection, because a stream did not end well or had a 401.
+    /// Set when a stream is aborted or gets a 401: no other client may then use the connection.
     poisoned: AtomicBool,
     closed: AtomicBool,
     stats: ConnectionStats,
@@ -130,7 +130,7 @@ impl H2Connection {
                 debug!(
                     upstream.address = %running.endpoint.address(),
                     error = %error_chain(&error),
-                    "upstream connection ended"
+                    "upstream connection ended early"
                 );
             }
         });

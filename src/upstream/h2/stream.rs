@@ -1,8 +1,8 @@
 //! One request on one stream of a connection, and the body of its response.
 //!
 //! `RST_STREAM(NO_ERROR)` after the end of a response is how a server says "this was the whole response,
-//! stop sending" (RFC 9113 §8.1); before the end, the response is incomplete. h2 tells the two apart: after
-//! the end it returns no error. Proof: tests/it `no_error_reset_is_an_end_only_after_end_stream`.
+//! stop sending" (RFC 9113 §8.1); before the end, the response is incomplete. The h2 crate returns an
+//! error only in the second case. Proof: tests/it `no_error_reset_is_an_end_only_after_end_stream`.
 
 use std::{
     future::{Future, poll_fn},

@@ -4,7 +4,7 @@
 //! with too many early resets, and lets 100 streams run. On a shared connection each of these would
 //! let one client break all others; on a lease it harms only itself.
 //!
-//! A request is sent a second time only when the apiserver provably did not process the first.
+//! The proxy sends a request again only if the apiserver provably did not process it the first time.
 
 mod table;
 

@@ -1,7 +1,7 @@
 //! HTTP/1.1 in bytes, without I/O: the head of a request, the head and the body of a response.
 //!
-//! A response whose length is ambiguous is refused (RFC 9112 §6 and §7): the client would take bytes of
-//! one response for another. httparse reads heads, sizes of chunks and trailers.
+//! A response whose length is ambiguous is refused (RFC 9112 §6 and §7), because bytes of one response could
+//! be read as part of the next. httparse reads heads, sizes of chunks and trailers.
 
 use std::mem::{self, MaybeUninit};
 
@@ -426,7 +426,7 @@ const MAX_CHUNK_LINES: usize = 16 * 1024;
 /// kube-apiserver sends no trailers, servers reached through services/proxy one or two.
 const MAX_TRAILERS: usize = 64;
 
-/// Fuzz body: how the bytes of a head were cut into reads does not change what is parsed.
+/// Fuzz target: the size of the reads of a head does not change what is parsed.
 pub(super) fn fuzz_head(bytes: &[u8]) {
     let whole = parse_pieces([bytes]);
     let pieces = parse_pieces(bytes.chunks(1));
@@ -449,7 +449,7 @@ fn parse_pieces<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Option<Parsed
     None
 }
 
-/// Fuzz body: how the bytes of a chunked body were cut into reads does not change what is decoded.
+/// Fuzz target: the size of the reads of a chunked body does not change what is decoded.
 pub(super) fn fuzz_chunks(bytes: &[u8]) {
     let whole = decode_pieces([bytes]);
     let pieces = decode_pieces(bytes.chunks(1));
