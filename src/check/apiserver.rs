@@ -217,7 +217,7 @@ pub(super) fn unexpected_response(
         (_, Responder::Proxy(_)) => (
             None,
             format!("the proxy rejects {request}: {described}"),
-            "check the log of the proxy, and what changes requests in front of it",
+            "check the log of the proxy, and any load balancer in front of it that changes requests",
         ),
         // The proxy forwards what the apiserver says.
         (_, Responder::Apiserver(_)) => (

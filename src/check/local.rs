@@ -213,7 +213,7 @@ async fn check_port(
     if error.kind() == io::ErrorKind::AddrInUse {
         if presents(address, identities, &config.timeouts).await {
             let text = format!(
-                "{address} is used by the running proxy: the server there presents this certificate"
+                "{address} is used by the running proxy, which presents a configured certificate"
             );
             return recorder.ok(Check::Listen, text);
         }

@@ -110,7 +110,7 @@ settings! {
         /// How long one probe may take, from TCP to the head of the response.
         probe_timeout: Timeout => Duration = Duration::from_secs(2);
         /// How long the proxy still serves new clients after SIGTERM; 0s refuses them at once.
-        // Until load balancers stop sending them.
+        // Load balancers need this time to stop sending new clients.
         drain_delay: MaybeZeroDuration => Duration = Duration::from_secs(5);
         /// How long running requests may take to finish after `drainDelay`; 0s ends them at once.
         // With the delay 5 s less than the 30 s after which Kubernetes kills a pod.

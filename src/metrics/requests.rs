@@ -60,8 +60,8 @@ impl Requests {
 }
 
 impl MetricValue for Requests {
-    /// Not bounded by `MAX_ROWS`: otherwise a row could be in `other` in one scrape and not in the next, and
-    /// its counter would fall. Proof: `sum_keeps_every_row_of_each_worker`.
+    /// Not bounded by `MAX_ROWS`: otherwise one scrape could count a row under `resource="other"` and the next
+    /// one under its own resource, and a counter would decrease. Proof: `sum_keeps_every_row_of_each_worker`.
     fn merge(&self, other: &Self) {
         let mut rows = self.rows();
         for (row, count) in &*other.rows() {

@@ -228,7 +228,7 @@ impl<L: LabelSet, V: MetricValue> MetricValue for Per<L, V> {
 
     /// Each label begins at 0, so that its first event is an increase.
     fn expose(&self, family: &'static Family, labels: Vec<Label>, to: &mut Exposition) {
-        // The label of a closed set is the last one of its family.
+        // The label whose values are `L`, a closed set, is the last label of its family.
         let name = family.labels.last().map_or("", |(name, _)| name);
         for (label, value) in L::ALL.iter().zip(&self.values) {
             let mut labels = labels.clone();

@@ -58,7 +58,7 @@ pub(super) enum Events {
 }
 
 impl Watch {
-    /// Wraps the body of a watch. The new body ends between two events once `drain` begins.
+    /// Wraps the body of a watch. After `drain` begins, the new body ends with the event in progress, or at once if there is none.
     pub(super) fn new(body: ResponseBody, events: Events, drain: &Drain) -> Box<Self> {
         Box::new(Self {
             body,

@@ -284,7 +284,7 @@ fn snapshot(
     tickets: &Arc<dyn ProducesTickets>,
 ) -> Snapshot {
     let mut routes = Routes::default();
-    // With one cluster, the names of the certificates lead to it. With several, only `hosts` says which name
+    // With one cluster, every name in the certificates routes to it. With several, only `hosts` says which name
     // belongs to which cluster.
     if let [only] = clusters {
         for name in material.identities.iter().flat_map(Identity::names) {

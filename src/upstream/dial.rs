@@ -413,7 +413,7 @@ mod tests {
         let error = dial_once(&context(), &cluster).await.unwrap_err();
         let logged = error_chain(&error).to_string();
         let expected = format!(
-            "verify the certificate of {}: the certificate is not signed by the cluster CA (expected {NAME}; presented ",
+            "cannot verify the certificate of {}: the certificate is not signed by the cluster CA (expected {NAME}; presented ",
             unverified.address()
         );
         assert!(logged.starts_with(&expected), "{logged}");

@@ -15,7 +15,7 @@ pub enum UpstreamError {
         name: String,
     },
     /// TCP could not be established.
-    #[error("connect to {endpoint}")]
+    #[error("cannot connect to {endpoint}")]
     Connect {
         /// The endpoint dialled.
         endpoint: UpstreamAddr,
@@ -30,7 +30,7 @@ pub enum UpstreamError {
         endpoint: UpstreamAddr,
     },
     /// The endpoint's certificate was refused. No request byte was sent.
-    #[error("verify the certificate of {endpoint}")]
+    #[error("cannot verify the certificate of {endpoint}")]
     Verify {
         /// The endpoint dialled.
         endpoint: UpstreamAddr,
@@ -39,7 +39,7 @@ pub enum UpstreamError {
         source: Arc<dyn Error + Send + Sync>,
     },
     /// The TLS handshake failed for a reason other than the certificate.
-    #[error("TLS handshake with {endpoint}")]
+    #[error("the TLS handshake with {endpoint} failed")]
     Handshake {
         /// The endpoint dialled.
         endpoint: UpstreamAddr,
@@ -75,7 +75,7 @@ pub enum UpstreamError {
         source: HttpError,
     },
     /// The client did not send its request body to the end.
-    #[error("read the request body")]
+    #[error("cannot read the request body")]
     Upload {
         /// Why the body ended early.
         #[source]
@@ -139,7 +139,7 @@ pub enum H1Error {
     #[error("ambiguous length of the response body: {0}")]
     Framing(&'static str),
     /// The client did not send its request body to the end.
-    #[error("send the request body")]
+    #[error("cannot send the request body")]
     Upload(#[source] UploadError),
 }
 
@@ -147,7 +147,7 @@ pub enum H1Error {
 #[derive(Debug, thiserror::Error)]
 pub enum UploadError {
     /// The downstream connection failed.
-    #[error("read the request body")]
+    #[error("cannot read the request body")]
     Read(#[source] hyper::Error),
     /// The client reset the stream before the end of the body.
     #[error("the client reset the request before the end of its body")]
@@ -161,10 +161,10 @@ pub enum UploadError {
 #[derive(Debug, thiserror::Error)]
 pub enum DownloadError {
     /// The HTTP/1.1 connection failed.
-    #[error("read the response body")]
+    #[error("cannot read the response body")]
     H1(#[source] H1Error),
     /// The HTTP/2 stream or its connection failed.
-    #[error("read the response body")]
+    #[error("cannot read the response body")]
     H2(#[source] h2::Error),
 }
 

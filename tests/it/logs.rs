@@ -380,7 +380,10 @@ async fn aborted_response_is_logged_with_its_cause() {
     let cause = cause.unwrap();
     assert_eq!(cause["client.address"], request["client.address"]);
     let error = cause["error"].as_str().unwrap();
-    assert!(error.starts_with("read the response body: "), "{error}");
+    assert!(
+        error.starts_with("cannot read the response body: "),
+        "{error}"
+    );
 }
 
 /// The client left before the response, so no status was sent.

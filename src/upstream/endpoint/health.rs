@@ -76,7 +76,7 @@ impl Endpoint {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// Whether no new request may go to it, because another endpoint is healthy and this one is not.
+    /// Whether this endpoint gets no new requests, because it is unhealthy and another endpoint is healthy.
     pub(in crate::upstream) fn is_ejected(&self) -> bool {
         self.ejected.load(Ordering::Relaxed)
     }

@@ -226,8 +226,8 @@ impl<C: AsMut<H1Connection> + Send + 'static> Drop for H1Response<C> {
     }
 }
 
-/// Pending until the other tasks have had a turn. `yield_now` and not a wake-up of the task itself: while
-/// tasks are awake, tokio looks for I/O events only once in 61 polls.
+/// Pending until the other tasks have had a turn. Uses `yield_now` and not `wake_by_ref`: a task that wakes
+/// itself is runnable at once, and while a task is runnable, tokio looks for I/O events only once in 61 polls.
 fn yield_turn<T>(cx: &mut Context<'_>) -> Poll<T> {
     let _pending = pin!(yield_now()).poll(cx);
     Poll::Pending
