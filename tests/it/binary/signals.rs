@@ -59,7 +59,9 @@ async fn second_signal_closes_all_connections_immediately() {
         binary.signal(second).await;
         assert_eq!(binary.exit_code().await, Some(0), "{first} {second}");
         client.chunk().await.unwrap_err();
-        binary.wait_for_line("second stop signal; closing all connections").await;
+        binary
+            .wait_for_line("second stop signal; closing all connections")
+            .await;
         let line = binary.wait_for_line("stopped").await;
         assert!(line.contains("connections_closed=1"), "{line}");
     }
