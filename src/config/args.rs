@@ -165,7 +165,7 @@ pub struct ServeArgs {
     )]
     pub drain_tunnels: Option<String>,
 
-    /// Address for health checks, metrics and the status page, over plain HTTP [default: off]
+    /// Address for health checks, metrics and status page, over plain HTTP [default: off]
     #[arg(
         long,
         value_name = "ADDRESS:PORT",
