@@ -125,7 +125,7 @@ impl OutputFile {
         let created = OpenOptions::new()
             .write(true)
             .create_new(true)
-            .mode(0)
+            .mode(0o000)
             .open(&lock);
         match created {
             Ok(_file) => Ok(FileLock(lock)),
