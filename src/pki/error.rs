@@ -90,7 +90,7 @@ pub enum PkiFileError {
          decrypt it with `openssl pkey -in FILE -out NEW_FILE` and restrict who can read the new file"
     )]
     EncryptedKey { line: usize },
-    #[error("holds {count} private keys; keep only the key of the certificate")]
+    #[error("contains {count} private keys; keep only the key of the certificate")]
     SeveralKeys { count: usize },
     #[error(
         "the private key is damaged or of an unsupported kind; use ECDSA P-256 (or P-384, Ed25519, RSA from 2048 bits)"

@@ -185,7 +185,7 @@ fn bad_keys() {
         (
             "two",
             format!("{}{}", leaf.key, other.key),
-            "key DIR/bad.key: holds 2 private keys; keep only the key of the certificate",
+            "key DIR/bad.key: contains 2 private keys; keep only the key of the certificate",
         ),
         (
             "damaged",
