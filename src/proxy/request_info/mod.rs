@@ -7,8 +7,8 @@
 //! parts of the path, because the apiserver neither merges nor resolves them.
 //!
 //! It feeds logs, metrics and the status page, and says which response is a watch. It never decides whether a
-//! request may pass. The difference: the apiserver also takes the name of a list or watch from `fieldSelector=metadata.name=…`. It is left out here because a query string
-//! must not reach the log.
+//! request may pass. The difference: the apiserver also takes the name of a list or watch from
+//! `fieldSelector=metadata.name=…`. It is left out here because a query string must not reach the log.
 
 use std::borrow::Cow;
 
