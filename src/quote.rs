@@ -43,6 +43,14 @@ pub(crate) fn pasted(text: &str) -> Option<&'static str> {
 
 /// `text` for a message: escaped and cut short, or [`HIDDEN`] if it may be a secret.
 pub(crate) fn value(text: &str) -> String {
+    if holds_bootstrap_token(text) || holds_long_hex(text) {
+        return HIDDEN.to_owned();
+    }
+    name(text)
+}
+
+/// As [`value`], for the name of a cluster, context or user. Names have long hexadecimal IDs, so they are not hidden.
+pub(crate) fn name(text: &str) -> String {
     if pasted(text).is_some() {
         return HIDDEN.to_owned();
     }
@@ -70,6 +78,23 @@ impl Display for QuotedPath<'_> {
 fn holds_token(text: &str) -> bool {
     text.split(|char: char| !is_base64(char) || matches!(char, '/' | '='))
         .any(|word| word.starts_with("eyJ") && word.len() >= MIN_TOKEN_HEADER)
+}
+
+/// Whether a bootstrap token of kubeadm is in `text`, such as `abcdef.0123456789abcdef`.
+fn holds_bootstrap_token(text: &str) -> bool {
+    let is_part = |part: &str| {
+        part.bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+    };
+    text.split(|char: char| !char.is_ascii_alphanumeric() && char != '.')
+        .filter_map(|word| word.split_once('.'))
+        .any(|(id, secret)| id.len() == 6 && secret.len() == 16 && is_part(id) && is_part(secret))
+}
+
+/// Whether a long hexadecimal number is in `text`, such as a static token.
+fn holds_long_hex(text: &str) -> bool {
+    text.split(|char: char| !char.is_ascii_hexdigit())
+        .any(|run| run.len() >= MIN_HEX_TOKEN)
 }
 
 /// Whether a long piece of base64 is in `text`. Long paths have the same characters, but they consist of words and of
@@ -133,6 +158,8 @@ const MAX_PATH_BYTES: usize = 4096;
 const PEM_IN_BASE64: &str = "LS0tLS1CRUdJTi";
 /// The shortest header of a JSON Web Token, `{"alg":"none"}`, has 19 characters.
 const MIN_TOKEN_HEADER: usize = 19;
+/// 16 bytes, the least that a token should have.
+const MIN_HEX_TOKEN: usize = 32;
 /// A key of 32 bytes has 43 characters or more.
 const BASE64_WINDOW: usize = 40;
 /// Random base64 has 25 changes in 40 characters, with a standard deviation of 3.
@@ -235,6 +262,34 @@ mod tests {
     }
 
     #[test]
+    fn values_hide_bootstrap_and_hex_tokens() {
+        for text in [
+            "abcdef.0123456789abcdef",
+            "token=abcdef.0123456789abcdef",
+            "31ada4fd-adec460c809a0f3b5e1d7c2a9e8f4b6d",
+            "D41D8CD98F00B204E9800998ECF8427E",
+        ] {
+            assert_eq!(value(text), HIDDEN, "{text}");
+            assert_eq!(path(text.as_ref()).to_string(), text);
+        }
+        for text in [
+            "kube.0123456789abcdef",
+            "abcdef.0123456789abcdeF",
+            "31ada4fd-adec-460c-809a-9e56ceb75269",
+        ] {
+            assert_eq!(value(text), text);
+        }
+    }
+
+    #[test]
+    fn paths_are_escaped_and_whole() {
+        let long = "a".repeat(300);
+        for (text, expected) in [("/tls\u{1b}[2J.key", "/tls\\u{1b}[2J.key"), (&long, &long)] {
+            assert_eq!(path(text.as_ref()).to_string(), expected);
+        }
+    }
+
+    #[test]
     fn ordinary_paths_and_names_are_repeated() {
         for text in [
             "",
@@ -253,6 +308,6 @@ mod tests {
             assert_eq!(path(text.as_ref()).to_string(), text);
         }
         assert_eq!(value("a\tb"), "a\\tb");
-        assert_eq!(value(&"a".repeat(101)), format!("{}…", "a".repeat(100)));
+        assert_eq!(value(&"x".repeat(101)), format!("{}…", "x".repeat(100)));
     }
 }

@@ -28,23 +28,23 @@ complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_needs_command" -s h -l help
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_needs_command" -s V -l version -d 'Print version'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_needs_command" -f -a "serve" -d 'Run the proxy: it needs a certificate to present and an apiserver to forward to'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_needs_command" -f -a "check" -d 'Check configuration, certificates and network, and say how to fix what is wrong'
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_needs_command" -f -a "kubeconfig" -d 'Print a kubeconfig for clients that reach the proxy by its public name'
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_needs_command" -f -a "kubeconfig" -d 'Print or write a kubeconfig for clients that reach the proxy by its public name'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_needs_command" -f -a "completions" -d 'Print the completion script for a shell'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l listen -d 'Address to listen on; repeat for more. Port 0 is any free port [default: [::]:8443]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l cert -d 'Certificate chain to present: PEM, the server certificate first; repeat for more' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l key -d 'Private key: PEM, not encrypted; one per --cert, in the same order' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l host -d 'Host name to serve, in addition to the names in the certificates; repeat for more' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l upstream -d 'URL of the apiserver: https://HOST[:PORT][/PREFIX]' -r
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l upstream-ca -d 'PEM file with the only trusted CAs for --upstream' -r -F
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l upstream-ca -d 'PEM file with the CAs that verify the apiserver at --upstream; no others are trusted' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l upstream-name -d 'Name or address in the certificate of the apiserver [default: the host of the URL]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l kubeconfig -d 'Kubeconfig with URL, CA and name of the apiserver; its credentials are not used' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l context -d 'Context of the kubeconfig [default: its current-context]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l config -d 'YAML file with several clusters, limits or timeouts' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l workers -d 'Number of worker threads [default: the CPUs that this process may use]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l drain-delay -d 'How long to serve new clients after SIGTERM [default: 5s]' -r
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l drain-timeout -d 'How long running requests may take to finish after that delay [default: 20s]' -r
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l drain-tunnels -d 'How long tunnels (exec, port-forward) may stay open after that delay [default: 60s]' -r
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l admin-listen -d 'Address of health, metrics and the status page, plain HTTP [default: off]' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l drain-timeout -d 'How long running requests may take to finish after --drain-delay [default: 20s]' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l drain-tunnels -d 'How long tunnels (exec, cp, …) may stay open after --drain-delay [default: 60s]' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l admin-listen -d 'Address for health checks, metrics and status page, over plain HTTP [default: off]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l log-format -d 'Log format: text or json [default: text]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l log-level -d 'Log filter: a level, or levels for modules [default: info]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l reuse-port -d 'Share the ports with a running proxy of the same user, to replace it'
@@ -55,16 +55,16 @@ complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l 
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l key -d 'Private key: PEM, not encrypted; one per --cert, in the same order' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l host -d 'Host name to serve, in addition to the names in the certificates; repeat for more' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l upstream -d 'URL of the apiserver: https://HOST[:PORT][/PREFIX]' -r
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l upstream-ca -d 'PEM file with the only trusted CAs for --upstream' -r -F
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l upstream-ca -d 'PEM file with the CAs that verify the apiserver at --upstream; no others are trusted' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l upstream-name -d 'Name or address in the certificate of the apiserver [default: the host of the URL]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l kubeconfig -d 'Kubeconfig with URL, CA and name of the apiserver; its credentials are not used' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l context -d 'Context of the kubeconfig [default: its current-context]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l config -d 'YAML file with several clusters, limits or timeouts' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l workers -d 'Number of worker threads [default: the CPUs that this process may use]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l drain-delay -d 'How long to serve new clients after SIGTERM [default: 5s]' -r
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l drain-timeout -d 'How long running requests may take to finish after that delay [default: 20s]' -r
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l drain-tunnels -d 'How long tunnels (exec, port-forward) may stay open after that delay [default: 60s]' -r
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l admin-listen -d 'Address of health, metrics and the status page, plain HTTP [default: off]' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l drain-timeout -d 'How long running requests may take to finish after --drain-delay [default: 20s]' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l drain-tunnels -d 'How long tunnels (exec, cp, …) may stay open after --drain-delay [default: 60s]' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l admin-listen -d 'Address for health checks, metrics and status page, over plain HTTP [default: off]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l log-format -d 'Log format: text or json [default: text]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l log-level -d 'Log filter: a level, or levels for modules [default: info]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l through -d 'Also check the running proxy at this URL, as clients use it; needs no other flag' -r
@@ -84,7 +84,7 @@ complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l exec-arg -d 'An argument of that program; repeat for more' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l name -d 'Name of cluster, user and context [default: as in --from, or the host of --server]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l output -d 'Write to this file, which only its owner can read, instead of stdout' -r -F
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l merge -d 'Add to the kubeconfig in --output and keep its other entries'
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l force -d 'Overwrite an existing file, or with --merge foreign entries; FILE.bak keeps the old file'
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l merge -d 'Add to the kubeconfig in --output and keep its other entries, but not its comments'
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l force -d 'Overwrite FILE; with --merge, entries of other clusters. FILE.bak keeps the old file'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -s h -l help -d 'Print help'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand completions" -s h -l help -d 'Print help'

@@ -43,7 +43,7 @@ pub enum AppError {
     #[error(transparent)]
     Admin(#[from] AdminError),
     /// An error after the start.
-    #[error("{doing}")]
+    #[error("cannot {doing}")]
     Run {
         /// The action that failed, as a lowercase fragment: `start worker 3`.
         doing: String,

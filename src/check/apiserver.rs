@@ -137,7 +137,7 @@ async fn readyz(client: CheckClient<'_>, recorder: &mut Recorder<'_>) {
         recorder.ok(Check::Readyz, "the apiserver is ready");
     } else if response.is_denied_by_apiserver() {
         let text = format!(
-            "the apiserver responds, but tells only known users whether it is ready ({})",
+            "the apiserver responds, but /readyz needs authentication ({})",
             response.status
         );
         recorder.ok(Check::Readyz, text);

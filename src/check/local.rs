@@ -153,10 +153,7 @@ fn check_acceptance(
             // A private CA is a valid choice, but clients need to know it.
             return recorder.warning(Check::Trust, message);
         }
-        (Acceptance::Refused { reason }, _) => (
-            format!("the certificate {reason}"),
-            "issue it again so that clients accept it",
-        ),
+        (Acceptance::Refused { reason, fix }, _) => (format!("the certificate {reason}"), fix),
     };
     recorder.failed(Check::Trust, Message::new(text, fix));
 }
@@ -222,7 +219,7 @@ async fn check_port(
         }
         if identities.len() < config.identities.len() {
             let reason = format!(
-                "{address} is in use, perhaps by the proxy itself; only a valid certificate can tell"
+                "{address} is in use, perhaps by the proxy itself; check recognizes the running proxy only by a valid certificate"
             );
             return recorder.skipped(&[Check::Listen], &reason);
         }

@@ -79,8 +79,8 @@ pub(super) async fn upgrade(client: CheckClient<'_>, recorder: &mut Recorder<'_>
     let message = Message::new(
         format!("{failure}, so exec, attach, cp and port-forward do not work"),
         client.target.by_role(
-            "let what is between the proxy and the apiserver forward connections unchanged (TCP), or allow WebSocket in it",
-            "let what is in front of the proxy forward connections unchanged (TCP), or allow WebSocket in it",
+            "configure the load balancer or proxy between the proxy and the apiserver to forward TCP unchanged, or to allow WebSocket",
+            "configure the load balancer or proxy in front of the proxy to forward TCP unchanged, or to allow WebSocket",
         ),
     );
     recorder.failed(Check::Upgrade, message);

@@ -27,7 +27,7 @@ pub use start::StartBlock;
 #[command(
     name = "kube-tls-proxy",
     version,
-    about = "The TLS front door of a kube-apiserver: public certificate outside, verified cluster CA inside",
+    about = "TLS proxy in front of kube-apiserver: a public certificate for clients, the cluster CA for the apiserver",
     disable_help_subcommand = true,
     after_help = "Exit codes: 0 success, 1 failure while running, 2 unusable command line or configuration."
 )]
@@ -46,7 +46,7 @@ pub enum Command {
     /// Check configuration, certificates and network, and say how to fix what is wrong
     #[command(after_help = CHECK_EXAMPLES)]
     Check(Box<CheckArgs>),
-    /// Print a kubeconfig for clients that reach the proxy by its public name
+    /// Print or write a kubeconfig for clients that reach the proxy by its public name
     #[command(after_help = KUBECONFIG_EXAMPLES)]
     Kubeconfig(Box<KubeconfigArgs>),
     /// Print the completion script for a shell
@@ -71,7 +71,7 @@ pub fn run(command_line: Cli) -> ExitCode {
         Command::Kubeconfig(args) => return kubeconfig::kubeconfig(&args),
         Command::Completions(args) => {
             messages::print(&completion_script(args.shell)).map_err(|source| AppError::Run {
-                doing: "cannot write to stdout".into(),
+                doing: "write to stdout".into(),
                 source,
             })
         }
@@ -159,6 +159,10 @@ Examples:
 
   With the names and the exec plugin of a kubeconfig of the cluster:
     kube-tls-proxy kubeconfig --server https://kube.example.com --from ~/.kube/config --context prod
+
+  Added to the kubeconfig that kubectl uses:
+    kube-tls-proxy kubeconfig --server https://kube.example.com --token-file token \\
+      --output ~/.kube/config --merge
 
   With an OIDC login:
     kube-tls-proxy kubeconfig --server https://kube.example.com \\

@@ -49,7 +49,7 @@ pub(super) fn reloading() {
 pub(super) fn stopping() {
     notify(&[
         NotifyState::Stopping,
-        NotifyState::Status("draining: open requests finish"),
+        NotifyState::Status("draining: waiting for open requests"),
     ]);
 }
 
@@ -64,19 +64,23 @@ pub(super) async fn feed_watchdog(heartbeats: Heartbeats) -> Infallible {
         sleep(interval).await;
         let now = heartbeats.now();
         // systemd decides when the proxy has been silent for too long.
-        if all_responsive(&now, &seen) {
+        let stalled = stalled_workers(&now, &seen);
+        for worker in &stalled {
+            error!(worker, "worker heartbeat stopped");
+        }
+        if stalled.is_empty() {
             notify(&[NotifyState::Watchdog]);
-        } else {
-            error!("worker does not respond");
         }
         seen = now;
     }
 }
 
-/// Whether every running worker has recorded a heartbeat since it was last `seen`.
-fn all_responsive(now: &[Heartbeat], seen: &[Heartbeat]) -> bool {
-    let mut workers = now.iter().zip(seen);
-    workers.all(|(now, seen)| !matches!(now, Heartbeat::Running(_)) || now != seen)
+/// The numbers of the running workers that have recorded no heartbeat since they were last `seen`.
+fn stalled_workers(now: &[Heartbeat], seen: &[Heartbeat]) -> Vec<usize> {
+    let workers = now.iter().zip(seen).enumerate();
+    let stalled =
+        workers.filter(|(_, (now, seen))| matches!(now, Heartbeat::Running(_)) && now == seen);
+    stalled.map(|(worker, _)| worker).collect()
 }
 
 fn notify(states: &[NotifyState<'_>]) {
@@ -97,7 +101,7 @@ const MIN_INTERVAL: Duration = Duration::from_millis(1500);
 mod tests {
     use tokio::time::Instant;
 
-    use super::{Duration, Heartbeat, all_responsive};
+    use super::{Duration, Heartbeat, stalled_workers};
 
     #[test]
     fn watchdog_detects_stalled_worker() {
@@ -105,10 +109,10 @@ mod tests {
         let old = Heartbeat::Running(at);
         let new = Heartbeat::Running(at + Duration::from_secs(1));
         let (starting, ended) = (Heartbeat::Starting, Heartbeat::Ended);
-        assert!(all_responsive(&[new, new], &[old, old]));
-        assert!(!all_responsive(&[new, old], &[old, old]));
-        assert!(all_responsive(&[starting, starting], &[starting, starting]));
-        assert!(all_responsive(&[new, starting], &[starting, starting]));
-        assert!(all_responsive(&[new, ended], &[old, ended]));
+        assert!(stalled_workers(&[new, new], &[old, old]).is_empty());
+        assert_eq!(stalled_workers(&[new, old], &[old, old]), [1]);
+        assert!(stalled_workers(&[starting, starting], &[starting, starting]).is_empty());
+        assert!(stalled_workers(&[new, starting], &[starting, starting]).is_empty());
+        assert!(stalled_workers(&[new, ended], &[old, ended]).is_empty());
     }
 }

@@ -72,7 +72,7 @@ pub struct ServeArgs {
     )]
     pub upstream: Option<String>,
 
-    /// PEM file with the only trusted CAs for --upstream
+    /// PEM file with the CAs that verify the apiserver at --upstream; no others are trusted
     #[arg(
         long,
         value_name = "FILE",
@@ -145,7 +145,7 @@ pub struct ServeArgs {
     )]
     pub drain_delay: Option<String>,
 
-    /// How long running requests may take to finish after that delay [default: 20s]
+    /// How long running requests may take to finish after --drain-delay [default: 20s]
     #[arg(
         long,
         value_name = "DURATION",
@@ -155,7 +155,7 @@ pub struct ServeArgs {
     )]
     pub drain_timeout: Option<String>,
 
-    /// How long tunnels (exec, port-forward) may stay open after that delay [default: 60s]
+    /// How long tunnels (exec, cp, …) may stay open after --drain-delay [default: 60s]
     #[arg(
         long,
         value_name = "DURATION",
@@ -165,7 +165,7 @@ pub struct ServeArgs {
     )]
     pub drain_tunnels: Option<String>,
 
-    /// Address of health, metrics and the status page, plain HTTP [default: off]
+    /// Address for health checks, metrics and status page, over plain HTTP [default: off]
     #[arg(
         long,
         value_name = "ADDRESS:PORT",

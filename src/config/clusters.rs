@@ -38,7 +38,7 @@ pub(super) fn load(
     let mut hosts = HashMap::new();
     let mut clusters: Vec<ClusterConfig> = Vec::with_capacity(entries.len());
     for entry in entries {
-        let name = quote::value(&entry.value.name);
+        let name = quote::name(&entry.value.name);
         if name.is_empty() {
             return Err(source.error_at(&entry, SettingError::EmptyName));
         }
@@ -69,7 +69,7 @@ fn cluster_of_entry(
     source: &ConfigSource,
     env: &Environment,
 ) -> Result<ClusterConfig, ConfigError> {
-    let name = quote::value(&entry.value.name);
+    let name = quote::name(&entry.value.name);
     let hosts = entry
         .value
         .hosts

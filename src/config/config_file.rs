@@ -204,7 +204,9 @@ impl FromStr for LogFormat {
         match text {
             "text" => Ok(Self::Text),
             "json" => Ok(Self::Json),
-            _ => Err(SettingError::invalid(text, NOT_A_LOG_FORMAT)),
+            _ => Err(SettingError::Malformed {
+                problem: NOT_A_LOG_FORMAT,
+            }),
         }
     }
 }

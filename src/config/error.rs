@@ -150,9 +150,11 @@ impl fmt::Display for Position {
 pub enum SettingError {
     #[error("`{text}` {problem}")]
     Invalid { text: String, problem: &'static str },
+    #[error("the value {problem}")]
+    Malformed { problem: &'static str },
     #[error("cluster `{name}` {problem}")]
     Cluster { name: String, problem: &'static str },
-    #[error("0 is too short for anything to happen; write a longer duration, such as 5s")]
+    #[error("the duration must be longer than 0; write one such as 5s")]
     ZeroDuration,
     #[error("{found} is out of range; write a value from {min} to {max}")]
     OutOfRange {
@@ -192,7 +194,7 @@ pub enum SettingError {
     Value(YamlError),
     #[error("this must be a list; write each item on its own line, after a dash")]
     NotAList,
-    #[error("this must be keys with values; write each as `key: value` on its own line")]
+    #[error("expected keys with values; write each as `key: value` on its own line")]
     NotKeys,
     #[error("this must be a boolean; write true or false")]
     NotABool,
@@ -285,7 +287,7 @@ pub enum SettingError {
     )]
     NotInPod,
     #[error(
-        "there is no CA at {}; mount the ConfigMap kube-root-ca.crt there, as config/kubernetes does, or give the apiserver and its CA",
+        "there is no CA at {}; mount the ConfigMap kube-root-ca.crt there, as config/kubernetes does, or name the apiserver with --upstream and its CA with --upstream-ca",
         quote::path(file)
     )]
     NoPodCa { file: PathBuf },
@@ -306,7 +308,7 @@ impl SettingError {
 
     /// A problem of the cluster with this name.
     pub(super) fn cluster(name: &str, problem: &'static str) -> Self {
-        let name = quote::value(name);
+        let name = quote::name(name);
         Self::Cluster { name, problem }
     }
 }

@@ -29,8 +29,8 @@ pub(super) fn load(file: &Path, context: Option<&str>) -> Result<ClusterConfig, 
         .into_iter()
         .find(|entry| entry.name == context.cluster)
         .ok_or_else(|| SettingError::NoCluster {
-            context: quote::value(&name),
-            name: quote::value(&context.cluster),
+            context: quote::name(&name),
+            name: quote::name(&context.cluster),
         });
     cluster
         .and_then(|cluster| complete(cluster, file))
@@ -108,7 +108,7 @@ impl<U: DeserializeOwned> Kubeconfig<U> {
                 .and_then(|name| {
                     let found = contexts.iter().find(|entry| entry.name == name);
                     found.ok_or_else(|| SettingError::NoContext {
-                        name: quote::value(name),
+                        name: quote::name(name),
                         known: known(),
                     })
                 })
@@ -129,7 +129,7 @@ fn in_file(file: &Path, error: SettingError) -> ConfigError {
 fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, SettingError> {
     let NamedCluster { name, cluster } = entry;
     // Errors and log lines repeat it.
-    let name = quote::value(&name);
+    let name = quote::name(&name);
     if cluster.insecure_skip_tls_verify {
         return Err(SettingError::cluster(&name, SKIPS_VERIFICATION));
     }
@@ -174,7 +174,7 @@ fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, SettingEr
 fn known(contexts: &[NamedContext]) -> String {
     contexts
         .iter()
-        .map(|context| quote::value(&context.name))
+        .map(|context| quote::name(&context.name))
         .collect::<Vec<_>>()
         .join(", ")
 }

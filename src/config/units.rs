@@ -14,7 +14,9 @@ use crate::quote;
 
 /// Reads `500ms`, `5s`, `10m`, `1h30m` or `0s`.
 pub(super) fn duration(text: &str) -> Result<Duration, SettingError> {
-    let bad = || SettingError::invalid(text, NOT_A_DURATION);
+    let bad = || SettingError::Malformed {
+        problem: NOT_A_DURATION,
+    };
     let mut rest = text;
     let mut total = Duration::ZERO;
     if rest.is_empty() {
@@ -46,7 +48,9 @@ pub(super) fn duration(text: &str) -> Result<Duration, SettingError> {
 
 /// Reads `65536`, `64KiB` or `1MiB`.
 fn bytes(text: &str) -> Result<u64, SettingError> {
-    let bad = || SettingError::invalid(text, NOT_A_SIZE);
+    let bad = || SettingError::Malformed {
+        problem: NOT_A_SIZE,
+    };
     let (number, unit) = leading_number(text).ok_or_else(bad)?;
     let factor = match unit.trim_start() {
         "" | "B" => 1,
@@ -208,9 +212,11 @@ impl<'de, const MAY_BE_ZERO: bool> Deserialize<'de> for ConfigDuration<MAY_BE_ZE
 impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Count<MIN, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(Scalar(
-            |text: &str, number: Option<u64>| match number {
+            |_: &str, number: Option<u64>| match number {
                 Some(number) => Self::checked(number),
-                None => Err(SettingError::invalid(text, NOT_A_COUNT)),
+                None => Err(SettingError::Malformed {
+                    problem: NOT_A_COUNT,
+                }),
             },
             "a whole number",
         ))
@@ -231,7 +237,9 @@ impl<const MIN: u64, const MAX: u64> FromStr for Count<MIN, MAX> {
 
     fn from_str(text: &str) -> Result<Self, SettingError> {
         text.parse()
-            .map_err(|_not_a_number| SettingError::invalid(text, NOT_A_COUNT))
+            .map_err(|_not_a_number| SettingError::Malformed {
+                problem: NOT_A_COUNT,
+            })
             .and_then(Self::checked)
     }
 }

@@ -69,6 +69,10 @@ impl FromStr for UpstreamUrl {
         if host.contains(':') && !host.starts_with('[') {
             return Err(SettingError::invalid(url, NO_HOST));
         }
+        // The host would be in log lines.
+        if quote::pasted(host).is_some() {
+            return Err(SettingError::invalid(url, SECRET_HOST));
+        }
         let (host, name) = parse_host(host).ok_or_else(|| SettingError::invalid(url, NO_HOST))?;
         let prefix = path.trim_end_matches('/');
         if !is_plain_path(prefix) {
@@ -154,6 +158,8 @@ const HAS_QUERY: &str = "has a query or fragment; remove the `?` or `#` and ever
 const NO_PORT: &str = "has no valid port; write a number from 1 to 65535 after the colon";
 const NO_HOST: &str =
     "has no valid host; write https://HOST:PORT, with an IPv6 address in brackets";
+const SECRET_HOST: &str =
+    "has a host that looks like a key or a token; write the name or address of the apiserver there";
 const BAD_PREFIX: &str = "has a path that cannot be a prefix; write /PREFIX with plain segments, without `..`, `//` or spaces";
 const NOT_A_NAME: &str =
     "is neither a DNS name nor an IP address; write one such as kubernetes.default.svc";

@@ -130,7 +130,7 @@ families! {
     LOG_LINES_DROPPED = Counter "kube_tls_proxy_log_lines_dropped_total" []
         "Log lines that were dropped because the reader of the log was too slow.";
     DRAINING = Gauge "kube_tls_proxy_draining" []
-        "1 after the signal to stop.";
+        "1 after the proxy received a stop signal, else 0.";
     PROCESS_START_TIME = Gauge "process_start_time_seconds" []
         "Start of the process, in Unix time.";
     PROCESS_RESIDENT_MEMORY = Gauge "process_resident_memory_bytes" []

@@ -53,13 +53,13 @@ pub enum PkiFileError {
     Read(ReadError),
     #[error("is empty; {}", expected.fix())]
     Empty { expected: ExpectedPem },
-    #[error("holds no PEM block (`-----BEGIN …`); {}", expected.fix())]
+    #[error("contains no PEM block (`-----BEGIN …`); {}", expected.fix())]
     NotPem { expected: ExpectedPem },
     #[error("is in DER form; convert it with `openssl {} -inform der -in FILE -out NEW_FILE`", expected.command())]
     Der { expected: ExpectedPem },
     #[error("is a PKCS#12 file; extract what belongs here with `openssl pkcs12 -in FILE {} -out NEW_FILE`", expected.part())]
     Pkcs12 { expected: ExpectedPem },
-    #[error("holds no {}; {}", expected.noun(), expected.fix())]
+    #[error("contains no {}; {}", expected.noun(), expected.fix())]
     Lacks { expected: ExpectedPem },
     #[error("line {line} begins a {}, which does not belong here; {}", label.unwrap_or("PEM block of an unknown kind"), fix_for_label(label.unwrap_or_default(), *expected))]
     WrongKind {
@@ -75,7 +75,11 @@ pub enum PkiFileError {
     LineBreaksLost { line: usize, label: &'static str },
     #[error("line {line} ends one PEM block and begins another; put a line break between the two")]
     JoinedBlocks { line: usize },
-    #[error("line {line} has other text before its `-----BEGIN`; put that at the start of a line")]
+    #[error("line {line} has text after `-----END`; remove it")]
+    TextAfterEnd { line: usize },
+    #[error(
+        "line {line} has other text before its `-----BEGIN`; start a new line before `-----BEGIN`"
+    )]
     BeginNotFirst { line: usize },
     #[error(
         "the PEM block that ends on line {line} has no `-----BEGIN`; copy the whole file again"

@@ -133,9 +133,13 @@ fn blocks(text: &[u8], expected: ExpectedPem) -> Result<Vec<Block>, PkiFileError
                 return Err(PkiFileError::NoBegin { line });
             };
             match split_label(rest) {
-                Some((label, b"")) if open.take() == Some(label) => {}
                 Some((_, after)) if after.starts_with(BEGIN) => {
                     return Err(PkiFileError::JoinedBlocks { line });
+                }
+                Some((label, after)) if open.take() == Some(label) => {
+                    if !after.is_empty() {
+                        return Err(PkiFileError::TextAfterEnd { line });
+                    }
                 }
                 Some(_) | None => return Err(PkiFileError::Damaged { line: block.line }),
             }

@@ -34,6 +34,8 @@ pub enum Acceptance {
     Refused {
         /// What is wrong with it: the rest of a sentence that begins with "the certificate".
         reason: String,
+        /// How to fix it.
+        fix: &'static str,
     },
 }
 
@@ -49,19 +51,29 @@ impl Identity {
     /// Returns the verdict of clients that trust `roots` on this chain at `now`.
     #[must_use]
     pub fn acceptance(&self, roots: Arc<RootCertStore>, now: SystemTime) -> Acceptance {
-        let refused = |reason: &str| Acceptance::Refused {
+        let refused = |reason: &str, fix| Acceptance::Refused {
             reason: reason.to_owned(),
+            fix,
         };
         let Ok(verifier) = WebPkiServerVerifier::builder_with_provider(roots, provider()).build()
         else {
-            return refused("cannot be verified, because there are no CAs to trust");
+            return refused(
+                "cannot be verified, because there are no CAs to trust",
+                "pass a file that contains a CA with --through-ca",
+            );
         };
         let key = self.certified_key();
         let Some((leaf, issuers)) = key.cert.split_first() else {
-            return refused("is missing");
+            return refused(
+                "is missing",
+                "put the certificate of the server into its file",
+            );
         };
         let Some(name) = self.example_name() else {
-            return refused("names no host");
+            return refused(
+                "names no host",
+                "issue it again with the public host name as subjectAltName",
+            );
         };
         let now = now.duration_since(SystemTime::UNIX_EPOCH).map_or(
             UnixTime::since_unix_epoch(std::time::Duration::ZERO),
@@ -78,6 +90,7 @@ impl Identity {
             }
             Err(error) => Acceptance::Refused {
                 reason: format!("is refused: {error}"),
+                fix: fix(&error),
             },
         }
     }
@@ -92,6 +105,33 @@ impl Identity {
         Acceptance::NoPath {
             issuer: self.last_issuer().to_owned(),
             is_public: is_public(leaf),
+        }
+    }
+}
+
+/// Returns how to fix a certificate that clients refuse with `error`.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "rustls has many kinds; the others are about the form of the certificate"
+)]
+fn fix(error: &Error) -> &'static str {
+    match error {
+        Error::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. },
+        ) => "renew each certificate of the chain that has expired",
+        Error::InvalidCertificate(
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
+        ) => {
+            "check the clock of this machine, or wait until each certificate of the chain is valid"
+        }
+        Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => "issue it again with the public host name as subjectAltName",
+        Error::InvalidCertificate(
+            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. },
+        ) => "issue it again with the extended key usage serverAuth",
+        _ => {
+            "issue it again as version 3, signed with SHA-256, with an ECDSA P-256 key or an RSA key of 2048 bits or more"
         }
     }
 }

@@ -33,6 +33,7 @@ pub(super) struct AccessLog {
     time_to_headers: Option<Duration>,
     version: Version,
     verb: Verb,
+    is_watch: bool,
     resource: Resource,
     /// `None` until there is a response. The client may leave before that.
     status: Option<StatusCode>,
@@ -105,6 +106,7 @@ impl AccessLog {
             time_to_headers: None,
             version: request.version(),
             verb: info.verb_label(),
+            is_watch: info.is_watch(),
             resource: info.resource_label(),
             status: None,
             received: None,
@@ -124,7 +126,7 @@ impl AccessLog {
     /// Whether the request asks for a watch. `forward` decides by it whether the drain may end the response
     /// between two events.
     pub(super) fn is_watch(&self) -> bool {
-        self.verb == Verb::Watch
+        self.is_watch
     }
 
     /// Notes the cluster that the request goes to.

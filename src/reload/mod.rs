@@ -38,10 +38,10 @@ pub enum ReloadError {
     #[error(transparent)]
     Pki(#[from] PkiError),
     /// rustls refused material that passed the checks.
-    #[error("set up TLS")]
+    #[error("cannot set up TLS")]
     Tls(#[from] rustls::Error),
     /// A cluster has no trust anchor.
-    #[error("set up verification of the apiserver")]
+    #[error("cannot set up verification of the apiserver")]
     Verifier(#[from] rustls::client::VerifierBuilderError),
 }
 

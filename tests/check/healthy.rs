@@ -190,7 +190,7 @@ async fn port_in_use_is_skipped_when_certificate_is_invalid() {
     assert_eq!(result.marked('✗'), ["certificate"], "{}", result.stdout);
     let listen = &result.of("listen")[0];
     let message = format!(
-        "skipped: {} is in use, perhaps by the proxy itself; only a valid certificate can tell",
+        "skipped: {} is in use, perhaps by the proxy itself; check recognizes the running proxy only by a valid certificate",
         serving.address
     );
     assert_eq!((listen.mark, &listen.message), ('–', &message));

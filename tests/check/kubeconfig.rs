@@ -102,7 +102,10 @@ async fn file_is_readable_by_owner_only_and_written_atomically() {
     );
     assert_eq!(
         result.stderr,
-        format!("{} is written. Only its owner can read it.\n", path(&file))
+        format!(
+            "Wrote {0}. Only its owner can read it. The previous file is {0}.bak.\n",
+            path(&file)
+        )
     );
     assert_eq!(
         fs::metadata(&file).unwrap().permissions().mode() & 0o777,
@@ -335,7 +338,105 @@ current-context: z
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
     }
     let backup = fs::read_to_string(world.dir.path().join("config.bak")).unwrap();
-    assert_ne!(backup, OTHERS, "the backup is of the last change");
+    assert_eq!(backup, OTHERS);
+    assert!(
+        !world.dir.path().join("config.bak.1").exists(),
+        "the second run changes nothing"
+    );
+}
+
+#[tokio::test]
+async fn merge_without_a_change_does_not_write() {
+    let world = World::new();
+    let file = world.dir.path().join("config");
+    make(&world, &["--output", path(&file), "--merge"]).await;
+    let text = format!("# a comment\n{}", fs::read_to_string(&file).unwrap());
+    fs::write(&file, &text).unwrap();
+    let result = make(&world, &["--output", path(&file), "--merge"]).await;
+    assert_eq!(
+        result.stderr,
+        format!(
+            "{} is up to date. Only its owner can read it.\n",
+            path(&file)
+        )
+    );
+    assert_eq!(fs::read_to_string(&file).unwrap(), text);
+    assert!(!world.dir.path().join("config.bak").exists());
+}
+
+#[tokio::test]
+async fn merge_never_overwrites_the_first_backups() {
+    let world = World::new();
+    let file = world.dir.path().join("config");
+    let original = format!("# a comment\n{FROM}");
+    fs::write(&file, &original).unwrap();
+    let names: Vec<_> = (1..12).map(|number| format!("name-{number}")).collect();
+    for name in &names {
+        let args = ["--output", path(&file), "--merge", "--name", name];
+        let result = make(&world, &args).await;
+        assert_eq!(result.code, 0, "{}", result.stderr);
+        assert!(result.stderr.contains("config.bak"), "{}", result.stderr);
+    }
+    let backup = |suffix: &str| {
+        let name = format!("config.bak{suffix}");
+        fs::read_to_string(world.dir.path().join(name))
+    };
+    assert_eq!(backup("").unwrap(), original);
+    assert!(!backup(".1").unwrap().contains("name-2"));
+    assert!(backup(".9").unwrap().contains("name-10"), "the last one");
+    assert!(backup(".10").is_err());
+}
+
+#[tokio::test]
+async fn merge_respects_the_lock_of_kubectl() {
+    let world = World::new();
+    let file = world.dir.write("config", FROM);
+    let lock = world.dir.write("config.lock", "");
+    let args = ["--output", path(&file), "--merge"];
+    let result = make(&world, &args).await;
+    assert_eq!(result.code, 1);
+    assert_eq!(
+        result.stderr,
+        format!(
+            "kube-tls-proxy: cannot write {}: another program is changing it; try again, or remove {} if no such program runs\n",
+            path(&file),
+            path(&lock)
+        )
+    );
+    assert_eq!(fs::read_to_string(&file).unwrap(), FROM);
+    fs::remove_file(&lock).unwrap();
+    let result = make(&world, &args).await;
+    assert_eq!(result.code, 0, "{}", result.stderr);
+    assert!(!lock.exists());
+}
+
+#[tokio::test]
+async fn file_at_the_end_of_symbolic_links_is_created() {
+    let world = World::new();
+    let at = |name: &str| world.dir.path().join(name);
+    std::os::unix::fs::symlink("b", at("a")).unwrap();
+    std::os::unix::fs::symlink("c", at("b")).unwrap();
+    let result = make(&world, &["--output", path(&at("a"))]).await;
+    assert_eq!(result.code, 0, "{}", result.stderr);
+    assert!(fs::symlink_metadata(at("b")).unwrap().is_symlink());
+    assert!(fs::symlink_metadata(at("c")).unwrap().is_file());
+}
+
+#[tokio::test]
+async fn merge_explains_a_user_that_no_context_uses() {
+    let world = World::new();
+    let text = "kind: Config\nusers: [{name: mine, user: {token: old}}]\n";
+    let file = world.dir.write("config", text);
+    let args = ["--output", path(&file), "--merge", "--name", "mine"];
+    let result = make(&world, &args).await;
+    assert_eq!(result.code, 2);
+    let sentence = "config: user `mine` exists already and no context uses it; choose another name with --name, or use this user with --force\n";
+    assert!(result.stderr.ends_with(sentence), "{}", result.stderr);
+    let args = ["kubeconfig", "--server", SERVER, "--force"];
+    let merge = ["--output", path(&file), "--merge", "--name", "mine"];
+    let result = run(command(args[0]).args(&args[1..]).args(merge)).await;
+    assert_eq!(result.code, 0, "{}", result.stderr);
+    assert!(fs::read_to_string(&file).unwrap().contains("token: old"));
 }
 
 /// A private CA is added with kubectl, and a second run gives a new token.
@@ -412,7 +513,7 @@ async fn merge_refuses_to_replace_foreign_entries() {
         ("- a", "is not a kubeconfig"),
         ("kind: Pod\n", "is not a kubeconfig"),
         ("a: b\n", "is not a kubeconfig"),
-        ("kind: Config\nusers: a\n", "a list belongs here"),
+        ("kind: Config\nusers: a\n", "`users` must be a list"),
     ] {
         let file = world.dir.write("config", text);
         let args = ["--output", path(&file), "--merge", "--force"];

@@ -96,7 +96,7 @@ async fn upgrade_answered_by_middlebox_fails() {
         '✗',
         "upgrade",
         "the response to an upgrade request is not from the apiserver (502 Bad Gateway: <html>no\\u{1b}[2Jgood</html>): WebSocket is blocked",
-        "let what is between the proxy and the apiserver forward connections unchanged (TCP), or allow WebSocket in it",
+        "configure the load balancer or proxy between the proxy and the apiserver to forward TCP unchanged, or to allow WebSocket",
     );
     assert_eq!(result.marked('✗'), ["upgrade"]);
 }
@@ -140,7 +140,7 @@ async fn upgrade_whose_connection_is_closed_fails() {
         '✗',
         "upgrade",
         "an upgrade request gets no response, although plain requests do",
-        "allow WebSocket in it",
+        "to allow WebSocket",
     );
     // A response without a date does not tell the clock.
     assert_eq!(result.marked('–'), ["clock"], "{}", result.stdout);
@@ -161,7 +161,7 @@ async fn upgrade_without_its_header_fails() {
         '✗',
         "upgrade",
         "the request reaches the apiserver without its Upgrade header",
-        "allow WebSocket in it",
+        "to allow WebSocket",
     );
 }
 

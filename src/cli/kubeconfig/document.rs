@@ -25,7 +25,7 @@ pub(super) struct KubeconfigDocument {
 pub(super) enum MergeError {
     #[error("is not a kubeconfig; check the path")]
     NotAKubeconfig,
-    #[error("`{key}`: a list belongs here; check the path")]
+    #[error("`{key}` must be a list; check the path")]
     NotAList { key: &'static str },
     #[error(
         "{kind} `{name}` exists already and belongs to another cluster; choose another name with --name, or replace it with --force"
@@ -120,7 +120,7 @@ impl KubeconfigDocument {
     /// and user and context are used for that cluster only.
     fn check_name(&self, existing: &Yaml, key: &str) -> Result<(), MergeError> {
         let taken = |kind, name: &String| {
-            let name = quote::value(name);
+            let name = quote::name(name);
             Err(MergeError::Taken { kind, name })
         };
         let is_own = |context: &&Yaml| {
@@ -149,7 +149,7 @@ impl KubeconfigDocument {
                     .filter(|context| context.text_at("context", "user") == self.user_name)
                     .peekable();
                 if uses.peek().is_none() {
-                    let name = quote::value(&self.user_name);
+                    let name = quote::name(&self.user_name);
                     Err(MergeError::Unused { name })
                 } else if uses.all(|context| is_own(&context)) {
                     Ok(())

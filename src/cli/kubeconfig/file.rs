@@ -1,4 +1,4 @@
-//! Writes a file atomically and keeps a backup of the file that it replaces.
+//! Writes a file atomically, under the lock of kubectl, and keeps a backup of the file that it replaces.
 
 use std::{
     ffi::OsString,
@@ -42,6 +42,8 @@ fn reason(cause: &io::Error) -> String {
 /// The file of `--output`.
 #[derive(Debug)]
 pub(super) struct OutputFile {
+    /// The path as `--output` has it.
+    named: PathBuf,
     /// The target if `--output` names a symbolic link, so that the link stays.
     path: PathBuf,
     existing: Option<Metadata>,
@@ -73,17 +75,25 @@ impl OutputFile {
                 Err(failed(io::Error::other("is not a regular file")))
             }
             Ok(existing) => Ok(Self {
+                named: path.to_owned(),
                 path: fs::canonicalize(path).map_err(failed)?,
                 existing: Some(existing),
             }),
-            // A new file, or a symbolic link whose target does not exist yet.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self {
-                path: fs::read_link(path).map_or_else(
-                    |_no_link| path.to_owned(),
-                    |target| path.with_file_name(target),
-                ),
-                existing: None,
-            }),
+            // A new file, or symbolic links whose target does not exist yet.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let mut target = path.to_owned();
+                for _ in 0..MAX_LINKS {
+                    match fs::read_link(&target) {
+                        Ok(next) => target = target.with_file_name(next),
+                        Err(_no_link) => break,
+                    }
+                }
+                Ok(Self {
+                    named: path.to_owned(),
+                    path: target,
+                    existing: None,
+                })
+            }
             Err(error) => Err(failed(error)),
         }
     }
@@ -98,20 +108,53 @@ impl OutputFile {
         !self.exists() || fs::read(&self.path).is_ok_and(|text| text.trim_ascii().is_empty())
     }
 
-    /// Writes `text` after it has copied an existing file to `FILE.bak`. Returns whether other users can read the file.
-    pub(super) fn write(&self, text: &str, mode: FileMode) -> Result<bool, WriteError> {
+    /// Whether other users can read the existing file.
+    pub(super) fn is_open_to_others(&self) -> bool {
+        self.existing
+            .as_ref()
+            .is_some_and(|old| is_open(old.mode()))
+    }
+
+    /// Locks the file against kubectl, which creates `FILE.lock` in the same way while it changes the file.
+    ///
+    /// # Errors
+    ///
+    /// When another program holds the lock, or the directory cannot be written to.
+    pub(super) fn lock(&self) -> Result<FileLock, WriteError> {
+        let lock = with_suffix(&self.named, ".lock");
+        let created = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o000)
+            .open(&lock);
+        match created {
+            Ok(_file) => Ok(FileLock(lock)),
+            Err(error) => Err(WriteError {
+                file: self.named.clone(),
+                cause: if error.kind() == io::ErrorKind::AlreadyExists {
+                    io::Error::other(format!(
+                        "another program is changing it; try again, or remove {} if no such program runs",
+                        quote::path(&lock)
+                    ))
+                } else {
+                    error
+                },
+            }),
+        }
+    }
+
+    /// Writes `text` after it has copied an existing file to a backup.
+    pub(super) fn write(&self, text: &str, mode: FileMode) -> Result<WrittenFile, WriteError> {
         let failed = |file: &Path, cause| WriteError {
             file: file.to_owned(),
             cause,
         };
         let kept = self.existing.as_ref().map(|old| old.mode() & 0o7777);
-        if let Some(kept) = kept {
-            let mut backup = self.path.clone().into_os_string();
-            backup.push(BACKUP);
-            let backup = PathBuf::from(backup);
+        let backup = kept.map(|_| self.backup_path());
+        if let (Some(kept), Some(backup)) = (kept, &backup) {
             fs::read(&self.path)
-                .and_then(|old| self.replace(&backup, &old, kept))
-                .map_err(|error| failed(&backup, error))?;
+                .and_then(|old| self.replace(backup, &old, kept))
+                .map_err(|error| failed(backup, error))?;
         }
         let bits = match (mode, kept) {
             (FileMode::Keep, Some(kept)) => kept,
@@ -119,7 +162,23 @@ impl OutputFile {
         };
         self.replace(&self.path, text.as_bytes(), bits)
             .map_err(|error| failed(&self.path, error))?;
-        Ok(bits & 0o077 != 0)
+        Ok(WrittenFile {
+            is_open: is_open(bits),
+            backup,
+        })
+    }
+
+    /// The first free of `FILE.bak`, `FILE.bak.1` and so on. `FILE.bak` may be the only file that still has comments, so
+    /// only the last of them is overwritten.
+    fn backup_path(&self) -> PathBuf {
+        let mut backup = with_suffix(&self.path, ".bak");
+        for number in 1..=MAX_NUMBERED_BACKUPS {
+            if fs::symlink_metadata(&backup).is_err() {
+                break;
+            }
+            backup = with_suffix(&self.path, &format!(".bak.{number}"));
+        }
+        backup
     }
 
     /// Writes a temporary file next to `path` and renames it. It keeps the owner of the existing file if possible.
@@ -156,5 +215,38 @@ impl OutputFile {
     }
 }
 
-const BACKUP: &str = ".bak";
+/// A written file.
+#[derive(Debug)]
+pub(super) struct WrittenFile {
+    /// Whether other users can read it.
+    pub(super) is_open: bool,
+    /// The copy of the file that it replaced.
+    pub(super) backup: Option<PathBuf>,
+}
+
+/// Removes the lock file when it is dropped.
+#[derive(Debug)]
+pub(super) struct FileLock(PathBuf);
+
+impl Drop for FileLock {
+    fn drop(&mut self) {
+        // If this fails, the next run says which file to remove.
+        drop(fs::remove_file(&self.0));
+    }
+}
+
+const fn is_open(mode: u32) -> bool {
+    mode & 0o077 != 0
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// As many symbolic links as Linux follows.
+const MAX_LINKS: usize = 40;
+/// Enough for a person to notice, and not too many for a script that renews a token.
+const MAX_NUMBERED_BACKUPS: usize = 9;
 const OWNER_ONLY: u32 = 0o600;

@@ -26,7 +26,7 @@ use crate::{
     quote,
 };
 use document::{ForeignEntries, KubeconfigDocument, MergeError, has_credential};
-use file::{FileMode, OutputFile, WriteError};
+use file::{FileMode, OutputFile, WriteError, WrittenFile};
 use source::CopiedContext;
 use yaml::Yaml;
 
@@ -74,11 +74,11 @@ pub struct KubeconfigArgs {
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 
-    /// Add to the kubeconfig in --output and keep its other entries
+    /// Add to the kubeconfig in --output and keep its other entries, but not its comments
     #[arg(long, requires = "output")]
     pub merge: bool,
 
-    /// Overwrite an existing file, or with --merge foreign entries; FILE.bak keeps the old file
+    /// Overwrite FILE; with --merge, entries of other clusters. FILE.bak keeps the old file
     #[arg(long, requires = "output")]
     pub force: bool,
 }
@@ -236,13 +236,13 @@ fn missing_credential(content: &Yaml, composed: &Composed) -> Vec<String> {
 fn left_out(source: &CopiedContext) -> Option<String> {
     source.has_client_certificate.then(|| format!(
         "The client certificate of user `{}` was left out, because it cannot pass a proxy that terminates TLS. That user needs {INSTEAD}.",
-        quote::value(&source.user_name)
+        quote::name(&source.user_name)
     ))
 }
 
 /// Returns the remark about a token on stdout. A file of `--output` is readable for its owner only.
 fn holds_a_token(args: &KubeconfigArgs) -> Option<String> {
-    let printed = "The kubeconfig holds a token: let only its owner read it (--output FILE does that, the `>` of a shell may not).";
+    let printed = "The kubeconfig contains a token. Make sure that only its owner can read it (`--output FILE` does this; a shell's `>` may not).";
     args.output.is_none().then(|| printed.to_owned())
 }
 
@@ -277,21 +277,40 @@ fn write(
         let file = file.to_owned();
         return Err(KubeconfigError::Exists { file });
     }
-    let (content, mode) = if args.merge {
-        (merged(args, &output, file, document)?, FileMode::Keep)
+    let _lock = output.lock()?;
+    let (content, mode, is_current) = if args.merge {
+        let (content, is_current) = merged(args, &output, file, document)?;
+        (content, FileMode::Keep, is_current)
     } else {
-        (document.alone(), FileMode::OwnerOnly)
+        (document.alone(), FileMode::OwnerOnly, false)
     };
-    let is_open = output.write(&yaml::write(&content), mode)?;
     let path = quote::path(file);
-    let mut written = if is_open {
-        format!("{path} is written. Other users can read it; `chmod 600` changes that.")
+    let (mut written, is_open, backup) = if is_current {
+        (
+            format!("{path} is up to date."),
+            output.is_open_to_others(),
+            None,
+        )
     } else {
-        format!("{path} is written. Only its owner can read it.")
+        let WrittenFile { is_open, backup } = output.write(&yaml::write(&content), mode)?;
+        (format!("Wrote {path}."), is_open, backup)
     };
+    written.push_str(if is_open {
+        " Other users can read it; `chmod 600` changes that."
+    } else {
+        " Only its owner can read it."
+    });
+    if let Some(backup) = backup {
+        let backup = quote::path(&backup);
+        written.push_str(&if args.merge {
+            format!(" Comments are not kept; the previous file is {backup}.")
+        } else {
+            format!(" The previous file is {backup}.")
+        });
+    }
     let current = content.text_of("current-context");
     if current != document.context {
-        let (current, context) = (quote::value(current), quote::value(&document.context));
+        let (current, context) = (quote::name(current), quote::name(&document.context));
         written.push_str(&format!(
             " The current context is still `{current}`: `kubectl config use-context {context}` changes that."
         ));
@@ -299,24 +318,28 @@ fn write(
     Ok((content, written))
 }
 
-/// Returns the kubeconfig in `output` with `document` merged into it.
+/// Returns the kubeconfig in `output` with `document` merged into it, and whether that changes nothing.
 fn merged(
     args: &KubeconfigArgs,
     output: &OutputFile,
     file: &Path,
     document: &KubeconfigDocument,
-) -> Result<Yaml, KubeconfigError> {
+) -> Result<(Yaml, bool), KubeconfigError> {
     if output.is_empty() {
-        return Ok(document.alone());
+        return Ok((document.alone(), false));
     }
-    let existing = load_yaml(FileKind::Kubeconfig, file)?;
+    let existing: Yaml = load_yaml(FileKind::Kubeconfig, file)?;
     let others = if args.force {
         ForeignEntries::Replace
     } else {
         ForeignEntries::Keep
     };
     document
-        .merged_into(existing, others)
+        .merged_into(existing.clone(), others)
+        .map(|merged| {
+            let is_current = merged == existing;
+            (merged, is_current)
+        })
         .map_err(|source| KubeconfigError::Merge {
             file: file.to_owned(),
             source,

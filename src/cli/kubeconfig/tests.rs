@@ -97,7 +97,7 @@ fn names_namespace_and_token_are_copied() {
         }}])
     );
     assert_eq!(config["clusters"][0]["name"], "c1");
-    assert!(remarks.contains("holds a token"), "{remarks}");
+    assert!(remarks.contains("contains a token"), "{remarks}");
     assert!(!remarks.contains("certificate"), "{remarks}");
 }
 
@@ -120,7 +120,7 @@ fn exec_plugin_is_copied_with_an_absolute_path() {
             "interactiveMode": "Never",
         }}}])
     );
-    assert!(!remarks.contains("holds a token"), "{remarks}");
+    assert!(!remarks.contains("contains a token"), "{remarks}");
 }
 
 #[test]

@@ -127,7 +127,7 @@ fn bad_certificates() {
             "parameters",
             pem("DH PARAMETERS", "AAAA"),
             key(),
-            "certificate DIR/bad.crt: holds no certificate; put the certificate of the server and its issuers there as PEM",
+            "certificate DIR/bad.crt: contains no certificate; put the certificate of the server and its issuers there as PEM",
         ),
         (
             "version 1",
@@ -170,7 +170,7 @@ fn bad_keys() {
         (
             "text",
             "secret".to_owned(),
-            "key DIR/bad.key: holds no PEM block (`-----BEGIN …`); put the private key of the certificate there as PEM",
+            "key DIR/bad.key: contains no PEM block (`-----BEGIN …`); put the private key of the certificate there as PEM",
         ),
         (
             "encrypted",
@@ -232,7 +232,7 @@ fn bad_keys() {
         (
             "only parameters",
             pem("EC PARAMETERS", "AAAA"),
-            "key DIR/bad.key: holds no private key; put the private key of the certificate there as PEM",
+            "key DIR/bad.key: contains no private key; put the private key of the certificate there as PEM",
         ),
         (
             "der",
@@ -252,7 +252,7 @@ fn bad_keys() {
         (
             "text that begins with a zero",
             "0w".to_owned(),
-            "key DIR/bad.key: holds no PEM block (`-----BEGIN …`); put the private key of the certificate there as PEM",
+            "key DIR/bad.key: contains no PEM block (`-----BEGIN …`); put the private key of the certificate there as PEM",
         ),
         (
             "pfx",
@@ -284,7 +284,7 @@ fn bad_cluster_cas() {
         (
             "text",
             "hello".to_owned(),
-            "CA DIR/bad-ca.crt: holds no PEM block (`-----BEGIN …`); put the CA certificate of the cluster there as PEM",
+            "CA DIR/bad-ca.crt: contains no PEM block (`-----BEGIN …`); put the CA certificate of the cluster there as PEM",
         ),
         (
             "key",
@@ -325,9 +325,17 @@ fn bad_cluster_cas() {
             "CA DIR/bad-ca.crt: the PEM block that begins on line 1 is damaged; copy the whole file again",
         ),
         (
+            "text after end",
+            ca.pem().replace(
+                "-----END CERTIFICATE-----",
+                "-----END CERTIFICATE----- # our CA",
+            ),
+            "CA DIR/bad-ca.crt: line 10 has text after `-----END`; remove it",
+        ),
+        (
             "begin after other text",
             format!("our CA: {}{}", ca.pem(), other.pem()),
-            "CA DIR/bad-ca.crt: line 1 has other text before its `-----BEGIN`; put that at the start of a line",
+            "CA DIR/bad-ca.crt: line 1 has other text before its `-----BEGIN`; start a new line before `-----BEGIN`",
         ),
         (
             "garbage",

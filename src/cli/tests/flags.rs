@@ -56,7 +56,7 @@ fn bad_flags() {
         ),
         (
             "BOTH --workers many",
-            "--workers: `many` is not a whole number; write one without sign, unit or quotes",
+            "--workers: the value is not a whole number; write one without sign, unit or quotes",
         ),
         (
             "BOTH --workers 0",
@@ -64,7 +64,7 @@ fn bad_flags() {
         ),
         (
             "BOTH --drain-timeout 25",
-            "--drain-timeout: `25` is not a duration; write numbers with units, such as 500ms, 5s, 10m or 1h30m",
+            "--drain-timeout: the value is not a duration; write numbers with units, such as 500ms, 5s, 10m or 1h30m",
         ),
         (
             "BOTH --drain-timeout 9000h",
@@ -72,7 +72,7 @@ fn bad_flags() {
         ),
         (
             "BOTH --log-format xml",
-            "--log-format: `xml` is not a log format; write text or json",
+            "--log-format: the value is not a log format; write text or json",
         ),
         (
             "BOTH --log-level info,a=loud",
@@ -208,6 +208,10 @@ fn bad_upstream_urls() {
         (
             "https://10.0.0.1:+1",
             "--upstream: `https://10.0.0.1:+1` has no valid port; write a number from 1 to 65535 after the colon",
+        ),
+        (
+            "https://JQc8vR2mXpT7nLw4KsYb9ZfGh3DjA6uEoVqC1iNt5rM:6443",
+            "--upstream: `(hidden: may be a secret)` has a host that looks like a key or a token; write the name or address of the apiserver there",
         ),
         (
             "https://10.0.0.1/a/../b",

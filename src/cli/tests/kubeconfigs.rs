@@ -70,7 +70,7 @@ fn bad_kubeconfigs() {
         ),
         (
             "CLUSTER {server: 'https://10.0.0.1', certificate-authority-data: 'aGVsbG8='}",
-            "CA of cluster `c` in kubeconfig DIR/kubeconfig: holds no PEM block (`-----BEGIN …`); put the CA certificate of the cluster there as PEM",
+            "CA of cluster `c` in kubeconfig DIR/kubeconfig: contains no PEM block (`-----BEGIN …`); put the CA certificate of the cluster there as PEM",
         ),
         (
             "CLUSTER {server: 'https://10.0.0.1', certificate-authority: ca.crt, tls-server-name: 'a b'}",
@@ -145,7 +145,7 @@ fn bad_pods() {
         ),
         (
             in_a_pod(Path::new("/nowhere")),
-            "the pod's service account: there is no CA at /nowhere/ca.crt; mount the ConfigMap kube-root-ca.crt there, as config/kubernetes does, or give the apiserver and its CA",
+            "the pod's service account: there is no CA at /nowhere/ca.crt; mount the ConfigMap kube-root-ca.crt there, as config/kubernetes does, or name the apiserver with --upstream and its CA with --upstream-ca",
         ),
     ] {
         differences.compare(&format!("{env:?}"), fixture.sentence(CERT, &env), expected);

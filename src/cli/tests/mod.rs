@@ -171,7 +171,7 @@ fn each_error_has_its_exit_code() {
     assert_eq!(code(&AppError::from(config)), unusable);
     assert_eq!(code(&listen), unusable);
     assert_eq!(code(&run), format!("{:?}", ExitCode::from(1)));
-    assert_eq!(sentence(&run), "start worker 1: out of memory");
+    assert_eq!(sentence(&run), "cannot start worker 1: out of memory");
 }
 
 #[test]

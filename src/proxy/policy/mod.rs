@@ -129,10 +129,10 @@ pub enum Rejection {
     #[error("no cluster is configured for this host")]
     NotOurs,
     /// A scheme other than https.
-    #[error("scheme is not https")]
+    #[error("request scheme is not https")]
     Scheme,
     /// A target that is neither a path nor `*` with OPTIONS.
-    #[error("malformed request target")]
+    #[error("request target is not a path or contains `#`")]
     Target,
     /// A transfer coding other than a single `chunked`.
     #[error("transfer coding is not chunked")]

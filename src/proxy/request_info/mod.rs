@@ -6,9 +6,10 @@
 //! that the apiserver serves for them. Outer slashes are trimmed. Inner empty parts, `.` and `..` stay
 //! parts of the path, because the apiserver neither merges nor resolves them.
 //!
-//! It feeds logs, metrics and the status page, and says which response is a watch. It never decides whether a
-//! request may pass. The difference: the apiserver also takes the name of a list or watch from
-//! `fieldSelector=metadata.name=…`. It is left out here because a query string must not reach the log.
+//! It feeds logs, metrics and the status page, and says which responses are watches, which end between two
+//! events in a drain. It never decides whether a request may pass. The one difference: the apiserver also
+//! takes the name of a list or watch from `fieldSelector=metadata.name=…`. It is left out here because a query
+//! string must not reach the log.
 
 use std::borrow::Cow;
 
@@ -126,9 +127,15 @@ impl<'a> RequestInfo<'a> {
         }
     }
 
+    /// Whether the apiserver responds with a stream of events. The verb decides, even if the subresource has a metric label
+    /// of its own, as `exec` has.
+    pub(super) fn is_watch(&self) -> bool {
+        self.verb == "watch"
+    }
+
     /// The kind of response, if it may last for hours. An upgrade is not recognized here.
     pub(super) fn long_lived(&self, uri: &Uri) -> Option<LongLived> {
-        if self.verb == "watch" {
+        if self.is_watch() {
             Some(LongLived::Watch)
         } else if self.subresource.as_deref() == Some("log") && flag(uri, "follow") {
             Some(LongLived::Log)

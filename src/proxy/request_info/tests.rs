@@ -236,6 +236,25 @@ fn watches_and_followed_logs_are_long_lived() {
     }
 }
 
+/// Content of a watch ends between two events in a drain, and the subresource changes only its label in metrics.
+#[test]
+fn verb_alone_decides_whether_a_request_is_a_watch() {
+    for (target, expected) in [
+        ("/api/v1/watch/namespaces/a/pods/p/exec", true),
+        ("/api/v1/watch/namespaces/a/services/s/proxy", true),
+        ("/api/v1/pods?limit=1&watch=1", true),
+        ("/api/v1/pods?watch=false", false),
+        ("/api/v1/namespaces/a/pods/watch/log", false),
+        ("/api/v1/namespaces/a/pods/p/exec", false),
+    ] {
+        let uri = target.parse().unwrap();
+        let info = RequestInfo::new(&Method::GET, &uri);
+        assert_eq!(info.is_watch(), expected, "{target}");
+    }
+    let uri = "/api/v1/pods?watch=1".parse().unwrap();
+    assert!(!RequestInfo::new(&Method::POST, &uri).is_watch());
+}
+
 #[test]
 fn path_without_escapes_is_borrowed() {
     let uri: Uri = "/apis/apps/v1/namespaces/a/deployments/d/scale?watch=1"

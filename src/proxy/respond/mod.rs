@@ -183,7 +183,7 @@ fn rejected(rejection: Rejection) -> ErrorStatus {
              administrator of the proxy to add the name to its configuration",
         ),
         Rejection::Scheme => bad_request("the request's scheme is not https"),
-        Rejection::Target => bad_request("the request target is not a path, or it holds a `#`"),
+        Rejection::Target => bad_request("the request target is not a path, or it contains a `#`"),
         Rejection::TransferEncoding => {
             bad_request("the only supported Transfer-Encoding is chunked")
         }

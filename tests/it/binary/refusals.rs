@@ -65,7 +65,7 @@ async fn bad_flags_are_refused() {
         (
             "--drain-timeout",
             "soon",
-            &["--drain-timeout", "`soon` is not a duration"],
+            &["--drain-timeout", "the value is not a duration"],
         ),
         (
             "--log-format",

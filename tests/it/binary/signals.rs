@@ -59,7 +59,9 @@ async fn second_signal_closes_all_connections_immediately() {
         binary.signal(second).await;
         assert_eq!(binary.exit_code().await, Some(0), "{first} {second}");
         client.chunk().await.unwrap_err();
-        binary.wait_for_line("all connections are closed now").await;
+        binary
+            .wait_for_line("second stop signal; closing all connections")
+            .await;
         let line = binary.wait_for_line("stopped").await;
         assert!(line.contains("connections_closed=1"), "{line}");
     }
@@ -137,7 +139,7 @@ async fn each_reload_failure_is_logged_once() {
     // Many polls, each of which fails.
     tokio::time::sleep(Duration::from_millis(400)).await;
     std::fs::write(&key, "hello").unwrap();
-    binary.wait_for_line("holds no PEM block").await;
+    binary.wait_for_line("contains no PEM block").await;
     std::fs::write(&key, good).unwrap();
     binary.wait_for_line("reload works again").await;
     let lines = binary.stderr();
