@@ -73,7 +73,7 @@ impl H2Stream {
     ///
     /// # Errors
     ///
-    /// [`UpstreamError::is_unprocessed`] says whether the apiserver can have acted on the request.
+    /// [`UpstreamError::wants_another_connection`] says whether the request may be sent again.
     pub(in crate::upstream) async fn exchange(
         mut self,
         head: &Parts,

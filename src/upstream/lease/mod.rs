@@ -61,7 +61,9 @@ impl ClientLeases {
     ///
     /// # Errors
     ///
-    /// [`UpstreamError::is_unprocessed`] says whether the apiserver can have acted on the request.
+    /// No response came, and a second try was not allowed or failed too.
+    /// `UpstreamError::wants_another_connection` decides over HTTP/2 whether there is a second try, and
+    /// `ExchangeError::unsent` over HTTP/1.1.
     ///
     /// # Cancel safety
     ///
