@@ -2,7 +2,7 @@
 
 use http::{Request, Response};
 use standin::{
-    client::Http2,
+    client::{Http2, whole},
     frames::{END_STREAM, Frame, FrameConnection, encode_fields, kind},
     upstream::{Builder, RequestBody, channel, full},
     within,
@@ -57,7 +57,7 @@ async fn client_with_bad_token_ends_no_watch_of_another() {
         let (released, release) = watch::channel(false);
         let upstream = strict(&world, release).start().await;
         let proxy = world.proxy(upstream.address()).start();
-        let (good, bad) = (proxy.client().http2().await, proxy.client().http2().await);
+        let good = proxy.client().http2().await;
         let mut watches = Vec::new();
         for number in 0..50 {
             let request = get("/watch", "Bearer good");
@@ -67,11 +67,11 @@ async fn client_with_bad_token_ends_no_watch_of_another() {
             watches.push(watch);
             // Between the watches: a reused connection after a 401 would show.
             if number % 5 == 0 {
-                assert_eq!(status(&bad, token).await, 401);
+                assert_eq!(status(&proxy.client().http2().await, token).await, 401);
             }
         }
         for _ in 0..50 {
-            assert_eq!(status(&bad, token).await, 401);
+            assert_eq!(status(&proxy.client().http2().await, token).await, 401);
         }
         released.send(true).unwrap();
         for watch in &mut watches {
@@ -79,6 +79,120 @@ async fn client_with_bad_token_ends_no_watch_of_another() {
         }
         let of_watches = &upstream.connections()[0];
         assert_eq!(of_watches.requests, 50);
+    }
+}
+
+/// Cases 4, 5. The apiserver answers each such request with GOAWAY, so that its sender pays for a handshake. If
+/// the client kept its connection, the proxy would pay for it.
+#[tokio::test]
+async fn request_without_valid_token_ends_its_connection_but_no_watch() {
+    for token in ["", "Bearer bad"] {
+        let world = World::new();
+        let (released, release) = watch::channel(false);
+        let upstream = strict(&world, release).start().await;
+        let proxy = world.proxy(upstream.address()).start();
+        let client = proxy.client().http2().await;
+        let request = get("/watch", "Bearer good");
+        let (response, _) = client.begin(request, true).await.unwrap();
+        let mut watch = within("a watch", response).await.unwrap();
+        assert_eq!(data(&mut watch).await.unwrap(), "first");
+
+        assert_eq!(status(&client, token).await, 401);
+        assert_eq!(client.goaway().await, h2::Reason::NO_ERROR);
+        assert!(client.begin(get("/api", token), true).await.is_err());
+        let next = proxy.client().http2().await;
+        assert_eq!(status(&next, "Bearer good").await, 200);
+
+        released.send(true).unwrap();
+        assert_eq!(data(&mut watch).await.unwrap(), "second");
+        assert_eq!(whole(watch).await.unwrap().body, "");
+    }
+}
+
+/// The apiserver also answers anonymous requests with GOAWAY that it does not refuse with 401.
+#[tokio::test]
+async fn anonymous_request_ends_its_connection_whatever_the_status() {
+    for status_code in [200, 403] {
+        let world = World::new();
+        let upstream = world.apiserver().http(move |_| async move {
+            let response = Response::builder().status(status_code);
+            response
+                .header("connection", "close")
+                .body(full("ok"))
+                .unwrap()
+        });
+        let upstream = upstream.start().await;
+        let proxy = world.proxy(upstream.address()).start();
+        let client = proxy.client().http2().await;
+        let response = client.get("https://kube.test/api").await.unwrap();
+        assert_eq!(response.status, status_code);
+        assert_eq!(client.goaway().await, h2::Reason::NO_ERROR);
+    }
+}
+
+/// Without acknowledging the GOAWAY of the proxy, a client could send requests without end.
+#[tokio::test]
+async fn client_that_ignores_goaway_loses_its_connection() {
+    const STREAMS: u32 = 5;
+    let world = World::new();
+    let (_released, release) = watch::channel(false);
+    let upstream = strict(&world, release).start().await;
+    let proxy = world
+        .proxy(upstream.address())
+        .limits(|limits| limits.streams_per_connection = STREAMS)
+        .start();
+    let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
+    let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
+    let fields = [
+        (":method", "GET"),
+        (":scheme", "https"),
+        (":authority", HOST),
+        (":path", "/api"),
+        ("authorization", "Bearer bad"),
+    ];
+    let requests = async {
+        let mut answered = 0;
+        for stream in (1..).step_by(2) {
+            if wire.headers(stream, &fields, END_STREAM).await.is_err() {
+                break;
+            }
+            // Not `expect`, which acknowledges pings.
+            loop {
+                match wire.next().await {
+                    Ok(Some(frame)) if frame.kind == kind::HEADERS => break answered += 1,
+                    Ok(Some(_)) => {}
+                    Ok(None) | Err(_) => return answered,
+                }
+            }
+        }
+        answered
+    };
+    let answered = within("the end of the connection", requests).await;
+    assert!((1..=2 * STREAMS).contains(&answered), "{answered} requests");
+}
+
+/// Cases 4, 5. A client that repeats its bad token gets the answer of the apiserver each time, not an error that
+/// sounds as if the apiserver were down.
+#[tokio::test]
+async fn parallel_requests_with_bad_token_all_get_401() {
+    let world = World::new();
+    let (_released, release) = watch::channel(false);
+    let upstream = strict(&world, release).start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    for _ in 0..5 {
+        let client = proxy.client().http2().await;
+        let mut responses = Vec::new();
+        for _ in 0..100 {
+            let request = get("/api", "Bearer bad");
+            let Ok((response, _)) = client.begin(request, true).await else {
+                break;
+            };
+            responses.push(response);
+        }
+        assert!(!responses.is_empty());
+        for response in responses {
+            assert_eq!(within("a response", response).await.unwrap().status(), 401);
+        }
     }
 }
 

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use http::Response;
 use standin::{
-    client::Http2,
+    client::{Http2, whole},
     upstream::{Upstream, full},
+    within,
 };
 use tokio::net::TcpListener;
 
@@ -13,9 +14,17 @@ use crate::proxy::{APISERVER, HOST, World, data, watch_or_ok};
 
 const OK: &str = "https://kube.test/ok";
 const WATCH: &str = "https://kube.test/watch";
+const GOAWAY: &str = "https://kube.test/goaway";
 
 async fn get(client: &Http2) -> String {
     client.get(OK).await.unwrap().text()
+}
+
+/// Sends GET with a token and waits for the head. A GOAWAY for a request without one would reach the client.
+async fn open_with_token(client: &Http2, url: &str) -> Response<h2::RecvStream> {
+    let request = http::Request::get(url).header("authorization", "Bearer good");
+    let (response, _) = client.begin(request.body(()).unwrap(), true).await.unwrap();
+    within("the head of a response", response).await.unwrap()
 }
 
 /// The connection of each request, in order of arrival.
@@ -164,7 +173,8 @@ async fn connection_with_goaway_is_not_reused() {
         .await;
     let proxy = world.proxy(upstream.address()).start();
     let reused = is_reused_after(&upstream, &proxy, async |client| {
-        client.get("https://kube.test/goaway").await.unwrap();
+        let response = open_with_token(&client, GOAWAY).await;
+        assert_eq!(whole(response).await.unwrap().body, "ok");
         // Not even by the same client, which does not receive the GOAWAY.
         assert_eq!(get(&client).await, "ok");
         assert_eq!(connections(&upstream), [0, 1]);
@@ -200,8 +210,9 @@ async fn running_streams_complete_after_goaway() {
         .await;
     let proxy = world.proxy(upstream.address()).start();
     let client = proxy.client().http2().await;
-    let mut watch = client.open(WATCH).await.unwrap();
-    client.get("https://kube.test/goaway").await.unwrap();
+    let mut watch = open_with_token(&client, WATCH).await;
+    let response = open_with_token(&client, GOAWAY).await;
+    assert_eq!(whole(response).await.unwrap().body, "ok");
     for _ in 0..3 {
         assert_eq!(get(&client).await, "ok");
     }
@@ -209,7 +220,7 @@ async fn running_streams_complete_after_goaway() {
     events.send("still here").await.unwrap();
     assert_eq!(data(&mut watch).await.unwrap(), "still here");
     drop(events);
-    assert_eq!(standin::client::whole(watch).await.unwrap().body, "");
+    assert_eq!(whole(watch).await.unwrap().body, "");
 }
 
 #[tokio::test]
@@ -249,8 +260,8 @@ async fn connection_with_abandoned_upload_is_not_reused() {
             .begin(request.body(()).unwrap(), false)
             .await
             .unwrap();
-        let response = standin::within("the response", response).await.unwrap();
-        assert_eq!(standin::client::whole(response).await.unwrap().text(), "ok");
+        let response = within("the response", response).await.unwrap();
+        assert_eq!(whole(response).await.unwrap().text(), "ok");
         drop(upload);
     });
     assert!(!reused.await);
@@ -302,7 +313,7 @@ async fn connection_of_an_older_generation_is_not_reused() {
             assert_eq!(get(&client).await, "ok");
         }
     };
-    standin::within("a new connection", until_reloaded).await;
+    within("a new connection", until_reloaded).await;
     assert_eq!(get(&client).await, "ok");
     assert_eq!(get(&proxy.client().http2().await).await, "ok");
     let last_two: Vec<usize> = connections(&upstream).into_iter().rev().take(2).collect();
@@ -351,9 +362,7 @@ async fn client_beyond_the_stream_limit_gets_a_second_connection() {
     }
     let mut watches = Vec::new();
     for opening in opening {
-        let mut watch = standin::within("the head of a watch", opening)
-            .await
-            .unwrap();
+        let mut watch = within("the head of a watch", opening).await.unwrap();
         assert_eq!(data(&mut watch).await.unwrap(), "first");
         watches.push(watch);
     }
@@ -378,9 +387,7 @@ async fn one_dial_serves_a_burst_of_first_streams() {
         opening.push(client.begin(request, true).await.unwrap().0);
     }
     for opening in opening {
-        standin::within("the head of a watch", opening)
-            .await
-            .unwrap();
+        within("the head of a watch", opening).await.unwrap();
     }
     assert_eq!(upstream.connections().len(), 1);
 }

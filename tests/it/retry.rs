@@ -19,6 +19,8 @@ use tokio::{
 
 use crate::proxy::{HOST, World};
 
+/// How often a request is sent at most.
+const MAX_TRIES: usize = 7;
 const CANCEL: u32 = 8;
 const REFUSED_STREAM: u32 = 7;
 
@@ -132,7 +134,7 @@ async fn second_request(
 
 /// Case 6.
 #[tokio::test]
-async fn unprocessed_request_is_retried_once_on_a_new_connection() {
+async fn unprocessed_request_is_retried_on_a_new_connection() {
     for (outcome, case) in [(Outcome::Goaway, "goaway"), (Outcome::Refused, "refused")] {
         for (method, size) in [(Method::GET, 0), (Method::POST, 1024)] {
             let world = World::new();
@@ -185,7 +187,7 @@ async fn request_that_may_have_been_processed_is_not_retried() {
 
 /// Case 6.
 #[tokio::test]
-async fn request_that_is_refused_twice_gets_503() {
+async fn request_that_is_always_refused_gets_503() {
     let world = World::new();
     let upstream = world
         .apiserver()
@@ -202,7 +204,49 @@ async fn request_that_is_refused_twice_gets_503() {
     let response = client.get("https://kube.test/").await.unwrap();
     assert_eq!(response.status, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(response.headers["retry-after"], "1");
-    assert_eq!(upstream.connections().len(), 2);
+    assert_eq!(upstream.connections().len(), MAX_TRIES);
+}
+
+/// Cases 5, 6. The apiserver reads one request of each connection, and its 401 ends the connection for the others.
+#[tokio::test]
+async fn requests_that_meet_a_401_on_each_connection_all_get_401() {
+    const BURST: usize = 100;
+    let world = World::new();
+    let upstream = world
+        .apiserver()
+        .raw(|raw| async {
+            let mut wire = FrameConnection::server(raw.stream, &[(3, 100)])
+                .await
+                .unwrap();
+            let Ok((stream, body)) = request(&mut wire).await else {
+                return;
+            };
+            assert_eq!(body, "body");
+            // As Go does: the streams that came later are ignored.
+            drop(wire.goaway(stream, 0).await);
+            drop(
+                wire.headers(stream, &[(":status", "401")], END_STREAM)
+                    .await,
+            );
+            drop(wire.expect(kind::GOAWAY).await);
+        })
+        .start()
+        .await;
+    let proxy = world.proxy(upstream.address()).start();
+    let client = proxy.client().http2().await;
+    let mut requests = Vec::new();
+    for _ in 0..BURST {
+        let request =
+            http::Request::post("https://kube.test/").header("authorization", "Bearer bad");
+        let request = request.body(()).unwrap();
+        let (response, mut body) = client.begin(request, false).await.unwrap();
+        body.send_data("body".into(), true).unwrap();
+        requests.push(response);
+    }
+    for response in requests {
+        assert_eq!(within("a response", response).await.unwrap().status(), 401);
+    }
+    assert!(upstream.connections().len() <= BURST + MAX_TRIES);
 }
 
 #[tokio::test]

@@ -27,6 +27,7 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::PollSemaphore;
+use tracing::debug;
 
 pub(super) use monitor::fuzz;
 
@@ -39,8 +40,8 @@ use crate::{
     transport::{ReadAhead, WriteBatcher},
 };
 
-/// Serves one connection until it ends. Once the drain begins, or no stream was open for
-/// `timeouts.clientIdle`, the client gets a GOAWAY.
+/// Serves one connection until it ends. The client gets a GOAWAY once the drain begins, no stream was open for
+/// `timeouts.clientIdle`, or the apiserver has sent one because of a request without a valid credential.
 ///
 /// # Errors
 ///
@@ -57,11 +58,12 @@ pub(super) async fn serve(
     let max_header_list =
         (limits.uri_bytes + limits.header_bytes + fields.saturating_mul(FIELD_OVERHEAD))
             .saturating_mul(2);
-    let (count, mut open_streams) = watch::channel(0);
+    let max_streams = usize::try_from(limits.streams_per_connection).unwrap_or(usize::MAX);
+    let (count, mut streams) = watch::channel(Streams::default());
     let mut builder = http2::Builder::new(StreamTasks {
         drain: drain.clone(),
-        open: Arc::new(count),
-        max: usize::try_from(limits.streams_per_connection).unwrap_or(usize::MAX),
+        streams: Arc::new(count),
+        max: max_streams,
         connected: Arc::clone(&service.downstream.connected),
     });
     builder
@@ -81,6 +83,7 @@ pub(super) async fn serve(
         ClientMonitor::new(batcher.clone(), preface_timeout, max_header_list);
     let stream = tokio::io::join(reader, batcher.clone());
     let client_idle = service.shared.timeouts.client_idle;
+    let downstream = Arc::clone(&service.downstream);
     let goaway_timeout = service.shared.timeouts.client_ping_timeout;
     let respond = service_fn({
         let cut_targets = Arc::clone(&cut_targets);
@@ -110,25 +113,36 @@ pub(super) async fn serve(
         },
         () = drain.begun() => {}
         // A ping is not a request: without this, a client that only replies to pings would stay connected.
-        () = idle(&mut open_streams, client_idle) => {}
+        () = idle(&mut streams, client_idle) => {}
+        () = downstream.leases.unauthenticated() => {
+            debug!(client.address = %downstream.peer, "client gets GOAWAY after a request without a valid credential");
+        }
     }
     connection.as_mut().graceful_shutdown();
+    // Until the client has seen the GOAWAY it may use each of its streams once more.
+    let last_stream = streams.borrow().begun.saturating_add(max_streams);
+    let mut later_streams = streams.clone();
     tokio::select! {
         ended = poll_fn(|cx| batcher.drive(connection.as_mut(), cx)) => ended,
         // The client had time to close the connection and did not.
-        () = idle(&mut open_streams, goaway_timeout) => Ok(()),
+        () = idle(&mut streams, goaway_timeout) => Ok(()),
+        // h2 accepts new streams until the client has acknowledged the GOAWAY, which it may never do.
+        Ok(_) = later_streams.wait_for(|streams| streams.begun > last_stream) => {
+            debug!(client.address = %downstream.peer, "client ignores GOAWAY; its connection is closed");
+            Ok(())
+        }
         () = drain.deadline() => Ok(()),
     }
 }
 
 /// Returns once no stream was open for this long.
-async fn idle(open_streams: &mut watch::Receiver<usize>, limit: Duration) {
+async fn idle(streams: &mut watch::Receiver<Streams>, limit: Duration) {
     loop {
         // An error means that the connection is gone; it then ends by itself.
-        if open_streams.wait_for(|open| *open == 0).await.is_err() {
+        if streams.wait_for(|streams| streams.open == 0).await.is_err() {
             return pending().await;
         }
-        if timeout(limit, open_streams.changed()).await.is_err() {
+        if timeout(limit, streams.changed()).await.is_err() {
             return;
         }
     }
@@ -138,10 +152,19 @@ async fn idle(open_streams: &mut watch::Receiver<usize>, limit: Duration) {
 #[derive(Debug, Clone)]
 struct StreamTasks {
     drain: Drain,
-    open: Arc<watch::Sender<usize>>,
+    streams: Arc<watch::Sender<Streams>>,
     /// Streams that may be open at once.
     max: usize,
     connected: Arc<Connected>,
+}
+
+/// The streams of one connection.
+#[derive(Debug, Default)]
+struct Streams {
+    /// Those that are open now.
+    open: usize,
+    /// Those that have begun.
+    begun: usize,
 }
 
 pin_project! {
@@ -162,11 +185,11 @@ impl<F: Future> Future for StreamTask<F> {
 }
 
 /// Counts one open stream until dropped.
-struct StreamCount(Arc<watch::Sender<usize>>);
+struct StreamCount(Arc<watch::Sender<Streams>>);
 
 impl Drop for StreamCount {
     fn drop(&mut self) {
-        self.0.send_modify(|open| *open -= 1);
+        self.0.send_modify(|streams| streams.open -= 1);
     }
 }
 
@@ -176,13 +199,14 @@ where
     F::Output: Send + 'static,
 {
     fn execute(&self, stream: F) {
-        self.open.send_modify(|open| {
-            *open += 1;
-            if *open == self.max {
+        self.streams.send_modify(|streams| {
+            streams.open += 1;
+            streams.begun += 1;
+            if streams.open == self.max {
                 self.connected.counters().limits_hit.count(Limit::Streams);
             }
         });
-        let open = StreamCount(Arc::clone(&self.open));
+        let open = StreamCount(Arc::clone(&self.streams));
         self.drain.spawn(StreamTask { stream, open });
     }
 }

@@ -17,6 +17,7 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::Notify,
     time::Instant,
 };
 
@@ -28,6 +29,8 @@ pub(super) struct PeerState {
     last_stream: AtomicU32,
     last_written: AtomicU32,
     last_read: Mutex<Instant>,
+    /// Notified when the peer sends GOAWAY.
+    waiting_for_goaway: Mutex<Option<Arc<Notify>>>,
 }
 
 /// A byte stream whose frames are observed in both directions.
@@ -45,6 +48,18 @@ impl PeerState {
             last_stream: AtomicU32::new(NO_GOAWAY),
             last_written: AtomicU32::new(0),
             last_read: Mutex::new(Instant::now()),
+            waiting_for_goaway: Mutex::new(None),
+        }
+    }
+
+    /// Notifies `waiting` when the peer sends GOAWAY, or now if it has. Only the client that called last is
+    /// notified: a connection serves one client at a time.
+    pub(super) fn notify_of_goaway(&self, waiting: Arc<Notify>) {
+        let mut slot = lock(&self.waiting_for_goaway);
+        if self.is_going_away() {
+            waiting.notify_one();
+        } else {
+            *slot = Some(waiting);
         }
     }
 
@@ -67,6 +82,9 @@ impl PeerState {
     fn received(&self, frame: FrameHeader) {
         if let Some(last_stream) = frame.goaway {
             self.last_stream.fetch_min(last_stream, Ordering::AcqRel);
+            if let Some(waiting) = lock(&self.waiting_for_goaway).take() {
+                waiting.notify_one();
+            }
         }
     }
 
@@ -258,6 +276,10 @@ const NO_GOAWAY: u32 = u32::MAX;
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
     use super::*;
 
     fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
@@ -299,6 +321,28 @@ mod tests {
     fn payload_that_looks_like_a_goaway_is_not_one() {
         let inside = frame(0, &frame(GOAWAY, &[0, 0, 0, 1, 0, 0, 0, 0]));
         FrameScanner::default().scan(&inside, |frame| assert_eq!(frame.goaway, None));
+    }
+
+    /// Go may send the GOAWAY before or after the head of the 401 that causes it.
+    #[tokio::test]
+    async fn goaway_is_noticed_before_and_after_the_response() {
+        let goaway = FrameHeader {
+            kind: GOAWAY,
+            stream: 0,
+            goaway: Some(1),
+        };
+        for is_first in [true, false] {
+            let (peer, waiting) = (PeerState::new(), Arc::new(Notify::new()));
+            if is_first {
+                peer.received(goaway);
+            }
+            peer.notify_of_goaway(Arc::clone(&waiting));
+            if !is_first {
+                peer.received(goaway);
+            }
+            let noticed = timeout(Duration::from_secs(10), waiting.notified()).await;
+            noticed.unwrap();
+        }
     }
 
     #[test]

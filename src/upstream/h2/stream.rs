@@ -18,7 +18,7 @@ use h2::{
 };
 use http::{Request, Response, StatusCode, request::Parts};
 use hyper::body::{Frame, SizeHint};
-use tokio::task::AbortHandle;
+use tokio::{sync::Notify, task::AbortHandle};
 
 use super::H2State;
 use crate::{
@@ -213,6 +213,11 @@ impl H2Response {
     )]
     pub(in crate::upstream) fn size_hint(&self) -> SizeHint {
         SizeHint::default()
+    }
+
+    /// Notifies `waiting` once the peer has sent GOAWAY on the connection of this response.
+    pub(in crate::upstream) fn notify_of_goaway(&self, waiting: Arc<Notify>) {
+        self.guard.state.peer.notify_of_goaway(waiting);
     }
 
     fn finish(&mut self) {

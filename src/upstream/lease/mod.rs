@@ -16,9 +16,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Response, StatusCode, request::Parts};
+use http::{Response, StatusCode, header, request::Parts};
 use hyper::body::{Body, Frame, SizeHint};
-use tokio::{sync::Mutex, time::Instant};
+use tokio::{
+    sync::{Mutex, MutexGuard, Notify},
+    time::Instant,
+};
 use tracing::debug;
 
 pub(super) use table::{LeaseTable, LeasedH1};
@@ -31,7 +34,7 @@ use super::{
     h2::H2Response,
     request_body::Upload,
 };
-use crate::{metrics::LeaseEnd, text::error_chain};
+use crate::{hosts::UpstreamAddr, metrics::LeaseEnd, text::error_chain};
 use table::{Leased, Lookup};
 
 /// The upstream side of one downstream connection.
@@ -42,6 +45,8 @@ pub struct ClientLeases {
     /// Held while a dial runs. One dial serves all streams that wait for it, and its failure fails them
     /// all: a hundred streams must not wait for a dead apiserver one after the other.
     dialling: Mutex<Option<DialFailure>>,
+    /// Notified when [`ClientLeases::unauthenticated`] shall return.
+    unauthenticated: Arc<Notify>,
 }
 
 impl ClientLeases {
@@ -53,7 +58,18 @@ impl ClientLeases {
             context,
             table,
             dialling: Mutex::new(None),
+            unauthenticated: Arc::default(),
         }
+    }
+
+    /// Returns once the apiserver has sent GOAWAY on a connection of this client and has answered a request
+    /// there that had no valid credential.
+    ///
+    /// The apiserver sends this GOAWAY so that each such request costs its sender a TLS handshake. The client
+    /// connection must end too. Otherwise the proxy and the apiserver pay for all handshakes, and the client
+    /// for none.
+    pub async fn unauthenticated(&self) {
+        self.unauthenticated.notified().await;
     }
 
     /// Sends a request in the protocol it came in (`head.version`), and returns the response once its head
@@ -61,8 +77,8 @@ impl ClientLeases {
     ///
     /// # Errors
     ///
-    /// No response came, and a second try was not allowed or failed too.
-    /// `UpstreamError::wants_another_connection` decides over HTTP/2 whether there is a second try, and
+    /// No response came, and another try was not allowed or the last one failed too.
+    /// `UpstreamError::wants_another_connection` decides over HTTP/2 whether there is another try, and
     /// `ExchangeError::unsent` over HTTP/1.1.
     ///
     /// # Cancel safety
@@ -84,29 +100,56 @@ impl ClientLeases {
                 Box::pin(self.find_or_dial(cluster, wants_h2, None)).await?
             }
         };
-        let first_try = Instant::now();
-        let (head, upload) = match self.send_once(leased, head, upload).await {
-            Ok(response) => return refuse_unsolicited_101(response),
-            Err(FailedExchange { error, retry: None }) => return Err(error),
+        let tried = Instant::now();
+        match self.send_once(leased, head, upload).await {
+            Ok(response) => refuse_unsolicited_101(response),
+            Err(FailedExchange { error, retry: None }) => Err(error),
             Err(FailedExchange {
                 error,
-                retry: Some(retry),
+                retry: Some(request),
             }) => {
-                debug!(error = %error_chain(&error), "request is sent once more");
-                *retry
+                debug!(error = %error_chain(&error), "request is sent again");
+                Box::pin(self.send_again(cluster, wants_h2, request, tried)).await
             }
-        };
-        Box::pin(async {
-            // A newer connection: the cause that ended the first one may have ended all of its age.
-            let leased = self
-                .find_or_dial(cluster, wants_h2, Some(first_try))
-                .await?;
-            let result = self.send_once(leased, head, upload).await;
-            result
-                .map_err(|failed| failed.error)
-                .and_then(refuse_unsolicited_101)
-        })
-        .await
+        }
+    }
+
+    /// Sends a request again that was not processed when it was sent at `tried`.
+    ///
+    /// One 401 ends a connection for all requests that the apiserver has not read yet. When a client sends many
+    /// requests with a bad token at once, one request can meet several such connections. So each try uses a
+    /// newer connection, and the last one a connection of its own, which only its own response can end.
+    async fn send_again(
+        &self,
+        cluster: &Cluster,
+        wants_h2: bool,
+        mut request: Box<(Parts, Upload)>,
+        mut tried: Instant,
+    ) -> Result<Response<ResponseBody>, UpstreamError> {
+        let mut tries = 1;
+        loop {
+            tries += 1;
+            let leased = if wants_h2 && tries == MAX_TRIES {
+                self.dial_own(cluster).await?
+            } else {
+                self.find_or_dial(cluster, wants_h2, Some(tried)).await?
+            };
+            // A new connection over HTTP/1.1 serves this request alone already.
+            let is_last = tries == MAX_TRIES || matches!(leased, Leased::H1(_));
+            tried = Instant::now();
+            let (head, upload) = *request;
+            match self.send_once(leased, head, upload).await {
+                Ok(response) => return refuse_unsolicited_101(response),
+                Err(FailedExchange {
+                    error,
+                    retry: Some(again),
+                }) if !is_last => {
+                    debug!(error = %error_chain(&error), tries, "request is sent again");
+                    request = again;
+                }
+                Err(failed) => return Err(failed.error),
+            }
+        }
     }
 
     /// Sends an upgrade request on an HTTP/1.1 connection of its own, which is never used again.
@@ -152,31 +195,34 @@ impl ClientLeases {
             Lookup::MustDial => {}
         }
         let asked = Instant::now();
-        let mut last_failure = self.dialling.lock().await;
+        let turn = self.dialling.lock().await;
         // Again: the dial that held the lock may have made a connection.
         match self.table.find(cluster.id, wants_h2, newer_than) {
             Lookup::Found(leased) => return Ok(leased),
             Lookup::MustDialH1 => {
-                drop(last_failure);
+                drop(turn);
                 return self.dial(cluster, wants_h2).await;
             }
             Lookup::MustDial => {}
         }
-        if let Some(failure) = &*last_failure
-            && failure.at >= asked
-            && failure.cluster == cluster.id
-        {
-            return Err(UpstreamError::Shared(Arc::clone(&failure.error)));
-        }
-        self.dial(cluster, wants_h2).await.map_err(|error| {
-            let error = Arc::new(error);
-            *last_failure = Some(DialFailure {
-                at: Instant::now(),
-                cluster: cluster.id,
-                error: Arc::clone(&error),
-            });
-            UpstreamError::Shared(error)
-        })
+        take_turn(turn, cluster, asked, self.dial(cluster, wants_h2)).await
+    }
+
+    /// A new connection that no other request of this client gets. Such dials also wait for each other, so that
+    /// one client causes one handshake at a time.
+    async fn dial_own(&self, cluster: &Cluster) -> Result<Leased, UpstreamError> {
+        let asked = Instant::now();
+        let turn = self.dialling.lock().await;
+        let dial = async {
+            let connection = dial::connect(&self.context, cluster, &cluster.tls.h2).await?;
+            let endpoint = connection.address();
+            let leased = match connection {
+                Connection::H2(connection) => connection.take_stream().map(Leased::H2),
+                h1 @ Connection::H1(_) => self.table.add(cluster.id, h1, true),
+            };
+            leased.ok_or_else(|| accepts_no_request(endpoint))
+        };
+        take_turn(turn, cluster, asked, dial).await
     }
 
     async fn dial(&self, cluster: &Cluster, wants_h2: bool) -> Result<Leased, UpstreamError> {
@@ -188,10 +234,7 @@ impl ClientLeases {
         let connection = dial::connect(&self.context, cluster, config).await?;
         let endpoint = connection.address();
         let leased = self.table.add(cluster.id, connection, wants_h2);
-        leased.ok_or_else(|| UpstreamError::Connect {
-            endpoint,
-            source: io::Error::other("the new connection accepts no request"),
-        })
+        leased.ok_or_else(|| accepts_no_request(endpoint))
     }
 
     async fn send_once(
@@ -205,7 +248,13 @@ impl ClientLeases {
             Leased::H2(stream) => stream
                 .exchange(&head, &mut upload, drain)
                 .await
-                .map(ResponseBody::from_h2)
+                .map(|response| {
+                    if is_unauthenticated(&head, response.status()) {
+                        let waiting = Arc::clone(&self.unauthenticated);
+                        response.body().notify_of_goaway(waiting);
+                    }
+                    ResponseBody::from_h2(response)
+                })
                 .map_err(|error| {
                     let retry = if error.wants_another_connection() {
                         upload.rewind().map(|upload| Box::new((head, upload)))
@@ -316,6 +365,43 @@ struct FailedExchange {
     retry: Option<Box<(Parts, Upload)>>,
 }
 
+/// Runs `dial`, unless another dial of this cluster has failed since `asked`. Holds `turn` until the dial ends.
+async fn take_turn(
+    mut turn: MutexGuard<'_, Option<DialFailure>>,
+    cluster: &Cluster,
+    asked: Instant,
+    dial: impl Future<Output = Result<Leased, UpstreamError>>,
+) -> Result<Leased, UpstreamError> {
+    if let Some(failure) = &*turn
+        && failure.at >= asked
+        && failure.cluster == cluster.id
+    {
+        return Err(UpstreamError::Shared(Arc::clone(&failure.error)));
+    }
+    dial.await.map_err(|error| {
+        let error = Arc::new(error);
+        *turn = Some(DialFailure {
+            at: Instant::now(),
+            cluster: cluster.id,
+            error: Arc::clone(&error),
+        });
+        UpstreamError::Shared(error)
+    })
+}
+
+fn accepts_no_request(endpoint: UpstreamAddr) -> UpstreamError {
+    UpstreamError::Connect {
+        endpoint,
+        source: io::Error::other("the new connection accepts no request"),
+    }
+}
+
+/// Whether the apiserver ends an HTTP/2 connection after this response (`UnauthenticatedHTTP2DOSMitigation`): it
+/// does so after each 401, and after each response to an anonymous request, whatever its status.
+fn is_unauthenticated(request: &Parts, status: StatusCode) -> bool {
+    status == StatusCode::UNAUTHORIZED || !request.headers.contains_key(header::AUTHORIZATION)
+}
+
 /// hyper would switch protocols on any 101; here a 101 is no response to a request that asked for no upgrade.
 fn refuse_unsolicited_101(
     response: Response<ResponseBody>,
@@ -325,6 +411,10 @@ fn refuse_unsolicited_101(
     }
     Ok(response)
 }
+
+/// How often a request is sent at most while the apiserver provably does not process it: as often as Go's HTTP/2
+/// client does.
+const MAX_TRIES: u32 = 7;
 
 #[cfg(test)]
 mod tests;
