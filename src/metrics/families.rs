@@ -121,11 +121,13 @@ families! {
         "Time of the last reload that found a change, valid or not, in Unix time.";
     LIMITS_HIT = Counter "kube_tls_proxy_limits_hit_total"
         ["limit": "`connections` (a client waits), `handshakes` (a handshake waits), `header_fields`, `header_bytes`, \
-            `uri_bytes` (answered with 431 or 414), `streams` (a client has the maximum open)"]
-        "How often a configured limit was reached.";
+            `uri_bytes` (answered with 431 or 414), `streams` (a client has the maximum open), \
+            `upstream_connections` (a client connection uses the maximum; answered with 503), \
+            `replay_copies` (a request was sent without a copy, so the proxy cannot send it again)"]
+        "How often a limit was reached.";
     ERRORS = Counter "kube_tls_proxy_errors_total"
-        ["reason": "`rejected`, `no_endpoint`, `connect`, `connect_timeout`, `handshake`, `verify`, `unprocessed`, \
-            `lost`, `upload`, `protocol`"]
+        ["reason": "`rejected`, `no_endpoint`, `upstream_connections`, `connect`, `connect_timeout`, `handshake`, `verify`, \
+            `unprocessed`, `lost`, `upload`, `protocol`"]
         "Error responses of the proxy itself, in place of a response of the apiserver.";
     LOG_LINES_DROPPED = Counter "kube_tls_proxy_log_lines_dropped_total" []
         "Log lines that were dropped because the reader of the log was too slow.";

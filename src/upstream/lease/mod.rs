@@ -32,9 +32,9 @@ use super::{
     dial,
     h1::{self, H1Connection, H1Response},
     h2::H2Response,
-    request_body::Upload,
+    request_body::{ClientReplayBudget, Upload},
 };
-use crate::{hosts::UpstreamAddr, metrics::LeaseEnd, text::error_chain};
+use crate::{config::Limits, hosts::UpstreamAddr, metrics::LeaseEnd, text::error_chain};
 use table::{Leased, Lookup};
 
 /// The upstream side of one downstream connection.
@@ -42,9 +42,13 @@ use table::{Leased, Lookup};
 pub struct ClientLeases {
     context: Arc<UpstreamContext>,
     table: Arc<LeaseTable>,
+    replay_budget: Arc<ClientReplayBudget>,
     /// Held while a dial runs. One dial serves all streams that wait for it, and its failure fails them
     /// all: a hundred streams must not wait for a dead apiserver one after the other.
     dialling: Mutex<Option<DialFailure>>,
+    /// Held while a request has its last try. Its connection counts like any other, so that many last tries at
+    /// once would exceed the bound.
+    last_try: Mutex<()>,
     /// Notified when [`ClientLeases::unauthenticated`] shall return.
     unauthenticated: Arc<Notify>,
 }
@@ -53,11 +57,18 @@ impl ClientLeases {
     /// Leases that hold no connection yet.
     #[must_use]
     pub fn new(context: Arc<UpstreamContext>) -> Self {
-        let table = LeaseTable::new(Arc::clone(&context.idle));
+        let table = LeaseTable::new(Arc::clone(&context.idle), max_connections(&context.limits));
+        let replay_budget = ClientReplayBudget::new(
+            &context.limits,
+            Arc::clone(&context.replay_budget),
+            Arc::clone(&context.counters),
+        );
         Self {
             context,
             table,
+            replay_budget: Arc::new(replay_budget),
             dialling: Mutex::new(None),
+            last_try: Mutex::new(()),
             unauthenticated: Arc::default(),
         }
     }
@@ -91,11 +102,12 @@ impl ClientLeases {
         body: RequestBody,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
         let wants_h2 = head.version == http::Version::HTTP_2;
-        let upload = Upload::new(body, self.context.limits.replay_bytes);
+        let upload = Upload::new(body, &self.replay_budget);
         let leased = match self.table.find(cluster.id, wants_h2, None) {
             Lookup::Found(leased) => leased,
             // On the heap, because it is rare: the future of each stream is as large as the largest future that it
             // awaits.
+            Lookup::Full => return Err(self.too_many_connections()),
             Lookup::MustDial | Lookup::MustDialH1 => {
                 Box::pin(self.find_or_dial(cluster, wants_h2, None)).await?
             }
@@ -127,10 +139,13 @@ impl ClientLeases {
         mut tried: Instant,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
         let mut tries = 1;
+        let mut _turn = None;
         loop {
             tries += 1;
             let leased = if wants_h2 && tries == MAX_TRIES {
-                self.dial_own(cluster).await?
+                let asked = Instant::now();
+                _turn = Some(self.last_try.lock().await);
+                self.dial_own(cluster, asked).await?
             } else {
                 self.find_or_dial(cluster, wants_h2, Some(tried)).await?
             };
@@ -191,6 +206,7 @@ impl ClientLeases {
         // Again for a first try, because a retry comes here directly.
         match self.table.find(cluster.id, wants_h2, newer_than) {
             Lookup::Found(leased) => return Ok(leased),
+            Lookup::Full => return Err(self.too_many_connections()),
             Lookup::MustDialH1 => return self.dial(cluster, wants_h2).await,
             Lookup::MustDial => {}
         }
@@ -199,6 +215,7 @@ impl ClientLeases {
         // Again: the dial that held the lock may have made a connection.
         match self.table.find(cluster.id, wants_h2, newer_than) {
             Lookup::Found(leased) => return Ok(leased),
+            Lookup::Full => return Err(self.too_many_connections()),
             Lookup::MustDialH1 => {
                 drop(turn);
                 return self.dial(cluster, wants_h2).await;
@@ -208,21 +225,25 @@ impl ClientLeases {
         take_turn(turn, cluster, asked, self.dial(cluster, wants_h2)).await
     }
 
-    /// A new connection that no other request of this client gets. Such dials also wait for each other, so that
-    /// one client causes one handshake at a time.
-    async fn dial_own(&self, cluster: &Cluster) -> Result<Leased, UpstreamError> {
-        let asked = Instant::now();
+    /// A new connection that no other request of this client gets. Fails like a dial that failed after `asked`.
+    async fn dial_own(&self, cluster: &Cluster, asked: Instant) -> Result<Leased, UpstreamError> {
         let turn = self.dialling.lock().await;
+        if !self.table.make_room_for_h2() {
+            return Err(self.too_many_connections());
+        }
         let dial = async {
             let connection = dial::connect(&self.context, cluster, &cluster.tls.h2).await?;
             let endpoint = connection.address();
-            let leased = match connection {
-                Connection::H2(connection) => connection.take_stream().map(Leased::H2),
-                h1 @ Connection::H1(_) => self.table.add(cluster.id, h1, true),
-            };
+            let leased = self.table.add_own(cluster.id, connection);
             leased.ok_or_else(|| accepts_no_request(endpoint))
         };
         take_turn(turn, cluster, asked, dial).await
+    }
+
+    fn too_many_connections(&self) -> UpstreamError {
+        UpstreamError::TooManyConnections {
+            max: max_connections(&self.context.limits),
+        }
     }
 
     async fn dial(&self, cluster: &Cluster, wants_h2: bool) -> Result<Leased, UpstreamError> {
@@ -257,7 +278,8 @@ impl ClientLeases {
                 })
                 .map_err(|error| {
                     let retry = if error.wants_another_connection() {
-                        upload.rewind().map(|upload| Box::new((head, upload)))
+                        let upload = upload.rewind(&self.replay_budget);
+                        upload.map(|upload| Box::new((head, upload)))
                     } else {
                         None
                     };
@@ -278,10 +300,9 @@ impl ClientLeases {
                     .map(ResponseBody::from_h1)
                     .map_err(|failed| FailedExchange {
                         error: failed.error,
-                        retry: failed.unsent.map(|(head, body)| {
-                            let upload = Upload::new(body, self.context.limits.replay_bytes);
-                            Box::new((head, upload))
-                        }),
+                        retry: failed
+                            .unsent
+                            .map(|(head, body)| Box::new((head, Upload::without_copy(body)))),
                     })
             }
         }
@@ -415,6 +436,22 @@ fn refuse_unsolicited_101(
 /// How often a request is sent at most while the apiserver provably does not process it: as often as Go's HTTP/2
 /// client does.
 const MAX_TRIES: u32 = 7;
+/// How many HTTP/2 connections one client connection may hold, retired ones included.
+///
+/// Connections over HTTP/1.1 need no bound of their own: each serves one request, of which a client has at
+/// most `limits.streamsPerConnection` open, and an idle one is used before another is dialled.
+fn max_connections(limits: &Limits) -> usize {
+    let streams = usize::try_from(limits.streams_per_connection).unwrap_or(usize::MAX);
+    MAX_RETIRED_CONNECTIONS + streams.div_ceil(STREAMS_PER_CONNECTION)
+}
+
+/// Connections that only finish their streams, after GOAWAY for example. A client without a token could
+/// otherwise hold one for each of its streams: it opens a watch, and the 401 to its next request comes with a
+/// GOAWAY. An honest client needs some: with `--goaway-chance=0.001`, 20 requests a second retire one in 50 s,
+/// and the watches on it last for up to 10 minutes.
+const MAX_RETIRED_CONNECTIONS: usize = 16;
+/// What kube-apiserver allows.
+const STREAMS_PER_CONNECTION: usize = 100;
 
 #[cfg(test)]
 mod tests;
