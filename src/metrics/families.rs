@@ -121,8 +121,9 @@ families! {
         "Time of the last reload that found a change, valid or not, in Unix time.";
     LIMITS_HIT = Counter "kube_tls_proxy_limits_hit_total"
         ["limit": "`connections` (a client waits), `handshakes` (a handshake waits), `header_fields`, `header_bytes`, \
-            `uri_bytes` (answered with 431 or 414), `streams` (a client has the maximum open)"]
-        "How often a configured limit was reached.";
+            `uri_bytes` (answered with 431 or 414), `streams` (a client has the maximum open), \
+            `client_stall` (a client did not read a response for 60 s, so its stream was reset)"]
+        "How often a limit was reached.";
     ERRORS = Counter "kube_tls_proxy_errors_total"
         ["reason": "`rejected`, `no_endpoint`, `connect`, `connect_timeout`, `handshake`, `verify`, `unprocessed`, \
             `lost`, `upload`, `protocol`"]

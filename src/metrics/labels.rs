@@ -203,5 +203,7 @@ label! {
         UriBytes = "uri_bytes",
         /// `limits.streamsPerConnection`: a client has that many streams open.
         Streams = "streams",
+        /// A client did not read a response for 60 s: its stream was reset.
+        ClientStall = "client_stall",
     }
 }
