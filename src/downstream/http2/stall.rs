@@ -442,8 +442,11 @@ mod tests {
         let (mut response, counters) = open(4, body).await;
         for event in ["event", "another"] {
             let mut received = 0;
-            sender.send(event.into()).unwrap();
-            while received < event.len() {
+            // The second of them waits in hyper.
+            for _ in 0..2 {
+                sender.send(event.into()).unwrap();
+            }
+            while received < 2 * event.len() {
                 let data = response.body_mut().data().await.unwrap().unwrap();
                 let mut flow = response.body_mut().flow_control().clone();
                 // Late, so that the rest of the event waits for the window.
