@@ -1,7 +1,7 @@
 //! Resets a response whose client has not read for [`CLIENT_STALL`] while data for it was pending.
 //!
 //! Neither hyper nor h2 limits how long a response waits for the window of its client. A client that opens no
-//! window would keep the memory of a hundred responses per connection for ever.
+//! window would keep the memory of a hundred responses per connection until it leaves.
 //!
 //! Only pending data counts: a watch whose apiserver sends nothing stays open. hyper asks the body for the next
 //! frame as soon as h2 has taken the one before. So a body that has yielded a frame and was not asked for
@@ -42,13 +42,13 @@ enum BodyPoll {
     /// It waits for the apiserver.
     WaitsForServer,
     /// It can yield no frame before the client has read.
-    WaitsForClient(Option<Accepted>),
+    WaitsForClient(Option<ReadFlag>),
     /// It yielded a frame, so h2 has taken the one before.
-    Yielded(Option<Accepted>),
+    Yielded(Option<ReadFlag>),
 }
 
 /// Set whenever h2 writes some data of this response. h2 writes only what the window of the client allows.
-type Accepted = Arc<AtomicBool>;
+type ReadFlag = Arc<AtomicBool>;
 
 /// A body that may have to wait for its client before it yields a frame.
 pub(super) trait PacedBody: Body<Data = Bytes> {
@@ -64,44 +64,44 @@ pub(super) trait PacedBody: Body<Data = Bytes> {
 pub(super) struct StallReport<B: PacedBody> {
     body: B,
     /// Made with the first frame that another one follows, because most responses have one frame.
-    accepted: Option<Accepted>,
+    read_flag: Option<ReadFlag>,
 }
 
 impl<B: PacedBody> StallReport<B> {
     pub(super) fn new(body: B) -> Self {
         Self {
             body,
-            accepted: None,
+            read_flag: None,
         }
     }
 }
 
 impl<B: PacedBody + Unpin> Body for StallReport<B> {
-    type Data = Chunk;
+    type Data = TrackedData;
     type Error = B::Error;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Chunk>, B::Error>>> {
+    ) -> Poll<Option<Result<Frame<TrackedData>, B::Error>>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.body).poll_frame(cx);
-        if polled.is_ready() && this.accepted.is_none() && !this.body.is_end_stream() {
-            this.accepted = Some(Accepted::default());
+        if polled.is_ready() && this.read_flag.is_none() && !this.body.is_end_stream() {
+            this.read_flag = Some(ReadFlag::default());
         }
         LAST_POLL.set(Some(if polled.is_ready() {
-            BodyPoll::Yielded(this.accepted.clone())
+            BodyPoll::Yielded(this.read_flag.clone())
         } else if this.body.waits_for_client() {
-            BodyPoll::WaitsForClient(this.accepted.clone())
+            BodyPoll::WaitsForClient(this.read_flag.clone())
         } else {
             BodyPoll::WaitsForServer
         }));
         polled.map(|frame| {
             frame.map(|frame| {
                 frame.map(|frame| {
-                    frame.map_data(|data| Chunk {
+                    frame.map_data(|data| TrackedData {
                         data,
-                        accepted: this.accepted.clone(),
+                        read_flag: this.read_flag.clone(),
                     })
                 })
             })
@@ -127,12 +127,12 @@ impl<B: PacedBody> Drop for StallReport<B> {
 
 /// The data of a frame. It notes when h2 writes a part of it.
 #[derive(Debug)]
-pub(super) struct Chunk {
+pub(super) struct TrackedData {
     data: Bytes,
-    accepted: Option<Accepted>,
+    read_flag: Option<ReadFlag>,
 }
 
-impl Buf for Chunk {
+impl Buf for TrackedData {
     fn remaining(&self) -> usize {
         self.data.remaining()
     }
@@ -143,8 +143,8 @@ impl Buf for Chunk {
 
     fn advance(&mut self, count: usize) {
         self.data.advance(count);
-        if let Some(accepted) = &self.accepted {
-            accepted.store(true, Ordering::Relaxed);
+        if let Some(read_flag) = &self.read_flag {
+            read_flag.store(true, Ordering::Relaxed);
         }
     }
 }
@@ -156,7 +156,7 @@ pin_project! {
         #[pin]
         stream: Option<F>,
         // Made when the stream first waits for the client, because most streams never do.
-        watchdog: Option<Box<Watchdog>>,
+        clock: Option<Box<StallClock>>,
         connected: Arc<Connected>,
     }
 }
@@ -165,7 +165,7 @@ impl<F> StallGuard<F> {
     pub(super) fn new(stream: F, connected: Arc<Connected>) -> Self {
         Self {
             stream: Some(stream),
-            watchdog: None,
+            clock: None,
             connected,
         }
     }
@@ -183,21 +183,21 @@ impl<F: Future> Future for StallGuard<F> {
         if stream.poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        match (LAST_POLL.take(), &mut *this.watchdog) {
-            (Some(polled), Some(watchdog)) => watchdog.body_was_polled(polled),
+        match (LAST_POLL.take(), &mut *this.clock) {
+            (Some(polled), Some(clock)) => clock.body_was_polled(polled),
             (
-                Some(BodyPoll::WaitsForClient(accepted) | BodyPoll::Yielded(accepted)),
-                watchdog @ None,
-            ) => *watchdog = Some(Box::new(Watchdog::new(accepted))),
+                Some(BodyPoll::WaitsForClient(read_flag) | BodyPoll::Yielded(read_flag)),
+                clock @ None,
+            ) => *clock = Some(Box::new(StallClock::new(read_flag))),
             // If the body was not polled, the stream waits for the same side as before.
             (Some(BodyPoll::WaitsForServer), None) | (None, _) => {}
         }
-        while let Some(watchdog) = this.watchdog
-            && watchdog.tick.as_mut().poll(cx).is_ready()
+        while let Some(clock) = this.clock
+            && clock.tick.as_mut().poll(cx).is_ready()
         {
-            if !watchdog.waits_for_client {
-                *this.watchdog = None;
-            } else if watchdog.has_stalled() {
+            if !clock.waits_for_client {
+                *this.clock = None;
+            } else if clock.has_stalled() {
                 this.connected
                     .counters()
                     .limits_hit
@@ -214,49 +214,49 @@ impl<F: Future> Future for StallGuard<F> {
     }
 }
 
-/// Counts how long a client has accepted no data.
-struct Watchdog {
-    /// Not set anew for each frame: a download that keeps up with nothing would set it thousands of times.
+/// Counts how long a client has read no data.
+struct StallClock {
+    /// Not reset for each frame, because a large download waits for its client thousands of times.
     tick: Pin<Box<Sleep>>,
     waits_for_client: bool,
     /// The client has read something since the last tick.
     has_read: bool,
-    accepted: Option<Accepted>,
+    read_flag: Option<ReadFlag>,
     /// Ticks in a row between which the client read nothing.
     silent_ticks: u32,
 }
 
-impl Watchdog {
-    fn new(accepted: Option<Accepted>) -> Self {
+impl StallClock {
+    fn new(read_flag: Option<ReadFlag>) -> Self {
         Self {
             tick: Box::pin(sleep(TICK)),
             waits_for_client: true,
             has_read: false,
-            accepted,
+            read_flag,
             silent_ticks: 0,
         }
     }
 
     fn body_was_polled(&mut self, polled: BodyPoll) {
-        let (waits_for_client, accepted) = match polled {
+        let (waits_for_client, read_flag) = match polled {
             BodyPoll::WaitsForServer => (false, None),
-            BodyPoll::WaitsForClient(accepted) => (true, accepted),
-            BodyPoll::Yielded(accepted) => {
+            BodyPoll::WaitsForClient(read_flag) => (true, read_flag),
+            BodyPoll::Yielded(read_flag) => {
                 self.has_read = true;
-                (true, accepted)
+                (true, read_flag)
             }
         };
         // A wait that begins between two ticks begins with the next one.
         self.has_read |= !self.waits_for_client;
         self.waits_for_client = waits_for_client;
-        self.accepted = accepted;
+        self.read_flag = read_flag;
     }
 
     /// Called at each tick: whether the client has read nothing for [`CLIENT_STALL`].
     fn has_stalled(&mut self) -> bool {
-        let accepted = self.accepted.as_ref();
-        let accepted = accepted.is_some_and(|accepted| accepted.swap(false, Ordering::Relaxed));
-        if mem::take(&mut self.has_read) || accepted {
+        let read_flag = self.read_flag.as_ref();
+        let was_written = read_flag.is_some_and(|flag| flag.swap(false, Ordering::Relaxed));
+        if mem::take(&mut self.has_read) || was_written {
             self.silent_ticks = 0;
         } else {
             self.silent_ticks += 1;
@@ -266,8 +266,7 @@ impl Watchdog {
     }
 }
 
-/// How long a client may accept no data that is pending. Longer than a reader of lists pauses, as nginx's
-/// `send_timeout`.
+/// How long a client may leave pending data unread (60 s in nginx, too: `send_timeout`).
 const CLIENT_STALL: Duration = Duration::from_secs(60);
 const TICKS: u32 = 4;
 /// The reset comes at most this much later.
