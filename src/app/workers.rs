@@ -24,7 +24,7 @@ use crate::{
     heartbeat::{Heartbeats, WorkerHeartbeat},
     listener::{Accepted, Listener, Owner},
     metrics::{Counters, Metrics},
-    upstream::UpstreamContext,
+    upstream::{ReplayBudget, UpstreamContext},
 };
 
 /// Makes a proxy stop faster. Before the stop signal a call only takes effect later. Clones act on the same
@@ -65,6 +65,7 @@ impl Workers {
         heartbeats: &Heartbeats,
     ) -> Result<Self, AppError> {
         let connections = Arc::new(Semaphore::new(shared.limits.connections));
+        let replay_budget = Arc::new(ReplayBudget::of_process());
         let (sender, ended) = mpsc::unbounded_channel();
         // Dropped on an error below, it ends the workers that have started.
         let mut workers = Self {
@@ -77,6 +78,7 @@ impl Workers {
                 owner,
                 shared: Arc::clone(shared),
                 connections: Arc::clone(&connections),
+                replay_budget: Arc::clone(&replay_budget),
                 drain: Drain::new(),
                 counters,
             };
@@ -205,6 +207,7 @@ struct Worker {
     owner: Owner,
     shared: Arc<Shared>,
     connections: Arc<Semaphore>,
+    replay_budget: Arc<ReplayBudget>,
     drain: Drain,
     counters: Arc<Counters>,
 }
@@ -223,7 +226,8 @@ impl Worker {
             let (limits, timeouts) = (&self.shared.limits, &self.shared.timeouts);
             let context =
                 UpstreamContext::new(limits.clone(), timeouts.clone(), self.drain.clone())
-                    .counting(Arc::clone(&self.counters));
+                    .counting(Arc::clone(&self.counters))
+                    .sharing(Arc::clone(&self.replay_budget));
             let context = Arc::new(context);
             for socket in sockets {
                 let listener = Listener::new(

@@ -157,6 +157,8 @@ label! {
         Rejected = "rejected",
         /// No address of the apiserver is known.
         NoEndpoint = "no_endpoint",
+        /// The client holds all upstream connections that it may hold.
+        UpstreamConnections = "upstream_connections",
         /// The TCP connection failed.
         Connect = "connect",
         /// The connection took too long.
@@ -203,6 +205,10 @@ label! {
         UriBytes = "uri_bytes",
         /// `limits.streamsPerConnection`: a client has that many streams open.
         Streams = "streams",
+        /// A client holds all upstream connections that it may hold: answered with 503.
+        UpstreamConnections = "upstream_connections",
+        /// Copies of request bodies use all memory that they may use: a request is sent without a copy.
+        ReplayCopies = "replay_copies",
         /// A client did not read a response for 60 s: its stream was reset.
         ClientStall = "client_stall",
     }

@@ -47,9 +47,7 @@ impl Error {
 /// Counts an error, keeps it for the status page, and logs its cause unless this client has filled its
 /// share of the log already.
 pub(super) fn record(error: &Error, connected: &Connected) {
-    if let Error::Rejected(rejection) = error
-        && let Some(limit) = exceeded_limit(*rejection)
-    {
+    if let Some(limit) = exceeded_limit(error) {
         connected.counters().limits_hit.count(limit);
     }
     let Some(suppressed) =
@@ -73,6 +71,7 @@ pub(super) fn record(error: &Error, connected: &Connected) {
 fn upstream_reason(error: &UpstreamError) -> ErrorReason {
     match error {
         UpstreamError::NoEndpoint { .. } => ErrorReason::NoEndpoint,
+        UpstreamError::TooManyConnections { .. } => ErrorReason::UpstreamConnections,
         UpstreamError::Connect { .. } => ErrorReason::Connect,
         UpstreamError::ConnectTimeout { .. } => ErrorReason::ConnectTimeout,
         UpstreamError::Verify { .. } => ErrorReason::Verify,
@@ -85,8 +84,15 @@ fn upstream_reason(error: &UpstreamError) -> ErrorReason {
     }
 }
 
-/// The limit that a refused request exceeded, if that was the reason.
-fn exceeded_limit(rejection: Rejection) -> Option<Limit> {
+/// The limit that the request exceeded, if that was the reason.
+fn exceeded_limit(error: &Error) -> Option<Limit> {
+    let rejection = match error {
+        Error::Rejected(rejection) => rejection,
+        Error::Upstream(UpstreamError::TooManyConnections { .. }) => {
+            return Some(Limit::UpstreamConnections);
+        }
+        Error::Upstream(_) | Error::UnexpectedProtocol | Error::RedirectedUpgrade => return None,
+    };
     match rejection {
         Rejection::HeaderFields(_) => Some(Limit::HeaderFields),
         Rejection::HeaderBytes(_) => Some(Limit::HeaderBytes),

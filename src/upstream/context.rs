@@ -11,7 +11,9 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{h1::H1Connection, h2::H2Connection, lease::LeaseTable, lock};
+use super::{
+    h1::H1Connection, h2::H2Connection, lease::LeaseTable, lock, request_body::ReplayBudget,
+};
 use crate::{
     config::{Limits, Timeouts},
     drain::Drain,
@@ -27,6 +29,7 @@ pub struct UpstreamContext {
     pub(super) timeouts: Timeouts,
     pub(super) drain: Drain,
     pub(super) counters: Arc<Counters>,
+    pub(super) replay_budget: Arc<ReplayBudget>,
 }
 
 impl UpstreamContext {
@@ -44,6 +47,7 @@ impl UpstreamContext {
             timeouts,
             drain,
             counters: Arc::default(),
+            replay_budget: Arc::new(ReplayBudget::of_process()),
         }
     }
 
@@ -51,6 +55,15 @@ impl UpstreamContext {
     #[must_use]
     pub fn counting(self, counters: Arc<Counters>) -> Self {
         Self { counters, ..self }
+    }
+
+    /// The same, with a budget that it shares with the other workers of the process.
+    #[must_use]
+    pub fn sharing(self, replay_budget: Arc<ReplayBudget>) -> Self {
+        Self {
+            replay_budget,
+            ..self
+        }
     }
 
     /// The counters of this worker.

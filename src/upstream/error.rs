@@ -14,6 +14,12 @@ pub enum UpstreamError {
         /// The configured name.
         name: String,
     },
+    /// The client connection holds all upstream connections that it may hold, and each is in use.
+    #[error("the client uses {max} connections to the apiserver already")]
+    TooManyConnections {
+        /// Connections that it may hold.
+        max: usize,
+    },
     /// TCP could not be established.
     #[error("cannot connect to {endpoint}")]
     Connect {
@@ -182,6 +188,7 @@ impl UpstreamError {
             Self::Handshake { .. } => Dialled::Tls,
             Self::Shared(error) => error.as_dialled(),
             Self::NoEndpoint { .. }
+            | Self::TooManyConnections { .. }
             | Self::Unsent { .. }
             | Self::Refused { .. }
             | Self::Lost { .. }
@@ -196,6 +203,7 @@ impl UpstreamError {
     pub fn is_unprocessed(&self) -> bool {
         match self {
             Self::NoEndpoint { .. }
+            | Self::TooManyConnections { .. }
             | Self::Connect { .. }
             | Self::ConnectTimeout { .. }
             | Self::Verify { .. }

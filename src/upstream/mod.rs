@@ -26,7 +26,7 @@ pub use endpoint::{EndpointHealth, Endpoints, Health};
 pub use error::{DownloadError, H1Error, HttpError, UploadError, UpstreamError};
 pub use h1::Upgraded;
 pub use lease::{ClientLeases, ResponseBody};
-pub use request_body::RequestBody;
+pub use request_body::{ReplayBudget, RequestBody};
 pub use tls::{ClientTls, VerifyError};
 
 /// The fuzz bodies of this module: the frames of HTTP/2, and the responses of HTTP/1.1.

@@ -5,11 +5,10 @@
 
 use std::{
     collections::VecDeque,
-    mem,
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
 };
@@ -19,12 +18,24 @@ use h2::{Reason, SendStream};
 use hyper::body::{Body, Incoming};
 
 use super::UploadError;
+use crate::{
+    config::Limits,
+    metrics::{Counters, Limit},
+};
+
+/// Data that was read before and must be sent again, never empty.
+#[derive(Debug, Default)]
+struct Replay {
+    pieces: VecDeque<Bytes>,
+    /// For the copy among the pieces.
+    charge: Option<ReplayCharge>,
+}
 
 /// The body of one downstream request, without trailers.
 #[derive(Debug)]
 pub struct RequestBody {
-    /// Data that was read before and must be sent again.
-    replay: VecDeque<Bytes>,
+    /// Data that was read before and must be sent again. On the heap, because it is rare.
+    replay: Option<Box<Replay>>,
     /// `None` for a request that the proxy makes itself.
     incoming: Option<Incoming>,
     downstream: http::Version,
@@ -36,7 +47,7 @@ impl RequestBody {
     #[must_use]
     pub fn new(incoming: Incoming, downstream: http::Version) -> Self {
         Self {
-            replay: VecDeque::new(),
+            replay: None,
             incoming: Some(incoming),
             downstream,
             received: Arc::default(),
@@ -46,7 +57,7 @@ impl RequestBody {
     /// No body.
     pub(super) fn empty() -> Self {
         Self {
-            replay: VecDeque::new(),
+            replay: None,
             incoming: None,
             downstream: http::Version::HTTP_11,
             received: Arc::default(),
@@ -61,14 +72,20 @@ impl RequestBody {
 
     /// Whether nothing more can be read from it.
     pub(super) fn is_end_stream(&self) -> bool {
-        self.replay.is_empty() && self.incoming.as_ref().is_none_or(Body::is_end_stream)
+        self.replay.is_none() && self.incoming.as_ref().is_none_or(Body::is_end_stream)
     }
 
-    /// Puts data that was read already back in front.
-    fn put_back(&mut self, read: impl IntoIterator<Item = Bytes>) {
-        let mut replay: VecDeque<_> = read.into_iter().collect();
-        replay.append(&mut self.replay);
-        self.replay = replay;
+    /// Puts data that was read already back in front: the copy of what was sent, then what was not sent.
+    fn put_back(&mut self, sent: ReplayCopy, pending: Option<Bytes>) {
+        let ReplayCopy { bytes, charge } = sent;
+        for piece in pending.into_iter().chain([bytes.into()]) {
+            if !piece.is_empty() {
+                self.replay.get_or_insert_default().pieces.push_front(piece);
+            }
+        }
+        if let (Some(replay), Some(charge)) = (&mut self.replay, charge) {
+            replay.charge = Some(charge);
+        }
     }
 
     /// The next piece of data, never empty; `None` only at a complete end.
@@ -80,8 +97,14 @@ impl RequestBody {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Bytes, UploadError>>> {
-        if let Some(data) = self.replay.pop_front() {
-            return Poll::Ready(Some(Ok(data)));
+        if let Some(replay) = &mut self.replay {
+            let data = replay.pieces.pop_front();
+            if replay.pieces.is_empty() {
+                self.replay = None;
+            }
+            if let Some(data) = data {
+                return Poll::Ready(Some(Ok(data)));
+            }
         }
         let Some(incoming) = &mut self.incoming else {
             return Poll::Ready(None);
@@ -122,16 +145,45 @@ pub(super) struct Upload {
     stream: Option<SendStream<Bytes>>,
 }
 
-/// The data sent so far, while it is short enough to be sent again.
+/// The data sent so far, while all of it is kept and can be sent again.
 #[derive(Debug)]
 enum ReplayBuffer {
-    /// A copy, because a slice of a client's frame keeps the whole buffer that it was read into: a
-    /// thousand small frames would hold far more than their bytes.
-    Kept {
-        bytes: Vec<u8>,
-        max: usize,
-    },
+    Kept(ReplayCopy),
+    /// A part of it was not kept.
     TooLong,
+}
+
+/// A copy of data. Not the data itself, because a slice of a client's frame keeps the whole buffer that it
+/// was read into: a thousand small frames would hold far more than their bytes.
+#[derive(Debug, Default)]
+struct ReplayCopy {
+    bytes: Vec<u8>,
+    /// For the capacity of `bytes`. `None` if nothing may be kept.
+    charge: Option<ReplayCharge>,
+}
+
+/// Bytes that copies of request bodies may use at once. Without a bound, 100 unfinished uploads of one
+/// client would hold 100 times `limits.replayBytes`.
+#[derive(Debug)]
+pub struct ReplayBudget {
+    max: usize,
+    used: AtomicUsize,
+}
+
+/// The budget of one client connection, which is also a part of the budget of the process.
+#[derive(Debug)]
+pub(super) struct ClientReplayBudget {
+    max_of_request: usize,
+    client: ReplayBudget,
+    process: Arc<ReplayBudget>,
+    counters: Arc<Counters>,
+}
+
+/// Bytes taken from a budget, given back when dropped.
+#[derive(Debug)]
+struct ReplayCharge {
+    budget: Arc<ClientReplayBudget>,
+    bytes: usize,
 }
 
 /// How an upload ended.
@@ -147,14 +199,27 @@ pub(super) enum UploadEnd {
 }
 
 impl Upload {
-    /// An upload that keeps a copy of up to `replay_bytes` of the data it sends.
-    pub(super) fn new(body: RequestBody, replay_bytes: usize) -> Self {
+    /// An upload that keeps a copy of the data it sends, as far as `budget` allows.
+    pub(super) fn new(body: RequestBody, budget: &Arc<ClientReplayBudget>) -> Self {
+        let charge = (!body.is_end_stream()).then(|| ReplayCharge {
+            budget: Arc::clone(budget),
+            bytes: 0,
+        });
+        Self::with_charge(body, charge)
+    }
+
+    /// An upload that cannot be sent again once a part of it was sent.
+    pub(super) fn without_copy(body: RequestBody) -> Self {
+        Self::with_charge(body, None)
+    }
+
+    fn with_charge(body: RequestBody, charge: Option<ReplayCharge>) -> Self {
         Self {
             body: Some(body),
-            sent: ReplayBuffer::Kept {
+            sent: ReplayBuffer::Kept(ReplayCopy {
                 bytes: Vec::new(),
-                max: replay_bytes,
-            },
+                charge,
+            }),
             pending: None,
             stream: None,
         }
@@ -185,20 +250,19 @@ impl Upload {
         }
     }
 
-    /// The same upload from its beginning. `None` if a part of it was not kept.
-    pub(super) fn rewind(mut self) -> Option<Self> {
-        let ReplayBuffer::Kept { bytes, max } = self.sent else {
-            return None;
-        };
-        let mut body = self.body.take()?;
-        let pieces = [Some(bytes.into()), self.pending].into_iter().flatten();
-        body.put_back(pieces.filter(|piece: &Bytes| !piece.is_empty()));
-        Some(Self::new(body, max))
+    /// The same upload from its beginning, for its last try. `None` if a part of it was not kept.
+    pub(super) fn rewind(self) -> Option<Self> {
+        self.into_body().map(Self::without_copy)
     }
 
     /// The body from its beginning, to send it over HTTP/1.1. `None` if a part of it was not kept.
     pub(super) fn into_body(self) -> Option<RequestBody> {
-        self.rewind()?.body
+        let ReplayBuffer::Kept(sent) = self.sent else {
+            return None;
+        };
+        let mut body = self.body?;
+        body.put_back(sent, self.pending);
+        Some(body)
     }
 
     /// Sends as much as the apiserver accepts now. Pending forever after the upload has ended.
@@ -254,32 +318,193 @@ impl Upload {
 
 impl ReplayBuffer {
     fn keep(&mut self, part: &Bytes) {
-        match self {
-            Self::Kept { bytes, max } if part.len() <= *max - bytes.len() => {
-                bytes.extend_from_slice(part);
-            }
-            Self::Kept { .. } | Self::TooLong => drop(mem::replace(self, Self::TooLong)),
+        if let Self::Kept(copy) = self
+            && !copy.append(part)
+        {
+            *self = Self::TooLong;
         }
     }
 }
+
+impl ReplayCopy {
+    /// Whether `part` was appended.
+    fn append(&mut self, part: &Bytes) -> bool {
+        let length = self.bytes.len().saturating_add(part.len());
+        let has_room = length <= self.bytes.capacity() || self.grow(length);
+        if has_room {
+            self.bytes.extend_from_slice(part);
+        }
+        has_room
+    }
+
+    /// Makes room for this many bytes, if the budget has it.
+    fn grow(&mut self, length: usize) -> bool {
+        let Some(charge) = &mut self.charge else {
+            return false;
+        };
+        let max = charge.budget.max_of_request;
+        if length > max {
+            return false;
+        }
+        // Doubled, so that many small parts are copied few times.
+        let doubled = self.bytes.capacity().saturating_mul(2);
+        let capacity = length.max(doubled).min(max);
+        if !charge.grow(capacity) {
+            let limits_hit = &charge.budget.counters.limits_hit;
+            limits_hit.count(Limit::ReplayCopies);
+            return false;
+        }
+        self.bytes.reserve_exact(capacity - self.bytes.len());
+        true
+    }
+}
+
+impl ReplayBudget {
+    /// The budget of one process.
+    #[must_use]
+    pub fn of_process() -> Self {
+        Self::new(MAX_REPLAY_BYTES_OF_PROCESS)
+    }
+
+    fn new(max: usize) -> Self {
+        Self {
+            max,
+            used: AtomicUsize::new(0),
+        }
+    }
+
+    /// Whether this many bytes were free and are now taken.
+    fn take(&self, bytes: usize) -> bool {
+        let add = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= self.max);
+        self.used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add)
+            .is_ok()
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl ClientReplayBudget {
+    pub(super) fn new(
+        limits: &Limits,
+        process: Arc<ReplayBudget>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        let of_client = limits
+            .replay_bytes
+            .saturating_mul(FULL_REPLAY_COPIES_PER_CLIENT);
+        Self {
+            max_of_request: limits.replay_bytes,
+            client: ReplayBudget::new(of_client),
+            process,
+            counters,
+        }
+    }
+}
+
+impl ReplayCharge {
+    /// Whether the charge now is this many bytes. Otherwise it stays as it was.
+    fn grow(&mut self, bytes: usize) -> bool {
+        let more = bytes.saturating_sub(self.bytes);
+        let ClientReplayBudget {
+            client, process, ..
+        } = &*self.budget;
+        if !client.take(more) {
+            return false;
+        }
+        if !process.take(more) {
+            client.give_back(more);
+            return false;
+        }
+        self.bytes += more;
+        true
+    }
+}
+
+impl Drop for ReplayCharge {
+    fn drop(&mut self) {
+        // The budget of the process is shared by all workers, so it is left alone when nothing was taken.
+        if self.bytes > 0 {
+            self.budget.client.give_back(self.bytes);
+            self.budget.process.give_back(self.bytes);
+        }
+    }
+}
+
+/// How many requests of one client connection may keep `limits.replayBytes` each. Usual request bodies are
+/// a few KiB, so that thousands of them have room.
+const FULL_REPLAY_COPIES_PER_CLIENT: usize = 4;
+/// An eighth of the memory that the manifests give to the process, and the largest value of
+/// `limits.replayBytes`.
+const MAX_REPLAY_BYTES_OF_PROCESS: usize = 64 * 1024 * 1024;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn budget(replay_bytes: usize, process: &Arc<ReplayBudget>) -> Arc<ClientReplayBudget> {
+        let limits = Limits {
+            replay_bytes,
+            ..Limits::default()
+        };
+        let (process, counters) = (Arc::clone(process), Arc::default());
+        Arc::new(ClientReplayBudget::new(&limits, process, counters))
+    }
+
+    fn buffer(budget: &Arc<ClientReplayBudget>) -> ReplayBuffer {
+        ReplayBuffer::Kept(ReplayCopy {
+            bytes: Vec::new(),
+            charge: Some(ReplayCharge {
+                budget: Arc::clone(budget),
+                bytes: 0,
+            }),
+        })
+    }
+
+    fn is_kept(buffer: &ReplayBuffer) -> bool {
+        matches!(buffer, ReplayBuffer::Kept(_))
+    }
+
     #[test]
     fn replay_buffer_holds_no_buffer_of_the_client() {
-        let mut sent = ReplayBuffer::Kept {
-            bytes: Vec::new(),
-            max: 3,
-        };
+        let process = Arc::new(ReplayBudget::of_process());
+        let mut sent = buffer(&budget(3, &process));
         let read = Bytes::from(vec![b'x'; 64 * 1024]);
         for at in 0..3 {
             sent.keep(&read.slice(at..=at));
         }
         assert!(read.is_unique(), "a kept byte holds the whole buffer");
-        assert!(matches!(&sent, ReplayBuffer::Kept { bytes, .. } if bytes.len() == 3));
+        assert!(matches!(&sent, ReplayBuffer::Kept(copy) if copy.bytes.len() == 3));
         sent.keep(&read.slice(..1));
-        assert!(matches!(sent, ReplayBuffer::TooLong));
+        assert!(!is_kept(&sent));
+        assert_eq!(process.used.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn copies_stay_within_client_and_process_budgets() {
+        const REQUEST: usize = 1024;
+        let process = Arc::new(ReplayBudget::new(6 * REQUEST));
+        let clients = [budget(REQUEST, &process), budget(REQUEST, &process)];
+        let full = Bytes::from(vec![b'x'; REQUEST]);
+        let mut copies = Vec::new();
+        for client in &clients {
+            for _ in 0..5 {
+                let mut copy = buffer(client);
+                copy.keep(&full);
+                copies.push(copy);
+            }
+        }
+        let kept: Vec<_> = copies.iter().map(is_kept).collect();
+        // Four of the first client, then the two that the process has left.
+        let of_first = [true, true, true, true, false];
+        let of_second = [true, true, false, false, false];
+        assert_eq!(kept, [of_first, of_second].concat());
+        drop(copies);
+        assert_eq!(process.used.load(Ordering::Relaxed), 0);
+        let mut copy = buffer(&clients[1]);
+        copy.keep(&full);
+        assert!(is_kept(&copy));
     }
 }

@@ -2,7 +2,7 @@
 
 use http::{Request, Response};
 use standin::{
-    client::Http2,
+    client::{Http2, whole},
     frames::{END_STREAM, Frame, FrameConnection, encode_fields, kind},
     upstream::{Builder, RequestBody, channel, full},
     within,
@@ -12,7 +12,10 @@ use tokio::{
     sync::{mpsc, watch},
 };
 
-use crate::proxy::{HOST, World, data, sum_until_quiet, watch_or_ok};
+use crate::{
+    admin,
+    proxy::{HOST, World, data, sum_until_quiet, watch_or_ok},
+};
 
 const MIB: usize = 1 << 20;
 
@@ -89,6 +92,82 @@ async fn status(client: &Http2, token: &str) -> u16 {
         .unwrap()
         .status()
         .as_u16()
+}
+
+/// The token of a client may be good and bad in turn: each watch holds its upstream connection, and the
+/// GOAWAY of each 401 makes the proxy dial another one.
+#[tokio::test]
+async fn upstream_connections_of_one_client_are_bounded() {
+    let world = World::new();
+    let (released, release) = watch::channel(false);
+    let upstream = strict(&world, release).start().await;
+    let proxy = world.proxy(upstream.address()).admin().start();
+    let open = || {
+        let connections = upstream.connections();
+        connections.iter().filter(|one| one.is_open()).count()
+    };
+    let (attacker, other) = (proxy.client().http2().await, proxy.client().http2().await);
+    let mut watches = Vec::new();
+    let refused = loop {
+        assert!(watches.len() < 60, "{} connections are open", open());
+        let request = get("/watch", "Bearer good");
+        let (response, _) = attacker.begin(request, true).await.unwrap();
+        let mut response = within("a response", response).await.unwrap();
+        if response.status() != 200 {
+            break whole(response).await.unwrap();
+        }
+        assert_eq!(data(&mut response).await.unwrap(), "first");
+        watches.push(response);
+        // The last one may be refused too.
+        assert!([401, 503].contains(&status(&attacker, "Bearer bad").await));
+    };
+    assert_eq!(refused.status, 503);
+    assert_eq!(refused.headers["retry-after"], "1");
+    let sentence = "this connection already uses 17 connections to the apiserver";
+    assert!(refused.text().contains(sentence), "{}", refused.text());
+    assert_eq!(open(), 17);
+    let scrape = admin::scrape(proxy.admin()).await;
+    let hits = scrape.get("limits_hit_total{limit=\"upstream_connections\"}");
+    assert!(hits > 0.0);
+
+    // Other clients are served, and so is this one on another connection or after its watches have ended.
+    for client in [&other, &proxy.client().http2().await] {
+        assert_eq!(status(client, "Bearer good").await, 200);
+    }
+    let mut http1 = proxy.client().http1().await;
+    for _ in 0..20 {
+        assert_eq!(http1.get(HOST, "/api", "").await.status, 401);
+        http1 = proxy.client().http1().await;
+    }
+    released.send(true).unwrap();
+    for watch in &mut watches {
+        assert_eq!(data(watch).await.unwrap(), "second");
+    }
+    drop(watches);
+    let served = async { while status(&attacker, "Bearer good").await != 200 {} };
+    within("a response after the watches", served).await;
+}
+
+/// The bound leaves room for all streams that a client may open.
+#[tokio::test]
+async fn bound_of_upstream_connections_leaves_room_for_all_streams() {
+    const STREAMS: u32 = 1000;
+    let world = World::new();
+    let upstream = world.apiserver().max_concurrent_streams(50);
+    let upstream = upstream.http(watch_or_ok).start().await;
+    let proxy = world
+        .proxy(upstream.address())
+        .limits(|limits| limits.streams_per_connection = STREAMS)
+        .start();
+    let client = proxy.client().http2().await;
+    let mut watches = Vec::new();
+    for _ in 1..STREAMS {
+        watches.push(client.open("https://kube.test/watch").await.unwrap());
+    }
+    let response = client.get("https://kube.test/ok").await.unwrap();
+    assert_eq!(response.text(), "ok");
+    assert_eq!(upstream.connections().len(), 20);
+    drop(watches);
 }
 
 /// An apiserver whose `/list` is 1 MiB, and whose `/logs` sends endless short lines, each in a frame. The receiver

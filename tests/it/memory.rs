@@ -10,10 +10,12 @@ use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use h2::RecvStream;
 use http::{Request, Response};
+use http_body_util::BodyExt as _;
 use standin::{
     client::{Client, Http1, Http2, TlsConnection},
     frames::{END_STREAM, FrameConnection, kind},
     upstream::{BodySender, Builder, Connection, RequestBody, Upstream, channel, full},
+    within,
 };
 use tokio::sync::mpsc;
 
@@ -295,6 +297,50 @@ async fn visit(client: &Client, number: usize) -> (Option<Http1<TlsConnection>>,
         assert_eq!(list.body.len(), LIST);
     }
     (None, Some(http2))
+}
+
+/// The proxy keeps copies of request bodies, so that it can send an unprocessed request again. Together they are bounded:
+/// a client that never finishes its uploads holds four times `limits.replayBytes`, and not once per stream.
+#[tokio::test]
+async fn unfinished_uploads_hold_bounded_copies() {
+    const UPLOADS: usize = 48;
+    let world = World::new();
+    let (received, mut bytes_received) = mpsc::unbounded_channel();
+    let upstream = world.apiserver().http(move |request| {
+        let received = received.clone();
+        async move {
+            let mut body = request.into_body();
+            while let Some(Ok(frame)) = body.frame().await {
+                received.send(frame.data_ref().map_or(0, Bytes::len)).ok();
+            }
+            Response::new(full("ok"))
+        }
+    });
+    let upstream = upstream.start().await;
+    let binary = Binary::start(&world, upstream.address(), &[]).await;
+    let client = binary.client(&world).http2().await;
+    let url = format!("https://{HOST}/");
+    client.get(&url).await.unwrap();
+    let before = own_memory(&binary);
+    let piece = Bytes::from(vec![b'x'; MIB]);
+    let mut uploads = Vec::new();
+    for _ in 0..UPLOADS {
+        let request = Request::post(&url).body(()).unwrap();
+        let (response, mut upload) = client.begin(request, false).await.unwrap();
+        upload.send_data(piece.clone(), false).unwrap();
+        uploads.push((response, upload));
+    }
+    let mut arrived = 0;
+    while arrived < UPLOADS * MIB {
+        arrived += within("data", bytes_received.recv()).await.unwrap();
+    }
+    // The copies, and some KiB for each stream.
+    let bound = before + 8 * MIB;
+    wait_for_memory(&binary, "unfinished uploads", bound).await;
+    for (response, mut upload) in uploads {
+        upload.send_data(Bytes::new(), true).unwrap();
+        assert_eq!(within("a response", response).await.unwrap().status(), 200);
+    }
 }
 
 /// A log in 1-byte writes must not fill the window of a stalled client with one frame per byte.

@@ -17,7 +17,10 @@ use tokio::{
     sync::mpsc,
 };
 
-use crate::proxy::{HOST, World};
+use crate::{
+    admin,
+    proxy::{HOST, World},
+};
 
 const CANCEL: u32 = 8;
 const REFUSED_STREAM: u32 = 7;
@@ -165,6 +168,84 @@ async fn refused_request_with_a_large_body_is_not_retried() {
         assert_eq!(apiserver.processed().len(), 1);
         assert_eq!(apiserver.upstream.connections().len(), 1);
     }
+}
+
+/// A client may keep four times `limits.replayBytes`, so that the copies of its unfinished uploads are bounded. A
+/// request that finds no room is sent without a copy, and only the client can repeat it.
+#[tokio::test]
+async fn request_without_room_for_its_copy_is_sent_but_not_retried() {
+    const REPLAY: usize = 2048;
+    const FULL: [u32; 4] = [1, 3, 5, 7];
+    let world = World::new();
+    let (sender, mut sent) = mpsc::unbounded_channel();
+    let upstream = world
+        .apiserver()
+        .raw(move |raw| {
+            let sender = sender.clone();
+            async move {
+                let is_first = raw.connection.id == 0;
+                let mut wire = FrameConnection::server(raw.stream, &[(3, 100)])
+                    .await
+                    .unwrap();
+                while let Ok(frame) = wire.expect(kind::DATA).await {
+                    let is_refused = is_first && !FULL.contains(&frame.stream);
+                    sender.send((frame.stream, frame.payload.len())).ok();
+                    if frame.has(END_STREAM) && is_refused {
+                        wire.reset(frame.stream, REFUSED_STREAM).await.unwrap();
+                    } else if frame.has(END_STREAM) {
+                        let status = [(":status", "200")];
+                        wire.headers(frame.stream, &status, END_STREAM)
+                            .await
+                            .unwrap();
+                    }
+                }
+            }
+        })
+        .start()
+        .await;
+    let proxy = world
+        .proxy(upstream.address())
+        .admin()
+        .limits(|limits| limits.replay_bytes = REPLAY)
+        .start();
+    let client = proxy.client().http2().await;
+    let post = || http::Request::post("https://kube.test/");
+    let mut uploads = Vec::new();
+    for stream in FULL {
+        let request = post().body(()).unwrap();
+        let (response, mut upload) = client.begin(request, false).await.unwrap();
+        upload.send_data(vec![b'x'; REPLAY].into(), false).unwrap();
+        let arrived = within("the data", sent.recv()).await.unwrap();
+        assert_eq!(arrived, (stream, REPLAY));
+        uploads.push((response, upload));
+    }
+    let short = Bytes::from_static(b"short");
+    let response = client
+        .request(post().body(short.clone()).unwrap())
+        .await
+        .unwrap();
+    assert_eq!(response.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(response.headers["retry-after"], "1");
+    assert_eq!(sent.recv().await.unwrap(), (9, short.len()), "it was sent");
+    assert_eq!(upstream.connections().len(), 1, "it was not sent again");
+    let hits = [("limits_hit_total{limit=\"replay_copies\"}", 1.0)];
+    admin::wait_for_numbers(proxy.admin(), &hits).await;
+    // Another client has its own room.
+    let other = proxy.client().http2().await;
+    let response = other
+        .request(post().body(short.clone()).unwrap())
+        .await
+        .unwrap();
+    assert_eq!(response.status, StatusCode::OK);
+
+    // The end of the uploads gives the room back.
+    for (response, mut upload) in uploads {
+        upload.send_data(Bytes::new(), true).unwrap();
+        assert_eq!(within("a response", response).await.unwrap().status(), 200);
+    }
+    let response = client.request(post().body(short).unwrap()).await.unwrap();
+    assert_eq!(response.status, StatusCode::OK, "it was sent again");
+    assert_eq!(upstream.connections().len(), 3);
 }
 
 /// Case 6.

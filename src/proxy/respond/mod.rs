@@ -95,6 +95,10 @@ fn no_response(error: &UpstreamError) -> ErrorStatus {
         UpstreamError::NoEndpoint { .. } => {
             unavailable("the proxy knows no address of the apiserver yet")
         }
+        UpstreamError::TooManyConnections { max } => unavailable(format!(
+            "this connection already uses {max} connections to the apiserver, the most that it may use; \
+             end some of its watches, or open another connection"
+        )),
         UpstreamError::Connect { .. } => {
             unavailable("the apiserver does not accept connections; it may be restarting")
         }

@@ -10,7 +10,7 @@ use std::{
     future::poll_fn,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::Poll,
@@ -46,6 +46,10 @@ pub(super) struct H2Connection {
     send: SendRequest<Bytes>,
     state: Arc<H2State>,
 }
+
+/// A connection that takes no new stream and stays until its streams have ended.
+#[derive(Debug)]
+pub(super) struct RetiredH2(Weak<H2State>);
 
 #[derive(Debug)]
 struct H2State {
@@ -166,11 +170,29 @@ impl H2Connection {
         self.state.established
     }
 
+    /// Whether no stream is open.
+    pub(super) fn is_unused(&self) -> bool {
+        self.state.in_flight.load(Ordering::Acquire) == 0
+    }
+
+    /// This connection, without keeping it open.
+    pub(super) fn retired(&self) -> RetiredH2 {
+        RetiredH2(Arc::downgrade(&self.state))
+    }
+
     /// Whether another client may use this connection: no stream is open, and none ever ended badly.
     pub(super) fn is_reusable(&self) -> bool {
-        self.is_open()
-            && self.state.in_flight.load(Ordering::Acquire) == 0
-            && !self.state.poisoned.load(Ordering::Acquire)
+        self.is_open() && self.is_unused() && !self.state.poisoned.load(Ordering::Acquire)
+    }
+}
+
+impl RetiredH2 {
+    /// Whether it still has its socket.
+    pub(super) fn is_open(&self) -> bool {
+        // The task of the connection holds the state until the connection has ended.
+        self.0
+            .upgrade()
+            .is_some_and(|state| !state.closed.load(Ordering::Acquire))
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
 use crate::transport::PlainStream;
 
 fn no_body() -> Upload {
-    Upload::new(RequestBody::empty(), 0)
+    Upload::without_copy(RequestBody::empty())
 }
 
 /// `SETTINGS_MAX_CONCURRENT_STREAMS`.

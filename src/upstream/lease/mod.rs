@@ -29,9 +29,9 @@ use super::{
     dial,
     h1::{self, H1Connection, H1Response},
     h2::H2Response,
-    request_body::Upload,
+    request_body::{ClientReplayBudget, Upload},
 };
-use crate::{metrics::LeaseEnd, text::error_chain};
+use crate::{config::Limits, metrics::LeaseEnd, text::error_chain};
 use table::{Leased, Lookup};
 
 /// The upstream side of one downstream connection.
@@ -39,6 +39,7 @@ use table::{Leased, Lookup};
 pub struct ClientLeases {
     context: Arc<UpstreamContext>,
     table: Arc<LeaseTable>,
+    replay_budget: Arc<ClientReplayBudget>,
     /// Held while a dial runs. One dial serves all streams that wait for it, and its failure fails them
     /// all: a hundred streams must not wait for a dead apiserver one after the other.
     dialling: Mutex<Option<DialFailure>>,
@@ -48,10 +49,16 @@ impl ClientLeases {
     /// Leases that hold no connection yet.
     #[must_use]
     pub fn new(context: Arc<UpstreamContext>) -> Self {
-        let table = LeaseTable::new(Arc::clone(&context.idle));
+        let table = LeaseTable::new(Arc::clone(&context.idle), max_connections(&context.limits));
+        let replay_budget = ClientReplayBudget::new(
+            &context.limits,
+            Arc::clone(&context.replay_budget),
+            Arc::clone(&context.counters),
+        );
         Self {
             context,
             table,
+            replay_budget: Arc::new(replay_budget),
             dialling: Mutex::new(None),
         }
     }
@@ -75,11 +82,12 @@ impl ClientLeases {
         body: RequestBody,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
         let wants_h2 = head.version == http::Version::HTTP_2;
-        let upload = Upload::new(body, self.context.limits.replay_bytes);
+        let upload = Upload::new(body, &self.replay_budget);
         let leased = match self.table.find(cluster.id, wants_h2, None) {
             Lookup::Found(leased) => leased,
             // On the heap, because it is rare: the future of each stream is as large as the largest future that it
             // awaits.
+            Lookup::Full => return Err(self.too_many_connections()),
             Lookup::MustDial | Lookup::MustDialH1 => {
                 Box::pin(self.find_or_dial(cluster, wants_h2, None)).await?
             }
@@ -148,6 +156,7 @@ impl ClientLeases {
         // Again for a first try, because a retry comes here directly.
         match self.table.find(cluster.id, wants_h2, newer_than) {
             Lookup::Found(leased) => return Ok(leased),
+            Lookup::Full => return Err(self.too_many_connections()),
             Lookup::MustDialH1 => return self.dial(cluster, wants_h2).await,
             Lookup::MustDial => {}
         }
@@ -156,6 +165,7 @@ impl ClientLeases {
         // Again: the dial that held the lock may have made a connection.
         match self.table.find(cluster.id, wants_h2, newer_than) {
             Lookup::Found(leased) => return Ok(leased),
+            Lookup::Full => return Err(self.too_many_connections()),
             Lookup::MustDialH1 => {
                 drop(last_failure);
                 return self.dial(cluster, wants_h2).await;
@@ -177,6 +187,12 @@ impl ClientLeases {
             });
             UpstreamError::Shared(error)
         })
+    }
+
+    fn too_many_connections(&self) -> UpstreamError {
+        UpstreamError::TooManyConnections {
+            max: max_connections(&self.context.limits),
+        }
     }
 
     async fn dial(&self, cluster: &Cluster, wants_h2: bool) -> Result<Leased, UpstreamError> {
@@ -229,10 +245,9 @@ impl ClientLeases {
                     .map(ResponseBody::from_h1)
                     .map_err(|failed| FailedExchange {
                         error: failed.error,
-                        retry: failed.unsent.map(|(head, body)| {
-                            let upload = Upload::new(body, self.context.limits.replay_bytes);
-                            Box::new((head, upload))
-                        }),
+                        retry: failed
+                            .unsent
+                            .map(|(head, body)| Box::new((head, Upload::without_copy(body)))),
                     })
             }
         }
@@ -325,6 +340,23 @@ fn refuse_unsolicited_101(
     }
     Ok(response)
 }
+
+/// How many HTTP/2 connections one client connection may hold, retired ones included.
+///
+/// Connections over HTTP/1.1 need no bound of their own: each serves one request, of which a client has at
+/// most `limits.streamsPerConnection` open, and an idle one is used before another is dialled.
+fn max_connections(limits: &Limits) -> usize {
+    let streams = usize::try_from(limits.streams_per_connection).unwrap_or(usize::MAX);
+    MAX_RETIRED_CONNECTIONS + streams.div_ceil(STREAMS_PER_CONNECTION)
+}
+
+/// Connections that only finish their streams, after GOAWAY for example. A client without a token could
+/// otherwise hold one for each of its streams: it opens a watch, and the 401 to its next request comes with a
+/// GOAWAY. An honest client needs some: with `--goaway-chance=0.001`, 20 requests a second retire one in 50 s,
+/// and the watches on it last for up to 10 minutes.
+const MAX_RETIRED_CONNECTIONS: usize = 16;
+/// What kube-apiserver allows.
+const STREAMS_PER_CONNECTION: usize = 100;
 
 #[cfg(test)]
 mod tests;

@@ -18,7 +18,7 @@ use crate::{
     upstream::{
         context::{Connection, IdlePool},
         h1::H1Connection,
-        h2::{H2Connection, H2Stream},
+        h2::{H2Connection, H2Stream, RetiredH2},
         lock,
     },
 };
@@ -27,6 +27,8 @@ use crate::{
 #[derive(Debug)]
 pub(in crate::upstream) struct LeaseTable {
     idle: Arc<IdlePool>,
+    /// HTTP/2 connections that it may hold.
+    max_h2: usize,
     by_cluster: Mutex<Vec<(u64, ClusterLeases)>>,
     /// The idle pool sweeps this table too.
     is_registered: AtomicBool,
@@ -35,6 +37,8 @@ pub(in crate::upstream) struct LeaseTable {
 #[derive(Debug, Default)]
 struct ClusterLeases {
     h2: Vec<H2Connection>,
+    /// Connections that take no new stream. Some may have ended.
+    retired: Vec<RetiredH2>,
     /// Connections on which no request runs.
     h1: Vec<H1Connection>,
     /// The apiserver chose HTTP/1.1 although h2 was offered, so each stream leases one connection.
@@ -57,12 +61,15 @@ pub(super) enum Lookup {
     MustDialH1,
     /// Nothing. One dial will serve all requests that wait for it.
     MustDial,
+    /// Nothing, and the client holds all connections that it may hold.
+    Full,
 }
 
 impl LeaseTable {
-    pub(super) fn new(idle: Arc<IdlePool>) -> Arc<Self> {
+    pub(super) fn new(idle: Arc<IdlePool>, max_h2: usize) -> Arc<Self> {
         Arc::new(Self {
             idle,
+            max_h2,
             by_cluster: Mutex::new(Vec::new()),
             is_registered: AtomicBool::new(false),
         })
@@ -76,38 +83,70 @@ impl LeaseTable {
         wants_h2: bool,
         newer_than: Option<Instant>,
     ) -> Lookup {
-        self.with(cluster, |leases| {
-            // Retired connections are dropped here; their open streams keep them alive until they end.
-            leases.h2.retain(H2Connection::is_open);
+        let own = self.with(cluster, |leases| {
+            leases.drop_retired_h2();
             leases.drop_unusable_h1(self.idle.max_age());
             if wants_h2 && !leases.speaks_h1 {
                 let mut new_enough = leases
                     .h2
                     .iter()
                     .filter(|connection| newer_than.is_none_or(|at| connection.established() > at));
-                if let Some(stream) = new_enough.find_map(H2Connection::take_stream) {
-                    return Lookup::Found(Leased::H2(stream));
-                }
-                if newer_than.is_none()
-                    && let Some(Connection::H2(connection)) = self.idle.take(cluster, true)
-                    && let Some(stream) = connection.take_stream()
-                {
-                    leases.h2.push(connection);
-                    return Lookup::Found(Leased::H2(stream));
-                }
-                return Lookup::MustDial;
+                let stream = new_enough.find_map(H2Connection::take_stream);
+                return stream.map(|stream| Lookup::Found(Leased::H2(stream)));
             }
             if newer_than.is_some() {
-                return Lookup::MustDialH1;
+                return Some(Lookup::MustDialH1);
             }
             if let Some(connection) = leases.h1.pop() {
-                return Lookup::Found(self.lease_h1(cluster, connection));
+                return Some(Lookup::Found(self.lease_h1(cluster, connection)));
             }
             if let Some(Connection::H1(connection)) = self.idle.take(cluster, false) {
-                return Lookup::Found(self.lease_h1(cluster, connection));
+                return Some(Lookup::Found(self.lease_h1(cluster, connection)));
             }
-            Lookup::MustDialH1
-        })
+            Some(Lookup::MustDialH1)
+        });
+        own.unwrap_or_else(|| self.find_idle_h2(cluster, newer_than))
+    }
+
+    /// Finds a stream in the idle pool.
+    fn find_idle_h2(&self, cluster: u64, newer_than: Option<Instant>) -> Lookup {
+        if !self.make_room_for_h2() {
+            return Lookup::Full;
+        }
+        if newer_than.is_none()
+            && let Some(Connection::H2(connection)) = self.idle.take(cluster, true)
+            && let Some(stream) = connection.take_stream()
+        {
+            self.with(cluster, |leases| leases.h2.push(connection));
+            return Lookup::Found(Leased::H2(stream));
+        }
+        Lookup::MustDial
+    }
+
+    /// Whether the client may have one more HTTP/2 connection. At the limit, gives up connections that no
+    /// stream uses, such as those to another cluster.
+    fn make_room_for_h2(&self) -> bool {
+        let mut by_cluster = lock(&self.by_cluster);
+        for (_, leases) in by_cluster.iter_mut() {
+            leases.drop_retired_h2();
+            leases.retired.retain(RetiredH2::is_open);
+        }
+        let has_room = |by_cluster: &[(u64, ClusterLeases)]| {
+            let held = by_cluster
+                .iter()
+                .map(|(_, leases)| leases.h2.len() + leases.retired.len())
+                .sum::<usize>();
+            held < self.max_h2
+        };
+        if has_room(&by_cluster) {
+            return true;
+        }
+        for (cluster, leases) in by_cluster.iter_mut() {
+            for connection in leases.h2.extract_if(.., |one| one.is_unused()) {
+                self.idle.put(*cluster, Connection::H2(connection));
+            }
+        }
+        has_room(&by_cluster)
     }
 
     /// Adds a new connection to the lease, and takes a stream or the connection itself for one request.
@@ -172,6 +211,18 @@ impl LeaseTable {
 }
 
 impl ClusterLeases {
+    /// Forgets connections that take no new stream. Their open streams keep them alive.
+    fn drop_retired_h2(&mut self) {
+        let retired = &mut self.retired;
+        self.h2.retain(|connection| {
+            let is_open = connection.is_open();
+            if !is_open {
+                retired.push(connection.retired());
+            }
+            is_open
+        });
+    }
+
     fn drop_unusable_h1(&mut self, max_age: Duration) {
         self.h1.retain_mut(|connection| {
             let is_young = connection.idle_since().elapsed() < max_age;

@@ -28,7 +28,7 @@ async fn http1_connection_idle_too_long_is_not_reused() {
     pause();
     for (idle, used_again) in [(MAX_AGE - Duration::from_millis(1), true), (MAX_AGE, false)] {
         let drain = Drain::new();
-        let table = LeaseTable::new(Arc::new(IdlePool::new(1, MAX_AGE, drain.clone())));
+        let table = LeaseTable::new(Arc::new(IdlePool::new(1, MAX_AGE, drain.clone())), 1);
         let (near, _far) = duplex(1024);
         let endpoint = endpoint();
         let connection = H1Connection::new(Box::new(near), endpoint);
@@ -63,7 +63,7 @@ async fn idle_pool_keeps_no_more_than_its_limit() {
 #[tokio::test]
 async fn closed_connections_are_found_however_many_there_are() {
     const MANY: usize = 300;
-    let table = LeaseTable::new(Arc::new(IdlePool::new(1, MAX_AGE, Drain::new())));
+    let table = LeaseTable::new(Arc::new(IdlePool::new(1, MAX_AGE, Drain::new())), 1);
     for _ in 0..MANY {
         let (near, far) = duplex(1024);
         let endpoint = endpoint();
@@ -96,7 +96,7 @@ async fn reused_connection_is_closed_when_its_request_is_abandoned() {
     const HALF: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nx";
     for second in [b"".as_slice(), HALF] {
         let drain = Drain::new();
-        let table = LeaseTable::new(Arc::new(IdlePool::new(1, MAX_AGE, drain.clone())));
+        let table = LeaseTable::new(Arc::new(IdlePool::new(1, MAX_AGE, drain.clone())), 1);
         let (near, mut far) = duplex(1024);
         let connection = Connection::H1(H1Connection::new(Box::new(near), endpoint()));
         let mut found = table.add(1, connection, false);
