@@ -209,5 +209,7 @@ label! {
         UpstreamConnections = "upstream_connections",
         /// Copies of request bodies use all memory that they may use: a request is sent without a copy.
         ReplayCopies = "replay_copies",
+        /// A client did not read a response for 60 s: its stream was reset.
+        ClientStall = "client_stall",
     }
 }

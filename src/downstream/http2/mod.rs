@@ -1,6 +1,8 @@
 //! Serves the streams of one HTTP/2 connection until it ends, is idle or drains.
 
 mod monitor;
+mod reset_code;
+mod stall;
 
 use std::{
     convert::Infallible,
@@ -12,7 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::Request;
+use http::{Request, StatusCode};
 use hyper::{
     body::{Body, Frame, Incoming, SizeHint},
     rt::Executor,
@@ -31,7 +33,11 @@ use tracing::debug;
 
 pub(super) use monitor::fuzz;
 
-use self::monitor::ClientMonitor;
+use self::{
+    monitor::ClientMonitor,
+    reset_code::ResetCode,
+    stall::{PacedBody, StallGuard, StallReport},
+};
 use super::Service;
 use crate::{
     drain::Drain,
@@ -81,7 +87,7 @@ pub(super) async fn serve(
     let preface_timeout = service.shared.timeouts.request_head;
     let (reader, cut_targets) =
         ClientMonitor::new(batcher.clone(), preface_timeout, max_header_list);
-    let stream = tokio::io::join(reader, batcher.clone());
+    let stream = tokio::io::join(reader, ResetCode::new(batcher.clone()));
     let client_idle = service.shared.timeouts.client_idle;
     let downstream = Arc::clone(&service.downstream);
     let goaway_timeout = service.shared.timeouts.client_ping_timeout;
@@ -96,7 +102,12 @@ pub(super) async fn serve(
                 let routes = Arc::clone(&service.shared.snapshot.load().routes);
                 let response =
                     proxy::handle(&routes, &service.downstream, request, rejection).await;
-                Ok::<_, Infallible>(response.map(limit_small_frames))
+                let is_refused = matches!(
+                    response.status(),
+                    StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
+                );
+                let response = response.map(|body| limit_small_frames(body, is_refused));
+                Ok::<_, Infallible>(response.map(StallReport::new))
             }
         }
     });
@@ -171,7 +182,7 @@ pin_project! {
     /// The task of one stream. A type of its own, because an async block holds what it awaits twice.
     struct StreamTask<F> {
         #[pin]
-        stream: F,
+        stream: StallGuard<F>,
         open: StreamCount,
     }
 }
@@ -180,7 +191,7 @@ impl<F: Future> Future for StreamTask<F> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.project().stream.poll(cx).map(drop)
+        self.project().stream.poll(cx)
     }
 }
 
@@ -207,6 +218,7 @@ where
             }
         });
         let open = StreamCount(Arc::clone(&self.streams));
+        let stream = StallGuard::new(stream, Arc::clone(&self.connected));
         self.drain.spawn(StreamTask { stream, open });
     }
 }
@@ -216,9 +228,14 @@ where
 ///
 /// h2 limits the bytes that wait per stream. A frame of one byte costs h2 several hundred bytes, so a log
 /// that arrives byte by byte, on each of a hundred streams, would hold gigabytes.
-fn limit_small_frames<B>(body: B) -> SmallFrameLimit<B> {
+///
+/// `copies_last` says whether a small last frame is copied, so that a client that never reads it keeps only its
+/// bytes in memory. Each 401 and anonymous 403 comes on an upstream connection of its own and would keep the read buffer of
+/// that connection, which is many times as large. Other responses share one buffer and save the copy.
+fn limit_small_frames<B>(body: B, copies_last: bool) -> SmallFrameLimit<B> {
     SmallFrameLimit {
         body,
+        copies_last,
         permits: None,
     }
 }
@@ -227,6 +244,7 @@ fn limit_small_frames<B>(body: B) -> SmallFrameLimit<B> {
 #[derive(Debug)]
 struct SmallFrameLimit<B> {
     body: B,
+    copies_last: bool,
     /// Made with the first small frame, because most responses have none.
     permits: Option<Box<Permits>>,
 }
@@ -276,17 +294,21 @@ impl<B: Body<Data = Bytes> + Unpin> Body for SmallFrameLimit<B> {
             ready!(permits.poll_next(cx));
         }
         let mut frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        // No frame follows the last one, so it needs no limit.
+        let is_last = this.body.is_end_stream();
         if let Some(Ok(frame)) = &mut frame
             && let Some(data) = frame.data_mut()
             && data.len() < SMALL
-            // No frame follows the last one, so it needs no limit.
-            && !this.body.is_end_stream()
         {
-            let permits = this.permits.get_or_insert_with(|| Box::new(Permits::new()));
-            *data = Bytes::from_owner(SmallFrame {
-                data: Box::from(&data[..]),
-                _permit: permits.next.take(),
-            });
+            if !is_last {
+                let permits = this.permits.get_or_insert_with(|| Box::new(Permits::new()));
+                *data = Bytes::from_owner(SmallFrame {
+                    data: Box::from(&data[..]),
+                    _permit: permits.next.take(),
+                });
+            } else if this.copies_last {
+                *data = Bytes::copy_from_slice(data);
+            }
         }
         Poll::Ready(frame)
     }
@@ -297,6 +319,17 @@ impl<B: Body<Data = Bytes> + Unpin> Body for SmallFrameLimit<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+impl PacedBody for SmallFrameLimit<proxy::Body> {
+    fn waits_for_client(&self) -> bool {
+        let permits = self.permits.as_ref();
+        permits.is_some_and(|permits| permits.next.is_none())
+    }
+
+    fn abort(&mut self) {
+        self.body.abort();
     }
 }
 
