@@ -350,7 +350,7 @@ mod tests {
         let counters = Arc::default();
         let tasks = StreamTasks {
             drain: Drain::new(),
-            open: Arc::new(watch::channel(0).0),
+            streams: Arc::new(watch::channel(Streams::default()).0),
             max: 100,
             connected: connected(&counters),
         };
