@@ -282,7 +282,10 @@ mod tests {
     use hyper_util::rt::TokioIo;
     use tokio::sync::{Semaphore, mpsc, watch};
 
-    use super::{super::StreamTasks, *};
+    use super::{
+        super::{StreamTasks, Streams},
+        *,
+    };
     use crate::{
         downstream::http2::reset_code::ResetCode,
         drain::Drain,
