@@ -123,7 +123,8 @@ families! {
         ["limit": "`connections` (a client waits), `handshakes` (a handshake waits), `header_fields`, `header_bytes`, \
             `uri_bytes` (answered with 431 or 414), `streams` (a client has the maximum open), \
             `upstream_connections` (a client connection uses the maximum; answered with 503), \
-            `replay_copies` (a request was sent without a copy, so the proxy cannot send it again)"]
+            `replay_copies` (a request was sent without a copy, so the proxy cannot send it again), \
+            `frames` (a client sent too many control frames or cancelled too many requests, and its connection ended)"]
         "How often a limit was reached.";
     ERRORS = Counter "kube_tls_proxy_errors_total"
         ["reason": "`rejected`, `no_endpoint`, `upstream_connections`, `connect`, `connect_timeout`, `handshake`, `verify`, \
