@@ -209,6 +209,8 @@ label! {
         UpstreamConnections = "upstream_connections",
         /// Copies of request bodies use all memory that they may use: a request is sent without a copy.
         ReplayCopies = "replay_copies",
+        /// A client did not read a response for 60 s: its stream was reset.
+        ClientStall = "client_stall",
         /// A client sent too many control frames or cancelled too many requests; its connection ended.
         Frames = "frames",
     }

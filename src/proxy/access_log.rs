@@ -191,9 +191,10 @@ impl AccessLog {
         self.counters.sent.add(carried.down);
     }
 
-    /// Notes that the response ended in order. A response that the proxy sent itself stays failed.
+    /// Notes that the response ended in order. A response that the proxy sent itself stays failed, and one that
+    /// was aborted stays aborted.
     pub(super) fn completed(&mut self) {
-        if !matches!(self.outcome, Outcome::Failed(_)) {
+        if !matches!(self.outcome, Outcome::Failed(_) | Outcome::Aborted) {
             self.outcome = Outcome::Complete;
         }
     }

@@ -60,6 +60,13 @@ impl Body {
     pub(super) fn set_log(&mut self, log: Box<AccessLog>) {
         self.log = Some(log);
     }
+
+    /// Notes that the client gets no more of this body.
+    pub(crate) fn abort(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.aborted();
+        }
+    }
 }
 
 impl body::Body for Body {

@@ -13,7 +13,7 @@
 //! upstream HTTP/1.1    upstream::h1 > Wire                            > TlsStream > ReadAhead > TcpStream
 //! ```
 //!
-//! A write takes the same way down, except that it bypasses `ClientMonitor`. [`WriteBatcher::drive`] polls the
+//! A write takes the same way down, except that it passes `ResetCode` in place of `ClientMonitor`. [`WriteBatcher::drive`] polls the
 //! connection, then sends what it wrote.
 
 mod read_ahead;

@@ -13,7 +13,7 @@ use http::{Request, Response};
 use http_body_util::BodyExt as _;
 use standin::{
     client::{Client, Http1, Http2, TlsConnection},
-    frames::{END_STREAM, FrameConnection},
+    frames::{END_STREAM, FrameConnection, kind},
     upstream::{BodySender, Builder, Connection, RequestBody, Upstream, channel, full},
     within,
 };
@@ -389,4 +389,45 @@ async fn few_small_frames_wait_for_a_stalled_client() {
     }
     let held = own_memory(&binary).saturating_sub(before);
     assert!(held < 4 * MIB, "{} KiB", held / KIB);
+}
+
+/// Each 401 comes on an upstream connection of its own, so its body must not keep the read buffer of that connection.
+#[tokio::test]
+async fn unread_401_holds_no_read_buffer() {
+    const INITIAL_WINDOW_SIZE: u16 = 4;
+    let world = World::new();
+    let answer = |_| async {
+        let response = Response::builder()
+            .status(401)
+            .header("connection", "close");
+        response.body(full(vec![b'x'; 129])).unwrap()
+    };
+    let upstream = world.apiserver().http(answer).start().await;
+    let binary = Binary::start(&world, upstream.address(), &[]).await;
+    let client = binary.client(&world).alpn(&["h2"]);
+    let (mut before, mut open) = (0, Vec::new());
+    // One-time allocations for the first client do not count.
+    for clients in [1, 8] {
+        before = own_memory(&binary);
+        for _ in 0..clients {
+            let tls = client.connect().await.unwrap();
+            let settings = [(INITIAL_WINDOW_SIZE, 0)];
+            let mut wire = FrameConnection::client(tls, &settings).await.unwrap();
+            for number in 0..100 {
+                let get = [
+                    (":method", "GET"),
+                    (":scheme", "https"),
+                    (":authority", HOST),
+                    (":path", "/"),
+                ];
+                wire.headers(2 * number + 1, &get, END_STREAM)
+                    .await
+                    .unwrap();
+                wire.expect(kind::HEADERS).await.unwrap();
+            }
+            open.push(wire);
+        }
+    }
+    let held = own_memory(&binary).saturating_sub(before) / 8;
+    assert!(held < 800 * KIB, "{} KiB per connection", held / KIB);
 }

@@ -3,6 +3,8 @@
 mod budget;
 mod hpack;
 mod monitor;
+mod reset_code;
+mod stall;
 
 use std::{
     convert::Infallible,
@@ -14,7 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::Request;
+use http::{Request, StatusCode};
 use hyper::{
     body::{Body, Frame, Incoming, SizeHint},
     rt::Executor,
@@ -33,7 +35,12 @@ use tokio_util::sync::PollSemaphore;
 
 pub(super) use monitor::fuzz;
 
-use self::{budget::RequestInProgress, monitor::ClientMonitor};
+use self::{
+    budget::RequestInProgress,
+    monitor::ClientMonitor,
+    reset_code::ResetCode,
+    stall::{PacedBody, StallGuard, StallReport},
+};
 use super::Service;
 use crate::{
     drain::Drain,
@@ -86,7 +93,7 @@ pub(super) async fn serve(
         max_header_list,
         limits.streams_per_connection,
     );
-    let stream = tokio::io::join(reader, batcher.clone());
+    let stream = tokio::io::join(reader, ResetCode::new(batcher.clone()));
     let connected = Arc::clone(&service.downstream.connected);
     let client_idle = service.shared.timeouts.client_idle;
     let goaway_timeout = service.shared.timeouts.client_ping_timeout;
@@ -103,7 +110,12 @@ pub(super) async fn serve(
                 let response =
                     proxy::handle(&routes, &service.downstream, request, rejection).await;
                 progress.answer();
-                Ok::<_, Infallible>(response.map(limit_small_frames))
+                let is_refused = matches!(
+                    response.status(),
+                    StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
+                );
+                let response = response.map(|body| limit_small_frames(body, is_refused));
+                Ok::<_, Infallible>(response.map(StallReport::new))
             }
         }
     });
@@ -181,7 +193,7 @@ pin_project! {
     /// The task of one stream. A type of its own, because an async block holds what it awaits twice.
     struct StreamTask<F> {
         #[pin]
-        stream: F,
+        stream: StallGuard<F>,
         open: StreamCount,
     }
 }
@@ -190,7 +202,7 @@ impl<F: Future> Future for StreamTask<F> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.project().stream.poll(cx).map(drop)
+        self.project().stream.poll(cx)
     }
 }
 
@@ -216,6 +228,7 @@ where
             }
         });
         let open = StreamCount(Arc::clone(&self.open));
+        let stream = StallGuard::new(stream, Arc::clone(&self.connected));
         self.drain.spawn(StreamTask { stream, open });
     }
 }
@@ -225,9 +238,14 @@ where
 ///
 /// h2 limits the bytes that wait per stream. A frame of one byte costs h2 several hundred bytes, so a log
 /// that arrives byte by byte, on each of a hundred streams, would hold gigabytes.
-fn limit_small_frames<B>(body: B) -> SmallFrameLimit<B> {
+///
+/// `copies_last` says whether a small last frame is copied, so that a client that never reads it keeps only its
+/// bytes in memory. Each 401 and anonymous 403 comes on an upstream connection of its own and would keep the read buffer of
+/// that connection, which is many times as large. Other responses share one buffer and save the copy.
+fn limit_small_frames<B>(body: B, copies_last: bool) -> SmallFrameLimit<B> {
     SmallFrameLimit {
         body,
+        copies_last,
         permits: None,
     }
 }
@@ -236,6 +254,7 @@ fn limit_small_frames<B>(body: B) -> SmallFrameLimit<B> {
 #[derive(Debug)]
 struct SmallFrameLimit<B> {
     body: B,
+    copies_last: bool,
     /// Made with the first small frame, because most responses have none.
     permits: Option<Box<Permits>>,
 }
@@ -285,17 +304,21 @@ impl<B: Body<Data = Bytes> + Unpin> Body for SmallFrameLimit<B> {
             ready!(permits.poll_next(cx));
         }
         let mut frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        // No frame follows the last one, so it needs no limit.
+        let is_last = this.body.is_end_stream();
         if let Some(Ok(frame)) = &mut frame
             && let Some(data) = frame.data_mut()
             && data.len() < SMALL
-            // No frame follows the last one, so it needs no limit.
-            && !this.body.is_end_stream()
         {
-            let permits = this.permits.get_or_insert_with(|| Box::new(Permits::new()));
-            *data = Bytes::from_owner(SmallFrame {
-                data: Box::from(&data[..]),
-                _permit: permits.next.take(),
-            });
+            if !is_last {
+                let permits = this.permits.get_or_insert_with(|| Box::new(Permits::new()));
+                *data = Bytes::from_owner(SmallFrame {
+                    data: Box::from(&data[..]),
+                    _permit: permits.next.take(),
+                });
+            } else if this.copies_last {
+                *data = Bytes::copy_from_slice(data);
+            }
         }
         Poll::Ready(frame)
     }
@@ -306,6 +329,17 @@ impl<B: Body<Data = Bytes> + Unpin> Body for SmallFrameLimit<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+impl PacedBody for SmallFrameLimit<proxy::Body> {
+    fn waits_for_client(&self) -> bool {
+        let permits = self.permits.as_ref();
+        permits.is_some_and(|permits| permits.next.is_none())
+    }
+
+    fn abort(&mut self) {
+        self.body.abort();
     }
 }
 

@@ -1,0 +1,475 @@
+//! Resets a response whose client has not read for [`CLIENT_STALL`] while data for it was pending.
+//!
+//! Neither hyper nor h2 limits how long a response waits for the window of its client. A client that opens no
+//! window would keep the memory of a hundred responses per connection until it leaves.
+//!
+//! Only pending data counts: a watch whose apiserver sends nothing stays open. hyper asks the body for the next
+//! frame as soon as h2 has taken the one before. So a body that has yielded a frame and was not asked for
+//! another one waits for its client, and a body that was asked and has no frame waits for the apiserver.
+
+use std::{
+    cell::Cell,
+    future::Future,
+    mem,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes};
+use hyper::body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tokio::time::{Instant, Sleep, sleep};
+use tracing::debug;
+
+use crate::metrics::{Connected, Limit};
+
+thread_local! {
+    /// What the response body did last while the task of its stream was polled. hyper owns the body, so the task
+    /// has no other way to learn it without an allocation per request.
+    static LAST_POLL: Cell<Option<BodyPoll>> = const { Cell::new(None) };
+    /// The stream that is being dropped on this thread has stalled.
+    static HAS_STALLED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// What a response body did when it was polled.
+#[derive(Debug)]
+enum BodyPoll {
+    /// It waits for the apiserver.
+    WaitsForServer,
+    /// It can yield no frame before the client has read.
+    WaitsForClient(Option<ReadFlag>),
+    /// It yielded a frame, so h2 has taken the one before.
+    Yielded(Option<ReadFlag>),
+}
+
+/// Set whenever h2 writes some data of this response. h2 writes only what the window of the client allows.
+type ReadFlag = Arc<AtomicBool>;
+
+/// A body that may have to wait for its client before it yields a frame.
+pub(super) trait PacedBody: Body<Data = Bytes> {
+    /// Whether the last poll was pending because of the client.
+    fn waits_for_client(&self) -> bool;
+
+    /// The client did not read the rest.
+    fn abort(&mut self);
+}
+
+/// A response body that tells [`StallGuard`] what it waits for.
+#[derive(Debug)]
+pub(super) struct StallReport<B: PacedBody> {
+    body: B,
+    /// Made with the first frame that another one follows, because most responses have one frame.
+    read_flag: Option<ReadFlag>,
+}
+
+impl<B: PacedBody> StallReport<B> {
+    pub(super) fn new(body: B) -> Self {
+        Self {
+            body,
+            read_flag: None,
+        }
+    }
+}
+
+impl<B: PacedBody + Unpin> Body for StallReport<B> {
+    type Data = TrackedData;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<TrackedData>, B::Error>>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.body).poll_frame(cx);
+        if polled.is_ready() && this.read_flag.is_none() && !this.body.is_end_stream() {
+            this.read_flag = Some(ReadFlag::default());
+        }
+        LAST_POLL.set(Some(if polled.is_ready() {
+            BodyPoll::Yielded(this.read_flag.clone())
+        } else if this.body.waits_for_client() {
+            BodyPoll::WaitsForClient(this.read_flag.clone())
+        } else {
+            BodyPoll::WaitsForServer
+        }));
+        polled.map(|frame| {
+            frame.map(|frame| {
+                frame.map(|frame| {
+                    frame.map_data(|data| TrackedData {
+                        data,
+                        read_flag: this.read_flag.clone(),
+                    })
+                })
+            })
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl<B: PacedBody> Drop for StallReport<B> {
+    fn drop(&mut self) {
+        if HAS_STALLED.get() {
+            self.body.abort();
+        }
+    }
+}
+
+/// The data of a frame. It notes when h2 writes a part of it.
+#[derive(Debug)]
+pub(super) struct TrackedData {
+    data: Bytes,
+    read_flag: Option<ReadFlag>,
+}
+
+impl Buf for TrackedData {
+    fn remaining(&self) -> usize {
+        self.data.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.data.chunk()
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.data.advance(count);
+        if let Some(read_flag) = &self.read_flag {
+            read_flag.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+pin_project! {
+    /// The future of a stream. It ends, and resets the stream, when the client has stalled.
+    pub(super) struct StallGuard<F> {
+        // `None` only once the client has stalled.
+        #[pin]
+        stream: Option<F>,
+        // Made when the stream first waits for the client, because most streams never do.
+        clock: Option<Box<StallClock>>,
+        connected: Arc<Connected>,
+    }
+}
+
+impl<F> StallGuard<F> {
+    pub(super) fn new(stream: F, connected: Arc<Connected>) -> Self {
+        Self {
+            stream: Some(stream),
+            clock: None,
+            connected,
+        }
+    }
+}
+
+impl<F: Future> Future for StallGuard<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut this = self.project();
+        let Some(stream) = this.stream.as_mut().as_pin_mut() else {
+            return Poll::Ready(());
+        };
+        LAST_POLL.set(None);
+        if stream.poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        match (LAST_POLL.take(), &mut *this.clock) {
+            (Some(polled), Some(clock)) => clock.body_was_polled(polled),
+            (
+                Some(BodyPoll::WaitsForClient(read_flag) | BodyPoll::Yielded(read_flag)),
+                clock @ None,
+            ) => *clock = Some(Box::new(StallClock::new(read_flag))),
+            // If the body was not polled, the stream waits for the same side as before.
+            (Some(BodyPoll::WaitsForServer), None) | (None, _) => {}
+        }
+        while let Some(clock) = this.clock
+            && clock.tick.as_mut().poll(cx).is_ready()
+        {
+            if !clock.waits_for_client {
+                *this.clock = None;
+            } else if clock.has_stalled() {
+                this.connected
+                    .counters()
+                    .limits_hit
+                    .count(Limit::ClientStall);
+                debug!(client.address = %this.connected.client(), "response not read; stream reset");
+                // h2 resets a stream that is dropped before its end, and discards its pending data.
+                HAS_STALLED.set(true);
+                this.stream.set(None);
+                HAS_STALLED.set(false);
+                return Poll::Ready(());
+            }
+        }
+        Poll::Pending
+    }
+}
+
+/// Counts how long a client has read no data.
+struct StallClock {
+    /// Not reset for each frame, because a large download waits for its client thousands of times.
+    tick: Pin<Box<Sleep>>,
+    waits_for_client: bool,
+    /// The client has read something since the last tick.
+    has_read: bool,
+    read_flag: Option<ReadFlag>,
+    /// Ticks in a row between which the client read nothing.
+    silent_ticks: u32,
+}
+
+impl StallClock {
+    fn new(read_flag: Option<ReadFlag>) -> Self {
+        Self {
+            tick: Box::pin(sleep(TICK)),
+            waits_for_client: true,
+            has_read: false,
+            read_flag,
+            silent_ticks: 0,
+        }
+    }
+
+    fn body_was_polled(&mut self, polled: BodyPoll) {
+        let (waits_for_client, read_flag) = match polled {
+            BodyPoll::WaitsForServer => (false, None),
+            BodyPoll::WaitsForClient(read_flag) => (true, read_flag),
+            BodyPoll::Yielded(read_flag) => {
+                self.has_read = true;
+                (true, read_flag)
+            }
+        };
+        // A wait that begins between two ticks begins with the next one.
+        self.has_read |= !self.waits_for_client;
+        self.waits_for_client = waits_for_client;
+        self.read_flag = read_flag;
+    }
+
+    /// Called at each tick: whether the client has read nothing for [`CLIENT_STALL`].
+    fn has_stalled(&mut self) -> bool {
+        let read_flag = self.read_flag.as_ref();
+        let was_written = read_flag.is_some_and(|flag| flag.swap(false, Ordering::Relaxed));
+        if mem::take(&mut self.has_read) || was_written {
+            self.silent_ticks = 0;
+        } else {
+            self.silent_ticks += 1;
+        }
+        self.tick.as_mut().reset(Instant::now() + TICK);
+        self.silent_ticks == TICKS
+    }
+}
+
+/// How long a client may leave pending data unread (60 s in nginx, too: `send_timeout`).
+const CLIENT_STALL: Duration = Duration::from_secs(60);
+const TICKS: u32 = 4;
+/// The reset comes at most this much later.
+const TICK: Duration = Duration::from_secs(CLIENT_STALL.as_secs() / TICKS as u64);
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, future::poll_fn, pin::pin, task::ready};
+
+    use h2::{Reason, RecvStream, client};
+    use http::{Request, Response};
+    use hyper::{server::conn::http2, service::service_fn};
+    use hyper_util::rt::TokioIo;
+    use tokio::sync::{Semaphore, mpsc, watch};
+
+    use super::{super::StreamTasks, *};
+    use crate::{
+        downstream::http2::reset_code::ResetCode,
+        drain::Drain,
+        metrics::{Counters, Protocol},
+    };
+
+    /// A body of the frames that come on a channel.
+    struct Scripted {
+        frames: mpsc::UnboundedReceiver<Bytes>,
+        waits_for_client: bool,
+        aborted: Arc<AtomicBool>,
+    }
+
+    impl Body for Scripted {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            let data = ready!(self.frames.poll_recv(cx));
+            Poll::Ready(data.map(|data| Ok(Frame::data(data))))
+        }
+
+        fn is_end_stream(&self) -> bool {
+            self.frames.is_closed() && self.frames.is_empty()
+        }
+    }
+
+    impl PacedBody for Scripted {
+        fn waits_for_client(&self) -> bool {
+            self.waits_for_client
+        }
+
+        fn abort(&mut self) {
+            self.aborted.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn scripted(waits_for_client: bool) -> (mpsc::UnboundedSender<Bytes>, Scripted) {
+        let (sender, frames) = mpsc::unbounded_channel();
+        let body = Scripted {
+            frames,
+            waits_for_client,
+            aborted: Arc::default(),
+        };
+        (sender, body)
+    }
+
+    fn connected(counters: &Arc<Counters>) -> Arc<Connected> {
+        let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        let client = "192.0.2.1:1".parse().unwrap();
+        Arc::new(Connected::new(
+            Arc::clone(counters),
+            client,
+            Protocol::Http2,
+            permit,
+        ))
+    }
+
+    /// A client with this window per stream, the response to its one request, and how often a client stalled.
+    async fn open(window: u32, body: Scripted) -> (Response<RecvStream>, Arc<Counters>) {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let counters = Arc::default();
+        let tasks = StreamTasks {
+            drain: Drain::new(),
+            open: Arc::new(watch::channel(0).0),
+            max: 100,
+            connected: connected(&counters),
+        };
+        let body = std::sync::Mutex::new(Some(StallReport::new(body)));
+        let respond = service_fn(move |_| {
+            let body = body.lock().unwrap().take().unwrap();
+            async { Ok::<_, Infallible>(Response::new(body)) }
+        });
+        let (reader, writer) = tokio::io::split(near);
+        let stream = tokio::io::join(reader, ResetCode::new(writer));
+        let server = http2::Builder::new(tasks).serve_connection(TokioIo::new(stream), respond);
+        Drain::new().spawn(server);
+        let (mut sender, connection) = client::Builder::new()
+            .initial_window_size(window)
+            .handshake::<_, Bytes>(far)
+            .await
+            .unwrap();
+        Drain::new().spawn(connection);
+        let request = Request::new(());
+        let response = sender.send_request(request, true).unwrap().0.await.unwrap();
+        // The connection stays open without a sender as long as the stream does.
+        (response, counters)
+    }
+
+    fn stalls(counters: &Counters) -> u64 {
+        counters.limits_hit.value(Limit::ClientStall)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn response_that_is_never_read_is_reset_and_freed() {
+        for (window, frames, closes) in [
+            (0, &[1][..], true),
+            (0, &[1, 1], false),
+            (0, &[100_000, 1], true),
+            (10, &[100, 100], false),
+        ] {
+            let (sender, body) = scripted(false);
+            let aborted = Arc::clone(&body.aborted);
+            for length in frames {
+                sender.send(vec![b'x'; *length].into()).unwrap();
+            }
+            let sender = (!closes).then_some(sender);
+            let started = Instant::now();
+            let (mut response, counters) = open(window, body).await;
+            let error = loop {
+                match response.body_mut().data().await.unwrap() {
+                    Ok(_) => {}
+                    Err(error) => break error,
+                }
+            };
+            // Never `CANCEL`, which some clients take for a complete body.
+            assert_eq!(error.reason(), Some(Reason::INTERNAL_ERROR));
+            let lasted = started.elapsed();
+            assert!(
+                lasted >= CLIENT_STALL && lasted <= CLIENT_STALL + TICK * 2,
+                "{lasted:?}"
+            );
+            assert_eq!(stalls(&counters), 1);
+            assert!(aborted.load(Ordering::Relaxed));
+            assert!(sender.is_none_or(|sender| sender.is_closed()));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn slow_reader_keeps_its_response() {
+        let (sender, body) = scripted(false);
+        for _ in 0..4 {
+            sender.send(vec![b'x'; 16 * 1024].into()).unwrap();
+        }
+        let (mut response, counters) = open(1, body).await;
+        for _ in 0..100 {
+            let data = response.body_mut().data().await.unwrap().unwrap();
+            assert_eq!(data.len(), 1);
+            sleep(CLIENT_STALL - Duration::from_secs(1)).await;
+            response
+                .body_mut()
+                .flow_control()
+                .release_capacity(1)
+                .unwrap();
+        }
+        assert_eq!(stalls(&counters), 0);
+        drop(sender);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silent_watch_stays_open() {
+        let (sender, body) = scripted(false);
+        let (mut response, counters) = open(4, body).await;
+        for event in ["event", "another"] {
+            let mut received = 0;
+            // The second of them waits in hyper.
+            for _ in 0..2 {
+                sender.send(event.into()).unwrap();
+            }
+            while received < 2 * event.len() {
+                let data = response.body_mut().data().await.unwrap().unwrap();
+                let mut flow = response.body_mut().flow_control().clone();
+                // Late, so that the rest of the event waits for the window.
+                sleep(TICK).await;
+                flow.release_capacity(data.len()).unwrap();
+                received += data.len();
+            }
+            sleep(CLIENT_STALL * 60).await;
+        }
+        assert_eq!(stalls(&counters), 0);
+    }
+
+    /// The limit of small frames makes a body wait for its client, too.
+    #[tokio::test(start_paused = true)]
+    async fn body_that_waits_for_its_client_stalls() {
+        for waits_for_client in [true, false] {
+            let (_sender, body) = scripted(waits_for_client);
+            let mut body = StallReport::new(body);
+            let counters = Arc::default();
+            let stream = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx).map(drop));
+            let guard = StallGuard::new(stream, connected(&counters));
+            let ended = tokio::time::timeout(CLIENT_STALL * 2, pin!(guard)).await;
+            assert_eq!(ended.is_ok(), waits_for_client);
+            assert_eq!(stalls(&counters), u64::from(waits_for_client));
+        }
+    }
+}
