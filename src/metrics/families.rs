@@ -124,7 +124,8 @@ families! {
             `uri_bytes` (answered with 431 or 414), `streams` (a client has the maximum open), \
             `client_stall` (a client did not read a response for 60 s, so its stream was reset), \
             `upstream_connections` (a client connection uses the maximum; answered with 503), \
-            `replay_copies` (a request was sent without a copy, so the proxy cannot send it again)"]
+            `replay_copies` (a request was sent without a copy, so the proxy cannot send it again), \
+            `frames` (a client sent too many control frames or cancelled too many requests, and its connection ended)"]
         "How often a limit was reached.";
     ERRORS = Counter "kube_tls_proxy_errors_total"
         ["reason": "`rejected`, `no_endpoint`, `upstream_connections`, `connect`, `connect_timeout`, `handshake`, `verify`, \

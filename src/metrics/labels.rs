@@ -211,5 +211,7 @@ label! {
         ReplayCopies = "replay_copies",
         /// A client did not read a response for 60 s: its stream was reset.
         ClientStall = "client_stall",
+        /// A client sent too many control frames or cancelled too many requests; its connection ended.
+        Frames = "frames",
     }
 }

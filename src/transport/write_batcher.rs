@@ -67,6 +67,10 @@ struct BatchState<S> {
     small: Vec<u8>,
     /// Bytes in records that were not flushed yet.
     unsent: usize,
+    /// Bytes that were taken from the user so far.
+    written: u64,
+    /// Whether the user waits for room, and may have written a part of a frame.
+    is_full: bool,
     /// Why sending failed, kept until the user's next read or write returns it.
     failed: Option<io::Error>,
 }
@@ -84,6 +88,8 @@ impl<S: TlsWriter> WriteBatcher<S> {
             stream,
             small: Vec::new(),
             unsent: 0,
+            written: 0,
+            is_full: false,
             failed: None,
         })))
     }
@@ -106,6 +112,16 @@ impl<S: TlsWriter> WriteBatcher<S> {
         polled
     }
 
+    /// The bytes that the user has written so far.
+    pub(crate) fn written(&self) -> u64 {
+        self.lock().written
+    }
+
+    /// Whether the user waits for room, and may have written a part of a frame.
+    pub(crate) fn is_full(&self) -> bool {
+        self.lock().is_full
+    }
+
     fn lock(&self) -> MutexGuard<'_, BatchState<S>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -117,18 +133,22 @@ impl<S: TlsWriter> BatchState<S> {
             return Poll::Ready(Err(error));
         }
         if self.unsent + self.small.len() >= MAX_BATCH {
+            self.is_full = true;
             ready!(self.poll_send(cx))?;
         }
+        self.is_full = false;
         // A full record is encrypted from where the bytes are; only a remainder is copied.
         let room = MAX_RECORD - self.small.len();
         if let Some(first) = bytes.get(..room) {
             self.write_record(first)?;
+            self.written += room as u64;
             return Poll::Ready(Ok(room));
         }
         if self.small.capacity() == 0 {
             self.small.reserve_exact(MAX_RECORD);
         }
         self.small.extend_from_slice(bytes);
+        self.written += bytes.len() as u64;
         Poll::Ready(Ok(bytes.len()))
     }
 

@@ -1,5 +1,7 @@
 //! Serves the streams of one HTTP/2 connection until it ends, is idle or drains.
 
+mod budget;
+mod hpack;
 mod monitor;
 mod reset_code;
 mod stall;
@@ -24,6 +26,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use pin_project_lite::pin_project;
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, copy, sink},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::timeout,
 };
@@ -34,6 +37,7 @@ use tracing::debug;
 pub(super) use monitor::fuzz;
 
 use self::{
+    budget::RequestInProgress,
     monitor::ClientMonitor,
     reset_code::ResetCode,
     stall::{PacedBody, StallGuard, StallReport},
@@ -84,24 +88,31 @@ pub(super) async fn serve(
         .keep_alive_interval(service.shared.timeouts.client_ping_interval)
         .keep_alive_timeout(service.shared.timeouts.client_ping_timeout);
     let batcher = WriteBatcher::new(*stream);
-    let preface_timeout = service.shared.timeouts.request_head;
-    let (reader, cut_targets) =
-        ClientMonitor::new(batcher.clone(), preface_timeout, max_header_list);
+    let request_head = service.shared.timeouts.request_head;
+    let (reader, cut_targets, budget) = ClientMonitor::new(
+        batcher.clone(),
+        request_head,
+        max_header_list,
+        limits.streams_per_connection,
+    );
     let stream = tokio::io::join(reader, ResetCode::new(batcher.clone()));
+    let connected = Arc::clone(&service.downstream.connected);
     let client_idle = service.shared.timeouts.client_idle;
     let downstream = Arc::clone(&service.downstream);
     let goaway_timeout = service.shared.timeouts.client_ping_timeout;
     let respond = service_fn({
-        let cut_targets = Arc::clone(&cut_targets);
+        let (cut_targets, budget) = (Arc::clone(&cut_targets), Arc::clone(&budget));
         move |request: Request<Incoming>| {
             let service = Arc::clone(&service);
             let rejection = cut_targets
                 .refuses(request.uri())
                 .then_some(Rejection::Target);
+            let progress = RequestInProgress::new(&budget);
             async move {
                 let routes = Arc::clone(&service.shared.snapshot.load().routes);
                 let response =
                     proxy::handle(&routes, &service.downstream, request, rejection).await;
+                progress.answer();
                 let is_refused = matches!(
                     response.status(),
                     StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
@@ -111,6 +122,12 @@ pub(super) async fn serve(
             }
         }
     });
+    let end_if_exceeded = async || {
+        if budget.is_exceeded() {
+            connected.counters().limits_hit.count(Limit::Frames);
+            say_goodbye(&batcher, &budget.goaway()).await;
+        }
+    };
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), respond));
     let serving = poll_fn(|cx| match batcher.drive(connection.as_mut(), cx) {
         Poll::Ready(ended) => Poll::Ready(Some(ended)),
@@ -120,6 +137,7 @@ pub(super) async fn serve(
     });
     tokio::select! {
         ended = serving => if let Some(ended) = ended {
+            end_if_exceeded().await;
             return ended;
         },
         () = drain.begun() => {}
@@ -134,7 +152,10 @@ pub(super) async fn serve(
     let last_stream = streams.borrow().begun.saturating_add(max_streams);
     let mut later_streams = streams.clone();
     tokio::select! {
-        ended = poll_fn(|cx| batcher.drive(connection.as_mut(), cx)) => ended,
+        ended = poll_fn(|cx| batcher.drive(connection.as_mut(), cx)) => {
+            end_if_exceeded().await;
+            ended
+        }
         // The client had time to close the connection and did not.
         () = idle(&mut streams, goaway_timeout) => Ok(()),
         // h2 accepts new streams until the client has acknowledged the GOAWAY, which it may never do.
@@ -144,6 +165,25 @@ pub(super) async fn serve(
         }
         () = drain.deadline() => Ok(()),
     }
+}
+
+/// Sends this last frame after hyper's connection has failed, and closes the stream.
+async fn say_goodbye(batcher: &WriteBatcher<TlsStream<ReadAhead>>, frame: &[u8]) {
+    // The client does not read, and has perhaps received a part of another frame.
+    if batcher.is_full() {
+        return;
+    }
+    let mut stream = batcher.clone();
+    let goodbye = async {
+        stream.write_all(frame).await?;
+        stream.shutdown().await?;
+        // The kernel would send a reset for bytes that were not read, and the client may then not read the frame.
+        copy(&mut stream.take(MAX_LINGER_BYTES), &mut sink()).await
+    };
+    let mut goodbye = pin!(goodbye);
+    timeout(LINGER, poll_fn(|cx| batcher.drive(goodbye.as_mut(), cx)))
+        .await
+        .ok();
 }
 
 /// Returns once no stream was open for this long.
@@ -344,6 +384,9 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Bytes buffered per stream for a client that does not read: 6.4 MiB for 100 streams.
 const MAX_SEND_BUFFER: usize = 64 * 1024;
+/// How long, and for how many bytes, a refused client can still read why.
+const LINGER: Duration = Duration::from_secs(1);
+const MAX_LINGER_BYTES: u64 = 256 * 1024;
 /// Streams that the client reset before they were served (Rapid Reset, CVE-2023-44487).
 const MAX_PENDING_RESETS: usize = 20;
 /// Streams reset for errors of the client, per connection (`MadeYouReset`, CVE-2025-8671).

@@ -1,121 +1,91 @@
-//! Watches the bytes that a client sends over HTTP/2: the preface must come in time, and no request
-//! target may hold a `#`.
+//! Watches the bytes that a client sends over HTTP/2, before h2 reads them: the preface and each head must come in
+//! time, frames must stay within their budgets, and no request target may hold a `#`.
 //!
-//! The `http` crate cuts a target at `#` and h2 does not show the raw one, so `DELETE …/configmaps/#y`
-//! would reach the apiserver as `DELETE …/configmaps/`, which deletes all config maps. The monitor reads
-//! the header blocks before h2 does and notes each target that the crate is about to cut. A request with
-//! such a target is refused.
-//!
-//! A later request can repeat a cut target as an index into the HPACK table, so a note holds for the rest
-//! of the connection. The monitor keeps no table: a field whose name is in the client's part of the table
-//! counts as a target. A note that comes from such a field and not from a target does no harm unless the
-//! client also asks for exactly that path.
+//! `hpack.rs` finds the targets, and `budget.rs` has the budgets.
 
 use std::{
-    borrow::Cow,
     future::Future,
-    io,
+    io, mem,
     pin::Pin,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    task::{Context, Poll, ready},
+    sync::{Arc, PoisonError},
+    task::{Context, Poll},
     time::Duration,
 };
 
-use http::Uri;
-use memchr::memchr;
 use tokio::{
     io::{AsyncRead, ReadBuf},
     time::{Sleep, sleep},
 };
 
+use super::{
+    budget::{FrameBudget, RequestBudget},
+    hpack::{CutTargets, FieldError, read_fields},
+};
+use crate::transport::{TlsWriter, WriteBatcher};
+
 /// The bytes from an HTTP/2 client, watched.
 #[derive(Debug)]
 pub(super) struct ClientMonitor<S> {
-    stream: S,
-    /// Bytes of the preface still missing, and until when they may come; `None` once they have come. hyper
-    /// itself waits for them without a limit.
-    preface: Option<(usize, Pin<Box<Sleep>>)>,
-    blocks: HeaderBlocks,
+    stream: WriteBatcher<S>,
+    /// Bytes of the preface still missing. hyper itself waits for them without a limit.
+    preface: usize,
+    /// How long the preface and each head may take.
+    timeout: Duration,
+    /// The end of that time for the head with this number; 0 is the preface. `None` while nothing is incomplete, so
+    /// that a head that comes whole costs no timer.
+    deadline: Option<(u32, Pin<Box<Sleep>>)>,
+    frames: ClientFrames,
     targets: Arc<CutTargets>,
+    requests: Arc<RequestBudget>,
 }
 
-/// The request targets of one connection that were cut at `#`.
-#[derive(Debug, Default)]
-pub(super) struct CutTargets {
-    /// Whether there are any, so that a request costs an ordinary client one load.
-    any: AtomicBool,
-    /// Whether every request is refused, because the monitor can no longer follow the connection.
-    refuses_all: AtomicBool,
-    /// The targets as the `http` crate leaves them.
-    targets: Mutex<Vec<Box<str>>>,
-}
-
-impl CutTargets {
-    /// Whether a request to this URI must be refused because its target is not what the client sent, or may
-    /// not be.
-    pub(super) fn refuses(&self, uri: &Uri) -> bool {
-        if !self.any.load(Ordering::Relaxed) {
-            return false;
-        }
-        let target = uri.path_and_query().map_or("/", |target| target.as_str());
-        let targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
-        self.refuses_all() || targets.iter().any(|cut| **cut == *target)
-    }
-
-    /// Whether the connection should end, since every request on it is refused.
-    pub(super) fn refuses_all(&self) -> bool {
-        self.refuses_all.load(Ordering::Relaxed)
-    }
-
-    /// Notes the part of a target before its `#`.
-    fn note(&self, before: &[u8]) {
-        // The crate refuses any other target by itself.
-        let target = match std::str::from_utf8(before) {
-            Ok("") => "/",
-            Ok(target) if target.starts_with(['/', '?']) => target,
-            _ => return,
-        };
-        let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
-        // A repeated target counts too, so that the work for one connection is bounded.
-        let bytes: usize = targets.iter().map(|noted| noted.len()).sum();
-        if targets.len() == MAX_CUT_TARGETS || bytes + target.len() > MAX_CUT_BYTES {
-            drop(targets);
-            return self.refuse_all();
-        }
-        targets.push(Box::from(target));
-        self.any.store(true, Ordering::Relaxed);
-    }
-
-    /// Refuses every later request.
-    fn refuse_all(&self) {
-        self.refuses_all.store(true, Ordering::Relaxed);
-        self.any.store(true, Ordering::Relaxed);
-    }
-}
-
-impl<S> ClientMonitor<S> {
-    /// Watches a stream whose preface must come within `preface_timeout`, and whose header blocks h2 reads up
-    /// to `max_field` bytes.
+impl<S: TlsWriter> ClientMonitor<S> {
+    /// Watches a stream whose preface and heads must each come within `timeout`, and whose fields h2 reads up to
+    /// `max_field` bytes. Up to `max_streams` may be open at once.
     pub(super) fn new(
-        stream: S,
-        preface_timeout: Duration,
+        stream: WriteBatcher<S>,
+        timeout: Duration,
         max_field: usize,
-    ) -> (Self, Arc<CutTargets>) {
+        max_streams: u32,
+    ) -> (Self, Arc<CutTargets>, Arc<RequestBudget>) {
         let targets = Arc::new(CutTargets::default());
+        let requests = RequestBudget::new(max_streams);
         let monitor = Self {
             stream,
-            preface: Some((PREFACE + FRAME_HEADER, Box::pin(sleep(preface_timeout)))),
-            blocks: HeaderBlocks::new(PREFACE, max_field),
+            preface: PREFACE + FRAME_HEADER,
+            timeout,
+            deadline: Some((0, Box::pin(sleep(timeout)))),
+            frames: ClientFrames::new(PREFACE, max_field, max_streams),
             targets: Arc::clone(&targets),
+            requests: Arc::clone(&requests),
         };
-        (monitor, targets)
+        (monitor, targets, requests)
+    }
+
+    /// Ready once the preface or a head took too long.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let incomplete = if self.preface > 0 {
+            Some(0)
+        } else {
+            self.frames.incomplete_head()
+        };
+        let Some(number) = incomplete else {
+            self.deadline = None;
+            return Poll::Pending;
+        };
+        let (for_number, deadline) = self
+            .deadline
+            .get_or_insert_with(|| (number, Box::pin(sleep(self.timeout))));
+        if *for_number != number {
+            *for_number = number;
+            *deadline = Box::pin(sleep(self.timeout));
+        }
+        deadline.as_mut().poll(cx)
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for ClientMonitor<S> {
+impl<S: TlsWriter> AsyncRead for ClientMonitor<S> {
+    /// Reads, or fails if the connection must end. h2 gets no byte of a read that fails.
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -123,30 +93,34 @@ impl<S: AsyncRead + Unpin> AsyncRead for ClientMonitor<S> {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
-        let read = Pin::new(&mut this.stream).poll_read(cx, buf);
-        let new = buf.filled().get(before..).unwrap_or_default();
-        this.blocks.read(new, &this.targets);
-        let Some((missing, deadline)) = &mut this.preface else {
-            return read;
-        };
-        if read.is_ready() {
-            *missing = missing.saturating_sub(new.len());
-            if *missing == 0 {
-                this.preface = None;
-            }
-            return read;
+        let mut read = Poll::Pending;
+        if !this.requests.is_exceeded() {
+            read = Pin::new(&mut this.stream).poll_read(cx, buf)?.map(Ok);
+            let new = buf.filled().get(before..).unwrap_or_default();
+            this.preface = this.preface.saturating_sub(new.len());
+            this.frames.read(new, &this.targets);
         }
-        ready!(deadline.as_mut().poll(cx));
-        Poll::Ready(Err(io::Error::new(
-            io::ErrorKind::TimedOut,
-            "no HTTP/2 preface in time",
-        )))
+        let budget = &mut this.frames.budget;
+        if this.requests.is_exceeded() || budget.is_exceeded(|| this.stream.written()) {
+            this.requests.exceed(this.frames.last_stream);
+            return Poll::Ready(Err(io::Error::other(
+                "too many control frames, or too many cancelled requests",
+            )));
+        }
+        if this.poll_deadline(cx).is_ready() {
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "no HTTP/2 preface or no whole head in time",
+            )));
+        }
+        read
     }
 }
 
-/// Finds the header blocks in a stream of frames that passes in pieces of any size (RFC 9113 §4.1, §6.2).
-#[derive(Debug, Default)]
-struct HeaderBlocks {
+/// Counts the frames and finds the header blocks in a stream of frames that passes in pieces of any size (RFC 9113
+/// §4.1, §6.2).
+#[derive(Debug)]
+struct ClientFrames {
     /// The header of the current frame, as far as it has come.
     header: [u8; FRAME_HEADER],
     filled: usize,
@@ -161,21 +135,45 @@ struct HeaderBlocks {
     partial: Vec<u8>,
     /// Bytes of `partial` at most. A longer field is more than h2 takes.
     max_field: usize,
+    /// Whether a head has begun, and whether the current frame is its last one.
+    is_head: bool,
+    is_last: bool,
+    /// Heads so far.
+    heads: u32,
+    /// The highest stream of a head.
+    last_stream: u32,
+    budget: FrameBudget,
 }
 
-impl HeaderBlocks {
+impl ClientFrames {
     /// Expects frames after this many other bytes.
-    fn new(skip: usize, max_field: usize) -> Self {
+    fn new(skip: usize, max_field: usize, max_streams: u32) -> Self {
         Self {
+            header: [0; FRAME_HEADER],
+            filled: 0,
             skip,
+            padded: None,
+            block: 0,
+            padding: 0,
+            partial: Vec::new(),
             max_field,
-            ..Self::default()
+            is_head: false,
+            is_last: false,
+            heads: 0,
+            last_stream: 0,
+            budget: FrameBudget::new(max_streams),
         }
     }
 
-    /// Reads on, and notes the targets that will be cut.
+    /// The number of the head that has begun and is not complete.
+    fn incomplete_head(&self) -> Option<u32> {
+        let is_whole_frame = self.skip + self.block + self.padding == 0 && self.padded.is_none();
+        (self.is_head && !(self.is_last && is_whole_frame)).then_some(self.heads)
+    }
+
+    /// Reads on, counts the frames, and notes the targets that will be cut.
     fn read(&mut self, mut bytes: &[u8], targets: &CutTargets) {
-        while !bytes.is_empty() && !targets.refuses_all() {
+        while !bytes.is_empty() {
             if self.skip > 0 {
                 take(&mut bytes, &mut self.skip);
             } else if let Some(priority) = self.padded {
@@ -190,11 +188,12 @@ impl HeaderBlocks {
                 self.block -= self.padding;
             } else if self.block > 0 {
                 let part = take(&mut bytes, &mut self.block);
-                if self.read_fields(part, targets).is_err() {
+                if !targets.refuses_all() && self.read_fields(part, targets).is_err() {
+                    self.partial = Vec::new();
                     targets.refuse_all();
                 }
             } else if self.padding > 0 {
-                self.skip = std::mem::take(&mut self.padding);
+                self.skip = mem::take(&mut self.padding);
             } else {
                 if self.filled == 0
                     && let Some((header, rest)) = bytes.split_first_chunk()
@@ -218,8 +217,11 @@ impl HeaderBlocks {
     }
 
     fn begin_frame(&mut self, targets: &CutTargets) {
-        let [a, b, c, kind, flags, ..] = self.header;
+        let [a, b, c, kind, flags, stream @ ..] = self.header;
         let length = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
+        self.budget.count(kind, flags, length);
+        self.is_head = matches!(kind, HEADERS | CONTINUATION);
+        self.is_last = flags & END_HEADERS != 0;
         let (padding, priority) = match kind {
             HEADERS => (
                 usize::from(flags & PADDED != 0),
@@ -234,6 +236,7 @@ impl HeaderBlocks {
                 // A client must not send it (RFC 9113 §8.4), but h2 adds its fields to the table and may let
                 // the connection live after a reset of the stream.
                 targets.refuse_all();
+                self.skip = length;
                 return;
             }
             _ => {
@@ -244,6 +247,9 @@ impl HeaderBlocks {
         if kind == HEADERS {
             // A field that its block left incomplete is an error of the connection to h2.
             self.partial = Vec::new();
+            self.heads = self.heads.wrapping_add(1);
+            let stream = u32::from_be_bytes(stream) & STREAM_ID;
+            self.last_stream = self.last_stream.max(stream);
         }
         let Some(block) = length.checked_sub(padding + priority) else {
             // Likewise an error to h2.
@@ -287,201 +293,15 @@ fn take<'a>(bytes: &mut &'a [u8], left: &mut usize) -> &'a [u8] {
     taken
 }
 
-/// Reads whole fields; returns the bytes of the one that is incomplete.
-fn read_fields<'a>(block: &'a [u8], targets: &CutTargets) -> Result<&'a [u8], FieldError> {
-    let mut fields = Fields(block);
-    loop {
-        let before = fields.0;
-        match fields.next_target() {
-            Ok(value) => {
-                if let Some(cut) = value.and_then(HpackString::before_hash) {
-                    targets.note(&cut);
-                }
-            }
-            Err(FieldError::Incomplete) => return Ok(before),
-            Err(FieldError::Invalid) => return Err(FieldError::Invalid),
-        }
-    }
-}
-
-/// The unread fields of a header block (RFC 7541 §6).
-struct Fields<'a>(&'a [u8]);
-
-/// Why no further field can be read.
-#[derive(Debug)]
-enum FieldError {
-    /// Its end has not come yet.
-    Incomplete,
-    /// It is not HPACK, and h2 ends the connection.
-    Invalid,
-}
-
-/// A string as HPACK carries it (RFC 7541 §5.2).
-#[derive(Clone, Copy)]
-struct HpackString<'a> {
-    bytes: &'a [u8],
-    is_huffman: bool,
-}
-
-impl<'a> Fields<'a> {
-    /// Passes over one field; returns its value if it is literal and its name may be `:path`.
-    fn next_target(&mut self) -> Result<Option<HpackString<'a>>, FieldError> {
-        let first = *self.0.first().ok_or(FieldError::Incomplete)?;
-        if first & 0x80 != 0 {
-            // An entry of the table, which was read when it came.
-            return self.integer(7).map(|_index| None);
-        }
-        if first & 0xe0 == 0x20 {
-            return self.integer(5).map(|_table_size| None);
-        }
-        let indexed = first & 0x40 != 0;
-        let name = self.integer(if indexed { 6 } else { 4 })?;
-        let is_target = match name {
-            0 => self.string()?.is_pseudo_name(),
-            STATIC_PATH | STATIC_PATH_INDEX => true,
-            index => index > STATIC_ENTRIES,
-        };
-        let value = self.string()?;
-        Ok(is_target.then_some(value))
-    }
-
-    /// An integer that begins in the low `bits` of the next byte (RFC 7541 §5.1).
-    fn integer(&mut self, bits: u32) -> Result<usize, FieldError> {
-        let mask = (1_u8 << bits) - 1;
-        let (first, mut rest) = self.0.split_first().ok_or(FieldError::Incomplete)?;
-        let mut value = usize::from(first & mask);
-        if first & mask == mask {
-            let mut shift = 0;
-            loop {
-                let (byte, after) = rest.split_first().ok_or(FieldError::Incomplete)?;
-                rest = after;
-                value += usize::from(byte & 0x7f) << shift;
-                shift += 7;
-                if byte & 0x80 == 0 {
-                    break;
-                }
-                // h2 refuses a longer one too.
-                if shift == 28 {
-                    return Err(FieldError::Invalid);
-                }
-            }
-        }
-        self.0 = rest;
-        Ok(value)
-    }
-
-    fn string(&mut self) -> Result<HpackString<'a>, FieldError> {
-        let first = *self.0.first().ok_or(FieldError::Incomplete)?;
-        let length = self.integer(7)?;
-        let (bytes, rest) = self
-            .0
-            .split_at_checked(length)
-            .ok_or(FieldError::Incomplete)?;
-        self.0 = rest;
-        Ok(HpackString {
-            bytes,
-            is_huffman: first & 0x80 != 0,
-        })
-    }
-}
-
-impl<'a> HpackString<'a> {
-    /// Whether this name begins with a colon.
-    fn is_pseudo_name(self) -> bool {
-        self.bytes.first().is_some_and(|first| {
-            if self.is_huffman {
-                // The code of the colon has seven bits.
-                first & 0xfe == 0xb8
-            } else {
-                *first == b':'
-            }
-        })
-    }
-
-    /// The part before the first `#`, if there is one.
-    fn before_hash(self) -> Option<Cow<'a, [u8]>> {
-        if !self.is_huffman {
-            let end = memchr(b'#', self.bytes)?;
-            return self.bytes.get(..end).map(Cow::Borrowed);
-        }
-        if may_hold_hash(self.bytes) {
-            decode_until_hash(self.bytes).map(Cow::Owned)
-        } else {
-            None
-        }
-    }
-}
-
-/// Whether these bytes hold the twelve bits of the code of `#`, at whatever bit they begin. The code of
-/// another symbol and the one after it can hold them too. A few instructions for every six bytes, where
-/// decoding takes some for each bit.
-fn may_hold_hash(bytes: &[u8]) -> bool {
-    let mut rest = bytes;
-    while let Some(window) = rest.first_chunk() {
-        if window_holds_hash(*window) {
-            return true;
-        }
-        rest = rest.get(6..).unwrap_or_default();
-    }
-    let mut window = [0; 8];
-    window
-        .iter_mut()
-        .zip(rest)
-        .for_each(|(slot, byte)| *slot = *byte);
-    window_holds_hash(window)
-}
-
-fn window_holds_hash(window: [u8; 8]) -> bool {
-    let bits = u64::from_be_bytes(window);
-    let two = bits & bits << 1;
-    let four = two & two << 2;
-    let eight = four & four << 4;
-    // Nine ones, then 0, 1 and 0.
-    eight & bits << 8 & !(bits << 9) & bits << 10 & !(bits << 11) != 0
-}
-
-/// Decodes Huffman codes (RFC 7541 §5.2, Appendix B) up to the first `#`; `None` if there is none.
-///
-/// The codes are canonical: those of one length are consecutive numbers, in the order of [`SYMBOLS`].
-fn decode_until_hash(bytes: &[u8]) -> Option<Vec<u8>> {
-    let mut decoded = Vec::with_capacity(bytes.len() * 2);
-    let mut bits = bytes
-        .iter()
-        .flat_map(|byte| (0..8).rev().map(move |bit| usize::from(byte >> bit & 1)));
-    loop {
-        // The first code of the length looked at, and the place of its symbol.
-        let (mut code, mut first, mut place) = (0, 0, 0);
-        let symbol = CODES.iter().find_map(|count| {
-            // Padding ends the string and is no symbol: its ones are not a whole code.
-            let Some(bit) = bits.next() else {
-                return Some(None);
-            };
-            code = code << 1 | bit;
-            first <<= 1;
-            let count = usize::from(*count);
-            if code - first < count {
-                return Some(SYMBOLS.get(place + code - first).copied());
-            }
-            first += count;
-            place += count;
-            None
-        });
-        match symbol.flatten()? {
-            b'#' => return Some(decoded),
-            symbol => decoded.push(symbol),
-        }
-    }
-}
-
 /// Fuzz target: what is noted does not depend on the size of the reads.
 pub(in crate::downstream) fn fuzz(bytes: &[u8]) {
     let (size, bytes) = bytes
         .split_first()
         .map_or((1, bytes), |(size, rest)| (usize::from(*size).max(1), rest));
     let noted = |pieces: &mut dyn Iterator<Item = &[u8]>| {
-        let (mut blocks, targets) = (HeaderBlocks::new(0, 1024), CutTargets::default());
-        pieces.for_each(|piece| blocks.read(piece, &targets));
-        let place = (!targets.refuses_all()).then_some((blocks.filled, blocks.skip, blocks.block));
+        let (mut frames, targets) = (ClientFrames::new(0, 1024, 100), CutTargets::default());
+        pieces.for_each(|piece| frames.read(piece, &targets));
+        let place = (!targets.refuses_all()).then_some((frames.filled, frames.skip, frames.block));
         let targets = targets.targets.into_inner();
         (targets.unwrap_or_else(PoisonError::into_inner), place)
     };
@@ -495,42 +315,23 @@ pub(in crate::downstream) fn fuzz(bytes: &[u8]) {
 /// What a client sends before its first frame (RFC 9113 §3.4).
 const PREFACE: usize = 24;
 const FRAME_HEADER: usize = 9;
-/// Types of frames and flags of HEADERS (RFC 9113 §6.2, §6.6, §6.10).
-const HEADERS: u8 = 1;
+/// Types of frames, and flags of HEADERS and DATA (RFC 9113 §6.1, §6.2, §6.6, §6.10).
+pub(super) const DATA: u8 = 0;
+pub(super) const HEADERS: u8 = 1;
 const PUSH_PROMISE: u8 = 5;
-const CONTINUATION: u8 = 9;
+pub(super) const CONTINUATION: u8 = 9;
+pub(super) const END_STREAM: u8 = 0x1;
+pub(super) const END_HEADERS: u8 = 0x4;
 const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
 const PRIORITY_BYTES: usize = 5;
-/// `:path` in the static table, with two values, and the size of that table (RFC 7541 Appendix A).
-const STATIC_PATH: usize = 4;
-const STATIC_PATH_INDEX: usize = 5;
-const STATIC_ENTRIES: usize = 61;
-/// Targets, and bytes of them, that are noted before the connection ends. A client that is no attacker has
-/// none.
-const MAX_CUT_TARGETS: usize = 256;
-const MAX_CUT_BYTES: usize = 64 * 1024;
-/// How many Huffman codes have 1 bit, 2 bits and so on. The last one with 30 bits ends a string and is no
-/// symbol.
-const CODES: [u8; 30] = [
-    0, 0, 0, 0, 10, 26, 32, 6, 0, 5, 3, 2, 6, 2, 3, 0, 0, 0, 3, 8, 13, 26, 29, 12, 4, 15, 19, 29,
-    0, 4,
-];
-/// The symbols in the order of their codes.
-const SYMBOLS: &[u8; 256] = b"\
-    012aceiost %-./3456789=A_bdfghlmnpru:BCDEFGHIJKLMNOPQRSTUVWYjkqvwxyz&*,;XZ!\"()?'+|#>\
-    \0$@[]~^}<`{\\\xc3\xd0\x80\x82\x83\xa2\xb8\xc2\xe0\xe2\x99\xa1\xa7\xac\xb0\xb1\xb3\xd1\
-    \xd8\xd9\xe3\xe5\xe6\x81\x84\x85\x86\x88\x92\x9a\x9c\xa0\xa3\xa4\xa9\xaa\xad\xb2\xb5\xb9\
-    \xba\xbb\xbd\xbe\xc4\xc6\xe4\xe8\xe9\x01\x87\x89\x8a\x8b\x8c\x8d\x8f\x93\x95\x96\x97\x98\
-    \x9b\x9d\x9e\xa5\xa6\xa8\xae\xaf\xb4\xb6\xb7\xbc\xbf\xc5\xe7\xef\x09\x8e\x90\x91\x94\x9f\
-    \xab\xce\xd7\xe1\xec\xed\xc7\xcf\xea\xeb\xc0\xc1\xc8\xc9\xca\xcd\xd2\xd5\xda\xdb\xee\xf0\
-    \xf2\xf3\xff\xcb\xcc\xd3\xd4\xd6\xdd\xde\xdf\xf1\xf4\xf5\xf6\xf7\xf8\xfa\xfb\xfc\xfd\xfe\
-    \x02\x03\x04\x05\x06\x07\x08\x0b\x0c\x0e\x0f\x10\x11\x12\x13\x14\x15\x17\x18\x19\x1a\x1b\
-    \x1c\x1d\x1e\x1f\x7f\xdc\xf9\x0a\x0d\x16";
-
+/// The bits of a stream's number in the header of a frame (RFC 9113 §4.1).
+const STREAM_ID: u32 = 0x7fff_ffff;
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use http::Uri;
+
+    use super::{super::hpack::MAX_CUT_TARGETS, *};
 
     /// A literal field of the static name `:path`, with its value raw.
     fn path(value: &str) -> Vec<u8> {
@@ -556,11 +357,12 @@ mod tests {
     fn noted(bytes: &[u8]) -> Vec<String> {
         let mut results: Vec<_> = (1..=bytes.len())
             .map(|size| {
-                let (mut blocks, targets) = (HeaderBlocks::new(0, 1024), CutTargets::default());
+                let (mut frames, targets) =
+                    (ClientFrames::new(0, 1024, 100), CutTargets::default());
                 for piece in bytes.chunks(size) {
-                    blocks.read(piece, &targets);
+                    frames.read(piece, &targets);
                 }
-                assert!(blocks.partial.is_empty());
+                assert!(frames.partial.is_empty());
                 assert!(!targets.refuses_all(), "cut into pieces of {size}");
                 let targets = targets.targets.into_inner().unwrap();
                 targets.into_iter().map(String::from).collect::<Vec<_>>()
@@ -649,14 +451,14 @@ mod tests {
         let (client, mut server) = tokio::io::duplex(64 * 1024);
         let (mut sender, connection) = h2::client::handshake(client).await.unwrap();
         let (_response, _body) = sender.send_request(request, true).unwrap();
-        let (mut blocks, targets) = (HeaderBlocks::new(PREFACE, 1024), CutTargets::default());
+        let (mut frames, targets) = (ClientFrames::new(PREFACE, 1024, 100), CutTargets::default());
         let reading = async {
             let mut buffer = [0; 1024];
             while targets.targets.lock().unwrap().len() < expected.len() {
                 let length = tokio::io::AsyncReadExt::read(&mut server, &mut buffer)
                     .await
                     .unwrap();
-                blocks.read(&buffer[..length], &targets);
+                frames.read(&buffer[..length], &targets);
             }
         };
         tokio::select! {
@@ -668,49 +470,15 @@ mod tests {
     }
 
     #[test]
-    fn huffman_strings_are_decoded_up_to_the_hash() {
-        // `/a#b`: 011000 00011 111111111010 100011 and a padding of ones.
-        let coded = [0x60, 0x7f, 0xf5, 0x1f];
-        assert_eq!(decode_until_hash(&coded).unwrap(), b"/a");
-        assert!(may_hold_hash(&coded));
-        // `www.example.com` (RFC 7541 §C.4.1).
-        let other = [
-            0xf1, 0xe3, 0xc2, 0xe5, 0xf2, 0x3a, 0x6b, 0xa0, 0xab, 0x90, 0xf4, 0xff,
-        ];
-        assert!(!may_hold_hash(&other));
-        assert_eq!(decode_until_hash(&other), None);
-    }
-
-    #[test]
-    fn hash_is_found_at_every_bit() {
-        for before in 0..100 {
-            // Zeros, then the twelve bits of `#`, then zeros.
-            let mut bytes = vec![0_u8; 16];
-            for (at, bit) in "111111111010".bytes().enumerate() {
-                let at = before + at;
-                bytes[at / 8] |= (bit - b'0') << (7 - at % 8);
-            }
-            assert!(may_hold_hash(&bytes), "after {before} bits");
-            let cut = bytes.iter().rposition(|byte| *byte != 0).unwrap();
-            assert!(
-                may_hold_hash(&bytes[..=cut]),
-                "at the end, after {before} bits"
-            );
-        }
-        assert!(!may_hold_hash(&[0xff; 16]));
-        assert!(!may_hold_hash(&[0xff, 0x7f, 0xaa, 0, 0xff, 0xfb]));
-    }
-
-    #[test]
     fn hostile_frames_and_too_many_targets_refuse_every_request() {
-        let (mut blocks, targets) = (HeaderBlocks::new(0, 1024), CutTargets::default());
+        let (mut frames, targets) = (ClientFrames::new(0, 1024, 100), CutTargets::default());
         assert!(!targets.refuses(&Uri::from_static("https://a/b")));
-        blocks.read(&headers(&path("/a#")), &targets);
+        frames.read(&headers(&path("/a#")), &targets);
         assert!(!targets.refuses(&Uri::from_static("https://a/b")));
         assert!(targets.refuses(&Uri::from_static("https://a/a")));
         for number in 0..MAX_CUT_TARGETS {
             assert!(!targets.refuses_all());
-            blocks.read(&headers(&path(&format!("/{number}#"))), &targets);
+            frames.read(&headers(&path(&format!("/{number}#"))), &targets);
         }
         assert!(targets.refuses_all());
         assert!(targets.refuses(&Uri::from_static("https://a/b")));
@@ -721,10 +489,10 @@ mod tests {
             headers(&[&[0x04, 0x7f, 0xf1, 0x07][..], &[b'a'; 1100]].concat()),
         ] {
             let targets = CutTargets::default();
-            let mut blocks = HeaderBlocks::new(0, 1024);
+            let mut frames = ClientFrames::new(0, 1024, 100);
             hostile
                 .chunks(64)
-                .for_each(|piece| blocks.read(piece, &targets));
+                .for_each(|piece| frames.read(piece, &targets));
             assert!(targets.refuses_all(), "{hostile:?}");
         }
     }

@@ -7,6 +7,7 @@ use http::Response;
 use kube_tls_proxy::config::Timeouts;
 use standin::{
     client::{Http1, TlsConnection},
+    frames::{END_HEADERS, END_STREAM, FrameConnection, encode_fields, kind},
     upstream::full,
 };
 use tokio::time::{Instant, sleep};
@@ -189,6 +190,50 @@ async fn missing_http2_preface_is_closed_at_the_deadline() {
         // The proxy sends its SETTINGS first.
         client.end().await.unwrap_or_default();
         assert!(start.elapsed() > SHORT - TICK, "{part:?}");
+    }
+}
+
+/// Without the flag `END_HEADERS`, a head continues with the next frame, and h2 waits for it without a limit.
+#[tokio::test]
+async fn http2_head_that_stops_is_closed_at_the_deadline() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).timeouts(short_head).start();
+    let block = encode_fields(&[
+        (":method", "GET"),
+        (":scheme", "https"),
+        (":authority", HOST),
+        (":path", "/"),
+    ]);
+    for heads in 0..3 {
+        let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
+        let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
+        for stream in (1..).step_by(2).take(heads) {
+            let (first, last) = block.split_at(20);
+            wire.send(kind::HEADERS, END_STREAM, stream, first.to_vec())
+                .await
+                .unwrap();
+            sleep(SHORT / 2).await;
+            wire.send(kind::CONTINUATION, END_HEADERS, stream, last.to_vec())
+                .await
+                .unwrap();
+            wire.expect(kind::DATA).await.unwrap();
+            // Between two heads there is no deadline.
+            sleep(SHORT * 2).await;
+        }
+        let start = Instant::now();
+        wire.send(kind::HEADERS, END_STREAM, 101, block.clone())
+            .await
+            .unwrap();
+        // More frames do not extend it.
+        sleep(SHORT / 2).await;
+        wire.send(kind::CONTINUATION, 0, 101, vec![0])
+            .await
+            .unwrap();
+        let end = async { while let Ok(Some(_)) = wire.next().await {} };
+        standin::within("the proxy to close the connection", end).await;
+        let elapsed = start.elapsed();
+        assert!(elapsed > SHORT - TICK, "{heads}: {elapsed:?}");
     }
 }
 

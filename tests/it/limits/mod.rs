@@ -2,6 +2,7 @@
 //! the setting.
 
 mod deadlines;
+mod floods;
 mod heads;
 
 use std::num::NonZeroUsize;
