@@ -159,7 +159,7 @@ pub(super) async fn serve(
         // The client had time to close the connection and did not.
         () = idle(&mut streams, goaway_timeout) => Ok(()),
         // h2 accepts new streams until the client has acknowledged the GOAWAY, which it may never do.
-        Ok(_) = later_streams.wait_for(|streams| streams.begun > last_stream) => {
+        true = async { later_streams.wait_for(|streams| streams.begun > last_stream).await.is_ok() } => {
             debug!(client.address = %downstream.peer, "client ignores GOAWAY; its connection is closed");
             Ok(())
         }
