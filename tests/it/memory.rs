@@ -413,21 +413,24 @@ async fn unread_401_holds_no_read_buffer() {
             let tls = client.connect().await.unwrap();
             let settings = [(INITIAL_WINDOW_SIZE, 0)];
             let mut wire = FrameConnection::client(tls, &settings).await.unwrap();
+            // All at once: after a 401 the client gets a GOAWAY.
+            let get = [
+                (":method", "GET"),
+                (":scheme", "https"),
+                (":authority", HOST),
+                (":path", "/"),
+            ];
             for number in 0..100 {
-                let get = [
-                    (":method", "GET"),
-                    (":scheme", "https"),
-                    (":authority", HOST),
-                    (":path", "/"),
-                ];
-                wire.headers(2 * number + 1, &get, END_STREAM)
-                    .await
-                    .unwrap();
+                let stream = 2 * number + 1;
+                wire.headers(stream, &get, END_STREAM).await.unwrap();
+            }
+            for _ in 0..100 {
                 wire.expect(kind::HEADERS).await.unwrap();
             }
             open.push(wire);
         }
     }
     let held = own_memory(&binary).saturating_sub(before) / 8;
-    assert!(held < 800 * KIB, "{} KiB per connection", held / KIB);
+    // About 990 KiB; 1,490 with the read buffers.
+    assert!(held < 1200 * KIB, "{} KiB per connection", held / KIB);
 }
