@@ -25,13 +25,13 @@ pub(super) struct FrameBudget {
     begun: Instant,
     /// One number for each type of frame, and one for all unknown types.
     counts: [u32; TYPES],
-    /// Whether there are new ones since the last look.
+    /// Whether a frame was counted since [`Self::is_exceeded`] last ran.
     is_counted: bool,
     /// Frames that begin a request or end it with trailers.
     heads: u32,
     /// Streams that may be open at once.
     max_streams: u32,
-    /// Bytes that were written to the client when [`Self::pay`] last ran, and how many of them have paid for nothing yet.
+    /// Bytes that were written to the client when [`Self::pay`] last ran, and how many of them no frame has used up.
     written: u64,
     unspent: u64,
 }
@@ -101,7 +101,7 @@ impl FrameBudget {
         })
     }
 
-    /// Forgets the frames with which the client answers what it receives, if it received enough bytes for them.
+    /// Forgets the frames that the client sends for what it receives, if it received enough bytes for them.
     fn pay(&mut self, written: u64) {
         let new = written.saturating_sub(self.written);
         self.written = written;
@@ -110,7 +110,7 @@ impl FrameBudget {
             if let Some(count) = self.counts.get_mut(kind)
                 && let Some(rest) = self
                     .unspent
-                    .checked_sub(u64::from(*count) * BYTES_PER_ANSWER)
+                    .checked_sub(u64::from(*count) * BYTES_PER_REPLY)
             {
                 self.unspent = rest;
                 *count = 0;
@@ -127,7 +127,7 @@ impl FrameBudget {
 pub(super) struct RequestBudget {
     /// Streams that may be open at once.
     max_streams: u32,
-    answered: AtomicU32,
+    responses: AtomicU32,
     cancelled: Mutex<Cancelled>,
     is_exceeded: AtomicBool,
     last_stream: AtomicU32,
@@ -138,19 +138,19 @@ pub(super) struct RequestBudget {
 struct Cancelled {
     begun: Option<Instant>,
     count: u32,
-    /// [`RequestBudget::answered`] when the window began.
-    answered_before: u32,
+    /// [`RequestBudget::responses`] when the window began.
+    responses_before: u32,
 }
 
 impl RequestBudget {
     pub(super) fn new(max_streams: u32) -> Arc<Self> {
         Arc::new(Self {
             max_streams,
-            answered: AtomicU32::new(0),
+            responses: AtomicU32::new(0),
             cancelled: Mutex::new(Cancelled {
                 begun: None,
                 count: 0,
-                answered_before: 0,
+                responses_before: 0,
             }),
             is_exceeded: AtomicBool::new(false),
             last_stream: AtomicU32::new(0),
@@ -177,7 +177,7 @@ impl RequestBudget {
     }
 
     fn count_cancelled(&self) {
-        let answered = self.answered.load(Ordering::Relaxed);
+        let responses = self.responses.load(Ordering::Relaxed);
         let now = Instant::now();
         let mut cancelled = self
             .cancelled
@@ -188,12 +188,12 @@ impl RequestBudget {
             *cancelled = Cancelled {
                 begun: Some(now),
                 count: 0,
-                answered_before: answered,
+                responses_before: responses,
             };
         }
         cancelled.count = cancelled.count.saturating_add(1);
-        let answered = answered.wrapping_sub(cancelled.answered_before);
-        if cancelled.count > self.max_streams.saturating_add(answered) {
+        let responses = responses.wrapping_sub(cancelled.responses_before);
+        if cancelled.count > self.max_streams.saturating_add(responses) {
             self.is_exceeded.store(true, Ordering::Relaxed);
         }
     }
@@ -209,9 +209,9 @@ impl RequestInProgress {
     }
 
     /// The response begins.
-    pub(super) fn answer(mut self) {
+    pub(super) fn response_begins(mut self) {
         if let Some(budget) = self.0.take() {
-            budget.answered.fetch_add(1, Ordering::Relaxed);
+            budget.responses.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
@@ -247,9 +247,9 @@ const BUDGETS: [u32; TYPES] = [
     100,  // small CONTINUATION
     100,  // unknown types, such as PRIORITY_UPDATE of browsers
 ];
-/// A client answers a DATA frame with two frames at most: updates of both windows, or, after it has cancelled and
+/// A client sends at most two frames for each DATA frame: updates of both windows, or, after it has cancelled and
 /// forgotten the stream (h2's client does), one update and another reset. The smallest DATA frame has ten bytes.
-const BYTES_PER_ANSWER: u64 = 5;
+const BYTES_PER_REPLY: u64 = 5;
 /// What a client may save up, because it may read late what it received early. This pays for the updates of 400 MiB by
 /// Go's client, which sends two per 4 KiB.
 const MAX_UNSPENT: u64 = 1024 * 1024;
@@ -366,7 +366,7 @@ mod tests {
     async fn requests_cancelled_without_a_response_are_limited() {
         let budget = RequestBudget::new(100);
         for _ in 0..1000 {
-            RequestInProgress::new(&budget).answer();
+            RequestInProgress::new(&budget).response_begins();
             drop(RequestInProgress::new(&budget));
             assert!(!budget.is_exceeded());
         }

@@ -112,7 +112,7 @@ pub(super) async fn serve(
                 let routes = Arc::clone(&service.shared.snapshot.load().routes);
                 let response =
                     proxy::handle(&routes, &service.downstream, request, rejection).await;
-                progress.answer();
+                progress.response_begins();
                 let is_refused = matches!(
                     response.status(),
                     StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN

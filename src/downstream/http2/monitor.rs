@@ -110,7 +110,7 @@ impl<S: TlsWriter> AsyncRead for ClientMonitor<S> {
         if this.poll_deadline(cx).is_ready() {
             return Poll::Ready(Err(io::Error::new(
                 io::ErrorKind::TimedOut,
-                "no HTTP/2 preface or no whole head in time",
+                "HTTP/2 preface or head incomplete after timeouts.requestHead",
             )));
         }
         read
@@ -135,7 +135,7 @@ struct ClientFrames {
     partial: Vec<u8>,
     /// Bytes of `partial` at most. A longer field is more than h2 takes.
     max_field: usize,
-    /// Whether a head has begun, and whether the current frame is its last one.
+    /// Whether the current frame belongs to a head, and whether it is the last one of the head.
     is_head: bool,
     is_last: bool,
     /// Heads so far.

@@ -104,7 +104,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ResetCode<S> {
             }
             Pin::new(&mut this.stream).poll_write(cx, &bytes)
         };
-        if let Poll::Ready(Ok(mut left)) = written {
+        // `before` is the length of all buffers now.
+        if matches!(written, Poll::Ready(Ok(count)) if count == before) {
+            this.frames = frames;
+        } else if let Poll::Ready(Ok(mut left)) = written {
             for buf in bufs {
                 let part = left.min(buf.len());
                 this.frames

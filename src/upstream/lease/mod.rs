@@ -139,12 +139,12 @@ impl ClientLeases {
         mut tried: Instant,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
         let mut tries = 1;
-        let mut _turn = None;
+        let mut _last_try = None;
         loop {
             tries += 1;
             let leased = if wants_h2 && tries == MAX_TRIES {
                 let asked = Instant::now();
-                _turn = Some(self.last_try.lock().await);
+                _last_try = Some(self.last_try.lock().await);
                 self.dial_own(cluster, asked).await?
             } else {
                 self.find_or_dial(cluster, wants_h2, Some(tried)).await?
