@@ -20,6 +20,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "app",
         &[
             "admin",
+            "clients",
             "config",
             "heartbeat",
             "metrics",
@@ -83,11 +84,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("bench", &["downstream", "proxy"]),
     (
         "listener",
-        &["config", "drain", "metrics", "socket", "telemetry"],
+        &["clients", "config", "drain", "metrics", "socket"],
     ),
     (
         "downstream",
         &[
+            "clients",
             "config",
             "drain",
             "metrics",
@@ -100,7 +102,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     (
         "proxy",
-        &["activity", "config", "drain", "metrics", "upstream"],
+        &[
+            "activity", "clients", "config", "drain", "metrics", "upstream",
+        ],
     ),
     (
         "upstream",
@@ -116,7 +120,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("pki", &["config"]),
     ("telemetry", &["config"]),
-    ("metrics", &["activity"]),
+    ("metrics", &["activity", "clients"]),
+    ("clients", &["config"]),
     ("activity", &["telemetry"]),
     ("transport", &[]),
     ("socket", &["config"]),

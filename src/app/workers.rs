@@ -10,7 +10,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{mpsc, watch},
     time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
@@ -64,7 +64,6 @@ impl Workers {
         metrics: &Metrics,
         heartbeats: &Heartbeats,
     ) -> Result<Self, AppError> {
-        let connections = Arc::new(Semaphore::new(shared.limits.connections));
         let replay_budget = Arc::new(ReplayBudget::of_process());
         let (sender, ended) = mpsc::unbounded_channel();
         // Dropped on an error below, it ends the workers that have started.
@@ -77,7 +76,6 @@ impl Workers {
             let worker = Worker {
                 owner,
                 shared: Arc::clone(shared),
-                connections: Arc::clone(&connections),
                 replay_budget: Arc::clone(&replay_budget),
                 drain: Drain::new(),
                 counters,
@@ -206,7 +204,6 @@ fn run_failed(number: usize, source: io::Error) -> AppError {
 struct Worker {
     owner: Owner,
     shared: Arc<Shared>,
-    connections: Arc<Semaphore>,
     replay_budget: Arc<ReplayBudget>,
     drain: Drain,
     counters: Arc<Counters>,
@@ -233,7 +230,7 @@ impl Worker {
                 let listener = Listener::new(
                     socket,
                     self.owner,
-                    Arc::clone(&self.connections),
+                    Arc::clone(&self.shared.clients),
                     timeouts.clone(),
                     Arc::clone(&self.counters),
                 )?;
@@ -244,9 +241,9 @@ impl Worker {
                     let Accepted {
                         stream,
                         peer,
-                        permit,
+                        place,
                     } = accepted;
-                    downstream::spawn(stream, peer, permit, shared, context, &drain);
+                    downstream::spawn(stream, peer, place, shared, context, &drain);
                 };
                 self.drain
                     .spawn(listener.run(self.drain.clone(), on_accept));

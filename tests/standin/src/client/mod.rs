@@ -17,13 +17,13 @@ mod tls;
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, OnceLock},
 };
 
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 use rustls_pki_types::ServerName;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 pub use http1::{Head, Http1, IncompleteBody, Response, parse_head};
 pub use http2::{Http2, Http2Response, whole};
@@ -38,6 +38,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Client {
     address: SocketAddr,
+    source: IpAddr,
     roots: RootCertStore,
     name: ServerName<'static>,
     alpn: Vec<Vec<u8>>,
@@ -53,6 +54,7 @@ impl Client {
     pub fn new(address: SocketAddr) -> Self {
         Self {
             address,
+            source: UNSPECIFIED,
             roots: RootCertStore::empty(),
             name: ServerName::from(address.ip()),
             alpn: Vec::new(),
@@ -60,6 +62,13 @@ impl Client {
             identity: None,
             config: Arc::default(),
         }
+    }
+
+    /// Connects from this address, such as `127.0.0.2`. All addresses of `127.0.0.0/8` belong to the loopback interface.
+    #[must_use]
+    pub fn source(mut self, address: [u8; 4]) -> Self {
+        self.source = address.into();
+        self
     }
 
     /// Trusts this CA too.
@@ -118,8 +127,42 @@ impl Client {
     ///
     /// When the server does not respond in time.
     pub async fn connect(&self) -> io::Result<TlsConnection> {
-        let tcp = within("a TCP connection", TcpStream::connect(self.address)).await?;
-        self.over(tcp).await
+        self.over(self.tcp().await?).await
+    }
+
+    /// Connects without TLS.
+    ///
+    /// # Errors
+    ///
+    /// When TCP fails.
+    ///
+    /// # Panics
+    ///
+    /// When the server does not respond in time.
+    pub async fn tcp(&self) -> io::Result<TcpStream> {
+        if self.source == UNSPECIFIED {
+            return within("a TCP connection", TcpStream::connect(self.address)).await;
+        }
+        let socket = TcpSocket::new_v4()?;
+        socket.bind(SocketAddr::new(self.source, 0))?;
+        within("a TCP connection", socket.connect(self.address)).await
+    }
+
+    /// The first bytes of a handshake: a whole `ClientHello`.
+    ///
+    /// # Panics
+    ///
+    /// Never: a new connection has these bytes.
+    #[must_use]
+    pub fn client_hello(&self) -> Vec<u8> {
+        let config = self.config.get_or_init(|| self.config());
+        let mut connection = rustls::ClientConnection::new(Arc::clone(config), self.name.clone())
+            .expect("a new TLS connection");
+        let mut bytes = Vec::new();
+        connection
+            .write_tls(&mut bytes)
+            .expect("a vector takes all bytes");
+        bytes
     }
 
     /// Runs the TLS handshake on this connection, for instance on one from a specific port.
@@ -185,3 +228,6 @@ impl Client {
         Arc::new(config)
     }
 }
+
+/// Lets the kernel choose the address.
+const UNSPECIFIED: IpAddr = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
