@@ -209,7 +209,7 @@ async fn tunnels_make_room_only_when_all_are_tunnels() {
         .await
         .ok();
     let early = tokio::time::timeout(Duration::from_millis(100), first.end());
-    drop(early.await.unwrap_err());
+    early.await.unwrap_err();
 }
 
 /// A client that stops in all its handshakes keeps half of the slots at most.
