@@ -111,8 +111,10 @@ async fn respond(
     let token = request.headers().get(header::AUTHORIZATION);
     let token = token.and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
     let is_victim = token == Some(VICTIM_TOKEN);
-    let running = (!is_victim).then(|| Running::new(&counts));
     let path = request.uri().path().to_owned();
+    // The proxy itself asks `/readyz`.
+    let is_attacker = !is_victim && path != "/readyz";
+    let running = is_attacker.then(|| Running::new(&counts));
     let is_public = matches!(path.as_str(), "/livez" | "/readyz" | "/version");
     // kube-apiserver ends an HTTP/2 connection after a request that it could not authenticate, also after an anonymous one
     // that it answers (UnauthenticatedHTTP2DOSMitigation).
@@ -128,6 +130,7 @@ async fn respond(
             "/watch" => Response::new(follow(&clock)),
             "/list" => Response::new(full(list)),
             "/never" => std::future::pending().await,
+            "/quiet" => Response::new(quiet()),
             "/early" => {
                 let mut response = Response::new(full("too large"));
                 *response.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
@@ -163,6 +166,13 @@ async fn respond(
         });
     }
     response
+}
+
+/// A watch without an event.
+fn quiet() -> ResponseBody {
+    let (sender, body) = channel();
+    tokio::spawn(async move { sender.closed().await });
+    body
 }
 
 /// A watch: one line per event, from the next one on.

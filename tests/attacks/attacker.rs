@@ -4,8 +4,9 @@ use std::{collections::BTreeMap, io, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::{Buf as _, BytesMut};
 use standin::{
-    client::{Client, TlsConnection},
+    client::{Client, Http2, TlsConnection},
     frames::{ACK, END_HEADERS, Frame, FrameTap, PREFACE, encode_fields, kind},
+    upstream::Upstream,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf, split},
@@ -28,6 +29,7 @@ pub(crate) struct Attacker {
     pub(crate) client: Client,
     pub(crate) admin: std::net::SocketAddr,
     pub(crate) counts: Arc<Counts>,
+    pub(crate) upstream: Arc<Upstream>,
     pub(crate) size: Size,
     /// When an attack ends that lasts as long as it may.
     pub(crate) end: Instant,
@@ -109,6 +111,7 @@ impl Attacker {
             client: stage.client(ATTACKER),
             admin: stage.admin(),
             counts: Arc::clone(stage.counts()),
+            upstream: Arc::clone(stage.upstream()),
             size,
             end: Instant::now() + Duration::from_secs_f64(seconds),
         }
@@ -124,6 +127,17 @@ impl Attacker {
 
     pub(crate) async fn tls(&self, alpn: &str) -> io::Result<TlsConnection> {
         self.client.clone().alpn(&[alpn]).connect().await
+    }
+
+    /// An HTTP/2 connection with a library, which shows statuses. `None` if the proxy does not accept it in time.
+    pub(crate) async fn http2(&self) -> Option<Http2> {
+        let attacker = self.clone();
+        let connecting = tokio::spawn(async move {
+            let tls = attacker.tls("h2").await.ok()?;
+            Some(Http2::new(tls).await)
+        });
+        // A wait that takes too long panics in its task.
+        connecting.await.ok().flatten()
     }
 
     /// An HTTP/2 connection whose preface and SETTINGS with this initial window are about to be sent.
@@ -228,11 +242,12 @@ pub(crate) struct Wire {
     write: WriteHalf<TlsConnection>,
     tap: FrameTap,
     pending: BytesMut,
+    space: Vec<u8>,
     opened: Instant,
     /// Acknowledges SETTINGS and PING, as a client does that wants to stay.
     pub(crate) answers: bool,
     pub(crate) seen: Seen,
-    /// How long the connection lasted, if the proxy has closed it.
+    /// How long it lasted, if the proxy has closed it.
     pub(crate) ended: Option<Duration>,
 }
 
@@ -254,6 +269,7 @@ impl Wire {
             write,
             tap: FrameTap::from_server(),
             pending,
+            space: vec![0; 4096],
             opened: Instant::now(),
             answers: true,
             seen: Seen::default(),
@@ -298,14 +314,13 @@ impl Wire {
 
     /// One write or read, or nothing until this time.
     async fn turn(&mut self, until: Instant) {
-        let mut space = [0; 16 << 10];
         // A write in steps, so that the other branch can run between them.
         let outcome = tokio::select! {
-            read = self.read.read(&mut space) => read.and_then(|count| {
+            read = self.read.read(&mut self.space) => read.and_then(|count| {
                 if count == 0 {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
-                self.tap.feed(&space[..count]).iter().for_each(|frame| take(frame, &mut self.seen, self.answers.then_some(&mut self.pending)));
+                self.tap.feed(&self.space[..count]).iter().for_each(|frame| take(frame, &mut self.seen, self.answers.then_some(&mut self.pending)));
                 Ok(())
             }),
             written = self.write.write(&self.pending), if !self.pending.is_empty() => match written {
@@ -318,7 +333,7 @@ impl Wire {
             () = sleep_until(until), if self.pending.is_empty() || until > Instant::now() => Ok(()),
         };
         if outcome.is_err() {
-            self.ended.get_or_insert(self.opened.elapsed());
+            self.ended.get_or_insert_with(|| self.opened.elapsed());
         }
     }
 

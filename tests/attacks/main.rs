@@ -8,7 +8,7 @@
 //! | --- | --- |
 //! | quick, with every change | `cargo test --test attacks` |
 //! | full, with the figures of a release | `ATTACKS=full cargo test --release --test attacks -- --include-ignored --nocapture` |
-//! | beside nginx and HAProxy | `ATTACKS=mixed cargo test --release --test attacks -- mixed --nocapture` |
+//! | mixed load, beside two other proxies | `ATTACKS=mixed cargo test --release --test attacks -- mixed --nocapture` |
 //!
 //! `ATTACKS_BINARY=PATH` attacks another binary. `ATTACKS_REPORT=FILE` appends the lines to a file. The full run puts
 //! the proxy on CPU 0 and the rest on CPU 1, so it needs a quiet machine with two CPUs.

@@ -36,11 +36,15 @@ pub(crate) struct Bounds {
     pub(crate) closed: Option<(f64, f64)>,
     /// The victim's p99 during the attack as a multiple of its p99 before. The quick run is too short for a narrow bound.
     pub(crate) slower: (f64, f64),
+    /// The p99 of its requests on new connections, in seconds, with the handshake.
+    pub(crate) fresh: (f64, f64),
     /// MiB that the process grows during the attack, and MiB that it keeps after it.
     pub(crate) grows: (usize, usize),
     pub(crate) keeps: (usize, usize),
     /// Descriptors at most.
     pub(crate) descriptors: usize,
+    /// Lines of the log: an attack must not fill a disk.
+    pub(crate) log_lines: usize,
 }
 
 impl Bounds {
@@ -48,9 +52,11 @@ impl Bounds {
         upstream: (usize::MAX, usize::MAX),
         closed: None,
         slower: (50.0, 2.0),
+        fresh: (4.0, 1.0),
         grows: (32, 64),
         keeps: (24, 32),
         descriptors: usize::MAX,
+        log_lines: 200,
     };
 }
 
@@ -87,23 +93,26 @@ pub(crate) fn run(name: &str, case: &Case) {
     }
     let victim = Victim::start(&stage, size);
     // The first requests open connections.
-    thread::sleep(size.pick(Duration::from_millis(300), Duration::from_secs(2)));
+    thread::sleep(size.pick(Duration::from_millis(150), Duration::from_secs(2)));
     victim.take();
-    thread::sleep(size.pick(Duration::from_millis(500), Duration::from_secs(10)));
+    thread::sleep(size.pick(Duration::from_millis(350), Duration::from_secs(10)));
     let quiet = victim.take();
 
     let before = stage.meter();
     let attackers = runtime("attacker");
     let attacker = Attacker::new(&stage, size, size.pick(case.seconds.0, case.seconds.1));
     attackers.block_on(async { tokio::spawn(async { yield_cpu() }).await.unwrap() });
-    let begun = Instant::now();
+    let (begun, lines) = (Instant::now(), stage.log_lines());
+    let end = begun + Duration::from_secs_f64(size.pick(case.seconds.0, case.seconds.1));
     let attack = attackers.spawn((case.attack)(attacker));
     let (mut peak, mut during) = (before, Window::default());
-    while !attack.is_finished() {
+    // Also after an attack that ends at once, so that there is something to compare.
+    while !attack.is_finished() || Instant::now() < end {
         thread::sleep(Duration::from_millis(20));
         let now = stage.meter();
         peak.rss_kib = peak.rss_kib.max(now.rss_kib);
         peak.descriptors = peak.descriptors.max(now.descriptors);
+        peak.upstream = peak.upstream.max(now.upstream);
     }
     during.add(victim.take());
     let lasted = begun.elapsed();
@@ -130,6 +139,7 @@ pub(crate) fn run(name: &str, case: &Case) {
         outcome,
         upstream: stage.counts().attacker(),
         limits: stage.limits_hit(),
+        log_lines: stage.log_lines() - lines,
         late_watches: if is_caught_up {
             0
         } else {
@@ -207,6 +217,8 @@ struct Report<'a> {
     outcome: Outcome,
     upstream: usize,
     limits: std::collections::BTreeMap<String, u64>,
+    /// Lines that the proxy logged since the attack began.
+    log_lines: usize,
     late_watches: usize,
     is_alive: bool,
 }
@@ -282,10 +294,12 @@ impl Report<'_> {
         };
         write!(
             line,
-            "RSS {} MiB; descriptors {}; CPU {:.0} %",
+            "RSS {} MiB; descriptors {}; apiserver connections {}; CPU {:.0} %; {} log lines",
             of(Meter::rss_mib),
             of(|meter| meter.descriptors),
-            self.busy * 100.0
+            of(|meter| meter.upstream),
+            self.busy * 100.0,
+            self.log_lines,
         )
         .unwrap();
         for (limit, count) in &self.limits {
@@ -335,6 +349,12 @@ impl Report<'_> {
             p99(&self.during),
             p99(&self.quiet) * slower,
         );
+        let fresh = size.pick(bounds.fresh.0, bounds.fresh.1);
+        at_most(
+            "the p99 of new connections in seconds",
+            self.during.fresh_percentile(0.99).as_secs_f64(),
+            fresh,
+        );
         let grown = |now: Meter| now.rss_mib().saturating_sub(self.before.rss_mib()) as f64;
         at_most(
             "MiB that the process grew",
@@ -351,6 +371,7 @@ impl Report<'_> {
             self.peak.descriptors as f64,
             bounds.descriptors as f64,
         );
+        at_most("log lines", self.log_lines as f64, bounds.log_lines as f64);
         let kept = self
             .after
             .descriptors

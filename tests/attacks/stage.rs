@@ -58,7 +58,7 @@ impl Size {
 pub(crate) struct Conditions {
     /// Lines of the configuration file.
     pub(crate) config: &'static str,
-    /// RLIMIT_NOFILE.
+    /// The limit of open files.
     pub(crate) open_files: Option<u32>,
     /// MiB of its memory cgroup.
     pub(crate) memory: Option<u32>,
@@ -75,13 +75,12 @@ pub(crate) fn runtime(name: &str) -> Runtime {
 pub(crate) struct Stage {
     process: Process,
     cgroup: Option<PathBuf>,
-    address: SocketAddr,
     admin: SocketAddr,
     client: Client,
     lines: Arc<AtomicUsize>,
     counts: Arc<Counts>,
     clock: Clock,
-    upstream: Upstream,
+    upstream: Arc<Upstream>,
     _apiserver: Runtime,
     _dir: TempDir,
 }
@@ -146,20 +145,15 @@ impl Stage {
         Self {
             process,
             cgroup,
-            address,
             admin,
             client: Client::new(address).trust(&public_ca).sni(HOST),
             lines,
             counts,
             clock,
-            upstream,
+            upstream: Arc::new(upstream),
             _apiserver: apiserver,
             _dir: dir,
         }
-    }
-
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.address
     }
 
     pub(crate) fn admin(&self) -> SocketAddr {
@@ -180,9 +174,8 @@ impl Stage {
         *self.clock.borrow()
     }
 
-    /// Connections that the apiserver accepted so far, and those that are open.
-    pub(crate) fn upstream_connections(&self) -> (usize, usize) {
-        (self.upstream.accepted(), self.upstream.open_connections())
+    pub(crate) fn upstream(&self) -> &Arc<Upstream> {
+        &self.upstream
     }
 
     /// The number of log lines so far.
@@ -192,11 +185,6 @@ impl Stage {
 
     pub(crate) fn is_alive(&mut self) -> bool {
         self.process.0.try_wait().unwrap().is_none()
-    }
-
-    /// Whether the process runs in a cgroup with a memory limit of its own.
-    pub(crate) fn has_cgroup(&self) -> bool {
-        self.cgroup.is_some()
     }
 
     /// The resources of the process now; all zero if it has ended.
@@ -221,6 +209,7 @@ impl Stage {
         Meter {
             rss_kib: kib("VmRSS:"),
             descriptors: descriptors.map_or(0, Iterator::count),
+            upstream: self.upstream.open_connections(),
             cpu: Duration::from_millis((ticks(11) + ticks(12)) * 10),
         }
     }
@@ -290,6 +279,8 @@ impl Drop for Stage {
 pub(crate) struct Meter {
     pub(crate) rss_kib: usize,
     pub(crate) descriptors: usize,
+    /// Its connections at the apiserver.
+    pub(crate) upstream: usize,
     pub(crate) cpu: Duration,
 }
 

@@ -37,6 +37,8 @@ pub(crate) struct Victim {
 #[derive(Default)]
 struct Record {
     window: Mutex<Window>,
+    /// New connections that have no response yet, by the moment at which they were due.
+    waiting: Mutex<Vec<Instant>>,
     /// The last event of each watch.
     events: Mutex<BTreeMap<usize, u64>>,
 }
@@ -127,9 +129,12 @@ impl Victim {
         }
     }
 
-    /// What it saw since the last call.
+    /// What it saw since the last call. A new connection without a response counts with the time that it has waited.
     pub(crate) fn take(&self) -> Window {
-        std::mem::take(&mut self.record.window.lock().unwrap())
+        let mut window = std::mem::take(&mut *self.record.window.lock().unwrap());
+        let waiting = self.record.waiting.lock().unwrap();
+        window.fresh.extend(waiting.iter().map(Instant::elapsed));
+        window
     }
 
     /// The number of watches that have not seen all events up to this one.
@@ -178,17 +183,25 @@ async fn requests(client: Client, per_second: u32, record: Arc<Record>) {
     }
 }
 
+/// Opens connections at a steady rate, also while earlier ones wait.
 async fn fresh_connections(client: Client, record: Arc<Record>) {
     let mut due = interval(FRESH);
     due.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut running = JoinSet::new();
     loop {
-        due.tick().await;
-        let begun = Instant::now();
-        let once = async { get(&connect(&client).await?).await };
-        match once.await {
-            Ok(()) => record.took(true, begun),
-            Err(error) => record.failed("a new connection", &error),
-        }
+        let begun = due.tick().await;
+        while running.try_join_next().is_some() {}
+        record.waiting.lock().unwrap().push(begun);
+        let (client, record) = (client.clone(), Arc::clone(&record));
+        running.spawn(async move {
+            let once = async { get(&connect(&client).await?).await };
+            let outcome = once.await;
+            record.waiting.lock().unwrap().retain(|one| *one != begun);
+            match outcome {
+                Ok(()) => record.took(true, begun),
+                Err(error) => record.failed("a new connection", &error),
+            }
+        });
     }
 }
 

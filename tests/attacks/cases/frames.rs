@@ -1,63 +1,96 @@
-//! HTTP/2 frames: those of no use, requests that are cancelled, and heads without end.
+//! HTTP/2 frames: those of no use, and requests that are cancelled.
 
 use std::time::Duration;
 
-use standin::frames::{END_STREAM, encode_fields, kind};
+use bytes::Bytes;
+use http::{Request, header};
+use standin::frames::{END_STREAM, kind};
 use tokio::time::Instant;
 
-use super::{SHORT, cases};
-use crate::attacker::{Attacker, Outcome, TOKEN, Wire, fields, frame, headers};
+use super::cases;
+use crate::{
+    attacker::{Attacker, Outcome, TOKEN, Wire, fields, frame, headers},
+    stage::HOST,
+};
 
 cases! {
+    control_frame_floods_are_closed: "F07", all_floods, [closed: Some((10.0, 10.0))], seconds: (1.5, 15.0);
+    #[ignore = "one kind of frame, for the figures of the full run"]
     ping_flood_is_closed: "F07", ping, [closed: Some((10.0, 10.0))];
+    #[ignore = "one kind of frame, for the figures of the full run"]
     settings_flood_is_closed: "F07", settings, [closed: Some((10.0, 10.0))];
+    #[ignore = "one kind of frame, for the figures of the full run"]
     window_update_flood_is_closed: "F07", window_update, [closed: Some((10.0, 10.0))];
+    #[ignore = "one kind of frame, for the figures of the full run"]
     late_reset_flood_is_closed: "F07", late_reset, [closed: Some((10.0, 10.0))];
+    #[ignore = "one kind of frame, for the figures of the full run"]
     priority_flood_is_closed: "F07", priority, [closed: Some((10.0, 10.0))];
+    #[ignore = "one kind of frame, for the figures of the full run"]
     unknown_type_flood_is_closed: "F07", unknown, [closed: Some((10.0, 10.0))];
+    #[ignore = "one kind of frame, for the figures of the full run"]
     empty_data_flood_is_closed: "F07", empty_data, [closed: Some((10.0, 10.0))];
     /// Each connection may reset some requests before it is closed.
     rapid_reset_of_begun_requests_is_closed: "F06", rapid_reset, [closed: Some((2.0, 1.0)), upstream: (2_000, 30_000)];
     rapid_reset_in_one_write_is_closed: "F06", rapid_reset_at_once, [closed: Some((2.0, 1.0)), upstream: (1_000, 20_000)];
-    head_without_end_is_closed: "F04", endless_head, [closed: Some((3.0, 12.0)), grows: (16, 64)], quick: SHORT;
+    /// Errors of the client for which the proxy resets streams that have begun.
+    provoked_resets_are_closed: "CVE-2025-8671", provoked_resets, [closed: Some((2.0, 2.0)), upstream: (4_000, 60_000)];
+    /// No attack: an apiserver that answers uploads before their end makes the proxy reset them.
+    client_of_300_early_answers_stays: "early answers", early_answers, [];
+}
+
+/// One frame of each kind that h2 answers or skips without a limit.
+fn useless_frames() -> [Vec<u8>; 7] {
+    [
+        frame(kind::PING, 0, 0, vec![0; 8]),
+        frame(kind::SETTINGS, 0, 0, vec![]),
+        frame(kind::WINDOW_UPDATE, 0, 0, vec![0, 0, 0, 1]),
+        frame(kind::RST_STREAM, 0, 1, vec![0, 0, 0, 8]),
+        frame(kind::PRIORITY, 0, 1, vec![0, 0, 0, 0, 15]),
+        frame(0xff, 0xff, 7, vec![]),
+        frame(kind::DATA, 0, 3, vec![]),
+    ]
+}
+
+/// All kinds at once, each on a connection of its own.
+async fn all_floods(attacker: Attacker) -> Outcome {
+    let floods = |attacker, number: usize| async move { flood(attacker, number).await };
+    let outcome = attacker.on_each(useless_frames().len(), floods);
+    outcome.await.with_codes()
 }
 
 async fn ping(attacker: Attacker) -> Outcome {
-    flood(attacker, &frame(kind::PING, 0, 0, vec![0; 8])).await
+    flood(attacker, 0).await.with_codes()
 }
 
 async fn settings(attacker: Attacker) -> Outcome {
-    flood(attacker, &frame(kind::SETTINGS, 0, 0, vec![])).await
+    flood(attacker, 1).await.with_codes()
 }
 
 async fn window_update(attacker: Attacker) -> Outcome {
-    flood(
-        attacker,
-        &frame(kind::WINDOW_UPDATE, 0, 0, vec![0, 0, 0, 1]),
-    )
-    .await
+    flood(attacker, 2).await.with_codes()
 }
 
 async fn late_reset(attacker: Attacker) -> Outcome {
-    flood(attacker, &frame(kind::RST_STREAM, 0, 1, vec![0, 0, 0, 8])).await
+    flood(attacker, 3).await.with_codes()
 }
 
 async fn priority(attacker: Attacker) -> Outcome {
-    flood(attacker, &frame(kind::PRIORITY, 0, 1, vec![0, 0, 0, 0, 15])).await
+    flood(attacker, 4).await.with_codes()
 }
 
 async fn unknown(attacker: Attacker) -> Outcome {
-    flood(attacker, &frame(0xff, 0xff, 7, vec![])).await
+    flood(attacker, 5).await.with_codes()
 }
 
 async fn empty_data(attacker: Attacker) -> Outcome {
-    flood(attacker, &frame(kind::DATA, 0, 3, vec![])).await
+    flood(attacker, 6).await.with_codes()
 }
 
-/// Sends this frame at full speed, on one connection after the other.
-async fn flood(attacker: Attacker, frame: &[u8]) -> Outcome {
+/// Sends frames of this kind at full speed, on one connection after the other.
+async fn flood(attacker: Attacker, number: usize) -> Outcome {
+    let frame = &useless_frames()[number];
     let chunk = frame.repeat(32 * 1024 / frame.len());
-    let outcome = attacker
+    attacker
         .again(|attacker| {
             let chunk = chunk.clone();
             async move {
@@ -78,8 +111,7 @@ async fn flood(attacker: Attacker, frame: &[u8]) -> Outcome {
                 outcome
             }
         })
-        .await;
-    outcome.with_codes()
+        .await
 }
 
 /// A request on stream 1 that is complete, and one on stream 3 whose body is not.
@@ -136,37 +168,87 @@ async fn reset_in_turns(attacker: Attacker, pace: Duration, at_once: bool) -> Ou
     outcome.with_codes()
 }
 
-/// HEADERS and 15 CONTINUATION frames of which none ends the head, on many connections.
-async fn endless_head(attacker: Attacker) -> Outcome {
-    let value = "x".repeat(3500);
-    let fragment = encode_fields(&[("x-filler", &value)]);
-    let mut head = frame(
-        kind::HEADERS,
-        END_STREAM,
-        1,
-        encode_fields(&fields("GET", "/", None)),
-    );
-    for _ in 0..15 {
-        head.extend(frame(kind::CONTINUATION, 0, 1, fragment.clone()));
-    }
-    let until = Instant::now()
-        + attacker
-            .size
-            .pick(Duration::from_secs(5), Duration::from_secs(20));
-    let outcome = attacker
-        .on_each(attacker.size.pick(20, 200), |attacker, _| {
-            let head = head.clone();
-            async move {
-                let mut outcome = Outcome::default();
+/// Each stream begins a request and then breaks a rule (`MadeYouReset`), on each connection another rule.
+async fn provoked_resets(attacker: Attacker) -> Outcome {
+    const RULES: usize = 5;
+    const STREAMS: u32 = 10;
+    let provoke = |attacker: Attacker, rule: usize| async move {
+        attacker
+            .again(|attacker| async move {
                 let Ok(mut wire) = attacker.wire(None).await else {
-                    return outcome;
+                    return Outcome::default();
                 };
-                wire.push(&head);
-                wire.until_end(until).await;
+                let mut batch = 0;
+                let next = |_: &_| {
+                    let mut bytes = Vec::new();
+                    for number in 0..STREAMS {
+                        bytes.extend(broken_request(2 * (STREAMS * batch + number) + 1, rule));
+                    }
+                    batch += 1;
+                    Some(bytes)
+                };
+                let until = Instant::now() + Duration::from_secs(4);
+                wire.pump(next, Duration::from_millis(2), until).await;
+                let mut outcome = Outcome::default();
                 outcome.wire(&wire);
                 outcome
+            })
+            .await
+    };
+    let mut outcome = attacker.on_each(RULES, provoke).await.with_codes();
+    let most = attacker.counts.most_running();
+    outcome.note(format!("{most} requests at once"));
+    if most > RULES * 100 {
+        outcome.fault(format!("{most} requests at once on {RULES} connections"));
+    }
+    outcome
+}
+
+fn broken_request(stream: u32, rule: usize) -> Vec<u8> {
+    let mut request = fields("GET", "/never", TOKEN);
+    let broken = match rule {
+        0 => frame(kind::WINDOW_UPDATE, 0, stream, vec![0; 4]),
+        1 => frame(kind::WINDOW_UPDATE, 0, stream, vec![0x7f, 0xff, 0xff, 0xff]),
+        2 => frame(kind::DATA, 0, stream, vec![b'x']),
+        3 => frame(kind::PRIORITY, 0, stream, vec![0; 4]),
+        _ => {
+            // More bytes than the request announces.
+            request = fields("POST", "/upload", TOKEN);
+            request.push(("content-length", "1"));
+            frame(kind::DATA, 0, stream, vec![b'x'; 16])
+        }
+    };
+    let flags = if rule < 4 { END_STREAM } else { 0 };
+    [headers(stream, &request, flags), broken].concat()
+}
+
+async fn early_answers(attacker: Attacker) -> Outcome {
+    let mut outcome = Outcome::default();
+    let client = attacker.http2().await.unwrap();
+    for number in 0..300 {
+        let request = Request::post(format!("https://{HOST}/early"));
+        let request = request
+            .header(header::AUTHORIZATION, "Bearer attacker")
+            .body(())
+            .unwrap();
+        let due = Instant::now()
+            + attacker
+                .size
+                .pick(Duration::from_millis(2), Duration::from_millis(10));
+        let answer = async {
+            let (response, mut upload) = client.begin(request, false).await?;
+            upload.send_data(Bytes::from(vec![b'x'; 256 << 10]), false)?;
+            let response = response.await?;
+            Ok::<_, h2::Error>(response.status())
+        };
+        match answer.await {
+            Ok(status) if status == 413 => {}
+            other => {
+                outcome.fault(format!("upload {number}: {other:?}"));
+                break;
             }
-        })
-        .await;
-    outcome.with_codes()
+        }
+        tokio::time::sleep_until(due).await;
+    }
+    outcome
 }

@@ -1,7 +1,9 @@
 //! The attacks, one file per kind of resource that they aim at.
 
+mod credentials;
 mod frames;
 mod handshakes;
+mod heads;
 mod memory;
 
 /// Declares the tests of a file. Each has an attack and what differs from the usual case.
