@@ -124,7 +124,8 @@ pub async fn handle(
         let mut response = respond::respond(&error);
         // After a request to leave HTTP, the next bytes may have been meant for a tunnel (RFC 9931).
         let is_uncertain = leaves_http
-            || matches!(error, Error::Rejected(rejection) if rejection.is_about_framing());
+            || matches!(error, Error::Rejected(rejection) if rejection.is_about_framing())
+            || error::leaves_body_unread(&error);
         if version != Version::HTTP_2 && is_uncertain {
             close_after(&mut response);
         }

@@ -10,8 +10,12 @@ use rustls_pki_types::ServerName;
 use standin::{TempDir, pki::Ca};
 
 use super::*;
-use crate::config::{
-    ClusterConfig, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts, TrustSource,
+use crate::{
+    config::{
+        Capacity, ClusterConfig, ConnectionsBound, IdentityFiles, Limits, LogConfig, LogFormat,
+        Timeouts, TrustSource,
+    },
+    memory::MemoryLimit,
 };
 
 /// The files of a proxy, and a count of how often its configuration was read.
@@ -62,6 +66,14 @@ impl World {
                 trust: TrustSource::File(file("ca.crt")),
             }],
             limits: Limits::default(),
+            capacity: Capacity {
+                decided_by: ConnectionsBound::Configured,
+                spare_sockets: 0,
+                memory: MemoryLimit {
+                    bytes: 0,
+                    cgroup: None,
+                },
+            },
             timeouts: Timeouts::default(),
             log: LogConfig {
                 format: LogFormat::Text,

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use h2::{Reason, SendStream};
 use hyper::body::{Body, Incoming};
 
-use super::UploadError;
+use super::{UploadError, upload_pace::UploadPace};
 use crate::{
     config::Limits,
     metrics::{Counters, Limit},
@@ -40,6 +40,9 @@ pub struct RequestBody {
     incoming: Option<Incoming>,
     downstream: http::Version,
     received: Arc<AtomicU64>,
+    /// On the heap, because most bodies never wait for their client.
+    pace: Option<Box<UploadPace>>,
+    has_pace: bool,
 }
 
 impl RequestBody {
@@ -51,6 +54,8 @@ impl RequestBody {
             incoming: Some(incoming),
             downstream,
             received: Arc::default(),
+            pace: None,
+            has_pace: true,
         }
     }
 
@@ -61,6 +66,8 @@ impl RequestBody {
             incoming: None,
             downstream: http::Version::HTTP_11,
             received: Arc::default(),
+            pace: None,
+            has_pace: true,
         }
     }
 
@@ -73,6 +80,16 @@ impl RequestBody {
     /// Whether nothing more can be read from it.
     pub(super) fn is_end_stream(&self) -> bool {
         self.replay.is_none() && self.incoming.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    /// The same body, which may come as slowly as the client likes: the response has begun, so that the client may have
+    /// to read it before it sends more.
+    pub(super) fn without_pace(self) -> Self {
+        Self {
+            pace: None,
+            has_pace: false,
+            ..self
+        }
     }
 
     /// Puts data that was read already back in front: the copy of what was sent, then what was not sent.
@@ -92,11 +109,25 @@ impl RequestBody {
     ///
     /// # Errors
     ///
-    /// When the body ended early.
+    /// When the body ended early, or comes too slowly.
     pub(super) fn poll_data(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Bytes, UploadError>>> {
+        let polled = self.poll_source(cx);
+        if polled.is_pending() && self.has_pace {
+            let received = &self.received;
+            let pace = self
+                .pace
+                .get_or_insert_with(|| Box::new(UploadPace::new(received)));
+            return pace
+                .poll_too_slow(cx, received)
+                .map(|()| Some(Err(UploadError::TooSlow)));
+        }
+        polled
+    }
+
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, UploadError>>> {
         if let Some(replay) = &mut self.replay {
             let data = replay.pieces.pop_front();
             if replay.pieces.is_empty() {
@@ -243,7 +274,7 @@ impl Upload {
     /// The rest of the upload, for a task of its own; it cannot be sent again.
     pub(super) fn take_rest(&mut self, stream: SendStream<Bytes>) -> Self {
         Self {
-            body: self.body.take(),
+            body: self.body.take().map(RequestBody::without_pace),
             sent: ReplayBuffer::TooLong,
             pending: self.pending.take(),
             stream: Some(stream),

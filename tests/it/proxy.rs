@@ -8,10 +8,12 @@ use http::{Request, Response};
 use kube_tls_proxy::{
     app::{App, FastStop},
     config::{
-        ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts, TrustSource,
+        Capacity, ClusterConfig, Config, ConnectionsBound, IdentityFiles, Limits, LogConfig,
+        LogFormat, Timeouts, TrustSource,
     },
     drain::Phase,
     heartbeat::{Heartbeat, Heartbeats},
+    memory::MemoryLimit,
     reload::{ConfigLoader, ReloadReport},
     upstream::{EndpointHealth, Health},
 };
@@ -101,6 +103,14 @@ impl World {
                 trust: TrustSource::File(ca),
             }],
             limits: Limits::default(),
+            capacity: Capacity {
+                decided_by: ConnectionsBound::Configured,
+                spare_sockets: 10_000,
+                memory: MemoryLimit {
+                    bytes: 1 << 40,
+                    cgroup: None,
+                },
+            },
             timeouts: Timeouts {
                 drain: Duration::from_secs(2),
                 drain_tunnels: Duration::from_secs(2),
