@@ -81,7 +81,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "reload",
         &["config", "downstream", "pki", "proxy", "upstream"],
     ),
-    ("fuzz", &["downstream", "proxy", "upstream"]),
+    ("fuzz", &["downstream", "http1", "proxy", "upstream"]),
     ("bench", &["downstream", "proxy"]),
     (
         "listener",
@@ -92,6 +92,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &[
             "config",
             "drain",
+            "http1",
             "metrics",
             "pki",
             "proxy",
@@ -102,13 +103,16 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     (
         "proxy",
-        &["activity", "config", "drain", "metrics", "upstream"],
+        &[
+            "activity", "config", "drain", "http1", "metrics", "upstream",
+        ],
     ),
     (
         "upstream",
         &[
             "config",
             "drain",
+            "http1",
             "metrics",
             "pki",
             "socket",
@@ -120,6 +124,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("telemetry", &["config"]),
     ("metrics", &["activity"]),
     ("activity", &["telemetry"]),
+    ("http1", &["transport"]),
     ("transport", &[]),
     ("socket", &["config"]),
     ("config", &["memory", "process"]),

@@ -33,6 +33,20 @@ pub enum ConnectionsBound {
     Largest,
 }
 
+impl Default for Capacity {
+    /// A machine without limits.
+    fn default() -> Self {
+        Self {
+            decided_by: ConnectionsBound::Configured,
+            spare_sockets: usize::MAX,
+            memory: MemoryLimit {
+                bytes: u64::MAX,
+                cgroup: None,
+            },
+        }
+    }
+}
+
 impl Capacity {
     /// The default of `limits.connections`, and what it leaves.
     pub(super) fn default_connections(workers: NonZeroUsize, env: &Environment) -> (usize, Self) {

@@ -10,12 +10,8 @@ use rustls_pki_types::ServerName;
 use standin::{TempDir, pki::Ca};
 
 use super::*;
-use crate::{
-    config::{
-        Capacity, ClusterConfig, ConnectionsBound, IdentityFiles, Limits, LogConfig, LogFormat,
-        Timeouts, TrustSource,
-    },
-    memory::MemoryLimit,
+use crate::config::{
+    Capacity, ClusterConfig, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts, TrustSource,
 };
 
 /// The files of a proxy, and a count of how often its configuration was read.
@@ -66,14 +62,7 @@ impl World {
                 trust: TrustSource::File(file("ca.crt")),
             }],
             limits: Limits::default(),
-            capacity: Capacity {
-                decided_by: ConnectionsBound::Configured,
-                spare_sockets: 0,
-                memory: MemoryLimit {
-                    bytes: 0,
-                    cgroup: None,
-                },
-            },
+            capacity: Capacity::default(),
             timeouts: Timeouts::default(),
             log: LogConfig {
                 format: LogFormat::Text,

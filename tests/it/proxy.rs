@@ -8,12 +8,11 @@ use http::{Request, Response};
 use kube_tls_proxy::{
     app::{App, FastStop},
     config::{
-        Capacity, ClusterConfig, Config, ConnectionsBound, IdentityFiles, Limits, LogConfig,
-        LogFormat, Timeouts, TrustSource,
+        Capacity, ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts,
+        TrustSource,
     },
     drain::Phase,
     heartbeat::{Heartbeat, Heartbeats},
-    memory::MemoryLimit,
     reload::{ConfigLoader, ReloadReport},
     upstream::{EndpointHealth, Health},
 };
@@ -103,14 +102,7 @@ impl World {
                 trust: TrustSource::File(ca),
             }],
             limits: Limits::default(),
-            capacity: Capacity {
-                decided_by: ConnectionsBound::Configured,
-                spare_sockets: 10_000,
-                memory: MemoryLimit {
-                    bytes: 1 << 40,
-                    cgroup: None,
-                },
-            },
+            capacity: Capacity::default(),
             timeouts: Timeouts {
                 drain: Duration::from_secs(2),
                 drain_tunnels: Duration::from_secs(2),
