@@ -41,6 +41,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "drain",
             "heartbeat",
             "listen_error",
+            "memory",
             "metrics",
             "pki",
             "reload",
@@ -57,6 +58,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "config",
             "heartbeat",
             "pki",
+            "process",
             "reload",
             "telemetry",
         ],
@@ -80,7 +82,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "reload",
         &["config", "downstream", "pki", "proxy", "upstream"],
     ),
-    ("fuzz", &["downstream", "proxy", "upstream"]),
+    ("fuzz", &["downstream", "http1", "proxy", "upstream"]),
     ("bench", &["downstream", "proxy"]),
     (
         "listener",
@@ -92,6 +94,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "clients",
             "config",
             "drain",
+            "http1",
             "metrics",
             "pki",
             "proxy",
@@ -103,7 +106,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "proxy",
         &[
-            "activity", "clients", "config", "drain", "metrics", "upstream",
+            "activity", "clients", "config", "drain", "http1", "metrics", "upstream",
         ],
     ),
     (
@@ -111,6 +114,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &[
             "config",
             "drain",
+            "http1",
             "metrics",
             "pki",
             "socket",
@@ -123,9 +127,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("metrics", &["activity", "clients"]),
     ("clients", &["config"]),
     ("activity", &["telemetry"]),
+    ("http1", &["transport"]),
     ("transport", &[]),
     ("socket", &["config"]),
-    ("config", &[]),
+    ("config", &["memory", "process"]),
+    ("memory", &[]),
+    ("process", &[]),
     ("quote", &[]),
     ("drain", &[]),
     ("hosts", &[]),

@@ -24,7 +24,7 @@ use crate::{
     heartbeat::{Heartbeats, WorkerHeartbeat},
     listener::{Accepted, Listener, Owner},
     metrics::{Counters, Metrics},
-    upstream::{ReplayBudget, UpstreamContext},
+    upstream::{ReplayBudget, SpareSockets, UpstreamContext},
 };
 
 /// Makes a proxy stop faster. Before the stop signal a call only takes effect later. Clones act on the same
@@ -61,10 +61,12 @@ impl Workers {
         sockets: Vec<Vec<TcpListener>>,
         owner: Owner,
         shared: &Arc<Shared>,
+        spare_sockets: usize,
         metrics: &Metrics,
         heartbeats: &Heartbeats,
     ) -> Result<Self, AppError> {
         let replay_budget = Arc::new(ReplayBudget::of_process());
+        let spare_sockets = Arc::new(SpareSockets::new(spare_sockets));
         let (sender, ended) = mpsc::unbounded_channel();
         // Dropped on an error below, it ends the workers that have started.
         let mut workers = Self {
@@ -77,6 +79,7 @@ impl Workers {
                 owner,
                 shared: Arc::clone(shared),
                 replay_budget: Arc::clone(&replay_budget),
+                spare_sockets: Arc::clone(&spare_sockets),
                 drain: Drain::new(),
                 counters,
             };
@@ -205,6 +208,7 @@ struct Worker {
     owner: Owner,
     shared: Arc<Shared>,
     replay_budget: Arc<ReplayBudget>,
+    spare_sockets: Arc<SpareSockets>,
     drain: Drain,
     counters: Arc<Counters>,
 }
@@ -224,7 +228,10 @@ impl Worker {
             let context =
                 UpstreamContext::new(limits.clone(), timeouts.clone(), self.drain.clone())
                     .counting(Arc::clone(&self.counters))
-                    .sharing(Arc::clone(&self.replay_budget));
+                    .sharing(
+                        Arc::clone(&self.replay_budget),
+                        Arc::clone(&self.spare_sockets),
+                    );
             let context = Arc::new(context);
             for socket in sockets {
                 let listener = Listener::new(

@@ -19,7 +19,7 @@ use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tracing::debug;
 
 use crate::{
-    clients::{ClientTable, Place},
+    clients::{Client, ClientTable, Place},
     config::{Limits, Timeouts},
     drain::{ConnectionKind, Drain},
     hosts::{HostMap, HostName, PeerAddr},
@@ -32,8 +32,8 @@ use crate::{
     upstream::{ClientLeases, UpstreamContext},
 };
 
-/// The fuzz bodies of this module: the framing of HTTP/1.1 requests, and the targets of HTTP/2 requests.
-pub(crate) const FUZZ: [fn(&[u8]); 2] = [http1::fuzz, http2::fuzz];
+/// The fuzz body of this module: the targets of HTTP/2 requests.
+pub(crate) const FUZZ: fn(&[u8]) = http2::fuzz;
 
 /// What the benches measure of this module.
 pub(crate) mod bench {
@@ -103,18 +103,11 @@ async fn serve(
         return;
     }
     let snapshot = shared.snapshot.load_full();
-    let config = Arc::clone(&snapshot.tls);
+    let tls = Arc::clone(&snapshot.tls);
     // On the heap: the handshake needs much memory for a moment, the connection little for hours.
     let accepted = Box::pin(async {
-        let accepted = handshake(
-            stream,
-            config,
-            [&place.client().handshakes, &shared.handshakes],
-            shared.timeouts.handshake,
-            context.counters(),
-        );
         tokio::select! {
-            accepted = accepted => accepted,
+            accepted = handshake(stream, tls, place.client(), &shared, context.counters()) => accepted,
             () = place.closing() => Err(HandshakeError::Closed),
         }
     });
@@ -131,16 +124,7 @@ async fn serve(
     };
     // It fails only for a dead socket, which the next read reports.
     socket::set_user_timeout(stream.get_ref().0.tcp(), &shared.timeouts).ok();
-    let session = stream.get_ref().1;
-    // No ALPN means HTTP/1.1: kubectl offers none when it dials for an upgrade.
-    let protocol = if session.alpn_protocol() == Some(b"h2") {
-        Protocol::Http2
-    } else {
-        Protocol::Http1
-    };
-    let sni = session
-        .server_name()
-        .map(|name| name.trim_end_matches('.').to_ascii_lowercase());
+    let (protocol, sni) = negotiated(stream.get_ref().1);
     let counters = Arc::clone(context.counters());
     counters.handshakes.count(Handshake::Ok);
     let connected = Connected::new(counters, peer.0, protocol, place);
@@ -173,6 +157,19 @@ async fn serve(
     if let Err(error) = served {
         debug!(client.address = %peer, error = %error_chain(&error), "downstream connection ended early");
     }
+}
+
+/// What the handshake agreed on: the version of HTTP, and the name that the client asked for.
+fn negotiated(session: &ServerConnection) -> (Protocol, Option<String>) {
+    // No ALPN means HTTP/1.1: kubectl offers none when it dials for an upgrade.
+    let protocol = match session.alpn_protocol() {
+        Some(b"h2") => Protocol::Http2,
+        Some(_) | None => Protocol::Http1,
+    };
+    let sni = session
+        .server_name()
+        .map(|name| name.trim_end_matches('.').to_ascii_lowercase());
+    (protocol, sni)
 }
 
 /// Why a downstream handshake failed.
@@ -218,8 +215,8 @@ pub fn server_config(identities: &[Identity], tickets: Arc<dyn ProducesTickets>)
     config
 }
 
-/// Runs the TLS handshake. `limit` covers everything, including the wait for a slot. A client that fills its own slots
-/// waits for them, so that it never fills those of all clients.
+/// Runs the TLS handshake. `timeouts.handshake` covers everything, including the wait for a slot. A client that fills its
+/// own slots waits for them, so that it never fills those of all clients.
 ///
 /// # Errors
 ///
@@ -227,19 +224,22 @@ pub fn server_config(identities: &[Identity], tickets: Arc<dyn ProducesTickets>)
 async fn handshake(
     stream: TcpStream,
     config: Arc<ServerConfig>,
-    [own_slots, slots]: [&Semaphore; 2],
-    limit: Duration,
+    client: &Client,
+    shared: &Shared,
     counters: &Counters,
 ) -> Result<Box<TlsStream<ReadAhead>>, HandshakeError> {
     let handshake = async {
         // A client takes a slot only after its whole ClientHello has arrived. Otherwise a few silent clients
         // would block all others.
         let hello = LazyConfigAcceptor::new(Acceptor::default(), ReadAhead::new(stream)).await?;
-        if own_slots.available_permits() == 0 || slots.available_permits() == 0 {
+        let slots = [&client.handshakes, &shared.handshakes];
+        if slots.iter().any(|slots| slots.available_permits() == 0) {
             counters.limits_hit.count(Limit::Handshakes);
         }
-        let _own_slot = own_slots.acquire().await.map_err(io::Error::other)?;
-        let _slot = slots.acquire().await.map_err(io::Error::other)?;
+        let _slots = (
+            client.handshakes.acquire().await.map_err(io::Error::other)?,
+            shared.handshakes.acquire().await.map_err(io::Error::other)?,
+        );
         let limit_buffer =
             |connection: &mut ServerConnection| connection.set_buffer_limit(Some(MAX_TLS_BUFFER));
         hello
@@ -247,6 +247,7 @@ async fn handshake(
             .await
             .map(Box::new)
     };
+    let limit = shared.timeouts.handshake;
     timeout(limit, handshake)
         .await
         .map_err(|_elapsed| HandshakeError::Timeout(limit))?

@@ -3,7 +3,7 @@
 use std::{error::Error, io, sync::Arc};
 
 use super::VerifyError;
-use crate::{hosts::UpstreamAddr, metrics::Dialled};
+use crate::{hosts::UpstreamAddr, http1::MessageError, metrics::Dialled};
 
 /// Why a request got no response from an apiserver.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +20,9 @@ pub enum UpstreamError {
         /// Connections that it may hold.
         max: usize,
     },
+    /// The process has no socket for another connection to an apiserver.
+    #[error("no socket is free for a connection to the apiserver")]
+    NoSocket,
     /// TCP could not be established.
     #[error("cannot connect to {endpoint}")]
     Connect {
@@ -120,30 +123,15 @@ pub enum H1Error {
     /// The apiserver closed the connection before it sent a response.
     #[error("the connection was closed before the response")]
     Closed,
-    /// The connection ended before the body was complete.
-    #[error("the connection was closed in the middle of the body")]
-    Cut,
-    /// The connection failed.
-    #[error("the connection failed")]
-    Io(#[source] io::Error),
-    /// The bytes received are not the head of a response.
-    #[error("the head of the response is malformed")]
-    Head(#[source] httparse::Error),
-    /// The head of the response is too long.
-    #[error("the head of the response is longer than {max} bytes")]
-    HeadTooLong {
-        /// Bytes that are accepted.
-        max: usize,
-    },
+    /// The response is not complete, or not valid HTTP.
+    #[error(transparent)]
+    Message(#[from] MessageError),
     /// Too many interim responses came before the final one.
     #[error("more than {max} interim responses came before the final response")]
     Interim {
         /// Interim responses that are accepted.
         max: usize,
     },
-    /// The length of the response body is ambiguous (RFC 9112 §6.3).
-    #[error("ambiguous length of the response body: {0}")]
-    Framing(&'static str),
     /// The client did not send its request body to the end.
     #[error("cannot send the request body")]
     Upload(#[source] UploadError),
@@ -158,6 +146,9 @@ pub enum UploadError {
     /// The client reset the stream before the end of the body.
     #[error("the client reset the request before the end of its body")]
     Reset,
+    /// The client sends its body too slowly.
+    #[error("the client sends the request body too slowly")]
+    TooSlow,
     /// The body is longer or shorter than the client announced.
     #[error("the length of the request body differs from its content-length")]
     Length,
@@ -189,6 +180,7 @@ impl UpstreamError {
             Self::Shared(error) => error.as_dialled(),
             Self::NoEndpoint { .. }
             | Self::TooManyConnections { .. }
+            | Self::NoSocket
             | Self::Unsent { .. }
             | Self::Refused { .. }
             | Self::Lost { .. }
@@ -204,6 +196,7 @@ impl UpstreamError {
         match self {
             Self::NoEndpoint { .. }
             | Self::TooManyConnections { .. }
+            | Self::NoSocket
             | Self::Connect { .. }
             | Self::ConnectTimeout { .. }
             | Self::Verify { .. }

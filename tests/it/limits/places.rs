@@ -1,6 +1,9 @@
 //! Fair places: when `limits.connections` are scarce, the client with the most connections makes room for others.
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use h2::RecvStream;
 use http::Response;
@@ -25,16 +28,18 @@ const PLACES: usize = 8;
 /// No deadline of a silent client frees a place in these tests.
 const LONG: Duration = Duration::from_secs(600);
 
+const GREEDY: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
+const OTHER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 3));
 const GET: &str = "https://kube.test/";
 const WATCH: &str = "https://kube.test/watch";
 
 /// The client that takes the places.
 fn greedy(proxy: &Proxy) -> Client {
-    proxy.client().source([127, 0, 0, 2])
+    proxy.client().from(GREEDY)
 }
 
 fn other(proxy: &Proxy) -> Client {
-    proxy.client().source([127, 0, 0, 3])
+    proxy.client().from(OTHER)
 }
 
 async fn start(world: &World) -> (standin::upstream::Upstream, Proxy) {
@@ -136,7 +141,7 @@ async fn get(client: &Client) -> u16 {
 async fn silent_connections_of_one_client_make_room() {
     let world = World::new();
     let (_upstream, proxy) = start(&world).await;
-    let hello = greedy(&proxy).client_hello();
+    let hello = greedy(&proxy).hello();
     for sent in [&b""[..], &hello[..20], &hello] {
         let mut silent = Vec::new();
         for _ in 0..PLACES * 2 {
@@ -222,7 +227,7 @@ async fn stalled_handshakes_of_one_client_leave_slots() {
         .limits(|limits| limits.handshakes = 4)
         .timeouts(|timeouts| timeouts.handshake = LONG)
         .start();
-    let hello = greedy(&proxy).client_hello();
+    let hello = greedy(&proxy).hello();
     let mut stalled = Vec::new();
     for _ in 0..6 {
         let mut tcp = greedy(&proxy).tcp().await.unwrap();

@@ -38,7 +38,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Client {
     address: SocketAddr,
-    source: IpAddr,
+    source: Option<IpAddr>,
     roots: RootCertStore,
     name: ServerName<'static>,
     alpn: Vec<Vec<u8>>,
@@ -54,7 +54,7 @@ impl Client {
     pub fn new(address: SocketAddr) -> Self {
         Self {
             address,
-            source: UNSPECIFIED,
+            source: None,
             roots: RootCertStore::empty(),
             name: ServerName::from(address.ip()),
             alpn: Vec::new(),
@@ -64,18 +64,18 @@ impl Client {
         }
     }
 
-    /// Connects from this address, such as `127.0.0.2`. All addresses of `127.0.0.0/8` belong to the loopback interface.
-    #[must_use]
-    pub fn source(mut self, address: [u8; 4]) -> Self {
-        self.source = address.into();
-        self
-    }
-
     /// Trusts this CA too.
     #[must_use]
     pub fn trust(mut self, ca: &Ca) -> Self {
         self.roots.roots.extend(ca.roots().roots);
         self.config = Arc::default();
+        self
+    }
+
+    /// Connects from this address, for instance another address of the loopback interface.
+    #[must_use]
+    pub fn from(mut self, source: IpAddr) -> Self {
+        self.source = Some(source);
         self
     }
 
@@ -127,42 +127,41 @@ impl Client {
     ///
     /// When the server does not respond in time.
     pub async fn connect(&self) -> io::Result<TlsConnection> {
-        self.over(self.tcp().await?).await
+        let tcp = within("a TCP connection", self.tcp()).await?;
+        self.over(tcp).await
     }
 
-    /// Connects without TLS.
+    /// Connects without TLS. The wait has no limit.
     ///
     /// # Errors
     ///
-    /// When TCP fails.
-    ///
-    /// # Panics
-    ///
-    /// When the server does not respond in time.
+    /// When TCP fails or the source address is not available.
     pub async fn tcp(&self) -> io::Result<TcpStream> {
-        if self.source == UNSPECIFIED {
-            return within("a TCP connection", TcpStream::connect(self.address)).await;
-        }
-        let socket = TcpSocket::new_v4()?;
-        socket.bind(SocketAddr::new(self.source, 0))?;
-        within("a TCP connection", socket.connect(self.address)).await
+        let Some(source) = self.source else {
+            return TcpStream::connect(self.address).await;
+        };
+        let socket = if source.is_ipv4() {
+            TcpSocket::new_v4()?
+        } else {
+            TcpSocket::new_v6()?
+        };
+        socket.bind(SocketAddr::new(source, 0))?;
+        socket.connect(self.address).await
     }
 
-    /// The first bytes of a handshake: a whole `ClientHello`.
+    /// The bytes of a `ClientHello` with these settings, with their record header.
     ///
     /// # Panics
     ///
-    /// Never: a new connection has these bytes.
+    /// When the settings are not valid.
     #[must_use]
-    pub fn client_hello(&self) -> Vec<u8> {
-        let config = self.config.get_or_init(|| self.config());
-        let mut connection = rustls::ClientConnection::new(Arc::clone(config), self.name.clone())
-            .expect("a new TLS connection");
-        let mut bytes = Vec::new();
-        connection
-            .write_tls(&mut bytes)
-            .expect("a vector takes all bytes");
-        bytes
+    pub fn hello(&self) -> Vec<u8> {
+        let mut tls = rustls::ClientConnection::new(self.config(), self.name.clone())
+            .expect("the settings of a client are valid");
+        let mut hello = Vec::new();
+        tls.write_tls(&mut hello)
+            .expect("a vector accepts all bytes");
+        hello
     }
 
     /// Runs the TLS handshake on this connection, for instance on one from a specific port.
@@ -228,6 +227,3 @@ impl Client {
         Arc::new(config)
     }
 }
-
-/// Lets the kernel choose the address.
-const UNSPECIFIED: IpAddr = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
