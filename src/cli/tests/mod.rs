@@ -21,7 +21,7 @@ use crate::{
     listen_error::{ListenError, ListenFlag},
     pki::{
         Identity, TrustAnchors,
-        mint::{Ca, now, params_of_leaf},
+        tests::mint::{Ca, now, params_of_leaf},
     },
 };
 
