@@ -35,8 +35,8 @@ use crate::{
     upstream::{ClientLeases, UpstreamContext},
 };
 
-/// The fuzz bodies of this module: the framing of HTTP/1.1 requests, and the targets of HTTP/2 requests.
-pub(crate) const FUZZ: [fn(&[u8]); 2] = [http1::fuzz, http2::fuzz];
+/// The fuzz body of this module: the targets of HTTP/2 requests.
+pub(crate) const FUZZ: fn(&[u8]) = http2::fuzz;
 
 /// What the benches measure of this module.
 pub(crate) mod bench {
