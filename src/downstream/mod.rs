@@ -237,8 +237,16 @@ async fn handshake(
             counters.limits_hit.count(Limit::Handshakes);
         }
         let _slots = (
-            client.handshakes.acquire().await.map_err(io::Error::other)?,
-            shared.handshakes.acquire().await.map_err(io::Error::other)?,
+            client
+                .handshakes
+                .acquire()
+                .await
+                .map_err(io::Error::other)?,
+            shared
+                .handshakes
+                .acquire()
+                .await
+                .map_err(io::Error::other)?,
         );
         let limit_buffer =
             |connection: &mut ServerConnection| connection.set_buffer_limit(Some(MAX_TLS_BUFFER));

@@ -19,10 +19,7 @@ fn future_of_a_connection_stays_small() {
     let whole = size(|(stream, peer, place, shared, context, drain)| {
         serve(stream, peer, place, shared, context, drain)
     });
-    assert!(
-        whole <= WHOLE,
-        "from handshake to end: {whole} bytes"
-    );
+    assert!(whole <= WHOLE, "from handshake to end: {whole} bytes");
 }
 
 const HTTP1: usize = 1_260;
