@@ -34,7 +34,9 @@ mod logs;
 mod memory;
 mod reloading;
 mod retry;
+#[cfg(target_os = "linux")]
 mod smuggling;
+mod sockets;
 mod spoofing;
 mod streams;
 mod tls;
