@@ -194,6 +194,7 @@ impl App {
             report: reloader.report(),
             phase: self.phase.subscribe(),
             listening: self.addresses,
+            clients: Arc::clone(&shared.clients),
             connections_limit: shared.limits.connections,
             started: self.started,
         };
