@@ -26,7 +26,7 @@ use crate::{
     config::{Limits, Timeouts},
     drain::{ConnectionKind, Drain},
     hosts::{HostMap, HostName, PeerAddr},
-    metrics::{Connected, Counters, Handshake, Limit, Protocol},
+    metrics::{Connected, Handshake, Limit, Protocol},
     pki::{self, Identity},
     proxy::{ClientConnection, Routes},
     socket,
@@ -106,7 +106,7 @@ async fn serve(
         config,
         &shared.handshakes,
         shared.timeouts.handshake,
-        context.counters(),
+        &context,
     );
     // On the heap: the handshake needs much memory for a moment, the connection little for hours.
     let stream = match Box::pin(accepted).await {
@@ -206,22 +206,21 @@ async fn handshake(
     config: Arc<ServerConfig>,
     slots: &Semaphore,
     limit: Duration,
-    counters: &Counters,
+    context: &UpstreamContext,
 ) -> Result<Box<TlsStream<ReadAhead>>, HandshakeError> {
     let handshake = async {
         // A client takes a slot only after its whole ClientHello has arrived. Otherwise a few silent clients
         // would block all others.
         let hello = LazyConfigAcceptor::new(Acceptor::default(), ReadAhead::new(stream)).await?;
         if slots.available_permits() == 0 {
-            counters.limits_hit.count(Limit::Handshakes);
+            context.counters().limits_hit.count(Limit::Handshakes);
         }
         let _slot = slots.acquire().await.map_err(io::Error::other)?;
         let limit_buffer =
             |connection: &mut ServerConnection| connection.set_buffer_limit(Some(MAX_TLS_BUFFER));
-        hello
-            .into_stream_with(config, limit_buffer)
-            .await
-            .map(Box::new)
+        let handshake = hello.into_stream_with(config, limit_buffer);
+        let stream = context.client_turns().run(handshake).await;
+        stream.map(Box::new)
     };
     timeout(limit, handshake)
         .await

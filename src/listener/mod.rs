@@ -10,6 +10,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
+    task::yield_now,
     time::{Instant, sleep, timeout_at},
 };
 use tracing::{debug, warn};
@@ -183,6 +184,8 @@ impl Listener {
                 biased;
                 permit = acquire(&self.connections, &self.counters) => {
                     on_accept(Accepted { stream, peer, permit });
+                    // Connections that are open go first. `accept` alone would go on for 128 connections.
+                    yield_now().await;
                 }
                 () = drain.begun() => {
                     pending.push((stream, peer));

@@ -16,13 +16,17 @@
 //! A write takes the same way down, except that it passes `ResetCode` in place of `ClientMonitor`. [`WriteBatcher::drive`] polls the
 //! connection, then sends what it wrote.
 
+mod handshake_turns;
 mod read_ahead;
+mod turn;
 mod write_batcher;
 
 #[cfg(test)]
 mod tests;
 
+pub(crate) use handshake_turns::HandshakeTurns;
 pub(crate) use read_ahead::{ReadAhead, Readable};
 #[cfg(test)]
 pub(crate) use tests::PlainStream;
+pub(crate) use turn::yield_turn;
 pub(crate) use write_batcher::{TlsWriter, WriteBatcher};

@@ -19,6 +19,7 @@ use crate::{
     drain::Drain,
     hosts::UpstreamAddr,
     metrics::{ConnectionStats, Counters, LeaseEnd},
+    transport::HandshakeTurns,
 };
 
 /// Settings, idle pool and counters of one worker.
@@ -30,6 +31,11 @@ pub struct UpstreamContext {
     pub(super) drain: Drain,
     pub(super) counters: Arc<Counters>,
     pub(super) replay_budget: Arc<ReplayBudget>,
+    /// TLS handshakes with apiservers. Clients that are connected wait for them, so they never queue behind those of
+    /// new clients.
+    pub(super) dial_turns: HandshakeTurns,
+    /// TLS handshakes with clients.
+    client_turns: HandshakeTurns,
 }
 
 impl UpstreamContext {
@@ -43,6 +49,8 @@ impl UpstreamContext {
         );
         Self {
             idle: Arc::new(idle),
+            dial_turns: HandshakeTurns::new(drain.clone()),
+            client_turns: HandshakeTurns::new(drain.clone()),
             limits,
             timeouts,
             drain,
@@ -70,6 +78,11 @@ impl UpstreamContext {
     #[must_use]
     pub fn counters(&self) -> &Arc<Counters> {
         &self.counters
+    }
+
+    /// The queue of the TLS handshakes with clients.
+    pub(crate) fn client_turns(&self) -> &HandshakeTurns {
+        &self.client_turns
     }
 
     /// How often names are resolved.

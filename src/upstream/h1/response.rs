@@ -2,21 +2,21 @@
 
 use std::{
     future::{Future as _, poll_fn},
-    pin::{Pin, pin},
+    pin::Pin,
     task::{Context, Poll},
 };
 
 use bytes::Bytes;
 use http::StatusCode;
 use hyper::body::{Frame, SizeHint};
-use tokio::{sync::oneshot, task::yield_now};
+use tokio::sync::oneshot;
 
 use super::{
     H1Connection, H1Error,
     codec::{BodyDecoder, ResponseHead},
     request::{RequestWriter, SendError},
 };
-use crate::{drain::Drain, metrics::LeaseEnd};
+use crate::{drain::Drain, metrics::LeaseEnd, transport::yield_turn};
 
 /// The body of a response, on a connection that `C` holds. The connection is dropped at the end of the
 /// body; [`H1Connection::keep_alive`] then says whether another request may follow.
@@ -25,8 +25,6 @@ pub(in crate::upstream) struct H1Response<C: AsMut<H1Connection> + Send + 'stati
     body: BodyDecoder,
     /// `None` after the end of the body, complete or not.
     active: Option<ActiveExchange<C>>,
-    /// Bytes that were read since other tasks last ran.
-    read_in_turn: usize,
     /// The error that ends the body, held back until the data before it was written to the client.
     error: Option<H1Error>,
 }
@@ -61,7 +59,6 @@ impl<C: AsMut<H1Connection> + Send + 'static> H1Response<C> {
                 upload,
                 keep_alive: keep_alive && head.keep_alive && !is_upgrade,
             }),
-            read_in_turn: 0,
             error: None,
         };
         if response.is_end_stream() && !is_upgrade {
@@ -89,11 +86,7 @@ impl<C: AsMut<H1Connection> + Send + 'static> H1Response<C> {
                 self.finish();
                 polled
             }
-            Poll::Ready(_) => polled,
-            Poll::Pending => {
-                self.read_in_turn = 0;
-                polled
-            }
+            Poll::Ready(_) | Poll::Pending => polled,
         }
     }
 
@@ -124,15 +117,12 @@ impl<C: AsMut<H1Connection> + Send + 'static> H1Response<C> {
             if self.body == BodyDecoder::Complete {
                 return Poll::Ready(None);
             }
-            if self.read_in_turn >= MAX_BYTES_PER_TURN {
-                return yield_turn(cx);
-            }
             match wire.poll_more(cx) {
                 Poll::Ready(Ok(0)) => {
                     active.keep_alive = false;
                     return Poll::Ready(self.body.close().err().map(Err));
                 }
-                Poll::Ready(Ok(read)) => self.read_in_turn += read,
+                Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(error))),
                 Poll::Pending => return Poll::Pending,
             }
@@ -225,13 +215,3 @@ impl<C: AsMut<H1Connection> + Send + 'static> Drop for H1Response<C> {
         self.abort();
     }
 }
-
-/// Pending until the other tasks have had a turn. Uses `yield_now` and not `wake_by_ref`: a task that wakes
-/// itself is runnable at once, and while a task is runnable, tokio looks for I/O events only once in 61 polls.
-fn yield_turn<T>(cx: &mut Context<'_>) -> Poll<T> {
-    let _pending = pin!(yield_now()).poll(cx);
-    Poll::Pending
-}
-
-/// Bytes that are read of one response before the other tasks of the thread have a turn.
-const MAX_BYTES_PER_TURN: usize = 64 * 1024;

@@ -114,6 +114,7 @@ impl Wire {
         if !self.unread.is_empty() {
             return false;
         }
+        self.with_io(|io| io.begin_turn());
         let mut byte = [0; 1];
         let read = poll_fn(|cx| {
             self.with_io(|io| io.poll_read_if_ready(cx, &mut ReadBuf::new(&mut byte)))
@@ -131,7 +132,10 @@ impl Drop for Wire {
         if self.is_idle {
             // Sends `close_notify` if the socket takes it now; the proxy does not wait for more.
             let cx = &mut Context::from_waker(Waker::noop());
-            let _done = self.with_io(|io| Pin::new(io).poll_shutdown(cx));
+            let _done = self.with_io(|io| {
+                io.begin_turn();
+                Pin::new(io).poll_shutdown(cx)
+            });
         }
     }
 }
