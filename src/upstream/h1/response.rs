@@ -13,10 +13,14 @@ use tokio::sync::oneshot;
 
 use super::{
     H1Connection, H1Error,
-    codec::{BodyDecoder, ResponseHead},
     request::{RequestWriter, SendError},
 };
-use crate::{drain::Drain, metrics::LeaseEnd, transport::yield_turn};
+use crate::{
+    drain::Drain,
+    http1::{BodyDecoder, MessageError, ResponseHead},
+    metrics::LeaseEnd,
+    transport::yield_turn,
+};
 
 /// The body of a response, on a connection that `C` holds. The connection is dropped at the end of the
 /// body; [`H1Connection::keep_alive`] then says whether another request may follow.
@@ -93,7 +97,7 @@ impl<C: AsMut<H1Connection> + Send + 'static> H1Response<C> {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, H1Error>>> {
         let Some(active) = &mut self.active else {
             let is_cut = self.body != BodyDecoder::Complete;
-            return Poll::Ready(is_cut.then_some(Err(H1Error::Cut)));
+            return Poll::Ready(is_cut.then_some(Err(MessageError::Cut.into())));
         };
         if let Some((upload, _)) = &mut active.upload
             && let Poll::Ready(ended) = Pin::new(upload).poll(cx)
@@ -112,7 +116,7 @@ impl<C: AsMut<H1Connection> + Send + 'static> H1Response<C> {
         loop {
             let decoded = self.body.decode(&mut wire.unread);
             if let Some(frame) = decoded.transpose() {
-                return Poll::Ready(Some(frame));
+                return Poll::Ready(Some(frame.map_err(H1Error::from)));
             }
             if self.body == BodyDecoder::Complete {
                 return Poll::Ready(None);
@@ -120,10 +124,12 @@ impl<C: AsMut<H1Connection> + Send + 'static> H1Response<C> {
             match wire.poll_more(cx) {
                 Poll::Ready(Ok(0)) => {
                     active.keep_alive = false;
-                    return Poll::Ready(self.body.close().err().map(Err));
+                    return Poll::Ready(self.body.close().err().map(|cut| Err(cut.into())));
                 }
                 Poll::Ready(Ok(_)) => {}
-                Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(error))),
+                Poll::Ready(Err(error)) => {
+                    return Poll::Ready(Some(Err(MessageError::Io(error).into())));
+                }
                 Poll::Pending => return Poll::Pending,
             }
         }

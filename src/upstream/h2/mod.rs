@@ -19,7 +19,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{
-    Ping, PingPong, Reason,
+    Ping, Reason,
     client::{Connection, SendRequest},
 };
 use tokio::time::{Instant, sleep_until, timeout};
@@ -74,6 +74,22 @@ impl Drop for H2State {
     }
 }
 
+impl H2State {
+    fn on_end(&self, ended: Result<(), H2ConnectionError>) {
+        self.closed.store(true, Ordering::Release);
+        if self.in_flight.load(Ordering::Acquire) > 0 && !self.peer.is_going_away() {
+            self.stats.set_end_reason(LeaseEnd::Closed);
+        }
+        if let Err(error) = ended {
+            debug!(
+                upstream.address = %self.endpoint.address(),
+                error = %error_chain(&error),
+                "upstream connection ended early"
+            );
+        }
+    }
+}
+
 impl H2Connection {
     /// Sends the HTTP/2 preface on an established stream, waits for the apiserver's, and starts the task
     /// that runs the connection.
@@ -91,20 +107,8 @@ impl H2Connection {
         S: TlsWriter + Send + 'static,
     {
         let peer = Arc::new(PeerState::new());
-        let (send, mut connection) = h2::client::Builder::new()
-            .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_header_list_size(MAX_RESPONSE_HEADER_BYTES)
-            // No stream until the apiserver has said how many it allows: a request beyond its limit
-            // would wait for streams that may never end.
-            .initial_max_send_streams(0)
-            .enable_push(false)
-            .data_frame_budget(MAX_SMALL_FRAME_DEFICIT)
-            // Late frames for streams that this client has cancelled cost only the client itself, and the
-            // default, 1,024 in the life of a connection, would one day end its watches.
-            .max_local_error_reset_streams(None)
-            .handshake(FrameMonitor::new(batcher.clone(), Arc::clone(&peer)))
-            .await?;
+        let monitor = FrameMonitor::new(batcher.clone(), Arc::clone(&peer));
+        let (send, mut connection) = settings().handshake(monitor).await?;
         wait_for_settings(&send, &mut connection, &batcher).await?;
         let state = Arc::new(H2State {
             endpoint,
@@ -115,9 +119,6 @@ impl H2Connection {
             closed: AtomicBool::new(false),
             stats: ConnectionStats::default(),
         });
-        let ping = connection
-            .ping_pong()
-            .expect("a new connection has its ping handle");
         let (interval, limit) = (
             timeouts.upstream_ping_interval,
             timeouts.upstream_ping_timeout,
@@ -125,18 +126,8 @@ impl H2Connection {
         let running = Arc::clone(&state);
         let connection = Box::new(connection);
         drain.spawn(async move {
-            let ended = run(connection, &batcher, ping, &running.peer, interval, limit).await;
-            running.closed.store(true, Ordering::Release);
-            if running.in_flight.load(Ordering::Acquire) > 0 && !running.peer.is_going_away() {
-                running.stats.set_end_reason(LeaseEnd::Closed);
-            }
-            if let Err(error) = ended {
-                debug!(
-                    upstream.address = %running.endpoint.address(),
-                    error = %error_chain(&error),
-                    "upstream connection ended early"
-                );
-            }
+            let ended = run(connection, &batcher, &running.peer, interval, limit).await;
+            running.on_end(ended);
         });
         Ok(Self { send, state })
     }
@@ -196,6 +187,23 @@ impl RetiredH2 {
     }
 }
 
+fn settings() -> h2::client::Builder {
+    let mut settings = h2::client::Builder::new();
+    settings
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(MAX_RESPONSE_HEADER_BYTES)
+        // No stream until the apiserver has said how many it allows: a request beyond its limit
+        // would wait for streams that may never end.
+        .initial_max_send_streams(0)
+        .enable_push(false)
+        .data_frame_budget(MAX_SMALL_FRAME_DEFICIT)
+        // Late frames for streams that this client has cancelled cost only the client itself, and the
+        // default, 1,024 in the life of a connection, would one day end its watches.
+        .max_local_error_reset_streams(None);
+    settings
+}
+
 /// Runs a new connection until the apiserver's SETTINGS have come: only they say how many streams it
 /// allows.
 async fn wait_for_settings<S: TlsWriter>(
@@ -223,13 +231,15 @@ enum H2ConnectionError {
 /// Runs the connection until it ends or a ping is not answered within `limit`; then its streams fail at
 /// once.
 async fn run<S: TlsWriter>(
-    connection: Box<Connection<FrameMonitor<WriteBatcher<S>>, Bytes>>,
+    mut connection: Box<Connection<FrameMonitor<WriteBatcher<S>>, Bytes>>,
     batcher: &WriteBatcher<S>,
-    mut ping: PingPong,
     peer: &PeerState,
     interval: Duration,
     limit: Duration,
 ) -> Result<(), H2ConnectionError> {
+    let mut ping = connection
+        .ping_pong()
+        .expect("a new connection has its ping handle");
     let keepalive = async {
         loop {
             // Any byte received proves the peer alive, so a busy connection is never pinged.
