@@ -185,6 +185,7 @@ impl App {
     /// Dropping the future makes the workers drain by themselves.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), AppError> {
         let (shared, mut reloader) = (self.shared, self.reloader);
+        let spare_sockets = reloader.config().capacity.spare_sockets;
         let sources = Sources {
             metrics: Arc::clone(&self.metrics),
             heartbeats: self.heartbeats.clone(),
@@ -204,6 +205,7 @@ impl App {
             self.sockets,
             self.owner,
             &shared,
+            spare_sockets,
             &self.metrics,
             &self.heartbeats,
         )?;

@@ -124,6 +124,8 @@ families! {
             `uri_bytes` (answered with 431 or 414), `streams` (a client has the maximum open), \
             `client_stall` (a client did not read a response for 60 s, so its stream was reset), \
             `upstream_connections` (a client connection uses the maximum; answered with 503), \
+            `upstream_sockets` (no socket was free for a connection to the apiserver; answered with 503), \
+            `upload_rate` (a request body came too slowly; answered with 408), \
             `replay_copies` (a request was sent without a copy, so the proxy cannot send it again), \
             `frames` (a client sent too many control frames or cancelled too many requests, and its connection ended)"]
         "How often a limit was reached.";
@@ -132,7 +134,7 @@ families! {
             `unprocessed`, `lost`, `upload`, `protocol`"]
         "Error responses of the proxy itself, in place of a response of the apiserver.";
     LOG_LINES_DROPPED = Counter "kube_tls_proxy_log_lines_dropped_total" []
-        "Log lines that were dropped because the reader of the log was too slow.";
+        "Log lines that were lost because the reader of the log was too slow or refused them, as a full disk does.";
     DRAINING = Gauge "kube_tls_proxy_draining" []
         "1 after the proxy received a stop signal, else 0.";
     PROCESS_START_TIME = Gauge "process_start_time_seconds" []
