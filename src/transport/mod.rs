@@ -16,7 +16,6 @@
 //! A write takes the same way down, except that it passes `ResetCode` in place of `ClientMonitor`. [`WriteBatcher::drive`] polls the
 //! connection, then sends what it wrote.
 
-mod handshake_turns;
 mod read_ahead;
 mod turn;
 mod write_batcher;
@@ -24,7 +23,6 @@ mod write_batcher;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use handshake_turns::HandshakeTurns;
 pub(crate) use read_ahead::{ReadAhead, Readable};
 #[cfg(test)]
 pub(crate) use tests::PlainStream;

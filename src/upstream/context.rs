@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::{
     h1::H1Connection,
     h2::H2Connection,
+    handshake_turns::HandshakeTurns,
     lease::LeaseTable,
     lock,
     request_body::ReplayBudget,
@@ -24,7 +25,6 @@ use crate::{
     drain::Drain,
     hosts::UpstreamAddr,
     metrics::{ConnectionStats, Counters, LeaseEnd},
-    transport::HandshakeTurns,
 };
 
 /// Settings, idle pool and counters of one worker.
@@ -37,8 +37,8 @@ pub struct UpstreamContext {
     pub(super) counters: Arc<Counters>,
     pub(super) replay_budget: Arc<ReplayBudget>,
     pub(super) spare_sockets: Arc<SpareSockets>,
-    /// TLS handshakes with apiservers. Clients that are connected wait for them, so they never queue behind those of
-    /// new clients.
+    /// TLS handshakes with apiservers. Clients that are connected wait for them, so new clients have a queue of their
+    /// own.
     pub(super) dial_turns: HandshakeTurns,
     /// TLS handshakes with clients.
     client_turns: HandshakeTurns,
