@@ -8,7 +8,7 @@ use std::{
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::ready,
     time::Duration,
@@ -32,16 +32,26 @@ struct Queue {
     steps: Arc<Semaphore>,
     /// The steps that may run between two turns of the others.
     width: AtomicUsize,
+    /// Nanoseconds of the steps since the others had a turn.
+    spent: AtomicU64,
+    /// [`MIN_STEP`], but for tests.
+    min_step: Duration,
 }
 
 impl HandshakeTurns {
     /// A queue whose helper tasks run on `drain`.
     pub(crate) fn new(drain: Drain) -> Self {
+        Self::with_min_step(drain, MIN_STEP)
+    }
+
+    fn with_min_step(drain: Drain, min_step: Duration) -> Self {
         Self {
             drain,
             queue: Arc::new(Queue {
                 steps: Arc::new(Semaphore::new(1)),
                 width: AtomicUsize::new(1),
+                spent: AtomicU64::new(0),
+                min_step,
             }),
         }
     }
@@ -57,9 +67,12 @@ impl HandshakeTurns {
             }
             let begun = Instant::now();
             let polled = handshake.as_mut().poll(cx);
-            let queue = Arc::clone(&self.queue);
-            let step = begun.elapsed();
-            self.drain.spawn(async move { queue.end_step(step).await });
+            let (queue, step) = (Arc::clone(&self.queue), begun.elapsed());
+            if queue.must_yield(step) {
+                self.drain.spawn(async move { queue.end_step(step).await });
+            } else {
+                queue.steps.add_permits(1);
+            }
             polled
         })
         .await
@@ -67,6 +80,17 @@ impl HandshakeTurns {
 }
 
 impl Queue {
+    /// Whether others have waited long enough, with this step. A turn of the event loop costs a microsecond, which the
+    /// short last step of a handshake is not worth.
+    fn must_yield(&self, step: Duration) -> bool {
+        let step = u64::try_from(step.as_nanos()).unwrap_or(u64::MAX);
+        let spent = self.spent.load(Ordering::Relaxed).saturating_add(step);
+        let must_yield = Duration::from_nanos(spent) >= self.min_step;
+        self.spent
+            .store(if must_yield { 0 } else { spent }, Ordering::Relaxed);
+        must_yield
+    }
+
     /// Allows the next step after the other tasks have had a turn. If their turn is long, because the worker is busy,
     /// it allows several, so that new clients still get a part of the time.
     async fn end_step(&self, step: Duration) {
@@ -92,6 +116,8 @@ fn next_width(width: usize, step: Duration, turn: Duration) -> usize {
     }
 }
 
+/// Steps that take less than this, together, count as one.
+const MIN_STEP: Duration = Duration::from_micros(40);
 /// Handshakes may use one part in this many of the time of a busy worker.
 const BUSY_SHARE: u32 = 4;
 /// Steps that may run between two turns of the other tasks.
@@ -108,7 +134,7 @@ mod tests {
     async fn established_connection_runs_between_any_two_steps() {
         const HANDSHAKES: usize = 50;
         let drain = Drain::new();
-        let turns = Arc::new(HandshakeTurns::new(drain.clone()));
+        let turns = Arc::new(HandshakeTurns::with_min_step(drain.clone(), Duration::ZERO));
         let order = Arc::new(Mutex::new(String::new()));
         let mut running = Vec::new();
         for _ in 0..HANDSHAKES {
