@@ -20,6 +20,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "app",
         &[
             "admin",
+            "clients",
             "config",
             "heartbeat",
             "metrics",
@@ -85,11 +86,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("bench", &["downstream", "proxy"]),
     (
         "listener",
-        &["config", "drain", "metrics", "socket", "telemetry"],
+        &["clients", "config", "drain", "metrics", "socket"],
     ),
     (
         "downstream",
         &[
+            "clients",
             "config",
             "drain",
             "http1",
@@ -104,7 +106,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "proxy",
         &[
-            "activity", "config", "drain", "http1", "metrics", "upstream",
+            "activity", "clients", "config", "drain", "http1", "metrics", "upstream",
         ],
     ),
     (
@@ -122,7 +124,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("pki", &["config"]),
     ("telemetry", &["config"]),
-    ("metrics", &["activity"]),
+    ("metrics", &["activity", "clients"]),
+    ("clients", &["config"]),
     ("activity", &["telemetry"]),
     ("http1", &["transport"]),
     ("transport", &[]),

@@ -28,6 +28,7 @@ pub use workers::FastStop;
 
 use crate::{
     admin::{Admin, Sources},
+    clients::ClientTable,
     config::Config,
     downstream::Shared,
     drain::Phase,
@@ -104,6 +105,7 @@ impl App {
         let heartbeats = Heartbeats::new(config.workers.get());
         let shared = Shared {
             snapshot: ArcSwap::from_pointee(snapshot),
+            clients: ClientTable::new(&config.limits),
             handshakes: Semaphore::new(config.limits.handshakes),
             limits: config.limits.clone(),
             timeouts: config.timeouts.clone(),
