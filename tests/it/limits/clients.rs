@@ -64,7 +64,7 @@ async fn refused_token_reaches_the_apiserver_budget_times() {
                 assert_eq!(response.lines("www-authenticate"), ["Bearer"]);
                 assert_eq!(response.lines("retry-after"), [""; 0]);
             }
-            // A colleague behind the same address.
+            // A colleague at the same address.
             let good = [("authorization", "Bearer good")];
             let response = proxy.request(protocol, "GET", "/api", &good, b"").await;
             assert_eq!(response.code, 200, "{protocol:?} {request}");
