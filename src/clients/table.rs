@@ -432,20 +432,22 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn busy_places_close_in_the_order_of_their_cost() {
         let table = table(4);
-        let greedy = fill(&table, 1, 4);
-        for place in &greedy {
+        let mut greedy = Vec::new();
+        for _ in 0..4 {
             advance(Duration::from_secs(1)).await;
-            place.begin_request();
+            greedy.extend(fill(&table, 1, 1));
         }
+        greedy.iter().for_each(Place::begin_request);
         // A tunnel, two first requests, a second request.
         greedy[0].become_tunnel();
         greedy[3].end_request(Instant::now());
         greedy[3].begin_request();
         let mut waiting = Vec::new();
-        for closed in [vec![2], vec![1, 2], vec![1, 2, 3], vec![0, 1, 2, 3]] {
+        for (client, closed) in (2..).zip([1, 2, 3, 4]) {
             advance(Duration::from_secs(1)).await;
-            waiting.extend(fill(&table, 2 + waiting.len() as u32, 1));
-            assert_eq!(closing(&greedy), closed);
+            waiting.extend(fill(&table, client, 1));
+            let expected = [&[2][..], &[1, 2], &[1, 2, 3], &[0, 1, 2, 3]];
+            assert_eq!(closing(&greedy), expected[closed - 1]);
         }
     }
 
