@@ -7,13 +7,15 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// Returns all targets.
 #[must_use]
-pub fn targets() -> [Target; 8] {
-    let [heads, targets] = crate::downstream::FUZZ;
+pub fn targets() -> [Target; 10] {
+    let [heads, targets, budgets] = crate::downstream::FUZZ;
     let [headers, host, path] = crate::proxy::FUZZ;
     let [goaway, response, chunks] = crate::upstream::FUZZ;
     [
         ("heads", heads),
         ("targets", targets),
+        ("budgets", budgets),
+        ("frames", crate::transport::frames::fuzz),
         ("headers", headers),
         ("host", host),
         ("path", path),

@@ -79,7 +79,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "reload",
         &["config", "downstream", "pki", "proxy", "upstream"],
     ),
-    ("fuzz", &["downstream", "proxy", "upstream"]),
+    ("fuzz", &["downstream", "proxy", "transport", "upstream"]),
     ("bench", &["downstream", "proxy"]),
     (
         "listener",

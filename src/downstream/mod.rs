@@ -35,8 +35,11 @@ use crate::{
     upstream::{ClientLeases, UpstreamContext},
 };
 
-/// The fuzz bodies of this module: the framing of HTTP/1.1 requests, and the targets of HTTP/2 requests.
-pub(crate) const FUZZ: [fn(&[u8]); 2] = [http1::fuzz, http2::fuzz];
+/// The fuzz bodies of this module: the framing of HTTP/1.1 requests, and the frames and budgets of HTTP/2 clients.
+pub(crate) const FUZZ: [fn(&[u8]); 3] = {
+    let [targets, budgets] = http2::FUZZ;
+    [http1::fuzz, targets, budgets]
+};
 
 /// What the benches measure of this module.
 pub(crate) mod bench {

@@ -1,19 +1,19 @@
-//! One HTTP/2 connection to an apiserver: its streams, its pings, its end.
+//! One HTTP/2 connection to an apiserver: its streams, its pings, what its frames say, its end.
 //!
 //! The h2 crate is used directly, not through hyper, because "sent again only if provably not
 //! processed" needs stream numbers and reset reasons, which hyper does not expose.
 
-mod frame_monitor;
 mod stream;
 
 use std::{
     future::poll_fn,
+    io, mem,
     pin::Pin,
     sync::{
-        Arc, Weak,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        Arc, Mutex, Weak,
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
     },
-    task::Poll,
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -22,10 +22,12 @@ use h2::{
     Ping, PingPong, Reason,
     client::{Connection, SendRequest},
 };
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until, timeout},
+};
 use tracing::debug;
 
-pub(super) use frame_monitor::fuzz;
 pub(super) use stream::{H2Response, H2Stream};
 
 use super::endpoint::Endpoint;
@@ -35,9 +37,12 @@ use crate::{
     hosts::UpstreamAddr,
     metrics::{ConnectionStats, LeaseEnd},
     text::error_chain,
-    transport::{TlsWriter, WriteBatcher},
+    transport::{
+        TlsWriter, WriteBatcher,
+        frames::{FrameListener, FrameMonitor, FramePart, FrameWalker, GOAWAY, HEADERS, STREAM_ID},
+    },
+    upstream::lock,
 };
-use frame_monitor::{FrameMonitor, PeerState};
 use stream::StreamGuard;
 
 /// A connection on which requests can be sent.
@@ -103,7 +108,7 @@ impl H2Connection {
             // Late frames for streams that this client has cancelled cost only the client itself, and the
             // default, 1,024 in the life of a connection, would one day end its watches.
             .max_local_error_reset_streams(None)
-            .handshake(FrameMonitor::new(batcher.clone(), Arc::clone(&peer)))
+            .handshake(FrameMonitor::of_apiserver(batcher.clone(), PeerFrames::new(&peer)))
             .await?;
         wait_for_settings(&send, &mut connection, &batcher).await?;
         let state = Arc::new(H2State {
@@ -196,11 +201,160 @@ impl RetiredH2 {
     }
 }
 
+/// What the frames of one connection say so far, which h2 does not tell: when the peer last sent bytes, the last stream of
+/// its GOAWAY, and the last stream whose head was written.
+///
+/// The stream numbers decide whether a request may be sent again. h2 returns the same error for streams above the
+/// GOAWAY's last stream (never processed), for streams that were never written, and for streams whose connection broke
+/// (perhaps processed); only the numbers distinguish them.
+#[derive(Debug)]
+pub(super) struct PeerState {
+    last_stream: AtomicU32,
+    last_written: AtomicU32,
+    last_read: Mutex<Instant>,
+    /// Notified when the peer sends GOAWAY.
+    waiting_for_goaway: Mutex<Option<Arc<Notify>>>,
+}
+
+impl PeerState {
+    pub(super) fn new() -> Self {
+        Self {
+            last_stream: AtomicU32::new(NO_GOAWAY),
+            last_written: AtomicU32::new(0),
+            last_read: Mutex::new(Instant::now()),
+            waiting_for_goaway: Mutex::new(None),
+        }
+    }
+
+    /// Notifies `waiting` when the peer sends GOAWAY, or now if it has. Only the client that called last is
+    /// notified: a connection serves one client at a time.
+    pub(super) fn notify_of_goaway(&self, waiting: Arc<Notify>) {
+        let mut slot = lock(&self.waiting_for_goaway);
+        if self.is_going_away() {
+            waiting.notify_one();
+        } else {
+            *slot = Some(waiting);
+        }
+    }
+
+    /// Whether the peer has sent GOAWAY, so that no new stream may be opened.
+    pub(super) fn is_going_away(&self) -> bool {
+        self.last_stream.load(Ordering::Acquire) != NO_GOAWAY
+    }
+
+    /// Whether the peer has promised not to have processed this stream (RFC 9113 §6.8).
+    pub(super) fn is_unprocessed(&self, stream: h2::StreamId) -> bool {
+        u32::from(stream) > self.last_stream.load(Ordering::Acquire)
+    }
+
+    /// Whether not even the head of this stream's request was written. h2 writes heads in the order of
+    /// their stream numbers.
+    pub(super) fn is_unwritten(&self, stream: h2::StreamId) -> bool {
+        u32::from(stream) > self.last_written.load(Ordering::Acquire)
+    }
+
+    /// The peer sends GOAWAY. A later one only lowers the last stream.
+    fn goes_away(&self, last_stream: u32) {
+        self.last_stream.fetch_min(last_stream, Ordering::AcqRel);
+        if let Some(waiting) = lock(&self.waiting_for_goaway).take() {
+            waiting.notify_one();
+        }
+    }
+
+    /// When the peer last sent bytes.
+    pub(super) fn last_read(&self) -> Instant {
+        *lock(&self.last_read)
+    }
+}
+
+/// Notes what passes in [`PeerState`].
+#[derive(Debug)]
+struct PeerFrames {
+    peer: Arc<PeerState>,
+    /// The bytes of a GOAWAY's last stream that have come, and how many are missing.
+    goaway: Option<(u32, usize)>,
+    has_read: bool,
+}
+
+impl PeerFrames {
+    fn new(peer: &Arc<PeerState>) -> Self {
+        Self {
+            peer: Arc::clone(peer),
+            goaway: None,
+            has_read: false,
+        }
+    }
+}
+
+impl FrameListener for PeerFrames {
+    fn read(&mut self, part: FramePart<'_>) {
+        self.has_read = true;
+        match part {
+            FramePart::Header(frame) => self.goaway = (frame.kind == GOAWAY).then_some((0, 4)),
+            FramePart::Payload(piece, _) => {
+                let Some((last_stream, missing)) = &mut self.goaway else {
+                    return;
+                };
+                for byte in piece.iter().take(*missing) {
+                    *last_stream = *last_stream << 8 | u32::from(*byte);
+                }
+                *missing = missing.saturating_sub(piece.len());
+                if *missing == 0 {
+                    self.peer.goes_away(*last_stream & STREAM_ID);
+                    self.goaway = None;
+                }
+            }
+        }
+    }
+
+    /// The clock is read once per read, not per frame.
+    fn poll_end(&mut self, _: &mut Context<'_>, _: u64) -> Poll<io::Error> {
+        if mem::take(&mut self.has_read) {
+            *lock(&self.peer.last_read) = Instant::now();
+        }
+        Poll::Pending
+    }
+
+    fn written(&mut self, part: FramePart<'_>) {
+        if let FramePart::Header(frame) = part
+            && frame.kind == HEADERS
+        {
+            self.peer
+                .last_written
+                .fetch_max(frame.stream, Ordering::AcqRel);
+        }
+    }
+}
+
+/// Fuzz target: what the frames of an apiserver say does not depend on the size of the reads.
+pub(super) fn fuzz(bytes: &[u8]) {
+    let (size, bytes) = bytes
+        .split_first()
+        .map_or((1, bytes), |(size, rest)| (usize::from(*size).max(1), rest));
+    let noted = |pieces: &mut dyn Iterator<Item = &[u8]>| {
+        let peer = Arc::new(PeerState::new());
+        let (mut walker, mut frames) = (FrameWalker::after(0), PeerFrames::new(&peer));
+        for mut piece in pieces {
+            while let Some(part) = walker.next(&mut piece) {
+                frames.read(part);
+                frames.written(part);
+            }
+        }
+        let last = [&peer.last_stream, &peer.last_written].map(|last| last.load(Ordering::Acquire));
+        (last, frames.goaway)
+    };
+    assert_eq!(
+        noted(&mut std::iter::once(bytes)),
+        noted(&mut bytes.chunks(size)),
+        "what is noted depends on the cut"
+    );
+}
+
 /// Runs a new connection until the apiserver's SETTINGS have come: only they say how many streams it
 /// allows.
 async fn wait_for_settings<S: TlsWriter>(
     send: &SendRequest<Bytes>,
-    connection: &mut Connection<FrameMonitor<WriteBatcher<S>>, Bytes>,
+    connection: &mut Connection<FrameMonitor<WriteBatcher<S>, PeerFrames>, Bytes>,
     batcher: &WriteBatcher<S>,
 ) -> Result<(), h2::Error> {
     poll_fn(|cx| match batcher.drive(Pin::new(&mut *connection), cx) {
@@ -223,7 +377,7 @@ enum H2ConnectionError {
 /// Runs the connection until it ends or a ping is not answered within `limit`; then its streams fail at
 /// once.
 async fn run<S: TlsWriter>(
-    connection: Box<Connection<FrameMonitor<WriteBatcher<S>>, Bytes>>,
+    connection: Box<Connection<FrameMonitor<WriteBatcher<S>, PeerFrames>, Bytes>>,
     batcher: &WriteBatcher<S>,
     mut ping: PingPong,
     peer: &PeerState,
@@ -250,6 +404,8 @@ async fn run<S: TlsWriter>(
     }
 }
 
+/// Larger than any stream number, which has 31 bits.
+const NO_GOAWAY: u32 = u32::MAX;
 /// Of one stream and of the whole connection. Small, because the connection serves one client: a reader
 /// that stalls blocks only its own client (kube-apiserver itself grants 256 KiB per stream).
 const STREAM_WINDOW: u32 = 256 * 1024;

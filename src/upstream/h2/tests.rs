@@ -117,3 +117,50 @@ async fn unread_one_byte_frames_end_the_connection() {
     }
     panic!("all frames are held in memory");
 }
+
+fn goaway(last_stream: u32) -> Vec<u8> {
+    let payload = [&last_stream.to_be_bytes()[..], &[0, 0, 0, 0, b'x']].concat();
+    [&[0, 0, 9, GOAWAY, 0, 0, 0, 0, 0], &payload[..]].concat()
+}
+
+fn read(frames: &mut PeerFrames, bytes: &[u8], size: usize) {
+    let mut walker = FrameWalker::after(0);
+    for mut piece in bytes.chunks(size) {
+        while let Some(part) = walker.next(&mut piece) {
+            frames.read(part);
+        }
+    }
+}
+
+#[test]
+fn goaway_is_read_in_pieces_and_only_lowers_the_last_stream() {
+    for size in 1..20 {
+        let peer = Arc::new(PeerState::new());
+        let mut frames = PeerFrames::new(&peer);
+        // Data that looks like a GOAWAY.
+        let data = [&[0, 0, 18, 0, 0, 0, 0, 0, 1][..], &goaway(1)].concat();
+        read(&mut frames, &data, size);
+        assert!(!peer.is_going_away());
+        for (last, expected) in [(0xffff_ffff, 0x7fff_ffff), (7, 7), (9, 7)] {
+            read(&mut frames, &goaway(last), size);
+            assert_eq!(peer.last_stream.load(Ordering::Acquire), expected);
+        }
+    }
+}
+
+/// Go may send the GOAWAY before or after the head of the 401 that causes it.
+#[tokio::test]
+async fn goaway_is_noticed_before_and_after_the_response() {
+    for is_first in [true, false] {
+        let (peer, waiting) = (PeerState::new(), Arc::new(Notify::new()));
+        if is_first {
+            peer.goes_away(1);
+        }
+        peer.notify_of_goaway(Arc::clone(&waiting));
+        if !is_first {
+            peer.goes_away(1);
+        }
+        let noticed = timeout(Duration::from_secs(10), waiting.notified()).await;
+        noticed.unwrap();
+    }
+}
