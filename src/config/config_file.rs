@@ -279,7 +279,9 @@ pub fn schema() -> serde_json::Value {
     let schema = settings
         .into_generator()
         .into_root_schema_for::<ConfigFile>();
-    schema.into()
+    let mut schema = serde_json::Value::from(schema);
+    schema.sort_all_objects();
+    schema
 }
 
 const NOT_A_LISTEN_ADDRESS: &str = "is not an address to listen on; write ADDRESS:PORT with an IP address, such as [::]:8443 or 127.0.0.1:8443";

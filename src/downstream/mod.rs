@@ -103,16 +103,10 @@ async fn serve(
     drain: Drain,
 ) {
     let snapshot = shared.snapshot.load_full();
-    let config = Arc::clone(&snapshot.tls);
-    let accepted = handshake(
-        stream,
-        config,
-        &shared.handshakes,
-        shared.timeouts.handshake,
-        context.counters(),
-    );
+    let tls = Arc::clone(&snapshot.tls);
     // On the heap: the handshake needs much memory for a moment, the connection little for hours.
-    let stream = match Box::pin(accepted).await {
+    let accepted = Box::pin(handshake(stream, tls, &shared, context.counters())).await;
+    let stream = match accepted {
         Ok(stream) => stream,
         Err(error) => {
             context.counters().handshakes.count(error.label());
@@ -122,16 +116,7 @@ async fn serve(
     };
     // It fails only for a dead socket, which the next read reports.
     socket::set_user_timeout(stream.get_ref().0.tcp(), &shared.timeouts).ok();
-    let session = stream.get_ref().1;
-    // No ALPN means HTTP/1.1: kubectl offers none when it dials for an upgrade.
-    let protocol = if session.alpn_protocol() == Some(b"h2") {
-        Protocol::Http2
-    } else {
-        Protocol::Http1
-    };
-    let sni = session
-        .server_name()
-        .map(|name| name.trim_end_matches('.').to_ascii_lowercase());
+    let (protocol, sni) = negotiated(stream.get_ref().1);
     let counters = Arc::clone(context.counters());
     counters.handshakes.count(Handshake::Ok);
     let connected = Connected::new(counters, peer.0, protocol, permit);
@@ -158,6 +143,19 @@ async fn serve(
     if let Err(error) = served {
         debug!(client.address = %peer, error = %error_chain(&error), "downstream connection ended early");
     }
+}
+
+/// What the handshake agreed on: the version of HTTP, and the name that the client asked for.
+fn negotiated(session: &ServerConnection) -> (Protocol, Option<String>) {
+    // No ALPN means HTTP/1.1: kubectl offers none when it dials for an upgrade.
+    let protocol = match session.alpn_protocol() {
+        Some(b"h2") => Protocol::Http2,
+        Some(_) | None => Protocol::Http1,
+    };
+    let sni = session
+        .server_name()
+        .map(|name| name.trim_end_matches('.').to_ascii_lowercase());
+    (protocol, sni)
 }
 
 /// Why a downstream handshake failed.
@@ -199,7 +197,7 @@ pub fn server_config(identities: &[Identity], tickets: Arc<dyn ProducesTickets>)
     config
 }
 
-/// Runs the TLS handshake. `limit` covers everything, including the wait for one of `slots`.
+/// Runs the TLS handshake. `timeouts.handshake` covers everything, including the wait for a slot.
 ///
 /// # Errors
 ///
@@ -207,18 +205,21 @@ pub fn server_config(identities: &[Identity], tickets: Arc<dyn ProducesTickets>)
 async fn handshake(
     stream: TcpStream,
     config: Arc<ServerConfig>,
-    slots: &Semaphore,
-    limit: Duration,
+    shared: &Shared,
     counters: &Counters,
 ) -> Result<Box<TlsStream<ReadAhead>>, HandshakeError> {
     let handshake = async {
         // A client takes a slot only after its whole ClientHello has arrived. Otherwise a few silent clients
         // would block all others.
         let hello = LazyConfigAcceptor::new(Acceptor::default(), ReadAhead::new(stream)).await?;
-        if slots.available_permits() == 0 {
+        if shared.handshakes.available_permits() == 0 {
             counters.limits_hit.count(Limit::Handshakes);
         }
-        let _slot = slots.acquire().await.map_err(io::Error::other)?;
+        let _slot = shared
+            .handshakes
+            .acquire()
+            .await
+            .map_err(io::Error::other)?;
         let limit_buffer =
             |connection: &mut ServerConnection| connection.set_buffer_limit(Some(MAX_TLS_BUFFER));
         hello
@@ -226,6 +227,7 @@ async fn handshake(
             .await
             .map(Box::new)
     };
+    let limit = shared.timeouts.handshake;
     timeout(limit, handshake)
         .await
         .map_err(|_elapsed| HandshakeError::Timeout(limit))?

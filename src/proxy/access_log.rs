@@ -141,7 +141,7 @@ impl AccessLog {
         self.received = Some(received);
     }
 
-    /// Notes the head of the response. Lists a response that may last for hours, and logs its start.
+    /// Notes the head of the response.
     pub(super) fn response_started(&mut self, status: StatusCode, headers: &HeaderMap) {
         self.time_to_headers = Some(self.started.elapsed());
         self.status = Some(status);
@@ -150,6 +150,11 @@ impl AccessLog {
         {
             fields.audit_id = id.chars().take(MAX_AUDIT_ID_CHARS).collect();
         }
+        self.list_stream(status);
+    }
+
+    /// Lists a response that may last for hours on the status page, and logs its start.
+    fn list_stream(&mut self, status: StatusCode) {
         let Some(mut stream) = self.long_lived.take() else {
             return;
         };

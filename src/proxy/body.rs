@@ -69,6 +69,14 @@ impl Body {
     }
 }
 
+impl Body {
+    fn cut(&self, error: &DownloadError) -> Cut {
+        let client = self.log.as_ref().map(|log| log.client());
+        warn!(client.address = client.map(tracing::field::display), error = %error_chain(error), "response aborted");
+        Cut
+    }
+}
+
 impl body::Body for Body {
     type Data = Bytes;
     type Error = Cut;
@@ -86,13 +94,7 @@ impl body::Body for Body {
             Content::Upstream(body) => ready!(Pin::new(body).poll_frame(cx)),
             Content::Watch(watch) => ready!(watch.poll_frame(cx)),
         };
-        let mut frame = frame.map(|frame| {
-            frame.map_err(|error: DownloadError| {
-                let client = this.log.as_ref().map(|log| log.client());
-                warn!(client.address = client.map(tracing::field::display), error = %error_chain(&error), "response aborted");
-                Cut
-            })
-        });
+        let mut frame = frame.map(|frame| frame.map_err(|error| this.cut(&error)));
         if let Some(Ok(frame)) = &mut frame
             && let Some(trailers) = frame.trailers_mut()
         {

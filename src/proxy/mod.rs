@@ -21,7 +21,7 @@ mod watch;
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use http::{
-    HeaderValue, Method, Request, Response, Uri, Version, header,
+    HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header,
     request::Parts,
     uri::{PathAndQuery, Scheme},
 };
@@ -43,7 +43,6 @@ use body::Content;
 use headers::Forwarded;
 use policy::{Admitted, UpgradeToken};
 use upgrade::PendingTunnel;
-use watch::{Events, Watch};
 
 /// One downstream connection, as all of its requests see it.
 #[derive(Debug)]
@@ -85,7 +84,7 @@ pub(crate) const FUZZ: [fn(&[u8]); 3] = [headers::fuzz, policy::fuzz, request_in
 
 /// Status and JSON body for a request that is refused before it reaches [`handle`].
 #[must_use]
-pub fn refusal(rejection: Rejection, connected: &Connected) -> (http::StatusCode, String) {
+pub fn refusal(rejection: Rejection, connected: &Connected) -> (StatusCode, String) {
     error::record(&rejection.into(), connected);
     respond::refusal(rejection)
 }
@@ -109,9 +108,7 @@ pub async fn handle(
     rejection: Option<Rejection>,
 ) -> Response<Body> {
     let version = request.version();
-    let is_head = request.method() == Method::HEAD;
-    let leaves_http =
-        request.method() == Method::CONNECT || request.headers().contains_key(header::UPGRADE);
+    let expected = ExpectedResponse::new(&request);
     let mut log = AccessLog::new(downstream, &request);
     let result = match rejection {
         Some(rejection) => Err(rejection.into()),
@@ -121,18 +118,7 @@ pub async fn handle(
     let (mut response, tunnel) = result.unwrap_or_else(|error| {
         error::record(&error, &downstream.connected);
         log.failed(error.label());
-        let mut response = respond::respond(&error);
-        // After a request to leave HTTP, the next bytes may have been meant for a tunnel (RFC 9931).
-        let is_uncertain = leaves_http
-            || matches!(error, Error::Rejected(rejection) if rejection.is_about_framing());
-        if version != Version::HTTP_2 && is_uncertain {
-            close_after(&mut response);
-        }
-        if is_head {
-            // hyper omits the body over HTTP/1.1 only. HTTP/2 clients would see a broken stream.
-            *response.body_mut() = Body::full("");
-        }
-        (response, None)
+        (expected.for_error(&error), None)
     });
     log.response_started(response.status(), response.headers());
     match tunnel {
@@ -141,6 +127,40 @@ pub async fn handle(
     }
     *response.version_mut() = version;
     response
+}
+
+/// What a request says about the form of its response, for the case that the proxy writes it.
+struct ExpectedResponse {
+    is_http2: bool,
+    has_no_body: bool,
+    /// The client wants to leave HTTP, so its next bytes may be meant for a tunnel (RFC 9931).
+    leaves_http: bool,
+}
+
+impl ExpectedResponse {
+    fn new<B>(request: &Request<B>) -> Self {
+        Self {
+            is_http2: request.version() == Version::HTTP_2,
+            has_no_body: request.method() == Method::HEAD,
+            leaves_http: request.method() == Method::CONNECT
+                || request.headers().contains_key(header::UPGRADE),
+        }
+    }
+
+    /// The response that tells the client about an error.
+    fn for_error(&self, error: &Error) -> Response<Body> {
+        let mut response = respond::respond(error);
+        let is_uncertain = self.leaves_http
+            || matches!(error, Error::Rejected(rejection) if rejection.is_about_framing());
+        if !self.is_http2 && is_uncertain {
+            close_after(&mut response);
+        }
+        if self.has_no_body {
+            // hyper omits the body over HTTP/1.1 only. HTTP/2 clients would see a broken stream.
+            *response.body_mut() = Body::full("");
+        }
+        response
+    }
 }
 
 /// Sends the request to the apiserver. Returns the response, and after a 101 the tunnel to start.
@@ -166,14 +186,12 @@ async fn forward(
         .send(&admitted.cluster, head, body)
         .await?;
     let (mut head, body) = response.into_parts();
-    let events = (log.is_watch() && head.status == http::StatusCode::OK)
-        .then(|| Events::from_headers(&head.headers))
-        .flatten();
-    headers::rewrite_response(&mut head.headers);
-    let content = match events {
-        Some(events) => Content::Watch(Watch::new(body, events, &downstream.drain)),
-        None => Content::Upstream(body),
+    let content = if log.is_watch() && head.status == StatusCode::OK {
+        watch::content(body, &head.headers, &downstream.drain)
+    } else {
+        Content::Upstream(body)
     };
+    headers::rewrite_response(&mut head.headers);
     Ok((Response::from_parts(head, Body::new(content)), None))
 }
 

@@ -15,6 +15,7 @@ use http::{HeaderMap, header};
 use hyper::body::{Body as _, Frame};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
+use super::body::Content;
 use crate::{
     drain::Drain,
     upstream::{DownloadError, ResponseBody},
@@ -40,7 +41,7 @@ enum WatchState {
 
 /// The framing of the events, and the position of the last byte in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Events {
+enum Events {
     /// JSON, one event per line.
     Lines {
         /// Whether the last byte ended a line. Also true before the first byte.
@@ -57,18 +58,22 @@ pub(super) enum Events {
     },
 }
 
-impl Watch {
-    /// Wraps the body of a watch. After `drain` begins, the new body ends with the event in progress, or at once if there is none.
-    pub(super) fn new(body: ResponseBody, events: Events, drain: &Drain) -> Box<Self> {
-        Box::new(Self {
-            body,
-            events,
-            drain_begun: Box::pin(drain.begun_owned()),
-            drain: drain.clone(),
-            state: WatchState::Running,
-        })
-    }
+/// The body of a response to a watch. After `drain` begins, it ends with the event in progress, or at once if
+/// there is none. If the proxy cannot track the events, the body is one like any other.
+pub(super) fn content(body: ResponseBody, headers: &HeaderMap, drain: &Drain) -> Content {
+    let Some(events) = Events::from_headers(headers) else {
+        return Content::Upstream(body);
+    };
+    Content::Watch(Box::new(Watch {
+        body,
+        events,
+        drain_begun: Box::pin(drain.begun_owned()),
+        drain: drain.clone(),
+        state: WatchState::Running,
+    }))
+}
 
+impl Watch {
     pub(super) fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
@@ -113,7 +118,7 @@ impl Watch {
 
 impl Events {
     /// The framing of the events of this response; `None` if the proxy cannot track it.
-    pub(super) fn from_headers(headers: &HeaderMap) -> Option<Self> {
+    fn from_headers(headers: &HeaderMap) -> Option<Self> {
         let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
         let is_plain = text(header::CONTENT_ENCODING).is_none_or(|coding| coding == "identity");
         // A response of a known length must not end early.

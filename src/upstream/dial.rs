@@ -116,30 +116,21 @@ async fn try_one(
     let timed_out = UpstreamError::ConnectTimeout {
         endpoint: endpoint.address(),
     };
-    match dialled.unwrap_or(Err(timed_out)) {
-        Ok(connection) => {
-            cluster.endpoints.mark_healthy(&endpoint);
-            context.counters.dials.count(cluster.name(), Dialled::Ok);
-            connection
-                .stats()
-                .on_dial(&context.counters, &cluster.in_use);
-            Ok(connection)
-        }
-        Err(error) => {
-            context
-                .counters
-                .dials
-                .count(cluster.name(), error.as_dialled());
-            let why = error_chain(&error).to_string();
-            warn!(
-                cluster = cluster.name(),
-                error = why,
-                "upstream connection failed"
-            );
-            cluster.endpoints.mark_unhealthy(&endpoint, why);
-            Err(error)
-        }
-    }
+    let (dials, endpoints) = (&context.counters.dials, &cluster.endpoints);
+    dialled
+        .unwrap_or(Err(timed_out))
+        .inspect(|connection| {
+            endpoints.mark_healthy(&endpoint);
+            dials.count(cluster.name(), Dialled::Ok);
+            let stats = connection.stats();
+            stats.on_dial(&context.counters, &cluster.in_use);
+        })
+        .inspect_err(|error| {
+            dials.count(cluster.name(), error.as_dialled());
+            let (cluster, why) = (cluster.name(), error_chain(error).to_string());
+            warn!(cluster, error = why, "upstream connection failed");
+            endpoints.mark_unhealthy(&endpoint, why);
+        })
 }
 
 /// Opens a connection to one endpoint, ready for a request.

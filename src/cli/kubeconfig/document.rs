@@ -5,7 +5,6 @@
 
 use serde_json::{Map, Value, json};
 
-use super::yaml::Yaml;
 use crate::quote;
 
 /// The content of a kubeconfig.
@@ -46,15 +45,15 @@ pub(super) enum ForeignEntries {
 
 impl KubeconfigDocument {
     /// The document on its own, in the format of client-go (`k8s.io/client-go/tools/clientcmd/api/v1`).
-    pub(super) fn alone(&self) -> Yaml {
-        Yaml::from(json!({
+    pub(super) fn alone(&self) -> Value {
+        json!({
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": self.context,
             "clusters": [self.cluster_entry()],
             "users": [self.user_entry()],
             "contexts": [self.context_entry()],
-        }))
+        })
     }
 
     /// Returns `existing` with the cluster, user and context of this document. An entry of the same name is updated and
@@ -66,11 +65,11 @@ impl KubeconfigDocument {
     /// [`MergeError`] when `existing` is not a kubeconfig, or when it has a foreign entry of the same name that must be kept.
     pub(super) fn merged_into(
         &self,
-        mut existing: Yaml,
+        mut existing: Value,
         foreign: ForeignEntries,
-    ) -> Result<Yaml, MergeError> {
+    ) -> Result<Value, MergeError> {
         let is_config = match existing.get("kind") {
-            Some(kind) => kind.as_text() == Some("Config"),
+            Some(kind) => kind == "Config",
             None => LISTS.iter().any(|key| existing.get(key).is_some()),
         };
         if !is_config {
@@ -90,68 +89,65 @@ impl KubeconfigDocument {
             ("users", self.user_entry()),
             ("contexts", self.context_entry()),
         ] {
-            let entry = Yaml::from(entry);
-            let list = existing
-                .entry(key)
-                .and_then(Yaml::list_or_empty)
-                .ok_or(MergeError::NotAList { key })?;
-            let name = entry.name();
-            match list.iter_mut().find(|old| old.name() == name) {
+            let fields = existing.as_object_mut().ok_or(MergeError::NotAKubeconfig)?;
+            let list = fields.entry(key).or_insert(Value::Null);
+            if list.is_null() {
+                *list = json!([]);
+            }
+            let list = list.as_array_mut().ok_or(MergeError::NotAList { key })?;
+            let name = entry.get("name");
+            match list.iter_mut().find(|old| old.get("name") == name) {
                 Some(old) if foreign_keys.contains(&key) => *old = entry,
                 Some(old) => {
                     if let Some(user) = entry.get("user").filter(|user| has_credential(user)) {
-                        // Two kinds of credentials must not be mixed.
-                        old.remove_in("user", &CREDENTIALS, user);
+                        remove_credentials(old, user);
                     }
-                    old.update(entry);
+                    update(old, entry);
                 }
                 None => list.push(entry),
             }
         }
-        if existing.text_of("current-context").is_empty()
-            && let Some(current) = existing.entry("current-context")
+        if text_at(&existing, "/current-context").is_empty()
+            && let Some(fields) = existing.as_object_mut()
         {
-            *current = Yaml::Text(self.context.clone());
+            fields.insert("current-context".into(), json!(self.context));
         }
         Ok(existing)
     }
 
     /// Checks that the entry of the same name in the list `key` is one of this command: the cluster has the same server,
     /// and user and context are used for that cluster only.
-    fn check_name(&self, existing: &Yaml, key: &str) -> Result<(), MergeError> {
+    fn check_name(&self, existing: &Value, key: &str) -> Result<(), MergeError> {
         let taken = |kind, name: &String| {
             let name = quote::name(name);
             Err(MergeError::Taken { kind, name })
         };
-        let is_own = |context: &&Yaml| {
-            context.text_at("context", "cluster") == self.cluster
-                && context.text_at("context", "user") == self.user_name
+        let is_own = |context: &Value| {
+            text_at(context, "/context/cluster") == self.cluster
+                && text_at(context, "/context/user") == self.user_name
         };
         match key {
-            "clusters" => match existing.entry_of(key, &self.cluster) {
+            "clusters" => match entry_of(existing, key, &self.cluster) {
                 Some(cluster)
-                    if cluster.text_at("cluster", "server").trim_end_matches('/')
-                        != self.server =>
+                    if text_at(cluster, "/cluster/server").trim_end_matches('/') != self.server =>
                 {
                     taken("cluster", &self.cluster)
                 }
                 _ => Ok(()),
             },
-            "contexts" => match existing.entry_of(key, &self.context) {
-                Some(context) if !is_own(&context) => taken("context", &self.context),
+            "contexts" => match entry_of(existing, key, &self.context) {
+                Some(context) if !is_own(context) => taken("context", &self.context),
                 _ => Ok(()),
             },
-            _ if existing.entry_of(key, &self.user_name).is_none() => Ok(()),
+            _ if entry_of(existing, key, &self.user_name).is_none() => Ok(()),
             _ => {
-                let mut uses = existing
-                    .items("contexts")
-                    .iter()
-                    .filter(|context| context.text_at("context", "user") == self.user_name)
+                let mut uses = items(existing, "contexts")
+                    .filter(|context| text_at(context, "/context/user") == self.user_name)
                     .peekable();
                 if uses.peek().is_none() {
                     let name = quote::name(&self.user_name);
                     Err(MergeError::Unused { name })
-                } else if uses.all(|context| is_own(&context)) {
+                } else if uses.all(is_own) {
                     Ok(())
                 } else {
                     taken("user", &self.user_name)
@@ -182,11 +178,69 @@ impl KubeconfigDocument {
     }
 }
 
+/// The entry called `name` of the list under `key`.
+pub(super) fn entry_of<'a>(content: &'a Value, key: &str, name: &str) -> Option<&'a Value> {
+    items(content, key).find(|item| text_at(item, "/name") == name)
+}
+
+/// The text at a JSON pointer; empty if there is none.
+pub(super) fn text_at<'a>(value: &'a Value, pointer: &str) -> &'a str {
+    let found = value.pointer(pointer).and_then(Value::as_str);
+    found.unwrap_or_default()
+}
+
 /// Whether the `user` of an entry can authenticate to an apiserver through the proxy.
-pub(super) fn has_credential(user: &Yaml) -> bool {
+pub(super) fn has_credential(user: &Value) -> bool {
     ["token", "tokenFile", "exec", "username", "auth-provider"]
         .iter()
-        .any(|key| user.get(key).is_some_and(|value| *value != Yaml::Null))
+        .any(|key| user.get(key).is_some_and(|value| !value.is_null()))
+}
+
+/// The document as YAML in the layout of kubectl.
+///
+/// # Panics
+///
+/// Never: a JSON value has no part that YAML lacks.
+pub(super) fn to_yaml(document: &Value) -> String {
+    let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
+    let mut text = serde_saphyr::to_string_with_options(document, options)
+        .expect("every JSON value can be written as YAML");
+    text.push('\n');
+    text
+}
+
+fn items<'a>(content: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
+    content
+        .get(key)
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+}
+
+/// Sets the keys of `new`, at every level, and keeps all others.
+fn update(old: &mut Value, new: Value) {
+    match (old, new) {
+        (Value::Object(old), Value::Object(new)) => {
+            for (key, value) in new {
+                update(old.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (old, new) => *old = new,
+    }
+}
+
+/// Removes the credentials of the old entry, because two kinds must not be mixed. A key that `user` has stays in its
+/// place, without its value.
+fn remove_credentials(old: &mut Value, user: &Value) {
+    if let Some(old) = old.get_mut("user").and_then(Value::as_object_mut) {
+        old.retain(|key, value| {
+            let is_credential = CREDENTIALS.contains(&key.as_str());
+            if is_credential {
+                *value = Value::Null;
+            }
+            !is_credential || user.get(key).is_some()
+        });
+    }
 }
 
 /// The keys of a user that authenticate it.

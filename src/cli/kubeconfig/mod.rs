@@ -8,7 +8,6 @@ mod file;
 mod source;
 #[cfg(test)]
 mod tests;
-mod yaml;
 
 use std::{
     io::{self, Write as _},
@@ -25,10 +24,11 @@ use crate::{
     config::{ConfigError, FileKind, SettingError, UpstreamUrl, check_path_flag, load_yaml},
     quote,
 };
-use document::{ForeignEntries, KubeconfigDocument, MergeError, has_credential};
+use document::{
+    ForeignEntries, KubeconfigDocument, MergeError, entry_of, has_credential, text_at, to_yaml,
+};
 use file::{FileMode, OutputFile, WriteError, WrittenFile};
 use source::CopiedContext;
-use yaml::Yaml;
 
 /// Flags of `kube-tls-proxy kubeconfig`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
@@ -212,8 +212,8 @@ fn user(
 }
 
 /// Returns the remarks about a user without a credential; none if `content` has one, perhaps from before a merge.
-fn missing_credential(content: &Yaml, composed: &Composed) -> Vec<String> {
-    let entry = content.entry_of("users", &composed.document.user_name);
+fn missing_credential(content: &Value, composed: &Composed) -> Vec<String> {
+    let entry = entry_of(content, "users", &composed.document.user_name);
     if entry
         .and_then(|entry| entry.get("user"))
         .is_some_and(has_credential)
@@ -256,7 +256,7 @@ fn output(args: &KubeconfigArgs, composed: Composed) -> Result<Vec<String>, Kube
         }
         None => {
             let content = document.alone();
-            print(&yaml::write(&content)).map_err(KubeconfigError::Print)?;
+            print(&to_yaml(&content)).map_err(KubeconfigError::Print)?;
             (content, None)
         }
     };
@@ -271,7 +271,7 @@ fn write(
     args: &KubeconfigArgs,
     file: &Path,
     document: &KubeconfigDocument,
-) -> Result<(Yaml, String), KubeconfigError> {
+) -> Result<(Value, String), KubeconfigError> {
     let output = OutputFile::find(file)?;
     if output.exists() && !args.merge && !args.force {
         let file = file.to_owned();
@@ -292,7 +292,7 @@ fn write(
             None,
         )
     } else {
-        let WrittenFile { is_open, backup } = output.write(&yaml::write(&content), mode)?;
+        let WrittenFile { is_open, backup } = output.write(&to_yaml(&content), mode)?;
         (format!("Wrote {path}."), is_open, backup)
     };
     written.push_str(if is_open {
@@ -308,7 +308,7 @@ fn write(
             format!(" The previous file is {backup}.")
         });
     }
-    let current = content.text_of("current-context");
+    let current = text_at(&content, "/current-context");
     if current != document.context {
         let (current, context) = (quote::name(current), quote::name(&document.context));
         written.push_str(&format!(
@@ -324,11 +324,11 @@ fn merged(
     output: &OutputFile,
     file: &Path,
     document: &KubeconfigDocument,
-) -> Result<(Yaml, bool), KubeconfigError> {
+) -> Result<(Value, bool), KubeconfigError> {
     if output.is_empty() {
         return Ok((document.alone(), false));
     }
-    let existing: Yaml = load_yaml(FileKind::Kubeconfig, file)?;
+    let existing: Value = load_yaml(FileKind::Kubeconfig, file)?;
     let others = if args.force {
         ForeignEntries::Replace
     } else {

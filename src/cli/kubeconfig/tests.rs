@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use standin::TempDir;
 
-use super::{KubeconfigArgs, compose, missing_credential, output, yaml};
+use super::{KubeconfigArgs, compose, document::to_yaml, missing_credential, output};
 
 const SERVER: &str = "https://kube.example.com:8443/prefix/";
 
@@ -22,7 +22,7 @@ fn args(change: impl FnOnce(&mut KubeconfigArgs)) -> KubeconfigArgs {
 fn made(args: &KubeconfigArgs) -> (Value, String) {
     let made = compose(args).map_err(|error| error.to_string()).unwrap();
     let content = made.document.alone();
-    let read = serde_saphyr::from_str(&yaml::write(&content)).unwrap();
+    let read = serde_saphyr::from_str(&to_yaml(&content)).unwrap();
     let remarks = [missing_credential(&content, &made), made.remarks].concat();
     (read, remarks.join("\n"))
 }
@@ -132,7 +132,7 @@ fn certificates_passwords_and_ca_are_not_copied() {
         args.context = Some("cert".into());
     });
     let made_alone = compose(&args).map_err(|error| error.to_string()).unwrap();
-    let text = yaml::write(&made_alone.document.alone());
+    let text = to_yaml(&made_alone.document.alone());
     assert!(
         !text.contains("SECRET") && !text.contains("10.0.0.1"),
         "{text}"
@@ -291,7 +291,7 @@ fn any_text_survives_a_round_trip() {
         "\u{202e}",
     ] {
         let value = json!({ text: text, "list": [text, { "k": text, text: [] }, {}], "deep": { text: { text: null } } });
-        let written = yaml::write(&value.clone().into());
+        let written = to_yaml(&value);
         let read: Value =
             serde_saphyr::from_str(&written).unwrap_or_else(|error| panic!("{error}\n{written}"));
         assert_eq!(read, value, "{written}");

@@ -106,7 +106,8 @@ impl FrameBudget {
     pub(super) fn is_exceeded(&mut self, written: u64, requests: &RequestBudget) -> bool {
         let unserved = self.requests.saturating_sub(requests.served());
         self.unserved_before = self.unserved_before.min(unserved);
-        let has_unserved = unserved - self.unserved_before > MAX_UNSERVED;
+        let max_unserved = u64::from(self.max_streams.max(MIN_BURST)) * MAX_UNSERVED;
+        let has_unserved = unserved - self.unserved_before > max_unserved;
         if !self.is_over && !has_unserved {
             return false;
         }
@@ -311,9 +312,9 @@ const BUDGETS: [u32; COUNTS] = [
 const LATE_PER_STREAM: u32 = 64;
 /// Late frames that a client may save up.
 const MAX_LATE: u32 = 100 * LATE_PER_STREAM;
-/// Requests that h2 refuses, or may not hand to the proxy before it has read all that came with them. A client may open and
-/// cancel all its streams several times in one read.
-const MAX_UNSERVED: u64 = 1000;
+/// How often a client may open all its streams while h2 refuses the requests, or has not handed them to the proxy yet. It
+/// reads all that has come first.
+const MAX_UNSERVED: u64 = 10;
 /// A client sends at most two frames for each DATA frame: updates of both windows, or, after it has cancelled and
 /// forgotten the stream (h2's client does), one update and another reset. The smallest DATA frame has ten bytes.
 const BYTES_PER_REPLY: u64 = 5;

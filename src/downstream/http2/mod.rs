@@ -15,7 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, StatusCode};
+use http::{Request, Response, StatusCode};
 use hyper::{
     body::{Body, Frame, Incoming, SizeHint},
     rt::Executor,
@@ -32,7 +32,6 @@ use tokio::{
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::PollSemaphore;
 use tracing::debug;
-
 
 use self::{
     budget::RequestInProgress,
@@ -102,26 +101,14 @@ pub(super) async fn serve(
     let client_idle = service.shared.timeouts.client_idle;
     let downstream = Arc::clone(&service.downstream);
     let goaway_timeout = service.shared.timeouts.client_ping_timeout;
-    let respond = service_fn({
+    let on_request = service_fn({
         let (cut_targets, budget) = (Arc::clone(&cut_targets), Arc::clone(&budget));
         move |request: Request<Incoming>| {
-            let service = Arc::clone(&service);
             let rejection = cut_targets
                 .refuses(request.uri())
                 .then_some(Rejection::Target);
             let progress = RequestInProgress::new(&budget);
-            async move {
-                let routes = Arc::clone(&service.shared.snapshot.load().routes);
-                let response =
-                    proxy::handle(&routes, &service.downstream, request, rejection).await;
-                progress.response_begins();
-                let is_refused = matches!(
-                    response.status(),
-                    StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
-                );
-                let response = response.map(|body| limit_small_frames(body, is_refused));
-                Ok::<_, Infallible>(response.map(StallReport::new))
-            }
+            respond(Arc::clone(&service), request, rejection, progress)
         }
     });
     let end_if_exceeded = async || {
@@ -130,7 +117,7 @@ pub(super) async fn serve(
             say_goodbye(&batcher, &budget.goaway()).await;
         }
     };
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), respond));
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), on_request));
     let serving = poll_fn(|cx| match batcher.drive(connection.as_mut(), cx) {
         Poll::Ready(ended) => Poll::Ready(Some(ended)),
         // The monitor can no longer follow the client, so the connection ends.
@@ -167,6 +154,24 @@ pub(super) async fn serve(
         }
         () = drain.deadline() => Ok(()),
     }
+}
+
+/// Returns the response to the request of one stream.
+async fn respond(
+    service: Arc<Service>,
+    request: Request<Incoming>,
+    rejection: Option<Rejection>,
+    progress: RequestInProgress,
+) -> Result<Response<StallReport<SmallFrameLimit<proxy::Body>>>, Infallible> {
+    let routes = Arc::clone(&service.shared.snapshot.load().routes);
+    let response = proxy::handle(&routes, &service.downstream, request, rejection).await;
+    progress.response_begins();
+    let is_refused = matches!(
+        response.status(),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
+    );
+    let response = response.map(|body| limit_small_frames(body, is_refused));
+    Ok(response.map(StallReport::new))
 }
 
 /// Sends this last frame after hyper's connection has failed, and closes the stream.

@@ -1,33 +1,31 @@
-//! One HTTP/2 connection to an apiserver: its streams, its pings, what its frames say, its end.
+//! One HTTP/2 connection to an apiserver: its streams, its pings, its end.
 //!
 //! The h2 crate is used directly, not through hyper, because "sent again only if provably not
 //! processed" needs stream numbers and reset reasons, which hyper does not expose.
 
+mod peer;
 mod stream;
 
 use std::{
     future::poll_fn,
-    io, mem,
     pin::Pin,
     sync::{
-        Arc, Mutex, Weak,
-        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::Poll,
     time::Duration,
 };
 
 use bytes::Bytes;
 use h2::{
-    Ping, PingPong, Reason,
+    Ping, Reason,
     client::{Connection, SendRequest},
 };
-use tokio::{
-    sync::Notify,
-    time::{Instant, sleep_until, timeout},
-};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
+pub(super) use peer::fuzz;
 pub(super) use stream::{H2Response, H2Stream};
 
 use super::endpoint::Endpoint;
@@ -37,12 +35,9 @@ use crate::{
     hosts::UpstreamAddr,
     metrics::{ConnectionStats, LeaseEnd},
     text::error_chain,
-    transport::{
-        TlsWriter, WriteBatcher,
-        frames::{FrameListener, FrameMonitor, FramePart, FrameWalker, GOAWAY, HEADERS, STREAM_ID},
-    },
-    upstream::lock,
+    transport::{TlsWriter, WriteBatcher, frames::FrameMonitor},
 };
+use peer::{PeerFrames, PeerState};
 use stream::StreamGuard;
 
 /// A connection on which requests can be sent.
@@ -79,6 +74,22 @@ impl Drop for H2State {
     }
 }
 
+impl H2State {
+    fn on_end(&self, ended: Result<(), H2ConnectionError>) {
+        self.closed.store(true, Ordering::Release);
+        if self.in_flight.load(Ordering::Acquire) > 0 && !self.peer.is_going_away() {
+            self.stats.set_end_reason(LeaseEnd::Closed);
+        }
+        if let Err(error) = ended {
+            debug!(
+                upstream.address = %self.endpoint.address(),
+                error = %error_chain(&error),
+                "upstream connection ended early"
+            );
+        }
+    }
+}
+
 impl H2Connection {
     /// Sends the HTTP/2 preface on an established stream, waits for the apiserver's, and starts the task
     /// that runs the connection.
@@ -96,20 +107,8 @@ impl H2Connection {
         S: TlsWriter + Send + 'static,
     {
         let peer = Arc::new(PeerState::new());
-        let (send, mut connection) = h2::client::Builder::new()
-            .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_header_list_size(MAX_RESPONSE_HEADER_BYTES)
-            // No stream until the apiserver has said how many it allows: a request beyond its limit
-            // would wait for streams that may never end.
-            .initial_max_send_streams(0)
-            .enable_push(false)
-            .data_frame_budget(MAX_SMALL_FRAME_DEFICIT)
-            // Late frames for streams that this client has cancelled cost only the client itself, and the
-            // default, 1,024 in the life of a connection, would one day end its watches.
-            .max_local_error_reset_streams(None)
-            .handshake(FrameMonitor::of_apiserver(batcher.clone(), PeerFrames::new(&peer)))
-            .await?;
+        let monitor = FrameMonitor::of_apiserver(batcher.clone(), PeerFrames::new(&peer));
+        let (send, mut connection) = settings().handshake(monitor).await?;
         wait_for_settings(&send, &mut connection, &batcher).await?;
         let state = Arc::new(H2State {
             endpoint,
@@ -120,9 +119,6 @@ impl H2Connection {
             closed: AtomicBool::new(false),
             stats: ConnectionStats::default(),
         });
-        let ping = connection
-            .ping_pong()
-            .expect("a new connection has its ping handle");
         let (interval, limit) = (
             timeouts.upstream_ping_interval,
             timeouts.upstream_ping_timeout,
@@ -130,18 +126,8 @@ impl H2Connection {
         let running = Arc::clone(&state);
         let connection = Box::new(connection);
         drain.spawn(async move {
-            let ended = run(connection, &batcher, ping, &running.peer, interval, limit).await;
-            running.closed.store(true, Ordering::Release);
-            if running.in_flight.load(Ordering::Acquire) > 0 && !running.peer.is_going_away() {
-                running.stats.set_end_reason(LeaseEnd::Closed);
-            }
-            if let Err(error) = ended {
-                debug!(
-                    upstream.address = %running.endpoint.address(),
-                    error = %error_chain(&error),
-                    "upstream connection ended early"
-                );
-            }
+            let ended = run(connection, &batcher, &running.peer, interval, limit).await;
+            running.on_end(ended);
         });
         Ok(Self { send, state })
     }
@@ -201,153 +187,21 @@ impl RetiredH2 {
     }
 }
 
-/// What the frames of one connection say so far, which h2 does not tell: when the peer last sent bytes, the last stream of
-/// its GOAWAY, and the last stream whose head was written.
-///
-/// The stream numbers decide whether a request may be sent again. h2 returns the same error for streams above the
-/// GOAWAY's last stream (never processed), for streams that were never written, and for streams whose connection broke
-/// (perhaps processed); only the numbers distinguish them.
-#[derive(Debug)]
-pub(super) struct PeerState {
-    last_stream: AtomicU32,
-    last_written: AtomicU32,
-    last_read: Mutex<Instant>,
-    /// Notified when the peer sends GOAWAY.
-    waiting_for_goaway: Mutex<Option<Arc<Notify>>>,
-}
-
-impl PeerState {
-    pub(super) fn new() -> Self {
-        Self {
-            last_stream: AtomicU32::new(NO_GOAWAY),
-            last_written: AtomicU32::new(0),
-            last_read: Mutex::new(Instant::now()),
-            waiting_for_goaway: Mutex::new(None),
-        }
-    }
-
-    /// Notifies `waiting` when the peer sends GOAWAY, or now if it has. Only the client that called last is
-    /// notified: a connection serves one client at a time.
-    pub(super) fn notify_of_goaway(&self, waiting: Arc<Notify>) {
-        let mut slot = lock(&self.waiting_for_goaway);
-        if self.is_going_away() {
-            waiting.notify_one();
-        } else {
-            *slot = Some(waiting);
-        }
-    }
-
-    /// Whether the peer has sent GOAWAY, so that no new stream may be opened.
-    pub(super) fn is_going_away(&self) -> bool {
-        self.last_stream.load(Ordering::Acquire) != NO_GOAWAY
-    }
-
-    /// Whether the peer has promised not to have processed this stream (RFC 9113 §6.8).
-    pub(super) fn is_unprocessed(&self, stream: h2::StreamId) -> bool {
-        u32::from(stream) > self.last_stream.load(Ordering::Acquire)
-    }
-
-    /// Whether not even the head of this stream's request was written. h2 writes heads in the order of
-    /// their stream numbers.
-    pub(super) fn is_unwritten(&self, stream: h2::StreamId) -> bool {
-        u32::from(stream) > self.last_written.load(Ordering::Acquire)
-    }
-
-    /// The peer sends GOAWAY. A later one only lowers the last stream.
-    fn goes_away(&self, last_stream: u32) {
-        self.last_stream.fetch_min(last_stream, Ordering::AcqRel);
-        if let Some(waiting) = lock(&self.waiting_for_goaway).take() {
-            waiting.notify_one();
-        }
-    }
-
-    /// When the peer last sent bytes.
-    pub(super) fn last_read(&self) -> Instant {
-        *lock(&self.last_read)
-    }
-}
-
-/// Notes what passes in [`PeerState`].
-#[derive(Debug)]
-struct PeerFrames {
-    peer: Arc<PeerState>,
-    /// The bytes of a GOAWAY's last stream that have come, and how many are missing.
-    goaway: Option<(u32, usize)>,
-    has_read: bool,
-}
-
-impl PeerFrames {
-    fn new(peer: &Arc<PeerState>) -> Self {
-        Self {
-            peer: Arc::clone(peer),
-            goaway: None,
-            has_read: false,
-        }
-    }
-}
-
-impl FrameListener for PeerFrames {
-    fn read(&mut self, part: FramePart<'_>) {
-        self.has_read = true;
-        match part {
-            FramePart::Header(frame) => self.goaway = (frame.kind == GOAWAY).then_some((0, 4)),
-            FramePart::Payload(piece, _) => {
-                let Some((last_stream, missing)) = &mut self.goaway else {
-                    return;
-                };
-                for byte in piece.iter().take(*missing) {
-                    *last_stream = *last_stream << 8 | u32::from(*byte);
-                }
-                *missing = missing.saturating_sub(piece.len());
-                if *missing == 0 {
-                    self.peer.goes_away(*last_stream & STREAM_ID);
-                    self.goaway = None;
-                }
-            }
-        }
-    }
-
-    /// The clock is read once per read, not per frame.
-    fn poll_end(&mut self, _: &mut Context<'_>, _: u64) -> Poll<io::Error> {
-        if mem::take(&mut self.has_read) {
-            *lock(&self.peer.last_read) = Instant::now();
-        }
-        Poll::Pending
-    }
-
-    fn written(&mut self, part: FramePart<'_>) {
-        if let FramePart::Header(frame) = part
-            && frame.kind == HEADERS
-        {
-            self.peer
-                .last_written
-                .fetch_max(frame.stream, Ordering::AcqRel);
-        }
-    }
-}
-
-/// Fuzz target: what the frames of an apiserver say does not depend on the size of the reads.
-pub(super) fn fuzz(bytes: &[u8]) {
-    let (size, bytes) = bytes
-        .split_first()
-        .map_or((1, bytes), |(size, rest)| (usize::from(*size).max(1), rest));
-    let noted = |pieces: &mut dyn Iterator<Item = &[u8]>| {
-        let peer = Arc::new(PeerState::new());
-        let (mut walker, mut frames) = (FrameWalker::after(0), PeerFrames::new(&peer));
-        for mut piece in pieces {
-            while let Some(part) = walker.next(&mut piece) {
-                frames.read(part);
-                frames.written(part);
-            }
-        }
-        let last = [&peer.last_stream, &peer.last_written].map(|last| last.load(Ordering::Acquire));
-        (last, frames.goaway)
-    };
-    assert_eq!(
-        noted(&mut std::iter::once(bytes)),
-        noted(&mut bytes.chunks(size)),
-        "what is noted depends on the cut"
-    );
+fn settings() -> h2::client::Builder {
+    let mut settings = h2::client::Builder::new();
+    settings
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(MAX_RESPONSE_HEADER_BYTES)
+        // No stream until the apiserver has said how many it allows: a request beyond its limit
+        // would wait for streams that may never end.
+        .initial_max_send_streams(0)
+        .enable_push(false)
+        .data_frame_budget(MAX_SMALL_FRAME_DEFICIT)
+        // Late frames for streams that this client has cancelled cost only the client itself, and the
+        // default, 1,024 in the life of a connection, would one day end its watches.
+        .max_local_error_reset_streams(None);
+    settings
 }
 
 /// Runs a new connection until the apiserver's SETTINGS have come: only they say how many streams it
@@ -377,13 +231,15 @@ enum H2ConnectionError {
 /// Runs the connection until it ends or a ping is not answered within `limit`; then its streams fail at
 /// once.
 async fn run<S: TlsWriter>(
-    connection: Box<Connection<FrameMonitor<WriteBatcher<S>, PeerFrames>, Bytes>>,
+    mut connection: Box<Connection<FrameMonitor<WriteBatcher<S>, PeerFrames>, Bytes>>,
     batcher: &WriteBatcher<S>,
-    mut ping: PingPong,
     peer: &PeerState,
     interval: Duration,
     limit: Duration,
 ) -> Result<(), H2ConnectionError> {
+    let mut ping = connection
+        .ping_pong()
+        .expect("a new connection has its ping handle");
     let keepalive = async {
         loop {
             // Any byte received proves the peer alive, so a busy connection is never pinged.
@@ -404,8 +260,6 @@ async fn run<S: TlsWriter>(
     }
 }
 
-/// Larger than any stream number, which has 31 bits.
-const NO_GOAWAY: u32 = u32::MAX;
 /// Of one stream and of the whole connection. Small, because the connection serves one client: a reader
 /// that stalls blocks only its own client (kube-apiserver itself grants 256 KiB per stream).
 const STREAM_WINDOW: u32 = 256 * 1024;

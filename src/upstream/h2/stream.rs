@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{
-    Reason, RecvStream, SendStream,
+    Reason, RecvStream, SendStream, StreamId,
     client::{ResponseFuture, SendRequest},
 };
 use http::{Request, Response, StatusCode, request::Parts};
@@ -93,28 +93,13 @@ impl H2Stream {
             .send
             .send_request(without_body(head), has_no_body)
             .map_err(unsent)?;
-        let peer = Arc::clone(&self.guard.state.peer);
         let id = response.stream_id();
         let (received, unfinished) = if has_no_body {
             (response.await, None)
         } else {
             (send_body(response, stream, upload).await?, upload.stop())
         };
-        let response = received.map_err(|source| {
-            let refused = source.is_remote()
-                && source.is_reset()
-                && source.reason() == Some(Reason::REFUSED_STREAM);
-            if refused || peer.is_unprocessed(id) {
-                UpstreamError::Refused { endpoint, source }
-            } else if peer.is_unwritten(id) {
-                unsent(source)
-            } else {
-                UpstreamError::Lost {
-                    endpoint,
-                    source: HttpError::H2(source),
-                }
-            }
-        })?;
+        let response = received.map_err(|source| failure(&self.guard.state, id, source))?;
         if response.status() == StatusCode::UNAUTHORIZED {
             self.guard.poison();
             let stats = &self.guard.state.stats;
@@ -132,6 +117,23 @@ impl H2Stream {
             guard: self.guard,
             rest_of_upload,
         }))
+    }
+}
+
+/// Why stream `id` has no response, and with that whether the request may be sent again.
+fn failure(state: &H2State, id: StreamId, source: h2::Error) -> UpstreamError {
+    let endpoint = state.endpoint.address();
+    let is_refused =
+        source.is_remote() && source.is_reset() && source.reason() == Some(Reason::REFUSED_STREAM);
+    if is_refused || state.peer.is_unprocessed(id) {
+        return UpstreamError::Refused { endpoint, source };
+    }
+    let is_unwritten = state.peer.is_unwritten(id);
+    let source = HttpError::H2(source);
+    if is_unwritten {
+        UpstreamError::Unsent { endpoint, source }
+    } else {
+        UpstreamError::Lost { endpoint, source }
     }
 }
 

@@ -31,7 +31,7 @@ use super::{
     context::Connection,
     dial,
     h1::{self, H1Connection, H1Response},
-    h2::H2Response,
+    h2::{H2Response, H2Stream},
     request_body::{ClientReplayBudget, Upload},
 };
 use crate::{config::Limits, hosts::UpstreamAddr, metrics::LeaseEnd, text::error_chain};
@@ -107,26 +107,83 @@ impl ClientLeases {
             Lookup::Found(leased) => leased,
             // On the heap, because it is rare: the future of each stream is as large as the largest future that it
             // awaits.
-            Lookup::Full => return Err(self.too_many_connections()),
-            Lookup::MustDial | Lookup::MustDialH1 => {
+            Lookup::MustDial | Lookup::MustDialH1 | Lookup::Full => {
                 Box::pin(self.find_or_dial(cluster, wants_h2, None)).await?
             }
         };
         let tried = Instant::now();
         match self.send_once(leased, head, upload).await {
             Ok(response) => refuse_unsolicited_101(response),
-            Err(FailedExchange { error, retry: None }) => Err(error),
-            Err(FailedExchange {
-                error,
-                retry: Some(request),
-            }) => {
-                debug!(error = %error_chain(&error), "request is sent again");
-                Box::pin(self.send_again(cluster, wants_h2, request, tried)).await
-            }
+            Err(failed) => Box::pin(self.send_again(cluster, wants_h2, failed, tried)).await,
         }
     }
 
-    /// Sends a request again that was not processed when it was sent at `tried`.
+    /// Sends the request on this stream or connection. A failure comes with the request, if it may be sent again.
+    async fn send_once(
+        &self,
+        leased: Leased,
+        head: Parts,
+        upload: Upload,
+    ) -> Result<Response<ResponseBody>, FailedExchange> {
+        match leased {
+            Leased::H2(stream) => self.send_h2(stream, head, upload).await,
+            Leased::H1(connection) => self.send_h1(connection, head, upload).await,
+        }
+    }
+
+    async fn send_h2(
+        &self,
+        stream: H2Stream,
+        head: Parts,
+        mut upload: Upload,
+    ) -> Result<Response<ResponseBody>, FailedExchange> {
+        match stream
+            .exchange(&head, &mut upload, &self.context.drain)
+            .await
+        {
+            Ok(response) => {
+                if is_unauthenticated(&head, response.status()) {
+                    let waiting = Arc::clone(&self.unauthenticated);
+                    response.body().notify_of_goaway(waiting);
+                }
+                Ok(ResponseBody::from_h2(response))
+            }
+            Err(error) if error.wants_another_connection() => {
+                let upload = upload.rewind(&self.replay_budget);
+                let retry = upload.map(|upload| Box::new((head, upload)));
+                Err(FailedExchange { error, retry })
+            }
+            Err(error) => Err(FailedExchange { error, retry: None }),
+        }
+    }
+
+    async fn send_h1(
+        &self,
+        mut connection: LeasedH1,
+        head: Parts,
+        upload: Upload,
+    ) -> Result<Response<ResponseBody>, FailedExchange> {
+        let endpoint = connection.as_mut().address();
+        let Some(body) = upload.into_body() else {
+            let reason = "it changed to HTTP/1.1 and the request is too large to be sent again";
+            return Err(FailedExchange {
+                error: UpstreamError::Protocol { endpoint, reason },
+                retry: None,
+            });
+        };
+        h1::exchange(connection, head, body, &self.context.drain)
+            .await
+            .map(ResponseBody::from_h1)
+            .map_err(|failed| FailedExchange {
+                error: failed.error,
+                retry: failed
+                    .unsent
+                    .map(|(head, body)| Box::new((head, Upload::without_copy(body)))),
+            })
+    }
+
+    /// Sends a request again that was not processed when it was sent at `tried`. Returns the error if it must not
+    /// be sent again.
     ///
     /// One 401 ends a connection for all requests that the apiserver has not read yet. When a client sends many
     /// requests with a bad token at once, one request can meet several such connections. So each try uses a
@@ -135,12 +192,17 @@ impl ClientLeases {
         &self,
         cluster: &Cluster,
         wants_h2: bool,
-        mut request: Box<(Parts, Upload)>,
+        mut failed: FailedExchange,
         mut tried: Instant,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
-        let mut tries = 1;
+        let (mut tries, mut is_last) = (1, false);
         let mut _last_try = None;
         loop {
+            let FailedExchange { error, retry } = failed;
+            let Some(request) = retry.filter(|_| !is_last) else {
+                return Err(error);
+            };
+            debug!(error = %error_chain(&error), tries, "request is sent again");
             tries += 1;
             let leased = if wants_h2 && tries == MAX_TRIES {
                 let asked = Instant::now();
@@ -150,19 +212,12 @@ impl ClientLeases {
                 self.find_or_dial(cluster, wants_h2, Some(tried)).await?
             };
             // A new connection over HTTP/1.1 serves this request alone already.
-            let is_last = tries == MAX_TRIES || matches!(leased, Leased::H1(_));
+            is_last = tries == MAX_TRIES || matches!(leased, Leased::H1(_));
             tried = Instant::now();
             let (head, upload) = *request;
             match self.send_once(leased, head, upload).await {
                 Ok(response) => return refuse_unsolicited_101(response),
-                Err(FailedExchange {
-                    error,
-                    retry: Some(again),
-                }) if !is_last => {
-                    debug!(error = %error_chain(&error), tries, "request is sent again");
-                    request = again;
-                }
-                Err(failed) => return Err(failed.error),
+                Err(again) => failed = again,
             }
         }
     }
@@ -256,56 +311,6 @@ impl ClientLeases {
         let endpoint = connection.address();
         let leased = self.table.add(cluster.id, connection, wants_h2);
         leased.ok_or_else(|| accepts_no_request(endpoint))
-    }
-
-    async fn send_once(
-        &self,
-        leased: Leased,
-        head: Parts,
-        mut upload: Upload,
-    ) -> Result<Response<ResponseBody>, FailedExchange> {
-        let drain = &self.context.drain;
-        match leased {
-            Leased::H2(stream) => stream
-                .exchange(&head, &mut upload, drain)
-                .await
-                .map(|response| {
-                    if is_unauthenticated(&head, response.status()) {
-                        let waiting = Arc::clone(&self.unauthenticated);
-                        response.body().notify_of_goaway(waiting);
-                    }
-                    ResponseBody::from_h2(response)
-                })
-                .map_err(|error| {
-                    let retry = if error.wants_another_connection() {
-                        let upload = upload.rewind(&self.replay_budget);
-                        upload.map(|upload| Box::new((head, upload)))
-                    } else {
-                        None
-                    };
-                    FailedExchange { error, retry }
-                }),
-            Leased::H1(mut connection) => {
-                let endpoint = connection.as_mut().address();
-                let Some(body) = upload.into_body() else {
-                    let reason =
-                        "it changed to HTTP/1.1 and the request is too large to be sent again";
-                    return Err(FailedExchange {
-                        error: UpstreamError::Protocol { endpoint, reason },
-                        retry: None,
-                    });
-                };
-                h1::exchange(connection, head, body, drain)
-                    .await
-                    .map(ResponseBody::from_h1)
-                    .map_err(|failed| FailedExchange {
-                        error: failed.error,
-                        retry: failed
-                            .unsent
-                            .map(|(head, body)| Box::new((head, Upload::without_copy(body)))),
-                    })
-            }
-        }
     }
 }
 

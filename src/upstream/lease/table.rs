@@ -87,28 +87,38 @@ impl LeaseTable {
             leases.drop_retired_h2();
             leases.drop_unusable_h1(self.idle.max_age());
             if wants_h2 && !leases.speaks_h1 {
-                let mut new_enough = leases
-                    .h2
-                    .iter()
-                    .filter(|connection| newer_than.is_none_or(|at| connection.established() > at));
-                let stream = new_enough.find_map(H2Connection::take_stream);
-                return stream.map(|stream| Lookup::Found(Leased::H2(stream)));
+                let stream = leases.take_stream(newer_than);
+                stream.map(|stream| Lookup::Found(Leased::H2(stream)))
+            } else {
+                Some(self.find_h1(cluster, leases, newer_than))
             }
-            if newer_than.is_some() {
-                return Some(Lookup::MustDialH1);
-            }
-            if let Some(connection) = leases.h1.pop() {
-                return Some(Lookup::Found(self.lease_h1(cluster, connection)));
-            }
-            if let Some(Connection::H1(connection)) = self.idle.take(cluster, false) {
-                return Some(Lookup::Found(self.lease_h1(cluster, connection)));
-            }
-            Some(Lookup::MustDialH1)
         });
         own.unwrap_or_else(|| self.find_idle_h2(cluster, newer_than))
     }
 
-    /// Finds a stream in the idle pool.
+    /// Finds an HTTP/1.1 connection in `leases`, otherwise in the idle pool.
+    fn find_h1(
+        self: &Arc<Self>,
+        cluster: u64,
+        leases: &mut ClusterLeases,
+        newer_than: Option<Instant>,
+    ) -> Lookup {
+        if newer_than.is_some() {
+            return Lookup::MustDialH1;
+        }
+        let found = leases
+            .h1
+            .pop()
+            .or_else(|| match self.idle.take(cluster, false) {
+                Some(Connection::H1(connection)) => Some(connection),
+                Some(Connection::H2(_)) | None => None,
+            });
+        found.map_or(Lookup::MustDialH1, |connection| {
+            Lookup::Found(self.lease_h1(cluster, connection))
+        })
+    }
+
+    /// Finds an HTTP/2 stream in the idle pool.
     fn find_idle_h2(&self, cluster: u64, newer_than: Option<Instant>) -> Lookup {
         if !self.make_room_for_h2() {
             return Lookup::Full;
@@ -226,6 +236,13 @@ impl LeaseTable {
 }
 
 impl ClusterLeases {
+    /// A free stream of a connection that was established after `newer_than`.
+    fn take_stream(&self, newer_than: Option<Instant>) -> Option<H2Stream> {
+        let is_new = |at: &H2Connection| newer_than.is_none_or(|than| at.established() > than);
+        let mut connections = self.h2.iter().filter(|connection| is_new(connection));
+        connections.find_map(H2Connection::take_stream)
+    }
+
     /// Forgets connections that take no new stream. Their open streams keep them alive.
     fn drop_retired_h2(&mut self) {
         let retired = &mut self.retired;
