@@ -2,25 +2,27 @@
 //!
 //! `tests/fuzz.rs` replays `fuzz/corpus` through them in every `cargo test`.
 
+use crate::http1;
+pub use crate::http1::{ParsedRequest, RequestEnd, requests};
+
 /// The name of a target, which is also the folder of its corpus, and its body.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Returns all targets.
 #[must_use]
 pub fn targets() -> [Target; 10] {
-    let [heads, targets, budgets] = crate::downstream::FUZZ;
+    let [targets, budgets] = crate::downstream::FUZZ;
     let [headers, host, path] = crate::proxy::FUZZ;
-    let [goaway, response, chunks] = crate::upstream::FUZZ;
     [
-        ("heads", heads),
+        ("heads", http1::fuzz_requests),
         ("targets", targets),
         ("budgets", budgets),
         ("frames", crate::transport::frames::fuzz),
         ("headers", headers),
         ("host", host),
         ("path", path),
-        ("goaway", goaway),
-        ("response", response),
-        ("chunks", chunks),
+        ("goaway", crate::upstream::FUZZ),
+        ("response", http1::fuzz_response_head),
+        ("chunks", http1::fuzz_chunks),
     ]
 }

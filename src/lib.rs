@@ -53,6 +53,7 @@ pub mod drain;
 pub mod fuzz;
 pub mod heartbeat;
 pub mod hosts;
+mod http1;
 pub mod listen_error;
 pub mod listener;
 pub mod metrics;

@@ -79,7 +79,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "reload",
         &["config", "downstream", "pki", "proxy", "upstream"],
     ),
-    ("fuzz", &["downstream", "proxy", "transport", "upstream"]),
+    (
+        "fuzz",
+        &["downstream", "http1", "proxy", "transport", "upstream"],
+    ),
     ("bench", &["downstream", "proxy"]),
     (
         "listener",
@@ -90,6 +93,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &[
             "config",
             "drain",
+            "http1",
             "metrics",
             "pki",
             "proxy",
@@ -100,13 +104,16 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     (
         "proxy",
-        &["activity", "config", "drain", "metrics", "upstream"],
+        &[
+            "activity", "config", "drain", "http1", "metrics", "upstream",
+        ],
     ),
     (
         "upstream",
         &[
             "config",
             "drain",
+            "http1",
             "metrics",
             "pki",
             "socket",
@@ -118,6 +125,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("telemetry", &["config"]),
     ("metrics", &["activity"]),
     ("activity", &["telemetry"]),
+    ("http1", &["transport"]),
     ("transport", &[]),
     ("socket", &["config"]),
     ("config", &[]),

@@ -35,11 +35,8 @@ use crate::{
     upstream::{ClientLeases, UpstreamContext},
 };
 
-/// The fuzz bodies of this module: the framing of HTTP/1.1 requests, and the frames and budgets of HTTP/2 clients.
-pub(crate) const FUZZ: [fn(&[u8]); 3] = {
-    let [targets, budgets] = http2::FUZZ;
-    [http1::fuzz, targets, budgets]
-};
+/// The fuzz bodies of this module: what the frames of an HTTP/2 client say, and their budgets.
+pub(crate) const FUZZ: [fn(&[u8]); 2] = http2::FUZZ;
 
 /// What the benches measure of this module.
 pub(crate) mod bench {

@@ -137,8 +137,8 @@ impl AccessLog {
     }
 
     /// Sets the counter of the request body's bytes.
-    pub(super) fn set_received(&mut self, received: Arc<AtomicU64>) {
-        self.received = Some(received);
+    pub(super) fn set_received(&mut self, received: Option<Arc<AtomicU64>>) {
+        self.received = received;
     }
 
     /// Notes the head of the response.

@@ -179,7 +179,7 @@ async fn forward(
         // On the heap, so that the future of every other request stays smaller.
         return Box::pin(forwarded).await;
     }
-    let body = RequestBody::new(body, head.version);
+    let body = RequestBody::from_hyper(body, head.version);
     log.set_received(body.received());
     let response = downstream
         .leases

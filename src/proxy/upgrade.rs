@@ -17,8 +17,9 @@ use super::{
 };
 use crate::{
     drain::ConnectionKind,
+    http1::Upgraded,
     text::error_chain,
-    upstream::{Cluster, RequestBody, Upgraded},
+    upstream::{Cluster, RequestBody},
 };
 
 /// The two connections of an upgraded request, not joined yet.
@@ -47,7 +48,7 @@ pub(super) async fn forward(
     let mut request = Request::from_parts(head, body);
     let client = hyper::upgrade::on(&mut request);
     let (head, body) = request.into_parts();
-    let body = RequestBody::new(body, head.version);
+    let body = RequestBody::from_hyper(body, head.version);
     let response = downstream.leases.send_upgrade(cluster, head, body).await?;
     let (mut head, body) = response.into_parts();
     match head.status {

@@ -72,6 +72,7 @@ impl FrameWalker {
     }
 
     /// Removes the next part from `bytes`. `None` when all bytes are used up.
+    #[inline]
     pub(crate) fn next<'a>(&mut self, bytes: &mut &'a [u8]) -> Option<FramePart<'a>> {
         if self.left > 0 {
             if bytes.is_empty() {
@@ -113,18 +114,27 @@ impl FrameWalker {
 
 /// Learns what passes on one connection.
 pub(crate) trait FrameListener {
-    /// A code of `RST_STREAM` that must not be written, and the one to write instead. h2 knows none above 255.
-    const REPLACED_CODE: Option<(u8, u8)> = None;
+    /// Codes of `RST_STREAM` with the codes to write in their place. The connection is checked after each of them.
+    /// A listener with such codes learns only of writes that hold a reset. h2 knows no code above 255.
+    const RESET_CODES: &'static [(u8, u8)] = &[];
 
     /// A part was read.
     fn read(&mut self, part: FramePart<'_>);
 
-    /// Called after each read, with the number of bytes written so far. Once it is ready, the connection must end.
-    fn poll_end(&mut self, cx: &mut Context<'_>, written: u64) -> Poll<io::Error>;
-
     /// A part was written.
     fn written(&mut self, part: FramePart<'_>);
 
+    /// Called after each read and before each write, with the number of bytes written so far.
+    ///
+    /// # Errors
+    ///
+    /// When the connection must end.
+    fn check(&mut self, written: u64) -> io::Result<()>;
+
+    /// Ready once the peer took too long. Called after each read.
+    fn poll_timeout(&mut self, _: &mut Context<'_>) -> Poll<io::Error> {
+        Poll::Pending
+    }
 }
 
 /// A byte stream whose listener learns what passes in both directions.
@@ -161,28 +171,37 @@ impl<S, L: FrameListener> FrameMonitor<S, L> {
         }
     }
 
-    /// Where the first reset code is that must be replaced, and the code to write instead.
-    fn replacement(&self, bufs: &[io::IoSlice<'_>]) -> Option<(usize, u8)> {
-        let (from, to) = L::REPLACED_CODE?;
+    /// Walks ahead through what is to be written. Returns where the first of the listener's reset codes is, with the code
+    /// to write; otherwise the walker after all bytes, unless they hold a reset.
+    fn look_ahead(&self, bufs: &[io::IoSlice<'_>]) -> Result<Option<FrameWalker>, (usize, u8)> {
+        if L::RESET_CODES.is_empty() {
+            return Ok(None);
+        }
         let (mut walker, mut is_reset, mut before) = (self.outgoing, self.writes_reset, 0);
+        let mut has_reset = is_reset;
         for buf in bufs {
             let mut rest = &buf[..];
             while let Some(part) = walker.next(&mut rest) {
                 match part {
-                    FramePart::Header(frame) => is_reset = frame.kind == RST_STREAM,
-                    FramePart::Payload(piece, 0) if is_reset && piece.last() == Some(&from) => {
-                        return Some((before + buf.len() - rest.len() - 1, to));
+                    FramePart::Header(frame) => {
+                        is_reset = frame.kind == RST_STREAM;
+                        has_reset |= is_reset;
+                    }
+                    FramePart::Payload(piece, 0) if is_reset => {
+                        let code = |(from, _): &&(u8, u8)| piece.last() == Some(from);
+                        if let Some((_, to)) = L::RESET_CODES.iter().find(code) {
+                            return Err((before + buf.len() - rest.len() - 1, *to));
+                        }
                     }
                     FramePart::Payload(..) => {}
                 }
             }
             before += buf.len();
         }
-        None
+        Ok((!has_reset).then_some(walker))
     }
 
     fn note_written(&mut self, mut bytes: &[u8]) {
-        self.written += bytes.len() as u64;
         while let Some(part) = self.outgoing.next(&mut bytes) {
             if let FramePart::Header(frame) = part {
                 self.writes_reset = frame.kind == RST_STREAM;
@@ -206,7 +225,8 @@ impl<S: AsyncRead + Unpin, L: FrameListener + Unpin> AsyncRead for FrameMonitor<
         while let Some(part) = this.incoming.next(&mut new) {
             this.listener.read(part);
         }
-        match this.listener.poll_end(cx, this.written) {
+        this.listener.check(this.written)?;
+        match this.listener.poll_timeout(cx) {
             Poll::Ready(error) => Poll::Ready(Err(error)),
             Poll::Pending => read,
         }
@@ -222,27 +242,38 @@ impl<S: AsyncWrite + Unpin, L: FrameListener + Unpin> AsyncWrite for FrameMonito
         self.poll_write_vectored(cx, &[io::IoSlice::new(buf)])
     }
 
-    /// Writes up to and with the first reset code that must be replaced.
+    /// Writes up to the first of the listener's reset codes, or fails if the connection must end.
     fn poll_write_vectored(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let replaced;
-        let bufs = if let Some((at, code)) = this.replacement(bufs) {
-            let bytes = bufs.iter().flat_map(|buf| buf.iter().copied());
-            replaced = bytes.take(at).chain([code]).collect::<Vec<_>>();
-            &[io::IoSlice::new(&replaced)]
-        } else {
-            bufs
+        this.listener.check(this.written)?;
+        let replaced: Vec<u8>;
+        let (bufs, walker): (&[io::IoSlice<'_>], _) = match this.look_ahead(bufs) {
+            Ok(walker) => (bufs, walker),
+            Err((at, code)) => {
+                let bytes = bufs.iter().flat_map(|buf| buf.iter().copied());
+                replaced = bytes.take(at).chain([code]).collect();
+                (&[io::IoSlice::new(&replaced)], None)
+            }
         };
         let written = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
-        if let Poll::Ready(Ok(mut left)) = written {
-            for buf in bufs {
-                let part = buf.get(..left.min(buf.len())).unwrap_or_default();
-                left -= part.len();
-                this.note_written(part);
+        let Poll::Ready(Ok(mut left)) = written else {
+            return written;
+        };
+        this.written += left as u64;
+        match walker {
+            Some(walker) if left == bufs.iter().map(|buf| buf.len()).sum::<usize>() => {
+                this.outgoing = walker;
+            }
+            _ => {
+                for buf in bufs {
+                    let part = buf.get(..left.min(buf.len())).unwrap_or_default();
+                    left -= part.len();
+                    this.note_written(part);
+                }
             }
         }
         written
@@ -296,20 +327,17 @@ mod tests {
 
     const CANCEL: u8 = 8;
     const OTHER: u8 = 2;
+    const CHECKED: u8 = 1;
 
-    /// Notes the headers, and replaces [`CANCEL`] by [`OTHER`].
+    /// Notes the headers, replaces [`CANCEL`] by [`OTHER`], and is checked after [`CHECKED`].
     #[derive(Debug, Default)]
     struct Recorder(Vec<FrameHeader>);
 
     impl FrameListener for Recorder {
-        const REPLACED_CODE: Option<(u8, u8)> = Some((CANCEL, OTHER));
+        const RESET_CODES: &'static [(u8, u8)] = &[(CANCEL, OTHER), (CHECKED, CHECKED)];
 
         fn read(&mut self, part: FramePart<'_>) {
             self.written(part);
-        }
-
-        fn poll_end(&mut self, _: &mut Context<'_>, _: u64) -> Poll<io::Error> {
-            Poll::Pending
         }
 
         fn written(&mut self, part: FramePart<'_>) {
@@ -318,6 +346,14 @@ mod tests {
             }
         }
 
+        /// At most two resets.
+        fn check(&mut self, _: u64) -> io::Result<()> {
+            let resets = self.0.iter().filter(|frame| frame.kind == RST_STREAM);
+            if resets.count() > 2 {
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
+            Ok(())
+        }
     }
 
     fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
@@ -375,8 +411,8 @@ mod tests {
                 frame(DATA, &frame(RST_STREAM, &[0, 0, 0, CANCEL])),
                 frame(RST_STREAM, &[0, 0, 0, code]),
                 frame(DATA, &[]),
-                frame(RST_STREAM, &[0, 0, 0, 5]),
                 frame(RST_STREAM, &[0, 0, 0, code]),
+                frame(DATA, &[7; 9]),
             ]
             .concat()
         };
@@ -389,10 +425,22 @@ mod tests {
                     monitor.write_all(piece).await.unwrap();
                 }
                 assert_eq!(monitor.stream.0, written(OTHER), "{taken} of {size}");
-                let kinds: Vec<_> = monitor.listener.0.iter().map(|frame| frame.kind).collect();
-                assert_eq!(kinds, [DATA, RST_STREAM, DATA, RST_STREAM, RST_STREAM]);
+                let noted = monitor.listener.0.iter();
+                let resets = noted.filter(|frame| frame.kind == RST_STREAM).count();
+                assert_eq!(resets, 2, "{taken} of {size}");
                 assert_eq!(monitor.written, bytes.len() as u64);
+                assert_eq!(monitor.outgoing.left + monitor.outgoing.filled, 0);
             }
         }
+    }
+
+    #[tokio::test]
+    async fn connection_ends_within_a_write_of_many_resets() {
+        let bytes = frame(RST_STREAM, &[0, 0, 0, CHECKED]).repeat(9);
+        let stream = Narrow(Vec::new(), usize::MAX);
+        let mut monitor = FrameMonitor::of_client(stream, Recorder::default());
+        let error = monitor.write_all(&bytes).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
+        assert_eq!(monitor.stream.0, bytes[..3 * 13]);
     }
 }

@@ -3,7 +3,7 @@
 use std::{error::Error, io, sync::Arc};
 
 use super::VerifyError;
-use crate::{hosts::UpstreamAddr, metrics::Dialled};
+use crate::{hosts::UpstreamAddr, http1::MessageError, metrics::Dialled};
 
 /// Why a request got no response from an apiserver.
 #[derive(Debug, thiserror::Error)]
@@ -120,30 +120,15 @@ pub enum H1Error {
     /// The apiserver closed the connection before it sent a response.
     #[error("the connection was closed before the response")]
     Closed,
-    /// The connection ended before the body was complete.
-    #[error("the connection was closed in the middle of the body")]
-    Cut,
-    /// The connection failed.
-    #[error("the connection failed")]
-    Io(#[source] io::Error),
-    /// The bytes received are not the head of a response.
-    #[error("the head of the response is malformed")]
-    Head(#[source] httparse::Error),
-    /// The head of the response is too long.
-    #[error("the head of the response is longer than {max} bytes")]
-    HeadTooLong {
-        /// Bytes that are accepted.
-        max: usize,
-    },
+    /// The response is not complete, or not valid HTTP.
+    #[error(transparent)]
+    Message(#[from] MessageError),
     /// Too many interim responses came before the final one.
     #[error("more than {max} interim responses came before the final response")]
     Interim {
         /// Interim responses that are accepted.
         max: usize,
     },
-    /// The length of the response body is ambiguous (RFC 9112 §6.3).
-    #[error("ambiguous length of the response body: {0}")]
-    Framing(&'static str),
     /// The client did not send its request body to the end.
     #[error("cannot send the request body")]
     Upload(#[source] UploadError),

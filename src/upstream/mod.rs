@@ -20,20 +20,17 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
+pub use crate::http1::{MessageError, Upgraded};
 pub use context::UpstreamContext;
 pub(crate) use dial::{Offer, TcpConnected};
 pub use endpoint::{EndpointHealth, Endpoints, Health};
 pub use error::{DownloadError, H1Error, HttpError, UploadError, UpstreamError};
-pub use h1::Upgraded;
 pub use lease::{ClientLeases, ResponseBody};
 pub use request_body::{ReplayBudget, RequestBody};
 pub use tls::{ClientTls, VerifyError};
 
-/// The fuzz bodies of this module: the frames of HTTP/2, and the responses of HTTP/1.1.
-pub(crate) const FUZZ: [fn(&[u8]); 3] = {
-    let [head, chunks] = h1::FUZZ;
-    [h2::fuzz, head, chunks]
-};
+/// The fuzz body of this module: the frames of HTTP/2.
+pub(crate) const FUZZ: fn(&[u8]) = h2::fuzz;
 
 /// The apiserver of one cluster, in one trust generation.
 #[derive(Debug)]

@@ -15,7 +15,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Reason, SendStream};
-use hyper::body::{Body, Incoming};
+use hyper::body::{Body as _, Incoming};
 
 use super::UploadError;
 use crate::{
@@ -36,43 +36,55 @@ struct Replay {
 pub struct RequestBody {
     /// Data that was read before and must be sent again. On the heap, because it is rare.
     replay: Option<Box<Replay>>,
-    /// `None` for a request that the proxy makes itself.
-    incoming: Option<Incoming>,
-    downstream: http::Version,
-    received: Arc<AtomicU64>,
+    source: BodySource,
+    /// Bytes received so far, if there is a body.
+    received: Option<Arc<AtomicU64>>,
+}
+
+/// Where the data comes from.
+#[derive(Debug)]
+enum BodySource {
+    Empty,
+    Hyper(Incoming, http::Version),
 }
 
 impl RequestBody {
-    /// Wraps the body of a request that came in with this version of HTTP.
-    #[must_use]
-    pub fn new(incoming: Incoming, downstream: http::Version) -> Self {
-        Self {
-            replay: None,
-            incoming: Some(incoming),
-            downstream,
-            received: Arc::default(),
-        }
-    }
-
     /// No body.
-    pub(super) fn empty() -> Self {
+    #[must_use]
+    pub fn empty() -> Self {
         Self {
             replay: None,
-            incoming: None,
-            downstream: http::Version::HTTP_11,
-            received: Arc::default(),
+            source: BodySource::Empty,
+            received: None,
         }
     }
 
-    /// The number of bytes received from the client so far.
+    /// The body of a request that hyper received over this version of HTTP.
     #[must_use]
-    pub fn received(&self) -> Arc<AtomicU64> {
-        Arc::clone(&self.received)
+    pub fn from_hyper(incoming: Incoming, version: http::Version) -> Self {
+        if incoming.is_end_stream() {
+            return Self::empty();
+        }
+        Self {
+            source: BodySource::Hyper(incoming, version),
+            received: Some(Arc::default()),
+            ..Self::empty()
+        }
+    }
+
+    /// The number of bytes received from the client so far, if there is a body.
+    #[must_use]
+    pub fn received(&self) -> Option<Arc<AtomicU64>> {
+        self.received.clone()
     }
 
     /// Whether nothing more can be read from it.
     pub(super) fn is_end_stream(&self) -> bool {
-        self.replay.is_none() && self.incoming.as_ref().is_none_or(Body::is_end_stream)
+        self.replay.is_none()
+            && match &self.source {
+                BodySource::Empty => true,
+                BodySource::Hyper(incoming, _) => incoming.is_end_stream(),
+            }
     }
 
     /// Puts data that was read already back in front: the copy of what was sent, then what was not sent.
@@ -106,31 +118,39 @@ impl RequestBody {
                 return Poll::Ready(Some(Ok(data)));
             }
         }
-        let Some(incoming) = &mut self.incoming else {
-            return Poll::Ready(None);
+        let data = match &mut self.source {
+            BodySource::Empty => None,
+            BodySource::Hyper(incoming, version) => ready!(poll_hyper(incoming, *version, cx)),
         };
-        loop {
-            return Poll::Ready(match ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
-                // Request trailers are dropped: kube-apiserver reads none, and they could name fields
-                // that were checked in the head.
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) if !data.is_empty() => {
-                        self.received
-                            .fetch_add(data.len() as u64, Ordering::Relaxed);
-                        Some(Ok(data))
-                    }
-                    _ => continue,
-                },
-                Some(Err(error)) => Some(Err(UploadError::Read(error))),
-                // hyper ends a body that the peer reset with CANCEL or NO_ERROR as if it were complete;
-                // only `is_end_stream` tells the difference. Usually hyper drops the whole request at
-                // the same moment, which resets the upload too, but that depends on the order of tasks.
-                None if self.downstream == http::Version::HTTP_2 && !incoming.is_end_stream() => {
-                    Some(Err(UploadError::Reset))
-                }
-                None => None,
-            });
+        if let (Some(Ok(data)), Some(received)) = (&data, &self.received) {
+            received.fetch_add(data.len() as u64, Ordering::Relaxed);
         }
+        Poll::Ready(data)
+    }
+}
+
+fn poll_hyper(
+    incoming: &mut Incoming,
+    version: http::Version,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Bytes, UploadError>>> {
+    loop {
+        return Poll::Ready(match ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
+            // Request trailers are dropped: kube-apiserver reads none, and they could name fields
+            // that were checked in the head.
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) if !data.is_empty() => Some(Ok(data)),
+                _ => continue,
+            },
+            Some(Err(error)) => Some(Err(UploadError::Read(error))),
+            // hyper ends a body that the peer reset with CANCEL or NO_ERROR as if it were complete;
+            // only `is_end_stream` tells the difference. Usually hyper drops the whole request at
+            // the same moment, which resets the upload too, but that depends on the order of tasks.
+            None if version == http::Version::HTTP_2 && !incoming.is_end_stream() => {
+                Some(Err(UploadError::Reset))
+            }
+            None => None,
+        });
     }
 }
 

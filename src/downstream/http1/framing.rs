@@ -280,26 +280,6 @@ pub fn scan_requests(bytes: &[u8]) -> u64 {
     framing.heads()
 }
 
-/// Fuzz target: what is found does not depend on the size of the reads.
-pub(in crate::downstream) fn fuzz(bytes: &[u8]) {
-    let (size, bytes) = bytes
-        .split_first()
-        .map_or((1, bytes), |(size, rest)| (usize::from(*size).max(1), rest));
-    let mut whole = FramingScanner::new();
-    let mut pieces = FramingScanner::new();
-    let expected = whole.scan(bytes);
-    let mut bad = None;
-    for piece in bytes.chunks(size) {
-        let found = pieces.scan(piece);
-        bad = bad.or(found);
-    }
-    assert_eq!(bad, expected, "what is found depends on the cut");
-    assert_eq!(
-        (whole.state, whole.heads, whole.head.lines),
-        (pieces.state, pieces.heads, pieces.head.lines)
-    );
-}
-
 /// More than `transfer-encoding:` and than `content-length:` with any number; a longer number has leading
 /// zeros.
 const LINE: usize = 64;

@@ -12,7 +12,6 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{io::AsyncWriteExt, time::timeout};
 use tokio_rustls::server::TlsStream;
 
-pub(super) use framing::fuzz;
 pub use framing::scan_requests;
 
 use self::guard::{LINGER, NotifyOnDrop, RequestGuard};

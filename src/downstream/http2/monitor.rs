@@ -228,8 +228,13 @@ impl ClientFrames {
 
 impl FrameListener for ClientFrames {
     /// h2 resets a response that is dropped before its end with `CANCEL`, and hyper gives no way to choose another
-    /// code. Some clients, hyper among them, take `CANCEL` for the end of a complete body.
-    const REPLACED_CODE: Option<(u8, u8)> = Some((CANCEL, INTERNAL_ERROR));
+    /// code. Some clients, hyper among them, take `CANCEL` for the end of a complete body. The other codes are for errors
+    /// of the client, which are limited.
+    const RESET_CODES: &'static [(u8, u8)] = &[
+        (CANCEL, INTERNAL_ERROR),
+        (PROTOCOL_ERROR, PROTOCOL_ERROR),
+        (FLOW_CONTROL_ERROR, FLOW_CONTROL_ERROR),
+    ];
 
     fn read(&mut self, part: FramePart<'_>) {
         match part {
@@ -242,13 +247,17 @@ impl FrameListener for ClientFrames {
         }
     }
 
-    fn poll_end(&mut self, cx: &mut Context<'_>, written: u64) -> Poll<io::Error> {
+    fn check(&mut self, written: u64) -> io::Result<()> {
         if self.requests.is_exceeded() || self.budget.is_exceeded(written, &self.requests) {
             self.requests.exceed(self.last_stream);
-            return Poll::Ready(io::Error::other(
+            return Err(io::Error::other(
                 "too many control frames, or too many cancelled requests",
             ));
         }
+        Ok(())
+    }
+
+    fn poll_timeout(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         self.poll_deadline(cx).map(|()| {
             io::Error::new(
                 io::ErrorKind::TimedOut,

@@ -4,10 +4,8 @@
 //! and two buffers for every connection, which is a third of the cost of an HTTP/1.1 client
 //! (docs/performance.md).
 
-mod codec;
 mod request;
 mod response;
-mod wire;
 
 use std::{
     future::poll_fn,
@@ -19,21 +17,16 @@ use http::{Method, Response, StatusCode, request::Parts};
 use tokio::time::Instant;
 
 pub(super) use response::H1Response;
-pub use wire::Upgraded;
 
 use super::{H1Error, HttpError, RequestBody, UpstreamError, endpoint::Endpoint};
 use crate::{
     drain::Drain,
     hosts::UpstreamAddr,
+    http1::{MessageError, ResponseHead, Upgraded, Wire, take_response_head},
     metrics::{ConnectionStats, LeaseEnd},
     transport::Readable,
 };
-use codec::{ResponseHead, take_head};
 use request::{RequestWriter, SendError};
-use wire::Wire;
-
-/// The fuzz bodies of this leg: the head of a response, and a chunked body.
-pub(super) const FUZZ: [fn(&[u8]); 2] = [codec::fuzz_head, codec::fuzz_chunks];
 
 /// A connection that takes one request at a time.
 #[derive(Debug)]
@@ -99,7 +92,7 @@ impl H1Connection {
 
     /// The stream of bytes after a 101.
     pub(super) fn into_upgraded(self) -> Upgraded {
-        Upgraded(self.wire)
+        self.wire.into_upgraded()
     }
 
     fn finish_exchange(&mut self, keep_alive: bool) {
@@ -155,7 +148,10 @@ where
     };
     let mut reset = ResetOnDrop(Some(&connection.stats));
     let received = poll_fn(|cx| exchange.poll_head(&mut connection.wire, cx)).await;
-    if matches!(received, Ok(_) | Err(H1Error::Closed | H1Error::Io(_))) {
+    if matches!(
+        received,
+        Ok(_) | Err(H1Error::Closed | H1Error::Message(MessageError::Io(_)))
+    ) {
         reset.0 = None;
     }
     drop(reset);
@@ -213,11 +209,13 @@ impl Exchange {
             Poll::Ready(Err(SendError::Upload(error))) => {
                 return Poll::Ready(Err(H1Error::Upload(error)));
             }
-            Poll::Ready(Err(SendError::Refused(error))) => self.refused = Some(H1Error::Io(error)),
+            Poll::Ready(Err(SendError::Refused(error))) => {
+                self.refused = Some(MessageError::Io(error).into())
+            }
             Poll::Ready(Ok(())) | Poll::Pending => {}
         }
         loop {
-            match take_head(&mut wire.unread, &self.method)? {
+            match take_response_head(&mut wire.unread, &self.method)? {
                 Some(head) if head.is_interim() && self.interim == MAX_INTERIM_RESPONSES => {
                     return Poll::Ready(Err(H1Error::Interim {
                         max: MAX_INTERIM_RESPONSES,
@@ -230,7 +228,10 @@ impl Exchange {
                         return Poll::Ready(Err(self.refused.take().unwrap_or(H1Error::Closed)));
                     }
                     Ok(_) => {}
-                    Err(error) => return Poll::Ready(Err(self.refused.take().unwrap_or(error))),
+                    Err(error) => {
+                        let lost = MessageError::Io(error).into();
+                        return Poll::Ready(Err(self.refused.take().unwrap_or(lost)));
+                    }
                 },
             }
         }

@@ -11,8 +11,8 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use http::request::Parts;
 use tokio_util::io::poll_write_buf;
 
-use super::codec::{RequestFraming, encode_head};
 use crate::{
+    http1::{RequestFraming, encode_request_head},
     transport::Readable,
     upstream::{RequestBody, UploadError},
 };
@@ -51,9 +51,9 @@ pub(super) enum SendError {
 
 impl RequestWriter {
     pub(super) fn new(head: &Parts, body: RequestBody) -> Self {
-        let framing = RequestFraming::new(head, &body);
+        let framing = RequestFraming::new(head, body.is_end_stream());
         Self {
-            line: encode_head(head, framing),
+            line: encode_request_head(head, framing),
             data: Bytes::new(),
             line_end: b"",
             body,

@@ -2,21 +2,24 @@
 
 use std::{
     future::{Future as _, poll_fn},
-    pin::{Pin, pin},
+    pin::Pin,
     task::{Context, Poll},
 };
 
 use bytes::Bytes;
 use http::StatusCode;
 use hyper::body::{Frame, SizeHint};
-use tokio::{sync::oneshot, task::yield_now};
+use tokio::sync::oneshot;
 
 use super::{
     H1Connection, H1Error,
-    codec::{BodyDecoder, ResponseHead},
     request::{RequestWriter, SendError},
 };
-use crate::{drain::Drain, metrics::LeaseEnd};
+use crate::{
+    drain::Drain,
+    http1::{BodyDecoder, MAX_BYTES_PER_TURN, MessageError, ResponseHead, yield_turn},
+    metrics::LeaseEnd,
+};
 
 /// The body of a response, on a connection that `C` holds. The connection is dropped at the end of the
 /// body; [`H1Connection::keep_alive`] then says whether another request may follow.
@@ -100,7 +103,7 @@ impl<C: AsMut<H1Connection> + Send + 'static> H1Response<C> {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, H1Error>>> {
         let Some(active) = &mut self.active else {
             let is_cut = self.body != BodyDecoder::Complete;
-            return Poll::Ready(is_cut.then_some(Err(H1Error::Cut)));
+            return Poll::Ready(is_cut.then_some(Err(MessageError::Cut.into())));
         };
         if let Some((upload, _)) = &mut active.upload
             && let Poll::Ready(ended) = Pin::new(upload).poll(cx)
@@ -119,7 +122,7 @@ impl<C: AsMut<H1Connection> + Send + 'static> H1Response<C> {
         loop {
             let decoded = self.body.decode(&mut wire.unread);
             if let Some(frame) = decoded.transpose() {
-                return Poll::Ready(Some(frame));
+                return Poll::Ready(Some(frame.map_err(H1Error::from)));
             }
             if self.body == BodyDecoder::Complete {
                 return Poll::Ready(None);
@@ -130,10 +133,12 @@ impl<C: AsMut<H1Connection> + Send + 'static> H1Response<C> {
             match wire.poll_more(cx) {
                 Poll::Ready(Ok(0)) => {
                     active.keep_alive = false;
-                    return Poll::Ready(self.body.close().err().map(Err));
+                    return Poll::Ready(self.body.close().err().map(|cut| Err(cut.into())));
                 }
                 Poll::Ready(Ok(read)) => self.read_in_turn += read,
-                Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(error))),
+                Poll::Ready(Err(error)) => {
+                    return Poll::Ready(Some(Err(MessageError::Io(error).into())));
+                }
                 Poll::Pending => return Poll::Pending,
             }
         }
@@ -225,13 +230,3 @@ impl<C: AsMut<H1Connection> + Send + 'static> Drop for H1Response<C> {
         self.abort();
     }
 }
-
-/// Pending until the other tasks have had a turn. Uses `yield_now` and not `wake_by_ref`: a task that wakes
-/// itself is runnable at once, and while a task is runnable, tokio looks for I/O events only once in 61 polls.
-fn yield_turn<T>(cx: &mut Context<'_>) -> Poll<T> {
-    let _pending = pin!(yield_now()).poll(cx);
-    Poll::Pending
-}
-
-/// Bytes that are read of one response before the other tasks of the thread have a turn.
-const MAX_BYTES_PER_TURN: usize = 64 * 1024;

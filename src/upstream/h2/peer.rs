@@ -11,7 +11,6 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU32, Ordering},
     },
-    task::{Context, Poll},
 };
 
 use tokio::{sync::Notify, time::Instant};
@@ -134,14 +133,14 @@ impl FrameListener for PeerFrames {
     }
 
     /// The clock is read once per read, not per frame.
-    fn poll_end(&mut self, _: &mut Context<'_>, _: u64) -> Poll<io::Error> {
+    fn check(&mut self, _: u64) -> io::Result<()> {
         if mem::take(&mut self.has_read) {
             *lock(&self.peer.last_read) = Instant::now();
         }
         if self.has_too_many_heads {
-            return Poll::Ready(io::Error::other("too many interim responses"));
+            return Err(io::Error::other("too many interim responses"));
         }
-        Poll::Pending
+        Ok(())
     }
 
     fn written(&mut self, part: FramePart<'_>) {

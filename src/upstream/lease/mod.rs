@@ -27,14 +27,16 @@ use tracing::debug;
 pub(super) use table::{LeaseTable, LeasedH1};
 
 use super::{
-    Cluster, DownloadError, RequestBody, Upgraded, UpstreamContext, UpstreamError,
+    Cluster, DownloadError, RequestBody, UpstreamContext, UpstreamError,
     context::Connection,
     dial,
     h1::{self, H1Connection, H1Response},
     h2::{H2Response, H2Stream},
     request_body::{ClientReplayBudget, Upload},
 };
-use crate::{config::Limits, hosts::UpstreamAddr, metrics::LeaseEnd, text::error_chain};
+use crate::{
+    config::Limits, hosts::UpstreamAddr, http1::Upgraded, metrics::LeaseEnd, text::error_chain,
+};
 use table::{Leased, Lookup};
 
 /// The upstream side of one downstream connection.

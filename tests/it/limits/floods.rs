@@ -170,7 +170,7 @@ async fn client_that_cancels_3000_watches_at_once_stays() {
     for _ in 0..30 {
         let mut watches = Vec::new();
         for _ in 0..100 {
-            let watch = http::Request::get("https://kube.test/watch").body(());
+            let watch = Request::get("https://kube.test/watch").body(());
             watches.push(client.begin(watch.unwrap(), true).await.unwrap().0);
         }
         for watch in &mut watches {
@@ -364,13 +364,6 @@ async fn client_whose_bodies_are_refused_stays() {
     let last = 1 + 8 * STREAMS;
     wire.headers(last, &fields("GET", "/"), END_STREAM).await.unwrap();
     while wire.expect(kind::HEADERS).await.unwrap().stream != last {}
-    // Bodies of streams that the client itself has ended are a flood.
-    for _ in 0..10_000 {
-        if wire.data(last, "late", 0).await.is_err() {
-            break;
-        }
-    }
-    assert_eq!(goaway(&mut wire).await, Some(ENHANCE_YOUR_CALM));
 }
 
 /// A client that shows one namespace after the other, and an apiserver that is slow.
@@ -431,7 +424,7 @@ async fn endless_interim_responses_over_http2_are_refused() {
     let client = proxy.client().http2().await;
     for expected in [204, 502] {
         let response = within("a response", client.get("https://kube.test/")).await;
-        assert_eq!(response.unwrap().status(), expected);
+        assert_eq!(response.unwrap().status, expected);
     }
     upstream.connection_end(0).await;
 }

@@ -6,30 +6,29 @@ use std::{
     future::{Future as _, poll_fn},
     io, mem,
     pin::{Pin, pin},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, Waker, ready},
 };
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncWrite, Empty, ReadBuf, empty},
-    task::coop::unconstrained,
+    task::{coop::unconstrained, yield_now},
 };
 use tokio_util::io::poll_read_buf;
 
-use super::H1Error;
-use crate::{transport::Readable, upstream::lock};
+use crate::transport::Readable;
 
 /// An established stream.
 #[derive(Debug)]
-pub(super) struct Wire {
+pub(crate) struct Wire {
     io: Io,
-    pub(super) unread: Bytes,
+    pub(crate) unread: Bytes,
     /// Bytes that the next read has room for.
     room: usize,
     /// No request runs on it, so closing it may look like an orderly end. False in a tunnel, so that an abort
     /// sends no `close_notify`.
-    pub(super) is_idle: bool,
+    pub(crate) is_idle: bool,
 }
 
 /// The stream itself.
@@ -43,17 +42,17 @@ enum Io {
 
 /// A handle of a stream, which is closed when all handles are dropped.
 #[derive(Debug, Clone)]
-pub(super) struct SharedIo(Arc<Mutex<Box<dyn Readable>>>);
+pub(crate) struct SharedIo(Arc<Mutex<Box<dyn Readable>>>);
 
 impl SharedIo {
     /// Runs `use_io` with the stream.
-    pub(super) fn with<T>(&self, use_io: impl FnOnce(&mut dyn Readable) -> T) -> T {
-        use_io(&mut **lock(&self.0))
+    pub(crate) fn with<T>(&self, use_io: impl FnOnce(&mut dyn Readable) -> T) -> T {
+        use_io(&mut **self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl Wire {
-    pub(super) fn new(io: Box<dyn Readable>) -> Self {
+    pub(crate) fn new(io: Box<dyn Readable>) -> Self {
         Self {
             io: Io::Owned(io),
             unread: Bytes::new(),
@@ -63,7 +62,7 @@ impl Wire {
     }
 
     /// Runs `use_io` with the stream.
-    pub(super) fn with_io<T>(&mut self, use_io: impl FnOnce(&mut dyn Readable) -> T) -> T {
+    pub(crate) fn with_io<T>(&mut self, use_io: impl FnOnce(&mut dyn Readable) -> T) -> T {
         match &mut self.io {
             Io::Owned(io) => use_io(&mut **io),
             Io::Shared(io) => io.with(use_io),
@@ -71,7 +70,7 @@ impl Wire {
     }
 
     /// A second handle of the stream.
-    pub(super) fn share_io(&mut self) -> SharedIo {
+    pub(crate) fn share_io(&mut self) -> SharedIo {
         let shared = match &mut self.io {
             Io::Shared(shared) => return shared.clone(),
             Io::Owned(io) => SharedIo(Arc::new(Mutex::new(mem::replace(io, Box::new(empty()))))),
@@ -81,7 +80,7 @@ impl Wire {
     }
 
     /// Reads more bytes into `unread`. Returns how many; 0 after the peer closed the connection.
-    pub(super) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, H1Error>> {
+    pub(crate) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let (unread, room) = (mem::take(&mut self.unread), self.room);
         let (unread, read) = self.with_io(|io| {
             if io.poll_readable(cx).is_pending() {
@@ -99,7 +98,7 @@ impl Wire {
             (buffer.freeze(), read)
         });
         self.unread = unread;
-        let read = ready!(read).map_err(H1Error::Io)?;
+        let read = ready!(read)?;
         if read >= room {
             self.room = MAX_READ;
         } else if read <= MIN_READ {
@@ -108,9 +107,14 @@ impl Wire {
         Poll::Ready(Ok(read))
     }
 
+    /// The stream of bytes after a 101.
+    pub(crate) fn into_upgraded(self) -> Upgraded {
+        Upgraded(self)
+    }
+
     /// Whether the connection is open and nothing was received. Data on a connection without a request is
     /// its end, or a response that belongs to no request.
-    pub(super) fn is_silent(&mut self) -> bool {
+    pub(crate) fn is_silent(&mut self) -> bool {
         if !self.unread.is_empty() {
             return false;
         }
@@ -143,10 +147,9 @@ impl Readable for Empty {
     }
 }
 
-/// The stream of bytes after a 101. Bytes that arrived together with the 101 are read first. Not
-/// hyper's type of this name, which is the side of the client.
+/// The stream of bytes after a 101, on either side. Bytes that arrived before are read first.
 #[derive(Debug)]
-pub struct Upgraded(pub(super) Wire);
+pub struct Upgraded(Wire);
 
 impl AsyncRead for Upgraded {
     fn poll_read(
@@ -185,6 +188,15 @@ impl AsyncWrite for Upgraded {
     }
 }
 
+/// Pending until the other tasks have had a turn. Uses `yield_now` and not `wake_by_ref`: a task that wakes
+/// itself is runnable at once, and while a task is runnable, tokio looks for I/O events only once in 61 polls.
+pub(crate) fn yield_turn<T>(cx: &mut Context<'_>) -> Poll<T> {
+    let _pending = pin!(yield_now()).poll(cx);
+    Poll::Pending
+}
+
+/// Bytes that one connection reads or writes before the other tasks of the thread have a turn.
+pub(crate) const MAX_BYTES_PER_TURN: usize = 64 * 1024;
 /// Room for most heads and for the events of a watch.
 const MIN_READ: usize = 4 * 1024;
 /// Room for the most that rustls returns from one read: a full record (RFC 8446 §5.1).
