@@ -20,6 +20,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "app",
         &[
             "admin",
+            "clients",
             "config",
             "heartbeat",
             "metrics",
@@ -40,6 +41,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "drain",
             "heartbeat",
             "listen_error",
+            "memory",
             "metrics",
             "pki",
             "reload",
@@ -56,6 +58,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "config",
             "heartbeat",
             "pki",
+            "process",
             "reload",
             "telemetry",
         ],
@@ -86,11 +89,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("bench", &["downstream", "proxy"]),
     (
         "listener",
-        &["config", "drain", "metrics", "socket", "telemetry"],
+        &["clients", "config", "drain", "metrics", "socket"],
     ),
     (
         "downstream",
         &[
+            "clients",
             "config",
             "drain",
             "http1",
@@ -105,7 +109,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "proxy",
         &[
-            "activity", "config", "drain", "http1", "metrics", "upstream",
+            "activity", "clients", "config", "drain", "http1", "metrics", "upstream",
         ],
     ),
     (
@@ -123,12 +127,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("pki", &["config"]),
     ("telemetry", &["config"]),
-    ("metrics", &["activity"]),
+    ("metrics", &["activity", "clients"]),
+    ("clients", &["config"]),
     ("activity", &["telemetry"]),
     ("http1", &["transport"]),
     ("transport", &[]),
     ("socket", &["config"]),
-    ("config", &[]),
+    ("config", &["memory", "process"]),
+    ("memory", &[]),
+    ("process", &[]),
     ("quote", &[]),
     ("drain", &[]),
     ("hosts", &[]),

@@ -151,7 +151,8 @@ impl ExpectedResponse {
     fn for_error(&self, error: &Error) -> Response<Body> {
         let mut response = respond::respond(error);
         let is_uncertain = self.leaves_http
-            || matches!(error, Error::Rejected(rejection) if rejection.is_about_framing());
+            || matches!(error, Error::Rejected(rejection) if rejection.is_about_framing())
+            || error::leaves_body_unread(error);
         if !self.is_http2 && is_uncertain {
             close_after(&mut response);
         }

@@ -33,6 +33,8 @@ mod logs;
 mod memory;
 mod reloading;
 mod retry;
+#[cfg(target_os = "linux")]
+mod sockets;
 mod streams;
 mod tls;
 mod tunnels;
