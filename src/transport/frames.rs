@@ -298,7 +298,8 @@ pub(crate) fn fuzz(bytes: &[u8]) {
         .split_first()
         .map_or((1, bytes), |(size, rest)| (usize::from(*size).max(1), rest));
     let found = |pieces: &mut dyn Iterator<Item = &[u8]>| {
-        let (mut walker, mut headers, mut payload) = (FrameWalker::after(0), Vec::new(), Vec::new());
+        let (mut walker, mut headers, mut payload) =
+            (FrameWalker::after(0), Vec::new(), Vec::new());
         for mut piece in pieces {
             while let Some(part) = walker.next(&mut piece) {
                 match part {
@@ -314,7 +315,11 @@ pub(crate) fn fuzz(bytes: &[u8]) {
         (walker.filled, walker.left, headers, payload)
     };
     let whole = found(&mut std::iter::once(bytes));
-    assert_eq!(whole, found(&mut bytes.chunks(size)), "the frames depend on the cut");
+    assert_eq!(
+        whole,
+        found(&mut bytes.chunks(size)),
+        "the frames depend on the cut"
+    );
     let (filled, _, headers, payload) = whole;
     assert_eq!(headers.len() * HEADER + payload.len() + filled, bytes.len());
 }
@@ -364,7 +369,11 @@ mod tests {
     #[tokio::test]
     async fn frames_are_found_in_reads_of_any_size() {
         // Data that looks like a frame.
-        let bytes = [frame(DATA, &frame(GOAWAY, &[7; 8])), frame(4, &[]), frame(GOAWAY, &[1; 9])];
+        let bytes = [
+            frame(DATA, &frame(GOAWAY, &[7; 8])),
+            frame(4, &[]),
+            frame(GOAWAY, &[1; 9]),
+        ];
         let bytes = [&[0xff; PREFACE][..], &bytes.concat()].concat();
         let expected = [(DATA, 17), (4, 0), (GOAWAY, 9)].map(|(kind, length)| FrameHeader {
             length,
@@ -375,7 +384,11 @@ mod tests {
         for size in 1..=bytes.len() {
             let mut monitor = FrameMonitor::of_client(&bytes[..], Recorder::default());
             let mut buffer = vec![0; size];
-            while tokio::io::AsyncReadExt::read(&mut monitor, &mut buffer).await.unwrap() > 0 {}
+            while tokio::io::AsyncReadExt::read(&mut monitor, &mut buffer)
+                .await
+                .unwrap()
+                > 0
+            {}
             assert_eq!(monitor.listener.0, expected, "reads of {size}");
         }
     }

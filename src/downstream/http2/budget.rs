@@ -296,17 +296,17 @@ const COUNTS: usize = 12;
 /// Frames per window, in the order of their places.
 const BUDGETS: [u32; COUNTS] = [
     100,  // DATA without data; h2 has a budget for small frames with data
-    100,  // in place of HEADERS, which are requests: late DATA and HEADERS, of streams that have ended
-    200,  // PRIORITY, which older browsers send when they connect and with each request
-    100,  // RST_STREAM that no received bytes pay for
-    50,   // SETTINGS; a client sends them once and acknowledges ours
-    100,  // PUSH_PROMISE, which a client must not send
-    100,  // PING; Go sends one per 30 s, and some clients one per round trip at the beginning
-    100,  // GOAWAY
+    100, // in place of HEADERS, which are requests: late DATA and HEADERS, of streams that have ended
+    200, // PRIORITY, which older browsers send when they connect and with each request
+    100, // RST_STREAM that no received bytes pay for
+    50,  // SETTINGS; a client sends them once and acknowledges ours
+    100, // PUSH_PROMISE, which a client must not send
+    100, // PING; Go sends one per 30 s, and some clients one per round trip at the beginning
+    100, // GOAWAY
     1000, // WINDOW_UPDATE that no received bytes pay for
-    100,  // small CONTINUATION
-    100,  // unknown types, such as PRIORITY_UPDATE of browsers
-    100,  // streams reset for an error of the client (MadeYouReset, CVE-2025-8671)
+    100, // small CONTINUATION
+    100, // unknown types, such as PRIORITY_UPDATE of browsers
+    100, // streams reset for an error of the client (MadeYouReset, CVE-2025-8671)
 ];
 /// Late frames per request body that the proxy ended early: the window of a stream in frames of 4 KiB.
 const LATE_PER_STREAM: u32 = 64;

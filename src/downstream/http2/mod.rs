@@ -92,11 +92,8 @@ pub(super) async fn serve(
         .keep_alive_timeout(service.shared.timeouts.client_ping_timeout);
     let batcher = WriteBatcher::new(*stream);
     let request_head = service.shared.timeouts.request_head;
-    let (frames, cut_targets, budget) = ClientFrames::new(
-        request_head,
-        max_header_list,
-        limits.streams_per_connection,
-    );
+    let (frames, cut_targets, budget) =
+        ClientFrames::new(request_head, max_header_list, limits.streams_per_connection);
     let stream = FrameMonitor::of_client(batcher.clone(), frames);
     let connected = Arc::clone(&service.downstream.connected);
     let client_idle = service.shared.timeouts.client_idle;

@@ -138,7 +138,11 @@ impl ClientFrames {
         }
         self.block = Some(BlockPlace {
             is_padded: is_first && frame.has(PADDED),
-            priority: if is_first && frame.has(PRIORITY) { PRIORITY_BYTES } else { 0 },
+            priority: if is_first && frame.has(PRIORITY) {
+                PRIORITY_BYTES
+            } else {
+                0
+            },
             padding: 0,
             ends_head,
         });
@@ -365,7 +369,10 @@ mod tests {
                 assert!(!frames.is_incomplete);
                 assert!(!targets.refuses_all(), "cut into pieces of {size}");
                 let targets = targets.targets.lock().unwrap();
-                targets.iter().map(|target| target.to_string()).collect::<Vec<_>>()
+                targets
+                    .iter()
+                    .map(|target| target.to_string())
+                    .collect::<Vec<_>>()
             })
             .collect();
         results.dedup();
