@@ -16,8 +16,6 @@ use crate::proxy::{HOST, Proxy, World, watch_or_ok};
 type Wire = FrameConnection<TlsConnection>;
 
 const ENHANCE_YOUR_CALM: u32 = 11;
-const PROTOCOL_ERROR: u32 = 1;
-const REFUSED_STREAM: u32 = 7;
 
 fn fields<'a>(method: &'a str, path: &'a str) -> [(&'a str, &'a str); 4] {
     [
@@ -238,28 +236,10 @@ async fn watch_or_never(request: Request<RequestBody>) -> Response<ResponseBody>
     watch_or_ok(request).await
 }
 
-/// The codes of the resets before the GOAWAY, and its own code.
-async fn resets_before_goaway(wire: &mut Wire) -> (Vec<u32>, Option<u32>) {
-    let mut resets = Vec::new();
-    let found = async {
-        while let Ok(Some(frame)) = wire.next().await {
-            match frame.kind {
-                kind::RST_STREAM => resets.extend(frame.error_code()),
-                kind::GOAWAY => return frame.error_code(),
-                _ => {}
-            }
-        }
-        None
-    };
-    let code = within("the end of the connection", found).await;
-    (resets, code)
-}
-
 /// The frames that make the proxy reset a request of this client (`MadeYouReset`, CVE-2025-8671).
 fn made_you_reset(trigger: &str, stream: u32) -> Vec<(u8, u8, Vec<u8>)> {
     let post = [&fields("POST", "/never")[..], &[("content-length", "1")]].concat();
     let post = (kind::HEADERS, END_HEADERS, encode_fields(&post));
-    let trailers = |fields: &[(&str, &str)], flags| (kind::HEADERS, flags, encode_fields(fields));
     let then = match trigger {
         "a body longer than its length" => (kind::DATA, 0, b"xx".to_vec()),
         "a body shorter than its length" => (kind::DATA, END_STREAM, vec![]),
@@ -269,8 +249,6 @@ fn made_you_reset(trigger: &str, stream: u32) -> Vec<(u8, u8, Vec<u8>)> {
             0,
             [&stream.to_be_bytes()[..], &[15]].concat(),
         ),
-        "trailers with a pseudo-field" => trailers(&[(":path", "/")], END_HEADERS | END_STREAM),
-        "trailers without the end" => trailers(&[("x", "y")], END_HEADERS),
         "a malformed head" => {
             let head = [&fields("GET", "/")[..], &[("connection", "close")]].concat();
             return vec![(
@@ -296,26 +274,29 @@ async fn resets_that_a_client_provokes_are_limited() {
         "a body shorter than its length",
         "a window that overflows",
         "a stream that depends on itself",
-        "trailers with a pseudo-field",
-        "trailers without the end",
         "a malformed head",
     ] {
         let mut wire = wire(&proxy).await;
-        for stream in (1..600).step_by(2) {
-            for (kind, flags, payload) in made_you_reset(trigger, stream) {
-                wire.send(kind, flags, stream, payload).await.ok();
+        let (mut resets, mut code) = (0, None);
+        for first in (1..600).step_by(100) {
+            if code.is_some() {
+                break;
+            }
+            // Half of the streams that may be open, so that none is refused.
+            for stream in (first..first + 100).step_by(2) {
+                for (kind, flags, payload) in made_you_reset(trigger, stream) {
+                    wire.send(kind, flags, stream, payload).await.ok();
+                }
+            }
+            let wanted = resets + 50;
+            while resets < wanted && code.is_none() {
+                let frame = within(trigger, wire.next()).await.unwrap().unwrap();
+                resets += usize::from(frame.kind == kind::RST_STREAM);
+                code = (frame.kind == kind::GOAWAY).then(|| frame.error_code());
             }
         }
-        let (mut resets, code) = resets_before_goaway(&mut wire).await;
-        // Some of them are errors of the whole connection to h2.
-        let expected = [ENHANCE_YOUR_CALM, PROTOCOL_ERROR];
-        assert!(
-            code.is_some_and(|code| expected.contains(&code)),
-            "{trigger}: {code:?}"
-        );
-        // A stream beyond the limit of open streams is refused before anything is done for it.
-        resets.retain(|code| *code != REFUSED_STREAM);
-        assert!(resets.len() <= 128, "{trigger}: {resets:?}");
+        assert_eq!(code, Some(Some(ENHANCE_YOUR_CALM)), "{trigger}");
+        assert!(resets <= 128, "{trigger}: {resets} resets");
         drop(wire);
         // No request outlives its connection, nor its reset.
         upstream.wait_for_open_responses(1).await;
