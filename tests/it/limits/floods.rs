@@ -378,7 +378,6 @@ async fn client_that_cancels_all_it_has_open_stays() {
     let upstream = world.apiserver().http(watch_or_never).start().await;
     let proxy = world.proxy(upstream.address()).start();
     let mut wire = wire(&proxy).await;
-    let mut pace = tokio::time::interval(Duration::from_millis(1100));
     for round in 0..3_u32 {
         let streams = (0..100).map(|number| 200 * round + 2 * number + 1);
         for stream in streams.clone() {
@@ -391,10 +390,17 @@ async fn client_that_cancels_all_it_has_open_stays() {
                 (requests == 100 * (round as usize + 1)).then_some(())
             })
             .await;
-        pace.tick().await;
         for stream in streams {
             wire.reset(stream, 8).await.unwrap();
         }
+        upstream
+            .wait_for("the resets", |connections| {
+                let resets: usize = connections.iter().map(|one| one.resets().len()).sum();
+                (resets == 100 * (round as usize + 1)).then_some(())
+            })
+            .await;
+        // The client looks at what it sees for a second.
+        tokio::time::sleep(Duration::from_millis(1100)).await;
     }
     wire.headers(601, &fields("GET", "/"), END_STREAM)
         .await
