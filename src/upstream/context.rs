@@ -182,8 +182,8 @@ impl IdlePool {
         }
     }
 
-    /// How long a connection may stay idle. The apiserver closes connections that are idle for 90 s; a
-    /// request must not meet that close half-way.
+    /// How long a connection may stay idle. The apiserver closes connections that are idle for 90 s, and no request
+    /// must be sent on a connection that is just being closed.
     pub(super) fn max_age(&self) -> Duration {
         self.max_age
     }
@@ -254,8 +254,8 @@ impl IdlePool {
         true
     }
 
-    /// Closes connections that are too old or were closed by the apiserver. Called at intervals, because
-    /// nothing else closes a connection of which no client asks for another request.
+    /// Closes connections that are too old or were closed by the apiserver. Called at intervals, because nothing else
+    /// closes a connection that no client uses again.
     fn sweep(&self) {
         let mut connections = lock(&self.connections);
         for idle in connections.values_mut() {
@@ -300,5 +300,5 @@ impl IdleConnection {
     }
 }
 
-/// Sweep targets that there is room for at least.
+/// The smallest capacity of the list of sweep targets.
 const MIN_SWEEP_TARGETS: usize = 16;

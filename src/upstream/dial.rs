@@ -70,7 +70,7 @@ pub(super) async fn connect(
                         dials.0.push(Box::pin(dial));
                     }
                     Err(error) if dials.0.is_empty() => return Err(error),
-                    // The dials in progress go on without another one beside them.
+                    // The dials in progress continue, and no other one starts.
                     Err(_) => {}
                 }
                 waiting.len() > 0

@@ -244,8 +244,8 @@ pub(super) enum UploadEnd {
     Complete,
     /// The apiserver accepts no more of it.
     Stopped,
-    /// The client did not finish it. The stream was reset, so the apiserver cannot take the body for
-    /// complete.
+    /// The client did not finish it. The stream was reset, so the apiserver cannot mistake the body for a complete
+    /// one.
     Failed(UploadError),
 }
 

@@ -97,9 +97,7 @@ async fn flood_of_control_frames_ends_only_its_connection() {
 /// Fewer than h2 refuses per head, on many heads.
 #[tokio::test]
 async fn flood_of_small_continuations_ends_its_connection() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, _upstream, proxy) = World::with_proxy().await;
     let mut wire = wire(&proxy).await;
     let block = encode_fields(&fields("GET", "/"));
     for stream in (1..200).step_by(2) {

@@ -157,9 +157,7 @@ async fn upload_aborted_by_client_is_aborted_upstream_over_http2() {
         h2::Reason::NO_ERROR,
         h2::Reason::INTERNAL_ERROR,
     ] {
-        let world = World::new();
-        let upstream = world.apiserver().start().await;
-        let proxy = world.proxy(upstream.address()).start();
+        let (_world, upstream, proxy) = World::with_proxy().await;
         let client = proxy.client().http2().await;
         let (_response, mut upload) = begin_upload(&client).await;
         upload.send_data("half".into(), false).unwrap();
@@ -178,9 +176,7 @@ async fn upload_aborted_by_client_is_aborted_upstream_over_http2() {
 #[tokio::test]
 async fn upload_aborted_by_client_is_aborted_upstream_over_http1() {
     for framing in ["Content-Length: 8", "Transfer-Encoding: chunked"] {
-        let world = World::new();
-        let upstream = world.apiserver().start().await;
-        let proxy = world.proxy(upstream.address()).start();
+        let (_world, upstream, proxy) = World::with_proxy().await;
         let mut client = proxy.client().http1().await;
         let head = format!("POST / HTTP/1.1\r\nHost: {HOST}\r\n{framing}\r\n\r\n");
         let half = if framing.contains("chunked") {
