@@ -23,7 +23,7 @@ use crate::{
     config::{Limits, Timeouts},
     drain::{ConnectionKind, Drain},
     hosts::{HostMap, HostName, PeerAddr},
-    metrics::{Connected, Counters, Handshake, Limit, Protocol},
+    metrics::{Connected, Handshake, Limit, Protocol},
     pki::{self, Identity},
     proxy::{ClientConnection, Routes},
     socket,
@@ -107,7 +107,7 @@ async fn serve(
     // On the heap: the handshake needs much memory for a moment, the connection little for hours.
     let accepted = Box::pin(async {
         tokio::select! {
-            accepted = handshake(stream, tls, place.client(), &shared, context.counters()) => accepted,
+            accepted = handshake(stream, tls, place.client(), &shared, &context) => accepted,
             () = place.closing() => Err(HandshakeError::Closed),
         }
     });
@@ -226,7 +226,7 @@ async fn handshake(
     config: Arc<ServerConfig>,
     client: &Client,
     shared: &Shared,
-    counters: &Counters,
+    context: &UpstreamContext,
 ) -> Result<Box<TlsStream<ReadAhead>>, HandshakeError> {
     let handshake = async {
         // A client takes a slot only after its whole ClientHello has arrived. Otherwise a few silent clients
@@ -234,7 +234,7 @@ async fn handshake(
         let hello = LazyConfigAcceptor::new(Acceptor::default(), ReadAhead::new(stream)).await?;
         let slots = [&client.handshakes, &shared.handshakes];
         if slots.iter().any(|slots| slots.available_permits() == 0) {
-            counters.limits_hit.count(Limit::Handshakes);
+            context.counters().limits_hit.count(Limit::Handshakes);
         }
         let _slots = (
             client
@@ -250,10 +250,9 @@ async fn handshake(
         );
         let limit_buffer =
             |connection: &mut ServerConnection| connection.set_buffer_limit(Some(MAX_TLS_BUFFER));
-        hello
-            .into_stream_with(config, limit_buffer)
-            .await
-            .map(Box::new)
+        let handshake = hello.into_stream_with(config, limit_buffer);
+        let stream = context.client_turns().run(handshake).await;
+        stream.map(Box::new)
     };
     let limit = shared.timeouts.handshake;
     timeout(limit, handshake)

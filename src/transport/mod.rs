@@ -17,6 +17,7 @@
 
 pub(crate) mod frames;
 mod read_ahead;
+mod turn;
 mod write_batcher;
 
 #[cfg(test)]
@@ -25,4 +26,5 @@ mod tests;
 pub(crate) use read_ahead::{ReadAhead, Readable};
 #[cfg(test)]
 pub(crate) use tests::PlainStream;
+pub(crate) use turn::yield_turn;
 pub(crate) use write_batcher::{TlsWriter, WriteBatcher};

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::{
     h1::H1Connection,
     h2::H2Connection,
+    handshake_turns::HandshakeTurns,
     lease::LeaseTable,
     lock,
     request_body::ReplayBudget,
@@ -36,6 +37,11 @@ pub struct UpstreamContext {
     pub(super) counters: Arc<Counters>,
     pub(super) replay_budget: Arc<ReplayBudget>,
     pub(super) spare_sockets: Arc<SpareSockets>,
+    /// TLS handshakes with apiservers. Clients that are connected wait for them, so new clients have a queue of their
+    /// own.
+    pub(super) dial_turns: HandshakeTurns,
+    /// TLS handshakes with clients.
+    client_turns: HandshakeTurns,
 }
 
 impl UpstreamContext {
@@ -49,6 +55,8 @@ impl UpstreamContext {
         );
         Self {
             idle: Arc::new(idle),
+            dial_turns: HandshakeTurns::new(drain.clone()),
+            client_turns: HandshakeTurns::new(drain.clone()),
             limits,
             timeouts,
             drain,
@@ -83,6 +91,11 @@ impl UpstreamContext {
     #[must_use]
     pub fn counters(&self) -> &Arc<Counters> {
         &self.counters
+    }
+
+    /// The queue of the TLS handshakes with clients.
+    pub(crate) fn client_turns(&self) -> &HandshakeTurns {
+        &self.client_turns
     }
 
     /// How often names are resolved.

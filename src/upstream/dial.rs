@@ -193,7 +193,8 @@ pub(super) async fn verified_stream(
     let counted = endpoint.count();
     let tcp = tcp_connect(endpoint.address(), &context.timeouts).await?;
     let stream = ReadAhead::new(tcp).with_on_close(Box::new((counted, socket)));
-    tls_handshake(stream, &cluster.tls.name, config, endpoint.address()).await
+    let handshake = tls_handshake(stream, &cluster.tls.name, config, endpoint.address());
+    context.dial_turns.run(handshake).await
 }
 
 async fn tcp_connect(

@@ -90,7 +90,11 @@ pub(super) async fn serve(
         .max_send_buf_size(MAX_SEND_BUFFER)
         .keep_alive_interval(service.shared.timeouts.client_ping_interval)
         .keep_alive_timeout(service.shared.timeouts.client_ping_timeout);
-    let batcher = WriteBatcher::new(*stream);
+    // A box that only lost its value would keep its memory to the end of the connection.
+    let batcher = {
+        let stream = stream;
+        WriteBatcher::new(*stream)
+    };
     let request_head = service.shared.timeouts.request_head;
     let (frames, cut_targets, budget) =
         ClientFrames::new(request_head, max_header_list, limits.streams_per_connection);
