@@ -487,8 +487,7 @@ impl Drop for ReplayCharge {
 /// How many requests of one client connection may keep `limits.replayBytes` each. Usual request bodies are
 /// a few KiB, so that thousands of them have room.
 const FULL_REPLAY_COPIES_PER_CLIENT: usize = 4;
-/// An eighth of the memory that the manifests give to the process, and the largest value of
-/// `limits.replayBytes`.
+/// This is an eighth of the memory in the manifests, and as much as the largest value of `limits.replayBytes`.
 const MAX_REPLAY_BYTES_OF_PROCESS: usize = 64 * 1024 * 1024;
 
 #[cfg(test)]
