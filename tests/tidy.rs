@@ -85,7 +85,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("bench", &["downstream", "proxy"]),
     (
         "listener",
-        &["config", "drain", "metrics", "socket", "telemetry"],
+        &[
+            "config",
+            "drain",
+            "memory",
+            "metrics",
+            "socket",
+            "telemetry",
+        ],
     ),
     (
         "downstream",
@@ -93,6 +100,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "config",
             "drain",
             "http1",
+            "memory",
             "metrics",
             "pki",
             "proxy",
@@ -113,6 +121,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "config",
             "drain",
             "http1",
+            "memory",
             "metrics",
             "pki",
             "socket",

@@ -61,13 +61,12 @@ impl Workers {
         sockets: Vec<Vec<TcpListener>>,
         owner: Owner,
         shared: &Arc<Shared>,
-        spare_sockets: usize,
+        spare_sockets: &Arc<SpareSockets>,
         metrics: &Metrics,
         heartbeats: &Heartbeats,
     ) -> Result<Self, AppError> {
         let connections = Arc::new(Semaphore::new(shared.limits.connections));
-        let replay_budget = Arc::new(ReplayBudget::of_process());
-        let spare_sockets = Arc::new(SpareSockets::new(spare_sockets));
+        let replay_budget = Arc::new(ReplayBudget::of_process(Arc::clone(&shared.memory)));
         let (sender, ended) = mpsc::unbounded_channel();
         // Dropped on an error below, it ends the workers that have started.
         let mut workers = Self {
@@ -81,7 +80,7 @@ impl Workers {
                 shared: Arc::clone(shared),
                 connections: Arc::clone(&connections),
                 replay_budget: Arc::clone(&replay_budget),
-                spare_sockets: Arc::clone(&spare_sockets),
+                spare_sockets: Arc::clone(spare_sockets),
                 drain: Drain::new(),
                 counters,
             };
@@ -241,6 +240,7 @@ impl Worker {
                     socket,
                     self.owner,
                     Arc::clone(&self.connections),
+                    Arc::clone(&self.shared.memory),
                     timeouts.clone(),
                     Arc::clone(&self.counters),
                 )?;

@@ -26,6 +26,7 @@ use crate::{
     config::{Limits, Timeouts},
     drain::{ConnectionKind, Drain},
     hosts::{HostMap, HostName, PeerAddr},
+    memory::MemoryPressure,
     metrics::{Connected, Counters, Handshake, Limit, Protocol},
     pki::{self, Identity},
     proxy::{ClientConnection, Routes},
@@ -60,6 +61,8 @@ pub struct Shared {
     pub snapshot: ArcSwap<Snapshot>,
     /// Slots for handshakes in progress.
     pub handshakes: Semaphore,
+    /// Whether memory is short.
+    pub memory: Arc<MemoryPressure>,
     /// Limits of the configuration.
     pub limits: Limits,
     /// Timeouts of the configuration.

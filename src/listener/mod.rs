@@ -18,6 +18,7 @@ use crate::{
     config::Timeouts,
     drain::Drain,
     hosts::PeerAddr,
+    memory::MemoryPressure,
     metrics::{Counters, Limit},
     socket,
     text::error_chain,
@@ -29,6 +30,7 @@ pub struct Listener {
     socket: TcpListener,
     owner: Owner,
     connections: Arc<Semaphore>,
+    memory: Arc<MemoryPressure>,
     timeouts: Timeouts,
     counters: Arc<Counters>,
 }
@@ -155,6 +157,7 @@ impl Listener {
         socket: std::net::TcpListener,
         owner: Owner,
         connections: Arc<Semaphore>,
+        memory: Arc<MemoryPressure>,
         timeouts: Timeouts,
         counters: Arc<Counters>,
     ) -> io::Result<Self> {
@@ -162,6 +165,7 @@ impl Listener {
             socket: TcpListener::from_std(socket)?,
             owner,
             connections,
+            memory,
             timeouts,
             counters,
         })
@@ -176,7 +180,7 @@ impl Listener {
         loop {
             let (stream, peer) = tokio::select! {
                 biased;
-                accepted = self.accept() => accepted,
+                accepted = self.accept_with_memory() => accepted,
                 () = drain.begun() => break,
             };
             tokio::select! {
@@ -212,6 +216,15 @@ impl Listener {
                 permit,
             });
         }
+    }
+
+    /// The next connection, once there is memory for it.
+    async fn accept_with_memory(&self) -> (TcpStream, PeerAddr) {
+        if self.memory.is_short() {
+            self.counters.limits_hit.count(Limit::Memory);
+            self.memory.eased().await;
+        }
+        self.accept().await
     }
 
     /// The next connection. Errors of `accept` are logged and waited out: either they concern one connection,

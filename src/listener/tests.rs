@@ -51,7 +51,15 @@ fn bound(address: &str) -> std::net::TcpListener {
 fn listener(socket: std::net::TcpListener, owner: Owner) -> Listener {
     let connections = Arc::new(Semaphore::new(10));
     let (timeouts, counters) = (Timeouts::default(), Arc::default());
-    Listener::new(socket, owner, connections, timeouts, counters).unwrap()
+    Listener::new(
+        socket,
+        owner,
+        connections,
+        Arc::default(),
+        timeouts,
+        counters,
+    )
+    .unwrap()
 }
 
 /// The kernel resets the connections in the queue of a socket that is closed.

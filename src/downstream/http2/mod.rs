@@ -40,12 +40,12 @@ use self::{
     budget::RequestInProgress,
     monitor::ClientMonitor,
     reset_code::ResetCode,
-    stall::{PacedBody, StallGuard, StallReport},
+    stall::{PacedBody, StallGuard, StallReport, UnreadResponses},
 };
 use super::Service;
 use crate::{
     drain::Drain,
-    metrics::{Connected, Limit},
+    metrics::Limit,
     proxy::{self, Rejection},
     transport::{ReadAhead, WriteBatcher},
 };
@@ -74,7 +74,10 @@ pub(super) async fn serve(
         drain: drain.clone(),
         streams: Arc::new(count),
         max: max_streams,
-        connected: Arc::clone(&service.downstream.connected),
+        unread: Arc::new(UnreadResponses::new(
+            Arc::clone(&service.downstream.connected),
+            Arc::clone(&service.shared.memory),
+        )),
     });
     builder
         .timer(TokioTimer::new())
@@ -212,7 +215,7 @@ struct StreamTasks {
     streams: Arc<watch::Sender<Streams>>,
     /// Streams that may be open at once.
     max: usize,
-    connected: Arc<Connected>,
+    unread: Arc<UnreadResponses>,
 }
 
 /// The streams of one connection.
@@ -260,11 +263,12 @@ where
             streams.open += 1;
             streams.begun += 1;
             if streams.open == self.max {
-                self.connected.counters().limits_hit.count(Limit::Streams);
+                let counters = self.unread.connected().counters();
+                counters.limits_hit.count(Limit::Streams);
             }
         });
         let open = StreamCount(Arc::clone(&self.streams));
-        let stream = StallGuard::new(stream, Arc::clone(&self.connected));
+        let stream = StallGuard::new(stream, Arc::clone(&self.unread));
         self.drain.spawn(StreamTask { stream, open });
     }
 }
