@@ -46,6 +46,7 @@ pub mod app;
 pub mod bench;
 pub mod check;
 pub mod cli;
+pub mod clients;
 pub mod config;
 pub mod downstream;
 pub mod drain;

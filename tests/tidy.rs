@@ -20,6 +20,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "app",
         &[
             "admin",
+            "clients",
             "config",
             "heartbeat",
             "metrics",
@@ -85,18 +86,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("bench", &["downstream", "proxy"]),
     (
         "listener",
-        &[
-            "config",
-            "drain",
-            "memory",
-            "metrics",
-            "socket",
-            "telemetry",
-        ],
+        &["clients", "config", "drain", "memory", "metrics", "socket"],
     ),
     (
         "downstream",
         &[
+            "clients",
             "config",
             "drain",
             "http1",
@@ -112,7 +107,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "proxy",
         &[
-            "activity", "config", "drain", "http1", "metrics", "upstream",
+            "activity", "clients", "config", "drain", "http1", "metrics", "upstream",
         ],
     ),
     (
@@ -131,7 +126,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("pki", &["config"]),
     ("telemetry", &["config"]),
-    ("metrics", &["activity"]),
+    ("metrics", &["activity", "clients"]),
+    ("clients", &["config"]),
     ("activity", &["telemetry"]),
     ("http1", &["transport"]),
     ("transport", &[]),

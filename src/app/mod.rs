@@ -28,6 +28,7 @@ pub use workers::FastStop;
 
 use crate::{
     admin::{Admin, Sources},
+    clients::ClientTable,
     config::{Capacity, Config},
     downstream::Shared,
     drain::Phase,
@@ -105,6 +106,7 @@ impl App {
         let heartbeats = Heartbeats::new(config.workers.get());
         let shared = Shared {
             snapshot: ArcSwap::from_pointee(snapshot),
+            clients: ClientTable::new(&config.limits),
             handshakes: Semaphore::new(config.limits.handshakes),
             memory: Arc::default(),
             limits: config.limits.clone(),

@@ -10,7 +10,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{mpsc, watch},
     time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
@@ -65,7 +65,6 @@ impl Workers {
         metrics: &Metrics,
         heartbeats: &Heartbeats,
     ) -> Result<Self, AppError> {
-        let connections = Arc::new(Semaphore::new(shared.limits.connections));
         let replay_budget = Arc::new(ReplayBudget::of_process(Arc::clone(&shared.memory)));
         let (sender, ended) = mpsc::unbounded_channel();
         // Dropped on an error below, it ends the workers that have started.
@@ -78,7 +77,6 @@ impl Workers {
             let worker = Worker {
                 owner,
                 shared: Arc::clone(shared),
-                connections: Arc::clone(&connections),
                 replay_budget: Arc::clone(&replay_budget),
                 spare_sockets: Arc::clone(spare_sockets),
                 drain: Drain::new(),
@@ -208,7 +206,6 @@ fn run_failed(number: usize, source: io::Error) -> AppError {
 struct Worker {
     owner: Owner,
     shared: Arc<Shared>,
-    connections: Arc<Semaphore>,
     replay_budget: Arc<ReplayBudget>,
     spare_sockets: Arc<SpareSockets>,
     drain: Drain,
@@ -239,7 +236,7 @@ impl Worker {
                 let listener = Listener::new(
                     socket,
                     self.owner,
-                    Arc::clone(&self.connections),
+                    Arc::clone(&self.shared.clients),
                     Arc::clone(&self.shared.memory),
                     timeouts.clone(),
                     Arc::clone(&self.counters),
@@ -251,9 +248,9 @@ impl Worker {
                     let Accepted {
                         stream,
                         peer,
-                        permit,
+                        place,
                     } = accepted;
-                    downstream::spawn(stream, peer, permit, shared, context, &drain);
+                    downstream::spawn(stream, peer, place, shared, context, &drain);
                 };
                 self.drain
                     .spawn(listener.run(self.drain.clone(), on_accept));

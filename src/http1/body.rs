@@ -158,6 +158,17 @@ fn take_trailers(unread: &mut Bytes) -> Result<Option<HeaderMap>, MessageError> 
     let mut fields = [httparse::EMPTY_HEADER; MAX_TRAILERS];
     match httparse::parse_headers(unread, &mut fields) {
         Ok(Status::Complete((length, fields))) if length <= MAX_CHUNK_LINES => {
+            let lines = unread.get(..length).unwrap_or_default();
+            // httparse also takes a bare LF for a line end. A parser that does not would find the end of the
+            // body elsewhere. Proof: `tests/differential`.
+            if lines
+                .split_inclusive(|byte| *byte == b'\n')
+                .any(|line| !line.ends_with(b"\r\n"))
+            {
+                return Err(MessageError::Framing(
+                    "a trailer ends without a carriage return",
+                ));
+            }
             let mut trailers = HeaderMap::with_capacity(fields.len());
             for field in fields {
                 let name = HeaderName::from_bytes(field.name.as_bytes());

@@ -83,7 +83,7 @@ families! {
         "1 while more than 85 % of that memory is in use, so that new clients wait, else 0.";
     CONNECTIONS_TOTAL = Counter "kube_tls_proxy_connections_total" ["protocol": PROTOCOLS]
         "Client connections after a successful TLS handshake.";
-    HANDSHAKES = Counter "kube_tls_proxy_handshakes_total" ["result": "`ok`, `timeout`, `failed`"]
+    HANDSHAKES = Counter "kube_tls_proxy_handshakes_total" ["result": "`ok`, `timeout`, `failed`, `closed` (another client needed the place)"]
         "TLS handshakes with clients.";
     REQUESTS = Counter "kube_tls_proxy_requests_total"
         ["verb": VERBS, "resource": RESOURCES, "code": CODES, "protocol": PROTOCOLS]
@@ -124,7 +124,10 @@ families! {
     LAST_RELOAD = Gauge "kube_tls_proxy_last_reload_seconds" []
         "Time of the last reload that found a change, valid or not, in Unix time.";
     LIMITS_HIT = Counter "kube_tls_proxy_limits_hit_total"
-        ["limit": "`connections` (a client waits), `handshakes` (a handshake waits), `header_fields`, `header_bytes`, \
+        ["limit": "`connections` (all places are taken: a new connection waits or is refused), \
+            `client_places` (a connection was closed because its client has the most and others need places), \
+            `client_connections` (a new connection was refused: its client has `limits.connectionsPerClient`), \
+            `handshakes` (a handshake waits), `header_fields`, `header_bytes`, \
             `uri_bytes` (answered with 431 or 414), `streams` (a client has the maximum open), \
             `client_stall` (a client did not read a response for 60 s, so its stream was reset), \
             `upstream_connections` (a client connection uses the maximum; answered with 503), \

@@ -93,6 +93,8 @@ label! {
         Ok = "ok",
         /// The client took too long.
         Timeout = "timeout",
+        /// The proxy closed the connection, because another client needed its place.
+        Closed = "closed",
         /// TLS was not agreed, or the connection broke.
         Failed = "failed",
     }
@@ -193,8 +195,13 @@ label! {
 label! {
     /// A limit that was reached.
     Limit {
-        /// `limits.connections`: a client waits to be accepted.
+        /// `limits.connections`: a new connection waits for a place, or is refused because too many wait.
         Connections = "connections",
+        /// `limits.connections`: a connection of the client with the most connections was closed, because other clients
+        /// need places.
+        ClientPlaces = "client_places",
+        /// `limits.connectionsPerClient`: a new connection was refused.
+        ClientConnections = "client_connections",
         /// `limits.handshakes`: a handshake waits for another one.
         Handshakes = "handshakes",
         /// `limits.headerFields`: answered with 431.

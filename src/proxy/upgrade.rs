@@ -18,6 +18,7 @@ use super::{
 use crate::{
     drain::ConnectionKind,
     http1::Upgraded,
+    metrics::Limit,
     text::error_chain,
     upstream::{Cluster, RequestBody},
 };
@@ -80,11 +81,9 @@ impl PendingTunnel {
         let peer = downstream.peer;
         let connected = Arc::clone(&downstream.connected);
         let counted = downstream.drain.count(ConnectionKind::Tunnel);
+        connected.place().become_tunnel();
         downstream.drain.spawn(async move {
             let _counted = counted;
-            // hyper considers the downstream connection finished once the tunnel begins. It still counts
-            // against the connection limit.
-            let _connected = connected;
             // hyper resolves this only after it has flushed the 101. The tunnel's bytes therefore go into
             // later TLS records: client-go's SPDY dialer drops bytes that share a record with the 101.
             let client = match self.client.await {
@@ -94,7 +93,15 @@ impl PendingTunnel {
                     return;
                 }
             };
-            let (carried, result) = tunnel::join(client, self.apiserver, half_close_timeout).await;
+            let joined = tunnel::join(client, self.apiserver, half_close_timeout);
+            // hyper considers the downstream connection finished once the tunnel begins. It keeps its place.
+            let (carried, result) = tokio::select! {
+                ended = joined => ended,
+                () = connected.place().closing() => {
+                    connected.counters().limits_hit.count(Limit::ClientPlaces);
+                    return log.aborted();
+                }
+            };
             log.carried(carried);
             match result {
                 Ok(()) => log.completed(),

@@ -206,7 +206,8 @@ async fn binary_survives_more_connections_than_open_files() {
     let mut watch = established.open(WATCH).await.unwrap();
     let mut silent = Vec::new();
     for _ in 0..1_000 {
-        silent.push(TcpStream::connect(binary.address()).await.unwrap());
+        // The proxy may refuse it, because this client has the most connections.
+        silent.extend(TcpStream::connect(binary.address()).await.ok());
     }
     let admin = binary.admin().await;
     let before = cpu_seconds(&binary);

@@ -24,7 +24,7 @@ use crate::{
     memory::MemoryLimit,
     pki::{
         Identity, TrustAnchors,
-        mint::{Ca, now, params_of_leaf},
+        tests::mint::{Ca, now, params_of_leaf},
     },
 };
 

@@ -15,10 +15,10 @@ use tokio_rustls::server::TlsStream;
 pub use framing::scan_requests;
 
 use self::guard::{LINGER, NotifyOnDrop, RequestGuard};
-use super::Service;
+use super::{CLOSE_TIMEOUT, Service};
 use crate::{proxy, transport::ReadAhead};
 
-/// Serves one connection until it ends. Once the drain begins, the connection closes after the response to
+/// Serves one connection until it ends, or another client needs its place. Once the drain begins, the connection closes after the response to
 /// the current request, or to the first one if none has come yet.
 ///
 /// # Errors
@@ -40,6 +40,7 @@ pub(super) async fn serve(
         Arc::clone(&service.downstream.connected),
         drain.clone(),
     );
+    let connected = Arc::clone(&service.downstream.connected);
     let respond = service_fn({
         let tracker = Arc::clone(&tracker);
         move |request: Request<Incoming>| {
@@ -86,6 +87,12 @@ pub(super) async fn serve(
     tokio::select! {
         ended = connection.as_mut() => return ended,
         () = drain.begun() => {}
+        // Between two requests hyper closes the connection at once.
+        () = connected.place().closing() => {
+            connection.as_mut().graceful_shutdown();
+            let ended = Box::pin(timeout(CLOSE_TIMEOUT, connection)).await;
+            return ended.unwrap_or(Ok(()));
+        }
     }
     // hyper's `graceful_shutdown` would close a connection that has had no request yet. Let it send one:
     // its response carries `Connection: close`, and `timeouts.requestHead` bounds the wait.
