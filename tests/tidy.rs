@@ -82,7 +82,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "reload",
         &["config", "downstream", "pki", "proxy", "upstream"],
     ),
-    ("fuzz", &["downstream", "http1", "proxy", "upstream"]),
+    (
+        "fuzz",
+        &["downstream", "http1", "proxy", "transport", "upstream"],
+    ),
     ("bench", &["downstream", "proxy"]),
     (
         "listener",
@@ -441,6 +444,34 @@ fn architecture_names_files_and_functions_that_exist() {
         "docs/architecture.md:\n{}",
         missing.join("\n")
     );
+}
+
+/// A promise without its test is only a sentence.
+#[test]
+fn threat_model_names_tests_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/threat-model.md")).unwrap();
+    let mut code = String::new();
+    for folder in ["src", "tests"] {
+        for file in sources_below(&root.join(folder)) {
+            code.push_str(&file.text);
+        }
+    }
+    let is_name = |span: &&str| {
+        let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        span.matches('_').count() > 2 && span.chars().all(is_word)
+    };
+    let mut named = 0;
+    let mut missing = Vec::new();
+    for span in page.split('`').skip(1).step_by(2).filter(is_name) {
+        named += 1;
+        // The tests of `tests/attacks` are rows of a macro.
+        if !code.contains(&format!("fn {span}(")) && !code.contains(&format!("    {span}: \"")) {
+            missing.push(span);
+        }
+    }
+    assert!(named > 40, "{named} tests");
+    assert!(missing.is_empty(), "docs/threat-model.md: {missing:#?}");
 }
 
 /// An operator searches this table for the message on the screen.

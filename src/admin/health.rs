@@ -34,7 +34,7 @@ impl HealthChecks {
         self.checks.iter().all(|check| check.failure.is_none())
     }
 
-    /// The text in the format of kube-apiserver, but with the reasons, which readers of this port may know.
+    /// The text in the format of kube-apiserver, and the reasons too: readers of this port may know them.
     pub(super) fn text(&self, verbose: bool) -> String {
         if self.passed() && !verbose {
             return "ok".to_owned();

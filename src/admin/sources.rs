@@ -36,7 +36,7 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// An instant in Unix time. Equal instants give equal numbers even if the wall clock is set.
+    /// An instant in Unix time. Equal instants give equal numbers even if the wall clock was changed in between.
     pub(super) fn unix(&self, at: Instant) -> f64 {
         let (clock, instant) = self.started;
         unix_seconds(clock + at.saturating_duration_since(instant))

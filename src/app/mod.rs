@@ -141,7 +141,7 @@ impl App {
         &self.reloader
     }
 
-    /// Notify it to reload configuration and files now, and not only after `timeouts.reload`.
+    /// Notify this to reload the configuration and the files now, before `timeouts.reload` has passed.
     #[must_use]
     pub fn reload_now(&self) -> Arc<Notify> {
         Arc::clone(&self.reload_now)
@@ -165,7 +165,7 @@ impl App {
         self.phase.subscribe()
     }
 
-    /// Makes it stop faster than after its deadlines.
+    /// Makes the proxy stop before its deadlines.
     #[must_use]
     pub fn stop(&self) -> FastStop {
         self.stop.clone()

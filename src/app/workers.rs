@@ -27,8 +27,8 @@ use crate::{
     upstream::{ReplayBudget, SpareSockets, UpstreamContext},
 };
 
-/// Makes a proxy stop faster. Before the stop signal a call only takes effect later. Clones act on the same
-/// proxy.
+/// Makes a proxy stop faster. A call before the stop signal takes effect when the signal comes. Clones act on the
+/// same proxy.
 #[derive(Debug, Clone, Default)]
 pub struct FastStop {
     no_delay: CancellationToken,
@@ -67,7 +67,7 @@ impl Workers {
     ) -> Result<Self, AppError> {
         let replay_budget = Arc::new(ReplayBudget::of_process(Arc::clone(&shared.memory)));
         let (sender, ended) = mpsc::unbounded_channel();
-        // Dropped on an error below, it ends the workers that have started.
+        // If a step below fails, this is dropped, which ends the workers that have started.
         let mut workers = Self {
             drains: Vec::new(),
             ended,

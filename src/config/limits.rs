@@ -1,8 +1,8 @@
 //! The bounds and timeouts of a running proxy, one row per setting.
 //!
-//! A row has everything about a setting: what it bounds and why, how the file writes it, its type and its
-//! default. Deriving `Deserialize` for the running structs would not do: a key without a value means the
-//! default, some defaults depend on the machine, and the file keeps positions for its errors.
+//! A row has everything about a setting: what it bounds and why, how the file writes it, its type and its default. To
+//! derive `Deserialize` for the running structs would not be enough: a key without a value means the default, some
+//! defaults depend on the machine, and the file keeps positions for its errors.
 //!
 //! By design, nothing bounds how long a response, an upload or a tunnel takes as a whole.
 

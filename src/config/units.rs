@@ -291,7 +291,7 @@ impl<const MIN: u64, const MAX: u64> JsonSchema for Size<MIN, MAX> {
     }
 }
 
-/// Longer than any useful wait, and far below what overflows when added to a clock.
+/// Longer than any useful wait, and too short to overflow an instant that it is added to.
 const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 const NOT_A_DURATION: &str =

@@ -24,7 +24,7 @@ use crate::{
     drain::{ConnectionKind, Drain},
     hosts::{HostMap, HostName, PeerAddr},
     memory::MemoryPressure,
-    metrics::{Connected, Counters, Handshake, Limit, Protocol},
+    metrics::{Connected, Handshake, Limit, Protocol},
     pki::{self, Identity},
     proxy::{ClientConnection, Routes},
     socket,
@@ -33,8 +33,8 @@ use crate::{
     upstream::{ClientLeases, UpstreamContext},
 };
 
-/// The fuzz body of this module: the targets of HTTP/2 requests.
-pub(crate) const FUZZ: fn(&[u8]) = http2::fuzz;
+/// The fuzz bodies of this module: what the frames of an HTTP/2 client say, and their budgets.
+pub(crate) const FUZZ: [fn(&[u8]); 2] = http2::FUZZ;
 
 /// What the benches measure of this module.
 pub(crate) mod bench {
@@ -110,7 +110,7 @@ async fn serve(
     // On the heap: the handshake needs much memory for a moment, the connection little for hours.
     let accepted = Box::pin(async {
         tokio::select! {
-            accepted = handshake(stream, tls, place.client(), &shared, context.counters()) => accepted,
+            accepted = handshake(stream, tls, place.client(), &shared, &context) => accepted,
             () = place.closing() => Err(HandshakeError::Closed),
         }
     });
@@ -229,7 +229,7 @@ async fn handshake(
     config: Arc<ServerConfig>,
     client: &Client,
     shared: &Shared,
-    counters: &Counters,
+    context: &UpstreamContext,
 ) -> Result<Box<TlsStream<ReadAhead>>, HandshakeError> {
     let handshake = async {
         // A client takes a slot only after its whole ClientHello has arrived. Otherwise a few silent clients
@@ -237,7 +237,7 @@ async fn handshake(
         let hello = LazyConfigAcceptor::new(Acceptor::default(), ReadAhead::new(stream)).await?;
         let slots = [&client.handshakes, &shared.handshakes];
         if slots.iter().any(|slots| slots.available_permits() == 0) {
-            counters.limits_hit.count(Limit::Handshakes);
+            context.counters().limits_hit.count(Limit::Handshakes);
         }
         let _slots = (
             client
@@ -253,10 +253,9 @@ async fn handshake(
         );
         let limit_buffer =
             |connection: &mut ServerConnection| connection.set_buffer_limit(Some(MAX_TLS_BUFFER));
-        hello
-            .into_stream_with(config, limit_buffer)
-            .await
-            .map(Box::new)
+        let handshake = hello.into_stream_with(config, limit_buffer);
+        let stream = context.client_turns().run(handshake).await;
+        stream.map(Box::new)
     };
     let limit = shared.timeouts.handshake;
     timeout(limit, handshake)

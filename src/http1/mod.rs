@@ -23,7 +23,7 @@ pub(crate) use fuzz::{fuzz_chunks, fuzz_requests, fuzz_response_head};
 pub(crate) use request::{RequestFraming, RequestHead, RequestParser, encode_request_head};
 pub(crate) use response::{ResponseHead, take_response_head};
 pub use wire::Upgraded;
-pub(crate) use wire::{MAX_BYTES_PER_TURN, Wire, yield_turn};
+pub(crate) use wire::Wire;
 
 /// Why a message is not complete.
 #[derive(Debug, thiserror::Error)]

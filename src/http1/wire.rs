@@ -13,7 +13,7 @@ use std::{
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncWrite, Empty, ReadBuf, empty},
-    task::{coop::unconstrained, yield_now},
+    task::coop::unconstrained,
 };
 use tokio_util::io::poll_read_buf;
 
@@ -118,6 +118,7 @@ impl Wire {
         if !self.unread.is_empty() {
             return false;
         }
+        self.with_io(|io| io.begin_turn());
         let mut byte = [0; 1];
         let read = poll_fn(|cx| {
             self.with_io(|io| io.poll_read_if_ready(cx, &mut ReadBuf::new(&mut byte)))
@@ -135,7 +136,10 @@ impl Drop for Wire {
         if self.is_idle {
             // Sends `close_notify` if the socket takes it now; the proxy does not wait for more.
             let cx = &mut Context::from_waker(Waker::noop());
-            let _done = self.with_io(|io| Pin::new(io).poll_shutdown(cx));
+            let _done = self.with_io(|io| {
+                io.begin_turn();
+                Pin::new(io).poll_shutdown(cx)
+            });
         }
     }
 }
@@ -187,16 +191,6 @@ impl AsyncWrite for Upgraded {
         self.0.with_io(|io| Pin::new(io).poll_shutdown(cx))
     }
 }
-
-/// Pending until the other tasks have had a turn. Uses `yield_now` and not `wake_by_ref`: a task that wakes
-/// itself is runnable at once, and while a task is runnable, tokio looks for I/O events only once in 61 polls.
-pub(crate) fn yield_turn<T>(cx: &mut Context<'_>) -> Poll<T> {
-    let _pending = pin!(yield_now()).poll(cx);
-    Poll::Pending
-}
-
-/// Bytes that one connection reads or writes before the other tasks of the thread have a turn.
-pub(crate) const MAX_BYTES_PER_TURN: usize = 64 * 1024;
 /// Room for most heads and for the events of a watch.
 const MIN_READ: usize = 4 * 1024;
 /// Room for the most that rustls returns from one read: a full record (RFC 8446 §5.1).

@@ -1,6 +1,6 @@
 //! The closed sets of label values.
 
-/// A closed set of label values, which a series exists for from the start.
+/// A closed set of label values. A series exists for each of them from the start.
 pub trait LabelSet: Copy + Sized + 'static {
     /// All values, in order.
     const ALL: &'static [Self];
@@ -95,7 +95,7 @@ label! {
         Timeout = "timeout",
         /// The proxy closed the connection, because another client needed its place.
         Closed = "closed",
-        /// TLS was not agreed, or the connection broke.
+        /// Both sides did not agree on TLS parameters, or the connection broke.
         Failed = "failed",
     }
 }
@@ -153,7 +153,7 @@ label! {
 }
 
 label! {
-    /// Why the proxy answered a request by itself.
+    /// Why the proxy itself responded to a request.
     ErrorReason {
         /// The request is not allowed through.
         Rejected = "rejected",

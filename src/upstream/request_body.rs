@@ -247,8 +247,8 @@ pub(super) enum UploadEnd {
     Complete,
     /// The apiserver accepts no more of it.
     Stopped,
-    /// The client did not finish it. The stream was reset, so the apiserver cannot take the body for
-    /// complete.
+    /// The client did not finish it. The stream was reset, so the apiserver cannot mistake the body for a complete
+    /// one.
     Failed(UploadError),
 }
 
@@ -494,8 +494,7 @@ impl Drop for ReplayCharge {
 /// How many requests of one client connection may keep `limits.replayBytes` each. Usual request bodies are
 /// a few KiB, so that thousands of them have room.
 const FULL_REPLAY_COPIES_PER_CLIENT: usize = 4;
-/// An eighth of the memory that the manifests give to the process, and the largest value of
-/// `limits.replayBytes`.
+/// This is an eighth of the memory in the manifests, and as much as the largest value of `limits.replayBytes`.
 const MAX_REPLAY_BYTES_OF_PROCESS: usize = 64 * 1024 * 1024;
 
 #[cfg(test)]

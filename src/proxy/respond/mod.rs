@@ -1,6 +1,6 @@
 //! Turns every error into a Kubernetes `Status`, so that kubectl prints a sentence.
 //!
-//! The client reads no address and no certificate name. Those are part of the cause, which goes to the log.
+//! The client gets no address and no certificate name. Those are part of the cause, which goes to the log.
 
 use http::{HeaderValue, Response, StatusCode, header};
 

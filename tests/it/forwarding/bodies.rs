@@ -21,9 +21,7 @@ use crate::{
 /// Case 49. The proxy itself sends the 100 when the upstream connection is ready for the body.
 #[tokio::test]
 async fn proxy_answers_expect_100_continue() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     let mut client = proxy.client().http1().await;
     let head =
         "POST /x HTTP/1.1\r\nHost: kube.test\r\nExpect: 100-Continue\r\nContent-Length: 5\r\n\r\n";
@@ -265,9 +263,7 @@ async fn abort(client: Http1<TlsConnection>, how: Abort) {
 /// An aborted upload never looks complete to the apiserver, not even without a length.
 #[tokio::test]
 async fn http1_upload_aborted_by_client_is_aborted_upstream() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     for how in [Abort::CloseNotify, Abort::CloseTcp, Abort::Reset] {
         for (framing, part) in [
             ("Content-Length: 9", "part"),

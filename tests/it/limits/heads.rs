@@ -128,9 +128,7 @@ async fn malformed_request_head_is_refused() {
 /// RFC 9112 §2.2 lets a recipient accept a bare LF as a line end; the proxy sends CRLF upstream.
 #[tokio::test]
 async fn bare_line_feeds_in_a_head_are_sent_as_crlf() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     let mut client = proxy.client().http1().await;
     client
         .send("POST /a HTTP/1.1\nHost: kube.test\nContent-Length: 4\nX: 1\n\nbody")
@@ -150,9 +148,7 @@ async fn bare_line_feeds_in_a_head_are_sent_as_crlf() {
 /// A bare LF is not allowed in a chunked body: the proxy aborts malformed chunks and never repairs them.
 #[tokio::test]
 async fn malformed_chunks_abort_the_request() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     for chunks in [
         "4\nbody\r\n0\r\n\r\n",
         "4\r\nbodyX0\r\n\r\n",
@@ -182,9 +178,7 @@ async fn malformed_chunks_abort_the_request() {
 /// A client that speaks HTTP/2 without ALPN gets no response and reaches no apiserver.
 #[tokio::test]
 async fn http2_preface_without_alpn_ends_the_connection() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     let mut client = proxy.client().http1().await;
     client.send(standin::frames::PREFACE).await;
     let rest = client.end().await.unwrap_or_default();
@@ -224,9 +218,7 @@ async fn bare_400_of_the_apiserver_is_not_replaced() {
 /// The proxy finds two lengths in a request after every body, however the body's end is written.
 #[tokio::test]
 async fn ambiguous_request_is_found_after_every_kind_of_body() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     let decoy = "POST /decoy HTTP/1.1\r\nHost: kube.test\r\nContent-Length: 99999\r\n\r\n";
     let length = decoy.len();
     let zeros = "0".repeat(70);
