@@ -82,7 +82,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "reload",
         &["config", "downstream", "pki", "proxy", "upstream"],
     ),
-    ("fuzz", &["downstream", "http1", "proxy", "upstream"]),
+    (
+        "fuzz",
+        &["downstream", "http1", "proxy", "transport", "upstream"],
+    ),
     ("bench", &["downstream", "proxy"]),
     (
         "listener",

@@ -32,8 +32,8 @@ use crate::{
     upstream::{ClientLeases, UpstreamContext},
 };
 
-/// The fuzz body of this module: the targets of HTTP/2 requests.
-pub(crate) const FUZZ: fn(&[u8]) = http2::fuzz;
+/// The fuzz bodies of this module: what the frames of an HTTP/2 client say, and their budgets.
+pub(crate) const FUZZ: [fn(&[u8]); 2] = http2::FUZZ;
 
 /// What the benches measure of this module.
 pub(crate) mod bench {

@@ -3,7 +3,6 @@
 mod budget;
 mod hpack;
 mod monitor;
-mod reset_code;
 mod stall;
 
 use std::{
@@ -34,12 +33,9 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::PollSemaphore;
 use tracing::debug;
 
-pub(super) use monitor::fuzz;
-
 use self::{
     budget::RequestInProgress,
-    monitor::ClientMonitor,
-    reset_code::ResetCode,
+    monitor::ClientFrames,
     stall::{PacedBody, StallGuard, StallReport},
 };
 use super::{CLOSE_TIMEOUT, Service};
@@ -47,8 +43,11 @@ use crate::{
     drain::Drain,
     metrics::{Connected, Limit},
     proxy::{self, Rejection},
-    transport::{ReadAhead, WriteBatcher},
+    transport::{ReadAhead, WriteBatcher, frames::FrameMonitor},
 };
+
+/// The fuzz bodies of this module: what the frames of a client say, and their budgets.
+pub(super) const FUZZ: [fn(&[u8]); 2] = [monitor::fuzz, budget::fuzz];
 
 /// Serves one connection until it ends. The client gets a GOAWAY once the drain begins, another client needs its
 /// place, no stream was open for `timeouts.clientIdle`, or the apiserver has sent one because of a request without a
@@ -83,8 +82,11 @@ pub(super) async fn serve(
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(u32::try_from(max_header_list).unwrap_or(u32::MAX))
-        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
-        .max_local_error_reset_streams(MAX_LOCAL_RESETS)
+        // A client may cancel all that it has just opened. `RequestBudget` limits how often.
+        .max_pending_accept_reset_streams(max_streams)
+        // h2 counts them for the life of a connection, and an honest client that sends many bodies which the apiserver
+        // does not want reaches any number. `FrameBudget` counts them per window.
+        .max_local_error_reset_streams(None)
         .max_send_buf_size(MAX_SEND_BUFFER)
         .keep_alive_interval(service.shared.timeouts.client_ping_interval)
         .keep_alive_timeout(service.shared.timeouts.client_ping_timeout);
@@ -94,13 +96,9 @@ pub(super) async fn serve(
         WriteBatcher::new(*stream)
     };
     let request_head = service.shared.timeouts.request_head;
-    let (reader, cut_targets, budget) = ClientMonitor::new(
-        batcher.clone(),
-        request_head,
-        max_header_list,
-        limits.streams_per_connection,
-    );
-    let stream = tokio::io::join(reader, ResetCode::new(batcher.clone()));
+    let (frames, cut_targets, budget) =
+        ClientFrames::new(request_head, max_header_list, limits.streams_per_connection);
+    let stream = FrameMonitor::of_client(batcher.clone(), frames);
     let connected = Arc::clone(&service.downstream.connected);
     let client_idle = service.shared.timeouts.client_idle;
     let downstream = Arc::clone(&service.downstream);
@@ -404,10 +402,6 @@ const MAX_SEND_BUFFER: usize = 64 * 1024;
 /// How long, and for how many bytes, a refused client can still read why.
 const LINGER: Duration = Duration::from_secs(1);
 const MAX_LINGER_BYTES: u64 = 256 * 1024;
-/// Streams that the client reset before they were served (Rapid Reset, CVE-2023-44487).
-const MAX_PENDING_RESETS: usize = 20;
-/// Streams reset for errors of the client, per connection (`MadeYouReset`, CVE-2025-8671).
-const MAX_LOCAL_RESETS: usize = 128;
 /// Bytes that HTTP/2 adds to each field when it counts a header list (RFC 9113 §6.5.2).
 const FIELD_OVERHEAD: usize = 32;
 /// The pseudo-fields of a request.

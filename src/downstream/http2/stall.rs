@@ -289,10 +289,11 @@ mod tests {
     use crate::{
         clients::ClientTable,
         config::Limits,
-        downstream::http2::reset_code::ResetCode,
+        downstream::http2::monitor::ClientFrames,
         drain::Drain,
         hosts::PeerAddr,
         metrics::{Counters, Protocol},
+        transport::frames::FrameMonitor,
     };
 
     /// A body of the frames that come on a channel.
@@ -365,8 +366,8 @@ mod tests {
             let body = body.lock().unwrap().take().unwrap();
             async { Ok::<_, Infallible>(Response::new(body)) }
         });
-        let (reader, writer) = tokio::io::split(near);
-        let stream = tokio::io::join(reader, ResetCode::new(writer));
+        let (frames, ..) = ClientFrames::new(CLIENT_STALL, 1024, 100);
+        let stream = FrameMonitor::of_client(near, frames);
         let server = http2::Builder::new(tasks).serve_connection(TokioIo::new(stream), respond);
         Drain::new().spawn(server);
         let (mut sender, connection) = client::Builder::new()
