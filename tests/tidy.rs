@@ -89,7 +89,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("bench", &["downstream", "proxy"]),
     (
         "listener",
-        &["clients", "config", "drain", "metrics", "socket"],
+        &["clients", "config", "drain", "memory", "metrics", "socket"],
     ),
     (
         "downstream",
@@ -98,6 +98,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "config",
             "drain",
             "http1",
+            "memory",
             "metrics",
             "pki",
             "proxy",
@@ -118,6 +119,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "config",
             "drain",
             "http1",
+            "memory",
             "metrics",
             "pki",
             "socket",
