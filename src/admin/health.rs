@@ -198,6 +198,7 @@ mod tests {
             listening: Vec::new(),
             clients: crate::clients::ClientTable::new(&crate::config::Limits::default()),
             connections_limit: 1,
+            memory: (1, Arc::default()),
             started: (now, Instant::now()),
         };
         (sources, tell, reloader)

@@ -67,7 +67,7 @@ fn commented_parts_of_example_file_load() {
     assert_eq!(names, ["prod", "staging", "here"]);
     assert_eq!(config.workers.get(), 2);
     let expected = Limits {
-        connections: 354,
+        connections: 330,
         connections_per_client: Some(1000),
         requests_per_client: Some(TokenBucketSize {
             max_tokens: 400,
