@@ -90,9 +90,9 @@ impl<'a> HostName<'a> {
 
 /// Values by host pattern.
 ///
-/// An exact name wins over a wildcard. A wildcard stands for exactly one label, which is not empty
-/// (RFC 6125 §6.4.3): `*.example.com` matches `a.example.com`, but neither `example.com`, `.example.com`
-/// nor `a.b.example.com`. It also matches itself, since `*` is a label like any other.
+/// An exact name wins over a wildcard. A wildcard stands for exactly one label, which is not empty (RFC 6125 §6.4.3):
+/// `*.example.com` matches `a.example.com`, but neither `example.com`, `.example.com` nor `a.b.example.com`. The
+/// pattern also matches its own text, because `*` is a label like any other.
 #[derive(Debug)]
 pub(crate) struct HostMap<T> {
     exact: HashMap<String, T>,

@@ -197,6 +197,7 @@ mod tests {
             phase,
             listening: Vec::new(),
             connections_limit: 1,
+            memory: (1, Arc::default()),
             started: (now, Instant::now()),
         };
         (sources, tell, reloader)

@@ -23,6 +23,7 @@ use crate::{
     config::{Limits, Timeouts},
     drain::{ConnectionKind, Drain},
     hosts::{HostMap, HostName, PeerAddr},
+    memory::MemoryPressure,
     metrics::{Connected, Handshake, Limit, Protocol},
     pki::{self, Identity},
     proxy::{ClientConnection, Routes},
@@ -32,8 +33,8 @@ use crate::{
     upstream::{ClientLeases, UpstreamContext},
 };
 
-/// The fuzz body of this module: the targets of HTTP/2 requests.
-pub(crate) const FUZZ: fn(&[u8]) = http2::fuzz;
+/// The fuzz bodies of this module: what the frames of an HTTP/2 client say, and their budgets.
+pub(crate) const FUZZ: [fn(&[u8]); 2] = http2::FUZZ;
 
 /// What the benches measure of this module.
 pub(crate) mod bench {
@@ -59,6 +60,8 @@ pub struct Shared {
     pub clients: Arc<ClientTable>,
     /// Slots for handshakes in progress.
     pub handshakes: Semaphore,
+    /// Whether memory is short.
+    pub memory: Arc<MemoryPressure>,
     /// Limits of the configuration.
     pub limits: Limits,
     /// Timeouts of the configuration.

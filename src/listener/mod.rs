@@ -25,6 +25,7 @@ use crate::{
     config::Timeouts,
     drain::Drain,
     hosts::PeerAddr,
+    memory::MemoryPressure,
     metrics::{Counters, Limit},
     socket,
     text::error_chain,
@@ -35,6 +36,7 @@ use crate::{
 pub struct Listener {
     socket: TcpListener,
     owner: Owner,
+    memory: Arc<MemoryPressure>,
     entrance: Entrance,
 }
 
@@ -167,12 +169,14 @@ impl Listener {
         socket: std::net::TcpListener,
         owner: Owner,
         clients: Arc<ClientTable>,
+        memory: Arc<MemoryPressure>,
         timeouts: Timeouts,
         counters: Arc<Counters>,
     ) -> io::Result<Self> {
         Ok(Self {
             socket: TcpListener::from_std(socket)?,
             owner,
+            memory,
             entrance: Entrance {
                 clients,
                 timeouts,
@@ -185,7 +189,7 @@ impl Listener {
     /// that the kernel had established was handed to `on_accept`: the kernel resets the others.
     pub async fn run(self, drain: Drain, mut on_accept: impl FnMut(Accepted)) {
         loop {
-            let (mut accept, mut has_waited) = (pin!(self.accept()), false);
+            let (mut accept, mut has_waited) = (pin!(self.accept_with_memory()), false);
             let accepted = poll_fn(|cx| {
                 let accepted = accept.as_mut().poll(cx);
                 has_waited |= accepted.is_pending();
@@ -208,6 +212,15 @@ impl Listener {
             self.entrance.enter(stream, peer, true).map(&mut on_accept);
         }
         self.close().into_iter().for_each(on_accept);
+    }
+
+    /// The next connection, once there is memory for it.
+    async fn accept_with_memory(&self) -> (TcpStream, PeerAddr) {
+        if self.memory.is_short() {
+            self.entrance.counters.limits_hit.count(Limit::Memory);
+            self.memory.eased().await;
+        }
+        self.accept().await
     }
 
     /// The next connection. Errors of `accept` are logged and waited out: either they concern one connection,

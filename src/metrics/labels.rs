@@ -220,6 +220,8 @@ label! {
         UploadRate = "upload_rate",
         /// Copies of request bodies use all memory that they may use: a request is sent without a copy.
         ReplayCopies = "replay_copies",
+        /// The process was short of memory: a client waited to be accepted, or lost responses that it did not read.
+        Memory = "memory",
         /// A client did not read a response for 60 s: its stream was reset.
         ClientStall = "client_stall",
         /// A client sent too many control frames or cancelled too many requests; its connection ended.

@@ -170,7 +170,7 @@ impl<L: LabelSet> PerCluster<Per<L, Counter>> {
 }
 
 impl<V: MetricValue> PerCluster<V> {
-    /// Makes the series of this cluster exist.
+    /// Creates the series of this cluster, at 0.
     pub(super) fn begin(&self, cluster: &str) {
         let mut clusters = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         clusters.entry(cluster.to_owned()).or_default();

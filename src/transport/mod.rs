@@ -7,15 +7,15 @@
 //! The layers of each leg, HTTP first and the socket last:
 //!
 //! ```text
-//! downstream HTTP/2    hyper > TokioIo > ClientMonitor > WriteBatcher > TlsStream > ReadAhead > TcpStream
+//! downstream HTTP/2    hyper > TokioIo > FrameMonitor  > WriteBatcher > TlsStream > ReadAhead > TcpStream
 //! downstream HTTP/1.1  hyper > TokioIo > RequestGuard                 > TlsStream > ReadAhead > TcpStream
 //! upstream HTTP/2      h2 > FrameMonitor               > WriteBatcher > TlsStream > ReadAhead > TcpStream
 //! upstream HTTP/1.1    upstream::h1 > Wire                            > TlsStream > ReadAhead > TcpStream
 //! ```
 //!
-//! A write takes the same way down, except that it passes `ResetCode` in place of `ClientMonitor`. [`WriteBatcher::drive`] polls the
-//! connection, then sends what it wrote.
+//! [`WriteBatcher::drive`] polls the connection, then sends what it wrote.
 
+pub(crate) mod frames;
 mod read_ahead;
 mod turn;
 mod write_batcher;

@@ -71,8 +71,6 @@ struct BatchState<S> {
     small: Vec<u8>,
     /// Bytes in records that were not flushed yet.
     unsent: usize,
-    /// Bytes that were taken from the user so far.
-    written: u64,
     /// Whether the user waits for room, and may have written a part of a frame.
     is_full: bool,
     /// Whether it was told to wait, and must be polled again.
@@ -94,7 +92,6 @@ impl<S: TlsWriter> WriteBatcher<S> {
             stream,
             small: Vec::new(),
             unsent: 0,
-            written: 0,
             is_full: false,
             turned_away: false,
             failed: None,
@@ -119,11 +116,6 @@ impl<S: TlsWriter> WriteBatcher<S> {
             let _pending: Poll<()> = yield_turn(cx);
         }
         polled
-    }
-
-    /// The bytes that the user has written so far.
-    pub(crate) fn written(&self) -> u64 {
-        self.lock().written
     }
 
     /// Whether the user waits for room, and may have written a part of a frame.
@@ -151,14 +143,12 @@ impl<S: TlsWriter> BatchState<S> {
         let room = MAX_RECORD - self.small.len();
         if let Some(first) = bytes.get(..room) {
             self.write_record(first)?;
-            self.written += room as u64;
             return Poll::Ready(Ok(room));
         }
         if self.small.capacity() == 0 {
             self.small.reserve_exact(MAX_RECORD);
         }
         self.small.extend_from_slice(bytes);
-        self.written += bytes.len() as u64;
         Poll::Ready(Ok(bytes.len()))
     }
 

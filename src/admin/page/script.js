@@ -135,7 +135,8 @@
     const node = at("state");
     const [kind, words] = facts.phase !== "serving"
       ? ["wait", facts.phase === "stopping" ? "Stopping: new clients are still accepted" : "Draining: open requests and tunnels finish"]
-      : failed.length ? ["bad", "Not ready"] : ["good", "Ready"];
+      : failed.length ? ["bad", "Not ready"]
+      : facts.memory_is_short ? ["wait", "Memory is short: new clients wait"] : ["good", "Ready"];
     node.className = `state ${kind}`;
     if (node.textContent !== words) node.textContent = words;
     document.title = `${words.split(":")[0]} · kube-tls-proxy`;

@@ -66,7 +66,7 @@ fn commented_parts_of_example_file_load() {
     assert_eq!(names, ["prod", "staging", "here"]);
     assert_eq!(config.workers.get(), 2);
     let machine = Limits {
-        connections: 354,
+        connections: 330,
         ..Limits::default()
     };
     assert_eq!(config.limits, machine);
