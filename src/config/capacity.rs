@@ -150,7 +150,8 @@ const RESERVED_FILES: usize = 64;
 const MAX_WAITING: usize = 64;
 /// The runtime of a worker, and its listening sockets.
 const FILES_PER_WORKER: usize = 8;
-/// A client connection with one watch, both legs, as docs/performance.md publishes it. tests/it `memory` holds it.
+/// A connection with a watch, both legs, needs 30 KiB over HTTP/1.1 and 66 KiB over HTTP/2 (docs/performance.md; tests/it
+/// `memory` holds it). When the memory is used up earlier, new clients wait.
 const BYTES_PER_CONNECTION: u64 = 40 * 1024;
 /// A process without connections.
 const BASE_BYTES: u64 = 24 * 1024 * 1024;
