@@ -113,7 +113,6 @@ impl OneWorker {
             listener,
             shared: Arc::new(Shared {
                 snapshot: ArcSwap::from_pointee(snapshot),
-                memory: Arc::default(),
                 clients: ClientTable::new(&limits),
                 handshakes: Semaphore::new(8),
                 memory: Arc::default(),
