@@ -1,13 +1,11 @@
 //! Back-pressure: the proxy buffers little, and a peer that does not read slows the peer that writes.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use http::Response;
 use http_body_util::BodyExt as _;
 use standin::{
     client::Http2,
-    frames::{END_STREAM, FrameConnection, kind},
+    frames::{END_STREAM, FrameConnection},
     upstream::{Builder, channel},
     within,
 };
