@@ -37,6 +37,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "admin",
         &[
             "activity",
+            "clients",
             "config",
             "drain",
             "heartbeat",
@@ -89,7 +90,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("bench", &["downstream", "proxy"]),
     (
         "listener",
-        &["clients", "config", "drain", "metrics", "socket"],
+        &["clients", "config", "drain", "memory", "metrics", "socket"],
     ),
     (
         "downstream",
@@ -98,6 +99,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "config",
             "drain",
             "http1",
+            "memory",
             "metrics",
             "pki",
             "proxy",
@@ -118,6 +120,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "config",
             "drain",
             "http1",
+            "memory",
             "metrics",
             "pki",
             "socket",

@@ -23,6 +23,7 @@ use crate::{
     config::{Limits, Timeouts},
     drain::{ConnectionKind, Drain},
     hosts::{HostMap, HostName, PeerAddr},
+    memory::MemoryPressure,
     metrics::{Connected, Handshake, Limit, Protocol},
     pki::{self, Identity},
     proxy::{ClientConnection, Routes},
@@ -59,6 +60,8 @@ pub struct Shared {
     pub clients: Arc<ClientTable>,
     /// Slots for handshakes in progress.
     pub handshakes: Semaphore,
+    /// Whether memory is short.
+    pub memory: Arc<MemoryPressure>,
     /// Limits of the configuration.
     pub limits: Limits,
     /// Timeouts of the configuration.

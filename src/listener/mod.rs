@@ -18,6 +18,7 @@ use crate::{
     config::Timeouts,
     drain::Drain,
     hosts::PeerAddr,
+    memory::MemoryPressure,
     metrics::{Counters, Limit},
     socket,
     text::error_chain,
@@ -28,6 +29,7 @@ use crate::{
 pub struct Listener {
     socket: TcpListener,
     owner: Owner,
+    memory: Arc<MemoryPressure>,
     entrance: Entrance,
 }
 
@@ -160,12 +162,14 @@ impl Listener {
         socket: std::net::TcpListener,
         owner: Owner,
         clients: Arc<ClientTable>,
+        memory: Arc<MemoryPressure>,
         timeouts: Timeouts,
         counters: Arc<Counters>,
     ) -> io::Result<Self> {
         Ok(Self {
             socket: TcpListener::from_std(socket)?,
             owner,
+            memory,
             entrance: Entrance {
                 clients,
                 timeouts,
@@ -180,7 +184,7 @@ impl Listener {
         for number in 1_u64.. {
             let (stream, peer) = tokio::select! {
                 biased;
-                accepted = self.accept() => accepted,
+                accepted = self.accept_with_memory() => accepted,
                 () = drain.begun() => break,
             };
             self.entrance.enter(stream, peer, false).map(&mut on_accept);
@@ -195,6 +199,15 @@ impl Listener {
             self.entrance.enter(stream, peer, true).map(&mut on_accept);
         }
         self.close().into_iter().for_each(on_accept);
+    }
+
+    /// The next connection, once there is memory for it.
+    async fn accept_with_memory(&self) -> (TcpStream, PeerAddr) {
+        if self.memory.is_short() {
+            self.entrance.counters.limits_hit.count(Limit::Memory);
+            self.memory.eased().await;
+        }
+        self.accept().await
     }
 
     /// The next connection. Errors of `accept` are logged and waited out: either they concern one connection,

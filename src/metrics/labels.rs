@@ -200,6 +200,10 @@ label! {
         /// `limits.connections`: a connection of the client with the most connections was closed, because other clients
         /// need places.
         ClientPlaces = "client_places",
+        /// `limits.unauthorizedPerClient`: answered by the proxy, with the 401 or 403 of the apiserver or with 429.
+        ClientUnauthorized = "client_unauthorized",
+        /// `limits.requestsPerClient`: answered with 429.
+        ClientRequests = "client_requests",
         /// `limits.connectionsPerClient`: a new connection was refused.
         ClientConnections = "client_connections",
         /// `limits.handshakes`: a handshake waits for another one.
@@ -220,6 +224,8 @@ label! {
         UploadRate = "upload_rate",
         /// Copies of request bodies use all memory that they may use: a request is sent without a copy.
         ReplayCopies = "replay_copies",
+        /// The process was short of memory: a client waited to be accepted, or lost responses that it did not read.
+        Memory = "memory",
         /// A client did not read a response for 60 s: its stream was reset.
         ClientStall = "client_stall",
         /// A client sent too many control frames or cancelled too many requests; its connection ended.

@@ -61,7 +61,7 @@ impl UpstreamContext {
             timeouts,
             drain,
             counters: Arc::default(),
-            replay_budget: Arc::new(ReplayBudget::of_process()),
+            replay_budget: Arc::new(ReplayBudget::of_process(Arc::default())),
             spare_sockets: Arc::new(SpareSockets::new(usize::MAX)),
         }
     }
@@ -298,7 +298,7 @@ impl IdlePool {
     }
 
     /// Closes all connections of the pool.
-    fn clear(&self) {
+    pub(super) fn clear(&self) {
         lock(&self.connections).clear();
     }
 }

@@ -20,6 +20,7 @@ use hyper::body::{Body as _, Incoming};
 use super::{UploadError, upload_pace::UploadPace};
 use crate::{
     config::Limits,
+    memory::MemoryPressure,
     metrics::{Counters, Limit},
 };
 
@@ -219,6 +220,8 @@ struct ReplayCopy {
 pub struct ReplayBudget {
     max: usize,
     used: AtomicUsize,
+    /// Nothing more is taken while memory is short. `None` for a part of another budget.
+    memory: Option<Arc<MemoryPressure>>,
 }
 
 /// The budget of one client connection, which is also a part of the budget of the process.
@@ -413,19 +416,23 @@ impl ReplayCopy {
 impl ReplayBudget {
     /// The budget of one process.
     #[must_use]
-    pub fn of_process() -> Self {
-        Self::new(MAX_REPLAY_BYTES_OF_PROCESS)
+    pub fn of_process(memory: Arc<MemoryPressure>) -> Self {
+        Self::new(MAX_REPLAY_BYTES_OF_PROCESS, Some(memory))
     }
 
-    fn new(max: usize) -> Self {
+    fn new(max: usize, memory: Option<Arc<MemoryPressure>>) -> Self {
         Self {
             max,
             used: AtomicUsize::new(0),
+            memory,
         }
     }
 
     /// Whether this many bytes were free and are now taken.
     fn take(&self, bytes: usize) -> bool {
+        if self.memory.as_ref().is_some_and(|memory| memory.is_short()) {
+            return false;
+        }
         let add = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= self.max);
         self.used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add)
@@ -448,7 +455,7 @@ impl ClientReplayBudget {
             .saturating_mul(FULL_REPLAY_COPIES_PER_CLIENT);
         Self {
             max_of_request: limits.replay_bytes,
-            client: ReplayBudget::new(of_client),
+            client: ReplayBudget::new(of_client, None),
             process,
             counters,
         }
@@ -519,7 +526,7 @@ mod tests {
 
     #[test]
     fn replay_buffer_holds_no_buffer_of_the_client() {
-        let process = Arc::new(ReplayBudget::of_process());
+        let process = Arc::new(ReplayBudget::of_process(Arc::default()));
         let mut sent = buffer(&budget(3, &process));
         let read = Bytes::from(vec![b'x'; 64 * 1024]);
         for at in 0..3 {
@@ -535,7 +542,7 @@ mod tests {
     #[test]
     fn copies_stay_within_client_and_process_budgets() {
         const REQUEST: usize = 1024;
-        let process = Arc::new(ReplayBudget::new(6 * REQUEST));
+        let process = Arc::new(ReplayBudget::new(6 * REQUEST, None));
         let clients = [budget(REQUEST, &process), budget(REQUEST, &process)];
         let full = Bytes::from(vec![b'x'; REQUEST]);
         let mut copies = Vec::new();

@@ -36,12 +36,12 @@ use tracing::debug;
 use self::{
     budget::RequestInProgress,
     monitor::ClientFrames,
-    stall::{PacedBody, StallGuard, StallReport},
+    stall::{PacedBody, StallGuard, StallReport, UnreadResponses},
 };
 use super::{CLOSE_TIMEOUT, Service};
 use crate::{
     drain::Drain,
-    metrics::{Connected, Limit},
+    metrics::Limit,
     proxy::{self, Rejection},
     transport::{ReadAhead, WriteBatcher, frames::FrameMonitor},
 };
@@ -74,7 +74,10 @@ pub(super) async fn serve(
         drain: drain.clone(),
         streams: Arc::new(count),
         max: max_streams,
-        connected: Arc::clone(&service.downstream.connected),
+        unread: Arc::new(UnreadResponses::new(
+            Arc::clone(&service.downstream.connected),
+            Arc::clone(&service.shared.memory),
+        )),
     });
     builder
         .timer(TokioTimer::new())
@@ -221,7 +224,7 @@ struct StreamTasks {
     streams: Arc<watch::Sender<Streams>>,
     /// Streams that may be open at once.
     max: usize,
-    connected: Arc<Connected>,
+    unread: Arc<UnreadResponses>,
 }
 
 /// The streams of one connection.
@@ -269,11 +272,12 @@ where
             streams.open += 1;
             streams.begun += 1;
             if streams.open == self.max {
-                self.connected.counters().limits_hit.count(Limit::Streams);
+                let counters = self.unread.connected().counters();
+                counters.limits_hit.count(Limit::Streams);
             }
         });
         let open = StreamCount(Arc::clone(&self.streams));
-        let stream = StallGuard::new(stream, Arc::clone(&self.connected));
+        let stream = StallGuard::new(stream, Arc::clone(&self.unread));
         self.drain.spawn(StreamTask { stream, open });
     }
 }
