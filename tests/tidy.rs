@@ -37,6 +37,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "admin",
         &[
             "activity",
+            "clients",
             "config",
             "drain",
             "heartbeat",

@@ -196,6 +196,7 @@ mod tests {
             report: reloader.report(),
             phase,
             listening: Vec::new(),
+            clients: crate::clients::ClientTable::new(&crate::config::Limits::default()),
             connections_limit: 1,
             memory: (1, Arc::default()),
             started: (now, Instant::now()),

@@ -5,6 +5,7 @@ use std::{fs, net::SocketAddr, sync::Arc, time::SystemTime};
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
+    clients::ClientTable,
     drain::Phase,
     heartbeat::Heartbeats,
     memory::{MemoryPressure, resident_bytes},
@@ -27,6 +28,8 @@ pub struct Sources {
     pub phase: watch::Receiver<Phase>,
     /// The addresses that clients connect to.
     pub listening: Vec<SocketAddr>,
+    /// The clients and their connections.
+    pub clients: Arc<ClientTable>,
     /// The limit of open client connections.
     pub connections_limit: usize,
     /// The memory that the process may use, and whether it is short.

@@ -201,6 +201,7 @@ impl App {
             report: reloader.report(),
             phase: self.phase.subscribe(),
             listening: self.addresses,
+            clients: Arc::clone(&shared.clients),
             connections_limit: shared.limits.connections,
             memory: (memory.bytes, Arc::clone(&shared.memory)),
             started: self.started,

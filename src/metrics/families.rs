@@ -126,6 +126,8 @@ families! {
     LIMITS_HIT = Counter "kube_tls_proxy_limits_hit_total"
         ["limit": "`connections` (all places are taken: a new connection waits or is refused), \
             `client_places` (a connection was closed because its client has the most and others need places), \
+            `client_unauthorized` (the proxy refused a request because the apiserver refuses the credentials of its client), \
+            `client_requests` (a client is over `limits.requestsPerClient`; answered with 429), \
             `client_connections` (a new connection was refused: its client has `limits.connectionsPerClient`), \
             `handshakes` (a handshake waits), `header_fields`, `header_bytes`, \
             `uri_bytes` (answered with 431 or 414), `streams` (a client has the maximum open), \

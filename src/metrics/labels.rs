@@ -200,6 +200,10 @@ label! {
         /// `limits.connections`: a connection of the client with the most connections was closed, because other clients
         /// need places.
         ClientPlaces = "client_places",
+        /// `limits.unauthorizedPerClient`: answered by the proxy, with the 401 or 403 of the apiserver or with 429.
+        ClientUnauthorized = "client_unauthorized",
+        /// `limits.requestsPerClient`: answered with 429.
+        ClientRequests = "client_requests",
         /// `limits.connectionsPerClient`: a new connection was refused.
         ClientConnections = "client_connections",
         /// `limits.handshakes`: a handshake waits for another one.

@@ -169,6 +169,12 @@
       make("span", "quiet", ` · ${open}`), why ? make("div", "quiet", why) : null);
   }
 
+  function clients(facts) {
+    show("clients", facts.clients, () => facts.clients.length ? facts.clients.map(({ client, connections }) => make("li", "",
+      make("code", "", client), make("span", "quiet", ` · ${connections === 1 ? "1 connection" : `${count(connections, 0)} connections`}`)))
+      : [make("li", "quiet", "No clients are connected.")]);
+  }
+
   const KINDS = { watch: "watch of", log: "log of", tunnel: "tunnel to" };
   function open(facts) {
     show("open", facts.open, () => facts.open.length ? facts.open.map((stream) => make("li", "",
@@ -202,7 +208,7 @@
       heard = Date.now();
       ahead = heard / 1000 - facts.now;
       measure(facts);
-      for (const part of [state, names, upstreams, open, reload, errors, draw]) part(facts);
+      for (const part of [state, names, upstreams, clients, open, reload, errors, draw]) part(facts);
       document.querySelectorAll("time").forEach(tell);
       at("silent").hidden = true;
       document.body.dataset.turns = Number(document.body.dataset.turns || 0) + 1;
