@@ -148,8 +148,8 @@ async fn serve(
         downstream: Arc::new(downstream),
     });
     let served = match protocol {
-        Protocol::Http1 => http1::serve(stream, service).await,
-        // On the heap, so that an HTTP/1.1 connection does not need as much memory.
+        // On the heap, so that a connection needs the memory of its own protocol only.
+        Protocol::Http1 => Box::pin(http1::serve(stream, service)).await,
         Protocol::Http2 => Box::pin(http2::serve(stream, service)).await,
     };
     // A tunnel keeps the place after its connection has ended.
