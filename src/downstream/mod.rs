@@ -6,7 +6,7 @@ mod http2;
 #[cfg(test)]
 mod tests;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{error::Error, io, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use rustls::{
@@ -37,11 +37,6 @@ use crate::{
 
 /// The fuzz body of this module: the targets of HTTP/2 requests.
 pub(crate) const FUZZ: fn(&[u8]) = http2::fuzz;
-
-/// What the benches measure of this module.
-pub(crate) mod bench {
-    pub use super::http1::scan_requests;
-}
 
 /// Everything that a reload replaces, as one value.
 #[derive(Debug)]
@@ -132,14 +127,23 @@ async fn serve(
         shared,
         downstream: Arc::new(downstream),
     });
-    let served = match protocol {
-        Protocol::Http1 => http1::serve(stream, service).await,
+    match protocol {
+        Protocol::Http1 => {
+            if let Err(error) = http1::serve(stream, service).await {
+                ended_early(peer, &error);
+            }
+        }
         // On the heap, so that an HTTP/1.1 connection does not need as much memory.
-        Protocol::Http2 => Box::pin(http2::serve(stream, service)).await,
-    };
-    if let Err(error) = served {
-        debug!(client.address = %peer, error = %error_chain(&error), "downstream connection ended early");
+        Protocol::Http2 => {
+            if let Err(error) = Box::pin(http2::serve(stream, service)).await {
+                ended_early(peer, &error);
+            }
+        }
     }
+}
+
+fn ended_early(peer: PeerAddr, error: &(dyn Error + 'static)) {
+    debug!(client.address = %peer, error = %error_chain(error), "downstream connection ended early");
 }
 
 /// What the handshake agreed on: the version of HTTP, and the name that the client asked for.

@@ -157,6 +157,10 @@ fn take_chunk_size(unread: &mut Bytes) -> Result<Option<u64>, MessageError> {
 fn take_trailers(unread: &mut Bytes) -> Result<Option<HeaderMap>, MessageError> {
     let mut fields = [httparse::EMPTY_HEADER; MAX_TRAILERS];
     match httparse::parse_headers(unread, &mut fields) {
+        // httparse accepts a bare line feed. Another parser may not, and would see the body end elsewhere.
+        Ok(Status::Complete((length, _))) if has_bare_line_feed(unread.get(..length)) => Err(
+            MessageError::Framing("a trailer field ends without a carriage return"),
+        ),
         Ok(Status::Complete((length, fields))) if length <= MAX_CHUNK_LINES => {
             let mut trailers = HeaderMap::with_capacity(fields.len());
             for field in fields {
@@ -176,7 +180,14 @@ fn take_trailers(unread: &mut Bytes) -> Result<Option<HeaderMap>, MessageError> 
     }
 }
 
-/// Bytes of the line with a chunk's size and its extensions, or of all trailers; the limit of hyper.
+fn has_bare_line_feed(lines: Option<&[u8]>) -> bool {
+    let mut lines = lines
+        .unwrap_or_default()
+        .split_inclusive(|byte| *byte == b'\n');
+    lines.any(|line| !line.ends_with(b"\r\n"))
+}
+
+/// Bytes of the line with a chunk's size and its extensions, or of all trailers.
 pub(super) const MAX_CHUNK_LINES: usize = 16 * 1024;
 /// kube-apiserver sends no trailers, servers reached through services/proxy one or two.
 pub(super) const MAX_TRAILERS: usize = 64;

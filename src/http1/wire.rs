@@ -17,6 +17,7 @@ use tokio::{
 };
 use tokio_util::io::poll_read_buf;
 
+use super::Outgoing;
 use crate::transport::Readable;
 
 /// An established stream.
@@ -26,6 +27,8 @@ pub(crate) struct Wire {
     pub(crate) unread: Bytes,
     /// Bytes that the next read has room for.
     room: usize,
+    /// Bytes that were read or written since other tasks last ran.
+    in_turn: usize,
     /// No request runs on it, so closing it may look like an orderly end. False in a tunnel, so that an abort
     /// sends no `close_notify`.
     pub(crate) is_idle: bool,
@@ -57,6 +60,7 @@ impl Wire {
             io: Io::Owned(io),
             unread: Bytes::new(),
             room: MIN_READ,
+            in_turn: 0,
             is_idle: false,
         }
     }
@@ -66,6 +70,18 @@ impl Wire {
         match &mut self.io {
             Io::Owned(io) => use_io(&mut **io),
             Io::Shared(io) => io.with(use_io),
+        }
+    }
+
+    /// A wire for the reader of a request body, which takes the unread bytes along. Until they come back, only
+    /// that reader reads, and this side writes.
+    pub(crate) fn lend_reader(&mut self) -> Self {
+        Self {
+            io: Io::Shared(self.share_io()),
+            unread: mem::take(&mut self.unread),
+            room: self.room,
+            in_turn: self.in_turn,
+            is_idle: false,
         }
     }
 
@@ -79,8 +95,49 @@ impl Wire {
         shared
     }
 
-    /// Reads more bytes into `unread`. Returns how many; 0 after the peer closed the connection.
+    /// Reads more bytes into `unread`. Returns how many; 0 after the peer closed the connection. Lets other
+    /// tasks run after every [`MAX_BYTES_PER_TURN`].
     pub(crate) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        ready!(self.poll_turn(cx));
+        let read = self.poll_read_more(cx);
+        match read {
+            Poll::Ready(Ok(read)) => self.in_turn += read,
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => self.in_turn = 0,
+        }
+        read
+    }
+
+    /// Writes once. Returns how many bytes were taken. Lets other tasks run, as [`Wire::poll_more`] does.
+    pub(crate) fn poll_write(
+        &mut self,
+        outgoing: &mut Outgoing,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_turn(cx));
+        let written = self.with_io(|io| outgoing.poll_write(io, cx));
+        match written {
+            Poll::Ready(Ok(written)) => self.in_turn += written,
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => self.in_turn = 0,
+        }
+        written
+    }
+
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.in_turn < MAX_BYTES_PER_TURN {
+            return Poll::Ready(());
+        }
+        self.in_turn = 0;
+        yield_turn(cx)
+    }
+
+    /// The task waits for something else, so other tasks run.
+    pub(crate) fn end_turn(&mut self) {
+        self.in_turn = 0;
+    }
+
+    fn poll_read_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let (unread, room) = (mem::take(&mut self.unread), self.room);
         let (unread, read) = self.with_io(|io| {
             if io.poll_readable(cx).is_pending() {
@@ -196,7 +253,7 @@ pub(crate) fn yield_turn<T>(cx: &mut Context<'_>) -> Poll<T> {
 }
 
 /// Bytes that one connection reads or writes before the other tasks of the thread have a turn.
-pub(crate) const MAX_BYTES_PER_TURN: usize = 64 * 1024;
+const MAX_BYTES_PER_TURN: usize = 64 * 1024;
 /// Room for most heads and for the events of a watch.
 const MIN_READ: usize = 4 * 1024;
 /// Room for the most that rustls returns from one read: a full record (RFC 8446 §5.1).

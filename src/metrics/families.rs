@@ -122,7 +122,7 @@ families! {
     LIMITS_HIT = Counter "kube_tls_proxy_limits_hit_total"
         ["limit": "`connections` (a client waits), `handshakes` (a handshake waits), `header_fields`, `header_bytes`, \
             `uri_bytes` (answered with 431 or 414), `streams` (a client has the maximum open), \
-            `client_stall` (a client did not read a response for 60 s, so its stream was reset), \
+            `client_stall` (a client did not read a response for 60 s, so the response was aborted), \
             `upstream_connections` (a client connection uses the maximum; answered with 503), \
             `replay_copies` (a request was sent without a copy, so the proxy cannot send it again), \
             `frames` (a client sent too many control frames or cancelled too many requests, and its connection ended)"]

@@ -156,6 +156,11 @@ pub(crate) trait Readable: AsyncRead + AsyncWrite + Debug + Send + Unpin {
     /// as by a read.
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 
+    /// The socket, for its settings; `None` in tests.
+    fn tcp(&self) -> Option<&TcpStream> {
+        None
+    }
+
     /// Reads if there is something to read. HTTP tries to read each time it is polled; a try that finds
     /// nothing would go down through TLS and come back as an error.
     fn poll_read_if_ready(
@@ -172,6 +177,10 @@ impl Readable for server::TlsStream<ReadAhead> {
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let (io, session) = self.get_mut();
         poll_below_tls(io, session.wants_read(), cx)
+    }
+
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self.get_ref().0.tcp())
     }
 }
 

@@ -48,6 +48,7 @@ use crate::{
     metrics::{Connected, Limit},
     proxy::{self, Rejection},
     transport::{ReadAhead, WriteBatcher},
+    upstream::RequestBody,
 };
 
 /// Serves one connection until it ends. The client gets a GOAWAY once the drain begins, no stream was open for
@@ -163,6 +164,7 @@ async fn respond(
     progress: RequestInProgress,
 ) -> Result<Response<StallReport<SmallFrameLimit<proxy::Body>>>, Infallible> {
     let routes = Arc::clone(&service.shared.snapshot.load().routes);
+    let request = request.map(RequestBody::from_http2);
     let response = proxy::handle(&routes, &service.downstream, request, rejection).await;
     progress.response_begins();
     let is_refused = matches!(

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     drain::Drain,
-    http1::{BodyDecoder, MAX_BYTES_PER_TURN, MessageError, ResponseHead, yield_turn},
+    http1::{BodyDecoder, MessageError, ResponseHead, yield_turn},
     metrics::LeaseEnd,
 };
 
@@ -28,8 +28,6 @@ pub(in crate::upstream) struct H1Response<C: AsMut<H1Connection> + Send + 'stati
     body: BodyDecoder,
     /// `None` after the end of the body, complete or not.
     active: Option<ActiveExchange<C>>,
-    /// Bytes that were read since other tasks last ran.
-    read_in_turn: usize,
     /// The error that ends the body, held back until the data before it was written to the client.
     error: Option<H1Error>,
 }
@@ -64,7 +62,6 @@ impl<C: AsMut<H1Connection> + Send + 'static> H1Response<C> {
                 upload,
                 keep_alive: keep_alive && head.keep_alive && !is_upgrade,
             }),
-            read_in_turn: 0,
             error: None,
         };
         if response.is_end_stream() && !is_upgrade {
@@ -84,7 +81,7 @@ impl<C: AsMut<H1Connection> + Send + 'static> H1Response<C> {
         match polled {
             Poll::Ready(Some(Err(error))) => {
                 self.abort();
-                // hyper drops data that it has not written yet when it gets an error.
+                // Over HTTP/2, hyper drops data that it has not written yet when it gets an error.
                 self.error = Some(error);
                 yield_turn(cx)
             }
@@ -92,11 +89,7 @@ impl<C: AsMut<H1Connection> + Send + 'static> H1Response<C> {
                 self.finish();
                 polled
             }
-            Poll::Ready(_) => polled,
-            Poll::Pending => {
-                self.read_in_turn = 0;
-                polled
-            }
+            Poll::Ready(_) | Poll::Pending => polled,
         }
     }
 
@@ -127,15 +120,12 @@ impl<C: AsMut<H1Connection> + Send + 'static> H1Response<C> {
             if self.body == BodyDecoder::Complete {
                 return Poll::Ready(None);
             }
-            if self.read_in_turn >= MAX_BYTES_PER_TURN {
-                return yield_turn(cx);
-            }
             match wire.poll_more(cx) {
                 Poll::Ready(Ok(0)) => {
                     active.keep_alive = false;
                     return Poll::Ready(self.body.close().err().map(|cut| Err(cut.into())));
                 }
-                Poll::Ready(Ok(read)) => self.read_in_turn += read,
+                Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(error)) => {
                     return Poll::Ready(Some(Err(MessageError::Io(error).into())));
                 }
