@@ -9,16 +9,16 @@ pub enum ListenError {
     #[error("another process uses this port; stop it or choose another with {0}")]
     InUse(ListenFlag),
     /// The process may not open a low port.
-    #[error("permission denied; choose a port from 1024 with {0}, or grant CAP_NET_BIND_SERVICE")]
+    #[error("permission denied; choose a port above 1023 with {0}, or grant CAP_NET_BIND_SERVICE")]
     Denied(ListenFlag),
     /// No interface has the address.
-    #[error("this machine has no such address; choose one of its own with {0}")]
+    #[error("this machine does not have this address; choose one that it has with {0}")]
     NoSuchAddress(ListenFlag),
     /// IPv6 is switched off, and the default address is `[::]`.
     #[error("this machine has no IPv6; listen on IPv4 with {0} {example}", example = .0.ipv4_example())]
     NoIpv6(ListenFlag),
     /// Anything else that the operating system reports.
-    #[error("the operating system refuses")]
+    #[error("the operating system refused it")]
     Other(#[source] io::Error),
 }
 

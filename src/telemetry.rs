@@ -4,8 +4,12 @@
 
 use std::{
     hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher},
-    io::IsTerminal,
+    io::{self, IsTerminal, Write},
     net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -27,19 +31,35 @@ use crate::config::{LogConfig, LogFormat};
 pub struct Telemetry {
     _writer: WorkerGuard,
     dropped: ErrorCounter,
+    failed: Arc<AtomicU64>,
 }
 
 impl Telemetry {
-    /// A function that returns the current [`Telemetry::dropped_lines`].
-    pub fn dropped_lines_reader(&self) -> impl Fn() -> u64 + Send + Sync + 'static {
-        let dropped = self.dropped.clone();
-        move || dropped.dropped_lines() as u64
+    /// A function that returns the number of log lines lost so far: those that found no room in the queue, because the
+    /// sink is too slow, and those that the sink refused, because the disk is full for example.
+    pub fn lost_lines_reader(&self) -> impl Fn() -> u64 + Send + Sync + 'static {
+        let (dropped, failed) = (self.dropped.clone(), Arc::clone(&self.failed));
+        move || dropped.dropped_lines() as u64 + failed.load(Ordering::Relaxed)
+    }
+}
+
+/// Writes whole lines to `sink`, and counts those that it refuses.
+#[derive(Debug)]
+struct CountingSink<W> {
+    sink: W,
+    failed: Arc<AtomicU64>,
+}
+
+impl<W: Write> Write for CountingSink<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.sink.write_all(line).is_err() {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(line.len())
     }
 
-    /// The number of log lines that were dropped because the sink was too slow.
-    #[must_use]
-    pub fn dropped_lines(&self) -> usize {
-        self.dropped.dropped_lines()
+    fn flush(&mut self) -> io::Result<()> {
+        self.sink.flush()
     }
 }
 
@@ -52,10 +72,15 @@ pub fn start(config: &LogConfig) -> Result<Telemetry, ParseError> {
     let access = if config.access { "info" } else { "off" };
     let filter = format!("kube_tls_proxy::access={access},{}", config.filter);
     let filter = EnvFilter::builder().parse(filter)?;
+    let failed = Arc::default();
+    let sink = CountingSink {
+        sink: io::stderr(),
+        failed: Arc::clone(&failed),
+    };
     let (writer, guard) = NonBlockingBuilder::default()
         .lossy(true)
         .buffered_lines_limit(WAITING_LINES)
-        .finish(std::io::stderr());
+        .finish(sink);
     let dropped = writer.error_counter();
     let registry = tracing_subscriber::registry()
         .with(filter)
@@ -66,7 +91,7 @@ pub fn start(config: &LogConfig) -> Result<Telemetry, ParseError> {
             .with(fmt::layer().json().flatten_event(true).with_writer(writer))
             .try_init(),
         LogFormat::Text => {
-            let colours = std::io::stderr().is_terminal();
+            let colours = io::stderr().is_terminal();
             registry
                 .with(fmt::layer().with_ansi(colours).with_writer(writer))
                 .try_init()
@@ -76,6 +101,7 @@ pub fn start(config: &LogConfig) -> Result<Telemetry, ParseError> {
     Ok(Telemetry {
         _writer: guard,
         dropped,
+        failed,
     })
 }
 
@@ -135,6 +161,36 @@ const LIMITER_SLOTS: usize = 64;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A disk with room for some bytes.
+    struct Disk(usize);
+
+    impl Write for Disk {
+        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+            self.0 = self
+                .0
+                .checked_sub(line.len())
+                .ok_or(io::ErrorKind::StorageFull)?;
+            Ok(line.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn lines_that_a_full_disk_refuses_are_counted() {
+        let failed = Arc::default();
+        let mut sink = CountingSink {
+            sink: Disk(10),
+            failed: Arc::clone(&failed),
+        };
+        for _ in 0..5 {
+            sink.write_all(b"line\n").unwrap();
+        }
+        assert_eq!(failed.load(Ordering::Relaxed), 3);
+    }
 
     #[test]
     fn lines_of_a_noisy_client_are_suppressed_and_counted() {

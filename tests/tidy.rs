@@ -20,6 +20,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "app",
         &[
             "admin",
+            "clients",
             "config",
             "heartbeat",
             "metrics",
@@ -40,6 +41,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "drain",
             "heartbeat",
             "listen_error",
+            "memory",
             "metrics",
             "pki",
             "reload",
@@ -56,6 +58,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "config",
             "heartbeat",
             "pki",
+            "process",
             "reload",
             "telemetry",
         ],
@@ -83,11 +86,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("bench", &["downstream", "proxy"]),
     (
         "listener",
-        &["config", "drain", "metrics", "socket", "telemetry"],
+        &["clients", "config", "drain", "metrics", "socket"],
     ),
     (
         "downstream",
         &[
+            "clients",
             "config",
             "drain",
             "http1",
@@ -102,7 +106,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "proxy",
         &[
-            "activity", "config", "drain", "http1", "metrics", "upstream",
+            "activity", "clients", "config", "drain", "http1", "metrics", "upstream",
         ],
     ),
     (
@@ -120,12 +124,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("pki", &["config"]),
     ("telemetry", &["config"]),
-    ("metrics", &["activity"]),
+    ("metrics", &["activity", "clients"]),
+    ("clients", &["config"]),
     ("activity", &["telemetry"]),
     ("http1", &["transport"]),
     ("transport", &[]),
     ("socket", &["config"]),
-    ("config", &[]),
+    ("config", &["memory", "process"]),
+    ("memory", &[]),
+    ("process", &[]),
     ("quote", &[]),
     ("drain", &[]),
     ("hosts", &[]),
@@ -432,6 +439,34 @@ fn architecture_names_files_and_functions_that_exist() {
         "docs/architecture.md:\n{}",
         missing.join("\n")
     );
+}
+
+/// A promise without its test is only a sentence.
+#[test]
+fn threat_model_names_tests_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/threat-model.md")).unwrap();
+    let mut code = String::new();
+    for folder in ["src", "tests"] {
+        for file in sources_below(&root.join(folder)) {
+            code.push_str(&file.text);
+        }
+    }
+    let is_name = |span: &&str| {
+        let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        span.matches('_').count() > 2 && span.chars().all(is_word)
+    };
+    let mut named = 0;
+    let mut missing = Vec::new();
+    for span in page.split('`').skip(1).step_by(2).filter(is_name) {
+        named += 1;
+        // The tests of `tests/attacks` are rows of a macro.
+        if !code.contains(&format!("fn {span}(")) && !code.contains(&format!("    {span}: \"")) {
+            missing.push(span);
+        }
+    }
+    assert!(named > 40, "{named} tests");
+    assert!(missing.is_empty(), "docs/threat-model.md: {missing:#?}");
 }
 
 /// An operator searches this table for the message on the screen.

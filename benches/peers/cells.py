@@ -65,6 +65,20 @@ class Watch:
 
 
 @dataclass(frozen=True)
+class Mixed:
+    """Small GETs over HTTP/2 that are timed, beside watches, lists and new connections; numbers per second but the first two."""
+
+    clients: int = 100
+    watches: int = 500
+    watch_connections: int = 25
+    requests_per_client: int = 10
+    lists: int = 4
+    connections: int = 40
+    seconds: int = 12
+    quick_seconds: int = 2
+
+
+@dataclass(frozen=True)
 class Cell:
     name: str
     title: str
@@ -74,6 +88,8 @@ class Cell:
     work: object
     seconds: float  # about how long it takes, and how long with --quick
     quick_seconds: float
+    # Measured only if --cells names it: it asks for the latency under other load, and not for CPU time.
+    by_name: bool = False
 
 
 def _keepalive(connections, count, quick, warm):
@@ -122,5 +138,6 @@ CELLS = {
              _tunnel("echo", 20, 5, "--upgrade", "SPDY/3.1"), 0.3, 0.2),
         Cell("watch_h2", "Watch event over HTTP/2", EVENT, "watch_h2", Watch("h2"), 9, 2.5),
         Cell("watch_h1", "Watch event over HTTP/1.1", EVENT, "watch_h1", Watch("h1"), 10, 2.5),
+        Cell("mixed", "Small GETs beside other load", REQUEST, "mixed", Mixed(), 20, 8, by_name=True),
     )
 }

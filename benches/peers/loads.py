@@ -9,7 +9,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 
-from cells import BODY_BYTES, BULK, MIB, H2load, Watch
+from cells import BODY_BYTES, BULK, MIB, H2load, Mixed, Watch
 from problem import FAILED, Problem
 from processes import Child
 
@@ -38,6 +38,8 @@ def run(cell, clients, stage):
         row = _h2load(cell.work, clients, stage)
     elif isinstance(cell.work, Watch):
         row = _watch(cell.work, clients, stage)
+    elif isinstance(cell.work, Mixed):
+        row = _mixed(cell.work, clients, stage)
     else:
         row = _load(cell.work, clients, stage)
     return derive(cell, row)
@@ -143,22 +145,31 @@ def _h2load(work, clients, stage):
 
 
 def _h2load_once(work, clients, stage, count, log):
+    flags = ("-n", str(count), "-c", str(min(work.clients, count)), "-m", str(work.streams))
+    if work.http1:
+        flags += ("--h1",)
+    said = _h2load_output(_h2load_command(clients, stage, work.path, flags, log), clients)
+    return parse_h2load(said, count, BODY_BYTES[work.path])
+
+
+def _h2load_command(clients, stage, path, flags, log=None):
     command = [
-        *(clients.h2load, "-n", str(count), "-c", str(min(work.clients, count)), "-m", str(work.streams)),
-        *("-t", "1", "--tls13-ciphers=TLS_AES_128_GCM_SHA256", "--groups=X25519"),
+        *(clients.h2load, "-t", "1", "--tls13-ciphers=TLS_AES_128_GCM_SHA256", "--groups=X25519"),
         # 4 MiB per stream and 1 GiB per connection, like Go's client.
         *("-w", "22", "-W", "30"),
         *("-H", "user-agent: kubectl/v1.33.0 (linux/amd64)", "-H", "accept: application/json"),
         *("-H", "authorization: Bearer 0123456789abcdef0123456789abcdef"),
         f"--connect-to=127.0.0.1:{stage.port}",
+        *flags,
     ]
-    if work.http1:
-        command.append("--h1")
     if log:
         if os.path.exists(log):
             os.unlink(log)  # h2load appends to an existing file.
         command.append(f"--log-file={log}")
-    command.append(f"https://{FRONT_NAME}:{stage.port}{work.path}")
+    return [*command, f"https://{FRONT_NAME}:{stage.port}{path}"]
+
+
+def _h2load_output(command, clients):
     client = Child(command, clients.cpus, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         said, _ = client.process.communicate(timeout=H2LOAD_SECONDS)
@@ -166,7 +177,40 @@ def _h2load_once(work, clients, stage, count, log):
         raise Problem(f"h2load did not finish within {H2LOAD_SECONDS} s.", FAILED) from None
     finally:
         client.stop()
-    return parse_h2load(said.decode(errors="replace"), count, BODY_BYTES[work.path])
+    return said.decode(errors="replace")
+
+
+def _mixed(work, clients, stage):
+    seconds = work.quick_seconds if clients.quick else work.seconds
+    events = 10 * (seconds + 5)  # More than the GETs take, one each 100 ms.
+    watch_flags = ("--protocol", "h2", "--watches", work.watches, "--connections", work.watch_connections)
+    watches = _talk(clients, ("watch", *_target(clients, stage), *map(str, (*watch_flags, "--events", events))))
+    # Both send more than there is time for; they are stopped with the GETs.
+    lists = ("-n", str(100 * work.lists), "-c", "2", "-m", "1", f"--rps={work.lists // 2}")
+    connections = ("--h1", "-n", "100000", "-c", "4000", "-r", str(work.connections), "-m", "1")
+    others = [watches]
+    try:
+        ready = watches.hear(READY_SECONDS)
+        watches.say("go")
+        stage.upstream.say(f"events {events} 100")
+        for path, flags in (("/list", lists), ("/small", connections)):
+            command = _h2load_command(clients, stage, path, flags)
+            others.append(Child(command, clients.cpus, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        time.sleep(QUICK_SETTLE_SECONDS)
+        count = work.clients * work.requests_per_client * seconds
+        flags = ("-n", str(count), "-c", str(work.clients), "-m", "1", f"--rps={work.requests_per_client}")
+        log = os.path.join(stage.folder, "h2load.log")
+        command = _h2load_command(clients, stage, "/small", flags, log)
+        row = _metered(stage, lambda: parse_h2load(_h2load_output(command, clients), count, BODY_BYTES["/small"]))
+        with open(log, encoding="utf-8") as file:
+            row.update(percentiles(h2load_latencies(file)))
+        missing = work.watches - ready["ready"]
+        row["errors"] += missing
+        row["first_error"] = row["first_error"] or (f"{missing} watches did not open" if missing else "")
+        return row
+    finally:
+        for other in others:
+            other.stop()
 
 
 def parse_h2load(said, count, body_bytes):

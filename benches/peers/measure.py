@@ -138,4 +138,4 @@ def cells_named(names):
     for name in names or []:
         if name not in CELLS:
             raise Problem(f"There is no cell {name}. There are {', '.join(CELLS)}.")
-    return [cell for cell in CELLS.values() if not names or cell.name in names]
+    return [cell for cell in CELLS.values() if (cell.name in names if names else not cell.by_name)]

@@ -6,7 +6,8 @@ use criterion::{BenchmarkGroup, measurement::WallTime};
 use kube_tls_proxy::{
     app::App,
     config::{
-        ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts, TrustSource,
+        Capacity, ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts,
+        TrustSource,
     },
 };
 use rustls::client::Resumption;
@@ -109,6 +110,7 @@ fn config(upstream: SocketAddr, identities: Vec<IdentityFiles>, trust: TrustSour
             trust,
         }],
         limits: Limits::default(),
+        capacity: Capacity::default(),
         timeouts: Timeouts {
             // A reload would change the result of a bench that takes ten seconds.
             reload: Duration::from_secs(3600),

@@ -21,7 +21,8 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use kube_tls_proxy::{
     app::App,
     config::{
-        ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts, TrustSource,
+        Capacity, ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts,
+        TrustSource,
     },
     telemetry,
 };
@@ -154,6 +155,7 @@ fn proxy_config(
             trust: TrustSource::File(dir.write("cluster-ca.crt", cluster_ca.pem())),
         }],
         limits: Limits::default(),
+        capacity: Capacity::default(),
         timeouts: Timeouts {
             drain: Duration::from_secs(2),
             drain_tunnels: Duration::from_secs(2),

@@ -1,6 +1,12 @@
 //! A small HTTP/1.1 server: GET and HEAD of a few paths, on a bounded number of connections.
 
-use std::{convert::Infallible, io, sync::Arc, time::Duration, time::SystemTime};
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    io,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -9,7 +15,7 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    task::AbortHandle,
 };
 use tracing::{debug, warn};
 
@@ -17,39 +23,47 @@ use super::{health, health::HealthChecks, host, page::StatusPage, sources::Sourc
 use crate::{config::Timeouts, drain::Drain, metrics, socket, text::error_chain};
 
 /// Accepts and serves connections until the drain begins.
+///
+/// A connection beyond the limit closes the oldest one. Otherwise clients that send nothing would keep probes out,
+/// and the kubelet would restart the process.
 pub(super) async fn serve(
     socket: TcpListener,
     sources: Arc<Sources>,
     timeouts: Timeouts,
     drain: Drain,
 ) {
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let page = Arc::new(StatusPage::new());
+    let mut open: VecDeque<AbortHandle> = VecDeque::new();
     loop {
-        let permit = Arc::clone(&permits).acquire_owned();
         let accepted = async {
-            // The permit is taken before `accept`, so that further clients wait in the kernel.
-            let permit = permit.await.map_err(io::Error::other)?;
             let (stream, _) = socket.accept().await?;
             socket::tune(&stream, &timeouts)?;
             socket::set_user_timeout(&stream, &timeouts)?;
-            io::Result::Ok((stream, permit))
+            io::Result::Ok(stream)
         };
         let accepted = tokio::select! {
             accepted = accepted => accepted,
             () = drain.begun() => return,
         };
         match accepted {
-            Ok((stream, permit)) => {
+            Ok(stream) => {
+                if open.len() == MAX_CONNECTIONS {
+                    open.retain(|connection| !connection.is_finished());
+                }
+                if open.len() == MAX_CONNECTIONS
+                    && let Some(oldest) = open.pop_front()
+                {
+                    oldest.abort();
+                }
                 let (sources, page) = (Arc::clone(&sources), Arc::clone(&page));
                 let drain_begun = drain.clone();
-                drain.spawn(async move {
+                let connection = drain.spawn(async move {
                     tokio::select! {
                         () = serve_connection(stream, &sources, &page) => {}
                         () = drain_begun.begun() => {}
                     }
-                    drop(permit);
                 });
+                open.push_back(connection.abort_handle());
             }
             Err(error) => {
                 warn!(error = %error_chain(&error), "accept failed on the admin port");
@@ -161,8 +175,9 @@ fn typed(content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<By
     response
 }
 
-/// Open connections. Probes, Prometheus and a few people need no more.
-const MAX_CONNECTIONS: usize = 64;
+/// Open connections. Probes, Prometheus and a few people need no more. They are part of the reserve of open files
+/// (`config::capacity`).
+const MAX_CONNECTIONS: usize = 32;
 /// Time limit for the next request and for its head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Size limit of a request head.

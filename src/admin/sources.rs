@@ -7,6 +7,7 @@ use tokio::{sync::watch, time::Instant};
 use crate::{
     drain::Phase,
     heartbeat::Heartbeats,
+    memory::resident_bytes,
     metrics::{self, Exposition, Family, Label, Metrics, Reloaded},
     pki::Identity,
     reload::ReloadReport,
@@ -128,16 +129,6 @@ fn first_name(identity: &Identity) -> String {
 pub(super) fn unix_seconds(at: SystemTime) -> f64 {
     at.duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0.0, |since| since.as_secs_f64())
-}
-
-/// Memory of this process in RAM: the `VmRSS` line, which counts in KiB whatever the page size is. `None`
-/// without `/proc`.
-fn resident_bytes() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let mut lines = status.lines();
-    let line = lines.find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
-    kib.checked_mul(1024)
 }
 
 /// Open file descriptors of this process, without the one that reads the directory. `None` without `/proc`.

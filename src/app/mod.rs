@@ -28,6 +28,7 @@ pub use workers::FastStop;
 
 use crate::{
     admin::{Admin, Sources},
+    clients::ClientTable,
     config::Config,
     downstream::Shared,
     drain::Phase,
@@ -104,6 +105,7 @@ impl App {
         let heartbeats = Heartbeats::new(config.workers.get());
         let shared = Shared {
             snapshot: ArcSwap::from_pointee(snapshot),
+            clients: ClientTable::new(&config.limits),
             handshakes: Semaphore::new(config.limits.handshakes),
             limits: config.limits.clone(),
             timeouts: config.timeouts.clone(),
@@ -185,6 +187,7 @@ impl App {
     /// Dropping the future makes the workers drain by themselves.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), AppError> {
         let (shared, mut reloader) = (self.shared, self.reloader);
+        let spare_sockets = reloader.config().capacity.spare_sockets;
         let sources = Sources {
             metrics: Arc::clone(&self.metrics),
             heartbeats: self.heartbeats.clone(),
@@ -204,6 +207,7 @@ impl App {
             self.sockets,
             self.owner,
             &shared,
+            spare_sockets,
             &self.metrics,
             &self.heartbeats,
         )?;

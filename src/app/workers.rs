@@ -10,7 +10,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{mpsc, watch},
     time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
@@ -24,7 +24,7 @@ use crate::{
     heartbeat::{Heartbeats, WorkerHeartbeat},
     listener::{Accepted, Listener, Owner},
     metrics::{Counters, Metrics},
-    upstream::{ReplayBudget, UpstreamContext},
+    upstream::{ReplayBudget, SpareSockets, UpstreamContext},
 };
 
 /// Makes a proxy stop faster. Before the stop signal a call only takes effect later. Clones act on the same
@@ -61,11 +61,12 @@ impl Workers {
         sockets: Vec<Vec<TcpListener>>,
         owner: Owner,
         shared: &Arc<Shared>,
+        spare_sockets: usize,
         metrics: &Metrics,
         heartbeats: &Heartbeats,
     ) -> Result<Self, AppError> {
-        let connections = Arc::new(Semaphore::new(shared.limits.connections));
         let replay_budget = Arc::new(ReplayBudget::of_process());
+        let spare_sockets = Arc::new(SpareSockets::new(spare_sockets));
         let (sender, ended) = mpsc::unbounded_channel();
         // Dropped on an error below, it ends the workers that have started.
         let mut workers = Self {
@@ -77,8 +78,8 @@ impl Workers {
             let worker = Worker {
                 owner,
                 shared: Arc::clone(shared),
-                connections: Arc::clone(&connections),
                 replay_budget: Arc::clone(&replay_budget),
+                spare_sockets: Arc::clone(&spare_sockets),
                 drain: Drain::new(),
                 counters,
             };
@@ -206,8 +207,8 @@ fn run_failed(number: usize, source: io::Error) -> AppError {
 struct Worker {
     owner: Owner,
     shared: Arc<Shared>,
-    connections: Arc<Semaphore>,
     replay_budget: Arc<ReplayBudget>,
+    spare_sockets: Arc<SpareSockets>,
     drain: Drain,
     counters: Arc<Counters>,
 }
@@ -227,13 +228,16 @@ impl Worker {
             let context =
                 UpstreamContext::new(limits.clone(), timeouts.clone(), self.drain.clone())
                     .counting(Arc::clone(&self.counters))
-                    .sharing(Arc::clone(&self.replay_budget));
+                    .sharing(
+                        Arc::clone(&self.replay_budget),
+                        Arc::clone(&self.spare_sockets),
+                    );
             let context = Arc::new(context);
             for socket in sockets {
                 let listener = Listener::new(
                     socket,
                     self.owner,
-                    Arc::clone(&self.connections),
+                    Arc::clone(&self.shared.clients),
                     timeouts.clone(),
                     Arc::clone(&self.counters),
                 )?;
@@ -244,9 +248,9 @@ impl Worker {
                     let Accepted {
                         stream,
                         peer,
-                        permit,
+                        place,
                     } = accepted;
-                    downstream::spawn(stream, peer, permit, shared, context, &drain);
+                    downstream::spawn(stream, peer, place, shared, context, &drain);
                 };
                 self.drain
                     .spawn(listener.run(self.drain.clone(), on_accept));

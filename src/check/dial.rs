@@ -241,7 +241,7 @@ mod tests {
             .into_report()
             .findings
             .into_iter()
-            .map(|finding| format!("{} {:?}", finding.check.name(), finding.outcome));
+            .map(|finding| format!("{} {:?}", finding.check, finding.outcome));
         (lines.collect(), chosen.map(|endpoint| endpoint.0))
     }
 

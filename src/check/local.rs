@@ -41,6 +41,7 @@ pub(super) async fn check(
             listen.join(", ")
         ),
     );
+    check_capacity(config, recorder);
     let now = SystemTime::now();
     let mut identities = Vec::with_capacity(config.identities.len());
     for files in &config.identities {
@@ -69,6 +70,28 @@ pub(super) async fn check(
     }
     let names = identities.iter().flat_map(Identity::names);
     names.cloned().collect()
+}
+
+/// Says how many client connections there may be, and why. Warns of more than the memory is enough for.
+fn check_capacity(config: &Config, recorder: &mut Recorder<'_>) {
+    let (connections, capacity) = (config.limits.connections, &config.capacity);
+    let enough_for = capacity.connections_by_memory();
+    if connections > enough_for {
+        let mib = capacity.memory.bytes >> 20;
+        recorder.warning(
+            Check::Configuration,
+            Message::new(
+                format!(
+                    "limits.connections is {connections}, but {mib} MiB of memory are enough for {enough_for}"
+                ),
+                "lower limits.connections, or give the process more memory (docs/performance.md has the formula)",
+            ),
+        );
+    } else {
+        let decided_by = capacity.decided_by;
+        let text = format!("at most {connections} client connections ({decided_by})");
+        recorder.ok(Check::Configuration, text);
+    }
 }
 
 /// Returns TLS settings that trust the CAs of `cluster`, or records why there are none.

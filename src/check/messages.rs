@@ -204,7 +204,7 @@ pub(super) fn verify(target: &CheckTarget, address: SocketAddr, error: &Upstream
 fn name_fix(target: &CheckTarget, presented: Option<&CertSummary>) -> String {
     match (target.role, presented.and_then(|leaf| leaf.sans.first())) {
         (TargetRole::Apiserver, Some(name)) => format!(
-            "if you are sure that this is the right apiserver, expect a name in its certificate, such as --upstream-name {name} (tls-server-name in a kubeconfig)"
+            "if this is the right apiserver, tell the proxy to expect one of these names, for example with --upstream-name {name} (tls-server-name in a kubeconfig)"
         ),
         (TargetRole::Apiserver | TargetRole::Proxy, None) => {
             "issue it again with the name as subjectAltName".to_owned()

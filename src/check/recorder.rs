@@ -89,7 +89,7 @@ impl<'a> Recorder<'a> {
     /// Starts the clock of a check that waits for the network.
     pub(super) fn waiting(&mut self, check: Check, what: &str) {
         self.since = Instant::now();
-        (self.observer)(Event::Waiting(&format!("{}: {what}", check.name())));
+        (self.observer)(Event::Waiting(&format!("{check}: {what}")));
     }
 
     pub(super) fn ok(&mut self, check: Check, text: impl Into<String>) {

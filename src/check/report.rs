@@ -68,7 +68,7 @@ pub enum Leg {
 
 /// What can be checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(into = "&'static str")]
+#[serde(rename_all = "lowercase")]
 #[expect(missing_docs, reason = "docs/check.md has a row for each")]
 pub enum Check {
     Configuration,
@@ -195,7 +195,7 @@ impl Finding {
             (Section::Through, CheckOutcome::Failed, Some(leg)) => format!("{leg}: "),
             _ => String::new(),
         };
-        let mut lines = format!("  {mark} {:<14} {leg}{}\n", self.check.name(), self.message);
+        let mut lines = format!("  {mark} {:<14} {leg}{}\n", self.check, self.message);
         if let Some(fix) = &self.fix {
             lines.push_str(&format!("    {:<14} → {fix}\n", ""));
         }
@@ -221,34 +221,10 @@ impl fmt::Display for Leg {
     }
 }
 
-impl From<Check> for &'static str {
-    fn from(check: Check) -> Self {
-        check.name()
-    }
-}
-
-impl Check {
+impl fmt::Display for Check {
     /// Its name in the lines and in the document.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Configuration => "configuration",
-            Self::Certificate => "certificate",
-            Self::Trust => "trust",
-            Self::Hosts => "hosts",
-            Self::Listen => "listen",
-            Self::Ca => "ca",
-            Self::Dns => "dns",
-            Self::Tcp => "tcp",
-            Self::Tls => "tls",
-            Self::Verify => "verify",
-            Self::Alpn => "alpn",
-            Self::Version => "version",
-            Self::Readyz => "readyz",
-            Self::Clock => "clock",
-            Self::Upgrade => "upgrade",
-            Self::Watch => "watch",
-        }
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{self:?}").to_lowercase())
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
     },
     config::{self, ConfigError, Environment, ServeArgs, TrustSource, UpstreamUrl, has_no_colours},
     pki::{PkiError, TrustAnchors},
-    quote,
+    process, quote,
 };
 
 /// Flags of `kube-tls-proxy check`: those of `serve`, and its own.
@@ -73,6 +73,8 @@ enum UsageError {
 
 /// Runs the checks, prints the report and returns the exit code.
 pub(super) fn check(args: &CheckArgs) -> ExitCode {
+    // As `serve` does, so that the report has its limits.
+    process::raise_open_files();
     let plan = match plan(args) {
         Ok(plan) => plan,
         Err(error) => {

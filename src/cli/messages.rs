@@ -66,8 +66,9 @@ pub(super) fn print_parser_error(mut error: clap::Error) -> ExitCode {
     let secrets: Vec<_> = error.context().filter_map(secret).collect();
     for (kind, found) in secrets {
         error.insert(kind, ContextValue::String(quote::HIDDEN.to_owned()));
-        let tip =
-            format!("a path or a name belongs here, not {found}; write it to a file and name that");
+        let tip = format!(
+            "a path or a name belongs here, not {found}; write it to a file and give the path of that file"
+        );
         // This replaces the parser's own tip, which can repeat the value, as can the other suggestions.
         let tips = ContextValue::StyledStrs(vec![StyledStr::from(tip)]);
         error.insert(ContextKind::Suggested, tips);

@@ -18,6 +18,7 @@ use super::{StartBlock, systemd};
 use crate::{
     app::{App, AppError, FastStop},
     config::{self, Environment, LogFormat, ServeArgs},
+    process,
     reload::ReloadReport,
     telemetry,
 };
@@ -28,12 +29,14 @@ use crate::{
 ///
 /// Every failure that prevents the start or ends the proxy.
 pub(super) fn serve(args: ServeArgs) -> Result<(), AppError> {
+    process::protect_secrets();
+    process::raise_open_files();
     let environment = Environment::from_process();
     let source = Box::new(move || config::load(&args, &environment));
     let app = App::bind_or_inherit(source, systemd::inherited_sockets()?)?;
     let telemetry = telemetry::start(&app.reloader().config().log).map_err(AppError::LogFilter)?;
     app.metrics()
-        .read_dropped_log_lines(telemetry.dropped_lines_reader());
+        .read_dropped_log_lines(telemetry.lost_lines_reader());
     let run = |source| AppError::Run {
         doing: "start the runtime".into(),
         source,
@@ -69,9 +72,12 @@ pub(super) fn serve(args: ServeArgs) -> Result<(), AppError> {
     });
     // Dropping the runtime would wait for a lookup that hangs in a dead resolver.
     runtime.shutdown_background();
-    let lines = telemetry.dropped_lines();
+    let lines = telemetry.lost_lines_reader()();
     if lines > 0 {
-        warn!(lines, "log lines dropped because the reader was too slow");
+        warn!(
+            lines,
+            "log lines lost because their reader was too slow or refused them"
+        );
     }
     ended
 }
@@ -193,6 +199,8 @@ fn report_start(app: &App) {
         identities: &identities,
         clusters: &clusters,
         workers: config.workers,
+        connections: config.limits.connections,
+        decided_by: config.capacity.decided_by,
         now: SystemTime::now(),
     };
     match config.log.format {
@@ -205,6 +213,7 @@ fn report_start(app: &App) {
             upstream = block.upstreams().join("; "),
             trusting = block.trusting().join("; "),
             workers = config.workers,
+            connections = block.connections(),
             version = env!("CARGO_PKG_VERSION"),
             "started",
         ),

@@ -3,7 +3,7 @@
 use std::{fmt, net::SocketAddr, num::NonZeroUsize, time::SystemTime};
 
 use crate::{
-    config::ClusterConfig,
+    config::{ClusterConfig, ConnectionsBound},
     pki::{Days, Identity, TrustAnchors},
 };
 
@@ -20,6 +20,10 @@ pub struct StartBlock<'a> {
     pub clusters: &'a [(&'a ClusterConfig, &'a TrustAnchors)],
     /// Worker threads.
     pub workers: NonZeroUsize,
+    /// Client connections that may be open at once.
+    pub connections: usize,
+    /// What decided that number.
+    pub decided_by: ConnectionsBound,
     /// The time that days left are counted from.
     pub now: SystemTime,
 }
@@ -35,6 +39,12 @@ impl StartBlock<'_> {
     #[must_use]
     pub fn admin(&self) -> Option<String> {
         self.admin.map(|address| format!("http://{address}/"))
+    }
+
+    /// The limit of client connections, and what decided it.
+    #[must_use]
+    pub fn connections(&self) -> String {
+        format!("{} at most   ({})", self.connections, self.decided_by)
     }
 
     /// Names, days left and issuer of each certificate.
@@ -103,6 +113,7 @@ impl fmt::Display for StartBlock<'_> {
             ("upstream", self.upstreams()),
             ("trusting", self.trusting()),
             ("workers", vec![self.workers.to_string()]),
+            ("connections", vec![self.connections()]),
             ("admin", self.admin().into_iter().collect()),
         ];
         for (word, facts) in facts {

@@ -13,206 +13,105 @@ use clap::{
 
 /// Flags of `kube-tls-proxy serve`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+#[command(mut_args(|flag| flag.hide_env(true)))]
 pub struct ServeArgs {
     /// Addresses to listen on.
     #[arg(
-        long,
-        help = "Address to listen on; repeat for more. Port 0 is any free port [default: [::]:8443]",
-        value_name = "ADDRESS:PORT",
-        env = "KUBE_TLS_PROXY_LISTEN",
-        hide_env = true,
-        value_delimiter = ',',
-        help_heading = "Clients"
+        help = "Address to listen on; repeat for more. Port 0 is any free port [default: [::]:8443]"
     )]
+    #[arg(long, value_name = "ADDRESS:PORT", value_delimiter = ',')]
+    #[arg(env = "KUBE_TLS_PROXY_LISTEN", help_heading = CLIENTS)]
     pub listen: Vec<String>,
 
     /// Certificate chain to present: PEM, the server certificate first; repeat for more
-    #[arg(
-        long = "cert",
-        value_name = "FILE",
-        value_parser = path(),
-        env = "KUBE_TLS_PROXY_CERT",
-        hide_env = true,
-        value_delimiter = ',',
-        help_heading = "Clients"
-    )]
+    #[arg(long = "cert", value_name = "FILE", value_parser = path(), value_delimiter = ',')]
+    #[arg(env = "KUBE_TLS_PROXY_CERT", help_heading = CLIENTS)]
     pub certificates: Vec<PathBuf>,
 
     /// Private key: PEM, not encrypted; one per --cert, in the same order
-    #[arg(
-        long = "key",
-        value_name = "FILE",
-        value_parser = path(),
-        env = "KUBE_TLS_PROXY_KEY",
-        hide_env = true,
-        value_delimiter = ',',
-        help_heading = "Clients"
-    )]
+    #[arg(long = "key", value_name = "FILE", value_parser = path(), value_delimiter = ',')]
+    #[arg(env = "KUBE_TLS_PROXY_KEY", help_heading = CLIENTS)]
     pub keys: Vec<PathBuf>,
 
     /// Host name to serve, in addition to the names in the certificates; repeat for more
-    #[arg(
-        long = "host",
-        value_name = "NAME",
-        env = "KUBE_TLS_PROXY_HOST",
-        hide_env = true,
-        value_delimiter = ',',
-        help_heading = "Clients"
-    )]
+    #[arg(long = "host", value_name = "NAME", value_delimiter = ',')]
+    #[arg(env = "KUBE_TLS_PROXY_HOST", help_heading = CLIENTS)]
     pub hosts: Vec<String>,
 
     /// URL of the apiserver.
-    #[arg(
-        long,
-        help = "URL of the apiserver: https://HOST[:PORT][/PREFIX]",
-        value_name = "URL",
-        env = "KUBE_TLS_PROXY_UPSTREAM",
-        hide_env = true,
-        help_heading = APISERVER
-    )]
+    #[arg(help = "URL of the apiserver: https://HOST[:PORT][/PREFIX]")]
+    #[arg(long, value_name = "URL")]
+    #[arg(env = "KUBE_TLS_PROXY_UPSTREAM", help_heading = APISERVER)]
     pub upstream: Option<String>,
 
     /// PEM file with the CAs that verify the apiserver at --upstream; no others are trusted
-    #[arg(
-        long,
-        value_name = "FILE",
-        value_parser = path(),
-        env = "KUBE_TLS_PROXY_UPSTREAM_CA",
-        hide_env = true,
-        help_heading = APISERVER
-    )]
+    #[arg(long, value_name = "FILE", value_parser = path())]
+    #[arg(env = "KUBE_TLS_PROXY_UPSTREAM_CA", help_heading = APISERVER)]
     pub upstream_ca: Option<PathBuf>,
 
     /// Name or address in the certificate of the apiserver [default: the host of the URL]
-    #[arg(
-        long,
-        value_name = "NAME",
-        env = "KUBE_TLS_PROXY_UPSTREAM_NAME",
-        hide_env = true,
-        help_heading = APISERVER
-    )]
+    #[arg(long, value_name = "NAME")]
+    #[arg(env = "KUBE_TLS_PROXY_UPSTREAM_NAME", help_heading = APISERVER)]
     pub upstream_name: Option<String>,
 
     /// Kubeconfig with URL, CA and name of the apiserver; its credentials are not used
-    #[arg(
-        long,
-        value_name = "FILE",
-        value_parser = path(),
-        env = "KUBE_TLS_PROXY_KUBECONFIG",
-        hide_env = true,
-        help_heading = APISERVER
-    )]
+    #[arg(long, value_name = "FILE", value_parser = path())]
+    #[arg(env = "KUBE_TLS_PROXY_KUBECONFIG", help_heading = APISERVER)]
     pub kubeconfig: Option<PathBuf>,
 
     /// Context of the kubeconfig [default: its current-context]
-    #[arg(
-        long,
-        value_name = "NAME",
-        env = "KUBE_TLS_PROXY_CONTEXT",
-        hide_env = true,
-        help_heading = APISERVER
-    )]
+    #[arg(long, value_name = "NAME")]
+    #[arg(env = "KUBE_TLS_PROXY_CONTEXT", help_heading = APISERVER)]
     pub context: Option<String>,
 
     /// YAML file with several clusters, limits or timeouts
-    #[arg(
-        long,
-        value_name = "FILE",
-        value_parser = path(),
-        env = "KUBE_TLS_PROXY_CONFIG",
-        hide_env = true,
-        help_heading = "Running"
-    )]
+    #[arg(long, value_name = "FILE", value_parser = path())]
+    #[arg(env = "KUBE_TLS_PROXY_CONFIG", help_heading = RUNNING)]
     pub config: Option<PathBuf>,
 
     /// Number of worker threads [default: the CPUs that this process may use]
-    #[arg(
-        long,
-        value_name = "N",
-        env = "KUBE_TLS_PROXY_WORKERS",
-        hide_env = true,
-        help_heading = "Running"
-    )]
+    #[arg(long, value_name = "N")]
+    #[arg(env = "KUBE_TLS_PROXY_WORKERS", help_heading = RUNNING)]
     pub workers: Option<String>,
 
     /// How long to serve new clients after SIGTERM [default: 5s]
-    #[arg(
-        long,
-        value_name = "DURATION",
-        env = "KUBE_TLS_PROXY_DRAIN_DELAY",
-        hide_env = true,
-        help_heading = "Running"
-    )]
+    #[arg(long, value_name = "DURATION")]
+    #[arg(env = "KUBE_TLS_PROXY_DRAIN_DELAY", help_heading = RUNNING)]
     pub drain_delay: Option<String>,
 
     /// How long running requests may take to finish after --drain-delay [default: 20s]
-    #[arg(
-        long,
-        value_name = "DURATION",
-        env = "KUBE_TLS_PROXY_DRAIN_TIMEOUT",
-        hide_env = true,
-        help_heading = "Running"
-    )]
+    #[arg(long, value_name = "DURATION")]
+    #[arg(env = "KUBE_TLS_PROXY_DRAIN_TIMEOUT", help_heading = RUNNING)]
     pub drain_timeout: Option<String>,
 
     /// How long tunnels (exec, cp, …) may stay open after --drain-delay [default: 60s]
-    #[arg(
-        long,
-        value_name = "DURATION",
-        env = "KUBE_TLS_PROXY_DRAIN_TUNNELS",
-        hide_env = true,
-        help_heading = "Running"
-    )]
+    #[arg(long, value_name = "DURATION")]
+    #[arg(env = "KUBE_TLS_PROXY_DRAIN_TUNNELS", help_heading = RUNNING)]
     pub drain_tunnels: Option<String>,
 
     /// Address for health checks, metrics and status page, over plain HTTP [default: off]
-    #[arg(
-        long,
-        value_name = "ADDRESS:PORT",
-        env = "KUBE_TLS_PROXY_ADMIN_LISTEN",
-        hide_env = true,
-        help_heading = "Running"
-    )]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(env = "KUBE_TLS_PROXY_ADMIN_LISTEN", help_heading = RUNNING)]
     pub admin_listen: Option<String>,
 
     /// Share the ports with a running proxy of the same user, to replace it
-    #[arg(
-        long,
-        env = "KUBE_TLS_PROXY_REUSE_PORT",
-        hide_env = true,
-        value_parser = clap::builder::FalseyValueParser::new(),
-        help_heading = "Running"
-    )]
+    #[arg(long, value_parser = clap::builder::FalseyValueParser::new())]
+    #[arg(env = "KUBE_TLS_PROXY_REUSE_PORT", help_heading = RUNNING)]
     pub reuse_port: bool,
 
     /// Log format: text or json [default: text]
-    #[arg(
-        long,
-        value_name = "FORMAT",
-        env = "KUBE_TLS_PROXY_LOG_FORMAT",
-        hide_env = true,
-        help_heading = "Logging"
-    )]
+    #[arg(long, value_name = "FORMAT")]
+    #[arg(env = "KUBE_TLS_PROXY_LOG_FORMAT", help_heading = LOGGING)]
     pub log_format: Option<String>,
 
     /// Log filter: a level, or levels for modules [default: info]
-    #[arg(
-        long,
-        value_name = "FILTER",
-        env = "KUBE_TLS_PROXY_LOG_LEVEL",
-        hide_env = true,
-        help_heading = "Logging"
-    )]
+    #[arg(long, value_name = "FILTER")]
+    #[arg(env = "KUBE_TLS_PROXY_LOG_LEVEL", help_heading = LOGGING)]
     pub log_level: Option<String>,
 
     /// Turn off the log line per request
-    #[arg(
-        long,
-        env = "KUBE_TLS_PROXY_NO_ACCESS_LOG",
-        hide_env = true,
-        value_parser = clap::builder::FalseyValueParser::new(),
-        help_heading = "Logging"
-    )]
+    #[arg(long, value_parser = clap::builder::FalseyValueParser::new())]
+    #[arg(env = "KUBE_TLS_PROXY_NO_ACCESS_LOG", help_heading = LOGGING)]
     pub no_access_log: bool,
 
     /// Flags, with their dashes, whose value comes from their variable; for errors.
@@ -284,4 +183,7 @@ fn path() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }
 
+const CLIENTS: &str = "Clients";
+const RUNNING: &str = "Running";
+const LOGGING: &str = "Logging";
 const APISERVER: &str = "Apiserver (default: the cluster of the pod that the proxy runs in)";

@@ -186,7 +186,7 @@ pub enum SettingError {
     KubernetesObject { key: String },
     #[error("the path is empty; name a file, or remove the key")]
     EmptyPath,
-    #[error("a path belongs here, not {found}; write it to a file and name that")]
+    #[error("a path belongs here, not {found}; write it to a file and give the path of that file")]
     NotAPath { found: &'static str },
     #[error("{0}; fix the YAML there")]
     Yaml(YamlError),

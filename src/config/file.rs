@@ -89,7 +89,7 @@ pub enum ReadError {
     #[error("no such file; check the path")]
     Missing,
     /// The file does not exist; the path has a `~` that no shell expanded.
-    #[error("no such file: `~` is expanded by shells only; write the full path")]
+    #[error("no such file: only a shell expands `~`; write the full path")]
     Tilde,
     /// The user that the proxy runs as may not read it.
     #[error("permission denied; give read permission to the user that runs the proxy")]
@@ -101,7 +101,7 @@ pub enum ReadError {
     #[error("larger than 4 MiB; check the path")]
     TooLarge,
     /// The path is the content of a file.
-    #[error("a path belongs here, not {found}; write it to a file and name that")]
+    #[error("a path belongs here, not {found}; write it to a file and give the path of that file")]
     NotAPath {
         /// What was given instead, such as `the key itself`.
         found: &'static str,

@@ -6,7 +6,7 @@
 //!
 //! By design, nothing bounds how long a response, an upload or a tunnel takes as a whole.
 
-use std::{num::NonZeroUsize, time::Duration};
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -58,7 +58,7 @@ macro_rules! settings {
 settings! {
     /// How much one process, connection or request may use.
     pub struct Limits, LimitsSection {
-        /// Client connections open at once; the next one waits in the kernel. By default 3/8 of the allowed open files.
+        /// Client connections open at once; the next one waits in the kernel. By default as many as open files and memory allow.
         connections: #[schemars(with = "Option<Count<1, 1_000_000>>")] Spanned<Count<1, 1_000_000>> => usize = 10_000;
         /// TLS handshakes in progress at once, over all workers; by default 128 per worker.
         handshakes: Count<1, 1_000_000> => usize = 256;
@@ -124,20 +124,3 @@ settings! {
         reload: Timeout => Duration = Duration::from_secs(10);
     }
 }
-
-impl Limits {
-    /// The defaults for this number of workers and of open files.
-    #[must_use]
-    pub fn for_machine(workers: NonZeroUsize, open_files: usize) -> Self {
-        Self {
-            // A connection has two sockets, and a quarter of the files stays free for everything else.
-            connections: (open_files / 8).saturating_mul(3).clamp(1, MAX_CONNECTIONS),
-            // Twice as many as 64 per worker: a handshake waits for its client half of the time.
-            handshakes: workers.get().saturating_mul(2 * 64),
-            ..Self::default()
-        }
-    }
-}
-
-/// The largest default. A process with more connections is too large a unit: run several.
-const MAX_CONNECTIONS: usize = 100_000;

@@ -9,8 +9,8 @@ use std::{
 };
 
 use super::{
-    Config, ConfigError, Environment, FileKind, IdentityFiles, Limits, LogConfig, LogFormat,
-    ServeArgs, SettingError, Timeouts, clusters,
+    Capacity, Config, ConfigError, Environment, FileKind, IdentityFiles, Limits, LogConfig,
+    LogFormat, ServeArgs, SettingError, Timeouts, clusters,
     config_file::{AdminSection, ConfigFile, ListenAddr, LogFilter, LogSection},
     limits::{LimitsSection, TimeoutsSection},
     source::{ConfigSource, absolute_path, check_path_flags, parse_flag},
@@ -56,6 +56,7 @@ fn load_given(args: &ServeArgs, env: &Environment) -> Result<Config, ConfigError
     if !args.listen.is_empty() || file.listen.is_some() {
         check_ports(listen.iter().chain(&admin))?;
     }
+    let (limits, capacity) = limits(file.limits.unwrap_or_default(), &source, workers, env)?;
     Ok(Config {
         sources,
         listen,
@@ -63,7 +64,8 @@ fn load_given(args: &ServeArgs, env: &Environment) -> Result<Config, ConfigError
         workers,
         identities,
         clusters,
-        limits: limits(file.limits.unwrap_or_default(), &source, workers, env)?,
+        limits,
+        capacity,
         timeouts: timeouts(args, file.timeouts.unwrap_or_default())?,
         log: log(args, file.log.unwrap_or_default())?,
         admin,
@@ -147,20 +149,26 @@ fn limits(
     source: &ConfigSource,
     workers: NonZeroUsize,
     env: &Environment,
-) -> Result<Limits, ConfigError> {
+) -> Result<(Limits, Capacity), ConfigError> {
+    let (connections, mut capacity) = Capacity::default_connections(workers, env);
     if let Some(given) = &section.connections {
         let connections = given.value.get();
-        let needed = connections.saturating_mul(2);
-        if needed > env.open_files {
+        capacity = Capacity::configured(connections, workers, env).map_err(|needed| {
             let error = SettingError::TooManyConnections {
                 connections,
                 needed,
                 open_files: env.open_files,
             };
-            return Err(source.error_at(given, error));
-        }
+            source.error_at(given, error)
+        })?;
     }
-    Ok(section.or(Limits::for_machine(workers, env.open_files)))
+    let limits = section.or(Limits {
+        connections,
+        // Twice as many as 64 per worker: a handshake waits for its client half of the time.
+        handshakes: workers.get().saturating_mul(2 * 64),
+        ..Limits::default()
+    });
+    Ok((limits, capacity))
 }
 
 fn timeouts(args: &ServeArgs, section: TimeoutsSection) -> Result<Timeouts, ConfigError> {

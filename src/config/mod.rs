@@ -3,6 +3,7 @@
 //! Outside this module nothing is optional, relative or unchecked.
 
 mod args;
+mod capacity;
 mod clusters;
 mod config_file;
 mod environment;
@@ -23,6 +24,7 @@ use rustls_pki_types::ServerName;
 use crate::{hosts::url_host, quote};
 
 pub use args::ServeArgs;
+pub use capacity::{Capacity, ConnectionsBound};
 pub use config_file::schema;
 pub use environment::{Environment, has_no_colours};
 pub use error::{ConfigError, FileKind, Position, SettingError, YamlError};
@@ -52,6 +54,8 @@ pub struct Config {
     pub clusters: Vec<ClusterConfig>,
     /// How much may be used.
     pub limits: Limits,
+    /// What the machine allows.
+    pub capacity: Capacity,
     /// Timeouts and intervals.
     pub timeouts: Timeouts,
     /// What the proxy logs, and how.

@@ -14,15 +14,12 @@ use rustls::{
     server::{Acceptor, ClientHello, ProducesTickets, ResolvesServerCert},
     sign::CertifiedKey,
 };
-use tokio::{
-    net::TcpStream,
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
-};
+use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tracing::debug;
 
 use crate::{
+    clients::{Client, ClientTable, Place},
     config::{Limits, Timeouts},
     drain::{ConnectionKind, Drain},
     hosts::{HostMap, HostName, PeerAddr},
@@ -53,6 +50,8 @@ pub struct Snapshot {
 pub struct Shared {
     /// The current state of everything that can be reloaded.
     pub snapshot: ArcSwap<Snapshot>,
+    /// The places of all connections.
+    pub clients: Arc<ClientTable>,
     /// Slots for handshakes in progress.
     pub handshakes: Semaphore,
     /// Limits of the configuration.
@@ -68,17 +67,17 @@ struct Service {
     downstream: Arc<ClientConnection>,
 }
 
-/// Serves one accepted connection in a task of the drain. `permit` counts it against `limits.connections`.
+/// Serves one accepted connection in a task of the drain.
 pub fn spawn(
     stream: TcpStream,
     peer: PeerAddr,
-    permit: OwnedSemaphorePermit,
+    place: Place,
     shared: Arc<Shared>,
     context: Arc<UpstreamContext>,
     drain: &Drain,
 ) {
     let open = drain.count(ConnectionKind::Connection);
-    let served = serve(stream, peer, permit, shared, context, drain.clone());
+    let served = serve(stream, peer, place, shared, context, drain.clone());
     drain.spawn(async move {
         let _open = open;
         served.await;
@@ -89,18 +88,30 @@ pub fn spawn(
 async fn serve(
     stream: TcpStream,
     peer: PeerAddr,
-    permit: OwnedSemaphorePermit,
+    mut place: Place,
     shared: Arc<Shared>,
     context: Arc<UpstreamContext>,
     drain: Drain,
 ) {
+    if !place.admitted(shared.timeouts.handshake).await {
+        socket::reset_when_closed(&stream);
+        return;
+    }
     let snapshot = shared.snapshot.load_full();
     let tls = Arc::clone(&snapshot.tls);
     // On the heap: the handshake needs much memory for a moment, the connection little for hours.
-    let accepted = Box::pin(handshake(stream, tls, &shared, context.counters())).await;
-    let stream = match accepted {
+    let accepted = Box::pin(async {
+        tokio::select! {
+            accepted = handshake(stream, tls, place.client(), &shared, context.counters()) => accepted,
+            () = place.closing() => Err(HandshakeError::Closed),
+        }
+    });
+    let stream = match accepted.await {
         Ok(stream) => stream,
         Err(error) => {
+            if place.is_closing() {
+                context.counters().limits_hit.count(Limit::ClientPlaces);
+            }
             context.counters().handshakes.count(error.label());
             debug!(client.address = %peer, error = %error_chain(&error), "downstream handshake failed");
             return;
@@ -111,7 +122,8 @@ async fn serve(
     let (protocol, sni) = negotiated(stream.get_ref().1);
     let counters = Arc::clone(context.counters());
     counters.handshakes.count(Handshake::Ok);
-    let connected = Connected::new(counters, peer.0, protocol, permit);
+    let connected = Connected::new(counters, peer.0, protocol, place);
+    let connected = Arc::new(connected);
     let downstream = ClientConnection {
         peer,
         sni: sni.filter(|name| snapshot.routes.serves(name)),
@@ -119,7 +131,7 @@ async fn serve(
         leases: ClientLeases::new(context),
         limits: shared.limits.clone(),
         half_close_timeout: shared.timeouts.half_close_timeout,
-        connected: Arc::new(connected),
+        connected: Arc::clone(&connected),
         drain,
     };
     drop(snapshot);
@@ -139,6 +151,11 @@ async fn serve(
                 ended_early(peer, &error);
             }
         }
+    }
+    // A tunnel keeps the place after its connection has ended.
+    if connected.place().is_closing() {
+        connected.counters().limits_hit.count(Limit::ClientPlaces);
+        debug!(client.address = %peer, "connection closed because another client needs its place");
     }
 }
 
@@ -165,6 +182,9 @@ enum HandshakeError {
     /// It took longer than `timeouts.handshake`.
     #[error("no TLS handshake within {0:?}")]
     Timeout(Duration),
+    /// Another client needed the place of the connection.
+    #[error("closed because its client has the most connections and another client needs a place")]
+    Closed,
     /// Client and proxy have no version or cipher in common, or the connection broke.
     #[error("TLS handshake")]
     Failed(#[source] io::Error),
@@ -175,6 +195,7 @@ impl HandshakeError {
     fn label(&self) -> Handshake {
         match self {
             Self::Timeout(_) => Handshake::Timeout,
+            Self::Closed => Handshake::Closed,
             Self::Failed(_) => Handshake::Failed,
         }
     }
@@ -198,7 +219,8 @@ pub fn server_config(identities: &[Identity], tickets: Arc<dyn ProducesTickets>)
     config
 }
 
-/// Runs the TLS handshake. `timeouts.handshake` covers everything, including the wait for a slot.
+/// Runs the TLS handshake. `timeouts.handshake` covers everything, including the wait for a slot. A client that fills its
+/// own slots waits for them, so that it never fills those of all clients.
 ///
 /// # Errors
 ///
@@ -206,6 +228,7 @@ pub fn server_config(identities: &[Identity], tickets: Arc<dyn ProducesTickets>)
 async fn handshake(
     stream: TcpStream,
     config: Arc<ServerConfig>,
+    client: &Client,
     shared: &Shared,
     counters: &Counters,
 ) -> Result<Box<TlsStream<ReadAhead>>, HandshakeError> {
@@ -213,14 +236,22 @@ async fn handshake(
         // A client takes a slot only after its whole ClientHello has arrived. Otherwise a few silent clients
         // would block all others.
         let hello = LazyConfigAcceptor::new(Acceptor::default(), ReadAhead::new(stream)).await?;
-        if shared.handshakes.available_permits() == 0 {
+        let slots = [&client.handshakes, &shared.handshakes];
+        if slots.iter().any(|slots| slots.available_permits() == 0) {
             counters.limits_hit.count(Limit::Handshakes);
         }
-        let _slot = shared
-            .handshakes
-            .acquire()
-            .await
-            .map_err(io::Error::other)?;
+        let _slots = (
+            client
+                .handshakes
+                .acquire()
+                .await
+                .map_err(io::Error::other)?,
+            shared
+                .handshakes
+                .acquire()
+                .await
+                .map_err(io::Error::other)?,
+        );
         let limit_buffer =
             |connection: &mut ServerConnection| connection.set_buffer_limit(Some(MAX_TLS_BUFFER));
         hello
@@ -267,5 +298,7 @@ impl ResolvesServerCert for CertificateBySni {
     }
 }
 
+/// How long a connection may take to end in order when another client needs its place.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bytes that rustls may hold for a client that does not read.
 const MAX_TLS_BUFFER: usize = 32 * 1024;

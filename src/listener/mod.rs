@@ -1,20 +1,19 @@
 //! Accepts TCP connections and limits how many are open.
 //!
-//! Nothing is done for a connection before it has a permit. A listener takes no permit before it has accepted
-//! a connection, because a client of another listener could miss it. At the limit each listener therefore
-//! holds one connection, and the next ones wait in the kernel. Only the drain ends the accept loop.
+//! The accept loop never waits for a place: in the queue of the kernel the connections of one client would hide those
+//! of all others. Only the drain ends the loop.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep, timeout_at},
 };
 use tracing::{debug, warn};
 
 use crate::{
+    clients::{ClientTable, Place, Refusal},
     config::Timeouts,
     drain::Drain,
     hosts::PeerAddr,
@@ -28,7 +27,13 @@ use crate::{
 pub struct Listener {
     socket: TcpListener,
     owner: Owner,
-    connections: Arc<Semaphore>,
+    entrance: Entrance,
+}
+
+/// What a connection passes once it is accepted.
+#[derive(Debug)]
+struct Entrance {
+    clients: Arc<ClientTable>,
     timeouts: Timeouts,
     counters: Arc<Counters>,
 }
@@ -50,8 +55,8 @@ pub struct Accepted {
     pub stream: TcpStream,
     /// The client.
     pub peer: PeerAddr,
-    /// Counts it against `limits.connections` until dropped.
-    pub permit: OwnedSemaphorePermit,
+    /// Its place among all connections.
+    pub place: Place,
 }
 
 /// Opens one socket per worker on one address; the kernel spreads connections over them.
@@ -145,8 +150,7 @@ fn open(address: SocketAddr) -> io::Result<Socket> {
 }
 
 impl Listener {
-    /// A listener on a socket of [`bind`] or [`share`], for the current runtime. `connections` holds the
-    /// permits of all listeners.
+    /// A listener on a socket of [`bind`] or [`share`], for the current runtime. All listeners share `clients`.
     ///
     /// # Errors
     ///
@@ -154,64 +158,38 @@ impl Listener {
     pub fn new(
         socket: std::net::TcpListener,
         owner: Owner,
-        connections: Arc<Semaphore>,
+        clients: Arc<ClientTable>,
         timeouts: Timeouts,
         counters: Arc<Counters>,
     ) -> io::Result<Self> {
         Ok(Self {
             socket: TcpListener::from_std(socket)?,
             owner,
-            connections,
-            timeouts,
-            counters,
+            entrance: Entrance {
+                clients,
+                timeouts,
+                counters,
+            },
         })
     }
 
     /// Accepts connections until the drain begins, then closes the socket. Returns once every connection
     /// that the kernel had established was handed to `on_accept`: the kernel resets the others.
     pub async fn run(self, drain: Drain, mut on_accept: impl FnMut(Accepted)) {
-        // They get their permits after the socket is closed. During a wait for a permit the kernel would
-        // establish more connections.
-        let mut pending = Vec::new();
         loop {
             let (stream, peer) = tokio::select! {
                 biased;
                 accepted = self.accept() => accepted,
                 () = drain.begun() => break,
             };
-            tokio::select! {
-                biased;
-                permit = acquire(&self.connections, &self.counters) => {
-                    on_accept(Accepted { stream, peer, permit });
-                }
-                () = drain.begun() => {
-                    pending.push((stream, peer));
-                    break;
-                }
-            }
+            self.entrance.enter(stream, peer, false).map(&mut on_accept);
         }
         self.stop_syn();
         let until = Instant::now() + HANDSHAKE_TIMEOUT;
         while let Ok((stream, peer)) = timeout_at(until, self.accept()).await {
-            match Arc::clone(&self.connections).try_acquire_owned() {
-                Ok(permit) => on_accept(Accepted {
-                    stream,
-                    peer,
-                    permit,
-                }),
-                Err(_none_free) => pending.push((stream, peer)),
-            }
+            self.entrance.enter(stream, peer, true).map(&mut on_accept);
         }
-        let (connections, counters) = (Arc::clone(&self.connections), Arc::clone(&self.counters));
-        pending.extend(self.close());
-        for (stream, peer) in pending {
-            let permit = acquire(&connections, &counters).await;
-            on_accept(Accepted {
-                stream,
-                peer,
-                permit,
-            });
-        }
+        self.close().into_iter().for_each(on_accept);
     }
 
     /// The next connection. Errors of `accept` are logged and waited out: either they concern one connection,
@@ -223,10 +201,7 @@ impl Listener {
     async fn accept(&self) -> (TcpStream, PeerAddr) {
         let mut pause = MIN_PAUSE;
         loop {
-            let accepted = self.socket.accept().await;
-            match accepted.and_then(|(stream, peer)| {
-                socket::tune(&stream, &self.timeouts).map(|()| (stream, peer))
-            }) {
+            match self.socket.accept().await {
                 Ok((stream, peer)) => return (stream, PeerAddr(peer)),
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
@@ -253,7 +228,7 @@ impl Listener {
 
     /// Closes the socket; returns the connections in its queue, which the kernel would reset. Those of a socket
     /// that outlives this process stay there.
-    fn close(self) -> Vec<(TcpStream, PeerAddr)> {
+    fn close(self) -> Vec<Accepted> {
         let mut backlog = Vec::new();
         // Directly, because the runtime learns of a connection only when it next polls the kernel.
         if self.owner == Owner::Proxy
@@ -262,14 +237,12 @@ impl Listener {
             loop {
                 match socket.accept() {
                     Ok((stream, peer)) => {
-                        let ready = stream
+                        let stream = stream
                             .set_nonblocking(true)
-                            .and_then(|()| TcpStream::from_std(stream))
-                            .and_then(|stream| {
-                                socket::tune(&stream, &self.timeouts).map(|()| stream)
-                            });
+                            .and_then(|()| TcpStream::from_std(stream));
                         // An error means that the connection is dead.
-                        backlog.extend(ready.ok().map(|stream| (stream, PeerAddr(peer))));
+                        let enter = |stream| self.entrance.enter(stream, PeerAddr(peer), true);
+                        backlog.extend(stream.ok().and_then(enter));
                     }
                     Err(error) if is_of_one_connection(&error) => {}
                     // The queue is empty, or it cannot be read.
@@ -281,16 +254,30 @@ impl Listener {
     }
 }
 
-/// Waits for a permit for one more connection.
-async fn acquire(connections: &Arc<Semaphore>, counters: &Counters) -> OwnedSemaphorePermit {
-    if connections.available_permits() == 0 {
-        counters.limits_hit.count(Limit::Connections);
-    }
-    loop {
-        // It fails only for a closed semaphore, and this one is never closed.
-        if let Ok(permit) = Arc::clone(connections).acquire_owned().await {
-            return permit;
+impl Entrance {
+    /// The connection with its place and its TCP settings. `None` if the connection was refused, or is dead.
+    fn enter(&self, stream: TcpStream, peer: PeerAddr, may_wait: bool) -> Option<Accepted> {
+        let limits_hit = &self.counters.limits_hit;
+        let place = match self.clients.enter(peer, may_wait) {
+            Ok(place) => place,
+            Err(refusal) => {
+                limits_hit.count(match refusal {
+                    Refusal::Connections => Limit::Connections,
+                    Refusal::ClientConnections => Limit::ClientConnections,
+                });
+                socket::reset_when_closed(&stream);
+                return None;
+            }
+        };
+        if place.is_waiting() {
+            limits_hit.count(Limit::Connections);
         }
+        socket::tune(&stream, &self.timeouts).ok()?;
+        Some(Accepted {
+            stream,
+            peer,
+            place,
+        })
     }
 }
 

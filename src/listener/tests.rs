@@ -9,6 +9,7 @@ use std::{
 };
 
 use super::*;
+use crate::config::Limits;
 
 /// Two proxies that share a port without knowing it would each get a part of the connections.
 #[test]
@@ -49,9 +50,13 @@ fn bound(address: &str) -> std::net::TcpListener {
 }
 
 fn listener(socket: std::net::TcpListener, owner: Owner) -> Listener {
-    let connections = Arc::new(Semaphore::new(10));
+    let limits = Limits {
+        connections: 10,
+        ..Limits::default()
+    };
     let (timeouts, counters) = (Timeouts::default(), Arc::default());
-    Listener::new(socket, owner, connections, timeouts, counters).unwrap()
+    let clients = ClientTable::new(&limits);
+    Listener::new(socket, owner, clients, timeouts, counters).unwrap()
 }
 
 /// The kernel resets the connections in the queue of a socket that is closed.
@@ -63,35 +68,32 @@ async fn close_returns_connections_not_yet_accepted() {
     let waiting: Vec<_> = (0..3).map(|_| Client::connect(address).unwrap()).collect();
     let backlog = listener.close();
     Client::connect(address).unwrap_err();
-    let peers = backlog.iter().map(|(_, peer)| peer.0);
+    let peers = backlog.iter().map(|accepted| accepted.peer.0);
     assert!(peers.eq(waiting.iter().map(|client| client.local_addr().unwrap())));
 }
 
-/// A client without a permit must not hold up the end of the socket, nor be lost with it.
+/// A connection that waits for a place must not hold up the end of the socket, nor be lost with it. Otherwise only a few
+/// of one client may wait.
 #[tokio::test]
 async fn connections_at_the_limit_are_served_after_the_drain() {
     let socket = bound("127.0.0.1:0");
     let address = socket.local_addr().unwrap();
     let listener = listener(socket, Owner::Proxy);
-    let permits = Arc::clone(&listener.connections);
-    let taken = permits.acquire_many(10).await.unwrap();
+    let table = Arc::clone(&listener.entrance.clients);
+    let enter = |_| table.enter(PeerAddr(address), false).unwrap();
+    let taken: Vec<_> = (0..10).map(enter).collect();
     let clients: Vec<_> = (0..3).map(|_| Client::connect(address).unwrap()).collect();
     let drain = Drain::new();
     drain.begin();
-    let mut peers = Vec::new();
-    let running = listener.run(drain, |accepted| peers.push(accepted.peer.0));
-    let mut running = Box::pin(running);
-    let early = tokio::time::timeout(2 * HANDSHAKE_TIMEOUT, running.as_mut()).await;
-    early.unwrap_err();
+    let mut accepted = Vec::new();
+    listener.run(drain, |next| accepted.push(next)).await;
     Client::connect(address).unwrap_err();
     drop(taken);
-    running.await;
-    assert!(
-        clients
-            .iter()
-            .map(|client| client.local_addr().unwrap())
-            .eq(peers)
-    );
+    for (client, Accepted { peer, place, .. }) in clients.iter().zip(&mut accepted) {
+        assert_eq!(client.local_addr().unwrap(), peer.0);
+        assert!(place.admitted(Duration::from_secs(5)).await);
+    }
+    assert_eq!(accepted.len(), clients.len());
 }
 
 /// Otherwise a client could connect between the last look at the queue and the end of the socket, and be

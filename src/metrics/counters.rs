@@ -10,16 +10,14 @@ use std::{
     time::Duration,
 };
 
-use http::StatusCode;
-use tokio::sync::OwnedSemaphorePermit;
-
 use super::{
     Dialled, ErrorReason, Exposition, Handshake, LeaseEnd, LeaseFrom, Limit, Protocol, Resource,
     Verb, families,
     requests::{Requests, Row, code_label},
     values::{Counter, Gauge, Histogram, MetricValue as _, Per, PerCluster},
 };
-use crate::activity::Activity;
+use crate::{activity::Activity, clients::Place};
+use http::StatusCode;
 
 /// The struct, the sum of two of them, and their exposition.
 macro_rules! counters {
@@ -116,13 +114,13 @@ impl Counters {
     }
 }
 
-/// An open downstream connection: holds its permit and its place in the gauge. A tunnel keeps both until
+/// An open downstream connection: holds its place among all connections, and counts in the gauge. A tunnel keeps both until
 /// the tunnel ends.
 #[derive(Debug)]
 pub struct Connected {
     counters: Arc<Counters>,
     client: SocketAddr,
-    _permit: OwnedSemaphorePermit,
+    place: Place,
 }
 
 impl Connected {
@@ -132,14 +130,14 @@ impl Connected {
         counters: Arc<Counters>,
         client: SocketAddr,
         protocol: Protocol,
-        permit: OwnedSemaphorePermit,
+        place: Place,
     ) -> Self {
         counters.connections.increment();
         counters.connections_total.count(protocol);
         Self {
             counters,
             client,
-            _permit: permit,
+            place,
         }
     }
 
@@ -147,6 +145,12 @@ impl Connected {
     #[must_use]
     pub fn client(&self) -> SocketAddr {
         self.client
+    }
+
+    /// Its place among all connections.
+    #[must_use]
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// The counters of the worker that serves the connection.

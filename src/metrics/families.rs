@@ -79,7 +79,7 @@ families! {
         "Limit of open client connections. Further clients wait.";
     CONNECTIONS_TOTAL = Counter "kube_tls_proxy_connections_total" ["protocol": PROTOCOLS]
         "Client connections after a successful TLS handshake.";
-    HANDSHAKES = Counter "kube_tls_proxy_handshakes_total" ["result": "`ok`, `timeout`, `failed`"]
+    HANDSHAKES = Counter "kube_tls_proxy_handshakes_total" ["result": "`ok`, `timeout`, `failed`, `closed` (another client needed the place)"]
         "TLS handshakes with clients.";
     REQUESTS = Counter "kube_tls_proxy_requests_total"
         ["verb": VERBS, "resource": RESOURCES, "code": CODES, "protocol": PROTOCOLS]
@@ -120,10 +120,15 @@ families! {
     LAST_RELOAD = Gauge "kube_tls_proxy_last_reload_seconds" []
         "Time of the last reload that found a change, valid or not, in Unix time.";
     LIMITS_HIT = Counter "kube_tls_proxy_limits_hit_total"
-        ["limit": "`connections` (a client waits), `handshakes` (a handshake waits), `header_fields`, `header_bytes`, \
+        ["limit": "`connections` (all places are taken: a new connection waits or is refused), \
+            `client_places` (a connection was closed because its client has the most and others need places), \
+            `client_connections` (a new connection was refused: its client has `limits.connectionsPerClient`), \
+            `handshakes` (a handshake waits), `header_fields`, `header_bytes`, \
             `uri_bytes` (answered with 431 or 414), `streams` (a client has the maximum open), \
             `client_stall` (a client did not read a response for 60 s, so the response was aborted), \
             `upstream_connections` (a client connection uses the maximum; answered with 503), \
+            `upstream_sockets` (no socket was free for a connection to the apiserver; answered with 503), \
+            `upload_rate` (a request body came too slowly; answered with 408), \
             `replay_copies` (a request was sent without a copy, so the proxy cannot send it again), \
             `frames` (a client sent too many control frames or cancelled too many requests, and its connection ended)"]
         "How often a limit was reached.";
@@ -132,7 +137,7 @@ families! {
             `unprocessed`, `lost`, `upload`, `protocol`"]
         "Error responses of the proxy itself, in place of a response of the apiserver.";
     LOG_LINES_DROPPED = Counter "kube_tls_proxy_log_lines_dropped_total" []
-        "Log lines that were dropped because the reader of the log was too slow.";
+        "Log lines that were lost because the reader of the log was too slow or refused them, as a full disk does.";
     DRAINING = Gauge "kube_tls_proxy_draining" []
         "1 after the proxy received a stop signal, else 0.";
     PROCESS_START_TIME = Gauge "process_start_time_seconds" []

@@ -93,6 +93,8 @@ label! {
         Ok = "ok",
         /// The client took too long.
         Timeout = "timeout",
+        /// The proxy closed the connection, because another client needed its place.
+        Closed = "closed",
         /// TLS was not agreed, or the connection broke.
         Failed = "failed",
     }
@@ -125,7 +127,7 @@ label! {
         Age = "age",
         /// It carried an upgrade, after which a connection cannot be used again.
         Upgrade = "upgrade",
-        /// The idle pool was full.
+        /// The idle pool was full, or a client needed the socket.
         Full = "full",
     }
 }
@@ -157,7 +159,7 @@ label! {
         Rejected = "rejected",
         /// No address of the apiserver is known.
         NoEndpoint = "no_endpoint",
-        /// The client holds all upstream connections that it may hold.
+        /// The client holds all upstream connections that it may hold, or no socket is free for another one.
         UpstreamConnections = "upstream_connections",
         /// The TCP connection failed.
         Connect = "connect",
@@ -193,8 +195,13 @@ label! {
 label! {
     /// A limit that was reached.
     Limit {
-        /// `limits.connections`: a client waits to be accepted.
+        /// `limits.connections`: a new connection waits for a place, or is refused because too many wait.
         Connections = "connections",
+        /// `limits.connections`: a connection of the client with the most connections was closed, because other clients
+        /// need places.
+        ClientPlaces = "client_places",
+        /// `limits.connectionsPerClient`: a new connection was refused.
+        ClientConnections = "client_connections",
         /// `limits.handshakes`: a handshake waits for another one.
         Handshakes = "handshakes",
         /// `limits.headerFields`: answered with 431.
@@ -207,6 +214,10 @@ label! {
         Streams = "streams",
         /// A client holds all upstream connections that it may hold: answered with 503.
         UpstreamConnections = "upstream_connections",
+        /// The process has no spare socket for another upstream connection of a client: answered with 503.
+        UpstreamSockets = "upstream_sockets",
+        /// A request body came too slowly: answered with 408.
+        UploadRate = "upload_rate",
         /// Copies of request bodies use all memory that they may use: a request is sent without a copy.
         ReplayCopies = "replay_copies",
         /// A client did not read a response for 60 s: its stream was reset.

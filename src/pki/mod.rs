@@ -38,6 +38,4 @@ pub fn provider() -> Arc<CryptoProvider> {
 }
 
 #[cfg(test)]
-pub(crate) mod mint;
-#[cfg(test)]
-mod tests;
+pub(crate) mod tests;

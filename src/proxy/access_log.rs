@@ -5,6 +5,7 @@
 //! ID, because each of the others can be a token.
 
 use std::{
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -19,16 +20,14 @@ use tracing::info;
 use super::{ClientConnection, request_info::RequestInfo, tunnel::Carried};
 use crate::{
     activity::{LongLived, OpenStream, StreamInfo},
-    hosts::PeerAddr,
-    metrics::{Counters, Protocol, RequestRecord, Resource, Verb},
+    metrics::{Connected, Protocol, RequestRecord, Resource, Verb},
     text::escape,
 };
 
 /// One request, from its head to the end of its response. Dropping it counts and logs the request.
 #[derive(Debug)]
 pub(super) struct AccessLog {
-    counters: Arc<Counters>,
-    client: PeerAddr,
+    connected: Arc<Connected>,
     started: Instant,
     time_to_headers: Option<Duration>,
     version: Version,
@@ -99,9 +98,9 @@ impl AccessLog {
             cluster: String::new(),
             audit_id: String::new(),
         });
+        downstream.connected.place().begin_request();
         Box::new(Self {
-            counters: Arc::clone(downstream.connected.counters()),
-            client: downstream.peer,
+            connected: Arc::clone(&downstream.connected),
             started: Instant::now(),
             time_to_headers: None,
             version: request.version(),
@@ -119,8 +118,8 @@ impl AccessLog {
     }
 
     /// The client that sent the request.
-    pub(super) fn client(&self) -> PeerAddr {
-        self.client
+    pub(super) fn client(&self) -> SocketAddr {
+        self.connected.client()
     }
 
     /// Whether the request asks for a watch. `forward` decides by it whether the drain may end the response
@@ -164,13 +163,13 @@ impl AccessLog {
             return;
         }
         let kind = stream.kind;
-        let activity = Arc::clone(self.counters.activity());
+        let activity = Arc::clone(self.connected.counters().activity());
         self.open = Some(OpenStream::new(activity, *stream));
         if let Some(fields) = &self.fields {
             info!(
                 target: TARGET,
                 cluster = fields.cluster,
-                client.address = %self.client,
+                client.address = %self.connected.client(),
                 http.request.method = %escape(fields.method.as_str(), MAX_LOGGED_CHARS),
                 url.path = %escape(fields.uri.path(), MAX_LOGGED_CHARS),
                 http.response.status_code = status.as_u16(),
@@ -186,14 +185,14 @@ impl AccessLog {
     /// Counts bytes of the response body.
     pub(super) fn sent(&mut self, bytes: usize) {
         self.sent += bytes as u64;
-        self.counters.sent.add(bytes as u64);
+        self.connected.counters().sent.add(bytes as u64);
     }
 
     /// Notes the bytes that a tunnel carried.
     pub(super) fn carried(&mut self, carried: Carried) {
         self.received = Some(Arc::new(AtomicU64::new(carried.up)));
         self.sent = carried.down;
-        self.counters.sent.add(carried.down);
+        self.connected.counters().sent.add(carried.down);
     }
 
     /// Notes that the response ended in order. A response that the proxy sent itself stays failed, and one that
@@ -224,7 +223,7 @@ impl AccessLog {
         info!(
             target: TARGET,
             cluster = fields.cluster,
-            client.address = %self.client,
+            client.address = %self.connected.client(),
             network.protocol.version = protocol(self.version),
             http.request.method = %escape(fields.method.as_str(), MAX_LOGGED_CHARS),
             url.path = %escape(fields.uri.path(), MAX_LOGGED_CHARS),
@@ -245,11 +244,13 @@ impl AccessLog {
 
 impl Drop for AccessLog {
     fn drop(&mut self) {
-        let duration = self.started.elapsed();
+        let now = Instant::now();
+        let duration = now.duration_since(self.started);
+        self.connected.place().end_request(now);
         let received = self.received.as_ref();
         let received = received.map_or(0, |received| received.load(Ordering::Relaxed));
-        self.counters.received.add(received);
-        self.counters.request(&RequestRecord {
+        self.connected.counters().received.add(received);
+        self.connected.counters().request(&RequestRecord {
             verb: self.verb,
             resource: self.resource,
             status: self.status,

@@ -3,7 +3,6 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri};
-use tokio::sync::Semaphore;
 
 use super::{
     ClientConnection,
@@ -12,6 +11,7 @@ use super::{
     request_info::RequestInfo,
 };
 use crate::{
+    clients::ClientTable,
     config::{Limits, Timeouts},
     drain::Drain,
     hosts::PeerAddr,
@@ -37,18 +37,18 @@ impl Counting {
     ///
     /// # Panics
     ///
-    /// Never: the only permit is free.
+    /// Never: the table is empty.
     #[must_use]
     pub fn new(target: &Uri) -> Self {
         let (limits, timeouts) = (Limits::default(), Timeouts::default());
         let worker = Arc::new(UpstreamContext::new(limits.clone(), timeouts, Drain::new()));
         let peer = SocketAddr::from(([192, 0, 2, 1], 1));
-        let permit = Arc::new(Semaphore::new(1)).try_acquire_owned();
+        let place = ClientTable::new(&limits).enter(PeerAddr(peer), false);
         let connected = Connected::new(
             Arc::clone(worker.counters()),
             peer,
             Protocol::Http2,
-            permit.expect("a new semaphore has its permit"),
+            place.expect("an empty table has a place"),
         );
         let mut request = Request::new(());
         target.clone_into(request.uri_mut());

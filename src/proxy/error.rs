@@ -6,7 +6,7 @@ use super::Rejection;
 use crate::{
     metrics::{Connected, ErrorReason, Limit},
     text::error_chain,
-    upstream::UpstreamError,
+    upstream::{UploadError, UpstreamError},
 };
 
 /// Why a request got no response from the apiserver.
@@ -44,6 +44,16 @@ impl Error {
     }
 }
 
+/// Whether more of the request body may come after the response, and the client cannot tell where it ends.
+pub(super) fn leaves_body_unread(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Upstream(UpstreamError::Upload {
+            source: UploadError::TooSlow
+        })
+    )
+}
+
 /// Counts an error, keeps it for the status page, and logs its cause unless this client has filled its
 /// share of the log already.
 pub(super) fn record(error: &Error, connected: &Connected) {
@@ -71,7 +81,9 @@ pub(super) fn record(error: &Error, connected: &Connected) {
 fn upstream_reason(error: &UpstreamError) -> ErrorReason {
     match error {
         UpstreamError::NoEndpoint { .. } => ErrorReason::NoEndpoint,
-        UpstreamError::TooManyConnections { .. } => ErrorReason::UpstreamConnections,
+        UpstreamError::TooManyConnections { .. } | UpstreamError::NoSocket => {
+            ErrorReason::UpstreamConnections
+        }
         UpstreamError::Connect { .. } => ErrorReason::Connect,
         UpstreamError::ConnectTimeout { .. } => ErrorReason::ConnectTimeout,
         UpstreamError::Verify { .. } => ErrorReason::Verify,
@@ -84,6 +96,13 @@ fn upstream_reason(error: &UpstreamError) -> ErrorReason {
     }
 }
 
+fn is_no_socket(error: &UpstreamError) -> bool {
+    if let UpstreamError::Shared(error) = error {
+        return is_no_socket(error);
+    }
+    matches!(error, UpstreamError::NoSocket)
+}
+
 /// The limit that the request exceeded, if that was the reason.
 fn exceeded_limit(error: &Error) -> Option<Limit> {
     let rejection = match error {
@@ -91,6 +110,10 @@ fn exceeded_limit(error: &Error) -> Option<Limit> {
         Error::Upstream(UpstreamError::TooManyConnections { .. }) => {
             return Some(Limit::UpstreamConnections);
         }
+        Error::Upstream(UpstreamError::Upload {
+            source: UploadError::TooSlow,
+        }) => return Some(Limit::UploadRate),
+        Error::Upstream(error) if is_no_socket(error) => return Some(Limit::UpstreamSockets),
         Error::Upstream(_) | Error::UnexpectedProtocol | Error::RedirectedUpgrade => return None,
     };
     match rejection {

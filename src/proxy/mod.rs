@@ -148,7 +148,8 @@ impl ExpectedResponse {
     fn for_error(&self, error: &Error) -> Response<Body> {
         let mut response = respond::respond(error);
         let is_uncertain = self.leaves_http
-            || matches!(error, Error::Rejected(rejection) if rejection.is_about_framing());
+            || matches!(error, Error::Rejected(rejection) if rejection.is_about_framing())
+            || error::leaves_body_unread(error);
         if !self.is_http2 && is_uncertain {
             close_after(&mut response);
         }
@@ -217,9 +218,11 @@ fn prepare(
 /// prefix: it is not a path but means the server itself (RFC 9112 §3.2.4).
 fn with_prefix(cluster: &Cluster, target: Option<PathAndQuery>) -> Result<PathAndQuery, Rejection> {
     let target = target.unwrap_or_else(|| PathAndQuery::from_static("/"));
-    if cluster.path_prefix().is_empty() || target.path() == "*" {
+    let prefix = cluster.path_prefix();
+    // `https://host?x` has no path, and the apiserver must get one (RFC 9112 §3.2.1). `Display` writes it.
+    let has_path = !target.as_str().starts_with('?');
+    if prefix.is_empty() && has_path || target.path() == "*" {
         return Ok(target);
     }
-    PathAndQuery::try_from(format!("{}{target}", cluster.path_prefix()))
-        .map_err(|_| Rejection::Target)
+    PathAndQuery::try_from(format!("{prefix}{target}")).map_err(|_| Rejection::Target)
 }

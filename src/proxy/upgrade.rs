@@ -16,6 +16,7 @@ use super::{
 use crate::{
     drain::ConnectionKind,
     http1::Upgraded,
+    metrics::Limit,
     text::error_chain,
     upstream::{Cluster, RequestBody},
 };
@@ -67,12 +68,20 @@ pub(crate) fn start_tunnel(body: Body, client: Upgraded, downstream: &ClientConn
     };
     let half_close_timeout = downstream.half_close_timeout;
     let peer = downstream.peer;
-    // The client's connection still counts against the limit.
     let connected = Arc::clone(&downstream.connected);
     let counted = downstream.drain.count(ConnectionKind::Tunnel);
+    connected.place().become_tunnel();
     downstream.drain.spawn(async move {
-        let _guards = (counted, connected);
-        let (carried, result) = tunnel::join(client, *apiserver, half_close_timeout).await;
+        let _counted = counted;
+        let joined = tunnel::join(client, *apiserver, half_close_timeout);
+        // The connection's task has ended. The tunnel keeps its place.
+        let (carried, result) = tokio::select! {
+            ended = joined => ended,
+            () = connected.place().closing() => {
+                connected.counters().limits_hit.count(Limit::ClientPlaces);
+                return log.aborted();
+            }
+        };
         log.carried(carried);
         match result {
             Ok(()) => log.completed(),

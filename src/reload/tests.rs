@@ -11,7 +11,7 @@ use standin::{TempDir, pki::Ca};
 
 use super::*;
 use crate::config::{
-    ClusterConfig, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts, TrustSource,
+    Capacity, ClusterConfig, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts, TrustSource,
 };
 
 /// The files of a proxy, and a count of how often its configuration was read.
@@ -62,6 +62,7 @@ impl World {
                 trust: TrustSource::File(file("ca.crt")),
             }],
             limits: Limits::default(),
+            capacity: Capacity::default(),
             timeouts: Timeouts::default(),
             log: LogConfig {
                 format: LogFormat::Text,

@@ -12,7 +12,12 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    h1::H1Connection, h2::H2Connection, lease::LeaseTable, lock, request_body::ReplayBudget,
+    h1::H1Connection,
+    h2::H2Connection,
+    lease::LeaseTable,
+    lock,
+    request_body::ReplayBudget,
+    sockets::{ClientSockets, SocketPlace, SpareSockets},
 };
 use crate::{
     config::{Limits, Timeouts},
@@ -30,6 +35,7 @@ pub struct UpstreamContext {
     pub(super) drain: Drain,
     pub(super) counters: Arc<Counters>,
     pub(super) replay_budget: Arc<ReplayBudget>,
+    pub(super) spare_sockets: Arc<SpareSockets>,
 }
 
 impl UpstreamContext {
@@ -48,6 +54,7 @@ impl UpstreamContext {
             drain,
             counters: Arc::default(),
             replay_budget: Arc::new(ReplayBudget::of_process()),
+            spare_sockets: Arc::new(SpareSockets::new(usize::MAX)),
         }
     }
 
@@ -57,11 +64,17 @@ impl UpstreamContext {
         Self { counters, ..self }
     }
 
-    /// The same, with a budget that it shares with the other workers of the process.
+    /// The same, with budgets that it shares with the other workers of the process.
     #[must_use]
-    pub fn sharing(self, replay_budget: Arc<ReplayBudget>) -> Self {
+    pub fn sharing(
+        self,
+        replay_budget: Arc<ReplayBudget>,
+        spare_sockets: Arc<SpareSockets>,
+    ) -> Self {
+        spare_sockets.register(&self.idle);
         Self {
             replay_budget,
+            spare_sockets,
             ..self
         }
     }
@@ -117,6 +130,14 @@ impl Connection {
         }
     }
 
+    /// Its socket. `None` in tests, where a connection has none.
+    fn place(&self) -> Option<&SocketPlace> {
+        match self {
+            Self::H2(connection) => connection.place(),
+            Self::H1(connection) => connection.place(),
+        }
+    }
+
     /// When it became idle. For HTTP/2 that is when its client disconnected, which is now.
     fn idle_since(&self) -> Instant {
         match self {
@@ -168,7 +189,12 @@ impl IdlePool {
     }
 
     /// Takes the connection that became idle last, so that the others can grow old and close.
-    pub(super) fn take(&self, cluster: u64, wants_h2: bool) -> Option<Connection> {
+    pub(super) fn take(
+        &self,
+        cluster: u64,
+        wants_h2: bool,
+        client: &Arc<ClientSockets>,
+    ) -> Option<Connection> {
         let mut connections = lock(&self.connections);
         let idle = connections.get_mut(&cluster)?;
         while let Some(at) = idle
@@ -178,15 +204,25 @@ impl IdlePool {
             let mut found = idle.remove(at);
             if found.is_usable(self.max_age) {
                 found.connection.stats().on_reuse();
+                if let Some(place) = found.connection.place() {
+                    place.move_to(client);
+                }
                 return Some(found.connection);
             }
         }
         None
     }
 
-    /// Keeps a connection if it is reusable. The oldest one makes room for it.
+    /// Keeps a connection if it is reusable and a spare socket is free for it. The oldest one makes room for it.
     pub(super) fn put(&self, cluster: u64, mut connection: Connection) {
         if self.capacity == 0 || self.drain.has_begun() || !connection.is_reusable() {
+            return;
+        }
+        let has_socket = connection
+            .place()
+            .is_none_or(SocketPlace::move_to_idle_pool);
+        if !has_socket {
+            connection.stats().set_end_reason(LeaseEnd::Full);
             return;
         }
         let mut connections = lock(&self.connections);
@@ -199,6 +235,23 @@ impl IdlePool {
             since: connection.idle_since(),
             connection,
         });
+    }
+
+    /// Closes the connection that has been idle for longest. `false` if there is none.
+    pub(super) fn close_oldest(&self) -> bool {
+        let mut connections = lock(&self.connections);
+        let oldest = connections
+            .values_mut()
+            .filter(|idle| !idle.is_empty())
+            .min_by_key(|idle| idle.first().map(|oldest| oldest.since));
+        let Some(idle) = oldest else { return false };
+        let closed = idle.remove(0).connection;
+        closed.stats().set_end_reason(LeaseEnd::Full);
+        // The task of an HTTP/2 connection closes the socket a moment later. The reserve of open files covers that.
+        if let Some(place) = closed.place() {
+            place.give_up();
+        }
+        true
     }
 
     /// Closes connections that are too old or were closed by the apiserver. Called at intervals, because

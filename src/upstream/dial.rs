@@ -22,8 +22,12 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use tracing::warn;
 
 use super::{
-    ClientTls, Cluster, UpstreamContext, UpstreamError, context::Connection, endpoint::Endpoint,
-    h1::H1Connection, h2::H2Connection,
+    ClientTls, Cluster, UpstreamContext, UpstreamError,
+    context::Connection,
+    endpoint::Endpoint,
+    h1::H1Connection,
+    h2::H2Connection,
+    sockets::{ClientSockets, OpenSocket, SocketPlace},
 };
 use crate::{
     config::Timeouts,
@@ -47,6 +51,7 @@ pub(super) async fn connect(
     context: &UpstreamContext,
     cluster: &Cluster,
     config: &Arc<ClientConfig>,
+    sockets: &Arc<ClientSockets>,
 ) -> Result<Connection, UpstreamError> {
     let mut waiting = cluster.endpoints.pick().into_iter();
     let mut dials = Dials(Vec::new());
@@ -59,9 +64,15 @@ pub(super) async fn connect(
                 if !dials.0.is_empty() {
                     cluster.endpoints.request_probe();
                 }
-                dials
-                    .0
-                    .push(Box::pin(try_one(context, cluster, config, endpoint)));
+                match sockets.take() {
+                    Ok(place) => {
+                        let dial = try_one(context, cluster, config, endpoint, place);
+                        dials.0.push(Box::pin(dial));
+                    }
+                    Err(error) if dials.0.is_empty() => return Err(error),
+                    // The dials in progress go on without another one beside them.
+                    Err(_) => {}
+                }
                 waiting.len() > 0
             }
             None if dials.0.is_empty() => return Err(last),
@@ -107,10 +118,11 @@ async fn try_one(
     cluster: &Cluster,
     config: &Arc<ClientConfig>,
     endpoint: Arc<Endpoint>,
+    place: Arc<SocketPlace>,
 ) -> Result<Connection, UpstreamError> {
     let dialled = timeout(
         context.timeouts.upstream_connect,
-        open(context, cluster, config, &endpoint),
+        open(context, cluster, config, &endpoint, place),
     )
     .await;
     let timed_out = UpstreamError::ConnectTimeout {
@@ -126,6 +138,10 @@ async fn try_one(
             stats.on_dial(&context.counters, &cluster.in_use);
         })
         .inspect_err(|error| {
+            if matches!(error, UpstreamError::NoSocket) {
+                // The apiserver is not at fault.
+                return;
+            }
             dials.count(cluster.name(), error.as_dialled());
             let (cluster, why) = (cluster.name(), error_chain(error).to_string());
             warn!(cluster, error = why, "upstream connection failed");
@@ -139,11 +155,14 @@ async fn open(
     cluster: &Cluster,
     config: &Arc<ClientConfig>,
     endpoint: &Arc<Endpoint>,
+    place: Arc<SocketPlace>,
 ) -> Result<Connection, UpstreamError> {
-    let tls = verified_stream(context, cluster, config, endpoint).await?;
+    let socket = OpenSocket(Arc::clone(&place));
+    let tls = verified_stream(context, cluster, config, endpoint, Some(socket)).await?;
     let endpoint = Arc::clone(endpoint);
     if !chose_h2(&tls) {
-        return Ok(Connection::H1(H1Connection::new(Box::new(tls), endpoint)));
+        let connection = H1Connection::new(Box::new(tls), endpoint).with_place(place);
+        return Ok(Connection::H1(connection));
     }
     let address = endpoint.address();
     let failed = |source| UpstreamError::Connect {
@@ -154,11 +173,11 @@ async fn open(
     let batcher = WriteBatcher::new(tls);
     H2Connection::establish(batcher, endpoint, &context.timeouts, &context.drain)
         .await
-        .map(Connection::H2)
+        .map(|connection| Connection::H2(connection.with_place(place)))
         .map_err(|source| failed(io::Error::other(source)))
 }
 
-/// TCP and TLS with one endpoint, whose certificate is verified.
+/// TCP and TLS with one endpoint, whose certificate is verified. `socket` is dropped with the stream.
 ///
 /// # Errors
 ///
@@ -168,11 +187,12 @@ pub(super) async fn verified_stream(
     cluster: &Cluster,
     config: &Arc<ClientConfig>,
     endpoint: &Arc<Endpoint>,
+    socket: Option<OpenSocket>,
 ) -> Result<TlsStream<ReadAhead>, UpstreamError> {
     // Counted before TCP connects, so that dials at the same time spread over the endpoints.
     let counted = endpoint.count();
     let tcp = tcp_connect(endpoint.address(), &context.timeouts).await?;
-    let stream = ReadAhead::new(tcp).with_on_close(Box::new(counted));
+    let stream = ReadAhead::new(tcp).with_on_close(Box::new((counted, socket)));
     tls_handshake(stream, &cluster.tls.name, config, endpoint.address()).await
 }
 
@@ -183,7 +203,27 @@ async fn tcp_connect(
     TcpStream::connect(endpoint.0)
         .await
         .and_then(|tcp| socket::tune(&tcp, timeouts).map(|()| tcp))
-        .map_err(|source| UpstreamError::Connect { endpoint, source })
+        .map_err(|source| {
+            if is_lack_of_sockets(&source) {
+                UpstreamError::NoSocket
+            } else {
+                UpstreamError::Connect { endpoint, source }
+            }
+        })
+}
+
+/// Whether the process or the machine has no file, port or memory for another socket.
+fn is_lack_of_sockets(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    [
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::ADDRNOTAVAIL,
+        Errno::NOBUFS,
+        Errno::NOMEM,
+    ]
+    .iter()
+    .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 /// The TLS handshake; the certificate of the endpoint must carry `name`.
@@ -345,7 +385,8 @@ mod tests {
         context: &UpstreamContext,
         cluster: &Cluster,
     ) -> Result<SocketAddr, UpstreamError> {
-        let connection = connect(context, cluster, &cluster.tls.h2).await?;
+        let sockets = ClientSockets::new(Arc::clone(&context.spare_sockets));
+        let connection = connect(context, cluster, &cluster.tls.h2, &sockets).await?;
         Ok(connection.address().0)
     }
 

@@ -20,6 +20,9 @@ pub enum UpstreamError {
         /// Connections that it may hold.
         max: usize,
     },
+    /// The process has no socket for another connection to an apiserver.
+    #[error("no socket is free for a connection to the apiserver")]
+    NoSocket,
     /// TCP could not be established.
     #[error("cannot connect to {endpoint}")]
     Connect {
@@ -146,6 +149,9 @@ pub enum UploadError {
     /// The client reset the stream before the end of the body.
     #[error("the client reset the request before the end of its body")]
     Reset,
+    /// The client sends its body too slowly.
+    #[error("the client sends the request body too slowly")]
+    TooSlow,
     /// The body is longer or shorter than the client announced.
     #[error("the length of the request body differs from its content-length")]
     Length,
@@ -177,6 +183,7 @@ impl UpstreamError {
             Self::Shared(error) => error.as_dialled(),
             Self::NoEndpoint { .. }
             | Self::TooManyConnections { .. }
+            | Self::NoSocket
             | Self::Unsent { .. }
             | Self::Refused { .. }
             | Self::Lost { .. }
@@ -192,6 +199,7 @@ impl UpstreamError {
         match self {
             Self::NoEndpoint { .. }
             | Self::TooManyConnections { .. }
+            | Self::NoSocket
             | Self::Connect { .. }
             | Self::ConnectTimeout { .. }
             | Self::Verify { .. }

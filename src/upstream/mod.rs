@@ -13,7 +13,9 @@ mod h2;
 mod lease;
 mod probe;
 mod request_body;
+mod sockets;
 mod tls;
+mod upload_pace;
 
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
@@ -27,6 +29,7 @@ pub use endpoint::{EndpointHealth, Endpoints, Health};
 pub use error::{DownloadError, H1Error, HttpError, UploadError, UpstreamError};
 pub use lease::{ClientLeases, ResponseBody};
 pub use request_body::{ReplayBudget, RequestBody};
+pub use sockets::SpareSockets;
 pub use tls::{ClientTls, VerifyError};
 
 /// The fuzz body of this module: the frames of HTTP/2.

@@ -92,7 +92,8 @@ async fn probe(
     cluster: &Cluster,
     endpoint: &Arc<Endpoint>,
 ) -> Result<StatusCode, UpstreamError> {
-    let stream = dial::verified_stream(context, cluster, &cluster.tls.h1, endpoint).await?;
+    // Its socket is part of the reserve of open files: a lack of sockets must not make an apiserver unhealthy.
+    let stream = dial::verified_stream(context, cluster, &cluster.tls.h1, endpoint, None).await?;
     let connection = H1Connection::new(Box::new(stream), Arc::clone(endpoint));
     let target = format!("{}/readyz", cluster.path_prefix());
     let request = Uri::builder()

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use h2::{Reason, SendStream};
 use hyper::body::{Body as _, Incoming};
 
-use super::UploadError;
+use super::{UploadError, upload_pace::UploadPace};
 use crate::{
     config::Limits,
     http1::IncomingBody,
@@ -40,6 +40,9 @@ pub struct RequestBody {
     source: BodySource,
     /// Bytes received so far, if there is a body.
     received: Option<Arc<AtomicU64>>,
+    /// On the heap, because most bodies never wait for their client.
+    pace: Option<Box<UploadPace>>,
+    has_pace: bool,
 }
 
 /// Where the data comes from.
@@ -58,6 +61,8 @@ impl RequestBody {
             replay: None,
             source: BodySource::Empty,
             received: None,
+            pace: None,
+            has_pace: true,
         }
     }
 
@@ -99,6 +104,16 @@ impl RequestBody {
             }
     }
 
+    /// The same body, which may come as slowly as the client likes: the response has begun, so that the client may have
+    /// to read it before it sends more.
+    pub(super) fn without_pace(self) -> Self {
+        Self {
+            pace: None,
+            has_pace: false,
+            ..self
+        }
+    }
+
     /// Puts data that was read already back in front: the copy of what was sent, then what was not sent.
     fn put_back(&mut self, sent: ReplayCopy, pending: Option<Bytes>) {
         let ReplayCopy { bytes, charge } = sent;
@@ -116,11 +131,27 @@ impl RequestBody {
     ///
     /// # Errors
     ///
-    /// When the body ended early.
+    /// When the body ended early, or comes too slowly.
     pub(super) fn poll_data(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Bytes, UploadError>>> {
+        let polled = self.poll_source(cx);
+        if polled.is_pending()
+            && self.has_pace
+            && let Some(received) = &self.received
+        {
+            let pace = self
+                .pace
+                .get_or_insert_with(|| Box::new(UploadPace::new(received)));
+            return pace
+                .poll_too_slow(cx, received)
+                .map(|()| Some(Err(UploadError::TooSlow)));
+        }
+        polled
+    }
+
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, UploadError>>> {
         if let Some(replay) = &mut self.replay {
             let data = replay.pieces.pop_front();
             if replay.pieces.is_empty() {
@@ -275,7 +306,7 @@ impl Upload {
     /// The rest of the upload, for a task of its own; it cannot be sent again.
     pub(super) fn take_rest(&mut self, stream: SendStream<Bytes>) -> Self {
         Self {
-            body: self.body.take(),
+            body: self.body.take().map(RequestBody::without_pace),
             sent: ReplayBuffer::TooLong,
             pending: self.pending.take(),
             stream: Some(stream),

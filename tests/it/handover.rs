@@ -79,14 +79,14 @@ async fn clients_in_the_backlog_are_served_after_the_socket_closes() {
     let upstream = world.apiserver().start().await;
     let mut proxy = world
         .proxy(upstream.address())
-        // The other clients wait in the kernel until this one disconnects.
+        // The other clients wait until this one disconnects.
         .limits(|limits| limits.connections = 1)
         .long_drain()
         .start();
     let mut first = proxy.client().http1().await;
     first.get(HOST, "/", "").await;
     let mut requests = JoinSet::new();
-    for _ in 0..20 {
+    for _ in 0..4 {
         let waiting = TcpStream::connect(proxy.address()).await.unwrap();
         let client = proxy.client();
         requests.spawn(async move {
@@ -109,6 +109,7 @@ async fn socket_closes_while_clients_wait_for_a_permit() {
     let mut proxy = world
         .proxy(upstream.address())
         .limits(|limits| limits.connections = 1)
+        .timeouts(|timeouts| timeouts.handshake = standin::WAIT)
         .long_drain()
         .start();
     let first = endless(&proxy.client()).await;

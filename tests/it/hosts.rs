@@ -335,6 +335,27 @@ async fn absolute_target_with_served_host_is_forwarded() {
     }
 }
 
+/// `https://kube.test?x` has no path; the apiserver must get one (RFC 9112 §3.2.1), after the prefix of the cluster.
+#[tokio::test]
+async fn absolute_target_without_path_gets_one() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let setup = world.proxy(upstream.address());
+    let prefixed = setup.cluster(|cluster| cluster.path_prefix = "/k8s".into());
+    for (proxy, prefix) in [(proxy, ""), (prefixed.start(), "/k8s")] {
+        for (target, received) in [
+            ("https://kube.test?x=1", "/?x=1"),
+            ("https://kube.test", "/"),
+        ] {
+            let answer = raw(&proxy, &format!("GET {target} HTTP/1.1\r\n\r\n")).await;
+            assert_eq!(answer.code, 200, "{target}: {}", answer.text());
+            let request = upstream.next_request().await;
+            assert_eq!(request.target, format!("{prefix}{received}"), "{target}");
+        }
+    }
+}
+
 /// The response to an unknown host is 421, whatever the SNI was, and the apiserver receives nothing.
 #[tokio::test]
 async fn unknown_hosts_get_421() {

@@ -14,6 +14,7 @@ mod responses;
 
 // One module per topic. A test belongs to the topic of the behaviour that it observes.
 mod admin;
+mod authority;
 mod binary;
 mod drain;
 mod early_responses;
@@ -33,6 +34,10 @@ mod logs;
 mod memory;
 mod reloading;
 mod retry;
+#[cfg(target_os = "linux")]
+mod smuggling;
+mod sockets;
+mod spoofing;
 mod streams;
 mod tls;
 mod tunnels;

@@ -8,7 +8,8 @@ use http::{Request, Response};
 use kube_tls_proxy::{
     app::{App, FastStop},
     config::{
-        ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts, TrustSource,
+        Capacity, ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts,
+        TrustSource,
     },
     drain::Phase,
     heartbeat::{Heartbeat, Heartbeats},
@@ -101,6 +102,7 @@ impl World {
                 trust: TrustSource::File(ca),
             }],
             limits: Limits::default(),
+            capacity: Capacity::default(),
             timeouts: Timeouts {
                 drain: Duration::from_secs(2),
                 drain_tunnels: Duration::from_secs(2),

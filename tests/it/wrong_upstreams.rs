@@ -130,6 +130,15 @@ async fn self_signed_certificate_is_refused() {
     assert_refused(&world, identity, "is not signed by the cluster CA").await;
 }
 
+/// Case 61. A chain that does not reach the cluster CA proves nothing.
+#[tokio::test]
+async fn certificate_without_its_intermediate_is_refused() {
+    let world = World::new();
+    let intermediate = world.cluster_ca.intermediate("intermediate");
+    let identity = intermediate.server(&[APISERVER]).without_intermediates();
+    assert_refused(&world, identity, "is not signed by the cluster CA").await;
+}
+
 /// Case 61. Everyone can copy the certificate; only the key proves the identity.
 #[tokio::test]
 async fn certificate_with_another_key_is_refused() {

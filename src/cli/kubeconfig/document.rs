@@ -44,15 +44,16 @@ pub(super) enum ForeignEntries {
 }
 
 impl KubeconfigDocument {
-    /// The document on its own, in the format of client-go (`k8s.io/client-go/tools/clientcmd/api/v1`).
+    /// The document on its own, in the format of client-go (`k8s.io/client-go/tools/clientcmd/api/v1`), with the keys in
+    /// the order in which kubectl writes them.
     pub(super) fn alone(&self) -> Value {
         json!({
             "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": self.context,
             "clusters": [self.cluster_entry()],
-            "users": [self.user_entry()],
             "contexts": [self.context_entry()],
+            "current-context": self.context,
+            "kind": "Config",
+            "users": [self.user_entry()],
         })
     }
 
@@ -158,8 +159,8 @@ impl KubeconfigDocument {
 
     fn cluster_entry(&self) -> Value {
         json!({
-            "name": self.cluster,
             "cluster": { "server": self.server, "tls-server-name": self.tls_server_name },
+            "name": self.cluster,
         })
     }
 
@@ -170,11 +171,11 @@ impl KubeconfigDocument {
     fn context_entry(&self) -> Value {
         let mut context = Map::new();
         context.insert("cluster".into(), json!(self.cluster));
-        context.insert("user".into(), json!(self.user_name));
         if let Some(namespace) = &self.namespace {
             context.insert("namespace".into(), json!(namespace));
         }
-        json!({ "name": self.context, "context": context })
+        context.insert("user".into(), json!(self.user_name));
+        json!({ "context": context, "name": self.context })
     }
 }
 
@@ -203,10 +204,8 @@ pub(super) fn has_credential(user: &Value) -> bool {
 /// Never: a JSON value has no part that YAML lacks.
 pub(super) fn to_yaml(document: &Value) -> String {
     let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
-    let mut text = serde_saphyr::to_string_with_options(document, options)
-        .expect("every JSON value can be written as YAML");
-    text.push('\n');
-    text
+    serde_saphyr::to_string_with_options(document, options)
+        .expect("every JSON value can be written as YAML")
 }
 
 fn items<'a>(content: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {

@@ -346,4 +346,4 @@ fn merged(
         })
 }
 
-const INSTEAD: &str = "a token instead: of a service account (`kubectl create token NAME`), or of your OIDC issuer through --exec-command";
+const INSTEAD: &str = "a token: from a service account (`kubectl create token NAME`), or from your OIDC issuer through --exec-command";

@@ -131,7 +131,7 @@ fn bad_certificates() {
         ),
         (
             "version 1",
-            include_str!("../../pki/testdata/v1-root.crt").to_owned(),
+            include_str!("../../pki/tests/testdata/v1-root.crt").to_owned(),
             key(),
             "certificate DIR/bad.crt: certificate 1 of the file (CN=old root) is of a kind that TLS refuses, such as version 1; issue a new one as version 3",
         ),

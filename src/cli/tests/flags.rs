@@ -116,7 +116,7 @@ fn bad_flags() {
         ),
         (
             "--cert DIR/~/tls.crt --key DIR/tls.key UPSTREAM",
-            "certificate DIR/~/tls.crt: no such file: `~` is expanded by shells only; write the full path",
+            "certificate DIR/~/tls.crt: no such file: only a shell expands `~`; write the full path",
         ),
         (
             "--cert DIR/tls.crt --key DIR/missing.key UPSTREAM",
@@ -242,15 +242,15 @@ fn bad_addresses() {
         ),
         (
             io::ErrorKind::PermissionDenied.into(),
-            "cannot listen on 127.0.0.1:443: permission denied; choose a port from 1024 with --listen, or grant CAP_NET_BIND_SERVICE",
+            "cannot listen on 127.0.0.1:443: permission denied; choose a port above 1023 with --listen, or grant CAP_NET_BIND_SERVICE",
         ),
         (
             io::ErrorKind::AddrNotAvailable.into(),
-            "cannot listen on 127.0.0.1:443: this machine has no such address; choose one of its own with --listen",
+            "cannot listen on 127.0.0.1:443: this machine does not have this address; choose one that it has with --listen",
         ),
         (
             io::ErrorKind::OutOfMemory.into(),
-            "cannot listen on 127.0.0.1:443: the operating system refuses: out of memory",
+            "cannot listen on 127.0.0.1:443: the operating system refused it: out of memory",
         ),
     ] {
         let case = kind.to_string();

@@ -17,11 +17,14 @@ use standin::TempDir;
 use super::{Cli, Command, StartBlock, messages::exit_code, parse_from, sentence};
 use crate::{
     app::AppError,
-    config::{self, ClusterConfig, Environment, IdentityFiles, ServeArgs, TrustSource},
+    config::{
+        self, ClusterConfig, ConnectionsBound, Environment, IdentityFiles, ServeArgs, TrustSource,
+    },
     listen_error::{ListenError, ListenFlag},
+    memory::MemoryLimit,
     pki::{
         Identity, TrustAnchors,
-        mint::{Ca, now, params_of_leaf},
+        tests::mint::{Ca, now, params_of_leaf},
     },
 };
 
@@ -51,6 +54,10 @@ fn outside_of_a_pod() -> Environment {
         service_account: "/nowhere".into(),
         cpus: NonZeroUsize::MIN,
         open_files: 1024,
+        memory: MemoryLimit {
+            bytes: 1 << 30,
+            cgroup: None,
+        },
     }
 }
 
@@ -245,6 +252,8 @@ fn start_block_lists_all_facts() {
         identities: &[&identity],
         clusters: &[(&prod, &trust), (&test, &trust)],
         workers: NonZeroUsize::new(2).unwrap(),
+        connections: 354,
+        decided_by: ConnectionsBound::OpenFiles(1024),
         now: now(),
     };
     let fingerprint = trust.summaries()[0].fingerprint();
@@ -260,6 +269,7 @@ fn start_block_lists_all_facts() {
   trusting    CN=kubernetes, SHA-256 {fingerprint} (prod)
   trusting    CN=kubernetes, SHA-256 {fingerprint} (test)
   workers     2
+  connections 354 at most   (1024 open files)
   admin       http://127.0.0.1:9090/
 ",
             env!("CARGO_PKG_VERSION")

@@ -1,4 +1,4 @@
-//! The environment of the process: its pod, the CPUs that it may use, the files that it may open.
+//! The environment of the process: its pod, the CPUs and the memory that it may use, the files that it may open.
 //!
 //! Read once, before anything else. Tests make their own.
 
@@ -8,6 +8,8 @@ use std::{
     path::{Path, PathBuf},
     thread,
 };
+
+use crate::{memory::MemoryLimit, process};
 
 /// The environment that some defaults depend on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,19 +24,22 @@ pub struct Environment {
     pub cpus: NonZeroUsize,
     /// Files, sockets included, that this process may have open: the soft `RLIMIT_NOFILE`.
     pub open_files: usize,
+    /// Memory that this process may use: the limit of its cgroup, else the memory of the machine.
+    pub memory: MemoryLimit,
 }
 
 impl Environment {
     /// The environment of this process.
     #[must_use]
     pub fn from_process() -> Self {
-        let proc = Path::new("/proc/self");
+        let (proc, cgroup) = (Path::new("/proc/self"), Path::new("/sys/fs/cgroup"));
         Self {
             service_host: variable("KUBERNETES_SERVICE_HOST"),
             service_port: variable("KUBERNETES_SERVICE_PORT"),
             service_account: PathBuf::from("/var/run/secrets/kubernetes.io/serviceaccount"),
-            cpus: cpus(proc, Path::new("/sys/fs/cgroup")),
-            open_files: open_files(proc),
+            cpus: cpus(proc, cgroup),
+            open_files: process::open_files(),
+            memory: memory(proc, cgroup),
         }
     }
 }
@@ -56,8 +61,14 @@ fn cpus(proc: &Path, cgroup: &Path) -> NonZeroUsize {
         .and_then(|status| allowed_cpus(&status))
         .or_else(|| thread::available_parallelism().ok())
         .unwrap_or(NonZeroUsize::MIN);
-    let own = text(&proc.join("cgroup")).unwrap_or_default();
-    quotas(&own, cgroup).fold(machine, NonZeroUsize::min)
+    let quotas = cgroups(proc, cgroup, "cpu").filter_map(|directory| quota(&directory));
+    quotas.fold(machine, NonZeroUsize::min)
+}
+
+/// The smallest limit of the cgroups. The machine is asked with a system call, because a unit of systemd may hide
+/// `/proc/meminfo`.
+fn memory(proc: &Path, cgroup: &Path) -> MemoryLimit {
+    MemoryLimit::smallest(process::machine_memory(), cgroups(proc, cgroup, "memory"))
 }
 
 /// Counts `Cpus_allowed_list: 0-3,8`.
@@ -75,11 +86,12 @@ fn allowed_cpus(status: &str) -> Option<NonZeroUsize> {
     NonZeroUsize::new(count)
 }
 
-/// The CPU quotas of the process's cgroups and of their parents, each rounded up.
+/// The directories of the process's cgroups that have this controller, and of their parents.
 ///
-/// `own` is `/proc/self/cgroup`: `0::/path` for version 2, `4:cpu,cpuacct:/path` for version 1.
-/// Inside a container the path is often `/` or does not exist here; the root then has the quota.
-fn quotas(own: &str, cgroup: &Path) -> impl Iterator<Item = NonZeroUsize> {
+/// `/proc/self/cgroup` has `0::/path` for version 2, `4:cpu,cpuacct:/path` for version 1. Inside a container the
+/// path is often `/` or does not exist here; the root then has the limits.
+fn cgroups(proc: &Path, cgroup: &Path, controller: &str) -> impl Iterator<Item = PathBuf> {
+    let own = text(&proc.join("cgroup")).unwrap_or_default();
     let mut found = Vec::new();
     for line in own.lines() {
         let mut fields = line.splitn(3, ':').skip(1);
@@ -88,16 +100,17 @@ fn quotas(own: &str, cgroup: &Path) -> impl Iterator<Item = NonZeroUsize> {
         };
         let root = match controllers {
             "" => cgroup.to_path_buf(),
-            _ if controllers.split(',').any(|name| name == "cpu") => cgroup.join(controllers),
+            _ if controllers.split(',').any(|name| name == controller) => cgroup.join(controllers),
             _ => continue,
         };
         for above in Path::new(path.trim_start_matches('/')).ancestors() {
-            found.extend(quota(&root.join(above)));
+            found.push(root.join(above));
         }
     }
     found.into_iter()
 }
 
+/// The CPU quota of one cgroup, rounded up.
 fn quota(directory: &Path) -> Option<NonZeroUsize> {
     let (quota, period): (u64, u64) = if let Some(max) = text(&directory.join("cpu.max")) {
         let mut fields = max.split_ascii_whitespace();
@@ -113,25 +126,6 @@ fn quota(directory: &Path) -> Option<NonZeroUsize> {
         return None;
     }
     NonZeroUsize::new(usize::try_from(quota.div_ceil(period)).ok()?)
-}
-
-/// The soft limit in `/proc/self/limits`; 1024, the usual limit, if it cannot be read.
-fn open_files(proc: &Path) -> usize {
-    text(&proc.join("limits"))
-        .and_then(|limits| soft_limit(&limits))
-        .unwrap_or(1024)
-}
-
-fn soft_limit(limits: &str) -> Option<usize> {
-    let soft = limits
-        .lines()
-        .find_map(|line| line.strip_prefix("Max open files"))?
-        .split_ascii_whitespace()
-        .next()?;
-    match soft {
-        "unlimited" => Some(usize::MAX),
-        _ => soft.parse().ok(),
-    }
 }
 
 fn text(path: &Path) -> Option<String> {

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 
-use super::{Environment, allowed_cpus, cpus, open_files, soft_limit};
+use super::{Environment, allowed_cpus, cpus, memory};
 use standin::TempDir;
 
 /// CPUs of a process with four of them in its affinity mask, and these cgroup files.
@@ -86,18 +86,43 @@ fn reads_affinity_lists() {
     assert_eq!(count(""), None);
 }
 
+/// The memory limit of a process with these cgroup files, in MiB, and the cgroup that has it.
+fn memory_with_cgroup(own: &str, files: &[(&str, u64)]) -> Option<(u64, String)> {
+    let scratch = TempDir::new();
+    scratch.write("proc/cgroup", own);
+    for (file, mib) in files {
+        scratch.write(&format!("cgroup/{file}"), format!("{}\n", mib << 20));
+    }
+    scratch.write("cgroup/none/memory.max", "max\n");
+    let (proc, root) = (scratch.path().join("proc"), scratch.path().join("cgroup"));
+    let limit = memory(&proc, &root);
+    let cgroup = limit.cgroup?;
+    let below = cgroup.strip_prefix(root).unwrap();
+    Some((limit.bytes >> 20, below.to_str().unwrap().to_owned()))
+}
+
 #[test]
-fn reads_soft_limit() {
-    let limits = |soft: &str| {
-        soft_limit(&format!(
-            "Limit  Soft Limit  Hard Limit  Units\nMax processes 7 7 processes\n\
-             Max open files            {soft}                 524288               files\n"
-        ))
-    };
-    assert_eq!(limits("1024"), Some(1024));
-    assert_eq!(limits("unlimited"), Some(usize::MAX));
-    assert_eq!(limits("?"), None);
-    assert_eq!(open_files(TempDir::new().path()), 1024);
+fn smallest_memory_limit_of_cgroups_counts() {
+    let files = [
+        ("memory.max", 8),
+        ("pod/memory.max", 5),
+        ("pod/app/memory.max", 6),
+        ("memory/pod/memory.limit_in_bytes", 7),
+        ("other/memory.max", 1),
+        ("vast/memory.max", 1 << 40),
+    ];
+    for (own, files, expected) in [
+        ("0::/pod/app\n", &files[..], Some((5, "pod"))),
+        ("0::/none\n", &files[..], Some((8, ""))),
+        ("0::/gone/from/here\n", &files[..], Some((8, ""))),
+        ("5:memory:/pod\n", &files[..], Some((7, "memory/pod"))),
+        ("5:cpu:/pod\n", &files[..], None),
+        ("0::/none\n", &files[1..], None),
+        ("0::/vast\n", &files[1..], None),
+    ] {
+        let expected = expected.map(|(mib, cgroup)| (mib, cgroup.to_owned()));
+        assert_eq!(memory_with_cgroup(own, files), expected, "{own}");
+    }
 }
 
 #[test]
@@ -105,5 +130,6 @@ fn finds_environment_of_this_process() {
     let env = Environment::from_process();
     assert!(env.cpus.get() >= 1);
     assert!(env.open_files > 16);
+    assert!(env.memory.bytes > 16 << 20);
     assert!(env.service_account.is_absolute());
 }

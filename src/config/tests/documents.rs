@@ -65,7 +65,11 @@ fn commented_parts_of_example_file_load() {
         .collect();
     assert_eq!(names, ["prod", "staging", "here"]);
     assert_eq!(config.workers.get(), 2);
-    assert_eq!(config.limits, Limits::for_machine(config.workers, 1024));
+    let machine = Limits {
+        connections: 354,
+        ..Limits::default()
+    };
+    assert_eq!(config.limits, machine);
 }
 
 #[test]

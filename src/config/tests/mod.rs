@@ -19,9 +19,10 @@ use rustls_pki_types::ServerName;
 use serde_json::Value;
 
 use super::{
-    ClusterConfig, Config, Environment, IdentityFiles, Limits, LogConfig, LogFormat, ServeArgs,
-    Timeouts, TrustSource, load, schema, units, url::UpstreamUrl,
+    Capacity, ClusterConfig, Config, ConnectionsBound, Environment, IdentityFiles, Limits,
+    LogConfig, LogFormat, ServeArgs, Timeouts, TrustSource, load, schema, units, url::UpstreamUrl,
 };
+use crate::memory::MemoryLimit;
 use standin::TempDir;
 
 fn outside_pod() -> Environment {
@@ -31,6 +32,10 @@ fn outside_pod() -> Environment {
         service_account: "/nowhere".into(),
         cpus: NonZeroUsize::new(3).unwrap(),
         open_files: 1024,
+        memory: MemoryLimit {
+            bytes: 1 << 30,
+            cgroup: None,
+        },
     }
 }
 
@@ -99,9 +104,14 @@ fn flags_alone_give_defaults() {
                 trust: TrustSource::File("/ca.crt".into()),
             }],
             limits: Limits {
-                connections: 384,
+                connections: 351,
                 handshakes: 3 * 2 * 64,
                 ..Limits::default()
+            },
+            capacity: Capacity {
+                decided_by: ConnectionsBound::OpenFiles(1024),
+                spare_sockets: 234,
+                memory: outside_pod().memory,
             },
             timeouts: Timeouts::default(),
             log: LogConfig {
@@ -295,15 +305,6 @@ clusters:
 fn section_without_keys_means_defaults() {
     let config = with_config(enough(), "limits:\ntimeouts:\nlog:\nlisten:\nclusters:\n");
     assert_eq!(config, load(&enough(), &outside_pod()).unwrap());
-}
-
-#[test]
-fn default_connections_follow_open_files() {
-    let connections = |files| Limits::for_machine(NonZeroUsize::MIN, files).connections;
-    assert_eq!(connections(1024), 384);
-    assert_eq!(connections(1_048_576), 100_000);
-    assert_eq!(connections(usize::MAX), 100_000);
-    assert_eq!(connections(0), 1);
 }
 
 const KUBECONFIG: &str = "

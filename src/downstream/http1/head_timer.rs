@@ -61,6 +61,9 @@ impl HeadTimer {
         service: &Service,
         cx: &mut Context<'_>,
     ) -> Poll<HeadWait> {
+        if !has_begun && service.downstream.connected.place().is_closing() {
+            return Poll::Ready(HeadWait::Idle);
+        }
         let timeouts = &service.shared.timeouts;
         let wait = match self.wait {
             Some(HeadWait::Head) => HeadWait::Head,

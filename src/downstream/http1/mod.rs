@@ -33,7 +33,7 @@ use self::{
     head_timer::{HeadTimer, HeadWait},
     response_writer::ResponseWriter,
 };
-use super::Service;
+use super::{CLOSE_TIMEOUT, Service};
 use crate::{
     config::Limits,
     http1::{
@@ -63,8 +63,8 @@ pub(super) enum ServeError {
     Stalled,
 }
 
-/// Serves one connection until it ends. Once the drain begins, the connection closes after the response to
-/// the current request, or to the first one if none has come yet.
+/// Serves one connection until it ends, or another client needs its place. Once the drain begins, the connection
+/// closes after the response to the current request, or to the first one if none has come yet.
 ///
 /// # Errors
 ///
@@ -74,11 +74,16 @@ pub(super) async fn serve(
     service: Arc<Service>,
 ) -> Result<(), ServeError> {
     let drain = service.downstream.drain.clone();
+    let connected = Arc::clone(&service.downstream.connected);
     let mut serving = pin!(ClientWire::new(stream, service).serve_requests());
     tokio::select! {
         ended = serving.as_mut() => return ended,
-        // `HeadTimer` asks whether the drain has begun; this wakes the task.
+        // `HeadTimer` and `begin_response` ask about both; this wakes the task.
         () = drain.begun() => {}
+        () = connected.place().closing() => {
+            let ended = Box::pin(timeout(CLOSE_TIMEOUT, serving)).await;
+            return ended.unwrap_or(Ok(()));
+        }
     }
     tokio::select! {
         ended = serving => ended,
@@ -335,11 +340,13 @@ impl ClientWire {
             None => !self.at_request_end,
         };
         let is_switch = head.status == StatusCode::SWITCHING_PROTOCOLS;
+        let downstream = &self.service.downstream;
         let closes = form.closes
             || is_unread
             || framing == ResponseFraming::UntilClose
             || (!is_switch && head.headers.contains_key(header::CONNECTION))
-            || self.service.downstream.drain.has_begun();
+            || downstream.connected.place().is_closing()
+            || downstream.drain.has_begun();
         let head = encode_response_head(&head, framing, closes);
         let writer = ResponseWriter::new(head, framing, body, form.accepts_trailers);
         (writer, closes)

@@ -28,7 +28,7 @@ use pin_project_lite::pin_project;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy, sink},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::PollSemaphore;
@@ -42,7 +42,7 @@ use self::{
     reset_code::ResetCode,
     stall::{PacedBody, StallGuard, StallReport},
 };
-use super::Service;
+use super::{CLOSE_TIMEOUT, Service};
 use crate::{
     drain::Drain,
     metrics::{Connected, Limit},
@@ -51,8 +51,9 @@ use crate::{
     upstream::RequestBody,
 };
 
-/// Serves one connection until it ends. The client gets a GOAWAY once the drain begins, no stream was open for
-/// `timeouts.clientIdle`, or the apiserver has sent one because of a request without a valid credential.
+/// Serves one connection until it ends. The client gets a GOAWAY once the drain begins, another client needs its
+/// place, no stream was open for `timeouts.clientIdle`, or the apiserver has sent one because of a request without a
+/// valid credential.
 ///
 /// # Errors
 ///
@@ -132,6 +133,7 @@ pub(super) async fn serve(
         () = drain.begun() => {}
         // A ping is not a request: without this, a client that only replies to pings would stay connected.
         () = idle(&mut streams, client_idle) => {}
+        () = connected.place().closing() => {}
         () = downstream.leases.unauthenticated() => {
             debug!(client.address = %downstream.peer, "client gets GOAWAY after a request without a valid credential");
         }
@@ -153,6 +155,11 @@ pub(super) async fn serve(
             Ok(())
         }
         () = drain.deadline() => Ok(()),
+        // Another client needs the place, perhaps only now.
+        () = async {
+            connected.place().closing().await;
+            sleep(CLOSE_TIMEOUT).await;
+        } => Ok(()),
     }
 }
 

@@ -280,15 +280,18 @@ mod tests {
     use http::{Request, Response};
     use hyper::{server::conn::http2, service::service_fn};
     use hyper_util::rt::TokioIo;
-    use tokio::sync::{Semaphore, mpsc, watch};
+    use tokio::sync::{mpsc, watch};
 
     use super::{
         super::{StreamTasks, Streams},
         *,
     };
     use crate::{
+        clients::ClientTable,
+        config::Limits,
         downstream::http2::reset_code::ResetCode,
         drain::Drain,
+        hosts::PeerAddr,
         metrics::{Counters, Protocol},
     };
 
@@ -337,13 +340,13 @@ mod tests {
     }
 
     fn connected(counters: &Arc<Counters>) -> Arc<Connected> {
-        let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
         let client = "192.0.2.1:1".parse().unwrap();
+        let place = ClientTable::new(&Limits::default()).enter(PeerAddr(client), false);
         Arc::new(Connected::new(
             Arc::clone(counters),
             client,
             Protocol::Http2,
-            permit,
+            place.unwrap(),
         ))
     }
 

@@ -5,7 +5,7 @@
 use http::{HeaderValue, Response, StatusCode, header};
 
 use super::{Body, Error, Rejection};
-use crate::upstream::{UpstreamError, VerifyError};
+use crate::upstream::{UploadError, UpstreamError, VerifyError};
 
 /// The content of an error response.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,6 +93,10 @@ fn no_response(error: &UpstreamError) -> ErrorStatus {
             "this connection already uses {max} connections to the apiserver, the most that it may use; \
              end some of its watches, or open another connection"
         )),
+        UpstreamError::NoSocket => unavailable(
+            "the proxy has no socket for another connection to the apiserver; this connection can use the ones \
+             that it has",
+        ),
         UpstreamError::Connect { .. } => {
             unavailable("the apiserver does not accept connections; it may be restarting")
         }
@@ -121,6 +125,13 @@ fn no_response(error: &UpstreamError) -> ErrorStatus {
         UpstreamError::Shared(error) => no_response(error),
         UpstreamError::Lost { .. } => bad_gateway(
             "the apiserver closed the connection without a response; it may have processed the request",
+        ),
+        UpstreamError::Upload {
+            source: UploadError::TooSlow,
+        } => ErrorStatus::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "Timeout",
+            "the request body came too slowly, so the request was aborted; 1 KiB per second is enough",
         ),
         UpstreamError::Upload { .. } => bad_request("the request body is incomplete"),
         UpstreamError::UnsolicitedUpgrade | UpstreamError::Protocol { .. } => {

@@ -5,10 +5,7 @@ use std::{io, sync::Arc};
 use http_body_util::BodyExt as _;
 
 use super::*;
-use crate::{
-    hosts::UpstreamAddr,
-    upstream::{HttpError, UploadError},
-};
+use crate::{hosts::UpstreamAddr, upstream::HttpError};
 
 const NAME: &str = "secret.name.test";
 const BAD_GATEWAY: u16 = 502;
@@ -22,6 +19,7 @@ fn upstream_errors() -> Vec<UpstreamError> {
         UpstreamError::NoEndpoint {
             name: NAME.to_owned(),
         },
+        UpstreamError::NoSocket,
         UpstreamError::Connect {
             endpoint,
             source: cause(),
@@ -49,6 +47,9 @@ fn upstream_errors() -> Vec<UpstreamError> {
         },
         UpstreamError::Upload {
             source: UploadError::Reset,
+        },
+        UpstreamError::Upload {
+            source: UploadError::TooSlow,
         },
         UpstreamError::UnsolicitedUpgrade,
         UpstreamError::Protocol {
@@ -162,7 +163,7 @@ async fn only_unprocessed_request_gets_retry_after() {
             assert_eq!(head.status, StatusCode::SERVICE_UNAVAILABLE);
         }
     }
-    assert_eq!(with, 6);
+    assert_eq!(with, 7);
     for error in all_errors() {
         let (head, _) = parsed(&error).await;
         if head.status.as_u16() == BAD_GATEWAY || matches!(error, Error::Rejected(_)) {
@@ -204,12 +205,12 @@ fn upstream_error_has_code() {
         .into_iter()
         .map(|error| error_status(&Error::from(error)).code.as_u16())
         .collect();
-    let unavailable = [503; 7];
+    let unavailable = [503; 8];
     assert_eq!(
         codes,
         [
             &unavailable[..],
-            &[BAD_GATEWAY, 400, BAD_GATEWAY, BAD_GATEWAY]
+            &[BAD_GATEWAY, 400, 408, BAD_GATEWAY, BAD_GATEWAY]
         ]
         .concat()
     );

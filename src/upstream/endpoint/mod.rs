@@ -2,15 +2,18 @@
 //!
 //! The addresses known so far are kept when a lookup fails: a failure of DNS must not take a running
 //! cluster away. An unhealthy endpoint is ejected only while another one is healthy.
-
-mod health;
+//!
+//! Dials and probes tell the health of an endpoint. One that failed stays unhealthy for a time that doubles with each
+//! failure, so that an endpoint that keeps failing and recovering does not cost a request each time. After a minute
+//! without a failure the count starts again.
 
 use std::{
+    hash::{BuildHasher, RandomState},
     io,
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -22,10 +25,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-pub(super) use health::Endpoint;
-
 use crate::{hosts::UpstreamAddr, text::error_chain, upstream::lock};
-use health::with_jitter;
 
 /// All addresses of one apiserver.
 #[derive(Debug)]
@@ -300,6 +300,145 @@ impl Endpoints {
     }
 }
 
+/// One address of an apiserver.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    address: UpstreamAddr,
+    /// Connections to it, of all workers.
+    connections: AtomicUsize,
+    /// It is unhealthy and another endpoint is healthy: no new request goes to it, not even on a
+    /// connection that exists.
+    ejected: AtomicBool,
+    record: Mutex<HealthRecord>,
+}
+
+#[derive(Debug)]
+struct HealthRecord {
+    state: Health,
+    since: Instant,
+    why: Option<String>,
+    /// Times it became unhealthy since it was last healthy for [`FORGIVE_AFTER`].
+    failures: u32,
+    /// Until then, a success does not make it healthy.
+    unhealthy_until: Instant,
+}
+
+/// Counts one connection to an endpoint, or one dial, until dropped.
+#[derive(Debug)]
+pub(super) struct CountedConnection(Arc<Endpoint>);
+
+impl Endpoint {
+    pub(super) fn new(address: UpstreamAddr) -> Self {
+        let now = Instant::now();
+        Self {
+            address,
+            connections: AtomicUsize::new(0),
+            ejected: AtomicBool::new(false),
+            record: Mutex::new(HealthRecord {
+                state: Health::Unknown,
+                since: now,
+                why: None,
+                failures: 0,
+                unhealthy_until: now,
+            }),
+        }
+    }
+
+    pub(super) fn address(&self) -> UpstreamAddr {
+        self.address
+    }
+
+    /// Counts one connection until the result is dropped.
+    pub(super) fn count(self: &Arc<Self>) -> CountedConnection {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        CountedConnection(Arc::clone(self))
+    }
+
+    fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Whether this endpoint gets no new requests, because it is unhealthy and another endpoint is healthy.
+    pub(super) fn is_ejected(&self) -> bool {
+        self.ejected.load(Ordering::Relaxed)
+    }
+
+    fn set_ejected(&self, ejected: bool) {
+        self.ejected.store(ejected, Ordering::Relaxed);
+    }
+
+    pub(super) fn state(&self) -> Health {
+        self.with(|record| record.state)
+    }
+
+    /// Records a success. Returns whether the state changed. An endpoint that failed recently stays unhealthy
+    /// until `unhealthy_until`.
+    fn set_healthy(&self) -> bool {
+        let now = Instant::now();
+        self.with(|record| match record.state {
+            Health::Unhealthy if now < record.unhealthy_until => false,
+            Health::Healthy => {
+                if now.duration_since(record.since) >= FORGIVE_AFTER {
+                    record.failures = 0;
+                }
+                false
+            }
+            Health::Unknown | Health::Unhealthy => {
+                (record.state, record.since) = (Health::Healthy, now);
+                record.why = None;
+                true
+            }
+        })
+    }
+
+    /// Records a failure. Returns whether the state changed.
+    fn set_unhealthy(&self, why: String) -> bool {
+        let now = Instant::now();
+        self.with(|record| {
+            record.why = Some(why);
+            if record.state == Health::Unhealthy {
+                return false;
+            }
+            if record.state == Health::Healthy && now.duration_since(record.since) >= FORGIVE_AFTER
+            {
+                record.failures = 0;
+            }
+            let doubled =
+                MIN_UNHEALTHY_TIME * 2_u32.saturating_pow(record.failures.min(MAX_DOUBLINGS));
+            record.failures = record.failures.saturating_add(1);
+            record.unhealthy_until = now + with_jitter(doubled.min(MAX_UNHEALTHY_TIME));
+            (record.state, record.since) = (Health::Unhealthy, now);
+            true
+        })
+    }
+
+    fn health(&self) -> EndpointHealth {
+        self.with(|record| EndpointHealth {
+            address: self.address,
+            state: record.state,
+            since: record.since,
+            connections: self.connections(),
+            why: record.why.clone(),
+        })
+    }
+
+    fn with<T>(&self, look: impl FnOnce(&mut HealthRecord) -> T) -> T {
+        look(&mut lock(&self.record))
+    }
+}
+
+impl Drop for CountedConnection {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The same time, changed by up to a fifth, so that many proxies do not return to an apiserver at once.
+fn with_jitter(time: Duration) -> Duration {
+    let random = RandomState::new().hash_one(0) % 401;
+    time * u32::try_from(800 + random).unwrap_or(1000) / 1000
+}
+
 /// How many endpoints one request tries before it fails.
 const MAX_TRIES: usize = 3;
 /// How soon to resolve again while no address is known.
@@ -307,6 +446,12 @@ const UNRESOLVED_RETRY: Duration = Duration::from_secs(1);
 /// How soon an endpoint that failed is probed: longer than the unhealthy time of a first failure, in which
 /// a success does not count, whatever the jitter of both.
 const REPROBE_DELAY: Duration = Duration::from_millis(1500);
+/// How long an endpoint stays unhealthy after its first failure, and at most.
+const MIN_UNHEALTHY_TIME: Duration = Duration::from_secs(1);
+const MAX_UNHEALTHY_TIME: Duration = Duration::from_secs(30);
+const MAX_DOUBLINGS: u32 = 5;
+/// After this time without a failure, earlier failures no longer count.
+const FORGIVE_AFTER: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests;

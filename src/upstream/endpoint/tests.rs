@@ -177,3 +177,53 @@ async fn short_failure_is_probed_soon_and_then_ends() {
         assert_eq!(a.state(), Health::Healthy, "after {:?}", began.elapsed());
     }
 }
+
+fn one_endpoint() -> Endpoint {
+    Endpoint::new(UpstreamAddr(([127, 0, 0, 1], 6443).into()))
+}
+
+/// Advances the clock until a success counts, and returns how long that took.
+async fn recovery(endpoint: &Endpoint) -> Duration {
+    let from = Instant::now();
+    while !endpoint.set_healthy() {
+        advance(Duration::from_millis(100)).await;
+    }
+    from.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn unhealthy_time_doubles_with_each_failure() {
+    let endpoint = one_endpoint();
+    for seconds in [1, 2, 4, 8, 16, 30, 30] {
+        assert!(endpoint.set_unhealthy("refused".into()));
+        let took = recovery(&endpoint).await;
+        let (min, max) = (seconds * 800, seconds * 1200 + 100);
+        assert!(
+            (min..=max).contains(&took.as_millis()),
+            "{took:?} instead of {seconds} s"
+        );
+    }
+    advance(FORGIVE_AFTER).await;
+    endpoint.set_unhealthy("refused".into());
+    assert!(recovery(&endpoint).await < Duration::from_secs(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn further_failures_do_not_extend_the_unhealthy_time() {
+    let endpoint = one_endpoint();
+    assert!(endpoint.set_unhealthy("refused".into()));
+    for _ in 0..100 {
+        assert!(!endpoint.set_unhealthy("still refused".into()));
+    }
+    assert_eq!(endpoint.health().why.unwrap(), "still refused");
+    assert!(recovery(&endpoint).await < Duration::from_secs(2));
+}
+
+#[test]
+fn connections_are_counted_until_they_are_dropped() {
+    let endpoint = Arc::new(one_endpoint());
+    let (one, two) = (endpoint.count(), endpoint.count());
+    assert_eq!(endpoint.health().connections, 2);
+    drop((one, two));
+    assert_eq!(endpoint.health().connections, 0);
+}

@@ -18,7 +18,9 @@ use tokio::time::Instant;
 
 pub(super) use response::H1Response;
 
-use super::{H1Error, HttpError, RequestBody, UpstreamError, endpoint::Endpoint};
+use super::{
+    H1Error, HttpError, RequestBody, UpstreamError, endpoint::Endpoint, sockets::SocketPlace,
+};
 use crate::{
     drain::Drain,
     hosts::UpstreamAddr,
@@ -38,6 +40,7 @@ pub(super) struct H1Connection {
     keep_alive: bool,
     idle_since: Instant,
     stats: ConnectionStats,
+    place: Option<Arc<SocketPlace>>,
 }
 
 /// Why there is no response, and the request if no byte of it was written. Returned in a box, because it
@@ -58,7 +61,20 @@ impl H1Connection {
             keep_alive: false,
             idle_since: Instant::now(),
             stats: ConnectionStats::default(),
+            place: None,
         }
+    }
+
+    /// The same, on this socket.
+    pub(super) fn with_place(self, place: Arc<SocketPlace>) -> Self {
+        Self {
+            place: Some(place),
+            ..self
+        }
+    }
+
+    pub(super) fn place(&self) -> Option<&SocketPlace> {
+        self.place.as_deref()
     }
 
     pub(super) fn address(&self) -> UpstreamAddr {

@@ -54,6 +54,14 @@ impl RequestWriter {
         }
     }
 
+    /// The rest of the request, which may come as slowly as the client likes.
+    pub(super) fn without_pace(self) -> Self {
+        Self {
+            body: self.body.without_pace(),
+            ..self
+        }
+    }
+
     /// Whether nothing more is sent.
     pub(super) fn is_done(&self) -> bool {
         self.state == SendState::Done

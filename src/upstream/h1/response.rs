@@ -189,11 +189,8 @@ impl<C: AsMut<H1Connection>> ActiveExchange<C> {
 }
 
 /// Starts a task that sends the rest of a request, until the result is dropped.
-fn send_rest(
-    connection: &mut H1Connection,
-    mut request: RequestWriter,
-    drain: &Drain,
-) -> UploadResult {
+fn send_rest(connection: &mut H1Connection, request: RequestWriter, drain: &Drain) -> UploadResult {
+    let mut request = request.without_pace();
     let io = connection.wire.share_io();
     let (mut result, upload) = oneshot::channel();
     drain.spawn(async move {

@@ -28,7 +28,7 @@ use tracing::debug;
 pub(super) use frame_monitor::fuzz;
 pub(super) use stream::{H2Response, H2Stream};
 
-use super::endpoint::Endpoint;
+use super::{endpoint::Endpoint, sockets::SocketPlace};
 use crate::{
     config::Timeouts,
     drain::Drain,
@@ -45,6 +45,7 @@ use stream::StreamGuard;
 pub(super) struct H2Connection {
     send: SendRequest<Bytes>,
     state: Arc<H2State>,
+    place: Option<Arc<SocketPlace>>,
 }
 
 /// A connection that takes no new stream and stays until its streams have ended.
@@ -129,7 +130,23 @@ impl H2Connection {
             let ended = run(connection, &batcher, &running.peer, interval, limit).await;
             running.on_end(ended);
         });
-        Ok(Self { send, state })
+        Ok(Self {
+            send,
+            state,
+            place: None,
+        })
+    }
+
+    /// The same, on this socket.
+    pub(super) fn with_place(self, place: Arc<SocketPlace>) -> Self {
+        Self {
+            place: Some(place),
+            ..self
+        }
+    }
+
+    pub(super) fn place(&self) -> Option<&SocketPlace> {
+        self.place.as_deref()
     }
 
     /// Whether a new stream may be opened now.

@@ -18,6 +18,7 @@ use std::{
 use bytes::Bytes;
 use http::{Response, StatusCode, header, request::Parts};
 use hyper::body::{Body, Frame, SizeHint};
+use rustls::ClientConfig;
 use tokio::{
     sync::{Mutex, MutexGuard, Notify},
     time::Instant,
@@ -33,6 +34,7 @@ use super::{
     h1::{self, H1Connection, H1Response},
     h2::{H2Response, H2Stream},
     request_body::{ClientReplayBudget, Upload},
+    sockets::ClientSockets,
 };
 use crate::{
     config::Limits, hosts::UpstreamAddr, http1::Upgraded, metrics::LeaseEnd, text::error_chain,
@@ -59,7 +61,11 @@ impl ClientLeases {
     /// Leases that hold no connection yet.
     #[must_use]
     pub fn new(context: Arc<UpstreamContext>) -> Self {
-        let table = LeaseTable::new(Arc::clone(&context.idle), max_connections(&context.limits));
+        let table = LeaseTable::new(
+            Arc::clone(&context.idle),
+            ClientSockets::new(Arc::clone(&context.spare_sockets)),
+            max_connections(&context.limits),
+        );
         let replay_budget = ClientReplayBudget::new(
             &context.limits,
             Arc::clone(&context.replay_budget),
@@ -236,7 +242,7 @@ impl ClientLeases {
         head: Parts,
         body: RequestBody,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
-        let connection = Box::pin(dial::connect(&self.context, cluster, &cluster.tls.h1)).await?;
+        let connection = Box::pin(self.connect(cluster, &cluster.tls.h1)).await?;
         connection.stats().set_end_reason(LeaseEnd::Upgrade);
         let connection = match connection {
             Connection::H1(connection) => LeasedH1::without_table(connection),
@@ -289,12 +295,20 @@ impl ClientLeases {
             return Err(self.too_many_connections());
         }
         let dial = async {
-            let connection = dial::connect(&self.context, cluster, &cluster.tls.h2).await?;
+            let connection = self.connect(cluster, &cluster.tls.h2).await?;
             let endpoint = connection.address();
             let leased = self.table.add_own(cluster.id, connection);
             leased.ok_or_else(|| accepts_no_request(endpoint))
         };
         take_turn(turn, cluster, asked, dial).await
+    }
+
+    async fn connect(
+        &self,
+        cluster: &Cluster,
+        config: &Arc<ClientConfig>,
+    ) -> Result<Connection, UpstreamError> {
+        dial::connect(&self.context, cluster, config, &self.table.sockets).await
     }
 
     fn too_many_connections(&self) -> UpstreamError {
@@ -309,7 +323,7 @@ impl ClientLeases {
         } else {
             &cluster.tls.h1
         };
-        let connection = dial::connect(&self.context, cluster, config).await?;
+        let connection = self.connect(cluster, config).await?;
         let endpoint = connection.address();
         let leased = self.table.add(cluster.id, connection, wants_h2);
         leased.ok_or_else(|| accepts_no_request(endpoint))

@@ -20,6 +20,7 @@ use crate::{
         h1::H1Connection,
         h2::{H2Connection, H2Stream, RetiredH2},
         lock,
+        sockets::ClientSockets,
     },
 };
 
@@ -27,6 +28,7 @@ use crate::{
 #[derive(Debug)]
 pub(in crate::upstream) struct LeaseTable {
     idle: Arc<IdlePool>,
+    pub(super) sockets: Arc<ClientSockets>,
     /// HTTP/2 connections that it may hold.
     max_h2: usize,
     by_cluster: Mutex<Vec<(u64, ClusterLeases)>>,
@@ -66,9 +68,14 @@ pub(super) enum Lookup {
 }
 
 impl LeaseTable {
-    pub(super) fn new(idle: Arc<IdlePool>, max_h2: usize) -> Arc<Self> {
+    pub(super) fn new(
+        idle: Arc<IdlePool>,
+        sockets: Arc<ClientSockets>,
+        max_h2: usize,
+    ) -> Arc<Self> {
         Arc::new(Self {
             idle,
+            sockets,
             max_h2,
             by_cluster: Mutex::new(Vec::new()),
             is_registered: AtomicBool::new(false),
@@ -106,13 +113,14 @@ impl LeaseTable {
         if newer_than.is_some() {
             return Lookup::MustDialH1;
         }
-        let found = leases
-            .h1
-            .pop()
-            .or_else(|| match self.idle.take(cluster, false) {
-                Some(Connection::H1(connection)) => Some(connection),
-                Some(Connection::H2(_)) | None => None,
-            });
+        let found =
+            leases
+                .h1
+                .pop()
+                .or_else(|| match self.idle.take(cluster, false, &self.sockets) {
+                    Some(Connection::H1(connection)) => Some(connection),
+                    Some(Connection::H2(_)) | None => None,
+                });
         found.map_or(Lookup::MustDialH1, |connection| {
             Lookup::Found(self.lease_h1(cluster, connection))
         })
@@ -124,7 +132,7 @@ impl LeaseTable {
             return Lookup::Full;
         }
         if newer_than.is_none()
-            && let Some(Connection::H2(connection)) = self.idle.take(cluster, true)
+            && let Some(Connection::H2(connection)) = self.idle.take(cluster, true, &self.sockets)
             && let Some(stream) = connection.take_stream()
         {
             self.with(cluster, |leases| leases.h2.push(connection));

@@ -13,12 +13,20 @@ use crate::{
     drain::Drain,
     hosts::UpstreamAddr,
     metrics::Counters,
-    upstream::{context::IdlePool, endpoint::Endpoint, h1::H1Connection},
+    upstream::{SpareSockets, context::IdlePool, endpoint::Endpoint, h1::H1Connection},
 };
 
 fn endpoint() -> Arc<Endpoint> {
     let address = SocketAddr::from(([127, 0, 0, 1], 6443));
     Arc::new(Endpoint::new(UpstreamAddr(address)))
+}
+
+fn sockets() -> Arc<ClientSockets> {
+    ClientSockets::new(Arc::new(SpareSockets::new(usize::MAX)))
+}
+
+fn table(idle: Arc<IdlePool>) -> Arc<LeaseTable> {
+    LeaseTable::new(idle, sockets(), 1)
 }
 
 const MAX_AGE: Duration = Duration::from_secs(60);
@@ -28,7 +36,7 @@ async fn http1_connection_idle_too_long_is_not_reused() {
     pause();
     for (idle, used_again) in [(MAX_AGE - Duration::from_millis(1), true), (MAX_AGE, false)] {
         let drain = Drain::new();
-        let table = LeaseTable::new(Arc::new(IdlePool::new(1, MAX_AGE, drain.clone())), 1);
+        let table = table(Arc::new(IdlePool::new(1, MAX_AGE, drain.clone())));
         let (near, _far) = duplex(1024);
         let endpoint = endpoint();
         let connection = H1Connection::new(Box::new(near), endpoint);
@@ -53,7 +61,9 @@ async fn idle_pool_keeps_no_more_than_its_limit() {
             ends.push(far);
             idle.put(1, Connection::H1(connection));
         }
-        let kept = (0..4).filter(|_| idle.take(1, false).is_some()).count();
+        let kept = (0..4)
+            .filter(|_| idle.take(1, false, &sockets()).is_some())
+            .count();
         assert_eq!(kept, capacity);
     }
 }
@@ -63,7 +73,7 @@ async fn idle_pool_keeps_no_more_than_its_limit() {
 #[tokio::test]
 async fn closed_connections_are_found_however_many_there_are() {
     const MANY: usize = 300;
-    let table = LeaseTable::new(Arc::new(IdlePool::new(1, MAX_AGE, Drain::new())), 1);
+    let table = table(Arc::new(IdlePool::new(1, MAX_AGE, Drain::new())));
     for _ in 0..MANY {
         let (near, far) = duplex(1024);
         let endpoint = endpoint();
@@ -84,7 +94,7 @@ async fn connection_closed_by_apiserver_is_not_counted_as_age() {
     connection.stats().on_dial(&counters, &in_use);
     idle.put(1, Connection::H1(connection));
     drop(far);
-    assert!(idle.take(1, false).is_none());
+    assert!(idle.take(1, false, &sockets()).is_none());
     assert_eq!(counters.leases_retired.value(LeaseEnd::Closed), 1);
     assert_eq!(counters.leases_retired.value(LeaseEnd::Age), 0);
 }
@@ -96,7 +106,7 @@ async fn reused_connection_is_closed_when_its_request_is_abandoned() {
     const HALF: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nx";
     for second in [b"".as_slice(), HALF] {
         let drain = Drain::new();
-        let table = LeaseTable::new(Arc::new(IdlePool::new(1, MAX_AGE, drain.clone())), 1);
+        let table = table(Arc::new(IdlePool::new(1, MAX_AGE, drain.clone())));
         let (near, mut far) = duplex(1024);
         let connection = Connection::H1(H1Connection::new(Box::new(near), endpoint()));
         let mut found = table.add(1, connection, false);

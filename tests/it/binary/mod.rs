@@ -33,8 +33,13 @@ pub(crate) struct Ended {
 /// A command that runs the binary with an empty environment.
 pub(crate) fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kube-tls-proxy"));
+    command.args(args);
+    quiet(command)
+}
+
+/// The same command with an empty environment, and with its output in pipes.
+fn quiet(mut command: Command) -> Command {
     command
-        .args(args)
         .env_clear()
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -107,10 +112,28 @@ impl Binary {
             .into_iter()
             .chain(flags.iter().map(String::as_str))
             .collect();
-        let mut child = command(&args)
-            .envs(environment.iter().copied())
-            .spawn()
-            .unwrap();
+        let mut command = command(&args);
+        command.envs(environment.iter().copied());
+        Self::spawn(command, upstream).await
+    }
+
+    /// Starts the binary in a shell after this command, such as `ulimit`, with an admin port and one worker.
+    pub(crate) async fn start_limited(world: &World, upstream: SocketAddr, limit: &str) -> Self {
+        let more = ["--admin-listen=127.0.0.1:0", "--workers=1"].map(str::to_owned);
+        let mut flags = good_flags(world, upstream);
+        let workers = flags.iter().position(|flag| flag == "--workers").unwrap();
+        flags.drain(workers..workers + 2);
+        let script = format!("{limit} && exec \"$0\" serve \"$@\"");
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", &script, env!("CARGO_BIN_EXE_kube-tls-proxy")])
+            .args(flags.into_iter().chain(more));
+        Self::spawn(quiet(shell), upstream).await
+    }
+
+    /// Runs a command, and waits until it prints its address.
+    async fn spawn(mut command: Command, upstream: SocketAddr) -> Self {
+        let mut child = command.spawn().unwrap();
         let lines = Arc::new(watch::Sender::new(Vec::new()));
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let received = Arc::clone(&lines);
@@ -145,6 +168,19 @@ impl Binary {
 
     pub(crate) fn client(&self, world: &World) -> Client {
         Client::new(self.address).trust(&world.public_ca).sni(HOST)
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The admin port, which must be open.
+    pub(crate) async fn admin(&self) -> SocketAddr {
+        self.wait_for("the status page", |line| {
+            let (_, url) = line.split_once("http://")?;
+            url.trim_end_matches('/').parse().ok()
+        })
+        .await
     }
 
     pub(crate) fn pid(&self) -> u32 {

@@ -167,7 +167,7 @@ async fn port_in_use_is_refused() {
 async fn listen_address_of_another_machine_is_refused() {
     let world = World::new();
     let ended = serve(&world, &[("--listen", "192.0.2.1:8443")]).await;
-    assert_one_sentence(&ended, &["this machine has no such address"]);
+    assert_one_sentence(&ended, &["this machine does not have this address"]);
 }
 
 /// clap writes these messages, in its own format.

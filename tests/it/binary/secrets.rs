@@ -473,7 +473,7 @@ async fn pem_text_in_place_of_a_path_is_explained() {
         args.push(format!("{flag}={text}"));
         let output = run(&args, &[]).await;
         let sentence = format!(
-            "kube-tls-proxy: {flag}: a path belongs here, not {content}; write it to a file and name that\n"
+            "kube-tls-proxy: {flag}: a path belongs here, not {content}; write it to a file and give the path of that file\n"
         );
         assert_eq!(String::from_utf8_lossy(&output.stderr), sentence);
         assert_eq!(output.status.code(), Some(2));
@@ -483,7 +483,7 @@ async fn pem_text_in_place_of_a_path_is_explained() {
     let output = run(&args, &[("KUBE_TLS_PROXY_KEY", &key)]).await;
     assert_eq!(
         String::from_utf8_lossy(&output.stderr),
-        "kube-tls-proxy: environment variable KUBE_TLS_PROXY_KEY: --key: a path belongs here, not the key itself; write it to a file and name that\n"
+        "kube-tls-proxy: environment variable KUBE_TLS_PROXY_KEY: --key: a path belongs here, not the key itself; write it to a file and give the path of that file\n"
     );
 }
 
@@ -499,7 +499,7 @@ async fn file_with_a_name_like_a_key_is_read() {
     let output = run(&args, &[]).await;
     assert_eq!(
         String::from_utf8_lossy(&output.stderr),
-        "kube-tls-proxy: key (hidden: may be a secret): a path belongs here, not the content of the file; write it to a file and name that\n"
+        "kube-tls-proxy: key (hidden: may be a secret): a path belongs here, not the content of the file; write it to a file and give the path of that file\n"
     );
     world.dir.write(name, "no key");
     let output = run(&args, &[]).await;

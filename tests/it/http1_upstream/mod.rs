@@ -7,6 +7,7 @@ mod bodies;
 mod both_ways;
 mod client;
 mod connections;
+mod cuts;
 mod idle;
 mod interim;
 mod malformed;

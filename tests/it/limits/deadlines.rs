@@ -3,14 +3,15 @@
 
 use std::time::Duration;
 
-use http::Response;
+use bytes::Bytes;
+use http::{Request, Response};
 use kube_tls_proxy::config::Timeouts;
 use standin::{
     client::{Http1, TlsConnection},
     frames::{END_HEADERS, END_STREAM, FrameConnection, encode_fields, kind},
-    upstream::full,
+    upstream::{BodyEnd, full},
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::proxy::{HOST, World, data, watch_or_ok};
 
@@ -137,6 +138,73 @@ async fn slow_response_and_slow_upload_are_not_aborted() {
         client.send(part).await;
     }
     assert_eq!(client.response().await.text(), "body");
+}
+
+/// A client that announces a body and does not send it gets a 408, over both protocols, and its request is aborted
+/// upstream. One that sends 2 KiB per second is honest. In real time, because the rate is no setting.
+#[tokio::test]
+async fn upload_below_its_minimum_rate_gets_408() {
+    let world = World::new();
+    let both = [&["h2", "http/1.1"][..], &["http/1.1"]];
+    let slow = both.map(async |alpn| {
+        let upstream = world.apiserver().alpn(alpn).start().await;
+        let proxy = world.proxy(upstream.address()).start();
+        let mut http1 = proxy.client().http1().await;
+        let head = format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 99\r\n\r\npart");
+        http1.send(head).await;
+        let http2 = proxy.client().http2().await;
+        let post = Request::post("https://kube.test/").body(()).unwrap();
+        let (response, mut body) = http2.begin(post, false).await.unwrap();
+        body.send_data("part".into(), false).unwrap();
+        let requests = [upstream.next_request().await, upstream.next_request().await];
+        let began = Instant::now();
+        let refused = timeout(LONG, response).await.unwrap().unwrap();
+        assert_eq!(refused.status(), 408);
+        let lasted = began.elapsed();
+        assert!(
+            lasted > Duration::from_secs(30) && lasted < Duration::from_secs(40),
+            "{lasted:?}"
+        );
+        let refused = http1.response().await;
+        assert_eq!(
+            (refused.status, refused.head.header("connection")),
+            (408, Some("close"))
+        );
+        assert!(
+            refused.text().contains("came too slowly"),
+            "{}",
+            refused.text()
+        );
+        http1.end().await.unwrap();
+        for request in requests {
+            let end = request.body_end().await;
+            assert!(matches!(end, BodyEnd::Incomplete(_)), "{alpn:?}: {end:?}");
+        }
+        // Only the stream has ended.
+        assert_eq!(http2.get("https://kube.test/ok").await.unwrap().status, 200);
+    });
+    let honest = both.map(async |alpn| {
+        const SECONDS: usize = 40;
+        let upstream = world.apiserver().alpn(alpn).start().await;
+        let proxy = world.proxy(upstream.address()).start();
+        let http2 = proxy.client().http2().await;
+        let post = Request::post("https://kube.test/").body(()).unwrap();
+        let (response, mut body) = http2.begin(post, false).await.unwrap();
+        for _ in 0..SECONDS {
+            sleep(Duration::from_secs(1)).await;
+            body.send_data(vec![b'x'; 2048].into(), false).unwrap();
+        }
+        body.send_data(Bytes::new(), true).unwrap();
+        assert_eq!(
+            timeout(LONG, response).await.unwrap().unwrap().status(),
+            200
+        );
+        let request = upstream.next_request().await;
+        assert_eq!(request.body().await.len(), SECONDS * 2048);
+    });
+    let [one, two] = slow;
+    let [three, four] = honest;
+    tokio::join!(one, two, three, four);
 }
 
 /// Each head has its own deadline, also when it begins in the same write in which another one ends.

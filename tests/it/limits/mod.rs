@@ -4,6 +4,7 @@
 mod deadlines;
 mod floods;
 mod heads;
+mod places;
 
 use std::num::NonZeroUsize;
 

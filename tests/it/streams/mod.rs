@@ -1,6 +1,7 @@
 //! Streams: heads and frames are forwarded immediately, aborted bodies stay incomplete, and back-pressure works.
 
 mod aborts;
+mod cuts;
 mod pressure;
 
 use std::sync::{Arc, Mutex};

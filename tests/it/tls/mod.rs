@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use crate::{
-    proxy::{HOST, Proxy, World},
+    proxy::{HOST, Proxy, World, watch_or_ok},
     tunnels,
     upgrades::ManualApiserver,
 };
@@ -203,19 +203,23 @@ async fn next_client_is_served_after_connections_that_break() {
     assert_eq!(client.get(HOST, "/version", "").await.text(), "ok");
 }
 
-/// A connection above the limit waits in the kernel, and the proxy serves it after another one closes.
+/// A connection above the limit waits while requests run on all others, and is served after one of them closes.
 #[tokio::test]
 async fn connection_above_the_limit_waits_for_a_permit() {
     let world = World::new();
-    let upstream = world.apiserver().start().await;
+    let upstream = world.apiserver().http(watch_or_ok).start().await;
     let proxy = world
         .proxy(upstream.address())
         .limits(|limits| limits.connections = 2)
         .start();
-    let first = proxy.client().http1().await;
-    let mut second = proxy.client().http1().await;
+    let (first, second) = (proxy.client().http2().await, proxy.client().http2().await);
+    let _watches = (
+        first.open("https://kube.test/watch").await.unwrap(),
+        second.open("https://kube.test/watch").await.unwrap(),
+    );
     let third = connect_and_wait(&proxy).await;
-    assert_eq!(second.get(HOST, "/version", "").await.text(), "ok");
+    let response = second.get("https://kube.test/version").await.unwrap();
+    assert_eq!(response.text(), "ok");
     drop(first);
     wait_until_served(third).await;
 }

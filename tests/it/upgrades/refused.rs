@@ -129,6 +129,44 @@ async fn no_bytes_follow_a_refused_upgrade_upstream() {
     }
 }
 
+/// CVE-2018-1002105. No status but 101 opens a tunnel: the client gets the response, a redirect as 502, and the apiserver
+/// none of the bytes that follow the request.
+#[tokio::test]
+async fn no_status_but_101_opens_a_tunnel() {
+    let statuses: Vec<u16> = [200..=208, 226..=226, 300..=308, 400..=418, 421..=431]
+        .into_iter()
+        .chain([451..=451, 500..=511, 299..=299, 599..=599, 799..=799])
+        .flatten()
+        .collect();
+    assert!(statuses.len() >= 50, "{} statuses", statuses.len());
+    let world = World::new();
+    let apiserver = ManualApiserver::start(&world).await;
+    let proxy = world.proxy(apiserver.upstream.address()).start();
+    for (number, status) in statuses.into_iter().enumerate() {
+        let (request, fields) = match number % 2 {
+            0 => (SPDY, "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\n"),
+            _ => (WEBSOCKET, "Connection: Upgrade\r\nUpgrade: websocket\r\n"),
+        };
+        let mut client = send_upgrade(&proxy, request).await;
+        let mut server = apiserver.next_request().await;
+        let interim = "HTTP/1.1 103 Early Hints\r\n\r\n";
+        let head = format!("HTTP/1.1 {status} Reason\r\n{fields}Content-Length: 0\r\n\r\n");
+        server.send(format!("{interim}{head}")).await;
+        client
+            .send("GET /another HTTP/1.1\r\nHost: kube.test\r\n\r\n")
+            .await;
+        let response = only_response(&mut client).await;
+        let expected = match status {
+            300..=303 | 305..=308 => 502,
+            status => status,
+        };
+        assert_eq!(response.status, expected, "{status}");
+        assert_eq!(response.head.header("upgrade"), None, "{status}");
+        let received = server.read_to_end().await.unwrap();
+        assert_eq!(received, b"", "after {status}");
+    }
+}
+
 /// client-go's SPDY dialer would follow a redirect and send the token of the user to its target.
 #[tokio::test]
 async fn redirected_upgrade_gets_502() {

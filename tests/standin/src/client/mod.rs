@@ -17,13 +17,13 @@ mod tls;
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, OnceLock},
 };
 
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 use rustls_pki_types::ServerName;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 pub use http1::{Head, Http1, IncompleteBody, Response, parse_head};
 pub use http2::{Http2, Http2Response, whole};
@@ -38,6 +38,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Client {
     address: SocketAddr,
+    source: Option<IpAddr>,
     roots: RootCertStore,
     name: ServerName<'static>,
     alpn: Vec<Vec<u8>>,
@@ -53,6 +54,7 @@ impl Client {
     pub fn new(address: SocketAddr) -> Self {
         Self {
             address,
+            source: None,
             roots: RootCertStore::empty(),
             name: ServerName::from(address.ip()),
             alpn: Vec::new(),
@@ -67,6 +69,13 @@ impl Client {
     pub fn trust(mut self, ca: &Ca) -> Self {
         self.roots.roots.extend(ca.roots().roots);
         self.config = Arc::default();
+        self
+    }
+
+    /// Connects from this address, for instance another address of the loopback interface.
+    #[must_use]
+    pub fn from(mut self, source: IpAddr) -> Self {
+        self.source = Some(source);
         self
     }
 
@@ -118,8 +127,41 @@ impl Client {
     ///
     /// When the server does not respond in time.
     pub async fn connect(&self) -> io::Result<TlsConnection> {
-        let tcp = within("a TCP connection", TcpStream::connect(self.address)).await?;
+        let tcp = within("a TCP connection", self.tcp()).await?;
         self.over(tcp).await
+    }
+
+    /// Connects without TLS. The wait has no limit.
+    ///
+    /// # Errors
+    ///
+    /// When TCP fails or the source address is not available.
+    pub async fn tcp(&self) -> io::Result<TcpStream> {
+        let Some(source) = self.source else {
+            return TcpStream::connect(self.address).await;
+        };
+        let socket = if source.is_ipv4() {
+            TcpSocket::new_v4()?
+        } else {
+            TcpSocket::new_v6()?
+        };
+        socket.bind(SocketAddr::new(source, 0))?;
+        socket.connect(self.address).await
+    }
+
+    /// The bytes of a `ClientHello` with these settings, with their record header.
+    ///
+    /// # Panics
+    ///
+    /// When the settings are not valid.
+    #[must_use]
+    pub fn hello(&self) -> Vec<u8> {
+        let mut tls = rustls::ClientConnection::new(self.config(), self.name.clone())
+            .expect("the settings of a client are valid");
+        let mut hello = Vec::new();
+        tls.write_tls(&mut hello)
+            .expect("a vector accepts all bytes");
+        hello
     }
 
     /// Runs the TLS handshake on this connection, for instance on one from a specific port.

@@ -47,6 +47,7 @@ pub use body::{BodySender, BoxError, Gone, RequestBody, ResponseBody, channel, e
 pub use record::{BodyEnd, Connection, ConnectionEnd, MAX_BODY, MAX_FRAMES, Received, ResponseEnd};
 
 use crate::pki::{Identity, provider};
+use record::Log;
 use serve::{ServerState, serve};
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -78,6 +79,7 @@ pub struct Builder {
     versions: Vec<&'static SupportedProtocolVersion>,
     max_concurrent_streams: u32,
     asks_for_certificate: bool,
+    keeps_requests: bool,
     script: Script,
 }
 
@@ -120,6 +122,14 @@ impl Builder {
     #[must_use]
     pub fn without_certificate_request(mut self) -> Self {
         self.asks_for_certificate = false;
+        self
+    }
+
+    /// Counts requests and does not keep them, so that a load of any length needs no memory.
+    /// [`Upstream::requests`] is then empty, and so are the frames of every connection.
+    #[must_use]
+    pub fn only_counts(mut self) -> Self {
+        self.keeps_requests = false;
         self
     }
 
@@ -175,7 +185,7 @@ impl Builder {
             asks_for_certificate: self.asks_for_certificate,
         };
         let serving = Arc::new(ServerState {
-            log: Arc::default(),
+            log: Arc::new(Log::new(self.keeps_requests)),
             tls: RwLock::new(settings.config(&self.identity)),
             script: self.script,
             max_concurrent_streams: self.max_concurrent_streams,
@@ -260,6 +270,7 @@ impl Upstream {
             versions: rustls::ALL_VERSIONS.to_vec(),
             max_concurrent_streams: 100,
             asks_for_certificate: true,
+            keeps_requests: true,
             script: Script::Http(Arc::new(|request| {
                 Box::pin(async {
                     // The record shows how the body ended.
@@ -300,6 +311,21 @@ impl Upstream {
     #[must_use]
     pub fn connections(&self) -> Vec<Connection> {
         self.serving.log.read(|state| state.connections.clone())
+    }
+
+    /// The number of connections that were accepted so far.
+    #[must_use]
+    pub fn accepted(&self) -> usize {
+        self.serving.log.read(|state| state.connections.len())
+    }
+
+    /// The number of connections that are open, those in the handshake included.
+    #[must_use]
+    pub fn open_connections(&self) -> usize {
+        let is_open = |one: &&Connection| one.end.is_none();
+        self.serving
+            .log
+            .read(|state| state.connections.iter().filter(is_open).count())
     }
 
     /// Waits until `find` returns a value for the connections, and returns it. `what` names it in the message.

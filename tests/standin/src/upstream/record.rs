@@ -1,6 +1,13 @@
 //! The record of everything that reached the stand-in, with functions that wait for an entry.
 
-use std::{fmt, net::SocketAddr, sync::Arc};
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use http::{Method, Version};
@@ -40,6 +47,8 @@ pub struct Connection {
     pub frames: Vec<Frame>,
     /// How it ended; `None` while it is open.
     pub end: Option<ConnectionEnd>,
+    /// Requests on it whose response has not ended.
+    open_responses: usize,
 }
 
 /// The record keeps at most this many HTTP/2 frames of a connection.
@@ -201,7 +210,6 @@ impl Received {
 
 #[derive(Debug, Default)]
 struct Progress {
-    connection: usize,
     received: Option<Received>,
     body: Vec<u8>,
     body_end: Option<BodyEnd>,
@@ -216,23 +224,38 @@ pub(super) struct State {
 }
 
 /// The record itself. Every change wakes all tasks that wait for it.
-#[derive(Debug, Default)]
-pub(super) struct Log(watch::Sender<State>);
+#[derive(Debug)]
+pub(super) struct Log {
+    state: watch::Sender<State>,
+    /// Whether requests and frames are kept, or only counted.
+    keeps_requests: bool,
+}
 
 impl Log {
+    pub(super) fn new(keeps_requests: bool) -> Self {
+        Self {
+            state: watch::Sender::default(),
+            keeps_requests,
+        }
+    }
+
+    pub(super) fn keeps_requests(&self) -> bool {
+        self.keeps_requests
+    }
+
     pub(super) fn read<T>(&self, read: impl FnOnce(&State) -> T) -> T {
-        read(&self.0.borrow())
+        read(&self.state.borrow())
     }
 
     pub(super) fn update<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let mut result = None;
-        self.0.send_modify(|state| result = Some(change(state)));
+        self.state.send_modify(|state| result = Some(change(state)));
         result.expect("send_modify calls its closure")
     }
 
     /// Waits until `find` returns a value, at most [`WAIT`](crate::WAIT).
     pub(super) async fn wait<T>(&self, what: &str, mut find: impl FnMut(&State) -> Option<T>) -> T {
-        let mut changes = self.0.subscribe();
+        let mut changes = self.state.subscribe();
         let mut found = None;
         let done = changes.wait_for(|state| {
             found = find(state);
@@ -248,7 +271,7 @@ impl Log {
 
     /// Waits, without a limit, until `is` returns true.
     pub(super) async fn changed_until(&self, mut is: impl FnMut(&State) -> bool) {
-        drop(self.0.subscribe().wait_for(|state| is(state)).await);
+        drop(self.state.subscribe().wait_for(|state| is(state)).await);
     }
 
     pub(super) fn connected(&self, peer: SocketAddr) -> usize {
@@ -267,6 +290,7 @@ impl Log {
                 requests: 0,
                 frames: Vec::new(),
                 end: None,
+                open_responses: 0,
             });
             id
         })
@@ -277,11 +301,16 @@ impl Log {
     }
 
     pub(super) fn received(self: &Arc<Self>, new: NewRequest) -> Entry {
+        let connection = new.connection;
         let index = self.update(|state| {
             let index = state.requests.len();
-            state.connections[new.connection].requests += 1;
+            state.connections[connection].requests += 1;
+            state.connections[connection].open_responses += 1;
+            if !self.keeps_requests {
+                return None;
+            }
             let received = Received {
-                connection: new.connection,
+                connection,
                 method: new.method,
                 target: new.target,
                 authority: new.authority,
@@ -291,17 +320,17 @@ impl Log {
                 index,
                 log: Arc::clone(self),
             };
-            let connection = new.connection;
             state.requests.push(Progress {
-                connection,
                 received: Some(received),
                 ..Progress::default()
             });
-            index
+            Some(index)
         });
         Entry {
             log: Arc::clone(self),
+            connection,
             index,
+            is_open: Arc::new(AtomicBool::new(true)),
         }
     }
 
@@ -331,13 +360,10 @@ impl Log {
 
 /// The number of requests whose response has not ended, on one connection or on all.
 pub(super) fn open_responses(state: &State, connection: Option<usize>) -> usize {
-    let here = |request: &&Progress| connection.is_none_or(|id| id == request.connection);
-    state
-        .requests
-        .iter()
-        .filter(here)
-        .filter(|request| request.response_end.is_none())
-        .count()
+    match connection {
+        Some(id) => state.connections[id].open_responses,
+        None => state.connections.iter().map(|one| one.open_responses).sum(),
+    }
 }
 
 /// The facts of a request that is about to enter the log.
@@ -356,7 +382,10 @@ pub(super) struct NewRequest {
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
     log: Arc<Log>,
-    index: usize,
+    connection: usize,
+    /// `None` if the log only counts.
+    index: Option<usize>,
+    is_open: Arc<AtomicBool>,
 }
 
 impl Entry {
@@ -376,13 +405,20 @@ impl Entry {
 
     /// Records how it ended. Only the first call has an effect.
     pub(super) fn response_end(&self, end: ResponseEnd) {
-        self.change(|request| {
-            request.response_end.get_or_insert(end);
+        if !self.is_open.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        self.log.update(|state| {
+            state.connections[self.connection].open_responses -= 1;
+            if let Some(index) = self.index {
+                state.requests[index].response_end = Some(end);
+            }
         });
     }
 
     fn change(&self, change: impl FnOnce(&mut Progress)) {
-        self.log
-            .update(|state| change(&mut state.requests[self.index]));
+        if let Some(index) = self.index {
+            self.log.update(|state| change(&mut state.requests[index]));
+        }
     }
 }

@@ -103,7 +103,7 @@ impl Shared {
 
     /// Records a frame. Returns false if its stream began after the GOAWAY.
     fn admit(&self, frame: &Frame) -> bool {
-        if !matches!(frame.kind, kind::DATA | kind::HEADERS) {
+        if self.log.keeps_requests() && !matches!(frame.kind, kind::DATA | kind::HEADERS) {
             self.log.connection(self.connection, |connection| {
                 if connection.frames.len() < MAX_FRAMES {
                     connection.frames.push(frame.clone());

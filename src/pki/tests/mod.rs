@@ -1,5 +1,7 @@
 //! How certificates, keys and CAs are read; the messages of refusals are in `cli::tests`.
 
+pub(crate) mod mint;
+
 use std::time::Duration;
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
@@ -9,12 +11,9 @@ use rustls_pki_types::{CertificateDer, pem::PemObject};
 
 use standin::TempDir;
 
-use super::{
-    CertSummary, Identity, PkiError, PkiFileError, TrustAnchors,
-    mint::{Ca, Leaf, common_name, now, params_of_leaf},
-    provider,
-};
+use super::{CertSummary, Identity, PkiError, PkiFileError, TrustAnchors, provider};
 use crate::config::{IdentityFiles, TrustSource};
+use mint::{Ca, Leaf, common_name, now, params_of_leaf};
 
 fn identity(certificate: &str, key: &str) -> Result<Identity, PkiFileError> {
     let scratch = TempDir::new();

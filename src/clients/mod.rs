@@ -1,0 +1,71 @@
+//! What the proxy knows about each client: the places that its connections take, and its share of the handshakes.
+//!
+//! A client is an IPv4 address or the /64 of an IPv6 address, because one host can use all addresses of a /64.
+//! All state is shared by the workers. It is locked when a connection begins or ends, never for a request.
+
+mod place;
+mod table;
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv6Addr},
+};
+
+use tokio::sync::Semaphore;
+
+pub use place::{Closing, Place};
+pub use table::{ClientTable, Refusal};
+
+/// The addresses that count as one client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ClientPrefix(IpAddr);
+
+impl ClientPrefix {
+    /// The client with this address. An IPv4 client of a dual-stack socket is an IPv4 client.
+    #[must_use]
+    pub fn new(address: IpAddr) -> Self {
+        Self(match address.to_canonical() {
+            IpAddr::V6(address) => {
+                let host_part = u128::from(u64::MAX);
+                Ipv6Addr::from_bits(address.to_bits() & !host_part).into()
+            }
+            address @ IpAddr::V4(_) => address,
+        })
+    }
+}
+
+impl fmt::Display for ClientPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            IpAddr::V4(address) => address.fmt(f),
+            IpAddr::V6(address) => write!(f, "{address}/64"),
+        }
+    }
+}
+
+/// What all connections of one client share.
+#[derive(Debug)]
+pub struct Client {
+    prefix: ClientPrefix,
+    /// Slots for its TLS handshakes: half of `limits.handshakes`, so that the other half is free for others.
+    pub handshakes: Semaphore,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn client_is_an_ipv4_address_or_an_ipv6_64() {
+        for (address, client) in [
+            ("192.0.2.7", "192.0.2.7"),
+            ("::ffff:192.0.2.7", "192.0.2.7"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+            ("2001:db8:1:3::", "2001:db8:1:3::/64"),
+            ("::1", "::/64"),
+        ] {
+            let prefix = ClientPrefix::new(address.parse().unwrap());
+            assert_eq!(prefix.to_string(), client);
+        }
+    }
+}

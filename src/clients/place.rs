@@ -1,0 +1,236 @@
+//! The place of one connection: what it does at this moment, and the signal that asks it to end.
+
+use std::{
+    cmp::Reverse,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Instant, timeout},
+};
+
+use super::{Client, ClientTable};
+
+/// The place of one connection in the [`ClientTable`], until dropped.
+#[derive(Debug)]
+pub struct Place {
+    state: Arc<PlaceState>,
+    /// Counts the connection against `limits.connections`. `None` while the connection waits.
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+/// What the table sees of a connection.
+#[derive(Debug)]
+pub(super) struct PlaceState {
+    table: Arc<ClientTable>,
+    client: Arc<Client>,
+    id: u64,
+    accepted: Instant,
+    is_admitted: AtomicBool,
+    /// Requests that have begun and not ended. Only the worker of the connection changes it.
+    requests: AtomicU32,
+    /// Microseconds from `accepted` to the end of the last request, or to the end of the wait for a place.
+    idle_since: AtomicU64,
+    has_finished: AtomicBool,
+    is_tunnel: AtomicBool,
+    is_closing: AtomicBool,
+    waker: Mutex<Option<Waker>>,
+}
+
+/// How little is lost when a connection closes; the least comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Rank {
+    /// No request runs since this time, or since the connection was accepted.
+    Idle(Instant),
+    /// The first request of the connection runs. The newest connection comes first.
+    FirstRequest(Reverse<Instant>),
+    /// A later request runs, such as a watch. The newest connection comes first.
+    LaterRequest(Reverse<Instant>),
+    /// A tunnel, which no client can resume. The newest comes first.
+    Tunnel(Reverse<Instant>),
+}
+
+impl Place {
+    /// A place with this state. Without a permit the connection has to wait for one.
+    pub(super) fn new(state: Arc<PlaceState>, permit: Option<OwnedSemaphorePermit>) -> Self {
+        Self { state, permit }
+    }
+
+    /// Whether the connection still waits because `limits.connections` are open.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        self.permit.is_none()
+    }
+
+    /// Waits until the connection counts against `limits.connections`, which nearly always is so from the start.
+    /// Returns `false` after `limit`.
+    pub async fn admitted(&mut self, limit: Duration) -> bool {
+        if self.is_waiting() {
+            // On the heap, because it is rare.
+            let (table, prefix) = (&self.state.table, self.state.client.prefix);
+            let permit = Box::pin(timeout(limit, table.wait(prefix))).await;
+            let Ok(permit) = permit else {
+                return false;
+            };
+            self.permit = Some(permit);
+            self.state.becomes_idle(Instant::now());
+            self.state.is_admitted.store(true, Ordering::Relaxed);
+            table.waited(prefix);
+        }
+        true
+    }
+
+    /// The client of the connection.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.state.client
+    }
+
+    /// Completes once another client needs this place. The connection then has to end in order and soon: nothing
+    /// new may begin on it. Only one task at a time may wait.
+    #[must_use]
+    pub fn closing(&self) -> Closing<'_> {
+        Closing {
+            state: &self.state,
+            registered: None,
+        }
+    }
+
+    /// Whether [`Place::closing`] has completed or would complete now.
+    #[must_use]
+    pub fn is_closing(&self) -> bool {
+        self.state.is_closing.load(Ordering::Acquire)
+    }
+
+    /// Notes that a request begins.
+    pub fn begin_request(&self) {
+        self.state.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes that a request has ended at `now`.
+    pub fn end_request(&self, now: Instant) {
+        self.state.becomes_idle(now);
+        self.state.has_finished.store(true, Ordering::Relaxed);
+        // After the time, so that no other thread takes the connection for idle since an earlier request.
+        self.state.requests.fetch_sub(1, Ordering::Release);
+    }
+
+    /// Notes that the connection is a tunnel from now on.
+    pub fn become_tunnel(&self) {
+        self.state.is_tunnel.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let is_waiting = self.is_waiting();
+        // First, because a connection that waits for this place would close another one for it.
+        drop(self.permit.take());
+        self.state
+            .table
+            .leave(self.state.client.prefix, self.state.id, is_waiting);
+    }
+}
+
+impl PlaceState {
+    /// The state of a connection that was just accepted.
+    pub(super) fn new(
+        table: &Arc<ClientTable>,
+        client: &Arc<Client>,
+        id: u64,
+        is_admitted: bool,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            table: Arc::clone(table),
+            client: Arc::clone(client),
+            id,
+            accepted: Instant::now(),
+            is_admitted: is_admitted.into(),
+            requests: AtomicU32::new(0),
+            idle_since: AtomicU64::new(0),
+            has_finished: AtomicBool::new(false),
+            is_tunnel: AtomicBool::new(false),
+            is_closing: AtomicBool::new(false),
+            waker: Mutex::default(),
+        })
+    }
+
+    fn becomes_idle(&self, now: Instant) {
+        let since_accept = now.duration_since(self.accepted).as_micros();
+        let since_accept = u64::try_from(since_accept).unwrap_or(u64::MAX);
+        self.idle_since.store(since_accept, Ordering::Relaxed);
+    }
+
+    /// What closing the connection would cost. `None` if it ends already, or has no place yet.
+    pub(super) fn rank(&self) -> Option<Rank> {
+        if self.is_closing.load(Ordering::Relaxed) || !self.is_admitted.load(Ordering::Relaxed) {
+            return None;
+        }
+        let accepted = Reverse(self.accepted);
+        let is_running = self.requests.load(Ordering::Acquire) > 0;
+        Some(if self.is_tunnel.load(Ordering::Relaxed) {
+            Rank::Tunnel(accepted)
+        } else if !is_running {
+            let idle_since = self.idle_since.load(Ordering::Relaxed);
+            Rank::Idle(self.accepted + Duration::from_micros(idle_since))
+        } else if !self.has_finished.load(Ordering::Relaxed) {
+            Rank::FirstRequest(accepted)
+        } else {
+            Rank::LaterRequest(accepted)
+        })
+    }
+
+    /// Notes that the connection has ended. Returns whether it was asked to.
+    pub(super) fn end(&self) -> bool {
+        self.is_closing.swap(true, Ordering::Relaxed)
+    }
+
+    /// Asks the connection to end.
+    pub(super) fn close(&self) {
+        self.is_closing.store(true, Ordering::Release);
+        let mut waker = self.waker.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(waker) = waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+/// See [`Place::closing`]. A connection polls it each time it wakes up, so that a poll takes no lock.
+#[derive(Debug)]
+pub struct Closing<'a> {
+    state: &'a PlaceState,
+    registered: Option<Waker>,
+}
+
+impl Future for Closing<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let is_registered = self.registered.as_ref();
+        if !is_registered.is_some_and(|waker| waker.will_wake(cx.waker())) {
+            let waker = cx.waker().clone();
+            let mut place = self
+                .state
+                .waker
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            *place = Some(waker.clone());
+            drop(place);
+            self.registered = Some(waker);
+        }
+        // After the waker is there, so that no signal is missed.
+        if self.state.is_closing.load(Ordering::Acquire) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! How much memory this process may use, how much it uses, and whether it is short of it.
+//!
+//! A process that exceeds the limit of its cgroup is killed, with all its connections. So it gives up what it can do
+//! without before that happens.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+/// The memory that this process may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryLimit {
+    /// The limit.
+    pub bytes: u64,
+    /// The directory of the cgroup whose limit this is. `None`: the memory of the machine.
+    pub cgroup: Option<PathBuf>,
+}
+
+impl MemoryLimit {
+    /// The smallest of these cgroups' limits, else the memory of the machine.
+    pub(crate) fn smallest(machine: u64, cgroups: impl Iterator<Item = PathBuf>) -> Self {
+        let of_machine = Self {
+            bytes: machine,
+            cgroup: None,
+        };
+        let limited = cgroups.filter_map(|directory| {
+            // `max` means no limit, and does not parse. Version 1 writes a limit beyond any machine instead.
+            let bytes = number(&directory.join("memory.max"))
+                .or_else(|| number(&directory.join("memory.limit_in_bytes")))?;
+            Some(Self {
+                bytes,
+                cgroup: Some(directory),
+            })
+        });
+        limited.fold(of_machine, |smallest, next| {
+            if next.bytes < smallest.bytes {
+                next
+            } else {
+                smallest
+            }
+        })
+    }
+
+    /// The bytes that count against the limit now. `None` if the kernel does not say.
+    fn used(&self) -> Option<u64> {
+        let Some(cgroup) = &self.cgroup else {
+            return resident_bytes();
+        };
+        let used = number(&cgroup.join("memory.current"))
+            .or_else(|| number(&cgroup.join("memory.usage_in_bytes")))?;
+        // The kernel frees this part by itself before it kills a process. Reading it costs more, so it is read only
+        // when it decides.
+        if used < self.share(SHORT_PERCENT) {
+            return Some(used);
+        }
+        let stat = fs::read_to_string(cgroup.join("memory.stat")).unwrap_or_default();
+        let inactive = ["total_inactive_file ", "inactive_file "]
+            .iter()
+            .find_map(|key| stat.lines().find_map(|line| line.strip_prefix(key)));
+        let inactive = inactive.and_then(|bytes| bytes.trim().parse().ok());
+        Some(used.saturating_sub(inactive.unwrap_or(0)))
+    }
+
+    fn share(&self, percent: u64) -> u64 {
+        self.bytes / 100 * percent
+    }
+}
+
+/// Whether the process is short of memory. Clients' connections only read it.
+#[derive(Debug, Default)]
+pub struct MemoryPressure {
+    is_short: AtomicBool,
+}
+
+impl MemoryPressure {
+    /// Whether the process uses so much memory that it must give up what it can do without.
+    pub fn is_short(&self) -> bool {
+        self.is_short.load(Ordering::Relaxed)
+    }
+
+    /// Compares the memory in use with `limit` again and again. Never returns.
+    pub async fn watch(&self, limit: &MemoryLimit) {
+        loop {
+            sleep(INTERVAL).await;
+            self.compare(limit);
+        }
+    }
+
+    fn compare(&self, limit: &MemoryLimit) {
+        let Some(used) = limit.used() else { return };
+        let was_short = self.is_short();
+        // Two thresholds, so that the state does not change with every connection.
+        let percent = if was_short {
+            ENOUGH_PERCENT
+        } else {
+            SHORT_PERCENT
+        };
+        let is_short = used >= limit.share(percent);
+        self.is_short.store(is_short, Ordering::Relaxed);
+        let mebibytes = |bytes: u64| bytes >> 20;
+        let (used_mib, limit_mib) = (mebibytes(used), mebibytes(limit.bytes));
+        match (was_short, is_short) {
+            (false, true) => warn!(used_mib, limit_mib, "memory is short"),
+            (true, false) => info!(used_mib, limit_mib, "memory is no longer short"),
+            _ => {}
+        }
+    }
+}
+
+/// Memory of this process in RAM: the `VmRSS` line, which counts in KiB whatever the page size is. `None`
+/// without `/proc`.
+pub(crate) fn resident_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let mut lines = status.lines();
+    let line = lines.find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+/// The number in a file of the kernel.
+fn number(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// Memory is short from here on, in percent of the limit, until less than the second one is in use.
+const SHORT_PERCENT: u64 = 85;
+const ENOUGH_PERCENT: u64 = 80;
+/// How often the memory is compared. A gigabit link fills 12 MiB in this time.
+const INTERVAL: Duration = Duration::from_millis(100);

@@ -1,0 +1,219 @@
+//! The sockets that connections to apiservers may use, so that they never take those of clients.
+//!
+//! Each client connection may always have one: `config::capacity` leaves a socket for it. Further ones, and those of
+//! idle pools, come from the spare sockets of the process. So a client without an upstream connection always gets one,
+//! whatever other clients hold, and a client that wants more fails alone.
+
+use std::{
+    mem,
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use super::{UpstreamError, context::IdlePool, lock};
+
+/// The spare sockets of one process.
+#[derive(Debug)]
+pub struct SpareSockets {
+    free: AtomicUsize,
+    /// The pools whose connections are given up first.
+    idle: Mutex<Vec<Weak<IdlePool>>>,
+}
+
+/// The upstream sockets of one client connection. All but one are spare ones.
+#[derive(Debug)]
+pub(super) struct ClientSockets {
+    spare: Arc<SpareSockets>,
+    open: AtomicUsize,
+}
+
+/// One upstream socket, which counts for its holder until [`SocketPlace::give_up`].
+#[derive(Debug)]
+pub(super) struct SocketPlace {
+    spare: Arc<SpareSockets>,
+    holder: Mutex<Holder>,
+}
+
+/// Gives its place up when dropped, which is when the socket closes.
+#[derive(Debug)]
+pub(super) struct OpenSocket(pub(super) Arc<SocketPlace>);
+
+#[derive(Debug)]
+enum Holder {
+    Client(Arc<ClientSockets>),
+    IdlePool,
+    Closed,
+}
+
+impl SpareSockets {
+    /// This many spare sockets.
+    #[must_use]
+    pub fn new(count: usize) -> Self {
+        Self {
+            free: AtomicUsize::new(count),
+            idle: Mutex::default(),
+        }
+    }
+
+    /// Gives up the connections of this pool when no other socket is free.
+    pub(super) fn register(&self, pool: &Arc<IdlePool>) {
+        lock(&self.idle).push(Arc::downgrade(pool));
+    }
+
+    /// Whether a spare socket was free and is now taken.
+    fn take(&self) -> bool {
+        let take = |free: usize| free.checked_sub(1);
+        self.free
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
+            .is_ok()
+    }
+
+    /// As [`SpareSockets::take`], after the oldest connection of an idle pool was closed if necessary.
+    fn take_or_reclaim(&self) -> bool {
+        loop {
+            if self.take() {
+                return true;
+            }
+            let pools = lock(&self.idle);
+            let mut pools = pools.iter().filter_map(Weak::upgrade);
+            if !pools.any(|pool| pool.close_oldest()) {
+                return false;
+            }
+        }
+    }
+
+    fn give_back(&self) {
+        self.free.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl ClientSockets {
+    pub(super) fn new(spare: Arc<SpareSockets>) -> Arc<Self> {
+        Arc::new(Self {
+            spare,
+            open: AtomicUsize::new(0),
+        })
+    }
+
+    /// A place for one more socket.
+    ///
+    /// # Errors
+    ///
+    /// When the client has its one socket and no spare one is free.
+    pub(super) fn take(self: &Arc<Self>) -> Result<Arc<SocketPlace>, UpstreamError> {
+        let has_one = self.open.load(Ordering::Relaxed) > 0;
+        if has_one && !self.spare.take_or_reclaim() {
+            return Err(UpstreamError::NoSocket);
+        }
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Ok(Arc::new(SocketPlace {
+            spare: Arc::clone(&self.spare),
+            holder: Mutex::new(Holder::Client(Arc::clone(self))),
+        }))
+    }
+
+    /// Whether the place that leaves takes a spare socket with it: the last place of a client is not a spare one.
+    fn leave(&self) -> bool {
+        self.open.fetch_sub(1, Ordering::Relaxed) > 1
+    }
+}
+
+impl SocketPlace {
+    /// Moves the place from its client to an idle pool. `false` if no spare socket is free for it; the connection must
+    /// then be closed.
+    pub(super) fn move_to_idle_pool(&self) -> bool {
+        let mut holder = lock(&self.holder);
+        let has_spare = match &*holder {
+            Holder::Client(client) => client.leave() || self.spare.take(),
+            Holder::IdlePool => true,
+            Holder::Closed => false,
+        };
+        *holder = if has_spare {
+            Holder::IdlePool
+        } else {
+            Holder::Closed
+        };
+        has_spare
+    }
+
+    /// Moves the place from an idle pool to a client.
+    pub(super) fn move_to(&self, client: &Arc<ClientSockets>) {
+        let mut holder = lock(&self.holder);
+        if matches!(*holder, Holder::IdlePool) {
+            if client.open.fetch_add(1, Ordering::Relaxed) == 0 {
+                self.spare.give_back();
+            }
+            *holder = Holder::Client(Arc::clone(client));
+        }
+    }
+
+    /// The socket is closed, or is about to be.
+    pub(super) fn give_up(&self) {
+        let holder = mem::replace(&mut *lock(&self.holder), Holder::Closed);
+        let had_spare = match holder {
+            Holder::Client(client) => client.leave(),
+            Holder::IdlePool => true,
+            Holder::Closed => false,
+        };
+        if had_spare {
+            self.spare.give_back();
+        }
+    }
+}
+
+impl Drop for OpenSocket {
+    fn drop(&mut self) {
+        self.0.give_up();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn free(spare: &SpareSockets) -> usize {
+        spare.free.load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn client_gets_one_socket_when_no_spare_one_is_free() {
+        let spare = Arc::new(SpareSockets::new(2));
+        let greedy = ClientSockets::new(Arc::clone(&spare));
+        let places: Vec<_> = (0..3).map(|_| greedy.take().unwrap()).collect();
+        let refused = greedy.take();
+        assert!(
+            matches!(refused, Err(UpstreamError::NoSocket)),
+            "{refused:?}"
+        );
+        let other = ClientSockets::new(Arc::clone(&spare));
+        let only = other.take().unwrap();
+        assert!(other.take().is_err());
+        // Whichever place it gives up, one spare socket becomes free.
+        places[0].give_up();
+        places[0].give_up();
+        let second = other.take().unwrap();
+        for place in places.iter().chain([&only, &second]) {
+            place.give_up();
+        }
+        assert_eq!(free(&spare), 2);
+    }
+
+    #[test]
+    fn idle_connection_uses_a_spare_socket() {
+        let spare = Arc::new(SpareSockets::new(1));
+        let client = ClientSockets::new(Arc::clone(&spare));
+        let (first, second) = (client.take().unwrap(), client.take().unwrap());
+        assert_eq!(free(&spare), 0);
+        assert!(first.move_to_idle_pool(), "its spare socket moves with it");
+        assert!(!second.move_to_idle_pool(), "no spare socket is left");
+        let next = ClientSockets::new(Arc::clone(&spare));
+        first.move_to(&next);
+        assert_eq!(free(&spare), 1, "it is the first one of the next client");
+        first.give_up();
+        second.give_up();
+        assert_eq!(free(&spare), 1);
+        assert_eq!(next.open.load(Ordering::Relaxed), 0);
+    }
+}

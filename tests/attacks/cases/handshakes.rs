@@ -1,0 +1,219 @@
+//! TLS handshakes and places: many handshakes at once, slow ones, and connections on which nothing follows.
+
+use std::time::Duration;
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    time::{Instant, sleep, timeout_at},
+};
+
+use super::{SHORT, cases};
+use crate::{
+    attacker::{Attacker, Outcome, end_of, fields, headers, write},
+    stage::Conditions,
+};
+
+/// Few places, so that few connections take them all.
+const FEW_PLACES: Conditions = Conditions {
+    config: "limits: {connections: 48}\n",
+    open_files: None,
+    memory: None,
+};
+const FEW_DESCRIPTORS: Conditions = Conditions {
+    config: "",
+    open_files: Some(256),
+    memory: None,
+};
+
+cases! {
+    /// One `ClientHello`, sent again and again: the proxy computes, the attacker does not.
+    handshake_flood_leaves_requests_fast: "F05", replayed_hello, [];
+    silent_tcp_is_closed: "slowloris", silent_tcp, [closed: Some((2.5, 10.0))], quick: SHORT;
+    hello_in_pieces_is_closed: "slowloris", hello_in_pieces, [closed: Some((3.0, 10.0))], quick: SHORT;
+    tls_without_request_is_closed: "slowloris", tls_without_request, [closed: Some((3.0, 12.0))], quick: SHORT;
+    plain_http_on_tls_port_fills_no_log: "log flooding", plain_http, [closed: Some((2.0, 2.0))];
+    #[ignore = "one address may take every place"]
+    one_address_with_idle_connections_leaves_places: "F12", idle_connections, [fresh: (1.5, 1.0)], quick: FEW_PLACES,
+        full: FEW_PLACES, seconds: (2.5, 60.0);
+    #[ignore = "one address may take every place"]
+    one_address_with_silent_tcp_leaves_places: "F12", silent_places, [fresh: (1.5, 1.0)], quick: FEW_PLACES,
+        full: FEW_PLACES, seconds: (2.5, 30.0);
+    #[ignore = "one address may take every place"]
+    few_descriptors_are_enough: "descriptors", idle_connections, [descriptors: 256, fresh: (1.5, 1.0)],
+        quick: FEW_DESCRIPTORS, full: FEW_DESCRIPTORS, seconds: (2.5, 30.0);
+}
+
+async fn replayed_hello(attacker: Attacker) -> Outcome {
+    let hello = attacker.client.clone().alpn(&["h2"]).hello();
+    let connections = attacker.size.pick(32, 128);
+    let mut outcome = attacker
+        .on_each(connections, |attacker, _| {
+            let hello = hello.clone();
+            async move {
+                let mut outcome = Outcome::default();
+                while !attacker.is_over() {
+                    let Ok(mut tcp) = attacker.tcp().await else {
+                        continue;
+                    };
+                    outcome.connections += 1;
+                    let mut space = [0; 16 << 10];
+                    if write(&mut tcp, &hello, attacker.end).await
+                        && matches!(
+                            timeout_at(attacker.end, tcp.read(&mut space)).await,
+                            Ok(Ok(1..))
+                        )
+                    {
+                        outcome.closed += 1;
+                    }
+                    standin::tcp::reset(tcp);
+                }
+                outcome
+            }
+        })
+        .await;
+    let answered = outcome.closed;
+    outcome.note(format!("{answered} hellos answered"));
+    outcome
+}
+
+/// Opens TCP connections, writes `bytes` on each, one per `pace`, and waits for their end.
+async fn slow_tcp(attacker: Attacker, count: usize, bytes: Vec<u8>, pace: Duration) -> Outcome {
+    let until = Instant::now()
+        + attacker
+            .size
+            .pick(Duration::from_secs(5), Duration::from_secs(20));
+    attacker
+        .on_each(count, |attacker, _| {
+            let bytes = bytes.clone();
+            async move {
+                let mut outcome = Outcome::default();
+                let Ok(mut tcp) = attacker.tcp().await else {
+                    return outcome;
+                };
+                let begun = Instant::now();
+                let (mut read, mut sent) = tcp.split();
+                let writing = async {
+                    for byte in bytes {
+                        if sent.write_all(&[byte]).await.is_err() {
+                            break;
+                        }
+                        sleep(pace).await;
+                    }
+                    std::future::pending::<()>().await;
+                };
+                let closed = tokio::select! {
+                    closed = end_of(&mut read, until) => closed.map(|_| begun.elapsed()),
+                    () = writing => None,
+                };
+                outcome.connection(closed);
+                outcome
+            }
+        })
+        .await
+}
+
+async fn silent_tcp(attacker: Attacker) -> Outcome {
+    let count = attacker.size.pick(100, 1_000);
+    slow_tcp(attacker, count, Vec::new(), Duration::ZERO).await
+}
+
+/// A `ClientHello` in records of one byte.
+async fn hello_in_pieces(attacker: Attacker) -> Outcome {
+    let hello = attacker.client.clone().hello();
+    let pieces: Vec<u8> = hello[5..]
+        .iter()
+        .flat_map(|byte| [22, 3, 1, 0, 1, *byte])
+        .collect();
+    let count = attacker.size.pick(50, 500);
+    slow_tcp(attacker, count, pieces, Duration::from_millis(20)).await
+}
+
+/// Half of the connections speak HTTP/1.1, the other half lack the preface of HTTP/2.
+async fn tls_without_request(attacker: Attacker) -> Outcome {
+    let until = Instant::now()
+        + attacker
+            .size
+            .pick(Duration::from_secs(5), Duration::from_secs(20));
+    attacker
+        .on_each(attacker.size.pick(30, 300), |attacker, number| async move {
+            let mut outcome = Outcome::default();
+            let alpn = ["h2", "http/1.1"][number % 2];
+            let Ok(mut tls) = attacker.tls(alpn).await else {
+                return outcome;
+            };
+            outcome.connection(end_of(&mut tls, until).await);
+            outcome
+        })
+        .await
+}
+
+async fn plain_http(attacker: Attacker) -> Outcome {
+    let until = Instant::now() + Duration::from_secs(5);
+    attacker
+        .on_each(attacker.size.pick(300, 3_000), |attacker, _| async move {
+            let mut outcome = Outcome::default();
+            let Ok(mut tcp) = attacker.tcp().await else {
+                return outcome;
+            };
+            write(
+                &mut tcp,
+                b"GET / HTTP/1.1\r\nHost: kube.test\r\n\r\n",
+                until,
+            )
+            .await;
+            outcome.connection(end_of(&mut tcp, until).await);
+            outcome
+        })
+        .await
+}
+
+/// More connections than there are places, each with a request of `/livez` now and then, as a client has that stays.
+async fn idle_connections(attacker: Attacker) -> Outcome {
+    let count = attacker.size.pick(150, 1_000);
+    attacker
+        .on_each(count, |attacker, number| async move {
+            // The kernel drops connections that come all at once.
+            sleep(Duration::from_millis(number as u64)).await;
+            attacker
+                .again(|attacker| async move {
+                    let mut outcome = Outcome::default();
+                    let Ok(Ok(mut wire)) = timeout_at(attacker.end, attacker.wire(None)).await
+                    else {
+                        return outcome;
+                    };
+                    let mut stream = 1;
+                    let next = |_: &_| {
+                        let request = headers(
+                            stream,
+                            &fields("GET", "/livez", None),
+                            standin::frames::END_STREAM,
+                        );
+                        stream += 2;
+                        Some(request)
+                    };
+                    wire.pump(next, Duration::from_secs(2), attacker.end).await;
+                    outcome.wire(&wire);
+                    outcome
+                })
+                .await
+        })
+        .await
+        .with_codes()
+}
+
+async fn silent_places(attacker: Attacker) -> Outcome {
+    let until = attacker.end;
+    attacker
+        .on_each(attacker.size.pick(150, 1_000), |attacker, _| async move {
+            attacker
+                .again(|attacker| async move {
+                    let mut outcome = Outcome::default();
+                    if let Ok(mut tcp) = attacker.tcp().await {
+                        outcome.connection(end_of(&mut tcp, until).await);
+                    }
+                    outcome
+                })
+                .await
+        })
+        .await
+}
