@@ -8,7 +8,7 @@ mod head_timer;
 mod response_writer;
 
 use std::{
-    future::{Future as _, poll_fn},
+    future::{self, Future, poll_fn},
     io,
     pin::{Pin, pin},
     sync::{
@@ -104,24 +104,9 @@ struct ClientWire {
     at_request_end: bool,
 }
 
-/// What the client sends next.
-#[derive(Debug)]
-enum NextHead {
-    Request(RequestHead),
-    /// The bytes are no head that could be served.
-    Refused(RequestHeadError),
-    /// No request follows.
-    End,
-}
-
-/// What follows a response.
-#[derive(Debug)]
-enum AfterResponse {
-    NextRequest,
-    Close,
-    /// The tunnel of this 101.
-    Tunnel(proxy::Body),
-}
+/// The response to a request, as soon as there is one. On the heap, because it needs much memory, and its response
+/// may last for hours.
+type Handled = Pin<Box<dyn Future<Output = Response<proxy::Body>> + Send>>;
 
 impl ClientWire {
     fn new(stream: Box<TlsStream<ReadAhead>>, service: Arc<Service>) -> Self {
@@ -145,49 +130,48 @@ impl ClientWire {
     async fn serve_requests(mut self) -> Result<(), ServeError> {
         loop {
             self.timer.restart();
-            let after = match poll_fn(|cx| self.poll_head(cx)).await? {
-                NextHead::Request(head) => self.serve(head).await?,
-                NextHead::Refused(error) => {
-                    self.at_request_end = false;
-                    let downstream = &self.service.downstream;
-                    let rejection = rejection_for(error, &downstream.limits);
-                    let response = proxy::refuse(rejection, &downstream.connected);
-                    self.respond(response, ResponseForm::default()).await?
-                }
-                NextHead::End => AfterResponse::Close,
+            let Some((handled, form)) = poll_fn(|cx| self.poll_request(cx)).await? else {
+                break;
             };
-            match after {
-                AfterResponse::NextRequest => {}
-                // On the heap: it needs its memory for a second at most.
-                AfterResponse::Close => {
-                    Box::pin(self.close()).await;
-                    return Ok(());
-                }
-                AfterResponse::Tunnel(body) => {
-                    self.wire.with_io(|io| {
-                        // It fails only for a dead socket, which the next read reports.
-                        io.tcp().map(socket::clear_user_timeout);
-                    });
-                    let client = self.wire.into_upgraded();
-                    proxy::start_tunnel(body, client, &self.service.downstream);
-                    return Ok(());
-                }
+            let (mut writer, closes) = self.handle(handled, form).await?;
+            let is_switch = writer.is_switch;
+            self.write(&mut writer).await?;
+            if is_switch {
+                self.wire.with_io(|io| {
+                    // It fails only for a dead socket, which the next read reports.
+                    io.tcp().map(socket::clear_user_timeout);
+                });
+                let client = self.wire.into_upgraded();
+                proxy::start_tunnel(writer.into_body(), client, &self.service.downstream);
+                return Ok(());
+            }
+            drop(writer);
+            if let Some(lent) = &mut self.lent {
+                let end = lent.await;
+                self.take_back(end.ok());
+            }
+            if closes || !self.at_request_end {
+                break;
             }
         }
+        // On the heap: it needs its memory for a second at most.
+        Box::pin(self.close()).await;
+        Ok(())
     }
 
-    /// Reads the next head.
-    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<NextHead, ServeError>> {
+    /// Reads the next head and begins to serve its request. `None` if no request follows.
+    fn poll_request(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<(Handled, ResponseForm)>, ServeError>> {
         loop {
             match self.parser.take(&mut self.wire.unread) {
-                Ok(Some(head)) => return Poll::Ready(Ok(NextHead::Request(head))),
+                Ok(Some(head)) => return Poll::Ready(Ok(Some(self.begin_request(head)))),
                 Ok(None) => {}
-                Err(error) => return Poll::Ready(Ok(NextHead::Refused(error))),
+                Err(error) => return Poll::Ready(Ok(Some(self.refuse(error)))),
             }
             match self.wire.poll_more(cx)? {
-                Poll::Ready(0) if self.wire.unread.is_empty() => {
-                    return Poll::Ready(Ok(NextHead::End));
-                }
+                Poll::Ready(0) if self.wire.unread.is_empty() => return Poll::Ready(Ok(None)),
                 Poll::Ready(0) => return Poll::Ready(Err(ServeError::ClientGone)),
                 Poll::Ready(_) => {}
                 Poll::Pending => break,
@@ -198,13 +182,13 @@ impl ClientWire {
         Poll::Ready(
             match ready!(self.timer.poll(has_begun, &self.service, cx)) {
                 HeadWait::Head => Err(ServeError::HeadTimeout),
-                HeadWait::Idle => Ok(NextHead::End),
+                HeadWait::Idle => Ok(None),
             },
         )
     }
 
-    /// Serves one request to the end of its response.
-    async fn serve(&mut self, head: RequestHead) -> Result<AfterResponse, ServeError> {
+    /// Serves one request.
+    fn begin_request(&mut self, head: RequestHead) -> (Handled, ResponseForm) {
         let service = Arc::clone(&self.service);
         let rejection = head.body.err();
         let rejection = rejection.map(|error| rejection_for(error, &service.downstream.limits));
@@ -215,21 +199,39 @@ impl ClientWire {
             closes: !head.keep_alive,
             expects_continue,
         };
-        let response = {
-            let request = Request::from_parts(head.parts, body);
+        let request = Request::from_parts(head.parts, body);
+        let handled = async move {
             let routes = Arc::clone(&service.shared.snapshot.load().routes);
-            let handled = proxy::handle(&routes, &service.downstream, request, rejection);
-            let mut handled = pin!(handled);
-            poll_fn(|cx| {
-                if let Poll::Ready(response) = handled.as_mut().poll(cx) {
-                    return Poll::Ready(Ok(response));
-                }
-                self.wire.end_turn();
-                self.poll_client(cx).map(Err)
-            })
-            .await?
+            proxy::handle(&routes, &service.downstream, request, rejection).await
         };
-        self.respond(response, form).await
+        (Box::pin(handled), form)
+    }
+
+    /// Refuses bytes that are no head of a request.
+    fn refuse(&mut self, error: RequestHeadError) -> (Handled, ResponseForm) {
+        self.at_request_end = false;
+        let downstream = &self.service.downstream;
+        let rejection = rejection_for(error, &downstream.limits);
+        let response = proxy::refuse(rejection, &downstream.connected);
+        (Box::pin(future::ready(response)), ResponseForm::default())
+    }
+
+    /// Waits for the response to a request, unless the client leaves.
+    async fn handle(
+        &mut self,
+        mut handled: Handled,
+        form: ResponseForm,
+    ) -> Result<(ResponseWriter<proxy::Body>, bool), ServeError> {
+        let mut form = Some(form);
+        poll_fn(|cx| {
+            if let Poll::Ready(response) = handled.as_mut().poll(cx) {
+                let form = form.take().unwrap_or_default();
+                return Poll::Ready(Ok(self.begin_response(response, form)));
+            }
+            self.wire.end_turn();
+            self.poll_client(cx).map(Err)
+        })
+        .await
     }
 
     /// The body of a request. If it has one, the right to read goes with it, and the second value says whether
@@ -278,40 +280,20 @@ impl ClientWire {
         }
     }
 
-    /// Writes a response, and waits for the end of its request.
-    async fn respond(
-        &mut self,
-        response: Response<proxy::Body>,
-        form: ResponseForm,
-    ) -> Result<AfterResponse, ServeError> {
-        let is_switch = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        let (mut writer, closes) = self.begin_response(response, form);
+    /// Writes a response to its end, unless the client leaves.
+    async fn write(&mut self, writer: &mut ResponseWriter<proxy::Body>) -> Result<(), ServeError> {
         let written = poll_fn(|cx| {
             if let Poll::Ready(written) = writer.poll_write(&mut self.wire, cx) {
                 return Poll::Ready(written);
             }
             self.poll_client(cx).map(Err)
         });
-        if let Err(error) = written.await {
+        written.await.inspect_err(|error| {
             if matches!(error, ServeError::Stalled) {
                 writer.body_mut().abort();
                 let counters = self.service.downstream.connected.counters();
                 counters.limits_hit.count(Limit::ClientStall);
             }
-            return Err(error);
-        }
-        if is_switch {
-            return Ok(AfterResponse::Tunnel(writer.into_body()));
-        }
-        drop(writer);
-        if let Some(lent) = &mut self.lent {
-            let end = lent.await;
-            self.take_back(end.ok());
-        }
-        Ok(if closes || !self.at_request_end {
-            AfterResponse::Close
-        } else {
-            AfterResponse::NextRequest
         })
     }
 
@@ -348,7 +330,8 @@ impl ClientWire {
             || downstream.connected.place().is_closing()
             || downstream.drain.has_begun();
         let head = encode_response_head(&head, framing, closes);
-        let writer = ResponseWriter::new(head, framing, body, form.accepts_trailers);
+        let mut writer = ResponseWriter::new(head, framing, body, form.accepts_trailers);
+        writer.is_switch = is_switch;
         (writer, closes)
     }
 

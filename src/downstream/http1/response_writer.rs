@@ -25,6 +25,8 @@ pub(super) struct ResponseWriter<B> {
     body: B,
     framing: ResponseFraming,
     accepts_trailers: bool,
+    /// The response is a 101, so that a tunnel follows.
+    pub(super) is_switch: bool,
     state: WriteState,
     /// Made when the response first waits for its client, because most responses never do.
     tick: Option<Pin<Box<Sleep>>>,
@@ -59,6 +61,7 @@ impl<B: Body<Data = Bytes> + Unpin> ResponseWriter<B> {
             body,
             framing,
             accepts_trailers,
+            is_switch: false,
             state: if has_body {
                 WriteState::Body
             } else {
@@ -351,6 +354,7 @@ mod tests {
         );
         assert!(silent.await.is_err());
         sender.send(data(vec![b'x'; 1000])).unwrap();
+        drop(sender);
         let read_slowly = async {
             // All but the last 100 bytes of head and body, which fit into the pipe.
             for _ in 0..(1004 - 100) / 2 {
