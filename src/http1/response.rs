@@ -168,7 +168,7 @@ impl ResponseFraming {
         let mut announced = head.headers.get_all(header::CONTENT_LENGTH).iter();
         let announced = announced.next().filter(|_| announced.next().is_none());
         let announced = announced.and_then(|length| parse_length(length.as_bytes()));
-        match announced.or(body.exact()) {
+        match announced.or_else(|| body.exact()) {
             Some(length) => Self::Length(length),
             None if head.version == Version::HTTP_11 => Self::Chunked,
             None => Self::UntilClose,
@@ -234,8 +234,6 @@ pub(crate) fn encode_response_head(
     if !is_switch {
         if closes {
             put_field(&mut bytes, &header::CONNECTION, &[b"close"]);
-        } else if !is_http11 {
-            put_field(&mut bytes, &header::CONNECTION, &[b"keep-alive"]);
         }
         if !has_date {
             // RFC 9110 §6.6.1. kube-apiserver sends one itself, so few responses need it.

@@ -20,7 +20,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
+use http::{Method, Request, Response, StatusCode, Version, header};
 use hyper::body::Body as _;
 use tokio::{
     io::AsyncWrite as _,
@@ -196,7 +196,8 @@ impl ClientWire {
         let form = ResponseForm {
             is_head: head.parts.method == Method::HEAD,
             accepts_trailers: head.accepts_trailers,
-            closes: !head.keep_alive,
+            // HTTP/1.0 keeps a connection only if both sides say so, and the proxy does not.
+            closes: !head.keep_alive || head.parts.version == Version::HTTP_10,
             expects_continue,
         };
         let request = Request::from_parts(head.parts, body);
@@ -346,10 +347,10 @@ impl ClientWire {
                     .with_io(|mut io| Pin::new(&mut io).poll_shutdown(cx))
             })
             .await?;
-            while lingers {
+            if lingers {
                 self.wire.unread = Bytes::new();
-                if poll_fn(|cx| self.wire.poll_more(cx)).await? == 0 {
-                    break;
+                while poll_fn(|cx| self.wire.poll_more(cx)).await? > 0 {
+                    self.wire.unread = Bytes::new();
                 }
             }
             io::Result::Ok(())

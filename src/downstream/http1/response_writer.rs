@@ -170,7 +170,9 @@ impl<B: Body<Data = Bytes> + Unpin> ResponseWriter<B> {
                 self.outgoing.push_last_chunk();
                 WriteState::Complete
             }
-            _ => WriteState::Complete,
+            ResponseFraming::NoBody | ResponseFraming::Length(0) | ResponseFraming::UntilClose => {
+                WriteState::Complete
+            }
         };
     }
 
