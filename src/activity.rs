@@ -33,7 +33,7 @@ struct Errors {
     limiter: LogLimiter,
 }
 
-/// A response without an end of its own.
+/// A response that does not end by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LongLived {
     /// A watch.
@@ -63,7 +63,7 @@ pub struct StreamInfo {
     pub since: Instant,
 }
 
-/// An error that the proxy answered by itself. Equal errors are one entry.
+/// An error to which the proxy itself responded. Equal errors are one entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecentError {
     /// The last time it happened.

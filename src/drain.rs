@@ -73,7 +73,7 @@ pub struct ConnectionCounts {
     pub tunnels: usize,
 }
 
-/// How long requests and tunnels may go on after the drain begins.
+/// How long requests and tunnels may continue after the drain begins.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadlines {
     /// Requests and their connections.
@@ -155,7 +155,7 @@ impl Drain {
         self.begun.cancelled().await;
     }
 
-    /// As [`Drain::begun`], as a future that borrows nothing.
+    /// Like [`Drain::begun`], but the future borrows nothing.
     pub fn begun_owned(&self) -> WaitForCancellationFutureOwned {
         self.begun.clone().cancelled_owned()
     }

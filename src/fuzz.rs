@@ -10,11 +10,14 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// Returns all targets.
 #[must_use]
-pub fn targets() -> [Target; 8] {
+pub fn targets() -> [Target; 10] {
+    let [targets, budgets] = crate::downstream::FUZZ;
     let [headers, host, path] = crate::proxy::FUZZ;
     [
         ("heads", http1::fuzz_requests),
-        ("targets", crate::downstream::FUZZ),
+        ("targets", targets),
+        ("budgets", budgets),
+        ("frames", crate::transport::frames::fuzz),
         ("headers", headers),
         ("host", host),
         ("path", path),

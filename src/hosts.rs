@@ -63,8 +63,8 @@ impl fmt::Display for HostPattern {
     }
 }
 
-/// A host as a client wrote it, in canonical spelling: lower case, without the brackets of an IPv6 address
-/// and without the final dot of the root label. With two final dots it stays no name at all.
+/// A host as a client wrote it, in canonical spelling: lower case, without the brackets of an IPv6 address and
+/// without the final dot of the root label. A text with two final dots is not a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HostName<'a>(Cow<'a, str>);
 
@@ -90,9 +90,9 @@ impl<'a> HostName<'a> {
 
 /// Values by host pattern.
 ///
-/// An exact name wins over a wildcard. A wildcard stands for exactly one label, which is not empty
-/// (RFC 6125 §6.4.3): `*.example.com` matches `a.example.com`, but neither `example.com`, `.example.com`
-/// nor `a.b.example.com`. It also matches itself, since `*` is a label like any other.
+/// An exact name wins over a wildcard. A wildcard stands for exactly one label, which is not empty (RFC 6125 §6.4.3):
+/// `*.example.com` matches `a.example.com`, but neither `example.com`, `.example.com` nor `a.b.example.com`. The
+/// pattern also matches its own text, because `*` is a label like any other.
 #[derive(Debug)]
 pub(crate) struct HostMap<T> {
     exact: HashMap<String, T>,
@@ -101,8 +101,8 @@ pub(crate) struct HostMap<T> {
 }
 
 impl<T> HostMap<T> {
-    /// Adds a value for `pattern`, which is the text of a [`HostPattern`]. A pattern that is there already
-    /// keeps its value.
+    /// Adds a value for `pattern`, which is the text of a [`HostPattern`]. A pattern that is already in the map keeps
+    /// its value.
     pub(crate) fn insert(&mut self, pattern: &str, value: T) {
         let (map, key) = match pattern.strip_prefix("*.") {
             Some(parent) => (&mut self.wildcard, parent),

@@ -4,13 +4,15 @@
 //! without before that happens.
 
 use std::{
+    convert::Infallible,
     fs,
     path::{Path, PathBuf},
+    pin::pin,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
-use tokio::time::sleep;
+use tokio::{sync::Notify, time::sleep};
 use tracing::{info, warn};
 
 /// The memory that this process may use.
@@ -72,10 +74,14 @@ impl MemoryLimit {
     }
 }
 
-/// Whether the process is short of memory. Clients' connections only read it.
+/// Whether the process is short of memory. One task compares, all connections only read.
+///
+/// While it is short, clients wait to be accepted, no idle upstream connection and no new copy of a request body is
+/// kept, and a client that leaves many responses unread loses most of them.
 #[derive(Debug, Default)]
 pub struct MemoryPressure {
     is_short: AtomicBool,
+    eased: Notify,
 }
 
 impl MemoryPressure {
@@ -84,12 +90,37 @@ impl MemoryPressure {
         self.is_short.load(Ordering::Relaxed)
     }
 
-    /// Compares the memory in use with `limit` again and again. Never returns.
-    pub async fn watch(&self, limit: &MemoryLimit) {
+    /// Returns once memory is not short.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing is lost when the future is dropped.
+    pub async fn eased(&self) {
+        while self.is_short() {
+            let mut eased = pin!(self.eased.notified());
+            eased.as_mut().enable();
+            if self.is_short() {
+                eased.await;
+            }
+        }
+    }
+
+    /// Compares the memory in use with `limit` again and again, and calls `give_up` whenever it is short. Never
+    /// returns.
+    pub async fn watch(&self, limit: &MemoryLimit, give_up: impl Fn()) -> Infallible {
         loop {
             sleep(INTERVAL).await;
             self.compare(limit);
+            if self.is_short() {
+                give_up();
+            }
         }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn set_short(&self, is_short: bool) {
+        self.is_short.store(is_short, Ordering::Relaxed);
+        self.eased.notify_waiters();
     }
 
     fn compare(&self, limit: &MemoryLimit) {
@@ -107,7 +138,10 @@ impl MemoryPressure {
         let (used_mib, limit_mib) = (mebibytes(used), mebibytes(limit.bytes));
         match (was_short, is_short) {
             (false, true) => warn!(used_mib, limit_mib, "memory is short"),
-            (true, false) => info!(used_mib, limit_mib, "memory is no longer short"),
+            (true, false) => {
+                info!(used_mib, limit_mib, "memory is no longer short");
+                self.eased.notify_waiters();
+            }
             _ => {}
         }
     }
@@ -133,3 +167,72 @@ const SHORT_PERCENT: u64 = 85;
 const ENOUGH_PERCENT: u64 = 80;
 /// How often the memory is compared. A gigabit link fills 12 MiB in this time.
 const INTERVAL: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use standin::TempDir;
+
+    use super::*;
+
+    const LIMIT: u64 = 512 << 20;
+
+    /// A cgroup that uses this share of its limit, of which `inactive` is page cache.
+    fn cgroup(scratch: &TempDir, percent: u64, inactive: u64) -> MemoryLimit {
+        let bytes = |percent: u64| (LIMIT / 100 * percent).to_string();
+        scratch.write("memory.max", LIMIT.to_string());
+        scratch.write("memory.current", bytes(percent));
+        let stat = format!("anon 1\ninactive_file {}\nactive_file 7\n", bytes(inactive));
+        scratch.write("memory.stat", stat);
+        MemoryLimit::smallest(u64::MAX, [scratch.path().to_owned()].into_iter())
+    }
+
+    #[test]
+    fn memory_is_short_from_85_until_below_80_percent() {
+        let (scratch, pressure) = (TempDir::new(), MemoryPressure::default());
+        for (percent, inactive, is_short) in [
+            (84, 0, false),
+            (99, 20, false),
+            (85, 0, true),
+            (80, 0, true),
+            (90, 11, false),
+            (84, 0, false),
+            (97, 0, true),
+            (79, 0, false),
+        ] {
+            pressure.compare(&cgroup(&scratch, percent, inactive));
+            assert_eq!(
+                pressure.is_short(),
+                is_short,
+                "{percent} % with {inactive} % of cache"
+            );
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_ends_when_memory_is_free_again() {
+        let (scratch, pressure) = (TempDir::new(), MemoryPressure::default());
+        let limit = cgroup(&scratch, 90, 0);
+        let given_up = std::cell::Cell::new(0);
+        let watching = pressure.watch(&limit, || given_up.set(given_up.get() + 1));
+        let waiting = async {
+            sleep(INTERVAL * 2).await;
+            tokio::time::timeout(INTERVAL * 10, pressure.eased())
+                .await
+                .unwrap_err();
+            assert!(given_up.get() > 5);
+            cgroup(&scratch, 50, 0);
+            pressure.eased().await;
+        };
+        tokio::select! {
+            never = watching => match never {},
+            () = waiting => {}
+        }
+    }
+
+    #[test]
+    fn process_on_a_machine_counts_its_own_memory() {
+        let limit = MemoryLimit::smallest(1 << 40, std::iter::empty());
+        assert!(limit.used().unwrap() > 1 << 20);
+        assert!(limit.used().unwrap() < 1 << 36);
+    }
+}

@@ -4,8 +4,9 @@
 //! `KUBE_TLS_PROXY_KEY="$(cat tls.key)"`. More people read the logs and the status page than may read the key. Every
 //! message that repeats a value of a flag, a variable or a file takes it from here. Proof: tests/it `binary::secrets`.
 //!
-//! Limits: a password has no form of its own, so a short or pronounceable one is not recognized. A path is refused only if
-//! it cannot be one. Otherwise it may be the path of a file that exists, and the rules here only hide it.
+//! Limits: a password has no typical form, so a short or pronounceable one is not recognized. The proxy refuses a
+//! path only if it cannot be one. Any other value may be the path of a file that exists; for it the rules here only
+//! hide the value in messages.
 
 use std::{
     fmt::{self, Display, Formatter},
@@ -114,8 +115,8 @@ fn holds_base64(text: &str) -> bool {
     })
 }
 
-/// How often the case changes from one letter to the next. Digits between them do not count; any other character begins
-/// again, so that a `/` between an upper and a lower case word is no change.
+/// How often the case changes from one letter to the next. Digits between letters do not count. Any other character
+/// starts a new sequence, so that a `/` between an upper-case and a lower-case word is no change.
 fn case_changes(window: &[Option<u8>]) -> usize {
     window
         .split(Option::is_none)

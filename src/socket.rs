@@ -7,8 +7,8 @@ use tokio::net::TcpStream;
 
 use crate::config::Timeouts;
 
-/// Sets up a long-lived connection: a keystroke is sent without delay, and keepalive probes end the
-/// connection of a peer that is gone. Tunnels carry no pings of the proxy, so only this ends a dead one.
+/// Sets up a long-lived connection: a keystroke is sent without delay, and keepalive probes end the connection of a
+/// peer that is gone. Tunnels carry no pings of the proxy, so only keepalive ends a dead tunnel.
 ///
 /// # Errors
 ///

@@ -37,6 +37,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "admin",
         &[
             "activity",
+            "clients",
             "config",
             "drain",
             "heartbeat",
@@ -82,11 +83,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "reload",
         &["config", "downstream", "pki", "proxy", "upstream"],
     ),
-    ("fuzz", &["downstream", "http1", "proxy", "upstream"]),
+    (
+        "fuzz",
+        &["downstream", "http1", "proxy", "transport", "upstream"],
+    ),
     ("bench", &["downstream", "proxy"]),
     (
         "listener",
-        &["clients", "config", "drain", "metrics", "socket"],
+        &["clients", "config", "drain", "memory", "metrics", "socket"],
     ),
     (
         "downstream",
@@ -95,6 +99,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "config",
             "drain",
             "http1",
+            "memory",
             "metrics",
             "pki",
             "proxy",
@@ -115,6 +120,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "config",
             "drain",
             "http1",
+            "memory",
             "metrics",
             "pki",
             "socket",

@@ -34,7 +34,7 @@ impl HealthChecks {
         self.checks.iter().all(|check| check.failure.is_none())
     }
 
-    /// The text in the format of kube-apiserver, but with the reasons, which readers of this port may know.
+    /// The text in the format of kube-apiserver, and the reasons too: readers of this port may know them.
     pub(super) fn text(&self, verbose: bool) -> String {
         if self.passed() && !verbose {
             return "ok".to_owned();
@@ -196,7 +196,9 @@ mod tests {
             report: reloader.report(),
             phase,
             listening: Vec::new(),
+            clients: crate::clients::ClientTable::new(&crate::config::Limits::default()),
             connections_limit: 1,
+            memory: (1, Arc::default()),
             started: (now, Instant::now()),
         };
         (sources, tell, reloader)

@@ -50,7 +50,7 @@ fn cannot_be_bought(name: &str) -> bool {
             .any(|end| name.ends_with(end))
 }
 
-/// Whether this is a name of a certificate, or of an apiserver, which `kubectl proxy` sends.
+/// Whether this is a name of a certificate, or the host of an apiserver, because `kubectl proxy` sends that host.
 fn is_configured(sources: &Sources, name: &str) -> bool {
     let report = sources.report.borrow();
     let material = &report.material;

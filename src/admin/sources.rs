@@ -5,9 +5,10 @@ use std::{fs, net::SocketAddr, sync::Arc, time::SystemTime};
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
+    clients::ClientTable,
     drain::Phase,
     heartbeat::Heartbeats,
-    memory::resident_bytes,
+    memory::{MemoryPressure, resident_bytes},
     metrics::{self, Exposition, Family, Label, Metrics, Reloaded},
     pki::Identity,
     reload::ReloadReport,
@@ -27,14 +28,18 @@ pub struct Sources {
     pub phase: watch::Receiver<Phase>,
     /// The addresses that clients connect to.
     pub listening: Vec<SocketAddr>,
+    /// The clients and their connections.
+    pub clients: Arc<ClientTable>,
     /// The limit of open client connections.
     pub connections_limit: usize,
+    /// The memory that the process may use, and whether it is short.
+    pub memory: (u64, Arc<MemoryPressure>),
     /// The start of the process on both clocks.
     pub started: (SystemTime, Instant),
 }
 
 impl Sources {
-    /// An instant in Unix time. Equal instants give equal numbers even if the wall clock is set.
+    /// An instant in Unix time. Equal instants give equal numbers even if the wall clock was changed in between.
     pub(super) fn unix(&self, at: Instant) -> f64 {
         let (clock, instant) = self.started;
         unix_seconds(clock + at.saturating_duration_since(instant))
@@ -100,6 +105,8 @@ impl Sources {
             &metrics::DRAINING,
             flag(*self.phase.borrow() != Phase::Serving),
         );
+        let (memory_limit, memory) = &self.memory;
+        gauge(&metrics::MEMORY_SHORT, flag(memory.is_short()));
         gauge(&metrics::PROCESS_START_TIME, unix_seconds(self.started.0));
         #[expect(
             clippy::cast_precision_loss,
@@ -110,6 +117,7 @@ impl Sources {
                 &metrics::CONNECTIONS_LIMIT,
                 Some(self.connections_limit as u64),
             ),
+            (&metrics::MEMORY_LIMIT, Some(*memory_limit)),
             (&metrics::PROCESS_RESIDENT_MEMORY, resident_bytes()),
             (&metrics::PROCESS_OPEN_FDS, open_files()),
         ] {

@@ -24,6 +24,7 @@ pub(super) struct View {
     checks: Vec<HealthCheck>,
     listening: Vec<String>,
     connections: u64,
+    memory_is_short: bool,
     watches: u64,
     tunnels: u64,
     requests: u64,
@@ -34,6 +35,7 @@ pub(super) struct View {
     time_to_headers_seconds: Vec<(Option<f64>, u64)>,
     certificates: Vec<CertificateView>,
     clusters: Vec<ClusterView>,
+    clients: Vec<ClientView>,
     open: Vec<OpenView>,
     reload: ReloadView,
     recent_errors: Vec<ErrorView>,
@@ -68,6 +70,13 @@ struct EndpointView {
     since: f64,
     connections: usize,
     why: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct ClientView {
+    /// An IPv4 address, or the /64 of an IPv6 address.
+    client: String,
+    connections: usize,
 }
 
 #[derive(Debug, Serialize)]
@@ -151,6 +160,7 @@ impl View {
             checks: health::readyz(sources, now).checks,
             listening: sources.listening.iter().map(ToString::to_string).collect(),
             connections: sum.connections.get(),
+            memory_is_short: sources.memory.1.is_short(),
             watches: activities().map(Activity::watches).sum(),
             tunnels: activities().map(Activity::tunnels).sum(),
             requests: sum.requests.sum(),
@@ -160,6 +170,7 @@ impl View {
             time_to_headers_seconds: buckets.collect(),
             certificates: certificates.collect(),
             clusters: clusters.collect(),
+            clients: largest_clients(sources),
             open: streams
                 .iter()
                 .take(MAX_STREAMS_SHOWN)
@@ -193,6 +204,15 @@ impl OpenView {
     }
 }
 
+fn largest_clients(sources: &Sources) -> Vec<ClientView> {
+    let largest = sources.clients.largest(MAX_CLIENTS_SHOWN).into_iter();
+    let each = largest.map(|(client, connections)| ClientView {
+        client: client.to_string(),
+        connections,
+    });
+    each.collect()
+}
+
 fn endpoints(sources: &Sources, cluster: &Cluster) -> Vec<EndpointView> {
     let health = cluster.endpoints().health().into_iter();
     let each = health.map(|endpoint| EndpointView {
@@ -209,5 +229,7 @@ fn endpoints(sources: &Sources, cluster: &Cluster) -> Vec<EndpointView> {
     each.collect()
 }
 
+/// Clients that the page lists, those with the most connections.
+const MAX_CLIENTS_SHOWN: usize = 5;
 /// Watches and tunnels that the page lists, the oldest first.
 const MAX_STREAMS_SHOWN: usize = 200;

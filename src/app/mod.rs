@@ -29,7 +29,7 @@ pub use workers::FastStop;
 use crate::{
     admin::{Admin, Sources},
     clients::ClientTable,
-    config::Config,
+    config::{Capacity, Config},
     downstream::Shared,
     drain::Phase,
     heartbeat::Heartbeats,
@@ -37,6 +37,7 @@ use crate::{
     listener::{self, Owner, PortSharing},
     metrics::Metrics,
     reload::{ConfigLoader, Material, Reloader},
+    upstream::SpareSockets,
 };
 use upkeep::EndpointUpkeep;
 use workers::Workers;
@@ -107,6 +108,7 @@ impl App {
             snapshot: ArcSwap::from_pointee(snapshot),
             clients: ClientTable::new(&config.limits),
             handshakes: Semaphore::new(config.limits.handshakes),
+            memory: Arc::default(),
             limits: config.limits.clone(),
             timeouts: config.timeouts.clone(),
         };
@@ -139,7 +141,7 @@ impl App {
         &self.reloader
     }
 
-    /// Notify it to reload configuration and files now, and not only after `timeouts.reload`.
+    /// Notify this to reload the configuration and the files now, before `timeouts.reload` has passed.
     #[must_use]
     pub fn reload_now(&self) -> Arc<Notify> {
         Arc::clone(&self.reload_now)
@@ -163,7 +165,7 @@ impl App {
         self.phase.subscribe()
     }
 
-    /// Makes it stop faster than after its deadlines.
+    /// Makes the proxy stop before its deadlines.
     #[must_use]
     pub fn stop(&self) -> FastStop {
         self.stop.clone()
@@ -187,14 +189,21 @@ impl App {
     /// Dropping the future makes the workers drain by themselves.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), AppError> {
         let (shared, mut reloader) = (self.shared, self.reloader);
-        let spare_sockets = reloader.config().capacity.spare_sockets;
+        let Capacity {
+            spare_sockets,
+            memory,
+            ..
+        } = reloader.config().capacity.clone();
+        let spare_sockets = Arc::new(SpareSockets::new(spare_sockets));
         let sources = Sources {
             metrics: Arc::clone(&self.metrics),
             heartbeats: self.heartbeats.clone(),
             report: reloader.report(),
             phase: self.phase.subscribe(),
             listening: self.addresses,
+            clients: Arc::clone(&shared.clients),
             connections_limit: shared.limits.connections,
+            memory: (memory.bytes, Arc::clone(&shared.memory)),
             started: self.started,
         };
         let _admin = self
@@ -207,7 +216,7 @@ impl App {
             self.sockets,
             self.owner,
             &shared,
-            spare_sockets,
+            &spare_sockets,
             &self.metrics,
             &self.heartbeats,
         )?;
@@ -225,15 +234,17 @@ impl App {
                 reloader.publish();
             }
         };
-        workers
-            .run(
-                shutdown,
-                reloading,
-                &self.phase,
-                &self.stop,
-                &shared.timeouts,
-            )
-            .await
+        let serving = workers.run(
+            shutdown,
+            reloading,
+            &self.phase,
+            &self.stop,
+            &shared.timeouts,
+        );
+        tokio::select! {
+            ended = serving => ended,
+            never = shared.memory.watch(&memory, || spare_sockets.close_idle()) => match never {},
+        }
     }
 }
 

@@ -27,8 +27,8 @@ use crate::{
     upstream::{ReplayBudget, SpareSockets, UpstreamContext},
 };
 
-/// Makes a proxy stop faster. Before the stop signal a call only takes effect later. Clones act on the same
-/// proxy.
+/// Makes a proxy stop faster. A call before the stop signal takes effect when the signal comes. Clones act on the
+/// same proxy.
 #[derive(Debug, Clone, Default)]
 pub struct FastStop {
     no_delay: CancellationToken,
@@ -61,14 +61,13 @@ impl Workers {
         sockets: Vec<Vec<TcpListener>>,
         owner: Owner,
         shared: &Arc<Shared>,
-        spare_sockets: usize,
+        spare_sockets: &Arc<SpareSockets>,
         metrics: &Metrics,
         heartbeats: &Heartbeats,
     ) -> Result<Self, AppError> {
-        let replay_budget = Arc::new(ReplayBudget::of_process());
-        let spare_sockets = Arc::new(SpareSockets::new(spare_sockets));
+        let replay_budget = Arc::new(ReplayBudget::of_process(Arc::clone(&shared.memory)));
         let (sender, ended) = mpsc::unbounded_channel();
-        // Dropped on an error below, it ends the workers that have started.
+        // If a step below fails, this is dropped, which ends the workers that have started.
         let mut workers = Self {
             drains: Vec::new(),
             ended,
@@ -79,7 +78,7 @@ impl Workers {
                 owner,
                 shared: Arc::clone(shared),
                 replay_budget: Arc::clone(&replay_budget),
-                spare_sockets: Arc::clone(&spare_sockets),
+                spare_sockets: Arc::clone(spare_sockets),
                 drain: Drain::new(),
                 counters,
             };
@@ -238,6 +237,7 @@ impl Worker {
                     socket,
                     self.owner,
                     Arc::clone(&self.shared.clients),
+                    Arc::clone(&self.shared.memory),
                     timeouts.clone(),
                     Arc::clone(&self.counters),
                 )?;

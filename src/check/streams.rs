@@ -26,7 +26,7 @@ pub(super) async fn upgrade(client: CheckClient<'_>, recorder: &mut Recorder<'_>
         (header::CONNECTION, "Upgrade"),
         (header::UPGRADE, "websocket"),
         (header::SEC_WEBSOCKET_VERSION, "13"),
-        // Any 16 bytes do: nothing is sent over the WebSocket.
+        // Any 16 bytes are valid: nothing is sent over the WebSocket.
         (header::SEC_WEBSOCKET_KEY, "a3ViZS10bHMtcHJveHkhIQ=="),
         (header::SEC_WEBSOCKET_PROTOCOL, "v5.channel.k8s.io"),
     ] {

@@ -13,7 +13,7 @@ use crate::{
     upstream::ClientTls,
 };
 
-/// The part that a server plays.
+/// The role of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TargetRole {
     /// The apiserver, dialled as the proxy dials it.

@@ -13,7 +13,7 @@ use clap::{
 
 use crate::{app::AppError, quote, text::error_chain};
 
-/// Returns 2 if the command line or the configuration must change first, and 1 for everything else.
+/// Returns 2 if the command line or the configuration has to change, and 1 for everything else.
 pub(super) fn exit_code(error: &AppError) -> ExitCode {
     match error {
         AppError::Config(_)
@@ -37,8 +37,8 @@ pub fn sentence(error: &(dyn Error + 'static)) -> String {
 ///
 /// # Errors
 ///
-/// When not all of it is written: half of a file must not pass for a whole one. A closed pipe is no error, because its
-/// reader has read all that it wanted.
+/// When not all of it is written: half of a file must not look like a whole one. A closed pipe is no error, because
+/// its reader has read all that it wanted.
 pub(super) fn print(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     let written = stdout.write_all(text.as_bytes());
@@ -69,7 +69,7 @@ pub(super) fn print_parser_error(mut error: clap::Error) -> ExitCode {
         let tip = format!(
             "a path or a name belongs here, not {found}; write it to a file and give the path of that file"
         );
-        // This replaces the parser's own tip, which can repeat the value, as can the other suggestions.
+        // This replaces the parser's own tip. The tip and the other suggestions can repeat the value.
         let tips = ContextValue::StyledStrs(vec![StyledStr::from(tip)]);
         error.insert(ContextKind::Suggested, tips);
         for kind in [

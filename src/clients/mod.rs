@@ -1,8 +1,11 @@
-//! What the proxy knows about each client: the places that its connections take, and its share of the handshakes.
+//! What the proxy knows about each client: the places that its connections take, its share of the handshakes, and its
+//! budgets of requests and of refused credentials.
 //!
 //! A client is an IPv4 address or the /64 of an IPv6 address, because one host can use all addresses of a /64.
-//! All state is shared by the workers. It is locked when a connection begins or ends, never for a request.
+//! All state is shared by the workers. It is locked when a connection begins or ends. A request locks it only if the apiserver has
+//! refused a credential of the same client before, or if `limits.requestsPerClient` is set.
 
+mod budget;
 mod place;
 mod table;
 
@@ -13,6 +16,8 @@ use std::{
 
 use tokio::sync::Semaphore;
 
+use self::budget::ClientBudget;
+pub use budget::{Admission, CheckedCredential, Throttled};
 pub use place::{Closing, Place};
 pub use table::{ClientTable, Refusal};
 
@@ -49,6 +54,7 @@ pub struct Client {
     prefix: ClientPrefix,
     /// Slots for its TLS handshakes: half of `limits.handshakes`, so that the other half is free for others.
     pub handshakes: Semaphore,
+    budget: ClientBudget,
 }
 
 #[cfg(test)]

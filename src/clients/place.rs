@@ -12,12 +12,13 @@ use std::{
     time::Duration,
 };
 
+use http::{StatusCode, request::Parts};
 use tokio::{
     sync::OwnedSemaphorePermit,
     time::{Instant, timeout},
 };
 
-use super::{Client, ClientTable};
+use super::{Admission, Client, ClientTable, Throttled};
 
 /// The place of one connection in the [`ClientTable`], until dropped.
 #[derive(Debug)]
@@ -41,6 +42,8 @@ pub(super) struct PlaceState {
     idle_since: AtomicU64,
     has_finished: AtomicBool,
     is_tunnel: AtomicBool,
+    /// Whether the connection has tried an unknown credential although its client guesses.
+    has_tried: AtomicBool,
     is_closing: AtomicBool,
     waker: Mutex<Option<Waker>>,
 }
@@ -110,6 +113,23 @@ impl Place {
         self.state.is_closing.load(Ordering::Acquire)
     }
 
+    /// Decides whether a request may pass, as far as the budgets of its client go.
+    ///
+    /// # Errors
+    ///
+    /// When a budget is used up.
+    pub fn admit(&self, request: &Parts) -> Result<Admission, Throttled> {
+        let state = &self.state;
+        let sizes = &state.table.budgets;
+        state.client.budget.admit(sizes, request, &state.has_tried)
+    }
+
+    /// Notes the status code with which the apiserver has answered a request.
+    pub fn answered(&self, admission: Admission, status: StatusCode) {
+        let sizes = &self.state.table.budgets;
+        self.state.client.budget.answered(sizes, admission, status);
+    }
+
     /// Notes that a request begins.
     pub fn begin_request(&self) {
         self.state.requests.fetch_add(1, Ordering::Relaxed);
@@ -158,6 +178,7 @@ impl PlaceState {
             idle_since: AtomicU64::new(0),
             has_finished: AtomicBool::new(false),
             is_tunnel: AtomicBool::new(false),
+            has_tried: AtomicBool::new(false),
             is_closing: AtomicBool::new(false),
             waker: Mutex::default(),
         })

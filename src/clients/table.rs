@@ -19,6 +19,7 @@ use tokio::{
 
 use super::{
     Client, ClientPrefix,
+    budget::{BudgetSizes, ClientBudget},
     place::{Place, PlaceState, Rank},
 };
 use crate::{config::Limits, hosts::PeerAddr};
@@ -31,6 +32,7 @@ pub struct ClientTable {
     max_per_client: usize,
     max_waiting: usize,
     handshakes_per_client: usize,
+    pub(super) budgets: BudgetSizes,
     occupancy: Mutex<Occupancy>,
 }
 
@@ -47,8 +49,10 @@ pub enum Refusal {
 #[derive(Debug, Default)]
 struct Occupancy {
     clients: HashMap<ClientPrefix, ClientPlaces>,
-    /// The clients by their number of connections; the largest is the last.
+    /// The clients that have connections, by their number; the largest is the last.
     by_size: BTreeSet<(usize, ClientPrefix)>,
+    /// The clients without connections whose budgets are in use. The one that left first is the first.
+    absent: BTreeMap<u64, ClientPrefix>,
     total: usize,
     /// Those that wait for a place.
     waiting: usize,
@@ -67,6 +71,8 @@ struct ClientPlaces {
     /// The connections to close next, the first one at the end. A scan of all connections finds many at once.
     candidates: Vec<(Rank, Arc<PlaceState>)>,
     next_scan: Option<Instant>,
+    /// Its key in `absent`.
+    absent: Option<u64>,
 }
 
 impl ClientTable {
@@ -76,9 +82,10 @@ impl ClientTable {
         Arc::new(Self {
             permits: Arc::new(Semaphore::new(limits.connections)),
             max: limits.connections,
-            max_per_client: usize::MAX,
+            max_per_client: limits.connections_per_client.unwrap_or(usize::MAX),
             max_waiting: (limits.connections / 8).clamp(MIN_WAITING, MAX_WAITING),
             handshakes_per_client: limits.handshakes.div_ceil(2),
+            budgets: BudgetSizes::new(limits),
             occupancy: Mutex::default(),
         })
     }
@@ -98,17 +105,12 @@ impl ClientTable {
             return Err(Refusal::ClientConnections);
         }
         let permit = Arc::clone(&self.permits).try_acquire_owned().ok();
-        let waiting = occupancy.waiting + usize::from(permit.is_none());
-        occupancy.make_room(self.max, (size + 1, prefix), waiting, CLOSED_PER_CONNECTION);
-        if permit.is_none() {
-            let waiting = occupancy.clients.get(&prefix);
-            let waiting = waiting.map_or(0, |places| places.waiting);
-            // A quarter for one client, so that it cannot keep others from waiting.
-            let is_full = occupancy.waiting >= self.max_waiting || waiting >= self.max_waiting / 4;
-            if is_full && !may_wait {
-                return Err(Refusal::Connections);
-            }
+        let waits = permit.is_none();
+        if waits && !may_wait && occupancy.is_full_of_waiting(prefix, self.max_waiting) {
+            return Err(Refusal::Connections);
         }
+        let waiting = occupancy.waiting + usize::from(waits);
+        occupancy.make_room(self.max, (size + 1, prefix), waiting, CLOSED_PER_CONNECTION);
         Ok(Place::new(
             occupancy.add(self, prefix, permit.is_some()),
             permit,
@@ -175,6 +177,13 @@ impl Occupancy {
             .map_or(0, |client| client.places.len())
     }
 
+    /// Whether no more connections of this client may wait. It gets a quarter of the room, so that it cannot keep others
+    /// from waiting.
+    fn is_full_of_waiting(&self, prefix: ClientPrefix, max: usize) -> bool {
+        let own = self.clients.get(&prefix).map_or(0, |client| client.waiting);
+        self.waiting >= max || own >= max / 4
+    }
+
     fn add(
         &mut self,
         table: &Arc<ClientTable>,
@@ -187,7 +196,10 @@ impl Occupancy {
         let client = self
             .clients
             .entry(prefix)
-            .or_insert_with(|| ClientPlaces::new(prefix, table.handshakes_per_client));
+            .or_insert_with(|| ClientPlaces::new(prefix, table));
+        if let Some(id) = client.absent.take() {
+            self.absent.remove(&id);
+        }
         let state = PlaceState::new(table, &client.client, id, is_admitted);
         self.by_size.remove(&(client.places.len(), prefix));
         client.places.insert(id, Arc::clone(&state));
@@ -207,10 +219,32 @@ impl Occupancy {
         let state = client.places.remove(&id);
         self.closing -= usize::from(state.is_some_and(|state| state.end()));
         self.total -= 1;
-        if client.places.is_empty() {
-            self.clients.remove(&prefix);
-        } else {
+        if !client.places.is_empty() {
             self.by_size.insert((client.places.len(), prefix));
+            return;
+        }
+        client.candidates = Vec::new();
+        client.absent = Some(id);
+        self.absent.insert(id, prefix);
+        self.forget_absent(Instant::now());
+    }
+
+    /// Removes clients without connections: the one that left last if its budgets are not in use, and of those that left
+    /// first, one that is not in use or one too many.
+    fn forget_absent(&mut self, now: Instant) {
+        let is_in_use = |prefix| {
+            let places: Option<&ClientPlaces> = self.clients.get(prefix);
+            places.is_some_and(|places| places.client.budget.is_in_use(now))
+        };
+        let last = self.absent.last_key_value();
+        let last = last.filter(|(_, prefix)| !is_in_use(prefix));
+        let first = self.absent.first_key_value();
+        let is_full = self.absent.len() > MAX_ABSENT;
+        let first = first.filter(|(_, prefix)| is_full || !is_in_use(prefix));
+        let forgotten = [last, first].map(|client| client.map(|(id, prefix)| (*id, *prefix)));
+        for (id, prefix) in forgotten.into_iter().flatten() {
+            self.absent.remove(&id);
+            self.clients.remove(&prefix);
         }
     }
 
@@ -234,7 +268,7 @@ impl Occupancy {
         let largest = self.by_size.last().copied().unwrap_or(newcomer);
         let is_largest = newcomer.0 >= largest.0;
         let (size, prefix) = if is_largest { newcomer } else { largest };
-        let is_alone = self.clients.len() == usize::from(self.clients.contains_key(&newcomer.1));
+        let is_alone = self.by_size.len() == usize::from(self.size(newcomer.1) > 0);
         let is_scarce = self.total - self.closing >= max - max / 4 && !is_alone;
         let Some(client) = self.clients.get_mut(&prefix).filter(|_| size > 1) else {
             return false;
@@ -259,26 +293,31 @@ impl Occupancy {
 }
 
 impl ClientPlaces {
-    fn new(prefix: ClientPrefix, handshakes: usize) -> Self {
+    fn new(prefix: ClientPrefix, table: &ClientTable) -> Self {
         Self {
             client: Arc::new(Client {
                 prefix,
-                handshakes: Semaphore::new(handshakes),
+                handshakes: Semaphore::new(table.handshakes_per_client),
+                budget: ClientBudget::new(&table.budgets),
             }),
             places: BTreeMap::new(),
             waiting: 0,
             candidates: Vec::new(),
             next_scan: None,
+            absent: None,
         }
     }
 
     /// Asks the connection with the least rank to end, if that rank is allowed. Returns whether there is one.
     fn close_one(&mut self, now: Instant, is_allowed: impl Fn(Rank) -> bool) -> bool {
         loop {
-            match self.candidates.pop() {
-                Some((rank, state)) if state.rank() != Some(rank) => {}
-                Some((rank, state)) if is_allowed(rank) => {
+            match self.candidates.last() {
+                Some((rank, state)) if state.rank() != Some(*rank) => {
+                    self.candidates.pop();
+                }
+                Some((rank, state)) if is_allowed(*rank) => {
                     state.close();
+                    self.candidates.pop();
                     return true;
                 }
                 // A connection may have become idle since the last scan.
@@ -317,6 +356,8 @@ const MIN_WAITING: usize = 16;
 const MAX_WAITING: usize = 64;
 /// How often a connection that waits makes room again: what was busy may be idle now.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// Clients without connections whose budgets are remembered, 1 KiB each at most.
+const MAX_ABSENT: usize = 4096;
 /// How long a connection is idle before it makes room for one of its own client. Otherwise the connections of a burst
 /// would close each other during their handshakes.
 const MIN_IDLE: Duration = Duration::from_secs(1);
@@ -326,3 +367,136 @@ const CLOSED_PER_CONNECTION: usize = 2;
 const MAX_CANDIDATES: usize = 256;
 /// The pause after a scan, per connection that was scanned: a scan of 10,000 takes less than 1 ms.
 const SCAN_PAUSE: Duration = Duration::from_micros(2);
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use http::{Request, StatusCode, header};
+    use tokio::time::advance;
+
+    use super::*;
+
+    fn peer(client: u32) -> PeerAddr {
+        let address = Ipv4Addr::from_bits(0x0a00_0000 + client);
+        PeerAddr((IpAddr::from(address), 1).into())
+    }
+
+    fn table(connections: usize) -> Arc<ClientTable> {
+        ClientTable::new(&Limits {
+            connections,
+            ..Limits::default()
+        })
+    }
+
+    fn fill(table: &Arc<ClientTable>, client: u32, count: usize) -> Vec<Place> {
+        (0..count)
+            .map(|_| table.enter(peer(client), false).unwrap())
+            .collect()
+    }
+
+    fn closing(places: &[Place]) -> Vec<usize> {
+        let each = places.iter().enumerate();
+        each.filter(|(_, place)| place.is_closing())
+            .map(|(at, _)| at)
+            .collect()
+    }
+
+    /// The longest idle ones first, and a running request is no idleness.
+    #[tokio::test(start_paused = true)]
+    async fn longest_idle_places_of_the_largest_client_close() {
+        let table = table(9);
+        let mut greedy = Vec::new();
+        for _ in 0..5 {
+            advance(Duration::from_secs(1)).await;
+            greedy.extend(fill(&table, 1, 1));
+        }
+        greedy[0].begin_request();
+        greedy[1].begin_request();
+        greedy[1].end_request(Instant::now());
+        let small = fill(&table, 2, 2);
+        assert_eq!(closing(&greedy), [0; 0]);
+        let next = fill(&table, 3, 1);
+        assert_eq!(closing(&greedy), [2, 3]);
+        assert_eq!(closing(&small), [0; 0]);
+        assert_eq!(
+            table.largest(2),
+            [
+                (ClientPrefix::new(peer(1).0.ip()), 5),
+                (ClientPrefix::new(peer(2).0.ip()), 2),
+            ]
+        );
+        drop(next);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn busy_places_close_in_the_order_of_their_cost() {
+        let table = table(4);
+        let mut greedy = Vec::new();
+        for _ in 0..4 {
+            advance(Duration::from_secs(1)).await;
+            greedy.extend(fill(&table, 1, 1));
+        }
+        greedy.iter().for_each(Place::begin_request);
+        // A tunnel, two first requests, a second request.
+        greedy[0].become_tunnel();
+        greedy[3].end_request(Instant::now());
+        greedy[3].begin_request();
+        let mut waiting = Vec::new();
+        for (client, closed) in (2..).zip([1, 2, 3, 4]) {
+            advance(Duration::from_secs(1)).await;
+            waiting.extend(fill(&table, client, 1));
+            let expected = [&[2][..], &[1, 2], &[1, 2, 3], &[0, 1, 2, 3]];
+            assert_eq!(closing(&greedy), expected[closed - 1]);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn few_connections_wait_and_fewer_of_one_client() {
+        let table = table(4);
+        let places = fill(&table, 1, 4);
+        places.iter().for_each(Place::begin_request);
+        let mut waiting = fill(&table, 1, MIN_WAITING / 4);
+        let refused = table.enter(peer(1), false).unwrap_err();
+        assert_eq!(refused, Refusal::Connections);
+        waiting.extend((2..14).map(|client| table.enter(peer(client), false).unwrap()));
+        assert!(waiting.iter().all(Place::is_waiting));
+        let refused = table.enter(peer(20), false).unwrap_err();
+        assert_eq!(refused, Refusal::Connections);
+        assert!(table.enter(peer(20), true).unwrap().is_waiting());
+        drop(places);
+        for place in &mut waiting[4..8] {
+            assert!(place.admitted(Duration::from_secs(1)).await);
+        }
+        assert!(!waiting[8].admitted(Duration::from_secs(1)).await);
+    }
+
+    /// Otherwise a client that connects again would have a full budget again.
+    #[tokio::test(start_paused = true)]
+    async fn budgets_outlive_connections_within_a_bound() {
+        let table = table(10);
+        let request = Request::get("/").header(header::AUTHORIZATION, "Bearer bad");
+        let (head, ()) = request.body(()).unwrap().into_parts();
+        let refused = |client| {
+            let place = table.enter(peer(client), false).unwrap();
+            let Ok(admission) = place.admit(&head) else {
+                return false;
+            };
+            place.answered(admission, StatusCode::UNAUTHORIZED);
+            true
+        };
+        let seen = (0..1000).filter(|_| refused(0)).count();
+        assert_eq!(seen, 60);
+        for client in 1..10_000 {
+            assert!(refused(client));
+        }
+        let remembered = table.lock().clients.len();
+        assert!((1..=MAX_ABSENT).contains(&remembered), "{remembered}");
+        advance(Duration::from_secs(120)).await;
+        for _ in 0..MAX_ABSENT {
+            drop(table.enter(peer(1), false));
+        }
+        assert_eq!(table.lock().clients.len(), 0);
+        assert_eq!(table.lock().absent.len(), 0);
+    }
+}

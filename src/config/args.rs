@@ -114,7 +114,7 @@ pub struct ServeArgs {
     #[arg(env = "KUBE_TLS_PROXY_NO_ACCESS_LOG", help_heading = LOGGING)]
     pub no_access_log: bool,
 
-    /// Flags, with their dashes, whose value comes from their variable; for errors.
+    /// The flags whose value comes from their variable, with their dashes, for errors.
     #[arg(skip)]
     pub from_environment: Vec<String>,
 }
@@ -163,7 +163,7 @@ impl ServeArgs {
         }
     }
 
-    /// Records which flags come from a variable. `matches` are those of a subcommand that has all of them.
+    /// Records which flags come from a variable. `matches` are those of a subcommand that has all flags of `serve`.
     pub fn note_variables(&mut self, matches: &ArgMatches) {
         let command = Self::augment_args(clap::Command::new("serve"));
         let flags = command
@@ -178,7 +178,7 @@ impl ServeArgs {
     }
 }
 
-/// Parses any path. Unlike the parser of clap, it takes an empty one.
+/// Parses any path. Unlike clap's parser it accepts an empty path.
 fn path() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }

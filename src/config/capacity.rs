@@ -122,7 +122,9 @@ impl fmt::Display for ConnectionsBound {
 
 /// The open files that connections may use.
 fn sockets(workers: NonZeroUsize, env: &Environment) -> usize {
-    let reserved = RESERVED_FILES.saturating_add(FILES_PER_WORKER.saturating_mul(workers.get()));
+    let waiting = (env.open_files / 16).min(MAX_WAITING);
+    let of_workers = FILES_PER_WORKER.saturating_mul(workers.get());
+    let reserved = RESERVED_FILES + waiting + of_workers;
     env.open_files
         .saturating_sub(reserved)
         .max(env.open_files / 2)
@@ -143,10 +145,14 @@ const MIN_CONNECTIONS: usize = 64;
 /// Files that are no connection of a client or to an apiserver for one: 32 connections of the admin port, probes,
 /// lookups, files that a reload reads, and the runtime of the main thread.
 const RESERVED_FILES: usize = 64;
-/// The runtime of a worker, its listening sockets, and a connection that waits for a permit on each of them.
+/// Client connections that were accepted and wait for a place: at most an eighth of `limits.connections`, and no more than
+/// this (`clients::table`).
+const MAX_WAITING: usize = 64;
+/// The runtime of a worker, and its listening sockets.
 const FILES_PER_WORKER: usize = 8;
-/// A client connection with one watch, both legs, as docs/performance.md publishes it. tests/it `memory` holds it.
-const BYTES_PER_CONNECTION: u64 = 40 * 1024;
+/// A client connection with one watch over HTTP/2, both legs, and 3 KiB of the kernel for each of the two sockets, as
+/// docs/performance.md publishes it. Proof: tests/it `memory`.
+const BYTES_PER_CONNECTION: u64 = 72 * 1024;
 /// A process without connections.
 const BASE_BYTES: u64 = 24 * 1024 * 1024;
 
@@ -169,11 +175,11 @@ mod tests {
     fn default_connections_follow_files_and_memory() {
         const MANY: usize = 1 << 30;
         for (open_files, mib, expected, decided_by) in [
-            (256, 1 << 20, 69, ConnectionsBound::OpenFiles(256)),
-            (1024, 1 << 20, 357, ConnectionsBound::OpenFiles(1024)),
+            (256, 1 << 20, 63, ConnectionsBound::OpenFiles(256)),
+            (1024, 1 << 20, 333, ConnectionsBound::OpenFiles(1024)),
             (0, 1 << 20, 1, ConnectionsBound::OpenFiles(0)),
-            (MANY, 256, 5_120, ConnectionsBound::Memory(256 << 20)),
-            (MANY, 512, 10_854, ConnectionsBound::Memory(512 << 20)),
+            (MANY, 256, 2_844, ConnectionsBound::Memory(256 << 20)),
+            (MANY, 512, 6_030, ConnectionsBound::Memory(512 << 20)),
             (MANY, 16, 64, ConnectionsBound::Memory(16 << 20)),
             (
                 usize::MAX,
@@ -206,8 +212,8 @@ mod tests {
     fn configured_connections_need_two_sockets_each() {
         let env = env(1024, 16);
         let leaves = |connections| Capacity::configured(connections, NonZeroUsize::MIN, &env);
-        assert_eq!(leaves(476).unwrap().spare_sockets, 0);
-        assert_eq!(leaves(400).unwrap().spare_sockets, 152);
-        assert_eq!(leaves(477), Err(1026));
+        assert_eq!(leaves(444).unwrap().spare_sockets, 0);
+        assert_eq!(leaves(400).unwrap().spare_sockets, 88);
+        assert_eq!(leaves(445), Err(1026));
     }
 }

@@ -191,7 +191,7 @@ fn in_cluster(env: &Environment) -> Result<Option<ClusterConfig>, ConfigError> {
         Ok(port) => port,
     };
     let ca = env.service_account.join("ca.crt");
-    // Read here, because only here a missing file means a missing mount.
+    // The file is read here, because only here a missing file means a missing mount.
     if let Err(source) = file::read(&ca) {
         let file = ca;
         return Err(ConfigError::Pod(match source {

@@ -229,8 +229,8 @@ impl FromStr for LogFilter {
     }
 }
 
-/// Whether a part of a filter is a single word that is neither a level nor a module of this crate. `tracing`
-/// takes such a word for a module, and `inof` would silence everything else.
+/// Whether a part of a filter is a single word that is neither a level nor a module of this crate. `tracing` treats
+/// such a word as a module, so `inof` would silence everything else.
 fn is_misspelt_level(part: &str) -> bool {
     let part = part.trim();
     let is_word = part

@@ -57,7 +57,7 @@ pub enum ConfigError {
     /// The pod's service account or environment.
     #[error("the pod's service account")]
     Pod(#[source] SettingError),
-    /// An error without one place, such as a missing or a contradicting flag.
+    /// An error that has no single place, such as a missing flag.
     #[error(transparent)]
     Whole(SettingError),
 }

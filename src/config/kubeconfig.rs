@@ -68,7 +68,8 @@ pub(crate) struct KubeconfigContext {
 #[derive(Deserialize)]
 struct NamedCluster {
     name: String,
-    // Missing in a configuration file of the proxy. If that is given by mistake, the error is about its contexts.
+    // Missing in a configuration file of the proxy. If such a file is given by mistake, the error is about its
+    // contexts.
     #[serde(default)]
     cluster: KubeconfigCluster,
 }

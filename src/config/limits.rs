@@ -1,8 +1,8 @@
 //! The bounds and timeouts of a running proxy, one row per setting.
 //!
-//! A row has everything about a setting: what it bounds and why, how the file writes it, its type and its
-//! default. Deriving `Deserialize` for the running structs would not do: a key without a value means the
-//! default, some defaults depend on the machine, and the file keeps positions for its errors.
+//! A row has everything about a setting: what it bounds and why, how the file writes it, its type and its default. To
+//! derive `Deserialize` for the running structs would not be enough: a key without a value means the default, some
+//! defaults depend on the machine, and the file keeps positions for its errors.
 //!
 //! By design, nothing bounds how long a response, an upload or a tunnel takes as a whole.
 
@@ -12,7 +12,9 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
-use super::units::{Count, MaybeZeroDuration, Size, Timeout, Written};
+use super::units::{
+    Count, MaybeZeroDuration, RefusalCount, RequestRate, Size, Timeout, TokenBucketSize, Written,
+};
 
 /// Defines the settings that the proxy runs with, and the section of the file that they come from. Each row is
 /// `name: type in the file => type of the running proxy = default;`. The docs of a row are also the description in
@@ -58,9 +60,15 @@ macro_rules! settings {
 settings! {
     /// How much one process, connection or request may use.
     pub struct Limits, LimitsSection {
-        /// Client connections open at once; the next one waits in the kernel. By default as many as open files and memory allow.
+        /// Client connections open at once; the client with the most makes room for others. By default as many as open files and memory allow.
         connections: #[schemars(with = "Option<Count<1, 1_000_000>>")] Spanned<Count<1, 1_000_000>> => usize = 10_000;
-        /// TLS handshakes in progress at once, over all workers; by default 128 per worker.
+        /// Connections that one client (an IPv4 address or an IPv6 /64) may have open; by default as many as there are.
+        connections_per_client: Count<1, 1_000_000> => Option<usize> = None;
+        /// Requests that one client may send; by default any number. Over it the response is 429.
+        requests_per_client: RequestRate => Option<TokenBucketSize> = None;
+        /// How often the apiserver may refuse one credential of a client; then the proxy refuses it.
+        unauthorized_per_client: RefusalCount => TokenBucketSize = TokenBucketSize::new(60, Duration::from_secs(60));
+        /// TLS handshakes in progress at once, over all workers; by default 128 per worker. One client has half at most.
         handshakes: Count<1, 1_000_000> => usize = 256;
         /// Streams that one HTTP/2 client connection may have open (the apiserver allows 100).
         streams_per_connection: Count<1, 10_000> => u32 = 100;

@@ -18,7 +18,7 @@ use super::{
     yaml,
 };
 
-/// Reads every source. Defaults come from `env` where the machine decides.
+/// Reads every source. Defaults that depend on the machine come from `env`.
 ///
 /// # Errors
 ///

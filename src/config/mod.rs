@@ -34,6 +34,7 @@ pub(crate) use kubeconfig::{Kubeconfig, NamedContext};
 pub use limits::{Limits, Timeouts};
 pub use load::load;
 pub(crate) use source::check_path_flag;
+pub use units::TokenBucketSize;
 pub(crate) use url::UpstreamUrl;
 pub(crate) use yaml::load as load_yaml;
 

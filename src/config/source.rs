@@ -1,7 +1,6 @@
 //! Where a value comes from: a flag, or a place in the configuration file.
 //!
-//! Both complete relative paths and both give their errors a place, so that flags and file need no code of
-//! their own for it.
+//! Both make relative paths absolute and give errors a place, so that the code for flags and file is the same.
 
 use std::{
     path::{Path, PathBuf, absolute},
@@ -19,7 +18,7 @@ pub(super) struct ConfigSource {
 }
 
 impl ConfigSource {
-    /// A path of the file, completed.
+    /// A path of the file, as an absolute path.
     pub(super) fn path(&self, path: &Path) -> PathBuf {
         self.file
             .parent()

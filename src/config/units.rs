@@ -85,6 +85,70 @@ pub(super) struct Count<const MIN: u64, const MAX: u64>(u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Size<const MIN: u64, const MAX: u64>(u64);
 
+/// Requests that a client may send: some at once, then this many a second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(inline)]
+pub(super) struct RequestRate {
+    /// Requests per second.
+    rate: Count<1, 100_000>,
+    /// Requests at once, after a pause.
+    burst: Count<1, 1_000_000>,
+}
+
+/// Refusals of one credential in some time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(inline)]
+pub(super) struct RefusalCount {
+    /// Refusals.
+    count: Count<1, 100_000>,
+    /// The time.
+    per: Timeout,
+}
+
+/// A token bucket: it is full at the start, and gets one token per interval.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TokenBucketSize {
+    /// Tokens of a full bucket.
+    pub max_tokens: u32,
+    /// The time that one token takes.
+    pub fill_interval: Duration,
+}
+
+impl TokenBucketSize {
+    /// A bucket of this many tokens that fills in this time.
+    #[must_use]
+    pub fn new(max_tokens: u32, per: Duration) -> Self {
+        Self {
+            max_tokens,
+            fill_interval: per / max_tokens.max(1),
+        }
+    }
+}
+
+impl Written<Option<TokenBucketSize>> for RequestRate {
+    fn value(self) -> Option<TokenBucketSize> {
+        Some(TokenBucketSize {
+            max_tokens: self.burst.value(),
+            fill_interval: TokenBucketSize::new(self.rate.value(), Duration::from_secs(1))
+                .fill_interval,
+        })
+    }
+}
+
+impl Written<TokenBucketSize> for RefusalCount {
+    fn value(self) -> TokenBucketSize {
+        TokenBucketSize::new(self.count.value(), self.per.0)
+    }
+}
+
+impl<const MIN: u64, const MAX: u64> Written<Option<usize>> for Count<MIN, MAX> {
+    fn value(self) -> Option<usize> {
+        Some(self.get())
+    }
+}
+
 /// A value as the file writes it, which becomes a setting of type `T`.
 pub(super) trait Written<T> {
     fn value(self) -> T;
@@ -291,7 +355,7 @@ impl<const MIN: u64, const MAX: u64> JsonSchema for Size<MIN, MAX> {
     }
 }
 
-/// Longer than any useful wait, and far below what overflows when added to a clock.
+/// Longer than any useful wait, and too short to overflow an instant that it is added to.
 const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 const NOT_A_DURATION: &str =

@@ -94,5 +94,5 @@ fn nearest(key: &str, known: &[&'static str]) -> Option<String> {
         .map(|(_, known)| (*known).to_owned())
 }
 
-/// Keys that every Kubernetes object has, and no configuration file of the proxy.
+/// Keys that every Kubernetes object has and no configuration file of the proxy has.
 const OBJECT_KEYS: [&str; 2] = ["apiVersion", "kind"];

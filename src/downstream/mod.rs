@@ -23,7 +23,8 @@ use crate::{
     config::{Limits, Timeouts},
     drain::{ConnectionKind, Drain},
     hosts::{HostMap, HostName, PeerAddr},
-    metrics::{Connected, Counters, Handshake, Limit, Protocol},
+    memory::MemoryPressure,
+    metrics::{Connected, Handshake, Limit, Protocol},
     pki::{self, Identity},
     proxy::{ClientConnection, Routes},
     socket,
@@ -32,8 +33,8 @@ use crate::{
     upstream::{ClientLeases, UpstreamContext},
 };
 
-/// The fuzz body of this module: the targets of HTTP/2 requests.
-pub(crate) const FUZZ: fn(&[u8]) = http2::fuzz;
+/// The fuzz bodies of this module: what the frames of an HTTP/2 client say, and their budgets.
+pub(crate) const FUZZ: [fn(&[u8]); 2] = http2::FUZZ;
 
 /// Everything that a reload replaces, as one value.
 #[derive(Debug)]
@@ -54,6 +55,8 @@ pub struct Shared {
     pub clients: Arc<ClientTable>,
     /// Slots for handshakes in progress.
     pub handshakes: Semaphore,
+    /// Whether memory is short.
+    pub memory: Arc<MemoryPressure>,
     /// Limits of the configuration.
     pub limits: Limits,
     /// Timeouts of the configuration.
@@ -102,7 +105,7 @@ async fn serve(
     // On the heap: the handshake needs much memory for a moment, the connection little for hours.
     let accepted = Box::pin(async {
         tokio::select! {
-            accepted = handshake(stream, tls, place.client(), &shared, context.counters()) => accepted,
+            accepted = handshake(stream, tls, place.client(), &shared, &context) => accepted,
             () = place.closing() => Err(HandshakeError::Closed),
         }
     });
@@ -230,7 +233,7 @@ async fn handshake(
     config: Arc<ServerConfig>,
     client: &Client,
     shared: &Shared,
-    counters: &Counters,
+    context: &UpstreamContext,
 ) -> Result<Box<TlsStream<ReadAhead>>, HandshakeError> {
     let handshake = async {
         // A client takes a slot only after its whole ClientHello has arrived. Otherwise a few silent clients
@@ -238,7 +241,7 @@ async fn handshake(
         let hello = LazyConfigAcceptor::new(Acceptor::default(), ReadAhead::new(stream)).await?;
         let slots = [&client.handshakes, &shared.handshakes];
         if slots.iter().any(|slots| slots.available_permits() == 0) {
-            counters.limits_hit.count(Limit::Handshakes);
+            context.counters().limits_hit.count(Limit::Handshakes);
         }
         let _slots = (
             client
@@ -254,10 +257,9 @@ async fn handshake(
         );
         let limit_buffer =
             |connection: &mut ServerConnection| connection.set_buffer_limit(Some(MAX_TLS_BUFFER));
-        hello
-            .into_stream_with(config, limit_buffer)
-            .await
-            .map(Box::new)
+        let handshake = hello.into_stream_with(config, limit_buffer);
+        let stream = context.client_turns().run(handshake).await;
+        stream.map(Box::new)
     };
     let limit = shared.timeouts.handshake;
     timeout(limit, handshake)

@@ -31,7 +31,7 @@ pub(crate) use response::{
     ResponseFraming, ResponseHead, encode_response_head, take_response_head,
 };
 pub use wire::Upgraded;
-pub(crate) use wire::{Wire, yield_turn};
+pub(crate) use wire::Wire;
 
 /// Why a message is not complete.
 #[derive(Debug, thiserror::Error)]

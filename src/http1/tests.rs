@@ -536,30 +536,3 @@ fn requests_of_a_connection_are_found_in_order() {
         assert_eq!(refused, is_refused, "{:?}", found[0]);
     }
 }
-
-/// A peer that sends without a pause does not keep the other tasks of its thread waiting.
-#[tokio::test]
-async fn wire_lets_other_tasks_run_after_64_kib() {
-    const TURN: usize = 64 * 1024;
-    let (near, mut far) = tokio::io::duplex(1024 * 1024);
-    tokio::io::AsyncWriteExt::write_all(&mut far, &vec![b'x'; 512 * 1024])
-        .await
-        .unwrap();
-    let mut wire = Wire::new(Box::new(near));
-    let mut all = 0;
-    while all < 512 * 1024 {
-        let in_turn = std::future::poll_fn(|cx| {
-            let mut read = 0;
-            while let std::task::Poll::Ready(more) = wire.poll_more(cx) {
-                read += more.unwrap();
-                wire.unread = Bytes::new();
-                assert!(read <= 2 * TURN);
-            }
-            std::task::Poll::Ready(read)
-        })
-        .await;
-        assert!(in_turn > 0 && in_turn <= TURN + 16 * 1024, "{in_turn}");
-        all += in_turn;
-        tokio::task::yield_now().await;
-    }
-}

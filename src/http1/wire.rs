@@ -13,7 +13,7 @@ use std::{
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncWrite, Empty, ReadBuf, empty},
-    task::{coop::unconstrained, yield_now},
+    task::coop::unconstrained,
 };
 use tokio_util::io::poll_read_buf;
 
@@ -27,8 +27,6 @@ pub(crate) struct Wire {
     pub(crate) unread: Bytes,
     /// Bytes that the next read has room for.
     room: usize,
-    /// Bytes that were read or written since other tasks last ran.
-    in_turn: usize,
     /// No request runs on it, so closing it may look like an orderly end. False in a tunnel, so that an abort
     /// sends no `close_notify`.
     pub(crate) is_idle: bool,
@@ -60,7 +58,6 @@ impl Wire {
             io: Io::Owned(io),
             unread: Bytes::new(),
             room: MIN_READ,
-            in_turn: 0,
             is_idle: false,
         }
     }
@@ -80,7 +77,6 @@ impl Wire {
             io: Io::Shared(self.share_io()),
             unread: mem::take(&mut self.unread),
             room: self.room,
-            in_turn: self.in_turn,
             is_idle: false,
         }
     }
@@ -95,49 +91,17 @@ impl Wire {
         shared
     }
 
-    /// Reads more bytes into `unread`. Returns how many; 0 after the peer closed the connection. Lets other
-    /// tasks run after every [`MAX_BYTES_PER_TURN`].
-    pub(crate) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        ready!(self.poll_turn(cx));
-        let read = self.poll_read_more(cx);
-        match read {
-            Poll::Ready(Ok(read)) => self.in_turn += read,
-            Poll::Ready(Err(_)) => {}
-            Poll::Pending => self.in_turn = 0,
-        }
-        read
-    }
-
-    /// Writes once. Returns how many bytes were taken. Lets other tasks run, as [`Wire::poll_more`] does.
+    /// Writes once. Returns how many bytes were taken.
     pub(crate) fn poll_write(
         &mut self,
         outgoing: &mut Outgoing,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
-        ready!(self.poll_turn(cx));
-        let written = self.with_io(|io| outgoing.poll_write(io, cx));
-        match written {
-            Poll::Ready(Ok(written)) => self.in_turn += written,
-            Poll::Ready(Err(_)) => {}
-            Poll::Pending => self.in_turn = 0,
-        }
-        written
+        self.with_io(|io| outgoing.poll_write(io, cx))
     }
 
-    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.in_turn < MAX_BYTES_PER_TURN {
-            return Poll::Ready(());
-        }
-        self.in_turn = 0;
-        yield_turn(cx)
-    }
-
-    /// The task waits for something else, so other tasks run.
-    pub(crate) fn end_turn(&mut self) {
-        self.in_turn = 0;
-    }
-
-    fn poll_read_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    /// Reads more bytes into `unread`. Returns how many; 0 after the peer closed the connection.
+    pub(crate) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let (unread, room) = (mem::take(&mut self.unread), self.room);
         let (unread, read) = self.with_io(|io| {
             if io.poll_readable(cx).is_pending() {
@@ -175,6 +139,7 @@ impl Wire {
         if !self.unread.is_empty() {
             return false;
         }
+        self.with_io(|io| io.begin_turn());
         let mut byte = [0; 1];
         let read = poll_fn(|cx| {
             self.with_io(|io| io.poll_read_if_ready(cx, &mut ReadBuf::new(&mut byte)))
@@ -192,7 +157,10 @@ impl Drop for Wire {
         if self.is_idle {
             // Sends `close_notify` if the socket takes it now; the proxy does not wait for more.
             let cx = &mut Context::from_waker(Waker::noop());
-            let _done = self.with_io(|io| Pin::new(io).poll_shutdown(cx));
+            let _done = self.with_io(|io| {
+                io.begin_turn();
+                Pin::new(io).poll_shutdown(cx)
+            });
         }
     }
 }
@@ -244,16 +212,6 @@ impl AsyncWrite for Upgraded {
         self.0.with_io(|io| Pin::new(io).poll_shutdown(cx))
     }
 }
-
-/// Pending until the other tasks have had a turn. Uses `yield_now` and not `wake_by_ref`: a task that wakes
-/// itself is runnable at once, and while a task is runnable, tokio looks for I/O events only once in 61 polls.
-pub(crate) fn yield_turn<T>(cx: &mut Context<'_>) -> Poll<T> {
-    let _pending = pin!(yield_now()).poll(cx);
-    Poll::Pending
-}
-
-/// Bytes that one connection reads or writes before the other tasks of the thread have a turn.
-const MAX_BYTES_PER_TURN: usize = 64 * 1024;
 /// Room for most heads and for the events of a watch.
 const MIN_READ: usize = 4 * 1024;
 /// Room for the most that rustls returns from one read: a full record (RFC 8446 §5.1).

@@ -8,6 +8,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
+    task::yield_now,
     time::{Instant, sleep, timeout_at},
 };
 use tracing::{debug, warn};
@@ -17,6 +18,7 @@ use crate::{
     config::Timeouts,
     drain::Drain,
     hosts::PeerAddr,
+    memory::MemoryPressure,
     metrics::{Counters, Limit},
     socket,
     text::error_chain,
@@ -27,6 +29,7 @@ use crate::{
 pub struct Listener {
     socket: TcpListener,
     owner: Owner,
+    memory: Arc<MemoryPressure>,
     entrance: Entrance,
 }
 
@@ -159,12 +162,14 @@ impl Listener {
         socket: std::net::TcpListener,
         owner: Owner,
         clients: Arc<ClientTable>,
+        memory: Arc<MemoryPressure>,
         timeouts: Timeouts,
         counters: Arc<Counters>,
     ) -> io::Result<Self> {
         Ok(Self {
             socket: TcpListener::from_std(socket)?,
             owner,
+            memory,
             entrance: Entrance {
                 clients,
                 timeouts,
@@ -176,13 +181,17 @@ impl Listener {
     /// Accepts connections until the drain begins, then closes the socket. Returns once every connection
     /// that the kernel had established was handed to `on_accept`: the kernel resets the others.
     pub async fn run(self, drain: Drain, mut on_accept: impl FnMut(Accepted)) {
-        loop {
+        for number in 1_u64.. {
             let (stream, peer) = tokio::select! {
                 biased;
-                accepted = self.accept() => accepted,
+                accepted = self.accept_with_memory() => accepted,
                 () = drain.begun() => break,
             };
             self.entrance.enter(stream, peer, false).map(&mut on_accept);
+            // Connections that are open go first. `accept` alone would continue for 128 connections.
+            if number.is_multiple_of(ACCEPTS_PER_TURN) {
+                yield_now().await;
+            }
         }
         self.stop_syn();
         let until = Instant::now() + HANDSHAKE_TIMEOUT;
@@ -190,6 +199,15 @@ impl Listener {
             self.entrance.enter(stream, peer, true).map(&mut on_accept);
         }
         self.close().into_iter().for_each(on_accept);
+    }
+
+    /// The next connection, once there is memory for it.
+    async fn accept_with_memory(&self) -> (TcpStream, PeerAddr) {
+        if self.memory.is_short() {
+            self.entrance.counters.limits_hit.count(Limit::Memory);
+            self.memory.eased().await;
+        }
+        self.accept().await
     }
 
     /// The next connection. Errors of `accept` are logged and waited out: either they concern one connection,
@@ -294,6 +312,8 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 
 /// Connections that the kernel queues per socket.
 const BACKLOG: i32 = 4096;
+/// Connections that are accepted before the other tasks of the worker have a turn.
+const ACCEPTS_PER_TURN: u64 = 8;
 /// Pauses after an error of `accept`.
 const MIN_PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAUSE: Duration = Duration::from_secs(1);

@@ -56,7 +56,7 @@ fn listener(socket: std::net::TcpListener, owner: Owner) -> Listener {
     };
     let (timeouts, counters) = (Timeouts::default(), Arc::default());
     let clients = ClientTable::new(&limits);
-    Listener::new(socket, owner, clients, timeouts, counters).unwrap()
+    Listener::new(socket, owner, clients, Arc::default(), timeouts, counters).unwrap()
 }
 
 /// The kernel resets the connections in the queue of a socket that is closed.

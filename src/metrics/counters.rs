@@ -66,7 +66,7 @@ counters! {
     dials: PerCluster<Per<Dialled, Counter>> => DIALS,
     /// Limits that were reached.
     limits_hit: Per<Limit, Counter> => LIMITS_HIT,
-    /// Errors that the proxy answered by itself.
+    /// Errors to which the proxy itself responded.
     errors: Per<ErrorReason, Counter> => ERRORS,
 }
 
@@ -83,8 +83,7 @@ pub struct RequestRecord {
     pub protocol: Protocol,
     /// From the head of the request to the head of the response.
     pub time_to_headers: Option<Duration>,
-    /// From the head of the request to the end of the response. `None` for a response without an end of
-    /// its own.
+    /// From the head of the request to the end of the response. `None` for a response that does not end by itself.
     pub duration: Option<Duration>,
 }
 
@@ -159,8 +158,8 @@ impl Connected {
         &self.counters
     }
 
-    /// Counts and lists an error that the proxy answers by itself. Returns `Some` if it may be logged,
-    /// with the number of log lines about this client that were suppressed since the last one.
+    /// Counts and lists an error to which the proxy itself responds. Returns `Some` if it may be logged, with the
+    /// number of log lines about this client that were suppressed since the last one.
     pub fn record_error(
         &self,
         reason: ErrorReason,
@@ -178,9 +177,9 @@ impl Drop for Connected {
     }
 }
 
-/// Statistics of one upstream connection: how often it was leased, and why it is no longer used. Dropped,
-/// it counts the end once, with the first reason that was set. A connection that was never dialled, such
-/// as one of a test, is not counted.
+/// Statistics of one upstream connection: how often it was leased, and why it is no longer used. When dropped, it
+/// counts the end once, with the first reason that was set. A connection that was never dialled, such as one of a
+/// test, is not counted.
 #[derive(Debug, Default)]
 pub struct ConnectionStats {
     dialled: OnceLock<DialledBy>,
@@ -190,7 +189,7 @@ pub struct ConnectionStats {
 #[derive(Debug)]
 struct DialledBy {
     counters: Arc<Counters>,
-    /// Dangling once a reload has replaced the cluster that the connection was made for.
+    /// Cannot be upgraded any more once a reload has replaced the cluster of the connection.
     in_use: Weak<()>,
 }
 
@@ -202,7 +201,7 @@ impl ConnectionStats {
             counters: Arc::clone(counters),
             in_use: Arc::downgrade(in_use),
         };
-        // A second dial of one connection does not occur; it would keep the first worker.
+        // A connection is dialled once; a second call would change nothing.
         self.dialled.set(dialled).ok();
     }
 

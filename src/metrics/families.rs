@@ -77,6 +77,10 @@ families! {
         "Open client connections, tunnels included.";
     CONNECTIONS_LIMIT = Gauge "kube_tls_proxy_connections_limit" []
         "Limit of open client connections. Further clients wait.";
+    MEMORY_LIMIT = Gauge "kube_tls_proxy_memory_limit_bytes" []
+        "Memory that the process may use: the limit of its cgroup, else the memory of the machine.";
+    MEMORY_SHORT = Gauge "kube_tls_proxy_memory_short" []
+        "1 while more than 85 % of that memory is in use, so that new clients wait, else 0.";
     CONNECTIONS_TOTAL = Counter "kube_tls_proxy_connections_total" ["protocol": PROTOCOLS]
         "Client connections after a successful TLS handshake.";
     HANDSHAKES = Counter "kube_tls_proxy_handshakes_total" ["result": "`ok`, `timeout`, `failed`, `closed` (another client needed the place)"]
@@ -122,6 +126,8 @@ families! {
     LIMITS_HIT = Counter "kube_tls_proxy_limits_hit_total"
         ["limit": "`connections` (all places are taken: a new connection waits or is refused), \
             `client_places` (a connection was closed because its client has the most and others need places), \
+            `client_unauthorized` (the proxy refused a request because the apiserver refuses the credentials of its client), \
+            `client_requests` (a client is over `limits.requestsPerClient`; answered with 429), \
             `client_connections` (a new connection was refused: its client has `limits.connectionsPerClient`), \
             `handshakes` (a handshake waits), `header_fields`, `header_bytes`, \
             `uri_bytes` (answered with 431 or 414), `streams` (a client has the maximum open), \
@@ -129,6 +135,7 @@ families! {
             `upstream_connections` (a client connection uses the maximum; answered with 503), \
             `upstream_sockets` (no socket was free for a connection to the apiserver; answered with 503), \
             `upload_rate` (a request body came too slowly; answered with 408), \
+            `memory` (memory was short; a client waited, or lost responses that it did not read), \
             `replay_copies` (a request was sent without a copy, so the proxy cannot send it again), \
             `frames` (a client sent too many control frames or cancelled too many requests, and its connection ended)"]
         "How often a limit was reached.";

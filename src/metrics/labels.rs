@@ -1,6 +1,6 @@
 //! The closed sets of label values.
 
-/// A closed set of label values, which a series exists for from the start.
+/// A closed set of label values. A series exists for each of them from the start.
 pub trait LabelSet: Copy + Sized + 'static {
     /// All values, in order.
     const ALL: &'static [Self];
@@ -95,7 +95,7 @@ label! {
         Timeout = "timeout",
         /// The proxy closed the connection, because another client needed its place.
         Closed = "closed",
-        /// TLS was not agreed, or the connection broke.
+        /// Both sides did not agree on TLS parameters, or the connection broke.
         Failed = "failed",
     }
 }
@@ -153,7 +153,7 @@ label! {
 }
 
 label! {
-    /// Why the proxy answered a request by itself.
+    /// Why the proxy itself responded to a request.
     ErrorReason {
         /// The request is not allowed through.
         Rejected = "rejected",
@@ -200,6 +200,10 @@ label! {
         /// `limits.connections`: a connection of the client with the most connections was closed, because other clients
         /// need places.
         ClientPlaces = "client_places",
+        /// `limits.unauthorizedPerClient`: answered by the proxy, with the 401 or 403 of the apiserver or with 429.
+        ClientUnauthorized = "client_unauthorized",
+        /// `limits.requestsPerClient`: answered with 429.
+        ClientRequests = "client_requests",
         /// `limits.connectionsPerClient`: a new connection was refused.
         ClientConnections = "client_connections",
         /// `limits.handshakes`: a handshake waits for another one.
@@ -220,6 +224,8 @@ label! {
         UploadRate = "upload_rate",
         /// Copies of request bodies use all memory that they may use: a request is sent without a copy.
         ReplayCopies = "replay_copies",
+        /// The process was short of memory: a client waited to be accepted, or lost responses that it did not read.
+        Memory = "memory",
         /// A client did not read a response for 60 s: its stream was reset.
         ClientStall = "client_stall",
         /// A client sent too many control frames or cancelled too many requests; its connection ended.

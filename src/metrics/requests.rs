@@ -82,9 +82,9 @@ impl MetricValue for Requests {
     }
 }
 
-/// The status code as a label. A code without a name counts as the first of its class, as a client treats
-/// it (RFC 9110 §15); otherwise a program behind `services/proxy` could make one series per number. 0 if
-/// there was no response.
+/// The status code as a label. A code without a name counts as the first of its class, because a client treats it so
+/// (RFC 9110 §15). Otherwise a program behind `services/proxy` could create one series per number. 0 if there was no
+/// response.
 pub(super) fn code_label(status: Option<StatusCode>) -> u16 {
     match status {
         None => 0,

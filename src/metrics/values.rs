@@ -170,7 +170,7 @@ impl<L: LabelSet> PerCluster<Per<L, Counter>> {
 }
 
 impl<V: MetricValue> PerCluster<V> {
-    /// Makes the series of this cluster exist.
+    /// Creates the series of this cluster, at 0.
     pub(super) fn begin(&self, cluster: &str) {
         let mut clusters = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         clusters.entry(cluster.to_owned()).or_default();
@@ -210,7 +210,7 @@ impl MetricValue for Histogram {
         self.micros.fetch_add(micros, Ordering::Relaxed);
     }
 
-    /// A histogram without durations is not exposed: its sixteen lines would say nothing.
+    /// A histogram without durations is not exposed: its sixteen lines would have no information.
     fn expose(&self, family: &'static Family, labels: Vec<Label>, to: &mut Exposition) {
         let buckets: Vec<_> = self.buckets().collect();
         if buckets.iter().any(|(_, count)| *count > 0) {
@@ -257,7 +257,7 @@ impl<V: MetricValue> MetricValue for PerCluster<V> {
     }
 }
 
-/// Upper bounds of the buckets in microseconds, so that a request converts nothing. A last bucket without
+/// Upper bounds of the buckets in microseconds, so that counting a request needs no conversion. A last bucket without
 /// a bound follows.
 const BOUNDS: [u64; 15] = [
     1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,

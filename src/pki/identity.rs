@@ -48,7 +48,8 @@ impl Identity {
         let certificates = read_chain(&files.certificate).map_err(in_certificate)?;
         let key = read_key(&files.key).map_err(in_key)?;
         let (leaf, chain) = summarize(&certificates).map_err(in_certificate)?;
-        // Check the key first: it tells a wrong file from a wrong order, and each has its own fix.
+        // The key is checked first, because it distinguishes a wrong file from a wrong order, and each has its own
+        // fix.
         match owner_of(&key, &certificates, &leaf).map_err(in_certificate)? {
             Some(1) => {}
             Some(position) => return Err(in_certificate(PkiFileError::LeafNotFirst { position })),
@@ -247,8 +248,7 @@ fn owner_of(
         match CertifiedKey::new(vec![der.clone()], Arc::clone(key)).keys_match() {
             Ok(()) => return Ok(Some(position)),
             Err(rustls::Error::InconsistentKeys(_)) => {}
-            // The key of a certificate that rustls cannot read is unknown. This matters only for the first
-            // certificate.
+            // rustls cannot read the key of every certificate. This matters only for the first certificate.
             Err(cause) if position == 1 => unusable = Some(cause),
             Err(_) => {}
         }

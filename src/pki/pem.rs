@@ -36,7 +36,7 @@ pub(super) fn certificates(
         }
         last = line;
     }
-    // A block that only the decoder sees has not been checked above.
+    // A block that only the decoder finds was not checked above.
     if decoded.next().is_some() {
         return Err(PkiFileError::Damaged { line: last });
     }

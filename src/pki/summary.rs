@@ -34,7 +34,7 @@ pub struct CertSummary {
     pub not_after: SystemTime,
     /// SHA-256 of the DER, lower-case hex.
     pub sha256: String,
-    /// What the extended key usage extension allows; absent means everything.
+    /// Whether the extended key usage allows TLS servers. A certificate without that extension allows everything.
     pub(super) server_auth: bool,
 }
 

@@ -122,7 +122,7 @@ impl AccessLog {
         self.connected.client()
     }
 
-    /// Whether the request asks for a watch. `forward` decides by it whether the drain may end the response
+    /// Whether the request asks for a watch. `forward` uses it to decide whether the drain may end the response
     /// between two events.
     pub(super) fn is_watch(&self) -> bool {
         self.is_watch

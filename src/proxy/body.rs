@@ -31,8 +31,8 @@ pub struct Body {
 
 /// The response was aborted and must not look complete.
 ///
-/// It has no source, because hyper resets the stream with the code of the first HTTP/2 error in the chain,
-/// and some clients take `NO_ERROR` and `CANCEL` for the end of a complete body. Without a source the code is
+/// It has no source, because hyper resets the stream with the code of the first HTTP/2 error in the chain, and some
+/// clients treat `NO_ERROR` and `CANCEL` as the end of a complete body. Without a source the code is
 /// `INTERNAL_ERROR`. Regression: tests/it `aborted_response_never_looks_complete_over_http2`.
 #[derive(Debug, thiserror::Error)]
 #[error("the response was aborted")]

@@ -4,6 +4,7 @@ use tracing::{debug, warn};
 
 use super::Rejection;
 use crate::{
+    clients::Throttled,
     metrics::{Connected, ErrorReason, Limit},
     text::error_chain,
     upstream::{UploadError, UpstreamError},
@@ -120,6 +121,10 @@ fn exceeded_limit(error: &Error) -> Option<Limit> {
         Rejection::HeaderFields(_) => Some(Limit::HeaderFields),
         Rejection::HeaderBytes(_) => Some(Limit::HeaderBytes),
         Rejection::Uri(_) => Some(Limit::UriBytes),
+        Rejection::Throttled(Throttled::Refused(_) | Throttled::Guesses(_)) => {
+            Some(Limit::ClientUnauthorized)
+        }
+        Rejection::Throttled(Throttled::Requests(_)) => Some(Limit::ClientRequests),
         Rejection::Connect
         | Rejection::NoHost
         | Rejection::BadHost

@@ -171,11 +171,15 @@ async fn forward(
     let (mut head, body) = request.into_parts();
     let admitted = policy::admit(&head, routes, &downstream.limits, downstream.sni.as_deref())?;
     log.routed(admitted.cluster.name());
+    let place = downstream.connected.place();
+    let admission = place.admit(&head).map_err(Rejection::Throttled)?;
     prepare(&mut head, downstream, &admitted)?;
     if let Some(token) = admitted.upgrade {
         let forwarded = upgrade::forward(downstream, &admitted.cluster, head, body, token);
         // On the heap, so that the future of every other request stays smaller.
-        return Box::pin(forwarded).await;
+        let forwarded = Box::pin(forwarded).await?;
+        place.answered(admission, forwarded.0.status());
+        return Ok(forwarded);
     }
     log.set_received(body.received());
     let response = downstream
@@ -183,6 +187,7 @@ async fn forward(
         .send(&admitted.cluster, head, body)
         .await?;
     let (mut head, body) = response.into_parts();
+    place.answered(admission, head.status);
     let content = if log.is_watch() && head.status == StatusCode::OK {
         watch::content(body, &head.headers, &downstream.drain)
     } else {

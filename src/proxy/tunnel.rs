@@ -137,7 +137,7 @@ fn poll_gather<R: AsyncRead>(
 ) -> Poll<Option<io::Result<()>>> {
     loop {
         let end = match poll_read_buf(from.as_mut(), cx, buffer) {
-            // A peer that sent less than a record waits for a response or for its user, so no more is there.
+            // A peer that sent less than a record waits for a response or for its user, so there is no more to read.
             Poll::Ready(Ok(read)) if read >= RECORD && buffer.len() <= MAX_GATHERED - RECORD => {
                 buffer.reserve(MAX_GATHERED - buffer.len());
                 continue;

@@ -58,8 +58,8 @@ enum Events {
     },
 }
 
-/// The body of a response to a watch. After `drain` begins, it ends with the event in progress, or at once if
-/// there is none. If the proxy cannot track the events, the body is one like any other.
+/// The body of a response to a watch. After `drain` begins, it ends with the event in progress, or at once if there
+/// is none. If the proxy cannot track the events, the body is treated like any other.
 pub(super) fn content(body: ResponseBody, headers: &HeaderMap, drain: &Drain) -> Content {
     let Some(events) = Events::from_headers(headers) else {
         return Content::Upstream(body);

@@ -9,7 +9,7 @@ use crate::{
     upstream::{ClientTls, Cluster, Endpoints},
 };
 
-/// The clusters of a new snapshot. A cluster that means the same in `old` is the same, with its leases.
+/// The clusters of a new snapshot. A cluster that has not changed since `old` is taken from there, with its leases.
 ///
 /// # Errors
 ///

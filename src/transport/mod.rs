@@ -7,16 +7,17 @@
 //! The layers of each leg, HTTP first and the socket last:
 //!
 //! ```text
-//! downstream HTTP/2    hyper > TokioIo > ClientMonitor > WriteBatcher > TlsStream > ReadAhead > TcpStream
+//! downstream HTTP/2    hyper > TokioIo > FrameMonitor  > WriteBatcher > TlsStream > ReadAhead > TcpStream
 //! downstream HTTP/1.1  downstream::http1 > Wire                       > TlsStream > ReadAhead > TcpStream
 //! upstream HTTP/2      h2 > FrameMonitor               > WriteBatcher > TlsStream > ReadAhead > TcpStream
 //! upstream HTTP/1.1    upstream::h1 > Wire                            > TlsStream > ReadAhead > TcpStream
 //! ```
 //!
-//! A write takes the same way down, except that it passes `ResetCode` in place of `ClientMonitor`. [`WriteBatcher::drive`] polls the
-//! connection, then sends what it wrote.
+//! [`WriteBatcher::drive`] polls the connection, then sends what it wrote.
 
+pub(crate) mod frames;
 mod read_ahead;
+mod turn;
 mod write_batcher;
 
 #[cfg(test)]
@@ -25,4 +26,5 @@ mod tests;
 pub(crate) use read_ahead::{ReadAhead, Readable};
 #[cfg(test)]
 pub(crate) use tests::PlainStream;
+pub(crate) use turn::yield_turn;
 pub(crate) use write_batcher::{TlsWriter, WriteBatcher};

@@ -1,6 +1,7 @@
 //! Reads from the socket below TLS: ahead when there is much to read, and not at all when there is nothing.
 //!
-//! A connection on which nothing arrives holds no buffer here.
+//! A connection on which nothing arrives holds no buffer here. A connection on which much arrives pauses after
+//! 64 KiB ([`Turn`]), so that the others of its thread are served meanwhile.
 
 use std::{
     any::Any,
@@ -10,13 +11,15 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
 use tokio_rustls::{client, server};
 use tokio_util::io::poll_read_buf;
+
+use super::turn::Turn;
 
 /// A TCP stream that reads more than it is asked for while the peer sends much.
 #[derive(Debug)]
@@ -28,6 +31,7 @@ pub(crate) struct ReadAhead {
     is_bulk: bool,
     /// A read filled all the room that it was given, and the socket has not been found empty since.
     filled: bool,
+    turn: Turn,
     /// A guard that is dropped with the socket.
     on_close: Option<Box<dyn Any + Send + Sync>>,
 }
@@ -39,6 +43,7 @@ impl ReadAhead {
             buffer: BytesMut::new(),
             is_bulk: false,
             filled: false,
+            turn: Turn::default(),
             on_close: None,
         }
     }
@@ -62,6 +67,7 @@ impl ReadAhead {
         // An error is dropped here, because the read that follows returns it.
         let ready = self.tcp.poll_read_ready(cx).map(drop);
         if ready.is_pending() {
+            self.turn = Turn::default();
             self.buffer = BytesMut::new();
             // rustls frees the room for large records when it reads again. Proof: tests/it
             // `silent_http2_connection_holds_only_its_frame_buffers`.
@@ -93,20 +99,28 @@ impl AsyncRead for ReadAhead {
             this.hand_over(buf);
             return Poll::Ready(Ok(()));
         }
+        let room = ready!(this.turn.poll_read_room(cx));
         if !this.is_bulk {
             let wanted = buf.remaining();
-            ready!(Pin::new(&mut this.tcp).poll_read(cx, buf))?;
+            if Pin::new(&mut this.tcp).poll_read(cx, buf)?.is_pending() {
+                this.turn = Turn::default();
+                return Poll::Pending;
+            }
+            this.turn.read += wanted - buf.remaining();
             this.is_bulk = wanted > 0 && buf.remaining() == 0;
             this.filled |= this.is_bulk;
             return Poll::Ready(Ok(()));
         }
         // Check first, so that an empty socket costs no buffer.
         if this.tcp.poll_read_ready(cx)?.is_pending() {
+            this.turn = Turn::default();
             this.buffer = BytesMut::new();
             return Poll::Pending;
         }
-        this.buffer.reserve(MAX_READ_AHEAD);
-        let read = poll_read_buf(Pin::new(&mut this.tcp), cx, &mut this.buffer);
+        this.buffer.reserve(room);
+        let mut ahead = (&mut this.buffer).limit(room);
+        let read = poll_read_buf(Pin::new(&mut this.tcp), cx, &mut ahead);
+        this.turn.read += this.buffer.len();
         this.is_bulk = this.buffer.len() > buf.remaining();
         this.hand_over(buf);
         if !this.is_bulk {
@@ -118,11 +132,11 @@ impl AsyncRead for ReadAhead {
 
 impl AsyncWrite for ReadAhead {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write(cx, buf)
+        self.poll_write_vectored(cx, &[io::IoSlice::new(buf)])
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -134,15 +148,24 @@ impl AsyncWrite for ReadAhead {
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        ready!(this.turn.poll_write_room(cx));
+        let tcp = Pin::new(&mut this.tcp);
         // Usually there is one record, and the kernel writes one buffer faster than a list of one.
-        if let [only] = bufs {
-            return Pin::new(&mut self.tcp).poll_write(cx, only);
+        let written = match bufs {
+            [only] => tcp.poll_write(cx, only),
+            _ => tcp.poll_write_vectored(cx, bufs),
+        };
+        match &written {
+            Poll::Ready(Ok(count)) => this.turn.written += count,
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => this.turn = Turn::default(),
         }
-        Pin::new(&mut self.tcp).poll_write_vectored(cx, bufs)
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -160,6 +183,9 @@ pub(crate) trait Readable: AsyncRead + AsyncWrite + Debug + Send + Unpin {
     fn tcp(&self) -> Option<&TcpStream> {
         None
     }
+
+    /// Begins a new turn: the next read and the next write are pending only if the socket is.
+    fn begin_turn(&mut self) {}
 
     /// Reads if there is something to read. HTTP tries to read each time it is polled; a try that finds
     /// nothing would go down through TLS and come back as an error.
@@ -182,12 +208,20 @@ impl Readable for server::TlsStream<ReadAhead> {
     fn tcp(&self) -> Option<&TcpStream> {
         Some(self.get_ref().0.tcp())
     }
+
+    fn begin_turn(&mut self) {
+        self.get_mut().0.turn = Turn::default();
+    }
 }
 
 impl Readable for client::TlsStream<ReadAhead> {
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let (io, session) = self.get_mut();
         poll_below_tls(io, session.wants_read(), cx)
+    }
+
+    fn begin_turn(&mut self) {
+        self.get_mut().0.turn = Turn::default();
     }
 }
 
@@ -199,9 +233,6 @@ fn poll_below_tls(io: &mut ReadAhead, wants_read: bool, cx: &mut Context<'_>) ->
         Poll::Ready(())
     }
 }
-
-/// Four full TLS records.
-const MAX_READ_AHEAD: usize = 64 * 1024;
 
 #[cfg(test)]
 impl ReadAhead {

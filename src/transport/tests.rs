@@ -1,6 +1,7 @@
 //! What the peer receives, in how many records, and how much memory stays in use.
 
 use std::{
+    cell::Cell,
     fmt::Debug,
     future::{Future, poll_fn},
     io,
@@ -11,9 +12,10 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex},
     net::{TcpListener, TcpStream},
+    task::yield_now,
 };
 
-use super::*;
+use super::{turn::MAX_BYTES_PER_TURN, *};
 
 /// A stream without TLS that can be batched.
 #[derive(Debug)]
@@ -184,6 +186,33 @@ async fn writer_waits_for_a_peer_that_does_not_read() {
 }
 
 #[tokio::test]
+async fn turn_writes_one_batch_and_then_lets_others_run() {
+    let (batcher, mut far) = batched(1024 * 1024);
+    let mut stream = batcher.clone();
+    let total = Cell::new(0);
+    let mut writing = pin!(async {
+        let data = vec![b'x'; 640 * 1024];
+        while total.get() < data.len() {
+            total.set(total.get() + stream.write(&data[total.get()..]).await?);
+        }
+        io::Result::Ok(())
+    });
+    let (mut written, mut turns) = (0, 0);
+    poll_fn(|cx| {
+        turns += 1;
+        let polled = batcher.drive(writing.as_mut(), cx);
+        let now = total.get();
+        assert!(now - written <= MAX_BYTES_PER_TURN, "{written} {now}");
+        written = now;
+        polled
+    })
+    .await
+    .unwrap();
+    assert_eq!(turns, 10, "each turn wakes the next one");
+    received(&mut far, 640 * 1024).await;
+}
+
+#[tokio::test]
 async fn writer_gets_the_error_when_sending_fails() {
     let (batcher, far) = batched(1024);
     drop(far);
@@ -191,7 +220,7 @@ async fn writer_gets_the_error_when_sending_fails() {
     let mut writing = pin!(async move {
         loop {
             stream.write_all(b"frame").await?;
-            tokio::task::yield_now().await;
+            yield_now().await;
         }
     });
     let ended: io::Result<()> = poll_fn(|cx| batcher.drive(writing.as_mut(), cx)).await;
@@ -251,6 +280,47 @@ async fn bulk_is_read_ahead_and_no_byte_is_lost_or_kept() {
         let (bytes, most_ahead) = read_in_parts(&mut ahead, 5).await;
         assert_eq!((bytes.as_slice(), most_ahead), (b"event".as_slice(), 0));
     }
+}
+
+#[tokio::test]
+async fn turn_reads_and_writes_a_bounded_number_of_bytes() {
+    let (mut ahead, far) = connected().await;
+    far.writable().await.unwrap();
+    let mut sent = 0;
+    while let Ok(written) = far.try_write(&[0; 64 * 1024]) {
+        sent += written;
+    }
+    assert!(sent > 3 * MAX_BYTES_PER_TURN, "{sent}");
+    ahead.tcp().readable().await.unwrap();
+    let (mut read, mut written) = (Vec::new(), Vec::new());
+    let mut part = [0; 4096];
+    while read.iter().sum::<usize>() < sent {
+        let mut turn = [0, 0];
+        poll_fn(|cx| {
+            let mut buf = ReadBuf::new(&mut part);
+            while Pin::new(&mut ahead).poll_read(cx, &mut buf).is_ready() {
+                turn[0] += buf.filled().len();
+                buf.clear();
+            }
+            // The other end does not read, so that a write waits at last.
+            while let Poll::Ready(Ok(count)) = Pin::new(&mut ahead).poll_write(cx, &[0; 4096]) {
+                turn[1] += count;
+            }
+            Poll::Ready(())
+        })
+        .await;
+        read.push(turn[0]);
+        written.push(turn[1]);
+        yield_now().await;
+    }
+    assert!(
+        read.iter()
+            .chain(&written)
+            .all(|turn| *turn <= MAX_BYTES_PER_TURN),
+        "{read:?} {written:?}"
+    );
+    assert_eq!(read[0], MAX_BYTES_PER_TURN);
+    assert_eq!(written[0], MAX_BYTES_PER_TURN);
 }
 
 /// Whether a read waits.

@@ -7,6 +7,7 @@
 use std::{
     future::Future,
     io::{self, Write as _},
+    mem,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
@@ -15,7 +16,10 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::{client, server};
 
-use super::{ReadAhead, Readable};
+use super::{
+    ReadAhead, Readable,
+    turn::{MAX_BYTES_PER_TURN, yield_turn},
+};
 
 /// A TLS stream that can encrypt plaintext without sending it.
 pub(crate) trait TlsWriter: Readable {
@@ -67,10 +71,10 @@ struct BatchState<S> {
     small: Vec<u8>,
     /// Bytes in records that were not flushed yet.
     unsent: usize,
-    /// Bytes that were taken from the user so far.
-    written: u64,
     /// Whether the user waits for room, and may have written a part of a frame.
     is_full: bool,
+    /// Whether it was told to wait, and must be polled again.
+    turned_away: bool,
     /// Why sending failed, kept until the user's next read or write returns it.
     failed: Option<io::Error>,
 }
@@ -88,33 +92,30 @@ impl<S: TlsWriter> WriteBatcher<S> {
             stream,
             small: Vec::new(),
             unsent: 0,
-            written: 0,
             is_full: false,
+            turned_away: false,
             failed: None,
         })))
     }
 
-    /// Polls the user of this stream, then sends the bytes that it wrote.
+    /// Polls the user of this stream, then sends the bytes that it wrote, at most one batch. If it has more to write, it
+    /// is polled again after the other tasks of this thread.
     pub(crate) fn drive<F: Future>(
         &self,
         user: Pin<&mut F>,
         cx: &mut Context<'_>,
     ) -> Poll<F::Output> {
+        let mut state = self.lock();
+        if state.is_full {
+            state.send(cx);
+        }
+        drop(state);
         let polled = user.poll(cx);
         let mut state = self.lock();
-        if let Poll::Ready(Err(error)) = state.poll_send(cx)
-            && state.failed.is_none()
-        {
-            state.failed = Some(error);
-            // The user learns of the error in its next read or write, so it must be polled again.
-            cx.waker().wake_by_ref();
+        if state.send(cx) && mem::take(&mut state.turned_away) {
+            let _pending: Poll<()> = yield_turn(cx);
         }
         polled
-    }
-
-    /// The bytes that the user has written so far.
-    pub(crate) fn written(&self) -> u64 {
-        self.lock().written
     }
 
     /// Whether the user waits for room, and may have written a part of a frame.
@@ -128,27 +129,26 @@ impl<S: TlsWriter> WriteBatcher<S> {
 }
 
 impl<S: TlsWriter> BatchState<S> {
-    fn gather(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn gather(&mut self, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if let Some(error) = self.failed.take() {
             return Poll::Ready(Err(error));
         }
-        if self.unsent + self.small.len() >= MAX_BATCH {
-            self.is_full = true;
-            ready!(self.poll_send(cx))?;
+        self.is_full = self.unsent + self.small.len() >= MAX_BYTES_PER_TURN;
+        if self.is_full {
+            // The driver polls the user again when there is room.
+            self.turned_away = true;
+            return Poll::Pending;
         }
-        self.is_full = false;
         // A full record is encrypted from where the bytes are; only a remainder is copied.
         let room = MAX_RECORD - self.small.len();
         if let Some(first) = bytes.get(..room) {
             self.write_record(first)?;
-            self.written += room as u64;
             return Poll::Ready(Ok(room));
         }
         if self.small.capacity() == 0 {
             self.small.reserve_exact(MAX_RECORD);
         }
         self.small.extend_from_slice(bytes);
-        self.written += bytes.len() as u64;
         Poll::Ready(Ok(bytes.len()))
     }
 
@@ -165,6 +165,20 @@ impl<S: TlsWriter> BatchState<S> {
             return Err(io::Error::other("the TLS buffer is full"));
         }
         Ok(())
+    }
+
+    /// Sends what was written. Returns whether there is room again, or an error to tell the user.
+    fn send(&mut self, cx: &mut Context<'_>) -> bool {
+        let sent = self.poll_send(cx);
+        let is_pending = sent.is_pending();
+        if let Poll::Ready(Err(error)) = sent
+            && self.failed.is_none()
+        {
+            self.failed = Some(error);
+            // The user learns of the error in its next read or write, so it must be polled again.
+            cx.waker().wake_by_ref();
+        }
+        !is_pending
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -194,21 +208,21 @@ impl<S: TlsWriter> AsyncRead for WriteBatcher<S> {
 impl<S: TlsWriter> AsyncWrite for WriteBatcher<S> {
     fn poll_write(
         self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
+        _: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.lock().gather(cx, buf)
+        self.lock().gather(buf)
     }
 
     fn poll_write_vectored(
         self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
+        _: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let mut state = self.lock();
         let mut taken = 0;
         for buf in bufs.iter().filter(|buf| !buf.is_empty()) {
-            match state.gather(cx, buf) {
+            match state.gather(buf) {
                 Poll::Ready(Ok(part)) => {
                     taken += part;
                     if part < buf.len() {
@@ -242,10 +256,8 @@ impl<S: TlsWriter> AsyncWrite for WriteBatcher<S> {
 
 /// Plaintext bytes that one TLS record carries (RFC 8446 §5.1).
 const MAX_RECORD: usize = 16 * 1024;
-/// A batch of this many bytes is sent before the end of the poll.
-const MAX_BATCH: usize = 64 * 1024;
 /// Room for a batch, for one more record, and for the overhead of small records.
-const MAX_TLS_BUFFER: usize = 2 * MAX_BATCH;
+const MAX_TLS_BUFFER: usize = 2 * MAX_BYTES_PER_TURN;
 
 #[cfg(test)]
 impl<S> WriteBatcher<S> {

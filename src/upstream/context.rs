@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::{
     h1::H1Connection,
     h2::H2Connection,
+    handshake_turns::HandshakeTurns,
     lease::LeaseTable,
     lock,
     request_body::ReplayBudget,
@@ -36,6 +37,11 @@ pub struct UpstreamContext {
     pub(super) counters: Arc<Counters>,
     pub(super) replay_budget: Arc<ReplayBudget>,
     pub(super) spare_sockets: Arc<SpareSockets>,
+    /// TLS handshakes with apiservers. Clients that are connected wait for them, so new clients have a queue of their
+    /// own.
+    pub(super) dial_turns: HandshakeTurns,
+    /// TLS handshakes with clients.
+    client_turns: HandshakeTurns,
 }
 
 impl UpstreamContext {
@@ -49,11 +55,13 @@ impl UpstreamContext {
         );
         Self {
             idle: Arc::new(idle),
+            dial_turns: HandshakeTurns::new(drain.clone()),
+            client_turns: HandshakeTurns::new(drain.clone()),
             limits,
             timeouts,
             drain,
             counters: Arc::default(),
-            replay_budget: Arc::new(ReplayBudget::of_process()),
+            replay_budget: Arc::new(ReplayBudget::of_process(Arc::default())),
             spare_sockets: Arc::new(SpareSockets::new(usize::MAX)),
         }
     }
@@ -83,6 +91,11 @@ impl UpstreamContext {
     #[must_use]
     pub fn counters(&self) -> &Arc<Counters> {
         &self.counters
+    }
+
+    /// The queue of the TLS handshakes with clients.
+    pub(crate) fn client_turns(&self) -> &HandshakeTurns {
+        &self.client_turns
     }
 
     /// How often names are resolved.
@@ -182,8 +195,8 @@ impl IdlePool {
         }
     }
 
-    /// How long a connection may stay idle. The apiserver closes connections that are idle for 90 s; a
-    /// request must not meet that close half-way.
+    /// How long a connection may stay idle. The apiserver closes connections that are idle for 90 s, and no request
+    /// must be sent on a connection that is just being closed.
     pub(super) fn max_age(&self) -> Duration {
         self.max_age
     }
@@ -254,8 +267,8 @@ impl IdlePool {
         true
     }
 
-    /// Closes connections that are too old or were closed by the apiserver. Called at intervals, because
-    /// nothing else closes a connection of which no client asks for another request.
+    /// Closes connections that are too old or were closed by the apiserver. Called at intervals, because nothing else
+    /// closes a connection that no client uses again.
     fn sweep(&self) {
         let mut connections = lock(&self.connections);
         for idle in connections.values_mut() {
@@ -285,7 +298,7 @@ impl IdlePool {
     }
 
     /// Closes all connections of the pool.
-    fn clear(&self) {
+    pub(super) fn clear(&self) {
         lock(&self.connections).clear();
     }
 }
@@ -300,5 +313,5 @@ impl IdleConnection {
     }
 }
 
-/// Sweep targets that there is room for at least.
+/// The smallest capacity of the list of sweep targets.
 const MIN_SWEEP_TARGETS: usize = 16;

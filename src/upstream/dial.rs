@@ -70,7 +70,7 @@ pub(super) async fn connect(
                         dials.0.push(Box::pin(dial));
                     }
                     Err(error) if dials.0.is_empty() => return Err(error),
-                    // The dials in progress go on without another one beside them.
+                    // The dials in progress continue, and no other one starts.
                     Err(_) => {}
                 }
                 waiting.len() > 0
@@ -193,7 +193,8 @@ pub(super) async fn verified_stream(
     let counted = endpoint.count();
     let tcp = tcp_connect(endpoint.address(), &context.timeouts).await?;
     let stream = ReadAhead::new(tcp).with_on_close(Box::new((counted, socket)));
-    tls_handshake(stream, &cluster.tls.name, config, endpoint.address()).await
+    let handshake = tls_handshake(stream, &cluster.tls.name, config, endpoint.address());
+    context.dial_turns.run(handshake).await
 }
 
 async fn tcp_connect(

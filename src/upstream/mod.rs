@@ -10,6 +10,7 @@ mod endpoint;
 mod error;
 mod h1;
 mod h2;
+mod handshake_turns;
 mod lease;
 mod probe;
 mod request_body;

@@ -28,7 +28,7 @@ impl Cluster {
         let endpoints = Arc::clone(&self.endpoints);
         let cluster = Arc::downgrade(&self);
         drop(self);
-        // All of them once: a state known before may come from another CA.
+        // Probes all of them once, because their state may come from another CA.
         let mut targets = endpoints.all();
         loop {
             let requested = endpoints.probe_requests();
@@ -51,7 +51,7 @@ async fn probe_all(
         return false;
     };
     let mut probes = Vec::new();
-    // Side by side: a silent endpoint must not delay the probes of the others.
+    // In parallel, because a silent endpoint must not delay the probes of the others.
     for endpoint in targets {
         let (cluster, context) = (Arc::clone(&cluster), Arc::clone(context));
         let drain = context.drain.clone();

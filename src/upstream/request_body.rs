@@ -21,6 +21,7 @@ use super::{UploadError, upload_pace::UploadPace};
 use crate::{
     config::Limits,
     http1::IncomingBody,
+    memory::MemoryPressure,
     metrics::{Counters, Limit},
 };
 
@@ -231,6 +232,8 @@ struct ReplayCopy {
 pub struct ReplayBudget {
     max: usize,
     used: AtomicUsize,
+    /// Nothing more is taken while memory is short. `None` for a part of another budget.
+    memory: Option<Arc<MemoryPressure>>,
 }
 
 /// The budget of one client connection, which is also a part of the budget of the process.
@@ -256,8 +259,8 @@ pub(super) enum UploadEnd {
     Complete,
     /// The apiserver accepts no more of it.
     Stopped,
-    /// The client did not finish it. The stream was reset, so the apiserver cannot take the body for
-    /// complete.
+    /// The client did not finish it. The stream was reset, so the apiserver cannot mistake the body for a complete
+    /// one.
     Failed(UploadError),
 }
 
@@ -425,19 +428,23 @@ impl ReplayCopy {
 impl ReplayBudget {
     /// The budget of one process.
     #[must_use]
-    pub fn of_process() -> Self {
-        Self::new(MAX_REPLAY_BYTES_OF_PROCESS)
+    pub fn of_process(memory: Arc<MemoryPressure>) -> Self {
+        Self::new(MAX_REPLAY_BYTES_OF_PROCESS, Some(memory))
     }
 
-    fn new(max: usize) -> Self {
+    fn new(max: usize, memory: Option<Arc<MemoryPressure>>) -> Self {
         Self {
             max,
             used: AtomicUsize::new(0),
+            memory,
         }
     }
 
     /// Whether this many bytes were free and are now taken.
     fn take(&self, bytes: usize) -> bool {
+        if self.memory.as_ref().is_some_and(|memory| memory.is_short()) {
+            return false;
+        }
         let add = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= self.max);
         self.used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, add)
@@ -460,7 +467,7 @@ impl ClientReplayBudget {
             .saturating_mul(FULL_REPLAY_COPIES_PER_CLIENT);
         Self {
             max_of_request: limits.replay_bytes,
-            client: ReplayBudget::new(of_client),
+            client: ReplayBudget::new(of_client, None),
             process,
             counters,
         }
@@ -499,8 +506,7 @@ impl Drop for ReplayCharge {
 /// How many requests of one client connection may keep `limits.replayBytes` each. Usual request bodies are
 /// a few KiB, so that thousands of them have room.
 const FULL_REPLAY_COPIES_PER_CLIENT: usize = 4;
-/// An eighth of the memory that the manifests give to the process, and the largest value of
-/// `limits.replayBytes`.
+/// This is an eighth of the memory in the manifests, and as much as the largest value of `limits.replayBytes`.
 const MAX_REPLAY_BYTES_OF_PROCESS: usize = 64 * 1024 * 1024;
 
 #[cfg(test)]
@@ -532,7 +538,7 @@ mod tests {
 
     #[test]
     fn replay_buffer_holds_no_buffer_of_the_client() {
-        let process = Arc::new(ReplayBudget::of_process());
+        let process = Arc::new(ReplayBudget::of_process(Arc::default()));
         let mut sent = buffer(&budget(3, &process));
         let read = Bytes::from(vec![b'x'; 64 * 1024]);
         for at in 0..3 {
@@ -548,7 +554,7 @@ mod tests {
     #[test]
     fn copies_stay_within_client_and_process_budgets() {
         const REQUEST: usize = 1024;
-        let process = Arc::new(ReplayBudget::new(6 * REQUEST));
+        let process = Arc::new(ReplayBudget::new(6 * REQUEST, None));
         let clients = [budget(REQUEST, &process), budget(REQUEST, &process)];
         let full = Bytes::from(vec![b'x'; REQUEST]);
         let mut copies = Vec::new();

@@ -62,6 +62,15 @@ impl SpareSockets {
         lock(&self.idle).push(Arc::downgrade(pool));
     }
 
+    /// Closes the idle connections of all pools.
+    pub fn close_idle(&self) {
+        let pools = lock(&self.idle);
+        pools
+            .iter()
+            .filter_map(Weak::upgrade)
+            .for_each(|pool| pool.clear());
+    }
+
     /// Whether a spare socket was free and is now taken.
     fn take(&self) -> bool {
         let take = |free: usize| free.checked_sub(1);

@@ -8,7 +8,7 @@
 //! | --- | --- |
 //! | quick, with every change | `cargo test --test attacks` |
 //! | full, with the figures of a release | `ATTACKS=full cargo test --release --test attacks -- --include-ignored --nocapture` |
-//! | mixed load, beside two other proxies | `ATTACKS=mixed cargo test --release --test attacks -- mixed --nocapture` |
+//! | small GETs in mixed load, beside nginx and `HAProxy` | `benches/peers/compare.py --cells mixed --contenders ours,nginx,haproxy-h1` |
 //!
 //! `ATTACKS_BINARY=PATH` attacks another binary. `ATTACKS_REPORT=FILE` appends the lines to a file. The full run puts
 //! the proxy on CPU 0 and the rest on CPU 1, so it needs a quiet machine with two CPUs.

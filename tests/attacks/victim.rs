@@ -24,9 +24,9 @@ use crate::{
 const CONNECTIONS: usize = 4;
 const WATCHES: usize = 4;
 /// The time between two new connections. Each sends one request.
-const FRESH: Duration = Duration::from_millis(250);
+const FRESH: Duration = Duration::from_millis(500);
 /// A request that takes longer has failed.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = standin::WAIT;
 
 /// The victim's clients, which run until it is dropped.
 pub(crate) struct Victim {

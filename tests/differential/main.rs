@@ -15,7 +15,7 @@ mod reference;
 
 use std::{collections::BTreeMap, env};
 
-use kube_tls_proxy::fuzz::{ParsedRequest, RequestEnd, requests};
+use kube_tls_proxy::fuzz::{ParsedRequest, RequestEnd, requests, targets};
 
 use crate::{
     mutation::{Random, mutate},
@@ -239,6 +239,18 @@ fn cut_requests_are_read_as_hyper_reads_them() {
     compare_all(
         short.flat_map(|case| (0..case.bytes.len()).map(|length| case.bytes[..length].to_vec())),
     );
+}
+
+/// What ours reads does not depend on the size of the reads.
+#[test]
+fn requests_in_pieces_are_read_as_the_whole() {
+    let heads = targets().into_iter().find(|(name, _)| *name == "heads");
+    let (_, compare_pieces) = heads.expect("a fuzz target compares pieces with the whole");
+    for case in cases().iter().filter(|case| case.bytes.len() < MAX_MUTATED) {
+        for size in [1, 2, 3, 5, 16, 64] {
+            compare_pieces(&[&[size], &case.bytes[..]].concat());
+        }
+    }
 }
 
 #[test]

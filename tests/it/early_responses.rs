@@ -167,9 +167,7 @@ async fn no_error_reset_after_early_response_keeps_it_complete() {
 /// A response of the proxy itself is early as well.
 #[tokio::test]
 async fn own_421_reaches_a_client_that_uploads() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     let mut client = proxy.client().http1().await;
     let head = format!("POST / HTTP/1.1\r\nHost: other.test\r\nContent-Length: {UPLOAD}\r\n\r\n");
     client.send(head).await;
@@ -192,9 +190,7 @@ async fn own_421_reaches_a_client_that_uploads() {
 /// Case 49. A client that waits for a 100 gets the 421 instead and does not upload.
 #[tokio::test]
 async fn own_421_replaces_100_continue() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, _upstream, proxy) = World::with_proxy().await;
     let mut client = proxy.client().http1().await;
     client
         .send("POST / HTTP/1.1\r\nHost: other.test\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n")

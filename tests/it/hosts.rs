@@ -33,9 +33,7 @@ async fn http2(client: &Http2, method: &str, uri: &str, host: Option<&str>) -> C
 /// Case 60. The proxy refuses ambiguous requests and tells the client why.
 #[tokio::test]
 async fn malformed_hosts_and_targets_are_refused_over_http1() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     for (head, message) in [
         ("GET / HTTP/1.1", "names no host"),
         ("GET / HTTP/1.0", "names no host"),
@@ -101,9 +99,7 @@ async fn malformed_hosts_and_targets_are_refused_over_http1() {
 /// Case 42. hyper compares neither `:authority` with `host` nor `:scheme` with TLS.
 #[tokio::test]
 async fn malformed_hosts_are_refused_over_http2() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     let client = proxy.client().http2().await;
     for (uri, host, message) in [
         (
@@ -137,9 +133,7 @@ async fn malformed_hosts_are_refused_over_http2() {
 /// The `http` crate drops everything from `#` on, so the first target would delete all config maps of the namespace.
 #[tokio::test]
 async fn targets_with_a_hash_are_refused_over_http1() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     for target in [
         "/api/v1/namespaces/n/configmaps/#y",
         "/#",
@@ -180,9 +174,7 @@ async fn targets_with_a_hash_are_refused_over_http2() {
         let length = u8::try_from(value.len()).unwrap();
         [&[first, length], value.as_bytes()].concat()
     }
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
     let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
     // `:method: GET`, `:scheme: https` and `:authority: kube.test`.
@@ -241,9 +233,7 @@ async fn targets_with_a_hash_are_refused_over_http2() {
 /// client that sends hundreds of them gets a GOAWAY.
 #[tokio::test]
 async fn too_many_targets_with_a_hash_end_the_connection() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
     let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
     for number in 0..300 {
@@ -270,9 +260,7 @@ async fn too_many_targets_with_a_hash_end_the_connection() {
 /// h2 reads an empty length as 0; an apiserver that speaks HTTP/1.1 refuses it.
 #[tokio::test]
 async fn empty_content_length_is_refused_over_http2() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
     let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
     let fields = [
@@ -295,9 +283,7 @@ const BAD_REQUEST: u8 = 0x8c;
 /// Case 42. A request without `:authority` may name its host in `Host` (RFC 9113 §8.3.1).
 #[tokio::test]
 async fn http2_without_authority_is_routed_by_host() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
     let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
     let fields = [
@@ -318,9 +304,7 @@ async fn http2_without_authority_is_routed_by_host() {
 /// Case 60. The proxy accepts an absolute target with a served host (RFC 9112 §3.2.2) and forwards it in origin form.
 #[tokio::test]
 async fn absolute_target_with_served_host_is_forwarded() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     for head in [
         "GET https://kube.test//a%2F?b=1; HTTP/1.1\r\nHost: kube.test",
         "GET https://kube.test//a%2F?b=1; HTTP/1.1",
@@ -359,9 +343,7 @@ async fn absolute_target_without_path_gets_one() {
 /// The response to an unknown host is 421, whatever the SNI was, and the apiserver receives nothing.
 #[tokio::test]
 async fn unknown_hosts_get_421() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     for host in [
         "other.test",
         "kube.test.other.test",
@@ -401,9 +383,7 @@ async fn ip_address_host_is_routed_by_sni() {
 /// Without a served name in the SNI, the certificate must contain the IP address.
 #[tokio::test]
 async fn ip_address_host_without_sni_must_be_in_certificate() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     for (host, code) in [("127.0.0.1", 200), ("192.0.2.1", 421)] {
         let mut client = proxy.client().sni("127.0.0.1").http1().await;
         let answer: ClientResponse = client.get(host, "/", "").await.into();
@@ -415,9 +395,7 @@ async fn ip_address_host_without_sni_must_be_in_certificate() {
 /// Case 60. The 405 explains that this is not a forward proxy. The connection does not become a tunnel.
 #[tokio::test]
 async fn connect_is_refused() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     for target in ["kube.test:443", "other.test:443", "127.0.0.1:22"] {
         let request = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n");
         let answer = raw(&proxy, &request).await;
@@ -436,9 +414,7 @@ async fn connect_is_refused() {
 /// Case 60. The proxy does not enable extended CONNECT, so such a request is malformed (RFC 8441 §3).
 #[tokio::test]
 async fn extended_connect_is_refused() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
     let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
     let fields = [
@@ -459,9 +435,7 @@ async fn extended_connect_is_refused() {
 /// After a refusal the connection of the client stays usable.
 #[tokio::test]
 async fn connection_stays_usable_after_a_refused_host() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, _upstream, proxy) = World::with_proxy().await;
     let mut client = proxy.client().http1().await;
     let refused: ClientResponse = client.get("other.test", "/", "").await.into();
     refused.assert_status(421, "MisdirectedRequest");

@@ -4,7 +4,7 @@ use http::{Request, Response};
 use standin::{
     client::{Http2, whole},
     frames::{END_STREAM, Frame, FrameConnection, encode_fields, kind},
-    upstream::{Builder, RequestBody, channel, full},
+    upstream::{Builder, RequestBody, Upstream, channel, full},
     within,
 };
 use tokio::{
@@ -28,8 +28,9 @@ fn get(path: &str, token: &str) -> Request<()> {
 
 /// An apiserver that responds to unknown clients with 401 and, over HTTP/2, GOAWAY. Known clients get a watch
 /// with one event, and a second event after a signal.
-fn strict(world: &World, release: watch::Receiver<bool>) -> Builder {
-    world.apiserver().http(move |request| {
+async fn strict(world: &World) -> (Upstream, watch::Sender<bool>) {
+    let (released, release) = watch::channel(false);
+    let upstream = world.apiserver().http(move |request| {
         let mut release = release.clone();
         async move {
             let token = request.headers().get("authorization");
@@ -53,7 +54,8 @@ fn strict(world: &World, release: watch::Receiver<bool>) -> Builder {
             });
             Response::new(body)
         }
-    })
+    });
+    (upstream.start().await, released)
 }
 
 /// Cases 4, 5. On a shared upstream connection, each 401 would end the watches of all clients.
@@ -61,8 +63,7 @@ fn strict(world: &World, release: watch::Receiver<bool>) -> Builder {
 async fn client_with_bad_token_ends_no_watch_of_another() {
     for token in ["", "Bearer bad"] {
         let world = World::new();
-        let (released, release) = watch::channel(false);
-        let upstream = strict(&world, release).start().await;
+        let (upstream, released) = strict(&world).await;
         let proxy = world.proxy(upstream.address()).start();
         let good = proxy.client().http2().await;
         let mut watches = Vec::new();
@@ -95,8 +96,7 @@ async fn client_with_bad_token_ends_no_watch_of_another() {
 async fn request_without_valid_token_ends_its_connection_but_no_watch() {
     for token in ["", "Bearer bad"] {
         let world = World::new();
-        let (released, release) = watch::channel(false);
-        let upstream = strict(&world, release).start().await;
+        let (upstream, released) = strict(&world).await;
         let proxy = world.proxy(upstream.address()).start();
         let client = proxy.client().http2().await;
         let request = get("/watch", "Bearer good");
@@ -142,8 +142,7 @@ async fn anonymous_request_ends_its_connection_whatever_the_status() {
 async fn client_that_ignores_goaway_loses_its_connection() {
     const STREAMS: u32 = 5;
     let world = World::new();
-    let (_released, release) = watch::channel(false);
-    let upstream = strict(&world, release).start().await;
+    let (upstream, _released) = strict(&world).await;
     let proxy = world
         .proxy(upstream.address())
         .limits(|limits| limits.streams_per_connection = STREAMS)
@@ -183,8 +182,7 @@ async fn client_that_ignores_goaway_loses_its_connection() {
 #[tokio::test]
 async fn parallel_requests_with_bad_token_all_get_401() {
     let world = World::new();
-    let (_released, release) = watch::channel(false);
-    let upstream = strict(&world, release).start().await;
+    let (upstream, _released) = strict(&world).await;
     let proxy = world.proxy(upstream.address()).start();
     for _ in 0..5 {
         let client = proxy.client().http2().await;
@@ -216,8 +214,7 @@ async fn status(client: &Http2, token: &str) -> u16 {
 #[tokio::test]
 async fn upstream_connections_of_one_client_are_bounded() {
     let world = World::new();
-    let (released, release) = watch::channel(false);
-    let upstream = strict(&world, release).start().await;
+    let (upstream, released) = strict(&world).await;
     let proxy = world.proxy(upstream.address()).admin().start();
     let open = || {
         let connections = upstream.connections();
@@ -392,8 +389,7 @@ async fn stalled_reader_of_short_lines_ends_no_watch() {
 #[tokio::test]
 async fn rapid_reset_is_bounded_and_affects_no_other_client() {
     let world = World::new();
-    let (released, release) = watch::channel(false);
-    let upstream = strict(&world, release).start().await;
+    let (upstream, released) = strict(&world).await;
     let proxy = world.proxy(upstream.address()).start();
     let client = proxy.client().http2().await;
     let (response, _) = client

@@ -38,9 +38,7 @@ fn connections(upstream: &Upstream) -> Vec<usize> {
 
 #[tokio::test]
 async fn mirrors_the_protocol_of_the_client() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     assert_eq!(get(&proxy.client().http2().await).await, "ok");
     let mut http1 = proxy.client().http1().await;
     assert_eq!(http1.get(HOST, "/ok", "").await.text(), "ok");
@@ -61,9 +59,7 @@ async fn mirrors_the_protocol_of_the_client() {
 
 #[tokio::test]
 async fn two_clients_never_share_an_upstream_connection() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     // One connection is idle already; only one of the two clients may use it.
     assert_eq!(get(&proxy.client().http2().await).await, "ok");
     let (first, second) = (proxy.client().http2().await, proxy.client().http2().await);
@@ -83,9 +79,7 @@ async fn two_clients_never_share_an_upstream_connection() {
 
 #[tokio::test]
 async fn reusable_connection_goes_to_the_next_client() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     for _ in 0..3 {
         assert_eq!(get(&proxy.client().http2().await).await, "ok");
     }

@@ -34,8 +34,8 @@ mod logs;
 mod memory;
 mod reloading;
 mod retry;
-#[cfg(target_os = "linux")]
 mod smuggling;
+#[cfg(target_os = "linux")]
 mod sockets;
 mod spoofing;
 mod streams;

@@ -70,6 +70,14 @@ impl World {
         }
     }
 
+    /// A world with an apiserver that responds 200 to everything, and a proxy in front of it with all defaults.
+    pub(crate) async fn with_proxy() -> (Self, Upstream, Proxy) {
+        let world = Self::new();
+        let upstream = world.apiserver().start().await;
+        let proxy = world.proxy(upstream.address()).start();
+        (world, upstream, proxy)
+    }
+
     /// An apiserver with a valid certificate.
     pub(crate) fn apiserver(&self) -> Builder {
         Upstream::builder(self.cluster_ca.server(&[APISERVER, "127.0.0.1"]))

@@ -135,7 +135,8 @@
     const node = at("state");
     const [kind, words] = facts.phase !== "serving"
       ? ["wait", facts.phase === "stopping" ? "Stopping: new clients are still accepted" : "Draining: open requests and tunnels finish"]
-      : failed.length ? ["bad", "Not ready"] : ["good", "Ready"];
+      : failed.length ? ["bad", "Not ready"]
+      : facts.memory_is_short ? ["wait", "Memory is short: new clients wait"] : ["good", "Ready"];
     node.className = `state ${kind}`;
     if (node.textContent !== words) node.textContent = words;
     document.title = `${words.split(":")[0]} · kube-tls-proxy`;
@@ -166,6 +167,12 @@
     const open = connections === 1 ? "1 connection" : `${connections} connections`;
     return make("li", "", make("code", "", address), " ", make("span", kind, since(from, words, "")),
       make("span", "quiet", ` · ${open}`), why ? make("div", "quiet", why) : null);
+  }
+
+  function clients(facts) {
+    show("clients", facts.clients, () => facts.clients.length ? facts.clients.map(({ client, connections }) => make("li", "",
+      make("code", "", client), make("span", "quiet", ` · ${connections === 1 ? "1 connection" : `${count(connections, 0)} connections`}`)))
+      : [make("li", "quiet", "No clients are connected.")]);
   }
 
   const KINDS = { watch: "watch of", log: "log of", tunnel: "tunnel to" };
@@ -201,7 +208,7 @@
       heard = Date.now();
       ahead = heard / 1000 - facts.now;
       measure(facts);
-      for (const part of [state, names, upstreams, open, reload, errors, draw]) part(facts);
+      for (const part of [state, names, upstreams, clients, open, reload, errors, draw]) part(facts);
       document.querySelectorAll("time").forEach(tell);
       at("silent").hidden = true;
       document.body.dataset.turns = Number(document.body.dataset.turns || 0) + 1;

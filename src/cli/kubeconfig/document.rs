@@ -80,7 +80,7 @@ impl KubeconfigDocument {
         for key in ["clusters", "contexts", "users"] {
             match self.check_name(&existing, key) {
                 Err(error) if foreign == ForeignEntries::Keep => return Err(error),
-                // The user is no other cluster's, so that its credentials can stay.
+                // No other cluster uses this user, so its credentials can stay.
                 Ok(()) | Err(MergeError::Unused { .. }) => {}
                 Err(_foreign) => foreign_keys.push(key),
             }
@@ -228,8 +228,8 @@ fn update(old: &mut Value, new: Value) {
     }
 }
 
-/// Removes the credentials of the old entry, because two kinds must not be mixed. A key that `user` has stays in its
-/// place, without its value.
+/// Removes the credentials of the old entry, because two kinds must not be mixed. A key that `user` also has keeps
+/// its place but loses its value.
 fn remove_credentials(old: &mut Value, user: &Value) {
     if let Some(old) = old.get_mut("user").and_then(Value::as_object_mut) {
         old.retain(|key, value| {

@@ -206,7 +206,7 @@ impl OutputFile {
 
     fn fill(&self, mut file: File, text: &[u8], mode: u32) -> io::Result<()> {
         if let Some(old) = &self.existing {
-            // Only root can change the owner, and only root needs to: it may write to the file of another user.
+            // Only root can change the owner. Only root needs to, because root may write to the file of another user.
             drop(fchown(&file, Some(old.uid()), Some(old.gid())));
         }
         file.write_all(text)?;

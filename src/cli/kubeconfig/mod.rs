@@ -136,7 +136,7 @@ pub(super) fn kubeconfig(args: &KubeconfigArgs) -> ExitCode {
 /// The kubeconfig and the remarks about it.
 struct Composed {
     document: KubeconfigDocument,
-    /// Whether the user of `--from` has one, which was left out.
+    /// Whether the user of `--from` has a client certificate, which was left out.
     has_client_certificate: bool,
     remarks: Vec<String>,
 }
@@ -211,7 +211,8 @@ fn user(
     Ok(found)
 }
 
-/// Returns the remarks about a user without a credential; none if `content` has one, perhaps from before a merge.
+/// Returns the remarks about a user without a credential; none if `content` has a credential, perhaps one that a
+/// merge kept.
 fn missing_credential(content: &Value, composed: &Composed) -> Vec<String> {
     let entry = entry_of(content, "users", &composed.document.user_name);
     if entry

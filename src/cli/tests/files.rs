@@ -62,7 +62,7 @@ fn bad_config_files() {
         ),
         (
             "limits:\n  connections: 600\nCLUSTER",
-            "config file DIR/proxy.yaml, line 2, column 16: 600 connections need 1272 open files, but this process may open 1024; lower the number, or raise the limit (`ulimit -n`, LimitNOFILE= in a systemd unit)",
+            "config file DIR/proxy.yaml, line 2, column 16: 600 connections need 1336 open files, but this process may open 1024; lower the number, or raise the limit (`ulimit -n`, LimitNOFILE= in a systemd unit)",
         ),
         (
             "limits:\n  connections: 0\n",

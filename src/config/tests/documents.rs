@@ -1,6 +1,7 @@
 //! Example file, schema and docs match the code.
 
 use super::*;
+use crate::config::TokenBucketSize;
 
 #[test]
 fn example_file_shows_defaults() {
@@ -65,11 +66,16 @@ fn commented_parts_of_example_file_load() {
         .collect();
     assert_eq!(names, ["prod", "staging", "here"]);
     assert_eq!(config.workers.get(), 2);
-    let machine = Limits {
-        connections: 354,
+    let expected = Limits {
+        connections: 330,
+        connections_per_client: Some(1000),
+        requests_per_client: Some(TokenBucketSize {
+            max_tokens: 400,
+            fill_interval: Duration::from_millis(10),
+        }),
         ..Limits::default()
     };
-    assert_eq!(config.limits, machine);
+    assert_eq!(config.limits, expected);
 }
 
 #[test]

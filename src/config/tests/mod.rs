@@ -104,13 +104,13 @@ fn flags_alone_give_defaults() {
                 trust: TrustSource::File("/ca.crt".into()),
             }],
             limits: Limits {
-                connections: 351,
+                connections: 327,
                 handshakes: 3 * 2 * 64,
                 ..Limits::default()
             },
             capacity: Capacity {
                 decided_by: ConnectionsBound::OpenFiles(1024),
-                spare_sockets: 234,
+                spare_sockets: 218,
                 memory: outside_pod().memory,
             },
             timeouts: Timeouts::default(),

@@ -229,7 +229,6 @@ impl ClientWire {
                 let form = form.take().unwrap_or_default();
                 return Poll::Ready(Ok(self.begin_response(response, form)));
             }
-            self.wire.end_turn();
             self.poll_client(cx).map(Err)
         })
         .await

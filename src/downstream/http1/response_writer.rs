@@ -111,10 +111,7 @@ impl<B: Body<Data = Bytes> + Unpin> ResponseWriter<B> {
             match self.state {
                 WriteState::Complete => return Poll::Ready(Ok(())),
                 WriteState::Aborted => return Poll::Ready(Err(ServeError::Aborted)),
-                WriteState::Body => {
-                    wire.end_turn();
-                    return Poll::Pending;
-                }
+                WriteState::Body => return Poll::Pending,
             }
         }
     }

@@ -1,21 +1,24 @@
 //! What one HTTP/2 client may send that costs the proxy or the apiserver work and is no use to the client: control
-//! frames, and requests that it cancels before their response begins.
+//! frames, frames of streams that have ended, requests that h2 refuses, and requests that the client cancels before
+//! their response begins.
 //!
-//! h2 answers or skips each control frame and sets no limit, so a client that sends nothing else could keep a
-//! worker busy. A client past a budget gets GOAWAY with `ENHANCE_YOUR_CALM`, and its connection ends.
+//! h2 answers or skips each such frame and sets no limit, or one for the life of the connection, which an honest client
+//! reaches one day. A client past a budget gets GOAWAY with `ENHANCE_YOUR_CALM`, and its connection ends.
 
 use std::{
-    mem,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-use super::monitor::{CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS};
+use crate::transport::frames::{
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, FrameHeader, GOAWAY, HEADERS, RST_STREAM,
+    WINDOW_UPDATE,
+};
 
 /// The frames that one client sent in the current window, by type.
 ///
@@ -23,12 +26,17 @@ use super::monitor::{CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS};
 #[derive(Debug)]
 pub(super) struct FrameBudget {
     begun: Instant,
-    /// One number for each type of frame, and one for all unknown types.
-    counts: [u32; TYPES],
-    /// Whether a frame was counted since [`Self::is_exceeded`] last ran.
-    is_counted: bool,
+    pub(super) counts: [u32; COUNTS],
+    /// Whether a count is over its budget, so that the others need no look.
+    is_over: bool,
     /// Frames that begin a request or end it with trailers.
     heads: u32,
+    /// The requests that the frames began so far, and how many of them h2 has not handed to the proxy, or never will,
+    /// since before the window.
+    requests: u64,
+    unserved_before: u64,
+    /// Late frames that the client may still send.
+    late: u32,
     /// Streams that may be open at once.
     max_streams: u32,
     /// Bytes that were written to the client when [`Self::pay`] last ran, and how many of them no frame has used up.
@@ -40,9 +48,12 @@ impl FrameBudget {
     pub(super) fn new(max_streams: u32) -> Self {
         Self {
             begun: Instant::now(),
-            counts: [0; TYPES],
-            is_counted: false,
+            counts: [0; COUNTS],
+            is_over: false,
             heads: 0,
+            requests: 0,
+            unserved_before: 0,
+            late: 0,
             max_streams,
             written: 0,
             unspent: 0,
@@ -50,54 +61,85 @@ impl FrameBudget {
     }
 
     /// Counts a frame by its header.
-    pub(super) fn count(&mut self, kind: u8, flags: u8, length: usize) {
-        match kind {
-            HEADERS => {
-                self.heads = self.heads.saturating_add(1);
-                return;
-            }
+    pub(super) fn count(&mut self, frame: FrameHeader) {
+        match frame.kind {
+            HEADERS => self.heads = self.heads.saturating_add(1),
             // The last frame of a body may be empty.
-            DATA if length > 0 || flags & END_STREAM != 0 => return,
+            DATA if frame.length > 0 || frame.has(END_STREAM) => {}
             // A client fills each frame of a large head but the last one. h2 limits the frames of one head.
-            CONTINUATION if length >= SMALL_FRAGMENT || flags & END_HEADERS != 0 => return,
-            _ => {}
-        }
-        if let Some(count) = self.counts.get_mut(usize::from(kind).min(TYPES - 1)) {
-            *count = count.saturating_add(1);
-            self.is_counted = true;
+            CONTINUATION if frame.length >= SMALL_FRAGMENT || frame.has(END_HEADERS) => {}
+            kind => self.add(usize::from(kind).min(UNKNOWN)),
         }
     }
 
-    /// Whether the client sent more than it may. `written` returns the bytes that were written to it so far.
-    pub(super) fn is_exceeded(&mut self, written: impl FnOnce() -> u64) -> bool {
-        if !mem::take(&mut self.is_counted) || !self.has_more_than_budget(0) {
+    /// Counts a head that begins a request.
+    pub(super) fn count_request(&mut self) {
+        self.requests += 1;
+    }
+
+    /// Counts a part of a request body whose stream has ended.
+    pub(super) fn count_late(&mut self) {
+        match self.late.checked_sub(1) {
+            Some(late) => self.late = late,
+            None => self.add(LATE),
+        }
+    }
+
+    /// The proxy has ended a request body early: what is on the way may still come.
+    pub(super) fn allow_late(&mut self) {
+        self.late = self.late.saturating_add(LATE_PER_STREAM).min(MAX_LATE);
+    }
+
+    /// Counts a stream that h2 has reset for an error of the client.
+    pub(super) fn count_refused(&mut self) {
+        self.add(REFUSED);
+    }
+
+    fn add(&mut self, place: usize) {
+        if let Some((count, budget)) = self.counts.get_mut(place).zip(BUDGETS.get(place)) {
+            *count = count.saturating_add(1);
+            self.is_over |= *count > *budget;
+        }
+    }
+
+    /// Whether the client sent more than it may. `written` is the number of bytes that were written to it so far.
+    pub(super) fn is_exceeded(&mut self, written: u64, requests: &RequestBudget) -> bool {
+        let unserved = self.requests.saturating_sub(requests.served());
+        self.unserved_before = self.unserved_before.min(unserved);
+        let max_unserved = u64::from(self.max_streams.max(MIN_BURST)) * MAX_UNSERVED;
+        let has_unserved = unserved - self.unserved_before > max_unserved;
+        if !self.is_over && !has_unserved {
             return false;
         }
-        self.pay(written());
-        if !self.has_more_than_budget(0) {
+        self.pay(written);
+        self.is_over = self.has_more_than_budget(0);
+        if !self.is_over && !has_unserved {
             return false;
         }
         let now = Instant::now();
         if now.duration_since(self.begun) >= WINDOW {
             self.begun = now;
-            self.counts = [0; TYPES];
+            self.counts = [0; COUNTS];
+            self.is_over = false;
             self.heads = 0;
+            self.unserved_before = unserved;
             return false;
         }
         // Each request pays for one more frame of each type: its cancellation, its priority, a ping with it.
-        self.has_more_than_budget(self.heads)
+        has_unserved || self.has_more_than_budget(self.heads)
     }
 
     fn has_more_than_budget(&self, heads: u32) -> bool {
         let mut counts = self.counts.iter().zip(BUDGETS).enumerate();
-        counts.any(|(kind, (count, budget))| {
-            let budget = if kind == RST_STREAM {
+        counts.any(|(place, (count, budget))| {
+            let allowed = match place {
                 // A client may cancel everything that it has open.
-                budget.max(self.max_streams)
-            } else {
-                budget
+                RESETS => budget.max(self.max_streams).saturating_add(heads),
+                // These are requests themselves.
+                LATE | REFUSED => budget,
+                _ => budget.saturating_add(heads),
             };
-            *count > budget.saturating_add(heads)
+            *count > allowed
         })
     }
 
@@ -106,8 +148,8 @@ impl FrameBudget {
         let new = written.saturating_sub(self.written);
         self.written = written;
         self.unspent = self.unspent.saturating_add(new).min(MAX_UNSPENT);
-        for kind in [WINDOW_UPDATE, RST_STREAM] {
-            if let Some(count) = self.counts.get_mut(kind)
+        for place in [UPDATES, RESETS] {
+            if let Some(count) = self.counts.get_mut(place)
                 && let Some(rest) = self
                     .unspent
                     .checked_sub(u64::from(*count) * BYTES_PER_REPLY)
@@ -121,14 +163,17 @@ impl FrameBudget {
 
 /// The requests that one client cancelled before their response began, and whether its connection must end.
 ///
-/// Such a request costs the apiserver work, and the client nothing (Rapid Reset, CVE-2023-44487). The end of a
-/// watch that has begun does not count: a dashboard ends thousands of them at once.
+/// Such a request costs the apiserver work, and the client nothing (Rapid Reset, CVE-2023-44487): without cancelling, a
+/// client that may have 100 streams open begins 100 requests per second if each takes a second. So a client may cancel as
+/// many at once, and as many per second: an honest one shows another namespace and cancels all that it has open, and does
+/// so again. The end of a watch that has begun does not count: a dashboard ends thousands of them at once.
 #[derive(Debug)]
 pub(super) struct RequestBudget {
-    /// Streams that may be open at once.
-    max_streams: u32,
+    /// Requests that may be cancelled at once.
+    burst: u32,
+    served: AtomicU64,
     responses: AtomicU32,
-    cancelled: Mutex<Cancelled>,
+    cancelled: Mutex<Option<Cancelled>>,
     is_exceeded: AtomicBool,
     last_stream: AtomicU32,
 }
@@ -136,22 +181,21 @@ pub(super) struct RequestBudget {
 /// The cancelled requests of a window.
 #[derive(Debug)]
 struct Cancelled {
-    begun: Option<Instant>,
+    begun: Instant,
     count: u32,
     /// [`RequestBudget::responses`] when the window began.
     responses_before: u32,
+    /// When the last of them is made up for, at the rate that a client has.
+    settled: Instant,
 }
 
 impl RequestBudget {
     pub(super) fn new(max_streams: u32) -> Arc<Self> {
         Arc::new(Self {
-            max_streams,
+            burst: max_streams.max(MIN_BURST),
+            served: AtomicU64::new(0),
             responses: AtomicU32::new(0),
-            cancelled: Mutex::new(Cancelled {
-                begun: None,
-                count: 0,
-                responses_before: 0,
-            }),
+            cancelled: Mutex::new(None),
             is_exceeded: AtomicBool::new(false),
             last_stream: AtomicU32::new(0),
         })
@@ -176,6 +220,11 @@ impl RequestBudget {
         frame
     }
 
+    /// The requests that h2 has handed to the proxy.
+    fn served(&self) -> u64 {
+        self.served.load(Ordering::Relaxed)
+    }
+
     fn count_cancelled(&self) {
         let responses = self.responses.load(Ordering::Relaxed);
         let now = Instant::now();
@@ -183,17 +232,25 @@ impl RequestBudget {
             .cancelled
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let is_old = |begun| now.duration_since(begun) >= WINDOW;
-        if cancelled.begun.is_none_or(is_old) {
-            *cancelled = Cancelled {
-                begun: Some(now),
-                count: 0,
-                responses_before: responses,
-            };
+        let new = Cancelled {
+            begun: now,
+            count: 0,
+            responses_before: responses,
+            settled: now,
+        };
+        let cancelled = cancelled.get_or_insert(new);
+        if now.duration_since(cancelled.begun) >= WINDOW {
+            cancelled.begun = now;
+            cancelled.count = 0;
+            cancelled.responses_before = responses;
         }
         cancelled.count = cancelled.count.saturating_add(1);
+        cancelled.settled = cancelled.settled.max(now) + BURST_PERIOD / self.burst;
+        let is_too_fast = cancelled.settled > now + BURST_PERIOD;
         let responses = responses.wrapping_sub(cancelled.responses_before);
-        if cancelled.count > self.max_streams.saturating_add(responses) {
+        let is_too_often = cancelled.count > self.burst.saturating_mul(BURSTS_PER_WINDOW)
+            && cancelled.count > responses;
+        if is_too_fast || is_too_often {
             self.is_exceeded.store(true, Ordering::Relaxed);
         }
     }
@@ -205,6 +262,7 @@ pub(super) struct RequestInProgress(Option<Arc<RequestBudget>>);
 
 impl RequestInProgress {
     pub(super) fn new(budget: &Arc<RequestBudget>) -> Self {
+        budget.served.fetch_add(1, Ordering::Relaxed);
         Self(Some(Arc::clone(budget)))
     }
 
@@ -226,27 +284,37 @@ impl Drop for RequestInProgress {
 
 /// How long a client has for each budget.
 const WINDOW: Duration = Duration::from_secs(10);
-/// The known types of frames (RFC 9113 §6), and one place for all others.
-const TYPES: usize = 11;
-const RST_STREAM: usize = 3;
-const WINDOW_UPDATE: usize = 8;
-const GOAWAY: u8 = 7;
 /// The error code for a peer that does too much (RFC 9113 §7).
 const ENHANCE_YOUR_CALM: u32 = 11;
-/// Frames of each type per window, in the order of the types.
-const BUDGETS: [u32; TYPES] = [
+/// Places of the counts: the known types of frames (RFC 9113 §6), all other types, and streams that h2 refused.
+const LATE: usize = HEADERS as usize;
+const RESETS: usize = RST_STREAM as usize;
+const UPDATES: usize = WINDOW_UPDATE as usize;
+const UNKNOWN: usize = 10;
+const REFUSED: usize = 11;
+const COUNTS: usize = 12;
+/// Frames per window, in the order of their places.
+const BUDGETS: [u32; COUNTS] = [
     100,  // DATA without data; h2 has a budget for small frames with data
-    0,    // HEADERS are not counted: they are the requests
-    200,  // PRIORITY, which older browsers send when they connect and with each request
-    100,  // RST_STREAM that no received bytes pay for
-    50,   // SETTINGS; a client sends them once and acknowledges ours
-    100,  // PUSH_PROMISE, which a client must not send
-    100,  // PING; Go sends one per 30 s, and some clients one per round trip at the beginning
-    100,  // GOAWAY
+    100, // in place of HEADERS, which are requests: late DATA and HEADERS, of streams that have ended
+    200, // PRIORITY, which older browsers send when they connect and with each request
+    100, // RST_STREAM that no received bytes pay for
+    50,  // SETTINGS; a client sends them once and acknowledges ours
+    100, // PUSH_PROMISE, which a client must not send
+    100, // PING; Go sends one per 30 s, and some clients one per round trip at the beginning
+    100, // GOAWAY
     1000, // WINDOW_UPDATE that no received bytes pay for
-    100,  // small CONTINUATION
-    100,  // unknown types, such as PRIORITY_UPDATE of browsers
+    100, // small CONTINUATION
+    100, // unknown types, such as PRIORITY_UPDATE of browsers
+    100, // streams reset for an error of the client (MadeYouReset, CVE-2025-8671)
 ];
+/// Late frames per request body that the proxy ended early: the window of a stream in frames of 4 KiB.
+const LATE_PER_STREAM: u32 = 64;
+/// Late frames that a client may save up.
+const MAX_LATE: u32 = 100 * LATE_PER_STREAM;
+/// How often a client may open all its streams while h2 refuses the requests, or has not handed them to the proxy yet. It
+/// reads all that has come first.
+const MAX_UNSERVED: u64 = 10;
 /// A client sends at most two frames for each DATA frame: updates of both windows, or, after it has cancelled and
 /// forgotten the stream (h2's client does), one update and another reset. The smallest DATA frame has ten bytes.
 const BYTES_PER_REPLY: u64 = 5;
@@ -255,16 +323,73 @@ const BYTES_PER_REPLY: u64 = 5;
 const MAX_UNSPENT: u64 = 1024 * 1024;
 /// A CONTINUATION with fewer bytes than this, and another one after it, is small.
 const SMALL_FRAGMENT: usize = 1024;
+/// The period in which a client may cancel as many requests as at once.
+const BURST_PERIOD: Duration = Duration::from_secs(1);
+/// Requests that may be cancelled at once, when fewer may be open.
+const MIN_BURST: u32 = 100;
+/// A client that cancels more requests per window than this, in bursts, must receive as many responses. Go's server also
+/// ends a connection at four times the streams that may be open.
+const BURSTS_PER_WINDOW: u32 = 4;
+
+/// Fuzz target: a connection ends if, and only if, a count is over its budget.
+pub(in crate::downstream) fn fuzz(bytes: &[u8]) {
+    let requests = RequestBudget::new(MIN_BURST);
+    let mut budget = FrameBudget::new(MIN_BURST);
+    for step in bytes.chunks_exact(4) {
+        let &[what, kind, flags, length] = step else {
+            return;
+        };
+        match what % 8 {
+            0 => budget.count_late(),
+            1 => budget.allow_late(),
+            2 => budget.count_refused(),
+            3 => {
+                budget.count_request();
+                RequestInProgress::new(&requests).response_begins();
+            }
+            _ => budget.count(FrameHeader {
+                length: usize::from(length),
+                kind,
+                flags,
+                stream: 1,
+            }),
+        }
+        let over = |heads: u32| {
+            let mut counts = budget.counts.iter().zip(BUDGETS);
+            counts.any(|(count, budget)| *count > budget.saturating_add(heads))
+        };
+        let (may_end, must_end) = (over(0), over(budget.heads));
+        let ends = budget.is_exceeded(0, &requests);
+        assert!(may_end || !ends, "ended within the budgets: {budget:?}");
+        assert!(ends || !must_end, "open although over a budget: {budget:?}");
+        if ends {
+            return;
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The number of the first of these frames that is too many, sent one by one.
-    fn first_over(budget: &mut FrameBudget, kind: u8, length: usize) -> Option<u32> {
+    fn count(budget: &mut FrameBudget, kind: u8, flags: u8, length: usize) {
+        budget.count(FrameHeader {
+            length,
+            kind,
+            flags,
+            stream: 1,
+        });
+    }
+
+    fn is_exceeded(budget: &mut FrameBudget, written: u64) -> bool {
+        budget.is_exceeded(written, &RequestBudget::new(100))
+    }
+
+    /// The number of the first of these steps that is too many.
+    fn first_over(budget: &mut FrameBudget, mut step: impl FnMut(&mut FrameBudget)) -> Option<u32> {
         (1..=5000).find(|_| {
-            budget.count(kind, 0, length);
-            budget.is_exceeded(|| 0)
+            step(budget);
+            is_exceeded(budget, 0)
         })
     }
 
@@ -273,30 +398,48 @@ mod tests {
         for (kind, length, expected) in [
             (DATA, 0, 101),
             (2, 5, 201),
-            (3, 4, 101),
+            (RST_STREAM, 4, 101),
             (4, 0, 51),
             (6, 8, 101),
-            (8, 4, 1001),
+            (WINDOW_UPDATE, 4, 1001),
             (CONTINUATION, 0, 101),
             (0x10, 4, 101),
             (0xff, 0, 101),
         ] {
             let mut budget = FrameBudget::new(100);
-            let over = first_over(&mut budget, kind, length);
+            let over = first_over(&mut budget, |budget| count(budget, kind, 0, length));
             assert_eq!(over, Some(expected), "type {kind}");
         }
+        let over = first_over(&mut FrameBudget::new(100), FrameBudget::count_refused);
+        assert_eq!(over, Some(101));
+        let over = first_over(&mut FrameBudget::new(100), FrameBudget::count_request);
+        assert_eq!(over, Some(1001), "requests that h2 does not hand over");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn body_that_the_proxy_ended_may_still_come() {
+        let mut budget = FrameBudget::new(100);
+        for _ in 0..1000 {
+            budget.allow_late();
+            for _ in 0..LATE_PER_STREAM {
+                budget.count_late();
+                assert!(!is_exceeded(&mut budget, 0));
+            }
+        }
+        let over = first_over(&mut budget, FrameBudget::count_late);
+        assert_eq!(over, Some(101));
     }
 
     #[tokio::test(start_paused = true)]
     async fn useful_frames_are_never_over() {
         let mut budget = FrameBudget::new(100);
         for _ in 0..100_000 {
-            budget.count(HEADERS, END_HEADERS, 100);
-            budget.count(CONTINUATION, 0, 16_384);
-            budget.count(CONTINUATION, END_HEADERS, 1);
-            budget.count(DATA, 0, 1);
-            budget.count(DATA, END_STREAM, 0);
-            assert!(!budget.is_exceeded(|| 0));
+            count(&mut budget, HEADERS, END_HEADERS, 100);
+            count(&mut budget, CONTINUATION, 0, 16_384);
+            count(&mut budget, CONTINUATION, END_HEADERS, 1);
+            count(&mut budget, DATA, 0, 1);
+            count(&mut budget, DATA, END_STREAM, 0);
+            assert!(!is_exceeded(&mut budget, 0));
         }
     }
 
@@ -305,14 +448,14 @@ mod tests {
         let mut budget = FrameBudget::new(100);
         for _ in 0..1000 {
             for _ in 0..50 {
-                budget.count(6, 0, 8);
-                budget.count(4, 1, 0);
-                assert!(!budget.is_exceeded(|| 0));
+                count(&mut budget, 6, 0, 8);
+                count(&mut budget, 4, 1, 0);
+                assert!(!is_exceeded(&mut budget, 0));
             }
             tokio::time::advance(WINDOW).await;
         }
         // A flood after it is.
-        assert!(first_over(&mut budget, 6, 8).is_some());
+        assert!(first_over(&mut budget, |budget| count(budget, 6, 0, 8)).is_some());
     }
 
     #[tokio::test(start_paused = true)]
@@ -322,25 +465,25 @@ mod tests {
         // Go's client, which reads a list of 1 GiB.
         for _ in 0..262_144 {
             written += 4096;
-            budget.count(8, 0, 4);
-            budget.count(8, 0, 4);
-            assert!(!budget.is_exceeded(|| written));
+            count(&mut budget, WINDOW_UPDATE, 0, 4);
+            count(&mut budget, WINDOW_UPDATE, 0, 4);
+            assert!(!is_exceeded(&mut budget, written));
         }
         // It waits, and then reads the 4 MiB that it has buffered.
         for _ in 0..2048 {
-            budget.count(8, 0, 4);
-            assert!(!budget.is_exceeded(|| written));
+            count(&mut budget, WINDOW_UPDATE, 0, 4);
+            assert!(!is_exceeded(&mut budget, written));
         }
         // A watch of small events, whose client acknowledges each frame twice.
         for _ in 0..10_000 {
             written += 10;
-            budget.count(8, 0, 4);
-            budget.count(8, 0, 4);
-            assert!(!budget.is_exceeded(|| written));
+            count(&mut budget, WINDOW_UPDATE, 0, 4);
+            count(&mut budget, WINDOW_UPDATE, 0, 4);
+            assert!(!is_exceeded(&mut budget, written));
         }
         let flood = (1..=1_000_000).find(|_| {
-            budget.count(8, 0, 4);
-            budget.is_exceeded(|| written)
+            count(&mut budget, WINDOW_UPDATE, 0, 4);
+            is_exceeded(&mut budget, written)
         });
         assert!(flood.is_some());
     }
@@ -349,34 +492,73 @@ mod tests {
     async fn every_request_may_be_cancelled_once() {
         let mut budget = FrameBudget::new(100);
         for _ in 0..100 {
-            budget.count(HEADERS, END_HEADERS, 100);
+            count(&mut budget, HEADERS, END_HEADERS, 100);
         }
         for _ in 0..3000 {
-            budget.count(HEADERS, END_HEADERS, 100);
-            budget.count(3, 0, 4);
-            budget.count(6, 0, 8);
-            assert!(!budget.is_exceeded(|| 0));
+            count(&mut budget, HEADERS, END_HEADERS, 100);
+            count(&mut budget, RST_STREAM, 0, 4);
+            count(&mut budget, 6, 0, 8);
+            assert!(!is_exceeded(&mut budget, 0));
         }
-        assert_eq!(first_over(&mut budget, 3, 4), Some(201));
+        let reset = |budget: &mut FrameBudget| count(budget, RST_STREAM, 0, 4);
+        assert_eq!(first_over(&mut budget, reset), Some(201));
         // Everything that is open may be cancelled, also when that is more than the budget.
-        assert_eq!(first_over(&mut FrameBudget::new(1000), 3, 4), Some(1001));
+        let over = first_over(&mut FrameBudget::new(1000), reset);
+        assert_eq!(over, Some(1001));
+    }
+
+    /// The number of the first of these cancelled requests that is too many.
+    fn first_cancelled_over(budget: &Arc<RequestBudget>, requests: u32) -> Option<u32> {
+        (1..=requests).find(|_| {
+            drop(RequestInProgress::new(budget));
+            budget.is_exceeded()
+        })
     }
 
     #[tokio::test(start_paused = true)]
-    async fn requests_cancelled_without_a_response_are_limited() {
+    async fn all_open_requests_may_be_cancelled_at_once() {
+        for (streams, expected) in [(100, 101), (10, 101), (1000, 1001)] {
+            let budget = RequestBudget::new(streams);
+            for _ in 0..3000 {
+                RequestInProgress::new(&budget).response_begins();
+            }
+            let over = first_cancelled_over(&budget, 2000);
+            assert_eq!(over, Some(expected), "{streams} streams");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn client_that_shows_other_namespaces_stays() {
         let budget = RequestBudget::new(100);
-        for _ in 0..1000 {
-            RequestInProgress::new(&budget).response_begins();
-            drop(RequestInProgress::new(&budget));
-            assert!(!budget.is_exceeded());
+        // Everything is cancelled three times without a response, and again a window later.
+        for _ in 0..10 {
+            for _ in 0..3 {
+                assert_eq!(first_cancelled_over(&budget, 100), None);
+                tokio::time::advance(BURST_PERIOD).await;
+            }
+            tokio::time::advance(WINDOW).await;
         }
-        tokio::time::advance(WINDOW).await;
+        // A client that gets responses may go on at that rate.
         for _ in 0..100 {
-            drop(RequestInProgress::new(&budget));
-            assert!(!budget.is_exceeded());
+            for _ in 0..150 {
+                RequestInProgress::new(&budget).response_begins();
+            }
+            assert_eq!(first_cancelled_over(&budget, 100), None);
+            tokio::time::advance(BURST_PERIOD).await;
         }
-        drop(RequestInProgress::new(&budget));
-        assert!(budget.is_exceeded());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn slow_cancelling_without_responses_is_limited() {
+        let budget = RequestBudget::new(100);
+        let mut cancelled = 0;
+        while first_cancelled_over(&budget, 1).is_none() {
+            cancelled += 1;
+            assert!(cancelled <= 400);
+            // Below the rate, and no response.
+            tokio::time::advance(BURST_PERIOD / 90).await;
+        }
+        assert_eq!(cancelled, 400);
     }
 
     #[test]

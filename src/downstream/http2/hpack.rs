@@ -81,6 +81,10 @@ pub(super) fn read_fields<'a>(
 ) -> Result<&'a [u8], FieldError> {
     let mut fields = Fields(block);
     loop {
+        // Entries of the table with a short index, which are most fields of most requests.
+        while let Some((0x80..=0xfe, rest)) = fields.0.split_first() {
+            fields.0 = rest;
+        }
         let before = fields.0;
         match fields.next_target() {
             Ok(value) => {

@@ -3,7 +3,6 @@
 mod budget;
 mod hpack;
 mod monitor;
-mod reset_code;
 mod stall;
 
 use std::{
@@ -34,22 +33,22 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::PollSemaphore;
 use tracing::debug;
 
-pub(super) use monitor::fuzz;
-
 use self::{
     budget::RequestInProgress,
-    monitor::ClientMonitor,
-    reset_code::ResetCode,
-    stall::{PacedBody, StallGuard, StallReport},
+    monitor::ClientFrames,
+    stall::{PacedBody, StallGuard, StallReport, UnreadResponses},
 };
 use super::{CLOSE_TIMEOUT, Service};
 use crate::{
     drain::Drain,
-    metrics::{Connected, Limit},
+    metrics::Limit,
     proxy::{self, Rejection},
-    transport::{ReadAhead, WriteBatcher},
+    transport::{ReadAhead, WriteBatcher, frames::FrameMonitor},
     upstream::RequestBody,
 };
+
+/// The fuzz bodies of this module: what the frames of a client say, and their budgets.
+pub(super) const FUZZ: [fn(&[u8]); 2] = [monitor::fuzz, budget::fuzz];
 
 /// Serves one connection until it ends. The client gets a GOAWAY once the drain begins, another client needs its
 /// place, no stream was open for `timeouts.clientIdle`, or the apiserver has sent one because of a request without a
@@ -76,7 +75,10 @@ pub(super) async fn serve(
         drain: drain.clone(),
         streams: Arc::new(count),
         max: max_streams,
-        connected: Arc::clone(&service.downstream.connected),
+        unread: Arc::new(UnreadResponses::new(
+            Arc::clone(&service.downstream.connected),
+            Arc::clone(&service.shared.memory),
+        )),
     });
     builder
         .timer(TokioTimer::new())
@@ -84,20 +86,23 @@ pub(super) async fn serve(
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(u32::try_from(max_header_list).unwrap_or(u32::MAX))
-        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
-        .max_local_error_reset_streams(MAX_LOCAL_RESETS)
+        // A client may cancel all that it has just opened. `RequestBudget` limits how often.
+        .max_pending_accept_reset_streams(max_streams)
+        // h2 counts them for the life of a connection, and an honest client that sends many bodies which the apiserver
+        // does not want reaches any number. `FrameBudget` counts them per window.
+        .max_local_error_reset_streams(None)
         .max_send_buf_size(MAX_SEND_BUFFER)
         .keep_alive_interval(service.shared.timeouts.client_ping_interval)
         .keep_alive_timeout(service.shared.timeouts.client_ping_timeout);
-    let batcher = WriteBatcher::new(*stream);
+    // A box that only lost its value would keep its memory to the end of the connection.
+    let batcher = {
+        let stream = stream;
+        WriteBatcher::new(*stream)
+    };
     let request_head = service.shared.timeouts.request_head;
-    let (reader, cut_targets, budget) = ClientMonitor::new(
-        batcher.clone(),
-        request_head,
-        max_header_list,
-        limits.streams_per_connection,
-    );
-    let stream = tokio::io::join(reader, ResetCode::new(batcher.clone()));
+    let (frames, cut_targets, budget) =
+        ClientFrames::new(request_head, max_header_list, limits.streams_per_connection);
+    let stream = FrameMonitor::of_client(batcher.clone(), frames);
     let connected = Arc::clone(&service.downstream.connected);
     let client_idle = service.shared.timeouts.client_idle;
     let downstream = Arc::clone(&service.downstream);
@@ -221,7 +226,7 @@ struct StreamTasks {
     streams: Arc<watch::Sender<Streams>>,
     /// Streams that may be open at once.
     max: usize,
-    connected: Arc<Connected>,
+    unread: Arc<UnreadResponses>,
 }
 
 /// The streams of one connection.
@@ -269,11 +274,12 @@ where
             streams.open += 1;
             streams.begun += 1;
             if streams.open == self.max {
-                self.connected.counters().limits_hit.count(Limit::Streams);
+                let counters = self.unread.connected().counters();
+                counters.limits_hit.count(Limit::Streams);
             }
         });
         let open = StreamCount(Arc::clone(&self.streams));
-        let stream = StallGuard::new(stream, Arc::clone(&self.connected));
+        let stream = StallGuard::new(stream, Arc::clone(&self.unread));
         self.drain.spawn(StreamTask { stream, open });
     }
 }
@@ -402,10 +408,6 @@ const MAX_SEND_BUFFER: usize = 64 * 1024;
 /// How long, and for how many bytes, a refused client can still read why.
 const LINGER: Duration = Duration::from_secs(1);
 const MAX_LINGER_BYTES: u64 = 256 * 1024;
-/// Streams that the client reset before they were served (Rapid Reset, CVE-2023-44487).
-const MAX_PENDING_RESETS: usize = 20;
-/// Streams reset for errors of the client, per connection (`MadeYouReset`, CVE-2025-8671).
-const MAX_LOCAL_RESETS: usize = 128;
 /// Bytes that HTTP/2 adds to each field when it counts a header list (RFC 9113 §6.5.2).
 const FIELD_OVERHEAD: usize = 32;
 /// The pseudo-fields of a request.

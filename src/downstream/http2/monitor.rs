@@ -1,296 +1,288 @@
-//! Watches the bytes that a client sends over HTTP/2, before h2 reads them: the preface and each head must come in
-//! time, frames must stay within their budgets, and no request target may hold a `#`.
+//! Learns of the frames of an HTTP/2 client before h2 reads them: the preface and each head must come in time, frames
+//! must stay within their budgets, and no request target may hold a `#`.
 //!
 //! `hpack.rs` finds the targets, and `budget.rs` has the budgets.
 
 use std::{
     future::Future,
-    io, mem,
+    io,
     pin::Pin,
     sync::{Arc, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
 
-use tokio::{
-    io::{AsyncRead, ReadBuf},
-    time::{Sleep, sleep},
-};
+use tokio::time::{Sleep, sleep};
 
 use super::{
     budget::{FrameBudget, RequestBudget},
     hpack::{CutTargets, FieldError, read_fields},
 };
-use crate::transport::{TlsWriter, WriteBatcher};
+use crate::transport::frames::{
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, FrameHeader, FrameListener, FramePart,
+    FrameWalker, HEADERS, PADDED, PRIORITY, PUSH_PROMISE, RST_STREAM,
+};
 
-/// The bytes from an HTTP/2 client, watched.
+/// What the frames of one client say so far.
 #[derive(Debug)]
-pub(super) struct ClientMonitor<S> {
-    stream: WriteBatcher<S>,
-    /// Bytes of the preface still missing. hyper itself waits for them without a limit.
-    preface: usize,
+pub(super) struct ClientFrames {
     /// How long the preface and each head may take.
     timeout: Duration,
     /// The end of that time for the head with this number; 0 is the preface. `None` while nothing is incomplete, so
     /// that a head that comes whole costs no timer.
     deadline: Option<(u32, Pin<Box<Sleep>>)>,
-    frames: ClientFrames,
+    /// Heads so far, and whether the last one is incomplete. Before the first frame this is the preface, for which hyper
+    /// itself waits without a limit.
+    heads: u32,
+    is_incomplete: bool,
+    /// What the payload of the current frame is. `None` if it holds no fields.
+    block: Option<BlockPlace>,
+    /// A field whose end has not come yet. Without memory of its own while the fields come whole.
+    partial: Vec<u8>,
+    /// Bytes of `partial` at most. A longer field is more than h2 takes.
+    max_field: usize,
+    /// The highest stream of a head.
+    last_stream: u32,
+    /// The streams whose request body may still come. Empty for a client that sends no bodies.
+    uploads: Vec<u32>,
+    /// The stream whose reset is being written.
+    resets: Option<u32>,
+    budget: FrameBudget,
     targets: Arc<CutTargets>,
     requests: Arc<RequestBudget>,
 }
 
-impl<S: TlsWriter> ClientMonitor<S> {
-    /// Watches a stream whose preface and heads must each come within `timeout`, and whose fields h2 reads up to
-    /// `max_field` bytes. Up to `max_streams` may be open at once.
+/// Where in a frame its fields are (RFC 9113 §6.2).
+#[derive(Debug, Clone, Copy)]
+struct BlockPlace {
+    /// The padding length comes next.
+    is_padded: bool,
+    /// Bytes of priority to skip.
+    priority: usize,
+    /// Bytes at the end that are no fields.
+    padding: usize,
+    /// The frame is the last one of its head.
+    ends_head: bool,
+}
+
+impl ClientFrames {
+    /// The preface and each head must come within `timeout`. h2 reads fields up to `max_field` bytes. Up to
+    /// `max_streams` may be open at once.
     pub(super) fn new(
-        stream: WriteBatcher<S>,
         timeout: Duration,
         max_field: usize,
         max_streams: u32,
     ) -> (Self, Arc<CutTargets>, Arc<RequestBudget>) {
         let targets = Arc::new(CutTargets::default());
         let requests = RequestBudget::new(max_streams);
-        let monitor = Self {
-            stream,
-            preface: PREFACE + FRAME_HEADER,
+        let frames = Self {
             timeout,
-            deadline: Some((0, Box::pin(sleep(timeout)))),
-            frames: ClientFrames::new(PREFACE, max_field, max_streams),
+            deadline: None,
+            heads: 0,
+            is_incomplete: true,
+            block: None,
+            partial: Vec::new(),
+            max_field,
+            last_stream: 0,
+            uploads: Vec::new(),
+            resets: None,
+            budget: FrameBudget::new(max_streams),
             targets: Arc::clone(&targets),
             requests: Arc::clone(&requests),
         };
-        (monitor, targets, requests)
+        (frames, targets, requests)
+    }
+
+    fn begin_frame(&mut self, frame: FrameHeader) {
+        if self.heads == 0 {
+            self.is_incomplete = false;
+        }
+        self.block = None;
+        self.budget.count(frame);
+        match frame.kind {
+            HEADERS => {
+                self.begin_head(frame);
+                self.begin_block(frame);
+            }
+            CONTINUATION => self.begin_block(frame),
+            DATA => self.note_upload(frame),
+            RST_STREAM => self.forget_upload(frame.stream),
+            // A client must not send it (RFC 9113 §8.4), but h2 adds its fields to the table and may let the
+            // connection live after a reset of the stream.
+            PUSH_PROMISE => self.targets.refuse_all(),
+            _ => {}
+        }
+    }
+
+    fn begin_head(&mut self, frame: FrameHeader) {
+        // A field that its block left incomplete is an error of the connection to h2.
+        self.partial = Vec::new();
+        self.heads = self.heads.wrapping_add(1).max(1);
+        self.is_incomplete = true;
+        if frame.stream <= self.last_stream {
+            self.note_upload(frame);
+            return;
+        }
+        self.last_stream = frame.stream;
+        self.budget.count_request();
+        if !frame.has(END_STREAM) {
+            self.uploads.push(frame.stream);
+        }
+    }
+
+    fn begin_block(&mut self, frame: FrameHeader) {
+        let is_first = frame.kind == HEADERS;
+        let ends_head = frame.has(END_HEADERS);
+        if frame.length == 0 && ends_head {
+            self.is_incomplete = false;
+        }
+        self.block = Some(BlockPlace {
+            is_padded: is_first && frame.has(PADDED),
+            priority: if is_first && frame.has(PRIORITY) {
+                PRIORITY_BYTES
+            } else {
+                0
+            },
+            padding: 0,
+            ends_head,
+        });
+    }
+
+    /// Notes DATA, or trailers: a part of a request body.
+    fn note_upload(&mut self, frame: FrameHeader) {
+        if !self.uploads.contains(&frame.stream) {
+            self.budget.count_late();
+        } else if frame.has(END_STREAM) {
+            self.forget_upload(frame.stream);
+        }
+    }
+
+    fn forget_upload(&mut self, stream: u32) {
+        self.uploads.retain(|upload| *upload != stream);
+    }
+
+    /// h2 has written a reset.
+    fn stream_was_reset(&mut self, stream: u32, code: u8) {
+        if self.uploads.contains(&stream) {
+            self.forget_upload(stream);
+            self.budget.allow_late();
+        }
+        if matches!(code, PROTOCOL_ERROR | FLOW_CONTROL_ERROR) {
+            self.budget.count_refused();
+        }
+    }
+
+    /// Reads the fields in a piece of a payload that `left` more bytes follow.
+    fn read_block(&mut self, mut place: BlockPlace, mut piece: &[u8], left: usize) {
+        if place.is_padded
+            && let Some((padding, rest)) = piece.split_first()
+        {
+            place.is_padded = false;
+            place.padding = usize::from(*padding);
+            piece = rest;
+        }
+        let (skipped, rest) = piece.split_at(place.priority.min(piece.len()));
+        place.priority -= skipped.len();
+        // h2 ends the connection if the padding is longer than the frame.
+        let fields = (rest.len() + left).saturating_sub(place.padding);
+        let fields = rest.get(..fields).unwrap_or(rest);
+        if !self.targets.refuses_all() && self.read_fields(fields).is_err() {
+            self.partial = Vec::new();
+            self.targets.refuse_all();
+        }
+        self.is_incomplete = left > 0 || !place.ends_head;
+        self.block = Some(place);
+    }
+
+    /// Reads the fields that are complete with these bytes, and keeps the rest for the next ones.
+    fn read_fields(&mut self, part: &[u8]) -> Result<(), FieldError> {
+        if self.partial.is_empty() {
+            let rest = read_fields(part, &self.targets)?;
+            self.partial.extend_from_slice(rest);
+        } else {
+            self.partial.extend_from_slice(part);
+            let rest = read_fields(&self.partial, &self.targets)?.len();
+            self.partial.drain(..self.partial.len() - rest);
+        }
+        if self.partial.is_empty() {
+            self.partial = Vec::new();
+        }
+        if self.partial.len() > self.max_field {
+            return Err(FieldError::Invalid);
+        }
+        Ok(())
     }
 
     /// Ready once the preface or a head took too long.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let incomplete = if self.preface > 0 {
-            Some(0)
-        } else {
-            self.frames.incomplete_head()
-        };
-        let Some(number) = incomplete else {
+        if !self.is_incomplete {
             self.deadline = None;
             return Poll::Pending;
-        };
-        let (for_number, deadline) = self
+        }
+        let (number, deadline) = self
             .deadline
-            .get_or_insert_with(|| (number, Box::pin(sleep(self.timeout))));
-        if *for_number != number {
-            *for_number = number;
+            .get_or_insert_with(|| (self.heads, Box::pin(sleep(self.timeout))));
+        if *number != self.heads {
+            *number = self.heads;
             *deadline = Box::pin(sleep(self.timeout));
         }
         deadline.as_mut().poll(cx)
     }
 }
 
-impl<S: TlsWriter> AsyncRead for ClientMonitor<S> {
-    /// Reads, or fails if the connection must end. h2 gets no byte of a read that fails.
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let before = buf.filled().len();
-        let mut read = Poll::Pending;
-        if !this.requests.is_exceeded() {
-            read = Pin::new(&mut this.stream).poll_read(cx, buf)?.map(Ok);
-            let new = buf.filled().get(before..).unwrap_or_default();
-            this.preface = this.preface.saturating_sub(new.len());
-            this.frames.read(new, &this.targets);
+impl FrameListener for ClientFrames {
+    /// h2 resets a response that is dropped before its end with `CANCEL`, and hyper gives no way to choose another
+    /// code. Some clients, hyper among them, take `CANCEL` for the end of a complete body. The other codes are for errors
+    /// of the client, which are limited.
+    const RESET_CODES: &'static [(u8, u8)] = &[
+        (CANCEL, INTERNAL_ERROR),
+        (PROTOCOL_ERROR, PROTOCOL_ERROR),
+        (FLOW_CONTROL_ERROR, FLOW_CONTROL_ERROR),
+    ];
+
+    fn read(&mut self, part: FramePart<'_>) {
+        match part {
+            FramePart::Header(frame) => self.begin_frame(frame),
+            FramePart::Payload(piece, left) => {
+                if let Some(place) = self.block {
+                    self.read_block(place, piece, left);
+                }
+            }
         }
-        let budget = &mut this.frames.budget;
-        if this.requests.is_exceeded() || budget.is_exceeded(|| this.stream.written()) {
-            this.requests.exceed(this.frames.last_stream);
-            return Poll::Ready(Err(io::Error::other(
+    }
+
+    fn check(&mut self, written: u64) -> io::Result<()> {
+        if self.requests.is_exceeded() || self.budget.is_exceeded(written, &self.requests) {
+            self.requests.exceed(self.last_stream);
+            return Err(io::Error::other(
                 "too many control frames, or too many cancelled requests",
-            )));
-        }
-        if this.poll_deadline(cx).is_ready() {
-            return Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "HTTP/2 preface or head incomplete after timeouts.requestHead",
-            )));
-        }
-        read
-    }
-}
-
-/// Counts the frames and finds the header blocks in a stream of frames that passes in pieces of any size (RFC 9113
-/// §4.1, §6.2).
-#[derive(Debug)]
-struct ClientFrames {
-    /// The header of the current frame, as far as it has come.
-    header: [u8; FRAME_HEADER],
-    filled: usize,
-    /// Bytes to skip before anything else.
-    skip: usize,
-    /// Whether the padding length comes next, and how many bytes of priority follow it.
-    padded: Option<usize>,
-    /// Bytes of the block in this frame still to come, and of the padding after it.
-    block: usize,
-    padding: usize,
-    /// A field whose end has not come yet. Without memory of its own while the fields come whole.
-    partial: Vec<u8>,
-    /// Bytes of `partial` at most. A longer field is more than h2 takes.
-    max_field: usize,
-    /// Whether the current frame belongs to a head, and whether it is the last one of the head.
-    is_head: bool,
-    is_last: bool,
-    /// Heads so far.
-    heads: u32,
-    /// The highest stream of a head.
-    last_stream: u32,
-    budget: FrameBudget,
-}
-
-impl ClientFrames {
-    /// Expects frames after this many other bytes.
-    fn new(skip: usize, max_field: usize, max_streams: u32) -> Self {
-        Self {
-            header: [0; FRAME_HEADER],
-            filled: 0,
-            skip,
-            padded: None,
-            block: 0,
-            padding: 0,
-            partial: Vec::new(),
-            max_field,
-            is_head: false,
-            is_last: false,
-            heads: 0,
-            last_stream: 0,
-            budget: FrameBudget::new(max_streams),
-        }
-    }
-
-    /// The number of the head that has begun and is not complete.
-    fn incomplete_head(&self) -> Option<u32> {
-        let is_whole_frame = self.skip + self.block + self.padding == 0 && self.padded.is_none();
-        (self.is_head && !(self.is_last && is_whole_frame)).then_some(self.heads)
-    }
-
-    /// Reads on, counts the frames, and notes the targets that will be cut.
-    fn read(&mut self, mut bytes: &[u8], targets: &CutTargets) {
-        while !bytes.is_empty() {
-            if self.skip > 0 {
-                take(&mut bytes, &mut self.skip);
-            } else if let Some(priority) = self.padded {
-                let Some((padding, rest)) = bytes.split_first() else {
-                    return;
-                };
-                bytes = rest;
-                self.padded = None;
-                self.skip = priority;
-                self.padding = usize::from(*padding).min(self.block);
-                // h2 ends the connection if the padding is longer than the frame.
-                self.block -= self.padding;
-            } else if self.block > 0 {
-                let part = take(&mut bytes, &mut self.block);
-                if !targets.refuses_all() && self.read_fields(part, targets).is_err() {
-                    self.partial = Vec::new();
-                    targets.refuse_all();
-                }
-            } else if self.padding > 0 {
-                self.skip = mem::take(&mut self.padding);
-            } else {
-                if self.filled == 0
-                    && let Some((header, rest)) = bytes.split_first_chunk()
-                {
-                    (self.header, bytes) = (*header, rest);
-                    self.begin_frame(targets);
-                    continue;
-                }
-                let missing = FRAME_HEADER - self.filled;
-                let part = bytes.get(..missing).unwrap_or(bytes);
-                let room = self.header.iter_mut().skip(self.filled);
-                room.zip(part).for_each(|(slot, byte)| *slot = *byte);
-                self.filled += part.len();
-                bytes = bytes.get(part.len()..).unwrap_or_default();
-                if self.filled == FRAME_HEADER {
-                    self.filled = 0;
-                    self.begin_frame(targets);
-                }
-            }
-        }
-    }
-
-    fn begin_frame(&mut self, targets: &CutTargets) {
-        let [a, b, c, kind, flags, stream @ ..] = self.header;
-        let length = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
-        self.budget.count(kind, flags, length);
-        self.is_head = matches!(kind, HEADERS | CONTINUATION);
-        self.is_last = flags & END_HEADERS != 0;
-        let (padding, priority) = match kind {
-            HEADERS => (
-                usize::from(flags & PADDED != 0),
-                if flags & PRIORITY != 0 {
-                    PRIORITY_BYTES
-                } else {
-                    0
-                },
-            ),
-            CONTINUATION => (0, 0),
-            PUSH_PROMISE => {
-                // A client must not send it (RFC 9113 §8.4), but h2 adds its fields to the table and may let
-                // the connection live after a reset of the stream.
-                targets.refuse_all();
-                self.skip = length;
-                return;
-            }
-            _ => {
-                self.skip = length;
-                return;
-            }
-        };
-        if kind == HEADERS {
-            // A field that its block left incomplete is an error of the connection to h2.
-            self.partial = Vec::new();
-            self.heads = self.heads.wrapping_add(1);
-            let stream = u32::from_be_bytes(stream) & STREAM_ID;
-            self.last_stream = self.last_stream.max(stream);
-        }
-        let Some(block) = length.checked_sub(padding + priority) else {
-            // Likewise an error to h2.
-            self.skip = length;
-            return;
-        };
-        self.block = block;
-        if padding > 0 {
-            self.padded = Some(priority);
-        } else {
-            self.skip = priority;
-        }
-    }
-
-    /// Reads the fields that are complete with these bytes, and keeps the rest for the next ones.
-    fn read_fields(&mut self, part: &[u8], targets: &CutTargets) -> Result<(), FieldError> {
-        if self.partial.is_empty() {
-            let rest = read_fields(part, targets)?;
-            self.partial.extend_from_slice(rest);
-            return Ok(());
-        }
-        self.partial.extend_from_slice(part);
-        let rest = read_fields(&self.partial, targets)?.len();
-        self.partial.drain(..self.partial.len() - rest);
-        if self.partial.is_empty() {
-            self.partial = Vec::new();
-        }
-        if self.partial.len() > self.max_field {
-            self.partial = Vec::new();
-            return Err(FieldError::Invalid);
+            ));
         }
         Ok(())
     }
-}
 
-/// Takes up to `left` of these bytes, and counts them off.
-fn take<'a>(bytes: &mut &'a [u8], left: &mut usize) -> &'a [u8] {
-    let (taken, rest) = bytes.split_at((*left).min(bytes.len()));
-    *bytes = rest;
-    *left -= taken.len();
-    taken
+    fn poll_timeout(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        self.poll_deadline(cx).map(|()| {
+            io::Error::new(
+                io::ErrorKind::TimedOut,
+                "HTTP/2 preface or head incomplete after timeouts.requestHead",
+            )
+        })
+    }
+
+    fn written(&mut self, part: FramePart<'_>) {
+        match part {
+            FramePart::Header(frame) => {
+                self.resets = (frame.kind == RST_STREAM).then_some(frame.stream);
+            }
+            FramePart::Payload(piece, 0) => {
+                if let (Some(stream), Some(code)) = (self.resets.take(), piece.last()) {
+                    self.stream_was_reset(stream, *code);
+                }
+            }
+            FramePart::Payload(..) => {}
+        }
+    }
 }
 
 /// Fuzz target: what is noted does not depend on the size of the reads.
@@ -299,11 +291,18 @@ pub(in crate::downstream) fn fuzz(bytes: &[u8]) {
         .split_first()
         .map_or((1, bytes), |(size, rest)| (usize::from(*size).max(1), rest));
     let noted = |pieces: &mut dyn Iterator<Item = &[u8]>| {
-        let (mut frames, targets) = (ClientFrames::new(0, 1024, 100), CutTargets::default());
-        pieces.for_each(|piece| frames.read(piece, &targets));
-        let place = (!targets.refuses_all()).then_some((frames.filled, frames.skip, frames.block));
-        let targets = targets.targets.into_inner();
-        (targets.unwrap_or_else(PoisonError::into_inner), place)
+        let mut walker = FrameWalker::after(0);
+        let (mut frames, targets, _) = ClientFrames::new(Duration::ZERO, 1024, 100);
+        for mut piece in pieces {
+            while let Some(part) = walker.next(&mut piece) {
+                frames.read(part);
+            }
+        }
+        let state = (!targets.refuses_all()).then_some((frames.is_incomplete, frames.partial));
+        drop(frames.targets);
+        let targets = Arc::into_inner(targets).map(|targets| targets.targets.into_inner());
+        let targets = targets.map(|targets| targets.unwrap_or_else(PoisonError::into_inner));
+        (targets, state, frames.uploads, frames.budget.counts)
     };
     assert_eq!(
         noted(&mut std::iter::once(bytes)),
@@ -312,26 +311,33 @@ pub(in crate::downstream) fn fuzz(bytes: &[u8]) {
     );
 }
 
-/// What a client sends before its first frame (RFC 9113 §3.4).
-const PREFACE: usize = 24;
-const FRAME_HEADER: usize = 9;
-/// Types of frames, and flags of HEADERS and DATA (RFC 9113 §6.1, §6.2, §6.6, §6.10).
-pub(super) const DATA: u8 = 0;
-pub(super) const HEADERS: u8 = 1;
-const PUSH_PROMISE: u8 = 5;
-pub(super) const CONTINUATION: u8 = 9;
-pub(super) const END_STREAM: u8 = 0x1;
-pub(super) const END_HEADERS: u8 = 0x4;
-const PADDED: u8 = 0x8;
-const PRIORITY: u8 = 0x20;
 const PRIORITY_BYTES: usize = 5;
-/// The bits of a stream's number in the header of a frame (RFC 9113 §4.1).
-const STREAM_ID: u32 = 0x7fff_ffff;
+/// Codes of resets (RFC 9113 §7).
+const PROTOCOL_ERROR: u8 = 1;
+const INTERNAL_ERROR: u8 = 2;
+const FLOW_CONTROL_ERROR: u8 = 3;
+const CANCEL: u8 = 8;
+
 #[cfg(test)]
 mod tests {
     use http::Uri;
 
     use super::{super::hpack::MAX_CUT_TARGETS, *};
+
+    fn client_frames() -> (ClientFrames, Arc<CutTargets>) {
+        let (frames, targets, _) = ClientFrames::new(Duration::ZERO, 1024, 100);
+        (frames, targets)
+    }
+
+    /// Reads these bytes in pieces of this size.
+    fn read(frames: &mut ClientFrames, bytes: &[u8], size: usize) {
+        let mut walker = FrameWalker::after(0);
+        for mut piece in bytes.chunks(size) {
+            while let Some(part) = walker.next(&mut piece) {
+                frames.read(part);
+            }
+        }
+    }
 
     /// A literal field of the static name `:path`, with its value raw.
     fn path(value: &str) -> Vec<u8> {
@@ -357,15 +363,16 @@ mod tests {
     fn noted(bytes: &[u8]) -> Vec<String> {
         let mut results: Vec<_> = (1..=bytes.len())
             .map(|size| {
-                let (mut frames, targets) =
-                    (ClientFrames::new(0, 1024, 100), CutTargets::default());
-                for piece in bytes.chunks(size) {
-                    frames.read(piece, &targets);
-                }
+                let (mut frames, targets) = client_frames();
+                read(&mut frames, bytes, size);
                 assert!(frames.partial.is_empty());
+                assert!(!frames.is_incomplete);
                 assert!(!targets.refuses_all(), "cut into pieces of {size}");
-                let targets = targets.targets.into_inner().unwrap();
-                targets.into_iter().map(String::from).collect::<Vec<_>>()
+                let targets = targets.targets.lock().unwrap();
+                targets
+                    .iter()
+                    .map(|target| target.to_string())
+                    .collect::<Vec<_>>()
             })
             .collect();
         results.dedup();
@@ -451,34 +458,38 @@ mod tests {
         let (client, mut server) = tokio::io::duplex(64 * 1024);
         let (mut sender, connection) = h2::client::handshake(client).await.unwrap();
         let (_response, _body) = sender.send_request(request, true).unwrap();
-        let (mut frames, targets) = (ClientFrames::new(PREFACE, 1024, 100), CutTargets::default());
+        let (mut frames, targets) = client_frames();
+        let mut walker = FrameWalker::after(24);
         let reading = async {
             let mut buffer = [0; 1024];
             while targets.targets.lock().unwrap().len() < expected.len() {
                 let length = tokio::io::AsyncReadExt::read(&mut server, &mut buffer)
                     .await
                     .unwrap();
-                frames.read(&buffer[..length], &targets);
+                let mut bytes = &buffer[..length];
+                while let Some(part) = walker.next(&mut bytes) {
+                    frames.read(part);
+                }
             }
         };
         tokio::select! {
             ended = connection => panic!("{ended:?}"),
             () = reading => {}
         }
-        let noted = targets.targets.into_inner().unwrap();
+        let noted = targets.targets.lock().unwrap();
         assert!(noted.iter().map(|target| &**target).eq(expected));
     }
 
     #[test]
     fn hostile_frames_and_too_many_targets_refuse_every_request() {
-        let (mut frames, targets) = (ClientFrames::new(0, 1024, 100), CutTargets::default());
+        let (mut frames, targets) = client_frames();
         assert!(!targets.refuses(&Uri::from_static("https://a/b")));
-        frames.read(&headers(&path("/a#")), &targets);
+        read(&mut frames, &headers(&path("/a#")), 64);
         assert!(!targets.refuses(&Uri::from_static("https://a/b")));
         assert!(targets.refuses(&Uri::from_static("https://a/a")));
         for number in 0..MAX_CUT_TARGETS {
             assert!(!targets.refuses_all());
-            frames.read(&headers(&path(&format!("/{number}#"))), &targets);
+            read(&mut frames, &headers(&path(&format!("/{number}#"))), 64);
         }
         assert!(targets.refuses_all());
         assert!(targets.refuses(&Uri::from_static("https://a/b")));
@@ -488,11 +499,8 @@ mod tests {
             // A field that is longer than 1,024 bytes.
             headers(&[&[0x04, 0x7f, 0xf1, 0x07][..], &[b'a'; 1100]].concat()),
         ] {
-            let targets = CutTargets::default();
-            let mut frames = ClientFrames::new(0, 1024, 100);
-            hostile
-                .chunks(64)
-                .for_each(|piece| frames.read(piece, &targets));
+            let (mut frames, targets) = client_frames();
+            read(&mut frames, &hostile, 64);
             assert!(targets.refuses_all(), "{hostile:?}");
         }
     }

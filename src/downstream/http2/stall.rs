@@ -3,6 +3,9 @@
 //! Neither hyper nor h2 limits how long a response waits for the window of its client. A client that opens no
 //! window would keep the memory of a hundred responses per connection until it leaves.
 //!
+//! While memory is short, a client may leave [`MAX_UNREAD_WHEN_SHORT`] responses unread; the others are reset at once,
+//! or with the next tick.
+//!
 //! Only pending data counts: a watch whose apiserver sends nothing stays open. hyper asks the body for the next
 //! frame as soon as h2 has taken the one before. So a body that has yielded a frame and was not asked for
 //! another one waits for its client, and a body that was asked and has no frame waits for the apiserver.
@@ -14,7 +17,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -26,7 +29,10 @@ use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep};
 use tracing::debug;
 
-use crate::metrics::{Connected, Limit};
+use crate::{
+    memory::MemoryPressure,
+    metrics::{Connected, Limit},
+};
 
 thread_local! {
     /// What the response body did last while the task of its stream was polled. hyper owns the body, so the task
@@ -149,6 +155,33 @@ impl Buf for TrackedData {
     }
 }
 
+/// The responses of one connection that wait for their client.
+#[derive(Debug)]
+pub(super) struct UnreadResponses {
+    connected: Arc<Connected>,
+    memory: Arc<MemoryPressure>,
+    count: AtomicUsize,
+}
+
+impl UnreadResponses {
+    pub(super) fn new(connected: Arc<Connected>, memory: Arc<MemoryPressure>) -> Self {
+        Self {
+            connected,
+            memory,
+            count: AtomicUsize::new(0),
+        }
+    }
+
+    pub(super) fn connected(&self) -> &Connected {
+        &self.connected
+    }
+
+    /// Whether one of them must be reset, because memory is short.
+    fn must_shed(&self) -> bool {
+        self.memory.is_short() && self.count.load(Ordering::Relaxed) > MAX_UNREAD_WHEN_SHORT
+    }
+}
+
 pin_project! {
     /// The future of a stream. It ends, and resets the stream, when the client has stalled.
     pub(super) struct StallGuard<F> {
@@ -157,16 +190,16 @@ pin_project! {
         stream: Option<F>,
         // Made when the stream first waits for the client, because most streams never do.
         clock: Option<Box<StallClock>>,
-        connected: Arc<Connected>,
+        unread: Arc<UnreadResponses>,
     }
 }
 
 impl<F> StallGuard<F> {
-    pub(super) fn new(stream: F, connected: Arc<Connected>) -> Self {
+    pub(super) fn new(stream: F, unread: Arc<UnreadResponses>) -> Self {
         Self {
             stream: Some(stream),
             clock: None,
-            connected,
+            unread,
         }
     }
 }
@@ -183,26 +216,39 @@ impl<F: Future> Future for StallGuard<F> {
         if stream.poll(cx).is_ready() {
             return Poll::Ready(());
         }
+        let mut sheds = false;
         match (LAST_POLL.take(), &mut *this.clock) {
             (Some(polled), Some(clock)) => clock.body_was_polled(polled),
             (
                 Some(BodyPoll::WaitsForClient(read_flag) | BodyPoll::Yielded(read_flag)),
                 clock @ None,
-            ) => *clock = Some(Box::new(StallClock::new(read_flag))),
+            ) => {
+                let unread = Arc::clone(this.unread);
+                *clock = Some(Box::new(StallClock::new(read_flag, unread)));
+                sheds = this.unread.must_shed();
+            }
             // If the body was not polled, the stream waits for the same side as before.
             (Some(BodyPoll::WaitsForServer), None) | (None, _) => {}
         }
         while let Some(clock) = this.clock
-            && clock.tick.as_mut().poll(cx).is_ready()
+            && (sheds || clock.tick.as_mut().poll(cx).is_ready())
         {
             if !clock.waits_for_client {
                 *this.clock = None;
-            } else if clock.has_stalled() {
-                this.connected
-                    .counters()
-                    .limits_hit
-                    .count(Limit::ClientStall);
-                debug!(client.address = %this.connected.client(), "response not read; stream reset");
+                continue;
+            }
+            let has_stalled = clock.has_stalled();
+            sheds |= this.unread.must_shed();
+            if has_stalled || sheds {
+                let connected = this.unread.connected();
+                connected.counters().limits_hit.count(if has_stalled {
+                    Limit::ClientStall
+                } else {
+                    Limit::Memory
+                });
+                debug!(client.address = %connected.client(), "response not read; stream reset");
+                // It no longer counts.
+                *this.clock = None;
                 // h2 resets a stream that is dropped before its end, and discards its pending data.
                 HAS_STALLED.set(true);
                 this.stream.set(None);
@@ -224,16 +270,25 @@ struct StallClock {
     read_flag: Option<ReadFlag>,
     /// Ticks in a row between which the client read nothing.
     silent_ticks: u32,
+    unread: Arc<UnreadResponses>,
+}
+
+impl Drop for StallClock {
+    fn drop(&mut self) {
+        self.unread.count.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl StallClock {
-    fn new(read_flag: Option<ReadFlag>) -> Self {
+    fn new(read_flag: Option<ReadFlag>, unread: Arc<UnreadResponses>) -> Self {
+        unread.count.fetch_add(1, Ordering::Relaxed);
         Self {
             tick: Box::pin(sleep(TICK)),
             waits_for_client: true,
             has_read: false,
             read_flag,
             silent_ticks: 0,
+            unread,
         }
     }
 
@@ -268,9 +323,11 @@ impl StallClock {
 
 /// How long a client may leave pending data unread (60 s in nginx, too: `send_timeout`).
 const CLIENT_STALL: Duration = Duration::from_secs(60);
-const TICKS: u32 = 4;
-/// The reset comes at most this much later.
+const TICKS: u32 = 12;
+/// The reset comes at most this much later. Short, because memory is freed only then when it is short.
 const TICK: Duration = Duration::from_secs(CLIENT_STALL.as_secs() / TICKS as u64);
+/// A person reads one response at a time, and a controller reads its watches at once.
+const MAX_UNREAD_WHEN_SHORT: usize = 8;
 
 #[cfg(test)]
 mod tests {
@@ -289,10 +346,11 @@ mod tests {
     use crate::{
         clients::ClientTable,
         config::Limits,
-        downstream::http2::reset_code::ResetCode,
+        downstream::http2::monitor::ClientFrames,
         drain::Drain,
         hosts::PeerAddr,
         metrics::{Counters, Protocol},
+        transport::frames::FrameMonitor,
     };
 
     /// A body of the frames that come on a channel.
@@ -350,6 +408,11 @@ mod tests {
         ))
     }
 
+    fn unread(counters: &Arc<Counters>, memory: &Arc<MemoryPressure>) -> Arc<UnreadResponses> {
+        let memory = Arc::clone(memory);
+        Arc::new(UnreadResponses::new(connected(counters), memory))
+    }
+
     /// A client with this window per stream, the response to its one request, and how often a client stalled.
     async fn open(window: u32, body: Scripted) -> (Response<RecvStream>, Arc<Counters>) {
         let (near, far) = tokio::io::duplex(64 * 1024);
@@ -358,15 +421,15 @@ mod tests {
             drain: Drain::new(),
             streams: Arc::new(watch::channel(Streams::default()).0),
             max: 100,
-            connected: connected(&counters),
+            unread: unread(&counters, &Arc::default()),
         };
         let body = std::sync::Mutex::new(Some(StallReport::new(body)));
         let respond = service_fn(move |_| {
             let body = body.lock().unwrap().take().unwrap();
             async { Ok::<_, Infallible>(Response::new(body)) }
         });
-        let (reader, writer) = tokio::io::split(near);
-        let stream = tokio::io::join(reader, ResetCode::new(writer));
+        let (frames, ..) = ClientFrames::new(CLIENT_STALL, 1024, 100);
+        let stream = FrameMonitor::of_client(near, frames);
         let server = http2::Builder::new(tasks).serve_connection(TokioIo::new(stream), respond);
         Drain::new().spawn(server);
         let (mut sender, connection) = client::Builder::new()
@@ -472,10 +535,61 @@ mod tests {
             let mut body = StallReport::new(body);
             let counters = Arc::default();
             let stream = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx).map(drop));
-            let guard = StallGuard::new(stream, connected(&counters));
+            let guard = StallGuard::new(stream, unread(&counters, &Arc::default()));
             let ended = tokio::time::timeout(CLIENT_STALL * 2, pin!(guard)).await;
             assert_eq!(ended.is_ok(), waits_for_client);
             assert_eq!(stalls(&counters), u64::from(waits_for_client));
         }
+    }
+    /// Responses that are not read at all, and whether each is reset.
+    struct Unread(Vec<Pin<Box<dyn Future<Output = ()>>>>);
+
+    impl Unread {
+        fn open(&mut self, unread: &Arc<UnreadResponses>) {
+            let (sender, body) = scripted(true);
+            let mut body = StallReport::new(body);
+            let stream = poll_fn(move |cx| {
+                assert!(!sender.is_closed());
+                Pin::new(&mut body).poll_frame(cx).map(drop)
+            });
+            self.0
+                .push(Box::pin(StallGuard::new(stream, Arc::clone(unread))));
+        }
+
+        /// Polls all of them; returns how many are left.
+        async fn left(&mut self) -> usize {
+            poll_fn(|cx| {
+                self.0.retain_mut(|one| one.as_mut().poll(cx).is_pending());
+                Poll::Ready(self.0.len())
+            })
+            .await
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn short_memory_costs_a_client_most_unread_responses() {
+        let (counters, memory) = (Arc::default(), Arc::default());
+        let greedy = unread(&counters, &memory);
+        let modest = unread(&counters, &memory);
+        let (mut of_greedy, mut of_modest) = (Unread(Vec::new()), Unread(Vec::new()));
+        for _ in 0..100 {
+            of_greedy.open(&greedy);
+        }
+        for _ in 0..MAX_UNREAD_WHEN_SHORT {
+            of_modest.open(&modest);
+        }
+        assert_eq!(of_greedy.left().await, 100);
+        assert_eq!(of_modest.left().await, MAX_UNREAD_WHEN_SHORT);
+        memory.set_short(true);
+        sleep(TICK * 2).await;
+        assert_eq!(of_greedy.left().await, MAX_UNREAD_WHEN_SHORT);
+        assert_eq!(of_modest.left().await, MAX_UNREAD_WHEN_SHORT);
+        assert_eq!(counters.limits_hit.value(Limit::Memory), 92);
+        // A further one does not wait for a tick.
+        of_greedy.open(&greedy);
+        assert_eq!(of_greedy.left().await, MAX_UNREAD_WHEN_SHORT);
+        memory.set_short(false);
+        of_greedy.open(&greedy);
+        assert_eq!(of_greedy.left().await, MAX_UNREAD_WHEN_SHORT + 1);
     }
 }

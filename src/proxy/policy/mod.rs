@@ -6,6 +6,7 @@ use std::{net::IpAddr, sync::Arc};
 use http::{HeaderMap, HeaderValue, Method, Version, header, request::Parts, uri::Authority};
 
 use crate::{
+    clients::Throttled,
     config::Limits,
     hosts::{HostMap, HostName},
     text::list_contains,
@@ -149,6 +150,9 @@ pub enum Rejection {
     /// An upgrade request that carries a body.
     #[error("upgrade request with a body")]
     UpgradeWithBody,
+    /// A budget of its client is used up.
+    #[error("client is over a limit")]
+    Throttled(Throttled),
 }
 
 impl Rejection {

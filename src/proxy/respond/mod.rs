@@ -1,11 +1,14 @@
 //! Turns every error into a Kubernetes `Status`, so that kubectl prints a sentence.
 //!
-//! The client reads no address and no certificate name. Those are part of the cause, which goes to the log.
+//! The client gets no address and no certificate name. Those are part of the cause, which goes to the log.
 
 use http::{HeaderValue, Response, StatusCode, header};
 
 use super::{Body, Error, Rejection};
-use crate::upstream::{UploadError, UpstreamError, VerifyError};
+use crate::{
+    clients::Throttled,
+    upstream::{UploadError, UpstreamError, VerifyError},
+};
 
 /// The content of an error response.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,9 +17,9 @@ struct ErrorStatus {
     /// A `metav1.StatusReason`.
     reason: &'static str,
     message: String,
-    /// Whether a retry after one second is safe and may help. client-go then repeats a request of any
-    /// method, so this is set only if the apiserver has not processed the request.
-    retry: bool,
+    /// Seconds after which a retry is safe and may help. client-go then repeats a request of any method, so
+    /// this is set only if the apiserver has not processed the request.
+    retry_after: Option<u32>,
 }
 
 impl ErrorStatus {
@@ -25,7 +28,7 @@ impl ErrorStatus {
             code,
             reason,
             message: message.into(),
-            retry: false,
+            retry_after: None,
         }
     }
 
@@ -58,8 +61,11 @@ pub(super) fn respond(error: &Error) -> Response<Body> {
         header::CACHE_CONTROL,
         HeaderValue::from_static("no-cache, private"),
     );
-    if status.retry {
-        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    if let Some(seconds) = status.retry_after {
+        headers.insert(header::RETRY_AFTER, seconds.into());
+    }
+    if status.code == StatusCode::UNAUTHORIZED {
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     if status.code == StatusCode::METHOD_NOT_ALLOWED {
         headers.insert(
@@ -112,7 +118,7 @@ fn no_response(error: &UpstreamError) -> ErrorStatus {
                 .map_or("cannot be verified", VerifyError::reason);
             ErrorStatus {
                 // A wrong certificate is not fixed within the ten attempts of client-go.
-                retry: false,
+                retry_after: None,
                 ..unavailable(format!(
                     "the apiserver's certificate {reason}, so the request was not sent; \
                      the proxy's log describes the certificate"
@@ -144,7 +150,7 @@ fn no_response(error: &UpstreamError) -> ErrorStatus {
 fn unavailable(message: impl Into<String>) -> ErrorStatus {
     let code = StatusCode::SERVICE_UNAVAILABLE;
     ErrorStatus {
-        retry: true,
+        retry_after: Some(1),
         ..ErrorStatus::new(code, "ServiceUnavailable", message)
     }
 }
@@ -160,6 +166,37 @@ fn bad_request(message: &str) -> ErrorStatus {
 fn header_too_large(message: String) -> ErrorStatus {
     let code = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
     ErrorStatus::new(code, "RequestHeaderFieldsTooLarge", message)
+}
+
+fn over_budget(throttled: Throttled) -> ErrorStatus {
+    match throttled {
+        Throttled::Refused(StatusCode::FORBIDDEN) => ErrorStatus::new(
+            StatusCode::FORBIDDEN,
+            "Forbidden",
+            "Forbidden: the apiserver refuses this request without a credential, and too many of them have come",
+        ),
+        Throttled::Refused(_) => ErrorStatus::new(
+            StatusCode::UNAUTHORIZED,
+            "Unauthorized",
+            "Unauthorized: the apiserver refuses this credential, and too many requests with it have come; \
+             log in again",
+        ),
+        Throttled::Guesses(wait) => too_many_requests(
+            "the apiserver has refused too many credentials from this address",
+            wait,
+        ),
+        Throttled::Requests(wait) => too_many_requests(
+            "too many requests from this address; the limit is limits.requestsPerClient",
+            wait,
+        ),
+    }
+}
+
+fn too_many_requests(message: &str, wait: u32) -> ErrorStatus {
+    ErrorStatus {
+        retry_after: Some(wait),
+        ..ErrorStatus::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", message)
+    }
 }
 
 fn rejected(rejection: Rejection) -> ErrorStatus {
@@ -204,6 +241,7 @@ fn rejected(rejection: Rejection) -> ErrorStatus {
             "the only supported value of Expect is 100-continue",
         ),
         Rejection::UpgradeWithBody => bad_request("an upgrade request must not have a body"),
+        Rejection::Throttled(throttled) => over_budget(throttled),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The addresses of one apiserver: which one a new connection dials first, and which ones are ejected.
 //!
-//! The addresses known so far are kept when a lookup fails: a failure of DNS must not take a running
-//! cluster away. An unhealthy endpoint is ejected only while another one is healthy.
+//! The addresses known so far are kept when a lookup fails: a failure of DNS must not make a running cluster
+//! unreachable. An unhealthy endpoint is ejected only while another one is healthy.
 //!
 //! Dials and probes tell the health of an endpoint. One that failed stays unhealthy for a time that doubles with each
 //! failure, so that an endpoint that keeps failing and recovering does not cost a request each time. After a minute
@@ -164,7 +164,7 @@ impl Endpoints {
     pub(super) fn mark_unhealthy(&self, endpoint: &Endpoint, why: String) {
         if endpoint.set_unhealthy(why) {
             self.update_ejections();
-            // So that a short failure ends soon.
+            // A probe ends a short failure soon.
             self.probe_requests.notify_waiters();
         }
     }
@@ -185,7 +185,7 @@ impl Endpoints {
             .await
             .is_ok()
         {
-            // Until a success counts again for the endpoint that just failed.
+            // Waits until a success counts again for the endpoint that just failed.
             tokio::time::sleep(with_jitter(REPROBE_DELAY).min(interval)).await;
         }
     }

@@ -114,7 +114,7 @@ impl H1Connection {
     fn finish_exchange(&mut self, keep_alive: bool) {
         self.idle_since = Instant::now();
         self.wire.is_idle = true;
-        // Bytes after the response would be taken for the next response.
+        // Bytes that follow the response would be read as the next response.
         self.keep_alive = keep_alive && self.wire.unread.is_empty();
     }
 }
@@ -131,7 +131,7 @@ impl AsMut<Self> for H1Connection {
 ///
 /// # Errors
 ///
-/// With the request, if no byte of it was written.
+/// The error holds the request if no byte of it was written.
 ///
 /// # Cancel safety
 ///

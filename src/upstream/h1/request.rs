@@ -28,7 +28,7 @@ enum SendState {
     /// Nothing was written, so that the head can leave together with the beginning of the body.
     Start,
     Body,
-    /// The body was read to its end, and not all of it is written.
+    /// The body was read to its end, but a part of it is not written yet.
     Flush,
     /// Nothing more is sent: the apiserver has the whole request, or accepts no more of it.
     Done,

@@ -17,8 +17,9 @@ use super::{
 };
 use crate::{
     drain::Drain,
-    http1::{BodyDecoder, MessageError, ResponseHead, yield_turn},
+    http1::{BodyDecoder, MessageError, ResponseHead},
     metrics::LeaseEnd,
+    transport::yield_turn,
 };
 
 /// The body of a response, on a connection that `C` holds. The connection is dropped at the end of the

@@ -3,7 +3,7 @@
 //! The h2 crate is used directly, not through hyper, because "sent again only if provably not
 //! processed" needs stream numbers and reset reasons, which hyper does not expose.
 
-mod frame_monitor;
+mod peer;
 mod stream;
 
 use std::{
@@ -25,7 +25,7 @@ use h2::{
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
-pub(super) use frame_monitor::fuzz;
+pub(super) use peer::fuzz;
 pub(super) use stream::{H2Response, H2Stream};
 
 use super::{endpoint::Endpoint, sockets::SocketPlace};
@@ -35,9 +35,9 @@ use crate::{
     hosts::UpstreamAddr,
     metrics::{ConnectionStats, LeaseEnd},
     text::error_chain,
-    transport::{TlsWriter, WriteBatcher},
+    transport::{TlsWriter, WriteBatcher, frames::FrameMonitor},
 };
-use frame_monitor::{FrameMonitor, PeerState};
+use peer::{PeerFrames, PeerState};
 use stream::StreamGuard;
 
 /// A connection on which requests can be sent.
@@ -108,7 +108,7 @@ impl H2Connection {
         S: TlsWriter + Send + 'static,
     {
         let peer = Arc::new(PeerState::new());
-        let monitor = FrameMonitor::new(batcher.clone(), Arc::clone(&peer));
+        let monitor = FrameMonitor::of_apiserver(batcher.clone(), PeerFrames::new(&peer));
         let (send, mut connection) = settings().handshake(monitor).await?;
         wait_for_settings(&send, &mut connection, &batcher).await?;
         let state = Arc::new(H2State {
@@ -225,7 +225,7 @@ fn settings() -> h2::client::Builder {
 /// allows.
 async fn wait_for_settings<S: TlsWriter>(
     send: &SendRequest<Bytes>,
-    connection: &mut Connection<FrameMonitor<WriteBatcher<S>>, Bytes>,
+    connection: &mut Connection<FrameMonitor<WriteBatcher<S>, PeerFrames>, Bytes>,
     batcher: &WriteBatcher<S>,
 ) -> Result<(), h2::Error> {
     poll_fn(|cx| match batcher.drive(Pin::new(&mut *connection), cx) {
@@ -248,7 +248,7 @@ enum H2ConnectionError {
 /// Runs the connection until it ends or a ping is not answered within `limit`; then its streams fail at
 /// once.
 async fn run<S: TlsWriter>(
-    mut connection: Box<Connection<FrameMonitor<WriteBatcher<S>>, Bytes>>,
+    mut connection: Box<Connection<FrameMonitor<WriteBatcher<S>, PeerFrames>, Bytes>>,
     batcher: &WriteBatcher<S>,
     peer: &PeerState,
     interval: Duration,

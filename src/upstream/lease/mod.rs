@@ -266,26 +266,25 @@ impl ClientLeases {
         wants_h2: bool,
         newer_than: Option<Instant>,
     ) -> Result<Leased, UpstreamError> {
-        // Again for a first try, because a retry comes here directly.
-        match self.table.find(cluster.id, wants_h2, newer_than) {
-            Lookup::Found(leased) => return Ok(leased),
-            Lookup::Full => return Err(self.too_many_connections()),
-            Lookup::MustDialH1 => return self.dial(cluster, wants_h2).await,
-            Lookup::MustDial => {}
-        }
         let asked = Instant::now();
-        let turn = self.dialling.lock().await;
-        // Again: the dial that held the lock may have made a connection.
-        match self.table.find(cluster.id, wants_h2, newer_than) {
-            Lookup::Found(leased) => return Ok(leased),
-            Lookup::Full => return Err(self.too_many_connections()),
-            Lookup::MustDialH1 => {
-                drop(turn);
-                return self.dial(cluster, wants_h2).await;
+        let mut turn = None;
+        loop {
+            // With the turn once more: the dial that had it before may have made a connection.
+            match self.table.find(cluster.id, wants_h2, newer_than) {
+                Lookup::Found(leased) => return Ok(leased),
+                Lookup::Full => return Err(self.too_many_connections()),
+                Lookup::MustDialH1 => {
+                    drop(turn);
+                    return self.dial(cluster, wants_h2).await;
+                }
+                Lookup::MustDial => match turn {
+                    None => turn = Some(self.dialling.lock().await),
+                    Some(turn) => {
+                        return take_turn(turn, cluster, asked, self.dial(cluster, wants_h2)).await;
+                    }
+                },
             }
-            Lookup::MustDial => {}
         }
-        take_turn(turn, cluster, asked, self.dial(cluster, wants_h2)).await
     }
 
     /// A new connection that no other request of this client gets. Fails like a dial that failed after `asked`.
@@ -444,7 +443,7 @@ fn is_unauthenticated(request: &Parts, status: StatusCode) -> bool {
     status == StatusCode::UNAUTHORIZED || !request.headers.contains_key(header::AUTHORIZATION)
 }
 
-/// hyper would switch protocols on any 101; here a 101 is no response to a request that asked for no upgrade.
+/// hyper would switch protocols on any 101. A 101 is no valid response to a request that asked for no upgrade.
 fn refuse_unsolicited_101(
     response: Response<ResponseBody>,
 ) -> Result<Response<ResponseBody>, UpstreamError> {

@@ -141,8 +141,8 @@ impl LeaseTable {
         Lookup::MustDial
     }
 
-    /// Whether the client may have one more HTTP/2 connection. At the limit, gives up connections that no
-    /// stream uses, such as those to another cluster.
+    /// Whether the client may have one more HTTP/2 connection. At the limit it gives up connections that no stream
+    /// uses, such as those to another cluster.
     pub(super) fn make_room_for_h2(&self) -> bool {
         let mut by_cluster = lock(&self.by_cluster);
         for (_, leases) in by_cluster.iter_mut() {
@@ -188,7 +188,7 @@ impl LeaseTable {
         })
     }
 
-    /// As [`LeaseTable::add`], but no other request gets a stream of an HTTP/2 connection.
+    /// Like [`LeaseTable::add`], but no other request gets a stream of this connection.
     pub(super) fn add_own(
         self: &Arc<Self>,
         cluster: u64,

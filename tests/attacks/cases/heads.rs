@@ -28,7 +28,6 @@ cases! {
     ambiguous_target_is_refused: "F11", ambiguous_targets, [upstream: (0, 0)];
     large_head_is_refused: "large heads", large_heads, [upstream: (0, 0), grows: (16, 32)];
     malformed_field_over_http2_is_refused: "h2 downgrade", malformed_fields, [upstream: (0, 0)];
-    #[ignore = "slow heads hold the admin port for 10 s"]
     slow_heads_leave_the_admin_port_alive: "admin port", slow_admin, [];
 }
 

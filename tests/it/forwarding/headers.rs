@@ -19,9 +19,7 @@ fn assert_absent(request: &Received, names: &[&str]) {
 /// Case 29. The proxy drops fields that `Connection` names, but never a field that identifies the user.
 #[tokio::test]
 async fn connection_field_removes_no_identity() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     let mut client = proxy.client().http1().await;
     let lines = "Connection: x-remote-user, Authorization, impersonate-user, Host\r\n\
                  Connection: keep-alive, X-Mine, x-forwarded-for, content-length, Cookie\r\n\
@@ -55,9 +53,7 @@ async fn connection_field_removes_no_identity() {
 /// proxy that has authenticated a user either.
 #[tokio::test]
 async fn client_forwarding_and_front_proxy_fields_are_replaced() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     for protocol in BOTH {
         let fields = [
             ("x-forwarded-for", "10.0.0.1"),
@@ -95,9 +91,7 @@ async fn client_forwarding_and_front_proxy_fields_are_replaced() {
 /// Case 18. The proxy forwards only upgrades to protocols that kube-apiserver speaks.
 #[tokio::test]
 async fn unknown_upgrades_are_dropped() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     for lines in [
         "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n",
         "Connection: upgrade\r\nUpgrade: foo\r\n",
@@ -138,9 +132,7 @@ async fn http2_fields_take_their_http1_form() {
 /// Case 42. The apiserver compares the host, port included, with the links of backends.
 #[tokio::test]
 async fn host_is_kept_as_the_client_wrote_it() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     for host in ["kube.test:6443", "KUBE.test", "kube.test."] {
         let mut client = proxy.client().http1().await;
         assert_eq!(client.get(host, "/", "").await.status, 200);
@@ -259,9 +251,7 @@ async fn hop_by_hop_response_fields_are_dropped() {
 /// Such fields make an HTTP/2 request malformed (RFC 9113 §8.2.2), so it does not reach the apiserver.
 #[tokio::test]
 async fn connection_fields_over_http2_are_refused() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     for (name, value) in [
         ("transfer-encoding", "chunked"),
         ("connection", "close"),

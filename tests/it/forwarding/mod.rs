@@ -16,9 +16,7 @@ use crate::{
 
 #[tokio::test]
 async fn forwards_a_request_over_http1() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     let mut client = proxy.client().http1().await;
     assert_eq!(client.get(HOST, "/version", "").await.text(), "ok");
     let request = upstream.next_request().await;
@@ -27,9 +25,7 @@ async fn forwards_a_request_over_http1() {
 
 #[tokio::test]
 async fn forwards_a_request_over_http2() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     let client = proxy.client().http2().await;
     assert_eq!(
         client
@@ -49,9 +45,7 @@ async fn forwards_a_request_over_http2() {
 /// Case 10. kubectl dials upgrades without ALPN. A client that offers both protocols gets h2, on both legs.
 #[tokio::test]
 async fn alpn_selects_the_protocol_and_its_absence_http1() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     for (offered, chosen, mirrored) in [
         (&[][..], None, &["http/1.1"][..]),
         (&["http/1.1"], Some("http/1.1"), &["http/1.1"]),
@@ -200,9 +194,7 @@ async fn connections_stay_usable_after_responses_without_body() {
 /// One HTTP/1.1 connection carries many requests, also pipelined ones, and keeps its lease.
 #[tokio::test]
 async fn http1_connection_carries_many_requests() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     let mut client = proxy.client().http1().await;
     client
         .send(

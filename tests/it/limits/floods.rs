@@ -1,11 +1,13 @@
-//! Clients that send frames of no use: a flood ends the connection of its client with GOAWAY and
-//! `ENHANCE_YOUR_CALM`, and nothing else.
+//! Clients and apiservers that send frames of no use: a flood ends the connection of its client with GOAWAY and
+//! `ENHANCE_YOUR_CALM`, or the request to the apiserver with a 502, and nothing else.
 
-use http::Response;
+use std::time::Duration;
+
+use http::{Request, Response};
 use standin::{
     client::{Http2, TlsConnection},
     frames::{END_HEADERS, END_STREAM, FrameConnection, encode_fields, kind},
-    upstream::channel,
+    upstream::{Raw, RequestBody, ResponseBody, channel, full},
     within,
 };
 
@@ -64,6 +66,7 @@ async fn flood_of_control_frames_ends_only_its_connection() {
     let _watch = other.open("https://kube.test/watch").await.unwrap();
     for (name, frame) in [
         ("empty DATA", (kind::DATA, 0, 3, vec![])),
+        ("late DATA", (kind::DATA, 0, 1, vec![b'x'])),
         ("PRIORITY", (kind::PRIORITY, 0, 1, vec![0, 0, 0, 0, 15])),
         (
             "late RST_STREAM",
@@ -94,9 +97,7 @@ async fn flood_of_control_frames_ends_only_its_connection() {
 /// Fewer than h2 refuses per head, on many heads.
 #[tokio::test]
 async fn flood_of_small_continuations_ends_its_connection() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, _upstream, proxy) = World::with_proxy().await;
     let mut wire = wire(&proxy).await;
     let block = encode_fields(&fields("GET", "/"));
     for stream in (1..200).step_by(2) {
@@ -163,11 +164,13 @@ async fn client_that_cancels_3000_watches_at_once_stays() {
     // h2 forgets some of the streams and resets them again with the next event.
     let mut builder = h2::client::Builder::new();
     builder.max_local_error_reset_streams(None);
+    // The events that it does not read are small.
+    builder.data_frame_budget(1 << 24);
     let client = Http2::with(&builder, tls).await;
     for _ in 0..30 {
         let mut watches = Vec::new();
         for _ in 0..100 {
-            let watch = http::Request::get("https://kube.test/watch").body(());
+            let watch = Request::get("https://kube.test/watch").body(());
             watches.push(client.begin(watch.unwrap(), true).await.unwrap().0);
         }
         for watch in &mut watches {
@@ -221,4 +224,219 @@ async fn client_that_updates_windows_per_frame_stays() {
     assert!(updates > 1000, "{updates} updates show nothing");
     wire.headers(3, &get, END_STREAM).await.unwrap();
     wire.expect(kind::HEADERS).await.unwrap();
+}
+
+/// `/never` gets no response.
+async fn watch_or_never(request: Request<RequestBody>) -> Response<ResponseBody> {
+    if request.uri().path() == "/never" {
+        return std::future::pending().await;
+    }
+    watch_or_ok(request).await
+}
+
+/// The frames that make the proxy reset a request of this client (`MadeYouReset`, CVE-2025-8671).
+fn made_you_reset(trigger: &str, stream: u32) -> Vec<(u8, u8, Vec<u8>)> {
+    let post = [&fields("POST", "/never")[..], &[("content-length", "1")]].concat();
+    let post = (kind::HEADERS, END_HEADERS, encode_fields(&post));
+    let then = match trigger {
+        "a body longer than its length" => (kind::DATA, 0, b"xx".to_vec()),
+        "a body shorter than its length" => (kind::DATA, END_STREAM, vec![]),
+        "a window that overflows" => (kind::WINDOW_UPDATE, 0, vec![0x7f, 0xff, 0xff, 0xff]),
+        "a stream that depends on itself" => (
+            kind::PRIORITY,
+            0,
+            [&stream.to_be_bytes()[..], &[15]].concat(),
+        ),
+        "a malformed head" => {
+            let head = [&fields("GET", "/")[..], &[("connection", "close")]].concat();
+            return vec![(
+                kind::HEADERS,
+                END_HEADERS | END_STREAM,
+                encode_fields(&head),
+            )];
+        }
+        unknown => panic!("{unknown}"),
+    };
+    vec![post, then]
+}
+
+#[tokio::test]
+async fn resets_that_a_client_provokes_are_limited() {
+    let world = World::new();
+    let upstream = world.apiserver().http(watch_or_never).start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let other = proxy.client().http2().await;
+    let _watch = other.open("https://kube.test/watch").await.unwrap();
+    for trigger in [
+        "a body longer than its length",
+        "a body shorter than its length",
+        "a window that overflows",
+        "a stream that depends on itself",
+        "a malformed head",
+    ] {
+        let mut wire = wire(&proxy).await;
+        let (mut resets, mut code) = (0, None);
+        for first in (1..600).step_by(100) {
+            if code.is_some() {
+                break;
+            }
+            // Half of the streams that may be open, so that none is refused.
+            for stream in (first..first + 100).step_by(2) {
+                for (kind, flags, payload) in made_you_reset(trigger, stream) {
+                    wire.send(kind, flags, stream, payload).await.ok();
+                }
+            }
+            let wanted = resets + 50;
+            while resets < wanted && code.is_none() {
+                let frame = within(trigger, wire.next()).await.unwrap().unwrap();
+                resets += usize::from(frame.kind == kind::RST_STREAM);
+                code = (frame.kind == kind::GOAWAY).then(|| frame.error_code());
+            }
+        }
+        assert_eq!(code, Some(Some(ENHANCE_YOUR_CALM)), "{trigger}");
+        assert!(resets <= 128, "{trigger}: {resets} resets");
+        drop(wire);
+        // No request outlives its connection, nor its reset.
+        upstream.wait_for_open_responses(1).await;
+    }
+    let response = other.get("https://kube.test/").await.unwrap();
+    assert_eq!(response.text(), "ok");
+}
+
+/// h2 refuses each stream beyond the limit, and counts none of them.
+#[tokio::test]
+async fn flood_of_refused_streams_ends_its_connection() {
+    let world = World::new();
+    let upstream = world
+        .apiserver()
+        .http(|_| std::future::pending::<Response<_>>())
+        .start()
+        .await;
+    let proxy = world.proxy(upstream.address()).start();
+    let mut wire = wire(&proxy).await;
+    let get = fields("GET", "/never");
+    for stream in (1..4000).step_by(2) {
+        if wire.headers(stream, &get, END_STREAM).await.is_err() {
+            break;
+        }
+    }
+    assert_eq!(goaway(&mut wire).await, Some(ENHANCE_YOUR_CALM));
+    assert!(upstream.requests().len() <= 100);
+}
+
+/// An uploader whose bodies the apiserver does not want: what is on the way when the stream is reset comes late.
+#[tokio::test]
+async fn client_whose_bodies_are_refused_stays() {
+    const STREAMS: u32 = 90;
+    let world = World::new();
+    let apiserver = world.apiserver().http(|request| async {
+        drop(request);
+        Response::builder()
+            .status(413)
+            .body(full("too large"))
+            .unwrap()
+    });
+    let upstream = apiserver.start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let mut wire = wire(&proxy).await;
+    let mut before = Vec::new();
+    for round in 0..4 {
+        let first = 1 + round * 2 * STREAMS;
+        let streams: Vec<u32> = (first..first + 2 * STREAMS).step_by(2).collect();
+        for stream in &streams {
+            wire.headers(*stream, &fields("POST", "/"), 0)
+                .await
+                .unwrap();
+            wire.data(*stream, "begins", 0).await.unwrap();
+        }
+        for _ in &streams {
+            within("a reset", wire.expect(kind::RST_STREAM))
+                .await
+                .unwrap();
+        }
+        // h2 has forgotten these streams.
+        for stream in before {
+            for _ in 0..3 {
+                wire.data(stream, "late", 0).await.unwrap();
+            }
+        }
+        before = streams;
+    }
+    let last = 1 + 8 * STREAMS;
+    wire.headers(last, &fields("GET", "/"), END_STREAM)
+        .await
+        .unwrap();
+    while wire.expect(kind::HEADERS).await.unwrap().stream != last {}
+}
+
+/// A client that shows one namespace after the other, and an apiserver that is slow.
+#[tokio::test]
+async fn client_that_cancels_all_it_has_open_stays() {
+    let world = World::new();
+    let upstream = world.apiserver().http(watch_or_never).start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let mut wire = wire(&proxy).await;
+    for round in 0..3_u32 {
+        let streams = (0..100).map(|number| 200 * round + 2 * number + 1);
+        for stream in streams.clone() {
+            let get = fields("GET", "/never");
+            wire.headers(stream, &get, END_STREAM).await.unwrap();
+        }
+        upstream
+            .wait_for("the requests", |connections| {
+                let requests: usize = connections.iter().map(|one| one.requests).sum();
+                (requests == 100 * (round as usize + 1)).then_some(())
+            })
+            .await;
+        for stream in streams {
+            wire.reset(stream, 8).await.unwrap();
+        }
+        upstream
+            .wait_for("the resets", |connections| {
+                let resets: usize = connections.iter().map(|one| one.resets().len()).sum();
+                (resets == 100 * (round as usize + 1)).then_some(())
+            })
+            .await;
+        // The client looks at what it sees for a second.
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+    }
+    wire.headers(601, &fields("GET", "/"), END_STREAM)
+        .await
+        .unwrap();
+    let response = within("a response", wire.expect(kind::HEADERS)).await;
+    assert_eq!(response.unwrap().stream, 601);
+}
+
+/// h2 passes over interim responses without a limit.
+#[tokio::test]
+async fn endless_interim_responses_over_http2_are_refused() {
+    let world = World::new();
+    let apiserver = world.apiserver().raw(|raw: Raw| async move {
+        let mut wire = FrameConnection::server(raw.stream, &[(3, 100)])
+            .await
+            .unwrap();
+        let mut is_endless = false;
+        while let Ok(request) = wire.expect(kind::HEADERS).await {
+            for _ in 0..100 {
+                let hints = wire.headers(request.stream, &[(":status", "103")], 0);
+                hints.await.unwrap();
+            }
+            if is_endless {
+                let hints = [(":status", "103")];
+                while wire.headers(request.stream, &hints, 0).await.is_ok() {}
+                return;
+            }
+            is_endless = true;
+            let end = wire.headers(request.stream, &[(":status", "204")], END_STREAM);
+            end.await.unwrap();
+        }
+    });
+    let upstream = apiserver.start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let client = proxy.client().http2().await;
+    for expected in [204, 502] {
+        let response = within("a response", client.get("https://kube.test/")).await;
+        assert_eq!(response.unwrap().status, expected);
+    }
+    upstream.connection_end(0).await;
 }

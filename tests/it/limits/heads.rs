@@ -114,9 +114,7 @@ async fn malformed_request_head_is_refused() {
 /// RFC 9112 §2.2 lets a recipient accept a bare LF as a line end; the proxy sends CRLF upstream.
 #[tokio::test]
 async fn bare_line_feeds_in_a_head_are_sent_as_crlf() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     let mut client = proxy.client().http1().await;
     client
         .send("POST /a HTTP/1.1\nHost: kube.test\nContent-Length: 4\nX: 1\n\nbody")
@@ -136,9 +134,7 @@ async fn bare_line_feeds_in_a_head_are_sent_as_crlf() {
 /// A bare LF is not allowed in a chunked body: the proxy aborts malformed chunks and never repairs them.
 #[tokio::test]
 async fn malformed_chunks_abort_the_request() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     for chunks in [
         "4\nbody\r\n0\r\n\r\n",
         "4\r\nbodyX0\r\n\r\n",
@@ -168,9 +164,7 @@ async fn malformed_chunks_abort_the_request() {
 /// A client that speaks HTTP/2 without ALPN gets no response and reaches no apiserver.
 #[tokio::test]
 async fn http2_preface_without_alpn_ends_the_connection() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     let mut client = proxy.client().http1().await;
     client.send(standin::frames::PREFACE).await;
     let rest = client.end().await.unwrap_or_default();
@@ -209,9 +203,7 @@ async fn bare_400_of_the_apiserver_is_not_replaced() {
 /// Where the end of a body is written in a way that two parsers read differently, no later byte is a request.
 #[tokio::test]
 async fn no_request_follows_a_body_with_an_uncertain_end() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     let zeros = "0".repeat(70);
     for end in ["0\r\nX: y\n\n", "0\r\n\n", &format!("{zeros}\r\n\r\n")] {
         let mut client = proxy.client().http1().await;

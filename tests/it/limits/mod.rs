@@ -1,6 +1,7 @@
 //! The size limits of a request, over both protocols: a request at the limit passes; above it, the response names
 //! the setting.
 
+mod clients;
 mod deadlines;
 mod floods;
 mod heads;
@@ -152,9 +153,7 @@ async fn uri_bytes() {
 /// Case 27. `kubectl exec p -- sh -c "<70 KB>"` sends this request, without ALPN and with an upgrade.
 #[tokio::test]
 async fn uri_above_every_limit_gets_414() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     let upgrade = [
         ("connection", "Upgrade"),
         ("upgrade", "websocket"),
@@ -178,9 +177,7 @@ async fn uri_above_every_limit_gets_414() {
 /// Case 27. The largest request target that passes over either protocol.
 #[tokio::test]
 async fn largest_possible_uri_passes() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     for protocol in BOTH {
         // The URI of the HTTP/2 client contains the host too, and the `http` crate allows 65,534 bytes at most.
         let length = 65_534 - "https://kube.test".len();
@@ -194,9 +191,7 @@ async fn largest_possible_uri_passes() {
 /// (CVE-2026-47774). They are counted when they are decoded, and the connection stays open.
 #[tokio::test]
 async fn indexed_fields_count_as_fields() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     let client = proxy.client().http2().await;
     for (name, count, has_status) in [
         ("x", 129, true),
@@ -236,9 +231,7 @@ async fn connection_stays_open_after_a_refusal_by_the_policy() {
 /// The proxy refuses an unknown expectation (RFC 9110 §10.1.1).
 #[tokio::test]
 async fn unknown_expectation_gets_417() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     for protocol in BOTH {
         let fields = [("expect", "200-ok")];
         let response = proxy.request(protocol, "POST", "/", &fields, b"body").await;

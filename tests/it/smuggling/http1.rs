@@ -129,6 +129,9 @@ async fn check(
     partials: &mut Partials,
 ) -> Result<(), String> {
     let (outcome, _) = case.line.split_once(" | ").unwrap();
+    if outcome == "?" {
+        return Ok(());
+    }
     let steps: Vec<Step> = outcome.split(" + ").map(Step::parse).collect();
     let mut client = proxy.client().http1().await;
     for piece in case.bytes.chunks(piece) {

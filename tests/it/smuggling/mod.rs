@@ -83,7 +83,7 @@ async fn serve(mut stream: TlsStream<TcpStream>, sender: &mpsc::UnboundedSender<
         let method = words.next().unwrap_or_default();
         let mut text = format!("{method}{}", words.next().unwrap_or_default()).into_bytes();
         let mut body = Vec::new();
-        let is_complete = read_body(&mut stream, &head, &mut body).await.is_some();
+        let end = read_body(&mut stream, &head, &mut body).await;
         if !body.is_empty() {
             text.push(b'=');
             text.extend(&body);
@@ -93,12 +93,15 @@ async fn serve(mut stream: TlsStream<TcpStream>, sender: &mpsc::UnboundedSender<
         if method != "HEAD" {
             response.extend(&text);
         }
-        if !is_complete {
-            text.extend(PARTIAL);
+        match end {
+            BodyEnd::Complete => {}
+            BodyEnd::Cut => text.extend(PARTIAL),
+            // No table names such a request, so this one fails the test.
+            BodyEnd::Malformed => text.extend(format!(" malformed: {head:?}").bytes()),
         }
         // A finished test has dropped the receiver.
         sender.send(EchoedRequest { text }).ok();
-        if !is_complete || stream.write_all(&response).await.is_err() {
+        if end != BodyEnd::Complete || stream.write_all(&response).await.is_err() {
             return;
         }
         if stream.flush().await.is_err() {
@@ -107,13 +110,18 @@ async fn serve(mut stream: TlsStream<TcpStream>, sender: &mpsc::UnboundedSender<
     }
 }
 
-/// Reads the body that this head announces. Returns `None` when it does not arrive whole, or when the head announces it
-/// in a way that the proxy must not use.
-async fn read_body(
-    stream: &mut TlsStream<TcpStream>,
-    head: &str,
-    body: &mut Vec<u8>,
-) -> Option<()> {
+/// How a request ended at the apiserver.
+#[derive(Debug, PartialEq, Eq)]
+enum BodyEnd {
+    Complete,
+    /// The connection closed first.
+    Cut,
+    /// The proxy must never send this.
+    Malformed,
+}
+
+/// Reads the body that this head announces.
+async fn read_body(stream: &mut TlsStream<TcpStream>, head: &str, body: &mut Vec<u8>) -> BodyEnd {
     let values = |name: &str| -> Vec<String> {
         let lines = head.split("\r\n").filter_map(|line| line.split_once(':'));
         lines
@@ -122,33 +130,46 @@ async fn read_body(
             .collect()
     };
     let (lengths, codings) = (values("content-length"), values("transfer-encoding"));
-    match (&lengths[..], &codings[..]) {
-        ([], []) => Some(()),
-        ([length], []) => {
-            let length: u64 = length.parse().ok()?;
-            for _ in 0..length {
-                body.push(stream.read_u8().await.ok()?);
-            }
-            Some(())
-        }
-        ([], [coding]) if coding == "chunked" => loop {
-            let mut line = Vec::new();
-            while !line.ends_with(b"\r\n") {
-                line.push(stream.read_u8().await.ok()?);
-            }
-            let size = std::str::from_utf8(line.strip_suffix(b"\r\n")?).ok()?;
-            let size = usize::from_str_radix(size, 16).ok()?;
-            let mut chunk = vec![0; size + 2];
-            for byte in &mut chunk {
-                *byte = stream.read_u8().await.ok()?;
-            }
-            let data = chunk.strip_suffix(b"\r\n")?;
-            if data.is_empty() {
-                return Some(());
-            }
-            body.extend(data);
+    let read = match (&lengths[..], &codings[..]) {
+        ([], []) => return BodyEnd::Complete,
+        ([length], []) => match length.parse() {
+            Ok(length) => read_bytes(stream, length, body).await.ok_or(BodyEnd::Cut),
+            Err(_) => return BodyEnd::Malformed,
         },
-        _ => None,
+        ([], [coding]) if coding == "chunked" => read_chunks(stream, body).await,
+        _ => return BodyEnd::Malformed,
+    };
+    read.map_or_else(|end| end, |()| BodyEnd::Complete)
+}
+
+async fn read_bytes(
+    stream: &mut TlsStream<TcpStream>,
+    length: u64,
+    into: &mut Vec<u8>,
+) -> Option<()> {
+    for _ in 0..length {
+        into.push(stream.read_u8().await.ok()?);
+    }
+    Some(())
+}
+
+async fn read_chunks(stream: &mut TlsStream<TcpStream>, body: &mut Vec<u8>) -> Result<(), BodyEnd> {
+    loop {
+        let mut line = Vec::new();
+        while !line.ends_with(b"\r\n") {
+            read_bytes(stream, 1, &mut line).await.ok_or(BodyEnd::Cut)?;
+        }
+        let size = String::from_utf8_lossy(&line);
+        let size = u64::from_str_radix(size.trim_end(), 16).map_err(|_| BodyEnd::Malformed)?;
+        read_bytes(stream, size, body).await.ok_or(BodyEnd::Cut)?;
+        let mut end = Vec::new();
+        read_bytes(stream, 2, &mut end).await.ok_or(BodyEnd::Cut)?;
+        if end != b"\r\n" {
+            return Err(BodyEnd::Malformed);
+        }
+        if size == 0 {
+            return Ok(());
+        }
     }
 }
 

@@ -61,9 +61,7 @@ async fn certificate_is_selected_by_sni() {
 /// The offer of the client decides. Without ALPN the proxy speaks HTTP/1.1, as kubectl's upgrade requests need.
 #[tokio::test]
 async fn protocol_is_selected_by_alpn() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, _upstream, proxy) = World::with_proxy().await;
     for (offered, chosen) in [
         (&["h2", "http/1.1"][..], Some("h2")),
         (&["http/1.1", "h2"], Some("h2")),
@@ -98,9 +96,7 @@ async fn protocol_is_selected_by_alpn() {
 
 #[tokio::test]
 async fn tls_1_2_and_tls_1_3_are_supported() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, _upstream, proxy) = World::with_proxy().await;
     for (version, negotiated) in [
         (&version::TLS12, ProtocolVersion::TLSv1_2),
         (&version::TLS13, ProtocolVersion::TLSv1_3),
@@ -115,9 +111,7 @@ async fn tls_1_2_and_tls_1_3_are_supported() {
 /// This key exchange also protects recorded traffic against a future quantum computer.
 #[tokio::test]
 async fn post_quantum_key_exchange_is_negotiated() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, _upstream, proxy) = World::with_proxy().await;
     let tls = proxy.client().connect().await.unwrap();
     assert_eq!(tls.key_exchange(), Some(NamedGroup::X25519MLKEM768));
 }
@@ -125,9 +119,7 @@ async fn post_quantum_key_exchange_is_negotiated() {
 /// A client can resume its session after a reload, even after a reload that replaced the certificate.
 #[tokio::test]
 async fn sessions_are_resumed_and_survive_a_reload() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (world, _upstream, proxy) = World::with_proxy().await;
     for version in [&version::TLS12, &version::TLS13] {
         let client = proxy.client().tls_versions(&[version]);
         assert!(
@@ -165,9 +157,7 @@ async fn wait_for_new_certificate(proxy: &Proxy, old: &CertificateDer<'_>) {
 /// Plain HTTP on the TLS port is refused, and other clients are not affected.
 #[tokio::test]
 async fn plain_http_on_the_tls_port_is_refused() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     for bytes in [
         "GET /version HTTP/1.1\r\nHost: kube.test\r\n\r\n",
         "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
@@ -191,9 +181,7 @@ async fn plain_http_on_the_tls_port_is_refused() {
 /// After clients that connect and reset, the proxy still serves the next client.
 #[tokio::test]
 async fn next_client_is_served_after_connections_that_break() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, _upstream, proxy) = World::with_proxy().await;
     for _ in 0..50 {
         let tcp = TcpStream::connect(proxy.address()).await.unwrap();
         standin::tcp::reset(tcp);

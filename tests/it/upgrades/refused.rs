@@ -243,9 +243,7 @@ async fn unsolicited_101_gives_502() {
 /// RFC 9110 §7.8 allows a body here, but no Kubernetes client sends one, and two parsers may read it in two ways.
 #[tokio::test]
 async fn upgrade_request_with_a_body_gets_400() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     for (framing, body) in [
         ("Content-Length: 5", "GET /"),
         ("Transfer-Encoding: chunked", "5\r\nGET /\r\n0\r\n\r\n"),
@@ -265,9 +263,7 @@ async fn upgrade_request_with_a_body_gets_400() {
 /// Bytes after an upgrade request are never read as a request, also when the proxy itself refuses it.
 #[tokio::test]
 async fn no_bytes_follow_a_request_that_the_proxy_refuses() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     let elsewhere = WEBSOCKET.replace("kube.test", "other.test");
     let expecting = SPDY.replace("Content-Length: 0", "Content-Length: 0\r\nExpect: more");
     let with_body = SPDY.replace("Content-Length: 0\r\n", "Content-Length: 1\r\n") + "x";
@@ -287,9 +283,7 @@ async fn no_bytes_follow_a_request_that_the_proxy_refuses() {
 /// The proxy does not use a connection that refused an upgrade for the next request.
 #[tokio::test]
 async fn connection_that_refused_an_upgrade_is_not_reused() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     let mut client = proxy.client().http1().await;
     client.send(WEBSOCKET).await;
     assert_eq!(client.response().await.status, 200);

@@ -36,9 +36,7 @@ async fn websocket_and_spdy_are_upgrades() {
 /// Case 18. The proxy forwards any other upgrade as an ordinary request, without its upgrade fields.
 #[tokio::test]
 async fn other_protocols_are_not_upgrades() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     for lines in [
         "Connection: Upgrade\r\nUpgrade: h2c\r\n",
         "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n",
@@ -75,9 +73,7 @@ async fn other_protocols_are_not_upgrades() {
 /// HTTP/1.0 has no upgrades (RFC 9110 §7.8).
 #[tokio::test]
 async fn http10_is_never_upgraded() {
-    let world = World::new();
-    let upstream = world.apiserver().start().await;
-    let proxy = world.proxy(upstream.address()).start();
+    let (_world, upstream, proxy) = World::with_proxy().await;
     let mut client = proxy.client().http1().await;
     client.send(WEBSOCKET.replace("HTTP/1.1", "HTTP/1.0")).await;
     assert_eq!(client.response().await.text(), "ok");

@@ -365,6 +365,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> FrameConnection<S> {
         .await
     }
 
+    /// The underlying stream, for bytes that are already frames.
+    pub fn stream(&mut self) -> &mut S {
+        &mut self.stream
+    }
+
     /// The underlying stream, for bytes that are not frames. Bytes in the read buffer are lost.
     pub fn into_inner(self) -> S {
         self.stream

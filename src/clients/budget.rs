@@ -1,0 +1,580 @@
+//! Budgets of one client: requests, and responses that refuse a credential.
+//!
+//! Each 401, and each 403 to a request without a credential, takes a token from the bucket of its credential. While that
+//! is empty, the proxy gives the answer that the apiserver gave. It is the same 401, and no 429: the words of kubectl
+//! stay the right ones, while client-go would repeat the request ten times after a 429. One request passes
+//! per refilled token, so that a credential that becomes valid is soon served.
+//!
+//! A second bucket of the client, ten times as large, meets guesses: each with a new credential. While it is
+//! empty, a credential that the apiserver has accepted passes, and of the others one request per connection. So a colleague behind the same
+//! NAT is served, also with a new token, and each guess costs the attacker a handshake.
+//!
+//! A hash with a random key of this process stands for a credential. No log and no page has it.
+
+use std::{
+    fmt,
+    hash::{BuildHasher as _, Hasher as _, RandomState},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use http::{HeaderValue, StatusCode, header, request::Parts};
+use tokio::time::Instant;
+
+use crate::config::{Limits, TokenBucketSize};
+
+/// What all clients have in common.
+#[derive(Debug)]
+pub(super) struct BudgetSizes {
+    /// Refusals of one credential.
+    credential: TokenBucketSize,
+    /// Refusals of one client.
+    all: TokenBucketSize,
+    requests: Option<TokenBucketSize>,
+    hash_key: RandomState,
+}
+
+/// The budgets of one client. A request of a client that was never refused reads one flag.
+#[derive(Debug)]
+pub(super) struct ClientBudget {
+    /// Whether its requests are checked.
+    is_checked: AtomicBool,
+    requests: Mutex<TokenBucket>,
+    refusals: Mutex<Refusals>,
+}
+
+/// The tokens of a bucket, as the time when it will be full again (GCRA).
+#[derive(Debug, Clone, Copy)]
+struct TokenBucket {
+    full_at: Instant,
+}
+
+/// Credentials that the apiserver has refused or accepted, since the first one was refused.
+#[derive(Debug)]
+struct Refusals {
+    all: TokenBucket,
+    /// The one that was used last is the last.
+    refused: Vec<RefusedCredential>,
+    accepted: Vec<CredentialHash>,
+    /// 401s that came before the requests were checked. The next credential that is refused pays for them.
+    unattributed: u32,
+    keep_until: Instant,
+}
+
+#[derive(Debug)]
+struct RefusedCredential {
+    hash: CredentialHash,
+    bucket: TokenBucket,
+    status: StatusCode,
+}
+
+/// Stands for the credential of a request; without a credential for its method and path.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct CredentialHash(u64);
+
+/// A request that may pass.
+#[derive(Debug, Clone, Copy)]
+pub enum Admission {
+    /// The apiserver has refused no credential of its client.
+    Unchecked,
+    /// It was checked.
+    Checked(CheckedCredential),
+}
+
+/// The credential of a request that was checked.
+#[derive(Debug, Clone, Copy)]
+pub struct CheckedCredential {
+    hash: CredentialHash,
+    is_anonymous: bool,
+    /// Whether the request has taken a token, because the credential was refused before.
+    has_token: bool,
+}
+
+/// Why a request may not pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Throttled {
+    /// The apiserver has answered requests with this credential with this status code too often.
+    Refused(StatusCode),
+    /// The client tries too many credentials. Seconds until it may try another one.
+    Guesses(u32),
+    /// The client sends too many requests. Seconds until it may send another one.
+    Requests(u32),
+}
+
+impl BudgetSizes {
+    pub(super) fn new(limits: &Limits) -> Self {
+        let credential = limits.unauthorized_per_client;
+        Self {
+            credential,
+            all: TokenBucketSize {
+                max_tokens: credential.max_tokens.saturating_mul(GUESSES_FACTOR),
+                fill_interval: credential.fill_interval / GUESSES_FACTOR,
+            },
+            requests: limits.requests_per_client,
+            hash_key: RandomState::new(),
+        }
+    }
+
+    fn credential_of(&self, request: &Parts) -> CheckedCredential {
+        let mut hasher = self.hash_key.build_hasher();
+        let mut is_anonymous = true;
+        for value in credentials(request) {
+            is_anonymous = false;
+            hasher.write(value.as_bytes());
+            hasher.write_u8(b'\n');
+        }
+        if is_anonymous {
+            hasher.write(request.method.as_str().as_bytes());
+            hasher.write(request.uri.path().as_bytes());
+        }
+        CheckedCredential {
+            hash: CredentialHash(hasher.finish()),
+            is_anonymous,
+            has_token: false,
+        }
+    }
+}
+
+/// The header fields that authenticate a request. To the apiserver any other `Authorization` is none.
+fn credentials(request: &Parts) -> impl Iterator<Item = &HeaderValue> {
+    let has_scheme = |value: &&HeaderValue| {
+        let scheme = value.as_bytes().split(|byte| *byte == b' ').next();
+        let scheme = scheme.unwrap_or_default();
+        scheme.eq_ignore_ascii_case(b"bearer") || scheme.eq_ignore_ascii_case(b"basic")
+    };
+    let has_token = |value: &&HeaderValue| {
+        let mut windows = value.as_bytes().windows(WEBSOCKET_TOKEN.len());
+        windows.any(|part| part == WEBSOCKET_TOKEN)
+    };
+    let headers = &request.headers;
+    let fields = headers
+        .get_all(header::AUTHORIZATION)
+        .iter()
+        .filter(has_scheme);
+    let protocols = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
+    fields.chain(protocols.filter(has_token))
+}
+
+impl ClientBudget {
+    pub(super) fn new(sizes: &BudgetSizes) -> Self {
+        let now = Instant::now();
+        let full = TokenBucket { full_at: now };
+        Self {
+            is_checked: sizes.requests.is_some().into(),
+            requests: Mutex::new(full),
+            refusals: Mutex::new(Refusals {
+                all: full,
+                refused: Vec::new(),
+                accepted: Vec::new(),
+                unattributed: 0,
+                keep_until: now,
+            }),
+        }
+    }
+
+    /// Decides whether a request may pass. `has_tried` is set once the connection has tried a credential of which nothing
+    /// is known although the client guesses.
+    #[inline]
+    pub(super) fn admit(
+        &self,
+        sizes: &BudgetSizes,
+        request: &Parts,
+        has_tried: &AtomicBool,
+    ) -> Result<Admission, Throttled> {
+        if self.is_checked.load(Ordering::Relaxed) {
+            self.check(sizes, request, has_tried)
+        } else {
+            Ok(Admission::Unchecked)
+        }
+    }
+
+    fn check(
+        &self,
+        sizes: &BudgetSizes,
+        request: &Parts,
+        has_tried: &AtomicBool,
+    ) -> Result<Admission, Throttled> {
+        let now = Instant::now();
+        if let Some(size) = &sizes.requests {
+            let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+            let taken = requests.take(size, now);
+            taken.map_err(|wait| Throttled::Requests(seconds(wait)))?;
+        }
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        if refusals.are_over(now) {
+            refusals.forget();
+            // Before the lock is released, so that a refusal at the same time sets it again.
+            self.is_checked
+                .store(sizes.requests.is_some(), Ordering::Relaxed);
+            return Ok(Admission::Unchecked);
+        }
+        let mut credential = sizes.credential_of(request);
+        if refusals.accepted.contains(&credential.hash) {
+            return Ok(Admission::Checked(credential));
+        }
+        let mut known = refusals.refused.iter();
+        let known = known.position(|known| known.hash == credential.hash);
+        if let Some(mut known) = known.map(|at| refusals.refused.remove(at)) {
+            let is_left = refusals.all.wait(&sizes.all, now).is_none();
+            credential.has_token = is_left && known.bucket.take(&sizes.credential, now).is_ok();
+            let status = known.status;
+            refusals.refused.push(known);
+            if !credential.has_token {
+                return Err(Throttled::Refused(status));
+            }
+            refusals.all.take(&sizes.all, now).ok();
+        } else if let Some(wait) = refusals.all.wait(&sizes.all, now)
+            && has_tried.swap(true, Ordering::Relaxed)
+        {
+            return Err(Throttled::Guesses(seconds(wait)));
+        }
+        Ok(Admission::Checked(credential))
+    }
+
+    /// Notes the status code with which the apiserver has answered a request.
+    #[inline]
+    pub(super) fn answered(&self, sizes: &BudgetSizes, admission: Admission, status: StatusCode) {
+        let is_refused = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+        match admission {
+            Admission::Unchecked if !is_refused => {}
+            Admission::Unchecked => self.begin(sizes, status),
+            Admission::Checked(credential) => self.note(sizes, credential, status),
+        }
+    }
+
+    /// Begins to check the requests of the client.
+    fn begin(&self, sizes: &BudgetSizes, status: StatusCode) {
+        let now = Instant::now();
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        refusals.keep_until = now + sizes.credential.fill_interval;
+        // The request is gone, so it is not known whether a 403 was for a credential.
+        if status == StatusCode::UNAUTHORIZED {
+            refusals.all.take(&sizes.all, now).ok();
+            refusals.unattributed = refusals.unattributed.saturating_add(1);
+        }
+        self.is_checked.store(true, Ordering::Relaxed);
+    }
+
+    fn note(&self, sizes: &BudgetSizes, credential: CheckedCredential, status: StatusCode) {
+        let now = Instant::now();
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_refused = status == StatusCode::UNAUTHORIZED
+            || status == StatusCode::FORBIDDEN && credential.is_anonymous;
+        if is_refused {
+            if !credential.has_token {
+                refusals.all.take(&sizes.all, now).ok();
+            }
+            refusals.refuse(&sizes.credential, credential, status, now);
+        } else if status.as_u16() < 500 {
+            // The apiserver answers with an error of the server before it has looked at the credential, too.
+            refusals.accept(credential.hash);
+            if credential.has_token {
+                refusals.all.put_back(&sizes.all);
+            }
+        }
+    }
+
+    /// Whether the budget must outlive the connections of the client.
+    pub(super) fn is_in_use(&self, now: Instant) -> bool {
+        if !self.is_checked.load(Ordering::Relaxed) {
+            return false;
+        }
+        let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        let refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        requests.full_at > now || !refusals.are_over(now)
+    }
+}
+
+impl Refusals {
+    /// Whether all buckets are full again.
+    fn are_over(&self, now: Instant) -> bool {
+        let mut buckets = self.refused.iter().map(|known| known.bucket);
+        now >= self.keep_until
+            && self.all.full_at <= now
+            && buckets.all(|bucket| bucket.full_at <= now)
+    }
+
+    fn forget(&mut self) {
+        (self.refused, self.accepted) = (Vec::new(), Vec::new());
+        self.unattributed = 0;
+    }
+
+    fn refuse(
+        &mut self,
+        size: &TokenBucketSize,
+        credential: CheckedCredential,
+        status: StatusCode,
+        now: Instant,
+    ) {
+        let hash = credential.hash;
+        self.accepted.retain(|accepted| *accepted != hash);
+        let known = self.refused.iter().position(|known| known.hash == hash);
+        let mut bucket = match known.map(|at| self.refused.remove(at)) {
+            Some(known) => known.bucket,
+            None => TokenBucket { full_at: now },
+        };
+        let mut owed = u32::from(!credential.has_token);
+        if status == StatusCode::UNAUTHORIZED {
+            owed += std::mem::take(&mut self.unattributed);
+        }
+        for _ in 0..owed {
+            if bucket.take(size, now).is_err() {
+                break;
+            }
+        }
+        push_bounded(
+            &mut self.refused,
+            RefusedCredential {
+                hash,
+                bucket,
+                status,
+            },
+            MAX_REFUSED,
+        );
+    }
+
+    fn accept(&mut self, hash: CredentialHash) {
+        self.refused.retain(|known| known.hash != hash);
+        if self.accepted.last() != Some(&hash) {
+            self.accepted.retain(|accepted| *accepted != hash);
+            push_bounded(&mut self.accepted, hash, MAX_ACCEPTED);
+        }
+    }
+}
+
+/// Adds an item at the end, and removes the first one if there are more than `max`.
+fn push_bounded<T>(items: &mut Vec<T>, item: T, max: usize) {
+    if items.len() >= max {
+        items.remove(0);
+    }
+    items.push(item);
+}
+
+impl TokenBucket {
+    /// Takes a token, or returns the time until there is one.
+    fn take(&mut self, size: &TokenBucketSize, now: Instant) -> Result<(), Duration> {
+        if let Some(wait) = self.wait(size, now) {
+            return Err(wait);
+        }
+        self.full_at = self.full_at.max(now) + size.fill_interval;
+        Ok(())
+    }
+
+    /// The time until there is a token; `None` if there is one.
+    fn wait(&self, size: &TokenBucketSize, now: Instant) -> Option<Duration> {
+        let missing = self.full_at.saturating_duration_since(now) + size.fill_interval;
+        let wait = missing.saturating_sub(size.fill_interval * size.max_tokens);
+        Some(wait).filter(|wait| !wait.is_zero())
+    }
+
+    fn put_back(&mut self, size: &TokenBucketSize) {
+        self.full_at -= size.fill_interval;
+    }
+}
+
+impl fmt::Debug for CredentialHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CredentialHash")
+    }
+}
+
+/// For `Retry-After`, which has whole seconds: rounded up.
+fn seconds(wait: Duration) -> u32 {
+    u32::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u32::MAX)
+}
+
+/// How many times as many refusals all credentials of a client may have together.
+const GUESSES_FACTOR: u32 = 10;
+/// Refused credentials that are known of one client. With more, the bucket of the client acts.
+const MAX_REFUSED: usize = 16;
+/// Accepted credentials that are known of one client, while its requests are checked. A client needs 1 KiB at most.
+const MAX_ACCEPTED: usize = 64;
+/// The start of a token in `Sec-WebSocket-Protocol`, as browsers send it.
+const WEBSOCKET_TOKEN: &[u8] = b"base64url.bearer.authorization.k8s.io.";
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+    use tokio::time::advance;
+
+    use super::*;
+
+    const COUNT: u32 = 4;
+    const PER: Duration = Duration::from_secs(60);
+
+    struct World {
+        sizes: BudgetSizes,
+        budget: ClientBudget,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let sizes = BudgetSizes::new(&Limits {
+                unauthorized_per_client: TokenBucketSize::new(COUNT, PER),
+                ..Limits::default()
+            });
+            let budget = ClientBudget::new(&sizes);
+            Self { sizes, budget }
+        }
+
+        /// One request on a connection of its own. Returns the status code of the apiserver or of the proxy, and
+        /// whether the apiserver has seen the request.
+        fn request(&self, credential: &str, answer: u16) -> (u16, bool) {
+            self.request_on(&AtomicBool::default(), credential, answer)
+        }
+
+        fn request_on(&self, has_tried: &AtomicBool, credential: &str, answer: u16) -> (u16, bool) {
+            let request = match credential.strip_prefix("anonymous ") {
+                Some(path) => Request::get(path),
+                None => Request::get("/").header(header::AUTHORIZATION, credential),
+            };
+            let (head, ()) = request.body(()).unwrap().into_parts();
+            match self.budget.admit(&self.sizes, &head, has_tried) {
+                Ok(admission) => {
+                    let status = StatusCode::from_u16(answer).unwrap();
+                    self.budget.answered(&self.sizes, admission, status);
+                    (answer, true)
+                }
+                Err(Throttled::Refused(status)) => (status.as_u16(), false),
+                Err(Throttled::Guesses(_) | Throttled::Requests(_)) => (429, false),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn refused_credential_gets_its_own_answer_from_the_proxy() {
+        let world = World::new();
+        let seen = (0..100).filter(|_| {
+            let (status, is_seen) = world.request("Bearer bad", 401);
+            assert_eq!(status, 401);
+            is_seen
+        });
+        assert_eq!(seen.count(), COUNT as usize);
+        assert_eq!(world.request("Bearer other", 200), (200, true));
+        assert_eq!(world.request("Bearer bad", 401), (401, false));
+    }
+
+    /// A token that is not valid yet, or that the apiserver could not verify for a moment.
+    #[tokio::test(start_paused = true)]
+    async fn credential_that_becomes_valid_is_served_after_a_refill() {
+        let world = World::new();
+        for _ in 0..10 {
+            world.request("Bearer late", 401);
+        }
+        assert_eq!(world.request("Bearer late", 200), (401, false));
+        advance(PER / COUNT).await;
+        for _ in 0..100 {
+            assert_eq!(world.request("Bearer late", 200), (200, true));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn guesses_cost_a_connection_each() {
+        let world = World::new();
+        let connection = AtomicBool::default();
+        assert_eq!(world.request("Bearer known", 200), (200, true));
+        let guesses = |on: &AtomicBool, from: u32| {
+            let mut guesses = from..from + 1000;
+            let seen = guesses
+                .by_ref()
+                .filter(|guess| world.request_on(on, &format!("Bearer {guess}"), 401).1);
+            seen.count()
+        };
+        world.request("Bearer 0", 401);
+        assert_eq!(world.request("Bearer good", 200), (200, true));
+        let seen = guesses(&connection, 1);
+        assert_eq!(seen, (COUNT * GUESSES_FACTOR) as usize);
+        // A connection that was quiet until now has one guess.
+        assert_eq!(guesses(&AtomicBool::default(), 2000), 1);
+        assert_eq!(
+            world.request_on(&connection, "Bearer good", 200),
+            (200, true)
+        );
+        assert_eq!(world.request("Bearer new", 200), (200, true));
+        assert_eq!(
+            world.request_on(&connection, "Bearer new", 200),
+            (200, true)
+        );
+        assert_eq!(
+            world.request_on(&connection, "Bearer never seen", 200),
+            (429, false)
+        );
+    }
+
+    /// Health checks without a credential come from the same load balancer as all else.
+    #[tokio::test(start_paused = true)]
+    async fn paths_that_are_open_to_all_stay_open() {
+        let world = World::new();
+        let seen = (0..100).filter(|_| world.request("anonymous /secrets", 403).1);
+        assert_eq!(seen.count(), 1 + COUNT as usize);
+        assert_eq!(world.request("anonymous /livez", 200), (200, true));
+        assert_eq!(world.request("anonymous /secrets", 403), (403, false));
+        // To the apiserver this is no credential.
+        let seen = (0..100).filter(|_| world.request("Token x", 403).1);
+        assert_eq!(seen.count(), COUNT as usize);
+    }
+
+    /// A user without permission is no attacker.
+    #[tokio::test(start_paused = true)]
+    async fn forbidden_requests_with_a_credential_do_not_count() {
+        let world = World::new();
+        for _ in 0..1000 {
+            assert_eq!(world.request("Bearer user", 403), (403, true));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_are_not_checked_once_all_buckets_are_full() {
+        let world = World::new();
+        for _ in 0..10 {
+            world.request("Bearer bad", 401);
+        }
+        assert!(world.budget.is_in_use(Instant::now()));
+        advance(PER).await;
+        assert!(!world.budget.is_in_use(Instant::now()));
+        world.request("Bearer good", 200);
+        assert!(!world.budget.is_checked.load(Ordering::Relaxed));
+        let refusals = world.budget.refusals.lock().unwrap();
+        assert_eq!((refusals.refused.len(), refusals.accepted.len()), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn credentials_of_a_client_are_bounded() {
+        let world = World::new();
+        world.request("Bearer first", 401);
+        for credential in 0..1000 {
+            world.request(&format!("Bearer bad {credential}"), 401);
+            world.request(&format!("Bearer good {credential}"), 200);
+        }
+        let refusals = world.budget.refusals.lock().unwrap();
+        assert_eq!(refusals.refused.len(), MAX_REFUSED);
+        assert_eq!(refusals.accepted.len(), MAX_ACCEPTED);
+        assert!(!format!("{refusals:?}").contains("Bearer"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bucket_allows_a_burst_and_then_its_rate() {
+        let size = TokenBucketSize {
+            max_tokens: 3,
+            fill_interval: Duration::from_millis(400),
+        };
+        let mut bucket = TokenBucket {
+            full_at: Instant::now(),
+        };
+        for _ in 0..3 {
+            bucket.take(&size, Instant::now()).unwrap();
+        }
+        let wait = bucket.take(&size, Instant::now()).unwrap_err();
+        assert_eq!(wait, size.fill_interval);
+        assert_eq!(seconds(wait), 1);
+        advance(wait).await;
+        bucket.take(&size, Instant::now()).unwrap();
+        bucket.take(&size, Instant::now()).unwrap_err();
+        advance(size.fill_interval * 100).await;
+        let taken = (0..10).filter(|_| bucket.take(&size, Instant::now()).is_ok());
+        assert_eq!(taken.count(), 3);
+    }
+}
