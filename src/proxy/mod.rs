@@ -178,7 +178,7 @@ async fn forward(
         let forwarded = upgrade::forward(downstream, &admitted.cluster, head, body, token);
         // On the heap, so that the future of every other request stays smaller.
         let forwarded = Box::pin(forwarded).await?;
-        place.answered(admission, forwarded.0.status());
+        place.answered(admission, forwarded.status());
         return Ok(forwarded);
     }
     log.set_received(body.received());
