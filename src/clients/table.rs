@@ -351,9 +351,10 @@ impl ClientPlaces {
     }
 }
 
-/// Connections that may wait for a place: an eighth of the places, within these bounds. They need descriptors.
+/// Connections that may wait for a place: an eighth of the places, within these bounds. They use the reserve of open
+/// files (`config::capacity`).
 const MIN_WAITING: usize = 16;
-const MAX_WAITING: usize = 64;
+const MAX_WAITING: usize = 32;
 /// How often a connection that waits makes room again: what was busy may be idle now.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// Clients without connections whose budgets are remembered, 1 KiB each at most.
