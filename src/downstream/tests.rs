@@ -9,7 +9,7 @@ use std::{
 };
 
 use http::Response;
-use rustls::crypto::aws_lc_rs::Ticketer;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, crypto::aws_lc_rs::Ticketer};
 use rustls_pki_types::ServerName;
 use standin::{
     TempDir,
@@ -114,7 +114,7 @@ impl OneWorker {
             shared: Arc::new(Shared {
                 snapshot: ArcSwap::from_pointee(snapshot),
                 clients: ClientTable::new(&limits),
-                handshakes: Semaphore::new(8),
+                handshakes: Semaphore::new(100),
                 memory: Arc::default(),
                 limits,
                 timeouts,
@@ -125,16 +125,18 @@ impl OneWorker {
         }
     }
 
+    /// Serves the next connection.
+    async fn accept(&self) {
+        let (stream, peer) = self.listener.accept().await.unwrap();
+        socket::tune(&stream, &self.shared.timeouts).unwrap();
+        let place = self.shared.clients.enter(PeerAddr(peer), false).unwrap();
+        let (shared, context) = (Arc::clone(&self.shared), Arc::clone(&self.context));
+        spawn(stream, PeerAddr(peer), place, shared, context, &self.drain);
+    }
+
     /// A client over HTTP/2 with this window per stream.
     async fn client(&self, window: u32) -> FrameClient {
-        let serve = async {
-            let (stream, peer) = self.listener.accept().await.unwrap();
-            socket::tune(&stream, &self.shared.timeouts).unwrap();
-            let place = self.shared.clients.enter(PeerAddr(peer), false).unwrap();
-            let (shared, context) = (Arc::clone(&self.shared), Arc::clone(&self.context));
-            spawn(stream, PeerAddr(peer), place, shared, context, &self.drain);
-        };
-        let (tls, ()) = tokio::join!(self.client.connect(), serve);
+        let (tls, ()) = tokio::join!(self.client.connect(), self.accept());
         let mut client = FrameConnection::client(tls.unwrap(), &[(INITIAL_WINDOW_SIZE, window)])
             .await
             .unwrap();
@@ -237,6 +239,59 @@ async fn flood_of_one_client_lets_others_ask() {
         turns_until_answered.unwrap() <= 40,
         "{turns_until_answered:?} turns"
     );
+}
+
+/// Many clients have sent their ClientHello, and one that is connected asks. It is answered before most of them.
+#[tokio::test]
+async fn handshakes_wait_for_a_client_that_is_connected() {
+    const HANDSHAKES: usize = 60;
+    let worker = OneWorker::start().await;
+    let mut asking = worker.client(WINDOW).await;
+    let config = ClientConfig::builder_with_provider(pki::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+    let name = ServerName::try_from(HOST).unwrap();
+    let mut hello = Vec::new();
+    ClientConnection::new(Arc::new(config), name)
+        .unwrap()
+        .write_tls(&mut hello)
+        .unwrap();
+    let mut clients = Vec::new();
+    for _ in 0..HANDSHAKES {
+        let address = worker.listener.local_addr().unwrap();
+        let client = TcpStream::connect(address).await.unwrap();
+        client.try_write(&hello).unwrap();
+        clients.push(client);
+    }
+    let fields = [
+        (":method", "GET"),
+        (":scheme", "https"),
+        (":authority", "other.test"),
+        (":path", "/"),
+    ];
+    asking.headers(1, &fields, END_STREAM).await.unwrap();
+    for _ in 0..HANDSHAKES {
+        worker.accept().await;
+    }
+    let mut answered = 0;
+    loop {
+        let mut byte = [0];
+        clients.retain(|client| client.try_read(&mut byte).is_err());
+        answered = answered.max(HANDSHAKES - clients.len());
+        if let Some(frame) = frame_at_once(&mut asking).await
+            && frame.kind == kind::HEADERS
+        {
+            break;
+        }
+        yield_now().await;
+    }
+    assert!(answered < HANDSHAKES * 2 / 3, "{answered} handshakes");
+    while !clients.is_empty() {
+        yield_now().await;
+        clients.retain(|client| client.try_read(&mut [0]).is_err());
+    }
 }
 
 const INITIAL_WINDOW_SIZE: u16 = 4;

@@ -201,7 +201,8 @@ impl Listener {
                 () = drain.begun() => break,
             };
             self.entrance.enter(stream, peer, false).map(&mut on_accept);
-            // Connections that are open go before those of a full queue. `accept` alone would continue for 128 of them.
+            // Open connections have priority over those of a full queue. `accept` alone would continue for 128 of
+            // them.
             if !has_waited {
                 yield_now().await;
             }
