@@ -39,7 +39,7 @@ cases! {
         seconds: (80.0, 80.0);
     #[ignore = "takes 90 s"]
     unread_download_is_cut_within_75_seconds: "slow read", unread_download, [grows: (32, 32)], seconds: (76.0, 76.0);
-    unread_downloads_hold_bounded_memory: "F09", unread_downloads, [grows: (48, 256)], seconds: (1.5, 90.0);
+    unread_downloads_hold_bounded_memory: "F09", unread_downloads, [grows: (48, 256), keeps: (40, 32)], seconds: (1.5, 90.0);
     unfinished_uploads_hold_bounded_copies: "F03", unfinished_uploads, [grows: (40, 64)];
     one_byte_frames_hold_bounded_memory: "tiny frames", one_byte_frames, [grows: (16, 32)];
     one_byte_chunks_hold_bounded_memory: "tiny chunks", one_byte_chunks, [grows: (16, 32)];
