@@ -1,6 +1,6 @@
 //! Private functions that the benches measure without a socket.
 
 pub use crate::{
-    downstream::bench::scan_requests,
+    http1::requests,
     proxy::bench::{Counting, classify, rewrite_request},
 };

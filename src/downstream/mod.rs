@@ -6,7 +6,7 @@ mod http2;
 #[cfg(test)]
 mod tests;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{error::Error, io, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use rustls::{
@@ -35,11 +35,6 @@ use crate::{
 
 /// The fuzz bodies of this module: what the frames of an HTTP/2 client say, and their budgets.
 pub(crate) const FUZZ: [fn(&[u8]); 2] = http2::FUZZ;
-
-/// What the benches measure of this module.
-pub(crate) mod bench {
-    pub use super::http1::scan_requests;
-}
 
 /// Everything that a reload replaces, as one value.
 #[derive(Debug)]
@@ -147,19 +142,28 @@ async fn serve(
         shared,
         downstream: Arc::new(downstream),
     });
-    let served = match protocol {
+    match protocol {
         // On the heap, so that a connection needs the memory of its own protocol only.
-        Protocol::Http1 => Box::pin(http1::serve(stream, service)).await,
-        Protocol::Http2 => Box::pin(http2::serve(stream, service)).await,
-    };
+        Protocol::Http1 => {
+            if let Err(error) = Box::pin(http1::serve(stream, service)).await {
+                ended_early(peer, &error);
+            }
+        }
+        Protocol::Http2 => {
+            if let Err(error) = Box::pin(http2::serve(stream, service)).await {
+                ended_early(peer, &error);
+            }
+        }
+    }
     // A tunnel keeps the place after its connection has ended.
     if connected.place().is_closing() {
         connected.counters().limits_hit.count(Limit::ClientPlaces);
         debug!(client.address = %peer, "connection closed because another client needs its place");
     }
-    if let Err(error) = served {
-        debug!(client.address = %peer, error = %error_chain(&error), "downstream connection ended early");
-    }
+}
+
+fn ended_early(peer: PeerAddr, error: &(dyn Error + 'static)) {
+    debug!(client.address = %peer, error = %error_chain(error), "downstream connection ended early");
 }
 
 /// What the handshake agreed on: the version of HTTP, and the name that the client asked for.

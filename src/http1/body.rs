@@ -187,7 +187,7 @@ fn take_trailers(unread: &mut Bytes) -> Result<Option<HeaderMap>, MessageError> 
     }
 }
 
-/// Bytes of the line with a chunk's size and its extensions, or of all trailers; the limit of hyper.
+/// Bytes of the line with a chunk's size and its extensions, or of all trailers.
 pub(super) const MAX_CHUNK_LINES: usize = 16 * 1024;
 /// kube-apiserver sends no trailers, servers reached through services/proxy one or two.
 pub(super) const MAX_TRAILERS: usize = 64;

@@ -1,11 +1,13 @@
 //! HTTP/1.1 in bytes, for both legs: the heads of requests and responses, bodies, and the unread bytes of a
-//! connection. Only [`Wire`] does I/O.
+//! connection. Only [`Wire`], [`IncomingBody`] and [`Outgoing`] do I/O.
 //!
 //! A message whose length is ambiguous is refused (RFC 9112 §6 and §7), because bytes of one message could be
 //! read as part of the next. httparse reads heads, sizes of chunks and trailers.
 
 mod body;
 mod fuzz;
+mod incoming;
+mod outgoing;
 mod request;
 mod response;
 #[cfg(test)]
@@ -20,8 +22,14 @@ use http::HeaderName;
 pub(crate) use body::{BodyDecoder, ChunkState};
 pub use fuzz::{ParsedRequest, RequestEnd, requests};
 pub(crate) use fuzz::{fuzz_chunks, fuzz_requests, fuzz_response_head};
-pub(crate) use request::{RequestFraming, RequestHead, RequestParser, encode_request_head};
-pub(crate) use response::{ResponseHead, take_response_head};
+pub(crate) use incoming::{BodyEnd, IncomingBody};
+pub(crate) use outgoing::Outgoing;
+pub(crate) use request::{
+    RequestFraming, RequestHead, RequestHeadError, RequestParser, encode_request_head,
+};
+pub(crate) use response::{
+    ResponseFraming, ResponseHead, encode_response_head, take_response_head,
+};
 pub use wire::Upgraded;
 pub(crate) use wire::Wire;
 

@@ -255,8 +255,9 @@ fn request_head(
     let (mut is_chunked, mut says_close, mut says_keep_alive) = (false, false, false);
     let (mut expects_continue, mut accepts_trailers) = (false, false);
     for field in request.headers.iter() {
+        // httparse has checked its characters, so it can only be too long for the `http` crate.
         let name = HeaderName::from_bytes(field.name.as_bytes())
-            .map_err(|_| RequestHeadError::Malformed)?;
+            .map_err(|_| RequestHeadError::FieldsTooLong)?;
         let value = HeaderValue::from_maybe_shared(unread.slice_ref(field.value))
             .map_err(|_| RequestHeadError::Malformed)?;
         match name {

@@ -1,12 +1,15 @@
 //! The head of a response: parsed from the bytes of an apiserver, and written for a client.
 
-use std::mem::MaybeUninit;
+use std::{fmt::Write as _, mem::MaybeUninit, time::SystemTime};
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, response};
+use bytes::{BufMut as _, Bytes, BytesMut};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header, response,
+};
 use httparse::{ParserConfig, Status};
+use hyper::body::SizeHint;
 
-use super::{BodyDecoder, ChunkState, MessageError, parse_length};
+use super::{BodyDecoder, ChunkState, MessageError, parse_length, put_field};
 use crate::text::{list_contains, list_items};
 
 /// The head of one response.
@@ -139,6 +142,111 @@ fn response_framing(
     Ok((BodyDecoder::from_length(length), true))
 }
 
+/// How the end of a response body is marked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ResponseFraming {
+    /// The response has no body, whatever its fields say.
+    NoBody,
+    /// This many bytes are still to be sent.
+    Length(u64),
+    Chunked,
+    /// The end of the connection. For HTTP/1.0, which has no chunks.
+    UntilClose,
+}
+
+impl ResponseFraming {
+    /// The framing of a response; `is_head` says whether the request has the method HEAD.
+    pub(crate) fn new(is_head: bool, head: &response::Parts, body: &SizeHint) -> Self {
+        let has_no_body = head.status.is_informational()
+            || matches!(
+                head.status,
+                StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+            );
+        if has_no_body || is_head {
+            return Self::NoBody;
+        }
+        let mut announced = head.headers.get_all(header::CONTENT_LENGTH).iter();
+        let announced = announced.next().filter(|_| announced.next().is_none());
+        let announced = announced.and_then(|length| parse_length(length.as_bytes()));
+        match announced.or_else(|| body.exact()) {
+            Some(length) => Self::Length(length),
+            None if head.version == Version::HTTP_11 => Self::Chunked,
+            None => Self::UntilClose,
+        }
+    }
+}
+
+/// Encodes the head of a response. `closes` says whether the connection ends after it.
+pub(crate) fn encode_response_head(
+    head: &response::Parts,
+    framing: ResponseFraming,
+    closes: bool,
+) -> BytesMut {
+    let is_http11 = head.version == Version::HTTP_11;
+    let is_switch = head.status == StatusCode::SWITCHING_PROTOCOLS;
+    let fields = head.headers.iter();
+    let length: usize = fields
+        .map(|(name, value)| name.as_str().len() + value.len() + 4)
+        .sum();
+    let mut bytes = BytesMut::with_capacity(length + HEAD_OVERHEAD);
+    let version: &[u8] = if is_http11 {
+        b"HTTP/1.1 "
+    } else {
+        b"HTTP/1.0 "
+    };
+    let reason = head.status.canonical_reason().unwrap_or_default();
+    for part in [
+        version,
+        head.status.as_str().as_bytes(),
+        b" ",
+        reason.as_bytes(),
+        b"\r\n",
+    ] {
+        bytes.put_slice(part);
+    }
+    let mut has_date = false;
+    for (name, value) in &head.headers {
+        let is_replaced = match *name {
+            header::CONTENT_LENGTH => {
+                framing != ResponseFraming::NoBody || head.status == StatusCode::NO_CONTENT
+            }
+            header::TRANSFER_ENCODING => true,
+            header::CONNECTION => !is_switch,
+            header::DATE => {
+                has_date = true;
+                false
+            }
+            _ => false,
+        };
+        if !is_replaced {
+            put_field(&mut bytes, name, &[value.as_bytes()]);
+        }
+    }
+    match framing {
+        ResponseFraming::Length(length) => {
+            write!(bytes, "content-length: {length}\r\n").expect("a `BytesMut` grows");
+        }
+        ResponseFraming::Chunked => {
+            put_field(&mut bytes, &header::TRANSFER_ENCODING, &[b"chunked"]);
+        }
+        ResponseFraming::NoBody | ResponseFraming::UntilClose => {}
+    }
+    if !is_switch {
+        if closes {
+            put_field(&mut bytes, &header::CONNECTION, &[b"close"]);
+        }
+        if !has_date {
+            // RFC 9110 §6.6.1. kube-apiserver sends one itself, so few responses need it.
+            let date = httpdate::fmt_http_date(SystemTime::now());
+            put_field(&mut bytes, &header::DATE, &[date.as_bytes()]);
+        }
+    }
+    bytes.put_slice(b"\r\n");
+    bytes
+}
+
+/// Bytes for the status line, the fields that are added, and the size of the first chunk.
+const HEAD_OVERHEAD: usize = 192;
 /// Bytes of a response head.
 pub(super) const MAX_HEAD_BYTES: usize = 32 * 1024;
 /// kube-apiserver repeats `Warning`, and servers reached through services/proxy may set any field.

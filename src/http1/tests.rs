@@ -262,6 +262,9 @@ fn malformed_chunk_is_refused() {
         "5\r\nhello\n0\r\n\r\n",
         "11111111111111111\r\nx",
         "0\r\na b: c\r\n\r\n",
+        "0\r\na: b\n\n",
+        "0\r\na: b\r\n\n",
+        "0\r\n\n",
         "0\r\n: c\r\n\r\n",
     ] {
         for size in 1..=body.len() {

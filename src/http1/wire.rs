@@ -17,6 +17,7 @@ use tokio::{
 };
 use tokio_util::io::poll_read_buf;
 
+use super::Outgoing;
 use crate::transport::Readable;
 
 /// An established stream.
@@ -69,6 +70,17 @@ impl Wire {
         }
     }
 
+    /// A wire for the reader of a request body, which takes the unread bytes along. Until they come back, only
+    /// that reader reads, and this side writes.
+    pub(crate) fn lend_reader(&mut self) -> Self {
+        Self {
+            io: Io::Shared(self.share_io()),
+            unread: mem::take(&mut self.unread),
+            room: self.room,
+            is_idle: false,
+        }
+    }
+
     /// A second handle of the stream.
     pub(crate) fn share_io(&mut self) -> SharedIo {
         let shared = match &mut self.io {
@@ -77,6 +89,15 @@ impl Wire {
         };
         self.io = Io::Shared(shared.clone());
         shared
+    }
+
+    /// Writes once. Returns how many bytes were taken.
+    pub(crate) fn poll_write(
+        &mut self,
+        outgoing: &mut Outgoing,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        self.with_io(|io| outgoing.poll_write(io, cx))
     }
 
     /// Reads more bytes into `unread`. Returns how many; 0 after the peer closed the connection.

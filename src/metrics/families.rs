@@ -131,7 +131,7 @@ families! {
             `client_connections` (a new connection was refused: its client has `limits.connectionsPerClient`), \
             `handshakes` (a handshake waits), `header_fields`, `header_bytes`, \
             `uri_bytes` (answered with 431 or 414), `streams` (a client has the maximum open), \
-            `client_stall` (a client did not read a response for 60 s, so its stream was reset), \
+            `client_stall` (a client did not read a response for 60 s, so the response was aborted), \
             `upstream_connections` (a client connection uses the maximum; answered with 503), \
             `upstream_sockets` (no socket was free for a connection to the apiserver; answered with 503), \
             `upload_rate` (a request body came too slowly; answered with 408), \

@@ -1,9 +1,10 @@
 //! The response body that the client gets. It passes frames on as they arrive and counts their bytes.
 //!
-//! An incomplete body ends in an error, never in a regular end. hyper then closes the connection without the
-//! last chunk, or resets the stream.
+//! An incomplete body ends in an error, never in a regular end. The connection then closes without the last
+//! chunk, or the stream is reset.
 
 use std::{
+    mem,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -15,6 +16,7 @@ use tracing::warn;
 
 use super::{access_log::AccessLog, headers, watch::Watch};
 use crate::{
+    http1::Upgraded,
     text::error_chain,
     upstream::{DownloadError, ResponseBody},
 };
@@ -44,6 +46,8 @@ pub(super) enum Content {
     Upstream(ResponseBody),
     /// Sent by the apiserver, and may end between two events.
     Watch(Box<Watch>),
+    /// The apiserver's side of the tunnel that begins after the head of a 101. It is no body.
+    Tunnel(Box<Upgraded>),
 }
 
 impl Body {
@@ -54,6 +58,15 @@ impl Body {
     /// A body that the proxy wrote.
     pub(super) fn full(content: impl Into<Bytes>) -> Self {
         Self::new(Content::Own(Full::new(content.into())))
+    }
+
+    /// The apiserver's side of a tunnel, and the record of its request.
+    pub(super) fn into_tunnel(mut self) -> Option<(Box<Upgraded>, Box<AccessLog>)> {
+        let content = mem::replace(&mut self.content, Content::Own(Full::default()));
+        match (content, self.log.take()) {
+            (Content::Tunnel(apiserver), Some(log)) => Some((apiserver, log)),
+            _ => None,
+        }
     }
 
     /// Counts and logs the request when the body has ended or is dropped.
@@ -93,6 +106,7 @@ impl body::Body for Body {
             }
             Content::Upstream(body) => ready!(Pin::new(body).poll_frame(cx)),
             Content::Watch(watch) => ready!(watch.poll_frame(cx)),
+            Content::Tunnel(_) => None,
         };
         let mut frame = frame.map(|frame| frame.map_err(|error| this.cut(&error)));
         if let Some(Ok(frame)) = &mut frame
@@ -115,6 +129,7 @@ impl body::Body for Body {
             Content::Own(body) => body.is_end_stream(),
             Content::Upstream(body) => body.is_end_stream(),
             Content::Watch(watch) => watch.is_end_stream(),
+            Content::Tunnel(_) => false,
         }
     }
 
@@ -123,14 +138,14 @@ impl body::Body for Body {
             Content::Own(body) => body.size_hint(),
             Content::Upstream(body) => body.size_hint(),
             // It may end early, so it has no known length.
-            Content::Watch(_) => SizeHint::default(),
+            Content::Watch(_) | Content::Tunnel(_) => SizeHint::default(),
         }
     }
 }
 
 impl Drop for Body {
     fn drop(&mut self) {
-        // A body that has reported its end is dropped by hyper, which does not poll it again.
+        // A body that reports its end is not polled for it, but dropped.
         if body::Body::is_end_stream(self)
             && let Some(log) = &mut self.log
         {

@@ -25,7 +25,6 @@ use http::{
     request::Parts,
     uri::{PathAndQuery, Scheme},
 };
-use hyper::body::Incoming;
 
 pub use body::{Body, Cut};
 pub use error::Error;
@@ -42,7 +41,7 @@ use access_log::AccessLog;
 use body::Content;
 use headers::Forwarded;
 use policy::{Admitted, UpgradeToken};
-use upgrade::PendingTunnel;
+pub(crate) use upgrade::start_tunnel;
 
 /// One downstream connection, as all of its requests see it.
 #[derive(Debug)]
@@ -82,14 +81,15 @@ impl ClientConnection {
 /// The fuzz bodies of this module: header rewriting, the host policy and the path reader.
 pub(crate) const FUZZ: [fn(&[u8]); 3] = [headers::fuzz, policy::fuzz, request_info::fuzz];
 
-/// Status and JSON body for a request that is refused before it reaches [`handle`].
+/// The response to a request whose head cannot be parsed, so that it does not reach [`handle`].
 #[must_use]
-pub fn refusal(rejection: Rejection, connected: &Connected) -> (StatusCode, String) {
-    error::record(&rejection.into(), connected);
-    respond::refusal(rejection)
+pub fn refuse(rejection: Rejection, connected: &Connected) -> Response<Body> {
+    let error = rejection.into();
+    error::record(&error, connected);
+    respond::respond(&error)
 }
 
-/// Makes hyper close the HTTP/1.1 connection after this response.
+/// Makes an HTTP/1.1 connection close after this response.
 pub(crate) fn close_after<B>(response: &mut Response<B>) {
     let close = HeaderValue::from_static("close");
     response.headers_mut().insert(header::CONNECTION, close);
@@ -104,7 +104,7 @@ pub(crate) fn close_after<B>(response: &mut Response<B>) {
 pub async fn handle(
     routes: &Routes,
     downstream: &ClientConnection,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
     rejection: Option<Rejection>,
 ) -> Response<Body> {
     let version = request.version();
@@ -115,16 +115,13 @@ pub async fn handle(
         // On the heap: the memory of `forward` is freed before the response body is sent.
         None => Box::pin(forward(routes, downstream, request, &mut log)).await,
     };
-    let (mut response, tunnel) = result.unwrap_or_else(|error| {
+    let mut response = result.unwrap_or_else(|error| {
         error::record(&error, &downstream.connected);
         log.failed(error.label());
-        (expected.for_error(&error), None)
+        expected.for_error(&error)
     });
     log.response_started(response.status(), response.headers());
-    match tunnel {
-        Some(tunnel) => tunnel.start(downstream, log),
-        None => response.body_mut().set_log(log),
-    }
+    response.body_mut().set_log(log);
     *response.version_mut() = version;
     response
 }
@@ -157,20 +154,20 @@ impl ExpectedResponse {
             close_after(&mut response);
         }
         if self.has_no_body {
-            // hyper omits the body over HTTP/1.1 only. HTTP/2 clients would see a broken stream.
+            // Over HTTP/1.1 it would be left out. HTTP/2 clients would see a broken stream.
             *response.body_mut() = Body::full("");
         }
         response
     }
 }
 
-/// Sends the request to the apiserver. Returns the response, and after a 101 the tunnel to start.
+/// Sends the request to the apiserver, and returns the response.
 async fn forward(
     routes: &Routes,
     downstream: &ClientConnection,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
     log: &mut AccessLog,
-) -> Result<(Response<Body>, Option<PendingTunnel>), Error> {
+) -> Result<Response<Body>, Error> {
     let (mut head, body) = request.into_parts();
     let admitted = policy::admit(&head, routes, &downstream.limits, downstream.sni.as_deref())?;
     log.routed(admitted.cluster.name());
@@ -181,10 +178,9 @@ async fn forward(
         let forwarded = upgrade::forward(downstream, &admitted.cluster, head, body, token);
         // On the heap, so that the future of every other request stays smaller.
         let forwarded = Box::pin(forwarded).await?;
-        place.answered(admission, forwarded.0.status());
+        place.answered(admission, forwarded.status());
         return Ok(forwarded);
     }
-    let body = RequestBody::from_hyper(body, head.version);
     log.set_received(body.received());
     let response = downstream
         .leases
@@ -198,7 +194,7 @@ async fn forward(
         Content::Upstream(body)
     };
     headers::rewrite_response(&mut head.headers);
-    Ok((Response::from_parts(head, Body::new(content)), None))
+    Ok(Response::from_parts(head, Body::new(content)))
 }
 
 /// Rewrites the head for the apiserver. Path and query stay as they are, after the path prefix of the cluster if it

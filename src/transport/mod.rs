@@ -8,7 +8,7 @@
 //!
 //! ```text
 //! downstream HTTP/2    hyper > TokioIo > FrameMonitor  > WriteBatcher > TlsStream > ReadAhead > TcpStream
-//! downstream HTTP/1.1  hyper > TokioIo > RequestGuard                 > TlsStream > ReadAhead > TcpStream
+//! downstream HTTP/1.1  downstream::http1 > Wire                       > TlsStream > ReadAhead > TcpStream
 //! upstream HTTP/2      h2 > FrameMonitor               > WriteBatcher > TlsStream > ReadAhead > TcpStream
 //! upstream HTTP/1.1    upstream::h1 > Wire                            > TlsStream > ReadAhead > TcpStream
 //! ```

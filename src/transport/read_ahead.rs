@@ -179,6 +179,11 @@ pub(crate) trait Readable: AsyncRead + AsyncWrite + Debug + Send + Unpin {
     /// as by a read.
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 
+    /// The socket, for its settings; `None` in tests.
+    fn tcp(&self) -> Option<&TcpStream> {
+        None
+    }
+
     /// Begins a new turn: the next read and the next write are pending only if the socket is.
     fn begin_turn(&mut self) {}
 
@@ -198,6 +203,10 @@ impl Readable for server::TlsStream<ReadAhead> {
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let (io, session) = self.get_mut();
         poll_below_tls(io, session.wants_read(), cx)
+    }
+
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self.get_ref().0.tcp())
     }
 
     fn begin_turn(&mut self) {

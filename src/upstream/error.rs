@@ -140,9 +140,12 @@ pub enum H1Error {
 /// Why a request body is not complete.
 #[derive(Debug, thiserror::Error)]
 pub enum UploadError {
-    /// The downstream connection failed.
+    /// The downstream HTTP/2 connection failed.
     #[error("cannot read the request body")]
-    Read(#[source] hyper::Error),
+    Http2(#[source] hyper::Error),
+    /// The downstream HTTP/1.1 connection failed, or the body is malformed.
+    #[error("cannot read the request body")]
+    Http1(#[source] MessageError),
     /// The client reset the stream before the end of the body.
     #[error("the client reset the request before the end of its body")]
     Reset,

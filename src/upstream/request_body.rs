@@ -20,6 +20,7 @@ use hyper::body::{Body as _, Incoming};
 use super::{UploadError, upload_pace::UploadPace};
 use crate::{
     config::Limits,
+    http1::IncomingBody,
     memory::MemoryPressure,
     metrics::{Counters, Limit},
 };
@@ -49,7 +50,8 @@ pub struct RequestBody {
 #[derive(Debug)]
 enum BodySource {
     Empty,
-    Hyper(Incoming, http::Version),
+    Http1(Box<IncomingBody>),
+    Http2(Incoming),
 }
 
 impl RequestBody {
@@ -65,14 +67,23 @@ impl RequestBody {
         }
     }
 
-    /// The body of a request that hyper received over this version of HTTP.
+    /// The body of a request that came in over HTTP/1.1.
+    pub(crate) fn from_http1(incoming: IncomingBody) -> Self {
+        Self {
+            source: BodySource::Http1(Box::new(incoming)),
+            received: Some(Arc::default()),
+            ..Self::empty()
+        }
+    }
+
+    /// The body of a request that came in over HTTP/2.
     #[must_use]
-    pub fn from_hyper(incoming: Incoming, version: http::Version) -> Self {
+    pub fn from_http2(incoming: Incoming) -> Self {
         if incoming.is_end_stream() {
             return Self::empty();
         }
         Self {
-            source: BodySource::Hyper(incoming, version),
+            source: BodySource::Http2(incoming),
             received: Some(Arc::default()),
             ..Self::empty()
         }
@@ -89,7 +100,8 @@ impl RequestBody {
         self.replay.is_none()
             && match &self.source {
                 BodySource::Empty => true,
-                BodySource::Hyper(incoming, _) => incoming.is_end_stream(),
+                BodySource::Http1(incoming) => incoming.is_end_stream(),
+                BodySource::Http2(incoming) => incoming.is_end_stream(),
             }
     }
 
@@ -152,7 +164,10 @@ impl RequestBody {
         }
         let data = match &mut self.source {
             BodySource::Empty => None,
-            BodySource::Hyper(incoming, version) => ready!(poll_hyper(incoming, *version, cx)),
+            BodySource::Http1(incoming) => {
+                ready!(incoming.poll_data(cx)).map(|data| data.map_err(UploadError::Http1))
+            }
+            BodySource::Http2(incoming) => ready!(poll_http2(incoming, cx)),
         };
         if let (Some(Ok(data)), Some(received)) = (&data, &self.received) {
             received.fetch_add(data.len() as u64, Ordering::Relaxed);
@@ -161,9 +176,8 @@ impl RequestBody {
     }
 }
 
-fn poll_hyper(
+fn poll_http2(
     incoming: &mut Incoming,
-    version: http::Version,
     cx: &mut Context<'_>,
 ) -> Poll<Option<Result<Bytes, UploadError>>> {
     loop {
@@ -174,13 +188,11 @@ fn poll_hyper(
                 Ok(data) if !data.is_empty() => Some(Ok(data)),
                 _ => continue,
             },
-            Some(Err(error)) => Some(Err(UploadError::Read(error))),
+            Some(Err(error)) => Some(Err(UploadError::Http2(error))),
             // hyper ends a body that the peer reset with CANCEL or NO_ERROR as if it were complete;
             // only `is_end_stream` tells the difference. Usually hyper drops the whole request at
             // the same moment, which resets the upload too, but that depends on the order of tasks.
-            None if version == http::Version::HTTP_2 && !incoming.is_end_stream() => {
-                Some(Err(UploadError::Reset))
-            }
+            None if !incoming.is_end_stream() => Some(Err(UploadError::Reset)),
             None => None,
         });
     }

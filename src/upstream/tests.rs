@@ -56,7 +56,7 @@ async fn request_body_reset_by_its_client_is_not_complete() {
     ] {
         let (request, mut upload) = upload(&drain).await;
         upload.send_data("half".into(), false).unwrap();
-        let mut body = RequestBody::from_hyper(request.into_body(), Version::HTTP_2);
+        let mut body = RequestBody::from_http2(request.into_body());
         let half = poll_fn(|cx| body.poll_data(cx)).await.unwrap().unwrap();
         assert_eq!(half, "half");
         match reset {
@@ -88,7 +88,7 @@ async fn unsent_http1_request_is_sent_on_another_connection() {
     upload.send_data("all of it".into(), true).unwrap();
     let (mut head, body) = request.into_parts();
     head.version = Version::HTTP_11;
-    let body = RequestBody::from_hyper(body, Version::HTTP_2);
+    let body = RequestBody::from_http2(body);
     drop(far);
     let failed = h1::exchange(closing, head, body, &drain).await.unwrap_err();
     assert!(failed.error.wants_another_connection());

@@ -200,6 +200,39 @@ async fn own_421_replaces_100_continue() {
     assert_eq!(client.end().await.unwrap_or_default(), "");
 }
 
+/// RFC 9112 §9.6. A client that is not told would lose its next request. A body that has arrived does not cost the
+/// connection.
+#[tokio::test]
+async fn close_is_announced_when_the_body_is_not_read() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let refused = "POST / HTTP/1.1\r\nHost: other.test\r\n";
+    for (rest, closes) in [
+        ("Content-Length: 50000\r\n\r\npart", true),
+        ("Expect: 100-continue\r\nContent-Length: 4\r\n\r\n", true),
+        ("Transfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n", true),
+        ("Content-Length: 4\r\n\r\nbody", false),
+        (
+            "Transfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n",
+            false,
+        ),
+    ] {
+        let mut client = proxy.client().http1().await;
+        client.send(format!("{refused}{rest}")).await;
+        let answer: ClientResponse = client.response().await.into();
+        answer.assert_status(421, "MisdirectedRequest");
+        let announced = answer.lines("connection");
+        if closes {
+            assert_eq!(announced, ["close"], "{rest:?}");
+            assert_eq!(client.end().await.unwrap(), "", "{rest:?}");
+        } else {
+            assert_eq!(announced, Vec::<&str>::new(), "{rest:?}");
+            assert_eq!(client.get(HOST, "/", "").await.text(), "ok", "{rest:?}");
+        }
+    }
+}
+
 /// The client may keep sending after the head of the response, as in a gRPC stream through services/proxy.
 #[tokio::test]
 async fn upload_continues_after_early_head() {

@@ -1,25 +1,70 @@
-//! Serves the requests of one HTTP/1.1 connection until it ends, is idle or drains.
+//! Serves the requests of one HTTP/1.1 connection, one after the other, in the task of the connection, until it
+//! ends, is idle or drains.
+//!
+//! Each request is framed once, by the parser of `http1`. Until the last byte of a request was read, no later byte
+//! is taken for another request; if its end is uncertain, the connection closes after the response.
 
-mod framing;
-mod guard;
+mod head_timer;
+mod response_writer;
 
-use std::{convert::Infallible, pin::pin, sync::Arc};
+use std::{
+    future::{self, Future, poll_fn},
+    io,
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
-use http::{Request, StatusCode};
-use http_body_util::BodyExt as _;
-use hyper::{body::Incoming, server::conn::http1, service::service_fn, upgrade::OnUpgrade};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{io::AsyncWriteExt, time::timeout};
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, Version, header};
+use hyper::body::Body as _;
+use tokio::{
+    io::AsyncWrite as _,
+    sync::oneshot::{self, error::TryRecvError},
+    time::timeout,
+};
 use tokio_rustls::server::TlsStream;
 
-pub use framing::scan_requests;
-
-use self::guard::{LINGER, NotifyOnDrop, RequestGuard};
+use self::{
+    head_timer::{HeadTimer, HeadWait},
+    response_writer::ResponseWriter,
+};
 use super::{CLOSE_TIMEOUT, Service};
-use crate::{proxy, transport::ReadAhead};
+use crate::{
+    config::Limits,
+    http1::{
+        BodyDecoder, BodyEnd, IncomingBody, RequestHead, RequestHeadError, RequestParser,
+        ResponseFraming, Wire, encode_response_head,
+    },
+    metrics::Limit,
+    proxy::{self, Rejection},
+    socket,
+    transport::ReadAhead,
+    upstream::RequestBody,
+};
 
-/// Serves one connection until it ends, or another client needs its place. Once the drain begins, the connection closes after the response to
-/// the current request, or to the first one if none has come yet.
+/// Why a connection ended before its time.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ServeError {
+    #[error("no complete request head in time")]
+    HeadTimeout,
+    #[error("the client closed the connection in the middle of a request")]
+    ClientGone,
+    #[error("the connection failed")]
+    Io(#[from] io::Error),
+    /// The client must not take what it got of the response for the whole.
+    #[error("the response was aborted")]
+    Aborted,
+    #[error("the client did not read the response")]
+    Stalled,
+}
+
+/// Serves one connection until it ends, or another client needs its place. Once the drain begins, the connection
+/// closes after the response to the current request, or to the first one if none has come yet.
 ///
 /// # Errors
 ///
@@ -27,97 +72,316 @@ use crate::{proxy, transport::ReadAhead};
 pub(super) async fn serve(
     stream: Box<TlsStream<ReadAhead>>,
     service: Arc<Service>,
-) -> Result<(), hyper::Error> {
+) -> Result<(), ServeError> {
     let drain = service.downstream.drain.clone();
-    let limits = service.downstream.limits.clone();
-    let buffer = limits.uri_bytes + limits.header_bytes + HEAD_SLACK;
-    let fields = limits.header_fields + 1;
-    let client_idle = service.shared.timeouts.client_idle;
-    let (guard, tracker) = RequestGuard::new(
-        stream,
-        limits,
-        service.shared.timeouts.request_head,
-        Arc::clone(&service.downstream.connected),
-        drain.clone(),
-    );
     let connected = Arc::clone(&service.downstream.connected);
-    let respond = service_fn({
-        let tracker = Arc::clone(&tracker);
-        move |request: Request<Incoming>| {
-            let (service, tracker) = (Arc::clone(&service), Arc::clone(&tracker));
-            async move {
-                let upgrade = request.extensions().get::<OnUpgrade>().cloned();
-                let rejection = tracker.serve_next();
-                let routes = Arc::clone(&service.shared.snapshot.load().routes);
-                let mut response =
-                    proxy::handle(&routes, &service.downstream, request, rejection).await;
-                if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-                    tracker.become_tunnel();
-                } else {
-                    if let Some(upgrade) = upgrade {
-                        service.downstream.drain.spawn(close(upgrade));
-                    }
-                    if rejection.is_some() || service.downstream.drain.has_begun() {
-                        proxy::close_after(&mut response);
-                    }
-                }
-                tracker.response_begins();
-                let notify = NotifyOnDrop(tracker);
-                // The closure only holds `notify` as long as the body exists.
-                let hold = move |error| {
-                    let _held = &notify;
-                    error
-                };
-                Ok::<_, Infallible>(response.map(|body| body.map_err(hold)))
-            }
-        }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        // Covers the wait for the next request too. A head that has begun has the shorter deadline of
-        // `RequestGuard`.
-        .header_read_timeout(client_idle)
-        .max_buf_size(buffer)
-        .max_headers(fields)
-        // About requests only; after a 101 `tunnel` handles half-close.
-        .half_close(false)
-        .serve_connection(TokioIo::new(guard), respond)
-        .with_upgrades();
-    let mut connection = pin!(connection);
+    let mut serving = pin!(ClientWire::new(stream, service).serve_requests());
     tokio::select! {
-        ended = connection.as_mut() => return ended,
+        ended = serving.as_mut() => return ended,
+        // `HeadTimer` and `begin_response` ask about both; this wakes the task.
         () = drain.begun() => {}
-        // Between two requests hyper closes the connection at once.
         () = connected.place().closing() => {
-            connection.as_mut().graceful_shutdown();
-            let ended = Box::pin(timeout(CLOSE_TIMEOUT, connection)).await;
+            let ended = Box::pin(timeout(CLOSE_TIMEOUT, serving)).await;
             return ended.unwrap_or(Ok(()));
         }
     }
-    // hyper's `graceful_shutdown` would close a connection that has had no request yet. Let it send one:
-    // its response carries `Connection: close`, and `timeouts.requestHead` bounds the wait.
-    if tracker.has_served() {
-        tokio::select! {
-            ended = connection.as_mut() => return ended,
-            () = Box::pin(tracker.drained()) => connection.as_mut().graceful_shutdown(),
-            () = drain.deadline() => return Ok(()),
-        }
-    }
     tokio::select! {
-        ended = connection => ended,
+        ended = serving => ended,
         () = drain.deadline() => Ok(()),
     }
 }
 
-/// Closes a connection that hyper hands over instead of closing it. hyper does so at the end of a connection
-/// on which a request had an `Upgrade` field, whatever the response was.
-async fn close(upgrade: OnUpgrade) {
-    // An error means that the connection broke, and then it is closed already.
-    if let Ok(connection) = upgrade.await {
-        let mut stream = TokioIo::new(connection);
-        timeout(LINGER, stream.shutdown()).await.ok();
+/// The connection of one client.
+#[derive(Debug)]
+struct ClientWire {
+    service: Arc<Service>,
+    wire: Wire,
+    parser: RequestParser,
+    timer: HeadTimer,
+    /// Returns the right to read, and the unread bytes, while something else reads the body of the request.
+    lent: Option<oneshot::Receiver<BodyEnd>>,
+    /// Whether all of the last request was read, so that the next byte belongs to another one.
+    at_request_end: bool,
+}
+
+/// The response to a request, as soon as there is one. On the heap, because it needs much memory, and its response
+/// may last for hours.
+type Handled = Pin<Box<dyn Future<Output = Response<proxy::Body>> + Send>>;
+
+impl ClientWire {
+    fn new(stream: Box<TlsStream<ReadAhead>>, service: Arc<Service>) -> Self {
+        let Limits {
+            uri_bytes,
+            header_bytes,
+            header_fields,
+            ..
+        } = service.downstream.limits;
+        Self {
+            wire: Wire::new(stream),
+            // A head just over a limit reaches the proxy, which names the limit and keeps the connection.
+            parser: RequestParser::new(header_fields + 1, uri_bytes + header_bytes + HEAD_SLACK),
+            timer: HeadTimer::new(&service.shared.timeouts),
+            service,
+            lent: None,
+            at_request_end: true,
+        }
+    }
+
+    async fn serve_requests(mut self) -> Result<(), ServeError> {
+        loop {
+            self.timer.restart();
+            let Some((handled, form)) = poll_fn(|cx| self.poll_request(cx)).await? else {
+                break;
+            };
+            let (mut writer, closes) = self.handle(handled, form).await?;
+            let is_switch = writer.is_switch;
+            self.write(&mut writer).await?;
+            if is_switch {
+                self.wire.with_io(|io| {
+                    // It fails only for a dead socket, which the next read reports.
+                    io.tcp().map(socket::clear_user_timeout);
+                });
+                let client = self.wire.into_upgraded();
+                proxy::start_tunnel(writer.into_body(), client, &self.service.downstream);
+                return Ok(());
+            }
+            drop(writer);
+            if let Some(lent) = &mut self.lent {
+                let end = lent.await;
+                self.take_back(end.ok());
+            }
+            if closes || !self.at_request_end {
+                break;
+            }
+        }
+        // On the heap: it needs its memory for a second at most.
+        Box::pin(self.close()).await;
+        Ok(())
+    }
+
+    /// Reads the next head and begins to serve its request. `None` if no request follows.
+    fn poll_request(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<(Handled, ResponseForm)>, ServeError>> {
+        loop {
+            match self.parser.take(&mut self.wire.unread) {
+                Ok(Some(head)) => return Poll::Ready(Ok(Some(self.begin_request(head)))),
+                Ok(None) => {}
+                Err(error) => return Poll::Ready(Ok(Some(self.refuse(error)))),
+            }
+            match self.wire.poll_more(cx)? {
+                Poll::Ready(0) if self.wire.unread.is_empty() => return Poll::Ready(Ok(None)),
+                Poll::Ready(0) => return Poll::Ready(Err(ServeError::ClientGone)),
+                Poll::Ready(_) => {}
+                Poll::Pending => break,
+            }
+        }
+        // Most heads come in one piece, so there is a timer only for the others.
+        let has_begun = !self.wire.unread.is_empty();
+        Poll::Ready(
+            match ready!(self.timer.poll(has_begun, &self.service, cx)) {
+                HeadWait::Head => Err(ServeError::HeadTimeout),
+                HeadWait::Idle => Ok(None),
+            },
+        )
+    }
+
+    /// Serves one request.
+    fn begin_request(&mut self, head: RequestHead) -> (Handled, ResponseForm) {
+        let service = Arc::clone(&self.service);
+        let rejection = head.body.err();
+        let rejection = rejection.map(|error| rejection_for(error, &service.downstream.limits));
+        let (body, expects_continue) = self.lend_body(&head);
+        let form = ResponseForm {
+            is_head: head.parts.method == Method::HEAD,
+            accepts_trailers: head.accepts_trailers,
+            // HTTP/1.0 keeps a connection only if both sides say so, and the proxy does not.
+            closes: !head.keep_alive || head.parts.version == Version::HTTP_10,
+            expects_continue,
+        };
+        let request = Request::from_parts(head.parts, body);
+        let handled = async move {
+            let routes = Arc::clone(&service.shared.snapshot.load().routes);
+            proxy::handle(&routes, &service.downstream, request, rejection).await
+        };
+        (Box::pin(handled), form)
+    }
+
+    /// Refuses bytes that are no head of a request.
+    fn refuse(&mut self, error: RequestHeadError) -> (Handled, ResponseForm) {
+        self.at_request_end = false;
+        let downstream = &self.service.downstream;
+        let rejection = rejection_for(error, &downstream.limits);
+        let response = proxy::refuse(rejection, &downstream.connected);
+        (Box::pin(future::ready(response)), ResponseForm::default())
+    }
+
+    /// Waits for the response to a request, unless the client leaves.
+    async fn handle(
+        &mut self,
+        mut handled: Handled,
+        form: ResponseForm,
+    ) -> Result<(ResponseWriter<proxy::Body>, bool), ServeError> {
+        let mut form = Some(form);
+        poll_fn(|cx| {
+            if let Poll::Ready(response) = handled.as_mut().poll(cx) {
+                let form = form.take().unwrap_or_default();
+                return Poll::Ready(Ok(self.begin_response(response, form)));
+            }
+            self.poll_client(cx).map(Err)
+        })
+        .await
+    }
+
+    /// The body of a request. If it has one, the right to read goes with it, and the second value says whether
+    /// the client may still wait for a 100.
+    fn lend_body(&mut self, head: &RequestHead) -> (RequestBody, Option<Arc<AtomicBool>>) {
+        self.at_request_end = head.body == Ok(BodyDecoder::Complete);
+        let Ok(decoder) = head.body else {
+            return (RequestBody::empty(), None);
+        };
+        if self.at_request_end {
+            return (RequestBody::empty(), None);
+        }
+        let expects = head
+            .expects_continue
+            .then(|| Arc::new(AtomicBool::new(true)));
+        let reader = self.wire.lend_reader();
+        let (incoming, end) = IncomingBody::new(reader, decoder, expects.clone());
+        self.lent = Some(end);
+        (RequestBody::from_http1(incoming), expects)
+    }
+
+    /// Reads on after the body of a request.
+    fn take_back(&mut self, end: Option<BodyEnd>) {
+        self.lent = None;
+        if let Some(mut end) = end {
+            // A body that the apiserver did not want may have arrived already.
+            while let Ok(Some(_)) = end.decoder.decode(&mut end.unread) {}
+            self.at_request_end = end.decoder == BodyDecoder::Complete;
+            self.wire.unread = end.unread;
+        }
+    }
+
+    /// Ready once the client has gone. Bytes of its next request hide that until they are read.
+    fn poll_client(&mut self, cx: &mut Context<'_>) -> Poll<ServeError> {
+        if let Some(lent) = &mut self.lent {
+            let end = ready!(Pin::new(lent).poll(cx));
+            self.take_back(end.ok());
+        }
+        if !self.at_request_end || !self.wire.unread.is_empty() {
+            return Poll::Pending;
+        }
+        match ready!(self.wire.poll_more(cx)) {
+            Ok(0) => Poll::Ready(ServeError::ClientGone),
+            Ok(_) => Poll::Pending,
+            Err(error) => Poll::Ready(error.into()),
+        }
+    }
+
+    /// Writes a response to its end, unless the client leaves.
+    async fn write(&mut self, writer: &mut ResponseWriter<proxy::Body>) -> Result<(), ServeError> {
+        let written = poll_fn(|cx| {
+            if let Poll::Ready(written) = writer.poll_write(&mut self.wire, cx) {
+                return Poll::Ready(written);
+            }
+            self.poll_client(cx).map(Err)
+        });
+        written.await.inspect_err(|error| {
+            if matches!(error, ServeError::Stalled) {
+                writer.body_mut().abort();
+                let counters = self.service.downstream.connected.counters();
+                counters.limits_hit.count(Limit::ClientStall);
+            }
+        })
+    }
+
+    /// The writer of a response, and whether the connection closes after it.
+    fn begin_response(
+        &mut self,
+        response: Response<proxy::Body>,
+        form: ResponseForm,
+    ) -> (ResponseWriter<proxy::Body>, bool) {
+        let (head, body) = response.into_parts();
+        let framing = ResponseFraming::new(form.is_head, &head, &body.size_hint());
+        match self.lent.as_mut().map(oneshot::Receiver::try_recv) {
+            None | Some(Err(TryRecvError::Empty)) => {}
+            Some(end) => self.take_back(end.ok()),
+        }
+        // The client got no 100, so it may never send the body.
+        let has_no_100 =
+            (form.expects_continue).is_some_and(|expects| expects.swap(false, Ordering::Relaxed));
+        if has_no_100 {
+            self.lent = None;
+        }
+        let is_error = head.status.is_client_error() || head.status.is_server_error();
+        let is_unread = match self.lent {
+            // After an error, nothing will read the rest.
+            Some(_) => is_error,
+            None => !self.at_request_end,
+        };
+        let is_switch = head.status == StatusCode::SWITCHING_PROTOCOLS;
+        let downstream = &self.service.downstream;
+        let closes = form.closes
+            || is_unread
+            || framing == ResponseFraming::UntilClose
+            || (!is_switch && head.headers.contains_key(header::CONNECTION))
+            || downstream.connected.place().is_closing()
+            || downstream.drain.has_begun();
+        let head = encode_response_head(&head, framing, closes);
+        let mut writer = ResponseWriter::new(head, framing, body, form.accepts_trailers);
+        writer.is_switch = is_switch;
+        (writer, closes)
+    }
+
+    /// Closes the connection in order. If the client has sent bytes that were not read, the proxy reads on for
+    /// up to [`LINGER`]: otherwise the kernel would send a reset, and a reset makes the client lose the response
+    /// (RFC 9112 §9.6).
+    async fn close(&mut self) {
+        let lingers = !self.at_request_end || !self.wire.unread.is_empty();
+        let closing = async {
+            poll_fn(|cx| {
+                self.wire
+                    .with_io(|mut io| Pin::new(&mut io).poll_shutdown(cx))
+            })
+            .await?;
+            if lingers {
+                self.wire.unread = Bytes::new();
+                while poll_fn(|cx| self.wire.poll_more(cx)).await? > 0 {
+                    self.wire.unread = Bytes::new();
+                }
+            }
+            io::Result::Ok(())
+        };
+        // Whether the client has read the response or not, the connection ends now.
+        timeout(LINGER, closing).await.ok();
+    }
+}
+
+/// What a request says about the form of its response.
+#[derive(Debug, Default)]
+struct ResponseForm {
+    is_head: bool,
+    accepts_trailers: bool,
+    closes: bool,
+    /// Set while the client may wait for a 100.
+    expects_continue: Option<Arc<AtomicBool>>,
+}
+
+fn rejection_for(error: RequestHeadError, limits: &Limits) -> Rejection {
+    match error {
+        RequestHeadError::Malformed => Rejection::Malformed,
+        RequestHeadError::TargetTooLong => Rejection::Uri(limits.uri_bytes),
+        RequestHeadError::TooManyFields => Rejection::HeaderFields(limits.header_fields),
+        RequestHeadError::FieldsTooLong => Rejection::HeaderBytes(limits.header_bytes),
+        RequestHeadError::HashInTarget => Rejection::Target,
+        RequestHeadError::TransferEncoding => Rejection::TransferEncoding,
+        RequestHeadError::AmbiguousLength => Rejection::AmbiguousLength,
     }
 }
 
 /// Room for the request line and line ends, in addition to the fields and the target.
 const HEAD_SLACK: usize = 16 * 1024;
+/// How long the rest of a request is read and discarded, so that its response arrives (500 ms in Go).
+const LINGER: Duration = Duration::from_secs(1);

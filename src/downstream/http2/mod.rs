@@ -44,6 +44,7 @@ use crate::{
     metrics::Limit,
     proxy::{self, Rejection},
     transport::{ReadAhead, WriteBatcher, frames::FrameMonitor},
+    upstream::RequestBody,
 };
 
 /// The fuzz bodies of this module: what the frames of a client say, and their budgets.
@@ -188,6 +189,7 @@ async fn respond(
     last_frames: Arc<LastFrames>,
 ) -> Result<Response<StallReport<SmallFrameLimit<proxy::Body>>>, Infallible> {
     let routes = Arc::clone(&service.shared.snapshot.load().routes);
+    let request = request.map(RequestBody::from_http2);
     let response = proxy::handle(&routes, &service.downstream, request, rejection).await;
     progress.response_begins();
     Ok(response.map(|body| StallReport::new(limit_small_frames(body), last_frames)))

@@ -36,7 +36,7 @@ pub(super) fn rewrite_request(
             .any(|te| list_contains(te.as_bytes(), "trailers"));
         remove_hop_by_hop(headers);
         remove_forwarding_headers(headers);
-        // hyper answers `100-continue` itself, as soon as the body is read (RFC 9110 §10.1.1).
+        // The downstream leg sends the 100 itself, when the body is first read (RFC 9110 §10.1.1).
         headers.remove(header::EXPECT);
         // The proxy does not forward request trailers.
         headers.remove(header::TRAILER);

@@ -76,12 +76,6 @@ pub(super) fn respond(error: &Error) -> Response<Body> {
     response
 }
 
-/// Status code and JSON body for a request that was refused while its head was read.
-pub(super) fn refusal(rejection: Rejection) -> (StatusCode, String) {
-    let status = rejected(rejection);
-    (status.code, status.json())
-}
-
 /// The one map from errors to responses.
 fn error_status(error: &Error) -> ErrorStatus {
     match error {

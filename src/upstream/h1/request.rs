@@ -1,18 +1,15 @@
 //! Sends one request: its head, and its body as it comes in.
 
 use std::{
-    fmt::Write as _,
     io,
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use http::request::Parts;
-use tokio_util::io::poll_write_buf;
 
 use crate::{
-    http1::{RequestFraming, encode_request_head},
+    http1::{Outgoing, RequestFraming, encode_request_head},
     transport::Readable,
     upstream::{RequestBody, UploadError},
 };
@@ -20,10 +17,7 @@ use crate::{
 /// A request that is being sent.
 #[derive(Debug)]
 pub(super) struct RequestWriter {
-    /// The head, later the sizes of chunks, as far as not written.
-    line: BytesMut,
-    data: Bytes,
-    line_end: &'static [u8],
+    outgoing: Outgoing,
     body: RequestBody,
     framing: RequestFraming,
     state: SendState,
@@ -53,9 +47,7 @@ impl RequestWriter {
     pub(super) fn new(head: &Parts, body: RequestBody) -> Self {
         let framing = RequestFraming::new(head, body.is_end_stream());
         Self {
-            line: encode_request_head(head, framing),
-            data: Bytes::new(),
-            line_end: b"",
+            outgoing: Outgoing::new(encode_request_head(head, framing)),
             body,
             framing,
             state: SendState::Start,
@@ -89,13 +81,13 @@ impl RequestWriter {
 
     fn poll_send_all(
         &mut self,
-        mut io: &mut dyn Readable,
+        io: &mut dyn Readable,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), SendError>> {
         loop {
             match self.state {
                 SendState::Done => return Poll::Ready(Ok(())),
-                SendState::Flush if self.is_written() => {
+                SendState::Flush if self.outgoing.is_empty() => {
                     let flushed = ready!(Pin::new(io).poll_flush(cx));
                     return Poll::Ready(flushed.map_err(SendError::Refused));
                 }
@@ -106,7 +98,7 @@ impl RequestWriter {
                         return Poll::Ready(Err(SendError::Upload(error)));
                     }
                 }
-                SendState::Body if self.is_written() => match self.poll_body(cx) {
+                SendState::Body if self.outgoing.is_empty() => match self.poll_body(cx) {
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(error)) => {
                         return Poll::Ready(Err(SendError::Upload(error)));
@@ -122,25 +114,10 @@ impl RequestWriter {
                     }
                 },
                 SendState::Body | SendState::Flush => {
-                    let mut all = (&mut self.line)
-                        .chain(&mut self.data)
-                        .chain(&mut self.line_end);
-                    let written = ready!(poll_write_buf(Pin::new(&mut io), cx, &mut all));
-                    if written.map_err(SendError::Refused)? == 0 {
-                        let refused = io::Error::from(io::ErrorKind::WriteZero);
-                        return Poll::Ready(Err(SendError::Refused(refused)));
-                    }
-                    if self.is_written() {
-                        // Frees the memory of the head.
-                        self.line = BytesMut::new();
-                    }
+                    ready!(self.outgoing.poll_write(io, cx)).map_err(SendError::Refused)?;
                 }
             }
         }
-    }
-
-    fn is_written(&self) -> bool {
-        self.line.is_empty() && self.data.is_empty() && self.line_end.is_empty()
     }
 
     /// Reads the next piece of the body.
@@ -152,19 +129,17 @@ impl RequestWriter {
         let piece = ready!(self.body.poll_data(cx)).transpose()?;
         match (&mut self.framing, piece) {
             (RequestFraming::Chunked, Some(data)) => {
-                write!(self.line, "{:x}\r\n", data.len()).expect("a `BytesMut` grows");
-                self.data = data;
-                self.line_end = b"\r\n";
+                self.outgoing.push_chunk(data);
             }
             (RequestFraming::Chunked, None) => {
-                self.line.put_slice(b"0\r\n\r\n");
+                self.outgoing.push_last_chunk();
                 self.state = SendState::Flush;
             }
             (RequestFraming::Length(left), Some(data)) => {
                 *left = left
                     .checked_sub(data.len() as u64)
                     .ok_or(UploadError::Length)?;
-                self.data = data;
+                self.outgoing.push_data(data);
             }
             (RequestFraming::Length(_), None) => return Poll::Ready(Err(UploadError::Length)),
         }

@@ -82,7 +82,7 @@ impl<C: AsMut<H1Connection> + Send + 'static> H1Response<C> {
         match polled {
             Poll::Ready(Some(Err(error))) => {
                 self.abort();
-                // hyper drops data that it has not written yet when it gets an error.
+                // Over HTTP/2, hyper drops data that it has not written yet when it gets an error.
                 self.error = Some(error);
                 yield_turn(cx)
             }

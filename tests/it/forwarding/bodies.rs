@@ -54,6 +54,55 @@ async fn interim_responses_are_not_taken_for_the_response() {
     }
 }
 
+/// HTTP/1.0 has no chunks. Its connections close after one response.
+#[tokio::test]
+async fn http1_0_client_gets_no_chunks() {
+    let world = World::new();
+    let upstream = world.apiserver().http(|request| async move {
+        if request.uri().path() == "/length" {
+            return Response::new(standin::upstream::full("whole"));
+        }
+        let (sender, body) = channel();
+        tokio::spawn(async move { sender.send("part").await.unwrap() });
+        Response::new(body)
+    });
+    let upstream = upstream.start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    for (target, line, whole) in [
+        ("/length", "Connection: keep-alive\r\n", "whole"),
+        ("/chunks", "", "part"),
+    ] {
+        let mut client = proxy.client().http1().await;
+        client
+            .send(format!(
+                "GET {target} HTTP/1.0\r\nHost: {HOST}\r\n{line}\r\n"
+            ))
+            .await;
+        let head = client.head().await.unwrap();
+        assert_eq!(head.lines("connection"), ["close"], "{target} {line:?}");
+        assert_eq!(head.header("transfer-encoding"), None);
+        assert_eq!(client.end().await.unwrap(), whole);
+    }
+}
+
+/// One write and one TLS record for a head with a small body.
+#[tokio::test]
+async fn small_response_is_one_tls_record() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let mut client = proxy.client().connect().await.unwrap();
+    for _ in 0..2 {
+        let get = format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
+        client.write_all(get.as_bytes()).await.unwrap();
+        client.flush().await.unwrap();
+        let record = client.record().await.unwrap().unwrap();
+        let record = String::from_utf8_lossy(&record);
+        assert!(record.starts_with("HTTP/1.1 200 OK\r\n"), "{record}");
+        assert!(record.ends_with("\r\n\r\nok"), "{record}");
+    }
+}
+
 /// A GET may have a body with or without a length.
 #[tokio::test]
 async fn get_body_arrives_with_any_framing() {

@@ -40,31 +40,18 @@ async fn length_together_with_coding_is_refused() {
 /// Case 60. Two lengths that agree are refused as well: another proxy on the path may add them up.
 #[tokio::test]
 async fn repeated_content_length_is_refused() {
-    let agreeing = [
+    let repeated = [
+        "POST / HTTP/1.1\r\nHost: kube.test\r\nContent-Length: 4\r\nContent-Length: 0\r\n\r\nbody",
         "POST / HTTP/1.1\r\nHost: kube.test\r\nContent-Length: 4\r\nContent-Length: 4\r\n\r\nbody",
     ];
     assert_refused(
         &World::new(),
-        &agreeing,
+        &repeated,
         "length of the request body is ambiguous",
     )
     .await;
-    // After this much padding the scanner can no longer read the value.
-    let padded = format!(
-        "POST / HTTP/1.1\r\nHost: kube.test\r\nContent-Length:{}4\r\n\r\nbody",
-        " ".repeat(70)
-    );
-    assert_refused(
-        &World::new(),
-        &[&padded],
-        "length of the request body is ambiguous",
-    )
-    .await;
-    let differing = [
-        "POST / HTTP/1.1\r\nHost: kube.test\r\nContent-Length: 4\r\nContent-Length: 0\r\n\r\nbody",
-        "POST / HTTP/1.1\r\nHost: kube.test\r\nContent-Length: 4, 4\r\n\r\nbody",
-    ];
-    assert_refused(&World::new(), &differing, "not valid HTTP").await;
+    let list = ["POST / HTTP/1.1\r\nHost: kube.test\r\nContent-Length: 4, 4\r\n\r\nbody"];
+    assert_refused(&World::new(), &list, "not valid HTTP").await;
 }
 
 /// Case 60.
@@ -80,13 +67,16 @@ async fn content_length_that_is_not_a_number_is_refused() {
     assert_refused(&World::new(), &requests, "not valid HTTP").await;
 }
 
-/// Case 60. hyper accepts any list of codings that ends with `chunked`.
+/// Case 60. Any list of codings that ends with `chunked` would be valid.
 #[tokio::test]
 async fn coding_other_than_chunked_is_refused() {
     let requests = [
         "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
         "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: identity\r\n\r\nbody",
+        "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: chunked, gzip\r\n\r\nbody",
+        "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
     ];
     assert_refused(
         &World::new(),
@@ -94,12 +84,8 @@ async fn coding_other_than_chunked_is_refused() {
         "only supported Transfer-Encoding is chunked",
     )
     .await;
-    let requests = [
-        "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: identity\r\n\r\nbody",
-        "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: chunked, gzip\r\n\r\nbody",
-        "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
-        "POST / HTTP/1.0\r\nHost: kube.test\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    ];
+    let requests =
+        ["POST / HTTP/1.0\r\nHost: kube.test\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"];
     assert_refused(&World::new(), &requests, "not valid HTTP").await;
 }
 
@@ -186,8 +172,7 @@ async fn http2_preface_without_alpn_ends_the_connection() {
     assert_eq!(upstream.connections().len(), 0);
 }
 
-/// The apiserver may send a bare 400, too. The proxy must not take it for hyper's response to a malformed
-/// head, even when the next request has already arrived.
+/// The apiserver may send a bare 400, too. It is no response of the proxy and closes no connection.
 #[tokio::test]
 async fn bare_400_of_the_apiserver_is_not_replaced() {
     let world = World::new();
@@ -215,70 +200,41 @@ async fn bare_400_of_the_apiserver_is_not_replaced() {
     response.assert_status(400, "BadRequest");
 }
 
-/// The proxy finds two lengths in a request after every body, however the body's end is written.
+/// Where the end of a body is written in a way that two parsers read differently, no later byte is a request.
 #[tokio::test]
-async fn ambiguous_request_is_found_after_every_kind_of_body() {
+async fn no_request_follows_a_body_with_an_uncertain_end() {
     let (_world, upstream, proxy) = World::with_proxy().await;
-    let decoy = "POST /decoy HTTP/1.1\r\nHost: kube.test\r\nContent-Length: 99999\r\n\r\n";
-    let length = decoy.len();
     let zeros = "0".repeat(70);
-    let chunked = "Transfer-Encoding: chunked\r\n\r\n";
-    for body in [
-        format!("{chunked}0\r\nX: y\n\n{decoy}"),
-        format!("{chunked}0\r\n\n{decoy}"),
-        format!("{chunked}{zeros}{length:x}\r\n{decoy}\r\n0\r\n\r\n"),
-    ] {
+    for end in ["0\r\nX: y\n\n", "0\r\n\n", &format!("{zeros}\r\n\r\n")] {
         let mut client = proxy.client().http1().await;
         client
             .send(format!(
-                "POST / HTTP/1.1\r\nHost: kube.test\r\n{body}\
-                 POST /ambiguous HTTP/1.1\r\nHost: kube.test\r\nContent-Length: 5\r\n{chunked}0\r\n\r\n"
+                "POST / HTTP/1.1\r\nHost: kube.test\r\nTransfer-Encoding: chunked\r\n\r\n{end}{SMUGGLED}"
             ))
             .await;
-        assert_eq!(client.response().await.status, 200, "{body:?}");
         let response: ClientResponse = client.response().await.into();
         let text = response.assert_status(400, "BadRequest");
-        assert!(text.contains("ambiguous"), "{body:?}: {text}");
-        assert_eq!(client.end().await.unwrap(), "", "{body:?}");
+        assert!(text.contains("incomplete"), "{end:?}: {text}");
+        assert_eq!(response.lines("connection"), ["close"]);
+        assert_eq!(client.end().await.unwrap(), "", "{end:?}");
     }
     let mut reached = upstream.requests().into_iter();
     assert!(reached.all(|request| request.target == "/"));
 }
 
-/// A body may contain the exact bytes that hyper writes for a malformed head, in one piece.
+/// Spaces around a length are no part of it, however many there are.
 #[tokio::test]
-async fn body_that_looks_like_a_refusal_is_not_replaced() {
-    const BARE: &str = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+async fn padded_length_is_read() {
     let world = World::new();
-    let (pieces, body) = standin::upstream::channel();
-    let body = std::sync::Mutex::new(Some(body));
-    let length = "first".len() + BARE.len();
-    let apiserver = world.apiserver().http(move |_| {
-        let body = body.lock().unwrap().take();
-        async move {
-            let response = http::Response::builder();
-            match body {
-                // With a length, the piece is written without chunk framing around it.
-                Some(body) => response.header("Content-Length", length).body(body),
-                None => response.body(standin::upstream::full("second")),
-            }
-            .unwrap()
-        }
-    });
-    let upstream = apiserver.start().await;
+    let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).start();
     let mut client = proxy.client().http1().await;
-    let request = "GET / HTTP/1.1\r\nHost: kube.test\r\n\r\n";
-    client.send(format!("{request}{request}")).await;
-    pieces.send("first").await.unwrap();
-    let head = client.head().await.unwrap();
-    assert_eq!(head.header("content-length"), Some(&*length.to_string()));
-    assert_eq!(client.take(5).await.unwrap(), "first");
-    pieces.send(BARE).await.unwrap();
-    assert_eq!(client.take(BARE.len()).await.unwrap(), BARE);
-    drop(pieces);
-    assert_eq!(client.response().await.text(), "second");
-    client.send("GET / HTTP/1.1\r\nX\r\n\r\n").await;
-    let response: ClientResponse = client.response().await.into();
-    response.assert_status(400, "BadRequest");
+    let spaces = " ".repeat(70);
+    let request = "POST / HTTP/1.1\r\nHost: kube.test\r\nContent-Length:";
+    client
+        .send(format!("{request}{spaces}4\t\r\n\r\nbody"))
+        .await;
+    assert_eq!(client.response().await.status, 200);
+    assert_eq!(upstream.next_request().await.body().await, b"body");
+    assert_eq!(client.get(crate::proxy::HOST, "/", "").await.status, 200);
 }
