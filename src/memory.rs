@@ -1,7 +1,7 @@
 //! How much memory this process may use, how much it uses, and whether it is short of it.
 //!
-//! A process that exceeds the limit of its cgroup is killed, with all its connections. So it gives up what it can do
-//! without before that happens.
+//! A process that exceeds the limit of its cgroup is killed, with all its connections. So the proxy gives up memory
+//! that it can do without before that happens.
 
 use std::{
     convert::Infallible,
@@ -162,7 +162,7 @@ fn number(path: &Path) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// Memory is short from here on, in percent of the limit, until less than the second one is in use.
+/// In percent of the limit: above the first value memory is short, until less than the second value is in use.
 const SHORT_PERCENT: u64 = 85;
 const ENOUGH_PERCENT: u64 = 80;
 /// How often the memory is compared. A gigabit link fills 12 MiB in this time.

@@ -40,7 +40,7 @@ pub(crate) fn machine_memory() -> u64 {
 /// Keeps private keys, tokens and request bodies out of core dumps, and other processes of the same user out of
 /// this memory: only root can still attach a debugger.
 ///
-/// The limit alone does not do: a kernel that pipes core dumps to a program ignores a limit of 0. The process still
+/// The limit alone is not enough: a kernel that pipes core dumps to a program ignores a limit of 0. The process still
 /// reads its own `/proc/self`, so the metrics of memory and files keep working.
 pub(crate) fn protect_secrets() {
     let none = Rlimit {

@@ -30,3 +30,13 @@ fn no_entry_of_the_corpus_breaks_an_invariant() {
         }
     }
 }
+
+#[test]
+fn every_target_has_a_fuzz_binary() {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/Cargo.toml");
+    let manifest = fs::read_to_string(manifest).unwrap();
+    for (name, _) in targets() {
+        let binary = format!("[[bin]]\nname = \"{name}\"\npath = \"target.rs\"");
+        assert!(manifest.contains(&binary), "fuzz/Cargo.toml lacks {name}");
+    }
+}

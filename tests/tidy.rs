@@ -87,7 +87,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "fuzz",
         &["downstream", "http1", "proxy", "transport", "upstream"],
     ),
-    ("bench", &["downstream", "proxy"]),
+    ("bench", &["http1", "proxy"]),
     (
         "listener",
         &["clients", "config", "drain", "memory", "metrics", "socket"],

@@ -1,13 +1,13 @@
 //! Budgets of one client: requests, and responses that refuse a credential.
 //!
-//! Each 401, and each 403 to a request without a credential, takes a token from the bucket of its credential. While that
-//! is empty, the proxy gives the answer that the apiserver gave. It is the same 401, and no 429: the words of kubectl
-//! stay the right ones, while client-go would repeat the request ten times after a 429. One request passes
-//! per refilled token, so that a credential that becomes valid is soon served.
+//! Each 401, and each 403 to a request without a credential, takes a token from the bucket of its credential. While
+//! that is empty, the proxy gives the answer that the apiserver gave. It is the same 401 and not a 429: kubectl then
+//! prints the right message, and client-go would repeat the request ten times after a 429. One request passes per
+//! refilled token, so that a credential that becomes valid is soon served.
 //!
-//! A second bucket of the client, ten times as large, meets guesses: each with a new credential. While it is
-//! empty, a credential that the apiserver has accepted passes, and of the others one request per connection. So a colleague behind the same
-//! NAT is served, also with a new token, and each guess costs the attacker a handshake.
+//! A second bucket of the client, ten times as large, bounds guesses that use a new credential each time. While it is
+//! empty, a credential that the apiserver has accepted passes, and of the others one request per connection. So a
+//! user behind the same NAT is served even with a new token, and each guess costs the attacker a handshake.
 //!
 //! A hash with a random key of this process stands for a credential. No log and no page has it.
 
@@ -56,7 +56,7 @@ struct TokenBucket {
 #[derive(Debug)]
 struct Refusals {
     all: TokenBucket,
-    /// The one that was used last is the last.
+    /// The most recently used one is at the end.
     refused: Vec<RefusedCredential>,
     accepted: Vec<CredentialHash>,
     /// 401s that came before the requests were checked. The next credential that is refused pays for them.
@@ -138,7 +138,7 @@ impl BudgetSizes {
     }
 }
 
-/// The header fields that authenticate a request. To the apiserver any other `Authorization` is none.
+/// The header fields that authenticate a request. The apiserver ignores any other `Authorization`.
 fn credentials(request: &Parts) -> impl Iterator<Item = &HeaderValue> {
     let has_scheme = |value: &&HeaderValue| {
         let scheme = value.as_bytes().split(|byte| *byte == b' ').next();
@@ -269,7 +269,7 @@ impl ClientBudget {
             }
             refusals.refuse(&sizes.credential, credential, status, now);
         } else if status.as_u16() < 500 {
-            // The apiserver answers with an error of the server before it has looked at the credential, too.
+            // The apiserver can also answer with a 5xx before it has checked the credential.
             refusals.accept(credential.hash);
             if credential.has_token {
                 refusals.all.put_back(&sizes.all);

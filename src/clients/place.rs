@@ -67,14 +67,14 @@ impl Place {
         Self { state, permit }
     }
 
-    /// Whether the connection still waits because `limits.connections` are open.
+    /// Whether the connection still waits because as many connections as `limits.connections` are open.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
         self.permit.is_none()
     }
 
-    /// Waits until the connection counts against `limits.connections`, which nearly always is so from the start.
-    /// Returns `false` after `limit`.
+    /// Waits until the connection counts against `limits.connections`, which is nearly always the case from the
+    /// start. Returns `false` after `limit`.
     pub async fn admitted(&mut self, limit: Duration) -> bool {
         if self.is_waiting() {
             // On the heap, because it is rare.
@@ -113,7 +113,7 @@ impl Place {
         self.state.is_closing.load(Ordering::Acquire)
     }
 
-    /// Decides whether a request may pass, as far as the budgets of its client go.
+    /// Decides whether the budgets of its client let a request pass.
     ///
     /// # Errors
     ///
@@ -139,7 +139,7 @@ impl Place {
     pub fn end_request(&self, now: Instant) {
         self.state.becomes_idle(now);
         self.state.has_finished.store(true, Ordering::Relaxed);
-        // After the time, so that no other thread takes the connection for idle since an earlier request.
+        // Set after the time, so that no other thread treats the connection as idle since an earlier request.
         self.state.requests.fetch_sub(1, Ordering::Release);
     }
 
@@ -190,7 +190,7 @@ impl PlaceState {
         self.idle_since.store(since_accept, Ordering::Relaxed);
     }
 
-    /// What closing the connection would cost. `None` if it ends already, or has no place yet.
+    /// What closing the connection would cost. `None` if it is already ending, or has no place yet.
     pub(super) fn rank(&self) -> Option<Rank> {
         if self.is_closing.load(Ordering::Relaxed) || !self.is_admitted.load(Ordering::Relaxed) {
             return None;
@@ -247,7 +247,7 @@ impl Future for Closing<'_> {
             drop(place);
             self.registered = Some(waker);
         }
-        // After the waker is there, so that no signal is missed.
+        // Checked after the waker is set, so that no signal is missed.
         if self.state.is_closing.load(Ordering::Acquire) {
             Poll::Ready(())
         } else {

@@ -149,7 +149,7 @@ impl ClientTable {
         occupancy.make_room(self.max, (size, prefix), waiting, 0)
     }
 
-    /// Notes that a connection of this client waits no longer.
+    /// Notes that a connection of this client no longer waits.
     pub(super) fn waited(&self, prefix: ClientPrefix) {
         self.lock().waited(prefix);
     }
@@ -351,10 +351,11 @@ impl ClientPlaces {
     }
 }
 
-/// Connections that may wait for a place: an eighth of the places, within these bounds. They need descriptors.
+/// Connections that may wait for a place: an eighth of the places, within these bounds. They use the reserve of open
+/// files (`config::capacity`).
 const MIN_WAITING: usize = 16;
-const MAX_WAITING: usize = 64;
-/// How often a connection that waits makes room again: what was busy may be idle now.
+const MAX_WAITING: usize = 32;
+/// How often a connection that waits makes room again: connections that were busy may be idle now.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// Clients without connections whose budgets are remembered, 1 KiB each at most.
 const MAX_ABSENT: usize = 4096;
@@ -363,7 +364,7 @@ const MAX_ABSENT: usize = 4096;
 const MIN_IDLE: Duration = Duration::from_secs(1);
 /// Two, so that places become free again although each new connection takes one.
 const CLOSED_PER_CONNECTION: usize = 2;
-/// Connections that one scan finds. A client that connects 5,000 times a second is scanned 40 times.
+/// Connections that one scan finds. A client that connects 5,000 times per second is scanned 40 times per second.
 const MAX_CANDIDATES: usize = 256;
 /// The pause after a scan, per connection that was scanned: a scan of 10,000 takes less than 1 ms.
 const SCAN_PAUSE: Duration = Duration::from_micros(2);

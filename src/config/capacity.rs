@@ -142,8 +142,8 @@ const MAX_CONNECTIONS: usize = 100_000;
 /// The smallest default that follows from memory. With less the proxy would be of no use, and it sheds load when
 /// memory is short.
 const MIN_CONNECTIONS: usize = 64;
-/// Files that are no connection of a client or to an apiserver for one: 32 connections of the admin port, probes,
-/// lookups, files that a reload reads, and the runtime of the main thread.
+/// Files that are neither a client connection nor a connection to an apiserver for a client: 32 connections of the
+/// admin port, probes, lookups, files that a reload reads, and the runtime of the main thread.
 const RESERVED_FILES: usize = 64;
 /// Client connections that were accepted and wait for a place: at most an eighth of `limits.connections`, and no more than
 /// this (`clients::table`).

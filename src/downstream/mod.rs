@@ -143,12 +143,12 @@ async fn serve(
         downstream: Arc::new(downstream),
     });
     match protocol {
+        // On the heap, so that a connection needs the memory of its own protocol only.
         Protocol::Http1 => {
-            if let Err(error) = http1::serve(stream, service).await {
+            if let Err(error) = Box::pin(http1::serve(stream, service)).await {
                 ended_early(peer, &error);
             }
         }
-        // On the heap, so that an HTTP/1.1 connection does not need as much memory.
         Protocol::Http2 => {
             if let Err(error) = Box::pin(http2::serve(stream, service)).await {
                 ended_early(peer, &error);

@@ -1,5 +1,5 @@
-//! Tests the memory that every connection needs before a byte is buffered for it, which is the size of its future, and
-//! how much one connection does before another one has a turn.
+//! Tests the memory that every connection needs before a byte is buffered for it, which is the size of its future; how
+//! much one connection does before another one has a turn; and clients that do not read, with a paused clock.
 
 use std::{
     future::{Future, poll_fn},
@@ -8,17 +8,28 @@ use std::{
     time::SystemTime,
 };
 
-use rustls::crypto::aws_lc_rs::Ticketer;
+use http::Response;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, crypto::aws_lc_rs::Ticketer};
+use rustls_pki_types::ServerName;
 use standin::{
     TempDir,
     client::{Client, TlsConnection},
     frames::{ACK, END_STREAM, Frame, FrameConnection, kind},
     pki::Ca,
+    upstream::{Upstream, channel, full},
 };
-use tokio::{io::AsyncWrite, net::TcpListener, task::yield_now};
+use tokio::{
+    io::AsyncWrite,
+    net::TcpListener,
+    task::yield_now,
+    time::{Instant, sleep},
+};
 
 use super::*;
-use crate::config::IdentityFiles;
+use crate::{
+    config::IdentityFiles,
+    upstream::{ClientTls, Cluster, Endpoints},
+};
 
 /// The size of the future that this function returns.
 fn size<A, F: Future>(_: impl FnOnce(A) -> F) -> usize {
@@ -43,26 +54,54 @@ const WHOLE: usize = 1_600;
 
 const HOST: &str = "kube.test";
 
-/// A worker without clusters, which runs on the runtime of the test.
+/// The name that the apiserver's certificate carries.
+const APISERVER: &str = "kubernetes.default.svc";
+
+/// A worker that runs on the runtime of the test, as its apiserver does.
 struct OneWorker {
     listener: TcpListener,
     shared: Arc<Shared>,
     context: Arc<UpstreamContext>,
     drain: Drain,
     client: Client,
+    _apiserver: Upstream,
 }
 
 impl OneWorker {
+    /// Each response of the apiserver is `ok`, but for that of `/watch`, which never ends.
     async fn start() -> Self {
+        let cluster_ca = Ca::new("cluster");
+        let apiserver = Upstream::builder(cluster_ca.server(&[APISERVER]));
+        let apiserver = apiserver.http(|request| async move {
+            Response::new(match request.uri().path() {
+                "/watch" => {
+                    let (events, body) = channel();
+                    std::mem::forget(events);
+                    body
+                }
+                _ => full("ok"),
+            })
+        });
+        let apiserver = apiserver.start().await;
+        let name = ServerName::try_from(APISERVER).unwrap();
+        let tls = ClientTls::new(Arc::new(cluster_ca.roots()), name).unwrap();
+        let endpoints = Arc::new(Endpoints::resolved(&[apiserver.address()]));
+        let cluster = Cluster::new("test".into(), String::new(), endpoints, tls);
+        let mut routes = Routes::default();
+        routes.add(HOST, &Arc::new(cluster));
         let (ca, dir) = (Ca::new("public"), TempDir::new());
         let (certificate, key) = ca.server(&[HOST]).write(&dir, "public");
         let files = IdentityFiles { certificate, key };
         let identity = Identity::load(&files, SystemTime::now()).unwrap();
         let snapshot = Snapshot {
             tls: Arc::new(server_config(&[identity], Ticketer::new().unwrap())),
-            routes: Arc::default(),
+            routes: Arc::new(routes),
         };
-        let (limits, timeouts) = (Limits::default(), Timeouts::default());
+        let timeouts = Timeouts {
+            client_idle: Duration::from_secs(24 * 60 * 60),
+            ..Timeouts::default()
+        };
+        let limits = Limits::default();
         let drain = Drain::new();
         let context = UpstreamContext::new(limits.clone(), timeouts.clone(), drain.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -74,28 +113,33 @@ impl OneWorker {
             listener,
             shared: Arc::new(Shared {
                 snapshot: ArcSwap::from_pointee(snapshot),
-                memory: Arc::default(),
                 clients: ClientTable::new(&limits),
-                handshakes: Semaphore::new(8),
+                handshakes: Semaphore::new(100),
+                memory: Arc::default(),
                 limits,
                 timeouts,
             }),
             context: Arc::new(context),
             drain,
+            _apiserver: apiserver,
         }
     }
 
-    /// A client over HTTP/2.
-    async fn client(&self) -> FrameClient {
-        let serve = async {
-            let (stream, peer) = self.listener.accept().await.unwrap();
-            socket::tune(&stream, &self.shared.timeouts).unwrap();
-            let place = self.shared.clients.enter(PeerAddr(peer), false).unwrap();
-            let (shared, context) = (Arc::clone(&self.shared), Arc::clone(&self.context));
-            spawn(stream, PeerAddr(peer), place, shared, context, &self.drain);
-        };
-        let (tls, ()) = tokio::join!(self.client.connect(), serve);
-        let mut client = FrameConnection::client(tls.unwrap(), &[]).await.unwrap();
+    /// Serves the next connection.
+    async fn accept(&self) {
+        let (stream, peer) = self.listener.accept().await.unwrap();
+        socket::tune(&stream, &self.shared.timeouts).unwrap();
+        let place = self.shared.clients.enter(PeerAddr(peer), false).unwrap();
+        let (shared, context) = (Arc::clone(&self.shared), Arc::clone(&self.context));
+        spawn(stream, PeerAddr(peer), place, shared, context, &self.drain);
+    }
+
+    /// A client over HTTP/2 with this window per stream.
+    async fn client(&self, window: u32) -> FrameClient {
+        let (tls, ()) = tokio::join!(self.client.connect(), self.accept());
+        let mut client = FrameConnection::client(tls.unwrap(), &[(INITIAL_WINDOW_SIZE, window)])
+            .await
+            .unwrap();
         client.expect(kind::SETTINGS).await.unwrap();
         client
     }
@@ -129,6 +173,17 @@ async fn frame_at_once(client: &mut FrameClient) -> Option<Frame> {
     }
 }
 
+/// Requests this path on a stream.
+async fn get(client: &mut FrameClient, stream: u32, path: &str) {
+    let fields = [
+        (":method", "GET"),
+        (":scheme", "https"),
+        (":authority", HOST),
+        (":path", path),
+    ];
+    client.headers(stream, &fields, END_STREAM).await.unwrap();
+}
+
 fn frame(kind: u8, payload: Vec<u8>) -> Vec<u8> {
     let frame = Frame {
         kind,
@@ -145,7 +200,7 @@ fn frame(kind: u8, payload: Vec<u8>) -> Vec<u8> {
 async fn flood_of_one_client_lets_others_ask() {
     const PIECE: usize = 16 * 1024;
     let worker = OneWorker::start().await;
-    let (mut flooding, mut asking) = (worker.client().await, worker.client().await);
+    let (mut flooding, mut asking) = (worker.client(WINDOW).await, worker.client(WINDOW).await);
     // Each ping is answered once the frame of 16 KiB before it has been read.
     let piece = [
         frame(0x20, vec![0; PIECE - 26]),
@@ -154,13 +209,7 @@ async fn flood_of_one_client_lets_others_ask() {
     .concat();
     let written = write_without_a_pause(&mut flooding, &piece.repeat(90)).await;
     assert!(written > 20 * PIECE, "the kernel took only {written} bytes");
-    let get = [
-        (":method", "GET"),
-        (":scheme", "https"),
-        (":authority", "other.test"),
-        (":path", "/"),
-    ];
-    asking.headers(1, &get, END_STREAM).await.unwrap();
+    get(&mut asking, 1, "/").await;
 
     let (mut replies, mut most_per_turn) = (0, 0);
     let mut turns_until_answered = None;
@@ -187,7 +236,135 @@ async fn flood_of_one_client_lets_others_ask() {
         "{most_per_turn} replies in one turn"
     );
     assert!(
-        turns_until_answered.unwrap() <= 8,
+        turns_until_answered.unwrap() <= 40,
         "{turns_until_answered:?} turns"
     );
+}
+
+/// Many clients have sent their `ClientHello`, and a connected one sends a request. Its response comes before most handshakes end.
+#[tokio::test]
+async fn handshakes_wait_for_a_client_that_is_connected() {
+    const HANDSHAKES: usize = 60;
+    let worker = OneWorker::start().await;
+    let mut asking = worker.client(WINDOW).await;
+    let config = ClientConfig::builder_with_provider(pki::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+    let name = ServerName::try_from(HOST).unwrap();
+    let mut hello = Vec::new();
+    ClientConnection::new(Arc::new(config), name)
+        .unwrap()
+        .write_tls(&mut hello)
+        .unwrap();
+    let mut clients = Vec::new();
+    for _ in 0..HANDSHAKES {
+        let address = worker.listener.local_addr().unwrap();
+        let client = TcpStream::connect(address).await.unwrap();
+        client.try_write(&hello).unwrap();
+        clients.push(client);
+    }
+    let fields = [
+        (":method", "GET"),
+        (":scheme", "https"),
+        (":authority", "other.test"),
+        (":path", "/"),
+    ];
+    asking.headers(1, &fields, END_STREAM).await.unwrap();
+    for _ in 0..HANDSHAKES {
+        worker.accept().await;
+    }
+    let mut answered = 0;
+    loop {
+        let mut byte = [0];
+        clients.retain(|client| client.try_read(&mut byte).is_err());
+        answered = answered.max(HANDSHAKES - clients.len());
+        if let Some(frame) = frame_at_once(&mut asking).await
+            && frame.kind == kind::HEADERS
+        {
+            break;
+        }
+        yield_now().await;
+    }
+    assert!(answered < HANDSHAKES * 2 / 3, "{answered} handshakes");
+    while !clients.is_empty() {
+        yield_now().await;
+        clients.retain(|client| client.try_read(&mut [0]).is_err());
+    }
+}
+
+const INITIAL_WINDOW_SIZE: u16 = 4;
+/// The default (RFC 9113 §6.9.2).
+const WINDOW: u32 = 65_535;
+
+async fn open_window(client: &mut FrameClient, stream: u32, bytes: u32) {
+    let bytes = bytes.to_be_bytes().to_vec();
+    client
+        .send(kind::WINDOW_UPDATE, 0, stream, bytes)
+        .await
+        .unwrap();
+}
+
+/// A client that never opens the window of a response loses this stream after 60 s. The silent watch beside it stays.
+/// `http2/stall.rs` has more cases.
+#[tokio::test]
+async fn response_that_is_never_read_is_reset_after_a_minute() {
+    let worker = OneWorker::start().await;
+    let mut client = worker.client(0).await;
+    get(&mut client, 1, "/unread").await;
+    get(&mut client, 3, "/watch").await;
+    for _ in 0..2 {
+        client.expect(kind::HEADERS).await.unwrap();
+    }
+    tokio::time::pause();
+    let start = Instant::now();
+    let reset = client.expect(kind::RST_STREAM).await.unwrap();
+    assert_eq!((reset.stream, reset.error_code()), (1, Some(2)));
+    let lasted = start.elapsed().as_secs();
+    assert!((59..=90).contains(&lasted), "{lasted} s");
+    get(&mut client, 5, "/").await;
+    let head = client.expect(kind::HEADERS).await.unwrap();
+    assert_eq!(head.stream, 5, "the connection stays");
+}
+
+/// hyper hands the last frame to h2 as soon as the window has room for one byte of it, and then forgets the stream.
+#[tokio::test]
+async fn connection_whose_last_frames_are_unread_is_closed() {
+    let worker = OneWorker::start().await;
+    let mut client = worker.client(1).await;
+    get(&mut client, 1, "/watch").await;
+    get(&mut client, 3, "/").await;
+    client.expect(kind::DATA).await.unwrap();
+    tokio::time::pause();
+    let start = Instant::now();
+    let ended = client.expect(kind::GOAWAY).await;
+    assert!(ended.is_err(), "{ended:?}");
+    let lasted = start.elapsed().as_secs();
+    assert!((119..=180).contains(&lasted), "{lasted} s");
+}
+
+/// It reads the second byte of the last frame two minutes late.
+#[tokio::test]
+async fn client_that_reads_last_frames_late_gets_them() {
+    let worker = OneWorker::start().await;
+    let mut client = worker.client(1).await;
+    get(&mut client, 1, "/").await;
+    client.expect(kind::DATA).await.unwrap();
+    tokio::time::pause();
+    let mut late = std::pin::pin!(sleep(Duration::from_secs(110)));
+    loop {
+        tokio::select! {
+            () = &mut late => break,
+            frame = client.next() => {
+                let frame = frame.unwrap().unwrap();
+                if frame.kind == kind::PING {
+                    client.acknowledge(&frame).await.unwrap();
+                }
+            }
+        }
+    }
+    open_window(&mut client, 1, 1).await;
+    let data = client.expect(kind::DATA).await.unwrap();
+    assert!(data.has(END_STREAM));
 }

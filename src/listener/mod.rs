@@ -3,7 +3,14 @@
 //! The accept loop never waits for a place: in the queue of the kernel the connections of one client would hide those
 //! of all others. Only the drain ends the loop.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    future::{Future as _, poll_fn},
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
@@ -181,15 +188,22 @@ impl Listener {
     /// Accepts connections until the drain begins, then closes the socket. Returns once every connection
     /// that the kernel had established was handed to `on_accept`: the kernel resets the others.
     pub async fn run(self, drain: Drain, mut on_accept: impl FnMut(Accepted)) {
-        for number in 1_u64.. {
+        loop {
+            let (mut accept, mut has_waited) = (pin!(self.accept_with_memory()), false);
+            let accepted = poll_fn(|cx| {
+                let accepted = accept.as_mut().poll(cx);
+                has_waited |= accepted.is_pending();
+                accepted
+            });
             let (stream, peer) = tokio::select! {
                 biased;
-                accepted = self.accept_with_memory() => accepted,
+                accepted = accepted => accepted,
                 () = drain.begun() => break,
             };
             self.entrance.enter(stream, peer, false).map(&mut on_accept);
-            // Connections that are open go first. `accept` alone would continue for 128 connections.
-            if number.is_multiple_of(ACCEPTS_PER_TURN) {
+            // Open connections have priority over those of a full queue. `accept` alone would continue for 128 of
+            // them.
+            if !has_waited {
                 yield_now().await;
             }
         }
@@ -312,8 +326,6 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 
 /// Connections that the kernel queues per socket.
 const BACKLOG: i32 = 4096;
-/// Connections that are accepted before the other tasks of the worker have a turn.
-const ACCEPTS_PER_TURN: u64 = 8;
 /// Pauses after an error of `accept`.
 const MIN_PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAUSE: Duration = Duration::from_secs(1);

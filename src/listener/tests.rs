@@ -82,7 +82,7 @@ async fn connections_at_the_limit_are_served_after_the_drain() {
     let table = Arc::clone(&listener.entrance.clients);
     let enter = |_| table.enter(PeerAddr(address), false).unwrap();
     let taken: Vec<_> = (0..10).map(enter).collect();
-    let clients: Vec<_> = (0..3).map(|_| Client::connect(address).unwrap()).collect();
+    let clients: Vec<_> = (0..8).map(|_| Client::connect(address).unwrap()).collect();
     let drain = Drain::new();
     drain.begin();
     let mut accepted = Vec::new();

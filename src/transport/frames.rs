@@ -2,6 +2,7 @@
 //! [`FrameListener`] what passes. The legs of the client and of the apiserver have one listener each.
 
 use std::{
+    fmt::Debug,
     io,
     pin::Pin,
     task::{Context, Poll},
@@ -292,36 +293,46 @@ impl<S: AsyncWrite + Unpin, L: FrameListener + Unpin> AsyncWrite for FrameMonito
     }
 }
 
-/// Fuzz target: the size of the pieces does not change what is found, and no byte is lost.
+/// Tells a listener that these bytes were read in pieces of this size, for tests and fuzz targets.
+pub(crate) fn feed(listener: &mut impl FrameListener, bytes: &[u8], size: usize) {
+    let mut walker = FrameWalker::after(0);
+    for mut piece in bytes.chunks(size) {
+        while let Some(part) = walker.next(&mut piece) {
+            listener.read(part);
+        }
+    }
+}
+
+/// The check of fuzz targets: what `read` returns does not depend on the size of the pieces, which the first byte gives.
+pub(crate) fn assert_same_in_pieces<T: Debug + PartialEq>(
+    bytes: &[u8],
+    read: impl Fn(&[u8], usize) -> T,
+) {
+    let Some((size, bytes)) = bytes.split_first() else {
+        return;
+    };
+    let whole = read(bytes, bytes.len().max(1));
+    let pieces = read(bytes, usize::from(*size).max(1));
+    assert_eq!(whole, pieces, "it depends on the size of the pieces");
+}
+
+/// Fuzz target: the size of the pieces does not change which frames are found, and no byte is lost.
 pub(crate) fn fuzz(bytes: &[u8]) {
-    let (size, bytes) = bytes
-        .split_first()
-        .map_or((1, bytes), |(size, rest)| (usize::from(*size).max(1), rest));
-    let found = |pieces: &mut dyn Iterator<Item = &[u8]>| {
+    assert_same_in_pieces(bytes, |bytes, size| {
         let (mut walker, mut headers, mut payload) =
             (FrameWalker::after(0), Vec::new(), Vec::new());
-        for mut piece in pieces {
+        for mut piece in bytes.chunks(size) {
             while let Some(part) = walker.next(&mut piece) {
                 match part {
                     FramePart::Header(frame) => headers.push((frame, payload.len())),
-                    FramePart::Payload(part, left) => {
-                        assert_eq!(left, walker.left);
-                        payload.extend_from_slice(part);
-                    }
+                    FramePart::Payload(part, _) => payload.extend_from_slice(part),
                 }
             }
-            assert!(piece.is_empty(), "bytes were left over");
         }
+        let found = headers.len() * HEADER + payload.len() + walker.filled;
+        assert_eq!(found, bytes.len(), "bytes were lost");
         (walker.filled, walker.left, headers, payload)
-    };
-    let whole = found(&mut std::iter::once(bytes));
-    assert_eq!(
-        whole,
-        found(&mut bytes.chunks(size)),
-        "the frames depend on the cut"
-    );
-    let (filled, _, headers, payload) = whole;
-    assert_eq!(headers.len() * HEADER + payload.len() + filled, bytes.len());
+    });
 }
 
 #[cfg(test)]

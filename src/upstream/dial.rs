@@ -438,6 +438,23 @@ mod tests {
         assert_eq!(unverified.connections()[0].bytes_received, 0);
     }
 
+    #[test]
+    fn lack_of_sockets_is_not_blamed_on_the_apiserver() {
+        use rustix::io::Errno;
+        let is_lack =
+            |errno: Errno| is_lack_of_sockets(&io::Error::from_raw_os_error(errno.raw_os_error()));
+        assert!(
+            [Errno::MFILE, Errno::NFILE, Errno::ADDRNOTAVAIL]
+                .into_iter()
+                .all(is_lack)
+        );
+        assert!(
+            ![Errno::CONNREFUSED, Errno::HOSTUNREACH]
+                .into_iter()
+                .any(is_lack)
+        );
+    }
+
     #[tokio::test]
     async fn log_names_the_certificate_that_was_refused() {
         let (ca, foreign) = (Ca::new("cluster"), Ca::new("foreign"));

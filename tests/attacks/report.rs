@@ -127,8 +127,9 @@ pub(crate) fn run(name: &str, case: &Case) {
     attackers.block_on(async { tokio::spawn(async { yield_cpu() }).await.unwrap() });
     let (begun, lines) = (Instant::now(), stage.log_lines());
     // An attack that hangs would show nothing.
-    let limit = Duration::from_secs(size.pick(60, 900));
-    let end = begun + Duration::from_secs_f64(size.pick(case.seconds.0, case.seconds.1));
+    let usual = Duration::from_secs_f64(size.pick(case.seconds.0, case.seconds.1));
+    let limit = usual + Duration::from_secs(size.pick(60, 300));
+    let end = begun + usual;
     let attack = attackers.spawn((case.attack)(attacker));
     let (mut peak, mut during) = (before, Window::default());
     // Also after an attack that ends at once, so that there is something to compare.

@@ -15,6 +15,7 @@ async fn healthy_setup_has_one_line_per_check_and_exit_code_0() {
         result.marked('✓'),
         [
             "configuration",
+            "configuration",
             "certificate",
             "trust",
             "hosts",
@@ -33,7 +34,7 @@ async fn healthy_setup_has_one_line_per_check_and_exit_code_0() {
         "{}",
         result.stdout
     );
-    assert_eq!(result.lines().len(), 15, "{}", result.stdout);
+    assert_eq!(result.lines().len(), 16, "{}", result.stdout);
     assert!(
         result.stdout.ends_with("\nAll checks passed.\n"),
         "{}",
@@ -113,7 +114,7 @@ async fn json_document_has_every_key() {
             rest("failed"),
             rest("skipped")
         ],
-        [json!(15), json!(0), json!(0), json!(0)]
+        [json!(16), json!(0), json!(0), json!(0)]
     );
     let checks = report["checks"].as_array().unwrap();
     for check in checks {

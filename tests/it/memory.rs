@@ -22,6 +22,7 @@ use tokio::sync::mpsc;
 use crate::{
     binary::Binary,
     proxy::{HOST, World, data, sum_until_quiet},
+    upgrades::{SPDY, echo},
 };
 
 const KIB: usize = 1024;
@@ -208,6 +209,45 @@ async fn silent_http2_connection_holds_only_its_frame_buffers() {
 #[tokio::test]
 async fn silent_http1_connection_holds_at_most_one_buffer() {
     assert_memory_of_silent_watches(Clients::Http1, 64 * KIB, 200 * KIB).await;
+}
+
+/// Connections without a request, and tunnels, on which nothing passes. docs/performance.md publishes what they need in a
+/// release build.
+#[tokio::test]
+async fn silent_connections_and_tunnels_are_small() {
+    let world = World::new();
+    let upstream = world.apiserver().http(echo).start().await;
+    let binary = Binary::start(&world, upstream.address(), &[]).await;
+    let client = binary.client(&world);
+    // One-time allocations for the first clients do not count.
+    client.http1().await.get(HOST, "/", "").await;
+    let url = format!("https://{HOST}/");
+    client.http2().await.get(&url).await.unwrap();
+
+    let mut bound = own_memory(&binary);
+    let (mut http1, mut http2, mut tunnels) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..WATCHES {
+        http1.push(client.http1().await);
+    }
+    bound += WATCHES * 28 * KIB;
+    wait_for_memory(&binary, "HTTP/1.1 without a request", bound).await;
+    for _ in 0..WATCHES {
+        let client = client.http2().await;
+        client.frame(kind::SETTINGS).await;
+        http2.push(client);
+    }
+    bound += WATCHES * 40 * KIB;
+    wait_for_memory(&binary, "HTTP/2 without a request", bound).await;
+    for _ in 0..WATCHES {
+        let mut client = client.http1().await;
+        client.send(SPDY).await;
+        assert_eq!(client.head().await.unwrap().status, 101);
+        client.send("typed").await;
+        assert_eq!(client.take(5).await.unwrap(), "typed");
+        tunnels.push(client);
+    }
+    bound += WATCHES * 80 * KIB;
+    wait_for_memory(&binary, "tunnels", bound).await;
 }
 
 /// Unused upstream connections stay in the idle pool for this time only.

@@ -179,7 +179,7 @@ async fn short_memory_costs_only_clients_that_do_not_read() {
 async fn binary_raises_the_soft_limit_of_open_files() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
-    let limit = "ulimit -Sn 100";
+    let limit = "ulimit -Sn 100 && ulimit -Sc $(ulimit -Hc)";
     let binary = Binary::start_limited(&world, upstream.address(), limit).await;
     let limits = fs::read_to_string(format!("/proc/{}/limits", binary.pid())).unwrap();
     let of = |name: &str| {

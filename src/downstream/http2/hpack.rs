@@ -74,9 +74,10 @@ impl CutTargets {
     }
 }
 
-/// Reads whole fields; returns the bytes of the one that is incomplete.
+/// Reads whole fields; returns the bytes of the one that is incomplete. The strings of a field may have `max_field` bytes.
 pub(super) fn read_fields<'a>(
     block: &'a [u8],
+    max_field: usize,
     targets: &CutTargets,
 ) -> Result<&'a [u8], FieldError> {
     let mut fields = Fields(block);
@@ -86,7 +87,7 @@ pub(super) fn read_fields<'a>(
             fields.0 = rest;
         }
         let before = fields.0;
-        match fields.next_target() {
+        match fields.next_target(max_field) {
             Ok(value) => {
                 if let Some(cut) = value.and_then(HpackString::before_hash) {
                     targets.note(&cut);
@@ -106,7 +107,7 @@ struct Fields<'a>(&'a [u8]);
 pub(super) enum FieldError {
     /// Its end has not come yet.
     Incomplete,
-    /// It is not HPACK, and h2 ends the connection.
+    /// It is not HPACK, and h2 ends the connection; or it is too long, whatever part of it has come.
     Invalid,
 }
 
@@ -119,7 +120,7 @@ struct HpackString<'a> {
 
 impl<'a> Fields<'a> {
     /// Passes over one field; returns its value if it is literal and its name may be `:path`.
-    fn next_target(&mut self) -> Result<Option<HpackString<'a>>, FieldError> {
+    fn next_target(&mut self, max_field: usize) -> Result<Option<HpackString<'a>>, FieldError> {
         let first = *self.0.first().ok_or(FieldError::Incomplete)?;
         if first & 0x80 != 0 {
             // An entry of the table, which was read when it came.
@@ -130,12 +131,17 @@ impl<'a> Fields<'a> {
         }
         let indexed = first & 0x40 != 0;
         let name = self.integer(if indexed { 6 } else { 4 })?;
+        let mut max_value = max_field;
         let is_target = match name {
-            0 => self.string()?.is_pseudo_name(),
+            0 => {
+                let name = self.string(max_field)?;
+                max_value -= name.bytes.len();
+                name.is_pseudo_name()
+            }
             STATIC_PATH | STATIC_PATH_INDEX => true,
             index => index > STATIC_ENTRIES,
         };
-        let value = self.string()?;
+        let value = self.string(max_value)?;
         Ok(is_target.then_some(value))
     }
 
@@ -164,9 +170,13 @@ impl<'a> Fields<'a> {
         Ok(value)
     }
 
-    fn string(&mut self) -> Result<HpackString<'a>, FieldError> {
+    fn string(&mut self, max: usize) -> Result<HpackString<'a>, FieldError> {
         let first = *self.0.first().ok_or(FieldError::Incomplete)?;
         let length = self.integer(7)?;
+        // Before its end has come: the size of the reads must not decide whether a field is too long.
+        if length > max {
+            return Err(FieldError::Invalid);
+        }
         let (bytes, rest) = self
             .0
             .split_at_checked(length)

@@ -15,7 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response};
 use hyper::{
     body::{Body, Frame, Incoming, SizeHint},
     rt::Executor,
@@ -36,7 +36,7 @@ use tracing::debug;
 use self::{
     budget::RequestInProgress,
     monitor::ClientFrames,
-    stall::{PacedBody, StallGuard, StallReport, UnreadResponses},
+    stall::{LastFrames, LastFramesClock, PacedBody, StallGuard, StallReport, UnreadResponses},
 };
 use super::{CLOSE_TIMEOUT, Service};
 use crate::{
@@ -107,14 +107,22 @@ pub(super) async fn serve(
     let client_idle = service.shared.timeouts.client_idle;
     let downstream = Arc::clone(&service.downstream);
     let goaway_timeout = service.shared.timeouts.client_ping_timeout;
+    let mut last_frames = LastFramesClock::default();
     let on_request = service_fn({
+        let unwritten = last_frames.frames();
         let (cut_targets, budget) = (Arc::clone(&cut_targets), Arc::clone(&budget));
         move |request: Request<Incoming>| {
             let rejection = cut_targets
                 .refuses(request.uri())
                 .then_some(Rejection::Target);
             let progress = RequestInProgress::new(&budget);
-            respond(Arc::clone(&service), request, rejection, progress)
+            respond(
+                Arc::clone(&service),
+                request,
+                rejection,
+                progress,
+                Arc::clone(&unwritten),
+            )
         }
     });
     let end_if_exceeded = async || {
@@ -128,7 +136,11 @@ pub(super) async fn serve(
         Poll::Ready(ended) => Poll::Ready(Some(ended)),
         // The monitor can no longer follow the client, so the connection ends.
         Poll::Pending if cut_targets.refuses_all() => Poll::Ready(None),
-        Poll::Pending => Poll::Pending,
+        Poll::Pending => last_frames.poll_stalled(cx).map(|()| {
+            connected.counters().limits_hit.count(Limit::ClientStall);
+            debug!(client.address = %connected.client(), "last frames not read; connection closed");
+            Some(Ok(()))
+        }),
     });
     tokio::select! {
         ended = serving => if let Some(ended) = ended {
@@ -174,17 +186,13 @@ async fn respond(
     request: Request<Incoming>,
     rejection: Option<Rejection>,
     progress: RequestInProgress,
+    last_frames: Arc<LastFrames>,
 ) -> Result<Response<StallReport<SmallFrameLimit<proxy::Body>>>, Infallible> {
     let routes = Arc::clone(&service.shared.snapshot.load().routes);
     let request = request.map(RequestBody::from_http2);
     let response = proxy::handle(&routes, &service.downstream, request, rejection).await;
     progress.response_begins();
-    let is_refused = matches!(
-        response.status(),
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
-    );
-    let response = response.map(|body| limit_small_frames(body, is_refused));
-    Ok(response.map(StallReport::new))
+    Ok(response.map(|body| StallReport::new(limit_small_frames(body), last_frames)))
 }
 
 /// Sends this last frame after hyper's connection has failed, and closes the stream.
@@ -290,13 +298,11 @@ where
 /// h2 limits the bytes that wait per stream. A frame of one byte costs h2 several hundred bytes, so a log
 /// that arrives byte by byte, on each of a hundred streams, would hold gigabytes.
 ///
-/// `copies_last` says whether a small last frame is copied, so that a client that never reads it keeps only its
-/// bytes in memory. Each 401 and anonymous 403 comes on an upstream connection of its own and would keep the read buffer of
-/// that connection, which is many times as large. Other responses share one buffer and save the copy.
-fn limit_small_frames<B>(body: B, copies_last: bool) -> SmallFrameLimit<B> {
+/// Small frames are copied. A slice would keep the read buffer of the upstream connection that it came in, which is
+/// many times as large, until the client reads it.
+fn limit_small_frames<B>(body: B) -> SmallFrameLimit<B> {
     SmallFrameLimit {
         body,
-        copies_last,
         permits: None,
     }
 }
@@ -305,7 +311,6 @@ fn limit_small_frames<B>(body: B, copies_last: bool) -> SmallFrameLimit<B> {
 #[derive(Debug)]
 struct SmallFrameLimit<B> {
     body: B,
-    copies_last: bool,
     /// Made with the first small frame, because most responses have none.
     permits: Option<Box<Permits>>,
 }
@@ -319,7 +324,6 @@ struct Permits {
 
 /// The data of a small frame. It holds its permit until h2 has written or dropped it.
 struct SmallFrame {
-    /// A copy, because a slice would keep the whole buffer that it came in.
     data: Box<[u8]>,
     _permit: Option<OwnedSemaphorePermit>,
 }
@@ -361,15 +365,15 @@ impl<B: Body<Data = Bytes> + Unpin> Body for SmallFrameLimit<B> {
             && let Some(data) = frame.data_mut()
             && data.len() < SMALL
         {
-            if !is_last {
+            *data = if is_last {
+                Bytes::copy_from_slice(data)
+            } else {
                 let permits = this.permits.get_or_insert_with(|| Box::new(Permits::new()));
-                *data = Bytes::from_owner(SmallFrame {
+                Bytes::from_owner(SmallFrame {
                     data: Box::from(&data[..]),
                     _permit: permits.next.take(),
-                });
-            } else if this.copies_last {
-                *data = Bytes::copy_from_slice(data);
-            }
+                })
+            };
         }
         Poll::Ready(frame)
     }

@@ -7,7 +7,7 @@ use std::{
     future::Future,
     io,
     pin::Pin,
-    sync::{Arc, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -19,8 +19,8 @@ use super::{
     hpack::{CutTargets, FieldError, read_fields},
 };
 use crate::transport::frames::{
-    CONTINUATION, DATA, END_HEADERS, END_STREAM, FrameHeader, FrameListener, FramePart,
-    FrameWalker, HEADERS, PADDED, PRIORITY, PUSH_PROMISE, RST_STREAM,
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, FrameHeader, FrameListener, FramePart, HEADERS,
+    PADDED, PRIORITY, PUSH_PROMISE, RST_STREAM, assert_same_in_pieces, feed,
 };
 
 /// What the frames of one client say so far.
@@ -197,18 +197,15 @@ impl ClientFrames {
     /// Reads the fields that are complete with these bytes, and keeps the rest for the next ones.
     fn read_fields(&mut self, part: &[u8]) -> Result<(), FieldError> {
         if self.partial.is_empty() {
-            let rest = read_fields(part, &self.targets)?;
+            let rest = read_fields(part, self.max_field, &self.targets)?;
             self.partial.extend_from_slice(rest);
         } else {
             self.partial.extend_from_slice(part);
-            let rest = read_fields(&self.partial, &self.targets)?.len();
+            let rest = read_fields(&self.partial, self.max_field, &self.targets)?.len();
             self.partial.drain(..self.partial.len() - rest);
         }
         if self.partial.is_empty() {
             self.partial = Vec::new();
-        }
-        if self.partial.len() > self.max_field {
-            return Err(FieldError::Invalid);
         }
         Ok(())
     }
@@ -287,28 +284,13 @@ impl FrameListener for ClientFrames {
 
 /// Fuzz target: what is noted does not depend on the size of the reads.
 pub(in crate::downstream) fn fuzz(bytes: &[u8]) {
-    let (size, bytes) = bytes
-        .split_first()
-        .map_or((1, bytes), |(size, rest)| (usize::from(*size).max(1), rest));
-    let noted = |pieces: &mut dyn Iterator<Item = &[u8]>| {
-        let mut walker = FrameWalker::after(0);
-        let (mut frames, targets, _) = ClientFrames::new(Duration::ZERO, 1024, 100);
-        for mut piece in pieces {
-            while let Some(part) = walker.next(&mut piece) {
-                frames.read(part);
-            }
-        }
+    assert_same_in_pieces(bytes, |bytes, size| {
+        let (mut frames, targets, _) = ClientFrames::new(Duration::ZERO, 64, 100);
+        feed(&mut frames, bytes, size);
         let state = (!targets.refuses_all()).then_some((frames.is_incomplete, frames.partial));
-        drop(frames.targets);
-        let targets = Arc::into_inner(targets).map(|targets| targets.targets.into_inner());
-        let targets = targets.map(|targets| targets.unwrap_or_else(PoisonError::into_inner));
-        (targets, state, frames.uploads, frames.budget.counts)
-    };
-    assert_eq!(
-        noted(&mut std::iter::once(bytes)),
-        noted(&mut bytes.chunks(size)),
-        "what is noted depends on the cut"
-    );
+        let noted = targets.targets.lock().map(|noted| noted.clone()).ok();
+        (noted, state, frames.uploads, frames.budget.counts)
+    });
 }
 
 const PRIORITY_BYTES: usize = 5;
@@ -323,20 +305,11 @@ mod tests {
     use http::Uri;
 
     use super::{super::hpack::MAX_CUT_TARGETS, *};
+    use crate::transport::frames::FrameWalker;
 
     fn client_frames() -> (ClientFrames, Arc<CutTargets>) {
         let (frames, targets, _) = ClientFrames::new(Duration::ZERO, 1024, 100);
         (frames, targets)
-    }
-
-    /// Reads these bytes in pieces of this size.
-    fn read(frames: &mut ClientFrames, bytes: &[u8], size: usize) {
-        let mut walker = FrameWalker::after(0);
-        for mut piece in bytes.chunks(size) {
-            while let Some(part) = walker.next(&mut piece) {
-                frames.read(part);
-            }
-        }
     }
 
     /// A literal field of the static name `:path`, with its value raw.
@@ -364,7 +337,7 @@ mod tests {
         let mut results: Vec<_> = (1..=bytes.len())
             .map(|size| {
                 let (mut frames, targets) = client_frames();
-                read(&mut frames, bytes, size);
+                feed(&mut frames, bytes, size);
                 assert!(frames.partial.is_empty());
                 assert!(!frames.is_incomplete);
                 assert!(!targets.refuses_all(), "cut into pieces of {size}");
@@ -484,12 +457,12 @@ mod tests {
     fn hostile_frames_and_too_many_targets_refuse_every_request() {
         let (mut frames, targets) = client_frames();
         assert!(!targets.refuses(&Uri::from_static("https://a/b")));
-        read(&mut frames, &headers(&path("/a#")), 64);
+        feed(&mut frames, &headers(&path("/a#")), 64);
         assert!(!targets.refuses(&Uri::from_static("https://a/b")));
         assert!(targets.refuses(&Uri::from_static("https://a/a")));
         for number in 0..MAX_CUT_TARGETS {
             assert!(!targets.refuses_all());
-            read(&mut frames, &headers(&path(&format!("/{number}#"))), 64);
+            feed(&mut frames, &headers(&path(&format!("/{number}#"))), 64);
         }
         assert!(targets.refuses_all());
         assert!(targets.refuses(&Uri::from_static("https://a/b")));
@@ -500,7 +473,7 @@ mod tests {
             headers(&[&[0x04, 0x7f, 0xf1, 0x07][..], &[b'a'; 1100]].concat()),
         ] {
             let (mut frames, targets) = client_frames();
-            read(&mut frames, &hostile, 64);
+            feed(&mut frames, &hostile, 64);
             assert!(targets.refuses_all(), "{hostile:?}");
         }
     }

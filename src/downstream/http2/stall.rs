@@ -9,6 +9,9 @@
 //! Only pending data counts: a watch whose apiserver sends nothing stays open. hyper asks the body for the next
 //! frame as soon as h2 has taken the one before. So a body that has yielded a frame and was not asked for
 //! another one waits for its client, and a body that was asked and has no frame waits for the apiserver.
+//!
+//! hyper ends the task of a stream when h2 has taken the last frame, even if the window has room for one byte of it only.
+//! [`LastFrames`] counts these frames, and [`LastFramesClock`] ends a connection whose client does not read them.
 
 use std::{
     cell::Cell,
@@ -19,7 +22,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -71,13 +74,15 @@ pub(super) struct StallReport<B: PacedBody> {
     body: B,
     /// Made with the first frame that another one follows, because most responses have one frame.
     read_flag: Option<ReadFlag>,
+    last_frames: Arc<LastFrames>,
 }
 
 impl<B: PacedBody> StallReport<B> {
-    pub(super) fn new(body: B) -> Self {
+    pub(super) fn new(body: B, last_frames: Arc<LastFrames>) -> Self {
         Self {
             body,
             read_flag: None,
+            last_frames,
         }
     }
 }
@@ -92,7 +97,8 @@ impl<B: PacedBody + Unpin> Body for StallReport<B> {
     ) -> Poll<Option<Result<Frame<TrackedData>, B::Error>>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.body).poll_frame(cx);
-        if polled.is_ready() && this.read_flag.is_none() && !this.body.is_end_stream() {
+        let is_last = this.body.is_end_stream();
+        if polled.is_ready() && this.read_flag.is_none() && !is_last {
             this.read_flag = Some(ReadFlag::default());
         }
         LAST_POLL.set(Some(if polled.is_ready() {
@@ -108,6 +114,7 @@ impl<B: PacedBody + Unpin> Body for StallReport<B> {
                     frame.map_data(|data| TrackedData {
                         data,
                         read_flag: this.read_flag.clone(),
+                        last: is_last.then(|| LastFrame::new(&this.last_frames)),
                     })
                 })
             })
@@ -136,6 +143,8 @@ impl<B: PacedBody> Drop for StallReport<B> {
 pub(super) struct TrackedData {
     data: Bytes,
     read_flag: Option<ReadFlag>,
+    /// Until it is written.
+    last: Option<LastFrame>,
 }
 
 impl Buf for TrackedData {
@@ -152,6 +161,76 @@ impl Buf for TrackedData {
         if let Some(read_flag) = &self.read_flag {
             read_flag.store(true, Ordering::Relaxed);
         }
+        if let Some(last) = &self.last {
+            last.0.was_written.store(true, Ordering::Relaxed);
+            if !self.data.has_remaining() {
+                self.last = None;
+            }
+        }
+    }
+}
+
+/// The last frames of the responses of one connection that h2 has not written, because the client does not read.
+#[derive(Debug, Default)]
+pub(super) struct LastFrames {
+    unwritten: AtomicUsize,
+    /// A part of one of them was written since this was last asked.
+    was_written: AtomicBool,
+}
+
+/// Counts one frame until dropped.
+#[derive(Debug)]
+struct LastFrame(Arc<LastFrames>);
+
+impl LastFrame {
+    fn new(frames: &Arc<LastFrames>) -> Self {
+        frames.unwritten.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(frames))
+    }
+}
+
+impl Drop for LastFrame {
+    fn drop(&mut self) {
+        self.0.unwritten.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Counts how long a client has read nothing of the [`LastFrames`] of its connection. The task of the connection polls
+/// it.
+#[derive(Debug, Default)]
+pub(super) struct LastFramesClock {
+    frames: Arc<LastFrames>,
+    /// Runs while frames are unwritten.
+    tick: Option<Pin<Box<Sleep>>>,
+    silent_ticks: u32,
+}
+
+impl LastFramesClock {
+    pub(super) fn frames(&self) -> Arc<LastFrames> {
+        Arc::clone(&self.frames)
+    }
+
+    /// Ready once the client has read nothing for twice [`CLIENT_STALL`]. By then [`StallGuard`] has reset each stream
+    /// that still has a task.
+    pub(super) fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.frames.unwritten.load(Ordering::Relaxed) > 0 {
+            let tick = self.tick.get_or_insert_with(|| {
+                self.silent_ticks = 0;
+                Box::pin(sleep(TICK))
+            });
+            ready!(tick.as_mut().poll(cx));
+            tick.as_mut().reset(Instant::now() + TICK);
+            if self.frames.was_written.swap(false, Ordering::Relaxed) {
+                self.silent_ticks = 0;
+            } else {
+                self.silent_ticks += 1;
+            }
+            if self.silent_ticks > 2 * TICKS {
+                return Poll::Ready(());
+            }
+        }
+        self.tick = None;
+        Poll::Pending
     }
 }
 
@@ -423,7 +502,7 @@ mod tests {
             max: 100,
             unread: unread(&counters, &Arc::default()),
         };
-        let body = std::sync::Mutex::new(Some(StallReport::new(body)));
+        let body = std::sync::Mutex::new(Some(StallReport::new(body, Arc::default())));
         let respond = service_fn(move |_| {
             let body = body.lock().unwrap().take().unwrap();
             async { Ok::<_, Infallible>(Response::new(body)) }
@@ -532,7 +611,7 @@ mod tests {
     async fn body_that_waits_for_its_client_stalls() {
         for waits_for_client in [true, false] {
             let (_sender, body) = scripted(waits_for_client);
-            let mut body = StallReport::new(body);
+            let mut body = StallReport::new(body, Arc::default());
             let counters = Arc::default();
             let stream = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx).map(drop));
             let guard = StallGuard::new(stream, unread(&counters, &Arc::default()));
@@ -547,7 +626,7 @@ mod tests {
     impl Unread {
         fn open(&mut self, unread: &Arc<UnreadResponses>) {
             let (sender, body) = scripted(true);
-            let mut body = StallReport::new(body);
+            let mut body = StallReport::new(body, Arc::default());
             let stream = poll_fn(move |cx| {
                 assert!(!sender.is_closed());
                 Pin::new(&mut body).poll_frame(cx).map(drop)

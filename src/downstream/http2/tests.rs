@@ -46,7 +46,7 @@ fn waiting_body_is_woken_when_a_small_frame_is_gone() {
     let count = || wakeups.0.load(Ordering::SeqCst);
     let waker = Waker::from(Arc::clone(&wakeups));
     let cx = &mut Context::from_waker(&waker);
-    let mut body = limit_small_frames(Endless(1), false);
+    let mut body = limit_small_frames(Endless(1));
     let mut unwritten: Vec<_> = (0..MAX_SMALL_FRAMES)
         .map(|_| next(&mut body, cx).unwrap())
         .collect();
@@ -64,7 +64,7 @@ fn waiting_body_is_woken_when_a_small_frame_is_gone() {
 #[test]
 fn large_frames_are_not_limited() {
     let cx = &mut Context::from_waker(Waker::noop());
-    let mut body = limit_small_frames(Endless(SMALL), false);
+    let mut body = limit_small_frames(Endless(SMALL));
     let unwritten: Vec<_> = (0..=MAX_SMALL_FRAMES)
         .map_while(|_| next(&mut body, cx))
         .collect();

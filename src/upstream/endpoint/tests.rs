@@ -6,7 +6,7 @@ use super::*;
 
 impl Endpoints {
     /// A name that resolved to these addresses.
-    pub(in crate::upstream) fn resolved(addresses: &[SocketAddr]) -> Self {
+    pub(crate) fn resolved(addresses: &[SocketAddr]) -> Self {
         let endpoints = Self::new("apiserver.test", 6443);
         let addresses: Vec<_> = addresses.iter().copied().map(UpstreamAddr).collect();
         endpoints.publish(&addresses);

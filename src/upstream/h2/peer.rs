@@ -16,7 +16,9 @@ use std::{
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
-    transport::frames::{FrameListener, FramePart, FrameWalker, GOAWAY, HEADERS, STREAM_ID},
+    transport::frames::{
+        FrameListener, FramePart, GOAWAY, HEADERS, STREAM_ID, assert_same_in_pieces, feed,
+    },
     upstream::lock,
 };
 
@@ -158,26 +160,19 @@ impl FrameListener for PeerFrames {
 
 /// Fuzz target: what the frames of an apiserver say does not depend on the size of the reads.
 pub(in crate::upstream) fn fuzz(bytes: &[u8]) {
-    let (size, bytes) = bytes
-        .split_first()
-        .map_or((1, bytes), |(size, rest)| (usize::from(*size).max(1), rest));
-    let noted = |pieces: &mut dyn Iterator<Item = &[u8]>| {
+    assert_same_in_pieces(bytes, |bytes, size| {
         let peer = Arc::new(PeerState::new());
-        let (mut walker, mut frames) = (FrameWalker::after(0), PeerFrames::new(&peer));
-        for mut piece in pieces {
-            while let Some(part) = walker.next(&mut piece) {
-                frames.read(part);
-                frames.written(part);
-            }
-        }
-        let last = [&peer.last_stream, &peer.last_written].map(|last| last.load(Ordering::Acquire));
-        (last, frames.goaway)
-    };
-    assert_eq!(
-        noted(&mut std::iter::once(bytes)),
-        noted(&mut bytes.chunks(size)),
-        "what is noted depends on the cut"
-    );
+        let mut frames = PeerFrames::new(&peer);
+        frames.spare_heads = MAX_HEADS;
+        feed(&mut frames, bytes, size);
+        let last_stream = peer.last_stream.load(Ordering::Acquire);
+        (
+            last_stream,
+            frames.goaway,
+            frames.spare_heads,
+            frames.has_too_many_heads,
+        )
+    });
 }
 
 /// Heads per request: interim responses as over HTTP/1.1, which h2 does not limit, the response, and its trailers.
@@ -201,15 +196,6 @@ mod tests {
         [&[0, 0, 9, GOAWAY, 0, 0, 0, 0, 0], &payload[..]].concat()
     }
 
-    fn read(frames: &mut PeerFrames, bytes: &[u8], size: usize) {
-        let mut walker = FrameWalker::after(0);
-        for mut piece in bytes.chunks(size) {
-            while let Some(part) = walker.next(&mut piece) {
-                frames.read(part);
-            }
-        }
-    }
-
     #[test]
     fn goaway_is_read_in_pieces_and_only_lowers_the_last_stream() {
         for size in 1..20 {
@@ -217,10 +203,10 @@ mod tests {
             let mut frames = PeerFrames::new(&peer);
             // Data that looks like a GOAWAY.
             let data = [&[0, 0, 18, 0, 0, 0, 0, 0, 1][..], &goaway(1)].concat();
-            read(&mut frames, &data, size);
+            feed(&mut frames, &data, size);
             assert!(!peer.is_going_away());
             for (last, expected) in [(0xffff_ffff, 0x7fff_ffff), (7, 7), (9, 7)] {
-                read(&mut frames, &goaway(last), size);
+                feed(&mut frames, &goaway(last), size);
                 assert_eq!(peer.last_stream.load(Ordering::Acquire), expected);
             }
         }

@@ -28,7 +28,6 @@ const FEW_DESCRIPTORS: Conditions = Conditions {
 cases! {
     /// As `kubectl` in a loop with an expired token.
     loop_with_expired_token_costs_the_client_most: "F08", expired_token, [slower: (50.0, 1.5)], seconds: (1.5, 60.0);
-    #[ignore = "there is no budget of 401s yet"]
     expired_token_reaches_apiserver_within_budget: "401 budget", expired_token_often, [upstream: (70, 130)],
         seconds: (2.0, 60.0);
     #[ignore = "takes 60 s"]

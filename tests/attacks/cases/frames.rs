@@ -35,7 +35,6 @@ cases! {
     /// Errors of the client for which the proxy resets streams that have begun.
     provoked_resets_are_closed: "CVE-2025-8671", provoked_resets, [closed: Some((2.0, 2.0)), upstream: (4_000, 60_000)];
     /// No attack: an apiserver that answers uploads before their end makes the proxy reset them.
-    #[ignore = "h2 counts the resets of a whole connection, not of a window"]
     client_of_300_early_answers_stays: "early answers", early_answers, [];
 }
 

@@ -32,12 +32,12 @@ cases! {
     hello_in_pieces_is_closed: "slowloris", hello_in_pieces, [closed: Some((3.0, 10.0))], quick: SHORT;
     tls_without_request_is_closed: "slowloris", tls_without_request, [closed: Some((3.0, 12.0))], quick: SHORT;
     plain_http_on_tls_port_fills_no_log: "log flooding", plain_http, [closed: Some((2.0, 2.0))];
-    one_address_with_idle_connections_leaves_places: "F12", idle_connections, [fresh: (1.5, 1.0)], quick: FEW_PLACES,
-        full: FEW_PLACES, seconds: (2.5, 60.0);
-    one_address_with_silent_tcp_leaves_places: "F12", silent_places, [fresh: (1.5, 1.0)], quick: FEW_PLACES,
-        full: FEW_PLACES, seconds: (2.5, 30.0);
-    few_descriptors_are_enough: "descriptors", idle_connections, [descriptors: 256, fresh: (1.5, 1.0)],
-        quick: FEW_DESCRIPTORS, full: FEW_DESCRIPTORS, seconds: (2.5, 30.0);
+    one_address_with_idle_connections_leaves_places: "F12", idle_connections, [fresh: (3.0, 1.0)], quick: FEW_PLACES,
+        full: FEW_PLACES, seconds: (4.0, 60.0);
+    one_address_with_silent_tcp_leaves_places: "F12", silent_places, [fresh: (3.0, 1.0)], quick: FEW_PLACES,
+        full: FEW_PLACES, seconds: (4.0, 30.0);
+    few_descriptors_are_enough: "descriptors", idle_connections, [descriptors: 256, fresh: (3.0, 1.0)],
+        quick: FEW_DESCRIPTORS, full: FEW_DESCRIPTORS, seconds: (4.0, 30.0);
 }
 
 async fn replayed_hello(attacker: Attacker) -> Outcome {

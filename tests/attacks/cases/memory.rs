@@ -1,11 +1,14 @@
 //! Memory: responses that are never read, uploads that never end, and many silent clients.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, header};
 use standin::frames::{END_STREAM, encode_fields, kind};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::{
+    sync::Barrier,
+    time::{Instant, sleep, sleep_until},
+};
 
 use super::cases;
 use crate::{
@@ -36,7 +39,7 @@ cases! {
         seconds: (80.0, 80.0);
     #[ignore = "takes 90 s"]
     unread_download_is_cut_within_75_seconds: "slow read", unread_download, [grows: (32, 32)], seconds: (76.0, 76.0);
-    unread_downloads_hold_bounded_memory: "F09", unread_downloads, [grows: (48, 256)], seconds: (1.5, 90.0);
+    unread_downloads_hold_bounded_memory: "F09", unread_downloads, [grows: (48, 256), keeps: (40, 32)], seconds: (1.5, 90.0);
     unfinished_uploads_hold_bounded_copies: "F03", unfinished_uploads, [grows: (40, 64)];
     one_byte_frames_hold_bounded_memory: "tiny frames", one_byte_frames, [grows: (16, 32)];
     one_byte_chunks_hold_bounded_memory: "tiny chunks", one_byte_chunks, [grows: (16, 32)];
@@ -271,37 +274,46 @@ async fn silent_watches(attacker: Attacker) -> Outcome {
     silent(attacker, true).await
 }
 
-/// HTTP/2 connections without a request.
+/// HTTP/2 connections that are idle after one request.
 async fn silent_connections(attacker: Attacker) -> Outcome {
     silent(attacker, false).await
 }
 
 async fn silent(attacker: Attacker, watches: bool) -> Outcome {
-    let mut outcome = Outcome::default();
-    let mut open = Vec::new();
-    // One after the other: the handshakes are not what is measured.
-    for _ in 0..attacker.size.pick(100, 5_000) {
-        let Ok(mut wire) = attacker.wire(None).await else {
-            outcome.fault("a connection was refused");
-            break;
-        };
-        if watches {
-            wire.push(&headers(1, &fields("GET", "/quiet", TOKEN), END_STREAM));
-        }
-        let until = Instant::now() + standin::WAIT;
-        if !wire
-            .wait(|seen| seen.heads == usize::from(watches), until)
-            .await
-        {
-            outcome.fault("a watch did not begin");
-        }
-        open.push(wire);
-    }
-    sleep(
-        attacker
-            .size
-            .pick(Duration::from_millis(500), Duration::from_secs(10)),
-    )
-    .await;
-    outcome
+    // Few at a time: the handshakes are not what is measured.
+    const OPENERS: usize = 8;
+    let (count, rest) = attacker.size.pick(
+        (104, Duration::from_millis(500)),
+        (5_000, Duration::from_secs(10)),
+    );
+    let all_are_open = Arc::new(Barrier::new(OPENERS));
+    attacker
+        .on_each(OPENERS, |attacker, _| {
+            let all_are_open = Arc::clone(&all_are_open);
+            async move {
+                let mut outcome = Outcome::default();
+                let mut open = Vec::new();
+                let path = if watches { "/quiet" } else { "/small" };
+                for _ in 0..count / OPENERS {
+                    let Ok(mut wire) = attacker.wire(None).await else {
+                        outcome.fault("a connection was refused");
+                        break;
+                    };
+                    wire.push(&headers(1, &fields("GET", path, TOKEN), END_STREAM));
+                    let until = Instant::now() + standin::WAIT;
+                    if !wire.wait(|seen| seen.heads > 0, until).await {
+                        outcome.fault("no response");
+                        break;
+                    }
+                    open.push(wire);
+                }
+                all_are_open.wait().await;
+                sleep(rest).await;
+                for wire in &open {
+                    outcome.wire(wire);
+                }
+                outcome
+            }
+        })
+        .await
 }

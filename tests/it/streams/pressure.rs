@@ -1,13 +1,11 @@
 //! Back-pressure: the proxy buffers little, and a peer that does not read slows the peer that writes.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use http::Response;
 use http_body_util::BodyExt as _;
 use standin::{
     client::Http2,
-    frames::{END_STREAM, FrameConnection, kind},
+    frames::{END_STREAM, FrameConnection},
     upstream::{Builder, channel},
     within,
 };
@@ -145,47 +143,4 @@ async fn apiserver_that_does_not_read_slows_the_upload() {
         200
     );
     assert_eq!(*length.lock().unwrap(), Some(16 * MIB));
-}
-
-/// A client that never opens the window of a response loses this stream after 60 s. The silent watch beside it stays.
-/// `downstream/http2/stall.rs` has the cases that need a clock of the test's own.
-#[tokio::test]
-async fn response_that_is_never_read_is_reset_after_a_minute() {
-    const INITIAL_WINDOW_SIZE: u16 = 4;
-    let world = World::new();
-    let (events, body) = channel();
-    let body = Mutex::new(Some(body));
-    let upstream = world.apiserver().http(move |request| {
-        let is_watch = request.uri().path() == "/watch";
-        let body = is_watch.then(|| body.lock().unwrap().take().unwrap());
-        async move { Response::new(body.unwrap_or_else(|| standin::upstream::full("ok"))) }
-    });
-    let upstream = upstream.start().await;
-    let proxy = world.proxy(upstream.address()).start();
-    let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
-    let mut wire = FrameConnection::client(tls, &[(INITIAL_WINDOW_SIZE, 0)])
-        .await
-        .unwrap();
-    for (stream, path) in [(1, "/unread"), (3, "/watch")] {
-        let get = [
-            (":method", "GET"),
-            (":scheme", "https"),
-            (":authority", HOST),
-            (":path", path),
-        ];
-        wire.headers(stream, &get, END_STREAM).await.unwrap();
-    }
-    let start = tokio::time::Instant::now();
-    let most = Duration::from_secs(90);
-    let reset = tokio::time::timeout(most, wire.expect(kind::RST_STREAM)).await;
-    let reset = reset.expect("a reset").unwrap();
-    assert_eq!((reset.stream, reset.error_code()), (1, Some(2)));
-    assert!(start.elapsed() > Duration::from_secs(59));
-    events.send("event").await.unwrap();
-    let window = 5_u32.to_be_bytes();
-    wire.send(kind::WINDOW_UPDATE, 0, 3, window.to_vec())
-        .await
-        .unwrap();
-    let data = within("the event", wire.expect(kind::DATA)).await.unwrap();
-    assert_eq!((data.stream, &data.payload[..]), (3, &b"event"[..]));
 }
