@@ -27,7 +27,7 @@ use super::{
     endpoint::Endpoint,
     h1::H1Connection,
     h2::H2Connection,
-    sockets::{ClientSockets, OpenSocket, SocketPlace},
+    sockets::{ClientSockets, OpenSocket, SocketPermit},
 };
 use crate::{
     config::Timeouts,
@@ -65,8 +65,8 @@ pub(super) async fn connect(
                     cluster.endpoints.request_probe();
                 }
                 match sockets.take() {
-                    Ok(place) => {
-                        let dial = try_one(context, cluster, config, endpoint, place);
+                    Ok(permit) => {
+                        let dial = try_one(context, cluster, config, endpoint, permit);
                         dials.0.push(Box::pin(dial));
                     }
                     Err(error) if dials.0.is_empty() => return Err(error),
@@ -118,11 +118,11 @@ async fn try_one(
     cluster: &Cluster,
     config: &Arc<ClientConfig>,
     endpoint: Arc<Endpoint>,
-    place: Arc<SocketPlace>,
+    permit: Arc<SocketPermit>,
 ) -> Result<Connection, UpstreamError> {
     let dialled = timeout(
         context.timeouts.upstream_connect,
-        open(context, cluster, config, &endpoint, place),
+        open(context, cluster, config, &endpoint, permit),
     )
     .await;
     let timed_out = UpstreamError::ConnectTimeout {
@@ -155,13 +155,13 @@ async fn open(
     cluster: &Cluster,
     config: &Arc<ClientConfig>,
     endpoint: &Arc<Endpoint>,
-    place: Arc<SocketPlace>,
+    permit: Arc<SocketPermit>,
 ) -> Result<Connection, UpstreamError> {
-    let socket = OpenSocket(Arc::clone(&place));
+    let socket = OpenSocket(Arc::clone(&permit));
     let tls = verified_stream(context, cluster, config, endpoint, Some(socket)).await?;
     let endpoint = Arc::clone(endpoint);
     if !chose_h2(&tls) {
-        let connection = H1Connection::new(Box::new(tls), endpoint).with_place(place);
+        let connection = H1Connection::new(Box::new(tls), endpoint).with_socket_permit(permit);
         return Ok(Connection::H1(connection));
     }
     let address = endpoint.address();
@@ -173,7 +173,7 @@ async fn open(
     let batcher = WriteBatcher::new(tls);
     H2Connection::establish(batcher, endpoint, &context.timeouts, &context.drain)
         .await
-        .map(|connection| Connection::H2(connection.with_place(place)))
+        .map(|connection| Connection::H2(connection.with_socket_permit(permit)))
         .map_err(|source| failed(io::Error::other(source)))
 }
 
