@@ -105,9 +105,10 @@ impl ConfigError {
 impl SettingError {
     /// The part of the pod that the setting comes from.
     fn part_of_pod(&self) -> &'static str {
-        match self {
-            Self::NoPodCa { .. } | Self::PodCa { .. } => "the pod's service account",
-            _ => "the pod's environment",
+        if matches!(self, Self::NoPodCa { .. } | Self::PodCa { .. }) {
+            "the pod's service account"
+        } else {
+            "the pod's environment"
         }
     }
 }
