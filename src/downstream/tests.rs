@@ -241,7 +241,7 @@ async fn flood_of_one_client_lets_others_ask() {
     );
 }
 
-/// Many clients have sent their ClientHello, and one that is connected asks. It is answered before most of them.
+/// Many clients have sent their `ClientHello`, and a connected one sends a request. Its response comes before most handshakes end.
 #[tokio::test]
 async fn handshakes_wait_for_a_client_that_is_connected() {
     const HANDSHAKES: usize = 60;

@@ -23,7 +23,9 @@ const SHIPPED: Conditions = Conditions {
     open_files: Some(16_000),
     memory: Some(512),
 };
+/// The default number of connections follows from the memory; here it is the number that has to fit.
 const SMALL: Conditions = Conditions {
+    config: "limits: {connections: 6000}\n",
     memory: Some(256),
     ..SHIPPED
 };
@@ -274,7 +276,7 @@ async fn silent_watches(attacker: Attacker) -> Outcome {
     silent(attacker, true).await
 }
 
-/// HTTP/2 connections that are idle after one request.
+/// HTTP/2 connections that are idle after one request, for a host that the proxy does not serve: so they have no lease.
 async fn silent_connections(attacker: Attacker) -> Outcome {
     silent(attacker, false).await
 }
@@ -293,13 +295,17 @@ async fn silent(attacker: Attacker, watches: bool) -> Outcome {
             async move {
                 let mut outcome = Outcome::default();
                 let mut open = Vec::new();
-                let path = if watches { "/quiet" } else { "/small" };
+                let mut request = fields("GET", "/quiet", TOKEN);
+                if !watches {
+                    request[2].1 = "other.test";
+                }
+                let request = headers(1, &request, END_STREAM);
                 for _ in 0..count / OPENERS {
                     let Ok(mut wire) = attacker.wire(None).await else {
                         outcome.fault("a connection was refused");
                         break;
                     };
-                    wire.push(&headers(1, &fields("GET", path, TOKEN), END_STREAM));
+                    wire.push(&request);
                     let until = Instant::now() + standin::WAIT;
                     if !wire.wait(|seen| seen.heads > 0, until).await {
                         outcome.fault("no response");

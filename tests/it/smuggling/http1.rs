@@ -90,7 +90,7 @@ async fn play(client: &mut Http1<TlsConnection>, steps: &[Step]) -> Result<(), S
                 keeps_connection,
             } => {
                 let response = response(client).await?;
-                if response.status != *status || *keeps_connection && closes(&response) {
+                if response.status != *status || closes(&response) == *keeps_connection {
                     return Err(format!("{:?} {}", response.head, response.text()));
                 }
                 is_open = *keeps_connection;
@@ -113,8 +113,6 @@ async fn play(client: &mut Http1<TlsConnection>, steps: &[Step]) -> Result<(), S
     }
     match client.end().await {
         Ok(rest) if rest.is_empty() => Ok(()),
-        // There was no response that a missing `close_notify` could make look cut.
-        Err(_) if matches!(steps, [Step::Closed]) => Ok(()),
         other => Err(format!("{other:?} after the last response")),
     }
 }
@@ -129,9 +127,6 @@ async fn check(
     partials: &mut Partials,
 ) -> Result<(), String> {
     let (outcome, _) = case.line.split_once(" | ").unwrap();
-    if outcome == "?" {
-        return Ok(());
-    }
     let steps: Vec<Step> = outcome.split(" + ").map(Step::parse).collect();
     let mut client = proxy.client().http1().await;
     for piece in case.bytes.chunks(piece) {
