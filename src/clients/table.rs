@@ -1,10 +1,11 @@
-//! The places of all clients, and who gives one up when they are scarce.
+//! The places of all clients, and which connection closes when places are scarce.
 //!
-//! One client may take all places while it is alone. Once three quarters are taken and another client is there, the
-//! client with the most connections loses two for each new connection of any client: those first that have been
-//! idle for the longest time. A connection in its TLS handshake, or silent before it, is idle too. Without a free
-//! place a new connection waits. For a client that has fewer connections, the largest client then also loses a
-//! connection with a running request. No other client ever loses one.
+//! One client may take all places while no other client is connected. Once three quarters of the places are taken and
+//! another client is connected, the client with the most connections loses two of them for each new connection of any
+//! client. The connections that have been idle for the longest time close first. A connection in its TLS handshake, or
+//! silent before it, is idle too. If no place is free, a new connection waits. If its client has fewer connections than
+//! the largest client, the largest client then also loses a connection with a running request. No other client ever
+//! loses a connection.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -39,29 +40,29 @@ pub struct ClientTable {
 /// Why a connection gets no place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// `limits.connections` are open, and as many more wait as may wait.
+    /// `limits.connections` connections are open, and no more connections may wait.
     Connections,
     /// The client has `limits.connectionsPerClient` open.
     ClientConnections,
 }
 
-/// Who has which places.
+/// Which client has which places.
 #[derive(Debug, Default)]
 struct Occupancy {
     clients: HashMap<ClientPrefix, ClientPlaces>,
     /// The clients that have connections, by their number; the largest is the last.
     by_size: BTreeSet<(usize, ClientPrefix)>,
-    /// The clients without connections whose budgets are in use. The one that left first is the first.
+    /// The clients without connections whose budgets are in use. The client that left first comes first.
     absent: BTreeMap<u64, ClientPrefix>,
     total: usize,
-    /// Those that wait for a place.
+    /// Connections that wait for a place.
     waiting: usize,
-    /// Those that were asked to end and have not ended.
+    /// Connections that were asked to close and are still open.
     closing: usize,
     next_id: u64,
 }
 
-/// The connections of one client, those that wait included.
+/// The connections of one client, including connections that wait for a place.
 #[derive(Debug)]
 struct ClientPlaces {
     client: Arc<Client>,
@@ -90,14 +91,18 @@ impl ClientTable {
         })
     }
 
-    /// The place of a connection that was just accepted. If all places are taken it has to wait
-    /// ([`Place::admitted`]), and only a few connections may. `may_wait` lifts that bound: the drain loses no
-    /// connection that the kernel had established.
+    /// The place of a connection that was just accepted. If no permit is free, the connection has to wait for one
+    /// ([`Place::wait_for_permit`]). Only a few connections may wait. `lifts_wait_bound` lifts that bound during the
+    /// drain, which loses no connection that the kernel had established.
     ///
     /// # Errors
     ///
-    /// When the connection gets no place and may not wait.
-    pub fn enter(self: &Arc<Self>, peer: PeerAddr, may_wait: bool) -> Result<Place, Refusal> {
+    /// When too many connections wait already, or the client has too many connections.
+    pub fn enter(
+        self: &Arc<Self>,
+        peer: PeerAddr,
+        lifts_wait_bound: bool,
+    ) -> Result<Place, Refusal> {
         let prefix = ClientPrefix::new(peer.0.ip());
         let mut occupancy = self.lock();
         let size = occupancy.size(prefix);
@@ -106,7 +111,7 @@ impl ClientTable {
         }
         let permit = Arc::clone(&self.permits).try_acquire_owned().ok();
         let waits = permit.is_none();
-        if waits && !may_wait && occupancy.is_full_of_waiting(prefix, self.max_waiting) {
+        if waits && !lifts_wait_bound && occupancy.is_full_of_waiting(prefix, self.max_waiting) {
             return Err(Refusal::Connections);
         }
         let waiting = occupancy.waiting + usize::from(waits);
@@ -188,7 +193,7 @@ impl Occupancy {
         &mut self,
         table: &Arc<ClientTable>,
         prefix: ClientPrefix,
-        is_admitted: bool,
+        has_permit: bool,
     ) -> Arc<PlaceState> {
         let id = self.next_id;
         self.next_id += 1;
@@ -200,11 +205,11 @@ impl Occupancy {
         if let Some(id) = client.absent.take() {
             self.absent.remove(&id);
         }
-        let state = PlaceState::new(table, &client.client, id, is_admitted);
+        let state = PlaceState::new(table, &client.client, id, has_permit);
         self.by_size.remove(&(client.places.len(), prefix));
         client.places.insert(id, Arc::clone(&state));
         self.by_size.insert((client.places.len(), prefix));
-        if !is_admitted {
+        if !has_permit {
             client.waiting += 1;
             self.waiting += 1;
         }
@@ -467,9 +472,9 @@ mod tests {
         assert!(table.enter(peer(20), true).unwrap().is_waiting());
         drop(places);
         for place in &mut waiting[4..8] {
-            assert!(place.admitted(Duration::from_secs(1)).await);
+            assert!(place.wait_for_permit(Duration::from_secs(1)).await);
         }
-        assert!(!waiting[8].admitted(Duration::from_secs(1)).await);
+        assert!(!waiting[8].wait_for_permit(Duration::from_secs(1)).await);
     }
 
     /// Otherwise a client that connects again would have a full budget again.
@@ -480,10 +485,10 @@ mod tests {
         let (head, ()) = request.body(()).unwrap().into_parts();
         let refused = |client| {
             let place = table.enter(peer(client), false).unwrap();
-            let Ok(admission) = place.admit(&head) else {
+            let Ok(check) = place.check_budget(&head) else {
                 return false;
             };
-            place.answered(admission, StatusCode::UNAUTHORIZED);
+            place.answered(check, StatusCode::UNAUTHORIZED);
             true
         };
         let seen = (0..1000).filter(|_| refused(0)).count();

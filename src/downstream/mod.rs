@@ -96,7 +96,7 @@ async fn serve(
     context: Arc<UpstreamContext>,
     drain: Drain,
 ) {
-    if !place.admitted(shared.timeouts.handshake).await {
+    if !place.wait_for_permit(shared.timeouts.handshake).await {
         socket::reset_when_closed(&stream);
         return;
     }
@@ -158,7 +158,7 @@ async fn serve(
     // A tunnel keeps the place after its connection has ended.
     if connected.place().is_closing() {
         connected.counters().limits_hit.count(Limit::ClientPlaces);
-        debug!(client.address = %peer, "connection closed because another client needs its place");
+        debug!(client.address = %peer, "connection closed to make room for another client");
     }
 }
 

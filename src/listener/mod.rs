@@ -289,9 +289,9 @@ impl Listener {
 
 impl Entrance {
     /// The connection with its place and its TCP settings. `None` if the connection was refused, or is dead.
-    fn enter(&self, stream: TcpStream, peer: PeerAddr, may_wait: bool) -> Option<Accepted> {
+    fn enter(&self, stream: TcpStream, peer: PeerAddr, lifts_wait_bound: bool) -> Option<Accepted> {
         let limits_hit = &self.counters.limits_hit;
-        let place = match self.clients.enter(peer, may_wait) {
+        let place = match self.clients.enter(peer, lifts_wait_bound) {
             Ok(place) => place,
             Err(refusal) => {
                 limits_hit.count(match refusal {

@@ -65,9 +65,9 @@ pub(super) async fn connect(
                     cluster.endpoints.request_probe();
                 }
                 match sockets.take() {
-                    Ok(place) => {
-                        // Here, so that a dial that is dropped before its first poll gives the place back, too.
-                        let socket = OpenSocket(place);
+                    Ok(permit) => {
+                        // Here, so that a dial that is dropped before its first poll gives the permit back, too.
+                        let socket = OpenSocket(permit);
                         let dial = try_one(context, cluster, config, endpoint, socket);
                         dials.0.push(Box::pin(dial));
                     }
@@ -159,11 +159,11 @@ async fn open(
     endpoint: &Arc<Endpoint>,
     socket: OpenSocket,
 ) -> Result<Connection, UpstreamError> {
-    let place = Arc::clone(&socket.0);
+    let permit = Arc::clone(&socket.0);
     let tls = verified_stream(context, cluster, config, endpoint, Some(socket)).await?;
     let endpoint = Arc::clone(endpoint);
     if !chose_h2(&tls) {
-        let connection = H1Connection::new(Box::new(tls), endpoint).with_place(place);
+        let connection = H1Connection::new(Box::new(tls), endpoint).with_socket_permit(permit);
         return Ok(Connection::H1(connection));
     }
     let address = endpoint.address();
@@ -176,7 +176,7 @@ async fn open(
     let streams = context.limits.streams_per_connection;
     H2Connection::establish(batcher, endpoint, &context.timeouts, streams, &context.drain)
         .await
-        .map(|connection| Connection::H2(connection.with_place(place)))
+        .map(|connection| Connection::H2(connection.with_socket_permit(permit)))
         .map_err(|source| failed(io::Error::other(source)))
 }
 

@@ -343,8 +343,9 @@ impl<F: Future> Future for StallGuard<F> {
 struct StallClock {
     /// Not reset for each frame, because a large download waits for its client thousands of times.
     tick: Pin<Box<Sleep>>,
+    /// Whether the stream has data that the client does not accept.
     waits_for_client: bool,
-    /// The client has read something since the last tick.
+    /// Whether the client has read something since the last tick.
     has_read: bool,
     read_flag: Option<ReadFlag>,
     /// Ticks in a row between which the client read nothing.

@@ -179,8 +179,8 @@ pub(in crate::upstream) fn fuzz(bytes: &[u8]) {
     });
 }
 
-/// Heads per request: interim responses as over HTTP/1.1, which h2 does not limit, the response, and its trailers.
-/// kube-apiserver sends no interim responses.
+/// Maximum HEADERS frames per request: 100 interim responses (the same limit as over HTTP/1.1), the response and its
+/// trailers. The h2 crate does not limit interim responses. kube-apiserver sends none.
 const MAX_HEADS: u32 = 100 + 2;
 /// Heads that the requests of a connection may save up at least: those of 500 streams.
 const MIN_SPARE_HEADS: u32 = 1000;
