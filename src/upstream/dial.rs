@@ -174,10 +174,16 @@ async fn open(
     socket::set_user_timeout(tls.get_ref().0.tcp(), &context.timeouts).map_err(failed)?;
     let batcher = WriteBatcher::new(tls);
     let streams = context.limits.streams_per_connection;
-    H2Connection::establish(batcher, endpoint, &context.timeouts, streams, &context.drain)
-        .await
-        .map(|connection| Connection::H2(connection.with_socket_permit(permit)))
-        .map_err(|source| failed(io::Error::other(source)))
+    H2Connection::establish(
+        batcher,
+        endpoint,
+        &context.timeouts,
+        streams,
+        &context.drain,
+    )
+    .await
+    .map(|connection| Connection::H2(connection.with_socket_permit(permit)))
+    .map_err(|source| failed(io::Error::other(source)))
 }
 
 /// TCP and TLS with one endpoint, whose certificate is verified. `socket` is dropped with the stream.
