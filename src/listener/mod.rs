@@ -197,8 +197,9 @@ impl Listener {
             });
             let (stream, peer) = tokio::select! {
                 biased;
-                accepted = accepted => accepted,
+                // First, so that a flood of connections cannot hide it.
                 () = drain.begun() => break,
+                accepted = accepted => accepted,
             };
             self.entrance.enter(stream, peer, false).map(&mut on_accept);
             // Open connections have priority over those of a full queue. `accept` alone would continue for 128 of

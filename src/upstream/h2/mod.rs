@@ -93,7 +93,7 @@ impl H2State {
 
 impl H2Connection {
     /// Sends the HTTP/2 preface on an established stream, waits for the apiserver's, and starts the task
-    /// that runs the connection.
+    /// that runs the connection. A client opens at most `max_streams` on it.
     ///
     /// # Errors
     ///
@@ -102,13 +102,15 @@ impl H2Connection {
         batcher: WriteBatcher<S>,
         endpoint: Arc<Endpoint>,
         timeouts: &Timeouts,
+        max_streams: u32,
         drain: &Drain,
     ) -> Result<Self, h2::Error>
     where
         S: TlsWriter + Send + 'static,
     {
         let peer = Arc::new(PeerState::new());
-        let monitor = FrameMonitor::of_apiserver(batcher.clone(), PeerFrames::new(&peer));
+        let frames = PeerFrames::new(&peer, max_streams);
+        let monitor = FrameMonitor::of_apiserver(batcher.clone(), frames);
         let (send, mut connection) = settings().handshake(monitor).await?;
         wait_for_settings(&send, &mut connection, &batcher).await?;
         let state = Arc::new(H2State {
