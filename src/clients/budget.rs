@@ -282,7 +282,7 @@ impl ClientBudget {
         let now = Instant::now();
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         refusals.keep_until = now + sizes.credential.fill_interval;
-        // Nobody guesses with a request that has no credential, so its 403 takes no token here.
+        // A request without a credential guesses none, so its 403 takes no token here.
         if status == StatusCode::UNAUTHORIZED {
             refusals.all.take(&sizes.all, now).ok();
             refusals.unattributed = refusals.unattributed.saturating_add(1);

@@ -557,7 +557,7 @@ mod tests {
         assert_eq!(closing(&greedy), [1, 2]);
     }
 
-    /// The handshakes of a large office, each time somebody else connects.
+    /// The handshakes of a large office, each time another client connects.
     #[tokio::test(start_paused = true)]
     async fn handshakes_are_not_idle_while_places_are_free() {
         let table = table(12);
