@@ -55,7 +55,7 @@ pub struct StreamInfo {
     pub user_agent: Box<str>,
     /// The resource of the request, such as `pods` or `pods/exec`, escaped and shortened.
     pub resource: Box<str>,
-    /// Empty for all namespaces and for cluster-scoped resources.
+    /// Empty if the request covers all namespaces, or if the resource is cluster-scoped.
     pub namespace: Box<str>,
     /// Empty if the request names no single object.
     pub name: Box<str>,

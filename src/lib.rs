@@ -29,8 +29,8 @@
 //!
 //! [`cli`] starts [`app`], which binds the sockets and runs the workers. [`config`] and [`pki`] turn files into
 //! checked values, [`reload`] does it again while the proxy runs, and [`drain`] ends running work in order.
-//! [`metrics`], [`activity`], [`heartbeat`] and [`telemetry`] record what happens, and [`admin`] shows it. [`check`] finds
-//! faults before users do, with the code that [`app`] runs.
+//! [`metrics`], [`activity`], [`heartbeat`] and [`telemetry`] record what happens, and [`admin`] shows it.
+//! [`check`] runs the same code as [`app`] and finds configuration and connection problems before users do.
 //!
 //! # What is deliberately absent
 //!

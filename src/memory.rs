@@ -1,7 +1,7 @@
-//! How much memory this process may use, how much it uses, and whether it is short of it.
+//! How much memory this process may use, how much it uses, and whether memory is short.
 //!
-//! A process that exceeds the limit of its cgroup is killed, with all its connections. So the proxy gives up memory
-//! that it can do without before that happens.
+//! The kernel kills a process that exceeds the limit of its cgroup, with all its connections. So the proxy gives up
+//! memory that it can do without before it reaches the limit.
 
 use std::{
     convert::Infallible,
@@ -25,7 +25,7 @@ pub struct MemoryLimit {
 }
 
 impl MemoryLimit {
-    /// The smallest of these cgroups' limits, else the memory of the machine.
+    /// The smallest limit of these cgroups, else the memory of the machine.
     pub(crate) fn smallest(machine: u64, cgroups: impl Iterator<Item = PathBuf>) -> Self {
         let of_machine = Self {
             bytes: machine,
@@ -74,10 +74,11 @@ impl MemoryLimit {
     }
 }
 
-/// Whether the process is short of memory. One task compares, all connections only read.
+/// Whether the process is short of memory. One task compares the memory in use with the limit; connections only read
+/// the result.
 ///
-/// While it is short, clients wait to be accepted, no idle upstream connection and no new copy of a request body is
-/// kept, and a client that leaves many responses unread loses most of them.
+/// While memory is short, new clients wait to be accepted. The proxy keeps no idle upstream connection and makes no new
+/// copy of a request body. If a client leaves many responses unread, the proxy resets most of them.
 #[derive(Debug, Default)]
 pub struct MemoryPressure {
     is_short: AtomicBool,
@@ -139,7 +140,7 @@ impl MemoryPressure {
         match (was_short, is_short) {
             (false, true) => warn!(used_mib, limit_mib, "memory is short"),
             (true, false) => {
-                info!(used_mib, limit_mib, "memory is no longer short");
+                info!(used_mib, limit_mib, "memory is sufficient again");
                 self.eased.notify_waiters();
             }
             _ => {}

@@ -229,7 +229,7 @@ impl App {
                 if let Some(snapshot) = reloader.reload(&self.source, SystemTime::now()) {
                     upkeep.update(reloader.clusters()).await;
                     shared.snapshot.store(Arc::new(snapshot));
-                    info!("reloaded");
+                    info!("configuration and certificates reloaded");
                 }
                 reloader.publish();
             }

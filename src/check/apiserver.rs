@@ -182,8 +182,8 @@ pub(super) fn no_response(
         }
     };
     let fix = target.by_role(
-        "check the load and the log of the apiserver, and what is in front of it",
-        "check the log of the proxy, and what is in front of it",
+        "check the load and the log of the apiserver, and the load balancer or firewall in front of it",
+        "check the log of the proxy, and the load balancer or firewall in front of it",
     );
     recorder.failed(check, Message::new(text, fix));
 }
@@ -230,7 +230,7 @@ pub(super) fn unexpected_response(
             format!("the response to {request} is not from an apiserver: {described}"),
             target.by_role(
                 "check the URL of the apiserver, its port and its path",
-                "check the URL of --through, and what is in front of the proxy",
+                "check the URL of --through, and the load balancer or firewall in front of the proxy",
             ),
         ),
     };

@@ -158,13 +158,13 @@ fn check_acceptance(
         }
         (Acceptance::NoPath { issuer, .. }, Some(file)) => (
             format!(
-                "the chain does not lead to the CA in {file}: its last certificate was issued by {issuer}, which is missing"
+                "the chain does not lead to the CA in {file}: {issuer} issued the last certificate of the chain, and the certificate of {issuer} is neither in the chain nor in {file}"
             ),
             "append the intermediate certificates of the issuer to the certificate file, or pass the right CA with --through-ca",
         ),
         (Acceptance::NoPath { issuer, is_public }, None) if is_public => (
             format!(
-                "the chain is incomplete, so clients reject it: its last certificate was issued by {issuer}, an intermediate that is missing"
+                "the chain is incomplete, so clients reject it: {issuer} issued its last certificate, and this intermediate is missing from the file"
             ),
             "append the intermediate certificates of the issuer to the certificate file (many tools write the complete chain to `fullchain.pem`)",
         ),
@@ -236,7 +236,7 @@ async fn check_port(
     if error.kind() == io::ErrorKind::AddrInUse {
         if presents(address, identities, &config.timeouts).await {
             let text = format!(
-                "{address} is used by the running proxy, which presents a configured certificate"
+                "{address} is in use by the running proxy: the certificate that it presents is one of this configuration"
             );
             return recorder.ok(Check::Listen, text);
         }

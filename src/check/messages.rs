@@ -72,7 +72,7 @@ pub(super) fn tls(target: &CheckTarget, address: SocketAddr, error: &UpstreamErr
         return Message::new(
             format!("{address} accepts connections but sends nothing for {limit}"),
             format!(
-                "check that {server} listens there and is not overloaded, and that nothing on the way delays TLS"
+                "check that the process on this port is {server} and is not overloaded, and that no firewall or load balancer in between delays TLS"
             ),
         );
     };
@@ -86,7 +86,7 @@ pub(super) fn tls(target: &CheckTarget, address: SocketAddr, error: &UpstreamErr
                 error_chain(source)
             ),
             format!(
-                "check that {server} and nothing else listens there, and that nothing on the way blocks TLS"
+                "check that the process on this port is {server}, and that no firewall or load balancer in between blocks TLS"
             ),
         );
     };
@@ -105,7 +105,7 @@ pub(super) fn tls(target: &CheckTarget, address: SocketAddr, error: &UpstreamErr
         if matches!(error, Error::PeerIncompatible(_) | Error::AlertReceived(_)) {
             format!("enable TLS 1.2 or 1.3 with a modern cipher suite on {server}")
         } else {
-            format!("check that {server} listens there")
+            format!("check that the process on this port is {server}")
         },
     )
 }
@@ -235,7 +235,7 @@ pub(super) fn no_http2(target: &CheckTarget) -> Message {
     Message::new(
         "the server does not choose HTTP/2: requests work over HTTP/1.1, but every watch needs a connection of its own",
         target.by_role(
-            "enable HTTP/2 on the apiserver (no --disable-http2-serving, no GODEBUG=http2server=0), and check what is in front of it",
+            "enable HTTP/2 on the apiserver (no --disable-http2-serving, no GODEBUG=http2server=0), and check the load balancer or firewall in front of it",
             "check the load balancer or ingress that terminates TLS in front of the proxy; the proxy itself always offers HTTP/2",
         ),
     )

@@ -76,7 +76,7 @@ pub(super) fn serve(args: ServeArgs) -> Result<(), AppError> {
     if lines > 0 {
         warn!(
             lines,
-            "log lines lost because their reader was too slow or refused them"
+            "log lines lost: stderr was too slow, or writing to it failed"
         );
     }
     ended

@@ -1,15 +1,16 @@
 //! Budgets of one client: requests, and responses that refuse a credential.
 //!
 //! Each 401, and each 403 to a request without a credential, takes a token from the bucket of its credential. While
-//! that is empty, the proxy gives the answer that the apiserver gave. It is the same 401 and not a 429: kubectl then
-//! prints the right message, and client-go would repeat the request ten times after a 429. One request passes per
-//! refilled token, so that a credential that becomes valid is soon served.
+//! that bucket is empty, the proxy itself refuses the credential with the status code of the apiserver. A 401 stays a
+//! 401: kubectl then prints the right message, and client-go would repeat the request ten times after a 429. One
+//! request passes per refilled token, so that the proxy soon serves a credential that becomes valid.
 //!
-//! A second bucket of the client, ten times as large, bounds guesses that use a new credential each time. While it is
-//! empty, a credential that the apiserver has accepted passes, and of the others one request per connection. So a
-//! user behind the same NAT is served even with a new token, and each guess costs the attacker a handshake.
+//! Each client also has one bucket for the refusals of all its credentials, ten times as large. It stops a client that
+//! guesses with a new credential each time. While this bucket is empty, requests with a credential that the apiserver
+//! has accepted pass, and each connection has one attempt with an unknown credential. So a user behind the same NAT is
+//! served even with a new token, and each guess costs the attacker a handshake.
 //!
-//! A hash with a random key of this process stands for a credential. No log and no page has it.
+//! The proxy stores a hash of each credential, with a random key of this process. No log and no page shows the hash.
 
 use std::{
     fmt,
@@ -40,7 +41,7 @@ pub(super) struct BudgetSizes {
 /// The budgets of one client. A request of a client that was never refused reads one flag.
 #[derive(Debug)]
 pub(super) struct ClientBudget {
-    /// Whether its requests are checked.
+    /// Whether the requests of the client are checked.
     is_checked: AtomicBool,
     requests: Mutex<TokenBucket>,
     refusals: Mutex<Refusals>,
@@ -56,7 +57,7 @@ struct TokenBucket {
 #[derive(Debug)]
 struct Refusals {
     all: TokenBucket,
-    /// The most recently used one is at the end.
+    /// The most recently used credential is at the end.
     refused: Vec<RefusedCredential>,
     accepted: Vec<CredentialHash>,
     /// 401s that came before the requests were checked. The next credential that is refused pays for them.
@@ -71,16 +72,19 @@ struct RefusedCredential {
     status: StatusCode,
 }
 
-/// Stands for the credential of a request; without a credential for its method and path.
+/// A hash of the credential of a request. For a request without a credential, a hash of its method and path.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct CredentialHash(u64);
 
-/// A request that may pass.
+/// What the budgets know of a request that may pass.
 #[derive(Debug, Clone, Copy)]
-pub enum Admission {
-    /// The apiserver has refused no credential of its client.
-    Unchecked,
-    /// It was checked.
+pub enum BudgetCheck {
+    /// The request was not checked, because the apiserver has refused no credential of its client.
+    Unchecked {
+        /// Whether the request has a credential.
+        has_credential: bool,
+    },
+    /// The request was checked.
     Checked(CheckedCredential),
 }
 
@@ -158,6 +162,32 @@ fn credentials(request: &Parts) -> impl Iterator<Item = &HeaderValue> {
     fields.chain(protocols.filter(has_token))
 }
 
+impl BudgetCheck {
+    fn unchecked(request: &Parts) -> Self {
+        let has_credential = credentials(request).next().is_some();
+        Self::Unchecked { has_credential }
+    }
+
+    /// Whether this status code proves that the apiserver has accepted the credential. The apiserver and proxies before it
+    /// send most others before they check it: `?timeout=x` gets a 400 whatever the token is.
+    pub(super) fn is_accepted(self, status: StatusCode) -> bool {
+        let has_credential = match self {
+            Self::Unchecked { has_credential } => has_credential,
+            Self::Checked(credential) => !credential.is_anonymous,
+        };
+        has_credential
+            && matches!(
+                status.as_u16(),
+                101 | 200..=399 | 403 | 404 | 409 | 410 | 422
+            )
+    }
+}
+
+/// Whether this status code refuses the credential. A 403 to a request with a credential is about a permission.
+fn is_refused(status: StatusCode, has_credential: bool) -> bool {
+    status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN && !has_credential
+}
+
 impl ClientBudget {
     pub(super) fn new(sizes: &BudgetSizes) -> Self {
         let now = Instant::now();
@@ -175,28 +205,28 @@ impl ClientBudget {
         }
     }
 
-    /// Decides whether a request may pass. `has_tried` is set once the connection has tried a credential of which nothing
-    /// is known although the client guesses.
+    /// Decides whether a request may pass. `has_tried` says whether this connection has used its one attempt with an
+    /// unknown credential, which it has while the client's bucket for all refusals is empty.
     #[inline]
-    pub(super) fn admit(
+    pub(super) fn check(
         &self,
         sizes: &BudgetSizes,
         request: &Parts,
         has_tried: &AtomicBool,
-    ) -> Result<Admission, Throttled> {
+    ) -> Result<BudgetCheck, Throttled> {
         if self.is_checked.load(Ordering::Relaxed) {
-            self.check(sizes, request, has_tried)
+            self.check_buckets(sizes, request, has_tried)
         } else {
-            Ok(Admission::Unchecked)
+            Ok(BudgetCheck::unchecked(request))
         }
     }
 
-    fn check(
+    fn check_buckets(
         &self,
         sizes: &BudgetSizes,
         request: &Parts,
         has_tried: &AtomicBool,
-    ) -> Result<Admission, Throttled> {
+    ) -> Result<BudgetCheck, Throttled> {
         let now = Instant::now();
         if let Some(size) = &sizes.requests {
             let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
@@ -209,11 +239,11 @@ impl ClientBudget {
             // Before the lock is released, so that a refusal at the same time sets it again.
             self.is_checked
                 .store(sizes.requests.is_some(), Ordering::Relaxed);
-            return Ok(Admission::Unchecked);
+            return Ok(BudgetCheck::unchecked(request));
         }
         let mut credential = sizes.credential_of(request);
         if refusals.accepted.contains(&credential.hash) {
-            return Ok(Admission::Checked(credential));
+            return Ok(BudgetCheck::Checked(credential));
         }
         let mut known = refusals.refused.iter();
         let known = known.position(|known| known.hash == credential.hash);
@@ -231,17 +261,19 @@ impl ClientBudget {
         {
             return Err(Throttled::Guesses(seconds(wait)));
         }
-        Ok(Admission::Checked(credential))
+        Ok(BudgetCheck::Checked(credential))
     }
 
     /// Notes the status code with which the apiserver has answered a request.
     #[inline]
-    pub(super) fn answered(&self, sizes: &BudgetSizes, admission: Admission, status: StatusCode) {
-        let is_refused = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
-        match admission {
-            Admission::Unchecked if !is_refused => {}
-            Admission::Unchecked => self.begin(sizes, status),
-            Admission::Checked(credential) => self.note(sizes, credential, status),
+    pub(super) fn answered(&self, sizes: &BudgetSizes, check: BudgetCheck, status: StatusCode) {
+        match check {
+            BudgetCheck::Unchecked { has_credential } => {
+                if is_refused(status, has_credential) {
+                    self.begin(sizes, status);
+                }
+            }
+            BudgetCheck::Checked(credential) => self.note(sizes, credential, status),
         }
     }
 
@@ -250,7 +282,7 @@ impl ClientBudget {
         let now = Instant::now();
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         refusals.keep_until = now + sizes.credential.fill_interval;
-        // The request is gone, so it is not known whether a 403 was for a credential.
+        // A request without a credential guesses none, so its 403 takes no token here.
         if status == StatusCode::UNAUTHORIZED {
             refusals.all.take(&sizes.all, now).ok();
             refusals.unattributed = refusals.unattributed.saturating_add(1);
@@ -261,15 +293,12 @@ impl ClientBudget {
     fn note(&self, sizes: &BudgetSizes, credential: CheckedCredential, status: StatusCode) {
         let now = Instant::now();
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_refused = status == StatusCode::UNAUTHORIZED
-            || status == StatusCode::FORBIDDEN && credential.is_anonymous;
-        if is_refused {
+        if is_refused(status, !credential.is_anonymous) {
             if !credential.has_token {
                 refusals.all.take(&sizes.all, now).ok();
             }
             refusals.refuse(&sizes.credential, credential, status, now);
-        } else if status.as_u16() < 500 {
-            // The apiserver can also answer with a 5xx before it has checked the credential.
+        } else if BudgetCheck::Checked(credential).is_accepted(status) {
             refusals.accept(credential.hash);
             if credential.has_token {
                 refusals.all.put_back(&sizes.all);
@@ -432,10 +461,10 @@ mod tests {
                 None => Request::get("/").header(header::AUTHORIZATION, credential),
             };
             let (head, ()) = request.body(()).unwrap().into_parts();
-            match self.budget.admit(&self.sizes, &head, has_tried) {
-                Ok(admission) => {
+            match self.budget.check(&self.sizes, &head, has_tried) {
+                Ok(check) => {
                     let status = StatusCode::from_u16(answer).unwrap();
-                    self.budget.answered(&self.sizes, admission, status);
+                    self.budget.answered(&self.sizes, check, status);
                     (answer, true)
                 }
                 Err(Throttled::Refused(status)) => (status.as_u16(), false),

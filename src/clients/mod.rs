@@ -17,7 +17,7 @@ use std::{
 use tokio::sync::Semaphore;
 
 use self::budget::ClientBudget;
-pub use budget::{Admission, CheckedCredential, Throttled};
+pub use budget::{BudgetCheck, CheckedCredential, Throttled};
 pub use place::{Closing, Place};
 pub use table::{ClientTable, Refusal};
 

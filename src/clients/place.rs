@@ -1,4 +1,4 @@
-//! The place of one connection: what it does at this moment, and the signal that asks it to end.
+//! The place of one connection: what the connection does at this moment, and the signal that asks it to end.
 
 use std::{
     cmp::Reverse,
@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Admission, Client, ClientTable, Throttled};
+use super::{BudgetCheck, Client, ClientTable, Throttled};
 
 /// The place of one connection in the [`ClientTable`], until dropped.
 #[derive(Debug)]
@@ -35,14 +35,17 @@ pub(super) struct PlaceState {
     client: Arc<Client>,
     id: u64,
     accepted: Instant,
-    is_admitted: AtomicBool,
+    has_permit: AtomicBool,
     /// Requests that have begun and not ended. Only the worker of the connection changes it.
     requests: AtomicU32,
     /// Microseconds from `accepted` to the end of the last request, or to the end of the wait for a place.
     idle_since: AtomicU64,
     has_finished: AtomicBool,
     is_tunnel: AtomicBool,
-    /// Whether the connection has tried an unknown credential although its client guesses.
+    /// Whether the apiserver has accepted the credential of a request.
+    is_authenticated: AtomicBool,
+    /// Whether this connection has used its one attempt with an unknown credential, which it has while the client's
+    /// bucket for all refusals is empty (see `budget.rs`).
     has_tried: AtomicBool,
     is_closing: AtomicBool,
     waker: Mutex<Option<Waker>>,
@@ -73,20 +76,28 @@ impl Place {
         self.permit.is_none()
     }
 
-    /// Waits until the connection counts against `limits.connections`, which is nearly always the case from the
-    /// start. Returns `false` after `limit`.
-    pub async fn admitted(&mut self, limit: Duration) -> bool {
+    /// Waits for a permit, so that the connection counts against `limits.connections`. Nearly every connection has its
+    /// permit from the start. Returns `false` after `limit`, and when a client with fewer waiting connections takes its
+    /// room to wait.
+    pub async fn wait_for_permit(&mut self, limit: Duration) -> bool {
         if self.is_waiting() {
             // On the heap, because it is rare.
             let (table, prefix) = (&self.state.table, self.state.client.prefix);
-            let permit = Box::pin(timeout(limit, table.wait(prefix))).await;
-            let Ok(permit) = permit else {
+            let permit = Box::pin(timeout(limit, async {
+                tokio::select! {
+                    permit = table.wait(prefix) => Some(permit),
+                    () = self.closing() => None,
+                }
+            }));
+            let Ok(Some(permit)) = permit.await else {
                 return false;
             };
+            if !table.stop_waiting(self.state.id) {
+                return false;
+            }
             self.permit = Some(permit);
             self.state.becomes_idle(Instant::now());
-            self.state.is_admitted.store(true, Ordering::Relaxed);
-            table.waited(prefix);
+            self.state.has_permit.store(true, Ordering::Relaxed);
         }
         true
     }
@@ -113,21 +124,24 @@ impl Place {
         self.state.is_closing.load(Ordering::Acquire)
     }
 
-    /// Decides whether the budgets of its client let a request pass.
+    /// Decides whether the budgets of the client let a request pass.
     ///
     /// # Errors
     ///
     /// When a budget is used up.
-    pub fn admit(&self, request: &Parts) -> Result<Admission, Throttled> {
+    pub fn check_budget(&self, request: &Parts) -> Result<BudgetCheck, Throttled> {
         let state = &self.state;
         let sizes = &state.table.budgets;
-        state.client.budget.admit(sizes, request, &state.has_tried)
+        state.client.budget.check(sizes, request, &state.has_tried)
     }
 
     /// Notes the status code with which the apiserver has answered a request.
-    pub fn answered(&self, admission: Admission, status: StatusCode) {
+    pub fn answered(&self, check: BudgetCheck, status: StatusCode) {
         let sizes = &self.state.table.budgets;
-        self.state.client.budget.answered(sizes, admission, status);
+        self.state.client.budget.answered(sizes, check, status);
+        if check.is_accepted(status) {
+            self.state.is_authenticated.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Notes that a request begins.
@@ -151,12 +165,12 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let is_waiting = self.is_waiting();
-        // First, because a connection that waits for this place would close another one for it.
+        // Release the permit before the table entry is removed. In the other order, a waiting connection could find no
+        // free permit and no connection that is about to end, and would close another connection to get a place.
         drop(self.permit.take());
         self.state
             .table
-            .leave(self.state.client.prefix, self.state.id, is_waiting);
+            .leave(self.state.client.prefix, self.state.id);
     }
 }
 
@@ -166,18 +180,19 @@ impl PlaceState {
         table: &Arc<ClientTable>,
         client: &Arc<Client>,
         id: u64,
-        is_admitted: bool,
+        has_permit: bool,
     ) -> Arc<Self> {
         Arc::new(Self {
             table: Arc::clone(table),
             client: Arc::clone(client),
             id,
             accepted: Instant::now(),
-            is_admitted: is_admitted.into(),
+            has_permit: has_permit.into(),
             requests: AtomicU32::new(0),
             idle_since: AtomicU64::new(0),
             has_finished: AtomicBool::new(false),
             is_tunnel: AtomicBool::new(false),
+            is_authenticated: AtomicBool::new(false),
             has_tried: AtomicBool::new(false),
             is_closing: AtomicBool::new(false),
             waker: Mutex::default(),
@@ -192,12 +207,16 @@ impl PlaceState {
 
     /// What closing the connection would cost. `None` if it is already ending, or has no place yet.
     pub(super) fn rank(&self) -> Option<Rank> {
-        if self.is_closing.load(Ordering::Relaxed) || !self.is_admitted.load(Ordering::Relaxed) {
+        if self.is_closing.load(Ordering::Relaxed) || !self.has_permit.load(Ordering::Relaxed) {
             return None;
         }
         let accepted = Reverse(self.accepted);
         let is_running = self.requests.load(Ordering::Acquire) > 0;
-        Some(if self.is_tunnel.load(Ordering::Relaxed) {
+        let is_tunnel = self.is_tunnel.load(Ordering::Relaxed);
+        if (is_running || is_tunnel) && self.is_authenticated.load(Ordering::Relaxed) {
+            return None;
+        }
+        Some(if is_tunnel {
             Rank::Tunnel(accepted)
         } else if !is_running {
             let idle_since = self.idle_since.load(Ordering::Relaxed);
@@ -209,9 +228,10 @@ impl PlaceState {
         })
     }
 
-    /// Notes that the connection has ended. Returns whether it was asked to.
+    /// Notes that the connection has ended. Returns whether it was asked to give up its place.
     pub(super) fn end(&self) -> bool {
-        self.is_closing.swap(true, Ordering::Relaxed)
+        let was_asked = self.is_closing.swap(true, Ordering::Relaxed);
+        was_asked && self.has_permit.load(Ordering::Relaxed)
     }
 
     /// Asks the connection to end.

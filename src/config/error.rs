@@ -54,8 +54,8 @@ pub enum ConfigError {
         #[source]
         source: Box<SettingError>,
     },
-    /// The pod's service account or environment.
-    #[error("the pod's service account")]
+    /// The pod's environment variables, or the CA of its service account.
+    #[error("{}", .0.part_of_pod())]
     Pod(#[source] SettingError),
     /// An error that has no single place, such as a missing flag.
     #[error(transparent)]
@@ -98,6 +98,17 @@ impl ConfigError {
             | Self::Read { .. }
             | Self::File { .. }
             | Self::Pod(_) => Vec::new(),
+        }
+    }
+}
+
+impl SettingError {
+    /// The part of the pod that the setting comes from.
+    fn part_of_pod(&self) -> &'static str {
+        if matches!(self, Self::NoPodCa { .. } | Self::PodCa { .. }) {
+            "the pod's service account"
+        } else {
+            "the pod's environment"
         }
     }
 }

@@ -92,7 +92,8 @@ impl<U: DeserializeOwned> Kubeconfig<U> {
         yaml::load(FileKind::Kubeconfig, file)
     }
 
-    /// The context `name`, by default the current one. `file` is where this kubeconfig comes from, for errors.
+    /// The context `name`, by default the current context. `file` is the path of this kubeconfig; only error messages
+    /// use it.
     pub(crate) fn context(
         &self,
         file: &Path,
@@ -180,7 +181,7 @@ fn known(contexts: &[NamedContext]) -> String {
         .join(", ")
 }
 
-const SKIPS_VERIFICATION: &str = "sets insecure-skip-tls-verify: true, but an unverified apiserver could be anyone, and would read every token; remove that line and give the CA as certificate-authority";
+const SKIPS_VERIFICATION: &str = "sets insecure-skip-tls-verify: true. Without verification any server could pose as the apiserver and read every token; remove that line and give the CA as certificate-authority";
 const USES_PROXY: &str = "uses proxy-url, which is not supported; run this proxy where it reaches the apiserver directly";
 const BAD_CA_DATA: &str =
     "has certificate-authority-data that is not base64; copy the whole value again";

@@ -1,6 +1,7 @@
 //! Reads flags, file, kubeconfig and pod into one complete, typed [`Config`].
 //!
-//! Outside this module nothing is optional, relative or unchecked.
+//! It returns only complete, checked values: no other module sees a missing setting, a relative path or an unchecked
+//! value.
 
 mod args;
 mod capacity;

@@ -96,7 +96,7 @@ async fn serve(
     context: Arc<UpstreamContext>,
     drain: Drain,
 ) {
-    if !place.admitted(shared.timeouts.handshake).await {
+    if !place.wait_for_permit(shared.timeouts.handshake).await {
         socket::reset_when_closed(&stream);
         return;
     }
@@ -158,7 +158,7 @@ async fn serve(
     // A tunnel keeps the place after its connection has ended.
     if connected.place().is_closing() {
         connected.counters().limits_hit.count(Limit::ClientPlaces);
-        debug!(client.address = %peer, "connection closed because another client needs its place");
+        debug!(client.address = %peer, "connection closed to make room for another client");
     }
 }
 
@@ -257,7 +257,8 @@ async fn handshake(
         );
         let limit_buffer =
             |connection: &mut ServerConnection| connection.set_buffer_limit(Some(MAX_TLS_BUFFER));
-        let handshake = hello.into_stream_with(config, limit_buffer);
+        // In the future, because this call already exchanges keys and signs, which takes most of the time.
+        let handshake = async { hello.into_stream_with(config, limit_buffer).await };
         let stream = context.client_turns().run(handshake).await;
         stream.map(Box::new)
     };

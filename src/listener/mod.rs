@@ -197,8 +197,9 @@ impl Listener {
             });
             let (stream, peer) = tokio::select! {
                 biased;
-                accepted = accepted => accepted,
+                // First, so that a flood of connections cannot hide it.
                 () = drain.begun() => break,
+                accepted = accepted => accepted,
             };
             self.entrance.enter(stream, peer, false).map(&mut on_accept);
             // Open connections have priority over those of a full queue. `accept` alone would continue for 128 of
@@ -288,9 +289,9 @@ impl Listener {
 
 impl Entrance {
     /// The connection with its place and its TCP settings. `None` if the connection was refused, or is dead.
-    fn enter(&self, stream: TcpStream, peer: PeerAddr, may_wait: bool) -> Option<Accepted> {
+    fn enter(&self, stream: TcpStream, peer: PeerAddr, lifts_wait_bound: bool) -> Option<Accepted> {
         let limits_hit = &self.counters.limits_hit;
-        let place = match self.clients.enter(peer, may_wait) {
+        let place = match self.clients.enter(peer, lifts_wait_bound) {
             Ok(place) => place,
             Err(refusal) => {
                 limits_hit.count(match refusal {

@@ -91,7 +91,7 @@ async fn connections_at_the_limit_are_served_after_the_drain() {
     drop(taken);
     for (client, Accepted { peer, place, .. }) in clients.iter().zip(&mut accepted) {
         assert_eq!(client.local_addr().unwrap(), peer.0);
-        assert!(place.admitted(Duration::from_secs(5)).await);
+        assert!(place.wait_for_permit(Duration::from_secs(5)).await);
     }
     assert_eq!(accepted.len(), clients.len());
 }

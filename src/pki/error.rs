@@ -61,7 +61,7 @@ pub enum PkiFileError {
     Pkcs12 { expected: ExpectedPem },
     #[error("contains no {}; {}", expected.noun(), expected.fix())]
     Lacks { expected: ExpectedPem },
-    #[error("line {line} begins a {}, which does not belong here; {}", label.unwrap_or("PEM block of an unknown kind"), fix_for_label(label.unwrap_or_default(), *expected))]
+    #[error("line {line}: a PEM block {} does not belong here; {}", label.map_or_else(|| "of an unknown kind".to_owned(), |label| format!("`{label}`")), fix_for_label(label.unwrap_or_default(), *expected))]
     WrongKind {
         line: usize,
         label: Option<&'static str>,

@@ -81,7 +81,7 @@ impl CertSummary {
         Fingerprint(&self.sha256)
     }
 
-    /// Whole days from `now` until the certificate expires; 0 when it has.
+    /// Whole days from `now` until the certificate expires; 0 if it has expired.
     #[must_use]
     pub fn days_left(&self, now: SystemTime) -> u64 {
         self.not_after

@@ -172,13 +172,13 @@ async fn forward(
     let admitted = policy::admit(&head, routes, &downstream.limits, downstream.sni.as_deref())?;
     log.routed(admitted.cluster.name());
     let place = downstream.connected.place();
-    let admission = place.admit(&head).map_err(Rejection::Throttled)?;
+    let check = place.check_budget(&head).map_err(Rejection::Throttled)?;
     prepare(&mut head, downstream, &admitted)?;
     if let Some(token) = admitted.upgrade {
         let forwarded = upgrade::forward(downstream, &admitted.cluster, head, body, token);
         // On the heap, so that the future of every other request stays smaller.
         let forwarded = Box::pin(forwarded).await?;
-        place.answered(admission, forwarded.status());
+        place.answered(check, forwarded.status());
         return Ok(forwarded);
     }
     log.set_received(body.received());
@@ -187,7 +187,7 @@ async fn forward(
         .send(&admitted.cluster, head, body)
         .await?;
     let (mut head, body) = response.into_parts();
-    place.answered(admission, head.status);
+    place.answered(check, head.status);
     let content = if log.is_watch() && head.status == StatusCode::OK {
         watch::content(body, &head.headers, &downstream.drain)
     } else {

@@ -137,7 +137,8 @@ fn poll_gather<R: AsyncRead>(
 ) -> Poll<Option<io::Result<()>>> {
     loop {
         let end = match poll_read_buf(from.as_mut(), cx, buffer) {
-            // A peer that sent less than a record waits for a response or for its user, so there is no more to read.
+            // A read of less than one full TLS record (`RECORD`) means that the peer has sent all it has for now: it
+            // waits for a response, or for the user to type. So another read would find nothing.
             Poll::Ready(Ok(read)) if read >= RECORD && buffer.len() <= MAX_GATHERED - RECORD => {
                 buffer.reserve(MAX_GATHERED - buffer.len());
                 continue;

@@ -77,7 +77,8 @@ pub struct Reloader {
     files: Vec<PathBuf>,
     /// The content of these files when they were last loaded; `None` if unknown, as at the start.
     loaded: Option<ContentHash>,
-    /// When the same content is no longer valid, because a certificate expires.
+    /// The next expiry of a certificate or CA in `loaded`. A reload after this time checks the files again even if they
+    /// have not changed.
     valid_until: Option<SystemTime>,
     /// The current state; its readers see it after [`Reloader::publish`].
     report: ReloadReport,

@@ -172,8 +172,9 @@ impl<S, L: FrameListener> FrameMonitor<S, L> {
         }
     }
 
-    /// Walks ahead through what is to be written. Returns where the first of the listener's reset codes is, with the code
-    /// to write; otherwise the walker after all bytes, unless they hold a reset.
+    /// Parses the frames in `bufs` before they are written, with a copy of the walker for outgoing frames. Returns the
+    /// position of the first of the listener's reset codes, with the code to write. Otherwise returns the walker after
+    /// all bytes, or `None` if the bytes contain a reset.
     fn look_ahead(&self, bufs: &[io::IoSlice<'_>]) -> Result<Option<FrameWalker>, (usize, u8)> {
         if L::RESET_CODES.is_empty() {
             return Ok(None);

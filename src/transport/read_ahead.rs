@@ -27,9 +27,9 @@ pub(crate) struct ReadAhead {
     tcp: TcpStream,
     /// Bytes that were read and not asked for yet.
     buffer: BytesMut,
-    /// The last read found more than was asked for.
+    /// Whether the last read found more than was asked for.
     is_bulk: bool,
-    /// A read filled all the room that it was given, and the socket has not been found empty since.
+    /// Whether a read filled all the room that it was given, and no later read has found the socket empty.
     filled: bool,
     turn: Turn,
     /// A guard that is dropped with the socket.

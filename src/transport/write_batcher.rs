@@ -2,7 +2,7 @@
 //! system call.
 //!
 //! h2 flushes after every frame that carries a body. Sixteen small responses that are ready together
-//! would cost sixteen TLS records and sixteen system calls; here they cost one of each.
+//! would cost sixteen TLS records and sixteen system calls; with this type they cost one record and one call.
 
 use std::{
     future::Future,
@@ -73,7 +73,7 @@ struct BatchState<S> {
     unsent: usize,
     /// Whether the user waits for room, and may have written a part of a frame.
     is_full: bool,
-    /// Whether it was told to wait, and must be polled again.
+    /// Whether the user was told to wait, and must be polled again.
     turned_away: bool,
     /// Why sending failed, kept until the user's next read or write returns it.
     failed: Option<io::Error>,

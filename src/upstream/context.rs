@@ -18,7 +18,7 @@ use super::{
     lease::LeaseTable,
     lock,
     request_body::ReplayBudget,
-    sockets::{ClientSockets, SocketPlace, SpareSockets},
+    sockets::{ClientSockets, SocketPermit, SpareSockets},
 };
 use crate::{
     config::{Limits, Timeouts},
@@ -144,10 +144,10 @@ impl Connection {
     }
 
     /// Its socket. `None` in tests, where a connection has none.
-    fn place(&self) -> Option<&SocketPlace> {
+    fn socket_permit(&self) -> Option<&SocketPermit> {
         match self {
-            Self::H2(connection) => connection.place(),
-            Self::H1(connection) => connection.place(),
+            Self::H2(connection) => connection.socket_permit(),
+            Self::H1(connection) => connection.socket_permit(),
         }
     }
 
@@ -217,8 +217,8 @@ impl IdlePool {
             let mut found = idle.remove(at);
             if found.is_usable(self.max_age) {
                 found.connection.stats().on_reuse();
-                if let Some(place) = found.connection.place() {
-                    place.move_to(client);
+                if let Some(permit) = found.connection.socket_permit() {
+                    permit.move_to(client);
                 }
                 return Some(found.connection);
             }
@@ -232,8 +232,8 @@ impl IdlePool {
             return;
         }
         let has_socket = connection
-            .place()
-            .is_none_or(SocketPlace::move_to_idle_pool);
+            .socket_permit()
+            .is_none_or(SocketPermit::move_to_idle_pool);
         if !has_socket {
             connection.stats().set_end_reason(LeaseEnd::Full);
             return;
@@ -261,8 +261,8 @@ impl IdlePool {
         let closed = idle.remove(0).connection;
         closed.stats().set_end_reason(LeaseEnd::Full);
         // The task of an HTTP/2 connection closes the socket a moment later. The reserve of open files covers that.
-        if let Some(place) = closed.place() {
-            place.give_up();
+        if let Some(permit) = closed.socket_permit() {
+            permit.give_up();
         }
         true
     }

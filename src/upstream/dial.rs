@@ -27,7 +27,7 @@ use super::{
     endpoint::Endpoint,
     h1::H1Connection,
     h2::H2Connection,
-    sockets::{ClientSockets, OpenSocket, SocketPlace},
+    sockets::{ClientSockets, OpenSocket},
 };
 use crate::{
     config::Timeouts,
@@ -65,8 +65,10 @@ pub(super) async fn connect(
                     cluster.endpoints.request_probe();
                 }
                 match sockets.take() {
-                    Ok(place) => {
-                        let dial = try_one(context, cluster, config, endpoint, place);
+                    Ok(permit) => {
+                        // Here, so that a dial that is dropped before its first poll gives the permit back, too.
+                        let socket = OpenSocket(permit);
+                        let dial = try_one(context, cluster, config, endpoint, socket);
                         dials.0.push(Box::pin(dial));
                     }
                     Err(error) if dials.0.is_empty() => return Err(error),
@@ -118,11 +120,11 @@ async fn try_one(
     cluster: &Cluster,
     config: &Arc<ClientConfig>,
     endpoint: Arc<Endpoint>,
-    place: Arc<SocketPlace>,
+    socket: OpenSocket,
 ) -> Result<Connection, UpstreamError> {
     let dialled = timeout(
         context.timeouts.upstream_connect,
-        open(context, cluster, config, &endpoint, place),
+        open(context, cluster, config, &endpoint, socket),
     )
     .await;
     let timed_out = UpstreamError::ConnectTimeout {
@@ -155,13 +157,13 @@ async fn open(
     cluster: &Cluster,
     config: &Arc<ClientConfig>,
     endpoint: &Arc<Endpoint>,
-    place: Arc<SocketPlace>,
+    socket: OpenSocket,
 ) -> Result<Connection, UpstreamError> {
-    let socket = OpenSocket(Arc::clone(&place));
+    let permit = Arc::clone(&socket.0);
     let tls = verified_stream(context, cluster, config, endpoint, Some(socket)).await?;
     let endpoint = Arc::clone(endpoint);
     if !chose_h2(&tls) {
-        let connection = H1Connection::new(Box::new(tls), endpoint).with_place(place);
+        let connection = H1Connection::new(Box::new(tls), endpoint).with_socket_permit(permit);
         return Ok(Connection::H1(connection));
     }
     let address = endpoint.address();
@@ -171,10 +173,17 @@ async fn open(
     };
     socket::set_user_timeout(tls.get_ref().0.tcp(), &context.timeouts).map_err(failed)?;
     let batcher = WriteBatcher::new(tls);
-    H2Connection::establish(batcher, endpoint, &context.timeouts, &context.drain)
-        .await
-        .map(|connection| Connection::H2(connection.with_place(place)))
-        .map_err(|source| failed(io::Error::other(source)))
+    let streams = context.limits.streams_per_connection;
+    H2Connection::establish(
+        batcher,
+        endpoint,
+        &context.timeouts,
+        streams,
+        &context.drain,
+    )
+    .await
+    .map(|connection| Connection::H2(connection.with_socket_permit(permit)))
+    .map_err(|source| failed(io::Error::other(source)))
 }
 
 /// TCP and TLS with one endpoint, whose certificate is verified. `socket` is dropped with the stream.

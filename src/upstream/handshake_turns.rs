@@ -61,17 +61,17 @@ impl HandshakeTurns {
         let mut handshake = pin!(handshake);
         let mut steps = PollSemaphore::new(Arc::clone(&self.queue.steps));
         poll_fn(|cx| {
-            // `None` never comes, because nothing closes the semaphore.
-            if let Some(step) = ready!(steps.poll_acquire(cx)) {
-                step.forget();
-            }
+            // Held while the step runs: a step that panics gives its permit back. `None` never comes, because nothing
+            // closes the semaphore.
+            let permit = ready!(steps.poll_acquire(cx));
             let begun = Instant::now();
             let polled = handshake.as_mut().poll(cx);
             let (queue, step) = (Arc::clone(&self.queue), begun.elapsed());
             if queue.must_yield(step) {
+                if let Some(permit) = permit {
+                    permit.forget();
+                }
                 self.drain.spawn(async move { queue.end_step(step).await });
-            } else {
-                queue.steps.add_permits(1);
             }
             polled
         })
@@ -126,6 +126,8 @@ const MAX_WIDTH: usize = 16;
 #[cfg(test)]
 mod tests {
     use std::{sync::Mutex, task::Poll};
+
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -196,5 +198,17 @@ mod tests {
         }
         drop((first, second));
         turns.run(std::future::ready(())).await;
+    }
+
+    #[tokio::test]
+    async fn step_that_panics_lets_the_next_handshake_run() {
+        let drain = Drain::new();
+        let turns = Arc::new(HandshakeTurns::new(drain.clone()));
+        let broken = Arc::clone(&turns);
+        let panics = async { panic!("a step of a handshake") };
+        let ended = tokio::spawn(async move { broken.run(panics).await }).await;
+        assert!(ended.unwrap_err().is_panic());
+        let next = turns.run(std::future::ready(()));
+        timeout(Duration::from_secs(10), next).await.unwrap();
     }
 }

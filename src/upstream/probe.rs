@@ -41,7 +41,7 @@ impl Cluster {
     }
 }
 
-/// Runs one round. Returns `false` when the cluster is gone.
+/// Runs one round. Returns `false` when the `Cluster` has been dropped, for example because a reload replaced it.
 async fn probe_all(
     cluster: &Weak<Cluster>,
     context: &Arc<UpstreamContext>,

@@ -1,8 +1,9 @@
-//! The sockets that connections to apiservers may use, so that they never take those of clients.
+//! The sockets that connections to apiservers may use, so that they never take the sockets of clients.
 //!
-//! Each client connection may always have one: `config::capacity` leaves a socket for it. Further ones, and those of
-//! idle pools, come from the spare sockets of the process. So a client without an upstream connection always gets one,
-//! whatever other clients hold, and a client that wants more fails alone.
+//! Each client connection may always have one upstream socket: `config::capacity` leaves a socket for it. Its further
+//! sockets, and the sockets of idle pools, come from the spare sockets of the process. So a client without an upstream
+//! connection always gets one, whatever other clients hold. If a client wants more and no spare socket is free, only its
+//! own request fails.
 
 use std::{
     mem,
@@ -18,27 +19,27 @@ use super::{UpstreamError, context::IdlePool, lock};
 #[derive(Debug)]
 pub struct SpareSockets {
     free: AtomicUsize,
-    /// The pools whose connections are given up first.
+    /// The pools whose idle connections are closed first when no socket is free.
     idle: Mutex<Vec<Weak<IdlePool>>>,
 }
 
-/// The upstream sockets of one client connection. All but one are spare ones.
+/// The upstream sockets of one client connection. All but one are spare sockets.
 #[derive(Debug)]
 pub(super) struct ClientSockets {
     spare: Arc<SpareSockets>,
     open: AtomicUsize,
 }
 
-/// One upstream socket, which counts for its holder until [`SocketPlace::give_up`].
+/// One upstream socket, which counts for its holder until [`SocketPermit::give_up`].
 #[derive(Debug)]
-pub(super) struct SocketPlace {
+pub(super) struct SocketPermit {
     spare: Arc<SpareSockets>,
     holder: Mutex<Holder>,
 }
 
-/// Gives its place up when dropped, which is when the socket closes.
+/// Gives up the permit when dropped, which is when the socket closes.
 #[derive(Debug)]
-pub(super) struct OpenSocket(pub(super) Arc<SocketPlace>);
+pub(super) struct OpenSocket(pub(super) Arc<SocketPermit>);
 
 #[derive(Debug)]
 enum Holder {
@@ -57,7 +58,7 @@ impl SpareSockets {
         }
     }
 
-    /// Gives up the connections of this pool when no other socket is free.
+    /// Lets the process close idle connections of this pool when no spare socket is free.
     pub(super) fn register(&self, pool: &Arc<IdlePool>) {
         lock(&self.idle).push(Arc::downgrade(pool));
     }
@@ -79,7 +80,7 @@ impl SpareSockets {
             .is_ok()
     }
 
-    /// As [`SpareSockets::take`], after the oldest connection of an idle pool was closed if necessary.
+    /// As [`SpareSockets::take`]. If no spare socket is free, closes the oldest connection of an idle pool first.
     fn take_or_reclaim(&self) -> bool {
         loop {
             if self.take() {
@@ -106,31 +107,32 @@ impl ClientSockets {
         })
     }
 
-    /// A place for one more socket.
+    /// A permit for one more socket.
     ///
     /// # Errors
     ///
-    /// When the client has its one socket and no spare one is free.
-    pub(super) fn take(self: &Arc<Self>) -> Result<Arc<SocketPlace>, UpstreamError> {
+    /// When the client already has a socket and no spare socket is free.
+    pub(super) fn take(self: &Arc<Self>) -> Result<Arc<SocketPermit>, UpstreamError> {
         let has_one = self.open.load(Ordering::Relaxed) > 0;
         if has_one && !self.spare.take_or_reclaim() {
             return Err(UpstreamError::NoSocket);
         }
         self.open.fetch_add(1, Ordering::Relaxed);
-        Ok(Arc::new(SocketPlace {
+        Ok(Arc::new(SocketPermit {
             spare: Arc::clone(&self.spare),
             holder: Mutex::new(Holder::Client(Arc::clone(self))),
         }))
     }
 
-    /// Whether the place that leaves takes a spare socket with it: the last place of a client is not a spare one.
+    /// Removes one permit from this client. Returns whether that permit used a spare socket. The last permit of a client
+    /// does not: each client connection has one socket of its own.
     fn leave(&self) -> bool {
         self.open.fetch_sub(1, Ordering::Relaxed) > 1
     }
 }
 
-impl SocketPlace {
-    /// Moves the place from its client to an idle pool. `false` if no spare socket is free for it; the connection must
+impl SocketPermit {
+    /// Moves the permit from its client to an idle pool. `false` if no spare socket is free for it; the connection must
     /// then be closed.
     pub(super) fn move_to_idle_pool(&self) -> bool {
         let mut holder = lock(&self.holder);
@@ -147,7 +149,7 @@ impl SocketPlace {
         has_spare
     }
 
-    /// Moves the place from an idle pool to a client.
+    /// Moves the permit from an idle pool to a client.
     pub(super) fn move_to(&self, client: &Arc<ClientSockets>) {
         let mut holder = lock(&self.holder);
         if matches!(*holder, Holder::IdlePool) {
@@ -190,7 +192,7 @@ mod tests {
     fn client_gets_one_socket_when_no_spare_one_is_free() {
         let spare = Arc::new(SpareSockets::new(2));
         let greedy = ClientSockets::new(Arc::clone(&spare));
-        let places: Vec<_> = (0..3).map(|_| greedy.take().unwrap()).collect();
+        let permits: Vec<_> = (0..3).map(|_| greedy.take().unwrap()).collect();
         let refused = greedy.take();
         assert!(
             matches!(refused, Err(UpstreamError::NoSocket)),
@@ -199,12 +201,12 @@ mod tests {
         let other = ClientSockets::new(Arc::clone(&spare));
         let only = other.take().unwrap();
         assert!(other.take().is_err());
-        // Whichever place it gives up, one spare socket becomes free.
-        places[0].give_up();
-        places[0].give_up();
+        // Whichever permit it gives up, one spare socket becomes free.
+        permits[0].give_up();
+        permits[0].give_up();
         let second = other.take().unwrap();
-        for place in places.iter().chain([&only, &second]) {
-            place.give_up();
+        for permit in permits.iter().chain([&only, &second]) {
+            permit.give_up();
         }
         assert_eq!(free(&spare), 2);
     }

@@ -130,14 +130,14 @@ async fn missing_intermediate_fails() {
         1,
         '✗',
         "trust",
-        "the chain is incomplete, so clients reject it: its last certificate was issued by CN=issuing CA 1, an intermediate that is missing",
+        "the chain is incomplete, so clients reject it: CN=issuing CA 1 issued its last certificate, and this intermediate is missing from the file",
         "append the intermediate certificates of the issuer to the certificate file",
     );
     check_proxy(&world, &incomplete, true).await.assert_finding(
         1,
         '✗',
         "trust",
-        "public-ca.crt: its last certificate was issued by CN=issuing CA 1, which is missing",
+        "public-ca.crt: CN=issuing CA 1 issued the last certificate of the chain, and the certificate of CN=issuing CA 1 is neither in the chain nor in",
         "append the intermediate certificates of the issuer to the certificate file",
     );
     let result = check_proxy(&world, &complete, true).await;

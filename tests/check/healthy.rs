@@ -173,7 +173,7 @@ async fn port_of_running_proxy_passes() {
         assert_eq!(result.code, 0, "{names:?} {}", result.stdout);
         let listen = &result.of("listen")[0];
         assert!(
-            listen.message.contains("is used by the running proxy"),
+            listen.message.contains("is in use by the running proxy"),
             "{listen:?}"
         );
     }

@@ -190,6 +190,6 @@ async fn load_balancer_error_is_not_blamed_on_apiserver() {
         '✗',
         "version",
         "client → proxy: the response to /version is not from an apiserver: 503 Service Unavailable: <html>503 no healthy target</html>",
-        "what is in front of the proxy",
+        "the load balancer or firewall in front of the proxy",
     );
 }

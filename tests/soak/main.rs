@@ -163,10 +163,13 @@ async fn no_client_notices_rotations_broken_files_and_restarts() {
         let new = Ca::new(&format!("cluster {number}"));
         // As an operator does it: first both CAs, then the new certificate of the apiserver, then only the new CA.
         for (cas, present) in [(ca.pem() + &new.pem(), true), (new.pem(), false)] {
-            let seen: Vec<_> = instances.iter().map(|one| one.count("reloaded")).collect();
+            let seen: Vec<_> = instances
+                .iter()
+                .map(|one| one.count("certificates reloaded"))
+                .collect();
             world.dir.write("ca.crt", cas);
             for (instance, seen) in instances.iter().zip(seen) {
-                instance.wait_for("reloaded", seen + 1).await;
+                instance.wait_for("certificates reloaded", seen + 1).await;
             }
             if present {
                 apiserver.present(&new.server(&[APISERVER]));

@@ -245,7 +245,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// As many symbolic links as Linux follows.
+/// Linux follows at most 40 symbolic links, and so do we.
 const MAX_LINKS: usize = 40;
 /// Enough for a person to notice, and not too many for a script that renews a token.
 const MAX_NUMBERED_BACKUPS: usize = 9;

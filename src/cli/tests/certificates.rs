@@ -67,19 +67,19 @@ fn bad_certificates() {
             "swapped",
             key(),
             leaf.pem.clone(),
-            "certificate DIR/bad.crt: line 1 begins a PRIVATE KEY, which does not belong here; keep the key in a file of its own, and check that certificate and key are not swapped",
+            "certificate DIR/bad.crt: line 1: a PEM block `PRIVATE KEY` does not belong here; keep the key in a file of its own, and check that certificate and key are not swapped",
         ),
         (
             "combined",
             format!("{}{}", leaf.pem, leaf.key),
             key(),
-            "certificate DIR/bad.crt: line 11 begins a PRIVATE KEY, which does not belong here; keep the key in a file of its own, and check that certificate and key are not swapped",
+            "certificate DIR/bad.crt: line 11: a PEM block `PRIVATE KEY` does not belong here; keep the key in a file of its own, and check that certificate and key are not swapped",
         ),
         (
             "csr",
             request.pem().unwrap(),
             key(),
-            "certificate DIR/bad.crt: line 1 begins a CERTIFICATE REQUEST, which does not belong here; give the certificate that the issuer returned for this request",
+            "certificate DIR/bad.crt: line 1: a PEM block `CERTIFICATE REQUEST` does not belong here; give the certificate that the issuer returned for this request",
         ),
         (
             "joined",
@@ -160,7 +160,7 @@ fn bad_keys() {
         (
             "certificate",
             leaf.pem.clone(),
-            "key DIR/bad.key: line 1 begins a CERTIFICATE, which does not belong here; keep only the private key, and check that certificate and key are not swapped",
+            "key DIR/bad.key: line 1: a PEM block `CERTIFICATE` does not belong here; keep only the private key, and check that certificate and key are not swapped",
         ),
         (
             "empty",
@@ -200,7 +200,7 @@ fn bad_keys() {
         (
             "public",
             public,
-            "key DIR/bad.key: line 1 begins a PUBLIC KEY, which does not belong here; keep only the private key",
+            "key DIR/bad.key: line 1: a PEM block `PUBLIC KEY` does not belong here; keep only the private key",
         ),
         (
             "line breaks became spaces",
@@ -227,7 +227,7 @@ fn bad_keys() {
         (
             "unknown kind",
             pem("MHcCAQEEIBs", "AAAA"),
-            "key DIR/bad.key: line 1 begins a PEM block of an unknown kind, which does not belong here; keep only the private key",
+            "key DIR/bad.key: line 1: a PEM block of an unknown kind does not belong here; keep only the private key",
         ),
         (
             "only parameters",
@@ -289,12 +289,12 @@ fn bad_cluster_cas() {
         (
             "key",
             ca.key(),
-            "CA DIR/bad-ca.crt: line 1 begins a PRIVATE KEY, which does not belong here; keep only CA certificates, and treat that key as leaked if others can read this file",
+            "CA DIR/bad-ca.crt: line 1: a PEM block `PRIVATE KEY` does not belong here; keep only CA certificates, and treat that key as leaked if others can read this file",
         ),
         (
             "ca and key",
             format!("{}{}", ca.pem(), ca.key()),
-            "CA DIR/bad-ca.crt: line 11 begins a PRIVATE KEY, which does not belong here; keep only CA certificates, and treat that key as leaked if others can read this file",
+            "CA DIR/bad-ca.crt: line 11: a PEM block `PRIVATE KEY` does not belong here; keep only CA certificates, and treat that key as leaked if others can read this file",
         ),
         (
             "expired",

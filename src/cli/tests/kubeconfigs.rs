@@ -54,7 +54,7 @@ fn bad_kubeconfigs() {
         ),
         (
             "CLUSTER {server: 'https://10.0.0.1', insecure-skip-tls-verify: true}",
-            "kubeconfig DIR/kubeconfig: cluster `c` sets insecure-skip-tls-verify: true, but an unverified apiserver could be anyone, and would read every token; remove that line and give the CA as certificate-authority",
+            "kubeconfig DIR/kubeconfig: cluster `c` sets insecure-skip-tls-verify: true. Without verification any server could pose as the apiserver and read every token; remove that line and give the CA as certificate-authority",
         ),
         (
             "CLUSTER {server: 'https://10.0.0.1', certificate-authority: ca.crt, proxy-url: 'socks5://x'}",
@@ -120,28 +120,28 @@ fn bad_pods() {
                 service_port: None,
                 ..pod.clone()
             },
-            "the pod's service account: KUBERNETES_SERVICE_PORT is not set, but KUBERNETES_SERVICE_HOST is; set both or neither",
+            "the pod's environment: KUBERNETES_SERVICE_PORT is not set, but KUBERNETES_SERVICE_HOST is; set both or neither",
         ),
         (
             Environment {
                 service_host: None,
                 ..pod.clone()
             },
-            "the pod's service account: KUBERNETES_SERVICE_HOST is not set, but KUBERNETES_SERVICE_PORT is; set both or neither",
+            "the pod's environment: KUBERNETES_SERVICE_HOST is not set, but KUBERNETES_SERVICE_PORT is; set both or neither",
         ),
         (
             Environment {
                 service_host: Some("a b".into()),
                 ..pod.clone()
             },
-            "the pod's service account: `a b` in KUBERNETES_SERVICE_HOST is not valid; it must be an IP address or host name",
+            "the pod's environment: `a b` in KUBERNETES_SERVICE_HOST is not valid; it must be an IP address or host name",
         ),
         (
             Environment {
                 service_port: Some("https".into()),
                 ..pod
             },
-            "the pod's service account: `https` in KUBERNETES_SERVICE_PORT is not valid; it must be a port from 1 to 65535",
+            "the pod's environment: `https` in KUBERNETES_SERVICE_PORT is not valid; it must be a port from 1 to 65535",
         ),
         (
             in_a_pod(Path::new("/nowhere")),

@@ -12,15 +12,15 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::Service;
 use crate::config::Timeouts;
 
-/// The deadline of one wait after the other, with one timer that is set only when a wait needs it.
+/// The deadline of the current wait. One timer serves all waits, and it is set only when a wait needs it.
 #[derive(Debug)]
 pub(super) struct HeadTimer {
     sleep: Option<Pin<Box<Sleep>>>,
-    /// `None` until the client has to be waited for.
+    /// `None` until the connection has to wait for the client.
     wait: Option<HeadWait>,
     deadline: Instant,
     is_first: bool,
-    /// The deadline is the one of the drain.
+    /// Whether `deadline` is the deadline that the drain sets.
     drains: bool,
 }
 
@@ -53,7 +53,7 @@ impl HeadTimer {
         }
     }
 
-    /// Ready when the client took too long, with what it was waited for. `has_begun` says whether a part of the
+    /// Ready when the client took too long. Returns what the connection waited for. `has_begun` says whether a part of the
     /// head has arrived.
     pub(super) fn poll(
         &mut self,

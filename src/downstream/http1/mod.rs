@@ -2,7 +2,7 @@
 //! ends, is idle or drains.
 //!
 //! Each request is framed once, by the parser of `http1`. Until the last byte of a request was read, no later byte
-//! is taken for another request; if its end is uncertain, the connection closes after the response.
+//! is taken for another request. If the end of a request is uncertain, the connection closes after the response.
 
 mod head_timer;
 mod response_writer;
@@ -47,7 +47,7 @@ use crate::{
     upstream::RequestBody,
 };
 
-/// Why a connection ended before its time.
+/// Why a connection did not end in order.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ServeError {
     #[error("no complete request head in time")]
@@ -56,7 +56,7 @@ pub(super) enum ServeError {
     ClientGone,
     #[error("the connection failed")]
     Io(#[from] io::Error),
-    /// The client must not take what it got of the response for the whole.
+    /// The response is incomplete, and must not look complete to the client.
     #[error("the response was aborted")]
     Aborted,
     #[error("the client did not read the response")]
@@ -280,7 +280,7 @@ impl ClientWire {
         (RequestBody::from_http1(incoming), expects)
     }
 
-    /// Reads on after the body of a request.
+    /// Takes the right to read back after the body of a request has ended.
     fn take_back(&mut self, end: Option<BodyEnd>) {
         self.lent = None;
         if let Some(mut end) = end {

@@ -18,19 +18,19 @@ use tokio::{
 use super::ServeError;
 use crate::http1::{Outgoing, ResponseFraming, Wire};
 
-/// A response that is being written. It asks its body for more only when the client has taken what came before.
+/// A response that is being written. It asks the body for more only when the client has taken the bytes before.
 #[derive(Debug)]
 pub(super) struct ResponseWriter<B> {
     outgoing: Outgoing,
     body: B,
     framing: ResponseFraming,
     accepts_trailers: bool,
-    /// The response is a 101, so that a tunnel follows.
+    /// Whether the response is a 101, so that a tunnel follows.
     pub(super) is_switch: bool,
     state: WriteState,
     /// Made when the response first waits for its client, because most responses never do.
     tick: Option<Pin<Box<Sleep>>>,
-    /// The client has taken something since the last tick, or had nothing to take.
+    /// Whether the client has taken something since the last tick, or had nothing to take.
     has_progressed: bool,
     /// Ticks in a row without progress.
     silent_ticks: u32,
@@ -41,7 +41,7 @@ enum WriteState {
     Body,
     /// All of the response is in `outgoing`.
     Complete,
-    /// The body ended early. What came before is still written.
+    /// The body ended early. The bytes before its end are still written.
     Aborted,
 }
 
@@ -116,7 +116,7 @@ impl<B: Body<Data = Bytes> + Unpin> ResponseWriter<B> {
         }
     }
 
-    /// Takes from the body what it has now.
+    /// Takes the frames that the body has now.
     fn gather(&mut self, cx: &mut Context<'_>) {
         while self.state == WriteState::Body && self.outgoing.has_room() {
             match Pin::new(&mut self.body).poll_frame(cx) {

@@ -343,8 +343,9 @@ impl<F: Future> Future for StallGuard<F> {
 struct StallClock {
     /// Not reset for each frame, because a large download waits for its client thousands of times.
     tick: Pin<Box<Sleep>>,
+    /// Whether the stream has data that the client does not accept.
     waits_for_client: bool,
-    /// The client has read something since the last tick.
+    /// Whether the client has read something since the last tick.
     has_read: bool,
     read_flag: Option<ReadFlag>,
     /// Ticks in a row between which the client read nothing.
@@ -354,21 +355,33 @@ struct StallClock {
 
 impl Drop for StallClock {
     fn drop(&mut self) {
-        self.unread.count.fetch_sub(1, Ordering::Relaxed);
+        self.set_waiting(false);
     }
 }
 
 impl StallClock {
     fn new(read_flag: Option<ReadFlag>, unread: Arc<UnreadResponses>) -> Self {
-        unread.count.fetch_add(1, Ordering::Relaxed);
-        Self {
+        let mut clock = Self {
             tick: Box::pin(sleep(TICK)),
-            waits_for_client: true,
+            waits_for_client: false,
             has_read: false,
             read_flag,
             silent_ticks: 0,
             unread,
+        };
+        clock.set_waiting(true);
+        clock
+    }
+
+    /// The clock runs on for a while after a wait, and only a response that waits now is unread.
+    fn set_waiting(&mut self, waits_for_client: bool) {
+        let count = &self.unread.count;
+        match (self.waits_for_client, waits_for_client) {
+            (false, true) => drop(count.fetch_add(1, Ordering::Relaxed)),
+            (true, false) => drop(count.fetch_sub(1, Ordering::Relaxed)),
+            (true, true) | (false, false) => {}
         }
+        self.waits_for_client = waits_for_client;
     }
 
     fn body_was_polled(&mut self, polled: BodyPoll) {
@@ -382,7 +395,7 @@ impl StallClock {
         };
         // A wait that begins between two ticks begins with the next one.
         self.has_read |= !self.waits_for_client;
-        self.waits_for_client = waits_for_client;
+        self.set_waiting(waits_for_client);
         self.read_flag = read_flag;
     }
 
@@ -620,6 +633,24 @@ mod tests {
             assert_eq!(stalls(&counters), u64::from(waits_for_client));
         }
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn response_that_waits_no_longer_is_not_unread() {
+        let (counters, memory) = (Arc::default(), Arc::default());
+        let unread = unread(&counters, &memory);
+        memory.set_short(true);
+        let clock = |_| StallClock::new(None, Arc::clone(&unread));
+        let mut clocks: Vec<_> = (0..=MAX_UNREAD_WHEN_SHORT).map(clock).collect();
+        assert!(unread.must_shed());
+        clocks[0].body_was_polled(BodyPoll::WaitsForServer);
+        assert!(!unread.must_shed());
+        clocks[0].body_was_polled(BodyPoll::Yielded(None));
+        assert!(unread.must_shed());
+        clocks[0].body_was_polled(BodyPoll::WaitsForServer);
+        drop(clocks);
+        assert_eq!(unread.count.load(Ordering::Relaxed), 0);
+    }
+
     /// Responses that are not read at all, and whether each is reset.
     struct Unread(Vec<Pin<Box<dyn Future<Output = ()>>>>);
 

@@ -185,7 +185,8 @@ impl Endpoints {
             .await
             .is_ok()
         {
-            // Waits until a success counts again for the endpoint that just failed.
+            // An endpoint stays unhealthy for a short time after a failure, and a successful probe in that time does
+            // not count. So wait until it is over (see `REPROBE_DELAY`).
             tokio::time::sleep(with_jitter(REPROBE_DELAY).min(interval)).await;
         }
     }

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 pub(super) use response::H1Response;
 
 use super::{
-    H1Error, HttpError, RequestBody, UpstreamError, endpoint::Endpoint, sockets::SocketPlace,
+    H1Error, HttpError, RequestBody, UpstreamError, endpoint::Endpoint, sockets::SocketPermit,
 };
 use crate::{
     drain::Drain,
@@ -40,7 +40,7 @@ pub(super) struct H1Connection {
     keep_alive: bool,
     idle_since: Instant,
     stats: ConnectionStats,
-    place: Option<Arc<SocketPlace>>,
+    socket_permit: Option<Arc<SocketPermit>>,
 }
 
 /// Why there is no response, and the request if no byte of it was written. Returned in a box, because it
@@ -61,20 +61,20 @@ impl H1Connection {
             keep_alive: false,
             idle_since: Instant::now(),
             stats: ConnectionStats::default(),
-            place: None,
+            socket_permit: None,
         }
     }
 
     /// The same, on this socket.
-    pub(super) fn with_place(self, place: Arc<SocketPlace>) -> Self {
+    pub(super) fn with_socket_permit(self, permit: Arc<SocketPermit>) -> Self {
         Self {
-            place: Some(place),
+            socket_permit: Some(permit),
             ..self
         }
     }
 
-    pub(super) fn place(&self) -> Option<&SocketPlace> {
-        self.place.as_deref()
+    pub(super) fn socket_permit(&self) -> Option<&SocketPermit> {
+        self.socket_permit.as_deref()
     }
 
     pub(super) fn address(&self) -> UpstreamAddr {

@@ -28,7 +28,7 @@ use tracing::debug;
 pub(super) use peer::fuzz;
 pub(super) use stream::{H2Response, H2Stream};
 
-use super::{endpoint::Endpoint, sockets::SocketPlace};
+use super::{endpoint::Endpoint, sockets::SocketPermit};
 use crate::{
     config::Timeouts,
     drain::Drain,
@@ -45,7 +45,7 @@ use stream::StreamGuard;
 pub(super) struct H2Connection {
     send: SendRequest<Bytes>,
     state: Arc<H2State>,
-    place: Option<Arc<SocketPlace>>,
+    socket_permit: Option<Arc<SocketPermit>>,
 }
 
 /// A connection that takes no new stream and stays until its streams have ended.
@@ -93,7 +93,7 @@ impl H2State {
 
 impl H2Connection {
     /// Sends the HTTP/2 preface on an established stream, waits for the apiserver's, and starts the task
-    /// that runs the connection.
+    /// that runs the connection. A client opens at most `max_streams` on it.
     ///
     /// # Errors
     ///
@@ -102,13 +102,15 @@ impl H2Connection {
         batcher: WriteBatcher<S>,
         endpoint: Arc<Endpoint>,
         timeouts: &Timeouts,
+        max_streams: u32,
         drain: &Drain,
     ) -> Result<Self, h2::Error>
     where
         S: TlsWriter + Send + 'static,
     {
         let peer = Arc::new(PeerState::new());
-        let monitor = FrameMonitor::of_apiserver(batcher.clone(), PeerFrames::new(&peer));
+        let frames = PeerFrames::new(&peer, max_streams);
+        let monitor = FrameMonitor::of_apiserver(batcher.clone(), frames);
         let (send, mut connection) = settings().handshake(monitor).await?;
         wait_for_settings(&send, &mut connection, &batcher).await?;
         let state = Arc::new(H2State {
@@ -133,20 +135,20 @@ impl H2Connection {
         Ok(Self {
             send,
             state,
-            place: None,
+            socket_permit: None,
         })
     }
 
     /// The same, on this socket.
-    pub(super) fn with_place(self, place: Arc<SocketPlace>) -> Self {
+    pub(super) fn with_socket_permit(self, permit: Arc<SocketPermit>) -> Self {
         Self {
-            place: Some(place),
+            socket_permit: Some(permit),
             ..self
         }
     }
 
-    pub(super) fn place(&self) -> Option<&SocketPlace> {
-        self.place.as_deref()
+    pub(super) fn socket_permit(&self) -> Option<&SocketPermit> {
+        self.socket_permit.as_deref()
     }
 
     /// Whether a new stream may be opened now.

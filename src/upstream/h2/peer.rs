@@ -92,13 +92,17 @@ pub(super) struct PeerFrames {
     has_read: bool,
     /// Heads and trailers that the peer may still send.
     spare_heads: u32,
+    /// Heads that the requests of a connection may save up. Each stream may end with a head and trailers at once.
+    max_spare_heads: u32,
     has_too_many_heads: bool,
 }
 
 impl PeerFrames {
-    pub(super) fn new(peer: &Arc<PeerState>) -> Self {
+    /// The frames of a connection with at most this many streams.
+    pub(super) fn new(peer: &Arc<PeerState>, max_streams: u32) -> Self {
         Self {
             peer: Arc::clone(peer),
+            max_spare_heads: max_streams.saturating_mul(2).max(MIN_SPARE_HEADS),
             goaway: None,
             has_read: false,
             spare_heads: 0,
@@ -153,7 +157,7 @@ impl FrameListener for PeerFrames {
                 .last_written
                 .fetch_max(frame.stream, Ordering::AcqRel);
             let heads = self.spare_heads.saturating_add(MAX_HEADS);
-            self.spare_heads = heads.min(MAX_SPARE_HEADS);
+            self.spare_heads = heads.min(self.max_spare_heads);
         }
     }
 }
@@ -162,7 +166,7 @@ impl FrameListener for PeerFrames {
 pub(in crate::upstream) fn fuzz(bytes: &[u8]) {
     assert_same_in_pieces(bytes, |bytes, size| {
         let peer = Arc::new(PeerState::new());
-        let mut frames = PeerFrames::new(&peer);
+        let mut frames = PeerFrames::new(&peer, 100);
         frames.spare_heads = MAX_HEADS;
         feed(&mut frames, bytes, size);
         let last_stream = peer.last_stream.load(Ordering::Acquire);
@@ -175,11 +179,11 @@ pub(in crate::upstream) fn fuzz(bytes: &[u8]) {
     });
 }
 
-/// Heads per request: interim responses as over HTTP/1.1, which h2 does not limit, the response, and its trailers.
-/// kube-apiserver sends no interim responses.
+/// Maximum HEADERS frames per request: 100 interim responses (the same limit as over HTTP/1.1), the response and its
+/// trailers. The h2 crate does not limit interim responses. kube-apiserver sends none.
 const MAX_HEADS: u32 = 100 + 2;
-/// Heads that the requests of a connection may save up. This is enough for the responses of 500 streams.
-const MAX_SPARE_HEADS: u32 = 1000;
+/// Heads that the requests of a connection may save up at least: those of 500 streams.
+const MIN_SPARE_HEADS: u32 = 1000;
 /// Larger than any stream number, which has 31 bits.
 const NO_GOAWAY: u32 = u32::MAX;
 
@@ -190,6 +194,7 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
+    use crate::transport::frames::FrameHeader;
 
     fn goaway(last_stream: u32) -> Vec<u8> {
         let payload = [&last_stream.to_be_bytes()[..], &[0, 0, 0, 0, b'x']].concat();
@@ -200,7 +205,7 @@ mod tests {
     fn goaway_is_read_in_pieces_and_only_lowers_the_last_stream() {
         for size in 1..20 {
             let peer = Arc::new(PeerState::new());
-            let mut frames = PeerFrames::new(&peer);
+            let mut frames = PeerFrames::new(&peer, 100);
             // Data that looks like a GOAWAY.
             let data = [&[0, 0, 18, 0, 0, 0, 0, 0, 1][..], &goaway(1)].concat();
             feed(&mut frames, &data, size);
@@ -210,6 +215,28 @@ mod tests {
                 assert_eq!(peer.last_stream.load(Ordering::Acquire), expected);
             }
         }
+    }
+
+    #[test]
+    fn every_stream_may_end_with_a_head_and_trailers() {
+        const STREAMS: u32 = 10_000;
+        let headers = [0, 0, 0, HEADERS, 0, 0, 0, 0, 1];
+        let mut frames = PeerFrames::new(&Arc::new(PeerState::new()), STREAMS);
+        let request = FrameHeader {
+            length: 0,
+            kind: HEADERS,
+            flags: 0,
+            stream: 1,
+        };
+        for _ in 0..STREAMS {
+            frames.written(FramePart::Header(request));
+        }
+        for _ in 0..2 * STREAMS {
+            feed(&mut frames, &headers, 9);
+        }
+        frames.check(0).unwrap();
+        feed(&mut frames, &headers, 9);
+        frames.check(0).unwrap_err();
     }
 
     /// Go may send the GOAWAY before or after the head of the 401 that causes it.

@@ -120,7 +120,7 @@ impl H2Stream {
     }
 }
 
-/// Why stream `id` has no response, and with that whether the request may be sent again.
+/// Returns the reason why stream `id` has no response. The error variant decides whether the request may be sent again.
 fn failure(state: &H2State, id: StreamId, source: h2::Error) -> UpstreamError {
     let endpoint = state.endpoint.address();
     let is_refused =

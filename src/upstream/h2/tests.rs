@@ -25,7 +25,7 @@ type FarEnd = FrameConnection<DuplexStream>;
 async fn connect(stream: DuplexStream, drain: &Drain) -> Result<H2Connection, h2::Error> {
     let endpoint = Arc::new(Endpoint::new(UpstreamAddr(([127, 0, 0, 1], 6443).into())));
     let batcher = WriteBatcher::new(PlainStream::new(stream));
-    H2Connection::establish(batcher, endpoint, &Timeouts::default(), drain).await
+    H2Connection::establish(batcher, endpoint, &Timeouts::default(), 100, drain).await
 }
 
 async fn connected(drain: &Drain) -> (H2Connection, FarEnd) {

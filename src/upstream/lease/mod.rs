@@ -242,7 +242,7 @@ impl ClientLeases {
         head: Parts,
         body: RequestBody,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
-        let connection = Box::pin(self.connect(cluster, &cluster.tls.h1)).await?;
+        let connection = Box::pin(self.dial_endpoints(cluster, &cluster.tls.h1)).await?;
         connection.stats().set_end_reason(LeaseEnd::Upgrade);
         let connection = match connection {
             Connection::H1(connection) => LeasedH1::without_table(connection),
@@ -269,7 +269,7 @@ impl ClientLeases {
         let asked = Instant::now();
         let mut turn = None;
         loop {
-            // With the turn once more: the dial that had it before may have made a connection.
+            // Looks again once it holds the turn to dial, because another stream may have dialled meanwhile.
             match self.table.find(cluster.id, wants_h2, newer_than) {
                 Lookup::Found(leased) => return Ok(leased),
                 Lookup::Full => return Err(self.too_many_connections()),
@@ -287,14 +287,28 @@ impl ClientLeases {
         }
     }
 
-    /// A new connection that no other request of this client gets. Fails like a dial that failed after `asked`.
+    /// A new connection in the lease of this client.
+    async fn dial(&self, cluster: &Cluster, wants_h2: bool) -> Result<Leased, UpstreamError> {
+        let config = if wants_h2 {
+            &cluster.tls.h2
+        } else {
+            &cluster.tls.h1
+        };
+        let connection = self.dial_endpoints(cluster, config).await?;
+        let endpoint = connection.address();
+        let leased = self.table.add(cluster.id, connection, wants_h2);
+        leased.ok_or_else(|| accepts_no_request(endpoint))
+    }
+
+    /// A new connection that no other request of this client gets. If another dial of this cluster has failed since
+    /// `asked`, it returns that error and does not dial again.
     async fn dial_own(&self, cluster: &Cluster, asked: Instant) -> Result<Leased, UpstreamError> {
         let turn = self.dialling.lock().await;
         if !self.table.make_room_for_h2() {
             return Err(self.too_many_connections());
         }
         let dial = async {
-            let connection = self.connect(cluster, &cluster.tls.h2).await?;
+            let connection = self.dial_endpoints(cluster, &cluster.tls.h2).await?;
             let endpoint = connection.address();
             let leased = self.table.add_own(cluster.id, connection);
             leased.ok_or_else(|| accepts_no_request(endpoint))
@@ -302,7 +316,7 @@ impl ClientLeases {
         take_turn(turn, cluster, asked, dial).await
     }
 
-    async fn connect(
+    async fn dial_endpoints(
         &self,
         cluster: &Cluster,
         config: &Arc<ClientConfig>,
@@ -314,18 +328,6 @@ impl ClientLeases {
         UpstreamError::TooManyConnections {
             max: max_connections(&self.context.limits),
         }
-    }
-
-    async fn dial(&self, cluster: &Cluster, wants_h2: bool) -> Result<Leased, UpstreamError> {
-        let config = if wants_h2 {
-            &cluster.tls.h2
-        } else {
-            &cluster.tls.h1
-        };
-        let connection = self.connect(cluster, config).await?;
-        let endpoint = connection.address();
-        let leased = self.table.add(cluster.id, connection, wants_h2);
-        leased.ok_or_else(|| accepts_no_request(endpoint))
     }
 }
 

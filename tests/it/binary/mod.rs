@@ -329,7 +329,9 @@ async fn sighup_reloads_the_certificate() {
     let new = world.public_ca.server(&[HOST, "127.0.0.1"]);
     new.write(&world.dir, "public");
     binary.signal("HUP").await;
-    binary.wait_for_line("reloaded").await;
+    binary
+        .wait_for_line("configuration and certificates reloaded")
+        .await;
     let tls = binary.client(&world).connect().await.unwrap();
     assert!(tls.server_certificates() == new.chain);
 }

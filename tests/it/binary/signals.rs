@@ -114,7 +114,9 @@ async fn sighup_during_the_delay_reloads_without_notifying_systemd() {
     let new = world.public_ca.server(&[HOST, "127.0.0.1"]);
     new.write(&world.dir, "public");
     binary.signal("HUP").await;
-    binary.wait_for_line("reloaded").await;
+    binary
+        .wait_for_line("configuration and certificates reloaded")
+        .await;
     let client = binary.client(&world).connect().await.unwrap();
     assert_eq!(client.server_certificates()[0], new.chain[0]);
     drop(client);
