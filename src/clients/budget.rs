@@ -80,7 +80,10 @@ struct CredentialHash(u64);
 #[derive(Debug, Clone, Copy)]
 pub enum BudgetCheck {
     /// The request was not checked, because the apiserver has refused no credential of its client.
-    Unchecked,
+    Unchecked {
+        /// Whether the request has a credential.
+        has_credential: bool,
+    },
     /// The request was checked.
     Checked(CheckedCredential),
 }
@@ -159,6 +162,32 @@ fn credentials(request: &Parts) -> impl Iterator<Item = &HeaderValue> {
     fields.chain(protocols.filter(has_token))
 }
 
+impl BudgetCheck {
+    fn unchecked(request: &Parts) -> Self {
+        let has_credential = credentials(request).next().is_some();
+        Self::Unchecked { has_credential }
+    }
+
+    /// Whether this status code proves that the apiserver has accepted the credential. The apiserver and proxies before it
+    /// send most others before they check it: `?timeout=x` gets a 400 whatever the token is.
+    pub(super) fn is_accepted(self, status: StatusCode) -> bool {
+        let has_credential = match self {
+            Self::Unchecked { has_credential } => has_credential,
+            Self::Checked(credential) => !credential.is_anonymous,
+        };
+        has_credential
+            && matches!(
+                status.as_u16(),
+                101 | 200..=399 | 403 | 404 | 409 | 410 | 422
+            )
+    }
+}
+
+/// Whether this status code refuses the credential. A 403 to a request with a credential is about a permission.
+fn is_refused(status: StatusCode, has_credential: bool) -> bool {
+    status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN && !has_credential
+}
+
 impl ClientBudget {
     pub(super) fn new(sizes: &BudgetSizes) -> Self {
         let now = Instant::now();
@@ -188,7 +217,7 @@ impl ClientBudget {
         if self.is_checked.load(Ordering::Relaxed) {
             self.check_buckets(sizes, request, has_tried)
         } else {
-            Ok(BudgetCheck::Unchecked)
+            Ok(BudgetCheck::unchecked(request))
         }
     }
 
@@ -210,7 +239,7 @@ impl ClientBudget {
             // Before the lock is released, so that a refusal at the same time sets it again.
             self.is_checked
                 .store(sizes.requests.is_some(), Ordering::Relaxed);
-            return Ok(BudgetCheck::Unchecked);
+            return Ok(BudgetCheck::unchecked(request));
         }
         let mut credential = sizes.credential_of(request);
         if refusals.accepted.contains(&credential.hash) {
@@ -238,10 +267,12 @@ impl ClientBudget {
     /// Notes the status code with which the apiserver has answered a request.
     #[inline]
     pub(super) fn answered(&self, sizes: &BudgetSizes, check: BudgetCheck, status: StatusCode) {
-        let is_refused = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
         match check {
-            BudgetCheck::Unchecked if !is_refused => {}
-            BudgetCheck::Unchecked => self.begin(sizes, status),
+            BudgetCheck::Unchecked { has_credential } => {
+                if is_refused(status, has_credential) {
+                    self.begin(sizes, status);
+                }
+            }
             BudgetCheck::Checked(credential) => self.note(sizes, credential, status),
         }
     }
@@ -251,7 +282,7 @@ impl ClientBudget {
         let now = Instant::now();
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         refusals.keep_until = now + sizes.credential.fill_interval;
-        // The request is gone, so it is not known whether a 403 was for a credential.
+        // A request without a credential guesses none, so its 403 takes no token here.
         if status == StatusCode::UNAUTHORIZED {
             refusals.all.take(&sizes.all, now).ok();
             refusals.unattributed = refusals.unattributed.saturating_add(1);
@@ -262,15 +293,12 @@ impl ClientBudget {
     fn note(&self, sizes: &BudgetSizes, credential: CheckedCredential, status: StatusCode) {
         let now = Instant::now();
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_refused = status == StatusCode::UNAUTHORIZED
-            || status == StatusCode::FORBIDDEN && credential.is_anonymous;
-        if is_refused {
+        if is_refused(status, !credential.is_anonymous) {
             if !credential.has_token {
                 refusals.all.take(&sizes.all, now).ok();
             }
             refusals.refuse(&sizes.credential, credential, status, now);
-        } else if status.as_u16() < 500 {
-            // The apiserver can also answer with a 5xx before it has checked the credential.
+        } else if BudgetCheck::Checked(credential).is_accepted(status) {
             refusals.accept(credential.hash);
             if credential.has_token {
                 refusals.all.put_back(&sizes.all);

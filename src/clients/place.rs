@@ -42,6 +42,8 @@ pub(super) struct PlaceState {
     idle_since: AtomicU64,
     has_finished: AtomicBool,
     is_tunnel: AtomicBool,
+    /// Whether the apiserver has accepted the credential of a request.
+    is_authenticated: AtomicBool,
     /// Whether this connection has used its one attempt with an unknown credential, which it has while the client's
     /// bucket for all refusals is empty (see `budget.rs`).
     has_tried: AtomicBool,
@@ -75,19 +77,27 @@ impl Place {
     }
 
     /// Waits for a permit, so that the connection counts against `limits.connections`. Nearly every connection has its
-    /// permit from the start. Returns `false` after `limit`.
+    /// permit from the start. Returns `false` after `limit`, and when a client with fewer waiting connections takes its
+    /// room to wait.
     pub async fn wait_for_permit(&mut self, limit: Duration) -> bool {
         if self.is_waiting() {
             // On the heap, because it is rare.
             let (table, prefix) = (&self.state.table, self.state.client.prefix);
-            let permit = Box::pin(timeout(limit, table.wait(prefix))).await;
-            let Ok(permit) = permit else {
+            let permit = Box::pin(timeout(limit, async {
+                tokio::select! {
+                    permit = table.wait(prefix) => Some(permit),
+                    () = self.closing() => None,
+                }
+            }));
+            let Ok(Some(permit)) = permit.await else {
                 return false;
             };
+            if !table.stop_waiting(self.state.id) {
+                return false;
+            }
             self.permit = Some(permit);
             self.state.becomes_idle(Instant::now());
             self.state.has_permit.store(true, Ordering::Relaxed);
-            table.waited(prefix);
         }
         true
     }
@@ -129,6 +139,9 @@ impl Place {
     pub fn answered(&self, check: BudgetCheck, status: StatusCode) {
         let sizes = &self.state.table.budgets;
         self.state.client.budget.answered(sizes, check, status);
+        if check.is_accepted(status) {
+            self.state.is_authenticated.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Notes that a request begins.
@@ -152,13 +165,12 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let is_waiting = self.is_waiting();
         // Release the permit before the table entry is removed. In the other order, a waiting connection could find no
         // free permit and no connection that is about to end, and would close another connection to get a place.
         drop(self.permit.take());
         self.state
             .table
-            .leave(self.state.client.prefix, self.state.id, is_waiting);
+            .leave(self.state.client.prefix, self.state.id);
     }
 }
 
@@ -180,6 +192,7 @@ impl PlaceState {
             idle_since: AtomicU64::new(0),
             has_finished: AtomicBool::new(false),
             is_tunnel: AtomicBool::new(false),
+            is_authenticated: AtomicBool::new(false),
             has_tried: AtomicBool::new(false),
             is_closing: AtomicBool::new(false),
             waker: Mutex::default(),
@@ -199,7 +212,11 @@ impl PlaceState {
         }
         let accepted = Reverse(self.accepted);
         let is_running = self.requests.load(Ordering::Acquire) > 0;
-        Some(if self.is_tunnel.load(Ordering::Relaxed) {
+        let is_tunnel = self.is_tunnel.load(Ordering::Relaxed);
+        if (is_running || is_tunnel) && self.is_authenticated.load(Ordering::Relaxed) {
+            return None;
+        }
+        Some(if is_tunnel {
             Rank::Tunnel(accepted)
         } else if !is_running {
             let idle_since = self.idle_since.load(Ordering::Relaxed);
@@ -211,9 +228,10 @@ impl PlaceState {
         })
     }
 
-    /// Notes that the connection has ended. Returns whether it was asked to.
+    /// Notes that the connection has ended. Returns whether it was asked to give up its place.
     pub(super) fn end(&self) -> bool {
-        self.is_closing.swap(true, Ordering::Relaxed)
+        let was_asked = self.is_closing.swap(true, Ordering::Relaxed);
+        was_asked && self.has_permit.load(Ordering::Relaxed)
     }
 
     /// Asks the connection to end.

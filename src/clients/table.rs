@@ -3,9 +3,10 @@
 //! One client may take all places while no other client is connected. Once three quarters of the places are taken and
 //! another client is connected, the client with the most connections loses two of them for each new connection of any
 //! client. The connections that have been idle for the longest time close first. A connection in its TLS handshake, or
-//! silent before it, is idle too. If no place is free, a new connection waits. If its client has fewer connections than
-//! the largest client, the largest client then also loses a connection with a running request. No other client ever
-//! loses a connection.
+//! silent before it, is idle too, but only after a second while places are free. If no place is free, a new connection
+//! waits. If its client has fewer connections than the largest client, the largest client then also loses a connection
+//! with a running request, unless the apiserver has accepted a credential on it: no stranger ends the watch of a user.
+//! No other client ever loses a connection.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -56,7 +57,7 @@ struct Occupancy {
     absent: BTreeMap<u64, ClientPrefix>,
     total: usize,
     /// Connections that wait for a place.
-    waiting: usize,
+    waiting: BTreeMap<u64, (ClientPrefix, Arc<PlaceState>)>,
     /// Connections that were asked to close and are still open.
     closing: usize,
     next_id: u64,
@@ -84,7 +85,10 @@ impl ClientTable {
             permits: Arc::new(Semaphore::new(limits.connections)),
             max: limits.connections,
             max_per_client: limits.connections_per_client.unwrap_or(usize::MAX),
-            max_waiting: (limits.connections / 8).clamp(MIN_WAITING, MAX_WAITING),
+            max_waiting: (limits.connections / 8)
+                .clamp(MIN_WAITING, MAX_WAITING)
+                .min(limits.connections),
+            // Rounded up: with one slot in all, each client may use it.
             handshakes_per_client: limits.handshakes.div_ceil(2),
             budgets: BudgetSizes::new(limits),
             occupancy: Mutex::default(),
@@ -111,15 +115,11 @@ impl ClientTable {
         }
         let permit = Arc::clone(&self.permits).try_acquire_owned().ok();
         let waits = permit.is_none();
-        let is_full = if lifts_client_share {
-            occupancy.waiting >= self.max_waiting
-        } else {
-            occupancy.is_full_of_waiting(prefix, self.max_waiting)
-        };
-        if waits && is_full {
+        let has_room = lifts_client_share && occupancy.waiting.len() < self.max_waiting;
+        if waits && !has_room && !occupancy.may_wait(prefix, self.max_waiting) {
             return Err(Refusal::Connections);
         }
-        let waiting = occupancy.waiting + usize::from(waits);
+        let waiting = occupancy.waiting.len() + usize::from(waits);
         occupancy.make_room(self.max, (size + 1, prefix), waiting, CLOSED_PER_CONNECTION);
         Ok(Place::new(
             occupancy.add(self, prefix, permit.is_some()),
@@ -160,22 +160,18 @@ impl ClientTable {
 
     fn is_largest_after_making_room(&self, prefix: ClientPrefix) -> bool {
         let mut occupancy = self.lock();
-        let (size, waiting) = (occupancy.size(prefix), occupancy.waiting);
+        let (size, waiting) = (occupancy.size(prefix), occupancy.waiting.len());
         occupancy.make_room(self.max, (size, prefix), waiting, 0)
     }
 
-    /// Notes that a connection of this client no longer waits.
-    pub(super) fn waited(&self, prefix: ClientPrefix) {
-        self.lock().waited(prefix);
+    /// Notes that a connection has got its place. Returns `false` if another client has displaced it.
+    pub(super) fn stop_waiting(&self, id: u64) -> bool {
+        self.lock().stop_waiting(id).is_some()
     }
 
     /// Removes a connection.
-    pub(super) fn leave(&self, prefix: ClientPrefix, id: u64, is_waiting: bool) {
-        let mut occupancy = self.lock();
-        if is_waiting {
-            occupancy.waited(prefix);
-        }
-        occupancy.remove(prefix, id);
+    pub(super) fn leave(&self, prefix: ClientPrefix, id: u64) {
+        self.lock().remove(prefix, id);
     }
 
     fn lock(&self) -> MutexGuard<'_, Occupancy> {
@@ -192,11 +188,30 @@ impl Occupancy {
             .map_or(0, |client| client.places.len())
     }
 
-    /// Whether no more connections of this client may wait. It gets a quarter of the room, so that it cannot keep others
-    /// from waiting.
-    fn is_full_of_waiting(&self, prefix: ClientPrefix, max: usize) -> bool {
-        let own = self.clients.get(&prefix).map_or(0, |client| client.waiting);
-        self.waiting >= max || own >= max / 4
+    /// Whether one more connection of this client may wait. It gets a quarter of the room. If the room is full, the
+    /// client with the most waiting connections loses the oldest of them, so that a few clients do not close it.
+    fn may_wait(&mut self, prefix: ClientPrefix, max: usize) -> bool {
+        let count = |prefix| self.clients.get(prefix).map_or(0, |client| client.waiting);
+        let own = count(&prefix);
+        let is_within_share = own < (max / 4).max(1);
+        if !is_within_share || self.waiting.len() < max {
+            return is_within_share;
+        }
+        let each = self.waiting.iter();
+        let each = each.map(|(id, (prefix, _))| (count(prefix), std::cmp::Reverse(*id)));
+        let Some((most, std::cmp::Reverse(id))) = each.max() else {
+            return false;
+        };
+        // With a difference of one, two clients would displace each other without end.
+        let displaced = if most > own + 1 {
+            self.stop_waiting(id)
+        } else {
+            None
+        };
+        displaced.is_some_and(|state| {
+            state.close();
+            true
+        })
     }
 
     fn add(
@@ -221,12 +236,13 @@ impl Occupancy {
         self.by_size.insert((client.places.len(), prefix));
         if !has_permit {
             client.waiting += 1;
-            self.waiting += 1;
+            self.waiting.insert(id, (prefix, Arc::clone(&state)));
         }
         state
     }
 
     fn remove(&mut self, prefix: ClientPrefix, id: u64) {
+        self.stop_waiting(id);
         let Some(client) = self.clients.get_mut(&prefix) else {
             return;
         };
@@ -263,11 +279,12 @@ impl Occupancy {
         }
     }
 
-    fn waited(&mut self, prefix: ClientPrefix) {
-        self.waiting -= 1;
+    fn stop_waiting(&mut self, id: u64) -> Option<Arc<PlaceState>> {
+        let (prefix, state) = self.waiting.remove(&id)?;
         if let Some(client) = self.clients.get_mut(&prefix) {
             client.waiting -= 1;
         }
+        Some(state)
     }
 
     fn close_idle(&mut self, count: usize) {
@@ -307,7 +324,9 @@ impl Occupancy {
         let needs_place = of_others > self.closing;
         let now = Instant::now();
         let is_idle = |rank| match rank {
-            Rank::Idle(since) => !is_largest || now.duration_since(since) >= MIN_IDLE,
+            Rank::Idle(since) => {
+                waiting > 0 && !is_largest || now.duration_since(since) >= MIN_IDLE
+            }
             Rank::FirstRequest(_) | Rank::LaterRequest(_) | Rank::Tunnel(_) => false,
         };
         if needs_place && client.close_one(now, |rank| is_idle(rank) || !is_largest) {
@@ -380,7 +399,8 @@ impl ClientPlaces {
     }
 }
 
-/// Connections that may wait for a place: an eighth of the places, within these bounds. They use the reserve of open
+/// Connections that may wait for a place: an eighth of the places, within these bounds, and at most as many as there are
+/// places. They use the reserve of open
 /// files (`config::capacity`).
 const MIN_WAITING: usize = 16;
 const MAX_WAITING: usize = 32;
@@ -388,8 +408,9 @@ const MAX_WAITING: usize = 32;
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// Clients without connections whose budgets are remembered, 1 KiB each at most.
 const MAX_ABSENT: usize = 4096;
-/// How long a connection is idle before it makes room for one of its own client. Otherwise the connections of a burst
-/// would close each other during their handshakes.
+/// How long a connection is idle before it makes room for one of its own client, or for any while places are free.
+/// Otherwise the connections of a burst would close each other during their handshakes, and each connection of another
+/// client would close handshakes of a large NAT.
 const MIN_IDLE: Duration = Duration::from_secs(1);
 /// Two, so that places become free again although each new connection takes one.
 const CLOSED_PER_CONNECTION: usize = 2;
@@ -499,24 +520,91 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn few_connections_wait_and_fewer_of_one_client() {
-        let table = table(4);
-        let places = fill(&table, 1, 4);
+        let table = table(MIN_WAITING);
+        let mut places = fill(&table, 1, MIN_WAITING);
         places.iter().for_each(Place::begin_request);
         let mut waiting = fill(&table, 1, MIN_WAITING / 4);
         let refused = table.enter(peer(1), false).unwrap_err();
         assert_eq!(refused, Refusal::Connections);
         assert!(table.enter(peer(1), true).unwrap().is_waiting());
         waiting.extend((2..14).map(|client| table.enter(peer(client), false).unwrap()));
+        // Three take the room of the first client, which then has as many waiting connections as all others.
+        waiting.extend((20..23).map(|client| table.enter(peer(client), false).unwrap()));
         assert!(waiting.iter().all(Place::is_waiting));
-        let refused = table.enter(peer(20), false).unwrap_err();
+        assert_eq!(closing(&waiting), [0, 1, 2]);
+        let refused = table.enter(peer(30), false).unwrap_err();
         assert_eq!(refused, Refusal::Connections);
         // Not even during the drain.
-        table.enter(peer(20), true).unwrap_err();
-        drop(places);
-        for place in &mut waiting[4..8] {
-            assert!(place.wait_for_permit(Duration::from_secs(1)).await);
+        table.enter(peer(30), true).unwrap_err();
+        places.truncate(MIN_WAITING - 4);
+        let long = Duration::from_secs(1);
+        for place in &mut waiting[..3] {
+            assert!(!place.wait_for_permit(long).await);
         }
-        assert!(!waiting[8].wait_for_permit(Duration::from_secs(1)).await);
+        for place in &mut waiting[4..8] {
+            assert!(place.wait_for_permit(long).await);
+        }
+        assert!(!waiting[8].wait_for_permit(long).await);
+        drop((places, waiting));
+        let occupancy = table.lock();
+        assert_eq!((occupancy.total, occupancy.closing), (0, 0));
+        assert!(occupancy.waiting.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn four_clients_do_not_close_the_room_to_wait() {
+        let table = table(MIN_WAITING);
+        let _places = fill(&table, 1, MIN_WAITING);
+        let mut waiting = Vec::new();
+        for client in 2..6 {
+            waiting.extend(fill(&table, client, MIN_WAITING / 4));
+        }
+        let newcomer = table.enter(peer(6), false).unwrap();
+        assert!(newcomer.is_waiting());
+        let displaced = waiting.first_mut().unwrap();
+        let wait = displaced.wait_for_permit(Duration::from_secs(3600));
+        let wait = timeout(Duration::from_secs(1), wait).await;
+        assert!(!wait.expect("it ends at once"));
+    }
+
+    /// A stranger without a credential must not end the watches of users.
+    #[tokio::test(start_paused = true)]
+    async fn accepted_credential_keeps_a_busy_place() {
+        let table = table(3);
+        let greedy = fill(&table, 1, 3);
+        let answers = [Some(200), None, Some(401)];
+        for (place, answer) in greedy.iter().zip(answers) {
+            let request = Request::get("/").header(header::AUTHORIZATION, "Bearer x");
+            let (head, ()) = request.body(()).unwrap().into_parts();
+            place.begin_request();
+            let check = place.check_budget(&head).unwrap();
+            if let Some(answer) = answer {
+                place.answered(check, StatusCode::from_u16(answer).unwrap());
+            }
+        }
+        let mut waiting = Vec::new();
+        for client in 2..5 {
+            advance(Duration::from_secs(1)).await;
+            waiting.extend(table.enter(peer(client), false));
+        }
+        assert_eq!(closing(&greedy), [1, 2]);
+        greedy[0].become_tunnel();
+        greedy[0].end_request(Instant::now());
+        advance(Duration::from_secs(1)).await;
+        drop(table.enter(peer(9), true));
+        assert_eq!(closing(&greedy), [1, 2]);
+    }
+
+    /// The handshakes of a large office, each time another client connects.
+    #[tokio::test(start_paused = true)]
+    async fn handshakes_are_not_idle_while_places_are_free() {
+        let table = table(12);
+        let office = fill(&table, 1, 9);
+        let _other = fill(&table, 2, 1);
+        assert_eq!(closing(&office), [0; 0]);
+        advance(MIN_IDLE).await;
+        let _other = fill(&table, 2, 1);
+        assert_eq!(closing(&office).len(), 2);
     }
 
     /// Otherwise a client that connects again would have a full budget again.

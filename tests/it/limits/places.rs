@@ -194,27 +194,24 @@ async fn busy_connections_make_room_last() {
     assert_eq!(upstream.open_responses(), PLACES - 2);
 }
 
-/// A client can resume a watch, and no client can resume a tunnel.
+/// The tunnels have a token, so that no stranger can end them.
 #[tokio::test]
-async fn tunnels_make_room_only_when_all_are_tunnels() {
+async fn tunnels_with_accepted_tokens_make_no_room() {
     let world = World::new();
     let apiserver = ManualApiserver::start(&world).await;
     let proxy = world
         .proxy(apiserver.upstream.address())
         .limits(|limits| limits.connections = 2)
-        .timeouts(|timeouts| (timeouts.handshake, timeouts.drain_tunnels) = (LONG, Duration::ZERO))
+        .timeouts(|timeouts| timeouts.handshake = Duration::from_secs(2))
         .start();
     let (mut first, _first) = tunnels::open(&proxy, &apiserver).await;
     let (mut second, _second) = tunnels::open(&proxy, &apiserver).await;
-    let mut waiting = other(&proxy).http1().await;
-    waiting
-        .send("GET / HTTP/1.1\r\nHost: kube.test\r\n\r\n")
-        .await;
-    within("the end of the newest tunnel", second.end())
-        .await
-        .ok();
-    let early = tokio::time::timeout(Duration::from_millis(100), first.end());
-    early.await.unwrap_err();
+    // It waits until its deadline, and gets no place.
+    closed(other(&proxy).tcp().await.unwrap()).await;
+    for tunnel in [&mut first, &mut second] {
+        let early = tokio::time::timeout(Duration::from_millis(100), tunnel.end());
+        early.await.unwrap_err();
+    }
 }
 
 /// A client that stops in all its handshakes keeps half of the slots at most.
