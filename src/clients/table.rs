@@ -97,7 +97,7 @@ impl ClientTable {
 
     /// The place of a connection that was just accepted. If no permit is free, the connection has to wait for one
     /// ([`Place::wait_for_permit`]). Only a few connections may wait. `lifts_wait_bound` lifts that bound during the
-    /// drain, which loses no connection that the kernel had established.
+    /// drain, which refuses only connections beyond `limits.connectionsPerClient`.
     ///
     /// # Errors
     ///
@@ -539,7 +539,7 @@ mod tests {
             let request = Request::get("/").header(header::AUTHORIZATION, "Bearer x");
             let (head, ()) = request.body(()).unwrap().into_parts();
             place.begin_request();
-            let check = place.check_budget(&head).unwrap();
+            let check = place.check_budget("main", &head).unwrap();
             if let Some(answer) = answer {
                 place.answered(check, StatusCode::from_u16(answer).unwrap());
             }
@@ -577,7 +577,7 @@ mod tests {
         let (head, ()) = request.body(()).unwrap().into_parts();
         let refused = |client| {
             let place = table.enter(peer(client), false).unwrap();
-            let Ok(check) = place.check_budget(&head) else {
+            let Ok(check) = place.check_budget("main", &head) else {
                 return false;
             };
             place.answered(check, StatusCode::UNAUTHORIZED);
