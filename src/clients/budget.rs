@@ -278,7 +278,7 @@ impl ClientBudget {
         // A head may have a megabyte, and other workers must not wait while it is hashed.
         drop(refusals);
         let mut credential = sizes.credential_of(cluster, request);
-        // Others behind the same address cannot displace what the connection itself remembers.
+        // Other users of the same address cannot displace what the connection itself remembers.
         if connection.has_accepted(credential.hash) {
             return Ok(BudgetCheck::Checked(credential));
         }
@@ -705,7 +705,7 @@ mod tests {
         assert_eq!(checks.len() - 1, (COUNT * GUESSES_FACTOR) as usize - 2);
     }
 
-    /// Others behind the same address use many valid tokens, and guess.
+    /// Other users of the same address have many valid tokens.
     #[tokio::test(start_paused = true)]
     async fn connection_remembers_its_accepted_credential() {
         let world = World::new();
