@@ -32,8 +32,9 @@ pub(crate) enum ChunkState {
     Data(u64),
     /// The line end after the data.
     DataEnd,
-    /// The trailer fields after the last chunk.
-    Trailers,
+    /// The trailer fields after the last chunk, of which this many unread bytes are complete lines. Without that
+    /// count, a client that sends them byte by byte would have all of them read again for each byte.
+    Trailers(usize),
 }
 
 impl BodyDecoder {
@@ -69,7 +70,7 @@ impl BodyDecoder {
                 }
                 Self::Chunked(chunk) => match chunk {
                     ChunkState::Size => match take_chunk_size(unread)? {
-                        Some(0) => *chunk = ChunkState::Trailers,
+                        Some(0) => *chunk = ChunkState::Trailers(0),
                         Some(size) => *chunk = ChunkState::Data(size),
                         None => return Ok(None),
                     },
@@ -90,8 +91,8 @@ impl BodyDecoder {
                         drop(unread.split_to(2));
                         *chunk = ChunkState::Size;
                     }
-                    ChunkState::Trailers => {
-                        let Some(trailers) = take_trailers(unread)? else {
+                    ChunkState::Trailers(seen) => {
+                        let Some(trailers) = take_trailers(unread, seen)? else {
                             return Ok(None);
                         };
                         *self = Self::Complete;
@@ -137,54 +138,73 @@ fn take_chunk_size(unread: &mut Bytes) -> Result<Option<u64>, MessageError> {
     if !unread.first().is_some_and(u8::is_ascii_hexdigit) {
         return Err(MessageError::Framing("the size of a chunk is not a number"));
     }
-    let line = memchr(b'\n', unread).map_or(unread.len(), |at| at + 1);
-    // Only this line: in a chunk extension, httparse reads past the line end.
-    match httparse::parse_chunk_size(unread.get(..line).unwrap_or_default()) {
-        Ok(Status::Partial) if unread.get(..line).is_some_and(|line| line.ends_with(b"\n")) => Err(
-            MessageError::Framing("the size of a chunk ends without a carriage return"),
-        ),
+    // Parsed once, and only this line: in a chunk extension, httparse reads past the line end.
+    let Some(end) = memchr(b'\n', unread) else {
+        if unread.len() < MAX_CHUNK_LINES {
+            return Ok(None);
+        }
+        return Err(MessageError::Framing("the size of a chunk is too long"));
+    };
+    match httparse::parse_chunk_size(unread.get(..=end).unwrap_or_default()) {
+        Ok(Status::Partial) => Err(MessageError::Framing(
+            "the size of a chunk ends without a carriage return",
+        )),
         Ok(Status::Complete((line, size))) if line <= MAX_CHUNK_LINES => {
             drop(unread.split_to(line));
             Ok(Some(size))
         }
-        Ok(Status::Partial) if unread.len() < MAX_CHUNK_LINES => Ok(None),
         Ok(_) => Err(MessageError::Framing("the size of a chunk is too long")),
         Err(_) => Err(MessageError::Framing("the size of a chunk is not a number")),
     }
 }
 
-/// Takes the fields after the last chunk, once they are complete.
-fn take_trailers(unread: &mut Bytes) -> Result<Option<HeaderMap>, MessageError> {
-    let mut fields = [httparse::EMPTY_HEADER; MAX_TRAILERS];
-    match httparse::parse_headers(unread, &mut fields) {
-        Ok(Status::Complete((length, fields))) if length <= MAX_CHUNK_LINES => {
-            let lines = unread.get(..length).unwrap_or_default();
-            // httparse also takes a bare LF for a line end. A parser that does not would find the end of the
-            // body elsewhere. Proof: `tests/differential`.
-            if lines
-                .split_inclusive(|byte| *byte == b'\n')
-                .any(|line| !line.ends_with(b"\r\n"))
-            {
-                return Err(MessageError::Framing(
-                    "a trailer ends without a carriage return",
-                ));
-            }
-            let mut trailers = HeaderMap::with_capacity(fields.len());
-            for field in fields {
-                let name = HeaderName::from_bytes(field.name.as_bytes());
-                let value = HeaderValue::from_bytes(field.value);
-                let (Ok(name), Ok(value)) = (name, value) else {
-                    return Err(MessageError::Framing("a trailer field is malformed"));
-                };
-                trailers.append(name, value);
-            }
-            drop(unread.split_to(length));
-            Ok(Some(trailers))
+/// Takes the fields after the last chunk, once they are complete. The first `seen` bytes are complete lines.
+fn take_trailers(unread: &mut Bytes, seen: &mut usize) -> Result<Option<HeaderMap>, MessageError> {
+    while let Some(rest) = unread.get(*seen..)
+        && let Some(end) = memchr(b'\n', rest)
+    {
+        let line = rest.get(..=end).unwrap_or_default();
+        // httparse also takes a bare LF for a line end. A parser that does not would find the end of the
+        // body elsewhere. Proof: `tests/differential`.
+        if !line.ends_with(b"\r\n") {
+            return Err(MessageError::Framing(
+                "a trailer ends without a carriage return",
+            ));
         }
-        Ok(Status::Partial) if unread.len() < MAX_CHUNK_LINES => Ok(None),
-        Ok(_) => Err(MessageError::Framing("the trailer fields are too long")),
-        Err(_) => Err(MessageError::Framing("a trailer field is malformed")),
+        *seen += line.len();
+        if *seen > MAX_CHUNK_LINES {
+            return Err(MessageError::Framing("the trailer fields are too long"));
+        }
+        if line == b"\r\n" {
+            return parse_trailers(&unread.split_to(*seen)).map(Some);
+        }
     }
+    if unread.len() < MAX_CHUNK_LINES {
+        return Ok(None);
+    }
+    Err(MessageError::Framing("the trailer fields are too long"))
+}
+
+fn parse_trailers(lines: &[u8]) -> Result<HeaderMap, MessageError> {
+    let malformed = || MessageError::Framing("a trailer field is malformed");
+    let mut fields = [httparse::EMPTY_HEADER; MAX_TRAILERS];
+    let Ok(Status::Complete((length, fields))) = httparse::parse_headers(lines, &mut fields) else {
+        return Err(malformed());
+    };
+    // Both must find the end of the body at the same place.
+    if length != lines.len() {
+        return Err(malformed());
+    }
+    let mut trailers = HeaderMap::with_capacity(fields.len());
+    for field in fields {
+        let name = HeaderName::from_bytes(field.name.as_bytes());
+        let value = HeaderValue::from_bytes(field.value);
+        let (Ok(name), Ok(value)) = (name, value) else {
+            return Err(malformed());
+        };
+        trailers.append(name, value);
+    }
+    Ok(trailers)
 }
 
 /// Bytes of the line with a chunk's size and its extensions, or of all trailers.

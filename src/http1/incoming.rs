@@ -4,7 +4,7 @@
 //! of the body, or when the body is dropped, and then knows whether another request may follow.
 
 use std::{
-    io,
+    io, mem,
     pin::Pin,
     sync::{
         Arc,
@@ -27,6 +27,8 @@ pub(crate) struct IncomingBody {
     end: Option<oneshot::Sender<BodyEnd>>,
     /// Set while the client may wait for a 100. Cleared by the side that writes first, this one or the response.
     expects_continue: Option<Arc<AtomicBool>>,
+    /// A 100 was written, but not all of it was flushed.
+    flushes_continue: bool,
 }
 
 /// What the connection gets back.
@@ -50,6 +52,7 @@ impl IncomingBody {
             decoder,
             end: Some(end),
             expects_continue,
+            flushes_continue: false,
         };
         (body, returned)
     }
@@ -83,6 +86,10 @@ impl IncomingBody {
             if self.is_end_stream() {
                 return Poll::Ready(None);
             }
+            // The connection reads on itself then, to discard the rest.
+            if self.end.as_ref().is_some_and(oneshot::Sender::is_closed) {
+                return Poll::Ready(Some(Err(MessageError::Cut)));
+            }
             self.write_continue(cx)?;
             let Poll::Ready(read) = self.wire.poll_more(cx) else {
                 return self.poll_connection_ended(cx);
@@ -108,32 +115,42 @@ impl IncomingBody {
 
     /// Tells the client to send the body, if it waits for that.
     fn write_continue(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        if !self.wire.unread.is_empty() {
+        if !self.flushes_continue && !self.wire.unread.is_empty() {
             return Ok(());
         }
         let Some(expects) = self.expects_continue.take() else {
             return Ok(());
         };
+        // A response that has begun flushes what was written before it. A flush from here could take its wake-up.
         if !expects.swap(false, Ordering::Relaxed) {
             return Ok(());
         }
-        self.wire.with_io(|mut io| {
-            // All earlier responses were flushed, so TLS has room for these few bytes.
-            match Pin::new(&mut io).poll_write(cx, CONTINUE) {
-                Poll::Ready(Ok(written)) if written == CONTINUE.len() => {}
-                Poll::Ready(Err(error)) => return Err(error),
-                Poll::Ready(Ok(_)) | Poll::Pending => return Err(io::ErrorKind::WriteZero.into()),
+        let flushes = mem::replace(&mut self.flushes_continue, true);
+        let flushed = self.wire.with_io(|mut io| {
+            if !flushes {
+                // All earlier responses were flushed, so TLS has room for these few bytes.
+                match Pin::new(&mut io).poll_write(cx, CONTINUE) {
+                    Poll::Ready(Ok(written)) if written == CONTINUE.len() => {}
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Ready(Ok(_)) | Poll::Pending => {
+                        return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                    }
+                }
             }
-            match Pin::new(&mut io).poll_flush(cx) {
-                Poll::Ready(Err(error)) => Err(error),
-                Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
-            }
-        })
+            Pin::new(&mut io).poll_flush(cx)
+        });
+        let Poll::Ready(flushed) = flushed else {
+            // The client still waits. The next call flushes again.
+            expects.store(true, Ordering::Relaxed);
+            self.expects_continue = Some(expects);
+            return Ok(());
+        };
+        flushed
     }
 
     fn give_back(&mut self) {
         if let Some(end) = self.end.take() {
-            let unread = std::mem::take(&mut self.wire.unread);
+            let unread = mem::take(&mut self.wire.unread);
             let decoder = self.decoder;
             // An error means that the connection has ended.
             end.send(BodyEnd { unread, decoder }).ok();

@@ -66,6 +66,8 @@ impl Outgoing {
     /// Adds the last chunk.
     pub(crate) fn push_last_chunk(&mut self) {
         if self.data.is_empty() {
+            // A write may have stopped before the line end of the last chunk.
+            self.copy_data();
             self.first.put_slice(b"0\r\n\r\n");
         } else {
             self.line_end = b"\r\n0\r\n\r\n";

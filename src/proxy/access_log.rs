@@ -203,6 +203,13 @@ impl AccessLog {
         }
     }
 
+    /// Notes that the client left before it had the whole response.
+    pub(super) fn abandoned(&mut self) {
+        if matches!(self.outcome, Outcome::Complete) {
+            self.outcome = Outcome::Abandoned;
+        }
+    }
+
     /// Notes that the response or tunnel ended early.
     pub(super) fn aborted(&mut self) {
         self.outcome = Outcome::Aborted;

@@ -80,6 +80,13 @@ impl Body {
             log.aborted();
         }
     }
+
+    /// Logs now that the client left before it had all of this body.
+    pub(crate) fn abandon(&mut self) {
+        if let Some(mut log) = self.log.take() {
+            log.abandoned();
+        }
+    }
 }
 
 impl Body {

@@ -76,18 +76,18 @@ pub(super) async fn serve(
     let drain = service.downstream.drain.clone();
     let connected = Arc::clone(&service.downstream.connected);
     let mut serving = pin!(ClientWire::new(stream, service).serve_requests());
-    tokio::select! {
-        ended = serving.as_mut() => return ended,
-        // `HeadTimer` and `begin_response` ask about both; this wakes the task.
-        () = drain.begun() => {}
-        () = connected.place().closing() => {
-            let ended = Box::pin(timeout(CLOSE_TIMEOUT, serving)).await;
-            return ended.unwrap_or(Ok(()));
+    let mut drains = false;
+    loop {
+        tokio::select! {
+            ended = serving.as_mut() => return ended,
+            // `HeadTimer` and `begin_response` ask whether the drain has begun; this wakes the task.
+            () = drain.begun(), if !drains => drains = true,
+            () = drain.deadline(), if drains => return Ok(()),
+            () = connected.place().closing() => {
+                let ended = Box::pin(timeout(CLOSE_TIMEOUT, serving)).await;
+                return ended.unwrap_or(Ok(()));
+            }
         }
-    }
-    tokio::select! {
-        ended = serving => ended,
-        () = drain.deadline() => Ok(()),
     }
 }
 
@@ -102,6 +102,10 @@ struct ClientWire {
     lent: Option<oneshot::Receiver<BodyEnd>>,
     /// Whether all of the last request was read, so that the next byte belongs to another one.
     at_request_end: bool,
+    /// There was a request on this connection, and its response was written.
+    has_served: bool,
+    /// The proxy decided to close the connection, so the next request may be on its way.
+    lingers: bool,
 }
 
 /// The response to a request, as soon as there is one. On the heap, because it needs much memory, and its response
@@ -124,6 +128,8 @@ impl ClientWire {
             service,
             lent: None,
             at_request_end: true,
+            has_served: false,
+            lingers: false,
         }
     }
 
@@ -146,10 +152,11 @@ impl ClientWire {
                 return Ok(());
             }
             drop(writer);
-            if let Some(lent) = &mut self.lent {
-                let end = lent.await;
-                self.take_back(end.ok());
+            if self.lent.is_some() {
+                // On the heap: few responses are complete before their request is.
+                Box::pin(self.wait_for_upload(closes)).await;
             }
+            self.has_served = true;
             if closes || !self.at_request_end {
                 break;
             }
@@ -159,11 +166,31 @@ impl ClientWire {
         Ok(())
     }
 
+    /// Waits for the rest of a request whose response is complete. Nothing measures its rate any more: a client
+    /// that stops would hold its connection and one to the apiserver for good.
+    async fn wait_for_upload(&mut self, closes: bool) {
+        let Some(lent) = &mut self.lent else {
+            return;
+        };
+        let limit = if closes {
+            LINGER
+        } else {
+            self.service.shared.timeouts.client_idle
+        };
+        let end = timeout(limit, lent).await;
+        self.take_back(end.ok().and_then(Result::ok));
+    }
+
     /// Reads the next head and begins to serve its request. `None` if no request follows.
     fn poll_request(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<(Handled, ResponseForm)>, ServeError>> {
+        // Another client gets this place, and has been promised it soon: a request that begins now could be cut
+        // after the apiserver has executed it.
+        if self.has_served && self.service.downstream.connected.place().is_closing() {
+            return Poll::Ready(Ok(None));
+        }
         loop {
             match self.parser.take(&mut self.wire.unread) {
                 Ok(Some(head)) => return Poll::Ready(Ok(Some(self.begin_request(head)))),
@@ -288,11 +315,16 @@ impl ClientWire {
             }
             self.poll_client(cx).map(Err)
         });
-        written.await.inspect_err(|error| {
-            if matches!(error, ServeError::Stalled) {
+        // The body may have been read to its end, and must not be logged as complete.
+        written.await.inspect_err(|error| match error {
+            ServeError::Stalled => {
                 writer.body_mut().abort();
                 let counters = self.service.downstream.connected.counters();
                 counters.limits_hit.count(Limit::ClientStall);
+            }
+            ServeError::Aborted => writer.body_mut().abort(),
+            ServeError::HeadTimeout | ServeError::ClientGone | ServeError::Io(_) => {
+                writer.body_mut().abandon();
             }
         })
     }
@@ -317,7 +349,8 @@ impl ClientWire {
         }
         let is_error = head.status.is_client_error() || head.status.is_server_error();
         let is_unread = match self.lent {
-            // After an error, nothing will read the rest.
+            // After an error, the apiserver may not read the rest, nor the client send it. What still comes is sent
+            // on for as long as `wait_for_upload` allows.
             Some(_) => is_error,
             None => !self.at_request_end,
         };
@@ -329,17 +362,18 @@ impl ClientWire {
             || (!is_switch && head.headers.contains_key(header::CONNECTION))
             || downstream.connected.place().is_closing()
             || downstream.drain.has_begun();
+        self.lingers = closes && !form.closes;
         let head = encode_response_head(&head, framing, closes);
         let mut writer = ResponseWriter::new(head, framing, body, form.accepts_trailers);
         writer.is_switch = is_switch;
         (writer, closes)
     }
 
-    /// Closes the connection in order. If the client has sent bytes that were not read, the proxy reads on for
-    /// up to [`LINGER`]: otherwise the kernel would send a reset, and a reset makes the client lose the response
-    /// (RFC 9112 §9.6).
+    /// Closes the connection in order. If the client has sent bytes that were not read, or may be about to, the
+    /// proxy reads on for up to [`LINGER`]: otherwise the kernel would send a reset, and a reset makes the client
+    /// lose the response (RFC 9112 §9.6).
     async fn close(&mut self) {
-        let lingers = !self.at_request_end || !self.wire.unread.is_empty();
+        let lingers = self.lingers || !self.at_request_end || !self.wire.unread.is_empty();
         let closing = async {
             poll_fn(|cx| {
                 self.wire

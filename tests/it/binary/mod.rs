@@ -305,6 +305,8 @@ async fn sigterm_waits_for_requests_until_the_drain_timeout() {
     upstream.wait_for_open_responses(2).await;
     binary.signal("TERM").await;
     assert_eq!(slow.response().await.text(), "late");
+    // Told to close, the client does. Otherwise the proxy reads on for a second.
+    drop(slow);
     assert_eq!(binary.exit_code().await, Some(0));
     assert_eq!(watch.chunk().await.unwrap(), "event\n");
     watch.chunk().await.unwrap_err();

@@ -1,5 +1,7 @@
 //! Uploads that stop before their end, and responses that arrive before the end of the upload.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use h2::{SendStream, client::ResponseFuture};
 use http::Request;
@@ -166,6 +168,42 @@ async fn upload_continues_after_a_complete_response() {
         let is_next =
             matches!(&next, ClientResult::Complete(response) if response.text() == "next");
         assert!(is_next, "{context}: {next:?}");
+    }
+}
+
+/// After its response, an upload that stops holds neither connection: for a moment if the connection closes
+/// anyway, and as long as an idle client otherwise.
+#[tokio::test]
+async fn upload_that_stops_after_its_response_is_cut() {
+    const REFUSAL: &[u8] =
+        b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 4\r\nConnection: close\r\n\r\nnext";
+    let world = World::new();
+    let apiserver = ManualApiserver::start(&world).await;
+    let address = apiserver.upstream.address();
+    let hour = Duration::from_secs(60 * 60);
+    for (line, idle, response) in [
+        ("Connection: close\r\n", hour, NEXT),
+        ("", hour, REFUSAL),
+        ("", Duration::from_millis(300), NEXT),
+    ] {
+        let setup = world.proxy(address);
+        let proxy = setup
+            .timeouts(|timeouts| timeouts.client_idle = idle)
+            .start();
+        let mut client = proxy.client().http1().await;
+        let head =
+            format!("POST / HTTP/1.1\r\nHost: {HOST}\r\n{line}Content-Length: 300000\r\n\r\n");
+        client.send(head).await;
+        let mut server = apiserver.next_request().await;
+        server.send(response).await;
+        assert_eq!(client.response().await.text(), "next");
+        let context = format!("{line:?}, {idle:?}");
+        let end = within(&context, client.end()).await;
+        assert_eq!(end.unwrap(), "", "{context}");
+        let mut rest = Vec::new();
+        // With or without `close_notify`: the request is incomplete.
+        let ended = within(&context, server.stream.read_to_end(&mut rest)).await;
+        assert!(rest.is_empty(), "{context}: {ended:?}");
     }
 }
 
