@@ -96,8 +96,8 @@ impl ClientTable {
     }
 
     /// The place of a connection that was just accepted. If no permit is free, the connection has to wait for one
-    /// ([`Place::wait_for_permit`]). Only a few connections may wait. `lifts_client_share` lets one client use
-    /// that bound alone: during the drain, which shall lose no connection that the kernel had established.
+    /// ([`Place::wait_for_permit`]). Only a few connections may wait. During the drain,
+    /// `lifts_client_share` lets one client take all the room to wait.
     ///
     /// # Errors
     ///
@@ -577,7 +577,7 @@ mod tests {
             let request = Request::get("/").header(header::AUTHORIZATION, "Bearer x");
             let (head, ()) = request.body(()).unwrap().into_parts();
             place.begin_request();
-            let check = place.check_budget(&head).unwrap();
+            let check = place.check_budget("main", &head).unwrap();
             if let Some(answer) = answer {
                 place.answered(check, StatusCode::from_u16(answer).unwrap());
             }
@@ -615,7 +615,7 @@ mod tests {
         let (head, ()) = request.body(()).unwrap().into_parts();
         let refused = |client| {
             let place = table.enter(peer(client), false).unwrap();
-            let Ok(check) = place.check_budget(&head) else {
+            let Ok(check) = place.check_budget("main", &head) else {
                 return false;
             };
             place.answered(check, StatusCode::UNAUTHORIZED);
