@@ -175,8 +175,7 @@ pub(crate) fn resident_bytes() -> Option<u64> {
 
 /// The bytes that a cgroup uses.
 fn usage(cgroup: &Path) -> Option<u64> {
-    number(&cgroup.join("memory.current"))
-        .or_else(|| number(&cgroup.join("memory.usage_in_bytes")))
+    number(&cgroup.join("memory.current")).or_else(|| number(&cgroup.join("memory.usage_in_bytes")))
 }
 
 /// The number in a file of the kernel.

@@ -289,7 +289,12 @@ impl Listener {
 
 impl Entrance {
     /// The connection with its place and its TCP settings. `None` if the connection was refused, or is dead.
-    fn enter(&self, stream: TcpStream, peer: PeerAddr, lifts_client_share: bool) -> Option<Accepted> {
+    fn enter(
+        &self,
+        stream: TcpStream,
+        peer: PeerAddr,
+        lifts_client_share: bool,
+    ) -> Option<Accepted> {
         let limits_hit = &self.counters.limits_hit;
         let place = match self.clients.enter(peer, lifts_client_share) {
             Ok(place) => place,
