@@ -206,7 +206,7 @@ mod tests {
         let turns = Arc::new(HandshakeTurns::new(drain.clone()));
         let broken = Arc::clone(&turns);
         let panics = async { panic!("a step of a handshake") };
-        let ended = tokio::spawn(async move { broken.run(panics).await }).await;
+        let ended = drain.spawn(async move { broken.run(panics).await }).await;
         assert!(ended.unwrap_err().is_panic());
         let next = turns.run(std::future::ready(()));
         timeout(Duration::from_secs(10), next).await.unwrap();
