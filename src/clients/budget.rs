@@ -8,7 +8,9 @@
 //! Each client also has one bucket for the refusals of all its credentials, ten times as large. It stops a client that
 //! guesses with a new credential each time. While this bucket is empty, requests with a credential that the apiserver
 //! has accepted pass, and each connection has one attempt with an unknown credential. So a user behind the same NAT is
-//! served even with a new token, and each guess costs the attacker a handshake.
+//! served even with a new token, and each guess costs the attacker a handshake. A request with an unknown credential
+//! takes its token at once, because otherwise guesses at the same time would be free. It gets the token back unless
+//! the credential is refused.
 //!
 //! The proxy stores a hash of each credential, with a random key of this process. No log and no page shows the hash.
 
@@ -17,7 +19,7 @@ use std::{
     hash::{BuildHasher as _, Hasher as _, RandomState},
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -72,7 +74,17 @@ struct RefusedCredential {
     status: StatusCode,
 }
 
-/// A hash of the credential of a request. For a request without a credential, a hash of its method and path.
+/// What one connection has tried.
+#[derive(Default)]
+pub(super) struct ConnectionCredentials {
+    /// Whether it has used its one attempt with an unknown credential, which it has while the client's bucket for all
+    /// refusals is empty.
+    has_tried: AtomicBool,
+    /// The hash of the credential that the apiserver has accepted last; 0 before that.
+    accepted: AtomicU64,
+}
+
+/// A hash of the cluster and the credential of a request. Without a credential, its method and path take its part.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct CredentialHash(u64);
 
@@ -93,8 +105,10 @@ pub enum BudgetCheck {
 pub struct CheckedCredential {
     hash: CredentialHash,
     is_anonymous: bool,
-    /// Whether the request has taken a token, because the credential was refused before.
+    /// Whether the request has taken a token of the credential, because that was refused before.
     has_token: bool,
+    /// Whether the request has taken a token of the client. It gets that back unless the credential is refused.
+    has_client_token: bool,
 }
 
 /// Why a request may not pass.
@@ -122,8 +136,11 @@ impl BudgetSizes {
         }
     }
 
-    fn credential_of(&self, request: &Parts) -> CheckedCredential {
+    fn credential_of(&self, cluster: &str, request: &Parts) -> CheckedCredential {
         let mut hasher = self.hash_key.build_hasher();
+        // A token that one cluster refuses may be valid for another one.
+        hasher.write(cluster.as_bytes());
+        hasher.write_u8(b'\n');
         let mut is_anonymous = true;
         for value in credentials(request) {
             is_anonymous = false;
@@ -138,7 +155,20 @@ impl BudgetSizes {
             hash: CredentialHash(hasher.finish()),
             is_anonymous,
             has_token: false,
+            has_client_token: false,
         }
+    }
+}
+
+impl ConnectionCredentials {
+    fn has_accepted(&self, hash: CredentialHash) -> bool {
+        self.accepted.load(Ordering::Relaxed) == hash.0
+    }
+}
+
+impl fmt::Debug for ConnectionCredentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ConnectionCredentials")
     }
 }
 
@@ -175,12 +205,15 @@ impl BudgetCheck {
             Self::Unchecked { has_credential } => has_credential,
             Self::Checked(credential) => !credential.is_anonymous,
         };
-        has_credential
-            && matches!(
-                status.as_u16(),
-                101 | 200..=399 | 403 | 404 | 409 | 410 | 422
-            )
+        has_credential && is_accepted(status)
     }
+}
+
+fn is_accepted(status: StatusCode) -> bool {
+    matches!(
+        status.as_u16(),
+        101 | 200..=399 | 403 | 404 | 409 | 410 | 422
+    )
 }
 
 /// Whether this status code refuses the credential. A 403 to a request with a credential is about a permission.
@@ -205,17 +238,17 @@ impl ClientBudget {
         }
     }
 
-    /// Decides whether a request may pass. `has_tried` says whether this connection has used its one attempt with an
-    /// unknown credential, which it has while the client's bucket for all refusals is empty.
+    /// Decides whether a request may pass.
     #[inline]
     pub(super) fn check(
         &self,
         sizes: &BudgetSizes,
+        connection: &ConnectionCredentials,
+        cluster: &str,
         request: &Parts,
-        has_tried: &AtomicBool,
     ) -> Result<BudgetCheck, Throttled> {
         if self.is_checked.load(Ordering::Relaxed) {
-            self.check_buckets(sizes, request, has_tried)
+            self.check_buckets(sizes, connection, cluster, request)
         } else {
             Ok(BudgetCheck::unchecked(request))
         }
@@ -224,8 +257,9 @@ impl ClientBudget {
     fn check_buckets(
         &self,
         sizes: &BudgetSizes,
+        connection: &ConnectionCredentials,
+        cluster: &str,
         request: &Parts,
-        has_tried: &AtomicBool,
     ) -> Result<BudgetCheck, Throttled> {
         let now = Instant::now();
         if let Some(size) = &sizes.requests {
@@ -241,39 +275,56 @@ impl ClientBudget {
                 .store(sizes.requests.is_some(), Ordering::Relaxed);
             return Ok(BudgetCheck::unchecked(request));
         }
-        let mut credential = sizes.credential_of(request);
+        // A head may have a megabyte, and other workers must not wait while it is hashed.
+        drop(refusals);
+        let mut credential = sizes.credential_of(cluster, request);
+        // Other users of the same address cannot displace what the connection itself remembers.
+        if connection.has_accepted(credential.hash) {
+            return Ok(BudgetCheck::Checked(credential));
+        }
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         if refusals.accepted.contains(&credential.hash) {
             return Ok(BudgetCheck::Checked(credential));
         }
         let mut known = refusals.refused.iter();
         let known = known.position(|known| known.hash == credential.hash);
         if let Some(mut known) = known.map(|at| refusals.refused.remove(at)) {
-            let is_left = refusals.all.wait(&sizes.all, now).is_none();
-            credential.has_token = is_left && known.bucket.take(&sizes.credential, now).is_ok();
+            credential.has_token = known.bucket.take(&sizes.credential, now).is_ok();
             let status = known.status;
             refusals.refused.push(known);
             if !credential.has_token {
                 return Err(Throttled::Refused(status));
             }
-            refusals.all.take(&sizes.all, now).ok();
-        } else if let Some(wait) = refusals.all.wait(&sizes.all, now)
-            && has_tried.swap(true, Ordering::Relaxed)
-        {
-            return Err(Throttled::Guesses(seconds(wait)));
+            credential.has_client_token = refusals.all.take(&sizes.all, now).is_ok();
+        } else {
+            // Taken before the response is known, so that guesses at the same time are not free.
+            let taken = refusals.all.take(&sizes.all, now);
+            credential.has_client_token = taken.is_ok();
+            if let Err(wait) = taken
+                && connection.has_tried.swap(true, Ordering::Relaxed)
+            {
+                return Err(Throttled::Guesses(seconds(wait)));
+            }
         }
         Ok(BudgetCheck::Checked(credential))
     }
 
     /// Notes the status code with which the apiserver has answered a request.
     #[inline]
-    pub(super) fn answered(&self, sizes: &BudgetSizes, check: BudgetCheck, status: StatusCode) {
+    pub(super) fn answered(
+        &self,
+        sizes: &BudgetSizes,
+        connection: &ConnectionCredentials,
+        check: BudgetCheck,
+        status: StatusCode,
+    ) {
         match check {
             BudgetCheck::Unchecked { has_credential } => {
                 if is_refused(status, has_credential) {
                     self.begin(sizes, status);
                 }
             }
-            BudgetCheck::Checked(credential) => self.note(sizes, credential, status),
+            BudgetCheck::Checked(credential) => self.note(sizes, connection, credential, status),
         }
     }
 
@@ -290,19 +341,33 @@ impl ClientBudget {
         self.is_checked.store(true, Ordering::Relaxed);
     }
 
-    fn note(&self, sizes: &BudgetSizes, credential: CheckedCredential, status: StatusCode) {
+    fn note(
+        &self,
+        sizes: &BudgetSizes,
+        connection: &ConnectionCredentials,
+        credential: CheckedCredential,
+        status: StatusCode,
+    ) {
         let now = Instant::now();
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         if is_refused(status, !credential.is_anonymous) {
-            if !credential.has_token {
+            if connection.has_accepted(credential.hash) {
+                connection.accepted.store(0, Ordering::Relaxed);
+            }
+            if !credential.has_client_token {
                 refusals.all.take(&sizes.all, now).ok();
             }
             refusals.refuse(&sizes.credential, credential, status, now);
-        } else if BudgetCheck::Checked(credential).is_accepted(status) {
-            refusals.accept(credential.hash);
-            if credential.has_token {
-                refusals.all.put_back(&sizes.all);
-            }
+            return;
+        }
+        if credential.has_client_token {
+            refusals.all.put_back(&sizes.all);
+        }
+        if is_accepted(status) {
+            connection
+                .accepted
+                .store(credential.hash.0, Ordering::Relaxed);
+            refusals.accept(credential);
         }
     }
 
@@ -365,9 +430,11 @@ impl Refusals {
         );
     }
 
-    fn accept(&mut self, hash: CredentialHash) {
+    fn accept(&mut self, credential: CheckedCredential) {
+        let hash = credential.hash;
         self.refused.retain(|known| known.hash != hash);
-        if self.accepted.last() != Some(&hash) {
+        // The paths that are open to all are many, and would displace the credentials.
+        if !credential.is_anonymous && self.accepted.last() != Some(&hash) {
             self.accepted.retain(|accepted| *accepted != hash);
             push_bounded(&mut self.accepted, hash, MAX_ACCEPTED);
         }
@@ -452,24 +519,38 @@ mod tests {
         /// One request on a connection of its own. Returns the status code of the apiserver or of the proxy, and
         /// whether the apiserver has seen the request.
         fn request(&self, credential: &str, answer: u16) -> (u16, bool) {
-            self.request_on(&AtomicBool::default(), credential, answer)
+            self.request_on(&ConnectionCredentials::default(), credential, answer)
         }
 
-        fn request_on(&self, has_tried: &AtomicBool, credential: &str, answer: u16) -> (u16, bool) {
-            let request = match credential.strip_prefix("anonymous ") {
-                Some(path) => Request::get(path),
-                None => Request::get("/").header(header::AUTHORIZATION, credential),
-            };
-            let (head, ()) = request.body(()).unwrap().into_parts();
-            match self.budget.check(&self.sizes, &head, has_tried) {
+        fn request_on(
+            &self,
+            on: &ConnectionCredentials,
+            credential: &str,
+            answer: u16,
+        ) -> (u16, bool) {
+            match self.check(on, "main", credential) {
                 Ok(check) => {
                     let status = StatusCode::from_u16(answer).unwrap();
-                    self.budget.answered(&self.sizes, check, status);
+                    self.budget.answered(&self.sizes, on, check, status);
                     (answer, true)
                 }
                 Err(Throttled::Refused(status)) => (status.as_u16(), false),
                 Err(Throttled::Guesses(_) | Throttled::Requests(_)) => (429, false),
             }
+        }
+
+        fn check(
+            &self,
+            on: &ConnectionCredentials,
+            cluster: &str,
+            credential: &str,
+        ) -> Result<BudgetCheck, Throttled> {
+            let request = match credential.strip_prefix("anonymous ") {
+                Some(path) => Request::get(path),
+                None => Request::get("/").header(header::AUTHORIZATION, credential),
+            };
+            let (head, ()) = request.body(()).unwrap().into_parts();
+            self.budget.check(&self.sizes, on, cluster, &head)
         }
     }
 
@@ -503,9 +584,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn guesses_cost_a_connection_each() {
         let world = World::new();
-        let connection = AtomicBool::default();
+        let connection = ConnectionCredentials::default();
         assert_eq!(world.request("Bearer known", 200), (200, true));
-        let guesses = |on: &AtomicBool, from: u32| {
+        let guesses = |on: &ConnectionCredentials, from: u32| {
             let mut guesses = from..from + 1000;
             let seen = guesses
                 .by_ref()
@@ -517,7 +598,7 @@ mod tests {
         let seen = guesses(&connection, 1);
         assert_eq!(seen, (COUNT * GUESSES_FACTOR) as usize);
         // A connection that was quiet until now has one guess.
-        assert_eq!(guesses(&AtomicBool::default(), 2000), 1);
+        assert_eq!(guesses(&ConnectionCredentials::default(), 2000), 1);
         assert_eq!(
             world.request_on(&connection, "Bearer good", 200),
             (200, true)
@@ -568,6 +649,105 @@ mod tests {
         assert!(!world.budget.is_checked.load(Ordering::Relaxed));
         let refusals = world.budget.refusals.lock().unwrap();
         assert_eq!((refusals.refused.len(), refusals.accepted.len()), (0, 0));
+    }
+
+    /// The same token may be valid for one cluster only.
+    #[tokio::test(start_paused = true)]
+    async fn refusal_by_one_cluster_leaves_the_others_alone() {
+        let world = World::new();
+        for _ in 0..10 {
+            world.request("Bearer x", 401);
+            world.request("anonymous /", 403);
+        }
+        let on = ConnectionCredentials::default();
+        for credential in ["Bearer x", "anonymous /"] {
+            assert!(world.check(&on, "main", credential).is_err());
+            assert!(world.check(&on, "second", credential).is_ok());
+        }
+    }
+
+    /// The apiserver sends these before it looks at the token.
+    #[tokio::test(start_paused = true)]
+    async fn status_before_authentication_accepts_no_credential() {
+        let world = World::new();
+        world.request("Bearer bad", 401);
+        for status in [400, 405, 408, 411, 413, 414, 415, 417, 429, 431, 500, 503] {
+            world.request(&format!("Bearer {status}"), status);
+        }
+        world.request("anonymous /livez", 200);
+        assert!(world.budget.refusals.lock().unwrap().accepted.is_empty());
+        for status in [101, 200, 302, 403, 404, 409, 410, 422] {
+            world.request(&format!("Bearer {status}"), status);
+        }
+        let accepted = world.budget.refusals.lock().unwrap().accepted.len();
+        assert_eq!(accepted, 8);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn guesses_at_the_same_time_are_not_free() {
+        let world = World::new();
+        world.request("Bearer bad", 401);
+        let on = ConnectionCredentials::default();
+        let mut checks = Vec::new();
+        for guess in 0..1000 {
+            checks.extend(world.check(&on, "main", &format!("Bearer {guess}")));
+        }
+        assert_eq!(checks.len(), (COUNT * GUESSES_FACTOR) as usize);
+        for check in checks.drain(1..) {
+            world
+                .budget
+                .answered(&world.sizes, &on, check, StatusCode::OK);
+        }
+        // All but one have their token back, and the connection has used its one guess.
+        for guess in 0..1000 {
+            checks.extend(world.check(&on, "main", &format!("Bearer more {guess}")));
+        }
+        assert_eq!(checks.len() - 1, (COUNT * GUESSES_FACTOR) as usize - 2);
+    }
+
+    /// Other users of the same address have many valid tokens.
+    #[tokio::test(start_paused = true)]
+    async fn connection_remembers_its_accepted_credential() {
+        let world = World::new();
+        world.request("Bearer bad", 401);
+        let on = ConnectionCredentials::default();
+        assert_eq!(world.request_on(&on, "Bearer mine", 200), (200, true));
+        for other in 0..1000 {
+            world.request(&format!("Bearer good {other}"), 200);
+            world.request(&format!("Bearer guess {other}"), 401);
+        }
+        for _ in 0..10 {
+            assert_eq!(world.request_on(&on, "Bearer mine", 200), (200, true));
+        }
+        for _ in 0..10 {
+            world.request_on(&on, "Bearer mine", 401);
+        }
+        assert_eq!(world.request_on(&on, "Bearer mine", 200), (401, false));
+        assert!(!format!("{on:?}").contains(char::is_numeric));
+    }
+
+    /// A guesser empties the bucket of the client. That must not stop a token that becomes valid.
+    #[tokio::test(start_paused = true)]
+    async fn refused_credential_needs_only_its_own_bucket() {
+        let world = World::new();
+        world.request("Bearer late", 401);
+        for other in 0..1000 {
+            world.request(&format!("Bearer guess {other}"), 401);
+            if other % 12 == 0 {
+                advance(PER / COUNT).await;
+                assert!(world.request("Bearer late", 401).1);
+            }
+        }
+    }
+
+    /// A user without permission costs no one a check.
+    #[tokio::test(start_paused = true)]
+    async fn forbidden_request_with_a_credential_begins_no_check() {
+        let world = World::new();
+        world.request("Bearer user", 403);
+        assert!(!world.budget.is_checked.load(Ordering::Relaxed));
+        world.request("anonymous /secrets", 403);
+        assert!(world.budget.is_checked.load(Ordering::Relaxed));
     }
 
     #[tokio::test(start_paused = true)]

@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{BudgetCheck, Client, ClientTable, Throttled};
+use super::{BudgetCheck, Client, ClientTable, Throttled, budget::ConnectionCredentials};
 
 /// The place of one connection in the [`ClientTable`], until dropped.
 #[derive(Debug)]
@@ -44,9 +44,7 @@ pub(super) struct PlaceState {
     is_tunnel: AtomicBool,
     /// Whether the apiserver has accepted the credential of a request.
     is_authenticated: AtomicBool,
-    /// Whether this connection has used its one attempt with an unknown credential, which it has while the client's
-    /// bucket for all refusals is empty (see `budget.rs`).
-    has_tried: AtomicBool,
+    credentials: ConnectionCredentials,
     is_closing: AtomicBool,
     waker: Mutex<Option<Waker>>,
 }
@@ -129,16 +127,19 @@ impl Place {
     /// # Errors
     ///
     /// When a budget is used up.
-    pub fn check_budget(&self, request: &Parts) -> Result<BudgetCheck, Throttled> {
+    pub fn check_budget(&self, cluster: &str, request: &Parts) -> Result<BudgetCheck, Throttled> {
         let state = &self.state;
         let sizes = &state.table.budgets;
-        state.client.budget.check(sizes, request, &state.has_tried)
+        let budget = &state.client.budget;
+        budget.check(sizes, &state.credentials, cluster, request)
     }
 
     /// Notes the status code with which the apiserver has answered a request.
     pub fn answered(&self, check: BudgetCheck, status: StatusCode) {
         let sizes = &self.state.table.budgets;
-        self.state.client.budget.answered(sizes, check, status);
+        let credentials = &self.state.credentials;
+        let budget = &self.state.client.budget;
+        budget.answered(sizes, credentials, check, status);
         if check.is_accepted(status) {
             self.state.is_authenticated.store(true, Ordering::Relaxed);
         }
@@ -193,7 +194,7 @@ impl PlaceState {
             has_finished: AtomicBool::new(false),
             is_tunnel: AtomicBool::new(false),
             is_authenticated: AtomicBool::new(false),
-            has_tried: AtomicBool::new(false),
+            credentials: ConnectionCredentials::default(),
             is_closing: AtomicBool::new(false),
             waker: Mutex::default(),
         })

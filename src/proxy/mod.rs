@@ -35,7 +35,7 @@ use crate::{
     drain::Drain,
     hosts::PeerAddr,
     metrics::Connected,
-    upstream::{ClientLeases, Cluster, RequestBody},
+    upstream::{ClientLeases, Cluster, RequestBody, UpstreamError},
 };
 use access_log::AccessLog;
 use body::Content;
@@ -172,12 +172,20 @@ async fn forward(
     let admitted = policy::admit(&head, routes, &downstream.limits, downstream.sni.as_deref())?;
     log.routed(admitted.cluster.name());
     let place = downstream.connected.place();
-    let check = place.check_budget(&head).map_err(Rejection::Throttled)?;
+    let check = place
+        .check_budget(admitted.cluster.name(), &head)
+        .map_err(Rejection::Throttled)?;
+    let failed = |error: &Error| {
+        // A client that breaks off its own upload may have tried a credential.
+        if !matches!(error, Error::Upstream(UpstreamError::Upload { .. })) {
+            place.answered(check, StatusCode::BAD_GATEWAY);
+        }
+    };
     prepare(&mut head, downstream, &admitted)?;
     if let Some(token) = admitted.upgrade {
         let forwarded = upgrade::forward(downstream, &admitted.cluster, head, body, token);
         // On the heap, so that the future of every other request stays smaller.
-        let forwarded = Box::pin(forwarded).await?;
+        let forwarded = Box::pin(forwarded).await.inspect_err(failed)?;
         place.answered(check, forwarded.status());
         return Ok(forwarded);
     }
@@ -185,7 +193,9 @@ async fn forward(
     let response = downstream
         .leases
         .send(&admitted.cluster, head, body)
-        .await?;
+        .await
+        .map_err(Error::from)
+        .inspect_err(failed)?;
     let (mut head, body) = response.into_parts();
     place.answered(check, head.status);
     let content = if log.is_watch() && head.status == StatusCode::OK {
