@@ -7,12 +7,11 @@ use std::{
     convert::Infallible,
     fs,
     path::{Path, PathBuf},
-    pin::pin,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
-use tokio::{sync::Notify, time::sleep};
+use tokio::time::sleep;
 use tracing::{info, warn};
 
 /// The memory that this process may use.
@@ -22,6 +21,8 @@ pub struct MemoryLimit {
     pub bytes: u64,
     /// The directory of the cgroup whose limit this is. `None`: the memory of the machine.
     pub cgroup: Option<PathBuf>,
+    /// The directory of the process's own cgroup, if the limit is that of one above it, which others share.
+    pub own_cgroup: Option<PathBuf>,
 }
 
 impl MemoryLimit {
@@ -30,14 +31,25 @@ impl MemoryLimit {
         let of_machine = Self {
             bytes: machine,
             cgroup: None,
+            own_cgroup: None,
         };
+        let mut own = None;
         let limited = cgroups.filter_map(|directory| {
+            // The first one that has files is the process's own.
+            let own = match &own {
+                None if usage(&directory).is_some() => {
+                    own = Some(directory.clone());
+                    None
+                }
+                own => own.clone(),
+            };
             // `max` means no limit, and does not parse. Version 1 writes a limit beyond any machine instead.
             let bytes = number(&directory.join("memory.max"))
                 .or_else(|| number(&directory.join("memory.limit_in_bytes")))?;
             Some(Self {
                 bytes,
                 cgroup: Some(directory),
+                own_cgroup: own,
             })
         });
         limited.fold(of_machine, |smallest, next| {
@@ -54,12 +66,16 @@ impl MemoryLimit {
         let Some(cgroup) = &self.cgroup else {
             return resident_bytes();
         };
-        let used = number(&cgroup.join("memory.current"))
-            .or_else(|| number(&cgroup.join("memory.usage_in_bytes")))?;
+        let used = usage(cgroup)?;
         // The kernel frees this part by itself before it kills a process. Reading it costs more, so it is read only
         // when it decides.
         if used < self.share(SHORT_PERCENT) {
             return Some(used);
+        }
+        // This process cannot help if others fill a cgroup that it shares with them.
+        let own = self.own_cgroup.as_deref().and_then(usage);
+        if let Some(own) = own.filter(|own| *own < self.bytes / 2) {
+            return Some(own);
         }
         let stat = fs::read_to_string(cgroup.join("memory.stat")).unwrap_or_default();
         let inactive = ["total_inactive_file ", "inactive_file "]
@@ -77,12 +93,13 @@ impl MemoryLimit {
 /// Whether the process is short of memory. One task compares the memory in use with the limit; connections only read
 /// the result.
 ///
-/// While memory is short, new clients wait to be accepted. The proxy keeps no idle upstream connection and makes no new
-/// copy of a request body. If a client leaves many responses unread, the proxy resets most of them.
+/// While it is short, clients are accepted slowly, the largest client loses idle connections, no idle upstream connection
+/// and no new copy of a request body is kept, and a client that leaves many responses unread loses most of them.
 #[derive(Debug, Default)]
 pub struct MemoryPressure {
     is_short: AtomicBool,
-    eased: Notify,
+    /// Nearly all is in use.
+    is_exhausted: AtomicBool,
 }
 
 impl MemoryPressure {
@@ -91,17 +108,17 @@ impl MemoryPressure {
         self.is_short.load(Ordering::Relaxed)
     }
 
-    /// Returns once memory is not short.
+    /// Returns when a client may be accepted: slowly while memory is short, so that each one may take the place of an idle
+    /// connection, and not at all while nearly all is in use.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe: nothing is lost when the future is dropped.
-    pub async fn eased(&self) {
+    pub async fn may_accept(&self) {
         while self.is_short() {
-            let mut eased = pin!(self.eased.notified());
-            eased.as_mut().enable();
-            if self.is_short() {
-                eased.await;
+            sleep(ACCEPT_PAUSE).await;
+            if !self.is_exhausted.load(Ordering::Relaxed) {
+                return;
             }
         }
     }
@@ -121,7 +138,6 @@ impl MemoryPressure {
     #[cfg(test)]
     pub(crate) fn set_short(&self, is_short: bool) {
         self.is_short.store(is_short, Ordering::Relaxed);
-        self.eased.notify_waiters();
     }
 
     fn compare(&self, limit: &MemoryLimit) {
@@ -135,14 +151,13 @@ impl MemoryPressure {
         };
         let is_short = used >= limit.share(percent);
         self.is_short.store(is_short, Ordering::Relaxed);
+        let is_exhausted = used >= limit.share(EXHAUSTED_PERCENT);
+        self.is_exhausted.store(is_exhausted, Ordering::Relaxed);
         let mebibytes = |bytes: u64| bytes >> 20;
         let (used_mib, limit_mib) = (mebibytes(used), mebibytes(limit.bytes));
         match (was_short, is_short) {
             (false, true) => warn!(used_mib, limit_mib, "memory is short"),
-            (true, false) => {
-                info!(used_mib, limit_mib, "memory is sufficient again");
-                self.eased.notify_waiters();
-            }
+            (true, false) => info!(used_mib, limit_mib, "memory is sufficient again"),
             _ => {}
         }
     }
@@ -158,6 +173,11 @@ pub(crate) fn resident_bytes() -> Option<u64> {
     kib.checked_mul(1024)
 }
 
+/// The bytes that a cgroup uses.
+fn usage(cgroup: &Path) -> Option<u64> {
+    number(&cgroup.join("memory.current")).or_else(|| number(&cgroup.join("memory.usage_in_bytes")))
+}
+
 /// The number in a file of the kernel.
 fn number(path: &Path) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
@@ -166,6 +186,10 @@ fn number(path: &Path) -> Option<u64> {
 /// In percent of the limit: above the first value memory is short, until less than the second value is in use.
 const SHORT_PERCENT: u64 = 85;
 const ENOUGH_PERCENT: u64 = 80;
+/// From here on no client is accepted.
+const EXHAUSTED_PERCENT: u64 = 95;
+/// The pause between two clients of one listening socket while memory is short.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 /// How often the memory is compared. A gigabit link fills 12 MiB in this time.
 const INTERVAL: Duration = Duration::from_millis(100);
 
@@ -210,23 +234,44 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn waiting_ends_when_memory_is_free_again() {
+    async fn clients_are_accepted_slowly_then_not_at_all() {
         let (scratch, pressure) = (TempDir::new(), MemoryPressure::default());
-        let limit = cgroup(&scratch, 90, 0);
+        let limit = cgroup(&scratch, 96, 0);
         let given_up = std::cell::Cell::new(0);
         let watching = pressure.watch(&limit, || given_up.set(given_up.get() + 1));
         let waiting = async {
             sleep(INTERVAL * 2).await;
-            tokio::time::timeout(INTERVAL * 10, pressure.eased())
+            tokio::time::timeout(INTERVAL * 10, pressure.may_accept())
                 .await
                 .unwrap_err();
             assert!(given_up.get() > 5);
-            cgroup(&scratch, 50, 0);
-            pressure.eased().await;
+            cgroup(&scratch, 90, 0);
+            sleep(INTERVAL * 2).await;
+            for (percent, pause) in [(90, ACCEPT_PAUSE), (50, Duration::ZERO)] {
+                cgroup(&scratch, percent, 0);
+                sleep(INTERVAL * 2).await;
+                let begun = tokio::time::Instant::now();
+                pressure.may_accept().await;
+                assert_eq!(begun.elapsed(), pause, "{percent} %");
+            }
         };
         tokio::select! {
             never = watching => match never {},
             () = waiting => {}
+        }
+    }
+
+    #[test]
+    fn memory_of_others_in_a_shared_cgroup_is_not_short() {
+        let (shared, pressure) = (TempDir::new(), MemoryPressure::default());
+        cgroup(&shared, 90, 0);
+        for (own_percent, is_short) in [(49, false), (51, true)] {
+            let own = shared.path().join("own");
+            let bytes = LIMIT / 100 * own_percent;
+            shared.write("own/memory.current", bytes.to_string());
+            let cgroups = [own, shared.path().to_owned()];
+            pressure.compare(&MemoryLimit::smallest(u64::MAX, cgroups.into_iter()));
+            assert_eq!(pressure.is_short(), is_short, "{own_percent} %");
         }
     }
 

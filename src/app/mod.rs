@@ -234,6 +234,10 @@ impl App {
                 reloader.publish();
             }
         };
+        let give_up = || {
+            spare_sockets.close_idle();
+            shared.clients.close_idle();
+        };
         let serving = workers.run(
             shutdown,
             reloading,
@@ -243,7 +247,7 @@ impl App {
         );
         tokio::select! {
             ended = serving => ended,
-            never = shared.memory.watch(&memory, || spare_sockets.close_idle()) => match never {},
+            never = shared.memory.watch(&memory, give_up) => match never {},
         }
     }
 }

@@ -96,8 +96,8 @@ impl ClientTable {
     }
 
     /// The place of a connection that was just accepted. If no permit is free, the connection has to wait for one
-    /// ([`Place::wait_for_permit`]). Only a few connections may wait. `lifts_wait_bound` lifts that bound during the
-    /// drain, which refuses only connections beyond `limits.connectionsPerClient`.
+    /// ([`Place::wait_for_permit`]). Only a few connections may wait. During the drain,
+    /// `lifts_client_share` lets one client take all the room to wait.
     ///
     /// # Errors
     ///
@@ -105,7 +105,7 @@ impl ClientTable {
     pub fn enter(
         self: &Arc<Self>,
         peer: PeerAddr,
-        lifts_wait_bound: bool,
+        lifts_client_share: bool,
     ) -> Result<Place, Refusal> {
         let prefix = ClientPrefix::new(peer.0.ip());
         let mut occupancy = self.lock();
@@ -115,7 +115,8 @@ impl ClientTable {
         }
         let permit = Arc::clone(&self.permits).try_acquire_owned().ok();
         let waits = permit.is_none();
-        if waits && !lifts_wait_bound && !occupancy.may_wait(prefix, self.max_waiting) {
+        let has_room = lifts_client_share && occupancy.waiting.len() < self.max_waiting;
+        if waits && !has_room && !occupancy.may_wait(prefix, self.max_waiting) {
             return Err(Refusal::Connections);
         }
         let waiting = occupancy.waiting.len() + usize::from(waits);
@@ -132,6 +133,11 @@ impl ClientTable {
         let occupancy = self.lock();
         let sizes = occupancy.by_size.iter().rev().take(count);
         sizes.map(|(size, prefix)| (*prefix, *size)).collect()
+    }
+
+    /// Asks connections of the largest client to end that have been idle for a while, because memory is short.
+    pub fn close_idle(&self) {
+        self.lock().close_idle(CLOSED_WHEN_SHORT);
     }
 
     /// Waits for a permit for one more connection of this client.
@@ -281,6 +287,20 @@ impl Occupancy {
         Some(state)
     }
 
+    fn close_idle(&mut self, count: usize) {
+        let now = Instant::now();
+        let largest = self.by_size.last().filter(|(size, _)| *size > 1);
+        let Some(client) = largest.and_then(|(_, prefix)| self.clients.get_mut(prefix)) else {
+            return;
+        };
+        let is_idle = |rank| match rank {
+            Rank::Idle(since) => now.duration_since(since) >= MIN_IDLE,
+            Rank::FirstRequest(_) | Rank::LaterRequest(_) | Rank::Tunnel(_) => false,
+        };
+        let closed = (0..count).take_while(|_| client.close_one(now, is_idle));
+        self.closing += closed.count();
+    }
+
     /// Asks connections of the largest client to end if places are scarce: up to `idle` idle ones, and one more if fewer are
     /// ending than are `waiting`. `newcomer` is the client of a new connection, with its number of connections.
     /// Returns whether that client is the largest.
@@ -394,6 +414,8 @@ const MAX_ABSENT: usize = 4096;
 const MIN_IDLE: Duration = Duration::from_secs(1);
 /// Two, so that places become free again although each new connection takes one.
 const CLOSED_PER_CONNECTION: usize = 2;
+/// Idle connections that close whenever memory is found short, ten times per second.
+const CLOSED_WHEN_SHORT: usize = 64;
 /// Connections that one scan finds. A client that connects 5,000 times per second is scanned 40 times per second.
 const MAX_CANDIDATES: usize = 256;
 /// The pause after a scan, per connection that was scanned: a scan of 10,000 takes less than 1 ms.
@@ -461,6 +483,20 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn shortage_closes_idle_places_of_the_largest_client() {
+        let table = table(100);
+        let greedy = fill(&table, 1, 3);
+        let small = fill(&table, 2, 2);
+        greedy[1].begin_request();
+        table.close_idle();
+        assert_eq!(closing(&greedy), [0; 0]);
+        advance(MIN_IDLE).await;
+        table.close_idle();
+        assert_eq!(closing(&greedy), [0, 2]);
+        assert_eq!(closing(&small), [0; 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn busy_places_close_in_the_order_of_their_cost() {
         let table = table(4);
         let mut greedy = Vec::new();
@@ -490,6 +526,7 @@ mod tests {
         let mut waiting = fill(&table, 1, MIN_WAITING / 4);
         let refused = table.enter(peer(1), false).unwrap_err();
         assert_eq!(refused, Refusal::Connections);
+        assert!(table.enter(peer(1), true).unwrap().is_waiting());
         waiting.extend((2..14).map(|client| table.enter(peer(client), false).unwrap()));
         // Three take the room of the first client, which then has as many waiting connections as all others.
         waiting.extend((20..23).map(|client| table.enter(peer(client), false).unwrap()));
@@ -497,7 +534,8 @@ mod tests {
         assert_eq!(closing(&waiting), [0, 1, 2]);
         let refused = table.enter(peer(30), false).unwrap_err();
         assert_eq!(refused, Refusal::Connections);
-        assert!(table.enter(peer(30), true).unwrap().is_waiting());
+        // Not even during the drain.
+        table.enter(peer(30), true).unwrap_err();
         places.truncate(MIN_WAITING - 4);
         let long = Duration::from_secs(1);
         for place in &mut waiting[..3] {

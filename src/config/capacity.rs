@@ -42,6 +42,7 @@ impl Default for Capacity {
             memory: MemoryLimit {
                 bytes: u64::MAX,
                 cgroup: None,
+                own_cgroup: None,
             },
         }
     }
@@ -167,6 +168,7 @@ mod tests {
             memory: MemoryLimit {
                 bytes: mib << 20,
                 cgroup: None,
+                own_cgroup: None,
             },
             ..Environment::from_process()
         }

@@ -220,7 +220,7 @@ impl Listener {
     async fn accept_with_memory(&self) -> (TcpStream, PeerAddr) {
         if self.memory.is_short() {
             self.entrance.counters.limits_hit.count(Limit::Memory);
-            self.memory.eased().await;
+            self.memory.may_accept().await;
         }
         self.accept().await
     }
@@ -289,9 +289,14 @@ impl Listener {
 
 impl Entrance {
     /// The connection with its place and its TCP settings. `None` if the connection was refused, or is dead.
-    fn enter(&self, stream: TcpStream, peer: PeerAddr, lifts_wait_bound: bool) -> Option<Accepted> {
+    fn enter(
+        &self,
+        stream: TcpStream,
+        peer: PeerAddr,
+        lifts_client_share: bool,
+    ) -> Option<Accepted> {
         let limits_hit = &self.counters.limits_hit;
-        let place = match self.clients.enter(peer, lifts_wait_bound) {
+        let place = match self.clients.enter(peer, lifts_client_share) {
             Ok(place) => place,
             Err(refusal) => {
                 limits_hit.count(match refusal {

@@ -208,7 +208,8 @@ impl Stage {
         let descriptors = fs::read_dir(format!("/proc/{}/fd", self.process.0.id()));
         Meter {
             rss_kib: kib("VmRSS:"),
-            descriptors: descriptors.map_or(0, Iterator::count),
+            // The proxy hides them from others of its user, root excepted.
+            descriptors: descriptors.map_or_else(|_| self.open_fds(), Iterator::count),
             upstream: self.upstream.open_connections(),
             cpu: Duration::from_millis((ticks(11) + ticks(12)) * 10),
         }
@@ -217,6 +218,15 @@ impl Stage {
     fn proc(&self, file: &str) -> String {
         let path = format!("/proc/{}/{file}", self.process.0.id());
         fs::read_to_string(path).unwrap_or_default()
+    }
+
+    /// The open files by the proxy's own count; 0 if it does not answer.
+    fn open_fds(&self) -> usize {
+        let metrics = self.admin_get("/metrics").unwrap_or_default();
+        let mut lines = metrics.lines();
+        let count = lines.find_map(|line| line.strip_prefix("process_open_fds "));
+        let count = count.and_then(|count| count.parse::<f64>().ok());
+        count.map_or(0, |count| count as usize)
     }
 
     /// The counters of `limits_hit_total` that are not zero.

@@ -57,6 +57,7 @@ fn outside_of_a_pod() -> Environment {
         memory: MemoryLimit {
             bytes: 1 << 30,
             cgroup: None,
+            own_cgroup: None,
         },
     }
 }

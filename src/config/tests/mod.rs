@@ -35,6 +35,7 @@ fn outside_pod() -> Environment {
         memory: MemoryLimit {
             bytes: 1 << 30,
             cgroup: None,
+            own_cgroup: None,
         },
     }
 }
