@@ -85,9 +85,7 @@ impl ClientTable {
             permits: Arc::new(Semaphore::new(limits.connections)),
             max: limits.connections,
             max_per_client: limits.connections_per_client.unwrap_or(usize::MAX),
-            max_waiting: (limits.connections / 8)
-                .clamp(MIN_WAITING, MAX_WAITING)
-                .min(limits.connections),
+            max_waiting: (limits.connections / 8).clamp(MIN_WAITING, MAX_WAITING),
             // Rounded up: with one slot in all, each client may use it.
             handshakes_per_client: limits.handshakes.div_ceil(2),
             budgets: BudgetSizes::new(limits),
@@ -399,8 +397,7 @@ impl ClientPlaces {
     }
 }
 
-/// Connections that may wait for a place: an eighth of the places, within these bounds, and at most as many as there are
-/// places. They use the reserve of open
+/// Connections that may wait for a place: an eighth of the places, within these bounds. They use the reserve of open
 /// files (`config::capacity`).
 const MIN_WAITING: usize = 16;
 const MAX_WAITING: usize = 32;
