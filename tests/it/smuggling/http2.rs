@@ -28,6 +28,9 @@ enum Expected {
     Forwarded(String),
     /// The client gets an error status, a reset or a GOAWAY, and the apiserver no whole request.
     Refused,
+    /// As `Refused`, or the apiserver receives this request, which has no body: the proxy may forward the head of a request
+    /// before it sees the data that contradicts its length of 0.
+    RefusedOrBare(&'static str),
 }
 
 /// A GET of `/a`.
@@ -280,7 +283,10 @@ fn lengths() -> Vec<Case> {
                 .data(&body[5..])
                 .forwarded(reached),
         );
-        cases.push(post("a request, and length 0", &body).another("content-length", "0"));
+        let mut contradiction =
+            post("a request, and length 0", &body).another("content-length", "0");
+        contradiction.expected = Expected::RefusedOrBare("POST/a");
+        cases.push(contradiction);
     }
     cases
 }
@@ -480,7 +486,7 @@ async fn check(
     let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
     let answered = send(&mut wire, case).await;
     drop(wire);
-    if matches!(case.expected, Expected::Refused) {
+    if !matches!(case.expected, Expected::Forwarded(_)) {
         let method = case.fields.iter().find(|(name, _)| name == ":method");
         let method = method.map_or("", |(_, value)| value);
         partials.allow(format!("{method}/a={}", case.data.concat()).as_bytes());
@@ -492,14 +498,17 @@ async fn check(
         .map(|request| String::from_utf8_lossy(&request.text));
     let (first, more) = (received.next(), received.next());
     let answered = answered.map(|body| String::from_utf8_lossy(&body).into_owned());
-    let expected = match &case.expected {
-        Expected::Forwarded(request) => Some(request),
-        Expected::Refused => None,
+    let is_expected = match &case.expected {
+        Expected::Forwarded(request) => {
+            answered.as_ref() == Some(request) && first.as_deref() == Some(request)
+        }
+        Expected::Refused => answered.is_none() && first.is_none(),
+        Expected::RefusedOrBare(request) => {
+            let may_be = |text: Option<&str>| text.is_none_or(|text| text == *request);
+            may_be(answered.as_deref()) && may_be(first.as_deref())
+        }
     };
-    if answered.as_ref() == expected
-        && first.as_deref() == expected.map(String::as_str)
-        && more.is_none()
-    {
+    if is_expected && more.is_none() {
         return Ok(());
     }
     Err(format!(
