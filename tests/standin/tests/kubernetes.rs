@@ -294,9 +294,11 @@ async fn exec_reports_the_exit_code() {
     .await;
     let mut all = Vec::new();
     within("the end", tls.read_to_end(&mut all)).await.unwrap();
-    assert!(
-        String::from_utf8_lossy(&all).contains(r#""causes":[{"message":"3","reason":"ExitCode"}]"#)
-    );
+    let all = String::from_utf8_lossy(&all);
+    let (_, causes) = all.split_once(r#""causes":[{"#).unwrap();
+    let (cause, _) = causes.split_once("}]").unwrap();
+    // Which of the two comes first depends on the features of `serde_json` in this build.
+    assert!(cause.contains(r#""message":"3""#) && cause.contains(r#""reason":"ExitCode""#));
 }
 
 #[tokio::test]
