@@ -10,7 +10,7 @@ use memchr::memchr;
 
 use super::MessageError;
 
-/// How much of a response body is still to come.
+/// How much of a body is still to come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BodyDecoder {
     /// The body is complete.
