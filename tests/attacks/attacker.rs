@@ -396,3 +396,28 @@ pub(crate) async fn write(
     };
     matches!(timeout_at(until, writing).await, Ok(Ok(())))
 }
+
+/// Writes `bytes` one by one, one per `pace`, until the proxy closes this connection. Returns how long it took. `None` if
+/// it is open at `until`.
+pub(crate) async fn write_slowly(
+    stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite,
+    bytes: &[u8],
+    pace: Duration,
+    until: Instant,
+) -> Option<Duration> {
+    let begun = Instant::now();
+    let (mut read, mut sent) = split(stream);
+    let writing = async {
+        for byte in bytes {
+            if sent.write_all(&[*byte]).await.is_err() || sent.flush().await.is_err() {
+                break;
+            }
+            sleep(pace).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        closed = end_of(&mut read, until) => closed.map(|_| begun.elapsed()),
+        () = writing => None,
+    }
+}

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::AsyncReadExt as _,
     time::{Instant, sleep, timeout_at},
 };
 
 use super::{SHORT, cases};
 use crate::{
-    attacker::{Attacker, Outcome, end_of, fields, headers, write},
+    attacker::{Attacker, Outcome, end_of, fields, headers, write, write_slowly},
     stage::Conditions,
 };
 
@@ -84,25 +84,10 @@ async fn slow_tcp(attacker: Attacker, count: usize, bytes: Vec<u8>, pace: Durati
             let bytes = bytes.clone();
             async move {
                 let mut outcome = Outcome::default();
-                let Ok(mut tcp) = attacker.tcp().await else {
+                let Ok(tcp) = attacker.tcp().await else {
                     return outcome;
                 };
-                let begun = Instant::now();
-                let (mut read, mut sent) = tcp.split();
-                let writing = async {
-                    for byte in bytes {
-                        if sent.write_all(&[byte]).await.is_err() {
-                            break;
-                        }
-                        sleep(pace).await;
-                    }
-                    std::future::pending::<()>().await;
-                };
-                let closed = tokio::select! {
-                    closed = end_of(&mut read, until) => closed.map(|_| begun.elapsed()),
-                    () = writing => None,
-                };
-                outcome.connection(closed);
+                outcome.connection(write_slowly(tcp, &bytes, pace, until).await);
                 outcome
             }
         })

@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{SHORT, cases};
 use crate::{
-    attacker::{Attacker, Outcome, TOKEN, end_of, fields, frame, headers},
+    attacker::{Attacker, Outcome, TOKEN, fields, frame, headers, write_slowly},
     stage::HOST,
 };
 
@@ -104,22 +104,9 @@ async fn slow_head(attacker: Attacker) -> Outcome {
             let Ok(tls) = attacker.tls("http/1.1").await else {
                 return outcome;
             };
-            let begun = Instant::now();
-            let (mut read, mut sent) = tokio::io::split(tls);
-            let writing = async {
-                for byte in b"GET / HTTP/1.1\r\nX: ".iter().chain([b'x'; 1000].iter()) {
-                    if sent.write_all(&[*byte]).await.is_err() || sent.flush().await.is_err() {
-                        break;
-                    }
-                    sleep(Duration::from_millis(200)).await;
-                }
-                std::future::pending::<()>().await;
-            };
-            let closed = tokio::select! {
-                closed = end_of(&mut read, until) => closed.map(|_| begun.elapsed()),
-                () = writing => None,
-            };
-            outcome.connection(closed);
+            let head = [&b"GET / HTTP/1.1\r\nX: "[..], &[b'x'; 1000]].concat();
+            let pace = Duration::from_millis(200);
+            outcome.connection(write_slowly(tls, &head, pace, until).await);
             outcome
         })
         .await

@@ -8,14 +8,14 @@ use std::{
 use http::{Request, Response};
 use kube_tls_proxy::config::TokenBucketSize;
 use standin::{
-    upstream::{RequestBody, ResponseBody, full},
+    upstream::{RequestBody, ResponseBody, Upstream, full},
     within,
 };
 use tokio::io::AsyncReadExt as _;
 
 use crate::{
     admin::wait_for_numbers,
-    proxy::{HOST, World},
+    proxy::{HOST, Proxy, World},
     responses::{BOTH, ClientResponse, Protocol},
 };
 
@@ -80,15 +80,21 @@ async fn refused_token_reaches_the_apiserver_budget_times() {
     }
 }
 
-/// A token that is new on each request has a full bucket, but its client has one too.
-#[tokio::test]
-async fn guessed_tokens_do_not_stop_a_new_valid_one() {
-    let world = World::new();
+/// A proxy with a budget of refusals, before an apiserver that checks credentials.
+async fn with_budget(world: &World) -> (Upstream, Proxy) {
     let upstream = world.apiserver().http(authenticated).start().await;
     let proxy = world
         .proxy(upstream.address())
         .limits(|limits| limits.unauthorized_per_client = TokenBucketSize::new(BUDGET, HOUR))
         .start();
+    (upstream, proxy)
+}
+
+/// A token that is new on each request has a full bucket, but its client has one too.
+#[tokio::test]
+async fn guessed_tokens_do_not_stop_a_new_valid_one() {
+    let world = World::new();
+    let (upstream, proxy) = with_budget(&world).await;
     let mut guessing = proxy.client().http1().await;
     let mut codes = Vec::new();
     for guess in 0..80 {
@@ -118,11 +124,7 @@ async fn guessed_tokens_do_not_stop_a_new_valid_one() {
 #[tokio::test]
 async fn refused_requests_without_a_token_leave_health_checks_alone() {
     let world = World::new();
-    let upstream = world.apiserver().http(authenticated).start().await;
-    let proxy = world
-        .proxy(upstream.address())
-        .limits(|limits| limits.unauthorized_per_client = TokenBucketSize::new(BUDGET, HOUR))
-        .start();
+    let (upstream, proxy) = with_budget(&world).await;
     for protocol in BOTH {
         for _ in 0..20 {
             let response = proxy.get(protocol, "/api").await;

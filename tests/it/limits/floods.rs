@@ -7,7 +7,7 @@ use http::{Request, Response};
 use standin::{
     client::{Http2, TlsConnection},
     frames::{END_HEADERS, END_STREAM, FrameConnection, encode_fields, kind},
-    upstream::{Raw, RequestBody, ResponseBody, channel, full},
+    upstream::{Raw, RequestBody, ResponseBody, Upstream, channel, full},
     within,
 };
 
@@ -55,6 +55,33 @@ async fn flood(wire: &mut Wire, (kind, flags, stream, payload): (u8, u8, u32, Ve
             return;
         }
     }
+}
+
+/// Opens 100 streams, and cancels them once all are at the apiserver. `round` counts the calls on this connection from 0.
+async fn cancel_100_begun(wire: &mut Wire, upstream: &Upstream, round: u32) {
+    let streams = (0..100).map(|number| 200 * round + 2 * number + 1);
+    for stream in streams.clone() {
+        let get = fields("GET", "/never");
+        wire.headers(stream, &get, END_STREAM).await.unwrap();
+    }
+    upstream
+        .wait_for("the requests", |connections| {
+            let requests: usize = connections.iter().map(|one| one.requests).sum();
+            (requests == 100 * (round as usize + 1)).then_some(())
+        })
+        .await;
+    for stream in streams {
+        wire.reset(stream, 8).await.unwrap();
+    }
+}
+
+async fn wait_for_resets(upstream: &Upstream, count: usize) {
+    upstream
+        .wait_for("the resets", |connections| {
+            let resets: usize = connections.iter().map(|one| one.resets().len()).sum();
+            (resets == count).then_some(())
+        })
+        .await;
 }
 
 #[tokio::test]
@@ -124,28 +151,10 @@ async fn rapid_reset_of_begun_requests_ends_its_connection() {
         .await;
     let proxy = world.proxy(upstream.address()).admin().start();
     let mut wire = wire(&proxy).await;
-    for round in 0..2_u32 {
-        let streams = (0..100).map(|number| 200 * round + 2 * number + 1);
-        for stream in streams.clone() {
-            let get = fields("GET", "/never");
-            wire.headers(stream, &get, END_STREAM).await.unwrap();
-        }
-        upstream
-            .wait_for("the requests", |connections| {
-                let requests: usize = connections.iter().map(|one| one.requests).sum();
-                (requests == 100 * (round as usize + 1)).then_some(())
-            })
-            .await;
-        for stream in streams {
-            wire.reset(stream, 8).await.unwrap();
-        }
+    for round in 0..2 {
+        cancel_100_begun(&mut wire, &upstream, round).await;
     }
-    upstream
-        .wait_for("the resets", |connections| {
-            let resets: usize = connections.iter().map(|one| one.resets().len()).sum();
-            (resets == 200).then_some(())
-        })
-        .await;
+    wait_for_resets(&upstream, 200).await;
     for stream in (401..601).step_by(2) {
         let get = fields("GET", "/never");
         wire.headers(stream, &get, END_STREAM).await.ok();
@@ -378,27 +387,9 @@ async fn client_that_cancels_all_it_has_open_stays() {
     let upstream = world.apiserver().http(watch_or_never).start().await;
     let proxy = world.proxy(upstream.address()).start();
     let mut wire = wire(&proxy).await;
-    for round in 0..3_u32 {
-        let streams = (0..100).map(|number| 200 * round + 2 * number + 1);
-        for stream in streams.clone() {
-            let get = fields("GET", "/never");
-            wire.headers(stream, &get, END_STREAM).await.unwrap();
-        }
-        upstream
-            .wait_for("the requests", |connections| {
-                let requests: usize = connections.iter().map(|one| one.requests).sum();
-                (requests == 100 * (round as usize + 1)).then_some(())
-            })
-            .await;
-        for stream in streams {
-            wire.reset(stream, 8).await.unwrap();
-        }
-        upstream
-            .wait_for("the resets", |connections| {
-                let resets: usize = connections.iter().map(|one| one.resets().len()).sum();
-                (resets == 100 * (round as usize + 1)).then_some(())
-            })
-            .await;
+    for round in 0..3 {
+        cancel_100_begun(&mut wire, &upstream, round).await;
+        wait_for_resets(&upstream, 100 * (round as usize + 1)).await;
         // The client looks at what it sees for a second.
         tokio::time::sleep(Duration::from_millis(1100)).await;
     }
