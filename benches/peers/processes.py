@@ -145,6 +145,10 @@ def _read(path):
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()
+    except PermissionError as err:
+        raise Problem(
+            f"{path} cannot be read: kube-tls-proxy keeps other processes of its user out of its memory. Run this as root."
+        ) from err
     except OSError:
         return ""  # The thread or process has ended meanwhile.
 
