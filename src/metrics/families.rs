@@ -76,11 +76,11 @@ families! {
     CONNECTIONS = Gauge "kube_tls_proxy_connections" []
         "Open client connections, tunnels included.";
     CONNECTIONS_LIMIT = Gauge "kube_tls_proxy_connections_limit" []
-        "Limit of open client connections. Further clients wait.";
+        "Limit of open client connections. Further ones wait, or are refused.";
     MEMORY_LIMIT = Gauge "kube_tls_proxy_memory_limit_bytes" []
         "Memory that the process may use: the limit of its cgroup, else the memory of the machine.";
     MEMORY_SHORT = Gauge "kube_tls_proxy_memory_short" []
-        "1 while more than 85 % of that memory is in use, so that new clients wait, else 0.";
+        "1 while memory is short, else 0: from 85 % in use until less than 80 % is. The proxy then accepts clients slowly.";
     CONNECTIONS_TOTAL = Counter "kube_tls_proxy_connections_total" ["protocol": PROTOCOLS]
         "Client connections after a successful TLS handshake.";
     HANDSHAKES = Counter "kube_tls_proxy_handshakes_total" ["result": "`ok`, `timeout`, `failed`, `closed` (another client needed the place)"]
