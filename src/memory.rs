@@ -93,8 +93,9 @@ impl MemoryLimit {
 /// Whether the process is short of memory. One task compares the memory in use with the limit; connections only read
 /// the result.
 ///
-/// While it is short, clients are accepted slowly, the largest client loses idle connections, no idle upstream connection
-/// and no new copy of a request body is kept, and a client that leaves many responses unread loses most of them.
+/// While memory is short, the proxy accepts clients slowly, and the largest client loses idle connections. The proxy keeps
+/// no idle upstream connection and makes no new copy of a request body. If a client leaves many responses unread, the
+/// proxy resets most of them.
 #[derive(Debug, Default)]
 pub struct MemoryPressure {
     is_short: AtomicBool,

@@ -18,7 +18,7 @@ use std::{
     fmt,
     hash::{BuildHasher as _, Hasher as _, RandomState},
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -267,7 +267,7 @@ impl ClientBudget {
             let taken = requests.take(size, now);
             taken.map_err(|wait| Throttled::Requests(seconds(wait)))?;
         }
-        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut refusals = self.refusals();
         if refusals.are_over(now) {
             refusals.forget();
             // Before the lock is released, so that a refusal at the same time sets it again.
@@ -282,7 +282,7 @@ impl ClientBudget {
         if connection.has_accepted(credential.hash) {
             return Ok(BudgetCheck::Checked(credential));
         }
-        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut refusals = self.refusals();
         if refusals.accepted.contains(&credential.hash) {
             return Ok(BudgetCheck::Checked(credential));
         }
@@ -331,7 +331,7 @@ impl ClientBudget {
     /// Begins to check the requests of the client.
     fn begin(&self, sizes: &BudgetSizes, status: StatusCode) {
         let now = Instant::now();
-        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut refusals = self.refusals();
         refusals.keep_until = now + sizes.credential.fill_interval;
         // A request without a credential guesses none, so its 403 takes no token here.
         if status == StatusCode::UNAUTHORIZED {
@@ -349,7 +349,7 @@ impl ClientBudget {
         status: StatusCode,
     ) {
         let now = Instant::now();
-        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut refusals = self.refusals();
         if is_refused(status, !credential.is_anonymous) {
             if connection.has_accepted(credential.hash) {
                 connection.accepted.store(0, Ordering::Relaxed);
@@ -371,13 +371,17 @@ impl ClientBudget {
         }
     }
 
+    fn refusals(&self) -> MutexGuard<'_, Refusals> {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether the budget must outlive the connections of the client.
     pub(super) fn is_in_use(&self, now: Instant) -> bool {
         if !self.is_checked.load(Ordering::Relaxed) {
             return false;
         }
         let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        let refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        let refusals = self.refusals();
         requests.full_at > now || !refusals.are_over(now)
     }
 }
@@ -452,18 +456,13 @@ fn push_bounded<T>(items: &mut Vec<T>, item: T, max: usize) {
 impl TokenBucket {
     /// Takes a token, or returns the time until there is one.
     fn take(&mut self, size: &TokenBucketSize, now: Instant) -> Result<(), Duration> {
-        if let Some(wait) = self.wait(size, now) {
+        let missing = self.full_at.saturating_duration_since(now) + size.fill_interval;
+        let wait = missing.saturating_sub(size.fill_interval * size.max_tokens);
+        if !wait.is_zero() {
             return Err(wait);
         }
         self.full_at = self.full_at.max(now) + size.fill_interval;
         Ok(())
-    }
-
-    /// The time until there is a token; `None` if there is one.
-    fn wait(&self, size: &TokenBucketSize, now: Instant) -> Option<Duration> {
-        let missing = self.full_at.saturating_duration_since(now) + size.fill_interval;
-        let wait = missing.saturating_sub(size.fill_interval * size.max_tokens);
-        Some(wait).filter(|wait| !wait.is_zero())
     }
 
     fn put_back(&mut self, size: &TokenBucketSize) {

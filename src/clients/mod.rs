@@ -2,8 +2,8 @@
 //! budgets of requests and of refused credentials.
 //!
 //! A client is an IPv4 address or the /64 of an IPv6 address, because one host can use all addresses of a /64.
-//! All state is shared by the workers. It is locked when a connection begins or ends. A request locks it only if the apiserver has
-//! refused a credential of the same client before, or if `limits.requestsPerClient` is set.
+//! All state is shared by the workers. It is locked when a connection begins or ends. A request locks it only if the
+//! apiserver has refused a credential of the same client before, or if `limits.requestsPerClient` is set.
 
 mod budget;
 mod place;

@@ -94,8 +94,8 @@ impl ClientTable {
     }
 
     /// The place of a connection that was just accepted. If no permit is free, the connection has to wait for one
-    /// ([`Place::wait_for_permit`]). Only a few connections may wait. During the drain,
-    /// `lifts_client_share` lets one client take all the room to wait.
+    /// ([`Place::wait_for_permit`]). Only a few connections may wait, and only a quarter of them from one client.
+    /// `lifts_client_share` lifts that share: during the drain, one client may take all the room to wait.
     ///
     /// # Errors
     ///

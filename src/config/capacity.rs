@@ -123,9 +123,9 @@ impl fmt::Display for ConnectionsBound {
 
 /// The open files that connections may use.
 fn sockets(workers: NonZeroUsize, env: &Environment) -> usize {
-    let waiting = (env.open_files / 16).min(MAX_WAITING);
+    let without_place = (env.open_files / 16).min(MAX_WITHOUT_PLACE);
     let of_workers = FILES_PER_WORKER.saturating_mul(workers.get());
-    let reserved = RESERVED_FILES + waiting + of_workers;
+    let reserved = RESERVED_FILES + without_place + of_workers;
     env.open_files
         .saturating_sub(reserved)
         .max(env.open_files / 2)
@@ -147,9 +147,9 @@ const MIN_CONNECTIONS: usize = 64;
 /// Files that are neither a client connection nor a connection to an apiserver for a client: 32 connections of the
 /// admin port, probes, lookups, files that a reload reads, and the runtime of the main thread.
 const RESERVED_FILES: usize = 64;
-/// Client connections that were accepted and wait for a place: at most an eighth of `limits.connections`, and no more than
-/// this (`clients::table`).
-const MAX_WAITING: usize = 64;
+/// Client connections that were accepted and have no place: `clients::table` lets at most 32 wait, and as many may be
+/// about to close, because they were refused or lost their room to wait.
+const MAX_WITHOUT_PLACE: usize = 64;
 /// The runtime of a worker, and its listening sockets.
 const FILES_PER_WORKER: usize = 8;
 /// A client connection with one watch over HTTP/2, both legs, and 3 KiB of the kernel for each of the two sockets, as

@@ -301,6 +301,8 @@ impl ResolvesServerCert for CertificateBySni {
     }
 }
 
+/// How long a client may leave pending data of a response unread (60 s in nginx, too: `send_timeout`).
+const CLIENT_STALL: Duration = Duration::from_secs(60);
 /// How long a connection may take to end in order when another client needs its place.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bytes that rustls may hold for a client that does not read.

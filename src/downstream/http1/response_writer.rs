@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-use super::ServeError;
+use super::{super::CLIENT_STALL, ServeError};
 use crate::http1::{Outgoing, ResponseFraming, Wire};
 
 /// A response that is being written. It asks the body for more only when the client has taken the bytes before.
@@ -194,8 +194,6 @@ impl<B: Body<Data = Bytes> + Unpin> ResponseWriter<B> {
     }
 }
 
-/// How long a client may leave pending data unread, as over HTTP/2.
-const CLIENT_STALL: Duration = Duration::from_secs(60);
 const TICKS: u32 = 4;
 /// The connection ends at most this much later.
 const TICK: Duration = Duration::from_secs(CLIENT_STALL.as_secs() / TICKS as u64);

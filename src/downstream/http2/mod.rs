@@ -41,7 +41,7 @@ use self::{
 use super::{CLOSE_TIMEOUT, Service};
 use crate::{
     drain::Drain,
-    metrics::Limit,
+    metrics::{Connected, Limit},
     proxy::{self, Rejection},
     transport::{ReadAhead, WriteBatcher, frames::FrameMonitor},
     upstream::RequestBody,
@@ -132,17 +132,14 @@ pub(super) async fn serve(
         }
     };
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), on_request));
-    let serving = poll_fn(|cx| {
-        match batcher.drive(connection.as_mut(), cx) {
+    let serving = poll_fn(|cx| match batcher.drive(connection.as_mut(), cx) {
         Poll::Ready(ended) => Poll::Ready(Some(ended)),
         // The monitor can no longer follow the client, so the connection ends.
         Poll::Pending if cut_targets.refuses_all() => Poll::Ready(None),
         Poll::Pending => last_frames.poll_stalled(cx).map(|()| {
-            connected.counters().limits_hit.count(Limit::ClientStall);
-            debug!(client.address = %connected.client(), "client did not read the last frames of its responses; connection closed");
+            last_frames_unread(&connected);
             Some(Ok(()))
         }),
-    }
     });
     tokio::select! {
         ended = serving => if let Some(ended) = ended {
@@ -180,6 +177,14 @@ pub(super) async fn serve(
             sleep(CLOSE_TIMEOUT).await;
         } => Ok(()),
     }
+}
+
+fn last_frames_unread(connected: &Connected) {
+    connected.counters().limits_hit.count(Limit::ClientStall);
+    debug!(
+        client.address = %connected.client(),
+        "client did not read the last frames of its responses; connection closed"
+    );
 }
 
 /// Returns the response to the request of one stream.

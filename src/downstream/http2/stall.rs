@@ -32,6 +32,7 @@ use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep};
 use tracing::debug;
 
+use super::super::CLIENT_STALL;
 use crate::{
     memory::MemoryPressure,
     metrics::{Connected, Limit},
@@ -413,8 +414,6 @@ impl StallClock {
     }
 }
 
-/// How long a client may leave pending data unread (60 s in nginx, too: `send_timeout`).
-const CLIENT_STALL: Duration = Duration::from_secs(60);
 const TICKS: u32 = 12;
 /// The reset comes at most this much later. Short, because memory is freed only then when it is short.
 const TICK: Duration = Duration::from_secs(CLIENT_STALL.as_secs() / TICKS as u64);
