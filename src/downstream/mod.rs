@@ -6,16 +6,23 @@ mod http2;
 #[cfg(test)]
 mod tests;
 
-use std::{error::Error, io, sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    error::Error,
+    future::{Future as _, poll_fn},
+    io,
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use rustls::{
-    ServerConfig, ServerConnection,
-    server::{Acceptor, ClientHello, ProducesTickets, ResolvesServerCert},
+    CommonState, ServerConfig,
+    server::{ClientHello, ProducesTickets, ResolvesServerCert, UnbufferedServerConnection},
     sign::CertifiedKey,
 };
 use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
-use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tracing::debug;
 
 use crate::{
@@ -29,7 +36,7 @@ use crate::{
     proxy::{ClientConnection, Routes},
     socket,
     text::error_chain,
-    transport::ReadAhead,
+    transport::{ClientHelloReader, PacedSocket, TlsStream},
     upstream::{ClientLeases, UpstreamContext},
 };
 
@@ -70,6 +77,9 @@ struct Service {
     downstream: Arc<ClientConnection>,
 }
 
+/// The connection of a client, after its handshake.
+type ClientStream = TlsStream<UnbufferedServerConnection>;
+
 /// Serves one accepted connection in a task of the drain.
 pub fn spawn(
     stream: TcpStream,
@@ -109,8 +119,8 @@ async fn serve(
             () = place.closing() => Err(HandshakeError::Closed),
         }
     });
-    let stream = match accepted.await {
-        Ok(stream) => stream,
+    let (stream, sni) = match accepted.await {
+        Ok(accepted) => accepted,
         Err(error) => {
             if place.is_closing() {
                 context.counters().limits_hit.count(Limit::ClientPlaces);
@@ -121,8 +131,8 @@ async fn serve(
         }
     };
     // It fails only for a dead socket, which the next read reports.
-    socket::set_user_timeout(stream.get_ref().0.tcp(), &shared.timeouts).ok();
-    let (protocol, sni) = negotiated(stream.get_ref().1);
+    socket::set_user_timeout(stream.socket().tcp(), &shared.timeouts).ok();
+    let protocol = negotiated(stream.state());
     let counters = Arc::clone(context.counters());
     counters.handshakes.count(Handshake::Ok);
     let connected = Connected::new(counters, peer.0, protocol, place);
@@ -166,17 +176,13 @@ fn ended_early(peer: PeerAddr, error: &(dyn Error + 'static)) {
     debug!(client.address = %peer, error = %error_chain(error), "downstream connection ended early");
 }
 
-/// What the handshake agreed on: the version of HTTP, and the name that the client asked for.
-fn negotiated(session: &ServerConnection) -> (Protocol, Option<String>) {
+/// The version of HTTP that the handshake agreed on.
+fn negotiated(session: &CommonState) -> Protocol {
     // No ALPN means HTTP/1.1: kubectl offers none when it dials for an upgrade.
-    let protocol = match session.alpn_protocol() {
+    match session.alpn_protocol() {
         Some(b"h2") => Protocol::Http2,
         Some(_) | None => Protocol::Http1,
-    };
-    let sni = session
-        .server_name()
-        .map(|name| name.trim_end_matches('.').to_ascii_lowercase());
-    (protocol, sni)
+    }
 }
 
 /// Why a downstream handshake failed.
@@ -222,7 +228,7 @@ pub fn server_config(identities: &[Identity], tickets: Arc<dyn ProducesTickets>)
     config
 }
 
-/// Runs the TLS handshake. `timeouts.handshake` covers everything, including the wait for a slot. A client that fills its
+/// Runs the TLS handshake, and returns the name that the client asked for. `timeouts.handshake` covers everything, including the wait for a slot. A client that fills its
 /// own slots waits for them, so that it never fills those of all clients.
 ///
 /// # Errors
@@ -234,11 +240,12 @@ async fn handshake(
     client: &Client,
     shared: &Shared,
     context: &UpstreamContext,
-) -> Result<Box<TlsStream<ReadAhead>>, HandshakeError> {
+) -> Result<(Box<ClientStream>, Option<String>), HandshakeError> {
     let handshake = async {
         // A client takes a slot only after its whole ClientHello has arrived. Otherwise a few silent clients
         // would block all others.
-        let hello = LazyConfigAcceptor::new(Acceptor::default(), ReadAhead::new(stream)).await?;
+        let mut hello = ClientHelloReader::new(PacedSocket::new(stream));
+        hello.read().await?;
         let slots = [&client.handshakes, &shared.handshakes];
         if slots.iter().any(|slots| slots.available_permits() == 0) {
             context.counters().limits_hit.count(Limit::Handshakes);
@@ -255,18 +262,29 @@ async fn handshake(
                 .await
                 .map_err(io::Error::other)?,
         );
-        let limit_buffer =
-            |connection: &mut ServerConnection| connection.set_buffer_limit(Some(MAX_TLS_BUFFER));
-        // In the future, because this call already exchanges keys and signs, which takes most of the time.
-        let handshake = async { hello.into_stream_with(config, limit_buffer).await };
-        let stream = context.client_turns().run(handshake).await;
-        stream.map(Box::new)
+        let mut sni = None;
+        let mut accepting = pin!(hello.accept(config));
+        // In the future, because a poll exchanges keys and signs, which takes most of the time.
+        let handshake = poll_fn(|cx| {
+            REQUESTED_NAME.set(None);
+            let polled = accepting.as_mut().poll(cx);
+            sni = REQUESTED_NAME.take().or_else(|| sni.take());
+            polled
+        });
+        let stream = context.client_turns().run(handshake).await?;
+        Ok((Box::new(stream), sni))
     };
     let limit = shared.timeouts.handshake;
     timeout(limit, handshake)
         .await
         .map_err(|_elapsed| HandshakeError::Timeout(limit))?
         .map_err(HandshakeError::Failed)
+}
+
+thread_local! {
+    /// The name in the `ClientHello` that this thread has just read. The interface of rustls without buffers tells it to
+    /// nobody but [`CertificateBySni`].
+    static REQUESTED_NAME: Cell<Option<String>> = const { Cell::new(None) };
 }
 
 /// Chooses the certificate for a name, by the SANs of the certificates.
@@ -294,7 +312,9 @@ impl CertificateBySni {
 
 impl ResolvesServerCert for CertificateBySni {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let name = hello.server_name().map(HostName::new);
+        let name = hello.server_name();
+        REQUESTED_NAME.set(name.map(|name| name.trim_end_matches('.').to_ascii_lowercase()));
+        let name = name.map(HostName::new);
         name.and_then(|name| self.by_name.get(&name))
             .or(self.default.as_ref())
             .cloned()
@@ -305,5 +325,3 @@ impl ResolvesServerCert for CertificateBySni {
 const CLIENT_STALL: Duration = Duration::from_secs(60);
 /// How long a connection may take to end in order when another client needs its place.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Bytes that rustls may hold for a client that does not read.
-const MAX_TLS_BUFFER: usize = 32 * 1024;

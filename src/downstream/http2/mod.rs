@@ -29,7 +29,6 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{sleep, timeout},
 };
-use tokio_rustls::server::TlsStream;
 use tokio_util::sync::PollSemaphore;
 use tracing::debug;
 
@@ -38,12 +37,12 @@ use self::{
     monitor::ClientFrames,
     stall::{LastFrames, LastFramesClock, PacedBody, StallGuard, StallReport, UnreadResponses},
 };
-use super::{CLOSE_TIMEOUT, Service};
+use super::{CLOSE_TIMEOUT, ClientStream, Service};
 use crate::{
     drain::Drain,
     metrics::{Connected, Limit},
     proxy::{self, Rejection},
-    transport::{ReadAhead, WriteBatcher, frames::FrameMonitor},
+    transport::{WriteBatcher, frames::FrameMonitor},
     upstream::RequestBody,
 };
 
@@ -58,7 +57,7 @@ pub(super) const FUZZ: [fn(&[u8]); 2] = [monitor::fuzz, budget::fuzz];
 ///
 /// When the connection does not end in order.
 pub(super) async fn serve(
-    stream: Box<TlsStream<ReadAhead>>,
+    stream: Box<ClientStream>,
     service: Arc<Service>,
 ) -> Result<(), hyper::Error> {
     let drain = service.downstream.drain.clone();
@@ -203,7 +202,7 @@ async fn respond(
 }
 
 /// Sends this last frame after hyper's connection has failed, and closes the stream.
-async fn say_goodbye(batcher: &WriteBatcher<TlsStream<ReadAhead>>, frame: &[u8]) {
+async fn say_goodbye(batcher: &WriteBatcher<ClientStream>, frame: &[u8]) {
     // The client does not read, and has perhaps received a part of another frame.
     if batcher.is_full() {
         return;
