@@ -9,11 +9,17 @@ use tokio::{
 };
 
 /// One kubectl command and its expected result.
+#[derive(Debug, Clone, Copy)]
 struct Line {
+    /// A tab is a space within one argument.
     arguments: &'static str,
     input: &'static str,
     /// Each text must occur in a line of the output, in this order.
     output: &'static [&'static str],
+    /// No line of the output may contain this.
+    absent: &'static str,
+    /// Must occur in the error output.
+    errors: &'static str,
     end: End,
 }
 
@@ -25,67 +31,157 @@ enum End {
     Runs,
 }
 
-const LINES: &[Line] = &[
+/// A command that succeeds if it prints `output`.
+const fn prints(arguments: &'static str, output: &'static [&'static str]) -> Line {
     Line {
-        arguments: "version",
+        arguments,
         input: "",
-        output: &["Server Version: v1.32.4"],
+        output,
+        absent: "\n",
+        errors: "",
         end: End::Exits(0),
-    },
+    }
+}
+
+/// A command that fails with `errors`.
+const fn fails(arguments: &'static str, errors: &'static str) -> Line {
     Line {
-        arguments: "auth whoami",
-        input: "",
-        output: &["jane", "developers"],
-        end: End::Exits(0),
-    },
-    Line {
-        arguments: "get pods",
-        input: "",
-        output: &["RESTARTS", "web-0", "web-1"],
-        end: End::Exits(0),
-    },
-    Line {
-        arguments: "get pods -w",
-        input: "",
-        output: &["web-1", "Pending", "Running", "Completed"],
-        end: End::Runs,
-    },
-    Line {
-        arguments: "logs web-0",
-        input: "",
-        output: &["line 1", "line 5"],
-        end: End::Exits(0),
-    },
-    Line {
-        arguments: "logs -f web-0",
-        input: "",
-        output: &["line 1", "line 5", "line 7"],
-        end: End::Runs,
-    },
-    Line {
-        arguments: "exec web-0 -- echo hello",
-        input: "",
-        output: &["hello"],
-        end: End::Exits(0),
-    },
-    Line {
-        arguments: "exec -i web-0 -- cat",
-        input: "there and back\n",
-        output: &["there and back"],
-        end: End::Exits(0),
-    },
-    Line {
-        arguments: "exec web-0 -- sh -c exit\t3",
-        input: "",
-        output: &[],
-        end: End::Exits(3),
-    },
-    Line {
-        arguments: "get pod absent",
-        input: "",
-        output: &[],
+        errors,
         end: End::Exits(1),
+        ..prints(arguments, &[])
+    }
+}
+
+/// What `edit` runs as its editor.
+const EDITOR: &str = "sed -i 's/tier: front/tier: back/'";
+
+const MANIFEST: &str = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "mine", "labels": {"app": "mine"}},
+    "spec": {"containers": [{"name": "main", "image": "one"}]}}"#;
+const CHANGED: &str = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "mine", "labels": {"app": "mine"}},
+    "spec": {"containers": [{"name": "main", "image": "two"}]}}"#;
+const IMPOSSIBLE: &str = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "mine"},
+    "spec": {"hostNetwork": true, "containers": [{"name": "main", "image": "two"}]}}"#;
+const CREATED: &str = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "new"},
+    "spec": {"containers": [{"name": "main", "image": "one"}]}}"#;
+
+const LINES: &[Line] = &[
+    prints("version", &["Server Version: v1.32.4"]),
+    prints("auth whoami", &["jane", "developers"]),
+    prints("api-resources", &["namespaces", "pods"]),
+    prints("get pods", &["RESTARTS", "web-0", "web-1"]),
+    prints("get all", &["web-0"]),
+    Line {
+        end: End::Runs,
+        ..prints("get pods -w", &["web-1", "Pending", "Running", "Completed"])
     },
+    prints("describe pod web-0", &["web-0", "Ready"]),
+    prints(
+        "wait --for=condition=Ready pod/web-0 --timeout=10s",
+        &["condition met"],
+    ),
+    // Logs.
+    prints("logs web-0", &["line 1", "line 5"]),
+    Line {
+        absent: "line 4",
+        ..prints("logs web-0 --tail=1", &["line 5"])
+    },
+    prints("logs web-0 --timestamps", &["Z web-0: line 1"]),
+    Line {
+        end: End::Runs,
+        ..prints("logs -f web-0", &["line 1", "line 5", "line 7"])
+    },
+    fails("logs web-0 --previous", "previous terminated container"),
+    fails("logs web-0 --limit-bytes=5", "limitBytes"),
+    fails("logs web-0 -c absent", "absent"),
+    // Exec.
+    prints("exec web-0 -- echo hello", &["hello"]),
+    prints("exec web-0 -- ls", &["bin", "etc"]),
+    prints("exec web-0 -- ls -l /etc", &["hostname"]),
+    prints("exec web-0 -- cat /etc/hostname", &["web-0"]),
+    Line {
+        input: "help\nid\n",
+        ..prints("exec -i web-0 -- sh", &["hostname", "root"])
+    },
+    Line {
+        input: "there and back\n",
+        ..prints("exec -i web-0 -- cat", &["there and back"])
+    },
+    Line {
+        end: End::Exits(3),
+        ..prints("exec web-0 -- sh -c exit\t3", &[])
+    },
+    // Selectors.
+    prints("label pod web-0 tier=front", &["labeled"]),
+    Line {
+        absent: "web-1",
+        ..prints("get pods -l tier=front", &["web-0"])
+    },
+    Line {
+        absent: "web-0",
+        ..prints("get pods -l tier!=front,app\tin\t(web)", &["web-1"])
+    },
+    Line {
+        absent: "Completed",
+        ..prints("get pods --field-selector status.phase=Running", &["web-0"])
+    },
+    fails(
+        "get pods --field-selector spec.restartPolicy=Always",
+        "spec.restartPolicy",
+    ),
+    // Changes.
+    prints("annotate pod web-0 note=hello", &["annotated"]),
+    prints("edit pod web-0", &["edited"]),
+    prints("get pods -l tier=back", &["web-0"]),
+    prints(
+        "patch pod web-0 -p {\"metadata\":{\"labels\":{\"patched\":\"yes\"}}}",
+        &["patched"],
+    ),
+    prints("get pods -l patched", &["web-0"]),
+    fails("patch pod web-0 --type=json -p []", "JSON patch"),
+    Line {
+        input: MANIFEST,
+        ..prints("apply -f -", &["pod/mine created"])
+    },
+    Line {
+        input: CHANGED,
+        end: End::Exits(1),
+        ..prints("diff -f -", &["two"])
+    },
+    Line {
+        input: CHANGED,
+        ..prints("apply -f -", &["pod/mine configured"])
+    },
+    prints(
+        "get pod mine -o jsonpath={.spec.containers[0].image}",
+        &["two"],
+    ),
+    Line {
+        input: IMPOSSIBLE,
+        ..fails("apply -f -", "pod updates may not change fields")
+    },
+    Line {
+        input: MANIFEST,
+        ..prints("replace -f -", &["pod/mine replaced"])
+    },
+    Line {
+        input: CREATED,
+        ..prints("create -f - --dry-run=server", &["pod/new created"])
+    },
+    Line {
+        input: CREATED,
+        ..prints("create -f -", &["pod/new created"])
+    },
+    prints("run other --image=one", &["pod/other created"]),
+    prints("delete pod --all", &["web-0", "web-1"]),
+    Line {
+        absent: "mine",
+        ..prints("get pods", &["web-0", "web-1"])
+    },
+    // Errors that name the reason.
+    fails("get pod absent", "pods \"absent\" not found"),
+    fails("attach web-0", "does not support"),
+    fails("debug web-0 --image=one", "does not support"),
+    fails("create deployment web --image=one", "does not support"),
 ];
 
 /// How long one command may take.
@@ -107,7 +203,6 @@ pub(crate) async fn run(kubeconfig: &Path) -> bool {
 }
 
 async fn run_line(kubeconfig: &Path, line: &Line) -> io::Result<()> {
-    // A tab stands for a space within one argument.
     let arguments = line
         .arguments
         .split(' ')
@@ -116,6 +211,7 @@ async fn run_line(kubeconfig: &Path, line: &Line) -> io::Result<()> {
         .arg("--kubeconfig")
         .arg(kubeconfig)
         .args(arguments)
+        .env("KUBE_EDITOR", EDITOR)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -136,6 +232,7 @@ async fn run_line(kubeconfig: &Path, line: &Line) -> io::Result<()> {
         for wanted in line.output {
             loop {
                 match output.next_line().await? {
+                    Some(text) if text.contains(line.absent) => return Err(unexpected(&text)),
                     Some(text) if text.contains(wanted) => break,
                     Some(_) => {}
                     None => {
@@ -152,13 +249,23 @@ async fn run_line(kubeconfig: &Path, line: &Line) -> io::Result<()> {
     if let (Ok(()), End::Runs) = (&seen, line.end) {
         return child.kill().await;
     }
+    while let Some(text) = output.next_line().await? {
+        if text.contains(line.absent) {
+            return Err(unexpected(&text));
+        }
+    }
     let ended = child.wait_with_output().await?;
     let exits = matches!(line.end, End::Exits(code) if ended.status.code() == Some(code));
+    let explains = String::from_utf8_lossy(&ended.stderr).contains(line.errors);
     match seen {
-        Ok(()) if exits => Ok(()),
+        Ok(()) if exits && explains => Ok(()),
         Ok(()) => Err(failure(format!("{}", ended.status), &ended.stderr)),
         Err(error) => Err(failure(error.to_string(), &ended.stderr)),
     }
+}
+
+fn unexpected(line: &str) -> io::Error {
+    io::Error::other(format!("unexpected output {line:?}"))
 }
 
 /// An error with the error output of kubectl.
