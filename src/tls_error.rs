@@ -211,6 +211,10 @@ pub(crate) fn describe(error: &Error) -> Cow<'static, str> {
 }
 
 /// A fatal alert of the peer. The name in parentheses is that of RFC 8446 §6.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the name says enough about the other alerts"
+)]
 fn describe_alert(alert: AlertDescription) -> Cow<'static, str> {
     use AlertDescription as A;
     let meaning = match alert {
