@@ -153,7 +153,10 @@ async fn apiserver_is_asked_for_the_host_of_its_url() {
     for protocol in BOTH {
         proxy.request(protocol, "GET", "/", &[], b"").await;
         let request = upstream.next_request().await;
-        let asked = request.authority.as_deref().or(request.header("host"));
+        let asked = request
+            .authority
+            .as_deref()
+            .or_else(|| request.header("host"));
         assert_eq!(asked, Some(&*host), "{protocol:?}");
         assert_eq!(request.lines("x-forwarded-host"), [HOST]);
     }
