@@ -22,7 +22,12 @@ use rustls::{
     server::{ClientHello, ProducesTickets, ResolvesServerCert, UnbufferedServerConnection},
     sign::CertifiedKey,
 };
-use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, copy, sink},
+    net::TcpStream,
+    sync::Semaphore,
+    time::timeout,
+};
 use tracing::debug;
 
 use crate::{
@@ -133,6 +138,7 @@ async fn serve(
     // It fails only for a dead socket, which the next read reports.
     socket::set_user_timeout(stream.socket().tcp(), &shared.timeouts).ok();
     let protocol = negotiated(stream.state());
+    let local = stream.socket().tcp().local_addr().ok();
     let counters = Arc::clone(context.counters());
     counters.handshakes.count(Handshake::Ok);
     let connected = Connected::new(counters, peer.0, protocol, place);
@@ -140,6 +146,7 @@ async fn serve(
     let downstream = ClientConnection {
         peer,
         sni: sni.filter(|name| snapshot.routes.serves(name)),
+        local,
         forwarded_for: ClientConnection::forwarded_for(peer),
         leases: ClientLeases::new(context),
         limits: shared.limits.clone(),
@@ -194,9 +201,12 @@ enum HandshakeError {
     /// Another client needed the place of the connection.
     #[error("closed because its client has the most connections and another client needs a place")]
     Closed,
+    /// The client speaks HTTP without TLS.
+    #[error("the client sent plain HTTP to the HTTPS port")]
+    PlainHttp,
     /// Client and proxy have no version or cipher in common, or the connection broke.
     #[error("TLS handshake")]
-    Failed(#[source] io::Error),
+    Failed(#[from] io::Error),
 }
 
 impl HandshakeError {
@@ -205,6 +215,7 @@ impl HandshakeError {
         match self {
             Self::Timeout(_) => Handshake::Timeout,
             Self::Closed => Handshake::Closed,
+            Self::PlainHttp => Handshake::PlainHttp,
             Self::Failed(_) => Handshake::Failed,
         }
     }
@@ -228,8 +239,8 @@ pub fn server_config(identities: &[Identity], tickets: Arc<dyn ProducesTickets>)
     config
 }
 
-/// Runs the TLS handshake, and returns the name that the client asked for. `timeouts.handshake` covers everything, including the wait for a slot. A client that fills its
-/// own slots waits for them, so that it never fills those of all clients.
+/// Runs the TLS handshake, and returns the name that the client asked for. `timeouts.handshake` covers everything, including
+/// the wait for a slot. A client that fills its own slots waits for them, so that it never fills those of all clients.
 ///
 /// # Errors
 ///
@@ -242,9 +253,13 @@ async fn handshake(
     context: &UpstreamContext,
 ) -> Result<(Box<ClientStream>, Option<String>), HandshakeError> {
     let handshake = async {
+        let mut hello = ClientHelloReader::new(PacedSocket::new(stream));
+        if is_plain_http(hello.first_bytes().await?) {
+            Box::pin(refuse_plain_http(hello.into_tcp())).await;
+            return Err(HandshakeError::PlainHttp);
+        }
         // A client takes a slot only after its whole ClientHello has arrived. Otherwise a few silent clients
         // would block all others.
-        let mut hello = ClientHelloReader::new(PacedSocket::new(stream));
         hello.read().await?;
         let slots = [&client.handshakes, &shared.handshakes];
         if slots.iter().any(|slots| slots.available_permits() == 0) {
@@ -277,8 +292,34 @@ async fn handshake(
     let limit = shared.timeouts.handshake;
     timeout(limit, handshake)
         .await
-        .map_err(|_elapsed| HandshakeError::Timeout(limit))?
-        .map_err(HandshakeError::Failed)
+        .unwrap_or(Err(HandshakeError::Timeout(limit)))
+}
+
+/// Whether a connection begins with a request of HTTP instead of a TLS record, whose first byte is 22.
+fn is_plain_http(first: &[u8]) -> bool {
+    const METHODS: [&[u8]; 9] = [
+        b"GET ",
+        b"HEAD ",
+        b"POST ",
+        b"PUT ",
+        b"PATCH ",
+        b"DELETE ",
+        b"OPTIONS ",
+        b"CONNECT ",
+        b"PRI ",
+    ];
+    METHODS.iter().any(|method| first.starts_with(method))
+}
+
+/// Tells a client that speaks HTTP what this port speaks, as Go and nginx do.
+async fn refuse_plain_http(mut stream: TcpStream) {
+    let refusal = async {
+        stream.write_all(SPEAKS_HTTPS).await?;
+        stream.shutdown().await?;
+        // The kernel would send a reset for bytes that were not read, and the client may then not read the response.
+        copy(&mut stream.take(MAX_LINGER_BYTES), &mut sink()).await
+    };
+    timeout(LINGER, refusal).await.ok();
 }
 
 thread_local! {
@@ -323,5 +364,13 @@ impl ResolvesServerCert for CertificateBySni {
 
 /// How long a client may leave pending data of a response unread (60 s in nginx, too: `send_timeout`).
 const CLIENT_STALL: Duration = Duration::from_secs(60);
+/// How long the rest of a request is read and discarded, so that its response arrives (500 ms in Go).
+const LINGER: Duration = Duration::from_secs(1);
+/// For how many bytes a client whose connection ends can still read why.
+const MAX_LINGER_BYTES: u64 = 256 * 1024;
+const SPEAKS_HTTPS: &[u8] =
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\
+    Content-Length: 86\r\nConnection: close\r\n\r\n\
+    kube-tls-proxy: this port speaks HTTPS; begin its address in the client with https://\n";
 /// How long a connection may take to end in order when another client needs its place.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);

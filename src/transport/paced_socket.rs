@@ -47,6 +47,11 @@ impl PacedSocket {
         &self.tcp
     }
 
+    /// The socket without its guard.
+    pub(super) fn into_tcp(self) -> TcpStream {
+        self.tcp
+    }
+
     /// See [`Readable::poll_readable`].
     pub(super) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         // An error is dropped here, because the read that follows returns it.

@@ -13,7 +13,7 @@ use rustls::{
     server::UnbufferedServerConnection,
 };
 use rustls_pki_types::ServerName;
-use tokio::io::ReadBuf;
+use tokio::{io::ReadBuf, net::TcpStream};
 
 use super::{MAX_INCOMING, MIN_READ, PacedSocket, Step, TlsSession, TlsStream, invalid};
 
@@ -30,6 +30,22 @@ impl ClientHelloReader {
             socket,
             incoming: BytesMut::new(),
         }
+    }
+
+    /// Waits for the first bytes of the connection and returns them. The handshake begins with them. Empty at the end of the
+    /// connection.
+    ///
+    /// # Errors
+    ///
+    /// When the connection fails.
+    pub(crate) async fn first_bytes(&mut self) -> io::Result<&[u8]> {
+        poll_fn(|cx| self.socket.poll_read(cx, &mut self.incoming, MIN_READ)).await?;
+        Ok(&self.incoming)
+    }
+
+    /// The socket of a client that does not speak TLS.
+    pub(crate) fn into_tcp(self) -> TcpStream {
+        self.socket.into_tcp()
     }
 
     /// Reads until the `ClientHello` is complete, or cannot be one. It is judged by [`ClientHelloReader::accept`].
