@@ -7,6 +7,7 @@
 mod handshake;
 
 use std::{
+    cell::RefCell,
     fmt, io,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -19,7 +20,7 @@ use rustls::{
     server::UnbufferedServerConnection,
     unbuffered::{
         ConnectionState, EncodeError, EncodeTlsData, EncryptError, InsufficientSizeError,
-        UnbufferedStatus,
+        UnbufferedStatus, WriteTraffic,
     },
 };
 use tokio::{
@@ -30,6 +31,11 @@ use tokio::{
 pub(crate) use handshake::ClientHelloReader;
 
 use super::{PacedSocket, Readable, TlsWriter, turn::MAX_BYTES_PER_TURN};
+
+thread_local! {
+    /// Where this thread seals records. A buffer of each connection would have to be cleared for each write.
+    static SEALED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// One side of a TLS connection, without buffers.
 pub(crate) trait TlsSession: Send + Unpin {
@@ -241,22 +247,28 @@ impl<C: TlsSession> TlsStream<C> {
         Poll::Ready(Ok(read))
     }
 
-    /// Seals these bytes into `outgoing`.
-    fn seal(&mut self, plaintext: &[u8]) -> io::Result<()> {
-        let records = plaintext.len().div_ceil(MAX_RECORD).max(1);
-        let room = plaintext.len() + records * MAX_RECORD_OVERHEAD;
-        self.write_traffic(room, |traffic, room| traffic.encrypt(plaintext, room))
+    /// Seals these bytes, and hands the records to `take`.
+    fn seal<T>(
+        &mut self,
+        plaintext: &[u8],
+        take: impl FnOnce(&mut Self, &[u8]) -> io::Result<T>,
+    ) -> io::Result<T> {
+        SEALED.with_borrow_mut(|room| {
+            let records = plaintext.len().div_ceil(MAX_RECORD);
+            let length = plaintext.len() + records * MAX_RECORD_OVERHEAD;
+            if room.len() < length {
+                room.resize(length, 0);
+            }
+            let sealed = self.write_traffic(|traffic| traffic.encrypt(plaintext, room))?;
+            take(self, room.get(..sealed).unwrap_or_default())
+        })
     }
 
-    /// Lets `write` put records into this much room at the end of `outgoing`, or into more if it needs more.
+    /// Lets `write` put records into a buffer. Returns how many bytes it has written.
     fn write_traffic(
         &mut self,
-        mut room: usize,
-        mut write: impl FnMut(
-            &mut rustls::unbuffered::WriteTraffic<'_, C::Data>,
-            &mut [u8],
-        ) -> Result<usize, EncryptError>,
-    ) -> io::Result<()> {
+        write: impl FnOnce(&mut WriteTraffic<'_, C::Data>) -> Result<usize, EncryptError>,
+    ) -> io::Result<usize> {
         if self.is_broken {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
@@ -265,25 +277,7 @@ impl<C: TlsSession> TlsStream<C> {
             let known = self.incoming.get_mut(..self.looked_at);
             match self.session.process(known.unwrap_or_default()).state {
                 Ok(ConnectionState::WriteTraffic(mut traffic)) => {
-                    let before = self.outgoing.len();
-                    self.outgoing.resize(before + room, 0);
-                    let tail = self.outgoing.get_mut(before..).unwrap_or_default();
-                    match write(&mut traffic, tail) {
-                        Ok(written) => {
-                            self.outgoing.truncate(before + written);
-                            return Ok(());
-                        }
-                        Err(EncryptError::InsufficientSize(InsufficientSizeError {
-                            required_size,
-                        })) if required_size > room => {
-                            self.outgoing.truncate(before);
-                            room = required_size;
-                        }
-                        Err(error) => {
-                            self.outgoing.truncate(before);
-                            return Err(io::Error::other(error));
-                        }
-                    }
+                    return write(&mut traffic).map_err(io::Error::other);
                 }
                 Ok(ConnectionState::EncodeTlsData(message)) => encode(message, &mut self.outgoing)?,
                 Ok(ConnectionState::TransmitTlsData(message)) => message.done(),
@@ -316,13 +310,21 @@ impl<C: TlsSession> TlsStream<C> {
         Poll::Ready(Ok(self.max_outgoing - self.outgoing.len()))
     }
 
-    /// Seals these bytes, and sends what the socket takes.
+    /// Seals these bytes, and sends what the socket takes. The rest waits in `outgoing`.
     fn write(&mut self, plaintext: &[u8], cx: &mut Context<'_>) -> io::Result<()> {
-        self.seal(plaintext)?;
-        match self.poll_send(cx) {
-            Poll::Ready(Err(error)) => Err(error),
-            Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
-        }
+        self.seal(plaintext, |this, mut sealed| {
+            if this.poll_send(cx)?.is_ready()
+                && let Poll::Ready(sent) = this.socket.poll_write(cx, sealed)?
+            {
+                sealed = sealed.get(sent..).unwrap_or_default();
+            }
+            if !sealed.is_empty() {
+                this.outgoing.extend_from_slice(sealed);
+                // Until the socket is full, or has taken it.
+                let _sent = this.poll_send(cx)?;
+            }
+            Ok(())
+        })
     }
 }
 
@@ -483,10 +485,11 @@ impl<C: TlsSession> AsyncWrite for TlsStream<C> {
         if !this.has_said_goodbye {
             this.has_said_goodbye = true;
             // After a failure, the peer has got the alert that says why.
-            this.write_traffic(MAX_RECORD_OVERHEAD, |traffic, room| {
-                traffic.queue_close_notify(room)
-            })
-            .ok();
+            let mut alert = [0; MAX_RECORD_OVERHEAD];
+            let written = this.write_traffic(|traffic| traffic.queue_close_notify(&mut alert));
+            if let Some(alert) = written.ok().and_then(|length| alert.get(..length)) {
+                this.outgoing.extend_from_slice(alert);
+            }
         }
         ready!(this.poll_send(cx))?;
         this.socket.poll_shutdown(cx)
@@ -520,7 +523,10 @@ impl<C: TlsSession> TlsWriter for TlsStream<C> {
         if self.outgoing.len() >= self.max_outgoing {
             return Err(io::Error::other("the TLS buffer is full"));
         }
-        self.seal(plaintext)
+        self.seal(plaintext, |this, sealed| {
+            this.outgoing.extend_from_slice(sealed);
+            Ok(())
+        })
     }
 
     fn set_buffer_limit(&mut self, bytes: usize) {
