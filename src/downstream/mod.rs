@@ -1,6 +1,7 @@
 //! Takes one accepted connection through its TLS handshake, and serves HTTP/1.1 or HTTP/2 on
 //! it. ALPN alone chooses the protocol.
 
+mod handshake_log;
 mod http1;
 mod http2;
 #[cfg(test)]
@@ -17,6 +18,8 @@ use rustls::{
 use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tracing::debug;
+
+pub use handshake_log::HandshakeLog;
 
 use crate::{
     clients::{Client, ClientTable, Place},
@@ -55,6 +58,8 @@ pub struct Shared {
     pub clients: Arc<ClientTable>,
     /// Slots for handshakes in progress.
     pub handshakes: Semaphore,
+    /// Which failed handshakes were logged.
+    pub handshake_log: HandshakeLog,
     /// Whether memory is short.
     pub memory: Arc<MemoryPressure>,
     /// Limits of the configuration.
@@ -116,7 +121,7 @@ async fn serve(
                 context.counters().limits_hit.count(Limit::ClientPlaces);
             }
             context.counters().handshakes.count(error.label());
-            debug!(client.address = %peer, error = %error_chain(&error), "downstream handshake failed");
+            shared.handshake_log.failed(peer, &error);
             return;
         }
     };
@@ -125,7 +130,7 @@ async fn serve(
     let (protocol, sni) = negotiated(stream.get_ref().1);
     let counters = Arc::clone(context.counters());
     counters.handshakes.count(Handshake::Ok);
-    let connected = Connected::new(counters, peer.0, protocol, place);
+    let connected = Connected::new(counters, peer.0, protocol, place, drain.clone());
     let connected = Arc::new(connected);
     let downstream = ClientConnection {
         peer,
@@ -183,23 +188,42 @@ fn negotiated(session: &ServerConnection) -> (Protocol, Option<String>) {
 #[derive(Debug, thiserror::Error)]
 enum HandshakeError {
     /// It took longer than `timeouts.handshake`.
-    #[error("no TLS handshake within {0:?}")]
-    Timeout(Duration),
+    #[error("no TLS handshake within {limit:?}")]
+    Timeout {
+        limit: Duration,
+        /// As in `Failed`.
+        server_name: Option<Option<String>>,
+    },
     /// Another client needed the place of the connection.
     #[error("closed because its client has the most connections and another client needs a place")]
     Closed,
     /// Client and proxy have no version or cipher in common, or the connection broke.
     #[error("TLS handshake")]
-    Failed(#[source] io::Error),
+    Failed {
+        #[source]
+        source: io::Error,
+        /// `None` if no `ClientHello` has arrived; else the name in it, if there is one.
+        server_name: Option<Option<String>>,
+    },
 }
 
 impl HandshakeError {
     /// The label of its counter.
     fn label(&self) -> Handshake {
         match self {
-            Self::Timeout(_) => Handshake::Timeout,
+            Self::Timeout { .. } => Handshake::Timeout,
             Self::Closed => Handshake::Closed,
-            Self::Failed(_) => Handshake::Failed,
+            Self::Failed { .. } => Handshake::Failed,
+        }
+    }
+
+    /// The name that the client asked for.
+    fn server_name(&self) -> Option<&str> {
+        match self {
+            Self::Closed => None,
+            Self::Timeout { server_name, .. } | Self::Failed { server_name, .. } => {
+                server_name.as_ref()?.as_deref()
+            }
         }
     }
 }
@@ -235,10 +259,12 @@ async fn handshake(
     shared: &Shared,
     context: &UpstreamContext,
 ) -> Result<Box<TlsStream<ReadAhead>>, HandshakeError> {
+    let mut server_name = None;
     let handshake = async {
         // A client takes a slot only after its whole ClientHello has arrived. Otherwise a few silent clients
         // would block all others.
         let hello = LazyConfigAcceptor::new(Acceptor::default(), ReadAhead::new(stream)).await?;
+        server_name = Some(hello.client_hello().server_name().map(str::to_owned));
         let slots = [&client.handshakes, &shared.handshakes];
         if slots.iter().any(|slots| slots.available_permits() == 0) {
             context.counters().limits_hit.count(Limit::Handshakes);
@@ -263,10 +289,15 @@ async fn handshake(
         stream.map(Box::new)
     };
     let limit = shared.timeouts.handshake;
-    timeout(limit, handshake)
-        .await
-        .map_err(|_elapsed| HandshakeError::Timeout(limit))?
-        .map_err(HandshakeError::Failed)
+    let ended = timeout(limit, handshake).await;
+    match ended {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(source)) => Err(HandshakeError::Failed {
+            source,
+            server_name,
+        }),
+        Err(_elapsed) => Err(HandshakeError::Timeout { limit, server_name }),
+    }
 }
 
 /// Chooses the certificate for a name, by the SANs of the certificates.

@@ -8,6 +8,7 @@ use super::{
     ClientConnection,
     access_log::AccessLog,
     headers::{self, Forwarded},
+    request_id::RequestId,
     request_info::RequestInfo,
 };
 use crate::{
@@ -21,7 +22,13 @@ use crate::{
 
 /// Rewrites the header of a request that is not an upgrade, as the proxy does before it forwards the request.
 pub fn rewrite_request(headers: &mut HeaderMap, client: &HeaderValue, host: &str) {
-    headers::rewrite_request(headers, Forwarded { client, host }, None);
+    let request_id = RequestId::from_headers(headers).header_value();
+    let forwarded = Forwarded {
+        client,
+        host,
+        request_id,
+    };
+    headers::rewrite_request(headers, forwarded, None);
 }
 
 /// Counts requests that are not logged.
@@ -49,6 +56,7 @@ impl Counting {
             peer,
             Protocol::Http2,
             place.expect("an empty table has a place"),
+            Drain::new(),
         );
         let mut request = Request::new(());
         target.clone_into(request.uri_mut());

@@ -110,6 +110,11 @@ impl Watch {
         self.state == WatchState::Ended || self.body.is_end_stream()
     }
 
+    /// Whether the drain has ended it.
+    pub(super) fn is_drained(&self) -> bool {
+        self.state == WatchState::Ended
+    }
+
     fn end(&mut self) {
         self.state = WatchState::Ended;
         self.drain.ended_watch();

@@ -28,7 +28,7 @@ pub use context::UpstreamContext;
 pub(crate) use dial::{Offer, TcpConnected};
 pub use endpoint::{EndpointHealth, Endpoints, Health};
 pub use error::{DownloadError, H1Error, HttpError, UploadError, UpstreamError};
-pub use lease::{ClientLeases, ResponseBody};
+pub use lease::{ClientLeases, Origin, ResponseBody};
 pub use request_body::{ReplayBudget, RequestBody};
 pub use sockets::SpareSockets;
 pub use tls::{ClientTls, VerifyError};
@@ -41,7 +41,7 @@ pub(crate) const FUZZ: fn(&[u8]) = h2::fuzz;
 pub struct Cluster {
     /// The number of this generation; leases and idle connections are found by it.
     id: u64,
-    name: String,
+    name: Arc<str>,
     path_prefix: String,
     endpoints: Arc<Endpoints>,
     tls: ClientTls,
@@ -61,7 +61,7 @@ impl Cluster {
         static GENERATIONS: AtomicU64 = AtomicU64::new(0);
         Self {
             id: GENERATIONS.fetch_add(1, Ordering::Relaxed),
-            name,
+            name: name.into(),
             path_prefix,
             endpoints,
             tls,
@@ -73,6 +73,12 @@ impl Cluster {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The same name, for a record that may outlive this generation.
+    #[must_use]
+    pub(crate) fn shared_name(&self) -> Arc<str> {
+        Arc::clone(&self.name)
     }
 
     /// The prefix of every path.

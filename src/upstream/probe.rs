@@ -73,11 +73,12 @@ async fn probe_all(
             if endpoint.state() != Health::Unhealthy {
                 warn!(
                     cluster = cluster.name(),
+                    upstream.address = %address,
                     error = why,
                     "upstream probe failed"
                 );
             }
-            cluster.endpoints.mark_unhealthy(&endpoint, why);
+            cluster.endpoints.mark_unhealthy(&endpoint, "probe", why);
         }));
     }
     for probe in probes {

@@ -36,6 +36,7 @@ use self::{
 use super::{CLOSE_TIMEOUT, Service};
 use crate::{
     config::Limits,
+    ending::{EndReason, Ending},
     http1::{
         BodyDecoder, BodyEnd, IncomingBody, RequestHead, RequestHeadError, RequestParser,
         ResponseFraming, Wire, encode_response_head,
@@ -300,11 +301,25 @@ impl ClientWire {
         if !self.at_request_end || !self.wire.unread.is_empty() {
             return Poll::Pending;
         }
-        match ready!(self.wire.poll_more(cx)) {
-            Ok(0) => Poll::Ready(ServeError::ClientGone),
-            Ok(_) => Poll::Pending,
-            Err(error) => Poll::Ready(error.into()),
-        }
+        let error = match ready!(self.wire.poll_more(cx)) {
+            Ok(0) => ServeError::ClientGone,
+            Ok(_) => return Poll::Pending,
+            Err(error) => error.into(),
+        };
+        // Before the request is dropped: its log line says how the client left.
+        self.note_end(&error);
+        Poll::Ready(error)
+    }
+
+    /// Notes how the client left, if this error says so.
+    fn note_end(&self, error: &ServeError) {
+        let reason = match error {
+            ServeError::ClientGone => EndReason::Eof,
+            ServeError::Io(error) => EndReason::from_io(error),
+            ServeError::HeadTimeout | ServeError::Aborted | ServeError::Stalled => return,
+        };
+        let connected = &self.service.downstream.connected;
+        connected.set_end(Ending::by_client(reason));
     }
 
     /// Writes a response to its end, unless the client leaves.
@@ -316,14 +331,21 @@ impl ClientWire {
             self.poll_client(cx).map(Err)
         });
         // The body may have been read to its end, and must not be logged as complete.
-        written.await.inspect_err(|error| match error {
+        let written = written.await;
+        written.inspect_err(|error| match error {
             ServeError::Stalled => {
-                writer.body_mut().abort();
+                writer.body_mut().abort(Ending::by_proxy(EndReason::Stall));
                 let counters = self.service.downstream.connected.counters();
                 counters.limits_hit.count(Limit::ClientStall);
             }
-            ServeError::Aborted => writer.body_mut().abort(),
+            // An error of the body has said why already. Otherwise its length is not the one of its head.
+            ServeError::Aborted => {
+                writer
+                    .body_mut()
+                    .abort(Ending::by_apiserver(EndReason::Protocol));
+            }
             ServeError::HeadTimeout | ServeError::ClientGone | ServeError::Io(_) => {
+                self.note_end(error);
                 writer.body_mut().abandon();
             }
         })

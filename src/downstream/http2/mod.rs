@@ -41,6 +41,7 @@ use self::{
 use super::{CLOSE_TIMEOUT, Service};
 use crate::{
     drain::Drain,
+    ending::{EndReason, Ending},
     metrics::{Connected, Limit},
     proxy::{self, Rejection},
     transport::{ReadAhead, WriteBatcher, frames::FrameMonitor},
@@ -131,6 +132,17 @@ pub(super) async fn serve(
             say_goodbye(&batcher, &budget.goaway()).await;
         }
     };
+    // Before the tasks of its streams run again: their log lines say how the client left.
+    let note_end = |ended: &Result<(), hyper::Error>| {
+        connected.set_end(if budget.is_exceeded() {
+            Ending::by_proxy(EndReason::Limit)
+        } else {
+            // hyper ends a connection without an error if its client is silent.
+            let unread = ended.as_ref().err().map(|_| EndReason::Protocol);
+            let reason = batcher.read_end().or(unread);
+            Ending::by_client(reason.unwrap_or(EndReason::PingTimeout))
+        });
+    };
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), on_request));
     let serving = poll_fn(|cx| match batcher.drive(connection.as_mut(), cx) {
         Poll::Ready(ended) => Poll::Ready(Some(ended)),
@@ -143,6 +155,7 @@ pub(super) async fn serve(
     });
     tokio::select! {
         ended = serving => if let Some(ended) = ended {
+            note_end(&ended);
             end_if_exceeded().await;
             return ended;
         },
@@ -160,6 +173,7 @@ pub(super) async fn serve(
     let mut later_streams = streams.clone();
     tokio::select! {
         ended = poll_fn(|cx| batcher.drive(connection.as_mut(), cx)) => {
+            note_end(&ended);
             end_if_exceeded().await;
             ended
         }
@@ -167,6 +181,7 @@ pub(super) async fn serve(
         () = idle(&mut streams, goaway_timeout) => Ok(()),
         // h2 accepts new streams until the client has acknowledged the GOAWAY, which it may never do.
         true = async { later_streams.wait_for(|streams| streams.begun > last_stream).await.is_ok() } => {
+            connected.set_end(Ending::by_proxy(EndReason::Limit));
             debug!(client.address = %downstream.peer, "client ignores GOAWAY; its connection is closed");
             Ok(())
         }
@@ -401,7 +416,7 @@ impl PacedBody for SmallFrameLimit<proxy::Body> {
     }
 
     fn abort(&mut self) {
-        self.body.abort();
+        self.body.abort(Ending::by_proxy(EndReason::Stall));
     }
 }
 

@@ -496,6 +496,7 @@ mod tests {
             client,
             Protocol::Http2,
             place.unwrap(),
+            Drain::new(),
         ))
     }
 

@@ -20,6 +20,7 @@ use crate::{
     http1::{BodyDecoder, MessageError, ResponseHead},
     metrics::LeaseEnd,
     transport::yield_turn,
+    upstream::Origin,
 };
 
 /// The body of a response, on a connection that `C` holds. The connection is dropped at the end of the
@@ -31,6 +32,7 @@ pub(in crate::upstream) struct H1Response<C: AsMut<H1Connection> + Send + 'stati
     active: Option<ActiveExchange<C>>,
     /// The error that ends the body, held back until the data before it was written to the client.
     error: Option<H1Error>,
+    origin: Origin,
 }
 
 #[derive(Debug)]
@@ -56,6 +58,7 @@ impl<C: AsMut<H1Connection> + Send + 'static> H1Response<C> {
             (upload, drain.clone())
         });
         let is_upgrade = head.parts.status == StatusCode::SWITCHING_PROTOCOLS;
+        let origin = connection.as_mut().origin();
         let mut response = Self {
             body: head.body,
             active: Some(ActiveExchange {
@@ -64,11 +67,17 @@ impl<C: AsMut<H1Connection> + Send + 'static> H1Response<C> {
                 keep_alive: keep_alive && head.keep_alive && !is_upgrade,
             }),
             error: None,
+            origin,
         };
         if response.is_end_stream() && !is_upgrade {
             response.finish();
         }
         response
+    }
+
+    /// The connection of this response.
+    pub(in crate::upstream) fn origin(&self) -> Origin {
+        self.origin
     }
 
     pub(in crate::upstream) fn poll_frame(
