@@ -145,12 +145,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("ending", &[]),
     ("hosts", &[]),
     ("text", &[]),
+    ("tls_error", &[]),
     ("listen_error", &[]),
     ("heartbeat", &[]),
 ];
 
 /// Leaves that every module may use.
-const LEAVES: &[&str] = &["ending", "hosts", "quote", "text"];
+const LEAVES: &[&str] = &["ending", "hosts", "quote", "text", "tls_error"];
 
 /// A file with fewer lines is a part of another one: it only adds a door to open.
 const MIN_LINES: usize = 40;

@@ -21,8 +21,8 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use kube_tls_proxy::{
     app::App,
     config::{
-        Capacity, ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts,
-        TrustSource,
+        Capacity, ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, RequestHost,
+        Timeouts, TrustSource,
     },
     telemetry,
 };
@@ -152,6 +152,7 @@ fn proxy_config(
             addresses: Vec::new(),
             path_prefix: String::new(),
             expected_name: ServerName::try_from(CLUSTER_NAME).expect("the name is a DNS name"),
+            request_host: RequestHost::Client,
             trust: TrustSource::File(dir.write("cluster-ca.crt", cluster_ca.pem())),
         }],
         limits: Limits::default(),

@@ -70,7 +70,7 @@ impl HandshakeLog {
 /// connections when places are scarce.
 fn is_notable(error: &HandshakeError) -> bool {
     match error {
-        HandshakeError::Timeout { .. } => true,
+        HandshakeError::Timeout { .. } | HandshakeError::PlainHttp => true,
         HandshakeError::Closed => false,
         HandshakeError::Failed {
             source,
@@ -84,6 +84,7 @@ fn reason(error: &HandshakeError) -> &'static str {
     let source = match error {
         HandshakeError::Timeout { .. } => return "timeout",
         HandshakeError::Closed => return "place",
+        HandshakeError::PlainHttp => return "plain_http",
         HandshakeError::Failed { source, .. } => source,
     };
     match tls_error(source) {
@@ -153,6 +154,7 @@ mod tests {
             ),
             (failed(tls(message), None), "not_tls", true),
             (HandshakeError::Closed, "place", false),
+            (HandshakeError::PlainHttp, "plain_http", true),
             (
                 HandshakeError::Timeout {
                     limit,

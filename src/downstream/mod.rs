@@ -15,7 +15,12 @@ use rustls::{
     server::{Acceptor, ClientHello, ProducesTickets, ResolvesServerCert},
     sign::CertifiedKey,
 };
-use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, copy, sink},
+    net::TcpStream,
+    sync::Semaphore,
+    time::timeout,
+};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tracing::debug;
 
@@ -128,6 +133,7 @@ async fn serve(
     // It fails only for a dead socket, which the next read reports.
     socket::set_user_timeout(stream.get_ref().0.tcp(), &shared.timeouts).ok();
     let (protocol, sni) = negotiated(stream.get_ref().1);
+    let local = stream.get_ref().0.tcp().local_addr().ok();
     let counters = Arc::clone(context.counters());
     counters.handshakes.count(Handshake::Ok);
     let connected = Connected::new(counters, peer.0, protocol, place, drain.clone());
@@ -135,6 +141,7 @@ async fn serve(
     let downstream = ClientConnection {
         peer,
         sni: sni.filter(|name| snapshot.routes.serves(name)),
+        local,
         forwarded_for: ClientConnection::forwarded_for(peer),
         leases: ClientLeases::new(context),
         limits: shared.limits.clone(),
@@ -197,6 +204,9 @@ enum HandshakeError {
     /// Another client needed the place of the connection.
     #[error("closed because its client has the most connections and another client needs a place")]
     Closed,
+    /// The client speaks HTTP without TLS.
+    #[error("the client sent plain HTTP to the HTTPS port")]
+    PlainHttp,
     /// Client and proxy have no version or cipher in common, or the connection broke.
     #[error("TLS handshake")]
     Failed {
@@ -207,12 +217,23 @@ enum HandshakeError {
     },
 }
 
+impl From<io::Error> for HandshakeError {
+    fn from(source: io::Error) -> Self {
+        let server_name = None;
+        Self::Failed {
+            source,
+            server_name,
+        }
+    }
+}
+
 impl HandshakeError {
     /// The label of its counter.
     fn label(&self) -> Handshake {
         match self {
             Self::Timeout { .. } => Handshake::Timeout,
             Self::Closed => Handshake::Closed,
+            Self::PlainHttp => Handshake::PlainHttp,
             Self::Failed { .. } => Handshake::Failed,
         }
     }
@@ -220,7 +241,7 @@ impl HandshakeError {
     /// The name that the client asked for.
     fn server_name(&self) -> Option<&str> {
         match self {
-            Self::Closed => None,
+            Self::Closed | Self::PlainHttp => None,
             Self::Timeout { server_name, .. } | Self::Failed { server_name, .. } => {
                 server_name.as_ref()?.as_deref()
             }
@@ -261,9 +282,14 @@ async fn handshake(
 ) -> Result<Box<TlsStream<ReadAhead>>, HandshakeError> {
     let mut server_name = None;
     let handshake = async {
+        let mut stream = ReadAhead::new(stream);
+        if is_plain_http(stream.first_bytes().await?) {
+            Box::pin(refuse_plain_http(stream)).await;
+            return Err(HandshakeError::PlainHttp);
+        }
         // A client takes a slot only after its whole ClientHello has arrived. Otherwise a few silent clients
         // would block all others.
-        let hello = LazyConfigAcceptor::new(Acceptor::default(), ReadAhead::new(stream)).await?;
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
         server_name = Some(hello.client_hello().server_name().map(str::to_owned));
         let slots = [&client.handshakes, &shared.handshakes];
         if slots.iter().any(|slots| slots.available_permits() == 0) {
@@ -285,19 +311,45 @@ async fn handshake(
             |connection: &mut ServerConnection| connection.set_buffer_limit(Some(MAX_TLS_BUFFER));
         // In the future, because this call already exchanges keys and signs, which takes most of the time.
         let handshake = async { hello.into_stream_with(config, limit_buffer).await };
-        let stream = context.client_turns().run(handshake).await;
-        stream.map(Box::new)
+        let stream = context.client_turns().run(handshake).await?;
+        Ok(Box::new(stream))
     };
     let limit = shared.timeouts.handshake;
-    let ended = timeout(limit, handshake).await;
-    match ended {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(source)) => Err(HandshakeError::Failed {
+    match timeout(limit, handshake).await {
+        Ok(Err(HandshakeError::Failed { source, .. })) => Err(HandshakeError::Failed {
             source,
             server_name,
         }),
+        Ok(ended) => ended,
         Err(_elapsed) => Err(HandshakeError::Timeout { limit, server_name }),
     }
+}
+
+/// Whether a connection begins with a request of HTTP instead of a TLS record, whose first byte is 22.
+fn is_plain_http(first: &[u8]) -> bool {
+    const METHODS: [&[u8]; 9] = [
+        b"GET ",
+        b"HEAD ",
+        b"POST ",
+        b"PUT ",
+        b"PATCH ",
+        b"DELETE ",
+        b"OPTIONS ",
+        b"CONNECT ",
+        b"PRI ",
+    ];
+    METHODS.iter().any(|method| first.starts_with(method))
+}
+
+/// Tells a client that speaks HTTP what this port speaks, as Go and nginx do.
+async fn refuse_plain_http(mut stream: ReadAhead) {
+    let refusal = async {
+        stream.write_all(SPEAKS_HTTPS).await?;
+        stream.shutdown().await?;
+        // The kernel would send a reset for bytes that were not read, and the client may then not read the response.
+        copy(&mut stream.take(MAX_LINGER_BYTES), &mut sink()).await
+    };
+    timeout(LINGER, refusal).await.ok();
 }
 
 /// Chooses the certificate for a name, by the SANs of the certificates.
@@ -334,6 +386,14 @@ impl ResolvesServerCert for CertificateBySni {
 
 /// How long a client may leave pending data of a response unread (60 s in nginx, too: `send_timeout`).
 const CLIENT_STALL: Duration = Duration::from_secs(60);
+/// How long the rest of a request is read and discarded, so that its response arrives (500 ms in Go).
+const LINGER: Duration = Duration::from_secs(1);
+/// For how many bytes a client whose connection ends can still read why.
+const MAX_LINGER_BYTES: u64 = 256 * 1024;
+const SPEAKS_HTTPS: &[u8] =
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\
+    Content-Length: 86\r\nConnection: close\r\n\r\n\
+    kube-tls-proxy: this port speaks HTTPS; begin its address in the client with https://\n";
 /// How long a connection may take to end in order when another client needs its place.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bytes that rustls may hold for a client that does not read.

@@ -241,7 +241,7 @@ async fn failed_handshakes_are_logged_once_per_client_and_reason() {
     assert_eq!(alert["level"], "WARN");
     assert_eq!(alert["tls.client.server_name"], HOST);
     assert!(
-        alert["error"].as_str().unwrap().contains("UnknownCA"),
+        alert["error"].as_str().unwrap().contains("unknown_ca"),
         "{alert}"
     );
     binary.wait_for_line("\"not_tls\"").await;
