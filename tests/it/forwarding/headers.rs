@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use http::{Request, Response};
+use kube_tls_proxy::config::RequestHost;
 use standin::upstream::{Received, full};
 
 use crate::{
@@ -127,6 +128,60 @@ async fn http2_fields_take_their_http1_form() {
     assert_eq!(request.lines("cookie"), ["a=1; b=2"]);
     assert_eq!(request.lines("x-a"), ["1", "2"]);
     assert_eq!(request.target, "/");
+}
+
+/// Rancher and others serve several clusters at one address, and know them by the host of their URL only.
+#[tokio::test]
+async fn apiserver_is_asked_for_the_host_of_its_url() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world
+        .proxy(upstream.address())
+        .cluster(|cluster| {
+            cluster.upstream_host = "rancher.test".into();
+            cluster.addresses = vec![upstream.address()];
+            cluster.request_host = RequestHost::Upstream;
+        })
+        .timeouts(|timeouts| timeouts.probe_interval = std::time::Duration::from_secs(60))
+        .start();
+    let host = format!("rancher.test:{}", upstream.address().port());
+    let probe = upstream.next_request().await;
+    assert_eq!(
+        (probe.target.as_str(), probe.lines("host")),
+        ("/readyz", vec![&*host])
+    );
+    for protocol in BOTH {
+        proxy.request(protocol, "GET", "/", &[], b"").await;
+        let request = upstream.next_request().await;
+        let asked = request
+            .authority
+            .as_deref()
+            .or_else(|| request.header("host"));
+        assert_eq!(asked, Some(&*host), "{protocol:?}");
+        assert_eq!(request.lines("x-forwarded-host"), [HOST]);
+    }
+    let mut client = proxy.client().http1().await;
+    client
+        .get(
+            HOST,
+            "/api/v1/namespaces/a/pods/b/exec",
+            "Connection: Upgrade\r\nUpgrade: websocket\r\n",
+        )
+        .await;
+    let upgrade = upstream.next_request().await;
+    assert_eq!(upgrade.lines("host"), [&*host]);
+}
+
+/// Probes and requests must not differ: a server that knows only one of two hosts would be healthy and useless.
+#[tokio::test]
+async fn probe_asks_for_a_host_of_the_clients() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let _proxy = world
+        .proxy(upstream.address())
+        .timeouts(|timeouts| timeouts.probe_interval = std::time::Duration::from_secs(60))
+        .start();
+    assert_eq!(upstream.next_request().await.lines("host"), [HOST]);
 }
 
 /// Case 42. The apiserver compares the host, port included, with the links of backends.
@@ -285,4 +340,67 @@ async fn connection_fields_over_http2_are_refused() {
         .await
         .unwrap();
     assert_eq!(upstream.next_request().await.lines("te"), ["trailers"]);
+}
+
+/// The limit is the same over both protocols, and the client learns that its request was processed.
+#[tokio::test]
+async fn large_response_head_has_one_limit_for_both_protocols() {
+    const MAX: usize = 256 * 1024;
+    let world = World::new();
+    for alpn in [&["h2", "http/1.1"][..], &["http/1.1"]] {
+        let apiserver = world.apiserver().alpn(alpn).http(|request| async move {
+            let mut response = Response::builder();
+            let path = request.uri().path();
+            let (kind, size) = path[1..].split_once('/').unwrap();
+            let size: usize = size.parse().unwrap();
+            if kind == "bytes" {
+                response = response.header("warning", "x".repeat(size));
+            } else {
+                for _ in 0..size {
+                    response = response.header("warning", "x");
+                }
+            }
+            response.body(full("ok")).unwrap()
+        });
+        let upstream = apiserver.start().await;
+        let proxy = world.proxy(upstream.address()).start();
+        for protocol in BOTH {
+            for (target, fits) in [
+                ("/bytes/120000", true),
+                ("/fields/1000", true),
+                (&format!("/bytes/{}", MAX - 1000), true),
+                (&format!("/bytes/{MAX}"), false),
+                // More than h2 reads at all.
+                ("/bytes/600000", false),
+                ("/fields/10000", false),
+            ] {
+                let response = proxy.get(protocol, target).await;
+                let context = format!("{target}, {alpn:?} to {protocol:?}");
+                if fits {
+                    assert_eq!(
+                        (response.code, response.text().as_str()),
+                        (200, "ok"),
+                        "{context}"
+                    );
+                    continue;
+                }
+                let message = response.assert_status(502, "InternalError");
+                let expected = [
+                    format!("the response's head is larger than {MAX} bytes"),
+                    "the apiserver's response is not valid HTTP".to_owned(),
+                ];
+                let is_by_far =
+                    alpn[0] == "h2" && protocol == Protocol::Http2 && target.ends_with("/600000");
+                assert!(
+                    message.contains(&expected[usize::from(is_by_far)]),
+                    "{context}: {message}"
+                );
+                assert_eq!(
+                    response.lines("retry-after"),
+                    Vec::<&str>::new(),
+                    "{context}"
+                );
+            }
+        }
+    }
 }
