@@ -8,11 +8,7 @@ use std::{
 use serde::Serialize;
 
 use super::sources::Sources;
-use crate::{
-    drain::Phase,
-    pki::UtcDate,
-    upstream::Health,
-};
+use crate::{drain::Phase, pki::UtcDate, upstream::Health};
 
 /// One condition of health.
 #[derive(Debug, Serialize)]
@@ -259,7 +255,11 @@ mod tests {
         let years = Duration::from_secs(100 * 365 * 24 * 60 * 60);
         let why = failure(&readyz(&sources, now + years, false), "certificate").unwrap();
         assert!(why.starts_with("kube.test: expired on 20"), "{why}");
-        let why = failure(&readyz(&sources, SystemTime::UNIX_EPOCH, false), "certificate").unwrap();
+        let why = failure(
+            &readyz(&sources, SystemTime::UNIX_EPOCH, false),
+            "certificate",
+        )
+        .unwrap();
         assert!(why.contains("not valid before"), "{why}");
     }
 

@@ -105,7 +105,11 @@ fn respond(
         return response;
     }
     let has = |key| {
-        let mut pairs = request.uri().query().into_iter().flat_map(|query| query.split('&'));
+        let mut pairs = request
+            .uri()
+            .query()
+            .into_iter()
+            .flat_map(|query| query.split('&'));
         pairs.any(|pair| pair.split('=').next() == Some(key))
     };
     let verbose = has("verbose");

@@ -80,8 +80,16 @@ fn parts() -> Vec<Part> {
         // Not watches, and watches whose events the proxy cannot see.
         part("/api/v1/pods", JSON, "{}\n"),
         part("/api/v1/pods?watch=false", JSON, "{}\n"),
-        part("/api/v1/namespaces/a/services/b/proxy/?watch=true", JSON, "{}\n"),
-        part("/api/v1/namespaces/a/pods/b/log?follow=true", "text/plain", "line\n"),
+        part(
+            "/api/v1/namespaces/a/services/b/proxy/?watch=true",
+            JSON,
+            "{}\n",
+        ),
+        part(
+            "/api/v1/namespaces/a/pods/b/log?follow=true",
+            "text/plain",
+            "line\n",
+        ),
         part(WATCH, "application/yaml", "a: 1\n"),
         part(WATCH, JSON, "{}\n").with(":status", "500"),
         part(WATCH, JSON, "{}\n").with("content-length", "100"),

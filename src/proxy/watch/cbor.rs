@@ -16,11 +16,7 @@ enum Next {
     #[default]
     Initial,
     /// A byte of the number that follows an initial byte.
-    Argument {
-        major: u8,
-        value: u64,
-        missing: u8,
-    },
+    Argument { major: u8, value: u64, missing: u8 },
     /// A byte of a string that lacks this many.
     Content(u64),
     /// Unknown: these bytes are no CBOR, or are nested too deeply. No item ends any more.
@@ -42,7 +38,8 @@ impl CborSequence {
             let (taken, ended) = match self.next {
                 Next::Opaque => return None,
                 Next::Content(missing) => {
-                    let taken = usize::try_from(missing).map_or(rest.len(), |all| all.min(rest.len()));
+                    let taken =
+                        usize::try_from(missing).map_or(rest.len(), |all| all.min(rest.len()));
                     let missing = missing.saturating_sub(taken.try_into().unwrap_or(u64::MAX));
                     self.next = Next::Content(missing);
                     (taken, missing == 0)

@@ -29,7 +29,12 @@ impl Proxy {
     #[track_caller]
     pub(crate) fn start(fixture: &Fixture) -> Self {
         let files = write_certificates(fixture.scratch());
-        let upstream = ["--upstream", fixture.server(), "--upstream-ca", fixture.ca()];
+        let upstream = [
+            "--upstream",
+            fixture.server(),
+            "--upstream-ca",
+            fixture.ca(),
+        ];
         Self::launch(fixture, files, "127.0.0.1:0", &upstream)
     }
 
@@ -57,7 +62,10 @@ impl Proxy {
         // The log is read by another thread, which may need a moment.
         let mut log = running.stderr();
         while !log.contains("stopped") {
-            assert!(Instant::now() < deadline, "the proxy did not stop by itself:\n{log}");
+            assert!(
+                Instant::now() < deadline,
+                "the proxy did not stop by itself:\n{log}"
+            );
             running.try_line(Duration::from_millis(20));
             log = running.stderr();
         }

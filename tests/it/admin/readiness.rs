@@ -56,7 +56,10 @@ async fn assert_ready(world: &World, upstream: SocketAddr, ready: bool, why: &st
     assert!(line.starts_with(expected), "{line}");
     assert!(line.contains(why), "{line}");
     assert_eq!(strict, 503);
-    assert!(strict_line.starts_with("[-]upstream failed: "), "{strict_line}");
+    assert!(
+        strict_line.starts_with("[-]upstream failed: "),
+        "{strict_line}"
+    );
 }
 
 /// A rolling restart during an outage would otherwise leave the load balancer without any server.
@@ -81,7 +84,13 @@ async fn proxy_that_must_not_use_the_upstream_is_not_ready() {
     let world = World::new();
     let foreign = Upstream::builder(Ca::new("foreign").server(&[APISERVER]));
     let foreign = foreign.start().await;
-    assert_ready(&world, foreign.address(), false, "not signed by the cluster CA").await;
+    assert_ready(
+        &world,
+        foreign.address(),
+        false,
+        "not signed by the cluster CA",
+    )
+    .await;
     let renamed = Upstream::builder(world.cluster_ca.server(&["other.test"]));
     let renamed = renamed.start().await;
     assert_ready(&world, renamed.address(), false, "other.test").await;
@@ -101,7 +110,10 @@ async fn warning_of_readiness_ends_with_the_outage() {
         .await;
     let client = proxy.client().http2().await;
     let refused = client.get("https://kube.test/version").await.unwrap();
-    assert_eq!(refused.status, 503, "the client gets the words of the proxy");
+    assert_eq!(
+        refused.status, 503,
+        "the client gets the words of the proxy"
+    );
     relay.retarget(upstream.address());
     within("readiness without a warning", async {
         let ok = (200, "[+]upstream ok".to_owned());

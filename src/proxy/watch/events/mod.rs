@@ -157,13 +157,32 @@ impl Events {
 fn is_member_end(tail: &[u8]) -> bool {
     matches!(
         tail,
-        [0, 0, 0xff, 0xff, 1, 0, 0, 0xff, 0xff, _, _, _, _, _, _, _, _]
-            | [_, _, _, 0, 0, 0xff, 0xff, 3, 0, _, _, _, _, _, _, _, _]
+        [
+            0,
+            0,
+            0xff,
+            0xff,
+            1,
+            0,
+            0,
+            0xff,
+            0xff,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _
+        ] | [_, _, _, 0, 0, 0xff, 0xff, 3, 0, _, _, _, _, _, _, _, _]
     )
 }
 
 /// The end of a member, as [`is_member_end`] knows it.
-const MEMBER_END: Tail = [0, 0, 0xff, 0xff, 1, 0, 0, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0];
+const MEMBER_END: Tail = [
+    0, 0, 0xff, 0xff, 1, 0, 0, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0,
+];
 
 /// Whether an event has ended does not depend on how its bytes arrive, and [`Events::track_event`] finds the end that comes
 /// next. The first byte chooses the framing.

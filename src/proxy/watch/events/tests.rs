@@ -36,7 +36,10 @@ fn only_trackable_framings_are_recognized() {
     assert!(matches!(events(CBOR, None), Some(Events::Cbor(_))));
     for of_a_watch in [JSON, PROTOBUF, CBOR] {
         let found = events(of_a_watch, Some("gzip"));
-        assert!(matches!(found, Some(Events::Members { .. })), "{of_a_watch}");
+        assert!(
+            matches!(found, Some(Events::Members { .. })),
+            "{of_a_watch}"
+        );
         for coding in ["deflate", "gzip, gzip", "zstd", ""] {
             assert_eq!(events(of_a_watch, Some(coding)), None, "{coding}");
         }
@@ -131,7 +134,11 @@ fn end_of_the_current_event_is_found_from_every_byte() {
             let mut events = of.clone();
             events.track(before);
             let next = ends.iter().find(|end| **end > cut).unwrap() - cut;
-            assert_eq!(events.clone().track_event(after), Some(next), "{of:?} {cut}");
+            assert_eq!(
+                events.clone().track_event(after),
+                Some(next),
+                "{of:?} {cut}"
+            );
             // The same, if the bytes before the last one of the event come first.
             let (most, last) = after.split_at(next - 1);
             assert_eq!(events.track_event(most), None, "{of:?} {cut}");
