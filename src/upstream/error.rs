@@ -285,6 +285,8 @@ impl UpstreamError {
             | Self::Verify { .. }
             | Self::Upload { .. }
             | Self::UnsolicitedUpgrade
+            | Self::HeadTooLarge { .. }
+            | Self::Malformed { .. }
             | Self::Protocol { .. } => false,
         }
     }
