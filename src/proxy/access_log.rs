@@ -257,25 +257,16 @@ impl AccessLog {
         self.connected.counters().sent.add(carried.down);
     }
 
-    /// Notes that the apiserver ended the response in order.
-    pub(super) fn completed(&mut self) {
-        self.ended(Outcome::Complete, Ending::by_apiserver(EndReason::Eof));
-    }
-
-    /// Notes that the drain ended the response between two events.
-    pub(super) fn drained(&mut self) {
-        self.ended(Outcome::Drained, Ending::by_proxy(EndReason::Drain));
-    }
-
-    /// Notes that both sides of a tunnel have ended it in order, and who did so first.
-    pub(super) fn tunnel_completed(&mut self, ending: Ending) {
-        self.ended(Outcome::Complete, ending);
-    }
-
-    /// A response that the proxy sent itself stays failed, and one that was aborted stays aborted.
-    fn ended(&mut self, outcome: Outcome, ending: Ending) {
+    /// Notes that the response or tunnel ended in order, and who ended it. A response that the proxy sent itself stays
+    /// failed, and one that was aborted stays aborted.
+    pub(super) fn completed(&mut self, ending: Ending) {
         if matches!(self.outcome, Outcome::Abandoned) {
-            (self.outcome, self.ending) = (outcome, Some(ending));
+            self.outcome = if ending.reason.is_of_drain() {
+                Outcome::Drained
+            } else {
+                Outcome::Complete
+            };
+            self.ending = Some(ending);
         }
     }
 

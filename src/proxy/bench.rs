@@ -15,6 +15,7 @@ use crate::{
     clients::ClientTable,
     config::{Limits, Timeouts},
     drain::Drain,
+    ending::{EndReason, Ending},
     hosts::PeerAddr,
     metrics::{Connected, Protocol},
     upstream::{ClientLeases, UpstreamContext},
@@ -82,7 +83,7 @@ impl Counting {
         let mut log = AccessLog::new(&self.downstream, &self.request);
         log.response_started(StatusCode::OK, &self.fields);
         log.sent(1000);
-        log.completed();
+        log.completed(Ending::by_apiserver(EndReason::Eof));
     }
 }
 

@@ -15,7 +15,7 @@ use hyper::body::{self, Frame, SizeHint};
 
 use super::{access_log::AccessLog, headers, watch::Watch};
 use crate::{
-    ending::Ending,
+    ending::{EndReason, Ending},
     http1::Upgraded,
     upstream::{DownloadError, ResponseBody},
 };
@@ -99,11 +99,11 @@ impl Body {
     /// Notes that the response ended in order.
     fn complete(&mut self) {
         let Some(log) = &mut self.log else { return };
-        if matches!(&self.content, Content::Watch(watch) if watch.is_drained()) {
-            log.drained();
-        } else {
-            log.completed();
-        }
+        let ending = match &self.content {
+            Content::Watch(watch) => watch.ending(),
+            Content::Own(_) | Content::Upstream(_) | Content::Tunnel(_) => None,
+        };
+        log.completed(ending.unwrap_or(Ending::by_apiserver(EndReason::Eof)));
     }
 }
 

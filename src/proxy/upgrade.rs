@@ -91,7 +91,7 @@ pub(crate) fn start_tunnel(body: Body, client: Upgraded, downstream: &ClientConn
         };
         log.carried(carried);
         match result {
-            Ok(ended) => log.tunnel_completed(ended),
+            Ok(ended) => log.completed(ended),
             Err(TunnelError { ending, error }) => {
                 debug!(client.address = %peer, error = %error_chain(&error), "tunnel aborted");
                 log.aborted(ending);

@@ -147,7 +147,7 @@ async fn try_one(
             }
             dials.count(cluster.name(), error.as_dialled());
             let why = error_chain(error).to_string();
-            endpoints.dial_failed(&endpoint, error.as_dialled(), why);
+            endpoints.dial_failed(&endpoint, error, why);
         })
 }
 

@@ -27,7 +27,11 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use crate::{hosts::UpstreamAddr, metrics::Dialled, text::error_chain, upstream::lock};
+use crate::{
+    hosts::UpstreamAddr,
+    text::error_chain,
+    upstream::{UpstreamError, lock},
+};
 use failures::{FailedDials, FailureLine};
 
 /// All addresses of one apiserver.
@@ -61,6 +65,9 @@ pub struct EndpointHealth {
     pub connections: usize,
     /// The last error, with its causes and addresses, as a fragment for people. `None` once healthy.
     pub why: Option<String>,
+    /// Whether the last error says that the apiserver is down or cannot be reached, and not that this proxy must not
+    /// use what it reached.
+    pub is_down: bool,
 }
 
 /// Whether an endpoint works.
@@ -179,8 +186,8 @@ impl Endpoints {
     }
 
     /// Records that a dial of an endpoint failed, and logs it unless the same was logged before.
-    pub(super) fn dial_failed(&self, endpoint: &Endpoint, reason: Dialled, why: String) {
-        let now = Instant::now();
+    pub(super) fn dial_failed(&self, endpoint: &Endpoint, error: &UpstreamError, why: String) {
+        let (now, reason) = (Instant::now(), error.as_dialled());
         let line = endpoint.with(|record| record.failed_dials.add(reason, now));
         let (address, label) = (endpoint.address(), reason.label());
         match line {
@@ -200,12 +207,18 @@ impl Endpoints {
             ),
             FailureLine::Nothing => {}
         }
-        self.mark_unhealthy(endpoint, label, why);
+        self.mark_unhealthy(endpoint, label, why, error.is_outage());
     }
 
-    /// Records that an endpoint failed, and requests a probe.
-    pub(super) fn mark_unhealthy(&self, endpoint: &Endpoint, reason: &'static str, why: String) {
-        if endpoint.set_unhealthy(why) {
+    /// Records that an endpoint failed, and requests a probe. `is_down` is that of [`EndpointHealth`].
+    pub(super) fn mark_unhealthy(
+        &self,
+        endpoint: &Endpoint,
+        reason: &'static str,
+        why: String,
+        is_down: bool,
+    ) {
+        if endpoint.set_unhealthy(why, is_down) {
             self.update_ejections();
             warn!(
                 cluster = self.cluster,
@@ -370,6 +383,7 @@ struct HealthRecord {
     state: Health,
     since: Instant,
     why: Option<String>,
+    is_down: bool,
     /// Times it became unhealthy since it was last healthy for [`FORGIVE_AFTER`].
     failures: u32,
     /// Until then, a success does not make it healthy.
@@ -392,6 +406,7 @@ impl Endpoint {
                 state: Health::Unknown,
                 since: now,
                 why: None,
+                is_down: false,
                 failures: 0,
                 unhealthy_until: now,
                 failed_dials: FailedDials::default(),
@@ -440,17 +455,17 @@ impl Endpoint {
             }
             Health::Unknown | Health::Unhealthy => {
                 (record.state, record.since) = (Health::Healthy, now);
-                record.why = None;
+                (record.why, record.is_down) = (None, false);
                 true
             }
         })
     }
 
     /// Records a failure. Returns whether the state changed.
-    fn set_unhealthy(&self, why: String) -> bool {
+    fn set_unhealthy(&self, why: String, is_down: bool) -> bool {
         let now = Instant::now();
         self.with(|record| {
-            record.why = Some(why);
+            (record.why, record.is_down) = (Some(why), is_down);
             if record.state == Health::Unhealthy {
                 return false;
             }
@@ -474,6 +489,7 @@ impl Endpoint {
             since: record.since,
             connections: self.connections(),
             why: record.why.clone(),
+            is_down: record.is_down,
         })
     }
 

@@ -175,7 +175,8 @@ async fn each_end_of_a_watch_has_its_own_reason() {
         ),
         (
             "apiserver aborts",
-            ["aborted", "apiserver", "tls_eof"],
+            // Between two events, so that the client resumes.
+            ["complete", "apiserver", "tls_eof"],
             ["aborted", "apiserver", "cancel"],
         ),
         (

@@ -9,6 +9,7 @@
 //! | `pki.rs` ([`pki`]) | makes temporary CAs and leaf certificates, valid ones and faulty ones |
 //! | `tcp.rs` ([`tcp`]) | peers that fail below HTTP, and a TCP relay that a test can freeze or reset |
 //! | `frames.rs` ([`frames`]) | reads, writes and counts single HTTP/2 frames |
+//! | `gzip/mod.rs` ([`gzip`]) | gzip members as Go and zlib write them |
 //! | `temp.rs` ([`TempDir`]) | a temporary directory that is removed when the test ends |
 //!
 //! [`client`]: clients that show single TLS records, exact bytes and single frames.
@@ -36,7 +37,9 @@
 //! | file | duty |
 //! | --- | --- |
 //! | `kubernetes/mod.rs` | authentication, routing, and the requests with a short response |
+//! | `kubernetes/pods.rs` | requests that create, read, change or delete one pod |
 //! | `kubernetes/store.rs` | the pods, and the events that change them |
+//! | `kubernetes/selector.rs`, `patch.rs` | label and field selectors; merge patches |
 //! | `kubernetes/watch.rs` | lists, watches and logs |
 //! | `kubernetes/discovery.rs` | the groups, versions and resources that kubectl asks for first |
 //! | `kubernetes/exec.rs` | the session of an exec over WebSocket |
@@ -49,6 +52,7 @@
 
 pub mod client;
 pub mod frames;
+pub mod gzip;
 pub mod kubernetes;
 pub mod pki;
 pub mod tcp;
