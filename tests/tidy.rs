@@ -181,7 +181,7 @@ const PROSE: &[&str] = &[
     "src",
     "docs",
     "config",
-    "examples",
+    "demo",
     "fuzz",
     "benches",
     "tests",
@@ -327,7 +327,7 @@ fn test_names_are_short() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut long = Vec::new();
     let mut tests = 0;
-    for folder in ["src", "tests", "benches"] {
+    for folder in ["src", "tests", "benches", "demo"] {
         for file in sources_below(&root.join(folder)) {
             for name in test_names(&file.text) {
                 tests += 1;
