@@ -1,6 +1,7 @@
 //! Takes one accepted connection through its TLS handshake, and serves HTTP/1.1 or HTTP/2 on
 //! it. ALPN alone chooses the protocol.
 
+mod handshake_log;
 mod http1;
 mod http2;
 #[cfg(test)]
@@ -29,6 +30,8 @@ use tokio::{
     time::timeout,
 };
 use tracing::debug;
+
+pub use handshake_log::HandshakeLog;
 
 use crate::{
     clients::{Client, ClientTable, Place},
@@ -67,6 +70,8 @@ pub struct Shared {
     pub clients: Arc<ClientTable>,
     /// Slots for handshakes in progress.
     pub handshakes: Semaphore,
+    /// Which failed handshakes were logged.
+    pub handshake_log: HandshakeLog,
     /// Whether memory is short.
     pub memory: Arc<MemoryPressure>,
     /// Limits of the configuration.
@@ -131,7 +136,7 @@ async fn serve(
                 context.counters().limits_hit.count(Limit::ClientPlaces);
             }
             context.counters().handshakes.count(error.label());
-            debug!(client.address = %peer, error = %error_chain(&error), "downstream handshake failed");
+            shared.handshake_log.failed(peer, &error);
             return;
         }
     };
@@ -141,7 +146,7 @@ async fn serve(
     let local = stream.socket().tcp().local_addr().ok();
     let counters = Arc::clone(context.counters());
     counters.handshakes.count(Handshake::Ok);
-    let connected = Connected::new(counters, peer.0, protocol, place);
+    let connected = Connected::new(counters, peer.0, protocol, place, drain.clone());
     let connected = Arc::new(connected);
     let downstream = ClientConnection {
         peer,
@@ -196,8 +201,12 @@ fn negotiated(session: &CommonState) -> Protocol {
 #[derive(Debug, thiserror::Error)]
 enum HandshakeError {
     /// It took longer than `timeouts.handshake`.
-    #[error("no TLS handshake within {0:?}")]
-    Timeout(Duration),
+    #[error("no TLS handshake within {limit:?}")]
+    Timeout {
+        limit: Duration,
+        /// As in `Failed`.
+        server_name: Option<Option<String>>,
+    },
     /// Another client needed the place of the connection.
     #[error("closed because its client has the most connections and another client needs a place")]
     Closed,
@@ -206,17 +215,42 @@ enum HandshakeError {
     PlainHttp,
     /// Client and proxy have no version or cipher in common, or the connection broke.
     #[error("TLS handshake")]
-    Failed(#[from] io::Error),
+    Failed {
+        #[source]
+        source: io::Error,
+        /// `None` if no `ClientHello` has arrived; else the name in it, if there is one and rustls has read it.
+        server_name: Option<Option<String>>,
+    },
+}
+
+impl From<io::Error> for HandshakeError {
+    fn from(source: io::Error) -> Self {
+        let server_name = None;
+        Self::Failed {
+            source,
+            server_name,
+        }
+    }
 }
 
 impl HandshakeError {
     /// The label of its counter.
     fn label(&self) -> Handshake {
         match self {
-            Self::Timeout(_) => Handshake::Timeout,
+            Self::Timeout { .. } => Handshake::Timeout,
             Self::Closed => Handshake::Closed,
             Self::PlainHttp => Handshake::PlainHttp,
-            Self::Failed(_) => Handshake::Failed,
+            Self::Failed { .. } => Handshake::Failed,
+        }
+    }
+
+    /// The name that the client asked for.
+    fn server_name(&self) -> Option<&str> {
+        match self {
+            Self::Closed | Self::PlainHttp => None,
+            Self::Timeout { server_name, .. } | Self::Failed { server_name, .. } => {
+                server_name.as_ref()?.as_deref()
+            }
         }
     }
 }
@@ -252,6 +286,8 @@ async fn handshake(
     shared: &Shared,
     context: &UpstreamContext,
 ) -> Result<(Box<ClientStream>, Option<String>), HandshakeError> {
+    // As in `HandshakeError::Failed`.
+    let mut server_name = None;
     let handshake = async {
         let mut hello = ClientHelloReader::new(PacedSocket::new(stream));
         if is_plain_http(hello.first_bytes().await?) {
@@ -261,6 +297,7 @@ async fn handshake(
         // A client takes a slot only after its whole ClientHello has arrived. Otherwise a few silent clients
         // would block all others.
         hello.read().await?;
+        server_name = Some(None);
         let slots = [&client.handshakes, &shared.handshakes];
         if slots.iter().any(|slots| slots.available_permits() == 0) {
             context.counters().limits_hit.count(Limit::Handshakes);
@@ -277,22 +314,28 @@ async fn handshake(
                 .await
                 .map_err(io::Error::other)?,
         );
-        let mut sni = None;
         let mut accepting = pin!(hello.accept(config));
         // In the future, because a poll exchanges keys and signs, which takes most of the time.
         let handshake = poll_fn(|cx| {
             REQUESTED_NAME.set(None);
             let polled = accepting.as_mut().poll(cx);
-            sni = REQUESTED_NAME.take().or_else(|| sni.take());
+            if let Some(name) = REQUESTED_NAME.take() {
+                server_name = Some(Some(name));
+            }
             polled
         });
         let stream = context.client_turns().run(handshake).await?;
-        Ok((Box::new(stream), sni))
+        Ok(Box::new(stream))
     };
     let limit = shared.timeouts.handshake;
-    timeout(limit, handshake)
-        .await
-        .unwrap_or(Err(HandshakeError::Timeout(limit)))
+    match timeout(limit, handshake).await {
+        Ok(Err(HandshakeError::Failed { source, .. })) => Err(HandshakeError::Failed {
+            source,
+            server_name,
+        }),
+        Ok(ended) => ended.map(|stream| (stream, server_name.flatten())),
+        Err(_elapsed) => Err(HandshakeError::Timeout { limit, server_name }),
+    }
 }
 
 /// Whether a connection begins with a request of HTTP instead of a TLS record, whose first byte is 22.

@@ -20,7 +20,6 @@ use tokio::{
     net::TcpStream,
     time::{Instant, timeout, timeout_at},
 };
-use tracing::warn;
 
 use super::{
     ClientTls, Cluster, UpstreamContext, UpstreamError,
@@ -151,9 +150,8 @@ async fn try_one(
                 return;
             }
             dials.count(cluster.name(), error.as_dialled());
-            let (cluster, why) = (cluster.name(), error_chain(error).to_string());
-            warn!(cluster, error = why, "upstream connection failed");
-            endpoints.mark_unhealthy(&endpoint, why);
+            let why = error_chain(error).to_string();
+            endpoints.dial_failed(&endpoint, error, why);
         })
 }
 
