@@ -366,8 +366,8 @@ async fn refuse_plain_http(mut stream: TcpStream) {
 }
 
 thread_local! {
-    /// The name in the `ClientHello` that this thread has just read. The interface of rustls without buffers tells it to
-    /// nobody but [`CertificateBySni`].
+    /// The name in the `ClientHello` that this thread has just read. The interface of rustls without buffers tells it only to
+    /// [`CertificateBySni`].
     static REQUESTED_NAME: Cell<Option<String>> = const { Cell::new(None) };
 }
 

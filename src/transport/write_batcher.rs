@@ -132,7 +132,7 @@ impl<S: TlsWriter> BatchState<S> {
             return Poll::Ready(Ok(record.len()));
         }
         if self.small.capacity() == 0 {
-            self.small.reserve_exact(MAX_RECORD);
+            self.small.reserve_exact(SMALL_ROOM);
         }
         let taken = bytes.get(..MAX_RECORD - self.small.len()).unwrap_or(bytes);
         self.small.extend_from_slice(taken);
@@ -248,6 +248,9 @@ impl<S: TlsWriter> AsyncWrite for WriteBatcher<S> {
 
 /// Plaintext bytes that one TLS record carries (RFC 8446 §5.1).
 const MAX_RECORD: usize = 16 * 1024;
+/// More than a record, so that the allocator keeps these buffers, which come and go, apart from the write buffers of h2, of
+/// which most are never filled.
+const SMALL_ROOM: usize = MAX_RECORD + 1024;
 /// Room for a batch, for one more record, and for the overhead of small records.
 const MAX_TLS_BUFFER: usize = 2 * MAX_BYTES_PER_TURN;
 

@@ -97,7 +97,7 @@ pub(crate) struct TlsStream<C> {
     outgoing: BytesMut,
     /// Bytes of `outgoing` from which on nothing more is sealed.
     max_outgoing: usize,
-    end: Option<StreamEnd>,
+    end: Option<TlsEnd>,
     /// The peer has broken TLS, and got an alert. Nothing may follow it.
     is_broken: bool,
     has_said_goodbye: bool,
@@ -105,7 +105,7 @@ pub(crate) struct TlsStream<C> {
 
 /// Why nothing more can be read.
 #[derive(Debug)]
-enum StreamEnd {
+enum TlsEnd {
     /// The peer said so, so that nothing is missing.
     CloseNotify,
     /// The error, until it was returned.
@@ -211,7 +211,7 @@ impl<C: TlsSession> TlsStream<C> {
     fn fail(&mut self, error: io::Error, cx: &mut Context<'_>) {
         self.send_alert(cx);
         self.incoming = BytesMut::new();
-        self.end = Some(StreamEnd::Failed(Some(error)));
+        self.end = Some(TlsEnd::Failed(Some(error)));
         self.is_broken = true;
     }
 
@@ -281,7 +281,7 @@ impl<C: TlsSession> TlsStream<C> {
                 }
                 Ok(ConnectionState::EncodeTlsData(message)) => encode(message, &mut self.outgoing)?,
                 Ok(ConnectionState::TransmitTlsData(message)) => message.done(),
-                Ok(ConnectionState::PeerClosed) => self.end = Some(StreamEnd::CloseNotify),
+                Ok(ConnectionState::PeerClosed) => self.end = Some(TlsEnd::CloseNotify),
                 Ok(_) => return Err(io::ErrorKind::BrokenPipe.into()),
                 Err(error) => return Err(invalid(error)),
             }
@@ -383,16 +383,16 @@ impl<C: TlsSession> AsyncRead for TlsStream<C> {
             let has_data = buf.filled().len() > before;
             if let Some(end) = &mut this.end {
                 return Poll::Ready(match end {
-                    StreamEnd::Failed(error) if !has_data => Err(error
+                    TlsEnd::Failed(error) if !has_data => Err(error
                         .take()
                         .unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into())),
-                    StreamEnd::CloseNotify | StreamEnd::Failed(_) => Ok(()),
+                    TlsEnd::CloseNotify | TlsEnd::Failed(_) => Ok(()),
                 });
             }
             if this.incoming.len() > this.looked_at {
                 match this.open(buf) {
                     Ok(Step::Closed) => {
-                        this.end = Some(StreamEnd::CloseNotify);
+                        this.end = Some(TlsEnd::CloseNotify);
                         this.incoming = BytesMut::new();
                     }
                     Ok(_) => {}
@@ -410,10 +410,10 @@ impl<C: TlsSession> AsyncRead for TlsStream<C> {
                 Poll::Ready(Ok(0)) => {
                     let truncated = "the peer closed the connection without a TLS close_notify";
                     let error = io::Error::new(io::ErrorKind::UnexpectedEof, truncated);
-                    this.end = Some(StreamEnd::Failed(Some(error)));
+                    this.end = Some(TlsEnd::Failed(Some(error)));
                 }
                 Poll::Ready(Ok(_)) => {}
-                Poll::Ready(Err(error)) => this.end = Some(StreamEnd::Failed(Some(error))),
+                Poll::Ready(Err(error)) => this.end = Some(TlsEnd::Failed(Some(error))),
                 Poll::Pending if has_data => return Poll::Ready(Ok(())),
                 Poll::Pending => {
                     this.free_room();
@@ -538,8 +538,9 @@ impl<C: TlsSession> TlsWriter for TlsStream<C> {
 const MAX_RECORD: usize = 16 * 1024;
 /// What a record adds to its plaintext: 22 bytes in TLS 1.3, 29 in TLS 1.2 with AES-GCM.
 const MAX_RECORD_OVERHEAD: usize = 64;
-/// Room for most records while the peer sends little.
-const MIN_READ: usize = 4 * 1024;
+/// Room for most records while the peer sends little. Not 4 KiB: the allocator would then hand the memory of such a short-lived
+/// buffer to the header buffers of h2, of which most are never written to and otherwise need no memory.
+const MIN_READ: usize = 5 * 1024;
 /// Bytes that may wait to be opened: a read ahead, and the 64 KiB to which rustls limits one message.
 const MAX_INCOMING: usize = 2 * MAX_BYTES_PER_TURN;
 /// Sealed bytes that may wait for the socket before nothing more is sealed, except below a `WriteBatcher`.

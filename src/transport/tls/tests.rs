@@ -1,3 +1,5 @@
+//! What passes between our side and a session of rustls with buffers, and how much memory stays in use.
+
 use std::{
     future::Future,
     io::{Read as _, Write as _},
