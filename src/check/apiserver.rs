@@ -205,8 +205,9 @@ pub(super) fn unexpected_response(
             format!("the proxy itself responds to {request} with {described}"),
             "run `kube-tls-proxy check` where the proxy runs, with the flags of its `serve`: it tells what is wrong there",
         ),
-        (TargetRole::Proxy, Responder::Proxy(_))
-            if response.status == StatusCode::MISDIRECTED_REQUEST =>
+        // The status is 421, or 403 in API discovery.
+        (TargetRole::Proxy, Responder::Proxy(message))
+            if message.starts_with("no cluster is configured") =>
         {
             (
                 None,

@@ -48,6 +48,8 @@ pub(super) struct ConfigFile {
     pub(super) log: Option<LogSection>,
     /// Health, metrics and the status page.
     pub(super) admin: Option<AdminSection>,
+    /// Whether a 401 or 403 of the apiserver gets a `Warning` that says what may be wrong with the credential.
+    pub(super) hints: Option<bool>,
 }
 
 /// One certificate chain and its key.

@@ -69,6 +69,7 @@ fn load_given(args: &ServeArgs, env: &Environment) -> Result<Config, ConfigError
         timeouts: timeouts(args, file.timeouts.unwrap_or_default())?,
         log: log(args, file.log.unwrap_or_default())?,
         admin,
+        hints: file.hints.unwrap_or(true),
     })
 }
 

@@ -64,6 +64,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Address of health, metrics and the status page; `None` if they are off.
     pub admin: Option<SocketAddr>,
+    /// Whether a response that refuses a credential says why that may be.
+    pub hints: bool,
 }
 
 /// The files of one certificate chain and its key.

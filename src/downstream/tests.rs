@@ -142,6 +142,7 @@ impl OneWorker {
                 memory: Arc::default(),
                 limits,
                 timeouts,
+                hints: true,
             }),
             context: Arc::new(context),
             drain,

@@ -46,6 +46,7 @@ impl World {
             listen: vec!["127.0.0.1:0".parse().unwrap()],
             reuse_port: false,
             admin: None,
+            hints: true,
             workers: NonZeroUsize::MIN,
             identities: vec![IdentityFiles {
                 certificate: file("tls.crt"),

@@ -23,6 +23,8 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+
 pub use crate::http1::{MessageError, Upgraded};
 pub use context::UpstreamContext;
 pub(crate) use dial::{Offer, TcpConnected};
@@ -85,6 +87,28 @@ impl Cluster {
     #[must_use]
     pub fn endpoints(&self) -> &Arc<Endpoints> {
         &self.endpoints
+    }
+}
+
+/// The `Authorization` of a request, kept in the extensions of the 401 with which the apiserver has refused it.
+#[derive(Debug, Clone)]
+pub(crate) struct RefusedCredential(HeaderValue);
+
+impl RefusedCredential {
+    /// Keeps the credential of a request, if the response refuses it. Any other request costs nothing.
+    fn keep_for<B>(response: &mut Response<B>, request: &HeaderMap) {
+        if response.status() == StatusCode::UNAUTHORIZED
+            && let Some(authorization) = request.get(header::AUTHORIZATION)
+        {
+            let mut authorization = authorization.clone();
+            authorization.set_sensitive(true);
+            response.extensions_mut().insert(Self(authorization));
+        }
+    }
+
+    /// The field value.
+    pub(crate) fn authorization(&self) -> &HeaderValue {
+        &self.0
     }
 }
 

@@ -43,4 +43,5 @@ mod tls;
 mod tunnels;
 mod upgrades;
 mod watch_ends;
+mod words;
 mod wrong_upstreams;

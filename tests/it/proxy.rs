@@ -125,6 +125,7 @@ impl World {
                 access: true,
             },
             admin: None,
+            hints: true,
         };
         Setup {
             world: self,

@@ -121,6 +121,7 @@ fn flags_alone_give_defaults() {
                 access: true,
             },
             admin: None,
+            hints: true,
         }
     );
 }

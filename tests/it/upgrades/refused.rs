@@ -280,6 +280,29 @@ async fn no_bytes_follow_a_request_that_the_proxy_refuses() {
     assert_eq!(upstream.connections().len(), 0);
 }
 
+/// The upgrade of `kube-tls-proxy check` is for the proxy itself, and needs no token. Any other subprotocol passes.
+#[tokio::test]
+async fn upgrade_of_check_is_refused_in_own_words() {
+    let (_world, upstream, proxy) = World::with_proxy().await;
+    for (request, field) in [
+        (WEBSOCKET, "Sec-WebSocket-Protocol"),
+        (SPDY, "X-Stream-Protocol-Version"),
+    ] {
+        let (line, rest) = request.split_once("\r\n").unwrap();
+        let lines = rest.split("\r\n").filter(|line| !line.starts_with(field));
+        let rest = lines.collect::<Vec<_>>().join("\r\n");
+        let with = |value: &str| format!("{line}\r\n{field}: {value}\r\n{rest}");
+        let mut client = send_upgrade(&proxy, &with("check.kube-tls-proxy")).await;
+        let response = only_response(&mut client).await;
+        assert_status(&response, 400);
+        let status: serde_json::Value = serde_json::from_slice(&response.body).unwrap();
+        assert_eq!(status["reason"], "UpgradeCheck");
+        assert_eq!(upstream.connections().len(), 0);
+    }
+    let mut client = send_upgrade(&proxy, WEBSOCKET).await;
+    assert_eq!(only_response(&mut client).await.status, 200);
+}
+
 /// The proxy does not use a connection that refused an upgrade for the next request.
 #[tokio::test]
 async fn connection_that_refused_an_upgrade_is_not_reused() {
