@@ -6,7 +6,7 @@ use criterion::{BenchmarkGroup, measurement::WallTime};
 use kube_tls_proxy::{
     app::App,
     config::{
-        Capacity, ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts,
+        Capacity, ClusterConfig, ClusterOrigin, Config, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts,
         TrustSource,
     },
 };
@@ -102,6 +102,7 @@ fn config(upstream: SocketAddr, identities: Vec<IdentityFiles>, trust: TrustSour
         clusters: vec![ClusterConfig {
             name: "bench".into(),
             hosts: Vec::new(),
+            origin: ClusterOrigin::Flag,
             upstream_host: upstream.ip().to_string(),
             upstream_port: upstream.port(),
             addresses: Vec::new(),
@@ -121,6 +122,8 @@ fn config(upstream: SocketAddr, identities: Vec<IdentityFiles>, trust: TrustSour
             filter: "info".into(),
             access: false,
         },
+        warnings: Vec::new(),
         admin: None,
+        hints: true,
     }
 }

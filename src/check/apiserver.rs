@@ -105,8 +105,8 @@ fn clock(response: &BufferedResponse, recorder: &mut Recorder<'_>) {
     }
     let message = Message::new(
         format!(
-            "the clock of this machine is {} s {direction} the apiserver's ({} here, {} there), so certificates and tokens may appear expired or not yet valid",
-            difference.as_secs(),
+            "the clock of this machine is {} {direction} the apiserver's ({} here, {} there), so certificates and tokens may appear expired or not yet valid",
+            rough_duration(difference),
             UtcDate(ours),
             UtcDate(theirs)
         ),
@@ -117,6 +117,16 @@ fn clock(response: &BufferedResponse, recorder: &mut Recorder<'_>) {
     } else {
         recorder.failed(Check::Clock, message);
     }
+}
+
+/// In the largest unit of which there are two or more.
+fn rough_duration(time: Duration) -> String {
+    let seconds = time.as_secs();
+    [(86_400, "days"), (3_600, "hours"), (60, "minutes")]
+        .into_iter()
+        .map(|(unit, name)| (seconds / unit, name))
+        .find(|(count, _)| *count >= 2)
+        .map_or_else(|| format!("{seconds} seconds"), |(count, name)| format!("{count} {name}"))
 }
 
 fn clock_difference(ours: SystemTime, theirs: SystemTime) -> (Duration, &'static str) {
@@ -260,3 +270,21 @@ const CLOCK_TOLERANCE: Duration = Duration::from_secs(30);
 /// Token validators usually allow one minute, and both clocks may use a part of it.
 const MAX_CLOCK_DIFFERENCE: Duration = Duration::from_secs(60);
 const MAX_FAILING_CHECKS: usize = 3;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clock_difference_is_in_the_largest_unit() {
+        for (seconds, text) in [
+            (31, "31 seconds"),
+            (119, "119 seconds"),
+            (120, "2 minutes"),
+            (3 * 3_600 + 59, "3 hours"),
+            (8_640_000, "100 days"),
+        ] {
+            assert_eq!(rough_duration(Duration::from_secs(seconds)), text);
+        }
+    }
+}

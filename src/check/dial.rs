@@ -226,6 +226,7 @@ mod tests {
     async fn outcomes(ca: &Ca, addresses: &[SocketAddr]) -> (Vec<String>, Option<SocketAddr>) {
         let target = CheckTarget {
             role: TargetRole::Apiserver,
+            written_in: "--upstream",
             host: "apiserver.test".into(),
             port: 6443,
             addresses: addresses.to_vec(),

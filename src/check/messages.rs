@@ -17,23 +17,35 @@ use crate::{
 
 /// The name does not resolve.
 pub(super) fn dns(target: &CheckTarget, failure: &str) -> Message {
+    let proxy = http_proxy(target);
     Message::new(
-        format!("cannot resolve {}: {failure}", target.host),
+        format!("cannot resolve {}: {failure}{proxy}", target.host),
         format!(
             "check the name in {}, and the DNS settings of this machine (/etc/resolv.conf)",
-            target.url()
+            target.written_in
         ),
     )
 }
 
+/// Says that kubectl would use an HTTP proxy, if that is so: `check` connects directly, as the proxy does.
+fn http_proxy(target: &CheckTarget) -> &'static str {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    if target.role == TargetRole::Proxy && ["HTTPS_PROXY", "https_proxy"].into_iter().any(is_set) {
+        " (HTTPS_PROXY is set: kubectl would go through that proxy, and this check connects directly)"
+    } else {
+        ""
+    }
+}
+
 /// There is no TCP connection.
 pub(super) fn tcp(target: &CheckTarget, address: SocketAddr, error: &UpstreamError) -> Message {
-    let (server, url) = (target.server(), target.url());
+    let (server, url) = (target.server(), target.written_in);
     let UpstreamError::Connect { source, .. } = error else {
         let limit = format_duration(target.timeouts.upstream_connect);
         return Message::new(
             format!(
-                "{address} does not respond within {limit}: a firewall drops the packets, or no machine has this address"
+                "{address} does not respond within {limit}: a firewall drops the packets, or no machine has this address{}",
+                http_proxy(target)
             ),
             format!(
                 "allow connections from this machine to TCP port {} there (firewall, security group, NetworkPolicy), or correct {url}",
@@ -96,7 +108,7 @@ pub(super) fn tls(target: &CheckTarget, address: SocketAddr, error: &UpstreamErr
             format!("{address} does not speak TLS; it seems to speak plain HTTP"),
             format!(
                 "write the HTTPS port of {server} into {}{usual_ports}",
-                target.url()
+                target.written_in
             ),
         );
     }

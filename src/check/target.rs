@@ -26,6 +26,8 @@ pub(super) enum TargetRole {
 #[derive(Debug)]
 pub(super) struct CheckTarget {
     pub(super) role: TargetRole,
+    /// Where the operator wrote host and port.
+    pub(super) written_in: &'static str,
     pub(super) host: String,
     pub(super) port: u16,
     /// Used instead of the addresses that `host` resolves to; usually empty.
@@ -57,6 +59,7 @@ impl CheckTarget {
             .find(|name| !name.contains(['*', ':']));
         Self {
             role: TargetRole::Apiserver,
+            written_in: cluster.origin.place(),
             addresses: cluster.addresses.clone(),
             tls,
             prefix: cluster.path_prefix.clone(),
@@ -86,10 +89,19 @@ impl CheckTarget {
             Some((file, anchors)) => (anchors.roots(), format!("the CA in {file}")),
             None => (public_roots(), "a public CA".to_owned()),
         };
+        let (host, port) = match &through.connect_to {
+            Some((host, port)) => (host.clone(), *port),
+            None => (through.host.clone(), through.port),
+        };
         Ok(Self {
             role: TargetRole::Proxy,
-            host: through.host.clone(),
-            port: through.port,
+            written_in: if through.connect_to.is_some() {
+                "--connect-to"
+            } else {
+                "the URL of --through"
+            },
+            host,
+            port,
             addresses: Vec::new(),
             tls: ClientTls::new(roots, through.server_name.clone())?,
             prefix: through.prefix.clone(),
@@ -112,13 +124,6 @@ impl CheckTarget {
         self.by_role("the apiserver", "the proxy")
     }
 
-    /// Where the operator wrote its host and port.
-    pub(super) fn url(&self) -> &'static str {
-        self.by_role(
-            "the URL of the apiserver (--upstream, the kubeconfig or `clusters`)",
-            "the URL of --through",
-        )
-    }
 }
 
 /// Host and port as a URL has them.

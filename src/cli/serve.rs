@@ -218,6 +218,9 @@ fn report_start(app: &App) {
             "started",
         ),
     }
+    for warning in &config.warnings {
+        warn!(warning, "configuration warning");
+    }
     for warning in material.warnings(block.now) {
         warn!(warning, "certificate warning");
     }

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use serde_saphyr::Spanned;
 
 use super::{
-    ClusterConfig, ConfigError, Environment, ReadError, ServeArgs, SettingError, TrustSource,
+    ClusterConfig, ClusterOrigin, ConfigError, Environment, ReadError, ServeArgs, SettingError, TrustSource,
     config_file::{ClusterEntry, ExpectedName, PublicHost, UpstreamEntry},
     file, kubeconfig,
     source::{ConfigSource, absolute_path, parse_flag},
@@ -100,7 +100,11 @@ fn cluster_of_entry(
 
 fn cluster_of_upstream(upstream: &UpstreamEntry, source: &ConfigSource) -> ClusterConfig {
     let trust = TrustSource::File(source.path(&upstream.ca.0.0));
-    let mut cluster = upstream.url.0.clone().into_cluster(String::new(), trust);
+    let mut cluster = upstream
+        .url
+        .0
+        .clone()
+        .into_cluster(String::new(), ClusterOrigin::File, trust);
     cluster.addresses = upstream.addresses.iter().map(|one| one.0.0).collect();
     if let Some(name) = &upstream.name {
         cluster.expected_name = name.0.0.clone();
@@ -149,10 +153,15 @@ fn cluster_of_flags(args: &ServeArgs, env: &Environment) -> Result<ClusterConfig
     let mut cluster = match (&args.upstream, &args.upstream_ca, &args.kubeconfig) {
         (Some(url), Some(ca), _) => {
             let url: UpstreamUrl = parse_flag("--upstream", url)?;
-            url.into_cluster("default".to_owned(), TrustSource::File(absolute_path(ca)))
+            let trust = TrustSource::File(absolute_path(ca));
+            url.into_cluster("default".to_owned(), ClusterOrigin::Flag, trust)
         }
         (_, _, Some(file)) => kubeconfig::load(&absolute_path(file), args.context.as_deref())?,
-        (_, _, None) => in_cluster(env)?.ok_or(ConfigError::Whole(SettingError::NoUpstream))?,
+        (_, _, None) => in_cluster(env)?.ok_or(ConfigError::Whole(if env.has_kubeconfig {
+            SettingError::OnlyKubeconfigVariable
+        } else {
+            SettingError::NoUpstream
+        }))?,
     };
     if let Some(name) = &args.upstream_name {
         cluster.expected_name = parse_flag::<ExpectedName>("--upstream-name", name)?.0;
@@ -211,7 +220,8 @@ fn in_cluster(env: &Environment) -> Result<Option<ClusterConfig>, ConfigError> {
         name: url::expected_name("kubernetes.default.svc").map_err(ConfigError::Pod)?,
     };
     let trust = TrustSource::File(ca);
-    Ok(Some(url.into_cluster("in-cluster".to_owned(), trust)))
+    let name = "in-cluster".to_owned();
+    Ok(Some(url.into_cluster(name, ClusterOrigin::Pod, trust)))
 }
 
 const NO_HOSTS: &str = "has no `hosts`, and there are several clusters; add its public host names";

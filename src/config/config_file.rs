@@ -289,5 +289,5 @@ pub fn schema() -> serde_json::Value {
 const NOT_A_LISTEN_ADDRESS: &str = "is not an address to listen on; write ADDRESS:PORT with an IP address, such as [::]:8443 or 127.0.0.1:8443";
 const NOT_AN_ENDPOINT: &str = "is not the address of an apiserver; write ADDRESS:PORT with an IP address, such as 10.0.0.1:6443";
 const NOT_A_LOG_FORMAT: &str = "is not a log format; write text or json";
-const NOT_A_LOG_FILTER: &str = "is not a log filter; write a level, or levels for modules, such as info or info,kube_tls_proxy=debug";
+const NOT_A_LOG_FILTER: &str = "is not a log filter; write a level (error, warn, info, debug, trace), or levels for modules, such as info,kube_tls_proxy=debug";
 const NOT_A_HOST: &str = "is not a host name; write it without scheme, port and path, such as kube.example.com or *.example.com";

@@ -12,7 +12,7 @@ use serde::{
 };
 
 use super::{
-    ClusterConfig, TrustSource,
+    ClusterConfig, ClusterOrigin, TrustSource,
     error::{ConfigError, FileKind, SettingError},
     source::check_path,
     url::{self, UpstreamUrl},
@@ -170,7 +170,7 @@ fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, SettingEr
         }
         (None, _) => return Err(SettingError::cluster(&name, NO_CA)),
     };
-    Ok(url.into_cluster(name, trust))
+    Ok(url.into_cluster(name, ClusterOrigin::Kubeconfig, trust))
 }
 
 fn known(contexts: &[NamedContext]) -> String {

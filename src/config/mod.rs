@@ -36,7 +36,7 @@ pub use limits::{Limits, Timeouts};
 pub use load::load;
 pub(crate) use source::check_path_flag;
 pub use units::TokenBucketSize;
-pub(crate) use url::UpstreamUrl;
+pub(crate) use url::{ConnectTo, UpstreamUrl};
 pub(crate) use yaml::load as load_yaml;
 
 /// The checked configuration of the proxy.
@@ -62,6 +62,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// What the proxy logs, and how.
     pub log: LogConfig,
+    /// What works but needs attention, as sentences that end with the fix.
+    pub warnings: Vec<String>,
     /// Address of health, metrics and the status page; `None` if they are off.
     pub admin: Option<SocketAddr>,
     /// Whether a response that refuses a credential says why that may be.
@@ -85,6 +87,8 @@ pub struct ClusterConfig {
     /// Its public host names: lower case, without port, perhaps beginning with `*.`. The names in the
     /// certificates are added if it is the only cluster.
     pub hosts: Vec<String>,
+    /// What names its apiserver.
+    pub origin: ClusterOrigin,
     /// Host name or IP address of the apiserver, without brackets.
     pub upstream_host: String,
     /// TCP port of the apiserver.
@@ -106,6 +110,31 @@ impl ClusterConfig {
         let (host, port) = (url_host(&self.upstream_host), self.upstream_port);
         let prefix = quote::path(self.path_prefix.as_ref());
         format!("https://{host}:{port}{prefix}")
+    }
+}
+
+/// What names the apiserver of a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClusterOrigin {
+    /// The flag `--upstream`.
+    Flag,
+    /// `upstream.url` in the configuration file.
+    File,
+    /// A kubeconfig.
+    Kubeconfig,
+    /// The environment of the pod.
+    Pod,
+}
+
+impl ClusterOrigin {
+    /// The place in a sentence.
+    pub(crate) fn place(self) -> &'static str {
+        match self {
+            Self::Flag => "--upstream",
+            Self::File => "`url` of the cluster in the configuration file",
+            Self::Kubeconfig => "`server` in the kubeconfig",
+            Self::Pod => "KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT of the pod",
+        }
     }
 }
 

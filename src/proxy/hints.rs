@@ -14,7 +14,7 @@ use http::{HeaderValue, Response, StatusCode, header};
 use serde::Deserialize;
 use x509_cert::der::DateTime;
 
-use crate::upstream::RefusedCredential;
+use crate::upstream::RefusedAuthorization;
 
 /// Adds a hint to the response if the apiserver has refused the credential, or the lack of one.
 pub(super) fn add<B>(response: &mut Response<B>, has_credential: bool) {
@@ -23,7 +23,7 @@ pub(super) fn add<B>(response: &mut Response<B>, has_credential: bool) {
             append(response, NO_TOKEN);
         }
         StatusCode::UNAUTHORIZED => {
-            let refused = response.extensions_mut().remove::<RefusedCredential>();
+            let refused = response.extensions_mut().remove::<RefusedAuthorization>();
             let expiry = refused.and_then(|refused| expiry(refused.authorization()));
             if let Some(expiry) = expiry.filter(|expiry| *expiry < SystemTime::now())
                 && let Ok(date) = DateTime::from_system_time(expiry)

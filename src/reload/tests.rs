@@ -11,7 +11,7 @@ use standin::{TempDir, pki::Ca};
 
 use super::*;
 use crate::config::{
-    Capacity, ClusterConfig, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts, TrustSource,
+    Capacity, ClusterConfig, ClusterOrigin, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts, TrustSource,
 };
 
 /// The files of a proxy, and a count of how often its configuration was read.
@@ -45,6 +45,7 @@ impl World {
             sources: Vec::new(),
             listen: vec!["127.0.0.1:0".parse().unwrap()],
             reuse_port: false,
+            warnings: Vec::new(),
             admin: None,
             hints: true,
             workers: NonZeroUsize::MIN,
@@ -55,6 +56,7 @@ impl World {
             clusters: vec![ClusterConfig {
                 name: "test".into(),
                 hosts: Vec::new(),
+                origin: ClusterOrigin::Flag,
                 upstream_host: "192.0.2.1".into(),
                 upstream_port: 6443,
                 addresses: Vec::new(),

@@ -46,7 +46,7 @@ use crate::{
 ///
 /// # Errors
 ///
-/// The failure of the endpoint that failed last. No request byte was sent.
+/// The failure of an endpoint that was not verified, else of the one that failed last. No request byte was sent.
 pub(super) async fn connect(
     context: &UpstreamContext,
     cluster: &Cluster,
@@ -87,6 +87,8 @@ pub(super) async fn connect(
         };
         match ended {
             Ok(Ok(connection)) => return Ok(connection),
+            // A wrong certificate matters more than an endpoint that is down: it does not get well by itself.
+            Ok(Err(_)) if matches!(last, UpstreamError::Verify { .. }) => {}
             Ok(Err(error)) => last = error,
             Err(_elapsed) => {}
         }

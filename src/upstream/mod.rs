@@ -92,9 +92,9 @@ impl Cluster {
 
 /// The `Authorization` of a request, kept in the extensions of the 401 with which the apiserver has refused it.
 #[derive(Debug, Clone)]
-pub(crate) struct RefusedCredential(HeaderValue);
+pub(crate) struct RefusedAuthorization(HeaderValue);
 
-impl RefusedCredential {
+impl RefusedAuthorization {
     /// Keeps the credential of a request, if the response refuses it. Any other request costs nothing.
     fn keep_for<B>(response: &mut Response<B>, request: &HeaderMap) {
         if response.status() == StatusCode::UNAUTHORIZED

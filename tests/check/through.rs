@@ -17,7 +17,7 @@ use tokio::{
     process::{Child, Command},
 };
 
-use crate::world::{APISERVER, RunResult, Serving, World, check, flags, path};
+use crate::world::{APISERVER, RunResult, Serving, World, check, command, flags, path, run};
 
 /// Checks the proxy as its clients use it.
 async fn through(world: &World, serving: &Serving, more: &[&str]) -> RunResult {
@@ -226,6 +226,58 @@ async fn through_without_spdy_is_a_warning() {
         "WebSocket works, but SPDY does not",
         "forward TCP unchanged",
     );
+}
+
+/// Before DNS leads to the proxy: name and certificate are those of the URL, and only the address is another one.
+#[tokio::test]
+async fn connect_to_replaces_host_and_port_only() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let serving = world.serve(&world.flags(upstream.address())).await;
+    let check_at = async |url: &str, connect_to: &str| {
+        let flags = flags(&[("--through", url), ("--connect-to", connect_to)]);
+        check(&[flags, world.clients_trust()].concat(), &[]).await
+    };
+    let address = serving.address.to_string();
+    let result = check_at("https://kube.test", &address).await;
+    assert_eq!(result.code, 0, "{}", result.stdout);
+    let requests = requests_of_check(&upstream);
+    assert!(requests.iter().any(|request| request.authority.as_deref() == Some("kube.test")));
+    // Without a port it is the one of the URL.
+    let url = format!("https://kube.test:{}", serving.address.port());
+    let result = check_at(&url, "127.0.0.1").await;
+    assert_eq!(result.code, 0, "{}", result.stdout);
+    check_at("https://other.test", &address).await.assert_finding(
+        1,
+        '✗',
+        "verify",
+        "is not valid for other.test",
+        "use a name in the certificate",
+    );
+    let dead = refused().await.to_string();
+    check_at("https://kube.test", &dead).await.assert_finding(
+        1,
+        '✗',
+        "tcp",
+        "refuses connections",
+        "or correct the port in --connect-to",
+    );
+    for bad in ["https://127.0.0.1", "127.0.0.1:0", "a:b", "::1:x", ""] {
+        let result = check_at("https://kube.test", bad).await;
+        assert_eq!(result.code, 2, "{bad}");
+        assert!(result.stderr.contains("--connect-to: the value is not an address"), "{bad}");
+    }
+}
+
+#[tokio::test]
+async fn http_proxy_variable_is_named_when_name_is_unknown() {
+    let arguments = ["--through", "https://kube.invalid"];
+    for (value, named) in [("http://proxy.test:3128", true), ("", false)] {
+        let result = run(command("check").args(arguments).env("HTTPS_PROXY", value)).await;
+        assert_eq!(result.code, 1, "{}", result.stdout);
+        let dns = &result.of("dns")[0];
+        assert_eq!(dns.message.contains("HTTPS_PROXY is set"), named, "{dns:?}");
+    }
 }
 
 const NGINX: &str = "/usr/sbin/nginx";

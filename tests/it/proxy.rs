@@ -8,7 +8,7 @@ use http::{Request, Response};
 use kube_tls_proxy::{
     app::{App, FastStop},
     config::{
-        Capacity, ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts,
+        Capacity, ClusterConfig, ClusterOrigin, Config, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts,
         TrustSource,
     },
     drain::Phase,
@@ -102,6 +102,7 @@ impl World {
             clusters: vec![ClusterConfig {
                 name: "test".into(),
                 hosts: Vec::new(),
+                origin: ClusterOrigin::Flag,
                 upstream_host: upstream.ip().to_string(),
                 upstream_port: upstream.port(),
                 addresses: Vec::new(),
@@ -124,6 +125,7 @@ impl World {
                 filter: "info".into(),
                 access: true,
             },
+            warnings: Vec::new(),
             admin: None,
             hints: true,
         };

@@ -1,6 +1,6 @@
 //! `kubeconfig`: writes a kubeconfig for clients that reach the proxy by its public name.
 //!
-//! The kubeconfig has no CA and always `tls-server-name`: without any TLS setting, client-go uses a transport that never
+//! The kubeconfig has no CA unless `--ca` gives one, and always `tls-server-name`: without any TLS setting, client-go uses a transport that never
 //! notices a dead connection.
 
 mod document;
@@ -13,6 +13,7 @@ use std::{
     io::{self, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
+    time::SystemTime,
 };
 
 use clap::Args;
@@ -21,7 +22,11 @@ use serde_json::{Value, json};
 use super::{messages::print, print_error};
 use crate::{
     check::{Token, TokenError},
-    config::{ConfigError, FileKind, SettingError, UpstreamUrl, check_path_flag, load_yaml},
+    config::{
+        ConfigError, FileKind, ReadError, SettingError, TrustSource, UpstreamUrl, check_path_flag,
+        load_yaml, read_file,
+    },
+    pki::{PkiError, TrustAnchors},
     quote,
 };
 use document::{
@@ -66,6 +71,14 @@ pub struct KubeconfigArgs {
     )]
     pub exec_args: Vec<String>,
 
+    /// Put the CA certificates in this file into the kubeconfig, if the proxy has a private CA
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+
+    /// Default namespace of the context [default: as in --from]
+    #[arg(long, value_name = "NAME")]
+    pub namespace: Option<String>,
+
     /// Name of cluster, user and context [default: as in --from, or the host of --server]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
@@ -90,8 +103,20 @@ enum KubeconfigError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Token(#[from] TokenError),
-    #[error("--name is empty; give a name, or leave the flag out")]
-    EmptyName,
+    #[error("{flag} is empty; give a name, or leave the flag out")]
+    EmptyName { flag: &'static str },
+    #[error(
+        "--server: the URL ends with a path of the API, which kubectl adds itself; write https://NAME[:PORT]"
+    )]
+    ServerPath,
+    #[error("--ca")]
+    Ca(#[from] PkiError),
+    #[error("--ca {}", quote::path(file))]
+    ReadCa {
+        file: PathBuf,
+        #[source]
+        source: ReadError,
+    },
     #[error(
         "{} exists already; name another file with --output, add to this one with --merge, or overwrite it with --force",
         quote::path(file)
@@ -125,7 +150,10 @@ pub(super) fn kubeconfig(args: &KubeconfigArgs) -> ExitCode {
                 KubeconfigError::Write(_) | KubeconfigError::Print(_) => ExitCode::from(1),
                 KubeconfigError::Config(_)
                 | KubeconfigError::Token(_)
-                | KubeconfigError::EmptyName
+                | KubeconfigError::EmptyName { .. }
+                | KubeconfigError::ServerPath
+                | KubeconfigError::Ca(_)
+                | KubeconfigError::ReadCa { .. }
                 | KubeconfigError::Exists { .. }
                 | KubeconfigError::Merge { .. } => ExitCode::from(2),
             }
@@ -142,8 +170,10 @@ struct Composed {
 }
 
 fn compose(args: &KubeconfigArgs) -> Result<Composed, KubeconfigError> {
-    if args.name.as_ref().is_some_and(String::is_empty) {
-        return Err(KubeconfigError::EmptyName);
+    for (flag, name) in [("--name", &args.name), ("--namespace", &args.namespace)] {
+        if name.as_ref().is_some_and(String::is_empty) {
+            return Err(KubeconfigError::EmptyName { flag });
+        }
     }
     if let Some(file) = &args.output {
         check_path_flag("--output", file)?;
@@ -158,11 +188,22 @@ fn compose(args: &KubeconfigArgs) -> Result<Composed, KubeconfigError> {
         flag: "--server",
         source,
     })?;
+    let first = url.prefix.split('/').nth(1).unwrap_or_default();
+    if API_PATHS.contains(&first) {
+        return Err(KubeconfigError::ServerPath);
+    }
+    let ca = args.ca.as_deref().map(certificates).transpose()?;
     let source = match &args.from {
         Some(file) => Some(CopiedContext::load(file, args.context.as_deref())?),
         None => None,
     };
     let mut remarks = Vec::new();
+    if !url.prefix.is_empty() {
+        remarks.push(format!(
+            "The proxy forwards the path {} to the apiserver. This works only if the apiserver is served under this path, as with Rancher.",
+            quote::path(url.prefix.as_ref())
+        ));
+    }
     let user = user(args, source.as_ref(), &mut remarks)?;
     let or_host = |of_source: Option<&String>| {
         let name = args.name.as_ref().or(of_source);
@@ -174,14 +215,53 @@ fn compose(args: &KubeconfigArgs) -> Result<Composed, KubeconfigError> {
         cluster: or_host(source.as_ref().map(|source| &source.cluster)),
         user_name: or_host(source.as_ref().map(|source| &source.user_name)),
         context: or_host(source.as_ref().map(|source| &source.context)),
-        namespace: source.as_ref().and_then(|source| source.namespace.clone()),
+        namespace: args
+            .namespace
+            .clone()
+            .or_else(|| source.as_ref()?.namespace.clone()),
+        ca,
         user,
     };
-    remarks.extend(source.as_ref().and_then(left_out));
+    if let Some(source) = &source {
+        remarks.extend(left_out(source));
+        remarks.extend(same_names(args, source));
+    }
     Ok(Composed {
         document,
         has_client_certificate: source.is_some_and(|source| source.has_client_certificate),
         remarks,
+    })
+}
+
+/// Returns the certificates in `file`, and nothing else of it, after they were checked.
+fn certificates(file: &Path) -> Result<String, KubeconfigError> {
+    check_path_flag("--ca", file)?;
+    TrustAnchors::load(&TrustSource::File(file.to_owned()), SystemTime::now())?;
+    let text = read_file(file).map_err(|source| KubeconfigError::ReadCa {
+        file: file.to_owned(),
+        source,
+    })?;
+    let text = String::from_utf8_lossy(&text);
+    let mut kept = String::new();
+    let mut is_inside = false;
+    for line in text.lines().map(str::trim_end) {
+        is_inside |= line.ends_with("-----BEGIN CERTIFICATE-----");
+        if is_inside {
+            kept.push_str(line.trim_start_matches('\u{feff}'));
+            kept.push('\n');
+        }
+        is_inside &= line != "-----END CERTIFICATE-----";
+    }
+    Ok(kept)
+}
+
+/// Returns the remark about names that both kubeconfigs have. A merge in the same file refuses them.
+fn same_names(args: &KubeconfigArgs, source: &CopiedContext) -> Option<String> {
+    (args.name.is_none() && !args.merge).then(|| {
+        format!(
+            "The names are those of --from. If KUBECONFIG lists both files, kubectl takes cluster `{}` from the first one: choose other names with --name to use both.",
+            quote::name(&source.cluster)
+        )
     })
 }
 
@@ -233,12 +313,19 @@ fn missing_credential(content: &Value, composed: &Composed) -> Vec<String> {
     remarks
 }
 
-/// Returns the remark about a client certificate that was left out.
-fn left_out(source: &CopiedContext) -> Option<String> {
-    source.has_client_certificate.then(|| format!(
-        "The client certificate of user `{}` was left out, because it cannot pass a proxy that terminates TLS. That user needs {INSTEAD}.",
-        quote::name(&source.user_name)
-    ))
+/// Returns the remarks about credentials that were left out.
+fn left_out(source: &CopiedContext) -> impl Iterator<Item = String> {
+    let user = quote::name(&source.user_name);
+    [
+        (source.has_client_certificate, "client certificate", "it cannot pass a proxy that terminates TLS"),
+        (source.has_password, "password", "kube-apiserver has no basic authentication since Kubernetes 1.19"),
+        (source.has_auth_provider, "auth-provider", "kubectl has none since Kubernetes 1.26"),
+    ]
+    .into_iter()
+    .filter(|(is_left_out, ..)| *is_left_out)
+    .map(move |(_, what, why)| {
+        format!("The {what} of user `{user}` was left out, because {why}. That user needs {INSTEAD}.")
+    })
 }
 
 /// Returns the remark about a token on stdout. A file of `--output` is readable for its owner only.
@@ -347,4 +434,6 @@ fn merged(
         })
 }
 
+/// The first segments of paths that an apiserver serves at its root.
+const API_PATHS: [&str; 7] = ["api", "apis", "version", "openapi", "healthz", "livez", "readyz"];
 const INSTEAD: &str = "a token: from a service account (`kubectl create token NAME`), or from your OIDC issuer through --exec-command";

@@ -17,6 +17,8 @@ pub(super) struct CopiedContext {
     /// The credentials that may be copied: token, token file, exec plugin, impersonation.
     pub(super) credentials: Value,
     pub(super) has_client_certificate: bool,
+    pub(super) has_password: bool,
+    pub(super) has_auth_provider: bool,
 }
 
 #[derive(Deserialize)]
@@ -41,6 +43,8 @@ impl CopiedContext {
             has_client_certificate: ["client-certificate", "client-certificate-data"]
                 .iter()
                 .any(|key| user.contains_key(*key)),
+            has_password: user.contains_key("password"),
+            has_auth_provider: user.contains_key("auth-provider"),
             credentials: credentials(&user, file),
             user_name: if context.user.is_empty() {
                 context.cluster.clone()

@@ -126,7 +126,7 @@ fn bad_config_files() {
         ),
         (
             "log:\n  filter: 'a=loud'\n",
-            "config file DIR/proxy.yaml, line 2, column 11: `a=loud` is not a log filter; write a level, or levels for modules, such as info or info,kube_tls_proxy=debug",
+            "config file DIR/proxy.yaml, line 2, column 11: `a=loud` is not a log filter; write a level (error, warn, info, debug, trace), or levels for modules, such as info,kube_tls_proxy=debug",
         ),
         (
             "log:\n  access: maybe\n",

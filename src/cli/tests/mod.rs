@@ -18,7 +18,7 @@ use super::{Cli, Command, StartBlock, messages::exit_code, parse_from, sentence}
 use crate::{
     app::AppError,
     config::{
-        self, ClusterConfig, ConnectionsBound, Environment, IdentityFiles, ServeArgs, TrustSource,
+        self, ClusterConfig, ClusterOrigin, ConnectionsBound, Environment, IdentityFiles, ServeArgs, TrustSource,
     },
     listen_error::{ListenError, ListenFlag},
     memory::MemoryLimit,
@@ -59,6 +59,8 @@ fn outside_of_a_pod() -> Environment {
             cgroup: None,
             own_cgroup: None,
         },
+        has_kubeconfig: false,
+        unknown_variables: Vec::new(),
     }
 }
 
@@ -230,6 +232,7 @@ fn start_block_lists_all_facts() {
     let cluster = |name: &str, host: &str, hosts: &[&str]| ClusterConfig {
         name: name.to_owned(),
         hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
+        origin: ClusterOrigin::Flag,
         upstream_host: host.to_owned(),
         upstream_port: 6443,
         addresses: Vec::new(),

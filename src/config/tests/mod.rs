@@ -19,7 +19,7 @@ use rustls_pki_types::ServerName;
 use serde_json::Value;
 
 use super::{
-    Capacity, ClusterConfig, Config, ConnectionsBound, Environment, IdentityFiles, Limits,
+    Capacity, ClusterConfig, ClusterOrigin, Config, ConnectionsBound, Environment, IdentityFiles, Limits,
     LogConfig, LogFormat, ServeArgs, Timeouts, TrustSource, load, schema, units, url::UpstreamUrl,
 };
 use crate::memory::MemoryLimit;
@@ -37,6 +37,8 @@ fn outside_pod() -> Environment {
             cgroup: None,
             own_cgroup: None,
         },
+        has_kubeconfig: false,
+        unknown_variables: Vec::new(),
     }
 }
 
@@ -97,6 +99,7 @@ fn flags_alone_give_defaults() {
             clusters: vec![ClusterConfig {
                 name: "default".to_owned(),
                 hosts: Vec::new(),
+                origin: ClusterOrigin::Flag,
                 upstream_host: "10.0.0.1".to_owned(),
                 upstream_port: 6443,
                 addresses: Vec::new(),
@@ -120,6 +123,7 @@ fn flags_alone_give_defaults() {
                 filter: "info".to_owned(),
                 access: true,
             },
+            warnings: Vec::new(),
             admin: None,
             hints: true,
         }
@@ -140,10 +144,10 @@ fn every_flag_is_applied() {
         drain_delay: Some("1s".to_owned()),
         drain_timeout: Some("0s".to_owned()),
         drain_tunnels: Some("10m".to_owned()),
-        reuse_port: true,
+        reuse_port: Some("true".to_owned()),
         log_format: Some("json".to_owned()),
         log_level: Some("warn,kube_tls_proxy=debug".to_owned()),
-        no_access_log: true,
+        no_access_log: Some("true".to_owned()),
         ..enough()
     };
     let config = load(&args, &outside_pod()).unwrap();
@@ -208,7 +212,7 @@ log: {format: json, filter: debug, access: true}
             drain_timeout: Some("2m".to_owned()),
             log_format: Some("text".to_owned()),
             log_level: Some("warn".to_owned()),
-            no_access_log: true,
+            no_access_log: Some("true".to_owned()),
             ..enough()
         },
         text,
@@ -272,6 +276,7 @@ clusters:
         ClusterConfig {
             name: "one".to_owned(),
             hosts: vec!["*.one.example".to_owned(), "2001:db8::1".to_owned()],
+            origin: ClusterOrigin::File,
             upstream_host: "fd00::1".to_owned(),
             upstream_port: 6443,
             addresses: Vec::new(),
@@ -282,6 +287,7 @@ clusters:
         ClusterConfig {
             name: "two".to_owned(),
             hosts: vec!["two.example".to_owned()],
+            origin: ClusterOrigin::Kubeconfig,
             upstream_host: "y".to_owned(),
             upstream_port: 443,
             addresses: Vec::new(),
@@ -292,6 +298,7 @@ clusters:
         ClusterConfig {
             name: "three".to_owned(),
             hosts: vec!["three.example".to_owned()],
+            origin: ClusterOrigin::Pod,
             upstream_host: "fd00::2".to_owned(),
             upstream_port: 443,
             addresses: Vec::new(),

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 pub(super) use response::H1Response;
 
 use super::{
-    H1Error, HttpError, RefusedCredential, RequestBody, UpstreamError, endpoint::Endpoint,
+    H1Error, HttpError, RefusedAuthorization, RequestBody, UpstreamError, endpoint::Endpoint,
     sockets::SocketPermit,
 };
 use crate::{
@@ -191,7 +191,7 @@ where
     let keep_alive = exchange.refused.is_none();
     let body = H1Response::new(holder, exchange.request, &head, keep_alive, drain);
     let mut response = Response::from_parts(head.parts, body);
-    RefusedCredential::keep_for(&mut response, &request.headers);
+    RefusedAuthorization::keep_for(&mut response, &request.headers);
     Ok(response)
 }
 

@@ -28,7 +28,7 @@ use tracing::debug;
 pub(super) use table::{LeaseTable, LeasedH1};
 
 use super::{
-    Cluster, DownloadError, RefusedCredential, RequestBody, UpstreamContext, UpstreamError,
+    Cluster, DownloadError, RefusedAuthorization, RequestBody, UpstreamContext, UpstreamError,
     context::Connection,
     dial,
     h1::{self, H1Connection, H1Response},
@@ -150,7 +150,7 @@ impl ClientLeases {
             .await
         {
             Ok(mut response) => {
-                RefusedCredential::keep_for(&mut response, &head.headers);
+                RefusedAuthorization::keep_for(&mut response, &head.headers);
                 if is_unauthenticated(&head, response.status()) {
                     let waiting = Arc::clone(&self.unauthenticated);
                     response.body().notify_of_goaway(waiting);
