@@ -6,8 +6,8 @@ use criterion::{BenchmarkGroup, measurement::WallTime};
 use kube_tls_proxy::{
     app::App,
     config::{
-        Capacity, ClusterConfig, ClusterOrigin, Config, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts,
-        TrustSource,
+        Capacity, ClusterConfig, ClusterOrigin, Config, IdentityFiles, Limits, LogConfig,
+        LogFormat, Timeouts, TrustSource,
     },
 };
 use rustls::client::Resumption;

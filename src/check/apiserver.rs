@@ -126,7 +126,10 @@ fn rough_duration(time: Duration) -> String {
         .into_iter()
         .map(|(unit, name)| (seconds / unit, name))
         .find(|(count, _)| *count >= 2)
-        .map_or_else(|| format!("{seconds} seconds"), |(count, name)| format!("{count} {name}"))
+        .map_or_else(
+            || format!("{seconds} seconds"),
+            |(count, name)| format!("{count} {name}"),
+        )
 }
 
 fn clock_difference(ours: SystemTime, theirs: SystemTime) -> (Duration, &'static str) {

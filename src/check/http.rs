@@ -226,7 +226,10 @@ impl BufferedResponse {
             },
             None if is_status || self.has_apiserver_header() => Responder::Apiserver(None),
             // In API discovery the proxy writes text.
-            None => match std::str::from_utf8(&self.body).ok().and_then(|text| text.strip_prefix(PROXY_PREFIX)) {
+            None => match std::str::from_utf8(&self.body)
+                .ok()
+                .and_then(|text| text.strip_prefix(PROXY_PREFIX))
+            {
                 Some(message) => Responder::Proxy(escape(message)),
                 None => Responder::Unknown,
             },

@@ -41,7 +41,13 @@ async fn upgrade_to_proxy(client: CheckClient<'_>, recorder: &mut Recorder<'_>) 
             Ok(response) => match response.responder() {
                 Responder::Proxy(_) if response.is_refused_upgrade_check() => continue,
                 Responder::Proxy(_) if response.status.is_client_error() => {
-                    unexpected_response(client, Check::Upgrade, "an upgrade request", &response, recorder);
+                    unexpected_response(
+                        client,
+                        Check::Upgrade,
+                        "an upgrade request",
+                        &response,
+                        recorder,
+                    );
                     return false;
                 }
                 // Without the field it is a plain request, which the proxy has forwarded.
@@ -59,7 +65,9 @@ async fn upgrade_to_proxy(client: CheckClient<'_>, recorder: &mut Recorder<'_>) 
             recorder.failed(Check::Upgrade, message);
             return false;
         }
-        let text = format!("WebSocket works, but SPDY does not: {failure}. kubectl before 1.31 needs SPDY for exec, attach, cp and port-forward");
+        let text = format!(
+            "WebSocket works, but SPDY does not: {failure}. kubectl before 1.31 needs SPDY for exec, attach, cp and port-forward"
+        );
         recorder.warning(Check::Upgrade, Message::new(text, fix));
     }
     let text = "upgrades to WebSocket reach the proxy";
@@ -75,7 +83,11 @@ async fn upgrade_to_apiserver(client: CheckClient<'_>, recorder: &mut Recorder<'
         headers.insert(header::ORIGIN, origin);
     }
     // Without a token, each of them gets the same response.
-    let tries = if client.plan.token.is_some() { WATCHED.len() } else { 1 };
+    let tries = if client.plan.token.is_some() {
+        WATCHED.len()
+    } else {
+        1
+    };
     for collection in WATCHED.iter().take(tries) {
         let path = watch_path(collection, client.plan.response_timeout);
         let failure = match client.open(&path, Offer::Http1, headers.clone()).await {
@@ -96,7 +108,13 @@ async fn upgrade_to_apiserver(client: CheckClient<'_>, recorder: &mut Recorder<'
                     ),
                     Ok(response) => {
                         let request = "an upgrade request";
-                        return unexpected_response(client, Check::Upgrade, request, &response, recorder);
+                        return unexpected_response(
+                            client,
+                            Check::Upgrade,
+                            request,
+                            &response,
+                            recorder,
+                        );
                     }
                 },
             },
@@ -188,7 +206,9 @@ pub(super) async fn watch(client: CheckClient<'_>, recorder: &mut Recorder<'_>) 
 /// apiserver closes it even if this process is killed.
 fn watch_path(collection: &str, time: Duration) -> String {
     let seconds = time.as_secs().saturating_add(30);
-    format!("{collection}?watch=true&fieldSelector=metadata.name%3Dkube-tls-proxy-check&timeoutSeconds={seconds}")
+    format!(
+        "{collection}?watch=true&fieldSelector=metadata.name%3Dkube-tls-proxy-check&timeoutSeconds={seconds}"
+    )
 }
 
 fn closed_early(target: &CheckTarget, how: &str, after: Duration) -> Message {

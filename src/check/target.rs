@@ -123,7 +123,6 @@ impl CheckTarget {
     pub(super) fn server(&self) -> &'static str {
         self.by_role("the apiserver", "the proxy")
     }
-
 }
 
 /// Host and port as a URL has them.

@@ -16,7 +16,8 @@ use crate::{
         WATCH_DURATION,
     },
     config::{
-        self, ConfigError, ConnectTo, Environment, ServeArgs, TrustSource, UpstreamUrl, has_no_colours,
+        self, ConfigError, ConnectTo, Environment, ServeArgs, TrustSource, UpstreamUrl,
+        has_no_colours,
     },
     pki::{PkiError, TrustAnchors},
     process, quote,

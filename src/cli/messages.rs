@@ -76,13 +76,28 @@ const OTHER_FLAGS: [(&str, &str); 11] = [
     ("-p", LISTEN),
     ("--port", LISTEN),
     ("--bind", LISTEN),
-    ("-f", "the flag for the configuration file is --config FILE, or -c FILE"),
+    (
+        "-f",
+        "the flag for the configuration file is --config FILE, or -c FILE",
+    ),
     ("-v", "more log lines: --log-level debug"),
     ("--verbose", "more log lines: --log-level debug"),
-    ("--tls-cert-file", "the flags for certificate and key are --cert FILE and --key FILE"),
-    ("--tls-private-key-file", "the flags for certificate and key are --cert FILE and --key FILE"),
-    ("--server", "the URL of the apiserver is --upstream URL, that of a running proxy --through URL"),
-    ("--format", "the format of the report is --output json; that of log lines is --log-format json"),
+    (
+        "--tls-cert-file",
+        "the flags for certificate and key are --cert FILE and --key FILE",
+    ),
+    (
+        "--tls-private-key-file",
+        "the flags for certificate and key are --cert FILE and --key FILE",
+    ),
+    (
+        "--server",
+        "the URL of the apiserver is --upstream URL, that of a running proxy --through URL",
+    ),
+    (
+        "--format",
+        "the format of the report is --output json; that of log lines is --log-format json",
+    ),
 ];
 const LISTEN: &str = "the address to listen on is --listen ADDRESS:PORT, such as --listen :8443";
 

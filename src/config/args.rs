@@ -167,7 +167,9 @@ impl ServeArgs {
     pub(super) fn variables() -> Vec<String> {
         let command = Self::augment_args(clap::Command::new("serve"));
         let variables = command.get_arguments().filter_map(clap::Arg::get_env);
-        variables.map(|name| name.to_string_lossy().into_owned()).collect()
+        variables
+            .map(|name| name.to_string_lossy().into_owned())
+            .collect()
     }
 
     /// Records which flags come from a variable. `matches` are those of a subcommand that has all flags of `serve`.

@@ -8,7 +8,8 @@ use std::collections::HashMap;
 use serde_saphyr::Spanned;
 
 use super::{
-    ClusterConfig, ClusterOrigin, ConfigError, Environment, ReadError, ServeArgs, SettingError, TrustSource,
+    ClusterConfig, ClusterOrigin, ConfigError, Environment, ReadError, ServeArgs, SettingError,
+    TrustSource,
     config_file::{ClusterEntry, ExpectedName, PublicHost, UpstreamEntry},
     file, kubeconfig,
     source::{ConfigSource, absolute_path, parse_flag},
@@ -100,11 +101,12 @@ fn cluster_of_entry(
 
 fn cluster_of_upstream(upstream: &UpstreamEntry, source: &ConfigSource) -> ClusterConfig {
     let trust = TrustSource::File(source.path(&upstream.ca.0.0));
-    let mut cluster = upstream
-        .url
-        .0
-        .clone()
-        .into_cluster(String::new(), ClusterOrigin::File, trust);
+    let mut cluster =
+        upstream
+            .url
+            .0
+            .clone()
+            .into_cluster(String::new(), ClusterOrigin::File, trust);
     cluster.addresses = upstream.addresses.iter().map(|one| one.0.0).collect();
     if let Some(name) = &upstream.name {
         cluster.expected_name = name.0.0.clone();

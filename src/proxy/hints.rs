@@ -28,7 +28,10 @@ pub(super) fn add<B>(response: &mut Response<B>, has_credential: bool) {
             if let Some(expiry) = expiry.filter(|expiry| *expiry < SystemTime::now())
                 && let Ok(date) = DateTime::from_system_time(expiry)
             {
-                append(response, &format!("the token expired at {date}; get a new one"));
+                append(
+                    response,
+                    &format!("the token expired at {date}; get a new one"),
+                );
             }
         }
         _ => {}
@@ -63,7 +66,8 @@ struct JwtClaims {
     exp: f64,
 }
 
-const NO_TOKEN: &str = "this request has no token; a client certificate ends at this proxy, so log in with a token";
+const NO_TOKEN: &str =
+    "this request has no token; a client certificate ends at this proxy, so log in with a token";
 /// Longer than the payload of any token that fits in the default header limits of Go's servers in front of it.
 const MAX_PAYLOAD: usize = 16 * 1024;
 /// RFC 7515 §2 has no padding, but some issuers write it.
@@ -106,14 +110,29 @@ mod tests {
     fn credential_that_is_no_jwt_has_no_expiry() {
         let nested = format!("{}{}", "[".repeat(4000), "]".repeat(4000));
         let nested = bearer(&format!("{{\"a\":{nested},\"exp\":1}}"));
-        let long = bearer(&format!("{{\"a\":\"{}\",\"exp\":1}}", "x".repeat(MAX_PAYLOAD)));
+        let long = bearer(&format!(
+            "{{\"a\":\"{}\",\"exp\":1}}",
+            "x".repeat(MAX_PAYLOAD)
+        ));
         for (text, authorization) in [
             ("opaque", HeaderValue::from_static("Bearer abc")),
-            ("two parts", HeaderValue::from_static("Bearer e30.eyJleHAiOjF9")),
-            ("four parts", HeaderValue::from_static("Bearer e30.eyJleHAiOjF9.c.d")),
-            ("basic", HeaderValue::from_static("Basic e30.eyJleHAiOjF9.c")),
+            (
+                "two parts",
+                HeaderValue::from_static("Bearer e30.eyJleHAiOjF9"),
+            ),
+            (
+                "four parts",
+                HeaderValue::from_static("Bearer e30.eyJleHAiOjF9.c.d"),
+            ),
+            (
+                "basic",
+                HeaderValue::from_static("Basic e30.eyJleHAiOjF9.c"),
+            ),
             ("no base64", HeaderValue::from_static("Bearer e30.e!J.c")),
-            ("not ASCII", HeaderValue::from_bytes(b"Bearer e30.\xff.c").unwrap()),
+            (
+                "not ASCII",
+                HeaderValue::from_bytes(b"Bearer e30.\xff.c").unwrap(),
+            ),
             ("deep", nested),
             ("long", long),
         ] {

@@ -29,8 +29,8 @@ use http::{
 
 pub use body::{Body, Cut};
 pub use error::Error;
-pub use policy::{Rejection, Routes};
 pub(crate) use policy::UPGRADE_CHECK;
+pub use policy::{Rejection, Routes};
 
 use crate::{
     config::Limits,

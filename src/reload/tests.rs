@@ -11,7 +11,8 @@ use standin::{TempDir, pki::Ca};
 
 use super::*;
 use crate::config::{
-    Capacity, ClusterConfig, ClusterOrigin, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts, TrustSource,
+    Capacity, ClusterConfig, ClusterOrigin, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts,
+    TrustSource,
 };
 
 /// The files of a proxy, and a count of how often its configuration was read.

@@ -42,7 +42,10 @@ fn page(status: StatusCode, text: &'static str) -> Response<ResponseBody> {
 
 #[tokio::test]
 async fn wrong_clock_fails() {
-    for (hours, seconds, which) in [(1, 0, "minutes behind"), (0, 8_650_000, "100 days ahead of")] {
+    for (hours, seconds, which) in [
+        (1, 0, "minutes behind"),
+        (0, 8_650_000, "100 days ahead of"),
+    ] {
         let result = check_with_responses(move |request, cluster| async move {
             let mut response = cluster.respond(request).await;
             let date = SystemTime::now() + Duration::from_secs(hours * 3600)
@@ -176,7 +179,12 @@ async fn upgrade_without_a_user_is_skipped() {
         let file = world.dir.write("token", token);
         let flags = ["--token-file", path(&file)];
         let result = world.check(upstream.address(), &flags).await;
-        assert_eq!(result.of("upgrade")[0].mark, mark, "{token} {}", result.stdout);
+        assert_eq!(
+            result.of("upgrade")[0].mark,
+            mark,
+            "{token} {}",
+            result.stdout
+        );
     }
 }
 

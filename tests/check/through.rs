@@ -195,8 +195,17 @@ async fn nginx_with_default_configuration_fails() {
             result.assert_finding(1, '✗', "upgrade", WITHOUT_UPGRADE, "to allow WebSocket");
             assert_eq!(result.marked('✗'), ["upgrade"], "{}", result.stdout);
         } else {
-            let ok: Vec<_> = result.of("upgrade").into_iter().map(|line| line.mark).collect();
-            assert_eq!((result.code, &ok[..]), (0, &['✓', '✓'][..]), "{}", result.stdout);
+            let ok: Vec<_> = result
+                .of("upgrade")
+                .into_iter()
+                .map(|line| line.mark)
+                .collect();
+            assert_eq!(
+                (result.code, &ok[..]),
+                (0, &['✓', '✓'][..]),
+                "{}",
+                result.stdout
+            );
         }
     }
 }
@@ -242,18 +251,24 @@ async fn connect_to_replaces_host_and_port_only() {
     let result = check_at("https://kube.test", &address).await;
     assert_eq!(result.code, 0, "{}", result.stdout);
     let requests = requests_of_check(&upstream);
-    assert!(requests.iter().any(|request| request.authority.as_deref() == Some("kube.test")));
+    assert!(
+        requests
+            .iter()
+            .any(|request| request.authority.as_deref() == Some("kube.test"))
+    );
     // Without a port it is the one of the URL.
     let url = format!("https://kube.test:{}", serving.address.port());
     let result = check_at(&url, "127.0.0.1").await;
     assert_eq!(result.code, 0, "{}", result.stdout);
-    check_at("https://other.test", &address).await.assert_finding(
-        1,
-        '✗',
-        "verify",
-        "is not valid for other.test",
-        "use a name in the certificate",
-    );
+    check_at("https://other.test", &address)
+        .await
+        .assert_finding(
+            1,
+            '✗',
+            "verify",
+            "is not valid for other.test",
+            "use a name in the certificate",
+        );
     let dead = refused().await.to_string();
     check_at("https://kube.test", &dead).await.assert_finding(
         1,
@@ -265,7 +280,12 @@ async fn connect_to_replaces_host_and_port_only() {
     for bad in ["https://127.0.0.1", "127.0.0.1:0", "a:b", "::1:x", ""] {
         let result = check_at("https://kube.test", bad).await;
         assert_eq!(result.code, 2, "{bad}");
-        assert!(result.stderr.contains("--connect-to: the value is not an address"), "{bad}");
+        assert!(
+            result
+                .stderr
+                .contains("--connect-to: the value is not an address"),
+            "{bad}"
+        );
     }
 }
 
@@ -281,7 +301,8 @@ async fn http_proxy_variable_is_named_when_name_is_unknown() {
 }
 
 const NGINX: &str = "/usr/sbin/nginx";
-const WITHOUT_UPGRADE: &str = "client → proxy: the request reaches the proxy without its Upgrade header";
+const WITHOUT_UPGRADE: &str =
+    "client → proxy: the request reaches the proxy without its Upgrade header";
 
 /// A running nginx; drop kills it.
 struct Nginx {
@@ -325,9 +346,15 @@ http {{
             while let Some(line) = within("nginx", lines.next_line()).await.unwrap() {
                 if line.contains("start worker process ") {
                     tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-                    return Self { _child: child, port };
+                    return Self {
+                        _child: child,
+                        port,
+                    };
                 }
-                assert!(!line.contains("[emerg]") || line.contains("bind()"), "{line}");
+                assert!(
+                    !line.contains("[emerg]") || line.contains("bind()"),
+                    "{line}"
+                );
             }
         }
     }

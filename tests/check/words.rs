@@ -48,7 +48,10 @@ async fn assert_shown(world: &World, serving: &Serving, user: &Value, text: &str
         eprintln!("{binary}: {took:?}");
         let Output { status, stderr, .. } = output;
         let stderr = String::from_utf8(stderr).unwrap();
-        assert!(stderr.contains(text) && !status.success(), "{binary}: {stderr}");
+        assert!(
+            stderr.contains(text) && !status.success(),
+            "{binary}: {stderr}"
+        );
         // Before, it took 55 s.
         assert!(took < Duration::from_secs(8), "{binary}: {took:?}");
     }
@@ -112,7 +115,9 @@ async fn kubectl_shows_why_credential_was_refused() {
     let cluster = Kubernetes::new().token("good", "jane", &[]);
     let upstream = world.apiserver().kubernetes(&cluster).start().await;
     let serving = world.serve(&world.flags(upstream.address())).await;
-    let admin = world.cluster_ca.client("kubernetes-admin", &["system:masters"]);
+    let admin = world
+        .cluster_ca
+        .client("kubernetes-admin", &["system:masters"]);
     let (certificate, key) = admin.write(&world.dir, "admin");
     let admin = json!({ "client-certificate": certificate, "client-key": key });
     let text = "Warning: this request has no token; a client certificate ends at this proxy";

@@ -8,8 +8,8 @@ use http::{Request, Response};
 use kube_tls_proxy::{
     app::{App, FastStop},
     config::{
-        Capacity, ClusterConfig, ClusterOrigin, Config, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts,
-        TrustSource,
+        Capacity, ClusterConfig, ClusterOrigin, Config, IdentityFiles, Limits, LogConfig,
+        LogFormat, Timeouts, TrustSource,
     },
     drain::Phase,
     heartbeat::{Heartbeat, Heartbeats},

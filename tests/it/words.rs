@@ -19,7 +19,8 @@ const DISCOVERY: (&str, &str) = (
 );
 const KUBECTL: (&str, &str) = ("Kubectl-Command", "kubectl get");
 const NO_TOKEN: &str = "299 kube-tls-proxy \"this request has no token; a client certificate ends at this proxy, so log in with a token\"";
-const EXPIRED: &str = "299 kube-tls-proxy \"the token expired at 2001-09-09T01:46:40Z; get a new one\"";
+const EXPIRED: &str =
+    "299 kube-tls-proxy \"the token expired at 2001-09-09T01:46:40Z; get a new one\"";
 
 /// The bytes of a 401 or 403 of an apiserver, which must not change.
 const STATUS: &str = r#"{"kind":"Status", "message":"as the apiserver wrote it"}"#;
@@ -30,7 +31,10 @@ async fn status_of_path(request: Request<RequestBody>) -> Response<ResponseBody>
     let mut response = Response::new(full(STATUS));
     *response.status_mut() = StatusCode::from_u16(code).unwrap();
     let headers = response.headers_mut();
-    headers.insert(header::WARNING, "299 - \"of the apiserver\"".parse().unwrap());
+    headers.insert(
+        header::WARNING,
+        "299 - \"of the apiserver\"".parse().unwrap(),
+    );
     response
 }
 
@@ -48,16 +52,24 @@ async fn discovery_of_kubectl_gets_sentence_without_retry_after() {
         for target in ["/api?timeout=32s", "/apis", "/version", "/openapi/v3"] {
             let fields = [DISCOVERY, KUBECTL];
             let response = proxy.request(protocol, "GET", target, &fields, b"").await;
-            assert_eq!((response.code, &*response.text()), (502, sentence), "{target}");
+            assert_eq!(
+                (response.code, &*response.text()),
+                (502, sentence),
+                "{target}"
+            );
             assert_eq!(response.lines("content-type"), ["text/plain"]);
             assert_eq!(response.lines("retry-after"), Vec::<&str>::new());
         }
         // A controller that starts now tries again.
-        let response = proxy.request(protocol, "GET", "/apis", &[DISCOVERY], b"").await;
+        let response = proxy
+            .request(protocol, "GET", "/apis", &[DISCOVERY], b"")
+            .await;
         assert_eq!((response.code, &*response.text()), (502, sentence));
         assert_eq!(response.lines("retry-after"), ["1"]);
         // Everything else is a `Status`, for kubectl too.
-        let response = proxy.request(protocol, "GET", "/api/v1/pods", &[KUBECTL], b"").await;
+        let response = proxy
+            .request(protocol, "GET", "/api/v1/pods", &[KUBECTL], b"")
+            .await;
         response.assert_status(503, "ServiceUnavailable");
         assert_eq!(response.lines("retry-after"), ["1"]);
     }
@@ -73,7 +85,10 @@ async fn discovery_of_unknown_host_gets_403_that_kubectl_prints() {
         let sentence = "kube-tls-proxy: no cluster is configured for this host name; ";
         assert!(response.text().starts_with(sentence), "{}", response.text());
         let http2 = proxy.client().http2().await;
-        let response = http2.get(&format!("https://other.test{target}")).await.unwrap();
+        let response = http2
+            .get(&format!("https://other.test{target}"))
+            .await
+            .unwrap();
         assert_eq!(response.status, 403);
         assert!(response.text().starts_with(sentence), "{}", response.text());
         assert_eq!(response.headers[header::CONTENT_TYPE], "text/plain");
@@ -120,11 +135,18 @@ async fn refused_upgrade_gets_warning() {
     let upstream = world.apiserver().http(status_of_path).start().await;
     let proxy = world.proxy(upstream.address()).start();
     let upgrade = [("Connection", "Upgrade"), ("Upgrade", "websocket")];
-    let response = proxy.request(Protocol::Http1, "GET", "/403", &upgrade, b"").await;
-    assert!(response.lines("warning").contains(&NO_TOKEN), "{response:?}");
+    let response = proxy
+        .request(Protocol::Http1, "GET", "/403", &upgrade, b"")
+        .await;
+    assert!(
+        response.lines("warning").contains(&NO_TOKEN),
+        "{response:?}"
+    );
     let expired = jwt(r#"{"exp":1000000000}"#);
     let fields = [&upgrade[..], &[("Authorization", &expired)]].concat();
-    let response = proxy.request(Protocol::Http1, "GET", "/401", &fields, b"").await;
+    let response = proxy
+        .request(Protocol::Http1, "GET", "/401", &fields, b"")
+        .await;
     assert!(response.lines("warning").contains(&EXPIRED), "{response:?}");
 }
 

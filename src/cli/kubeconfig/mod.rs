@@ -317,14 +317,28 @@ fn missing_credential(content: &Value, composed: &Composed) -> Vec<String> {
 fn left_out(source: &CopiedContext) -> impl Iterator<Item = String> {
     let user = quote::name(&source.user_name);
     [
-        (source.has_client_certificate, "client certificate", "it cannot pass a proxy that terminates TLS"),
-        (source.has_password, "password", "kube-apiserver has no basic authentication since Kubernetes 1.19"),
-        (source.has_auth_provider, "auth-provider", "kubectl has none since Kubernetes 1.26"),
+        (
+            source.has_client_certificate,
+            "client certificate",
+            "it cannot pass a proxy that terminates TLS",
+        ),
+        (
+            source.has_password,
+            "password",
+            "kube-apiserver has no basic authentication since Kubernetes 1.19",
+        ),
+        (
+            source.has_auth_provider,
+            "auth-provider",
+            "kubectl has none since Kubernetes 1.26",
+        ),
     ]
     .into_iter()
     .filter(|(is_left_out, ..)| *is_left_out)
     .map(move |(_, what, why)| {
-        format!("The {what} of user `{user}` was left out, because {why}. That user needs {INSTEAD}.")
+        format!(
+            "The {what} of user `{user}` was left out, because {why}. That user needs {INSTEAD}."
+        )
     })
 }
 
@@ -435,5 +449,7 @@ fn merged(
 }
 
 /// The first segments of paths that an apiserver serves at its root.
-const API_PATHS: [&str; 7] = ["api", "apis", "version", "openapi", "healthz", "livez", "readyz"];
+const API_PATHS: [&str; 7] = [
+    "api", "apis", "version", "openapi", "healthz", "livez", "readyz",
+];
 const INSTEAD: &str = "a token: from a service account (`kubectl create token NAME`), or from your OIDC issuer through --exec-command";

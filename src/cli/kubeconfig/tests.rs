@@ -54,13 +54,20 @@ fn kubeconfig_has_public_host_and_no_ca() {
 #[test]
 fn server_with_path_of_the_api_is_refused() {
     for path in ["/api", "/api/v1", "/apis/", "/version"] {
-        let error = compose(&args(|args| args.server = format!("https://kube.example.com{path}")));
+        let error = compose(&args(|args| {
+            args.server = format!("https://kube.example.com{path}")
+        }));
         let error = error.err().unwrap().to_string();
         assert!(error.contains("path of the API"), "{path} {error}");
     }
     let (_, remarks) = made(&args(|_| {}));
-    assert!(remarks.contains("forwards the path /prefix to"), "{remarks}");
-    let (_, remarks) = made(&args(|args| args.server = "https://kube.example.com".into()));
+    assert!(
+        remarks.contains("forwards the path /prefix to"),
+        "{remarks}"
+    );
+    let (_, remarks) = made(&args(|args| {
+        args.server = "https://kube.example.com".into()
+    }));
     assert!(!remarks.contains("path"), "{remarks}");
 }
 
@@ -77,7 +84,9 @@ fn ca_and_namespace_are_written() {
     let data = BASE64_STANDARD.decode(data.unwrap()).unwrap();
     assert_eq!(String::from_utf8(data).unwrap().trim_end(), ca.trim_end());
     assert_eq!(config["contexts"][0]["context"]["namespace"], "apps");
-    let key = standin::pki::Identity::self_signed(&["a"]).key_pem().to_owned();
+    let key = standin::pki::Identity::self_signed(&["a"])
+        .key_pem()
+        .to_owned();
     for text in [format!("{ca}{key}"), key, String::new()] {
         scratch.write("ca.crt", text);
         assert!(compose(&args(|args| args.ca = Some(file.clone()))).is_err());
@@ -88,21 +97,32 @@ fn ca_and_namespace_are_written() {
             _ => args.namespace = Some(String::new()),
         }));
         let error = empty.err().unwrap().to_string();
-        assert_eq!(error, format!("{flag} is empty; give a name, or leave the flag out"));
+        assert_eq!(
+            error,
+            format!("{flag} is empty; give a name, or leave the flag out")
+        );
     }
 }
 
 #[test]
 fn credentials_that_cannot_work_are_named() {
     let scratch = TempDir::new();
-    let from = FROM.replace("contexts:\n", "contexts:\n- { name: old, context: { cluster: c1, user: old } }\n");
-    let from = format!("{from}- {{ name: old, user: {{ username: a, password: b, auth-provider: {{ name: gcp }} }} }}\n");
+    let from = FROM.replace(
+        "contexts:\n",
+        "contexts:\n- { name: old, context: { cluster: c1, user: old } }\n",
+    );
+    let from = format!(
+        "{from}- {{ name: old, user: {{ username: a, password: b, auth-provider: {{ name: gcp }} }} }}\n"
+    );
     let (config, remarks) = made(&args(|args| {
         args.from = Some(scratch.write("from", &from));
         args.context = Some("old".into());
     }));
     assert_eq!(config["users"][0]["user"], json!({}));
-    for what in ["The password of user `old`", "The auth-provider of user `old`"] {
+    for what in [
+        "The password of user `old`",
+        "The auth-provider of user `old`",
+    ] {
         assert!(remarks.contains(what), "{remarks}");
     }
     assert!(!remarks.contains("client certificate of"), "{remarks}");

@@ -18,7 +18,8 @@ use super::{Cli, Command, StartBlock, messages::exit_code, parse_from, sentence}
 use crate::{
     app::AppError,
     config::{
-        self, ClusterConfig, ClusterOrigin, ConnectionsBound, Environment, IdentityFiles, ServeArgs, TrustSource,
+        self, ClusterConfig, ClusterOrigin, ConnectionsBound, Environment, IdentityFiles,
+        ServeArgs, TrustSource,
     },
     listen_error::{ListenError, ListenFlag},
     memory::MemoryLimit,

@@ -23,7 +23,10 @@ pub(super) fn unknown(names: impl Iterator<Item = OsString>) -> Vec<String> {
 fn is_service_link(rest: &str) -> bool {
     let mut words = rest.split('_').skip_while(|word| *word != "PORT").skip(1);
     let is_port = rest == "PORT" || words.next().is_some_and(|word| word.parse::<u16>().is_ok());
-    is_port || rest.contains("SERVICE_HOST") || rest.contains("SERVICE_PORT") || rest.ends_with("_PORT")
+    is_port
+        || rest.contains("SERVICE_HOST")
+        || rest.contains("SERVICE_PORT")
+        || rest.ends_with("_PORT")
 }
 
 fn warning(name: &str, known: &[String]) -> String {
@@ -31,14 +34,22 @@ fn warning(name: &str, known: &[String]) -> String {
     // All of them begin alike, so that even strangers are 0.9 alike.
     let nearest = known
         .iter()
-        .map(|known| (strsim::damerau_levenshtein(name, known), likeness(known), known))
+        .map(|known| {
+            (
+                strsim::damerau_levenshtein(name, known),
+                likeness(known),
+                known,
+            )
+        })
         .filter(|(edits, ..)| *edits <= MAX_EDITS)
         .min_by(|a, b| a.0.cmp(&b.0).then(b.1.total_cmp(&a.1)))
         .map(|(.., known)| known);
     let name = quote::name(name);
     match nearest {
         Some(nearest) => {
-            format!("the environment variable {name} is unknown and has no effect; did you mean {nearest}?")
+            format!(
+                "the environment variable {name} is unknown and has no effect; did you mean {nearest}?"
+            )
         }
         None => format!(
             "the environment variable {name} is unknown and has no effect; remove it, or look up its flag in \
@@ -73,7 +84,10 @@ mod tests {
             assert_eq!(warnings(&[name]), [expected]);
         }
         let warning = warnings(&["KUBE_TLS_PROXY_TELEMETRY"]).remove(0);
-        assert!(warning.contains("KUBE_TLS_PROXY_TELEMETRY is unknown"), "{warning}");
+        assert!(
+            warning.contains("KUBE_TLS_PROXY_TELEMETRY is unknown"),
+            "{warning}"
+        );
         assert!(!warning.contains("did you mean"), "{warning}");
     }
 

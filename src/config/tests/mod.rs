@@ -19,8 +19,9 @@ use rustls_pki_types::ServerName;
 use serde_json::Value;
 
 use super::{
-    Capacity, ClusterConfig, ClusterOrigin, Config, ConnectionsBound, Environment, IdentityFiles, Limits,
-    LogConfig, LogFormat, ServeArgs, Timeouts, TrustSource, load, schema, units, url::UpstreamUrl,
+    Capacity, ClusterConfig, ClusterOrigin, Config, ConnectionsBound, Environment, IdentityFiles,
+    Limits, LogConfig, LogFormat, ServeArgs, Timeouts, TrustSource, load, schema, units,
+    url::UpstreamUrl,
 };
 use crate::memory::MemoryLimit;
 use standin::TempDir;

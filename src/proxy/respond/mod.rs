@@ -79,8 +79,8 @@ impl Reader {
     /// Almost every request ends at the comparison of its path.
     pub(super) fn from_request<B>(request: &Request<B>) -> Self {
         let path = request.uri().path();
-        let is_discovery = matches!(path, "/api" | "/apis" | "/version")
-            || path.starts_with("/openapi/");
+        let is_discovery =
+            matches!(path, "/api" | "/apis" | "/version") || path.starts_with("/openapi/");
         if !is_discovery || request.method() != Method::GET {
             Self::Api
         } else if request.headers().contains_key(KUBECTL_COMMAND) {

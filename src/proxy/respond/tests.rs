@@ -231,7 +231,14 @@ fn discovery_paths_are_recognized() {
         assert_eq!(reader("POST", target, true), Reader::Api, "{target}");
     }
     // client-go reads a `Status` in the responses to these.
-    for target in ["/", "/api/v1", "/apis/apps/v1", "/api/v1/pods", "/versions", "/openapi"] {
+    for target in [
+        "/",
+        "/api/v1",
+        "/apis/apps/v1",
+        "/api/v1/pods",
+        "/versions",
+        "/openapi",
+    ] {
         assert_eq!(reader("GET", target, true), Reader::Api, "{target}");
     }
 }

@@ -199,7 +199,10 @@ async fn other_name_of_a_flag_gets_a_tip() {
     ] {
         let ended = run(args).await;
         assert_eq!(ended.code, Some(2), "{args:?}");
-        let (_, text) = ended.stderr.split_once("tip: ").unwrap_or_else(|| panic!("{ended:?}"));
+        let (_, text) = ended
+            .stderr
+            .split_once("tip: ")
+            .unwrap_or_else(|| panic!("{ended:?}"));
         assert!(text.contains(tip), "{args:?} {text}");
     }
 }
@@ -207,14 +210,28 @@ async fn other_name_of_a_flag_gets_a_tip() {
 #[tokio::test]
 async fn help_and_version_are_subcommands_too() {
     let flag = run(&["--version"]).await;
-    assert!(flag.stdout.starts_with(&format!("kube-tls-proxy {}", env!("CARGO_PKG_VERSION"))));
-    assert_eq!(flag.stdout.trim_end(), format!("kube-tls-proxy {}", kube_tls_proxy::cli::version()));
+    assert!(
+        flag.stdout
+            .starts_with(&format!("kube-tls-proxy {}", env!("CARGO_PKG_VERSION")))
+    );
+    assert_eq!(
+        flag.stdout.trim_end(),
+        format!("kube-tls-proxy {}", kube_tls_proxy::cli::version())
+    );
     let word = run(&["version"]).await;
     assert_eq!((word.code, word.stdout), (Some(0), flag.stdout));
-    let (flag, word) = (run(&["serve", "--help"]).await, run(&["help", "serve"]).await);
+    let (flag, word) = (
+        run(&["serve", "--help"]).await,
+        run(&["help", "serve"]).await,
+    );
     assert_eq!(word.code, Some(0));
     assert_eq!(flag.stdout.lines().next(), word.stdout.lines().next());
-    assert!(run(&["help"]).await.stdout.contains("Usage: kube-tls-proxy"));
+    assert!(
+        run(&["help"])
+            .await
+            .stdout
+            .contains("Usage: kube-tls-proxy")
+    );
 }
 
 /// A misspelt variable would leave the default in place without a word.
@@ -229,11 +246,22 @@ async fn unknown_variables_and_few_files_are_warnings_at_start() {
     ];
     let flags = ["--drain-timeout", "8s", "--drain-tunnels", "1s"];
     let binary = Binary::start_with(&world, upstream.address(), &flags, &environment).await;
-    binary.wait_for_line("did you mean KUBE_TLS_PROXY_LISTEN?").await;
-    binary.wait_for_line("tunnels get 8s in a drain and not 1s").await;
-    assert!(binary.stderr().iter().all(|line| !line.contains("_SERVICE_HOST") && !line.contains("443_TCP")));
+    binary
+        .wait_for_line("did you mean KUBE_TLS_PROXY_LISTEN?")
+        .await;
+    binary
+        .wait_for_line("tunnels get 8s in a drain and not 1s")
+        .await;
+    assert!(
+        binary
+            .stderr()
+            .iter()
+            .all(|line| !line.contains("_SERVICE_HOST") && !line.contains("443_TCP"))
+    );
     let binary = Binary::start_limited(&world, upstream.address(), "ulimit -n 256").await;
-    binary.wait_for_line("this process may open only 256 files").await;
+    binary
+        .wait_for_line("this process may open only 256 files")
+        .await;
 }
 
 #[tokio::test]
@@ -249,7 +277,15 @@ async fn variable_that_is_no_boolean_is_refused() {
         let output = command(&args).env(name, value).output();
         let output = within("the process to exit", output).await.unwrap();
         let text = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(text.contains(&format!("environment variable {name}: ")), named, "{text}");
-        assert_eq!(text.contains("this must be a boolean; write true or false"), named, "{text}");
+        assert_eq!(
+            text.contains(&format!("environment variable {name}: ")),
+            named,
+            "{text}"
+        );
+        assert_eq!(
+            text.contains("this must be a boolean; write true or false"),
+            named,
+            "{text}"
+        );
     }
 }

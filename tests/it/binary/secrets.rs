@@ -561,7 +561,11 @@ async fn failed_reload_does_not_log_or_serve_secrets() {
     let schema = schema();
     let mut keys = Vec::new();
     leaves(&schema, &schema, &[], &mut keys);
-    let (_, jwt) = secrets.values.iter().find(|(form, _)| *form == "JWT").unwrap();
+    let (_, jwt) = secrets
+        .values
+        .iter()
+        .find(|(form, _)| *form == "JWT")
+        .unwrap();
     for key in keys {
         let mut document = document(&schema, &schema, &key, &json!(jwt));
         document["workers"] = json!(jwt);
