@@ -21,8 +21,8 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use kube_tls_proxy::{
     app::App,
     config::{
-        Capacity, ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts,
-        TrustSource,
+        Capacity, ClusterConfig, ClusterOrigin, Config, IdentityFiles, Limits, LogConfig,
+        LogFormat, Timeouts, TrustSource,
     },
     telemetry,
 };
@@ -147,6 +147,7 @@ fn proxy_config(
         clusters: vec![ClusterConfig {
             name: "demo".into(),
             hosts: Vec::new(),
+            origin: ClusterOrigin::Flag,
             upstream_host: apiserver.ip().to_string(),
             upstream_port: apiserver.port(),
             addresses: Vec::new(),
@@ -167,6 +168,8 @@ fn proxy_config(
             filter: if mode == Mode::Check { "warn" } else { "info" }.into(),
             access: mode == Mode::Wait,
         },
+        warnings: Vec::new(),
+        hints: true,
         admin: None,
     }
 }

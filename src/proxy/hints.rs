@@ -108,8 +108,6 @@ mod tests {
 
     #[test]
     fn credential_that_is_no_jwt_has_no_expiry() {
-        let nested = format!("{}{}", "[".repeat(4000), "]".repeat(4000));
-        let nested = bearer(&format!("{{\"a\":{nested},\"exp\":1}}"));
         let long = bearer(&format!(
             "{{\"a\":\"{}\",\"exp\":1}}",
             "x".repeat(MAX_PAYLOAD)
@@ -133,11 +131,18 @@ mod tests {
                 "not ASCII",
                 HeaderValue::from_bytes(b"Bearer e30.\xff.c").unwrap(),
             ),
-            ("deep", nested),
             ("long", long),
         ] {
             assert_eq!(expiry(&authorization), None, "{text}");
         }
+    }
+
+    /// A parser that recursed would overflow the stack.
+    #[test]
+    fn deep_claims_are_skipped() {
+        let nested = format!("{}{}", "[".repeat(4000), "]".repeat(4000));
+        let claims = format!("{{\"a\":{nested},\"exp\":1}}");
+        assert_eq!(seconds(&bearer(&claims)), Some(1.0));
     }
 
     #[test]

@@ -218,7 +218,7 @@ async fn invalid_command_line_is_one_sentence_with_exit_code_2() {
 async fn offline_checks_files_and_nothing_else() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();
     let mut flags = world.flags(upstream.address());
     flags[1].clone_from(&taken);

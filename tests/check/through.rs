@@ -321,7 +321,7 @@ impl Nginx {
             let port = free.local_addr().unwrap().port();
             drop(free);
             let config = format!(
-                "daemon off; pid {dir}/nginx.pid; error_log stderr notice; worker_processes 1; events {{}}
+                "daemon off; master_process off; pid {dir}/nginx.pid; error_log stderr notice; worker_processes 1; events {{}}
 http {{
     access_log off; client_body_temp_path {dir}; proxy_temp_path {dir};
     fastcgi_temp_path {dir}; uwsgi_temp_path {dir}; scgi_temp_path {dir};
@@ -344,7 +344,7 @@ http {{
                 .unwrap();
             let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
             while let Some(line) = within("nginx", lines.next_line()).await.unwrap() {
-                if line.contains("start worker process ") {
+                if line.contains(" event method") {
                     tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
                     return Self {
                         _child: child,
