@@ -227,14 +227,14 @@ async fn unsolicited_101_gives_502() {
 
     let mut http1 = proxy.client().http1().await;
     http1
-        .send("GET /version HTTP/1.1\r\nHost: kube.test\r\n\r\n")
+        .send("GET /ok HTTP/1.1\r\nHost: kube.test\r\n\r\n")
         .await;
     let mut server = apiserver.next_request().await;
     server.send(format!("{WEBSOCKET_101}rest")).await;
     assert_status(&http1.response().await, 502);
 
     let http2 = proxy.client().http2().await;
-    let request = http2.get("https://kube.test/version");
+    let request = http2.get("https://kube.test/ok");
     let respond = async { apiserver.next_request().await.send(WEBSOCKET_101).await };
     let (response, ()) = within("a response", async { tokio::join!(request, respond) }).await;
     assert_eq!(response.unwrap().status, 502);
