@@ -56,6 +56,7 @@ impl Counting {
             downstream: ClientConnection {
                 peer: PeerAddr(peer),
                 sni: None,
+                local: None,
                 forwarded_for: ClientConnection::forwarded_for(PeerAddr(peer)),
                 leases: ClientLeases::new(worker),
                 limits,
