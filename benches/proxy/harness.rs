@@ -7,7 +7,7 @@ use kube_tls_proxy::{
     app::App,
     config::{
         Capacity, ClusterConfig, ClusterOrigin, Config, IdentityFiles, Limits, LogConfig,
-        LogFormat, Timeouts, TrustSource,
+        LogFormat, RequestHost, Timeouts, TrustSource,
     },
 };
 use rustls::client::Resumption;
@@ -108,6 +108,7 @@ fn config(upstream: SocketAddr, identities: Vec<IdentityFiles>, trust: TrustSour
             addresses: Vec::new(),
             path_prefix: String::new(),
             expected_name: ServerName::try_from(APISERVER).expect("a DNS name"),
+            request_host: RequestHost::Client,
             trust,
         }],
         limits: Limits::default(),

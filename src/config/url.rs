@@ -10,7 +10,7 @@ use std::{
 
 use rustls_pki_types::ServerName;
 
-use super::{ClusterConfig, ClusterOrigin, SettingError, TrustSource};
+use super::{ClusterConfig, ClusterOrigin, RequestHost, SettingError, TrustSource};
 use crate::{hosts::is_dns_name, quote};
 
 /// Where an apiserver is.
@@ -38,6 +38,7 @@ impl UpstreamUrl {
             name,
             hosts: Vec::new(),
             origin,
+            request_host: RequestHost::default_for(&self.host),
             upstream_host: self.host,
             upstream_port: self.port,
             addresses: Vec::new(),

@@ -87,7 +87,7 @@ pub(super) async fn connect(
         };
         match ended {
             Ok(Ok(connection)) => return Ok(connection),
-            // A wrong certificate matters more than an endpoint that is down: waiting does not help.
+            // A failed verification is the worst news, because another server may pose as the apiserver.
             Ok(Err(_)) if matches!(last, UpstreamError::Verify { .. }) => {}
             Ok(Err(error)) => last = error,
             Err(_elapsed) => {}

@@ -9,7 +9,7 @@ use kube_tls_proxy::{
     app::{App, FastStop},
     config::{
         Capacity, ClusterConfig, ClusterOrigin, Config, IdentityFiles, Limits, LogConfig,
-        LogFormat, Timeouts, TrustSource,
+        LogFormat, RequestHost, Timeouts, TrustSource,
     },
     drain::Phase,
     heartbeat::{Heartbeat, Heartbeats},
@@ -108,6 +108,7 @@ impl World {
                 addresses: Vec::new(),
                 path_prefix: String::new(),
                 expected_name: ServerName::try_from(APISERVER).unwrap(),
+                request_host: RequestHost::Client,
                 trust: TrustSource::File(ca),
             }],
             limits: Limits::default(),

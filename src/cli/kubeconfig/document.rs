@@ -6,7 +6,7 @@
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::{Map, Value, json};
 
-use crate::quote;
+use crate::{config::duplicate, quote};
 
 /// The content of a kubeconfig.
 #[derive(Debug)]
@@ -20,6 +20,8 @@ pub(super) struct KubeconfigDocument {
     /// The PEM text of the CAs that clients verify the proxy against; `None` for the public ones.
     pub(super) ca: Option<String>,
     pub(super) user: Value,
+    /// More settings of the cluster, for the client.
+    pub(super) cluster_settings: Map<String, Value>,
 }
 
 /// Why a document cannot be merged into an existing file.
@@ -29,6 +31,10 @@ pub(super) enum MergeError {
     NotAKubeconfig,
     #[error("`{key}` must be a list; check the path")]
     NotAList { key: &'static str },
+    #[error(
+        "two {key} have the name `{name}`, so kubectl refuses this file; rename or remove one of them"
+    )]
+    DuplicateName { key: &'static str, name: String },
     #[error(
         "{kind} `{name}` exists already and belongs to another cluster; choose another name with --name, or replace it with --force"
     )]
@@ -80,7 +86,12 @@ impl KubeconfigDocument {
             return Err(MergeError::NotAKubeconfig);
         }
         let mut foreign_keys = Vec::new();
-        for key in ["clusters", "contexts", "users"] {
+        for key in LISTS {
+            let names = items(&existing, key).map(|item| text_at(item, "/name"));
+            if let Some(name) = duplicate(names) {
+                let name = quote::name(name);
+                return Err(MergeError::DuplicateName { key, name });
+            }
             match self.check_name(&existing, key) {
                 Err(error) if foreign == ForeignEntries::Keep => return Err(error),
                 // No other cluster uses this user, so its credentials can stay.
@@ -161,7 +172,7 @@ impl KubeconfigDocument {
     }
 
     fn cluster_entry(&self) -> Value {
-        let mut cluster = Map::new();
+        let mut cluster = self.cluster_settings.clone();
         if let Some(ca) = &self.ca {
             let ca = BASE64_STANDARD.encode(ca);
             cluster.insert("certificate-authority-data".into(), json!(ca));

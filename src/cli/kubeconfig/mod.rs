@@ -33,7 +33,7 @@ use document::{
     ForeignEntries, KubeconfigDocument, MergeError, entry_of, has_credential, text_at, to_yaml,
 };
 use file::{FileMode, OutputFile, WriteError, WrittenFile};
-use source::CopiedContext;
+use source::{CopiedContext, INSTEAD};
 
 /// Flags of `kube-tls-proxy kubeconfig`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
@@ -164,8 +164,8 @@ pub(super) fn kubeconfig(args: &KubeconfigArgs) -> ExitCode {
 /// The kubeconfig and the remarks about it.
 struct Composed {
     document: KubeconfigDocument,
-    /// Whether the user of `--from` has a client certificate, which was left out.
-    has_client_certificate: bool,
+    /// Whether a credential of the user of `--from` was left out. `remarks` says which one.
+    lost_credential: bool,
     remarks: Vec<String>,
 }
 
@@ -206,6 +206,7 @@ fn compose(args: &KubeconfigArgs) -> Result<Composed, KubeconfigError> {
     }
     let user = user(args, source.as_ref(), &mut remarks)?;
     let or_host = |of_source: Option<&String>| {
+        let of_source = of_source.filter(|name| !name.is_empty());
         let name = args.name.as_ref().or(of_source);
         name.unwrap_or(&url.host).clone()
     };
@@ -221,14 +222,19 @@ fn compose(args: &KubeconfigArgs) -> Result<Composed, KubeconfigError> {
             .or_else(|| source.as_ref()?.namespace.clone()),
         ca,
         user,
+        cluster_settings: source
+            .as_ref()
+            .map(|source| source.cluster_settings.clone())
+            .unwrap_or_default(),
     };
     if let Some(source) = &source {
-        remarks.extend(left_out(source));
         remarks.extend(same_names(args, source));
     }
+    let lost_credential = source.as_ref().is_some_and(|source| source.lost_credential);
+    remarks.extend(source.into_iter().flat_map(|source| source.remarks));
     Ok(Composed {
         document,
-        has_client_certificate: source.is_some_and(|source| source.has_client_certificate),
+        lost_credential,
         remarks,
     })
 }
@@ -305,41 +311,12 @@ fn missing_credential(content: &Value, composed: &Composed) -> Vec<String> {
         "The kubeconfig has no credential yet: give one with --token-file or --exec-command, or add one later with `kubectl config set-credentials`."
             .to_owned(),
     ];
-    if !composed.has_client_certificate {
+    if !composed.lost_credential {
         remarks.push(format!(
             "A client certificate cannot pass the proxy, which terminates TLS. A user with a client certificate needs {INSTEAD}."
         ));
     }
     remarks
-}
-
-/// Returns the remarks about credentials that were left out.
-fn left_out(source: &CopiedContext) -> impl Iterator<Item = String> {
-    let user = quote::name(&source.user_name);
-    [
-        (
-            source.has_client_certificate,
-            "client certificate",
-            "it cannot pass a proxy that terminates TLS",
-        ),
-        (
-            source.has_password,
-            "password",
-            "kube-apiserver has no basic authentication since Kubernetes 1.19",
-        ),
-        (
-            source.has_auth_provider,
-            "auth-provider",
-            "kubectl has none since Kubernetes 1.26",
-        ),
-    ]
-    .into_iter()
-    .filter(|(is_left_out, ..)| *is_left_out)
-    .map(move |(_, what, why)| {
-        format!(
-            "The {what} of user `{user}` was left out, because {why}. That user needs {INSTEAD}."
-        )
-    })
 }
 
 /// Returns the remark about a token on stdout. A file of `--output` is readable for its owner only.
@@ -452,4 +429,3 @@ fn merged(
 const API_PATHS: [&str; 7] = [
     "api", "apis", "version", "openapi", "healthz", "livez", "readyz",
 ];
-const INSTEAD: &str = "a token: from a service account (`kubectl create token NAME`), or from your OIDC issuer through --exec-command";

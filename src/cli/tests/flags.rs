@@ -92,6 +92,10 @@ fn bad_flags() {
         ),
         ("BOTH --no-access-log=true --reuse-port=False", "it starts"),
         (
+            "BOTH --upstream-host server",
+            "--upstream-host: `server` is not a choice; write client, for the host that clients ask for, or upstream, for the host of the apiserver's URL",
+        ),
+        (
             "BOTH --upstream-name not_a/name",
             "--upstream-name: `not_a/name` is neither a DNS name nor an IP address; write one such as kubernetes.default.svc",
         ),

@@ -10,7 +10,9 @@ mod kubeconfigs;
 use std::{ffi::OsString, io, num::NonZeroUsize, path::Path, process::ExitCode};
 
 use clap::{CommandFactory as _, Parser as _};
-use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair, date_time_ymd};
+use rcgen::{
+    CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, KeyPair, SanType, date_time_ymd,
+};
 
 use standin::TempDir;
 
@@ -19,7 +21,7 @@ use crate::{
     app::AppError,
     config::{
         self, ClusterConfig, ClusterOrigin, ConnectionsBound, Environment, IdentityFiles,
-        ServeArgs, TrustSource,
+        RequestHost, ServeArgs, TrustSource,
     },
     listen_error::{ListenError, ListenFlag},
     memory::MemoryLimit,
@@ -239,6 +241,7 @@ fn start_block_lists_all_facts() {
         addresses: Vec::new(),
         path_prefix: "/k8s".to_owned(),
         expected_name: "kubernetes.default.svc".try_into().unwrap(),
+        request_host: RequestHost::Client,
         trust: TrustSource::Inline {
             pem: ca.pem().into_bytes(),
             origin: "here".to_owned(),
