@@ -301,8 +301,8 @@ mod tests {
     #[test]
     fn clock_difference_is_in_the_largest_unit() {
         for (seconds, text) in [
-            (31, "31 seconds"),
-            (119, "119 seconds"),
+            (31, "31 s"),
+            (119, "119 s"),
             (120, "2 minutes"),
             (3 * 3_600 + 59, "3 hours"),
             (8_640_000, "100 days"),

@@ -227,11 +227,10 @@ fn compose(args: &KubeconfigArgs) -> Result<Composed, KubeconfigError> {
             .map(|source| source.cluster_settings.clone())
             .unwrap_or_default(),
     };
-    if let Some(source) = &source {
-        remarks.extend(same_names(args, source));
-    }
+    let same_names = source.as_ref().and_then(|source| same_names(args, source));
     let lost_credential = source.as_ref().is_some_and(|source| source.lost_credential);
     remarks.extend(source.into_iter().flat_map(|source| source.remarks));
+    remarks.extend(same_names);
     Ok(Composed {
         document,
         lost_credential,
