@@ -6,8 +6,8 @@ use criterion::{BenchmarkGroup, measurement::WallTime};
 use kube_tls_proxy::{
     app::App,
     config::{
-        Capacity, ClusterConfig, ClusterOrigin, Config, IdentityFiles, Limits, LogConfig,
-        LogFormat, RequestHost, Timeouts, TrustSource,
+        Capacity, ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, RequestHost,
+        Timeouts, TrustSource,
     },
 };
 use rustls::client::Resumption;
@@ -102,7 +102,6 @@ fn config(upstream: SocketAddr, identities: Vec<IdentityFiles>, trust: TrustSour
         clusters: vec![ClusterConfig {
             name: "bench".into(),
             hosts: Vec::new(),
-            origin: ClusterOrigin::Flag,
             upstream_host: upstream.ip().to_string(),
             upstream_port: upstream.port(),
             addresses: Vec::new(),

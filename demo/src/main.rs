@@ -21,8 +21,8 @@ use std::{
 use kube_tls_proxy::{
     app::App,
     config::{
-        Capacity, ClusterConfig, ClusterOrigin, Config, IdentityFiles, Limits, LogConfig,
-        LogFormat, RequestHost, Timeouts, TrustSource,
+        Capacity, ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, RequestHost,
+        Timeouts, TrustSource,
     },
     telemetry,
 };
@@ -203,7 +203,6 @@ fn proxy_config(
         clusters: vec![ClusterConfig {
             name: "demo".into(),
             hosts: Vec::new(),
-            origin: ClusterOrigin::Flag,
             upstream_host: apiserver.ip().to_string(),
             upstream_port: apiserver.port(),
             addresses: Vec::new(),

@@ -270,7 +270,6 @@ mod tests {
     async fn outcomes(ca: &Ca, addresses: &[SocketAddr]) -> (Vec<String>, Option<SocketAddr>) {
         let target = CheckTarget {
             role: TargetRole::Apiserver,
-            written_in: "--upstream",
             host: "apiserver.test".into(),
             port: 6443,
             addresses: addresses.to_vec(),
@@ -278,6 +277,7 @@ mod tests {
             prefix: String::new(),
             authority: "kube.test".into(),
             trusted: "the CA".into(),
+            url: "the URL".into(),
             timeouts: Timeouts::default(),
         };
         let mut ignore = |_: Event<'_>| {};

@@ -1,6 +1,6 @@
 //! Messages for failed dials: what is wrong, and how to fix it.
 
-use std::{error::Error as _, io, net::SocketAddr, time::SystemTime};
+use std::{env, error::Error as _, io, net::SocketAddr, time::SystemTime};
 
 use rustls::{AlertDescription, Error};
 use rustls_pki_types::ServerName;
@@ -20,21 +20,24 @@ use crate::{
 
 /// The name does not resolve.
 pub(super) fn dns(target: &CheckTarget, failure: &str) -> Message {
-    let proxy = http_proxy(target);
     Message::new(
-        format!("cannot resolve {}: {failure}{proxy}", target.host),
+        format!(
+            "cannot resolve {}: {failure}{}",
+            target.host,
+            proxy_hint(target)
+        ),
         format!(
             "check the name in {}, and the DNS settings of this machine (/etc/resolv.conf)",
-            target.written_in
+            target.url
         ),
     )
 }
 
-/// Says that kubectl would use an HTTP proxy, if that is so: `check` connects directly, as the proxy does.
-fn http_proxy(target: &CheckTarget) -> &'static str {
-    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    if target.role == TargetRole::Proxy && ["HTTPS_PROXY", "https_proxy"].into_iter().any(is_set) {
-        " (HTTPS_PROXY is set: kubectl would go through that proxy, and this check connects directly)"
+/// Says that kubectl would use the proxy of the environment, and the check does not.
+fn proxy_hint(target: &CheckTarget) -> &'static str {
+    let is_set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
+    if target.role == TargetRole::Proxy && (is_set("HTTPS_PROXY") || is_set("https_proxy")) {
+        " (kubectl would connect through HTTPS_PROXY; this check connects directly)"
     } else {
         ""
     }
@@ -42,13 +45,13 @@ fn http_proxy(target: &CheckTarget) -> &'static str {
 
 /// There is no TCP connection.
 pub(super) fn tcp(target: &CheckTarget, address: SocketAddr, error: &UpstreamError) -> Message {
-    let (server, url) = (target.server(), target.written_in);
+    let (server, url) = (target.server(), &target.url);
     let UpstreamError::Connect { source, .. } = error else {
         let limit = format_duration(target.timeouts.upstream_connect);
         return Message::new(
             format!(
                 "{address} does not respond within {limit}: a firewall drops the packets, or no machine has this address{}",
-                http_proxy(target)
+                proxy_hint(target)
             ),
             format!(
                 "allow connections from this machine to TCP port {} there (firewall, security group, NetworkPolicy), or correct {url}",
@@ -126,7 +129,7 @@ pub(super) fn tls(
             format!("{address} does not speak TLS; it speaks {}", spoken.name()),
             format!(
                 "write the HTTPS port of {server} into {}{usual_ports}",
-                target.written_in
+                target.url
             ),
         );
     }

@@ -108,7 +108,7 @@ async fn check_config(plan: &Plan, config: &Config, recorder: &mut Recorder<'_>)
         if plan.offline {
             continue;
         }
-        let target = CheckTarget::from_cluster(cluster, tls, &names, &config.timeouts);
+        let target = CheckTarget::from_cluster(cluster, tls, &names, config);
         apiserver::check(plan, &target, recorder).await;
     }
 }

@@ -6,7 +6,7 @@ use rustls::client::VerifierBuilderError;
 
 use super::Through;
 use crate::{
-    config::{ClusterConfig, Timeouts, TrustSource, authority},
+    config::{ClusterConfig, Config, Timeouts, TrustSource, authority},
     pki::{TrustAnchors, public_roots},
     quote,
     upstream::ClientTls,
@@ -25,8 +25,6 @@ pub(super) enum TargetRole {
 #[derive(Debug)]
 pub(super) struct CheckTarget {
     pub(super) role: TargetRole,
-    /// Where the operator wrote host and port.
-    pub(super) written_in: &'static str,
     pub(super) host: String,
     pub(super) port: u16,
     /// Used instead of the addresses that `host` resolves to; usually empty.
@@ -38,6 +36,8 @@ pub(super) struct CheckTarget {
     pub(super) authority: String,
     /// Names the trust anchors in messages.
     pub(super) trusted: String,
+    /// Where the operator wrote host and port.
+    pub(super) url: String,
     pub(super) timeouts: Timeouts,
 }
 
@@ -47,12 +47,11 @@ impl CheckTarget {
         cluster: &ClusterConfig,
         tls: ClientTls,
         certificate_names: &[String],
-        timeouts: &Timeouts,
+        config: &Config,
     ) -> Self {
         let (host, port) = (cluster.upstream_host.clone(), cluster.upstream_port);
         Self {
             role: TargetRole::Apiserver,
-            written_in: cluster.origin.place(),
             addresses: cluster.addresses.clone(),
             tls,
             prefix: cluster.path_prefix.clone(),
@@ -61,7 +60,8 @@ impl CheckTarget {
                 TrustSource::File(file) => format!("the CA in {}", quote::path(file)),
                 TrustSource::Inline { origin, .. } => format!("the CA of {origin}"),
             },
-            timeouts: timeouts.clone(),
+            url: place_of_url(cluster, config),
+            timeouts: config.timeouts.clone(),
             host,
             port,
         }
@@ -86,11 +86,6 @@ impl CheckTarget {
         };
         Ok(Self {
             role: TargetRole::Proxy,
-            written_in: if through.connect_to.is_some() {
-                "--connect-to"
-            } else {
-                "the URL of --through"
-            },
             host,
             port,
             addresses: Vec::new(),
@@ -98,6 +93,11 @@ impl CheckTarget {
             prefix: through.prefix.clone(),
             authority: authority(&through.host, through.port),
             trusted,
+            url: match &through.connect_to {
+                Some(_) => "--connect-to",
+                None => "the URL of --through",
+            }
+            .to_owned(),
             timeouts: Timeouts::default(),
         })
     }
@@ -121,5 +121,24 @@ impl CheckTarget {
             "check the port (an apiserver usually listens on 6443 or 443, etcd on 2379), and a service mesh or load balancer in front of the apiserver: it must not ask for a client certificate, because the proxy has none",
             "check the load balancer or service mesh in front of the proxy: it must not ask for a client certificate, or clients must have one for it",
         )
+    }
+}
+
+/// Where the URL of the apiserver is written. Clusters of flags and pods have fixed names.
+fn place_of_url(cluster: &ClusterConfig, config: &Config) -> String {
+    match (cluster.name.as_str(), config.sources.as_slice()) {
+        ("default", _) | (_, []) if cluster.name != "in-cluster" => {
+            "the URL of --upstream".to_owned()
+        }
+        ("in-cluster", []) => {
+            "KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT of the pod".to_owned()
+        }
+        (_, files) => {
+            let files: Vec<_> = files
+                .iter()
+                .map(|file| quote::path(file).to_string())
+                .collect();
+            format!("the URL of the apiserver in {}", files.join(" or "))
+        }
     }
 }

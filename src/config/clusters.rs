@@ -8,8 +8,7 @@ use std::{collections::HashMap, net::IpAddr};
 use serde_saphyr::Spanned;
 
 use super::{
-    ClusterConfig, ClusterOrigin, ConfigError, Environment, ReadError, ServeArgs, SettingError,
-    TrustSource,
+    ClusterConfig, ConfigError, Environment, ReadError, ServeArgs, SettingError, TrustSource,
     config_file::{ClusterEntry, ExpectedName, PublicHost, UpstreamEntry},
     file, kubeconfig,
     source::{ConfigSource, absolute_path, parse_flag},
@@ -101,12 +100,7 @@ fn cluster_of_entry(
 
 fn cluster_of_upstream(upstream: &UpstreamEntry, source: &ConfigSource) -> ClusterConfig {
     let trust = TrustSource::File(source.path(&upstream.ca.0.0));
-    let mut cluster =
-        upstream
-            .url
-            .0
-            .clone()
-            .into_cluster(String::new(), ClusterOrigin::File, trust);
+    let mut cluster = upstream.url.0.clone().into_cluster(String::new(), trust);
     cluster.addresses = upstream.addresses.iter().map(|one| one.0.0).collect();
     if let Some(name) = &upstream.name {
         cluster.expected_name = name.0.0.clone();
@@ -160,7 +154,7 @@ fn cluster_of_flags(args: &ServeArgs, env: &Environment) -> Result<ClusterConfig
         (Some(url), Some(ca), _) => {
             let url: UpstreamUrl = parse_flag("--upstream", url)?;
             let trust = TrustSource::File(absolute_path(ca));
-            url.into_cluster("default".to_owned(), ClusterOrigin::Flag, trust)
+            url.into_cluster("default".to_owned(), trust)
         }
         (_, _, Some(file)) => kubeconfig::load(&absolute_path(file), args.context.as_deref())?,
         (_, _, None) => in_cluster(env)?.ok_or(ConfigError::Whole(if env.has_kubeconfig {
@@ -236,7 +230,7 @@ fn in_cluster(env: &Environment) -> Result<Option<ClusterConfig>, ConfigError> {
     };
     let trust = TrustSource::File(ca);
     let name = "in-cluster".to_owned();
-    Ok(Some(url.into_cluster(name, ClusterOrigin::Pod, trust)))
+    Ok(Some(url.into_cluster(name, trust)))
 }
 
 const NO_HOSTS: &str = "has no `hosts`, and there are several clusters; add its public host names";

@@ -15,7 +15,7 @@ use serde::{
 };
 
 use super::{
-    ClusterConfig, ClusterOrigin, TrustSource,
+    ClusterConfig, TrustSource,
     error::{ConfigError, FileKind, SettingError},
     source::check_path,
     url::{self, UpstreamUrl},
@@ -254,7 +254,7 @@ fn complete(
         }
         (None, _) => return Err(SettingError::cluster(&name, NO_CA)),
     };
-    Ok(url.into_cluster(name, ClusterOrigin::Kubeconfig, trust))
+    Ok(url.into_cluster(name, trust))
 }
 
 /// The PEM text in `certificate-authority-data`, or what is wrong with the value, and the fix.

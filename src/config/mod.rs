@@ -91,8 +91,6 @@ pub struct ClusterConfig {
     /// Its public host names: lower case, without port, perhaps beginning with `*.`. The names in the
     /// certificates are added if it is the only cluster.
     pub hosts: Vec<String>,
-    /// What names its apiserver.
-    pub origin: ClusterOrigin,
     /// Host name or IP address of the apiserver, without brackets.
     pub upstream_host: String,
     /// TCP port of the apiserver.
@@ -170,31 +168,6 @@ pub(crate) fn authority(host: &str, port: u16) -> String {
     }
 }
 
-/// What names the apiserver of a cluster.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ClusterOrigin {
-    /// The flag `--upstream`.
-    Flag,
-    /// `upstream.url` in the configuration file.
-    File,
-    /// A kubeconfig.
-    Kubeconfig,
-    /// The environment of the pod.
-    Pod,
-}
-
-impl ClusterOrigin {
-    /// The place in a sentence.
-    pub(crate) fn place(self) -> &'static str {
-        match self {
-            Self::Flag => "--upstream",
-            Self::File => "`url` of the cluster in the configuration file",
-            Self::Kubeconfig => "`server` in the kubeconfig",
-            Self::Pod => "KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT of the pod",
-        }
-    }
-}
-
 /// Where the CA of the cluster comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TrustSource {
@@ -223,7 +196,7 @@ pub struct LogConfig {
 /// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For terminals.
+    /// One line of logfmt per event.
     Text,
     /// One JSON object per line.
     Json,

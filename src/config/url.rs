@@ -10,7 +10,7 @@ use std::{
 
 use rustls_pki_types::ServerName;
 
-use super::{ClusterConfig, ClusterOrigin, RequestHost, SettingError, TrustSource};
+use super::{ClusterConfig, RequestHost, SettingError, TrustSource};
 use crate::{hosts::is_dns_name, quote};
 
 /// Where an apiserver is.
@@ -28,16 +28,10 @@ pub(crate) struct UpstreamUrl {
 
 impl UpstreamUrl {
     /// The cluster at this URL, without public hosts.
-    pub(super) fn into_cluster(
-        self,
-        name: String,
-        origin: ClusterOrigin,
-        trust: TrustSource,
-    ) -> ClusterConfig {
+    pub(super) fn into_cluster(self, name: String, trust: TrustSource) -> ClusterConfig {
         ClusterConfig {
             name,
             hosts: Vec::new(),
-            origin,
             request_host: RequestHost::default_for(&self.host),
             upstream_host: self.host,
             upstream_port: self.port,

@@ -44,5 +44,6 @@ mod tls;
 mod tunnels;
 mod upgrades;
 mod watch_ends;
+mod watch_losses;
 mod words;
 mod wrong_upstreams;

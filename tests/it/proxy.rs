@@ -8,8 +8,8 @@ use http::{Request, Response};
 use kube_tls_proxy::{
     app::{App, FastStop},
     config::{
-        Capacity, ClusterConfig, ClusterOrigin, Config, IdentityFiles, Limits, LogConfig,
-        LogFormat, RequestHost, Timeouts, TrustSource,
+        Capacity, ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, RequestHost,
+        Timeouts, TrustSource,
     },
     drain::Phase,
     heartbeat::{Heartbeat, Heartbeats},
@@ -102,7 +102,6 @@ impl World {
             clusters: vec![ClusterConfig {
                 name: "test".into(),
                 hosts: Vec::new(),
-                origin: ClusterOrigin::Flag,
                 upstream_host: upstream.ip().to_string(),
                 upstream_port: upstream.port(),
                 addresses: Vec::new(),

@@ -20,8 +20,8 @@ use super::{Cli, Command, StartBlock, messages::exit_code, parse_from, sentence}
 use crate::{
     app::AppError,
     config::{
-        self, ClusterConfig, ClusterOrigin, ConnectionsBound, Environment, IdentityFiles,
-        RequestHost, ServeArgs, TrustSource,
+        self, ClusterConfig, ConnectionsBound, Environment, IdentityFiles, RequestHost, ServeArgs,
+        TrustSource,
     },
     listen_error::{ListenError, ListenFlag},
     memory::MemoryLimit,
@@ -235,7 +235,6 @@ fn start_block_lists_all_facts() {
     let cluster = |name: &str, host: &str, hosts: &[&str]| ClusterConfig {
         name: name.to_owned(),
         hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
-        origin: ClusterOrigin::Flag,
         upstream_host: host.to_owned(),
         upstream_port: 6443,
         addresses: Vec::new(),

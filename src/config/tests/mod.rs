@@ -19,9 +19,9 @@ use rustls_pki_types::ServerName;
 use serde_json::Value;
 
 use super::{
-    Capacity, ClusterConfig, ClusterOrigin, Config, ConnectionsBound, Environment, IdentityFiles,
-    Limits, LogConfig, LogFormat, RequestHost, ServeArgs, Timeouts, TrustSource, load, schema,
-    units, url::UpstreamUrl,
+    Capacity, ClusterConfig, Config, ConnectionsBound, Environment, IdentityFiles, Limits,
+    LogConfig, LogFormat, RequestHost, ServeArgs, Timeouts, TrustSource, load, schema, units,
+    url::UpstreamUrl,
 };
 use crate::memory::MemoryLimit;
 use standin::TempDir;
@@ -100,7 +100,6 @@ fn flags_alone_give_defaults() {
             clusters: vec![ClusterConfig {
                 name: "default".to_owned(),
                 hosts: Vec::new(),
-                origin: ClusterOrigin::Flag,
                 upstream_host: "10.0.0.1".to_owned(),
                 upstream_port: 6443,
                 addresses: Vec::new(),
@@ -349,7 +348,6 @@ clusters:
         ClusterConfig {
             name: "one".to_owned(),
             hosts: vec!["*.one.example".to_owned(), "2001:db8::1".to_owned()],
-            origin: ClusterOrigin::File,
             upstream_host: "fd00::1".to_owned(),
             upstream_port: 6443,
             addresses: Vec::new(),
@@ -361,7 +359,6 @@ clusters:
         ClusterConfig {
             name: "two".to_owned(),
             hosts: vec!["two.example".to_owned()],
-            origin: ClusterOrigin::Kubeconfig,
             upstream_host: "y".to_owned(),
             upstream_port: 443,
             addresses: Vec::new(),
@@ -373,7 +370,6 @@ clusters:
         ClusterConfig {
             name: "three".to_owned(),
             hosts: vec!["three.example".to_owned()],
-            origin: ClusterOrigin::Pod,
             upstream_host: "fd00::2".to_owned(),
             upstream_port: 443,
             addresses: Vec::new(),

@@ -5,7 +5,10 @@
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 
-use super::{Body, Error, Rejection};
+use super::{
+    Body, Error, Rejection,
+    request_id::{RequestId, X_REQUEST_ID},
+};
 use crate::{
     clients::Throttled,
     upstream::{UploadError, UpstreamError, VerifyError},
@@ -49,7 +52,7 @@ impl ErrorStatus {
     }
 
     /// The JSON of a `metav1.Status` (apimachinery `pkg/apis/meta/v1/types.go`).
-    fn json(&self) -> String {
+    fn json(&self, id: &RequestId) -> String {
         serde_json::json!({
             "kind": "Status",
             "apiVersion": "v1",
@@ -57,6 +60,8 @@ impl ErrorStatus {
             "status": "Failure",
             "message": self.text(),
             "reason": self.reason,
+            // Not in the message: controllers store that, and a text that is new each time would be written each time.
+            "details": {"causes": [{"reason": "RequestID", "message": id.to_string()}]},
             "code": self.code.as_u16(),
         })
         .to_string()
@@ -92,7 +97,7 @@ impl Reader {
 }
 
 /// The response to a request that failed.
-pub(super) fn respond(error: &Error, reader: Reader) -> Response<Body> {
+pub(super) fn respond(error: &Error, id: &RequestId, reader: Reader) -> Response<Body> {
     let mut status = error_status(error);
     if reader == Reader::Kubectl && status.code == StatusCode::SERVICE_UNAVAILABLE {
         // kubectl would repeat 5 requests 10 times each, 55 seconds in all, before it prints anything. Controllers keep
@@ -100,7 +105,7 @@ pub(super) fn respond(error: &Error, reader: Reader) -> Response<Body> {
         status.retry_after = None;
     }
     let (content_type, body) = match reader {
-        Reader::Api => ("application/json", status.json()),
+        Reader::Api => ("application/json", status.json(id)),
         Reader::Discovery | Reader::Kubectl => {
             status = status.into_printed();
             ("text/plain", status.text())
@@ -114,6 +119,7 @@ pub(super) fn respond(error: &Error, reader: Reader) -> Response<Body> {
         header::CACHE_CONTROL,
         HeaderValue::from_static("no-cache, private"),
     );
+    headers.insert(X_REQUEST_ID, id.header_value());
     if let Some(seconds) = status.retry_after {
         headers.insert(header::RETRY_AFTER, seconds.into());
     }
