@@ -182,7 +182,7 @@ async fn discovery_error_is_text_with_status_that_kubectl_shows() {
     for error in all_errors() {
         let (_, json) = parsed(&error).await;
         for reader in [Reader::Discovery, Reader::Kubectl] {
-            let (head, body) = respond(&error, reader).into_parts();
+            let (head, body) = respond(&error, &RequestId::new(), reader).into_parts();
             let text = body.collect().await.unwrap().to_bytes();
             assert_eq!(text, json["message"].as_str().unwrap(), "{error:?}");
             assert_eq!(head.headers[header::CONTENT_TYPE], "text/plain");
@@ -200,7 +200,7 @@ async fn discovery_error_is_text_with_status_that_kubectl_shows() {
 #[test]
 fn only_kubectl_gets_discovery_error_without_retry_after() {
     let retry_after = |error: &Error, reader| {
-        let headers = respond(error, reader).into_parts().0.headers;
+        let headers = respond(error, &RequestId::new(), reader).into_parts().0.headers;
         headers.get(header::RETRY_AFTER).cloned()
     };
     for error in upstream_errors().into_iter().map(Error::from) {
