@@ -19,8 +19,10 @@ use tracing::info;
 
 use super::{ClientConnection, request_info::RequestInfo, tunnel::Carried};
 use crate::{
-    activity::{LongLived, OpenStream, StreamInfo},
-    metrics::{Connected, Protocol, RequestRecord, Resource, Verb},
+    activity::{LongLived, StreamInfo},
+    metrics::{
+        ClusterLabel, ClusterSlot, Connected, OpenStream, Protocol, RequestRecord, Resource, Verb,
+    },
     text::escape,
 };
 
@@ -34,6 +36,7 @@ pub(super) struct AccessLog {
     verb: Verb,
     is_watch: bool,
     resource: Resource,
+    cluster: ClusterSlot,
     /// `None` until there is a response. The client may leave before that.
     status: Option<StatusCode>,
     received: Option<Arc<AtomicU64>>,
@@ -80,12 +83,12 @@ impl AccessLog {
             let user_agent = user_agent.and_then(|value| value.to_str().ok());
             Box::new(StreamInfo {
                 kind,
+                cluster: Arc::default(),
                 client: downstream.peer.0,
                 user_agent: StreamInfo::text(user_agent.unwrap_or_default()),
                 resource: StreamInfo::text(&info.resource_name()),
                 namespace: StreamInfo::text(&info.namespace),
                 name: StreamInfo::text(&info.name),
-                since: Instant::now(),
             })
         });
         let is_logged = tracing::enabled!(target: TARGET, tracing::Level::INFO);
@@ -107,6 +110,7 @@ impl AccessLog {
             verb: info.verb_label(),
             is_watch: info.is_watch(),
             resource: info.resource_label(),
+            cluster: ClusterSlot::UNROUTED,
             status: None,
             received: None,
             sent: 0,
@@ -129,10 +133,16 @@ impl AccessLog {
     }
 
     /// Notes the cluster that the request goes to.
-    pub(super) fn routed(&mut self, cluster: &str) {
+    pub(super) fn routed(&mut self, cluster: &ClusterLabel) {
+        self.cluster = self.connected.counters().begin_request(cluster);
         if let Some(fields) = &mut self.fields {
-            cluster.clone_into(&mut fields.cluster);
+            cluster.name().clone_into(&mut fields.cluster);
         }
+    }
+
+    /// The cluster that the request goes to.
+    pub(super) fn cluster(&self) -> ClusterSlot {
+        self.cluster
     }
 
     /// Sets the counter of the request body's bytes.
@@ -140,9 +150,16 @@ impl AccessLog {
         self.received = received;
     }
 
+    /// Notes that the head of the apiserver's response is there, and returns how long it took.
+    pub(super) fn headers_arrived(&mut self) -> Duration {
+        *self.time_to_headers.insert(self.started.elapsed())
+    }
+
     /// Notes the head of the response.
     pub(super) fn response_started(&mut self, status: StatusCode, headers: &HeaderMap) {
-        self.time_to_headers = Some(self.started.elapsed());
+        if self.time_to_headers.is_none() {
+            self.headers_arrived();
+        }
         self.status = Some(status);
         if let Some(fields) = &mut self.fields
             && let Some(id) = headers.get("audit-id").and_then(|id| id.to_str().ok())
@@ -163,8 +180,9 @@ impl AccessLog {
             return;
         }
         let kind = stream.kind;
-        let activity = Arc::clone(self.connected.counters().activity());
-        self.open = Some(OpenStream::new(activity, *stream));
+        let counters = self.connected.counters();
+        stream.cluster = counters.clusters().name(self.cluster);
+        self.open = Some(counters.open_stream(self.cluster, *stream, self.started));
         if let Some(fields) = &self.fields {
             info!(
                 target: TARGET,
@@ -257,7 +275,8 @@ impl Drop for AccessLog {
         let received = self.received.as_ref();
         let received = received.map_or(0, |received| received.load(Ordering::Relaxed));
         self.connected.counters().received.add(received);
-        self.connected.counters().request(&RequestRecord {
+        self.connected.counters().end_request(&RequestRecord {
+            cluster: self.cluster,
             verb: self.verb,
             resource: self.resource,
             status: self.status,
@@ -269,6 +288,7 @@ impl Drop for AccessLog {
             // The client decides how long a watch or tunnel lasts, so its duration says nothing about how
             // fast responses are.
             duration: (self.open.is_none() && self.status.is_some()).then_some(duration),
+            is_stream: self.open.is_some(),
         });
         if let Some(fields) = &self.fields {
             self.log(fields, received, duration);

@@ -15,7 +15,7 @@ use crate::{
     config::{Limits, Timeouts},
     drain::Drain,
     hosts::PeerAddr,
-    metrics::{Connected, Protocol},
+    metrics::{ClusterLabel, ClusterLabels, Connected, Histogram, Protocol},
     upstream::{ClientLeases, UpstreamContext},
 };
 
@@ -30,6 +30,8 @@ pub struct Counting {
     downstream: ClientConnection,
     request: Request<()>,
     fields: HeaderMap,
+    cluster: ClusterLabel,
+    endpoint: Histogram,
 }
 
 impl Counting {
@@ -65,12 +67,16 @@ impl Counting {
             },
             request,
             fields: HeaderMap::new(),
+            cluster: ClusterLabels::default().label("prod"),
+            endpoint: Histogram::default(),
         }
     }
 
     /// Counts one request whose response body is one frame.
     pub fn one(&self) {
         let mut log = AccessLog::new(&self.downstream, &self.request);
+        log.routed(&self.cluster);
+        self.endpoint.observe(log.headers_arrived());
         log.response_started(StatusCode::OK, &self.fields);
         log.sent(1000);
         log.completed();

@@ -5,7 +5,7 @@ use tracing::{debug, warn};
 use super::Rejection;
 use crate::{
     clients::Throttled,
-    metrics::{Connected, ErrorReason, Limit},
+    metrics::{ClusterSlot, Connected, ErrorReason, Limit},
     text::error_chain,
     upstream::{UploadError, UpstreamError},
 };
@@ -57,12 +57,12 @@ pub(super) fn leaves_body_unread(error: &Error) -> bool {
 
 /// Counts an error, keeps it for the status page, and logs its cause unless this client has filled its
 /// share of the log already.
-pub(super) fn record(error: &Error, connected: &Connected) {
+pub(super) fn record(error: &Error, cluster: ClusterSlot, connected: &Connected) {
     if let Some(limit) = exceeded_limit(error) {
         connected.counters().limits_hit.count(limit);
     }
     let Some(suppressed) =
-        connected.record_error(error.reason(), || error_chain(error).to_string())
+        connected.record_error(cluster, error.reason(), || error_chain(error).to_string())
     else {
         return;
     };

@@ -34,7 +34,7 @@ use crate::{
     config::Limits,
     drain::Drain,
     hosts::PeerAddr,
-    metrics::Connected,
+    metrics::{ClusterSlot, Connected},
     upstream::{ClientLeases, Cluster, RequestBody, UpstreamError},
 };
 use access_log::AccessLog;
@@ -85,7 +85,7 @@ pub(crate) const FUZZ: [fn(&[u8]); 3] = [headers::fuzz, policy::fuzz, request_in
 #[must_use]
 pub fn refuse(rejection: Rejection, connected: &Connected) -> Response<Body> {
     let error = rejection.into();
-    error::record(&error, connected);
+    error::record(&error, ClusterSlot::UNROUTED, connected);
     respond::respond(&error)
 }
 
@@ -116,7 +116,7 @@ pub async fn handle(
         None => Box::pin(forward(routes, downstream, request, &mut log)).await,
     };
     let mut response = result.unwrap_or_else(|error| {
-        error::record(&error, &downstream.connected);
+        error::record(&error, log.cluster(), &downstream.connected);
         log.failed(error.label());
         expected.for_error(&error)
     });
@@ -170,7 +170,7 @@ async fn forward(
 ) -> Result<Response<Body>, Error> {
     let (mut head, body) = request.into_parts();
     let admitted = policy::admit(&head, routes, &downstream.limits, downstream.sni.as_deref())?;
-    log.routed(admitted.cluster.name());
+    log.routed(admitted.cluster.label());
     let place = downstream.connected.place();
     let check = place
         .check_budget(admitted.cluster.name(), &head)
@@ -196,6 +196,7 @@ async fn forward(
         .await
         .map_err(Error::from)
         .inspect_err(failed)?;
+    response.body().observe_headers(log.headers_arrived());
     let (mut head, body) = response.into_parts();
     place.answered(check, head.status);
     let content = if log.is_watch() && head.status == StatusCode::OK {

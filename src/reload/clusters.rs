@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{Material, ReloadReport, Reloader};
 use crate::{
     config::ClusterConfig,
+    metrics::ClusterLabels,
     pki::TrustAnchors,
     upstream::{ClientTls, Cluster, Endpoints},
 };
@@ -17,6 +18,7 @@ use crate::{
 pub(super) fn build_clusters(
     material: &Material,
     old: Option<&Reloader>,
+    labels: &mut ClusterLabels,
 ) -> Result<Vec<Arc<Cluster>>, rustls::client::VerifierBuilderError> {
     let mut clusters = Vec::with_capacity(material.clusters.len());
     for (cluster, trust) in &material.clusters {
@@ -28,8 +30,8 @@ pub(super) fn build_clusters(
             .and_then(|old| old.same_endpoints(cluster))
             .unwrap_or_else(|| Arc::new(endpoints(cluster)));
         let tls = ClientTls::new(trust.roots(), cluster.expected_name.clone())?;
-        let (name, prefix) = (cluster.name.clone(), cluster.path_prefix.clone());
-        clusters.push(Arc::new(Cluster::new(name, prefix, endpoints, tls)));
+        let (label, prefix) = (labels.label(&cluster.name), cluster.path_prefix.clone());
+        clusters.push(Arc::new(Cluster::new(label, prefix, endpoints, tls)));
     }
     Ok(clusters)
 }

@@ -70,6 +70,7 @@ pub struct ReloadReport {
 #[derive(Debug)]
 pub struct Reloader {
     tickets: Arc<dyn ProducesTickets>,
+    labels: ClusterLabels,
     /// The configuration at the start; a part of it cannot be reloaded.
     started: Config,
     config: Config,
@@ -97,7 +98,8 @@ impl Reloader {
         now: SystemTime,
     ) -> Result<(Self, Snapshot), ReloadError> {
         let tickets = Ticketer::new()?;
-        let clusters = build_clusters(&material, None)?;
+        let mut labels = ClusterLabels::default();
+        let clusters = build_clusters(&material, None, &mut labels)?;
         let snapshot = snapshot(&material, &clusters, &tickets);
         let valid_until = material.next_expiry(now);
         let report = ReloadReport {
@@ -112,6 +114,7 @@ impl Reloader {
         };
         let reloader = Self {
             tickets,
+            labels,
             started: config.clone(),
             files: files_of(&config),
             config,
@@ -224,7 +227,9 @@ impl Reloader {
     ) -> Result<Option<Snapshot>, ReloadError> {
         let config = source()?;
         let material = Material::reload(&config, now, &self.report.material)?;
-        let clusters = build_clusters(&material, Some(self))?;
+        let mut labels = self.labels.clone();
+        let clusters = build_clusters(&material, Some(self), &mut labels)?;
+        self.labels = labels;
         let same_clusters = clusters.len() == self.report.clusters.len()
             && clusters
                 .iter()

@@ -24,6 +24,7 @@ use std::sync::{
 };
 
 pub use crate::http1::{MessageError, Upgraded};
+use crate::metrics::ClusterLabel;
 pub use context::UpstreamContext;
 pub(crate) use dial::{Offer, TcpConnected};
 pub use endpoint::{EndpointHealth, Endpoints, Health};
@@ -41,7 +42,7 @@ pub(crate) const FUZZ: fn(&[u8]) = h2::fuzz;
 pub struct Cluster {
     /// The number of this generation; leases and idle connections are found by it.
     id: u64,
-    name: String,
+    label: ClusterLabel,
     path_prefix: String,
     endpoints: Arc<Endpoints>,
     tls: ClientTls,
@@ -53,7 +54,7 @@ impl Cluster {
     /// A cluster of a new trust generation: connections of an older one are not used for it.
     #[must_use]
     pub fn new(
-        name: String,
+        label: ClusterLabel,
         path_prefix: String,
         endpoints: Arc<Endpoints>,
         tls: ClientTls,
@@ -61,7 +62,7 @@ impl Cluster {
         static GENERATIONS: AtomicU64 = AtomicU64::new(0);
         Self {
             id: GENERATIONS.fetch_add(1, Ordering::Relaxed),
-            name,
+            label,
             path_prefix,
             endpoints,
             tls,
@@ -72,7 +73,13 @@ impl Cluster {
     /// The name in log lines and metrics.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.name
+        self.label.name()
+    }
+
+    /// The name as a label of its counters.
+    #[must_use]
+    pub fn label(&self) -> &ClusterLabel {
+        &self.label
     }
 
     /// The prefix of every path.

@@ -25,7 +25,12 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use crate::{hosts::UpstreamAddr, text::error_chain, upstream::lock};
+use crate::{
+    hosts::UpstreamAddr,
+    metrics::{Histogram, PerWorker},
+    text::error_chain,
+    upstream::lock,
+};
 
 /// All addresses of one apiserver.
 #[derive(Debug)]
@@ -54,6 +59,8 @@ pub struct EndpointHealth {
     pub since: Instant,
     /// Connections to it, and dials in progress.
     pub connections: usize,
+    /// The time to headers of the requests that it answered.
+    pub time_to_headers: Arc<Histogram>,
     /// The last error, with its causes and addresses, as a fragment for people. `None` once healthy.
     pub why: Option<String>,
 }
@@ -311,6 +318,7 @@ pub(super) struct Endpoint {
     /// connection that exists.
     ejected: AtomicBool,
     record: Mutex<HealthRecord>,
+    time_to_headers: PerWorker<Histogram>,
 }
 
 #[derive(Debug)]
@@ -342,7 +350,13 @@ impl Endpoint {
                 failures: 0,
                 unhealthy_until: now,
             }),
+            time_to_headers: PerWorker::default(),
         }
+    }
+
+    /// The time to headers of the requests of this worker.
+    pub(super) fn time_to_headers(&self, worker: usize) -> Arc<Histogram> {
+        self.time_to_headers.of(worker)
     }
 
     pub(super) fn address(&self) -> UpstreamAddr {
@@ -419,6 +433,7 @@ impl Endpoint {
             state: record.state,
             since: record.since,
             connections: self.connections(),
+            time_to_headers: Arc::new(self.time_to_headers.sum()),
             why: record.why.clone(),
         })
     }

@@ -23,7 +23,7 @@ use tokio::{sync::Notify, task::AbortHandle};
 use super::H2State;
 use crate::{
     drain::Drain,
-    metrics::LeaseEnd,
+    metrics::{ConnectionStats, LeaseEnd},
     upstream::{
         HttpError, UpstreamError,
         request_body::{Upload, UploadEnd},
@@ -215,6 +215,10 @@ impl H2Response {
     )]
     pub(in crate::upstream) fn size_hint(&self) -> SizeHint {
         SizeHint::default()
+    }
+
+    pub(in crate::upstream) fn stats(&self) -> &ConnectionStats {
+        &self.guard.state.stats
     }
 
     /// Notifies `waiting` once the peer has sent GOAWAY on the connection of this response.
