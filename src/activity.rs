@@ -200,9 +200,8 @@ impl StreamPlace {
     /// What both have in common.
     #[must_use]
     pub fn common(&self, other: &Self) -> Self {
-        let same = |one: &Option<Box<str>>, other: &Option<Box<str>>| {
-            one.clone().filter(|_| one == other)
-        };
+        let same =
+            |one: &Option<Box<str>>, other: &Option<Box<str>>| one.clone().filter(|_| one == other);
         Self {
             namespace: same(&self.namespace, &other.namespace),
             name: same(&self.name, &other.name),
@@ -231,10 +230,12 @@ impl ListedStream {
             None => has_room(&streams, &info).then(|| Arc::new(info)),
         };
         if let Some(info) = &info {
-            let group = streams.entry(Arc::clone(info)).or_insert_with(|| OpenGroup {
-                since: BTreeMap::new(),
-                place: place.clone(),
-            });
+            let group = streams
+                .entry(Arc::clone(info))
+                .or_insert_with(|| OpenGroup {
+                    since: BTreeMap::new(),
+                    place: place.clone(),
+                });
             place = group.place.common(&place);
             group.place = place;
             group.since.insert(id, since);
@@ -249,8 +250,14 @@ impl ListedStream {
 /// exec, and one client gets a part of a list only.
 fn has_room(streams: &HashMap<Arc<StreamInfo>, OpenGroup>, new: &StreamInfo) -> bool {
     let is_tunnel = |info: &StreamInfo| info.kind == LongLived::Tunnel;
-    let same_list = || streams.keys().filter(|info| is_tunnel(info) == is_tunnel(new));
-    let of_client = same_list().filter(|info| info.client.ip() == new.client.ip()).count();
+    let same_list = || {
+        streams
+            .keys()
+            .filter(|info| is_tunnel(info) == is_tunnel(new))
+    };
+    let of_client = same_list()
+        .filter(|info| info.client.ip() == new.client.ip())
+        .count();
     same_list().count() < MAX_GROUPS && of_client < MAX_GROUPS_PER_CLIENT
 }
 
@@ -335,7 +342,10 @@ mod tests {
         assert_eq!((row().count, row().place.namespace), (3, None));
         assert_eq!(row().place.name.as_deref(), Some(""));
         drop(first);
-        assert_eq!((row().count, row().since), (2, began + Duration::from_secs(5)));
+        assert_eq!(
+            (row().count, row().since),
+            (2, began + Duration::from_secs(5))
+        );
         drop((second, third));
         assert!(activity.streams().is_empty());
         let exec = |namespace| open(&activity, LongLived::Tunnel, CLIENT, "pods/exec", namespace);
@@ -363,8 +373,9 @@ mod tests {
     #[tokio::test]
     async fn tunnel_is_listed_when_watches_fill_their_list() {
         let activity = Arc::default();
-        let many: Vec<_> = (0..2 * MAX_GROUPS as u32)
+        let many: Vec<_> = (0..2 * MAX_GROUPS)
             .map(|number| {
+                let number = u32::try_from(number).unwrap();
                 let client = std::net::Ipv4Addr::from(number).into();
                 open(&activity, LongLived::Watch, client, "pods", "")
             })
@@ -413,8 +424,20 @@ mod tests {
         // Another cluster has the same error.
         activity.record_error("connect", &"staging".into(), OTHER, || "error 20".into());
         let recent = activity.recent_errors();
-        assert_eq!((&*recent[MAX_RECENT - 1].cluster, recent[MAX_RECENT - 1].count), ("staging", 1));
-        assert_eq!((&*recent[MAX_RECENT - 2].cluster, recent[MAX_RECENT - 2].count), ("prod", 2));
+        assert_eq!(
+            (
+                &*recent[MAX_RECENT - 1].cluster,
+                recent[MAX_RECENT - 1].count
+            ),
+            ("staging", 1)
+        );
+        assert_eq!(
+            (
+                &*recent[MAX_RECENT - 2].cluster,
+                recent[MAX_RECENT - 2].count
+            ),
+            ("prod", 2)
+        );
     }
 
     #[tokio::test]

@@ -82,7 +82,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     (
         "reload",
-        &["config", "downstream", "metrics", "pki", "proxy", "upstream"],
+        &[
+            "config",
+            "downstream",
+            "metrics",
+            "pki",
+            "proxy",
+            "upstream",
+        ],
     ),
     (
         "fuzz",

@@ -102,7 +102,9 @@ impl History {
         for (before, after) in pairs {
             let seconds = after.at.duration_since(before.at).as_secs_f64();
             let requests = difference(&after.requests, &before.requests);
-            charts.requests.push(requests.map(|count| rate(count, seconds)));
+            charts
+                .requests
+                .push(requests.map(|count| rate(count, seconds)));
             let times = difference(&after.times, &before.times);
             charts.p50.push(quantile(&times, 0.5));
             charts.p99.push(quantile(&times, 0.99));
@@ -115,9 +117,7 @@ impl History {
         let readings = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let before = readings.details.front();
         LastMinute {
-            seconds: before.map_or(0.0, |before| {
-                now.at.duration_since(before.at).as_secs_f64()
-            }),
+            seconds: before.map_or(0.0, |before| now.at.duration_since(before.at).as_secs_f64()),
             before: before.cloned(),
             now,
         }
@@ -219,7 +219,9 @@ impl Details {
             let name: Arc<str> = cluster.name().into();
             for endpoint in cluster.endpoints().health() {
                 let key = (Arc::clone(&name), endpoint.address);
-                details.endpoints.insert(key, endpoint.time_to_headers.counts());
+                details
+                    .endpoints
+                    .insert(key, endpoint.time_to_headers.counts());
             }
         }
         details
@@ -242,7 +244,7 @@ fn difference<const N: usize>(after: &[u64; N], before: &[u64; N]) -> [u64; N] {
 }
 
 /// Per second, rounded; more digits are noise.
-#[expect(clippy::cast_precision_loss, reason = "a rate of so many requests needs no more digits")]
+#[expect(clippy::cast_precision_loss, reason = "a rate needs no more digits")]
 fn rate(count: u64, seconds: f64) -> f64 {
     if seconds <= 0.0 {
         return 0.0;
@@ -253,7 +255,11 @@ fn rate(count: u64, seconds: f64) -> f64 {
 /// The share of the requests with this class. 0 without requests.
 pub(super) fn share(requests: &[f64; CLASSES], class: CodeClass) -> f64 {
     let all: f64 = requests.iter().sum();
-    if all > 0.0 { of_class(requests, class) / all } else { 0.0 }
+    if all > 0.0 {
+        of_class(requests, class) / all
+    } else {
+        0.0
+    }
 }
 
 /// The requests of this class.

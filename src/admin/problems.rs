@@ -32,7 +32,7 @@ pub(super) fn problems(
     let (handshakes, failed) = minute.handshakes();
     if failed >= MIN_RATE && failed > handshakes * MAX_FAILED_HANDSHAKES {
         found.push(format!(
-            "{failed} of {handshakes} TLS handshakes per second fail; the log names clients and reasons at the level debug"
+            "{failed:.1} of {handshakes:.1} TLS handshakes per second fail; the log has the clients and the reasons"
         ));
     }
     if sources.memory.1.is_short() {
@@ -69,7 +69,10 @@ fn apiservers(report: &ReloadReport, found: &mut Vec<String>) {
             found.push(format!(
                 "{name}: {host} has no address; check the name and DNS"
             ));
-        } else if !health.iter().any(|endpoint| endpoint.state == Health::Healthy) {
+        } else if !health
+            .iter()
+            .any(|endpoint| endpoint.state == Health::Healthy)
+        {
             if let Some(last) = failed.last() {
                 found.push(format!("{name}: no apiserver is healthy: {}", why(last)));
             }
@@ -125,13 +128,13 @@ fn responses(report: &ReloadReport, minute: &LastMinute, found: &mut Vec<String>
         let failed = of_class(&requests, CodeClass::ServerError);
         if failed >= MIN_RATE && share(&requests, CodeClass::ServerError) > MAX_SERVER_ERRORS {
             found.push(format!(
-                "{name}: {failed} responses per second have a status of 500 or more; see the recent errors and the apiserver"
+                "{name}: {failed:.1} responses per second have a status of 500 or more; see the recent errors and the apiserver"
             ));
         }
         let refused = of_class(&requests, CodeClass::Unauthorized);
         if refused > MAX_UNAUTHORIZED_RATE {
             found.push(format!(
-                "{name}: {refused} responses per second are 401, because a token or certificate of a client is not valid; \
+                "{name}: {refused:.1} responses per second are 401, because a token or certificate of a client is not valid; \
                  the access log names the client"
             ));
         }

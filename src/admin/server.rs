@@ -36,12 +36,7 @@ struct Site {
 ///
 /// A connection beyond the limit closes the oldest one. Otherwise clients that send nothing would keep probes out,
 /// and the kubelet would restart the process.
-pub(super) async fn serve(
-    socket: TcpListener,
-    sources: Sources,
-    timeouts: Timeouts,
-    drain: Drain,
-) {
+pub(super) async fn serve(socket: TcpListener, sources: Sources, timeouts: Timeouts, drain: Drain) {
     let site = Arc::new(Site {
         sources,
         page: StatusPage::new(),

@@ -39,6 +39,9 @@ pub(super) struct View {
     connections: u64,
     connections_limit: usize,
     memory_is_short: bool,
+    /// TLS handshakes with clients in the last minute: all, and those that failed.
+    handshakes_per_second: f64,
+    failed_handshakes_per_second: f64,
     requests_in_flight: u64,
     watches: u64,
     tunnels: u64,
@@ -112,7 +115,7 @@ struct ClientView {
 #[derive(Debug, Serialize)]
 struct OpenView {
     kind: &'static str,
-    cluster: Arc<str>,
+    cluster: String,
     /// With its port, except for watches.
     client: String,
     user_agent: String,
@@ -138,7 +141,7 @@ struct ErrorView {
     at: f64,
     reason: &'static str,
     /// Empty if the proxy refused the request before it chose a cluster.
-    cluster: Arc<str>,
+    cluster: String,
     message: String,
     count: u64,
 }
@@ -163,8 +166,10 @@ impl View {
                     subject: ca.subject.clone(),
                     not_after: unix_seconds(ca.not_after),
                 });
-                let (requests, counters) =
-                    (minute.requests(cluster.name()), sum.cluster(cluster.label()));
+                let (requests, counters) = (
+                    minute.requests(cluster.name()),
+                    sum.cluster(cluster.label()),
+                );
                 ClusterView {
                     name: cluster.name().to_owned(),
                     url: config.url(),
@@ -184,6 +189,7 @@ impl View {
         let readyz = health::readyz(sources, now);
         let connections = sum.connections.get();
         let problems = problems::problems(sources, &report, &minute, connections, now);
+        let (handshakes, failed_handshakes) = minute.handshakes();
         let activities = || sources.metrics.activities();
         let (tunnels, watches) = open_streams(activities().flat_map(Activity::streams));
         let of_clusters =
@@ -209,6 +215,8 @@ impl View {
             connections,
             connections_limit: sources.connections_limit,
             memory_is_short: sources.memory.1.is_short(),
+            handshakes_per_second: handshakes,
+            failed_handshakes_per_second: failed_handshakes,
             requests_in_flight: of_clusters(|it| it.in_flight.get()),
             watches: of_clusters(|it| it.watches.get()),
             tunnels: of_clusters(|it| it.tunnels.get()),
@@ -284,7 +292,7 @@ fn rows(sources: &Sources, groups: Vec<StreamGroup>) -> Vec<OpenView> {
                 LongLived::Log => "log",
                 LongLived::Tunnel => "tunnel",
             },
-            cluster: Arc::clone(&info.cluster),
+            cluster: info.cluster.to_string(),
             client: match info.client.port() {
                 0 => info.client.ip().to_string(),
                 _ => info.client.to_string(),
@@ -322,7 +330,7 @@ fn recent_errors(
     let each = joined.into_iter().take(MAX_RECENT).map(|error| ErrorView {
         at: sources.unix(error.at),
         reason: error.reason,
-        cluster: error.cluster,
+        cluster: error.cluster.to_string(),
         message: error.message,
         count: error.count,
     });
@@ -337,11 +345,13 @@ fn busy_clients(sources: &Sources, minute: &LastMinute) -> Vec<ClientView> {
             clients.push((largest, minute.requests_of_client(largest)));
         }
     }
-    let each = clients.into_iter().map(|(client, requests_per_second)| ClientView {
-        client: client.to_string(),
-        requests_per_second,
-        connections: sources.clients.connections(client),
-    });
+    let each = clients
+        .into_iter()
+        .map(|(client, requests_per_second)| ClientView {
+            client: client.to_string(),
+            requests_per_second,
+            connections: sources.clients.connections(client),
+        });
     each.collect()
 }
 

@@ -296,7 +296,10 @@ impl Occupancy {
         let forgotten = [last, first].map(|client| client.map(|(id, prefix)| (*id, *prefix)));
         for (id, prefix) in forgotten.into_iter().flatten() {
             self.absent.remove(&id);
-            let requests = self.clients.remove(&prefix).map_or(0, |client| client.requests);
+            let requests = self
+                .clients
+                .remove(&prefix)
+                .map_or(0, |client| client.requests);
             if requests > 0 {
                 if self.left.len() >= MAX_LEFT {
                     self.left.clear();

@@ -22,8 +22,11 @@ pub struct ClusterLabels(Vec<ClusterLabel>);
 #[derive(Debug)]
 pub struct PerCluster<V> {
     unrouted: V,
-    clusters: Box<[OnceLock<Box<(ClusterLabel, V)>>]>,
+    clusters: Box<[OnceLock<Begun<V>>]>,
 }
+
+/// A cluster that has begun. In a box, because most slots are empty.
+type Begun<V> = Box<(ClusterLabel, V)>;
 
 impl ClusterSlot {
     /// The proxy refused the request before it chose a cluster.
@@ -89,7 +92,9 @@ impl<V> PerCluster<V> {
 
     /// The clusters that have begun.
     pub(super) fn clusters(&self) -> impl Iterator<Item = &(ClusterLabel, V)> {
-        self.clusters.iter().filter_map(|slot| slot.get().map(|entry| &**entry))
+        self.clusters
+            .iter()
+            .filter_map(|slot| slot.get().map(|entry| &**entry))
     }
 
     /// All values: those of the clusters, and the one without a cluster.
@@ -100,12 +105,17 @@ impl<V> PerCluster<V> {
 
     /// All values with the names of their clusters, which is empty for the one without a cluster.
     pub fn named(&self) -> impl Iterator<Item = (Arc<str>, &V)> {
-        let each = self.clusters().map(|(label, value)| (Arc::clone(&label.name), value));
+        let each = self
+            .clusters()
+            .map(|(label, value)| (Arc::clone(&label.name), value));
         each.chain([(Arc::default(), &self.unrouted)])
     }
 
     fn entry(&self, slot: ClusterSlot) -> Option<&(ClusterLabel, V)> {
-        self.clusters.get(usize::from(slot.0))?.get().map(|entry| &**entry)
+        self.clusters
+            .get(usize::from(slot.0))?
+            .get()
+            .map(|entry| &**entry)
     }
 }
 

@@ -202,7 +202,9 @@ impl Counters {
         for (label, counters) in other.clusters.clusters() {
             self.cluster(label).merge_families(counters);
         }
-        self.clusters.unrouted().merge_families(other.clusters.unrouted());
+        self.clusters
+            .unrouted()
+            .merge_families(other.clusters.unrouted());
     }
 
     fn expose(&self, to: &mut Exposition) {
@@ -212,9 +214,15 @@ impl Counters {
         }
         // A request without a cluster is refused at once, so the gauges would always be 0.
         let (unrouted, labels) = (self.clusters.unrouted(), vec![("cluster", "".into())]);
-        unrouted.requests.expose(&families::REQUESTS, labels.clone(), to);
-        unrouted.time_to_headers.expose(&families::REQUEST_TIME_TO_HEADERS, labels.clone(), to);
-        unrouted.durations.expose(&families::REQUEST_DURATION, labels.clone(), to);
+        unrouted
+            .requests
+            .expose(&families::REQUESTS, labels.clone(), to);
+        unrouted
+            .time_to_headers
+            .expose(&families::REQUEST_TIME_TO_HEADERS, labels.clone(), to);
+        unrouted
+            .durations
+            .expose(&families::REQUEST_DURATION, labels.clone(), to);
         unrouted.errors.expose(&families::ERRORS, labels, to);
     }
 }
@@ -455,7 +463,7 @@ impl Metrics {
     ) {
         let sum = self.sum();
         for cluster in clusters {
-            sum.cluster(cluster);
+            sum.clusters.begin(cluster);
         }
         sum.expose(to);
         let dropped = Counter::from(self.dropped_log_lines());
@@ -518,7 +526,11 @@ mod tests {
         let label = ClusterLabels::default().label("prod");
         let gauges = || {
             let of_cluster = counters.cluster(&label);
-            let gauges = [&of_cluster.in_flight, &of_cluster.watches, &of_cluster.tunnels];
+            let gauges = [
+                &of_cluster.in_flight,
+                &of_cluster.watches,
+                &of_cluster.tunnels,
+            ];
             (gauges.map(Gauge::get), counters.activity().streams().len())
         };
         let slot = counters.begin_request(&label);

@@ -238,7 +238,10 @@ mod tests {
             ("text/plain", Prometheus),
             ("text/html, */*;q=0.8", Prometheus),
             ("application/openmetrics-text", OpenMetrics),
-            ("APPLICATION/OpenMetrics-Text; version=\"1.0.0\"", OpenMetrics),
+            (
+                "APPLICATION/OpenMetrics-Text; version=\"1.0.0\"",
+                OpenMetrics,
+            ),
             ("application/openmetrics-text;q=0", Prometheus),
             ("application/openmetrics-text;q=no", Prometheus),
             ("application/openmetrics-text;version=2.0.0", Prometheus),

@@ -18,7 +18,8 @@ pub use counters::{
 pub use exposition::{Exposition, ExpositionFormat, Label};
 pub use families::{FAMILIES, Family, MetricKind, reference, *};
 pub use labels::{
-    CodeClass, Dialled, ErrorReason, Handshake, LabelSet, LeaseEnd, LeaseFrom, Limit, Protocol, Reloaded, Verb,
+    CodeClass, Dialled, ErrorReason, Handshake, LabelSet, LeaseEnd, LeaseFrom, Limit, Protocol,
+    Reloaded, Verb,
 };
 pub use requests::{CLASSES, Requests, Resource};
 pub use values::{BUCKETS, Counter, Gauge, Histogram, MetricValue, Per, PerWorker, quantile};

@@ -274,7 +274,16 @@ mod tests {
     #[test]
     fn classes_add_up_to_all_requests() {
         let requests = Requests::default();
-        for code in [None, Some(101), Some(200), Some(304), Some(401), Some(403), Some(429), Some(503)] {
+        for code in [
+            None,
+            Some(101),
+            Some(200),
+            Some(304),
+            Some(401),
+            Some(403),
+            Some(429),
+            Some(503),
+        ] {
             requests.count(Row {
                 verb: Verb::Get,
                 resource: Resource::OTHER,

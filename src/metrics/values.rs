@@ -97,7 +97,9 @@ impl Histogram {
     /// The number of durations in each bucket alone.
     #[must_use]
     pub fn counts(&self) -> [u64; BUCKETS] {
-        self.counts.each_ref().map(|count| count.load(Ordering::Relaxed))
+        self.counts
+            .each_ref()
+            .map(|count| count.load(Ordering::Relaxed))
     }
 
     /// Each bucket with its upper bound in seconds, and the number of durations in that bucket alone. The

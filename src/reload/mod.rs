@@ -17,6 +17,7 @@ pub use material::Material;
 use crate::{
     config::{Config, ConfigError},
     downstream::{Snapshot, server_config},
+    metrics::ClusterLabels,
     pki::{Identity, PkiError},
     proxy::Routes,
     text::error_chain,

@@ -183,7 +183,7 @@
       make("p", "quiet", "trusts ", ...cluster.trusted.flatMap((ca, i) => [i ? ", " : "", `${ca.subject} (`, daysLeft(ca.not_after), ")"])),
     )));
   }
-  const rateOf = (number, kind, code) => number ? [" · ", make("span", kind, `${rate(number)} ${code} per second`)] : [];
+  const rateOf = (number, kind, code) => number ? [" · ", make("span", kind, `${code}: ${rate(number)} per second`)] : [];
   function endpoint({ address, state, since: from, connections, p50, p99, why }) {
     const [kind, words] = STATES[state];
     const open = connections === 1 ? "1 connection" : `${connections} connections`;
@@ -193,6 +193,8 @@
   }
 
   function clients(facts) {
+    const failed = facts.failed_handshakes_per_second;
+    set("handshakes", `TLS handshakes: ${rate(facts.handshakes_per_second)} per second${failed ? `, of which ${rate(failed)} fail` : ""}`);
     show("clients", facts.clients, () => facts.clients.length ? facts.clients.map(({ client, requests_per_second: requests, connections }) => make("li", "",
       make("code", "", client), make("span", "quiet", ` · ${rate(requests)} requests per second · ${connections === 1 ? "1 connection" : `${count(connections, 0)} connections`}`)))
       : [make("li", "quiet", "No clients are connected.")]);

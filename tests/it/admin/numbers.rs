@@ -61,8 +61,14 @@ async fn requests_are_counted_by_kind_and_status() {
         ("errors_total{cluster=\"test\",reason=\"rejected\"}", 0.0),
         ("requests_in_flight{cluster=\"test\"}", 0.0),
         ("received_bytes_total", 5.0),
-        ("request_time_to_headers_seconds_count{cluster=\"test\",verb=\"get\"}", 3.0),
-        ("request_duration_seconds_count{cluster=\"test\",verb=\"list\"}", 2.0),
+        (
+            "request_time_to_headers_seconds_count{cluster=\"test\",verb=\"get\"}",
+            3.0,
+        ),
+        (
+            "request_duration_seconds_count{cluster=\"test\",verb=\"list\"}",
+            2.0,
+        ),
         // One per client: the 401 affects only its own client.
         ("leases_taken_total{from=\"dial\"}", 2.0),
         ("leases_taken_total{from=\"idle\"}", 0.0),
@@ -106,7 +112,11 @@ async fn open_watches_and_tunnels_are_counted() {
     exec.head().await.unwrap();
     exec.send("four").await;
     exec.take(4).await.unwrap();
-    let open = [("watches{cluster=\"test\"}", 2.0), ("tunnels{cluster=\"test\"}", 1.0), ("connections", 2.0)];
+    let open = [
+        ("watches{cluster=\"test\"}", 2.0),
+        ("tunnels{cluster=\"test\"}", 1.0),
+        ("connections", 2.0),
+    ];
     wait_for_numbers(admin, &open).await;
 
     exec.stream().shutdown().await.unwrap();
@@ -306,7 +316,10 @@ async fn numbers_of_one_cluster_do_not_count_for_another() {
     let proxy = setup.start();
     let client = proxy.client().http2().await;
     let watch = client.open("https://kube.test/api/v1/pods?watch=1").await;
-    let failed = client.get("https://staging.test/api/v1/pods").await.unwrap();
+    let failed = client
+        .get("https://staging.test/api/v1/pods")
+        .await
+        .unwrap();
     assert_eq!(failed.status, 503);
     wait_for_numbers(
         proxy.admin(),
@@ -325,7 +338,7 @@ async fn numbers_of_one_cluster_do_not_count_for_another() {
 }
 
 #[tokio::test]
-async fn slow_endpoint_is_told_by_its_time_to_headers() {
+async fn time_to_headers_counts_for_the_endpoint_that_answered() {
     let world = World::new();
     let upstream = world.apiserver().http(api).start().await;
     let proxy = world.proxy(upstream.address()).admin().start();

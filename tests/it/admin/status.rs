@@ -2,6 +2,10 @@
 
 use serde_json::Value;
 use standin::tcp;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 use super::{api, get, wait_for_numbers};
 use crate::{
@@ -29,17 +33,20 @@ async fn status_lists_open_streams_without_secrets() {
         .await;
     watch.head().await.unwrap();
     let mut exec = proxy.client().http1().await;
-    exec.send(
-        WEBSOCKET
-            .replace("command=ls", "command=s3cret")
-            .replace(
-                "v5.channel.k8s.io",
-                "v5.channel.k8s.io, base64url.bearer.authorization.k8s.io.s3cret",
-            ),
-    )
+    exec.send(WEBSOCKET.replace("command=ls", "command=s3cret").replace(
+        "v5.channel.k8s.io",
+        "v5.channel.k8s.io, base64url.bearer.authorization.k8s.io.s3cret",
+    ))
     .await;
     exec.head().await.unwrap();
-    wait_for_numbers(admin, &[("watches{cluster=\"test\"}", 1.0), ("tunnels{cluster=\"test\"}", 1.0)]).await;
+    wait_for_numbers(
+        admin,
+        &[
+            ("watches{cluster=\"test\"}", 1.0),
+            ("tunnels{cluster=\"test\"}", 1.0),
+        ],
+    )
+    .await;
 
     let response = get(admin, "/status.json").await;
     assert!(!response.text().contains("s3cret"), "{}", response.text());
@@ -98,7 +105,11 @@ async fn status_explains_failures() {
     let errors = status["recent_errors"].as_array().unwrap();
     assert_eq!(errors.len(), 1, "{errors:?}");
     assert_eq!(
-        (&errors[0]["reason"], &errors[0]["cluster"], &errors[0]["count"]),
+        (
+            &errors[0]["reason"],
+            &errors[0]["cluster"],
+            &errors[0]["count"]
+        ),
         (&"connect".into(), &"test".into(), &3.into())
     );
     let message = errors[0]["message"].as_str().unwrap();
@@ -157,7 +168,7 @@ async fn exec_is_listed_beside_500_watches() {
     let world = World::new();
     let upstream = world.apiserver().http(api).start().await;
     let proxy = world.proxy(upstream.address()).admin().workers(2).start();
-    let mut open = Vec::new();
+    let (mut clients, mut open) = (Vec::new(), Vec::new());
     for connection in 0..5 {
         let client = proxy.client().http2().await;
         for number in 0..80 {
@@ -170,6 +181,7 @@ async fn exec_is_listed_beside_500_watches() {
                 open.push(client.open(&url).await.unwrap());
             }
         }
+        clients.push(client);
     }
     let mut exec = proxy.client().http1().await;
     exec.send(WEBSOCKET).await;
@@ -184,9 +196,9 @@ async fn exec_is_listed_beside_500_watches() {
     assert_eq!(tunnels[0]["resource"], "pods/exec");
     let watches = status["open_watches"].as_array().unwrap();
     assert_eq!(watches.len(), 100, "the rows are bounded");
-    assert_eq!(watches[0]["resource"], "widgets.example.com");
+    assert_eq!(watches[0]["resource"], "widgets");
     assert_eq!(watches[0]["count"], 400);
-    drop(open);
+    drop((open, clients));
 }
 
 #[tokio::test]
@@ -219,12 +231,15 @@ async fn ready_proxy_names_the_cluster_that_is_down() {
     let client = proxy.client().http2().await;
     client.get("https://kube.test/version").await.unwrap();
     let ready = status(admin).await;
-    assert_eq!((&ready["state"], &ready["problems"]), (&"ready".into(), &serde_json::json!([])));
+    assert_eq!(
+        (&ready["state"], &ready["problems"]),
+        (&"ready".into(), &serde_json::json!([]))
+    );
     client.get("https://staging.test/version").await.unwrap();
     let down = status(admin).await;
     assert_eq!(down["state"], "problems");
     let problem = down["problems"][0].as_str().unwrap();
-    let words = format!("staging: no apiserver is healthy: connect to {refused}: ");
+    let words = format!("staging: no apiserver is healthy: cannot connect to {refused}: ");
     assert!(problem.starts_with(&words), "{problem}");
     assert_eq!(get(admin, "/readyz").await.status, 200);
 }
@@ -250,8 +265,41 @@ async fn burst_of_401_is_a_problem_and_in_the_charts() {
     .await;
     assert_eq!(status["state"], "problems");
     let problem = status["problems"][0].as_str().unwrap();
-    assert!(problem.starts_with("test: ") && problem.contains("per second are 401"), "{problem}");
-    assert!(status["clusters"][0]["unauthorized_per_second"].as_f64().unwrap() > 1.0);
+    assert!(
+        problem.starts_with("test: ") && problem.contains("per second are 401"),
+        "{problem}"
+    );
+    assert!(
+        status["clusters"][0]["unauthorized_per_second"]
+            .as_f64()
+            .unwrap()
+            > 1.0
+    );
     let times = status["clusters"][0]["endpoints"][0]["p99"].as_f64();
     assert!(times.unwrap() > 0.0);
+}
+
+#[tokio::test]
+async fn failed_handshakes_are_a_problem() {
+    let world = World::new();
+    let upstream = world.apiserver().http(api).start().await;
+    let proxy = world.proxy(upstream.address()).admin().start();
+    let client = proxy.client().http2().await;
+    client.get("https://kube.test/version").await.unwrap();
+    for _ in 0..40 {
+        let mut noise = TcpStream::connect(proxy.address()).await.unwrap();
+        noise.write_all(&[0xff; 64]).await.unwrap();
+        noise.read_to_end(&mut Vec::new()).await.ok();
+    }
+    let failed = [("handshakes_total{result=\"failed\"}", 40.0)];
+    wait_for_numbers(proxy.admin(), &failed).await;
+    let status = status(proxy.admin()).await;
+    let problem = status["problems"][0].as_str().unwrap();
+    assert!(
+        problem.contains("TLS handshakes per second fail"),
+        "{problem}"
+    );
+    let rates = ["handshakes_per_second", "failed_handshakes_per_second"];
+    let [all, failed] = rates.map(|rate| status[rate].as_f64().unwrap());
+    assert!(all > failed && failed > 0.0, "{all} and {failed}");
 }

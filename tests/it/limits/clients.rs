@@ -250,7 +250,7 @@ async fn status_lists_a_busy_client_that_opens_new_connections() {
         let address = Ipv4Addr::new(127, 0, 0, client);
         open.push(proxy.client().from(address.into()).http1().await);
     }
-    let busy: std::net::IpAddr = Ipv4Addr::new(127, 0, 0, 99).into();
+    let busy: IpAddr = Ipv4Addr::new(127, 0, 0, 99).into();
     for _ in 0..20 {
         let mut client = proxy.client().from(busy).alpn(&["http/1.1"]).http1().await;
         assert_eq!(client.get(HOST, "/version", "").await.status, 200);
@@ -259,5 +259,8 @@ async fn status_lists_a_busy_client_that_opens_new_connections() {
     let status: serde_json::Value = serde_json::from_slice(&status.body).unwrap();
     let first = &status["clients"][0];
     assert_eq!(first["client"], "127.0.0.99");
-    assert!(first["requests_per_second"].as_f64().unwrap() > 0.0, "{first}");
+    assert!(
+        first["requests_per_second"].as_f64().unwrap() > 0.0,
+        "{first}"
+    );
 }
