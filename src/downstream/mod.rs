@@ -14,7 +14,12 @@ use rustls::{
     server::{Acceptor, ClientHello, ProducesTickets, ResolvesServerCert},
     sign::CertifiedKey,
 };
-use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, copy, sink},
+    net::TcpStream,
+    sync::Semaphore,
+    time::timeout,
+};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tracing::debug;
 
@@ -123,6 +128,7 @@ async fn serve(
     // It fails only for a dead socket, which the next read reports.
     socket::set_user_timeout(stream.get_ref().0.tcp(), &shared.timeouts).ok();
     let (protocol, sni) = negotiated(stream.get_ref().1);
+    let local = stream.get_ref().0.tcp().local_addr().ok();
     let counters = Arc::clone(context.counters());
     counters.handshakes.count(Handshake::Ok);
     let connected = Connected::new(counters, peer.0, protocol, place);
@@ -130,6 +136,7 @@ async fn serve(
     let downstream = ClientConnection {
         peer,
         sni: sni.filter(|name| snapshot.routes.serves(name)),
+        local,
         forwarded_for: ClientConnection::forwarded_for(peer),
         leases: ClientLeases::new(context),
         limits: shared.limits.clone(),
@@ -188,9 +195,12 @@ enum HandshakeError {
     /// Another client needed the place of the connection.
     #[error("closed because its client has the most connections and another client needs a place")]
     Closed,
+    /// The client speaks HTTP without TLS.
+    #[error("the client sent plain HTTP to the HTTPS port")]
+    PlainHttp,
     /// Client and proxy have no version or cipher in common, or the connection broke.
     #[error("TLS handshake")]
-    Failed(#[source] io::Error),
+    Failed(#[from] io::Error),
 }
 
 impl HandshakeError {
@@ -199,6 +209,7 @@ impl HandshakeError {
         match self {
             Self::Timeout(_) => Handshake::Timeout,
             Self::Closed => Handshake::Closed,
+            Self::PlainHttp => Handshake::PlainHttp,
             Self::Failed(_) => Handshake::Failed,
         }
     }
@@ -236,9 +247,14 @@ async fn handshake(
     context: &UpstreamContext,
 ) -> Result<Box<TlsStream<ReadAhead>>, HandshakeError> {
     let handshake = async {
+        let mut stream = ReadAhead::new(stream);
+        if is_plain_http(stream.first_bytes().await?) {
+            Box::pin(refuse_plain_http(stream)).await;
+            return Err(HandshakeError::PlainHttp);
+        }
         // A client takes a slot only after its whole ClientHello has arrived. Otherwise a few silent clients
         // would block all others.
-        let hello = LazyConfigAcceptor::new(Acceptor::default(), ReadAhead::new(stream)).await?;
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
         let slots = [&client.handshakes, &shared.handshakes];
         if slots.iter().any(|slots| slots.available_permits() == 0) {
             context.counters().limits_hit.count(Limit::Handshakes);
@@ -259,14 +275,40 @@ async fn handshake(
             |connection: &mut ServerConnection| connection.set_buffer_limit(Some(MAX_TLS_BUFFER));
         // In the future, because this call already exchanges keys and signs, which takes most of the time.
         let handshake = async { hello.into_stream_with(config, limit_buffer).await };
-        let stream = context.client_turns().run(handshake).await;
-        stream.map(Box::new)
+        let stream = context.client_turns().run(handshake).await?;
+        Ok(Box::new(stream))
     };
     let limit = shared.timeouts.handshake;
     timeout(limit, handshake)
         .await
-        .map_err(|_elapsed| HandshakeError::Timeout(limit))?
-        .map_err(HandshakeError::Failed)
+        .unwrap_or(Err(HandshakeError::Timeout(limit)))
+}
+
+/// Whether a connection begins with a request of HTTP instead of a TLS record, whose first byte is 22.
+fn is_plain_http(first: &[u8]) -> bool {
+    const METHODS: [&[u8]; 9] = [
+        b"GET ",
+        b"HEAD ",
+        b"POST ",
+        b"PUT ",
+        b"PATCH ",
+        b"DELETE ",
+        b"OPTIONS ",
+        b"CONNECT ",
+        b"PRI ",
+    ];
+    METHODS.iter().any(|method| first.starts_with(method))
+}
+
+/// Tells a client that speaks HTTP what this port speaks, as Go and nginx do.
+async fn refuse_plain_http(mut stream: ReadAhead) {
+    let refusal = async {
+        stream.write_all(SPEAKS_HTTPS).await?;
+        stream.shutdown().await?;
+        // The kernel would send a reset for bytes that were not read, and the client may then not read the response.
+        copy(&mut stream.take(MAX_LINGER_BYTES), &mut sink()).await
+    };
+    timeout(LINGER, refusal).await.ok();
 }
 
 /// Chooses the certificate for a name, by the SANs of the certificates.
@@ -303,6 +345,14 @@ impl ResolvesServerCert for CertificateBySni {
 
 /// How long a client may leave pending data of a response unread (60 s in nginx, too: `send_timeout`).
 const CLIENT_STALL: Duration = Duration::from_secs(60);
+/// How long the rest of a request is read and discarded, so that its response arrives (500 ms in Go).
+const LINGER: Duration = Duration::from_secs(1);
+/// For how many bytes a client whose connection ends can still read why.
+const MAX_LINGER_BYTES: u64 = 256 * 1024;
+const SPEAKS_HTTPS: &[u8] =
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\
+    Content-Length: 86\r\nConnection: close\r\n\r\n\
+    kube-tls-proxy: this port speaks HTTPS; begin its address in the client with https://\n";
 /// How long a connection may take to end in order when another client needs its place.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bytes that rustls may hold for a client that does not read.

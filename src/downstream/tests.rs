@@ -356,7 +356,7 @@ async fn response_that_is_never_read_is_reset_after_a_minute() {
     assert_eq!(head.stream, 5, "the connection stays");
 }
 
-/// hyper hands the last frame to h2 as soon as the window has room for one byte of it, and then forgets the stream.
+/// h2 gets the last frame as soon as the window has room for one byte of it, and then forgets the stream.
 #[tokio::test]
 async fn connection_whose_last_frames_are_unread_is_closed() {
     let worker = OneWorker::start().await;

@@ -28,7 +28,8 @@ pub(crate) use request::{
     RequestFraming, RequestHead, RequestHeadError, RequestParser, encode_request_head,
 };
 pub(crate) use response::{
-    ResponseFraming, ResponseHead, encode_response_head, take_response_head,
+    MAX_RESPONSE_HEAD, ResponseFraming, ResponseHead, encode_response_head, is_head_too_large,
+    take_response_head,
 };
 pub use wire::Upgraded;
 pub(crate) use wire::Wire;

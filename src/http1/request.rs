@@ -124,6 +124,8 @@ pub(crate) enum RequestHeadError {
     FieldsTooLong,
     /// The target holds a `#`.
     HashInTarget,
+    /// The target holds a character that a URI cannot hold.
+    TargetCharacter,
     /// A coding other than `chunked`, or more than one.
     TransferEncoding,
     /// Two lengths, or a length and a coding (RFC 9112 §6.3).
@@ -243,7 +245,13 @@ fn request_head(
     }
     // Slices of the read buffer, not copies: they are written to the apiserver soon.
     let shared_target = unread.slice_ref(target.as_bytes());
-    parts.uri = Uri::from_maybe_shared(shared_target).map_err(|_| RequestHeadError::Malformed)?;
+    parts.uri = Uri::from_maybe_shared(shared_target).map_err(|_| {
+        if target.starts_with('/') {
+            RequestHeadError::TargetCharacter
+        } else {
+            RequestHeadError::Malformed
+        }
+    })?;
     let is_http11 = request.version == Some(1);
     parts.version = if is_http11 {
         Version::HTTP_11

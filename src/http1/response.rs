@@ -41,21 +41,23 @@ pub(crate) fn take_response_head(
     if unread.is_empty() {
         return Ok(None);
     }
-    let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    let too_long = || MessageError::HeadTooLong {
+        max: MAX_RESPONSE_HEAD,
+    };
+    let (config, mut many) = (ParserConfig::default(), Vec::new());
+    let mut few = [const { MaybeUninit::uninit() }; USUAL_FIELDS];
     let mut response = httparse::Response::new(&mut []);
-    let parsed = ParserConfig::default().parse_response_with_uninit_headers(
-        &mut response,
-        unread,
-        &mut fields,
-    );
-    let length = match parsed.map_err(MessageError::Head)? {
-        Status::Complete(length) if length <= MAX_HEAD_BYTES => length,
-        Status::Partial if unread.len() < MAX_HEAD_BYTES => return Ok(None),
-        Status::Complete(_) | Status::Partial => {
-            return Err(MessageError::HeadTooLong {
-                max: MAX_HEAD_BYTES,
-            });
-        }
+    let mut parsed = config.parse_response_with_uninit_headers(&mut response, unread, &mut few);
+    if parsed == Err(httparse::Error::TooManyHeaders) {
+        many.resize_with(MAX_FIELDS, MaybeUninit::uninit);
+        response = httparse::Response::new(&mut []);
+        parsed = config.parse_response_with_uninit_headers(&mut response, unread, &mut many);
+    }
+    let length = match parsed {
+        Ok(Status::Complete(length)) => length,
+        Ok(Status::Partial) if unread.len() < MAX_RESPONSE_HEAD => return Ok(None),
+        Ok(Status::Partial) | Err(httparse::Error::TooManyHeaders) => return Err(too_long()),
+        Err(error) => return Err(MessageError::Head(error)),
     };
     let status = response
         .code
@@ -69,6 +71,10 @@ pub(crate) fn take_response_head(
         let value = HeaderValue::from_maybe_shared(unread.slice_ref(field.value))
             .map_err(|_| MessageError::Head(httparse::Error::HeaderValue))?;
         headers.append(name, value);
+    }
+    // Most heads are far too small.
+    if length > MAX_RESPONSE_HEAD / FIELD_OVERHEAD && is_head_too_large(&headers) {
+        return Err(too_long());
     }
     let is_http11 = response.version == Some(1);
     drop(unread.split_to(length));
@@ -99,6 +105,16 @@ pub(crate) fn take_response_head(
         body,
         keep_alive,
     }))
+}
+
+/// Whether the fields of a response are larger than [`MAX_RESPONSE_HEAD`], counted as HTTP/2 counts them (RFC 9113
+/// §6.5.2), so that both protocols have the same limit.
+pub(crate) fn is_head_too_large(headers: &HeaderMap) -> bool {
+    let fields = headers.iter();
+    let bytes: usize = fields
+        .map(|(name, value)| name.as_str().len() + value.len() + FIELD_OVERHEAD)
+        .sum();
+    bytes > MAX_RESPONSE_HEAD
 }
 
 /// Where the body ends, and whether its end leaves the connection usable.
@@ -247,7 +263,12 @@ pub(crate) fn encode_response_head(
 
 /// Bytes for the status line, the fields that are added, and the size of the first chunk.
 const HEAD_OVERHEAD: usize = 192;
-/// Bytes of a response head.
-pub(super) const MAX_HEAD_BYTES: usize = 32 * 1024;
-/// kube-apiserver repeats `Warning`, and servers reached through services/proxy may set any field.
-pub(super) const MAX_FIELDS: usize = 200;
+/// Bytes of the head of a response. Room for many `Warning` fields, which kube-apiserver caps at about 4 Ki characters per
+/// response, and for what servers set that are reached through services/proxy.
+pub(crate) const MAX_RESPONSE_HEAD: usize = 256 * 1024;
+/// Bytes that HTTP/2 adds to each field when it counts the size of a head.
+const FIELD_OVERHEAD: usize = 32;
+/// More fields than a head of this size can have.
+pub(super) const MAX_FIELDS: usize = MAX_RESPONSE_HEAD / FIELD_OVERHEAD;
+/// Fields of a head for which the stack has room.
+const USUAL_FIELDS: usize = 200;

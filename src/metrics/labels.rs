@@ -111,6 +111,8 @@ label! {
         Timeout = "timeout",
         /// The proxy closed the connection, because another client needed its place.
         Closed = "closed",
+        /// The client sent plain HTTP.
+        PlainHttp = "plain_http",
         /// Both sides did not agree on TLS parameters, or the connection broke.
         Failed = "failed",
     }

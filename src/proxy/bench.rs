@@ -58,6 +58,7 @@ impl Counting {
             downstream: ClientConnection {
                 peer: PeerAddr(peer),
                 sni: None,
+                local: None,
                 forwarded_for: ClientConnection::forwarded_for(PeerAddr(peer)),
                 leases: ClientLeases::new(worker),
                 limits,

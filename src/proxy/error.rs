@@ -92,7 +92,10 @@ fn upstream_reason(error: &UpstreamError) -> ErrorReason {
         UpstreamError::Unsent { .. } | UpstreamError::Refused { .. } => ErrorReason::Unprocessed,
         UpstreamError::Lost { .. } => ErrorReason::Lost,
         UpstreamError::Upload { .. } => ErrorReason::Upload,
-        UpstreamError::UnsolicitedUpgrade | UpstreamError::Protocol { .. } => ErrorReason::Protocol,
+        UpstreamError::HeadTooLarge { .. }
+        | UpstreamError::Malformed { .. }
+        | UpstreamError::UnsolicitedUpgrade
+        | UpstreamError::Protocol { .. } => ErrorReason::Protocol,
         UpstreamError::Shared(error) => upstream_reason(error),
     }
 }
@@ -132,6 +135,7 @@ fn exceeded_limit(error: &Error) -> Option<Limit> {
         | Rejection::NotOurs
         | Rejection::Scheme
         | Rejection::Target
+        | Rejection::TargetCharacter
         | Rejection::TransferEncoding
         | Rejection::AmbiguousLength
         | Rejection::Malformed

@@ -18,7 +18,11 @@ mod tunnel;
 mod upgrade;
 mod watch;
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header,
@@ -40,7 +44,7 @@ use crate::{
 use access_log::AccessLog;
 use body::Content;
 use headers::Forwarded;
-use policy::{Admitted, UpgradeToken};
+use policy::{Admitted, ConnectionNames, UpgradeToken};
 pub(crate) use upgrade::start_tunnel;
 
 /// One downstream connection, as all of its requests see it.
@@ -50,6 +54,8 @@ pub struct ClientConnection {
     pub peer: PeerAddr,
     /// The name of the TLS handshake, if a cluster is served under it.
     pub sni: Option<String>,
+    /// The address that the client connected to.
+    pub local: Option<SocketAddr>,
     /// The value of `X-Forwarded-For`.
     pub forwarded_for: HeaderValue,
     /// The upstream connections of this client.
@@ -169,7 +175,11 @@ async fn forward(
     log: &mut AccessLog,
 ) -> Result<Response<Body>, Error> {
     let (mut head, body) = request.into_parts();
-    let admitted = policy::admit(&head, routes, &downstream.limits, downstream.sni.as_deref())?;
+    let names = ConnectionNames {
+        sni: downstream.sni.as_deref(),
+        local: downstream.local,
+    };
+    let admitted = policy::admit(&head, routes, &downstream.limits, names)?;
     log.routed(admitted.cluster.label());
     let place = downstream.connected.place();
     let check = place

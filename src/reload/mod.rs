@@ -297,6 +297,7 @@ fn snapshot(
         for name in material.identities.iter().flat_map(Identity::names) {
             routes.add(name, only);
         }
+        routes.set_sole(only);
     }
     for (cluster, (config, _)) in clusters.iter().zip(&material.clusters) {
         for host in &config.hosts {

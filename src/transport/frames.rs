@@ -2,12 +2,14 @@
 //! [`FrameListener`] what passes. The legs of the client and of the apiserver have one listener each.
 
 use std::{
+    collections::VecDeque,
     fmt::Debug,
     io,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
+use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Types of frames (RFC 9113 §6).
@@ -23,11 +25,15 @@ pub(crate) const END_STREAM: u8 = 0x1;
 pub(crate) const END_HEADERS: u8 = 0x4;
 pub(crate) const PADDED: u8 = 0x8;
 pub(crate) const PRIORITY: u8 = 0x20;
+/// A code of resets (RFC 9113 §7).
+pub(crate) const PROTOCOL_ERROR: u8 = 1;
 /// The bits of a stream's number.
 pub(crate) const STREAM_ID: u32 = 0x7fff_ffff;
 /// The bytes that a client sends before its first frame (RFC 9113 §3.4).
 const PREFACE: usize = 24;
 const HEADER: usize = 9;
+/// Streams of which [`FrameMonitor`] remembers that h2 has written a head.
+const MAX_HEADS_NOTED: usize = 128;
 
 /// The header of a frame (RFC 9113 §4.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,6 +131,17 @@ pub(crate) trait FrameListener {
     /// A part was written.
     fn written(&mut self, part: FramePart<'_>);
 
+    /// Whether only h2 itself writes to this stream. If it resets the stream with [`PROTOCOL_ERROR`] and without a head, the
+    /// frames of [`FrameListener::refuse`] are written before the reset.
+    fn is_unserved(&self, _stream: u32) -> bool {
+        false
+    }
+
+    /// A response to the request of this stream.
+    fn refuse(&mut self, _stream: u32) -> Vec<u8> {
+        Vec::new()
+    }
+
     /// Called after each read and before each write, with the number of bytes written so far.
     ///
     /// # Errors
@@ -147,7 +164,20 @@ pub(crate) struct FrameMonitor<S, L> {
     /// Whether the frame that is being written is `RST_STREAM`.
     writes_reset: bool,
     written: u64,
+    /// The rest of a response of [`FrameListener::refuse`], and the stream of the last one.
+    refusal: Bytes,
+    refused: u32,
+    /// Unserved streams on which h2 has written a head, the oldest first: a 431.
+    heads: VecDeque<u32>,
     listener: L,
+}
+
+/// What to change in frames that are about to be written.
+enum Change {
+    /// Writes this code in place of the byte at this position.
+    Code(usize, u8),
+    /// Writes a response to this stream before the reset at this position.
+    Refusal(usize, u32),
 }
 
 impl<S, L: FrameListener> FrameMonitor<S, L> {
@@ -168,31 +198,50 @@ impl<S, L: FrameListener> FrameMonitor<S, L> {
             outgoing: FrameWalker::after(written_before),
             writes_reset: false,
             written: 0,
+            refusal: Bytes::new(),
+            refused: 0,
+            heads: VecDeque::new(),
             listener,
         }
     }
 
     /// Parses the frames in `bufs` before they are written, with a copy of the walker for outgoing frames. Returns the
-    /// position of the first of the listener's reset codes, with the code to write. Otherwise returns the walker after
-    /// all bytes, or `None` if the bytes contain a reset.
-    fn look_ahead(&self, bufs: &[io::IoSlice<'_>]) -> Result<Option<FrameWalker>, (usize, u8)> {
+    /// first change that a reset needs. Otherwise returns the walker after all bytes, or `None` if the bytes contain a
+    /// reset.
+    fn look_ahead(&mut self, bufs: &[io::IoSlice<'_>]) -> Result<Option<FrameWalker>, Change> {
         if L::RESET_CODES.is_empty() {
             return Ok(None);
         }
         let (mut walker, mut is_reset, mut before) = (self.outgoing, self.writes_reset, 0);
         let mut has_reset = is_reset;
+        // The stream of a reset, and where the frame begins if that is in `bufs`.
+        let mut reset = (0, None);
         for buf in bufs {
             let mut rest = &buf[..];
             while let Some(part) = walker.next(&mut rest) {
+                let end = before + buf.len() - rest.len();
                 match part {
                     FramePart::Header(frame) => {
                         is_reset = frame.kind == RST_STREAM;
                         has_reset |= is_reset;
+                        reset = (frame.stream, end.checked_sub(HEADER));
+                        if frame.kind == HEADERS {
+                            self.note_head(frame.stream);
+                        }
                     }
                     FramePart::Payload(piece, 0) if is_reset => {
-                        let code = |(from, _): &&(u8, u8)| piece.last() == Some(from);
-                        if let Some((_, to)) = L::RESET_CODES.iter().find(code) {
-                            return Err((before + buf.len() - rest.len() - 1, *to));
+                        let Some(last) = piece.last() else { continue };
+                        if let (stream, Some(start)) = reset
+                            && *last == PROTOCOL_ERROR
+                            && stream != self.refused
+                            && self.listener.is_unserved(stream)
+                            && !self.heads.contains(&stream)
+                        {
+                            return Err(Change::Refusal(start, stream));
+                        }
+                        let code = L::RESET_CODES.iter().find(|(from, _)| from == last);
+                        if let Some((_, to)) = code {
+                            return Err(Change::Code(end - 1, *to));
                         }
                     }
                     FramePart::Payload(..) => {}
@@ -201,6 +250,29 @@ impl<S, L: FrameListener> FrameMonitor<S, L> {
             before += buf.len();
         }
         Ok((!has_reset).then_some(walker))
+    }
+
+    fn note_head(&mut self, stream: u32) {
+        if self.listener.is_unserved(stream) && !self.heads.contains(&stream) {
+            // Such a stream has its reset soon.
+            if self.heads.len() == MAX_HEADS_NOTED {
+                self.heads.pop_front();
+            }
+            self.heads.push_back(stream);
+        }
+    }
+
+    /// Ready once the refusal is written.
+    fn poll_refusal(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>
+    where
+        S: AsyncWrite + Unpin,
+    {
+        while !self.refusal.is_empty() {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.refusal))?;
+            self.written += written as u64;
+            self.refusal.advance(written);
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn note_written(&mut self, mut bytes: &[u8]) {
@@ -244,7 +316,7 @@ impl<S: AsyncWrite + Unpin, L: FrameListener + Unpin> AsyncWrite for FrameMonito
         self.poll_write_vectored(cx, &[io::IoSlice::new(buf)])
     }
 
-    /// Writes up to the first of the listener's reset codes, or fails if the connection must end.
+    /// Writes up to the first change that a reset needs, or fails if the connection must end.
     fn poll_write_vectored(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -252,12 +324,23 @@ impl<S: AsyncWrite + Unpin, L: FrameListener + Unpin> AsyncWrite for FrameMonito
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         this.listener.check(this.written)?;
+        ready!(this.poll_refusal(cx))?;
         let replaced: Vec<u8>;
-        let (bufs, walker): (&[io::IoSlice<'_>], _) = match this.look_ahead(bufs) {
+        let mut change = this.look_ahead(bufs);
+        if let Err(Change::Refusal(0, stream)) = change {
+            this.refused = stream;
+            this.refusal = this.listener.refuse(stream).into();
+            ready!(this.poll_refusal(cx))?;
+            change = this.look_ahead(bufs);
+        }
+        let (bufs, walker): (&[io::IoSlice<'_>], _) = match change {
             Ok(walker) => (bufs, walker),
-            Err((at, code)) => {
+            Err(change) => {
                 let bytes = bufs.iter().flat_map(|buf| buf.iter().copied());
-                replaced = bytes.take(at).chain([code]).collect();
+                replaced = match change {
+                    Change::Code(at, code) => bytes.take(at).chain([code]).collect(),
+                    Change::Refusal(at, _) => bytes.take(at).collect(),
+                };
                 (&[io::IoSlice::new(&replaced)], None)
             }
         };
@@ -425,6 +508,63 @@ mod tests {
 
         fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
             Poll::Ready(Ok(()))
+        }
+    }
+
+    /// Refuses stream 5 unless h2 has written a head on it.
+    #[derive(Debug, Default)]
+    struct Refuser;
+
+    impl FrameListener for Refuser {
+        const RESET_CODES: &'static [(u8, u8)] = &[(CANCEL, OTHER)];
+
+        fn read(&mut self, _: FramePart<'_>) {}
+
+        fn written(&mut self, _: FramePart<'_>) {}
+
+        fn check(&mut self, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn is_unserved(&self, stream: u32) -> bool {
+            stream == 5
+        }
+
+        fn refuse(&mut self, stream: u32) -> Vec<u8> {
+            format!("refusal of {stream}").into()
+        }
+    }
+
+    #[tokio::test]
+    async fn refusal_precedes_the_reset_of_an_unserved_stream() {
+        let reset = |code| frame(RST_STREAM, &[0, 0, 0, code]);
+        let served = |mut bytes: Vec<u8>| {
+            bytes[8] = 7;
+            bytes
+        };
+        let (head, data) = (frame(HEADERS, b"431"), frame(DATA, &reset(PROTOCOL_ERROR)));
+        let bad = reset(PROTOCOL_ERROR);
+        for (before, last, is_refused) in [
+            (&data, &bad, true),
+            (&head, &bad, false),
+            (&served(head.clone()), &bad, true),
+            (&data, &served(bad.clone()), false),
+            (&data, &reset(3), false),
+            (&bad, &bad, true),
+        ] {
+            let bytes = [&before[..], last, &data].concat();
+            // Only the first of two resets of a stream is preceded by a refusal.
+            let at = if before == &bad { 0 } else { before.len() };
+            let (first, rest) = bytes.split_at(at);
+            let refusal: &[u8] = if is_refused { b"refusal of 5" } else { b"" };
+            let expected = [first, refusal, rest].concat();
+            for taken in 1..=bytes.len() {
+                let stream = Narrow(Vec::new(), taken);
+                let mut monitor = FrameMonitor::of_client(stream, Refuser);
+                monitor.write_all(&bytes).await.unwrap();
+                assert_eq!(monitor.stream.0, expected, "{taken}");
+                assert_eq!(monitor.written, expected.len() as u64);
+            }
         }
     }
 

@@ -7,7 +7,7 @@
 //! The layers of each leg, HTTP first and the socket last:
 //!
 //! ```text
-//! downstream HTTP/2    hyper > TokioIo > FrameMonitor  > WriteBatcher > TlsStream > ReadAhead > TcpStream
+//! downstream HTTP/2    h2 > FrameMonitor               > WriteBatcher > TlsStream > ReadAhead > TcpStream
 //! downstream HTTP/1.1  downstream::http1 > Wire                       > TlsStream > ReadAhead > TcpStream
 //! upstream HTTP/2      h2 > FrameMonitor               > WriteBatcher > TlsStream > ReadAhead > TcpStream
 //! upstream HTTP/1.1    upstream::h1 > Wire                            > TlsStream > ReadAhead > TcpStream

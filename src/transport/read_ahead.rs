@@ -6,6 +6,7 @@
 use std::{
     any::Any,
     fmt::Debug,
+    future::poll_fn,
     io, mem,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -57,6 +58,24 @@ impl ReadAhead {
     /// The socket, for its settings.
     pub(crate) fn tcp(&self) -> &TcpStream {
         &self.tcp
+    }
+
+    /// Reads the first bytes of a connection ahead and returns them. The next reads begin with them, so that this costs no
+    /// system call. Empty at the end of the connection.
+    ///
+    /// # Errors
+    ///
+    /// When the connection fails.
+    pub(crate) async fn first_bytes(&mut self) -> io::Result<&[u8]> {
+        poll_fn(|cx| {
+            // Check first, so that a silent client costs no buffer.
+            ready!(self.tcp.poll_read_ready(cx))?;
+            self.buffer.reserve(FIRST_READ);
+            let mut ahead = (&mut self.buffer).limit(FIRST_READ);
+            poll_read_buf(Pin::new(&mut self.tcp), cx, &mut ahead)
+        })
+        .await?;
+        Ok(&self.buffer)
     }
 
     /// See [`Readable::poll_readable`].
@@ -172,6 +191,9 @@ impl AsyncWrite for ReadAhead {
         self.tcp.is_write_vectored()
     }
 }
+
+/// As much as rustls asks for in its first read.
+const FIRST_READ: usize = 4 * 1024;
 
 /// A stream that knows whether a read would find something.
 pub(crate) trait Readable: AsyncRead + AsyncWrite + Debug + Send + Unpin {

@@ -59,7 +59,7 @@ impl TlsWriter for client::TlsStream<ReadAhead> {
 
 /// A TLS stream whose writes are sent after [`WriteBatcher::drive`] has polled its user.
 ///
-/// It is a handle, cloned once: h2 and hyper own their stream and do not give it out, so the user reads
+/// It is a handle, cloned once: h2 owns its stream and does not give it out, so the user reads
 /// and writes through one handle, and the driver sends through the other.
 #[derive(Debug)]
 pub(crate) struct WriteBatcher<S>(Arc<Mutex<BatchState<S>>>);

@@ -83,6 +83,23 @@ pub enum UpstreamError {
         #[source]
         source: HttpError,
     },
+    /// The head of the response is larger than the proxy reads.
+    #[error("the head of the response of {endpoint} is larger than {max} bytes")]
+    HeadTooLarge {
+        /// The endpoint of the connection.
+        endpoint: UpstreamAddr,
+        /// Bytes that the proxy reads.
+        max: usize,
+    },
+    /// The response is not valid HTTP.
+    #[error("the response of {endpoint} is not valid HTTP")]
+    Malformed {
+        /// The endpoint of the connection.
+        endpoint: UpstreamAddr,
+        /// What is wrong with it.
+        #[source]
+        source: HttpError,
+    },
     /// The client did not send its request body to the end.
     #[error("cannot read the request body")]
     Upload {
@@ -142,7 +159,7 @@ pub enum H1Error {
 pub enum UploadError {
     /// The downstream HTTP/2 connection failed.
     #[error("cannot read the request body")]
-    Http2(#[source] hyper::Error),
+    Http2(#[source] h2::Error),
     /// The downstream HTTP/1.1 connection failed, or the body is malformed.
     #[error("cannot read the request body")]
     Http1(#[source] MessageError),
@@ -169,6 +186,22 @@ pub enum DownloadError {
 }
 
 impl UpstreamError {
+    /// Why a request has no response, although it was sent.
+    pub(super) fn no_response(endpoint: UpstreamAddr, source: HttpError) -> Self {
+        match source {
+            HttpError::H1(H1Error::Message(MessageError::HeadTooLong { max })) => {
+                Self::HeadTooLarge { endpoint, max }
+            }
+            HttpError::H1(
+                H1Error::Message(MessageError::Head(_) | MessageError::Framing(_))
+                | H1Error::Interim { .. },
+            ) => Self::Malformed { endpoint, source },
+            // An error that h2 found in the frames of the apiserver.
+            HttpError::H2(ref error) if error.is_library() => Self::Malformed { endpoint, source },
+            HttpError::H1(_) | HttpError::H2(_) => Self::Lost { endpoint, source },
+        }
+    }
+
     /// The metric label of a dial that ended in this error.
     pub(super) fn as_dialled(&self) -> Dialled {
         match self {
@@ -187,6 +220,8 @@ impl UpstreamError {
             | Self::Unsent { .. }
             | Self::Refused { .. }
             | Self::Lost { .. }
+            | Self::HeadTooLarge { .. }
+            | Self::Malformed { .. }
             | Self::Upload { .. } => Dialled::Other,
         }
     }
@@ -208,6 +243,8 @@ impl UpstreamError {
             | Self::Refused { .. } => true,
             Self::Shared(error) => error.is_unprocessed(),
             Self::Lost { .. }
+            | Self::HeadTooLarge { .. }
+            | Self::Malformed { .. }
             | Self::Upload { .. }
             | Self::UnsolicitedUpgrade
             | Self::Protocol { .. } => false,

@@ -1,11 +1,9 @@
 //! The body of a request: read from the client, and sent over HTTP/2 with a copy for one retry.
 //!
-//! An incomplete body never looks complete. hyper reports a request body that its HTTP/2 client reset
-//! with `CANCEL` as complete; [`RequestBody`] does not.
+//! An incomplete body never looks complete.
 
 use std::{
     collections::VecDeque,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -14,10 +12,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use h2::{Reason, SendStream};
-use hyper::body::{Body as _, Incoming};
+use h2::{Reason, RecvStream, SendStream};
 
-use super::{UploadError, upload_pace::UploadPace};
+use super::{
+    UploadError,
+    http2_body::{Http2Body, UnreadBody},
+    upload_pace::UploadPace,
+};
 use crate::{
     config::Limits,
     http1::IncomingBody,
@@ -51,7 +52,7 @@ pub struct RequestBody {
 enum BodySource {
     Empty,
     Http1(Box<IncomingBody>),
-    Http2(Incoming),
+    Http2(Http2Body),
 }
 
 impl RequestBody {
@@ -76,17 +77,22 @@ impl RequestBody {
         }
     }
 
-    /// The body of a request that came in over HTTP/2.
-    #[must_use]
-    pub fn from_http2(incoming: Incoming) -> Self {
-        if incoming.is_end_stream() {
-            return Self::empty();
+    /// The body of a request that came in over HTTP/2, and what the stream of the client keeps of it. The client may
+    /// wait for a 100 before it sends the body.
+    pub(crate) fn from_http2(
+        stream: RecvStream,
+        expects_continue: bool,
+    ) -> (Self, Option<UnreadBody>) {
+        if stream.is_end_stream() {
+            return (Self::empty(), None);
         }
-        Self {
+        let (incoming, unread) = Http2Body::new(stream, expects_continue);
+        let body = Self {
             source: BodySource::Http2(incoming),
             received: Some(Arc::default()),
             ..Self::empty()
-        }
+        };
+        (body, Some(unread))
     }
 
     /// The number of bytes received from the client so far, if there is a body.
@@ -167,34 +173,12 @@ impl RequestBody {
             BodySource::Http1(incoming) => {
                 ready!(incoming.poll_data(cx)).map(|data| data.map_err(UploadError::Http1))
             }
-            BodySource::Http2(incoming) => ready!(poll_http2(incoming, cx)),
+            BodySource::Http2(incoming) => ready!(incoming.poll_data(cx)),
         };
         if let (Some(Ok(data)), Some(received)) = (&data, &self.received) {
             received.fetch_add(data.len() as u64, Ordering::Relaxed);
         }
         Poll::Ready(data)
-    }
-}
-
-fn poll_http2(
-    incoming: &mut Incoming,
-    cx: &mut Context<'_>,
-) -> Poll<Option<Result<Bytes, UploadError>>> {
-    loop {
-        return Poll::Ready(match ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
-            // Request trailers are dropped: kube-apiserver reads none, and they could name fields
-            // that were checked in the head.
-            Some(Ok(frame)) => match frame.into_data() {
-                Ok(data) if !data.is_empty() => Some(Ok(data)),
-                _ => continue,
-            },
-            Some(Err(error)) => Some(Err(UploadError::Http2(error))),
-            // hyper ends a body that the peer reset with CANCEL or NO_ERROR as if it were complete;
-            // only `is_end_stream` tells the difference. Usually hyper drops the whole request at
-            // the same moment, which resets the upload too, but that depends on the order of tasks.
-            None if !incoming.is_end_stream() => Some(Err(UploadError::Reset)),
-            None => None,
-        });
     }
 }
 

@@ -1,19 +1,22 @@
 //! Responses that arrive before the request is complete.
 
-use std::time::Duration;
+use std::{
+    future::poll_fn,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use http::{Request, Response};
 use standin::{
-    client::{Http2, whole},
-    frames::{END_HEADERS, END_STREAM, Frame, FrameConnection, encode_fields, kind},
-    upstream::{Raw, RequestBody, ResponseBody, full},
+    client::{Http2, TlsConnection, whole},
+    frames::{ACK, END_HEADERS, END_STREAM, Frame, FrameConnection, FrameTap, encode_fields, kind},
+    upstream::{Raw, RequestBody, ResponseBody, Upstream, full},
     within,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{
-    proxy::{HOST, World},
+    proxy::{HOST, Proxy, World},
     responses::ClientResponse,
 };
 
@@ -185,6 +188,181 @@ async fn own_421_reaches_a_client_that_uploads() {
     let response = within("a refusal", response).await.unwrap();
     ClientResponse::from(whole(response).await.unwrap()).assert_status(421, "MisdirectedRequest");
     assert_eq!(upstream.connections().len(), 0);
+}
+
+/// The frames of one stream until its response is complete or it is reset, each with the number of its TLS record.
+struct StreamFrames {
+    tls: TlsConnection,
+    tap: FrameTap,
+    records: usize,
+    seen: Vec<(usize, Frame)>,
+}
+
+impl StreamFrames {
+    /// Begins a POST whose body is not complete.
+    async fn post(proxy: &Proxy, authority: &str, part: &[u8]) -> Self {
+        let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
+        let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
+        let head = [
+            (":method", "POST"),
+            (":scheme", "https"),
+            (":authority", authority),
+            (":path", "/"),
+        ];
+        wire.headers(1, &head, 0).await.unwrap();
+        wire.data(1, part.to_vec(), 0).await.unwrap();
+        Self {
+            tls: wire.into_inner(),
+            tap: FrameTap::from_server(),
+            records: 0,
+            seen: Vec::new(),
+        }
+    }
+
+    /// Sends one more frame of the body.
+    async fn send(&mut self, data: &[u8], flags: u8) {
+        let payload = data.to_vec().into();
+        let (kind, stream) = (kind::DATA, 1);
+        let frame = Frame {
+            kind,
+            flags,
+            stream,
+            payload,
+        };
+        self.tls.write_all(&frame.encode()).await.unwrap();
+        self.tls.flush().await.unwrap();
+    }
+
+    /// Sends a ping and reads until its answer.
+    async fn ping(&mut self) {
+        let frame = Frame {
+            kind: kind::PING,
+            flags: 0,
+            stream: 0,
+            payload: Bytes::from_static(b"the ping"),
+        };
+        self.tls.write_all(&frame.encode()).await.unwrap();
+        self.tls.flush().await.unwrap();
+        self.read_until(|frame| frame.kind == kind::PING && frame.has(ACK))
+            .await;
+    }
+
+    /// Reads whole records until one has such a frame. Returns the number of its record.
+    async fn read_until(&mut self, is_wanted: impl Fn(&Frame) -> bool) -> usize {
+        loop {
+            let record = self.tls.record().await.unwrap().unwrap();
+            self.records += 1;
+            let frames = self.tap.feed(&record);
+            let found = frames.iter().any(&is_wanted);
+            self.seen
+                .extend(frames.into_iter().map(|frame| (self.records, frame)));
+            if found {
+                return self.records;
+            }
+        }
+    }
+
+    async fn end_of_response(&mut self) -> usize {
+        self.read_until(|frame| frame.stream == 1 && frame.has(END_STREAM) && frame.kind <= 1)
+            .await
+    }
+
+    fn resets(&self) -> Vec<Option<u32>> {
+        let resets = self.seen.iter().map(|(_, frame)| frame);
+        let resets = resets.filter(|frame| frame.kind == kind::RST_STREAM);
+        resets.map(Frame::error_code).collect()
+    }
+}
+
+/// Refusals of the proxy and of an apiserver over both protocols.
+async fn refusing(world: &World) -> [(Upstream, &'static str); 3] {
+    let http1 = world.apiserver().alpn(&["http/1.1"]).raw(too_large_as_go);
+    [
+        (world.apiserver().start().await, "other.test"),
+        (world.apiserver().http(too_large).start().await, HOST),
+        (http1.start().await, HOST),
+    ]
+}
+
+/// curl 7.88 loses a response whose reset comes in the same read.
+#[tokio::test]
+async fn early_response_leaves_before_the_reset_of_its_stream() {
+    const NO_ERROR: u32 = 0;
+    let world = World::new();
+    for (upstream, authority) in refusing(&world).await {
+        let proxy = world.proxy(upstream.address()).start();
+        let mut client = StreamFrames::post(&proxy, authority, b"{}").await;
+        let response = client.end_of_response().await;
+        let answered = Instant::now();
+        let reset = client
+            .read_until(|frame| frame.kind == kind::RST_STREAM)
+            .await;
+        assert!(reset > response, "{:?}", client.seen);
+        assert_eq!(client.resets(), [Some(NO_ERROR)], "{authority}");
+        // The rest of a body that is on its way has time to arrive.
+        assert!(answered.elapsed() > Duration::from_millis(500));
+    }
+}
+
+/// The end of a small body is on its way when the response comes.
+#[tokio::test]
+async fn body_that_ends_after_early_response_sees_no_reset() {
+    let world = World::new();
+    for (upstream, authority) in refusing(&world).await {
+        let proxy = world.proxy(upstream.address()).start();
+        let mut client = StreamFrames::post(&proxy, authority, b"{").await;
+        client.end_of_response().await;
+        client.send(b"}", END_STREAM).await;
+        // Frames are answered in order, and then the stream would have had its reset.
+        client.ping().await;
+        client.ping().await;
+        assert_eq!(client.resets(), [], "{authority}: {:?}", client.seen);
+    }
+}
+
+/// A client that uploads more than its window still sends all of it.
+#[tokio::test]
+async fn rest_of_a_large_body_is_discarded_after_early_response() {
+    let (_world, _upstream, proxy) = World::with_proxy().await;
+    let client = proxy.client().http2().await;
+    let request = Request::post("https://other.test/").body(()).unwrap();
+    let (response, mut body) = client.begin(request, false).await.unwrap();
+    body.send_data(Bytes::from(vec![b'x'; 2 << 20]), false)
+        .unwrap();
+    let response = within("a refusal", response).await.unwrap();
+    ClientResponse::from(whole(response).await.unwrap()).assert_status(421, "MisdirectedRequest");
+    body.reserve_capacity(1);
+    // Ready once the proxy has taken what came before.
+    let capacity = within("a window", poll_fn(|cx| body.poll_capacity(cx))).await;
+    capacity.unwrap().unwrap();
+    body.send_data(Bytes::new(), true).unwrap();
+    assert_eq!(client.get("https://kube.test/").await.unwrap().status, 200);
+    let resets = client.frames();
+    let resets = resets.iter().filter(|frame| frame.kind == kind::RST_STREAM);
+    assert_eq!(resets.count(), 0);
+}
+
+/// A client cannot hold its streams: each is reset after about a second, and then another one can begin.
+#[tokio::test]
+async fn unfinished_bodies_hold_their_streams_only_for_a_moment() {
+    const STREAMS: u32 = 8;
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world
+        .proxy(upstream.address())
+        .limits(|limits| limits.streams_per_connection = STREAMS)
+        .start();
+    let client = proxy.client().http2().await;
+    let mut bodies = Vec::new();
+    // Three times as many as may be open: `begin` waits until a stream is free.
+    for _ in 0..3 * STREAMS {
+        let request = Request::post("https://other.test/").body(()).unwrap();
+        let (response, body) = client.begin(request, false).await.unwrap();
+        bodies.push(body);
+        let response = within("a refusal", response).await.unwrap();
+        assert_eq!(response.status(), 421);
+    }
+    assert_eq!(client.get("https://kube.test/").await.unwrap().status, 200);
 }
 
 /// Case 49. A client that waits for a 100 gets the 421 instead and does not upload.

@@ -19,6 +19,7 @@ mod binary;
 mod drain;
 mod early_responses;
 mod endpoints;
+mod expect;
 mod forwarding;
 mod handover;
 mod hosts;

@@ -16,7 +16,6 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -33,7 +32,7 @@ use self::{
     head_timer::{HeadTimer, HeadWait},
     response_writer::ResponseWriter,
 };
-use super::{CLOSE_TIMEOUT, Service};
+use super::{CLOSE_TIMEOUT, LINGER, Service};
 use crate::{
     config::Limits,
     http1::{
@@ -410,6 +409,7 @@ fn rejection_for(error: RequestHeadError, limits: &Limits) -> Rejection {
         RequestHeadError::TooManyFields => Rejection::HeaderFields(limits.header_fields),
         RequestHeadError::FieldsTooLong => Rejection::HeaderBytes(limits.header_bytes),
         RequestHeadError::HashInTarget => Rejection::Target,
+        RequestHeadError::TargetCharacter => Rejection::TargetCharacter,
         RequestHeadError::TransferEncoding => Rejection::TransferEncoding,
         RequestHeadError::AmbiguousLength => Rejection::AmbiguousLength,
     }
@@ -417,5 +417,3 @@ fn rejection_for(error: RequestHeadError, limits: &Limits) -> Rejection {
 
 /// Room for the request line and line ends, in addition to the fields and the target.
 const HEAD_SLACK: usize = 16 * 1024;
-/// How long the rest of a request is read and discarded, so that its response arrives (500 ms in Go).
-const LINGER: Duration = Duration::from_secs(1);

@@ -176,6 +176,41 @@ pub(super) struct RequestBudget {
     cancelled: Mutex<Option<Cancelled>>,
     is_exceeded: AtomicBool,
     last_stream: AtomicU32,
+    accepted: AcceptedStreams,
+}
+
+/// The streams whose requests h2 has handed to the proxy. It refuses a malformed request by itself.
+#[derive(Debug, Default)]
+struct AcceptedStreams {
+    /// The last of them, above one bit for each of the 32 possible streams before it.
+    last_and_before: AtomicU64,
+}
+
+impl AcceptedStreams {
+    /// h2 hands requests over in the order of their streams, whose numbers are odd.
+    fn add(&self, stream: u32) {
+        let state = self.last_and_before.load(Ordering::Relaxed);
+        let bits = (state & u64::from(u32::MAX)) << 1 | 1;
+        let distance = stream.saturating_sub(last_stream(state)) / 2;
+        let bits = bits.checked_shl(distance.saturating_sub(1)).unwrap_or(0) & u64::from(u32::MAX);
+        let state = u64::from(stream) << 32 | bits;
+        self.last_and_before.store(state, Ordering::Relaxed);
+    }
+
+    /// Whether h2 has not handed over this stream. Of streams long before the last one this is not known.
+    fn lacks(&self, stream: u32) -> bool {
+        let state = self.last_and_before.load(Ordering::Relaxed);
+        let last = last_stream(state);
+        match last.checked_sub(stream).map(|distance| distance / 2) {
+            None => true,
+            Some(before @ 1..=32) => state >> (before - 1) & 1 == 0,
+            Some(_) => false,
+        }
+    }
+}
+
+fn last_stream(state: u64) -> u32 {
+    u32::try_from(state >> 32).unwrap_or(u32::MAX)
 }
 
 /// The cancelled requests of a window.
@@ -198,12 +233,23 @@ impl RequestBudget {
             cancelled: Mutex::new(None),
             is_exceeded: AtomicBool::new(false),
             last_stream: AtomicU32::new(0),
+            accepted: AcceptedStreams::default(),
         })
     }
 
     /// Whether the connection must end because a budget is used up, this one or that of the frames.
     pub(super) fn is_exceeded(&self) -> bool {
         self.is_exceeded.load(Ordering::Relaxed)
+    }
+
+    /// h2 has handed over the request of this stream.
+    pub(super) fn accept(&self, stream: u32) {
+        self.accepted.add(stream);
+    }
+
+    /// Whether h2 has not handed over the request of this stream, and if it resets the stream, never will.
+    pub(super) fn lacks(&self, stream: u32) -> bool {
+        self.accepted.lacks(stream)
     }
 
     /// Ends the connection, on which no stream after `last_stream` began.
@@ -371,6 +417,33 @@ pub(in crate::downstream) fn fuzz(bytes: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_streams_that_were_not_handed_over_are_lacking() {
+        let accepted = AcceptedStreams::default();
+        let lacking = || -> Vec<u32> {
+            (1..=99)
+                .step_by(2)
+                .filter(|id| accepted.lacks(*id))
+                .collect()
+        };
+        assert_eq!(lacking().len(), 50);
+        for stream in [1, 3, 7, 9, 15] {
+            accepted.add(stream);
+        }
+        assert_eq!(lacking()[..3], [5, 11, 13]);
+        assert_eq!(lacking()[3..], (17..=99).step_by(2).collect::<Vec<_>>());
+        accepted.add(67);
+        // 65 - 3 is one too far back.
+        let expected: Vec<u32> = [5, 11, 13].into_iter().chain((17..67).step_by(2)).collect();
+        assert_eq!(lacking()[..expected.len()], expected);
+        accepted.add(69);
+        accepted.add(73);
+        assert_eq!(lacking()[..3], [11, 13, 17]);
+        accepted.add(1001);
+        assert!(!accepted.lacks(73) && !accepted.lacks(935) && accepted.lacks(999));
+        assert!(accepted.lacks(1003) && !accepted.lacks(1001));
+    }
 
     fn count(budget: &mut FrameBudget, kind: u8, flags: u8, length: usize) {
         budget.count(FrameHeader {

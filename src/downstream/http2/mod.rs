@@ -3,10 +3,10 @@
 mod budget;
 mod hpack;
 mod monitor;
+mod server;
 mod stall;
 
 use std::{
-    convert::Infallible,
     future::{Future, pending, poll_fn},
     pin::{Pin, pin},
     sync::Arc,
@@ -15,14 +15,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
-use hyper::{
-    body::{Body, Frame, Incoming, SizeHint},
-    rt::Executor,
-    server::conn::http2,
-    service::service_fn,
-};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use h2::{RecvStream, server::SendResponse};
+use http::{Request, Response, header};
+use hyper::body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy, sink},
@@ -36,9 +31,13 @@ use tracing::debug;
 use self::{
     budget::RequestInProgress,
     monitor::ClientFrames,
-    stall::{LastFrames, LastFramesClock, PacedBody, StallGuard, StallReport, UnreadResponses},
+    server::{PingClock, Server, ServerError, ServerStream},
+    stall::{
+        LastFrames, LastFramesClock, PacedBody, StallGuard, StallReport, TrackedData,
+        UnreadResponses,
+    },
 };
-use super::{CLOSE_TIMEOUT, Service};
+use super::{CLOSE_TIMEOUT, LINGER, MAX_LINGER_BYTES, Service};
 use crate::{
     drain::Drain,
     metrics::{Connected, Limit},
@@ -60,7 +59,7 @@ pub(super) const FUZZ: [fn(&[u8]); 2] = [monitor::fuzz, budget::fuzz];
 pub(super) async fn serve(
     stream: Box<TlsStream<ReadAhead>>,
     service: Arc<Service>,
-) -> Result<(), hyper::Error> {
+) -> Result<(), ServerError> {
     let drain = service.downstream.drain.clone();
     let limits = &service.downstream.limits;
     let fields = limits.header_fields.saturating_add(PSEUDO_FIELDS);
@@ -71,7 +70,7 @@ pub(super) async fn serve(
             .saturating_mul(2);
     let max_streams = usize::try_from(limits.streams_per_connection).unwrap_or(usize::MAX);
     let (count, mut streams) = watch::channel(Streams::default());
-    let mut builder = http2::Builder::new(StreamTasks {
+    let tasks = StreamTasks {
         drain: drain.clone(),
         streams: Arc::new(count),
         max: max_streams,
@@ -79,11 +78,11 @@ pub(super) async fn serve(
             Arc::clone(&service.downstream.connected),
             Arc::clone(&service.shared.memory),
         )),
-    });
+    };
+    let mut builder = h2::server::Builder::new();
     builder
-        .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams_per_connection)
-        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(u32::try_from(max_header_list).unwrap_or(u32::MAX))
         // A client may cancel all that it has just opened. `RequestBudget` limits how often.
@@ -91,48 +90,57 @@ pub(super) async fn serve(
         // h2 counts them for the life of a connection, and an honest client that sends many bodies which the apiserver
         // does not want reaches any number. `FrameBudget` counts them per window.
         .max_local_error_reset_streams(None)
-        .max_send_buf_size(MAX_SEND_BUFFER)
-        .keep_alive_interval(service.shared.timeouts.client_ping_interval)
-        .keep_alive_timeout(service.shared.timeouts.client_ping_timeout);
+        .max_send_buffer_size(MAX_SEND_BUFFER);
     // A box that only lost its value would keep its memory to the end of the connection.
     let batcher = {
         let stream = stream;
         WriteBatcher::new(*stream)
     };
-    let request_head = service.shared.timeouts.request_head;
-    let (frames, cut_targets, budget) =
-        ClientFrames::new(request_head, max_header_list, limits.streams_per_connection);
-    let stream = FrameMonitor::of_client(batcher.clone(), frames);
+    let timeouts = &service.shared.timeouts;
+    let (frames, observed) = ClientFrames::new(
+        timeouts.request_head,
+        max_header_list,
+        limits.streams_per_connection,
+    );
+    let pings = PingClock::new(
+        timeouts.client_ping_interval,
+        timeouts.client_ping_timeout,
+        observed.last_read,
+    );
+    let (cut_targets, budget) = (observed.cut_targets, observed.requests);
     let connected = Arc::clone(&service.downstream.connected);
-    let client_idle = service.shared.timeouts.client_idle;
+    let frames = frames.of_connection(Arc::clone(&connected));
+    let stream = FrameMonitor::of_client(batcher.clone(), frames);
+    let client_idle = timeouts.client_idle;
+    let goaway_timeout = timeouts.client_ping_timeout;
     let downstream = Arc::clone(&service.downstream);
-    let goaway_timeout = service.shared.timeouts.client_ping_timeout;
     let mut last_frames = LastFramesClock::default();
-    let on_request = service_fn({
+    let start = {
         let unwritten = last_frames.frames();
         let (cut_targets, budget) = (Arc::clone(&cut_targets), Arc::clone(&budget));
-        move |request: Request<Incoming>| {
-            let rejection = cut_targets
-                .refuses(request.uri())
-                .then_some(Rejection::Target);
+        move |request: Request<RecvStream>, stream: SendResponse<TrackedData>| {
+            budget.accept(stream.stream_id().into());
+            let (head, body) = request.into_parts();
+            let rejection = cut_targets.refuses(&head.uri).then_some(Rejection::Target);
             let progress = RequestInProgress::new(&budget);
-            respond(
-                Arc::clone(&service),
-                request,
-                rejection,
-                progress,
-                Arc::clone(&unwritten),
-            )
+            let expects_continue = !body.is_end_stream()
+                && (head.headers.get(header::EXPECT))
+                    .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+            let (body, unread) = RequestBody::from_http2(body, expects_continue);
+            let request = Request::from_parts(head, body);
+            let (service, unwritten) = (Arc::clone(&service), Arc::clone(&unwritten));
+            let handled = respond(service, request, rejection, progress, unwritten);
+            tasks.start(ServerStream::new(handled, stream, unread));
         }
-    });
+    };
     let end_if_exceeded = async || {
         if budget.is_exceeded() {
             connected.counters().limits_hit.count(Limit::Frames);
             say_goodbye(&batcher, &budget.goaway()).await;
         }
     };
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), on_request));
-    let serving = poll_fn(|cx| match batcher.drive(connection.as_mut(), cx) {
+    let mut connection = Server::new(&builder, stream, pings, start);
+    let serving = poll_fn(|cx| match batcher.drive(Pin::new(&mut connection), cx) {
         Poll::Ready(ended) => Poll::Ready(Some(ended)),
         // The monitor can no longer follow the client, so the connection ends.
         Poll::Pending if cut_targets.refuses_all() => Poll::Ready(None),
@@ -154,12 +162,12 @@ pub(super) async fn serve(
             debug!(client.address = %downstream.peer, "client gets GOAWAY after a request without a valid credential");
         }
     }
-    connection.as_mut().graceful_shutdown();
+    connection.drain();
     // Until the client has seen the GOAWAY it may use each of its streams once more.
     let last_stream = streams.borrow().begun.saturating_add(max_streams);
     let mut later_streams = streams.clone();
     tokio::select! {
-        ended = poll_fn(|cx| batcher.drive(connection.as_mut(), cx)) => {
+        ended = poll_fn(|cx| batcher.drive(Pin::new(&mut connection), cx)) => {
             end_if_exceeded().await;
             ended
         }
@@ -190,19 +198,18 @@ fn last_frames_unread(connected: &Connected) {
 /// Returns the response to the request of one stream.
 async fn respond(
     service: Arc<Service>,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
     rejection: Option<Rejection>,
     progress: RequestInProgress,
     last_frames: Arc<LastFrames>,
-) -> Result<Response<StallReport<SmallFrameLimit<proxy::Body>>>, Infallible> {
+) -> Response<StallReport<SmallFrameLimit<proxy::Body>>> {
     let routes = Arc::clone(&service.shared.snapshot.load().routes);
-    let request = request.map(RequestBody::from_http2);
     let response = proxy::handle(&routes, &service.downstream, request, rejection).await;
     progress.response_begins();
-    Ok(response.map(|body| StallReport::new(limit_small_frames(body), last_frames)))
+    response.map(|body| StallReport::new(limit_small_frames(body), last_frames))
 }
 
-/// Sends this last frame after hyper's connection has failed, and closes the stream.
+/// Sends this last frame after h2's connection has failed, and closes the stream.
 async fn say_goodbye(batcher: &WriteBatcher<TlsStream<ReadAhead>>, frame: &[u8]) {
     // The client does not read, and has perhaps received a part of another frame.
     if batcher.is_full() {
@@ -235,7 +242,7 @@ async fn idle(streams: &mut watch::Receiver<Streams>, limit: Duration) {
 }
 
 /// Starts the tasks of streams on the drain, and counts them.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct StreamTasks {
     drain: Drain,
     streams: Arc<watch::Sender<Streams>>,
@@ -279,12 +286,8 @@ impl Drop for StreamCount {
     }
 }
 
-impl<F> Executor<F> for StreamTasks
-where
-    F: Future + Send + 'static,
-    F::Output: Send + 'static,
-{
-    fn execute(&self, stream: F) {
+impl StreamTasks {
+    fn start<F: Future<Output = ()> + Send + 'static>(&self, stream: F) {
         self.streams.send_modify(|streams| {
             streams.open += 1;
             streams.begun += 1;
@@ -416,9 +419,6 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Bytes buffered per stream for a client that does not read: 6.4 MiB for 100 streams.
 const MAX_SEND_BUFFER: usize = 64 * 1024;
-/// How long, and for how many bytes, a refused client can still read why.
-const LINGER: Duration = Duration::from_secs(1);
-const MAX_LINGER_BYTES: u64 = 256 * 1024;
 /// Bytes that HTTP/2 adds to each field when it counts a header list (RFC 9113 §6.5.2).
 const FIELD_OVERHEAD: usize = 32;
 /// The pseudo-fields of a request.

@@ -5,7 +5,7 @@
 
 use std::{
     future::Future,
-    io,
+    io, mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -17,10 +17,16 @@ use tokio::time::{Sleep, sleep};
 use super::{
     budget::{FrameBudget, RequestBudget},
     hpack::{CutTargets, FieldError, read_fields},
+    server::LastRead,
 };
-use crate::transport::frames::{
-    CONTINUATION, DATA, END_HEADERS, END_STREAM, FrameHeader, FrameListener, FramePart, HEADERS,
-    PADDED, PRIORITY, PUSH_PROMISE, RST_STREAM, assert_same_in_pieces, feed,
+use crate::{
+    metrics::Connected,
+    proxy::{self, Rejection},
+    transport::frames::{
+        CONTINUATION, DATA, END_HEADERS, END_STREAM, FrameHeader, FrameListener, FramePart,
+        HEADERS, PADDED, PRIORITY, PROTOCOL_ERROR, PUSH_PROMISE, RST_STREAM, assert_same_in_pieces,
+        feed,
+    },
 };
 
 /// What the frames of one client say so far.
@@ -31,7 +37,7 @@ pub(super) struct ClientFrames {
     /// The end of that time for the head with this number; 0 is the preface. `None` while nothing is incomplete, so
     /// that a head that comes whole costs no timer.
     deadline: Option<(u32, Pin<Box<Sleep>>)>,
-    /// Heads so far, and whether the last one is incomplete. Before the first frame this is the preface, for which hyper
+    /// Heads so far, and whether the last one is incomplete. Before the first frame this is the preface, for which h2
     /// itself waits without a limit.
     heads: u32,
     is_incomplete: bool,
@@ -48,8 +54,18 @@ pub(super) struct ClientFrames {
     /// The stream whose reset is being written.
     resets: Option<u32>,
     budget: FrameBudget,
-    targets: Arc<CutTargets>,
-    requests: Arc<RequestBudget>,
+    has_read: bool,
+    observed: ClientObserved,
+    /// Counts refused requests. `None` in tests.
+    connected: Option<Arc<Connected>>,
+}
+
+/// What [`ClientFrames`] tells the rest of the connection.
+#[derive(Debug, Clone)]
+pub(super) struct ClientObserved {
+    pub(super) cut_targets: Arc<CutTargets>,
+    pub(super) requests: Arc<RequestBudget>,
+    pub(super) last_read: LastRead,
 }
 
 /// Where in a frame its fields are (RFC 9113 §6.2).
@@ -72,9 +88,12 @@ impl ClientFrames {
         timeout: Duration,
         max_field: usize,
         max_streams: u32,
-    ) -> (Self, Arc<CutTargets>, Arc<RequestBudget>) {
-        let targets = Arc::new(CutTargets::default());
-        let requests = RequestBudget::new(max_streams);
+    ) -> (Self, ClientObserved) {
+        let observed = ClientObserved {
+            cut_targets: Arc::new(CutTargets::default()),
+            requests: RequestBudget::new(max_streams),
+            last_read: LastRead::new(),
+        };
         let frames = Self {
             timeout,
             deadline: None,
@@ -87,10 +106,19 @@ impl ClientFrames {
             uploads: Vec::new(),
             resets: None,
             budget: FrameBudget::new(max_streams),
-            targets: Arc::clone(&targets),
-            requests: Arc::clone(&requests),
+            has_read: false,
+            observed: observed.clone(),
+            connected: None,
         };
-        (frames, targets, requests)
+        (frames, observed)
+    }
+
+    /// The same, of the connection that this counts.
+    pub(super) fn of_connection(self, connected: Arc<Connected>) -> Self {
+        Self {
+            connected: Some(connected),
+            ..self
+        }
     }
 
     fn begin_frame(&mut self, frame: FrameHeader) {
@@ -109,7 +137,7 @@ impl ClientFrames {
             RST_STREAM => self.forget_upload(frame.stream),
             // A client must not send it (RFC 9113 §8.4), but h2 adds its fields to the table and may let the
             // connection live after a reset of the stream.
-            PUSH_PROMISE => self.targets.refuse_all(),
+            PUSH_PROMISE => self.observed.cut_targets.refuse_all(),
             _ => {}
         }
     }
@@ -186,9 +214,9 @@ impl ClientFrames {
         // h2 ends the connection if the padding is longer than the frame.
         let fields = (rest.len() + left).saturating_sub(place.padding);
         let fields = rest.get(..fields).unwrap_or(rest);
-        if !self.targets.refuses_all() && self.read_fields(fields).is_err() {
+        if !self.observed.cut_targets.refuses_all() && self.read_fields(fields).is_err() {
             self.partial = Vec::new();
-            self.targets.refuse_all();
+            self.observed.cut_targets.refuse_all();
         }
         self.is_incomplete = left > 0 || !place.ends_head;
         self.block = Some(place);
@@ -197,11 +225,12 @@ impl ClientFrames {
     /// Reads the fields that are complete with these bytes, and keeps the rest for the next ones.
     fn read_fields(&mut self, part: &[u8]) -> Result<(), FieldError> {
         if self.partial.is_empty() {
-            let rest = read_fields(part, self.max_field, &self.targets)?;
+            let rest = read_fields(part, self.max_field, &self.observed.cut_targets)?;
             self.partial.extend_from_slice(rest);
         } else {
             self.partial.extend_from_slice(part);
-            let rest = read_fields(&self.partial, self.max_field, &self.targets)?.len();
+            let rest =
+                read_fields(&self.partial, self.max_field, &self.observed.cut_targets)?.len();
             self.partial.drain(..self.partial.len() - rest);
         }
         if self.partial.is_empty() {
@@ -228,7 +257,7 @@ impl ClientFrames {
 }
 
 impl FrameListener for ClientFrames {
-    /// h2 resets a response that is dropped before its end with `CANCEL`, and hyper gives no way to choose another
+    /// h2 resets a response that is dropped before its end with `CANCEL`, and a dropped stream cannot choose another
     /// code. Some clients, hyper among them, take `CANCEL` for the end of a complete body. The other codes are for errors
     /// of the client, which are limited.
     const RESET_CODES: &'static [(u8, u8)] = &[
@@ -237,7 +266,35 @@ impl FrameListener for ClientFrames {
         (FLOW_CONTROL_ERROR, FLOW_CONTROL_ERROR),
     ];
 
+    /// h2 resets the stream of a malformed request without a word.
+    fn is_unserved(&self, stream: u32) -> bool {
+        self.observed.requests.lacks(stream)
+    }
+
+    /// A 400 (RFC 9113 §8.1.1), in words. It has no body: h2 does not know of it, and could then send more data than the
+    /// window of the client allows. Each field is a literal that leaves the HPACK table of the client as it is.
+    fn refuse(&mut self, stream: u32) -> Vec<u8> {
+        if let Some(connected) = &self.connected {
+            drop(proxy::refuse(Rejection::Malformed, connected));
+        }
+        let length = u8::try_from(MALFORMED.len()).unwrap_or(0);
+        let mut frame = vec![0, 0, 0, HEADERS, END_HEADERS | END_STREAM];
+        frame.extend(stream.to_be_bytes());
+        frame.push(STATUS_400);
+        frame.extend([0, u8::try_from(WARNING.len()).unwrap_or(0)]);
+        frame.extend(WARNING);
+        // Lengths above 126 take a second byte (RFC 7541 §5.1).
+        frame.extend([127, length - 127]);
+        frame.extend(MALFORMED);
+        let payload = frame.len() - FRAME_HEADER;
+        if let ([_, _, size, ..], Ok(payload)) = (&mut frame[..], u8::try_from(payload)) {
+            *size = payload;
+        }
+        frame
+    }
+
     fn read(&mut self, part: FramePart<'_>) {
+        self.has_read = true;
         match part {
             FramePart::Header(frame) => self.begin_frame(frame),
             FramePart::Payload(piece, left) => {
@@ -248,9 +305,15 @@ impl FrameListener for ClientFrames {
         }
     }
 
+    /// The clock is read once per read, not per frame.
     fn check(&mut self, written: u64) -> io::Result<()> {
-        if self.requests.is_exceeded() || self.budget.is_exceeded(written, &self.requests) {
-            self.requests.exceed(self.last_stream);
+        if mem::take(&mut self.has_read) {
+            self.observed.last_read.set();
+        }
+        if self.observed.requests.is_exceeded()
+            || self.budget.is_exceeded(written, &self.observed.requests)
+        {
+            self.observed.requests.exceed(self.last_stream);
             return Err(io::Error::other(
                 "too many control frames, or too many cancelled requests",
             ));
@@ -285,7 +348,8 @@ impl FrameListener for ClientFrames {
 /// Fuzz target: what is noted does not depend on the size of the reads.
 pub(in crate::downstream) fn fuzz(bytes: &[u8]) {
     assert_same_in_pieces(bytes, |bytes, size| {
-        let (mut frames, targets, _) = ClientFrames::new(Duration::ZERO, 64, 100);
+        let (mut frames, observed) = ClientFrames::new(Duration::ZERO, 64, 100);
+        let targets = observed.cut_targets;
         feed(&mut frames, bytes, size);
         let state = (!targets.refuses_all()).then_some((frames.is_incomplete, frames.partial));
         let noted = targets.targets.lock().map(|noted| noted.clone()).ok();
@@ -294,8 +358,14 @@ pub(in crate::downstream) fn fuzz(bytes: &[u8]) {
 }
 
 const PRIORITY_BYTES: usize = 5;
+const FRAME_HEADER: usize = 9;
+/// `:status: 400` of the static table (RFC 7541 Appendix A).
+const STATUS_400: u8 = 0x8c;
+const WARNING: &[u8] = b"warning";
+/// kubectl prints it.
+const MALFORMED: &[u8] = b"299 - \"kube-tls-proxy: the request is malformed: a field that HTTP/2 forbids, a path of more than \
+    65534 bytes, or a character in it that must be percent-encoded\"";
 /// Codes of resets (RFC 9113 §7).
-const PROTOCOL_ERROR: u8 = 1;
 const INTERNAL_ERROR: u8 = 2;
 const FLOW_CONTROL_ERROR: u8 = 3;
 const CANCEL: u8 = 8;
@@ -308,8 +378,8 @@ mod tests {
     use crate::transport::frames::FrameWalker;
 
     fn client_frames() -> (ClientFrames, Arc<CutTargets>) {
-        let (frames, targets, _) = ClientFrames::new(Duration::ZERO, 1024, 100);
-        (frames, targets)
+        let (frames, observed) = ClientFrames::new(Duration::ZERO, 1024, 100);
+        (frames, observed.cut_targets)
     }
 
     /// A literal field of the static name `:path`, with its value raw.

@@ -1,16 +1,16 @@
 //! Resets a response whose client has not read for [`CLIENT_STALL`] while data for it was pending.
 //!
-//! Neither hyper nor h2 limits how long a response waits for the window of its client. A client that opens no
+//! h2 does not limit how long a response waits for the window of its client. A client that opens no
 //! window would keep the memory of a hundred responses per connection until it leaves.
 //!
 //! While memory is short, a client may leave [`MAX_UNREAD_WHEN_SHORT`] responses unread; the others are reset at once,
 //! or with the next tick.
 //!
-//! Only pending data counts: a watch whose apiserver sends nothing stays open. hyper asks the body for the next
+//! Only pending data counts: a watch whose apiserver sends nothing stays open. `ServerStream` asks the body for the next
 //! frame as soon as h2 has taken the one before. So a body that has yielded a frame and was not asked for
 //! another one waits for its client, and a body that was asked and has no frame waits for the apiserver.
 //!
-//! hyper ends the task of a stream when h2 has taken the last frame, even if the window has room for one byte of it only.
+//! The task of a stream ends when h2 has taken the last frame, even if the window has room for one byte of it only.
 //! [`LastFrames`] counts these frames, and [`LastFramesClock`] ends a connection whose client does not read them.
 
 use std::{
@@ -39,8 +39,8 @@ use crate::{
 };
 
 thread_local! {
-    /// What the response body did last while the task of its stream was polled. hyper owns the body, so the task
-    /// has no other way to learn it without an allocation per request.
+    /// What the response body did last while the task of its stream was polled. The body is
+    /// within the task, so the task has no other way to learn it without an allocation per request.
     static LAST_POLL: Cell<Option<BodyPoll>> = const { Cell::new(None) };
     /// The stream that is being dropped on this thread has stalled.
     static HAS_STALLED: Cell<bool> = const { Cell::new(false) };
@@ -140,7 +140,7 @@ impl<B: PacedBody> Drop for StallReport<B> {
 }
 
 /// The data of a frame. It notes when h2 writes a part of it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct TrackedData {
     data: Bytes,
     read_flag: Option<ReadFlag>,
@@ -426,12 +426,13 @@ mod tests {
 
     use h2::{Reason, RecvStream, client};
     use http::{Request, Response};
-    use hyper::{server::conn::http2, service::service_fn};
-    use hyper_util::rt::TokioIo;
     use tokio::sync::{mpsc, watch};
 
     use super::{
-        super::{StreamTasks, Streams},
+        super::{
+            StreamTasks, Streams,
+            server::{PingClock, Server, ServerStream},
+        },
         *,
     };
     use crate::{
@@ -514,14 +515,17 @@ mod tests {
             max: 100,
             unread: unread(&counters, &Arc::default()),
         };
-        let body = std::sync::Mutex::new(Some(StallReport::new(body, Arc::default())));
-        let respond = service_fn(move |_| {
-            let body = body.lock().unwrap().take().unwrap();
-            async { Ok::<_, Infallible>(Response::new(body)) }
-        });
-        let (frames, ..) = ClientFrames::new(CLIENT_STALL, 1024, 100);
+        let mut body = Some(StallReport::new(body, Arc::default()));
+        let (frames, observed) = ClientFrames::new(CLIENT_STALL, 1024, 100);
         let stream = FrameMonitor::of_client(near, frames);
-        let server = http2::Builder::new(tasks).serve_connection(TokioIo::new(stream), respond);
+        let hour = Duration::from_secs(3600);
+        let pings = PingClock::new(hour, hour, observed.last_read);
+        let builder = h2::server::Builder::new();
+        let server = Server::new(&builder, stream, pings, move |_, respond| {
+            let response = Response::new(body.take().unwrap());
+            let handled = std::future::ready(response);
+            tasks.start(ServerStream::new(handled, respond, None));
+        });
         Drain::new().spawn(server);
         let (mut sender, connection) = client::Builder::new()
             .initial_window_size(window)
@@ -601,7 +605,7 @@ mod tests {
         let (mut response, counters) = open(4, body).await;
         for event in ["event", "another"] {
             let mut received = 0;
-            // The second of them waits in hyper.
+            // The second of them waits in the stream.
             for _ in 0..2 {
                 sender.send(event.into()).unwrap();
             }

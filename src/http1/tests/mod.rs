@@ -9,9 +9,12 @@ use super::{
     body::{MAX_CHUNK_LINES, MAX_TRAILERS},
     fuzz::decode_pieces,
     request::{HEAD_OVERHEAD, RequestHeadError},
-    response::{MAX_FIELDS, MAX_HEAD_BYTES},
     *,
 };
+
+/// Limits of the request heads of these tests.
+const MAX_FIELDS: usize = 200;
+const MAX_HEAD_BYTES: usize = 32 * 1024;
 
 #[test]
 fn request_head_has_target_host_and_fields() {
@@ -186,20 +189,27 @@ fn head_above_field_or_byte_limit_is_refused() {
         let mut unread = Bytes::from(format!("HTTP/1.1 200 OK\r\n{fields}\r\n"));
         take_response_head(&mut unread, &Method::GET)
     };
-    assert!(matches!(head(&"a: b\r\n".repeat(MAX_FIELDS)), Ok(Some(_))));
-    assert!(matches!(
-        head(&"a: b\r\n".repeat(MAX_FIELDS + 1)),
-        Err(MessageError::Head(_))
-    ));
-    let overhead = "HTTP/1.1 200 OK\r\na: \r\n\r\n".len();
-    let long = |length| format!("a: {}\r\n", "x".repeat(length - overhead));
-    assert!(matches!(head(&long(MAX_HEAD_BYTES)), Ok(Some(_))));
-    assert!(matches!(
-        head(&long(MAX_HEAD_BYTES + 1)),
-        Err(MessageError::HeadTooLong { .. })
-    ));
+    // HTTP/2 counts 32 bytes more for each field.
+    let most = MAX_RESPONSE_HEAD / (2 + 32);
+    assert!(matches!(head(&"a: b\r\n".repeat(most)), Ok(Some(_))));
+    let one = MAX_RESPONSE_HEAD - "a".len() - 32;
+    let long = |length| format!("a: {}\r\n", "x".repeat(length));
+    assert!(matches!(head(&long(one)), Ok(Some(_))));
+    for fields in [
+        "a: b\r\n".repeat(most + 1),
+        "a: b\r\n".repeat(10 * most),
+        long(one + 1),
+        long(MAX_RESPONSE_HEAD),
+    ] {
+        let refused = head(&fields);
+        assert!(
+            matches!(refused, Err(MessageError::HeadTooLong { .. })),
+            "{} bytes",
+            fields.len()
+        );
+    }
     let mut endless =
-        Bytes::from("HTTP/1.1 200 OK\r\na: ".to_owned() + &"x".repeat(MAX_HEAD_BYTES));
+        Bytes::from("HTTP/1.1 200 OK\r\na: ".to_owned() + &"x".repeat(MAX_RESPONSE_HEAD));
     let refused = take_response_head(&mut endless, &Method::GET);
     assert!(matches!(refused, Err(MessageError::HeadTooLong { .. })));
 }
@@ -384,6 +394,19 @@ fn request_body_has_one_certain_end() {
     }
     let old = request("POST / HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n");
     assert_eq!(old.unwrap_err(), Malformed);
+}
+
+#[test]
+fn target_that_is_no_uri_has_its_own_error() {
+    for target in ["/?q=\"a\"", "/?a<b", "/?a>b", "/<", "/a`", "/a\u{e9}"] {
+        let parsed = request(&format!("GET {target} HTTP/1.1\r\n\r\n"));
+        let expected = match target {
+            // A character of more than one byte is passed on, as kube-apiserver takes it.
+            "/a\u{e9}" => None,
+            _ => Some(RequestHeadError::TargetCharacter),
+        };
+        assert_eq!(parsed.err(), expected, "{target}");
+    }
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! Decides whether a request may pass, by its form, its size and its host, before anything is sent
 //! upstream. Finds the cluster that the request goes to.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use http::{HeaderMap, HeaderValue, Method, Version, header, request::Parts, uri::Authority};
 
@@ -33,28 +36,54 @@ pub(super) enum UpgradeToken {
 
 /// The clusters by public host name. Replaced as a whole when the configuration changes.
 #[derive(Debug, Default)]
-pub struct Routes(HostMap<Arc<Cluster>>);
+pub struct Routes {
+    by_host: HostMap<Arc<Cluster>>,
+    /// The cluster of a configuration with exactly one.
+    sole: Option<Arc<Cluster>>,
+}
+
+/// What a connection says about the host of its requests.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct ConnectionNames<'a> {
+    /// The name of the TLS handshake, if a cluster is served under it.
+    pub(super) sni: Option<&'a str>,
+    /// The address that the client connected to.
+    pub(super) local: Option<SocketAddr>,
+}
 
 impl Routes {
     /// Sends requests for `host` (the text of a host pattern) to a cluster.
     pub fn add(&mut self, host: &str, cluster: &Arc<Cluster>) {
-        self.0.insert(host, Arc::clone(cluster));
+        self.by_host.insert(host, Arc::clone(cluster));
+    }
+
+    /// Says that no other cluster is configured.
+    pub fn set_sole(&mut self, cluster: &Arc<Cluster>) {
+        self.sole = Some(Arc::clone(cluster));
     }
 
     /// Whether a cluster is served under this name.
     #[must_use]
     pub fn serves(&self, name: &str) -> bool {
-        self.0.get(&HostName::new(name)).is_some()
+        self.by_host.get(&HostName::new(name)).is_some()
     }
 
-    /// The cluster for the host of a request. If that is an IP address without a cluster of its own, the
-    /// name of the TLS handshake decides. A kubeconfig with `server: https://192.0.2.1` and
-    /// `tls-server-name` sends such requests, and its client has already verified that name.
+    /// The cluster for the host of a request.
+    ///
+    /// If the host is an IP address or `localhost` without a cluster of its own, the name of the TLS handshake decides. A
+    /// kubeconfig with `server: https://192.0.2.1` and `tls-server-name` sends such requests, also through a tunnel, and its
+    /// client has already verified that name. The health checks of load balancers send no name, and an address: their own,
+    /// or that of the target. With one cluster this is not ambiguous. A web page can have a name resolve to the proxy (DNS
+    /// rebinding), but not an address, so a name that is not configured never passes.
     fn find(&self, authority: &Authority, sni: Option<&str>) -> Option<&Arc<Cluster>> {
         let host = HostName::new(authority.host());
-        self.0.get(&host).or_else(|| {
-            host.as_str().parse::<IpAddr>().ok()?;
-            self.0.get(&HostName::new(sni?))
+        self.by_host.get(&host).or_else(|| {
+            let is_address = host.as_str().parse::<IpAddr>().is_ok();
+            if !is_address && host.as_str() != "localhost" {
+                return None;
+            }
+            let by_sni = sni.and_then(|sni| self.by_host.get(&HostName::new(sni)));
+            by_sni.or_else(|| self.sole.as_ref().filter(|_| is_address))
         })
     }
 }
@@ -123,7 +152,7 @@ pub enum Rejection {
     /// A host that is not a name with an optional port, or that is given more than once.
     #[error("malformed or repeated host")]
     BadHost,
-    /// `Host` and `:authority` (or the host of an absolute target) differ.
+    /// `Host` and `:authority` differ.
     #[error("two different hosts")]
     HostMismatch,
     /// A host that no cluster is configured for (RFC 9110 §15.5.20).
@@ -135,6 +164,9 @@ pub enum Rejection {
     /// A target that is neither a path nor `*` with OPTIONS.
     #[error("request target is not a path or contains `#`")]
     Target,
+    /// A target with a character that a URI cannot hold. Found while the head is read.
+    #[error("request target contains a character that a URI cannot hold")]
+    TargetCharacter,
     /// A transfer coding other than a single `chunked`.
     #[error("transfer coding is not chunked")]
     TransferEncoding,
@@ -160,13 +192,15 @@ impl Rejection {
     pub(super) fn is_about_framing(self) -> bool {
         matches!(
             self,
-            Self::TransferEncoding | Self::AmbiguousLength | Self::Malformed
+            Self::TransferEncoding
+                | Self::AmbiguousLength
+                | Self::Malformed
+                | Self::TargetCharacter
         )
     }
 }
 
-/// Decides whether a request may pass. `sni` is the name of the TLS handshake, if a cluster is served under
-/// it.
+/// Decides whether a request may pass. `names` are those of its connection.
 ///
 /// # Errors
 ///
@@ -175,7 +209,7 @@ pub(super) fn admit(
     head: &Parts,
     routes: &Routes,
     limits: &Limits,
-    sni: Option<&str>,
+    names: ConnectionNames<'_>,
 ) -> Result<Admitted, Rejection> {
     if head.method == Method::CONNECT {
         return Err(Rejection::Connect);
@@ -187,8 +221,15 @@ pub(super) fn admit(
     if expected.any(|expect| !expect.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
         return Err(Rejection::Expectation);
     }
-    let authority = authority(head)?;
-    let cluster = routes.find(&authority, sni).ok_or(Rejection::NotOurs)?;
+    let named = authority(head)?;
+    let otherwise = named
+        .as_ref()
+        .map_or(Rejection::NoHost, |_| Rejection::NotOurs);
+    let authority = match named {
+        Some(authority) => authority,
+        None => own_address(head, names.local).ok_or(Rejection::NoHost)?,
+    };
+    let cluster = routes.find(&authority, names.sni).ok_or(otherwise)?;
     let upgrade = UpgradeToken::requested_by(head);
     if upgrade.is_some() && has_body(&head.headers) {
         return Err(Rejection::UpgradeWithBody);
@@ -262,12 +303,12 @@ fn check_length(headers: &HeaderMap) -> Result<(), Rejection> {
     }
 }
 
-/// The host of a request, from its target or `Host`.
+/// The host of a request, from its target or `Host`. `None` if it names none.
 ///
 /// # Errors
 ///
-/// When there is no host, a malformed one, or more than one.
-fn authority(head: &Parts) -> Result<Authority, Rejection> {
+/// When the host is malformed, or there is more than one.
+fn authority(head: &Parts) -> Result<Option<Authority>, Rejection> {
     let mut lines = head.headers.get_all(header::HOST).iter();
     let host = lines.next();
     if lines.next().is_some() {
@@ -277,26 +318,44 @@ fn authority(head: &Parts) -> Result<Authority, Rejection> {
         .map(|host| Authority::try_from(host.as_bytes()).map_err(|_| Rejection::BadHost))
         .transpose()?;
     let target = head.uri.authority().cloned();
-    let authority = match (target, host) {
-        (Some(target), Some(host)) if target != host => return Err(Rejection::HostMismatch),
-        (Some(authority), _) | (None, Some(authority)) => authority,
-        (None, None) => return Err(Rejection::NoHost),
+    if let (Some(target), Some(host)) = (&target, &host)
+        // With an absolute target HTTP/1.1 ignores `Host` (RFC 9112 §3.2.2).
+        && head.version == Version::HTTP_2
+        && !is_same_origin(target, host)
+    {
+        return Err(Rejection::HostMismatch);
+    }
+    let Some(authority) = target.or(host) else {
+        return Ok(None);
     };
-    if authority.as_str().contains('@')
-        || authority.host().is_empty()
-        || !has_valid_port(&authority)
+    if authority.as_str().contains('@') || authority.host().is_empty() || port(&authority).is_none()
     {
         return Err(Rejection::BadHost);
     }
-    Ok(authority)
+    Ok(Some(authority))
 }
 
-/// Whether the port is absent, empty (RFC 3986 §3.2.3) or a port. `Authority` checks only its characters.
-fn has_valid_port(authority: &Authority) -> bool {
+/// The address of the connection, for a request of HTTP/1.0, which knows no `Host`. The health checks of HAProxy send
+/// such requests.
+fn own_address(head: &Parts, local: Option<SocketAddr>) -> Option<Authority> {
+    let local = local.filter(|_| head.version == Version::HTTP_10)?;
+    let local = SocketAddr::new(local.ip().to_canonical(), local.port());
+    Authority::try_from(local.to_string()).ok()
+}
+
+/// Whether these are the same host and port (RFC 9113 §8.3.1, RFC 3986 §6.2.3).
+fn is_same_origin(one: &Authority, other: &Authority) -> bool {
+    one.host().eq_ignore_ascii_case(other.host()) && port(one) == port(other)
+}
+
+/// The port, which is that of https if it is absent or empty (RFC 3986 §3.2.3). `None` for a text that is no port:
+/// `Authority` checks only its characters.
+fn port(authority: &Authority) -> Option<u16> {
     let port = authority.as_str().strip_prefix(authority.host());
     match port.and_then(|port| port.strip_prefix(':')) {
-        None | Some("") => true,
-        Some(port) => port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok(),
+        None | Some("") => Some(HTTPS_PORT),
+        Some(port) if port.bytes().all(|byte| byte.is_ascii_digit()) => port.parse().ok(),
+        Some(_) => None,
     }
 }
 
@@ -324,7 +383,7 @@ pub(super) fn fuzz(bytes: &[u8]) {
         request.headers_mut().insert(header::HOST, host);
     }
     let (head, ()) = request.into_parts();
-    if let (Ok(()), Ok(authority)) = (check_target(&head), authority(&head)) {
+    if let (Ok(()), Ok(Some(authority))) = (check_target(&head), authority(&head)) {
         assert!(!authority.as_str().contains('@') && !authority.host().is_empty());
         assert!(
             head.uri
@@ -334,6 +393,9 @@ pub(super) fn fuzz(bytes: &[u8]) {
         assert!(head.uri.path().starts_with('/') || head.method == Method::OPTIONS);
     }
 }
+
+/// RFC 9110 §4.2.2.
+const HTTPS_PORT: u16 = 443;
 
 #[cfg(test)]
 mod tests;

@@ -50,7 +50,7 @@ fn head(method: &str, uri: &str, fields: &[(&str, &str)]) -> Parts {
 }
 
 fn verdict(head: &Parts) -> Result<Option<UpgradeToken>, Rejection> {
-    admit(head, &routes(), &limits(), None).map(|admitted| admitted.upgrade)
+    admit(head, &routes(), &limits(), ConnectionNames::default()).map(|admitted| admitted.upgrade)
 }
 
 fn with(fields: &[(&str, &str)]) -> Result<Option<UpgradeToken>, Rejection> {
@@ -195,15 +195,16 @@ fn request_names_one_valid_host() {
         ("/", &["kube.test,kube.test"], Err(Rejection::NotOurs)),
         ("/", &["other.test"], Err(Rejection::NotOurs)),
         ("https://kube.test/", &["KUBE.TEST"], Ok(None)),
+        ("https://kube.test/", &["other.test"], Ok(None)),
         (
             "https://kube.test/",
-            &["kube.test:443"],
-            Err(Rejection::HostMismatch),
+            &["other.test/"],
+            Err(Rejection::BadHost),
         ),
         (
-            "https://kube.test/",
-            &["other.test"],
-            Err(Rejection::HostMismatch),
+            "https://other.test/",
+            &["kube.test"],
+            Err(Rejection::NotOurs),
         ),
         (
             "https://kube.test/",
@@ -215,6 +216,138 @@ fn request_names_one_valid_host() {
         let fields: Vec<_> = hosts.iter().map(|host| ("host", *host)).collect();
         let verdict = verdict(&head("GET", uri, &fields));
         assert_eq!(verdict, expected, "{uri} {hosts:?}");
+    }
+}
+
+#[test]
+fn http2_authority_and_host_are_compared_as_origins() {
+    for (authority, host, is_same) in [
+        ("kube.test", "kube.test", true),
+        ("kube.test", "KUBE.Test", true),
+        ("kube.test:443", "kube.test", true),
+        ("kube.test", "kube.test:443", true),
+        ("kube.test:", "kube.test:0443", true),
+        ("kube.test:6443", "kube.test:6443", true),
+        ("192.0.2.7:443", "192.0.2.7", true),
+        ("[2001:db8::7]", "[2001:DB8::7]:443", true),
+        ("kube.test:6443", "kube.test", false),
+        ("kube.test", "kube.test:80", false),
+        ("kube.test", "x.b.test", false),
+        ("kube.test", "kube.test.b.test", false),
+        ("kube.test", "kube.test:x", false),
+    ] {
+        let uri = format!("https://{authority}/");
+        let mut head = head("GET", &uri, &[("host", host)]);
+        head.version = Version::HTTP_2;
+        let expected = if is_same {
+            Ok(None)
+        } else {
+            Err(Rejection::HostMismatch)
+        };
+        assert_eq!(verdict(&head), expected, "{authority} {host}");
+    }
+}
+
+/// A request, the address that its client connected to, and the name of the handshake.
+fn find_cluster(
+    routes: &Routes,
+    version: Version,
+    host: Option<&str>,
+    names: ConnectionNames<'_>,
+) -> Result<String, Rejection> {
+    let fields: Vec<_> = host.map(|host| ("host", host)).into_iter().collect();
+    let mut head = head("GET", "/healthz", &fields);
+    head.version = version;
+    admit(&head, routes, &limits(), names).map(|admitted| admitted.cluster.name().to_owned())
+}
+
+#[test]
+fn sole_cluster_serves_health_checks_by_address() {
+    const LOCAL: &str = "10.0.0.7:8443";
+    const MAPPED: &str = "[::ffff:10.0.0.7]:8443";
+    const NO_HOST: Result<&str, Rejection> = Err(Rejection::NoHost);
+    const NOT_OURS: Result<&str, Rejection> = Err(Rejection::NotOurs);
+    for (version, host, local, of_sole, of_several) in [
+        // kubeadm's HAProxy page, and what `option httpchk` sends without more.
+        (Version::HTTP_10, None, LOCAL, Ok("kube"), NO_HOST),
+        (Version::HTTP_10, None, MAPPED, Ok("kube"), NO_HOST),
+        (Version::HTTP_11, None, LOCAL, NO_HOST, NO_HOST),
+        (Version::HTTP_2, None, LOCAL, NO_HOST, NO_HOST),
+        // The checks of clouds, with the address of the target or of the load balancer, and probes of the kubelet.
+        (
+            Version::HTTP_11,
+            Some("10.0.0.7:8443"),
+            LOCAL,
+            Ok("kube"),
+            NOT_OURS,
+        ),
+        (
+            Version::HTTP_11,
+            Some("10.0.0.7"),
+            LOCAL,
+            Ok("kube"),
+            NOT_OURS,
+        ),
+        (
+            Version::HTTP_11,
+            Some("[2001:DB8::1]"),
+            "[2001:db8::1]:1",
+            Ok("kube"),
+            NOT_OURS,
+        ),
+        (
+            Version::HTTP_11,
+            Some("198.51.100.1:443"),
+            LOCAL,
+            Ok("kube"),
+            NOT_OURS,
+        ),
+        // A name that resolves to this address is not ours.
+        (
+            Version::HTTP_11,
+            Some("10.0.0.7.nip.test"),
+            LOCAL,
+            NOT_OURS,
+            NOT_OURS,
+        ),
+        (
+            Version::HTTP_11,
+            Some("localhost"),
+            "127.0.0.1:1",
+            NOT_OURS,
+            NOT_OURS,
+        ),
+        (
+            Version::HTTP_10,
+            Some("rebound.test"),
+            LOCAL,
+            NOT_OURS,
+            NOT_OURS,
+        ),
+    ] {
+        let names = ConnectionNames {
+            sni: None,
+            local: Some(local.parse().unwrap()),
+        };
+        let mut sole = routes();
+        sole.set_sole(&cluster("kube"));
+        for (routes, expected) in [(sole, of_sole), (routes(), of_several)] {
+            let found = find_cluster(&routes, version, host, names);
+            assert_eq!(
+                found.as_deref().map_err(|error| *error),
+                expected,
+                "{version:?} {host:?} {local}"
+            );
+        }
+        // A name that the client has verified says which cluster, even without a host.
+        let names = ConnectionNames {
+            sni: Some("x.b.test"),
+            ..names
+        };
+        if version == Version::HTTP_10 && host.is_none() {
+            let found = find_cluster(&routes(), version, host, names);
+            assert_eq!(found.as_deref(), Ok("exact"));
+        }
     }
 }
 
@@ -342,7 +475,11 @@ fn route_is_found_for_every_spelling_of_host() {
         ("b.test", None, None),
         (".b.test", None, None),
         ("y.z.b.test", None, None),
-        // The TLS handshake decides for an IP address only.
+        // The TLS handshake decides for an address and for `localhost` only.
+        ("localhost:6443", Some("kube.test"), Some("kube")),
+        ("LOCALHOST", Some("kube.test"), Some("kube")),
+        ("localhost", None, None),
+        ("localhost.evil.test", Some("kube.test"), None),
         ("192.0.2.1", Some("kube.test"), Some("kube")),
         ("[2001:db8::1]:6443", Some("y.b.test"), Some("wildcard")),
         ("192.0.2.7", Some("kube.test"), Some("address")),

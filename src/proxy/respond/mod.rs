@@ -132,6 +132,12 @@ fn no_response(error: &UpstreamError) -> ErrorStatus {
         UpstreamError::Lost { .. } => bad_gateway(
             "the apiserver closed the connection without a response; it may have processed the request",
         ),
+        UpstreamError::HeadTooLarge { max, .. } => bad_gateway(format!(
+            "the response's head is larger than {max} bytes; the apiserver has processed the request"
+        )),
+        UpstreamError::Malformed { .. } => bad_gateway(
+            "the apiserver's response is not valid HTTP; it may have processed the request",
+        ),
         UpstreamError::Upload {
             source: UploadError::TooSlow,
         } => ErrorStatus::new(
@@ -155,7 +161,7 @@ fn unavailable(message: impl Into<String>) -> ErrorStatus {
     }
 }
 
-fn bad_gateway(message: &str) -> ErrorStatus {
+fn bad_gateway(message: impl Into<String>) -> ErrorStatus {
     ErrorStatus::new(StatusCode::BAD_GATEWAY, "InternalError", message)
 }
 
@@ -230,6 +236,10 @@ fn rejected(rejection: Rejection) -> ErrorStatus {
         ),
         Rejection::Scheme => bad_request("the request's scheme is not https"),
         Rejection::Target => bad_request("the request target is not a path, or it contains a `#`"),
+        Rejection::TargetCharacter => bad_request(
+            "the request target contains a character that a URI cannot hold, such as a quotation mark, `<` or `>`; \
+             percent-encode it",
+        ),
         Rejection::TransferEncoding => {
             bad_request("the only supported Transfer-Encoding is chunked")
         }

@@ -175,8 +175,7 @@ where
         let error = if let H1Error::Upload(source) = error {
             UpstreamError::Upload { source }
         } else {
-            let source = HttpError::H1(error);
-            UpstreamError::Lost { endpoint, source }
+            UpstreamError::no_response(endpoint, HttpError::H1(error))
         };
         Box::new(ExchangeError {
             error,

@@ -4,12 +4,13 @@ use std::{
     future::{Future as _, poll_fn},
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http::StatusCode;
 use hyper::body::{Frame, SizeHint};
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::timeout};
 
 use super::{
     H1Connection, H1Error,
@@ -40,6 +41,7 @@ struct ActiveExchange<C> {
     upload: Option<(UploadResult, Drain)>,
     /// Whether another request may follow if this exchange ends well.
     keep_alive: bool,
+    is_refusal: bool,
 }
 
 impl<C: AsMut<H1Connection> + Send + 'static> H1Response<C> {
@@ -55,13 +57,15 @@ impl<C: AsMut<H1Connection> + Send + 'static> H1Response<C> {
             let upload = send_rest(connection.as_mut(), request, drain);
             (upload, drain.clone())
         });
-        let is_upgrade = head.parts.status == StatusCode::SWITCHING_PROTOCOLS;
+        let status = head.parts.status;
+        let is_upgrade = status == StatusCode::SWITCHING_PROTOCOLS;
         let mut response = Self {
             body: head.body,
             active: Some(ActiveExchange {
                 connection,
                 upload,
                 keep_alive: keep_alive && head.keep_alive && !is_upgrade,
+                is_refusal: status.is_client_error() || status.is_server_error(),
             }),
             error: None,
         };
@@ -82,7 +86,7 @@ impl<C: AsMut<H1Connection> + Send + 'static> H1Response<C> {
         match polled {
             Poll::Ready(Some(Err(error))) => {
                 self.abort();
-                // Over HTTP/2, hyper drops data that it has not written yet when it gets an error.
+                // Over HTTP/2, a reset drops the data that h2 has not written yet.
                 self.error = Some(error);
                 yield_turn(cx)
             }
@@ -162,9 +166,15 @@ impl<C: AsMut<H1Connection> + Send + 'static> H1Response<C> {
         };
         // The apiserver may still want the rest of an upload. To close the connection before the client
         // has sent all of it could cost the client the response.
-        if let Some((upload, drain)) = active.upload.take() {
+        if let Some((mut upload, drain)) = active.upload.take() {
             drain.spawn(async move {
-                if let Ok(Ok(())) = upload.await {
+                // After an error, the apiserver may not read the rest, nor the client send it.
+                let sent = if active.is_refusal {
+                    timeout(MAX_UPLOAD_AFTER_REFUSAL, &mut upload).await
+                } else {
+                    Ok((&mut upload).await)
+                };
+                if let Ok(Ok(Ok(()))) = sent {
                     active.finish();
                 }
             });
@@ -209,6 +219,9 @@ fn send_rest(connection: &mut H1Connection, request: RequestWriter, drain: &Drai
     });
     upload
 }
+
+/// How long the rest of a request is sent on after a complete response that is an error.
+const MAX_UPLOAD_AFTER_REFUSAL: Duration = Duration::from_secs(1);
 
 /// How the rest of a request ended.
 type UploadResult = oneshot::Receiver<Result<(), SendError>>;

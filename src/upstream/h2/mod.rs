@@ -289,8 +289,9 @@ const CONNECTION_WINDOW: u32 = 2 * 1024 * 1024;
 /// `too_many_data_frames`); this value holds a full stream window of five-byte lines. A client that exceeds
 /// it ends only its own connection.
 const MAX_SMALL_FRAME_DEFICIT: usize = 16 * 1024 * 1024;
-/// Room for many `Warning` fields; kube-apiserver caps them at about 4 Ki characters per response.
-const MAX_RESPONSE_HEADER_BYTES: u32 = 256 * 1024;
+/// Larger than [`MAX_RESPONSE_HEAD`](crate::http1::MAX_RESPONSE_HEAD), so that a head just over that limit reaches the
+/// proxy, which names the limit.
+const MAX_RESPONSE_HEADER_BYTES: u32 = 512 * 1024;
 
 #[cfg(test)]
 mod tests;

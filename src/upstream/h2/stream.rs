@@ -23,6 +23,7 @@ use tokio::{sync::Notify, task::AbortHandle};
 use super::H2State;
 use crate::{
     drain::Drain,
+    http1::{MAX_RESPONSE_HEAD, is_head_too_large},
     metrics::{ConnectionStats, LeaseEnd},
     upstream::{
         HttpError, UpstreamError,
@@ -100,6 +101,10 @@ impl H2Stream {
             (send_body(response, stream, upload).await?, upload.stop())
         };
         let response = received.map_err(|source| failure(&self.guard.state, id, source))?;
+        if is_head_too_large(response.headers()) {
+            let max = MAX_RESPONSE_HEAD;
+            return Err(UpstreamError::HeadTooLarge { endpoint, max });
+        }
         if response.status() == StatusCode::UNAUTHORIZED {
             self.guard.poison();
             let stats = &self.guard.state.stats;
@@ -133,7 +138,7 @@ fn failure(state: &H2State, id: StreamId, source: h2::Error) -> UpstreamError {
     if is_unwritten {
         UpstreamError::Unsent { endpoint, source }
     } else {
-        UpstreamError::Lost { endpoint, source }
+        UpstreamError::no_response(endpoint, source)
     }
 }
 
@@ -187,7 +192,7 @@ impl H2Response {
         if !self.data_ended {
             match ready!(self.recv.poll_data(cx)) {
                 Some(Ok(data)) => {
-                    // Freed at once: hyper asks for a frame only after it has handed the one before to h2.
+                    // Freed at once: the next frame is asked for only after h2 has the one before.
                     self.recv.flow_control().release_capacity(data.len()).ok();
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }

@@ -286,3 +286,66 @@ async fn connection_fields_over_http2_are_refused() {
         .unwrap();
     assert_eq!(upstream.next_request().await.lines("te"), ["trailers"]);
 }
+
+/// The limit is the same over both protocols, and the client learns that its request was processed.
+#[tokio::test]
+async fn large_response_head_has_one_limit_for_both_protocols() {
+    const MAX: usize = 256 * 1024;
+    let world = World::new();
+    for alpn in [&["h2", "http/1.1"][..], &["http/1.1"]] {
+        let apiserver = world.apiserver().alpn(alpn).http(|request| async move {
+            let mut response = Response::builder();
+            let path = request.uri().path();
+            let (kind, size) = path[1..].split_once('/').unwrap();
+            let size: usize = size.parse().unwrap();
+            if kind == "bytes" {
+                response = response.header("warning", "x".repeat(size));
+            } else {
+                for _ in 0..size {
+                    response = response.header("warning", "x");
+                }
+            }
+            response.body(full("ok")).unwrap()
+        });
+        let upstream = apiserver.start().await;
+        let proxy = world.proxy(upstream.address()).start();
+        for protocol in BOTH {
+            for (target, fits) in [
+                ("/bytes/120000", true),
+                ("/fields/1000", true),
+                (&format!("/bytes/{}", MAX - 1000), true),
+                (&format!("/bytes/{MAX}"), false),
+                // More than h2 reads at all.
+                ("/bytes/600000", false),
+                ("/fields/10000", false),
+            ] {
+                let response = proxy.get(protocol, target).await;
+                let context = format!("{target}, {alpn:?} to {protocol:?}");
+                if fits {
+                    assert_eq!(
+                        (response.code, response.text().as_str()),
+                        (200, "ok"),
+                        "{context}"
+                    );
+                    continue;
+                }
+                let message = response.assert_status(502, "InternalError");
+                let expected = [
+                    format!("the response's head is larger than {MAX} bytes"),
+                    "the apiserver's response is not valid HTTP".to_owned(),
+                ];
+                let is_by_far =
+                    alpn[0] == "h2" && protocol == Protocol::Http2 && target.ends_with("/600000");
+                assert!(
+                    message.contains(&expected[usize::from(is_by_far)]),
+                    "{context}: {message}"
+                );
+                assert_eq!(
+                    response.lines("retry-after"),
+                    Vec::<&str>::new(),
+                    "{context}"
+                );
+            }
+        }
+    }
+}

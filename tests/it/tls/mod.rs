@@ -13,6 +13,7 @@ use tokio::{
 };
 
 use crate::{
+    admin::wait_for_numbers,
     proxy::{HOST, Proxy, World, watch_or_ok},
     tunnels,
     upgrades::ManualApiserver,
@@ -154,28 +155,50 @@ async fn wait_for_new_certificate(proxy: &Proxy, old: &CertificateDer<'_>) {
     within("the new certificate", shown).await;
 }
 
-/// Plain HTTP on the TLS port is refused, and other clients are not affected.
+/// Plain HTTP on the TLS port gets a response in words, as from Go and nginx. Other bytes get a TLS alert.
 #[tokio::test]
-async fn plain_http_on_the_tls_port_is_refused() {
-    let (_world, upstream, proxy) = World::with_proxy().await;
-    for bytes in [
-        "GET /version HTTP/1.1\r\nHost: kube.test\r\n\r\n",
-        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        "\0\0\0",
-        "\u{16}\u{3}\u{1}\0\u{5}hello",
+async fn plain_http_on_the_tls_port_is_refused_in_words() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).admin().start();
+    let long = format!("POST / HTTP/1.1\r\n\r\n{}", "x".repeat(100_000));
+    for (bytes, is_http) in [
+        ("GET /version HTTP/1.1\r\nHost: kube.test\r\n\r\n", true),
+        ("POST / HTTP/1.0\r\n\r\n", true),
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", true),
+        (&long, true),
+        ("PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n", false),
+        ("GETS", false),
+        ("\0\0\0", false),
+        ("\u{16}\u{3}\u{1}\0\u{5}hello", false),
     ] {
         let mut plain = TcpStream::connect(proxy.address()).await.unwrap();
         plain.write_all(bytes.as_bytes()).await.unwrap();
-        plain.shutdown().await.unwrap();
         let mut response = Vec::new();
-        // A reset is acceptable too.
         let end: io::Result<usize> = within("the end", plain.read_to_end(&mut response)).await;
-        drop(end);
-        assert!(!response.starts_with(b"HTTP"), "{bytes:?} is not served");
+        let response = String::from_utf8_lossy(&response);
+        let start = bytes.get(..20).unwrap_or(bytes);
+        if is_http {
+            end.unwrap();
+            let (head, body) = response.split_once("\r\n\r\n").unwrap();
+            assert!(
+                head.starts_with("HTTP/1.1 400 Bad Request\r\n"),
+                "{start:?}: {head}"
+            );
+            assert!(
+                head.contains(&format!("Content-Length: {}\r\n", body.len())),
+                "{head}"
+            );
+            assert!(body.contains("this port speaks HTTPS"), "{start:?}: {body}");
+        } else {
+            assert!(!response.contains("HTTP"), "{start:?}: {response}");
+        }
     }
     let mut client = proxy.client().http1().await;
     assert_eq!(client.get(HOST, "/version", "").await.text(), "ok");
     assert_eq!(upstream.requests().len(), 1);
+    let counted = ("handshakes_total{result=\"plain_http\"}", 4.0);
+    wait_for_numbers(proxy.admin(), &[counted]).await;
 }
 
 /// After clients that connect and reset, the proxy still serves the next client.
