@@ -8,7 +8,7 @@ default:
 check:
     .ci/run all
 
-# Some of its steps: test fmt clippy doc deny demo h2spec browser packaging cluster
+# Some of its steps: test fmt clippy doc deny demo h2spec browser sbom workflows packaging cluster
 step +STEPS:
     .ci/run {{STEPS}}
 
@@ -31,7 +31,7 @@ fuzz TARGET *ARGS:
 
 # The proxy in front of a stand-in apiserver, with a kubeconfig to try it
 run:
-    cargo run --release --example demo
+    cargo run --package demo
 
 # The container image
 image TAG="kube-tls-proxy:dev":

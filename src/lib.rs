@@ -67,5 +67,6 @@ pub mod reload;
 mod socket;
 pub mod telemetry;
 mod text;
+pub mod tls_error;
 mod transport;
 pub mod upstream;

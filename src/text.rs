@@ -4,9 +4,13 @@
 //! a request could forge a log line, and a bidi mark could hide part of a name.
 
 use std::{
+    borrow::Cow,
     error::Error,
     fmt::{self, Display, Formatter, Write as _},
+    io,
 };
+
+use crate::tls_error;
 
 /// `text` on one line, with everything escaped that a terminal or a log reader would act on: control
 /// characters, line breaks, bidi marks, invisible characters. At most `max` characters are written, and an
@@ -72,14 +76,29 @@ struct ErrorChain<'a>(&'a (dyn Error + 'static));
 
 impl Display for ErrorChain<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
+        f.write_str(&message(self.0))?;
         let mut cause = self.0.source();
         while let Some(error) = cause {
-            write!(f, ": {error}")?;
+            write!(f, ": {}", message(error))?;
             cause = error.source();
         }
         Ok(())
     }
+}
+
+/// The text of one error. Those of rustls are names of types.
+fn message(error: &(dyn Error + 'static)) -> Cow<'static, str> {
+    // An `io::Error` prints the error that it wraps, and hides it from `source`.
+    let wrapped = error
+        .downcast_ref::<io::Error>()
+        .and_then(io::Error::get_ref);
+    wrapped
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>())
+        .or_else(|| error.downcast_ref())
+        .map_or_else(
+            || tls_error::plain(error.to_string()).into(),
+            tls_error::describe,
+        )
 }
 
 #[cfg(test)]
@@ -148,9 +167,9 @@ mod tests {
     fn error_chain_joins_causes() {
         #[derive(Debug, thiserror::Error)]
         #[error("outer")]
-        struct Outer(#[source] std::io::Error);
+        struct Outer(#[source] io::Error);
 
-        let error = Outer(std::io::Error::other("inner"));
+        let error = Outer(io::Error::other("inner"));
         assert_eq!(error_chain(&error).to_string(), "outer: inner");
     }
 }

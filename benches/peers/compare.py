@@ -25,6 +25,8 @@ from processes import stop_all
 from stage import Setting, free_port, write_pki
 
 ROOT = os.path.dirname(os.path.dirname(peers.HERE))
+PAGE = os.path.join(ROOT, "docs/performance.md")
+ROWS = os.path.join(ROOT, "benches/peers/rows")
 PROGRAMS = ("nginx", "haproxy", "caddy", "envoy")
 
 
@@ -38,6 +40,7 @@ def parser():
     what.add_argument("--list", action="store_true", help="only list contenders and cells")
     what.add_argument("--table", nargs="+", metavar="ROWS", help="only print the tables of earlier rows")
     what.add_argument("--draw", nargs="+", metavar="ROWS", help="only draw earlier rows, into --picture")
+    what.add_argument("--page", nargs="+", metavar="ROWS", help="only write the tables of rows in benches/peers/rows into docs/performance.md")
     what.add_argument("--picture", metavar="FILE.svg", help="draw the figures into this file")
     how = parse.add_argument_group("how to measure")
     how.add_argument("--quick", action="store_true", help="about two minutes; shows that everything works, not which proxy is better")
@@ -97,6 +100,8 @@ def main(arguments=None):
 def run(options):
     if options.draw and not options.picture:
         raise Problem("--draw needs --picture FILE.svg to draw into.")
+    if options.page:
+        return write_page(options.page, PAGE)
     if options.draw or options.table:
         runs, rows = figures.read([*(options.draw or []), *(options.table or [])])
         if options.table:
@@ -156,6 +161,20 @@ def run(options):
     return FAILED if len(passed) < len(chosen) or failed_to_start else 0
 
 
+def write_page(paths, page):
+    """Writes the tables of committed rows into the page, which links to them."""
+    for path in paths:
+        if os.path.dirname(os.path.realpath(path)) != ROWS:
+            raise Problem(f"{path} is not in {os.path.relpath(ROWS, ROOT)}: put rows there that the page shows, and commit them.")
+    runs, rows = figures.read(paths)
+    with open(page, encoding="utf-8") as file:
+        text = file.read()
+    text = figures.page(text, runs, rows, [os.path.basename(path) for path in paths])
+    with open(page, "w", encoding="utf-8") as file:
+        file.write(text)
+    return 0
+
+
 def describe(options, chosen, programs, pins, rounds):
     used = dict.fromkeys(contender.program for contender in chosen)
     return {
@@ -165,8 +184,16 @@ def describe(options, chosen, programs, pins, rounds):
         "workers": options.workers,
         "pin": str(pins),
         "machine": machine.describe(),
+        "left_out": left_out(chosen, programs),
         "versions": {program: peers.version(program, programs[program]) for program in used},
     }
+
+
+def left_out(measured, programs):
+    """Each program that could be measured and was not, with the reason."""
+    used = {contender.program for contender in measured}
+    rest = dict.fromkeys(c.program for c in peers.CONTENDERS.values() if c.program not in used)
+    return {program: "not chosen, or failed the verification" if programs.get(program) else "not installed" for program in rest}
 
 
 def open_rows(path):

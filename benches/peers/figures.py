@@ -11,6 +11,12 @@ from cells import CELLS
 from contenders import CONTENDERS, OURS
 from problem import Problem
 
+# Fewer rounds are too few for a median that is published.
+MIN_ROUNDS = 5
+
+# What surrounds the tables in docs/performance.md.
+BEGIN, END = "<!-- tables: begin -->\n", "<!-- tables: end -->\n"
+
 # The properties that must be equal for two runs to share a table.
 _KIND = ("quick", "workers", "pin", "machine")
 
@@ -33,6 +39,7 @@ MEASURES = (
     Measure("upstream_cpu_per_unit", "CPU time of the apiserver, in the units of the first table"),
     Measure("kib_per_watch", "Memory per watch, KiB (growth of PSS); lower is better"),
 )
+ON_PAGE = ("p99_ms", "kib_per_watch")
 # Figures of the process, not of a cell.
 PROCESS = (
     ("start", Measure("cold_start_ms", "start to first answer, ms")),
@@ -114,13 +121,15 @@ def counted(errors):
     return f"{errors:,} error{'' if errors == 1 else 's'}"
 
 
-def tables(runs, rows):
-    """All tables, as Markdown."""
+def tables(runs, rows, on_page=False):
+    """All tables, as Markdown; for the page only those that do not depend on the clients most."""
     names, cells = contenders_of(rows), cells_of(rows)
     parts = [_about(runs, rows)]
     if cells:
         parts.append(_main_table(rows, names, cells))
     for measure in MEASURES:
+        if on_page and measure.field not in ON_PAGE:
+            continue
         with_figures = [c for c in cells if any(median(rows, n, c, measure.field) is not None for n in names)]
         if with_figures:
             body = [[f"{c} ({CELLS[c].unit.name})", *(_figure(rows, n, c, measure) for n in names)] for c in with_figures]
@@ -136,6 +145,20 @@ def tables(runs, rows):
     if lines:
         parts.append("### Errors (!)\n\n" + "\n".join(lines))
     return "\n\n".join(parts)
+
+
+def page(text, runs, rows, files):
+    """The text of docs/performance.md with the tables of these rows; `files` are the committed files that have them."""
+    counts = _rounds(rows)
+    if not counts or counts[0] < MIN_ROUNDS or any(run.get("quick") for run in runs):
+        raise Problem(f"The page shows medians of {MIN_ROUNDS} rounds or more; these rows have {counts[0] if counts else 'none'}.")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise Problem(f"The page has no lines {BEGIN.strip()} and {END.strip()}.")
+    links = ", ".join(f"[{name}](../benches/peers/rows/{name})" for name in files)
+    tables_of_page = tables(runs, rows, on_page=True).replace("\n### ", "\n## ")
+    return f"{before}{begin}Every figure below comes from these rows: {links}.\n\n{tables_of_page}\n{end}{after}"
 
 
 def _main_table(rows, names, cells):
@@ -174,13 +197,18 @@ def _error_lines(rows, names):
     return lines
 
 
-def _about(runs, rows):
+def _rounds(rows):
+    """How many rounds a figure has: the different numbers, in order."""
     rounds = {}
     for row in rows:
         if row["cell"] in CELLS:
             key = row["contender"], row["cell"]
             rounds[key] = rounds.get(key, 0) + 1
-    counts = sorted(set(rounds.values()))
+    return sorted(set(rounds.values()))
+
+
+def _about(runs, rows):
+    counts = _rounds(rows)
     many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}" if counts else "no"
     lines = [f"Medians of {many} round{'' if counts == [1] else 's'}."]
     if any(run.get("quick") for run in runs):
@@ -193,6 +221,11 @@ def _about(runs, rows):
             versions.setdefault(program, set()).add(version)
     if versions:
         lines.append("Versions: " + ", ".join(f"{p} {' and '.join(sorted(v))}" for p, v in versions.items()) + ".")
+    # A program that one run left out may be in another.
+    measured = set(versions)
+    left_out = {program: why for run in runs for program, why in run.get("left_out", {}).items() if program not in measured}
+    if left_out:
+        lines.append("Left out: " + ", ".join(f"{program} ({why})" for program, why in left_out.items()) + ".")
     for run in runs[:1]:
         lines.append(f"Workers: {run.get('workers')}. CPUs of proxy and load: {run.get('pin')}. Machine: {run.get('machine')}.")
     return "\n".join(lines)

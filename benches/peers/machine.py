@@ -94,8 +94,16 @@ def describe():
     """The machine in one line: runs are compared only when it is the same."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            model = re.search(r"^model name\s*:\s*(.*)$", file.read(), re.MULTILINE)
+            name = cpu_name(file.read())
     except OSError:
-        model = None
-    name = model[1].strip() if model else platform.machine()
-    return f"{name}, {os.cpu_count()} CPUs, Linux {platform.release()}"
+        name = None
+    return f"{name or platform.machine()}, {os.cpu_count()} CPUs, Linux {platform.release()}"
+
+
+def cpu_name(cpuinfo):
+    """Name and numbers of the CPU: a virtual machine often hides which model of a series it is, but not the numbers."""
+    fields = dict(re.findall(r"^([^\t:]+?)\s*: (.*)$", cpuinfo.split("\n\n")[0], re.MULTILINE))
+    if "model name" not in fields:
+        return None
+    numbers = [f"{key.removeprefix('cpu ')} {fields[key]}" for key in ("cpu family", "model", "stepping") if key in fields]
+    return fields["model name"].strip() + (f" ({', '.join(numbers)})" if numbers else "")

@@ -113,6 +113,50 @@ class Figures(Folder):
         self.assertIn("too short to compare", figures.tables([{**RUN, "quick": True}], [row("ours", "conc_1", 1.0)]))
 
 
+    def test_peers_that_were_left_out_are_named(self):
+        run = {**RUN, "left_out": {"caddy": "not installed"}}
+        self.assertIn("Left out: caddy (not installed).", figures.tables([run], [row("ours", "conc_1", 1.0)]))
+        other = {**RUN, "versions": {"caddy": "2.10"}}
+        self.assertNotIn("Left out", figures.tables([run, other], [row("ours", "conc_1", 1.0)]))
+        installed = {program: "/usr/bin/x" for program in compare.PROGRAMS} | {"caddy": None}
+        chosen = [contenders.CONTENDERS["ours"], contenders.CONTENDERS["nginx"]]
+        reasons = compare.left_out(chosen, installed)
+        self.assertEqual(reasons["caddy"], "not installed")
+        self.assertEqual(set(reasons), {"caddy", "haproxy", "envoy"})
+
+    def test_page_has_the_tables_and_links_to_the_rows(self):
+        rows = [row("ours", "conc_1", 30.0, turn) for turn in range(5)]
+        text = figures.page(f"before\n{figures.BEGIN}old\n{figures.END}after\n", [RUN], rows, ["a.jsonl"])
+        self.assertTrue(text.startswith(f"before\n{figures.BEGIN}Every figure") and text.endswith(f"{figures.END}after\n"), text)
+        self.assertNotIn("old", text)
+        self.assertIn("[a.jsonl](../benches/peers/rows/a.jsonl)", text)
+        self.assertIn("\n## CPU time", text)
+        self.assertIn("Medians of 5 rounds.", text)
+
+    def test_page_refuses_few_rounds_and_quick_runs(self):
+        page = f"{figures.BEGIN}{figures.END}"
+        for run, turns in [(RUN, 4), ({**RUN, "quick": True}, 9)]:
+            with self.assertRaisesRegex(Problem, "5 rounds or more"):
+                figures.page(page, [run], [row("ours", "conc_1", 1.0, turn) for turn in range(turns)], ["a"])
+
+    def test_page_refuses_rows_that_are_not_committed(self):
+        rows = self.file("a.jsonl", {"run": RUN}, row("ours", "conc_1", 1.0))
+        code, _, error = command("--page", rows)
+        self.assertEqual(code, UNUSABLE)
+        self.assertIn("is not in benches/peers/rows", error)
+
+    def test_tables_of_the_page_are_those_of_its_rows(self):
+        with open(compare.PAGE, encoding="utf-8") as file:
+            text = file.read()
+        shown = text.partition(figures.BEGIN)[2].partition(figures.END)[0]
+        names = re.findall(r"\]\(\.\./benches/peers/rows/([^)]+)\)", shown)
+        committed = [name for name in sorted(os.listdir(compare.ROWS)) if name.endswith(".jsonl")]
+        self.assertEqual(sorted(names), committed, "the page shows every committed run, and no other")
+        if names:
+            runs, rows = figures.read([os.path.join(compare.ROWS, name) for name in names])
+            self.assertEqual(figures.page(text, runs, rows, names), text, "run compare.py --page")
+
+
 class Picture(unittest.TestCase):
     def draw(self, rows):
         return xml.fromstring(picture.svg([RUN], rows))
@@ -269,6 +313,11 @@ class Rounds(unittest.TestCase):
 
 
 class Machine(unittest.TestCase):
+    def test_cpu_is_named_with_its_numbers(self):
+        text = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\nstepping\t: 1\n\nprocessor\t: 1\n"
+        self.assertEqual(machine.cpu_name(text), "AMD EPYC (family 25, model 17, stepping 1)")
+        self.assertIsNone(machine.cpu_name("Processor\t: ARM\n"))
+
     def test_pins(self):
         here = min(os.sched_getaffinity(0))
         self.assertEqual(str(machine.parse_pins(f"{here}:{here}")), f"{here}:{here}")

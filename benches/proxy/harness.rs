@@ -6,8 +6,8 @@ use criterion::{BenchmarkGroup, measurement::WallTime};
 use kube_tls_proxy::{
     app::App,
     config::{
-        Capacity, ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts,
-        TrustSource,
+        Capacity, ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, RequestHost,
+        Timeouts, TrustSource,
     },
 };
 use rustls::client::Resumption;
@@ -107,6 +107,7 @@ fn config(upstream: SocketAddr, identities: Vec<IdentityFiles>, trust: TrustSour
             addresses: Vec::new(),
             path_prefix: String::new(),
             expected_name: ServerName::try_from(APISERVER).expect("a DNS name"),
+            request_host: RequestHost::Client,
             trust,
         }],
         limits: Limits::default(),

@@ -11,7 +11,12 @@ use super::{
     streams,
     target::{CheckTarget, TargetRole},
 };
-use crate::{pki::UtcDate, quote, text::error_chain, upstream::Offer};
+use crate::{
+    pki::{Days, UtcDate},
+    quote,
+    text::error_chain,
+    upstream::Offer,
+};
 
 /// Runs every check of one server.
 pub(super) async fn check(plan: &Plan, target: &CheckTarget, recorder: &mut Recorder<'_>) {
@@ -105,8 +110,8 @@ fn clock(response: &BufferedResponse, recorder: &mut Recorder<'_>) {
     }
     let message = Message::new(
         format!(
-            "the clock of this machine is {} s {direction} the apiserver's ({} here, {} there), so certificates and tokens may appear expired or not yet valid",
-            difference.as_secs(),
+            "the clock of this machine is {} {direction} the apiserver's ({} here, {} there), so certificates and tokens may appear expired or not yet valid",
+            rough_duration(difference),
             UtcDate(ours),
             UtcDate(theirs)
         ),
@@ -116,6 +121,17 @@ fn clock(response: &BufferedResponse, recorder: &mut Recorder<'_>) {
         recorder.warning(Check::Clock, message);
     } else {
         recorder.failed(Check::Clock, message);
+    }
+}
+
+/// A duration in the unit that a person would choose.
+fn rough_duration(duration: Duration) -> String {
+    const HOUR: u64 = 60 * 60;
+    match duration.as_secs() {
+        seconds if seconds < 2 * 60 => format!("{seconds} s"),
+        seconds if seconds < 2 * HOUR => format!("{} minutes", seconds / 60),
+        seconds if seconds < 48 * HOUR => format!("{} hours", seconds / HOUR),
+        seconds => Days(seconds / (24 * HOUR)).to_string(),
     }
 }
 
@@ -181,10 +197,14 @@ pub(super) fn no_response(
             format!("no response to {request}: {}", error_chain(error))
         }
     };
-    let fix = target.by_role(
-        "check the load and the log of the apiserver, and the load balancer or firewall in front of it",
-        "check the log of the proxy, and the load balancer or firewall in front of it",
-    );
+    let fix = if asks_for_client_certificate(&text) {
+        target.client_certificate_fix()
+    } else {
+        target.by_role(
+            "check the load and the log of the apiserver, and the load balancer or firewall in front of it",
+            "check the log of the proxy, and the load balancer or firewall in front of it",
+        )
+    };
     recorder.failed(check, Message::new(text, fix));
 }
 
@@ -225,20 +245,33 @@ pub(super) fn unexpected_response(
             format!("the apiserver responds to {request} with {described}"),
             "check the log of the apiserver",
         ),
-        (_, Responder::Unknown) => (
-            None,
-            format!("the response to {request} is not from an apiserver: {described}"),
-            target.by_role(
-                "check the URL of the apiserver, its port and its path",
-                "check the URL of --through, and the load balancer or firewall in front of the proxy",
-            ),
-        ),
+        (role, Responder::Unknown) => {
+            let text = format!("the response to {request} is not from an apiserver: {described}");
+            let fix = if asks_for_client_certificate(&described) {
+                target.client_certificate_fix().to_owned()
+            } else if role == TargetRole::Apiserver {
+                format!(
+                    "check the URL of the apiserver, its port and its path, and the host that requests ask for, {}: --upstream-host or `upstream.host` chooses the client's or that of the URL",
+                    target.authority
+                )
+            } else {
+                "check the URL of --through, and the load balancer or firewall in front of the proxy".to_owned()
+            };
+            return recorder.failed(check, Message::new(text, fix));
+        }
     };
     let message = Message::new(text, fix);
     match leg {
         Some(leg) => recorder.failed_on(leg, check, message),
         None => recorder.failed(check, message),
     }
+}
+
+/// Whether a failure says that the server wants a client certificate: by a TLS alert, or as nginx says it over HTTP.
+fn asks_for_client_certificate(failure: &str) -> bool {
+    ["TLS alert certificate_required", "required SSL certificate"]
+        .iter()
+        .any(|part| failure.contains(part))
 }
 
 /// Whether the proxy responds with this status because of the apiserver.

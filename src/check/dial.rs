@@ -2,11 +2,16 @@
 
 use std::{
     collections::BTreeSet,
+    io,
     net::{IpAddr, SocketAddr},
     time::{Duration, SystemTime},
 };
 
-use tokio::time::timeout;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
 
 use super::{
     Check, CheckOutcome, Message, Recorder, messages, recorder::format_duration,
@@ -162,10 +167,55 @@ async fn dial(target: &CheckTarget, address: SocketAddr) -> Result<NegotiatedTls
             step: Check::Verify,
             message: messages::verify(target, address, &error),
         }),
-        Err(error) => Err(FailedStep {
-            step: Check::Tls,
-            message: messages::tls(target, address, &error),
-        }),
+        Err(error) => {
+            let spoken = match messages::is_not_tls(&error) {
+                true => Spoken::ask(address).await,
+                false => Spoken::Other,
+            };
+            Err(FailedStep {
+                step: Check::Tls,
+                message: messages::tls(target, address, &error, spoken),
+            })
+        }
+    }
+}
+
+/// What a port speaks that does not speak TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Spoken {
+    Ssh,
+    Http,
+    Other,
+}
+
+impl Spoken {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Ssh => "SSH",
+            Self::Http => "plain HTTP",
+            Self::Other => "another protocol",
+        }
+    }
+
+    /// Connects to `address` once more. A server of SSH speaks first, one of HTTP only when it is asked.
+    async fn ask(address: SocketAddr) -> Self {
+        let asked = async {
+            let mut stream = TcpStream::connect(address).await?;
+            let mut first = [0; 5];
+            match timeout(GREETING_TIMEOUT, stream.read_exact(&mut first)).await {
+                Ok(read) => read.map(drop)?,
+                Err(_silent) => {
+                    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
+                    stream.read_exact(&mut first).await?;
+                }
+            }
+            io::Result::Ok(first)
+        };
+        match timeout(2 * GREETING_TIMEOUT, asked).await {
+            Ok(Ok(first)) if first.starts_with(b"SSH-") => Self::Ssh,
+            Ok(Ok(first)) if first == *b"HTTP/" => Self::Http,
+            Ok(Ok(_) | Err(_)) | Err(_) => Self::Other,
+        }
     }
 }
 
@@ -178,7 +228,7 @@ fn record_verified(target: &CheckTarget, negotiated: &NegotiatedTls, recorder: &
         target.trusted
     );
     match &negotiated.certificate {
-        Some(leaf) if expires_soon(leaf, now) => {
+        Some(leaf) if leaf.expires_within(MIN_TIME_LEFT, now) => {
             recorder.warning(Check::Verify, messages::expires_soon(target, leaf));
         }
         Some(leaf) => recorder.ok(
@@ -194,16 +244,10 @@ fn record_verified(target: &CheckTarget, negotiated: &NegotiatedTls, recorder: &
     }
 }
 
-/// Whether less than two weeks are left, or a third of the lifetime if that is shorter: certificates that
-/// live for a day are renewed automatically.
-fn expires_soon(leaf: &CertSummary, now: SystemTime) -> bool {
-    let lifetime = leaf.not_after.duration_since(leaf.not_before);
-    let enough = lifetime.map_or(MIN_TIME_LEFT, |lifetime| MIN_TIME_LEFT.min(lifetime / 3));
-    leaf.not_after.duration_since(now).unwrap_or_default() < enough
-}
-
 /// Addresses to check. A cluster rarely has more, and each dial may take `timeouts.upstreamConnect`.
 const MAX_ADDRESSES: usize = 8;
+/// How long a server that speaks first may take.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(1);
 const MIN_TIME_LEFT: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 
 #[cfg(test)]
@@ -254,9 +298,15 @@ mod tests {
         for (life, soon) in [(DAY, DAY / 3), (90 * DAY, 14 * DAY), (3650 * DAY, 14 * DAY)] {
             leaf.not_after = leaf.not_before + life;
             let last = leaf.not_after - soon;
-            assert!(!expires_soon(&leaf, last), "{life:?}");
-            assert!(expires_soon(&leaf, last + DAY / 86_400), "{life:?}");
-            assert!(expires_soon(&leaf, leaf.not_after + DAY), "{life:?}");
+            assert!(!leaf.expires_within(MIN_TIME_LEFT, last), "{life:?}");
+            assert!(
+                leaf.expires_within(MIN_TIME_LEFT, last + DAY / 86_400),
+                "{life:?}"
+            );
+            assert!(
+                leaf.expires_within(MIN_TIME_LEFT, leaf.not_after + DAY),
+                "{life:?}"
+            );
         }
     }
 

@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
     time::SystemTime,
 };
 
@@ -20,7 +21,7 @@ use crate::{
     hosts::UpstreamAddr,
     listen_error::{ListenError, ListenFlag},
     listener::{self, PortSharing},
-    pki::{Acceptance, Days, Identity, TrustAnchors, UtcDate, public_roots},
+    pki::{Acceptance, Days, Identity, TrustAnchors, UtcDate, public_roots, uncovered_hosts},
     upstream::{ClientTls, Offer, TcpConnected},
 };
 
@@ -45,7 +46,7 @@ pub(super) async fn check(
     let now = SystemTime::now();
     let mut identities = Vec::with_capacity(config.identities.len());
     for files in &config.identities {
-        match Identity::load(files, now) {
+        match Identity::load(files, now).map_err(|error| error.naming_place(&config.sources)) {
             Ok(identity) => {
                 check_certificate(&identity, now, recorder);
                 check_acceptance(plan, &identity, now, recorder);
@@ -97,10 +98,12 @@ fn check_capacity(config: &Config, recorder: &mut Recorder<'_>) {
 /// Returns TLS settings that trust the CAs of `cluster`, or records why there are none.
 pub(super) fn trust_anchors(
     cluster: &ClusterConfig,
+    sources: &[PathBuf],
     recorder: &mut Recorder<'_>,
 ) -> Option<ClientTls> {
     let now = SystemTime::now();
     let anchors = TrustAnchors::load(&cluster.trust, now)
+        .map_err(|error| error.naming_place(sources))
         .map_err(|error| recorder.failed(Check::Ca, Message::from_error(&error)))
         .ok()?;
     let cas: Vec<_> = anchors
@@ -111,7 +114,7 @@ pub(super) fn trust_anchors(
     let text = format!("trust anchors: {}", cas.join("; "));
     recorder.ok(Check::Ca, text);
     for warning in anchors.warnings() {
-        recorder.warning(Check::Ca, Message::from_sentence(&warning));
+        recorder.warning(Check::Ca, Message::from_sentence(warning));
     }
     ClientTls::new(anchors.roots(), cluster.expected_name.clone())
         .map_err(|error| recorder.failed(Check::Ca, Message::from_error(&error)))
@@ -156,13 +159,38 @@ fn check_acceptance(
             let text = "clients accept the certificate: its chain leads to a public CA";
             return recorder.ok(Check::Trust, text);
         }
+        (
+            Acceptance::NoPath {
+                is_self_signed: true,
+                ..
+            },
+            file,
+        ) => {
+            let message = Message::new(
+                match file {
+                    Some(file) => format!("the certificate is self-signed and not in {file}"),
+                    None => {
+                        "the certificate is self-signed, so only clients that trust it itself accept it"
+                            .to_owned()
+                    }
+                },
+                "use a certificate from a CA: from a public one, or from your own, whose certificate clients get as certificate-authority-data",
+            );
+            // Some clients, such as those in Go, accept it if they trust it itself.
+            return recorder.warning(Check::Trust, message);
+        }
         (Acceptance::NoPath { issuer, .. }, Some(file)) => (
             format!(
                 "the chain does not lead to the CA in {file}: {issuer} issued the last certificate of the chain, and the certificate of {issuer} is neither in the chain nor in {file}"
             ),
             "append the intermediate certificates of the issuer to the certificate file, or pass the right CA with --through-ca",
         ),
-        (Acceptance::NoPath { issuer, is_public }, None) if is_public => (
+        (
+            Acceptance::NoPath {
+                issuer, is_public, ..
+            },
+            None,
+        ) if is_public => (
             format!(
                 "the chain is incomplete, so clients reject it: {issuer} issued its last certificate, and this intermediate is missing from the file"
             ),
@@ -191,21 +219,9 @@ fn check_hosts(clusters: &[ClusterConfig], identities: &[Identity], recorder: &m
         .iter()
         .flat_map(|cluster| cluster.hosts.iter().map(String::as_str))
         .collect();
-    let uncovered: Vec<_> = served
-        .iter()
-        .filter(|host| !identities.iter().any(|identity| identity.covers(host)))
-        .copied()
-        .collect();
-    if !uncovered.is_empty() {
-        let message = Message::new(
-            format!(
-                "no certificate is valid for {}, so clients refuse to connect; the certificates are valid for {}",
-                uncovered.join(", "),
-                names.collect::<Vec<_>>().join(", ")
-            ),
-            "add a certificate for this name (--cert and --key), or remove the name from --host or `hosts`",
-        );
-        return recorder.failed(Check::Hosts, message);
+    let hosts = clusters.iter().flat_map(|cluster| &cluster.hosts);
+    if let Some(uncovered) = uncovered_hosts(hosts, identities) {
+        return recorder.failed(Check::Hosts, Message::from_sentence(&uncovered));
     }
     // With one cluster, the names in the certificates lead to it too.
     if clusters.len() == 1 {

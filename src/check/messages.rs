@@ -1,17 +1,20 @@
 //! Messages for failed dials: what is wrong, and how to fix it.
 
-use std::{io, net::SocketAddr, time::SystemTime};
+use std::{error::Error as _, io, net::SocketAddr, time::SystemTime};
 
-use rustls::{CertificateError, Error};
+use rustls::{AlertDescription, Error};
+use rustls_pki_types::ServerName;
 
 use super::{
     Message,
+    dial::Spoken,
     recorder::format_duration,
     target::{CheckTarget, TargetRole},
 };
 use crate::{
     pki::{CertSummary, UtcDate},
     text::error_chain,
+    tls_error::ChainError,
     upstream::UpstreamError,
 };
 
@@ -64,8 +67,25 @@ pub(super) fn tcp(target: &CheckTarget, address: SocketAddr, error: &UpstreamErr
     }
 }
 
+/// Whether the server does not speak TLS.
+pub(super) fn is_not_tls(error: &UpstreamError) -> bool {
+    let UpstreamError::Handshake { source, .. } = error else {
+        return false;
+    };
+    matches!(rustls_error(source), Some(Error::InvalidMessage(_)))
+}
+
+fn rustls_error(error: &io::Error) -> Option<&Error> {
+    error.get_ref()?.downcast_ref()
+}
+
 /// The TCP connection is open, but the TLS handshake fails.
-pub(super) fn tls(target: &CheckTarget, address: SocketAddr, error: &UpstreamError) -> Message {
+pub(super) fn tls(
+    target: &CheckTarget,
+    address: SocketAddr,
+    error: &UpstreamError,
+    spoken: Spoken,
+) -> Message {
     let server = target.server();
     let UpstreamError::Handshake { source, .. } = error else {
         let limit = format_duration(target.timeouts.upstream_connect);
@@ -76,38 +96,66 @@ pub(super) fn tls(target: &CheckTarget, address: SocketAddr, error: &UpstreamErr
             ),
         );
     };
-    let tls_error = source
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<Error>());
-    let Some(error) = tls_error else {
+    let Some(error) = rustls_error(source) else {
         return Message::new(
             format!(
                 "{address} closes the connection during the TLS handshake ({})",
                 error_chain(source)
             ),
             format!(
-                "check that the process on this port is {server}, and that no firewall or load balancer in between blocks TLS"
+                "check that the process on this port is {server}, and that no firewall or load balancer in between blocks TLS{}",
+                router_by_name(target)
             ),
         );
     };
     if let Error::InvalidMessage(_) = error {
         let usual_ports = target.by_role(" (an apiserver usually listens on 6443 or 443)", "");
         return Message::new(
-            format!("{address} does not speak TLS; it seems to speak plain HTTP"),
+            format!("{address} does not speak TLS; it speaks {}", spoken.name()),
             format!(
                 "write the HTTPS port of {server} into {}{usual_ports}",
                 target.url()
             ),
         );
     }
-    Message::new(
-        format!("the TLS handshake with {address} failed: {error}"),
-        if matches!(error, Error::PeerIncompatible(_) | Error::AlertReceived(_)) {
-            format!("enable TLS 1.2 or 1.3 with a modern cipher suite on {server}")
-        } else {
-            format!("check that the process on this port is {server}")
-        },
-    )
+    let text = format!(
+        "the TLS handshake with {address} failed: {}",
+        error_chain(error)
+    );
+    let is_alert = |alerts: &[AlertDescription]| matches!(error, Error::AlertReceived(alert) if alerts.contains(alert));
+    // Servers of TLS 1.2 have no alert of its own for a client certificate that is missing.
+    let fix = if is_alert(&[
+        AlertDescription::CertificateRequired,
+        AlertDescription::BadCertificate,
+    ]) {
+        target.client_certificate_fix().to_owned()
+    } else if is_alert(&[AlertDescription::UnrecognisedName]) {
+        format!(
+            "check the name that is sent as SNI, {}: {}",
+            target.tls.expected_name(),
+            target.by_role("--upstream-name changes it", "it is the host of --through")
+        )
+    } else if matches!(error, Error::PeerIncompatible(_) | Error::AlertReceived(_)) {
+        format!("enable TLS 1.2 or 1.3 with a modern cipher suite on {server}")
+    } else {
+        format!("check that the process on this port is {server}")
+    };
+    Message::new(text, fix)
+}
+
+/// A hint about routers that read the SNI. Such a router closes connections with a name that it does not know.
+fn router_by_name(target: &CheckTarget) -> String {
+    match (target.role, target.tls.has_sni()) {
+        (TargetRole::Apiserver, true) => format!(
+            "; if a router chooses the server by name (SNI), it must know {}, or give its name with --upstream-name",
+            target.tls.expected_name()
+        ),
+        (TargetRole::Apiserver, false) => {
+            "; if a router chooses the server by name (SNI), give the name with --upstream-name"
+                .to_owned()
+        }
+        (TargetRole::Proxy, _) => String::new(),
+    }
 }
 
 /// The server's certificate is not the expected one.
@@ -117,27 +165,31 @@ pub(super) fn verify(target: &CheckTarget, address: SocketAddr, error: &Upstream
     let Some(failure) = error.verify_error() else {
         return Message::new(
             format!(
-                "{address} does not prove that it has the key of its certificate: {}",
-                error_chain(error)
+                "{address} does not prove that it has the key of its certificate ({})",
+                error
+                    .source()
+                    .map_or_else(String::new, |source| error_chain(source).to_string())
             ),
             format!("give {server} the key that its certificate was issued for"),
         );
     };
     let presented = failure.presented();
+    let refused = failure.refused();
     let now = UtcDate(SystemTime::now());
-    #[expect(
-        clippy::wildcard_enum_match_arm,
-        reason = "rustls adds causes; an unknown one is printed as it is"
-    )]
-    match failure.cause() {
-        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+    match refused.cause {
+        ChainError::Untrusted => {
             let issuer = presented.map_or("an unknown CA", |leaf| &leaf.issuer);
+            let issued_by = if failure.has_namesake() {
+                format!("another CA with the same name, {issuer}, issued it")
+            } else {
+                format!("it was issued by {issuer}")
+            };
             Message::new(
-                format!(
-                    "{certificate} is not signed by {}: it was issued by {issuer}",
-                    target.trusted
-                ),
+                format!("{certificate} is not signed by {}: {issued_by}", target.trusted),
                 match target.role {
+                    TargetRole::Apiserver if failure.has_namesake() => {
+                        "pass the CA of this cluster with --upstream-ca, in the kubeconfig or in `clusters` (kubeadm keeps it in /etc/kubernetes/pki/ca.crt)".to_owned()
+                    }
                     TargetRole::Apiserver => format!(
                         "pass the CA that issued it with --upstream-ca, in the kubeconfig or in `clusters` (kubeadm keeps it in /etc/kubernetes/pki/ca.crt); \
                          if {issuer} is an intermediate of the trusted CA, make the apiserver send it (append it to the file of --tls-cert-file)"
@@ -148,20 +200,8 @@ pub(super) fn verify(target: &CheckTarget, address: SocketAddr, error: &Upstream
                 },
             )
         }
-        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            let expected = target.tls.expected_name();
-            let sans = presented.map_or_else(String::new, |leaf| leaf.sans.join(", "));
-            let names = if sans.is_empty() {
-                "it has no subjectAltName".to_owned()
-            } else {
-                format!("its names are {sans}")
-            };
-            Message::new(
-                format!("{certificate} is not valid for {expected}: {names}"),
-                name_fix(target, presented),
-            )
-        }
-        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+        ChainError::OtherName => other_name(target, &certificate, presented),
+        ChainError::Expired => {
             let date = presented.map_or_else(String::new, |leaf| {
                 format!(" on {}", UtcDate(leaf.not_after))
             });
@@ -173,7 +213,7 @@ pub(super) fn verify(target: &CheckTarget, address: SocketAddr, error: &Upstream
                 ),
             )
         }
-        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+        ChainError::NotYetValid => {
             let date = presented.map_or_else(
                 || "a later date".to_owned(),
                 |leaf| UtcDate(leaf.not_before).to_string(),
@@ -182,27 +222,47 @@ pub(super) fn verify(target: &CheckTarget, address: SocketAddr, error: &Upstream
                 format!(
                     "{certificate} is not valid before {date}; the clock of this machine says {now}"
                 ),
-                "correct the clock of this machine (NTP), or wait until then",
+                ChainError::NotYetValid.fix(),
             )
         }
-        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
-            Message::new(
-                format!("{certificate} is not a certificate for TLS servers"),
-                "issue it again with the extended key usage serverAuth",
-            )
+        ChainError::IssuerExpired
+        | ChainError::IssuerNotYetValid
+        | ChainError::OtherPurpose
+        | ChainError::Revoked
+        | ChainError::CaForServer
+        | ChainError::IssuerIsNoCa
+        | ChainError::ChainTooLong
+        | ChainError::NameConstraint
+        | ChainError::CriticalExtension
+        | ChainError::SignatureAlgorithm
+        | ChainError::Version
+        | ChainError::SerialNumber
+        | ChainError::Malformed
+        | ChainError::TooComplex
+        | ChainError::Other => {
+            Message::new(format!("{certificate} {refused}"), refused.cause.fix())
         }
-        other => Message::new(
-            format!(
-                "{certificate} is rejected: {}",
-                Error::InvalidCertificate(other.clone())
-            ),
-            format!("issue the certificate of {server} again"),
-        ),
     }
 }
 
-fn name_fix(target: &CheckTarget, presented: Option<&CertSummary>) -> String {
-    match (target.role, presented.and_then(|leaf| leaf.sans.first())) {
+/// The certificate is for other names than the expected one.
+fn other_name(target: &CheckTarget, certificate: &str, presented: Option<&CertSummary>) -> Message {
+    let expected = target.tls.expected_name();
+    let sans = presented.map_or_else(Vec::new, |leaf| leaf.sans.clone());
+    let text = format!("{certificate} is not valid for {expected}");
+    if sans.contains(&format!("DNS:{expected}")) {
+        return Message::new(
+            format!("{text}: it has this address as a DNS name, which clients ignore"),
+            "issue it again with the address as a subjectAltName of the type IP address",
+        );
+    }
+    let text = if sans.is_empty() {
+        format!("{text}: it has no subjectAltName")
+    } else {
+        format!("{text}: its names are {}", sans.join(", "))
+    };
+    let usable = sans.iter().find_map(|name| usable_name(name));
+    let fix = match (target.role, usable) {
         (TargetRole::Apiserver, Some(name)) => format!(
             "if this is the right apiserver, tell the proxy to expect one of these names, for example with --upstream-name {name} (tls-server-name in a kubeconfig)"
         ),
@@ -213,6 +273,18 @@ fn name_fix(target: &CheckTarget, presented: Option<&CertSummary>) -> String {
             "use a name in the certificate, or give the proxy a certificate for this name"
                 .to_owned()
         }
+    };
+    Message::new(text, fix)
+}
+
+/// A name that a client can expect of a certificate with this subjectAltName. A wildcard needs two labels after it.
+fn usable_name(san: &str) -> Option<String> {
+    match san.strip_prefix("*.") {
+        Some(parent) if parent.contains('.') => Some(format!("kubernetes.{parent}")),
+        Some(_) => None,
+        None => ServerName::try_from(san.to_owned())
+            .ok()
+            .map(|name| name.to_str().into_owned()),
     }
 }
 

@@ -26,7 +26,7 @@ use crate::{
     quote,
 };
 use recorder::{Message, Recorder};
-use target::{CheckTarget, authority};
+use target::CheckTarget;
 
 /// What to check.
 #[derive(Debug)]
@@ -92,11 +92,11 @@ async fn check_config(plan: &Plan, config: &Config, recorder: &mut Recorder<'_>)
         let title = format!(
             "Apiserver of cluster {} at https://{}{}",
             cluster.name,
-            authority(&cluster.upstream_host, cluster.upstream_port),
+            cluster.authority(),
             quote::path(cluster.path_prefix.as_ref())
         );
         recorder.begin(Section::Upstream, Some(&cluster.name), &title);
-        let Some(tls) = local::trust_anchors(cluster, recorder) else {
+        let Some(tls) = local::trust_anchors(cluster, &config.sources, recorder) else {
             let rest = [Check::Dns, Check::Tcp, Check::Tls, Check::Verify];
             recorder.skipped(&rest, "there is no CA to verify the apiserver with");
             continue;

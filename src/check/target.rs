@@ -6,8 +6,7 @@ use rustls::client::VerifierBuilderError;
 
 use super::Through;
 use crate::{
-    config::{ClusterConfig, Timeouts, TrustSource},
-    hosts::url_host,
+    config::{ClusterConfig, Timeouts, TrustSource, authority},
     pki::{TrustAnchors, public_roots},
     quote,
     upstream::ClientTls,
@@ -49,20 +48,12 @@ impl CheckTarget {
         timeouts: &Timeouts,
     ) -> Self {
         let (host, port) = (cluster.upstream_host.clone(), cluster.upstream_port);
-        // The apiserver sees the host that clients ask for, so the checks use one of those.
-        let public_name = cluster
-            .hosts
-            .iter()
-            .chain(certificate_names)
-            .find(|name| !name.contains(['*', ':']));
         Self {
             role: TargetRole::Apiserver,
             addresses: cluster.addresses.clone(),
             tls,
             prefix: cluster.path_prefix.clone(),
-            authority: public_name
-                .cloned()
-                .unwrap_or_else(|| authority(&host, port)),
+            authority: cluster.own_request_host(certificate_names),
             trusted: match &cluster.trust {
                 TrustSource::File(file) => format!("the CA in {}", quote::path(file)),
                 TrustSource::Inline { origin, .. } => format!("the CA of {origin}"),
@@ -112,20 +103,19 @@ impl CheckTarget {
         self.by_role("the apiserver", "the proxy")
     }
 
+    /// What to do when the server wants a client certificate.
+    pub(super) fn client_certificate_fix(&self) -> &'static str {
+        self.by_role(
+            "check the port (an apiserver usually listens on 6443 or 443, etcd on 2379), and a service mesh or load balancer in front of the apiserver: it must not ask for a client certificate, because the proxy has none",
+            "check the load balancer or service mesh in front of the proxy: it must not ask for a client certificate, or clients must have one for it",
+        )
+    }
+
     /// Where the operator wrote its host and port.
     pub(super) fn url(&self) -> &'static str {
         self.by_role(
             "the URL of the apiserver (--upstream, the kubeconfig or `clusters`)",
             "the URL of --through",
         )
-    }
-}
-
-/// Host and port as a URL has them.
-pub(super) fn authority(host: &str, port: u16) -> String {
-    let host = url_host(host);
-    match port {
-        443 => host.into_owned(),
-        port => format!("{host}:{port}"),
     }
 }

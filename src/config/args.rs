@@ -54,6 +54,11 @@ pub struct ServeArgs {
     #[arg(env = "KUBE_TLS_PROXY_UPSTREAM_NAME", help_heading = APISERVER)]
     pub upstream_name: Option<String>,
 
+    /// Host that requests ask the apiserver for: client or upstream [default: by the URL]
+    #[arg(long, value_name = "CHOICE")]
+    #[arg(env = "KUBE_TLS_PROXY_UPSTREAM_HOST", help_heading = APISERVER)]
+    pub upstream_host: Option<String>,
+
     /// Kubeconfig with URL, CA and name of the apiserver; its credentials are not used
     #[arg(long, value_name = "FILE", value_parser = path())]
     #[arg(env = "KUBE_TLS_PROXY_KUBECONFIG", help_heading = APISERVER)]
@@ -147,6 +152,7 @@ impl ServeArgs {
             upstream: text(&self.upstream),
             upstream_ca: path(&self.upstream_ca),
             upstream_name: text(&self.upstream_name),
+            upstream_host: text(&self.upstream_host),
             kubeconfig: path(&self.kubeconfig),
             context: text(&self.context),
             config: path(&self.config),

@@ -3,7 +3,7 @@
 //! A host name belongs to one cluster, and one source names an apiserver. A second one is an error, because
 //! a silent choice between two could send tokens to the wrong apiserver.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, net::IpAddr};
 
 use serde_saphyr::Spanned;
 
@@ -105,6 +105,9 @@ fn cluster_of_upstream(upstream: &UpstreamEntry, source: &ConfigSource) -> Clust
     if let Some(name) = &upstream.name {
         cluster.expected_name = name.0.0.clone();
     }
+    if let Some(host) = &upstream.host {
+        cluster.request_host = host.0;
+    }
     cluster
 }
 
@@ -114,6 +117,7 @@ fn upstream_flag(args: &ServeArgs) -> Option<&'static str> {
         ("--upstream", args.upstream.is_some()),
         ("--upstream-ca", args.upstream_ca.is_some()),
         ("--upstream-name", args.upstream_name.is_some()),
+        ("--upstream-host", args.upstream_host.is_some()),
         ("--kubeconfig", args.kubeconfig.is_some()),
         ("--context", args.context.is_some()),
         ("--host", !args.hosts.is_empty()),
@@ -156,6 +160,9 @@ fn cluster_of_flags(args: &ServeArgs, env: &Environment) -> Result<ClusterConfig
     };
     if let Some(name) = &args.upstream_name {
         cluster.expected_name = parse_flag::<ExpectedName>("--upstream-name", name)?.0;
+    }
+    if let Some(host) = &args.upstream_host {
+        cluster.request_host = parse_flag("--upstream-host", host)?;
     }
     for host in &args.hosts {
         let host = parse_flag::<PublicHost>("--host", host)?.0.to_string();
@@ -204,11 +211,17 @@ fn in_cluster(env: &Environment) -> Result<Option<ClusterConfig>, ConfigError> {
             | ReadError::Other(_) => SettingError::PodCa { file, source },
         }));
     }
+    // client-go expects this host in the certificate, and sends it as SNI if it is a name. An address is replaced by
+    // the name that every apiserver has, because some certificates lack the address.
+    let name = match upstream_host.parse::<IpAddr>() {
+        Ok(_) => "kubernetes.default.svc",
+        Err(_) => upstream_host.as_str(),
+    };
     let url = UpstreamUrl {
-        host: upstream_host,
         port: upstream_port,
         prefix: String::new(),
-        name: url::expected_name("kubernetes.default.svc").map_err(ConfigError::Pod)?,
+        name: url::expected_name(name).map_err(ConfigError::Pod)?,
+        host: upstream_host,
     };
     let trust = TrustSource::File(ca);
     Ok(Some(url.into_cluster("in-cluster".to_owned(), trust)))

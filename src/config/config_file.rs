@@ -14,7 +14,7 @@ use serde_saphyr::Spanned;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{
-    LogFormat,
+    LogFormat, RequestHost,
     error::SettingError,
     limits::{LimitsSection, TimeoutsSection},
     source::check_path,
@@ -101,6 +101,10 @@ pub(super) struct UpstreamEntry {
     /// Name or address that its certificate must carry; by default the host of the URL.
     #[schemars(with = "Option<String>")]
     pub(super) name: Option<Parsed<ExpectedName>>,
+    /// The host that requests ask it for: `client` for the one that the client asks for, `upstream` for that of the URL;
+    /// by default `client` if the host of the URL is an IP address or begins with `kubernetes`.
+    #[schemars(with = "Option<RequestHostName>")]
+    pub(super) host: Option<Parsed<RequestHost>>,
 }
 
 /// What the proxy logs, and how.
@@ -133,6 +137,15 @@ pub(super) struct AdminSection {
 enum LogFormatName {
     Text,
     Json,
+}
+
+/// The spelling of [`RequestHost`] for the schema.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase", inline)]
+#[expect(dead_code, reason = "only its schema is used")]
+enum RequestHostName {
+    Client,
+    Upstream,
 }
 
 /// A `T`, parsed from text of the file.
@@ -207,6 +220,18 @@ impl FromStr for LogFormat {
             _ => Err(SettingError::Malformed {
                 problem: NOT_A_LOG_FORMAT,
             }),
+        }
+    }
+}
+
+impl FromStr for RequestHost {
+    type Err = SettingError;
+
+    fn from_str(text: &str) -> Result<Self, SettingError> {
+        match text {
+            "client" => Ok(Self::Client),
+            "upstream" => Ok(Self::Upstream),
+            _ => Err(SettingError::invalid(text, NOT_A_REQUEST_HOST)),
         }
     }
 }
@@ -287,5 +312,6 @@ pub fn schema() -> serde_json::Value {
 const NOT_A_LISTEN_ADDRESS: &str = "is not an address to listen on; write ADDRESS:PORT with an IP address, such as [::]:8443 or 127.0.0.1:8443";
 const NOT_AN_ENDPOINT: &str = "is not the address of an apiserver; write ADDRESS:PORT with an IP address, such as 10.0.0.1:6443";
 const NOT_A_LOG_FORMAT: &str = "is not a log format; write text or json";
+const NOT_A_REQUEST_HOST: &str = "is not a choice; write client, for the host that clients ask for, or upstream, for the host of the apiserver's URL";
 const NOT_A_LOG_FILTER: &str = "is not a log filter; write a level, or levels for modules, such as info or info,kube_tls_proxy=debug";
 const NOT_A_HOST: &str = "is not a host name; write it without scheme, port and path, such as kube.example.com or *.example.com";

@@ -191,6 +191,12 @@ pub enum SettingError {
     EmptyFile,
     #[error("the file contains PEM instead of YAML; check the path")]
     PemFile,
+    #[error("the file is neither UTF-8 nor UTF-16 text; save it as UTF-8")]
+    NotText,
+    #[error(
+        "a second YAML document begins here, but only the first one is used; remove one of them"
+    )]
+    SeveralDocuments,
     #[error(
         "`{key}` is a key of Kubernetes objects, so this is not a configuration file of the proxy; give a kubeconfig with --kubeconfig, or see docs/from-contour.md for an HTTPProxy"
     )]
@@ -265,16 +271,22 @@ pub enum SettingError {
         flag: &'static str,
         needed: &'static str,
     },
-    #[error("no current-context is set; choose a context with --context, one of: {known}")]
+    #[error("no current-context is set; {}", if known.is_empty() { "give a context a `name`, and set current-context to it".to_owned() } else { format!("choose a context with --context, one of: {known}") })]
     NoCurrentContext { known: String },
+    #[error(
+        "two {list} have the name `{name}`, so kubectl refuses this file too; rename or remove one of them"
+    )]
+    DuplicateName { list: &'static str, name: String },
     #[error("the file has no contexts; check the path")]
     NoContexts,
-    #[error("there is no context `{name}`; choose one of: {known}")]
+    #[error("there is no context `{name}`; {}", if known.is_empty() { "no context of the file has a name, so give it one".to_owned() } else { format!("choose one of: {known}") })]
     NoContext { name: String, known: String },
     #[error(
         "context `{context}` names cluster `{name}`, which the file does not have; choose another context, or fix the file"
     )]
     NoCluster { context: String, name: String },
+    #[error("context `{context}` names no cluster; add its `cluster`, or choose another context")]
+    ContextWithoutCluster { context: String },
     #[error("{key} of cluster `{name}`")]
     ClusterKey {
         key: &'static str,

@@ -1,13 +1,16 @@
-//! Reads contexts and clusters from a kubeconfig.
+//! Reads contexts, clusters and users from a kubeconfig, by the rules of kubectl.
 //!
-//! The caller chooses what is kept of `users`. `serve` keeps nothing: no field holds the credentials, so nothing
-//! of them outlives the text of the file.
+//! The caller chooses what is kept of clusters and users. `serve` keeps nothing of users: no field holds the
+//! credentials, so nothing of them outlives the text of the file.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde::{
-    Deserialize,
+    Deserialize, Deserializer,
     de::{DeserializeOwned, IgnoredAny},
 };
 
@@ -22,74 +25,125 @@ use crate::quote;
 
 /// The cluster of `context` in `file`, by default of its current context. It has no hosts.
 pub(super) fn load(file: &Path, context: Option<&str>) -> Result<ClusterConfig, ConfigError> {
-    let kubeconfig = Kubeconfig::<IgnoredAny>::load(file)?;
+    let kubeconfig = Kubeconfig::<KubeconfigCluster, IgnoredAny>::load(file)?;
     let NamedContext { name, context } = kubeconfig.context(file, context)?;
-    let clusters = kubeconfig.clusters.unwrap_or_default();
-    let cluster = clusters
-        .into_iter()
-        .find(|entry| entry.name == context.cluster)
-        .ok_or_else(|| SettingError::NoCluster {
+    let cluster = match kubeconfig.cluster(&context.cluster) {
+        Some(cluster) => complete(&context.cluster, cluster.clone(), file),
+        None if context.cluster.is_empty() => Err(SettingError::ContextWithoutCluster {
+            context: quote::name(&name),
+        }),
+        None => Err(SettingError::NoCluster {
             context: quote::name(&name),
             name: quote::name(&context.cluster),
-        });
-    cluster
-        .and_then(|cluster| complete(cluster, file))
-        .map_err(|error| in_file(file, error))
+        }),
+    };
+    cluster.map_err(|error| in_file(file, error))
 }
 
-/// A kubeconfig. `U` is what is kept of each user.
+/// A kubeconfig. `C` is what is kept of each cluster, `U` what is kept of each user.
+///
+/// As for kubectl, everything may be missing or `null`, the entries of the lists too: only what the chosen context
+/// names has to be complete. Proof: `unused_parts_of_a_kubeconfig_do_not_decide`.
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) struct Kubeconfig<U> {
-    current_context: Option<String>,
-    // client-go writes `null` for an empty list.
-    contexts: Option<Vec<NamedContext>>,
-    clusters: Option<Vec<NamedCluster>>,
-    pub(crate) users: Option<Vec<U>>,
+#[serde(bound = "C: Deserialize<'de> + Default, U: Deserialize<'de> + Default")]
+pub(crate) struct Kubeconfig<C, U> {
+    #[serde(default, deserialize_with = "or_default")]
+    current_context: String,
+    #[serde(default, deserialize_with = "or_default")]
+    contexts: Vec<Option<NamedContext>>,
+    #[serde(default, deserialize_with = "or_default")]
+    clusters: Vec<Option<NamedCluster<C>>>,
+    #[serde(default, deserialize_with = "or_default")]
+    users: Vec<Option<NamedUser<U>>>,
 }
 
 /// A context and its name.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
 pub(crate) struct NamedContext {
+    #[serde(deserialize_with = "or_default")]
     pub(crate) name: String,
+    #[serde(deserialize_with = "or_default")]
     pub(crate) context: KubeconfigContext,
 }
 
-/// The names of a cluster, a user and a namespace that belong together.
-#[derive(Debug, Clone, Deserialize)]
+/// The names of a cluster, a user and a namespace that belong together. Each may be empty.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
 pub(crate) struct KubeconfigContext {
+    #[serde(deserialize_with = "or_default")]
     pub(crate) cluster: String,
-    /// May be empty.
-    #[serde(default)]
+    #[serde(deserialize_with = "or_default")]
     pub(crate) user: String,
-    pub(crate) namespace: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct NamedCluster {
-    name: String,
-    // Missing in a configuration file of the proxy. If such a file is given by mistake, the error is about its
-    // contexts.
-    #[serde(default)]
-    cluster: KubeconfigCluster,
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) namespace: String,
 }
 
 #[derive(Default, Deserialize)]
+#[serde(default, bound = "C: Deserialize<'de> + Default")]
+struct NamedCluster<C> {
+    #[serde(deserialize_with = "or_default")]
+    name: String,
+    // Missing in a configuration file of the proxy. If such a file is given by mistake, the error is about its
+    // contexts.
+    #[serde(deserialize_with = "or_default")]
+    cluster: C,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, bound = "U: Deserialize<'de> + Default")]
+struct NamedUser<U> {
+    #[serde(deserialize_with = "or_default")]
+    name: String,
+    #[serde(deserialize_with = "or_default")]
+    user: U,
+}
+
+/// What `serve` needs of a cluster.
+#[derive(Clone, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct KubeconfigCluster {
     server: Option<String>,
     certificate_authority: Option<PathBuf>,
     certificate_authority_data: Option<String>,
     tls_server_name: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     insecure_skip_tls_verify: bool,
     proxy_url: Option<String>,
 }
 
-impl<U: DeserializeOwned> Kubeconfig<U> {
-    /// The kubeconfig in `file`.
+/// A value, or the default one in place of `null`.
+fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+impl<C, U> Kubeconfig<C, U>
+where
+    C: DeserializeOwned + Default,
+    U: DeserializeOwned + Default,
+{
+    /// The kubeconfig in `file`. Two entries of one list must not have the same name, not even an empty one.
     pub(crate) fn load(file: &Path) -> Result<Self, ConfigError> {
-        yaml::load(FileKind::Kubeconfig, file)
+        let loaded: Self = yaml::load(FileKind::Kubeconfig, file)?;
+        let contexts = loaded.contexts.iter().flatten().map(|entry| &*entry.name);
+        let clusters = loaded.clusters.iter().flatten().map(|entry| &*entry.name);
+        let users = loaded.users.iter().flatten().map(|entry| &*entry.name);
+        let duplicate = duplicate(contexts)
+            .map(|name| ("contexts", name))
+            .or_else(|| duplicate(clusters).map(|name| ("clusters", name)))
+            .or_else(|| duplicate(users).map(|name| ("users", name)));
+        match duplicate {
+            Some((list, name)) => {
+                let name = quote::name(name);
+                Err(in_file(file, SettingError::DuplicateName { list, name }))
+            }
+            None => Ok(loaded),
+        }
     }
 
     /// The context `name`, by default the current context. `file` is the path of this kubeconfig; only error messages
@@ -99,24 +153,50 @@ impl<U: DeserializeOwned> Kubeconfig<U> {
         file: &Path,
         name: Option<&str>,
     ) -> Result<NamedContext, ConfigError> {
-        let contexts = self.contexts.as_deref().unwrap_or_default();
-        let known = || known(contexts);
-        let found = if contexts.is_empty() {
-            Err(SettingError::NoContexts)
+        let name = name.unwrap_or(&self.current_context);
+        let mut contexts = self.contexts.iter().flatten();
+        // kubectl takes a context without a name, if no current context is set.
+        if let Some(found) = contexts.find(|entry| entry.name == name) {
+            return Ok(found.clone());
+        }
+        let known = self.contexts.iter().flatten().map(|entry| &*entry.name);
+        let known: Vec<_> = known
+            .filter(|name| !name.is_empty())
+            .map(quote::name)
+            .collect();
+        let known = known.join(", ");
+        let error = if self.contexts.is_empty() {
+            SettingError::NoContexts
+        } else if name.is_empty() {
+            SettingError::NoCurrentContext { known }
         } else {
-            name.or(self.current_context.as_deref())
-                .filter(|name| !name.is_empty())
-                .ok_or_else(|| SettingError::NoCurrentContext { known: known() })
-                .and_then(|name| {
-                    let found = contexts.iter().find(|entry| entry.name == name);
-                    found.ok_or_else(|| SettingError::NoContext {
-                        name: quote::name(name),
-                        known: known(),
-                    })
-                })
+            let name = quote::name(name);
+            SettingError::NoContext { name, known }
         };
-        found.cloned().map_err(|error| in_file(file, error))
+        Err(in_file(file, error))
     }
+
+    /// What is kept of the cluster `name`.
+    pub(crate) fn cluster(&self, name: &str) -> Option<&C> {
+        let mut clusters = self.clusters.iter().flatten();
+        clusters
+            .find(|entry| entry.name == name)
+            .map(|entry| &entry.cluster)
+    }
+
+    /// What is kept of the user `name`.
+    pub(crate) fn user(&self, name: &str) -> Option<&U> {
+        let mut users = self.users.iter().flatten();
+        users
+            .find(|entry| entry.name == name)
+            .map(|entry| &entry.user)
+    }
+}
+
+/// The first name that occurs twice.
+pub(crate) fn duplicate<'a>(mut names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let mut seen = HashSet::new();
+    names.find(|name| !seen.insert(*name))
 }
 
 fn in_file(file: &Path, error: SettingError) -> ConfigError {
@@ -128,10 +208,16 @@ fn in_file(file: &Path, error: SettingError) -> ConfigError {
     }
 }
 
-fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, SettingError> {
-    let NamedCluster { name, cluster } = entry;
+fn complete(
+    name: &str,
+    cluster: KubeconfigCluster,
+    file: &Path,
+) -> Result<ClusterConfig, SettingError> {
     // Errors and log lines repeat it.
-    let name = quote::name(&name);
+    let name = match quote::name(name) {
+        empty if empty.is_empty() => "default".to_owned(),
+        name => name,
+    };
     if cluster.insecure_skip_tls_verify {
         return Err(SettingError::cluster(&name, SKIPS_VERIFICATION));
     }
@@ -148,6 +234,7 @@ fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, SettingEr
     };
     let server = cluster
         .server
+        .filter(|server| !server.is_empty())
         .ok_or_else(|| SettingError::cluster(&name, "has no server; add its URL"))?;
     let mut url: UpstreamUrl = server.parse().map_err(in_key("server"))?;
     if let Some(name) = cluster.tls_server_name.filter(|name| !name.is_empty()) {
@@ -158,10 +245,7 @@ fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, SettingEr
         .filter(|data| !data.is_empty());
     let trust = match (data, cluster.certificate_authority) {
         (Some(data), _) => TrustSource::Inline {
-            // Folded YAML text keeps its line breaks, which are not base64.
-            pem: BASE64_STANDARD
-                .decode(data.split_ascii_whitespace().collect::<String>())
-                .map_err(|_not_base64| SettingError::cluster(&name, BAD_CA_DATA))?,
+            pem: ca_data(&data).map_err(|problem| SettingError::cluster(&name, problem))?,
             origin: format!("cluster `{name}` in kubeconfig {}", quote::path(file)),
         },
         (None, Some(path)) if !path.as_os_str().is_empty() => {
@@ -173,17 +257,35 @@ fn complete(entry: NamedCluster, file: &Path) -> Result<ClusterConfig, SettingEr
     Ok(url.into_cluster(name, trust))
 }
 
-fn known(contexts: &[NamedContext]) -> String {
-    contexts
-        .iter()
-        .map(|context| quote::name(&context.name))
-        .collect::<Vec<_>>()
-        .join(", ")
+/// The PEM text in `certificate-authority-data`, or what is wrong with the value, and the fix.
+fn ca_data(data: &str) -> Result<Vec<u8>, &'static str> {
+    let data = data.trim();
+    if data == "DATA+OMITTED" {
+        return Err(OMITTED_CA_DATA);
+    }
+    if data.starts_with(BEGIN) {
+        return Err(PEM_CA_DATA);
+    }
+    // Folded YAML text keeps its line breaks, which are not base64.
+    let decode = |text: &str| {
+        let text: String = text.split_ascii_whitespace().collect();
+        BASE64_STANDARD.decode(text)
+    };
+    let pem = decode(data).map_err(|_not_base64| BAD_CA_DATA)?;
+    let inner = str::from_utf8(&pem).ok().and_then(|text| decode(text).ok());
+    if inner.is_some_and(|inner| inner.starts_with(BEGIN.as_bytes())) {
+        return Err(TWICE_ENCODED_CA_DATA);
+    }
+    Ok(pem)
 }
 
 const SKIPS_VERIFICATION: &str = "sets insecure-skip-tls-verify: true. Without verification any server could pose as the apiserver and read every token; remove that line and give the CA as certificate-authority";
 const USES_PROXY: &str = "uses proxy-url, which is not supported; run this proxy where it reaches the apiserver directly";
-const BAD_CA_DATA: &str =
-    "has certificate-authority-data that is not base64; copy the whole value again";
+const BAD_CA_DATA: &str = "has certificate-authority-data that is not base64; copy the whole value again (`kubectl config view --raw` prints it)";
+const OMITTED_CA_DATA: &str = "has `DATA+OMITTED` in place of its certificate-authority-data; write the kubeconfig again with `kubectl config view --raw`";
+const PEM_CA_DATA: &str = "has PEM text in its certificate-authority-data; base64 of that text belongs there, or write the text to a file and name that in certificate-authority";
+const TWICE_ENCODED_CA_DATA: &str =
+    "has certificate-authority-data that is encoded in base64 twice; decode the value once";
 const NO_CA: &str =
     "has no certificate-authority; add its CA, because public CAs are not trusted for an apiserver";
+const BEGIN: &str = "-----BEGIN ";

@@ -18,7 +18,11 @@ mod units;
 mod url;
 mod yaml;
 
-use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf};
+use std::{
+    net::{IpAddr, SocketAddr},
+    num::NonZeroUsize,
+    path::PathBuf,
+};
 
 use rustls_pki_types::ServerName;
 
@@ -31,7 +35,7 @@ pub use environment::{Environment, has_no_colours};
 pub use error::{ConfigError, FileKind, Position, SettingError, YamlError};
 pub use file::ReadError;
 pub(crate) use file::read as read_file;
-pub(crate) use kubeconfig::{Kubeconfig, NamedContext};
+pub(crate) use kubeconfig::{Kubeconfig, NamedContext, duplicate};
 pub use limits::{Limits, Timeouts};
 pub use load::load;
 pub(crate) use source::check_path_flag;
@@ -93,8 +97,32 @@ pub struct ClusterConfig {
     pub path_prefix: String,
     /// The name or address that the apiserver's certificate must carry.
     pub expected_name: ServerName<'static>,
+    /// The host that requests ask the apiserver for.
+    pub request_host: RequestHost,
     /// The only CAs that the chain of the apiserver may end at.
     pub trust: TrustSource,
+}
+
+/// The host that requests ask an apiserver for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequestHost {
+    /// The one that the client asks the proxy for.
+    Client,
+    /// Host and port of the apiserver's URL, as for a client without a proxy.
+    Upstream,
+}
+
+impl RequestHost {
+    /// The default for an apiserver at `host`. A server that is found by name may serve several names, as Rancher or an
+    /// ingress does, and knows only its own. Every kube-apiserver has `kubernetes` and its longer forms.
+    fn default_for(host: &str) -> Self {
+        let is_generic = host == "kubernetes" || host.starts_with("kubernetes.");
+        if is_generic || host.parse::<IpAddr>().is_ok() {
+            Self::Client
+        } else {
+            Self::Upstream
+        }
+    }
 }
 
 impl ClusterConfig {
@@ -104,6 +132,35 @@ impl ClusterConfig {
         let (host, port) = (url_host(&self.upstream_host), self.upstream_port);
         let prefix = quote::path(self.path_prefix.as_ref());
         format!("https://{host}:{port}{prefix}")
+    }
+
+    /// Host and port of the URL, as a `Host` header has them.
+    #[must_use]
+    pub fn authority(&self) -> String {
+        authority(&self.upstream_host, self.upstream_port)
+    }
+
+    /// The host that a request of the proxy itself asks for: the same as that of a client. `certificate_names` lead to
+    /// this cluster as well as its hosts.
+    pub(crate) fn own_request_host<'a>(
+        &'a self,
+        certificate_names: impl IntoIterator<Item = &'a String>,
+    ) -> String {
+        let mut public = self.hosts.iter().chain(certificate_names);
+        let public = public.find(|name| !name.contains(['*', ':']));
+        match (self.request_host, public) {
+            (RequestHost::Client, Some(name)) => name.clone(),
+            (RequestHost::Client, None) | (RequestHost::Upstream, _) => self.authority(),
+        }
+    }
+}
+
+/// Host and port as a URL has them.
+pub(crate) fn authority(host: &str, port: u16) -> String {
+    let host = url_host(host);
+    match port {
+        443 => host.into_owned(),
+        port => format!("{host}:{port}"),
     }
 }
 

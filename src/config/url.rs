@@ -10,7 +10,7 @@ use std::{
 
 use rustls_pki_types::ServerName;
 
-use super::{ClusterConfig, SettingError, TrustSource};
+use super::{ClusterConfig, RequestHost, SettingError, TrustSource};
 use crate::{hosts::is_dns_name, quote};
 
 /// Where an apiserver is.
@@ -32,6 +32,7 @@ impl UpstreamUrl {
         ClusterConfig {
             name,
             hosts: Vec::new(),
+            request_host: RequestHost::default_for(&self.host),
             upstream_host: self.host,
             upstream_port: self.port,
             addresses: Vec::new(),

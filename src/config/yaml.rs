@@ -1,9 +1,11 @@
 //! Parses YAML files. Errors have line, column and the nearest known key.
+//!
+//! Files of Windows are read too: with a byte-order mark, or in UTF-16, as `>` of PowerShell writes it.
 
-use std::path::Path;
+use std::{borrow::Cow, path::Path};
 
 use serde::de::DeserializeOwned;
-use serde_saphyr::{Error, Location};
+use serde_saphyr::{DuplicateKeyPolicy, Error, Location};
 
 use super::{
     error::{ConfigError, FileKind, Position, SettingError, YamlError},
@@ -13,7 +15,7 @@ use crate::quote;
 
 /// Reads `file` and parses it; JSON is YAML too.
 pub(crate) fn load<T: DeserializeOwned>(kind: FileKind, file: &Path) -> Result<T, ConfigError> {
-    let text = file::read(file).map_err(|source| ConfigError::Read {
+    let bytes = file::read(file).map_err(|source| ConfigError::Read {
         kind,
         file: file.to_owned(),
         source,
@@ -24,18 +26,84 @@ pub(crate) fn load<T: DeserializeOwned>(kind: FileKind, file: &Path) -> Result<T
         at,
         source: Box::new(source),
     };
+    let text = decode(&bytes).ok_or_else(|| in_file(None, SettingError::NotText))?;
+    let text = first_document(&text).map_err(|line| {
+        let at = Position { line, column: 1 };
+        in_file(Some(at), SettingError::SeveralDocuments)
+    })?;
     if text.trim_ascii().is_empty() {
         return Err(in_file(None, SettingError::EmptyFile));
     }
-    if text.starts_with(b"-----BEGIN ") {
+    if text.starts_with("-----BEGIN ") {
         return Err(in_file(None, SettingError::PemFile));
     }
     // No excerpts in errors: a kubeconfig contains secrets.
-    let options = serde_saphyr::options! { with_snippet: false };
-    serde_saphyr::from_slice_with_options(&text, options).map_err(|error| {
+    let options = serde_saphyr::options! {
+        with_snippet: false,
+        duplicate_keys: match kind {
+            FileKind::Config => DuplicateKeyPolicy::Error,
+            // As kubectl reads it.
+            FileKind::Kubeconfig => DuplicateKeyPolicy::LastWins,
+        },
+    };
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| {
         let at = error.location().and_then(position);
         in_file(at, setting_error(error))
     })
+}
+
+/// The text of a file in UTF-8, or in UTF-16 with a byte-order mark; `None` if it is in neither.
+fn decode(bytes: &[u8]) -> Option<Cow<'_, str>> {
+    let unit: fn([u8; 2]) -> u16 = match bytes {
+        [0xff, 0xfe, ..] => u16::from_le_bytes,
+        [0xfe, 0xff, ..] => u16::from_be_bytes,
+        _ => {
+            let text = str::from_utf8(bytes).ok()?;
+            return Some(text.strip_prefix(BOM).unwrap_or(text).into());
+        }
+    };
+    let (pairs, rest) = bytes.as_chunks();
+    if !rest.is_empty() {
+        return None;
+    }
+    let units = pairs.iter().skip(1).map(|pair| unit(*pair));
+    let text: Result<String, _> = char::decode_utf16(units).collect();
+    text.ok().map(Cow::Owned)
+}
+
+/// The first YAML document of `text`. More documents may follow only if they are empty: kubectl ignores them, and
+/// a part of a file must not be ignored without a word.
+///
+/// # Errors
+///
+/// The line on which another document begins.
+fn first_document(text: &str) -> Result<&str, u64> {
+    let (mut end, mut has_begun, mut at) = (None, false, 0_usize);
+    for (line, index) in text.split_inclusive('\n').zip(1..) {
+        // A marker ends a document even within a quoted or a block scalar (YAML 1.2.2 §9.1.2).
+        let marker = ["---", "..."].into_iter().find(|marker| {
+            line.strip_prefix(marker)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']))
+        });
+        let rest = marker.and_then(|marker| line.strip_prefix(marker));
+        let rest = rest.unwrap_or(line).trim_start();
+        let is_content = !(rest.is_empty() || rest.starts_with('#'));
+        match (marker, end) {
+            (_, Some(_)) if is_content => return Err(index),
+            (Some(_), None) if has_begun => {
+                if is_content {
+                    return Err(index);
+                }
+                end = Some(at);
+            }
+            (Some("..."), None) => {}
+            (Some(_), None) => has_begun = true,
+            (None, None) => has_begun |= is_content && !rest.starts_with('%'),
+            (_, Some(_)) => {}
+        }
+        at = at.saturating_add(line.len());
+    }
+    Ok(end.and_then(|end| text.get(..end)).unwrap_or(text))
 }
 
 /// The place of a parsed value.
@@ -94,5 +162,7 @@ fn nearest(key: &str, known: &[&'static str]) -> Option<String> {
         .map(|(_, known)| (*known).to_owned())
 }
 
+/// The byte-order mark that some editors write at the start of a file.
+const BOM: char = '\u{feff}';
 /// Keys that every Kubernetes object has and no configuration file of the proxy has.
 const OBJECT_KEYS: [&str; 2] = ["apiVersion", "kind"];

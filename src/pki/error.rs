@@ -2,12 +2,13 @@
 //!
 //! The outer error names the file. The inner error says what is wrong with the file and, at its end, how to fix it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::{
-    config::ReadError,
+    config::{ReadError, read_file},
     pki::{UnreadableCertificate, UtcDate},
     quote,
+    text::error_chain,
 };
 
 /// A certificate, key or CA file that cannot be used.
@@ -40,6 +41,55 @@ pub enum PkiError {
         #[source]
         source: Box<PkiFileError>,
     },
+    /// A file that cannot be read, and where the configuration names it.
+    #[error("{}, line {line}", quote::path(named_in))]
+    Named {
+        /// The configuration file or kubeconfig.
+        named_in: PathBuf,
+        /// The line in it, from 1.
+        line: usize,
+        /// The error of the file.
+        #[source]
+        source: Box<Self>,
+    },
+}
+
+impl PkiError {
+    /// This error, with the line of the configuration that names the file, if the file cannot be read. The path may be
+    /// relative there, so the longest part of it that occurs counts.
+    pub(crate) fn naming_place(self, sources: &[PathBuf]) -> Self {
+        let (Self::Certificate { source, .. }
+        | Self::Key { source, .. }
+        | Self::Trust { source, .. }) = &self
+        else {
+            return self;
+        };
+        let PkiFileError::Read { file, .. } = source.as_ref() else {
+            return self;
+        };
+        let texts: Vec<_> = sources
+            .iter()
+            .filter_map(|source| Some((source, read_file(source).ok()?)))
+            .collect();
+        let path = file.to_string_lossy();
+        let starts = path.match_indices('/').map(|(at, _)| at.saturating_add(1));
+        let parts = [0].into_iter().chain(starts);
+        let found = parts.filter_map(|at| path.get(at..)).find_map(|part| {
+            texts.iter().find_map(|(source, text)| {
+                let text = String::from_utf8_lossy(text);
+                let line = text.lines().position(|line| line.contains(part))?;
+                Some(((*source).clone(), line.saturating_add(1)))
+            })
+        });
+        match found {
+            Some((named_in, line)) => Self::Named {
+                named_in,
+                line,
+                source: Box::new(self),
+            },
+            None => self,
+        }
+    }
 }
 
 /// What is wrong with a file of certificates or keys, and how to fix it. Lines and positions count from 1.
@@ -49,16 +99,30 @@ pub enum PkiError {
     reason = "the message of each variant is its documentation"
 )]
 pub enum PkiFileError {
-    #[error(transparent)]
-    Read(ReadError),
+    #[error("{}", error_chain(error))]
+    Read { file: PathBuf, error: ReadError },
     #[error("is empty; {}", expected.fix())]
     Empty { expected: ExpectedPem },
     #[error("contains no PEM block (`-----BEGIN …`); {}", expected.fix())]
     NotPem { expected: ExpectedPem },
-    #[error("is in DER form; convert it with `openssl {} -inform der -in FILE -out NEW_FILE`", expected.command())]
-    Der { expected: ExpectedPem },
-    #[error("is a PKCS#12 file; extract what belongs here with `openssl pkcs12 -in FILE {} -out NEW_FILE`", expected.part())]
-    Pkcs12 { expected: ExpectedPem },
+    #[error("is in DER form; {}", expected.fix_for_der(file))]
+    Der {
+        expected: ExpectedPem,
+        file: PathBuf,
+    },
+    #[error("is a PKCS#12 file; extract what belongs here with `openssl pkcs12 -in {} {} -out NEW_FILE`", quote::path(file), expected.part())]
+    Pkcs12 {
+        expected: ExpectedPem,
+        file: PathBuf,
+    },
+    #[error(
+        "is in UTF-16, as `>` of PowerShell writes it; save it as ASCII (`Out-File -Encoding ascii`)"
+    )]
+    Utf16,
+    #[error(
+        "line {line} has hyphens around BEGIN or END, but not exactly five on each side; write it as `-----BEGIN …-----` or `-----END …-----`"
+    )]
+    AlmostMarker { line: usize },
     #[error("contains no {}; {}", expected.noun(), expected.fix())]
     Lacks { expected: ExpectedPem },
     #[error("line {line}: a PEM block {} does not belong here; {}", label.map_or_else(|| "of an unknown kind".to_owned(), |label| format!("`{label}`")), fix_for_label(label.unwrap_or_default(), *expected))]
@@ -87,9 +151,10 @@ pub enum PkiFileError {
     NoBegin { line: usize },
     #[error(
         "the private key on line {line} is encrypted, and the proxy cannot ask for its passphrase; \
-         decrypt it with `openssl pkey -in FILE -out NEW_FILE` and restrict who can read the new file"
+         decrypt it with `openssl pkey -in {} -out NEW_FILE` and restrict who can read the new file",
+        quote::path(file)
     )]
-    EncryptedKey { line: usize },
+    EncryptedKey { line: usize, file: PathBuf },
     #[error("contains {count} private keys; keep only the key of the certificate")]
     SeveralKeys { count: usize },
     #[error(
@@ -121,15 +186,17 @@ pub enum PkiFileError {
         position: usize,
         cause: UnreadableCertificate,
     },
-    #[error(
-        "certificate {position} of the file ({subject}) is of a kind that TLS refuses, such as version 1; issue a new one as version 3"
-    )]
+    #[error("certificate {position} of the file ({subject}) {problem}; {fix}")]
     Unusable {
         position: usize,
         subject: String,
-        // Not printed, because its text is a dump of types.
-        cause: rustls::Error,
+        problem: String,
+        fix: &'static str,
     },
+    #[error(
+        "certificate {position} of the file ({subject}) is no CA certificate (CA:FALSE), so it can verify no other; give the CA that issued it"
+    )]
+    NotACa { position: usize, subject: String },
     #[error(
         "expired on {on}; renew it, and if the date looks wrong, check the clock of this machine"
     )]
@@ -158,28 +225,53 @@ pub enum ExpectedPem {
     Key,
     /// CA certificates.
     Anchors,
+    /// CA certificates in `certificate-authority-data` of a kubeconfig.
+    InlineAnchors,
+}
+
+impl PkiFileError {
+    pub(super) fn read(file: &Path, error: ReadError) -> Self {
+        let file = file.to_owned();
+        Self::Read { file, error }
+    }
+
+    /// This error, with the path in the commands of its fix.
+    pub(super) fn of_file(mut self, path: &Path) -> Self {
+        if let Self::Der { file, .. }
+        | Self::Pkcs12 { file, .. }
+        | Self::EncryptedKey { file, .. } = &mut self
+        {
+            path.clone_into(file);
+        }
+        self
+    }
 }
 
 impl ExpectedPem {
     const fn noun(self) -> &'static str {
         match self {
-            Self::Chain | Self::Anchors => "certificate",
+            Self::Chain | Self::Anchors | Self::InlineAnchors => "certificate",
             Self::Key => "private key",
         }
     }
 
-    const fn command(self) -> &'static str {
-        match self {
+    fn fix_for_der(self, file: &Path) -> String {
+        let command = match self {
             Self::Chain | Self::Anchors => "x509",
             Self::Key => "pkey",
-        }
+            Self::InlineAnchors => return self.fix().to_owned(),
+        };
+        format!(
+            "convert it with `openssl {command} -inform der -in {} -out NEW_FILE`",
+            quote::path(file)
+        )
     }
 
     const fn part(self) -> &'static str {
         match self {
             Self::Chain => "-nokeys",
             Self::Key => "-nocerts -nodes",
-            Self::Anchors => "-nokeys -cacerts",
+            Self::Anchors | Self::InlineAnchors => "-nokeys -cacerts",
         }
     }
 
@@ -188,6 +280,9 @@ impl ExpectedPem {
             Self::Chain => "put the certificate of the server and its issuers there as PEM",
             Self::Key => "put the private key of the certificate there as PEM",
             Self::Anchors => "put the CA certificate of the cluster there as PEM",
+            Self::InlineAnchors => {
+                "put the base64 of the PEM file of the CA there (`kubectl config view --raw` prints it)"
+            }
         }
     }
 }
@@ -207,9 +302,9 @@ fn fix_for_label(label: &str, expected: ExpectedPem) -> &'static str {
             "keep only the private key, and check that certificate and key are not swapped"
         }
         ExpectedPem::Key => "keep only the private key",
-        ExpectedPem::Anchors if key => {
+        ExpectedPem::Anchors | ExpectedPem::InlineAnchors if key => {
             "keep only CA certificates, and treat that key as leaked if others can read this file"
         }
-        ExpectedPem::Anchors => "keep only CA certificates",
+        ExpectedPem::Anchors | ExpectedPem::InlineAnchors => "keep only CA certificates",
     }
 }

@@ -3,7 +3,12 @@
 //! An [`Identity`] is checked when it is loaded: the leaf is first, the key matches it, and it names at least one host.
 //! A chain that clients would refuse is refused here.
 
-use std::{fmt, path::Path, sync::Arc, time::SystemTime};
+use std::{
+    fmt,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use rustls::{
     SignatureAlgorithm,
@@ -12,7 +17,7 @@ use rustls::{
 use rustls_pki_types::CertificateDer;
 
 use super::{
-    CertSummary, Days, UtcDate,
+    CertSummary, Days, RefusedChain, UtcDate,
     error::{ExpectedPem, PkiError, PkiFileError},
     pem, provider,
 };
@@ -50,7 +55,7 @@ impl Identity {
         let (leaf, chain) = summarize(&certificates).map_err(in_certificate)?;
         // The key is checked first, because it distinguishes a wrong file from a wrong order, and each has its own
         // fix.
-        match owner_of(&key, &certificates, &leaf).map_err(in_certificate)? {
+        match owner_of(&key, &certificates, &leaf, now).map_err(in_certificate)? {
             Some(1) => {}
             Some(position) => return Err(in_certificate(PkiFileError::LeafNotFirst { position })),
             None => {
@@ -121,16 +126,21 @@ impl Identity {
         &self.chain.last().unwrap_or(&self.leaf).issuer
     }
 
+    /// Whether the only certificate of the chain is its own issuer.
+    #[must_use]
+    pub fn is_self_signed(&self) -> bool {
+        self.chain.is_empty() && self.leaf.issuer == self.leaf.subject
+    }
+
     /// Problems that do not stop the proxy, as sentences for the log.
     #[must_use]
     pub fn warnings(&self, now: SystemTime) -> Vec<String> {
         let mut warnings = Vec::new();
         let names = self.names.join(", ");
-        let days = self.leaf.days_left(now);
-        if days < MIN_DAYS_LEFT {
+        if self.leaf.expires_within(MIN_TIME_LEFT, now) {
             warnings.push(format!(
                 "the certificate for {names} expires in {}, on {}; renew it",
-                Days(days),
+                Days(self.leaf.days_left(now)),
                 UtcDate(self.leaf.not_after)
             ));
         }
@@ -151,6 +161,30 @@ impl Identity {
     }
 }
 
+/// A sentence about the hosts that no certificate is valid for; `None` if there are none.
+pub(crate) fn uncovered_hosts<'a>(
+    hosts: impl IntoIterator<Item = &'a String>,
+    identities: &[Identity],
+) -> Option<String> {
+    let hosts = hosts.into_iter();
+    let uncovered: Vec<_> = hosts
+        .filter(|host| !identities.iter().any(|identity| identity.covers(host)))
+        .map(String::as_str)
+        .collect();
+    let names: Vec<_> = identities
+        .iter()
+        .flat_map(Identity::names)
+        .cloned()
+        .collect();
+    (!uncovered.is_empty()).then(|| {
+        format!(
+            "no certificate is valid for {}, so clients refuse to connect; the certificates are valid for {}; add a certificate for this name (--cert and --key), or remove the name from --host or `hosts`",
+            uncovered.join(", "),
+            names.join(", ")
+        )
+    })
+}
+
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Identity")
@@ -161,13 +195,13 @@ impl fmt::Debug for Identity {
 }
 
 fn read_chain(file: &Path) -> Result<Vec<CertificateDer<'static>>, PkiFileError> {
-    let text = read_file(file).map_err(PkiFileError::Read)?;
-    pem::certificates(&text, ExpectedPem::Chain)
+    let text = read_file(file).map_err(|error| PkiFileError::read(file, error))?;
+    pem::certificates(&text, ExpectedPem::Chain).map_err(|error| error.of_file(file))
 }
 
 fn read_key(file: &Path) -> Result<Arc<dyn SigningKey>, PkiFileError> {
-    let text = read_file(file).map_err(PkiFileError::Read)?;
-    let der = pem::private_key(&text)?;
+    let text = read_file(file).map_err(|error| PkiFileError::read(file, error))?;
+    let der = pem::private_key(&text).map_err(|error| error.of_file(file))?;
     provider()
         .key_provider
         .load_private_key(der)
@@ -241,6 +275,7 @@ fn owner_of(
     key: &Arc<dyn SigningKey>,
     certificates: &[CertificateDer<'static>],
     leaf: &CertSummary,
+    now: SystemTime,
 ) -> Result<Option<usize>, PkiFileError> {
     let mut unusable = None;
     for (index, der) in certificates.iter().enumerate() {
@@ -249,18 +284,21 @@ fn owner_of(
             Ok(()) => return Ok(Some(position)),
             Err(rustls::Error::InconsistentKeys(_)) => {}
             // rustls cannot read the key of every certificate. This matters only for the first certificate.
-            Err(cause) if position == 1 => unusable = Some(cause),
+            Err(rustls::Error::InvalidCertificate(cause)) if position == 1 => {
+                unusable = Some(RefusedChain::new(&cause, der, &[], now));
+            }
             Err(_) => {}
         }
     }
     match unusable {
-        Some(cause) => Err(PkiFileError::Unusable {
+        Some(refused) => Err(PkiFileError::Unusable {
             position: 1,
             subject: leaf.subject.clone(),
-            cause,
+            problem: refused.to_string(),
+            fix: refused.cause.fix(),
         }),
         None => Ok(None),
     }
 }
 
-const MIN_DAYS_LEFT: u64 = 14;
+const MIN_TIME_LEFT: Duration = Duration::from_secs(14 * 24 * 60 * 60);

@@ -7,6 +7,7 @@ mod error;
 mod identity;
 mod pem;
 mod public;
+mod refusal;
 mod summary;
 mod trust;
 
@@ -19,7 +20,9 @@ use rustls::crypto::{
 
 pub use error::{ExpectedPem, PkiError, PkiFileError};
 pub use identity::Identity;
+pub(crate) use identity::uncovered_hosts;
 pub use public::{Acceptance, public_roots};
+pub use refusal::RefusedChain;
 pub use summary::{CertSummary, Days, Fingerprint, UnreadableCertificate, UtcDate};
 pub use trust::TrustAnchors;
 

@@ -3,6 +3,8 @@
 //! The decoder of rustls skips blocks that it does not know, and everything outside of blocks. This module reads the
 //! lines first, so that a block that the decoder would skip silently is an error.
 
+use std::{borrow::Cow, path::PathBuf};
+
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
 use super::error::{ExpectedPem, PkiFileError};
@@ -12,7 +14,7 @@ pub(super) fn certificates(
     text: &[u8],
     expected: ExpectedPem,
 ) -> Result<Vec<CertificateDer<'static>>, PkiFileError> {
-    let text = without_bom(text);
+    let text = &*without_bom(text);
     let blocks = blocks(text, expected)?;
     for block in &blocks {
         match block.label {
@@ -49,15 +51,13 @@ pub(super) fn certificates(
 /// Returns the private key of `text`, which must hold exactly one.
 pub(super) fn private_key(text: &[u8]) -> Result<PrivateKeyDer<'static>, PkiFileError> {
     let expected = ExpectedPem::Key;
-    let text = without_bom(text);
+    let text = &*without_bom(text);
     let mut keys = Vec::new();
     for block in blocks(text, expected)? {
         match block.label {
-            Some("ENCRYPTED PRIVATE KEY") => {
-                return Err(PkiFileError::EncryptedKey { line: block.line });
-            }
+            Some("ENCRYPTED PRIVATE KEY") => return Err(block.encrypted_key()),
             Some("PRIVATE KEY" | "RSA PRIVATE KEY" | "EC PRIVATE KEY") if block.encrypted => {
-                return Err(PkiFileError::EncryptedKey { line: block.line });
+                return Err(block.encrypted_key());
             }
             Some("PRIVATE KEY" | "RSA PRIVATE KEY" | "EC PRIVATE KEY") => keys.push(block.line),
             // `openssl ecparam -genkey` writes the curve before the key.
@@ -82,6 +82,13 @@ struct Block {
 }
 
 impl Block {
+    fn encrypted_key(&self) -> PkiFileError {
+        PkiFileError::EncryptedKey {
+            line: self.line,
+            file: PathBuf::from("FILE"),
+        }
+    }
+
     fn wrong_kind(&self, expected: ExpectedPem) -> PkiFileError {
         PkiFileError::WrongKind {
             line: self.line,
@@ -98,11 +105,15 @@ fn blocks(text: &[u8], expected: ExpectedPem) -> Result<Vec<Block>, PkiFileError
     }
     // DER sequences: a PFX of version 3; a long sequence, as every certificate and most keys are; a short key,
     // which begins with its version.
+    let file = PathBuf::from("FILE");
     match text {
-        [0x30, 0x82, _, _, 0x02, 0x01, 0x03, ..] => return Err(PkiFileError::Pkcs12 { expected }),
-        [0x30, 0x81 | 0x82, ..] | [0x30, _, 0x02, 0x01, ..] => {
-            return Err(PkiFileError::Der { expected });
+        [0x30, 0x82, _, _, 0x02, 0x01, 0x03, ..] => {
+            return Err(PkiFileError::Pkcs12 { expected, file });
         }
+        [0x30, 0x81 | 0x82, ..] | [0x30, _, 0x02, 0x01, ..] => {
+            return Err(PkiFileError::Der { expected, file });
+        }
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => return Err(PkiFileError::Utf16),
         _ => {}
     }
     let mut blocks: Vec<Block> = Vec::new();
@@ -143,6 +154,8 @@ fn blocks(text: &[u8], expected: ExpectedPem) -> Result<Vec<Block>, PkiFileError
                 }
                 Some(_) | None => return Err(PkiFileError::Damaged { line: block.line }),
             }
+        } else if open.is_none() && is_almost_marker(text) {
+            return Err(PkiFileError::AlmostMarker { line });
         } else if text.windows(BEGIN.len()).any(|part| part == BEGIN) {
             return Err(PkiFileError::BeginNotFirst { line });
         } else if text.starts_with(b"Proc-Type:") && text.ends_with(b"ENCRYPTED") {
@@ -171,11 +184,34 @@ fn known(label: &[u8]) -> Option<&'static str> {
     LABELS.into_iter().find(|known| known.as_bytes() == label)
 }
 
-/// Returns `text` without a byte-order mark, which some editors write, and which would hide the first block.
-fn without_bom(text: &[u8]) -> &[u8] {
-    text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text)
+/// Returns `text` without the byte-order marks that some editors write at the start of a file. The rustls decoder would
+/// skip the block that follows. Joined files have one within the text.
+fn without_bom(text: &[u8]) -> Cow<'_, [u8]> {
+    let is_begin = |line: &[u8]| {
+        line.strip_prefix(BOM)
+            .is_some_and(|line| line.starts_with(BEGIN))
+    };
+    if !text.split(|byte| *byte == b'\n').skip(1).any(is_begin) {
+        return text.strip_prefix(BOM).unwrap_or(text).into();
+    }
+    let lines = text.split_inclusive(|byte| *byte == b'\n');
+    let lines = lines.map(|line| line.strip_prefix(BOM).unwrap_or(line));
+    lines.flatten().copied().collect()
 }
 
+/// Whether a line outside of the blocks was meant as `-----BEGIN …` or `-----END …`: a hyphen is missing or too many, or a
+/// word processor made dashes of them. A decoder skips such a block without a word.
+fn is_almost_marker(line: &[u8]) -> bool {
+    let is_dash = |char| matches!(char, '-' | '‐' | '‑' | '–' | '—' | '−');
+    let line = String::from_utf8_lossy(line);
+    let text = line.trim_start_matches(|char| is_dash(char) || char == ' ');
+    let word = text.split(' ').next().unwrap_or_default();
+    line.starts_with(is_dash)
+        && line.ends_with(is_dash)
+        && (word.eq_ignore_ascii_case("BEGIN") || word.eq_ignore_ascii_case("END"))
+}
+
+const BOM: &[u8] = "\u{feff}".as_bytes();
 const BEGIN: &[u8] = b"-----BEGIN ";
 const END: &[u8] = b"-----END ";
 const DASHES: &[u8] = b"-----";

@@ -5,8 +5,7 @@
 use std::{sync::Arc, time::SystemTime};
 
 use rustls::{
-    CertificateError, Error, RootCertStore, client::WebPkiServerVerifier,
-    client::danger::ServerCertVerifier as _,
+    Error, RootCertStore, client::WebPkiServerVerifier, client::danger::ServerCertVerifier as _,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use x509_cert::{
@@ -15,7 +14,8 @@ use x509_cert::{
     ext::pkix::CertificatePolicies,
 };
 
-use super::{Identity, provider};
+use super::{Identity, RefusedChain, provider};
+use crate::tls_error::ChainError;
 
 /// The verdict of clients on a certificate chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub enum Acceptance {
         /// Whether a public CA issued it. Public CAs always issue from an intermediate, so in that case the intermediate
         /// is missing.
         is_public: bool,
+        /// Whether it is its own issuer.
+        is_self_signed: bool,
     },
     /// Clients refuse it for another reason.
     Refused {
@@ -75,23 +77,58 @@ impl Identity {
                 "issue it again with the public host name as subjectAltName",
             );
         };
+        let time = now;
         let now = now.duration_since(SystemTime::UNIX_EPOCH).map_or(
             UnixTime::since_unix_epoch(std::time::Duration::ZERO),
             UnixTime::since_unix_epoch,
         );
         match verifier.verify_server_cert(leaf, issuers, &name, &[], now) {
             Ok(_) => Acceptance::Accepted,
-            // A self-signed certificate that claims to be a CA has no path either.
-            Err(Error::InvalidCertificate(
-                CertificateError::UnknownIssuer | CertificateError::BadSignature,
-            )) => self.no_path(leaf),
-            Err(Error::InvalidCertificate(CertificateError::Other(_))) if !is_public(leaf) => {
-                self.no_path(leaf)
+            Err(Error::InvalidCertificate(error)) => {
+                let refused = RefusedChain::new(&error, leaf, issuers, time);
+                // A self-signed certificate that claims to be a CA has no path either.
+                let is_own_ca = refused.cause == ChainError::CaForServer && !is_public(leaf);
+                if refused.cause == ChainError::Untrusted || is_own_ca {
+                    return self.no_path(leaf);
+                }
+                Acceptance::Refused {
+                    reason: refused.to_string(),
+                    fix: refused.cause.fix(),
+                }
             }
-            Err(error) => Acceptance::Refused {
-                reason: format!("is refused: {error}"),
-                fix: fix(&error),
-            },
+            Err(_) => refused("cannot be verified", ChainError::Other.fix()),
+        }
+    }
+
+    /// Why clients with the public CAs reject this certificate, as a sentence for the log; `None` if they accept it, or if
+    /// it is of a private CA, which is a valid choice.
+    #[must_use]
+    pub fn client_warning(&self, now: SystemTime) -> Option<String> {
+        let names = self.names().join(", ");
+        match self.acceptance(public_roots(), now) {
+            Acceptance::NoPath {
+                is_self_signed: true,
+                ..
+            } => Some(format!(
+                "the certificate for {names} is self-signed, so only clients that trust it itself accept it; use a certificate from a CA"
+            )),
+            Acceptance::NoPath {
+                issuer,
+                is_public: true,
+                ..
+            } => Some(format!(
+                "the chain for {names} is incomplete, so clients reject it: {issuer} issued its last certificate, and this intermediate is missing; append the intermediate certificates of the issuer to the certificate file"
+            )),
+            // `warnings` names the expired issuer.
+            Acceptance::Refused { reason, .. }
+                if reason.starts_with(ChainError::IssuerExpired.phrase()) =>
+            {
+                None
+            }
+            Acceptance::Refused { reason, fix } => Some(format!(
+                "the certificate for {names} {reason}, so clients reject it; {fix}"
+            )),
+            Acceptance::Accepted | Acceptance::NoPath { .. } => None,
         }
     }
 
@@ -105,33 +142,7 @@ impl Identity {
         Acceptance::NoPath {
             issuer: self.last_issuer().to_owned(),
             is_public: is_public(leaf),
-        }
-    }
-}
-
-/// Returns how to fix a certificate that clients refuse with `error`.
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "rustls has many kinds; the others are about the form of the certificate"
-)]
-fn fix(error: &Error) -> &'static str {
-    match error {
-        Error::InvalidCertificate(
-            CertificateError::Expired | CertificateError::ExpiredContext { .. },
-        ) => "renew each certificate of the chain that has expired",
-        Error::InvalidCertificate(
-            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
-        ) => {
-            "check the clock of this machine, or wait until each certificate of the chain is valid"
-        }
-        Error::InvalidCertificate(
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        ) => "issue it again with the public host name as subjectAltName",
-        Error::InvalidCertificate(
-            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. },
-        ) => "issue it again with the extended key usage serverAuth",
-        _ => {
-            "issue it again as version 3, signed with SHA-256, with an ECDSA P-256 key or an RSA key of 2048 bits or more"
+            is_self_signed: self.is_self_signed(),
         }
     }
 }

@@ -5,10 +5,11 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use rustls::RootCertStore;
+use rustls::{CertificateError, RootCertStore};
+use rustls_pki_types::CertificateDer;
 
 use super::{
-    CertSummary, UtcDate,
+    CertSummary, RefusedChain, UtcDate,
     error::{ExpectedPem, PkiError, PkiFileError},
     pem,
 };
@@ -22,12 +23,13 @@ use crate::{
 pub struct TrustAnchors {
     roots: Arc<RootCertStore>,
     summaries: Vec<CertSummary>,
-    expired: Vec<CertSummary>,
+    warnings: Vec<String>,
 }
 
 impl TrustAnchors {
-    /// Reads the CAs of `source`. One that has expired before `now` is left out, as client-go would
-    /// refuse it too; the public roots are never added.
+    /// Reads the CAs of `source`. One that cannot verify anything is left out, with a warning, while another one is left:
+    /// an expired one (client-go refuses it too), one that is no CA or cannot be read, and one whose key is too short.
+    /// The public roots are never added.
     ///
     /// # Errors
     ///
@@ -36,16 +38,30 @@ impl TrustAnchors {
         let (loaded, origin) = match source {
             TrustSource::File(file) => (
                 read_file(file)
-                    .map_err(PkiFileError::Read)
-                    .and_then(|text| parse(&text, now)),
+                    .map_err(|error| PkiFileError::read(file, error))
+                    .and_then(|text| parse(&text, ExpectedPem::Anchors, now))
+                    .map_err(|error| error.of_file(file)),
                 quote::path(file).to_string(),
             ),
-            TrustSource::Inline { pem, origin } => (parse(pem, now), format!("of {origin}")),
+            TrustSource::Inline { pem, origin } => (
+                parse(pem, ExpectedPem::InlineAnchors, now),
+                format!("of {origin}"),
+            ),
         };
-        loaded.map_err(|error| PkiError::Trust {
-            origin,
-            source: Box::new(error),
-        })
+        match loaded {
+            Ok((roots, summaries, left_out)) => Ok(Self {
+                roots: Arc::new(roots),
+                summaries,
+                warnings: left_out
+                    .into_iter()
+                    .map(|left_out| left_out.warning(&origin))
+                    .collect(),
+            }),
+            Err(error) => Err(PkiError::Trust {
+                origin,
+                source: Box::new(error),
+            }),
+        }
     }
 
     /// The verifier's roots.
@@ -62,53 +78,105 @@ impl TrustAnchors {
 
     /// Problems that do not stop the proxy, as sentences for the log.
     #[must_use]
-    pub fn warnings(&self) -> Vec<String> {
-        self.expired
-            .iter()
-            .map(|ca| {
-                format!(
-                    "the CA {} expired on {} and is not trusted; remove it from the file",
-                    ca.subject,
-                    UtcDate(ca.not_after)
-                )
-            })
-            .collect()
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 }
 
-fn parse(text: &[u8], now: SystemTime) -> Result<TrustAnchors, PkiFileError> {
-    let mut roots = RootCertStore::empty();
-    let mut summaries = Vec::new();
-    let mut expired: Vec<CertSummary> = Vec::new();
-    for (index, der) in pem::certificates(text, ExpectedPem::Anchors)?
-        .into_iter()
-        .enumerate()
-    {
-        let position = index.saturating_add(1);
-        let summary = CertSummary::from_der(&der)
-            .map_err(|cause| PkiFileError::Unreadable { position, cause })?;
-        if summary.not_after < now {
-            expired.push(summary);
-            continue;
+/// A CA that is not trusted, although the file names it.
+enum LeftOut {
+    Expired(CertSummary),
+    Unusable(PkiFileError),
+}
+
+impl LeftOut {
+    fn warning(self, origin: &str) -> String {
+        match self {
+            Self::Expired(ca) => format!(
+                "the CA {} expired on {} and is not trusted; remove it from the file",
+                ca.subject,
+                UtcDate(ca.not_after)
+            ),
+            Self::Unusable(error) => format!("CA {origin}, a part is not trusted: {error}"),
         }
-        roots.add(der).map_err(|cause| PkiFileError::Unusable {
-            position,
-            subject: summary.subject.clone(),
-            cause,
-        })?;
-        summaries.push(summary);
     }
-    if summaries.is_empty() {
-        return Err(match expired.iter().map(|ca| ca.not_after).max() {
-            Some(on) => PkiFileError::AllExpired { on: UtcDate(on) },
-            None => PkiFileError::Lacks {
-                expected: ExpectedPem::Anchors,
-            },
-        });
+}
+
+type UsableAnchors = (RootCertStore, Vec<CertSummary>, Vec<LeftOut>);
+
+fn parse(
+    text: &[u8],
+    expected: ExpectedPem,
+    now: SystemTime,
+) -> Result<UsableAnchors, PkiFileError> {
+    let mut roots = RootCertStore::empty();
+    let (mut summaries, mut left_out) = (Vec::new(), Vec::new());
+    for (index, der) in pem::certificates(text, expected)?.into_iter().enumerate() {
+        match add(&mut roots, der, index.saturating_add(1), now) {
+            Ok(summary) => summaries.push(summary),
+            Err(refused) => left_out.push(refused),
+        }
     }
-    Ok(TrustAnchors {
-        roots: Arc::new(roots),
-        summaries,
-        expired,
+    if !summaries.is_empty() {
+        return Ok((roots, summaries, left_out));
+    }
+    let mut last = None;
+    for refused in left_out {
+        match refused {
+            LeftOut::Unusable(error) => return Err(error),
+            LeftOut::Expired(ca) => last = last.max(Some(ca.not_after)),
+        }
+    }
+    Err(match last {
+        Some(on) => PkiFileError::AllExpired { on: UtcDate(on) },
+        None => PkiFileError::Lacks { expected },
     })
 }
+
+/// Adds one CA to the roots, or says why it cannot verify anything.
+fn add(
+    roots: &mut RootCertStore,
+    der: CertificateDer<'static>,
+    position: usize,
+    now: SystemTime,
+) -> Result<CertSummary, LeftOut> {
+    let summary = CertSummary::from_der(&der)
+        .map_err(|cause| LeftOut::Unusable(PkiFileError::Unreadable { position, cause }))?;
+    if summary.not_after < now {
+        return Err(LeftOut::Expired(summary));
+    }
+    let subject = || summary.subject.clone();
+    if !summary.is_ca {
+        return Err(LeftOut::Unusable(PkiFileError::NotACa {
+            position,
+            subject: subject(),
+        }));
+    }
+    let unusable = |problem, fix| {
+        LeftOut::Unusable(PkiFileError::Unusable {
+            position,
+            subject: subject(),
+            problem,
+            fix,
+        })
+    };
+    if let Some(problem) = &summary.unusable_key {
+        return Err(unusable(
+            format!("{problem}, so it can verify no other certificate"),
+            WEAK_KEY,
+        ));
+    }
+    if let Err(error) = roots.add(der.clone()) {
+        let cause = if let rustls::Error::InvalidCertificate(cause) = &error {
+            cause
+        } else {
+            &CertificateError::BadEncoding
+        };
+        let refused = RefusedChain::new(cause, &der, &[], now);
+        return Err(unusable(refused.to_string(), refused.cause.fix()));
+    }
+    Ok(summary)
+}
+
+const WEAK_KEY: &str =
+    "give the cluster a CA with an ECDSA P-256 key or an RSA key of 2048 bits or more";

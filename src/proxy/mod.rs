@@ -235,7 +235,8 @@ fn prepare(
     let mut parts = std::mem::take(&mut head.uri).into_parts();
     parts.path_and_query = Some(with_prefix(&admitted.cluster, parts.path_and_query)?);
     parts.scheme = Some(Scheme::HTTPS);
-    parts.authority = Some(admitted.authority.clone());
+    let authority = admitted.cluster.authority().unwrap_or(&admitted.authority);
+    parts.authority = Some(authority.clone());
     head.uri = Uri::from_parts(parts).map_err(|_| Rejection::Target)?;
     Ok(())
 }

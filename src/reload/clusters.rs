@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use super::{Material, ReloadReport, Reloader};
 use crate::{
-    config::ClusterConfig,
+    config::{ClusterConfig, RequestHost},
     metrics::ClusterLabels,
-    pki::TrustAnchors,
+    pki::{Identity, TrustAnchors},
     upstream::{ClientTls, Cluster, Endpoints},
 };
 
@@ -31,7 +31,17 @@ pub(super) fn build_clusters(
             .unwrap_or_else(|| Arc::new(endpoints(cluster)));
         let tls = ClientTls::new(trust.roots(), cluster.expected_name.clone())?;
         let (label, prefix) = (labels.label(&cluster.name), cluster.path_prefix.clone());
-        clusters.push(Arc::new(Cluster::new(label, prefix, endpoints, tls)));
+        let authority = match cluster.request_host {
+            RequestHost::Client => None,
+            // The configuration has checked host and port, so they are an authority.
+            RequestHost::Upstream => cluster.authority().parse().ok(),
+        };
+        // With several clusters, the names in the certificates lead to none.
+        let names = material.identities.iter().flat_map(Identity::names);
+        let is_only = material.clusters.len() == 1;
+        let probe_host = cluster.own_request_host(names.filter(|_| is_only));
+        let built = Cluster::new(label, prefix, endpoints, tls).with_hosts(authority, probe_host);
+        clusters.push(Arc::new(built));
     }
     Ok(clusters)
 }

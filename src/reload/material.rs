@@ -6,7 +6,7 @@ use aws_lc_rs::digest::{Context, SHA256, SHA256_OUTPUT_LEN};
 
 use crate::{
     config::{ClusterConfig, Config, TrustSource, read_file},
-    pki::{Identity, PkiError, PkiFileError, TrustAnchors},
+    pki::{Identity, PkiError, PkiFileError, TrustAnchors, uncovered_hosts},
 };
 
 /// The certificates, keys and CAs of a snapshot.
@@ -25,10 +25,9 @@ impl Material {
     ///
     /// The first invalid file.
     pub fn load(config: &Config, now: SystemTime) -> Result<Self, PkiError> {
-        let identities = config
-            .identities
-            .iter()
-            .map(|files| Identity::load(files, now));
+        let identities = config.identities.iter().map(|files| {
+            Identity::load(files, now).map_err(|error| error.naming_place(&config.sources))
+        });
         Ok(Self {
             identities: identities.collect::<Result<_, _>>()?,
             clusters: load_clusters(config, now)?,
@@ -52,7 +51,7 @@ impl Material {
                     Some(valid) => Identity::load(files, valid),
                     None => Err(refused),
                 },
-                loaded => loaded,
+                loaded => loaded.map_err(|error| error.naming_place(&config.sources)),
             }
         });
         Ok(Self {
@@ -75,12 +74,16 @@ impl Material {
     /// Problems that do not stop the proxy, as sentences for the log.
     #[must_use]
     pub fn warnings(&self, now: SystemTime) -> Vec<String> {
-        let identities = self
-            .identities
-            .iter()
-            .flat_map(|identity| identity.warnings(now));
+        let identities = self.identities.iter().flat_map(|identity| {
+            let mut warnings = identity.warnings(now);
+            warnings.extend(identity.client_warning(now));
+            warnings
+        });
+        let hosts = self.clusters.iter().flat_map(|(cluster, _)| &cluster.hosts);
+        let anchors = self.clusters.iter().flat_map(|(_, trust)| trust.warnings());
         identities
-            .chain(self.clusters.iter().flat_map(|(_, trust)| trust.warnings()))
+            .chain(uncovered_hosts(hosts, &self.identities))
+            .chain(anchors.cloned())
             .collect()
     }
 
@@ -101,8 +104,11 @@ fn load_clusters(
     config: &Config,
     now: SystemTime,
 ) -> Result<Vec<(ClusterConfig, TrustAnchors)>, PkiError> {
-    let load =
-        |cluster: &ClusterConfig| Ok((cluster.clone(), TrustAnchors::load(&cluster.trust, now)?));
+    let load = |cluster: &ClusterConfig| {
+        let anchors = TrustAnchors::load(&cluster.trust, now)
+            .map_err(|error| error.naming_place(&config.sources))?;
+        Ok((cluster.clone(), anchors))
+    };
     config.clusters.iter().map(load).collect()
 }
 

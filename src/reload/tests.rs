@@ -11,7 +11,8 @@ use standin::{TempDir, pki::Ca};
 
 use super::*;
 use crate::config::{
-    Capacity, ClusterConfig, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts, TrustSource,
+    Capacity, ClusterConfig, IdentityFiles, Limits, LogConfig, LogFormat, RequestHost, Timeouts,
+    TrustSource,
 };
 
 /// The files of a proxy, and a count of how often its configuration was read.
@@ -59,6 +60,7 @@ impl World {
                 addresses: Vec::new(),
                 path_prefix: String::new(),
                 expected_name: ServerName::try_from("kubernetes").unwrap(),
+                request_host: RequestHost::Client,
                 trust: TrustSource::File(file("ca.crt")),
             }],
             limits: Limits::default(),
@@ -221,4 +223,24 @@ fn clusters_at_same_address_keep_separate_endpoints() {
         assert!(!Arc::ptr_eq(old, new), "it has another CA");
         assert!(Arc::ptr_eq(old.endpoints(), new.endpoints()));
     }
+}
+
+/// Paths in a file may be relative, and many files are named.
+#[test]
+fn missing_file_is_named_with_its_line_in_the_configuration() {
+    let world = World::new();
+    let mut config = world.config();
+    let text = "certificates:\n- certificate: tls.crt\n  key: tls.key\nclusters:\n- upstream: {ca: pki/ca.crt}\n";
+    config.sources = vec![world.dir.write("proxy.yaml", text)];
+    let missing = world.dir.path().join("pki/ca.crt");
+    config.clusters[0].trust = TrustSource::File(missing.clone());
+    let error = Material::load(&config, year(2025)).unwrap_err();
+    let dir = world.dir.path().display();
+    assert_eq!(
+        error_chain(&error).to_string(),
+        format!(
+            "{dir}/proxy.yaml, line 5: CA {}: no such file; check the path",
+            missing.display()
+        )
+    );
 }

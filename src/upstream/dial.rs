@@ -87,6 +87,8 @@ pub(super) async fn connect(
         };
         match ended {
             Ok(Ok(connection)) => return Ok(connection),
+            // A failed verification is the worst news, because another server may pose as the apiserver.
+            Ok(Err(_)) if matches!(last, UpstreamError::Verify { .. }) => {}
             Ok(Err(error)) => last = error,
             Err(_elapsed) => {}
         }

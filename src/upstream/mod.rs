@@ -24,6 +24,8 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
+use http::uri::Authority;
+
 pub use crate::http1::{MessageError, Upgraded};
 use crate::metrics::ClusterLabel;
 pub use context::UpstreamContext;
@@ -34,7 +36,7 @@ pub(crate) use http2_body::UnreadBody;
 pub use lease::{ClientLeases, ResponseBody};
 pub use request_body::{ReplayBudget, RequestBody};
 pub use sockets::SpareSockets;
-pub use tls::{ClientTls, VerifyError};
+pub use tls::{ClientTls, VerifyError, WrongKeyError};
 
 /// The fuzz body of this module: the frames of HTTP/2.
 pub(crate) const FUZZ: fn(&[u8]) = h2::fuzz;
@@ -48,6 +50,10 @@ pub struct Cluster {
     path_prefix: String,
     endpoints: Arc<Endpoints>,
     tls: ClientTls,
+    /// Replaces the host of each request; `None` keeps the client's.
+    authority: Option<Authority>,
+    /// The host that probes ask for, as the requests of clients do.
+    probe_host: String,
     /// Dropped with this generation, so that a connection can tell whether a reload has replaced it.
     in_use: Arc<()>,
 }
@@ -67,9 +73,25 @@ impl Cluster {
             label,
             path_prefix,
             endpoints,
+            probe_host: tls.expected_name(),
             tls,
+            authority: None,
             in_use: Arc::default(),
         }
+    }
+
+    /// This cluster, with the host that each request asks for, or `None` for the client's, and the host that probes ask
+    /// for.
+    #[must_use]
+    pub fn with_hosts(mut self, authority: Option<Authority>, probe_host: String) -> Self {
+        (self.authority, self.probe_host) = (authority, probe_host);
+        self
+    }
+
+    /// The host that every request must ask for; `None` if it is the client's.
+    #[must_use]
+    pub fn authority(&self) -> Option<&Authority> {
+        self.authority.as_ref()
     }
 
     /// The name in log lines and metrics.

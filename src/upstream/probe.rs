@@ -15,7 +15,7 @@ use super::{
     endpoint::Endpoint,
     h1::{self, H1Connection},
 };
-use crate::{hosts::url_host, text::error_chain};
+use crate::text::error_chain;
 
 impl Cluster {
     /// Probes the endpoints of this cluster until all other handles of it are dropped. `context` has no
@@ -61,6 +61,20 @@ async fn probe_all(
             let address = endpoint.address();
             let why = match result {
                 Ok(Ok(status)) if !status.is_server_error() => {
+                    let is_unknown = matches!(
+                        status,
+                        StatusCode::NOT_FOUND | StatusCode::MISDIRECTED_REQUEST
+                    );
+                    // Every kube-apiserver has /readyz. Only the first response is logged.
+                    if is_unknown && endpoint.state() != Health::Healthy {
+                        warn!(
+                            cluster = cluster.name(),
+                            upstream.address = %address,
+                            host = cluster.probe_host,
+                            status = status.as_u16(),
+                            "upstream has no /readyz; check URL and path of the apiserver, and upstream.host"
+                        );
+                    }
                     return cluster.endpoints.mark_healthy(&endpoint);
                 }
                 Ok(Ok(status)) => format!("{address} answered /readyz with {status}"),
@@ -98,7 +112,7 @@ async fn probe(
     let target = format!("{}/readyz", cluster.path_prefix());
     let request = Uri::builder()
         .scheme(Scheme::HTTPS)
-        .authority(&*url_host(&cluster.tls.name.to_str()))
+        .authority(&*cluster.probe_host)
         .path_and_query(target)
         .build()
         .and_then(|uri| {
@@ -110,7 +124,7 @@ async fn probe(
     let Ok(request) = request else {
         return Err(UpstreamError::Protocol {
             endpoint: endpoint.address(),
-            reason: "the expected name cannot be sent as a Host header",
+            reason: "the name of the cluster cannot be sent as a Host header",
         });
     };
     let (head, ()) = request.into_parts();

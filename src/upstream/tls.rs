@@ -4,7 +4,11 @@
 //! the presented certificate, which rustls drops when it refuses one; it cannot turn an error into a
 //! success.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore,
@@ -17,7 +21,10 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-use crate::pki::{self, CertSummary};
+use crate::{
+    pki::{self, CertSummary, RefusedChain},
+    tls_error::ChainError,
+};
 
 /// The TLS settings for the endpoints of one cluster. Built again when the trust anchors change, so that
 /// no session of an older trust generation can be resumed.
@@ -64,6 +71,11 @@ impl ClientTls {
         })
     }
 
+    /// Whether the expected name goes out as SNI.
+    pub(crate) fn has_sni(&self) -> bool {
+        matches!(self.name, ServerName::DnsName(_))
+    }
+
     /// The name or address that the certificate must carry.
     pub(crate) fn expected_name(&self) -> String {
         self.name.to_str().into_owned()
@@ -74,6 +86,7 @@ impl ClientTls {
 #[derive(Debug)]
 struct ExplainingVerifier {
     webpki: Arc<WebPkiServerVerifier>,
+    roots: Arc<RootCertStore>,
 }
 
 impl ExplainingVerifier {
@@ -81,8 +94,18 @@ impl ExplainingVerifier {
         roots: Arc<RootCertStore>,
         provider: Arc<CryptoProvider>,
     ) -> Result<Self, VerifierBuilderError> {
-        let webpki = WebPkiServerVerifier::builder_with_provider(roots, provider).build()?;
-        Ok(Self { webpki })
+        let webpki =
+            WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), provider).build()?;
+        Ok(Self { webpki, roots })
+    }
+
+    /// Whether a trusted CA has this name.
+    fn trusts_a_ca_named(&self, issuer_der: &[u8]) -> bool {
+        // An anchor has the name without tag and length, which are at most four bytes.
+        self.roots.roots.iter().any(|anchor| {
+            let head = issuer_der.strip_suffix(anchor.subject.as_ref());
+            head.is_some_and(|head| head.len() <= 4)
+        })
     }
 }
 
@@ -101,10 +124,13 @@ impl ServerCertVerifier for ExplainingVerifier {
                 let Error::InvalidCertificate(cause) = error else {
                     return error;
                 };
+                let now = SystemTime::UNIX_EPOCH + Duration::from_secs(now.as_secs());
+                let refused = RefusedChain::new(&cause, end_entity, intermediates, now);
+                let issuer = refused.leaf.as_ref().map(|leaf| &*leaf.issuer_der);
                 let error = VerifyError {
                     expected: server_name.to_str().into_owned(),
-                    presented: CertSummary::from_der(end_entity).ok(),
-                    cause,
+                    has_namesake: issuer.is_some_and(|issuer| self.trusts_a_ca_named(issuer)),
+                    refused,
                 };
                 Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
             })
@@ -116,7 +142,9 @@ impl ServerCertVerifier for ExplainingVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.webpki.verify_tls12_signature(message, cert, dss)
+        self.webpki
+            .verify_tls12_signature(message, cert, dss)
+            .map_err(wrong_key)
     }
 
     fn verify_tls13_signature(
@@ -125,7 +153,9 @@ impl ServerCertVerifier for ExplainingVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.webpki.verify_tls13_signature(message, cert, dss)
+        self.webpki
+            .verify_tls13_signature(message, cert, dss)
+            .map_err(wrong_key)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -133,63 +163,64 @@ impl ServerCertVerifier for ExplainingVerifier {
     }
 }
 
+/// Replaces the error about a signature of the handshake. Those about certificates have the same names.
+fn wrong_key(error: Error) -> Error {
+    if matches!(error, Error::InvalidCertificate(_)) {
+        let error = CertificateError::Other(OtherError(Arc::new(WrongKeyError)));
+        return Error::InvalidCertificate(error);
+    }
+    error
+}
+
+/// The server has signed the handshake with another key.
+#[derive(Debug, thiserror::Error)]
+#[error("the server does not have the key of the certificate that it presents")]
+pub struct WrongKeyError;
+
 /// Why a certificate was refused, and which certificate it was.
 #[derive(Debug)]
 pub struct VerifyError {
     expected: String,
-    presented: Option<CertSummary>,
-    cause: CertificateError,
+    refused: RefusedChain,
+    has_namesake: bool,
 }
 
 impl VerifyError {
-    /// The error that webpki found.
-    pub(crate) fn cause(&self) -> &CertificateError {
-        &self.cause
+    /// What is wrong with the chain.
+    pub(crate) fn refused(&self) -> &RefusedChain {
+        &self.refused
     }
 
     /// Subject, names and validity of the refused certificate; `None` if it is not an X.509 certificate.
     pub(crate) fn presented(&self) -> Option<&CertSummary> {
-        self.presented.as_ref()
+        self.refused.leaf.as_ref()
+    }
+
+    /// Whether a trusted CA has the name of the issuer, but another key.
+    pub(crate) fn has_namesake(&self) -> bool {
+        self.has_namesake
     }
 
     /// The cause as a phrase that reveals no address or name, so that it can be sent to a client.
     #[must_use]
-    #[expect(
-        clippy::wildcard_enum_match_arm,
-        reason = "rustls may add causes; an unknown cause still refuses"
-    )]
     pub fn reason(&self) -> &'static str {
-        match &self.cause {
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => "has expired",
-            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                "is not valid yet"
-            }
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                "is for another name"
-            }
-            // webpki finds a bad signature when the issuer has the CA's name but another key: kubeadm
-            // calls the CA of every cluster `kubernetes`.
-            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-                "is not signed by the cluster CA"
-            }
-            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
-                "is not a server certificate"
-            }
-            CertificateError::Revoked => "is revoked",
-            _ => "cannot be verified",
+        if self.refused.cause == ChainError::Untrusted {
+            "is not signed by the cluster CA"
+        } else {
+            self.refused.cause.phrase()
         }
     }
 }
 
 impl fmt::Display for VerifyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "the certificate {} (expected {}; presented ",
-            self.reason(),
-            self.expected
-        )?;
-        match &self.presented {
+        if self.refused.cause == ChainError::Untrusted {
+            write!(f, "the certificate {}", self.reason())?;
+        } else {
+            write!(f, "the certificate {}", self.refused)?;
+        }
+        write!(f, " (expected {}; presented ", self.expected)?;
+        match self.presented() {
             Some(summary) => write!(f, "{summary})"),
             None => f.write_str("something that is not an X.509 certificate)"),
         }
@@ -209,7 +240,7 @@ mod tests {
         let roots = Arc::new(roots.roots());
         let verifier = ExplainingVerifier::new(roots, pki::provider()).unwrap();
         let name = ServerName::try_from(name.to_owned()).unwrap();
-        let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_800_000_000));
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000));
         let error = verifier
             .verify_server_cert(leaf, &[], &name, &[], now)
             .unwrap_err();
@@ -260,6 +291,76 @@ mod tests {
             let expected = format!("the certificate {reason} (expected a.test; presented ");
             assert!(message.starts_with(&expected), "{message:?}");
         }
+    }
+
+    /// kubeadm calls the CA of every cluster `kubernetes`, and two clusters may have keys of two types.
+    #[test]
+    fn ca_of_the_same_name_and_another_key_type_is_not_trusted() {
+        let params = |name: &str| {
+            let mut params = rcgen::CertificateParams::new(vec!["a.test".to_owned()]).unwrap();
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            params
+                .distinguished_name
+                .push(rcgen::DnType::CommonName, name);
+            params
+        };
+        let mut ca = params("cluster");
+        ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256).unwrap();
+        let rsa = rcgen::CertifiedIssuer::self_signed(ca, key).unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let leaf = params("leaf").signed_by(&key, &rsa).unwrap();
+        let trusted = standin::pki::Ca::new("cluster");
+        let message = refusal(&trusted, "a.test", leaf.der());
+        assert!(
+            message
+                .starts_with("the certificate is not signed by the cluster CA (expected a.test; "),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn error_names_the_expired_issuer() {
+        let ca = standin::pki::Ca::new("cluster");
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, "old");
+        params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let (root, leaf_key) = (
+            rcgen::KeyPair::generate().unwrap(),
+            rcgen::KeyPair::generate().unwrap(),
+        );
+        let mut root_params = params.clone();
+        root_params.not_after = rcgen::date_time_ymd(2090, 1, 1);
+        root_params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, "root");
+        let root = rcgen::CertifiedIssuer::self_signed(root_params, root).unwrap();
+        let old = rcgen::CertifiedIssuer::signed_by(params, key, &root).unwrap();
+        let leaf = rcgen::CertificateParams::new(vec!["a.test".to_owned()]).unwrap();
+        let leaf = leaf.signed_by(&leaf_key, &old).unwrap();
+        let mut roots = ca.roots();
+        roots.add(root.der().clone()).unwrap();
+        let verifier = ExplainingVerifier::new(Arc::new(roots), pki::provider()).unwrap();
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000));
+        let name = ServerName::try_from("a.test").unwrap();
+        let error = verifier
+            .verify_server_cert(leaf.der(), &[old.der().clone()], &name, &[], now)
+            .unwrap_err();
+        let Error::InvalidCertificate(CertificateError::Other(cause)) = &error else {
+            panic!("{error:?}");
+        };
+        let message = cause.to_string();
+        assert!(
+            message.starts_with(
+                "the certificate has an issuer in its chain that has expired: CN=old expired on 2021-01-01T00:00:00Z (expected a.test"
+            ),
+            "{message}"
+        );
     }
 
     #[test]

@@ -75,6 +75,61 @@ async fn wrong_name_fails_verify() {
 }
 
 #[tokio::test]
+async fn fix_of_a_wrong_name_is_one_that_works() {
+    let world = World::new();
+    for (names, text, fix) in [
+        (
+            &["*.mycluster", "*.other.test"][..],
+            "its names are *.mycluster, *.other.test",
+            "--upstream-name kubernetes.other.test",
+        ),
+        (
+            &["*.mycluster"],
+            "its names are *.mycluster",
+            "issue it again with the name as subjectAltName",
+        ),
+    ] {
+        let identity = world.cluster_ca.server(names);
+        check_apiserver(&world, identity)
+            .await
+            .assert_finding(1, '✗', "verify", text, fix);
+    }
+}
+
+#[tokio::test]
+async fn other_ca_of_the_same_name_fails_verify() {
+    let world = World::new();
+    let same_name = standin::pki::Ca::new("cluster");
+    check_apiserver(&world, same_name.server(&[APISERVER]))
+        .await
+        .assert_finding(
+            1,
+            '✗',
+            "verify",
+            "cluster-ca.crt: another CA with the same name, CN=cluster, issued it",
+            "pass the CA of this cluster with --upstream-ca",
+        );
+}
+
+/// A leaf is no CA, and pinning is not supported.
+#[tokio::test]
+async fn certificate_of_the_apiserver_as_its_ca_fails() {
+    let world = World::new();
+    let identity = world.cluster_ca.server(&[APISERVER]);
+    let leaf = identity.chain_pem();
+    let upstream = world.apiserver_as(identity).start().await;
+    let flags = world.flags(upstream.address());
+    world.dir.write("cluster-ca.crt", leaf);
+    check(&flags, &[]).await.assert_finding(
+        1,
+        '✗',
+        "ca",
+        "is no CA certificate (CA:FALSE), so it can verify no other",
+        "give the CA that issued it",
+    );
+}
+
+#[tokio::test]
 async fn expired_certificate_fails() {
     let world = World::new();
     let identity = world.public_ca.leaf(&[HOST]).expired().build();
@@ -174,8 +229,8 @@ async fn private_ca_is_a_warning() {
             0,
             '!',
             "trust",
-            "the certificate is not from a public CA: its chain ends at CN=standin",
-            "otherwise use a certificate from a public CA",
+            "the certificate is self-signed, so only clients that trust it itself accept it",
+            "use a certificate from a CA",
         );
 }
 

@@ -92,12 +92,25 @@ async fn plain_http_server_fails_tls() {
         '✗',
         "tls",
         &format!(
-            "{} does not speak TLS; it seems to speak plain HTTP",
+            "{} does not speak TLS; it speaks plain HTTP",
             peer.address()
         ),
         "write the HTTPS port of the apiserver",
     );
     assert_eq!(result.marked('–'), AFTER_TCP[1..]);
+}
+
+#[tokio::test]
+async fn ssh_server_fails_tls_and_is_named() {
+    let world = World::new();
+    let peer = Peer::start(Behaviour::Responds(b"SSH-2.0-OpenSSH_9.2\r\n".to_vec())).await;
+    world.check(peer.address(), &[]).await.assert_finding(
+        1,
+        '✗',
+        "tls",
+        "does not speak TLS; it speaks SSH",
+        "write the HTTPS port of the apiserver",
+    );
 }
 
 #[tokio::test]

@@ -174,9 +174,28 @@ async fn web_server_instead_of_apiserver_fails() {
         '✗',
         "version",
         "the response to /version is not from an apiserver: 200 OK: <html>Welcome</html>",
-        "check the URL of the apiserver",
+        "and the host that requests ask for, kube.test: --upstream-host or `upstream.host` chooses",
     );
     assert_eq!(result.marked('–'), ["clock", "readyz", "upgrade"]);
+}
+
+/// nginx with `ssl_verify_client on` responds in HTML.
+#[tokio::test]
+async fn balancer_that_wants_a_client_certificate_is_named() {
+    let page_of_nginx =
+        "<html><head><title>400 No required SSL certificate was sent</title></head>";
+    let result =
+        check_with_responses(
+            move |_, _| async move { page(StatusCode::BAD_REQUEST, page_of_nginx) },
+        )
+        .await;
+    result.assert_finding(
+        1,
+        '✗',
+        "version",
+        "is not from an apiserver: 400 Bad Request",
+        "it must not ask for a client certificate, because the proxy has none",
+    );
 }
 
 #[tokio::test]

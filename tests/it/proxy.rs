@@ -8,8 +8,8 @@ use http::{Request, Response};
 use kube_tls_proxy::{
     app::{App, FastStop},
     config::{
-        Capacity, ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts,
-        TrustSource,
+        Capacity, ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, RequestHost,
+        Timeouts, TrustSource,
     },
     drain::Phase,
     heartbeat::{Heartbeat, Heartbeats},
@@ -107,6 +107,7 @@ impl World {
                 addresses: Vec::new(),
                 path_prefix: String::new(),
                 expected_name: ServerName::try_from(APISERVER).unwrap(),
+                request_host: RequestHost::Client,
                 trust: TrustSource::File(ca),
             }],
             limits: Limits::default(),

@@ -74,6 +74,28 @@ async fn certificate_of_a_ca_with_the_same_name_is_refused() {
     assert_refused(&world, identity, "is not signed by the cluster CA").await;
 }
 
+/// Another server may pose as the apiserver, which is worse than an apiserver that is down.
+#[tokio::test]
+async fn failed_verification_is_told_rather_than_a_refused_dial() {
+    let world = World::new();
+    let identity = world.public_ca.server(&[APISERVER]);
+    let foreign = Upstream::builder(identity).start().await;
+    let dead = refused().await;
+    for addresses in [[dead, foreign.address()], [foreign.address(), dead]] {
+        let setup = world.proxy(addresses[0]);
+        let proxy = setup
+            .cluster(|cluster| cluster.addresses = addresses.to_vec())
+            .start();
+        let response = proxy.get(Protocol::Http1, "/api").await;
+        let message = response.assert_status(503, "ServiceUnavailable");
+        assert!(
+            message.contains("is not signed by the cluster CA"),
+            "{message}"
+        );
+    }
+    assert!(foreign.requests().is_empty());
+}
+
 /// Case 61.
 #[tokio::test]
 async fn certificate_for_another_name_is_refused() {

@@ -54,6 +54,13 @@ def parse_objects(text):
     return found
 
 
+def environment(container):
+    """The variables of a container, by name."""
+    names = [each["name"] for each in container.get("env", [])]
+    assert len(names) == len(set(names)), f"a variable occurs twice: {names}"
+    return {each["name"]: each.get("value") for each in container.get("env", [])}
+
+
 def seconds(text):
     """A duration of the configuration file, such as `1m30s`."""
     unit = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}

@@ -1,9 +1,15 @@
 """The chart renders the same objects as the kustomization, and rejects values that cannot work."""
 
 import copy
+import json
+import math
+import os
 import subprocess
 import unittest
 
+import yaml
+
+import chart_files
 import rendered
 
 # The labels that helm expects on every object, and the label that distinguishes two releases.
@@ -31,6 +37,25 @@ def drop_labels(value):
     elif isinstance(value, list):
         for each in value:
             drop_labels(each)
+
+
+def pod_of(objects):
+    return objects["Deployment", "kube-tls-proxy"]["spec"]["template"]["spec"]
+
+
+# Settings that create every object that the chart can create.
+EVERYTHING = [
+    "serviceMonitor.enabled=true",
+    "prometheusRule.enabled=true",
+    "dashboard.enabled=true",
+    "certificate.enabled=true",
+    'certificate.dnsNames=["kube.example.com"]',
+    "tlsRoute.enabled=true",
+    'tlsRoute.parentRefs=[{"name": "public"}]',
+    "serviceAccount.create=true",
+    'config={"limits": {"headerFields": 256}}',
+    'extraObjects=[{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "mine"}}]',
+]
 
 
 class Chart(unittest.TestCase):
@@ -68,27 +93,25 @@ class Chart(unittest.TestCase):
         self.assertEqual(objects["Deployment", "kube-tls-proxy"]["spec"]["replicas"], 3)
         self.assertNotIn(("HorizontalPodAutoscaler", "kube-tls-proxy"), objects)
 
-    def test_configuration_is_mounted_at_the_path_of_the_flag(self):
+    def test_configuration_is_mounted_at_the_path_of_the_variable(self):
         objects = rendered.chart('config={"limits": {"headerFields": 256}}')
         self.assertEqual(
             objects["ConfigMap", "kube-tls-proxy"]["data"], {"kube-tls-proxy.yaml": "limits:\n  headerFields: 256\n"}
         )
-        pod = objects["Deployment", "kube-tls-proxy"]["spec"]["template"]["spec"]
+        pod = pod_of(objects)
         (container,) = pod["containers"]
         (mount,) = [mount for mount in container["volumeMounts"] if mount["name"] == "config"]
-        self.assertIn(f"--config={mount['mountPath']}/kube-tls-proxy.yaml", container["args"])
+        self.assertEqual(rendered.environment(container)["KUBE_TLS_PROXY_CONFIG"], f"{mount['mountPath']}/kube-tls-proxy.yaml")
         self.assertIn({"name": "config", "configMap": {"name": "kube-tls-proxy"}}, pod["volumes"])
 
     def test_ipv6_false_changes_only_the_listen_addresses(self):
-        def args(*settings):
-            pod = rendered.chart(*settings)["Deployment", "kube-tls-proxy"]["spec"]["template"]["spec"]
-            return pod["containers"][0]["args"]
+        def environment(*settings):
+            return rendered.environment(pod_of(rendered.chart(*settings))["containers"][0])
 
-        with_ipv6, without = args(), args("ipv6=false")
-        listen = [flag for flag in without if "listen=" in flag]
-        self.assertEqual(listen, ["--listen=0.0.0.0:8443", "--admin-listen=0.0.0.0:9090"])
-        rest = [flag for flag in without if flag not in listen]
-        self.assertEqual(rest, [flag for flag in with_ipv6 if flag != "--admin-listen=[::]:9090"])
+        with_ipv6, without = environment(), environment("ipv6=false")
+        changed = {name: value for name, value in without.items() if with_ipv6.get(name) != value}
+        wanted = {"KUBE_TLS_PROXY_LISTEN": "0.0.0.0:8443", "KUBE_TLS_PROXY_ADMIN_LISTEN": "0.0.0.0:9090"}
+        self.assertEqual(changed, wanted)
 
     def test_pods_restart_only_for_settings_that_need_a_restart(self):
         def checksum(config):
@@ -97,6 +120,7 @@ class Chart(unittest.TestCase):
 
         before = checksum('{"timeouts": {"drain": "25s"}, "clusters": [{"name": "a"}]}')
         self.assertEqual(checksum('{"timeouts": {"drain": "25s"}, "clusters": [{"name": "b"}]}'), before)
+        self.assertEqual(checksum('{"timeouts": {"drain": "25s"}, "clusters": [], "log": {"filter": "debug"}}'), before)
         self.assertNotEqual(checksum('{"timeouts": {"drain": "26s"}, "clusters": [{"name": "a"}]}'), before)
 
     def test_digest_overrides_tag(self):
@@ -109,6 +133,156 @@ class Chart(unittest.TestCase):
             pod = rendered.chart(*settings)["Deployment", "kube-tls-proxy"]["spec"]["template"]["spec"]
             self.assertEqual(pod["containers"][0]["image"], image)
 
+    def test_values_reach_the_pod(self):
+        pod = pod_of(
+            rendered.chart(
+                'initContainers=[{"name": "first"}]',
+                'extraContainers=[{"name": "beside"}]',
+                'extraEnv=[{"name": "KUBE_TLS_PROXY_HOST", "value": "kube.example.com"}]',
+                'extraArgs=["--no-access-log"]',
+                "podSecurityContext.runAsUser=null",
+                "securityContext.readOnlyRootFilesystem=false",
+                'dnsConfig={"options": [{"name": "ndots", "value": "1"}]}',
+            )
+        )
+        self.assertEqual(pod["initContainers"], [{"name": "first"}])
+        self.assertEqual([container["name"] for container in pod["containers"]], ["kube-tls-proxy", "beside"])
+        container = pod["containers"][0]
+        self.assertEqual(rendered.environment(container)["KUBE_TLS_PROXY_HOST"], "kube.example.com")
+        self.assertEqual(container["args"], ["serve", "--no-access-log"])
+        self.assertNotIn("runAsUser", pod["securityContext"])
+        self.assertIs(pod["securityContext"]["runAsNonRoot"], True)
+        self.assertIs(container["securityContext"]["readOnlyRootFilesystem"], False)
+        self.assertEqual(container["securityContext"]["capabilities"], {"drop": ["ALL"]})
+        self.assertEqual(pod["dnsConfig"], {"options": [{"name": "ndots", "value": "1"}]})
+
+    def test_host_network_keeps_names_of_the_cluster(self):
+        for settings, policy in [([], "ClusterFirstWithHostNet"), (['dnsPolicy="Default"'], "Default")]:
+            pod = pod_of(rendered.chart("hostNetwork=true", *settings))
+            self.assertEqual((pod["hostNetwork"], pod["dnsPolicy"]), (True, policy))
+        self.assertFalse({"hostNetwork", "dnsPolicy"} & pod_of(rendered.chart()).keys())
+
+    def test_update_strategy_can_be_replaced(self):
+        def strategy(*settings):
+            return rendered.chart(*settings)["Deployment", "kube-tls-proxy"]["spec"]["strategy"]
+
+        recreate = strategy('updateStrategy={"type": "Recreate", "rollingUpdate": null}')
+        self.assertEqual(recreate, {"type": "Recreate"})
+        self.assertEqual(strategy("updateStrategy.rollingUpdate.maxSurge=3")["rollingUpdate"], {"maxUnavailable": 0, "maxSurge": 3})
+
+    def test_spread_constraint_selects_the_pods_unless_it_says_otherwise(self):
+        own = {"matchLabels": {"app": "other"}}
+        constraints = [{"maxSkew": 2, "topologyKey": "rack"}, {"maxSkew": 1, "topologyKey": "row", "labelSelector": own}]
+        objects = rendered.chart(f"topologySpreadConstraints={json.dumps(constraints)}")
+        first, second = pod_of(objects)["topologySpreadConstraints"]
+        labels = objects["Deployment", "kube-tls-proxy"]["spec"]["selector"]
+        self.assertEqual(first, {"maxSkew": 2, "topologyKey": "rack", "labelSelector": labels})
+        self.assertEqual(second["labelSelector"], own)
+        self.assertNotIn("topologySpreadConstraints", pod_of(rendered.chart("topologySpreadConstraints=[]")))
+
+    def test_service_values_reach_the_service(self):
+        objects = rendered.chart(
+            "service.nodePort=30443",
+            'service.loadBalancerIP="192.0.2.7"',
+            'service.labels={"team": "platform"}',
+            'service.ipFamilyPolicy="PreferDualStack"',
+            'service.ipFamilies=["IPv6", "IPv4"]',
+        )
+        service = objects["Service", "kube-tls-proxy"]
+        self.assertEqual(service["metadata"]["labels"]["team"], "platform")
+        self.assertNotIn("team", objects["Service", "kube-tls-proxy-metrics"]["metadata"]["labels"])
+        spec = service["spec"]
+        self.assertEqual(spec["ports"], [{"name": "https", "port": 443, "targetPort": "https", "nodePort": 30443}])
+        self.assertEqual(spec["loadBalancerIP"], "192.0.2.7")
+        self.assertEqual((spec["ipFamilyPolicy"], spec["ipFamilies"]), ("PreferDualStack", ["IPv6", "IPv4"]))
+
+    def test_service_account_has_no_token(self):
+        objects = rendered.chart("serviceAccount.create=true", 'serviceAccount.annotations={"a": "b"}')
+        account = objects["ServiceAccount", "kube-tls-proxy"]
+        self.assertIs(account["automountServiceAccountToken"], False)
+        self.assertEqual(account["metadata"]["annotations"], {"a": "b"})
+        self.assertEqual(pod_of(objects)["serviceAccountName"], "kube-tls-proxy")
+        self.assertEqual(pod_of(rendered.chart('serviceAccount.name="mine"'))["serviceAccountName"], "mine")
+
+    def test_common_labels_are_everywhere_but_in_selectors(self):
+        settings = ["commonLabels.team=\"platform\"", *EVERYTHING]
+        objects = rendered.chart(*settings)
+        for key, each in objects.items():
+            if key != ("ConfigMap", "mine"):
+                self.assertEqual(each["metadata"]["labels"].get("team"), "platform", key)
+        deployment = objects["Deployment", "kube-tls-proxy"]["spec"]
+        self.assertEqual(deployment["template"]["metadata"]["labels"]["team"], "platform")
+        self.assertNotIn("team", json.dumps(deployment["selector"]))
+        self.assertNotIn("team", json.dumps(objects["Service", "kube-tls-proxy"]["spec"]))
+
+    def test_certificate_has_its_duration(self):
+        objects = rendered.chart(
+            "certificate.enabled=true",
+            'certificate.dnsNames=["kube.example.com"]',
+            'certificate.duration="2160h"',
+            'certificate.renewBefore="720h"',
+        )
+        spec = objects["Certificate", "kube-tls-proxy"]["spec"]
+        self.assertEqual((spec["duration"], spec["renewBefore"]), ("2160h", "720h"))
+
+    def test_network_policy_has_the_extra_rules(self):
+        rule = {"ports": [{"protocol": "UDP", "port": 5353}]}
+        default = rendered.chart()["NetworkPolicy", "kube-tls-proxy"]["spec"]
+        for direction in ("ingress", "egress"):
+            setting = f"networkPolicy.extra{direction.capitalize()}={json.dumps([rule])}"
+            policy = rendered.chart(setting)["NetworkPolicy", "kube-tls-proxy"]["spec"]
+            self.assertEqual(policy[direction], [*default[direction], rule])
+
+    def test_operator_gets_scrape_settings_alerts_and_dashboard(self):
+        rules = yaml.safe_load((rendered.ROOT / "config/prometheus/rules.yaml").read_text())
+        board = (rendered.ROOT / "config/grafana/kube-tls-proxy.json").read_text()
+        relabeling = {"targetLabel": "cluster", "replacement": "prod"}
+        objects = rendered.chart(
+            "serviceMonitor.enabled=true",
+            'serviceMonitor.scrapeTimeout="5s"',
+            f"serviceMonitor.relabelings={json.dumps([relabeling])}",
+            "prometheusRule.enabled=true",
+            'prometheusRule.labels={"release": "prometheus"}',
+            "dashboard.enabled=true",
+        )
+        (endpoint,) = objects["ServiceMonitor", "kube-tls-proxy"]["spec"]["endpoints"]
+        self.assertEqual((endpoint["scrapeTimeout"], endpoint["relabelings"]), ("5s", [relabeling]))
+        rule = objects["PrometheusRule", "kube-tls-proxy"]
+        self.assertEqual(rule["spec"], rules)
+        self.assertEqual(rule["metadata"]["labels"]["release"], "prometheus")
+        dashboard = objects["ConfigMap", "kube-tls-proxy-dashboard"]
+        self.assertEqual(dashboard["data"], {"kube-tls-proxy.json": board})
+        self.assertEqual(dashboard["metadata"]["labels"]["grafana_dashboard"], "1")
+
+    def test_tls_route_leads_to_the_public_service(self):
+        parents = [{"name": "public", "namespace": "gateways", "sectionName": "tls"}]
+        settings = ["tlsRoute.enabled=true", f"tlsRoute.parentRefs={json.dumps(parents)}", 'service.type="ClusterIP"']
+        for names in ('tlsRoute.hostnames=["kube.example.com"]', 'certificate.dnsNames=["kube.example.com"]'):
+            objects = rendered.chart(*settings, names)
+            route = objects["TLSRoute", "kube-tls-proxy"]
+            self.assertEqual(route["apiVersion"], "gateway.networking.k8s.io/v1")
+            spec = route["spec"]
+            self.assertEqual((spec["parentRefs"], spec["hostnames"]), (parents, ["kube.example.com"]))
+            self.assertEqual(spec["rules"], [{"backendRefs": [{"name": "kube-tls-proxy", "port": 443}]}])
+
+    def test_extra_objects_are_objects_or_templates(self):
+        plain = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "plain"}}
+        text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: '{{ .Release.Name }}-made'}"
+        objects = rendered.chart(f"extraObjects={json.dumps([plain, text])}", release="one")
+        self.assertEqual(objects["ConfigMap", "plain"], plain)
+        self.assertIn(("ConfigMap", "one-made"), objects)
+
+    def test_grace_period_follows_the_drain(self):
+        defaults = {key: rendered.default_seconds(key) for key in ("drainDelay", "drain", "drainTunnels")}
+        for timeouts in ({}, {"drainTunnels": "1h30m"}, {"drain": "2m"}, {"drainDelay": "1500ms", "drainTunnels": "0s"}):
+            spec = pod_of(rendered.chart(f'config={{"timeouts": {json.dumps(timeouts)}}}'))
+            times = defaults | {key: rendered.seconds(value) for key, value in timeouts.items()}
+            takes = math.ceil(times["drainDelay"] + max(times["drain"], times["drainTunnels"]))
+            self.assertEqual(spec["terminationGracePeriodSeconds"], takes + 10, timeouts)
+        self.assertEqual(pod_of(rendered.chart("terminationGracePeriodSeconds=90"))["terminationGracePeriodSeconds"], 90)
+        given = ["terminationGracePeriodSeconds=90", 'extraArgs=["--drain-delay=9s"]']
+        self.assertEqual(pod_of(rendered.chart(*given))["terminationGracePeriodSeconds"], 90)
+
     def test_invalid_values_are_rejected(self):
         for setting, where in [
             ("workers=0", "/workers"),
@@ -118,30 +292,66 @@ class Chart(unittest.TestCase):
             ('image.repository="registry.example.com/kube-tls-proxy:1"', "/image/repository"),
             ('image.digest="sha256:12"', "/image/digest"),
             ('logFormat="xml"', "/logFormat"),
-            ('config={"listen": [":1"]}', "/config/listen"),
-            ('config={"log": {"format": "text"}}', "/config/log/format"),
             ("certificate.enabled=true", "/certificate/dnsNames"),
+            ('certificate.duration="90d"', "/certificate/duration"),
             ('service.type="ExternalName"', "/service/type"),
             ("admin.port=8443", "/admin/port"),
             ("networkPolicy.monitoringNamespace=null", "/networkPolicy"),
             ('podDisruptionBudget.maxUnavailable="0%"', "/podDisruptionBudget/maxUnavailable"),
             ('serviceMonitor.interval="often"', "/serviceMonitor/interval"),
+            ('dnsPolicy="Cluster"', "/dnsPolicy"),
+            ('commonLabels={"app.kubernetes.io/name": "x"}', "app.kubernetes.io/name"),
+            # The schema of the configuration file.
+            ('config={"limits": {"conections": 5}}', "conections"),
+            ('config={"limits": {"connections": "many"}}', "/config/limits"),
+            ('config={"timeouts": {"drain": 5}}', "/config/timeouts"),
+            ('config={"timeouts": {"drain": "5"}}', "/config/timeouts"),
+            ('config={"clusters": [{"name": "a", "upstream": {"url": "http://a"}}]}', "/config/clusters/0"),
+            ('config={"log": {"acces": false}}', "acces"),
         ]:
             error = rendered.values_error(setting)
             self.assertIsNotNone(error, f"helm accepted {setting}")
             self.assertIn(where, error, setting)
+
+    def test_contradictions_are_rejected_with_the_fix(self):
+        for settings, sentence in [
+            (["replicaCount=3"], "replicaCount: this chart calls it `replicas`"),
+            (['existingSecret="x"'], "existingSecret: this chart calls it `tls.secretName`"),
+            (['tls.existingSecret="x"'], "tls.existingSecret: this chart calls it `tls.secretName`"),
+            (['image.registry="r"'], "image.registry: write the registry into `image.repository`"),
+            (["ingress.enabled=true"], "docs/from-contour.md"),
+            (['config={"listen": [":1"]}'], "config.listen: the chart sets it"),
+            (['config={"log": {"format": "text"}}'], "config.log.format: the chart sets it: use `logFormat`"),
+            (["autoscaling.minReplicas=11"], "autoscaling.minReplicas: 11 is more than autoscaling.maxReplicas, which is 10"),
+            (["terminationGracePeriodSeconds=30"], "30 is too short, because the drain takes 65 seconds"),
+            (['config={"timeouts": {"drainDelay": "30s"}}', "terminationGracePeriodSeconds=75"], "set it to 95 or more"),
+            (['extraArgs=["--drain-tunnels=5m"]'], "extraArgs: write --drain-tunnels as a key of config.timeouts"),
+            (['extraEnv=[{"name": "KUBE_TLS_PROXY_DRAIN_DELAY", "value": "9s"}]'], "extraEnv: write KUBE_TLS_PROXY_DRAIN_DELAY"),
+            (["service.nodePort=30443", 'service.type="ClusterIP"'], "service.nodePort: "),
+            (['service.loadBalancerIP="192.0.2.7"', 'service.type="NodePort"'], "service.loadBalancerIP: "),
+            (["tlsRoute.enabled=true"], "tlsRoute.parentRefs: name the Gateway"),
+            (["tlsRoute.enabled=true", 'tlsRoute.parentRefs=[{"name": "g"}]'], "tlsRoute.hostnames: "),
+        ]:
+            error = rendered.values_error(*settings)
+            self.assertIsNotNone(error, f"helm accepted {settings}")
+            self.assertIn(sentence, error, settings)
 
     def test_values_and_schema_have_the_same_keys(self):
         values = rendered.read("config/helm/kube-tls-proxy/values.yaml")
         schema = rendered.read("config/helm/kube-tls-proxy/values.schema.json")
 
         def compare(value, schema, path):
-            if schema.get("additionalProperties") is False:
-                self.assertEqual(set(value) | ({"global"} if not path else set()), set(schema["properties"]), path)
+            if schema.get("additionalProperties") is False and path != "/config":
+                hints = {key for key, about in schema["properties"].items() if about.get("description", "").startswith("Not a value")}
+                self.assertEqual(set(value) | ({"global"} if not path else set()), set(schema["properties"]) - hints, path)
                 for key in value:
                     compare(value[key], schema["properties"][key], f"{path}/{key}")
 
         compare(values, schema, "")
+
+    def test_copies_and_table_of_values_are_current(self):
+        for path, text in chart_files.current().items():
+            self.assertEqual(path.read_text(), text, f"{path.name} is stale: UPDATE=1 python3 tests/packaging/test_chart.py")
 
     def test_chart_version_equals_proxy_version(self):
         manifest = (rendered.ROOT / "Cargo.toml").read_text()
@@ -151,4 +361,7 @@ class Chart(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    unittest.main()
+    if os.environ.get("UPDATE") == "1":
+        chart_files.write()
+    else:
+        unittest.main()

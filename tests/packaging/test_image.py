@@ -1,7 +1,7 @@
 """The image: its stages fit together, and its last stage is run as a pod runs it.
 
 The tests have no registry for the base image. A directory replaces it: it has those libraries of the base that the binary needs,
-and nothing else. The binary runs in it with the arguments of the Deployment, as its user, without capabilities, on a read-only
+and nothing else. The binary runs in it with the arguments and variables of the Deployment, as its user, without capabilities, on a read-only
 file system, in a separate network.
 """
 
@@ -27,12 +27,17 @@ IN_THE_BASE = re.compile(r"^(libc|libm|libgcc_s|libdl|libpthread|librt|ld-linux-
 
 LIMIT = 30
 
+# The stages: the build, the symbols, and the image that runs.
+BUILD, SYMBOLS, RUN = 0, 1, 2
+
 
 def instructions():
     """The instructions of the Dockerfile as (stage, word, rest)."""
     stage = -1
     found = []
     text = re.sub(r"(?m)^#.*\n", "", DOCKERFILE.read_text())
+    defaults = dict(re.findall(r"(?m)^ARG (\w+_IMAGE)=(\S+)$", text))
+    text = re.sub(r"(?m)^FROM \$\{(\w+)\}", lambda found: f"FROM {defaults[found.group(1)]}", text)
     for line in re.sub(r"\\\n", "", text).splitlines():
         if line.strip():
             word, rest = line.split(None, 1)
@@ -47,7 +52,7 @@ def all_of(stage, word):
 
 class Dockerfile(unittest.TestCase):
     def test_both_stages_use_the_same_debian_release(self):
-        (build,), (run,) = all_of(0, "FROM"), all_of(1, "FROM")
+        (build,), (run,) = all_of(0, "FROM"), all_of(RUN, "FROM")
         self.assertRegex(build, r"-bookworm AS build$")
         self.assertRegex(run, r"/cc-debian12:nonroot$")
 
@@ -60,18 +65,40 @@ class Dockerfile(unittest.TestCase):
     def test_user_and_ports_match_the_pod(self):
         pod = rendered.kustomize("base")["Deployment", "kube-tls-proxy"]["spec"]["template"]["spec"]
         user = pod["securityContext"]
-        self.assertEqual(all_of(1, "USER"), [f"{user['runAsUser']}:{user['runAsGroup']}"])
-        (entry,), (command,) = all_of(1, "ENTRYPOINT"), all_of(1, "CMD")
+        self.assertEqual(all_of(RUN, "USER"), [f"{user['runAsUser']}:{user['runAsGroup']}"])
+        (entry,), (command,) = all_of(RUN, "ENTRYPOINT"), all_of(RUN, "CMD")
         # The entrypoint is a list, so that SIGTERM reaches the proxy and not a shell.
         self.assertEqual(json.loads(entry), ["/usr/bin/kube-tls-proxy"])
         self.assertEqual(json.loads(command), ["serve"])
-        (ports,) = all_of(1, "EXPOSE")
+        (ports,) = all_of(RUN, "EXPOSE")
         self.assertEqual(sorted(map(int, ports.split())), sorted(port["containerPort"] for port in pod["containers"][0]["ports"]))
 
     def test_labels_describe_the_image(self):
-        (labels,) = all_of(1, "LABEL")
-        for label in ("title", "description", "licenses", "version", "revision"):
+        (labels,) = all_of(RUN, "LABEL")
+        for label in ("title", "description", "licenses", "version", "revision", "source", "url", "base.name", "base.digest"):
             self.assertIn(f"org.opencontainers.image.{label}=", labels)
+
+    def test_symbols_leave_the_binary_and_keep_their_name(self):
+        (commands,) = [rest for rest in all_of(BUILD, "RUN") if "objcopy" in rest]
+        with tempfile.TemporaryDirectory() as folder:
+            release = pathlib.Path(folder, "target/release")
+            release.mkdir(parents=True)
+            shutil.copy(stage.BINARY, release)
+            subprocess.run(["sh", "-ec", commands], cwd=folder, check=True, timeout=120)
+            binary, symbols = release / "kube-tls-proxy", release / "kube-tls-proxy.debug"
+            self.assertEqual(names_in(binary), set())
+            self.assertTrue(any("tokio" in name for name in names_in(symbols)))
+            link = subprocess.run(["readelf", "--string-dump=.gnu_debuglink", binary], check=True, capture_output=True)
+            self.assertIn(symbols.name.encode(), link.stdout)
+            self.assertEqual(subprocess.run([binary, "--version"], capture_output=True).returncode, 0)
+        self.assertEqual(all_of(SYMBOLS, "FROM"), ["scratch AS symbols"])
+        self.assertEqual(all_of(SYMBOLS, "COPY"), ["--from=build /src/target/release/kube-tls-proxy.debug /"])
+
+    def test_release_workflow_fills_every_argument(self):
+        workflow = (rendered.ROOT / ".github/workflows/release.yaml").read_text()
+        arguments = set(re.findall(r"(?m)^ARG (\w+)", DOCKERFILE.read_text()))
+        self.assertGreater(len(arguments), 4)
+        self.assertEqual(set(re.findall(r"--build-arg (\w+)=", workflow)), arguments)
 
     def test_copied_files_are_enough_for_cargo(self):
         # Runs the build stage, but reads the manifests instead of building.
@@ -88,6 +115,8 @@ class Dockerfile(unittest.TestCase):
                     command = rest.replace("cargo build --release", "cargo metadata --quiet --offline --format-version 1")
                     command = re.sub(r"--(package|bin) kube-tls-proxy", "", command)
                     self.assertNotIn("cargo build", command)
+                    if "objcopy" in command:
+                        continue
                     done = subprocess.run(["sh", "-ec", command], cwd=folder, capture_output=True, text=True, timeout=120)
                     self.assertEqual(done.returncode, 0, done.stderr)
                     looked += 1
@@ -95,6 +124,12 @@ class Dockerfile(unittest.TestCase):
             copied = {str(file.relative_to(folder)) for file in pathlib.Path(folder, "src").rglob("*.rs")}
             self.assertIn("src/downstream/mod.rs", copied)
             self.assertGreater(pathlib.Path(folder, "src/main.rs").stat().st_size, 100, "the source is not the placeholder")
+
+
+def names_in(binary):
+    """The names in the symbol table of a binary."""
+    done = subprocess.run(["nm", binary], capture_output=True, text=True, check=True)
+    return {line.split()[-1] for line in done.stdout.splitlines()}
 
 
 def copy(source, target):
@@ -124,7 +159,7 @@ def inside():
     pod = rendered.kustomize("base")["Deployment", "kube-tls-proxy"]["spec"]["template"]["spec"]
     user = pod["securityContext"]["runAsUser"]
 
-    (entry,) = map(json.loads, all_of(1, "ENTRYPOINT"))
+    (entry,) = map(json.loads, all_of(RUN, "ENTRYPOINT"))
     install(stage.BINARY, root / entry[0].lstrip("/"))
     for name, path in libraries(stage.BINARY).items():
         assert IN_THE_BASE.match(name), f"{name} is not in the base image"
@@ -136,7 +171,8 @@ def inside():
     subprocess.run(["mount", "-t", "proc", "proc", str(root / "proc")], check=True)
     subprocess.run(["mount", "-o", "remount,ro", root], check=True)
 
-    environment = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(apiserver.port)}
+    environment = rendered.environment(pod["containers"][0])
+    environment |= {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(apiserver.port)}
     arguments = [*entry, *pod["containers"][0]["args"]]
     pid = os.fork()
     if pid == 0:
@@ -144,6 +180,7 @@ def inside():
         os.execve(arguments[0], arguments, environment)
     try:
         check_running_proxy(pid, user, apiserver)
+        run_check(root, user, entry[0], environment)
         os.kill(pid, signal.SIGTERM)
         code = stage.wait_for_exit(pid, pod["terminationGracePeriodSeconds"])
     finally:
@@ -198,6 +235,22 @@ def confine(root, user):
     os.setgid(user)
     os.setuid(user)
     assert libc.prctl(no_new_privileges, 1, 0, 0, 0) == 0
+
+
+def run_check(root, user, program, environment):
+    """Runs `check` without flags beside the running proxy, as `kubectl exec` does."""
+    done = subprocess.run(
+        [program, "check"],
+        env=environment,
+        preexec_fn=lambda: confine(root, user),
+        capture_output=True,
+        text=True,
+        timeout=2 * LIMIT,
+    )
+    # The stand-in is no apiserver, so not every check passes. The files, the port and the name of the apiserver must.
+    for line in ("certificate", "listen", "ca", "verify"):
+        found = re.search(rf"^ +✓ {line} .*$", done.stdout, re.MULTILINE)
+        assert found, f"check has no ✓ {line}: {done.stdout}{done.stderr}"
 
 
 def check_running_proxy(pid, user, apiserver):

@@ -1,5 +1,6 @@
 """The manifests guarantee restricted pods, probes, and a grace period that is long enough."""
 
+import json
 import os
 import pathlib
 import re
@@ -7,9 +8,31 @@ import tempfile
 import textwrap
 import unittest
 
+import yaml
+
 import rendered
 
 NAMESPACE = "kube-tls-proxy"
+
+
+def yaml_blocks(page):
+    """The objects in the indented blocks of a page."""
+    text = page.read_text()
+    blocks = re.findall(r"^((?:    (?:apiVersion: ).*\n)(?:(?:    .*)?\n)*?)(?=\S)", text, re.MULTILINE)
+    return [each for block in blocks for each in yaml.safe_load_all(textwrap.dedent(block))]
+
+
+def backends(value):
+    """The names and ports of the Services that the spec of a route names."""
+    if isinstance(value, dict):
+        if "port" in value and "name" in value:
+            port = value["port"]
+            yield value["name"], port["number"] if isinstance(port, dict) else port
+        for each in value.values():
+            yield from backends(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from backends(each)
 
 
 class Base(unittest.TestCase):
@@ -52,9 +75,15 @@ class Base(unittest.TestCase):
 
     def test_probes_use_the_admin_port(self):
         ports = {port["name"]: port["containerPort"] for port in self.container["ports"]}
-        self.assertIn(f"--admin-listen=[::]:{ports['admin']}", self.container["args"])
+        self.assertEqual(rendered.environment(self.container)["KUBE_TLS_PROXY_ADMIN_LISTEN"], f"[::]:{ports['admin']}")
         for probe, path in [("startupProbe", "/livez"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")]:
             self.assertEqual(self.container[probe]["httpGet"], {"path": path, "port": "admin"}, probe)
+
+    def test_every_setting_is_a_variable_that_check_reads_too(self):
+        self.assertEqual(self.container["args"], ["serve"])
+        documented = (rendered.ROOT / "docs/configuration.md").read_text()
+        for name in rendered.environment(self.container):
+            self.assertIn(f"| `{name}` |", documented)
 
     def test_draining_pod_stays_ready_until_it_stops_accepting(self):
         probe = self.container["readinessProbe"]
@@ -143,6 +172,29 @@ class Overlays(unittest.TestCase):
         self.assertEqual(objects["Certificate", "kube-tls-proxy"]["spec"]["dnsNames"], ["kube.example.com"])
         (container,) = objects["Deployment", "kube-tls-proxy"]["spec"]["template"]["spec"]["containers"]
         self.assertTrue(container["image"].startswith("registry.example.com/kube-tls-proxy@sha256:"), container["image"])
+
+    def test_passthrough_recipes_lead_to_the_service(self):
+        services = rendered.kustomize("base")
+        recipes = yaml_blocks(rendered.ROOT / "docs/from-contour.md")
+        kinds = [recipe["kind"] for recipe in recipes]
+        self.assertEqual(kinds, ["HTTPProxy", "HTTPProxy", "HTTPProxy", "Ingress", "IngressRouteTCP", "TLSRoute"])
+        found = 0
+        for recipe in recipes[1:]:
+            for name, port in backends(recipe["spec"]):
+                found += 1
+                self.assertEqual(recipe["metadata"]["namespace"], NAMESPACE)
+                ports = [each["port"] for each in services["Service", name]["spec"]["ports"]]
+                self.assertIn(port, ports, recipe["kind"])
+        self.assertEqual(found, 4)
+        root, included = recipes[1]["spec"]["tcpproxy"]["include"], recipes[2]["metadata"]
+        self.assertEqual(root, included, "Contour includes an HTTPProxy by name and namespace")
+
+    def test_tls_route_of_the_docs_is_that_of_the_chart(self):
+        *_, documented = yaml_blocks(rendered.ROOT / "docs/from-contour.md")
+        parents = json.dumps(documented["spec"]["parentRefs"])
+        settings = ["tlsRoute.enabled=true", f"tlsRoute.parentRefs={parents}", 'tlsRoute.hostnames=["kube.example.com"]']
+        route = rendered.chart(*settings)["TLSRoute", "kube-tls-proxy"]
+        self.assertEqual((route["apiVersion"], route["spec"]), (documented["apiVersion"], documented["spec"]))
 
     def test_overlays_only_add_objects(self):
         base = rendered.kustomize("base")

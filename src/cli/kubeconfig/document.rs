@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::quote;
+use crate::{config::duplicate, quote};
 
 /// The content of a kubeconfig.
 #[derive(Debug)]
@@ -17,6 +17,8 @@ pub(super) struct KubeconfigDocument {
     pub(super) context: String,
     pub(super) namespace: Option<String>,
     pub(super) user: Value,
+    /// More settings of the cluster, for the client.
+    pub(super) cluster_settings: Map<String, Value>,
 }
 
 /// Why a document cannot be merged into an existing file.
@@ -26,6 +28,10 @@ pub(super) enum MergeError {
     NotAKubeconfig,
     #[error("`{key}` must be a list; check the path")]
     NotAList { key: &'static str },
+    #[error(
+        "two {key} have the name `{name}`, so kubectl refuses this file; rename or remove one of them"
+    )]
+    DuplicateName { key: &'static str, name: String },
     #[error(
         "{kind} `{name}` exists already and belongs to another cluster; choose another name with --name, or replace it with --force"
     )]
@@ -77,7 +83,12 @@ impl KubeconfigDocument {
             return Err(MergeError::NotAKubeconfig);
         }
         let mut foreign_keys = Vec::new();
-        for key in ["clusters", "contexts", "users"] {
+        for key in LISTS {
+            let names = items(&existing, key).map(|item| text_at(item, "/name"));
+            if let Some(name) = duplicate(names) {
+                let name = quote::name(name);
+                return Err(MergeError::DuplicateName { key, name });
+            }
             match self.check_name(&existing, key) {
                 Err(error) if foreign == ForeignEntries::Keep => return Err(error),
                 // No other cluster uses this user, so its credentials can stay.
@@ -158,10 +169,10 @@ impl KubeconfigDocument {
     }
 
     fn cluster_entry(&self) -> Value {
-        json!({
-            "cluster": { "server": self.server, "tls-server-name": self.tls_server_name },
-            "name": self.cluster,
-        })
+        let mut cluster = self.cluster_settings.clone();
+        cluster.insert("server".into(), json!(self.server));
+        cluster.insert("tls-server-name".into(), json!(self.tls_server_name));
+        json!({ "cluster": cluster, "name": self.cluster })
     }
 
     fn user_entry(&self) -> Value {

@@ -28,7 +28,7 @@ use document::{
     ForeignEntries, KubeconfigDocument, MergeError, entry_of, has_credential, text_at, to_yaml,
 };
 use file::{FileMode, OutputFile, WriteError, WrittenFile};
-use source::CopiedContext;
+use source::{CopiedContext, INSTEAD};
 
 /// Flags of `kube-tls-proxy kubeconfig`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
@@ -136,8 +136,8 @@ pub(super) fn kubeconfig(args: &KubeconfigArgs) -> ExitCode {
 /// The kubeconfig and the remarks about it.
 struct Composed {
     document: KubeconfigDocument,
-    /// Whether the user of `--from` has a client certificate, which was left out.
-    has_client_certificate: bool,
+    /// Whether a credential of the user of `--from` was left out. `remarks` says which one.
+    lost_credential: bool,
     remarks: Vec<String>,
 }
 
@@ -165,6 +165,7 @@ fn compose(args: &KubeconfigArgs) -> Result<Composed, KubeconfigError> {
     let mut remarks = Vec::new();
     let user = user(args, source.as_ref(), &mut remarks)?;
     let or_host = |of_source: Option<&String>| {
+        let of_source = of_source.filter(|name| !name.is_empty());
         let name = args.name.as_ref().or(of_source);
         name.unwrap_or(&url.host).clone()
     };
@@ -176,11 +177,16 @@ fn compose(args: &KubeconfigArgs) -> Result<Composed, KubeconfigError> {
         context: or_host(source.as_ref().map(|source| &source.context)),
         namespace: source.as_ref().and_then(|source| source.namespace.clone()),
         user,
+        cluster_settings: source
+            .as_ref()
+            .map(|source| source.cluster_settings.clone())
+            .unwrap_or_default(),
     };
-    remarks.extend(source.as_ref().and_then(left_out));
+    let lost_credential = source.as_ref().is_some_and(|source| source.lost_credential);
+    remarks.extend(source.into_iter().flat_map(|source| source.remarks));
     Ok(Composed {
         document,
-        has_client_certificate: source.is_some_and(|source| source.has_client_certificate),
+        lost_credential,
         remarks,
     })
 }
@@ -225,20 +231,12 @@ fn missing_credential(content: &Value, composed: &Composed) -> Vec<String> {
         "The kubeconfig has no credential yet: give one with --token-file or --exec-command, or add one later with `kubectl config set-credentials`."
             .to_owned(),
     ];
-    if !composed.has_client_certificate {
+    if !composed.lost_credential {
         remarks.push(format!(
             "A client certificate cannot pass the proxy, which terminates TLS. A user with a client certificate needs {INSTEAD}."
         ));
     }
     remarks
-}
-
-/// Returns the remark about a client certificate that was left out.
-fn left_out(source: &CopiedContext) -> Option<String> {
-    source.has_client_certificate.then(|| format!(
-        "The client certificate of user `{}` was left out, because it cannot pass a proxy that terminates TLS. That user needs {INSTEAD}.",
-        quote::name(&source.user_name)
-    ))
 }
 
 /// Returns the remark about a token on stdout. A file of `--output` is readable for its owner only.
@@ -346,5 +344,3 @@ fn merged(
             source,
         })
 }
-
-const INSTEAD: &str = "a token: from a service account (`kubectl create token NAME`), or from your OIDC issuer through --exec-command";

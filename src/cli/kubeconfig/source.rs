@@ -1,11 +1,15 @@
-//! Copies names and credentials from a kubeconfig, but never client certificates and passwords.
+//! Copies names, credentials and settings from a kubeconfig, but never client certificates and passwords.
+//!
+//! Everything that is not copied, and that a client would miss, has a remark.
 
 use std::path::{Path, absolute};
 
-use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::config::{ConfigError, Kubeconfig, NamedContext};
+use crate::{
+    config::{ConfigError, Kubeconfig, NamedContext},
+    quote,
+};
 
 /// The parts of a context that are copied.
 #[derive(Debug)]
@@ -14,34 +18,76 @@ pub(super) struct CopiedContext {
     pub(super) cluster: String,
     pub(super) user_name: String,
     pub(super) namespace: Option<String>,
+    /// The settings of the cluster that do not depend on the server.
+    pub(super) cluster_settings: Map<String, Value>,
     /// The credentials that may be copied: token, token file, exec plugin, impersonation.
     pub(super) credentials: Value,
-    pub(super) has_client_certificate: bool,
-}
-
-#[derive(Deserialize)]
-struct NamedUser {
-    name: String,
-    user: Option<Map<String, Value>>,
+    /// Whether a credential of the user was left out. `remarks` says which one.
+    pub(super) lost_credential: bool,
+    /// What was left out, as sentences.
+    pub(super) remarks: Vec<String>,
 }
 
 impl CopiedContext {
     /// Reads the context `wanted` of `file`, or its current context.
     pub(super) fn load(file: &Path, wanted: Option<&str>) -> Result<Self, ConfigError> {
-        let kubeconfig = Kubeconfig::<NamedUser>::load(file)?;
+        let kubeconfig = Kubeconfig::<Map<String, Value>, Map<String, Value>>::load(file)?;
         let NamedContext { name, context } = kubeconfig.context(file, wanted)?;
-        let user = kubeconfig
-            .users
-            .unwrap_or_default()
-            .into_iter()
-            .find(|entry| entry.name == context.user)
-            .and_then(|entry| entry.user)
-            .unwrap_or_default();
+        let user = kubeconfig.user(&context.user).cloned().unwrap_or_default();
+        let cluster = kubeconfig.cluster(&context.cluster);
+        let cluster = cluster.cloned().unwrap_or_default();
+        let mut remarks = Vec::new();
+        let mut leave_out = |what: String| remarks.push(what);
+        let is_set =
+            |map: &Map<String, Value>, key| map.get(key).is_some_and(|value| !is_empty(value));
+        let user_name = quote::name(&context.user);
+        let credentials = credentials(&user, file);
+        if credentials.get("token").is_none() && is_set(&user, "token") {
+            leave_out(format!(
+                "The token of user `{user_name}` is missing, because `kubectl config view` wrote {REDACTED} in its place. Write the file again with `kubectl config view --raw`."
+            ));
+        }
+        if is_set(&user, "username") || is_set(&user, "password") {
+            leave_out(format!(
+                "User name and password of user `{user_name}` were left out, because no supported version of Kubernetes accepts them. That user needs {INSTEAD}."
+            ));
+        }
+        if is_set(&user, "auth-provider") {
+            leave_out(format!(
+                "The auth-provider of user `{user_name}` was left out, because a copy would refresh the same login twice. Give an exec plugin with --exec-command, for example `kubectl oidc-login`."
+            ));
+        }
+        let has_client_certificate = CLIENT_CERTIFICATE.iter().any(|key| is_set(&user, key));
+        if has_client_certificate {
+            leave_out(format!(
+                "The client certificate of user `{user_name}` was left out, because it cannot pass a proxy that terminates TLS. That user needs {INSTEAD}."
+            ));
+        }
+        let lost_credential = !remarks.is_empty();
+        let mut leave_out = |what: String| remarks.push(what);
+        if is_set(&cluster, "proxy-url") {
+            leave_out(format!(
+                "The proxy-url of cluster `{}` was left out, because it was for the old server. If clients need a proxy for the new one too, set it with `kubectl config set-cluster`.",
+                quote::name(&context.cluster)
+            ));
+        }
+        let extensions = extensions(&cluster);
+        let lost: Vec<_> = extensions
+            .iter()
+            .filter_map(|extension| extension.get("name").and_then(Value::as_str))
+            .filter(|name| *name != EXEC_EXTENSION)
+            .map(|name| format!("`{}`", quote::name(name)))
+            .collect();
+        if !lost.is_empty() {
+            leave_out(format!(
+                "These extensions of cluster `{}` were left out: {}.",
+                quote::name(&context.cluster),
+                lost.join(", ")
+            ));
+        }
         Ok(Self {
-            has_client_certificate: ["client-certificate", "client-certificate-data"]
-                .iter()
-                .any(|key| user.contains_key(*key)),
-            credentials: credentials(&user, file),
+            credentials,
+            cluster_settings: cluster_settings(&cluster, extensions),
             user_name: if context.user.is_empty() {
                 context.cluster.clone()
             } else {
@@ -49,16 +95,48 @@ impl CopiedContext {
             },
             context: name,
             cluster: context.cluster,
-            namespace: context.namespace.filter(|namespace| !namespace.is_empty()),
+            namespace: Some(context.namespace).filter(|namespace| !namespace.is_empty()),
+            lost_credential,
+            remarks,
         })
     }
+}
+
+fn extensions(cluster: &Map<String, Value>) -> Vec<Value> {
+    let list = cluster.get("extensions").and_then(Value::as_array);
+    list.cloned().unwrap_or_default()
+}
+
+/// Returns the settings of the cluster that are for the client and not for the server. client-go gives the exec
+/// plugin of a user the extension of its cluster with this name.
+fn cluster_settings(
+    cluster: &Map<String, Value>,
+    mut extensions: Vec<Value>,
+) -> Map<String, Value> {
+    let mut kept = Map::new();
+    if let Some(value) = cluster
+        .get("disable-compression")
+        .filter(|value| !is_empty(value))
+    {
+        kept.insert("disable-compression".to_owned(), value.clone());
+    }
+    extensions.retain(|extension| {
+        extension
+            .get("name")
+            .is_some_and(|name| name == EXEC_EXTENSION)
+    });
+    if !extensions.is_empty() {
+        kept.insert("extensions".to_owned(), extensions.into());
+    }
+    kept
 }
 
 /// Returns the keys that may be copied, with absolute paths.
 fn credentials(user: &Map<String, Value>, file: &Path) -> Value {
     let mut kept = Map::new();
     for key in KEPT {
-        if let Some(value) = user.get(key).filter(|value| !is_empty(value)) {
+        let value = user.get(key).filter(|value| !is_empty(value));
+        if let Some(value) = value.filter(|value| *value != REDACTED) {
             kept.insert(key.to_owned(), value.clone());
         }
     }
@@ -91,6 +169,13 @@ fn absolute_path(path: &str, file: &Path) -> String {
         .into_owned()
 }
 
+/// What a user needs whose credential cannot pass the proxy.
+pub(super) const INSTEAD: &str = "a token: from a service account (`kubectl create token NAME`), or from your OIDC issuer through --exec-command";
+/// The name of the extension that an exec plugin with `provideClusterInfo` gets.
+const EXEC_EXTENSION: &str = "client.authentication.k8s.io/exec";
+const CLIENT_CERTIFICATE: [&str; 2] = ["client-certificate", "client-certificate-data"];
+/// What `kubectl config view` prints in place of a token.
+const REDACTED: &str = "REDACTED";
 const KEPT: [&str; 7] = [
     "token",
     "tokenFile",

@@ -360,3 +360,92 @@ fn merge_replaces_credentials_and_keeps_other_keys_of_the_user() {
         json!({ "as": "admin", "token": "new", "extensions": [] })
     );
 }
+
+/// client-go gives it to the exec plugin, which fails without it.
+#[test]
+fn exec_extension_of_the_cluster_is_copied() {
+    let dir = TempDir::new();
+    let extensions = json!([
+        { "name": "client.authentication.k8s.io/exec", "extension": { "audience": "06e3" } },
+        { "name": "minikube.sigs.k8s.io", "extension": {} },
+    ]);
+    let cluster = json!({
+        "server": "https://10.0.0.1:6443", "proxy-url": "socks5://10.0.0.2", "disable-compression": true,
+        "extensions": extensions,
+    });
+    let from = json!({
+        "current-context": "a", "contexts": [{ "name": "a", "context": { "cluster": "c", "user": "u" } }],
+        "clusters": [{ "name": "c", "cluster": cluster }],
+        "users": [{ "name": "u", "user": { "exec": { "command": "login", "provideClusterInfo": true } } }],
+    });
+    let file = dir.write("from", from.to_string());
+    let (config, remarks) = made(&args(|args| args.from = Some(file)));
+    assert_eq!(
+        config["clusters"][0]["cluster"],
+        json!({
+            "disable-compression": true, "extensions": [extensions[0]],
+            "server": "https://kube.example.com:8443/prefix", "tls-server-name": "kube.example.com",
+        })
+    );
+    for part in [
+        "The proxy-url of cluster `c` was left out",
+        "These extensions of cluster `c` were left out: `minikube.sigs.k8s.io`.",
+    ] {
+        assert!(remarks.contains(part), "{part} in {remarks}");
+    }
+}
+
+#[test]
+fn every_credential_that_is_left_out_is_named() {
+    let dir = TempDir::new();
+    for (user, remark) in [
+        (
+            json!({ "username": "a", "password": "SECRET" }),
+            "User name and password of user `u` were left out",
+        ),
+        (
+            json!({ "auth-provider": { "name": "oidc" } }),
+            "The auth-provider of user `u` was left out",
+        ),
+        (
+            json!({ "token": "REDACTED" }),
+            "`kubectl config view` wrote REDACTED in its place",
+        ),
+        (
+            json!({ "client-certificate": "a" }),
+            "The client certificate of user `u` was left out",
+        ),
+    ] {
+        let from = json!({
+            "current-context": "a", "contexts": [{ "name": "a", "context": { "cluster": "c", "user": "u" } }],
+            "users": [{ "name": "u", "user": user }],
+        });
+        let file = dir.write("from", from.to_string());
+        let (config, remarks) = made(&args(|args| args.from = Some(file)));
+        assert_eq!(config["users"], json!([{ "name": "u", "user": {} }]));
+        assert!(remarks.contains(remark), "{remarks}");
+        assert!(
+            !remarks.contains("A client certificate cannot pass"),
+            "one cause is enough: {remarks}"
+        );
+        assert!(!remarks.contains("SECRET"), "{remarks}");
+    }
+}
+
+#[test]
+fn merge_into_a_file_with_duplicate_names_is_refused() {
+    let dir = TempDir::new();
+    let text = "kind: Config\nusers: [{name: a}, {name: a}]\n";
+    let file = dir.write("config", text);
+    let args = args(|args| {
+        args.merge = true;
+        args.output = Some(file.clone());
+    });
+    let composed = compose(&args).map_err(|error| error.to_string()).unwrap();
+    let error = output(&args, composed)
+        .err()
+        .map(|error| crate::cli::sentence(&error));
+    let found = error.unwrap_or_default();
+    assert!(found.ends_with("two users have the name `a`, so kubectl refuses this file; rename or remove one of them"), "{found}");
+    assert_eq!(std::fs::read_to_string(file).unwrap(), text);
+}

@@ -23,6 +23,17 @@ fn bad_certificates() {
     let client = issue(&|params| {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     });
+    let policy = issue(&|params| {
+        // One policy, with the OID 1.2.3.4.
+        let content = vec![0x30, 0x07, 0x30, 0x05, 0x06, 0x03, 0x2a, 0x03, 0x04];
+        let mut extension = CustomExtension::from_oid_content(&[2, 5, 29, 32], content);
+        extension.set_criticality(true);
+        params.custom_extensions.push(extension);
+    });
+    let address = issue(&|params| {
+        let name = "192.0.2.1".try_into().unwrap();
+        params.subject_alt_names = vec![SanType::DnsName(name)];
+    });
     let request = params_of_leaf(&["kube.example.com"])
         .serialize_request(&KeyPair::generate().unwrap())
         .unwrap();
@@ -115,13 +126,13 @@ fn bad_certificates() {
             "der",
             "0\u{82}".to_owned(),
             key(),
-            "certificate DIR/bad.crt: is in DER form; convert it with `openssl x509 -inform der -in FILE -out NEW_FILE`",
+            "certificate DIR/bad.crt: is in DER form; convert it with `openssl x509 -inform der -in DIR/bad.crt -out NEW_FILE`",
         ),
         (
             "pfx",
             "0\u{82}\u{1}\u{0}\u{2}\u{1}\u{3}".to_owned(),
             key(),
-            "certificate DIR/bad.crt: is a PKCS#12 file; extract what belongs here with `openssl pkcs12 -in FILE -nokeys -out NEW_FILE`",
+            "certificate DIR/bad.crt: is a PKCS#12 file; extract what belongs here with `openssl pkcs12 -in DIR/bad.crt -nokeys -out NEW_FILE`",
         ),
         (
             "parameters",
@@ -133,7 +144,25 @@ fn bad_certificates() {
             "version 1",
             include_str!("../../pki/tests/testdata/v1-root.crt").to_owned(),
             key(),
-            "certificate DIR/bad.crt: certificate 1 of the file (CN=old root) is of a kind that TLS refuses, such as version 1; issue a new one as version 3",
+            "certificate DIR/bad.crt: certificate 1 of the file (CN=old root) is not of version 3; issue it again as version 3",
+        ),
+        (
+            "critical policy",
+            policy.pem,
+            policy.key,
+            "certificate DIR/bad.crt: certificate 1 of the file (CN=server) has a critical extension that is not supported: certificatePolicies; issue it again with that extension not critical",
+        ),
+        (
+            "address as a DNS name",
+            address.pem,
+            address.key,
+            "certificate DIR/bad.crt: names no host: it has no DNS name or IP address as subjectAltName, and clients ignore the common name; issue a new one with the public host name as subjectAltName",
+        ),
+        (
+            "UTF-16",
+            "\u{ff}\u{fe}-\u{0}".to_owned(),
+            key(),
+            "certificate DIR/bad.crt: is in UTF-16, as `>` of PowerShell writes it; save it as ASCII (`Out-File -Encoding ascii`)",
         ),
     ] {
         fixture.scratch.write("bad.crt", latin1(&crt));
@@ -175,12 +204,12 @@ fn bad_keys() {
         (
             "encrypted",
             pem("ENCRYPTED PRIVATE KEY", "AAAA"),
-            "key DIR/bad.key: the private key on line 1 is encrypted, and the proxy cannot ask for its passphrase; decrypt it with `openssl pkey -in FILE -out NEW_FILE` and restrict who can read the new file",
+            "key DIR/bad.key: the private key on line 1 is encrypted, and the proxy cannot ask for its passphrase; decrypt it with `openssl pkey -in DIR/bad.key -out NEW_FILE` and restrict who can read the new file",
         ),
         (
             "encrypted, old form",
             pem("RSA PRIVATE KEY", "Proc-Type: 4,ENCRYPTED\n\nAAAA"),
-            "key DIR/bad.key: the private key on line 1 is encrypted, and the proxy cannot ask for its passphrase; decrypt it with `openssl pkey -in FILE -out NEW_FILE` and restrict who can read the new file",
+            "key DIR/bad.key: the private key on line 1 is encrypted, and the proxy cannot ask for its passphrase; decrypt it with `openssl pkey -in DIR/bad.key -out NEW_FILE` and restrict who can read the new file",
         ),
         (
             "two",
@@ -237,17 +266,17 @@ fn bad_keys() {
         (
             "der",
             "0\u{82}".to_owned(),
-            "key DIR/bad.key: is in DER form; convert it with `openssl pkey -inform der -in FILE -out NEW_FILE`",
+            "key DIR/bad.key: is in DER form; convert it with `openssl pkey -inform der -in DIR/bad.key -out NEW_FILE`",
         ),
         (
             "short der, PKCS#8",
             "0\u{81}\u{87}\u{2}\u{1}\u{0}".to_owned(),
-            "key DIR/bad.key: is in DER form; convert it with `openssl pkey -inform der -in FILE -out NEW_FILE`",
+            "key DIR/bad.key: is in DER form; convert it with `openssl pkey -inform der -in DIR/bad.key -out NEW_FILE`",
         ),
         (
             "short der, SEC1",
             "0w\u{2}\u{1}\u{1}".to_owned(),
-            "key DIR/bad.key: is in DER form; convert it with `openssl pkey -inform der -in FILE -out NEW_FILE`",
+            "key DIR/bad.key: is in DER form; convert it with `openssl pkey -inform der -in DIR/bad.key -out NEW_FILE`",
         ),
         (
             "text that begins with a zero",
@@ -257,7 +286,7 @@ fn bad_keys() {
         (
             "pfx",
             "0\u{82}\u{1}\u{0}\u{2}\u{1}\u{3}".to_owned(),
-            "key DIR/bad.key: is a PKCS#12 file; extract what belongs here with `openssl pkcs12 -in FILE -nocerts -nodes -out NEW_FILE`",
+            "key DIR/bad.key: is a PKCS#12 file; extract what belongs here with `openssl pkcs12 -in DIR/bad.key -nocerts -nodes -out NEW_FILE`",
         ),
     ] {
         fixture.scratch.write("bad.crt", &leaf.pem);
@@ -313,7 +342,31 @@ fn bad_cluster_cas() {
                 ca.pem(),
                 other.pem().replace("-----BEGIN", "----BEGIN")
             ),
-            "CA DIR/bad-ca.crt: the PEM block that ends on line 20 has no `-----BEGIN`; copy the whole file again",
+            "CA DIR/bad-ca.crt: line 11 has hyphens around BEGIN or END, but not exactly five on each side; write it as `-----BEGIN …-----` or `-----END …-----`",
+        ),
+        (
+            "end without any begin",
+            format!(
+                "{}{}",
+                ca.pem(),
+                other.pem().replace("-----BEGIN CERTIFICATE-----\n", "")
+            ),
+            "CA DIR/bad-ca.crt: the PEM block that ends on line 19 has no `-----BEGIN`; copy the whole file again",
+        ),
+        (
+            "block within hyphens of other numbers",
+            format!("{}{}", ca.pem(), other.pem().replace("-----", "------")),
+            "CA DIR/bad-ca.crt: line 11 has hyphens around BEGIN or END, but not exactly five on each side; write it as `-----BEGIN …-----` or `-----END …-----`",
+        ),
+        (
+            "leaf",
+            ca.leaf(&["kubernetes"]).pem,
+            "CA DIR/bad-ca.crt: certificate 1 of the file (CN=server) is no CA certificate (CA:FALSE), so it can verify no other; give the CA that issued it",
+        ),
+        (
+            "short key",
+            include_str!("../../pki/tests/testdata/rsa-1024-ca.crt").to_owned(),
+            "CA DIR/bad-ca.crt: certificate 1 of the file (CN=short) has an RSA key of 1024 bits, so it can verify no other certificate; give the cluster a CA with an ECDSA P-256 key or an RSA key of 2048 bits or more",
         ),
         (
             "begin within a block",
@@ -339,18 +392,18 @@ fn bad_cluster_cas() {
         ),
         (
             "garbage",
-            format!("{}{GARBAGE}", ca.pem()),
-            "CA DIR/bad-ca.crt: certificate 2 of the file is not an X.509 certificate (unknown/unsupported ASN.1 DER tag: 0x00 at DER byte 1); replace it",
+            GARBAGE.to_owned(),
+            "CA DIR/bad-ca.crt: certificate 1 of the file is not an X.509 certificate (unknown/unsupported ASN.1 DER tag: 0x00 at DER byte 1); replace it",
         ),
         (
             "der",
             "0\u{82}".to_owned(),
-            "CA DIR/bad-ca.crt: is in DER form; convert it with `openssl x509 -inform der -in FILE -out NEW_FILE`",
+            "CA DIR/bad-ca.crt: is in DER form; convert it with `openssl x509 -inform der -in DIR/bad-ca.crt -out NEW_FILE`",
         ),
         (
             "pfx",
             "0\u{82}\u{1}\u{0}\u{2}\u{1}\u{3}".to_owned(),
-            "CA DIR/bad-ca.crt: is a PKCS#12 file; extract what belongs here with `openssl pkcs12 -in FILE -nokeys -cacerts -out NEW_FILE`",
+            "CA DIR/bad-ca.crt: is a PKCS#12 file; extract what belongs here with `openssl pkcs12 -in DIR/bad-ca.crt -nokeys -cacerts -out NEW_FILE`",
         ),
     ] {
         fixture.scratch.write("bad-ca.crt", latin1(&text));

@@ -83,6 +83,10 @@ fn bad_flags() {
             "--log-level: `inof` is not a log filter; write a level, or levels for modules, such as info or info,kube_tls_proxy=debug",
         ),
         (
+            "BOTH --upstream-host server",
+            "--upstream-host: `server` is not a choice; write client, for the host that clients ask for, or upstream, for the host of the apiserver's URL",
+        ),
+        (
             "BOTH --upstream-name not_a/name",
             "--upstream-name: `not_a/name` is neither a DNS name nor an IP address; write one such as kubernetes.default.svc",
         ),

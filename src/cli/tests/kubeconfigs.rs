@@ -66,11 +66,52 @@ fn bad_kubeconfigs() {
         ),
         (
             "CLUSTER {server: 'https://10.0.0.1', certificate-authority-data: '%%'}",
-            "kubeconfig DIR/kubeconfig: cluster `c` has certificate-authority-data that is not base64; copy the whole value again",
+            "kubeconfig DIR/kubeconfig: cluster `c` has certificate-authority-data that is not base64; copy the whole value again (`kubectl config view --raw` prints it)",
+        ),
+        (
+            "CLUSTER {server: 'https://10.0.0.1', certificate-authority-data: DATA+OMITTED}",
+            "kubeconfig DIR/kubeconfig: cluster `c` has `DATA+OMITTED` in place of its certificate-authority-data; write the kubeconfig again with `kubectl config view --raw`",
+        ),
+        (
+            "CLUSTER {server: 'https://10.0.0.1', certificate-authority-data: '-----BEGIN CERTIFICATE-----'}",
+            "kubeconfig DIR/kubeconfig: cluster `c` has PEM text in its certificate-authority-data; base64 of that text belongs there, or write the text to a file and name that in certificate-authority",
+        ),
+        // base64 of base64 of `-----BEGIN CERTIFICATE-----`.
+        (
+            "CLUSTER {server: 'https://10.0.0.1', certificate-authority-data: 'TFMwdExTMUNSVWRKVGlCRFJWSlVTVVpKUTBGVVJTMHRMUzB0'}",
+            "kubeconfig DIR/kubeconfig: cluster `c` has certificate-authority-data that is encoded in base64 twice; decode the value once",
         ),
         (
             "CLUSTER {server: 'https://10.0.0.1', certificate-authority-data: 'aGVsbG8='}",
-            "CA of cluster `c` in kubeconfig DIR/kubeconfig: contains no PEM block (`-----BEGIN …`); put the CA certificate of the cluster there as PEM",
+            "CA of cluster `c` in kubeconfig DIR/kubeconfig: contains no PEM block (`-----BEGIN …`); put the base64 of the PEM file of the CA there (`kubectl config view --raw` prints it)",
+        ),
+        (
+            "CLUSTER {server: 'https://10.0.0.1', certificate-authority-data: 'MIIBAAA='}",
+            "CA of cluster `c` in kubeconfig DIR/kubeconfig: is in DER form; put the base64 of the PEM file of the CA there (`kubectl config view --raw` prints it)",
+        ),
+        (
+            "current-context: ''\ncontexts: [{name: '', context: {user: u}}]\n",
+            "kubeconfig DIR/kubeconfig: context `` names no cluster; add its `cluster`, or choose another context",
+        ),
+        (
+            "contexts: [{context: {cluster: c}}]\ncurrent-context: a\n",
+            "kubeconfig DIR/kubeconfig: there is no context `a`; no context of the file has a name, so give it one",
+        ),
+        (
+            "contexts: [~]\n",
+            "kubeconfig DIR/kubeconfig: no current-context is set; give a context a `name`, and set current-context to it",
+        ),
+        (
+            "contexts: [{name: a}, {name: b}, {name: a, context: {cluster: c}}]\n",
+            "kubeconfig DIR/kubeconfig: two contexts have the name `a`, so kubectl refuses this file too; rename or remove one of them",
+        ),
+        (
+            "CLUSTER {server: 'https://10.0.0.1', certificate-authority: ca.crt}\nusers: [{name: u}, {name: u}]\n",
+            "kubeconfig DIR/kubeconfig: two users have the name `u`, so kubectl refuses this file too; rename or remove one of them",
+        ),
+        (
+            "CLUSTER {server: 'https://10.0.0.1', certificate-authority: ca.crt}\n---\ncurrent-context: other\n",
+            "kubeconfig DIR/kubeconfig, line 7, column 1: a second YAML document begins here, but only the first one is used; remove one of them",
         ),
         (
             "CLUSTER {server: 'https://10.0.0.1', certificate-authority: ca.crt, tls-server-name: 'a b'}",

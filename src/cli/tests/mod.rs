@@ -10,7 +10,9 @@ mod kubeconfigs;
 use std::{ffi::OsString, io, num::NonZeroUsize, path::Path, process::ExitCode};
 
 use clap::{CommandFactory as _, Parser as _};
-use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair, date_time_ymd};
+use rcgen::{
+    CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, KeyPair, SanType, date_time_ymd,
+};
 
 use standin::TempDir;
 
@@ -18,7 +20,8 @@ use super::{Cli, Command, StartBlock, messages::exit_code, parse_from, sentence}
 use crate::{
     app::AppError,
     config::{
-        self, ClusterConfig, ConnectionsBound, Environment, IdentityFiles, ServeArgs, TrustSource,
+        self, ClusterConfig, ConnectionsBound, Environment, IdentityFiles, RequestHost, ServeArgs,
+        TrustSource,
     },
     listen_error::{ListenError, ListenFlag},
     memory::MemoryLimit,
@@ -235,6 +238,7 @@ fn start_block_lists_all_facts() {
         addresses: Vec::new(),
         path_prefix: "/k8s".to_owned(),
         expected_name: "kubernetes.default.svc".try_into().unwrap(),
+        request_host: RequestHost::Client,
         trust: TrustSource::Inline {
             pem: ca.pem().into_bytes(),
             origin: "here".to_owned(),

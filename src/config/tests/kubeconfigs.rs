@@ -101,3 +101,115 @@ fn no_credential_of_kubeconfig_is_kept() {
     assert!(text.contains("line 2"), "{text}");
     assert!(!text.contains("canary"), "{text}");
 }
+
+/// The smallest kubeconfig that works; MORE is replaced.
+const SMALL: &str = "
+current-context: a
+contexts:
+- {name: a, context: {cluster: c}}
+CONTEXTS
+clusters:
+- {name: c, cluster: {server: 'https://a', certificate-authority: ca.crt}}
+CLUSTERS
+users:
+USERS
+";
+
+/// kubectl reads all of these.
+#[test]
+fn unused_parts_of_a_kubeconfig_do_not_decide() {
+    let scratch = TempDir::new();
+    for (contexts, clusters, users) in [
+        ("", "", ""),
+        ("- {name: b}", "- {name: d}", "- {name: u}"),
+        ("- ~", "- ~", "- ~"),
+        (
+            "- {name: b, context: ~}",
+            "- {name: d, cluster: ~}",
+            "- {name: u, user: ~}",
+        ),
+        (
+            "- {context: {cluster: c}}",
+            "- {cluster: {server: 'http://b'}}",
+            "- {user: {}}",
+        ),
+        (
+            "- {name: ~, context: {user: u2, namespace: ~, cluster: ~}}",
+            "",
+            "",
+        ),
+        (
+            "",
+            "- {name: d, cluster: {server: ~, certificate-authority-data: '%'}}",
+            "",
+        ),
+        ("", "", "- {name: u, user: {token: a, token: b}}"),
+    ] {
+        let text = SMALL
+            .replace("CONTEXTS", contexts)
+            .replace("CLUSTERS", clusters)
+            .replace("USERS", users);
+        let cluster = of_kubeconfig(&scratch, &text, None);
+        assert_eq!(cluster.upstream_host, "a", "{text}");
+    }
+    let unnamed = ["CONTEXTS", "CLUSTERS", "USERS"]
+        .iter()
+        .fold(SMALL.to_owned(), |text, key| text.replace(key, ""))
+        .replace("current-context: a", "current-context: ''")
+        .replace("name: a", "name: ''");
+    let cluster = of_kubeconfig(&scratch, &unnamed, None);
+    assert_eq!(cluster.upstream_host, "a");
+}
+
+#[test]
+fn kubeconfig_of_any_editor_is_read() {
+    let scratch = TempDir::new();
+    let text = ["CONTEXTS", "CLUSTERS", "USERS"]
+        .iter()
+        .fold(SMALL.to_owned(), |text, key| text.replace(key, "# no more"));
+    let utf16 = |bom: u16, bytes: fn(u16) -> [u8; 2]| -> Vec<u8> {
+        let text = text.encode_utf16();
+        [bom].into_iter().chain(text).flat_map(bytes).collect()
+    };
+    for (case, bytes) in [
+        (
+            "document markers",
+            format!("# first\n---\n{text}---\n").into_bytes(),
+        ),
+        (
+            "end marker",
+            format!("%YAML 1.2\n--- # c\n{text}...\n---\n# c\n\n").into_bytes(),
+        ),
+        (
+            "CRLF",
+            format!("{text}---\n").replace('\n', "\r\n").into_bytes(),
+        ),
+        ("byte-order mark", format!("\u{feff}{text}").into_bytes()),
+        ("UTF-16, little end first", utf16(0xfeff, u16::to_le_bytes)),
+        ("UTF-16, big end first", utf16(0xfeff, u16::to_be_bytes)),
+    ] {
+        let args = ServeArgs {
+            upstream: None,
+            upstream_ca: None,
+            kubeconfig: Some(scratch.write("kubeconfig", bytes)),
+            ..enough()
+        };
+        let config = load(&args, &outside_pod())
+            .unwrap_or_else(|error| panic!("{case}: {}", sentence(&error)));
+        assert_eq!(config.clusters[0].upstream_host, "a", "{case}");
+    }
+    for bytes in [&b"\xff\xfea"[..], b"\xff\xfe\x00\xd8", b"a: \xff"] {
+        let args = ServeArgs {
+            upstream: None,
+            upstream_ca: None,
+            kubeconfig: Some(scratch.write("kubeconfig", bytes)),
+            ..enough()
+        };
+        let error = load(&args, &outside_pod()).unwrap_err();
+        assert!(
+            sentence(&error).ends_with("save it as UTF-8"),
+            "{}",
+            sentence(&error)
+        );
+    }
+}

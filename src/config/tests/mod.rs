@@ -20,7 +20,8 @@ use serde_json::Value;
 
 use super::{
     Capacity, ClusterConfig, Config, ConnectionsBound, Environment, IdentityFiles, Limits,
-    LogConfig, LogFormat, ServeArgs, Timeouts, TrustSource, load, schema, units, url::UpstreamUrl,
+    LogConfig, LogFormat, RequestHost, ServeArgs, Timeouts, TrustSource, load, schema, units,
+    url::UpstreamUrl,
 };
 use crate::memory::MemoryLimit;
 use standin::TempDir;
@@ -102,6 +103,7 @@ fn flags_alone_give_defaults() {
                 addresses: Vec::new(),
                 path_prefix: String::new(),
                 expected_name: name("10.0.0.1"),
+                request_host: RequestHost::Client,
                 trust: TrustSource::File("/ca.crt".into()),
             }],
             limits: Limits {
@@ -123,6 +125,77 @@ fn flags_alone_give_defaults() {
             admin: None,
         }
     );
+}
+
+/// client-go does the same: AKS and Gardener route by this name.
+#[test]
+fn name_in_the_pod_is_expected_and_an_address_is_not() {
+    let scratch = TempDir::new();
+    scratch.write("ca.crt", "any");
+    let mut args = enough();
+    (args.upstream, args.upstream_ca) = (None, None);
+    for (host, expected, request_host) in [
+        ("10.96.0.1", "kubernetes.default.svc", RequestHost::Client),
+        (
+            "my-aks-1.hcp.example.io",
+            "my-aks-1.hcp.example.io",
+            RequestHost::Upstream,
+        ),
+        (
+            "kubernetes.default.svc.cluster.local",
+            "kubernetes.default.svc.cluster.local",
+            RequestHost::Client,
+        ),
+    ] {
+        let env = Environment {
+            service_host: Some(host.to_owned()),
+            service_port: Some("443".to_owned()),
+            service_account: scratch.path().to_owned(),
+            ..outside_pod()
+        };
+        let cluster = &load(&args, &env).unwrap().clusters[0];
+        assert_eq!(cluster.expected_name, name(expected));
+        assert_eq!(cluster.request_host, request_host, "{host}");
+    }
+}
+
+#[test]
+fn host_of_requests_follows_from_the_url_or_is_chosen() {
+    for (url, by_default) in [
+        ("https://10.0.0.1:6443", RequestHost::Client),
+        ("https://[fd00::1]", RequestHost::Client),
+        ("https://kubernetes", RequestHost::Client),
+        ("https://kubernetes.default.svc", RequestHost::Client),
+        ("https://kubernetes-api.example", RequestHost::Upstream),
+        (
+            "https://rancher.example/k8s/clusters/c-1",
+            RequestHost::Upstream,
+        ),
+    ] {
+        for (choice, expected) in [
+            (None, by_default),
+            (Some("client"), RequestHost::Client),
+            (Some("upstream"), RequestHost::Upstream),
+        ] {
+            let args = ServeArgs {
+                upstream: Some(url.to_owned()),
+                upstream_host: choice.map(ToOwned::to_owned),
+                ..enough()
+            };
+            let config = load(&args, &outside_pod()).unwrap();
+            assert_eq!(config.clusters[0].request_host, expected, "{url}");
+            let line = choice.map_or_else(String::new, |choice| format!(", host: {choice}"));
+            let file =
+                format!("clusters: [{{name: a, upstream: {{url: '{url}', ca: ca.crt{line}}}}}]");
+            let args = ServeArgs {
+                upstream: None,
+                upstream_ca: None,
+                ..enough()
+            };
+            let config = with_config(args, &file);
+            assert_eq!(config.clusters[0].request_host, expected, "{file}");
+        }
+    }
 }
 
 #[test]
@@ -276,6 +349,7 @@ clusters:
             addresses: Vec::new(),
             path_prefix: "/p".to_owned(),
             expected_name: name("fd00::1"),
+            request_host: RequestHost::Client,
             trust: TrustSource::File(etc.join("../one.crt")),
         },
         ClusterConfig {
@@ -286,6 +360,7 @@ clusters:
             addresses: Vec::new(),
             path_prefix: String::new(),
             expected_name: name("y"),
+            request_host: RequestHost::Upstream,
             trust: TrustSource::File(etc.join("../sub/y.crt")),
         },
         ClusterConfig {
@@ -296,6 +371,7 @@ clusters:
             addresses: Vec::new(),
             path_prefix: String::new(),
             expected_name: name("kubernetes.default.svc"),
+            request_host: RequestHost::Client,
             trust: TrustSource::File(scratch.path().join("sa/ca.crt")),
         },
     ];

@@ -23,7 +23,7 @@ fn identity(certificate: &str, key: &str) -> Result<Identity, PkiFileError> {
     };
     Identity::load(&files, now()).map_err(|error| match error {
         PkiError::Certificate { source, .. } | PkiError::Key { source, .. } => *source,
-        PkiError::Trust { .. } => panic!("an identity has no anchors"),
+        PkiError::Trust { .. } | PkiError::Named { .. } => panic!("an identity has no anchors"),
     })
 }
 
@@ -251,6 +251,142 @@ fn expired_ca_is_skipped_with_a_warning() {
         [
             "the CA CN=old expired on 2025-01-01T00:00:00Z and is not trusted; remove it from the file"
         ]
+    );
+}
+
+/// Go and OpenSSL use the rest of the file too.
+#[test]
+fn odd_ca_is_left_out_while_another_one_is_left() {
+    let good = Ca::new("good");
+    let leaf = good.leaf(&["kubernetes"]).pem;
+    let short = include_str!("testdata/rsa-1024-ca.crt");
+    // A year that a certificate cannot have. The signature does not matter.
+    let first_year = {
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.not_before = rcgen::date_time_ymd(2060, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2070, 1, 1);
+        let mut der = params
+            .self_signed(&KeyPair::generate().unwrap())
+            .unwrap()
+            .der()
+            .to_vec();
+        let year = der.windows(5).position(|part| part == b"20600").unwrap();
+        der[year..year + 4].copy_from_slice(b"0001");
+        let body = BASE64_STANDARD.encode(der);
+        format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n")
+    };
+    let odd = [
+        (
+            &*leaf,
+            "certificate 2 of the file (CN=server) is no CA certificate (CA:FALSE)",
+        ),
+        (
+            short,
+            "certificate 2 of the file (CN=short) has an RSA key of 1024 bits",
+        ),
+        (
+            &*first_year,
+            "certificate 2 of the file is not an X.509 certificate",
+        ),
+    ];
+    for (odd, warning) in odd {
+        let anchors = trust(&format!("{}{odd}", good.pem())).unwrap();
+        assert_eq!(anchors.roots().len(), 1);
+        assert_eq!(anchors.summaries()[0].subject, "CN=good");
+        let [found] = anchors.warnings() else {
+            panic!("{:?}", anchors.warnings());
+        };
+        let begin = format!("CA of here, a part is not trusted: {warning}");
+        assert!(found.starts_with(&begin), "{found}");
+        assert!(trust(odd).is_err(), "nothing is left");
+    }
+}
+
+#[test]
+fn ca_with_a_serial_number_of_40_bytes_is_trusted() {
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.serial_number = Some(vec![0x7f; 40].into());
+    let ca = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+    let anchors = trust(&ca.pem()).unwrap();
+    assert_eq!(anchors.roots().len(), 1);
+    assert!(anchors.warnings().is_empty());
+}
+
+/// Word processors make dashes of hyphens. A decoder would skip the block.
+#[test]
+fn pem_block_with_dashes_for_hyphens_is_refused() {
+    let (first, second) = (Ca::new("first").pem(), Ca::new("second").pem());
+    for (from, to) in [
+        ("-----", "—----"),
+        ("-----", "–----"),
+        ("-----BEGIN", "-----begin"),
+        ("-----BEGIN", "- ----BEGIN"),
+    ] {
+        let text = format!("{first}{}", second.replace(from, to));
+        let PkiError::Trust { source, .. } = trust(&text).unwrap_err() else {
+            panic!("{text}");
+        };
+        assert!(
+            matches!(*source, PkiFileError::AlmostMarker { line: 11 }),
+            "{source:?}\n{text}"
+        );
+    }
+    // These are comments, as openssl writes them.
+    let text = format!("--- our CAs: the begin and the end ---\nsubject=/CN=BEGIN\n{first}");
+    assert_eq!(trust(&text).unwrap().roots().len(), 1);
+}
+
+#[test]
+fn byte_order_mark_within_a_joined_file_is_skipped() {
+    let (first, second) = (Ca::new("first").pem(), Ca::new("second").pem());
+    let anchors = trust(&format!("{first}\u{feff}{second}")).unwrap();
+    assert_eq!(anchors.roots().len(), 2);
+}
+
+#[test]
+fn certificate_of_a_week_warns_in_its_last_third() {
+    let mut leaf = summary(&Ca::new("root").leaf(&["a.example"]).pem);
+    const DAY: Duration = Duration::from_secs(86_400);
+    leaf.not_after = now();
+    leaf.not_before = now() - 6 * DAY;
+    let enough = 14 * DAY;
+    assert!(!leaf.expires_within(enough, now() - 2 * DAY));
+    assert!(leaf.expires_within(enough, now() - 2 * DAY + Duration::from_secs(1)));
+}
+
+#[test]
+fn chains_that_clients_reject_give_a_warning() {
+    let root = Ca::new("root");
+    let warning = |pem: &str, key: &str| identity(pem, key).unwrap().client_warning(now());
+    let leaf = root.leaf(&["a.example"]);
+    assert_eq!(
+        warning(&leaf.pem, &leaf.key),
+        None,
+        "a private CA is a valid choice"
+    );
+    let pair = KeyPair::generate().unwrap();
+    let own = params_of_leaf(&["a.example"]).self_signed(&pair).unwrap();
+    let found = warning(&own.pem(), &pair.serialize_pem()).unwrap();
+    assert!(
+        found.starts_with("the certificate for a.example is self-signed"),
+        "{found}"
+    );
+    let mut params = params_of_leaf(&["a.example"]);
+    // The policy of public CAs that says: domain validated.
+    let policy = vec![
+        0x30, 0x0a, 0x30, 0x08, 0x06, 0x06, 0x67, 0x81, 0x0c, 0x01, 0x02, 0x01,
+    ];
+    let policy = rcgen::CustomExtension::from_oid_content(&[2, 5, 29, 32], policy);
+    params.custom_extensions.push(policy);
+    let leaf = root.issue(&params);
+    let found = warning(&leaf.pem, &leaf.key).unwrap();
+    assert!(
+        found.starts_with(
+            "the chain for a.example is incomplete, so clients reject it: CN=root issued its last"
+        ),
+        "{found}"
     );
 }
 

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use http::{Request, Response};
+use kube_tls_proxy::config::RequestHost;
 use standin::upstream::{Received, full};
 
 use crate::{
@@ -127,6 +128,60 @@ async fn http2_fields_take_their_http1_form() {
     assert_eq!(request.lines("cookie"), ["a=1; b=2"]);
     assert_eq!(request.lines("x-a"), ["1", "2"]);
     assert_eq!(request.target, "/");
+}
+
+/// Rancher and others serve several clusters at one address, and know them by the host of their URL only.
+#[tokio::test]
+async fn apiserver_is_asked_for_the_host_of_its_url() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world
+        .proxy(upstream.address())
+        .cluster(|cluster| {
+            cluster.upstream_host = "rancher.test".into();
+            cluster.addresses = vec![upstream.address()];
+            cluster.request_host = RequestHost::Upstream;
+        })
+        .timeouts(|timeouts| timeouts.probe_interval = std::time::Duration::from_secs(60))
+        .start();
+    let host = format!("rancher.test:{}", upstream.address().port());
+    let probe = upstream.next_request().await;
+    assert_eq!(
+        (probe.target.as_str(), probe.lines("host")),
+        ("/readyz", vec![&*host])
+    );
+    for protocol in BOTH {
+        proxy.request(protocol, "GET", "/", &[], b"").await;
+        let request = upstream.next_request().await;
+        let asked = request
+            .authority
+            .as_deref()
+            .or_else(|| request.header("host"));
+        assert_eq!(asked, Some(&*host), "{protocol:?}");
+        assert_eq!(request.lines("x-forwarded-host"), [HOST]);
+    }
+    let mut client = proxy.client().http1().await;
+    client
+        .get(
+            HOST,
+            "/api/v1/namespaces/a/pods/b/exec",
+            "Connection: Upgrade\r\nUpgrade: websocket\r\n",
+        )
+        .await;
+    let upgrade = upstream.next_request().await;
+    assert_eq!(upgrade.lines("host"), [&*host]);
+}
+
+/// Probes and requests must not differ: a server that knows only one of two hosts would be healthy and useless.
+#[tokio::test]
+async fn probe_asks_for_a_host_of_the_clients() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let _proxy = world
+        .proxy(upstream.address())
+        .timeouts(|timeouts| timeouts.probe_interval = std::time::Duration::from_secs(60))
+        .start();
+    assert_eq!(upstream.next_request().await.lines("host"), [HOST]);
 }
 
 /// Case 42. The apiserver compares the host, port included, with the links of backends.

@@ -36,7 +36,9 @@
 //! | file | duty |
 //! | --- | --- |
 //! | `kubernetes/mod.rs` | authentication, routing, and the requests with a short response |
+//! | `kubernetes/pods.rs` | requests that create, read, change or delete one pod |
 //! | `kubernetes/store.rs` | the pods, and the events that change them |
+//! | `kubernetes/selector.rs`, `patch.rs` | label and field selectors; merge patches |
 //! | `kubernetes/watch.rs` | lists, watches and logs |
 //! | `kubernetes/discovery.rs` | the groups, versions and resources that kubectl asks for first |
 //! | `kubernetes/exec.rs` | the session of an exec over WebSocket |

@@ -313,3 +313,226 @@ async fn exec_without_an_upgrade_gets_400() {
     assert_eq!(response.status, StatusCode::BAD_REQUEST);
     assert!(response.text().contains("Upgrade request required"));
 }
+
+/// Sends one request with the token, and returns status and body.
+async fn send(world: &World, method: &str, target: &str, lines: &str, body: &str) -> (u16, Value) {
+    let mut client = world.http1().await;
+    let length = body.len();
+    client
+        .send(format!(
+            "{method} {target} HTTP/1.1\r\nHost: {HOST}\r\n{TOKEN}{lines}Content-Length: {length}\r\n\r\n{body}"
+        ))
+        .await;
+    let response = client.response().await;
+    (
+        response.status,
+        serde_json::from_slice(&response.body).unwrap(),
+    )
+}
+
+const PODS: &str = "/api/v1/namespaces/default/pods";
+const MERGE: &str = "Content-Type: application/merge-patch+json\r\n";
+
+#[tokio::test]
+async fn selectors_choose_pods_of_a_list() {
+    let world = World::new(|cluster| cluster).await;
+    world.cluster.apply(Pod::running("db-0").label("app", "db"));
+    for (query, names) in [
+        ("labelSelector=app%3Ddb", &["db-0"][..]),
+        ("labelSelector=app%21%3Ddb", &["web-0"]),
+        ("fieldSelector=metadata.name%3Dweb-0", &["web-0"]),
+        ("fieldSelector=status.phase%3DFailed", &[]),
+    ] {
+        let (status, list) = send(&world, "GET", &format!("{PODS}?{query}"), "", "").await;
+        assert_eq!(status, 200, "{list}");
+        let items = list["items"].as_array().unwrap();
+        let found: Vec<_> = items
+            .iter()
+            .map(|pod| pod["metadata"]["name"].as_str().unwrap())
+            .collect();
+        assert_eq!(found, names, "{query}");
+    }
+}
+
+#[tokio::test]
+async fn unknown_selectors_and_log_options_get_400() {
+    let world = World::new(|cluster| cluster).await;
+    for (target, named) in [
+        (
+            "?fieldSelector=spec.restartPolicy%3DAlways",
+            "spec.restartPolicy",
+        ),
+        ("?labelSelector=app+near+x", "app near x"),
+        ("/web-0/log?previous=true", "previous terminated container"),
+        ("/web-0/log?sinceTime=2026-01-01T00:00:00Z", "sinceTime"),
+        ("/web-0/log?limitBytes=1", "limitBytes"),
+        ("/web-0/log?tailLines=x", "tailLines"),
+        ("/web-0/log?container=absent", "absent"),
+        ("/web-0/exec?container=absent&command=ls", "absent"),
+    ] {
+        let (status, body) = send(&world, "GET", &format!("{PODS}{target}"), "", "").await;
+        assert_eq!(status, 400, "{target}: {body}");
+        assert!(body["message"].as_str().unwrap().contains(named), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn watch_with_a_selector_sees_labels_come_and_go() {
+    let world = World::new(|cluster| cluster).await;
+    let mut client = world.http1().await;
+    let target = format!("{PODS}?watch=1&labelSelector=tier");
+    client
+        .send(format!(
+            "GET {target} HTTP/1.1\r\nHost: {HOST}\r\n{TOKEN}\r\n"
+        ))
+        .await;
+    client.head().await.unwrap();
+    let path = format!("{PODS}/web-0");
+    for (labels, kind) in [
+        (r#"{"tier":"front"}"#, "ADDED"),
+        (r#"{"tier":"back"}"#, "MODIFIED"),
+        (r#"{"tier":null}"#, "DELETED"),
+    ] {
+        let patch = format!(r#"{{"metadata":{{"labels":{labels}}}}}"#);
+        let (status, pod) = send(&world, "PATCH", &path, MERGE, &patch).await;
+        assert_eq!(status, 200, "{pod}");
+        let event: Value = serde_json::from_slice(&client.chunk().await.unwrap()).unwrap();
+        assert_eq!(event["type"], kind);
+    }
+}
+
+#[tokio::test]
+async fn patch_changes_metadata_and_images_and_nothing_else() {
+    let world = World::new(|cluster| cluster).await;
+    let path = format!("{PODS}/web-0");
+    let strategic = "Content-Type: application/strategic-merge-patch+json\r\n";
+    let image = r#"{"spec":{"containers":[{"name":"main","image":"new"}]}}"#;
+    let (status, pod) = send(&world, "PATCH", &path, strategic, image).await;
+    assert_eq!(
+        (status, &pod["spec"]["containers"][0]["image"]),
+        (200, &"new".into())
+    );
+    let version = pod["metadata"]["resourceVersion"].clone();
+    for (lines, body, status) in [
+        (strategic, r#"{"spec":{"hostNetwork":true}}"#, 422),
+        (MERGE, r#"{"metadata":{"resourceVersion":"1"}}"#, 409),
+        (MERGE, r#"{"metadata":{"name":"other"}}"#, 400),
+        (MERGE, r#"{"metadata":{"labels":{"a":1}}}"#, 400),
+        (MERGE, "{", 400),
+        ("Content-Type: application/json-patch+json\r\n", "[]", 415),
+        ("Content-Type: application/apply-patch+yaml\r\n", "{}", 415),
+    ] {
+        let (got, message) = send(&world, "PATCH", &path, lines, body).await;
+        assert_eq!(got, status, "{body}: {message}");
+        assert_eq!(message["status"], "Failure");
+    }
+    let (_, pod) = send(&world, "GET", &path, "", "").await;
+    assert_eq!(
+        pod["metadata"]["resourceVersion"], version,
+        "a refused patch changes nothing"
+    );
+}
+
+#[tokio::test]
+async fn dry_run_changes_nothing() {
+    let world = World::new(|cluster| cluster).await;
+    let before = send(&world, "GET", PODS, "", "").await;
+    let pod = r#"{"metadata":{"name":"new"},"spec":{"containers":[{"name":"a","image":"b"}]}}"#;
+    let path = format!("{PODS}/web-0?dryRun=All");
+    for (method, target, body, status) in [
+        ("POST", format!("{PODS}?dryRun=All"), pod, 201),
+        (
+            "PATCH",
+            path.clone(),
+            r#"{"metadata":{"labels":{"a":"b"}}}"#,
+            200,
+        ),
+        ("DELETE", path, "", 200),
+    ] {
+        let (got, answer) = send(&world, method, &target, MERGE, body).await;
+        assert_eq!(got, status, "{method}: {answer}");
+    }
+    assert_eq!(send(&world, "GET", PODS, "", "").await, before);
+}
+
+#[tokio::test]
+async fn created_pod_needs_a_name_a_namespace_and_an_image() {
+    let world = World::new(|cluster| cluster).await;
+    let good = r#"{"metadata":{"name":"new","labels":{"a":"b"}},"spec":{"containers":[{"name":"a","image":"b"}]}}"#;
+    for (namespace, body, status) in [
+        ("default", r#"{"spec":{}}"#, 400),
+        ("default", r#"{"metadata":{"name":"new"},"spec":{}}"#, 422),
+        (
+            "default",
+            r#"{"metadata":{"name":"new"},"spec":{"containers":[{"name":"a"}]}}"#,
+            422,
+        ),
+        ("absent", good, 404),
+        ("default", good, 201),
+        ("default", good, 409),
+    ] {
+        let target = format!("/api/v1/namespaces/{namespace}/pods");
+        let (got, answer) = send(&world, "POST", &target, "", body).await;
+        assert_eq!(got, status, "{body}: {answer}");
+    }
+    let (_, pod) = send(&world, "GET", &format!("{PODS}/new"), "", "").await;
+    assert_eq!(pod["metadata"]["labels"]["a"], "b");
+    assert_eq!(pod["status"]["containerStatuses"][0]["name"], "a");
+}
+
+#[tokio::test]
+async fn kept_pod_returns_with_another_uid() {
+    let world = World::new(|cluster| cluster).await;
+    world.cluster.keep(Pod::running("kept"));
+    let path = format!("{PODS}/kept");
+    let uid = async || send(&world, "GET", &path, "", "").await.1["metadata"]["uid"].clone();
+    let before = uid().await;
+    let (status, deleted) = send(&world, "DELETE", &path, "", "").await;
+    assert_eq!((status, &deleted["details"]["uid"]), (200, &before));
+    assert_ne!(uid().await, before, "kubectl waits until the uid changes");
+}
+
+#[tokio::test]
+async fn unsupported_request_names_what_is_supported() {
+    let world = World::new(|cluster| cluster).await;
+    for (method, target) in [
+        ("GET", format!("{PODS}/web-0/attach")),
+        ("POST", format!("{PODS}/web-0/portforward")),
+        ("PATCH", format!("{PODS}/web-0/ephemeralcontainers")),
+        (
+            "POST",
+            "/apis/apps/v1/namespaces/default/deployments".to_owned(),
+        ),
+    ] {
+        let (status, answer) = send(&world, method, &target, MERGE, "{}").await;
+        assert_eq!(status, 405, "{answer}");
+        let message = answer["message"].as_str().unwrap();
+        assert!(
+            message.contains(&target) && message.contains("get, describe, logs"),
+            "{message}"
+        );
+    }
+    let (status, answer) = send(&world, "GET", &format!("{PODS}/absent"), "", "").await;
+    assert_eq!(
+        (status, &answer["details"]["name"]),
+        (404, &"absent".into())
+    );
+}
+
+#[tokio::test]
+async fn timestamps_begin_each_line_of_a_log() {
+    let world = World::new(|cluster| cluster).await;
+    let mut client = world.http1().await;
+    let target = format!("{PODS}/web-0/log?timestamps=true");
+    let text = client.get(HOST, &target, TOKEN).await.text();
+    for (number, line) in text.lines().enumerate() {
+        let (time, rest) = line.split_once(' ').unwrap();
+        assert!(time.starts_with("20") && time.ends_with('Z'), "{line}");
+        assert_eq!(rest, format!("web-0: line {}", number + 1));
+    }
+    assert_eq!(text.lines().count(), 5);
+    let text = client
+        .get(HOST, &format!("{PODS}/web-0/log?sinceSeconds=3600"), TOKEN)
+        .await;
+    assert_eq!(text.text().lines().count(), 5);
+}

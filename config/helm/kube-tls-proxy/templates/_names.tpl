@@ -21,6 +21,9 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}
 
 {{- define "kube-tls-proxy.image" -}}
@@ -33,4 +36,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 
 {{- define "kube-tls-proxy.secret" -}}
 {{- .Values.tls.secretName | default (printf "%s-tls" (include "kube-tls-proxy.fullname" .)) -}}
+{{- end -}}
+
+{{/* Empty: the pods use the service account `default` of the namespace. */}}
+{{- define "kube-tls-proxy.serviceAccount" -}}
+{{- .Values.serviceAccount.name | default (ternary (include "kube-tls-proxy.fullname" .) "" .Values.serviceAccount.create) -}}
 {{- end -}}

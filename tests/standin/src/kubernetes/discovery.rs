@@ -31,13 +31,31 @@ pub(super) fn document(path: &str, version: &str) -> Option<Value> {
                     "pods",
                     "Pod",
                     true,
-                    &["create", "delete", "get", "list", "watch"],
+                    &[
+                        "create", "delete", "get", "list", "patch", "update", "watch",
+                    ],
                     &["po"],
                 ),
                 resource("pods/log", "Pod", true, &["get"], &[]),
                 resource("pods/exec", "PodExecOptions", true, &["create", "get"], &[]),
             ],
         ),
+        // kubectl 1.27 and newer asks these before it sends an object, and then leaves the validation to the apiserver.
+        "/openapi/v3" => {
+            json!({ "paths": { "api/v1": { "serverRelativeURL": "/openapi/v3/api/v1" } } })
+        }
+        "/openapi/v3/api/v1" => {
+            let parameters = ["fieldValidation", "dryRun"]
+                .map(|name| json!({ "name": name, "in": "query", "schema": { "type": "string" } }));
+            let patch = json!({
+                "parameters": parameters, "responses": { "200": { "description": "OK" } },
+                "x-kubernetes-group-version-kind": { "group": "", "version": "v1", "kind": "Pod" },
+            });
+            json!({
+                "openapi": "3.0.0", "info": { "title": "stand-in", "version": version },
+                "paths": { "/api/v1/namespaces/{namespace}/pods/{name}": { "patch": patch } },
+            })
+        }
         "/apis" => {
             let v1 = json!({ "groupVersion": "authentication.k8s.io/v1", "version": "v1" });
             json!({
@@ -64,8 +82,12 @@ fn resources(group_version: &str, resources: &[Value]) -> Value {
 }
 
 fn resource(name: &str, kind: &str, namespaced: bool, verbs: &[&str], short: &[&str]) -> Value {
-    json!({
+    let mut resource = json!({
         "name": name, "singularName": kind.to_lowercase(), "namespaced": namespaced, "kind": kind,
         "verbs": verbs, "shortNames": short,
-    })
+    });
+    if name == "pods" {
+        resource["categories"] = json!(["all"]);
+    }
+    resource
 }

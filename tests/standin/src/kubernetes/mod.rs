@@ -1,8 +1,8 @@
 //! Handlers that behave like a small kube-apiserver, enough for a real kubectl.
 //!
-//! They support discovery, namespaces, pods (get, list, watch, create, delete; as tables too), logs, exec over
-//! WebSocket and `kubectl auth whoami`. As in kube-apiserver, a 401 or an anonymous request over HTTP/2 causes
-//! a GOAWAY for its whole connection.
+//! They support discovery, namespaces, pods (get, list, watch, create, update, patch, delete; as tables too), selectors, logs,
+//! exec over WebSocket and `kubectl auth whoami`; they refuse all else and name [`COMMANDS`]. As in kube-apiserver, a 401 or
+//! an anonymous request over HTTP/2 causes a GOAWAY for its whole connection.
 //!
 //! ```no_run
 //! # async fn example() {
@@ -17,8 +17,11 @@
 mod clock;
 mod discovery;
 mod exec;
+mod patch;
+mod pods;
 mod query;
 mod response;
+mod selector;
 mod shell;
 mod store;
 mod watch;
@@ -35,14 +38,18 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Version, header};
-use serde_json::{Value, json};
+use serde_json::json;
 
 pub use store::Pod;
 
 use crate::upstream::{Builder, RequestBody, full};
 use query::Query;
-use response::{ApiResponse, failure, not_found, ok};
+use response::{ApiResponse, Refusal, failure, ok};
 use store::Store;
+
+/// What kubectl can do with its pods.
+pub const COMMANDS: &str = "get, describe, logs, exec, apply, create -f, edit, patch, label, annotate, replace, diff, run, delete, \
+     wait, auth whoami, api-resources and version";
 
 /// The user of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,6 +138,11 @@ impl Kubernetes {
         self.0.store.apply(pod);
     }
 
+    /// Adds a pod that is created again when it is deleted, as a pod of a StatefulSet is.
+    pub fn keep(&self, pod: Pod) {
+        self.0.store.keep(pod);
+    }
+
     /// Removes a pod and sends an event to the watchers.
     pub fn delete(&self, namespace: &str, name: &str) {
         self.0.store.delete(namespace, name);
@@ -182,7 +194,9 @@ impl Cluster {
         let mut response = match identity {
             Identity::Known(user) => {
                 let user = impersonated(request.headers(), user);
-                self.serve(request, &user).await
+                self.serve(request, &user)
+                    .await
+                    .unwrap_or_else(|refusal| refusal.response())
             }
             Identity::Anonymous => self.anonymous(request.uri().path()),
             Identity::Unauthorized => {
@@ -256,7 +270,11 @@ impl Cluster {
         }
     }
 
-    async fn serve(&self, request: Request<RequestBody>, user: &User) -> ApiResponse {
+    async fn serve(
+        &self,
+        request: Request<RequestBody>,
+        user: &User,
+    ) -> Result<ApiResponse, Refusal> {
         let path = request.uri().path().to_owned();
         let query = Query::from_uri(request.uri());
         let accept = request
@@ -266,25 +284,23 @@ impl Cluster {
             .unwrap_or_default();
         let as_table = watch::wants_table(accept);
         let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
-        let pods = |namespace| {
-            watch::pods(
-                &self.store,
-                namespace,
-                &query,
-                as_table,
-                self.bookmark_interval,
-            )
-        };
-        match (request.method(), &parts[..]) {
+        let store = &self.store;
+        let pods =
+            |namespace| watch::pods(store, namespace, &query, as_table, self.bookmark_interval);
+        Ok(match (request.method(), &parts[..]) {
             (&Method::GET, ["livez" | "readyz" | "healthz"]) => response::text(full("ok")),
-            (&Method::GET, ["api", "v1", "pods"]) => pods(None),
-            (&Method::GET, ["api", "v1", "namespaces", namespace, "pods"]) => pods(Some(namespace)),
-            (&Method::POST, ["api", "v1", "namespaces", namespace, "pods"]) => {
-                self.create(request, namespace).await
+            (&Method::GET, ["api", "v1", "pods"]) => pods(None)?,
+            (&Method::GET, ["api", "v1", "namespaces", namespace, "pods"]) => {
+                pods(Some(namespace))?
             }
-            (&Method::GET, ["api", "v1", "namespaces"]) => namespaces(as_table),
+            (&Method::POST, ["api", "v1", "namespaces", namespace, "pods"]) => {
+                pods::create(store, namespace, request, &query).await?
+            }
+            (&Method::GET, ["api", "v1", "namespaces", rest @ ..]) if rest.len() < 2 => {
+                namespaces(rest.first().copied(), &query, as_table)?
+            }
             (
-                method,
+                _,
                 [
                     "api",
                     "v1",
@@ -295,56 +311,24 @@ impl Cluster {
                     below @ ..,
                 ],
             ) => {
-                let Some(pod) = self.store.pod(namespace, name) else {
-                    return not_found(&format!("pods \"{name}\""));
-                };
-                match (method, below) {
-                    (&Method::GET, []) if as_table => {
-                        ok(&store::table(0, store::POD_COLUMNS, &[pod.row()]))
-                    }
-                    (&Method::GET, []) => ok(&pod.object()),
-                    (&Method::DELETE, []) => {
-                        self.store.delete(namespace, name);
-                        ok(
-                            &json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success" }),
-                        )
-                    }
-                    (&Method::GET, ["log"]) => watch::log(&pod, &query, self.log_interval),
-                    (&Method::GET | &Method::POST, ["exec"]) => exec::exec(request, &pod, &query),
-                    _ => not_found("the subresource"),
-                }
+                let pod = (*namespace, *name);
+                pods::respond(
+                    store,
+                    pod,
+                    below,
+                    request,
+                    &query,
+                    as_table,
+                    self.log_interval,
+                )
+                .await?
             }
             (&Method::POST, ["apis", "authentication.k8s.io", "v1", "selfsubjectreviews"]) => {
                 review(user)
             }
             (&Method::GET, _) => self.discover(&path),
-            _ => failure(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "MethodNotAllowed",
-                "the stand-in does not support this request",
-            ),
-        }
-    }
-
-    async fn create(&self, request: Request<RequestBody>, namespace: &str) -> ApiResponse {
-        let bad = |message: String| failure(StatusCode::BAD_REQUEST, "BadRequest", &message);
-        let body = match request.into_body().read().await {
-            Ok(body) => body,
-            Err(err) => return bad(format!("the body is incomplete: {err}")),
-        };
-        let object: Value = match serde_json::from_slice(&body) {
-            Ok(object) => object,
-            Err(err) => return bad(format!("the body is not JSON: {err}")),
-        };
-        let Some(name) = object["metadata"]["name"].as_str() else {
-            return bad("the pod has no name".to_owned());
-        };
-        if self.store.pod(namespace, name).is_some() {
-            let message = format!("pods \"{name}\" already exists");
-            return failure(StatusCode::CONFLICT, "AlreadyExists", &message);
-        }
-        let pod = self.store.apply(Pod::running(name).in_namespace(namespace));
-        response::json(StatusCode::CREATED, &pod.object())
+            (method, _) => return Err(Refusal::unsupported(method, &path)),
+        })
     }
 }
 
@@ -379,22 +363,39 @@ fn review(user: &User) -> ApiResponse {
     response::json(StatusCode::CREATED, &review)
 }
 
-fn namespaces(as_table: bool) -> ApiResponse {
+/// The namespaces, or the one with this name.
+fn namespaces(name: Option<&str>, query: &Query, as_table: bool) -> Result<ApiResponse, Refusal> {
+    if let Some(name) = name.filter(|name| *name != "default") {
+        return Err(Refusal::not_found("namespaces", name));
+    }
+    for key in ["watch", "labelSelector", "fieldSelector"] {
+        if name.is_none() && query.first(key).is_some() {
+            let message = format!("the stand-in does not support {key} for namespaces");
+            return Err(Refusal::bad_request(message));
+        }
+    }
     let created = SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_225_600);
-    let metadata = json!({ "name": "default", "uid": "uid-default", "creationTimestamp": clock::rfc3339(created) });
+    let metadata = json!({
+        "name": "default", "uid": "00000000-0000-4000-a000-000000000000", "resourceVersion": "1",
+        "creationTimestamp": clock::rfc3339(created),
+    });
     if as_table {
         let row = json!({
             "cells": ["default", "Active", clock::age(created)],
             "object": { "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata },
         });
-        return ok(&store::table(
+        return Ok(ok(&store::table(
             1,
             &[("Name", 0), ("Status", 0), ("Age", 0)],
             &[row],
-        ));
+        )));
     }
-    let namespace = json!({ "metadata": metadata, "status": { "phase": "Active" } });
-    ok(
-        &json!({ "kind": "NamespaceList", "apiVersion": "v1", "metadata": {}, "items": [namespace] }),
-    )
+    let namespace = json!({
+        "kind": "Namespace", "apiVersion": "v1", "metadata": metadata, "spec": {}, "status": { "phase": "Active" },
+    });
+    Ok(ok(&if name.is_some() {
+        namespace
+    } else {
+        json!({ "kind": "NamespaceList", "apiVersion": "v1", "metadata": {}, "items": [namespace] })
+    }))
 }

@@ -35,6 +35,11 @@ impl Query {
             .collect()
     }
 
+    /// Whether the request must not change anything.
+    pub(super) fn is_dry_run(&self) -> bool {
+        self.first("dryRun").is_some()
+    }
+
     pub(super) fn is_set(&self, key: &str) -> bool {
         matches!(self.first(key), Some("true" | "1" | ""))
     }

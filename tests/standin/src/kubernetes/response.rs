@@ -1,8 +1,9 @@
 //! Responses as kube-apiserver writes them.
 
-use http::{Response, StatusCode, header};
+use http::{Method, Response, StatusCode, header};
 use serde_json::{Value, json};
 
+use super::COMMANDS;
 use crate::upstream::{ResponseBody, full};
 
 pub(super) type ApiResponse = Response<ResponseBody>;
@@ -21,20 +22,63 @@ pub(super) fn ok(value: &Value) -> ApiResponse {
 }
 
 /// A `Status` with `Failure`. kubectl prints its message.
-pub(super) fn failure(code: StatusCode, reason: &str, message: &str) -> ApiResponse {
-    let status = json!({
-        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-        "message": message, "reason": reason, "code": code.as_u16(),
-    });
-    json(code, &status)
+pub(super) fn failure(code: StatusCode, reason: &'static str, message: &str) -> ApiResponse {
+    Refusal::new(code, reason, message.to_owned()).response()
 }
 
-pub(super) fn not_found(what: &str) -> ApiResponse {
-    failure(
-        StatusCode::NOT_FOUND,
-        "NotFound",
-        &format!("{what} not found"),
-    )
+/// Why a request is refused.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    code: StatusCode,
+    reason: &'static str,
+    message: String,
+    /// kubectl 1.32 panics on a `NotFound` without them.
+    details: Value,
+}
+
+impl Refusal {
+    pub(super) fn new(code: StatusCode, reason: &'static str, message: String) -> Self {
+        Self {
+            code,
+            reason,
+            message,
+            details: json!({}),
+        }
+    }
+
+    pub(super) fn bad_request(message: String) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "BadRequest", message)
+    }
+
+    pub(super) fn not_found(resource: &str, name: &str) -> Self {
+        let message = format!("{resource} {name:?} not found");
+        Self {
+            details: json!({ "name": name, "kind": resource }),
+            ..Self::new(StatusCode::NOT_FOUND, "NotFound", message)
+        }
+    }
+
+    /// `what` completes "the Pod "NAME" is invalid: …".
+    pub(super) fn invalid_pod(name: &str, what: &str) -> Self {
+        let message = format!("Pod {name:?} is invalid: {what}");
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message)
+    }
+
+    /// A request that needs a real apiserver.
+    pub(super) fn unsupported(method: &Method, path: &str) -> Self {
+        let message = format!(
+            "the stand-in apiserver does not support {method} {path}; kubectl can do this with its pods: {COMMANDS}"
+        );
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", message)
+    }
+
+    pub(super) fn response(&self) -> ApiResponse {
+        let status = json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": self.message,
+            "reason": self.reason, "code": self.code.as_u16(), "details": self.details,
+        });
+        json(self.code, &status)
+    }
 }
 
 pub(super) fn text(content: ResponseBody) -> ApiResponse {

@@ -53,6 +53,18 @@ pub(super) async fn run(command: Vec<String>, mut stdio: Stdio) -> u8 {
     }
 }
 
+/// The commands of [`builtin`].
+const COMMANDS: &str = "cat, date, echo, env, exit, false, help, hostname, id, ls, pwd, sh, sleep, stty size, true, uname, whoami";
+
+/// The one file of a container.
+const HOSTNAME: &str = "/etc/hostname";
+
+async fn missing(stdio: &Stdio, program: &str, path: &str) -> Flow {
+    let text = format!("{program}: {path}: No such file or directory\n");
+    stdio.write(STDERR, text).await;
+    Flow::Continue(1)
+}
+
 enum Flow {
     Continue(u8),
     Exit(u8),
@@ -70,14 +82,39 @@ fn builtin<'a>(
         let text = match words {
             ["echo", words @ ..] => words.join(" ") + "\n",
             ["date", ..] => rfc3339(SystemTime::now()) + "\n",
-            ["ls", ..] => "bin\netc\nproc\ntmp\n".to_owned(),
+            ["help"] => format!("The stand-in has these commands: {COMMANDS}.\n"),
+            ["id"] => "uid=0(root) gid=0(root) groups=0(root)\n".to_owned(),
+            ["whoami"] => "root\n".to_owned(),
+            ["pwd"] => "/\n".to_owned(),
+            ["uname", ..] => "Linux\n".to_owned(),
+            ["ls", rest @ ..] => {
+                let path = rest
+                    .iter()
+                    .find(|word| !word.starts_with('-'))
+                    .unwrap_or(&"/");
+                match *path {
+                    "/" | "." => "bin\netc\n".to_owned(),
+                    "/bin" | "bin" => COMMANDS.replace(", ", "\n") + "\n",
+                    "/etc" | "etc" => "hostname\n".to_owned(),
+                    HOSTNAME => format!("{HOSTNAME}\n"),
+                    path => return missing(stdio, "ls", path).await,
+                }
+            }
+            ["cat", HOSTNAME] => format!("{}\n", stdio.pod),
+            ["cat", path, ..] if *path != "-" => return missing(stdio, "cat", path).await,
+            ["tar", ..] => {
+                let text =
+                    "tar: the stand-in has no files to copy; kubectl cp needs a real apiserver\n";
+                stdio.write(STDERR, text).await;
+                return Flow::Continue(127);
+            }
             ["hostname"] => format!("{}\n", stdio.pod),
             ["env"] => format!("HOSTNAME={}\nPATH=/bin\n", stdio.pod),
             ["stty", "size"] => {
                 let (width, height) = *stdio.size.borrow();
                 format!("{height} {width}\n")
             }
-            ["cat"] => {
+            ["cat", ..] => {
                 while let Some(data) = stdio.stdin.recv().await {
                     stdio.write(out, data).await;
                 }
@@ -99,9 +136,8 @@ fn builtin<'a>(
             ["sh" | "bash"] => return Flow::Continue(interactive(stdio).await),
             [] => return Flow::Continue(0),
             [name, ..] => {
-                stdio
-                    .write(STDERR, format!("sh: {name}: not found\n"))
-                    .await;
+                let text = format!("sh: {name}: not found; the stand-in has: {COMMANDS}\n");
+                stdio.write(STDERR, text).await;
                 return Flow::Continue(127);
             }
         };

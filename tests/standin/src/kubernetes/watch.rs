@@ -1,6 +1,9 @@
 //! Lists, watches and logs: the responses that are long or do not end.
 
-use std::time::Duration;
+use std::{
+    str::FromStr,
+    time::{Duration, SystemTime},
+};
 
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -10,8 +13,10 @@ use tokio::{
 };
 
 use super::{
+    clock::rfc3339,
     query::Query,
-    response::{ApiResponse, json as json_response, ok, text},
+    response::{ApiResponse, Refusal, json as json_response, ok, text},
+    selector::Selector,
     store::{Event, POD_COLUMNS, Pod, Store, table},
 };
 use crate::upstream::{BodySender, Gone, channel, full};
@@ -28,21 +33,18 @@ pub(super) fn pods(
     query: &Query,
     as_table: bool,
     bookmarks: Duration,
-) -> ApiResponse {
+) -> Result<ApiResponse, Refusal> {
+    let selector = Selector::from_query(query).map_err(Refusal::bad_request)?;
     let (version, mut pods, events) = store.pods(namespace);
-    let only = query
-        .first("fieldSelector")
-        .and_then(|selector| selector.strip_prefix("metadata.name="));
     let wanted = {
-        let (namespace, only) = (namespace.map(str::to_owned), only.map(str::to_owned));
+        let namespace = namespace.map(str::to_owned);
         move |pod: &Pod| {
-            namespace.as_ref().is_none_or(|name| *name == pod.namespace)
-                && only.as_ref().is_none_or(|name| *name == pod.name)
+            namespace.as_ref().is_none_or(|name| *name == pod.namespace) && selector.matches(pod)
         }
     };
     pods.retain(&wanted);
     if !query.is_set("watch") {
-        return ok(&list(version, &pods, as_table));
+        return Ok(ok(&list(version, &pods, as_table)));
     }
     let initial = query.is_set("sendInitialEvents");
     // A watch with a version follows a list. The stand-in keeps no history, so "after it" means "from now on".
@@ -68,7 +70,7 @@ pub(super) fn pods(
     tokio::spawn(watch.run(sender, events, wanted));
     let mut response = json_response(StatusCode::OK, &Value::Null);
     *response.body_mut() = body;
-    response
+    Ok(response)
 }
 
 fn list(version: u64, pods: &[Pod], as_table: bool) -> Value {
@@ -118,8 +120,9 @@ impl Watch {
         loop {
             tokio::select! {
                 event = events.recv() => match event {
-                    Ok(event) if wanted(&event.pod) => sender.send(self.line(event.kind, &event.pod)).await?,
-                    Ok(_) => {}
+                    Ok(event) => if let Some(kind) = event.kind(&wanted) {
+                        sender.send(self.line(kind, &event.pod)).await?;
+                    },
                     // The client is too slow. The real apiserver ends such a watch too.
                     Err(RecvError::Lagged(_) | RecvError::Closed) => return Ok(()),
                 },
@@ -159,19 +162,45 @@ impl Watch {
 const OLD_LINES: usize = 5;
 
 /// The response to GET for `log`: a few old lines and, with `follow`, a new line per interval.
-pub(super) fn log(pod: &Pod, query: &Query, interval: Duration) -> ApiResponse {
-    let tail = query
-        .first("tailLines")
-        .and_then(|lines| lines.parse().ok())
-        .unwrap_or(OLD_LINES);
-    let name = pod.name.clone();
-    let line = move |number: usize| format!("{name}: line {number}\n");
+pub(super) fn log(pod: &Pod, query: &Query, interval: Duration) -> Result<ApiResponse, Refusal> {
+    pod.check_container(query)?;
+    if query.is_set("previous") {
+        return Err(Refusal::bad_request(format!(
+            "previous terminated container in pod {:?} not found",
+            pod.name
+        )));
+    }
+    for key in ["sinceTime", "limitBytes"] {
+        if query.first(key).is_some() {
+            return Err(Refusal::bad_request(format!(
+                "the stand-in does not support {key}; it supports follow, tailLines, sinceSeconds and timestamps"
+            )));
+        }
+    }
+    let tail: Option<usize> = number(query, "tailLines")?;
+    let since = number(query, "sinceSeconds")?.map(Duration::from_secs);
+    let (name, timestamps) = (pod.name.clone(), query.is_set("timestamps"));
+    let line = move |number: usize, written: SystemTime| {
+        let time = if timestamps {
+            rfc3339(written) + " "
+        } else {
+            String::new()
+        };
+        format!("{time}{name}: line {number}\n")
+    };
+    // The old lines are as old as the pod.
+    let is_too_old = since.is_some_and(|since| pod.created.elapsed().is_ok_and(|age| age > since));
+    let shown = if is_too_old {
+        0
+    } else {
+        tail.unwrap_or(OLD_LINES)
+    };
     let old: String = (1..=OLD_LINES)
-        .skip(OLD_LINES.saturating_sub(tail))
-        .map(&line)
+        .skip(OLD_LINES.saturating_sub(shown))
+        .map(|number| line(number, pod.created))
         .collect();
     if !query.is_set("follow") {
-        return text(full(old));
+        return Ok(text(full(old)));
     }
     let (sender, body) = channel();
     tokio::spawn(async move {
@@ -182,11 +211,19 @@ pub(super) fn log(pod: &Pod, query: &Query, interval: Duration) -> ApiResponse {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         for number in OLD_LINES + 1.. {
             tokio::select! {
-                _ = ticks.tick() => sender.send(line(number)).await?,
+                _ = ticks.tick() => sender.send(line(number, SystemTime::now())).await?,
                 () = sender.closed() => break,
             }
         }
         Ok::<(), Gone>(())
     });
-    text(body)
+    Ok(text(body))
+}
+
+fn number<T: FromStr>(query: &Query, key: &str) -> Result<Option<T>, Refusal> {
+    let parse = |text: &str| {
+        let number = text.parse();
+        number.map_err(|_| Refusal::bad_request(format!("{key} is not a number: {text:?}")))
+    };
+    query.first(key).map(parse).transpose()
 }

@@ -1,8 +1,8 @@
 //! A stand-in cluster, the proxy in front of it, and a kubeconfig to try it with.
 //!
-//! Starts a stand-in apiserver with a certificate of a random cluster CA, and the proxy with a certificate
-//! of a temporary public CA. Writes `demo.kubeconfig` into the current directory. With `--check` it runs
-//! the printed kubectl commands itself and exits with 0 if all of them work.
+//! Starts a stand-in apiserver with a certificate of a random cluster CA, and the proxy with a certificate of a temporary
+//! public CA. Writes a kubeconfig into the current directory, and removes it at the end. With `--check` it runs kubectl
+//! itself and exits with 0 if every command ends as expected.
 
 #![expect(
     clippy::print_stdout,
@@ -11,41 +11,56 @@
 )]
 
 mod check;
+mod kubeconfig;
 
 use std::{
-    convert::Infallible, error::Error, fs, future::pending, net::SocketAddr, num::NonZeroUsize,
-    path::Path, process::ExitCode, time::Duration,
+    convert::Infallible, env, error::Error, future::pending, io, net::SocketAddr,
+    num::NonZeroUsize, path::Path, process::ExitCode, time::Duration,
 };
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use kube_tls_proxy::{
     app::App,
     config::{
-        Capacity, ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, Timeouts,
-        TrustSource,
+        Capacity, ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, RequestHost,
+        Timeouts, TrustSource,
     },
     telemetry,
 };
 use rustls_pki_types::ServerName;
 use standin::{
     TempDir,
-    kubernetes::{Kubernetes, Pod},
+    kubernetes::{COMMANDS, Kubernetes, Pod},
     pki::Ca,
     upstream::Upstream,
 };
-use tokio::time::sleep;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::sleep,
+};
+
+use kubeconfig::KubeconfigFile;
 
 /// The public name. It does not have to resolve, because the kubeconfig contains the address.
 const PUBLIC_NAME: &str = "kubernetes.demo.test";
 /// The name in the apiserver's own certificate.
 const CLUSTER_NAME: &str = "kubernetes.default.svc";
 const TOKEN: &str = "demo-token";
-const KUBECONFIG: &str = "demo.kubeconfig";
+
+const HELP: &str = "\
+Starts a stand-in apiserver with a random CA and kube-tls-proxy in front of it, and writes a kubeconfig into the
+current directory. Prints what to try. Ctrl-C or SIGTERM ends it and removes the kubeconfig.
+
+Usage: cargo run --package demo [-- OPTION]
+
+Options:
+  --check     Run kubectl with that kubeconfig, print which commands worked, and end; for CI
+  -h, --help  Print this help
+";
 
 /// The mode of the demo.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
-    /// Prints the commands and waits for Ctrl-C.
+    /// Prints the commands and waits for a signal.
     Wait,
     /// Runs the commands and reports whether they worked.
     Check,
@@ -53,11 +68,20 @@ enum Mode {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let mode = match std::env::args().nth(1).as_deref() {
-        None => Mode::Wait,
-        Some("--check") => Mode::Check,
-        Some(other) => {
-            eprintln!("demo: unknown argument {other}; the only argument is --check");
+    let arguments: Vec<_> = env::args_os().skip(1).collect();
+    let arguments: Vec<_> = arguments
+        .iter()
+        .map(|word| word.to_string_lossy())
+        .collect();
+    let mode = match arguments.iter().map(AsRef::as_ref).collect::<Vec<&str>>()[..] {
+        [] => Mode::Wait,
+        ["--check"] => Mode::Check,
+        ["-h" | "--help"] => {
+            print!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        ["--check", unknown, ..] | [unknown, ..] => {
+            eprintln!("demo: unexpected argument {unknown:?}; \"--help\" lists the options");
             return ExitCode::from(2);
         }
     };
@@ -71,14 +95,17 @@ async fn main() -> ExitCode {
 }
 
 async fn demo(mode: Mode) -> Result<ExitCode, Box<dyn Error>> {
+    // First, so that a signal from now on removes the files below.
+    let mut stop = StopSignals::new()?;
     let (cluster_ca, public_ca, dir) = (
         Ca::new("demo cluster CA"),
         Ca::new("demo public CA"),
         TempDir::new(),
     );
     let cluster = Kubernetes::new().token(TOKEN, "jane", &["developers"]);
-    cluster.apply(Pod::running("web-0"));
-    cluster.apply(Pod::running("web-1"));
+    for name in ["web-0", "web-1"] {
+        cluster.keep(Pod::running(name).label("app", "web"));
+    }
     let apiserver = Upstream::builder(cluster_ca.server(&[CLUSTER_NAME]))
         .kubernetes(&cluster)
         .start()
@@ -88,27 +115,31 @@ async fn demo(mode: Mode) -> Result<ExitCode, Box<dyn Error>> {
     let app = App::bind(Box::new(move || Ok(config.clone())))?;
     let _telemetry = telemetry::start(&app.reloader().config().log)?;
     let address = *app.addresses().first().ok_or("the proxy has no address")?;
-    fs::write(KUBECONFIG, kubeconfig(address, &public_ca))?;
-    println!("{}", introduction(apiserver.address(), address));
+    let status_page = app.admin_address().ok_or("the proxy has no admin port")?;
+    let mut file = KubeconfigFile::claim(Path::new(""))?;
+    file.write(&kubeconfig::text(address, &public_ca.pem()))?;
+    println!(
+        "{}",
+        introduction(apiserver.address(), address, status_page, &file.name())
+    );
 
     let mut worked = true;
     let shutdown = async {
         let checked = async {
             match mode {
                 Mode::Wait => pending().await,
-                Mode::Check => worked = check::run(Path::new(KUBECONFIG)).await,
+                Mode::Check => worked = check::run(file.path()).await,
             }
         };
         tokio::select! {
             () = checked => {}
-            _ = tokio::signal::ctrl_c() => {}
+            () = stop.first() => {}
         }
     };
     tokio::select! {
         ended = app.run(shutdown) => ended?,
         never = jobs(&cluster) => match never {},
     }
-    fs::remove_file(KUBECONFIG)?;
     Ok(if worked {
         ExitCode::SUCCESS
     } else {
@@ -116,11 +147,35 @@ async fn demo(mode: Mode) -> Result<ExitCode, Box<dyn Error>> {
     })
 }
 
+/// The signals that end the demo. Without a handler they would end it before it removes its files.
+#[derive(Debug)]
+struct StopSignals([Signal; 3]);
+
+impl StopSignals {
+    fn new() -> io::Result<Self> {
+        Ok(Self([
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::terminate())?,
+            // The terminal was closed.
+            signal(SignalKind::hangup())?,
+        ]))
+    }
+
+    async fn first(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}
+
 /// Creates, runs and deletes one job after the other, so that a watch has something to show.
 async fn jobs(cluster: &Kubernetes) -> Infallible {
     let mut number = 0_u32;
     loop {
-        let job = Pod::running(&format!("job-{number}"));
+        let job = Pod::running(&format!("job-{number}")).label("app", "job");
         for phase in ["Pending", "Running", "Succeeded"] {
             cluster.apply(job.clone().phase(phase));
             sleep(Duration::from_secs(2)).await;
@@ -138,9 +193,10 @@ fn proxy_config(
     mode: Mode,
 ) -> Config {
     let (certificate, key) = public_ca.server(&[PUBLIC_NAME]).write(dir, "public");
+    let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
     Config {
         sources: Vec::new(),
-        listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
+        listen: vec![any_port],
         reuse_port: false,
         workers: NonZeroUsize::MIN,
         identities: vec![IdentityFiles { certificate, key }],
@@ -152,6 +208,7 @@ fn proxy_config(
             addresses: Vec::new(),
             path_prefix: String::new(),
             expected_name: ServerName::try_from(CLUSTER_NAME).expect("the name is a DNS name"),
+            request_host: RequestHost::Client,
             trust: TrustSource::File(dir.write("cluster-ca.crt", cluster_ca.pem())),
         }],
         limits: Limits::default(),
@@ -167,60 +224,45 @@ fn proxy_config(
             filter: if mode == Mode::Check { "warn" } else { "info" }.into(),
             access: mode == Mode::Wait,
         },
-        admin: None,
+        admin: Some(any_port),
     }
 }
 
-/// The kubeconfig of a user. It contains the CA only because no machine trusts the demo's public CA.
-fn kubeconfig(address: SocketAddr, public_ca: &Ca) -> String {
-    format!(
-        "apiVersion: v1
-kind: Config
-clusters:
-- name: demo
-  cluster:
-    server: https://{address}
-    tls-server-name: {PUBLIC_NAME}
-    certificate-authority-data: {ca}
-users:
-- name: jane
-  user:
-    token: {TOKEN}
-contexts:
-- name: demo
-  context: {{cluster: demo, user: jane}}
-current-context: demo
-",
-        ca = STANDARD.encode(public_ca.pem()),
-    )
-}
-
-fn introduction(apiserver: SocketAddr, proxy: SocketAddr) -> String {
+fn introduction(
+    apiserver: SocketAddr,
+    proxy: SocketAddr,
+    status_page: SocketAddr,
+    kubeconfig: &str,
+) -> String {
     let lines: String = [
         "get pods",
         "get pods -w",
         "logs -f web-0",
-        "exec web-0 -- echo hello",
+        "exec web-0 -- ls /bin",
         "exec -it web-0 -- sh",
+        "label pod web-0 tier=front",
         "auth whoami",
     ]
     .iter()
-    .map(|line| format!("    kubectl --kubeconfig {KUBECONFIG} {line}\n"))
+    .map(|line| format!("    kubectl {line}\n"))
     .collect();
     format!(
         "\
 stand-in apiserver  https://{apiserver}, with a certificate of a random cluster CA
 kube-tls-proxy      https://{proxy}, with a certificate of a temporary public CA for {PUBLIC_NAME}
+status page         http://{status_page}/
 
 Try, in another terminal, in this directory:
 
+    export KUBECONFIG=$PWD/{kubeconfig}
 {lines}
-The stand-in supports little more than pods, logs and exec. The proxy also forwards attach, cp and
-port-forward, but they need a real apiserver. exec uses WebSocket, the default of kubectl 1.30 and newer.
-The proxy also forwards SPDY, but the stand-in does not support it: kubectl 1.29 needs
+kubectl can do this with the pods here: {COMMANDS}.
+
+The proxy also forwards attach, cp and port-forward, but they need a real apiserver. exec uses WebSocket, the default of
+kubectl 1.30 and newer. The proxy also forwards SPDY, but the stand-in does not support it: kubectl 1.29 needs
 KUBECTL_REMOTE_COMMAND_WEBSOCKETS=true, and older versions cannot exec here.
 
-Ctrl-C stops everything and removes {KUBECONFIG}.
+Ctrl-C stops everything and removes {kubeconfig}.
 "
     )
 }
