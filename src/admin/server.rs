@@ -117,10 +117,15 @@ fn respond(site: &Site, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         response.headers_mut().insert(header::ALLOW, allowed);
         return response;
     }
-    let verbose = request.uri().query().is_some_and(|query| {
-        let mut names = query.split('&').map(|pair| pair.split('=').next());
-        names.any(|name| name == Some("verbose"))
-    });
+    let has = |key| {
+        let mut pairs = request
+            .uri()
+            .query()
+            .into_iter()
+            .flat_map(|query| query.split('&'));
+        pairs.any(|pair| pair.split('=').next() == Some(key))
+    };
+    let verbose = has("verbose");
     let path = request.uri().path();
     // The other paths show no clients, and probes and Prometheus use any host name.
     if matches!(path, "/" | "/status.json")
@@ -131,7 +136,10 @@ fn respond(site: &Site, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     match path {
         "/" => status_page(&site.page),
         "/livez" => checked(&health::livez(sources), verbose),
-        "/readyz" => checked(&health::readyz(sources, SystemTime::now()), verbose),
+        "/readyz" => {
+            let checks = health::readyz(sources, SystemTime::now(), has("strict"));
+            checked(&checks, verbose)
+        }
         "/metrics" => {
             let accept = request.headers().get_all(header::ACCEPT).iter();
             let accept: Vec<_> = accept.filter_map(|value| value.to_str().ok()).collect();

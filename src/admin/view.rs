@@ -186,7 +186,7 @@ impl View {
             },
         );
         let (clusters, certificates) = (clusters.collect(), certificates.collect());
-        let readyz = health::readyz(sources, now);
+        let readyz = health::readyz(sources, now, false);
         let connections = sum.connections.get();
         let problems = problems::problems(sources, &report, &minute, connections, now);
         let (handshakes, failed_handshakes) = minute.handshakes();

@@ -101,10 +101,18 @@ async fn page_updates_itself_and_shows_faults() {
     let upstream = world.apiserver().http(api).start().await;
     let mut proxy = world.proxy(upstream.address()).admin().start();
     let client = proxy.client().http2().await;
-    client.get("https://kube.test/version").await.unwrap();
-
     browser.look(1100, "light").await;
     browser.open(&format!("http://{}/", proxy.admin())).await;
+    browser
+        .wait_until("document.title === 'Not ready · kube-tls-proxy'")
+        .await;
+    let icon = "document.getElementById('icon').dataset.kind";
+    assert_eq!(browser.evaluate(icon).await, "bad");
+    let checks = browser
+        .evaluate("document.getElementById('checks').innerText")
+        .await;
+    assert!(checks.as_str().unwrap().contains("upstream: "), "{checks}");
+    client.get("https://kube.test/version").await.unwrap();
     browser
         .wait_until("document.title.startsWith('Ready')")
         .await;
@@ -157,12 +165,7 @@ async fn page_updates_itself_and_shows_faults() {
         let found = format!("document.querySelector('nav a[href=\"{link}\"]') !== null");
         assert_eq!(browser.evaluate(&found).await, true, "{link}");
     }
-    assert_eq!(
-        browser
-            .evaluate("document.getElementById('icon').dataset.kind")
-            .await,
-        "good"
-    );
+    assert_eq!(browser.evaluate(icon).await, "good");
     drop(open_watch);
     browser
         .wait_until("document.getElementById('watches').textContent === '0'")
@@ -192,24 +195,15 @@ async fn page_updates_itself_and_shows_faults() {
         .wait_until("document.getElementById('upstreams').innerText.includes('unhealthy since')")
         .await;
     browser
-        .wait_until("document.getElementById('state').textContent === 'Not ready'")
+        .wait_until("document.getElementById('state').textContent === 'Ready, with problems'")
         .await;
     browser
-        .wait_until("document.getElementById('checks').innerText.includes('upstream')")
+        .wait_until("document.getElementById('problems').innerText.includes('test: no apiserver is healthy')")
         .await;
     browser
         .wait_until("document.getElementById('errors').innerText.includes('connect')")
         .await;
-    assert_eq!(
-        browser
-            .evaluate("document.getElementById('icon').dataset.kind")
-            .await,
-        "bad"
-    );
-    assert_eq!(
-        browser.evaluate("document.title").await,
-        "Not ready · kube-tls-proxy"
-    );
+    assert_eq!(browser.evaluate(icon).await, "wait");
     assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
 
     // The page shows that the proxy is gone.
