@@ -22,6 +22,8 @@ pub struct Activity {
     next_id: AtomicU64,
     streams: Mutex<HashMap<Arc<StreamInfo>, OpenGroup>>,
     errors: Mutex<Errors>,
+    /// Shared by all workers.
+    limiter: Arc<Mutex<LogLimiter>>,
 }
 
 /// The open streams with the same [`StreamInfo`].
@@ -36,7 +38,6 @@ struct OpenGroup {
 struct Errors {
     /// The newest at the end.
     recent: VecDeque<RecentError>,
-    limiter: LogLimiter,
 }
 
 /// A response that does not end by itself.
@@ -116,6 +117,15 @@ pub struct ListedStream {
 }
 
 impl Activity {
+    /// No activity. The log lines about failed requests count against this limit.
+    #[must_use]
+    pub(crate) fn with_limiter(limiter: Arc<Mutex<LogLimiter>>) -> Self {
+        Self {
+            limiter,
+            ..Self::default()
+        }
+    }
+
     /// The groups of open streams, in no order.
     #[must_use]
     pub fn streams(&self) -> Vec<StreamGroup> {
@@ -149,8 +159,8 @@ impl Activity {
         message: impl FnOnce() -> String,
     ) -> Option<u64> {
         let now = Instant::now();
+        let suppressed = self.admit_line(client);
         let mut errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
-        let suppressed = errors.limiter.admit(client, now);
         // Errors beyond the log limit do not build their message, so that a flood stays cheap. They count
         // for the newest error of the same cluster with the same reason.
         if suppressed.is_some() {
@@ -164,6 +174,13 @@ impl Activity {
             (same.at, same.count) = (now, same.count + 1);
         }
         suppressed
+    }
+
+    /// Whether one more line about this client may be logged, as in [`Activity::record_error`].
+    #[must_use]
+    pub fn admit_line(&self, client: IpAddr) -> Option<u64> {
+        let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
+        limiter.admit(client, Instant::now())
     }
 }
 

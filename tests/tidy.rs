@@ -112,6 +112,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "pki",
             "proxy",
             "socket",
+            "telemetry",
             "transport",
             "upstream",
         ],
@@ -138,7 +139,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("pki", &["config"]),
     ("telemetry", &["config"]),
-    ("metrics", &["activity", "clients"]),
+    ("metrics", &["activity", "clients", "drain"]),
     ("clients", &["config"]),
     ("activity", &["telemetry"]),
     ("http1", &["transport"]),
@@ -149,6 +150,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("process", &[]),
     ("quote", &[]),
     ("drain", &[]),
+    ("ending", &[]),
     ("hosts", &[]),
     ("text", &[]),
     ("tls_error", &[]),
@@ -157,7 +159,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 ];
 
 /// Leaves that every module may use.
-const LEAVES: &[&str] = &["hosts", "quote", "text", "tls_error"];
+const LEAVES: &[&str] = &["ending", "hosts", "quote", "text", "tls_error"];
 
 /// A file with fewer lines is a part of another one: it only adds a door to open.
 const MIN_LINES: usize = 40;

@@ -66,7 +66,12 @@ impl<V: Default> PerCluster<V> {
         let Some(slot) = self.clusters.get(usize::from(label.slot.0)) else {
             return (ClusterSlot::UNROUTED, &self.unrouted);
         };
-        let (_, value) = &**slot.get_or_init(|| Box::new((label.clone(), V::default())));
+        // A name of its own, so that workers which clone it do not share a reference count.
+        let own = || ClusterLabel {
+            name: label.name().into(),
+            slot: label.slot,
+        };
+        let (_, value) = &**slot.get_or_init(|| Box::new((own(), V::default())));
         (label.slot, value)
     }
 }

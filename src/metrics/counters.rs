@@ -12,13 +12,15 @@ use std::{
 
 use super::{
     ClusterLabel, ClusterSlot, Dialled, ErrorReason, Exposition, Handshake, Label, LeaseEnd,
-    LeaseFrom, Limit, PerCluster, Protocol, Resource, Verb, families,
+    LeaseFrom, Limit, PerCluster, Protocol, Resource, TunnelEnd, Verb, families,
     requests::{Requests, Row, code_label},
     values::{Counter, Gauge, Histogram, MetricValue as _, Per},
 };
 use crate::{
     activity::{Activity, ListedStream, LongLived, StreamInfo},
     clients::Place,
+    drain::Drain,
+    ending::{EndReason, Ending},
 };
 use http::StatusCode;
 use tokio::time::Instant;
@@ -67,6 +69,8 @@ counters! {
         leases_taken: Per<LeaseFrom, Counter> => LEASES_TAKEN,
         /// Upstream connections that are no longer used.
         leases_retired: Per<LeaseEnd, Counter> => LEASES_RETIRED,
+        /// Tunnels that have ended.
+        tunnels_ended: Per<TunnelEnd, Counter> => TUNNELS_ENDED,
         /// Limits that were reached.
         limits_hit: Per<Limit, Counter> => LIMITS_HIT,
     }
@@ -259,6 +263,8 @@ pub struct Connected {
     counters: Arc<Counters>,
     client: SocketAddr,
     place: Place,
+    drain: Drain,
+    end: OnceLock<Ending>,
 }
 
 impl Connected {
@@ -269,6 +275,7 @@ impl Connected {
         client: SocketAddr,
         protocol: Protocol,
         place: Place,
+        drain: Drain,
     ) -> Self {
         counters.connections.increment();
         counters.connections_total.count(protocol);
@@ -276,7 +283,24 @@ impl Connected {
             counters,
             client,
             place,
+            drain,
+            end: OnceLock::new(),
         }
+    }
+
+    /// Notes how the connection ended, before its requests are dropped. The first call counts.
+    pub fn set_end(&self, end: Ending) {
+        self.end.set(end).ok();
+    }
+
+    /// How the connection ended, or why it is being closed. `None` while it is open.
+    #[must_use]
+    pub fn end(&self) -> Option<Ending> {
+        let closing = || {
+            let place = self.place.is_closing().then_some(EndReason::Place);
+            self.drain.close_reason().or(place).map(Ending::by_proxy)
+        };
+        self.end.get().copied().or_else(closing)
     }
 
     /// The address of the client.
@@ -411,15 +435,17 @@ impl Metrics {
     /// Counters for this number of workers, all at 0.
     #[must_use]
     pub fn new(workers: usize) -> Self {
+        let limiter = Arc::default();
+        let counters = |worker| {
+            let activity = Activity::with_limiter(Arc::clone(&limiter));
+            Arc::new(Counters {
+                worker,
+                activity: Arc::new(activity),
+                ..Counters::default()
+            })
+        };
         Self {
-            workers: (0..workers)
-                .map(|worker| {
-                    Arc::new(Counters {
-                        worker,
-                        ..Counters::default()
-                    })
-                })
-                .collect(),
+            workers: (0..workers).map(counters).collect(),
             dropped_log_lines: OnceLock::new(),
         }
     }

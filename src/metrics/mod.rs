@@ -19,7 +19,7 @@ pub use exposition::{Exposition, ExpositionFormat, Label};
 pub use families::{FAMILIES, Family, MetricKind, reference, *};
 pub use labels::{
     CodeClass, Dialled, ErrorReason, Handshake, LabelSet, LeaseEnd, LeaseFrom, Limit, Protocol,
-    Reloaded, Verb,
+    Reloaded, TunnelEnd, Verb,
 };
 pub use requests::{CLASSES, Requests, Resource};
 pub use values::{BUCKETS, Counter, Gauge, Histogram, MetricValue, Per, PerWorker, quantile};

@@ -33,7 +33,7 @@ pub(crate) use dial::{Offer, TcpConnected};
 pub use endpoint::{EndpointHealth, Endpoints, Health};
 pub use error::{DownloadError, H1Error, HttpError, UploadError, UpstreamError};
 pub(crate) use http2_body::UnreadBody;
-pub use lease::{ClientLeases, ResponseBody};
+pub use lease::{ClientLeases, Origin, ResponseBody};
 pub use request_body::{ReplayBudget, RequestBody};
 pub use sockets::SpareSockets;
 pub use tls::{ClientTls, VerifyError, WrongKeyError};
