@@ -42,7 +42,12 @@ fn request_info_names_what_the_audit_log_names() {
         }
     }
     eprintln!("{compared} of {} requests compared", requests.len());
-    assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} differ:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
     assert!(compared >= 300, "{compared} requests have an audit event");
 }
 
@@ -53,7 +58,10 @@ fn send(suite: &Suite, requests: &[String]) -> Vec<u64> {
     let output = run(client, requests.join("\n").into_bytes(), LIMIT).ok();
     let output: Value = serde_json::from_str(&output).unwrap();
     let statuses = output["status"].as_array().unwrap();
-    statuses.iter().map(|status| status.as_u64().unwrap()).collect()
+    statuses
+        .iter()
+        .map(|status| status.as_u64().unwrap())
+        .collect()
 }
 
 /// The audit event of each request that has one. An event can be later than its response.
@@ -71,7 +79,12 @@ fn events(suite: &Suite, requests: &[String], statuses: &[u64]) -> BTreeMap<usiz
             })
             .collect();
         if events.len() >= forbidden || Instant::now() > deadline {
-            assert!(events.len() >= forbidden, "{} of {} events", events.len(), requests.len());
+            assert!(
+                events.len() >= forbidden,
+                "{} of {} events",
+                events.len(),
+                requests.len()
+            );
             return events;
         }
         thread::park_timeout(Duration::from_millis(50));
@@ -111,7 +124,11 @@ fn requests() -> Vec<String> {
         }
     }
     for query in QUERIES {
-        for path in ["/api/v1/pods", "/api/v1/namespaces/suite/pods/shell", "/version"] {
+        for path in [
+            "/api/v1/pods",
+            "/api/v1/namespaces/suite/pods/shell",
+            "/version",
+        ] {
             requests.push(format!("GET {path}?{query}"));
         }
         requests.push(format!("HEAD /api/v1/pods?{query}"));
