@@ -34,6 +34,7 @@ use http::{
 pub use body::{Body, Cut};
 pub use error::Error;
 pub use policy::{Rejection, Routes};
+pub use request_info::{RequestAttributes, request_attributes};
 
 use crate::{
     config::Limits,
