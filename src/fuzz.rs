@@ -10,9 +10,9 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// Returns all targets.
 #[must_use]
-pub fn targets() -> [Target; 10] {
+pub fn targets() -> [Target; 11] {
     let [targets, budgets] = crate::downstream::FUZZ;
-    let [headers, host, path] = crate::proxy::FUZZ;
+    let [headers, host, path, events] = crate::proxy::FUZZ;
     [
         ("heads", http1::fuzz_requests),
         ("targets", targets),
@@ -21,6 +21,7 @@ pub fn targets() -> [Target; 10] {
         ("headers", headers),
         ("host", host),
         ("path", path),
+        ("events", events),
         ("goaway", crate::upstream::FUZZ),
         ("response", http1::fuzz_response_head),
         ("chunks", http1::fuzz_chunks),

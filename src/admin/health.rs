@@ -8,11 +8,7 @@ use std::{
 use serde::Serialize;
 
 use super::sources::Sources;
-use crate::{
-    drain::Phase,
-    pki::UtcDate,
-    upstream::{Cluster, Health},
-};
+use crate::{drain::Phase, pki::UtcDate, upstream::Health};
 
 /// One condition of health.
 #[derive(Debug, Serialize)]
@@ -20,6 +16,18 @@ pub(super) struct HealthCheck {
     pub(super) name: &'static str,
     /// Why the condition does not hold, and how to fix it.
     pub(super) failure: Option<String>,
+    /// What is wrong although the condition holds.
+    pub(super) warning: Option<String>,
+}
+
+impl HealthCheck {
+    fn new(name: &'static str, failure: Option<String>) -> Self {
+        Self {
+            name,
+            failure,
+            warning: None,
+        }
+    }
 }
 
 /// The checks of `/livez` or `/readyz`.
@@ -40,11 +48,17 @@ impl HealthChecks {
             return "ok".to_owned();
         }
         let mut text = String::new();
-        for HealthCheck { name, failure } in &self.checks {
+        for HealthCheck {
+            name,
+            failure,
+            warning,
+        } in &self.checks
+        {
             // Writing to a String cannot fail.
-            match failure {
-                None => writeln!(text, "[+]{name} ok"),
-                Some(why) => writeln!(text, "[-]{name} failed: {why}"),
+            match (failure, warning) {
+                (Some(why), _) => writeln!(text, "[-]{name} failed: {why}"),
+                (None, Some(what)) => writeln!(text, "[+]{name} ok, but {what}"),
+                (None, None) => writeln!(text, "[+]{name} ok"),
             }
             .ok();
         }
@@ -65,32 +79,27 @@ pub(super) fn livez(sources: &Sources) -> HealthChecks {
     });
     HealthChecks {
         path: "livez",
-        checks: vec![HealthCheck {
-            name: "workers",
-            failure,
-        }],
+        checks: vec![HealthCheck::new("workers", failure)],
     }
 }
 
-/// Fails while clients are better served by another instance.
-pub(super) fn readyz(sources: &Sources, now: SystemTime) -> HealthChecks {
+/// Fails while clients are better served by another instance. With `strict`, also while no apiserver can be reached.
+pub(super) fn readyz(sources: &Sources, now: SystemTime, strict: bool) -> HealthChecks {
     let phase = *sources.phase.borrow();
-    let checks = [
-        ("certificate", certificate(sources, now)),
-        (
-            "listening",
-            (phase == Phase::Draining).then(|| "the listening sockets are closed".to_owned()),
-        ),
-        ("upstream", upstream(sources)),
-        (
-            "draining",
-            (phase != Phase::Serving).then(|| "the proxy is shutting down".to_owned()),
-        ),
-    ];
-    let checks = checks.map(|(name, failure)| HealthCheck { name, failure });
+    let mut upstream = upstream(sources);
+    if strict {
+        upstream.failure = upstream.failure.or_else(|| upstream.warning.take());
+    }
+    let closed = (phase == Phase::Draining).then(|| "the listening sockets are closed".to_owned());
+    let stops = (phase != Phase::Serving).then(|| "the proxy is shutting down".to_owned());
     HealthChecks {
         path: "readyz",
-        checks: checks.into(),
+        checks: vec![
+            HealthCheck::new("certificate", certificate(sources, now)),
+            HealthCheck::new("listening", closed),
+            upstream,
+            HealthCheck::new("draining", stops),
+        ],
     }
 }
 
@@ -119,20 +128,22 @@ fn certificate(sources: &Sources, now: SystemTime) -> Option<String> {
 }
 
 /// Passes if one endpoint is healthy: an outage of one cluster does not affect clients of the others.
-fn upstream(sources: &Sources) -> Option<String> {
+///
+/// Passes with a warning if the apiservers of one cluster are all down. Every other instance sees the same, so a failure would
+/// leave the load balancer without any: clients would get its error instead of the 503 of the proxy, and would wait for it
+/// after the apiserver is back. An instance that reaches an apiserver and must not use it has a fault of its own, such as
+/// a wrong CA, and fails.
+fn upstream(sources: &Sources) -> HealthCheck {
     let report = sources.report.borrow();
-    let is_healthy = |cluster: &Cluster| {
-        let health = cluster.endpoints().health();
-        health
-            .iter()
-            .any(|endpoint| endpoint.state == Health::Healthy)
-    };
-    if report.clusters.iter().any(|cluster| is_healthy(cluster)) {
-        return None;
-    }
+    let mut check = HealthCheck::new("upstream", None);
     let mut reasons = Vec::new();
+    let mut is_outage = false;
     for cluster in &report.clusters {
         let (name, health) = (cluster.name(), cluster.endpoints().health());
+        if health.iter().any(|one| one.state == Health::Healthy) {
+            return check;
+        }
+        is_outage |= !health.is_empty() && health.iter().all(|one| one.is_down);
         if health.is_empty() {
             let host = cluster.endpoints().host();
             reasons.push(format!(
@@ -150,7 +161,13 @@ fn upstream(sources: &Sources) -> Option<String> {
             });
         }
     }
-    Some(reasons.join("; "))
+    let reasons = reasons.join("; ");
+    if is_outage {
+        check.warning = Some(format!("no apiserver can be reached: {reasons}"));
+    } else {
+        check.failure = Some(reasons);
+    }
+    check
 }
 
 /// An event loop that has not run for this long is stalled: no task of it takes a tenth of that.
@@ -234,11 +251,15 @@ mod tests {
         let dir = TempDir::new();
         let (sources, _tell, _reloader) = sources(&dir, Phase::Serving);
         let now = SystemTime::now();
-        assert_eq!(failure(&readyz(&sources, now), "certificate"), None);
+        assert_eq!(failure(&readyz(&sources, now, false), "certificate"), None);
         let years = Duration::from_secs(100 * 365 * 24 * 60 * 60);
-        let why = failure(&readyz(&sources, now + years), "certificate").unwrap();
+        let why = failure(&readyz(&sources, now + years, false), "certificate").unwrap();
         assert!(why.starts_with("kube.test: expired on 20"), "{why}");
-        let why = failure(&readyz(&sources, SystemTime::UNIX_EPOCH), "certificate").unwrap();
+        let why = failure(
+            &readyz(&sources, SystemTime::UNIX_EPOCH, false),
+            "certificate",
+        )
+        .unwrap();
         assert!(why.contains("not valid before"), "{why}");
     }
 
@@ -252,7 +273,7 @@ mod tests {
             (Phase::Draining, false, false),
         ] {
             tell.send_replace(phase);
-            let checks = readyz(&sources, SystemTime::now());
+            let checks = readyz(&sources, SystemTime::now(), false);
             assert_eq!(
                 failure(&checks, "listening").is_none(),
                 listening,

@@ -104,10 +104,15 @@ fn respond(
         response.headers_mut().insert(header::ALLOW, allowed);
         return response;
     }
-    let verbose = request.uri().query().is_some_and(|query| {
-        let mut names = query.split('&').map(|pair| pair.split('=').next());
-        names.any(|name| name == Some("verbose"))
-    });
+    let has = |key| {
+        let mut pairs = request
+            .uri()
+            .query()
+            .into_iter()
+            .flat_map(|query| query.split('&'));
+        pairs.any(|pair| pair.split('=').next() == Some(key))
+    };
+    let verbose = has("verbose");
     let path = request.uri().path();
     // The other paths show no clients, and probes and Prometheus use any host name.
     if matches!(path, "/" | "/status.json")
@@ -118,7 +123,10 @@ fn respond(
     match path {
         "/" => status_page(page),
         "/livez" => checked(&health::livez(sources), verbose),
-        "/readyz" => checked(&health::readyz(sources, SystemTime::now()), verbose),
+        "/readyz" => {
+            let checks = health::readyz(sources, SystemTime::now(), has("strict"));
+            checked(&checks, verbose)
+        }
         "/metrics" => typed(metrics::CONTENT_TYPE, sources.exposition()),
         "/status.json" => match serde_json::to_string(&View::new(sources, SystemTime::now())) {
             Ok(json) => typed("application/json", json),

@@ -157,7 +157,7 @@ impl View {
                 Phase::Announced => "stopping",
                 Phase::Draining => "draining",
             },
-            checks: health::readyz(sources, now).checks,
+            checks: health::readyz(sources, now, false).checks,
             listening: sources.listening.iter().map(ToString::to_string).collect(),
             connections: sum.connections.get(),
             memory_is_short: sources.memory.1.is_short(),

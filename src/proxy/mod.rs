@@ -84,8 +84,9 @@ impl ClientConnection {
     }
 }
 
-/// The fuzz bodies of this module: header rewriting, the host policy and the path reader.
-pub(crate) const FUZZ: [fn(&[u8]); 3] = [headers::fuzz, policy::fuzz, request_info::fuzz];
+/// The fuzz bodies of this module: header rewriting, the host policy, the path reader and the events of watches.
+pub(crate) const FUZZ: [fn(&[u8]); 4] =
+    [headers::fuzz, policy::fuzz, request_info::fuzz, watch::fuzz];
 
 /// The response to a request whose head cannot be parsed, so that it does not reach [`handle`].
 #[must_use]

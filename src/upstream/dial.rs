@@ -149,7 +149,7 @@ async fn try_one(
             dials.count(cluster.name(), error.as_dialled());
             let (cluster, why) = (cluster.name(), error_chain(error).to_string());
             warn!(cluster, error = why, "upstream connection failed");
-            endpoints.mark_unhealthy(&endpoint, why);
+            endpoints.mark_unhealthy(&endpoint, why, error.is_outage());
         })
 }
 

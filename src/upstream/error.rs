@@ -185,6 +185,21 @@ pub enum DownloadError {
     H2(#[source] h2::Error),
 }
 
+impl DownloadError {
+    /// Whether the connection ended under the response: the apiserver died, or nothing reaches it any more. False if the
+    /// apiserver itself aborted this response, or sent what is no HTTP.
+    #[must_use]
+    pub fn is_lost_connection(&self) -> bool {
+        match self {
+            Self::H1(H1Error::Message(error)) => {
+                matches!(error, MessageError::Cut | MessageError::Io(_))
+            }
+            Self::H1(_) => false,
+            Self::H2(error) => error.is_io() || (error.is_go_away() && error.is_remote()),
+        }
+    }
+}
+
 impl UpstreamError {
     /// Why a request has no response, although it was sent.
     pub(super) fn no_response(endpoint: UpstreamAddr, source: HttpError) -> Self {
@@ -247,6 +262,31 @@ impl UpstreamError {
             | Self::Malformed { .. }
             | Self::Upload { .. }
             | Self::UnsolicitedUpgrade
+            | Self::Protocol { .. } => false,
+        }
+    }
+
+    /// Whether the apiserver is down or cannot be reached. False if something answers that this proxy must not use, because
+    /// the fault is then more likely to be in the configuration of the proxy.
+    pub(super) fn is_outage(&self) -> bool {
+        match self {
+            Self::Connect { .. }
+            | Self::ConnectTimeout { .. }
+            | Self::Unsent { .. }
+            | Self::Refused { .. }
+            | Self::Lost { .. } => true,
+            // rustls reports what it received as invalid data. Any other error is one of the connection: a load balancer
+            // whose apiservers are down accepts it and closes it.
+            Self::Handshake { source, .. } => source.kind() != io::ErrorKind::InvalidData,
+            Self::Shared(error) => error.is_outage(),
+            Self::NoEndpoint { .. }
+            | Self::TooManyConnections { .. }
+            | Self::NoSocket
+            | Self::Verify { .. }
+            | Self::Upload { .. }
+            | Self::UnsolicitedUpgrade
+            | Self::HeadTooLarge { .. }
+            | Self::Malformed { .. }
             | Self::Protocol { .. } => false,
         }
     }

@@ -59,7 +59,7 @@ async fn probe_all(
             let limit = context.timeouts.probe_timeout;
             let result = timeout(limit, probe(&context, &cluster, &endpoint)).await;
             let address = endpoint.address();
-            let why = match result {
+            let (why, is_down) = match result {
                 Ok(Ok(status)) if !status.is_server_error() => {
                     let is_unknown = matches!(
                         status,
@@ -77,11 +77,12 @@ async fn probe_all(
                     }
                     return cluster.endpoints.mark_healthy(&endpoint);
                 }
-                Ok(Ok(status)) => format!("{address} answered /readyz with {status}"),
-                Ok(Err(error)) => error_chain(&error).to_string(),
-                Err(_elapsed) => {
-                    format!("{address} did not answer /readyz within timeouts.probeTimeout")
-                }
+                Ok(Ok(status)) => (format!("{address} answered /readyz with {status}"), true),
+                Ok(Err(error)) => (error_chain(&error).to_string(), error.is_outage()),
+                Err(_elapsed) => (
+                    format!("{address} did not answer /readyz within timeouts.probeTimeout"),
+                    true,
+                ),
             };
             // Only the first failure is logged.
             if endpoint.state() != Health::Unhealthy {
@@ -91,7 +92,7 @@ async fn probe_all(
                     "upstream probe failed"
                 );
             }
-            cluster.endpoints.mark_unhealthy(&endpoint, why);
+            cluster.endpoints.mark_unhealthy(&endpoint, why, is_down);
         }));
     }
     for probe in probes {

@@ -172,7 +172,7 @@ async fn page_updates_itself_and_shows_faults() {
         .wait_until("document.getElementById('upstreams').innerText.includes('unhealthy since')")
         .await;
     browser
-        .wait_until("document.getElementById('state').textContent === 'Not ready'")
+        .wait_until("document.getElementById('state').textContent === 'Ready, with problems'")
         .await;
     browser
         .wait_until("document.getElementById('checks').innerText.includes('upstream')")

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"k8s.io/client-go/kubernetes"
@@ -23,11 +24,15 @@ type cluster struct {
 	announcement announcement
 	etcd         *component
 	apiserver    *component
+	// second is another apiserver with the same data, if the parent has asked for it.
+	second *component
 
 	dir           string
 	apiserverArgs []string
 	port          *reservedPort
-	client        *kubernetes.Clientset
+	// admin is how client reaches the apiserver.
+	admin  *rest.Config
+	client *kubernetes.Clientset
 	// undo runs in reverse when the cluster closes.
 	undo []func()
 }
@@ -129,14 +134,14 @@ func (c *cluster) startEtcdAndAPIServer(ctx context.Context, ca *authority, caFi
 	if err != nil {
 		return err
 	}
-	c.client, err = kubernetes.NewForConfig(&rest.Config{
+	c.admin = &rest.Config{
 		Host: "https://" + c.port.address(),
 		TLSClientConfig: rest.TLSClientConfig{
 			CAData: ca.pem, CertData: admin.certPEM, KeyData: admin.keyPEM,
 		},
 		QPS: -1,
-	})
-	if err != nil {
+	}
+	if c.client, err = kubernetes.NewForConfig(c.admin); err != nil {
 		return err
 	}
 	// The closure reads the field when the cluster closes, because a restart changes it.
@@ -152,13 +157,44 @@ func (c *cluster) startAPIServer(ctx context.Context) (err error) {
 	if c.apiserver, err = startComponent("kube-apiserver", c.dir, c.apiserverArgs); err != nil {
 		return err
 	}
+	return c.waitUntilReady(ctx, c.apiserver, c.client)
+}
+
+// startSecondAPIServer starts another apiserver with the same data and settings,
+// and returns its address.
+func (c *cluster) startSecondAPIServer(ctx context.Context) (string, error) {
+	port, err := reservePort()
+	if err != nil {
+		return "", err
+	}
+	c.undo = append(c.undo, port.release)
+	args := append(slices.Clone(c.apiserverArgs),
+		// The last value of a flag counts.
+		fmt.Sprintf("--secure-port=%d", port.port),
+		"--audit-log-path="+filepath.Join(c.dir, "audit-second.log"),
+	)
+	config := rest.CopyConfig(c.admin)
+	config.Host = "https://" + port.address()
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return "", err
+	}
+	if c.second, err = startComponent("kube-apiserver", c.dir, args); err != nil {
+		return "", err
+	}
+	c.undo = append(c.undo, c.second.kill)
+	return port.address(), c.waitUntilReady(ctx, c.second, client)
+}
+
+// waitUntilReady waits until this apiserver, which client uses, is ready.
+func (c *cluster) waitUntilReady(ctx context.Context, apiserver *component, client *kubernetes.Clientset) error {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		var status int
-		c.client.RESTClient().Get().AbsPath("/readyz").MaxRetries(0).Do(ctx).StatusCode(&status)
+		client.RESTClient().Get().AbsPath("/readyz").MaxRetries(0).Do(ctx).StatusCode(&status)
 		if status == http.StatusOK {
 			return nil
 		}
@@ -166,10 +202,10 @@ func (c *cluster) startAPIServer(ctx context.Context) (err error) {
 		case <-tick.C:
 		case <-c.etcd.done:
 			return c.etcd.failure()
-		case <-c.apiserver.done:
-			return c.apiserver.failure()
+		case <-apiserver.done:
+			return apiserver.failure()
 		case <-ctx.Done():
-			return errors.Join(ctx.Err(), c.apiserver.failure())
+			return errors.Join(ctx.Err(), apiserver.failure())
 		}
 	}
 }

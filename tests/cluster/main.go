@@ -54,6 +54,8 @@ func run(name string, args []string) error {
 		return gets(args)
 	case "hammer":
 		return hammer(args)
+	case "informers":
+		return runInformers(args)
 	case "leash":
 		return leashed(args)
 	case "pty":

@@ -42,7 +42,8 @@ type announcement struct {
 // the parent ends, even if the parent is killed. A parent-death signal would be
 // wrong here: it is sent when the parent's thread ends, and a test is a thread.
 //
-// The line "restart" on standard input restarts the apiserver on its port.
+// The line "restart" on standard input restarts the apiserver on its port. The
+// line "second" starts another apiserver with the same data, and "kill" kills that.
 func serve() error {
 	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer cancel()
@@ -80,16 +81,30 @@ func serve() error {
 		case <-cluster.apiserver.done:
 			return cluster.apiserver.failure()
 		case command := <-commands:
-			if command != "restart" {
-				return fmt.Errorf("unknown command %q", command)
-			}
-			if err := cluster.restartAPIServer(ctx); err != nil {
+			answer, err := cluster.obey(ctx, command)
+			if err != nil {
 				return err
 			}
-			if err := printJSON(map[string]bool{"restarted": true}); err != nil {
+			if err := printJSON(answer); err != nil {
 				return err
 			}
 		}
+	}
+}
+
+// obey runs a command of the parent and returns the answer to it.
+func (c *cluster) obey(ctx context.Context, command string) (any, error) {
+	switch command {
+	case "restart":
+		return map[string]bool{"restarted": true}, c.restartAPIServer(ctx)
+	case "second":
+		address, err := c.startSecondAPIServer(ctx)
+		return map[string]string{"second": address}, err
+	case "kill":
+		c.second.kill()
+		return map[string]bool{"killed": true}, nil
+	default:
+		return nil, fmt.Errorf("unknown command %q", command)
 	}
 }
 

@@ -44,4 +44,5 @@ mod tls;
 mod tunnels;
 mod upgrades;
 mod watch_ends;
+mod watch_losses;
 mod wrong_upstreams;

@@ -132,16 +132,18 @@
 
   function state(facts) {
     const failed = facts.checks.filter((check) => check.failure !== null);
+    const wrong = facts.checks.filter((check) => check.failure ?? check.warning);
     const node = at("state");
     const [kind, words] = facts.phase !== "serving"
       ? ["wait", facts.phase === "stopping" ? "Stopping: new clients are still accepted" : "Draining: open requests and tunnels finish"]
       : failed.length ? ["bad", "Not ready"]
+      : wrong.length ? ["wait", "Ready, with problems"]
       : facts.memory_is_short ? ["wait", "Memory is short: new clients wait"] : ["good", "Ready"];
     node.className = `state ${kind}`;
     if (node.textContent !== words) node.textContent = words;
     document.title = `${words.split(":")[0]} · kube-tls-proxy`;
-    at("checks-section").hidden = failed.length === 0;
-    show("checks", failed, () => failed.map(({ name, failure }) => make("li", "", make("b", "", name), ": ", failure)));
+    at("checks-section").hidden = wrong.length === 0;
+    show("checks", wrong, () => wrong.map(({ name, failure, warning }) => make("li", "", make("b", "", name), ": ", failure ?? warning)));
     set("about", `${facts.version} · up ${span(facts.now - facts.started)} · listening on ${facts.listening.join(", ")}`);
     set("connections", count(facts.connections, 0));
     set("watches", count(facts.watches, 0));

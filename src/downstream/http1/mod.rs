@@ -16,6 +16,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -24,7 +25,7 @@ use hyper::body::Body as _;
 use tokio::{
     io::AsyncWrite as _,
     sync::oneshot::{self, error::TryRecvError},
-    time::timeout,
+    time::{Sleep, sleep, timeout},
 };
 use tokio_rustls::server::TlsStream;
 
@@ -105,6 +106,8 @@ struct ClientWire {
     has_served: bool,
     /// The proxy decided to close the connection, so the next request may be on its way.
     lingers: bool,
+    /// Runs since the client has closed its side.
+    half_closed: Option<Pin<Box<Sleep>>>,
 }
 
 /// The response to a request, as soon as there is one. On the heap, because it needs much memory, and its response
@@ -129,6 +132,7 @@ impl ClientWire {
             at_request_end: true,
             has_served: false,
             lingers: false,
+            half_closed: None,
         }
     }
 
@@ -291,19 +295,30 @@ impl ClientWire {
     }
 
     /// Ready once the client has gone. Bytes of its next request hide that until they are read.
+    ///
+    /// A client that has closed its side in order may still wait for the response, but perhaps it has gone: its watch
+    /// would stay open.
     fn poll_client(&mut self, cx: &mut Context<'_>) -> Poll<ServeError> {
         if let Some(lent) = &mut self.lent {
             let end = ready!(Pin::new(lent).poll(cx));
             self.take_back(end.ok());
         }
-        if !self.at_request_end || !self.wire.unread.is_empty() {
-            return Poll::Pending;
+        if self.half_closed.is_none() {
+            if !self.at_request_end || !self.wire.unread.is_empty() {
+                return Poll::Pending;
+            }
+            match ready!(self.wire.poll_more(cx)) {
+                Ok(0) => {}
+                Ok(_) => return Poll::Pending,
+                Err(error) => return Poll::Ready(error.into()),
+            }
         }
-        match ready!(self.wire.poll_more(cx)) {
-            Ok(0) => Poll::Ready(ServeError::ClientGone),
-            Ok(_) => Poll::Pending,
-            Err(error) => Poll::Ready(error.into()),
-        }
+        let half_closed =
+            (self.half_closed).get_or_insert_with(|| Box::pin(sleep(HALF_CLOSED_TIMEOUT)));
+        half_closed
+            .as_mut()
+            .poll(cx)
+            .map(|()| ServeError::ClientGone)
     }
 
     /// Writes a response to its end, unless the client leaves.
@@ -415,5 +430,7 @@ fn rejection_for(error: RequestHeadError, limits: &Limits) -> Rejection {
     }
 }
 
+/// How long a client that has closed its side may wait for the rest of its response.
+const HALF_CLOSED_TIMEOUT: Duration = Duration::from_secs(2);
 /// Room for the request line and line ends, in addition to the fields and the target.
 const HEAD_SLACK: usize = 16 * 1024;

@@ -335,7 +335,7 @@ fn authority(head: &Parts) -> Result<Option<Authority>, Rejection> {
     Ok(Some(authority))
 }
 
-/// The address of the connection, for a request of HTTP/1.0, which knows no `Host`. The health checks of HAProxy send
+/// The address of the connection, for a request of HTTP/1.0, which knows no `Host`. The health checks of `HAProxy` send
 /// such requests.
 fn own_address(head: &Parts, local: Option<SocketAddr>) -> Option<Authority> {
     let local = local.filter(|_| head.version == Version::HTTP_10)?;

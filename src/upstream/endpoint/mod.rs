@@ -56,6 +56,9 @@ pub struct EndpointHealth {
     pub connections: usize,
     /// The last error, with its causes and addresses, as a fragment for people. `None` once healthy.
     pub why: Option<String>,
+    /// Whether the last error says that the apiserver is down or cannot be reached, and not that this proxy must not
+    /// use what it reached.
+    pub is_down: bool,
 }
 
 /// Whether an endpoint works.
@@ -160,9 +163,9 @@ impl Endpoints {
         }
     }
 
-    /// Records that an endpoint failed, and requests a probe.
-    pub(super) fn mark_unhealthy(&self, endpoint: &Endpoint, why: String) {
-        if endpoint.set_unhealthy(why) {
+    /// Records that an endpoint failed, and requests a probe. `is_down` is that of [`EndpointHealth`].
+    pub(super) fn mark_unhealthy(&self, endpoint: &Endpoint, why: String, is_down: bool) {
+        if endpoint.set_unhealthy(why, is_down) {
             self.update_ejections();
             // A probe ends a short failure soon.
             self.probe_requests.notify_waiters();
@@ -318,6 +321,7 @@ struct HealthRecord {
     state: Health,
     since: Instant,
     why: Option<String>,
+    is_down: bool,
     /// Times it became unhealthy since it was last healthy for [`FORGIVE_AFTER`].
     failures: u32,
     /// Until then, a success does not make it healthy.
@@ -339,6 +343,7 @@ impl Endpoint {
                 state: Health::Unknown,
                 since: now,
                 why: None,
+                is_down: false,
                 failures: 0,
                 unhealthy_until: now,
             }),
@@ -386,17 +391,17 @@ impl Endpoint {
             }
             Health::Unknown | Health::Unhealthy => {
                 (record.state, record.since) = (Health::Healthy, now);
-                record.why = None;
+                (record.why, record.is_down) = (None, false);
                 true
             }
         })
     }
 
     /// Records a failure. Returns whether the state changed.
-    fn set_unhealthy(&self, why: String) -> bool {
+    fn set_unhealthy(&self, why: String, is_down: bool) -> bool {
         let now = Instant::now();
         self.with(|record| {
-            record.why = Some(why);
+            (record.why, record.is_down) = (Some(why), is_down);
             if record.state == Health::Unhealthy {
                 return false;
             }
@@ -420,6 +425,7 @@ impl Endpoint {
             since: record.since,
             connections: self.connections(),
             why: record.why.clone(),
+            is_down: record.is_down,
         })
     }
 

@@ -66,7 +66,7 @@ async fn endpoint_with_fewest_connections_comes_first() {
 async fn unhealthy_endpoint_comes_last_until_it_works_again() {
     let endpoints = endpoints([A, B]);
     let _held = [(); 9].map(|()| endpoint(&endpoints, B).count());
-    endpoints.mark_unhealthy(&endpoint(&endpoints, A), "refused".into());
+    endpoints.mark_unhealthy(&endpoint(&endpoints, A), "refused".into(), true);
     assert_eq!(picked(&endpoints), [B, A]);
     advance(Duration::from_secs(60)).await;
     assert_eq!(
@@ -82,9 +82,9 @@ async fn unhealthy_endpoint_comes_last_until_it_works_again() {
 async fn no_endpoint_is_ejected_when_all_are_unhealthy() {
     let endpoints = endpoints([A, B]);
     endpoints.mark_healthy(&endpoint(&endpoints, B));
-    endpoints.mark_unhealthy(&endpoint(&endpoints, A), "refused".into());
+    endpoints.mark_unhealthy(&endpoint(&endpoints, A), "refused".into(), true);
     assert!(endpoint(&endpoints, A).is_ejected(), "B is healthy");
-    endpoints.mark_unhealthy(&endpoint(&endpoints, B), "refused".into());
+    endpoints.mark_unhealthy(&endpoint(&endpoints, B), "refused".into(), true);
     assert_eq!(endpoints.pick().len(), 2);
     assert!(!endpoint(&endpoints, A).is_ejected());
     assert!(!endpoint(&endpoints, B).is_ejected());
@@ -102,7 +102,7 @@ async fn keeps_addresses_when_a_lookup_fails() {
 async fn endpoint_keeps_its_health_when_other_addresses_change() {
     let endpoints = endpoints([A, B]);
     let _held = endpoint(&endpoints, B).count();
-    endpoints.mark_unhealthy(&endpoint(&endpoints, B), "refused".into());
+    endpoints.mark_unhealthy(&endpoint(&endpoints, B), "refused".into(), true);
     endpoints.publish(&[B, C].map(|host| UpstreamAddr(address(host))));
     let health = endpoints.health();
     assert_eq!(
@@ -148,7 +148,7 @@ fn endpoints_that_fail_at_once_are_not_ejected() {
             for endpoint in &both {
                 threads.spawn(|| {
                     start.wait();
-                    endpoints.mark_unhealthy(endpoint, "refused".into());
+                    endpoints.mark_unhealthy(endpoint, "refused".into(), true);
                 });
             }
         });
@@ -166,7 +166,7 @@ async fn short_failure_is_probed_soon_and_then_ends() {
         let a = endpoint(&endpoints, A);
         let requested = endpoints.probe_requests();
         let began = Instant::now();
-        endpoints.mark_unhealthy(&a, "no answer".into());
+        endpoints.mark_unhealthy(&a, "no answer".into(), true);
         endpoints.next_round(requested, INTERVAL).await;
         assert!(
             began.elapsed() < Duration::from_secs(3),
@@ -195,7 +195,7 @@ async fn recovery(endpoint: &Endpoint) -> Duration {
 async fn unhealthy_time_doubles_with_each_failure() {
     let endpoint = one_endpoint();
     for seconds in [1, 2, 4, 8, 16, 30, 30] {
-        assert!(endpoint.set_unhealthy("refused".into()));
+        assert!(endpoint.set_unhealthy("refused".into(), true));
         let took = recovery(&endpoint).await;
         let (min, max) = (seconds * 800, seconds * 1200 + 100);
         assert!(
@@ -204,16 +204,16 @@ async fn unhealthy_time_doubles_with_each_failure() {
         );
     }
     advance(FORGIVE_AFTER).await;
-    endpoint.set_unhealthy("refused".into());
+    endpoint.set_unhealthy("refused".into(), true);
     assert!(recovery(&endpoint).await < Duration::from_secs(2));
 }
 
 #[tokio::test(start_paused = true)]
 async fn further_failures_do_not_extend_the_unhealthy_time() {
     let endpoint = one_endpoint();
-    assert!(endpoint.set_unhealthy("refused".into()));
+    assert!(endpoint.set_unhealthy("refused".into(), true));
     for _ in 0..100 {
-        assert!(!endpoint.set_unhealthy("still refused".into()));
+        assert!(!endpoint.set_unhealthy("still refused".into(), true));
     }
     assert_eq!(endpoint.health().why.unwrap(), "still refused");
     assert!(recovery(&endpoint).await < Duration::from_secs(2));

@@ -99,10 +99,29 @@ impl Fixture {
     /// Restarts the apiserver and waits until it is ready.
     #[track_caller]
     pub(crate) fn restart_apiserver(&self) {
-        let mut running = self.running.lock().unwrap();
-        running.write("restart\n");
-        let output = running.json(START_LIMIT);
+        let output = self.command("restart");
         assert_eq!(output["restarted"], true, "{output}");
+    }
+
+    /// Starts another apiserver with the same data, and returns its address when it is ready.
+    #[track_caller]
+    pub(crate) fn start_second_apiserver(&self) -> String {
+        let output = self.command("second");
+        output["second"].as_str().unwrap().to_owned()
+    }
+
+    /// Kills the second apiserver as the kernel would, without a word to its clients.
+    #[track_caller]
+    pub(crate) fn kill_second_apiserver(&self) {
+        let output = self.command("kill");
+        assert_eq!(output["killed"], true, "{output}");
+    }
+
+    #[track_caller]
+    fn command(&self, command: &str) -> Value {
+        let mut running = self.running.lock().unwrap();
+        running.write(&format!("{command}\n"));
+        running.json(START_LIMIT)
     }
 
     fn text(&self, key: &str) -> &str {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::process::{Outcome, Running, run};
 use crate::suite::{Route, Suite, on_both};
@@ -123,16 +123,7 @@ impl<'a> Kubectl<'a> {
     /// Writes a kubeconfig and returns its path. The path depends only on the content.
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         let (server, ca) = self.suite.server(self.route);
-        let content = json!({
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [{"name": "it", "cluster": {"server": server, "certificate-authority": ca}}],
-            "users": [{"name": "it", "user": {"token": self.token}}],
-            "contexts": [{"name": "it", "context": {
-                "cluster": "it", "user": "it", "namespace": self.suite.fixture.namespace(),
-            }}],
-            "current-context": "it",
-        });
+        let content = kubeconfig_for(self.suite, server, &ca, &self.token);
         let who = if self.token == self.suite.fixture.token() {
             "admin"
         } else {
@@ -146,6 +137,20 @@ impl<'a> Kubectl<'a> {
         fs::rename(&draft, &path).unwrap();
         path
     }
+}
+
+/// The content of a kubeconfig for this server.
+pub(crate) fn kubeconfig_for(suite: &Suite, server: &str, ca: &str, token: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "it", "cluster": {"server": server, "certificate-authority": ca}}],
+        "users": [{"name": "it", "user": {"token": token}}],
+        "contexts": [{"name": "it", "context": {
+            "cluster": "it", "user": "it", "namespace": suite.fixture.namespace(),
+        }}],
+        "current-context": "it",
+    })
 }
 
 /// Runs kubectl on both routes, asserts the same outcome, and returns it.

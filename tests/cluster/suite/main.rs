@@ -21,6 +21,7 @@ mod copy;
 mod exec;
 mod fixture;
 mod forward;
+mod informers;
 mod isolation;
 mod kubectl;
 mod lists;

@@ -193,6 +193,11 @@ impl Running {
         self.stderr.lock().unwrap().clone()
     }
 
+    /// Whether the program has ended.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// Waits for the end of the program. Returns the unread lines and the exit code.
     #[track_caller]
     pub(crate) fn finish(mut self, limit: Duration) -> (Vec<String>, Option<i32>) {

@@ -21,12 +21,59 @@ pub(crate) struct Proxy {
     pub(crate) server: String,
     /// The file with the public CA.
     pub(crate) ca: PathBuf,
+    files: Files,
+    listen: String,
 }
 
 impl Proxy {
     #[track_caller]
     pub(crate) fn start(fixture: &Fixture) -> Self {
         let files = write_certificates(fixture.scratch());
+        let upstream = [
+            "--upstream",
+            fixture.server(),
+            "--upstream-ca",
+            fixture.ca(),
+        ];
+        Self::launch(fixture, files, "127.0.0.1:0", &upstream)
+    }
+
+    /// One more proxy with the same certificate, on a port of its own, with these flags in addition.
+    #[track_caller]
+    pub(crate) fn another(&self, fixture: &Fixture, flags: &[&str]) -> Self {
+        Self::launch(fixture, self.files.clone(), "127.0.0.1:0", flags)
+    }
+
+    /// A proxy with the same certificate on the port of this one. Both need `--reuse-port`.
+    #[track_caller]
+    pub(crate) fn successor(&self, fixture: &Fixture, flags: &[&str]) -> Self {
+        Self::launch(fixture, self.files.clone(), &self.listen, flags)
+    }
+
+    /// Sends SIGTERM, waits for the end of the process, and returns its log. After 4 s the process is killed, which fails.
+    #[track_caller]
+    pub(crate) fn stop(self) -> String {
+        let mut running = self.running.into_inner().unwrap();
+        running.end_input();
+        let deadline = Instant::now() + STOP_LIMIT;
+        while !running.has_ended() && Instant::now() < deadline {
+            running.try_line(Duration::from_millis(20));
+        }
+        // The log is read by another thread, which may need a moment.
+        let mut log = running.stderr();
+        while !log.contains("stopped") {
+            assert!(
+                Instant::now() < deadline,
+                "the proxy did not stop by itself:\n{log}"
+            );
+            running.try_line(Duration::from_millis(20));
+            log = running.stderr();
+        }
+        log
+    }
+
+    #[track_caller]
+    fn launch(fixture: &Fixture, files: Files, listen: &str, flags: &[&str]) -> Self {
         // This variable selects another build, or another proxy with the same flags.
         let program = env::var("KUBE_TLS_PROXY_BIN")
             .unwrap_or_else(|_| env!("CARGO_BIN_EXE_kube-tls-proxy").to_owned());
@@ -34,21 +81,22 @@ impl Proxy {
         // its parent.
         let mut command = fixture.client("leash");
         command
-            .args(["--", &program, "serve", "--listen", "127.0.0.1:0"])
+            .args(["--", &program, "serve", "--listen", listen])
             .arg("--cert")
             .arg(&files.certificate)
             .arg("--key")
             .arg(&files.key)
-            .args(["--upstream", fixture.server()])
-            .args(["--upstream-ca", fixture.ca()])
-            .args(["--log-format", "text"]);
+            .args(["--log-format", "text"])
+            .args(flags);
         let running = Running::start(command);
         let address = listening_address(&running);
         let port = address.rsplit_once(':').unwrap().1.to_owned();
         Self {
             running: Mutex::new(running),
             server: format!("https://localhost:{port}"),
-            ca: files.ca,
+            ca: files.ca.clone(),
+            files,
+            listen: address,
         }
     }
 
@@ -84,6 +132,7 @@ fn listening_address(running: &Running) -> String {
     }
 }
 
+#[derive(Debug, Clone)]
 struct Files {
     ca: PathBuf,
     certificate: PathBuf,
@@ -121,3 +170,4 @@ fn write_certificates(directory: &Path) -> Files {
 
 const LOG_LINES: usize = 60;
 const START_LIMIT: Duration = Duration::from_secs(20);
+const STOP_LIMIT: Duration = Duration::from_secs(10);

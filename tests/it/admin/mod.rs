@@ -4,6 +4,7 @@ mod beginnings;
 mod labels;
 mod names;
 mod numbers;
+mod readiness;
 mod status;
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};

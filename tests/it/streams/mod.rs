@@ -4,16 +4,20 @@ mod aborts;
 mod cuts;
 mod pressure;
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
 use standin::{
     client::{Http2, whole},
-    upstream::{BodyEnd, BodySender, Builder, channel},
+    upstream::{BodyEnd, BodySender, Builder, channel, full},
     within,
 };
+use tokio::io::AsyncWriteExt as _;
 
 use crate::proxy::{HOST, World, data, watch_or_ok};
 
@@ -99,6 +103,51 @@ async fn cancelled_watch_is_reset_upstream_immediately() {
     client.head().await.unwrap();
     drop(client);
     upstream.connection_end(1).await;
+    upstream.wait_for_open_responses(0).await;
+}
+
+/// `printf 'GET …' | openssl s_client` closes its side at once, and so do some health checks.
+#[tokio::test]
+async fn half_closed_client_gets_its_response() {
+    /// The proxy has noticed the close by then.
+    const NOTICED: Duration = Duration::from_millis(300);
+    let world = World::new();
+    let (release, released) = tokio::sync::watch::channel(false);
+    let apiserver = world.apiserver().http(move |_| {
+        let mut released = released.clone();
+        async move {
+            released.wait_for(|released| *released).await.unwrap();
+            Response::new(full("in time"))
+        }
+    });
+    let upstream = apiserver.start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let mut client = proxy.client().http1().await;
+    client
+        .send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))
+        .await;
+    client.stream().shutdown().await.unwrap();
+    upstream.next_request().await;
+    let cancelled = tokio::time::timeout(NOTICED, upstream.connection_end(0)).await;
+    assert!(cancelled.is_err(), "the request was cancelled");
+    release.send_replace(true);
+    assert_eq!(client.response().await.text(), "in time");
+    assert_eq!(client.end().await.unwrap(), "");
+}
+
+/// The client may have gone for good.
+#[tokio::test]
+async fn watch_of_a_half_closed_client_is_cancelled_soon() {
+    let world = World::new();
+    let upstream = world.apiserver().http(watch_or_ok).start().await;
+    let proxy = world.proxy(upstream.address()).start();
+    let mut client = proxy.client().http1().await;
+    client
+        .send("GET /watch HTTP/1.1\r\nHost: kube.test\r\n\r\n")
+        .await;
+    client.head().await.unwrap();
+    client.stream().shutdown().await.unwrap();
+    upstream.connection_end(0).await;
     upstream.wait_for_open_responses(0).await;
 }
 

@@ -1,0 +1,152 @@
+//! Informers, as controllers run them, while proxies stop and an apiserver dies: each resumes its watch, logs nothing, and misses
+//! no change.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::kubectl::{Kubectl, kubeconfig_for};
+use crate::process::Running;
+use crate::proxy::Proxy;
+use crate::suite::{Route, Turn, alone};
+
+/// Each new informer begins with a compressed watch of all objects, so each stop of a proxy ends watches of both kinds.
+#[test]
+fn informers_resume_when_the_proxy_stops_24_times() {
+    let Some(suite) = alone() else { return };
+    let flags = [
+        "--upstream",
+        suite.fixture.server(),
+        "--upstream-ca",
+        suite.fixture.ca(),
+        "--reuse-port",
+        "--drain-delay=0s",
+    ];
+    let mut proxy = suite.proxy.another(&suite.fixture, &flags);
+    let mut crowds = ["-http1=false", "-http1=true"].map(|protocol| {
+        let name = format!("restarts{protocol}").replace('=', "-");
+        start(&suite, &proxy, &["-name", &name, protocol])
+    });
+    for stop in 0..STOPS {
+        for crowd in &mut crowds {
+            more(crowd, 1);
+        }
+        let successor = proxy.successor(&suite.fixture, &flags);
+        // This fails if the drain takes 4 s. Its timeout is 20 s.
+        let log = std::mem::replace(&mut proxy, successor).stop();
+        let last = log.lines().last().unwrap_or_default();
+        assert!(last.contains("connections_closed=0"), "stop {stop}: {last}");
+    }
+    for crowd in &mut crowds {
+        let report = report(crowd);
+        assert_eq!(report["informers"], STOPS, "{report}");
+        assert_eq!(report["compressed"], STOPS, "{report}");
+        assert_eq!(report["relists"], 0, "{report}");
+    }
+}
+
+#[test]
+fn watches_resume_when_one_of_two_apiservers_is_killed() {
+    let Some(suite) = alone() else { return };
+    let second = suite.fixture.start_second_apiserver();
+    let first = suite.fixture.server().strip_prefix("https://").unwrap();
+    let config = json!({"clusters": [{"name": "two", "upstream": {
+        "url": suite.fixture.server(), "addresses": [first, second], "ca": suite.fixture.ca(),
+    }}]});
+    let config = write(&suite, "two-apiservers.yaml", &config);
+    let proxy = suite
+        .proxy
+        .another(&suite.fixture, &["--config", config.to_str().unwrap()]);
+    let mut crowd = start(&suite, &proxy, &["-name", "outage", "-every", "250ms"]);
+    more(&mut crowd, REFLECTORS);
+    let mut kubectls: Vec<_> = (0..KUBECTLS)
+        .map(|number| watch(&suite, &proxy, number))
+        .collect();
+
+    suite.fixture.kill_second_apiserver();
+
+    let report = report(&mut crowd);
+    assert_eq!(report["informers"], REFLECTORS, "{report}");
+    let relists = report["relists"].as_u64().unwrap();
+    assert!(relists <= 2, "{report}");
+    // New connections take turns, so some of these watches were on the killed apiserver, and they have ended.
+    let ended = kubectls.iter_mut().map(Running::has_ended);
+    let ended: Vec<_> = ended.collect();
+    assert!(ended.contains(&true), "{ended:?}");
+    for (kubectl, ended) in kubectls.into_iter().zip(ended) {
+        assert_eq!(kubectl.stderr(), "");
+        if ended {
+            let (rows, code) = kubectl.finish(STEP);
+            let rows = rows.join("\n");
+            assert!(!rows.contains("Failure"), "{rows}");
+            assert_eq!(code, Some(0), "{rows}");
+        }
+    }
+}
+
+/// Starts a program that runs informers through `proxy`, and changes their object directly.
+fn start(suite: &Turn, proxy: &Proxy, flags: &[&str]) -> Running {
+    let mut command = suite.fixture.client("informers");
+    command
+        .arg("-kubeconfig")
+        .arg(kubeconfig(suite, proxy))
+        .arg("-writer")
+        .arg(Kubectl::new(suite, Route::Direct).kubeconfig())
+        .args(flags);
+    Running::start(command)
+}
+
+/// `kubectl get -w` through `proxy`, once it has shown the object.
+fn watch(suite: &Turn, proxy: &Proxy, number: usize) -> Running {
+    let home = suite.fixture.scratch().join(format!("watcher-{number}"));
+    fs::create_dir_all(&home).unwrap();
+    let mut command = Command::new("kubectl");
+    command
+        .args(["get", "configmap", "outage", "-w"])
+        .env("HOME", home)
+        .env("KUBECONFIG", kubeconfig(suite, proxy));
+    let kubectl = Running::start(command);
+    kubectl.wait_for("outage", STEP);
+    // The next row comes over the watch.
+    kubectl.wait_for("outage", STEP);
+    kubectl
+}
+
+fn kubeconfig(suite: &Turn, proxy: &Proxy) -> PathBuf {
+    let ca = proxy.ca.display().to_string();
+    let content = kubeconfig_for(suite, &proxy.server, &ca, suite.fixture.token());
+    let port = proxy.server.rsplit(':').next().unwrap();
+    write(suite, &format!("kubeconfig-{port}.json"), &content)
+}
+
+fn write(suite: &Turn, name: &str, content: &Value) -> PathBuf {
+    let path = suite.fixture.scratch().join(name);
+    fs::write(&path, content.to_string()).unwrap();
+    path
+}
+
+#[track_caller]
+fn more(crowd: &mut Running, informers: usize) {
+    crowd.write(&format!("more {informers}\n"));
+    assert_eq!(crowd.json(STEP)["synced"], informers);
+}
+
+/// The report of a crowd, in which nothing is missed and nothing was logged.
+#[track_caller]
+fn report(crowd: &mut Running) -> Value {
+    crowd.write("report\n");
+    let report = crowd.json(2 * STEP);
+    eprintln!("{report}");
+    assert_eq!(report["pending"], 0, "{report}");
+    assert_eq!(report["missed"], 0, "{report}");
+    assert_eq!(report["complaints"], json!([]), "{report}");
+    report
+}
+
+const STOPS: usize = 24;
+const REFLECTORS: usize = 200;
+const KUBECTLS: usize = 4;
+const STEP: Duration = Duration::from_mins(1);
