@@ -24,13 +24,14 @@ pub struct Activity {
     next_id: AtomicU64,
     streams: Mutex<HashMap<u64, StreamInfo>>,
     errors: Mutex<Errors>,
+    /// Shared by all workers.
+    limiter: Arc<Mutex<LogLimiter>>,
 }
 
 #[derive(Debug, Default)]
 struct Errors {
     /// The newest at the end.
     recent: VecDeque<RecentError>,
-    limiter: LogLimiter,
 }
 
 /// A response that does not end by itself.
@@ -85,6 +86,15 @@ pub struct OpenStream {
 }
 
 impl Activity {
+    /// No activity. The log lines about failed requests count against this limit.
+    #[must_use]
+    pub(crate) fn with_limiter(limiter: Arc<Mutex<LogLimiter>>) -> Self {
+        Self {
+            limiter,
+            ..Self::default()
+        }
+    }
+
     /// Open watches and followed logs.
     #[must_use]
     pub fn watches(&self) -> u64 {
@@ -120,8 +130,8 @@ impl Activity {
         message: impl FnOnce() -> String,
     ) -> Option<u64> {
         let now = Instant::now();
+        let suppressed = self.admit_line(client);
         let mut errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
-        let suppressed = errors.limiter.admit(client, now);
         // Errors beyond the log limit do not build their message, so that a flood stays cheap. They count
         // for the newest error with the same reason.
         if suppressed.is_some() {
@@ -135,6 +145,13 @@ impl Activity {
             (same.at, same.count) = (now, same.count + 1);
         }
         suppressed
+    }
+
+    /// Whether one more line about this client may be logged, as in [`Activity::record_error`].
+    #[must_use]
+    pub fn admit_line(&self, client: IpAddr) -> Option<u64> {
+        let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
+        limiter.admit(client, Instant::now())
     }
 
     fn gauge(&self, kind: LongLived) -> &AtomicU64 {

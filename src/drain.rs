@@ -17,6 +17,8 @@ use tokio_util::{
     task::TaskTracker,
 };
 
+use crate::ending::EndReason;
+
 /// The phase of a shutdown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
@@ -153,6 +155,17 @@ impl Drain {
     /// Cancel safe: nothing is lost when the future is dropped.
     pub async fn begun(&self) {
         self.begun.cancelled().await;
+    }
+
+    /// Why whatever still runs is closed now: the deadline of requests has passed, or [`Drain::abort`] was called.
+    #[must_use]
+    pub fn close_reason(&self) -> Option<EndReason> {
+        if self.aborted.is_cancelled() {
+            Some(EndReason::SecondSignal)
+        } else {
+            let is_over = self.request_deadline.is_cancelled();
+            is_over.then_some(EndReason::Drain)
+        }
     }
 
     /// Like [`Drain::begun`], but the future borrows nothing.

@@ -50,6 +50,7 @@ pub mod clients;
 pub mod config;
 pub mod downstream;
 pub mod drain;
+pub mod ending;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod heartbeat;

@@ -104,6 +104,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "pki",
             "proxy",
             "socket",
+            "telemetry",
             "transport",
             "upstream",
         ],
@@ -130,7 +131,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("pki", &["config"]),
     ("telemetry", &["config"]),
-    ("metrics", &["activity", "clients"]),
+    ("metrics", &["activity", "clients", "drain"]),
     ("clients", &["config"]),
     ("activity", &["telemetry"]),
     ("http1", &["transport"]),
@@ -141,6 +142,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("process", &[]),
     ("quote", &[]),
     ("drain", &[]),
+    ("ending", &[]),
     ("hosts", &[]),
     ("text", &[]),
     ("tls_error", &[]),
@@ -149,7 +151,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 ];
 
 /// Leaves that every module may use.
-const LEAVES: &[&str] = &["hosts", "quote", "text", "tls_error"];
+const LEAVES: &[&str] = &["ending", "hosts", "quote", "text", "tls_error"];
 
 /// A file with fewer lines is a part of another one: it only adds a door to open.
 const MIN_LINES: usize = 40;

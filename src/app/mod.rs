@@ -29,14 +29,14 @@ pub use workers::FastStop;
 use crate::{
     admin::{Admin, Sources},
     clients::ClientTable,
-    config::{Capacity, Config},
-    downstream::Shared,
+    config::{Capacity, Config, LogConfig},
+    downstream::{HandshakeLog, Shared},
     drain::Phase,
     heartbeat::Heartbeats,
     listen_error::{ListenError, ListenFlag},
     listener::{self, Owner, PortSharing},
     metrics::Metrics,
-    reload::{ConfigLoader, Material, Reloader},
+    reload::{ConfigLoader, Material, ReloadChanges, Reloader},
     upstream::SpareSockets,
 };
 use upkeep::EndpointUpkeep;
@@ -58,7 +58,11 @@ pub struct App {
     heartbeats: Heartbeats,
     admin: Option<Admin>,
     started: (SystemTime, Instant),
+    configure_log: Option<ConfigureLog>,
 }
+
+/// Uses these settings of the log from now on.
+pub type ConfigureLog = Box<dyn Fn(&LogConfig) + Send + Sync>;
 
 /// Addresses, and one socket on each of them for each worker.
 type Bound = (Vec<SocketAddr>, Vec<Vec<TcpListener>>);
@@ -108,6 +112,7 @@ impl App {
             snapshot: ArcSwap::from_pointee(snapshot),
             clients: ClientTable::new(&config.limits),
             handshakes: Semaphore::new(config.limits.handshakes),
+            handshake_log: HandshakeLog::default(),
             memory: Arc::default(),
             limits: config.limits.clone(),
             timeouts: config.timeouts.clone(),
@@ -126,7 +131,17 @@ impl App {
             heartbeats,
             admin,
             started: (now, Instant::now()),
+            configure_log: None,
         })
+    }
+
+    /// The same proxy, which calls `configure` after a reload.
+    #[must_use]
+    pub fn with_log(self, configure: ConfigureLog) -> Self {
+        Self {
+            configure_log: Some(configure),
+            ..self
+        }
     }
 
     /// The bound addresses, with the ports that the kernel chose.
@@ -229,7 +244,10 @@ impl App {
                 if let Some(snapshot) = reloader.reload(&self.source, SystemTime::now()) {
                     upkeep.update(reloader.clusters()).await;
                     shared.snapshot.store(Arc::new(snapshot));
-                    info!("configuration and certificates reloaded");
+                    if let Some(configure) = &self.configure_log {
+                        configure(&reloader.config().log);
+                    }
+                    report_reload(reloader.changes());
                 }
                 reloader.publish();
             }
@@ -250,6 +268,16 @@ impl App {
             never = shared.memory.watch(&memory, give_up) => match never {},
         }
     }
+}
+
+fn report_reload(changes: &ReloadChanges) {
+    let listed = |changes: String| Some(changes).filter(|changes| !changes.is_empty());
+    info!(
+        certificates = listed(changes.certificates.join(", ")),
+        clusters = listed(changes.clusters.join(", ")),
+        settings = listed(changes.settings.join(", ")),
+        "configuration and certificates reloaded"
+    );
 }
 
 /// Opens the configured addresses, or shares the inherited sockets; returns the addresses and the sockets of

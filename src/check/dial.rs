@@ -277,6 +277,7 @@ mod tests {
             prefix: String::new(),
             authority: "kube.test".into(),
             trusted: "the CA".into(),
+            url: "the URL".into(),
             timeouts: Timeouts::default(),
         };
         let mut ignore = |_: Event<'_>| {};

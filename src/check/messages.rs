@@ -1,6 +1,6 @@
 //! Messages for failed dials: what is wrong, and how to fix it.
 
-use std::{error::Error as _, io, net::SocketAddr, time::SystemTime};
+use std::{env, error::Error as _, io, net::SocketAddr, time::SystemTime};
 
 use rustls::{AlertDescription, Error};
 use rustls_pki_types::ServerName;
@@ -21,22 +21,37 @@ use crate::{
 /// The name does not resolve.
 pub(super) fn dns(target: &CheckTarget, failure: &str) -> Message {
     Message::new(
-        format!("cannot resolve {}: {failure}", target.host),
+        format!(
+            "cannot resolve {}: {failure}{}",
+            target.host,
+            proxy_hint(target)
+        ),
         format!(
             "check the name in {}, and the DNS settings of this machine (/etc/resolv.conf)",
-            target.url()
+            target.url
         ),
     )
 }
 
+/// Says that kubectl would use the proxy of the environment, and the check does not.
+fn proxy_hint(target: &CheckTarget) -> &'static str {
+    let is_set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
+    if target.role == TargetRole::Proxy && (is_set("HTTPS_PROXY") || is_set("https_proxy")) {
+        " (kubectl would connect through HTTPS_PROXY; this check connects directly)"
+    } else {
+        ""
+    }
+}
+
 /// There is no TCP connection.
 pub(super) fn tcp(target: &CheckTarget, address: SocketAddr, error: &UpstreamError) -> Message {
-    let (server, url) = (target.server(), target.url());
+    let (server, url) = (target.server(), &target.url);
     let UpstreamError::Connect { source, .. } = error else {
         let limit = format_duration(target.timeouts.upstream_connect);
         return Message::new(
             format!(
-                "{address} does not respond within {limit}: a firewall drops the packets, or no machine has this address"
+                "{address} does not respond within {limit}: a firewall drops the packets, or no machine has this address{}",
+                proxy_hint(target)
             ),
             format!(
                 "allow connections from this machine to TCP port {} there (firewall, security group, NetworkPolicy), or correct {url}",
@@ -114,7 +129,7 @@ pub(super) fn tls(
             format!("{address} does not speak TLS; it speaks {}", spoken.name()),
             format!(
                 "write the HTTPS port of {server} into {}{usual_ports}",
-                target.url()
+                target.url
             ),
         );
     }

@@ -101,7 +101,7 @@ async fn check_config(plan: &Plan, config: &Config, recorder: &mut Recorder<'_>)
             recorder.skipped(&rest, "there is no CA to verify the apiserver with");
             continue;
         };
-        let target = CheckTarget::from_cluster(cluster, tls, &names, &config.timeouts);
+        let target = CheckTarget::from_cluster(cluster, tls, &names, config);
         apiserver::check(plan, &target, recorder).await;
     }
 }

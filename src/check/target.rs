@@ -6,7 +6,7 @@ use rustls::client::VerifierBuilderError;
 
 use super::Through;
 use crate::{
-    config::{ClusterConfig, Timeouts, TrustSource, authority},
+    config::{ClusterConfig, Config, Timeouts, TrustSource, authority},
     pki::{TrustAnchors, public_roots},
     quote,
     upstream::ClientTls,
@@ -36,6 +36,8 @@ pub(super) struct CheckTarget {
     pub(super) authority: String,
     /// Names the trust anchors in messages.
     pub(super) trusted: String,
+    /// Where the operator wrote host and port.
+    pub(super) url: String,
     pub(super) timeouts: Timeouts,
 }
 
@@ -45,7 +47,7 @@ impl CheckTarget {
         cluster: &ClusterConfig,
         tls: ClientTls,
         certificate_names: &[String],
-        timeouts: &Timeouts,
+        config: &Config,
     ) -> Self {
         let (host, port) = (cluster.upstream_host.clone(), cluster.upstream_port);
         Self {
@@ -58,7 +60,8 @@ impl CheckTarget {
                 TrustSource::File(file) => format!("the CA in {}", quote::path(file)),
                 TrustSource::Inline { origin, .. } => format!("the CA of {origin}"),
             },
-            timeouts: timeouts.clone(),
+            url: place_of_url(cluster, config),
+            timeouts: config.timeouts.clone(),
             host,
             port,
         }
@@ -86,6 +89,7 @@ impl CheckTarget {
             prefix: through.prefix.clone(),
             authority: authority(&through.host, through.port),
             trusted,
+            url: "the URL of --through".to_owned(),
             timeouts: Timeouts::default(),
         })
     }
@@ -110,12 +114,23 @@ impl CheckTarget {
             "check the load balancer or service mesh in front of the proxy: it must not ask for a client certificate, or clients must have one for it",
         )
     }
+}
 
-    /// Where the operator wrote its host and port.
-    pub(super) fn url(&self) -> &'static str {
-        self.by_role(
-            "the URL of the apiserver (--upstream, the kubeconfig or `clusters`)",
-            "the URL of --through",
-        )
+/// Where the URL of the apiserver is written. Clusters of flags and pods have fixed names.
+fn place_of_url(cluster: &ClusterConfig, config: &Config) -> String {
+    match (cluster.name.as_str(), config.sources.as_slice()) {
+        ("default", _) | (_, []) if cluster.name != "in-cluster" => {
+            "the URL of --upstream".to_owned()
+        }
+        ("in-cluster", []) => {
+            "KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT of the pod".to_owned()
+        }
+        (_, files) => {
+            let files: Vec<_> = files
+                .iter()
+                .map(|file| quote::path(file).to_string())
+                .collect();
+            format!("the URL of the apiserver in {}", files.join(" or "))
+        }
     }
 }

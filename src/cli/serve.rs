@@ -18,9 +18,10 @@ use super::{StartBlock, systemd};
 use crate::{
     app::{App, AppError, FastStop},
     config::{self, Environment, LogFormat, ServeArgs},
+    pki::UtcDate,
     process,
     reload::ReloadReport,
-    telemetry,
+    telemetry::{self, LiveFilter},
 };
 
 /// Runs the proxy until it has drained after SIGTERM or SIGINT.
@@ -35,6 +36,11 @@ pub(super) fn serve(args: ServeArgs) -> Result<(), AppError> {
     let source = Box::new(move || config::load(&args, &environment));
     let app = App::bind_or_inherit(source, systemd::inherited_sockets()?)?;
     let telemetry = telemetry::start(&app.reloader().config().log).map_err(AppError::LogFilter)?;
+    let filter = telemetry.filter();
+    let app = app.with_log(Box::new({
+        let filter = filter.clone();
+        move |log| filter.configure(log)
+    }));
     app.metrics()
         .read_dropped_log_lines(telemetry.lost_lines_reader());
     let run = |source| AppError::Run {
@@ -58,6 +64,7 @@ pub(super) fn serve(args: ServeArgs) -> Result<(), AppError> {
         let (shutdown, shutdown_requested) = oneshot::channel();
         let signal_handling = handle_signals(
             signals,
+            filter,
             app.stop(),
             shutdown,
             app.reload_now(),
@@ -87,6 +94,8 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
+    user_1: Signal,
+    user_2: Signal,
 }
 
 impl Signals {
@@ -95,14 +104,18 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hang_up: signal(SignalKind::hangup())?,
+            user_1: signal(SignalKind::user_defined1())?,
+            user_2: signal(SignalKind::user_defined2())?,
         })
     }
 }
 
 /// Acts on signals: SIGHUP reloads. SIGTERM drains. SIGINT drains without the delay, because a person waits. A second
-/// SIGTERM or SIGINT closes everything at once.
+/// SIGTERM or SIGINT closes everything at once. SIGUSR1 switches debugging on and off. SIGUSR2 is ignored: other servers
+/// upgrade themselves then, and the default would end the process.
 async fn handle_signals(
     mut signals: Signals,
+    filter: LiveFilter,
     stop: FastStop,
     shutdown: oneshot::Sender<()>,
     reload_now: Arc<Notify>,
@@ -122,6 +135,14 @@ async fn handle_signals(
                     systemd::reloading();
                 }
                 reload_now.notify_one();
+                continue;
+            }
+            Some(()) = signals.user_1.recv() => {
+                switch_debug(&filter);
+                continue;
+            }
+            Some(()) = signals.user_2.recv() => {
+                info!("SIGUSR2 ignored");
                 continue;
             }
             Ok(()) = report.changed(), if before.is_some() => {
@@ -147,6 +168,18 @@ async fn handle_signals(
             }
             None => stop.now(),
         }
+    }
+}
+
+/// Switches debugging on, or off again. The line is written while debugging is on, so that no filter hides it.
+fn switch_debug(filter: &LiveFilter) {
+    let is_on = filter.is_debug();
+    if is_on {
+        info!("debug logging switched off by SIGUSR1");
+    }
+    filter.set_debug(!is_on);
+    if !is_on {
+        info!("debug logging switched on by SIGUSR1");
     }
 }
 
@@ -206,19 +239,49 @@ fn report_start(app: &App) {
     match config.log.format {
         // If stderr is closed, nothing can be reported.
         LogFormat::Text => drop(write!(io::stderr().lock(), "{block}")),
-        LogFormat::Json => info!(
-            listening = block.listening().join("; "),
-            admin = block.admin(),
-            serving = block.serving().join("; "),
-            upstream = block.upstreams().join("; "),
-            trusting = block.trusting().join("; "),
-            workers = config.workers,
-            connections = block.connections(),
-            version = env!("CARGO_PKG_VERSION"),
-            "started",
-        ),
+        LogFormat::Json => log_start(&block),
     }
     for warning in material.warnings(block.now) {
         warn!(warning, "certificate warning");
+    }
+}
+
+/// The facts of the start as events: one for the process, one for each certificate and each CA of a cluster.
+fn log_start(block: &StartBlock<'_>) {
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        listening = block.listening().join(", "),
+        admin = block.admin(),
+        workers = block.workers,
+        connections = block.connections,
+        connections_limit = %block.decided_by,
+        "started",
+    );
+    for identity in block.identities {
+        info!(
+            names = identity.names().join(", "),
+            not_after = %UtcDate(identity.not_after()),
+            issuer = identity.summary().issuer,
+            sha256 = identity.summary().sha256,
+            "certificate in use"
+        );
+    }
+    for (cluster, trust) in block.clusters {
+        info!(
+            cluster = cluster.name,
+            url = %cluster.url(),
+            expected_name = %cluster.expected_name.to_str(),
+            hosts = Some(cluster.hosts.join(", ")).filter(|hosts| !hosts.is_empty()),
+            "cluster in use"
+        );
+        for ca in trust.summaries() {
+            info!(
+                cluster = cluster.name,
+                subject = ca.subject,
+                not_after = %UtcDate(ca.not_after),
+                sha256 = ca.sha256,
+                "cluster CA in use"
+            );
+        }
     }
 }

@@ -192,7 +192,7 @@ pub struct LogConfig {
 /// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For terminals.
+    /// One line of logfmt per event.
     Text,
     /// One JSON object per line.
     Json,

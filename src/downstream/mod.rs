@@ -1,6 +1,7 @@
 //! Takes one accepted connection through its TLS handshake, and serves HTTP/1.1 or HTTP/2 on
 //! it. ALPN alone chooses the protocol.
 
+mod handshake_log;
 mod http1;
 mod http2;
 #[cfg(test)]
@@ -22,6 +23,8 @@ use tokio::{
 };
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tracing::debug;
+
+pub use handshake_log::HandshakeLog;
 
 use crate::{
     clients::{Client, ClientTable, Place},
@@ -60,6 +63,8 @@ pub struct Shared {
     pub clients: Arc<ClientTable>,
     /// Slots for handshakes in progress.
     pub handshakes: Semaphore,
+    /// Which failed handshakes were logged.
+    pub handshake_log: HandshakeLog,
     /// Whether memory is short.
     pub memory: Arc<MemoryPressure>,
     /// Limits of the configuration.
@@ -121,7 +126,7 @@ async fn serve(
                 context.counters().limits_hit.count(Limit::ClientPlaces);
             }
             context.counters().handshakes.count(error.label());
-            debug!(client.address = %peer, error = %error_chain(&error), "downstream handshake failed");
+            shared.handshake_log.failed(peer, &error);
             return;
         }
     };
@@ -131,7 +136,7 @@ async fn serve(
     let local = stream.get_ref().0.tcp().local_addr().ok();
     let counters = Arc::clone(context.counters());
     counters.handshakes.count(Handshake::Ok);
-    let connected = Connected::new(counters, peer.0, protocol, place);
+    let connected = Connected::new(counters, peer.0, protocol, place, drain.clone());
     let connected = Arc::new(connected);
     let downstream = ClientConnection {
         peer,
@@ -190,8 +195,12 @@ fn negotiated(session: &ServerConnection) -> (Protocol, Option<String>) {
 #[derive(Debug, thiserror::Error)]
 enum HandshakeError {
     /// It took longer than `timeouts.handshake`.
-    #[error("no TLS handshake within {0:?}")]
-    Timeout(Duration),
+    #[error("no TLS handshake within {limit:?}")]
+    Timeout {
+        limit: Duration,
+        /// As in `Failed`.
+        server_name: Option<Option<String>>,
+    },
     /// Another client needed the place of the connection.
     #[error("closed because its client has the most connections and another client needs a place")]
     Closed,
@@ -200,17 +209,42 @@ enum HandshakeError {
     PlainHttp,
     /// Client and proxy have no version or cipher in common, or the connection broke.
     #[error("TLS handshake")]
-    Failed(#[from] io::Error),
+    Failed {
+        #[source]
+        source: io::Error,
+        /// `None` if no `ClientHello` has arrived; else the name in it, if there is one.
+        server_name: Option<Option<String>>,
+    },
+}
+
+impl From<io::Error> for HandshakeError {
+    fn from(source: io::Error) -> Self {
+        let server_name = None;
+        Self::Failed {
+            source,
+            server_name,
+        }
+    }
 }
 
 impl HandshakeError {
     /// The label of its counter.
     fn label(&self) -> Handshake {
         match self {
-            Self::Timeout(_) => Handshake::Timeout,
+            Self::Timeout { .. } => Handshake::Timeout,
             Self::Closed => Handshake::Closed,
             Self::PlainHttp => Handshake::PlainHttp,
-            Self::Failed(_) => Handshake::Failed,
+            Self::Failed { .. } => Handshake::Failed,
+        }
+    }
+
+    /// The name that the client asked for.
+    fn server_name(&self) -> Option<&str> {
+        match self {
+            Self::Closed | Self::PlainHttp => None,
+            Self::Timeout { server_name, .. } | Self::Failed { server_name, .. } => {
+                server_name.as_ref()?.as_deref()
+            }
         }
     }
 }
@@ -246,6 +280,7 @@ async fn handshake(
     shared: &Shared,
     context: &UpstreamContext,
 ) -> Result<Box<TlsStream<ReadAhead>>, HandshakeError> {
+    let mut server_name = None;
     let handshake = async {
         let mut stream = ReadAhead::new(stream);
         if is_plain_http(stream.first_bytes().await?) {
@@ -255,6 +290,7 @@ async fn handshake(
         // A client takes a slot only after its whole ClientHello has arrived. Otherwise a few silent clients
         // would block all others.
         let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+        server_name = Some(hello.client_hello().server_name().map(str::to_owned));
         let slots = [&client.handshakes, &shared.handshakes];
         if slots.iter().any(|slots| slots.available_permits() == 0) {
             context.counters().limits_hit.count(Limit::Handshakes);
@@ -279,9 +315,14 @@ async fn handshake(
         Ok(Box::new(stream))
     };
     let limit = shared.timeouts.handshake;
-    timeout(limit, handshake)
-        .await
-        .unwrap_or(Err(HandshakeError::Timeout(limit)))
+    match timeout(limit, handshake).await {
+        Ok(Err(HandshakeError::Failed { source, .. })) => Err(HandshakeError::Failed {
+            source,
+            server_name,
+        }),
+        Ok(ended) => ended,
+        Err(_elapsed) => Err(HandshakeError::Timeout { limit, server_name }),
+    }
 }
 
 /// Whether a connection begins with a request of HTTP instead of a TLS record, whose first byte is 22.

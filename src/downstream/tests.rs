@@ -139,6 +139,7 @@ impl OneWorker {
                 snapshot: ArcSwap::from_pointee(snapshot),
                 clients: ClientTable::new(&limits),
                 handshakes: Semaphore::new(100),
+                handshake_log: HandshakeLog::default(),
                 memory: Arc::default(),
                 limits,
                 timeouts,

@@ -12,11 +12,16 @@ use std::{
 
 use super::{
     Dialled, ErrorReason, Exposition, Handshake, LeaseEnd, LeaseFrom, Limit, Protocol, Resource,
-    Verb, families,
+    TunnelEnd, Verb, families,
     requests::{Requests, Row, code_label},
     values::{Counter, Gauge, Histogram, MetricValue as _, Per, PerCluster},
 };
-use crate::{activity::Activity, clients::Place};
+use crate::{
+    activity::Activity,
+    clients::Place,
+    drain::Drain,
+    ending::{EndReason, Ending},
+};
 use http::StatusCode;
 
 /// The struct, the sum of two of them, and their exposition.
@@ -62,6 +67,8 @@ counters! {
     leases_taken: Per<LeaseFrom, Counter> => LEASES_TAKEN,
     /// Upstream connections that are no longer used.
     leases_retired: Per<LeaseEnd, Counter> => LEASES_RETIRED,
+    /// Tunnels that have ended.
+    tunnels_ended: Per<TunnelEnd, Counter> => TUNNELS_ENDED,
     /// Dials of apiservers.
     dials: PerCluster<Per<Dialled, Counter>> => DIALS,
     /// Limits that were reached.
@@ -120,6 +127,8 @@ pub struct Connected {
     counters: Arc<Counters>,
     client: SocketAddr,
     place: Place,
+    drain: Drain,
+    end: OnceLock<Ending>,
 }
 
 impl Connected {
@@ -130,6 +139,7 @@ impl Connected {
         client: SocketAddr,
         protocol: Protocol,
         place: Place,
+        drain: Drain,
     ) -> Self {
         counters.connections.increment();
         counters.connections_total.count(protocol);
@@ -137,7 +147,24 @@ impl Connected {
             counters,
             client,
             place,
+            drain,
+            end: OnceLock::new(),
         }
+    }
+
+    /// Notes how the connection ended, before its requests are dropped. The first call counts.
+    pub fn set_end(&self, end: Ending) {
+        self.end.set(end).ok();
+    }
+
+    /// How the connection ended, or why it is being closed. `None` while it is open.
+    #[must_use]
+    pub fn end(&self) -> Option<Ending> {
+        let closing = || {
+            let place = self.place.is_closing().then_some(EndReason::Place);
+            self.drain.close_reason().or(place).map(Ending::by_proxy)
+        };
+        self.end.get().copied().or_else(closing)
     }
 
     /// The address of the client.
@@ -254,8 +281,16 @@ impl Metrics {
     /// Counters for this number of workers, all at 0.
     #[must_use]
     pub fn new(workers: usize) -> Self {
+        let limiter = Arc::default();
+        let counters = |_| {
+            let activity = Activity::with_limiter(Arc::clone(&limiter));
+            Arc::new(Counters {
+                activity: Arc::new(activity),
+                ..Counters::default()
+            })
+        };
         Self {
-            workers: (0..workers).map(|_| Arc::default()).collect(),
+            workers: (0..workers).map(counters).collect(),
             dropped_log_lines: OnceLock::new(),
         }
     }

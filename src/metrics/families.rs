@@ -100,6 +100,10 @@ families! {
         "Open watches and followed logs.";
     TUNNELS = Gauge "kube_tls_proxy_tunnels" []
         "Open upgraded connections: exec, attach, cp, port-forward.";
+    TUNNELS_ENDED = Counter "kube_tls_proxy_tunnels_ended_total"
+        ["end": "`complete` (in order), `client` or `apiserver` (that side broke off), `proxy` (one half stayed open, or \
+            another client needed the place), `drained` (the proxy stopped)"]
+        "Tunnels that have ended, by who ended them. The log has the reason.";
     LEASES_TAKEN = Counter "kube_tls_proxy_leases_taken_total" ["from": "`dial`, `idle`"]
         "Upstream connections leased to a client connection: newly dialled, or from the idle pool.";
     LEASES_RETIRED = Counter "kube_tls_proxy_leases_retired_total"
@@ -198,7 +202,8 @@ mod tests {
 
     use super::*;
     use crate::metrics::{
-        Dialled, ErrorReason, Handshake, LeaseEnd, LeaseFrom, Limit, Protocol, Reloaded, Verb,
+        Dialled, ErrorReason, Handshake, LeaseEnd, LeaseFrom, Limit, Protocol, Reloaded, TunnelEnd,
+        Verb,
     };
 
     #[test]
@@ -244,6 +249,11 @@ mod tests {
                 &LEASES_RETIRED,
                 "reason",
                 labels(LeaseEnd::ALL, LeaseEnd::label),
+            ),
+            (
+                &TUNNELS_ENDED,
+                "end",
+                labels(TunnelEnd::ALL, TunnelEnd::label),
             ),
             (&DIALS, "result", labels(Dialled::ALL, Dialled::label)),
             (&RELOADS, "result", labels(Reloaded::ALL, Reloaded::label)),

@@ -103,6 +103,22 @@ label! {
 }
 
 label! {
+    /// How a tunnel ended.
+    TunnelEnd {
+        /// Both sides ended it in order.
+        Complete = "complete",
+        /// The client broke off.
+        Client = "client",
+        /// The apiserver broke off.
+        Apiserver = "apiserver",
+        /// The proxy closed it, because one half stayed open or another client needed its place.
+        Proxy = "proxy",
+        /// The proxy closed it because it was told to stop.
+        Drained = "drained",
+    }
+}
+
+label! {
     /// The origin of a lease.
     LeaseFrom {
         /// A new connection.

@@ -14,7 +14,8 @@ pub use counters::{Connected, ConnectionStats, Counters, Metrics, RequestRecord}
 pub use exposition::{CONTENT_TYPE, Exposition, Label};
 pub use families::{FAMILIES, Family, MetricKind, reference, *};
 pub use labels::{
-    Dialled, ErrorReason, Handshake, LabelSet, LeaseEnd, LeaseFrom, Limit, Protocol, Reloaded, Verb,
+    Dialled, ErrorReason, Handshake, LabelSet, LeaseEnd, LeaseFrom, Limit, Protocol, Reloaded,
+    TunnelEnd, Verb,
 };
 pub use requests::{Requests, Resource};
 pub use values::{Counter, Gauge, Histogram, MetricValue, Per, PerCluster};

@@ -3,13 +3,16 @@
 //! A set of trust anchors is never empty. If no CA is usable, loading fails: an empty set must not mean "could not be
 //! read".
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use rustls::{CertificateError, RootCertStore};
 use rustls_pki_types::CertificateDer;
 
 use super::{
-    CertSummary, RefusedChain, UtcDate,
+    CertSummary, Days, RefusedChain, UtcDate,
     error::{ExpectedPem, PkiError, PkiFileError},
     pem,
 };
@@ -49,14 +52,14 @@ impl TrustAnchors {
             ),
         };
         match loaded {
-            Ok((roots, summaries, left_out)) => Ok(Self {
-                roots: Arc::new(roots),
-                summaries,
-                warnings: left_out
-                    .into_iter()
-                    .map(|left_out| left_out.warning(&origin))
-                    .collect(),
-            }),
+            Ok((roots, summaries, left_out)) => {
+                let left_out = left_out.into_iter().map(|one| one.warning(&origin));
+                Ok(Self {
+                    roots: Arc::new(roots),
+                    warnings: left_out.chain(expiry_warning(&summaries, now)).collect(),
+                    summaries,
+                })
+            }
             Err(error) => Err(PkiError::Trust {
                 origin,
                 source: Box::new(error),
@@ -81,6 +84,19 @@ impl TrustAnchors {
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
+}
+
+/// A sentence about the CA that expires last, if that is soon. An older one may expire while its successor is trusted too.
+fn expiry_warning(summaries: &[CertSummary], now: SystemTime) -> Option<String> {
+    let last = summaries.iter().max_by_key(|ca| ca.not_after)?;
+    last.expires_within(MIN_TIME_LEFT, now).then(|| {
+        format!(
+            "the last CA of the cluster, {}, expires in {}, on {}; add the next CA of the cluster to the file",
+            last.subject,
+            Days(last.days_left(now)),
+            UtcDate(last.not_after)
+        )
+    })
 }
 
 /// A CA that is not trusted, although the file names it.
@@ -178,5 +194,7 @@ fn add(
     Ok(summary)
 }
 
+/// A CA is replaced by hand in most clusters, so there must be time to do it.
+const MIN_TIME_LEFT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 const WEAK_KEY: &str =
     "give the cluster a CA with an ECDSA P-256 key or an RSA key of 2048 bits or more";

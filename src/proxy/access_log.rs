@@ -1,11 +1,11 @@
 //! Records one request: counts it at its end, logs it in one line, and lists a stream that may last for hours
 //! on the status page.
 //!
-//! It never prints a query string, a subprotocol, or a header value other than the user agent and the audit
-//! ID, because each of the others can be a token.
+//! It never prints a query string, a subprotocol, or a header value other than the user agent, the host, the id of the
+//! request and the audit ID, because each of the others can be a token.
 
 use std::{
-    net::SocketAddr,
+    fmt::Display,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -13,15 +13,21 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, Method, Request, StatusCode, Uri, Version, header};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version, header};
 use tokio::time::Instant;
-use tracing::info;
+use tracing::{info, warn};
 
-use super::{ClientConnection, request_info::RequestInfo, tunnel::Carried};
+use super::{
+    ClientConnection, Error, error, request_id::RequestId, request_info::RequestInfo,
+    tunnel::Carried,
+};
 use crate::{
     activity::{LongLived, OpenStream, StreamInfo},
-    metrics::{Connected, Protocol, RequestRecord, Resource, Verb},
-    text::escape,
+    ending::{EndReason, Ending, Side},
+    metrics::{Connected, Protocol, RequestRecord, Resource, TunnelEnd, Verb},
+    quote,
+    text::{Escaped, error_chain, escape},
+    upstream::{Cluster, DownloadError, Origin, ResponseBody},
 };
 
 /// One request, from its head to the end of its response. Dropping it counts and logs the request.
@@ -39,44 +45,92 @@ pub(super) struct AccessLog {
     received: Option<Arc<AtomicU64>>,
     sent: u64,
     outcome: Outcome,
+    /// Who ended the response. `None` if it was dropped before its end.
+    ending: Option<Ending>,
     /// The entry for the list of open streams. Present only until the response starts, and only for a request
     /// that may last for hours.
     long_lived: Option<Box<StreamInfo>>,
     open: Option<OpenStream>,
+    facts: RequestFacts,
     /// Present only when requests are logged.
     fields: Option<LogFields>,
+}
+
+/// What the log says about each request that fails, whether requests are logged or not.
+#[derive(Debug)]
+pub(super) struct RequestFacts {
+    pub(super) id: RequestId,
+    method: Method,
+    uri: Uri,
+    /// `None` until the host was found to belong to a cluster.
+    pub(super) cluster: Option<Arc<str>>,
 }
 
 /// Data that only the log line needs.
 #[derive(Debug)]
 struct LogFields {
-    method: Method,
-    uri: Uri,
+    user_agent: Option<HeaderValue>,
+    /// The host that the client asked for.
+    host: Option<HeaderValue>,
+    audit_id: Option<HeaderValue>,
+    upstream: Option<Origin>,
+    /// Requests of this client whose lines were left out before this one.
+    suppressed: u64,
+}
+
+/// What a log line says of Kubernetes. It is read from the path again, because few requests of a flood are logged.
+struct KubernetesFields {
     verb: &'static str,
     resource: String,
     namespace: String,
-    cluster: String,
-    audit_id: String,
 }
 
 #[derive(Debug, Clone, Copy)]
 enum Outcome {
-    /// Dropped before the end: the client left, or the drain timeout passed.
+    /// Dropped before the end: the client left, or the proxy closed the connection.
     Abandoned,
     Complete,
     Aborted,
+    /// The drain ended a watch between two events.
+    Drained,
     Failed(&'static str),
+}
+
+impl RequestFacts {
+    pub(super) fn method(&self) -> impl Display + '_ {
+        escape(self.method.as_str(), MAX_LOGGED_CHARS)
+    }
+
+    pub(super) fn path(&self) -> impl Display + '_ {
+        escape(self.uri.path(), MAX_LOGGED_CHARS)
+    }
+
+    /// The verb as in the log line of the request; `None` for a method without one.
+    pub(super) fn verb(&self) -> Option<&'static str> {
+        let info = RequestInfo::new(&self.method, &self.uri);
+        Some(info.logged_verb()).filter(|verb| !verb.is_empty())
+    }
+
+    fn kubernetes(&self) -> KubernetesFields {
+        let info = RequestInfo::new(&self.method, &self.uri);
+        KubernetesFields {
+            verb: info.logged_verb(),
+            resource: info.resource_name(),
+            namespace: info.namespace.into_owned(),
+        }
+    }
 }
 
 impl AccessLog {
     /// Starts the record of a request whose head has arrived.
     pub(super) fn new<B>(downstream: &ClientConnection, request: &Request<B>) -> Box<Self> {
         let info = RequestInfo::new(request.method(), request.uri());
-        let is_upgrade = request.headers().contains_key(header::UPGRADE);
+        let headers = request.headers();
+        let is_upgrade = headers.contains_key(header::UPGRADE);
         let kind = info.long_lived(request.uri());
         let kind = kind.or_else(|| is_upgrade.then_some(LongLived::Tunnel));
         let long_lived = kind.map(|kind| {
-            let user_agent = request.headers().get(header::USER_AGENT);
+            let user_agent = headers.get(header::USER_AGENT);
             let user_agent = user_agent.and_then(|value| value.to_str().ok());
             Box::new(StreamInfo {
                 kind,
@@ -89,15 +143,7 @@ impl AccessLog {
             })
         });
         let is_logged = tracing::enabled!(target: TARGET, tracing::Level::INFO);
-        let fields = is_logged.then(|| LogFields {
-            method: request.method().clone(),
-            uri: request.uri().clone(),
-            verb: info.verb,
-            resource: info.resource_name(),
-            namespace: info.namespace.to_string(),
-            cluster: String::new(),
-            audit_id: String::new(),
-        });
+        let fields = is_logged.then(|| LogFields::new(request));
         downstream.connected.place().begin_request();
         Box::new(Self {
             connected: Arc::clone(&downstream.connected),
@@ -111,15 +157,22 @@ impl AccessLog {
             received: None,
             sent: 0,
             outcome: Outcome::Abandoned,
+            ending: None,
             long_lived,
             open: None,
+            facts: RequestFacts {
+                id: RequestId::from_headers(headers),
+                method: request.method().clone(),
+                uri: request.uri().clone(),
+                cluster: None,
+            },
             fields,
         })
     }
 
-    /// The client that sent the request.
-    pub(super) fn client(&self) -> SocketAddr {
-        self.connected.client()
+    /// The id of the request.
+    pub(super) fn id(&self) -> &RequestId {
+        &self.facts.id
     }
 
     /// Whether the request asks for a watch. `forward` uses it to decide whether the drain may end the response
@@ -129,9 +182,14 @@ impl AccessLog {
     }
 
     /// Notes the cluster that the request goes to.
-    pub(super) fn routed(&mut self, cluster: &str) {
+    pub(super) fn routed(&mut self, cluster: &Cluster) {
+        self.facts.cluster = Some(cluster.shared_name());
+    }
+
+    /// Notes the upstream connection that the response comes from.
+    pub(super) fn answered_by(&mut self, body: &ResponseBody) {
         if let Some(fields) = &mut self.fields {
-            cluster.clone_into(&mut fields.cluster);
+            fields.upstream = Some(body.origin());
         }
     }
 
@@ -144,10 +202,8 @@ impl AccessLog {
     pub(super) fn response_started(&mut self, status: StatusCode, headers: &HeaderMap) {
         self.time_to_headers = Some(self.started.elapsed());
         self.status = Some(status);
-        if let Some(fields) = &mut self.fields
-            && let Some(id) = headers.get("audit-id").and_then(|id| id.to_str().ok())
-        {
-            fields.audit_id = id.chars().take(MAX_AUDIT_ID_CHARS).collect();
+        if let Some(fields) = &mut self.fields {
+            fields.audit_id = headers.get("audit-id").cloned();
         }
         self.list_stream(status);
     }
@@ -166,17 +222,23 @@ impl AccessLog {
         let activity = Arc::clone(self.connected.counters().activity());
         self.open = Some(OpenStream::new(activity, *stream));
         if let Some(fields) = &self.fields {
+            let facts = &self.facts;
+            let kubernetes = facts.kubernetes();
             info!(
                 target: TARGET,
-                cluster = fields.cluster,
+                cluster = facts.cluster.as_deref(),
                 client.address = %self.connected.client(),
-                http.request.method = %escape(fields.method.as_str(), MAX_LOGGED_CHARS),
-                url.path = %escape(fields.uri.path(), MAX_LOGGED_CHARS),
+                user_agent.original = fields.user_agent.as_ref().and_then(shortened).map(display),
+                http.request.id = %facts.id,
+                http.request.method = %facts.method(),
+                url.domain = fields.host.as_ref().and_then(host).map(display),
+                url.path = %facts.path(),
                 http.response.status_code = status.as_u16(),
-                k8s.verb = fields.verb,
-                k8s.resource = %escape(&fields.resource, MAX_LOGGED_CHARS),
-                k8s.namespace = %escape(&fields.namespace, MAX_LOGGED_CHARS),
-                k8s.audit_id = %escape(&fields.audit_id, MAX_LOGGED_CHARS),
+                k8s.verb = text(kubernetes.verb).map(display),
+                k8s.resource = text(&kubernetes.resource).map(display),
+                k8s.namespace = text(&kubernetes.namespace).map(display),
+                k8s.audit_id = fields.audit_id.as_ref().and_then(shortened).map(display),
+                upstream.address = fields.upstream.map(|origin| display(origin.endpoint)),
                 "{}", if kind == LongLived::Tunnel { "tunnel started" } else { "stream started" },
             );
         }
@@ -195,57 +257,144 @@ impl AccessLog {
         self.connected.counters().sent.add(carried.down);
     }
 
-    /// Notes that the response ended in order. A response that the proxy sent itself stays failed, and one that
-    /// was aborted stays aborted.
-    pub(super) fn completed(&mut self) {
-        if !matches!(self.outcome, Outcome::Failed(_) | Outcome::Aborted) {
-            self.outcome = Outcome::Complete;
+    /// Notes that the response or tunnel ended in order, and who ended it. A response that the proxy sent itself stays
+    /// failed, and one that was aborted stays aborted.
+    pub(super) fn completed(&mut self, ending: Ending) {
+        if matches!(self.outcome, Outcome::Abandoned) {
+            self.outcome = if ending.reason.is_of_drain() {
+                Outcome::Drained
+            } else {
+                Outcome::Complete
+            };
+            self.ending = Some(ending);
         }
     }
 
     /// Notes that the client left before it had the whole response.
     pub(super) fn abandoned(&mut self) {
-        if matches!(self.outcome, Outcome::Complete) {
-            self.outcome = Outcome::Abandoned;
+        if matches!(self.outcome, Outcome::Complete | Outcome::Drained) {
+            (self.outcome, self.ending) = (Outcome::Abandoned, None);
         }
     }
 
-    /// Notes that the response or tunnel ended early.
-    pub(super) fn aborted(&mut self) {
-        self.outcome = Outcome::Aborted;
+    /// Notes that the response or tunnel ended early. The first reason stays.
+    pub(super) fn aborted(&mut self, ending: Ending) {
+        if !matches!(self.outcome, Outcome::Aborted) {
+            (self.outcome, self.ending) = (Outcome::Aborted, Some(ending));
+        }
     }
 
-    /// Notes that the proxy sends the response itself, because of the error with this label.
-    pub(super) fn failed(&mut self, label: &'static str) {
-        self.outcome = Outcome::Failed(label);
+    /// Notes that the response ended early because of this error, and logs its cause.
+    pub(super) fn cut(&mut self, error: &DownloadError) {
+        self.aborted(error.ending());
+        let client = self.connected.client();
+        let activity = self.connected.counters().activity();
+        if let Some(suppressed) = activity.admit_line(client.ip()) {
+            warn!(
+                cluster = self.facts.cluster.as_deref(),
+                client.address = %client,
+                http.request.id = %self.facts.id,
+                error = %error_chain(error),
+                suppressed_lines = Some(suppressed).filter(|lines| *lines > 0),
+                "response aborted"
+            );
+        }
+    }
+
+    /// Counts and logs the error, to which the proxy itself responds. If this client has filled its share of the log,
+    /// the request is not logged either.
+    pub(super) fn failed(&mut self, error: &Error) {
+        self.outcome = Outcome::Failed(error.label());
+        self.ending = Some(error.ending());
+        match error::record(error, &self.connected, &self.facts.id, Some(&self.facts)) {
+            None => self.fields = None,
+            Some(suppressed) => {
+                if let Some(fields) = &mut self.fields {
+                    fields.suppressed = suppressed;
+                }
+            }
+        }
+    }
+
+    /// How the request ended, and who ended it.
+    fn end(&self) -> (&'static str, Ending) {
+        let ending = self.ending.unwrap_or_else(|| {
+            // The connection is open, so the client has reset the stream.
+            let cancelled = Ending::by_client(EndReason::Cancel);
+            self.connected.end().unwrap_or(cancelled)
+        });
+        let outcome = match self.outcome {
+            Outcome::Complete => "complete",
+            Outcome::Aborted => "aborted",
+            Outcome::Drained => DRAINED,
+            Outcome::Failed(label) => label,
+            Outcome::Abandoned if ending.reason.is_of_drain() => DRAINED,
+            Outcome::Abandoned if ending.reason.is_of_limit() => "aborted",
+            Outcome::Abandoned => "client_gone",
+        };
+        (outcome, ending)
     }
 
     fn log(&self, fields: &LogFields, received: u64, duration: Duration) {
-        let outcome = match self.outcome {
-            Outcome::Abandoned => "client_gone",
-            Outcome::Complete => "complete",
-            Outcome::Aborted => "aborted",
-            Outcome::Failed(label) => label,
-        };
+        let facts = &self.facts;
+        let kubernetes = facts.kubernetes();
+        let (outcome, ending) = self.end();
         info!(
             target: TARGET,
-            cluster = fields.cluster,
+            cluster = facts.cluster.as_deref(),
             client.address = %self.connected.client(),
+            user_agent.original = fields.user_agent.as_ref().and_then(shortened).map(display),
             network.protocol.version = protocol(self.version),
-            http.request.method = %escape(fields.method.as_str(), MAX_LOGGED_CHARS),
-            url.path = %escape(fields.uri.path(), MAX_LOGGED_CHARS),
+            http.request.id = %facts.id,
+            http.request.method = %facts.method(),
+            url.domain = fields.host.as_ref().and_then(host).map(display),
+            url.path = %facts.path(),
             http.response.status_code = self.status.map_or(0, |status| status.as_u16()),
-            k8s.verb = fields.verb,
-            k8s.resource = %escape(&fields.resource, MAX_LOGGED_CHARS),
-            k8s.namespace = %escape(&fields.namespace, MAX_LOGGED_CHARS),
-            k8s.audit_id = %escape(&fields.audit_id, MAX_LOGGED_CHARS),
+            k8s.verb = text(kubernetes.verb).map(display),
+            k8s.resource = text(&kubernetes.resource).map(display),
+            k8s.namespace = text(&kubernetes.namespace).map(display),
+            k8s.audit_id = fields.audit_id.as_ref().and_then(shortened).map(display),
+            upstream.address = fields.upstream.map(|origin| display(origin.endpoint)),
+            upstream.reused = fields.upstream.map(|origin| origin.is_reused),
             received_bytes = received,
             sent_bytes = self.sent,
             time_to_headers_seconds = seconds(self.time_to_headers.unwrap_or_default()),
             duration_seconds = seconds(duration),
             outcome,
+            ended_by = ending.by.label(),
+            reason = ending.reason.label(),
+            suppressed_lines = Some(fields.suppressed).filter(|lines| *lines > 0),
             "request",
         );
+    }
+
+    /// How the tunnel ended, as a label.
+    fn tunnel_end(&self) -> TunnelEnd {
+        match self.end() {
+            ("complete", _) => TunnelEnd::Complete,
+            (DRAINED, _) => TunnelEnd::Drained,
+            (_, ending) => match ending.by {
+                Side::Client => TunnelEnd::Client,
+                Side::Apiserver => TunnelEnd::Apiserver,
+                Side::Proxy => TunnelEnd::Proxy,
+            },
+        }
+    }
+}
+
+impl LogFields {
+    fn new<B>(request: &Request<B>) -> Self {
+        let headers = request.headers();
+        // Over HTTP/2 the target has the host.
+        let authority = request.uri().authority();
+        let authority = authority.and_then(|host| HeaderValue::try_from(host.as_str()).ok());
+        Self {
+            user_agent: headers.get(header::USER_AGENT).cloned(),
+            host: authority.or_else(|| headers.get(header::HOST).cloned()),
+            audit_id: None,
+            upstream: None,
+            suppressed: 0,
+        }
     }
 }
 
@@ -270,10 +419,33 @@ impl Drop for AccessLog {
             // fast responses are.
             duration: (self.open.is_none() && self.status.is_some()).then_some(duration),
         });
+        if self.status == Some(StatusCode::SWITCHING_PROTOCOLS) {
+            let counters = self.connected.counters();
+            counters.tunnels_ended.count(self.tunnel_end());
+        }
         if let Some(fields) = &self.fields {
             self.log(fields, received, duration);
         }
     }
+}
+
+/// Text for a field; `None` if it is empty.
+fn text(text: &str) -> Option<Escaped<'_>> {
+    (!text.is_empty()).then(|| escape(text, MAX_LOGGED_CHARS))
+}
+
+/// The value of a header, escaped and shortened; `None` if it is empty.
+fn shortened(value: &HeaderValue) -> Option<String> {
+    let text = String::from_utf8_lossy(value.as_bytes());
+    let text = escape(&text, MAX_VALUE_CHARS).to_string();
+    (!text.is_empty()).then_some(text)
+}
+
+/// The host that a client asked for. A text that looks like a secret is hidden.
+fn host(value: &HeaderValue) -> Option<String> {
+    let text = String::from_utf8_lossy(value.as_bytes());
+    let text = escape(&quote::name(&text), MAX_VALUE_CHARS).to_string();
+    (!text.is_empty()).then_some(text)
 }
 
 /// Rounded to microseconds; more digits are noise.
@@ -292,4 +464,7 @@ fn protocol(version: Version) -> &'static str {
 /// The `tracing` target of access log lines, for filters.
 pub(super) const TARGET: &str = "kube_tls_proxy::access";
 const MAX_LOGGED_CHARS: usize = 1024;
-const MAX_AUDIT_ID_CHARS: usize = 64;
+/// Of a header value.
+const MAX_VALUE_CHARS: usize = 256;
+/// The outcome of a response or tunnel that ended because the proxy stops.
+const DRAINED: &str = "drained";

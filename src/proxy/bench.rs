@@ -8,12 +8,14 @@ use super::{
     ClientConnection,
     access_log::AccessLog,
     headers::{self, Forwarded},
+    request_id::RequestId,
     request_info::RequestInfo,
 };
 use crate::{
     clients::ClientTable,
     config::{Limits, Timeouts},
     drain::Drain,
+    ending::{EndReason, Ending},
     hosts::PeerAddr,
     metrics::{Connected, Protocol},
     upstream::{ClientLeases, UpstreamContext},
@@ -21,7 +23,13 @@ use crate::{
 
 /// Rewrites the header of a request that is not an upgrade, as the proxy does before it forwards the request.
 pub fn rewrite_request(headers: &mut HeaderMap, client: &HeaderValue, host: &str) {
-    headers::rewrite_request(headers, Forwarded { client, host }, None);
+    let request_id = RequestId::from_headers(headers).header_value();
+    let forwarded = Forwarded {
+        client,
+        host,
+        request_id,
+    };
+    headers::rewrite_request(headers, forwarded, None);
 }
 
 /// Counts requests that are not logged.
@@ -49,6 +57,7 @@ impl Counting {
             peer,
             Protocol::Http2,
             place.expect("an empty table has a place"),
+            Drain::new(),
         );
         let mut request = Request::new(());
         target.clone_into(request.uri_mut());
@@ -74,7 +83,7 @@ impl Counting {
         let mut log = AccessLog::new(&self.downstream, &self.request);
         log.response_started(StatusCode::OK, &self.fields);
         log.sent(1000);
-        log.completed();
+        log.completed(Ending::by_apiserver(EndReason::Eof));
     }
 }
 

@@ -12,12 +12,11 @@ use std::{
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::{self, Frame, SizeHint};
-use tracing::warn;
 
 use super::{access_log::AccessLog, headers, watch::Watch};
 use crate::{
+    ending::{EndReason, Ending},
     http1::Upgraded,
-    text::error_chain,
     upstream::{DownloadError, ResponseBody},
 };
 
@@ -74,10 +73,10 @@ impl Body {
         self.log = Some(log);
     }
 
-    /// Notes that the client gets no more of this body.
-    pub(crate) fn abort(&mut self) {
+    /// Notes that the client gets no more of this body, and why.
+    pub(crate) fn abort(&mut self, ending: Ending) {
         if let Some(log) = &mut self.log {
-            log.aborted();
+            log.aborted(ending);
         }
     }
 
@@ -90,10 +89,21 @@ impl Body {
 }
 
 impl Body {
-    fn cut(&self, error: &DownloadError) -> Cut {
-        let client = self.log.as_ref().map(|log| log.client());
-        warn!(client.address = client.map(tracing::field::display), error = %error_chain(error), "response aborted");
+    fn cut(&mut self, error: &DownloadError) -> Cut {
+        if let Some(log) = &mut self.log {
+            log.cut(error);
+        }
         Cut
+    }
+
+    /// Notes that the response ended in order.
+    fn complete(&mut self) {
+        let Some(log) = &mut self.log else { return };
+        let ending = match &self.content {
+            Content::Watch(watch) => watch.ending(),
+            Content::Own(_) | Content::Upstream(_) | Content::Tunnel(_) => None,
+        };
+        log.completed(ending.unwrap_or(Ending::by_apiserver(EndReason::Eof)));
     }
 }
 
@@ -121,12 +131,14 @@ impl body::Body for Body {
         {
             headers::rewrite_trailers(trailers);
         }
-        if let Some(log) = &mut this.log {
-            match &frame {
-                Some(Ok(frame)) => log.sent(frame.data_ref().map_or(0, Bytes::len)),
-                Some(Err(Cut)) => log.aborted(),
-                None => log.completed(),
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(log) = &mut this.log {
+                    log.sent(frame.data_ref().map_or(0, Bytes::len));
+                }
             }
+            Some(Err(Cut)) => {}
+            None => this.complete(),
         }
         Poll::Ready(frame)
     }
@@ -153,10 +165,8 @@ impl body::Body for Body {
 impl Drop for Body {
     fn drop(&mut self) {
         // A body that reports its end is not polled for it, but dropped.
-        if body::Body::is_end_stream(self)
-            && let Some(log) = &mut self.log
-        {
-            log.completed();
+        if body::Body::is_end_stream(self) {
+            self.complete();
         }
     }
 }

@@ -2,9 +2,10 @@
 
 use tracing::{debug, warn};
 
-use super::Rejection;
+use super::{Rejection, access_log::RequestFacts, request_id::RequestId};
 use crate::{
     clients::Throttled,
+    ending::{EndReason, Ending},
     metrics::{Connected, ErrorReason, Limit},
     text::error_chain,
     upstream::{UploadError, UpstreamError},
@@ -35,6 +36,17 @@ impl Error {
         self.reason().label()
     }
 
+    /// Who is the reason that the request failed, and why.
+    pub(super) fn ending(&self) -> Ending {
+        match self {
+            Self::Rejected(_) => Ending::by_proxy(EndReason::Refused),
+            Self::Upstream(error) => error.ending(),
+            Self::UnexpectedProtocol | Self::RedirectedUpgrade => {
+                Ending::by_apiserver(EndReason::Protocol)
+            }
+        }
+    }
+
     /// The label of `errors_total`.
     pub(super) fn reason(&self) -> ErrorReason {
         match self {
@@ -55,26 +67,59 @@ pub(super) fn leaves_body_unread(error: &Error) -> bool {
     )
 }
 
-/// Counts an error, keeps it for the status page, and logs its cause unless this client has filled its
-/// share of the log already.
-pub(super) fn record(error: &Error, connected: &Connected) {
+/// Counts an error, keeps it for the status page, and logs its cause. Returns `None` if the log has enough lines about
+/// this client already, else the number of lines that were left out before. `facts` is `None` if the head of the
+/// request could not be read.
+pub(super) fn record(
+    error: &Error,
+    connected: &Connected,
+    id: &RequestId,
+    facts: Option<&RequestFacts>,
+) -> Option<u64> {
     if let Some(limit) = exceeded_limit(error) {
         connected.counters().limits_hit.count(limit);
     }
-    let Some(suppressed) =
-        connected.record_error(error.reason(), || error_chain(error).to_string())
-    else {
-        return;
-    };
+    let lines = connected.record_error(error.reason(), || cause(error))?;
     // The usual zero is left out of the line.
-    let suppressed = Some(suppressed).filter(|lines| *lines > 0);
-    let client = connected.client();
+    let suppressed = Some(lines).filter(|lines| *lines > 0);
+    macro_rules! log_line {
+        ($level:ident, $message:literal) => {
+            $level!(
+                cluster = facts.and_then(|facts| facts.cluster.as_deref()),
+                client.address = %connected.client(),
+                http.request.id = %id,
+                http.request.method = facts.map(|facts| display(facts.method())),
+                url.path = facts.map(|facts| display(facts.path())),
+                k8s.verb = facts.and_then(RequestFacts::verb),
+                "error.type" = error.label(),
+                error = cause(error),
+                suppressed_lines = suppressed,
+                $message
+            )
+        };
+    }
     match error {
         Error::Rejected(_) | Error::Upstream(UpstreamError::Upload { .. }) => {
-            debug!(client.address = %client, "error.type" = error.label(), error = %error_chain(error), suppressed_lines = suppressed, "request refused");
+            log_line!(debug, "request refused");
         }
         Error::Upstream(_) | Error::UnexpectedProtocol | Error::RedirectedUpgrade => {
-            warn!(client.address = %client, "error.type" = error.label(), error = %error_chain(error), suppressed_lines = suppressed, "request failed");
+            log_line!(warn, "request failed");
+        }
+    }
+    Some(lines)
+}
+
+/// The error and its causes. A certificate that was not accepted is described once, when the connection fails; here only
+/// the reason follows.
+fn cause(error: &Error) -> String {
+    let chain = error_chain(error);
+    match error {
+        Error::Upstream(of_upstream) => match of_upstream.verify_error() {
+            Some(verify) => format!("{error}: the apiserver's certificate {}", verify.reason()),
+            None => chain.to_string(),
+        },
+        Error::Rejected(_) | Error::UnexpectedProtocol | Error::RedirectedUpgrade => {
+            chain.to_string()
         }
     }
 }

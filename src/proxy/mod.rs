@@ -10,6 +10,7 @@ mod body;
 mod error;
 mod headers;
 mod policy;
+mod request_id;
 mod request_info;
 mod respond;
 #[cfg(test)]
@@ -45,6 +46,7 @@ use access_log::AccessLog;
 use body::Content;
 use headers::Forwarded;
 use policy::{Admitted, ConnectionNames, UpgradeToken};
+use request_id::RequestId;
 pub(crate) use upgrade::start_tunnel;
 
 /// One downstream connection, as all of its requests see it.
@@ -92,8 +94,9 @@ pub(crate) const FUZZ: [fn(&[u8]); 4] =
 #[must_use]
 pub fn refuse(rejection: Rejection, connected: &Connected) -> Response<Body> {
     let error = rejection.into();
-    error::record(&error, connected);
-    respond::respond(&error)
+    let id = RequestId::new();
+    error::record(&error, connected, &id, None);
+    respond::respond(&error, &id)
 }
 
 /// Makes an HTTP/1.1 connection close after this response.
@@ -123,9 +126,8 @@ pub async fn handle(
         None => Box::pin(forward(routes, downstream, request, &mut log)).await,
     };
     let mut response = result.unwrap_or_else(|error| {
-        error::record(&error, &downstream.connected);
-        log.failed(error.label());
-        expected.for_error(&error)
+        log.failed(&error);
+        expected.for_error(&error, log.id())
     });
     log.response_started(response.status(), response.headers());
     response.body_mut().set_log(log);
@@ -152,8 +154,8 @@ impl ExpectedResponse {
     }
 
     /// The response that tells the client about an error.
-    fn for_error(&self, error: &Error) -> Response<Body> {
-        let mut response = respond::respond(error);
+    fn for_error(&self, error: &Error, id: &RequestId) -> Response<Body> {
+        let mut response = respond::respond(error, id);
         let is_uncertain = self.leaves_http
             || matches!(error, Error::Rejected(rejection) if rejection.is_about_framing())
             || error::leaves_body_unread(error);
@@ -181,7 +183,7 @@ async fn forward(
         local: downstream.local,
     };
     let admitted = policy::admit(&head, routes, &downstream.limits, names)?;
-    log.routed(admitted.cluster.name());
+    log.routed(&admitted.cluster);
     let place = downstream.connected.place();
     let check = place
         .check_budget(admitted.cluster.name(), &head)
@@ -192,9 +194,9 @@ async fn forward(
             place.answered(check, StatusCode::BAD_GATEWAY);
         }
     };
-    prepare(&mut head, downstream, &admitted)?;
+    prepare(&mut head, downstream, &admitted, log.id())?;
     if let Some(token) = admitted.upgrade {
-        let forwarded = upgrade::forward(downstream, &admitted.cluster, head, body, token);
+        let forwarded = upgrade::forward(downstream, &admitted.cluster, head, body, token, log);
         // On the heap, so that the future of every other request stays smaller.
         let forwarded = Box::pin(forwarded).await.inspect_err(failed)?;
         place.answered(check, forwarded.status());
@@ -208,6 +210,7 @@ async fn forward(
         .map_err(Error::from)
         .inspect_err(failed)?;
     let (mut head, body) = response.into_parts();
+    log.answered_by(&body);
     place.answered(check, head.status);
     let content = if log.is_watch() && head.status == StatusCode::OK {
         watch::content(body, &head.headers, &downstream.drain)
@@ -224,10 +227,12 @@ fn prepare(
     head: &mut Parts,
     downstream: &ClientConnection,
     admitted: &Admitted,
+    id: &RequestId,
 ) -> Result<(), Error> {
     let forwarded = Forwarded {
         client: &downstream.forwarded_for,
         host: admitted.authority.as_str(),
+        request_id: id.header_value(),
     };
     let upgrade = admitted.upgrade.map(UpgradeToken::value);
     headers::rewrite_request(&mut head.headers, forwarded, upgrade);

@@ -3,7 +3,7 @@
 
 use std::{future::Future, time::Duration};
 
-use super::{ClientConnection, Routes, handle, tunnel, upgrade};
+use super::{ClientConnection, Routes, access_log::AccessLog, handle, tunnel, upgrade};
 use crate::{http1::Upgraded, upstream::Cluster};
 
 /// The size of the future that this function returns.
@@ -24,10 +24,14 @@ fn future_of_request_stays_small() {
 
 #[test]
 fn futures_of_upgrade_and_tunnel_stay_small() {
-    type References = (&'static ClientConnection, &'static Cluster);
+    type References = (
+        &'static ClientConnection,
+        &'static Cluster,
+        &'static mut AccessLog,
+    );
     let upgrade = size(
-        |((downstream, cluster), head, body, token): (References, _, _, _)| {
-            upgrade::forward(downstream, cluster, head, body, token)
+        |((downstream, cluster, log), head, body, token): (References, _, _, _)| {
+            upgrade::forward(downstream, cluster, head, body, token, log)
         },
     );
     assert!(upgrade <= MAX_UPGRADE, "until the 101: {upgrade} bytes");

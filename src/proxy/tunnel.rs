@@ -20,6 +20,8 @@ use tokio::{
 };
 use tokio_util::io::poll_read_buf;
 
+use crate::ending::{EndReason, Ending};
+
 /// The bytes that went through a tunnel.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Carried {
@@ -29,16 +31,25 @@ pub(super) struct Carried {
     pub(super) down: u64,
 }
 
+/// Why a tunnel did not end in order.
+#[derive(Debug)]
+pub(super) struct TunnelError {
+    pub(super) ending: Ending,
+    pub(super) error: io::Error,
+}
+
 /// Copies in both directions until both have ended, one has failed, or one has stayed open for
 /// `half_close_timeout` after the other ended.
 ///
 /// A peer that accepts no more bytes still gets its earlier bytes delivered. An apiserver that has ended its
 /// half accepts no more: what the client writes after that is lost, and this is not a failure.
+///
+/// The [`Ending`] names the side that ended its half first, or that failed.
 pub(super) async fn join<C, A>(
     client: C,
     apiserver: A,
     half_close_timeout: Duration,
-) -> (Carried, io::Result<()>)
+) -> (Carried, Result<Ending, TunnelError>)
 where
     C: AsyncRead + AsyncWrite + Send,
     A: AsyncRead + AsyncWrite + Send,
@@ -54,18 +65,27 @@ where
             result = &mut up => (result, false),
             result = &mut down => (result, true),
         };
+        let ended = if second_is_up {
+            Ending::by_apiserver(EndReason::Eof)
+        } else {
+            Ending::by_client(EndReason::Eof)
+        };
         match first {
-            Err(error) => Err(error.into()),
+            Err(error) => Err(error.of_direction(!second_is_up)),
             Ok(()) => {
                 let second = async { if second_is_up { up.await } else { down.await } };
                 match timeout(half_close_timeout, second).await {
                     // kubectl writes once more after exec and cp have ended.
-                    Ok(Err(CopyError::Write(_))) if second_is_up => Ok(()),
-                    Ok(result) => result.map_err(Into::into),
-                    Err(_elapsed) => Err(io::Error::new(
-                        io::ErrorKind::TimedOut,
-                        "half-closed tunnel did not end within timeouts.halfCloseTimeout",
-                    )),
+                    Ok(Err(CopyError::Write(_))) if second_is_up => Ok(ended),
+                    Ok(Err(error)) => Err(error.of_direction(second_is_up)),
+                    Ok(Ok(())) => Ok(ended),
+                    Err(_elapsed) => Err(TunnelError {
+                        ending: Ending::by_proxy(EndReason::HalfCloseTimeout),
+                        error: io::Error::new(
+                            io::ErrorKind::TimedOut,
+                            "half-closed tunnel did not end within timeouts.halfCloseTimeout",
+                        ),
+                    }),
                 }
             }
         }
@@ -80,11 +100,20 @@ enum CopyError {
     Write(io::Error),
 }
 
-impl From<CopyError> for io::Error {
-    fn from(error: CopyError) -> Self {
-        match error {
-            CopyError::Read(error) | CopyError::Write(error) => error,
-        }
+impl CopyError {
+    /// The error of the direction from the client to the apiserver (`is_up`), or of the other one.
+    fn of_direction(self, is_up: bool) -> TunnelError {
+        let (is_client, error) = match self {
+            Self::Read(error) => (is_up, error),
+            Self::Write(error) => (!is_up, error),
+        };
+        let reason = EndReason::from_io(&error);
+        let ending = if is_client {
+            Ending::by_client(reason)
+        } else {
+            Ending::by_apiserver(reason)
+        };
+        TunnelError { ending, error }
     }
 }
 

@@ -10,11 +10,16 @@ use http::{Response, StatusCode, request::Parts};
 use tracing::debug;
 
 use super::{
-    Body, ClientConnection, Error, body::Content, close_after, headers, policy::UpgradeToken,
-    tunnel,
+    Body, ClientConnection, Error,
+    access_log::AccessLog,
+    body::Content,
+    close_after, headers,
+    policy::UpgradeToken,
+    tunnel::{self, TunnelError},
 };
 use crate::{
     drain::ConnectionKind,
+    ending::{EndReason, Ending},
     http1::Upgraded,
     metrics::Limit,
     text::error_chain,
@@ -36,9 +41,11 @@ pub(super) async fn forward(
     head: Parts,
     body: RequestBody,
     token: UpgradeToken,
+    log: &mut AccessLog,
 ) -> Result<Response<Body>, Error> {
     let response = downstream.leases.send_upgrade(cluster, head, body).await?;
     let (mut head, body) = response.into_parts();
+    log.answered_by(&body);
     match head.status {
         StatusCode::SWITCHING_PROTOCOLS if token.is_granted_by(&head.headers) => {
             let apiserver = body.into_upgraded().ok_or(Error::UnexpectedProtocol)?;
@@ -79,15 +86,15 @@ pub(crate) fn start_tunnel(body: Body, client: Upgraded, downstream: &ClientConn
             ended = joined => ended,
             () = connected.place().closing() => {
                 connected.counters().limits_hit.count(Limit::ClientPlaces);
-                return log.aborted();
+                return log.aborted(Ending::by_proxy(EndReason::Place));
             }
         };
         log.carried(carried);
         match result {
-            Ok(()) => log.completed(),
-            Err(error) => {
+            Ok(ended) => log.completed(ended),
+            Err(TunnelError { ending, error }) => {
                 debug!(client.address = %peer, error = %error_chain(&error), "tunnel aborted");
-                log.aborted();
+                log.aborted(ending);
             }
         }
     });

@@ -46,11 +46,12 @@ pub(super) fn build_clusters(
 
 fn endpoints(cluster: &ClusterConfig) -> Endpoints {
     let (host, port) = (&cluster.upstream_host, cluster.upstream_port);
-    if cluster.addresses.is_empty() {
+    let endpoints = if cluster.addresses.is_empty() {
         Endpoints::new(host, port)
     } else {
         Endpoints::fixed(host, port, &cluster.addresses)
-    }
+    };
+    endpoints.of_cluster(&cluster.name)
 }
 
 impl Reloader {

@@ -3,6 +3,7 @@
 //! Unchanged parts are reused: a cluster with the same settings and CAs keeps its leases, and TLS sessions
 //! survive every reload. Files with the same bytes as in the current snapshot are not parsed.
 
+mod changes;
 mod clusters;
 mod material;
 
@@ -12,6 +13,7 @@ use rustls::{crypto::aws_lc_rs::Ticketer, server::ProducesTickets};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
+pub use changes::ReloadChanges;
 pub use material::Material;
 
 use crate::{
@@ -82,6 +84,8 @@ pub struct Reloader {
     valid_until: Option<SystemTime>,
     /// The current state; its readers see it after [`Reloader::publish`].
     report: ReloadReport,
+    /// What the last new snapshot has changed.
+    changes: ReloadChanges,
     published: watch::Sender<ReloadReport>,
 }
 
@@ -119,6 +123,7 @@ impl Reloader {
             valid_until,
             published: watch::Sender::new(report.clone()),
             report,
+            changes: ReloadChanges::default(),
         };
         Ok((reloader, snapshot))
     }
@@ -139,6 +144,12 @@ impl Reloader {
     #[must_use]
     pub fn clusters(&self) -> &[Arc<Cluster>] {
         &self.report.clusters
+    }
+
+    /// What the last new snapshot has changed.
+    #[must_use]
+    pub fn changes(&self) -> &ReloadChanges {
+        &self.changes
     }
 
     /// The current snapshot and the results of all reloads; changes with every published reload.
@@ -231,8 +242,16 @@ impl Reloader {
                 .zip(&self.report.clusters)
                 .all(|(new, old)| Arc::ptr_eq(new, old));
         let same_hosts = config.clusters == self.config.clusters;
-        let unchanged =
-            same_clusters && same_hosts && material.presents_the_same(&self.report.material);
+        let same_log = config.log.filter == self.config.log.filter
+            && config.log.access == self.config.log.access;
+        let unchanged = same_clusters
+            && same_hosts
+            && same_log
+            && material.presents_the_same(&self.report.material);
+        if !unchanged {
+            let old = (&self.config, &*self.report.material);
+            self.changes = ReloadChanges::new(old, (&config, &material));
+        }
         self.compare_with_start(&config);
         let files = files_of(&config);
         self.loaded = (files == self.files).then_some(content);
@@ -259,7 +278,7 @@ impl Reloader {
             ("workers", config.workers != started.workers),
             ("limits", config.limits != started.limits),
             ("timeouts", config.timeouts != started.timeouts),
-            ("log", config.log != started.log),
+            ("log.format", config.log.format != started.log.format),
         ];
         let changed = keys.iter().filter(|(_, has_changed)| *has_changed);
         let changed: Vec<_> = changed.map(|(key, _)| *key).collect();

@@ -225,6 +225,30 @@ fn clusters_at_same_address_keep_separate_endpoints() {
     }
 }
 
+/// `check` finds these too, but an operator who starts the proxy may not have run it.
+#[test]
+fn certificates_that_clients_reject_give_warnings_at_start() {
+    let world = World::new();
+    let mut config = world.config();
+    let material = Material::load(&config, year(2025)).unwrap();
+    assert_eq!(material.warnings(year(2025)), Vec::<String>::new());
+    config.clusters[0].hosts = vec![HOST.into(), "other.test".into()];
+    standin::pki::Identity::self_signed(&[HOST]).write(&world.dir, "tls");
+    let material = Material::load(&config, year(2025)).unwrap();
+    let warnings = material.warnings(year(2025));
+    let [own, host] = warnings.as_slice() else {
+        panic!("{warnings:?}");
+    };
+    assert!(
+        own.starts_with("the certificate for kube.test is self-signed"),
+        "{own}"
+    );
+    assert!(
+        host.starts_with("no certificate is valid for other.test, so clients refuse to connect"),
+        "{host}"
+    );
+}
+
 /// Paths in a file may be relative, and many files are named.
 #[test]
 fn missing_file_is_named_with_its_line_in_the_configuration() {

@@ -20,6 +20,7 @@ use super::{
     ReadAhead, Readable,
     turn::{MAX_BYTES_PER_TURN, yield_turn},
 };
+use crate::ending::EndReason;
 
 /// A TLS stream that can encrypt plaintext without sending it.
 pub(crate) trait TlsWriter: Readable {
@@ -77,6 +78,8 @@ struct BatchState<S> {
     turned_away: bool,
     /// Why sending failed, kept until the user's next read or write returns it.
     failed: Option<io::Error>,
+    /// How the peer has ended the connection.
+    read_end: Option<EndReason>,
 }
 
 impl<S> Clone for WriteBatcher<S> {
@@ -95,6 +98,7 @@ impl<S: TlsWriter> WriteBatcher<S> {
             is_full: false,
             turned_away: false,
             failed: None,
+            read_end: None,
         })))
     }
 
@@ -121,6 +125,11 @@ impl<S: TlsWriter> WriteBatcher<S> {
     /// Whether the user waits for room, and may have written a part of a frame.
     pub(crate) fn is_full(&self) -> bool {
         self.lock().is_full
+    }
+
+    /// How the peer has ended the connection. h2 does not pass that on in every case. `None` while it is open.
+    pub(crate) fn read_end(&self) -> Option<EndReason> {
+        self.lock().read_end
     }
 
     fn lock(&self) -> MutexGuard<'_, BatchState<S>> {
@@ -198,10 +207,17 @@ impl<S: TlsWriter> AsyncRead for WriteBatcher<S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let mut state = self.lock();
-        if let Some(error) = state.failed.take() {
-            return Poll::Ready(Err(error));
+        let before = buf.filled().len();
+        let read = match state.failed.take() {
+            Some(error) => Err(error),
+            None => ready!(state.stream.poll_read_if_ready(cx, buf)),
+        };
+        match &read {
+            Ok(()) if buf.filled().len() > before => {}
+            Ok(()) => state.read_end = Some(EndReason::Eof),
+            Err(error) => state.read_end = Some(EndReason::from_io(error)),
         }
-        state.stream.poll_read_if_ready(cx, buf)
+        Poll::Ready(read)
     }
 }
 

@@ -19,7 +19,6 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
-use tracing::warn;
 
 use super::{
     ClientTls, Cluster, UpstreamContext, UpstreamError,
@@ -147,9 +146,8 @@ async fn try_one(
                 return;
             }
             dials.count(cluster.name(), error.as_dialled());
-            let (cluster, why) = (cluster.name(), error_chain(error).to_string());
-            warn!(cluster, error = why, "upstream connection failed");
-            endpoints.mark_unhealthy(&endpoint, why, error.is_outage());
+            let why = error_chain(error).to_string();
+            endpoints.dial_failed(&endpoint, error, why);
         })
 }
 

@@ -3,7 +3,12 @@
 use std::{error::Error, io, sync::Arc};
 
 use super::VerifyError;
-use crate::{hosts::UpstreamAddr, http1::MessageError, metrics::Dialled};
+use crate::{
+    ending::{EndReason, Ending},
+    hosts::UpstreamAddr,
+    http1::MessageError,
+    metrics::Dialled,
+};
 
 /// Why a request got no response from an apiserver.
 #[derive(Debug, thiserror::Error)]
@@ -183,6 +188,73 @@ pub enum DownloadError {
     /// The HTTP/2 stream or its connection failed.
     #[error("cannot read the response body")]
     H2(#[source] h2::Error),
+    /// The apiserver did not reply to a ping, so the proxy closed the connection.
+    #[error("the apiserver did not reply to a ping within timeouts.upstreamPingTimeout")]
+    PingTimeout,
+}
+
+impl DownloadError {
+    /// Who ended the response, and why.
+    #[must_use]
+    pub fn ending(&self) -> Ending {
+        match self {
+            Self::H1(error) => error.ending(),
+            Self::H2(error) => Ending::by_apiserver(h2_reason(error)),
+            Self::PingTimeout => Ending::by_apiserver(EndReason::PingTimeout),
+        }
+    }
+}
+
+impl HttpError {
+    fn ending(&self) -> Ending {
+        match self {
+            Self::H1(error) => error.ending(),
+            Self::H2(error) => Ending::by_apiserver(h2_reason(error)),
+        }
+    }
+}
+
+impl H1Error {
+    fn ending(&self) -> Ending {
+        match self {
+            Self::Upload(error) => error.ending(),
+            Self::Closed => Ending::by_apiserver(EndReason::Eof),
+            Self::Message(error) => Ending::by_apiserver(message_reason(error)),
+            Self::Interim { .. } => Ending::by_apiserver(EndReason::Protocol),
+        }
+    }
+}
+
+impl UploadError {
+    fn ending(&self) -> Ending {
+        match self {
+            Self::TooSlow => Ending::by_proxy(EndReason::Stall),
+            Self::Reset | Self::Http2(_) => Ending::by_client(EndReason::Cancel),
+            Self::Http1(error) => Ending::by_client(message_reason(error)),
+            Self::Length => Ending::by_client(EndReason::Protocol),
+        }
+    }
+}
+
+fn message_reason(error: &MessageError) -> EndReason {
+    match error {
+        MessageError::Cut => EndReason::Eof,
+        MessageError::Io(error) => EndReason::from_io(error),
+        MessageError::Head(_) | MessageError::HeadTooLong { .. } | MessageError::Framing(_) => {
+            EndReason::Protocol
+        }
+    }
+}
+
+fn h2_reason(error: &h2::Error) -> EndReason {
+    match error.get_io() {
+        // h2 reports so that the peer has closed the connection in order.
+        Some(error) if error.kind() == io::ErrorKind::BrokenPipe => EndReason::Eof,
+        Some(error) => EndReason::from_io(error),
+        None if error.is_go_away() && error.is_remote() => EndReason::GoAway,
+        None if error.is_reset() && error.is_remote() => EndReason::Cancel,
+        None => EndReason::Protocol,
+    }
 }
 
 impl DownloadError {
@@ -196,11 +268,33 @@ impl DownloadError {
             }
             Self::H1(_) => false,
             Self::H2(error) => error.is_io() || (error.is_go_away() && error.is_remote()),
+            Self::PingTimeout => true,
         }
     }
 }
 
 impl UpstreamError {
+    /// Who is the reason that there is no response, and why.
+    #[must_use]
+    pub fn ending(&self) -> Ending {
+        match self {
+            Self::NoEndpoint { .. }
+            | Self::Connect { .. }
+            | Self::ConnectTimeout { .. }
+            | Self::Verify { .. }
+            | Self::Handshake { .. } => Ending::by_apiserver(EndReason::NoConnection),
+            Self::TooManyConnections { .. } | Self::NoSocket => Ending::by_proxy(EndReason::Limit),
+            Self::Unsent { source, .. } | Self::Lost { source, .. } => source.ending(),
+            Self::Refused { source, .. } => Ending::by_apiserver(h2_reason(source)),
+            Self::Upload { source } => source.ending(),
+            Self::HeadTooLarge { .. }
+            | Self::Malformed { .. }
+            | Self::UnsolicitedUpgrade
+            | Self::Protocol { .. } => Ending::by_apiserver(EndReason::Protocol),
+            Self::Shared(error) => error.ending(),
+        }
+    }
+
     /// Why a request has no response, although it was sent.
     pub(super) fn no_response(endpoint: UpstreamAddr, source: HttpError) -> Self {
         match source {
@@ -294,6 +388,9 @@ impl UpstreamError {
     /// Why the verifier refused the certificate, if it did.
     #[must_use]
     pub fn verify_error(&self) -> Option<&VerifyError> {
+        if let Self::Shared(error) = self {
+            return error.verify_error();
+        }
         let Self::Verify { source, .. } = self else {
             return None;
         };

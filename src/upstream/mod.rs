@@ -32,7 +32,7 @@ pub(crate) use dial::{Offer, TcpConnected};
 pub use endpoint::{EndpointHealth, Endpoints, Health};
 pub use error::{DownloadError, H1Error, HttpError, UploadError, UpstreamError};
 pub(crate) use http2_body::UnreadBody;
-pub use lease::{ClientLeases, ResponseBody};
+pub use lease::{ClientLeases, Origin, ResponseBody};
 pub use request_body::{ReplayBudget, RequestBody};
 pub use sockets::SpareSockets;
 pub use tls::{ClientTls, VerifyError, WrongKeyError};
@@ -45,7 +45,7 @@ pub(crate) const FUZZ: fn(&[u8]) = h2::fuzz;
 pub struct Cluster {
     /// The number of this generation; leases and idle connections are found by it.
     id: u64,
-    name: String,
+    name: Arc<str>,
     path_prefix: String,
     endpoints: Arc<Endpoints>,
     tls: ClientTls,
@@ -69,7 +69,7 @@ impl Cluster {
         static GENERATIONS: AtomicU64 = AtomicU64::new(0);
         Self {
             id: GENERATIONS.fetch_add(1, Ordering::Relaxed),
-            name,
+            name: name.into(),
             path_prefix,
             endpoints,
             probe_host: tls.expected_name(),
@@ -97,6 +97,12 @@ impl Cluster {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The same name, for a record that may outlive this generation.
+    #[must_use]
+    pub(crate) fn shared_name(&self) -> Arc<str> {
+        Arc::clone(&self.name)
     }
 
     /// The prefix of every path.

@@ -88,11 +88,14 @@ async fn probe_all(
             if endpoint.state() != Health::Unhealthy {
                 warn!(
                     cluster = cluster.name(),
+                    upstream.address = %address,
                     error = why,
                     "upstream probe failed"
                 );
             }
-            cluster.endpoints.mark_unhealthy(&endpoint, why, is_down);
+            cluster
+                .endpoints
+                .mark_unhealthy(&endpoint, "probe", why, is_down);
         }));
     }
     for probe in probes {

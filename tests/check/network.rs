@@ -35,7 +35,7 @@ async fn unknown_name_fails_dns() {
         '✗',
         "dns",
         "cannot resolve apiserver.invalid: ",
-        "check the name in the URL of the apiserver (--upstream, the kubeconfig or `clusters`), and the DNS settings of this machine",
+        "check the name in the URL of --upstream, and the DNS settings of this machine",
     );
     assert_eq!(result.marked('–'), [&["tcp"], &AFTER_TCP[..]].concat());
 }

@@ -5,7 +5,7 @@ use standin::{
     upstream::{Received, Upstream, full},
 };
 
-use crate::world::{APISERVER, RunResult, Serving, World, check, flags, path};
+use crate::world::{APISERVER, RunResult, Serving, World, check, command, flags, path, run};
 
 /// Checks the proxy as its clients use it.
 async fn through(world: &World, serving: &Serving, more: &[&str]) -> RunResult {
@@ -140,6 +140,27 @@ async fn unverified_or_unreachable_proxy_breaks_the_client_leg() {
         (1, &"client-proxy".into())
     );
     assert_eq!(requests_of_check(&upstream).len(), 0, "nothing is sent");
+}
+
+/// kubectl connects through the proxy of the environment, so it may work where the check does not.
+#[tokio::test]
+async fn https_proxy_of_kubectl_is_mentioned_when_dns_fails() {
+    let mut command = command("check");
+    command.args(["--through", "https://proxy.invalid"]);
+    let without = run(&mut command).await;
+    assert!(
+        !without.stdout.contains("HTTPS_PROXY"),
+        "{}",
+        without.stdout
+    );
+    let result = run(command.env("HTTPS_PROXY", "http://192.0.2.1:3128")).await;
+    result.assert_finding(
+        1,
+        '✗',
+        "dns",
+        "(kubectl would connect through HTTPS_PROXY; this check connects directly)",
+        "check the name in the URL of --through",
+    );
 }
 
 #[tokio::test]

@@ -417,7 +417,7 @@ async fn targets_with_a_hash_are_refused_over_http2() {
 async fn too_many_targets_with_a_hash_end_the_connection() {
     let (_world, upstream, proxy) = World::with_proxy().await;
     let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
-    let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
+    let mut wire = FrameConnection::wide_client(tls).await.unwrap();
     for number in 0..300 {
         let path = format!("/{number}#");
         let fields = [

@@ -71,11 +71,14 @@ impl ClientResponse {
         let status: serde_json::Value = serde_json::from_slice(&self.body)
             .unwrap_or_else(|error| panic!("{error} in {self:?}"));
         let message = status["message"].as_str().unwrap_or_default().to_owned();
+        let ids = self.lines("x-request-id");
+        assert_eq!(ids.len(), 1, "{self:?}");
         assert_eq!(
             status,
             serde_json::json!({
                 "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
                 "message": message, "reason": reason, "code": code,
+                "details": {"causes": [{"reason": "RequestID", "message": ids[0]}]},
             })
         );
         assert!(message.starts_with("kube-tls-proxy: "), "{message}");

@@ -36,6 +36,7 @@ use self::{
 use super::{CLOSE_TIMEOUT, LINGER, Service};
 use crate::{
     config::Limits,
+    ending::{EndReason, Ending},
     http1::{
         BodyDecoder, BodyEnd, IncomingBody, RequestHead, RequestHeadError, RequestParser,
         ResponseFraming, Wire, encode_response_head,
@@ -310,15 +311,30 @@ impl ClientWire {
             match ready!(self.wire.poll_more(cx)) {
                 Ok(0) => {}
                 Ok(_) => return Poll::Pending,
-                Err(error) => return Poll::Ready(error.into()),
+                Err(error) => {
+                    let error = error.into();
+                    self.note_end(&error);
+                    return Poll::Ready(error);
+                }
             }
         }
         let half_closed =
             (self.half_closed).get_or_insert_with(|| Box::pin(sleep(HALF_CLOSED_TIMEOUT)));
-        half_closed
-            .as_mut()
-            .poll(cx)
-            .map(|()| ServeError::ClientGone)
+        ready!(half_closed.as_mut().poll(cx));
+        // Before the request is dropped: its log line says how the client left.
+        self.note_end(&ServeError::ClientGone);
+        Poll::Ready(ServeError::ClientGone)
+    }
+
+    /// Notes how the client left, if this error says so.
+    fn note_end(&self, error: &ServeError) {
+        let reason = match error {
+            ServeError::ClientGone => EndReason::Eof,
+            ServeError::Io(error) => EndReason::from_io(error),
+            ServeError::HeadTimeout | ServeError::Aborted | ServeError::Stalled => return,
+        };
+        let connected = &self.service.downstream.connected;
+        connected.set_end(Ending::by_client(reason));
     }
 
     /// Writes a response to its end, unless the client leaves.
@@ -330,14 +346,21 @@ impl ClientWire {
             self.poll_client(cx).map(Err)
         });
         // The body may have been read to its end, and must not be logged as complete.
-        written.await.inspect_err(|error| match error {
+        let written = written.await;
+        written.inspect_err(|error| match error {
             ServeError::Stalled => {
-                writer.body_mut().abort();
+                writer.body_mut().abort(Ending::by_proxy(EndReason::Stall));
                 let counters = self.service.downstream.connected.counters();
                 counters.limits_hit.count(Limit::ClientStall);
             }
-            ServeError::Aborted => writer.body_mut().abort(),
+            // An error of the body has said why already. Otherwise its length is not the one of its head.
+            ServeError::Aborted => {
+                writer
+                    .body_mut()
+                    .abort(Ending::by_apiserver(EndReason::Protocol));
+            }
             ServeError::HeadTimeout | ServeError::ClientGone | ServeError::Io(_) => {
+                self.note_end(error);
                 writer.body_mut().abandon();
             }
         })

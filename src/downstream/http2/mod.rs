@@ -40,6 +40,7 @@ use self::{
 use super::{CLOSE_TIMEOUT, LINGER, MAX_LINGER_BYTES, Service};
 use crate::{
     drain::Drain,
+    ending::{EndReason, Ending},
     metrics::{Connected, Limit},
     proxy::{self, Rejection},
     transport::{ReadAhead, WriteBatcher, frames::FrameMonitor},
@@ -139,6 +140,19 @@ pub(super) async fn serve(
             say_goodbye(&batcher, &budget.goaway()).await;
         }
     };
+    // Before the tasks of its streams run again: their log lines say how the client left.
+    let note_end = |ended: &Result<(), ServerError>| {
+        connected.set_end(if budget.is_exceeded() {
+            Ending::by_proxy(EndReason::Limit)
+        } else {
+            let reason = match ended {
+                Err(ServerError::PingTimeout(_)) => EndReason::PingTimeout,
+                Err(ServerError::Http2(_)) => batcher.read_end().unwrap_or(EndReason::Protocol),
+                Ok(()) => batcher.read_end().unwrap_or(EndReason::Eof),
+            };
+            Ending::by_client(reason)
+        });
+    };
     let mut connection = Server::new(&builder, stream, pings, start);
     let serving = poll_fn(|cx| match batcher.drive(Pin::new(&mut connection), cx) {
         Poll::Ready(ended) => Poll::Ready(Some(ended)),
@@ -151,6 +165,7 @@ pub(super) async fn serve(
     });
     tokio::select! {
         ended = serving => if let Some(ended) = ended {
+            note_end(&ended);
             end_if_exceeded().await;
             return ended;
         },
@@ -168,6 +183,7 @@ pub(super) async fn serve(
     let mut later_streams = streams.clone();
     tokio::select! {
         ended = poll_fn(|cx| batcher.drive(Pin::new(&mut connection), cx)) => {
+            note_end(&ended);
             end_if_exceeded().await;
             ended
         }
@@ -175,6 +191,7 @@ pub(super) async fn serve(
         () = idle(&mut streams, goaway_timeout) => Ok(()),
         // h2 accepts new streams until the client has acknowledged the GOAWAY, which it may never do.
         true = async { later_streams.wait_for(|streams| streams.begun > last_stream).await.is_ok() } => {
+            connected.set_end(Ending::by_proxy(EndReason::Limit));
             debug!(client.address = %downstream.peer, "client ignores GOAWAY; its connection is closed");
             Ok(())
         }
@@ -404,7 +421,7 @@ impl PacedBody for SmallFrameLimit<proxy::Body> {
     }
 
     fn abort(&mut self) {
-        self.body.abort();
+        self.body.abort(Ending::by_proxy(EndReason::Stall));
     }
 }
 

@@ -497,6 +497,7 @@ mod tests {
             client,
             Protocol::Http2,
             place.unwrap(),
+            Drain::new(),
         ))
     }
 

@@ -304,6 +304,35 @@ fn odd_ca_is_left_out_while_another_one_is_left() {
 }
 
 #[test]
+fn last_ca_that_expires_soon_gives_a_warning() {
+    let ca = |end| {
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name = common_name("soon");
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.not_before = rcgen::date_time_ymd(2026, 1, 1);
+        params.not_after = end;
+        let key = KeyPair::generate().unwrap();
+        params.self_signed(&key).unwrap().pem()
+    };
+    let soon = ca(rcgen::date_time_ymd(2026, 12, 20));
+    let anchors = trust(&soon).unwrap();
+    assert_eq!(
+        anchors.warnings(),
+        [
+            "the last CA of the cluster, CN=soon, expires in 26 days, on 2026-12-20T00:00:00Z; add the next CA of the cluster to the file"
+        ]
+    );
+    let later = ca(rcgen::date_time_ymd(2026, 12, 25));
+    assert_eq!(
+        trust(&later).unwrap().warnings().len(),
+        0,
+        "31 days are enough"
+    );
+    let both = trust(&format!("{soon}{}", Ca::new("next").pem())).unwrap();
+    assert_eq!(both.warnings().len(), 0, "the next CA is there");
+}
+
+#[test]
 fn ca_with_a_serial_number_of_40_bytes_is_trusted() {
     let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);

@@ -9,15 +9,18 @@ use http::{
     header::{self, Entry},
 };
 
+use super::request_id::X_REQUEST_ID;
 use crate::text::{list_contains, list_items};
 
 /// What the proxy tells the apiserver about the origin of a request.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Forwarded<'a> {
     /// The client's address, without a port.
     pub(super) client: &'a HeaderValue,
     /// The host that the client asked for, as it wrote it.
     pub(super) host: &'a str,
+    /// The id of the request. It replaces one of the client that is malformed.
+    pub(super) request_id: HeaderValue,
 }
 
 /// Makes a request's header fit for the apiserver. `upgrade` is the protocol that the client may switch
@@ -49,6 +52,7 @@ pub(super) fn rewrite_request(
     if let Ok(host) = HeaderValue::from_str(forwarded.host) {
         headers.insert(X_FORWARDED_HOST, host);
     }
+    headers.insert(X_REQUEST_ID, forwarded.request_id);
     if let Some(token) = upgrade {
         headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(header::UPGRADE, token);
@@ -173,6 +177,7 @@ pub(super) fn fuzz(bytes: &[u8]) {
         Forwarded {
             client: &client,
             host: "kube.example",
+            request_id: HeaderValue::from_static("7c3b"),
         },
         None,
     );

@@ -165,6 +165,16 @@ impl<'a> RequestInfo<'a> {
         }
     }
 
+    /// The verb for the log. For exec, attach, port-forward and `proxy` it is the one of the metrics.
+    pub(super) fn logged_verb(&self) -> &'static str {
+        let label = self.verb_label();
+        if matches!(label, Verb::Connect | Verb::Proxy) {
+            label.label()
+        } else {
+            self.verb
+        }
+    }
+
     /// The resource as a metric label, one of a fixed set.
     pub(super) fn resource_label(&self) -> Resource {
         if self.is_resource {

@@ -4,7 +4,10 @@
 
 use http::{HeaderValue, Response, StatusCode, header};
 
-use super::{Body, Error, Rejection};
+use super::{
+    Body, Error, Rejection,
+    request_id::{RequestId, X_REQUEST_ID},
+};
 use crate::{
     clients::Throttled,
     upstream::{UploadError, UpstreamError, VerifyError},
@@ -33,7 +36,7 @@ impl ErrorStatus {
     }
 
     /// The JSON of a `metav1.Status` (apimachinery `pkg/apis/meta/v1/types.go`).
-    fn json(&self) -> String {
+    fn json(&self, id: &RequestId) -> String {
         serde_json::json!({
             "kind": "Status",
             "apiVersion": "v1",
@@ -41,6 +44,8 @@ impl ErrorStatus {
             "status": "Failure",
             "message": format!("kube-tls-proxy: {}", self.message),
             "reason": self.reason,
+            // Not in the message: controllers store that, and a text that is new each time would be written each time.
+            "details": {"causes": [{"reason": "RequestID", "message": id.to_string()}]},
             "code": self.code.as_u16(),
         })
         .to_string()
@@ -48,9 +53,9 @@ impl ErrorStatus {
 }
 
 /// The response to a request that failed.
-pub(super) fn respond(error: &Error) -> Response<Body> {
+pub(super) fn respond(error: &Error, id: &RequestId) -> Response<Body> {
     let status = error_status(error);
-    let mut response = Response::new(Body::full(status.json()));
+    let mut response = Response::new(Body::full(status.json(id)));
     *response.status_mut() = status.code;
     let headers = response.headers_mut();
     headers.insert(
@@ -61,6 +66,7 @@ pub(super) fn respond(error: &Error) -> Response<Body> {
         header::CACHE_CONTROL,
         HeaderValue::from_static("no-cache, private"),
     );
+    headers.insert(X_REQUEST_ID, id.header_value());
     if let Some(seconds) = status.retry_after {
         headers.insert(header::RETRY_AFTER, seconds.into());
     }

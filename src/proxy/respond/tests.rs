@@ -95,21 +95,24 @@ fn all_errors() -> Vec<Error> {
 }
 
 async fn parsed(error: &Error) -> (http::response::Parts, serde_json::Value) {
-    let (head, body) = respond(error).into_parts();
+    let (head, body) = respond(error, &RequestId::new()).into_parts();
     let body = body.collect().await.unwrap().to_bytes();
     (head, serde_json::from_slice(&body).unwrap())
 }
 
 #[test]
 fn body_is_status_that_client_go_reads() {
+    let id = RequestId::new();
     let status: serde_json::Value =
-        serde_json::from_str(&rejected(Rejection::Uri(9)).json()).unwrap();
+        serde_json::from_str(&rejected(Rejection::Uri(9)).json(&id)).unwrap();
     assert_eq!(
         status,
         serde_json::json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
             "message": "kube-tls-proxy: path and query are longer than 9 bytes; the limit is limits.uriBytes",
-            "reason": "RequestURITooLong", "code": 414,
+            "reason": "RequestURITooLong",
+            "details": {"causes": [{"reason": "RequestID", "message": id.to_string()}]},
+            "code": 414,
         })
     );
 }

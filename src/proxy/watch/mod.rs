@@ -24,6 +24,7 @@ use tracing::debug;
 use super::body::Content;
 use crate::{
     drain::Drain,
+    ending::{EndReason, Ending},
     text::error_chain,
     upstream::{DownloadError, ResponseBody},
 };
@@ -41,6 +42,8 @@ pub(super) struct Watch {
     started: Instant,
     /// No byte has passed.
     is_empty: bool,
+    /// How the apiserver was lost.
+    lost: Option<Ending>,
     /// Set while an empty watch waits for [`MIN_EMPTY_WATCH`].
     delay: Option<Pin<Box<Sleep>>>,
 }
@@ -67,6 +70,7 @@ pub(super) fn content(body: ResponseBody, headers: &HeaderMap, drain: &Drain) ->
         state: WatchState::Running,
         started: Instant::now(),
         is_empty: true,
+        lost: None,
         delay: None,
     }))
 }
@@ -95,6 +99,7 @@ impl Watch {
             Some(Err(error)) if error.is_lost_connection() && self.events.is_between_events() => {
                 debug!(error = %error_chain(&error), "watch ended because the apiserver was lost");
                 self.state = WatchState::Ended;
+                self.lost = Some(error.ending());
                 return Poll::Ready(None);
             }
             ended => return Poll::Ready(ended),
@@ -130,6 +135,12 @@ impl Watch {
                 .as_mut()
                 .poll(cx)
                 .is_pending()
+    }
+
+    /// Who ended the watch before the end of its body: the drain, or an apiserver that was lost.
+    pub(super) fn ending(&self) -> Option<Ending> {
+        let drained = Ending::by_proxy(EndReason::Drain);
+        (self.state == WatchState::Ended).then(|| self.lost.unwrap_or(drained))
     }
 
     fn end(&mut self) {

@@ -7,6 +7,8 @@
 //! failure, so that an endpoint that keeps failing and recovering does not cost a request each time. After a minute
 //! without a failure the count starts again.
 
+mod failures;
+
 use std::{
     hash::{BuildHasher, RandomState},
     io,
@@ -25,11 +27,18 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use crate::{hosts::UpstreamAddr, text::error_chain, upstream::lock};
+use crate::{
+    hosts::UpstreamAddr,
+    text::error_chain,
+    upstream::{UpstreamError, lock},
+};
+use failures::{FailedDials, FailureLine};
 
 /// All addresses of one apiserver.
 #[derive(Debug)]
 pub struct Endpoints {
+    /// The name of their cluster, for the log.
+    cluster: Option<String>,
     host: String,
     port: u16,
     /// The addresses were configured, or the host is an address: no name is looked up.
@@ -91,6 +100,7 @@ impl Endpoints {
     fn with(host: &str, port: u16, is_fixed: bool, addresses: &[SocketAddr]) -> Self {
         let endpoints = addresses.iter().map(|address| UpstreamAddr(*address));
         Self {
+            cluster: None,
             host: host.to_owned(),
             port,
             is_fixed,
@@ -102,6 +112,15 @@ impl Endpoints {
             start: AtomicUsize::new(0),
             ejection_update: Mutex::new(()),
             probe_requests: Notify::new(),
+        }
+    }
+
+    /// The same, as the endpoints of this cluster.
+    #[must_use]
+    pub fn of_cluster(self, name: &str) -> Self {
+        Self {
+            cluster: Some(name.to_owned()),
+            ..self
         }
     }
 
@@ -155,18 +174,59 @@ impl Endpoints {
     pub(super) fn mark_healthy(&self, endpoint: &Endpoint) {
         if endpoint.set_healthy() {
             self.update_ejections();
+            let failures = endpoint.with(|record| record.failed_dials.reset());
             info!(
+                cluster = self.cluster,
                 server.address = self.host,
                 upstream.address = %endpoint.address(),
+                failed_dials = Some(failures).filter(|failures| *failures > 0),
                 "upstream endpoint healthy"
             );
         }
     }
 
+    /// Records that a dial of an endpoint failed, and logs it unless the same was logged before.
+    pub(super) fn dial_failed(&self, endpoint: &Endpoint, error: &UpstreamError, why: String) {
+        let (now, reason) = (Instant::now(), error.as_dialled());
+        let line = endpoint.with(|record| record.failed_dials.add(reason, now));
+        let (address, label) = (endpoint.address(), reason.label());
+        match line {
+            FailureLine::First => warn!(
+                cluster = self.cluster,
+                upstream.address = %address,
+                reason = label,
+                error = why,
+                "upstream connection failed"
+            ),
+            FailureLine::Still(failures) => warn!(
+                cluster = self.cluster,
+                upstream.address = %address,
+                reason = label,
+                failures,
+                "upstream connection still failing"
+            ),
+            FailureLine::Nothing => {}
+        }
+        self.mark_unhealthy(endpoint, label, why, error.is_outage());
+    }
+
     /// Records that an endpoint failed, and requests a probe. `is_down` is that of [`EndpointHealth`].
-    pub(super) fn mark_unhealthy(&self, endpoint: &Endpoint, why: String, is_down: bool) {
+    pub(super) fn mark_unhealthy(
+        &self,
+        endpoint: &Endpoint,
+        reason: &'static str,
+        why: String,
+        is_down: bool,
+    ) {
         if endpoint.set_unhealthy(why, is_down) {
             self.update_ejections();
+            warn!(
+                cluster = self.cluster,
+                server.address = self.host,
+                upstream.address = %endpoint.address(),
+                reason,
+                "upstream endpoint unhealthy"
+            );
             // A probe ends a short failure soon.
             self.probe_requests.notify_waiters();
         }
@@ -267,6 +327,7 @@ impl Endpoints {
         self.probe_requests.notify_waiters();
         let addresses: Vec<_> = found.iter().map(ToString::to_string).collect();
         info!(
+            cluster = self.cluster,
             server.address = self.host,
             addresses = addresses.join(", "),
             "upstream addresses changed"
@@ -286,6 +347,7 @@ impl Endpoints {
                 Ok(()) => true,
                 Err(error) => {
                     warn!(
+                        cluster = this.cluster,
                         server.address = this.host,
                         error = %error_chain(&error),
                         "upstream name not resolved"
@@ -326,6 +388,7 @@ struct HealthRecord {
     failures: u32,
     /// Until then, a success does not make it healthy.
     unhealthy_until: Instant,
+    failed_dials: FailedDials,
 }
 
 /// Counts one connection to an endpoint, or one dial, until dropped.
@@ -346,6 +409,7 @@ impl Endpoint {
                 is_down: false,
                 failures: 0,
                 unhealthy_until: now,
+                failed_dials: FailedDials::default(),
             }),
         }
     }

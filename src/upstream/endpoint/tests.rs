@@ -66,7 +66,7 @@ async fn endpoint_with_fewest_connections_comes_first() {
 async fn unhealthy_endpoint_comes_last_until_it_works_again() {
     let endpoints = endpoints([A, B]);
     let _held = [(); 9].map(|()| endpoint(&endpoints, B).count());
-    endpoints.mark_unhealthy(&endpoint(&endpoints, A), "refused".into(), true);
+    endpoints.mark_unhealthy(&endpoint(&endpoints, A), "refused", "refused".into(), true);
     assert_eq!(picked(&endpoints), [B, A]);
     advance(Duration::from_secs(60)).await;
     assert_eq!(
@@ -82,9 +82,9 @@ async fn unhealthy_endpoint_comes_last_until_it_works_again() {
 async fn no_endpoint_is_ejected_when_all_are_unhealthy() {
     let endpoints = endpoints([A, B]);
     endpoints.mark_healthy(&endpoint(&endpoints, B));
-    endpoints.mark_unhealthy(&endpoint(&endpoints, A), "refused".into(), true);
+    endpoints.mark_unhealthy(&endpoint(&endpoints, A), "refused", "refused".into(), true);
     assert!(endpoint(&endpoints, A).is_ejected(), "B is healthy");
-    endpoints.mark_unhealthy(&endpoint(&endpoints, B), "refused".into(), true);
+    endpoints.mark_unhealthy(&endpoint(&endpoints, B), "refused", "refused".into(), true);
     assert_eq!(endpoints.pick().len(), 2);
     assert!(!endpoint(&endpoints, A).is_ejected());
     assert!(!endpoint(&endpoints, B).is_ejected());
@@ -102,7 +102,7 @@ async fn keeps_addresses_when_a_lookup_fails() {
 async fn endpoint_keeps_its_health_when_other_addresses_change() {
     let endpoints = endpoints([A, B]);
     let _held = endpoint(&endpoints, B).count();
-    endpoints.mark_unhealthy(&endpoint(&endpoints, B), "refused".into(), true);
+    endpoints.mark_unhealthy(&endpoint(&endpoints, B), "refused", "refused".into(), true);
     endpoints.publish(&[B, C].map(|host| UpstreamAddr(address(host))));
     let health = endpoints.health();
     assert_eq!(
@@ -148,7 +148,7 @@ fn endpoints_that_fail_at_once_are_not_ejected() {
             for endpoint in &both {
                 threads.spawn(|| {
                     start.wait();
-                    endpoints.mark_unhealthy(endpoint, "refused".into(), true);
+                    endpoints.mark_unhealthy(endpoint, "refused", "refused".into(), true);
                 });
             }
         });
@@ -166,7 +166,7 @@ async fn short_failure_is_probed_soon_and_then_ends() {
         let a = endpoint(&endpoints, A);
         let requested = endpoints.probe_requests();
         let began = Instant::now();
-        endpoints.mark_unhealthy(&a, "no answer".into(), true);
+        endpoints.mark_unhealthy(&a, "refused", "no answer".into(), true);
         endpoints.next_round(requested, INTERVAL).await;
         assert!(
             began.elapsed() < Duration::from_secs(3),

@@ -19,7 +19,8 @@ use tokio::time::Instant;
 pub(super) use response::H1Response;
 
 use super::{
-    H1Error, HttpError, RequestBody, UpstreamError, endpoint::Endpoint, sockets::SocketPermit,
+    H1Error, HttpError, Origin, RequestBody, UpstreamError, endpoint::Endpoint,
+    sockets::SocketPermit,
 };
 use crate::{
     drain::Drain,
@@ -38,6 +39,8 @@ pub(super) struct H1Connection {
     endpoint: Arc<Endpoint>,
     poisoned: bool,
     keep_alive: bool,
+    /// Requests that were sent on it, including the current one.
+    requests: u32,
     idle_since: Instant,
     stats: ConnectionStats,
     socket_permit: Option<Arc<SocketPermit>>,
@@ -59,6 +62,7 @@ impl H1Connection {
             endpoint,
             poisoned: false,
             keep_alive: false,
+            requests: 0,
             idle_since: Instant::now(),
             stats: ConnectionStats::default(),
             socket_permit: None,
@@ -83,6 +87,13 @@ impl H1Connection {
 
     pub(super) fn stats(&self) -> &ConnectionStats {
         &self.stats
+    }
+
+    fn origin(&self) -> Origin {
+        Origin {
+            endpoint: self.address(),
+            is_reused: self.requests > 1,
+        }
     }
 
     /// When its last exchange ended.
@@ -156,6 +167,7 @@ where
         }));
     }
     connection.wire.is_idle = false;
+    connection.requests = connection.requests.saturating_add(1);
     let mut exchange = Exchange {
         request: RequestWriter::new(&head, body),
         method: head.method,

@@ -21,6 +21,7 @@ use crate::{
     http1::{BodyDecoder, MessageError, ResponseHead},
     metrics::LeaseEnd,
     transport::yield_turn,
+    upstream::Origin,
 };
 
 /// The body of a response, on a connection that `C` holds. The connection is dropped at the end of the
@@ -32,6 +33,7 @@ pub(in crate::upstream) struct H1Response<C: AsMut<H1Connection> + Send + 'stati
     active: Option<ActiveExchange<C>>,
     /// The error that ends the body, held back until the data before it was written to the client.
     error: Option<H1Error>,
+    origin: Origin,
 }
 
 #[derive(Debug)]
@@ -57,6 +59,7 @@ impl<C: AsMut<H1Connection> + Send + 'static> H1Response<C> {
             let upload = send_rest(connection.as_mut(), request, drain);
             (upload, drain.clone())
         });
+        let origin = connection.as_mut().origin();
         let status = head.parts.status;
         let is_upgrade = status == StatusCode::SWITCHING_PROTOCOLS;
         let mut response = Self {
@@ -68,11 +71,17 @@ impl<C: AsMut<H1Connection> + Send + 'static> H1Response<C> {
                 is_refusal: status.is_client_error() || status.is_server_error(),
             }),
             error: None,
+            origin,
         };
         if response.is_end_stream() && !is_upgrade {
             response.finish();
         }
         response
+    }
+
+    /// The connection of this response.
+    pub(in crate::upstream) fn origin(&self) -> Origin {
+        self.origin
     }
 
     pub(in crate::upstream) fn poll_frame(

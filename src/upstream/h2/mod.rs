@@ -62,6 +62,8 @@ struct H2State {
     /// Set when a stream is aborted or gets a 401: no other client may then use the connection.
     poisoned: AtomicBool,
     closed: AtomicBool,
+    /// The peer has not replied to a ping.
+    is_silent: AtomicBool,
     stats: ConnectionStats,
 }
 
@@ -82,6 +84,8 @@ impl H2State {
             self.stats.set_end_reason(LeaseEnd::Closed);
         }
         if let Err(error) = ended {
+            let is_silent = matches!(error, H2ConnectionError::PingTimeout(_));
+            self.is_silent.store(is_silent, Ordering::Release);
             debug!(
                 upstream.address = %self.endpoint.address(),
                 error = %error_chain(&error),
@@ -120,6 +124,7 @@ impl H2Connection {
             in_flight: AtomicUsize::new(0),
             poisoned: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            is_silent: AtomicBool::new(false),
             stats: ConnectionStats::default(),
         });
         let (interval, limit) = (

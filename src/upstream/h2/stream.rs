@@ -26,7 +26,7 @@ use crate::{
     http1::{MAX_RESPONSE_HEAD, is_head_too_large},
     metrics::LeaseEnd,
     upstream::{
-        HttpError, UpstreamError,
+        DownloadError, HttpError, Origin, UpstreamError,
         request_body::{Upload, UploadEnd},
     },
 };
@@ -222,6 +222,24 @@ impl H2Response {
         SizeHint::default()
     }
 
+    /// The connection of this response. Its first request has the stream 1.
+    pub(in crate::upstream) fn origin(&self) -> Origin {
+        Origin {
+            endpoint: self.guard.state.endpoint.address(),
+            is_reused: self.recv.stream_id().as_u32() != FIRST_STREAM,
+        }
+    }
+
+    /// Why the response is incomplete. When the peer is silent, the proxy drops the connection, and h2 returns an error
+    /// that does not say so.
+    pub(in crate::upstream) fn download_error(&self, error: h2::Error) -> DownloadError {
+        if self.guard.state.is_silent.load(Ordering::Acquire) {
+            DownloadError::PingTimeout
+        } else {
+            DownloadError::H2(error)
+        }
+    }
+
     /// Notifies `waiting` once the peer has sent GOAWAY on the connection of this response.
     pub(in crate::upstream) fn notify_of_goaway(&self, waiting: Arc<Notify>) {
         self.guard.state.peer.notify_of_goaway(waiting);
@@ -232,6 +250,9 @@ impl H2Response {
         self.guard.ended_well = upload.is_none_or(AbortHandle::is_finished);
     }
 }
+
+/// The first stream of a client (RFC 9113 §5.1.1).
+const FIRST_STREAM: u32 = 1;
 
 impl Drop for H2Response {
     fn drop(&mut self) {

@@ -12,7 +12,7 @@ use std::{
     io,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
@@ -343,7 +343,25 @@ enum ProtocolBody {
     H2(H2Response),
 }
 
+/// The upstream connection that a response comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// The address of its endpoint.
+    pub endpoint: UpstreamAddr,
+    /// Whether the connection has served another request before.
+    pub is_reused: bool,
+}
+
 impl ResponseBody {
+    /// The connection that the response comes from.
+    #[must_use]
+    pub fn origin(&self) -> Origin {
+        match &self.0 {
+            ProtocolBody::H1(body) => body.origin(),
+            ProtocolBody::H2(body) => body.origin(),
+        }
+    }
+
     pub(super) fn from_h1(response: Response<H1Response<LeasedH1>>) -> Response<Self> {
         response.map(|body| Self(ProtocolBody::H1(Box::new(body))))
     }
@@ -375,7 +393,10 @@ impl Body for ResponseBody {
     ) -> Poll<Option<Result<Frame<Bytes>, DownloadError>>> {
         match &mut self.0 {
             ProtocolBody::H1(body) => body.poll_frame(cx).map_err(DownloadError::H1),
-            ProtocolBody::H2(body) => body.poll_frame(cx).map_err(DownloadError::H2),
+            ProtocolBody::H2(body) => {
+                let frame = ready!(body.poll_frame(cx));
+                Poll::Ready(frame.map(|frame| frame.map_err(|error| body.download_error(error))))
+            }
         }
     }
 

@@ -182,7 +182,7 @@ async fn change_that_needs_a_restart_is_logged_once() {
     let binary = Binary::start(&world, upstream.address(), &flags).await;
     let changed = "timeouts: {reload: 30ms}\nlimits: {uriBytes: 2KiB}";
     std::fs::write(&config, changed).unwrap();
-    let line = r#"changed settings need a restart settings="limits, timeouts""#;
+    let line = r#"msg="changed settings need a restart" settings="limits, timeouts""#;
     binary.wait_for_line(line).await;
     tokio::time::sleep(Duration::from_millis(400)).await;
     let lines = binary.stderr();

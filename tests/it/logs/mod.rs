@@ -1,5 +1,9 @@
 //! The contents of the log, and what it must never contain.
 
+mod control;
+mod endings;
+mod failures;
+
 use std::net::SocketAddr;
 
 use http::{Request, Response, StatusCode};
@@ -19,7 +23,7 @@ use crate::{
 const CANARY: &str = "Canary5ecret";
 
 /// Starts the binary with a JSON log and this filter.
-async fn start(world: &World, upstream: SocketAddr, filter: &str) -> Binary {
+pub(crate) async fn start(world: &World, upstream: SocketAddr, filter: &str) -> Binary {
     Binary::start(
         world,
         upstream,
@@ -29,13 +33,13 @@ async fn start(world: &World, upstream: SocketAddr, filter: &str) -> Binary {
 }
 
 /// All events so far. Every line is one JSON object.
-fn events(binary: &Binary) -> Vec<Value> {
+pub(crate) fn events(binary: &Binary) -> Vec<Value> {
     let parse = |line: &String| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"));
     binary.stderr().iter().map(parse).collect()
 }
 
 /// Waits for the event with this message and this path.
-async fn event(binary: &Binary, message: &str, path: &str) -> Value {
+pub(crate) async fn event(binary: &Binary, message: &str, path: &str) -> Value {
     let find = |line: &str| {
         let event: Value = serde_json::from_str(line).unwrap();
         (event["message"] == message && event["url.path"] == path).then_some(event)
@@ -72,7 +76,7 @@ async fn send_secrets(world: &World, binary: &Binary) {
     }
     // Refused requests: unknown host, two lengths, malformed field, unsupported expectation.
     for (host, more) in [
-        (CANARY, ""),
+        ("unknown.test", ""),
         (HOST, "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n"),
         (HOST, "Broken Field\r\n"),
         (HOST, "Expect: Canary5ecret\r\n"),
@@ -161,7 +165,8 @@ async fn each_request_is_one_line_with_all_fields() {
     let address = client.stream().tcp().local_addr().unwrap().to_string();
     client
         .send(format!(
-            "POST {path}?fieldManager=x HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 5\r\n\r\nhello"
+            "POST {path}?fieldManager=x HTTP/1.1\r\nHost: {HOST}\r\nUser-Agent: kubectl/v1.36\r\n\
+             X-Request-Id: from-client\r\nContent-Length: 5\r\n\r\nhello"
         ))
         .await;
     assert_eq!(client.response().await.status, 201);
@@ -175,11 +180,19 @@ async fn each_request_is_one_line_with_all_fields() {
         ("k8s.resource", "pods".into()),
         ("k8s.namespace", "default".into()),
         ("k8s.audit_id", "7c3b".into()),
+        ("cluster", "default".into()),
+        ("user_agent.original", "kubectl/v1.36".into()),
+        ("http.request.id", "from-client".into()),
+        ("url.domain", HOST.into()),
+        ("upstream.address", upstream.address().to_string().into()),
+        ("upstream.reused", false.into()),
         ("client.address", address.into()),
         ("network.protocol.version", "1.1".into()),
         ("received_bytes", 5.into()),
         ("sent_bytes", 7.into()),
         ("outcome", "complete".into()),
+        ("ended_by", "apiserver".into()),
+        ("reason", "eof".into()),
     ] {
         assert_eq!(line[field], value, "{field} of {line}");
     }
@@ -193,18 +206,32 @@ async fn each_request_is_one_line_with_all_fields() {
     );
 
     let http2 = binary.client(&world).http2().await;
-    http2
-        .get(&format!("https://{HOST}/api/v1/nodes/n"))
-        .await
-        .unwrap();
+    for path in ["/version", "/api/v1/nodes/n"] {
+        let url = format!("https://{HOST}{path}");
+        http2.get(&url).await.unwrap();
+    }
+    let line = event(&binary, "request", "/version").await;
+    assert_eq!(line["upstream.reused"], false);
+    for field in [
+        "k8s.resource",
+        "k8s.namespace",
+        "user_agent.original",
+        "suppressed_lines",
+    ] {
+        assert!(line.get(field).is_none(), "{field} has no value: {line}");
+    }
     let line = event(&binary, "request", "/api/v1/nodes/n").await;
     assert_eq!(line["network.protocol.version"], "2");
+    assert_eq!(
+        (&line["url.domain"], &line["upstream.reused"]),
+        (&HOST.into(), &true.into())
+    );
     assert_eq!(
         (&line["k8s.verb"], &line["k8s.resource"]),
         (&"get".into(), &"nodes".into())
     );
     let of_requests = |event: &&Value| event["message"] == "request";
-    assert_eq!(events(&binary).iter().filter(of_requests).count(), 2);
+    assert_eq!(events(&binary).iter().filter(of_requests).count(), 3);
 }
 
 /// The path is logged as the client wrote it. Resource and namespace are those that the apiserver serves.

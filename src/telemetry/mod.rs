@@ -1,30 +1,33 @@
-//! Logging to stderr, as text or JSON, written by a thread of its own; and the limit of log lines per client.
+//! Logging to stderr, as logfmt or JSON, written by a thread of its own; what is logged can change while it runs.
 //!
 //! A log sink that stalls must not stall requests: lines beyond the queue are dropped and counted.
 
+mod limiter;
+mod logfmt;
+
 use std::{
-    hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher},
     io::{self, IsTerminal, Write},
-    net::IpAddr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
-use tokio::time::Instant;
 use tracing::{Level, Metadata};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
-    EnvFilter,
+    EnvFilter, Registry,
     filter::{ParseError, filter_fn},
     fmt,
     layer::SubscriberExt,
+    reload,
     util::SubscriberInitExt,
 };
 
+pub(crate) use limiter::{LineRate, LogLimiter};
+
 use crate::config::{LogConfig, LogFormat};
+use logfmt::Logfmt;
 
 /// Keeps logging alive. Writes the queued lines when dropped.
 #[derive(Debug)]
@@ -32,9 +35,72 @@ pub struct Telemetry {
     _writer: WorkerGuard,
     dropped: ErrorCounter,
     failed: Arc<AtomicU64>,
+    filter: LiveFilter,
+}
+
+/// Decides what is logged. Clones change the same log.
+#[derive(Debug, Clone)]
+pub struct LiveFilter {
+    handle: reload::Handle<EnvFilter, Registry>,
+    state: Arc<Mutex<FilterState>>,
+}
+
+#[derive(Debug)]
+struct FilterState {
+    config: LogConfig,
+    /// SIGUSR1 has switched debugging on.
+    debug: bool,
+}
+
+impl FilterState {
+    fn filter(&self) -> Result<EnvFilter, ParseError> {
+        let access = if self.config.access { "info" } else { "off" };
+        let debug = if self.debug {
+            ",kube_tls_proxy=debug"
+        } else {
+            ""
+        };
+        let filter = &self.config.filter;
+        EnvFilter::builder().parse(format!("{filter}{debug},kube_tls_proxy::access={access}"))
+    }
+}
+
+impl LiveFilter {
+    /// Uses this filter and this setting of the access log from now on. Debugging that was switched on stays on.
+    pub fn configure(&self, config: &LogConfig) {
+        self.change(|state| config.clone_into(&mut state.config));
+    }
+
+    /// Switches the level `debug` on or off, whatever the configuration says.
+    pub fn set_debug(&self, debug: bool) {
+        self.change(|state| state.debug = debug);
+    }
+
+    /// Whether the level `debug` was switched on.
+    #[must_use]
+    pub fn is_debug(&self) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.debug
+    }
+
+    fn change(&self, change: impl FnOnce(&mut FilterState)) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut state);
+        // The filter was parsed when the configuration was read.
+        if let Ok(filter) = state.filter() {
+            // It fails only if the log has ended.
+            self.handle.reload(filter).ok();
+        }
+    }
 }
 
 impl Telemetry {
+    /// Changes what is logged.
+    #[must_use]
+    pub fn filter(&self) -> LiveFilter {
+        self.filter.clone()
+    }
+
     /// A function that returns the number of log lines lost so far: those that found no room in the queue, because the
     /// sink is too slow, and those that the sink refused, because the disk is full for example.
     pub fn lost_lines_reader(&self) -> impl Fn() -> u64 + Send + Sync + 'static {
@@ -69,9 +135,15 @@ impl<W: Write> Write for CountingSink<W> {
 ///
 /// If the filter is malformed.
 pub fn start(config: &LogConfig) -> Result<Telemetry, ParseError> {
-    let access = if config.access { "info" } else { "off" };
-    let filter = format!("kube_tls_proxy::access={access},{}", config.filter);
-    let filter = EnvFilter::builder().parse(filter)?;
+    let state = FilterState {
+        config: config.clone(),
+        debug: false,
+    };
+    let (filter, handle) = reload::Layer::new(state.filter()?);
+    let filter_handle = LiveFilter {
+        handle,
+        state: Arc::new(Mutex::new(state)),
+    };
     let failed = Arc::default();
     let sink = CountingSink {
         sink: io::stderr(),
@@ -93,7 +165,12 @@ pub fn start(config: &LogConfig) -> Result<Telemetry, ParseError> {
         LogFormat::Text => {
             let colours = io::stderr().is_terminal();
             registry
-                .with(fmt::layer().with_ansi(colours).with_writer(writer))
+                .with(
+                    fmt::layer()
+                        .event_format(Logfmt)
+                        .with_ansi(colours)
+                        .with_writer(writer),
+                )
                 .try_init()
         }
     };
@@ -102,6 +179,7 @@ pub fn start(config: &LogConfig) -> Result<Telemetry, ParseError> {
         _writer: guard,
         dropped,
         failed,
+        filter: filter_handle,
     })
 }
 
@@ -112,52 +190,8 @@ fn may_be_logged(metadata: &Metadata<'_>) -> bool {
     metadata.target().starts_with(env!("CARGO_CRATE_NAME")) || *metadata.level() == Level::ERROR
 }
 
-/// Limits the log lines about each client per second, so that a client that fails in a loop can neither
-/// fill the log nor hide what happens to others.
-#[derive(Debug)]
-pub(crate) struct LogLimiter([ClientLines; LIMITER_SLOTS]);
-
-/// The log lines of the clients that share a slot.
-#[derive(Debug, Clone, Copy, Default)]
-struct ClientLines {
-    second: Option<Instant>,
-    written: u32,
-    suppressed: u64,
-}
-
-impl Default for LogLimiter {
-    fn default() -> Self {
-        Self([ClientLines::default(); LIMITER_SLOTS])
-    }
-}
-
-impl LogLimiter {
-    /// Returns `Some` if a line about this client may be written, with the number of lines that were
-    /// suppressed since the last one.
-    pub(crate) fn admit(&mut self, client: IpAddr, now: Instant) -> Option<u64> {
-        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(client);
-        let slot = usize::try_from(hash % LIMITER_SLOTS as u64).unwrap_or_default();
-        let lines = self.0.get_mut(slot)?;
-        let is_over = |second| now.duration_since(second) >= Duration::from_secs(1);
-        if lines.second.is_none_or(is_over) {
-            (lines.second, lines.written) = (Some(now), 0);
-        }
-        if lines.written >= MAX_LINES_PER_SECOND {
-            lines.suppressed += 1;
-            return None;
-        }
-        lines.written += 1;
-        Some(std::mem::take(&mut lines.suppressed))
-    }
-}
-
 /// Lines that can wait for a slow log sink. The queue is allocated at the start; a line has about 400 bytes.
 const WAITING_LINES: usize = 16 * 1024;
-/// Log lines per second about one client, for each worker.
-const MAX_LINES_PER_SECOND: u32 = 10;
-/// A fixed number, so that memory does not grow with clients. Two clients in one slot share its lines.
-const LIMITER_SLOTS: usize = 64;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -190,19 +224,5 @@ mod tests {
             sink.write_all(b"line\n").unwrap();
         }
         assert_eq!(failed.load(Ordering::Relaxed), 3);
-    }
-
-    #[test]
-    fn lines_of_a_noisy_client_are_suppressed_and_counted() {
-        let noisy = IpAddr::from([192, 0, 2, 1]);
-        let quiet = IpAddr::from([192, 0, 2, 3]);
-        let mut limiter = LogLimiter::default();
-        let now = Instant::now();
-        let written = (0..100).filter(|_| limiter.admit(noisy, now).is_some());
-        assert_eq!(written.count(), 10);
-        assert_eq!(limiter.admit(quiet, now), Some(0), "another client");
-        let later = now + Duration::from_secs(1);
-        assert_eq!(limiter.admit(noisy, later), Some(90));
-        assert_eq!(limiter.admit(noisy, later), Some(0));
     }
 }

@@ -1,0 +1,174 @@
+//! Why handshakes of clients fail, as log lines that an operator sees without `debug`: one for each client and reason
+//! in a minute.
+
+use std::{
+    io,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use rustls::Error;
+use tokio::time::Instant;
+use tracing::{debug, field::display, warn};
+
+use super::HandshakeError;
+use crate::{
+    clients::ClientPrefix,
+    hosts::PeerAddr,
+    quote,
+    telemetry::{LineRate, LogLimiter},
+    text::{error_chain, escape},
+};
+
+/// Which lines were written. All workers share it.
+#[derive(Debug)]
+pub struct HandshakeLog(Mutex<LogLimiter>);
+
+impl Default for HandshakeLog {
+    fn default() -> Self {
+        Self(Mutex::new(LogLimiter::new(OF_CLIENT, OF_ALL)))
+    }
+}
+
+impl HandshakeLog {
+    /// Logs why a handshake failed.
+    pub(super) fn failed(&self, peer: PeerAddr, error: &HandshakeError) {
+        let reason = reason(error);
+        let server_name = error.server_name().map(|name| {
+            let name = quote::name(name);
+            display(escape(&name, MAX_NAME_CHARS).to_string())
+        });
+        let line = if is_notable(error) {
+            let client = (ClientPrefix::new(peer.0.ip()), reason);
+            let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            lines.admit(client, Instant::now())
+        } else {
+            None
+        };
+        if let Some(suppressed) = line {
+            warn!(
+                client.address = %peer,
+                reason,
+                tls.client.server_name = server_name,
+                error = %error_chain(error),
+                suppressed_lines = Some(suppressed).filter(|lines| *lines > 0),
+                "downstream handshake failed"
+            );
+        } else {
+            debug!(
+                client.address = %peer,
+                reason,
+                tls.client.server_name = server_name,
+                error = %error_chain(error),
+                "downstream handshake failed"
+            );
+        }
+    }
+}
+
+/// Whether an operator has to know. Health checks of load balancers connect and say nothing, and the proxy itself closes
+/// connections when places are scarce.
+fn is_notable(error: &HandshakeError) -> bool {
+    match error {
+        HandshakeError::Timeout { .. } | HandshakeError::PlainHttp => true,
+        HandshakeError::Closed => false,
+        HandshakeError::Failed {
+            source,
+            server_name,
+        } => server_name.is_some() || tls_error(source).is_some(),
+    }
+}
+
+/// One of a closed set.
+fn reason(error: &HandshakeError) -> &'static str {
+    let source = match error {
+        HandshakeError::Timeout { .. } => return "timeout",
+        HandshakeError::Closed => return "place",
+        HandshakeError::PlainHttp => return "plain_http",
+        HandshakeError::Failed { source, .. } => source,
+    };
+    match tls_error(source) {
+        // A client that does not trust the certificate says so.
+        Some(Error::AlertReceived(_)) => "client_alert",
+        Some(Error::PeerIncompatible(_)) => "incompatible",
+        Some(Error::InvalidMessage(_)) => "not_tls",
+        Some(_) => "protocol",
+        None if source.kind() == io::ErrorKind::UnexpectedEof => "eof",
+        None => "reset",
+    }
+}
+
+fn tls_error(error: &io::Error) -> Option<&Error> {
+    error.get_ref()?.downcast_ref()
+}
+
+/// One line for each client and reason in this time.
+const OF_CLIENT: LineRate = LineRate {
+    burst: 1,
+    interval: Duration::from_secs(60),
+};
+/// A port that is open to the internet is scanned all the time.
+const OF_ALL: LineRate = LineRate {
+    burst: 30,
+    interval: Duration::from_secs(2),
+};
+const MAX_NAME_CHARS: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use rustls::{AlertDescription, InvalidMessage, PeerIncompatible};
+
+    use super::*;
+
+    fn failed(source: io::Error, server_name: Option<&str>) -> HandshakeError {
+        HandshakeError::Failed {
+            source,
+            server_name: server_name.map(|name| Some(name.to_owned())),
+        }
+    }
+
+    fn tls(error: Error) -> io::Error {
+        io::Error::new(io::ErrorKind::InvalidData, error)
+    }
+
+    #[test]
+    fn silent_health_check_is_not_notable_and_distrust_is() {
+        let alert = Error::AlertReceived(AlertDescription::UnknownCA);
+        let incompatible = Error::PeerIncompatible(PeerIncompatible::Tls12NotOffered);
+        let message = Error::InvalidMessage(InvalidMessage::InvalidContentType);
+        let eof = || io::Error::from(io::ErrorKind::UnexpectedEof);
+        let limit = Duration::from_secs(10);
+        for (error, expected, notable) in [
+            (failed(eof(), None), "eof", false),
+            (failed(eof(), Some("kube.test")), "eof", true),
+            (
+                failed(io::ErrorKind::ConnectionReset.into(), None),
+                "reset",
+                false,
+            ),
+            (failed(tls(alert), Some("kube.test")), "client_alert", true),
+            (
+                failed(tls(incompatible), Some("kube.test")),
+                "incompatible",
+                true,
+            ),
+            (failed(tls(message), None), "not_tls", true),
+            (HandshakeError::Closed, "place", false),
+            (HandshakeError::PlainHttp, "plain_http", true),
+            (
+                HandshakeError::Timeout {
+                    limit,
+                    server_name: None,
+                },
+                "timeout",
+                true,
+            ),
+        ] {
+            assert_eq!(
+                (reason(&error), is_notable(&error)),
+                (expected, notable),
+                "{error:?}"
+            );
+        }
+    }
+}

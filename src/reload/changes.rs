@@ -1,0 +1,94 @@
+//! What a reload has changed, for the log.
+
+use crate::{
+    config::{ClusterConfig, Config},
+    pki::{Identity, TrustAnchors, UtcDate},
+    quote,
+};
+
+use super::Material;
+
+/// The differences between two snapshots. Each list is text for the log; an empty one means no change.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ReloadChanges {
+    /// Each new certificate: its names, its file and its end.
+    pub certificates: Vec<String>,
+    /// Each cluster that is new, gone or different, and what is different.
+    pub clusters: Vec<String>,
+    /// Keys of other settings that have changed.
+    pub settings: Vec<&'static str>,
+}
+
+impl ReloadChanges {
+    pub(super) fn new(old: (&Config, &Material), new: (&Config, &Material)) -> Self {
+        let (old_config, old) = old;
+        let (config, material) = new;
+        let is_presented = |identity: &&Identity| {
+            let known = &identity.summary().sha256;
+            old.identities
+                .iter()
+                .any(|old| old.summary().sha256 == *known)
+        };
+        let files = config.identities.iter();
+        let certificates = material
+            .identities
+            .iter()
+            .zip(files)
+            .filter(|(identity, _)| !is_presented(identity))
+            .map(|(identity, files)| {
+                format!(
+                    "{} from {} until {}",
+                    identity.names().join(" "),
+                    quote::path(&files.certificate),
+                    UtcDate(identity.not_after())
+                )
+            });
+        let has_log_changed = config.log.filter != old_config.log.filter
+            || config.log.access != old_config.log.access;
+        Self {
+            certificates: certificates.collect(),
+            clusters: clusters(old, material),
+            settings: has_log_changed.then_some("log").into_iter().collect(),
+        }
+    }
+}
+
+fn clusters(old: &Material, new: &Material) -> Vec<String> {
+    let find = |material: &'_ Material, name: &str| {
+        let mut all = material.clusters.iter();
+        all.position(|(cluster, _)| cluster.name == name)
+    };
+    let mut changes = Vec::new();
+    for (cluster, trust) in &new.clusters {
+        let name = &cluster.name;
+        match find(old, name).and_then(|at| old.clusters.get(at)) {
+            None => changes.push(format!("{name}: new")),
+            Some((before, trusted)) => {
+                if !is_same(before, cluster) {
+                    changes.push(format!("{name}: settings"));
+                }
+                if hashes(trusted) != hashes(trust) {
+                    changes.push(format!("{name}: CA"));
+                }
+            }
+        }
+    }
+    let gone = old.clusters.iter();
+    let gone = gone.filter(|(cluster, _)| find(new, &cluster.name).is_none());
+    changes.extend(gone.map(|(cluster, _)| format!("{}: removed", cluster.name)));
+    changes
+}
+
+/// Whether both have the same settings. The CA is compared by its certificates.
+fn is_same(old: &ClusterConfig, new: &ClusterConfig) -> bool {
+    let trust = old.trust.clone();
+    *old == ClusterConfig {
+        trust,
+        ..new.clone()
+    }
+}
+
+fn hashes(trust: &TrustAnchors) -> Vec<&str> {
+    let cas = trust.summaries().iter();
+    cas.map(|ca| ca.sha256.as_str()).collect()
+}
