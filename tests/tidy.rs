@@ -45,6 +45,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "memory",
             "metrics",
             "pki",
+            "process",
             "reload",
             "socket",
             "telemetry",
@@ -81,7 +82,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     (
         "reload",
-        &["config", "downstream", "pki", "proxy", "upstream"],
+        &[
+            "config",
+            "downstream",
+            "metrics",
+            "pki",
+            "proxy",
+            "upstream",
+        ],
     ),
     (
         "fuzz",

@@ -17,7 +17,7 @@ use crate::{
     drain::Drain,
     ending::{EndReason, Ending},
     hosts::PeerAddr,
-    metrics::{Connected, Protocol},
+    metrics::{ClusterLabel, ClusterLabels, Connected, Histogram, Protocol},
     upstream::{ClientLeases, UpstreamContext},
 };
 
@@ -38,6 +38,8 @@ pub struct Counting {
     downstream: ClientConnection,
     request: Request<()>,
     fields: HeaderMap,
+    cluster: ClusterLabel,
+    endpoint: Histogram,
 }
 
 impl Counting {
@@ -75,12 +77,16 @@ impl Counting {
             },
             request,
             fields: HeaderMap::new(),
+            cluster: ClusterLabels::default().label("prod"),
+            endpoint: Histogram::default(),
         }
     }
 
     /// Counts one request whose response body is one frame.
     pub fn one(&self) {
         let mut log = AccessLog::new(&self.downstream, &self.request);
+        log.routed(&self.cluster);
+        self.endpoint.observe(log.headers_arrived());
         log.response_started(StatusCode::OK, &self.fields);
         log.sent(1000);
         log.completed(Ending::by_apiserver(EndReason::Eof));

@@ -34,12 +34,13 @@ use http::{
 pub use body::{Body, Cut};
 pub use error::Error;
 pub use policy::{Rejection, Routes};
+pub use request_info::{RequestAttributes, request_attributes};
 
 use crate::{
     config::Limits,
     drain::Drain,
     hosts::PeerAddr,
-    metrics::Connected,
+    metrics::{ClusterSlot, Connected},
     upstream::{ClientLeases, Cluster, RequestBody, UpstreamError},
 };
 use access_log::AccessLog;
@@ -95,7 +96,7 @@ pub(crate) const FUZZ: [fn(&[u8]); 4] =
 pub fn refuse(rejection: Rejection, connected: &Connected) -> Response<Body> {
     let error = rejection.into();
     let id = RequestId::new();
-    error::record(&error, connected, &id, None);
+    error::record(&error, ClusterSlot::UNROUTED, connected, &id, None);
     respond::respond(&error, &id)
 }
 
@@ -183,7 +184,7 @@ async fn forward(
         local: downstream.local,
     };
     let admitted = policy::admit(&head, routes, &downstream.limits, names)?;
-    log.routed(&admitted.cluster);
+    log.routed(admitted.cluster.label());
     let place = downstream.connected.place();
     let check = place
         .check_budget(admitted.cluster.name(), &head)
@@ -209,6 +210,7 @@ async fn forward(
         .await
         .map_err(Error::from)
         .inspect_err(failed)?;
+    response.body().observe_headers(log.headers_arrived());
     let (mut head, body) = response.into_parts();
     log.answered_by(&body);
     place.answered(check, head.status);

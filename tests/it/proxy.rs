@@ -155,6 +155,21 @@ impl Setup<'_> {
         self
     }
 
+    /// Adds a cluster for the host name `host`. The first cluster then serves [`HOST`] only.
+    pub(crate) fn second_cluster(mut self, name: &str, host: &str, upstream: SocketAddr) -> Self {
+        let first = &mut self.config.clusters[0];
+        first.hosts = vec![HOST.parse().unwrap()];
+        let second = ClusterConfig {
+            name: name.into(),
+            hosts: vec![host.parse().unwrap()],
+            upstream_host: upstream.ip().to_string(),
+            upstream_port: upstream.port(),
+            ..first.clone()
+        };
+        self.config.clusters.push(second);
+        self
+    }
+
     /// Gives the drain more time than any test takes.
     pub(crate) fn long_drain(self) -> Self {
         self.timeouts(|timeouts| timeouts.drain = standin::WAIT * 10)

@@ -239,3 +239,28 @@ async fn status_lists_the_clients_with_the_most_connections() {
         ("127.0.0.5", 5),
     ]));
 }
+
+#[tokio::test]
+async fn status_lists_a_busy_client_that_opens_new_connections() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let proxy = world.proxy(upstream.address()).admin().start();
+    let mut open = Vec::new();
+    for client in 2..12 {
+        let address = Ipv4Addr::new(127, 0, 0, client);
+        open.push(proxy.client().from(address.into()).http1().await);
+    }
+    let busy: IpAddr = Ipv4Addr::new(127, 0, 0, 99).into();
+    for _ in 0..20 {
+        let mut client = proxy.client().from(busy).alpn(&["http/1.1"]).http1().await;
+        assert_eq!(client.get(HOST, "/version", "").await.status, 200);
+    }
+    let status = crate::admin::get(proxy.admin(), "/status.json").await;
+    let status: serde_json::Value = serde_json::from_slice(&status.body).unwrap();
+    let first = &status["clients"][0];
+    assert_eq!(first["client"], "127.0.0.99");
+    assert!(
+        first["requests_per_second"].as_f64().unwrap() > 0.0,
+        "{first}"
+    );
+}
