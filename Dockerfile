@@ -1,6 +1,7 @@
 # syntax=docker/dockerfile:1
 #
 #   docker build --build-arg VERSION=0.1.0 --build-arg REVISION="$(git rev-parse HEAD)" --tag kube-tls-proxy:0.1.0 .
+#   docker buildx build --platform linux/amd64,linux/arm64 …      # both kinds of machine; an emulated build takes hours
 #   docker build --target symbols --output symbols .      # the debug symbols of the same binary
 #
 # Both images are Debian 12, so the binary runs with the C library that it was linked with. A tag may move: the release workflow

@@ -205,7 +205,8 @@ const PROSE: &[&str] = &[
     "clippy.toml",
     "deny.toml",
     "justfile",
-    ".ci/run",
+    ".ci",
+    ".github",
 ];
 
 /// Words that a reader has to decode, and the words of the field. `…` ends a word with any letters.
