@@ -200,7 +200,10 @@ async fn discovery_error_is_text_with_status_that_kubectl_shows() {
 #[test]
 fn only_kubectl_gets_discovery_error_without_retry_after() {
     let retry_after = |error: &Error, reader| {
-        let headers = respond(error, &RequestId::new(), reader).into_parts().0.headers;
+        let headers = respond(error, &RequestId::new(), reader)
+            .into_parts()
+            .0
+            .headers;
         headers.get(header::RETRY_AFTER).cloned()
     };
     for error in upstream_errors().into_iter().map(Error::from) {
