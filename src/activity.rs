@@ -1,10 +1,10 @@
 //! What the status page lists: the watches and tunnels that are open, and the last errors.
 //!
-//! Memory does not grow with what clients do: each worker lists at most `MAX_LISTED` streams and keeps
-//! at most [`MAX_RECENT`] distinct errors. Nothing here is a secret: no header but `User-Agent`, no query.
+//! Equal streams are one row, and each worker keeps at most `MAX_GROUPS` rows and [`MAX_RECENT`] distinct errors, so
+//! that clients cannot fill the memory. Nothing here is a secret: no header but `User-Agent`, no query.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, PoisonError,
@@ -19,13 +19,19 @@ use crate::{telemetry::LogLimiter, text};
 /// The activity of one worker. The worker writes, the admin port reads.
 #[derive(Debug, Default)]
 pub struct Activity {
-    watches: AtomicU64,
-    tunnels: AtomicU64,
     next_id: AtomicU64,
-    streams: Mutex<HashMap<u64, StreamInfo>>,
+    streams: Mutex<HashMap<Arc<StreamInfo>, OpenGroup>>,
     errors: Mutex<Errors>,
     /// Shared by all workers.
     limiter: Arc<Mutex<LogLimiter>>,
+}
+
+/// The open streams with the same [`StreamInfo`].
+#[derive(Debug, Default)]
+struct OpenGroup {
+    /// When each began. The first one is the oldest.
+    since: BTreeMap<u64, Instant>,
+    place: StreamPlace,
 }
 
 #[derive(Debug, Default)]
@@ -35,7 +41,7 @@ struct Errors {
 }
 
 /// A response that does not end by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LongLived {
     /// A watch.
     Watch,
@@ -45,22 +51,45 @@ pub enum LongLived {
     Tunnel,
 }
 
-/// An open watch or tunnel, and its client.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A row of the status page: an open tunnel or followed log, or equal watches.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct StreamInfo {
     /// The kind of stream.
     pub kind: LongLived,
-    /// The address of the client.
+    /// The name of the cluster.
+    pub cluster: Arc<str>,
+    /// The address of the client. Its port is 0 in a row of watches.
     pub client: SocketAddr,
     /// The `User-Agent` of the client, escaped and shortened.
     pub user_agent: Box<str>,
     /// The resource of the request, such as `pods` or `pods/exec`, escaped and shortened.
     pub resource: Box<str>,
-    /// Empty if the request covers all namespaces, or if the resource is cluster-scoped.
+    /// The namespace, escaped and shortened. Empty if the request covers all namespaces, or if the resource is
+    /// cluster-scoped.
     pub namespace: Box<str>,
-    /// Empty if the request names no single object.
+    /// The name of the object, escaped and shortened. Empty if the request names no single object.
     pub name: Box<str>,
-    /// The time of the request.
+}
+
+/// The object or the collection of a row. Watches are one row even if these differ.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StreamPlace {
+    /// The namespace; `None` if the streams of the row differ.
+    pub namespace: Option<Box<str>>,
+    /// The name of the object; `None` if the streams of the row differ.
+    pub name: Option<Box<str>>,
+}
+
+/// Open streams with the same [`StreamInfo`].
+#[derive(Debug, Clone)]
+pub struct StreamGroup {
+    /// What they have in common.
+    pub info: Arc<StreamInfo>,
+    /// Their object or collection.
+    pub place: StreamPlace,
+    /// How many are open.
+    pub count: usize,
+    /// When the oldest one began.
     pub since: Instant,
 }
 
@@ -71,18 +100,20 @@ pub struct RecentError {
     pub at: Instant,
     /// The label of `errors_total`.
     pub reason: &'static str,
+    /// The name of the cluster; empty if the proxy refused the request before it chose one.
+    pub cluster: Arc<str>,
     /// What happened, for the operator.
     pub message: String,
     /// How often it happened.
     pub count: u64,
 }
 
-/// Counts and lists one stream until dropped.
+/// Lists one stream until dropped.
 #[derive(Debug)]
-pub struct OpenStream {
+pub struct ListedStream {
     activity: Arc<Activity>,
-    id: u64,
-    kind: LongLived,
+    /// `None` if the list had no room for it.
+    listed: Option<(Arc<StreamInfo>, u64)>,
 }
 
 impl Activity {
@@ -95,23 +126,20 @@ impl Activity {
         }
     }
 
-    /// Open watches and followed logs.
+    /// The groups of open streams, in no order.
     #[must_use]
-    pub fn watches(&self) -> u64 {
-        self.watches.load(Ordering::Relaxed)
-    }
-
-    /// Open tunnels.
-    #[must_use]
-    pub fn tunnels(&self) -> u64 {
-        self.tunnels.load(Ordering::Relaxed)
-    }
-
-    /// The open streams, in no order. At most `MAX_LISTED`.
-    #[must_use]
-    pub fn streams(&self) -> Vec<StreamInfo> {
+    pub fn streams(&self) -> Vec<StreamGroup> {
         let streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        streams.values().cloned().collect()
+        let groups = streams.iter().filter_map(|(info, group)| {
+            let (_, oldest) = group.since.first_key_value()?;
+            Some(StreamGroup {
+                info: Arc::clone(info),
+                place: group.place.clone(),
+                count: group.since.len(),
+                since: *oldest,
+            })
+        });
+        groups.collect()
     }
 
     /// The last distinct errors, the oldest first. At most [`MAX_RECENT`].
@@ -126,6 +154,7 @@ impl Activity {
     pub fn record_error(
         &self,
         reason: &'static str,
+        cluster: &Arc<str>,
         client: IpAddr,
         message: impl FnOnce() -> String,
     ) -> Option<u64> {
@@ -133,14 +162,14 @@ impl Activity {
         let suppressed = self.admit_line(client);
         let mut errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
         // Errors beyond the log limit do not build their message, so that a flood stays cheap. They count
-        // for the newest error with the same reason.
+        // for the newest error of the same cluster with the same reason.
         if suppressed.is_some() {
-            errors.add(reason, &message(), now);
+            errors.add(reason, cluster, &message(), now);
         } else if let Some(same) = errors
             .recent
             .iter_mut()
             .rev()
-            .find(|error| error.reason == reason)
+            .find(|error| error.reason == reason && error.cluster == *cluster)
         {
             (same.at, same.count) = (now, same.count + 1);
         }
@@ -153,19 +182,14 @@ impl Activity {
         let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
         limiter.admit(client, Instant::now())
     }
-
-    fn gauge(&self, kind: LongLived) -> &AtomicU64 {
-        match kind {
-            LongLived::Watch | LongLived::Log => &self.watches,
-            LongLived::Tunnel => &self.tunnels,
-        }
-    }
 }
 
 impl Errors {
-    fn add(&mut self, reason: &'static str, message: &str, at: Instant) {
+    fn add(&mut self, reason: &'static str, cluster: &Arc<str>, message: &str, at: Instant) {
         let message = text::escape(message, MAX_MESSAGE_CHARS).to_string();
-        let is_same = |error: &RecentError| error.reason == reason && error.message == message;
+        let is_same = |error: &RecentError| {
+            error.reason == reason && error.cluster == *cluster && error.message == message
+        };
         let before = self.recent.iter().position(is_same);
         let before = before.and_then(|place| self.recent.remove(place));
         if self.recent.len() >= MAX_RECENT {
@@ -174,6 +198,7 @@ impl Errors {
         self.recent.push_back(RecentError {
             at,
             reason,
+            cluster: Arc::clone(cluster),
             message,
             count: before.map_or(0, |error| error.count) + 1,
         });
@@ -188,33 +213,85 @@ impl StreamInfo {
     }
 }
 
-impl OpenStream {
-    /// Counts a stream, and lists it unless `MAX_LISTED` are listed already.
+impl StreamPlace {
+    /// What both have in common.
     #[must_use]
-    pub fn new(activity: Arc<Activity>, info: StreamInfo) -> Self {
-        let kind = info.kind;
-        let id = activity.next_id.fetch_add(1, Ordering::Relaxed);
-        activity.gauge(kind).fetch_add(1, Ordering::Relaxed);
-        let mut streams = activity
-            .streams
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if streams.len() < MAX_LISTED {
-            streams.insert(id, info);
+    pub fn common(&self, other: &Self) -> Self {
+        let same =
+            |one: &Option<Box<str>>, other: &Option<Box<str>>| one.clone().filter(|_| one == other);
+        Self {
+            namespace: same(&self.namespace, &other.namespace),
+            name: same(&self.name, &other.name),
         }
-        drop(streams);
-        Self { activity, id, kind }
     }
 }
 
-impl Drop for OpenStream {
+impl ListedStream {
+    /// Lists a stream, unless its client has too many rows or the list is full.
+    #[must_use]
+    pub fn new(activity: Arc<Activity>, mut info: StreamInfo, since: Instant) -> Self {
+        let mut place = StreamPlace {
+            namespace: Some(info.namespace.clone()),
+            name: Some(info.name.clone()),
+        };
+        if info.kind == LongLived::Watch {
+            // A controller has a watch for each of many namespaces, and a kubelet one for each of many objects.
+            (info.namespace, info.name) = (Box::default(), Box::default());
+            info.client.set_port(0);
+        }
+        let id = activity.next_id.fetch_add(1, Ordering::Relaxed);
+        let streams = activity.streams.lock();
+        let mut streams = streams.unwrap_or_else(PoisonError::into_inner);
+        let info = match streams.get_key_value(&info) {
+            Some((known, _)) => Some(Arc::clone(known)),
+            None => has_room(&streams, &info).then(|| Arc::new(info)),
+        };
+        if let Some(info) = &info {
+            let group = streams
+                .entry(Arc::clone(info))
+                .or_insert_with(|| OpenGroup {
+                    since: BTreeMap::new(),
+                    place: place.clone(),
+                });
+            place = group.place.common(&place);
+            group.place = place;
+            group.since.insert(id, since);
+        }
+        drop(streams);
+        let listed = info.map(|info| (info, id));
+        Self { activity, listed }
+    }
+}
+
+/// Whether the list has room for one more row. Tunnels have a list of their own, so that many watches do not hide an
+/// exec, and one client gets a part of a list only.
+fn has_room(streams: &HashMap<Arc<StreamInfo>, OpenGroup>, new: &StreamInfo) -> bool {
+    let is_tunnel = |info: &StreamInfo| info.kind == LongLived::Tunnel;
+    let same_list = || {
+        streams
+            .keys()
+            .filter(|info| is_tunnel(info) == is_tunnel(new))
+    };
+    let of_client = same_list()
+        .filter(|info| info.client.ip() == new.client.ip())
+        .count();
+    same_list().count() < MAX_GROUPS && of_client < MAX_GROUPS_PER_CLIENT
+}
+
+impl Drop for ListedStream {
     fn drop(&mut self) {
-        self.activity
-            .gauge(self.kind)
-            .fetch_sub(1, Ordering::Relaxed);
+        let Some((info, id)) = &self.listed else {
+            return;
+        };
         let streams = self.activity.streams.lock();
         let mut streams = streams.unwrap_or_else(PoisonError::into_inner);
-        streams.remove(&self.id);
+        let is_last = streams.get_mut(info).is_some_and(|group| {
+            group.since.remove(id);
+            group.since.is_empty()
+        });
+        if is_last {
+            streams.remove(info);
+        }
         // Gives memory back after a burst of watches.
         if streams.capacity() > 64 && streams.len() * 4 < streams.capacity() {
             streams.shrink_to_fit();
@@ -222,8 +299,10 @@ impl Drop for OpenStream {
     }
 }
 
-/// Streams of one worker that are listed; each needs a kilobyte at most.
-const MAX_LISTED: usize = 2_000;
+/// Rows of the watches of one worker, and of its tunnels; each needs a kilobyte at most.
+const MAX_GROUPS: usize = 1_000;
+/// Rows of one client.
+const MAX_GROUPS_PER_CLIENT: usize = 200;
 /// Distinct errors of one worker that are kept, and that the status page shows.
 pub const MAX_RECENT: usize = 20;
 /// Characters of one text of a client.
@@ -242,44 +321,87 @@ mod tests {
     const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
     const OTHER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 3));
 
-    fn open(activity: &Arc<Activity>, kind: LongLived) -> OpenStream {
+    fn open(
+        activity: &Arc<Activity>,
+        kind: LongLived,
+        client: IpAddr,
+        resource: &str,
+        namespace: &str,
+    ) -> ListedStream {
         let info = StreamInfo {
             kind,
-            client: "192.0.2.1:1".parse().unwrap(),
+            cluster: "prod".into(),
+            client: SocketAddr::new(client, 5_000),
             user_agent: StreamInfo::text("kubectl/v1.36"),
-            resource: "pods".into(),
-            namespace: "default".into(),
+            resource: resource.into(),
+            namespace: namespace.into(),
             name: "".into(),
-            since: Instant::now(),
         };
-        OpenStream::new(Arc::clone(activity), info)
+        ListedStream::new(Arc::clone(activity), info, Instant::now())
     }
 
-    #[test]
-    fn stream_is_listed_until_it_ends() {
+    #[tokio::test(start_paused = true)]
+    async fn equal_streams_are_one_row_until_the_last_ends() {
         let activity = Arc::default();
-        let watch = open(&activity, LongLived::Watch);
-        let log = open(&activity, LongLived::Log);
-        let tunnel = open(&activity, LongLived::Tunnel);
-        assert_eq!((activity.watches(), activity.tunnels()), (2, 1));
-        assert_eq!(activity.streams().len(), 3);
-        drop((watch, tunnel));
-        assert_eq!((activity.watches(), activity.tunnels()), (1, 0));
-        assert_eq!(activity.streams().len(), 1);
-        drop(log);
-        assert_eq!(activity.streams().len(), 0);
+        let watch = |namespace| open(&activity, LongLived::Watch, CLIENT, "pods", namespace);
+        let first = watch("default");
+        let began = Instant::now();
+        advance(Duration::from_secs(5)).await;
+        let second = watch("default");
+        let row = || {
+            let mut rows = activity.streams();
+            assert_eq!(rows.len(), 1);
+            rows.remove(0)
+        };
+        assert_eq!((row().count, row().since), (2, began));
+        assert_eq!(row().place.namespace.as_deref(), Some("default"));
+        let third = watch("other");
+        assert_eq!((row().count, row().place.namespace), (3, None));
+        assert_eq!(row().place.name.as_deref(), Some(""));
+        drop(first);
+        assert_eq!(
+            (row().count, row().since),
+            (2, began + Duration::from_secs(5))
+        );
+        drop((second, third));
+        assert!(activity.streams().is_empty());
+        let exec = |namespace| open(&activity, LongLived::Tunnel, CLIENT, "pods/exec", namespace);
+        let execs = (exec("default"), exec("other"));
+        assert_eq!(activity.streams().len(), 2);
+        drop(execs);
     }
 
-    #[test]
-    fn streams_beyond_the_bound_are_counted_but_not_listed() {
+    #[tokio::test]
+    async fn one_client_does_not_fill_the_list() {
         let activity = Arc::default();
-        let many: Vec<_> = (0..MAX_LISTED + 10)
-            .map(|_| open(&activity, LongLived::Watch))
+        let many: Vec<_> = (0..2 * MAX_GROUPS)
+            .map(|number| {
+                let resource = number.to_string();
+                open(&activity, LongLived::Watch, CLIENT, &resource, "")
+            })
             .collect();
-        assert_eq!(activity.streams().len(), MAX_LISTED);
-        assert_eq!(activity.watches(), (MAX_LISTED + 10) as u64);
-        drop(many);
-        assert_eq!(activity.watches(), 0);
+        assert_eq!(activity.streams().len(), MAX_GROUPS_PER_CLIENT);
+        let other = open(&activity, LongLived::Watch, OTHER, "pods", "");
+        assert_eq!(activity.streams().len(), MAX_GROUPS_PER_CLIENT + 1);
+        drop((many, other));
+        assert!(activity.streams().is_empty());
+    }
+
+    #[tokio::test]
+    async fn tunnel_is_listed_when_watches_fill_their_list() {
+        let activity = Arc::default();
+        let many: Vec<_> = (0..2 * MAX_GROUPS)
+            .map(|number| {
+                let number = u32::try_from(number).unwrap();
+                let client = std::net::Ipv4Addr::from(number).into();
+                open(&activity, LongLived::Watch, client, "pods", "")
+            })
+            .collect();
+        assert_eq!(activity.streams().len(), MAX_GROUPS);
+        let exec = open(&activity, LongLived::Tunnel, CLIENT, "pods/exec", "");
+        let rows = activity.streams();
+        assert!(rows.iter().any(|row| row.info.kind == LongLived::Tunnel));
+        drop((many, exec));
     }
 
     #[test]
@@ -291,10 +413,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn errors_beyond_the_log_limit_are_counted() {
-        let activity = Activity::default();
+        let (activity, cluster) = (Activity::default(), "prod".into());
         let mut logged = 0;
         for _ in 0..100 {
-            let line = activity.record_error("connect", CLIENT, || "refused".into());
+            let line = activity.record_error("connect", &cluster, CLIENT, || "refused".into());
             logged += u32::from(line.is_some());
         }
         assert_eq!(logged, 10);
@@ -305,23 +427,40 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn recent_errors_are_distinct_and_bounded() {
-        let activity = Activity::default();
+        let (activity, cluster) = (Activity::default(), "prod".into());
         for number in 0..MAX_RECENT + 5 {
             advance(Duration::from_secs(1)).await;
-            activity.record_error("connect", CLIENT, || format!("error {number}"));
+            activity.record_error("connect", &cluster, CLIENT, || format!("error {number}"));
         }
-        activity.record_error("connect", OTHER, || "error 20".into());
+        activity.record_error("connect", &cluster, OTHER, || "error 20".into());
         let recent = activity.recent_errors();
         assert_eq!(recent.len(), MAX_RECENT);
         let last = recent.last().unwrap();
         assert_eq!((&*last.message, last.count), ("error 20", 2));
         assert_eq!(recent[0].message, "error 5");
+        // Another cluster has the same error.
+        activity.record_error("connect", &"staging".into(), OTHER, || "error 20".into());
+        let recent = activity.recent_errors();
+        assert_eq!(
+            (
+                &*recent[MAX_RECENT - 1].cluster,
+                recent[MAX_RECENT - 1].count
+            ),
+            ("staging", 1)
+        );
+        assert_eq!(
+            (
+                &*recent[MAX_RECENT - 2].cluster,
+                recent[MAX_RECENT - 2].count
+            ),
+            ("prod", 2)
+        );
     }
 
     #[tokio::test]
     async fn error_message_is_short() {
         let activity = Activity::default();
-        activity.record_error("lost", CLIENT, || "ä".repeat(10_000));
+        activity.record_error("lost", &"prod".into(), CLIENT, || "ä".repeat(10_000));
         let recent = activity.recent_errors();
         assert_eq!(recent[0].message.chars().count(), MAX_MESSAGE_CHARS + 1);
     }

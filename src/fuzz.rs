@@ -3,7 +3,10 @@
 //! `tests/fuzz.rs` replays `fuzz/corpus` through them in every `cargo test`.
 
 use crate::http1;
-pub use crate::http1::{ParsedRequest, RequestEnd, requests};
+pub use crate::{
+    http1::{ParsedRequest, RequestEnd, requests},
+    proxy::{RequestAttributes, request_attributes},
+};
 
 /// The name of a target, which is also the folder of its corpus, and its body.
 pub type Target = (&'static str, fn(&[u8]));

@@ -2,6 +2,8 @@
 //!
 //! Nothing here fails a start: a sandbox may forbid each of these calls, and the proxy works without them.
 
+use std::time::Duration;
+
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Raises the soft limit of open files to the hard one, as Go and nginx do. The soft limit, usually 1,024, exists
@@ -24,6 +26,12 @@ pub(crate) fn open_files() -> usize {
     soft.map_or(usize::MAX, |soft| {
         usize::try_from(soft).unwrap_or(usize::MAX)
     })
+}
+
+/// The CPU time that this process has used, in user space and in the kernel.
+pub(crate) fn cpu_time() -> Duration {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::try_from(used).unwrap_or_default()
 }
 
 /// The memory of the machine in bytes. No bound where the kernel does not say.
@@ -65,6 +73,16 @@ mod tests {
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
         assert_eq!(current, maximum);
         assert!(open_files() > 16);
+    }
+
+    #[test]
+    fn cpu_time_grows_with_work() {
+        let before = cpu_time();
+        let mut number = 0_u64;
+        while cpu_time() == before {
+            number = std::hint::black_box(number.wrapping_add(1));
+        }
+        assert!(cpu_time() > before);
     }
 
     #[test]

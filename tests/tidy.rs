@@ -45,6 +45,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "memory",
             "metrics",
             "pki",
+            "process",
             "reload",
             "socket",
             "telemetry",
@@ -74,6 +75,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "listen_error",
             "listener",
             "pki",
+            "proxy",
             "telemetry",
             "transport",
             "upstream",
@@ -81,7 +83,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     (
         "reload",
-        &["config", "downstream", "pki", "proxy", "upstream"],
+        &[
+            "config",
+            "downstream",
+            "metrics",
+            "pki",
+            "proxy",
+            "upstream",
+        ],
     ),
     (
         "fuzz",
@@ -196,7 +205,8 @@ const PROSE: &[&str] = &[
     "clippy.toml",
     "deny.toml",
     "justfile",
-    ".ci/run",
+    ".ci",
+    ".github",
 ];
 
 /// Words that a reader has to decode, and the words of the field. `…` ends a word with any letters.

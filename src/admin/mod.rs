@@ -4,13 +4,15 @@
 //! `User-Agent`, no query, no body. Text of clients is sent as JSON, and the page inserts it as text.
 
 mod health;
+mod history;
 mod host;
 mod page;
+mod problems;
 mod server;
 mod sources;
 mod view;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::net::SocketAddr;
 
 pub use sources::Sources;
 
@@ -82,7 +84,7 @@ impl Admin {
         let socket = tokio::net::TcpListener::from_std(self.socket)
             .map_err(|error| AdminError::new(self.address, error))?;
         let drain = Drain::new();
-        let serving = server::serve(socket, Arc::new(sources), timeouts.clone(), drain.clone());
+        let serving = server::serve(socket, sources, timeouts.clone(), drain.clone());
         drain.spawn(serving);
         Ok(AdminServer { drain })
     }

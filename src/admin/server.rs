@@ -19,20 +19,36 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{health, health::HealthChecks, host, page::StatusPage, sources::Sources, view::View};
-use crate::{config::Timeouts, drain::Drain, metrics, socket, text::error_chain};
+use super::{
+    health, health::HealthChecks, history::History, host, page::StatusPage, sources::Sources,
+    view::View,
+};
+use crate::{config::Timeouts, drain::Drain, metrics::ExpositionFormat, socket, text::error_chain};
+
+/// What the port serves.
+struct Site {
+    sources: Sources,
+    page: StatusPage,
+    history: History,
+}
 
 /// Accepts and serves connections until the drain begins.
 ///
 /// A connection beyond the limit closes the oldest one. Otherwise clients that send nothing would keep probes out,
 /// and the kubelet would restart the process.
-pub(super) async fn serve(
-    socket: TcpListener,
-    sources: Arc<Sources>,
-    timeouts: Timeouts,
-    drain: Drain,
-) {
-    let page = Arc::new(StatusPage::new());
+pub(super) async fn serve(socket: TcpListener, sources: Sources, timeouts: Timeouts, drain: Drain) {
+    let site = Arc::new(Site {
+        sources,
+        page: StatusPage::new(),
+        history: History::default(),
+    });
+    let (kept, drain_begun) = (Arc::clone(&site), drain.clone());
+    drain.spawn(async move {
+        tokio::select! {
+            () = kept.history.keep(&kept.sources) => {}
+            () = drain_begun.begun() => {}
+        }
+    });
     let mut open: VecDeque<AbortHandle> = VecDeque::new();
     loop {
         let accepted = async {
@@ -55,11 +71,11 @@ pub(super) async fn serve(
                 {
                     oldest.abort();
                 }
-                let (sources, page) = (Arc::clone(&sources), Arc::clone(&page));
+                let site = Arc::clone(&site);
                 let drain_begun = drain.clone();
                 let connection = drain.spawn(async move {
                     tokio::select! {
-                        () = serve_connection(stream, &sources, &page) => {}
+                        () = serve_connection(stream, &site) => {}
                         () = drain_begun.begun() => {}
                     }
                 });
@@ -73,9 +89,9 @@ pub(super) async fn serve(
     }
 }
 
-async fn serve_connection(stream: TcpStream, sources: &Sources, page: &StatusPage) {
+async fn serve_connection(stream: TcpStream, site: &Site) {
     let service = service_fn(|request: Request<Incoming>| async move {
-        Ok::<_, Infallible>(respond(sources, page, &request))
+        Ok::<_, Infallible>(respond(site, &request))
     });
     let ended = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -90,11 +106,8 @@ async fn serve_connection(stream: TcpStream, sources: &Sources, page: &StatusPag
     }
 }
 
-fn respond(
-    sources: &Sources,
-    page: &StatusPage,
-    request: &Request<Incoming>,
-) -> Response<Full<Bytes>> {
+fn respond(site: &Site, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let sources = &site.sources;
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut response = text(
             StatusCode::METHOD_NOT_ALLOWED,
@@ -121,17 +134,25 @@ fn respond(
         return text(StatusCode::MISDIRECTED_REQUEST, refusal);
     }
     match path {
-        "/" => status_page(page),
+        "/" => status_page(&site.page),
         "/livez" => checked(&health::livez(sources), verbose),
         "/readyz" => {
             let checks = health::readyz(sources, SystemTime::now(), has("strict"));
             checked(&checks, verbose)
         }
-        "/metrics" => typed(metrics::CONTENT_TYPE, sources.exposition()),
-        "/status.json" => match serde_json::to_string(&View::new(sources, SystemTime::now())) {
-            Ok(json) => typed("application/json", json),
-            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
-        },
+        "/metrics" => {
+            let accept = request.headers().get_all(header::ACCEPT).iter();
+            let accept: Vec<_> = accept.filter_map(|value| value.to_str().ok()).collect();
+            let format = ExpositionFormat::from_accept(&accept.join(","));
+            typed(format.content_type(), sources.exposition(format))
+        }
+        "/status.json" => {
+            let view = View::new(sources, &site.history, SystemTime::now());
+            match serde_json::to_string(&view) {
+                Ok(json) => typed("application/json", json),
+                Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+            }
+        }
         _ => text(
             StatusCode::NOT_FOUND,
             "not found; the paths are / (the status page), /livez, /readyz, /metrics and /status.json\n",

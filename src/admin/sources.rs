@@ -9,10 +9,14 @@ use crate::{
     drain::Phase,
     heartbeat::Heartbeats,
     memory::{MemoryPressure, resident_bytes},
-    metrics::{self, Exposition, Family, Label, Metrics, Reloaded},
+    metrics::{
+        self, Counter, Exposition, ExpositionFormat, Family, Label, MetricValue as _, Metrics,
+        Reloaded,
+    },
     pki::Identity,
+    process,
     reload::ReloadReport,
-    upstream::{EndpointHealth, Health},
+    upstream::Health,
 };
 
 /// All data that the admin port serves.
@@ -45,14 +49,14 @@ impl Sources {
         unix_seconds(clock + at.saturating_duration_since(instant))
     }
 
-    /// All metrics as `OpenMetrics` text.
-    pub(super) fn exposition(&self) -> String {
+    /// All metrics in this format.
+    pub(super) fn exposition(&self, format: ExpositionFormat) -> String {
         let mut exposition = Exposition::new();
         let report = self.report.borrow().clone();
-        let clusters = report.clusters.iter().map(|cluster| cluster.name());
+        let clusters = report.clusters.iter().map(|cluster| cluster.label());
         self.metrics.expose(clusters, &mut exposition);
         self.expose(&report, &mut exposition);
-        exposition.into_text()
+        exposition.into_text(format)
     }
 
     fn expose(&self, report: &ReloadReport, to: &mut Exposition) {
@@ -60,28 +64,37 @@ impl Sources {
         to.info(&metrics::BUILD, version);
         for identity in &report.material.identities {
             let name = vec![("name", first_name(identity).into())];
-            let not_after = unix_seconds(identity.not_after());
-            to.gauge(&metrics::CERTIFICATE_NOT_AFTER, name, not_after);
+            let leaf = identity.summary();
+            let (not_before, not_after) =
+                (unix_seconds(leaf.not_before), unix_seconds(leaf.not_after));
+            to.number(&metrics::CERTIFICATE_NOT_BEFORE, name.clone(), not_before);
+            to.number(&metrics::CERTIFICATE_NOT_AFTER, name, not_after);
         }
         for (cluster, trust) in &report.material.clusters {
-            let not_after = trust.summaries().iter().map(|ca| ca.not_after).min();
-            if let Some(not_after) = not_after {
+            let first = trust.summaries().iter().min_by_key(|ca| ca.not_after);
+            if let Some(ca) = first {
                 let name = vec![("cluster", cluster.name.clone().into())];
-                to.gauge(&metrics::CA_NOT_AFTER, name, unix_seconds(not_after));
+                let (not_before, not_after) =
+                    (unix_seconds(ca.not_before), unix_seconds(ca.not_after));
+                to.number(&metrics::CA_NOT_BEFORE, name.clone(), not_before);
+                to.number(&metrics::CA_NOT_AFTER, name, not_after);
             }
         }
         for cluster in &report.clusters {
-            for EndpointHealth { address, state, .. } in cluster.endpoints().health() {
+            for endpoint in cluster.endpoints().health() {
                 let labels = vec![
                     ("cluster", cluster.name().to_owned().into()),
-                    ("endpoint", address.to_string().into()),
+                    ("endpoint", endpoint.address.to_string().into()),
                 ];
-                let is_healthy = state == Health::Healthy;
-                to.gauge(
+                let is_healthy = endpoint.state == Health::Healthy;
+                to.number(
                     &metrics::ENDPOINT_HEALTHY,
-                    labels,
+                    labels.clone(),
                     f64::from(u8::from(is_healthy)),
                 );
+                endpoint
+                    .time_to_headers
+                    .expose(&metrics::ENDPOINT_TIME_TO_HEADERS, labels, to);
             }
         }
         for (result, count) in [
@@ -90,27 +103,28 @@ impl Sources {
             (Reloaded::Unchanged, report.unchanged),
         ] {
             let labels = vec![("result", result.label().into())];
-            to.counter(&metrics::RELOADS, labels, count);
+            Counter::from(count).expose(&metrics::RELOADS, labels, to);
         }
-        let mut gauge = |family: &'static Family, value: f64| {
-            to.gauge(family, Vec::<Label>::new(), value);
+        let mut number = |family: &'static Family, value: f64| {
+            to.number(family, Vec::<Label>::new(), value);
         };
         let flag = |is_so: bool| f64::from(u8::from(is_so));
-        gauge(
+        number(
             &metrics::LAST_RELOAD_SUCCESSFUL,
             flag(report.failure.is_none()),
         );
-        gauge(&metrics::LAST_RELOAD, unix_seconds(report.changed));
-        gauge(
+        number(&metrics::LAST_RELOAD, unix_seconds(report.changed));
+        number(
             &metrics::DRAINING,
             flag(*self.phase.borrow() != Phase::Serving),
         );
         let (memory_limit, memory) = &self.memory;
-        gauge(&metrics::MEMORY_SHORT, flag(memory.is_short()));
-        gauge(&metrics::PROCESS_START_TIME, unix_seconds(self.started.0));
+        number(&metrics::MEMORY_SHORT, flag(memory.is_short()));
+        number(&metrics::PROCESS_START_TIME, unix_seconds(self.started.0));
+        number(&metrics::PROCESS_CPU, process::cpu_time().as_secs_f64());
         #[expect(
             clippy::cast_precision_loss,
-            reason = "a gauge is a float in every exposition"
+            reason = "the values of an exposition are floats"
         )]
         for (family, value) in [
             (
@@ -120,9 +134,13 @@ impl Sources {
             (&metrics::MEMORY_LIMIT, Some(*memory_limit)),
             (&metrics::PROCESS_RESIDENT_MEMORY, resident_bytes()),
             (&metrics::PROCESS_OPEN_FDS, open_files()),
+            (
+                &metrics::PROCESS_MAX_FDS,
+                Some(process::open_files() as u64),
+            ),
         ] {
             if let Some(value) = value {
-                gauge(family, value as f64);
+                number(family, value as f64);
             }
         }
     }

@@ -40,7 +40,8 @@ pub(super) struct PlaceState {
     requests: AtomicU32,
     /// Microseconds from `accepted` to the end of the last request, or to the end of the wait for a place.
     idle_since: AtomicU64,
-    has_finished: AtomicBool,
+    /// Requests that have ended. Only the worker of the connection changes it.
+    finished: AtomicU64,
     is_tunnel: AtomicBool,
     /// Whether the apiserver has accepted the credential of a request.
     is_authenticated: AtomicBool,
@@ -153,7 +154,8 @@ impl Place {
     /// Notes that a request has ended at `now`.
     pub fn end_request(&self, now: Instant) {
         self.state.becomes_idle(now);
-        self.state.has_finished.store(true, Ordering::Relaxed);
+        let finished = self.state.finished();
+        self.state.finished.store(finished + 1, Ordering::Relaxed);
         // Set after the time, so that no other thread treats the connection as idle since an earlier request.
         self.state.requests.fetch_sub(1, Ordering::Release);
     }
@@ -191,13 +193,18 @@ impl PlaceState {
             has_permit: has_permit.into(),
             requests: AtomicU32::new(0),
             idle_since: AtomicU64::new(0),
-            has_finished: AtomicBool::new(false),
+            finished: AtomicU64::new(0),
             is_tunnel: AtomicBool::new(false),
             is_authenticated: AtomicBool::new(false),
             credentials: ConnectionCredentials::default(),
             is_closing: AtomicBool::new(false),
             waker: Mutex::default(),
         })
+    }
+
+    /// Requests that have ended.
+    pub(super) fn finished(&self) -> u64 {
+        self.finished.load(Ordering::Relaxed)
     }
 
     fn becomes_idle(&self, now: Instant) {
@@ -222,7 +229,7 @@ impl PlaceState {
         } else if !is_running {
             let idle_since = self.idle_since.load(Ordering::Relaxed);
             Rank::Idle(self.accepted + Duration::from_micros(idle_since))
-        } else if !self.has_finished.load(Ordering::Relaxed) {
+        } else if self.finished() == 0 {
             Rank::FirstRequest(accepted)
         } else {
             Rank::LaterRequest(accepted)

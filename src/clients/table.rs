@@ -60,6 +60,8 @@ struct Occupancy {
     waiting: BTreeMap<u64, (ClientPrefix, Arc<PlaceState>)>,
     /// Connections that were asked to close and are still open.
     closing: usize,
+    /// The requests of clients that have left.
+    left: HashMap<ClientPrefix, u64>,
     next_id: u64,
 }
 
@@ -69,6 +71,8 @@ struct ClientPlaces {
     client: Arc<Client>,
     /// By age: the newest is the last.
     places: BTreeMap<u64, Arc<PlaceState>>,
+    /// Requests on connections that have ended.
+    requests: u64,
     waiting: usize,
     /// The connections to close next, the first one at the end. A scan of all connections finds many at once.
     candidates: Vec<(Rank, Arc<PlaceState>)>,
@@ -131,6 +135,24 @@ impl ClientTable {
         let occupancy = self.lock();
         let sizes = occupancy.by_size.iter().rev().take(count);
         sizes.map(|(size, prefix)| (*prefix, *size)).collect()
+    }
+
+    /// The requests of each client that have ended. After many clients have left, their numbers start at 0 again.
+    #[must_use]
+    pub fn requests(&self) -> HashMap<ClientPrefix, u64> {
+        let occupancy = self.lock();
+        let mut requests = occupancy.left.clone();
+        for (prefix, client) in &occupancy.clients {
+            let open = client.places.values().map(|place| place.finished());
+            *requests.entry(*prefix).or_default() += client.requests + open.sum::<u64>();
+        }
+        requests
+    }
+
+    /// How many connections this client has.
+    #[must_use]
+    pub fn connections(&self, client: ClientPrefix) -> usize {
+        self.lock().size(client)
     }
 
     /// Asks connections of the largest client to end that have been idle for a while, because memory is short.
@@ -246,6 +268,7 @@ impl Occupancy {
         };
         self.by_size.remove(&(client.places.len(), prefix));
         let state = client.places.remove(&id);
+        client.requests += state.as_ref().map_or(0, |state| state.finished());
         self.closing -= usize::from(state.is_some_and(|state| state.end()));
         self.total -= 1;
         if !client.places.is_empty() {
@@ -273,7 +296,16 @@ impl Occupancy {
         let forgotten = [last, first].map(|client| client.map(|(id, prefix)| (*id, *prefix)));
         for (id, prefix) in forgotten.into_iter().flatten() {
             self.absent.remove(&id);
-            self.clients.remove(&prefix);
+            let requests = self
+                .clients
+                .remove(&prefix)
+                .map_or(0, |client| client.requests);
+            if requests > 0 {
+                if self.left.len() >= MAX_LEFT {
+                    self.left.clear();
+                }
+                *self.left.entry(prefix).or_default() += requests;
+            }
         }
     }
 
@@ -347,6 +379,7 @@ impl ClientPlaces {
                 budget: ClientBudget::new(&table.budgets),
             }),
             places: BTreeMap::new(),
+            requests: 0,
             waiting: 0,
             candidates: Vec::new(),
             next_scan: None,
@@ -405,6 +438,8 @@ const MAX_WAITING: usize = 32;
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// Clients without connections whose budgets are remembered, 1 KiB each at most.
 const MAX_ABSENT: usize = 4096;
+/// Clients that have left and whose requests are known.
+const MAX_LEFT: usize = 1_000;
 /// How long a connection is idle before it makes room for one of its own client, or for any while places are free.
 /// Otherwise the connections of a burst would close each other during their handshakes, and each connection of another
 /// client would close handshakes of a large NAT.

@@ -103,7 +103,12 @@ impl OneWorker {
         let name = ServerName::try_from(APISERVER).unwrap();
         let tls = ClientTls::new(Arc::new(cluster_ca.roots()), name).unwrap();
         let endpoints = Arc::new(Endpoints::resolved(&[apiserver.address()]));
-        let cluster = Cluster::new("test".into(), String::new(), endpoints, tls);
+        let cluster = Cluster::new(
+            crate::metrics::ClusterLabels::default().label("test"),
+            String::new(),
+            endpoints,
+            tls,
+        );
         let mut routes = Routes::default();
         routes.add(HOST, &Arc::new(cluster));
         let (ca, dir) = (Ca::new("public"), TempDir::new());
@@ -143,6 +148,7 @@ impl OneWorker {
                 memory: Arc::default(),
                 limits,
                 timeouts,
+                hints: true,
             }),
             context: Arc::new(context),
             drain,

@@ -11,75 +11,104 @@ use std::{
 };
 
 use super::{
-    Dialled, ErrorReason, Exposition, Handshake, LeaseEnd, LeaseFrom, Limit, Protocol, Resource,
-    TunnelEnd, Verb, families,
+    ClusterLabel, ClusterSlot, Dialled, ErrorReason, Exposition, Handshake, Label, LeaseEnd,
+    LeaseFrom, Limit, PerCluster, Protocol, Resource, TunnelEnd, Verb, families,
     requests::{Requests, Row, code_label},
-    values::{Counter, Gauge, Histogram, MetricValue as _, Per, PerCluster},
+    values::{Counter, Gauge, Histogram, MetricValue as _, Per},
 };
 use crate::{
-    activity::Activity,
+    activity::{Activity, ListedStream, LongLived, StreamInfo},
     clients::Place,
     drain::Drain,
     ending::{EndReason, Ending},
 };
 use http::StatusCode;
+use tokio::time::Instant;
 
 /// The struct, the sum of two of them, and their exposition.
 macro_rules! counters {
-    ($($(#[$doc:meta])* $field:ident: $kind:ty => $family:ident,)+) => {
-        /// What one worker has counted; or, from [`Metrics::sum`], what all workers have counted.
+    (
+        $(#[$of_struct:meta])* $name:ident {
+            $($(#[$doc:meta])* $field:ident: $kind:ty => $family:ident,)+
+        }
+        with { $($own:ident: $own_kind:ty,)* }
+    ) => {
+        $(#[$of_struct])*
         #[derive(Debug, Default)]
-        pub struct Counters {
+        pub struct $name {
             $($(#[$doc])* pub $field: $kind,)+
-            activity: Arc<Activity>,
+            $($own: $own_kind,)*
         }
 
-        impl Counters {
-            fn merge(&self, other: &Self) {
+        impl $name {
+            fn merge_families(&self, other: &Self) {
                 $(self.$field.merge(&other.$field);)+
             }
 
-            fn expose(&self, to: &mut Exposition) {
-                $(self.$field.expose(&families::$family, Vec::new(), to);)+
+            fn expose_families(&self, labels: &[Label], to: &mut Exposition) {
+                $(self.$field.expose(&families::$family, labels.to_vec(), to);)+
             }
         }
     };
 }
 
 counters! {
-    /// Completed requests.
-    requests: Requests => REQUESTS,
-    /// From the head of the request to the head of the response.
-    time_to_headers: Per<Verb, Histogram> => REQUEST_TIME_TO_HEADERS,
-    /// From the head of the request to the end of the response; not for watches, logs and tunnels.
-    durations: Per<Verb, Histogram> => REQUEST_DURATION,
-    /// Bytes of request bodies and tunnels from clients.
-    received: Counter => RECEIVED,
-    /// Bytes of response bodies and tunnels to clients.
-    sent: Counter => SENT,
-    /// Open client connections.
-    connections: Gauge => CONNECTIONS,
-    /// Client connections after a successful handshake.
-    connections_total: Per<Protocol, Counter> => CONNECTIONS_TOTAL,
-    /// Handshakes with clients.
-    handshakes: Per<Handshake, Counter> => HANDSHAKES,
-    /// Leases of upstream connections.
-    leases_taken: Per<LeaseFrom, Counter> => LEASES_TAKEN,
-    /// Upstream connections that are no longer used.
-    leases_retired: Per<LeaseEnd, Counter> => LEASES_RETIRED,
-    /// Tunnels that have ended.
-    tunnels_ended: Per<TunnelEnd, Counter> => TUNNELS_ENDED,
-    /// Dials of apiservers.
-    dials: PerCluster<Per<Dialled, Counter>> => DIALS,
-    /// Limits that were reached.
-    limits_hit: Per<Limit, Counter> => LIMITS_HIT,
-    /// Errors to which the proxy itself responded.
-    errors: Per<ErrorReason, Counter> => ERRORS,
+    /// What one worker has counted; or, from [`Metrics::sum`], what all workers have counted.
+    Counters {
+        /// Bytes of request bodies and tunnels from clients.
+        received: Counter => RECEIVED,
+        /// Bytes of response bodies and tunnels to clients.
+        sent: Counter => SENT,
+        /// Open client connections.
+        connections: Gauge => CONNECTIONS,
+        /// Client connections after a successful handshake.
+        connections_total: Per<Protocol, Counter> => CONNECTIONS_TOTAL,
+        /// Handshakes with clients.
+        handshakes: Per<Handshake, Counter> => HANDSHAKES,
+        /// Leases of upstream connections.
+        leases_taken: Per<LeaseFrom, Counter> => LEASES_TAKEN,
+        /// Upstream connections that are no longer used.
+        leases_retired: Per<LeaseEnd, Counter> => LEASES_RETIRED,
+        /// Tunnels that have ended.
+        tunnels_ended: Per<TunnelEnd, Counter> => TUNNELS_ENDED,
+        /// Limits that were reached.
+        limits_hit: Per<Limit, Counter> => LIMITS_HIT,
+    }
+    with {
+        worker: usize,
+        clusters: PerCluster<ClusterCounters>,
+        activity: Arc<Activity>,
+    }
+}
+
+counters! {
+    /// What one worker has counted of one cluster.
+    ClusterCounters {
+        /// Completed requests.
+        requests: Requests => REQUESTS,
+        /// Requests that have begun and not ended, without watches, followed logs and tunnels.
+        in_flight: Gauge => REQUESTS_IN_FLIGHT,
+        /// From the head of the request to the head of the response.
+        time_to_headers: Per<Verb, Histogram> => REQUEST_TIME_TO_HEADERS,
+        /// From the head of the request to the end of the response; not for watches, logs and tunnels.
+        durations: Per<Verb, Histogram> => REQUEST_DURATION,
+        /// Open watches and followed logs.
+        watches: Gauge => WATCHES,
+        /// Open tunnels.
+        tunnels: Gauge => TUNNELS,
+        /// Dials of apiservers.
+        dials: Per<Dialled, Counter> => DIALS,
+        /// Errors to which the proxy itself responded.
+        errors: Per<ErrorReason, Counter> => ERRORS,
+    }
+    with {}
 }
 
 /// A request that has ended.
 #[derive(Debug, Clone, Copy)]
 pub struct RequestRecord {
+    /// The cluster that it went to, from [`Counters::begin_request`].
+    pub cluster: ClusterSlot,
     /// What it did.
     pub verb: Verb,
     /// The resource that it named.
@@ -92,20 +121,34 @@ pub struct RequestRecord {
     pub time_to_headers: Option<Duration>,
     /// From the head of the request to the end of the response. `None` for a response that does not end by itself.
     pub duration: Option<Duration>,
+    /// Whether it became an [`OpenStream`].
+    pub is_stream: bool,
 }
 
 impl Counters {
+    /// Counts a request that goes to this cluster as in flight, until [`Counters::end_request`] or
+    /// [`Counters::open_stream`].
+    pub fn begin_request(&self, cluster: &ClusterLabel) -> ClusterSlot {
+        let (slot, counters) = self.clusters.begin(cluster);
+        counters.in_flight.increment();
+        slot
+    }
+
     /// Counts a request that has ended.
-    pub fn request(&self, record: &RequestRecord) {
-        self.requests.count(Row {
+    pub fn end_request(&self, record: &RequestRecord) {
+        let counters = self.clusters.get(record.cluster);
+        if record.cluster != ClusterSlot::UNROUTED && !record.is_stream {
+            counters.in_flight.decrement();
+        }
+        counters.requests.count(Row {
             verb: record.verb,
             resource: record.resource,
             code: code_label(record.status),
             protocol: record.protocol,
         });
         for (histograms, duration) in [
-            (&self.time_to_headers, record.time_to_headers),
-            (&self.durations, record.duration),
+            (&counters.time_to_headers, record.time_to_headers),
+            (&counters.durations, record.duration),
         ] {
             if let (Some(histogram), Some(duration)) = (histograms.get(record.verb), duration) {
                 histogram.observe(duration);
@@ -113,10 +156,103 @@ impl Counters {
         }
     }
 
+    /// Counts and lists a stream that does not end by itself, instead of its request.
+    #[must_use]
+    pub fn open_stream(
+        self: &Arc<Self>,
+        cluster: ClusterSlot,
+        info: StreamInfo,
+        since: Instant,
+    ) -> OpenStream {
+        let stream = OpenStream {
+            counters: Arc::clone(self),
+            cluster,
+            kind: info.kind,
+            _listed: ListedStream::new(Arc::clone(&self.activity), info, since),
+        };
+        if cluster != ClusterSlot::UNROUTED {
+            self.clusters.get(cluster).in_flight.decrement();
+        }
+        stream.gauge().increment();
+        stream
+    }
+
+    /// The counters of this cluster.
+    #[must_use]
+    pub fn cluster(&self, label: &ClusterLabel) -> &ClusterCounters {
+        self.clusters.begin(label).1
+    }
+
+    /// The counters of each cluster, and those of requests without one.
+    #[must_use]
+    pub fn clusters(&self) -> &PerCluster<ClusterCounters> {
+        &self.clusters
+    }
+
+    /// The number of the worker.
+    #[must_use]
+    pub fn worker(&self) -> usize {
+        self.worker
+    }
+
     /// The open streams and recent errors of the same worker.
     #[must_use]
     pub fn activity(&self) -> &Arc<Activity> {
         &self.activity
+    }
+
+    fn merge(&self, other: &Self) {
+        self.merge_families(other);
+        for (label, counters) in other.clusters.clusters() {
+            self.cluster(label).merge_families(counters);
+        }
+        self.clusters
+            .unrouted()
+            .merge_families(other.clusters.unrouted());
+    }
+
+    fn expose(&self, to: &mut Exposition) {
+        self.expose_families(&[], to);
+        for (label, counters) in self.clusters.clusters() {
+            counters.expose_families(&[("cluster", label.name().to_owned().into())], to);
+        }
+        // A request without a cluster is refused at once, so the gauges would always be 0.
+        let (unrouted, labels) = (self.clusters.unrouted(), vec![("cluster", "".into())]);
+        unrouted
+            .requests
+            .expose(&families::REQUESTS, labels.clone(), to);
+        unrouted
+            .time_to_headers
+            .expose(&families::REQUEST_TIME_TO_HEADERS, labels.clone(), to);
+        unrouted
+            .durations
+            .expose(&families::REQUEST_DURATION, labels.clone(), to);
+        unrouted.errors.expose(&families::ERRORS, labels, to);
+    }
+}
+
+/// Counts and lists one watch, followed log or tunnel until dropped.
+#[derive(Debug)]
+pub struct OpenStream {
+    counters: Arc<Counters>,
+    cluster: ClusterSlot,
+    kind: LongLived,
+    _listed: ListedStream,
+}
+
+impl OpenStream {
+    fn gauge(&self) -> &Gauge {
+        let counters = self.counters.clusters.get(self.cluster);
+        match self.kind {
+            LongLived::Watch | LongLived::Log => &counters.watches,
+            LongLived::Tunnel => &counters.tunnels,
+        }
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.gauge().decrement();
     }
 }
 
@@ -189,12 +325,15 @@ impl Connected {
     /// number of log lines about this client that were suppressed since the last one.
     pub fn record_error(
         &self,
+        cluster: ClusterSlot,
         reason: ErrorReason,
         message: impl FnOnce() -> String,
     ) -> Option<u64> {
-        self.counters.errors.count(reason);
+        let clusters = &self.counters.clusters;
+        clusters.get(cluster).errors.count(reason);
+        let name = clusters.name(cluster);
         let activity = self.counters.activity();
-        activity.record_error(reason.label(), self.client.ip(), message)
+        activity.record_error(reason.label(), &name, self.client.ip(), message)
     }
 }
 
@@ -218,15 +357,23 @@ struct DialledBy {
     counters: Arc<Counters>,
     /// Cannot be upgraded any more once a reload has replaced the cluster of the connection.
     in_use: Weak<()>,
+    time_to_headers: Arc<Histogram>,
 }
 
 impl ConnectionStats {
-    /// Counts the first lease, of a connection that was just dialled.
-    pub fn on_dial(&self, counters: &Arc<Counters>, in_use: &Arc<()>) {
+    /// Counts the first lease, of a connection that was just dialled. `time_to_headers` is the histogram of its endpoint
+    /// and its worker.
+    pub fn on_dial(
+        &self,
+        counters: &Arc<Counters>,
+        in_use: &Arc<()>,
+        time_to_headers: Arc<Histogram>,
+    ) {
         counters.leases_taken.count(LeaseFrom::Dial);
         let dialled = DialledBy {
             counters: Arc::clone(counters),
             in_use: Arc::downgrade(in_use),
+            time_to_headers,
         };
         // A connection is dialled once; a second call would change nothing.
         self.dialled.set(dialled).ok();
@@ -237,6 +384,13 @@ impl ConnectionStats {
         if let Some(dialled) = self.dialled.get() {
             dialled.counters.leases_taken.count(LeaseFrom::Idle);
         }
+    }
+
+    /// The time to headers of requests that the endpoint of this connection answers.
+    #[must_use]
+    pub fn time_to_headers(&self) -> Option<Arc<Histogram>> {
+        let dialled = self.dialled.get()?;
+        Some(Arc::clone(&dialled.time_to_headers))
     }
 
     /// Sets why the connection is used for no further request. The first reason stays.
@@ -282,9 +436,10 @@ impl Metrics {
     #[must_use]
     pub fn new(workers: usize) -> Self {
         let limiter = Arc::default();
-        let counters = |_| {
+        let counters = |worker| {
             let activity = Activity::with_limiter(Arc::clone(&limiter));
             Arc::new(Counters {
+                worker,
                 activity: Arc::new(activity),
                 ..Counters::default()
             })
@@ -306,6 +461,12 @@ impl Metrics {
         drop(self.dropped_log_lines.set(Box::new(read)));
     }
 
+    /// Log lines that were lost.
+    #[must_use]
+    pub fn dropped_log_lines(&self) -> u64 {
+        self.dropped_log_lines.get().map_or(0, |read| read())
+    }
+
     /// The sum over all workers.
     #[must_use]
     pub fn sum(&self) -> Counters {
@@ -321,81 +482,123 @@ impl Metrics {
 
     /// Adds everything that workers have counted. `increase()` does not see the first event of a series
     /// that begins at 1, so each series of a closed set begins at 0, and those of `clusters` too.
-    pub fn expose<'a>(&self, clusters: impl Iterator<Item = &'a str>, to: &mut Exposition) {
+    pub fn expose<'a>(
+        &self,
+        clusters: impl Iterator<Item = &'a ClusterLabel>,
+        to: &mut Exposition,
+    ) {
         let sum = self.sum();
-        clusters.for_each(|cluster| sum.dials.begin(cluster));
-        sum.expose(to);
-        for (family, count) in [
-            (
-                &families::WATCHES,
-                Activity::watches as fn(&Activity) -> u64,
-            ),
-            (&families::TUNNELS, Activity::tunnels),
-        ] {
-            let open = Gauge::from(self.activities().map(count).sum::<u64>());
-            open.expose(family, Vec::new(), to);
+        for cluster in clusters {
+            sum.clusters.begin(cluster);
         }
-        let dropped = self.dropped_log_lines.get().map_or(0, |read| read());
-        to.counter(&families::LOG_LINES_DROPPED, Vec::new(), dropped);
+        sum.expose(to);
+        let dropped = Counter::from(self.dropped_log_lines());
+        dropped.expose(&families::LOG_LINES_DROPPED, Vec::new(), to);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::{ClusterLabels, ExpositionFormat};
 
     #[test]
     fn exposition_sums_workers() {
         let metrics = Metrics::new(2);
+        let mut labels = ClusterLabels::default();
+        let (named, new) = (labels.label("a \"name\""), labels.label("new"));
         for counters in metrics.workers() {
-            counters.request(&RequestRecord {
+            counters.end_request(&RequestRecord {
+                cluster: counters.begin_request(&named),
                 verb: Verb::List,
                 resource: Resource::new("", "pods", None),
                 status: Some(StatusCode::OK),
                 protocol: Protocol::Http2,
                 time_to_headers: Some(Duration::from_millis(3)),
                 duration: Some(Duration::from_millis(7)),
+                is_stream: false,
             });
+            counters.begin_request(&named);
             counters.sent.add(10);
-            counters.dials.count("a \"name\"", Dialled::Verify);
-            counters.errors.count(ErrorReason::Verify);
+            counters.cluster(&named).dials.count(Dialled::Verify);
+            counters.cluster(&named).errors.count(ErrorReason::Verify);
         }
         let mut exposition = Exposition::new();
-        metrics.expose(["new"].into_iter(), &mut exposition);
-        let text = exposition.into_text();
+        metrics.expose([&new].into_iter(), &mut exposition);
+        let text = exposition.into_text(ExpositionFormat::Prometheus);
         for line in [
-            "kube_tls_proxy_requests_total{verb=\"list\",resource=\"pods\",code=\"200\",protocol=\"h2\"} 2",
-            "kube_tls_proxy_request_time_to_headers_seconds_bucket{le=\"0.0025\",verb=\"list\"} 0",
-            "kube_tls_proxy_request_time_to_headers_seconds_bucket{le=\"0.005\",verb=\"list\"} 2",
-            "kube_tls_proxy_request_time_to_headers_seconds_bucket{le=\"+Inf\",verb=\"list\"} 2",
-            "kube_tls_proxy_request_duration_seconds_sum{verb=\"list\"} 0.014",
+            "kube_tls_proxy_requests_total{cluster=\"a \\\"name\\\"\",verb=\"list\",resource=\"pods\",code=\"200\",protocol=\"h2\"} 2",
+            "kube_tls_proxy_requests_in_flight{cluster=\"a \\\"name\\\"\"} 2",
+            "kube_tls_proxy_requests_in_flight{cluster=\"new\"} 0",
+            "kube_tls_proxy_request_time_to_headers_seconds_bucket{cluster=\"a \\\"name\\\"\",verb=\"list\",le=\"0.0025\"} 0",
+            "kube_tls_proxy_request_time_to_headers_seconds_bucket{cluster=\"a \\\"name\\\"\",verb=\"list\",le=\"0.005\"} 2",
+            "kube_tls_proxy_request_duration_seconds_sum{cluster=\"a \\\"name\\\"\",verb=\"list\"} 0.014",
             "kube_tls_proxy_sent_bytes_total 20",
             "kube_tls_proxy_upstream_dials_total{cluster=\"a \\\"name\\\"\",result=\"verify\"} 2",
             "kube_tls_proxy_upstream_dials_total{cluster=\"new\",result=\"verify\"} 0",
-            "kube_tls_proxy_errors_total{reason=\"verify\"} 2",
-            "kube_tls_proxy_errors_total{reason=\"connect\"} 0",
+            "kube_tls_proxy_errors_total{cluster=\"a \\\"name\\\"\",reason=\"verify\"} 2",
+            "kube_tls_proxy_errors_total{cluster=\"new\",reason=\"connect\"} 0",
+            "kube_tls_proxy_errors_total{cluster=\"\",reason=\"rejected\"} 0",
             "kube_tls_proxy_handshakes_total{result=\"failed\"} 0",
-            "kube_tls_proxy_watches 0.0",
-            "# TYPE kube_tls_proxy_requests counter",
-            "# TYPE kube_tls_proxy_build info",
-            "# EOF",
+            "kube_tls_proxy_watches{cluster=\"new\"} 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }
     }
 
     #[test]
+    fn stream_counts_instead_of_its_request_until_it_ends() {
+        let counters = Arc::new(Counters::default());
+        let label = ClusterLabels::default().label("prod");
+        let gauges = || {
+            let of_cluster = counters.cluster(&label);
+            let gauges = [
+                &of_cluster.in_flight,
+                &of_cluster.watches,
+                &of_cluster.tunnels,
+            ];
+            (gauges.map(Gauge::get), counters.activity().streams().len())
+        };
+        let slot = counters.begin_request(&label);
+        assert_eq!(gauges(), ([1, 0, 0], 0));
+        let info = StreamInfo {
+            kind: LongLived::Tunnel,
+            cluster: "prod".into(),
+            client: "192.0.2.1:1".parse().unwrap(),
+            user_agent: StreamInfo::text("kubectl/v1.36"),
+            resource: "pods/exec".into(),
+            namespace: "default".into(),
+            name: "web-0".into(),
+        };
+        let stream = counters.open_stream(slot, info, Instant::now());
+        assert_eq!(gauges(), ([0, 0, 1], 1));
+        counters.end_request(&RequestRecord {
+            cluster: slot,
+            verb: Verb::Connect,
+            resource: Resource::new("", "pods", Some("exec")),
+            status: Some(StatusCode::SWITCHING_PROTOCOLS),
+            protocol: Protocol::Http1,
+            time_to_headers: None,
+            duration: None,
+            is_stream: true,
+        });
+        drop(stream);
+        assert_eq!(gauges(), ([0, 0, 0], 0));
+        assert_eq!(counters.cluster(&label).requests.sum(), 1);
+    }
+
+    #[test]
     fn connection_end_counts_once_with_its_first_reason() {
         let (counters, in_use) = (Arc::new(Counters::default()), Arc::new(()));
         let stats = ConnectionStats::default();
-        stats.on_dial(&counters, &in_use);
+        stats.on_dial(&counters, &in_use, Arc::default());
         stats.on_reuse();
         stats.set_end_reason(LeaseEnd::Unauthorized);
         stats.set_end_reason(LeaseEnd::GoAway);
         drop(stats);
         drop(ConnectionStats::default());
         let aged = ConnectionStats::default();
-        aged.on_dial(&counters, &in_use);
+        aged.on_dial(&counters, &in_use, Arc::default());
         aged.set_end_reason(LeaseEnd::Age);
         drop(in_use);
         drop(aged);

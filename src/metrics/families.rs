@@ -31,7 +31,7 @@ pub enum MetricKind {
 }
 
 impl MetricKind {
-    /// The name of the kind in `OpenMetrics`.
+    /// The name of the kind in `OpenMetrics`. The Prometheus format has no `info`; there it is a gauge.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -65,10 +65,12 @@ const VERBS: &str = "`get`, `list`, `watch`, `create`, `update`, `patch`, `delet
     (exec, attach, port-forward), `proxy`, `other`";
 const RESOURCES: &str = "a resource of kube-apiserver such as `pods` or `pods/exec`; `custom` for other API groups, \
     `nonresource` for paths such as `/version`, `other`";
-const CODES: &str = "three digits; `000` if the client left before there was a response; a code without a name \
-    counts as the first of its class, such as `500`";
+const CODES: &str = "three digits, or `no_response` if the client left before there was a response; a code without a \
+    name counts as the first of its class, such as `500`";
 const PROTOCOLS: &str = "`http/1.1`, `h2`";
 const CLUSTERS: &str = "the name of the cluster in the configuration";
+const CLUSTERS_OR_NONE: &str = "the name of the cluster in the configuration; empty if the proxy refused the request \
+    before it chose a cluster";
 
 families! {
     BUILD = Info "kube_tls_proxy_build_info" ["version": "the version of kube-tls-proxy"]
@@ -86,19 +88,22 @@ families! {
     HANDSHAKES = Counter "kube_tls_proxy_handshakes_total" ["result": "`ok`, `timeout`, `failed`, `closed` (another client needed the place), `plain_http` (the client sent HTTP without TLS)"]
         "TLS handshakes with clients.";
     REQUESTS = Counter "kube_tls_proxy_requests_total"
-        ["verb": VERBS, "resource": RESOURCES, "code": CODES, "protocol": PROTOCOLS]
+        ["cluster": CLUSTERS_OR_NONE, "verb": VERBS, "resource": RESOURCES, "code": CODES, "protocol": PROTOCOLS]
         "Completed requests. A watch or tunnel counts when it closes.";
-    REQUEST_TIME_TO_HEADERS = Histogram "kube_tls_proxy_request_time_to_headers_seconds" ["verb": VERBS]
+    REQUESTS_IN_FLIGHT = Gauge "kube_tls_proxy_requests_in_flight" ["cluster": CLUSTERS]
+        "Requests that have begun and not ended. Watches, followed logs and tunnels are left out once they are open.";
+    REQUEST_TIME_TO_HEADERS = Histogram "kube_tls_proxy_request_time_to_headers_seconds"
+        ["cluster": CLUSTERS_OR_NONE, "verb": VERBS]
         "Time from the head of the request to the head of the response.";
-    REQUEST_DURATION = Histogram "kube_tls_proxy_request_duration_seconds" ["verb": VERBS]
+    REQUEST_DURATION = Histogram "kube_tls_proxy_request_duration_seconds" ["cluster": CLUSTERS_OR_NONE, "verb": VERBS]
         "Time from the head of the request to the end of the response. Watches, followed logs and tunnels are left out.";
     RECEIVED = Counter "kube_tls_proxy_received_bytes_total" []
         "Bytes from clients in request bodies and tunnels. They count when the request or tunnel ends; those of a tunnel that the drain aborts do not count.";
     SENT = Counter "kube_tls_proxy_sent_bytes_total" []
         "Bytes to clients in response bodies and tunnels. Those of a tunnel count when it ends; those of a tunnel that the drain aborts do not count.";
-    WATCHES = Gauge "kube_tls_proxy_watches" []
+    WATCHES = Gauge "kube_tls_proxy_watches" ["cluster": CLUSTERS]
         "Open watches and followed logs.";
-    TUNNELS = Gauge "kube_tls_proxy_tunnels" []
+    TUNNELS = Gauge "kube_tls_proxy_tunnels" ["cluster": CLUSTERS]
         "Open upgraded connections: exec, attach, cp, port-forward.";
     TUNNELS_ENDED = Counter "kube_tls_proxy_tunnels_ended_total"
         ["end": "`complete` (in order), `client` or `apiserver` (that side broke off), `proxy` (one half stayed open, or \
@@ -116,16 +121,24 @@ families! {
     ENDPOINT_HEALTHY = Gauge "kube_tls_proxy_endpoint_healthy"
         ["cluster": CLUSTERS, "endpoint": "address and port"]
         "1 if the endpoint is verified and healthy, 0 if it is unhealthy or was not probed yet.";
-    CERTIFICATE_NOT_AFTER = Gauge "kube_tls_proxy_certificate_not_after_seconds"
+    ENDPOINT_TIME_TO_HEADERS = Histogram "kube_tls_proxy_endpoint_time_to_headers_seconds"
+        ["cluster": CLUSTERS, "endpoint": "address and port"]
+        "Time from the head of the request to the head of the response, by the endpoint that sent it. Tunnels are left out.";
+    CERTIFICATE_NOT_AFTER = Gauge "kube_tls_proxy_certificate_not_after_timestamp_seconds"
         ["name": "the first name of the certificate"]
         "Expiry of the certificate that clients see, in Unix time.";
-    CA_NOT_AFTER = Gauge "kube_tls_proxy_ca_not_after_seconds" ["cluster": CLUSTERS]
+    CERTIFICATE_NOT_BEFORE = Gauge "kube_tls_proxy_certificate_not_before_timestamp_seconds"
+        ["name": "the first name of the certificate"]
+        "Start of its validity, in Unix time: with its expiry the lifetime, on which it depends how much is left too late.";
+    CA_NOT_AFTER = Gauge "kube_tls_proxy_ca_not_after_timestamp_seconds" ["cluster": CLUSTERS]
         "Earliest expiry of the trusted CAs of the cluster, in Unix time.";
+    CA_NOT_BEFORE = Gauge "kube_tls_proxy_ca_not_before_timestamp_seconds" ["cluster": CLUSTERS]
+        "Start of validity of the trusted CA that expires first, in Unix time.";
     RELOADS = Counter "kube_tls_proxy_reloads_total" ["result": "`ok`, `failed`, `unchanged`"]
         "Reloads of configuration, certificates, keys and CAs.";
     LAST_RELOAD_SUCCESSFUL = Gauge "kube_tls_proxy_last_reload_successful" []
         "1 if the last reload succeeded, 0 if it failed and the previous configuration stays in use.";
-    LAST_RELOAD = Gauge "kube_tls_proxy_last_reload_seconds" []
+    LAST_RELOAD = Gauge "kube_tls_proxy_last_reload_timestamp_seconds" []
         "Time of the last reload that found a change, valid or not, in Unix time.";
     LIMITS_HIT = Counter "kube_tls_proxy_limits_hit_total"
         ["limit": "`connections` (all places are taken: a new connection waits or is refused), \
@@ -144,7 +157,7 @@ families! {
             `frames` (a client sent too many control frames or cancelled too many requests, and its connection ended)"]
         "How often a limit was reached.";
     ERRORS = Counter "kube_tls_proxy_errors_total"
-        ["reason": "`rejected`, `no_endpoint`, `upstream_connections`, `connect`, `connect_timeout`, `handshake`, `verify`, \
+        ["cluster": CLUSTERS_OR_NONE, "reason": "`rejected`, `no_endpoint`, `upstream_connections`, `connect`, `connect_timeout`, `handshake`, `verify`, \
             `unprocessed`, `lost`, `upload`, `protocol`"]
         "Error responses of the proxy itself, in place of a response of the apiserver.";
     LOG_LINES_DROPPED = Counter "kube_tls_proxy_log_lines_dropped_total" []
@@ -153,10 +166,14 @@ families! {
         "1 after the proxy received a stop signal, else 0.";
     PROCESS_START_TIME = Gauge "process_start_time_seconds" []
         "Start of the process, in Unix time.";
+    PROCESS_CPU = Counter "process_cpu_seconds_total" []
+        "CPU time of the process, in user space and in the kernel.";
     PROCESS_RESIDENT_MEMORY = Gauge "process_resident_memory_bytes" []
         "Resident memory of the process.";
     PROCESS_OPEN_FDS = Gauge "process_open_fds" []
         "Open file descriptors.";
+    PROCESS_MAX_FDS = Gauge "process_max_fds" []
+        "Limit of open file descriptors.";
 }
 
 /// The content of `docs/metrics.md`.
@@ -184,13 +201,15 @@ const REFERENCE_HEAD: &str = "\
 
 <!-- Generated by `UPDATE=1 cargo test metrics_reference`. Edit src/metrics/families.rs instead. -->
 
-`/metrics` on the [admin port](configuration.md#the-admin-port) serves these metrics as OpenMetrics text. Each worker has
-its own counters; `/metrics` shows the sums.
+`/metrics` on the [admin port](configuration.md#the-admin-port) serves these metrics in the Prometheus text format, or as
+OpenMetrics text if the `Accept` field asks for it, as Prometheus does. Each worker has its own counters; `/metrics` shows
+the sums.
 
 A counter whose labels have fixed values, or the clusters of the configuration as values, starts at 0, so that `increase()`
 sees the first event. Requests and durations appear with the first event, because they would be thousands of lines.
 
-Labels never contain client input; unknown values count as `other` or `custom`, so cardinality is bounded. A request whose
+Labels never contain client input; unknown values count as `other` or `custom`, so cardinality is bounded. A cluster that
+a reload removes keeps its series until the process ends. After 999 different names, new ones share the name `other`. A request whose
 head cannot be read counts in `errors_total` and `limits_hit_total`, but not in `requests_total`.
 
 ## Reference

@@ -77,6 +77,22 @@ label! {
 }
 
 label! {
+    /// What the status code of a response says, for the status page.
+    CodeClass {
+        /// Below 400.
+        Ok = "ok",
+        /// 401.
+        Unauthorized = "unauthorized",
+        /// 4xx, without 401.
+        ClientError = "client_error",
+        /// 500 or more.
+        ServerError = "server_error",
+        /// The client left before there was a response.
+        NoResponse = "no_response",
+    }
+}
+
+label! {
     /// The protocol between client and proxy.
     Protocol {
         /// HTTP/1.1 and HTTP/1.0.

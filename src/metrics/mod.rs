@@ -1,8 +1,9 @@
 //! Metrics: each worker has its own counters, and a scrape sums them.
 //!
 //! Labels never contain client input: verbs, resources and codes come from closed sets, and unknown values
-//! share one label, so cardinality is bounded.
+//! share one label, so cardinality is bounded. The names of clusters come from the configuration.
 
+mod clusters;
 mod counters;
 mod exposition;
 mod families;
@@ -10,12 +11,15 @@ mod labels;
 mod requests;
 mod values;
 
-pub use counters::{Connected, ConnectionStats, Counters, Metrics, RequestRecord};
-pub use exposition::{CONTENT_TYPE, Exposition, Label};
+pub use clusters::{ClusterLabel, ClusterLabels, ClusterSlot, PerCluster};
+pub use counters::{
+    ClusterCounters, Connected, ConnectionStats, Counters, Metrics, OpenStream, RequestRecord,
+};
+pub use exposition::{Exposition, ExpositionFormat, Label};
 pub use families::{FAMILIES, Family, MetricKind, reference, *};
 pub use labels::{
-    Dialled, ErrorReason, Handshake, LabelSet, LeaseEnd, LeaseFrom, Limit, Protocol, Reloaded,
-    TunnelEnd, Verb,
+    CodeClass, Dialled, ErrorReason, Handshake, LabelSet, LeaseEnd, LeaseFrom, Limit, Protocol,
+    Reloaded, TunnelEnd, Verb,
 };
-pub use requests::{Requests, Resource};
-pub use values::{Counter, Gauge, Histogram, MetricValue, Per, PerCluster};
+pub use requests::{CLASSES, Requests, Resource};
+pub use values::{BUCKETS, Counter, Gauge, Histogram, MetricValue, Per, PerWorker, quantile};

@@ -11,7 +11,7 @@ use std::{
 
 use http::StatusCode;
 
-use super::{Exposition, Family, Label, Protocol, Verb, values::MetricValue};
+use super::{CodeClass, Exposition, Family, Label, Protocol, Verb, values::MetricValue};
 
 /// The number of requests per row. The lock is contended only during a scrape. A `BTreeMap`, because it counts
 /// faster than a `HashMap` with the hasher of std, and keeps the order of the exposition.
@@ -36,6 +36,18 @@ impl Requests {
     #[must_use]
     pub fn sum(&self) -> u64 {
         self.rows().values().sum()
+    }
+
+    /// The sums by what the status code says.
+    #[must_use]
+    pub fn by_class(&self) -> [u64; CLASSES] {
+        let mut sums = [0; CLASSES];
+        for (row, count) in &*self.rows() {
+            if let Some(sum) = sums.get_mut(CodeClass::new(row.code) as usize) {
+                *sum += count;
+            }
+        }
+        sums
     }
 
     pub(super) fn count(&self, row: Row) {
@@ -69,29 +81,55 @@ impl MetricValue for Requests {
         }
     }
 
-    fn expose(&self, family: &'static Family, _: Vec<Label>, to: &mut Exposition) {
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "the values of an exposition are floats"
+    )]
+    fn expose(&self, family: &'static Family, labels: Vec<Label>, to: &mut Exposition) {
         for (row, count) in &*self.rows() {
-            let labels = vec![
+            let mut labels = labels.clone();
+            labels.extend([
                 ("verb", row.verb.label().into()),
                 ("resource", row.resource.label().into()),
-                ("code", format!("{:03}", row.code).into()),
+                (
+                    "code",
+                    match row.code {
+                        NO_RESPONSE => "no_response".into(),
+                        code => format!("{code:03}").into(),
+                    },
+                ),
                 ("protocol", row.protocol.label().into()),
-            ];
-            to.counter(family, labels, *count);
+            ]);
+            to.number(family, labels, *count as f64);
         }
     }
 }
 
 /// The status code as a label. A code without a name counts as the first of its class, because a client treats it so
-/// (RFC 9110 §15). Otherwise a program behind `services/proxy` could create one series per number. 0 if there was no
-/// response.
+/// (RFC 9110 §15). Otherwise a program behind `services/proxy` could create one series per number. [`NO_RESPONSE`] if
+/// the client left before there was a response.
 pub(super) fn code_label(status: Option<StatusCode>) -> u16 {
     match status {
-        None => 0,
+        None => NO_RESPONSE,
         Some(status) if status.canonical_reason().is_some() => status.as_u16(),
         Some(status) => status.as_u16().min(599) / 100 * 100,
     }
 }
+
+impl CodeClass {
+    fn new(code: u16) -> Self {
+        match code {
+            NO_RESPONSE => Self::NoResponse,
+            401 => Self::Unauthorized,
+            400..500 => Self::ClientError,
+            500.. => Self::ServerError,
+            _ => Self::Ok,
+        }
+    }
+}
+
+/// The number of [`CodeClass`]es.
+pub const CLASSES: usize = CodeClass::ALL.len();
 
 impl Resource {
     /// A path that names no resource, such as `/version`.
@@ -164,7 +202,10 @@ fn is_built_in(group: &str) -> bool {
     )
 }
 
-/// Rows of one worker; a new row beyond them counts for the resource `other`.
+/// The code of a request without a response.
+const NO_RESPONSE: u16 = 0;
+
+/// Rows of one worker and cluster; a new row beyond them counts for the resource `other`.
 const MAX_ROWS: usize = 4_000;
 
 /// Kind, subresource and label of each built-in resource, sorted for the binary search.
@@ -228,6 +269,30 @@ mod tests {
             assert_eq!(code_label(Some(status)), label);
         }
         assert_eq!(code_label(None), 0);
+    }
+
+    #[test]
+    fn classes_add_up_to_all_requests() {
+        let requests = Requests::default();
+        for code in [
+            None,
+            Some(101),
+            Some(200),
+            Some(304),
+            Some(401),
+            Some(403),
+            Some(429),
+            Some(503),
+        ] {
+            requests.count(Row {
+                verb: Verb::Get,
+                resource: Resource::OTHER,
+                code: code_label(code.and_then(|code| StatusCode::from_u16(code).ok())),
+                protocol: Protocol::Http2,
+            });
+        }
+        // In the order of `CodeClass`.
+        assert_eq!(requests.by_class(), [3, 1, 2, 1, 1]);
     }
 
     #[test]

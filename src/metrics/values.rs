@@ -3,10 +3,9 @@
 //! They are atomics so that other threads may read them; only the thread of one worker writes.
 
 use std::{
-    collections::BTreeMap,
     marker::PhantomData,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -34,7 +33,7 @@ pub struct Gauge(AtomicU64);
 /// Durations in buckets.
 #[derive(Debug, Default)]
 pub struct Histogram {
-    counts: [AtomicU64; BOUNDS.len() + 1],
+    counts: [AtomicU64; BUCKETS],
     micros: AtomicU64,
 }
 
@@ -45,9 +44,9 @@ pub struct Per<L, V> {
     labels: PhantomData<L>,
 }
 
-/// One value for each cluster of the configuration.
-#[derive(Debug, Default)]
-pub struct PerCluster<V>(Mutex<BTreeMap<String, V>>);
+/// One value for each worker, so that no two workers write to the same one.
+#[derive(Debug)]
+pub struct PerWorker<V>(Mutex<Vec<(usize, Arc<V>)>>);
 
 impl Counter {
     /// Adds to the number.
@@ -59,6 +58,12 @@ impl Counter {
     #[must_use]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl From<u64> for Counter {
+    fn from(number: u64) -> Self {
+        Self(number.into())
     }
 }
 
@@ -78,14 +83,9 @@ impl Gauge {
     }
 }
 
-impl From<u64> for Gauge {
-    fn from(number: u64) -> Self {
-        Self(number.into())
-    }
-}
-
 impl Histogram {
-    pub(super) fn observe(&self, duration: Duration) {
+    /// Counts one duration.
+    pub fn observe(&self, duration: Duration) {
         let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         let bucket = BOUNDS.iter().take_while(|bound| micros > **bound).count();
         if let Some(count) = self.counts.get(bucket) {
@@ -94,16 +94,18 @@ impl Histogram {
         self.micros.fetch_add(micros, Ordering::Relaxed);
     }
 
+    /// The number of durations in each bucket alone.
+    #[must_use]
+    pub fn counts(&self) -> [u64; BUCKETS] {
+        self.counts
+            .each_ref()
+            .map(|count| count.load(Ordering::Relaxed))
+    }
+
     /// Each bucket with its upper bound in seconds, and the number of durations in that bucket alone. The
     /// bound of the last bucket is infinite.
-    pub fn buckets(&self) -> impl Iterator<Item = (f64, u64)> {
-        let bounds = BOUNDS.map(|micros| Duration::from_micros(micros).as_secs_f64());
-        let bounds = bounds.into_iter().chain([f64::INFINITY]);
-        bounds.zip(
-            self.counts
-                .iter()
-                .map(|count| count.load(Ordering::Relaxed)),
-        )
+    fn buckets(&self) -> impl Iterator<Item = (f64, u64)> {
+        bounds().zip(self.counts())
     }
 
     /// The sum of all durations in seconds.
@@ -158,22 +160,33 @@ impl<L: LabelSet> Per<L, Histogram> {
     }
 }
 
-impl<L: LabelSet> PerCluster<Per<L, Counter>> {
-    /// Counts one.
-    pub fn count(&self, cluster: &str, label: L) {
-        let mut clusters = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(values) = clusters.get(cluster) {
-            return values.count(label);
-        }
-        clusters.entry(cluster.to_owned()).or_default().count(label);
+impl<V: MetricValue> PerWorker<V> {
+    /// The value of this worker.
+    #[must_use]
+    pub fn of(&self, worker: usize) -> Arc<V> {
+        let mut values = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = values.iter().find(|(number, _)| *number == worker);
+        let known = known.map(|(_, value)| Arc::clone(value));
+        known.unwrap_or_else(|| {
+            let value = Arc::default();
+            values.push((worker, Arc::clone(&value)));
+            value
+        })
+    }
+
+    /// The sum over all workers.
+    #[must_use]
+    pub fn sum(&self) -> V {
+        let values = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let sum = V::default();
+        values.iter().for_each(|(_, value)| sum.merge(value));
+        sum
     }
 }
 
-impl<V: MetricValue> PerCluster<V> {
-    /// Creates the series of this cluster, at 0.
-    pub(super) fn begin(&self, cluster: &str) {
-        let mut clusters = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        clusters.entry(cluster.to_owned()).or_default();
+impl<V> Default for PerWorker<V> {
+    fn default() -> Self {
+        Self(Mutex::default())
     }
 }
 
@@ -182,8 +195,12 @@ impl MetricValue for Counter {
         self.add(other.get());
     }
 
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "the values of an exposition are floats"
+    )]
     fn expose(&self, family: &'static Family, labels: Vec<Label>, to: &mut Exposition) {
-        to.counter(family, labels, self.get());
+        to.number(family, labels, self.get() as f64);
     }
 }
 
@@ -194,10 +211,10 @@ impl MetricValue for Gauge {
 
     #[expect(
         clippy::cast_precision_loss,
-        reason = "a gauge is a float in every exposition"
+        reason = "the values of an exposition are floats"
     )]
     fn expose(&self, family: &'static Family, labels: Vec<Label>, to: &mut Exposition) {
-        to.gauge(family, labels, self.get() as f64);
+        to.number(family, labels, self.get() as f64);
     }
 }
 
@@ -238,24 +255,41 @@ impl<L: LabelSet, V: MetricValue> MetricValue for Per<L, V> {
     }
 }
 
-impl<V: MetricValue> MetricValue for PerCluster<V> {
-    fn merge(&self, other: &Self) {
-        let mut clusters = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let others = other.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for (cluster, more) in &*others {
-            clusters.entry(cluster.clone()).or_default().merge(more);
-        }
+/// A quantile in seconds, such as 0.99 for p99, interpolated from the number of durations in each bucket. `None` without
+/// durations. A duration beyond the last bound counts as that bound.
+#[must_use]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "an interpolated value is not that precise"
+)]
+pub fn quantile(counts: &[u64; BUCKETS], share: f64) -> Option<f64> {
+    let all: u64 = counts.iter().sum();
+    if all == 0 {
+        return None;
     }
-
-    fn expose(&self, family: &'static Family, labels: Vec<Label>, to: &mut Exposition) {
-        let clusters = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for (cluster, value) in &*clusters {
-            let mut labels = labels.clone();
-            labels.push(("cluster", cluster.clone().into()));
-            value.expose(family, labels, to);
+    let wanted = share * all as f64;
+    let (mut below, mut lower) = (0.0, 0.0);
+    for (bound, count) in bounds().zip(counts) {
+        let count = *count as f64;
+        if bound.is_infinite() {
+            break;
         }
+        if count > 0.0 && below + count >= wanted {
+            return Some(lower + (bound - lower) * (wanted - below) / count);
+        }
+        (below, lower) = (below + count, bound);
     }
+    Some(lower)
 }
+
+/// The upper bounds of the buckets in seconds. The last one is infinite.
+fn bounds() -> impl Iterator<Item = f64> {
+    let bounds = BOUNDS.map(|micros| Duration::from_micros(micros).as_secs_f64());
+    bounds.into_iter().chain([f64::INFINITY])
+}
+
+/// The number of buckets of a histogram.
+pub const BUCKETS: usize = BOUNDS.len() + 1;
 
 /// Upper bounds of the buckets in microseconds, so that counting a request needs no conversion. A last bucket without
 /// a bound follows.
@@ -285,5 +319,20 @@ mod tests {
                 .collect();
             assert_eq!(found, [(bucket, 1)], "{micros}");
         }
+    }
+
+    #[test]
+    fn quantile_is_interpolated_in_its_bucket() {
+        let histogram = Histogram::default();
+        assert_eq!(quantile(&histogram.counts(), 0.5), None);
+        for _ in 0..98 {
+            histogram.observe(Duration::from_millis(20));
+        }
+        assert_eq!(quantile(&histogram.counts(), 1.0), Some(0.025));
+        assert_eq!(quantile(&histogram.counts(), 0.5), Some(0.0175));
+        for _ in 0..2 {
+            histogram.observe(Duration::from_secs(100));
+        }
+        assert_eq!(quantile(&histogram.counts(), 0.99), Some(60.0));
     }
 }

@@ -22,12 +22,15 @@ use super::{
     tunnel::Carried,
 };
 use crate::{
-    activity::{LongLived, OpenStream, StreamInfo},
+    activity::{LongLived, StreamInfo},
     ending::{EndReason, Ending, Side},
-    metrics::{Connected, Protocol, RequestRecord, Resource, TunnelEnd, Verb},
+    metrics::{
+        ClusterLabel, ClusterSlot, Connected, OpenStream, Protocol, RequestRecord, Resource,
+        TunnelEnd, Verb,
+    },
     quote,
     text::{Escaped, error_chain, escape},
-    upstream::{Cluster, DownloadError, Origin, ResponseBody},
+    upstream::{DownloadError, Origin, ResponseBody},
 };
 
 /// One request, from its head to the end of its response. Dropping it counts and logs the request.
@@ -40,6 +43,7 @@ pub(super) struct AccessLog {
     verb: Verb,
     is_watch: bool,
     resource: Resource,
+    cluster: ClusterSlot,
     /// `None` until there is a response. The client may leave before that.
     status: Option<StatusCode>,
     received: Option<Arc<AtomicU64>>,
@@ -134,12 +138,12 @@ impl AccessLog {
             let user_agent = user_agent.and_then(|value| value.to_str().ok());
             Box::new(StreamInfo {
                 kind,
+                cluster: Arc::default(),
                 client: downstream.peer.0,
                 user_agent: StreamInfo::text(user_agent.unwrap_or_default()),
                 resource: StreamInfo::text(&info.resource_name()),
                 namespace: StreamInfo::text(&info.namespace),
                 name: StreamInfo::text(&info.name),
-                since: Instant::now(),
             })
         });
         let is_logged = tracing::enabled!(target: TARGET, tracing::Level::INFO);
@@ -153,6 +157,7 @@ impl AccessLog {
             verb: info.verb_label(),
             is_watch: info.is_watch(),
             resource: info.resource_label(),
+            cluster: ClusterSlot::UNROUTED,
             status: None,
             received: None,
             sent: 0,
@@ -182,8 +187,10 @@ impl AccessLog {
     }
 
     /// Notes the cluster that the request goes to.
-    pub(super) fn routed(&mut self, cluster: &Cluster) {
-        self.facts.cluster = Some(cluster.shared_name());
+    pub(super) fn routed(&mut self, cluster: &ClusterLabel) {
+        let counters = self.connected.counters();
+        self.cluster = counters.begin_request(cluster);
+        self.facts.cluster = Some(counters.clusters().name(self.cluster));
     }
 
     /// Notes the upstream connection that the response comes from.
@@ -198,9 +205,16 @@ impl AccessLog {
         self.received = received;
     }
 
+    /// Notes that the head of the apiserver's response is there, and returns how long it took.
+    pub(super) fn headers_arrived(&mut self) -> Duration {
+        *self.time_to_headers.insert(self.started.elapsed())
+    }
+
     /// Notes the head of the response.
     pub(super) fn response_started(&mut self, status: StatusCode, headers: &HeaderMap) {
-        self.time_to_headers = Some(self.started.elapsed());
+        if self.time_to_headers.is_none() {
+            self.headers_arrived();
+        }
         self.status = Some(status);
         if let Some(fields) = &mut self.fields {
             fields.audit_id = headers.get("audit-id").cloned();
@@ -219,8 +233,9 @@ impl AccessLog {
             return;
         }
         let kind = stream.kind;
-        let activity = Arc::clone(self.connected.counters().activity());
-        self.open = Some(OpenStream::new(activity, *stream));
+        let counters = self.connected.counters();
+        stream.cluster = counters.clusters().name(self.cluster);
+        self.open = Some(counters.open_stream(self.cluster, *stream, self.started));
         if let Some(fields) = &self.fields {
             let facts = &self.facts;
             let kubernetes = facts.kubernetes();
@@ -306,7 +321,13 @@ impl AccessLog {
     pub(super) fn failed(&mut self, error: &Error) {
         self.outcome = Outcome::Failed(error.label());
         self.ending = Some(error.ending());
-        match error::record(error, &self.connected, &self.facts.id, Some(&self.facts)) {
+        match error::record(
+            error,
+            self.cluster,
+            &self.connected,
+            &self.facts.id,
+            Some(&self.facts),
+        ) {
             None => self.fields = None,
             Some(suppressed) => {
                 if let Some(fields) = &mut self.fields {
@@ -406,7 +427,8 @@ impl Drop for AccessLog {
         let received = self.received.as_ref();
         let received = received.map_or(0, |received| received.load(Ordering::Relaxed));
         self.connected.counters().received.add(received);
-        self.connected.counters().request(&RequestRecord {
+        self.connected.counters().end_request(&RequestRecord {
+            cluster: self.cluster,
             verb: self.verb,
             resource: self.resource,
             status: self.status,
@@ -418,6 +440,7 @@ impl Drop for AccessLog {
             // The client decides how long a watch or tunnel lasts, so its duration says nothing about how
             // fast responses are.
             duration: (self.open.is_none() && self.status.is_some()).then_some(duration),
+            is_stream: self.open.is_some(),
         });
         if self.status == Some(StatusCode::SWITCHING_PROTOCOLS) {
             let counters = self.connected.counters();

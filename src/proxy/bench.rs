@@ -17,7 +17,7 @@ use crate::{
     drain::Drain,
     ending::{EndReason, Ending},
     hosts::PeerAddr,
-    metrics::{Connected, Protocol},
+    metrics::{ClusterLabel, ClusterLabels, Connected, Histogram, Protocol},
     upstream::{ClientLeases, UpstreamContext},
 };
 
@@ -38,6 +38,8 @@ pub struct Counting {
     downstream: ClientConnection,
     request: Request<()>,
     fields: HeaderMap,
+    cluster: ClusterLabel,
+    endpoint: Histogram,
 }
 
 impl Counting {
@@ -69,18 +71,23 @@ impl Counting {
                 forwarded_for: ClientConnection::forwarded_for(PeerAddr(peer)),
                 leases: ClientLeases::new(worker),
                 limits,
+                hints: true,
                 half_close_timeout: std::time::Duration::ZERO,
                 connected: Arc::new(connected),
                 drain: Drain::new(),
             },
             request,
             fields: HeaderMap::new(),
+            cluster: ClusterLabels::default().label("prod"),
+            endpoint: Histogram::default(),
         }
     }
 
     /// Counts one request whose response body is one frame.
     pub fn one(&self) {
         let mut log = AccessLog::new(&self.downstream, &self.request);
+        log.routed(&self.cluster);
+        self.endpoint.observe(log.headers_arrived());
         log.response_started(StatusCode::OK, &self.fields);
         log.sent(1000);
         log.completed(Ending::by_apiserver(EndReason::Eof));

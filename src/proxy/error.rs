@@ -6,7 +6,7 @@ use super::{Rejection, access_log::RequestFacts, request_id::RequestId};
 use crate::{
     clients::Throttled,
     ending::{EndReason, Ending},
-    metrics::{Connected, ErrorReason, Limit},
+    metrics::{ClusterSlot, Connected, ErrorReason, Limit},
     text::error_chain,
     upstream::{UploadError, UpstreamError},
 };
@@ -72,6 +72,7 @@ pub(super) fn leaves_body_unread(error: &Error) -> bool {
 /// request could not be read.
 pub(super) fn record(
     error: &Error,
+    cluster: ClusterSlot,
     connected: &Connected,
     id: &RequestId,
     facts: Option<&RequestFacts>,
@@ -79,7 +80,7 @@ pub(super) fn record(
     if let Some(limit) = exceeded_limit(error) {
         connected.counters().limits_hit.count(limit);
     }
-    let lines = connected.record_error(error.reason(), || cause(error))?;
+    let lines = connected.record_error(cluster, error.reason(), || cause(error))?;
     // The usual zero is left out of the line.
     let suppressed = Some(lines).filter(|lines| *lines > 0);
     macro_rules! log_line {
@@ -185,6 +186,7 @@ fn exceeded_limit(error: &Error) -> Option<Limit> {
         | Rejection::AmbiguousLength
         | Rejection::Malformed
         | Rejection::Expectation
-        | Rejection::UpgradeWithBody => None,
+        | Rejection::UpgradeWithBody
+        | Rejection::UpgradeCheck => None,
     }
 }

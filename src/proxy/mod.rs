@@ -9,6 +9,7 @@ pub(crate) mod bench;
 mod body;
 mod error;
 mod headers;
+mod hints;
 mod policy;
 mod request_id;
 mod request_info;
@@ -33,13 +34,15 @@ use http::{
 
 pub use body::{Body, Cut};
 pub use error::Error;
+pub(crate) use policy::UPGRADE_CHECK;
 pub use policy::{Rejection, Routes};
+pub use request_info::{RequestAttributes, request_attributes};
 
 use crate::{
     config::Limits,
     drain::Drain,
     hosts::PeerAddr,
-    metrics::Connected,
+    metrics::{ClusterSlot, Connected},
     upstream::{ClientLeases, Cluster, RequestBody, UpstreamError},
 };
 use access_log::AccessLog;
@@ -47,6 +50,7 @@ use body::Content;
 use headers::Forwarded;
 use policy::{Admitted, ConnectionNames, UpgradeToken};
 use request_id::RequestId;
+use respond::Reader;
 pub(crate) use upgrade::start_tunnel;
 
 /// One downstream connection, as all of its requests see it.
@@ -64,6 +68,8 @@ pub struct ClientConnection {
     pub leases: ClientLeases,
     /// Bounds on requests.
     pub limits: Limits,
+    /// Whether a response that refuses a credential says why that may be.
+    pub hints: bool,
     /// How long one half of a tunnel may stay open after the other half has ended.
     pub half_close_timeout: Duration,
     /// Counts this connection against the connection limit. A tunnel holds it until it ends.
@@ -95,8 +101,8 @@ pub(crate) const FUZZ: [fn(&[u8]); 4] =
 pub fn refuse(rejection: Rejection, connected: &Connected) -> Response<Body> {
     let error = rejection.into();
     let id = RequestId::new();
-    error::record(&error, connected, &id, None);
-    respond::respond(&error, &id)
+    error::record(&error, ClusterSlot::UNROUTED, connected, &id, None);
+    respond::respond(&error, &id, Reader::Api)
 }
 
 /// Makes an HTTP/1.1 connection close after this response.
@@ -141,6 +147,7 @@ struct ExpectedResponse {
     has_no_body: bool,
     /// The client wants to leave HTTP, so its next bytes may be meant for a tunnel (RFC 9931).
     leaves_http: bool,
+    reader: Reader,
 }
 
 impl ExpectedResponse {
@@ -150,12 +157,13 @@ impl ExpectedResponse {
             has_no_body: request.method() == Method::HEAD,
             leaves_http: request.method() == Method::CONNECT
                 || request.headers().contains_key(header::UPGRADE),
+            reader: Reader::from_request(request),
         }
     }
 
     /// The response that tells the client about an error.
     fn for_error(&self, error: &Error, id: &RequestId) -> Response<Body> {
-        let mut response = respond::respond(error, id);
+        let mut response = respond::respond(error, id, self.reader);
         let is_uncertain = self.leaves_http
             || matches!(error, Error::Rejected(rejection) if rejection.is_about_framing())
             || error::leaves_body_unread(error);
@@ -183,7 +191,7 @@ async fn forward(
         local: downstream.local,
     };
     let admitted = policy::admit(&head, routes, &downstream.limits, names)?;
-    log.routed(&admitted.cluster);
+    log.routed(admitted.cluster.label());
     let place = downstream.connected.place();
     let check = place
         .check_budget(admitted.cluster.name(), &head)
@@ -198,8 +206,11 @@ async fn forward(
     if let Some(token) = admitted.upgrade {
         let forwarded = upgrade::forward(downstream, &admitted.cluster, head, body, token, log);
         // On the heap, so that the future of every other request stays smaller.
-        let forwarded = Box::pin(forwarded).await.inspect_err(failed)?;
+        let mut forwarded = Box::pin(forwarded).await.inspect_err(failed)?;
         place.answered(check, forwarded.status());
+        if downstream.hints {
+            hints::add(&mut forwarded, check.has_credential());
+        }
         return Ok(forwarded);
     }
     log.set_received(body.received());
@@ -209,6 +220,7 @@ async fn forward(
         .await
         .map_err(Error::from)
         .inspect_err(failed)?;
+    response.body().observe_headers(log.headers_arrived());
     let (mut head, body) = response.into_parts();
     log.answered_by(&body);
     place.answered(check, head.status);
@@ -218,7 +230,11 @@ async fn forward(
         Content::Upstream(body)
     };
     headers::rewrite_response(&mut head.headers);
-    Ok(Response::from_parts(head, Body::new(content)))
+    let mut response = Response::from_parts(head, Body::new(content));
+    if downstream.hints {
+        hints::add(&mut response, check.has_credential());
+    }
+    Ok(response)
 }
 
 /// Rewrites the head for the apiserver. Path and query stay as they are, after the path prefix of the cluster if it

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{Material, ReloadReport, Reloader};
 use crate::{
     config::{ClusterConfig, RequestHost},
+    metrics::ClusterLabels,
     pki::{Identity, TrustAnchors},
     upstream::{ClientTls, Cluster, Endpoints},
 };
@@ -17,6 +18,7 @@ use crate::{
 pub(super) fn build_clusters(
     material: &Material,
     old: Option<&Reloader>,
+    labels: &mut ClusterLabels,
 ) -> Result<Vec<Arc<Cluster>>, rustls::client::VerifierBuilderError> {
     let mut clusters = Vec::with_capacity(material.clusters.len());
     for (cluster, trust) in &material.clusters {
@@ -28,7 +30,7 @@ pub(super) fn build_clusters(
             .and_then(|old| old.same_endpoints(cluster))
             .unwrap_or_else(|| Arc::new(endpoints(cluster)));
         let tls = ClientTls::new(trust.roots(), cluster.expected_name.clone())?;
-        let (name, prefix) = (cluster.name.clone(), cluster.path_prefix.clone());
+        let (label, prefix) = (labels.label(&cluster.name), cluster.path_prefix.clone());
         let authority = match cluster.request_host {
             RequestHost::Client => None,
             // The configuration has checked host and port, so they are an authority.
@@ -38,7 +40,7 @@ pub(super) fn build_clusters(
         let names = material.identities.iter().flat_map(Identity::names);
         let is_only = material.clusters.len() == 1;
         let probe_host = cluster.own_request_host(names.filter(|_| is_only));
-        let built = Cluster::new(name, prefix, endpoints, tls).with_hosts(authority, probe_host);
+        let built = Cluster::new(label, prefix, endpoints, tls).with_hosts(authority, probe_host);
         clusters.push(Arc::new(built));
     }
     Ok(clusters)

@@ -19,6 +19,7 @@ pub use material::Material;
 use crate::{
     config::{Config, ConfigError},
     downstream::{Snapshot, server_config},
+    metrics::ClusterLabels,
     pki::{Identity, PkiError},
     proxy::Routes,
     text::error_chain,
@@ -72,6 +73,7 @@ pub struct ReloadReport {
 #[derive(Debug)]
 pub struct Reloader {
     tickets: Arc<dyn ProducesTickets>,
+    labels: ClusterLabels,
     /// The configuration at the start; a part of it cannot be reloaded.
     started: Config,
     config: Config,
@@ -101,7 +103,8 @@ impl Reloader {
         now: SystemTime,
     ) -> Result<(Self, Snapshot), ReloadError> {
         let tickets = Ticketer::new()?;
-        let clusters = build_clusters(&material, None)?;
+        let mut labels = ClusterLabels::default();
+        let clusters = build_clusters(&material, None, &mut labels)?;
         let snapshot = snapshot(&material, &clusters, &tickets);
         let valid_until = material.next_expiry(now);
         let report = ReloadReport {
@@ -116,6 +119,7 @@ impl Reloader {
         };
         let reloader = Self {
             tickets,
+            labels,
             started: config.clone(),
             files: files_of(&config),
             config,
@@ -235,7 +239,9 @@ impl Reloader {
     ) -> Result<Option<Snapshot>, ReloadError> {
         let config = source()?;
         let material = Material::reload(&config, now, &self.report.material)?;
-        let clusters = build_clusters(&material, Some(self))?;
+        let mut labels = self.labels.clone();
+        let clusters = build_clusters(&material, Some(self), &mut labels)?;
+        self.labels = labels;
         let same_clusters = clusters.len() == self.report.clusters.len()
             && clusters
                 .iter()
@@ -279,6 +285,7 @@ impl Reloader {
             ("limits", config.limits != started.limits),
             ("timeouts", config.timeouts != started.timeouts),
             ("log.format", config.log.format != started.log.format),
+            ("hints", config.hints != started.hints),
         ];
         let changed = keys.iter().filter(|(_, has_changed)| *has_changed);
         let changed: Vec<_> = changed.map(|(key, _)| *key).collect();

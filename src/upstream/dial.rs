@@ -45,7 +45,7 @@ use crate::{
 ///
 /// # Errors
 ///
-/// The failure of the endpoint that failed last. No request byte was sent.
+/// The failure of an endpoint that was not verified, else of the one that failed last. No request byte was sent.
 pub(super) async fn connect(
     context: &UpstreamContext,
     cluster: &Cluster,
@@ -131,21 +131,23 @@ async fn try_one(
     let timed_out = UpstreamError::ConnectTimeout {
         endpoint: endpoint.address(),
     };
-    let (dials, endpoints) = (&context.counters.dials, &cluster.endpoints);
+    let counters = &context.counters;
+    let (dials, endpoints) = (&counters.cluster(cluster.label()).dials, &cluster.endpoints);
     dialled
         .unwrap_or(Err(timed_out))
         .inspect(|connection| {
             endpoints.mark_healthy(&endpoint);
-            dials.count(cluster.name(), Dialled::Ok);
+            dials.count(Dialled::Ok);
+            let times = endpoint.time_to_headers(counters.worker());
             let stats = connection.stats();
-            stats.on_dial(&context.counters, &cluster.in_use);
+            stats.on_dial(counters, &cluster.in_use, times);
         })
         .inspect_err(|error| {
             if matches!(error, UpstreamError::NoSocket) {
                 // The apiserver is not at fault.
                 return;
             }
-            dials.count(cluster.name(), error.as_dialled());
+            dials.count(error.as_dialled());
             let why = error_chain(error).to_string();
             endpoints.dial_failed(&endpoint, error, why);
         })
@@ -388,7 +390,12 @@ mod tests {
         let name = ServerName::try_from(NAME).unwrap();
         let tls = ClientTls::new(Arc::new(ca.roots()), name).unwrap();
         let endpoints = Arc::new(Endpoints::resolved(endpoints));
-        Cluster::new("test".into(), String::new(), endpoints, tls)
+        Cluster::new(
+            crate::metrics::ClusterLabels::default().label("test"),
+            String::new(),
+            endpoints,
+            tls,
+        )
     }
 
     async fn dial_once(

@@ -24,9 +24,10 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use http::uri::Authority;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header, uri::Authority};
 
 pub use crate::http1::{MessageError, Upgraded};
+use crate::metrics::ClusterLabel;
 pub use context::UpstreamContext;
 pub(crate) use dial::{Offer, TcpConnected};
 pub use endpoint::{EndpointHealth, Endpoints, Health};
@@ -45,7 +46,7 @@ pub(crate) const FUZZ: fn(&[u8]) = h2::fuzz;
 pub struct Cluster {
     /// The number of this generation; leases and idle connections are found by it.
     id: u64,
-    name: Arc<str>,
+    label: ClusterLabel,
     path_prefix: String,
     endpoints: Arc<Endpoints>,
     tls: ClientTls,
@@ -61,7 +62,7 @@ impl Cluster {
     /// A cluster of a new trust generation: connections of an older one are not used for it.
     #[must_use]
     pub fn new(
-        name: String,
+        label: ClusterLabel,
         path_prefix: String,
         endpoints: Arc<Endpoints>,
         tls: ClientTls,
@@ -69,7 +70,7 @@ impl Cluster {
         static GENERATIONS: AtomicU64 = AtomicU64::new(0);
         Self {
             id: GENERATIONS.fetch_add(1, Ordering::Relaxed),
-            name: name.into(),
+            label,
             path_prefix,
             endpoints,
             probe_host: tls.expected_name(),
@@ -96,13 +97,13 @@ impl Cluster {
     /// The name in log lines and metrics.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.name
+        self.label.name()
     }
 
-    /// The same name, for a record that may outlive this generation.
+    /// The name as a label of its counters.
     #[must_use]
-    pub(crate) fn shared_name(&self) -> Arc<str> {
-        Arc::clone(&self.name)
+    pub fn label(&self) -> &ClusterLabel {
+        &self.label
     }
 
     /// The prefix of every path.
@@ -115,6 +116,28 @@ impl Cluster {
     #[must_use]
     pub fn endpoints(&self) -> &Arc<Endpoints> {
         &self.endpoints
+    }
+}
+
+/// The `Authorization` of a request, kept in the extensions of the 401 with which the apiserver has refused it.
+#[derive(Debug, Clone)]
+pub(crate) struct RefusedAuthorization(HeaderValue);
+
+impl RefusedAuthorization {
+    /// Keeps the credential of a request, if the response refuses it. Any other request costs nothing.
+    fn keep_for<B>(response: &mut Response<B>, request: &HeaderMap) {
+        if response.status() == StatusCode::UNAUTHORIZED
+            && let Some(authorization) = request.get(header::AUTHORIZATION)
+        {
+            let mut authorization = authorization.clone();
+            authorization.set_sensitive(true);
+            response.extensions_mut().insert(Self(authorization));
+        }
+    }
+
+    /// The field value.
+    pub(crate) fn authorization(&self) -> &HeaderValue {
+        &self.0
     }
 }
 

@@ -69,7 +69,12 @@ async fn unsent_http1_request_is_sent_on_another_connection() {
     let upstream = Upstream::builder(ca.server(&[name])).start().await;
     let tls = ClientTls::new(Arc::new(ca.roots()), ServerName::try_from(name).unwrap()).unwrap();
     let endpoints = Endpoints::resolved(&[upstream.address()]);
-    let cluster = Cluster::new("test".into(), String::new(), Arc::new(endpoints), tls);
+    let cluster = Cluster::new(
+        crate::metrics::ClusterLabels::default().label("test"),
+        String::new(),
+        Arc::new(endpoints),
+        tls,
+    );
     let drain = Drain::new();
     let context = UpstreamContext::new(Limits::default(), Timeouts::default(), drain.clone());
     let leases = ClientLeases::new(Arc::new(context));

@@ -49,6 +49,10 @@ async fn api(mut request: Request<RequestBody>) -> Response<ResponseBody> {
         });
         return Response::new(body);
     }
+    if request.uri().path() == "/api/v1/secrets" {
+        let response = Response::builder().status(401);
+        return response.body(full("no")).unwrap();
+    }
     let Some(token) = request.headers().get(header::UPGRADE).cloned() else {
         return Response::new(full("ok"));
     };
@@ -97,10 +101,18 @@ async fn page_updates_itself_and_shows_faults() {
     let upstream = world.apiserver().http(api).start().await;
     let mut proxy = world.proxy(upstream.address()).admin().start();
     let client = proxy.client().http2().await;
-    client.get("https://kube.test/version").await.unwrap();
-
     browser.look(1100, "light").await;
     browser.open(&format!("http://{}/", proxy.admin())).await;
+    browser
+        .wait_until("document.title === 'Not ready · kube-tls-proxy'")
+        .await;
+    let icon = "document.getElementById('icon').dataset.kind";
+    assert_eq!(browser.evaluate(icon).await, "bad");
+    let checks = browser
+        .evaluate("document.getElementById('checks').innerText")
+        .await;
+    assert!(checks.as_str().unwrap().contains("upstream: "), "{checks}");
+    client.get("https://kube.test/version").await.unwrap();
     browser
         .wait_until("document.title.startsWith('Ready')")
         .await;
@@ -120,12 +132,12 @@ async fn page_updates_itself_and_shows_faults() {
     browser
         .wait_until("document.getElementById('watches').textContent === '1'")
         .await;
-    let open = "document.getElementById('open').innerText";
+    let open = "document.getElementById('open-watches').innerText";
     browser
         .wait_until(&format!("{open}.includes('<script>document.title')"))
         .await;
     browser
-        .wait_until(&format!("{open}.includes('watch of pods in default')"))
+        .wait_until(&format!("{open}.includes('pods in default')"))
         .await;
     let made = "document.querySelectorAll('main script, main img').length";
     assert_eq!(browser.evaluate(made).await, 0);
@@ -143,6 +155,17 @@ async fn page_updates_itself_and_shows_faults() {
     browser
         .wait_until("document.getElementById('time-words').textContent.includes('p99')")
         .await;
+    // The process keeps the history, so a fresh page has its charts at once.
+    browser.open("about:blank").await;
+    browser.open(&format!("http://{}/", proxy.admin())).await;
+    browser
+        .wait_until("document.body?.dataset.turns === '1' && document.getElementById('rate-line').getAttribute('d').length > 0")
+        .await;
+    for link in ["metrics", "readyz?verbose", "status.json"] {
+        let found = format!("document.querySelector('nav a[href=\"{link}\"]') !== null");
+        assert_eq!(browser.evaluate(&found).await, true, "{link}");
+    }
+    assert_eq!(browser.evaluate(icon).await, "good");
     drop(open_watch);
     browser
         .wait_until("document.getElementById('watches').textContent === '0'")
@@ -175,11 +198,12 @@ async fn page_updates_itself_and_shows_faults() {
         .wait_until("document.getElementById('state').textContent === 'Ready, with problems'")
         .await;
     browser
-        .wait_until("document.getElementById('checks').innerText.includes('upstream')")
+        .wait_until("document.getElementById('problems').innerText.includes('test: no apiserver is healthy')")
         .await;
     browser
         .wait_until("document.getElementById('errors').innerText.includes('connect')")
         .await;
+    assert_eq!(browser.evaluate(icon).await, "wait");
     assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
 
     // The page shows that the proxy is gone.
@@ -189,6 +213,129 @@ async fn page_updates_itself_and_shows_faults() {
     browser
         .wait_until("!document.getElementById('silent').hidden")
         .await;
+}
+
+/// A bad night: one of two clusters is down, a client repeats a token that is not valid, and 500 watches are open.
+#[tokio::test]
+async fn page_shows_exec_and_problems_among_500_watches() {
+    let Some(mut browser) = browser().await else {
+        return;
+    };
+    let world = World::new();
+    let upstream = world.apiserver().http(api).start().await;
+    let setup = world.proxy(upstream.address()).admin().workers(2);
+    let refused = standin::tcp::refused().await;
+    let setup = setup.second_cluster("staging", "staging.test", refused);
+    let proxy = setup.start();
+    let mut open = Vec::new();
+    for number in 0..500 {
+        if number % 80 == 0 {
+            open.push((proxy.client().http2().await, Vec::new()));
+        }
+        let (client, watches) = open.last_mut().unwrap();
+        let path = match number % 25 {
+            0 => format!("/apis/example.com/v1/widgets{number}"),
+            other => format!("/api/v1/namespaces/team-{other}/configmaps"),
+        };
+        watches.push(watch(client, &path, "controller/v1.2.3 (linux/amd64)").await);
+    }
+    let client = &open[0].0;
+    for _ in 0..40 {
+        client.get("https://staging.test/version").await.unwrap();
+        client
+            .get("https://kube.test/api/v1/secrets")
+            .await
+            .unwrap();
+    }
+    let exec = exec(&proxy).await;
+
+    browser.look(1280, "light").await;
+    browser.open(&format!("http://{}/", proxy.admin())).await;
+    browser
+        .wait_until("document.title === 'Ready, with problems · kube-tls-proxy'")
+        .await;
+    browser
+        .wait_until("document.getElementById('problems').innerText.includes('staging: no apiserver is healthy')")
+        .await;
+    browser
+        .wait_until("document.getElementById('problems').innerText.includes('per second are 401')")
+        .await;
+    browser
+        .wait_until("document.getElementById('open-watches').innerText.includes('configmaps in several namespaces ×480')")
+        .await;
+    browser
+        .wait_until("Number(document.body.dataset.turns) >= 4")
+        .await;
+    let bottom = "document.querySelector('#open-tunnels li').getBoundingClientRect().bottom";
+    for (width, scheme) in [
+        (1280, "light"),
+        (1280, "dark"),
+        (400, "light"),
+        (400, "dark"),
+    ] {
+        browser.look(width, scheme).await;
+        let text = browser
+            .evaluate("document.getElementById('open-tunnels').innerText")
+            .await;
+        assert!(
+            text.as_str()
+                .unwrap()
+                .contains("pods/exec in payments: web-0"),
+            "{text}"
+        );
+        let bottom = browser.evaluate(bottom).await.as_f64().unwrap();
+        assert!(
+            bottom < 900.0 || width < 1280,
+            "the exec is at {bottom} of 900 pixels"
+        );
+        let height = browser
+            .evaluate("document.documentElement.scrollHeight")
+            .await;
+        assert!(height.as_u64().unwrap() < 4_000, "{width}: {height} pixels");
+        let overflow = browser
+            .evaluate("document.documentElement.scrollWidth")
+            .await;
+        assert!(overflow.as_u64().unwrap() <= u64::from(width), "{overflow}");
+        save(
+            &format!("status-broken-{width}-{scheme}.png"),
+            &browser.picture().await,
+        );
+    }
+    // All rows can be opened.
+    browser
+        .evaluate("document.querySelector('#open-watches button').click()")
+        .await;
+    browser
+        .wait_until("document.querySelectorAll('#open-watches li').length === 21")
+        .await;
+    assert_eq!(
+        browser
+            .evaluate("document.getElementById('icon').dataset.kind")
+            .await,
+        "wait"
+    );
+    assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
+    drop((open, exec));
+}
+
+/// An open exec.
+async fn exec(proxy: &proxy::Proxy) -> impl Sized + use<> {
+    let mut exec = proxy.client().http1().await;
+    exec.send(format!(
+        "GET /api/v1/namespaces/payments/pods/web-0/exec?command=sh HTTP/1.1\r\nHost: {HOST}\r\n\
+         User-Agent: kubectl/v1.36.1 (darwin/arm64)\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    ))
+    .await;
+    exec.head().await.unwrap();
+    exec
+}
+
+/// Writes a picture, to look at.
+fn save(name: &str, picture: &[u8]) {
+    assert!(picture.starts_with(b"\x89PNG"));
+    // Cargo may use another target directory.
+    fs::create_dir_all(repository("target")).unwrap();
+    fs::write(repository("target").join(name), picture).unwrap();
 }
 
 /// Tests only that the page can be drawn with all its parts.
@@ -218,17 +365,11 @@ async fn page_can_be_drawn_with_all_parts() {
     ] {
         open_watches.push(watch(&client, path, user_agent).await);
     }
-    let mut exec = proxy.client().http1().await;
-    exec.send(format!(
-        "GET /api/v1/namespaces/payments/pods/web-0/exec?command=sh HTTP/1.1\r\nHost: {HOST}\r\n\
-         User-Agent: kubectl/v1.36.1 (darwin/arm64)\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
-    ))
-    .await;
-    exec.head().await.unwrap();
+    let exec = exec(&proxy).await;
     let wrong = Request::get("https://old.example.com/").body(bytes::Bytes::new());
     client.request(wrong.unwrap()).await.unwrap();
 
-    browser.look(1100, "light").await;
+    browser.look(1280, "light").await;
     browser.open(&format!("http://{}/", proxy.admin())).await;
     browser
         .wait_until("document.title.startsWith('Ready')")
@@ -248,21 +389,19 @@ async fn page_can_be_drawn_with_all_parts() {
         }
         tokio::time::sleep(Duration::from_millis(120)).await;
     }
-    // Cargo may use another target directory.
-    fs::create_dir_all(repository("target")).unwrap();
-    for scheme in ["light", "dark"] {
-        browser.look(1100, scheme).await;
+    for (width, scheme) in [
+        (1280, "light"),
+        (1280, "dark"),
+        (400, "light"),
+        (400, "dark"),
+    ] {
+        browser.look(width, scheme).await;
         let picture = browser.picture().await;
-        assert!(picture.starts_with(b"\x89PNG"));
-        let file = repository("target").join(format!("status-{scheme}.png"));
-        fs::write(file, &picture).unwrap();
-        if for_readme && scheme == "light" {
+        save(&format!("status-{width}-{scheme}.png"), &picture);
+        if for_readme && (width, scheme) == (1280, "light") {
             fs::write(repository("docs/status.png"), &picture).unwrap();
         }
     }
-    browser.look(400, "dark").await;
-    let picture = browser.picture().await;
-    fs::write(repository("target/status-narrow.png"), picture).unwrap();
     assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
     drop((open_watches, exec));
 }

@@ -62,6 +62,8 @@ func run(name string, args []string) error {
 		return underTerminal(args)
 	case "reflect":
 		return reflectConfigMaps(args)
+	case "spellings":
+		return spellings(args)
 	case "watches":
 		return watches(args)
 	default:

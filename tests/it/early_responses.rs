@@ -1,9 +1,6 @@
 //! Responses that arrive before the request is complete.
 
-use std::{
-    future::poll_fn,
-    time::{Duration, Instant},
-};
+use std::{future::poll_fn, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -13,7 +10,10 @@ use standin::{
     upstream::{Raw, RequestBody, ResponseBody, Upstream, full},
     within,
 };
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    time::Instant,
+};
 
 use crate::{
     proxy::{HOST, Proxy, World},

@@ -129,7 +129,7 @@ async fn host_with_the_default_port_is_the_same_host() {
     }
 }
 
-/// kubeadm's HAProxy page sends HTTP/1.0 without `Host`; clouds and the kubelet send an address, and none sends SNI.
+/// kubeadm's `HAProxy` page sends HTTP/1.0 without `Host`; clouds and the kubelet send an address, and none sends SNI.
 #[tokio::test]
 async fn health_check_of_a_load_balancer_is_served() {
     let world = World::new();

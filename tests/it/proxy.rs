@@ -125,7 +125,9 @@ impl World {
                 filter: "info".into(),
                 access: true,
             },
+            warnings: Vec::new(),
             admin: None,
+            hints: true,
         };
         Setup {
             world: self,
@@ -152,6 +154,21 @@ impl Setup<'_> {
 
     pub(crate) fn cluster(mut self, change: impl FnOnce(&mut ClusterConfig)) -> Self {
         change(&mut self.config.clusters[0]);
+        self
+    }
+
+    /// Adds a cluster for the host name `host`. The first cluster then serves [`HOST`] only.
+    pub(crate) fn second_cluster(mut self, name: &str, host: &str, upstream: SocketAddr) -> Self {
+        let first = &mut self.config.clusters[0];
+        first.hosts = vec![HOST.parse().unwrap()];
+        let second = ClusterConfig {
+            name: name.into(),
+            hosts: vec![host.parse().unwrap()],
+            upstream_host: upstream.ip().to_string(),
+            upstream_port: upstream.port(),
+            ..first.clone()
+        };
+        self.config.clusters.push(second);
         self
     }
 

@@ -56,7 +56,10 @@ async fn client_without_a_free_socket_gets_503_alone() {
     assert_eq!(other.get(OK).await.unwrap().text(), "ok");
     let numbers = [
         ("limits_hit_total{limit=\"upstream_sockets\"}", 1.0),
-        ("errors_total{reason=\"upstream_connections\"}", 1.0),
+        (
+            "errors_total{cluster=\"test\",reason=\"upstream_connections\"}",
+            1.0,
+        ),
     ];
     wait_for_numbers(proxy.admin(), &numbers).await;
     for watch in &mut watches {

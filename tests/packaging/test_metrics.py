@@ -10,6 +10,7 @@ import unittest
 import yaml
 
 import rendered
+import stage
 
 RULES = rendered.ROOT / "config/prometheus/rules.yaml"
 DASHBOARD = rendered.ROOT / "config/grafana/kube-tls-proxy.json"
@@ -95,14 +96,36 @@ class Names(unittest.TestCase):
                 self.assertLessEqual(set(re.split(r",\s*", names)), beside, where)
         self.assertGreater(checked, 5)
 
+    def test_troubleshooting_names_only_what_exists(self):
+        page = (rendered.ROOT / "docs/troubleshooting.md").read_text()
+        metrics = set(re.findall(r"\b(?:kube_tls_proxy|process)_[a-z_]+", page))
+        self.assertGreater(len(metrics), 8)
+        self.assertEqual({name for name in metrics if family(name) not in documented()}, set())
+        alerts_named = set(re.findall(r"\bKubeTlsProxy\w+", page))
+        self.assertGreater(len(alerts_named), 1)
+        self.assertLessEqual(alerts_named, {rule["alert"] for rule in alerts()})
+        source = "".join(file.read_text() for file in (rendered.ROOT / "src").rglob("*.rs"))
+        lines = set(re.findall(r"(?:[Ll]og:|[Ll]og line|log says) `([a-z ]+)`", page))
+        self.assertGreater(len(lines), 5)
+        for line in lines:
+            self.assertIn(line, source)
+        keys = set(re.findall(r"`([a-z_]+\.[a-z_.]+|ended_by|reason|outcome|time_to_headers_seconds|suppressed_lines)`", page))
+        documented_keys = (rendered.ROOT / "docs/configuration.md").read_text()
+        for key in keys - {"image.digest"}:
+            self.assertIn(key, documented_keys)
+
     def test_metrics_that_need_action_have_an_alert(self):
         used = {family(name) for rule in alerts() for name, _ in series(rule["expr"])}
         for metric in (
-            "certificate_not_after_seconds",
-            "ca_not_after_seconds",
+            "certificate_not_after_timestamp_seconds",
+            "ca_not_after_timestamp_seconds",
+            "ca_not_before_timestamp_seconds",
+            "certificate_not_before_timestamp_seconds",
             "last_reload_successful",
             "endpoint_healthy",
             "errors_total",
+            "handshakes_total",
+            "requests_in_flight",
             "request_time_to_headers_seconds",
             "connections_limit",
             "limits_hit_total",
@@ -142,12 +165,15 @@ class Dashboard(unittest.TestCase):
         ids = [panel["id"] for panel in dashboard["panels"]]
         self.assertEqual(len(ids), len(set(ids)))
 
-    def test_queries_use_the_chosen_prometheus_and_proxies(self):
+    def test_queries_use_the_chosen_prometheus_proxies_and_clusters(self):
+        known = documented()
         for panel in panels(json.loads(DASHBOARD.read_text())):
             self.assertEqual(panel["datasource"]["uid"], "${datasource}", panel["title"])
             for target in panel["targets"]:
                 for name, selectors in series(target["expr"]):
                     chosen = {("job", "$job"), ("instance", "$instance")}
+                    if "cluster" in known.get(family(name), {}):
+                        chosen.add(("cluster", "$cluster"))
                     self.assertLessEqual(chosen, set(selectors), f"{panel['title']}: {name}")
 
     def test_promtool_accepts_every_expression(self):
@@ -162,6 +188,35 @@ class Dashboard(unittest.TestCase):
             promtool("check", "rules", file)
 
 
+class Exposition(unittest.TestCase):
+    def test_promtool_accepts_the_metrics_of_a_running_proxy(self):
+        with tempfile.TemporaryDirectory() as folder:
+            folder = pathlib.Path(folder)
+            for name, host in [("cluster", "kubernetes"), ("public", "localhost")]:
+                stage.make_certificates(folder, name, host)
+            text = metrics_of_proxy(folder)
+        self.assertIn("# TYPE kube_tls_proxy_build_info gauge", text)
+        self.assertIn('kube_tls_proxy_errors_total{cluster="', text)
+        promtool("check", "metrics", stdin=text)
+
+
+def metrics_of_proxy(folder):
+    """What a proxy exposes to a collector without an `Accept` field."""
+    # No apiserver listens on port 1.
+    command = [stage.BINARY, "serve", "--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--upstream=https://127.0.0.1:1"]
+    files = [f"--cert={folder}/public.crt", f"--key={folder}/public.key", f"--upstream-ca={folder}/cluster-ca.crt"]
+    with subprocess.Popen([*command, *files], stderr=subprocess.PIPE, text=True) as proxy:
+        try:
+            lines = []
+            for line in proxy.stderr:
+                lines.append(line)
+                if found := re.search(r"http://(127\.0\.0\.1:[0-9]+)", line):
+                    return stage.fetch(f"http://{found.group(1)}/metrics")
+            raise AssertionError("".join(lines))
+        finally:
+            proxy.kill()
+
+
 class Rules(unittest.TestCase):
     def test_promtool_accepts_the_rules(self):
         promtool("check", "rules", RULES)
@@ -170,8 +225,8 @@ class Rules(unittest.TestCase):
         promtool("test", "rules", RULES.with_name("rules.test.yaml"))
 
 
-def promtool(*arguments):
-    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=120)
+def promtool(*arguments, stdin=None):
+    done = subprocess.run(["promtool", *arguments], input=stdin, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 

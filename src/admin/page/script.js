@@ -2,7 +2,7 @@
 "use strict";
 // Data of the proxy is inserted as text, never as markup.
 (() => {
-  const INTERVAL_MS = 2000, MAX_POINTS = 150;
+  const INTERVAL_MS = 2000, MAX_POINTS = 150, ERRORS_SHOWN = 3, ROWS_SHOWN = 12;
   const at = (id) => document.getElementById(id);
   const set = (id, text) => { const node = at(id); if (node.textContent !== text) node.textContent = text; };
 
@@ -46,11 +46,11 @@
     node.textContent = before + span(now() - unix) + after;
   }
 
-  function daysLeft(unix) {
+  function daysLeft({ not_after: unix, expires_soon: soon }) {
     const days = Math.floor((unix - now()) / 86400);
     if (unix < now()) return make("span", "bad", "expired");
     const words = days === 1 ? "1 day left" : `${days} days left`;
-    return make("span", days < 14 ? "wait" : "good", words);
+    return make("span", soon ? "wait" : "good", words);
   }
   function duration(seconds) {
     if (seconds === null) return "–";
@@ -59,34 +59,16 @@
   }
   const count = (number, decimals) => number.toLocaleString("en", { maximumFractionDigits: decimals });
 
-  /** A quantile, such as 0.99 for p99, interpolated from the counts of the buckets. */
-  function quantile(buckets, share) {
-    const all = buckets.reduce((sum, [, n]) => sum + n, 0);
-    if (!all) return null;
-    let below = 0, lower = 0;
-    for (const [bound, n] of buckets) {
-      if (bound === null) return lower;
-      if (n && below + n >= share * all) return lower + (bound - lower) * (share * all - below) / n;
-      below += n;
-      lower = bound;
-    }
-    return lower;
-  }
-
-  // The points of the charts, from the moment when the page is opened.
-  const points = [];
-  let last = null;
-  function measure(facts) {
-    if (last && facts.started === last.started && facts.now > last.now) {
-      const buckets = facts.time_to_headers_seconds.map(([bound, n], i) => [bound, n - last.time_to_headers_seconds[i][1]]);
-      points.push({
-        rate: (facts.requests - last.requests) / (facts.now - last.now),
-        p50: quantile(buckets, 0.5),
-        p99: quantile(buckets, 0.99),
-      });
-      if (points.length > MAX_POINTS) points.shift();
-    }
-    last = facts;
+  /** The first rows, and a button that shows the others. */
+  const opened = new Set();
+  function fold(id, rows, first) {
+    if (rows.length <= first + 1 || opened.has(id)) return rows;
+    const button = make("button", "", `Show ${count(rows.length - first, 0)} more`);
+    button.addEventListener("click", () => {
+      opened.add(id);
+      at(id).replaceChildren(...rows);
+    });
+    return [...rows.slice(0, first), make("li", "", button)];
   }
 
   /** A path through the values, the newest at the right, with a gap where a value is missing. */
@@ -105,87 +87,138 @@
     const power = 10 ** Math.floor(Math.log10(value));
     return [1, 2, 5, 10].map((factor) => factor * power).find((top) => top >= value * 0.999);
   }
-  function draw() {
-    const rates = points.map((point) => point.rate);
-    const top = round(Math.max(1, ...rates));
-    const line = path(rates, top);
+  // The order of the numbers of a point: below 400, 401, other 4xx, 5xx, no response.
+  const CODES = ["below 400", "401", "other 4xx", "5xx", "without response"];
+  const sum = (numbers) => numbers.reduce((all, one) => all + one, 0);
+  function draw({ charts: { requests, p50, p99 } }) {
+    const all = requests.map(sum);
+    const top = round(Math.max(1, ...all));
+    const line = path(all, top);
     at("rate-line").setAttribute("d", line);
-    const first = 300 - (rates.length - 1) * 300 / (MAX_POINTS - 1);
-    at("rate-area").setAttribute("d", rates.length > 1 ? `${line}L300 80L${first.toFixed(1)} 80Z` : "");
+    const first = 300 - (all.length - 1) * 300 / (MAX_POINTS - 1);
+    at("rate-area").setAttribute("d", all.length > 1 ? `${line}L300 80L${first.toFixed(1)} 80Z` : "");
+    // A line of zeros would lie on the axis.
+    const some = (values) => values.some((value) => value > 0) ? path(values, top) : "";
+    at("refused-line").setAttribute("d", some(requests.map(([, unauthorized, others]) => unauthorized + others)));
+    at("failed-line").setAttribute("d", some(requests.map(([, , , failed, none]) => failed + none)));
     set("rate-top", count(top, 0));
-    const p50s = points.map((point) => point.p50), p99s = points.map((point) => point.p99);
-    const longest = round(Math.max(0.001, ...p99s.filter((value) => value !== null)));
-    at("time-p50").setAttribute("d", path(p50s, longest));
-    at("time-p99").setAttribute("d", path(p99s, longest));
+    const longest = round(Math.max(0.001, ...p99.filter((value) => value !== null)));
+    at("time-p50").setAttribute("d", path(p50, longest));
+    at("time-p99").setAttribute("d", path(p99, longest));
     set("time-top", duration(longest));
-    const newest = points.at(-1);
-    const p50 = p50s.findLast((value) => value !== null) ?? null;
-    const p99 = p99s.findLast((value) => value !== null) ?? null;
-    if (newest) {
-      const rate = count(newest.rate, newest.rate < 10 ? 1 : 0);
-      set("rate", rate);
-      set("rate-words", `${rate} requests per second now, ${count(Math.max(...rates), 1)} at most`);
+    const newest = (values) => values.findLast((value) => value !== null) ?? null;
+    if (all.length) {
+      const [now, most] = [all.at(-1), Math.max(...all)];
+      set("rate", rate(now));
+      set("rate-words", `${rate(now)} requests per second now, ${rate(most)} at most`);
+      set("codes", `now ${CODES.map((code, i) => [code, requests.at(-1)[i]]).filter(([, n], i) => i === 0 || n > 0)
+        .map(([code, n]) => `${rate(n)} ${code}`).join(" · ")}`);
     }
-    set("p50", duration(p50));
-    if (p50 !== null) set("time-words", `Time to headers: p50 ${duration(p50)}, p99 ${duration(p99)}`);
+    set("p50", duration(newest(p50)));
+    if (newest(p50) !== null) {
+      const words = `p50 ${duration(newest(p50))} · p99 ${duration(newest(p99))}`;
+      set("time-words", `Time to headers: ${words}`);
+      set("times", `now ${words}`);
+    }
   }
+  const rate = (number) => count(number, number < 10 ? 1 : 0);
 
+  const PHASES = { stopping: "Stopping: new clients are still accepted", draining: "Draining: open requests and tunnels finish" };
+  const KINDS_OF_STATE = { ready: ["good", "Ready"], problems: ["wait", "Ready, with problems"], not_ready: ["bad", "Not ready"] };
   function state(facts) {
     const failed = facts.checks.filter((check) => check.failure !== null);
-    const wrong = facts.checks.filter((check) => check.failure ?? check.warning);
+    const [kind, words] = facts.phase === "serving" ? KINDS_OF_STATE[facts.state] : ["wait", PHASES[facts.phase]];
     const node = at("state");
-    const [kind, words] = facts.phase !== "serving"
-      ? ["wait", facts.phase === "stopping" ? "Stopping: new clients are still accepted" : "Draining: open requests and tunnels finish"]
-      : failed.length ? ["bad", "Not ready"]
-      : wrong.length ? ["wait", "Ready, with problems"]
-      : facts.memory_is_short ? ["wait", "Memory is short: new clients wait"] : ["good", "Ready"];
     node.className = `state ${kind}`;
     if (node.textContent !== words) node.textContent = words;
-    document.title = `${words.split(":")[0]} · kube-tls-proxy`;
-    at("checks-section").hidden = wrong.length === 0;
-    show("checks", wrong, () => wrong.map(({ name, failure, warning }) => make("li", "", make("b", "", name), ": ", failure ?? warning)));
+    const title = `${words.split(":")[0]} · kube-tls-proxy`;
+    if (document.title !== title) {
+      document.title = title;
+      icon(kind);
+    }
+    at("checks-section").hidden = failed.length === 0;
+    show("checks", failed, () => failed.map(({ name, failure }) => make("li", "", make("b", "", name), ": ", failure)));
+    at("problems-section").hidden = facts.problems.length === 0;
+    show("problems", facts.problems, () => fold("problems", facts.problems.map((problem) => make("li", "", problem)), ROWS_SHOWN));
     set("about", `${facts.version} · up ${span(facts.now - facts.started)} · listening on ${facts.listening.join(", ")}`);
+    set("in-flight", count(facts.requests_in_flight, 0));
     set("connections", count(facts.connections, 0));
     set("watches", count(facts.watches, 0));
     set("tunnels", count(facts.tunnels, 0));
+    at("docs").hidden = !facts.homepage.startsWith("https:");
+    at("docs").href = facts.homepage || "#";
+  }
+  /** The icon of the tab: another colour and another shape for each state. */
+  function icon(kind) {
+    const canvas = document.createElement("canvas");
+    canvas.width = canvas.height = 32;
+    const pen = canvas.getContext("2d");
+    pen.fillStyle = pen.strokeStyle = { good: "#2e9e5b", wait: "#d08700", bad: "#d93025" }[kind];
+    pen.lineWidth = 6;
+    pen.beginPath();
+    if (kind === "bad") {
+      pen.moveTo(16, 2); pen.lineTo(31, 30); pen.lineTo(1, 30); pen.fill();
+    } else {
+      pen.arc(16, 16, kind === "good" ? 14 : 11, 0, 7);
+      if (kind === "good") pen.fill(); else pen.stroke();
+    }
+    at("icon").href = canvas.toDataURL();
+    at("icon").dataset.kind = kind;
   }
 
   function names(facts) {
-    show("names", facts.certificates, () => facts.certificates.map(({ names, issuer, not_after }) => make("li", "",
-      make("b", "", names.join(", ")), make("div", "", daysLeft(not_after), make("span", "quiet", ` · issued by ${issuer}`)))));
+    show("names", facts.certificates, () => facts.certificates.map((leaf) => make("li", "",
+      make("b", "", leaf.names.join(", ")), make("div", "", daysLeft(leaf), make("span", "quiet", ` · issued by ${leaf.issuer}`)))));
   }
 
   const STATES = { healthy: ["good", "healthy since "], unhealthy: ["bad", "unhealthy since "], unknown: ["wait", "unknown since "] };
   function upstreams(facts) {
     show("upstreams", facts.clusters, () => facts.clusters.map((cluster) => make("div", "cluster",
       make("p", "", make("b", "", cluster.name), " ", make("span", "quiet", cluster.url)),
+      make("p", "quiet", [`${rate(cluster.requests_per_second)} requests per second`, `${count(cluster.requests_in_flight, 0)} in flight`,
+        `${count(cluster.watches, 0)} watches`, `${count(cluster.tunnels, 0)} tunnels`].join(" · "),
+        ...rateOf(cluster.server_errors_per_second, "bad", "5xx"), ...rateOf(cluster.unauthorized_per_second, "wait", "401")),
       make("ul", "rows", ...(cluster.endpoints.length ? cluster.endpoints.map(endpoint) : [
         make("li", "", make("span", "bad", "this host has no address; check the name and DNS"))])),
-      make("p", "quiet", "trusts ", ...cluster.trusted.flatMap((ca, i) => [i ? ", " : "", `${ca.subject} (`, daysLeft(ca.not_after), ")"])),
+      make("p", "quiet", "trusts ", ...cluster.trusted.flatMap((ca, i) => [i ? ", " : "", `${ca.subject} (`, daysLeft(ca), ")"])),
     )));
   }
-  function endpoint({ address, state, since: from, connections, why }) {
+  const rateOf = (number, kind, code) => number ? [" · ", make("span", kind, `${code}: ${rate(number)} per second`)] : [];
+  function endpoint({ address, state, since: from, connections, p50, p99, why }) {
     const [kind, words] = STATES[state];
     const open = connections === 1 ? "1 connection" : `${connections} connections`;
+    const times = p50 === null ? "" : ` · p50 ${duration(p50)}, p99 ${duration(p99)}`;
     return make("li", "", make("code", "", address), " ", make("span", kind, since(from, words, "")),
-      make("span", "quiet", ` · ${open}`), why ? make("div", "quiet", why) : null);
+      make("span", "quiet", ` · ${open}${times}`), why ? make("div", "quiet", why) : null);
   }
 
   function clients(facts) {
-    show("clients", facts.clients, () => facts.clients.length ? facts.clients.map(({ client, connections }) => make("li", "",
-      make("code", "", client), make("span", "quiet", ` · ${connections === 1 ? "1 connection" : `${count(connections, 0)} connections`}`)))
+    const failed = facts.failed_handshakes_per_second;
+    set("handshakes", `TLS handshakes: ${rate(facts.handshakes_per_second)} per second${failed ? `, of which ${rate(failed)} fail` : ""}`);
+    show("clients", facts.clients, () => facts.clients.length ? facts.clients.map(({ client, requests_per_second: requests, connections }) => make("li", "",
+      make("code", "", client), make("span", "quiet", ` · ${rate(requests)} requests per second · ${connections === 1 ? "1 connection" : `${count(connections, 0)} connections`}`)))
       : [make("li", "quiet", "No clients are connected.")]);
   }
 
-  const KINDS = { watch: "watch of", log: "log of", tunnel: "tunnel to" };
+  const KINDS = { watch: "", log: "log of ", tunnel: "" };
   function open(facts) {
-    show("open", facts.open, () => facts.open.length ? facts.open.map((stream) => make("li", "",
-      make("span", "", `${KINDS[stream.kind]} `, make("b", "", stream.resource),
-        stream.namespace ? ` in ${stream.namespace}` : "", stream.name ? `: ${stream.name}` : ""),
-      make("span", "quiet", make("code", "", stream.client), stream.user_agent ? ` · ${stream.user_agent}` : ""),
-      since(stream.since, "for ", ""))) : [make("li", "none quiet", "No open watches, logs or tunnels.")]);
-    const hidden = facts.watches + facts.tunnels - facts.open.length;
-    set("open-more", hidden > 0 ? `and ${count(hidden, 0)} more` : "");
+    // One cluster needs no name on each row.
+    const has_one = facts.clusters.length === 1;
+    const row = (stream) => make("li", "",
+      make("div", "", KINDS[stream.kind], make("b", "", stream.resource),
+        stream.namespace === null ? " in several namespaces" : stream.namespace ? ` in ${stream.namespace}` : "",
+        stream.name ? `: ${stream.name}` : "", stream.count > 1 ? make("b", "times", ` ×${count(stream.count, 0)}`) : null),
+      make("div", "quiet", has_one ? "" : `${stream.cluster} · `, make("code", "", stream.client),
+        stream.user_agent ? ` · ${stream.user_agent}` : "", " · ", since(stream.since, stream.count > 1 ? "the oldest for " : "for ", "")));
+    for (const [id, streams, all, none] of [
+      ["open-tunnels", facts.open_tunnels, facts.tunnels, "No open tunnels."],
+      ["open-watches", facts.open_watches, facts.watches, "No open watches or logs."],
+    ]) {
+      const hidden = all - sum(streams.map((stream) => stream.count));
+      const more = hidden > 0 ? [make("li", "quiet", `and ${count(hidden, 0)} more`)] : [];
+      show(id, [streams, hidden], () => streams.length || hidden > 0 ? [...fold(id, streams.map(row), ROWS_SHOWN), ...more]
+        : [make("li", "quiet", none)]);
+    }
   }
 
   function reload({ reload: { at: when, failure, needs_restart: waiting } }) {
@@ -196,8 +229,9 @@
   }
 
   function errors({ recent_errors: recent }) {
-    show("errors", recent, () => recent.length ? recent.map(({ at: when, reason, message, count: times }) => make("li", "",
-      message, make("div", "quiet", make("code", "", reason), " · ", since(when, "", " ago"), times > 1 ? ` · ${count(times, 0)} times` : "")))
+    show("errors", recent, () => recent.length ? fold("errors", recent.map(({ at: when, reason, cluster, message, count: times }) => make("li", "",
+      message, make("div", "quiet", cluster ? `${cluster} · ` : "", make("code", "", reason), " · ", since(when, "", " ago"),
+        times > 1 ? ` · ${count(times, 0)} times` : ""))), ERRORS_SHOWN)
       : [make("li", "quiet", "No errors.")]);
   }
 
@@ -209,7 +243,6 @@
       const facts = await response.json();
       heard = Date.now();
       ahead = heard / 1000 - facts.now;
-      measure(facts);
       for (const part of [state, names, upstreams, clients, open, reload, errors, draw]) part(facts);
       document.querySelectorAll("time").forEach(tell);
       at("silent").hidden = true;

@@ -10,7 +10,12 @@ fn cluster(name: &str) -> Arc<Cluster> {
     let server_name = "apiserver.test".try_into().unwrap();
     let tls = ClientTls::new(Arc::new(Ca::new("cluster").roots()), server_name).unwrap();
     let endpoints = Arc::new(Endpoints::new("192.0.2.1", 6443));
-    Arc::new(Cluster::new(name.to_owned(), String::new(), endpoints, tls))
+    Arc::new(Cluster::new(
+        crate::metrics::ClusterLabels::default().label(name),
+        String::new(),
+        endpoints,
+        tls,
+    ))
 }
 
 fn routes() -> Routes {

@@ -252,6 +252,32 @@ fn decode(text: &str) -> Option<Cow<'_, str>> {
     Some(Cow::Owned(text))
 }
 
+/// What the audit log of an apiserver says that a request asks for. Text that does not apply is empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the audit log defines the names")]
+pub struct RequestAttributes {
+    pub verb: String,
+    pub group: String,
+    pub resource: String,
+    pub subresource: String,
+    pub namespace: String,
+    pub name: String,
+}
+
+/// What the proxy reads from a request, for the comparison with a real apiserver (tests/cluster).
+#[must_use]
+pub fn request_attributes(method: &Method, uri: &Uri) -> RequestAttributes {
+    let info = RequestInfo::new(method, uri);
+    RequestAttributes {
+        verb: info.verb.to_owned(),
+        group: info.group.into_owned(),
+        resource: info.resource.into_owned(),
+        subresource: info.subresource.map(Cow::into_owned).unwrap_or_default(),
+        namespace: info.namespace.into_owned(),
+        name: info.name.into_owned(),
+    }
+}
+
 /// Fuzz target: `bytes` are a path and a query. Nothing panics, and a path reads the same when each of its
 /// bytes is escaped.
 pub(super) fn fuzz(bytes: &[u8]) {

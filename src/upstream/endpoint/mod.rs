@@ -29,6 +29,7 @@ use tracing::{info, warn};
 
 use crate::{
     hosts::UpstreamAddr,
+    metrics::{Histogram, PerWorker},
     text::error_chain,
     upstream::{UpstreamError, lock},
 };
@@ -63,6 +64,8 @@ pub struct EndpointHealth {
     pub since: Instant,
     /// Connections to it, and dials in progress.
     pub connections: usize,
+    /// The time to headers of the requests that it answered.
+    pub time_to_headers: Arc<Histogram>,
     /// The last error, with its causes and addresses, as a fragment for people. `None` once healthy.
     pub why: Option<String>,
     /// Whether the last error says that the apiserver is down or cannot be reached, and not that this proxy must not
@@ -376,6 +379,7 @@ pub(super) struct Endpoint {
     /// connection that exists.
     ejected: AtomicBool,
     record: Mutex<HealthRecord>,
+    time_to_headers: PerWorker<Histogram>,
 }
 
 #[derive(Debug)]
@@ -411,7 +415,13 @@ impl Endpoint {
                 unhealthy_until: now,
                 failed_dials: FailedDials::default(),
             }),
+            time_to_headers: PerWorker::default(),
         }
+    }
+
+    /// The time to headers of the requests of this worker.
+    pub(super) fn time_to_headers(&self, worker: usize) -> Arc<Histogram> {
+        self.time_to_headers.of(worker)
     }
 
     pub(super) fn address(&self) -> UpstreamAddr {
@@ -488,6 +498,7 @@ impl Endpoint {
             state: record.state,
             since: record.since,
             connections: self.connections(),
+            time_to_headers: Arc::new(self.time_to_headers.sum()),
             why: record.why.clone(),
             is_down: record.is_down,
         })

@@ -24,7 +24,7 @@ use super::H2State;
 use crate::{
     drain::Drain,
     http1::{MAX_RESPONSE_HEAD, is_head_too_large},
-    metrics::LeaseEnd,
+    metrics::{ConnectionStats, LeaseEnd},
     upstream::{
         DownloadError, HttpError, Origin, UpstreamError,
         request_body::{Upload, UploadEnd},
@@ -220,6 +220,10 @@ impl H2Response {
     )]
     pub(in crate::upstream) fn size_hint(&self) -> SizeHint {
         SizeHint::default()
+    }
+
+    pub(in crate::upstream) fn stats(&self) -> &ConnectionStats {
+        &self.guard.state.stats
     }
 
     /// The connection of this response. Its first request has the stream 1.

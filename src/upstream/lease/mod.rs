@@ -13,6 +13,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -28,7 +29,7 @@ use tracing::debug;
 pub(super) use table::{LeaseTable, LeasedH1};
 
 use super::{
-    Cluster, DownloadError, RequestBody, UpstreamContext, UpstreamError,
+    Cluster, DownloadError, RefusedAuthorization, RequestBody, UpstreamContext, UpstreamError,
     context::Connection,
     dial,
     h1::{self, H1Connection, H1Response},
@@ -37,7 +38,11 @@ use super::{
     sockets::ClientSockets,
 };
 use crate::{
-    config::Limits, hosts::UpstreamAddr, http1::Upgraded, metrics::LeaseEnd, text::error_chain,
+    config::Limits,
+    hosts::UpstreamAddr,
+    http1::Upgraded,
+    metrics::{Histogram, LeaseEnd},
+    text::error_chain,
 };
 use table::{Leased, Lookup};
 
@@ -149,12 +154,14 @@ impl ClientLeases {
             .exchange(&head, &mut upload, &self.context.drain)
             .await
         {
-            Ok(response) => {
+            Ok(mut response) => {
+                RefusedAuthorization::keep_for(&mut response, &head.headers);
                 if is_unauthenticated(&head, response.status()) {
                     let waiting = Arc::clone(&self.unauthenticated);
                     response.body().notify_of_goaway(waiting);
                 }
-                Ok(ResponseBody::from_h2(response))
+                let times = response.body().stats().time_to_headers();
+                Ok(ResponseBody::from_h2(response, times))
             }
             Err(error) if error.wants_another_connection() => {
                 let upload = upload.rewind(&self.replay_budget);
@@ -172,6 +179,7 @@ impl ClientLeases {
         upload: Upload,
     ) -> Result<Response<ResponseBody>, FailedExchange> {
         let endpoint = connection.as_mut().address();
+        let times = connection.as_mut().stats().time_to_headers();
         let Some(body) = upload.into_body() else {
             let reason = "it changed to HTTP/1.1 and the request is too large to be sent again";
             return Err(FailedExchange {
@@ -181,7 +189,7 @@ impl ClientLeases {
         };
         h1::exchange(connection, head, body, &self.context.drain)
             .await
-            .map(ResponseBody::from_h1)
+            .map(|response| ResponseBody::from_h1(response, times))
             .map_err(|failed| FailedExchange {
                 error: failed.error,
                 retry: failed
@@ -255,7 +263,7 @@ impl ClientLeases {
         };
         Box::pin(h1::exchange(connection, head, body, &self.context.drain))
             .await
-            .map(ResponseBody::from_h1)
+            .map(|response| ResponseBody::from_h1(response, None))
             .map_err(|failed| failed.error)
     }
 
@@ -334,7 +342,11 @@ impl ClientLeases {
 /// The body of one upstream response. Dropping it before its end cancels the exchange upstream at once:
 /// `RST_STREAM(CANCEL)` over HTTP/2, closing the connection over HTTP/1.1.
 #[derive(Debug)]
-pub struct ResponseBody(ProtocolBody);
+pub struct ResponseBody {
+    body: ProtocolBody,
+    /// The time to headers of the endpoint that sent the response.
+    time_to_headers: Option<Arc<Histogram>>,
+}
 
 #[derive(Debug)]
 enum ProtocolBody {
@@ -356,24 +368,43 @@ impl ResponseBody {
     /// The connection that the response comes from.
     #[must_use]
     pub fn origin(&self) -> Origin {
-        match &self.0 {
+        match &self.body {
             ProtocolBody::H1(body) => body.origin(),
             ProtocolBody::H2(body) => body.origin(),
         }
     }
 
-    pub(super) fn from_h1(response: Response<H1Response<LeasedH1>>) -> Response<Self> {
-        response.map(|body| Self(ProtocolBody::H1(Box::new(body))))
+    pub(super) fn from_h1(
+        response: Response<H1Response<LeasedH1>>,
+        time_to_headers: Option<Arc<Histogram>>,
+    ) -> Response<Self> {
+        response.map(|body| Self {
+            body: ProtocolBody::H1(Box::new(body)),
+            time_to_headers,
+        })
     }
 
-    pub(super) fn from_h2(response: Response<H2Response>) -> Response<Self> {
-        response.map(|body| Self(ProtocolBody::H2(body)))
+    pub(super) fn from_h2(
+        response: Response<H2Response>,
+        time_to_headers: Option<Arc<Histogram>>,
+    ) -> Response<Self> {
+        response.map(|body| Self {
+            body: ProtocolBody::H2(body),
+            time_to_headers,
+        })
+    }
+
+    /// Counts the time to the head of this response for the endpoint that sent it.
+    pub fn observe_headers(&self, time: Duration) {
+        if let Some(times) = &self.time_to_headers {
+            times.observe(time);
+        }
     }
 
     /// The stream of bytes after a 101; `None` for every other response.
     #[must_use]
     pub fn into_upgraded(self) -> Option<Upgraded> {
-        match self.0 {
+        match self.body {
             ProtocolBody::H1(body) => body
                 .into_connection()
                 .and_then(LeasedH1::into_connection)
@@ -391,7 +422,7 @@ impl Body for ResponseBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, DownloadError>>> {
-        match &mut self.0 {
+        match &mut self.body {
             ProtocolBody::H1(body) => body.poll_frame(cx).map_err(DownloadError::H1),
             ProtocolBody::H2(body) => {
                 let frame = ready!(body.poll_frame(cx));
@@ -401,14 +432,14 @@ impl Body for ResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.0 {
+        match &self.body {
             ProtocolBody::H1(body) => body.is_end_stream(),
             ProtocolBody::H2(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.0 {
+        match &self.body {
             ProtocolBody::H1(body) => body.size_hint(),
             ProtocolBody::H2(body) => body.size_hint(),
         }

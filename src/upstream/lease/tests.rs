@@ -91,7 +91,9 @@ async fn connection_closed_by_apiserver_is_not_counted_as_age() {
     let (near, far) = duplex(1024);
     let endpoint = endpoint();
     let connection = H1Connection::new(Box::new(near), endpoint);
-    connection.stats().on_dial(&counters, &in_use);
+    connection
+        .stats()
+        .on_dial(&counters, &in_use, Arc::default());
     idle.put(1, Connection::H1(connection));
     drop(far);
     assert!(idle.take(1, false, &sockets()).is_none());

@@ -31,6 +31,7 @@ mod process;
 mod proxy;
 mod reads;
 mod restart;
+mod spellings;
 mod suite;
 mod terminal;
 mod watch;

@@ -50,7 +50,7 @@ async fn hostile_requests_make_no_series() {
     ] {
         send(method, target).await;
     }
-    let eighth = "requests_total{verb=\"list\",resource=\"pods\",code=\"500\",protocol=\"h2\"}";
+    let eighth = "requests_total{cluster=\"test\",verb=\"list\",resource=\"pods\",code=\"500\",protocol=\"h2\"}";
     let before = wait_for_numbers(proxy.admin(), &[(eighth, 1.0)]).await;
 
     for number in 0..100 {
@@ -69,7 +69,7 @@ async fn hostile_requests_make_no_series() {
         send("GET", &format!("/api/v1/pods?{}", 520 + number % 400)).await;
     }
     send("GET", "/version").await;
-    let last = "requests_total{verb=\"get\",resource=\"nonresource\",code=\"200\",protocol=\"h2\"}";
+    let last = "requests_total{cluster=\"test\",verb=\"get\",resource=\"nonresource\",code=\"200\",protocol=\"h2\"}";
     let after = wait_for_numbers(proxy.admin(), &[(last, 102.0)]).await;
     assert_eq!(series(&after), series(&before), "{}", after.text);
     assert!(

@@ -157,7 +157,7 @@ async fn readyz_fails_and_names_an_unverified_apiserver() {
             .await
             .unwrap()
             .status,
-        503
+        502
     );
     let text = get(admin, "/readyz").await.text();
     assert!(text.contains("[-]upstream failed: test: "), "{text}");
@@ -167,13 +167,16 @@ async fn readyz_fails_and_names_an_unverified_apiserver() {
         scrape.get("upstream_dials_total{cluster=\"test\",result=\"verify\"}"),
         1.0
     );
-    assert_eq!(scrape.get("errors_total{reason=\"verify\"}"), 1.0);
+    assert_eq!(
+        scrape.get("errors_total{cluster=\"test\",reason=\"verify\"}"),
+        1.0
+    );
     let endpoint = format!(
         "endpoint_healthy{{cluster=\"test\",endpoint=\"{}\"}}",
         upstream.address()
     );
     assert!(
-        scrape.text.contains(&format!("{endpoint} 0.0")),
+        scrape.text.contains(&format!("{endpoint} 0\n")),
         "{}",
         scrape.text
     );
@@ -204,7 +207,13 @@ async fn draining_proxy_is_live_but_not_ready() {
     );
     assert_eq!(get(admin, "/livez").await.status, 200);
     let scrape = scrape(admin).await;
-    assert_eq!((scrape.get("draining"), scrape.get("tunnels")), (1.0, 1.0));
+    assert_eq!(
+        (
+            scrape.get("draining"),
+            scrape.get("tunnels{cluster=\"test\"}")
+        ),
+        (1.0, 1.0)
+    );
     drop(exec);
     proxy.wait_until_stopped().await;
     let closed = async { while TcpStream::connect(admin).await.is_ok() {} };
@@ -220,11 +229,7 @@ async fn only_get_and_head_of_known_paths_are_served() {
         ("/", 200, "text/html; charset=utf-8"),
         ("/livez", 200, "text/plain; charset=utf-8"),
         ("/readyz", 503, "text/plain; charset=utf-8"),
-        (
-            "/metrics",
-            200,
-            "application/openmetrics-text; version=1.0.0; charset=utf-8",
-        ),
+        ("/metrics", 200, "text/plain; version=0.0.4; charset=utf-8"),
         ("/status.json", 200, "application/json"),
         ("/readyz/", 404, "text/plain; charset=utf-8"),
         ("/debug/pprof", 404, "text/plain; charset=utf-8"),
@@ -272,6 +277,43 @@ async fn only_get_and_head_of_known_paths_are_served() {
     let response = client.response().await;
     assert_eq!(response.status, 405);
     assert_eq!(response.head.header("allow"), Some("GET, HEAD"));
+}
+
+#[tokio::test]
+async fn metrics_are_openmetrics_only_if_accept_asks() {
+    let world = World::new();
+    let proxy = world.proxy(tcp::refused().await).admin().start();
+    for (accept, content_type, first) in [
+        (
+            "",
+            "text/plain; version=0.0.4; charset=utf-8",
+            "# TYPE kube_tls_proxy_build_info gauge",
+        ),
+        (
+            "Accept: */*\r\n",
+            "text/plain; version=0.0.4; charset=utf-8",
+            "# TYPE kube_tls_proxy_build_info gauge",
+        ),
+        (
+            "Accept: application/openmetrics-text;version=1.0.0;q=0.5\r\nAccept: text/plain;q=0.3\r\n",
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            "# TYPE kube_tls_proxy_build info",
+        ),
+    ] {
+        let stream = TcpStream::connect(proxy.admin()).await.unwrap();
+        let response = Http1::new(stream).get("admin", "/metrics", accept).await;
+        assert_eq!(
+            response.head.header("content-type"),
+            Some(content_type),
+            "{accept}"
+        );
+        let text = response.text();
+        assert_eq!(text.lines().nth(1), Some(first), "{accept}");
+        assert_eq!(
+            text.ends_with("# EOF\n"),
+            content_type.contains("openmetrics")
+        );
+    }
 }
 
 /// Clients that send nothing cannot keep a probe out: the connection that has been open for longest is closed. An open
@@ -355,7 +397,7 @@ async fn error_log_lines_are_limited_per_client() {
     let client = binary.client(&world).http2().await;
     let requests = (0..80).map(|_| client.get("https://kube.test/version"));
     for response in futures::future::join_all(requests).await {
-        assert_eq!(response.unwrap().status, 503);
+        assert_eq!(response.unwrap().status, 502);
     }
     // The first line of a later second has the number of suppressed lines.
     let logged = || {

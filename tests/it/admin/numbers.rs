@@ -35,8 +35,10 @@ async fn requests_are_counted_by_kind_and_status() {
     http2.request(request.unwrap()).await.unwrap();
 
     let series = |verb: &str, resource: &str, code: u16, protocol: &str| {
+        // The proxy refuses a request for an unknown host before it chooses a cluster.
+        let cluster = if code == 421 { "" } else { "test" };
         format!(
-            "requests_total{{verb=\"{verb}\",resource=\"{resource}\",code=\"{code}\",protocol=\"{protocol}\"}}"
+            "requests_total{{cluster=\"{cluster}\",verb=\"{verb}\",resource=\"{resource}\",code=\"{code}\",protocol=\"{protocol}\"}}"
         )
     };
     let wanted = [
@@ -55,10 +57,18 @@ async fn requests_are_counted_by_kind_and_status() {
         ("connections", 2.0),
         ("connections_limit", 10_000.0),
         ("handshakes_total{result=\"ok\"}", 2.0),
-        ("errors_total{reason=\"rejected\"}", 1.0),
+        ("errors_total{cluster=\"\",reason=\"rejected\"}", 1.0),
+        ("errors_total{cluster=\"test\",reason=\"rejected\"}", 0.0),
+        ("requests_in_flight{cluster=\"test\"}", 0.0),
         ("received_bytes_total", 5.0),
-        ("request_time_to_headers_seconds_count{verb=\"get\"}", 3.0),
-        ("request_duration_seconds_count{verb=\"list\"}", 2.0),
+        (
+            "request_time_to_headers_seconds_count{cluster=\"test\",verb=\"get\"}",
+            3.0,
+        ),
+        (
+            "request_duration_seconds_count{cluster=\"test\",verb=\"list\"}",
+            2.0,
+        ),
         // One per client: the 401 affects only its own client.
         ("leases_taken_total{from=\"dial\"}", 2.0),
         ("leases_taken_total{from=\"idle\"}", 0.0),
@@ -102,7 +112,11 @@ async fn open_watches_and_tunnels_are_counted() {
     exec.head().await.unwrap();
     exec.send("four").await;
     exec.take(4).await.unwrap();
-    let open = [("watches", 2.0), ("tunnels", 1.0), ("connections", 2.0)];
+    let open = [
+        ("watches{cluster=\"test\"}", 2.0),
+        ("tunnels{cluster=\"test\"}", 1.0),
+        ("connections", 2.0),
+    ];
     wait_for_numbers(admin, &open).await;
 
     exec.stream().shutdown().await.unwrap();
@@ -111,12 +125,12 @@ async fn open_watches_and_tunnels_are_counted() {
     let numbers = wait_for_numbers(
         admin,
         &[
-            ("watches", 0.0),
-            ("tunnels", 0.0),
-            ("requests_total{verb=\"watch\",resource=\"pods\",code=\"200\",protocol=\"h2\"}", 1.0),
-            ("requests_total{verb=\"get\",resource=\"pods/log\",code=\"200\",protocol=\"h2\"}", 1.0),
-            ("requests_total{verb=\"connect\",resource=\"pods/exec\",code=\"101\",protocol=\"http/1.1\"}", 1.0),
-            ("request_time_to_headers_seconds_count{verb=\"watch\"}", 1.0),
+            ("watches{cluster=\"test\"}", 0.0),
+            ("tunnels{cluster=\"test\"}", 0.0),
+            ("requests_total{cluster=\"test\",verb=\"watch\",resource=\"pods\",code=\"200\",protocol=\"h2\"}", 1.0),
+            ("requests_total{cluster=\"test\",verb=\"get\",resource=\"pods/log\",code=\"200\",protocol=\"h2\"}", 1.0),
+            ("requests_total{cluster=\"test\",verb=\"connect\",resource=\"pods/exec\",code=\"101\",protocol=\"http/1.1\"}", 1.0),
+            ("request_time_to_headers_seconds_count{cluster=\"test\",verb=\"watch\"}", 1.0),
             ("received_bytes_total", 4.0),
             ("sent_bytes_total", 10.0),
             ("leases_retired_total{reason=\"upgrade\"}", 1.0),
@@ -125,7 +139,7 @@ async fn open_watches_and_tunnels_are_counted() {
     .await;
     // The client chooses how long these last, so their duration says nothing about response times.
     for verb in ["watch", "connect", "get"] {
-        let series = format!("request_duration_seconds_count{{verb=\"{verb}\"}}");
+        let series = format!("request_duration_seconds_count{{cluster=\"test\",verb=\"{verb}\"}}");
         assert_eq!(numbers.get(&series), 0.0, "{series}");
     }
 }
@@ -184,7 +198,7 @@ async fn handshakes_and_limits_are_counted() {
             ("limits_hit_total{limit=\"header_fields\"}", 2.0),
             ("limits_hit_total{limit=\"streams\"}", 1.0),
             ("limits_hit_total{limit=\"connections\"}", 1.0),
-            ("errors_total{reason=\"rejected\"}", 2.0),
+            ("errors_total{cluster=\"\",reason=\"rejected\"}", 2.0),
         ],
     )
     .await;
@@ -200,7 +214,7 @@ async fn exposition_matches_the_metrics_reference() {
     let client = proxy.client().http2().await;
     client.get("https://kube.test/api/v1/pods").await.unwrap();
     client.get("https://other.test/").await.unwrap();
-    let of_request = "requests_total{verb=\"list\",resource=\"pods\",code=\"200\",protocol=\"h2\"}";
+    let of_request = "requests_total{cluster=\"test\",verb=\"list\",resource=\"pods\",code=\"200\",protocol=\"h2\"}";
     let scrape = wait_for_numbers(proxy.admin(), &[(of_request, 1.0)]).await;
     for family in FAMILIES {
         let labels: Vec<&str> = family.labels.iter().map(|(name, _)| *name).collect();
@@ -238,9 +252,9 @@ async fn exposition_matches_the_metrics_reference() {
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap()
         .as_secs_f64();
-    let expires = scrape.get("certificate_not_after_seconds{name=\"kube.test\"}");
+    let expires = scrape.get("certificate_not_after_timestamp_seconds{name=\"kube.test\"}");
     assert!(expires > now, "{expires}");
-    assert!(scrape.get("ca_not_after_seconds{cluster=\"test\"}") > now);
+    assert!(scrape.get("ca_not_after_timestamp_seconds{cluster=\"test\"}") > now);
     assert_eq!(scrape.get("last_reload_successful"), 1.0);
     let healthy = format!(
         "endpoint_healthy{{cluster=\"test\",endpoint=\"{}\"}}",
@@ -264,7 +278,7 @@ async fn failed_reload_is_counted() {
     world.dir.write("cluster-ca.crt", world.cluster_ca.pem());
     proxy.reload();
     wait_for_numbers(admin, &[("last_reload_successful", 1.0)]).await;
-    let last = scrape(admin).await.get("last_reload_seconds");
+    let last = scrape(admin).await.get("last_reload_timestamp_seconds");
     assert!(last > 1.5e9, "{last}");
 }
 
@@ -285,6 +299,63 @@ async fn request_cancelled_before_its_response_resets_its_lease() {
     let get = Request::get("https://kube.test/").body(()).unwrap();
     let pending_request = http2.begin(get, true).await.unwrap();
     upstream.next_request().await;
+    let in_flight = "requests_in_flight{cluster=\"test\"}";
+    assert_eq!(scrape(proxy.admin()).await.get(in_flight), 1.0);
     drop((pending_request, http2));
-    wait_for_numbers(proxy.admin(), &[(reset, 2.0)]).await;
+    let gone = "requests_total{cluster=\"test\",verb=\"get\",resource=\"nonresource\",code=\"no_response\",protocol=\"h2\"}";
+    let numbers = [(reset, 2.0), (in_flight, 0.0), (gone, 1.0)];
+    wait_for_numbers(proxy.admin(), &numbers).await;
+}
+
+#[tokio::test]
+async fn numbers_of_one_cluster_do_not_count_for_another() {
+    let world = World::new();
+    let upstream = world.apiserver().http(api).start().await;
+    let setup = world.proxy(upstream.address()).admin();
+    let setup = setup.second_cluster("staging", "staging.test", tcp::refused().await);
+    let proxy = setup.start();
+    let client = proxy.client().http2().await;
+    let watch = client.open("https://kube.test/api/v1/pods?watch=1").await;
+    let failed = client
+        .get("https://staging.test/api/v1/pods")
+        .await
+        .unwrap();
+    assert_eq!(failed.status, 503);
+    wait_for_numbers(
+        proxy.admin(),
+        &[
+            ("watches{cluster=\"test\"}", 1.0),
+            ("watches{cluster=\"staging\"}", 0.0),
+            ("errors_total{cluster=\"staging\",reason=\"connect\"}", 1.0),
+            ("errors_total{cluster=\"test\",reason=\"connect\"}", 0.0),
+            ("requests_total{cluster=\"staging\",verb=\"list\",resource=\"pods\",code=\"503\",protocol=\"h2\"}", 1.0),
+            ("request_duration_seconds_count{cluster=\"staging\",verb=\"list\"}", 1.0),
+            ("request_duration_seconds_count{cluster=\"test\",verb=\"list\"}", 0.0),
+        ],
+    )
+    .await;
+    drop(watch);
+}
+
+#[tokio::test]
+async fn time_to_headers_counts_for_the_endpoint_that_answered() {
+    let world = World::new();
+    let upstream = world.apiserver().http(api).start().await;
+    let proxy = world.proxy(upstream.address()).admin().start();
+    for alpn in ["h2", "http/1.1"] {
+        let before = scrape(proxy.admin()).await;
+        let series = format!(
+            "endpoint_time_to_headers_seconds_count{{cluster=\"test\",endpoint=\"{}\"}}",
+            upstream.address()
+        );
+        let count = before.get(&series);
+        if alpn == "h2" {
+            let client = proxy.client().http2().await;
+            client.get("https://kube.test/version").await.unwrap();
+        } else {
+            let mut client = proxy.client().alpn(&[alpn]).http1().await;
+            client.get(HOST, "/version", "").await;
+        }
+        wait_for_numbers(proxy.admin(), &[(&series, count + 1.0)]).await;
+    }
 }

@@ -2,9 +2,16 @@
 
 use serde_json::Value;
 use standin::tcp;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 use super::{api, get, wait_for_numbers};
-use crate::proxy::{HOST, World};
+use crate::{
+    proxy::{HOST, World},
+    upgrades::WEBSOCKET,
+};
 
 async fn status(admin: std::net::SocketAddr) -> Value {
     serde_json::from_slice(&get(admin, "/status.json").await.body).unwrap()
@@ -17,7 +24,6 @@ async fn status_lists_open_streams_without_secrets() {
     let proxy = world.proxy(upstream.address()).admin().start();
     let admin = proxy.admin();
     let mut watch = proxy.client().http1().await;
-    let client = watch.stream().tcp().local_addr().unwrap().to_string();
     let path = "/api/v1/namespaces/default/pods";
     watch
         .send(format!(
@@ -27,26 +33,33 @@ async fn status_lists_open_streams_without_secrets() {
         .await;
     watch.head().await.unwrap();
     let mut exec = proxy.client().http1().await;
-    exec.send(
-        crate::upgrades::WEBSOCKET
-            .replace("command=ls", "command=s3cret")
-            .replace(
-                "v5.channel.k8s.io",
-                "v5.channel.k8s.io, base64url.bearer.authorization.k8s.io.s3cret",
-            ),
-    )
+    exec.send(WEBSOCKET.replace("command=ls", "command=s3cret").replace(
+        "v5.channel.k8s.io",
+        "v5.channel.k8s.io, base64url.bearer.authorization.k8s.io.s3cret",
+    ))
     .await;
     exec.head().await.unwrap();
-    wait_for_numbers(admin, &[("watches", 1.0), ("tunnels", 1.0)]).await;
+    wait_for_numbers(
+        admin,
+        &[
+            ("watches{cluster=\"test\"}", 1.0),
+            ("tunnels{cluster=\"test\"}", 1.0),
+        ],
+    )
+    .await;
 
     let response = get(admin, "/status.json").await;
     assert!(!response.text().contains("s3cret"), "{}", response.text());
     let status: Value = serde_json::from_slice(&response.body).unwrap();
-    let open = status["open"].as_array().unwrap();
-    assert_eq!(open.len(), 2);
+    let open = ["open_watches", "open_tunnels"].map(|list| {
+        let rows = status[list].as_array().unwrap();
+        assert_eq!(rows.len(), 1, "{rows:?}");
+        rows[0].clone()
+    });
     for (field, value) in [
         ("kind", "watch"),
-        ("client", &*client),
+        ("cluster", "test"),
+        ("client", "127.0.0.1"),
         ("user_agent", "<script>alert(1)</script>"),
         ("resource", "pods"),
         ("namespace", "default"),
@@ -54,7 +67,13 @@ async fn status_lists_open_streams_without_secrets() {
     ] {
         assert_eq!(open[0][field], value, "{field} of {}", open[0]);
     }
-    for (field, value) in [("kind", "tunnel"), ("resource", "pods/exec"), ("name", "p")] {
+    let client = exec.stream().tcp().local_addr().unwrap().to_string();
+    for (field, value) in [
+        ("kind", "tunnel"),
+        ("client", &*client),
+        ("resource", "pods/exec"),
+        ("name", "p"),
+    ] {
         assert_eq!(open[1][field], value, "{field} of {}", open[1]);
     }
     let since = open[0]["since"].as_f64().unwrap();
@@ -77,7 +96,7 @@ async fn status_explains_failures() {
     let client = proxy.client().http2().await;
     for _ in 0..3 {
         let response = client.get("https://kube.test/version").await.unwrap();
-        assert_eq!(response.status, 503);
+        assert_eq!(response.status, 502);
     }
     world.dir.write("cluster-ca.crt", "nothing");
     proxy.reload();
@@ -86,8 +105,12 @@ async fn status_explains_failures() {
     let errors = status["recent_errors"].as_array().unwrap();
     assert_eq!(errors.len(), 1, "{errors:?}");
     assert_eq!(
-        (&errors[0]["reason"], &errors[0]["count"]),
-        (&"connect".into(), &3.into())
+        (
+            &errors[0]["reason"],
+            &errors[0]["cluster"],
+            &errors[0]["count"]
+        ),
+        (&"connect".into(), &"test".into(), &3.into())
     );
     let message = errors[0]["message"].as_str().unwrap();
     assert!(
@@ -121,4 +144,162 @@ async fn status_page_policy_allows_only_its_own_script() {
         assert!(policy.contains(part), "{policy}");
     }
     assert!(!policy.contains("unsafe-"), "{policy}");
+}
+
+/// Waits until this holds for the status.
+async fn wait_for_status(
+    admin: std::net::SocketAddr,
+    what: &str,
+    holds: impl Fn(&Value) -> bool,
+) -> Value {
+    let deadline = tokio::time::Instant::now() + standin::WAIT;
+    loop {
+        let status = status(admin).await;
+        if holds(&status) {
+            return status;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{what}: {status:#}");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn exec_is_listed_beside_500_watches() {
+    let world = World::new();
+    let upstream = world.apiserver().http(api).start().await;
+    let proxy = world.proxy(upstream.address()).admin().workers(2).start();
+    let (mut clients, mut open) = (Vec::new(), Vec::new());
+    for connection in 0..5 {
+        let client = proxy.client().http2().await;
+        for number in 0..80 {
+            // 400 watches of one resource, and 100 of as many resources.
+            let url = format!("https://{HOST}/apis/example.com/v1/widgets?watch=1");
+            open.push(client.open(&url).await.unwrap());
+            if number % 4 == 0 {
+                let number = connection * 100 + number;
+                let url = format!("https://{HOST}/apis/example.com/v1/things{number}?watch=1");
+                open.push(client.open(&url).await.unwrap());
+            }
+        }
+        clients.push(client);
+    }
+    let mut exec = proxy.client().http1().await;
+    exec.send(WEBSOCKET).await;
+    exec.head().await.unwrap();
+    let admin = proxy.admin();
+    let status = wait_for_status(admin, "all streams", |status| {
+        status["watches"] == 500 && status["tunnels"] == 1
+    })
+    .await;
+    let tunnels = status["open_tunnels"].as_array().unwrap();
+    assert_eq!(tunnels.len(), 1, "{tunnels:?}");
+    assert_eq!(tunnels[0]["resource"], "pods/exec");
+    let watches = status["open_watches"].as_array().unwrap();
+    assert_eq!(watches.len(), 100, "the rows are bounded");
+    assert_eq!(watches[0]["resource"], "widgets");
+    assert_eq!(watches[0]["count"], 400);
+    drop((open, clients));
+}
+
+#[tokio::test]
+async fn same_error_of_several_workers_is_one_row() {
+    let world = World::new();
+    let setup = world.proxy(tcp::refused().await).admin();
+    let proxy = setup.workers(4).start();
+    // The kernel spreads these connections over the workers.
+    for _ in 0..32 {
+        let client = proxy.client().http2().await;
+        let response = client.get("https://kube.test/version").await.unwrap();
+        assert_eq!(response.status, 503);
+    }
+    let status = status(proxy.admin()).await;
+    let errors = status["recent_errors"].as_array().unwrap();
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert_eq!(errors[0]["count"], 32);
+}
+
+#[tokio::test]
+async fn ready_proxy_names_the_cluster_that_is_down() {
+    let world = World::new();
+    let upstream = world.apiserver().http(api).start().await;
+    let setup = world.proxy(upstream.address()).admin();
+    let refused = tcp::refused().await;
+    let setup = setup.second_cluster("staging", "staging.test", refused);
+    let proxy = setup.start();
+    let admin = proxy.admin();
+    assert_eq!(status(admin).await["state"], "not_ready");
+    let client = proxy.client().http2().await;
+    client.get("https://kube.test/version").await.unwrap();
+    let ready = status(admin).await;
+    assert_eq!(
+        (&ready["state"], &ready["problems"]),
+        (&"ready".into(), &serde_json::json!([]))
+    );
+    client.get("https://staging.test/version").await.unwrap();
+    let down = status(admin).await;
+    assert_eq!(down["state"], "problems");
+    let problem = down["problems"][0].as_str().unwrap();
+    let words = format!("staging: no apiserver is healthy: cannot connect to {refused}: ");
+    assert!(problem.starts_with(&words), "{problem}");
+    assert_eq!(get(admin, "/readyz").await.status, 200);
+}
+
+#[tokio::test]
+async fn burst_of_401_is_a_problem_and_in_the_charts() {
+    let world = World::new();
+    let upstream = world.apiserver().http(api).start().await;
+    let proxy = world.proxy(upstream.address()).admin().start();
+    let mut client = proxy.client().alpn(&["http/1.1"]).http1().await;
+    for _ in 0..200 {
+        let response = client.get(HOST, "/api/v1/secrets", "").await;
+        assert_eq!(response.status, 401);
+    }
+    let unauthorized = |status: &Value| -> f64 {
+        let points = status["charts"]["requests"].as_array().unwrap();
+        points.iter().map(|point| point[1].as_f64().unwrap()).sum()
+    };
+    // No page was open meanwhile.
+    let status = wait_for_status(proxy.admin(), "401 in the charts", |status| {
+        unauthorized(status) > 0.0
+    })
+    .await;
+    assert_eq!(status["state"], "problems");
+    let problem = status["problems"][0].as_str().unwrap();
+    assert!(
+        problem.starts_with("test: ") && problem.contains("per second are 401"),
+        "{problem}"
+    );
+    assert!(
+        status["clusters"][0]["unauthorized_per_second"]
+            .as_f64()
+            .unwrap()
+            > 1.0
+    );
+    let times = status["clusters"][0]["endpoints"][0]["p99"].as_f64();
+    assert!(times.unwrap() > 0.0);
+}
+
+#[tokio::test]
+async fn failed_handshakes_are_a_problem() {
+    let world = World::new();
+    let upstream = world.apiserver().http(api).start().await;
+    let proxy = world.proxy(upstream.address()).admin().start();
+    let client = proxy.client().http2().await;
+    client.get("https://kube.test/version").await.unwrap();
+    for _ in 0..40 {
+        let mut noise = TcpStream::connect(proxy.address()).await.unwrap();
+        noise.write_all(&[0xff; 64]).await.unwrap();
+        noise.read_to_end(&mut Vec::new()).await.ok();
+    }
+    let failed = [("handshakes_total{result=\"failed\"}", 40.0)];
+    wait_for_numbers(proxy.admin(), &failed).await;
+    let status = status(proxy.admin()).await;
+    let problem = status["problems"][0].as_str().unwrap();
+    assert!(
+        problem.contains("TLS handshakes per second fail"),
+        "{problem}"
+    );
+    let rates = ["handshakes_per_second", "failed_handshakes_per_second"];
+    let [all, failed] = rates.map(|rate| status[rate].as_f64().unwrap());
+    assert!(all > failed && failed > 0.0, "{all} and {failed}");
 }
