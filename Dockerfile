@@ -26,9 +26,11 @@ RUN for file in src/lib.rs tests/standin/src/lib.rs; do mkdir -p "${file%/*}" &&
  && cargo build --release --locked --package kube-tls-proxy --bin kube-tls-proxy
 
 COPY src src
+# `--version` has the commit.
+ARG REVISION
 # Copied files keep their modification times, which are older than the build above. Without `touch`, cargo would not build again.
 RUN touch src/lib.rs src/main.rs \
- && cargo build --release --locked --package kube-tls-proxy --bin kube-tls-proxy
+ && GIT_COMMIT="$REVISION" cargo build --release --locked --package kube-tls-proxy --bin kube-tls-proxy
 
 # The symbols leave the binary, which then names their file.
 RUN cd target/release \

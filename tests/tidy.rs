@@ -75,6 +75,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "listen_error",
             "listener",
             "pki",
+            "proxy",
             "telemetry",
             "transport",
             "upstream",
