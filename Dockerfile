@@ -1,6 +1,7 @@
 # syntax=docker/dockerfile:1
 #
 #   docker build --build-arg VERSION=0.1.0 --build-arg REVISION="$(git rev-parse HEAD)" --tag kube-tls-proxy:0.1.0 .
+#   docker buildx build --platform linux/amd64,linux/arm64 …      # both kinds of machine; an emulated build takes hours
 #   docker build --target symbols --output symbols .      # the debug symbols of the same binary
 #
 # Both images are Debian 12, so the binary runs with the C library that it was linked with. A tag may move: the release workflow
@@ -25,9 +26,11 @@ RUN for file in src/lib.rs tests/standin/src/lib.rs; do mkdir -p "${file%/*}" &&
  && cargo build --release --locked --package kube-tls-proxy --bin kube-tls-proxy
 
 COPY src src
+# `--version` has the commit.
+ARG REVISION
 # Copied files keep their modification times, which are older than the build above. Without `touch`, cargo would not build again.
 RUN touch src/lib.rs src/main.rs \
- && cargo build --release --locked --package kube-tls-proxy --bin kube-tls-proxy
+ && GIT_COMMIT="$REVISION" cargo build --release --locked --package kube-tls-proxy --bin kube-tls-proxy
 
 # The symbols leave the binary, which then names their file.
 RUN cd target/release \

@@ -75,6 +75,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "listen_error",
             "listener",
             "pki",
+            "proxy",
             "telemetry",
             "transport",
             "upstream",
@@ -204,7 +205,8 @@ const PROSE: &[&str] = &[
     "clippy.toml",
     "deny.toml",
     "justfile",
-    ".ci/run",
+    ".ci",
+    ".github",
 ];
 
 /// Words that a reader has to decode, and the words of the field. `…` ends a word with any letters.

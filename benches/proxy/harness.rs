@@ -122,6 +122,8 @@ fn config(upstream: SocketAddr, identities: Vec<IdentityFiles>, trust: TrustSour
             filter: "info".into(),
             access: false,
         },
+        warnings: Vec::new(),
         admin: None,
+        hints: true,
     }
 }

@@ -28,7 +28,9 @@ Register-ArgumentCompleter -Native -CommandName 'kube-tls-proxy' -ScriptBlock {
             [CompletionResult]::new('serve', 'serve', [CompletionResultType]::ParameterValue, 'Run the proxy: it needs a certificate to present and an apiserver to forward to')
             [CompletionResult]::new('check', 'check', [CompletionResultType]::ParameterValue, 'Check configuration, certificates and network, and say how to fix what is wrong')
             [CompletionResult]::new('kubeconfig', 'kubeconfig', [CompletionResultType]::ParameterValue, 'Print or write a kubeconfig for clients that reach the proxy by its public name')
+            [CompletionResult]::new('version', 'version', [CompletionResultType]::ParameterValue, 'Print the version, as --version does')
             [CompletionResult]::new('completions', 'completions', [CompletionResultType]::ParameterValue, 'Print the completion script for a shell')
+            [CompletionResult]::new('help', 'help', [CompletionResultType]::ParameterValue, 'Print this message or the help of the given subcommand(s)')
             break
         }
         'kube-tls-proxy;serve' {
@@ -42,15 +44,16 @@ Register-ArgumentCompleter -Native -CommandName 'kube-tls-proxy' -ScriptBlock {
             [CompletionResult]::new('--upstream-host', '--upstream-host', [CompletionResultType]::ParameterName, 'Host that requests ask the apiserver for: client or upstream [default: by the URL]')
             [CompletionResult]::new('--kubeconfig', '--kubeconfig', [CompletionResultType]::ParameterName, 'Kubeconfig with URL, CA and name of the apiserver; its credentials are not used')
             [CompletionResult]::new('--context', '--context', [CompletionResultType]::ParameterName, 'Context of the kubeconfig [default: its current-context]')
+            [CompletionResult]::new('-c', '-c', [CompletionResultType]::ParameterName, 'YAML file with several clusters, limits or timeouts')
             [CompletionResult]::new('--config', '--config', [CompletionResultType]::ParameterName, 'YAML file with several clusters, limits or timeouts')
             [CompletionResult]::new('--workers', '--workers', [CompletionResultType]::ParameterName, 'Number of worker threads [default: the CPUs that this process may use]')
             [CompletionResult]::new('--drain-delay', '--drain-delay', [CompletionResultType]::ParameterName, 'How long to serve new clients after SIGTERM [default: 5s]')
             [CompletionResult]::new('--drain-timeout', '--drain-timeout', [CompletionResultType]::ParameterName, 'How long running requests may take to finish after --drain-delay [default: 20s]')
             [CompletionResult]::new('--drain-tunnels', '--drain-tunnels', [CompletionResultType]::ParameterName, 'How long tunnels (exec, cp, …) may stay open after --drain-delay [default: 60s]')
             [CompletionResult]::new('--admin-listen', '--admin-listen', [CompletionResultType]::ParameterName, 'Address for health checks, metrics and status page, over plain HTTP [default: off]')
+            [CompletionResult]::new('--reuse-port', '--reuse-port', [CompletionResultType]::ParameterName, 'Share the ports with a running proxy of the same user, to replace it')
             [CompletionResult]::new('--log-format', '--log-format', [CompletionResultType]::ParameterName, 'Log format: text or json [default: text]')
             [CompletionResult]::new('--log-level', '--log-level', [CompletionResultType]::ParameterName, 'Log filter: a level, or levels for modules [default: info]')
-            [CompletionResult]::new('--reuse-port', '--reuse-port', [CompletionResultType]::ParameterName, 'Share the ports with a running proxy of the same user, to replace it')
             [CompletionResult]::new('--no-access-log', '--no-access-log', [CompletionResultType]::ParameterName, 'Turn off the log line per request')
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help')
             [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help')
@@ -67,21 +70,25 @@ Register-ArgumentCompleter -Native -CommandName 'kube-tls-proxy' -ScriptBlock {
             [CompletionResult]::new('--upstream-host', '--upstream-host', [CompletionResultType]::ParameterName, 'Host that requests ask the apiserver for: client or upstream [default: by the URL]')
             [CompletionResult]::new('--kubeconfig', '--kubeconfig', [CompletionResultType]::ParameterName, 'Kubeconfig with URL, CA and name of the apiserver; its credentials are not used')
             [CompletionResult]::new('--context', '--context', [CompletionResultType]::ParameterName, 'Context of the kubeconfig [default: its current-context]')
+            [CompletionResult]::new('-c', '-c', [CompletionResultType]::ParameterName, 'YAML file with several clusters, limits or timeouts')
             [CompletionResult]::new('--config', '--config', [CompletionResultType]::ParameterName, 'YAML file with several clusters, limits or timeouts')
             [CompletionResult]::new('--workers', '--workers', [CompletionResultType]::ParameterName, 'Number of worker threads [default: the CPUs that this process may use]')
             [CompletionResult]::new('--drain-delay', '--drain-delay', [CompletionResultType]::ParameterName, 'How long to serve new clients after SIGTERM [default: 5s]')
             [CompletionResult]::new('--drain-timeout', '--drain-timeout', [CompletionResultType]::ParameterName, 'How long running requests may take to finish after --drain-delay [default: 20s]')
             [CompletionResult]::new('--drain-tunnels', '--drain-tunnels', [CompletionResultType]::ParameterName, 'How long tunnels (exec, cp, …) may stay open after --drain-delay [default: 60s]')
             [CompletionResult]::new('--admin-listen', '--admin-listen', [CompletionResultType]::ParameterName, 'Address for health checks, metrics and status page, over plain HTTP [default: off]')
+            [CompletionResult]::new('--reuse-port', '--reuse-port', [CompletionResultType]::ParameterName, 'Share the ports with a running proxy of the same user, to replace it')
             [CompletionResult]::new('--log-format', '--log-format', [CompletionResultType]::ParameterName, 'Log format: text or json [default: text]')
             [CompletionResult]::new('--log-level', '--log-level', [CompletionResultType]::ParameterName, 'Log filter: a level, or levels for modules [default: info]')
+            [CompletionResult]::new('--no-access-log', '--no-access-log', [CompletionResultType]::ParameterName, 'Turn off the log line per request')
             [CompletionResult]::new('--through', '--through', [CompletionResultType]::ParameterName, 'Also check the running proxy at this URL, as clients use it; needs no other flag')
+            [CompletionResult]::new('--connect-to', '--connect-to', [CompletionResultType]::ParameterName, 'Connect to HOST[:PORT] and not to the host of --through, for example before DNS is changed')
             [CompletionResult]::new('--through-ca', '--through-ca', [CompletionResultType]::ParameterName, 'CA file that clients use to verify the proxy [default: public CAs]')
             [CompletionResult]::new('--token-file', '--token-file', [CompletionResultType]::ParameterName, 'File with a bearer token to send with every request')
+            [CompletionResult]::new('-o', '-o', [CompletionResultType]::ParameterName, 'Format of the report')
             [CompletionResult]::new('--output', '--output', [CompletionResultType]::ParameterName, 'Format of the report')
-            [CompletionResult]::new('--reuse-port', '--reuse-port', [CompletionResultType]::ParameterName, 'Share the ports with a running proxy of the same user, to replace it')
-            [CompletionResult]::new('--no-access-log', '--no-access-log', [CompletionResultType]::ParameterName, 'Turn off the log line per request')
             [CompletionResult]::new('--long', '--long', [CompletionResultType]::ParameterName, 'Also check that a watch stays open for 20 seconds; needs --token-file')
+            [CompletionResult]::new('--offline', '--offline', [CompletionResultType]::ParameterName, 'Check only what needs no network and no port: configuration, certificates and CAs')
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help')
             [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help')
             break
@@ -93,6 +100,8 @@ Register-ArgumentCompleter -Native -CommandName 'kube-tls-proxy' -ScriptBlock {
             [CompletionResult]::new('--token-file', '--token-file', [CompletionResultType]::ParameterName, 'Put the token in this file into the kubeconfig')
             [CompletionResult]::new('--exec-command', '--exec-command', [CompletionResultType]::ParameterName, 'Let kubectl run this program to get a token, for example an OIDC login')
             [CompletionResult]::new('--exec-arg', '--exec-arg', [CompletionResultType]::ParameterName, 'An argument of that program; repeat for more')
+            [CompletionResult]::new('--ca', '--ca', [CompletionResultType]::ParameterName, 'Put the CA certificates in this file into the kubeconfig, if the proxy has a private CA')
+            [CompletionResult]::new('--namespace', '--namespace', [CompletionResultType]::ParameterName, 'Default namespace of the context [default: as in --from]')
             [CompletionResult]::new('--name', '--name', [CompletionResultType]::ParameterName, 'Name of cluster, user and context [default: as in --from, or the host of --server]')
             [CompletionResult]::new('--output', '--output', [CompletionResultType]::ParameterName, 'Write to this file, which only its owner can read, instead of stdout')
             [CompletionResult]::new('--merge', '--merge', [CompletionResultType]::ParameterName, 'Add to the kubeconfig in --output and keep its other entries, but not its comments')
@@ -101,9 +110,41 @@ Register-ArgumentCompleter -Native -CommandName 'kube-tls-proxy' -ScriptBlock {
             [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help')
             break
         }
+        'kube-tls-proxy;version' {
+            [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help')
+            [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help')
+            break
+        }
         'kube-tls-proxy;completions' {
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help')
             [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help')
+            break
+        }
+        'kube-tls-proxy;help' {
+            [CompletionResult]::new('serve', 'serve', [CompletionResultType]::ParameterValue, 'Run the proxy: it needs a certificate to present and an apiserver to forward to')
+            [CompletionResult]::new('check', 'check', [CompletionResultType]::ParameterValue, 'Check configuration, certificates and network, and say how to fix what is wrong')
+            [CompletionResult]::new('kubeconfig', 'kubeconfig', [CompletionResultType]::ParameterValue, 'Print or write a kubeconfig for clients that reach the proxy by its public name')
+            [CompletionResult]::new('version', 'version', [CompletionResultType]::ParameterValue, 'Print the version, as --version does')
+            [CompletionResult]::new('completions', 'completions', [CompletionResultType]::ParameterValue, 'Print the completion script for a shell')
+            [CompletionResult]::new('help', 'help', [CompletionResultType]::ParameterValue, 'Print this message or the help of the given subcommand(s)')
+            break
+        }
+        'kube-tls-proxy;help;serve' {
+            break
+        }
+        'kube-tls-proxy;help;check' {
+            break
+        }
+        'kube-tls-proxy;help;kubeconfig' {
+            break
+        }
+        'kube-tls-proxy;help;version' {
+            break
+        }
+        'kube-tls-proxy;help;completions' {
+            break
+        }
+        'kube-tls-proxy;help;help' {
             break
         }
     })

@@ -22,11 +22,35 @@ _kube__tls__proxy() {
             kube__tls__proxy,completions)
                 cmd="kube__tls__proxy__subcmd__completions"
                 ;;
+            kube__tls__proxy,help)
+                cmd="kube__tls__proxy__subcmd__help"
+                ;;
             kube__tls__proxy,kubeconfig)
                 cmd="kube__tls__proxy__subcmd__kubeconfig"
                 ;;
             kube__tls__proxy,serve)
                 cmd="kube__tls__proxy__subcmd__serve"
+                ;;
+            kube__tls__proxy,version)
+                cmd="kube__tls__proxy__subcmd__version"
+                ;;
+            kube__tls__proxy__subcmd__help,check)
+                cmd="kube__tls__proxy__subcmd__help__subcmd__check"
+                ;;
+            kube__tls__proxy__subcmd__help,completions)
+                cmd="kube__tls__proxy__subcmd__help__subcmd__completions"
+                ;;
+            kube__tls__proxy__subcmd__help,help)
+                cmd="kube__tls__proxy__subcmd__help__subcmd__help"
+                ;;
+            kube__tls__proxy__subcmd__help,kubeconfig)
+                cmd="kube__tls__proxy__subcmd__help__subcmd__kubeconfig"
+                ;;
+            kube__tls__proxy__subcmd__help,serve)
+                cmd="kube__tls__proxy__subcmd__help__subcmd__serve"
+                ;;
+            kube__tls__proxy__subcmd__help,version)
+                cmd="kube__tls__proxy__subcmd__help__subcmd__version"
                 ;;
             *)
                 ;;
@@ -35,7 +59,7 @@ _kube__tls__proxy() {
 
     case "${cmd}" in
         kube__tls__proxy)
-            opts="-h -V --help --version serve check kubeconfig completions"
+            opts="-h -V --help --version serve check kubeconfig version completions help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -49,7 +73,7 @@ _kube__tls__proxy() {
             return 0
             ;;
         kube__subcmd__tls__subcmd__proxy__subcmd__check)
-            opts="-h --listen --cert --key --host --upstream --upstream-ca --upstream-name --upstream-host --kubeconfig --context --config --workers --drain-delay --drain-timeout --drain-tunnels --admin-listen --reuse-port --log-format --log-level --no-access-log --long --through --through-ca --token-file --output --help"
+            opts="-c -o -h --listen --cert --key --host --upstream --upstream-ca --upstream-name --upstream-host --kubeconfig --context --config --workers --drain-delay --drain-timeout --drain-tunnels --admin-listen --reuse-port --log-format --log-level --no-access-log --long --through --connect-to --offline --through-ca --token-file --output --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -99,6 +123,10 @@ _kube__tls__proxy() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                -c)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --workers)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -119,6 +147,10 @@ _kube__tls__proxy() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --reuse-port)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --log-format)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -127,7 +159,15 @@ _kube__tls__proxy() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --no-access-log)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --through)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --connect-to)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -140,6 +180,10 @@ _kube__tls__proxy() {
                     return 0
                     ;;
                 --output)
+                    COMPREPLY=($(compgen -W "text json" -- "${cur}"))
+                    return 0
+                    ;;
+                -o)
                     COMPREPLY=($(compgen -W "text json" -- "${cur}"))
                     return 0
                     ;;
@@ -164,8 +208,106 @@ _kube__tls__proxy() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        kube__subcmd__tls__subcmd__proxy__subcmd__help)
+            opts="serve check kubeconfig version completions help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        kube__subcmd__tls__subcmd__proxy__subcmd__help__subcmd__check)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        kube__subcmd__tls__subcmd__proxy__subcmd__help__subcmd__completions)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        kube__subcmd__tls__subcmd__proxy__subcmd__help__subcmd__help)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        kube__subcmd__tls__subcmd__proxy__subcmd__help__subcmd__kubeconfig)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        kube__subcmd__tls__subcmd__proxy__subcmd__help__subcmd__serve)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        kube__subcmd__tls__subcmd__proxy__subcmd__help__subcmd__version)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         kube__subcmd__tls__subcmd__proxy__subcmd__kubeconfig)
-            opts="-h --server --from --context --token-file --exec-command --exec-arg --name --output --merge --force --help"
+            opts="-h --server --from --context --token-file --exec-command --exec-arg --ca --namespace --name --output --merge --force --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -195,6 +337,14 @@ _kube__tls__proxy() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --ca)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --namespace)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --name)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -211,7 +361,7 @@ _kube__tls__proxy() {
             return 0
             ;;
         kube__subcmd__tls__subcmd__proxy__subcmd__serve)
-            opts="-h --listen --cert --key --host --upstream --upstream-ca --upstream-name --upstream-host --kubeconfig --context --config --workers --drain-delay --drain-timeout --drain-tunnels --admin-listen --reuse-port --log-format --log-level --no-access-log --help"
+            opts="-c -h --listen --cert --key --host --upstream --upstream-ca --upstream-name --upstream-host --kubeconfig --context --config --workers --drain-delay --drain-timeout --drain-tunnels --admin-listen --reuse-port --log-format --log-level --no-access-log --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -261,6 +411,10 @@ _kube__tls__proxy() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                -c)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --workers)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -281,6 +435,10 @@ _kube__tls__proxy() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --reuse-port)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --log-format)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -289,6 +447,24 @@ _kube__tls__proxy() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --no-access-log)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        kube__subcmd__tls__subcmd__proxy__subcmd__version)
+            opts="-h --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
                 *)
                     COMPREPLY=()
                     ;;

@@ -25,7 +25,9 @@ set edit:completion:arg-completer[kube-tls-proxy] = {|@words|
             cand serve 'Run the proxy: it needs a certificate to present and an apiserver to forward to'
             cand check 'Check configuration, certificates and network, and say how to fix what is wrong'
             cand kubeconfig 'Print or write a kubeconfig for clients that reach the proxy by its public name'
+            cand version 'Print the version, as --version does'
             cand completions 'Print the completion script for a shell'
+            cand help 'Print this message or the help of the given subcommand(s)'
         }
         &'kube-tls-proxy;serve'= {
             cand --listen 'Address to listen on; repeat for more. Port 0 is any free port [default: [::]:8443]'
@@ -38,15 +40,16 @@ set edit:completion:arg-completer[kube-tls-proxy] = {|@words|
             cand --upstream-host 'Host that requests ask the apiserver for: client or upstream [default: by the URL]'
             cand --kubeconfig 'Kubeconfig with URL, CA and name of the apiserver; its credentials are not used'
             cand --context 'Context of the kubeconfig [default: its current-context]'
+            cand -c 'YAML file with several clusters, limits or timeouts'
             cand --config 'YAML file with several clusters, limits or timeouts'
             cand --workers 'Number of worker threads [default: the CPUs that this process may use]'
             cand --drain-delay 'How long to serve new clients after SIGTERM [default: 5s]'
             cand --drain-timeout 'How long running requests may take to finish after --drain-delay [default: 20s]'
             cand --drain-tunnels 'How long tunnels (exec, cp, …) may stay open after --drain-delay [default: 60s]'
             cand --admin-listen 'Address for health checks, metrics and status page, over plain HTTP [default: off]'
+            cand --reuse-port 'Share the ports with a running proxy of the same user, to replace it'
             cand --log-format 'Log format: text or json [default: text]'
             cand --log-level 'Log filter: a level, or levels for modules [default: info]'
-            cand --reuse-port 'Share the ports with a running proxy of the same user, to replace it'
             cand --no-access-log 'Turn off the log line per request'
             cand -h 'Print help'
             cand --help 'Print help'
@@ -62,21 +65,25 @@ set edit:completion:arg-completer[kube-tls-proxy] = {|@words|
             cand --upstream-host 'Host that requests ask the apiserver for: client or upstream [default: by the URL]'
             cand --kubeconfig 'Kubeconfig with URL, CA and name of the apiserver; its credentials are not used'
             cand --context 'Context of the kubeconfig [default: its current-context]'
+            cand -c 'YAML file with several clusters, limits or timeouts'
             cand --config 'YAML file with several clusters, limits or timeouts'
             cand --workers 'Number of worker threads [default: the CPUs that this process may use]'
             cand --drain-delay 'How long to serve new clients after SIGTERM [default: 5s]'
             cand --drain-timeout 'How long running requests may take to finish after --drain-delay [default: 20s]'
             cand --drain-tunnels 'How long tunnels (exec, cp, …) may stay open after --drain-delay [default: 60s]'
             cand --admin-listen 'Address for health checks, metrics and status page, over plain HTTP [default: off]'
+            cand --reuse-port 'Share the ports with a running proxy of the same user, to replace it'
             cand --log-format 'Log format: text or json [default: text]'
             cand --log-level 'Log filter: a level, or levels for modules [default: info]'
+            cand --no-access-log 'Turn off the log line per request'
             cand --through 'Also check the running proxy at this URL, as clients use it; needs no other flag'
+            cand --connect-to 'Connect to HOST[:PORT] and not to the host of --through, for example before DNS is changed'
             cand --through-ca 'CA file that clients use to verify the proxy [default: public CAs]'
             cand --token-file 'File with a bearer token to send with every request'
+            cand -o 'Format of the report'
             cand --output 'Format of the report'
-            cand --reuse-port 'Share the ports with a running proxy of the same user, to replace it'
-            cand --no-access-log 'Turn off the log line per request'
             cand --long 'Also check that a watch stays open for 20 seconds; needs --token-file'
+            cand --offline 'Check only what needs no network and no port: configuration, certificates and CAs'
             cand -h 'Print help'
             cand --help 'Print help'
         }
@@ -87,6 +94,8 @@ set edit:completion:arg-completer[kube-tls-proxy] = {|@words|
             cand --token-file 'Put the token in this file into the kubeconfig'
             cand --exec-command 'Let kubectl run this program to get a token, for example an OIDC login'
             cand --exec-arg 'An argument of that program; repeat for more'
+            cand --ca 'Put the CA certificates in this file into the kubeconfig, if the proxy has a private CA'
+            cand --namespace 'Default namespace of the context [default: as in --from]'
             cand --name 'Name of cluster, user and context [default: as in --from, or the host of --server]'
             cand --output 'Write to this file, which only its owner can read, instead of stdout'
             cand --merge 'Add to the kubeconfig in --output and keep its other entries, but not its comments'
@@ -94,9 +103,33 @@ set edit:completion:arg-completer[kube-tls-proxy] = {|@words|
             cand -h 'Print help'
             cand --help 'Print help'
         }
+        &'kube-tls-proxy;version'= {
+            cand -h 'Print help'
+            cand --help 'Print help'
+        }
         &'kube-tls-proxy;completions'= {
             cand -h 'Print help'
             cand --help 'Print help'
+        }
+        &'kube-tls-proxy;help'= {
+            cand serve 'Run the proxy: it needs a certificate to present and an apiserver to forward to'
+            cand check 'Check configuration, certificates and network, and say how to fix what is wrong'
+            cand kubeconfig 'Print or write a kubeconfig for clients that reach the proxy by its public name'
+            cand version 'Print the version, as --version does'
+            cand completions 'Print the completion script for a shell'
+            cand help 'Print this message or the help of the given subcommand(s)'
+        }
+        &'kube-tls-proxy;help;serve'= {
+        }
+        &'kube-tls-proxy;help;check'= {
+        }
+        &'kube-tls-proxy;help;kubeconfig'= {
+        }
+        &'kube-tls-proxy;help;version'= {
+        }
+        &'kube-tls-proxy;help;completions'= {
+        }
+        &'kube-tls-proxy;help;help'= {
         }
     ]
     $completions[$command]

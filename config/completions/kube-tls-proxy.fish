@@ -29,7 +29,9 @@ complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_needs_command" -s V -l vers
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_needs_command" -f -a "serve" -d 'Run the proxy: it needs a certificate to present and an apiserver to forward to'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_needs_command" -f -a "check" -d 'Check configuration, certificates and network, and say how to fix what is wrong'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_needs_command" -f -a "kubeconfig" -d 'Print or write a kubeconfig for clients that reach the proxy by its public name'
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_needs_command" -f -a "version" -d 'Print the version, as --version does'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_needs_command" -f -a "completions" -d 'Print the completion script for a shell'
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l listen -d 'Address to listen on; repeat for more. Port 0 is any free port [default: [::]:8443]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l cert -d 'Certificate chain to present: PEM, the server certificate first; repeat for more' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l key -d 'Private key: PEM, not encrypted; one per --cert, in the same order' -r -F
@@ -40,16 +42,16 @@ complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l 
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l upstream-host -d 'Host that requests ask the apiserver for: client or upstream [default: by the URL]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l kubeconfig -d 'Kubeconfig with URL, CA and name of the apiserver; its credentials are not used' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l context -d 'Context of the kubeconfig [default: its current-context]' -r
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l config -d 'YAML file with several clusters, limits or timeouts' -r -F
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -s c -l config -d 'YAML file with several clusters, limits or timeouts' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l workers -d 'Number of worker threads [default: the CPUs that this process may use]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l drain-delay -d 'How long to serve new clients after SIGTERM [default: 5s]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l drain-timeout -d 'How long running requests may take to finish after --drain-delay [default: 20s]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l drain-tunnels -d 'How long tunnels (exec, cp, …) may stay open after --drain-delay [default: 60s]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l admin-listen -d 'Address for health checks, metrics and status page, over plain HTTP [default: off]' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l reuse-port -d 'Share the ports with a running proxy of the same user, to replace it' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l log-format -d 'Log format: text or json [default: text]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l log-level -d 'Log filter: a level, or levels for modules [default: info]' -r
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l reuse-port -d 'Share the ports with a running proxy of the same user, to replace it'
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l no-access-log -d 'Turn off the log line per request'
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l no-access-log -d 'Turn off the log line per request' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -s h -l help -d 'Print help'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l listen -d 'Address to listen on; repeat for more. Port 0 is any free port [default: [::]:8443]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l cert -d 'Certificate chain to present: PEM, the server certificate first; repeat for more' -r -F
@@ -61,22 +63,24 @@ complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l 
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l upstream-host -d 'Host that requests ask the apiserver for: client or upstream [default: by the URL]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l kubeconfig -d 'Kubeconfig with URL, CA and name of the apiserver; its credentials are not used' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l context -d 'Context of the kubeconfig [default: its current-context]' -r
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l config -d 'YAML file with several clusters, limits or timeouts' -r -F
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -s c -l config -d 'YAML file with several clusters, limits or timeouts' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l workers -d 'Number of worker threads [default: the CPUs that this process may use]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l drain-delay -d 'How long to serve new clients after SIGTERM [default: 5s]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l drain-timeout -d 'How long running requests may take to finish after --drain-delay [default: 20s]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l drain-tunnels -d 'How long tunnels (exec, cp, …) may stay open after --drain-delay [default: 60s]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l admin-listen -d 'Address for health checks, metrics and status page, over plain HTTP [default: off]' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l reuse-port -d 'Share the ports with a running proxy of the same user, to replace it' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l log-format -d 'Log format: text or json [default: text]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l log-level -d 'Log filter: a level, or levels for modules [default: info]' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l no-access-log -d 'Turn off the log line per request' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l through -d 'Also check the running proxy at this URL, as clients use it; needs no other flag' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l connect-to -d 'Connect to HOST[:PORT] and not to the host of --through, for example before DNS is changed' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l through-ca -d 'CA file that clients use to verify the proxy [default: public CAs]' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l token-file -d 'File with a bearer token to send with every request' -r -F
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l output -d 'Format of the report' -r -f -a "text\t''
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -s o -l output -d 'Format of the report' -r -f -a "text\t''
 json\t''"
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l reuse-port -d 'Share the ports with a running proxy of the same user, to replace it'
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l no-access-log -d 'Turn off the log line per request'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l long -d 'Also check that a watch stays open for 20 seconds; needs --token-file'
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l offline -d 'Check only what needs no network and no port: configuration, certificates and CAs'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -s h -l help -d 'Print help'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l server -d 'The public URL of the proxy: https://NAME[:PORT]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l from -d 'Copy names and token or exec plugin from this kubeconfig, never a client certificate' -r -F
@@ -84,9 +88,18 @@ complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l token-file -d 'Put the token in this file into the kubeconfig' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l exec-command -d 'Let kubectl run this program to get a token, for example an OIDC login' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l exec-arg -d 'An argument of that program; repeat for more' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l ca -d 'Put the CA certificates in this file into the kubeconfig, if the proxy has a private CA' -r -F
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l namespace -d 'Default namespace of the context [default: as in --from]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l name -d 'Name of cluster, user and context [default: as in --from, or the host of --server]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l output -d 'Write to this file, which only its owner can read, instead of stdout' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l merge -d 'Add to the kubeconfig in --output and keep its other entries, but not its comments'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l force -d 'Overwrite FILE; with --merge, entries of other clusters. FILE.bak keeps the old file'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -s h -l help -d 'Print help'
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand version" -s h -l help -d 'Print help'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand completions" -s h -l help -d 'Print help'
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand help; and not __fish_seen_subcommand_from serve check kubeconfig version completions help" -f -a "serve" -d 'Run the proxy: it needs a certificate to present and an apiserver to forward to'
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand help; and not __fish_seen_subcommand_from serve check kubeconfig version completions help" -f -a "check" -d 'Check configuration, certificates and network, and say how to fix what is wrong'
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand help; and not __fish_seen_subcommand_from serve check kubeconfig version completions help" -f -a "kubeconfig" -d 'Print or write a kubeconfig for clients that reach the proxy by its public name'
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand help; and not __fish_seen_subcommand_from serve check kubeconfig version completions help" -f -a "version" -d 'Print the version, as --version does'
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand help; and not __fish_seen_subcommand_from serve check kubeconfig version completions help" -f -a "completions" -d 'Print the completion script for a shell'
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand help; and not __fish_seen_subcommand_from serve check kubeconfig version completions help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

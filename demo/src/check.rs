@@ -128,6 +128,7 @@ const LINES: &[Line] = &[
         "get pods --field-selector spec.restartPolicy=Always",
         "spec.restartPolicy",
     ),
+    prints("explain pod", &["does not describe the fields"]),
     // Changes.
     prints("annotate pod web-0 note=hello", &["annotated"]),
     prints("edit pod web-0", &["edited"]),

@@ -224,6 +224,8 @@ fn proxy_config(
             filter: if mode == Mode::Check { "warn" } else { "info" }.into(),
             access: mode == Mode::Wait,
         },
+        warnings: Vec::new(),
+        hints: true,
         admin: Some(any_port),
     }
 }

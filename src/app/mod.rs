@@ -116,6 +116,7 @@ impl App {
             memory: Arc::default(),
             limits: config.limits.clone(),
             timeouts: config.timeouts.clone(),
+            hints: config.hints,
         };
         Ok(Self {
             addresses,

@@ -137,7 +137,7 @@ impl Workers {
             connections = open.connections,
             tunnels = open.tunnels,
             requests_until = ?timeouts.drain,
-            tunnels_until = ?timeouts.drain_tunnels,
+            tunnels_until = ?timeouts.drain_tunnels.max(timeouts.drain),
             "draining"
         );
         phase.send_replace(Phase::Draining);

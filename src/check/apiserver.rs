@@ -225,8 +225,9 @@ pub(super) fn unexpected_response(
             format!("the proxy itself responds to {request} with {described}"),
             "run `kube-tls-proxy check` where the proxy runs, with the flags of its `serve`: it tells what is wrong there",
         ),
-        (TargetRole::Proxy, Responder::Proxy(_))
-            if response.status == StatusCode::MISDIRECTED_REQUEST =>
+        // The status is 421, or 403 in API discovery.
+        (TargetRole::Proxy, Responder::Proxy(message))
+            if message.starts_with("no cluster is configured") =>
         {
             (
                 None,
@@ -292,3 +293,21 @@ const CLOCK_TOLERANCE: Duration = Duration::from_secs(30);
 /// Token validators usually allow one minute, and both clocks may use a part of it.
 const MAX_CLOCK_DIFFERENCE: Duration = Duration::from_secs(60);
 const MAX_FAILING_CHECKS: usize = 3;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clock_difference_is_in_the_largest_unit() {
+        for (seconds, text) in [
+            (31, "31 s"),
+            (119, "119 s"),
+            (120, "2 minutes"),
+            (3 * 3_600 + 59, "3 hours"),
+            (8_640_000, "100 days"),
+        ] {
+            assert_eq!(rough_duration(Duration::from_secs(seconds)), text);
+        }
+    }
+}

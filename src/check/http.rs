@@ -90,26 +90,8 @@ impl CheckClient<'_> {
         offer: Offer,
         headers: HeaderMap,
     ) -> Result<BufferedResponse, RequestError> {
-        let mut response = self.open(path, offer, headers).await?;
-        let received_at = SystemTime::now();
-        let deadline = Instant::now() + self.plan.response_timeout;
-        let mut body = Vec::new();
-        // A 101 has no body: the bytes that follow belong to the upgraded protocol.
-        while response.status != StatusCode::SWITCHING_PROTOCOLS && body.len() < MAX_BODY {
-            match timeout_at(deadline, response.body.frame()).await {
-                Ok(Some(Ok(frame))) => body.extend(frame.into_data().unwrap_or_default()),
-                Ok(Some(Err(error))) => return Err(RequestError::Closed(error)),
-                Ok(None) => break,
-                Err(_elapsed) => return Err(RequestError::Timeout),
-            }
-        }
-        body.truncate(MAX_BODY);
-        Ok(BufferedResponse {
-            status: response.status,
-            headers: response.headers,
-            body: body.into(),
-            received_at,
-        })
+        let response = self.open(path, offer, headers).await?;
+        response.buffer(self.plan.response_timeout).await
     }
 
     /// Sends a GET request and returns as soon as the head of the response arrives.
@@ -186,6 +168,32 @@ impl CheckClient<'_> {
 }
 
 impl StreamingResponse {
+    /// Reads the body, which has this time for its end.
+    pub(super) async fn buffer(
+        mut self,
+        time_limit: Duration,
+    ) -> Result<BufferedResponse, RequestError> {
+        let received_at = SystemTime::now();
+        let deadline = Instant::now() + time_limit;
+        let mut body = Vec::new();
+        // A 101 has no body: the bytes that follow belong to the upgraded protocol.
+        while self.status != StatusCode::SWITCHING_PROTOCOLS && body.len() < MAX_BODY {
+            match timeout_at(deadline, self.body.frame()).await {
+                Ok(Some(Ok(frame))) => body.extend(frame.into_data().unwrap_or_default()),
+                Ok(Some(Err(error))) => return Err(RequestError::Closed(error)),
+                Ok(None) => break,
+                Err(_elapsed) => return Err(RequestError::Timeout),
+            }
+        }
+        body.truncate(MAX_BODY);
+        Ok(BufferedResponse {
+            status: self.status,
+            headers: self.headers,
+            body: body.into(),
+            received_at,
+        })
+    }
+
     /// Reads until the body ends or `time` has passed.
     pub(super) async fn stays_open(mut self, time: Duration) -> StreamEnd {
         let start = Instant::now();
@@ -217,7 +225,14 @@ impl BufferedResponse {
                 None => Responder::Apiserver(Some(escape(&message))),
             },
             None if is_status || self.has_apiserver_header() => Responder::Apiserver(None),
-            None => Responder::Unknown,
+            // In API discovery the proxy writes text.
+            None => match std::str::from_utf8(&self.body)
+                .ok()
+                .and_then(|text| text.strip_prefix(PROXY_PREFIX))
+            {
+                Some(message) => Responder::Proxy(escape(message)),
+                None => Responder::Unknown,
+            },
         }
     }
 
@@ -244,6 +259,11 @@ impl BufferedResponse {
         }
     }
 
+    /// Whether this is the response that only the proxy gives, to an upgrade of [`UPGRADE_CHECK`](crate::proxy::UPGRADE_CHECK).
+    pub(super) fn is_refused_upgrade_check(&self) -> bool {
+        self.json_text("reason").as_deref() == Some(UPGRADE_CHECK_REASON)
+    }
+
     /// Whether the apiserver responds 401 or 403: it is alive, but answers only known users.
     pub(super) fn is_denied_by_apiserver(&self) -> bool {
         let statuses = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN];
@@ -253,5 +273,7 @@ impl BufferedResponse {
 
 /// A check reads only a sentence or two of a body.
 const MAX_BODY: usize = 64 * 1024;
+/// The `reason` of the `Status` of that response.
+const UPGRADE_CHECK_REASON: &str = "UpgradeCheck";
 /// Every message of the proxy itself begins with this.
 const PROXY_PREFIX: &str = "kube-tls-proxy: ";

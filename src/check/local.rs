@@ -43,6 +43,9 @@ pub(super) async fn check(
         ),
     );
     check_capacity(config, recorder);
+    for warning in &config.warnings {
+        recorder.warning(Check::Configuration, Message::from_sentence(warning));
+    }
     let now = SystemTime::now();
     let mut identities = Vec::with_capacity(config.identities.len());
     for files in &config.identities {
@@ -63,11 +66,13 @@ pub(super) async fn check(
     } else {
         recorder.skipped(&[Check::Hosts], "a certificate is invalid");
     }
-    for address in &config.listen {
-        check_port(*address, config, &identities, recorder).await;
-    }
-    if let Some(address) = config.admin {
-        check_admin_port(address, config, recorder).await;
+    if !plan.offline {
+        for address in &config.listen {
+            check_port(*address, config, &identities, recorder).await;
+        }
+        if let Some(address) = config.admin {
+            check_admin_port(address, config, recorder).await;
+        }
     }
     let names = identities.iter().flat_map(Identity::names);
     names.cloned().collect()

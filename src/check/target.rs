@@ -80,16 +80,24 @@ impl CheckTarget {
             Some((file, anchors)) => (anchors.roots(), format!("the CA in {file}")),
             None => (public_roots(), "a public CA".to_owned()),
         };
+        let (host, port) = match &through.connect_to {
+            Some((host, port)) => (host.clone(), *port),
+            None => (through.host.clone(), through.port),
+        };
         Ok(Self {
             role: TargetRole::Proxy,
-            host: through.host.clone(),
-            port: through.port,
+            host,
+            port,
             addresses: Vec::new(),
             tls: ClientTls::new(roots, through.server_name.clone())?,
             prefix: through.prefix.clone(),
             authority: authority(&through.host, through.port),
             trusted,
-            url: "the URL of --through".to_owned(),
+            url: match &through.connect_to {
+                Some(_) => "--connect-to",
+                None => "the URL of --through",
+            }
+            .to_owned(),
             timeouts: Timeouts::default(),
         })
     }

@@ -15,7 +15,10 @@ use crate::{
         self, CheckReport, Colours, Event, Plan, RESPONSE_TIMEOUT, Through, Token, TokenError,
         WATCH_DURATION,
     },
-    config::{self, ConfigError, Environment, ServeArgs, TrustSource, UpstreamUrl, has_no_colours},
+    config::{
+        self, ConfigError, ConnectTo, Environment, ServeArgs, TrustSource, UpstreamUrl,
+        has_no_colours,
+    },
     pki::{PkiError, TrustAnchors},
     process, quote,
 };
@@ -35,6 +38,14 @@ pub struct CheckArgs {
     #[arg(long, value_name = "URL", help_heading = CHECKING)]
     pub through: Option<String>,
 
+    /// Connect to HOST[:PORT] and not to the host of --through, for example before DNS is changed
+    #[arg(long, value_name = "ADDRESS", requires = "through", help_heading = CHECKING)]
+    pub connect_to: Option<String>,
+
+    /// Check only what needs no network and no port: configuration, certificates and CAs
+    #[arg(long, conflicts_with_all = ["through", "long", "token_file"], help_heading = CHECKING)]
+    pub offline: bool,
+
     /// CA file that clients use to verify the proxy [default: public CAs]
     #[arg(long, value_name = "FILE", help_heading = CHECKING)]
     pub through_ca: Option<PathBuf>,
@@ -44,7 +55,7 @@ pub struct CheckArgs {
     pub token_file: Option<PathBuf>,
 
     /// Format of the report
-    #[arg(long, value_name = "FORMAT", default_value = "text", help_heading = CHECKING)]
+    #[arg(short, long, value_name = "FORMAT", default_value = "text", help_heading = CHECKING)]
     pub output: OutputFormat,
 }
 
@@ -102,7 +113,7 @@ pub(super) fn check(args: &CheckArgs) -> ExitCode {
 
 fn plan(args: &CheckArgs) -> Result<Plan, UsageError> {
     let through = match &args.through {
-        Some(url) => Some(through(url)?),
+        Some(url) => Some(through(url, args.connect_to.as_deref())?),
         None => None,
     };
     let client_trust = match &args.through_ca {
@@ -125,12 +136,13 @@ fn plan(args: &CheckArgs) -> Result<Plan, UsageError> {
         through,
         client_trust,
         token,
+        offline: args.offline,
         watch: args.long.then_some(WATCH_DURATION),
         response_timeout: RESPONSE_TIMEOUT,
     })
 }
 
-fn through(url: &str) -> Result<Through, ConfigError> {
+fn through(url: &str, connect_to: Option<&str>) -> Result<Through, ConfigError> {
     let UpstreamUrl {
         host,
         port,
@@ -140,7 +152,13 @@ fn through(url: &str) -> Result<Through, ConfigError> {
         flag: "--through",
         source,
     })?;
+    let connect_to = connect_to.map(str::parse::<ConnectTo>).transpose();
+    let connect_to = connect_to.map_err(|source| ConfigError::Flag {
+        flag: "--connect-to",
+        source,
+    })?;
     Ok(Through {
+        connect_to: connect_to.map(|to| (to.host, to.port.unwrap_or(port))),
         url: url.trim_end_matches('/').to_owned(),
         host,
         port,

@@ -55,8 +55,55 @@ pub fn print_error(error: &(dyn Error + 'static)) {
     drop(writeln!(io::stderr().lock(), "kube-tls-proxy: {text}"));
 }
 
+/// Adds the flag that the user probably means, where another program has another name for it. The parser itself
+/// finds only misspellings.
+fn add_tip(error: &mut clap::Error) {
+    let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg) else {
+        return;
+    };
+    let name = argument.split('=').next().unwrap_or_default();
+    let Some((_, tip)) = OTHER_FLAGS.iter().find(|(other, _)| *other == name) else {
+        return;
+    };
+    let tips = ContextValue::StyledStrs(vec![StyledStr::from(*tip)]);
+    error.insert(ContextKind::Suggested, tips);
+    error.remove(ContextKind::SuggestedArg);
+}
+
+/// Flags of other programs, and ours.
+const OTHER_FLAGS: [(&str, &str); 11] = [
+    ("-l", LISTEN),
+    ("-p", LISTEN),
+    ("--port", LISTEN),
+    ("--bind", LISTEN),
+    (
+        "-f",
+        "the flag for the configuration file is --config FILE, or -c FILE",
+    ),
+    ("-v", "more log lines: --log-level debug"),
+    ("--verbose", "more log lines: --log-level debug"),
+    (
+        "--tls-cert-file",
+        "the flags for certificate and key are --cert FILE and --key FILE",
+    ),
+    (
+        "--tls-private-key-file",
+        "the flags for certificate and key are --cert FILE and --key FILE",
+    ),
+    (
+        "--server",
+        "the URL of the apiserver is --upstream URL, that of a running proxy --through URL",
+    ),
+    (
+        "--format",
+        "the format of the report is --output json; that of log lines is --log-format json",
+    ),
+];
+const LISTEN: &str = "the address to listen on is --listen ADDRESS:PORT, such as --listen :8443";
+
 /// Prints the message of the argument parser, without values that may be a secret, and returns the exit code.
 pub(super) fn print_parser_error(mut error: clap::Error) -> ExitCode {
+    add_tip(&mut error);
     let secret = |(kind, value): (_, &ContextValue)| {
         let ContextValue::String(text) = value else {
             return None;

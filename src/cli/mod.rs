@@ -10,7 +10,7 @@ mod serve;
 mod start;
 mod systemd;
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{ffi::OsString, process::ExitCode, sync::LazyLock};
 
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use clap_complete::{Shell, generate};
@@ -26,9 +26,8 @@ pub use start::StartBlock;
 #[derive(Debug, Clone, PartialEq, Eq, Parser)]
 #[command(
     name = "kube-tls-proxy",
-    version,
+    version = version(),
     about = "TLS proxy in front of kube-apiserver: a public certificate for clients, the cluster CA for the apiserver",
-    disable_help_subcommand = true,
     after_help = "Exit codes: 0 success, 1 failure while running, 2 unusable command line or configuration."
 )]
 pub struct Cli {
@@ -49,6 +48,8 @@ pub enum Command {
     /// Print or write a kubeconfig for clients that reach the proxy by its public name
     #[command(after_help = KUBECONFIG_EXAMPLES)]
     Kubeconfig(Box<KubeconfigArgs>),
+    /// Print the version, as --version does
+    Version,
     /// Print the completion script for a shell
     #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions(CompletionsArgs),
@@ -69,12 +70,8 @@ pub fn run(command_line: Cli) -> ExitCode {
         Command::Serve(args) => serve::serve(*args),
         Command::Check(args) => return check::check(&args),
         Command::Kubeconfig(args) => return kubeconfig::kubeconfig(&args),
-        Command::Completions(args) => {
-            messages::print(&completion_script(args.shell)).map_err(|source| AppError::Run {
-                doing: "write to stdout".into(),
-                source,
-            })
-        }
+        Command::Version => print_all(&format!("kube-tls-proxy {}\n", version())),
+        Command::Completions(args) => print_all(&completion_script(args.shell)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -83,6 +80,26 @@ pub fn run(command_line: Cli) -> ExitCode {
             messages::exit_code(&error)
         }
     }
+}
+
+fn print_all(text: &str) -> Result<(), AppError> {
+    messages::print(text).map_err(|source| AppError::Run {
+        doing: "write to stdout".into(),
+        source,
+    })
+}
+
+/// The version, with the commit if the build knew it. Jenkins sets the first variable, GitHub the second.
+#[must_use]
+pub fn version() -> &'static str {
+    static VERSION: LazyLock<String> = LazyLock::new(|| {
+        let commit = option_env!("GIT_COMMIT").or(option_env!("GITHUB_SHA"));
+        match commit.and_then(|commit| commit.get(..12)) {
+            Some(commit) => format!("{} ({commit})", env!("CARGO_PKG_VERSION")),
+            None => env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    });
+    &VERSION
 }
 
 /// Returns the completion script for `shell`.
@@ -118,7 +135,7 @@ fn parsed(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Er
         match &mut cli.command {
             Command::Serve(args) => args.note_variables(matches),
             Command::Check(args) => args.serve.note_variables(matches),
-            Command::Kubeconfig(_) | Command::Completions(_) => {}
+            Command::Kubeconfig(_) | Command::Version | Command::Completions(_) => {}
         }
     }
     Ok(cli)
@@ -147,6 +164,12 @@ Examples:
 
   From any machine, through the running proxy, with a watch of 20 seconds:
     kube-tls-proxy check --through https://kube.example.com --token-file token --long
+
+  Before DNS leads to the proxy:
+    kube-tls-proxy check --through https://kube.example.com --connect-to 203.0.113.20:443
+
+  In CI, without network:
+    kube-tls-proxy check --offline --config kube-tls-proxy.yaml
 
 The flags of serve have their environment variables here too.
 Exit codes: 0 all works (there may be warnings), 1 something does not, 2 unusable command line or

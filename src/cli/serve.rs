@@ -241,6 +241,9 @@ fn report_start(app: &App) {
         LogFormat::Text => drop(write!(io::stderr().lock(), "{block}")),
         LogFormat::Json => log_start(&block),
     }
+    for warning in &config.warnings {
+        warn!(warning, "configuration warning");
+    }
     for warning in material.warnings(block.now) {
         warn!(warning, "certificate warning");
     }

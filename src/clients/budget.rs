@@ -201,11 +201,16 @@ impl BudgetCheck {
     /// Whether this status code proves that the apiserver has accepted the credential. The apiserver and proxies before it
     /// send most others before they check it: `?timeout=x` gets a 400 whatever the token is.
     pub(super) fn is_accepted(self, status: StatusCode) -> bool {
-        let has_credential = match self {
+        self.has_credential() && is_accepted(status)
+    }
+
+    /// Whether the request has a credential that the apiserver can read.
+    #[must_use]
+    pub fn has_credential(self) -> bool {
+        match self {
             Self::Unchecked { has_credential } => has_credential,
             Self::Checked(credential) => !credential.is_anonymous,
-        };
-        has_credential && is_accepted(status)
+        }
     }
 }
 

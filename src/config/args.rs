@@ -70,7 +70,7 @@ pub struct ServeArgs {
     pub context: Option<String>,
 
     /// YAML file with several clusters, limits or timeouts
-    #[arg(long, value_name = "FILE", value_parser = path())]
+    #[arg(short = 'c', long, value_name = "FILE", value_parser = path())]
     #[arg(env = "KUBE_TLS_PROXY_CONFIG", help_heading = RUNNING)]
     pub config: Option<PathBuf>,
 
@@ -100,9 +100,9 @@ pub struct ServeArgs {
     pub admin_listen: Option<String>,
 
     /// Share the ports with a running proxy of the same user, to replace it
-    #[arg(long, value_parser = clap::builder::FalseyValueParser::new())]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     #[arg(env = "KUBE_TLS_PROXY_REUSE_PORT", help_heading = RUNNING)]
-    pub reuse_port: bool,
+    pub reuse_port: Option<String>,
 
     /// Log format: text or json [default: text]
     #[arg(long, value_name = "FORMAT")]
@@ -115,9 +115,9 @@ pub struct ServeArgs {
     pub log_level: Option<String>,
 
     /// Turn off the log line per request
-    #[arg(long, value_parser = clap::builder::FalseyValueParser::new())]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     #[arg(env = "KUBE_TLS_PROXY_NO_ACCESS_LOG", help_heading = LOGGING)]
-    pub no_access_log: bool,
+    pub no_access_log: Option<String>,
 
     /// The flags whose value comes from their variable, with their dashes, for errors.
     #[arg(skip)]
@@ -161,12 +161,21 @@ impl ServeArgs {
             drain_timeout: text(&self.drain_timeout),
             drain_tunnels: text(&self.drain_tunnels),
             admin_listen: text(&self.admin_listen),
-            reuse_port: self.reuse_port,
+            reuse_port: text(&self.reuse_port),
             log_format: text(&self.log_format),
             log_level: text(&self.log_level),
-            no_access_log: self.no_access_log,
+            no_access_log: text(&self.no_access_log),
             from_environment: Vec::new(),
         }
+    }
+
+    /// The variable of each flag.
+    pub(super) fn variables() -> Vec<String> {
+        let command = Self::augment_args(clap::Command::new("serve"));
+        let variables = command.get_arguments().filter_map(clap::Arg::get_env);
+        variables
+            .map(|name| name.to_string_lossy().into_owned())
+            .collect()
     }
 
     /// Records which flags come from a variable. `matches` are those of a subcommand that has all flags of `serve`.

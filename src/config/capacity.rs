@@ -69,6 +69,17 @@ impl Capacity {
         )
     }
 
+    /// The warning that this process may open few files, if they decide how many clients there may be.
+    pub(super) fn few_open_files(&self, connections: usize) -> Option<String> {
+        match self.decided_by {
+            ConnectionsBound::OpenFiles(files) if files < FEW_OPEN_FILES => Some(format!(
+                "this process may open only {files} files, which is enough for {connections} client connections; \
+                 raise the limit (`ulimit -n`, LimitNOFILE= in a systemd unit)"
+            )),
+            _ => None,
+        }
+    }
+
     /// What this configured number of client connections leaves. `Err` with the open files that it needs, if that is
     /// more than there are.
     pub(super) fn configured(
@@ -157,6 +168,9 @@ const FILES_PER_WORKER: usize = 8;
 const BYTES_PER_CONNECTION: u64 = 72 * 1024;
 /// A process without connections.
 const BASE_BYTES: u64 = 24 * 1024 * 1024;
+
+/// kubectl and controllers keep several connections each; the usual limit is 1,024.
+const FEW_OPEN_FILES: usize = 1000;
 
 #[cfg(test)]
 mod tests {

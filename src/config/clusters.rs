@@ -153,10 +153,15 @@ fn cluster_of_flags(args: &ServeArgs, env: &Environment) -> Result<ClusterConfig
     let mut cluster = match (&args.upstream, &args.upstream_ca, &args.kubeconfig) {
         (Some(url), Some(ca), _) => {
             let url: UpstreamUrl = parse_flag("--upstream", url)?;
-            url.into_cluster("default".to_owned(), TrustSource::File(absolute_path(ca)))
+            let trust = TrustSource::File(absolute_path(ca));
+            url.into_cluster("default".to_owned(), trust)
         }
         (_, _, Some(file)) => kubeconfig::load(&absolute_path(file), args.context.as_deref())?,
-        (_, _, None) => in_cluster(env)?.ok_or(ConfigError::Whole(SettingError::NoUpstream))?,
+        (_, _, None) => in_cluster(env)?.ok_or(ConfigError::Whole(if env.has_kubeconfig {
+            SettingError::OnlyKubeconfigVariable
+        } else {
+            SettingError::NoUpstream
+        }))?,
     };
     if let Some(name) = &args.upstream_name {
         cluster.expected_name = parse_flag::<ExpectedName>("--upstream-name", name)?.0;
@@ -224,7 +229,8 @@ fn in_cluster(env: &Environment) -> Result<Option<ClusterConfig>, ConfigError> {
         host: upstream_host,
     };
     let trust = TrustSource::File(ca);
-    Ok(Some(url.into_cluster("in-cluster".to_owned(), trust)))
+    let name = "in-cluster".to_owned();
+    Ok(Some(url.into_cluster(name, trust)))
 }
 
 const NO_HOSTS: &str = "has no `hosts`, and there are several clusters; add its public host names";

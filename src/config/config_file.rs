@@ -48,6 +48,8 @@ pub(super) struct ConfigFile {
     pub(super) log: Option<LogSection>,
     /// Health, metrics and the status page.
     pub(super) admin: Option<AdminSection>,
+    /// Whether a 401 or 403 of the apiserver gets a `Warning` that says what may be wrong with the credential.
+    pub(super) hints: Option<bool>,
 }
 
 /// One certificate chain and its key.
@@ -313,5 +315,5 @@ const NOT_A_LISTEN_ADDRESS: &str = "is not an address to listen on; write ADDRES
 const NOT_AN_ENDPOINT: &str = "is not the address of an apiserver; write ADDRESS:PORT with an IP address, such as 10.0.0.1:6443";
 const NOT_A_LOG_FORMAT: &str = "is not a log format; write text or json";
 const NOT_A_REQUEST_HOST: &str = "is not a choice; write client, for the host that clients ask for, or upstream, for the host of the apiserver's URL";
-const NOT_A_LOG_FILTER: &str = "is not a log filter; write a level, or levels for modules, such as info or info,kube_tls_proxy=debug";
+const NOT_A_LOG_FILTER: &str = "is not a log filter; write a level (error, warn, info, debug, trace), or levels for modules, such as info,kube_tls_proxy=debug";
 const NOT_A_HOST: &str = "is not a host name; write it without scheme, port and path, such as kube.example.com or *.example.com";

@@ -253,6 +253,10 @@ pub enum SettingError {
     )]
     NoUpstream,
     #[error(
+        "no apiserver is given, and the variable KUBECONFIG is for clients only; name the file with --kubeconfig FILE, or give --upstream URL with --upstream-ca FILE"
+    )]
+    OnlyKubeconfigVariable,
+    #[error(
         "{flag} and `{key}` in {} both select the apiserver; remove one of them",
         quote::path(file)
     )]

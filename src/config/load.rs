@@ -14,7 +14,7 @@ use super::{
     config_file::{AdminSection, ConfigFile, ListenAddr, LogFilter, LogSection},
     limits::{LimitsSection, TimeoutsSection},
     source::{ConfigSource, absolute_path, check_path_flags, parse_flag},
-    units::{Count, MaybeZeroDuration},
+    units::{Count, MaybeZeroDuration, Switch},
     yaml,
 };
 
@@ -57,18 +57,28 @@ fn load_given(args: &ServeArgs, env: &Environment) -> Result<Config, ConfigError
         check_ports(listen.iter().chain(&admin))?;
     }
     let (limits, capacity) = limits(file.limits.unwrap_or_default(), &source, workers, env)?;
+    let section = file.timeouts.unwrap_or_default();
+    let sets_tunnels = args.drain_tunnels.is_some() || section.drain_tunnels.is_some();
+    let timeouts = timeouts(args, section)?;
+    let mut warnings = env.unknown_variables.clone();
+    warnings.extend(capacity.few_open_files(limits.connections));
+    warnings.extend(sets_tunnels.then(|| short_tunnels(&timeouts)).flatten());
     Ok(Config {
         sources,
         listen,
-        reuse_port: args.reuse_port || file.reuse_port.unwrap_or(false),
+        reuse_port: switch("--reuse-port", args.reuse_port.as_deref())?
+            .or(file.reuse_port)
+            .unwrap_or(false),
         workers,
         identities,
         clusters,
         limits,
         capacity,
-        timeouts: timeouts(args, file.timeouts.unwrap_or_default())?,
+        timeouts,
         log: log(args, file.log.unwrap_or_default())?,
+        warnings,
         admin,
+        hints: file.hints.unwrap_or(true),
     })
 }
 
@@ -193,6 +203,17 @@ fn timeouts(args: &ServeArgs, section: TimeoutsSection) -> Result<Timeouts, Conf
     Ok(timeouts)
 }
 
+/// The warning about tunnels that would end before requests.
+fn short_tunnels(timeouts: &Timeouts) -> Option<String> {
+    let (drain, tunnels) = (timeouts.drain, timeouts.drain_tunnels);
+    (tunnels < drain).then(|| {
+        format!(
+            "tunnels get {drain:?} in a drain and not {tunnels:?}, because they never get less than requests; \
+             raise timeouts.drainTunnels (--drain-tunnels), or lower timeouts.drain (--drain-timeout)"
+        )
+    })
+}
+
 fn log(args: &ServeArgs, section: LogSection) -> Result<LogConfig, ConfigError> {
     let format = match &args.log_format {
         Some(text) => parse_flag("--log-format", text)?,
@@ -207,8 +228,16 @@ fn log(args: &ServeArgs, section: LogSection) -> Result<LogConfig, ConfigError> 
     Ok(LogConfig {
         format,
         filter,
-        access: !args.no_access_log && section.access.unwrap_or(true),
+        access: switch("--no-access-log", args.no_access_log.as_deref())?
+            .map(|is_off| !is_off)
+            .or(section.access)
+            .unwrap_or(true),
     })
+}
+
+fn switch(flag: &'static str, given: Option<&str>) -> Result<Option<bool>, ConfigError> {
+    let switch = given.map(|text| parse_flag::<Switch>(flag, text));
+    Ok(switch.transpose()?.map(|switch| switch.0))
 }
 
 fn admin(

@@ -40,7 +40,7 @@ pub use limits::{Limits, Timeouts};
 pub use load::load;
 pub(crate) use source::check_path_flag;
 pub use units::TokenBucketSize;
-pub(crate) use url::UpstreamUrl;
+pub(crate) use url::{ConnectTo, UpstreamUrl};
 pub(crate) use yaml::load as load_yaml;
 
 /// The checked configuration of the proxy.
@@ -66,8 +66,12 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// What the proxy logs, and how.
     pub log: LogConfig,
+    /// What works but needs attention, as sentences that end with the fix.
+    pub warnings: Vec<String>,
     /// Address of health, metrics and the status page; `None` if they are off.
     pub admin: Option<SocketAddr>,
+    /// Whether a response that refuses a credential says why that may be.
+    pub hints: bool,
 }
 
 /// The files of one certificate chain and its key.

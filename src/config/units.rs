@@ -46,6 +46,21 @@ pub(super) fn duration(text: &str) -> Result<Duration, SettingError> {
     Ok(total)
 }
 
+/// The value of a switch, as a flag or in its variable.
+pub(super) struct Switch(pub(super) bool);
+
+impl FromStr for Switch {
+    type Err = SettingError;
+
+    fn from_str(text: &str) -> Result<Self, SettingError> {
+        match text.to_ascii_lowercase().as_str() {
+            "true" | "t" | "yes" | "y" | "on" | "1" => Ok(Self(true)),
+            "false" | "f" | "no" | "n" | "off" | "0" => Ok(Self(false)),
+            _ => Err(SettingError::NotABool),
+        }
+    }
+}
+
 /// Reads `65536`, `64KiB` or `1MiB`.
 fn bytes(text: &str) -> Result<u64, SettingError> {
     let bad = || SettingError::Malformed {

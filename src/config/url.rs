@@ -88,6 +88,33 @@ impl FromStr for UpstreamUrl {
     }
 }
 
+/// A host, and perhaps a port, to connect to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ConnectTo {
+    /// Host name (lower case) or address, without brackets.
+    pub(crate) host: String,
+    pub(crate) port: Option<u16>,
+}
+
+impl FromStr for ConnectTo {
+    type Err = SettingError;
+
+    fn from_str(text: &str) -> Result<Self, SettingError> {
+        let parts = match text.parse::<IpAddr>() {
+            // An IPv6 address without brackets and port.
+            Ok(_) => Some((text, None)),
+            Err(_) => split_port(text)
+                .map(|(host, port)| (host, (host.len() < text.len()).then_some(port))),
+        };
+        parts
+            .and_then(|(host, port)| Some((parse_host(host)?.0, port)))
+            .map(|(host, port)| Self { host, port })
+            .ok_or(SettingError::Malformed {
+                problem: NO_ADDRESS,
+            })
+    }
+}
+
 /// The name or address that an apiserver's certificate must carry.
 pub(super) fn expected_name(text: &str) -> Result<ServerName<'static>, SettingError> {
     parse_host(text)
@@ -162,5 +189,6 @@ const NO_HOST: &str =
 const SECRET_HOST: &str =
     "has a host that looks like a key or a token; write the name or address of the apiserver there";
 const BAD_PREFIX: &str = "has a path that cannot be a prefix; write /PREFIX with plain segments, without `..`, `//` or spaces";
+const NO_ADDRESS: &str = "is not an address to connect to; write HOST or HOST:PORT without a scheme, such as 203.0.113.20:443";
 const NOT_A_NAME: &str =
     "is neither a DNS name nor an IP address; write one such as kubernetes.default.svc";

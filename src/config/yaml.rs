@@ -147,8 +147,14 @@ fn setting_error(error: Error) -> SettingError {
     }
 }
 
-/// The known key that `key` is probably a misspelling of.
+/// The known key that `key` is probably a misspelling of, or another word for.
 fn nearest(key: &str, known: &[&'static str]) -> Option<String> {
+    let meant = OTHER_WORDS
+        .iter()
+        .find(|(other, meant)| other.eq_ignore_ascii_case(key) && known.contains(meant));
+    if let Some((_, meant)) = meant {
+        return Some((*meant).to_owned());
+    }
     known
         .iter()
         .map(|known| {
@@ -161,6 +167,25 @@ fn nearest(key: &str, known: &[&'static str]) -> Option<String> {
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, known)| (*known).to_owned())
 }
+
+/// What people write who know the flags, or other proxies, and the key that they mean.
+const OTHER_WORDS: [(&str, &str); 15] = [
+    ("level", "filter"),
+    ("logLevel", "log"),
+    ("accessLog", "access"),
+    ("noAccessLog", "access"),
+    ("drainTimeout", "drain"),
+    ("adminListen", "admin"),
+    ("port", "listen"),
+    ("cert", "certificate"),
+    ("cert", "certificates"),
+    ("certs", "certificates"),
+    ("tls", "certificates"),
+    ("host", "hosts"),
+    ("upstreams", "clusters"),
+    ("server", "url"),
+    ("upstreamName", "name"),
+];
 
 /// The byte-order mark that some editors write at the start of a file.
 const BOM: char = '\u{feff}';

@@ -71,6 +71,8 @@ pub struct Shared {
     pub limits: Limits,
     /// Timeouts of the configuration.
     pub timeouts: Timeouts,
+    /// `hints` of the configuration.
+    pub hints: bool,
 }
 
 /// Everything that the requests of one connection need.
@@ -145,6 +147,7 @@ async fn serve(
         forwarded_for: ClientConnection::forwarded_for(peer),
         leases: ClientLeases::new(context),
         limits: shared.limits.clone(),
+        hints: shared.hints,
         half_close_timeout: shared.timeouts.half_close_timeout,
         connected: Arc::clone(&connected),
         drain,

@@ -148,6 +148,7 @@ impl OneWorker {
                 memory: Arc::default(),
                 limits,
                 timeouts,
+                hints: true,
             }),
             context: Arc::new(context),
             drain,

@@ -71,6 +71,7 @@ impl Counting {
                 forwarded_for: ClientConnection::forwarded_for(PeerAddr(peer)),
                 leases: ClientLeases::new(worker),
                 limits,
+                hints: true,
                 half_close_timeout: std::time::Duration::ZERO,
                 connected: Arc::new(connected),
                 drain: Drain::new(),

@@ -186,6 +186,7 @@ fn exceeded_limit(error: &Error) -> Option<Limit> {
         | Rejection::AmbiguousLength
         | Rejection::Malformed
         | Rejection::Expectation
-        | Rejection::UpgradeWithBody => None,
+        | Rejection::UpgradeWithBody
+        | Rejection::UpgradeCheck => None,
     }
 }

@@ -9,6 +9,7 @@ pub(crate) mod bench;
 mod body;
 mod error;
 mod headers;
+mod hints;
 mod policy;
 mod request_id;
 mod request_info;
@@ -33,6 +34,7 @@ use http::{
 
 pub use body::{Body, Cut};
 pub use error::Error;
+pub(crate) use policy::UPGRADE_CHECK;
 pub use policy::{Rejection, Routes};
 pub use request_info::{RequestAttributes, request_attributes};
 
@@ -48,6 +50,7 @@ use body::Content;
 use headers::Forwarded;
 use policy::{Admitted, ConnectionNames, UpgradeToken};
 use request_id::RequestId;
+use respond::Reader;
 pub(crate) use upgrade::start_tunnel;
 
 /// One downstream connection, as all of its requests see it.
@@ -65,6 +68,8 @@ pub struct ClientConnection {
     pub leases: ClientLeases,
     /// Bounds on requests.
     pub limits: Limits,
+    /// Whether a response that refuses a credential says why that may be.
+    pub hints: bool,
     /// How long one half of a tunnel may stay open after the other half has ended.
     pub half_close_timeout: Duration,
     /// Counts this connection against the connection limit. A tunnel holds it until it ends.
@@ -97,7 +102,7 @@ pub fn refuse(rejection: Rejection, connected: &Connected) -> Response<Body> {
     let error = rejection.into();
     let id = RequestId::new();
     error::record(&error, ClusterSlot::UNROUTED, connected, &id, None);
-    respond::respond(&error, &id)
+    respond::respond(&error, &id, Reader::Api)
 }
 
 /// Makes an HTTP/1.1 connection close after this response.
@@ -142,6 +147,7 @@ struct ExpectedResponse {
     has_no_body: bool,
     /// The client wants to leave HTTP, so its next bytes may be meant for a tunnel (RFC 9931).
     leaves_http: bool,
+    reader: Reader,
 }
 
 impl ExpectedResponse {
@@ -151,12 +157,13 @@ impl ExpectedResponse {
             has_no_body: request.method() == Method::HEAD,
             leaves_http: request.method() == Method::CONNECT
                 || request.headers().contains_key(header::UPGRADE),
+            reader: Reader::from_request(request),
         }
     }
 
     /// The response that tells the client about an error.
     fn for_error(&self, error: &Error, id: &RequestId) -> Response<Body> {
-        let mut response = respond::respond(error, id);
+        let mut response = respond::respond(error, id, self.reader);
         let is_uncertain = self.leaves_http
             || matches!(error, Error::Rejected(rejection) if rejection.is_about_framing())
             || error::leaves_body_unread(error);
@@ -199,8 +206,11 @@ async fn forward(
     if let Some(token) = admitted.upgrade {
         let forwarded = upgrade::forward(downstream, &admitted.cluster, head, body, token, log);
         // On the heap, so that the future of every other request stays smaller.
-        let forwarded = Box::pin(forwarded).await.inspect_err(failed)?;
+        let mut forwarded = Box::pin(forwarded).await.inspect_err(failed)?;
         place.answered(check, forwarded.status());
+        if downstream.hints {
+            hints::add(&mut forwarded, check.has_credential());
+        }
         return Ok(forwarded);
     }
     log.set_received(body.received());
@@ -220,7 +230,11 @@ async fn forward(
         Content::Upstream(body)
     };
     headers::rewrite_response(&mut head.headers);
-    Ok(Response::from_parts(head, Body::new(content)))
+    let mut response = Response::from_parts(head, Body::new(content));
+    if downstream.hints {
+        hints::add(&mut response, check.has_credential());
+    }
+    Ok(response)
 }
 
 /// Rewrites the head for the apiserver. Path and query stay as they are, after the path prefix of the cluster if it

@@ -285,6 +285,7 @@ impl Reloader {
             ("limits", config.limits != started.limits),
             ("timeouts", config.timeouts != started.timeouts),
             ("log.format", config.log.format != started.log.format),
+            ("hints", config.hints != started.hints),
         ];
         let changed = keys.iter().filter(|(_, has_changed)| *has_changed);
         let changed: Vec<_> = changed.map(|(key, _)| *key).collect();

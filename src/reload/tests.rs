@@ -46,7 +46,9 @@ impl World {
             sources: Vec::new(),
             listen: vec!["127.0.0.1:0".parse().unwrap()],
             reuse_port: false,
+            warnings: Vec::new(),
             admin: None,
+            hints: true,
             workers: NonZeroUsize::MIN,
             identities: vec![IdentityFiles {
                 certificate: file("tls.crt"),

@@ -45,7 +45,7 @@ use crate::{
 ///
 /// # Errors
 ///
-/// The failure of the endpoint that failed last. No request byte was sent.
+/// The failure of an endpoint that was not verified, else of the one that failed last. No request byte was sent.
 pub(super) async fn connect(
     context: &UpstreamContext,
     cluster: &Cluster,

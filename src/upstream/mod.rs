@@ -24,7 +24,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use http::uri::Authority;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header, uri::Authority};
 
 pub use crate::http1::{MessageError, Upgraded};
 use crate::metrics::ClusterLabel;
@@ -116,6 +116,28 @@ impl Cluster {
     #[must_use]
     pub fn endpoints(&self) -> &Arc<Endpoints> {
         &self.endpoints
+    }
+}
+
+/// The `Authorization` of a request, kept in the extensions of the 401 with which the apiserver has refused it.
+#[derive(Debug, Clone)]
+pub(crate) struct RefusedAuthorization(HeaderValue);
+
+impl RefusedAuthorization {
+    /// Keeps the credential of a request, if the response refuses it. Any other request costs nothing.
+    fn keep_for<B>(response: &mut Response<B>, request: &HeaderMap) {
+        if response.status() == StatusCode::UNAUTHORIZED
+            && let Some(authorization) = request.get(header::AUTHORIZATION)
+        {
+            let mut authorization = authorization.clone();
+            authorization.set_sensitive(true);
+            response.extensions_mut().insert(Self(authorization));
+        }
+    }
+
+    /// The field value.
+    pub(crate) fn authorization(&self) -> &HeaderValue {
+        &self.0
     }
 }
 

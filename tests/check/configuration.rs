@@ -212,3 +212,101 @@ async fn invalid_command_line_is_one_sentence_with_exit_code_2() {
         "add --cert FILE",
     );
 }
+
+/// For CI: no socket is opened, so that neither a port in use nor an apiserver without a network is a fault.
+#[tokio::test]
+async fn offline_checks_files_and_nothing_else() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let mut flags = world.flags(upstream.address());
+    flags[1].clone_from(&taken);
+    let flags = [flags, world.clients_trust()].concat();
+    let result = check(
+        &flags,
+        &[
+            "--offline",
+            "--admin-listen",
+            &taken.replace("127.0.0.1", "127.0.0.2"),
+        ],
+    )
+    .await;
+    assert_eq!(result.code, 0, "{}", result.stdout);
+    let checked: Vec<_> = result.lines().into_iter().map(|line| line.check).collect();
+    let expected = [
+        "configuration",
+        "configuration",
+        "certificate",
+        "trust",
+        "hosts",
+        "ca",
+    ];
+    assert_eq!(checked, expected, "{}", result.stdout);
+    assert_eq!(upstream.connections().len(), 0);
+    // Faults in files are found.
+    world.dir.write("cluster-ca.crt", "nothing");
+    let result = check(&flags, &["--offline", "-o", "json"]).await;
+    assert_eq!(
+        (result.code, &result.json()["result"]),
+        (1, &"failed".into())
+    );
+    for more in [["--through", "https://kube.test"].as_slice(), &["--long"]] {
+        let result = check(&flags, &[&["--offline"], more].concat()).await;
+        assert_eq!(result.code, 2, "{more:?}");
+    }
+}
+
+/// What `serve` logs as a warning at its start.
+#[tokio::test]
+async fn warnings_of_the_configuration_are_findings() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let flags = [world.flags(upstream.address()), world.clients_trust()].concat();
+    let more = [
+        "--offline",
+        "--drain-timeout",
+        "8s",
+        "--drain-tunnels",
+        "1s",
+    ];
+    let run_with = |name: &'static str| {
+        let mut command = command("check");
+        command.args(&flags).args(more).env(name, "x");
+        command
+    };
+    let result = run(&mut run_with("KUBE_TLS_PROXY_UPSTREAN")).await;
+    result.assert_finding(
+        0,
+        '!',
+        "configuration",
+        "KUBE_TLS_PROXY_UPSTREAN is unknown",
+        "did you mean KUBE_TLS_PROXY_UPSTREAM?",
+    );
+    result.assert_finding(
+        0,
+        '!',
+        "configuration",
+        "tunnels get 8s",
+        "raise timeouts.drainTunnels",
+    );
+}
+
+#[tokio::test]
+async fn other_word_for_a_key_names_the_key() {
+    let world = World::new();
+    for (text, key) in [
+        ("log: { level: debug }", "filter"),
+        ("timeouts: { drainTimeout: 5s }", "drain"),
+        ("port: 8443", "listen"),
+    ] {
+        let file = world.dir.write("config.yaml", text);
+        let result = check(&[], &["-c", path(&file)]).await;
+        assert_eq!(result.code, 2, "{}", result.stdout);
+        assert!(
+            result.stdout.contains(&format!("did you mean `{key}`?")),
+            "{}",
+            result.stdout
+        );
+    }
+}

@@ -76,7 +76,7 @@ async fn requests_are_those_of_a_client() {
             ("/version", http::Version::HTTP_2),
             ("/readyz", http::Version::HTTP_2),
             (
-                "/api/v1/namespaces/default/pods/kube-tls-proxy-check/exec?command=true&stdout=true",
+                "/api/v1/pods?watch=true&fieldSelector=metadata.name%3Dkube-tls-proxy-check&timeoutSeconds=40",
                 http::Version::HTTP_11,
             ),
         ] {

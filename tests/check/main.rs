@@ -17,4 +17,5 @@ mod network;
 mod requests;
 mod through;
 mod watch;
+mod words;
 mod world;

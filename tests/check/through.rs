@@ -1,8 +1,20 @@
 //! `--through`: a running proxy as clients see it, and which leg is broken.
 
+use std::{
+    net::{SocketAddr, TcpListener},
+    path::Path,
+    process::Stdio,
+};
+
 use standin::{
+    kubernetes::Kubernetes,
     tcp::refused,
     upstream::{Received, Upstream, full},
+    within,
+};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::{Child, Command},
 };
 
 use crate::world::{APISERVER, RunResult, Serving, World, check, command, flags, path, run};
@@ -78,7 +90,7 @@ async fn unreachable_apiserver_breaks_the_upstream_leg() {
         1,
         '✗',
         "version",
-        "proxy → apiserver: the proxy itself responds to /version with 503 Service Unavailable: the apiserver does not accept connections",
+        "proxy → apiserver: the proxy itself responds to /version with 502 Bad Gateway: the apiserver does not accept connections",
         "run `kube-tls-proxy check` where the proxy runs, with the flags of its `serve`",
     );
     assert_eq!(result.marked('–'), ["clock", "readyz", "upgrade"]);
@@ -161,6 +173,201 @@ async fn https_proxy_of_kubectl_is_mentioned_when_dns_fails() {
         "(kubectl would connect through HTTPS_PROXY; this check connects directly)",
         "check the name in the URL of --through",
     );
+}
+
+/// A plain exec request reaches the apiserver, whose response is the same with and without the field. What `check`
+/// sees is then the response of an apiserver, as this stand-in sends it.
+#[tokio::test]
+async fn through_without_upgrade_field_fails() {
+    for cluster in [
+        Kubernetes::new(),
+        Kubernetes::new().token("good", "jane", &[]),
+    ] {
+        let world = World::new();
+        let apiserver = Upstream::builder(world.identity()).kubernetes(&cluster);
+        let upstream = apiserver.start().await;
+        let url = format!("https://localhost:{}", upstream.address().port());
+        let flags = [flags(&[("--through", &url)]), world.clients_trust()].concat();
+        let result = check(&flags, &[]).await;
+        result.assert_finding(1, '✗', "upgrade", WITHOUT_UPGRADE, "to allow WebSocket");
+        assert_eq!(result.marked('✗'), ["upgrade"], "{}", result.stdout);
+    }
+}
+
+/// `proxy_pass` and nothing else, as in nginx's guide: requests work, exec does not.
+#[tokio::test]
+async fn nginx_with_default_configuration_fails() {
+    if !Path::new(NGINX).exists() {
+        eprintln!("skipped: there is no {NGINX}");
+        return;
+    }
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let serving = world.serve(&world.flags(upstream.address())).await;
+    let upgrades = "proxy_http_version 1.1;
+        proxy_set_header Upgrade $http_upgrade;
+        proxy_set_header Connection \"upgrade\";";
+    for (settings, code) in [("", 1), (upgrades, 0)] {
+        let nginx = Nginx::start(&world, serving.address, settings).await;
+        let url = format!("https://localhost:{}", nginx.port);
+        let flags = [flags(&[("--through", &url)]), world.clients_trust()].concat();
+        let result = check(&flags, &[]).await;
+        if code == 1 {
+            result.assert_finding(1, '✗', "upgrade", WITHOUT_UPGRADE, "to allow WebSocket");
+            assert_eq!(result.marked('✗'), ["upgrade"], "{}", result.stdout);
+        } else {
+            let ok: Vec<_> = result
+                .of("upgrade")
+                .into_iter()
+                .map(|line| line.mark)
+                .collect();
+            assert_eq!(
+                (result.code, &ok[..]),
+                (0, &['✓', '✓'][..]),
+                "{}",
+                result.stdout
+            );
+        }
+    }
+}
+
+/// A load balancer that knows only WebSocket is good enough for kubectl 1.31 and newer.
+#[tokio::test]
+async fn through_without_spdy_is_a_warning() {
+    let world = World::new();
+    let balancer = Upstream::builder(world.identity())
+        .http(|request| async move {
+            if request.headers().contains_key("sec-websocket-protocol") {
+                let status = r#"{"kind":"Status","message":"kube-tls-proxy: arrived","reason":"UpgradeCheck"}"#;
+                let mut response = http::Response::new(full(status));
+                *response.status_mut() = http::StatusCode::BAD_REQUEST;
+                return response;
+            }
+            Kubernetes::new().respond(request).await
+        })
+        .start()
+        .await;
+    let url = format!("https://localhost:{}", balancer.address().port());
+    let flags = [flags(&[("--through", &url)]), world.clients_trust()].concat();
+    check(&flags, &[]).await.assert_finding(
+        0,
+        '!',
+        "upgrade",
+        "WebSocket works, but SPDY does not",
+        "forward TCP unchanged",
+    );
+}
+
+/// Before DNS leads to the proxy: name and certificate are those of the URL, and only the address is another one.
+#[tokio::test]
+async fn connect_to_replaces_host_and_port_only() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let serving = world.serve(&world.flags(upstream.address())).await;
+    let check_at = async |url: &str, connect_to: &str| {
+        let flags = flags(&[("--through", url), ("--connect-to", connect_to)]);
+        check(&[flags, world.clients_trust()].concat(), &[]).await
+    };
+    let address = serving.address.to_string();
+    let result = check_at("https://kube.test", &address).await;
+    assert_eq!(result.code, 0, "{}", result.stdout);
+    let requests = requests_of_check(&upstream);
+    assert!(
+        requests
+            .iter()
+            .any(|request| request.authority.as_deref() == Some("kube.test"))
+    );
+    // Without a port it is the one of the URL.
+    let url = format!("https://kube.test:{}", serving.address.port());
+    let result = check_at(&url, "127.0.0.1").await;
+    assert_eq!(result.code, 0, "{}", result.stdout);
+    check_at("https://other.test", &address)
+        .await
+        .assert_finding(
+            1,
+            '✗',
+            "verify",
+            "is not valid for other.test",
+            "use a name in the certificate",
+        );
+    let dead = refused().await.to_string();
+    check_at("https://kube.test", &dead).await.assert_finding(
+        1,
+        '✗',
+        "tcp",
+        "refuses connections",
+        "or correct the port in --connect-to",
+    );
+    for bad in ["https://127.0.0.1", "127.0.0.1:0", "a:b", "::1:x", ""] {
+        let result = check_at("https://kube.test", bad).await;
+        assert_eq!(result.code, 2, "{bad}");
+        assert!(
+            result
+                .stderr
+                .contains("--connect-to: the value is not an address"),
+            "{bad}"
+        );
+    }
+}
+
+const NGINX: &str = "/usr/sbin/nginx";
+const WITHOUT_UPGRADE: &str =
+    "client → proxy: the request reaches the proxy without its Upgrade header";
+
+/// A running nginx; drop kills it.
+struct Nginx {
+    _child: Child,
+    port: u16,
+}
+
+impl Nginx {
+    /// nginx with these settings in front of the proxy, on a free port.
+    async fn start(world: &World, proxy: SocketAddr, settings: &str) -> Self {
+        let (certificate, key) = world.identity().write(&world.dir, "nginx");
+        let (dir, proxy) = (world.dir.path().display(), proxy.port());
+        loop {
+            // nginx cannot say which port the kernel chose. If another process takes this one, the loop tries again.
+            let free = TcpListener::bind("127.0.0.1:0").unwrap();
+            let port = free.local_addr().unwrap().port();
+            drop(free);
+            let config = format!(
+                "daemon off; master_process off; pid {dir}/nginx.pid; error_log stderr notice; worker_processes 1; events {{}}
+http {{
+    access_log off; client_body_temp_path {dir}; proxy_temp_path {dir};
+    fastcgi_temp_path {dir}; uwsgi_temp_path {dir}; scgi_temp_path {dir};
+    server {{
+        listen 127.0.0.1:{port} ssl;
+        ssl_certificate {}; ssl_certificate_key {};
+        location / {{ proxy_pass https://localhost:{proxy}; {settings} }}
+    }}
+}}
+",
+                path(&certificate),
+                path(&key)
+            );
+            let config = world.dir.write("nginx.conf", config);
+            let mut child = Command::new(NGINX)
+                .args(["-c", path(&config)])
+                .stderr(Stdio::piped())
+                .kill_on_drop(true)
+                .spawn()
+                .unwrap();
+            let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+            while let Some(line) = within("nginx", lines.next_line()).await.unwrap() {
+                if line.contains(" event method") {
+                    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+                    return Self {
+                        _child: child,
+                        port,
+                    };
+                }
+                assert!(
+                    !line.contains("[emerg]") || line.contains("bind()"),
+                    "{line}"
+                );
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -30,6 +30,7 @@ async fn watch(world: &World, upstream: &Upstream, token: &str, time: Duration) 
             url: "https://localhost".into(),
             host: "127.0.0.1".into(),
             port: upstream.address().port(),
+            connect_to: None,
             prefix: String::new(),
             server_name: "localhost".try_into().unwrap(),
         }),
@@ -37,6 +38,7 @@ async fn watch(world: &World, upstream: &Upstream, token: &str, time: Duration) 
             "CA".into(),
             TrustAnchors::load(&ca, SystemTime::now()).unwrap(),
         )),
+        offline: false,
         token: Some(Token::load(&world.dir.write("token", token)).unwrap()),
         watch: Some(time),
         response_timeout: RESPONSE_TIMEOUT,
@@ -154,5 +156,6 @@ async fn watch_is_skipped_without_token() {
     let result = world
         .check(upstream.address(), &["--token-file", path(&token)])
         .await;
-    assert!(!result.stdout.contains("watch"), "{}", result.stdout);
+    let lines = result.lines();
+    assert!(lines.iter().all(|line| line.check != "watch"), "{lines:?}");
 }

@@ -45,4 +45,5 @@ mod tunnels;
 mod upgrades;
 mod watch_ends;
 mod watch_losses;
+mod words;
 mod wrong_upstreams;

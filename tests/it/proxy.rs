@@ -125,7 +125,9 @@ impl World {
                 filter: "info".into(),
                 access: true,
             },
+            warnings: Vec::new(),
             admin: None,
+            hints: true,
         };
         Setup {
             world: self,

@@ -267,11 +267,11 @@ async fn new_cluster_ca_applies_to_new_leases_only() {
     // leases of old clients nor on those of new clients.
     assert_eq!(
         http2.get("https://kube.test/version").await.unwrap().status,
-        503
+        502
     );
-    assert_eq!(http1.get(HOST, "/version", "").await.status, 503);
+    assert_eq!(http1.get(HOST, "/version", "").await.status, 502);
     let mut new_client = proxy.client().http1().await;
-    assert_eq!(new_client.get(HOST, "/version", "").await.status, 503);
+    assert_eq!(new_client.get(HOST, "/version", "").await.status, 502);
     assert_eq!(upstream.open_responses(), 1, "the watch is still open");
     assert_eq!(upstream.connections()[0].end, None);
 

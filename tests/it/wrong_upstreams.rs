@@ -23,8 +23,8 @@ async fn get_over_both(world: &World, upstream: SocketAddr) -> [ClientResponse; 
         .timeouts(|timeouts| timeouts.upstream_connect = Duration::from_millis(500))
         .start();
     [
-        proxy.get(Protocol::Http1, "/api").await,
-        proxy.get(Protocol::Http2, "/api").await,
+        proxy.get(Protocol::Http1, "/ok").await,
+        proxy.get(Protocol::Http2, "/ok").await,
     ]
 }
 

@@ -96,11 +96,31 @@ class Names(unittest.TestCase):
                 self.assertLessEqual(set(re.split(r",\s*", names)), beside, where)
         self.assertGreater(checked, 5)
 
+    def test_troubleshooting_names_only_what_exists(self):
+        page = (rendered.ROOT / "docs/troubleshooting.md").read_text()
+        metrics = set(re.findall(r"\b(?:kube_tls_proxy|process)_[a-z_]+", page))
+        self.assertGreater(len(metrics), 8)
+        self.assertEqual({name for name in metrics if family(name) not in documented()}, set())
+        alerts_named = set(re.findall(r"\bKubeTlsProxy\w+", page))
+        self.assertGreater(len(alerts_named), 1)
+        self.assertLessEqual(alerts_named, {rule["alert"] for rule in alerts()})
+        source = "".join(file.read_text() for file in (rendered.ROOT / "src").rglob("*.rs"))
+        lines = set(re.findall(r"(?:[Ll]og:|[Ll]og line|log says) `([a-z ]+)`", page))
+        self.assertGreater(len(lines), 5)
+        for line in lines:
+            self.assertIn(line, source)
+        keys = set(re.findall(r"`([a-z_]+\.[a-z_.]+|ended_by|reason|outcome|time_to_headers_seconds|suppressed_lines)`", page))
+        documented_keys = (rendered.ROOT / "docs/configuration.md").read_text()
+        for key in keys - {"image.digest"}:
+            self.assertIn(key, documented_keys)
+
     def test_metrics_that_need_action_have_an_alert(self):
         used = {family(name) for rule in alerts() for name, _ in series(rule["expr"])}
         for metric in (
             "certificate_not_after_timestamp_seconds",
             "ca_not_after_timestamp_seconds",
+            "ca_not_before_timestamp_seconds",
+            "certificate_not_before_timestamp_seconds",
             "last_reload_successful",
             "endpoint_healthy",
             "errors_total",

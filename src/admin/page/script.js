@@ -46,11 +46,11 @@
     node.textContent = before + span(now() - unix) + after;
   }
 
-  function daysLeft(unix) {
+  function daysLeft({ not_after: unix, expires_soon: soon }) {
     const days = Math.floor((unix - now()) / 86400);
     if (unix < now()) return make("span", "bad", "expired");
     const words = days === 1 ? "1 day left" : `${days} days left`;
-    return make("span", days < 14 ? "wait" : "good", words);
+    return make("span", soon ? "wait" : "good", words);
   }
   function duration(seconds) {
     if (seconds === null) return "–";
@@ -167,8 +167,8 @@
   }
 
   function names(facts) {
-    show("names", facts.certificates, () => facts.certificates.map(({ names, issuer, not_after }) => make("li", "",
-      make("b", "", names.join(", ")), make("div", "", daysLeft(not_after), make("span", "quiet", ` · issued by ${issuer}`)))));
+    show("names", facts.certificates, () => facts.certificates.map((leaf) => make("li", "",
+      make("b", "", leaf.names.join(", ")), make("div", "", daysLeft(leaf), make("span", "quiet", ` · issued by ${leaf.issuer}`)))));
   }
 
   const STATES = { healthy: ["good", "healthy since "], unhealthy: ["bad", "unhealthy since "], unknown: ["wait", "unknown since "] };
@@ -180,7 +180,7 @@
         ...rateOf(cluster.server_errors_per_second, "bad", "5xx"), ...rateOf(cluster.unauthorized_per_second, "wait", "401")),
       make("ul", "rows", ...(cluster.endpoints.length ? cluster.endpoints.map(endpoint) : [
         make("li", "", make("span", "bad", "this host has no address; check the name and DNS"))])),
-      make("p", "quiet", "trusts ", ...cluster.trusted.flatMap((ca, i) => [i ? ", " : "", `${ca.subject} (`, daysLeft(ca.not_after), ")"])),
+      make("p", "quiet", "trusts ", ...cluster.trusted.flatMap((ca, i) => [i ? ", " : "", `${ca.subject} (`, daysLeft(ca), ")"])),
     )));
   }
   const rateOf = (number, kind, code) => number ? [" · ", make("span", kind, `${code}: ${rate(number)} per second`)] : [];

@@ -3,6 +3,7 @@
 //! Merging changes only the cluster, the user and the context of this command. Everything else in the file stays, in its
 //! order, unknown keys included.
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::{Map, Value, json};
 
 use crate::{config::duplicate, quote};
@@ -16,6 +17,8 @@ pub(super) struct KubeconfigDocument {
     pub(super) user_name: String,
     pub(super) context: String,
     pub(super) namespace: Option<String>,
+    /// The PEM text of the CAs that clients verify the proxy against; `None` for the public ones.
+    pub(super) ca: Option<String>,
     pub(super) user: Value,
     /// More settings of the cluster, for the client.
     pub(super) cluster_settings: Map<String, Value>,
@@ -170,6 +173,10 @@ impl KubeconfigDocument {
 
     fn cluster_entry(&self) -> Value {
         let mut cluster = self.cluster_settings.clone();
+        if let Some(ca) = &self.ca {
+            let ca = BASE64_STANDARD.encode(ca);
+            cluster.insert("certificate-authority-data".into(), json!(ca));
+        }
         cluster.insert("server".into(), json!(self.server));
         cluster.insert("tls-server-name".into(), json!(self.tls_server_name));
         json!({ "cluster": cluster, "name": self.cluster })

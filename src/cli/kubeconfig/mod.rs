@@ -1,6 +1,6 @@
 //! `kubeconfig`: writes a kubeconfig for clients that reach the proxy by its public name.
 //!
-//! The kubeconfig has no CA and always `tls-server-name`: without any TLS setting, client-go uses a transport that never
+//! The kubeconfig has no CA unless `--ca` gives one, and always `tls-server-name`: without any TLS setting, client-go uses a transport that never
 //! notices a dead connection.
 
 mod document;
@@ -13,6 +13,7 @@ use std::{
     io::{self, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
+    time::SystemTime,
 };
 
 use clap::Args;
@@ -21,7 +22,11 @@ use serde_json::{Value, json};
 use super::{messages::print, print_error};
 use crate::{
     check::{Token, TokenError},
-    config::{ConfigError, FileKind, SettingError, UpstreamUrl, check_path_flag, load_yaml},
+    config::{
+        ConfigError, FileKind, ReadError, SettingError, TrustSource, UpstreamUrl, check_path_flag,
+        load_yaml, read_file,
+    },
+    pki::{PkiError, TrustAnchors},
     quote,
 };
 use document::{
@@ -66,6 +71,14 @@ pub struct KubeconfigArgs {
     )]
     pub exec_args: Vec<String>,
 
+    /// Put the CA certificates in this file into the kubeconfig, if the proxy has a private CA
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+
+    /// Default namespace of the context [default: as in --from]
+    #[arg(long, value_name = "NAME")]
+    pub namespace: Option<String>,
+
     /// Name of cluster, user and context [default: as in --from, or the host of --server]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
@@ -90,8 +103,20 @@ enum KubeconfigError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Token(#[from] TokenError),
-    #[error("--name is empty; give a name, or leave the flag out")]
-    EmptyName,
+    #[error("{flag} is empty; give a name, or leave the flag out")]
+    EmptyName { flag: &'static str },
+    #[error(
+        "--server: the URL ends with a path of the API, which kubectl adds itself; write https://NAME[:PORT]"
+    )]
+    ServerPath,
+    #[error("--ca")]
+    Ca(#[from] PkiError),
+    #[error("--ca {}", quote::path(file))]
+    ReadCa {
+        file: PathBuf,
+        #[source]
+        source: ReadError,
+    },
     #[error(
         "{} exists already; name another file with --output, add to this one with --merge, or overwrite it with --force",
         quote::path(file)
@@ -125,7 +150,10 @@ pub(super) fn kubeconfig(args: &KubeconfigArgs) -> ExitCode {
                 KubeconfigError::Write(_) | KubeconfigError::Print(_) => ExitCode::from(1),
                 KubeconfigError::Config(_)
                 | KubeconfigError::Token(_)
-                | KubeconfigError::EmptyName
+                | KubeconfigError::EmptyName { .. }
+                | KubeconfigError::ServerPath
+                | KubeconfigError::Ca(_)
+                | KubeconfigError::ReadCa { .. }
                 | KubeconfigError::Exists { .. }
                 | KubeconfigError::Merge { .. } => ExitCode::from(2),
             }
@@ -142,8 +170,10 @@ struct Composed {
 }
 
 fn compose(args: &KubeconfigArgs) -> Result<Composed, KubeconfigError> {
-    if args.name.as_ref().is_some_and(String::is_empty) {
-        return Err(KubeconfigError::EmptyName);
+    for (flag, name) in [("--name", &args.name), ("--namespace", &args.namespace)] {
+        if name.as_ref().is_some_and(String::is_empty) {
+            return Err(KubeconfigError::EmptyName { flag });
+        }
     }
     if let Some(file) = &args.output {
         check_path_flag("--output", file)?;
@@ -158,11 +188,22 @@ fn compose(args: &KubeconfigArgs) -> Result<Composed, KubeconfigError> {
         flag: "--server",
         source,
     })?;
+    let first = url.prefix.split('/').nth(1).unwrap_or_default();
+    if API_PATHS.contains(&first) {
+        return Err(KubeconfigError::ServerPath);
+    }
+    let ca = args.ca.as_deref().map(certificates).transpose()?;
     let source = match &args.from {
         Some(file) => Some(CopiedContext::load(file, args.context.as_deref())?),
         None => None,
     };
     let mut remarks = Vec::new();
+    if !url.prefix.is_empty() {
+        remarks.push(format!(
+            "The proxy forwards the path {} to the apiserver. This works only if the apiserver is served under this path, as with Rancher.",
+            quote::path(url.prefix.as_ref())
+        ));
+    }
     let user = user(args, source.as_ref(), &mut remarks)?;
     let or_host = |of_source: Option<&String>| {
         let of_source = of_source.filter(|name| !name.is_empty());
@@ -175,19 +216,57 @@ fn compose(args: &KubeconfigArgs) -> Result<Composed, KubeconfigError> {
         cluster: or_host(source.as_ref().map(|source| &source.cluster)),
         user_name: or_host(source.as_ref().map(|source| &source.user_name)),
         context: or_host(source.as_ref().map(|source| &source.context)),
-        namespace: source.as_ref().and_then(|source| source.namespace.clone()),
+        namespace: args
+            .namespace
+            .clone()
+            .or_else(|| source.as_ref()?.namespace.clone()),
+        ca,
         user,
         cluster_settings: source
             .as_ref()
             .map(|source| source.cluster_settings.clone())
             .unwrap_or_default(),
     };
+    let same_names = source.as_ref().and_then(|source| same_names(args, source));
     let lost_credential = source.as_ref().is_some_and(|source| source.lost_credential);
     remarks.extend(source.into_iter().flat_map(|source| source.remarks));
+    remarks.extend(same_names);
     Ok(Composed {
         document,
         lost_credential,
         remarks,
+    })
+}
+
+/// Returns the certificates in `file`, and nothing else of it, after they were checked.
+fn certificates(file: &Path) -> Result<String, KubeconfigError> {
+    check_path_flag("--ca", file)?;
+    TrustAnchors::load(&TrustSource::File(file.to_owned()), SystemTime::now())?;
+    let text = read_file(file).map_err(|source| KubeconfigError::ReadCa {
+        file: file.to_owned(),
+        source,
+    })?;
+    let text = String::from_utf8_lossy(&text);
+    let mut kept = String::new();
+    let mut is_inside = false;
+    for line in text.lines().map(str::trim_end) {
+        is_inside |= line.ends_with("-----BEGIN CERTIFICATE-----");
+        if is_inside {
+            kept.push_str(line.trim_start_matches('\u{feff}'));
+            kept.push('\n');
+        }
+        is_inside &= line != "-----END CERTIFICATE-----";
+    }
+    Ok(kept)
+}
+
+/// Returns the remark about names that both kubeconfigs have. A merge in the same file refuses them.
+fn same_names(args: &KubeconfigArgs, source: &CopiedContext) -> Option<String> {
+    (args.name.is_none() && !args.merge).then(|| {
+        format!(
+            "The names are those of --from. If KUBECONFIG lists both files, kubectl takes cluster `{}` from the first one: choose other names with --name to use both.",
+            quote::name(&source.cluster)
+        )
     })
 }
 
@@ -344,3 +423,8 @@ fn merged(
             source,
         })
 }
+
+/// The first segments of paths that an apiserver serves at its root.
+const API_PATHS: [&str; 7] = [
+    "api", "apis", "version", "openapi", "healthz", "livez", "readyz",
+];

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 use standin::TempDir;
 
@@ -48,6 +49,74 @@ fn kubeconfig_has_public_host_and_no_ca() {
         remarks.contains("client certificate cannot pass"),
         "{remarks}"
     );
+}
+
+#[test]
+fn server_with_path_of_the_api_is_refused() {
+    for path in ["/api", "/api/v1", "/apis/", "/version"] {
+        let error = compose(&args(|args| {
+            args.server = format!("https://kube.example.com{path}")
+        }));
+        let error = error.err().unwrap().to_string();
+        assert!(error.contains("path of the API"), "{path} {error}");
+    }
+    let (_, remarks) = made(&args(|_| {}));
+    assert!(
+        remarks.contains("forwards the path /prefix to"),
+        "{remarks}"
+    );
+    let (_, remarks) = made(&args(|args| {
+        args.server = "https://kube.example.com".into()
+    }));
+    assert!(!remarks.contains("path"), "{remarks}");
+}
+
+#[test]
+fn ca_and_namespace_are_written() {
+    let scratch = TempDir::new();
+    let ca = standin::pki::Ca::new("own").pem();
+    let file = scratch.write("ca.crt", format!("\u{feff}{ca}"));
+    let (config, _) = made(&args(|args| {
+        args.ca = Some(file.clone());
+        args.namespace = Some("apps".into());
+    }));
+    let data = config["clusters"][0]["cluster"]["certificate-authority-data"].as_str();
+    let data = BASE64_STANDARD.decode(data.unwrap()).unwrap();
+    assert_eq!(String::from_utf8(data).unwrap().trim_end(), ca.trim_end());
+    assert_eq!(config["contexts"][0]["context"]["namespace"], "apps");
+    let key = standin::pki::Identity::self_signed(&["a"])
+        .key_pem()
+        .to_owned();
+    for text in [format!("{ca}{key}"), key, String::new()] {
+        scratch.write("ca.crt", text);
+        assert!(compose(&args(|args| args.ca = Some(file.clone()))).is_err());
+    }
+    for flag in ["--namespace", "--name"] {
+        let empty = compose(&args(|args| match flag {
+            "--name" => args.name = Some(String::new()),
+            _ => args.namespace = Some(String::new()),
+        }));
+        let error = empty.err().unwrap().to_string();
+        assert_eq!(
+            error,
+            format!("{flag} is empty; give a name, or leave the flag out")
+        );
+    }
+}
+
+/// `KUBECONFIG=new:old kubectl config view --flatten` keeps the first cluster of each name.
+#[test]
+fn names_of_from_are_a_remark() {
+    let scratch = TempDir::new();
+    let from = scratch.write("from", FROM);
+    let remark = "The names are those of --from";
+    let (_, remarks) = made(&args(|args| args.from = Some(from.clone())));
+    assert!(remarks.contains(remark), "{remarks}");
+    let (_, remarks) = made(&args(|args| {
+        args.from = Some(from.clone());
+        args.name = Some("outside".into());
+    }));
+    assert!(!remarks.contains(remark), "{remarks}");
 }
 
 const FROM: &str = r#"

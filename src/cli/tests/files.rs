@@ -38,7 +38,7 @@ fn bad_config_files() {
         ),
         (
             "zzz: 1\n",
-            "config file DIR/proxy.yaml, line 1, column 1: unknown key `zzz`; possible keys: listen, reusePort, workers, certificates, clusters, limits, timeouts, log, admin",
+            "config file DIR/proxy.yaml, line 1, column 1: unknown key `zzz`; possible keys: listen, reusePort, workers, certificates, clusters, limits, timeouts, log, admin, hints",
         ),
         (
             "clusters:\n- name: a\n  upstream: {url: 'https://a', ca: c, addresses: ['10.0.0.1']}\n",
@@ -126,7 +126,7 @@ fn bad_config_files() {
         ),
         (
             "log:\n  filter: 'a=loud'\n",
-            "config file DIR/proxy.yaml, line 2, column 11: `a=loud` is not a log filter; write a level, or levels for modules, such as info or info,kube_tls_proxy=debug",
+            "config file DIR/proxy.yaml, line 2, column 11: `a=loud` is not a log filter; write a level (error, warn, info, debug, trace), or levels for modules, such as info,kube_tls_proxy=debug",
         ),
         (
             "log:\n  access: maybe\n",

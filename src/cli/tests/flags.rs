@@ -76,12 +76,21 @@ fn bad_flags() {
         ),
         (
             "BOTH --log-level info,a=loud",
-            "--log-level: `info,a=loud` is not a log filter; write a level, or levels for modules, such as info or info,kube_tls_proxy=debug",
+            "--log-level: `info,a=loud` is not a log filter; write a level (error, warn, info, debug, trace), or levels for modules, such as info,kube_tls_proxy=debug",
         ),
         (
             "BOTH --log-level inof",
-            "--log-level: `inof` is not a log filter; write a level, or levels for modules, such as info or info,kube_tls_proxy=debug",
+            "--log-level: `inof` is not a log filter; write a level (error, warn, info, debug, trace), or levels for modules, such as info,kube_tls_proxy=debug",
         ),
+        (
+            "BOTH --no-access-log=maybe",
+            "--no-access-log: this must be a boolean; write true or false",
+        ),
+        (
+            "BOTH --reuse-port=nein",
+            "--reuse-port: this must be a boolean; write true or false",
+        ),
+        ("BOTH --no-access-log=true --reuse-port=False", "it starts"),
         (
             "BOTH --upstream-host server",
             "--upstream-host: `server` is not a choice; write client, for the host that clients ask for, or upstream, for the host of the apiserver's URL",
@@ -265,6 +274,20 @@ fn bad_addresses() {
         differences.compare(&case, sentence(&error), expected);
     }
     differences.assert_none();
+}
+
+/// kubectl reads the variable, so it is easily taken for granted.
+#[test]
+fn kubeconfig_variable_is_named_when_no_apiserver_is_given() {
+    let fixture = Fixture::new();
+    let environment = Environment {
+        has_kubeconfig: true,
+        ..outside_of_a_pod()
+    };
+    assert_eq!(
+        fixture.sentence(CERT, &environment),
+        "no apiserver is given, and the variable KUBECONFIG is for clients only; name the file with --kubeconfig FILE, or give --upstream URL with --upstream-ca FILE"
+    );
 }
 
 /// A user who set only variables would not find the flags that an error names.

@@ -62,6 +62,8 @@ fn outside_of_a_pod() -> Environment {
             cgroup: None,
             own_cgroup: None,
         },
+        has_kubeconfig: false,
+        unknown_variables: Vec::new(),
     }
 }
 

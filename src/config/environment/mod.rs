@@ -2,6 +2,8 @@
 //!
 //! Read once, before anything else. Tests make their own.
 
+mod variables;
+
 use std::{
     env, fs,
     num::NonZeroUsize,
@@ -26,6 +28,10 @@ pub struct Environment {
     pub open_files: usize,
     /// Memory that this process may use: the limit of its cgroup, else the memory of the machine.
     pub memory: MemoryLimit,
+    /// Whether `KUBECONFIG` is set, which only clients read.
+    pub has_kubeconfig: bool,
+    /// A warning for each variable that looks like one of a flag and is none.
+    pub unknown_variables: Vec<String>,
 }
 
 impl Environment {
@@ -40,6 +46,8 @@ impl Environment {
             cpus: cpus(proc, cgroup),
             open_files: process::open_files(),
             memory: memory(proc, cgroup),
+            has_kubeconfig: variable("KUBECONFIG").is_some(),
+            unknown_variables: variables::unknown(env::vars_os().map(|(name, _)| name)),
         }
     }
 }

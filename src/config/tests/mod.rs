@@ -38,6 +38,8 @@ fn outside_pod() -> Environment {
             cgroup: None,
             own_cgroup: None,
         },
+        has_kubeconfig: false,
+        unknown_variables: Vec::new(),
     }
 }
 
@@ -122,7 +124,9 @@ fn flags_alone_give_defaults() {
                 filter: "info".to_owned(),
                 access: true,
             },
+            warnings: Vec::new(),
             admin: None,
+            hints: true,
         }
     );
 }
@@ -212,10 +216,10 @@ fn every_flag_is_applied() {
         drain_delay: Some("1s".to_owned()),
         drain_timeout: Some("0s".to_owned()),
         drain_tunnels: Some("10m".to_owned()),
-        reuse_port: true,
+        reuse_port: Some("true".to_owned()),
         log_format: Some("json".to_owned()),
         log_level: Some("warn,kube_tls_proxy=debug".to_owned()),
-        no_access_log: true,
+        no_access_log: Some("true".to_owned()),
         ..enough()
     };
     let config = load(&args, &outside_pod()).unwrap();
@@ -280,7 +284,7 @@ log: {format: json, filter: debug, access: true}
             drain_timeout: Some("2m".to_owned()),
             log_format: Some("text".to_owned()),
             log_level: Some("warn".to_owned()),
-            no_access_log: true,
+            no_access_log: Some("true".to_owned()),
             ..enough()
         },
         text,

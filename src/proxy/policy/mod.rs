@@ -6,7 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use http::{HeaderMap, HeaderValue, Method, Version, header, request::Parts, uri::Authority};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Version, header, request::Parts, uri::Authority,
+};
 
 use crate::{
     clients::Throttled,
@@ -115,6 +117,14 @@ impl UpgradeToken {
         })
     }
 
+    /// The field with the subprotocols that the client offers.
+    fn subprotocol_field(self) -> HeaderName {
+        match self {
+            Self::WebSocket => header::SEC_WEBSOCKET_PROTOCOL,
+            Self::Spdy => HeaderName::from_static("x-stream-protocol-version"),
+        }
+    }
+
     /// The token of the only `Upgrade` line.
     fn single(headers: &HeaderMap) -> Option<Self> {
         let mut lines = headers.get_all(header::UPGRADE).iter();
@@ -130,6 +140,11 @@ impl UpgradeToken {
         })
     }
 }
+
+/// The subprotocol of an upgrade that `kube-tls-proxy check` sends. The proxy refuses it in its own words, without a
+/// token, so that the check sees whether an upgrade arrives here. It is the subprotocol and not the protocol, because
+/// many load balancers let only WebSocket through.
+pub(crate) const UPGRADE_CHECK: &str = "check.kube-tls-proxy";
 
 /// Why the proxy refuses a request. No part of it was sent upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -182,6 +197,9 @@ pub enum Rejection {
     /// An upgrade request that carries a body.
     #[error("upgrade request with a body")]
     UpgradeWithBody,
+    /// The upgrade of `kube-tls-proxy check`, which is for the proxy itself.
+    #[error("upgrade of `kube-tls-proxy check`")]
+    UpgradeCheck,
     /// A budget of its client is used up.
     #[error("client is over a limit")]
     Throttled(Throttled),
@@ -231,8 +249,14 @@ pub(super) fn admit(
     };
     let cluster = routes.find(&authority, names.sni).ok_or(otherwise)?;
     let upgrade = UpgradeToken::requested_by(head);
-    if upgrade.is_some() && has_body(&head.headers) {
-        return Err(Rejection::UpgradeWithBody);
+    if let Some(token) = upgrade {
+        if has_body(&head.headers) {
+            return Err(Rejection::UpgradeWithBody);
+        }
+        let subprotocol = head.headers.get(token.subprotocol_field());
+        if subprotocol.is_some_and(|name| name == UPGRADE_CHECK) {
+            return Err(Rejection::UpgradeCheck);
+        }
     }
     Ok(Admitted {
         cluster: Arc::clone(cluster),

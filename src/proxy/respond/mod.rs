@@ -1,8 +1,9 @@
-//! Turns every error into a Kubernetes `Status`, so that kubectl prints a sentence.
+//! Turns every error into a Kubernetes `Status`, so that kubectl prints a sentence. In API discovery, where clients
+//! do not read a `Status`, it is text.
 //!
 //! The client gets no address and no certificate name. Those are part of the cause, which goes to the log.
 
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 
 use super::{
     Body, Error, Rejection,
@@ -35,6 +36,21 @@ impl ErrorStatus {
         }
     }
 
+    /// client-go prints a text only if the status is 403, 500 or 502, and its own words for every other one.
+    fn into_printed(self) -> Self {
+        let code = match self.code {
+            StatusCode::MISDIRECTED_REQUEST => StatusCode::FORBIDDEN,
+            StatusCode::SERVICE_UNAVAILABLE => StatusCode::BAD_GATEWAY,
+            code => code,
+        };
+        Self { code, ..self }
+    }
+
+    /// The message, which says who speaks.
+    fn text(&self) -> String {
+        format!("kube-tls-proxy: {}", self.message)
+    }
+
     /// The JSON of a `metav1.Status` (apimachinery `pkg/apis/meta/v1/types.go`).
     fn json(&self, id: &RequestId) -> String {
         serde_json::json!({
@@ -42,7 +58,7 @@ impl ErrorStatus {
             "apiVersion": "v1",
             "metadata": {},
             "status": "Failure",
-            "message": format!("kube-tls-proxy: {}", self.message),
+            "message": self.text(),
             "reason": self.reason,
             // Not in the message: controllers store that, and a text that is new each time would be written each time.
             "details": {"causes": [{"reason": "RequestID", "message": id.to_string()}]},
@@ -52,16 +68,53 @@ impl ErrorStatus {
     }
 }
 
+/// Who reads a response of the proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reader {
+    /// A client that reads a `Status`.
+    Api,
+    /// A client in API discovery. client-go returns the body of these requests unread (`Result.Raw`), so it would
+    /// hide the message of a `Status`.
+    Discovery,
+    /// kubectl in API discovery. A person waits.
+    Kubectl,
+}
+
+impl Reader {
+    /// Almost every request ends at the comparison of its path.
+    pub(super) fn from_request<B>(request: &Request<B>) -> Self {
+        let path = request.uri().path();
+        let is_discovery =
+            matches!(path, "/api" | "/apis" | "/version") || path.starts_with("/openapi/");
+        if !is_discovery || request.method() != Method::GET {
+            Self::Api
+        } else if request.headers().contains_key(KUBECTL_COMMAND) {
+            Self::Kubectl
+        } else {
+            Self::Discovery
+        }
+    }
+}
+
 /// The response to a request that failed.
-pub(super) fn respond(error: &Error, id: &RequestId) -> Response<Body> {
-    let status = error_status(error);
-    let mut response = Response::new(Body::full(status.json(id)));
+pub(super) fn respond(error: &Error, id: &RequestId, reader: Reader) -> Response<Body> {
+    let mut status = error_status(error);
+    if reader == Reader::Kubectl && status.code == StatusCode::SERVICE_UNAVAILABLE {
+        // kubectl would repeat 5 requests 10 times each, 55 seconds in all, before it prints anything. Controllers keep
+        // the header: they may start during a restart of the apiserver, and many end if discovery fails.
+        status.retry_after = None;
+    }
+    let (content_type, body) = match reader {
+        Reader::Api => ("application/json", status.json(id)),
+        Reader::Discovery | Reader::Kubectl => {
+            status = status.into_printed();
+            ("text/plain", status.text())
+        }
+    };
+    let mut response = Response::new(Body::full(body));
     *response.status_mut() = status.code;
     let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/json"),
-    );
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(
         header::CACHE_CONTROL,
         HeaderValue::from_static("no-cache, private"),
@@ -257,9 +310,18 @@ fn rejected(rejection: Rejection) -> ErrorStatus {
             "the only supported value of Expect is 100-continue",
         ),
         Rejection::UpgradeWithBody => bad_request("an upgrade request must not have a body"),
+        // `check` knows this response by its reason.
+        Rejection::UpgradeCheck => ErrorStatus::new(
+            StatusCode::BAD_REQUEST,
+            "UpgradeCheck",
+            "the upgrade of `kube-tls-proxy check` has arrived",
+        ),
         Rejection::Throttled(throttled) => over_budget(throttled),
     }
 }
+
+/// kubectl names its command in this field of each request.
+const KUBECTL_COMMAND: &str = "kubectl-command";
 
 #[cfg(test)]
 mod tests;

@@ -59,7 +59,7 @@ fn upstream_errors() -> Vec<UpstreamError> {
     ]
 }
 
-const REJECTIONS: [(Rejection, u16, &str); 15] = [
+const REJECTIONS: [(Rejection, u16, &str); 16] = [
     (Rejection::Connect, 405, "MethodNotAllowed"),
     (
         Rejection::HeaderFields(7),
@@ -83,6 +83,7 @@ const REJECTIONS: [(Rejection, u16, &str); 15] = [
     (Rejection::Malformed, 400, "BadRequest"),
     (Rejection::Expectation, 417, "ExpectationFailed"),
     (Rejection::UpgradeWithBody, 400, "BadRequest"),
+    (Rejection::UpgradeCheck, 400, "UpgradeCheck"),
 ];
 
 fn all_errors() -> Vec<Error> {
@@ -95,7 +96,7 @@ fn all_errors() -> Vec<Error> {
 }
 
 async fn parsed(error: &Error) -> (http::response::Parts, serde_json::Value) {
-    let (head, body) = respond(error, &RequestId::new()).into_parts();
+    let (head, body) = respond(error, &RequestId::new(), Reader::Api).into_parts();
     let body = body.collect().await.unwrap().to_bytes();
     (head, serde_json::from_slice(&body).unwrap())
 }
@@ -172,6 +173,79 @@ async fn only_unprocessed_request_gets_retry_after() {
         if head.status.as_u16() == BAD_GATEWAY || matches!(error, Error::Rejected(_)) {
             assert_eq!(head.headers.get(header::RETRY_AFTER), None, "{error:?}");
         }
+    }
+}
+
+/// client-go prints the text only with these status codes.
+#[tokio::test]
+async fn discovery_error_is_text_with_status_that_kubectl_shows() {
+    for error in all_errors() {
+        let (_, json) = parsed(&error).await;
+        for reader in [Reader::Discovery, Reader::Kubectl] {
+            let (head, body) = respond(&error, &RequestId::new(), reader).into_parts();
+            let text = body.collect().await.unwrap().to_bytes();
+            assert_eq!(text, json["message"].as_str().unwrap(), "{error:?}");
+            assert_eq!(head.headers[header::CONTENT_TYPE], "text/plain");
+            let shown = match json["code"].as_u64().unwrap() {
+                421 => 403,
+                503 => 502,
+                same => same,
+            };
+            assert_eq!(u64::from(head.status.as_u16()), shown, "{error:?}");
+        }
+    }
+}
+
+/// kubectl would wait for a minute; a controller may start while the apiserver restarts.
+#[test]
+fn only_kubectl_gets_discovery_error_without_retry_after() {
+    let retry_after = |error: &Error, reader| {
+        let headers = respond(error, &RequestId::new(), reader)
+            .into_parts()
+            .0
+            .headers;
+        headers.get(header::RETRY_AFTER).cloned()
+    };
+    for error in upstream_errors().into_iter().map(Error::from) {
+        let api = retry_after(&error, Reader::Api);
+        assert_eq!(retry_after(&error, Reader::Discovery), api, "{error:?}");
+        assert_eq!(retry_after(&error, Reader::Kubectl), None, "{error:?}");
+    }
+    // It protects the proxy, and is short.
+    let throttled = Rejection::Throttled(Throttled::Requests(3)).into();
+    assert_eq!(retry_after(&throttled, Reader::Kubectl).unwrap(), "3");
+}
+
+#[test]
+fn discovery_paths_are_recognized() {
+    let reader = |method: &str, target: &str, kubectl: bool| {
+        let mut request = Request::builder().method(method).uri(target);
+        if kubectl {
+            request = request.header("Kubectl-Command", "kubectl get");
+        }
+        Reader::from_request(&request.body(()).unwrap())
+    };
+    for target in [
+        "/api",
+        "/apis?timeout=32s",
+        "https://kube.test/version",
+        "/openapi/v2",
+        "/openapi/v3/apis/apps/v1?hash=1",
+    ] {
+        assert_eq!(reader("GET", target, false), Reader::Discovery, "{target}");
+        assert_eq!(reader("GET", target, true), Reader::Kubectl, "{target}");
+        assert_eq!(reader("POST", target, true), Reader::Api, "{target}");
+    }
+    // client-go reads a `Status` in the responses to these.
+    for target in [
+        "/",
+        "/api/v1",
+        "/apis/apps/v1",
+        "/api/v1/pods",
+        "/versions",
+        "/openapi",
+    ] {
+        assert_eq!(reader("GET", target, true), Reader::Api, "{target}");
     }
 }
 

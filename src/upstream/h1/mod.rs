@@ -19,8 +19,8 @@ use tokio::time::Instant;
 pub(super) use response::H1Response;
 
 use super::{
-    H1Error, HttpError, Origin, RequestBody, UpstreamError, endpoint::Endpoint,
-    sockets::SocketPermit,
+    H1Error, HttpError, Origin, RefusedAuthorization, RequestBody, UpstreamError,
+    endpoint::Endpoint, sockets::SocketPermit,
 };
 use crate::{
     drain::Drain,
@@ -149,7 +149,7 @@ impl AsMut<Self> for H1Connection {
 /// Dropping the future closes the connection.
 pub(super) async fn exchange<C>(
     mut holder: C,
-    head: Parts,
+    request: Parts,
     body: RequestBody,
     drain: &Drain,
 ) -> Result<Response<H1Response<C>>, Box<ExchangeError>>
@@ -163,14 +163,14 @@ where
         let source = HttpError::H1(H1Error::Closed);
         return Err(Box::new(ExchangeError {
             error: UpstreamError::Unsent { endpoint, source },
-            unsent: Some((head, body)),
+            unsent: Some((request, body)),
         }));
     }
     connection.wire.is_idle = false;
     connection.requests = connection.requests.saturating_add(1);
     let mut exchange = Exchange {
-        request: RequestWriter::new(&head, body),
-        method: head.method,
+        request: RequestWriter::new(&request, body),
+        method: request.method,
         refused: None,
         interim: 0,
     };
@@ -200,7 +200,9 @@ where
     }
     let keep_alive = exchange.refused.is_none();
     let body = H1Response::new(holder, exchange.request, &head, keep_alive, drain);
-    Ok(Response::from_parts(head.parts, body))
+    let mut response = Response::from_parts(head.parts, body);
+    RefusedAuthorization::keep_for(&mut response, &request.headers);
+    Ok(response)
 }
 
 /// Records a reset when a request is dropped before its response.

@@ -29,7 +29,7 @@ use tracing::debug;
 pub(super) use table::{LeaseTable, LeasedH1};
 
 use super::{
-    Cluster, DownloadError, RequestBody, UpstreamContext, UpstreamError,
+    Cluster, DownloadError, RefusedAuthorization, RequestBody, UpstreamContext, UpstreamError,
     context::Connection,
     dial,
     h1::{self, H1Connection, H1Response},
@@ -154,7 +154,8 @@ impl ClientLeases {
             .exchange(&head, &mut upload, &self.context.drain)
             .await
         {
-            Ok(response) => {
+            Ok(mut response) => {
+                RefusedAuthorization::keep_for(&mut response, &head.headers);
                 if is_unauthenticated(&head, response.status()) {
                     let waiting = Arc::clone(&self.unauthenticated);
                     response.body().notify_of_goaway(waiting);

@@ -96,7 +96,7 @@ async fn status_explains_failures() {
     let client = proxy.client().http2().await;
     for _ in 0..3 {
         let response = client.get("https://kube.test/version").await.unwrap();
-        assert_eq!(response.status, 503);
+        assert_eq!(response.status, 502);
     }
     world.dir.write("cluster-ca.crt", "nothing");
     proxy.reload();

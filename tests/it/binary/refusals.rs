@@ -3,7 +3,7 @@
 use standin::{pki::Identity, within};
 use tokio::net::TcpListener;
 
-use super::{Ended, command, good_flags, run};
+use super::{Binary, Ended, command, good_flags, run};
 use crate::proxy::World;
 
 /// Asserts exit code 2 and a single sentence that contains no `Debug` output of Rust.
@@ -181,6 +181,111 @@ async fn unknown_flags_and_commands_are_refused() {
             ended.stderr.contains("Usage: kube-tls-proxy"),
             "{}",
             ended.stderr
+        );
+    }
+}
+
+/// The names that other programs have for a flag.
+#[tokio::test]
+async fn other_name_of_a_flag_gets_a_tip() {
+    for (args, tip) in [
+        (&["serve", "-l", ":8443"][..], "--listen ADDRESS:PORT"),
+        (&["serve", "--port=8443"], "--listen ADDRESS:PORT"),
+        (&["check", "--port", "8443"], "--listen ADDRESS:PORT"),
+        (&["serve", "--tls-cert-file", "x"], "--cert FILE"),
+        (&["serve", "-v"], "--log-level debug"),
+        // The parser knows this one itself.
+        (&["serve", "--listn", "x"], "--listen"),
+    ] {
+        let ended = run(args).await;
+        assert_eq!(ended.code, Some(2), "{args:?}");
+        let (_, text) = ended
+            .stderr
+            .split_once("tip: ")
+            .unwrap_or_else(|| panic!("{ended:?}"));
+        assert!(text.contains(tip), "{args:?} {text}");
+    }
+}
+
+#[tokio::test]
+async fn help_and_version_are_subcommands_too() {
+    let flag = run(&["--version"]).await;
+    assert!(
+        flag.stdout
+            .starts_with(&format!("kube-tls-proxy {}", env!("CARGO_PKG_VERSION")))
+    );
+    assert_eq!(
+        flag.stdout.trim_end(),
+        format!("kube-tls-proxy {}", kube_tls_proxy::cli::version())
+    );
+    let word = run(&["version"]).await;
+    assert_eq!((word.code, word.stdout), (Some(0), flag.stdout));
+    let (flag, word) = (
+        run(&["serve", "--help"]).await,
+        run(&["help", "serve"]).await,
+    );
+    assert_eq!(word.code, Some(0));
+    assert_eq!(flag.stdout.lines().next(), word.stdout.lines().next());
+    assert!(
+        run(&["help"])
+            .await
+            .stdout
+            .contains("Usage: kube-tls-proxy")
+    );
+}
+
+/// A misspelt variable would leave the default in place without a word.
+#[tokio::test]
+async fn unknown_variables_and_few_files_are_warnings_at_start() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let environment = [
+        ("KUBE_TLS_PROXY_LISTN", ":1"),
+        ("KUBE_TLS_PROXY_SERVICE_HOST", "10.0.0.1"),
+        ("KUBE_TLS_PROXY_PORT_443_TCP", "tcp://10.0.0.1:443"),
+    ];
+    let flags = ["--drain-timeout", "8s", "--drain-tunnels", "1s"];
+    let binary = Binary::start_with(&world, upstream.address(), &flags, &environment).await;
+    binary
+        .wait_for_line("did you mean KUBE_TLS_PROXY_LISTEN?")
+        .await;
+    binary
+        .wait_for_line("tunnels get 8s in a drain and not 1s")
+        .await;
+    assert!(
+        binary
+            .stderr()
+            .iter()
+            .all(|line| !line.contains("_SERVICE_HOST") && !line.contains("443_TCP"))
+    );
+    let binary = Binary::start_limited(&world, upstream.address(), "ulimit -n 256").await;
+    binary
+        .wait_for_line("this process may open only 256 files")
+        .await;
+}
+
+#[tokio::test]
+async fn variable_that_is_no_boolean_is_refused() {
+    for (name, value, named) in [
+        ("KUBE_TLS_PROXY_NO_ACCESS_LOG", "maybe", true),
+        ("KUBE_TLS_PROXY_REUSE_PORT", "nein", true),
+        ("KUBE_TLS_PROXY_REUSE_PORT", "off", false),
+        ("KUBE_TLS_PROXY_NO_ACCESS_LOG", "", false),
+    ] {
+        let flags = "serve --cert a --key a --upstream https://10.0.0.1 --upstream-ca a";
+        let args: Vec<_> = flags.split(' ').collect();
+        let output = command(&args).env(name, value).output();
+        let output = within("the process to exit", output).await.unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(
+            text.contains(&format!("environment variable {name}: ")),
+            named,
+            "{text}"
+        );
+        assert_eq!(
+            text.contains("this must be a boolean; write true or false"),
+            named,
+            "{text}"
         );
     }
 }

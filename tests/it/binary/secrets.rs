@@ -63,7 +63,9 @@ impl Secrets {
 
 async fn run(args: &[String], environment: &[(&str, &str)]) -> Output {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let output = command(&args).envs(environment.iter().copied()).output();
+    let mut command = command(&args);
+    command.env("KUBE_TLS_PROXY_LOG_LEVEL", "trace");
+    let output = command.envs(environment.iter().copied()).output();
     within("the process to exit", output).await.unwrap()
 }
 
@@ -522,7 +524,7 @@ async fn get(address: SocketAddr, path: &str) -> String {
 #[tokio::test]
 async fn failed_reload_does_not_log_or_serve_secrets() {
     let world = World::new();
-    let secrets = Secrets::new();
+    let mut secrets = Secrets::new();
     let upstream = world.apiserver().start().await;
     let config = world.dir.write("config.yaml", "{}\n");
     let flags = [
@@ -530,8 +532,12 @@ async fn failed_reload_does_not_log_or_serve_secrets() {
         config.to_str().unwrap(),
         "--admin-listen",
         "127.0.0.1:0",
+        "--log-level",
+        "trace",
     ];
     let binary = Binary::start(&world, upstream.address(), &flags).await;
+    let own_key = fs::read_to_string(world.dir.path().join("public.key")).unwrap();
+    secrets.values.insert(0, ("own key", own_key));
     let admin = binary.wait_for("the admin port", |line| {
         let url = line.split("http://").nth(1)?;
         url.trim_end_matches('/').parse::<SocketAddr>().ok()
@@ -551,6 +557,20 @@ async fn failed_reload_does_not_log_or_serve_secrets() {
         })
         .map(|document| (config.clone(), document.to_string()))
         .collect();
+    // Every key of the file. The second one makes each reload fail, whatever a flag overrides.
+    let schema = schema();
+    let mut keys = Vec::new();
+    leaves(&schema, &schema, &[], &mut keys);
+    let (_, jwt) = secrets
+        .values
+        .iter()
+        .find(|(form, _)| *form == "JWT")
+        .unwrap();
+    for key in keys {
+        let mut document = document(&schema, &schema, &key, &json!(jwt));
+        document["workers"] = json!(jwt);
+        documents.push((config.clone(), document.to_string()));
+    }
     // A key file that has lost its line breaks.
     let key = world.dir.path().join("public.key");
     documents.push((config.clone(), "{}".to_owned()));

@@ -56,7 +56,9 @@ async fn refused_token_reaches_the_apiserver_budget_times() {
             .start();
         let expired = [("authorization", "Bearer expired")];
         for request in 0..30 {
-            let response = proxy.request(protocol, "GET", "/api", &expired, b"").await;
+            let response = proxy
+                .request(protocol, "GET", "/api/v1/pods", &expired, b"")
+                .await;
             assert_eq!(response.code, 401, "{protocol:?} {request}");
             if request >= BUDGET {
                 let message = response.assert_status(401, "Unauthorized");
@@ -66,7 +68,9 @@ async fn refused_token_reaches_the_apiserver_budget_times() {
             }
             // A colleague at the same address.
             let good = [("authorization", "Bearer good")];
-            let response = proxy.request(protocol, "GET", "/api", &good, b"").await;
+            let response = proxy
+                .request(protocol, "GET", "/api/v1/pods", &good, b"")
+                .await;
             assert_eq!(response.code, 200, "{protocol:?} {request}");
         }
         let requests = upstream.requests();
@@ -99,7 +103,7 @@ async fn guessed_tokens_do_not_stop_a_new_valid_one() {
     let mut codes = Vec::new();
     for guess in 0..80 {
         let line = format!("Authorization: Bearer {guess}\r\n");
-        let response: ClientResponse = guessing.get(HOST, "/api", &line).await.into();
+        let response: ClientResponse = guessing.get(HOST, "/api/v1/pods", &line).await.into();
         if response.code == 429 {
             response.assert_status(429, "TooManyRequests");
             let wait = response.lines("retry-after")[0].parse::<u32>().unwrap();
@@ -115,7 +119,9 @@ async fn guessed_tokens_do_not_stop_a_new_valid_one() {
     for protocol in BOTH {
         for token in ["Bearer good 1", "Bearer good 2"] {
             let fields = [("authorization", token)];
-            let response = proxy.request(protocol, "GET", "/api", &fields, b"").await;
+            let response = proxy
+                .request(protocol, "GET", "/api/v1/pods", &fields, b"")
+                .await;
             assert_eq!(response.code, 200, "{protocol:?} {token}");
         }
     }
@@ -127,12 +133,12 @@ async fn refused_requests_without_a_token_leave_health_checks_alone() {
     let (upstream, proxy) = with_budget(&world).await;
     for protocol in BOTH {
         for _ in 0..20 {
-            let response = proxy.get(protocol, "/api").await;
+            let response = proxy.get(protocol, "/api/v1/pods").await;
             assert_eq!(response.code, 403);
             assert_eq!(proxy.get(protocol, "/livez").await.code, 200);
         }
     }
-    let refused = proxy.get(Protocol::Http2, "/api").await;
+    let refused = proxy.get(Protocol::Http2, "/api/v1/pods").await;
     refused.assert_status(403, "Forbidden");
     // The first 403 is not counted, because its request may have had a token.
     assert_eq!(upstream.requests().len(), 40 + 1 + BUDGET as usize);

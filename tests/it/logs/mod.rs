@@ -319,7 +319,7 @@ async fn failure_is_logged_with_its_cause() {
     let binary = start(&world, dead, "info").await;
     let mut client = binary.client(&world).http1().await;
     let response = client.get(HOST, "/version", "").await;
-    assert_eq!(response.status, 503);
+    assert_eq!(response.status, 502);
     assert!(
         !response.text().contains("127.0.0.1"),
         "{}",

@@ -227,14 +227,14 @@ async fn unsolicited_101_gives_502() {
 
     let mut http1 = proxy.client().http1().await;
     http1
-        .send("GET /version HTTP/1.1\r\nHost: kube.test\r\n\r\n")
+        .send("GET /ok HTTP/1.1\r\nHost: kube.test\r\n\r\n")
         .await;
     let mut server = apiserver.next_request().await;
     server.send(format!("{WEBSOCKET_101}rest")).await;
     assert_status(&http1.response().await, 502);
 
     let http2 = proxy.client().http2().await;
-    let request = http2.get("https://kube.test/version");
+    let request = http2.get("https://kube.test/ok");
     let respond = async { apiserver.next_request().await.send(WEBSOCKET_101).await };
     let (response, ()) = within("a response", async { tokio::join!(request, respond) }).await;
     assert_eq!(response.unwrap().status, 502);
@@ -278,6 +278,29 @@ async fn no_bytes_follow_a_request_that_the_proxy_refuses() {
         assert_status(&only_response(&mut client).await, code);
     }
     assert_eq!(upstream.connections().len(), 0);
+}
+
+/// The upgrade of `kube-tls-proxy check` is for the proxy itself, and needs no token. Any other subprotocol passes.
+#[tokio::test]
+async fn upgrade_of_check_is_refused_in_own_words() {
+    let (_world, upstream, proxy) = World::with_proxy().await;
+    for (request, field) in [
+        (WEBSOCKET, "Sec-WebSocket-Protocol"),
+        (SPDY, "X-Stream-Protocol-Version"),
+    ] {
+        let (line, rest) = request.split_once("\r\n").unwrap();
+        let lines = rest.split("\r\n").filter(|line| !line.starts_with(field));
+        let rest = lines.collect::<Vec<_>>().join("\r\n");
+        let with = |value: &str| format!("{line}\r\n{field}: {value}\r\n{rest}");
+        let mut client = send_upgrade(&proxy, &with("check.kube-tls-proxy")).await;
+        let response = only_response(&mut client).await;
+        assert_status(&response, 400);
+        let status: serde_json::Value = serde_json::from_slice(&response.body).unwrap();
+        assert_eq!(status["reason"], "UpgradeCheck");
+        assert_eq!(upstream.connections().len(), 0);
+    }
+    let mut client = send_upgrade(&proxy, WEBSOCKET).await;
+    assert_eq!(only_response(&mut client).await.status, 200);
 }
 
 /// The proxy does not use a connection that refused an upgrade for the next request.

@@ -47,13 +47,19 @@ pub(super) fn document(path: &str, version: &str) -> Option<Value> {
         "/openapi/v3/api/v1" => {
             let parameters = ["fieldValidation", "dryRun"]
                 .map(|name| json!({ "name": name, "in": "query", "schema": { "type": "string" } }));
+            let pod = json!({ "group": "", "version": "v1", "kind": "Pod" });
             let patch = json!({
                 "parameters": parameters, "responses": { "200": { "description": "OK" } },
-                "x-kubernetes-group-version-kind": { "group": "", "version": "v1", "kind": "Pod" },
+                "x-kubernetes-group-version-kind": pod,
+            });
+            let schema = json!({
+                "type": "object", "properties": {}, "x-kubernetes-group-version-kind": [pod],
+                "description": "The stand-in apiserver does not describe the fields of a pod; a real one does.",
             });
             json!({
                 "openapi": "3.0.0", "info": { "title": "stand-in", "version": version },
                 "paths": { "/api/v1/namespaces/{namespace}/pods/{name}": { "patch": patch } },
+                "components": { "schemas": { "io.k8s.api.core.v1.Pod": schema } },
             })
         }
         "/apis" => {

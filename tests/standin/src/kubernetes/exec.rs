@@ -76,11 +76,7 @@ pub(super) fn exec(request: Request<RequestBody>, pod: &Pod, query: &Query) -> A
             .body(empty())
             .expect("a status is valid");
     };
-    let response = Response::builder()
-        .status(StatusCode::SWITCHING_PROTOCOLS)
-        .header(header::UPGRADE, "websocket")
-        .header(header::CONNECTION, "Upgrade")
-        .header(header::SEC_WEBSOCKET_ACCEPT, websocket::accept(key))
+    let response = websocket::switched(key)
         .header(header::SEC_WEBSOCKET_PROTOCOL, protocol)
         .body(empty())
         .expect("an accept key is a valid header");

@@ -287,7 +287,11 @@ impl Cluster {
         let store = &self.store;
         let pods =
             |namespace| watch::pods(store, namespace, &query, as_table, self.bookmark_interval);
+        let upgrades = request.headers().contains_key(header::UPGRADE);
         Ok(match (request.method(), &parts[..]) {
+            (&Method::GET, ["api", "v1", .., "pods"]) if upgrades && query.is_set("watch") => {
+                watch::over_websocket(request)
+            }
             (&Method::GET, ["livez" | "readyz" | "healthz"]) => response::text(full("ok")),
             (&Method::GET, ["api", "v1", "pods"]) => pods(None)?,
             (&Method::GET, ["api", "v1", "namespaces", namespace, "pods"]) => {

@@ -5,7 +5,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use http::StatusCode;
+use http::{Request, Response, StatusCode, header};
+use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::{
     sync::broadcast::error::RecvError,
@@ -18,8 +19,9 @@ use super::{
     response::{ApiResponse, Refusal, json as json_response, ok, text},
     selector::Selector,
     store::{Event, POD_COLUMNS, Pod, Store, table},
+    websocket::{self, Reader, Received},
 };
-use crate::upstream::{BodySender, Gone, channel, full};
+use crate::upstream::{BodySender, Gone, RequestBody, channel, empty, full};
 
 /// Whether the client prefers a table to objects.
 pub(super) fn wants_table(accept: &str) -> bool {
@@ -71,6 +73,28 @@ pub(super) fn pods(
     let mut response = json_response(StatusCode::OK, &Value::Null);
     *response.body_mut() = body;
     Ok(response)
+}
+
+/// The response to a watch over WebSocket, which sends no events. As in kube-apiserver, the `Origin` field is required.
+pub(super) fn over_websocket(request: Request<RequestBody>) -> ApiResponse {
+    let key = request.headers().get(header::SEC_WEBSOCKET_KEY);
+    let key = key.and_then(|key| key.to_str().ok());
+    let (Some(key), true) = (key, request.headers().contains_key(header::ORIGIN)) else {
+        return Response::builder()
+            .status(StatusCode::FORBIDDEN)
+            .body(empty())
+            .expect("a status is valid");
+    };
+    let response = websocket::switched(key)
+        .body(empty())
+        .expect("an accept key is a valid header");
+    tokio::spawn(async move {
+        if let Ok(upgraded) = hyper::upgrade::on(request).await {
+            let mut reader = Reader::new(TokioIo::new(upgraded));
+            while let Ok(Received::Message(_) | Received::Ping(_)) = reader.next().await {}
+        }
+    });
+    response
 }
 
 fn list(version: u64, pods: &[Pod], as_table: bool) -> Value {

@@ -4,15 +4,25 @@ use std::io;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::{Buf as _, BytesMut};
+use http::{Response, StatusCode, header, response::Builder};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 /// The `Sec-WebSocket-Accept` for a `Sec-WebSocket-Key` (RFC 6455 §4.2.2).
-pub(super) fn accept(key: &str) -> String {
+fn accept(key: &str) -> String {
     let text = format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
     STANDARD.encode(aws_lc_rs::digest::digest(
         &aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY,
         text.as_bytes(),
     ))
+}
+
+/// The head of the 101 for a `Sec-WebSocket-Key`.
+pub(super) fn switched(key: &str) -> Builder {
+    Response::builder()
+        .status(StatusCode::SWITCHING_PROTOCOLS)
+        .header(header::UPGRADE, "websocket")
+        .header(header::CONNECTION, "Upgrade")
+        .header(header::SEC_WEBSOCKET_ACCEPT, accept(key))
 }
 
 const CONTINUATION: u8 = 0;

@@ -1,0 +1,152 @@
+//! Says in a `Warning` field why a credential may have been refused. kubectl prints it as `Warning: …`.
+//!
+//! client-go hands the warnings of every response to its handler, but the apiserver cannot know that a proxy has
+//! ended a TLS connection, and says only `Unauthorized` of an expired token. Only a 401, or a 403 to a request
+//! without a credential, gets a warning. Body and status stay those of the apiserver.
+
+use std::time::{Duration, SystemTime};
+
+use base64::{
+    Engine as _, alphabet,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
+use http::{HeaderValue, Response, StatusCode, header};
+use serde::Deserialize;
+use x509_cert::der::DateTime;
+
+use crate::upstream::RefusedAuthorization;
+
+/// Adds a hint to the response if the apiserver has refused the credential, or the lack of one.
+pub(super) fn add<B>(response: &mut Response<B>, has_credential: bool) {
+    match response.status() {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if !has_credential => {
+            append(response, NO_TOKEN);
+        }
+        StatusCode::UNAUTHORIZED => {
+            let refused = response.extensions_mut().remove::<RefusedAuthorization>();
+            let expiry = refused.and_then(|refused| expiry(refused.authorization()));
+            if let Some(expiry) = expiry.filter(|expiry| *expiry < SystemTime::now())
+                && let Ok(date) = DateTime::from_system_time(expiry)
+            {
+                append(
+                    response,
+                    &format!("the token expired at {date}; get a new one"),
+                );
+            }
+        }
+        _ => {}
+    }
+}
+
+/// `text` must need no escape in a quoted string (RFC 9110 §5.6.4).
+fn append<B>(response: &mut Response<B>, text: &str) {
+    if let Ok(warning) = HeaderValue::try_from(format!("299 kube-tls-proxy \"{text}\"")) {
+        response.headers_mut().append(header::WARNING, warning);
+    }
+}
+
+/// The time at which a JWT (RFC 7519) in `Authorization` expires; `None` for any other credential. Nothing trusts
+/// this time: the signature is not verified, and the apiserver has refused the token already.
+fn expiry(authorization: &HeaderValue) -> Option<SystemTime> {
+    let (scheme, token) = authorization.to_str().ok()?.split_once(' ')?;
+    let mut parts = token.trim().split('.').skip(1);
+    let (payload, Some(_signature), None) = (parts.next()?, parts.next(), parts.next()) else {
+        return None;
+    };
+    if !scheme.eq_ignore_ascii_case("bearer") || payload.len() > MAX_PAYLOAD {
+        return None;
+    }
+    let claims: JwtClaims = serde_json::from_slice(&BASE64URL.decode(payload).ok()?).ok()?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::try_from_secs_f64(claims.exp).ok()?)
+}
+
+/// The claim that is read of a JWT.
+#[derive(Deserialize)]
+struct JwtClaims {
+    exp: f64,
+}
+
+const NO_TOKEN: &str =
+    "this request has no token; a client certificate ends at this proxy, so log in with a token";
+/// Longer than the payload of any token that fits in the default header limits of Go's servers in front of it.
+const MAX_PAYLOAD: usize = 16 * 1024;
+/// RFC 7515 §2 has no padding, but some issuers write it.
+const BASE64URL: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::URL_SAFE,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bearer(claims: &str) -> HeaderValue {
+        let payload = BASE64URL.encode(claims);
+        HeaderValue::try_from(format!("Bearer e30.{payload}.c2ln")).unwrap()
+    }
+
+    fn seconds(authorization: &HeaderValue) -> Option<f64> {
+        let expiry = expiry(authorization)?;
+        let since = expiry.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        Some(since.as_secs_f64())
+    }
+
+    #[test]
+    fn expiry_is_read_of_jwt() {
+        for (claims, expected) in [
+            (r#"{"exp":1795772895}"#, Some(1_795_772_895.0)),
+            (r#"{"sub":"a","exp":1.5e3,"aud":["x"]}"#, Some(1500.0)),
+            (r#"{"exp":-1}"#, None),
+            (r#"{"exp":1e300}"#, None),
+            (r#"{"exp":"1795772895"}"#, None),
+            (r#"{"sub":"a"}"#, None),
+            ("no json", None),
+        ] {
+            assert_eq!(seconds(&bearer(claims)), expected, "{claims}");
+        }
+    }
+
+    #[test]
+    fn credential_that_is_no_jwt_has_no_expiry() {
+        let long = bearer(&format!(
+            "{{\"a\":\"{}\",\"exp\":1}}",
+            "x".repeat(MAX_PAYLOAD)
+        ));
+        for (text, authorization) in [
+            ("opaque", HeaderValue::from_static("Bearer abc")),
+            (
+                "two parts",
+                HeaderValue::from_static("Bearer e30.eyJleHAiOjF9"),
+            ),
+            (
+                "four parts",
+                HeaderValue::from_static("Bearer e30.eyJleHAiOjF9.c.d"),
+            ),
+            (
+                "basic",
+                HeaderValue::from_static("Basic e30.eyJleHAiOjF9.c"),
+            ),
+            ("no base64", HeaderValue::from_static("Bearer e30.e!J.c")),
+            (
+                "not ASCII",
+                HeaderValue::from_bytes(b"Bearer e30.\xff.c").unwrap(),
+            ),
+            ("long", long),
+        ] {
+            assert_eq!(expiry(&authorization), None, "{text}");
+        }
+    }
+
+    /// A parser that recursed would overflow the stack.
+    #[test]
+    fn deep_claims_are_skipped() {
+        let nested = format!("{}{}", "[".repeat(4000), "]".repeat(4000));
+        let claims = format!("{{\"a\":{nested},\"exp\":1}}");
+        assert_eq!(seconds(&bearer(&claims)), Some(1.0));
+    }
+
+    #[test]
+    fn hint_needs_no_escape() {
+        assert!(!NO_TOKEN.contains(['"', '\\']) && NO_TOKEN.is_ascii());
+    }
+}
