@@ -106,7 +106,7 @@ families! {
     TUNNELS = Gauge "kube_tls_proxy_tunnels" ["cluster": CLUSTERS]
         "Open upgraded connections: exec, attach, cp, port-forward.";
     TUNNELS_ENDED = Counter "kube_tls_proxy_tunnels_ended_total"
-        ["end": "`complete` (in order), `client` or `apiserver` (that side broke off), `proxy` (one half stayed open, or \
+        ["cluster": CLUSTERS, "end": "`complete` (in order), `client` or `apiserver` (that side broke off), `proxy` (one half stayed open, or \
             another client needed the place), `drained` (the proxy stopped)"]
         "Tunnels that have ended, by who ended them. The log has the reason.";
     LEASES_TAKEN = Counter "kube_tls_proxy_leases_taken_total" ["from": "`dial`, `idle`"]

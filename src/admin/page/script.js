@@ -121,6 +121,7 @@
       set("times", `now ${words}`);
     }
   }
+  const many = (number, one, more) => `${count(number, 0)} ${number === 1 ? one : more}`;
   const rate = (number) => count(number, number < 10 ? 1 : 0);
 
   const PHASES = { stopping: "Stopping: new clients are still accepted", draining: "Draining: open requests and tunnels finish" };
@@ -176,7 +177,7 @@
     show("upstreams", facts.clusters, () => facts.clusters.map((cluster) => make("div", "cluster",
       make("p", "", make("b", "", cluster.name), " ", make("span", "quiet", cluster.url)),
       make("p", "quiet", [`${rate(cluster.requests_per_second)} requests per second`, `${count(cluster.requests_in_flight, 0)} in flight`,
-        `${count(cluster.watches, 0)} watches`, `${count(cluster.tunnels, 0)} tunnels`].join(" · "),
+        many(cluster.watches, "watch", "watches"), many(cluster.tunnels, "tunnel", "tunnels")].join(" · "),
         ...rateOf(cluster.server_errors_per_second, "bad", "5xx"), ...rateOf(cluster.unauthorized_per_second, "wait", "401")),
       make("ul", "rows", ...(cluster.endpoints.length ? cluster.endpoints.map(endpoint) : [
         make("li", "", make("span", "bad", "this host has no address; check the name and DNS"))])),
@@ -186,7 +187,7 @@
   const rateOf = (number, kind, code) => number ? [" · ", make("span", kind, `${code}: ${rate(number)} per second`)] : [];
   function endpoint({ address, state, since: from, connections, p50, p99, why }) {
     const [kind, words] = STATES[state];
-    const open = connections === 1 ? "1 connection" : `${connections} connections`;
+    const open = many(connections, "connection", "connections");
     const times = p50 === null ? "" : ` · p50 ${duration(p50)}, p99 ${duration(p99)}`;
     return make("li", "", make("code", "", address), " ", make("span", kind, since(from, words, "")),
       make("span", "quiet", ` · ${open}${times}`), why ? make("div", "quiet", why) : null);
@@ -196,7 +197,7 @@
     const failed = facts.failed_handshakes_per_second;
     set("handshakes", `TLS handshakes: ${rate(facts.handshakes_per_second)} per second${failed ? `, of which ${rate(failed)} fail` : ""}`);
     show("clients", facts.clients, () => facts.clients.length ? facts.clients.map(({ client, requests_per_second: requests, connections }) => make("li", "",
-      make("code", "", client), make("span", "quiet", ` · ${rate(requests)} requests per second · ${connections === 1 ? "1 connection" : `${count(connections, 0)} connections`}`)))
+      make("code", "", client), make("span", "quiet", ` · ${rate(requests)} requests per second · ${many(connections, "connection", "connections")}`)))
       : [make("li", "quiet", "No clients are connected.")]);
   }
 

@@ -159,7 +159,7 @@ async fn text_lines_are_logfmt() {
     for part in [
         "time=2",
         " level=INFO target=kube_tls_proxy::access msg=\"request\" cluster=default ",
-        " url.path=/version http.response.status_code=503 k8s.verb=get ",
+        " url.path=/version http.response.status_code=502 k8s.verb=get ",
         " outcome=connect ended_by=apiserver reason=no_connection",
     ] {
         assert!(line.contains(part), "{part}: {line}");
