@@ -27,12 +27,13 @@ use tokio::{
     sync::oneshot::{self, error::TryRecvError},
     time::{Sleep, sleep, timeout},
 };
+use tokio_rustls::server::TlsStream;
 
 use self::{
     head_timer::{HeadTimer, HeadWait},
     response_writer::ResponseWriter,
 };
-use super::{CLOSE_TIMEOUT, ClientStream, LINGER, Service};
+use super::{CLOSE_TIMEOUT, LINGER, Service};
 use crate::{
     config::Limits,
     ending::{EndReason, Ending},
@@ -43,6 +44,7 @@ use crate::{
     metrics::Limit,
     proxy::{self, Rejection},
     socket,
+    transport::ReadAhead,
     upstream::RequestBody,
 };
 
@@ -69,7 +71,7 @@ pub(super) enum ServeError {
 ///
 /// When the connection does not end in order.
 pub(super) async fn serve(
-    stream: Box<ClientStream>,
+    stream: Box<TlsStream<ReadAhead>>,
     service: Arc<Service>,
 ) -> Result<(), ServeError> {
     let drain = service.downstream.drain.clone();
@@ -114,7 +116,7 @@ struct ClientWire {
 type Handled = Pin<Box<dyn Future<Output = Response<proxy::Body>> + Send>>;
 
 impl ClientWire {
-    fn new(stream: Box<ClientStream>, service: Arc<Service>) -> Self {
+    fn new(stream: Box<TlsStream<ReadAhead>>, service: Arc<Service>) -> Self {
         let Limits {
             uri_bytes,
             header_bytes,
