@@ -161,17 +161,14 @@ impl Activity {
         let now = Instant::now();
         let suppressed = self.admit_line(client);
         let mut errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
-        // Errors beyond the log limit do not build their message, so that a flood stays cheap. They count
-        // for the newest error of the same cluster with the same reason.
-        if suppressed.is_some() {
-            errors.add(reason, cluster, &message(), now);
-        } else if let Some(same) = errors
-            .recent
-            .iter_mut()
-            .rev()
-            .find(|error| error.reason == reason && error.cluster == *cluster)
-        {
-            (same.at, same.count) = (now, same.count + 1);
+        let is_same =
+            |error: &&mut RecentError| error.reason == reason && error.cluster == *cluster;
+        let same = errors.recent.iter_mut().rev().find(is_same);
+        match same {
+            // Errors beyond the log limit do not build their message, so that a flood stays cheap. They count
+            // for the newest error of the same cluster with the same reason, if there is one.
+            Some(same) if suppressed.is_none() => (same.at, same.count) = (now, same.count + 1),
+            _ => errors.add(reason, cluster, &message(), now),
         }
         suppressed
     }
@@ -423,6 +420,19 @@ mod tests {
         let recent = activity.recent_errors();
         assert_eq!(recent.len(), 1);
         assert_eq!(recent[0].count, 100);
+    }
+
+    /// The limit is that of all workers, so the first error of a worker may come after it.
+    #[tokio::test(start_paused = true)]
+    async fn first_error_of_a_kind_is_listed_beyond_the_log_limit() {
+        let (activity, cluster) = (Activity::default(), "prod".into());
+        while activity.admit_line(CLIENT).is_some() {}
+        for _ in 0..3 {
+            let line = activity.record_error("verify", &cluster, CLIENT, || "not signed".into());
+            assert_eq!(line, None);
+        }
+        let recent = activity.recent_errors();
+        assert_eq!((&*recent[0].message, recent[0].count), ("not signed", 3));
     }
 
     #[tokio::test(start_paused = true)]

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     metrics::CodeClass,
+    pki::CertSummary,
     reload::ReloadReport,
     upstream::{EndpointHealth, Health},
 };
@@ -89,15 +90,15 @@ fn apiservers(report: &ReloadReport, found: &mut Vec<String>) {
 
 fn expiry(report: &ReloadReport, now: SystemTime, found: &mut Vec<String>) {
     for identity in &report.material.identities {
-        let (names, not_after) = (identity.names().join(", "), identity.summary().not_after);
-        if let Some(when) = expires(not_after, now, MIN_CERTIFICATE_DAYS) {
+        let names = identity.names().join(", ");
+        if let Some(when) = expires(identity.summary(), now) {
             found.push(format!("{names}: the certificate {when}; renew it"));
         }
     }
     for (cluster, trust) in &report.material.clusters {
         let name = &cluster.name;
         for ca in trust.summaries() {
-            if let Some(when) = expires(ca.not_after, now, MIN_CA_DAYS) {
+            if let Some(when) = expires(ca, now) {
                 let subject = &ca.subject;
                 found.push(format!(
                     "{name}: the CA {subject} {when}; add the new CA to the bundle"
@@ -107,18 +108,18 @@ fn expiry(report: &ReloadReport, now: SystemTime, found: &mut Vec<String>) {
     }
 }
 
-/// When something expires that has fewer days left than these.
-fn expires(not_after: SystemTime, now: SystemTime, days: u64) -> Option<String> {
-    let Ok(left) = not_after.duration_since(now) else {
+/// When a certificate expires, if that is soon.
+fn expires(certificate: &CertSummary, now: SystemTime) -> Option<String> {
+    let Ok(left) = certificate.not_after.duration_since(now) else {
         return Some("has expired".to_owned());
     };
-    (left < DAY * u32::try_from(days).unwrap_or(u32::MAX)).then(|| {
-        match left.as_secs() / DAY.as_secs() {
+    certificate
+        .expires_soon(now)
+        .then(|| match left.as_secs() / DAY.as_secs() {
             0 => "expires within a day".to_owned(),
             1 => "expires in 1 day".to_owned(),
             left => format!("expires in {left} days"),
-        }
-    })
+        })
 }
 
 /// Many 401s: a client that does not notice that its token has expired or was revoked.
@@ -142,8 +143,6 @@ fn responses(report: &ReloadReport, minute: &LastMinute, found: &mut Vec<String>
 }
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-const MIN_CERTIFICATE_DAYS: u64 = 14;
-const MIN_CA_DAYS: u64 = 30;
 /// Events per second; fewer say nothing about a share.
 const MIN_RATE: f64 = 0.2;
 /// The share of failed handshakes.
@@ -160,6 +159,9 @@ mod tests {
     #[test]
     fn expiry_is_a_problem_before_it_comes() {
         let now = SystemTime::UNIX_EPOCH + DAY * 20_000;
+        let leaf = &standin::pki::Ca::new("a").server(&["a.test"]).chain[0];
+        let mut leaf = CertSummary::from_der(leaf).unwrap();
+        leaf.not_before = SystemTime::UNIX_EPOCH;
         for (not_after, words) in [
             (now - DAY, Some("has expired")),
             (now + DAY / 2, Some("expires within a day")),
@@ -167,7 +169,11 @@ mod tests {
             (now + DAY * 13, Some("expires in 13 days")),
             (now + DAY * 14, None),
         ] {
-            assert_eq!(expires(not_after, now, 14).as_deref(), words);
+            leaf.not_after = not_after;
+            assert_eq!(expires(&leaf, now).as_deref(), words);
         }
+        leaf.not_before = now - DAY * 4;
+        leaf.not_after = now + DAY * 2;
+        assert_eq!(expires(&leaf, now), None, "a third of its life is left");
     }
 }

@@ -64,14 +64,20 @@ impl Sources {
         to.info(&metrics::BUILD, version);
         for identity in &report.material.identities {
             let name = vec![("name", first_name(identity).into())];
-            let not_after = unix_seconds(identity.not_after());
+            let leaf = identity.summary();
+            let (not_before, not_after) =
+                (unix_seconds(leaf.not_before), unix_seconds(leaf.not_after));
+            to.number(&metrics::CERTIFICATE_NOT_BEFORE, name.clone(), not_before);
             to.number(&metrics::CERTIFICATE_NOT_AFTER, name, not_after);
         }
         for (cluster, trust) in &report.material.clusters {
-            let not_after = trust.summaries().iter().map(|ca| ca.not_after).min();
-            if let Some(not_after) = not_after {
+            let first = trust.summaries().iter().min_by_key(|ca| ca.not_after);
+            if let Some(ca) = first {
                 let name = vec![("cluster", cluster.name.clone().into())];
-                to.number(&metrics::CA_NOT_AFTER, name, unix_seconds(not_after));
+                let (not_before, not_after) =
+                    (unix_seconds(ca.not_before), unix_seconds(ca.not_after));
+                to.number(&metrics::CA_NOT_BEFORE, name.clone(), not_before);
+                to.number(&metrics::CA_NOT_AFTER, name, not_after);
             }
         }
         for cluster in &report.clusters {

@@ -65,6 +65,8 @@ struct CertificateView {
     names: Vec<String>,
     issuer: String,
     not_after: f64,
+    /// Whether it should have been renewed by now.
+    expires_soon: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -89,6 +91,7 @@ struct ClusterView {
 struct TrustedView {
     subject: String,
     not_after: f64,
+    expires_soon: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -158,6 +161,7 @@ impl View {
                 names: identity.names().to_vec(),
                 issuer: leaf.issuer.clone(),
                 not_after: unix_seconds(leaf.not_after),
+                expires_soon: leaf.expires_soon(now),
             }
         });
         let clusters = report.clusters.iter().zip(&report.material.clusters).map(
@@ -165,6 +169,7 @@ impl View {
                 let trusted = trust.summaries().iter().map(|ca| TrustedView {
                     subject: ca.subject.clone(),
                     not_after: unix_seconds(ca.not_after),
+                    expires_soon: ca.expires_soon(now),
                 });
                 let (requests, counters) = (
                     minute.requests(cluster.name()),

@@ -228,7 +228,7 @@ fn record_verified(target: &CheckTarget, negotiated: &NegotiatedTls, recorder: &
         target.trusted
     );
     match &negotiated.certificate {
-        Some(leaf) if leaf.expires_within(MIN_TIME_LEFT, now) => {
+        Some(leaf) if leaf.expires_soon(now) => {
             recorder.warning(Check::Verify, messages::expires_soon(target, leaf));
         }
         Some(leaf) => recorder.ok(
@@ -248,7 +248,6 @@ fn record_verified(target: &CheckTarget, negotiated: &NegotiatedTls, recorder: &
 const MAX_ADDRESSES: usize = 8;
 /// How long a server that speaks first may take.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(1);
-const MIN_TIME_LEFT: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 
 #[cfg(test)]
 mod tests {
@@ -294,20 +293,14 @@ mod tests {
     #[test]
     fn one_day_certificate_warns_only_in_its_last_third() {
         const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-        let mut leaf = CertSummary::from_der(&Ca::new("a").der()).unwrap();
+        let mut leaf = CertSummary::from_der(&Ca::new("a").server(&["a"]).chain[0]).unwrap();
         leaf.not_before = SystemTime::UNIX_EPOCH;
         for (life, soon) in [(DAY, DAY / 3), (90 * DAY, 14 * DAY), (3650 * DAY, 14 * DAY)] {
             leaf.not_after = leaf.not_before + life;
             let last = leaf.not_after - soon;
-            assert!(!leaf.expires_within(MIN_TIME_LEFT, last), "{life:?}");
-            assert!(
-                leaf.expires_within(MIN_TIME_LEFT, last + DAY / 86_400),
-                "{life:?}"
-            );
-            assert!(
-                leaf.expires_within(MIN_TIME_LEFT, leaf.not_after + DAY),
-                "{life:?}"
-            );
+            assert!(!leaf.expires_soon(last), "{life:?}");
+            assert!(leaf.expires_soon(last + DAY / 86_400), "{life:?}");
+            assert!(leaf.expires_soon(leaf.not_after + DAY), "{life:?}");
         }
     }
 

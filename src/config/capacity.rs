@@ -76,7 +76,10 @@ impl Capacity {
                 "this process may open only {files} files, which is enough for {connections} client connections; \
                  raise the limit (`ulimit -n`, LimitNOFILE= in a systemd unit)"
             )),
-            _ => None,
+            ConnectionsBound::OpenFiles(_)
+            | ConnectionsBound::Configured
+            | ConnectionsBound::Memory(_)
+            | ConnectionsBound::Largest => None,
         }
     }
 

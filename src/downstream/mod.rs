@@ -7,12 +7,20 @@ mod http2;
 #[cfg(test)]
 mod tests;
 
-use std::{error::Error, io, sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    error::Error,
+    future::{Future as _, poll_fn},
+    io,
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use rustls::{
-    ServerConfig, ServerConnection,
-    server::{Acceptor, ClientHello, ProducesTickets, ResolvesServerCert},
+    CommonState, ServerConfig,
+    server::{ClientHello, ProducesTickets, ResolvesServerCert, UnbufferedServerConnection},
     sign::CertifiedKey,
 };
 use tokio::{
@@ -21,7 +29,6 @@ use tokio::{
     sync::Semaphore,
     time::timeout,
 };
-use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tracing::debug;
 
 pub use handshake_log::HandshakeLog;
@@ -37,7 +44,7 @@ use crate::{
     proxy::{ClientConnection, Routes},
     socket,
     text::error_chain,
-    transport::ReadAhead,
+    transport::{ClientHelloReader, PacedSocket, TlsStream},
     upstream::{ClientLeases, UpstreamContext},
 };
 
@@ -82,6 +89,9 @@ struct Service {
     downstream: Arc<ClientConnection>,
 }
 
+/// The connection of a client, after its handshake.
+type ClientStream = TlsStream<UnbufferedServerConnection>;
+
 /// Serves one accepted connection in a task of the drain.
 pub fn spawn(
     stream: TcpStream,
@@ -121,8 +131,8 @@ async fn serve(
             () = place.closing() => Err(HandshakeError::Closed),
         }
     });
-    let stream = match accepted.await {
-        Ok(stream) => stream,
+    let (stream, sni) = match accepted.await {
+        Ok(accepted) => accepted,
         Err(error) => {
             if place.is_closing() {
                 context.counters().limits_hit.count(Limit::ClientPlaces);
@@ -133,9 +143,9 @@ async fn serve(
         }
     };
     // It fails only for a dead socket, which the next read reports.
-    socket::set_user_timeout(stream.get_ref().0.tcp(), &shared.timeouts).ok();
-    let (protocol, sni) = negotiated(stream.get_ref().1);
-    let local = stream.get_ref().0.tcp().local_addr().ok();
+    socket::set_user_timeout(stream.socket().tcp(), &shared.timeouts).ok();
+    let protocol = negotiated(stream.state());
+    let local = stream.socket().tcp().local_addr().ok();
     let counters = Arc::clone(context.counters());
     counters.handshakes.count(Handshake::Ok);
     let connected = Connected::new(counters, peer.0, protocol, place, drain.clone());
@@ -181,17 +191,13 @@ fn ended_early(peer: PeerAddr, error: &(dyn Error + 'static)) {
     debug!(client.address = %peer, error = %error_chain(error), "downstream connection ended early");
 }
 
-/// What the handshake agreed on: the version of HTTP, and the name that the client asked for.
-fn negotiated(session: &ServerConnection) -> (Protocol, Option<String>) {
+/// The version of HTTP that the handshake agreed on.
+fn negotiated(session: &CommonState) -> Protocol {
     // No ALPN means HTTP/1.1: kubectl offers none when it dials for an upgrade.
-    let protocol = match session.alpn_protocol() {
+    match session.alpn_protocol() {
         Some(b"h2") => Protocol::Http2,
         Some(_) | None => Protocol::Http1,
-    };
-    let sni = session
-        .server_name()
-        .map(|name| name.trim_end_matches('.').to_ascii_lowercase());
-    (protocol, sni)
+    }
 }
 
 /// Why a downstream handshake failed.
@@ -215,7 +221,7 @@ enum HandshakeError {
     Failed {
         #[source]
         source: io::Error,
-        /// `None` if no `ClientHello` has arrived; else the name in it, if there is one.
+        /// `None` if no `ClientHello` has arrived; else the name in it, if there is one and rustls has read it.
         server_name: Option<Option<String>>,
     },
 }
@@ -270,8 +276,8 @@ pub fn server_config(identities: &[Identity], tickets: Arc<dyn ProducesTickets>)
     config
 }
 
-/// Runs the TLS handshake. `timeouts.handshake` covers everything, including the wait for a slot. A client that fills its
-/// own slots waits for them, so that it never fills those of all clients.
+/// Runs the TLS handshake, and returns the name that the client asked for. `timeouts.handshake` covers everything, including
+/// the wait for a slot. A client that fills its own slots waits for them, so that it never fills those of all clients.
 ///
 /// # Errors
 ///
@@ -282,18 +288,19 @@ async fn handshake(
     client: &Client,
     shared: &Shared,
     context: &UpstreamContext,
-) -> Result<Box<TlsStream<ReadAhead>>, HandshakeError> {
+) -> Result<(Box<ClientStream>, Option<String>), HandshakeError> {
+    // As in `HandshakeError::Failed`.
     let mut server_name = None;
     let handshake = async {
-        let mut stream = ReadAhead::new(stream);
-        if is_plain_http(stream.first_bytes().await?) {
-            Box::pin(refuse_plain_http(stream)).await;
+        let mut hello = ClientHelloReader::new(PacedSocket::new(stream));
+        if is_plain_http(hello.first_bytes().await?) {
+            Box::pin(refuse_plain_http(hello.into_tcp())).await;
             return Err(HandshakeError::PlainHttp);
         }
         // A client takes a slot only after its whole ClientHello has arrived. Otherwise a few silent clients
         // would block all others.
-        let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
-        server_name = Some(hello.client_hello().server_name().map(str::to_owned));
+        hello.read().await?;
+        server_name = Some(None);
         let slots = [&client.handshakes, &shared.handshakes];
         if slots.iter().any(|slots| slots.available_permits() == 0) {
             context.counters().limits_hit.count(Limit::Handshakes);
@@ -310,10 +317,16 @@ async fn handshake(
                 .await
                 .map_err(io::Error::other)?,
         );
-        let limit_buffer =
-            |connection: &mut ServerConnection| connection.set_buffer_limit(Some(MAX_TLS_BUFFER));
-        // In the future, because this call already exchanges keys and signs, which takes most of the time.
-        let handshake = async { hello.into_stream_with(config, limit_buffer).await };
+        let mut accepting = pin!(hello.accept(config));
+        // In the future, because a poll exchanges keys and signs, which takes most of the time.
+        let handshake = poll_fn(|cx| {
+            REQUESTED_NAME.set(None);
+            let polled = accepting.as_mut().poll(cx);
+            if let Some(name) = REQUESTED_NAME.take() {
+                server_name = Some(Some(name));
+            }
+            polled
+        });
         let stream = context.client_turns().run(handshake).await?;
         Ok(Box::new(stream))
     };
@@ -323,7 +336,7 @@ async fn handshake(
             source,
             server_name,
         }),
-        Ok(ended) => ended,
+        Ok(ended) => ended.map(|stream| (stream, server_name.flatten())),
         Err(_elapsed) => Err(HandshakeError::Timeout { limit, server_name }),
     }
 }
@@ -345,7 +358,7 @@ fn is_plain_http(first: &[u8]) -> bool {
 }
 
 /// Tells a client that speaks HTTP what this port speaks, as Go and nginx do.
-async fn refuse_plain_http(mut stream: ReadAhead) {
+async fn refuse_plain_http(mut stream: TcpStream) {
     let refusal = async {
         stream.write_all(SPEAKS_HTTPS).await?;
         stream.shutdown().await?;
@@ -353,6 +366,12 @@ async fn refuse_plain_http(mut stream: ReadAhead) {
         copy(&mut stream.take(MAX_LINGER_BYTES), &mut sink()).await
     };
     timeout(LINGER, refusal).await.ok();
+}
+
+thread_local! {
+    /// The name in the `ClientHello` that this thread has just read. The interface of rustls without buffers tells it only to
+    /// [`CertificateBySni`].
+    static REQUESTED_NAME: Cell<Option<String>> = const { Cell::new(None) };
 }
 
 /// Chooses the certificate for a name, by the SANs of the certificates.
@@ -380,7 +399,9 @@ impl CertificateBySni {
 
 impl ResolvesServerCert for CertificateBySni {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let name = hello.server_name().map(HostName::new);
+        let name = hello.server_name();
+        REQUESTED_NAME.set(name.map(|name| name.trim_end_matches('.').to_ascii_lowercase()));
+        let name = name.map(HostName::new);
         name.and_then(|name| self.by_name.get(&name))
             .or(self.default.as_ref())
             .cloned()
@@ -399,5 +420,3 @@ const SPEAKS_HTTPS: &[u8] =
     kube-tls-proxy: this port speaks HTTPS; begin its address in the client with https://\n";
 /// How long a connection may take to end in order when another client needs its place.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Bytes that rustls may hold for a client that does not read.
-const MAX_TLS_BUFFER: usize = 32 * 1024;

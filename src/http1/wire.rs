@@ -212,7 +212,7 @@ impl AsyncWrite for Upgraded {
         self.0.with_io(|io| Pin::new(io).poll_shutdown(cx))
     }
 }
-/// Room for most heads and for the events of a watch.
-const MIN_READ: usize = 4 * 1024;
+/// Room for most heads and for the events of a watch. See `MIN_READ` in `transport/tls`.
+const MIN_READ: usize = 5 * 1024;
 /// Room for the most that rustls returns from one read: a full record (RFC 8446 §5.1).
 const MAX_READ: usize = 16 * 1024;

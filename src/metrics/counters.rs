@@ -69,8 +69,6 @@ counters! {
         leases_taken: Per<LeaseFrom, Counter> => LEASES_TAKEN,
         /// Upstream connections that are no longer used.
         leases_retired: Per<LeaseEnd, Counter> => LEASES_RETIRED,
-        /// Tunnels that have ended.
-        tunnels_ended: Per<TunnelEnd, Counter> => TUNNELS_ENDED,
         /// Limits that were reached.
         limits_hit: Per<Limit, Counter> => LIMITS_HIT,
     }
@@ -96,6 +94,8 @@ counters! {
         watches: Gauge => WATCHES,
         /// Open tunnels.
         tunnels: Gauge => TUNNELS,
+        /// Tunnels that have ended.
+        tunnels_ended: Per<TunnelEnd, Counter> => TUNNELS_ENDED,
         /// Dials of apiservers.
         dials: Per<Dialled, Counter> => DIALS,
         /// Errors to which the proxy itself responded.

@@ -106,7 +106,7 @@ families! {
     TUNNELS = Gauge "kube_tls_proxy_tunnels" ["cluster": CLUSTERS]
         "Open upgraded connections: exec, attach, cp, port-forward.";
     TUNNELS_ENDED = Counter "kube_tls_proxy_tunnels_ended_total"
-        ["end": "`complete` (in order), `client` or `apiserver` (that side broke off), `proxy` (one half stayed open, or \
+        ["cluster": CLUSTERS, "end": "`complete` (in order), `client` or `apiserver` (that side broke off), `proxy` (one half stayed open, or \
             another client needed the place), `drained` (the proxy stopped)"]
         "Tunnels that have ended, by who ended them. The log has the reason.";
     LEASES_TAKEN = Counter "kube_tls_proxy_leases_taken_total" ["from": "`dial`, `idle`"]
@@ -127,8 +127,13 @@ families! {
     CERTIFICATE_NOT_AFTER = Gauge "kube_tls_proxy_certificate_not_after_timestamp_seconds"
         ["name": "the first name of the certificate"]
         "Expiry of the certificate that clients see, in Unix time.";
+    CERTIFICATE_NOT_BEFORE = Gauge "kube_tls_proxy_certificate_not_before_timestamp_seconds"
+        ["name": "the first name of the certificate"]
+        "Start of its validity, in Unix time: with its expiry the lifetime, on which it depends how much is left too late.";
     CA_NOT_AFTER = Gauge "kube_tls_proxy_ca_not_after_timestamp_seconds" ["cluster": CLUSTERS]
         "Earliest expiry of the trusted CAs of the cluster, in Unix time.";
+    CA_NOT_BEFORE = Gauge "kube_tls_proxy_ca_not_before_timestamp_seconds" ["cluster": CLUSTERS]
+        "Start of validity of the trusted CA that expires first, in Unix time.";
     RELOADS = Counter "kube_tls_proxy_reloads_total" ["result": "`ok`, `failed`, `unchanged`"]
         "Reloads of configuration, certificates, keys and CAs.";
     LAST_RELOAD_SUCCESSFUL = Gauge "kube_tls_proxy_last_reload_successful" []

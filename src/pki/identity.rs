@@ -3,12 +3,7 @@
 //! An [`Identity`] is checked when it is loaded: the leaf is first, the key matches it, and it names at least one host.
 //! A chain that clients would refuse is refused here.
 
-use std::{
-    fmt,
-    path::Path,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{fmt, path::Path, sync::Arc, time::SystemTime};
 
 use rustls::{
     SignatureAlgorithm,
@@ -137,7 +132,7 @@ impl Identity {
     pub fn warnings(&self, now: SystemTime) -> Vec<String> {
         let mut warnings = Vec::new();
         let names = self.names.join(", ");
-        if self.leaf.expires_within(MIN_TIME_LEFT, now) {
+        if self.leaf.expires_soon(now) {
             warnings.push(format!(
                 "the certificate for {names} expires in {}, on {}; renew it",
                 Days(self.leaf.days_left(now)),
@@ -300,5 +295,3 @@ fn owner_of(
         None => Ok(None),
     }
 }
-
-const MIN_TIME_LEFT: Duration = Duration::from_secs(14 * 24 * 60 * 60);

@@ -93,10 +93,15 @@ impl CertSummary {
         })
     }
 
-    /// Whether less than `enough` is left, or than a third of the lifetime if that is shorter: certificates that live for
-    /// a week are renewed automatically, and never have two weeks left.
+    /// Whether less than two weeks are left, for a CA a month, or less than a third of the lifetime if that is shorter:
+    /// certificates that live for a week are renewed automatically, and never have two weeks left.
     #[must_use]
-    pub fn expires_within(&self, enough: Duration, now: SystemTime) -> bool {
+    pub fn expires_soon(&self, now: SystemTime) -> bool {
+        let enough = if self.is_ca {
+            MIN_CA_TIME_LEFT
+        } else {
+            MIN_TIME_LEFT
+        };
         let lifetime = self.not_after.duration_since(self.not_before);
         let enough = lifetime.map_or(enough, |lifetime| enough.min(lifetime / 3));
         self.not_after.duration_since(now).unwrap_or_default() < enough
@@ -319,4 +324,7 @@ const EXTENSION_NAMES: [(ObjectIdentifier, &str); 6] = [
 const SERVER_AUTH: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.1");
 const ANY_USAGE: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.37.0");
 const SECONDS_PER_DAY: u64 = 24 * 60 * 60;
+const MIN_TIME_LEFT: Duration = Duration::from_secs(14 * SECONDS_PER_DAY);
+/// A CA is replaced by hand in most clusters, so there must be time to do it.
+const MIN_CA_TIME_LEFT: Duration = Duration::from_secs(30 * SECONDS_PER_DAY);
 const MAX_NAME_CHARS: usize = 256;

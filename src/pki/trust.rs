@@ -3,10 +3,7 @@
 //! A set of trust anchors is never empty. If no CA is usable, loading fails: an empty set must not mean "could not be
 //! read".
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, time::SystemTime};
 
 use rustls::{CertificateError, RootCertStore};
 use rustls_pki_types::CertificateDer;
@@ -89,7 +86,7 @@ impl TrustAnchors {
 /// A sentence about the CA that expires last, if that is soon. An older one may expire while its successor is trusted too.
 fn expiry_warning(summaries: &[CertSummary], now: SystemTime) -> Option<String> {
     let last = summaries.iter().max_by_key(|ca| ca.not_after)?;
-    last.expires_within(MIN_TIME_LEFT, now).then(|| {
+    last.expires_soon(now).then(|| {
         format!(
             "the last CA of the cluster, {}, expires in {}, on {}; add the next CA of the cluster to the file",
             last.subject,
@@ -194,7 +191,5 @@ fn add(
     Ok(summary)
 }
 
-/// A CA is replaced by hand in most clusters, so there must be time to do it.
-const MIN_TIME_LEFT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 const WEAK_KEY: &str =
     "give the cluster a CA with an ECDSA P-256 key or an RSA key of 2048 bits or more";

@@ -444,6 +444,7 @@ impl Drop for AccessLog {
         });
         if self.status == Some(StatusCode::SWITCHING_PROTOCOLS) {
             let counters = self.connected.counters();
+            let counters = counters.clusters().get(self.cluster);
             counters.tunnels_ended.count(self.tunnel_end());
         }
         if let Some(fields) = &self.fields {

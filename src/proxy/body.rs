@@ -103,7 +103,7 @@ impl Body {
             Content::Watch(watch) => watch.ending(),
             Content::Own(_) | Content::Upstream(_) | Content::Tunnel(_) => None,
         };
-        log.completed(ending.unwrap_or(Ending::by_apiserver(EndReason::Eof)));
+        log.completed(ending.unwrap_or_else(|| Ending::by_apiserver(EndReason::Eof)));
     }
 }
 

@@ -6,56 +6,31 @@
 
 use std::{
     future::Future,
-    io::{self, Write as _},
-    mem,
+    io, mem,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_rustls::{client, server};
 
 use super::{
-    ReadAhead, Readable,
+    Readable,
     turn::{MAX_BYTES_PER_TURN, yield_turn},
 };
 use crate::ending::EndReason;
 
 /// A TLS stream that can encrypt plaintext without sending it.
 pub(crate) trait TlsWriter: Readable {
-    /// Encrypts these two pieces into one TLS record, to be sent by the next flush. Returns how many
-    /// bytes were taken.
+    /// Encrypts these bytes into one TLS record, to be sent by the next flush.
     ///
     /// # Errors
     ///
-    /// When the TLS session cannot write.
-    fn write_record(&mut self, pieces: [&[u8]; 2]) -> io::Result<usize>;
+    /// When the TLS session cannot write, or too many bytes wait already.
+    fn write_record(&mut self, plaintext: &[u8]) -> io::Result<()>;
 
     /// Bounds the bytes of records that wait to be sent.
     fn set_buffer_limit(&mut self, bytes: usize);
-}
-
-impl TlsWriter for server::TlsStream<ReadAhead> {
-    fn write_record(&mut self, pieces: [&[u8]; 2]) -> io::Result<usize> {
-        let mut writer = self.get_mut().1.writer();
-        writer.write_vectored(&pieces.map(io::IoSlice::new))
-    }
-
-    fn set_buffer_limit(&mut self, bytes: usize) {
-        self.get_mut().1.set_buffer_limit(Some(bytes));
-    }
-}
-
-impl TlsWriter for client::TlsStream<ReadAhead> {
-    fn write_record(&mut self, pieces: [&[u8]; 2]) -> io::Result<usize> {
-        let mut writer = self.get_mut().1.writer();
-        writer.write_vectored(&pieces.map(io::IoSlice::new))
-    }
-
-    fn set_buffer_limit(&mut self, bytes: usize) {
-        self.get_mut().1.set_buffer_limit(Some(bytes));
-    }
 }
 
 /// A TLS stream whose writes are sent after [`WriteBatcher::drive`] has polled its user.
@@ -148,32 +123,33 @@ impl<S: TlsWriter> BatchState<S> {
             self.turned_away = true;
             return Poll::Pending;
         }
-        // A full record is encrypted from where the bytes are; only a remainder is copied.
-        let room = MAX_RECORD - self.small.len();
-        if let Some(first) = bytes.get(..room) {
-            self.write_record(first)?;
-            return Poll::Ready(Ok(room));
+        // A full record is encrypted from where the bytes are, if no small write waits for it.
+        if self.small.is_empty()
+            && let Some(record) = bytes.get(..MAX_RECORD)
+        {
+            self.unsent += record.len();
+            self.stream.write_record(record)?;
+            return Poll::Ready(Ok(record.len()));
         }
         if self.small.capacity() == 0 {
-            self.small.reserve_exact(MAX_RECORD);
+            self.small.reserve_exact(SMALL_ROOM);
         }
-        self.small.extend_from_slice(bytes);
-        Poll::Ready(Ok(bytes.len()))
+        let taken = bytes.get(..MAX_RECORD - self.small.len()).unwrap_or(bytes);
+        self.small.extend_from_slice(taken);
+        if self.small.len() == MAX_RECORD {
+            self.write_record()?;
+        }
+        Poll::Ready(Ok(taken.len()))
     }
 
-    /// Encrypts the small writes and `more` into one record.
-    fn write_record(&mut self, more: &[u8]) -> io::Result<()> {
-        let length = self.small.len() + more.len();
-        if length == 0 {
+    /// Encrypts the small writes into one record.
+    fn write_record(&mut self) -> io::Result<()> {
+        let record = mem::take(&mut self.small);
+        if record.is_empty() {
             return Ok(());
         }
-        let taken = self.stream.write_record([&self.small, more])?;
-        self.small = Vec::new();
-        self.unsent += taken;
-        if taken < length {
-            return Err(io::Error::other("the TLS buffer is full"));
-        }
-        Ok(())
+        self.unsent += record.len();
+        self.stream.write_record(&record)
     }
 
     /// Sends what was written. Returns whether there is room again, or an error to tell the user.
@@ -191,7 +167,7 @@ impl<S: TlsWriter> BatchState<S> {
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.write_record(&[])?;
+        self.write_record()?;
         if self.unsent > 0 {
             ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
             self.unsent = 0;
@@ -265,13 +241,16 @@ impl<S: TlsWriter> AsyncWrite for WriteBatcher<S> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut state = self.lock();
-        state.write_record(&[])?;
+        state.write_record()?;
         Pin::new(&mut state.stream).poll_shutdown(cx)
     }
 }
 
 /// Plaintext bytes that one TLS record carries (RFC 8446 §5.1).
 const MAX_RECORD: usize = 16 * 1024;
+/// More than a record, so that the allocator keeps these buffers, which come and go, apart from the write buffers of h2, of
+/// which most are never filled.
+const SMALL_ROOM: usize = MAX_RECORD + 1024;
 /// Room for a batch, for one more record, and for the overhead of small records.
 const MAX_TLS_BUFFER: usize = 2 * MAX_BYTES_PER_TURN;
 

@@ -12,13 +12,14 @@ use std::{
     time::Duration,
 };
 
-use rustls::{CertificateError, ClientConfig, Error, ProtocolVersion};
+use rustls::{
+    CertificateError, ClientConfig, Error, ProtocolVersion, client::UnbufferedClientConnection,
+};
 use rustls_pki_types::ServerName;
 use tokio::{
     net::TcpStream,
     time::{Instant, timeout, timeout_at},
 };
-use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
     ClientTls, Cluster, UpstreamContext, UpstreamError,
@@ -35,8 +36,11 @@ use crate::{
     pki::CertSummary,
     socket,
     text::error_chain,
-    transport::{ReadAhead, WriteBatcher},
+    transport::{PacedSocket, TlsStream, WriteBatcher},
 };
+
+/// The connection to an apiserver, after its handshake.
+type ApiserverStream = TlsStream<UnbufferedClientConnection>;
 
 /// Returns a new connection to the first endpoint that works, and records the health of each endpoint tried.
 ///
@@ -173,7 +177,7 @@ async fn open(
         endpoint: address,
         source,
     };
-    socket::set_user_timeout(tls.get_ref().0.tcp(), &context.timeouts).map_err(failed)?;
+    socket::set_user_timeout(tls.socket().tcp(), &context.timeouts).map_err(failed)?;
     let batcher = WriteBatcher::new(tls);
     let streams = context.limits.streams_per_connection;
     H2Connection::establish(
@@ -199,11 +203,11 @@ pub(super) async fn verified_stream(
     config: &Arc<ClientConfig>,
     endpoint: &Arc<Endpoint>,
     socket: Option<OpenSocket>,
-) -> Result<TlsStream<ReadAhead>, UpstreamError> {
+) -> Result<ApiserverStream, UpstreamError> {
     // Counted before TCP connects, so that dials at the same time spread over the endpoints.
     let counted = endpoint.count();
     let tcp = tcp_connect(endpoint.address(), &context.timeouts).await?;
-    let stream = ReadAhead::new(tcp).with_on_close(Box::new((counted, socket)));
+    let stream = PacedSocket::new(tcp).with_on_close(Box::new((counted, socket)));
     let handshake = tls_handshake(stream, &cluster.tls.name, config, endpoint.address());
     context.dial_turns.run(handshake).await
 }
@@ -240,21 +244,18 @@ fn is_lack_of_sockets(error: &io::Error) -> bool {
 
 /// The TLS handshake; the certificate of the endpoint must carry `name`.
 async fn tls_handshake(
-    stream: ReadAhead,
+    stream: PacedSocket,
     name: &ServerName<'static>,
     config: &Arc<ClientConfig>,
     endpoint: UpstreamAddr,
-) -> Result<TlsStream<ReadAhead>, UpstreamError> {
-    TlsConnector::from(Arc::clone(config))
-        .connect_with(name.clone(), stream, |connection| {
-            connection.set_buffer_limit(Some(MAX_TLS_BUFFER));
-        })
+) -> Result<ApiserverStream, UpstreamError> {
+    TlsStream::connect(stream, Arc::clone(config), name.clone())
         .await
         .map_err(|source| handshake_error(endpoint, source))
 }
 
-fn chose_h2(tls: &TlsStream<ReadAhead>) -> bool {
-    tls.get_ref().1.alpn_protocol() == Some(b"h2")
+fn chose_h2(tls: &ApiserverStream) -> bool {
+    tls.state().alpn_protocol() == Some(b"h2")
 }
 
 fn handshake_error(endpoint: UpstreamAddr, source: io::Error) -> UpstreamError {
@@ -298,7 +299,7 @@ pub(crate) struct TcpConnected {
 #[derive(Debug)]
 pub(crate) struct Verified {
     /// The connection, on which no request was sent yet.
-    pub(crate) stream: TlsStream<ReadAhead>,
+    pub(crate) stream: ApiserverStream,
     /// Whether the server chose HTTP/2.
     pub(crate) is_http2: bool,
     /// `TLS 1.3` or `TLS 1.2`.
@@ -343,11 +344,11 @@ impl TcpConnected {
             Offer::Http2 => &tls.h2,
             Offer::Http1 => &tls.h1,
         };
-        let handshake = tls_handshake(ReadAhead::new(self.tcp), &tls.name, config, endpoint);
+        let handshake = tls_handshake(PacedSocket::new(self.tcp), &tls.name, config, endpoint);
         let stream = timeout_at(self.deadline, handshake)
             .await
             .unwrap_or(Err(UpstreamError::ConnectTimeout { endpoint }))?;
-        let session = stream.get_ref().1;
+        let session = stream.state();
         let version = match session.protocol_version() {
             Some(ProtocolVersion::TLSv1_3) => "TLS 1.3",
             // rustls supports no other version.
@@ -368,8 +369,6 @@ impl TcpConnected {
 
 /// How long a dial may take before the next endpoint is dialled beside it.
 const HEDGE_TIMEOUT: Duration = Duration::from_millis(300);
-/// Bytes that rustls may buffer for a peer that does not read.
-const MAX_TLS_BUFFER: usize = 32 * 1024;
 
 #[cfg(test)]
 mod tests {

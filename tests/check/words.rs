@@ -6,13 +6,13 @@
 use std::{
     env, fs,
     process::{Output, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 use standin::{kubernetes::Kubernetes, pki::Ca, tcp::refused, within};
-use tokio::process::Command;
+use tokio::{process::Command, time::Instant};
 
 use crate::world::{APISERVER, Serving, World, flags, path};
 
@@ -45,7 +45,6 @@ async fn assert_shown(world: &World, serving: &Serving, user: &Value, text: &str
             return;
         };
         let took = began.elapsed();
-        eprintln!("{binary}: {took:?}");
         let Output { status, stderr, .. } = output;
         let stderr = String::from_utf8(stderr).unwrap();
         assert!(

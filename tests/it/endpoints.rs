@@ -80,27 +80,6 @@ async fn refusing_endpoint_is_ejected_and_returns() {
     assert_eq!(proxy.health(dead).why, None);
 }
 
-/// Which of the two fails last depends on the order and on time; the client always gets the one that matters more.
-#[tokio::test]
-async fn unverified_endpoint_matters_more_than_refusing_one() {
-    let world = World::new();
-    let impostor = Upstream::builder(Ca::new("other").server(&[APISERVER]));
-    let impostor = impostor.start().await;
-    let dead = refused().await;
-    for endpoints in [[dead, impostor.address()], [impostor.address(), dead]] {
-        let setup = world.proxy(endpoints[0]);
-        let proxy = setup.cluster(|cluster| cluster.addresses = endpoints.to_vec());
-        let proxy = proxy.start();
-        for _ in 0..3 {
-            let mut client = proxy.client().http1().await;
-            let response = client.get(HOST, "/ok", "").await;
-            let text = response.text();
-            assert!(text.contains("is not signed by the cluster CA"), "{text}");
-            assert_eq!(response.head.header("retry-after"), None);
-        }
-    }
-}
-
 /// A dead host does not refuse connections: a dial would wait for the whole connect timeout.
 #[tokio::test]
 async fn silent_endpoint_delays_few_requests_and_is_ejected() {

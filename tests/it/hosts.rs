@@ -99,7 +99,7 @@ async fn absolute_target_decides_and_not_host_over_http1() {
         ("https://kube.test/version", "other.test", 200),
         ("https://kube.test:444/version", "kube.test", 200),
         ("https://KUBE.test/version", "kube.test:443", 200),
-        ("https://other.test/version", "kube.test", 421),
+        ("https://other.test/ok", "kube.test", 421),
     ] {
         let request = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n");
         let answer = raw(&proxy, &request).await;

@@ -206,14 +206,14 @@ async fn silent_stream_of_shared_connection_holds_no_buffers() {
 /// Two TLS sessions, two HTTP/2 connections with the frame buffers of h2, and one stream.
 #[tokio::test]
 async fn silent_http2_connection_holds_only_its_frame_buffers() {
-    assert_memory_of_silent_watches(Clients::Http2, 80 * KIB, 100 * KIB).await;
+    assert_memory_of_silent_watches(Clients::Http2, 68 * KIB, 96 * KIB).await;
 }
 
 /// Two TLS sessions and two HTTP/1.1 connections. A buffer may grow to 32 KiB during a large event and stay; all other
 /// memory of the event is freed in time.
 #[tokio::test]
 async fn silent_http1_connection_holds_at_most_one_buffer() {
-    assert_memory_of_silent_watches(Clients::Http1, 64 * KIB, 200 * KIB).await;
+    assert_memory_of_silent_watches(Clients::Http1, 32 * KIB, 200 * KIB).await;
 }
 
 /// Connections without a request, and tunnels, on which nothing passes. docs/performance.md publishes what they need in a
@@ -234,14 +234,14 @@ async fn silent_connections_and_tunnels_are_small() {
     for _ in 0..WATCHES {
         http1.push(client.http1().await);
     }
-    bound += WATCHES * 28 * KIB;
+    bound += WATCHES * 12 * KIB;
     wait_for_memory(&binary, "HTTP/1.1 without a request", bound).await;
     for _ in 0..WATCHES {
         let client = client.http2().await;
         client.frame(kind::SETTINGS).await;
         http2.push(client);
     }
-    bound += WATCHES * 40 * KIB;
+    bound += WATCHES * 24 * KIB;
     wait_for_memory(&binary, "HTTP/2 without a request", bound).await;
     for _ in 0..WATCHES {
         let mut client = client.http1().await;
@@ -251,7 +251,7 @@ async fn silent_connections_and_tunnels_are_small() {
         assert_eq!(client.take(5).await.unwrap(), "typed");
         tunnels.push(client);
     }
-    bound += WATCHES * 80 * KIB;
+    bound += WATCHES * 76 * KIB;
     wait_for_memory(&binary, "tunnels", bound).await;
 }
 

@@ -86,7 +86,7 @@ async fn failed_verification_is_told_rather_than_a_refused_dial() {
         let proxy = setup
             .cluster(|cluster| cluster.addresses = addresses.to_vec())
             .start();
-        let response = proxy.get(Protocol::Http1, "/api").await;
+        let response = proxy.get(Protocol::Http1, "/ok").await;
         let message = response.assert_status(503, "ServiceUnavailable");
         assert!(
             message.contains("is not signed by the cluster CA"),

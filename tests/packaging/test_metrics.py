@@ -119,6 +119,8 @@ class Names(unittest.TestCase):
         for metric in (
             "certificate_not_after_timestamp_seconds",
             "ca_not_after_timestamp_seconds",
+            "ca_not_before_timestamp_seconds",
+            "certificate_not_before_timestamp_seconds",
             "last_reload_successful",
             "endpoint_healthy",
             "errors_total",

@@ -71,7 +71,7 @@ async fn wait_for_report(
     panic!("no log line about {address} within 20 s");
 }
 
-const UNHEALTHY: [&str; 2] = ["upstream probe failed", "upstream connection failed"];
+const UNHEALTHY: [&str; 1] = ["upstream endpoint unhealthy"];
 const HEALTHY: [&str; 1] = ["upstream endpoint healthy"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -46,11 +46,11 @@
     node.textContent = before + span(now() - unix) + after;
   }
 
-  function daysLeft(unix) {
+  function daysLeft({ not_after: unix, expires_soon: soon }) {
     const days = Math.floor((unix - now()) / 86400);
     if (unix < now()) return make("span", "bad", "expired");
     const words = days === 1 ? "1 day left" : `${days} days left`;
-    return make("span", days < 14 ? "wait" : "good", words);
+    return make("span", soon ? "wait" : "good", words);
   }
   function duration(seconds) {
     if (seconds === null) return "–";
@@ -121,6 +121,7 @@
       set("times", `now ${words}`);
     }
   }
+  const many = (number, one, more) => `${count(number, 0)} ${number === 1 ? one : more}`;
   const rate = (number) => count(number, number < 10 ? 1 : 0);
 
   const PHASES = { stopping: "Stopping: new clients are still accepted", draining: "Draining: open requests and tunnels finish" };
@@ -167,8 +168,8 @@
   }
 
   function names(facts) {
-    show("names", facts.certificates, () => facts.certificates.map(({ names, issuer, not_after }) => make("li", "",
-      make("b", "", names.join(", ")), make("div", "", daysLeft(not_after), make("span", "quiet", ` · issued by ${issuer}`)))));
+    show("names", facts.certificates, () => facts.certificates.map((leaf) => make("li", "",
+      make("b", "", leaf.names.join(", ")), make("div", "", daysLeft(leaf), make("span", "quiet", ` · issued by ${leaf.issuer}`)))));
   }
 
   const STATES = { healthy: ["good", "healthy since "], unhealthy: ["bad", "unhealthy since "], unknown: ["wait", "unknown since "] };
@@ -176,17 +177,17 @@
     show("upstreams", facts.clusters, () => facts.clusters.map((cluster) => make("div", "cluster",
       make("p", "", make("b", "", cluster.name), " ", make("span", "quiet", cluster.url)),
       make("p", "quiet", [`${rate(cluster.requests_per_second)} requests per second`, `${count(cluster.requests_in_flight, 0)} in flight`,
-        `${count(cluster.watches, 0)} watches`, `${count(cluster.tunnels, 0)} tunnels`].join(" · "),
+        many(cluster.watches, "watch", "watches"), many(cluster.tunnels, "tunnel", "tunnels")].join(" · "),
         ...rateOf(cluster.server_errors_per_second, "bad", "5xx"), ...rateOf(cluster.unauthorized_per_second, "wait", "401")),
       make("ul", "rows", ...(cluster.endpoints.length ? cluster.endpoints.map(endpoint) : [
         make("li", "", make("span", "bad", "this host has no address; check the name and DNS"))])),
-      make("p", "quiet", "trusts ", ...cluster.trusted.flatMap((ca, i) => [i ? ", " : "", `${ca.subject} (`, daysLeft(ca.not_after), ")"])),
+      make("p", "quiet", "trusts ", ...cluster.trusted.flatMap((ca, i) => [i ? ", " : "", `${ca.subject} (`, daysLeft(ca), ")"])),
     )));
   }
   const rateOf = (number, kind, code) => number ? [" · ", make("span", kind, `${code}: ${rate(number)} per second`)] : [];
   function endpoint({ address, state, since: from, connections, p50, p99, why }) {
     const [kind, words] = STATES[state];
-    const open = connections === 1 ? "1 connection" : `${connections} connections`;
+    const open = many(connections, "connection", "connections");
     const times = p50 === null ? "" : ` · p50 ${duration(p50)}, p99 ${duration(p99)}`;
     return make("li", "", make("code", "", address), " ", make("span", kind, since(from, words, "")),
       make("span", "quiet", ` · ${open}${times}`), why ? make("div", "quiet", why) : null);
@@ -196,7 +197,7 @@
     const failed = facts.failed_handshakes_per_second;
     set("handshakes", `TLS handshakes: ${rate(facts.handshakes_per_second)} per second${failed ? `, of which ${rate(failed)} fail` : ""}`);
     show("clients", facts.clients, () => facts.clients.length ? facts.clients.map(({ client, requests_per_second: requests, connections }) => make("li", "",
-      make("code", "", client), make("span", "quiet", ` · ${rate(requests)} requests per second · ${connections === 1 ? "1 connection" : `${count(connections, 0)} connections`}`)))
+      make("code", "", client), make("span", "quiet", ` · ${rate(requests)} requests per second · ${many(connections, "connection", "connections")}`)))
       : [make("li", "quiet", "No clients are connected.")]);
   }
 

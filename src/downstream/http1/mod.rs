@@ -27,13 +27,12 @@ use tokio::{
     sync::oneshot::{self, error::TryRecvError},
     time::{Sleep, sleep, timeout},
 };
-use tokio_rustls::server::TlsStream;
 
 use self::{
     head_timer::{HeadTimer, HeadWait},
     response_writer::ResponseWriter,
 };
-use super::{CLOSE_TIMEOUT, LINGER, Service};
+use super::{CLOSE_TIMEOUT, ClientStream, LINGER, Service};
 use crate::{
     config::Limits,
     ending::{EndReason, Ending},
@@ -44,7 +43,6 @@ use crate::{
     metrics::Limit,
     proxy::{self, Rejection},
     socket,
-    transport::ReadAhead,
     upstream::RequestBody,
 };
 
@@ -71,7 +69,7 @@ pub(super) enum ServeError {
 ///
 /// When the connection does not end in order.
 pub(super) async fn serve(
-    stream: Box<TlsStream<ReadAhead>>,
+    stream: Box<ClientStream>,
     service: Arc<Service>,
 ) -> Result<(), ServeError> {
     let drain = service.downstream.drain.clone();
@@ -116,7 +114,7 @@ struct ClientWire {
 type Handled = Pin<Box<dyn Future<Output = Response<proxy::Body>> + Send>>;
 
 impl ClientWire {
-    fn new(stream: Box<TlsStream<ReadAhead>>, service: Arc<Service>) -> Self {
+    fn new(stream: Box<ClientStream>, service: Arc<Service>) -> Self {
         let Limits {
             uri_bytes,
             header_bytes,

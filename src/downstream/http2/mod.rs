@@ -24,7 +24,6 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{sleep, timeout},
 };
-use tokio_rustls::server::TlsStream;
 use tokio_util::sync::PollSemaphore;
 use tracing::debug;
 
@@ -37,13 +36,13 @@ use self::{
         UnreadResponses,
     },
 };
-use super::{CLOSE_TIMEOUT, LINGER, MAX_LINGER_BYTES, Service};
+use super::{CLOSE_TIMEOUT, ClientStream, LINGER, MAX_LINGER_BYTES, Service};
 use crate::{
     drain::Drain,
     ending::{EndReason, Ending},
     metrics::{Connected, Limit},
     proxy::{self, Rejection},
-    transport::{ReadAhead, WriteBatcher, frames::FrameMonitor},
+    transport::{WriteBatcher, frames::FrameMonitor},
     upstream::RequestBody,
 };
 
@@ -58,7 +57,7 @@ pub(super) const FUZZ: [fn(&[u8]); 2] = [monitor::fuzz, budget::fuzz];
 ///
 /// When the connection does not end in order.
 pub(super) async fn serve(
-    stream: Box<TlsStream<ReadAhead>>,
+    stream: Box<ClientStream>,
     service: Arc<Service>,
 ) -> Result<(), ServerError> {
     let drain = service.downstream.drain.clone();
@@ -225,7 +224,7 @@ async fn respond(
 }
 
 /// Sends this last frame after h2's connection has failed, and closes the stream.
-async fn say_goodbye(batcher: &WriteBatcher<TlsStream<ReadAhead>>, frame: &[u8]) {
+async fn say_goodbye(batcher: &WriteBatcher<ClientStream>, frame: &[u8]) {
     // The client does not read, and has perhaps received a part of another frame.
     if batcher.is_full() {
         return;

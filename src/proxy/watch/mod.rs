@@ -19,13 +19,11 @@ use http::HeaderMap;
 use hyper::body::{Body as _, Frame};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::WaitForCancellationFutureOwned;
-use tracing::debug;
 
 use super::body::Content;
 use crate::{
     drain::Drain,
     ending::{EndReason, Ending},
-    text::error_chain,
     upstream::{DownloadError, ResponseBody},
 };
 use events::Events;
@@ -97,7 +95,6 @@ impl Watch {
             // The apiserver itself ends each watch here every few minutes, so nothing looks complete that is not. An
             // error would cost each reflector a new list of everything, and make `kubectl get -w` print a failure.
             Some(Err(error)) if error.is_lost_connection() && self.events.is_between_events() => {
-                debug!(error = %error_chain(&error), "watch ended because the apiserver was lost");
                 self.state = WatchState::Ended;
                 self.lost = Some(error.ending());
                 return Poll::Ready(None);

@@ -109,7 +109,7 @@ async fn warning_of_readiness_ends_with_the_outage() {
         .wait_for_health(relay.address(), Health::Unhealthy)
         .await;
     let client = proxy.client().http2().await;
-    let refused = client.get("https://kube.test/version").await.unwrap();
+    let refused = client.get("https://kube.test/ok").await.unwrap();
     assert_eq!(
         refused.status, 503,
         "the client gets the words of the proxy"

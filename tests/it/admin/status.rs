@@ -209,7 +209,7 @@ async fn same_error_of_several_workers_is_one_row() {
     // The kernel spreads these connections over the workers.
     for _ in 0..32 {
         let client = proxy.client().http2().await;
-        let response = client.get("https://kube.test/version").await.unwrap();
+        let response = client.get("https://kube.test/ok").await.unwrap();
         assert_eq!(response.status, 503);
     }
     let status = status(proxy.admin()).await;

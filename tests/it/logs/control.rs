@@ -21,7 +21,7 @@ async fn refuse_until(world: &World, binary: &Binary, message: &str) {
     let deadline = Instant::now() + standin::WAIT;
     while !has(binary, message) {
         let mut client = binary.client(world).alpn(&["http/1.1"]).http1().await;
-        let response = client.get("wrong.test", "/version", "").await;
+        let response = client.get("wrong.test", "/ok", "").await;
         assert_eq!(response.status, 421);
         assert!(Instant::now() < deadline, "{:#?}", binary.stderr());
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -159,7 +159,7 @@ async fn text_lines_are_logfmt() {
     for part in [
         "time=2",
         " level=INFO target=kube_tls_proxy::access msg=\"request\" cluster=default ",
-        " url.path=/version http.response.status_code=503 k8s.verb=get ",
+        " url.path=/version http.response.status_code=502 k8s.verb=get ",
         " outcome=connect ended_by=apiserver reason=no_connection",
     ] {
         assert!(line.contains(part), "{part}: {line}");

@@ -124,7 +124,7 @@ async fn tunnels_are_counted_by_who_ended_them() {
         ("drained", 0.0),
     ];
     let series = counts.map(|(end, count)| {
-        let series = format!("tunnels_ended_total{{end=\"{end}\"}}");
+        let series = format!("tunnels_ended_total{{cluster=\"test\",end=\"{end}\"}}");
         (series, count)
     });
     let wanted: Vec<_> = series

@@ -138,7 +138,7 @@ impl Kubernetes {
         self.0.store.apply(pod);
     }
 
-    /// Adds a pod that is created again when it is deleted, as a pod of a StatefulSet is.
+    /// Adds a pod that is created again when it is deleted, as a pod of a `StatefulSet` is.
     pub fn keep(&self, pod: Pod) {
         self.0.store.keep(pod);
     }

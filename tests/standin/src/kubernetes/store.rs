@@ -111,7 +111,8 @@ impl Pod {
     /// The same pod after a client changed its object. As in kube-apiserver, only labels, annotations and images may differ.
     pub(super) fn changed_to(&self, object: &Value) -> Result<Self, Refusal> {
         let version = &object["metadata"]["resourceVersion"];
-        if !version.is_null() && *version != self.version.to_string() {
+        let is_current = version.as_str().and_then(|text| text.parse().ok()) == Some(self.version);
+        if !version.is_null() && !is_current {
             let message = format!(
                 "Operation cannot be fulfilled on pods {:?}: the object has been modified; please apply your changes to the \
                  latest version and try again",
@@ -309,7 +310,7 @@ pub(super) struct Store {
 struct State {
     version: u64,
     pods: BTreeMap<(String, String), Pod>,
-    /// Pods that are created again when a client deletes them, as those of a StatefulSet are.
+    /// Pods that are created again when a client deletes them, as those of a `StatefulSet` are.
     kept: Vec<Pod>,
 }
 
