@@ -222,6 +222,31 @@ impl AccessLog {
         self.list_stream(status);
     }
 
+    /// Copies what the line at the end of the stream needs. A slice of a head keeps the whole buffer that the head was read
+    /// into. Proof: tests/it `silent_http1_connection_holds_at_most_one_buffer`.
+    fn keep_copies(&mut self) {
+        if let Ok(uri) = Uri::try_from(self.facts.uri.to_string()) {
+            self.facts.uri = uri;
+        }
+        let id = match &mut self.facts.id {
+            RequestId::FromClient(id) => Some(id),
+            RequestId::New(_) => None,
+        };
+        let fields = self.fields.as_mut().into_iter().flat_map(|fields| {
+            let values = [
+                &mut fields.user_agent,
+                &mut fields.host,
+                &mut fields.audit_id,
+            ];
+            values.into_iter().flatten()
+        });
+        for value in id.into_iter().chain(fields) {
+            if let Ok(copy) = HeaderValue::from_bytes(value.as_bytes()) {
+                *value = copy;
+            }
+        }
+    }
+
     /// Lists a response that may last for hours on the status page, and logs its start.
     fn list_stream(&mut self, status: StatusCode) {
         let Some(mut stream) = self.long_lived.take() else {
@@ -236,6 +261,7 @@ impl AccessLog {
         let counters = self.connected.counters();
         stream.cluster = counters.clusters().name(self.cluster);
         self.open = Some(counters.open_stream(self.cluster, *stream, self.started));
+        self.keep_copies();
         if let Some(fields) = &self.fields {
             let facts = &self.facts;
             let kubernetes = facts.kubernetes();

@@ -202,7 +202,7 @@ impl<C: TlsSession> TlsStream<C> {
         loop {
             match self.step(buf)? {
                 Step::Moved => {}
-                step => return Ok(step),
+                step @ (Step::Data | Step::NeedsMore | Step::Closed) => return Ok(step),
             }
         }
     }
