@@ -130,8 +130,8 @@ pub(super) async fn serve(
             let (body, unread) = RequestBody::from_http2(body, expects_continue);
             let request = Request::from_parts(head, body);
             let (service, unwritten) = (Arc::clone(&service), Arc::clone(&unwritten));
-            let handled = respond(service, request, rejection, progress, unwritten);
-            tasks.start(ServerStream::new(handled, stream, unread));
+            let handled = respond(service, request, rejection, unwritten);
+            tasks.start(ServerStream::new(handled, stream, progress, unread));
         }
     };
     let end_if_exceeded = async || {
@@ -217,12 +217,10 @@ async fn respond(
     service: Arc<Service>,
     request: Request<RequestBody>,
     rejection: Option<Rejection>,
-    progress: RequestInProgress,
     last_frames: Arc<LastFrames>,
 ) -> Response<StallReport<SmallFrameLimit<proxy::Body>>> {
     let routes = Arc::clone(&service.shared.snapshot.load().routes);
     let response = proxy::handle(&routes, &service.downstream, request, rejection).await;
-    progress.response_begins();
     response.map(|body| StallReport::new(limit_small_frames(body), last_frames))
 }
 

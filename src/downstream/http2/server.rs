@@ -25,7 +25,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{super::LINGER, stall::TrackedData};
+use super::{super::LINGER, budget::RequestInProgress, stall::TrackedData};
 use crate::upstream::UnreadBody;
 
 /// The server side of one connection. The future ends with the connection, and starts each stream with `start`.
@@ -189,6 +189,7 @@ pin_project! {
     /// not complete.
     pub(super) struct ServerStream<F, B> {
         respond: SendResponse<TrackedData>,
+        progress: Option<RequestInProgress>,
         unread: Option<UnreadBody>,
         #[pin]
         state: StreamState<F, B>,
@@ -236,10 +237,12 @@ where
     pub(super) fn new(
         handled: F,
         respond: SendResponse<TrackedData>,
+        progress: RequestInProgress,
         unread: Option<UnreadBody>,
     ) -> Self {
         Self {
             respond,
+            progress: Some(progress),
             unread,
             state: StreamState::Handling { handled },
         }
@@ -259,15 +262,24 @@ where
             let next = match this.state.as_mut().project() {
                 StreamStateProj::Handling { handled } => match handled.poll(cx) {
                     Poll::Ready(response) => match begin_response(this.respond, response) {
-                        Some(state) => state,
+                        Some(state) => {
+                            if let Some(progress) = this.progress.take() {
+                                progress.response_begins();
+                            }
+                            state
+                        }
+                        // A client that resets its upload makes `handled` fail; the request still counts as cancelled.
                         None => return Poll::Ready(()),
                     },
                     Poll::Pending => {
+                        // The client has cancelled the request. Before a 100, which h2 would send even then.
+                        if this.respond.poll_reset(cx).is_ready() {
+                            return Poll::Ready(());
+                        }
                         if (this.unread.as_ref()).is_some_and(UnreadBody::takes_continue) {
                             send_continue(this.respond);
                         }
-                        // Ready when the client has cancelled the request.
-                        return this.respond.poll_reset(cx).map(drop);
+                        return Poll::Pending;
                     }
                 },
                 StreamStateProj::Sending { response } => match ready!(response.poll_send(cx)) {
@@ -332,7 +344,7 @@ fn begin_response<F, B: Body<Data = TrackedData>>(
 fn send_continue(respond: &mut SendResponse<TrackedData>) {
     let mut interim = Response::new(());
     *interim.status_mut() = StatusCode::CONTINUE;
-    // It fails only for a stream that has ended.
+    // It fails only for a status that is not interim.
     respond.send_informational(interim).ok();
 }
 

@@ -11,7 +11,7 @@
 //! another one waits for its client, and a body that was asked and has no frame waits for the apiserver.
 //!
 //! The task of a stream ends when h2 has taken the last frame, even if the window has room for one byte of it only.
-//! [`LastFrames`] counts these frames, and [`LastFramesClock`] ends a connection whose client does not read them.
+//! [`LastFrames`] counts the responses that h2 has not written to their end then, and [`LastFramesClock`] ends a connection whose client does not read them.
 
 use std::{
     cell::Cell,
@@ -19,7 +19,7 @@ use std::{
     mem,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
@@ -57,8 +57,16 @@ enum BodyPoll {
     Yielded(Option<ReadFlag>),
 }
 
-/// Set whenever h2 writes some data of this response. h2 writes only what the window of the client allows.
-type ReadFlag = Arc<AtomicBool>;
+/// What h2 has written of a response. h2 writes only what the window of the client allows.
+#[derive(Debug, Default)]
+struct Written {
+    /// Set whenever h2 writes some data.
+    some: AtomicBool,
+    /// Set when the body has ended. Dropped when h2 has written or dropped the last frame.
+    end: OnceLock<LastFrame>,
+}
+
+type ReadFlag = Arc<Written>;
 
 /// A body that may have to wait for its client before it yields a frame.
 pub(super) trait PacedBody: Body<Data = Bytes> {
@@ -102,6 +110,12 @@ impl<B: PacedBody + Unpin> Body for StallReport<B> {
         if polled.is_ready() && this.read_flag.is_none() && !is_last {
             this.read_flag = Some(ReadFlag::default());
         }
+        // Perhaps with no data or with trailers: then h2 still has the frames before.
+        if is_last && let Some(written) = &this.read_flag {
+            written
+                .end
+                .get_or_init(|| LastFrame::new(&this.last_frames));
+        }
         LAST_POLL.set(Some(if polled.is_ready() {
             BodyPoll::Yielded(this.read_flag.clone())
         } else if this.body.waits_for_client() {
@@ -115,7 +129,8 @@ impl<B: PacedBody + Unpin> Body for StallReport<B> {
                     frame.map_data(|data| TrackedData {
                         data,
                         read_flag: this.read_flag.clone(),
-                        last: is_last.then(|| LastFrame::new(&this.last_frames)),
+                        last: (is_last && this.read_flag.is_none())
+                            .then(|| LastFrame::new(&this.last_frames)),
                     })
                 })
             })
@@ -144,7 +159,7 @@ impl<B: PacedBody> Drop for StallReport<B> {
 pub(super) struct TrackedData {
     data: Bytes,
     read_flag: Option<ReadFlag>,
-    /// Until it is written.
+    /// Set if this is the whole body, until it is written.
     last: Option<LastFrame>,
 }
 
@@ -159,8 +174,11 @@ impl Buf for TrackedData {
 
     fn advance(&mut self, count: usize) {
         self.data.advance(count);
-        if let Some(read_flag) = &self.read_flag {
-            read_flag.store(true, Ordering::Relaxed);
+        if let Some(written) = &self.read_flag {
+            written.some.store(true, Ordering::Relaxed);
+            if let Some(last) = written.end.get() {
+                last.0.was_written.store(true, Ordering::Relaxed);
+            }
         }
         if let Some(last) = &self.last {
             last.0.was_written.store(true, Ordering::Relaxed);
@@ -171,7 +189,7 @@ impl Buf for TrackedData {
     }
 }
 
-/// The last frames of the responses of one connection that h2 has not written, because the client does not read.
+/// The responses of one connection that h2 has to their end and has not written, because the client does not read.
 #[derive(Debug, Default)]
 pub(super) struct LastFrames {
     unwritten: AtomicUsize,
@@ -179,7 +197,7 @@ pub(super) struct LastFrames {
     was_written: AtomicBool,
 }
 
-/// Counts one frame until dropped.
+/// Counts one response until dropped.
 #[derive(Debug)]
 struct LastFrame(Arc<LastFrames>);
 
@@ -293,11 +311,14 @@ impl<F: Future> Future for StallGuard<F> {
             return Poll::Ready(());
         };
         LAST_POLL.set(None);
-        if stream.poll(cx).is_ready() {
+        let is_ready = stream.poll(cx).is_ready();
+        // Also at the end: what is left here would count its response as unread.
+        let last_poll = LAST_POLL.take();
+        if is_ready {
             return Poll::Ready(());
         }
         let mut sheds = false;
-        match (LAST_POLL.take(), &mut *this.clock) {
+        match (last_poll, &mut *this.clock) {
             (Some(polled), Some(clock)) => clock.body_was_polled(polled),
             (
                 Some(BodyPoll::WaitsForClient(read_flag) | BodyPoll::Yielded(read_flag)),
@@ -403,7 +424,7 @@ impl StallClock {
     /// Called at each tick: whether the client has read nothing for [`CLIENT_STALL`].
     fn has_stalled(&mut self) -> bool {
         let read_flag = self.read_flag.as_ref();
-        let was_written = read_flag.is_some_and(|flag| flag.swap(false, Ordering::Relaxed));
+        let was_written = read_flag.is_some_and(|flag| flag.some.swap(false, Ordering::Relaxed));
         if mem::take(&mut self.has_read) || was_written {
             self.silent_ticks = 0;
         } else {
@@ -431,6 +452,7 @@ mod tests {
     use super::{
         super::{
             StreamTasks, Streams,
+            budget::RequestInProgress,
             server::{PingClock, Server, ServerStream},
         },
         *,
@@ -508,6 +530,15 @@ mod tests {
 
     /// A client with this window per stream, the response to its one request, and how often a client stalled.
     async fn open(window: u32, body: Scripted) -> (Response<RecvStream>, Arc<Counters>) {
+        open_counted(window, body, Arc::default()).await
+    }
+
+    /// The same, with the counter of last frames.
+    async fn open_counted(
+        window: u32,
+        body: Scripted,
+        last_frames: Arc<LastFrames>,
+    ) -> (Response<RecvStream>, Arc<Counters>) {
         let (near, far) = tokio::io::duplex(64 * 1024);
         let counters = Arc::default();
         let tasks = StreamTasks {
@@ -516,16 +547,18 @@ mod tests {
             max: 100,
             unread: unread(&counters, &Arc::default()),
         };
-        let mut body = Some(StallReport::new(body, Arc::default()));
+        let mut body = Some(StallReport::new(body, last_frames));
         let (frames, observed) = ClientFrames::new(CLIENT_STALL, 1024, 100);
         let stream = FrameMonitor::of_client(near, frames);
         let hour = Duration::from_secs(3600);
         let pings = PingClock::new(hour, hour, observed.last_read);
+        let budget = observed.requests;
         let builder = h2::server::Builder::new();
         let server = Server::new(&builder, stream, pings, move |_, respond| {
             let response = Response::new(body.take().unwrap());
             let handled = std::future::ready(response);
-            tasks.start(ServerStream::new(handled, respond, None));
+            let progress = RequestInProgress::new(&budget);
+            tasks.start(ServerStream::new(handled, respond, progress, None));
         });
         Drain::new().spawn(server);
         let (mut sender, connection) = client::Builder::new()
@@ -538,6 +571,44 @@ mod tests {
         let response = sender.send_request(request, true).unwrap().0.await.unwrap();
         // The connection stays open without a sender as long as the stream does.
         (response, counters)
+    }
+
+    /// The apiserver ends a response with its last data or with an empty frame.
+    #[tokio::test(start_paused = true)]
+    async fn client_that_leaves_the_end_unread_is_found() {
+        for (window, pieces, knows_last) in
+            [(10, 1, true), (10, 1, false), (60, 2, true), (60, 2, false)]
+        {
+            let (sender, body) = scripted(false);
+            for _ in 0..pieces {
+                sender.send(vec![b'x'; 100 / pieces].into()).unwrap();
+            }
+            let sender = (!knows_last).then_some(sender);
+            let mut clock = LastFramesClock::default();
+            let (mut response, _) = open_counted(window, body, clock.frames()).await;
+            sleep(TICK).await;
+            drop(sender);
+            // Reads half of it, slowly. The window grows when half of it is used up.
+            let mut received = 0;
+            while received < 50 {
+                let stalled = poll_fn(|cx| clock.poll_stalled(cx));
+                let waited = tokio::time::timeout(CLIENT_STALL, stalled).await;
+                assert!(waited.is_err(), "{window} {knows_last}: {received} read");
+                let data = response.body_mut().data().await.unwrap().unwrap();
+                received += data.len();
+                if received < 50 {
+                    let mut flow = response.body_mut().flow_control().clone();
+                    flow.release_capacity(data.len()).unwrap();
+                }
+            }
+            let stalled = poll_fn(|cx| clock.poll_stalled(cx));
+            let ended = tokio::time::timeout(CLIENT_STALL * 3, stalled).await;
+            assert!(ended.is_ok(), "{window} {knows_last}");
+            drop(response);
+            sleep(TICK).await;
+            let unwritten = clock.frames.unwritten.load(Ordering::Relaxed);
+            assert_eq!(unwritten, 0, "{window} {knows_last}");
+        }
     }
 
     fn stalls(counters: &Counters) -> u64 {

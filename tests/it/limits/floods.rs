@@ -58,11 +58,13 @@ async fn flood(wire: &mut Wire, (kind, flags, stream, payload): (u8, u8, u32, Ve
 }
 
 /// Opens 100 streams, and cancels them once all are at the apiserver. `round` counts the calls on this connection from 0.
-async fn cancel_100_begun(wire: &mut Wire, upstream: &Upstream, round: u32) {
+/// With POST, the body of each request is incomplete.
+async fn cancel_100_begun(wire: &mut Wire, upstream: &Upstream, method: &str, round: u32) {
     let streams = (0..100).map(|number| 200 * round + 2 * number + 1);
+    let flags = if method == "GET" { END_STREAM } else { 0 };
     for stream in streams.clone() {
-        let get = fields("GET", "/never");
-        wire.headers(stream, &get, END_STREAM).await.unwrap();
+        let head = fields(method, "/never");
+        wire.headers(stream, &head, flags).await.unwrap();
     }
     upstream
         .wait_for("the requests", |connections| {
@@ -144,25 +146,27 @@ async fn flood_of_small_continuations_ends_its_connection() {
 #[tokio::test]
 async fn rapid_reset_of_begun_requests_ends_its_connection() {
     let world = World::new();
-    let upstream = world
-        .apiserver()
-        .http(|_| std::future::pending::<Response<_>>())
-        .start()
-        .await;
-    let proxy = world.proxy(upstream.address()).admin().start();
-    let mut wire = wire(&proxy).await;
-    for round in 0..2 {
-        cancel_100_begun(&mut wire, &upstream, round).await;
+    for method in ["GET", "POST"] {
+        let upstream = world
+            .apiserver()
+            .http(|_| std::future::pending::<Response<_>>())
+            .start()
+            .await;
+        let proxy = world.proxy(upstream.address()).admin().start();
+        let mut wire = wire(&proxy).await;
+        for round in 0..2 {
+            cancel_100_begun(&mut wire, &upstream, method, round).await;
+        }
+        wait_for_resets(&upstream, 200).await;
+        for stream in (401..601).step_by(2) {
+            let get = fields("GET", "/never");
+            wire.headers(stream, &get, END_STREAM).await.ok();
+        }
+        assert_eq!(goaway(&mut wire).await, Some(ENHANCE_YOUR_CALM), "{method}");
+        let frames = [("limits_hit_total{limit=\"frames\"}", 1.0)];
+        crate::admin::wait_for_numbers(proxy.admin(), &frames).await;
+        assert_eq!(upstream.requests().len(), 200, "{method}");
     }
-    wait_for_resets(&upstream, 200).await;
-    for stream in (401..601).step_by(2) {
-        let get = fields("GET", "/never");
-        wire.headers(stream, &get, END_STREAM).await.ok();
-    }
-    assert_eq!(goaway(&mut wire).await, Some(ENHANCE_YOUR_CALM));
-    let frames = [("limits_hit_total{limit=\"frames\"}", 1.0)];
-    crate::admin::wait_for_numbers(proxy.admin(), &frames).await;
-    assert_eq!(upstream.requests().len(), 200);
 }
 
 /// A dashboard that shows another namespace ends all its watches, and begins others.
@@ -390,7 +394,7 @@ async fn client_that_cancels_all_it_has_open_stays() {
     let proxy = world.proxy(upstream.address()).start();
     let mut wire = wire(&proxy).await;
     for round in 0..3 {
-        cancel_100_begun(&mut wire, &upstream, round).await;
+        cancel_100_begun(&mut wire, &upstream, "GET", round).await;
         wait_for_resets(&upstream, 100 * (round as usize + 1)).await;
         // The client looks at what it sees for a second.
         tokio::time::sleep(Duration::from_millis(1100)).await;
