@@ -223,7 +223,7 @@ impl AccessLog {
     }
 
     /// Copies what the line at the end of the stream needs. A slice of a head keeps the whole buffer that the head was read
-    /// into. Proof: tests/it `silent_http1_connection_holds_at_most_one_buffer`.
+    /// into.
     fn keep_copies(&mut self) {
         if let Ok(uri) = Uri::try_from(self.facts.uri.to_string()) {
             self.facts.uri = uri;

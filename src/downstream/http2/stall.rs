@@ -59,14 +59,14 @@ enum BodyPoll {
 
 /// What h2 has written of a response. h2 writes only what the window of the client allows.
 #[derive(Debug, Default)]
-struct Written {
+struct WrittenResponse {
     /// Set whenever h2 writes some data.
     some: AtomicBool,
     /// Set when the body has ended. Dropped when h2 has written or dropped the last frame.
     end: OnceLock<LastFrame>,
 }
 
-type ReadFlag = Arc<Written>;
+type ReadFlag = Arc<WrittenResponse>;
 
 /// A body that may have to wait for its client before it yields a frame.
 pub(super) trait PacedBody: Body<Data = Bytes> {
