@@ -1,6 +1,6 @@
 //! Errors of rustls and webpki in plain words. Their own texts are names of Rust types and lists of bytes.
 //!
-//! Every stage and both legs take the words from here: [`crate::text::error_chain`] does for the log, `check` for its
+//! Every stage and both legs take the words from here: `text::error_chain` does for the log, `check` for its
 //! findings.
 
 use std::borrow::Cow;

@@ -38,8 +38,14 @@ pub struct CheckArgs {
     #[arg(long, value_name = "URL", help_heading = CHECKING)]
     pub through: Option<String>,
 
-    /// Connect to HOST[:PORT] and not to the host of --through, for example before DNS is changed
-    #[arg(long, value_name = "ADDRESS", requires = "through", help_heading = CHECKING)]
+    /// The host, and perhaps the port, to connect to.
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        requires = "through",
+        help_heading = CHECKING,
+        help = "Connect to HOST[:PORT] and not to the host of --through, for example before DNS is changed"
+    )]
     pub connect_to: Option<String>,
 
     /// Check only what needs no network and no port: configuration, certificates and CAs

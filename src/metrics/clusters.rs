@@ -42,7 +42,7 @@ impl ClusterLabel {
 }
 
 impl ClusterLabels {
-    /// The label of this name. Once a process has had [`MAX_CLUSTERS`] names, further ones share the label `other`:
+    /// The label of this name. Once a process has had `MAX_CLUSTERS` names, further ones share the label `other`:
     /// each reload can bring new names, and they must not fill the memory.
     pub fn label(&mut self, name: &str) -> ClusterLabel {
         if let Some(known) = self.0.iter().find(|known| &*known.name == name) {
