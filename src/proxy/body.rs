@@ -6,7 +6,7 @@
 use std::{
     mem,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use bytes::Bytes;
@@ -116,14 +116,20 @@ impl body::Body for Body {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let this = self.get_mut();
-        let frame = match &mut this.content {
+        let polled = match &mut this.content {
             Content::Own(body) => {
-                let frame = ready!(Pin::new(body).poll_frame(cx));
-                frame.map(|frame| frame.map_err(|never| match never {}))
+                let polled = Pin::new(body).poll_frame(cx);
+                polled.map(|frame| frame.map(|frame| frame.map_err(|never| match never {})))
             }
-            Content::Upstream(body) => ready!(Pin::new(body).poll_frame(cx)),
-            Content::Watch(watch) => ready!(watch.poll_frame(cx)),
-            Content::Tunnel(_) => None,
+            Content::Upstream(body) => Pin::new(body).poll_frame(cx),
+            Content::Watch(watch) => watch.poll_frame(cx),
+            Content::Tunnel(_) => Poll::Ready(None),
+        };
+        let Poll::Ready(frame) = polled else {
+            if let Some(log) = &mut this.log {
+                log.release_head();
+            }
+            return Poll::Pending;
         };
         let mut frame = frame.map(|frame| frame.map_err(|error| this.cut(&error)));
         if let Some(Ok(frame)) = &mut frame

@@ -101,6 +101,8 @@ fn apiserver(world: &World) -> (Builder, Events) {
 }
 
 const LIST: usize = 10 * MIB;
+/// Below `limits.headerBytes`.
+const LARGE_HEAD: usize = 30 * KIB;
 
 /// The client's end of a watch.
 enum Watch {
@@ -116,7 +118,9 @@ impl Watch {
 
     async fn over_http1(client: &Client) -> Self {
         let mut client = client.http1().await;
-        let get = format!("GET /watch HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
+        // The log line at the end needs parts of the head, but the proxy must not hold all of it until then.
+        let padding = "x".repeat(LARGE_HEAD);
+        let get = format!("GET /watch HTTP/1.1\r\nHost: {HOST}\r\nX-Padding: {padding}\r\n\r\n");
         client.send(get).await;
         assert_eq!(client.head().await.unwrap().status, 200);
         Self::Connection(client)
@@ -209,11 +213,11 @@ async fn silent_http2_connection_holds_only_its_frame_buffers() {
     assert_memory_of_silent_watches(Clients::Http2, 80 * KIB, 100 * KIB).await;
 }
 
-/// Two TLS sessions and two HTTP/1.1 connections. A buffer may grow to 32 KiB during a large event and stay; all other
-/// memory of the event is freed in time.
+/// Two TLS sessions and two HTTP/1.1 connections, and nothing of the large request head. A buffer may grow to 32 KiB during a
+/// large event and stay; all other memory of the event is freed in time.
 #[tokio::test]
 async fn silent_http1_connection_holds_at_most_one_buffer() {
-    assert_memory_of_silent_watches(Clients::Http1, 64 * KIB, 200 * KIB).await;
+    assert_memory_of_silent_watches(Clients::Http1, 44 * KIB, 200 * KIB).await;
 }
 
 /// Connections without a request, and tunnels, on which nothing passes. docs/performance.md publishes what they need in a
