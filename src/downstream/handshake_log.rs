@@ -16,8 +16,9 @@ use crate::{
     clients::ClientPrefix,
     hosts::PeerAddr,
     quote,
-    telemetry::{LineRate, LogLimiter},
+    telemetry::LogLimiter,
     text::{error_chain, escape},
+    token_bucket::TokenBucketSize,
 };
 
 /// Which lines were written. All workers share it.
@@ -103,14 +104,14 @@ fn tls_error(error: &io::Error) -> Option<&Error> {
 }
 
 /// One line for each client and reason in this time.
-const OF_CLIENT: LineRate = LineRate {
-    burst: 1,
-    interval: Duration::from_secs(60),
+const OF_CLIENT: TokenBucketSize = TokenBucketSize {
+    max_tokens: 1,
+    fill_interval: Duration::from_secs(60),
 };
 /// A port that is open to the internet is scanned all the time.
-const OF_ALL: LineRate = LineRate {
-    burst: 30,
-    interval: Duration::from_secs(2),
+const OF_ALL: TokenBucketSize = TokenBucketSize {
+    max_tokens: 30,
+    fill_interval: Duration::from_secs(2),
 };
 const MAX_NAME_CHARS: usize = 256;
 
