@@ -35,10 +35,11 @@ impl HandshakeLog {
     /// Logs why a handshake failed.
     pub(super) fn failed(&self, peer: PeerAddr, error: &HandshakeError) {
         let reason = reason(error);
-        let server_name = error.server_name().map(|name| {
-            let name = quote::name(name);
-            display(escape(&name, MAX_NAME_CHARS).to_string())
-        });
+        // In a closure, because a line that is not written needs none.
+        let server_name = || {
+            let name = quote::name(error.server_name()?);
+            Some(display(escape(&name, MAX_NAME_CHARS).to_string()))
+        };
         let line = if is_notable(error) {
             let client = (ClientPrefix::new(peer.0.ip()), reason);
             let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -46,23 +47,21 @@ impl HandshakeLog {
         } else {
             None
         };
-        if let Some(suppressed) = line {
-            warn!(
-                client.address = %peer,
-                reason,
-                tls.client.server_name = server_name,
-                error = %error_chain(error),
-                suppressed_lines = Some(suppressed).filter(|lines| *lines > 0),
-                "downstream handshake failed"
-            );
-        } else {
-            debug!(
-                client.address = %peer,
-                reason,
-                tls.client.server_name = server_name,
-                error = %error_chain(error),
-                "downstream handshake failed"
-            );
+        macro_rules! log_line {
+            ($level:ident, $suppressed:expr) => {
+                $level!(
+                    client.address = %peer,
+                    reason,
+                    tls.client.server_name = server_name(),
+                    error = %error_chain(error),
+                    suppressed_lines = $suppressed,
+                    "downstream handshake failed"
+                )
+            };
+        }
+        match line {
+            Some(suppressed) => log_line!(warn, Some(suppressed).filter(|lines| *lines > 0)),
+            None => log_line!(debug, None::<u64>),
         }
     }
 }
