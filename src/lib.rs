@@ -69,5 +69,6 @@ mod socket;
 pub mod telemetry;
 mod text;
 pub mod tls_error;
+mod token_bucket;
 mod transport;
 pub mod upstream;

@@ -155,12 +155,20 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("hosts", &[]),
     ("text", &[]),
     ("tls_error", &[]),
+    ("token_bucket", &[]),
     ("listen_error", &[]),
     ("heartbeat", &[]),
 ];
 
 /// Leaves that every module may use.
-const LEAVES: &[&str] = &["ending", "hosts", "quote", "text", "tls_error"];
+const LEAVES: &[&str] = &[
+    "ending",
+    "hosts",
+    "quote",
+    "text",
+    "tls_error",
+    "token_bucket",
+];
 
 /// A file with fewer lines is a part of another one: it only adds a door to open.
 const MIN_LINES: usize = 40;

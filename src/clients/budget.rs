@@ -27,7 +27,10 @@ use std::{
 use http::{HeaderValue, StatusCode, header, request::Parts};
 use tokio::time::Instant;
 
-use crate::config::{Limits, TokenBucketSize};
+use crate::{
+    config::Limits,
+    token_bucket::{TokenBucket, TokenBucketSize},
+};
 
 /// What all clients have in common.
 #[derive(Debug)]
@@ -47,12 +50,6 @@ pub(super) struct ClientBudget {
     is_checked: AtomicBool,
     requests: Mutex<TokenBucket>,
     refusals: Mutex<Refusals>,
-}
-
-/// The tokens of a bucket, as the time when it will be full again (GCRA).
-#[derive(Debug, Clone, Copy)]
-struct TokenBucket {
-    full_at: Instant,
 }
 
 /// Credentials that the apiserver has refused or accepted, since the first one was refused.
@@ -229,7 +226,7 @@ fn is_refused(status: StatusCode, has_credential: bool) -> bool {
 impl ClientBudget {
     pub(super) fn new(sizes: &BudgetSizes) -> Self {
         let now = Instant::now();
-        let full = TokenBucket { full_at: now };
+        let full = TokenBucket::new(now);
         Self {
             is_checked: sizes.requests.is_some().into(),
             requests: Mutex::new(full),
@@ -387,7 +384,7 @@ impl ClientBudget {
         }
         let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
         let refusals = self.refusals();
-        requests.full_at > now || !refusals.are_over(now)
+        !requests.is_full(now) || !refusals.are_over(now)
     }
 }
 
@@ -395,9 +392,7 @@ impl Refusals {
     /// Whether all buckets are full again.
     fn are_over(&self, now: Instant) -> bool {
         let mut buckets = self.refused.iter().map(|known| known.bucket);
-        now >= self.keep_until
-            && self.all.full_at <= now
-            && buckets.all(|bucket| bucket.full_at <= now)
+        now >= self.keep_until && self.all.is_full(now) && buckets.all(|bucket| bucket.is_full(now))
     }
 
     fn forget(&mut self) {
@@ -417,7 +412,7 @@ impl Refusals {
         let known = self.refused.iter().position(|known| known.hash == hash);
         let mut bucket = match known.map(|at| self.refused.remove(at)) {
             Some(known) => known.bucket,
-            None => TokenBucket { full_at: now },
+            None => TokenBucket::new(now),
         };
         let mut owed = u32::from(!credential.has_token);
         if status == StatusCode::UNAUTHORIZED {
@@ -456,23 +451,6 @@ fn push_bounded<T>(items: &mut Vec<T>, item: T, max: usize) {
         items.remove(0);
     }
     items.push(item);
-}
-
-impl TokenBucket {
-    /// Takes a token, or returns the time until there is one.
-    fn take(&mut self, size: &TokenBucketSize, now: Instant) -> Result<(), Duration> {
-        let missing = self.full_at.saturating_duration_since(now) + size.fill_interval;
-        let wait = missing.saturating_sub(size.fill_interval * size.max_tokens);
-        if !wait.is_zero() {
-            return Err(wait);
-        }
-        self.full_at = self.full_at.max(now) + size.fill_interval;
-        Ok(())
-    }
-
-    fn put_back(&mut self, size: &TokenBucketSize) {
-        self.full_at -= size.fill_interval;
-    }
 }
 
 impl fmt::Debug for CredentialHash {
@@ -771,26 +749,10 @@ mod tests {
         assert!(!format!("{refusals:?}").contains("Bearer"));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn bucket_allows_a_burst_and_then_its_rate() {
-        let size = TokenBucketSize {
-            max_tokens: 3,
-            fill_interval: Duration::from_millis(400),
-        };
-        let mut bucket = TokenBucket {
-            full_at: Instant::now(),
-        };
-        for _ in 0..3 {
-            bucket.take(&size, Instant::now()).unwrap();
+    #[test]
+    fn retry_after_is_rounded_up() {
+        for (millis, whole) in [(400, 1), (1000, 1), (1001, 2)] {
+            assert_eq!(seconds(Duration::from_millis(millis)), whole);
         }
-        let wait = bucket.take(&size, Instant::now()).unwrap_err();
-        assert_eq!(wait, size.fill_interval);
-        assert_eq!(seconds(wait), 1);
-        advance(wait).await;
-        bucket.take(&size, Instant::now()).unwrap();
-        bucket.take(&size, Instant::now()).unwrap_err();
-        advance(size.fill_interval * 100).await;
-        let taken = (0..10).filter(|_| bucket.take(&size, Instant::now()).is_ok());
-        assert_eq!(taken.count(), 3);
     }
 }

@@ -12,9 +12,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
-use super::units::{
-    Count, MaybeZeroDuration, RefusalCount, RequestRate, Size, Timeout, TokenBucketSize, Written,
-};
+use super::units::{Count, MaybeZeroDuration, RefusalCount, RequestRate, Size, Timeout, Written};
+use crate::token_bucket::TokenBucketSize;
 
 /// Defines the settings that the proxy runs with, and the section of the file that they come from. Each row is
 /// `name: type in the file => type of the running proxy = default;`. The docs of a row are also the description in

@@ -26,6 +26,7 @@ use std::{
 
 use rustls_pki_types::ServerName;
 
+pub use crate::token_bucket::TokenBucketSize;
 use crate::{hosts::url_host, quote};
 
 pub use args::ServeArgs;
@@ -39,7 +40,6 @@ pub(crate) use kubeconfig::{Kubeconfig, NamedContext, duplicate};
 pub use limits::{Limits, Timeouts};
 pub use load::load;
 pub(crate) use source::check_path_flag;
-pub use units::TokenBucketSize;
 pub(crate) use url::{ConnectTo, UpstreamUrl};
 pub(crate) use yaml::load as load_yaml;
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, de};
 use serde_saphyr::Spanned;
 
 use super::error::SettingError;
-use crate::quote;
+use crate::{quote, token_bucket::TokenBucketSize};
 
 /// Reads `500ms`, `5s`, `10m`, `1h30m` or `0s`.
 pub(super) fn duration(text: &str) -> Result<Duration, SettingError> {
@@ -120,26 +120,6 @@ pub(super) struct RefusalCount {
     count: Count<1, 100_000>,
     /// The time.
     per: Timeout,
-}
-
-/// A token bucket: it is full at the start, and gets one token per interval.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TokenBucketSize {
-    /// Tokens of a full bucket.
-    pub max_tokens: u32,
-    /// The time that one token takes.
-    pub fill_interval: Duration,
-}
-
-impl TokenBucketSize {
-    /// A bucket of this many tokens that fills in this time.
-    #[must_use]
-    pub fn new(max_tokens: u32, per: Duration) -> Self {
-        Self {
-            max_tokens,
-            fill_interval: per / max_tokens.max(1),
-        }
-    }
 }
 
 impl Written<Option<TokenBucketSize>> for RequestRate {

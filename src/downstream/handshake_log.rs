@@ -16,8 +16,9 @@ use crate::{
     clients::ClientPrefix,
     hosts::PeerAddr,
     quote,
-    telemetry::{LineRate, LogLimiter},
+    telemetry::LogLimiter,
     text::{error_chain, escape},
+    token_bucket::TokenBucketSize,
 };
 
 /// Which lines were written. All workers share it.
@@ -34,10 +35,11 @@ impl HandshakeLog {
     /// Logs why a handshake failed.
     pub(super) fn failed(&self, peer: PeerAddr, error: &HandshakeError) {
         let reason = reason(error);
-        let server_name = error.server_name().map(|name| {
-            let name = quote::name(name);
-            display(escape(&name, MAX_NAME_CHARS).to_string())
-        });
+        // In a closure, because a line that is not written needs none.
+        let server_name = || {
+            let name = quote::name(error.server_name()?);
+            Some(display(escape(&name, MAX_NAME_CHARS).to_string()))
+        };
         let line = if is_notable(error) {
             let client = (ClientPrefix::new(peer.0.ip()), reason);
             let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -45,23 +47,21 @@ impl HandshakeLog {
         } else {
             None
         };
-        if let Some(suppressed) = line {
-            warn!(
-                client.address = %peer,
-                reason,
-                tls.client.server_name = server_name,
-                error = %error_chain(error),
-                suppressed_lines = Some(suppressed).filter(|lines| *lines > 0),
-                "downstream handshake failed"
-            );
-        } else {
-            debug!(
-                client.address = %peer,
-                reason,
-                tls.client.server_name = server_name,
-                error = %error_chain(error),
-                "downstream handshake failed"
-            );
+        macro_rules! log_line {
+            ($level:ident, $suppressed:expr) => {
+                $level!(
+                    client.address = %peer,
+                    reason,
+                    tls.client.server_name = server_name(),
+                    error = %error_chain(error),
+                    suppressed_lines = $suppressed,
+                    "downstream handshake failed"
+                )
+            };
+        }
+        match line {
+            Some(suppressed) => log_line!(warn, Some(suppressed).filter(|lines| *lines > 0)),
+            None => log_line!(debug, None::<u64>),
         }
     }
 }
@@ -103,14 +103,14 @@ fn tls_error(error: &io::Error) -> Option<&Error> {
 }
 
 /// One line for each client and reason in this time.
-const OF_CLIENT: LineRate = LineRate {
-    burst: 1,
-    interval: Duration::from_secs(60),
+const OF_CLIENT: TokenBucketSize = TokenBucketSize {
+    max_tokens: 1,
+    fill_interval: Duration::from_secs(60),
 };
 /// A port that is open to the internet is scanned all the time.
-const OF_ALL: LineRate = LineRate {
-    burst: 30,
-    interval: Duration::from_secs(2),
+const OF_ALL: TokenBucketSize = TokenBucketSize {
+    max_tokens: 30,
+    fill_interval: Duration::from_secs(2),
 };
 const MAX_NAME_CHARS: usize = 256;
 

@@ -83,11 +83,16 @@ impl<V> PerCluster<V> {
         self.entry(slot).map_or(&self.unrouted, |(_, value)| value)
     }
 
+    /// The label of a cluster that has begun. `None` for requests without a cluster.
+    pub(super) fn label(&self, slot: ClusterSlot) -> Option<&ClusterLabel> {
+        self.entry(slot).map(|(label, _)| label)
+    }
+
     /// The name of a cluster that has begun. Empty for requests without a cluster.
     #[must_use]
     pub fn name(&self, slot: ClusterSlot) -> Arc<str> {
-        self.entry(slot)
-            .map_or_else(Arc::default, |(label, _)| Arc::clone(&label.name))
+        self.label(slot)
+            .map_or_else(Arc::default, |label| Arc::clone(&label.name))
     }
 
     /// The value of requests without a cluster.

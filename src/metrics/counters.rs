@@ -321,6 +321,13 @@ impl Connected {
         &self.counters
     }
 
+    /// The name of a cluster for the log. `None` for a request without one.
+    #[must_use]
+    pub fn cluster_name(&self, cluster: ClusterSlot) -> Option<&str> {
+        let label = self.counters.clusters.label(cluster);
+        label.map(ClusterLabel::name)
+    }
+
     /// Counts and lists an error to which the proxy itself responds. Returns `Some` if it may be logged, with the
     /// number of log lines about this client that were suppressed since the last one.
     pub fn record_error(

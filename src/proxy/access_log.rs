@@ -68,8 +68,6 @@ pub(super) struct RequestFacts {
     pub(super) id: RequestId,
     method: Method,
     uri: Uri,
-    /// `None` until the host was found to belong to a cluster.
-    pub(super) cluster: Option<Arc<str>>,
 }
 
 /// Data that only the log line needs.
@@ -95,10 +93,9 @@ struct KubernetesFields {
 enum Outcome {
     /// Dropped before the end: the client left, or the proxy closed the connection.
     Abandoned,
+    /// It ended in order. A watch that the drain ended between two events did too.
     Complete,
     Aborted,
-    /// The drain ended a watch between two events.
-    Drained,
     Failed(&'static str),
 }
 
@@ -171,7 +168,6 @@ impl AccessLog {
                 id: RequestId::from_headers(headers),
                 method: request.method().clone(),
                 uri: request.uri().clone(),
-                cluster: None,
             },
             has_copies: false,
             fields,
@@ -191,9 +187,7 @@ impl AccessLog {
 
     /// Notes the cluster that the request goes to.
     pub(super) fn routed(&mut self, cluster: &ClusterLabel) {
-        let counters = self.connected.counters();
-        self.cluster = counters.begin_request(cluster);
-        self.facts.cluster = Some(counters.clusters().name(self.cluster));
+        self.cluster = self.connected.counters().begin_request(cluster);
     }
 
     /// Notes the upstream connection that the response comes from.
@@ -275,7 +269,7 @@ impl AccessLog {
             let kubernetes = facts.kubernetes();
             info!(
                 target: TARGET,
-                cluster = facts.cluster.as_deref(),
+                cluster = self.connected.cluster_name(self.cluster),
                 client.address = %self.connected.client(),
                 user_agent.original = fields.user_agent.as_ref().and_then(shortened).map(display),
                 http.request.id = %facts.id,
@@ -310,18 +304,13 @@ impl AccessLog {
     /// failed, and one that was aborted stays aborted.
     pub(super) fn completed(&mut self, ending: Ending) {
         if matches!(self.outcome, Outcome::Abandoned) {
-            self.outcome = if ending.reason.is_of_drain() {
-                Outcome::Drained
-            } else {
-                Outcome::Complete
-            };
-            self.ending = Some(ending);
+            (self.outcome, self.ending) = (Outcome::Complete, Some(ending));
         }
     }
 
     /// Notes that the client left before it had the whole response.
     pub(super) fn abandoned(&mut self) {
-        if matches!(self.outcome, Outcome::Complete | Outcome::Drained) {
+        if matches!(self.outcome, Outcome::Complete) {
             (self.outcome, self.ending) = (Outcome::Abandoned, None);
         }
     }
@@ -340,7 +329,7 @@ impl AccessLog {
         let activity = self.connected.counters().activity();
         if let Some(suppressed) = activity.admit_line(client.ip()) {
             warn!(
-                cluster = self.facts.cluster.as_deref(),
+                cluster = self.connected.cluster_name(self.cluster),
                 client.address = %client,
                 http.request.id = %self.facts.id,
                 error = %error_chain(error),
@@ -379,11 +368,10 @@ impl AccessLog {
             self.connected.end().unwrap_or(cancelled)
         });
         let outcome = match self.outcome {
+            Outcome::Complete | Outcome::Abandoned if ending.reason.is_of_drain() => DRAINED,
             Outcome::Complete => "complete",
             Outcome::Aborted => "aborted",
-            Outcome::Drained => DRAINED,
             Outcome::Failed(label) => label,
-            Outcome::Abandoned if ending.reason.is_of_drain() => DRAINED,
             Outcome::Abandoned if ending.reason.is_of_limit() => "aborted",
             Outcome::Abandoned => "client_gone",
         };
@@ -396,7 +384,7 @@ impl AccessLog {
         let (outcome, ending) = self.end();
         info!(
             target: TARGET,
-            cluster = facts.cluster.as_deref(),
+            cluster = self.connected.cluster_name(self.cluster),
             client.address = %self.connected.client(),
             user_agent.original = fields.user_agent.as_ref().and_then(shortened).map(display),
             network.protocol.version = protocol(self.version),

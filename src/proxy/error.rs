@@ -86,7 +86,7 @@ pub(super) fn record(
     macro_rules! log_line {
         ($level:ident, $message:literal) => {
             $level!(
-                cluster = facts.and_then(|facts| facts.cluster.as_deref()),
+                cluster = connected.cluster_name(cluster),
                 client.address = %connected.client(),
                 http.request.id = %id,
                 http.request.method = facts.map(|facts| display(facts.method())),

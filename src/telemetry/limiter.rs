@@ -7,43 +7,23 @@ use std::{
 
 use tokio::time::Instant;
 
+use crate::token_bucket::{TokenBucket, TokenBucketSize};
+
 /// Limits the lines of one kind, for each client and for all of them, so that a client that fails in a loop can
 /// neither fill the log nor hide what happens to others.
 #[derive(Debug)]
 pub(crate) struct LogLimiter {
-    of_client: LineRate,
-    of_all: LineRate,
+    of_client: TokenBucketSize,
+    of_all: TokenBucketSize,
     slots: Box<[ClientLines]>,
-    all: LineBucket,
-}
-
-/// Lines that may be written at once, and the time after which one more may.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct LineRate {
-    pub(crate) burst: u32,
-    pub(crate) interval: Duration,
+    all: TokenBucket,
 }
 
 /// The log lines of the clients that share a slot.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 struct ClientLines {
-    bucket: LineBucket,
+    bucket: TokenBucket,
     suppressed: u64,
-}
-
-/// When all lines of a [`LineRate`] may be written again; `None` before the first line.
-#[derive(Debug, Clone, Copy, Default)]
-struct LineBucket(Option<Instant>);
-
-impl LineBucket {
-    fn take(&mut self, rate: LineRate, now: Instant) -> bool {
-        let full_at = self.0.map_or(now, |at| at.max(now)) + rate.interval;
-        let is_free = full_at.duration_since(now) <= rate.interval * rate.burst;
-        if is_free {
-            self.0 = Some(full_at);
-        }
-        is_free
-    }
 }
 
 impl Default for LogLimiter {
@@ -54,12 +34,18 @@ impl Default for LogLimiter {
 }
 
 impl LogLimiter {
-    pub(crate) fn new(of_client: LineRate, of_all: LineRate) -> Self {
+    /// A limit of lines, each of which takes one token.
+    pub(crate) fn new(of_client: TokenBucketSize, of_all: TokenBucketSize) -> Self {
+        let all = TokenBucket::new(Instant::now());
+        let no_lines = ClientLines {
+            bucket: all,
+            suppressed: 0,
+        };
         Self {
             of_client,
             of_all,
-            slots: vec![ClientLines::default(); LIMITER_SLOTS].into(),
-            all: LineBucket::default(),
+            slots: vec![no_lines; LIMITER_SLOTS].into(),
+            all,
         }
     }
 
@@ -69,7 +55,11 @@ impl LogLimiter {
         let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(client);
         let slot = usize::try_from(hash % LIMITER_SLOTS as u64).unwrap_or_default();
         let lines = self.slots.get_mut(slot)?;
-        if !lines.bucket.take(self.of_client, now) || !self.all.take(self.of_all, now) {
+        let of_client = lines.bucket.take(&self.of_client, now);
+        if of_client
+            .and_then(|()| self.all.take(&self.of_all, now))
+            .is_err()
+        {
             lines.suppressed += 1;
             return None;
         }
@@ -78,13 +68,13 @@ impl LogLimiter {
 }
 
 /// Lines about failed requests.
-const FAILURES_OF_CLIENT: LineRate = LineRate {
-    burst: 10,
-    interval: Duration::from_secs(1),
+const FAILURES_OF_CLIENT: TokenBucketSize = TokenBucketSize {
+    max_tokens: 10,
+    fill_interval: Duration::from_secs(1),
 };
-const FAILURES_OF_ALL: LineRate = LineRate {
-    burst: 50,
-    interval: Duration::from_millis(100),
+const FAILURES_OF_ALL: TokenBucketSize = TokenBucketSize {
+    max_tokens: 50,
+    fill_interval: Duration::from_millis(100),
 };
 /// A fixed number, so that memory does not grow with clients. Two clients in one slot share its lines.
 const LIMITER_SLOTS: usize = 256;

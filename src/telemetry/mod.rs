@@ -24,7 +24,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-pub(crate) use limiter::{LineRate, LogLimiter};
+pub(crate) use limiter::LogLimiter;
 
 use crate::config::{LogConfig, LogFormat};
 use logfmt::Logfmt;
@@ -192,6 +192,7 @@ fn may_be_logged(metadata: &Metadata<'_>) -> bool {
 
 /// Lines that can wait for a slow log sink. The queue is allocated at the start; a line has about 400 bytes.
 const WAITING_LINES: usize = 16 * 1024;
+
 #[cfg(test)]
 mod tests {
     use super::*;

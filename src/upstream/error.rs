@@ -203,6 +203,20 @@ impl DownloadError {
             Self::PingTimeout => Ending::by_apiserver(EndReason::PingTimeout),
         }
     }
+
+    /// Whether the connection ended under the response: the apiserver died, or nothing reaches it any more. False if the
+    /// apiserver itself aborted this response, or sent what is no HTTP.
+    #[must_use]
+    pub fn is_lost_connection(&self) -> bool {
+        match self {
+            Self::H1(H1Error::Message(error)) => {
+                matches!(error, MessageError::Cut | MessageError::Io(_))
+            }
+            Self::H1(_) => false,
+            Self::H2(error) => error.is_io() || (error.is_go_away() && error.is_remote()),
+            Self::PingTimeout => true,
+        }
+    }
 }
 
 impl HttpError {
@@ -254,22 +268,6 @@ fn h2_reason(error: &h2::Error) -> EndReason {
         None if error.is_go_away() && error.is_remote() => EndReason::GoAway,
         None if error.is_reset() && error.is_remote() => EndReason::Cancel,
         None => EndReason::Protocol,
-    }
-}
-
-impl DownloadError {
-    /// Whether the connection ended under the response: the apiserver died, or nothing reaches it any more. False if the
-    /// apiserver itself aborted this response, or sent what is no HTTP.
-    #[must_use]
-    pub fn is_lost_connection(&self) -> bool {
-        match self {
-            Self::H1(H1Error::Message(error)) => {
-                matches!(error, MessageError::Cut | MessageError::Io(_))
-            }
-            Self::H1(_) => false,
-            Self::H2(error) => error.is_io() || (error.is_go_away() && error.is_remote()),
-            Self::PingTimeout => true,
-        }
     }
 }
 

@@ -59,7 +59,7 @@ fn upstream_errors() -> Vec<UpstreamError> {
     ]
 }
 
-const REJECTIONS: [(Rejection, u16, &str); 16] = [
+const REJECTIONS: [(Rejection, u16, &str); 17] = [
     (Rejection::Connect, 405, "MethodNotAllowed"),
     (
         Rejection::HeaderFields(7),
@@ -78,6 +78,7 @@ const REJECTIONS: [(Rejection, u16, &str); 16] = [
     (Rejection::NotOurs, 421, "MisdirectedRequest"),
     (Rejection::Scheme, 400, "BadRequest"),
     (Rejection::Target, 400, "BadRequest"),
+    (Rejection::TargetCharacter, 400, "BadRequest"),
     (Rejection::TransferEncoding, 400, "BadRequest"),
     (Rejection::AmbiguousLength, 400, "BadRequest"),
     (Rejection::Malformed, 400, "BadRequest"),

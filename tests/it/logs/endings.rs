@@ -157,38 +157,25 @@ async fn each_end_of_a_watch_has_its_own_reason() {
     let (upstream, mut opened) = watches(&world).await;
     let request = format!("GET {WATCH}?watch=1 HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
     let url = format!("https://{HOST}{WATCH}?watch=1");
+    let killed = ["client_gone", "client", "tls_eof"];
+    let complete = ["complete", "apiserver", "eof"];
+    let drained = ["drained", "proxy", "drain"];
     for (case, http1_end, http2_end) in [
         (
             "client leaves",
             ["client_gone", "client", "eof"],
             ["client_gone", "client", "cancel"],
         ),
-        (
-            "client killed",
-            ["client_gone", "client", "tls_eof"],
-            ["client_gone", "client", "tls_eof"],
-        ),
-        (
-            "apiserver ends",
-            ["complete", "apiserver", "eof"],
-            ["complete", "apiserver", "eof"],
-        ),
+        ("client killed", killed, killed),
+        ("apiserver ends", complete, complete),
         (
             "apiserver aborts",
             // Between two events, so that the client resumes.
             ["complete", "apiserver", "tls_eof"],
             ["aborted", "apiserver", "cancel"],
         ),
-        (
-            "drain",
-            ["drained", "proxy", "drain"],
-            ["drained", "proxy", "drain"],
-        ),
-        (
-            "drain in an event",
-            ["drained", "proxy", "drain"],
-            ["drained", "proxy", "drain"],
-        ),
+        ("drain", drained, drained),
+        ("drain in an event", drained, drained),
     ] {
         for is_http2 in [false, true] {
             let binary = start(&world, &upstream, "0s").await;
