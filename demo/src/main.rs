@@ -205,6 +205,7 @@ fn proxy_config(
             hosts: Vec::new(),
             upstream_host: apiserver.ip().to_string(),
             upstream_port: apiserver.port(),
+            url_place: String::new(),
             addresses: Vec::new(),
             path_prefix: String::new(),
             expected_name: ServerName::try_from(CLUSTER_NAME).expect("the name is a DNS name"),

@@ -296,7 +296,24 @@ const MAX_FAILING_CHECKS: usize = 3;
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
+    use rustls::AlertDescription;
+
     use super::*;
+
+    /// Errors of HTTP/2 keep only the text of the alert, so the words of `tls_error` are compared.
+    #[test]
+    fn alert_that_wants_a_client_certificate_is_recognized() {
+        for (alert, wants) in [
+            (AlertDescription::CertificateRequired, true),
+            (AlertDescription::UnknownCA, false),
+        ] {
+            let error = io::Error::other(rustls::Error::AlertReceived(alert));
+            let text = error_chain(&error).to_string();
+            assert_eq!(asks_for_client_certificate(&text), wants, "{text}");
+        }
+    }
 
     #[test]
     fn clock_difference_is_in_the_largest_unit() {

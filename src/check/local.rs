@@ -209,7 +209,9 @@ fn check_acceptance(
             // A private CA is a valid choice, but clients need to know it.
             return recorder.warning(Check::Trust, message);
         }
-        (Acceptance::Refused { reason, fix }, _) => (format!("the certificate {reason}"), fix),
+        (Acceptance::Refused(refused), _) => {
+            (format!("the certificate {refused}"), refused.cause.fix())
+        }
     };
     recorder.failed(Check::Trust, Message::new(text, fix));
 }

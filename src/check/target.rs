@@ -60,7 +60,7 @@ impl CheckTarget {
                 TrustSource::File(file) => format!("the CA in {}", quote::path(file)),
                 TrustSource::Inline { origin, .. } => format!("the CA of {origin}"),
             },
-            url: place_of_url(cluster, config),
+            url: cluster.url_place.clone(),
             timeouts: config.timeouts.clone(),
             host,
             port,
@@ -121,24 +121,5 @@ impl CheckTarget {
             "check the port (an apiserver usually listens on 6443 or 443, etcd on 2379), and a service mesh or load balancer in front of the apiserver: it must not ask for a client certificate, because the proxy has none",
             "check the load balancer or service mesh in front of the proxy: it must not ask for a client certificate, or clients must have one for it",
         )
-    }
-}
-
-/// Where the URL of the apiserver is written. Clusters of flags and pods have fixed names.
-fn place_of_url(cluster: &ClusterConfig, config: &Config) -> String {
-    match (cluster.name.as_str(), config.sources.as_slice()) {
-        ("default", _) | (_, []) if cluster.name != "in-cluster" => {
-            "the URL of --upstream".to_owned()
-        }
-        ("in-cluster", []) => {
-            "KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT of the pod".to_owned()
-        }
-        (_, files) => {
-            let files: Vec<_> = files
-                .iter()
-                .map(|file| quote::path(file).to_string())
-                .collect();
-            format!("the URL of the apiserver in {}", files.join(" or "))
-        }
     }
 }

@@ -100,7 +100,8 @@ fn cluster_of_entry(
 
 fn cluster_of_upstream(upstream: &UpstreamEntry, source: &ConfigSource) -> ClusterConfig {
     let trust = TrustSource::File(source.path(&upstream.ca.0.0));
-    let mut cluster = upstream.url.0.clone().into_cluster(String::new(), trust);
+    let (url, place) = (upstream.url.0.clone(), url::place_in(&source.file));
+    let mut cluster = url.into_cluster(String::new(), trust, place);
     cluster.addresses = upstream.addresses.iter().map(|one| one.0.0).collect();
     if let Some(name) = &upstream.name {
         cluster.expected_name = name.0.0.clone();
@@ -154,7 +155,8 @@ fn cluster_of_flags(args: &ServeArgs, env: &Environment) -> Result<ClusterConfig
         (Some(url), Some(ca), _) => {
             let url: UpstreamUrl = parse_flag("--upstream", url)?;
             let trust = TrustSource::File(absolute_path(ca));
-            url.into_cluster("default".to_owned(), trust)
+            let place = "the URL of --upstream".to_owned();
+            url.into_cluster("default".to_owned(), trust, place)
         }
         (_, _, Some(file)) => kubeconfig::load(&absolute_path(file), args.context.as_deref())?,
         (_, _, None) => in_cluster(env)?.ok_or(ConfigError::Whole(if env.has_kubeconfig {
@@ -230,7 +232,8 @@ fn in_cluster(env: &Environment) -> Result<Option<ClusterConfig>, ConfigError> {
     };
     let trust = TrustSource::File(ca);
     let name = "in-cluster".to_owned();
-    Ok(Some(url.into_cluster(name, trust)))
+    let place = format!("{HOST} and {PORT} of the pod");
+    Ok(Some(url.into_cluster(name, trust, place)))
 }
 
 const NO_HOSTS: &str = "has no `hosts`, and there are several clusters; add its public host names";

@@ -254,7 +254,7 @@ fn complete(
         }
         (None, _) => return Err(SettingError::cluster(&name, NO_CA)),
     };
-    Ok(url.into_cluster(name, trust))
+    Ok(url.into_cluster(name, trust, url::place_in(file)))
 }
 
 /// The PEM text in `certificate-authority-data`, or what is wrong with the value, and the fix.

@@ -95,6 +95,8 @@ pub struct ClusterConfig {
     pub upstream_host: String,
     /// TCP port of the apiserver.
     pub upstream_port: u16,
+    /// The place that names host and port, for messages: `the URL of --upstream`.
+    pub url_place: String,
     /// Its addresses, instead of those that the host resolves to; usually empty.
     pub addresses: Vec<SocketAddr>,
     /// Put before every path, without a final slash; usually empty.

@@ -5,6 +5,7 @@
 
 use std::{
     net::{IpAddr, Ipv6Addr},
+    path::Path,
     str::FromStr,
 };
 
@@ -27,10 +28,16 @@ pub(crate) struct UpstreamUrl {
 }
 
 impl UpstreamUrl {
-    /// The cluster at this URL, without public hosts.
-    pub(super) fn into_cluster(self, name: String, trust: TrustSource) -> ClusterConfig {
+    /// The cluster at this URL, without public hosts. `place` is where the URL is written.
+    pub(super) fn into_cluster(
+        self,
+        name: String,
+        trust: TrustSource,
+        place: String,
+    ) -> ClusterConfig {
         ClusterConfig {
             name,
+            url_place: place,
             hosts: Vec::new(),
             request_host: RequestHost::default_for(&self.host),
             upstream_host: self.host,
@@ -113,6 +120,11 @@ impl FromStr for ConnectTo {
                 problem: NO_ADDRESS,
             })
     }
+}
+
+/// Names the URL of an apiserver that `file` contains, for messages.
+pub(super) fn place_in(file: &Path) -> String {
+    format!("the URL of the apiserver in {}", quote::path(file))
 }
 
 /// The name or address that an apiserver's certificate must carry.

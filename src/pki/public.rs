@@ -5,7 +5,8 @@
 use std::{sync::Arc, time::SystemTime};
 
 use rustls::{
-    Error, RootCertStore, client::WebPkiServerVerifier, client::danger::ServerCertVerifier as _,
+    CertificateError, Error, RootCertStore, client::WebPkiServerVerifier,
+    client::danger::ServerCertVerifier as _,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use x509_cert::{
@@ -33,12 +34,7 @@ pub enum Acceptance {
         is_self_signed: bool,
     },
     /// Clients refuse it for another reason.
-    Refused {
-        /// What is wrong with it: the rest of a sentence that begins with "the certificate".
-        reason: String,
-        /// How to fix it.
-        fix: &'static str,
-    },
+    Refused(Box<RefusedChain>),
 }
 
 /// The CAs that clients trust by default: those of Mozilla.
@@ -53,50 +49,28 @@ impl Identity {
     /// Returns the verdict of clients that trust `roots` on this chain at `now`.
     #[must_use]
     pub fn acceptance(&self, roots: Arc<RootCertStore>, now: SystemTime) -> Acceptance {
-        let refused = |reason: &str, fix| Acceptance::Refused {
-            reason: reason.to_owned(),
-            fix,
-        };
-        let Ok(verifier) = WebPkiServerVerifier::builder_with_provider(roots, provider()).build()
-        else {
-            return refused(
-                "cannot be verified, because there are no CAs to trust",
-                "pass a file that contains a CA with --through-ca",
-            );
-        };
         let key = self.certified_key();
-        let Some((leaf, issuers)) = key.cert.split_first() else {
-            return refused(
-                "is missing",
-                "put the certificate of the server into its file",
-            );
+        let no_leaf = CertificateDer::from_slice(&[]);
+        let (leaf, issuers) = key.cert.split_first().unwrap_or((&no_leaf, &[]));
+        let time = now.duration_since(SystemTime::UNIX_EPOCH);
+        let time = UnixTime::since_unix_epoch(time.unwrap_or_default());
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider()).build();
+        // Loading has checked that there is a CA, a leaf and a name.
+        let checked = verifier.ok().zip(self.example_name());
+        let error = match checked
+            .map(|(verifier, name)| verifier.verify_server_cert(leaf, issuers, &name, &[], time))
+        {
+            Some(Ok(_)) => return Acceptance::Accepted,
+            Some(Err(Error::InvalidCertificate(error))) => error,
+            Some(Err(_)) | None => CertificateError::ApplicationVerificationFailure,
         };
-        let Some(name) = self.example_name() else {
-            return refused(
-                "names no host",
-                "issue it again with the public host name as subjectAltName",
-            );
-        };
-        let time = now;
-        let now = now.duration_since(SystemTime::UNIX_EPOCH).map_or(
-            UnixTime::since_unix_epoch(std::time::Duration::ZERO),
-            UnixTime::since_unix_epoch,
-        );
-        match verifier.verify_server_cert(leaf, issuers, &name, &[], now) {
-            Ok(_) => Acceptance::Accepted,
-            Err(Error::InvalidCertificate(error)) => {
-                let refused = RefusedChain::new(&error, leaf, issuers, time);
-                // A self-signed certificate that claims to be a CA has no path either.
-                let is_own_ca = refused.cause == ChainError::CaForServer && !is_public(leaf);
-                if refused.cause == ChainError::Untrusted || is_own_ca {
-                    return self.no_path(leaf);
-                }
-                Acceptance::Refused {
-                    reason: refused.to_string(),
-                    fix: refused.cause.fix(),
-                }
-            }
-            Err(_) => refused("cannot be verified", ChainError::Other.fix()),
+        let refused = RefusedChain::new(&error, leaf, issuers, now);
+        // A self-signed certificate that claims to be a CA has no path either.
+        let is_own_ca = refused.cause == ChainError::CaForServer && !is_public(leaf);
+        if refused.cause == ChainError::Untrusted || is_own_ca {
+            self.no_path(leaf)
+        } else {
+            Acceptance::Refused(Box::new(refused))
         }
     }
 
@@ -120,13 +94,10 @@ impl Identity {
                 "the chain for {names} is incomplete, so clients reject it: {issuer} issued its last certificate, and this intermediate is missing; append the intermediate certificates of the issuer to the certificate file"
             )),
             // `warnings` names the expired issuer.
-            Acceptance::Refused { reason, .. }
-                if reason.starts_with(ChainError::IssuerExpired.phrase()) =>
-            {
-                None
-            }
-            Acceptance::Refused { reason, fix } => Some(format!(
-                "the certificate for {names} {reason}, so clients reject it; {fix}"
+            Acceptance::Refused(refused) if refused.cause == ChainError::IssuerExpired => None,
+            Acceptance::Refused(refused) => Some(format!(
+                "the certificate for {names} {refused}, so clients reject it; {}",
+                refused.cause.fix()
             )),
             Acceptance::Accepted | Acceptance::NoPath { .. } => None,
         }

@@ -3,7 +3,7 @@
 //! A set of trust anchors is never empty. If no CA is usable, loading fails: an empty set must not mean "could not be
 //! read".
 
-use std::{sync::Arc, time::SystemTime};
+use std::{path::Path, sync::Arc, time::SystemTime};
 
 use rustls::{CertificateError, RootCertStore};
 use rustls_pki_types::CertificateDer;
@@ -35,19 +35,36 @@ impl TrustAnchors {
     ///
     /// [`PkiError::Trust`] says what is wrong with the source, and how to fix it.
     pub fn load(source: &TrustSource, now: SystemTime) -> Result<Self, PkiError> {
-        let (loaded, origin) = match source {
-            TrustSource::File(file) => (
-                read_file(file)
-                    .map_err(|error| PkiFileError::read(file, error))
-                    .and_then(|text| parse(&text, ExpectedPem::Anchors, now))
-                    .map_err(|error| error.of_file(file)),
-                quote::path(file).to_string(),
-            ),
-            TrustSource::Inline { pem, origin } => (
-                parse(pem, ExpectedPem::InlineAnchors, now),
-                format!("of {origin}"),
-            ),
+        match source {
+            TrustSource::File(file) => Self::load_file(file, now).map(|(anchors, _text)| anchors),
+            TrustSource::Inline { pem, origin } => {
+                let loaded = parse(pem, ExpectedPem::InlineAnchors, now);
+                Self::new(loaded, format!("of {origin}"), now)
+            }
+        }
+    }
+
+    /// As [`TrustAnchors::load`], with the content of the file. A pipe, such as `--ca <(command)`, cannot be read twice.
+    ///
+    /// # Errors
+    ///
+    /// As [`TrustAnchors::load`].
+    pub(crate) fn load_file(file: &Path, now: SystemTime) -> Result<(Self, Vec<u8>), PkiError> {
+        let read = read_file(file).map_err(|error| PkiFileError::read(file, error));
+        let (loaded, text) = match read {
+            Ok(text) => (parse(&text, ExpectedPem::Anchors, now), text),
+            Err(error) => (Err(error), Vec::new()),
         };
+        let loaded = loaded.map_err(|error| error.of_file(file));
+        let anchors = Self::new(loaded, quote::path(file).to_string(), now)?;
+        Ok((anchors, text))
+    }
+
+    fn new(
+        loaded: Result<UsableAnchors, PkiFileError>,
+        origin: String,
+        now: SystemTime,
+    ) -> Result<Self, PkiError> {
         match loaded {
             Ok((roots, summaries, left_out)) => {
                 let left_out = left_out.into_iter().map(|one| one.warning(&origin));
@@ -74,6 +91,12 @@ impl TrustAnchors {
     #[must_use]
     pub fn summaries(&self) -> &[CertSummary] {
         &self.summaries
+    }
+
+    /// Whether both trust the same CAs, in the same order.
+    pub(crate) fn has_same_cas(&self, other: &Self) -> bool {
+        let (ours, theirs) = (self.summaries.iter(), other.summaries.iter());
+        ours.map(|ca| &ca.sha256).eq(theirs.map(|ca| &ca.sha256))
     }
 
     /// Problems that do not stop the proxy, as sentences for the log.

@@ -2,7 +2,7 @@
 
 use crate::{
     config::{ClusterConfig, Config},
-    pki::{Identity, TrustAnchors, UtcDate},
+    pki::{Identity, UtcDate},
     quote,
 };
 
@@ -67,7 +67,7 @@ fn clusters(old: &Material, new: &Material) -> Vec<String> {
                 if !is_same(before, cluster) {
                     changes.push(format!("{name}: settings"));
                 }
-                if hashes(trusted) != hashes(trust) {
+                if !trusted.has_same_cas(trust) {
                     changes.push(format!("{name}: CA"));
                 }
             }
@@ -79,16 +79,12 @@ fn clusters(old: &Material, new: &Material) -> Vec<String> {
     changes
 }
 
-/// Whether both have the same settings. The CA is compared by its certificates.
+/// Whether both have the same settings. The CA is compared by its certificates, and the place of the URL is only for
+/// messages.
 fn is_same(old: &ClusterConfig, new: &ClusterConfig) -> bool {
-    let trust = old.trust.clone();
     *old == ClusterConfig {
-        trust,
+        trust: old.trust.clone(),
+        url_place: old.url_place.clone(),
         ..new.clone()
     }
-}
-
-fn hashes(trust: &TrustAnchors) -> Vec<&str> {
-    let cas = trust.summaries().iter();
-    cas.map(|ca| ca.sha256.as_str()).collect()
 }

@@ -59,14 +59,10 @@ fn endpoints(cluster: &ClusterConfig) -> Endpoints {
 impl Reloader {
     /// The old cluster with the same settings and the same CAs.
     fn same_cluster(&self, cluster: &ClusterConfig, trust: &TrustAnchors) -> Option<Arc<Cluster>> {
-        let hashes = |trust: &TrustAnchors| -> Vec<String> {
-            let cas = trust.summaries().iter();
-            cas.map(|ca| ca.sha256.clone()).collect()
-        };
         self.find_cluster(|old, anchors| {
             old.expected_name == cluster.expected_name
                 && is_same_upstream(old, cluster)
-                && hashes(anchors) == hashes(trust)
+                && anchors.has_same_cas(trust)
         })
         .cloned()
     }
@@ -91,12 +87,13 @@ impl Reloader {
     }
 }
 
-/// Whether two clusters differ at most in public hosts, expected name and CA.
+/// Whether two clusters differ at most in public hosts, expected name, CA and the place of the URL.
 fn is_same_upstream(old: &ClusterConfig, new: &ClusterConfig) -> bool {
     let new = ClusterConfig {
         hosts: old.hosts.clone(),
         expected_name: old.expected_name.clone(),
         trust: old.trust.clone(),
+        url_place: old.url_place.clone(),
         ..new.clone()
     };
     *old == new

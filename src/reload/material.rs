@@ -46,13 +46,14 @@ impl Material {
                 .identities
                 .get(at)
                 .is_some_and(|old| old.not_after() < now);
-            match Identity::load(files, now) {
+            let loaded = match Identity::load(files, now) {
                 Err(refused) if expired => match time_of_other_validity(&refused) {
                     Some(valid) => Identity::load(files, valid),
                     None => Err(refused),
                 },
-                loaded => loaded.map_err(|error| error.naming_place(&config.sources)),
-            }
+                loaded => loaded,
+            };
+            loaded.map_err(|error| error.naming_place(&config.sources))
         });
         Ok(Self {
             identities: identities.collect::<Result<_, _>>()?,

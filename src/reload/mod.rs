@@ -248,15 +248,14 @@ impl Reloader {
                 .zip(&self.report.clusters)
                 .all(|(new, old)| Arc::ptr_eq(new, old));
         let same_hosts = config.clusters == self.config.clusters;
-        let same_log = config.log.filter == self.config.log.filter
-            && config.log.access == self.config.log.access;
+        let old = (&self.config, &*self.report.material);
+        let changes = ReloadChanges::new(old, (&config, &material));
         let unchanged = same_clusters
             && same_hosts
-            && same_log
+            && changes.settings.is_empty()
             && material.presents_the_same(&self.report.material);
         if !unchanged {
-            let old = (&self.config, &*self.report.material);
-            self.changes = ReloadChanges::new(old, (&config, &material));
+            self.changes = changes;
         }
         self.compare_with_start(&config);
         let files = files_of(&config);

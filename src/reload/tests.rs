@@ -59,6 +59,7 @@ impl World {
                 hosts: Vec::new(),
                 upstream_host: "192.0.2.1".into(),
                 upstream_port: 6443,
+                url_place: String::new(),
                 addresses: Vec::new(),
                 path_prefix: String::new(),
                 expected_name: ServerName::try_from("kubernetes").unwrap(),
@@ -268,5 +269,23 @@ fn missing_file_is_named_with_its_line_in_the_configuration() {
             "{dir}/proxy.yaml, line 5: CA {}: no such file; check the path",
             missing.display()
         )
+    );
+}
+
+#[test]
+fn missing_file_is_named_with_its_line_after_old_one_expired() {
+    let world = World::new();
+    let served = world.public.leaf(&[HOST]).valid_until(year(2030));
+    served.build().write(&world.dir, "tls");
+    let mut config = world.config();
+    let text = "certificates:\n- certificate: tls.crt\n  key: tls.key\n";
+    config.sources = vec![world.dir.write("proxy.yaml", text)];
+    let (mut reloader, source) = world.start_with(world.source_of(config), year(2025));
+    std::fs::remove_file(world.dir.path().join("tls.crt")).unwrap();
+    assert!(reloader.reload(&source, year(2031)).is_none());
+    let failure = reloader.report.failure.unwrap();
+    assert!(
+        failure.contains("/proxy.yaml, line 2: certificate "),
+        "{failure}"
     );
 }

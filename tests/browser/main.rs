@@ -1,7 +1,7 @@
 //! The status page in a real browser: it loads, updates itself, shows what is broken, and logs no error.
 //!
 //! Needs `chromium`. If it is not installed, the tests print a line and pass; with
-//! `KUBE_TLS_PROXY_REQUIRE_BROWSER=1` they fail. The tests write pictures to `target`; `UPDATE=1` also writes the
+//! `REQUIRE_BROWSER=1` they fail. The tests write pictures to `target`; `UPDATE=1` also writes the
 //! picture of the README.
 
 #![expect(
@@ -80,7 +80,7 @@ async fn browser() -> Option<Chromium> {
     let browser = Chromium::start().await;
     if browser.is_none() {
         assert!(
-            env::var_os("KUBE_TLS_PROXY_REQUIRE_BROWSER").is_none(),
+            env::var_os("REQUIRE_BROWSER").is_none(),
             "chromium is not installed; install it with \"apt-get install chromium\""
         );
         eprintln!("browser: NOT TESTED, chromium is not installed");

@@ -2,11 +2,12 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, process::Command as Blocking};
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use standin::{
     kubernetes::{Kubernetes, Pod},
     within,
 };
-use tokio::process::Command as Kubectl;
+use tokio::process::Command;
 
 use crate::world::{RunResult, World, command, path, run};
 
@@ -165,7 +166,7 @@ async fn kubectl_works_with_printed_kubeconfig() {
         run(command("kubeconfig").args(["--server", &url, "--token-file", path(&token)])).await;
     assert_eq!(result.code, 0, "{}", result.stderr);
     let file = world.dir.write("made", &result.stdout);
-    let output = Kubectl::new("kubectl")
+    let output = Command::new("kubectl")
         .args([
             "--kubeconfig",
             path(&file),
@@ -522,4 +523,19 @@ async fn merge_refuses_to_replace_foreign_entries() {
         assert!(result.stderr.contains(what), "{}", result.stderr);
         assert_eq!(fs::read_to_string(&file).unwrap(), text);
     }
+}
+
+/// `--ca <(command)`: the second read of a pipe would find nothing, and the kubeconfig would trust the public CAs.
+#[tokio::test]
+async fn ca_from_a_pipe_is_written() {
+    let world = World::new();
+    let script = r#"cat "$1" | "$0" kubeconfig --server https://kube.test --ca /dev/stdin"#;
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", script, env!("CARGO_BIN_EXE_kube-tls-proxy")])
+        .arg(world.public_ca_file());
+    let result = run(&mut shell).await;
+    assert_eq!(result.code, 0, "{}", result.stderr);
+    let ca = BASE64_STANDARD.encode(world.public_ca.pem());
+    assert!(result.stdout.contains(&ca), "{}", result.stdout);
 }

@@ -55,6 +55,40 @@ async fn closed_port_fails_tcp() {
     assert_eq!(result.marked('–'), AFTER_TCP);
 }
 
+/// k3s calls the cluster of its kubeconfig `default`, which is also the name of the one at --upstream.
+#[tokio::test]
+async fn fix_names_the_file_that_has_the_url() {
+    let world = World::new();
+    let address = refused().await;
+    let mut good = world.flags(address);
+    let at = good.iter().position(|flag| flag == "--upstream").unwrap();
+    good.drain(at..at + 4);
+    let kubeconfig = format!(
+        "current-context: default
+contexts: [{{ name: default, context: {{ cluster: default }} }}]
+clusters:
+- name: default
+  cluster: {{ server: \"https://{address}\", certificate-authority: cluster-ca.crt }}
+"
+    );
+    let kubeconfig = world.dir.write("k3s.yaml", kubeconfig);
+    let flags = [
+        good,
+        world.clients_trust(),
+        flags(&[("--kubeconfig", path(&kubeconfig))]),
+    ];
+    check(&flags.concat(), &[]).await.assert_finding(
+        1,
+        '✗',
+        "tcp",
+        "refuses connections",
+        &format!(
+            "correct the port in the URL of the apiserver in {}",
+            path(&kubeconfig)
+        ),
+    );
+}
+
 /// A listener with a full queue drops packets, as a firewall does.
 #[tokio::test]
 async fn dropped_packets_fail_tcp() {

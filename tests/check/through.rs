@@ -17,11 +17,11 @@ use tokio::{
     process::{Child, Command},
 };
 
-use crate::world::{APISERVER, RunResult, Serving, World, check, command, flags, path, run};
+use crate::world::{RunResult, World, check, command, flags, path, run};
 
-/// Checks the proxy as its clients use it.
-async fn through(world: &World, serving: &Serving, more: &[&str]) -> RunResult {
-    let url = format!("https://localhost:{}", serving.address.port());
+/// Checks the proxy at this port as its clients use it.
+async fn through(world: &World, port: u16, more: &[&str]) -> RunResult {
+    let url = format!("https://localhost:{port}");
     let flags = [flags(&[("--through", &url)]), world.clients_trust()].concat();
     check(&flags, more).await
 }
@@ -41,7 +41,7 @@ async fn healthy_proxy_passes() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let serving = world.serve(&world.flags(upstream.address())).await;
-    let result = through(&world, &serving, &[]).await;
+    let result = through(&world, serving.address.port(), &[]).await;
     assert_eq!(result.code, 0, "{}{}", result.stdout, result.stderr);
     // If localhost has two addresses, the second one is a warning.
     let mut passed = result.marked('✓');
@@ -85,7 +85,7 @@ async fn flags_of_serve_and_through_check_both_sides() {
 async fn unreachable_apiserver_breaks_the_upstream_leg() {
     let world = World::new();
     let serving = world.serve(&world.flags(refused().await)).await;
-    let result = through(&world, &serving, &[]).await;
+    let result = through(&world, serving.address.port(), &[]).await;
     result.assert_finding(
         1,
         '✗',
@@ -101,7 +101,7 @@ async fn unreachable_apiserver_breaks_the_upstream_leg() {
         "{}",
         result.stdout
     );
-    let document = through(&world, &serving, &["--output", "json"])
+    let document = through(&world, serving.address.port(), &["--output", "json"])
         .await
         .json();
     assert_eq!(document["brokenLeg"], "proxy-apiserver");
@@ -186,9 +186,7 @@ async fn through_without_upgrade_field_fails() {
         let world = World::new();
         let apiserver = Upstream::builder(world.identity()).kubernetes(&cluster);
         let upstream = apiserver.start().await;
-        let url = format!("https://localhost:{}", upstream.address().port());
-        let flags = [flags(&[("--through", &url)]), world.clients_trust()].concat();
-        let result = check(&flags, &[]).await;
+        let result = through(&world, upstream.address().port(), &[]).await;
         result.assert_finding(1, '✗', "upgrade", WITHOUT_UPGRADE, "to allow WebSocket");
         assert_eq!(result.marked('✗'), ["upgrade"], "{}", result.stdout);
     }
@@ -209,9 +207,7 @@ async fn nginx_with_default_configuration_fails() {
         proxy_set_header Connection \"upgrade\";";
     for (settings, code) in [("", 1), (upgrades, 0)] {
         let nginx = Nginx::start(&world, serving.address, settings).await;
-        let url = format!("https://localhost:{}", nginx.port);
-        let flags = [flags(&[("--through", &url)]), world.clients_trust()].concat();
-        let result = check(&flags, &[]).await;
+        let result = through(&world, nginx.port, &[]).await;
         if code == 1 {
             result.assert_finding(1, '✗', "upgrade", WITHOUT_UPGRADE, "to allow WebSocket");
             assert_eq!(result.marked('✗'), ["upgrade"], "{}", result.stdout);
@@ -247,9 +243,8 @@ async fn through_without_spdy_is_a_warning() {
         })
         .start()
         .await;
-    let url = format!("https://localhost:{}", balancer.address().port());
-    let flags = [flags(&[("--through", &url)]), world.clients_trust()].concat();
-    check(&flags, &[]).await.assert_finding(
+    let result = through(&world, balancer.address().port(), &[]).await;
+    result.assert_finding(
         0,
         '!',
         "upgrade",
@@ -374,22 +369,9 @@ http {{
 async fn host_without_cluster_fails() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
-    world.flags(upstream.address());
-    let at = format!(
-        "upstream: {{ url: \"https://{}\", ca: cluster-ca.crt, name: {APISERVER} }}",
-        upstream.address()
-    );
-    let config = format!(
-        "listen: [\"127.0.0.1:0\"]
-certificates: [{{ certificate: public.crt, key: public.key }}]
-clusters:
-- {{ name: a, hosts: [a.test], {at} }}
-- {{ name: b, hosts: [b.test], {at} }}
-"
-    );
-    let file = world.dir.write("config.yaml", config);
-    let serving = world.serve(&flags(&[("--config", path(&file))])).await;
-    let result = through(&world, &serving, &[]).await;
+    let flags = world.flags_of_two_clusters(upstream.address());
+    let serving = world.serve(&flags).await;
+    let result = through(&world, serving.address.port(), &[]).await;
     result.assert_finding(
         1,
         '✗',
@@ -411,9 +393,8 @@ async fn load_balancer_error_is_not_blamed_on_apiserver() {
         })
         .start()
         .await;
-    let url = format!("https://localhost:{}", balancer.address().port());
-    let flags = [flags(&[("--through", &url)]), world.clients_trust()].concat();
-    check(&flags, &[]).await.assert_finding(
+    let result = through(&world, balancer.address().port(), &[]).await;
+    result.assert_finding(
         1,
         '✗',
         "version",

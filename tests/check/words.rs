@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use standin::{kubernetes::Kubernetes, pki::Ca, tcp::refused, within};
 use tokio::{process::Command, time::Instant};
 
-use crate::world::{APISERVER, Serving, World, flags, path};
+use crate::world::{APISERVER, Serving, World, path};
 
 /// Runs `kubectl get pods` with each kubectl, and asserts that it fails soon and that its stderr has this text.
 async fn assert_shown(world: &World, serving: &Serving, user: &Value, text: &str) {
@@ -88,21 +88,8 @@ async fn kubectl_shows_that_apiserver_is_not_verified() {
 async fn kubectl_shows_that_host_is_not_served() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
-    world.flags(upstream.address());
-    let at = format!(
-        "upstream: {{ url: \"https://{}\", ca: cluster-ca.crt, name: {APISERVER} }}",
-        upstream.address()
-    );
-    let config = format!(
-        "listen: [\"127.0.0.1:0\"]
-certificates: [{{ certificate: public.crt, key: public.key }}]
-clusters:
-- {{ name: a, hosts: [a.test], {at} }}
-- {{ name: b, hosts: [b.test], {at} }}
-"
-    );
-    let file = world.dir.write("config.yaml", config);
-    let serving = world.serve(&flags(&[("--config", path(&file))])).await;
+    let flags = world.flags_of_two_clusters(upstream.address());
+    let serving = world.serve(&flags).await;
     let text = "kube-tls-proxy: no cluster is configured for this host name";
     assert_shown(&world, &serving, &token(), text).await;
 }

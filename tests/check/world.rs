@@ -97,6 +97,25 @@ impl World {
         ])
     }
 
+    /// Flags of `serve` with the clusters `a.test` and `b.test`, both at `upstream`.
+    pub(crate) fn flags_of_two_clusters(&self, upstream: SocketAddr) -> Vec<String> {
+        // Writes the files that the configuration names.
+        self.flags(upstream);
+        let at = format!(
+            "upstream: {{ url: \"https://{upstream}\", ca: cluster-ca.crt, name: {APISERVER} }}"
+        );
+        let config = format!(
+            "listen: [\"127.0.0.1:0\"]
+certificates: [{{ certificate: public.crt, key: public.key }}]
+clusters:
+- {{ name: a, hosts: [a.test], {at} }}
+- {{ name: b, hosts: [b.test], {at} }}
+"
+        );
+        let file = self.dir.write("config.yaml", config);
+        flags(&[("--config", path(&file))])
+    }
+
     /// `--through-ca` with the CA that the clients trust.
     pub(crate) fn clients_trust(&self) -> Vec<String> {
         flags(&[("--through-ca", path(&self.public_ca_file()))])

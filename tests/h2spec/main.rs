@@ -1,7 +1,7 @@
 //! h2spec, the conformance suite of HTTP/2, against the proxy.
 //!
 //! Needs `h2spec`: `.ci/run h2spec` builds it with Go from the versions in `tests/h2spec/go.mod`. If it is not installed,
-//! the tests print a line and pass; with `KUBE_TLS_PROXY_REQUIRE_H2SPEC=1` they fail.
+//! the tests print a line and pass; with `REQUIRE_H2SPEC=1` they fail.
 
 #![expect(
     clippy::unwrap_used,
@@ -51,7 +51,7 @@ async fn assert_all_pass(arguments: &[&str], cases: usize) {
     let output = match ran {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             assert!(
-                env::var_os("KUBE_TLS_PROXY_REQUIRE_H2SPEC").is_none(),
+                env::var_os("REQUIRE_H2SPEC").is_none(),
                 "h2spec is not installed; build it with \".ci/run\""
             );
             eprintln!("h2spec: NOT RUN, it is not installed");

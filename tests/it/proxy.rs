@@ -104,6 +104,7 @@ impl World {
                 hosts: Vec::new(),
                 upstream_host: upstream.ip().to_string(),
                 upstream_port: upstream.port(),
+                url_place: String::new(),
                 addresses: Vec::new(),
                 path_prefix: String::new(),
                 expected_name: ServerName::try_from(APISERVER).unwrap(),

@@ -11,7 +11,7 @@ import urllib.request
 import rendered
 
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", rendered.ROOT / "target"))
-BINARY = pathlib.Path(os.environ.get("KUBE_TLS_PROXY_BIN", TARGET / "debug/kube-tls-proxy"))
+BINARY = pathlib.Path(os.environ.get("PROXY_BIN", TARGET / "debug/kube-tls-proxy"))
 
 # The directory for the files of the environment. Not /tmp, because a checkout may be there.
 SCRATCH = pathlib.Path("/mnt")

@@ -1,7 +1,7 @@
 //! `kubeconfig`: writes a kubeconfig for clients that reach the proxy by its public name.
 //!
-//! The kubeconfig has no CA unless `--ca` gives one, and always `tls-server-name`: without any TLS setting, client-go uses a transport that never
-//! notices a dead connection.
+//! The kubeconfig has no CA unless `--ca` gives one, and always `tls-server-name`: without any TLS setting, client-go
+//! uses a transport that never notices a dead connection.
 
 mod document;
 mod file;
@@ -22,10 +22,7 @@ use serde_json::{Value, json};
 use super::{messages::print, print_error};
 use crate::{
     check::{Token, TokenError},
-    config::{
-        ConfigError, FileKind, ReadError, SettingError, TrustSource, UpstreamUrl, check_path_flag,
-        load_yaml, read_file,
-    },
+    config::{ConfigError, FileKind, SettingError, UpstreamUrl, check_path_flag, load_yaml},
     pki::{PkiError, TrustAnchors},
     quote,
 };
@@ -111,12 +108,6 @@ enum KubeconfigError {
     ServerPath,
     #[error("--ca")]
     Ca(#[from] PkiError),
-    #[error("--ca {}", quote::path(file))]
-    ReadCa {
-        file: PathBuf,
-        #[source]
-        source: ReadError,
-    },
     #[error(
         "{} exists already; name another file with --output, add to this one with --merge, or overwrite it with --force",
         quote::path(file)
@@ -153,7 +144,6 @@ pub(super) fn kubeconfig(args: &KubeconfigArgs) -> ExitCode {
                 | KubeconfigError::EmptyName { .. }
                 | KubeconfigError::ServerPath
                 | KubeconfigError::Ca(_)
-                | KubeconfigError::ReadCa { .. }
                 | KubeconfigError::Exists { .. }
                 | KubeconfigError::Merge { .. } => ExitCode::from(2),
             }
@@ -241,11 +231,7 @@ fn compose(args: &KubeconfigArgs) -> Result<Composed, KubeconfigError> {
 /// Returns the certificates in `file`, and nothing else of it, after they were checked.
 fn certificates(file: &Path) -> Result<String, KubeconfigError> {
     check_path_flag("--ca", file)?;
-    TrustAnchors::load(&TrustSource::File(file.to_owned()), SystemTime::now())?;
-    let text = read_file(file).map_err(|source| KubeconfigError::ReadCa {
-        file: file.to_owned(),
-        source,
-    })?;
+    let (_checked, text) = TrustAnchors::load_file(file, SystemTime::now())?;
     let text = String::from_utf8_lossy(&text);
     let mut kept = String::new();
     let mut is_inside = false;

@@ -37,36 +37,34 @@ impl CopiedContext {
         let cluster = kubeconfig.cluster(&context.cluster);
         let cluster = cluster.cloned().unwrap_or_default();
         let mut remarks = Vec::new();
-        let mut leave_out = |what: String| remarks.push(what);
         let is_set =
             |map: &Map<String, Value>, key| map.get(key).is_some_and(|value| !is_empty(value));
         let user_name = quote::name(&context.user);
         let credentials = credentials(&user, file);
         if credentials.get("token").is_none() && is_set(&user, "token") {
-            leave_out(format!(
+            remarks.push(format!(
                 "The token of user `{user_name}` is missing, because `kubectl config view` wrote {REDACTED} in its place. Write the file again with `kubectl config view --raw`."
             ));
         }
         if is_set(&user, "username") || is_set(&user, "password") {
-            leave_out(format!(
+            remarks.push(format!(
                 "User name and password of user `{user_name}` were left out, because no supported version of Kubernetes accepts them. That user needs {INSTEAD}."
             ));
         }
         if is_set(&user, "auth-provider") {
-            leave_out(format!(
+            remarks.push(format!(
                 "The auth-provider of user `{user_name}` was left out, because a copy would refresh the same login twice. Give an exec plugin with --exec-command, for example `kubectl oidc-login`."
             ));
         }
         let has_client_certificate = CLIENT_CERTIFICATE.iter().any(|key| is_set(&user, key));
         if has_client_certificate {
-            leave_out(format!(
+            remarks.push(format!(
                 "The client certificate of user `{user_name}` was left out, because it cannot pass a proxy that terminates TLS. That user needs {INSTEAD}."
             ));
         }
         let lost_credential = !remarks.is_empty();
-        let mut leave_out = |what: String| remarks.push(what);
         if is_set(&cluster, "proxy-url") {
-            leave_out(format!(
+            remarks.push(format!(
                 "The proxy-url of cluster `{}` was left out, because it was for the old server. If clients need a proxy for the new one too, set it with `kubectl config set-cluster`.",
                 quote::name(&context.cluster)
             ));
@@ -79,7 +77,7 @@ impl CopiedContext {
             .map(|name| format!("`{}`", quote::name(name)))
             .collect();
         if !lost.is_empty() {
-            leave_out(format!(
+            remarks.push(format!(
                 "These extensions of cluster `{}` were left out: {}.",
                 quote::name(&context.cluster),
                 lost.join(", ")

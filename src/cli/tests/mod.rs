@@ -237,6 +237,7 @@ fn start_block_lists_all_facts() {
         hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
         upstream_host: host.to_owned(),
         upstream_port: 6443,
+        url_place: String::new(),
         addresses: Vec::new(),
         path_prefix: "/k8s".to_owned(),
         expected_name: "kubernetes.default.svc".try_into().unwrap(),

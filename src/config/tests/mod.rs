@@ -102,6 +102,7 @@ fn flags_alone_give_defaults() {
                 hosts: Vec::new(),
                 upstream_host: "10.0.0.1".to_owned(),
                 upstream_port: 6443,
+                url_place: "the URL of --upstream".to_owned(),
                 addresses: Vec::new(),
                 path_prefix: String::new(),
                 expected_name: name("10.0.0.1"),
@@ -344,12 +345,17 @@ clusters:
     let etc = scratch.path().join("etc");
     assert_eq!(config.identities[0].certificate, etc.join("tls.crt"));
     assert_eq!(config.identities[0].key, Path::new("/abs/tls.key"));
+    let url_in = |file: &str| {
+        let file = scratch.path().join(file);
+        format!("the URL of the apiserver in {}", file.display())
+    };
     let expected = [
         ClusterConfig {
             name: "one".to_owned(),
             hosts: vec!["*.one.example".to_owned(), "2001:db8::1".to_owned()],
             upstream_host: "fd00::1".to_owned(),
             upstream_port: 6443,
+            url_place: url_in("etc/proxy.yaml"),
             addresses: Vec::new(),
             path_prefix: "/p".to_owned(),
             expected_name: name("fd00::1"),
@@ -361,6 +367,7 @@ clusters:
             hosts: vec!["two.example".to_owned()],
             upstream_host: "y".to_owned(),
             upstream_port: 443,
+            url_place: url_in("etc/../sub/kubeconfig"),
             addresses: Vec::new(),
             path_prefix: String::new(),
             expected_name: name("y"),
@@ -372,6 +379,7 @@ clusters:
             hosts: vec!["three.example".to_owned()],
             upstream_host: "fd00::2".to_owned(),
             upstream_port: 443,
+            url_place: "KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT of the pod".to_owned(),
             addresses: Vec::new(),
             path_prefix: String::new(),
             expected_name: name("kubernetes.default.svc"),

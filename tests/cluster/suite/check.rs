@@ -48,8 +48,6 @@ fn check(suite: &Suite, more: &[&str]) -> Value {
     let file = |name: &str| suite.fixture.scratch().join(name);
     let mut command = Command::new(env!("CARGO_BIN_EXE_kube-tls-proxy"));
     command
-        // The variable is one of this suite, and `check` warns of names that it does not know.
-        .env_remove("KUBE_TLS_PROXY_REQUIRE_CLUSTER")
         .args(["check", "--output", "json", "--listen", "127.0.0.1:0"])
         .arg("--cert")
         .arg(file("public.crt"))

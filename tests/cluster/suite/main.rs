@@ -2,7 +2,7 @@
 //!
 //! Every case runs on both routes, so the proxy causes every difference. The cases need Go, the Go
 //! modules of `tests/cluster` and kubectl. If one of them is missing, the cases print it and pass; with
-//! `KUBE_TLS_PROXY_REQUIRE_CLUSTER=1` they fail.
+//! `REQUIRE_CLUSTER=1` they fail.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,

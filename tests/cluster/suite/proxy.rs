@@ -75,7 +75,7 @@ impl Proxy {
     #[track_caller]
     fn launch(fixture: &Fixture, files: Files, listen: &str, flags: &[&str]) -> Self {
         // This variable selects another build, or another proxy with the same flags.
-        let program = env::var("KUBE_TLS_PROXY_BIN")
+        let program = env::var("PROXY_BIN")
             .unwrap_or_else(|_| env!("CARGO_BIN_EXE_kube-tls-proxy").to_owned());
         // `leash` stops the proxy with this process: a static is never dropped, and the proxy does not notice the end of
         // its parent.
