@@ -14,19 +14,15 @@ mod check;
 mod kubeconfig;
 
 use std::{
-    convert::Infallible, env, error::Error, future::pending, io, net::SocketAddr,
-    num::NonZeroUsize, path::Path, process::ExitCode, time::Duration,
+    convert::Infallible, env, error::Error, future::pending, io, net::SocketAddr, path::Path,
+    process::ExitCode, time::Duration,
 };
 
 use kube_tls_proxy::{
     app::App,
-    config::{
-        Capacity, ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, RequestHost,
-        Timeouts, TrustSource,
-    },
+    config::{Environment, ServeArgs, load},
     telemetry,
 };
-use rustls_pki_types::ServerName;
 use standin::{
     TempDir,
     kubernetes::{COMMANDS, Kubernetes, Pod},
@@ -45,6 +41,7 @@ const PUBLIC_NAME: &str = "kubernetes.demo.test";
 /// The name in the apiserver's own certificate.
 const CLUSTER_NAME: &str = "kubernetes.default.svc";
 const TOKEN: &str = "demo-token";
+const ANY_PORT: &str = "127.0.0.1:0";
 
 const HELP: &str = "\
 Starts a stand-in apiserver with a random CA and kube-tls-proxy in front of it, and writes a kubeconfig into the
@@ -111,8 +108,9 @@ async fn demo(mode: Mode) -> Result<ExitCode, Box<dyn Error>> {
         .start()
         .await;
 
-    let config = proxy_config(&dir, &public_ca, &cluster_ca, apiserver.address(), mode);
-    let app = App::bind(Box::new(move || Ok(config.clone())))?;
+    let args = flags(&dir, &public_ca, &cluster_ca, apiserver.address(), mode);
+    let environment = Environment::from_process();
+    let app = App::bind(Box::new(move || load(&args, &environment)))?;
     let _telemetry = telemetry::start(&app.reloader().config().log)?;
     let address = *app.addresses().first().ok_or("the proxy has no address")?;
     let status_page = app.admin_address().ok_or("the proxy has no admin port")?;
@@ -185,49 +183,32 @@ async fn jobs(cluster: &Kubernetes) -> Infallible {
     }
 }
 
-fn proxy_config(
+/// The flags of `serve` for the proxy of the demo.
+fn flags(
     dir: &TempDir,
     public_ca: &Ca,
     cluster_ca: &Ca,
     apiserver: SocketAddr,
     mode: Mode,
-) -> Config {
+) -> ServeArgs {
     let (certificate, key) = public_ca.server(&[PUBLIC_NAME]).write(dir, "public");
-    let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
-    Config {
-        sources: Vec::new(),
-        listen: vec![any_port],
-        reuse_port: false,
-        workers: NonZeroUsize::MIN,
-        identities: vec![IdentityFiles { certificate, key }],
-        clusters: vec![ClusterConfig {
-            name: "demo".into(),
-            hosts: Vec::new(),
-            upstream_host: apiserver.ip().to_string(),
-            upstream_port: apiserver.port(),
-            url_place: String::new(),
-            addresses: Vec::new(),
-            path_prefix: String::new(),
-            expected_name: ServerName::try_from(CLUSTER_NAME).expect("the name is a DNS name"),
-            request_host: RequestHost::Client,
-            trust: TrustSource::File(dir.write("cluster-ca.crt", cluster_ca.pem())),
-        }],
-        limits: Limits::default(),
-        capacity: Capacity::default(),
-        timeouts: Timeouts {
-            drain: Duration::from_secs(2),
-            drain_tunnels: Duration::from_secs(2),
-            drain_delay: Duration::ZERO,
-            ..Timeouts::default()
-        },
-        log: LogConfig {
-            format: LogFormat::Text,
-            filter: if mode == Mode::Check { "warn" } else { "info" }.into(),
-            access: mode == Mode::Wait,
-        },
-        warnings: Vec::new(),
-        hints: true,
-        admin: Some(any_port),
+    let text = |value: &str| Some(value.to_owned());
+    let in_check = |value| text(value).filter(|_| mode == Mode::Check);
+    ServeArgs {
+        listen: vec![ANY_PORT.to_owned()],
+        certificates: vec![certificate],
+        keys: vec![key],
+        upstream: Some(format!("https://{apiserver}")),
+        upstream_ca: Some(dir.write("cluster-ca.crt", cluster_ca.pem())),
+        upstream_name: text(CLUSTER_NAME),
+        workers: text("1"),
+        drain_delay: text("0s"),
+        drain_timeout: text("2s"),
+        drain_tunnels: text("2s"),
+        admin_listen: text(ANY_PORT),
+        log_level: in_check("warn"),
+        no_access_log: in_check("true"),
+        ..ServeArgs::default()
     }
 }
 

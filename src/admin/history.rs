@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Readings of the counters: one for each [`INTERVAL`] of the last five minutes, and one with details for each quarter of
-/// the last minute. Only the number of configured clusters and endpoints decides its size.
+/// the last minute. The number of configured clusters and endpoints and the bounded table of clients decide its size.
 #[derive(Debug, Default)]
 pub(super) struct History(Mutex<Readings>);
 

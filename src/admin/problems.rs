@@ -135,7 +135,7 @@ fn responses(report: &ReloadReport, minute: &LastMinute, found: &mut Vec<String>
         let refused = of_class(&requests, CodeClass::Unauthorized);
         if refused > MAX_UNAUTHORIZED_RATE {
             found.push(format!(
-                "{name}: {refused:.1} responses per second are 401, because a token or certificate of a client is not valid; \
+                "{name}: {refused:.1} responses per second are 401, because the token of a client is not valid; \
                  the access log names the client"
             ));
         }

@@ -102,6 +102,13 @@ impl Chromium {
         }
     }
 
+    /// Waits until the element with this id shows this text.
+    pub(crate) async fn wait_for_text(&mut self, id: &str, text: &str) {
+        let shown = format!("document.getElementById('{id}').innerText");
+        self.wait_until(&format!("{shown}.includes({})", json!(text)))
+            .await;
+    }
+
     /// Sets the width of the window and the colour scheme.
     pub(crate) async fn look(&mut self, width: u32, scheme: &str) {
         let window =

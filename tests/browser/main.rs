@@ -24,49 +24,19 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use http::{Request, Response, header};
-use hyper_util::rt::TokioIo;
-use standin::{
-    client::Http2,
-    upstream::{RequestBody, ResponseBody, channel, empty, full},
-};
-use tokio::io::{copy, split};
+use http::{Request, Response};
+use standin::{client::Http2, upstream::api};
 
 use chromium::Chromium;
 use proxy::{HOST, World};
 
-/// Watches stay open, upgrades echo, other responses are short.
-async fn api(mut request: Request<RequestBody>) -> Response<ResponseBody> {
-    if request
-        .uri()
-        .query()
-        .is_some_and(|query| query.contains("watch="))
-    {
-        let (events, body) = channel();
-        tokio::spawn(async move {
-            events.send("{}\n").await.ok();
-            events.closed().await;
-        });
-        return Response::new(body);
-    }
-    if request.uri().path() == "/api/v1/secrets" {
-        let response = Response::builder().status(401);
-        return response.body(full("no")).unwrap();
-    }
-    let Some(token) = request.headers().get(header::UPGRADE).cloned() else {
-        return Response::new(full("ok"));
-    };
-    let client = hyper::upgrade::on(&mut request);
-    tokio::spawn(async move {
-        let (mut from, mut to) = split(TokioIo::new(client.await.unwrap()));
-        copy(&mut from, &mut to).await.ok();
-    });
-    let response = Response::builder().status(101);
-    let response = response
-        .header("connection", "Upgrade")
-        .header("upgrade", token);
-    response.body(empty()).unwrap()
-}
+/// The widths and colour schemes in which the page is drawn.
+const LOOKS: [(u32, &str); 4] = [
+    (1280, "light"),
+    (1280, "dark"),
+    (400, "light"),
+    (400, "dark"),
+];
 
 /// Opens a watch with this user agent.
 async fn watch(client: &Http2, path: &str, user_agent: &str) -> Response<h2::RecvStream> {
@@ -116,12 +86,8 @@ async fn page_updates_itself_and_shows_faults() {
     browser
         .wait_until("document.title.startsWith('Ready')")
         .await;
-    browser
-        .wait_until("document.getElementById('names').innerText.includes('kube.test')")
-        .await;
-    browser
-        .wait_until("document.getElementById('upstreams').innerText.includes('healthy since')")
-        .await;
+    browser.wait_for_text("names", "kube.test").await;
+    browser.wait_for_text("upstreams", "healthy since").await;
     browser
         .wait_until("document.getElementById('watches').textContent === '0'")
         .await;
@@ -132,13 +98,9 @@ async fn page_updates_itself_and_shows_faults() {
     browser
         .wait_until("document.getElementById('watches').textContent === '1'")
         .await;
-    let open = "document.getElementById('open-watches').innerText";
-    browser
-        .wait_until(&format!("{open}.includes('<script>document.title')"))
-        .await;
-    browser
-        .wait_until(&format!("{open}.includes('pods in default')"))
-        .await;
+    for text in ["<script>document.title", "pods in default"] {
+        browser.wait_for_text("open-watches", text).await;
+    }
     let made = "document.querySelectorAll('main script, main img').length";
     assert_eq!(browser.evaluate(made).await, 0);
     let text = browser.evaluate("document.documentElement.outerHTML").await;
@@ -191,18 +153,14 @@ async fn page_updates_itself_and_shows_faults() {
         .status
         == 200
     {}
-    browser
-        .wait_until("document.getElementById('upstreams').innerText.includes('unhealthy since')")
-        .await;
+    browser.wait_for_text("upstreams", "unhealthy since").await;
     browser
         .wait_until("document.getElementById('state').textContent === 'Ready, with problems'")
         .await;
     browser
-        .wait_until("document.getElementById('problems').innerText.includes('test: no apiserver is healthy')")
+        .wait_for_text("problems", "test: no apiserver is healthy")
         .await;
-    browser
-        .wait_until("document.getElementById('errors').innerText.includes('connect')")
-        .await;
+    browser.wait_for_text("errors", "connect").await;
     assert_eq!(browser.evaluate(icon).await, "wait");
     assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
 
@@ -255,24 +213,19 @@ async fn page_shows_exec_and_problems_among_500_watches() {
         .wait_until("document.title === 'Ready, with problems · kube-tls-proxy'")
         .await;
     browser
-        .wait_until("document.getElementById('problems').innerText.includes('staging: no apiserver is healthy')")
+        .wait_for_text("problems", "staging: no apiserver is healthy")
         .await;
     browser
-        .wait_until("document.getElementById('problems').innerText.includes('per second are 401')")
+        .wait_for_text("problems", "per second are 401")
         .await;
     browser
-        .wait_until("document.getElementById('open-watches').innerText.includes('configmaps in several namespaces ×480')")
+        .wait_for_text("open-watches", "configmaps in several namespaces ×480")
         .await;
     browser
         .wait_until("Number(document.body.dataset.turns) >= 4")
         .await;
     let bottom = "document.querySelector('#open-tunnels li').getBoundingClientRect().bottom";
-    for (width, scheme) in [
-        (1280, "light"),
-        (1280, "dark"),
-        (400, "light"),
-        (400, "dark"),
-    ] {
+    for (width, scheme) in LOOKS {
         browser.look(width, scheme).await;
         let text = browser
             .evaluate("document.getElementById('open-tunnels').innerText")
@@ -389,12 +342,7 @@ async fn page_can_be_drawn_with_all_parts() {
         }
         tokio::time::sleep(Duration::from_millis(120)).await;
     }
-    for (width, scheme) in [
-        (1280, "light"),
-        (1280, "dark"),
-        (400, "light"),
-        (400, "dark"),
-    ] {
+    for (width, scheme) in LOOKS {
         browser.look(width, scheme).await;
         let picture = browser.picture().await;
         save(&format!("status-{width}-{scheme}.png"), &picture);

@@ -9,13 +9,11 @@ mod status;
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
-use http::{Request, Response};
 use kube_tls_proxy::drain::Phase;
+pub(crate) use standin::upstream::api;
 use standin::{
     client::{self, Http1},
-    tcp,
-    upstream::{RequestBody, ResponseBody, channel, full},
-    within,
+    tcp, within,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -25,7 +23,6 @@ use tokio::{
 use crate::{
     binary::{Binary, run},
     proxy::World,
-    upgrades::echo,
 };
 
 /// The series of one scrape with their values.
@@ -85,28 +82,6 @@ pub(crate) async fn wait_for_numbers(admin: SocketAddr, wanted: &[(&str, f64)]) 
         );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-}
-
-/// A stand-in for the API: watches and followed logs stay open until the client leaves; upgrades echo.
-pub(crate) async fn api(request: Request<RequestBody>) -> Response<ResponseBody> {
-    let query = request.uri().query().unwrap_or_default();
-    if query.contains("watch=") || query.contains("follow=") {
-        let (events, body) = channel();
-        tokio::spawn(async move {
-            events.send("{}\n").await.ok();
-            events.closed().await;
-        });
-        return Response::new(body);
-    }
-    if request.uri().path() == "/api/v1/secrets" {
-        let response = Response::builder().status(401);
-        return response.body(full("no")).unwrap();
-    }
-    if request.headers().contains_key("upgrade") {
-        return echo(request).await;
-    }
-    drop(request.into_body().read().await);
-    Response::new(full("0123456789"))
 }
 
 #[tokio::test]

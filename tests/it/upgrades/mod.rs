@@ -5,14 +5,13 @@ mod tokens;
 
 use std::{io, sync::Mutex};
 
-use http::{Request, Response, StatusCode, header};
-use hyper_util::rt::TokioIo;
+pub(crate) use standin::upstream::echo;
 use standin::{
-    upstream::{Connection, Raw, RequestBody, ResponseBody, Upstream, empty, full},
+    upstream::{Connection, Raw, Upstream},
     within,
 };
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _, copy, split},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     sync::mpsc,
 };
@@ -143,26 +142,6 @@ impl PendingRequest {
     pub(crate) async fn shutdown(&mut self) {
         self.stream.shutdown().await.unwrap();
     }
-}
-
-/// Responds like an apiserver: echoes after any upgrade, and sends `ok` otherwise.
-pub(crate) async fn echo(mut request: Request<RequestBody>) -> Response<ResponseBody> {
-    let Some(token) = request.headers().get(header::UPGRADE).cloned() else {
-        return Response::new(full("ok"));
-    };
-    let client = hyper::upgrade::on(&mut request);
-    tokio::spawn(async move {
-        let (mut from, mut to) = split(TokioIo::new(client.await?));
-        copy(&mut from, &mut to).await.ok();
-        to.shutdown().await.ok();
-        hyper::Result::Ok(())
-    });
-    let mut response = Response::new(empty());
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let headers = response.headers_mut();
-    headers.insert(header::CONNECTION, "Upgrade".parse().unwrap());
-    headers.insert(header::UPGRADE, token);
-    response
 }
 
 /// Cases 8, 9. Discovery over h2, and an apiserver that prefers h2, do not affect an upgrade.

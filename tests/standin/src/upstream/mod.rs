@@ -17,6 +17,7 @@
 mod body;
 mod heads;
 mod record;
+mod responders;
 mod serve;
 mod wire;
 
@@ -45,6 +46,7 @@ use tokio_rustls::server::TlsStream;
 
 pub use body::{BodySender, BoxError, Gone, RequestBody, ResponseBody, channel, empty, full};
 pub use record::{BodyEnd, Connection, ConnectionEnd, MAX_BODY, MAX_FRAMES, Received, ResponseEnd};
+pub use responders::{api, echo};
 
 use crate::pki::{Identity, provider};
 use record::Log;
