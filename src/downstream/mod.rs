@@ -16,7 +16,7 @@ use rustls::{
     sign::CertifiedKey,
 };
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _, copy, sink},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy, sink},
     net::TcpStream,
     sync::Semaphore,
     time::timeout,
@@ -345,14 +345,20 @@ fn is_plain_http(first: &[u8]) -> bool {
 }
 
 /// Tells a client that speaks HTTP what this port speaks, as Go and nginx do.
-async fn refuse_plain_http(mut stream: ReadAhead) {
-    let refusal = async {
-        stream.write_all(SPEAKS_HTTPS).await?;
-        stream.shutdown().await?;
-        // The kernel would send a reset for bytes that were not read, and the client may then not read the response.
-        copy(&mut stream.take(MAX_LINGER_BYTES), &mut sink()).await
-    };
-    timeout(LINGER, refusal).await.ok();
+async fn refuse_plain_http(stream: ReadAhead) {
+    timeout(LINGER, send_last(stream, SPEAKS_HTTPS)).await.ok();
+}
+
+/// Sends the last bytes of a connection, closes this side, and discards what still comes: for bytes that were not read the
+/// kernel would send a reset, and the client may then not read the last ones.
+async fn send_last(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    bytes: &[u8],
+) -> io::Result<()> {
+    stream.write_all(bytes).await?;
+    stream.shutdown().await?;
+    copy(&mut stream.take(MAX_LINGER_BYTES), &mut sink()).await?;
+    Ok(())
 }
 
 /// Chooses the certificate for a name, by the SANs of the certificates.

@@ -30,9 +30,9 @@ pub struct Body {
 
 /// The response was aborted and must not look complete.
 ///
-/// It has no source, because hyper resets the stream with the code of the first HTTP/2 error in the chain, and some
-/// clients treat `NO_ERROR` and `CANCEL` as the end of a complete body. Without a source the code is
-/// `INTERNAL_ERROR`. Regression: tests/it `aborted_response_never_looks_complete_over_http2`.
+/// It has no source: [`Body`] has logged the cause. Over HTTP/2 the stream is reset with `INTERNAL_ERROR`, because some
+/// clients treat `NO_ERROR` and `CANCEL` as the end of a complete body. Regression: tests/it
+/// `aborted_response_never_looks_complete_over_http2`.
 #[derive(Debug, thiserror::Error)]
 #[error("the response was aborted")]
 pub struct Cut;

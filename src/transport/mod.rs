@@ -16,6 +16,7 @@
 //! [`WriteBatcher::drive`] polls the connection, then sends what it wrote.
 
 pub(crate) mod frames;
+mod pings;
 mod read_ahead;
 mod turn;
 mod write_batcher;
@@ -23,6 +24,7 @@ mod write_batcher;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use pings::{Http2Error, LastRead, PingTimer};
 pub(crate) use read_ahead::{ReadAhead, Readable};
 #[cfg(test)]
 pub(crate) use tests::PlainStream;

@@ -201,8 +201,7 @@ struct StreamFrames {
 impl StreamFrames {
     /// Begins a POST whose body is not complete.
     async fn post(proxy: &Proxy, authority: &str, part: &[u8]) -> Self {
-        let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
-        let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
+        let mut wire = proxy.frame_client().await;
         let head = [
             (":method", "POST"),
             (":scheme", "https"),
@@ -221,28 +220,29 @@ impl StreamFrames {
 
     /// Sends one more frame of the body.
     async fn send(&mut self, data: &[u8], flags: u8) {
-        let payload = data.to_vec().into();
-        let (kind, stream) = (kind::DATA, 1);
-        let frame = Frame {
-            kind,
+        self.write(&Frame {
+            kind: kind::DATA,
             flags,
-            stream,
-            payload,
-        };
+            stream: 1,
+            payload: data.to_vec().into(),
+        })
+        .await;
+    }
+
+    async fn write(&mut self, frame: &Frame) {
         self.tls.write_all(&frame.encode()).await.unwrap();
         self.tls.flush().await.unwrap();
     }
 
     /// Sends a ping and reads until its answer.
     async fn ping(&mut self) {
-        let frame = Frame {
+        self.write(&Frame {
             kind: kind::PING,
             flags: 0,
             stream: 0,
             payload: Bytes::from_static(b"the ping"),
-        };
-        self.tls.write_all(&frame.encode()).await.unwrap();
-        self.tls.flush().await.unwrap();
+        })
+        .await;
         self.read_until(|frame| frame.kind == kind::PING && frame.has(ACK))
             .await;
     }

@@ -7,12 +7,13 @@ use h2::client::ResponseFuture;
 use http::{Request, StatusCode};
 use standin::{
     client::{Http2, whole},
-    frames::{END_STREAM, FrameConnection, kind},
+    frames::{END_STREAM, kind},
+    upstream::Upstream,
     within,
 };
 
 use crate::{
-    proxy::{HOST, Proxy, World, watch_or_ok},
+    proxy::{HOST, Proxy, World, request_fields, watch_or_ok},
     responses::ClientResponse,
 };
 
@@ -29,14 +30,14 @@ async fn interim(response: &mut ResponseFuture) -> Option<StatusCode> {
     polled.map(|interim| interim.unwrap().status())
 }
 
-async fn proxies(world: &World) -> Vec<Proxy> {
+/// A proxy before an apiserver of each version of HTTP.
+async fn proxies(world: &World) -> Vec<(Upstream, Proxy)> {
     let mut proxies = Vec::new();
     for alpn in ["h2", "http/1.1"] {
         let upstream = world.apiserver().alpn(&[alpn]).http(watch_or_ok).start();
         let upstream = upstream.await;
-        proxies.push(world.proxy(upstream.address()).start());
-        // It lives as long as the test.
-        std::mem::forget(upstream);
+        let proxy = world.proxy(upstream.address()).start();
+        proxies.push((upstream, proxy));
     }
     proxies
 }
@@ -45,7 +46,7 @@ async fn proxies(world: &World) -> Vec<Proxy> {
 #[tokio::test]
 async fn client_that_expects_100_gets_it_over_http2() {
     let world = World::new();
-    for proxy in proxies(&world).await {
+    for (_upstream, proxy) in proxies(&world).await {
         let client = proxy.client().http2().await;
         for _ in 0..2 {
             let (mut response, mut body) = begin(&client, HOST).await;
@@ -72,15 +73,9 @@ async fn client_that_expects_100_gets_the_refusal_instead() {
 #[tokio::test]
 async fn client_that_expects_nothing_gets_no_100_over_http2() {
     let world = World::new();
-    for proxy in proxies(&world).await {
-        let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
-        let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
-        let head = [
-            (":method", "POST"),
-            (":scheme", "https"),
-            (":authority", HOST),
-            (":path", "/"),
-        ];
+    for (_upstream, proxy) in proxies(&world).await {
+        let mut wire = proxy.frame_client().await;
+        let head = request_fields("POST", "/");
         let expects = [&head[..], &[("expect", "100-continue")]].concat();
         for (stream, head, body_comes_late, heads) in [
             (1, &head[..], true, 1),

@@ -9,7 +9,7 @@ use standin::{
 };
 
 use crate::{
-    proxy::{HOST, Proxy, World},
+    proxy::{HOST, Proxy, World, request_fields},
     responses::{BOTH, ClientResponse, Protocol},
 };
 
@@ -208,8 +208,7 @@ async fn target_that_is_no_uri_is_refused_in_words_over_http1() {
 async fn malformed_request_over_http2_gets_400_in_words() {
     const PROTOCOL_ERROR: u32 = 1;
     let (_world, upstream, proxy) = World::with_proxy().await;
-    let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
-    let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
+    let mut wire = proxy.frame_client().await;
     let long = format!("/{}", "x".repeat(65_534));
     let mut stream = 1;
     for (path, more, is_fine) in [
@@ -222,12 +221,7 @@ async fn malformed_request_over_http2_gets_400_in_words() {
         ("/fine", Some(("te", "gzip")), false),
         ("/fine", None, true),
     ] {
-        let head = [
-            (":method", "GET"),
-            (":scheme", "https"),
-            (":authority", HOST),
-            (":path", path),
-        ];
+        let head = request_fields("GET", path);
         let head: Vec<_> = head.into_iter().chain(more).collect();
         for (block, flags, kind) in split(&frames::encode_fields(&head)) {
             wire.send(kind, flags, stream, block).await.unwrap();
@@ -357,8 +351,7 @@ async fn targets_with_a_hash_are_refused_over_http2() {
         [&[first, length], value.as_bytes()].concat()
     }
     let (_world, upstream, proxy) = World::with_proxy().await;
-    let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
-    let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
+    let mut wire = proxy.frame_client().await;
     // `:method: GET`, `:scheme: https` and `:authority: kube.test`.
     let rest = [&[0x82, 0x87][..], &literal(0x01, HOST)].concat();
     let named = frames::encode_fields(&[(":path", "/a#y")]);
@@ -420,12 +413,7 @@ async fn too_many_targets_with_a_hash_end_the_connection() {
     let mut wire = FrameConnection::wide_client(tls).await.unwrap();
     for number in 0..300 {
         let path = format!("/{number}#");
-        let fields = [
-            (":method", "GET"),
-            (":scheme", "https"),
-            (":authority", HOST),
-            (":path", &path),
-        ];
+        let fields = request_fields("GET", &path);
         let stream = 2 * number + 1;
         wire.headers(stream, &fields, frames::END_STREAM)
             .await
@@ -443,15 +431,9 @@ async fn too_many_targets_with_a_hash_end_the_connection() {
 #[tokio::test]
 async fn empty_content_length_is_refused_over_http2() {
     let (_world, upstream, proxy) = World::with_proxy().await;
-    let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
-    let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
-    let fields = [
-        (":method", "POST"),
-        (":scheme", "https"),
-        (":authority", HOST),
-        (":path", "/x"),
-        ("content-length", ""),
-    ];
+    let mut wire = proxy.frame_client().await;
+    let length = [("content-length", "")];
+    let fields = [&request_fields("POST", "/x")[..], &length].concat();
     wire.headers(1, &fields, frames::END_STREAM).await.unwrap();
     let head = within("a response", wire.expect(kind::HEADERS)).await;
     assert_eq!(head.unwrap().payload[0], BAD_REQUEST);
@@ -466,8 +448,7 @@ const BAD_REQUEST: u8 = 0x8c;
 #[tokio::test]
 async fn http2_without_authority_is_routed_by_host() {
     let (_world, upstream, proxy) = World::with_proxy().await;
-    let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
-    let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
+    let mut wire = proxy.frame_client().await;
     let fields = [
         (":method", "GET"),
         (":scheme", "https"),
@@ -585,8 +566,7 @@ async fn connect_is_refused() {
 #[tokio::test]
 async fn extended_connect_is_refused() {
     let (_world, upstream, proxy) = World::with_proxy().await;
-    let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
-    let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
+    let mut wire = proxy.frame_client().await;
     let fields = [
         (":method", "CONNECT"),
         (":protocol", "websocket"),

@@ -14,7 +14,7 @@ use tokio::{
 
 use crate::{
     admin,
-    proxy::{HOST, World, data, sum_until_quiet, watch_or_ok},
+    proxy::{HOST, World, data, request_fields, sum_until_quiet, watch_or_ok},
 };
 
 const MIB: usize = 1 << 20;
@@ -147,15 +147,9 @@ async fn client_that_ignores_goaway_loses_its_connection() {
         .proxy(upstream.address())
         .limits(|limits| limits.streams_per_connection = STREAMS)
         .start();
-    let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
-    let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
-    let fields = [
-        (":method", "GET"),
-        (":scheme", "https"),
-        (":authority", HOST),
-        (":path", "/api"),
-        ("authorization", "Bearer bad"),
-    ];
+    let mut wire = proxy.frame_client().await;
+    let bad = [("authorization", "Bearer bad")];
+    let fields = [&request_fields("GET", "/api")[..], &bad].concat();
     let requests = async {
         let mut answered = 0;
         for stream in (1..).step_by(2) {
@@ -314,14 +308,8 @@ fn lines_and_lists(world: &World) -> (Builder, mpsc::UnboundedReceiver<usize>) {
 
 /// Reads a response until the flow-control window of its client is used up, and returns the stalled connection.
 async fn until_stalled(proxy: &crate::proxy::Proxy, path: &str) -> Stalled {
-    let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
-    let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
-    let fields = [
-        (":method", "GET"),
-        (":scheme", "https"),
-        (":authority", HOST),
-        (":path", path),
-    ];
+    let mut wire = proxy.frame_client().await;
+    let fields = request_fields("GET", path);
     wire.headers(1, &fields, END_STREAM).await.unwrap();
     let mut received = 0;
     while received < INITIAL_WINDOW {
@@ -367,12 +355,7 @@ async fn stalled_reader_of_short_lines_ends_no_watch() {
     assert_eq!(data(&mut watch).await.unwrap(), "first");
 
     let mut stalled = until_stalled(&proxy, "/logs").await;
-    let fields = [
-        (":method", "GET"),
-        (":scheme", "https"),
-        (":authority", HOST),
-        (":path", "/watch"),
-    ];
+    let fields = request_fields("GET", "/watch");
     stalled.headers(3, &fields, END_STREAM).await.unwrap();
     upstream.wait_for_open_responses(3).await;
     let lines = sum_until_quiet(&mut lines).await;
@@ -399,13 +382,8 @@ async fn rapid_reset_is_bounded_and_affects_no_other_client() {
     let mut watch = within("a watch", response).await.unwrap();
     assert_eq!(data(&mut watch).await.unwrap(), "first");
 
-    let fields = encode_fields(&[
-        (":method", "GET"),
-        (":scheme", "https"),
-        (":authority", HOST),
-        (":path", "/watch"),
-        ("authorization", "Bearer good"),
-    ]);
+    let good = [("authorization", "Bearer good")];
+    let fields = encode_fields(&[&request_fields("GET", "/watch")[..], &good].concat());
     let mut attack = Vec::new();
     for number in 0..500 {
         let stream = 2 * number + 1;
@@ -418,8 +396,7 @@ async fn rapid_reset_is_bounded_and_affects_no_other_client() {
         attack.extend(frame(kind::HEADERS, 0x5, fields.clone()).encode());
         attack.extend(frame(kind::RST_STREAM, 0, vec![0, 0, 0, 8]).encode());
     }
-    let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
-    let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
+    let mut wire = proxy.frame_client().await;
     wire.expect(kind::SETTINGS).await.unwrap();
     let mut tls = wire.into_inner();
     // The proxy may close the connection before the last byte.

@@ -19,7 +19,8 @@ use kube_tls_proxy::{
 use rustls_pki_types::ServerName;
 use standin::{
     TempDir,
-    client::Client,
+    client::{Client, TlsConnection},
+    frames::FrameConnection,
     pki::{Ca, Identity},
     upstream::{Builder, RequestBody, ResponseBody, Upstream, channel, full},
     within,
@@ -236,6 +237,12 @@ impl Proxy {
         self.client.clone()
     }
 
+    /// An HTTP/2 client that sends and reads single frames.
+    pub(crate) async fn frame_client(&self) -> FrameConnection<TlsConnection> {
+        let tls = self.client().alpn(&["h2"]).connect().await.unwrap();
+        FrameConnection::client(tls, &[]).await.unwrap()
+    }
+
     /// Makes the proxy reload its files now.
     pub(crate) fn reload(&self) {
         self.reload_now.notify_one();
@@ -283,6 +290,16 @@ impl Proxy {
     pub(crate) async fn wait_until_stopped(self) {
         within("the end of the proxy", self.running).await.unwrap();
     }
+}
+
+/// The fields that each request for [`HOST`] over HTTP/2 has.
+pub(crate) fn request_fields<'a>(method: &'a str, path: &'a str) -> [(&'a str, &'a str); 4] {
+    [
+        (":method", method),
+        (":scheme", "https"),
+        (":authority", HOST),
+        (":path", path),
+    ]
 }
 
 /// Responds to paths that begin with `/watch` with one event, and keeps the response open until the client

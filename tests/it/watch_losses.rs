@@ -224,8 +224,7 @@ async fn die(mut tls: TlsStream<TcpStream>, failure: Failure) {
     }
 }
 
-/// Sends one request per part and failure with `receive`, which returns what the client received and whether the response
-/// ended in order.
+/// Sends one request per part and failure with `receive`, which returns whether the response ended in order.
 async fn assert_ends(
     apiserver: impl FnOnce(Builder, Script) -> Builder,
     failures: &[Failure],

@@ -20,7 +20,6 @@ use http::{Request, Response, header};
 use hyper::body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, copy, sink},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{sleep, timeout},
 };
@@ -31,19 +30,16 @@ use tracing::debug;
 use self::{
     budget::RequestInProgress,
     monitor::ClientFrames,
-    server::{PingClock, Server, ServerError, ServerStream},
-    stall::{
-        LastFrames, LastFramesClock, PacedBody, StallGuard, StallReport, TrackedData,
-        UnreadResponses,
-    },
+    server::{Server, ServerStream},
+    stall::{LastFramesClock, PacedBody, StallGuard, TrackedData, UnreadResponses},
 };
-use super::{CLOSE_TIMEOUT, LINGER, MAX_LINGER_BYTES, Service};
+use super::{CLOSE_TIMEOUT, LINGER, Service, send_last};
 use crate::{
     drain::Drain,
     ending::{EndReason, Ending},
     metrics::{Connected, Limit},
     proxy::{self, Rejection},
-    transport::{ReadAhead, WriteBatcher, frames::FrameMonitor},
+    transport::{Http2Error, PingTimer, ReadAhead, WriteBatcher, frames::FrameMonitor},
     upstream::RequestBody,
 };
 
@@ -60,7 +56,7 @@ pub(super) const FUZZ: [fn(&[u8]); 2] = [monitor::fuzz, budget::fuzz];
 pub(super) async fn serve(
     stream: Box<TlsStream<ReadAhead>>,
     service: Arc<Service>,
-) -> Result<(), ServerError> {
+) -> Result<(), Http2Error> {
     let drain = service.downstream.drain.clone();
     let limits = &service.downstream.limits;
     let fields = limits.header_fields.saturating_add(PSEUDO_FIELDS);
@@ -75,10 +71,7 @@ pub(super) async fn serve(
         drain: drain.clone(),
         streams: Arc::new(count),
         max: max_streams,
-        unread: Arc::new(UnreadResponses::new(
-            Arc::clone(&service.downstream.connected),
-            Arc::clone(&service.shared.memory),
-        )),
+        connected: Arc::clone(&service.downstream.connected),
     };
     let mut builder = h2::server::Builder::new();
     builder
@@ -103,11 +96,11 @@ pub(super) async fn serve(
         max_header_list,
         limits.streams_per_connection,
     );
-    let pings = PingClock::new(
-        timeouts.client_ping_interval,
-        timeouts.client_ping_timeout,
-        observed.last_read,
-    );
+    let pings = PingTimer {
+        interval: timeouts.client_ping_interval,
+        timeout: timeouts.client_ping_timeout,
+        last_read: observed.last_read,
+    };
     let (cut_targets, budget) = (observed.cut_targets, observed.requests);
     let connected = Arc::clone(&service.downstream.connected);
     let frames = frames.of_connection(Arc::clone(&connected));
@@ -117,7 +110,9 @@ pub(super) async fn serve(
     let downstream = Arc::clone(&service.downstream);
     let mut last_frames = LastFramesClock::default();
     let start = {
-        let unwritten = last_frames.frames();
+        let memory = Arc::clone(&service.shared.memory);
+        let unread = UnreadResponses::new(Arc::clone(&connected), memory, last_frames.frames());
+        let unread = Arc::new(unread);
         let (cut_targets, budget) = (Arc::clone(&cut_targets), Arc::clone(&budget));
         move |request: Request<RecvStream>, stream: SendResponse<TrackedData>| {
             budget.accept(stream.stream_id().into());
@@ -127,11 +122,11 @@ pub(super) async fn serve(
             let expects_continue = !body.is_end_stream()
                 && (head.headers.get(header::EXPECT))
                     .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-            let (body, unread) = RequestBody::from_http2(body, expects_continue);
+            let (body, rest) = RequestBody::from_http2(body, expects_continue);
             let request = Request::from_parts(head, body);
-            let (service, unwritten) = (Arc::clone(&service), Arc::clone(&unwritten));
-            let handled = respond(service, request, rejection, unwritten);
-            tasks.start(ServerStream::new(handled, stream, progress, unread));
+            let (service, unread) = (Arc::clone(&service), Arc::clone(&unread));
+            let handled = respond(service, request, rejection, unread);
+            tasks.start(ServerStream::new(handled, stream, progress, rest));
         }
     };
     let end_if_exceeded = async || {
@@ -141,13 +136,13 @@ pub(super) async fn serve(
         }
     };
     // Before the tasks of its streams run again: their log lines say how the client left.
-    let note_end = |ended: &Result<(), ServerError>| {
+    let note_end = |ended: &Result<(), Http2Error>| {
         connected.set_end(if budget.is_exceeded() {
             Ending::by_proxy(EndReason::Limit)
         } else {
             let reason = match ended {
-                Err(ServerError::PingTimeout(_)) => EndReason::PingTimeout,
-                Err(ServerError::Http2(_)) => batcher.read_end().unwrap_or(EndReason::Protocol),
+                Err(Http2Error::PingTimeout(_)) => EndReason::PingTimeout,
+                Err(Http2Error::Failed(_)) => batcher.read_end().unwrap_or(EndReason::Protocol),
                 Ok(()) => batcher.read_end().unwrap_or(EndReason::Eof),
             };
             Ending::by_client(reason)
@@ -217,11 +212,11 @@ async fn respond(
     service: Arc<Service>,
     request: Request<RequestBody>,
     rejection: Option<Rejection>,
-    last_frames: Arc<LastFrames>,
-) -> Response<StallReport<SmallFrameLimit<proxy::Body>>> {
+    unread: Arc<UnreadResponses>,
+) -> Response<StallGuard<SmallFrameLimit<proxy::Body>>> {
     let routes = Arc::clone(&service.shared.snapshot.load().routes);
     let response = proxy::handle(&routes, &service.downstream, request, rejection).await;
-    response.map(|body| StallReport::new(limit_small_frames(body), last_frames))
+    response.map(|body| StallGuard::new(limit_small_frames(body), unread))
 }
 
 /// Sends this last frame after h2's connection has failed, and closes the stream.
@@ -230,14 +225,7 @@ async fn say_goodbye(batcher: &WriteBatcher<TlsStream<ReadAhead>>, frame: &[u8])
     if batcher.is_full() {
         return;
     }
-    let mut stream = batcher.clone();
-    let goodbye = async {
-        stream.write_all(frame).await?;
-        stream.shutdown().await?;
-        // The kernel would send a reset for bytes that were not read, and the client may then not read the frame.
-        copy(&mut stream.take(MAX_LINGER_BYTES), &mut sink()).await
-    };
-    let mut goodbye = pin!(goodbye);
+    let mut goodbye = pin!(send_last(batcher.clone(), frame));
     timeout(LINGER, poll_fn(|cx| batcher.drive(goodbye.as_mut(), cx)))
         .await
         .ok();
@@ -263,7 +251,7 @@ struct StreamTasks {
     streams: Arc<watch::Sender<Streams>>,
     /// Streams that may be open at once.
     max: usize,
-    unread: Arc<UnreadResponses>,
+    connected: Arc<Connected>,
 }
 
 /// The streams of one connection.
@@ -279,12 +267,12 @@ pin_project! {
     /// The task of one stream. A type of its own, because an async block holds what it awaits twice.
     struct StreamTask<F> {
         #[pin]
-        stream: StallGuard<F>,
+        stream: F,
         open: StreamCount,
     }
 }
 
-impl<F: Future> Future for StreamTask<F> {
+impl<F: Future<Output = ()>> Future for StreamTask<F> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -307,12 +295,10 @@ impl StreamTasks {
             streams.open += 1;
             streams.begun += 1;
             if streams.open == self.max {
-                let counters = self.unread.connected().counters();
-                counters.limits_hit.count(Limit::Streams);
+                self.connected.counters().limits_hit.count(Limit::Streams);
             }
         });
         let open = StreamCount(Arc::clone(&self.streams));
-        let stream = StallGuard::new(stream, Arc::clone(&self.unread));
         self.drain.spawn(StreamTask { stream, open });
     }
 }

@@ -17,15 +17,17 @@ use tokio::time::{Sleep, sleep};
 use super::{
     budget::{FrameBudget, RequestBudget},
     hpack::{CutTargets, FieldError, read_fields},
-    server::LastRead,
 };
 use crate::{
     metrics::Connected,
     proxy::{self, Rejection},
-    transport::frames::{
-        CONTINUATION, DATA, END_HEADERS, END_STREAM, FrameHeader, FrameListener, FramePart,
-        HEADERS, PADDED, PRIORITY, PROTOCOL_ERROR, PUSH_PROMISE, RST_STREAM, assert_same_in_pieces,
-        feed,
+    transport::{
+        LastRead,
+        frames::{
+            CONTINUATION, DATA, END_HEADERS, END_STREAM, FrameHeader, FrameListener, FramePart,
+            HEADERS, PADDED, PRIORITY, PROTOCOL_ERROR, PUSH_PROMISE, RST_STREAM,
+            assert_same_in_pieces, feed,
+        },
     },
 };
 

@@ -6,48 +6,49 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use bytes::Buf as _;
 use h2::{
-    Ping, PingPong, Reason, RecvStream, SendStream,
+    Reason, RecvStream, SendStream,
     server::{Builder, Connection, Handshake, SendResponse},
 };
 use http::{HeaderValue, Request, Response, StatusCode, header};
-use hyper::body::Body;
+use hyper::body::Body as _;
 use pin_project_lite::pin_project;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::{Instant, Sleep, sleep},
+    time::{Sleep, sleep},
 };
 use tracing::debug;
 
-use super::{super::LINGER, budget::RequestInProgress, stall::TrackedData};
-use crate::upstream::UnreadBody;
+use super::{
+    super::LINGER,
+    budget::RequestInProgress,
+    stall::{PacedBody, StallGuard, TrackedData},
+};
+use crate::{
+    transport::{Http2Error, PingTimer},
+    upstream::UnreadBody,
+};
 
 /// The server side of one connection. The future ends with the connection, and starts each stream with `start`.
 pub(super) struct Server<T, S> {
     state: ServerState<T>,
     start: S,
-    pings: PingClock,
+    pings: PingTimer,
     drains: bool,
 }
 
 enum ServerState<T> {
     Handshake(Handshake<T, TrackedData>),
-    Serving(Connection<T, TrackedData>, PingPong),
-}
-
-/// Why a connection did not end in order.
-#[derive(Debug, thiserror::Error)]
-pub(in crate::downstream) enum ServerError {
-    #[error("HTTP/2 failed")]
-    Http2(#[from] h2::Error),
-    #[error("no response to a ping within {0:?}")]
-    PingTimeout(Duration),
+    /// The future is ready when the client is no longer there.
+    Serving(
+        Connection<T, TrackedData>,
+        Pin<Box<dyn Future<Output = Http2Error> + Send>>,
+    ),
 }
 
 impl<T, S> Server<T, S>
@@ -55,7 +56,7 @@ where
     T: AsyncRead + AsyncWrite + Unpin,
     S: FnMut(Request<RecvStream>, SendResponse<TrackedData>) + Unpin,
 {
-    pub(super) fn new(builder: &Builder, io: T, pings: PingClock, start: S) -> Self {
+    pub(super) fn new(builder: &Builder, io: T, pings: PingTimer, start: S) -> Self {
         Self {
             state: ServerState::Handshake(builder.handshake(io)),
             start,
@@ -78,7 +79,7 @@ where
     T: AsyncRead + AsyncWrite + Unpin,
     S: FnMut(Request<RecvStream>, SendResponse<TrackedData>) + Unpin,
 {
-    type Output = Result<(), ServerError>;
+    type Output = Result<(), Http2Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
@@ -92,94 +93,18 @@ where
                     let ping = connection
                         .ping_pong()
                         .expect("a new connection has its ping handle");
-                    this.pings.restart();
-                    this.state = ServerState::Serving(connection, ping);
+                    let silence = Box::pin(this.pings.clone().run(ping));
+                    this.state = ServerState::Serving(connection, silence);
                 }
-                ServerState::Serving(connection, ping) => match connection.poll_accept(cx) {
+                ServerState::Serving(connection, silence) => match connection.poll_accept(cx) {
                     Poll::Ready(Some(accepted)) => {
                         let (request, respond) = accepted?;
                         (this.start)(request, respond);
                     }
                     Poll::Ready(None) => return Poll::Ready(Ok(())),
-                    Poll::Pending => return this.pings.poll_timeout(ping, cx).map(Err),
+                    Poll::Pending => return silence.as_mut().poll(cx).map(Err),
                 },
             }
-        }
-    }
-}
-
-/// Pings a client that has sent nothing for a while: only an answer shows that it is still there.
-#[derive(Debug)]
-pub(super) struct PingClock {
-    interval: Duration,
-    timeout: Duration,
-    last_read: LastRead,
-    tick: Pin<Box<Sleep>>,
-    waits_for_pong: bool,
-}
-
-/// When the client last sent bytes.
-#[derive(Debug, Clone)]
-pub(super) struct LastRead(Arc<Mutex<Instant>>);
-
-impl LastRead {
-    pub(super) fn new() -> Self {
-        Self(Arc::new(Mutex::new(Instant::now())))
-    }
-
-    pub(super) fn set(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-    }
-
-    fn instant(&self) -> Instant {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl PingClock {
-    /// Pings after `interval`. The client must answer within `timeout`.
-    pub(super) fn new(interval: Duration, timeout: Duration, last_read: LastRead) -> Self {
-        Self {
-            interval,
-            timeout,
-            last_read,
-            tick: Box::pin(sleep(interval)),
-            waits_for_pong: false,
-        }
-    }
-
-    fn restart(&mut self) {
-        self.tick.as_mut().reset(Instant::now() + self.interval);
-    }
-
-    /// Ready when a ping was not answered in time.
-    fn poll_timeout(&mut self, ping: &mut PingPong, cx: &mut Context<'_>) -> Poll<ServerError> {
-        loop {
-            if self.waits_for_pong {
-                match ping.poll_pong(cx) {
-                    Poll::Ready(Ok(_)) => {
-                        self.waits_for_pong = false;
-                        self.restart();
-                    }
-                    // The connection has failed and says why by itself.
-                    Poll::Ready(Err(_)) => return Poll::Pending,
-                    Poll::Pending => {
-                        ready!(self.tick.as_mut().poll(cx));
-                        return Poll::Ready(ServerError::PingTimeout(self.timeout));
-                    }
-                }
-            }
-            ready!(self.tick.as_mut().poll(cx));
-            let next = self.last_read.instant() + self.interval;
-            if next > Instant::now() {
-                self.tick.as_mut().reset(next);
-                continue;
-            }
-            if ping.send_ping(Ping::opaque()).is_err() {
-                return Poll::Pending;
-            }
-            self.waits_for_pong = true;
-            self.tick.as_mut().reset(Instant::now() + self.timeout);
         }
     }
 }
@@ -215,7 +140,7 @@ pin_project! {
 
 /// The body of a response, and the frame of it that waits for the window of the client.
 struct OutgoingBody<B> {
-    body: B,
+    body: StallGuard<B>,
     stream: SendStream<TrackedData>,
     waiting: Option<(TrackedData, bool)>,
 }
@@ -230,8 +155,8 @@ enum BodySent {
 
 impl<F, B> ServerStream<F, B>
 where
-    F: Future<Output = Response<B>>,
-    B: Body<Data = TrackedData> + Unpin,
+    F: Future<Output = Response<StallGuard<B>>>,
+    B: PacedBody + Unpin,
 {
     /// `unread` is the body of the request, if it has one.
     pub(super) fn new(
@@ -251,8 +176,8 @@ where
 
 impl<F, B> Future for ServerStream<F, B>
 where
-    F: Future<Output = Response<B>>,
-    B: Body<Data = TrackedData> + Unpin,
+    F: Future<Output = Response<StallGuard<B>>>,
+    B: PacedBody + Unpin,
 {
     type Output = ();
 
@@ -282,10 +207,12 @@ where
                         return Poll::Pending;
                     }
                 },
-                StreamStateProj::Sending { response } => match ready!(response.poll_send(cx)) {
+                StreamStateProj::Sending { response } => match response.poll_send(cx) {
                     // Drops the body, so that nothing reads the request any more.
-                    BodySent::Complete => StreamState::Lingering { until: None },
-                    BodySent::Aborted => return Poll::Ready(()),
+                    Poll::Ready(BodySent::Complete) => StreamState::Lingering { until: None },
+                    Poll::Ready(BodySent::Aborted) => return Poll::Ready(()),
+                    // h2 resets a stream that is dropped before its end, and discards its pending data.
+                    Poll::Pending => return response.body.poll_stalled(cx),
                 },
                 StreamStateProj::Lingering { until } => {
                     let Some(unread) = this.unread else {
@@ -304,9 +231,9 @@ where
 }
 
 /// Sends the head of a response. `None` if h2 refuses it.
-fn begin_response<F, B: Body<Data = TrackedData>>(
+fn begin_response<F, B: PacedBody + Unpin>(
     respond: &mut SendResponse<TrackedData>,
-    response: Response<B>,
+    response: Response<StallGuard<B>>,
 ) -> Option<StreamState<F, B>> {
     let (mut head, body) = response.into_parts();
     let is_complete = body.is_end_stream();
@@ -348,7 +275,7 @@ fn send_continue(respond: &mut SendResponse<TrackedData>) {
     respond.send_informational(interim).ok();
 }
 
-impl<B: Body<Data = TrackedData> + Unpin> OutgoingBody<B> {
+impl<B: PacedBody + Unpin> OutgoingBody<B> {
     /// Sends as much as the window of the client allows. Asks the body for a frame only after h2 has taken the one before.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<BodySent> {
         loop {

@@ -6,16 +6,15 @@
 //! While memory is short, a client may leave [`MAX_UNREAD_WHEN_SHORT`] responses unread; the others are reset at once,
 //! or with the next tick.
 //!
-//! Only pending data counts: a watch whose apiserver sends nothing stays open. `ServerStream` asks the body for the next
-//! frame as soon as h2 has taken the one before. So a body that has yielded a frame and was not asked for
+//! Only pending data counts: a watch whose apiserver sends nothing stays open. `ServerStream` asks [`StallGuard`] for the
+//! next frame as soon as h2 has taken the one before. So a body that has yielded a frame and was not asked for
 //! another one waits for its client, and a body that was asked and has no frame waits for the apiserver.
 //!
 //! The task of a stream ends when h2 has taken the last frame, even if the window has room for one byte of it only.
 //! [`LastFrames`] counts the responses that h2 has not written to their end then, and [`LastFramesClock`] ends a connection whose client does not read them.
 
 use std::{
-    cell::Cell,
-    future::Future,
+    future::Future as _,
     mem,
     pin::Pin,
     sync::{
@@ -28,7 +27,6 @@ use std::{
 
 use bytes::{Buf, Bytes};
 use hyper::body::{Body, Frame, SizeHint};
-use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep};
 use tracing::debug;
 
@@ -38,23 +36,15 @@ use crate::{
     metrics::{Connected, Limit},
 };
 
-thread_local! {
-    /// What the response body did last while the task of its stream was polled. The body is
-    /// within the task, so the task has no other way to learn it without an allocation per request.
-    static LAST_POLL: Cell<Option<BodyPoll>> = const { Cell::new(None) };
-    /// The stream that is being dropped on this thread has stalled.
-    static HAS_STALLED: Cell<bool> = const { Cell::new(false) };
-}
-
 /// What a response body did when it was polled.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 enum BodyPoll {
     /// It waits for the apiserver.
     WaitsForServer,
     /// It can yield no frame before the client has read.
-    WaitsForClient(Option<ReadFlag>),
+    WaitsForClient,
     /// It yielded a frame, so h2 has taken the one before.
-    Yielded(Option<ReadFlag>),
+    Yielded,
 }
 
 /// What h2 has written of a response. h2 writes only what the window of the client allows.
@@ -77,26 +67,70 @@ pub(super) trait PacedBody: Body<Data = Bytes> {
     fn abort(&mut self);
 }
 
-/// A response body that tells [`StallGuard`] what it waits for.
+/// A response body that notices when its client does not read.
 #[derive(Debug)]
-pub(super) struct StallReport<B: PacedBody> {
+pub(super) struct StallGuard<B> {
     body: B,
     /// Made with the first frame that another one follows, because most responses have one frame.
     read_flag: Option<ReadFlag>,
-    last_frames: Arc<LastFrames>,
+    /// What the body did since [`StallGuard::poll_stalled`] was last called. `None` if it was not polled.
+    last_poll: Option<BodyPoll>,
+    /// Made when the response first waits for the client, because most responses never do.
+    clock: Option<Box<StallClock>>,
+    unread: Arc<UnreadResponses>,
 }
 
-impl<B: PacedBody> StallReport<B> {
-    pub(super) fn new(body: B, last_frames: Arc<LastFrames>) -> Self {
+impl<B: PacedBody> StallGuard<B> {
+    pub(super) fn new(body: B, unread: Arc<UnreadResponses>) -> Self {
         Self {
             body,
             read_flag: None,
-            last_frames,
+            last_poll: None,
+            clock: None,
+            unread,
         }
+    }
+
+    /// Call it whenever the response has to wait. Ready if the stream must be reset, because the client does not read.
+    pub(super) fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut sheds = false;
+        match (self.last_poll.take(), &mut self.clock) {
+            (Some(polled), Some(clock)) => clock.body_was_polled(polled),
+            (Some(BodyPoll::WaitsForClient | BodyPoll::Yielded), clock @ None) => {
+                *clock = Some(Box::new(StallClock::new(Arc::clone(&self.unread))));
+                sheds = self.unread.must_shed();
+            }
+            // If the body was not polled, the stream waits for the same side as before.
+            (Some(BodyPoll::WaitsForServer), None) | (None, _) => {}
+        }
+        while let Some(clock) = &mut self.clock
+            && (sheds || clock.tick.as_mut().poll(cx).is_ready())
+        {
+            if !clock.waits_for_client {
+                self.clock = None;
+                continue;
+            }
+            let has_stalled = clock.has_stalled(self.read_flag.as_deref());
+            sheds |= self.unread.must_shed();
+            if has_stalled || sheds {
+                let connected = &self.unread.connected;
+                connected.counters().limits_hit.count(if has_stalled {
+                    Limit::ClientStall
+                } else {
+                    Limit::Memory
+                });
+                debug!(client.address = %connected.client(), "response not read; stream reset");
+                // It no longer counts.
+                self.clock = None;
+                self.body.abort();
+                return Poll::Ready(());
+            }
+        }
+        Poll::Pending
     }
 }
 
-impl<B: PacedBody + Unpin> Body for StallReport<B> {
+impl<B: PacedBody + Unpin> Body for StallGuard<B> {
     type Data = TrackedData;
     type Error = B::Error;
 
@@ -114,15 +148,15 @@ impl<B: PacedBody + Unpin> Body for StallReport<B> {
         if is_last && let Some(written) = &this.read_flag {
             written
                 .end
-                .get_or_init(|| LastFrame::new(&this.last_frames));
+                .get_or_init(|| LastFrame::new(&this.unread.last_frames));
         }
-        LAST_POLL.set(Some(if polled.is_ready() {
-            BodyPoll::Yielded(this.read_flag.clone())
+        this.last_poll = Some(if polled.is_ready() {
+            BodyPoll::Yielded
         } else if this.body.waits_for_client() {
-            BodyPoll::WaitsForClient(this.read_flag.clone())
+            BodyPoll::WaitsForClient
         } else {
             BodyPoll::WaitsForServer
-        }));
+        });
         polled.map(|frame| {
             frame.map(|frame| {
                 frame.map(|frame| {
@@ -130,7 +164,7 @@ impl<B: PacedBody + Unpin> Body for StallReport<B> {
                         data,
                         read_flag: this.read_flag.clone(),
                         last: (is_last && this.read_flag.is_none())
-                            .then(|| LastFrame::new(&this.last_frames)),
+                            .then(|| LastFrame::new(&this.unread.last_frames)),
                     })
                 })
             })
@@ -143,14 +177,6 @@ impl<B: PacedBody + Unpin> Body for StallReport<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
-    }
-}
-
-impl<B: PacedBody> Drop for StallReport<B> {
-    fn drop(&mut self) {
-        if HAS_STALLED.get() {
-            self.body.abort();
-        }
     }
 }
 
@@ -259,19 +285,21 @@ pub(super) struct UnreadResponses {
     connected: Arc<Connected>,
     memory: Arc<MemoryPressure>,
     count: AtomicUsize,
+    last_frames: Arc<LastFrames>,
 }
 
 impl UnreadResponses {
-    pub(super) fn new(connected: Arc<Connected>, memory: Arc<MemoryPressure>) -> Self {
+    pub(super) fn new(
+        connected: Arc<Connected>,
+        memory: Arc<MemoryPressure>,
+        last_frames: Arc<LastFrames>,
+    ) -> Self {
         Self {
             connected,
             memory,
             count: AtomicUsize::new(0),
+            last_frames,
         }
-    }
-
-    pub(super) fn connected(&self) -> &Connected {
-        &self.connected
     }
 
     /// Whether one of them must be reset, because memory is short.
@@ -280,88 +308,8 @@ impl UnreadResponses {
     }
 }
 
-pin_project! {
-    /// The future of a stream. It ends, and resets the stream, when the client has stalled.
-    pub(super) struct StallGuard<F> {
-        // `None` only once the client has stalled.
-        #[pin]
-        stream: Option<F>,
-        // Made when the stream first waits for the client, because most streams never do.
-        clock: Option<Box<StallClock>>,
-        unread: Arc<UnreadResponses>,
-    }
-}
-
-impl<F> StallGuard<F> {
-    pub(super) fn new(stream: F, unread: Arc<UnreadResponses>) -> Self {
-        Self {
-            stream: Some(stream),
-            clock: None,
-            unread,
-        }
-    }
-}
-
-impl<F: Future> Future for StallGuard<F> {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let mut this = self.project();
-        let Some(stream) = this.stream.as_mut().as_pin_mut() else {
-            return Poll::Ready(());
-        };
-        LAST_POLL.set(None);
-        let is_ready = stream.poll(cx).is_ready();
-        // Also at the end: what is left here would count its response as unread.
-        let last_poll = LAST_POLL.take();
-        if is_ready {
-            return Poll::Ready(());
-        }
-        let mut sheds = false;
-        match (last_poll, &mut *this.clock) {
-            (Some(polled), Some(clock)) => clock.body_was_polled(polled),
-            (
-                Some(BodyPoll::WaitsForClient(read_flag) | BodyPoll::Yielded(read_flag)),
-                clock @ None,
-            ) => {
-                let unread = Arc::clone(this.unread);
-                *clock = Some(Box::new(StallClock::new(read_flag, unread)));
-                sheds = this.unread.must_shed();
-            }
-            // If the body was not polled, the stream waits for the same side as before.
-            (Some(BodyPoll::WaitsForServer), None) | (None, _) => {}
-        }
-        while let Some(clock) = this.clock
-            && (sheds || clock.tick.as_mut().poll(cx).is_ready())
-        {
-            if !clock.waits_for_client {
-                *this.clock = None;
-                continue;
-            }
-            let has_stalled = clock.has_stalled();
-            sheds |= this.unread.must_shed();
-            if has_stalled || sheds {
-                let connected = this.unread.connected();
-                connected.counters().limits_hit.count(if has_stalled {
-                    Limit::ClientStall
-                } else {
-                    Limit::Memory
-                });
-                debug!(client.address = %connected.client(), "response not read; stream reset");
-                // It no longer counts.
-                *this.clock = None;
-                // h2 resets a stream that is dropped before its end, and discards its pending data.
-                HAS_STALLED.set(true);
-                this.stream.set(None);
-                HAS_STALLED.set(false);
-                return Poll::Ready(());
-            }
-        }
-        Poll::Pending
-    }
-}
-
 /// Counts how long a client has read no data.
+#[derive(Debug)]
 struct StallClock {
     /// Not reset for each frame, because a large download waits for its client thousands of times.
     tick: Pin<Box<Sleep>>,
@@ -369,7 +317,6 @@ struct StallClock {
     waits_for_client: bool,
     /// Whether the client has read something since the last tick.
     has_read: bool,
-    read_flag: Option<ReadFlag>,
     /// Ticks in a row between which the client read nothing.
     silent_ticks: u32,
     unread: Arc<UnreadResponses>,
@@ -382,12 +329,11 @@ impl Drop for StallClock {
 }
 
 impl StallClock {
-    fn new(read_flag: Option<ReadFlag>, unread: Arc<UnreadResponses>) -> Self {
+    fn new(unread: Arc<UnreadResponses>) -> Self {
         let mut clock = Self {
             tick: Box::pin(sleep(TICK)),
             waits_for_client: false,
             has_read: false,
-            read_flag,
             silent_ticks: 0,
             unread,
         };
@@ -407,24 +353,15 @@ impl StallClock {
     }
 
     fn body_was_polled(&mut self, polled: BodyPoll) {
-        let (waits_for_client, read_flag) = match polled {
-            BodyPoll::WaitsForServer => (false, None),
-            BodyPoll::WaitsForClient(read_flag) => (true, read_flag),
-            BodyPoll::Yielded(read_flag) => {
-                self.has_read = true;
-                (true, read_flag)
-            }
-        };
+        self.has_read |= matches!(polled, BodyPoll::Yielded);
         // A wait that begins between two ticks begins with the next one.
         self.has_read |= !self.waits_for_client;
-        self.set_waiting(waits_for_client);
-        self.read_flag = read_flag;
+        self.set_waiting(!matches!(polled, BodyPoll::WaitsForServer));
     }
 
     /// Called at each tick: whether the client has read nothing for [`CLIENT_STALL`].
-    fn has_stalled(&mut self) -> bool {
-        let read_flag = self.read_flag.as_ref();
-        let was_written = read_flag.is_some_and(|flag| flag.some.swap(false, Ordering::Relaxed));
+    fn has_stalled(&mut self, written: Option<&WrittenResponse>) -> bool {
+        let was_written = written.is_some_and(|flag| flag.some.swap(false, Ordering::Relaxed));
         if mem::take(&mut self.has_read) || was_written {
             self.silent_ticks = 0;
         } else {
@@ -443,7 +380,11 @@ const MAX_UNREAD_WHEN_SHORT: usize = 8;
 
 #[cfg(test)]
 mod tests {
-    use std::{convert::Infallible, future::poll_fn, pin::pin, task::ready};
+    use std::{
+        convert::Infallible,
+        future::{Future, poll_fn},
+        task::ready,
+    };
 
     use h2::{Reason, RecvStream, client};
     use http::{Request, Response};
@@ -453,7 +394,7 @@ mod tests {
         super::{
             StreamTasks, Streams,
             budget::RequestInProgress,
-            server::{PingClock, Server, ServerStream},
+            server::{Server, ServerStream},
         },
         *,
     };
@@ -464,7 +405,7 @@ mod tests {
         drain::Drain,
         hosts::PeerAddr,
         metrics::{Counters, Protocol},
-        transport::frames::FrameMonitor,
+        transport::{PingTimer, frames::FrameMonitor},
     };
 
     /// A body of the frames that come on a channel.
@@ -524,8 +465,9 @@ mod tests {
     }
 
     fn unread(counters: &Arc<Counters>, memory: &Arc<MemoryPressure>) -> Arc<UnreadResponses> {
-        let memory = Arc::clone(memory);
-        Arc::new(UnreadResponses::new(connected(counters), memory))
+        let (memory, last_frames) = (Arc::clone(memory), Arc::default());
+        let unread = UnreadResponses::new(connected(counters), memory, last_frames);
+        Arc::new(unread)
     }
 
     /// A client with this window per stream, the response to its one request, and how often a client stalled.
@@ -545,13 +487,18 @@ mod tests {
             drain: Drain::new(),
             streams: Arc::new(watch::channel(Streams::default()).0),
             max: 100,
-            unread: unread(&counters, &Arc::default()),
+            connected: connected(&counters),
         };
-        let mut body = Some(StallReport::new(body, last_frames));
+        let unread = UnreadResponses::new(connected(&counters), Arc::default(), last_frames);
+        let mut body = Some(StallGuard::new(body, Arc::new(unread)));
         let (frames, observed) = ClientFrames::new(CLIENT_STALL, 1024, 100);
         let stream = FrameMonitor::of_client(near, frames);
         let hour = Duration::from_secs(3600);
-        let pings = PingClock::new(hour, hour, observed.last_read);
+        let pings = PingTimer {
+            interval: hour,
+            timeout: hour,
+            last_read: observed.last_read,
+        };
         let budget = observed.requests;
         let builder = h2::server::Builder::new();
         let server = Server::new(&builder, stream, pings, move |_, respond| {
@@ -694,16 +641,23 @@ mod tests {
         assert_eq!(stalls(&counters), 0);
     }
 
+    /// Polls a body as its stream does.
+    fn poll_body(body: &mut StallGuard<Scripted>, cx: &mut Context<'_>) -> Poll<()> {
+        match Pin::new(&mut *body).poll_frame(cx) {
+            Poll::Ready(_) => Poll::Ready(()),
+            Poll::Pending => body.poll_stalled(cx),
+        }
+    }
+
     /// The limit of small frames makes a body wait for its client, too.
     #[tokio::test(start_paused = true)]
     async fn body_that_waits_for_its_client_stalls() {
         for waits_for_client in [true, false] {
             let (_sender, body) = scripted(waits_for_client);
-            let mut body = StallReport::new(body, Arc::default());
             let counters = Arc::default();
-            let stream = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx).map(drop));
-            let guard = StallGuard::new(stream, unread(&counters, &Arc::default()));
-            let ended = tokio::time::timeout(CLIENT_STALL * 2, pin!(guard)).await;
+            let mut body = StallGuard::new(body, unread(&counters, &Arc::default()));
+            let stream = poll_fn(|cx| poll_body(&mut body, cx));
+            let ended = tokio::time::timeout(CLIENT_STALL * 2, stream).await;
             assert_eq!(ended.is_ok(), waits_for_client);
             assert_eq!(stalls(&counters), u64::from(waits_for_client));
         }
@@ -714,12 +668,12 @@ mod tests {
         let (counters, memory) = (Arc::default(), Arc::default());
         let unread = unread(&counters, &memory);
         memory.set_short(true);
-        let clock = |_| StallClock::new(None, Arc::clone(&unread));
+        let clock = |_| StallClock::new(Arc::clone(&unread));
         let mut clocks: Vec<_> = (0..=MAX_UNREAD_WHEN_SHORT).map(clock).collect();
         assert!(unread.must_shed());
         clocks[0].body_was_polled(BodyPoll::WaitsForServer);
         assert!(!unread.must_shed());
-        clocks[0].body_was_polled(BodyPoll::Yielded(None));
+        clocks[0].body_was_polled(BodyPoll::Yielded);
         assert!(unread.must_shed());
         clocks[0].body_was_polled(BodyPoll::WaitsForServer);
         drop(clocks);
@@ -732,13 +686,11 @@ mod tests {
     impl Unread {
         fn open(&mut self, unread: &Arc<UnreadResponses>) {
             let (sender, body) = scripted(true);
-            let mut body = StallReport::new(body, Arc::default());
-            let stream = poll_fn(move |cx| {
+            let mut body = StallGuard::new(body, Arc::clone(unread));
+            self.0.push(Box::pin(poll_fn(move |cx| {
                 assert!(!sender.is_closed());
-                Pin::new(&mut body).poll_frame(cx).map(drop)
-            });
-            self.0
-                .push(Box::pin(StallGuard::new(stream, Arc::clone(unread))));
+                poll_body(&mut body, cx)
+            })));
         }
 
         /// Polls all of them; returns how many are left.

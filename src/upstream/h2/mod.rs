@@ -14,15 +14,14 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::Poll,
-    time::Duration,
 };
 
 use bytes::Bytes;
 use h2::{
-    Ping, Reason,
+    Reason,
     client::{Connection, SendRequest},
 };
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::Instant;
 use tracing::debug;
 
 pub(super) use peer::fuzz;
@@ -35,7 +34,7 @@ use crate::{
     hosts::UpstreamAddr,
     metrics::{ConnectionStats, LeaseEnd},
     text::error_chain,
-    transport::{TlsWriter, WriteBatcher, frames::FrameMonitor},
+    transport::{Http2Error, PingTimer, TlsWriter, WriteBatcher, frames::FrameMonitor},
 };
 use peer::{PeerFrames, PeerState};
 use stream::StreamGuard;
@@ -78,13 +77,13 @@ impl Drop for H2State {
 }
 
 impl H2State {
-    fn on_end(&self, ended: Result<(), H2ConnectionError>) {
+    fn on_end(&self, ended: Result<(), Http2Error>) {
         self.closed.store(true, Ordering::Release);
         if self.in_flight.load(Ordering::Acquire) > 0 && !self.peer.is_going_away() {
             self.stats.set_end_reason(LeaseEnd::Closed);
         }
         if let Err(error) = ended {
-            let is_silent = matches!(error, H2ConnectionError::PingTimeout(_));
+            let is_silent = matches!(error, Http2Error::PingTimeout(_));
             self.is_silent.store(is_silent, Ordering::Release);
             debug!(
                 upstream.address = %self.endpoint.address(),
@@ -127,14 +126,15 @@ impl H2Connection {
             is_silent: AtomicBool::new(false),
             stats: ConnectionStats::default(),
         });
-        let (interval, limit) = (
-            timeouts.upstream_ping_interval,
-            timeouts.upstream_ping_timeout,
-        );
+        let pings = PingTimer {
+            interval: timeouts.upstream_ping_interval,
+            timeout: timeouts.upstream_ping_timeout,
+            last_read: state.peer.last_read.clone(),
+        };
         let running = Arc::clone(&state);
         let connection = Box::new(connection);
         drain.spawn(async move {
-            let ended = run(connection, &batcher, &running.peer, interval, limit).await;
+            let ended = run(connection, &batcher, pings).await;
             running.on_end(ended);
         });
         Ok(Self {
@@ -243,44 +243,19 @@ async fn wait_for_settings<S: TlsWriter>(
     .await
 }
 
-/// Why a connection ended without being closed by this proxy.
-#[derive(Debug, thiserror::Error)]
-enum H2ConnectionError {
-    #[error("HTTP/2 failed")]
-    Failed(#[from] h2::Error),
-    #[error("no response to a ping within {0:?}")]
-    PingTimeout(Duration),
-}
-
-/// Runs the connection until it ends or a ping is not answered within `limit`; then its streams fail at
-/// once.
+/// Runs the connection until it ends or a ping is not answered in time; then its streams fail at once.
 async fn run<S: TlsWriter>(
     mut connection: Box<Connection<FrameMonitor<WriteBatcher<S>, PeerFrames>, Bytes>>,
     batcher: &WriteBatcher<S>,
-    peer: &PeerState,
-    interval: Duration,
-    limit: Duration,
-) -> Result<(), H2ConnectionError> {
-    let mut ping = connection
+    pings: PingTimer,
+) -> Result<(), Http2Error> {
+    let ping = connection
         .ping_pong()
         .expect("a new connection has its ping handle");
-    let keepalive = async {
-        loop {
-            // Any byte received proves the peer alive, so a busy connection is never pinged.
-            while peer.last_read().elapsed() < interval {
-                sleep_until(peer.last_read() + interval).await;
-            }
-            match timeout(limit, ping.ping(Ping::opaque())).await {
-                Ok(Ok(_pong)) => {}
-                Ok(Err(error)) => return H2ConnectionError::from(error),
-                Err(_elapsed) => return H2ConnectionError::PingTimeout(limit),
-            }
-        }
-    };
     let mut connection = Pin::new(connection);
     tokio::select! {
         ended = poll_fn(|cx| batcher.drive(connection.as_mut(), cx)) => Ok(ended?),
-        error = keepalive => Err(error),
+        error = pings.run(ping) => Err(error),
     }
 }
 

@@ -13,11 +13,14 @@ use std::{
     },
 };
 
-use tokio::{sync::Notify, time::Instant};
+use tokio::sync::Notify;
 
 use crate::{
-    transport::frames::{
-        FrameListener, FramePart, GOAWAY, HEADERS, STREAM_ID, assert_same_in_pieces, feed,
+    transport::{
+        LastRead,
+        frames::{
+            FrameListener, FramePart, GOAWAY, HEADERS, STREAM_ID, assert_same_in_pieces, feed,
+        },
     },
     upstream::lock,
 };
@@ -27,7 +30,7 @@ use crate::{
 pub(super) struct PeerState {
     last_stream: AtomicU32,
     last_written: AtomicU32,
-    last_read: Mutex<Instant>,
+    pub(super) last_read: LastRead,
     /// Notified when the peer sends GOAWAY.
     waiting_for_goaway: Mutex<Option<Arc<Notify>>>,
 }
@@ -37,7 +40,7 @@ impl PeerState {
         Self {
             last_stream: AtomicU32::new(NO_GOAWAY),
             last_written: AtomicU32::new(0),
-            last_read: Mutex::new(Instant::now()),
+            last_read: LastRead::new(),
             waiting_for_goaway: Mutex::new(None),
         }
     }
@@ -75,11 +78,6 @@ impl PeerState {
         if let Some(waiting) = lock(&self.waiting_for_goaway).take() {
             waiting.notify_one();
         }
-    }
-
-    /// When the peer last sent bytes.
-    pub(super) fn last_read(&self) -> Instant {
-        *lock(&self.last_read)
     }
 }
 
@@ -141,7 +139,7 @@ impl FrameListener for PeerFrames {
     /// The clock is read once per read, not per frame.
     fn check(&mut self, _: u64) -> io::Result<()> {
         if mem::take(&mut self.has_read) {
-            *lock(&self.peer.last_read) = Instant::now();
+            self.peer.last_read.set();
         }
         if self.has_too_many_heads {
             return Err(io::Error::other("too many interim responses"));

@@ -497,7 +497,7 @@ fn is_unauthenticated(request: &Parts, status: StatusCode) -> bool {
     status == StatusCode::UNAUTHORIZED || !request.headers.contains_key(header::AUTHORIZATION)
 }
 
-/// hyper would switch protocols on any 101. A 101 is no valid response to a request that asked for no upgrade.
+/// A 101 is no valid response to a request that asked for no upgrade. Its connection would become a tunnel.
 fn refuse_unsolicited_101(
     response: Response<ResponseBody>,
 ) -> Result<Response<ResponseBody>, UpstreamError> {

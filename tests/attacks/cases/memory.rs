@@ -150,8 +150,10 @@ async fn unread_download(attacker: Attacker) -> Outcome {
     outcome
 }
 
-/// 100 lists per connection, of which only the first window is taken.
+/// 100 lists per connection, of which only the first window is taken. The full run lasts longer than a client may leave a
+/// response unread, so the proxy has reset all of them while their connections are still open.
 async fn unread_downloads(attacker: Attacker) -> Outcome {
+    const LISTS: u32 = 100;
     let until = attacker.end;
     attacker
         .on_each(attacker.size.pick(8, 50), |attacker, _| async move {
@@ -159,7 +161,7 @@ async fn unread_downloads(attacker: Attacker) -> Outcome {
             let Ok(mut wire) = attacker.wire(None).await else {
                 return outcome;
             };
-            for number in 0..100 {
+            for number in 0..LISTS {
                 wire.push(&headers(
                     2 * number + 1,
                     &fields("GET", "/list", TOKEN),
@@ -167,6 +169,10 @@ async fn unread_downloads(attacker: Attacker) -> Outcome {
                 ));
             }
             wire.until_end(until).await;
+            let reset = wire.seen.resets.values().sum::<usize>();
+            if attacker.size.is_full() && wire.ended.is_none() && reset < LISTS as usize {
+                outcome.fault(format!("{reset} of {LISTS} unread lists were reset"));
+            }
             outcome.wire(&wire);
             outcome
         })

@@ -166,7 +166,7 @@ async fn handshakes_and_limits_are_counted() {
     wait_for_numbers(admin, &[("handshakes_total{result=\"failed\"}", 1.0)]).await;
     drop(noise);
 
-    // Too many fields over both protocols. Over HTTP/1.1 hyper refuses them before the service is called.
+    // Too many fields over both protocols. Over HTTP/1.1 the parser refuses them.
     let many: String = (0..200)
         .map(|number| format!("X-{number}: 1\r\n"))
         .collect();

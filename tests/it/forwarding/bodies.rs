@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use crate::{
-    proxy::{HOST, World},
+    proxy::{HOST, World, request_fields},
     responses::{BOTH, Protocol},
 };
 
@@ -334,7 +334,7 @@ async fn http1_upload_aborted_by_client_is_aborted_upstream() {
     }
 }
 
-/// For hyper, a stream that the client reset with `CANCEL` or `NO_ERROR` has ended regularly.
+/// Some HTTP/2 libraries take a body whose stream was reset with `CANCEL` or `NO_ERROR` for complete.
 #[tokio::test]
 async fn http2_upload_aborted_by_client_is_aborted_upstream() {
     const NO_ERROR: u32 = 0;
@@ -346,14 +346,8 @@ async fn http2_upload_aborted_by_client_is_aborted_upstream() {
         let proxy = world.proxy(upstream.address()).start();
         for code in [NO_ERROR, INTERNAL_ERROR, CANCEL] {
             for length in [None, Some(("content-length", "9"))] {
-                let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
-                let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
-                let mut fields = vec![
-                    (":method", "POST"),
-                    (":scheme", "https"),
-                    (":authority", HOST),
-                    (":path", "/"),
-                ];
+                let mut wire = proxy.frame_client().await;
+                let mut fields = request_fields("POST", "/").to_vec();
                 fields.extend(length);
                 wire.headers(1, &fields, 0).await.unwrap();
                 wire.data(1, "part", 0).await.unwrap();
@@ -385,14 +379,8 @@ async fn upload_aborted_after_early_head_is_aborted_upstream() {
         });
         let upstream = apiserver.start().await;
         let proxy = world.proxy(upstream.address()).start();
-        let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
-        let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
-        let fields = [
-            (":method", "POST"),
-            (":scheme", "https"),
-            (":authority", HOST),
-            (":path", "/"),
-        ];
+        let mut wire = proxy.frame_client().await;
+        let fields = request_fields("POST", "/");
         wire.headers(1, &fields, 0).await.unwrap();
         within("an early response head", wire.expect(kind::HEADERS))
             .await

@@ -8,12 +8,12 @@ use http::{Request, Response};
 use kube_tls_proxy::config::Timeouts;
 use standin::{
     client::{Http1, TlsConnection},
-    frames::{END_HEADERS, END_STREAM, FrameConnection, encode_fields, kind},
+    frames::{END_HEADERS, END_STREAM, encode_fields, kind},
     upstream::{BodyEnd, full},
 };
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::proxy::{HOST, World, data, watch_or_ok};
+use crate::proxy::{HOST, World, data, request_fields, watch_or_ok};
 
 const SHORT: Duration = Duration::from_millis(300);
 const LONG: Duration = Duration::from_secs(60);
@@ -240,7 +240,7 @@ async fn head_deadline_does_not_close_an_idle_connection() {
     assert_eq!(client.get(HOST, "/", "").await.status, 200);
 }
 
-/// HTTP/2 begins with a preface; no timeout of hyper closes a connection that never sends it.
+/// HTTP/2 begins with a preface; no timeout of h2 closes a connection that never sends it.
 #[tokio::test]
 async fn missing_http2_preface_is_closed_at_the_deadline() {
     let world = World::new();
@@ -267,15 +267,9 @@ async fn http2_head_that_stops_is_closed_at_the_deadline() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     let proxy = world.proxy(upstream.address()).timeouts(short_head).start();
-    let block = encode_fields(&[
-        (":method", "GET"),
-        (":scheme", "https"),
-        (":authority", HOST),
-        (":path", "/"),
-    ]);
+    let block = encode_fields(&request_fields("GET", "/"));
     for heads in 0..3 {
-        let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
-        let mut wire = FrameConnection::client(tls, &[]).await.unwrap();
+        let mut wire = proxy.frame_client().await;
         for stream in (1..).step_by(2).take(heads) {
             let (first, last) = block.split_at(20);
             wire.send(kind::HEADERS, END_STREAM, stream, first.to_vec())

@@ -11,25 +11,11 @@ use standin::{
     within,
 };
 
-use crate::proxy::{HOST, Proxy, World, watch_or_ok};
+use crate::proxy::{World, request_fields, watch_or_ok};
 
 type Wire = FrameConnection<TlsConnection>;
 
 const ENHANCE_YOUR_CALM: u32 = 11;
-
-fn fields<'a>(method: &'a str, path: &'a str) -> [(&'a str, &'a str); 4] {
-    [
-        (":method", method),
-        (":scheme", "https"),
-        (":authority", HOST),
-        (":path", path),
-    ]
-}
-
-async fn wire(proxy: &Proxy) -> Wire {
-    let tls = proxy.client().alpn(&["h2"]).connect().await.unwrap();
-    Wire::client(tls, &[]).await.unwrap()
-}
 
 /// The code of the GOAWAY, or `None` if the connection ends without one.
 async fn goaway(wire: &mut Wire) -> Option<u32> {
@@ -63,7 +49,7 @@ async fn cancel_100_begun(wire: &mut Wire, upstream: &Upstream, method: &str, ro
     let streams = (0..100).map(|number| 200 * round + 2 * number + 1);
     let flags = if method == "GET" { END_STREAM } else { 0 };
     for stream in streams.clone() {
-        let head = fields(method, "/never");
+        let head = request_fields(method, "/never");
         wire.headers(stream, &head, flags).await.unwrap();
     }
     upstream
@@ -110,11 +96,13 @@ async fn flood_of_control_frames_ends_only_its_connection() {
         ("PRIORITY_UPDATE", (0x10, 0, 0, vec![0; 4])),
         ("an unknown type", (0xff, 0xff, 7, vec![])),
     ] {
-        let mut wire = wire(&proxy).await;
-        let get = fields("GET", "/");
+        let mut wire = proxy.frame_client().await;
+        let get = request_fields("GET", "/");
         wire.headers(1, &get, END_STREAM).await.unwrap();
         wire.expect(kind::DATA).await.unwrap();
-        wire.headers(3, &fields("POST", "/"), 0).await.unwrap();
+        wire.headers(3, &request_fields("POST", "/"), 0)
+            .await
+            .unwrap();
         flood(&mut wire, frame).await;
         // Frames that the proxy has not read make the kernel reset the connection, and the client may lose the GOAWAY.
         let code = goaway(&mut wire).await.unwrap_or(ENHANCE_YOUR_CALM);
@@ -129,8 +117,8 @@ async fn flood_of_control_frames_ends_only_its_connection() {
 #[tokio::test]
 async fn flood_of_small_continuations_ends_its_connection() {
     let (_world, _upstream, proxy) = World::with_proxy().await;
-    let mut wire = wire(&proxy).await;
-    let block = encode_fields(&fields("GET", "/"));
+    let mut wire = proxy.frame_client().await;
+    let block = encode_fields(&request_fields("GET", "/"));
     for stream in (1..200).step_by(2) {
         let mut frames = vec![(kind::HEADERS, END_STREAM, block.clone())];
         frames.extend([(); 4].map(|()| (kind::CONTINUATION, 0, vec![])));
@@ -153,13 +141,13 @@ async fn rapid_reset_of_begun_requests_ends_its_connection() {
             .start()
             .await;
         let proxy = world.proxy(upstream.address()).admin().start();
-        let mut wire = wire(&proxy).await;
+        let mut wire = proxy.frame_client().await;
         for round in 0..2 {
             cancel_100_begun(&mut wire, &upstream, method, round).await;
         }
         wait_for_resets(&upstream, 200).await;
         for stream in (401..601).step_by(2) {
-            let get = fields("GET", "/never");
+            let get = request_fields("GET", "/never");
             wire.headers(stream, &get, END_STREAM).await.ok();
         }
         assert_eq!(goaway(&mut wire).await, Some(ENHANCE_YOUR_CALM), "{method}");
@@ -217,8 +205,8 @@ async fn client_that_updates_windows_per_frame_stays() {
     });
     let upstream = apiserver.start().await;
     let proxy = world.proxy(upstream.address()).start();
-    let mut wire = wire(&proxy).await;
-    let get = fields("GET", "/watch");
+    let mut wire = proxy.frame_client().await;
+    let get = request_fields("GET", "/watch");
     wire.headers(1, &get, END_STREAM).await.unwrap();
     let (mut received, mut updates) = (0, 0);
     while received < EVENTS + LIST {
@@ -251,7 +239,11 @@ async fn watch_or_never(request: Request<RequestBody>) -> Response<ResponseBody>
 
 /// The frames that make the proxy reset a request of this client (`MadeYouReset`, CVE-2025-8671).
 fn made_you_reset(trigger: &str, stream: u32) -> Vec<(u8, u8, Vec<u8>)> {
-    let post = [&fields("POST", "/never")[..], &[("content-length", "1")]].concat();
+    let post = [
+        &request_fields("POST", "/never")[..],
+        &[("content-length", "1")],
+    ]
+    .concat();
     let post = (kind::HEADERS, END_HEADERS, encode_fields(&post));
     let then = match trigger {
         "a body longer than its length" => (kind::DATA, 0, b"xx".to_vec()),
@@ -263,7 +255,7 @@ fn made_you_reset(trigger: &str, stream: u32) -> Vec<(u8, u8, Vec<u8>)> {
             [&stream.to_be_bytes()[..], &[15]].concat(),
         ),
         "a malformed head" => {
-            let head = [&fields("GET", "/")[..], &[("connection", "close")]].concat();
+            let head = [&request_fields("GET", "/")[..], &[("connection", "close")]].concat();
             return vec![(
                 kind::HEADERS,
                 END_HEADERS | END_STREAM,
@@ -289,7 +281,7 @@ async fn resets_that_a_client_provokes_are_limited() {
         "a stream that depends on itself",
         "a malformed head",
     ] {
-        let mut wire = wire(&proxy).await;
+        let mut wire = proxy.frame_client().await;
         let (mut resets, mut code) = (0, None);
         for first in (1..600).step_by(100) {
             if code.is_some() {
@@ -328,8 +320,8 @@ async fn flood_of_refused_streams_ends_its_connection() {
         .start()
         .await;
     let proxy = world.proxy(upstream.address()).start();
-    let mut wire = wire(&proxy).await;
-    let get = fields("GET", "/never");
+    let mut wire = proxy.frame_client().await;
+    let get = request_fields("GET", "/never");
     for stream in (1..4000).step_by(2) {
         if wire.headers(stream, &get, END_STREAM).await.is_err() {
             break;
@@ -354,13 +346,13 @@ async fn client_whose_bodies_are_refused_stays() {
     });
     let upstream = apiserver.start().await;
     let proxy = world.proxy(upstream.address()).start();
-    let mut wire = wire(&proxy).await;
+    let mut wire = proxy.frame_client().await;
     let mut before = Vec::new();
     for round in 0..4 {
         let first = 1 + round * 2 * STREAMS;
         let streams: Vec<u32> = (first..first + 2 * STREAMS).step_by(2).collect();
         for stream in &streams {
-            wire.headers(*stream, &fields("POST", "/"), 0)
+            wire.headers(*stream, &request_fields("POST", "/"), 0)
                 .await
                 .unwrap();
             wire.data(*stream, "begins", 0).await.unwrap();
@@ -380,7 +372,7 @@ async fn client_whose_bodies_are_refused_stays() {
         before = streams;
     }
     let last = 1 + 8 * STREAMS;
-    wire.headers(last, &fields("GET", "/"), END_STREAM)
+    wire.headers(last, &request_fields("GET", "/"), END_STREAM)
         .await
         .unwrap();
     while wire.expect(kind::HEADERS).await.unwrap().stream != last {}
@@ -392,14 +384,14 @@ async fn client_that_cancels_all_it_has_open_stays() {
     let world = World::new();
     let upstream = world.apiserver().http(watch_or_never).start().await;
     let proxy = world.proxy(upstream.address()).start();
-    let mut wire = wire(&proxy).await;
+    let mut wire = proxy.frame_client().await;
     for round in 0..3 {
         cancel_100_begun(&mut wire, &upstream, "GET", round).await;
         wait_for_resets(&upstream, 100 * (round as usize + 1)).await;
         // The client looks at what it sees for a second.
         tokio::time::sleep(Duration::from_millis(1100)).await;
     }
-    wire.headers(601, &fields("GET", "/"), END_STREAM)
+    wire.headers(601, &request_fields("GET", "/"), END_STREAM)
         .await
         .unwrap();
     let response = within("a response", wire.expect(kind::HEADERS)).await;

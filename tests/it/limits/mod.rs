@@ -40,7 +40,7 @@ async fn with_fields(proxy: &Proxy, protocol: Protocol, count: usize) -> ClientR
     proxy.request(protocol, "GET", "/", &fields, b"").await
 }
 
-/// Case 26. hyper itself refuses a head with many more fields; the proxy makes that response a `Status` too.
+/// Case 26. Also a head with so many fields that the parser of HTTP/1.1 refuses it.
 #[tokio::test]
 async fn header_fields() {
     let world = World::new();
@@ -67,8 +67,8 @@ async fn header_fields() {
     assert_eq!(upstream.requests().len(), 2);
 }
 
-/// Case 26. Names and values count. Over HTTP/1.1 the client also gets a `Status` when hyper refuses a head that
-/// it cannot buffer.
+/// Case 26. Names and values count. Over HTTP/1.1 the client also gets a `Status` for a head that the proxy does not
+/// buffer.
 #[tokio::test]
 async fn header_bytes() {
     let world = World::new();

@@ -218,7 +218,7 @@ async fn a_101_to_another_protocol_gives_502() {
     }
 }
 
-/// hyper accepts any 101. A 101 without an upgrade request is an error of the apiserver.
+/// A 101 without an upgrade request is an error of the apiserver.
 #[tokio::test]
 async fn unsolicited_101_gives_502() {
     let world = World::new();
