@@ -40,7 +40,7 @@ async fn with_fields(proxy: &Proxy, protocol: Protocol, count: usize) -> ClientR
     proxy.request(protocol, "GET", "/", &fields, b"").await
 }
 
-/// Case 26. Also a head with so many fields that the parser of HTTP/1.1 refuses it.
+/// Case 26. Also a head with more fields than the parser of HTTP/1.1 takes.
 #[tokio::test]
 async fn header_fields() {
     let world = World::new();
