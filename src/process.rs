@@ -65,7 +65,7 @@ pub(crate) fn protect_secrets() {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use tokio::time::Instant;
 
     use super::*;
 

@@ -84,23 +84,17 @@ impl ConfigError {
     }
 
     /// This error with the line that it is about. `text` is that of the configuration file.
-    pub(super) fn with_excerpt(self, text: &str) -> Self {
-        match self {
-            Self::File {
-                kind: kind @ FileKind::Config,
-                file,
-                at: Some(at),
-                source,
-                ..
-            } => Self::File {
-                kind,
-                file,
-                at: Some(at),
-                excerpt: Excerpt::new(text, at),
-                source,
-            },
-            other => other,
+    pub(super) fn with_excerpt(mut self, text: &str) -> Self {
+        if let Self::File {
+            kind: FileKind::Config,
+            at: Some(at),
+            excerpt,
+            ..
+        } = &mut self
+        {
+            *excerpt = Excerpt::new(text, *at);
         }
+        self
     }
 
     /// The line that this error is about, for people.

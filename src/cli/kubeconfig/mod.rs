@@ -281,16 +281,18 @@ fn user(
         return Ok(json!({ "token": token.secret() }));
     }
     if let Some(command) = &args.exec_command {
-        let mut exec = json!({
+        let mut user = json!({ "exec": {
             "apiVersion": "client.authentication.k8s.io/v1",
             "command": command,
             "args": args.exec_args,
             "interactiveMode": "IfAvailable",
-        });
-        if !args.exec_env.is_empty() {
-            exec["env"] = exec_env(&args.exec_env)?;
+        }});
+        if !args.exec_env.is_empty()
+            && let Some(Value::Object(exec)) = user.get_mut("exec")
+        {
+            exec.insert("env".to_owned(), exec_env(&args.exec_env)?);
         }
-        return Ok(json!({ "exec": exec }));
+        return Ok(user);
     }
     let found = source.map_or_else(|| json!({}), |source| source.credentials.clone());
     if found.get("token").is_some() {
