@@ -3,6 +3,8 @@
 //! A request passes [`handle`], `policy::admit` and `headers::rewrite_request`, and goes upstream. Its response
 //! comes back through `headers::rewrite_response` and [`Body`]. `watch` tracks the events of a watch; `upgrade`
 //! and `tunnel` serve an upgrade. An `AccessLog` records each request from beginning to end.
+//!
+//! A connection for a passthrough host has no request that the proxy can see: [`pass`] joins it with an apiserver.
 
 mod access_log;
 pub(crate) mod bench;
@@ -10,6 +12,7 @@ mod body;
 mod error;
 mod headers;
 mod hints;
+mod passthrough;
 mod policy;
 mod request_id;
 mod request_info;
@@ -34,6 +37,7 @@ use http::{
 
 pub use body::{Body, Cut};
 pub use error::Error;
+pub(crate) use passthrough::{PassedClient, pass};
 pub(crate) use policy::UPGRADE_CHECK;
 pub use policy::{Rejection, Routes};
 pub use request_info::{RequestAttributes, request_attributes};

@@ -310,18 +310,20 @@ fn snapshot(
     tickets: &Arc<dyn ProducesTickets>,
 ) -> Snapshot {
     let mut routes = Routes::default();
-    // With one cluster, every name in the certificates routes to it. With several, only `hosts` says which name
-    // belongs to which cluster.
-    if let [only] = clusters {
-        for name in material.identities.iter().flat_map(Identity::names) {
-            routes.add(name, only);
-        }
-        routes.set_sole(only);
-    }
+    // First, so that a passthrough host is never terminated because a certificate has its name.
     for (cluster, (config, _)) in clusters.iter().zip(&material.clusters) {
         for host in &config.hosts {
             routes.add(host.as_ref(), cluster);
         }
+    }
+    // With one cluster, every name in the certificates routes to it. With several, only `hosts` says which name
+    // belongs to which cluster. A passthrough cluster has only its `hosts`.
+    let terminated = clusters.iter().filter(|cluster| !cluster.is_passthrough());
+    if let [only] = *terminated.collect::<Vec<_>>() {
+        for name in material.identities.iter().flat_map(Identity::names) {
+            routes.add(name, only);
+        }
+        routes.set_sole(only);
     }
     Snapshot {
         tls: Arc::new(server_config(&material.identities, Arc::clone(tickets))),

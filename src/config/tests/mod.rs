@@ -107,6 +107,7 @@ fn flags_alone_give_defaults() {
                 path_prefix: String::new(),
                 expected_name: name("10.0.0.1"),
                 request_host: RequestHost::Client,
+                passthrough: false,
                 trust: TrustSource::File("/ca.crt".into()),
             }],
             limits: Limits {
@@ -360,6 +361,7 @@ clusters:
             path_prefix: "/p".to_owned(),
             expected_name: name("fd00::1"),
             request_host: RequestHost::Client,
+            passthrough: false,
             trust: TrustSource::File(etc.join("../one.crt")),
         },
         ClusterConfig {
@@ -372,6 +374,7 @@ clusters:
             path_prefix: String::new(),
             expected_name: name("y"),
             request_host: RequestHost::Upstream,
+            passthrough: false,
             trust: TrustSource::File(etc.join("../sub/y.crt")),
         },
         ClusterConfig {
@@ -384,6 +387,7 @@ clusters:
             path_prefix: String::new(),
             expected_name: name("kubernetes.default.svc"),
             request_host: RequestHost::Client,
+            passthrough: false,
             trust: TrustSource::File(scratch.path().join("sa/ca.crt")),
         },
     ];
