@@ -46,9 +46,8 @@ async fn endpoint_that_answers_is_found_behind_dead_ones() {
         ("upstream_dials_total{cluster=\"direct\",result=\"refused\"}", 1.0),
         ("upstream_dials_total{cluster=\"direct\",result=\"tls\"}", 1.0),
         ("upstream_dials_total{cluster=\"direct\",result=\"ok\"}", 1.0),
-        ("sockets", 0.0),
     ];
-    wait_for_numbers(proxy.admin(), &numbers[..3]).await;
+    wait_for_numbers(proxy.admin(), &numbers).await;
     wait_for_health(&proxy, direct.address(), 1.0).await;
     let status = get(proxy.admin(), "/status.json").await.text();
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();
@@ -146,11 +145,10 @@ async fn probes_verify_an_apiserver_only_with_a_ca() {
         proxy.wait_for_health(address, health).await;
         let requests = kubeadm.requests();
         let is_probed = requests.iter().any(|request| request.target == "/readyz");
-        assert_eq!(
-            is_probed,
-            trust != TrustSource::Clients && health == Health::Healthy || is_probed,
-            "a probe without a CA sends no request"
-        );
+        // The first case without a CA comes before those with one.
+        let may_ask = trust != TrustSource::Clients;
+        assert!(may_ask || !is_probed, "a probe without a CA sends no request");
+        assert!(is_probed || !may_ask, "a probe with a CA asks for /readyz");
         drop(proxy);
     }
     assert!(foreign.requests().is_empty() && other_name.requests().is_empty());

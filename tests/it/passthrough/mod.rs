@@ -155,7 +155,7 @@ async fn exact_name_decides_between_wildcard_and_passthrough() {
     let response = client.get("a.kube.test", "/version", "").await;
     assert_eq!(response.status, 200);
     let mut client = proxy.client().sni("a.kube.test").http1().await;
-    let response = client.get("direct.kube.test", "/version", "").await;
+    let response = client.get("direct.kube.test", "/api/v1/pods", "").await;
     assert_eq!(response.status, 421);
     assert_eq!(terminated.requests().len(), 1);
     let bytes = hello("direct.kube.test");
