@@ -34,7 +34,7 @@ use crate::{
     memory::MemoryPressure,
     metrics::{Connected, Handshake, Limit, Protocol},
     pki::{self, Identity},
-    proxy::{ClientConnection, Routes},
+    proxy::{ClientConnection, CredentialCache, Routes},
     socket,
     text::error_chain,
     transport::ReadAhead,
@@ -151,6 +151,7 @@ async fn serve(
         half_close_timeout: shared.timeouts.half_close_timeout,
         connected: Arc::clone(&connected),
         drain,
+        credentials: CredentialCache::default(),
     };
     drop(snapshot);
     let service = Arc::new(Service {

@@ -7,6 +7,7 @@
 mod access_log;
 pub(crate) mod bench;
 mod body;
+mod credential;
 mod error;
 mod headers;
 mod hints;
@@ -33,6 +34,7 @@ use http::{
 };
 
 pub use body::{Body, Cut};
+pub use credential::{CredentialCache, CredentialError};
 pub use error::Error;
 pub(crate) use policy::UPGRADE_CHECK;
 pub use policy::{Rejection, Routes};
@@ -76,6 +78,8 @@ pub struct ClientConnection {
     pub connected: Arc<Connected>,
     /// Starts the tasks of this connection, and tells them when to finish.
     pub drain: Drain,
+    /// The tokens that were read on this connection.
+    pub credentials: CredentialCache,
 }
 
 impl ClientConnection {
@@ -92,9 +96,15 @@ impl ClientConnection {
     }
 }
 
-/// The fuzz bodies of this module: header rewriting, the host policy, the path reader and the events of watches.
-pub(crate) const FUZZ: [fn(&[u8]); 4] =
-    [headers::fuzz, policy::fuzz, request_info::fuzz, watch::fuzz];
+/// The fuzz bodies of this module: header rewriting, the host policy, the path reader, the events of watches and
+/// credentials.
+pub(crate) const FUZZ: [fn(&[u8]); 5] = [
+    headers::fuzz,
+    policy::fuzz,
+    request_info::fuzz,
+    watch::fuzz,
+    credential::fuzz,
+];
 
 /// The response to a request whose head cannot be parsed, so that it does not reach [`handle`].
 #[must_use]
