@@ -257,7 +257,11 @@ fn prepare(
     let mut parts = std::mem::take(&mut head.uri).into_parts();
     parts.path_and_query = Some(with_prefix(&admitted.route.cluster, parts.path_and_query)?);
     parts.scheme = Some(Scheme::HTTPS);
-    let authority = admitted.route.cluster.authority().unwrap_or(&admitted.authority);
+    let authority = admitted
+        .route
+        .cluster
+        .authority()
+        .unwrap_or(&admitted.authority);
     parts.authority = Some(authority.clone());
     head.uri = Uri::from_parts(parts).map_err(|_| Rejection::Target)?;
     Ok(())
