@@ -5,6 +5,7 @@
 
 use std::{
     borrow::Cow,
+    cmp::Reverse,
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     str::FromStr,
@@ -94,7 +95,9 @@ fn parse_prefix(digits: &str) -> Option<u8> {
     let is_plain = digits.bytes().all(|byte| byte.is_ascii_digit())
         && (digits.len() == 1 || !digits.starts_with('0'));
     // A number that is too large for the type is too large for every address.
-    is_plain.then(|| digits.parse().unwrap_or(u8::MAX)).filter(|_| !digits.is_empty())
+    is_plain
+        .then(|| digits.parse().unwrap_or(u8::MAX))
+        .filter(|_| !digits.is_empty())
 }
 
 impl Cidr {
@@ -137,7 +140,9 @@ impl Cidr {
     fn bounds(&self) -> (SortKey, SortKey) {
         let first = SortKey::new(self.first);
         let host_bits = u32::from(bits(self.first) - self.prefix);
-        let others = u128::MAX.checked_shl(host_bits).map_or(u128::MAX, |mask| !mask);
+        let others = u128::MAX
+            .checked_shl(host_bits)
+            .map_or(u128::MAX, |mask| !mask);
         let last = SortKey {
             bits: first.bits | others,
             ..first
@@ -157,7 +162,12 @@ impl SortKey {
     fn new(address: IpAddr) -> Self {
         let bits = match address.to_canonical() {
             IpAddr::V4(address) => address.to_bits().into(),
-            IpAddr::V6(address) => return Self { is_ipv6: true, bits: address.to_bits() },
+            IpAddr::V6(address) => {
+                return Self {
+                    is_ipv6: true,
+                    bits: address.to_bits(),
+                };
+            }
         };
         Self {
             is_ipv6: false,
@@ -202,7 +212,7 @@ impl FromIterator<Cidr> for AddressList {
     fn from_iter<I: IntoIterator<Item = Cidr>>(ranges: I) -> Self {
         let ranges: Vec<_> = ranges.into_iter().collect();
         let mut bounds: Vec<_> = ranges.iter().map(Cidr::bounds).collect();
-        bounds.sort_unstable();
+        bounds.sort_unstable_by_key(|(first, last)| (*first, Reverse(*last)));
         // Of two ranges that overlap, one includes the other.
         bounds.dedup_by(|next, kept| next.1 <= kept.1);
         Self {
@@ -326,11 +336,7 @@ mod tests {
             "*",
         ] {
             let error = text.parse::<Cidr>().unwrap_err();
-            assert_eq!(
-                error,
-                CidrError::Malformed { text: text.into() },
-                "{error}"
-            );
+            assert_eq!(error, CidrError::Malformed { text: text.into() }, "{error}");
         }
         for (text, message) in [
             (
