@@ -36,7 +36,7 @@ use crate::{
     memory::MemoryPressure,
     metrics::{Connected, Handshake, Limit, Protocol},
     pki::{self, Identity},
-    proxy::{self, ClientConnection, PassedClient, Routes},
+    proxy::{self, ClientConnection, CredentialCache, PassedClient, Routes},
     socket,
     text::error_chain,
     transport::ReadAhead,
@@ -166,6 +166,7 @@ async fn serve(
         half_close_timeout: shared.timeouts.half_close_timeout,
         connected: Arc::clone(&connected),
         drain,
+        credentials: CredentialCache::default(),
     };
     drop(snapshot);
     let service = Arc::new(Service {

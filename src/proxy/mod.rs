@@ -9,6 +9,7 @@
 mod access_log;
 pub(crate) mod bench;
 mod body;
+mod credential;
 mod error;
 mod headers;
 mod hints;
@@ -36,10 +37,11 @@ use http::{
 };
 
 pub use body::{Body, Cut};
+pub use credential::{CredentialCache, CredentialError};
 pub use error::Error;
 pub(crate) use passthrough::{PassedClient, pass};
 pub(crate) use policy::UPGRADE_CHECK;
-pub use policy::{Rejection, Routes};
+pub use policy::{Rejection, Route, Routes};
 pub use request_info::{RequestAttributes, request_attributes};
 
 use crate::{
@@ -80,6 +82,8 @@ pub struct ClientConnection {
     pub connected: Arc<Connected>,
     /// Starts the tasks of this connection, and tells them when to finish.
     pub drain: Drain,
+    /// The tokens that were read on this connection.
+    pub credentials: CredentialCache,
 }
 
 impl ClientConnection {
@@ -96,9 +100,15 @@ impl ClientConnection {
     }
 }
 
-/// The fuzz bodies of this module: header rewriting, the host policy, the path reader and the events of watches.
-pub(crate) const FUZZ: [fn(&[u8]); 4] =
-    [headers::fuzz, policy::fuzz, request_info::fuzz, watch::fuzz];
+/// The fuzz bodies of this module: header rewriting, the host policy, the path reader, the events of watches and
+/// credentials.
+pub(crate) const FUZZ: [fn(&[u8]); 5] = [
+    headers::fuzz,
+    policy::fuzz,
+    request_info::fuzz,
+    watch::fuzz,
+    credential::fuzz,
+];
 
 /// The response to a request whose head cannot be parsed, so that it does not reach [`handle`].
 #[must_use]
@@ -195,10 +205,11 @@ async fn forward(
         local: downstream.local,
     };
     let admitted = policy::admit(&head, routes, &downstream.limits, names)?;
-    log.routed(admitted.cluster.label());
+    let cluster = &admitted.route.cluster;
+    log.routed(cluster.label());
     let place = downstream.connected.place();
     let check = place
-        .check_budget(admitted.cluster.name(), &head)
+        .check_budget(cluster.name(), &head)
         .map_err(Rejection::Throttled)?;
     let failed = |error: &Error| {
         // A client that breaks off its own upload may have tried a credential.
@@ -208,7 +219,7 @@ async fn forward(
     };
     prepare(&mut head, downstream, &admitted, log.id())?;
     if let Some(token) = admitted.upgrade {
-        let forwarded = upgrade::forward(downstream, &admitted.cluster, head, body, token, log);
+        let forwarded = upgrade::forward(downstream, cluster, head, body, token, log);
         // On the heap, so that the future of every other request stays smaller.
         let mut forwarded = Box::pin(forwarded).await.inspect_err(failed)?;
         place.answered(check, forwarded.status());
@@ -220,7 +231,7 @@ async fn forward(
     log.set_received(body.received());
     let response = downstream
         .leases
-        .send(&admitted.cluster, head, body)
+        .send(cluster, head, body)
         .await
         .map_err(Error::from)
         .inspect_err(failed)?;
@@ -258,9 +269,13 @@ fn prepare(
     headers::rewrite_request(&mut head.headers, forwarded, upgrade);
     head.headers.remove(header::HOST);
     let mut parts = std::mem::take(&mut head.uri).into_parts();
-    parts.path_and_query = Some(with_prefix(&admitted.cluster, parts.path_and_query)?);
+    parts.path_and_query = Some(with_prefix(&admitted.route.cluster, parts.path_and_query)?);
     parts.scheme = Some(Scheme::HTTPS);
-    let authority = admitted.cluster.authority().unwrap_or(&admitted.authority);
+    let authority = admitted
+        .route
+        .cluster
+        .authority()
+        .unwrap_or(&admitted.authority);
     parts.authority = Some(authority.clone());
     head.uri = Uri::from_parts(parts).map_err(|_| Rejection::Target)?;
     Ok(())

@@ -21,7 +21,7 @@ use crate::{
     downstream::{Snapshot, server_config},
     metrics::ClusterLabels,
     pki::{Identity, PkiError},
-    proxy::Routes,
+    proxy::{Route, Routes},
     text::error_chain,
     upstream::Cluster,
 };
@@ -310,16 +310,20 @@ fn snapshot(
     tickets: &Arc<dyn ProducesTickets>,
 ) -> Snapshot {
     let mut routes = Routes::default();
+    let mut terminated = Vec::new();
     // First, so that a passthrough host is never terminated because a certificate has its name.
     for (cluster, (config, _)) in clusters.iter().zip(&material.clusters) {
+        let route = Arc::new(Route::new(Arc::clone(cluster)));
         for host in &config.hosts {
-            routes.add(host.as_ref(), cluster);
+            routes.add(host.as_ref(), &route);
+        }
+        if !cluster.is_passthrough() {
+            terminated.push(route);
         }
     }
     // With one cluster, every name in the certificates routes to it. With several, only `hosts` says which name
     // belongs to which cluster. A passthrough cluster has only its `hosts`.
-    let terminated = clusters.iter().filter(|cluster| !cluster.is_passthrough());
-    if let [only] = *terminated.collect::<Vec<_>>() {
+    if let [only] = terminated.as_slice() {
         for name in material.identities.iter().flat_map(Identity::names) {
             routes.add(name, only);
         }

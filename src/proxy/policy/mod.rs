@@ -21,8 +21,8 @@ use crate::{
 /// A request that may pass.
 #[derive(Debug)]
 pub(super) struct Admitted {
-    /// The cluster that it goes to.
-    pub(super) cluster: Arc<Cluster>,
+    /// The cluster that it goes to, and the rules of that cluster.
+    pub(super) route: Arc<Route>,
     /// The host as the client wrote it, port included.
     pub(super) authority: Authority,
     /// The protocol that it may switch to.
@@ -36,12 +36,19 @@ pub(super) enum UpgradeToken {
     Spdy,
 }
 
+/// A cluster, and what belongs to its public side.
+#[derive(Debug)]
+pub struct Route {
+    /// The cluster that requests go to.
+    pub cluster: Arc<Cluster>,
+}
+
 /// The clusters by public host name. Replaced as a whole when the configuration changes.
 #[derive(Debug, Default)]
 pub struct Routes {
-    by_host: HostMap<Arc<Cluster>>,
-    /// The cluster of a configuration with exactly one, passthrough clusters not counted.
-    sole: Option<Arc<Cluster>>,
+    by_host: HostMap<Arc<Route>>,
+    /// The route of a configuration with exactly one cluster, passthrough clusters not counted.
+    sole: Option<Arc<Route>>,
     has_passthrough: bool,
 }
 
@@ -54,11 +61,19 @@ pub(super) struct ConnectionNames<'a> {
     pub(super) local: Option<SocketAddr>,
 }
 
+impl Route {
+    /// A route on which every request may pass.
+    #[must_use]
+    pub fn new(cluster: Arc<Cluster>) -> Self {
+        Self { cluster }
+    }
+}
+
 impl Routes {
     /// Sends requests for `host` (the text of a host pattern) to a cluster.
-    pub fn add(&mut self, host: &str, cluster: &Arc<Cluster>) {
-        self.has_passthrough |= cluster.is_passthrough();
-        self.by_host.insert(host, Arc::clone(cluster));
+    pub fn add(&mut self, host: &str, route: &Arc<Route>) {
+        self.has_passthrough |= route.cluster.is_passthrough();
+        self.by_host.insert(host, Arc::clone(route));
     }
 
     /// Whether some hosts are passed through. Only then a connection pays for a copy of its `ClientHello`.
@@ -71,23 +86,23 @@ impl Routes {
     /// terminates them.
     #[must_use]
     pub fn passthrough(&self, sni: &str) -> Option<&Arc<Cluster>> {
-        let cluster = self.by_host.get(&HostName::new(sni));
-        cluster.filter(|cluster| cluster.is_passthrough())
+        let route = self.by_host.get(&HostName::new(sni))?;
+        Some(&route.cluster).filter(|cluster| cluster.is_passthrough())
     }
 
     /// Says that no other cluster is configured.
-    pub fn set_sole(&mut self, cluster: &Arc<Cluster>) {
-        self.sole = Some(Arc::clone(cluster));
+    pub fn set_sole(&mut self, route: &Arc<Route>) {
+        self.sole = Some(Arc::clone(route));
     }
 
     /// Whether a cluster is served under this name.
     #[must_use]
     pub fn serves(&self, name: &str) -> bool {
-        let cluster = self.by_host.get(&HostName::new(name));
-        cluster.is_some_and(|cluster| !cluster.is_passthrough())
+        let route = self.by_host.get(&HostName::new(name));
+        route.is_some_and(|route| !route.cluster.is_passthrough())
     }
 
-    /// The cluster for the host of a request.
+    /// The route for the host of a request.
     ///
     /// If the host is an IP address or `localhost` without a cluster of its own, the name of the TLS handshake decides. A
     /// kubeconfig with `server: https://192.0.2.1` and `tls-server-name` sends such requests, also through a tunnel, and its
@@ -95,9 +110,9 @@ impl Routes {
     /// or that of the target. With one cluster this is not ambiguous. A web page can have a name resolve to the proxy (DNS
     /// rebinding), but not an address, so a name that is not configured never passes.
     ///
-    /// A passthrough host has no cluster here, even if a wildcard of another cluster covers it: a host is either passed
+    /// A passthrough host has no route here, even if a wildcard of another cluster covers it: a host is either passed
     /// through or terminated. Browsers send requests for such a name on a connection for another one.
-    fn find(&self, authority: &Authority, sni: Option<&str>) -> Option<&Arc<Cluster>> {
+    fn find(&self, authority: &Authority, sni: Option<&str>) -> Option<&Arc<Route>> {
         let host = HostName::new(authority.host());
         let found = self.by_host.get(&host).or_else(|| {
             let is_address = host.as_str().parse::<IpAddr>().is_ok();
@@ -107,7 +122,7 @@ impl Routes {
             let by_sni = sni.and_then(|sni| self.by_host.get(&HostName::new(sni)));
             by_sni.or_else(|| self.sole.as_ref().filter(|_| is_address))
         });
-        found.filter(|cluster| !cluster.is_passthrough())
+        found.filter(|route| !route.cluster.is_passthrough())
     }
 }
 
@@ -268,7 +283,7 @@ pub(super) fn admit(
         Some(authority) => authority,
         None => own_address(head, names.local).ok_or(Rejection::NoHost)?,
     };
-    let cluster = routes.find(&authority, names.sni).ok_or(otherwise)?;
+    let route = routes.find(&authority, names.sni).ok_or(otherwise)?;
     let upgrade = UpgradeToken::requested_by(head);
     if let Some(token) = upgrade {
         if has_body(&head.headers) {
@@ -280,7 +295,7 @@ pub(super) fn admit(
         }
     }
     Ok(Admitted {
-        cluster: Arc::clone(cluster),
+        route: Arc::clone(route),
         authority,
         upgrade,
     })
