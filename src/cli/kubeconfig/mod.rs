@@ -49,7 +49,7 @@ pub struct KubeconfigArgs {
     )]
     pub server: String,
 
-    /// Copy names and token or exec plugin from this kubeconfig, never a client certificate
+    /// Copy names and token or exec plugin from this kubeconfig; client certificates only with --direct
     #[arg(long, value_name = "FILE")]
     pub from: Option<PathBuf>,
 
@@ -57,13 +57,11 @@ pub struct KubeconfigArgs {
     #[arg(long, value_name = "NAME", requires = "from")]
     pub context: Option<String>,
 
-    /// Reach the apiserver through a passthrough host of the proxy: keep the CA and every credential of --from, client
-    /// certificates too.
+    /// For a passthrough host: copy the CA and every credential of --from
     #[arg(
         long,
         requires = "from",
-        conflicts_with_all = ["token_file", "exec_command", "ca"],
-        help = "For a passthrough host: copy the CA and every credential of --from, client certificates too"
+        conflicts_with_all = ["token_file", "exec_command", "ca"]
     )]
     pub direct: bool,
 

@@ -198,7 +198,7 @@ fn bad_config_files() {
         ),
         (
             "clusters:\n- name: a\n  upstream: {url: 'https://10.0.0.1'}\n",
-            "config file DIR/proxy.yaml, line 3, column 14: `ca` is missing; add it, with the same indentation as the other keys",
+            "config file DIR/proxy.yaml, line 3, column 13: `ca` is missing; add it, with the same indentation as the other keys",
         ),
         (
             "clusters:\n- name: a\n  upstream: {url: 'https://10.0.0.1', ca: ''}\n",
