@@ -10,6 +10,7 @@ mod access_log;
 pub(crate) mod bench;
 mod body;
 mod credential;
+mod end_user;
 mod error;
 mod headers;
 mod hints;
@@ -218,11 +219,24 @@ async fn forward(
         }
     };
     prepare(&mut head, downstream, &admitted, log.id())?;
+    let logged = routes.logged_user();
+    let claimed = if log.shows_user() {
+        end_user::claimed(logged, &head, admitted.upgrade, &downstream.credentials)
+    } else {
+        None
+    };
     if let Some(token) = admitted.upgrade {
         let forwarded = upgrade::forward(downstream, cluster, head, body, token, log);
         // On the heap, so that the future of every other request stays smaller.
         let mut forwarded = Box::pin(forwarded).await.inspect_err(failed)?;
         place.answered(check, forwarded.status());
+        let headers = forwarded.headers();
+        log.set_user(end_user::verified(
+            claimed,
+            logged,
+            forwarded.status(),
+            headers,
+        ));
         if downstream.hints {
             hints::add(&mut forwarded, check.has_credential());
         }
@@ -239,6 +253,12 @@ async fn forward(
     let (mut head, body) = response.into_parts();
     log.answered_by(&body);
     place.answered(check, head.status);
+    log.set_user(end_user::verified(
+        claimed,
+        logged,
+        head.status,
+        &head.headers,
+    ));
     let content = if log.is_watch() && head.status == StatusCode::OK {
         watch::content(body, &head.headers, &downstream.drain)
     } else {

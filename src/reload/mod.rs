@@ -17,7 +17,7 @@ pub use changes::ReloadChanges;
 pub use material::Material;
 
 use crate::{
-    config::{Config, ConfigError},
+    config::{Config, ConfigError, LoggedUser},
     downstream::{Snapshot, server_config},
     metrics::ClusterLabels,
     pki::{Identity, PkiError},
@@ -105,7 +105,7 @@ impl Reloader {
         let tickets = Ticketer::new()?;
         let mut labels = ClusterLabels::default();
         let clusters = build_clusters(&material, None, &mut labels)?;
-        let snapshot = snapshot(&material, &clusters, &tickets);
+        let snapshot = snapshot(&material, &clusters, &tickets, config.log.user);
         let valid_until = material.next_expiry(now);
         let report = ReloadReport {
             material: Arc::new(material),
@@ -270,6 +270,7 @@ impl Reloader {
             &self.report.material,
             &self.report.clusters,
             &self.tickets,
+            self.config.log.user,
         )))
     }
 
@@ -308,8 +309,10 @@ fn snapshot(
     material: &Material,
     clusters: &[Arc<Cluster>],
     tickets: &Arc<dyn ProducesTickets>,
+    user: LoggedUser,
 ) -> Snapshot {
     let mut routes = Routes::default();
+    routes.set_logged_user(user);
     let mut terminated = Vec::new();
     // First, so that a passthrough host is never terminated because a certificate has its name.
     for (cluster, (config, _)) in clusters.iter().zip(&material.clusters) {

@@ -12,7 +12,7 @@ use http::{
 
 use crate::{
     clients::Throttled,
-    config::Limits,
+    config::{Limits, LoggedUser},
     hosts::{HostMap, HostName},
     text::list_contains,
     upstream::Cluster,
@@ -50,6 +50,7 @@ pub struct Routes {
     /// The route of a configuration with exactly one cluster, passthrough clusters not counted.
     sole: Option<Arc<Route>>,
     has_passthrough: bool,
+    logged_user: LoggedUser,
 }
 
 /// What a connection says about the host of its requests.
@@ -93,6 +94,16 @@ impl Routes {
     /// Says that no other cluster is configured.
     pub fn set_sole(&mut self, route: &Arc<Route>) {
         self.sole = Some(Arc::clone(route));
+    }
+
+    /// Sets how the log and the status page show users. It is here because a reload may change it.
+    pub fn set_logged_user(&mut self, user: LoggedUser) {
+        self.logged_user = user;
+    }
+
+    /// How the log and the status page show users.
+    pub(super) fn logged_user(&self) -> LoggedUser {
+        self.logged_user
     }
 
     /// Whether a cluster is served under this name.
