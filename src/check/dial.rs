@@ -108,7 +108,10 @@ pub(super) async fn check(
 
     if !target.tls.has_anchors() {
         let rest = [Check::Verify, Check::Alpn];
-        recorder.skipped(&rest, "no CA is configured; each client verifies the apiserver");
+        recorder.skipped(
+            &rest,
+            "no CA is configured; each client verifies the apiserver",
+        );
         return None;
     }
     record_failures(recorder, Check::Verify);

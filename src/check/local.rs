@@ -232,7 +232,10 @@ fn check_hosts(clusters: &[ClusterConfig], identities: &[Identity], recorder: &m
     if !passed.is_empty() {
         let hosts: Vec<_> = passed.iter().flat_map(|cluster| &cluster.hosts).collect();
         let hosts: Vec<_> = hosts.iter().map(|host| host.as_str()).collect();
-        let text = format!("clients reach the apiserver itself under {}", hosts.join(", "));
+        let text = format!(
+            "clients reach the apiserver itself under {}",
+            hosts.join(", ")
+        );
         recorder.ok(Check::Hosts, text);
     }
     let mut served: Vec<&str> = clusters

@@ -37,7 +37,11 @@ pub(super) fn load(
             file: source.file.clone(),
         }));
     }
-    let several = entries.iter().filter(|entry| !entry.value.passthrough).count() > 1;
+    let several = entries
+        .iter()
+        .filter(|entry| !entry.value.passthrough)
+        .count()
+        > 1;
     let mut hosts = HashMap::new();
     let mut clusters: Vec<ClusterConfig> = Vec::with_capacity(entries.len());
     for entry in entries {
@@ -134,7 +138,11 @@ fn check_passthrough(
             return Err(source.error_at(host, refused(PASSTHROUGH_ADDRESS)));
         }
     }
-    let upstream = entry.value.upstream.as_ref().map(|upstream| &upstream.value);
+    let upstream = entry
+        .value
+        .upstream
+        .as_ref()
+        .map(|upstream| &upstream.value);
     if let Some(name) = upstream.and_then(|upstream| upstream.name.as_ref()) {
         return Err(source.error_at(name, refused(PASSTHROUGH_NAME)));
     }

@@ -203,7 +203,14 @@ mod tests {
 
     #[test]
     fn length_covers_all_records_of_the_hello_and_no_more() {
-        for records in [&[24][..], &[1, 1, 1, 1, 20], &[3, 21], &[4, 20], &[23, 1], &[2, 0, 22]] {
+        for records in [
+            &[24][..],
+            &[1, 1, 1, 1, 20],
+            &[3, 21],
+            &[4, 20],
+            &[23, 1],
+            &[2, 0, 22],
+        ] {
             let bytes = hello(20, records);
             assert_eq!(hello_length(&bytes), Some(bytes.len()), "{records:?}");
             for end in 0..bytes.len() {

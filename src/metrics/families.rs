@@ -68,7 +68,8 @@ const RESOURCES: &str = "a resource of kube-apiserver such as `pods` or `pods/ex
 const CODES: &str = "three digits, or `no_response` if the client left before there was a response; a code without a \
     name counts as the first of its class, such as `500`";
 const PROTOCOLS: &str = "`http/1.1`, `h2`";
-const CONNECTION_PROTOCOLS: &str = "`http/1.1`, `h2`, `passthrough` (passed on to an apiserver as it is)";
+const CONNECTION_PROTOCOLS: &str =
+    "`http/1.1`, `h2`, `passthrough` (passed on to an apiserver as it is)";
 const CLUSTERS: &str = "the name of the cluster in the configuration";
 const CLUSTERS_OR_NONE: &str = "the name of the cluster in the configuration; empty if the proxy refused the request \
     before it chose a cluster";

@@ -181,7 +181,10 @@ impl Drop for PassthroughLog {
         counters.sent.add(self.carried.down);
         let (outcome, ending) = self.end.unwrap_or_else(|| {
             let drained = Ending::by_proxy(EndReason::Drain);
-            (PassthroughEnd::Aborted, self.connected.end().unwrap_or(drained))
+            (
+                PassthroughEnd::Aborted,
+                self.connected.end().unwrap_or(drained),
+            )
         });
         let is_drained = ending.reason.is_of_drain();
         if self.open.is_some() {
@@ -189,9 +192,15 @@ impl Drop for PassthroughLog {
             tunnels_ended.count(match (outcome, ending.by) {
                 _ if is_drained => TunnelEnd::Drained,
                 (PassthroughEnd::Complete, _) => TunnelEnd::Complete,
-                (PassthroughEnd::Aborted | PassthroughEnd::Failed(_), Side::Client) => TunnelEnd::Client,
-                (PassthroughEnd::Aborted | PassthroughEnd::Failed(_), Side::Apiserver) => TunnelEnd::Apiserver,
-                (PassthroughEnd::Aborted | PassthroughEnd::Failed(_), Side::Proxy) => TunnelEnd::Proxy,
+                (PassthroughEnd::Aborted | PassthroughEnd::Failed(_), Side::Client) => {
+                    TunnelEnd::Client
+                }
+                (PassthroughEnd::Aborted | PassthroughEnd::Failed(_), Side::Apiserver) => {
+                    TunnelEnd::Apiserver
+                }
+                (PassthroughEnd::Aborted | PassthroughEnd::Failed(_), Side::Proxy) => {
+                    TunnelEnd::Proxy
+                }
             });
         }
         let Some(suppressed) = self.suppressed else {

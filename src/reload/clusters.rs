@@ -32,7 +32,9 @@ pub(super) fn build_clusters(
         let name = cluster.expected_name.clone();
         let tls = match cluster.trust {
             TrustSource::Clients => ClientTls::without_anchors(name),
-            TrustSource::File(_) | TrustSource::Inline { .. } => ClientTls::new(trust.roots(), name)?,
+            TrustSource::File(_) | TrustSource::Inline { .. } => {
+                ClientTls::new(trust.roots(), name)?
+            }
         };
         let (label, prefix) = (labels.label(&cluster.name), cluster.path_prefix.clone());
         let authority = match cluster.request_host {

@@ -24,7 +24,10 @@ clusters:
 
 /// The findings of a section, from its title to the next one.
 fn section<'a>(result: &'a RunResult, title: &str) -> &'a str {
-    let start = result.stdout.find(title).unwrap_or_else(|| panic!("{}", result.stdout));
+    let start = result
+        .stdout
+        .find(title)
+        .unwrap_or_else(|| panic!("{}", result.stdout));
     let rest = &result.stdout[start..];
     rest.split("\n\n").next().unwrap()
 }
@@ -40,11 +43,21 @@ async fn passthrough_is_verified_with_its_ca_direct_and_through() {
     let more = [flags, world.clients_trust()].concat();
     let result = check(&more, &["--through", &url]).await;
     assert_eq!(result.code, 0, "{}", result.stdout);
-    assert!(result.stdout.contains("clients reach the apiserver itself under kubernetes"));
+    assert!(
+        result
+            .stdout
+            .contains("clients reach the apiserver itself under kubernetes")
+    );
     for title in ["Apiserver of cluster direct", ", passed on as kubernetes"] {
         let found = section(&result, title);
-        assert!(found.contains("valid for kubernetes and signed by the CA in"), "{found}");
-        assert!(!found.contains("Kubernetes v"), "no request was sent: {found}");
+        assert!(
+            found.contains("valid for kubernetes and signed by the CA in"),
+            "{found}"
+        );
+        assert!(
+            !found.contains("Kubernetes v"),
+            "no request was sent: {found}"
+        );
     }
 }
 
@@ -53,12 +66,19 @@ async fn passthrough_without_a_ca_leaves_verification_to_clients() {
     let world = World::new();
     let identity = world.cluster_ca.server(&["kubernetes"]);
     let upstream = world.apiserver_as(identity).start().await;
-    let flags = [config(&world, upstream.address(), ""), world.clients_trust()].concat();
+    let flags = [
+        config(&world, upstream.address(), ""),
+        world.clients_trust(),
+    ]
+    .concat();
     let result = check(&flags, &[]).await;
     assert_eq!(result.code, 0, "{}", result.stdout);
     let found = section(&result, "Apiserver of cluster direct");
     assert!(found.contains("the server speaks TLS"), "{found}");
-    assert!(found.contains("each client verifies the apiserver"), "{found}");
+    assert!(
+        found.contains("each client verifies the apiserver"),
+        "{found}"
+    );
 }
 
 /// A proxy that runs with an older configuration still terminates the host: its own certificate arrives.

@@ -372,9 +372,7 @@ fn missing_credential(content: &Value, composed: &Composed) -> Vec<String> {
     let entry = entry_of(content, "users", &composed.document.user_name);
     if entry
         .and_then(|entry| entry.get("user"))
-        .is_some_and(|user| {
-            has_credential(user) || composed.direct && has_client_certificate(user)
-        })
+        .is_some_and(|user| has_credential(user) || composed.direct && has_client_certificate(user))
     {
         return Vec::new();
     }

@@ -256,7 +256,10 @@ users: [{{ name: kubernetes-admin, user: {{ client-certificate-data: Y2VydA==, c
         }})
     );
     assert!(remarks.contains("contains a private key"), "{remarks}");
-    assert!(!remarks.contains("left out") && !remarks.contains("no credential"), "{remarks}");
+    assert!(
+        !remarks.contains("left out") && !remarks.contains("no credential"),
+        "{remarks}"
+    );
     let (config, _) = made(&direct(Some("Kubernetes.Default.svc.")));
     let name = &config["clusters"][0]["cluster"]["tls-server-name"];
     assert_eq!(name, "kubernetes.default.svc");
@@ -272,9 +275,15 @@ users: [{{ name: kubernetes-admin, user: {{ client-certificate-data: Y2VydA==, c
     let output_file = dir.path().join("direct.conf");
     let mut to_file = direct(None);
     to_file.output = Some(output_file.clone());
-    let composed = compose(&to_file).map_err(|error| error.to_string()).unwrap();
-    let remarks = output(&to_file, composed).map_err(|error| error.to_string()).unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(output_file).unwrap().permissions());
+    let composed = compose(&to_file)
+        .map_err(|error| error.to_string())
+        .unwrap();
+    let remarks = output(&to_file, composed)
+        .map_err(|error| error.to_string())
+        .unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::mode(
+        &std::fs::metadata(output_file).unwrap().permissions(),
+    );
     assert_eq!(mode & 0o777, 0o600);
     assert!(!remarks.concat().contains("private key"), "{remarks:?}");
 }

@@ -128,7 +128,11 @@ fn exec_passes_through_over_websocket_and_spdy() {
         let outcome = on_both_with(&["exec", "shell", "--", "sh", "-c", script], b"");
         assert_eq!((outcome.code, &*outcome.text()), (Some(3), "to stdout\n"));
         let outcome = on_both_with(&["exec", "-i", "shell", "--", "cat"], &input);
-        assert!(outcome.stdout == input, "{streaming:?}: {}", outcome.stdout.len());
+        assert!(
+            outcome.stdout == input,
+            "{streaming:?}: {}",
+            outcome.stdout.len()
+        );
     }
 }
 
@@ -183,7 +187,9 @@ fn logs_and_watches_pass_through() {
     let watch = kubectl.start(&["get", "configmaps", "-l", "passed=yes", "-w", "-o", "name"]);
     for name in ["passed-1", "passed-2"] {
         kubectl.run(&["create", "configmap", name]).ok();
-        kubectl.run(&["label", "configmap", name, "passed=yes"]).ok();
+        kubectl
+            .run(&["label", "configmap", name, "passed=yes"])
+            .ok();
         assert_eq!(watch.line(STEP).text, format!("configmap/{name}"));
     }
 }

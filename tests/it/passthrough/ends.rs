@@ -120,7 +120,10 @@ async fn reload_without_the_cluster_keeps_its_open_connections() {
     wait_for_numbers(proxy.admin(), &[("reloads_total{result=\"ok\"}", 1.0)]).await;
     // The proxy now answers itself, with a certificate for other names.
     let refused = proxy.client().sni(PASSED).connect().await.unwrap_err();
-    assert!(refused.to_string().contains("not valid for name"), "{refused}");
+    assert!(
+        refused.to_string().contains("not valid for name"),
+        "{refused}"
+    );
     client.write_all(b"goes on").await.unwrap();
     assert_eq!(read(&mut server, 7).await, b"goes on");
     server.write_all(b"both ways").await.unwrap();

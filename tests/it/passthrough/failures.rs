@@ -43,9 +43,18 @@ async fn endpoint_that_answers_is_found_behind_dead_ones() {
     assert_eq!(read(&mut client, ANSWER.len()).await, ANSWER);
     assert_eq!(closes.connections(), 1);
     let numbers = [
-        ("upstream_dials_total{cluster=\"direct\",result=\"refused\"}", 1.0),
-        ("upstream_dials_total{cluster=\"direct\",result=\"tls\"}", 1.0),
-        ("upstream_dials_total{cluster=\"direct\",result=\"ok\"}", 1.0),
+        (
+            "upstream_dials_total{cluster=\"direct\",result=\"refused\"}",
+            1.0,
+        ),
+        (
+            "upstream_dials_total{cluster=\"direct\",result=\"tls\"}",
+            1.0,
+        ),
+        (
+            "upstream_dials_total{cluster=\"direct\",result=\"ok\"}",
+            1.0,
+        ),
     ];
     wait_for_numbers(proxy.admin(), &numbers).await;
     wait_for_health(&proxy, direct.address(), 1.0).await;
@@ -97,7 +106,10 @@ async fn no_answer_is_a_close_without_a_byte() {
         let errors = format!("errors_total{{cluster=\"direct\",reason=\"{reason}\"}}");
         let numbers = [
             (errors.as_str(), 1.0),
-            ("tunnels_ended_total{cluster=\"direct\",end=\"apiserver\"}", 0.0),
+            (
+                "tunnels_ended_total{cluster=\"direct\",end=\"apiserver\"}",
+                0.0,
+            ),
             ("connections", 0.0),
         ];
         wait_for_numbers(proxy.admin(), &numbers).await;
@@ -123,7 +135,10 @@ async fn probes_verify_an_apiserver_only_with_a_ca() {
     let world = World::new();
     let terminated = world.apiserver().start().await;
     let ca = TrustSource::File(world.dir.write("direct-ca.crt", world.cluster_ca.pem()));
-    let http = Peer::start(Behaviour::Responds(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec())).await;
+    let http = Peer::start(Behaviour::Responds(
+        b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(),
+    ))
+    .await;
     let start = |identity| Upstream::builder(identity).start();
     let kubeadm = start(world.cluster_ca.server(&[PASSED])).await;
     let foreign = start(Ca::new("foreign").server(&[PASSED])).await;
@@ -147,7 +162,10 @@ async fn probes_verify_an_apiserver_only_with_a_ca() {
         let is_probed = requests.iter().any(|request| request.target == "/readyz");
         // The first case without a CA comes before those with one.
         let may_ask = trust != TrustSource::Clients;
-        assert!(may_ask || !is_probed, "a probe without a CA sends no request");
+        assert!(
+            may_ask || !is_probed,
+            "a probe without a CA sends no request"
+        );
         assert!(is_probed || !may_ask, "a probe with a CA asks for /readyz");
         drop(proxy);
     }
@@ -168,7 +186,9 @@ async fn answer_to_a_client_does_not_overrule_probes() {
     setup.config.clusters[1].trust = TrustSource::File(ca);
     setup.config.clusters.swap(0, 1);
     let proxy = setup.start();
-    proxy.wait_for_health(foreign.address(), Health::Unhealthy).await;
+    proxy
+        .wait_for_health(foreign.address(), Health::Unhealthy)
+        .await;
     // A failed endpoint cannot become healthy before this.
     tokio::time::sleep(Duration::from_millis(1300)).await;
     let mut client = connect(&proxy).await;

@@ -110,7 +110,10 @@ async fn hello_of_16_kib_is_passed_and_a_larger_one_refused() {
     let mut client = connect(&proxy).await;
     client.write_all(&larger).await.unwrap();
     direct.greet(&larger).await;
-    for larger in [hello_of(MAX_HELLO + 1), in_records(&hello_of(MAX_HELLO - 9), 8000)] {
+    for larger in [
+        hello_of(MAX_HELLO + 1),
+        in_records(&hello_of(MAX_HELLO - 9), 8000),
+    ] {
         let mut client = connect(&proxy).await;
         client.write_all(&larger).await.unwrap();
         let mut received = Vec::new();
@@ -140,11 +143,17 @@ async fn no_name_and_unknown_name_are_terminated() {
     for name in ["unknown.test", "a.kubernetes", "kubernetes.default.svc"] {
         let refused = proxy.client().sni(name).connect().await.unwrap_err();
         // The proxy presents its own certificate, which is not for this name.
-        assert!(refused.to_string().contains("not valid for name"), "{refused}");
+        assert!(
+            refused.to_string().contains("not valid for name"),
+            "{refused}"
+        );
     }
     let scrape = scrape(proxy.admin()).await;
     assert_eq!(scrape.get("handshakes_total{result=\"passed\"}"), 0.0);
-    assert_eq!(scrape.get("connections_total{protocol=\"passthrough\"}"), 0.0);
+    assert_eq!(
+        scrape.get("connections_total{protocol=\"passthrough\"}"),
+        0.0
+    );
 }
 
 /// Capitals and the dot of the root label do not change which host a name is.

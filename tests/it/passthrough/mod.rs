@@ -196,7 +196,10 @@ async fn passed_connection_is_counted_as_a_tunnel() {
         ("connections", 1.0),
         ("tunnels{cluster=\"direct\"}", 1.0),
         ("requests_in_flight{cluster=\"direct\"}", 0.0),
-        ("upstream_dials_total{cluster=\"direct\",result=\"ok\"}", 1.0),
+        (
+            "upstream_dials_total{cluster=\"direct\",result=\"ok\"}",
+            1.0,
+        ),
     ];
     wait_for_numbers(admin, &while_open).await;
     let status = get(admin, "/status.json").await.text();
@@ -216,7 +219,10 @@ async fn passed_connection_is_counted_as_a_tunnel() {
     let after = [
         ("connections", 0.0),
         ("tunnels{cluster=\"direct\"}", 0.0),
-        ("tunnels_ended_total{cluster=\"direct\",end=\"complete\"}", 1.0),
+        (
+            "tunnels_ended_total{cluster=\"direct\",end=\"complete\"}",
+            1.0,
+        ),
         ("received_bytes_total", up),
         ("sent_bytes_total", ANSWER.len() as f64),
     ];
