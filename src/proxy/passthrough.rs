@@ -144,7 +144,7 @@ impl PassthroughLog {
             cluster: counters.clusters().name(self.cluster),
             client: self.connected.client(),
             user_agent: Box::default(),
-            user: Box::default(),
+            user: None,
             resource: "passthrough".into(),
             namespace: Box::default(),
             name: StreamInfo::text(&self.server_name),
