@@ -3,13 +3,18 @@
 //! A request passes [`handle`], `policy::admit` and `headers::rewrite_request`, and goes upstream. Its response
 //! comes back through `headers::rewrite_response` and [`Body`]. `watch` tracks the events of a watch; `upgrade`
 //! and `tunnel` serve an upgrade. An `AccessLog` records each request from beginning to end.
+//!
+//! A connection for a passthrough host has no request that the proxy can see: [`pass`] joins it with an apiserver.
 
 mod access_log;
 pub(crate) mod bench;
 mod body;
+mod credential;
+mod end_user;
 mod error;
 mod headers;
 mod hints;
+mod passthrough;
 mod policy;
 mod request_id;
 mod request_info;
@@ -33,9 +38,11 @@ use http::{
 };
 
 pub use body::{Body, Cut};
+pub use credential::{CredentialCache, CredentialError};
 pub use error::Error;
+pub(crate) use passthrough::{PassedClient, pass};
 pub(crate) use policy::UPGRADE_CHECK;
-pub use policy::{Rejection, Routes};
+pub use policy::{Rejection, Route, Routes};
 pub use request_info::{RequestAttributes, request_attributes};
 
 use crate::{
@@ -76,6 +83,8 @@ pub struct ClientConnection {
     pub connected: Arc<Connected>,
     /// Starts the tasks of this connection, and tells them when to finish.
     pub drain: Drain,
+    /// The tokens that were read on this connection.
+    pub credentials: CredentialCache,
 }
 
 impl ClientConnection {
@@ -92,9 +101,15 @@ impl ClientConnection {
     }
 }
 
-/// The fuzz bodies of this module: header rewriting, the host policy, the path reader and the events of watches.
-pub(crate) const FUZZ: [fn(&[u8]); 4] =
-    [headers::fuzz, policy::fuzz, request_info::fuzz, watch::fuzz];
+/// The fuzz bodies of this module: header rewriting, the host policy, the path reader, the events of watches and
+/// credentials.
+pub(crate) const FUZZ: [fn(&[u8]); 5] = [
+    headers::fuzz,
+    policy::fuzz,
+    request_info::fuzz,
+    watch::fuzz,
+    credential::fuzz,
+];
 
 /// The response to a request whose head cannot be parsed, so that it does not reach [`handle`].
 #[must_use]
@@ -200,10 +215,11 @@ async fn forward(
         local: downstream.local,
     };
     let admitted = policy::admit(&head, routes, &downstream.limits, names)?;
-    log.routed(admitted.cluster.label());
+    let cluster = &admitted.route.cluster;
+    log.routed(cluster.label());
     let place = downstream.connected.place();
     let check = place
-        .check_budget(admitted.cluster.name(), &head)
+        .check_budget(cluster.name(), &head)
         .map_err(Rejection::Throttled)?;
     let failed = |error: &Error| {
         // A client that breaks off its own upload may have tried a credential.
@@ -212,11 +228,24 @@ async fn forward(
         }
     };
     prepare(&mut head, downstream, &admitted, log.id())?;
+    let logged = routes.logged_user();
+    let claimed = if log.shows_user() {
+        end_user::claimed(logged, &head, admitted.upgrade, &downstream.credentials)
+    } else {
+        None
+    };
     if let Some(token) = admitted.upgrade {
-        let forwarded = upgrade::forward(downstream, &admitted.cluster, head, body, token, log);
+        let forwarded = upgrade::forward(downstream, cluster, head, body, token, log);
         // On the heap, so that the future of every other request stays smaller.
         let mut forwarded = Box::pin(forwarded).await.inspect_err(failed)?;
         place.answered(check, forwarded.status());
+        let headers = forwarded.headers();
+        log.set_user(end_user::verified(
+            claimed,
+            logged,
+            forwarded.status(),
+            headers,
+        ));
         if downstream.hints {
             hints::add(&mut forwarded, check.has_credential());
         }
@@ -225,7 +254,7 @@ async fn forward(
     log.set_received(body.received());
     let response = downstream
         .leases
-        .send(&admitted.cluster, head, body)
+        .send(cluster, head, body)
         .await
         .map_err(Error::from)
         .inspect_err(failed)?;
@@ -233,6 +262,12 @@ async fn forward(
     let (mut head, body) = response.into_parts();
     log.answered_by(&body);
     place.answered(check, head.status);
+    log.set_user(end_user::verified(
+        claimed,
+        logged,
+        head.status,
+        &head.headers,
+    ));
     let content = if log.is_watch() && head.status == StatusCode::OK {
         watch::content(body, &head.headers, &downstream.drain)
     } else {
@@ -263,9 +298,13 @@ fn prepare(
     headers::rewrite_request(&mut head.headers, forwarded, upgrade);
     head.headers.remove(header::HOST);
     let mut parts = std::mem::take(&mut head.uri).into_parts();
-    parts.path_and_query = Some(with_prefix(&admitted.cluster, parts.path_and_query)?);
+    parts.path_and_query = Some(with_prefix(&admitted.route.cluster, parts.path_and_query)?);
     parts.scheme = Some(Scheme::HTTPS);
-    let authority = admitted.cluster.authority().unwrap_or(&admitted.authority);
+    let authority = admitted
+        .route
+        .cluster
+        .authority()
+        .unwrap_or(&admitted.authority);
     parts.authority = Some(authority.clone());
     head.uri = Uri::from_parts(parts).map_err(|_| Rejection::Target)?;
     Ok(())

@@ -17,11 +17,11 @@ pub use changes::ReloadChanges;
 pub use material::Material;
 
 use crate::{
-    config::{Config, ConfigError},
+    config::{Config, ConfigError, LoggedUser},
     downstream::{Snapshot, server_config},
     metrics::ClusterLabels,
     pki::{Identity, PkiError},
-    proxy::Routes,
+    proxy::{Route, Routes},
     text::error_chain,
     upstream::Cluster,
 };
@@ -105,7 +105,7 @@ impl Reloader {
         let tickets = Ticketer::new()?;
         let mut labels = ClusterLabels::default();
         let clusters = build_clusters(&material, None, &mut labels)?;
-        let snapshot = snapshot(&material, &clusters, &tickets);
+        let snapshot = snapshot(&material, &clusters, &tickets, config.log.user);
         let valid_until = material.next_expiry(now);
         let report = ReloadReport {
             material: Arc::new(material),
@@ -270,6 +270,7 @@ impl Reloader {
             &self.report.material,
             &self.report.clusters,
             &self.tickets,
+            self.config.log.user,
         )))
     }
 
@@ -308,20 +309,28 @@ fn snapshot(
     material: &Material,
     clusters: &[Arc<Cluster>],
     tickets: &Arc<dyn ProducesTickets>,
+    user: LoggedUser,
 ) -> Snapshot {
     let mut routes = Routes::default();
+    routes.set_logged_user(user);
+    let mut terminated = Vec::new();
+    // First, so that a passthrough host is never terminated because a certificate has its name.
+    for (cluster, (config, _)) in clusters.iter().zip(&material.clusters) {
+        let route = Arc::new(Route::new(Arc::clone(cluster)));
+        for host in &config.hosts {
+            routes.add(host.as_ref(), &route);
+        }
+        if !cluster.is_passthrough() {
+            terminated.push(route);
+        }
+    }
     // With one cluster, every name in the certificates routes to it. With several, only `hosts` says which name
-    // belongs to which cluster.
-    if let [only] = clusters {
+    // belongs to which cluster. A passthrough cluster has only its `hosts`.
+    if let [only] = terminated.as_slice() {
         for name in material.identities.iter().flat_map(Identity::names) {
             routes.add(name, only);
         }
         routes.set_sole(only);
-    }
-    for (cluster, (config, _)) in clusters.iter().zip(&material.clusters) {
-        for host in &config.hosts {
-            routes.add(host.as_ref(), cluster);
-        }
     }
     Snapshot {
         tls: Arc::new(server_config(&material.identities, Arc::clone(tickets))),

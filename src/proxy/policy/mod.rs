@@ -12,7 +12,7 @@ use http::{
 
 use crate::{
     clients::Throttled,
-    config::Limits,
+    config::{Limits, LoggedUser},
     hosts::{HostMap, HostName},
     text::list_contains,
     upstream::Cluster,
@@ -21,8 +21,8 @@ use crate::{
 /// A request that may pass.
 #[derive(Debug)]
 pub(super) struct Admitted {
-    /// The cluster that it goes to.
-    pub(super) cluster: Arc<Cluster>,
+    /// The cluster that it goes to, and the rules of that cluster.
+    pub(super) route: Arc<Route>,
     /// The host as the client wrote it, port included.
     pub(super) authority: Authority,
     /// The protocol that it may switch to.
@@ -36,12 +36,21 @@ pub(super) enum UpgradeToken {
     Spdy,
 }
 
+/// A cluster, and what belongs to its public side.
+#[derive(Debug)]
+pub struct Route {
+    /// The cluster that requests go to.
+    pub cluster: Arc<Cluster>,
+}
+
 /// The clusters by public host name. Replaced as a whole when the configuration changes.
 #[derive(Debug, Default)]
 pub struct Routes {
-    by_host: HostMap<Arc<Cluster>>,
-    /// The cluster of a configuration with exactly one.
-    sole: Option<Arc<Cluster>>,
+    by_host: HostMap<Arc<Route>>,
+    /// The route of a configuration with exactly one cluster, passthrough clusters not counted.
+    sole: Option<Arc<Route>>,
+    has_passthrough: bool,
+    logged_user: LoggedUser,
 }
 
 /// What a connection says about the host of its requests.
@@ -53,40 +62,78 @@ pub(super) struct ConnectionNames<'a> {
     pub(super) local: Option<SocketAddr>,
 }
 
+impl Route {
+    /// A route on which every request may pass.
+    #[must_use]
+    pub fn new(cluster: Arc<Cluster>) -> Self {
+        Self { cluster }
+    }
+}
+
 impl Routes {
     /// Sends requests for `host` (the text of a host pattern) to a cluster.
-    pub fn add(&mut self, host: &str, cluster: &Arc<Cluster>) {
-        self.by_host.insert(host, Arc::clone(cluster));
+    pub fn add(&mut self, host: &str, route: &Arc<Route>) {
+        self.has_passthrough |= route.cluster.is_passthrough();
+        self.by_host.insert(host, Arc::clone(route));
+    }
+
+    /// Whether some hosts are passed through. Only then a connection pays for a copy of its `ClientHello`.
+    #[must_use]
+    pub fn has_passthrough(&self) -> bool {
+        self.has_passthrough
+    }
+
+    /// The cluster to which connections for this name of a TLS handshake are passed through; `None` if the proxy
+    /// terminates them.
+    #[must_use]
+    pub fn passthrough(&self, sni: &str) -> Option<&Arc<Cluster>> {
+        let route = self.by_host.get(&HostName::new(sni))?;
+        Some(&route.cluster).filter(|cluster| cluster.is_passthrough())
     }
 
     /// Says that no other cluster is configured.
-    pub fn set_sole(&mut self, cluster: &Arc<Cluster>) {
-        self.sole = Some(Arc::clone(cluster));
+    pub fn set_sole(&mut self, route: &Arc<Route>) {
+        self.sole = Some(Arc::clone(route));
+    }
+
+    /// Sets how the log and the status page show users. It is here because a reload may change it.
+    pub fn set_logged_user(&mut self, user: LoggedUser) {
+        self.logged_user = user;
+    }
+
+    /// How the log and the status page show users.
+    pub(super) fn logged_user(&self) -> LoggedUser {
+        self.logged_user
     }
 
     /// Whether a cluster is served under this name.
     #[must_use]
     pub fn serves(&self, name: &str) -> bool {
-        self.by_host.get(&HostName::new(name)).is_some()
+        let route = self.by_host.get(&HostName::new(name));
+        route.is_some_and(|route| !route.cluster.is_passthrough())
     }
 
-    /// The cluster for the host of a request.
+    /// The route for the host of a request.
     ///
     /// If the host is an IP address or `localhost` without a cluster of its own, the name of the TLS handshake decides. A
     /// kubeconfig with `server: https://192.0.2.1` and `tls-server-name` sends such requests, also through a tunnel, and its
     /// client has already verified that name. The health checks of load balancers send no name, and an address: their own,
     /// or that of the target. With one cluster this is not ambiguous. A web page can have a name resolve to the proxy (DNS
     /// rebinding), but not an address, so a name that is not configured never passes.
-    fn find(&self, authority: &Authority, sni: Option<&str>) -> Option<&Arc<Cluster>> {
+    ///
+    /// A passthrough host has no route here, even if a wildcard of another cluster covers it: a host is either passed
+    /// through or terminated. Browsers send requests for such a name on a connection for another one.
+    fn find(&self, authority: &Authority, sni: Option<&str>) -> Option<&Arc<Route>> {
         let host = HostName::new(authority.host());
-        self.by_host.get(&host).or_else(|| {
+        let found = self.by_host.get(&host).or_else(|| {
             let is_address = host.as_str().parse::<IpAddr>().is_ok();
             if !is_address && host.as_str() != "localhost" {
                 return None;
             }
             let by_sni = sni.and_then(|sni| self.by_host.get(&HostName::new(sni)));
             by_sni.or_else(|| self.sole.as_ref().filter(|_| is_address))
-        })
+        });
+        found.filter(|route| !route.cluster.is_passthrough())
     }
 }
 
@@ -247,7 +294,7 @@ pub(super) fn admit(
         Some(authority) => authority,
         None => own_address(head, names.local).ok_or(Rejection::NoHost)?,
     };
-    let cluster = routes.find(&authority, names.sni).ok_or(otherwise)?;
+    let route = routes.find(&authority, names.sni).ok_or(otherwise)?;
     let upgrade = UpgradeToken::requested_by(head);
     if let Some(token) = upgrade {
         if has_body(&head.headers) {
@@ -259,7 +306,7 @@ pub(super) fn admit(
         }
     }
     Ok(Admitted {
-        cluster: Arc::clone(cluster),
+        route: Arc::clone(route),
         authority,
         upgrade,
     })
