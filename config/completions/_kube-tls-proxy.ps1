@@ -85,6 +85,8 @@ Register-ArgumentCompleter -Native -CommandName 'kube-tls-proxy' -ScriptBlock {
             [CompletionResult]::new('--log-user', '--log-user', [CompletionResultType]::ParameterName, 'How to show the users whom the apiserver has verified: subject, hash or off [default: off]')
             [CompletionResult]::new('--through', '--through', [CompletionResultType]::ParameterName, 'Also check the running proxy at this URL, as clients use it; needs no other flag')
             [CompletionResult]::new('--connect-to', '--connect-to', [CompletionResultType]::ParameterName, 'Connect to HOST[:PORT] and not to the host of --through, for example before DNS is changed')
+            [CompletionResult]::new('--explain-access', '--explain-access', [CompletionResultType]::ParameterName, 'Only say which access rule decides about a request, ''METHOD PATH''; needs --from')
+            [CompletionResult]::new('--from', '--from', [CompletionResultType]::ParameterName, 'The address of the client that sends the request of --explain-access')
             [CompletionResult]::new('--through-ca', '--through-ca', [CompletionResultType]::ParameterName, 'CA file that clients use to verify the proxy [default: public CAs]')
             [CompletionResult]::new('--token-file', '--token-file', [CompletionResultType]::ParameterName, 'File with a bearer token to send with every request')
             [CompletionResult]::new('-o', '-o', [CompletionResultType]::ParameterName, 'Format of the report')
@@ -97,8 +99,9 @@ Register-ArgumentCompleter -Native -CommandName 'kube-tls-proxy' -ScriptBlock {
         }
         'kube-tls-proxy;kubeconfig' {
             [CompletionResult]::new('--server', '--server', [CompletionResultType]::ParameterName, 'The public URL of the proxy: https://NAME[:PORT]')
-            [CompletionResult]::new('--from', '--from', [CompletionResultType]::ParameterName, 'Copy names and token or exec plugin from this kubeconfig, never a client certificate')
+            [CompletionResult]::new('--from', '--from', [CompletionResultType]::ParameterName, 'Copy names and token or exec plugin from this kubeconfig; client certificates only with --direct')
             [CompletionResult]::new('--context', '--context', [CompletionResultType]::ParameterName, 'Use this context of --from [default: its current-context]')
+            [CompletionResult]::new('--tls-server-name', '--tls-server-name', [CompletionResultType]::ParameterName, 'The passthrough host, a name in the apiserver''s certificate [default: kubernetes]')
             [CompletionResult]::new('--token-file', '--token-file', [CompletionResultType]::ParameterName, 'Put the token in this file into the kubeconfig')
             [CompletionResult]::new('--exec-command', '--exec-command', [CompletionResultType]::ParameterName, 'Let kubectl run this program to get a token, for example an OIDC login')
             [CompletionResult]::new('--exec-arg', '--exec-arg', [CompletionResultType]::ParameterName, 'An argument of that program; repeat for more')
@@ -107,6 +110,7 @@ Register-ArgumentCompleter -Native -CommandName 'kube-tls-proxy' -ScriptBlock {
             [CompletionResult]::new('--namespace', '--namespace', [CompletionResultType]::ParameterName, 'Default namespace of the context [default: as in --from]')
             [CompletionResult]::new('--name', '--name', [CompletionResultType]::ParameterName, 'Name of cluster, user and context [default: as in --from, or the host of --server]')
             [CompletionResult]::new('--output', '--output', [CompletionResultType]::ParameterName, 'Write to this file, which only its owner can read, instead of stdout')
+            [CompletionResult]::new('--direct', '--direct', [CompletionResultType]::ParameterName, 'For a passthrough host: copy the CA and every credential of --from')
             [CompletionResult]::new('--merge', '--merge', [CompletionResultType]::ParameterName, 'Add to the kubeconfig in --output and keep its other entries, but not its comments')
             [CompletionResult]::new('--force', '--force', [CompletionResultType]::ParameterName, 'Overwrite FILE; with --merge, entries of other clusters. FILE.bak keeps the old file')
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help')

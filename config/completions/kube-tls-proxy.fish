@@ -77,6 +77,8 @@ complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l 
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l log-user -d 'How to show the users whom the apiserver has verified: subject, hash or off [default: off]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l through -d 'Also check the running proxy at this URL, as clients use it; needs no other flag' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l connect-to -d 'Connect to HOST[:PORT] and not to the host of --through, for example before DNS is changed' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l explain-access -d 'Only say which access rule decides about a request, \'METHOD PATH\'; needs --from' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l from -d 'The address of the client that sends the request of --explain-access' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l through-ca -d 'CA file that clients use to verify the proxy [default: public CAs]' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l token-file -d 'File with a bearer token to send with every request' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -s o -l output -d 'Format of the report' -r -f -a "text\t''
@@ -85,8 +87,9 @@ complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l 
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l offline -d 'Check only what needs no network and no port: configuration, certificates and CAs'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -s h -l help -d 'Print help'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l server -d 'The public URL of the proxy: https://NAME[:PORT]' -r
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l from -d 'Copy names and token or exec plugin from this kubeconfig, never a client certificate' -r -F
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l from -d 'Copy names and token or exec plugin from this kubeconfig; client certificates only with --direct' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l context -d 'Use this context of --from [default: its current-context]' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l tls-server-name -d 'The passthrough host, a name in the apiserver\'s certificate [default: kubernetes]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l token-file -d 'Put the token in this file into the kubeconfig' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l exec-command -d 'Let kubectl run this program to get a token, for example an OIDC login' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l exec-arg -d 'An argument of that program; repeat for more' -r
@@ -95,6 +98,7 @@ complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l namespace -d 'Default namespace of the context [default: as in --from]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l name -d 'Name of cluster, user and context [default: as in --from, or the host of --server]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l output -d 'Write to this file, which only its owner can read, instead of stdout' -r -F
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l direct -d 'For a passthrough host: copy the CA and every credential of --from'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l merge -d 'Add to the kubeconfig in --output and keep its other entries, but not its comments'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l force -d 'Overwrite FILE; with --merge, entries of other clusters. FILE.bak keeps the old file'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -s h -l help -d 'Print help'
