@@ -20,7 +20,9 @@ pub struct AccessQuestion {
 
 /// The text is not a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("--explain-access: the value is not a request; write METHOD PATH, such as 'GET /api/v1/namespaces/default/pods'")]
+#[error(
+    "--explain-access: the value is not a request; write METHOD PATH, such as 'GET /api/v1/namespaces/default/pods'"
+)]
 pub struct AccessQuestionError;
 
 impl AccessQuestion {
@@ -36,14 +38,20 @@ impl AccessQuestion {
         if !target.path().starts_with('/') || target.authority().is_some() {
             return Err(AccessQuestionError);
         }
-        Ok(Self { method, target, from })
+        Ok(Self {
+            method,
+            target,
+            from,
+        })
     }
 
     fn head(&self, token: Option<&Token>) -> Parts {
         let mut request = Request::new(());
         (*request.method_mut(), *request.uri_mut()) = (self.method.clone(), self.target.clone());
         if let Some(token) = token {
-            request.headers_mut().insert(header::AUTHORIZATION, token.header.clone());
+            request
+                .headers_mut()
+                .insert(header::AUTHORIZATION, token.header.clone());
         }
         request.into_parts().0
     }
@@ -90,7 +98,9 @@ fn decide(
             let (text, fix) = match rule {
                 Some(rule) => (
                     format!("denied by rule {rule}{kind}"),
-                    format!("to allow it, put an `allow` rule for it before rule {rule}, or change that rule"),
+                    format!(
+                        "to allow it, put an `allow` rule for it before rule {rule}, or change that rule"
+                    ),
                 ),
                 None => (
                     format!("denied, because no rule allows it{kind}"),
@@ -113,8 +123,16 @@ fn asked(attributes: &RequestAttributes, question: &AccessQuestion) -> String {
     if attributes.resource.is_empty() {
         return format!("`{verb}` of the path {}", question.target.path());
     }
-    let parts = [&attributes.group, &attributes.resource, &attributes.subresource];
-    let parts: Vec<&str> = parts.into_iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
+    let parts = [
+        &attributes.group,
+        &attributes.resource,
+        &attributes.subresource,
+    ];
+    let parts: Vec<&str> = parts
+        .into_iter()
+        .map(String::as_str)
+        .filter(|part| !part.is_empty())
+        .collect();
     let place = if attributes.namespace.is_empty() {
         String::new()
     } else {

@@ -13,8 +13,8 @@ use clap::{Args, ValueEnum};
 use super::print_error;
 use crate::{
     check::{
-        self, AccessQuestion, AccessQuestionError, CheckReport, Colours, Event, Plan, RESPONSE_TIMEOUT, Through, Token, TokenError,
-        WATCH_DURATION,
+        self, AccessQuestion, AccessQuestionError, CheckReport, Colours, Event, Plan,
+        RESPONSE_TIMEOUT, Through, Token, TokenError, WATCH_DURATION,
     },
     config::{
         self, ConfigError, ConnectTo, Environment, ServeArgs, TrustSource, UpstreamUrl,

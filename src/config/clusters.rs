@@ -316,7 +316,8 @@ const DUPLICATE: &str = "has the name of another cluster; give each its own name
 const PASSTHROUGH_WITHOUT_HOSTS: &str = "has `passthrough` and no `hosts`; add the names that its clients ask for, such as `kubernetes`";
 const PASSTHROUGH_ADDRESS: &str = "has `passthrough` for an IP address, which no client asks for in TLS; write a name, such as `kubernetes`, and give it to clients as tls-server-name";
 const PASSTHROUGH_NAME: &str = "has `passthrough` and `upstream.name`; remove `name`, because each client verifies the apiserver under the name that it asks for";
-const PASSTHROUGH_ACCESS: &str = "has `passthrough`, so the proxy sees no request that `access` could judge; remove one of them";
+const PASSTHROUGH_ACCESS: &str =
+    "has `passthrough`, so the proxy sees no request that `access` could judge; remove one of them";
 const PASSTHROUGH_HOST: &str = "has `passthrough` and `upstream.host`; remove `host`, because the proxy cannot change a request that it does not see";
 const PASSTHROUGH_PREFIX: &str = "has `passthrough` and a URL with a path; remove the path, because the proxy cannot change a request that it does not see";
 const NOT_ONE_SOURCE: &str = "must name its apiserver in exactly one way; give one of `upstream`, `kubeconfig` and `inCluster: true`";

@@ -11,8 +11,8 @@ use std::{
 };
 
 use super::{
-    ClusterLabel, ClusterSlot, Denials, Dialled, ErrorReason, Exposition, Handshake, Label, LeaseEnd,
-    LeaseFrom, Limit, PerCluster, Protocol, Resource, TunnelEnd, Verb, families,
+    ClusterLabel, ClusterSlot, Denials, Dialled, ErrorReason, Exposition, Handshake, Label,
+    LeaseEnd, LeaseFrom, Limit, PerCluster, Protocol, Resource, TunnelEnd, Verb, families,
     requests::{Requests, Row, code_label},
     values::{Counter, Gauge, Histogram, MetricValue as _, Per},
 };

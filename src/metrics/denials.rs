@@ -77,7 +77,11 @@ mod tests {
         let (one, other, sum) = (Denials::default(), Denials::default(), Denials::default());
         let lines = |denials: &Denials| {
             let mut exposition = Exposition::new();
-            denials.expose(&ACCESS_DENIED, vec![("cluster", "a".into())], &mut exposition);
+            denials.expose(
+                &ACCESS_DENIED,
+                vec![("cluster", "a".into())],
+                &mut exposition,
+            );
             let text = exposition.into_text(ExpositionFormat::Prometheus);
             let lines = text.lines().filter(|line| !line.starts_with('#'));
             lines.map(str::to_owned).collect::<Vec<_>>()

@@ -56,6 +56,7 @@ impl Error {
             Self::Upstream(UpstreamError::Upload { source }) => source.client_left(),
             Self::Upstream(_)
             | Self::Rejected(_)
+            | Self::Denied(_)
             | Self::UnexpectedProtocol
             | Self::RedirectedUpgrade => false,
         }
@@ -112,9 +113,7 @@ pub(super) fn record(
         };
     }
     match error {
-        Error::Rejected(_)
-        | Error::Denied(_)
-        | Error::Upstream(UpstreamError::Upload { .. }) => {
+        Error::Rejected(_) | Error::Denied(_) | Error::Upstream(UpstreamError::Upload { .. }) => {
             log_line!(debug, "request refused");
         }
         Error::Upstream(_) | Error::UnexpectedProtocol | Error::RedirectedUpgrade => {
@@ -148,9 +147,7 @@ pub(super) fn cause(error: &Error) -> String {
         Error::Rejected(_)
         | Error::Denied(_)
         | Error::UnexpectedProtocol
-        | Error::RedirectedUpgrade => {
-            chain.to_string()
-        }
+        | Error::RedirectedUpgrade => chain.to_string(),
     }
 }
 

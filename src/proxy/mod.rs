@@ -38,8 +38,8 @@ use http::{
     uri::{PathAndQuery, Scheme},
 };
 
-pub use access::{AccessRules, Denial, is_open};
 pub(crate) use access::{AccessDecision, explain};
+pub use access::{AccessRules, Denial, is_open};
 pub use body::{Body, Cut};
 pub use credential::{CredentialCache, CredentialError};
 pub use error::Error;

@@ -57,27 +57,92 @@ fn request(method: &str, path: &str, authorization: &str) -> Request<Bytes> {
 /// Each selector, with a request that it lets pass and one that it does not, over both versions of HTTP.
 #[tokio::test]
 async fn each_selector_closes_what_it_names_and_no_more() {
-    let account = jwt(r#"{"iss":"https://kubernetes.default.svc","kubernetes.io":{"namespace":"a"}}"#);
+    let account =
+        jwt(r#"{"iss":"https://kubernetes.default.svc","kubernetes.io":{"namespace":"a"}}"#);
     let jane = jwt(r#"{"iss":"https://login.test","sub":"jane"}"#);
     let (opaque, pods) = ("Bearer x".to_owned(), "/api/v1/namespaces/a/pods");
     let exec = "/api/v1/namespaces/a/pods/b/exec";
     for (access, (method, path, token), denied) in [
-        ("  - deny: {from: [127.0.0.0/8]}\n  - allow: {}", ("GET", "/version", &opaque), true),
-        ("  - deny: {from: [192.0.2.0/24]}\n  - allow: {}", ("GET", "/version", &opaque), false),
-        ("  - deny: {unlessFrom: [192.0.2.0/24]}\n  - allow: {}", ("GET", "/version", &opaque), true),
-        ("  - deny: {unlessFrom: [127.0.0.1]}\n  - allow: {}", ("GET", "/version", &opaque), false),
-        ("  - deny: {credentials: [serviceAccount]}\n  - allow: {}", ("GET", pods, &account), true),
-        ("  - deny: {credentials: [serviceAccount]}\n  - allow: {}", ("GET", pods, &jane), false),
-        ("  - allow: {issuers: ['https://login.test']}", ("GET", pods, &account), true),
-        ("  - allow: {issuers: ['https://login.test']}", ("GET", pods, &jane), false),
-        ("  - deny: {verbs: [create]}\n  - allow: {}", ("POST", pods, &opaque), true),
-        ("  - deny: {verbs: [create]}\n  - allow: {}", ("GET", pods, &opaque), false),
-        ("  - deny: {resources: [pods/exec]}\n  - allow: {}", ("GET", exec, &opaque), true),
-        ("  - deny: {resources: [pods/exec]}\n  - allow: {}", ("GET", pods, &opaque), false),
-        ("  - deny: {namespaces: [a]}\n  - allow: {}", ("GET", pods, &opaque), true),
-        ("  - deny: {namespaces: [b]}\n  - allow: {}", ("GET", pods, &opaque), false),
-        ("  - deny: {paths: [/metrics]}\n  - allow: {}", ("GET", "/metrics", &opaque), true),
-        ("  - deny: {paths: [/metrics]}\n  - allow: {}", ("GET", "/version", &opaque), false),
+        (
+            "  - deny: {from: [127.0.0.0/8]}\n  - allow: {}",
+            ("GET", "/version", &opaque),
+            true,
+        ),
+        (
+            "  - deny: {from: [192.0.2.0/24]}\n  - allow: {}",
+            ("GET", "/version", &opaque),
+            false,
+        ),
+        (
+            "  - deny: {unlessFrom: [192.0.2.0/24]}\n  - allow: {}",
+            ("GET", "/version", &opaque),
+            true,
+        ),
+        (
+            "  - deny: {unlessFrom: [127.0.0.1]}\n  - allow: {}",
+            ("GET", "/version", &opaque),
+            false,
+        ),
+        (
+            "  - deny: {credentials: [serviceAccount]}\n  - allow: {}",
+            ("GET", pods, &account),
+            true,
+        ),
+        (
+            "  - deny: {credentials: [serviceAccount]}\n  - allow: {}",
+            ("GET", pods, &jane),
+            false,
+        ),
+        (
+            "  - allow: {issuers: ['https://login.test']}",
+            ("GET", pods, &account),
+            true,
+        ),
+        (
+            "  - allow: {issuers: ['https://login.test']}",
+            ("GET", pods, &jane),
+            false,
+        ),
+        (
+            "  - deny: {verbs: [create]}\n  - allow: {}",
+            ("POST", pods, &opaque),
+            true,
+        ),
+        (
+            "  - deny: {verbs: [create]}\n  - allow: {}",
+            ("GET", pods, &opaque),
+            false,
+        ),
+        (
+            "  - deny: {resources: [pods/exec]}\n  - allow: {}",
+            ("GET", exec, &opaque),
+            true,
+        ),
+        (
+            "  - deny: {resources: [pods/exec]}\n  - allow: {}",
+            ("GET", pods, &opaque),
+            false,
+        ),
+        (
+            "  - deny: {namespaces: [a]}\n  - allow: {}",
+            ("GET", pods, &opaque),
+            true,
+        ),
+        (
+            "  - deny: {namespaces: [b]}\n  - allow: {}",
+            ("GET", pods, &opaque),
+            false,
+        ),
+        (
+            "  - deny: {paths: [/metrics]}\n  - allow: {}",
+            ("GET", "/metrics", &opaque),
+            true,
+        ),
+        (
+            "  - deny: {paths: [/metrics]}\n  - allow: {}",
+            ("GET", "/version", &opaque),
+            false,
+        ),
     ] {
         let world = World::new();
         let upstream = world.apiserver().start().await;
@@ -94,7 +159,11 @@ async fn each_selector_closes_what_it_names_and_no_more() {
         let expected = if denied { (403, 403) } else { (200, 200) };
         assert_eq!(found, expected, "{access}: {method} {path}");
         let seen = if denied { (0, 0) } else { (2, 2) };
-        assert_eq!((upstream.requests().len(), upstream.accepted()), seen, "{access}");
+        assert_eq!(
+            (upstream.requests().len(), upstream.accepted()),
+            seen,
+            "{access}"
+        );
     }
 }
 
@@ -138,14 +207,22 @@ async fn denial_is_a_status_that_kubectl_prints() {
         let fields = &response.headers;
         let status: Value = serde_json::from_str(&response.text()).unwrap();
         assert_eq!(response.status, code);
-        assert_eq!((&status["reason"], &status["message"]), (&reason.into(), &message.into()));
+        assert_eq!(
+            (&status["reason"], &status["message"]),
+            (&reason.into(), &message.into())
+        );
         assert_eq!(status["code"], code);
         assert!(!fields.contains_key("retry-after"));
-        let challenge = fields.get("www-authenticate").map(|value| value.to_str().unwrap());
+        let challenge = fields
+            .get("www-authenticate")
+            .map(|value| value.to_str().unwrap());
         assert_eq!(challenge, (code == 401).then_some("Bearer"));
     }
     // client-go returns the body of discovery unread.
-    let response = http2.request(request("GET", "/api", "Bearer x")).await.unwrap();
+    let response = http2
+        .request(request("GET", "/api", "Bearer x"))
+        .await
+        .unwrap();
     assert_eq!(response.status, 403);
     assert_eq!(
         response.text(),
@@ -163,11 +240,28 @@ async fn denied_exec_gets_a_response_and_no_tunnel() {
     let proxy = with_rules(world.proxy(upstream.address()), access).start();
     for upgrade in [WEBSOCKET, SPDY] {
         let mut client = proxy.client().http1().await;
-        client.send(format!("{upgrade}GET /secret HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).await;
+        client
+            .send(format!(
+                "{upgrade}GET /secret HTTP/1.1\r\nHost: {HOST}\r\n\r\n"
+            ))
+            .await;
         let response = client.response().await;
-        assert_eq!((response.status, response.head.header("connection")), (403, Some("close")));
-        assert!(response.text().contains("pods/exec is not open to 127.0.0.1"), "{}", response.text());
-        assert_eq!(client.end().await.unwrap(), "", "no bytes after the response");
+        assert_eq!(
+            (response.status, response.head.header("connection")),
+            (403, Some("close"))
+        );
+        assert!(
+            response
+                .text()
+                .contains("pods/exec is not open to 127.0.0.1"),
+            "{}",
+            response.text()
+        );
+        assert_eq!(
+            client.end().await.unwrap(),
+            "",
+            "no bytes after the response"
+        );
     }
     assert_eq!(upstream.accepted(), 0);
 }
@@ -183,7 +277,10 @@ async fn token_in_the_subprotocol_is_judged() {
     let encoded = URL_SAFE_NO_PAD.encode(account.trim_start_matches("Bearer "));
     let protocol = format!("base64url.bearer.authorization.k8s.io.{encoded}, v5.channel.k8s.io");
     let offered = WEBSOCKET.replace("v5.channel.k8s.io", &protocol);
-    for upgrade in [offered.clone(), offered.replace("Authorization: Bearer t\r\n", "")] {
+    for upgrade in [
+        offered.clone(),
+        offered.replace("Authorization: Bearer t\r\n", ""),
+    ] {
         let mut client = proxy.client().http1().await;
         client.send(&upgrade).await;
         assert_eq!(client.response().await.status, 403, "{upgrade}");
@@ -198,7 +295,11 @@ async fn two_authorization_lines_are_refused_where_rules_exist() {
     for (access, status, requests) in [
         (None, 200, 1),
         (Some("  - deny: {from: [192.0.2.1]}\n  - allow: {}"), 400, 0),
-        (Some("  - deny: {credentials: [none]}\n  - allow: {}"), 400, 0),
+        (
+            Some("  - deny: {credentials: [none]}\n  - allow: {}"),
+            400,
+            0,
+        ),
     ] {
         let world = World::new();
         let upstream = world.apiserver().start().await;
@@ -208,7 +309,11 @@ async fn two_authorization_lines_are_refused_where_rules_exist() {
             None => setup.start(),
         };
         let mut client = proxy.client().alpn(&["http/1.1"]).http1().await;
-        assert_eq!(client.get(HOST, "/version", lines).await.status, status, "{access:?}");
+        assert_eq!(
+            client.get(HOST, "/version", lines).await.status,
+            status,
+            "{access:?}"
+        );
         assert_eq!(upstream.requests().len(), requests, "{access:?}");
     }
 }
@@ -221,12 +326,24 @@ async fn ambiguous_path_is_refused_where_rules_read_paths() {
     let proxy = with_rules(world.proxy(upstream.address()), access).start();
     let http2 = proxy.client().http2().await;
     let mut http1 = proxy.client().alpn(&["http/1.1"]).http1().await;
-    for path in ["/api/v1/%73ecrets", "/api/v1/./secrets", "/api/v1//secrets", "/api/v1/secrets;a"] {
-        let response = http2.request(request("GET", path, "Bearer x")).await.unwrap();
+    for path in [
+        "/api/v1/%73ecrets",
+        "/api/v1/./secrets",
+        "/api/v1//secrets",
+        "/api/v1/secrets;a",
+    ] {
+        let response = http2
+            .request(request("GET", path, "Bearer x"))
+            .await
+            .unwrap();
         assert_eq!(response.status, 400, "{path}");
         let response = http1.get(HOST, path, "Authorization: Bearer x\r\n").await;
         assert_eq!(response.status, 400, "{path}");
-        assert!(response.text().contains("read in more than one way"), "{}", response.text());
+        assert!(
+            response.text().contains("read in more than one way"),
+            "{}",
+            response.text()
+        );
     }
     assert_eq!(upstream.accepted(), 0);
 }
@@ -249,9 +366,15 @@ async fn body_of_a_denied_request_goes_nowhere() {
     let mut client = proxy.client().alpn(&["http/1.1"]).http1().await;
     client.send(format!("{}hello", post(""))).await;
     assert_eq!(client.response().await.status, 403);
-    let response = client.get(HOST, "/version", "Authorization: Bearer x\r\n").await;
+    let response = client
+        .get(HOST, "/version", "Authorization: Bearer x\r\n")
+        .await;
     assert_eq!(response.status, 200, "the body was not read as a request");
-    let paths: Vec<_> = upstream.requests().iter().map(|one| one.target.clone()).collect();
+    let paths: Vec<_> = upstream
+        .requests()
+        .iter()
+        .map(|one| one.target.clone())
+        .collect();
     assert_eq!(paths, ["/version"]);
 }
 
@@ -261,7 +384,12 @@ async fn reload_changes_rules_while_requests_run() {
     let world = World::new();
     let upstream = world.apiserver().http(watch_or_ok).start().await;
     let setup = world.proxy(upstream.address()).admin();
-    let configs = ["", "  - deny: {resources: [secrets]}\n  - allow: {}", "  - deny: {}\n"].map(|access| {
+    let configs = [
+        "",
+        "  - deny: {resources: [secrets]}\n  - allow: {}",
+        "  - deny: {}\n",
+    ]
+    .map(|access| {
         let mut config = setup.config.clone();
         if !access.is_empty() {
             config.clusters[0].access = rules(access);
@@ -270,7 +398,9 @@ async fn reload_changes_rules_while_requests_run() {
     });
     let current = Arc::new(AtomicUsize::new(0));
     let chosen = Arc::clone(&current);
-    let proxy = setup.start_from(Box::new(move || Ok(configs[chosen.load(Ordering::Relaxed)].clone())));
+    let proxy = setup.start_from(Box::new(move || {
+        Ok(configs[chosen.load(Ordering::Relaxed)].clone())
+    }));
     let client = proxy.client().http2().await;
     let mut watch = client.open(&format!("https://{HOST}/watch")).await.unwrap();
     assert_eq!(data(&mut watch).await.unwrap(), "first");
@@ -283,9 +413,19 @@ async fn reload_changes_rules_while_requests_run() {
         proxy.reload();
         for (path, expected) in [("/api/v1/secrets", secrets), ("/api/v1/pods", pods)] {
             let changed = async {
-                while client.request(request("GET", path, "Bearer x")).await.unwrap().status != expected {}
+                while client
+                    .request(request("GET", path, "Bearer x"))
+                    .await
+                    .unwrap()
+                    .status
+                    != expected
+                {}
             };
-            within(&format!("{expected} for {path} with rules {config}"), changed).await;
+            within(
+                &format!("{expected} for {path} with rules {config}"),
+                changed,
+            )
+            .await;
         }
     }
     assert_eq!(upstream.accepted(), 1, "the lease stays");
@@ -300,18 +440,28 @@ async fn denials_use_up_no_budget_of_an_honest_client() {
     let access = "  - deny: {credentials: [none]}\n  - deny: {resources: [secrets]}\n  - allow: {}";
     let proxy = with_rules(world.proxy(upstream.address()), access)
         .limits(|limits| {
-            limits.unauthorized_per_client = TokenBucketSize::new(1, std::time::Duration::from_secs(3600));
+            limits.unauthorized_per_client =
+                TokenBucketSize::new(1, std::time::Duration::from_secs(3600));
         })
         .start();
     let client = proxy.client().http2().await;
     for number in 0..100 {
-        let denied = client.request(request("GET", "/version", "")).await.unwrap();
+        let denied = client
+            .request(request("GET", "/version", ""))
+            .await
+            .unwrap();
         assert_eq!(denied.status, 401, "{number}");
         let token = format!("Bearer guess-{number}");
-        let denied = client.request(request("GET", "/api/v1/secrets", &token)).await.unwrap();
+        let denied = client
+            .request(request("GET", "/api/v1/secrets", &token))
+            .await
+            .unwrap();
         assert_eq!(denied.status, 403, "{number}");
     }
-    let allowed = client.request(request("GET", "/version", "Bearer x")).await.unwrap();
+    let allowed = client
+        .request(request("GET", "/version", "Bearer x"))
+        .await
+        .unwrap();
     assert_eq!(allowed.status, 200);
     assert_eq!(upstream.requests().len(), 1);
 }
@@ -320,12 +470,22 @@ async fn denials_use_up_no_budget_of_an_honest_client() {
 async fn denials_are_counted_by_rule_and_shown() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
-    let access = "  - deny: {paths: [/metrics]}\n  - deny: {verbs: [create]}\n  - allow: {paths: ['*']}";
-    let proxy = with_rules(world.proxy(upstream.address()), access).admin().start();
+    let access =
+        "  - deny: {paths: [/metrics]}\n  - deny: {verbs: [create]}\n  - allow: {paths: ['*']}";
+    let proxy = with_rules(world.proxy(upstream.address()), access)
+        .admin()
+        .start();
     let client = proxy.client().http2().await;
-    wait_for_numbers(proxy.admin(), &[("access_denied_total{cluster=\"test\",rule=\"3\"}", 0.0)]).await;
+    wait_for_numbers(
+        proxy.admin(),
+        &[("access_denied_total{cluster=\"test\",rule=\"3\"}", 0.0)],
+    )
+    .await;
     for path in ["/metrics", "/metrics", "/api/v1/pods", "/version"] {
-        client.request(request("GET", path, "Bearer x")).await.unwrap();
+        client
+            .request(request("GET", path, "Bearer x"))
+            .await
+            .unwrap();
     }
     wait_for_numbers(
         proxy.admin(),
@@ -341,8 +501,15 @@ async fn denials_are_counted_by_rule_and_shown() {
     let status = get(proxy.admin(), "/status.json").await;
     let status: Value = serde_json::from_slice(&status.body).unwrap();
     let cluster = &status["clusters"][0];
-    assert_eq!((&cluster["access_rules"], &cluster["denied_requests"]), (&3.into(), &3.into()));
-    assert_eq!(status["problems"].as_array().unwrap().len(), 0, "a denial is no problem");
+    assert_eq!(
+        (&cluster["access_rules"], &cluster["denied_requests"]),
+        (&3.into(), &3.into())
+    );
+    assert_eq!(
+        status["problems"].as_array().unwrap().len(),
+        0,
+        "a denial is no problem"
+    );
 }
 
 /// The whole way from the file to the log. The name of the rule stays out of a line about a request that passes.

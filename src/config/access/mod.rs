@@ -12,9 +12,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
-use super::{
-    ConfigError, CredentialKind, SettingError, config_file::Parsed, source::ConfigSource,
-};
+use super::{ConfigError, CredentialKind, SettingError, config_file::Parsed, source::ConfigSource};
 use crate::{cidr::AddressList, quote};
 pub(crate) use patterns::CONNECTIONS;
 pub use patterns::{NamespacePattern, PathPattern, ResourcePattern, VerbPattern};
@@ -225,8 +223,9 @@ impl AccessRule {
 
     /// Why no request can match.
     fn contradiction(&self) -> Option<&'static str> {
-        let may_have_issuer =
-            |kind: &CredentialKind| matches!(kind, CredentialKind::ServiceAccount | CredentialKind::Jwt);
+        let may_have_issuer = |kind: &CredentialKind| {
+            matches!(kind, CredentialKind::ServiceAccount | CredentialKind::Jwt)
+        };
         if !self.paths.is_empty() && self.selects_resource() {
             Some(PATHS_AND_RESOURCES)
         } else if !self.issuers.is_empty()
@@ -286,7 +285,9 @@ pub(super) fn warnings(cluster: &str, rules: &[AccessRule]) -> Vec<String> {
     let mut warnings = Vec::new();
     for (rule, number) in rules.iter().zip(1..) {
         let doubts = rule.doubts().into_iter();
-        warnings.extend(doubts.map(|doubt| format!("access rule {number} of cluster {cluster} {doubt}")));
+        warnings.extend(
+            doubts.map(|doubt| format!("access rule {number} of cluster {cluster} {doubt}")),
+        );
     }
     let all = rules.iter().position(AccessRule::matches_everything);
     if let Some(all) = all
@@ -303,7 +304,10 @@ pub(super) fn warnings(cluster: &str, rules: &[AccessRule]) -> Vec<String> {
             "the access rules of cluster {cluster} allow nothing, because a request that no rule matches is denied; \
              add `- allow: {{}}` at the end, or an `allow` rule for what may pass"
         ));
-    } else if !rules.iter().any(|rule| rule.effect == RuleEffect::Allow && !rule.selects_resource()) {
+    } else if !rules
+        .iter()
+        .any(|rule| rule.effect == RuleEffect::Allow && !rule.selects_resource())
+    {
         warnings.push(format!(
             "the access rules of cluster {cluster} allow no discovery, which kubectl needs before most commands; \
              add an `allow` rule with `paths: [/api, /api/*, /apis, /apis/*, /openapi/*, /version]`"
@@ -343,12 +347,31 @@ const KINDS: [CredentialKind; 6] = [
 /// More rules than any person can keep in mind. Each is a value of a metric label.
 const MAX_RULES: usize = 100;
 const RESOURCE_VERBS: [&str; 9] = [
-    "get", "list", "watch", "create", "update", "patch", "delete", "deletecollection", "proxy",
+    "get",
+    "list",
+    "watch",
+    "create",
+    "update",
+    "patch",
+    "delete",
+    "deletecollection",
+    "proxy",
 ];
 const PATH_VERBS: [&str; 7] = ["get", "head", "post", "put", "patch", "delete", "options"];
 const ALL_VERBS: [&str; 13] = [
-    "get", "list", "watch", "create", "update", "patch", "delete", "deletecollection", "proxy", "head",
-    "post", "put", "options",
+    "get",
+    "list",
+    "watch",
+    "create",
+    "update",
+    "patch",
+    "delete",
+    "deletecollection",
+    "proxy",
+    "head",
+    "post",
+    "put",
+    "options",
 ];
 
 const EMPTY_LIST: SettingError = SettingError::Access {
@@ -363,5 +386,7 @@ const PATHS_AND_RESOURCES: &str = "no request matches both `paths` and `resource
 const ISSUERS_WITHOUT_TOKEN: &str = "only tokens of the kinds `jwt` and `serviceAccount` have an issuer; remove `credentials` or `issuers`, or make two rules of it";
 const SAME_ADDRESSES: &str =
     "`from` and `unlessFrom` have the same addresses, so no request matches; remove one of them";
-const NOT_A_KIND: &str = "is not a kind of credential; write none, certificate, serviceAccount, jwt, opaque or basic";
-const NOT_AN_ISSUER: &str = "is not an issuer; write the claim `iss` of the tokens, such as https://login.example.com";
+const NOT_A_KIND: &str =
+    "is not a kind of credential; write none, certificate, serviceAccount, jwt, opaque or basic";
+const NOT_AN_ISSUER: &str =
+    "is not an issuer; write the claim `iss` of the tokens, such as https://login.example.com";

@@ -78,7 +78,8 @@ impl FromStr for ResourcePattern {
     fn from_str(text: &str) -> Result<Self, SettingError> {
         let refused = |problem| Err(SettingError::invalid(text, problem));
         let is_name = |part: &&str| {
-            let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+            let is_plain =
+                |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
             *part == "*" || !part.is_empty() && part.bytes().all(is_plain)
         };
         let is_group = |part: &str| part.contains('.') || part == CORE || GROUPS.contains(&part);
@@ -96,7 +97,9 @@ impl FromStr for ResourcePattern {
             _ => return refused(NOT_A_RESOURCE),
         };
         let group_has_name = group.is_none_or(|group| {
-            group.split('.').all(|label| is_name(&label)) && !group.contains("*.") && !group.contains(".*")
+            group.split('.').all(|label| is_name(&label))
+                && !group.contains("*.")
+                && !group.contains(".*")
         });
         let names = [Some(resource), subresource].into_iter().flatten();
         if !group_has_name || !names.clone().all(|name| is_name(&name)) {
@@ -104,7 +107,9 @@ impl FromStr for ResourcePattern {
         }
         let name = |part: &str| (part != "*").then(|| part.to_owned());
         Ok(Self {
-            group: group.and_then(name).map(|group| if group == CORE { String::new() } else { group }),
+            group: group
+                .and_then(name)
+                .map(|group| if group == CORE { String::new() } else { group }),
             resource: name(resource),
             subresource: match subresource {
                 // As in RBAC, `*` in place of a resource includes subresources.
@@ -140,7 +145,9 @@ impl ResourcePattern {
     pub(super) fn subresource_name(&self) -> &str {
         match &self.subresource {
             SubresourcePattern::Named(name) => name,
-            SubresourcePattern::Absent | SubresourcePattern::Any | SubresourcePattern::AbsentOrAny => "*",
+            SubresourcePattern::Absent
+            | SubresourcePattern::Any
+            | SubresourcePattern::AbsentOrAny => "*",
         }
     }
 
@@ -161,7 +168,9 @@ impl ResourcePattern {
         };
         let known = CORE_RESOURCES.iter().find(|(name, _)| *name == resource);
         match (known, &self.subresource) {
-            (None, _) => Some("GROUP/RESOURCE, such as apps/deployments, if it is in another group"),
+            (None, _) => {
+                Some("GROUP/RESOURCE, such as apps/deployments, if it is in another group")
+            }
             (Some((_, subresources)), SubresourcePattern::Named(name)) => {
                 let is_known = subresources.split(' ').any(|known| known == name);
                 (!is_known).then_some(
@@ -181,7 +190,8 @@ impl FromStr for NamespacePattern {
             Some(name) => (name, true),
             None => (text, false),
         };
-        let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        let is_plain =
+            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
         if !name.bytes().all(is_plain) || text.is_empty() {
             return Err(SettingError::invalid(text, NOT_A_NAMESPACE));
         }
@@ -223,7 +233,11 @@ impl FromStr for PathPattern {
         if let ["api", _, _, ..] | ["apis", _, _, _, ..] = *parts.as_slice() {
             return Err(SettingError::invalid(text, PATH_OF_RESOURCE));
         }
-        let path = if is_prefix || path == "/" { path } else { path.trim_end_matches('/') };
+        let path = if is_prefix || path == "/" {
+            path
+        } else {
+            path.trim_end_matches('/')
+        };
         Ok(Self {
             text: path.to_owned(),
             is_prefix,
@@ -271,11 +285,15 @@ const CORE_RESOURCES: [(&str, &str); 17] = [
     ("serviceaccounts", "token"),
     ("services", "proxy status"),
 ];
-const NOT_A_VERB: &str = "is not a verb; write it in lower case, such as get, list or deletecollection, or `*` for all";
+const NOT_A_VERB: &str =
+    "is not a verb; write it in lower case, such as get, list or deletecollection, or `*` for all";
 const NOT_A_RESOURCE: &str = "is not a resource; write RESOURCE, RESOURCE/SUBRESOURCE, GROUP/RESOURCE or GROUP/RESOURCE/SUBRESOURCE in lower case, such as secrets, pods/exec or apps/deployments";
-const ONLY_A_GROUP: &str = "is an API group; write GROUP/RESOURCE, or GROUP/* for all of its resources";
-const DOT_IN_RESOURCE: &str = "is not a resource; write the group first, such as apps/deployments and not deployments.apps";
+const ONLY_A_GROUP: &str =
+    "is an API group; write GROUP/RESOURCE, or GROUP/* for all of its resources";
+const DOT_IN_RESOURCE: &str =
+    "is not a resource; write the group first, such as apps/deployments and not deployments.apps";
 const TWO_WILDCARDS: &str = "could be all resources or all subresources; write `*` for all resources, or */*/* for all subresources";
-const NOT_A_NAMESPACE: &str = "is not a namespace; write its name in lower case, or the beginning of the name and `*`";
+const NOT_A_NAMESPACE: &str =
+    "is not a namespace; write its name in lower case, or the beginning of the name and `*`";
 const NOT_A_PATH: &str = "is not a path; write it from the first slash, without query and escapes, such as /metrics or /logs/*";
 const PATH_OF_RESOURCE: &str = "is the path of a resource; name the resource with `resources`, because `paths` are for requests without one";

@@ -101,18 +101,24 @@ impl AccessRules {
         };
         let info = RequestInfo::new(&head.method, &head.uri);
         let resource = info.resource_name();
-        let asked = if resource.is_empty() { head.uri.path() } else { &resource };
+        let asked = if resource.is_empty() {
+            head.uri.path()
+        } else {
+            &resource
+        };
         let credentials = Credentials::read(&head.headers, upgrade, cache);
         let named = rule.and_then(|rule| self.rules.get(usize::from(rule).checked_sub(1)?));
-        let is_about_credential = named.map_or(self.judges_credential, AccessRule::selects_credential);
+        let is_about_credential =
+            named.map_or(self.judges_credential, AccessRule::selects_credential);
         Err(Error::Denied(Box::new(Denial {
             cluster: Arc::clone(&self.cluster),
             rule,
             client: client.to_canonical(),
             asked: escape(asked, MAX_ASKED_CHARS).to_string(),
             credential: kind.filter(|_| is_about_credential),
-            is_anonymous: credentials
-                .is_ok_and(|credentials| credentials.kinds().all(|kind| kind == CredentialKind::None)),
+            is_anonymous: credentials.is_ok_and(|credentials| {
+                credentials.kinds().all(|kind| kind == CredentialKind::None)
+            }),
         })))
     }
 
@@ -132,9 +138,19 @@ impl AccessRules {
             return Err(Rejection::AmbiguousPath);
         }
         let info = RequestInfo::new(&head.method, &head.uri);
-        let verbs = verbs(&info, &head.method, head.headers.contains_key(header::UPGRADE));
+        let verbs = verbs(
+            &info,
+            &head.method,
+            head.headers.contains_key(header::UPGRADE),
+        );
         if !self.judges_credential {
-            if head.headers.get_all(header::AUTHORIZATION).iter().nth(1).is_some() {
+            if head
+                .headers
+                .get_all(header::AUTHORIZATION)
+                .iter()
+                .nth(1)
+                .is_some()
+            {
                 return Err(CredentialError::RepeatedAuthorization.into());
             }
             let asked = AskedBy {
@@ -148,13 +164,15 @@ impl AccessRules {
             return Ok((self.decide_all(asked, &verbs), None));
         }
         let credentials = Credentials::read(&head.headers, upgrade, cache)?;
-        let tokens = credentials.tokens().map(|token| (token.kind, token.issuer.as_deref()));
+        let tokens = credentials
+            .tokens()
+            .map(|token| (token.kind, token.issuer.as_deref()));
         let kinds: Vec<_> = credentials.kinds().collect();
         // A password alone counts as one here: a rule that denies `none` denies it too, unless an earlier rule allows it.
         let is_password = kinds.contains(&CredentialKind::Basic);
-        let others = kinds.iter().filter(|kind| {
-            !has_claims(**kind) && !(is_password && **kind == CredentialKind::None)
-        });
+        let others = kinds
+            .iter()
+            .filter(|kind| !has_claims(**kind) && !(is_password && **kind == CredentialKind::None));
         let others = others.map(|kind| (*kind, None));
         let mut allowed = None;
         for (kind, issuer) in tokens.chain(others) {
@@ -179,7 +197,10 @@ impl AccessRules {
     fn decide_all(&self, asked: AskedBy<'_>, verbs: &[Option<&str>]) -> AccessDecision {
         let mut decision = AccessDecision::Denied(None);
         for verb in verbs {
-            decision = self.decide_one(AskedBy { verb: *verb, ..asked });
+            decision = self.decide_one(AskedBy {
+                verb: *verb,
+                ..asked
+            });
             if matches!(decision, AccessDecision::Denied(_)) {
                 break;
             }
@@ -190,7 +211,9 @@ impl AccessRules {
     fn decide_one(&self, asked: AskedBy<'_>) -> AccessDecision {
         let mut numbered = self.rules.iter().zip(1..);
         match numbered.find(|(rule, _)| asked.matches(rule)) {
-            Some((rule, number)) if rule.effect == RuleEffect::Allow => AccessDecision::Allowed(number),
+            Some((rule, number)) if rule.effect == RuleEffect::Allow => {
+                AccessDecision::Allowed(number)
+            }
             Some((_, number)) => AccessDecision::Denied(Some(number)),
             None => AccessDecision::Denied(None),
         }
@@ -218,7 +241,8 @@ impl AskedBy<'_> {
         let is_kind = |kind: &CredentialKind| {
             *kind == self.kind || counts_as_none && *kind == CredentialKind::None
         };
-        let is_issuer = |issuer: &String| self.issuer.is_some_and(|found| same_issuer(found, issuer));
+        let is_issuer =
+            |issuer: &String| self.issuer.is_some_and(|found| same_issuer(found, issuer));
         (rule.credentials.is_empty() || rule.credentials.iter().any(is_kind))
             && (rule.issuers.is_empty() || rule.issuers.iter().any(is_issuer))
     }
@@ -253,8 +277,13 @@ impl AskedBy<'_> {
     /// the same.
     fn reaches_all_namespaces(&self) -> bool {
         let info = self.info;
-        let is_about_many = matches!(self.verb, None | Some("list" | "watch" | "deletecollection"));
-        is_about_many && info.namespace.is_empty() && !is_cluster_scoped(&info.group, &info.resource)
+        let is_about_many = matches!(
+            self.verb,
+            None | Some("list" | "watch" | "deletecollection")
+        );
+        is_about_many
+            && info.namespace.is_empty()
+            && !is_cluster_scoped(&info.group, &info.resource)
     }
 }
 
@@ -290,14 +319,23 @@ fn has_claims(kind: CredentialKind) -> bool {
 
 /// Whether both are the same issuer. The apiserver takes the two spellings of Google for one.
 fn same_issuer(one: &str, other: &str) -> bool {
-    let full = |issuer| if issuer == "accounts.google.com" { "https://accounts.google.com" } else { issuer };
+    let full = |issuer| {
+        if issuer == "accounts.google.com" {
+            "https://accounts.google.com"
+        } else {
+            issuer
+        }
+    };
     full(one) == full(other)
 }
 
 /// Whether a resource that kube-apiserver itself serves has no namespace.
 fn is_cluster_scoped(group: &str, resource: &str) -> bool {
     match group {
-        "" => matches!(resource, "componentstatuses" | "namespaces" | "nodes" | "persistentvolumes"),
+        "" => matches!(
+            resource,
+            "componentstatuses" | "namespaces" | "nodes" | "persistentvolumes"
+        ),
         "admissionregistration.k8s.io"
         | "apiextensions.k8s.io"
         | "apiregistration.k8s.io"
@@ -307,7 +345,9 @@ fn is_cluster_scoped(group: &str, resource: &str) -> bool {
         | "node.k8s.io"
         | "scheduling.k8s.io"
         | "storagemigration.k8s.io" => true,
-        "networking.k8s.io" => matches!(resource, "ingressclasses" | "ipaddresses" | "servicecidrs"),
+        "networking.k8s.io" => {
+            matches!(resource, "ingressclasses" | "ipaddresses" | "servicecidrs")
+        }
         "rbac.authorization.k8s.io" => matches!(resource, "clusterroles" | "clusterrolebindings"),
         "resource.k8s.io" => matches!(resource, "deviceclasses" | "resourceslices"),
         "storage.k8s.io" => resource != "csistoragecapacities",
@@ -337,8 +377,12 @@ impl Denial {
         });
         let (asked, client, cluster) = (&self.asked, self.client, &self.cluster);
         match self.rule {
-            Some(rule) => format!("{asked} is not open to {who}{client} (rule {rule} of cluster {cluster})"),
-            None => format!("{asked} is not open to {who}{client} (no rule of cluster {cluster} allows it)"),
+            Some(rule) => {
+                format!("{asked} is not open to {who}{client} (rule {rule} of cluster {cluster})")
+            }
+            None => format!(
+                "{asked} is not open to {who}{client} (no rule of cluster {cluster} allows it)"
+            ),
         }
     }
 }

@@ -43,7 +43,10 @@ fn is_same(reading: &str, decoded: &str, method: &Method, uri: &Uri) -> bool {
     if one.is_resource || other.is_resource {
         let name = Cow::Borrowed("");
         let (one, other) = (
-            RequestInfo { name: name.clone(), ..one },
+            RequestInfo {
+                name: name.clone(),
+                ..one
+            },
             RequestInfo { name, ..other },
         );
         return one == other;

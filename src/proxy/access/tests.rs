@@ -43,7 +43,12 @@ fn decision(rules: &AccessRules, from: &str, request: &str, fields: &[(&str, &st
 
 /// The decision about a request with an opaque token, from an address outside of every list.
 fn outside(rules: &AccessRules, request: &str) -> String {
-    decision(rules, "198.51.100.9", request, &[("authorization", "Bearer x")])
+    decision(
+        rules,
+        "198.51.100.9",
+        request,
+        &[("authorization", "Bearer x")],
+    )
 }
 
 fn jwt(claims: &str) -> String {
@@ -86,14 +91,23 @@ const HOSTILE: &[(&str, &str)] = &[
     ("FOO /api/v1/namespaces/a/secrets", "rule 1"),
     ("GET /api/v1/namespaces/a/pods/b/exec", "rule 1"),
     ("POST /api/v1/namespaces/a/pods/b/exec", "rule 1"),
-    ("PATCH /api/v1/namespaces/a/pods/b/ephemeralcontainers", "rule 1"),
+    (
+        "PATCH /api/v1/namespaces/a/pods/b/ephemeralcontainers",
+        "rule 1",
+    ),
     // Absolute targets, and queries that change the verb.
     ("GET https://kube.test/api/v1/secrets", "rule 1"),
     ("GET /api/v1/secrets?watch=1", "rule 1"),
     ("GET /api/v1/secrets?watch=true&watch=false", "rule 1"),
-    ("GET /api/v1/secrets?fieldSelector=metadata.name=b", "rule 1"),
+    (
+        "GET /api/v1/secrets?fieldSelector=metadata.name=b",
+        "rule 1",
+    ),
     ("GET /api/v1/secrets?/api/v1/pods", "rule 1"),
-    ("GET /api/v1/namespaces/a/pods/b/exec?command=sh&stdin=true", "rule 1"),
+    (
+        "GET /api/v1/namespaces/a/pods/b/exec?command=sh&stdin=true",
+        "rule 1",
+    ),
     // The old ways to watch and to proxy.
     ("GET /api/v1/watch/secrets", "rule 1"),
     ("GET /api/v1/watch/namespaces/a/secrets/b", "rule 1"),
@@ -144,7 +158,10 @@ const HOSTILE: &[(&str, &str)] = &[
     ("GET /api/v1/namespaces/a/pods/b%252fexec", "400"),
     ("GET /api/v1/namespaces/a/pods%2fb/exec", "400"),
     ("GET /api/v1/namespaces/a/configmaps/%2e%2e/secrets", "400"),
-    ("GET /api/v1/namespaces/a/configmaps/%252e%252e/secrets", "400"),
+    (
+        "GET /api/v1/namespaces/a/configmaps/%252e%252e/secrets",
+        "400",
+    ),
     ("GET /api/v1/namespaces/a/configmaps/.%2e%2fsecrets", "400"),
     ("GET /api/v1/namespaces/a/pods/b%5cexec", "400"),
     ("GET /api/v1/namespaces/a/pods/b%255cexec", "400"),
@@ -184,17 +201,32 @@ const HOSTILE: &[(&str, &str)] = &[
     ("GET /api/v1/nodes/n/proxy/../proxy/pods", "rule 1"),
     ("GET /api/v1/nodes/n/proxy/a%2fb", "rule 1"),
     ("GET /api/v1/nodes/n/proxy//pods", "rule 1"),
-    ("GET /api/v1/namespaces/a/services/web/proxy/../../../secrets", "400"),
-    ("GET /api/v1/namespaces/a/services/web/proxy/%2e%2e/%2e%2e/%2e%2e/secrets", "400"),
-    ("GET /api/v1/namespaces/a/services/web/proxy/..%2f..%2f..%2fsecrets", "400"),
+    (
+        "GET /api/v1/namespaces/a/services/web/proxy/../../../secrets",
+        "400",
+    ),
+    (
+        "GET /api/v1/namespaces/a/services/web/proxy/%2e%2e/%2e%2e/%2e%2e/secrets",
+        "400",
+    ),
+    (
+        "GET /api/v1/namespaces/a/services/web/proxy/..%2f..%2f..%2fsecrets",
+        "400",
+    ),
     ("GET /api/v1/namespaces/a/pods/proxy//exec", "400"),
     // A namespace, and all namespaces at once.
     ("GET /api/v1/namespaces/kube-system/configmaps", "rule 2"),
-    ("GET /apis/apps/v1/namespaces/kube-system/deployments", "rule 2"),
+    (
+        "GET /apis/apps/v1/namespaces/kube-system/deployments",
+        "rule 2",
+    ),
     ("DELETE /api/v1/namespaces/kube-system", "rule 2"),
     ("PUT /api/v1/namespaces/kube-system/finalize", "rule 2"),
     ("GET /api/v1/configmaps", "rule 2"),
-    ("GET /api/v1/configmaps?fieldSelector=metadata.namespace=a", "rule 2"),
+    (
+        "GET /api/v1/configmaps?fieldSelector=metadata.namespace=a",
+        "rule 2",
+    ),
     ("GET /api/v1/watch/configmaps", "rule 2"),
     ("DELETE /api/v1/pods", "rule 2"),
     ("GET /apis/example.com/v1/widgets", "rule 2"),
@@ -288,7 +320,11 @@ fn addresses_select_clients() {
         ("2001:db8::7", "open 3"),
         ("10.1.2.4", "none"),
     ] {
-        assert_eq!(decision(&rules, from, "GET /version", &[]), expected, "{from}");
+        assert_eq!(
+            decision(&rules, from, "GET /version", &[]),
+            expected,
+            "{from}"
+        );
     }
 }
 
@@ -371,9 +407,21 @@ fn every_credential_of_a_request_must_pass() {
         let subprotocol = subprotocol.map(|token| protocol(token));
         let mut all = fields.to_vec();
         all.extend(authorization.map(|value| ("authorization", value)));
-        all.extend(subprotocol.as_deref().map(|value| ("sec-websocket-protocol", value)));
-        let found = decision(&rules, "192.0.2.1", "GET /api/v1/namespaces/a/pods/b/exec", &all);
-        assert_eq!(found, expected, "{authorization:?} {subprotocol:?} {fields:?}");
+        all.extend(
+            subprotocol
+                .as_deref()
+                .map(|value| ("sec-websocket-protocol", value)),
+        );
+        let found = decision(
+            &rules,
+            "192.0.2.1",
+            "GET /api/v1/namespaces/a/pods/b/exec",
+            &all,
+        );
+        assert_eq!(
+            found, expected,
+            "{authorization:?} {subprotocol:?} {fields:?}"
+        );
     }
     let (one, other) = (protocol(&jane), protocol(&account));
     let twice = [
@@ -389,8 +437,18 @@ fn every_credential_of_a_request_must_pass() {
 #[test]
 fn rule_that_allows_passwords_comes_before_none() {
     let rules = rules("  - allow: {credentials: [basic]}\n  - deny: {credentials: [none]}\n");
-    let with = |value| decision(&rules, "192.0.2.1", "GET /version", &[("authorization", value)]);
-    assert_eq!((with("Basic eDp5"), with("Token x")), ("open 1".into(), "rule 2".into()));
+    let with = |value| {
+        decision(
+            &rules,
+            "192.0.2.1",
+            "GET /version",
+            &[("authorization", value)],
+        )
+    };
+    assert_eq!(
+        (with("Basic eDp5"), with("Token x")),
+        ("open 1".into(), "rule 2".into())
+    );
 }
 
 /// `get`, `list` and `watch` alone must not open a shell: a WebSocket exec is a GET.
@@ -402,7 +460,11 @@ fn read_only_rules_open_no_tunnel() {
   - allow: {verbs: [get], paths: ['*']}
 ",
     );
-    let upgrade = [("connection", "Upgrade"), ("upgrade", "websocket"), ("authorization", "Bearer x")];
+    let upgrade = [
+        ("connection", "Upgrade"),
+        ("upgrade", "websocket"),
+        ("authorization", "Bearer x"),
+    ];
     for (request, fields, expected) in [
         ("GET /api/v1/namespaces/a/pods/b", 2.., "open 1"),
         ("HEAD /api/v1/namespaces/a/pods/b", 2.., "open 1"),
@@ -449,14 +511,38 @@ fn resource_patterns_match_as_in_rbac() {
         ("pods/*", "/pods/exec /pods/log", "/pods /services/proxy"),
         ("core/pods", "/pods", "core/pods /pods/exec"),
         ("core/pods/exec", "/pods/exec", "/pods"),
-        ("apps/deployments", "apps/deployments", "/deployments apps/deployments/scale"),
-        ("apps/deployments/*", "apps/deployments/scale", "apps/deployments"),
-        ("apps/*", "apps/deployments apps/deployments/scale", "/pods batch/jobs"),
+        (
+            "apps/deployments",
+            "apps/deployments",
+            "/deployments apps/deployments/scale",
+        ),
+        (
+            "apps/deployments/*",
+            "apps/deployments/scale",
+            "apps/deployments",
+        ),
+        (
+            "apps/*",
+            "apps/deployments apps/deployments/scale",
+            "/pods batch/jobs",
+        ),
         ("core/*", "/pods /pods/exec", "apps/deployments"),
-        ("example.com/widgets", "example.com/widgets", "example.org/widgets"),
-        ("*/scale", "apps/deployments/scale /x/scale", "apps/deployments"),
+        (
+            "example.com/widgets",
+            "example.com/widgets",
+            "example.org/widgets",
+        ),
+        (
+            "*/scale",
+            "apps/deployments/scale /x/scale",
+            "apps/deployments",
+        ),
         ("*/*/*", "/pods/exec apps/deployments/scale", "/pods"),
-        ("*/widgets/status", "a.b/widgets/status /widgets/status", "a.b/widgets"),
+        (
+            "*/widgets/status",
+            "a.b/widgets/status /widgets/status",
+            "a.b/widgets",
+        ),
         ("*", "/pods /pods/exec apps/deployments/scale", ""),
     ] {
         let pattern: crate::config::ResourcePattern = pattern.parse().unwrap();
@@ -473,15 +559,48 @@ fn resource_patterns_match_as_in_rbac() {
 #[test]
 fn no_reading_of_an_open_path_is_closed() {
     const PIECES: [&str; 34] = [
-        "/", "/", "/", "/", "/", "/api", "/v1", "/apis", "/namespaces", "/pods", "/secrets", "/exec", "/proxy",
-        "/nodes", "/kube-system", "/metrics", "a", ".", "..", "%2e", "%2f", "%252f", "%61pi", "%70ods", ";", "%3b",
-        "%00", "%20", "%5c", "%3f", "%25", "S", "/watch", "x",
+        "/",
+        "/",
+        "/",
+        "/",
+        "/",
+        "/api",
+        "/v1",
+        "/apis",
+        "/namespaces",
+        "/pods",
+        "/secrets",
+        "/exec",
+        "/proxy",
+        "/nodes",
+        "/kube-system",
+        "/metrics",
+        "a",
+        ".",
+        "..",
+        "%2e",
+        "%2f",
+        "%252f",
+        "%61pi",
+        "%70ods",
+        ";",
+        "%3b",
+        "%00",
+        "%20",
+        "%5c",
+        "%3f",
+        "%25",
+        "S",
+        "/watch",
+        "x",
     ];
     let rules = rules(CLOSED);
     let (mut state, mut open) = (7_u64, 0);
     let mut next = |below: usize| {
         // Knuth's MMIX constants. Only the high bits are random enough.
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         usize::try_from(state >> 33).unwrap() % below
     };
     for _ in 0..50_000 {
@@ -494,7 +613,10 @@ fn no_reading_of_an_open_path_is_closed() {
         open += 1;
         for reading in readings(&path) {
             let found = outside(&rules, &format!("GET {reading}"));
-            assert!(!found.starts_with("rule"), "{path} is open, but {reading} is {found}");
+            assert!(
+                !found.starts_with("rule"),
+                "{path} is open, but {reading} is {found}"
+            );
         }
     }
     assert!(open > 1000, "{open} paths are open");
@@ -532,7 +654,11 @@ fn readings(path: &str) -> Vec<String> {
         readings.push(format!("/{}", parts.join("/").to_lowercase()));
         readings.push(reading);
     }
-    readings.retain(|reading| reading.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"<>`{}\\^|#?".contains(&byte)));
+    readings.retain(|reading| {
+        reading
+            .bytes()
+            .all(|byte| byte.is_ascii_graphic() && !b"\"<>`{}\\^|#?".contains(&byte))
+    });
     readings
 }
 
@@ -547,13 +673,21 @@ fn denial_says_who_may_not_do_what() {
         is_anonymous: false,
     };
     for (rule, credential, expected) in [
-        (Some(3), None, "pods/exec is not open to 203.0.113.9 (rule 3 of cluster prod)"),
+        (
+            Some(3),
+            None,
+            "pods/exec is not open to 203.0.113.9 (rule 3 of cluster prod)",
+        ),
         (
             Some(2),
             Some(CredentialKind::ServiceAccount),
             "pods/exec is not open to the token of a service account from 203.0.113.9 (rule 2 of cluster prod)",
         ),
-        (None, None, "pods/exec is not open to 203.0.113.9 (no rule of cluster prod allows it)"),
+        (
+            None,
+            None,
+            "pods/exec is not open to 203.0.113.9 (no rule of cluster prod allows it)",
+        ),
     ] {
         assert_eq!(denial(rule, credential).message(), expected);
     }
