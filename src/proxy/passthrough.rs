@@ -72,7 +72,9 @@ pub(crate) async fn pass(
         Err(NoAnswer { error, was_sent }) => {
             if !was_sent {
                 // A client that does not read it is gone.
-                timeout(LINGER, send_last(stream, &INTERNAL_ERROR)).await.ok();
+                timeout(LINGER, send_last(stream, &INTERNAL_ERROR))
+                    .await
+                    .ok();
             }
             return log.failed(&error.into());
         }

@@ -121,7 +121,11 @@ impl Stage {
         command
             .args(["serve", "--listen", "127.0.0.1:0", "--workers", "1"])
             .args(["--admin-listen", "127.0.0.1:0"]);
-        for (flag, path) in [("--cert", certificate), ("--key", key), ("--config", config)] {
+        for (flag, path) in [
+            ("--cert", certificate),
+            ("--key", key),
+            ("--config", config),
+        ] {
             command.arg(flag).arg(path);
         }
         if !conditions.config.contains("clusters:") {

@@ -466,7 +466,11 @@ fn write(
         } else {
             FileMode::Keep
         };
-        (content, mode, is_current && !(args.direct && output.is_open_to_others()))
+        (
+            content,
+            mode,
+            is_current && !(args.direct && output.is_open_to_others()),
+        )
     } else {
         (document.alone(), FileMode::OwnerOnly, false)
     };

@@ -288,8 +288,12 @@ users: [{{ name: kubernetes-admin, user: {{ client-certificate-data: Y2VydA==, c
     std::fs::set_permissions(&output_file, open).unwrap();
     to_file.merge = true;
     for _ in 0..2 {
-        let composed = compose(&to_file).map_err(|error| error.to_string()).unwrap();
-        output(&to_file, composed).map_err(|error| error.to_string()).unwrap();
+        let composed = compose(&to_file)
+            .map_err(|error| error.to_string())
+            .unwrap();
+        output(&to_file, composed)
+            .map_err(|error| error.to_string())
+            .unwrap();
         assert_eq!(mode_of(&output_file), 0o600);
     }
 }

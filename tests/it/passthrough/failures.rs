@@ -128,7 +128,10 @@ async fn apiserver_that_is_down_is_an_alert() {
     let proxy = setup(&world, terminated.address(), refused().await).start();
     let mut client = connect(&proxy).await;
     let early = vec![0; 100_000];
-    client.write_all(&[hello(PASSED), early].concat()).await.unwrap();
+    client
+        .write_all(&[hello(PASSED), early].concat())
+        .await
+        .unwrap();
     assert_eq!(rest(&mut client).await, INTERNAL_ERROR);
     let client = Client::new(proxy.address()).sni(PASSED);
     let error = client.connect().await.unwrap_err();

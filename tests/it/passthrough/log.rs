@@ -96,7 +96,13 @@ async fn failed_passthrough_is_logged_with_its_cause() {
     assert_eq!(end, ["connect", "apiserver", "no_connection"], "{line}");
     let cause = event(&binary, "passthrough failed").await;
     assert_eq!(cause["error.type"], "connect");
-    assert!(cause["error"].as_str().unwrap().contains("Connection refused"), "{cause}");
+    assert!(
+        cause["error"]
+            .as_str()
+            .unwrap()
+            .contains("Connection refused"),
+        "{cause}"
+    );
 }
 
 /// Strangers can open as many connections as they like; each client has some lines, and then one a second.
