@@ -66,6 +66,7 @@ impl World {
                 request_host: RequestHost::Client,
                 passthrough: false,
                 trust: TrustSource::File(file("ca.crt")),
+                access: Vec::new(),
             }],
             limits: Limits::default(),
             capacity: Capacity::default(),

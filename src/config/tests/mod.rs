@@ -1,5 +1,6 @@
 //! The configuration that flags, file, kubeconfig and pod give. Invalid ones are in `cli::tests`.
 
+mod access;
 mod documents;
 mod files;
 mod kubeconfigs;
@@ -109,6 +110,7 @@ fn flags_alone_give_defaults() {
                 request_host: RequestHost::Client,
                 passthrough: false,
                 trust: TrustSource::File("/ca.crt".into()),
+                access: Vec::new(),
             }],
             limits: Limits {
                 connections: 327,
@@ -369,6 +371,7 @@ clusters:
             request_host: RequestHost::Client,
             passthrough: false,
             trust: TrustSource::File(etc.join("../one.crt")),
+            access: Vec::new(),
         },
         ClusterConfig {
             name: "two".to_owned(),
@@ -382,6 +385,7 @@ clusters:
             request_host: RequestHost::Upstream,
             passthrough: false,
             trust: TrustSource::File(etc.join("../sub/y.crt")),
+            access: Vec::new(),
         },
         ClusterConfig {
             name: "three".to_owned(),
@@ -395,6 +399,7 @@ clusters:
             request_host: RequestHost::Client,
             passthrough: false,
             trust: TrustSource::File(scratch.path().join("sa/ca.crt")),
+            access: Vec::new(),
         },
     ];
     assert_eq!(config.clusters, expected);
