@@ -12,7 +12,7 @@ use super::{
     target::{CheckTarget, TargetRole},
 };
 use crate::{
-    pki::{Days, UtcDate},
+    pki::{TimeLeft, UtcDate},
     quote,
     text::error_chain,
     upstream::Offer,
@@ -130,8 +130,7 @@ fn rough_duration(duration: Duration) -> String {
     match duration.as_secs() {
         seconds if seconds < 2 * 60 => format!("{seconds} s"),
         seconds if seconds < 2 * HOUR => format!("{} minutes", seconds / 60),
-        seconds if seconds < 48 * HOUR => format!("{} hours", seconds / HOUR),
-        seconds => Days(seconds / (24 * HOUR)).to_string(),
+        _ => TimeLeft(duration).to_string(),
     }
 }
 

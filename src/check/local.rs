@@ -21,7 +21,7 @@ use crate::{
     hosts::UpstreamAddr,
     listen_error::{ListenError, ListenFlag},
     listener::{self, PortSharing},
-    pki::{Acceptance, Days, Identity, TrustAnchors, UtcDate, public_roots, uncovered_hosts},
+    pki::{Acceptance, Identity, TrustAnchors, UtcDate, public_roots, uncovered_hosts},
     upstream::{ClientTls, Offer, TcpConnected},
 };
 
@@ -119,7 +119,7 @@ pub(super) fn trust_anchors(
     let cas: Vec<_> = anchors
         .summaries()
         .iter()
-        .map(|ca| format!("{} (expires in {})", ca.subject, Days(ca.days_left(now))))
+        .map(|ca| format!("{} (expires in {})", ca.subject, ca.time_left(now)))
         .collect();
     let text = format!("trust anchors: {}", cas.join("; "));
     recorder.ok(Check::Ca, text);
@@ -140,7 +140,7 @@ fn check_certificate(identity: &Identity, now: SystemTime, recorder: &mut Record
             "{}: the key matches, {} in the file, expires in {} on {}",
             identity.names().join(", "),
             count(identity.chain_length(), "certificate"),
-            Days(leaf.days_left(now)),
+            leaf.time_left(now),
             UtcDate(leaf.not_after)
         ),
     );

@@ -4,7 +4,7 @@ use std::{fmt, net::SocketAddr, num::NonZeroUsize, time::SystemTime};
 
 use crate::{
     config::{ClusterConfig, ConnectionsBound},
-    pki::{Days, Identity, TrustAnchors},
+    pki::{Identity, TrustAnchors},
 };
 
 /// The facts of a start. `Display` writes one fact per line; the methods return the same facts for a JSON event.
@@ -57,7 +57,7 @@ impl StartBlock<'_> {
                 format!(
                     "{}   ({} left, issued by {})",
                     identity.names().join(", "),
-                    Days(leaf.days_left(self.now)),
+                    leaf.time_left(self.now),
                     leaf.issuer
                 )
             })

@@ -23,7 +23,7 @@ pub use identity::Identity;
 pub(crate) use identity::uncovered_hosts;
 pub use public::{Acceptance, public_roots};
 pub use refusal::RefusedChain;
-pub use summary::{CertSummary, Days, Fingerprint, UnreadableCertificate, UtcDate};
+pub use summary::{CertSummary, Fingerprint, TimeLeft, UnreadableCertificate, UtcDate};
 pub use trust::TrustAnchors;
 
 /// The crypto provider of every TLS connection: aws-lc-rs with the post-quantum hybrid first.

@@ -19,8 +19,8 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{
-    ClientConnection, Error, error, request_id::RequestId, request_info::RequestInfo,
-    tunnel::Carried,
+    ClientConnection, Error, error, hints::CredentialProblem, request_id::RequestId,
+    request_info::RequestInfo, tunnel::Carried,
 };
 use crate::{
     activity::{EndUser, LongLived, StreamInfo},
@@ -47,8 +47,10 @@ pub(super) struct AccessLog {
     cluster: ClusterSlot,
     /// `None` until there is a response. The client may leave before that.
     status: Option<StatusCode>,
+    /// Counts the bytes of the request body.
     received: Option<Arc<AtomicU64>>,
-    sent: u64,
+    /// Bytes of the response body, or those of a tunnel.
+    carried: Carried,
     outcome: Outcome,
     /// Who ended the response. `None` if it was dropped before its end.
     ending: Option<Ending>,
@@ -91,6 +93,10 @@ struct RareFields {
     /// The access rule that has denied the request. The inner `None`: no rule allows it.
     denied_by: Option<Option<u16>>,
     user: Option<Arc<EndUser>>,
+    /// What is wrong with the credential, if the apiserver refuses it.
+    credential_problem: Option<CredentialProblem>,
+    /// The rule by which the proxy has refused the request.
+    rejection: Option<&'static str>,
 }
 
 /// What a log line says of Kubernetes. It is read from the path again, because few requests of a flood are logged.
@@ -171,7 +177,7 @@ impl AccessLog {
             cluster: ClusterSlot::UNROUTED,
             status: None,
             received: None,
-            sent: 0,
+            carried: Carried::default(),
             outcome: Outcome::Abandoned,
             ending: None,
             long_lived,
@@ -222,6 +228,13 @@ impl AccessLog {
     /// Whether the log or the status page has a place for the user.
     pub(super) fn shows_user(&self) -> bool {
         self.fields.is_some() || self.long_lived.is_some()
+    }
+
+    /// Notes what is wrong with the credential.
+    pub(super) fn set_credential_problem(&mut self, problem: Option<CredentialProblem>) {
+        if let (Some(fields), Some(_)) = (&mut self.fields, problem) {
+            fields.rare.get_or_insert_default().credential_problem = problem;
+        }
     }
 
     /// Notes the user whom the apiserver has verified.
@@ -322,15 +335,13 @@ impl AccessLog {
 
     /// Counts bytes of the response body.
     pub(super) fn sent(&mut self, bytes: usize) {
-        self.sent += bytes as u64;
+        self.carried.down += bytes as u64;
         self.connected.counters().sent.add(bytes as u64);
     }
 
-    /// Notes the bytes that a tunnel carried.
-    pub(super) fn carried(&mut self, carried: Carried) {
-        self.received = Some(Arc::new(AtomicU64::new(carried.up)));
-        self.sent = carried.down;
-        self.connected.counters().sent.add(carried.down);
+    /// Where a tunnel counts its bytes.
+    pub(super) fn carried(&mut self) -> &mut Carried {
+        &mut self.carried
     }
 
     /// Notes that the response or tunnel ended in order, and who ended it. A response that the proxy sent itself stays
@@ -399,6 +410,9 @@ impl AccessLog {
                 if let (Some(fields), Error::Denied(denial)) = (&mut self.fields, error) {
                     fields.rare.get_or_insert_default().denied_by = Some(denial.rule());
                 }
+                if let (Some(fields), Error::Rejected(rejection)) = (&mut self.fields, error) {
+                    fields.rare.get_or_insert_default().rejection = Some(rejection.label());
+                }
             }
         }
     }
@@ -425,7 +439,7 @@ impl AccessLog {
         let facts = &self.facts;
         let kubernetes = facts.kubernetes();
         let (outcome, ending) = self.end();
-        let user = fields.user();
+        let (user, rare) = (fields.user(), fields.rare.as_ref());
         info!(
             target: TARGET,
             cluster = self.connected.cluster_name(self.cluster),
@@ -446,14 +460,15 @@ impl AccessLog {
             upstream.address = fields.upstream.map(|origin| display(origin.endpoint)),
             upstream.reused = fields.upstream.map(|origin| origin.is_reused),
             received_bytes = received,
-            sent_bytes = self.sent,
+            sent_bytes = self.carried.down,
             time_to_headers_seconds = seconds(self.time_to_headers.unwrap_or_default()),
             duration_seconds = seconds(duration),
             outcome,
             access.rule = fields.denied_by(),
             ended_by = ending.by.label(),
-            reason = ending.reason.label(),
-            suppressed_lines = fields.rare.as_ref().map(|rare| rare.suppressed).filter(|lines| *lines > 0),
+            reason = rare.and_then(|rare| rare.rejection).unwrap_or(ending.reason.label()),
+            credential.problem = rare.and_then(|rare| rare.credential_problem).map(CredentialProblem::label),
+            suppressed_lines = rare.map(|rare| rare.suppressed).filter(|lines| *lines > 0),
             "request",
         );
     }
@@ -505,7 +520,9 @@ impl Drop for AccessLog {
         self.connected.place().end_request(now);
         let received = self.received.as_ref();
         let received = received.map_or(0, |received| received.load(Ordering::Relaxed));
+        let received = received + self.carried.up;
         self.connected.counters().received.add(received);
+        let is_own = matches!(self.outcome, Outcome::Failed(_));
         self.connected.counters().end_request(&RequestRecord {
             cluster: self.cluster,
             verb: self.verb,
@@ -515,14 +532,16 @@ impl Drop for AccessLog {
                 Version::HTTP_2 => Protocol::Http2,
                 _ => Protocol::Http1,
             },
-            time_to_headers: self.time_to_headers,
+            // A refusal of the proxy takes microseconds: many of them would hide a slow apiserver.
+            time_to_headers: self.time_to_headers.filter(|_| !is_own),
             // The client decides how long a watch or tunnel lasts, so its duration says nothing about how
             // fast responses are.
-            duration: (self.open.is_none() && self.status.is_some()).then_some(duration),
+            duration: (self.open.is_none() && self.status.is_some() && !is_own).then_some(duration),
             is_stream: self.open.is_some(),
         });
         if self.status == Some(StatusCode::SWITCHING_PROTOCOLS) {
             let counters = self.connected.counters();
+            counters.sent.add(self.carried.down);
             let counters = counters.clusters().get(self.cluster);
             counters.tunnels_ended.count(self.tunnel_end());
         }

@@ -132,7 +132,12 @@ pub(super) fn count(error: &Error, cluster: ClusterSlot, connected: &Connected) 
         let counters = connected.counters().clusters().get(cluster);
         counters.denied.count(denial.rule());
     }
-    connected.record_error(cluster, error.reason(), || cause(error))
+    connected.record_error(cluster, error.reason(), || match error {
+        Error::Rejected(Rejection::Throttled(_)) => {
+            format!("{} ({})", cause(error), connected.client().ip())
+        }
+        _ => cause(error),
+    })
 }
 
 /// The error and its causes. A certificate that was not accepted is described once, when the connection fails; here only

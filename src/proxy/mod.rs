@@ -254,9 +254,9 @@ async fn forward(
             forwarded.status(),
             headers,
         ));
-        if downstream.hints {
-            hints::add(&mut forwarded, check.has_credential());
-        }
+        let has_credential = check.has_credential();
+        let problem = hints::explain(&mut forwarded, has_credential, downstream.hints);
+        log.set_credential_problem(problem);
         return Ok(forwarded);
     }
     log.set_received(body.received());
@@ -283,9 +283,8 @@ async fn forward(
     };
     headers::rewrite_response(&mut head.headers);
     let mut response = Response::from_parts(head, Body::new(content));
-    if downstream.hints {
-        hints::add(&mut response, check.has_credential());
-    }
+    let problem = hints::explain(&mut response, check.has_credential(), downstream.hints);
+    log.set_credential_problem(problem);
     Ok(response)
 }
 

@@ -79,10 +79,10 @@ pub(crate) fn start_tunnel(body: Body, client: Upgraded, downstream: &ClientConn
     downstream.drain.spawn(async move {
         let _counted = counted;
         // The connection's task has ended. The tunnel keeps its place.
-        let (carried, result) =
-            tunnel::join_in_place(client, *apiserver, half_close_timeout, &connected).await;
-        log.carried(carried);
-        match result {
+        let carried = log.carried();
+        match tunnel::join_in_place(client, *apiserver, half_close_timeout, &connected, carried)
+            .await
+        {
             Ok(ended) => log.completed(ended),
             Err(TunnelError { ending, error }) => {
                 debug!(client.address = %peer, error = %error_chain(&error), "tunnel aborted");

@@ -516,3 +516,17 @@ fn client_that_trusts_the_root_accepts_the_chain() {
     assert!(verify(&trust(&root.pem()).unwrap()));
     assert!(!verify(&trust(&Ca::new("root").pem()).unwrap()));
 }
+
+#[test]
+fn time_left_is_in_hours_below_two_days() {
+    let hour = Duration::from_secs(60 * 60);
+    for (left, words) in [
+        (hour / 2, "less than an hour"),
+        (hour, "1 hour"),
+        (hour * 47, "47 hours"),
+        (hour * 48, "2 days"),
+        (hour * 24 * 61, "61 days"),
+    ] {
+        assert_eq!(TimeLeft(left).to_string(), words);
+    }
+}
