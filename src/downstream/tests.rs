@@ -29,6 +29,7 @@ use tokio::{
 use super::*;
 use crate::{
     config::IdentityFiles,
+    proxy::Route,
     upstream::{ClientTls, Cluster, Endpoints},
 };
 
@@ -110,7 +111,7 @@ impl OneWorker {
             tls,
         );
         let mut routes = Routes::default();
-        routes.add(HOST, &Arc::new(cluster));
+        routes.add(HOST, &Arc::new(Route::new(Arc::new(cluster))));
         let (ca, dir) = (Ca::new("public"), TempDir::new());
         let (certificate, key) = ca.server(&[HOST]).write(&dir, "public");
         let files = IdentityFiles { certificate, key };

@@ -35,7 +35,7 @@ use http::{
 pub use body::{Body, Cut};
 pub use error::Error;
 pub(crate) use policy::UPGRADE_CHECK;
-pub use policy::{Rejection, Routes};
+pub use policy::{Rejection, Route, Routes};
 pub use request_info::{RequestAttributes, request_attributes};
 
 use crate::{
@@ -191,10 +191,11 @@ async fn forward(
         local: downstream.local,
     };
     let admitted = policy::admit(&head, routes, &downstream.limits, names)?;
-    log.routed(admitted.cluster.label());
+    let cluster = &admitted.route.cluster;
+    log.routed(cluster.label());
     let place = downstream.connected.place();
     let check = place
-        .check_budget(admitted.cluster.name(), &head)
+        .check_budget(cluster.name(), &head)
         .map_err(Rejection::Throttled)?;
     let failed = |error: &Error| {
         // A client that breaks off its own upload may have tried a credential.
@@ -204,7 +205,7 @@ async fn forward(
     };
     prepare(&mut head, downstream, &admitted, log.id())?;
     if let Some(token) = admitted.upgrade {
-        let forwarded = upgrade::forward(downstream, &admitted.cluster, head, body, token, log);
+        let forwarded = upgrade::forward(downstream, cluster, head, body, token, log);
         // On the heap, so that the future of every other request stays smaller.
         let mut forwarded = Box::pin(forwarded).await.inspect_err(failed)?;
         place.answered(check, forwarded.status());
@@ -216,7 +217,7 @@ async fn forward(
     log.set_received(body.received());
     let response = downstream
         .leases
-        .send(&admitted.cluster, head, body)
+        .send(cluster, head, body)
         .await
         .map_err(Error::from)
         .inspect_err(failed)?;
@@ -254,9 +255,9 @@ fn prepare(
     headers::rewrite_request(&mut head.headers, forwarded, upgrade);
     head.headers.remove(header::HOST);
     let mut parts = std::mem::take(&mut head.uri).into_parts();
-    parts.path_and_query = Some(with_prefix(&admitted.cluster, parts.path_and_query)?);
+    parts.path_and_query = Some(with_prefix(&admitted.route.cluster, parts.path_and_query)?);
     parts.scheme = Some(Scheme::HTTPS);
-    let authority = admitted.cluster.authority().unwrap_or(&admitted.authority);
+    let authority = admitted.route.cluster.authority().unwrap_or(&admitted.authority);
     parts.authority = Some(authority.clone());
     head.uri = Uri::from_parts(parts).map_err(|_| Rejection::Target)?;
     Ok(())

@@ -21,7 +21,7 @@ use crate::{
     downstream::{Snapshot, server_config},
     metrics::ClusterLabels,
     pki::{Identity, PkiError},
-    proxy::Routes,
+    proxy::{Route, Routes},
     text::error_chain,
     upstream::Cluster,
 };
@@ -310,17 +310,19 @@ fn snapshot(
     tickets: &Arc<dyn ProducesTickets>,
 ) -> Snapshot {
     let mut routes = Routes::default();
-    // With one cluster, every name in the certificates routes to it. With several, only `hosts` says which name
-    // belongs to which cluster.
-    if let [only] = clusters {
-        for name in material.identities.iter().flat_map(Identity::names) {
-            routes.add(name, only);
-        }
-        routes.set_sole(only);
-    }
+    let is_only = clusters.len() == 1;
     for (cluster, (config, _)) in clusters.iter().zip(&material.clusters) {
+        let route = Arc::new(Route::new(Arc::clone(cluster)));
+        // With one cluster, every name in the certificates routes to it. With several, only `hosts` says which name
+        // belongs to which cluster.
+        if is_only {
+            for name in material.identities.iter().flat_map(Identity::names) {
+                routes.add(name, &route);
+            }
+            routes.set_sole(&route);
+        }
         for host in &config.hosts {
-            routes.add(host.as_ref(), cluster);
+            routes.add(host.as_ref(), &route);
         }
     }
     Snapshot {

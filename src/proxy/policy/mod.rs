@@ -21,8 +21,8 @@ use crate::{
 /// A request that may pass.
 #[derive(Debug)]
 pub(super) struct Admitted {
-    /// The cluster that it goes to.
-    pub(super) cluster: Arc<Cluster>,
+    /// The cluster that it goes to, and the rules of that cluster.
+    pub(super) route: Arc<Route>,
     /// The host as the client wrote it, port included.
     pub(super) authority: Authority,
     /// The protocol that it may switch to.
@@ -36,12 +36,19 @@ pub(super) enum UpgradeToken {
     Spdy,
 }
 
+/// A cluster, and what belongs to its public side.
+#[derive(Debug)]
+pub struct Route {
+    /// The cluster that requests go to.
+    pub cluster: Arc<Cluster>,
+}
+
 /// The clusters by public host name. Replaced as a whole when the configuration changes.
 #[derive(Debug, Default)]
 pub struct Routes {
-    by_host: HostMap<Arc<Cluster>>,
-    /// The cluster of a configuration with exactly one.
-    sole: Option<Arc<Cluster>>,
+    by_host: HostMap<Arc<Route>>,
+    /// The route of a configuration with exactly one cluster.
+    sole: Option<Arc<Route>>,
 }
 
 /// What a connection says about the host of its requests.
@@ -53,15 +60,23 @@ pub(super) struct ConnectionNames<'a> {
     pub(super) local: Option<SocketAddr>,
 }
 
+impl Route {
+    /// A route on which every request may pass.
+    #[must_use]
+    pub fn new(cluster: Arc<Cluster>) -> Self {
+        Self { cluster }
+    }
+}
+
 impl Routes {
     /// Sends requests for `host` (the text of a host pattern) to a cluster.
-    pub fn add(&mut self, host: &str, cluster: &Arc<Cluster>) {
-        self.by_host.insert(host, Arc::clone(cluster));
+    pub fn add(&mut self, host: &str, route: &Arc<Route>) {
+        self.by_host.insert(host, Arc::clone(route));
     }
 
     /// Says that no other cluster is configured.
-    pub fn set_sole(&mut self, cluster: &Arc<Cluster>) {
-        self.sole = Some(Arc::clone(cluster));
+    pub fn set_sole(&mut self, route: &Arc<Route>) {
+        self.sole = Some(Arc::clone(route));
     }
 
     /// Whether a cluster is served under this name.
@@ -70,14 +85,14 @@ impl Routes {
         self.by_host.get(&HostName::new(name)).is_some()
     }
 
-    /// The cluster for the host of a request.
+    /// The route for the host of a request.
     ///
     /// If the host is an IP address or `localhost` without a cluster of its own, the name of the TLS handshake decides. A
     /// kubeconfig with `server: https://192.0.2.1` and `tls-server-name` sends such requests, also through a tunnel, and its
     /// client has already verified that name. The health checks of load balancers send no name, and an address: their own,
     /// or that of the target. With one cluster this is not ambiguous. A web page can have a name resolve to the proxy (DNS
     /// rebinding), but not an address, so a name that is not configured never passes.
-    fn find(&self, authority: &Authority, sni: Option<&str>) -> Option<&Arc<Cluster>> {
+    fn find(&self, authority: &Authority, sni: Option<&str>) -> Option<&Arc<Route>> {
         let host = HostName::new(authority.host());
         self.by_host.get(&host).or_else(|| {
             let is_address = host.as_str().parse::<IpAddr>().is_ok();
@@ -247,7 +262,7 @@ pub(super) fn admit(
         Some(authority) => authority,
         None => own_address(head, names.local).ok_or(Rejection::NoHost)?,
     };
-    let cluster = routes.find(&authority, names.sni).ok_or(otherwise)?;
+    let route = routes.find(&authority, names.sni).ok_or(otherwise)?;
     let upgrade = UpgradeToken::requested_by(head);
     if let Some(token) = upgrade {
         if has_body(&head.headers) {
@@ -259,7 +274,7 @@ pub(super) fn admit(
         }
     }
     Ok(Admitted {
-        cluster: Arc::clone(cluster),
+        route: Arc::clone(route),
         authority,
         upgrade,
     })

@@ -6,16 +6,16 @@ use standin::pki::Ca;
 use super::*;
 use crate::upstream::{ClientTls, Endpoints};
 
-fn cluster(name: &str) -> Arc<Cluster> {
+fn route(name: &str) -> Arc<Route> {
     let server_name = "apiserver.test".try_into().unwrap();
     let tls = ClientTls::new(Arc::new(Ca::new("cluster").roots()), server_name).unwrap();
     let endpoints = Arc::new(Endpoints::new("192.0.2.1", 6443));
-    Arc::new(Cluster::new(
+    Arc::new(Route::new(Arc::new(Cluster::new(
         crate::metrics::ClusterLabels::default().label(name),
         String::new(),
         endpoints,
         tls,
-    ))
+    ))))
 }
 
 fn routes() -> Routes {
@@ -27,7 +27,7 @@ fn routes() -> Routes {
         ("192.0.2.7", "address"),
         ("2001:db8::7", "address"),
     ] {
-        routes.add(host, &cluster(name));
+        routes.add(host, &route(name));
     }
     routes
 }
@@ -258,7 +258,7 @@ fn find_cluster(
     let fields: Vec<_> = host.map(|host| ("host", host)).into_iter().collect();
     let mut head = head("GET", "/healthz", &fields);
     head.version = version;
-    admit(&head, routes, &limits(), names).map(|admitted| admitted.cluster.name().to_owned())
+    admit(&head, routes, &limits(), names).map(|admitted| admitted.route.cluster.name().to_owned())
 }
 
 #[test]
@@ -330,7 +330,7 @@ fn sole_cluster_serves_health_checks_by_address() {
             local: Some(local.parse().unwrap()),
         };
         let mut sole = routes();
-        sole.set_sole(&cluster("kube"));
+        sole.set_sole(&route("kube"));
         for (routes, expected) in [(sole, of_sole), (routes(), of_several)] {
             let found = find_cluster(&routes, version, host, names);
             assert_eq!(
@@ -491,7 +491,7 @@ fn route_is_found_for_every_spelling_of_host() {
     ] {
         let routes = routes();
         let found = routes.find(&host.parse().unwrap(), sni);
-        let found = found.map(|cluster| cluster.name());
+        let found = found.map(|route| route.cluster.name());
         assert_eq!(found, expected, "{host} {sni:?}");
     }
 }
