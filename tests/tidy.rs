@@ -121,7 +121,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "proxy",
         &[
-            "activity", "clients", "config", "drain", "http1", "metrics", "upstream",
+            "activity", "clients", "config", "drain", "http1", "metrics", "pki", "upstream",
         ],
     ),
     (

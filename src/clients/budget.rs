@@ -133,13 +133,22 @@ impl BudgetSizes {
         }
     }
 
-    fn credential_of(&self, cluster: &str, request: &Parts) -> CheckedCredential {
+    fn credential_of(
+        &self,
+        cluster: &str,
+        (request, certificate): CredentialSource<'_>,
+    ) -> CheckedCredential {
         let mut hasher = self.hash_key.build_hasher();
         // A token that one cluster refuses may be valid for another one.
         hasher.write(cluster.as_bytes());
         hasher.write_u8(b'\n');
         let mut is_anonymous = true;
-        for value in credentials(request) {
+        let fields = certificate.is_none().then(|| credentials(request));
+        if let Some(certificate) = certificate {
+            is_anonymous = false;
+            hasher.write(certificate.as_bytes());
+        }
+        for value in fields.into_iter().flatten() {
             is_anonymous = false;
             hasher.write(value.as_bytes());
             hasher.write_u8(b'\n');
@@ -169,6 +178,14 @@ impl fmt::Debug for ConnectionCredentials {
     }
 }
 
+/// The head of a request, and the fingerprint of the client certificate that counts instead of its header fields.
+type CredentialSource<'a> = (&'a Parts, Option<&'a str>);
+
+/// Whether a header field authenticates the request.
+pub(crate) fn has_credential(request: &Parts) -> bool {
+    credentials(request).next().is_some()
+}
+
 /// The header fields that authenticate a request. The apiserver ignores any other `Authorization`.
 fn credentials(request: &Parts) -> impl Iterator<Item = &HeaderValue> {
     let has_scheme = |value: &&HeaderValue| {
@@ -190,8 +207,8 @@ fn credentials(request: &Parts) -> impl Iterator<Item = &HeaderValue> {
 }
 
 impl BudgetCheck {
-    fn unchecked(request: &Parts) -> Self {
-        let has_credential = credentials(request).next().is_some();
+    fn unchecked((request, certificate): CredentialSource<'_>) -> Self {
+        let has_credential = certificate.is_some() || has_credential(request);
         Self::Unchecked { has_credential }
     }
 
@@ -247,7 +264,7 @@ impl ClientBudget {
         sizes: &BudgetSizes,
         connection: &ConnectionCredentials,
         cluster: &str,
-        request: &Parts,
+        request: CredentialSource<'_>,
     ) -> Result<BudgetCheck, Throttled> {
         if self.is_checked.load(Ordering::Relaxed) {
             self.check_buckets(sizes, connection, cluster, request)
@@ -261,7 +278,7 @@ impl ClientBudget {
         sizes: &BudgetSizes,
         connection: &ConnectionCredentials,
         cluster: &str,
-        request: &Parts,
+        request: CredentialSource<'_>,
     ) -> Result<BudgetCheck, Throttled> {
         let now = Instant::now();
         if let Some(size) = &sizes.requests {
@@ -532,7 +549,7 @@ mod tests {
                 None => Request::get("/").header(header::AUTHORIZATION, credential),
             };
             let (head, ()) = request.body(()).unwrap().into_parts();
-            self.budget.check(&self.sizes, on, cluster, &head)
+            self.budget.check(&self.sizes, on, cluster, (&head, None))
         }
     }
 

@@ -8,8 +8,12 @@ use std::{collections::HashMap, net::IpAddr};
 use serde_saphyr::Spanned;
 
 use super::{
-    ClusterConfig, ConfigError, Environment, ReadError, ServeArgs, SettingError, TrustSource,
-    config_file::{ClusterEntry, ExpectedName, PublicHost, UpstreamEntry},
+    ClientCertificatesConfig, ClusterConfig, ConfigError, Environment, IdentityFiles, ReadError,
+    ServeArgs, SettingError, TrustSource,
+    config_file::{
+        ClientCertificatesEntry, ClusterEntry, ExpectedName, FilePath, Parsed, PublicHost,
+        UpstreamEntry,
+    },
     file, kubeconfig,
     source::{ConfigSource, absolute_path, parse_flag},
     url::{self, UpstreamUrl},
@@ -95,7 +99,39 @@ fn cluster_of_entry(
             return Err(source.error_at(&entry, SettingError::cluster(&name, NOT_ONE_SOURCE)));
         }
     };
-    Ok(ClusterConfig { name, hosts, ..one })
+    let certificates = entry.value.client_certificates.as_ref();
+    let client_certificates = certificates
+        .map(|section| client_certificates(section, &name, source))
+        .transpose()?;
+    Ok(ClusterConfig {
+        name,
+        hosts,
+        client_certificates,
+        ..one
+    })
+}
+
+fn client_certificates(
+    section: &Spanned<ClientCertificatesEntry>,
+    name: &str,
+    source: &ConfigSource,
+) -> Result<ClientCertificatesConfig, ConfigError> {
+    let entry = &section.value;
+    let path = |file: &Parsed<FilePath>| source.path(&file.0.0);
+    let config = ClientCertificatesConfig {
+        ca: path(&entry.ca),
+        crl: entry.crl.as_ref().map(path),
+        front_proxy: IdentityFiles {
+            certificate: path(&entry.front_proxy.certificate),
+            key: path(&entry.front_proxy.key),
+        },
+        allow_system: entry.allow_system,
+    };
+    // The front-proxy CA would then issue users, and their keys could name any user to the apiserver.
+    if config.ca == config.front_proxy.certificate {
+        return Err(source.error_at(section, SettingError::cluster(name, SAME_CERTIFICATE)));
+    }
+    Ok(config)
 }
 
 fn cluster_of_upstream(upstream: &UpstreamEntry, source: &ConfigSource) -> ClusterConfig {
@@ -236,6 +272,7 @@ fn in_cluster(env: &Environment) -> Result<Option<ClusterConfig>, ConfigError> {
     Ok(Some(url.into_cluster(name, trust, place)))
 }
 
+const SAME_CERTIFICATE: &str = "has one file as `ca` and as `frontProxy.certificate`; `ca` is the CA that issues the certificates of users";
 const NO_HOSTS: &str = "has no `hosts`, and there are several clusters; add its public host names";
 const CONTEXT_ALONE: &str =
     "has a `context` without a `kubeconfig`; add `kubeconfig`, or remove `context`";

@@ -107,6 +107,21 @@ pub struct ClusterConfig {
     pub request_host: RequestHost,
     /// The only CAs that the chain of the apiserver may end at.
     pub trust: TrustSource,
+    /// How client certificates are used; `None` if none is asked for.
+    pub client_certificates: Option<ClientCertificatesConfig>,
+}
+
+/// Which client certificates count, and how the apiserver is told who their owner is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificatesConfig {
+    /// PEM, the CAs that issue them.
+    pub ca: PathBuf,
+    /// PEM, the certificates that these CAs have revoked.
+    pub crl: Option<PathBuf>,
+    /// The certificate of the proxy as a front proxy.
+    pub front_proxy: IdentityFiles,
+    /// Whether users and groups may have names that begin with `system:`.
+    pub allow_system: bool,
 }
 
 /// The host that requests ask an apiserver for.

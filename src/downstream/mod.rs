@@ -1,6 +1,7 @@
 //! Takes one accepted connection through its TLS handshake, and serves HTTP/1.1 or HTTP/2 on
 //! it. ALPN alone chooses the protocol.
 
+mod client_auth;
 mod handshake_log;
 mod http1;
 mod http2;
@@ -12,7 +13,10 @@ use std::{error::Error, io, sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use rustls::{
     ServerConfig, ServerConnection,
-    server::{Acceptor, ClientHello, ProducesTickets, ResolvesServerCert},
+    server::{
+        Acceptor, ClientHello, NoClientAuth, ProducesTickets, ResolvesServerCert,
+        danger::ClientCertVerifier,
+    },
     sign::CertifiedKey,
 };
 use tokio::{
@@ -24,6 +28,7 @@ use tokio::{
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tracing::debug;
 
+pub use client_auth::asking_server_config;
 pub use handshake_log::HandshakeLog;
 
 use crate::{
@@ -34,7 +39,7 @@ use crate::{
     memory::MemoryPressure,
     metrics::{Connected, Handshake, Limit, Protocol},
     pki::{self, Identity},
-    proxy::{ClientConnection, Routes},
+    proxy::{ClientCertificates, ClientConnection, PresentedCertificate, Routes},
     socket,
     text::error_chain,
     transport::ReadAhead,
@@ -47,7 +52,7 @@ pub(crate) const FUZZ: [fn(&[u8]); 2] = http2::FUZZ;
 /// Everything that a reload replaces, as one value.
 #[derive(Debug)]
 pub struct Snapshot {
-    /// Read once per handshake.
+    /// Read once per handshake, unless a route asks for certificates under the name of the client.
     pub tls: Arc<ServerConfig>,
     /// Read once per request, and once after the handshake for its SNI.
     pub routes: Arc<Routes>,
@@ -113,11 +118,10 @@ async fn serve(
         return;
     }
     let snapshot = shared.snapshot.load_full();
-    let tls = Arc::clone(&snapshot.tls);
     // On the heap: the handshake needs much memory for a moment, the connection little for hours.
     let accepted = Box::pin(async {
         tokio::select! {
-            accepted = handshake(stream, tls, place.client(), &shared, &context) => accepted,
+            accepted = handshake(stream, &snapshot, place.client(), &shared, &context) => accepted,
             () = place.closing() => Err(HandshakeError::Closed),
         }
     });
@@ -135,6 +139,7 @@ async fn serve(
     // It fails only for a dead socket, which the next read reports.
     socket::set_user_timeout(stream.get_ref().0.tcp(), &shared.timeouts).ok();
     let (protocol, sni) = negotiated(stream.get_ref().1);
+    let certificate = presented_certificate(stream.get_ref().1, &snapshot, &shared);
     let local = stream.get_ref().0.tcp().local_addr().ok();
     let counters = Arc::clone(context.counters());
     counters.handshakes.count(Handshake::Ok);
@@ -145,6 +150,7 @@ async fn serve(
         sni: sni.filter(|name| snapshot.routes.serves(name)),
         local,
         forwarded_for: ClientConnection::forwarded_for(peer),
+        certificate,
         leases: ClientLeases::new(context),
         limits: shared.limits.clone(),
         hints: shared.hints,
@@ -175,6 +181,21 @@ async fn serve(
         connected.counters().limits_hit.count(Limit::ClientPlaces);
         debug!(client.address = %peer, "connection closed to make room for another client");
     }
+}
+
+/// The certificate of the client, if it was asked for one and has presented it.
+fn presented_certificate(
+    session: &ServerConnection,
+    snapshot: &Snapshot,
+    shared: &Arc<Shared>,
+) -> Option<Arc<PresentedCertificate>> {
+    let route = snapshot.routes.asking_under(session.server_name())?;
+    let chain = session.peer_certificates()?;
+    let chain = chain.iter().map(|one| one.clone().into_owned()).collect();
+    let shared = Arc::clone(shared);
+    let routes = move || Arc::clone(&shared.snapshot.load().routes);
+    let presented = PresentedCertificate::new(route.cluster.name(), chain, Box::new(routes));
+    Some(Arc::new(presented))
 }
 
 fn ended_early(peer: PeerAddr, error: &(dyn Error + 'static)) {
@@ -260,13 +281,22 @@ impl HandshakeError {
 /// Never: aws-lc-rs supports both versions of TLS.
 #[must_use]
 pub fn server_config(identities: &[Identity], tickets: Arc<dyn ProducesTickets>) -> ServerConfig {
+    let mut config = with_client_auth(identities, Arc::new(NoClientAuth));
+    config.ticketer = tickets;
+    config
+}
+
+/// Settings that present one of `identities` and treat the certificates of clients like this.
+fn with_client_auth(
+    identities: &[Identity],
+    verifier: Arc<dyn ClientCertVerifier>,
+) -> ServerConfig {
     let mut config = ServerConfig::builder_with_provider(pki::provider())
         .with_safe_default_protocol_versions()
         .expect("aws-lc-rs supports TLS 1.2 and 1.3")
-        .with_no_client_auth()
+        .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::new(CertificateBySni::new(identities)));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    config.ticketer = tickets;
     config
 }
 
@@ -278,7 +308,7 @@ pub fn server_config(identities: &[Identity], tickets: Arc<dyn ProducesTickets>)
 /// When the client is too slow or the handshake fails.
 async fn handshake(
     stream: TcpStream,
-    config: Arc<ServerConfig>,
+    snapshot: &Snapshot,
     client: &Client,
     shared: &Shared,
     context: &UpstreamContext,
@@ -294,6 +324,11 @@ async fn handshake(
         // would block all others.
         let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
         server_name = Some(hello.client_hello().server_name().map(str::to_owned));
+        let asking = snapshot
+            .routes
+            .asking_under(hello.client_hello().server_name());
+        let asking = asking.and_then(|route| route.certificates.as_deref());
+        let config = Arc::clone(asking.map_or(&snapshot.tls, ClientCertificates::tls));
         let slots = [&client.handshakes, &shared.handshakes];
         if slots.iter().any(|slots| slots.available_permits() == 0) {
             context.counters().limits_hit.count(Limit::Handshakes);

@@ -134,6 +134,12 @@ families! {
         "Earliest expiry of the trusted CAs of the cluster, in Unix time.";
     CA_NOT_BEFORE = Gauge "kube_tls_proxy_ca_not_before_timestamp_seconds" ["cluster": CLUSTERS]
         "Start of validity of the trusted CA that expires first, in Unix time.";
+    FRONT_PROXY_NOT_AFTER = Gauge "kube_tls_proxy_front_proxy_certificate_not_after_timestamp_seconds" ["cluster": CLUSTERS]
+        "Expiry of the front-proxy certificate of the cluster, in Unix time. Only for clusters with `clientCertificates`.";
+    CLIENT_CA_NOT_AFTER = Gauge "kube_tls_proxy_client_ca_not_after_timestamp_seconds" ["cluster": CLUSTERS]
+        "Earliest expiry of the CAs of client certificates of the cluster, in Unix time. Only for clusters with `clientCertificates`.";
+    REVOCATION_LIST_NEXT_UPDATE = Gauge "kube_tls_proxy_revocation_list_next_update_timestamp_seconds" ["cluster": CLUSTERS]
+        "When the first revocation list of client certificates is out of date, so that they are refused, in Unix time. Only for clusters with `crl`.";
     RELOADS = Counter "kube_tls_proxy_reloads_total" ["result": "`ok`, `failed`, `unchanged`"]
         "Reloads of configuration, certificates, keys and CAs.";
     LAST_RELOAD_SUCCESSFUL = Gauge "kube_tls_proxy_last_reload_successful" []

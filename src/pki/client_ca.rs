@@ -86,7 +86,11 @@ impl ClientCa {
         };
         let time = now.duration_since(SystemTime::UNIX_EPOCH);
         let time = UnixTime::since_unix_epoch(time.unwrap_or_default());
-        let lists: Vec<_> = self.revoked.iter().flat_map(RevocationLists::lists).collect();
+        let lists: Vec<_> = self
+            .revoked
+            .iter()
+            .flat_map(RevocationLists::lists)
+            .collect();
         let revocation = match &self.revoked {
             None => None,
             // Without a list this is an error, so that the check cannot get lost.
@@ -123,8 +127,14 @@ impl ClientCa {
     ) -> Result<SystemTime, Box<RefusedChain>> {
         let mut anchors = self.roots.roots.iter().zip(self.anchors.summaries());
         let anchor = anchors.find(|(anchor, _)| *anchor == path.anchor());
-        let malformed =
-            || Box::new(RefusedChain::new(&CertificateError::BadEncoding, leaf, &[], now));
+        let malformed = || {
+            Box::new(RefusedChain::new(
+                &CertificateError::BadEncoding,
+                leaf,
+                &[],
+                now,
+            ))
+        };
         let (_, anchor) = anchor.ok_or_else(malformed)?;
         let anchor_error = if anchor.not_after < now {
             Some(ChainError::IssuerExpired)
@@ -144,5 +154,84 @@ impl ClientCa {
             valid_until = valid_until.min(summary.not_after);
         }
         Ok(valid_until)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use standin::{TempDir, pki::Ca};
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(60 * 60);
+
+    fn load(dir: &TempDir, ca: &Ca, list: Option<String>) -> ClientCa {
+        let list = list.map(|list| dir.write("users.crl", list));
+        ClientCa::load(&dir.write("ca.crt", ca.pem()), list.as_deref(), now()).unwrap()
+    }
+
+    /// A time whose fraction of a second is zero, as in certificates.
+    fn now() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_478_400)
+    }
+
+    /// A certificate that is accepted once is accepted until the first of these dates.
+    #[test]
+    fn earliest_date_limits_the_result() {
+        let (dir, ca) = (TempDir::new(), Ca::new("users"));
+        let leaf = |until| ca.leaf(&[]).client_auth().valid_until(until).build();
+        let until = |list: Option<SystemTime>, leaf: &standin::pki::Identity| {
+            let list = list.map(|next| ca.revocation_list(&[], next));
+            load(&dir, &ca, list).verify(&leaf.chain, now()).unwrap()
+        };
+        let (soon, late) = (now() + HOUR, now() + HOUR * 2);
+        assert_eq!(until(None, &leaf(soon)), soon);
+        assert_eq!(until(Some(late), &leaf(soon)), soon);
+        assert_eq!(until(Some(soon), &leaf(late)), soon);
+    }
+
+    /// webpki does not know the dates of trust anchors, and a file is not read again at once.
+    #[test]
+    fn expired_ca_refuses_its_certificates() {
+        let (dir, ca) = (TempDir::new(), Ca::new("users"));
+        let loaded = load(&dir, &ca, None);
+        let leaf = ca.client("jane", &[]);
+        loaded.verify(&leaf.chain, now()).unwrap();
+        let year = HOUR * 24 * 366;
+        let ever = ca
+            .leaf(&[])
+            .client_auth()
+            .valid_until(now() + year * 200)
+            .build();
+        for (at, cause) in [
+            (now() + year * 90, ChainError::IssuerExpired),
+            (SystemTime::UNIX_EPOCH + year * 40, ChainError::NotYetValid),
+        ] {
+            let refused = loaded.verify(&ever.chain, at).unwrap_err();
+            assert_eq!(refused.cause, cause);
+        }
+    }
+
+    #[test]
+    fn empty_chain_is_refused() {
+        let (dir, ca) = (TempDir::new(), Ca::new("users"));
+        let refused = load(&dir, &ca, None).verify(&[], now()).unwrap_err();
+        assert_eq!(refused.cause, ChainError::Malformed);
+    }
+
+    #[test]
+    fn same_files_are_the_same_and_others_are_not() {
+        let (dir, ca) = (TempDir::new(), Ca::new("users"));
+        let list = |serial| Some(ca.revocation_list(&[serial], now() + HOUR));
+        let (one, first, second) = (load(&dir, &ca, None), list(1), list(2));
+        assert!(one.is_same(&load(&dir, &ca, None)));
+        assert!(!one.is_same(&load(&dir, &Ca::new("users"), None)));
+        assert!(!one.is_same(&load(&dir, &ca, first.clone())));
+        let with_first = load(&dir, &ca, first.clone());
+        assert!(with_first.is_same(&load(&dir, &ca, first)));
+        assert!(!with_first.is_same(&load(&dir, &ca, second)));
+        assert_eq!(with_first.revoked().map(RevocationLists::revoked), Some(1));
     }
 }

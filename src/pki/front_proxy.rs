@@ -7,9 +7,7 @@ use std::{fmt, sync::Arc, time::SystemTime};
 
 use rustls::sign::CertifiedKey;
 
-use super::{
-    CertSummary, Days, PkiError, UtcDate, error::PkiFileError, identity::ChainAndKey,
-};
+use super::{CertSummary, Days, PkiError, UtcDate, error::PkiFileError, identity::ChainAndKey};
 use crate::config::IdentityFiles;
 
 /// A chain for TLS clients, and its key.

@@ -122,3 +122,71 @@ fn problem_of(error: &webpki::Error) -> &'static str {
 }
 
 const DAMAGED: &str = "is damaged";
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use standin::{TempDir, pki::Ca};
+
+    use super::*;
+    use crate::text::error_chain;
+
+    fn load(text: &str) -> Result<RevocationLists, String> {
+        let dir = TempDir::new();
+        let file = dir.write("users.crl", text);
+        RevocationLists::load(&file).map_err(|error| error_chain(&error).to_string())
+    }
+
+    #[test]
+    fn first_list_to_be_out_of_date_counts() {
+        let at =
+            |hours: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(2_000_000_000 + hours * 3600);
+        let lists = [(at(2), 2), (at(1), 1), (at(3), 0)].map(|(next, revoked)| {
+            let serials: Vec<u64> = (1..=revoked).collect();
+            Ca::new("users").revocation_list(&serials, next)
+        });
+        let loaded = load(&lists.concat()).unwrap();
+        assert_eq!((loaded.valid_until(), loaded.revoked()), (at(1), 3));
+        assert_eq!(loaded.problem(at(1)), None);
+        let problem = loaded.problem(at(2)).unwrap();
+        assert!(
+            problem.starts_with("the revocation list is out of date since 2033-"),
+            "{problem}"
+        );
+    }
+
+    /// None of these may look like a list without entries.
+    #[test]
+    fn file_without_usable_list_is_refused() {
+        let list =
+            Ca::new("users").revocation_list(&[1], SystemTime::now() + Duration::from_secs(60));
+        let other = Ca::new("users").pem();
+        for (text, why) in [
+            (
+                String::new(),
+                "is empty; put the certificate revocation list",
+            ),
+            ("text".to_owned(), "contains no PEM block"),
+            (
+                other.clone(),
+                "line 1: a PEM block `CERTIFICATE` does not belong here; keep only certificate revocation lists",
+            ),
+            (
+                list.clone() + &other,
+                "a PEM block `CERTIFICATE` does not belong here",
+            ),
+            (
+                list.replace("\nMI", "\nMJ"),
+                "revocation list 1 of the file is damaged",
+            ),
+            (list.replace("-----END X509 CRL-----", ""), "is damaged"),
+        ] {
+            let error = load(&text).unwrap_err();
+            assert!(
+                error.contains(why) && error.starts_with("revocation list "),
+                "{why}: {error}"
+            );
+        }
+    }
+}

@@ -39,7 +39,9 @@ pub enum SubjectError {
     #[error("has more than one user id (1.3.6.1.4.1.57683.2)")]
     SeveralIds,
     /// A blank at an end, a control character, or no character at all.
-    #[error("has a name (CN) or group (O) that is empty, begins or ends with a blank, or has a control character")]
+    #[error(
+        "has a name (CN) or group (O) that is empty, begins or ends with a blank, or has a control character"
+    )]
     UnsafeName,
     /// A text of another type than UTF-8 or ASCII.
     #[error("has a name (CN) or group (O) that is neither UTF-8 nor ASCII")]
@@ -104,3 +106,40 @@ const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
 const ORGANIZATION: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.10");
 /// Registered by Kubernetes.
 const USER_ID: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.4.1.57683.2");
+
+#[cfg(test)]
+mod tests {
+    use standin::pki::Ca;
+
+    use super::*;
+
+    #[test]
+    fn last_common_name_and_all_organizations_count() {
+        let ca = Ca::new("users");
+        let leaf = ca.leaf(&[]).common_name("jane").organizations(&["b", "a"]);
+        let leaf = leaf.attribute(&[2, 5, 4, 11], "unit").build();
+        let subject = CertificateSubject::from_der(&leaf.chain[0]).unwrap();
+        assert_eq!(subject.user, "jane");
+        assert_eq!(subject.groups, ["b", "a"]);
+        assert_eq!((subject.uid, subject.sha256.len()), (None, 64));
+        assert_eq!(
+            CertificateSubject::from_der(&CertificateDer::from(vec![1, 2, 3])),
+            Err(SubjectError::Malformed)
+        );
+    }
+
+    #[test]
+    fn names_of_system_are_found_in_user_and_groups() {
+        let ca = Ca::new("users");
+        for (user, groups, is_of_system) in [
+            ("jane", &["developers"][..], false),
+            ("jane", &["developers", "system:masters"], true),
+            ("system:admin", &[], true),
+            ("System:admin", &["a system:masters"], false),
+        ] {
+            let leaf = ca.client(user, groups);
+            let subject = CertificateSubject::from_der(&leaf.chain[0]).unwrap();
+            assert_eq!(subject.is_of_system(), is_of_system, "{user} {groups:?}");
+        }
+    }
+}

@@ -27,6 +27,9 @@ pub enum Error {
     /// user's token along.
     #[error("the apiserver redirected an upgrade request")]
     RedirectedUpgrade,
+    /// The certificate has expired with which the proxy tells the apiserver who the owner of a client certificate is.
+    #[error("the front-proxy certificate has expired")]
+    FrontProxyExpired,
 }
 
 impl Error {
@@ -44,6 +47,7 @@ impl Error {
             Self::UnexpectedProtocol | Self::RedirectedUpgrade => {
                 Ending::by_apiserver(EndReason::Protocol)
             }
+            Self::FrontProxyExpired => Ending::by_proxy(EndReason::NoConnection),
         }
     }
 
@@ -53,6 +57,7 @@ impl Error {
             Self::Rejected(_) => ErrorReason::Rejected,
             Self::Upstream(error) => upstream_reason(error),
             Self::UnexpectedProtocol | Self::RedirectedUpgrade => ErrorReason::Protocol,
+            Self::FrontProxyExpired => ErrorReason::FrontProxy,
         }
     }
 }
@@ -103,7 +108,10 @@ pub(super) fn record(
         Error::Rejected(_) | Error::Upstream(UpstreamError::Upload { .. }) => {
             log_line!(debug, "request refused");
         }
-        Error::Upstream(_) | Error::UnexpectedProtocol | Error::RedirectedUpgrade => {
+        Error::Upstream(_)
+        | Error::UnexpectedProtocol
+        | Error::RedirectedUpgrade
+        | Error::FrontProxyExpired => {
             log_line!(warn, "request failed");
         }
     }
@@ -119,9 +127,10 @@ fn cause(error: &Error) -> String {
             Some(verify) => format!("{error}: the apiserver's certificate {}", verify.reason()),
             None => chain.to_string(),
         },
-        Error::Rejected(_) | Error::UnexpectedProtocol | Error::RedirectedUpgrade => {
-            chain.to_string()
-        }
+        Error::Rejected(_)
+        | Error::UnexpectedProtocol
+        | Error::RedirectedUpgrade
+        | Error::FrontProxyExpired => chain.to_string(),
     }
 }
 
@@ -164,7 +173,10 @@ fn exceeded_limit(error: &Error) -> Option<Limit> {
             source: UploadError::TooSlow,
         }) => return Some(Limit::UploadRate),
         Error::Upstream(error) if is_no_socket(error) => return Some(Limit::UpstreamSockets),
-        Error::Upstream(_) | Error::UnexpectedProtocol | Error::RedirectedUpgrade => return None,
+        Error::Upstream(_)
+        | Error::UnexpectedProtocol
+        | Error::RedirectedUpgrade
+        | Error::FrontProxyExpired => return None,
     };
     match rejection {
         Rejection::HeaderFields(_) => Some(Limit::HeaderFields),
@@ -187,6 +199,8 @@ fn exceeded_limit(error: &Error) -> Option<Limit> {
         | Rejection::Malformed
         | Rejection::Expectation
         | Rejection::UpgradeWithBody
-        | Rejection::UpgradeCheck => None,
+        | Rejection::UpgradeCheck
+        | Rejection::Certificate(_)
+        | Rejection::CertificateOfOtherHost => None,
     }
 }

@@ -10,6 +10,7 @@ mod body;
 mod error;
 mod headers;
 mod hints;
+mod identity;
 mod policy;
 mod request_id;
 mod request_info;
@@ -34,6 +35,8 @@ use http::{
 
 pub use body::{Body, Cut};
 pub use error::Error;
+pub(crate) use identity::certificate_ended;
+pub use identity::{CertificateRefusal, ClientCertificates, PresentedCertificate};
 pub(crate) use policy::UPGRADE_CHECK;
 pub use policy::{Rejection, Route, Routes};
 pub use request_info::{RequestAttributes, request_attributes};
@@ -43,7 +46,7 @@ use crate::{
     drain::Drain,
     hosts::PeerAddr,
     metrics::{ClusterSlot, Connected},
-    upstream::{ClientLeases, Cluster, RequestBody, UpstreamError},
+    upstream::{ClientLeases, Cluster, RequestBody, UpstreamError, UpstreamRequest},
 };
 use access_log::AccessLog;
 use body::Content;
@@ -64,6 +67,8 @@ pub struct ClientConnection {
     pub local: Option<SocketAddr>,
     /// The value of `X-Forwarded-For`.
     pub forwarded_for: HeaderValue,
+    /// The certificate that the client has presented, if it was asked for one.
+    pub certificate: Option<Arc<PresentedCertificate>>,
     /// The upstream connections of this client.
     pub leases: ClientLeases,
     /// Bounds on requests.
@@ -193,9 +198,11 @@ async fn forward(
     let admitted = policy::admit(&head, routes, &downstream.limits, names)?;
     let cluster = &admitted.route.cluster;
     log.routed(cluster.label());
+    let user = identity::authenticate(&admitted.route, downstream, &head)?;
     let place = downstream.connected.place();
+    let certificate = user.as_ref().map(|user| user.credential());
     let check = place
-        .check_budget(cluster.name(), &head)
+        .check_budget(cluster.name(), &head, certificate)
         .map_err(Rejection::Throttled)?;
     let failed = |error: &Error| {
         // A client that breaks off its own upload may have tried a credential.
@@ -204,8 +211,14 @@ async fn forward(
         }
     };
     prepare(&mut head, downstream, &admitted, log.id())?;
+    let request = match (&user, &admitted.route.certificates) {
+        (Some(user), Some(certificates)) => {
+            UpstreamRequest::for_user(certificates.front_proxy(), &user.fields, head)
+        }
+        (Some(_) | None, _) => UpstreamRequest::from_client(cluster, head),
+    };
     if let Some(token) = admitted.upgrade {
-        let forwarded = upgrade::forward(downstream, cluster, head, body, token, log);
+        let forwarded = upgrade::forward(downstream, request, body, token, log);
         // On the heap, so that the future of every other request stays smaller.
         let mut forwarded = Box::pin(forwarded).await.inspect_err(failed)?;
         place.answered(check, forwarded.status());
@@ -217,7 +230,7 @@ async fn forward(
     log.set_received(body.received());
     let response = downstream
         .leases
-        .send(cluster, head, body)
+        .send(request, body)
         .await
         .map_err(Error::from)
         .inspect_err(failed)?;
@@ -257,7 +270,11 @@ fn prepare(
     let mut parts = std::mem::take(&mut head.uri).into_parts();
     parts.path_and_query = Some(with_prefix(&admitted.route.cluster, parts.path_and_query)?);
     parts.scheme = Some(Scheme::HTTPS);
-    let authority = admitted.route.cluster.authority().unwrap_or(&admitted.authority);
+    let authority = admitted
+        .route
+        .cluster
+        .authority()
+        .unwrap_or(&admitted.authority);
     parts.authority = Some(authority.clone());
     head.uri = Uri::from_parts(parts).map_err(|_| Rejection::Target)?;
     Ok(())

@@ -7,25 +7,26 @@ mod changes;
 mod clusters;
 mod material;
 
-use std::{path::PathBuf, sync::Arc, time::SystemTime};
+use std::{mem, path::PathBuf, sync::Arc, time::SystemTime};
 
 use rustls::{crypto::aws_lc_rs::Ticketer, server::ProducesTickets};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 pub use changes::ReloadChanges;
-pub use material::Material;
+pub use material::{ClientMaterial, Material};
 
 use crate::{
     config::{Config, ConfigError},
-    downstream::{Snapshot, server_config},
+    downstream::{Snapshot, asking_server_config, server_config},
     metrics::ClusterLabels,
     pki::{Identity, PkiError},
-    proxy::{Route, Routes},
+    proxy::{ClientCertificates, Route, Routes},
     text::error_chain,
-    upstream::Cluster,
+    upstream::{Cluster, FrontProxy},
 };
-use clusters::build_clusters;
+use clusters::{build_clusters, build_front_proxies};
 use material::{ContentHash, files_of};
 
 /// Reads the configuration; called again for every reload.
@@ -74,6 +75,12 @@ pub struct ReloadReport {
 pub struct Reloader {
     tickets: Arc<dyn ProducesTickets>,
     labels: ClusterLabels,
+    /// For each cluster of the current snapshot.
+    front_proxies: Vec<Option<Arc<FrontProxy>>>,
+    /// Of the current snapshot: cancelled when another one is in use.
+    replaced: CancellationToken,
+    /// Of older snapshots.
+    retired: Vec<CancellationToken>,
     /// The configuration at the start; a part of it cannot be reloaded.
     started: Config,
     config: Config,
@@ -105,7 +112,9 @@ impl Reloader {
         let tickets = Ticketer::new()?;
         let mut labels = ClusterLabels::default();
         let clusters = build_clusters(&material, None, &mut labels)?;
-        let snapshot = snapshot(&material, &clusters, &tickets);
+        let front_proxies = build_front_proxies(&material, &clusters, None);
+        let replaced = CancellationToken::new();
+        let snapshot = snapshot(&material, &clusters, &front_proxies, &tickets, &replaced);
         let valid_until = material.next_expiry(now);
         let report = ReloadReport {
             material: Arc::new(material),
@@ -120,6 +129,9 @@ impl Reloader {
         let reloader = Self {
             tickets,
             labels,
+            front_proxies,
+            replaced,
+            retired: Vec::new(),
             started: config.clone(),
             files: files_of(&config),
             config,
@@ -164,7 +176,11 @@ impl Reloader {
 
     /// Shows the result of the last reload to the readers of [`Reloader::report`]. Call it after the snapshot is
     /// in use.
-    pub fn publish(&self) {
+    pub fn publish(&mut self) {
+        // Connections verify their certificates again, against the snapshot that is in use now.
+        for replaced in self.retired.drain(..) {
+            replaced.cancel();
+        }
         self.published.send_replace(self.report.clone());
     }
 
@@ -242,6 +258,7 @@ impl Reloader {
         let mut labels = self.labels.clone();
         let clusters = build_clusters(&material, Some(self), &mut labels)?;
         self.labels = labels;
+        let front_proxies = build_front_proxies(&material, &clusters, Some(self));
         let same_clusters = clusters.len() == self.report.clusters.len()
             && clusters
                 .iter()
@@ -253,7 +270,8 @@ impl Reloader {
         let unchanged = same_clusters
             && same_hosts
             && changes.settings.is_empty()
-            && material.presents_the_same(&self.report.material);
+            && material.presents_the_same(&self.report.material)
+            && material.has_same_clients(&self.report.material);
         if !unchanged {
             self.changes = changes;
         }
@@ -263,13 +281,18 @@ impl Reloader {
         self.valid_until = material.next_expiry(now);
         (self.config, self.files) = (config, files);
         (self.report.material, self.report.clusters) = (Arc::new(material), clusters);
+        self.front_proxies = front_proxies;
         if unchanged {
             return Ok(None);
         }
+        let replaced = mem::replace(&mut self.replaced, CancellationToken::new());
+        self.retired.push(replaced);
         Ok(Some(snapshot(
             &self.report.material,
             &self.report.clusters,
+            &self.front_proxies,
             &self.tickets,
+            &self.replaced,
         )))
     }
 
@@ -307,12 +330,32 @@ struct FailedReload {
 fn snapshot(
     material: &Material,
     clusters: &[Arc<Cluster>],
+    front_proxies: &[Option<Arc<FrontProxy>>],
     tickets: &Arc<dyn ProducesTickets>,
+    replaced: &CancellationToken,
 ) -> Snapshot {
     let mut routes = Routes::default();
     let is_only = clusters.len() == 1;
-    for (cluster, (config, _)) in clusters.iter().zip(&material.clusters) {
-        let route = Arc::new(Route::new(Arc::clone(cluster)));
+    let certificates = front_proxies.iter().zip(&material.client_certificates);
+    let certificates = certificates.map(|(front_proxy, clients)| {
+        let (front_proxy, clients) = (front_proxy.as_ref()?, clients.as_ref()?);
+        let tls = asking_server_config(&material.identities, clients.ca.names());
+        let (ca, front_proxy) = (Arc::clone(&clients.ca), Arc::clone(front_proxy));
+        Some(ClientCertificates::new(
+            ca,
+            front_proxy,
+            Arc::new(tls),
+            replaced.clone(),
+        ))
+    });
+    let configured = clusters.iter().zip(&material.clusters);
+    for ((cluster, (config, _)), certificates) in configured.zip(certificates) {
+        let section = config.client_certificates.as_ref();
+        let allows_system = section.is_some_and(|section| section.allow_system);
+        let certificates =
+            certificates.map(|certificates| Arc::new(certificates.allowing_system(allows_system)));
+        let route = Route::new(Arc::clone(cluster)).with_certificates(certificates);
+        let route = Arc::new(route);
         // With one cluster, every name in the certificates routes to it. With several, only `hosts` says which name
         // belongs to which cluster.
         if is_only {

@@ -65,6 +65,7 @@ impl World {
                 expected_name: ServerName::try_from("kubernetes").unwrap(),
                 request_host: RequestHost::Client,
                 trust: TrustSource::File(file("ca.crt")),
+                client_certificates: None,
             }],
             limits: Limits::default(),
             capacity: Capacity::default(),

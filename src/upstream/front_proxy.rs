@@ -95,7 +95,10 @@ impl<'a> UpstreamRequest<'a> {
     #[must_use]
     pub fn from_client(cluster: &'a Cluster, head: Parts) -> Self {
         debug_assert!(
-            !head.headers.keys().any(|name| name.as_str().starts_with("x-remote-")),
+            !head
+                .headers
+                .keys()
+                .any(|name| name.as_str().starts_with("x-remote-")),
             "only `for_user` says who the user is"
         );
         Self { cluster, head }

@@ -16,6 +16,7 @@ mod responses;
 mod admin;
 mod authority;
 mod binary;
+mod certificates;
 mod drain;
 mod early_responses;
 mod endpoints;

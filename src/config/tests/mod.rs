@@ -108,6 +108,7 @@ fn flags_alone_give_defaults() {
                 expected_name: name("10.0.0.1"),
                 request_host: RequestHost::Client,
                 trust: TrustSource::File("/ca.crt".into()),
+                client_certificates: None,
             }],
             limits: Limits {
                 connections: 327,
@@ -361,6 +362,7 @@ clusters:
             expected_name: name("fd00::1"),
             request_host: RequestHost::Client,
             trust: TrustSource::File(etc.join("../one.crt")),
+            client_certificates: None,
         },
         ClusterConfig {
             name: "two".to_owned(),
@@ -373,6 +375,7 @@ clusters:
             expected_name: name("y"),
             request_host: RequestHost::Upstream,
             trust: TrustSource::File(etc.join("../sub/y.crt")),
+            client_certificates: None,
         },
         ClusterConfig {
             name: "three".to_owned(),
@@ -385,6 +388,7 @@ clusters:
             expected_name: name("kubernetes.default.svc"),
             request_host: RequestHost::Client,
             trust: TrustSource::File(scratch.path().join("sa/ca.crt")),
+            client_certificates: None,
         },
     ];
     assert_eq!(config.clusters, expected);

@@ -14,6 +14,7 @@ use crate::{
     clients::Throttled,
     config::Limits,
     hosts::{HostMap, HostName},
+    proxy::identity::{CertificateRefusal, ClientCertificates},
     text::list_contains,
     upstream::Cluster,
 };
@@ -41,6 +42,8 @@ pub(super) enum UpgradeToken {
 pub struct Route {
     /// The cluster that requests go to.
     pub cluster: Arc<Cluster>,
+    /// How it uses client certificates; `None` if it asks for none.
+    pub certificates: Option<Arc<ClientCertificates>>,
 }
 
 /// The clusters by public host name. Replaced as a whole when the configuration changes.
@@ -49,6 +52,8 @@ pub struct Routes {
     by_host: HostMap<Arc<Route>>,
     /// The route of a configuration with exactly one cluster.
     sole: Option<Arc<Route>>,
+    /// The routes that ask for client certificates.
+    asking: Vec<Arc<Route>>,
 }
 
 /// What a connection says about the host of its requests.
@@ -64,7 +69,19 @@ impl Route {
     /// A route on which every request may pass.
     #[must_use]
     pub fn new(cluster: Arc<Cluster>) -> Self {
-        Self { cluster }
+        Self {
+            cluster,
+            certificates: None,
+        }
+    }
+
+    /// The same, on which clients are asked for a certificate.
+    #[must_use]
+    pub fn with_certificates(self, certificates: Option<Arc<ClientCertificates>>) -> Self {
+        Self {
+            certificates,
+            ..self
+        }
     }
 }
 
@@ -72,6 +89,10 @@ impl Routes {
     /// Sends requests for `host` (the text of a host pattern) to a cluster.
     pub fn add(&mut self, host: &str, route: &Arc<Route>) {
         self.by_host.insert(host, Arc::clone(route));
+        let is_listed = || self.asking.iter().any(|one| Arc::ptr_eq(one, route));
+        if route.certificates.is_some() && !is_listed() {
+            self.asking.push(Arc::clone(route));
+        }
     }
 
     /// Says that no other cluster is configured.
@@ -83,6 +104,27 @@ impl Routes {
     #[must_use]
     pub fn serves(&self, name: &str) -> bool {
         self.by_host.get(&HostName::new(name)).is_some()
+    }
+
+    /// The route whose clients are asked for a certificate in a handshake with this name. Without a name it is the only
+    /// route: a kubeconfig with an address as its server sends none.
+    #[must_use]
+    pub fn asking_under(&self, server_name: Option<&str>) -> Option<&Arc<Route>> {
+        if self.asking.is_empty() {
+            return None;
+        }
+        let route = match server_name {
+            Some(name) => self.by_host.get(&HostName::new(name)),
+            None => self.sole.as_ref(),
+        };
+        route.filter(|route| route.certificates.is_some())
+    }
+
+    /// How this cluster uses client certificates.
+    pub(super) fn certificates_of(&self, cluster: &str) -> Option<&ClientCertificates> {
+        let mut asking = self.asking.iter();
+        let route = asking.find(|route| route.cluster.name() == cluster)?;
+        route.certificates.as_deref()
     }
 
     /// The route for the host of a request.
@@ -215,6 +257,12 @@ pub enum Rejection {
     /// The upgrade of `kube-tls-proxy check`, which is for the proxy itself.
     #[error("upgrade of `kube-tls-proxy check`")]
     UpgradeCheck,
+    /// A client certificate that does not count, and no token.
+    #[error("client certificate {0}")]
+    Certificate(CertificateRefusal),
+    /// A client certificate that was presented for a host of another cluster, and no token.
+    #[error("client certificate for a host of another cluster")]
+    CertificateOfOtherHost,
     /// A budget of its client is used up.
     #[error("client is over a limit")]
     Throttled(Throttled),
