@@ -13,9 +13,9 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// Returns all targets.
 #[must_use]
-pub fn targets() -> [Target; 11] {
+pub fn targets() -> [Target; 12] {
     let [targets, budgets] = crate::downstream::FUZZ;
-    let [headers, host, path, events] = crate::proxy::FUZZ;
+    let [headers, host, path, events, credentials] = crate::proxy::FUZZ;
     [
         ("heads", http1::fuzz_requests),
         ("targets", targets),
@@ -25,6 +25,7 @@ pub fn targets() -> [Target; 11] {
         ("host", host),
         ("path", path),
         ("events", events),
+        ("credentials", credentials),
         ("goaway", crate::upstream::FUZZ),
         ("response", http1::fuzz_response_head),
         ("chunks", http1::fuzz_chunks),

@@ -45,6 +45,7 @@ pub mod app;
 #[doc(hidden)]
 pub mod bench;
 pub mod check;
+pub mod cidr;
 pub mod cli;
 pub mod clients;
 pub mod config;

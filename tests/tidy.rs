@@ -151,6 +151,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("process", &[]),
     ("quote", &[]),
     ("drain", &[]),
+    ("cidr", &[]),
     ("ending", &[]),
     ("hosts", &[]),
     ("text", &[]),
@@ -162,6 +163,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 
 /// Leaves that every module may use.
 const LEAVES: &[&str] = &[
+    "cidr",
     "ending",
     "hosts",
     "quote",

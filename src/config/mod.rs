@@ -199,6 +199,38 @@ pub enum TrustSource {
     },
 }
 
+/// The kind of a credential, as access rules name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CredentialKind {
+    /// No credential that kube-apiserver reads.
+    None,
+    /// A client certificate.
+    Certificate,
+    /// A JWT of a service account.
+    ServiceAccount,
+    /// Any other JWT.
+    Jwt,
+    /// A bearer token that is no JWT.
+    Opaque,
+    /// User name and password.
+    Basic,
+}
+
+impl CredentialKind {
+    /// The name in the configuration.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Certificate => "certificate",
+            Self::ServiceAccount => "serviceAccount",
+            Self::Jwt => "jwt",
+            Self::Opaque => "opaque",
+            Self::Basic => "basic",
+        }
+    }
+}
+
 /// What the proxy logs, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogConfig {

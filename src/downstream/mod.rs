@@ -39,7 +39,7 @@ use crate::{
     memory::MemoryPressure,
     metrics::{Connected, Handshake, Limit, Protocol},
     pki::{self, Identity},
-    proxy::{ClientCertificates, ClientConnection, PresentedCertificate, Routes},
+    proxy::{ClientCertificates, ClientConnection, CredentialCache, PresentedCertificate, Routes},
     socket,
     text::error_chain,
     transport::ReadAhead,
@@ -157,6 +157,7 @@ async fn serve(
         half_close_timeout: shared.timeouts.half_close_timeout,
         connected: Arc::clone(&connected),
         drain,
+        credentials: CredentialCache::default(),
     };
     drop(snapshot);
     let service = Arc::new(Service {

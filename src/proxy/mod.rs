@@ -7,6 +7,7 @@
 mod access_log;
 pub(crate) mod bench;
 mod body;
+mod credential;
 mod error;
 mod headers;
 mod hints;
@@ -34,6 +35,7 @@ use http::{
 };
 
 pub use body::{Body, Cut};
+pub use credential::{CredentialCache, CredentialError};
 pub use error::Error;
 pub(crate) use identity::certificate_ended;
 pub use identity::{CertificateRefusal, ClientCertificates, PresentedCertificate};
@@ -81,6 +83,8 @@ pub struct ClientConnection {
     pub connected: Arc<Connected>,
     /// Starts the tasks of this connection, and tells them when to finish.
     pub drain: Drain,
+    /// The tokens that were read on this connection.
+    pub credentials: CredentialCache,
 }
 
 impl ClientConnection {
@@ -97,9 +101,15 @@ impl ClientConnection {
     }
 }
 
-/// The fuzz bodies of this module: header rewriting, the host policy, the path reader and the events of watches.
-pub(crate) const FUZZ: [fn(&[u8]); 4] =
-    [headers::fuzz, policy::fuzz, request_info::fuzz, watch::fuzz];
+/// The fuzz bodies of this module: header rewriting, the host policy, the path reader, the events of watches and
+/// credentials.
+pub(crate) const FUZZ: [fn(&[u8]); 5] = [
+    headers::fuzz,
+    policy::fuzz,
+    request_info::fuzz,
+    watch::fuzz,
+    credential::fuzz,
+];
 
 /// The response to a request whose head cannot be parsed, so that it does not reach [`handle`].
 #[must_use]

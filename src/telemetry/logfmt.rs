@@ -3,7 +3,7 @@
 //! A value is quoted if it has a space, a quote, an equals sign or a character that is not printable ASCII. An empty
 //! value is left out with its key. Numbers are decimals.
 
-use std::fmt::{self, Debug};
+use std::fmt::{self, Debug, Write as _};
 
 use tracing::{
     Event, Level, Subscriber,
@@ -41,6 +41,7 @@ where
         write!(writer, " level={before}{level}{after} target={target}")?;
         let mut line = Line {
             writer,
+            value: String::new(),
             result: Ok(()),
         };
         // First, because people look for it; in the event it can be the last field.
@@ -64,6 +65,8 @@ fn colour(level: Level) -> &'static str {
 /// Writes the fields of one event.
 struct Line<'a> {
     writer: Writer<'a>,
+    /// The text of the last value that is not a string.
+    value: String,
     result: fmt::Result,
 }
 
@@ -73,12 +76,22 @@ impl Line<'_> {
             self.result = pair(&mut self.writer, key, value);
         }
     }
+
+    fn format(&mut self, key: &str, value: fmt::Arguments<'_>) {
+        self.value.clear();
+        if self.result.is_ok() {
+            self.result = self.value.write_fmt(value);
+        }
+        if self.result.is_ok() && !self.value.is_empty() {
+            self.result = pair(&mut self.writer, key, &self.value);
+        }
+    }
 }
 
 impl Visit for Line<'_> {
     fn record_f64(&mut self, field: &Field, value: f64) {
         // `Debug` would write 0.000092 as 9.2e-5.
-        self.put(field.name(), &value.to_string());
+        self.format(field.name(), format_args!("{value}"));
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
@@ -89,7 +102,7 @@ impl Visit for Line<'_> {
 
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
         if field.name() != MESSAGE {
-            self.put(field.name(), &format!("{value:?}"));
+            self.format(field.name(), format_args!("{value:?}"));
         }
     }
 }
@@ -106,17 +119,20 @@ impl Visit for OnlyMessage<'_, '_> {
 
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
         if field.name() == MESSAGE {
-            self.0.put("msg", &format!("{value:?}"));
+            self.0.format("msg", format_args!("{value:?}"));
         }
     }
 }
 
 fn pair(to: &mut dyn fmt::Write, key: &str, value: &str) -> fmt::Result {
     let is_plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'=' | b'\\');
-    if key != "msg" && value.bytes().all(is_plain) {
-        return write!(to, " {key}={value}");
+    let is_plain = key != "msg" && value.bytes().all(is_plain);
+    for part in [" ", key, if is_plain { "=" } else { "=\"" }] {
+        to.write_str(part)?;
     }
-    write!(to, " {key}=\"")?;
+    if is_plain {
+        return to.write_str(value);
+    }
     for char in value.chars() {
         match char {
             '"' | '\\' => {

@@ -109,22 +109,49 @@ impl Telemetry {
     }
 }
 
-/// Writes whole lines to `sink`, and counts those that it refuses.
+/// Writes lines to `sink`, as many at once as wait, and counts those that it refuses. The thread that writes calls `flush`
+/// as soon as no line waits.
 #[derive(Debug)]
 struct CountingSink<W> {
     sink: W,
+    /// Whole lines.
+    waiting: Vec<u8>,
     failed: Arc<AtomicU64>,
+}
+
+impl<W: Write> CountingSink<W> {
+    fn new(sink: W, failed: Arc<AtomicU64>) -> Self {
+        Self {
+            sink,
+            waiting: Vec::new(),
+            failed,
+        }
+    }
 }
 
 impl<W: Write> Write for CountingSink<W> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if self.sink.write_all(line).is_err() {
-            self.failed.fetch_add(1, Ordering::Relaxed);
+        self.waiting.extend_from_slice(line);
+        if self.waiting.len() >= MAX_WRITE {
+            self.flush()?;
         }
         Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        let mut rest = self.waiting.as_slice();
+        while !rest.is_empty() {
+            match self.sink.write(rest) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(written) if written > 0 => rest = rest.get(written..).unwrap_or_default(),
+                Ok(_) | Err(_) => {
+                    let lines = rest.iter().filter(|byte| **byte == b'\n').count();
+                    self.failed.fetch_add(lines as u64, Ordering::Relaxed);
+                    break;
+                }
+            }
+        }
+        self.waiting.clear();
         self.sink.flush()
     }
 }
@@ -145,10 +172,7 @@ pub fn start(config: &LogConfig) -> Result<Telemetry, ParseError> {
         state: Arc::new(Mutex::new(state)),
     };
     let failed = Arc::default();
-    let sink = CountingSink {
-        sink: io::stderr(),
-        failed: Arc::clone(&failed),
-    };
+    let sink = CountingSink::new(io::stderr(), Arc::clone(&failed));
     let (writer, guard) = NonBlockingBuilder::default()
         .lossy(true)
         .buffered_lines_limit(WAITING_LINES)
@@ -192,21 +216,29 @@ fn may_be_logged(metadata: &Metadata<'_>) -> bool {
 
 /// Lines that can wait for a slow log sink. The queue is allocated at the start; a line has about 400 bytes.
 const WAITING_LINES: usize = 16 * 1024;
+/// Bytes of one write to the log sink, at the most a line more. Each write costs about as much as the text of a line.
+const MAX_WRITE: usize = 32 * 1024;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A disk with room for some bytes.
-    struct Disk(usize);
+    /// A disk with room for some bytes. It notes each write.
+    #[derive(Default)]
+    struct Disk {
+        room: usize,
+        writes: Vec<usize>,
+    }
 
     impl Write for Disk {
-        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-            self.0 = self
-                .0
-                .checked_sub(line.len())
-                .ok_or(io::ErrorKind::StorageFull)?;
-            Ok(line.len())
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if self.room == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            let written = bytes.len().min(self.room);
+            self.room -= written;
+            self.writes.push(written);
+            Ok(written)
         }
 
         fn flush(&mut self) -> io::Result<()> {
@@ -214,16 +246,38 @@ mod tests {
         }
     }
 
+    fn sink(room: usize) -> CountingSink<Disk> {
+        let disk = Disk {
+            room,
+            ..Disk::default()
+        };
+        CountingSink::new(disk, Arc::default())
+    }
+
     #[test]
     fn lines_that_a_full_disk_refuses_are_counted() {
-        let failed = Arc::default();
-        let mut sink = CountingSink {
-            sink: Disk(10),
-            failed: Arc::clone(&failed),
-        };
+        let mut sink = sink(10);
         for _ in 0..5 {
             sink.write_all(b"line\n").unwrap();
         }
-        assert_eq!(failed.load(Ordering::Relaxed), 3);
+        sink.flush().unwrap();
+        assert_eq!(sink.failed.load(Ordering::Relaxed), 3);
+        sink.sink.room = 5;
+        sink.write_all(b"line\n").unwrap();
+        sink.flush().unwrap();
+        assert_eq!(sink.failed.load(Ordering::Relaxed), 3);
+    }
+
+    #[test]
+    fn waiting_lines_leave_in_one_bounded_write() {
+        let mut sink = sink(usize::MAX);
+        let line = [b'\n'; 100];
+        for _ in 0..MAX_WRITE.div_ceil(100) + 3 {
+            sink.write_all(&line).unwrap();
+        }
+        assert_eq!(sink.sink.writes, [MAX_WRITE.next_multiple_of(100)]);
+        sink.flush().unwrap();
+        sink.flush().unwrap();
+        assert_eq!(sink.sink.writes, [MAX_WRITE.next_multiple_of(100), 300]);
     }
 }
