@@ -1,7 +1,7 @@
 //! Asks clients for a certificate in the handshake, and accepts any that the client has the key of.
 //!
 //! Whether the certificate counts is decided for each request (`proxy::identity`): one that does not count must not
-//! spoil a token, and an expired one must stop counting while its connection is open.
+//! break a token, and an expired one must stop counting while its connection is open.
 
 use std::sync::Arc;
 

@@ -164,7 +164,7 @@ families! {
         "How often a limit was reached.";
     ERRORS = Counter "kube_tls_proxy_errors_total"
         ["cluster": CLUSTERS_OR_NONE, "reason": "`rejected`, `no_endpoint`, `upstream_connections`, `connect`, `connect_timeout`, `handshake`, `verify`, \
-            `unprocessed`, `lost`, `upload`, `protocol`"]
+            `unprocessed`, `lost`, `upload`, `protocol`, `front_proxy` (its certificate has expired)"]
         "Error responses of the proxy itself, in place of a response of the apiserver.";
     LOG_LINES_DROPPED = Counter "kube_tls_proxy_log_lines_dropped_total" []
         "Log lines that were lost because the reader of the log was too slow or refused them, as a full disk does.";

@@ -1,6 +1,6 @@
 //! The certificate with which the proxy tells an apiserver that it is a front proxy.
 //!
-//! Whoever has its key can be any user of the cluster. An expired one is loaded, because it stops only the users of
+//! An attacker who has its key can be any user of the cluster. An expired one is loaded, because it stops only the users of
 //! client certificates.
 
 use std::{fmt, sync::Arc, time::SystemTime};

@@ -18,14 +18,14 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use http::request::Parts;
+use http::{Response, StatusCode, request::Parts};
 use rustls::ServerConfig;
 use rustls_pki_types::CertificateDer;
 use tokio::{sync::Notify, time::sleep};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
-use super::{ClientConnection, Error, Rejection, Routes, policy::Route};
+use super::{ClientConnection, Error, Rejection, Routes, hints, policy::Route};
 use crate::{
     clients,
     pki::{CertificateSubject, ClientCa, RefusedChain, SubjectError},
@@ -123,6 +123,31 @@ impl CertificateUser {
     /// The SHA-256 of the certificate.
     pub(super) fn credential(&self) -> &str {
         &self.subject.sha256
+    }
+
+    /// Says what a 401 means to a user whom the proxy has verified: the apiserver does not believe the proxy.
+    pub(super) fn answered<B>(
+        &self,
+        downstream: &ClientConnection,
+        cluster: &str,
+        response: &mut Response<B>,
+    ) {
+        if response.status() != StatusCode::UNAUTHORIZED {
+            return;
+        }
+        if downstream.hints {
+            hints::append(response, NOT_BELIEVED);
+        }
+        let client = downstream.connected.client();
+        let activity = downstream.connected.counters().activity();
+        if let Some(suppressed) = activity.admit_line(client.ip()) {
+            warn!(
+                cluster,
+                client.address = %client,
+                suppressed_lines = Some(suppressed).filter(|lines| *lines > 0),
+                "apiserver refuses the front-proxy certificate; check --requestheader-client-ca-file and --requestheader-allowed-names of the apiserver"
+            );
+        }
     }
 }
 
@@ -283,7 +308,7 @@ pub(crate) async fn certificate_ended(downstream: &ClientConnection) {
 
 /// Returns the user as whom a request goes to the apiserver, or `None` if the request speaks for itself, with or without a
 /// token. kube-apiserver decides in the same way: a valid certificate counts more than a token, and one that is not valid
-/// does not spoil a token.
+/// does not break a token.
 ///
 /// # Errors
 ///
@@ -342,5 +367,6 @@ fn log_refusal(
     );
 }
 
+const NOT_BELIEVED: &str = "the apiserver does not accept the front-proxy certificate of this proxy; its operator can fix that, and a token works";
 /// A verdict is made again after this time, because the clock may have been corrected.
 const MAX_VERDICT_AGE: Duration = Duration::from_secs(30);

@@ -232,6 +232,9 @@ async fn forward(
         // On the heap, so that the future of every other request stays smaller.
         let mut forwarded = Box::pin(forwarded).await.inspect_err(failed)?;
         place.answered(check, forwarded.status());
+        if let Some(user) = &user {
+            user.answered(downstream, cluster.name(), &mut forwarded);
+        }
         if downstream.hints {
             hints::add(&mut forwarded, check.has_credential());
         }
@@ -255,6 +258,9 @@ async fn forward(
     };
     headers::rewrite_response(&mut head.headers);
     let mut response = Response::from_parts(head, Body::new(content));
+    if let Some(user) = &user {
+        user.answered(downstream, cluster.name(), &mut response);
+    }
     if downstream.hints {
         hints::add(&mut response, check.has_credential());
     }

@@ -6,7 +6,7 @@
 //! way: [`UpstreamRequest`] is the only type that a lease sends, and no other code sees the [`Cluster`] in a
 //! [`FrontProxy`].
 
-use std::{sync::Arc, time::SystemTime};
+use std::{fmt, sync::Arc, time::SystemTime};
 
 use http::{HeaderName, HeaderValue, header, header::InvalidHeaderValue, request::Parts};
 
@@ -83,10 +83,18 @@ impl RemoteUser {
 }
 
 /// A request with the connections that it may use.
-#[derive(Debug)]
 pub struct UpstreamRequest<'a> {
     pub(super) cluster: &'a Cluster,
     pub(super) head: Parts,
+}
+
+impl fmt::Debug for UpstreamRequest<'_> {
+    /// Without the head, which holds credentials.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UpstreamRequest")
+            .field("cluster", &self.cluster.name())
+            .finish_non_exhaustive()
+    }
 }
 
 impl<'a> UpstreamRequest<'a> {

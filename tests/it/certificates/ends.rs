@@ -95,7 +95,7 @@ async fn expiry_ends_streams_and_tunnels_of_the_certificate() {
     );
 }
 
-/// A proxy with a revocation list that names nobody, and its apiserver.
+/// A proxy with a revocation list without entries.
 async fn revoking(world: &World, cas: &Authorities, upstream: &Upstream) -> Proxy {
     let list = cas.users.revocation_list(&[], in_a_day());
     let section = ClientCertificatesConfig {
@@ -165,9 +165,9 @@ async fn certificate_is_verified_again_after_its_ca_was_replaced() {
     let (world, cas) = (World::new(), Authorities::new());
     let upstream = world.apiserver().http(watch_or_ok).start().await;
     let proxy = cas.proxy(&world, &upstream).start();
-    let jane = client(&proxy, cas.jane()).alpn(&["h2"]);
+    let jane = client(&proxy, cas.jane());
     for version in [&version::TLS12, &version::TLS13] {
-        let jane = jane.clone().tls_versions(&[version]);
+        let jane = jane.clone().alpn(&["h2"]).tls_versions(&[version]);
         for _ in 0..2 {
             let tls = jane.connect().await.unwrap();
             let http2 = Http2::new(tls).await;

@@ -135,7 +135,7 @@ async fn certificate_with_unsafe_name_is_401_without_token() {
     assert_never_mixed(&upstream);
 }
 
-/// Case 35. Whoever can issue such a certificate could be the whole cluster.
+/// Case 35. A CA that issues such a certificate rules the cluster.
 #[tokio::test]
 async fn names_of_system_are_403_unless_allowed() {
     let (world, cas) = (World::new(), Authorities::new());
@@ -269,4 +269,25 @@ async fn expired_front_proxy_certificate_is_503_for_its_users_only() {
         verbose.text()
     );
     assert_never_mixed(&upstream);
+}
+
+/// The proxy has verified the user, so the apiserver does not believe the proxy.
+#[tokio::test]
+async fn apiserver_that_refuses_front_proxy_is_named() {
+    let (world, cas) = (World::new(), Authorities::new());
+    let refuse = async |_| {
+        let mut response = http::Response::new(standin::upstream::full("no"));
+        *response.status_mut() = http::StatusCode::UNAUTHORIZED;
+        response
+    };
+    let upstream = world.apiserver().http(refuse).start().await;
+    let proxy = cas.proxy(&world, &upstream).start();
+    for protocol in BOTH {
+        let response = get(&client(&proxy, cas.jane()), protocol, HOST, &[]).await;
+        assert_eq!(response.code, 401);
+        let [warning] = response.lines("warning")[..] else {
+            panic!("{response:?}");
+        };
+        assert!(warning.contains("does not accept the front-proxy certificate"), "{warning}");
+    }
 }
