@@ -6,8 +6,8 @@ use criterion::{BenchmarkGroup, measurement::WallTime};
 use kube_tls_proxy::{
     app::App,
     config::{
-        Capacity, ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, RequestHost,
-        Timeouts, TrustSource,
+        Capacity, ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, LoggedUser,
+        RequestHost, Timeouts, TrustSource,
     },
 };
 use rustls::client::Resumption;
@@ -122,6 +122,7 @@ fn config(upstream: SocketAddr, identities: Vec<IdentityFiles>, trust: TrustSour
             format: LogFormat::Json,
             filter: "info".into(),
             access: false,
+            user: LoggedUser::Off,
         },
         warnings: Vec::new(),
         admin: None,

@@ -73,7 +73,7 @@ _kube__tls__proxy() {
             return 0
             ;;
         kube__subcmd__tls__subcmd__proxy__subcmd__check)
-            opts="-c -o -h --listen --cert --key --host --upstream --upstream-ca --upstream-name --upstream-host --kubeconfig --context --config --workers --drain-delay --drain-timeout --drain-tunnels --admin-listen --reuse-port --log-format --log-level --no-access-log --long --through --connect-to --offline --through-ca --token-file --output --help"
+            opts="-c -o -h --listen --cert --key --host --upstream --upstream-ca --upstream-name --upstream-host --kubeconfig --context --config --workers --drain-delay --drain-timeout --drain-tunnels --admin-listen --reuse-port --log-format --log-level --no-access-log --log-user --long --through --connect-to --offline --through-ca --token-file --output --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -160,6 +160,10 @@ _kube__tls__proxy() {
                     return 0
                     ;;
                 --no-access-log)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --log-user)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -361,7 +365,7 @@ _kube__tls__proxy() {
             return 0
             ;;
         kube__subcmd__tls__subcmd__proxy__subcmd__serve)
-            opts="-c -h --listen --cert --key --host --upstream --upstream-ca --upstream-name --upstream-host --kubeconfig --context --config --workers --drain-delay --drain-timeout --drain-tunnels --admin-listen --reuse-port --log-format --log-level --no-access-log --help"
+            opts="-c -h --listen --cert --key --host --upstream --upstream-ca --upstream-name --upstream-host --kubeconfig --context --config --workers --drain-delay --drain-timeout --drain-tunnels --admin-listen --reuse-port --log-format --log-level --no-access-log --log-user --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -448,6 +452,10 @@ _kube__tls__proxy() {
                     return 0
                     ;;
                 --no-access-log)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --log-user)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -51,6 +51,7 @@ set edit:completion:arg-completer[kube-tls-proxy] = {|@words|
             cand --log-format 'Log format: text or json [default: text]'
             cand --log-level 'Log filter: a level, or levels for modules [default: info]'
             cand --no-access-log 'Turn off the log line per request'
+            cand --log-user 'How to show the users whom the apiserver has verified: subject, hash or off [default: off]'
             cand -h 'Print help'
             cand --help 'Print help'
         }
@@ -76,6 +77,7 @@ set edit:completion:arg-completer[kube-tls-proxy] = {|@words|
             cand --log-format 'Log format: text or json [default: text]'
             cand --log-level 'Log filter: a level, or levels for modules [default: info]'
             cand --no-access-log 'Turn off the log line per request'
+            cand --log-user 'How to show the users whom the apiserver has verified: subject, hash or off [default: off]'
             cand --through 'Also check the running proxy at this URL, as clients use it; needs no other flag'
             cand --connect-to 'Connect to HOST[:PORT] and not to the host of --through, for example before DNS is changed'
             cand --through-ca 'CA file that clients use to verify the proxy [default: public CAs]'

@@ -119,6 +119,11 @@ pub struct ServeArgs {
     #[arg(env = "KUBE_TLS_PROXY_NO_ACCESS_LOG", help_heading = LOGGING)]
     pub no_access_log: Option<String>,
 
+    /// How to show the users whom the apiserver has verified: subject, hash or off [default: off]
+    #[arg(long, value_name = "CHOICE")]
+    #[arg(env = "KUBE_TLS_PROXY_LOG_USER", help_heading = LOGGING)]
+    pub log_user: Option<String>,
+
     /// The flags whose value comes from their variable, with their dashes, for errors.
     #[arg(skip)]
     pub from_environment: Vec<String>,
@@ -165,6 +170,7 @@ impl ServeArgs {
             log_format: text(&self.log_format),
             log_level: text(&self.log_level),
             no_access_log: text(&self.no_access_log),
+            log_user: text(&self.log_user),
             from_environment: Vec::new(),
         }
     }

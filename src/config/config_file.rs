@@ -14,7 +14,7 @@ use serde_saphyr::Spanned;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{
-    LogFormat, RequestHost,
+    LogFormat, LoggedUser, RequestHost,
     error::SettingError,
     limits::{LimitsSection, TimeoutsSection},
     source::check_path,
@@ -141,6 +141,9 @@ pub(super) struct LogSection {
     pub(super) filter: Option<Parsed<LogFilter>>,
     /// Whether each request is logged.
     pub(super) access: Option<bool>,
+    /// How the log and the status page show the user whose token the apiserver has accepted: `subject`, `hash` or `off`.
+    #[schemars(with = "Option<LoggedUserName>")]
+    pub(super) user: Option<Parsed<LoggedUser>>,
 }
 
 /// Health, metrics and the status page, on their own port.
@@ -159,6 +162,16 @@ pub(super) struct AdminSection {
 enum LogFormatName {
     Text,
     Json,
+}
+
+/// The spelling of [`LoggedUser`] for the schema.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase", inline)]
+#[expect(dead_code, reason = "only its schema is used")]
+enum LoggedUserName {
+    Subject,
+    Hash,
+    Off,
 }
 
 /// The spelling of [`RequestHost`] for the schema.
@@ -242,6 +255,20 @@ impl FromStr for LogFormat {
             _ => Err(SettingError::Malformed {
                 problem: NOT_A_LOG_FORMAT,
             }),
+        }
+    }
+}
+
+impl FromStr for LoggedUser {
+    type Err = SettingError;
+
+    fn from_str(text: &str) -> Result<Self, SettingError> {
+        match text {
+            "subject" => Ok(Self::Subject),
+            "hash" => Ok(Self::Hash),
+            // For YAML 1.1, which Helm reads and writes, `off` is a boolean.
+            "off" | "false" => Ok(Self::Off),
+            _ => Err(SettingError::invalid(text, NOT_A_LOGGED_USER)),
         }
     }
 }
@@ -334,6 +361,8 @@ pub fn schema() -> serde_json::Value {
 const NOT_A_LISTEN_ADDRESS: &str = "is not an address to listen on; write ADDRESS:PORT with an IP address, such as [::]:8443 or 127.0.0.1:8443";
 const NOT_AN_ENDPOINT: &str = "is not the address of an apiserver; write ADDRESS:PORT with an IP address, such as 10.0.0.1:6443";
 const NOT_A_LOG_FORMAT: &str = "is not a log format; write text or json";
+const NOT_A_LOGGED_USER: &str =
+    "is not a choice; write subject, for the name in the token, hash, for a pseudonym, or off";
 const NOT_A_REQUEST_HOST: &str = "is not a choice; write client, for the host that clients ask for, or upstream, for the host of the apiserver's URL";
 const NOT_A_LOG_FILTER: &str = "is not a log filter; write a level (error, warn, info, debug, trace), or levels for modules, such as info,kube_tls_proxy=debug";
 const NOT_A_HOST: &str = "is not a host name; write it without scheme, port and path, such as kube.example.com or *.example.com";

@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     Capacity, Config, ConfigError, Environment, FileKind, IdentityFiles, Limits, LogConfig,
-    LogFormat, ServeArgs, SettingError, Timeouts, clusters,
+    LogFormat, LoggedUser, ServeArgs, SettingError, Timeouts, clusters,
     config_file::{AdminSection, ConfigFile, ListenAddr, LogFilter, LogSection},
     limits::{LimitsSection, TimeoutsSection},
     source::{ConfigSource, absolute_path, check_path_flags, parse_flag},
@@ -232,6 +232,10 @@ fn log(args: &ServeArgs, section: LogSection) -> Result<LogConfig, ConfigError> 
             .map(|is_off| !is_off)
             .or(section.access)
             .unwrap_or(true),
+        user: match &args.log_user {
+            Some(text) => parse_flag("--log-user", text)?,
+            None => section.user.map_or_else(LoggedUser::default, |user| user.0),
+        },
     })
 }
 

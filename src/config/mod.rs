@@ -240,6 +240,20 @@ pub struct LogConfig {
     pub filter: String,
     /// Whether each request is logged.
     pub access: bool,
+    /// How the log and the status page show the user of a request.
+    pub user: LoggedUser,
+}
+
+/// How the log and the status page show the user of a request.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LoggedUser {
+    /// The subject of the token.
+    Subject,
+    /// A hash of it.
+    Hash,
+    /// Not at all. No token is read for it.
+    #[default]
+    Off,
 }
 
 /// The format of log lines.

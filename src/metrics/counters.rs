@@ -573,6 +573,7 @@ mod tests {
             cluster: "prod".into(),
             client: "192.0.2.1:1".parse().unwrap(),
             user_agent: StreamInfo::text("kubectl/v1.36"),
+            user: None,
             resource: "pods/exec".into(),
             namespace: "default".into(),
             name: "web-0".into(),

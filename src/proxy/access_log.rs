@@ -22,7 +22,7 @@ use super::{
     tunnel::Carried,
 };
 use crate::{
-    activity::{LongLived, StreamInfo},
+    activity::{EndUser, LongLived, StreamInfo},
     ending::{EndReason, Ending, Side},
     metrics::{
         ClusterLabel, ClusterSlot, Connected, OpenStream, Protocol, RequestRecord, Resource,
@@ -78,8 +78,16 @@ struct LogFields {
     host: Option<HeaderValue>,
     audit_id: Option<HeaderValue>,
     upstream: Option<Origin>,
+    /// What few lines have.
+    rare: Option<Box<RareFields>>,
+}
+
+/// Data of few log lines. Every other one pays only for a pointer.
+#[derive(Debug, Default)]
+struct RareFields {
     /// Requests of this client whose lines were left out before this one.
     suppressed: u64,
+    user: Option<Arc<EndUser>>,
 }
 
 /// What a log line says of Kubernetes. It is read from the path again, because few requests of a flood are logged.
@@ -140,6 +148,7 @@ impl AccessLog {
                 cluster: Arc::default(),
                 client: downstream.peer.0,
                 user_agent: StreamInfo::text(user_agent.unwrap_or_default()),
+                user: None,
                 resource: StreamInfo::text(&info.resource_name()),
                 namespace: StreamInfo::text(&info.namespace),
                 name: StreamInfo::text(&info.name),
@@ -207,6 +216,24 @@ impl AccessLog {
         *self.time_to_headers.insert(self.started.elapsed())
     }
 
+    /// Whether the log or the status page has a place for the user.
+    pub(super) fn shows_user(&self) -> bool {
+        self.fields.is_some() || self.long_lived.is_some()
+    }
+
+    /// Notes the user whom the apiserver has verified.
+    pub(super) fn set_user(&mut self, user: Option<Arc<EndUser>>) {
+        let Some(user) = user else {
+            return;
+        };
+        if let Some(stream) = &mut self.long_lived {
+            stream.user = Some(Arc::clone(&user));
+        }
+        if let Some(fields) = &mut self.fields {
+            fields.rare.get_or_insert_default().user = Some(user);
+        }
+    }
+
     /// Notes the head of the response.
     pub(super) fn response_started(&mut self, status: StatusCode, headers: &HeaderMap) {
         if self.time_to_headers.is_none() {
@@ -267,11 +294,14 @@ impl AccessLog {
         if let Some(fields) = &self.fields {
             let facts = &self.facts;
             let kubernetes = facts.kubernetes();
+            let user = fields.user();
             info!(
                 target: TARGET,
                 cluster = self.connected.cluster_name(self.cluster),
                 client.address = %self.connected.client(),
                 user_agent.original = fields.user_agent.as_ref().and_then(shortened).map(display),
+                enduser.id = user.map(|user| display(&user.id)),
+                enduser.issuer = user.and_then(|user| text(&user.issuer)).map(display),
                 http.request.id = %facts.id,
                 http.request.method = %facts.method(),
                 url.domain = fields.host.as_ref().and_then(host).map(display),
@@ -353,8 +383,10 @@ impl AccessLog {
         ) {
             None => self.fields = None,
             Some(suppressed) => {
-                if let Some(fields) = &mut self.fields {
-                    fields.suppressed = suppressed;
+                if let Some(fields) = &mut self.fields
+                    && suppressed > 0
+                {
+                    fields.rare.get_or_insert_default().suppressed = suppressed;
                 }
             }
         }
@@ -382,11 +414,14 @@ impl AccessLog {
         let facts = &self.facts;
         let kubernetes = facts.kubernetes();
         let (outcome, ending) = self.end();
+        let user = fields.user();
         info!(
             target: TARGET,
             cluster = self.connected.cluster_name(self.cluster),
             client.address = %self.connected.client(),
             user_agent.original = fields.user_agent.as_ref().and_then(shortened).map(display),
+            enduser.id = user.map(|user| display(&user.id)),
+            enduser.issuer = user.and_then(|user| text(&user.issuer)).map(display),
             network.protocol.version = protocol(self.version),
             http.request.id = %facts.id,
             http.request.method = %facts.method(),
@@ -406,7 +441,7 @@ impl AccessLog {
             outcome,
             ended_by = ending.by.label(),
             reason = ending.reason.label(),
-            suppressed_lines = Some(fields.suppressed).filter(|lines| *lines > 0),
+            suppressed_lines = fields.rare.as_ref().map(|rare| rare.suppressed).filter(|lines| *lines > 0),
             "request",
         );
     }
@@ -436,8 +471,12 @@ impl LogFields {
             host: authority.or_else(|| headers.get(header::HOST).cloned()),
             audit_id: None,
             upstream: None,
-            suppressed: 0,
+            rare: None,
         }
+    }
+
+    fn user(&self) -> Option<&EndUser> {
+        self.rare.as_ref()?.user.as_deref()
     }
 }
 

@@ -8,6 +8,7 @@ mod access_log;
 pub(crate) mod bench;
 mod body;
 mod credential;
+mod end_user;
 mod error;
 mod headers;
 mod hints;
@@ -221,6 +222,15 @@ async fn forward(
         }
     };
     prepare(&mut head, downstream, &admitted, log.id())?;
+    let logged = routes.logged_user();
+    let claimed = match &user {
+        _ if !log.shows_user() => None,
+        Some(user) => {
+            log.set_user(end_user::of_certificate(user.name(), logged));
+            None
+        }
+        None => end_user::claimed(logged, &head, admitted.upgrade, &downstream.credentials),
+    };
     let request = match (&user, &admitted.route.certificates) {
         (Some(user), Some(certificates)) => {
             UpstreamRequest::for_user(certificates.front_proxy(), &user.fields, head)
@@ -235,6 +245,13 @@ async fn forward(
         if let Some(user) = &user {
             user.answered(downstream, cluster.name(), &mut forwarded);
         }
+        let headers = forwarded.headers();
+        log.set_user(end_user::verified(
+            claimed,
+            logged,
+            forwarded.status(),
+            headers,
+        ));
         if downstream.hints {
             hints::add(&mut forwarded, check.has_credential());
         }
@@ -251,6 +268,12 @@ async fn forward(
     let (mut head, body) = response.into_parts();
     log.answered_by(&body);
     place.answered(check, head.status);
+    log.set_user(end_user::verified(
+        claimed,
+        logged,
+        head.status,
+        &head.headers,
+    ));
     let content = if log.is_watch() && head.status == StatusCode::OK {
         watch::content(body, &head.headers, &downstream.drain)
     } else {

@@ -44,7 +44,8 @@ impl ReloadChanges {
                 )
             });
         let has_log_changed = config.log.filter != old_config.log.filter
-            || config.log.access != old_config.log.access;
+            || config.log.access != old_config.log.access
+            || config.log.user != old_config.log.user;
         Self {
             certificates: certificates.collect(),
             clusters: clusters(old, material),

@@ -18,7 +18,7 @@ pub use changes::ReloadChanges;
 pub use material::{ClientMaterial, Material};
 
 use crate::{
-    config::{Config, ConfigError},
+    config::{Config, ConfigError, LoggedUser},
     downstream::{Snapshot, asking_server_config, server_config},
     metrics::ClusterLabels,
     pki::{Identity, PkiError},
@@ -114,7 +114,14 @@ impl Reloader {
         let clusters = build_clusters(&material, None, &mut labels)?;
         let front_proxies = build_front_proxies(&material, &clusters, None);
         let replaced = CancellationToken::new();
-        let snapshot = snapshot(&material, &clusters, &front_proxies, &tickets, &replaced);
+        let snapshot = snapshot(
+            &material,
+            &clusters,
+            &front_proxies,
+            &tickets,
+            &replaced,
+            config.log.user,
+        );
         let valid_until = material.next_expiry(now);
         let report = ReloadReport {
             material: Arc::new(material),
@@ -293,6 +300,7 @@ impl Reloader {
             &self.front_proxies,
             &self.tickets,
             &self.replaced,
+            self.config.log.user,
         )))
     }
 
@@ -333,8 +341,10 @@ fn snapshot(
     front_proxies: &[Option<Arc<FrontProxy>>],
     tickets: &Arc<dyn ProducesTickets>,
     replaced: &CancellationToken,
+    user: LoggedUser,
 ) -> Snapshot {
     let mut routes = Routes::default();
+    routes.set_logged_user(user);
     let is_only = clusters.len() == 1;
     let certificates = front_proxies.iter().zip(&material.client_certificates);
     let certificates = certificates.map(|(front_proxy, clients)| {

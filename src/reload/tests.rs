@@ -11,8 +11,8 @@ use standin::{TempDir, pki::Ca};
 
 use super::*;
 use crate::config::{
-    Capacity, ClusterConfig, IdentityFiles, Limits, LogConfig, LogFormat, RequestHost, Timeouts,
-    TrustSource,
+    Capacity, ClusterConfig, IdentityFiles, Limits, LogConfig, LogFormat, LoggedUser, RequestHost,
+    Timeouts, TrustSource,
 };
 
 /// The files of a proxy, and a count of how often its configuration was read.
@@ -74,6 +74,7 @@ impl World {
                 format: LogFormat::Text,
                 filter: "info".into(),
                 access: true,
+                user: LoggedUser::Off,
             },
         }
     }

@@ -8,8 +8,8 @@ use http::{Request, Response};
 use kube_tls_proxy::{
     app::{App, FastStop},
     config::{
-        Capacity, ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, RequestHost,
-        Timeouts, TrustSource,
+        Capacity, ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, LoggedUser,
+        RequestHost, Timeouts, TrustSource,
     },
     drain::Phase,
     heartbeat::{Heartbeat, Heartbeats},
@@ -127,6 +127,7 @@ impl World {
                 format: LogFormat::Text,
                 filter: "info".into(),
                 access: true,
+                user: LoggedUser::Off,
             },
             warnings: Vec::new(),
             admin: None,

@@ -20,8 +20,8 @@ use serde_json::Value;
 
 use super::{
     Capacity, ClusterConfig, Config, ConnectionsBound, Environment, IdentityFiles, Limits,
-    LogConfig, LogFormat, RequestHost, ServeArgs, Timeouts, TrustSource, load, schema, units,
-    url::UpstreamUrl,
+    LogConfig, LogFormat, LoggedUser, RequestHost, ServeArgs, Timeouts, TrustSource, load, schema,
+    units, url::UpstreamUrl,
 };
 use crate::memory::MemoryLimit;
 use standin::TempDir;
@@ -125,6 +125,7 @@ fn flags_alone_give_defaults() {
                 format: LogFormat::Text,
                 filter: "info".to_owned(),
                 access: true,
+                user: LoggedUser::Off,
             },
             warnings: Vec::new(),
             admin: None,
@@ -222,6 +223,7 @@ fn every_flag_is_applied() {
         log_format: Some("json".to_owned()),
         log_level: Some("warn,kube_tls_proxy=debug".to_owned()),
         no_access_log: Some("true".to_owned()),
+        log_user: Some("subject".to_owned()),
         ..enough()
     };
     let config = load(&args, &outside_pod()).unwrap();
@@ -236,6 +238,7 @@ fn every_flag_is_applied() {
     assert_eq!(config.log.format, LogFormat::Json);
     assert_eq!(config.log.filter, "warn,kube_tls_proxy=debug");
     assert!(!config.log.access);
+    assert_eq!(config.log.user, LoggedUser::Subject);
     let cluster = &config.clusters[0];
     assert_eq!(cluster.hosts, ["kube.example.com"]);
     assert_eq!(cluster.upstream_host, "api.internal");
@@ -262,7 +265,7 @@ listen: ['[::]:1', '[::]:2']
 workers: 5
 certificates: [{certificate: file.crt, key: file.key}]
 timeouts: {drain: 1m, handshake: 2s}
-log: {format: json, filter: debug, access: true}
+log: {format: json, filter: debug, access: true, user: hash}
 ";
     let plain = with_config(
         ServeArgs {
@@ -278,6 +281,7 @@ log: {format: json, filter: debug, access: true}
     assert_eq!(plain.timeouts.drain, Duration::from_secs(60));
     assert_eq!(plain.log.format, LogFormat::Json);
     assert_eq!(plain.log.filter, "debug");
+    assert_eq!(plain.log.user, LoggedUser::Hash);
 
     let flagged = with_config(
         ServeArgs {
@@ -287,6 +291,7 @@ log: {format: json, filter: debug, access: true}
             log_format: Some("text".to_owned()),
             log_level: Some("warn".to_owned()),
             no_access_log: Some("true".to_owned()),
+            log_user: Some("off".to_owned()),
             ..enough()
         },
         text,
@@ -300,6 +305,7 @@ log: {format: json, filter: debug, access: true}
     assert_eq!(flagged.log.format, LogFormat::Text);
     assert_eq!(flagged.log.filter, "warn");
     assert!(!flagged.log.access);
+    assert_eq!(flagged.log.user, LoggedUser::Off);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use http::{
 
 use crate::{
     clients::Throttled,
-    config::Limits,
+    config::{Limits, LoggedUser},
     hosts::{HostMap, HostName},
     proxy::identity::{CertificateRefusal, ClientCertificates},
     text::list_contains,
@@ -54,6 +54,7 @@ pub struct Routes {
     sole: Option<Arc<Route>>,
     /// The routes that ask for client certificates.
     asking: Vec<Arc<Route>>,
+    logged_user: LoggedUser,
 }
 
 /// What a connection says about the host of its requests.
@@ -98,6 +99,16 @@ impl Routes {
     /// Says that no other cluster is configured.
     pub fn set_sole(&mut self, route: &Arc<Route>) {
         self.sole = Some(Arc::clone(route));
+    }
+
+    /// Sets how the log and the status page show users. It is here because a reload may change it.
+    pub fn set_logged_user(&mut self, user: LoggedUser) {
+        self.logged_user = user;
+    }
+
+    /// How the log and the status page show users.
+    pub(super) fn logged_user(&self) -> LoggedUser {
+        self.logged_user
     }
 
     /// Whether a cluster is served under this name.

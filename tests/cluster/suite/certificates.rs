@@ -27,7 +27,9 @@ fn front_proxy(suite: &Suite) -> Proxy {
     });
     let file = fixture.scratch().join("front-proxy.yaml");
     fs::write(&file, config.to_string()).unwrap();
-    suite.proxy.another(fixture, &["--config", file.to_str().unwrap()])
+    suite
+        .proxy
+        .another(fixture, &["--config", file.to_str().unwrap()])
 }
 
 /// A kubeconfig for this user on each route.
@@ -72,7 +74,13 @@ fn whoami_shows_the_owner_of_the_certificate() {
     let files = kubeconfigs(&suite, &proxy, &user);
     let whoami = ["auth", "whoami", "-o", "json"];
     let who = both(&suite, &files, &whoami).ok();
-    for part in ["\"jane\"", "certificate-users", "on call", "7d1a", "X509SHA256="] {
+    for part in [
+        "\"jane\"",
+        "certificate-users",
+        "on call",
+        "7d1a",
+        "X509SHA256=",
+    ] {
         assert!(who.contains(part), "{part} in {who}");
     }
     let other = suite.fixture.impersonated_user();

@@ -72,7 +72,10 @@ impl Fixture {
 
     /// The files of a front proxy that the apiserver believes: certificate and key.
     pub(crate) fn front_proxy_files(&self) -> [&str; 2] {
-        [self.text("frontProxyCertificate"), self.text("frontProxyKey")]
+        [
+            self.text("frontProxyCertificate"),
+            self.text("frontProxyKey"),
+        ]
     }
 
     pub(crate) fn aggregated_path(&self) -> &str {

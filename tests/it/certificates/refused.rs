@@ -288,6 +288,9 @@ async fn apiserver_that_refuses_front_proxy_is_named() {
         let [warning] = response.lines("warning")[..] else {
             panic!("{response:?}");
         };
-        assert!(warning.contains("does not accept the front-proxy certificate"), "{warning}");
+        assert!(
+            warning.contains("does not accept the front-proxy certificate"),
+            "{warning}"
+        );
     }
 }
