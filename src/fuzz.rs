@@ -13,13 +13,14 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// Returns all targets.
 #[must_use]
-pub fn targets() -> [Target; 12] {
-    let [targets, budgets] = crate::downstream::FUZZ;
+pub fn targets() -> [Target; 13] {
+    let [targets, budgets, hello] = crate::downstream::FUZZ;
     let [headers, host, path, events, credentials] = crate::proxy::FUZZ;
     [
         ("heads", http1::fuzz_requests),
         ("targets", targets),
         ("budgets", budgets),
+        ("hello", hello),
         ("frames", crate::transport::frames::fuzz),
         ("headers", headers),
         ("host", host),

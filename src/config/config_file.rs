@@ -74,8 +74,13 @@ pub(super) struct ClusterEntry {
     #[serde(default)]
     #[schemars(with = "Vec<String>")]
     pub(super) hosts: Vec<Spanned<Parsed<PublicHost>>>,
+    /// Pass connections for these hosts on as they are: each client speaks TLS with the apiserver and verifies it itself,
+    /// for example with the client certificate of an admin.conf.
+    #[serde(default)]
+    pub(super) passthrough: bool,
     /// Its URL, and how it is verified.
-    pub(super) upstream: Option<UpstreamEntry>,
+    #[schemars(with = "Option<UpstreamEntry>")]
+    pub(super) upstream: Option<Spanned<UpstreamEntry>>,
     /// Or: a kubeconfig with URL, CA and name.
     #[schemars(with = "Option<String>")]
     pub(super) kubeconfig: Option<Parsed<FilePath>>,
@@ -117,16 +122,16 @@ pub(super) struct UpstreamEntry {
     #[serde(default)]
     #[schemars(with = "Vec<String>")]
     pub(super) addresses: Vec<Parsed<EndpointAddr>>,
-    /// PEM file with the only trusted CAs.
-    #[schemars(with = "String")]
-    pub(super) ca: Parsed<FilePath>,
+    /// PEM file with the only trusted CAs. Needed, except with `passthrough`: there only health checks use it.
+    #[schemars(with = "Option<String>")]
+    pub(super) ca: Option<Parsed<FilePath>>,
     /// Name or address that its certificate must carry; by default the host of the URL.
     #[schemars(with = "Option<String>")]
-    pub(super) name: Option<Parsed<ExpectedName>>,
+    pub(super) name: Option<Spanned<Parsed<ExpectedName>>>,
     /// The host that requests ask it for: `client` for the one that the client asks for, `upstream` for that of the URL;
     /// by default `client` if the host of the URL is an IP address or begins with `kubernetes`.
     #[schemars(with = "Option<RequestHostName>")]
-    pub(super) host: Option<Parsed<RequestHost>>,
+    pub(super) host: Option<Spanned<Parsed<RequestHost>>>,
 }
 
 /// What the proxy logs, and how.

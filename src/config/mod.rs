@@ -36,7 +36,7 @@ pub use environment::{Environment, has_no_colours};
 pub use error::{ConfigError, FileKind, Position, SettingError, YamlError};
 pub use file::ReadError;
 pub(crate) use file::read as read_file;
-pub(crate) use kubeconfig::{Kubeconfig, NamedContext, duplicate};
+pub(crate) use kubeconfig::{Kubeconfig, NamedContext, duplicate, load_trust};
 pub use limits::{Limits, Timeouts};
 pub use load::load;
 pub(crate) use source::check_path_flag;
@@ -107,6 +107,8 @@ pub struct ClusterConfig {
     pub request_host: RequestHost,
     /// The only CAs that the chain of the apiserver may end at.
     pub trust: TrustSource,
+    /// Whether connections for its hosts are passed on as they are, so that each client speaks TLS with the apiserver.
+    pub passthrough: bool,
     /// How client certificates are used; `None` if none is asked for.
     pub client_certificates: Option<ClientCertificatesConfig>,
 }
@@ -197,6 +199,8 @@ pub enum TrustSource {
         /// Its place, for messages: ``cluster `prod` in kubeconfig /etc/kubeconfig``.
         origin: String,
     },
+    /// A passthrough cluster without a CA: each client verifies the apiserver, and the proxy trusts no server.
+    Clients,
 }
 
 /// The kind of a credential, as access rules name it.

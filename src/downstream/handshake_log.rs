@@ -70,7 +70,9 @@ impl HandshakeLog {
 /// connections when places are scarce.
 fn is_notable(error: &HandshakeError) -> bool {
     match error {
-        HandshakeError::Timeout { .. } | HandshakeError::PlainHttp => true,
+        HandshakeError::Timeout { .. }
+        | HandshakeError::PlainHttp
+        | HandshakeError::HelloTooLarge => true,
         HandshakeError::Closed => false,
         HandshakeError::Failed {
             source,
@@ -85,6 +87,8 @@ fn reason(error: &HandshakeError) -> &'static str {
         HandshakeError::Timeout { .. } => return "timeout",
         HandshakeError::Closed => return "place",
         HandshakeError::PlainHttp => return "plain_http",
+        HandshakeError::HelloTooLarge => return "hello_too_large",
+
         HandshakeError::Failed { source, .. } => source,
     };
     match tls_error(source) {

@@ -1,10 +1,11 @@
 //! Takes one accepted connection through its TLS handshake, and serves HTTP/1.1 or HTTP/2 on
-//! it. ALPN alone chooses the protocol.
+//! it. ALPN alone chooses the protocol. A connection for a passthrough host leaves here after its `ClientHello`.
 
 mod client_auth;
 mod handshake_log;
 mod http1;
 mod http2;
+mod passthrough;
 #[cfg(test)]
 mod tests;
 
@@ -30,6 +31,7 @@ use tracing::debug;
 
 pub use client_auth::asking_server_config;
 pub use handshake_log::HandshakeLog;
+use passthrough::Greeting;
 
 use crate::{
     clients::{Client, ClientTable, Place},
@@ -39,15 +41,21 @@ use crate::{
     memory::MemoryPressure,
     metrics::{Connected, Handshake, Limit, Protocol},
     pki::{self, Identity},
-    proxy::{ClientCertificates, ClientConnection, CredentialCache, PresentedCertificate, Routes},
+    proxy::{
+        self, ClientCertificates, ClientConnection, CredentialCache, PassedClient,
+        PresentedCertificate, Routes,
+    },
     socket,
     text::error_chain,
     transport::ReadAhead,
     upstream::{ClientLeases, UpstreamContext},
 };
 
-/// The fuzz bodies of this module: what the frames of an HTTP/2 client say, and their budgets.
-pub(crate) const FUZZ: [fn(&[u8]); 2] = http2::FUZZ;
+/// The fuzz bodies of this module: what the frames of an HTTP/2 client say, their budgets, and where a `ClientHello` ends.
+pub(crate) const FUZZ: [fn(&[u8]); 3] = {
+    let [targets, budgets] = http2::FUZZ;
+    [targets, budgets, passthrough::fuzz]
+};
 
 /// Everything that a reload replaces, as one value.
 #[derive(Debug)]
@@ -126,7 +134,18 @@ async fn serve(
         }
     });
     let stream = match accepted.await {
-        Ok(stream) => stream,
+        Ok(HandshakeOutcome::Terminated(stream)) => stream,
+        Ok(HandshakeOutcome::Passed(client)) => {
+            drop(snapshot);
+            let counters = Arc::clone(context.counters());
+            counters.handshakes.count(Handshake::Passed);
+            let protocol = Protocol::Passthrough;
+            let connected = Connected::new(counters, peer.0, protocol, place, drain.clone());
+            let half_close_timeout = shared.timeouts.half_close_timeout;
+            let passed = proxy::pass(*client, connected, &context, half_close_timeout, &drain);
+            // On the heap, so that other connections do not pay for it.
+            return Box::pin(passed).await;
+        }
         Err(error) => {
             if place.is_closing() {
                 context.counters().limits_hit.count(Limit::ClientPlaces);
@@ -164,18 +183,13 @@ async fn serve(
         shared,
         downstream: Arc::new(downstream),
     });
-    match protocol {
-        // On the heap, so that a connection needs the memory of its own protocol only.
-        Protocol::Http1 => {
-            if let Err(error) = Box::pin(http1::serve(stream, service)).await {
-                ended_early(peer, &error);
-            }
+    // On the heap, so that a connection needs the memory of its own protocol only.
+    if protocol == Protocol::Http2 {
+        if let Err(error) = Box::pin(http2::serve(stream, service)).await {
+            ended_early(peer, &error);
         }
-        Protocol::Http2 => {
-            if let Err(error) = Box::pin(http2::serve(stream, service)).await {
-                ended_early(peer, &error);
-            }
-        }
+    } else if let Err(error) = Box::pin(http1::serve(stream, service)).await {
+        ended_early(peer, &error);
     }
     // A tunnel keeps the place after its connection has ended.
     if connected.place().is_closing() {
@@ -216,6 +230,14 @@ fn negotiated(session: &ServerConnection) -> (Protocol, Option<String>) {
     (protocol, sni)
 }
 
+/// The beginning of a connection that is served.
+enum HandshakeOutcome {
+    /// The proxy has completed the TLS handshake.
+    Terminated(Box<TlsStream<ReadAhead>>),
+    /// The connection is passed through.
+    Passed(Box<PassedClient>),
+}
+
 /// Why a downstream handshake failed.
 #[derive(Debug, thiserror::Error)]
 enum HandshakeError {
@@ -232,6 +254,9 @@ enum HandshakeError {
     /// The client speaks HTTP without TLS.
     #[error("the client sent plain HTTP to the HTTPS port")]
     PlainHttp,
+    /// There are passthrough hosts, and the `ClientHello` has more bytes than the proxy would replay.
+    #[error("the ClientHello is larger than {} bytes", passthrough::MAX_HELLO)]
+    HelloTooLarge,
     /// Client and proxy have no version or cipher in common, or the connection broke.
     #[error("TLS handshake")]
     Failed {
@@ -259,14 +284,14 @@ impl HandshakeError {
             Self::Timeout { .. } => Handshake::Timeout,
             Self::Closed => Handshake::Closed,
             Self::PlainHttp => Handshake::PlainHttp,
-            Self::Failed { .. } => Handshake::Failed,
+            Self::HelloTooLarge | Self::Failed { .. } => Handshake::Failed,
         }
     }
 
     /// The name that the client asked for.
     fn server_name(&self) -> Option<&str> {
         match self {
-            Self::Closed | Self::PlainHttp => None,
+            Self::Closed | Self::PlainHttp | Self::HelloTooLarge => None,
             Self::Timeout { server_name, .. } | Self::Failed { server_name, .. } => {
                 server_name.as_ref()?.as_deref()
             }
@@ -301,7 +326,8 @@ fn with_client_auth(
     config
 }
 
-/// Runs the TLS handshake. `timeouts.handshake` covers everything, including the wait for a slot. A client that fills its
+/// Runs the TLS handshake, or only reads the `ClientHello` of a connection that is passed through, which needs no slot.
+/// `timeouts.handshake` covers everything, including the wait for a slot. A client that fills its
 /// own slots waits for them, so that it never fills those of all clients.
 ///
 /// # Errors
@@ -313,7 +339,7 @@ async fn handshake(
     client: &Client,
     shared: &Shared,
     context: &UpstreamContext,
-) -> Result<Box<TlsStream<ReadAhead>>, HandshakeError> {
+) -> Result<HandshakeOutcome, HandshakeError> {
     let mut server_name = None;
     let handshake = async {
         let mut stream = ReadAhead::new(stream);
@@ -323,7 +349,14 @@ async fn handshake(
         }
         // A client takes a slot only after its whole ClientHello has arrived. Otherwise a few silent clients
         // would block all others.
-        let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+        let hello = if snapshot.routes.has_passthrough() {
+            match Box::pin(passthrough::read_hello(stream, &snapshot.routes)).await? {
+                Greeting::Terminated(hello) => hello,
+                Greeting::Passed(client) => return Ok(HandshakeOutcome::Passed(client)),
+            }
+        } else {
+            LazyConfigAcceptor::new(Acceptor::default(), stream).await?
+        };
         server_name = Some(hello.client_hello().server_name().map(str::to_owned));
         let asking = snapshot
             .routes
@@ -351,7 +384,7 @@ async fn handshake(
         // In the future, because this call already exchanges keys and signs, which takes most of the time.
         let handshake = async { hello.into_stream_with(config, limit_buffer).await };
         let stream = context.client_turns().run(handshake).await?;
-        Ok(Box::new(stream))
+        Ok(HandshakeOutcome::Terminated(Box::new(stream)))
     };
     let limit = shared.timeouts.handshake;
     match timeout(limit, handshake).await {

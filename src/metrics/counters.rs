@@ -164,15 +164,26 @@ impl Counters {
         info: StreamInfo,
         since: Instant,
     ) -> OpenStream {
+        if cluster != ClusterSlot::UNROUTED {
+            self.clusters.get(cluster).in_flight.decrement();
+        }
+        self.open_connection(cluster, info, since)
+    }
+
+    /// Counts and lists a stream that is a connection of its own and no request.
+    #[must_use]
+    pub fn open_connection(
+        self: &Arc<Self>,
+        cluster: ClusterSlot,
+        info: StreamInfo,
+        since: Instant,
+    ) -> OpenStream {
         let stream = OpenStream {
             counters: Arc::clone(self),
             cluster,
             kind: info.kind,
             _listed: ListedStream::new(Arc::clone(&self.activity), info, since),
         };
-        if cluster != ClusterSlot::UNROUTED {
-            self.clusters.get(cluster).in_flight.decrement();
-        }
         stream.gauge().increment();
         stream
     }

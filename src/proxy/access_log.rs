@@ -534,7 +534,7 @@ fn host(value: &HeaderValue) -> Option<String> {
 }
 
 /// Rounded to microseconds; more digits are noise.
-fn seconds(duration: Duration) -> f64 {
+pub(super) fn seconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e6
 }
 

@@ -3,6 +3,8 @@
 //! A request passes [`handle`], `policy::admit` and `headers::rewrite_request`, and goes upstream. Its response
 //! comes back through `headers::rewrite_response` and [`Body`]. `watch` tracks the events of a watch; `upgrade`
 //! and `tunnel` serve an upgrade. An `AccessLog` records each request from beginning to end.
+//!
+//! A connection for a passthrough host has no request that the proxy can see: [`pass`] joins it with an apiserver.
 
 mod access_log;
 pub(crate) mod bench;
@@ -13,6 +15,7 @@ mod error;
 mod headers;
 mod hints;
 mod identity;
+mod passthrough;
 mod policy;
 mod request_id;
 mod request_info;
@@ -40,6 +43,7 @@ pub use credential::{CredentialCache, CredentialError};
 pub use error::Error;
 pub(crate) use identity::certificate_ended;
 pub use identity::{CertificateRefusal, ClientCertificates, PresentedCertificate};
+pub(crate) use passthrough::{PassedClient, pass};
 pub(crate) use policy::UPGRADE_CHECK;
 pub use policy::{Rejection, Route, Routes};
 pub use request_info::{RequestAttributes, request_attributes};

@@ -21,7 +21,6 @@ use crate::{
     drain::ConnectionKind,
     ending::{EndReason, Ending},
     http1::Upgraded,
-    metrics::Limit,
     text::error_chain,
     upstream::{RequestBody, UpstreamRequest},
 };
@@ -80,7 +79,6 @@ pub(crate) fn start_tunnel(body: Body, client: Upgraded, downstream: &ClientConn
     connected.place().become_tunnel();
     downstream.drain.spawn(async move {
         let _counted = counted;
-        let joined = tunnel::join(client, *apiserver, half_close_timeout);
         let certificate_ended = async {
             match &certificate {
                 Some(certificate) => certificate.ended().await,
@@ -89,11 +87,7 @@ pub(crate) fn start_tunnel(body: Body, client: Upgraded, downstream: &ClientConn
         };
         // The connection's task has ended. The tunnel keeps its place.
         let (carried, result) = tokio::select! {
-            ended = joined => ended,
-            () = connected.place().closing() => {
-                connected.counters().limits_hit.count(Limit::ClientPlaces);
-                return log.aborted(Ending::by_proxy(EndReason::Place));
-            }
+            ended = tunnel::join_in_place(client, *apiserver, half_close_timeout, &connected) => ended,
             () = certificate_ended => {
                 return log.aborted(Ending::by_proxy(EndReason::Certificate));
             }

@@ -135,7 +135,7 @@ impl Material {
             warnings.extend(identity.client_warning(now));
             warnings
         });
-        let hosts = self.clusters.iter().flat_map(|(cluster, _)| &cluster.hosts);
+        let hosts = self.terminated().flat_map(|cluster| &cluster.hosts);
         let anchors = self.clusters.iter().flat_map(|(_, trust)| trust.warnings());
         identities
             .chain(uncovered_hosts(hosts, &self.identities))
@@ -178,6 +178,12 @@ impl Material {
         let (ours, theirs) = (&self.client_certificates, &other.client_certificates);
         let mut pairs = ours.iter().zip(theirs);
         ours.len() == theirs.len() && pairs.all(|(one, other)| ClientMaterial::are_same(one, other))
+    }
+
+    /// The clusters whose requests the proxy sees.
+    pub(super) fn terminated(&self) -> impl Iterator<Item = &ClusterConfig> {
+        let all = self.clusters.iter().map(|(cluster, _)| cluster);
+        all.filter(|cluster| !cluster.passthrough)
     }
 
     /// Whether both present the same certificates.

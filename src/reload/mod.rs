@@ -345,43 +345,57 @@ fn snapshot(
 ) -> Snapshot {
     let mut routes = Routes::default();
     routes.set_logged_user(user);
-    let is_only = clusters.len() == 1;
-    let certificates = front_proxies.iter().zip(&material.client_certificates);
-    let certificates = certificates.map(|(front_proxy, clients)| {
-        let (front_proxy, clients) = (front_proxy.as_ref()?, clients.as_ref()?);
-        let tls = asking_server_config(&material.identities, clients.ca.names());
-        let (ca, front_proxy) = (Arc::clone(&clients.ca), Arc::clone(front_proxy));
-        Some(ClientCertificates::new(
-            ca,
-            front_proxy,
-            Arc::new(tls),
-            replaced.clone(),
-        ))
-    });
+    let certificates = client_certificates(material, front_proxies, replaced);
     let configured = clusters.iter().zip(&material.clusters);
+    let mut terminated = Vec::new();
+    // First, so that a passthrough host is never terminated because a certificate has its name.
     for ((cluster, (config, _)), certificates) in configured.zip(certificates) {
-        let section = config.client_certificates.as_ref();
-        let allows_system = section.is_some_and(|section| section.allow_system);
-        let certificates =
-            certificates.map(|certificates| Arc::new(certificates.allowing_system(allows_system)));
         let route = Route::new(Arc::clone(cluster)).with_certificates(certificates);
         let route = Arc::new(route);
-        // With one cluster, every name in the certificates routes to it. With several, only `hosts` says which name
-        // belongs to which cluster.
-        if is_only {
-            for name in material.identities.iter().flat_map(Identity::names) {
-                routes.add(name, &route);
-            }
-            routes.set_sole(&route);
-        }
         for host in &config.hosts {
             routes.add(host.as_ref(), &route);
         }
+        if !cluster.is_passthrough() {
+            terminated.push(route);
+        }
+    }
+    // With one cluster, every name in the certificates routes to it. With several, only `hosts` says which name
+    // belongs to which cluster. A passthrough cluster has only its `hosts`.
+    if let [only] = terminated.as_slice() {
+        for name in material.identities.iter().flat_map(Identity::names) {
+            routes.add(name, only);
+        }
+        routes.set_sole(only);
     }
     Snapshot {
         tls: Arc::new(server_config(&material.identities, Arc::clone(tickets))),
         routes: Arc::new(routes),
     }
+}
+
+/// How each cluster of a new snapshot uses client certificates.
+fn client_certificates(
+    material: &Material,
+    front_proxies: &[Option<Arc<FrontProxy>>],
+    replaced: &CancellationToken,
+) -> Vec<Option<Arc<ClientCertificates>>> {
+    let clusters = material.clusters.iter().zip(&material.client_certificates);
+    let each = clusters.zip(front_proxies);
+    each.map(|(((config, _), clients), front_proxy)| {
+        let (clients, front_proxy) = (clients.as_ref()?, front_proxy.as_ref()?);
+        let section = config.client_certificates.as_ref()?;
+        let certificates = ClientCertificates::new(
+            Arc::clone(&clients.ca),
+            Arc::clone(front_proxy),
+            Arc::new(asking_server_config(
+                &material.identities,
+                clients.ca.names(),
+            )),
+            replaced.clone(),
+        );
+        Some(Arc::new(certificates.allowing_system(section.allow_system)))
+    })
+    .collect()
 }
 
 /// How often files that change while they are read are read again at once.

@@ -64,6 +64,7 @@ impl World {
                 path_prefix: String::new(),
                 expected_name: ServerName::try_from("kubernetes").unwrap(),
                 request_host: RequestHost::Client,
+                passthrough: false,
                 trust: TrustSource::File(file("ca.crt")),
                 client_certificates: None,
             }],

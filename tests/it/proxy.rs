@@ -110,6 +110,7 @@ impl World {
                 path_prefix: String::new(),
                 expected_name: ServerName::try_from(APISERVER).unwrap(),
                 request_host: RequestHost::Client,
+                passthrough: false,
                 trust: TrustSource::File(ca),
                 client_certificates: None,
             }],

@@ -107,6 +107,7 @@ fn flags_alone_give_defaults() {
                 path_prefix: String::new(),
                 expected_name: name("10.0.0.1"),
                 request_host: RequestHost::Client,
+                passthrough: false,
                 trust: TrustSource::File("/ca.crt".into()),
                 client_certificates: None,
             }],
@@ -367,6 +368,7 @@ clusters:
             path_prefix: "/p".to_owned(),
             expected_name: name("fd00::1"),
             request_host: RequestHost::Client,
+            passthrough: false,
             trust: TrustSource::File(etc.join("../one.crt")),
             client_certificates: None,
         },
@@ -380,6 +382,7 @@ clusters:
             path_prefix: String::new(),
             expected_name: name("y"),
             request_host: RequestHost::Upstream,
+            passthrough: false,
             trust: TrustSource::File(etc.join("../sub/y.crt")),
             client_certificates: None,
         },
@@ -393,11 +396,42 @@ clusters:
             path_prefix: String::new(),
             expected_name: name("kubernetes.default.svc"),
             request_host: RequestHost::Client,
+            passthrough: false,
             trust: TrustSource::File(scratch.path().join("sa/ca.crt")),
             client_certificates: None,
         },
     ];
     assert_eq!(config.clusters, expected);
+}
+
+/// Clients verify the apiserver under the host that they ask for, and so do probes. Only terminated clusters need hosts when
+/// there are several.
+#[test]
+fn passthrough_cluster_needs_no_ca_and_expects_its_host() {
+    let text = "
+certificates: [{certificate: tls.crt, key: tls.key}]
+clusters:
+- {name: prod, upstream: {url: 'https://api.example:6443', ca: ca.crt}}
+- {name: one, hosts: ['*.one.example', kubernetes], passthrough: true, upstream: {url: 'https://api.example:6443'}}
+- {name: two, hosts: ['*.two.example'], passthrough: true, upstream: {url: 'https://api.example', ca: ca.crt}}
+";
+    let args = ServeArgs {
+        certificates: Vec::new(),
+        keys: Vec::new(),
+        upstream: None,
+        upstream_ca: None,
+        ..enough()
+    };
+    let config = with_config(args, text);
+    let [prod, one, two] = config.clusters.as_slice() else {
+        panic!("{:?}", config.clusters);
+    };
+    assert!(!prod.passthrough && one.passthrough && two.passthrough);
+    assert_eq!(one.trust, TrustSource::Clients);
+    assert_eq!(one.expected_name, name("kubernetes"));
+    assert!(matches!(two.trust, TrustSource::File(_)));
+    assert_eq!(two.expected_name, name("api.example"));
+    assert_eq!(two.request_host, RequestHost::Client);
 }
 
 #[test]

@@ -50,10 +50,11 @@ pub struct Route {
 #[derive(Debug, Default)]
 pub struct Routes {
     by_host: HostMap<Arc<Route>>,
-    /// The route of a configuration with exactly one cluster.
+    /// The route of a configuration with exactly one cluster, passthrough clusters not counted.
     sole: Option<Arc<Route>>,
     /// The routes that ask for client certificates.
     asking: Vec<Arc<Route>>,
+    has_passthrough: bool,
     logged_user: LoggedUser,
 }
 
@@ -89,11 +90,26 @@ impl Route {
 impl Routes {
     /// Sends requests for `host` (the text of a host pattern) to a cluster.
     pub fn add(&mut self, host: &str, route: &Arc<Route>) {
+        self.has_passthrough |= route.cluster.is_passthrough();
         self.by_host.insert(host, Arc::clone(route));
         let is_listed = || self.asking.iter().any(|one| Arc::ptr_eq(one, route));
         if route.certificates.is_some() && !is_listed() {
             self.asking.push(Arc::clone(route));
         }
+    }
+
+    /// Whether some hosts are passed through. Only then a connection pays for a copy of its `ClientHello`.
+    #[must_use]
+    pub fn has_passthrough(&self) -> bool {
+        self.has_passthrough
+    }
+
+    /// The cluster to which connections for this name of a TLS handshake are passed through; `None` if the proxy
+    /// terminates them.
+    #[must_use]
+    pub fn passthrough(&self, sni: &str) -> Option<&Arc<Cluster>> {
+        let route = self.by_host.get(&HostName::new(sni))?;
+        Some(&route.cluster).filter(|cluster| cluster.is_passthrough())
     }
 
     /// Says that no other cluster is configured.
@@ -114,7 +130,8 @@ impl Routes {
     /// Whether a cluster is served under this name.
     #[must_use]
     pub fn serves(&self, name: &str) -> bool {
-        self.by_host.get(&HostName::new(name)).is_some()
+        let route = self.by_host.get(&HostName::new(name));
+        route.is_some_and(|route| !route.cluster.is_passthrough())
     }
 
     /// The route whose clients are asked for a certificate in a handshake with this name. Without a name it is the only
@@ -145,16 +162,20 @@ impl Routes {
     /// client has already verified that name. The health checks of load balancers send no name, and an address: their own,
     /// or that of the target. With one cluster this is not ambiguous. A web page can have a name resolve to the proxy (DNS
     /// rebinding), but not an address, so a name that is not configured never passes.
+    ///
+    /// A passthrough host has no route here, even if a wildcard of another cluster covers it: a host is either passed
+    /// through or terminated. Browsers send requests for such a name on a connection for another one.
     fn find(&self, authority: &Authority, sni: Option<&str>) -> Option<&Arc<Route>> {
         let host = HostName::new(authority.host());
-        self.by_host.get(&host).or_else(|| {
+        let found = self.by_host.get(&host).or_else(|| {
             let is_address = host.as_str().parse::<IpAddr>().is_ok();
             if !is_address && host.as_str() != "localhost" {
                 return None;
             }
             let by_sni = sni.and_then(|sni| self.by_host.get(&HostName::new(sni)));
             by_sni.or_else(|| self.sole.as_ref().filter(|_| is_address))
-        })
+        });
+        found.filter(|route| !route.cluster.is_passthrough())
     }
 }
 
