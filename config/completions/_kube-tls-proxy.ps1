@@ -97,8 +97,9 @@ Register-ArgumentCompleter -Native -CommandName 'kube-tls-proxy' -ScriptBlock {
         }
         'kube-tls-proxy;kubeconfig' {
             [CompletionResult]::new('--server', '--server', [CompletionResultType]::ParameterName, 'The public URL of the proxy: https://NAME[:PORT]')
-            [CompletionResult]::new('--from', '--from', [CompletionResultType]::ParameterName, 'Copy names and token or exec plugin from this kubeconfig, never a client certificate')
+            [CompletionResult]::new('--from', '--from', [CompletionResultType]::ParameterName, 'Copy names and token or exec plugin from this kubeconfig; client certificates only with --direct')
             [CompletionResult]::new('--context', '--context', [CompletionResultType]::ParameterName, 'Use this context of --from [default: its current-context]')
+            [CompletionResult]::new('--tls-server-name', '--tls-server-name', [CompletionResultType]::ParameterName, 'The passthrough host, a name in the apiserver''s certificate [default: kubernetes]')
             [CompletionResult]::new('--token-file', '--token-file', [CompletionResultType]::ParameterName, 'Put the token in this file into the kubeconfig')
             [CompletionResult]::new('--exec-command', '--exec-command', [CompletionResultType]::ParameterName, 'Let kubectl run this program to get a token, for example an OIDC login')
             [CompletionResult]::new('--exec-arg', '--exec-arg', [CompletionResultType]::ParameterName, 'An argument of that program; repeat for more')
@@ -106,6 +107,7 @@ Register-ArgumentCompleter -Native -CommandName 'kube-tls-proxy' -ScriptBlock {
             [CompletionResult]::new('--namespace', '--namespace', [CompletionResultType]::ParameterName, 'Default namespace of the context [default: as in --from]')
             [CompletionResult]::new('--name', '--name', [CompletionResultType]::ParameterName, 'Name of cluster, user and context [default: as in --from, or the host of --server]')
             [CompletionResult]::new('--output', '--output', [CompletionResultType]::ParameterName, 'Write to this file, which only its owner can read, instead of stdout')
+            [CompletionResult]::new('--direct', '--direct', [CompletionResultType]::ParameterName, 'For a passthrough host: copy the CA and every credential of --from')
             [CompletionResult]::new('--merge', '--merge', [CompletionResultType]::ParameterName, 'Add to the kubeconfig in --output and keep its other entries, but not its comments')
             [CompletionResult]::new('--force', '--force', [CompletionResultType]::ParameterName, 'Overwrite FILE; with --merge, entries of other clusters. FILE.bak keeps the old file')
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help')

@@ -311,7 +311,7 @@ _kube__tls__proxy() {
             return 0
             ;;
         kube__subcmd__tls__subcmd__proxy__subcmd__kubeconfig)
-            opts="-h --server --from --context --token-file --exec-command --exec-arg --ca --namespace --name --output --merge --force --help"
+            opts="-h --server --from --context --direct --tls-server-name --token-file --exec-command --exec-arg --ca --namespace --name --output --merge --force --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -326,6 +326,10 @@ _kube__tls__proxy() {
                     return 0
                     ;;
                 --context)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --tls-server-name)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

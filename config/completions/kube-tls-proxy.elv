@@ -91,8 +91,9 @@ set edit:completion:arg-completer[kube-tls-proxy] = {|@words|
         }
         &'kube-tls-proxy;kubeconfig'= {
             cand --server 'The public URL of the proxy: https://NAME[:PORT]'
-            cand --from 'Copy names and token or exec plugin from this kubeconfig, never a client certificate'
+            cand --from 'Copy names and token or exec plugin from this kubeconfig; client certificates only with --direct'
             cand --context 'Use this context of --from [default: its current-context]'
+            cand --tls-server-name 'The passthrough host, a name in the apiserver''s certificate [default: kubernetes]'
             cand --token-file 'Put the token in this file into the kubeconfig'
             cand --exec-command 'Let kubectl run this program to get a token, for example an OIDC login'
             cand --exec-arg 'An argument of that program; repeat for more'
@@ -100,6 +101,7 @@ set edit:completion:arg-completer[kube-tls-proxy] = {|@words|
             cand --namespace 'Default namespace of the context [default: as in --from]'
             cand --name 'Name of cluster, user and context [default: as in --from, or the host of --server]'
             cand --output 'Write to this file, which only its owner can read, instead of stdout'
+            cand --direct 'For a passthrough host: copy the CA and every credential of --from'
             cand --merge 'Add to the kubeconfig in --output and keep its other entries, but not its comments'
             cand --force 'Overwrite FILE; with --merge, entries of other clusters. FILE.bak keeps the old file'
             cand -h 'Print help'

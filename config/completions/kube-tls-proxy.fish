@@ -85,8 +85,9 @@ complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l 
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l offline -d 'Check only what needs no network and no port: configuration, certificates and CAs'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -s h -l help -d 'Print help'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l server -d 'The public URL of the proxy: https://NAME[:PORT]' -r
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l from -d 'Copy names and token or exec plugin from this kubeconfig, never a client certificate' -r -F
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l from -d 'Copy names and token or exec plugin from this kubeconfig; client certificates only with --direct' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l context -d 'Use this context of --from [default: its current-context]' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l tls-server-name -d 'The passthrough host, a name in the apiserver\'s certificate [default: kubernetes]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l token-file -d 'Put the token in this file into the kubeconfig' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l exec-command -d 'Let kubectl run this program to get a token, for example an OIDC login' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l exec-arg -d 'An argument of that program; repeat for more' -r
@@ -94,6 +95,7 @@ complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l namespace -d 'Default namespace of the context [default: as in --from]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l name -d 'Name of cluster, user and context [default: as in --from, or the host of --server]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l output -d 'Write to this file, which only its owner can read, instead of stdout' -r -F
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l direct -d 'For a passthrough host: copy the CA and every credential of --from'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l merge -d 'Add to the kubeconfig in --output and keep its other entries, but not its comments'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l force -d 'Overwrite FILE; with --merge, entries of other clusters. FILE.bak keeps the old file'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -s h -l help -d 'Print help'
