@@ -58,7 +58,8 @@ impl Error {
             Self::Upstream(_)
             | Self::Rejected(_)
             | Self::UnexpectedProtocol
-            | Self::RedirectedUpgrade => false,
+            | Self::RedirectedUpgrade
+            | Self::FrontProxyExpired => false,
         }
     }
 
