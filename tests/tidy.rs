@@ -121,7 +121,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "proxy",
         &[
-            "activity", "clients", "config", "drain", "http1", "metrics", "pki", "upstream",
+            "activity",
+            "clients",
+            "config",
+            "drain",
+            "http1",
+            "metrics",
+            "pki",
+            "transport",
+            "upstream",
         ],
     ),
     (

@@ -137,7 +137,7 @@ impl BudgetSizes {
     fn credential_of(
         &self,
         cluster: &str,
-        (request, certificate): CredentialSource<'_>,
+        (request, certificate): RequestCredential<'_>,
     ) -> CheckedCredential {
         let mut hasher = self.hash_key.build_hasher();
         // A token that one cluster refuses may be valid for another one.
@@ -180,7 +180,7 @@ impl fmt::Debug for ConnectionCredentials {
 }
 
 /// The head of a request, and the fingerprint of the client certificate that counts instead of its header fields.
-type CredentialSource<'a> = (&'a Parts, Option<&'a str>);
+type RequestCredential<'a> = (&'a Parts, Option<&'a str>);
 
 /// Whether a header field authenticates the request.
 pub(crate) fn has_credential(request: &Parts) -> bool {
@@ -224,7 +224,7 @@ fn is_websocket_upgrade(request: &Parts) -> bool {
 }
 
 impl BudgetCheck {
-    fn unchecked((request, certificate): CredentialSource<'_>) -> Self {
+    fn unchecked((request, certificate): RequestCredential<'_>) -> Self {
         let has_credential = certificate.is_some() || has_credential(request);
         Self::Unchecked { has_credential }
     }
@@ -282,7 +282,7 @@ impl ClientBudget {
         sizes: &BudgetSizes,
         connection: &ConnectionCredentials,
         cluster: &str,
-        request: CredentialSource<'_>,
+        request: RequestCredential<'_>,
     ) -> Result<BudgetCheck, Throttled> {
         if self.is_checked.load(Ordering::Relaxed) {
             self.check_buckets(sizes, connection, cluster, request)
@@ -296,7 +296,7 @@ impl ClientBudget {
         sizes: &BudgetSizes,
         connection: &ConnectionCredentials,
         cluster: &str,
-        request: CredentialSource<'_>,
+        request: RequestCredential<'_>,
     ) -> Result<BudgetCheck, Throttled> {
         let now = Instant::now();
         if let Some(size) = &sizes.requests {
@@ -713,7 +713,7 @@ mod tests {
                 request = request.header(name, value);
             }
             let (head, ()) = request.body(()).unwrap().into_parts();
-            let check = BudgetCheck::unchecked(&head);
+            let check = BudgetCheck::unchecked((&head, None));
             assert_eq!(check.is_accepted(StatusCode::OK), check.has_credential());
             check.has_credential()
         };

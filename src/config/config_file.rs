@@ -15,6 +15,7 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{
     LogFormat, LoggedUser, RequestHost,
+    access::AccessRuleEntry,
     error::SettingError,
     limits::{LimitsSection, TimeoutsSection},
     source::check_path,
@@ -92,6 +93,10 @@ pub(super) struct ClusterEntry {
     /// Users with client certificates, whom the proxy names to the apiserver as a front proxy.
     #[schemars(with = "Option<ClientCertificatesEntry>")]
     pub(super) client_certificates: Option<Spanned<ClientCertificatesEntry>>,
+    /// Who may send what; the first rule that matches decides, and a request that none matches is denied. By default every
+    /// request may pass.
+    #[schemars(with = "Option<Vec<AccessRuleEntry>>")]
+    pub(super) access: Option<Spanned<Vec<Spanned<AccessRuleEntry>>>>,
 }
 
 /// Which client certificates count, and the certificate with which the proxy names their owners to the apiserver.

@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     Capacity, Config, ConfigError, Environment, FileKind, IdentityFiles, Limits, LogConfig,
-    LogFormat, LoggedUser, ServeArgs, SettingError, Timeouts, clusters,
+    LogFormat, LoggedUser, ServeArgs, SettingError, Timeouts, access, clusters,
     config_file::{AdminSection, ConfigFile, ListenAddr, LogFilter, LogSection},
     limits::{LimitsSection, TimeoutsSection},
     source::{ConfigSource, absolute_path, check_path_flags, parse_flag},
@@ -72,6 +72,9 @@ fn load_given(
     let timeouts = timeouts(args, section)?;
     let mut warnings = env.unknown_variables.clone();
     warnings.extend(capacity.few_open_files(limits.connections));
+    for cluster in clusters.iter().filter(|cluster| !cluster.access.is_empty()) {
+        warnings.extend(access::warnings(&cluster.name, &cluster.access));
+    }
     warnings.extend(sets_tunnels.then(|| short_tunnels(&timeouts)).flatten());
     Ok(Config {
         sources,

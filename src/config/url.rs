@@ -47,6 +47,7 @@ impl UpstreamUrl {
             expected_name: self.name,
             trust,
             client_certificates: None,
+            access: Vec::new(),
             passthrough: false,
         }
     }

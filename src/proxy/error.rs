@@ -2,7 +2,7 @@
 
 use tracing::{debug, warn};
 
-use super::{Rejection, access_log::RequestFacts, request_id::RequestId};
+use super::{Denial, Rejection, access_log::RequestFacts, request_id::RequestId};
 use crate::{
     clients::Throttled,
     ending::{EndReason, Ending},
@@ -17,6 +17,9 @@ pub enum Error {
     /// The proxy refused the request.
     #[error("request refused")]
     Rejected(#[from] Rejection),
+    /// The access rules of the cluster deny the request.
+    #[error("request refused")]
+    Denied(#[source] Box<Denial>),
     /// The apiserver sent no response.
     #[error("no response from the apiserver")]
     Upstream(#[from] UpstreamError),
@@ -42,7 +45,7 @@ impl Error {
     /// Who is the reason that the request failed, and why.
     pub(super) fn ending(&self) -> Ending {
         match self {
-            Self::Rejected(_) => Ending::by_proxy(EndReason::Refused),
+            Self::Rejected(_) | Self::Denied(_) => Ending::by_proxy(EndReason::Refused),
             Self::Upstream(error) => error.ending(),
             Self::UnexpectedProtocol | Self::RedirectedUpgrade => {
                 Ending::by_apiserver(EndReason::Protocol)
@@ -57,6 +60,7 @@ impl Error {
             Self::Upstream(UpstreamError::Upload { source }) => source.client_left(),
             Self::Upstream(_)
             | Self::Rejected(_)
+            | Self::Denied(_)
             | Self::UnexpectedProtocol
             | Self::RedirectedUpgrade
             | Self::FrontProxyExpired => false,
@@ -67,6 +71,7 @@ impl Error {
     pub(super) fn reason(&self) -> ErrorReason {
         match self {
             Self::Rejected(_) => ErrorReason::Rejected,
+            Self::Denied(_) => ErrorReason::Denied,
             Self::Upstream(error) => upstream_reason(error),
             Self::UnexpectedProtocol | Self::RedirectedUpgrade => ErrorReason::Protocol,
             Self::FrontProxyExpired => ErrorReason::FrontProxy,
@@ -114,7 +119,7 @@ pub(super) fn record(
         };
     }
     match error {
-        Error::Rejected(_) | Error::Upstream(UpstreamError::Upload { .. }) => {
+        Error::Rejected(_) | Error::Denied(_) | Error::Upstream(UpstreamError::Upload { .. }) => {
             log_line!(debug, "request refused");
         }
         Error::Upstream(_)
@@ -132,6 +137,10 @@ pub(super) fn count(error: &Error, cluster: ClusterSlot, connected: &Connected) 
     if let Some(limit) = exceeded_limit(error) {
         connected.counters().limits_hit.count(limit);
     }
+    if let Error::Denied(denial) = error {
+        let counters = connected.counters().clusters().get(cluster);
+        counters.denied.count(denial.rule());
+    }
     connected.record_error(cluster, error.reason(), || cause(error))
 }
 
@@ -145,6 +154,7 @@ pub(super) fn cause(error: &Error) -> String {
             None => chain.to_string(),
         },
         Error::Rejected(_)
+        | Error::Denied(_)
         | Error::UnexpectedProtocol
         | Error::RedirectedUpgrade
         | Error::FrontProxyExpired => chain.to_string(),
@@ -190,7 +200,8 @@ fn exceeded_limit(error: &Error) -> Option<Limit> {
             source: UploadError::TooSlow,
         }) => return Some(Limit::UploadRate),
         Error::Upstream(error) if is_no_socket(error) => return Some(Limit::UpstreamSockets),
-        Error::Upstream(_)
+        Error::Denied(_)
+        | Error::Upstream(_)
         | Error::UnexpectedProtocol
         | Error::RedirectedUpgrade
         | Error::FrontProxyExpired => return None,
@@ -218,6 +229,8 @@ fn exceeded_limit(error: &Error) -> Option<Limit> {
         | Rejection::UpgradeWithBody
         | Rejection::UpgradeCheck
         | Rejection::Certificate(_)
-        | Rejection::CertificateOfOtherHost => None,
+        | Rejection::CertificateOfOtherHost
+        | Rejection::Credential(_)
+        | Rejection::AmbiguousPath => None,
     }
 }

@@ -6,6 +6,7 @@
 //!
 //! A connection for a passthrough host has no request that the proxy can see: [`pass`] joins it with an apiserver.
 
+mod access;
 mod access_log;
 pub(crate) mod bench;
 mod body;
@@ -38,6 +39,8 @@ use http::{
     uri::{PathAndQuery, Scheme},
 };
 
+pub(crate) use access::{AccessDecision, explain};
+pub use access::{AccessRules, Denial, is_open};
 pub use body::{Body, Cut};
 pub use credential::{CredentialCache, CredentialError};
 pub use error::Error;
@@ -57,6 +60,7 @@ use crate::{
 };
 use access_log::AccessLog;
 use body::Content;
+use credential::CredentialPlace;
 use headers::Forwarded;
 use policy::{Admitted, ConnectionNames, UpgradeToken};
 use request_id::RequestId;
@@ -223,6 +227,14 @@ async fn forward(
     let cluster = &admitted.route.cluster;
     log.routed(cluster.label());
     let user = identity::authenticate(&admitted.route, downstream, &head)?;
+    if let Some(rules) = &admitted.route.access {
+        let client = downstream.peer.0.ip();
+        let credential = match &user {
+            Some(_) => CredentialPlace::Certificate,
+            None => CredentialPlace::Fields(&downstream.credentials),
+        };
+        rules.check(&head, client, admitted.upgrade, credential)?;
+    }
     let place = downstream.connected.place();
     let certificate = user.as_ref().map(|user| user.credential());
     let check = place

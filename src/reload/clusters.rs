@@ -121,7 +121,8 @@ impl Reloader {
     }
 }
 
-/// Whether two clusters differ at most in public hosts, expected name, CA, client certificates and the place of the URL.
+/// Whether two clusters differ at most in public hosts, expected name, CA, access rules, client certificates and the place of
+/// the URL.
 fn is_same_upstream(old: &ClusterConfig, new: &ClusterConfig) -> bool {
     let new = ClusterConfig {
         hosts: old.hosts.clone(),
@@ -129,6 +130,7 @@ fn is_same_upstream(old: &ClusterConfig, new: &ClusterConfig) -> bool {
         trust: old.trust.clone(),
         url_place: old.url_place.clone(),
         client_certificates: old.client_certificates.clone(),
+        access: old.access.clone(),
         ..new.clone()
     };
     *old == new

@@ -22,7 +22,7 @@ use crate::{
     downstream::{Snapshot, asking_server_config, server_config},
     metrics::ClusterLabels,
     pki::{Identity, PkiError},
-    proxy::{ClientCertificates, Route, Routes},
+    proxy::{AccessRules, ClientCertificates, Route, Routes},
     text::error_chain,
     upstream::{Cluster, FrontProxy},
 };
@@ -350,7 +350,10 @@ fn snapshot(
     let mut terminated = Vec::new();
     // First, so that a passthrough host is never terminated because a certificate has its name.
     for ((cluster, (config, _)), certificates) in configured.zip(certificates) {
-        let route = Route::new(Arc::clone(cluster)).with_certificates(certificates);
+        let route = Route {
+            access: AccessRules::new(&config.name, &config.access),
+            ..Route::new(Arc::clone(cluster)).with_certificates(certificates)
+        };
         let route = Arc::new(route);
         for host in &config.hosts {
             routes.add(host.as_ref(), &route);

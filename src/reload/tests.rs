@@ -67,6 +67,7 @@ impl World {
                 passthrough: false,
                 trust: TrustSource::File(file("ca.crt")),
                 client_certificates: None,
+                access: Vec::new(),
             }],
             limits: Limits::default(),
             capacity: Capacity::default(),

@@ -37,7 +37,7 @@ pub use error::{DownloadError, H1Error, HttpError, UploadError, UpstreamError};
 pub use front_proxy::{FrontProxy, RemoteUser, UpstreamRequest};
 pub(crate) use http2_body::UnreadBody;
 pub use lease::{ClientLeases, Origin, ResponseBody};
-pub(crate) use passthrough::PassedHello;
+pub(crate) use passthrough::{NoAnswer, PassedHello};
 pub use request_body::{ReplayBudget, RequestBody};
 pub use sockets::SpareSockets;
 pub use tls::{ClientTls, VerifyError, WrongKeyError};

@@ -113,6 +113,7 @@ impl World {
                 passthrough: false,
                 trust: TrustSource::File(ca),
                 client_certificates: None,
+                access: Vec::new(),
             }],
             limits: Limits::default(),
             capacity: Capacity::default(),

@@ -1,5 +1,6 @@
 //! The configuration that flags, file, kubeconfig and pod give. Invalid ones are in `cli::tests`.
 
+mod access;
 mod documents;
 mod files;
 mod kubeconfigs;
@@ -110,6 +111,7 @@ fn flags_alone_give_defaults() {
                 passthrough: false,
                 trust: TrustSource::File("/ca.crt".into()),
                 client_certificates: None,
+                access: Vec::new(),
             }],
             limits: Limits {
                 connections: 327,
@@ -371,6 +373,7 @@ clusters:
             passthrough: false,
             trust: TrustSource::File(etc.join("../one.crt")),
             client_certificates: None,
+            access: Vec::new(),
         },
         ClusterConfig {
             name: "two".to_owned(),
@@ -385,6 +388,7 @@ clusters:
             passthrough: false,
             trust: TrustSource::File(etc.join("../sub/y.crt")),
             client_certificates: None,
+            access: Vec::new(),
         },
         ClusterConfig {
             name: "three".to_owned(),
@@ -399,6 +403,7 @@ clusters:
             passthrough: false,
             trust: TrustSource::File(scratch.path().join("sa/ca.crt")),
             client_certificates: None,
+            access: Vec::new(),
         },
     ];
     assert_eq!(config.clusters, expected);

@@ -10,6 +10,7 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Version, header, request::Parts, uri::Authority,
 };
 
+use super::{access::AccessRules, credential::CredentialError};
 use crate::{
     clients::Throttled,
     config::{Limits, LoggedUser},
@@ -44,6 +45,8 @@ pub struct Route {
     pub cluster: Arc<Cluster>,
     /// How it uses client certificates; `None` if it asks for none.
     pub certificates: Option<Arc<ClientCertificates>>,
+    /// Who may send what to it. `None`: every request may pass.
+    pub access: Option<AccessRules>,
 }
 
 /// The clusters by public host name. Replaced as a whole when the configuration changes.
@@ -73,6 +76,7 @@ impl Route {
     pub fn new(cluster: Arc<Cluster>) -> Self {
         Self {
             cluster,
+            access: None,
             certificates: None,
         }
     }
@@ -295,9 +299,21 @@ pub enum Rejection {
     /// A client certificate that was presented for a host of another cluster, and no token.
     #[error("client certificate for a host of another cluster")]
     CertificateOfOtherHost,
+    /// Credentials that the apiserver and the proxy could read differently, where access rules look at them.
+    #[error("{0}")]
+    Credential(CredentialError),
+    /// A path that the apiserver and a server before it could read differently, where access rules look at paths.
+    #[error("path with more than one meaning")]
+    AmbiguousPath,
     /// A budget of its client is used up.
     #[error("client is over a limit")]
     Throttled(Throttled),
+}
+
+impl From<CredentialError> for Rejection {
+    fn from(error: CredentialError) -> Self {
+        Self::Credential(error)
+    }
 }
 
 impl Rejection {
