@@ -110,14 +110,15 @@ impl ClientConnection {
     }
 }
 
-/// The fuzz bodies of this module: header rewriting, the host policy, the path reader, the events of watches and
-/// credentials.
-pub(crate) const FUZZ: [fn(&[u8]); 5] = [
+/// The fuzz bodies of this module: header rewriting, the host policy, the path reader, the events of watches,
+/// credentials and access rules.
+pub(crate) const FUZZ: [fn(&[u8]); 6] = [
     headers::fuzz,
     policy::fuzz,
     request_info::fuzz,
     watch::fuzz,
     credential::fuzz,
+    access::fuzz,
 ];
 
 /// The response to a request whose head cannot be parsed, so that it does not reach [`handle`].
