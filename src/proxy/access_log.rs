@@ -18,7 +18,10 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{
-    ClientConnection, Error, error, request_id::RequestId, request_info::RequestInfo,
+    ClientConnection, Error, error,
+    request_client::{LoggedPeers, RequestClient},
+    request_id::RequestId,
+    request_info::RequestInfo,
     tunnel::Carried,
 };
 use crate::{
@@ -37,6 +40,8 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct AccessLog {
     connected: Arc<Connected>,
+    /// The client, if a proxy in front names it.
+    named: Option<Box<RequestClient>>,
     started: Instant,
     time_to_headers: Option<Duration>,
     version: Version,
@@ -125,8 +130,13 @@ impl RequestFacts {
 }
 
 impl AccessLog {
-    /// Starts the record of a request whose head has arrived.
-    pub(super) fn new<B>(downstream: &ClientConnection, request: &Request<B>) -> Box<Self> {
+    /// Starts the record of a request whose head has arrived. `named` is the client, if it is not that of the
+    /// connection.
+    pub(super) fn new<B>(
+        downstream: &ClientConnection,
+        request: &Request<B>,
+        named: Option<Box<RequestClient>>,
+    ) -> Box<Self> {
         let info = RequestInfo::new(request.method(), request.uri());
         let headers = request.headers();
         let is_upgrade = headers.contains_key(header::UPGRADE);
@@ -138,7 +148,7 @@ impl AccessLog {
             Box::new(StreamInfo {
                 kind,
                 cluster: Arc::default(),
-                client: downstream.peer.0,
+                client: named.as_ref().map_or(downstream.peer, |named| named.address).0,
                 user_agent: StreamInfo::text(user_agent.unwrap_or_default()),
                 resource: StreamInfo::text(&info.resource_name()),
                 namespace: StreamInfo::text(&info.namespace),
@@ -150,6 +160,7 @@ impl AccessLog {
         downstream.connected.place().begin_request();
         Box::new(Self {
             connected: Arc::clone(&downstream.connected),
+            named,
             started: Instant::now(),
             time_to_headers: None,
             version: request.version(),
@@ -177,6 +188,16 @@ impl AccessLog {
     /// The id of the request.
     pub(super) fn id(&self) -> &RequestId {
         &self.facts.id
+    }
+
+    /// The client, if a proxy in front names it.
+    pub(super) fn named(&self) -> Option<&RequestClient> {
+        self.named.as_deref()
+    }
+
+    /// The addresses of the request.
+    pub(super) fn peers(&self) -> LoggedPeers {
+        LoggedPeers::new(&self.connected, self.named())
     }
 
     /// Whether the request asks for a watch. `forward` uses it to decide whether the drain may end the response
@@ -267,10 +288,12 @@ impl AccessLog {
         if let Some(fields) = &self.fields {
             let facts = &self.facts;
             let kubernetes = facts.kubernetes();
+            let peers = self.peers();
             info!(
                 target: TARGET,
                 cluster = self.connected.cluster_name(self.cluster),
-                client.address = %self.connected.client(),
+                client.address = %peers.client,
+                network.peer.address = peers.network_peer.map(display),
                 user_agent.original = fields.user_agent.as_ref().and_then(shortened).map(display),
                 http.request.id = %facts.id,
                 http.request.method = %facts.method(),
@@ -325,12 +348,16 @@ impl AccessLog {
     /// Notes that the response ended early because of this error, and logs its cause.
     pub(super) fn cut(&mut self, error: &DownloadError) {
         self.aborted(error.ending());
-        let client = self.connected.client();
+        let LoggedPeers {
+            client,
+            network_peer,
+        } = self.peers();
         let activity = self.connected.counters().activity();
         if let Some(suppressed) = activity.admit_line(client.ip()) {
             warn!(
                 cluster = self.connected.cluster_name(self.cluster),
                 client.address = %client,
+                network.peer.address = network_peer.map(display),
                 http.request.id = %self.facts.id,
                 error = %error_chain(error),
                 suppressed_lines = Some(suppressed).filter(|lines| *lines > 0),
@@ -348,6 +375,7 @@ impl AccessLog {
             error,
             self.cluster,
             &self.connected,
+            self.peers(),
             &self.facts.id,
             Some(&self.facts),
         ) {
@@ -382,10 +410,12 @@ impl AccessLog {
         let facts = &self.facts;
         let kubernetes = facts.kubernetes();
         let (outcome, ending) = self.end();
+        let peers = self.peers();
         info!(
             target: TARGET,
             cluster = self.connected.cluster_name(self.cluster),
-            client.address = %self.connected.client(),
+            client.address = %peers.client,
+            network.peer.address = peers.network_peer.map(display),
             user_agent.original = fields.user_agent.as_ref().and_then(shortened).map(display),
             network.protocol.version = protocol(self.version),
             http.request.id = %facts.id,

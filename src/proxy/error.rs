@@ -2,7 +2,9 @@
 
 use tracing::{debug, warn};
 
-use super::{Rejection, access_log::RequestFacts, request_id::RequestId};
+use super::{
+    Rejection, access_log::RequestFacts, request_client::LoggedPeers, request_id::RequestId,
+};
 use crate::{
     clients::Throttled,
     ending::{EndReason, Ending},
@@ -74,20 +76,23 @@ pub(super) fn record(
     error: &Error,
     cluster: ClusterSlot,
     connected: &Connected,
+    peers: LoggedPeers,
     id: &RequestId,
     facts: Option<&RequestFacts>,
 ) -> Option<u64> {
     if let Some(limit) = exceeded_limit(error) {
         connected.counters().limits_hit.count(limit);
     }
-    let lines = connected.record_error(cluster, error.reason(), || cause(error))?;
+    let lines =
+        connected.record_error(peers.client, cluster, error.reason(), || cause(error))?;
     // The usual zero is left out of the line.
     let suppressed = Some(lines).filter(|lines| *lines > 0);
     macro_rules! log_line {
         ($level:ident, $message:literal) => {
             $level!(
                 cluster = connected.cluster_name(cluster),
-                client.address = %connected.client(),
+                client.address = %peers.client,
+                network.peer.address = peers.network_peer.map(display),
                 http.request.id = %id,
                 http.request.method = facts.map(|facts| display(facts.method())),
                 url.path = facts.map(|facts| display(facts.path())),

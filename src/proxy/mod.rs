@@ -11,6 +11,7 @@ mod error;
 mod headers;
 mod hints;
 mod policy;
+mod request_client;
 mod request_id;
 mod request_info;
 mod respond;
@@ -49,6 +50,7 @@ use access_log::AccessLog;
 use body::Content;
 use headers::Forwarded;
 use policy::{Admitted, ConnectionNames, UpgradeToken};
+use request_client::{LoggedPeers, RequestClient};
 use request_id::RequestId;
 use respond::Reader;
 pub(crate) use upgrade::start_tunnel;
@@ -56,13 +58,13 @@ pub(crate) use upgrade::start_tunnel;
 /// One downstream connection, as all of its requests see it.
 #[derive(Debug)]
 pub struct ClientConnection {
-    /// The client.
+    /// The client of the connection.
     pub peer: PeerAddr,
     /// The name of the TLS handshake, if a cluster is served under it.
     pub sni: Option<String>,
     /// The address that the client connected to.
     pub local: Option<SocketAddr>,
-    /// The value of `X-Forwarded-For`.
+    /// The value of `X-Forwarded-For` for its requests.
     pub forwarded_for: HeaderValue,
     /// The upstream connections of this client.
     pub leases: ClientLeases,
@@ -92,16 +94,23 @@ impl ClientConnection {
     }
 }
 
-/// The fuzz bodies of this module: header rewriting, the host policy, the path reader and the events of watches.
-pub(crate) const FUZZ: [fn(&[u8]); 4] =
-    [headers::fuzz, policy::fuzz, request_info::fuzz, watch::fuzz];
+/// The fuzz bodies of this module: header rewriting, the host policy, the path reader, the events of watches, and
+/// `X-Forwarded-For` of a proxy in front.
+pub(crate) const FUZZ: [fn(&[u8]); 5] = [
+    headers::fuzz,
+    policy::fuzz,
+    request_info::fuzz,
+    watch::fuzz,
+    request_client::fuzz,
+];
 
 /// The response to a request whose head cannot be parsed, so that it does not reach [`handle`].
 #[must_use]
 pub fn refuse(rejection: Rejection, connected: &Connected) -> Response<Body> {
     let error = rejection.into();
     let id = RequestId::new();
-    error::record(&error, ClusterSlot::UNROUTED, connected, &id, None);
+    let peers = LoggedPeers::new(connected, None);
+    error::record(&error, ClusterSlot::UNROUTED, connected, peers, &id, None);
     respond::respond(&error, &id, Reader::Api)
 }
 
@@ -125,7 +134,10 @@ pub async fn handle(
 ) -> Response<Body> {
     let version = request.version();
     let expected = ExpectedResponse::new(&request);
-    let mut log = AccessLog::new(downstream, &request);
+    let named = routes
+        .trusted_proxies()
+        .and_then(|trusted| RequestClient::new(trusted, downstream, request.headers()));
+    let mut log = AccessLog::new(downstream, &request, named);
     let result = match rejection {
         Some(rejection) => Err(rejection.into()),
         // On the heap: the memory of `forward` is freed before the response body is sent.
@@ -194,21 +206,24 @@ async fn forward(
     let cluster = &admitted.route.cluster;
     log.routed(cluster.label());
     let place = downstream.connected.place();
+    let client = log.named().map(|named| Arc::clone(&named.client));
     let check = place
-        .check_budget(cluster.name(), &head)
+        .check_budget(client.as_deref(), cluster.name(), &head)
         .map_err(Rejection::Throttled)?;
     let failed = |error: &Error| {
         // A client that breaks off its own upload may have tried a credential.
         if !matches!(error, Error::Upstream(UpstreamError::Upload { .. })) {
-            place.answered(check, StatusCode::BAD_GATEWAY);
+            place.answered(client.as_deref(), check, StatusCode::BAD_GATEWAY);
         }
     };
-    prepare(&mut head, downstream, &admitted, log.id())?;
+    let forwarded_for = log.named().map(|named| &named.forwarded_for);
+    let forwarded_for = forwarded_for.unwrap_or(&downstream.forwarded_for);
+    prepare(&mut head, forwarded_for, &admitted, log.id())?;
     if let Some(token) = admitted.upgrade {
         let forwarded = upgrade::forward(downstream, cluster, head, body, token, log);
         // On the heap, so that the future of every other request stays smaller.
         let mut forwarded = Box::pin(forwarded).await.inspect_err(failed)?;
-        place.answered(check, forwarded.status());
+        place.answered(client.as_deref(), check, forwarded.status());
         if downstream.hints {
             hints::add(&mut forwarded, check.has_credential());
         }
@@ -224,7 +239,7 @@ async fn forward(
     response.body().observe_headers(log.headers_arrived());
     let (mut head, body) = response.into_parts();
     log.answered_by(&body);
-    place.answered(check, head.status);
+    place.answered(client.as_deref(), check, head.status);
     let content = if log.is_watch() && head.status == StatusCode::OK {
         watch::content(body, &head.headers, &downstream.drain)
     } else {
@@ -242,12 +257,12 @@ async fn forward(
 /// has one.
 fn prepare(
     head: &mut Parts,
-    downstream: &ClientConnection,
+    forwarded_for: &HeaderValue,
     admitted: &Admitted,
     id: &RequestId,
 ) -> Result<(), Error> {
     let forwarded = Forwarded {
-        client: &downstream.forwarded_for,
+        client: forwarded_for,
         host: admitted.authority.as_str(),
         request_id: id.header_value(),
     };

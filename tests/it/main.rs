@@ -15,6 +15,7 @@ mod responses;
 // One module per topic. A test belongs to the topic of the behaviour that it observes.
 mod admin;
 mod authority;
+mod balancers;
 mod binary;
 mod drain;
 mod early_responses;

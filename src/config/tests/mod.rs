@@ -3,6 +3,7 @@
 mod documents;
 mod files;
 mod kubeconfigs;
+mod listen;
 mod values;
 
 use std::{
@@ -23,7 +24,7 @@ use super::{
     LogConfig, LogFormat, RequestHost, ServeArgs, Timeouts, TrustSource, load, schema, units,
     url::UpstreamUrl,
 };
-use crate::memory::MemoryLimit;
+use crate::{cidr::AddressList, memory::MemoryLimit};
 use standin::TempDir;
 
 fn outside_pod() -> Environment {
@@ -91,6 +92,7 @@ fn flags_alone_give_defaults() {
         Config {
             sources: Vec::new(),
             listen: vec!["[::]:8443".parse().unwrap()],
+            trusted_proxies: AddressList::default(),
             reuse_port: false,
             workers: NonZeroUsize::new(3).unwrap(),
             identities: vec![IdentityFiles {

@@ -11,6 +11,7 @@ use http::{
 };
 
 use crate::{
+    cidr::AddressList,
     clients::Throttled,
     config::Limits,
     hosts::{HostMap, HostName},
@@ -49,6 +50,8 @@ pub struct Routes {
     by_host: HostMap<Arc<Route>>,
     /// The route of a configuration with exactly one cluster.
     sole: Option<Arc<Route>>,
+    /// Proxies that name the clients of their requests; `None` if there are none.
+    trusted_proxies: Option<AddressList>,
 }
 
 /// What a connection says about the host of its requests.
@@ -72,6 +75,17 @@ impl Routes {
     /// Sends requests for `host` (the text of a host pattern) to a cluster.
     pub fn add(&mut self, host: &str, route: &Arc<Route>) {
         self.by_host.insert(host, Arc::clone(route));
+    }
+
+    /// Lets these proxies name the clients of their requests.
+    pub fn trust_proxies(&mut self, proxies: AddressList) {
+        self.trusted_proxies = Some(proxies).filter(|proxies| !proxies.is_empty());
+    }
+
+    /// The proxies that name the clients of their requests.
+    #[must_use]
+    pub fn trusted_proxies(&self) -> Option<&AddressList> {
+        self.trusted_proxies.as_ref()
     }
 
     /// Says that no other cluster is configured.
