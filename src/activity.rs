@@ -62,6 +62,8 @@ pub struct StreamInfo {
     pub client: SocketAddr,
     /// The `User-Agent` of the client, escaped and shortened.
     pub user_agent: Box<str>,
+    /// The user, if the apiserver has verified the token and the configuration wants the name.
+    pub user: Option<Arc<EndUser>>,
     /// The resource of the request, such as `pods` or `pods/exec`, escaped and shortened.
     pub resource: Box<str>,
     /// The namespace, escaped and shortened. Empty if the request covers all namespaces, or if the resource is
@@ -69,6 +71,15 @@ pub struct StreamInfo {
     pub namespace: Box<str>,
     /// The name of the object, escaped and shortened. Empty if the request names no single object.
     pub name: Box<str>,
+}
+
+/// The user of a request, as the log and the status page show it: escaped and shortened.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct EndUser {
+    /// The name, or a hash of it.
+    pub id: Box<str>,
+    /// Who has issued the token; empty if the token does not say.
+    pub issuer: Box<str>,
 }
 
 /// The object or the collection of a row. Watches are one row even if these differ.
@@ -210,6 +221,18 @@ impl StreamInfo {
     }
 }
 
+impl EndUser {
+    /// The user with this name, whom `issuer` has named.
+    #[must_use]
+    pub fn new(id: &str, issuer: &str) -> Self {
+        let shown = |text| text::escape(text, MAX_USER_CHARS).to_string().into();
+        Self {
+            id: shown(id),
+            issuer: shown(issuer),
+        }
+    }
+}
+
 impl StreamPlace {
     /// What both have in common.
     #[must_use]
@@ -296,7 +319,7 @@ impl Drop for ListedStream {
     }
 }
 
-/// Rows of the watches of one worker, and of its tunnels; each needs a kilobyte at most.
+/// Rows of the watches of one worker, and of its tunnels; each needs two kilobytes at most.
 const MAX_GROUPS: usize = 1_000;
 /// Rows of one client.
 const MAX_GROUPS_PER_CLIENT: usize = 200;
@@ -304,6 +327,8 @@ const MAX_GROUPS_PER_CLIENT: usize = 200;
 pub const MAX_RECENT: usize = 20;
 /// Characters of one text of a client.
 const MAX_TEXT_CHARS: usize = 160;
+/// Characters of the name of a user, and of an issuer.
+const MAX_USER_CHARS: usize = 256;
 /// Characters of one error message.
 const MAX_MESSAGE_CHARS: usize = 400;
 
@@ -330,6 +355,7 @@ mod tests {
             cluster: "prod".into(),
             client: SocketAddr::new(client, 5_000),
             user_agent: StreamInfo::text("kubectl/v1.36"),
+            user: None,
             resource: resource.into(),
             namespace: namespace.into(),
             name: "".into(),

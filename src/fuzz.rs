@@ -13,20 +13,22 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// Returns all targets.
 #[must_use]
-pub fn targets() -> [Target; 13] {
-    let [targets, budgets, proxy_headers] = crate::downstream::FUZZ;
-    let [headers, host, path, events, clients] = crate::proxy::FUZZ;
+pub fn targets() -> [Target; 15] {
+    let [targets, budgets, hello, proxy_headers] = crate::downstream::FUZZ;
+    let [headers, host, path, events, credentials, clients] = crate::proxy::FUZZ;
     [
         ("heads", http1::fuzz_requests),
         ("targets", targets),
         ("budgets", budgets),
         ("proxyheader", proxy_headers),
+        ("hello", hello),
         ("frames", crate::transport::frames::fuzz),
         ("headers", headers),
         ("host", host),
         ("path", path),
         ("events", events),
         ("clients", clients),
+        ("credentials", credentials),
         ("goaway", crate::upstream::FUZZ),
         ("response", http1::fuzz_response_head),
         ("chunks", http1::fuzz_chunks),

@@ -6,8 +6,8 @@ use criterion::{BenchmarkGroup, measurement::WallTime};
 use kube_tls_proxy::{
     app::App,
     config::{
-        Capacity, ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, RequestHost,
-        Timeouts, TrustSource,
+        Capacity, ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, LoggedUser,
+        RequestHost, Timeouts, TrustSource,
     },
 };
 use rustls::client::Resumption;
@@ -110,6 +110,7 @@ fn config(upstream: SocketAddr, identities: Vec<IdentityFiles>, trust: TrustSour
             path_prefix: String::new(),
             expected_name: ServerName::try_from(APISERVER).expect("a DNS name"),
             request_host: RequestHost::Client,
+            passthrough: false,
             trust,
         }],
         limits: Limits::default(),
@@ -123,6 +124,7 @@ fn config(upstream: SocketAddr, identities: Vec<IdentityFiles>, trust: TrustSour
             format: LogFormat::Json,
             filter: "info".into(),
             access: false,
+            user: LoggedUser::Off,
         },
         warnings: Vec::new(),
         admin: None,

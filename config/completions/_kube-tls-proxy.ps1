@@ -35,6 +35,8 @@ Register-ArgumentCompleter -Native -CommandName 'kube-tls-proxy' -ScriptBlock {
         }
         'kube-tls-proxy;serve' {
             [CompletionResult]::new('--listen', '--listen', [CompletionResultType]::ParameterName, 'Address to listen on; repeat for more. Port 0 is any free port [default: [::]:8443]')
+            [CompletionResult]::new('--proxy-protocol-from', '--proxy-protocol-from', [CompletionResultType]::ParameterName, 'Load balancers, which must name the client in a PROXY header')
+            [CompletionResult]::new('--trusted-proxies', '--trusted-proxies', [CompletionResultType]::ParameterName, 'HTTP proxies in front, whose X-Forwarded-For names the client')
             [CompletionResult]::new('--cert', '--cert', [CompletionResultType]::ParameterName, 'Certificate chain to present: PEM, the server certificate first; repeat for more')
             [CompletionResult]::new('--key', '--key', [CompletionResultType]::ParameterName, 'Private key: PEM, not encrypted; one per --cert, in the same order')
             [CompletionResult]::new('--host', '--host', [CompletionResultType]::ParameterName, 'Host name to serve, in addition to the names in the certificates; repeat for more')
@@ -55,12 +57,15 @@ Register-ArgumentCompleter -Native -CommandName 'kube-tls-proxy' -ScriptBlock {
             [CompletionResult]::new('--log-format', '--log-format', [CompletionResultType]::ParameterName, 'Log format: text or json [default: text]')
             [CompletionResult]::new('--log-level', '--log-level', [CompletionResultType]::ParameterName, 'Log filter: a level, or levels for modules [default: info]')
             [CompletionResult]::new('--no-access-log', '--no-access-log', [CompletionResultType]::ParameterName, 'Turn off the log line per request')
+            [CompletionResult]::new('--log-user', '--log-user', [CompletionResultType]::ParameterName, 'How to show verified users: subject, hash or off [default: off]')
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help')
             [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help')
             break
         }
         'kube-tls-proxy;check' {
             [CompletionResult]::new('--listen', '--listen', [CompletionResultType]::ParameterName, 'Address to listen on; repeat for more. Port 0 is any free port [default: [::]:8443]')
+            [CompletionResult]::new('--proxy-protocol-from', '--proxy-protocol-from', [CompletionResultType]::ParameterName, 'Load balancers, which must name the client in a PROXY header')
+            [CompletionResult]::new('--trusted-proxies', '--trusted-proxies', [CompletionResultType]::ParameterName, 'HTTP proxies in front, whose X-Forwarded-For names the client')
             [CompletionResult]::new('--cert', '--cert', [CompletionResultType]::ParameterName, 'Certificate chain to present: PEM, the server certificate first; repeat for more')
             [CompletionResult]::new('--key', '--key', [CompletionResultType]::ParameterName, 'Private key: PEM, not encrypted; one per --cert, in the same order')
             [CompletionResult]::new('--host', '--host', [CompletionResultType]::ParameterName, 'Host name to serve, in addition to the names in the certificates; repeat for more')
@@ -81,6 +86,7 @@ Register-ArgumentCompleter -Native -CommandName 'kube-tls-proxy' -ScriptBlock {
             [CompletionResult]::new('--log-format', '--log-format', [CompletionResultType]::ParameterName, 'Log format: text or json [default: text]')
             [CompletionResult]::new('--log-level', '--log-level', [CompletionResultType]::ParameterName, 'Log filter: a level, or levels for modules [default: info]')
             [CompletionResult]::new('--no-access-log', '--no-access-log', [CompletionResultType]::ParameterName, 'Turn off the log line per request')
+            [CompletionResult]::new('--log-user', '--log-user', [CompletionResultType]::ParameterName, 'How to show verified users: subject, hash or off [default: off]')
             [CompletionResult]::new('--through', '--through', [CompletionResultType]::ParameterName, 'Also check the running proxy at this URL, as clients use it; needs no other flag')
             [CompletionResult]::new('--connect-to', '--connect-to', [CompletionResultType]::ParameterName, 'Connect to HOST[:PORT] and not to the host of --through, for example before DNS is changed')
             [CompletionResult]::new('--through-ca', '--through-ca', [CompletionResultType]::ParameterName, 'CA file that clients use to verify the proxy [default: public CAs]')
@@ -95,8 +101,9 @@ Register-ArgumentCompleter -Native -CommandName 'kube-tls-proxy' -ScriptBlock {
         }
         'kube-tls-proxy;kubeconfig' {
             [CompletionResult]::new('--server', '--server', [CompletionResultType]::ParameterName, 'The public URL of the proxy: https://NAME[:PORT]')
-            [CompletionResult]::new('--from', '--from', [CompletionResultType]::ParameterName, 'Copy names and token or exec plugin from this kubeconfig, never a client certificate')
+            [CompletionResult]::new('--from', '--from', [CompletionResultType]::ParameterName, 'Copy names and token or exec plugin from this kubeconfig; client certificates only with --direct')
             [CompletionResult]::new('--context', '--context', [CompletionResultType]::ParameterName, 'Use this context of --from [default: its current-context]')
+            [CompletionResult]::new('--tls-server-name', '--tls-server-name', [CompletionResultType]::ParameterName, 'The passthrough host, a name in the apiserver''s certificate [default: kubernetes]')
             [CompletionResult]::new('--token-file', '--token-file', [CompletionResultType]::ParameterName, 'Put the token in this file into the kubeconfig')
             [CompletionResult]::new('--exec-command', '--exec-command', [CompletionResultType]::ParameterName, 'Let kubectl run this program to get a token, for example an OIDC login')
             [CompletionResult]::new('--exec-arg', '--exec-arg', [CompletionResultType]::ParameterName, 'An argument of that program; repeat for more')
@@ -104,6 +111,7 @@ Register-ArgumentCompleter -Native -CommandName 'kube-tls-proxy' -ScriptBlock {
             [CompletionResult]::new('--namespace', '--namespace', [CompletionResultType]::ParameterName, 'Default namespace of the context [default: as in --from]')
             [CompletionResult]::new('--name', '--name', [CompletionResultType]::ParameterName, 'Name of cluster, user and context [default: as in --from, or the host of --server]')
             [CompletionResult]::new('--output', '--output', [CompletionResultType]::ParameterName, 'Write to this file, which only its owner can read, instead of stdout')
+            [CompletionResult]::new('--direct', '--direct', [CompletionResultType]::ParameterName, 'For a passthrough host: copy the CA and every credential of --from')
             [CompletionResult]::new('--merge', '--merge', [CompletionResultType]::ParameterName, 'Add to the kubeconfig in --output and keep its other entries, but not its comments')
             [CompletionResult]::new('--force', '--force', [CompletionResultType]::ParameterName, 'Overwrite FILE; with --merge, entries of other clusters. FILE.bak keeps the old file')
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help')

@@ -31,6 +31,8 @@ set edit:completion:arg-completer[kube-tls-proxy] = {|@words|
         }
         &'kube-tls-proxy;serve'= {
             cand --listen 'Address to listen on; repeat for more. Port 0 is any free port [default: [::]:8443]'
+            cand --proxy-protocol-from 'Load balancers, which must name the client in a PROXY header'
+            cand --trusted-proxies 'HTTP proxies in front, whose X-Forwarded-For names the client'
             cand --cert 'Certificate chain to present: PEM, the server certificate first; repeat for more'
             cand --key 'Private key: PEM, not encrypted; one per --cert, in the same order'
             cand --host 'Host name to serve, in addition to the names in the certificates; repeat for more'
@@ -51,11 +53,14 @@ set edit:completion:arg-completer[kube-tls-proxy] = {|@words|
             cand --log-format 'Log format: text or json [default: text]'
             cand --log-level 'Log filter: a level, or levels for modules [default: info]'
             cand --no-access-log 'Turn off the log line per request'
+            cand --log-user 'How to show verified users: subject, hash or off [default: off]'
             cand -h 'Print help'
             cand --help 'Print help'
         }
         &'kube-tls-proxy;check'= {
             cand --listen 'Address to listen on; repeat for more. Port 0 is any free port [default: [::]:8443]'
+            cand --proxy-protocol-from 'Load balancers, which must name the client in a PROXY header'
+            cand --trusted-proxies 'HTTP proxies in front, whose X-Forwarded-For names the client'
             cand --cert 'Certificate chain to present: PEM, the server certificate first; repeat for more'
             cand --key 'Private key: PEM, not encrypted; one per --cert, in the same order'
             cand --host 'Host name to serve, in addition to the names in the certificates; repeat for more'
@@ -76,6 +81,7 @@ set edit:completion:arg-completer[kube-tls-proxy] = {|@words|
             cand --log-format 'Log format: text or json [default: text]'
             cand --log-level 'Log filter: a level, or levels for modules [default: info]'
             cand --no-access-log 'Turn off the log line per request'
+            cand --log-user 'How to show verified users: subject, hash or off [default: off]'
             cand --through 'Also check the running proxy at this URL, as clients use it; needs no other flag'
             cand --connect-to 'Connect to HOST[:PORT] and not to the host of --through, for example before DNS is changed'
             cand --through-ca 'CA file that clients use to verify the proxy [default: public CAs]'
@@ -89,8 +95,9 @@ set edit:completion:arg-completer[kube-tls-proxy] = {|@words|
         }
         &'kube-tls-proxy;kubeconfig'= {
             cand --server 'The public URL of the proxy: https://NAME[:PORT]'
-            cand --from 'Copy names and token or exec plugin from this kubeconfig, never a client certificate'
+            cand --from 'Copy names and token or exec plugin from this kubeconfig; client certificates only with --direct'
             cand --context 'Use this context of --from [default: its current-context]'
+            cand --tls-server-name 'The passthrough host, a name in the apiserver''s certificate [default: kubernetes]'
             cand --token-file 'Put the token in this file into the kubeconfig'
             cand --exec-command 'Let kubectl run this program to get a token, for example an OIDC login'
             cand --exec-arg 'An argument of that program; repeat for more'
@@ -98,6 +105,7 @@ set edit:completion:arg-completer[kube-tls-proxy] = {|@words|
             cand --namespace 'Default namespace of the context [default: as in --from]'
             cand --name 'Name of cluster, user and context [default: as in --from, or the host of --server]'
             cand --output 'Write to this file, which only its owner can read, instead of stdout'
+            cand --direct 'For a passthrough host: copy the CA and every credential of --from'
             cand --merge 'Add to the kubeconfig in --output and keep its other entries, but not its comments'
             cand --force 'Overwrite FILE; with --merge, entries of other clusters. FILE.bak keeps the old file'
             cand -h 'Print help'

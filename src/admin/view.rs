@@ -122,6 +122,10 @@ struct OpenView {
     /// With its port, except for watches.
     client: String,
     user_agent: String,
+    /// `null`: the apiserver has verified no name, or the configuration does not want it.
+    user: Option<Box<str>>,
+    /// Who has issued the token of the user.
+    issuer: Option<Box<str>>,
     resource: String,
     /// `null`: the watches differ.
     namespace: Option<Box<str>>,
@@ -303,6 +307,8 @@ fn rows(sources: &Sources, groups: Vec<StreamGroup>) -> Vec<OpenView> {
                 _ => info.client.to_string(),
             },
             user_agent: info.user_agent.to_string(),
+            user: info.user.as_ref().map(|user| user.id.clone()),
+            issuer: info.user.as_ref().map(|user| user.issuer.clone()),
             resource: info.resource.to_string(),
             namespace: group.place.namespace,
             name: group.place.name,
@@ -400,6 +406,7 @@ mod tests {
                 cluster: "prod".into(),
                 client: "192.0.2.1:0".parse().unwrap(),
                 user_agent: agent.into(),
+                user: None,
                 resource: resource.to_string().into(),
                 namespace: Box::default(),
                 name: Box::default(),

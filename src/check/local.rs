@@ -17,7 +17,7 @@ use super::{Check, Message, Plan, Recorder};
 use crate::{
     admin::Admin,
     app::AppError,
-    config::{ClusterConfig, Config, Timeouts},
+    config::{ClusterConfig, Config, Timeouts, TrustSource},
     hosts::UpstreamAddr,
     listen_error::{ListenError, ListenFlag},
     listener::{self, PortSharing},
@@ -111,6 +111,11 @@ pub(super) fn trust_anchors(
         .map_err(|error| error.naming_place(sources))
         .map_err(|error| recorder.failed(Check::Ca, Message::from_error(&error)))
         .ok()?;
+    if cluster.trust == TrustSource::Clients {
+        let text = "no CA is configured: each client verifies the apiserver itself";
+        recorder.ok(Check::Ca, text);
+        return Some(ClientTls::without_anchors(cluster.expected_name.clone()));
+    }
     let cas: Vec<_> = anchors
         .summaries()
         .iter()
@@ -222,6 +227,17 @@ fn check_hosts(clusters: &[ClusterConfig], identities: &[Identity], recorder: &m
         .iter()
         .flat_map(Identity::names)
         .map(String::as_str);
+    let (passed, clusters): (Vec<_>, Vec<_>) =
+        clusters.iter().partition(|cluster| cluster.passthrough);
+    if !passed.is_empty() {
+        let hosts: Vec<_> = passed.iter().flat_map(|cluster| &cluster.hosts).collect();
+        let hosts: Vec<_> = hosts.iter().map(|host| host.as_str()).collect();
+        let text = format!(
+            "clients reach the apiserver itself under {}",
+            hosts.join(", ")
+        );
+        recorder.ok(Check::Hosts, text);
+    }
     let mut served: Vec<&str> = clusters
         .iter()
         .flat_map(|cluster| cluster.hosts.iter().map(String::as_str))
@@ -232,9 +248,16 @@ fn check_hosts(clusters: &[ClusterConfig], identities: &[Identity], recorder: &m
     }
     // With one cluster, the names in the certificates lead to it too.
     if clusters.len() == 1 {
-        served.extend(names);
+        let is_passed = |name: &&str| {
+            let mut hosts = passed.iter().flat_map(|cluster| &cluster.hosts);
+            hosts.any(|host| host == name)
+        };
+        served.extend(names.filter(|name| !is_passed(name)));
         served.sort_unstable();
         served.dedup();
+    }
+    if clusters.is_empty() {
+        return;
     }
     let text = format!("clients can use {}", served.join(", "));
     recorder.ok(Check::Hosts, text);

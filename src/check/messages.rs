@@ -194,7 +194,8 @@ fn router_by_name(target: &CheckTarget) -> String {
                 .to_owned()
         }
         (TargetRole::Proxy, _) => {
-            "; if `listen` of the proxy has `allow` or `deny`, it must let this machine in".to_owned()
+            "; if `listen` of the proxy has `allow` or `deny`, it must let this machine in"
+                .to_owned()
         }
     }
 }

@@ -109,7 +109,19 @@ async fn check_config(plan: &Plan, config: &Config, recorder: &mut Recorder<'_>)
             continue;
         }
         let target = CheckTarget::from_cluster(cluster, tls, &names, config);
-        apiserver::check(plan, &target, recorder).await;
+        if !cluster.passthrough {
+            apiserver::check(plan, &target, recorder).await;
+            continue;
+        }
+        // No request is sent, as the proxy sends none.
+        dial::check(&target, recorder).await;
+        let has_name = cluster.hosts.iter().any(|host| !host.starts_with('*'));
+        if let Some(through) = plan.through.as_ref().filter(|_| has_name) {
+            let name = target.tls.expected_name();
+            let title = format!("Through {}, passed on as {name}", through.url);
+            recorder.begin(Section::Through, Some(&through.url), &title);
+            dial::check(&target.passed(through), recorder).await;
+        }
     }
 }
 

@@ -59,6 +59,7 @@ impl CheckTarget {
             trusted: match &cluster.trust {
                 TrustSource::File(file) => format!("the CA in {}", quote::path(file)),
                 TrustSource::Inline { origin, .. } => format!("the CA of {origin}"),
+                TrustSource::Clients => "a CA that only clients know".to_owned(),
             },
             url: cluster.url_place.clone(),
             timeouts: config.timeouts.clone(),
@@ -100,6 +101,21 @@ impl CheckTarget {
             .to_owned(),
             timeouts: Timeouts::default(),
         })
+    }
+
+    /// The apiserver of a passthrough cluster, which `host` of the cluster leads to through the proxy at `through`.
+    pub(super) fn passed(self, through: &Through) -> Self {
+        let (host, port) = match &through.connect_to {
+            Some((host, port)) => (host.clone(), *port),
+            None => (through.host.clone(), through.port),
+        };
+        Self {
+            host,
+            port,
+            addresses: Vec::new(),
+            url: "the URL of --through".to_owned(),
+            ..self
+        }
     }
 
     /// Returns the first text for an apiserver and the second for the proxy.

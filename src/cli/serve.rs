@@ -275,6 +275,7 @@ fn log_start(block: &StartBlock<'_>) {
             url = %cluster.url(),
             expected_name = %cluster.expected_name.to_str(),
             hosts = Some(cluster.hosts.join(", ")).filter(|hosts| !hosts.is_empty()),
+            passthrough = cluster.passthrough.then_some(true),
             "cluster in use"
         );
         for ca in trust.summaries() {

@@ -64,7 +64,8 @@ impl StartBlock<'_> {
             .collect()
     }
 
-    /// Name, URL and expected certificate name of each cluster, and its configured hosts.
+    /// Name, URL and expected certificate name of each cluster, and its configured hosts. Clients of a passthrough cluster
+    /// decide which name they expect.
     #[must_use]
     pub fn upstreams(&self) -> Vec<String> {
         self.clusters
@@ -75,6 +76,9 @@ impl StartBlock<'_> {
                 } else {
                     format!(" for {}", cluster.hosts.join(", "))
                 };
+                if cluster.passthrough {
+                    return format!("{} → {} passed through{hosts}", cluster.name, cluster.url());
+                }
                 format!(
                     "{} → {} as {}{hosts}",
                     cluster.name,

@@ -19,9 +19,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{
-    BudgetCheck, Client, ClientTable, Refusal, Throttled, budget::ConnectionCredentials,
-};
+use super::{BudgetCheck, Client, ClientTable, Refusal, Throttled, budget::ConnectionCredentials};
 use crate::hosts::PeerAddr;
 
 /// The place of one connection in the [`ClientTable`], until dropped.

@@ -769,13 +769,20 @@ mod tests {
         });
         let mut unnamed: Vec<_> = (0..10).map(|_| table.enter_unnamed()).collect();
         assert!(table.largest(10).is_empty());
-        assert!(unnamed.iter().all(|place| place.is_unnamed() && !place.is_waiting()));
+        assert!(
+            unnamed
+                .iter()
+                .all(|place| place.is_unnamed() && !place.is_waiting())
+        );
         let named = unnamed.iter_mut().map(|place| place.rebind(peer(1)));
         let refused = Err(Refusal::ClientConnections);
         assert_eq!(named.take(3).collect::<Vec<_>>(), [Ok(()), Ok(()), refused]);
         unnamed[3].rebind(peer(2)).unwrap();
         assert!(!unnamed[3].is_unnamed());
-        let sizes = [(ClientPrefix::new(peer(1).ip()), 2), (ClientPrefix::new(peer(2).ip()), 1)];
+        let sizes = [
+            (ClientPrefix::new(peer(1).ip()), 2),
+            (ClientPrefix::new(peer(2).ip()), 1),
+        ];
         assert_eq!(table.largest(10), sizes);
         drop(unnamed);
         assert!(table.largest(10).is_empty());

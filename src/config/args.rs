@@ -23,7 +23,7 @@ pub struct ServeArgs {
     #[arg(env = "KUBE_TLS_PROXY_LISTEN", help_heading = CLIENTS)]
     pub listen: Vec<String>,
 
-    /// Load balancers that must begin each connection with a PROXY header, which names the client
+    /// Load balancers, which must name the client in a PROXY header
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     #[arg(env = "KUBE_TLS_PROXY_PROXY_PROTOCOL_FROM", help_heading = CLIENTS)]
     pub proxy_protocol_from: Vec<String>,
@@ -129,6 +129,11 @@ pub struct ServeArgs {
     #[arg(env = "KUBE_TLS_PROXY_NO_ACCESS_LOG", help_heading = LOGGING)]
     pub no_access_log: Option<String>,
 
+    /// How to show verified users: subject, hash or off [default: off]
+    #[arg(long, value_name = "CHOICE")]
+    #[arg(env = "KUBE_TLS_PROXY_LOG_USER", help_heading = LOGGING)]
+    pub log_user: Option<String>,
+
     /// The flags whose value comes from their variable, with their dashes, for errors.
     #[arg(skip)]
     pub from_environment: Vec<String>,
@@ -177,6 +182,7 @@ impl ServeArgs {
             log_format: text(&self.log_format),
             log_level: text(&self.log_level),
             no_access_log: text(&self.no_access_log),
+            log_user: text(&self.log_user),
             from_environment: Vec::new(),
         }
     }

@@ -5,10 +5,13 @@
 
 use std::{collections::HashMap, net::IpAddr};
 
+use rustls_pki_types::ServerName;
+
 use serde_saphyr::Spanned;
 
 use super::{
-    ClusterConfig, ConfigError, Environment, ReadError, ServeArgs, SettingError, TrustSource,
+    ClusterConfig, ConfigError, Environment, ReadError, RequestHost, ServeArgs, SettingError,
+    TrustSource,
     config_file::{ClusterEntry, ExpectedName, PublicHost, UpstreamEntry},
     file, kubeconfig,
     source::{ConfigSource, absolute_path, parse_flag},
@@ -34,7 +37,11 @@ pub(super) fn load(
             file: source.file.clone(),
         }));
     }
-    let several = entries.len() > 1;
+    let several = entries
+        .iter()
+        .filter(|entry| !entry.value.passthrough)
+        .count()
+        > 1;
     let mut hosts = HashMap::new();
     let mut clusters: Vec<ClusterConfig> = Vec::with_capacity(entries.len());
     for entry in entries {
@@ -50,6 +57,9 @@ pub(super) fn load(
         }
         if several && entry.value.hosts.is_empty() {
             return Err(source.error_at(&entry, SettingError::cluster(&name, NO_HOSTS)));
+        }
+        if entry.value.passthrough {
+            check_passthrough(&entry, source)?;
         }
         for host in &entry.value.hosts {
             let text = host.value.0.0.to_string();
@@ -84,7 +94,9 @@ fn cluster_of_entry(
         &entry.value.kubeconfig,
         entry.value.in_cluster,
     ) {
-        (Some(upstream), None, false) => cluster_of_upstream(upstream, source),
+        (Some(upstream), None, false) => {
+            cluster_of_upstream(upstream, entry.value.passthrough, source)?
+        }
         (None, Some(file), false) => {
             kubeconfig::load(&source.path(&file.0.0), entry.value.context.as_deref())?
         }
@@ -95,21 +107,72 @@ fn cluster_of_entry(
             return Err(source.error_at(&entry, SettingError::cluster(&name, NOT_ONE_SOURCE)));
         }
     };
-    Ok(ClusterConfig { name, hosts, ..one })
+    let mut cluster = ClusterConfig { name, hosts, ..one };
+    if entry.value.passthrough {
+        if !cluster.path_prefix.is_empty() {
+            let error = SettingError::cluster(&cluster.name, PASSTHROUGH_PREFIX);
+            return Err(source.error_at(&entry, error));
+        }
+        cluster.passthrough = true;
+        cluster.request_host = RequestHost::Client;
+        // Probes verify the apiserver as its clients do, under the name that they ask for.
+        let mut names = cluster.hosts.iter().filter(|host| !host.starts_with('*'));
+        if let Some(Ok(name)) = names.next().map(|host| ServerName::try_from(host.clone())) {
+            cluster.expected_name = name;
+        }
+    }
+    Ok(cluster)
 }
 
-fn cluster_of_upstream(upstream: &UpstreamEntry, source: &ConfigSource) -> ClusterConfig {
-    let trust = TrustSource::File(source.path(&upstream.ca.0.0));
+/// Refuses what a passthrough cluster cannot have: the proxy sees neither a request nor the apiserver's certificate.
+fn check_passthrough(
+    entry: &Spanned<ClusterEntry>,
+    source: &ConfigSource,
+) -> Result<(), ConfigError> {
+    let refused = |problem| SettingError::cluster(&entry.value.name, problem);
+    if entry.value.hosts.is_empty() {
+        return Err(source.error_at(entry, refused(PASSTHROUGH_WITHOUT_HOSTS)));
+    }
+    for host in &entry.value.hosts {
+        if host.value.0.0.to_string().parse::<IpAddr>().is_ok() {
+            return Err(source.error_at(host, refused(PASSTHROUGH_ADDRESS)));
+        }
+    }
+    let upstream = entry
+        .value
+        .upstream
+        .as_ref()
+        .map(|upstream| &upstream.value);
+    if let Some(name) = upstream.and_then(|upstream| upstream.name.as_ref()) {
+        return Err(source.error_at(name, refused(PASSTHROUGH_NAME)));
+    }
+    if let Some(host) = upstream.and_then(|upstream| upstream.host.as_ref()) {
+        return Err(source.error_at(host, refused(PASSTHROUGH_HOST)));
+    }
+    Ok(())
+}
+
+fn cluster_of_upstream(
+    entry: &Spanned<UpstreamEntry>,
+    passthrough: bool,
+    source: &ConfigSource,
+) -> Result<ClusterConfig, ConfigError> {
+    let upstream = &entry.value;
+    let trust = match &upstream.ca {
+        Some(ca) => TrustSource::File(source.path(&ca.0.0)),
+        None if passthrough => TrustSource::Clients,
+        None => return Err(source.error_at(entry, SettingError::MissingKey { key: "ca" })),
+    };
     let (url, place) = (upstream.url.0.clone(), url::place_in(&source.file));
     let mut cluster = url.into_cluster(String::new(), trust, place);
     cluster.addresses = upstream.addresses.iter().map(|one| one.0.0).collect();
     if let Some(name) = &upstream.name {
-        cluster.expected_name = name.0.0.clone();
+        cluster.expected_name = name.value.0.0.clone();
     }
     if let Some(host) = &upstream.host {
-        cluster.request_host = host.0;
+        cluster.request_host = host.value.0;
     }
-    cluster
+    Ok(cluster)
 }
 
 /// The first given flag that selects the apiserver or its hosts.
@@ -240,4 +303,9 @@ const NO_HOSTS: &str = "has no `hosts`, and there are several clusters; add its 
 const CONTEXT_ALONE: &str =
     "has a `context` without a `kubeconfig`; add `kubeconfig`, or remove `context`";
 const DUPLICATE: &str = "has the name of another cluster; give each its own name";
+const PASSTHROUGH_WITHOUT_HOSTS: &str = "has `passthrough` and no `hosts`; add the names that its clients ask for, such as `kubernetes`";
+const PASSTHROUGH_ADDRESS: &str = "has `passthrough` for an IP address, which no client asks for in TLS; write a name, such as `kubernetes`, and give it to clients as tls-server-name";
+const PASSTHROUGH_NAME: &str = "has `passthrough` and `upstream.name`; remove `name`, because each client verifies the apiserver under the name that it asks for";
+const PASSTHROUGH_HOST: &str = "has `passthrough` and `upstream.host`; remove `host`, because the proxy cannot change a request that it does not see";
+const PASSTHROUGH_PREFIX: &str = "has `passthrough` and a URL with a path; remove the path, because the proxy cannot change a request that it does not see";
 const NOT_ONE_SOURCE: &str = "must name its apiserver in exactly one way; give one of `upstream`, `kubeconfig` and `inCluster: true`";

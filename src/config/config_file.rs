@@ -14,7 +14,7 @@ use serde_saphyr::Spanned;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{
-    LogFormat, RequestHost,
+    LogFormat, LoggedUser, RequestHost,
     error::SettingError,
     limits::{LimitsSection, TimeoutsSection},
     listen::{ListenAddr, ListenEntry},
@@ -77,8 +77,13 @@ pub(super) struct ClusterEntry {
     #[serde(default)]
     #[schemars(with = "Vec<String>")]
     pub(super) hosts: Vec<Spanned<Parsed<PublicHost>>>,
+    /// Pass connections for these hosts on as they are: each client speaks TLS with the apiserver and verifies it itself,
+    /// for example with the client certificate of an admin.conf.
+    #[serde(default)]
+    pub(super) passthrough: bool,
     /// Its URL, and how it is verified.
-    pub(super) upstream: Option<UpstreamEntry>,
+    #[schemars(with = "Option<UpstreamEntry>")]
+    pub(super) upstream: Option<Spanned<UpstreamEntry>>,
     /// Or: a kubeconfig with URL, CA and name.
     #[schemars(with = "Option<String>")]
     pub(super) kubeconfig: Option<Parsed<FilePath>>,
@@ -100,16 +105,16 @@ pub(super) struct UpstreamEntry {
     #[serde(default)]
     #[schemars(with = "Vec<String>")]
     pub(super) addresses: Vec<Parsed<EndpointAddr>>,
-    /// PEM file with the only trusted CAs.
-    #[schemars(with = "String")]
-    pub(super) ca: Parsed<FilePath>,
+    /// PEM file with the only trusted CAs. Needed, except with `passthrough`: there only health checks use it.
+    #[schemars(with = "Option<String>")]
+    pub(super) ca: Option<Parsed<FilePath>>,
     /// Name or address that its certificate must carry; by default the host of the URL.
     #[schemars(with = "Option<String>")]
-    pub(super) name: Option<Parsed<ExpectedName>>,
+    pub(super) name: Option<Spanned<Parsed<ExpectedName>>>,
     /// The host that requests ask it for: `client` for the one that the client asks for, `upstream` for that of the URL;
     /// by default `client` if the host of the URL is an IP address or begins with `kubernetes`.
     #[schemars(with = "Option<RequestHostName>")]
-    pub(super) host: Option<Parsed<RequestHost>>,
+    pub(super) host: Option<Spanned<Parsed<RequestHost>>>,
 }
 
 /// What the proxy logs, and how.
@@ -124,6 +129,9 @@ pub(super) struct LogSection {
     pub(super) filter: Option<Parsed<LogFilter>>,
     /// Whether each request is logged.
     pub(super) access: Option<bool>,
+    /// How the log and the status page show the user whose token the apiserver has accepted: `subject`, `hash` or `off`.
+    #[schemars(with = "Option<LoggedUserName>")]
+    pub(super) user: Option<Parsed<LoggedUser>>,
 }
 
 /// Health, metrics and the status page, on their own port.
@@ -142,6 +150,16 @@ pub(super) struct AdminSection {
 enum LogFormatName {
     Text,
     Json,
+}
+
+/// The spelling of [`LoggedUser`] for the schema.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase", inline)]
+#[expect(dead_code, reason = "only its schema is used")]
+enum LoggedUserName {
+    Subject,
+    Hash,
+    Off,
 }
 
 /// The spelling of [`RequestHost`] for the schema.
@@ -206,6 +224,20 @@ impl FromStr for LogFormat {
             _ => Err(SettingError::Malformed {
                 problem: NOT_A_LOG_FORMAT,
             }),
+        }
+    }
+}
+
+impl FromStr for LoggedUser {
+    type Err = SettingError;
+
+    fn from_str(text: &str) -> Result<Self, SettingError> {
+        match text {
+            "subject" => Ok(Self::Subject),
+            "hash" => Ok(Self::Hash),
+            // For YAML 1.1, which Helm reads and writes, `off` is a boolean.
+            "off" | "false" => Ok(Self::Off),
+            _ => Err(SettingError::invalid(text, NOT_A_LOGGED_USER)),
         }
     }
 }
@@ -297,6 +329,8 @@ pub fn schema() -> serde_json::Value {
 
 const NOT_AN_ENDPOINT: &str = "is not the address of an apiserver; write ADDRESS:PORT with an IP address, such as 10.0.0.1:6443";
 const NOT_A_LOG_FORMAT: &str = "is not a log format; write text or json";
+const NOT_A_LOGGED_USER: &str =
+    "is not a choice; write subject, for the name in the token, hash, for a pseudonym, or off";
 const NOT_A_REQUEST_HOST: &str = "is not a choice; write client, for the host that clients ask for, or upstream, for the host of the apiserver's URL";
 const NOT_A_LOG_FILTER: &str = "is not a log filter; write a level (error, warn, info, debug, trace), or levels for modules, such as info,kube_tls_proxy=debug";
 const NOT_A_HOST: &str = "is not a host name; write it without scheme, port and path, such as kube.example.com or *.example.com";

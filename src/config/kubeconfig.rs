@@ -25,19 +25,34 @@ use crate::quote;
 
 /// The cluster of `context` in `file`, by default of its current context. It has no hosts.
 pub(super) fn load(file: &Path, context: Option<&str>) -> Result<ClusterConfig, ConfigError> {
+    let (name, cluster) = cluster_of(file, context)?;
+    complete(&name, cluster, file).map_err(|error| in_file(file, error))
+}
+
+/// The CA of that cluster.
+pub(crate) fn load_trust(file: &Path, context: Option<&str>) -> Result<TrustSource, ConfigError> {
+    let (name, cluster) = cluster_of(file, context)?;
+    trust(&quoted(&name), &cluster, file).map_err(|error| in_file(file, error))
+}
+
+/// The cluster of `context` in `file`, by default of its current context, and its name.
+fn cluster_of(
+    file: &Path,
+    context: Option<&str>,
+) -> Result<(String, KubeconfigCluster), ConfigError> {
     let kubeconfig = Kubeconfig::<KubeconfigCluster, IgnoredAny>::load(file)?;
     let NamedContext { name, context } = kubeconfig.context(file, context)?;
-    let cluster = match kubeconfig.cluster(&context.cluster) {
-        Some(cluster) => complete(&context.cluster, cluster.clone(), file),
-        None if context.cluster.is_empty() => Err(SettingError::ContextWithoutCluster {
+    let error = match kubeconfig.cluster(&context.cluster) {
+        Some(cluster) => return Ok((context.cluster, cluster.clone())),
+        None if context.cluster.is_empty() => SettingError::ContextWithoutCluster {
             context: quote::name(&name),
-        }),
-        None => Err(SettingError::NoCluster {
+        },
+        None => SettingError::NoCluster {
             context: quote::name(&name),
             name: quote::name(&context.cluster),
-        }),
+        },
     };
-    cluster.map_err(|error| in_file(file, error))
+    Err(in_file(file, error))
 }
 
 /// A kubeconfig. `C` is what is kept of each cluster, `U` what is kept of each user.
@@ -213,25 +228,12 @@ fn complete(
     cluster: KubeconfigCluster,
     file: &Path,
 ) -> Result<ClusterConfig, SettingError> {
-    // Errors and log lines repeat it.
-    let name = match quote::name(name) {
-        empty if empty.is_empty() => "default".to_owned(),
-        name => name,
-    };
-    if cluster.insecure_skip_tls_verify {
-        return Err(SettingError::cluster(&name, SKIPS_VERIFICATION));
-    }
+    let name = quoted(name);
+    let trust = trust(&name, &cluster, file)?;
     if cluster.proxy_url.is_some_and(|url| !url.is_empty()) {
         return Err(SettingError::cluster(&name, USES_PROXY));
     }
-    let in_key = |key| {
-        let name = name.clone();
-        move |source| SettingError::ClusterKey {
-            key,
-            name,
-            source: Box::new(source),
-        }
-    };
+    let in_key = |key| in_key(key, &name);
     let server = cluster
         .server
         .filter(|server| !server.is_empty())
@@ -240,21 +242,52 @@ fn complete(
     if let Some(name) = cluster.tls_server_name.filter(|name| !name.is_empty()) {
         url.name = url::expected_name(&name).map_err(in_key("tls-server-name"))?;
     }
-    let data = cluster
-        .certificate_authority_data
-        .filter(|data| !data.is_empty());
-    let trust = match (data, cluster.certificate_authority) {
-        (Some(data), _) => TrustSource::Inline {
-            pem: ca_data(&data).map_err(|problem| SettingError::cluster(&name, problem))?,
-            origin: format!("cluster `{name}` in kubeconfig {}", quote::path(file)),
-        },
-        (None, Some(path)) if !path.as_os_str().is_empty() => {
-            check_path(&path).map_err(in_key("certificate-authority"))?;
-            TrustSource::File(file.parent().unwrap_or_else(|| Path::new("")).join(path))
-        }
-        (None, _) => return Err(SettingError::cluster(&name, NO_CA)),
-    };
     Ok(url.into_cluster(name, trust, url::place_in(file)))
+}
+
+/// The name of a cluster, for errors and log lines.
+fn quoted(name: &str) -> String {
+    match quote::name(name) {
+        empty if empty.is_empty() => "default".to_owned(),
+        name => name,
+    }
+}
+
+/// Names the key that an error is about.
+fn in_key(key: &'static str, cluster: &str) -> impl FnOnce(SettingError) -> SettingError + use<> {
+    let name = cluster.to_owned();
+    move |source| SettingError::ClusterKey {
+        key,
+        name,
+        source: Box::new(source),
+    }
+}
+
+/// The CA of a cluster, which must have one.
+fn trust(
+    name: &str,
+    cluster: &KubeconfigCluster,
+    file: &Path,
+) -> Result<TrustSource, SettingError> {
+    if cluster.insecure_skip_tls_verify {
+        return Err(SettingError::cluster(name, SKIPS_VERIFICATION));
+    }
+    let data = cluster.certificate_authority_data.as_ref();
+    match (
+        data.filter(|data| !data.is_empty()),
+        &cluster.certificate_authority,
+    ) {
+        (Some(data), _) => Ok(TrustSource::Inline {
+            pem: ca_data(data).map_err(|problem| SettingError::cluster(name, problem))?,
+            origin: format!("cluster `{name}` in kubeconfig {}", quote::path(file)),
+        }),
+        (None, Some(path)) if !path.as_os_str().is_empty() => {
+            check_path(path).map_err(in_key("certificate-authority", name))?;
+            let folder = file.parent().unwrap_or_else(|| Path::new(""));
+            Ok(TrustSource::File(folder.join(path)))
+        }
+        (None, _) => Err(SettingError::cluster(name, NO_CA)),
+    }
 }
 
 /// The PEM text in `certificate-authority-data`, or what is wrong with the value, and the fix.

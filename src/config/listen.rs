@@ -116,12 +116,16 @@ pub(crate) fn peers_of(
     let mut all = listen.iter();
     let found = listen.get(number).filter(same);
     let found = found.or_else(|| all.clone().find(same));
-    let found = found.or_else(|| all.clone().find(|entry| entry.address.port() == address.port()));
+    let found = found.or_else(|| {
+        all.clone()
+            .find(|entry| entry.address.port() == address.port())
+    });
     if let Some(entry) = found {
         return Some(&entry.peers);
     }
     let first = all.next()?;
-    all.all(|entry| entry.peers == first.peers).then_some(&first.peers)
+    all.all(|entry| entry.peers == first.peers)
+        .then_some(&first.peers)
 }
 
 /// ADDRESS:PORT, or :PORT for all addresses.
@@ -307,7 +311,10 @@ fn addresses(flag: &'static str, ranges: &[String]) -> Result<AddressList, Confi
 /// The warning that any address is trusted.
 pub(super) fn trusts_everyone(listen: &[ListenConfig], proxies: &AddressList) -> Vec<String> {
     let mut warnings = Vec::new();
-    if listen.iter().any(|entry| entry.peers.balancers.has_everything()) {
+    if listen
+        .iter()
+        .any(|entry| entry.peers.balancers.has_everything())
+    {
         warnings.push(
             "every client is trusted to name another address in a PROXY header; \
              write the addresses of the load balancers into proxyProtocol.from (--proxy-protocol-from)"

@@ -7,7 +7,7 @@ use std::{net::SocketAddr, num::NonZeroUsize};
 
 use super::{
     Capacity, Config, ConfigError, Environment, FileKind, IdentityFiles, Limits, LogConfig,
-    LogFormat, ServeArgs, SettingError, Timeouts, clusters,
+    LogFormat, LoggedUser, ServeArgs, SettingError, Timeouts, clusters,
     config_file::{AdminSection, ConfigFile, LogFilter, LogSection},
     limits::{LimitsSection, TimeoutsSection},
     listen::{self, ListenAddr},
@@ -38,14 +38,6 @@ fn load_given(args: &ServeArgs, env: &Environment) -> Result<Config, ConfigError
     };
     let workers = workers(args, &file, env)?;
     let identities = identities(args, &mut file, &source)?;
-    let entries = file.clusters.take().unwrap_or_default();
-    let mut sources: Vec<_> = args.config.iter().map(|file| absolute_path(file)).collect();
-    sources.extend(args.kubeconfig.iter().map(|file| absolute_path(file)));
-    let kubeconfigs = entries
-        .iter()
-        .filter_map(|entry| entry.value.kubeconfig.as_ref());
-    sources.extend(kubeconfigs.map(|file| source.path(&file.0.0)));
-    let clusters = clusters::load(args, entries, &source, env)?;
     // If neither flag nor file gives an address, systemd may pass on the sockets instead.
     let has_address = !args.listen.is_empty() || file.listen.is_some();
     let (listen, admin) = (
@@ -56,6 +48,14 @@ fn load_given(args: &ServeArgs, env: &Environment) -> Result<Config, ConfigError
         listen::check_ports(listen.iter().map(|entry| &entry.address).chain(&admin))?;
     }
     let trusted_proxies = listen::trusted_proxies(args, &mut file)?;
+    let entries = file.clusters.take().unwrap_or_default();
+    let mut sources: Vec<_> = args.config.iter().map(|file| absolute_path(file)).collect();
+    sources.extend(args.kubeconfig.iter().map(|file| absolute_path(file)));
+    let kubeconfigs = entries
+        .iter()
+        .filter_map(|entry| entry.value.kubeconfig.as_ref());
+    sources.extend(kubeconfigs.map(|file| source.path(&file.0.0)));
+    let clusters = clusters::load(args, entries, &source, env)?;
     let (limits, capacity) = limits(file.limits.unwrap_or_default(), &source, workers, env)?;
     let section = file.timeouts.unwrap_or_default();
     let sets_tunnels = args.drain_tunnels.is_some() || section.drain_tunnels.is_some();
@@ -213,6 +213,10 @@ fn log(args: &ServeArgs, section: LogSection) -> Result<LogConfig, ConfigError> 
             .map(|is_off| !is_off)
             .or(section.access)
             .unwrap_or(true),
+        user: match &args.log_user {
+            Some(text) => parse_flag("--log-user", text)?,
+            None => section.user.map_or_else(LoggedUser::default, |user| user.0),
+        },
     })
 }
 

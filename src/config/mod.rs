@@ -37,7 +37,7 @@ pub use environment::{Environment, has_no_colours};
 pub use error::{ConfigError, FileKind, Position, SettingError, YamlError};
 pub use file::ReadError;
 pub(crate) use file::read as read_file;
-pub(crate) use kubeconfig::{Kubeconfig, NamedContext, duplicate};
+pub(crate) use kubeconfig::{Kubeconfig, NamedContext, duplicate, load_trust};
 pub use limits::{Limits, Timeouts};
 pub(crate) use listen::peers_of;
 pub use listen::{Admission, ListenConfig, PeerPolicy};
@@ -112,6 +112,8 @@ pub struct ClusterConfig {
     pub request_host: RequestHost,
     /// The only CAs that the chain of the apiserver may end at.
     pub trust: TrustSource,
+    /// Whether connections for its hosts are passed on as they are, so that each client speaks TLS with the apiserver.
+    pub passthrough: bool,
 }
 
 /// The host that requests ask an apiserver for.
@@ -187,6 +189,40 @@ pub enum TrustSource {
         /// Its place, for messages: ``cluster `prod` in kubeconfig /etc/kubeconfig``.
         origin: String,
     },
+    /// A passthrough cluster without a CA: each client verifies the apiserver, and the proxy trusts no server.
+    Clients,
+}
+
+/// The kind of a credential, as access rules name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CredentialKind {
+    /// No credential that kube-apiserver reads.
+    None,
+    /// A client certificate.
+    Certificate,
+    /// A JWT of a service account.
+    ServiceAccount,
+    /// Any other JWT.
+    Jwt,
+    /// A bearer token that is no JWT.
+    Opaque,
+    /// User name and password.
+    Basic,
+}
+
+impl CredentialKind {
+    /// The name in the configuration.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Certificate => "certificate",
+            Self::ServiceAccount => "serviceAccount",
+            Self::Jwt => "jwt",
+            Self::Opaque => "opaque",
+            Self::Basic => "basic",
+        }
+    }
 }
 
 /// What the proxy logs, and how.
@@ -198,6 +234,20 @@ pub struct LogConfig {
     pub filter: String,
     /// Whether each request is logged.
     pub access: bool,
+    /// How the log and the status page show the user of a request.
+    pub user: LoggedUser,
+}
+
+/// How the log and the status page show the user of a request.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LoggedUser {
+    /// The subject of the token.
+    Subject,
+    /// A hash of it.
+    Hash,
+    /// Not at all. No token is read for it.
+    #[default]
+    Off,
 }
 
 /// The format of log lines.

@@ -59,6 +59,7 @@ impl HandshakeLog {
                 | HandshakeError::Closed
                 | HandshakeError::Refused(_)
                 | HandshakeError::PlainHttp
+                | HandshakeError::HelloTooLarge
                 | HandshakeError::Failed { .. } => &self.handshakes,
             };
             let client = (ClientPrefix::new(client.ip()), reason);
@@ -94,7 +95,8 @@ fn is_notable(error: &HandshakeError) -> bool {
         HandshakeError::Timeout { .. }
         | HandshakeError::ProxyHeader(_)
         | HandshakeError::Denied
-        | HandshakeError::PlainHttp => true,
+        | HandshakeError::PlainHttp
+        | HandshakeError::HelloTooLarge => true,
         HandshakeError::Closed | HandshakeError::Refused(_) => false,
         HandshakeError::Failed {
             source,
@@ -111,6 +113,7 @@ fn reason(error: &HandshakeError) -> &'static str {
         HandshakeError::ProxyHeader(_) => return "proxy_header",
         HandshakeError::Denied => return "denied",
         HandshakeError::PlainHttp => return "plain_http",
+        HandshakeError::HelloTooLarge => return "hello_too_large",
         HandshakeError::Failed { source, .. } => source,
     };
     match tls_error(source) {
@@ -189,7 +192,11 @@ mod tests {
             (HandshakeError::PlainHttp, "plain_http", true),
             (ProxyHeaderError::Missing.into(), "proxy_header", true),
             (HandshakeError::Denied, "denied", true),
-            (HandshakeError::Refused(Refusal::Connections), "place", false),
+            (
+                HandshakeError::Refused(Refusal::Connections),
+                "place",
+                false,
+            ),
             (
                 HandshakeError::Timeout {
                     limit,

@@ -1,9 +1,10 @@
 //! Takes one accepted connection through its TLS handshake, and serves HTTP/1.1 or HTTP/2 on
-//! it. ALPN alone chooses the protocol.
+//! it. ALPN alone chooses the protocol. A connection for a passthrough host leaves here after its `ClientHello`.
 
 mod handshake_log;
 mod http1;
 mod http2;
+mod passthrough;
 mod proxy_protocol;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tracing::debug;
 
 pub use handshake_log::HandshakeLog;
+use passthrough::Greeting;
 use proxy_protocol::ProxyHeaderError;
 
 use crate::{
@@ -36,17 +38,18 @@ use crate::{
     memory::MemoryPressure,
     metrics::{Connected, Counters, Handshake, Limit, Protocol},
     pki::{self, Identity},
-    proxy::{ClientConnection, Routes},
+    proxy::{self, ClientConnection, CredentialCache, PassedClient, Routes},
     socket,
     text::error_chain,
     transport::ReadAhead,
     upstream::{ClientLeases, UpstreamContext},
 };
 
-/// The fuzz bodies of this module: what the frames of an HTTP/2 client say, their budgets, and PROXY headers.
-pub(crate) const FUZZ: [fn(&[u8]); 3] = {
+/// The fuzz bodies of this module: what the frames of an HTTP/2 client say, their budgets, where a `ClientHello` ends, and
+/// PROXY headers.
+pub(crate) const FUZZ: [fn(&[u8]); 4] = {
     let [targets, budgets] = http2::FUZZ;
-    [targets, budgets, proxy_protocol::fuzz]
+    [targets, budgets, passthrough::fuzz, proxy_protocol::fuzz]
 };
 
 /// Everything that a reload replaces, as one value.
@@ -175,16 +178,33 @@ async fn serve(
         return;
     }
     let snapshot = shared.snapshot.load_full();
-    let tls = Arc::clone(&snapshot.tls);
     // On the heap: the handshake needs much memory for a moment, the connection little for hours.
     let accepted = Box::pin(async {
         tokio::select! {
-            accepted = handshake(stream, tls, place.client(), &shared, &context) => accepted,
+            accepted = handshake(stream, &snapshot, place.client(), &shared, &context) => accepted,
             () = place.closing() => Err(HandshakeError::Closed),
         }
     });
     let stream = match accepted.await {
-        Ok(stream) => stream,
+        Ok(HandshakeOutcome::Terminated(stream)) => stream,
+        Ok(HandshakeOutcome::Passed(passed)) => {
+            drop(snapshot);
+            let counters = Arc::clone(context.counters());
+            counters.handshakes.count(Handshake::Passed);
+            let protocol = Protocol::Passthrough;
+            let connected = Connected::new(
+                counters,
+                client,
+                network_peer,
+                protocol,
+                place,
+                drain.clone(),
+            );
+            let half_close_timeout = shared.timeouts.half_close_timeout;
+            let passed = proxy::pass(*passed, connected, &context, half_close_timeout, &drain);
+            // On the heap, so that other connections do not pay for it.
+            return Box::pin(passed).await;
+        }
         Err(error) => {
             if place.is_closing() {
                 context.counters().limits_hit.count(Limit::ClientPlaces);
@@ -200,8 +220,14 @@ async fn serve(
     let local = stream.get_ref().0.tcp().local_addr().ok();
     let counters = Arc::clone(context.counters());
     counters.handshakes.count(Handshake::Ok);
-    let connected =
-        Connected::new(counters, client, network_peer, protocol, place, drain.clone());
+    let connected = Connected::new(
+        counters,
+        client,
+        network_peer,
+        protocol,
+        place,
+        drain.clone(),
+    );
     let connected = Arc::new(connected);
     let downstream = ClientConnection {
         peer: client,
@@ -214,24 +240,20 @@ async fn serve(
         half_close_timeout: shared.timeouts.half_close_timeout,
         connected: Arc::clone(&connected),
         drain,
+        credentials: CredentialCache::default(),
     };
     drop(snapshot);
     let service = Arc::new(Service {
         shared,
         downstream: Arc::new(downstream),
     });
-    match protocol {
-        // On the heap, so that a connection needs the memory of its own protocol only.
-        Protocol::Http1 => {
-            if let Err(error) = Box::pin(http1::serve(stream, service)).await {
-                ended_early(client, &error);
-            }
+    // On the heap, so that a connection needs the memory of its own protocol only.
+    if protocol == Protocol::Http2 {
+        if let Err(error) = Box::pin(http2::serve(stream, service)).await {
+            ended_early(client, &error);
         }
-        Protocol::Http2 => {
-            if let Err(error) = Box::pin(http2::serve(stream, service)).await {
-                ended_early(client, &error);
-            }
-        }
+    } else if let Err(error) = Box::pin(http1::serve(stream, service)).await {
+        ended_early(client, &error);
     }
     // A tunnel keeps the place after its connection has ended.
     if connected.place().is_closing() {
@@ -267,7 +289,13 @@ async fn identify(
         return Ok(None);
     };
     let is_served = |peers: &PeerPolicy| peers.serves(client.ip());
-    if !shared.snapshot.load().peers.get(listener).is_some_and(is_served) {
+    if !shared
+        .snapshot
+        .load()
+        .peers
+        .get(listener)
+        .is_some_and(is_served)
+    {
         return Err((client, HandshakeError::Denied));
     }
     let rebound = place.rebind(client);
@@ -286,6 +314,14 @@ fn negotiated(session: &ServerConnection) -> (Protocol, Option<String>) {
         .server_name()
         .map(|name| name.trim_end_matches('.').to_ascii_lowercase());
     (protocol, sni)
+}
+
+/// The beginning of a connection that is served.
+enum HandshakeOutcome {
+    /// The proxy has completed the TLS handshake.
+    Terminated(Box<TlsStream<ReadAhead>>),
+    /// The connection is passed through.
+    Passed(Box<PassedClient>),
 }
 
 /// Why a downstream handshake failed.
@@ -313,6 +349,9 @@ enum HandshakeError {
     /// The client speaks HTTP without TLS.
     #[error("the client sent plain HTTP to the HTTPS port")]
     PlainHttp,
+    /// There are passthrough hosts, and the `ClientHello` has more bytes than the proxy would replay.
+    #[error("the ClientHello is larger than {} bytes", passthrough::MAX_HELLO)]
+    HelloTooLarge,
     /// Client and proxy have no version or cipher in common, or the connection broke.
     #[error("TLS handshake")]
     Failed {
@@ -342,7 +381,7 @@ impl HandshakeError {
             Self::ProxyHeader(_) => Handshake::ProxyHeader,
             Self::Denied => Handshake::Denied,
             Self::PlainHttp => Handshake::PlainHttp,
-            Self::Failed { .. } => Handshake::Failed,
+            Self::HelloTooLarge | Self::Failed { .. } => Handshake::Failed,
         }
     }
 
@@ -353,7 +392,8 @@ impl HandshakeError {
             | Self::Refused(_)
             | Self::ProxyHeader(_)
             | Self::Denied
-            | Self::PlainHttp => None,
+            | Self::PlainHttp
+            | Self::HelloTooLarge => None,
             Self::Timeout { server_name, .. } | Self::Failed { server_name, .. } => {
                 server_name.as_ref()?.as_deref()
             }
@@ -379,7 +419,8 @@ pub fn server_config(identities: &[Identity], tickets: Arc<dyn ProducesTickets>)
     config
 }
 
-/// Runs the TLS handshake. `timeouts.handshake` covers everything, including the wait for a slot. A client that fills its
+/// Runs the TLS handshake, or only reads the `ClientHello` of a connection that is passed through, which needs no slot.
+/// `timeouts.handshake` covers everything, including the wait for a slot. A client that fills its
 /// own slots waits for them, so that it never fills those of all clients.
 ///
 /// # Errors
@@ -387,11 +428,11 @@ pub fn server_config(identities: &[Identity], tickets: Arc<dyn ProducesTickets>)
 /// When the client is too slow or the handshake fails.
 async fn handshake(
     mut stream: ReadAhead,
-    config: Arc<ServerConfig>,
+    snapshot: &Snapshot,
     client: &Client,
     shared: &Shared,
     context: &UpstreamContext,
-) -> Result<Box<TlsStream<ReadAhead>>, HandshakeError> {
+) -> Result<HandshakeOutcome, HandshakeError> {
     let mut server_name = None;
     let handshake = async {
         let first = stream.first_bytes().await?;
@@ -405,7 +446,14 @@ async fn handshake(
         }
         // A client takes a slot only after its whole ClientHello has arrived. Otherwise a few silent clients
         // would block all others.
-        let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+        let hello = if snapshot.routes.has_passthrough() {
+            match Box::pin(passthrough::read_hello(stream, &snapshot.routes)).await? {
+                Greeting::Terminated(hello) => hello,
+                Greeting::Passed(client) => return Ok(HandshakeOutcome::Passed(client)),
+            }
+        } else {
+            LazyConfigAcceptor::new(Acceptor::default(), stream).await?
+        };
         server_name = Some(hello.client_hello().server_name().map(str::to_owned));
         let slots = [&client.handshakes, &shared.handshakes];
         if slots.iter().any(|slots| slots.available_permits() == 0) {
@@ -426,9 +474,10 @@ async fn handshake(
         let limit_buffer =
             |connection: &mut ServerConnection| connection.set_buffer_limit(Some(MAX_TLS_BUFFER));
         // In the future, because this call already exchanges keys and signs, which takes most of the time.
+        let config = Arc::clone(&snapshot.tls);
         let handshake = async { hello.into_stream_with(config, limit_buffer).await };
         let stream = context.client_turns().run(handshake).await?;
-        Ok(Box::new(stream))
+        Ok(HandshakeOutcome::Terminated(Box::new(stream)))
     };
     let limit = shared.timeouts.handshake;
     match timeout(limit, handshake).await {

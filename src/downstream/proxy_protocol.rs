@@ -52,7 +52,11 @@ pub(super) async fn read(
     loop {
         let bytes = stream.read_more().await.map_or(&[][..], |bytes| bytes);
         if bytes.len() <= had {
-            return if had == 0 { Ok(None) } else { Err(ProxyHeaderError::Cut) };
+            return if had == 0 {
+                Ok(None)
+            } else {
+                Err(ProxyHeaderError::Cut)
+            };
         }
         if let Some(header) = parse(bytes)? {
             stream.consume(header.length);
@@ -94,7 +98,9 @@ fn parse_v1(bytes: &[u8]) -> Result<Option<ProxyHeader>, ProxyHeaderError> {
         Some(_) | None => return Err(ProxyHeaderError::Malformed("the line does not end in CRLF")),
     }
     let line = bytes.get(V1_PREFIX.len()..end).unwrap_or_default();
-    let line = std::str::from_utf8(line).ok().filter(|line| line.is_ascii());
+    let line = std::str::from_utf8(line)
+        .ok()
+        .filter(|line| line.is_ascii());
     let line = line.ok_or(ProxyHeaderError::Malformed("a line that is not ASCII"))?;
     let mut words = line.split(' ');
     let client = match words.next() {
@@ -145,7 +151,11 @@ fn parse_v2(bytes: &[u8]) -> Result<Option<ProxyHeader>, ProxyHeaderError> {
         Some(UNSPECIFIED) => 0,
         Some(TCP_OVER_IPV4) => 12,
         Some(TCP_OVER_IPV6) => 36,
-        Some(_) => return Err(ProxyHeaderError::Malformed("a family other than TCP over IP")),
+        Some(_) => {
+            return Err(ProxyHeaderError::Malformed(
+                "a family other than TCP over IP",
+            ));
+        }
     };
     let (Some(high), Some(low)) = (byte(14), byte(15)) else {
         return Ok(None);
@@ -162,7 +172,10 @@ fn parse_v2(bytes: &[u8]) -> Result<Option<ProxyHeader>, ProxyHeaderError> {
         return Ok(None);
     };
     if is_local {
-        return Ok(Some(ProxyHeader { length, client: None }));
+        return Ok(Some(ProxyHeader {
+            length,
+            client: None,
+        }));
     }
     check_fields(header, V2_FIXED + address_bytes)?;
     let (block, _) = header.split_at(V2_FIXED + address_bytes);
@@ -285,7 +298,11 @@ mod tests {
 
     /// A header with a checksum after other fields, and before others.
     fn with_checksum() -> Vec<u8> {
-        let fields = [field(4, b"pad"), field(3, &[0; 4]), field(0xea, b"\x01vpce")];
+        let fields = [
+            field(4, b"pad"),
+            field(3, &[0; 4]),
+            field(0xea, b"\x01vpce"),
+        ];
         let mut header = v2(0x21, 0x11, &[ipv4(), fields.concat()].concat());
         let sum = crc32c(header.iter().copied()).to_be_bytes();
         let at = V2_FIXED + 12 + 6 + 3;
@@ -421,9 +438,13 @@ mod tests {
         all.push([b"PROXY UNKNOWN ".as_slice(), &[b'x'; 70_000]].concat());
         all.push([b"PROXY UNKNOWN \xff\xfe\r\n".as_slice()].concat());
         // Each wrong version and command, each wrong family, and each wrong byte of the signature.
-        let commands = [0x00, 0x01, 0x10, 0x11, 0x1f, 0x22, 0x23, 0x2f, 0x30, 0x31, 0xa1, 0xff];
+        let commands = [
+            0x00, 0x01, 0x10, 0x11, 0x1f, 0x22, 0x23, 0x2f, 0x30, 0x31, 0xa1, 0xff,
+        ];
         all.extend(commands.map(|command| v2(command, 0x11, &ipv4())));
-        let families = [0x01, 0x02, 0x10, 0x12, 0x13, 0x1f, 0x20, 0x22, 0x23, 0x30, 0x31, 0x32, 0x41, 0xff];
+        let families = [
+            0x01, 0x02, 0x10, 0x12, 0x13, 0x1f, 0x20, 0x22, 0x23, 0x30, 0x31, 0x32, 0x41, 0xff,
+        ];
         all.extend(families.map(|family| v2(0x21, family, &[0; 216])));
         for at in 0..V2_SIGNATURE.len() {
             for change in [0x01, 0x20, 0x80] {

@@ -195,9 +195,8 @@ impl Listener {
         judge: impl Fn(PeerAddr) -> Admission,
         mut on_accept: impl FnMut(Accepted),
     ) {
-        let enter = |stream, peer, is_draining| {
-            self.entrance.enter(stream, peer, judge(peer), is_draining)
-        };
+        let enter =
+            |stream, peer, is_draining| self.entrance.enter(stream, peer, judge(peer), is_draining);
         loop {
             let (mut accept, mut has_waited) = (pin!(self.accept_with_memory()), false);
             let accepted = poll_fn(|cx| {
@@ -285,8 +284,7 @@ impl Listener {
                             .and_then(|()| TcpStream::from_std(stream));
                         // An error means that the connection is dead.
                         let peer = PeerAddr::new(peer);
-                        let enter =
-                            |stream| self.entrance.enter(stream, peer, judge(peer), true);
+                        let enter = |stream| self.entrance.enter(stream, peer, judge(peer), true);
                         backlog.extend(stream.ok().and_then(enter));
                     }
                     Err(error) if is_of_one_connection(&error) => {}

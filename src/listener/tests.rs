@@ -90,7 +90,9 @@ async fn connections_at_the_limit_are_served_after_the_drain() {
     let drain = Drain::new();
     drain.begin();
     let mut accepted = Vec::new();
-    listener.run(drain, serve_all, |next| accepted.push(next)).await;
+    listener
+        .run(drain, serve_all, |next| accepted.push(next))
+        .await;
     Client::connect(address).unwrap_err();
     drop(taken);
     for (client, Accepted { peer, place, .. }) in clients.iter().zip(&mut accepted) {

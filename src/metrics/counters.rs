@@ -164,15 +164,26 @@ impl Counters {
         info: StreamInfo,
         since: Instant,
     ) -> OpenStream {
+        if cluster != ClusterSlot::UNROUTED {
+            self.clusters.get(cluster).in_flight.decrement();
+        }
+        self.open_connection(cluster, info, since)
+    }
+
+    /// Counts and lists a stream that is a connection of its own and no request.
+    #[must_use]
+    pub fn open_connection(
+        self: &Arc<Self>,
+        cluster: ClusterSlot,
+        info: StreamInfo,
+        since: Instant,
+    ) -> OpenStream {
         let stream = OpenStream {
             counters: Arc::clone(self),
             cluster,
             kind: info.kind,
             _listed: ListedStream::new(Arc::clone(&self.activity), info, since),
         };
-        if cluster != ClusterSlot::UNROUTED {
-            self.clusters.get(cluster).in_flight.decrement();
-        }
         stream.gauge().increment();
         stream
     }
@@ -592,6 +603,7 @@ mod tests {
             cluster: "prod".into(),
             client: "192.0.2.1:1".parse().unwrap(),
             user_agent: StreamInfo::text("kubectl/v1.36"),
+            user: None,
             resource: "pods/exec".into(),
             namespace: "default".into(),
             name: "web-0".into(),

@@ -68,6 +68,8 @@ const RESOURCES: &str = "a resource of kube-apiserver such as `pods` or `pods/ex
 const CODES: &str = "three digits, or `no_response` if the client left before there was a response; a code without a \
     name counts as the first of its class, such as `500`";
 const PROTOCOLS: &str = "`http/1.1`, `h2`";
+const CONNECTION_PROTOCOLS: &str =
+    "`http/1.1`, `h2`, `passthrough` (passed on to an apiserver as it is)";
 const CLUSTERS: &str = "the name of the cluster in the configuration";
 const CLUSTERS_OR_NONE: &str = "the name of the cluster in the configuration; empty if the proxy refused the request \
     before it chose a cluster";
@@ -83,9 +85,9 @@ families! {
         "Memory that the process may use: the limit of its cgroup, else the memory of the machine.";
     MEMORY_SHORT = Gauge "kube_tls_proxy_memory_short" []
         "1 while memory is short, else 0: from 85 % in use until less than 80 % is. The proxy then accepts clients slowly.";
-    CONNECTIONS_TOTAL = Counter "kube_tls_proxy_connections_total" ["protocol": PROTOCOLS]
-        "Client connections after a successful TLS handshake.";
-    HANDSHAKES = Counter "kube_tls_proxy_handshakes_total" ["result": "`ok`, `timeout`, `failed`, `closed` (another client needed the place), `plain_http` (the client sent HTTP without TLS), `proxy_header` (no valid PROXY header from a load balancer, or one from another peer), `denied` (`allow` or `deny` of the listener keeps the client out; closed before the handshake)"]
+    CONNECTIONS_TOTAL = Counter "kube_tls_proxy_connections_total" ["protocol": CONNECTION_PROTOCOLS]
+        "Client connections after a successful TLS handshake, or after the `ClientHello` for a passthrough host.";
+    HANDSHAKES = Counter "kube_tls_proxy_handshakes_total" ["result": "`ok`, `passed` (the apiserver continues the handshake), `timeout`, `failed`, `closed` (another client needed the place), `plain_http` (the client sent HTTP without TLS), `proxy_header` (no valid PROXY header from a load balancer, or one from another peer), `denied` (`allow` or `deny` of the listener keeps the client out; closed before the handshake)"]
         "TLS handshakes with clients.";
     REQUESTS = Counter "kube_tls_proxy_requests_total"
         ["cluster": CLUSTERS_OR_NONE, "verb": VERBS, "resource": RESOURCES, "code": CODES, "protocol": PROTOCOLS]
@@ -104,7 +106,7 @@ families! {
     WATCHES = Gauge "kube_tls_proxy_watches" ["cluster": CLUSTERS]
         "Open watches and followed logs.";
     TUNNELS = Gauge "kube_tls_proxy_tunnels" ["cluster": CLUSTERS]
-        "Open upgraded connections: exec, attach, cp, port-forward.";
+        "Open upgraded connections (exec, attach, cp, port-forward) and open passthrough connections.";
     TUNNELS_ENDED = Counter "kube_tls_proxy_tunnels_ended_total"
         ["cluster": CLUSTERS, "end": "`complete` (in order), `client` or `apiserver` (that side broke off), `proxy` (one half stayed open, or \
             another client needed the place), `drained` (the proxy stopped)"]
@@ -159,7 +161,7 @@ families! {
     ERRORS = Counter "kube_tls_proxy_errors_total"
         ["cluster": CLUSTERS_OR_NONE, "reason": "`rejected`, `no_endpoint`, `upstream_connections`, `connect`, `connect_timeout`, `handshake`, `verify`, \
             `unprocessed`, `lost`, `upload`, `protocol`"]
-        "Error responses of the proxy itself, in place of a response of the apiserver.";
+        "Error responses of the proxy itself, in place of a response of the apiserver. A passthrough connection that no apiserver accepts counts too; it is closed.";
     LOG_LINES_DROPPED = Counter "kube_tls_proxy_log_lines_dropped_total" []
         "Log lines that were lost because the reader of the log was too slow or refused them, as a full disk does.";
     DRAINING = Gauge "kube_tls_proxy_draining" []
@@ -250,7 +252,7 @@ mod tests {
                 labels(Verb::ALL, Verb::label),
             ),
             (
-                &REQUESTS,
+                &CONNECTIONS_TOTAL,
                 "protocol",
                 labels(Protocol::ALL, Protocol::label),
             ),

@@ -99,6 +99,8 @@ label! {
         Http1 = "http/1.1",
         /// HTTP/2.
         Http2 = "h2",
+        /// TLS that is passed through: the proxy does not see what is in it.
+        Passthrough = "passthrough",
     }
 }
 
@@ -107,6 +109,8 @@ label! {
     Handshake {
         /// It succeeded.
         Ok = "ok",
+        /// The `ClientHello` is for a passthrough host, so the apiserver continues the handshake.
+        Passed = "passed",
         /// The client took too long.
         Timeout = "timeout",
         /// The proxy closed the connection, because another client needed its place.

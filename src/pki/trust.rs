@@ -1,7 +1,7 @@
 //! The certificates that an apiserver's chain may end at, and no others.
 //!
-//! A set of trust anchors is never empty. If no CA is usable, loading fails: an empty set must not mean "could not be
-//! read".
+//! If no CA is usable, loading fails: an empty set must not mean "could not be read". Only a passthrough cluster without a
+//! CA has an empty set, which trusts no server.
 
 use std::{path::Path, sync::Arc, time::SystemTime};
 
@@ -41,6 +41,11 @@ impl TrustAnchors {
                 let loaded = parse(pem, ExpectedPem::InlineAnchors, now);
                 Self::new(loaded, format!("of {origin}"), now)
             }
+            TrustSource::Clients => Ok(Self {
+                roots: Arc::new(RootCertStore::empty()),
+                summaries: Vec::new(),
+                warnings: Vec::new(),
+            }),
         }
     }
 
@@ -87,7 +92,7 @@ impl TrustAnchors {
         Arc::clone(&self.roots)
     }
 
-    /// The summary of each trusted CA. Never empty.
+    /// The summary of each trusted CA. Empty only for [`TrustSource::Clients`].
     #[must_use]
     pub fn summaries(&self) -> &[CertSummary] {
         &self.summaries

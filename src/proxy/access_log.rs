@@ -25,7 +25,7 @@ use super::{
     tunnel::Carried,
 };
 use crate::{
-    activity::{LongLived, StreamInfo},
+    activity::{EndUser, LongLived, StreamInfo},
     ending::{EndReason, Ending, Side},
     metrics::{
         ClusterLabel, ClusterSlot, Connected, OpenStream, Protocol, RequestRecord, Resource,
@@ -83,8 +83,16 @@ struct LogFields {
     host: Option<HeaderValue>,
     audit_id: Option<HeaderValue>,
     upstream: Option<Origin>,
+    /// What few lines have.
+    rare: Option<Box<RareFields>>,
+}
+
+/// Data of few log lines. Every other one pays only for a pointer.
+#[derive(Debug, Default)]
+struct RareFields {
     /// Requests of this client whose lines were left out before this one.
     suppressed: u64,
+    user: Option<Arc<EndUser>>,
 }
 
 /// What a log line says of Kubernetes. It is read from the path again, because few requests of a flood are logged.
@@ -148,8 +156,12 @@ impl AccessLog {
             Box::new(StreamInfo {
                 kind,
                 cluster: Arc::default(),
-                client: named.as_ref().map_or(downstream.peer, |named| named.address).0,
+                client: named
+                    .as_ref()
+                    .map_or(downstream.peer, |named| named.address)
+                    .0,
                 user_agent: StreamInfo::text(user_agent.unwrap_or_default()),
+                user: None,
                 resource: StreamInfo::text(&info.resource_name()),
                 namespace: StreamInfo::text(&info.namespace),
                 name: StreamInfo::text(&info.name),
@@ -228,6 +240,24 @@ impl AccessLog {
         *self.time_to_headers.insert(self.started.elapsed())
     }
 
+    /// Whether the log or the status page has a place for the user.
+    pub(super) fn shows_user(&self) -> bool {
+        self.fields.is_some() || self.long_lived.is_some()
+    }
+
+    /// Notes the user whom the apiserver has verified.
+    pub(super) fn set_user(&mut self, user: Option<Arc<EndUser>>) {
+        let Some(user) = user else {
+            return;
+        };
+        if let Some(stream) = &mut self.long_lived {
+            stream.user = Some(Arc::clone(&user));
+        }
+        if let Some(fields) = &mut self.fields {
+            fields.rare.get_or_insert_default().user = Some(user);
+        }
+    }
+
     /// Notes the head of the response.
     pub(super) fn response_started(&mut self, status: StatusCode, headers: &HeaderMap) {
         if self.time_to_headers.is_none() {
@@ -289,12 +319,15 @@ impl AccessLog {
             let facts = &self.facts;
             let kubernetes = facts.kubernetes();
             let peers = self.peers();
+            let user = fields.user();
             info!(
                 target: TARGET,
                 cluster = self.connected.cluster_name(self.cluster),
                 client.address = %peers.client,
                 network.peer.address = peers.network_peer.map(display),
                 user_agent.original = fields.user_agent.as_ref().and_then(shortened).map(display),
+                enduser.id = user.map(|user| display(&user.id)),
+                enduser.issuer = user.and_then(|user| text(&user.issuer)).map(display),
                 http.request.id = %facts.id,
                 http.request.method = %facts.method(),
                 url.domain = fields.host.as_ref().and_then(host).map(display),
@@ -381,8 +414,10 @@ impl AccessLog {
         ) {
             None => self.fields = None,
             Some(suppressed) => {
-                if let Some(fields) = &mut self.fields {
-                    fields.suppressed = suppressed;
+                if let Some(fields) = &mut self.fields
+                    && suppressed > 0
+                {
+                    fields.rare.get_or_insert_default().suppressed = suppressed;
                 }
             }
         }
@@ -411,12 +446,15 @@ impl AccessLog {
         let kubernetes = facts.kubernetes();
         let (outcome, ending) = self.end();
         let peers = self.peers();
+        let user = fields.user();
         info!(
             target: TARGET,
             cluster = self.connected.cluster_name(self.cluster),
             client.address = %peers.client,
             network.peer.address = peers.network_peer.map(display),
             user_agent.original = fields.user_agent.as_ref().and_then(shortened).map(display),
+            enduser.id = user.map(|user| display(&user.id)),
+            enduser.issuer = user.and_then(|user| text(&user.issuer)).map(display),
             network.protocol.version = protocol(self.version),
             http.request.id = %facts.id,
             http.request.method = %facts.method(),
@@ -436,7 +474,7 @@ impl AccessLog {
             outcome,
             ended_by = ending.by.label(),
             reason = ending.reason.label(),
-            suppressed_lines = Some(fields.suppressed).filter(|lines| *lines > 0),
+            suppressed_lines = fields.rare.as_ref().map(|rare| rare.suppressed).filter(|lines| *lines > 0),
             "request",
         );
     }
@@ -466,8 +504,12 @@ impl LogFields {
             host: authority.or_else(|| headers.get(header::HOST).cloned()),
             audit_id: None,
             upstream: None,
-            suppressed: 0,
+            rare: None,
         }
+    }
+
+    fn user(&self) -> Option<&EndUser> {
+        self.rare.as_ref()?.user.as_deref()
     }
 }
 
@@ -525,7 +567,7 @@ fn host(value: &HeaderValue) -> Option<String> {
 }
 
 /// Rounded to microseconds; more digits are noise.
-fn seconds(duration: Duration) -> f64 {
+pub(super) fn seconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e6
 }
 

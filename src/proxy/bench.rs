@@ -7,6 +7,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri};
 use super::{
     ClientConnection,
     access_log::AccessLog,
+    credential::CredentialCache,
     headers::{self, Forwarded},
     request_id::RequestId,
     request_info::RequestInfo,
@@ -76,6 +77,7 @@ impl Counting {
                 half_close_timeout: std::time::Duration::ZERO,
                 connected: Arc::new(connected),
                 drain: Drain::new(),
+                credentials: CredentialCache::default(),
             },
             request,
             fields: HeaderMap::new(),

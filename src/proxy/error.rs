@@ -8,6 +8,7 @@ use super::{
 use crate::{
     clients::Throttled,
     ending::{EndReason, Ending},
+    hosts::PeerAddr,
     metrics::{ClusterSlot, Connected, ErrorReason, Limit},
     text::error_chain,
     upstream::{UploadError, UpstreamError},
@@ -80,11 +81,7 @@ pub(super) fn record(
     id: &RequestId,
     facts: Option<&RequestFacts>,
 ) -> Option<u64> {
-    if let Some(limit) = exceeded_limit(error) {
-        connected.counters().limits_hit.count(limit);
-    }
-    let lines =
-        connected.record_error(peers.client, cluster, error.reason(), || cause(error))?;
+    let lines = count(error, cluster, connected, peers.client)?;
     // The usual zero is left out of the line.
     let suppressed = Some(lines).filter(|lines| *lines > 0);
     macro_rules! log_line {
@@ -115,9 +112,22 @@ pub(super) fn record(
     Some(lines)
 }
 
+/// Counts an error, and keeps it for the status page. Returns as [`record`] does.
+pub(super) fn count(
+    error: &Error,
+    cluster: ClusterSlot,
+    connected: &Connected,
+    client: PeerAddr,
+) -> Option<u64> {
+    if let Some(limit) = exceeded_limit(error) {
+        connected.counters().limits_hit.count(limit);
+    }
+    connected.record_error(client, cluster, error.reason(), || cause(error))
+}
+
 /// The error and its causes. A certificate that was not accepted is described once, when the connection fails; here only
 /// the reason follows.
-fn cause(error: &Error) -> String {
+pub(super) fn cause(error: &Error) -> String {
     let chain = error_chain(error);
     match error {
         Error::Upstream(of_upstream) => match of_upstream.verify_error() {

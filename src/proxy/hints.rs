@@ -6,14 +6,11 @@
 
 use std::time::{Duration, SystemTime};
 
-use base64::{
-    Engine as _, alphabet,
-    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
-};
 use http::{HeaderValue, Response, StatusCode, header};
 use serde::Deserialize;
 use x509_cert::der::DateTime;
 
+use super::credential::jwt_payload;
 use crate::upstream::RefusedAuthorization;
 
 /// Adds a hint to the response if the apiserver has refused the credential, or the lack of one.
@@ -48,15 +45,7 @@ fn append<B>(response: &mut Response<B>, text: &str) {
 /// The time at which a JWT (RFC 7519) in `Authorization` expires; `None` for any other credential. Nothing trusts
 /// this time: the signature is not verified, and the apiserver has refused the token already.
 fn expiry(authorization: &HeaderValue) -> Option<SystemTime> {
-    let (scheme, token) = authorization.to_str().ok()?.split_once(' ')?;
-    let mut parts = token.trim().split('.').skip(1);
-    let (payload, Some(_signature), None) = (parts.next()?, parts.next(), parts.next()) else {
-        return None;
-    };
-    if !scheme.eq_ignore_ascii_case("bearer") || payload.len() > MAX_PAYLOAD {
-        return None;
-    }
-    let claims: JwtClaims = serde_json::from_slice(&BASE64URL.decode(payload).ok()?).ok()?;
+    let claims: JwtClaims = serde_json::from_slice(&jwt_payload(authorization)?).ok()?;
     SystemTime::UNIX_EPOCH.checked_add(Duration::try_from_secs_f64(claims.exp).ok()?)
 }
 
@@ -68,20 +57,15 @@ struct JwtClaims {
 
 const NO_TOKEN: &str =
     "this request has no token; a client certificate ends at this proxy, so log in with a token";
-/// Longer than the payload of any token that fits in the default header limits of Go's servers in front of it.
-const MAX_PAYLOAD: usize = 16 * 1024;
-/// RFC 7515 §2 has no padding, but some issuers write it.
-const BASE64URL: GeneralPurpose = GeneralPurpose::new(
-    &alphabet::URL_SAFE,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
 
 #[cfg(test)]
 mod tests {
+    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+
     use super::*;
 
     fn bearer(claims: &str) -> HeaderValue {
-        let payload = BASE64URL.encode(claims);
+        let payload = URL_SAFE_NO_PAD.encode(claims);
         HeaderValue::try_from(format!("Bearer e30.{payload}.c2ln")).unwrap()
     }
 
@@ -110,7 +94,7 @@ mod tests {
     fn credential_that_is_no_jwt_has_no_expiry() {
         let long = bearer(&format!(
             "{{\"a\":\"{}\",\"exp\":1}}",
-            "x".repeat(MAX_PAYLOAD)
+            "x".repeat(16 * 1024)
         ));
         for (text, authorization) in [
             ("opaque", HeaderValue::from_static("Bearer abc")),

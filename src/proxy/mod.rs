@@ -3,13 +3,18 @@
 //! A request passes [`handle`], `policy::admit` and `headers::rewrite_request`, and goes upstream. Its response
 //! comes back through `headers::rewrite_response` and [`Body`]. `watch` tracks the events of a watch; `upgrade`
 //! and `tunnel` serve an upgrade. An `AccessLog` records each request from beginning to end.
+//!
+//! A connection for a passthrough host has no request that the proxy can see: [`pass`] joins it with an apiserver.
 
 mod access_log;
 pub(crate) mod bench;
 mod body;
+mod credential;
+mod end_user;
 mod error;
 mod headers;
 mod hints;
+mod passthrough;
 mod policy;
 mod request_client;
 mod request_id;
@@ -34,7 +39,9 @@ use http::{
 };
 
 pub use body::{Body, Cut};
+pub use credential::{CredentialCache, CredentialError};
 pub use error::Error;
+pub(crate) use passthrough::{PassedClient, pass};
 pub(crate) use policy::UPGRADE_CHECK;
 pub use policy::{Rejection, Route, Routes};
 pub use request_info::{RequestAttributes, request_attributes};
@@ -78,6 +85,8 @@ pub struct ClientConnection {
     pub connected: Arc<Connected>,
     /// Starts the tasks of this connection, and tells them when to finish.
     pub drain: Drain,
+    /// The tokens that were read on this connection.
+    pub credentials: CredentialCache,
 }
 
 impl ClientConnection {
@@ -94,13 +103,14 @@ impl ClientConnection {
     }
 }
 
-/// The fuzz bodies of this module: header rewriting, the host policy, the path reader, the events of watches, and
+/// The fuzz bodies of this module: header rewriting, the host policy, the path reader, the events of watches, credentials, and
 /// `X-Forwarded-For` of a proxy in front.
-pub(crate) const FUZZ: [fn(&[u8]); 5] = [
+pub(crate) const FUZZ: [fn(&[u8]); 6] = [
     headers::fuzz,
     policy::fuzz,
     request_info::fuzz,
     watch::fuzz,
+    credential::fuzz,
     request_client::fuzz,
 ];
 
@@ -219,11 +229,24 @@ async fn forward(
     let forwarded_for = log.named().map(|named| &named.forwarded_for);
     let forwarded_for = forwarded_for.unwrap_or(&downstream.forwarded_for);
     prepare(&mut head, forwarded_for, &admitted, log.id())?;
+    let logged = routes.logged_user();
+    let claimed = if log.shows_user() {
+        end_user::claimed(logged, &head, admitted.upgrade, &downstream.credentials)
+    } else {
+        None
+    };
     if let Some(token) = admitted.upgrade {
         let forwarded = upgrade::forward(downstream, cluster, head, body, token, log);
         // On the heap, so that the future of every other request stays smaller.
         let mut forwarded = Box::pin(forwarded).await.inspect_err(failed)?;
         place.answered(client.as_deref(), check, forwarded.status());
+        let headers = forwarded.headers();
+        log.set_user(end_user::verified(
+            claimed,
+            logged,
+            forwarded.status(),
+            headers,
+        ));
         if downstream.hints {
             hints::add(&mut forwarded, check.has_credential());
         }
@@ -240,6 +263,12 @@ async fn forward(
     let (mut head, body) = response.into_parts();
     log.answered_by(&body);
     place.answered(client.as_deref(), check, head.status);
+    log.set_user(end_user::verified(
+        claimed,
+        logged,
+        head.status,
+        &head.headers,
+    ));
     let content = if log.is_watch() && head.status == StatusCode::OK {
         watch::content(body, &head.headers, &downstream.drain)
     } else {

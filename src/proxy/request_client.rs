@@ -36,7 +36,10 @@ impl LoggedPeers {
     pub(super) fn new(connected: &Connected, named: Option<&RequestClient>) -> Self {
         let (client, network_peer) = (connected.client(), connected.network_peer());
         match named {
-            None => Self { client, network_peer },
+            None => Self {
+                client,
+                network_peer,
+            },
             Some(named) => Self {
                 client: named.address,
                 network_peer: network_peer.or(Some(client)),
@@ -91,7 +94,9 @@ fn parse(entry: &[u8]) -> Option<PeerAddr> {
     if let Ok(address) = text.parse::<SocketAddr>() {
         return Some(PeerAddr::new(address));
     }
-    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let bare = text
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
     let address: IpAddr = match bare {
         Some(bare) => IpAddr::V6(bare.parse().ok()?),
         None => text.parse().ok()?,
@@ -114,7 +119,12 @@ pub(super) fn fuzz(bytes: &[u8]) {
     let trusted: AddressList = "10.0.0.0/8".parse().into_iter().collect();
     let client = find(&trusted, peer, &headers);
     let is_entry = |entry: &[u8]| parse(entry) == Some(client);
-    assert!(client == peer || bytes.split(|byte| matches!(byte, b',' | b'\n')).any(is_entry));
+    assert!(
+        client == peer
+            || bytes
+                .split(|byte| matches!(byte, b',' | b'\n'))
+                .any(is_entry)
+    );
 }
 
 /// Entries that are read: more proxies in a row are a loop, or a client that repeats a trusted address.
@@ -129,7 +139,10 @@ mod tests {
         let peer = PeerAddr::new(peer.parse().unwrap());
         let mut headers = HeaderMap::new();
         for line in lines {
-            headers.append(X_FORWARDED_FOR, HeaderValue::from_bytes(line.as_bytes()).unwrap());
+            headers.append(
+                X_FORWARDED_FOR,
+                HeaderValue::from_bytes(line.as_bytes()).unwrap(),
+            );
         }
         find(&trusted, peer, &headers).to_string()
     }

@@ -1,5 +1,5 @@
 //! Tests of the memory that a stream and a tunnel take before any byte is buffered: the size of their
-//! futures.
+//! futures and of the record of a request.
 
 use std::{future::Future, time::Duration};
 
@@ -42,8 +42,17 @@ fn futures_of_upgrade_and_tunnel_stay_small() {
     assert!(tunnel <= MAX_TUNNEL, "after the 101: {tunnel} bytes");
 }
 
+/// The fields that few requests need, such as the name of the user, have an allocation of their own.
+#[test]
+fn record_of_request_stays_small() {
+    let record = size_of::<AccessLog>();
+    assert!(record <= MAX_RECORD, "{record} bytes");
+}
+
 // In bytes: the measured size and a tenth more. A future that outgrows its limit holds something that used to
 // be on the heap, or that it needs only for a moment. Raise a limit only if that is worth it for every stream.
 const MAX_REQUEST: usize = 720;
 const MAX_UPGRADE: usize = 2_190;
 const MAX_TUNNEL: usize = 790;
+/// Without a tenth: there is one for each open request.
+const MAX_RECORD: usize = 472;

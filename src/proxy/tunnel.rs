@@ -20,7 +20,10 @@ use tokio::{
 };
 use tokio_util::io::poll_read_buf;
 
-use crate::ending::{EndReason, Ending};
+use crate::{
+    ending::{EndReason, Ending},
+    metrics::{Connected, Limit},
+};
 
 /// The bytes that went through a tunnel.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +39,30 @@ pub(super) struct Carried {
 pub(super) struct TunnelError {
     pub(super) ending: Ending,
     pub(super) error: io::Error,
+}
+
+/// As [`join`], until another client needs the place of the connection.
+pub(super) async fn join_in_place<C, A>(
+    client: C,
+    apiserver: A,
+    half_close_timeout: Duration,
+    connected: &Connected,
+) -> (Carried, Result<Ending, TunnelError>)
+where
+    C: AsyncRead + AsyncWrite + Send,
+    A: AsyncRead + AsyncWrite + Send,
+{
+    tokio::select! {
+        ended = join(client, apiserver, half_close_timeout) => ended,
+        () = connected.place().closing() => {
+            connected.counters().limits_hit.count(Limit::ClientPlaces);
+            let error = TunnelError {
+                ending: Ending::by_proxy(EndReason::Place),
+                error: io::Error::other("another client needs the place of the connection"),
+            };
+            (Carried::default(), Err(error))
+        }
+    }
 }
 
 /// Copies in both directions until both have ended, one has failed, or one has stayed open for

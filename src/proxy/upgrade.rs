@@ -20,9 +20,7 @@ use super::{
 };
 use crate::{
     drain::ConnectionKind,
-    ending::{EndReason, Ending},
     http1::Upgraded,
-    metrics::Limit,
     text::error_chain,
     upstream::{Cluster, RequestBody},
 };
@@ -84,15 +82,9 @@ pub(crate) fn start_tunnel(body: Body, client: Upgraded, downstream: &ClientConn
     connected.place().become_tunnel();
     downstream.drain.spawn(async move {
         let _counted = counted;
-        let joined = tunnel::join(client, *apiserver, half_close_timeout);
         // The connection's task has ended. The tunnel keeps its place.
-        let (carried, result) = tokio::select! {
-            ended = joined => ended,
-            () = connected.place().closing() => {
-                connected.counters().limits_hit.count(Limit::ClientPlaces);
-                return log.aborted(Ending::by_proxy(EndReason::Place));
-            }
-        };
+        let (carried, result) =
+            tunnel::join_in_place(client, *apiserver, half_close_timeout, &connected).await;
         log.carried(carried);
         match result {
             Ok(ended) => log.completed(ended),

@@ -44,14 +44,22 @@ impl ReloadChanges {
                 )
             });
         let has_log_changed = config.log.filter != old_config.log.filter
-            || config.log.access != old_config.log.access;
+            || config.log.access != old_config.log.access
+            || config.log.user != old_config.log.user;
         let peers = |config: &Config| -> Vec<_> {
-            config.listen.iter().map(|entry| entry.peers.clone()).collect()
+            config
+                .listen
+                .iter()
+                .map(|entry| entry.peers.clone())
+                .collect()
         };
         let settings = [
             ("log", has_log_changed),
             ("listen", peers(config) != peers(old_config)),
-            ("trustedProxies", config.trusted_proxies != old_config.trusted_proxies),
+            (
+                "trustedProxies",
+                config.trusted_proxies != old_config.trusted_proxies,
+            ),
         ];
         let changed = settings.into_iter().filter(|(_, has_changed)| *has_changed);
         Self {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Material, ReloadReport, Reloader};
 use crate::{
-    config::{ClusterConfig, RequestHost},
+    config::{ClusterConfig, RequestHost, TrustSource},
     metrics::ClusterLabels,
     pki::{Identity, TrustAnchors},
     upstream::{ClientTls, Cluster, Endpoints},
@@ -29,7 +29,13 @@ pub(super) fn build_clusters(
         let endpoints = old
             .and_then(|old| old.same_endpoints(cluster))
             .unwrap_or_else(|| Arc::new(endpoints(cluster)));
-        let tls = ClientTls::new(trust.roots(), cluster.expected_name.clone())?;
+        let name = cluster.expected_name.clone();
+        let tls = match cluster.trust {
+            TrustSource::Clients => ClientTls::without_anchors(name),
+            TrustSource::File(_) | TrustSource::Inline { .. } => {
+                ClientTls::new(trust.roots(), name)?
+            }
+        };
         let (label, prefix) = (labels.label(&cluster.name), cluster.path_prefix.clone());
         let authority = match cluster.request_host {
             RequestHost::Client => None,
@@ -38,10 +44,14 @@ pub(super) fn build_clusters(
         };
         // With several clusters, the names in the certificates lead to none.
         let names = material.identities.iter().flat_map(Identity::names);
-        let is_only = material.clusters.len() == 1;
+        let is_only = !cluster.passthrough && material.terminated().count() == 1;
         let probe_host = cluster.own_request_host(names.filter(|_| is_only));
         let built = Cluster::new(label, prefix, endpoints, tls).with_hosts(authority, probe_host);
-        clusters.push(Arc::new(built));
+        clusters.push(Arc::new(if cluster.passthrough {
+            built.passed_through()
+        } else {
+            built
+        }));
     }
     Ok(clusters)
 }

@@ -80,12 +80,18 @@ impl Material {
             warnings.extend(identity.client_warning(now));
             warnings
         });
-        let hosts = self.clusters.iter().flat_map(|(cluster, _)| &cluster.hosts);
+        let hosts = self.terminated().flat_map(|cluster| &cluster.hosts);
         let anchors = self.clusters.iter().flat_map(|(_, trust)| trust.warnings());
         identities
             .chain(uncovered_hosts(hosts, &self.identities))
             .chain(anchors.cloned())
             .collect()
+    }
+
+    /// The clusters whose requests the proxy sees.
+    pub(super) fn terminated(&self) -> impl Iterator<Item = &ClusterConfig> {
+        let all = self.clusters.iter().map(|(cluster, _)| cluster);
+        all.filter(|cluster| !cluster.passthrough)
     }
 
     /// Whether both present the same certificates.

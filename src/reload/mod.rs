@@ -350,20 +350,25 @@ fn snapshot(
 ) -> Snapshot {
     let mut routes = Routes::default();
     routes.trust_proxies(config.trusted_proxies.clone());
-    let is_only = clusters.len() == 1;
+    routes.set_logged_user(config.log.user);
+    let mut terminated = Vec::new();
+    // First, so that a passthrough host is never terminated because a certificate has its name.
     for (cluster, (config, _)) in clusters.iter().zip(&material.clusters) {
         let route = Arc::new(Route::new(Arc::clone(cluster)));
-        // With one cluster, every name in the certificates routes to it. With several, only `hosts` says which name
-        // belongs to which cluster.
-        if is_only {
-            for name in material.identities.iter().flat_map(Identity::names) {
-                routes.add(name, &route);
-            }
-            routes.set_sole(&route);
-        }
         for host in &config.hosts {
             routes.add(host.as_ref(), &route);
         }
+        if !cluster.is_passthrough() {
+            terminated.push(route);
+        }
+    }
+    // With one cluster, every name in the certificates routes to it. With several, only `hosts` says which name
+    // belongs to which cluster. A passthrough cluster has only its `hosts`.
+    if let [only] = terminated.as_slice() {
+        for name in material.identities.iter().flat_map(Identity::names) {
+            routes.add(name, only);
+        }
+        routes.set_sole(only);
     }
     Snapshot {
         tls: Arc::new(server_config(&material.identities, Arc::clone(tickets))),

@@ -13,8 +13,8 @@ use super::*;
 use crate::{
     cidr::AddressList,
     config::{
-        Capacity, ClusterConfig, IdentityFiles, Limits, LogConfig, LogFormat, RequestHost,
-        Timeouts, TrustSource,
+        Capacity, ClusterConfig, IdentityFiles, Limits, LogConfig, LogFormat, LoggedUser,
+        RequestHost, Timeouts, TrustSource,
     },
 };
 
@@ -68,6 +68,7 @@ impl World {
                 path_prefix: String::new(),
                 expected_name: ServerName::try_from("kubernetes").unwrap(),
                 request_host: RequestHost::Client,
+                passthrough: false,
                 trust: TrustSource::File(file("ca.crt")),
             }],
             limits: Limits::default(),
@@ -77,6 +78,7 @@ impl World {
                 format: LogFormat::Text,
                 filter: "info".into(),
                 access: true,
+                user: LoggedUser::Off,
             },
         }
     }

@@ -95,6 +95,16 @@ impl ReadAhead {
         self.buffer.advance(count.min(self.buffer.len()));
     }
 
+    /// Lets the next reads begin with `bytes`, which were read before.
+    pub(crate) fn put_back(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            let unread = mem::take(&mut self.buffer);
+            self.buffer.reserve(bytes.len() + unread.len());
+            self.buffer.extend_from_slice(bytes);
+            self.buffer.extend_from_slice(&unread);
+        }
+    }
+
     /// See [`Readable::poll_readable`].
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.buffer.is_empty() {

@@ -40,18 +40,37 @@ use crate::{
 
 /// Returns a new connection to the first endpoint that works, and records the health of each endpoint tried.
 ///
-/// The next endpoint is tried as soon as one fails, and also when one is slow: a host that vanished must
-/// not cost a request the whole connect timeout.
-///
 /// # Errors
 ///
-/// The failure of an endpoint that was not verified, else of the one that failed last. No request byte was sent.
+/// As [`first_of`].
 pub(super) async fn connect(
     context: &UpstreamContext,
     cluster: &Cluster,
     config: &Arc<ClientConfig>,
     sockets: &Arc<ClientSockets>,
 ) -> Result<Connection, UpstreamError> {
+    first_of(cluster, sockets, |endpoint, socket| {
+        try_one(context, cluster, config, endpoint, socket)
+    })
+    .await
+}
+
+/// Returns the result of the first dial that works. Each endpoint in turn is given to `dial`.
+///
+/// The next endpoint is tried as soon as one fails, and also when one is slow: a host that vanished must
+/// not cost a request the whole connect timeout.
+///
+/// # Errors
+///
+/// The failure of an endpoint that was not verified, else of the one that failed last. No request byte was sent.
+pub(super) async fn first_of<T, D>(
+    cluster: &Cluster,
+    sockets: &Arc<ClientSockets>,
+    dial: impl Fn(Arc<Endpoint>, OpenSocket) -> D,
+) -> Result<T, UpstreamError>
+where
+    D: Future<Output = Result<T, UpstreamError>>,
+{
     let mut waiting = cluster.endpoints.pick().into_iter();
     let mut dials = Dials(Vec::new());
     let mut last = UpstreamError::NoEndpoint {
@@ -67,8 +86,7 @@ pub(super) async fn connect(
                     Ok(permit) => {
                         // Here, so that a dial that is dropped before its first poll gives the permit back, too.
                         let socket = OpenSocket(permit);
-                        let dial = try_one(context, cluster, config, endpoint, socket);
-                        dials.0.push(Box::pin(dial));
+                        dials.0.push(Box::pin(dial(endpoint, socket)));
                     }
                     Err(error) if dials.0.is_empty() => return Err(error),
                     // The dials in progress continue, and no other one starts.
@@ -94,14 +112,12 @@ pub(super) async fn connect(
     }
 }
 
-type Dial<'a> = Pin<Box<dyn Future<Output = Result<Connection, UpstreamError>> + Send + 'a>>;
-
 /// Dials that run side by side. The first success drops the others.
-struct Dials<'a>(Vec<Dial<'a>>);
+struct Dials<D>(Vec<Pin<Box<D>>>);
 
-impl Dials<'_> {
+impl<T, D: Future<Output = Result<T, UpstreamError>>> Dials<D> {
     /// The result of the dial that ends next.
-    async fn next(&mut self) -> Result<Connection, UpstreamError> {
+    async fn next(&mut self) -> D::Output {
         poll_fn(|cx| {
             for (at, dial) in self.0.iter_mut().enumerate() {
                 if let Poll::Ready(ended) = dial.as_mut().poll(cx) {
@@ -123,34 +139,48 @@ async fn try_one(
     endpoint: Arc<Endpoint>,
     socket: OpenSocket,
 ) -> Result<Connection, UpstreamError> {
-    let dialled = timeout(
-        context.timeouts.upstream_connect,
-        open(context, cluster, config, &endpoint, socket),
-    )
-    .await;
-    let timed_out = UpstreamError::ConnectTimeout {
-        endpoint: endpoint.address(),
-    };
+    let opened = open(context, cluster, config, &endpoint, socket);
     let counters = &context.counters;
-    let (dials, endpoints) = (&counters.cluster(cluster.label()).dials, &cluster.endpoints);
-    dialled
-        .unwrap_or(Err(timed_out))
+    in_time(context, cluster, &endpoint, opened)
+        .await
         .inspect(|connection| {
-            endpoints.mark_healthy(&endpoint);
-            dials.count(Dialled::Ok);
+            cluster.endpoints.mark_healthy(&endpoint);
             let times = endpoint.time_to_headers(counters.worker());
             let stats = connection.stats();
             stats.on_dial(counters, &cluster.in_use, times);
         })
+        .inspect_err(|error| dial_failed(cluster, &endpoint, error))
+}
+
+/// Limits a dial to the timeout, and counts its result.
+pub(super) async fn in_time<T>(
+    context: &UpstreamContext,
+    cluster: &Cluster,
+    endpoint: &Endpoint,
+    dial: impl Future<Output = Result<T, UpstreamError>>,
+) -> Result<T, UpstreamError> {
+    let timed_out = UpstreamError::ConnectTimeout {
+        endpoint: endpoint.address(),
+    };
+    let dials = &context.counters.cluster(cluster.label()).dials;
+    timeout(context.timeouts.upstream_connect, dial)
+        .await
+        .unwrap_or(Err(timed_out))
+        .inspect(|_| dials.count(Dialled::Ok))
         .inspect_err(|error| {
-            if matches!(error, UpstreamError::NoSocket) {
-                // The apiserver is not at fault.
-                return;
+            // The apiserver is not at fault when there is no socket.
+            if !matches!(error, UpstreamError::NoSocket) {
+                dials.count(error.as_dialled());
             }
-            dials.count(error.as_dialled());
-            let why = error_chain(error).to_string();
-            endpoints.dial_failed(&endpoint, error, why);
         })
+}
+
+/// Records a failed dial with the health of its endpoint.
+pub(super) fn dial_failed(cluster: &Cluster, endpoint: &Endpoint, error: &UpstreamError) {
+    if !matches!(error, UpstreamError::NoSocket) {
+        let why = error_chain(error).to_string();
+        cluster.endpoints.dial_failed(endpoint, error, why);
+    }
 }
 
 /// Opens a connection to one endpoint, ready for a request.
@@ -208,7 +238,7 @@ pub(super) async fn verified_stream(
     context.dial_turns.run(handshake).await
 }
 
-async fn tcp_connect(
+pub(super) async fn tcp_connect(
     endpoint: UpstreamAddr,
     timeouts: &Timeouts,
 ) -> Result<TcpStream, UpstreamError> {

@@ -13,6 +13,7 @@ mod h2;
 mod handshake_turns;
 mod http2_body;
 mod lease;
+mod passthrough;
 mod probe;
 mod request_body;
 mod sockets;
@@ -34,6 +35,7 @@ pub use endpoint::{EndpointHealth, Endpoints, Health};
 pub use error::{DownloadError, H1Error, HttpError, UploadError, UpstreamError};
 pub(crate) use http2_body::UnreadBody;
 pub use lease::{ClientLeases, Origin, ResponseBody};
+pub(crate) use passthrough::PassedHello;
 pub use request_body::{ReplayBudget, RequestBody};
 pub use sockets::SpareSockets;
 pub use tls::{ClientTls, VerifyError, WrongKeyError};
@@ -54,6 +56,8 @@ pub struct Cluster {
     authority: Option<Authority>,
     /// The host that probes ask for, as the requests of clients do.
     probe_host: String,
+    /// Whether clients speak TLS with the apiserver themselves. No request is then sent to this cluster.
+    is_passthrough: bool,
     /// Dropped with this generation, so that a connection can tell whether a reload has replaced it.
     in_use: Arc<()>,
 }
@@ -76,6 +80,7 @@ impl Cluster {
             probe_host: tls.expected_name(),
             tls,
             authority: None,
+            is_passthrough: false,
             in_use: Arc::default(),
         }
     }
@@ -86,6 +91,19 @@ impl Cluster {
     pub fn with_hosts(mut self, authority: Option<Authority>, probe_host: String) -> Self {
         (self.authority, self.probe_host) = (authority, probe_host);
         self
+    }
+
+    /// This cluster, to which connections are passed as they are. `tls` is then for probes only.
+    #[must_use]
+    pub fn passed_through(mut self) -> Self {
+        self.is_passthrough = true;
+        self
+    }
+
+    /// Whether clients speak TLS with the apiserver themselves, so that the proxy sends no request to it.
+    #[must_use]
+    pub fn is_passthrough(&self) -> bool {
+        self.is_passthrough
     }
 
     /// The host that every request must ask for; `None` if it is the client's.

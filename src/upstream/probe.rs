@@ -1,5 +1,5 @@
 //! Probes endpoints: each probe asks for `/readyz` over HTTP/1.1, on a connection of its own that is verified
-//! like every other one.
+//! like every other one. Without a CA, which only a passthrough cluster can lack, a probe ends in the TLS handshake.
 //!
 //! A probe asks whether an apiserver answers at this address. A 401 or 403 counts as much as a 200, because
 //! a probe sends no credentials.
@@ -60,7 +60,8 @@ async fn probe_all(
             let result = timeout(limit, probe(&context, &cluster, &endpoint)).await;
             let address = endpoint.address();
             let (why, is_down) = match result {
-                Ok(Ok(status)) if !status.is_server_error() => {
+                Ok(Ok(None)) => return cluster.endpoints.mark_healthy(&endpoint),
+                Ok(Ok(Some(status))) if !status.is_server_error() => {
                     let is_unknown = matches!(
                         status,
                         StatusCode::NOT_FOUND | StatusCode::MISDIRECTED_REQUEST
@@ -77,12 +78,15 @@ async fn probe_all(
                     }
                     return cluster.endpoints.mark_healthy(&endpoint);
                 }
-                Ok(Ok(status)) => (format!("{address} answered /readyz with {status}"), true),
+                Ok(Ok(Some(status))) => (format!("{address} answered /readyz with {status}"), true),
                 Ok(Err(error)) => (error_chain(&error).to_string(), error.is_outage()),
-                Err(_elapsed) => (
-                    format!("{address} did not answer /readyz within timeouts.probeTimeout"),
-                    true,
-                ),
+                Err(_elapsed) => {
+                    let asked = if cluster.tls.has_anchors() { "/readyz" } else { "a TLS handshake" };
+                    (
+                        format!("{address} did not answer {asked} within timeouts.probeTimeout"),
+                        true,
+                    )
+                }
             };
             // Only the first failure is logged.
             if endpoint.state() != Health::Unhealthy {
@@ -105,13 +109,18 @@ async fn probe_all(
     true
 }
 
+/// Returns the status code of `/readyz`; `None` if there is no CA and a TLS server answered.
 async fn probe(
     context: &UpstreamContext,
     cluster: &Cluster,
     endpoint: &Arc<Endpoint>,
-) -> Result<StatusCode, UpstreamError> {
+) -> Result<Option<StatusCode>, UpstreamError> {
     // Its socket is part of the reserve of open files: a lack of sockets must not make an apiserver unhealthy.
-    let stream = dial::verified_stream(context, cluster, &cluster.tls.h1, endpoint, None).await?;
+    let stream = dial::verified_stream(context, cluster, &cluster.tls.h1, endpoint, None).await;
+    let stream = match stream {
+        Err(UpstreamError::Verify { .. }) if !cluster.tls.has_anchors() => return Ok(None),
+        stream => stream?,
+    };
     let connection = H1Connection::new(Box::new(stream), Arc::clone(endpoint));
     let target = format!("{}/readyz", cluster.path_prefix());
     let request = Uri::builder()
@@ -135,7 +144,7 @@ async fn probe(
     // The head is the result; the body is not read.
     h1::exchange(connection, head, RequestBody::empty(), &context.drain)
         .await
-        .map(|response| response.status())
+        .map(|response| Some(response.status()))
         .map_err(|failed| failed.error)
 }
 

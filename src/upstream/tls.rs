@@ -37,6 +37,8 @@ pub struct ClientTls {
     /// The name or address that the certificate must carry. A DNS name also goes out as SNI, an IP
     /// address does not (RFC 6066 §3).
     pub(super) name: ServerName<'static>,
+    /// Whether there is a CA. Without one no server can be verified.
+    has_anchors: bool,
 }
 
 impl ClientTls {
@@ -68,7 +70,35 @@ impl ClientTls {
             h2: Arc::new(h2),
             h1: Arc::new(h1),
             name,
+            has_anchors: true,
         })
+    }
+
+    /// Settings that trust no server at all, for a passthrough cluster without a CA: a probe then learns whether a TLS
+    /// server answers, and no request can ever be sent.
+    ///
+    /// # Panics
+    ///
+    /// Never: aws-lc-rs supports both versions of TLS.
+    #[must_use]
+    pub fn without_anchors(name: ServerName<'static>) -> Self {
+        let config = ClientConfig::builder_with_provider(pki::provider())
+            .with_safe_default_protocol_versions()
+            .expect("aws-lc-rs supports TLS 1.2 and 1.3")
+            .with_root_certificates(RootCertStore::empty())
+            .with_no_client_auth();
+        let config = Arc::new(config);
+        Self {
+            h2: Arc::clone(&config),
+            h1: config,
+            name,
+            has_anchors: false,
+        }
+    }
+
+    /// Whether a server can be verified with these settings.
+    pub(crate) fn has_anchors(&self) -> bool {
+        self.has_anchors
     }
 
     /// Whether the expected name goes out as SNI.

@@ -14,6 +14,7 @@ mod configuration;
 mod healthy;
 mod kubeconfig;
 mod network;
+mod passthrough;
 mod requests;
 mod through;
 mod watch;

@@ -241,12 +241,30 @@ async fn proxy_header_on_one_side_only_is_named() {
     let plain = world.serve(&plain).await;
     // This machine is in the list, and no load balancer is between.
     let result = through(&world, expecting.address.port(), &[]).await;
-    result.assert_finding(1, '✗', "tls", MISSING, "take the address of this machine out");
+    result.assert_finding(
+        1,
+        '✗',
+        "tls",
+        MISSING,
+        "take the address of this machine out",
+    );
     for (serving, options, finding) in [
         (&expecting, "send-proxy-v2", None),
-        (&expecting, "", Some((MISSING, "turn the PROXY protocol on"))),
-        (&plain, "send-proxy", Some((UNEXPECTED, "turn the PROXY protocol off"))),
-        (&plain, "send-proxy-v2", Some((UNEXPECTED, "proxyProtocol.from"))),
+        (
+            &expecting,
+            "",
+            Some((MISSING, "turn the PROXY protocol on")),
+        ),
+        (
+            &plain,
+            "send-proxy",
+            Some((UNEXPECTED, "turn the PROXY protocol off")),
+        ),
+        (
+            &plain,
+            "send-proxy-v2",
+            Some((UNEXPECTED, "proxyProtocol.from")),
+        ),
     ] {
         let listen = [127, 0, 0, 1].into();
         let haproxy = HaProxy::start(&world.dir, listen, serving.address, options).await;

@@ -58,7 +58,13 @@ fn v2(client: &str) -> Vec<u8> {
     // A field that means nothing here, as load balancers send them.
     block.extend([0xea, 0, 3, 1, 2, 3]);
     let length = u16::try_from(block.len()).unwrap().to_be_bytes();
-    [b"\r\n\r\n\0\r\nQUIT\n\x21".as_slice(), &[family], &length, &block].concat()
+    [
+        b"\r\n\r\n\0\r\nQUIT\n\x21".as_slice(),
+        &[family],
+        &length,
+        &block,
+    ]
+    .concat()
 }
 
 /// A proxy that expects a PROXY header from [`BALANCER`].
@@ -78,7 +84,9 @@ async fn response_to(client: &Client, bytes: &[u8]) -> Vec<u8> {
     };
     tcp.write_all(bytes).await.ok();
     let mut received = Vec::new();
-    within("the end of the connection", tcp.read_to_end(&mut received)).await.ok();
+    within("the end of the connection", tcp.read_to_end(&mut received))
+        .await
+        .ok();
     received
 }
 
@@ -143,7 +151,9 @@ async fn header_and_hello_arrive_together_or_byte_by_byte() {
                 tokio::task::yield_now().await;
             }
             let mut first = [0];
-            within("a ServerHello", tcp.read_exact(&mut first)).await.unwrap();
+            within("a ServerHello", tcp.read_exact(&mut first))
+                .await
+                .unwrap();
             assert_eq!(first, [22], "a record of the handshake");
         }
     }
@@ -187,9 +197,17 @@ async fn probe_of_a_balancer_is_no_failed_handshake() {
         let mut tcp = TcpStream::connect(proxy.address()).await.unwrap();
         tcp.shutdown().await.unwrap();
         let mut received = Vec::new();
-        within("the end of the connection", tcp.read_to_end(&mut received)).await.ok();
+        within("the end of the connection", tcp.read_to_end(&mut received))
+            .await
+            .ok();
     }
-    assert!(serves(&proxy.client().preamble(&v1("192.0.2.7:1")), Protocol::Http2).await);
+    assert!(
+        serves(
+            &proxy.client().preamble(&v1("192.0.2.7:1")),
+            Protocol::Http2
+        )
+        .await
+    );
     let numbers = scrape(proxy.admin()).await;
     for result in ["proxy_header", "failed", "closed", "timeout"] {
         let series = format!("handshakes_total{{result=\"{result}\"}}");
@@ -215,7 +233,9 @@ async fn header_of_another_peer_is_a_failed_handshake() {
     let requests = upstream.requests();
     assert_eq!(requests[0].header("x-forwarded-for"), Some("127.0.0.2"));
     // A second header would name a second client.
-    let client = proxy.client().preamble(&[v1("192.0.2.7:1"), v1("192.0.2.8:1")].concat());
+    let client = proxy
+        .client()
+        .preamble(&[v1("192.0.2.7:1"), v1("192.0.2.8:1")].concat());
     client.connect().await.unwrap_err();
 }
 
@@ -223,7 +243,11 @@ async fn header_of_another_peer_is_a_failed_handshake() {
 async fn plain_http_after_a_header_is_told_to_use_https() {
     let world = World::new();
     let (_upstream, proxy) = behind_balancer(&world).await;
-    let bytes = [v1("192.0.2.7:1").as_slice(), b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"].concat();
+    let bytes = [
+        v1("192.0.2.7:1").as_slice(),
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    ]
+    .concat();
     let received = response_to(&proxy.client(), &bytes).await;
     let text = String::from_utf8(received).unwrap();
     assert!(text.contains("this port speaks HTTPS"), "{text}");
@@ -244,7 +268,12 @@ async fn denied_address_is_closed_before_tls() {
     // The socket's address, and the address in a header.
     let denied = proxy.client().from(OTHER);
     assert_eq!(response_to(&denied, &denied.hello()).await, b"");
-    for client in ["192.0.2.7:1", "198.51.100.9:1", "[2001:db8:bad::1]:1", "[::ffff:192.0.2.7]:1"] {
+    for client in [
+        "192.0.2.7:1",
+        "198.51.100.9:1",
+        "[2001:db8:bad::1]:1",
+        "[::ffff:192.0.2.7]:1",
+    ] {
         for header in [v1(client), v2(client)] {
             let bytes = [header, proxy.client().hello()].concat();
             assert_eq!(response_to(&proxy.client(), &bytes).await, b"", "{client}");
@@ -256,7 +285,10 @@ async fn denied_address_is_closed_before_tls() {
     ];
     wait_for_numbers(proxy.admin(), &counted).await;
     for client in ["192.0.2.8:1", "[2001:db8::1]:1"] {
-        assert!(serves(&proxy.client().preamble(&v2(client)), Protocol::Http2).await, "{client}");
+        assert!(
+            serves(&proxy.client().preamble(&v2(client)), Protocol::Http2).await,
+            "{client}"
+        );
     }
     let allowed = proxy.client().from(Ipv4Addr::new(127, 0, 0, 3).into());
     assert!(serves(&allowed, Protocol::Http1).await);
@@ -316,7 +348,9 @@ async fn lists_change_while_the_listener_stays() {
     let reached = async {
         loop {
             let mut client = named.http1().await;
-            client.get(HOST, "/version", "X-Forwarded-For: 203.0.113.9\r\n").await;
+            client
+                .get(HOST, "/version", "X-Forwarded-For: 203.0.113.9\r\n")
+                .await;
             let requests = upstream.requests();
             if requests.last().unwrap().header("x-forwarded-for") == Some("203.0.113.9") {
                 break;
@@ -342,7 +376,10 @@ async fn client_behind_a_balancer_has_limits_of_its_own() {
         })
         .start();
     let client = |address| proxy.client().preamble(&v2(address));
-    let (one, _two) = (client("192.0.2.7:1").http1().await, client("192.0.2.7:2").http1().await);
+    let (one, _two) = (
+        client("192.0.2.7:1").http1().await,
+        client("192.0.2.7:2").http1().await,
+    );
     client("192.0.2.7:3").connect().await.unwrap_err();
     let hits = "limits_hit_total{limit=\"client_connections\"}";
     wait_for_numbers(proxy.admin(), &[(hits, 1.0)]).await;
@@ -376,15 +413,25 @@ async fn trusted_proxy_names_the_client_of_each_request() {
             (&["6.6.6.6, unknown"], BALANCER),
             (&[], BALANCER),
         ] {
-            let mut fields: Vec<_> = lines.iter().map(|line| ("x-forwarded-for", *line)).collect();
+            let mut fields: Vec<_> = lines
+                .iter()
+                .map(|line| ("x-forwarded-for", *line))
+                .collect();
             fields.push(("authorization", "Bearer good"));
             let response = proxy.request(protocol, "GET", "/api", &fields, b"").await;
             assert_eq!(response.code, 200);
             let requests = upstream.requests();
             let request = requests.last().unwrap();
-            assert_eq!(request.header("x-forwarded-for"), Some(expected), "{protocol:?}");
+            assert_eq!(
+                request.header("x-forwarded-for"),
+                Some(expected),
+                "{protocol:?}"
+            );
             let lines = request.headers.iter();
-            assert_eq!(lines.filter(|(name, _)| name == "x-forwarded-for").count(), 1);
+            assert_eq!(
+                lines.filter(|(name, _)| name == "x-forwarded-for").count(),
+                1
+            );
         }
         // The budget is that of the client, not of the proxy in front.
         let guessing = match protocol {
@@ -405,7 +452,9 @@ async fn trusted_proxy_names_the_client_of_each_request() {
     }
     // A client that is not trusted cannot do that.
     let mut client = proxy.client().from(OTHER).http1().await;
-    client.get(HOST, "/livez", "X-Forwarded-For: 192.0.2.7\r\n").await;
+    client
+        .get(HOST, "/livez", "X-Forwarded-For: 192.0.2.7\r\n")
+        .await;
     let requests = upstream.requests();
     let request = requests.last().unwrap();
     assert_eq!(request.header("x-forwarded-for"), Some("127.0.0.2"));
@@ -426,7 +475,13 @@ async fn log_names_the_client_and_the_balancer() {
     let direct = binary.client(&world).from(OTHER);
     direct.http1().await.get(HOST, "/direct", "").await;
     let line = event(&binary, "request", "/direct").await;
-    assert!(line["client.address"].as_str().unwrap().starts_with("127.0.0.2:"), "{line}");
+    assert!(
+        line["client.address"]
+            .as_str()
+            .unwrap()
+            .starts_with("127.0.0.2:"),
+        "{line}"
+    );
     assert_eq!(line.get("network.peer.address"), None, "{line}");
     // One line for each peer in 10 s.
     for _ in 0..5 {
@@ -439,7 +494,13 @@ async fn log_names_the_client_and_the_balancer() {
     };
     let line = binary.wait_for(failed, find).await;
     assert_eq!(line["reason"], "proxy_header", "{line}");
-    assert!(line["error"].as_str().unwrap().contains("proxyProtocol.from"), "{line}");
+    assert!(
+        line["error"]
+            .as_str()
+            .unwrap()
+            .contains("proxyProtocol.from"),
+        "{line}"
+    );
     let lines = binary.stderr();
     let lines = lines.iter().filter(|line| line.contains(failed));
     assert_eq!(lines.count(), 1);
@@ -460,7 +521,9 @@ async fn haproxy_names_the_client_in_each_version() {
             let listen = listen.parse().unwrap();
             let haproxy = HaProxy::start(&world.dir, listen, proxy.address(), options).await;
             let Some(haproxy) = haproxy else { return };
-            let client = Client::new(haproxy.address).trust(&world.public_ca).sni(HOST);
+            let client = Client::new(haproxy.address)
+                .trust(&world.public_ca)
+                .sni(HOST);
             let client = client.from(source.parse().unwrap());
             for protocol in BOTH {
                 assert!(serves(&client, protocol).await, "{options} {protocol:?}");
@@ -471,7 +534,9 @@ async fn haproxy_names_the_client_in_each_version() {
         }
     }
     let haproxy = HaProxy::start(&world.dir, [127, 0, 0, 1].into(), proxy.address(), "").await;
-    let client = Client::new(haproxy.unwrap().address).trust(&world.public_ca).sni(HOST);
+    let client = Client::new(haproxy.unwrap().address)
+        .trust(&world.public_ca)
+        .sni(HOST);
     client.connect().await.unwrap_err();
     let failed = "handshakes_total{result=\"proxy_header\"}";
     wait_for_numbers(proxy.admin(), &[(failed, 1.0)]).await;

@@ -34,6 +34,7 @@ mod liveness;
 mod logs;
 #[cfg(target_os = "linux")]
 mod memory;
+mod passthrough;
 mod reloading;
 mod retry;
 mod smuggling;

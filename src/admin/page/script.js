@@ -210,6 +210,7 @@
         stream.namespace === null ? " in several namespaces" : stream.namespace ? ` in ${stream.namespace}` : "",
         stream.name ? `: ${stream.name}` : "", stream.count > 1 ? make("b", "times", ` ×${count(stream.count, 0)}`) : null),
       make("div", "quiet", has_one ? "" : `${stream.cluster} · `, make("code", "", stream.client),
+        stream.user ? " · " : "", stream.user ? make("b", "", stream.user) : null, stream.issuer ? ` from ${stream.issuer}` : "",
         stream.user_agent ? ` · ${stream.user_agent}` : "", " · ", since(stream.since, stream.count > 1 ? "the oldest for " : "for ", "")));
     for (const [id, streams, all, none] of [
       ["open-tunnels", facts.open_tunnels, facts.tunnels, "No open tunnels."],

@@ -114,7 +114,9 @@ impl KubeconfigDocument {
             match list.iter_mut().find(|old| old.get("name") == name) {
                 Some(old) if foreign_keys.contains(&key) => *old = entry,
                 Some(old) => {
-                    if let Some(user) = entry.get("user").filter(|user| has_credential(user)) {
+                    let is_credential =
+                        |user: &&Value| has_credential(user) || has_client_certificate(user);
+                    if let Some(user) = entry.get("user").filter(is_credential) {
                         remove_credentials(old, user);
                     }
                     update(old, entry);
@@ -215,6 +217,13 @@ pub(super) fn has_credential(user: &Value) -> bool {
         .any(|key| user.get(key).is_some_and(|value| !value.is_null()))
 }
 
+/// Whether the `user` of an entry can authenticate to an apiserver in a TLS handshake.
+pub(super) fn has_client_certificate(user: &Value) -> bool {
+    CLIENT_CERTIFICATE
+        .iter()
+        .any(|key| user.get(key).is_some_and(|value| !value.is_null()))
+}
+
 /// The document as YAML in the layout of kubectl.
 ///
 /// # Panics
@@ -260,6 +269,8 @@ fn remove_credentials(old: &mut Value, user: &Value) {
     }
 }
 
+/// The keys of a user for its client certificate.
+pub(super) const CLIENT_CERTIFICATE: [&str; 2] = ["client-certificate", "client-certificate-data"];
 /// The keys of a user that authenticate it.
 const CREDENTIALS: [&str; 10] = [
     "token",

@@ -11,6 +11,7 @@ mod tests;
 
 use std::{
     io::{self, Write as _},
+    net::IpAddr,
     path::{Path, PathBuf},
     process::ExitCode,
     time::SystemTime,
@@ -22,15 +23,20 @@ use serde_json::{Value, json};
 use super::{messages::print, print_error};
 use crate::{
     check::{Token, TokenError},
-    config::{ConfigError, FileKind, SettingError, UpstreamUrl, check_path_flag, load_yaml},
+    config::{
+        ConfigError, FileKind, SettingError, TrustSource, UpstreamUrl, check_path_flag, load_trust,
+        load_yaml,
+    },
+    hosts::HostPattern,
     pki::{PkiError, TrustAnchors},
     quote,
 };
 use document::{
-    ForeignEntries, KubeconfigDocument, MergeError, entry_of, has_credential, text_at, to_yaml,
+    ForeignEntries, KubeconfigDocument, MergeError, entry_of, has_client_certificate,
+    has_credential, text_at, to_yaml,
 };
 use file::{FileMode, OutputFile, WriteError, WrittenFile};
-use source::{CopiedContext, INSTEAD};
+use source::{CopiedContext, CopiedCredentials, INSTEAD};
 
 /// Flags of `kube-tls-proxy kubeconfig`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
@@ -43,13 +49,25 @@ pub struct KubeconfigArgs {
     )]
     pub server: String,
 
-    /// Copy names and token or exec plugin from this kubeconfig, never a client certificate
+    /// Copy names and token or exec plugin from this kubeconfig; client certificates only with --direct
     #[arg(long, value_name = "FILE")]
     pub from: Option<PathBuf>,
 
     /// Use this context of --from [default: its current-context]
     #[arg(long, value_name = "NAME", requires = "from")]
     pub context: Option<String>,
+
+    /// For a passthrough host: copy the CA and every credential of --from
+    #[arg(
+        long,
+        requires = "from",
+        conflicts_with_all = ["token_file", "exec_command", "ca"]
+    )]
+    pub direct: bool,
+
+    /// The passthrough host, a name in the apiserver's certificate [default: kubernetes]
+    #[arg(long, value_name = "NAME", requires = "direct")]
+    pub tls_server_name: Option<String>,
 
     /// Put the token in this file into the kubeconfig
     #[arg(long, value_name = "FILE", conflicts_with = "exec_command")]
@@ -106,8 +124,18 @@ enum KubeconfigError {
         "--server: the URL ends with a path of the API, which kubectl adds itself; write https://NAME[:PORT]"
     )]
     ServerPath,
+    #[error(
+        "--server: the URL has a path, which cannot be added to requests that the proxy does not see; write https://NAME[:PORT]"
+    )]
+    DirectPath,
+    #[error(
+        "--tls-server-name: `{text}` is not a host name; write a passthrough host of the proxy that is in the apiserver's certificate, such as kubernetes"
+    )]
+    TlsServerName { text: String },
     #[error("--ca")]
     Ca(#[from] PkiError),
+    #[error("the CA of the cluster in --from")]
+    ClusterCa(#[source] PkiError),
     #[error(
         "{} exists already; name another file with --output, add to this one with --merge, or overwrite it with --force",
         quote::path(file)
@@ -143,7 +171,10 @@ pub(super) fn kubeconfig(args: &KubeconfigArgs) -> ExitCode {
                 | KubeconfigError::Token(_)
                 | KubeconfigError::EmptyName { .. }
                 | KubeconfigError::ServerPath
+                | KubeconfigError::DirectPath
+                | KubeconfigError::TlsServerName { .. }
                 | KubeconfigError::Ca(_)
+                | KubeconfigError::ClusterCa(_)
                 | KubeconfigError::Exists { .. }
                 | KubeconfigError::Merge { .. } => ExitCode::from(2),
             }
@@ -157,10 +188,16 @@ struct Composed {
     /// Whether a credential of the user of `--from` was left out. `remarks` says which one.
     lost_credential: bool,
     remarks: Vec<String>,
+    /// Whether the apiserver itself sees the credential in the handshake.
+    direct: bool,
 }
 
 fn compose(args: &KubeconfigArgs) -> Result<Composed, KubeconfigError> {
-    for (flag, name) in [("--name", &args.name), ("--namespace", &args.namespace)] {
+    for (flag, name) in [
+        ("--name", &args.name),
+        ("--namespace", &args.namespace),
+        ("--tls-server-name", &args.tls_server_name),
+    ] {
         if name.as_ref().is_some_and(String::is_empty) {
             return Err(KubeconfigError::EmptyName { flag });
         }
@@ -182,10 +219,28 @@ fn compose(args: &KubeconfigArgs) -> Result<Composed, KubeconfigError> {
     if API_PATHS.contains(&first) {
         return Err(KubeconfigError::ServerPath);
     }
-    let ca = args.ca.as_deref().map(certificates).transpose()?;
+    if args.direct && !url.prefix.is_empty() {
+        return Err(KubeconfigError::DirectPath);
+    }
+    let copied = if args.direct {
+        CopiedCredentials::All
+    } else {
+        CopiedCredentials::WithoutCertificates
+    };
+    let context = args.context.as_deref();
     let source = match &args.from {
-        Some(file) => Some(CopiedContext::load(file, args.context.as_deref())?),
+        Some(file) => Some(CopiedContext::load(file, context, copied)?),
         None => None,
+    };
+    let ca = match (&args.ca, &args.from) {
+        (Some(file), _) => Some(certificates(file)?),
+        (None, Some(file)) if args.direct => Some(cluster_ca(file, context)?),
+        (None, _) => None,
+    };
+    let tls_server_name = if args.direct {
+        passthrough_host(args.tls_server_name.as_deref().unwrap_or("kubernetes"))?
+    } else {
+        url.name.to_str().into_owned()
     };
     let mut remarks = Vec::new();
     if !url.prefix.is_empty() {
@@ -202,7 +257,7 @@ fn compose(args: &KubeconfigArgs) -> Result<Composed, KubeconfigError> {
     };
     let document = KubeconfigDocument {
         server: args.server.trim_end_matches('/').to_owned(),
-        tls_server_name: url.name.to_str().into_owned(),
+        tls_server_name,
         cluster: or_host(source.as_ref().map(|source| &source.cluster)),
         user_name: or_host(source.as_ref().map(|source| &source.user_name)),
         context: or_host(source.as_ref().map(|source| &source.context)),
@@ -225,14 +280,41 @@ fn compose(args: &KubeconfigArgs) -> Result<Composed, KubeconfigError> {
         document,
         lost_credential,
         remarks,
+        direct: args.direct,
     })
+}
+
+/// Returns the canonical spelling of a name that clients can send as SNI.
+fn passthrough_host(text: &str) -> Result<String, KubeconfigError> {
+    let host = text.parse::<HostPattern>().map(|host| host.to_string());
+    host.ok()
+        .filter(|host| !host.starts_with('*') && host.parse::<IpAddr>().is_err())
+        .ok_or_else(|| KubeconfigError::TlsServerName {
+            text: quote::value(text),
+        })
 }
 
 /// Returns the certificates in `file`, and nothing else of it, after they were checked.
 fn certificates(file: &Path) -> Result<String, KubeconfigError> {
     check_path_flag("--ca", file)?;
     let (_checked, text) = TrustAnchors::load_file(file, SystemTime::now())?;
-    let text = String::from_utf8_lossy(&text);
+    Ok(only_certificates(&text))
+}
+
+/// Returns the certificates of the cluster in the kubeconfig `file`, after they were checked.
+fn cluster_ca(file: &Path, context: Option<&str>) -> Result<String, KubeconfigError> {
+    let trust = load_trust(file, context)?;
+    TrustAnchors::load(&trust, SystemTime::now()).map_err(KubeconfigError::ClusterCa)?;
+    match trust {
+        TrustSource::Inline { pem, .. } => Ok(only_certificates(&pem)),
+        TrustSource::File(file) => certificates(&file),
+        TrustSource::Clients => Ok(String::new()),
+    }
+}
+
+/// Returns the certificates in a PEM text, and nothing else of it.
+fn only_certificates(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
     let mut kept = String::new();
     let mut is_inside = false;
     for line in text.lines().map(str::trim_end) {
@@ -243,7 +325,7 @@ fn certificates(file: &Path) -> Result<String, KubeconfigError> {
         }
         is_inside &= line != "-----END CERTIFICATE-----";
     }
-    Ok(kept)
+    kept
 }
 
 /// Returns the remark about names that both kubeconfigs have. A merge in the same file refuses them.
@@ -264,7 +346,7 @@ fn user(
 ) -> Result<Value, KubeconfigError> {
     if let Some(file) = &args.token_file {
         let token = Token::load(file)?;
-        remarks.extend(holds_a_token(args));
+        remarks.extend(holds(args, "a token"));
         return Ok(json!({ "token": token.secret() }));
     }
     if let Some(command) = &args.exec_command {
@@ -276,8 +358,10 @@ fn user(
         }}));
     }
     let found = source.map_or_else(|| json!({}), |source| source.credentials.clone());
-    if found.get("token").is_some() {
-        remarks.extend(holds_a_token(args));
+    if found.get("client-key-data").is_some() {
+        remarks.extend(holds(args, "a private key"));
+    } else if found.get("token").is_some() {
+        remarks.extend(holds(args, "a token"));
     }
     Ok(found)
 }
@@ -288,7 +372,7 @@ fn missing_credential(content: &Value, composed: &Composed) -> Vec<String> {
     let entry = entry_of(content, "users", &composed.document.user_name);
     if entry
         .and_then(|entry| entry.get("user"))
-        .is_some_and(has_credential)
+        .is_some_and(|user| has_credential(user) || composed.direct && has_client_certificate(user))
     {
         return Vec::new();
     }
@@ -304,10 +388,13 @@ fn missing_credential(content: &Value, composed: &Composed) -> Vec<String> {
     remarks
 }
 
-/// Returns the remark about a token on stdout. A file of `--output` is readable for its owner only.
-fn holds_a_token(args: &KubeconfigArgs) -> Option<String> {
-    let printed = "The kubeconfig contains a token. Make sure that only its owner can read it (`--output FILE` does this; a shell's `>` may not).";
-    args.output.is_none().then(|| printed.to_owned())
+/// Returns the remark about a secret on stdout. A file of `--output` is readable for its owner only.
+fn holds(args: &KubeconfigArgs, secret: &str) -> Option<String> {
+    args.output.is_none().then(|| {
+        format!(
+            "The kubeconfig contains {secret}. Make sure that only its owner can read it (`--output FILE` does this; a shell's `>` may not)."
+        )
+    })
 }
 
 /// Writes the kubeconfig to its file or to stdout, and returns the remarks about it.

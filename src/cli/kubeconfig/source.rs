@@ -1,4 +1,5 @@
-//! Copies names, credentials and settings from a kubeconfig, but never client certificates and passwords.
+//! Copies names, credentials and settings from a kubeconfig, but never passwords, and client certificates only for a
+//! passthrough host.
 //!
 //! Everything that is not copied, and that a client would miss, has a remark.
 
@@ -6,6 +7,7 @@ use std::path::{Path, absolute};
 
 use serde_json::{Map, Value};
 
+use super::document::CLIENT_CERTIFICATE;
 use crate::{
     config::{ConfigError, Kubeconfig, NamedContext},
     quote,
@@ -20,7 +22,7 @@ pub(super) struct CopiedContext {
     pub(super) namespace: Option<String>,
     /// The settings of the cluster that do not depend on the server.
     pub(super) cluster_settings: Map<String, Value>,
-    /// The credentials that may be copied: token, token file, exec plugin, impersonation.
+    /// The credentials that may be copied: token, token file, exec plugin, impersonation, perhaps a client certificate.
     pub(super) credentials: Value,
     /// Whether a credential of the user was left out. `remarks` says which one.
     pub(super) lost_credential: bool,
@@ -28,9 +30,22 @@ pub(super) struct CopiedContext {
     pub(super) remarks: Vec<String>,
 }
 
+/// Which credentials are copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CopiedCredentials {
+    /// Those that pass a proxy that terminates TLS.
+    WithoutCertificates,
+    /// Client certificates too.
+    All,
+}
+
 impl CopiedContext {
     /// Reads the context `wanted` of `file`, or its current context.
-    pub(super) fn load(file: &Path, wanted: Option<&str>) -> Result<Self, ConfigError> {
+    pub(super) fn load(
+        file: &Path,
+        wanted: Option<&str>,
+        copied: CopiedCredentials,
+    ) -> Result<Self, ConfigError> {
         let kubeconfig = Kubeconfig::<Map<String, Value>, Map<String, Value>>::load(file)?;
         let NamedContext { name, context } = kubeconfig.context(file, wanted)?;
         let user = kubeconfig.user(&context.user).cloned().unwrap_or_default();
@@ -40,7 +55,7 @@ impl CopiedContext {
         let is_set =
             |map: &Map<String, Value>, key| map.get(key).is_some_and(|value| !is_empty(value));
         let user_name = quote::name(&context.user);
-        let credentials = credentials(&user, file);
+        let credentials = credentials(&user, file, copied);
         if credentials.get("token").is_none() && is_set(&user, "token") {
             remarks.push(format!(
                 "The token of user `{user_name}` is missing, because `kubectl config view` wrote {REDACTED} in its place. Write the file again with `kubectl config view --raw`."
@@ -57,7 +72,16 @@ impl CopiedContext {
             ));
         }
         let has_client_certificate = CLIENT_CERTIFICATE.iter().any(|key| is_set(&user, key));
-        if has_client_certificate {
+        if copied == CopiedCredentials::All {
+            if CERTIFICATE_KEYS.iter().any(|key| {
+                let omitted = |value: &Value| *value == OMITTED || *value == REDACTED;
+                user.get(*key).is_some_and(omitted)
+            }) {
+                remarks.push(format!(
+                    "The client certificate or key of user `{user_name}` is missing, because `kubectl config view` wrote {OMITTED} in its place. Write the file again with `kubectl config view --raw`."
+                ));
+            }
+        } else if has_client_certificate {
             remarks.push(format!(
                 "The client certificate of user `{user_name}` was left out, because it cannot pass a proxy that terminates TLS. That user needs {INSTEAD}."
             ));
@@ -130,16 +154,22 @@ fn cluster_settings(
 }
 
 /// Returns the keys that may be copied, with absolute paths.
-fn credentials(user: &Map<String, Value>, file: &Path) -> Value {
+fn credentials(user: &Map<String, Value>, file: &Path, copied: CopiedCredentials) -> Value {
     let mut kept = Map::new();
-    for key in KEPT {
-        let value = user.get(key).filter(|value| !is_empty(value));
-        if let Some(value) = value.filter(|value| *value != REDACTED) {
-            kept.insert(key.to_owned(), value.clone());
+    let certificate = match copied {
+        CopiedCredentials::All => CERTIFICATE_KEYS.as_slice(),
+        CopiedCredentials::WithoutCertificates => &[],
+    };
+    for key in KEPT.iter().chain(certificate) {
+        let value = user.get(*key).filter(|value| !is_empty(value));
+        if let Some(value) = value.filter(|value| *value != REDACTED && *value != OMITTED) {
+            kept.insert((*key).to_owned(), value.clone());
         }
     }
-    if let Some(Value::String(path)) = kept.get_mut("tokenFile") {
-        *path = absolute_path(path, file);
+    for key in ["tokenFile", "client-certificate", "client-key"] {
+        if let Some(Value::String(path)) = kept.get_mut(key) {
+            *path = absolute_path(path, file);
+        }
     }
     let command = kept
         .get_mut("exec")
@@ -171,7 +201,14 @@ fn absolute_path(path: &str, file: &Path) -> String {
 pub(super) const INSTEAD: &str = "a token: from a service account (`kubectl create token NAME`), or from your OIDC issuer through --exec-command";
 /// The name of the extension that an exec plugin with `provideClusterInfo` gets.
 const EXEC_EXTENSION: &str = "client.authentication.k8s.io/exec";
-const CLIENT_CERTIFICATE: [&str; 2] = ["client-certificate", "client-certificate-data"];
+const CERTIFICATE_KEYS: [&str; 4] = [
+    "client-certificate",
+    "client-certificate-data",
+    "client-key",
+    "client-key-data",
+];
+/// What `kubectl config view` prints in place of certificates and keys.
+const OMITTED: &str = "DATA+OMITTED";
 /// What `kubectl config view` prints in place of a token.
 const REDACTED: &str = "REDACTED";
 const KEPT: [&str; 7] = [

@@ -81,6 +81,30 @@ fn bad_config_files() {
             "config file DIR/proxy.yaml, line 3, column 51: `10.0.0.1` is not the address of an apiserver; write ADDRESS:PORT with an IP address, such as 10.0.0.1:6443",
         ),
         (
+            "clusters:\n- name: a\n  passthrough: true\n  upstream: {url: 'https://a'}\n",
+            "config file DIR/proxy.yaml, line 2, column 3: cluster `a` has `passthrough` and no `hosts`; add the names that its clients ask for, such as `kubernetes`",
+        ),
+        (
+            "clusters:\n- name: a\n  hosts: [b, 192.0.2.1]\n  passthrough: true\n  upstream: {url: 'https://a'}\n",
+            "config file DIR/proxy.yaml, line 3, column 14: cluster `a` has `passthrough` for an IP address, which no client asks for in TLS; write a name, such as `kubernetes`, and give it to clients as tls-server-name",
+        ),
+        (
+            "clusters:\n- name: a\n  hosts: [b]\n  passthrough: true\n  upstream: {url: 'https://a', name: b}\n",
+            "config file DIR/proxy.yaml, line 5, column 38: cluster `a` has `passthrough` and `upstream.name`; remove `name`, because each client verifies the apiserver under the name that it asks for",
+        ),
+        (
+            "clusters:\n- name: a\n  hosts: [b]\n  passthrough: true\n  upstream: {url: 'https://a', host: client}\n",
+            "config file DIR/proxy.yaml, line 5, column 38: cluster `a` has `passthrough` and `upstream.host`; remove `host`, because the proxy cannot change a request that it does not see",
+        ),
+        (
+            "clusters:\n- name: a\n  hosts: [b]\n  passthrough: true\n  upstream: {url: 'https://a/b'}\n",
+            "config file DIR/proxy.yaml, line 2, column 3: cluster `a` has `passthrough` and a URL with a path; remove the path, because the proxy cannot change a request that it does not see",
+        ),
+        (
+            "clusters:\n- name: a\n  hosts: [b]\n  upstream: {url: 'https://a', ca: c}\n- name: d\n  hosts: [B.]\n  passthrough: true\n  upstream: {url: 'https://a'}\n",
+            "config file DIR/proxy.yaml, line 6, column 11: host `b` is already listed for cluster `a`; remove one of the two",
+        ),
+        (
             "apiVersion: projectcontour.io/v1\nkind: HTTPProxy\n",
             "config file DIR/proxy.yaml, line 1, column 1: `apiVersion` is a key of Kubernetes objects, so this is not a configuration file of the proxy; give a kubeconfig with --kubeconfig, or see docs/from-contour.md for an HTTPProxy",
         ),
@@ -210,7 +234,7 @@ fn bad_config_files() {
         ),
         (
             "clusters:\n- name: a\n  upstream: {url: 'https://10.0.0.1'}\n",
-            "config file DIR/proxy.yaml, line 3, column 14: `ca` is missing; add it, with the same indentation as the other keys",
+            "config file DIR/proxy.yaml, line 3, column 13: `ca` is missing; add it, with the same indentation as the other keys",
         ),
         (
             "clusters:\n- name: a\n  upstream: {url: 'https://10.0.0.1', ca: ''}\n",

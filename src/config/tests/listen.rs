@@ -60,7 +60,11 @@ fn flags_name_balancers_of_all_listeners_and_drop_no_list() {
     }
     let denied = "192.0.2.7".parse().unwrap();
     assert_eq!(config.listen[0].peers.judge(denied), Admission::Denied);
-    assert!(config.trusted_proxies.contains("198.51.100.1".parse().unwrap()));
+    assert!(
+        config
+            .trusted_proxies
+            .contains("198.51.100.1".parse().unwrap())
+    );
     assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
 
     let scratch = TempDir::new();
@@ -70,7 +74,10 @@ fn flags_name_balancers_of_all_listeners_and_drop_no_list() {
         ..enough()
     };
     let error = load(&dropping, &outside_pod()).unwrap_err().to_string();
-    assert!(error.starts_with("--listen would replace `listen` in"), "{error}");
+    assert!(
+        error.starts_with("--listen would replace `listen` in"),
+        "{error}"
+    );
     let without_lists = with_config(
         ServeArgs {
             listen: vec![":3".to_owned()],

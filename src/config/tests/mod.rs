@@ -21,8 +21,8 @@ use serde_json::Value;
 
 use super::{
     Capacity, ClusterConfig, Config, ConnectionsBound, Environment, IdentityFiles, Limits,
-    LogConfig, LogFormat, RequestHost, ServeArgs, Timeouts, TrustSource, load, schema, units,
-    url::UpstreamUrl,
+    LogConfig, LogFormat, LoggedUser, RequestHost, ServeArgs, Timeouts, TrustSource, load, schema,
+    units, url::UpstreamUrl,
 };
 use crate::{cidr::AddressList, memory::MemoryLimit};
 use standin::TempDir;
@@ -109,6 +109,7 @@ fn flags_alone_give_defaults() {
                 path_prefix: String::new(),
                 expected_name: name("10.0.0.1"),
                 request_host: RequestHost::Client,
+                passthrough: false,
                 trust: TrustSource::File("/ca.crt".into()),
             }],
             limits: Limits {
@@ -126,6 +127,7 @@ fn flags_alone_give_defaults() {
                 format: LogFormat::Text,
                 filter: "info".to_owned(),
                 access: true,
+                user: LoggedUser::Off,
             },
             warnings: Vec::new(),
             admin: None,
@@ -223,6 +225,7 @@ fn every_flag_is_applied() {
         log_format: Some("json".to_owned()),
         log_level: Some("warn,kube_tls_proxy=debug".to_owned()),
         no_access_log: Some("true".to_owned()),
+        log_user: Some("subject".to_owned()),
         ..enough()
     };
     let config = load(&args, &outside_pod()).unwrap();
@@ -237,6 +240,7 @@ fn every_flag_is_applied() {
     assert_eq!(config.log.format, LogFormat::Json);
     assert_eq!(config.log.filter, "warn,kube_tls_proxy=debug");
     assert!(!config.log.access);
+    assert_eq!(config.log.user, LoggedUser::Subject);
     let cluster = &config.clusters[0];
     assert_eq!(cluster.hosts, ["kube.example.com"]);
     assert_eq!(cluster.upstream_host, "api.internal");
@@ -263,7 +267,7 @@ listen: ['[::]:1', '[::]:2']
 workers: 5
 certificates: [{certificate: file.crt, key: file.key}]
 timeouts: {drain: 1m, handshake: 2s}
-log: {format: json, filter: debug, access: true}
+log: {format: json, filter: debug, access: true, user: hash}
 ";
     let plain = with_config(
         ServeArgs {
@@ -279,6 +283,7 @@ log: {format: json, filter: debug, access: true}
     assert_eq!(plain.timeouts.drain, Duration::from_secs(60));
     assert_eq!(plain.log.format, LogFormat::Json);
     assert_eq!(plain.log.filter, "debug");
+    assert_eq!(plain.log.user, LoggedUser::Hash);
 
     let flagged = with_config(
         ServeArgs {
@@ -288,6 +293,7 @@ log: {format: json, filter: debug, access: true}
             log_format: Some("text".to_owned()),
             log_level: Some("warn".to_owned()),
             no_access_log: Some("true".to_owned()),
+            log_user: Some("off".to_owned()),
             ..enough()
         },
         text,
@@ -301,6 +307,7 @@ log: {format: json, filter: debug, access: true}
     assert_eq!(flagged.log.format, LogFormat::Text);
     assert_eq!(flagged.log.filter, "warn");
     assert!(!flagged.log.access);
+    assert_eq!(flagged.log.user, LoggedUser::Off);
 }
 
 #[test]
@@ -362,6 +369,7 @@ clusters:
             path_prefix: "/p".to_owned(),
             expected_name: name("fd00::1"),
             request_host: RequestHost::Client,
+            passthrough: false,
             trust: TrustSource::File(etc.join("../one.crt")),
         },
         ClusterConfig {
@@ -374,6 +382,7 @@ clusters:
             path_prefix: String::new(),
             expected_name: name("y"),
             request_host: RequestHost::Upstream,
+            passthrough: false,
             trust: TrustSource::File(etc.join("../sub/y.crt")),
         },
         ClusterConfig {
@@ -386,10 +395,41 @@ clusters:
             path_prefix: String::new(),
             expected_name: name("kubernetes.default.svc"),
             request_host: RequestHost::Client,
+            passthrough: false,
             trust: TrustSource::File(scratch.path().join("sa/ca.crt")),
         },
     ];
     assert_eq!(config.clusters, expected);
+}
+
+/// Clients verify the apiserver under the host that they ask for, and so do probes. Only terminated clusters need hosts when
+/// there are several.
+#[test]
+fn passthrough_cluster_needs_no_ca_and_expects_its_host() {
+    let text = "
+certificates: [{certificate: tls.crt, key: tls.key}]
+clusters:
+- {name: prod, upstream: {url: 'https://api.example:6443', ca: ca.crt}}
+- {name: one, hosts: ['*.one.example', kubernetes], passthrough: true, upstream: {url: 'https://api.example:6443'}}
+- {name: two, hosts: ['*.two.example'], passthrough: true, upstream: {url: 'https://api.example', ca: ca.crt}}
+";
+    let args = ServeArgs {
+        certificates: Vec::new(),
+        keys: Vec::new(),
+        upstream: None,
+        upstream_ca: None,
+        ..enough()
+    };
+    let config = with_config(args, text);
+    let [prod, one, two] = config.clusters.as_slice() else {
+        panic!("{:?}", config.clusters);
+    };
+    assert!(!prod.passthrough && one.passthrough && two.passthrough);
+    assert_eq!(one.trust, TrustSource::Clients);
+    assert_eq!(one.expected_name, name("kubernetes"));
+    assert!(matches!(two.trust, TrustSource::File(_)));
+    assert_eq!(two.expected_name, name("api.example"));
+    assert_eq!(two.request_host, RequestHost::Client);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use http::{
 use crate::{
     cidr::AddressList,
     clients::Throttled,
-    config::Limits,
+    config::{Limits, LoggedUser},
     hosts::{HostMap, HostName},
     text::list_contains,
     upstream::Cluster,
@@ -48,10 +48,12 @@ pub struct Route {
 #[derive(Debug, Default)]
 pub struct Routes {
     by_host: HostMap<Arc<Route>>,
-    /// The route of a configuration with exactly one cluster.
+    /// The route of a configuration with exactly one cluster, passthrough clusters not counted.
     sole: Option<Arc<Route>>,
     /// Proxies that name the clients of their requests; `None` if there are none.
     trusted_proxies: Option<AddressList>,
+    has_passthrough: bool,
+    logged_user: LoggedUser,
 }
 
 /// What a connection says about the host of its requests.
@@ -74,6 +76,7 @@ impl Route {
 impl Routes {
     /// Sends requests for `host` (the text of a host pattern) to a cluster.
     pub fn add(&mut self, host: &str, route: &Arc<Route>) {
+        self.has_passthrough |= route.cluster.is_passthrough();
         self.by_host.insert(host, Arc::clone(route));
     }
 
@@ -88,15 +91,40 @@ impl Routes {
         self.trusted_proxies.as_ref()
     }
 
+    /// Whether some hosts are passed through. Only then a connection pays for a copy of its `ClientHello`.
+    #[must_use]
+    pub fn has_passthrough(&self) -> bool {
+        self.has_passthrough
+    }
+
+    /// The cluster to which connections for this name of a TLS handshake are passed through; `None` if the proxy
+    /// terminates them.
+    #[must_use]
+    pub fn passthrough(&self, sni: &str) -> Option<&Arc<Cluster>> {
+        let route = self.by_host.get(&HostName::new(sni))?;
+        Some(&route.cluster).filter(|cluster| cluster.is_passthrough())
+    }
+
     /// Says that no other cluster is configured.
     pub fn set_sole(&mut self, route: &Arc<Route>) {
         self.sole = Some(Arc::clone(route));
     }
 
+    /// Sets how the log and the status page show users. It is here because a reload may change it.
+    pub fn set_logged_user(&mut self, user: LoggedUser) {
+        self.logged_user = user;
+    }
+
+    /// How the log and the status page show users.
+    pub(super) fn logged_user(&self) -> LoggedUser {
+        self.logged_user
+    }
+
     /// Whether a cluster is served under this name.
     #[must_use]
     pub fn serves(&self, name: &str) -> bool {
-        self.by_host.get(&HostName::new(name)).is_some()
+        let route = self.by_host.get(&HostName::new(name));
+        route.is_some_and(|route| !route.cluster.is_passthrough())
     }
 
     /// The route for the host of a request.
@@ -106,16 +134,20 @@ impl Routes {
     /// client has already verified that name. The health checks of load balancers send no name, and an address: their own,
     /// or that of the target. With one cluster this is not ambiguous. A web page can have a name resolve to the proxy (DNS
     /// rebinding), but not an address, so a name that is not configured never passes.
+    ///
+    /// A passthrough host has no route here, even if a wildcard of another cluster covers it: a host is either passed
+    /// through or terminated. Browsers send requests for such a name on a connection for another one.
     fn find(&self, authority: &Authority, sni: Option<&str>) -> Option<&Arc<Route>> {
         let host = HostName::new(authority.host());
-        self.by_host.get(&host).or_else(|| {
+        let found = self.by_host.get(&host).or_else(|| {
             let is_address = host.as_str().parse::<IpAddr>().is_ok();
             if !is_address && host.as_str() != "localhost" {
                 return None;
             }
             let by_sni = sni.and_then(|sni| self.by_host.get(&HostName::new(sni)));
             by_sni.or_else(|| self.sole.as_ref().filter(|_| is_address))
-        })
+        });
+        found.filter(|route| !route.cluster.is_passthrough())
     }
 }
 

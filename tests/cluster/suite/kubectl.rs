@@ -1,7 +1,7 @@
 //! Runs kubectl on the two routes and compares the results.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -35,6 +35,8 @@ pub(crate) struct Kubectl<'a> {
     route: Route,
     token: String,
     streaming: Streaming,
+    /// Used instead of one with the token.
+    kubeconfig: Option<PathBuf>,
 }
 
 impl<'a> Kubectl<'a> {
@@ -49,7 +51,14 @@ impl<'a> Kubectl<'a> {
             route,
             token: token.to_owned(),
             streaming: Streaming::WebSocket,
+            kubeconfig: None,
         }
+    }
+
+    /// Uses this kubeconfig.
+    pub(crate) fn with_kubeconfig(mut self, file: &Path) -> Self {
+        self.kubeconfig = Some(file.to_owned());
+        self
     }
 
     pub(crate) fn streaming(mut self, streaming: Streaming) -> Self {
@@ -122,6 +131,9 @@ impl<'a> Kubectl<'a> {
 
     /// Writes a kubeconfig and returns its path. The path depends only on the content.
     pub(crate) fn kubeconfig(&self) -> PathBuf {
+        if let Some(file) = &self.kubeconfig {
+            return file.clone();
+        }
         let (server, ca) = self.suite.server(self.route);
         let content = kubeconfig_for(self.suite, server, &ca, &self.token);
         let who = if self.token == self.suite.fixture.token() {

@@ -27,6 +27,7 @@ mod kubectl;
 mod lists;
 mod logs;
 mod manifests;
+mod passthrough;
 mod process;
 mod proxy;
 mod reads;

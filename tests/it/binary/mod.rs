@@ -178,7 +178,7 @@ impl Binary {
     pub(crate) async fn admin(&self) -> SocketAddr {
         self.wait_for("the status page", |line| {
             let (_, url) = line.split_once("http://")?;
-            url.trim_end_matches('/').parse().ok()
+            url.split('/').next()?.parse().ok()
         })
         .await
     }

@@ -3,6 +3,7 @@
 mod control;
 mod endings;
 mod failures;
+mod users;
 
 use std::net::SocketAddr;
 
