@@ -44,10 +44,10 @@ pub(crate) fn pasted(text: &str) -> Option<&'static str> {
 
 /// `text` for a message: escaped and cut short, or [`HIDDEN`] if it may be a secret.
 pub(crate) fn value(text: &str) -> String {
-    if holds_bootstrap_token(text) || holds_long_hex(text) {
+    if holds_pasted(text) {
         return HIDDEN.to_owned();
     }
-    name(text)
+    escape(text, MAX_CHARS).to_string()
 }
 
 /// As [`value`], for the name of a cluster, context or user. Names have long hexadecimal IDs, so they are not hidden.
@@ -56,6 +56,20 @@ pub(crate) fn name(text: &str) -> String {
         return HIDDEN.to_owned();
     }
     escape(text, MAX_CHARS).to_string()
+}
+
+/// Whether a key, a token or the like was pasted into this line of a file.
+pub(crate) fn holds_pasted(line: &str) -> bool {
+    pasted(line).is_some() || holds_bootstrap_token(line) || holds_long_hex(line)
+}
+
+/// Whether a message must not show this line of a file. Stricter than [`value`]: the line may have values that the message is
+/// not about, such as a password, which has no typical form.
+pub(crate) fn may_hold_secret(line: &str) -> bool {
+    let lower = line.to_lowercase();
+    holds_pasted(line)
+        || SECRET_WORDS.iter().any(|word| lower.contains(word))
+        || (line.contains("://") && line.contains('@'))
 }
 
 /// `path` for a message, escaped and whole, or [`HIDDEN`] if it may be a secret.
@@ -151,6 +165,18 @@ const TOKEN: &str = "the token itself";
 const CONTENT: &str = "the content of the file";
 /// Replaces a value in a message that must not repeat it.
 pub(crate) const HIDDEN: &str = "(hidden: may be a secret)";
+/// Words beside a secret in a file.
+const SECRET_WORDS: [&str; 9] = [
+    "password",
+    "passwd",
+    "secret",
+    "token",
+    "bearer",
+    "basic ",
+    "credential",
+    "apikey",
+    "api-key",
+];
 /// How much of a value a message repeats; a path is repeated whole.
 const MAX_CHARS: usize = 100;
 /// `PATH_MAX` of Linux.

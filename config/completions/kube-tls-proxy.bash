@@ -319,7 +319,7 @@ _kube__tls__proxy() {
             return 0
             ;;
         kube__subcmd__tls__subcmd__proxy__subcmd__kubeconfig)
-            opts="-h --server --from --context --direct --tls-server-name --token-file --exec-command --exec-arg --ca --namespace --name --output --merge --force --help"
+            opts="-h --server --from --context --token-file --exec-command --exec-arg --exec-env --ca --namespace --name --output --merge --force --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -350,6 +350,10 @@ _kube__tls__proxy() {
                     return 0
                     ;;
                 --exec-arg)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --exec-env)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -101,6 +101,7 @@ set edit:completion:arg-completer[kube-tls-proxy] = {|@words|
             cand --token-file 'Put the token in this file into the kubeconfig'
             cand --exec-command 'Let kubectl run this program to get a token, for example an OIDC login'
             cand --exec-arg 'An argument of that program; repeat for more'
+            cand --exec-env 'An environment variable of that program; repeat for more'
             cand --ca 'Put the CA certificates in this file into the kubeconfig, if the proxy has a private CA'
             cand --namespace 'Default namespace of the context [default: as in --from]'
             cand --name 'Name of cluster, user and context [default: as in --from, or the host of --server]'

@@ -77,7 +77,7 @@ pub async fn run(plan: &Plan, observer: &mut dyn FnMut(Event<'_>)) -> CheckRepor
         Some(Ok(config)) => check_config(plan, config, &mut recorder).await,
         Some(Err(error)) => {
             recorder.begin(Section::Local, None, "Configuration");
-            recorder.failed(Check::Configuration, Message::from_error(error));
+            recorder.failed(Check::Configuration, Message::from_config_error(error));
             let rest = [Check::Certificate, Check::Listen, Check::Ca, Check::Tcp];
             recorder.skipped(&rest, "the configuration is invalid");
         }

@@ -5,7 +5,10 @@ use std::{error::Error, time::Duration};
 use tokio::time::Instant;
 
 use super::{Check, CheckOutcome, CheckReport, Finding, Leg, Section};
-use crate::text::{self, error_chain};
+use crate::{
+    config::ConfigError,
+    text::{self, error_chain},
+};
 
 /// The progress of a run.
 #[derive(Debug, Clone, Copy)]
@@ -34,13 +37,22 @@ pub(super) struct Recorder<'a> {
 pub(super) struct Message {
     text: String,
     fix: Option<String>,
+    excerpt: Option<String>,
 }
 
 impl Message {
     pub(super) fn new(text: impl Into<String>, fix: impl Into<String>) -> Self {
         Self {
-            text: text.into(),
             fix: Some(fix.into()),
+            ..Self::from_text(text.into())
+        }
+    }
+
+    fn from_text(text: String) -> Self {
+        Self {
+            text,
+            fix: None,
+            excerpt: None,
         }
     }
 
@@ -48,16 +60,21 @@ impl Message {
     pub(super) fn from_sentence(sentence: &str) -> Self {
         match sentence.rsplit_once("; ") {
             Some((text, fix)) => Self::new(text, fix),
-            None => Self {
-                text: sentence.to_owned(),
-                fix: None,
-            },
+            None => Self::from_text(sentence.to_owned()),
         }
     }
 
     /// An error of this crate with its causes.
     pub(super) fn from_error(error: &(dyn Error + 'static)) -> Self {
         Self::from_sentence(&error_chain(error).to_string())
+    }
+
+    /// An error of the configuration, with the line that it is about.
+    pub(super) fn from_config_error(error: &ConfigError) -> Self {
+        Self {
+            excerpt: error.excerpt().map(ToString::to_string),
+            ..Self::from_error(error)
+        }
     }
 }
 
@@ -93,7 +110,8 @@ impl<'a> Recorder<'a> {
     }
 
     pub(super) fn ok(&mut self, check: Check, text: impl Into<String>) {
-        self.push(self.leg, check, CheckOutcome::Ok, text.into(), None);
+        let message = Message::from_text(text.into());
+        self.push(self.leg, check, CheckOutcome::Ok, message);
     }
 
     pub(super) fn warning(&mut self, check: Check, message: Message) {
@@ -106,38 +124,33 @@ impl<'a> Recorder<'a> {
 
     /// Records a problem with this outcome.
     pub(super) fn record(&mut self, check: Check, outcome: CheckOutcome, message: Message) {
-        self.push(self.leg, check, outcome, message.text, message.fix);
+        self.push(self.leg, check, outcome, message);
     }
 
     /// Records a failure on another leg than that of the section.
     pub(super) fn failed_on(&mut self, leg: Leg, check: Check, message: Message) {
-        let Message { text, fix } = message;
-        self.push(Some(leg), check, CheckOutcome::Failed, text, fix);
+        self.push(Some(leg), check, CheckOutcome::Failed, message);
     }
 
     pub(super) fn skipped(&mut self, checks: &[Check], reason: &str) {
         for check in checks {
             self.since = Instant::now();
             let text = format!("skipped: {reason}");
-            self.push(self.leg, *check, CheckOutcome::Skipped, text, None);
+            let message = Message::from_text(text);
+            self.push(self.leg, *check, CheckOutcome::Skipped, message);
         }
     }
 
-    fn push(
-        &mut self,
-        leg: Option<Leg>,
-        check: Check,
-        outcome: CheckOutcome,
-        message: String,
-        fix: Option<String>,
-    ) {
+    fn push(&mut self, leg: Option<Leg>, check: Check, outcome: CheckOutcome, message: Message) {
+        let Message { text, fix, excerpt } = message;
         let finding = Finding {
             check,
             section: self.section,
             leg,
             target: self.target.clone(),
             outcome,
-            message,
+            message: text,
+            excerpt,
             fix,
             took: self.since.elapsed(),
         };

@@ -23,6 +23,8 @@ pub struct Finding {
     pub outcome: CheckOutcome,
     /// What was found, as a sentence without its full stop.
     pub message: String,
+    /// The line of the configuration file that it is about, and the mark below its column.
+    pub excerpt: Option<String>,
     /// How to fix it.
     pub fix: Option<String>,
     /// How long it took.
@@ -196,6 +198,9 @@ impl Finding {
             _ => String::new(),
         };
         let mut lines = format!("  {mark} {:<14} {leg}{}\n", self.check, self.message);
+        for line in self.excerpt.iter().flat_map(|excerpt| excerpt.lines()) {
+            lines.push_str(&format!("    {line}\n"));
+        }
         if let Some(fix) = &self.fix {
             lines.push_str(&format!("    {:<14} → {fix}\n", ""));
         }
@@ -244,6 +249,7 @@ mod tests {
             target: None,
             outcome,
             message: "message".into(),
+            excerpt: None,
             fix: (outcome != CheckOutcome::Ok).then(|| "fix".into()),
             took: Duration::ZERO,
         }

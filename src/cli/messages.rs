@@ -48,11 +48,20 @@ pub(super) fn print(text: &str) -> io::Result<()> {
     }
 }
 
-/// Prints `kube-tls-proxy: …` on stderr.
+/// Prints `kube-tls-proxy: …` on stderr, and the line of the configuration file that the error is about.
 pub fn print_error(error: &(dyn Error + 'static)) {
     let text = sentence(error);
+    let mut excerpt = String::new();
+    if let Some(AppError::Config(error)) = error.downcast_ref()
+        && let Some(line) = error.excerpt()
+    {
+        excerpt = line.to_string();
+    }
     // If stderr is closed, the exit code says enough.
-    drop(writeln!(io::stderr().lock(), "kube-tls-proxy: {text}"));
+    drop(write!(
+        io::stderr().lock(),
+        "kube-tls-proxy: {text}\n{excerpt}"
+    ));
 }
 
 /// Adds the flag that the user probably means, where another program has another name for it. The parser itself

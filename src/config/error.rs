@@ -6,7 +6,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf};
 
 use serde_saphyr::{MessageFormatter as _, UserMessageFormatter};
 
-use super::file::ReadError;
+use super::{Excerpt, file::ReadError};
 use crate::{cidr::CidrError, quote, text::escape};
 
 /// A configuration error and its place.
@@ -50,6 +50,8 @@ pub enum ConfigError {
         file: PathBuf,
         /// Where in it, if known.
         at: Option<Position>,
+        /// The line there, if it may be shown.
+        excerpt: Option<Excerpt>,
         /// What is wrong.
         #[source]
         source: Box<SettingError>,
@@ -78,6 +80,33 @@ impl ConfigError {
             let names = names.join(" and ");
             let source = Box::new(self);
             Self::Variable { names, source }
+        }
+    }
+
+    /// This error with the line that it is about. `text` is that of the configuration file.
+    pub(super) fn with_excerpt(mut self, text: &str) -> Self {
+        if let Self::File {
+            kind: FileKind::Config,
+            at: Some(at),
+            excerpt,
+            ..
+        } = &mut self
+        {
+            *excerpt = Excerpt::new(text, *at);
+        }
+        self
+    }
+
+    /// The line that this error is about, for people.
+    #[must_use]
+    pub fn excerpt(&self) -> Option<&Excerpt> {
+        match self {
+            Self::File { excerpt, .. } => excerpt.as_ref(),
+            Self::Flag { .. }
+            | Self::Variable { .. }
+            | Self::Read { .. }
+            | Self::Pod(_)
+            | Self::Whole(_) => None,
         }
     }
 

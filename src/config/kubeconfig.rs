@@ -219,6 +219,7 @@ fn in_file(file: &Path, error: SettingError) -> ConfigError {
         kind: FileKind::Kubeconfig,
         file: file.to_owned(),
         at: None,
+        excerpt: None,
         source: Box::new(error),
     }
 }

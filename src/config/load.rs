@@ -22,15 +22,25 @@ use super::{
 ///
 /// [`ConfigError`] says where the error is, what is wrong and how to fix it.
 pub fn load(args: &ServeArgs, env: &Environment) -> Result<Config, ConfigError> {
-    load_given(&args.without_empty(), env)
+    let mut text = String::new();
+    load_given(&args.without_empty(), env, &mut text)
+        .map_err(|error| error.with_excerpt(&text))
         .map_err(|error| error.naming_variables(&args.from_environment))
 }
 
-fn load_given(args: &ServeArgs, env: &Environment) -> Result<Config, ConfigError> {
+/// `text` becomes that of the configuration file.
+fn load_given(
+    args: &ServeArgs,
+    env: &Environment,
+    text: &mut String,
+) -> Result<Config, ConfigError> {
     check_path_flags(args)?;
     let path = args.config.as_deref().map(absolute_path);
     let mut file = match &path {
-        Some(path) => yaml::load(FileKind::Config, path)?,
+        Some(path) => {
+            *text = yaml::read_text(FileKind::Config, path)?;
+            yaml::parse(FileKind::Config, path, text)?
+        }
         None => ConfigFile::default(),
     };
     let source = ConfigSource {

@@ -32,6 +32,7 @@ impl ConfigSource {
             kind: FileKind::Config,
             file: self.file.clone(),
             at: yaml::position(at.referenced),
+            excerpt: None,
             source: Box::new(source),
         }
     }

@@ -15,19 +15,38 @@ use crate::quote;
 
 /// Reads `file` and parses it; JSON is YAML too.
 pub(crate) fn load<T: DeserializeOwned>(kind: FileKind, file: &Path) -> Result<T, ConfigError> {
+    parse(kind, file, &read_text(kind, file)?)
+}
+
+/// The text of `file`.
+pub(super) fn read_text(kind: FileKind, file: &Path) -> Result<String, ConfigError> {
     let bytes = file::read(file).map_err(|source| ConfigError::Read {
         kind,
         file: file.to_owned(),
         source,
     })?;
-    let in_file = |at, source| ConfigError::File {
+    let text = decode(&bytes).map(Cow::into_owned);
+    text.ok_or_else(|| in_file(kind, file, None, SettingError::NotText))
+}
+
+fn in_file(kind: FileKind, file: &Path, at: Option<Position>, error: SettingError) -> ConfigError {
+    ConfigError::File {
         kind,
         file: file.to_owned(),
         at,
-        source: Box::new(source),
-    };
-    let text = decode(&bytes).ok_or_else(|| in_file(None, SettingError::NotText))?;
-    let text = first_document(&text).map_err(|line| {
+        excerpt: None,
+        source: Box::new(error),
+    }
+}
+
+/// Parses the `text` of `file`.
+pub(super) fn parse<T: DeserializeOwned>(
+    kind: FileKind,
+    file: &Path,
+    text: &str,
+) -> Result<T, ConfigError> {
+    let in_file = |at, source| in_file(kind, file, at, source);
+    let text = first_document(text).map_err(|line| {
         let at = Position { line, column: 1 };
         in_file(Some(at), SettingError::SeveralDocuments)
     })?;
@@ -37,7 +56,7 @@ pub(crate) fn load<T: DeserializeOwned>(kind: FileKind, file: &Path) -> Result<T
     if text.starts_with("-----BEGIN ") {
         return Err(in_file(None, SettingError::PemFile));
     }
-    // No excerpts in errors: a kubeconfig contains secrets.
+    // No excerpts of the parser: a kubeconfig contains secrets. `Excerpt` decides what is shown.
     let options = serde_saphyr::options! {
         with_snippet: false,
         duplicate_keys: match kind {

@@ -371,6 +371,11 @@ impl AccessLog {
         }
     }
 
+    /// Notes that the client left before there was a response.
+    pub(super) fn client_left(&mut self, ending: Ending) {
+        self.ending = Some(ending);
+    }
+
     /// Notes that the response or tunnel ended early. The first reason stays.
     pub(super) fn aborted(&mut self, ending: Ending) {
         if !matches!(self.outcome, Outcome::Aborted) {

@@ -50,6 +50,17 @@ impl Error {
         }
     }
 
+    /// Whether the client left while the proxy read its request.
+    pub(super) fn client_left(&self) -> bool {
+        match self {
+            Self::Upstream(UpstreamError::Upload { source }) => source.client_left(),
+            Self::Upstream(_)
+            | Self::Rejected(_)
+            | Self::UnexpectedProtocol
+            | Self::RedirectedUpgrade => false,
+        }
+    }
+
     /// The label of `errors_total`.
     pub(super) fn reason(&self) -> ErrorReason {
         match self {

@@ -153,12 +153,21 @@ pub async fn handle(
         // On the heap: the memory of `forward` is freed before the response body is sent.
         None => Box::pin(forward(routes, downstream, request, &mut log)).await,
     };
+    let mut client_left = false;
     let mut response = result.unwrap_or_else(|error| {
-        log.failed(&error);
+        client_left = error.client_left();
+        if client_left {
+            log.client_left(error.ending());
+        } else {
+            log.failed(&error);
+        }
         expected.for_error(&error, log.id())
     });
-    log.response_started(response.status(), response.headers());
-    response.body_mut().set_log(log);
+    // No client gets the response then. As for every cancelled request, the log has no status.
+    if !client_left {
+        log.response_started(response.status(), response.headers());
+        response.body_mut().set_log(log);
+    }
     *response.version_mut() = version;
     response
 }

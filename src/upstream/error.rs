@@ -240,10 +240,23 @@ impl H1Error {
 }
 
 impl UploadError {
+    /// Whether the client has left, so that no response reaches it.
+    #[must_use]
+    pub fn client_left(&self) -> bool {
+        match self {
+            Self::Reset => true,
+            Self::Http2(error) => error.is_io() || error.is_go_away(),
+            // Go's client closes the connection in order when it cancels a request.
+            Self::Http1(error) => matches!(error, MessageError::Cut | MessageError::Io(_)),
+            Self::TooSlow | Self::Length => false,
+        }
+    }
+
     fn ending(&self) -> Ending {
         match self {
             Self::TooSlow => Ending::by_proxy(EndReason::Stall),
-            Self::Reset | Self::Http2(_) => Ending::by_client(EndReason::Cancel),
+            Self::Reset => Ending::by_client(EndReason::Cancel),
+            Self::Http2(error) => Ending::by_client(h2_reason(error)),
             Self::Http1(error) => Ending::by_client(message_reason(error)),
             Self::Length => Ending::by_client(EndReason::Protocol),
         }

@@ -292,6 +292,19 @@ async fn warnings_of_the_configuration_are_findings() {
     );
 }
 
+/// The line and the mark come between the message and its fix.
+#[tokio::test]
+async fn error_in_the_configuration_file_shows_its_line() {
+    let world = World::new();
+    let file = world.dir.write("config.yaml", "log:\n  format: xml\n");
+    let result = check(&[], &["-c", path(&file)]).await;
+    let expected = "the value is not a log format\n      2 |   format: xml\n        |           ^\n                   → write text or json\n";
+    assert!(result.stdout.contains(expected), "{}", result.stdout);
+    let result = check(&[], &["-c", path(&file), "-o", "json"]).await;
+    let excerpt = &result.json()["checks"][0]["excerpt"];
+    assert_eq!(*excerpt, "  2 |   format: xml\n    |           ^\n");
+}
+
 #[tokio::test]
 async fn other_word_for_a_key_names_the_key() {
     let world = World::new();

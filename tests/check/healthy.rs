@@ -124,6 +124,7 @@ async fn json_document_has_every_key() {
             keys,
             [
                 "check",
+                "excerpt",
                 "fix",
                 "leg",
                 "message",

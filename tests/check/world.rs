@@ -163,6 +163,8 @@ impl RunResult {
         for line in self.stdout.lines() {
             if let Some(fix) = line.trim_start().strip_prefix("→ ") {
                 found.last_mut().unwrap().fix = Some(fix.to_owned());
+            } else if line.starts_with("     ") {
+                // A line of the configuration file, or the mark below it.
             } else if let Some(rest) = line.strip_prefix("  ") {
                 let mut chars = rest.chars();
                 let mark = chars.next().unwrap();

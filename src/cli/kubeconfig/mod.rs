@@ -86,6 +86,14 @@ pub struct KubeconfigArgs {
     )]
     pub exec_args: Vec<String>,
 
+    /// An environment variable of that program; repeat for more
+    #[arg(
+        long = "exec-env",
+        value_name = "NAME=VALUE",
+        requires = "exec_command"
+    )]
+    pub exec_env: Vec<String>,
+
     /// Put the CA certificates in this file into the kubeconfig, if the proxy has a private CA
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,
@@ -124,6 +132,10 @@ enum KubeconfigError {
         "--server: the URL ends with a path of the API, which kubectl adds itself; write https://NAME[:PORT]"
     )]
     ServerPath,
+    #[error(
+        "--exec-env: the value is not a variable; write its name, an equals sign and its value, such as AWS_PROFILE=prod"
+    )]
+    ExecEnv,
     #[error(
         "--server: the URL has a path, which cannot be added to requests that the proxy does not see; write https://NAME[:PORT]"
     )]
@@ -171,6 +183,7 @@ pub(super) fn kubeconfig(args: &KubeconfigArgs) -> ExitCode {
                 | KubeconfigError::Token(_)
                 | KubeconfigError::EmptyName { .. }
                 | KubeconfigError::ServerPath
+                | KubeconfigError::ExecEnv
                 | KubeconfigError::DirectPath
                 | KubeconfigError::TlsServerName { .. }
                 | KubeconfigError::Ca(_)
@@ -350,12 +363,18 @@ fn user(
         return Ok(json!({ "token": token.secret() }));
     }
     if let Some(command) = &args.exec_command {
-        return Ok(json!({ "exec": {
+        let mut user = json!({ "exec": {
             "apiVersion": "client.authentication.k8s.io/v1",
             "command": command,
             "args": args.exec_args,
             "interactiveMode": "IfAvailable",
-        }}));
+        }});
+        if !args.exec_env.is_empty()
+            && let Some(Value::Object(exec)) = user.get_mut("exec")
+        {
+            exec.insert("env".to_owned(), exec_env(&args.exec_env)?);
+        }
+        return Ok(user);
     }
     let found = source.map_or_else(|| json!({}), |source| source.credentials.clone());
     if found.get("client-key-data").is_some() {
@@ -364,6 +383,16 @@ fn user(
         remarks.extend(holds(args, "a token"));
     }
     Ok(found)
+}
+
+/// Returns the variables of an exec plugin.
+fn exec_env(pairs: &[String]) -> Result<Value, KubeconfigError> {
+    let pairs = pairs.iter().map(|pair| match pair.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok(json!({ "name": name, "value": value })),
+        // The message has no value, because it may be a secret.
+        Some(_) | None => Err(KubeconfigError::ExecEnv),
+    });
+    pairs.collect()
 }
 
 /// Returns the remarks about a user without a credential; none if `content` has a credential, perhaps one that a

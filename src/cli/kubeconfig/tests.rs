@@ -347,6 +347,34 @@ fn flag_overrides_the_copied_credential() {
     );
 }
 
+/// As `kubectl config set-credentials --exec-env`.
+#[test]
+fn variables_of_an_exec_plugin_are_written() {
+    let with_env = |pairs: &[&str]| {
+        args(|args| {
+            args.exec_command = Some("aws".into());
+            args.exec_env = pairs.iter().map(ToString::to_string).collect();
+        })
+    };
+    let (config, _) = made(&with_env(&["AWS_PROFILE=prod", "X=a=b", "EMPTY="]));
+    assert_eq!(
+        config["users"][0]["user"]["exec"]["env"],
+        json!([
+            { "name": "AWS_PROFILE", "value": "prod" },
+            { "name": "X", "value": "a=b" },
+            { "name": "EMPTY", "value": "" },
+        ])
+    );
+    for bad in ["", "=x", "s3cret"] {
+        let error = compose(&with_env(&["A=b", bad])).err().unwrap().to_string();
+        assert!(
+            error.starts_with("--exec-env: the value is not a variable; "),
+            "{error}"
+        );
+        assert!(!error.contains("s3cret"));
+    }
+}
+
 #[test]
 fn bad_input_is_explained() {
     let dir = TempDir::new();

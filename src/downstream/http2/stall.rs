@@ -11,7 +11,8 @@
 //! another one waits for its client, and a body that was asked and has no frame waits for the apiserver.
 //!
 //! The task of a stream ends when h2 has taken the last frame, even if the window has room for one byte of it only.
-//! [`LastFrames`] counts the responses that h2 has not written to their end then, and [`LastFramesClock`] ends a connection whose client does not read them.
+//! [`LastFrames`] counts the responses that h2 has not written to their end then, and [`LastFramesClock`] ends a connection
+//! whose client does not read them.
 
 use std::{
     future::Future as _,
@@ -203,11 +204,11 @@ impl Buf for TrackedData {
         if let Some(written) = &self.read_flag {
             written.some.store(true, Ordering::Relaxed);
             if let Some(last) = written.end.get() {
-                last.0.was_written.store(true, Ordering::Relaxed);
+                last.was_written();
             }
         }
         if let Some(last) = &self.last {
-            last.0.was_written.store(true, Ordering::Relaxed);
+            last.was_written();
             if !self.data.has_remaining() {
                 self.last = None;
             }
@@ -218,25 +219,76 @@ impl Buf for TrackedData {
 /// The responses of one connection that h2 has to their end and has not written, because the client does not read.
 #[derive(Debug, Default)]
 pub(super) struct LastFrames {
-    unwritten: AtomicUsize,
+    /// Periods of [`CLIENT_STALL`] that have begun while there were such responses.
+    period: AtomicUsize,
+    /// The responses by the period in which h2 last wrote some of them, at its remainder.
+    unwritten: [AtomicUsize; PERIODS],
     /// A part of one of them was written since this was last asked.
     was_written: AtomicBool,
 }
 
+impl LastFrames {
+    fn unwritten(&self) -> usize {
+        let each = self.unwritten.iter();
+        each.map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+
+    fn written_in(&self, period: usize) -> Option<&AtomicUsize> {
+        self.unwritten.get(period % PERIODS)
+    }
+
+    /// Returns how many responses h2 has not written in the last two periods. They then count as written in the new one,
+    /// so that they are counted once more after two further periods.
+    fn begin_period(&self) -> usize {
+        let new = self.period.load(Ordering::Relaxed).wrapping_add(1);
+        self.period.store(new, Ordering::Relaxed);
+        let before = self.written_in(new);
+        before.map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+}
+
 /// Counts one response until dropped.
 #[derive(Debug)]
-struct LastFrame(Arc<LastFrames>);
+struct LastFrame {
+    frames: Arc<LastFrames>,
+    /// The period in which it counts.
+    period: AtomicUsize,
+}
 
 impl LastFrame {
     fn new(frames: &Arc<LastFrames>) -> Self {
-        frames.unwritten.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(frames))
+        let period = frames.period.load(Ordering::Relaxed);
+        if let Some(count) = frames.written_in(period) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        Self {
+            frames: Arc::clone(frames),
+            period: period.into(),
+        }
+    }
+
+    fn was_written(&self) {
+        let frames = &self.frames;
+        frames.was_written.store(true, Ordering::Relaxed);
+        let now = frames.period.load(Ordering::Relaxed);
+        let before = self.period.swap(now, Ordering::Relaxed);
+        if now != before {
+            if let Some(count) = frames.written_in(before) {
+                count.fetch_sub(1, Ordering::Relaxed);
+            }
+            if let Some(count) = frames.written_in(now) {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        }
     }
 }
 
 impl Drop for LastFrame {
     fn drop(&mut self) {
-        self.0.unwritten.fetch_sub(1, Ordering::Relaxed);
+        let period = self.period.load(Ordering::Relaxed);
+        if let Some(count) = self.frames.written_in(period) {
+            count.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -247,6 +299,7 @@ pub(super) struct LastFramesClock {
     frames: Arc<LastFrames>,
     /// Runs while frames are unwritten.
     tick: Option<Pin<Box<Sleep>>>,
+    ticks: u32,
     silent_ticks: u32,
 }
 
@@ -257,10 +310,14 @@ impl LastFramesClock {
 
     /// Ready once the client has read nothing for twice [`CLIENT_STALL`]. By then [`StallGuard`] has reset each stream
     /// that still has a task.
+    ///
+    /// Also ready once the client has left more than [`MAX_UNREAD_ENDS`] of them unread for that time, whatever else it reads:
+    /// small responses in between would keep the memory of a hundred large ones. A client that leaves fewer keeps its
+    /// connection and the watches on it, because h2 can no longer reset these responses alone.
     pub(super) fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while self.frames.unwritten.load(Ordering::Relaxed) > 0 {
+        while self.frames.unwritten() > 0 {
             let tick = self.tick.get_or_insert_with(|| {
-                self.silent_ticks = 0;
+                (self.ticks, self.silent_ticks) = (0, 0);
                 Box::pin(sleep(TICK))
             });
             ready!(tick.as_mut().poll(cx));
@@ -270,7 +327,13 @@ impl LastFramesClock {
             } else {
                 self.silent_ticks += 1;
             }
-            if self.silent_ticks > 2 * TICKS {
+            self.ticks += 1;
+            let left = if self.ticks.is_multiple_of(TICKS) {
+                self.frames.begin_period()
+            } else {
+                0
+            };
+            if self.silent_ticks > 2 * TICKS || left > MAX_UNREAD_ENDS {
                 return Poll::Ready(());
             }
         }
@@ -377,6 +440,10 @@ const TICKS: u32 = 12;
 const TICK: Duration = Duration::from_secs(CLIENT_STALL.as_secs() / TICKS as u64);
 /// A person reads one response at a time, and a controller reads its watches at once.
 const MAX_UNREAD_WHEN_SHORT: usize = 8;
+/// They need half a megabyte. A program may stop in the middle of a response while its other requests go on.
+const MAX_UNREAD_ENDS: usize = 8;
+/// The current one and the two before it.
+const PERIODS: usize = 3;
 
 #[cfg(test)]
 mod tests {
@@ -554,9 +621,58 @@ mod tests {
             assert!(ended.is_ok(), "{window} {knows_last}");
             drop(response);
             sleep(TICK).await;
-            let unwritten = clock.frames.unwritten.load(Ordering::Relaxed);
-            assert_eq!(unwritten, 0, "{window} {knows_last}");
+            assert_eq!(clock.frames.unwritten(), 0, "{window} {knows_last}");
         }
+    }
+
+    /// The end of a response with two bytes that h2 has and may not write.
+    fn last_frame(clock: &LastFramesClock) -> TrackedData {
+        TrackedData {
+            data: Bytes::from_static(b"xx"),
+            read_flag: None,
+            last: Some(LastFrame::new(&clock.frames)),
+        }
+    }
+
+    /// Each of the responses counts alone: a small request per minute is no progress of the others.
+    #[tokio::test(start_paused = true)]
+    async fn many_unread_ends_are_found_beside_other_requests() {
+        for (unread, is_closed) in [(MAX_UNREAD_ENDS + 1, true), (MAX_UNREAD_ENDS, false)] {
+            let mut clock = LastFramesClock::default();
+            let left: Vec<_> = (0..unread).map(|_| last_frame(&clock)).collect();
+            let mut closed_after = None;
+            for minute in 1..10 {
+                let stalled = poll_fn(|cx| clock.poll_stalled(cx));
+                if tokio::time::timeout(CLIENT_STALL, stalled).await.is_ok() {
+                    closed_after = Some(minute);
+                    break;
+                }
+                last_frame(&clock).advance(2);
+            }
+            assert_eq!(closed_after.is_some(), is_closed, "{unread}");
+            assert!(closed_after.is_none_or(|minute| minute <= 4));
+            drop(left);
+            assert_eq!(clock.frames.unwritten(), 0);
+        }
+    }
+
+    /// A byte of each response is progress, too.
+    #[tokio::test(start_paused = true)]
+    async fn slowly_read_ends_keep_their_connection() {
+        const READS: usize = 20;
+        let mut clock = LastFramesClock::default();
+        let slow = |_| TrackedData {
+            data: Bytes::from_static(&[b'x'; READS + 1]),
+            ..last_frame(&clock)
+        };
+        let mut slow: Vec<_> = (0..99).map(slow).collect();
+        for _ in 0..READS {
+            let stalled = poll_fn(|cx| clock.poll_stalled(cx));
+            let ended = tokio::time::timeout(CLIENT_STALL, stalled).await;
+            assert!(ended.is_err());
+            slow.iter_mut().for_each(|frame| frame.advance(1));
+        }
+        assert_eq!(clock.frames.unwritten(), 99);
     }
 
     fn stalls(counters: &Counters) -> u64 {

@@ -6,7 +6,8 @@ use tokio::net::TcpListener;
 use super::{Binary, Ended, command, good_flags, run};
 use crate::proxy::World;
 
-/// Asserts exit code 2 and a single sentence that contains no `Debug` output of Rust.
+/// Asserts exit code 2 and a single sentence that contains no `Debug` output of Rust. A line of the configuration file
+/// may follow.
 fn assert_one_sentence(ended: &Ended, parts: &[&str]) {
     let text = &ended.stderr;
     assert_eq!(ended.code, Some(2), "{text}");
@@ -14,7 +15,9 @@ fn assert_one_sentence(ended: &Ended, parts: &[&str]) {
     let sentence = text
         .strip_prefix("kube-tls-proxy: ")
         .unwrap_or_else(|| panic!("{text}"));
-    assert_eq!(sentence.matches('\n').count(), 1, "one line: {text}");
+    let (sentence, excerpt) = sentence.split_once('\n').unwrap();
+    let is_excerpt = excerpt.contains(" | ") && excerpt.ends_with("^\n");
+    assert!(excerpt.is_empty() || is_excerpt, "one line: {text}");
     for part in parts {
         assert!(sentence.contains(part), "no {part:?} in {text}");
     }
@@ -183,6 +186,35 @@ async fn unknown_flags_and_commands_are_refused() {
             ended.stderr
         );
     }
+}
+
+/// As compilers do. The line of a log has no room for it.
+#[tokio::test]
+async fn error_in_the_configuration_file_shows_its_line() {
+    let world = World::new();
+    let text = "limits:\n  conections: 5\n";
+    let file = world.dir.write("config.yaml", text);
+    let ended = run(&["serve", "--config", file.to_str().unwrap()]).await;
+    let expected = format!(
+        "kube-tls-proxy: config file {}, line 2, column 3: unknown key `conections`; did you mean `connections`?\n\
+         \x20 2 |   conections: 5\n    |   ^\n",
+        file.display()
+    );
+    assert_eq!((ended.code, ended.stderr), (Some(2), expected));
+    // A value can turn out to be wrong after the file was parsed.
+    let text = "limits: {connections: 1000000}\n";
+    world.dir.write("config.yaml", text);
+    let ended = serve(&world, &[("--config", file.to_str().unwrap())]).await;
+    let excerpt = "\n  1 | limits: {connections: 1000000}\n    |                       ^\n";
+    assert!(ended.stderr.ends_with(excerpt), "{ended:?}");
+    world
+        .dir
+        .write("config.yaml", "timeouts: {password: hunter2}\n");
+    let ended = run(&["serve", "--config", file.to_str().unwrap()]).await;
+    assert!(
+        !ended.stderr.contains("hunter2") && ended.stderr.lines().count() == 1,
+        "{ended:?}"
+    );
 }
 
 /// The names that other programs have for a flag.

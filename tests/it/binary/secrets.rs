@@ -246,7 +246,7 @@ async fn kubeconfig_command_does_not_print_secrets_in_messages() {
                 let from = world.dir.write("from", kubeconfig(&[]).to_string());
                 args.extend(["--from".to_owned(), from.to_str().unwrap().to_owned()]);
             }
-            if name == "--exec-arg" {
+            if name == "--exec-arg" || name == "--exec-env" {
                 args.extend(["--exec-command".to_owned(), "a".to_owned()]);
             }
             args.push(format!("{name}={secret}"));

@@ -2,7 +2,7 @@
 
 use http::{Request, Response};
 use serde_json::Value;
-use standin::upstream::{BodySender, Upstream, channel};
+use standin::upstream::{BodySender, RequestBody, ResponseBody, Upstream, channel};
 use tokio::{
     io::AsyncWriteExt as _,
     sync::mpsc::{UnboundedReceiver, unbounded_channel},
@@ -148,6 +148,52 @@ async fn watches(world: &World) -> (Upstream, UnboundedReceiver<BodySender>) {
         }
     });
     (upstream.start().await, opened)
+}
+
+/// No response reaches a client that has left, so the line is that of any cancelled request.
+#[tokio::test]
+async fn upload_whose_client_leaves_has_no_status() {
+    const UPLOAD: &str = "/api/v1/namespaces/default/pods";
+    let world = World::new();
+    let reads = |request: Request<RequestBody>| async move {
+        request.into_body().read().await.unwrap_err();
+        std::future::pending::<Response<ResponseBody>>().await
+    };
+    let upstream = world.apiserver().http(reads).start().await;
+    for (case, reasons) in [
+        ("reset", &["cancel"][..]),
+        ("leaves", &["eof"]),
+        // The kernel resets a connection that has data for a process that was killed.
+        ("killed", &["tls_eof", "reset"]),
+    ] {
+        let binary = start(&world, &upstream, "0s").await;
+        let client = binary.client(&world).http2().await;
+        if case == "reset" {
+            let post = Request::post(format!("https://{HOST}{UPLOAD}"));
+            let (_response, mut body) = client.begin(post.body(()).unwrap(), false).await.unwrap();
+            body.send_data("half".into(), false).unwrap();
+            upstream.next_request().await;
+            body.send_reset(h2::Reason::CANCEL);
+        } else {
+            let mut client = binary.client(&world).http1().await;
+            let head =
+                format!("POST {UPLOAD} HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 9\r\n\r\n");
+            client.send(head + "half").await;
+            upstream.next_request().await;
+            if case == "leaves" {
+                client.stream().shutdown().await.unwrap();
+            }
+        }
+        let line = event(&binary, "request", UPLOAD).await;
+        let [outcome, by, reason] = end(&line);
+        assert_eq!([outcome, by], ["client_gone", "client"], "{case}: {line}");
+        assert!(reasons.contains(&reason), "{case}: {line}");
+        assert_eq!(line["http.response.status_code"], 0, "{case}: {line}");
+        assert!(
+            line.get("time_to_headers_seconds")
+                .is_none_or(|time| *time == 0.0)
+        );
+    }
 }
 
 /// Over both protocols, on both sides.
