@@ -533,8 +533,9 @@ async fn haproxy_names_the_client_in_each_version() {
             }
         }
     }
-    let haproxy = HaProxy::start(&world.dir, [127, 0, 0, 1].into(), proxy.address(), "").await;
-    let client = Client::new(haproxy.unwrap().address)
+    let silent = HaProxy::start(&world.dir, [127, 0, 0, 1].into(), proxy.address(), "").await;
+    let silent = silent.unwrap();
+    let client = Client::new(silent.address)
         .trust(&world.public_ca)
         .sni(HOST);
     client.connect().await.unwrap_err();

@@ -53,7 +53,6 @@ impl HaProxy {
         let control = dir.path().join(format!("{name}.sock"));
         let config = format!(
             "global
-  maxconn 12000
   stats socket {} mode 600
 defaults
   mode tcp
