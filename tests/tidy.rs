@@ -121,7 +121,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "proxy",
         &[
-            "activity", "clients", "config", "drain", "http1", "metrics", "upstream",
+            "activity",
+            "clients",
+            "config",
+            "drain",
+            "http1",
+            "metrics",
+            "transport",
+            "upstream",
         ],
     ),
     (

@@ -112,6 +112,7 @@ fn config(upstream: SocketAddr, identities: Vec<IdentityFiles>, trust: TrustSour
             request_host: RequestHost::Client,
             passthrough: false,
             trust,
+            access: Vec::new(),
         }],
         limits: Limits::default(),
         capacity: Capacity::default(),

@@ -89,6 +89,8 @@ Register-ArgumentCompleter -Native -CommandName 'kube-tls-proxy' -ScriptBlock {
             [CompletionResult]::new('--log-user', '--log-user', [CompletionResultType]::ParameterName, 'How to show verified users: subject, hash or off [default: off]')
             [CompletionResult]::new('--through', '--through', [CompletionResultType]::ParameterName, 'Also check the running proxy at this URL, as clients use it; needs no other flag')
             [CompletionResult]::new('--connect-to', '--connect-to', [CompletionResultType]::ParameterName, 'Connect to HOST[:PORT] and not to the host of --through, for example before DNS is changed')
+            [CompletionResult]::new('--explain-access', '--explain-access', [CompletionResultType]::ParameterName, 'Only say which access rule decides about a request, ''METHOD PATH''; needs --from')
+            [CompletionResult]::new('--from', '--from', [CompletionResultType]::ParameterName, 'The address of the client that sends the request of --explain-access')
             [CompletionResult]::new('--through-ca', '--through-ca', [CompletionResultType]::ParameterName, 'CA file that clients use to verify the proxy [default: public CAs]')
             [CompletionResult]::new('--token-file', '--token-file', [CompletionResultType]::ParameterName, 'File with a bearer token to send with every request')
             [CompletionResult]::new('-o', '-o', [CompletionResultType]::ParameterName, 'Format of the report')

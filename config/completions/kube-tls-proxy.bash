@@ -73,7 +73,7 @@ _kube__tls__proxy() {
             return 0
             ;;
         kube__subcmd__tls__subcmd__proxy__subcmd__check)
-            opts="-c -o -h --listen --proxy-protocol-from --trusted-proxies --cert --key --host --upstream --upstream-ca --upstream-name --upstream-host --kubeconfig --context --config --workers --drain-delay --drain-timeout --drain-tunnels --admin-listen --reuse-port --log-format --log-level --no-access-log --log-user --long --through --connect-to --offline --through-ca --token-file --output --help"
+            opts="-c -o -h --listen --proxy-protocol-from --trusted-proxies --cert --key --host --upstream --upstream-ca --upstream-name --upstream-host --kubeconfig --context --config --workers --drain-delay --drain-timeout --drain-tunnels --admin-listen --reuse-port --log-format --log-level --no-access-log --log-user --long --through --connect-to --offline --explain-access --from --through-ca --token-file --output --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -180,6 +180,14 @@ _kube__tls__proxy() {
                     return 0
                     ;;
                 --connect-to)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --explain-access)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --from)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -319,7 +327,7 @@ _kube__tls__proxy() {
             return 0
             ;;
         kube__subcmd__tls__subcmd__proxy__subcmd__kubeconfig)
-            opts="-h --server --from --context --token-file --exec-command --exec-arg --exec-env --ca --namespace --name --output --merge --force --help"
+            opts="-h --server --from --context --direct --tls-server-name --token-file --exec-command --exec-arg --exec-env --ca --namespace --name --output --merge --force --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

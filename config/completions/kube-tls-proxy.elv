@@ -84,6 +84,8 @@ set edit:completion:arg-completer[kube-tls-proxy] = {|@words|
             cand --log-user 'How to show verified users: subject, hash or off [default: off]'
             cand --through 'Also check the running proxy at this URL, as clients use it; needs no other flag'
             cand --connect-to 'Connect to HOST[:PORT] and not to the host of --through, for example before DNS is changed'
+            cand --explain-access 'Only say which access rule decides about a request, ''METHOD PATH''; needs --from'
+            cand --from 'The address of the client that sends the request of --explain-access'
             cand --through-ca 'CA file that clients use to verify the proxy [default: public CAs]'
             cand --token-file 'File with a bearer token to send with every request'
             cand -o 'Format of the report'

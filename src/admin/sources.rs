@@ -53,7 +53,10 @@ impl Sources {
     pub(super) fn exposition(&self, format: ExpositionFormat) -> String {
         let mut exposition = Exposition::new();
         let report = self.report.borrow().clone();
+        let configs = report.material.clusters.iter();
+        let rules = configs.map(|(config, _)| config.access.len());
         let clusters = report.clusters.iter().map(|cluster| cluster.label());
+        let clusters = clusters.zip(rules);
         self.metrics.expose(clusters, &mut exposition);
         self.expose(&report, &mut exposition);
         exposition.into_text(format)

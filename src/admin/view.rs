@@ -83,6 +83,10 @@ struct ClusterView {
     requests_in_flight: u64,
     watches: u64,
     tunnels: u64,
+    /// How many there are; 0 means that every request may pass.
+    access_rules: usize,
+    /// Requests that the rules have denied since the start.
+    denied_requests: u64,
     trusted: Vec<TrustedView>,
     endpoints: Vec<EndpointView>,
 }
@@ -189,6 +193,8 @@ impl View {
                     requests_in_flight: counters.in_flight.get(),
                     watches: counters.watches.get(),
                     tunnels: counters.tunnels.get(),
+                    access_rules: config.access.len(),
+                    denied_requests: counters.denied.sum(),
                     trusted: trusted.collect(),
                     endpoints: endpoints(sources, cluster, &minute),
                 }

@@ -3,6 +3,7 @@
 //! It loads, dials and verifies with the code of `serve`, so that the two cannot disagree.
 //! A check that depends on a failed one is reported as skipped.
 
+mod access;
 mod apiserver;
 mod dial;
 mod http;
@@ -16,6 +17,7 @@ mod token;
 
 use std::time::Duration;
 
+pub use access::{AccessQuestion, AccessQuestionError};
 pub use recorder::Event;
 pub use report::{Check, CheckOutcome, CheckReport, Colours, Finding, Leg, Section};
 pub use token::{Token, TokenError};
@@ -37,6 +39,8 @@ pub struct Plan {
     pub through: Option<Through>,
     /// The CAs that clients trust instead of the public ones, and the file they come from.
     pub client_trust: Option<(String, TrustAnchors)>,
+    /// Answer only this question about access rules, without network.
+    pub question: Option<AccessQuestion>,
     /// Whether to leave out everything that needs the network or a port.
     pub offline: bool,
     /// Sent with every request, if present.
@@ -72,6 +76,13 @@ pub const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Runs every check in `plan` and returns the report; `observer` receives each event at once.
 pub async fn run(plan: &Plan, observer: &mut dyn FnMut(Event<'_>)) -> CheckReport {
     let mut recorder = Recorder::new(observer);
+    match (&plan.config, &plan.question) {
+        (Some(Ok(config)), Some(question)) => {
+            access::check(question, plan.token.as_ref(), config, &mut recorder);
+            return recorder.into_report();
+        }
+        _ => {}
+    }
     match &plan.config {
         None => {}
         Some(Ok(config)) => check_config(plan, config, &mut recorder).await,

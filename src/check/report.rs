@@ -74,6 +74,7 @@ pub enum Leg {
 #[expect(missing_docs, reason = "docs/check.md has a row for each")]
 pub enum Check {
     Configuration,
+    Access,
     Certificate,
     Trust,
     Hosts,

@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
+    net::IpAddr,
     path::PathBuf,
     process::ExitCode,
     time::SystemTime,
@@ -12,8 +13,8 @@ use clap::{Args, ValueEnum};
 use super::print_error;
 use crate::{
     check::{
-        self, CheckReport, Colours, Event, Plan, RESPONSE_TIMEOUT, Through, Token, TokenError,
-        WATCH_DURATION,
+        self, AccessQuestion, AccessQuestionError, CheckReport, Colours, Event, Plan,
+        RESPONSE_TIMEOUT, Through, Token, TokenError, WATCH_DURATION,
     },
     config::{
         self, ConfigError, ConnectTo, Environment, ServeArgs, TrustSource, UpstreamUrl,
@@ -44,13 +45,27 @@ pub struct CheckArgs {
         value_name = "ADDRESS",
         requires = "through",
         help_heading = CHECKING,
-        help = "Connect to HOST[:PORT] and not to the host of --through, for example before DNS is changed"
+        help = "Connect to HOST[:PORT], not to the host of --through, for example before DNS is changed"
     )]
     pub connect_to: Option<String>,
 
     /// Check only what needs no network and no port: configuration, certificates and CAs
     #[arg(long, conflicts_with_all = ["through", "long", "token_file"], help_heading = CHECKING)]
     pub offline: bool,
+
+    /// Only say which access rule decides about a request, 'METHOD PATH'; needs --from
+    #[arg(
+        long,
+        value_name = "REQUEST",
+        requires = "from",
+        conflicts_with_all = ["through", "long", "offline"],
+        help_heading = CHECKING
+    )]
+    pub explain_access: Option<String>,
+
+    /// The address of the client that sends the request of --explain-access
+    #[arg(long, value_name = "ADDRESS", requires = "explain_access", help_heading = CHECKING)]
+    pub from: Option<IpAddr>,
 
     /// CA file that clients use to verify the proxy [default: public CAs]
     #[arg(long, value_name = "FILE", help_heading = CHECKING)]
@@ -86,6 +101,8 @@ enum UsageError {
     Ca(#[from] PkiError),
     #[error(transparent)]
     Token(#[from] TokenError),
+    #[error(transparent)]
+    Question(#[from] AccessQuestionError),
 }
 
 /// Runs the checks, prints the report and returns the exit code.
@@ -134,6 +151,10 @@ fn plan(args: &CheckArgs) -> Result<Plan, UsageError> {
         Some(file) => Some(Token::load(file)?),
         None => None,
     };
+    let question = match (&args.explain_access, args.from) {
+        (Some(request), Some(from)) => Some(AccessQuestion::parse(request, from)?),
+        _ => None,
+    };
     // With --through alone, the configuration of the proxy is unknown.
     let only_through = through.is_some() && args.serve.is_empty();
     let config = (!only_through).then(|| config::load(&args.serve, &Environment::from_process()));
@@ -142,6 +163,7 @@ fn plan(args: &CheckArgs) -> Result<Plan, UsageError> {
         through,
         client_trust,
         token,
+        question,
         offline: args.offline,
         watch: args.long.then_some(WATCH_DURATION),
         response_timeout: RESPONSE_TIMEOUT,

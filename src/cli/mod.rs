@@ -171,6 +171,10 @@ Examples:
   In CI, without network:
     kube-tls-proxy check --offline --config kube-tls-proxy.yaml
 
+  Which access rule decides about a request:
+    kube-tls-proxy check --config kube-tls-proxy.yaml --token-file token \\
+      --from 203.0.113.9 --explain-access 'GET /api/v1/namespaces/default/secrets'
+
 The flags of serve have their environment variables here too.
 Exit codes: 0 all works (there may be warnings), 1 something does not, 2 unusable command line or
 configuration.";

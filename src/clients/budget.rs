@@ -24,11 +24,12 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, StatusCode, header, request::Parts};
+use http::{HeaderValue, StatusCode, Version, header, request::Parts};
 use tokio::time::Instant;
 
 use crate::{
     config::Limits,
+    text::{list_contains, list_items},
     token_bucket::{TokenBucket, TokenBucketSize},
 };
 
@@ -169,24 +170,40 @@ impl fmt::Debug for ConnectionCredentials {
     }
 }
 
-/// The header fields that authenticate a request. The apiserver ignores any other `Authorization`.
+/// The header fields with the tokens that the apiserver verifies before it serves the request. It ignores every other
+/// credential: user name and password, a second `Authorization`, and a subprotocol of a request that is no upgrade. A request
+/// with one of these is anonymous, and a response to it accepts nothing.
 fn credentials(request: &Parts) -> impl Iterator<Item = &HeaderValue> {
-    let has_scheme = |value: &&HeaderValue| {
-        let scheme = value.as_bytes().split(|byte| *byte == b' ').next();
-        let scheme = scheme.unwrap_or_default();
-        scheme.eq_ignore_ascii_case(b"bearer") || scheme.eq_ignore_ascii_case(b"basic")
+    let is_bearer = |value: &&HeaderValue| {
+        let mut words = value.as_bytes().split(|byte| *byte == b' ');
+        let scheme = words.next().unwrap_or_default();
+        scheme.eq_ignore_ascii_case(b"bearer")
+            && words.next().is_some_and(|token| !token.is_empty())
     };
     let has_token = |value: &&HeaderValue| {
-        let mut windows = value.as_bytes().windows(WEBSOCKET_TOKEN.len());
-        windows.any(|part| part == WEBSOCKET_TOKEN)
+        let mut items = list_items(value.as_bytes());
+        let token = |item: &[u8]| item.strip_prefix(WEBSOCKET_TOKEN).map(<[u8]>::is_empty);
+        items.any(|item| token(item) == Some(false))
     };
     let headers = &request.headers;
-    let fields = headers
-        .get_all(header::AUTHORIZATION)
-        .iter()
-        .filter(has_scheme);
+    let authorization = headers.get(header::AUTHORIZATION).filter(is_bearer);
     let protocols = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
-    fields.chain(protocols.filter(has_token))
+    let protocols = protocols.filter(has_token);
+    authorization
+        .into_iter()
+        .chain(protocols.filter(|_| is_websocket_upgrade(request)))
+}
+
+/// Whether the proxy asks the apiserver for a WebSocket, as `proxy::policy` decides it.
+fn is_websocket_upgrade(request: &Parts) -> bool {
+    let mut upgrades = request.headers.get_all(header::UPGRADE).iter();
+    let (Some(token), None) = (upgrades.next(), upgrades.next()) else {
+        return false;
+    };
+    let mut connection = request.headers.get_all(header::CONNECTION).iter();
+    request.version == Version::HTTP_11
+        && token.as_bytes().eq_ignore_ascii_case(b"websocket")
+        && connection.any(|line| list_contains(line.as_bytes(), "upgrade"))
 }
 
 impl BudgetCheck {
@@ -214,7 +231,8 @@ impl BudgetCheck {
 fn is_accepted(status: StatusCode) -> bool {
     matches!(
         status.as_u16(),
-        101 | 200..=399 | 403 | 404 | 409 | 410 | 422
+        // The apiserver answers the preflight request of a browser with 204 whatever the token is.
+        101 | 200..=203 | 205..=399 | 403 | 404 | 409 | 410 | 422
     )
 }
 
@@ -653,7 +671,9 @@ mod tests {
     async fn status_before_authentication_accepts_no_credential() {
         let world = World::new();
         world.request("Bearer bad", 401);
-        for status in [400, 405, 408, 411, 413, 414, 415, 417, 429, 431, 500, 503] {
+        for status in [
+            204, 400, 405, 408, 411, 413, 414, 415, 417, 429, 431, 500, 503,
+        ] {
             world.request(&format!("Bearer {status}"), status);
         }
         world.request("anonymous /livez", 200);
@@ -663,6 +683,54 @@ mod tests {
         }
         let accepted = world.budget.refusals.lock().unwrap().accepted.len();
         assert_eq!(accepted, 8);
+    }
+
+    /// Otherwise any client could have its connection and its guesses treated as those of a user, with a credential that the
+    /// apiserver ignores and a path that is open to all.
+    #[test]
+    fn credential_that_the_apiserver_ignores_is_none() {
+        let has_credential = |lines: &str| {
+            let mut request = Request::get("/version");
+            for line in lines.lines() {
+                let (name, value) = line.split_once(": ").unwrap();
+                request = request.header(name, value);
+            }
+            let (head, ()) = request.body(()).unwrap().into_parts();
+            let check = BudgetCheck::unchecked(&head);
+            assert_eq!(check.is_accepted(StatusCode::OK), check.has_credential());
+            check.has_credential()
+        };
+        let protocol =
+            "sec-websocket-protocol: v4.channel.k8s.io, base64url.bearer.authorization.k8s.io.dA";
+        let upgrade = "upgrade: WebSocket\nconnection: keep-alive, Upgrade";
+        for lines in [
+            "authorization: Bearer t",
+            "authorization: bearer t more",
+            "authorization: Bearer t\nauthorization: Basic eDp5",
+            &format!("{upgrade}\n{protocol}"),
+            &format!("{upgrade}\n{protocol}\nauthorization: Basic eDp5"),
+        ] {
+            assert!(has_credential(lines), "{lines}");
+        }
+        for lines in [
+            "x: y",
+            "authorization: Basic eDp5",
+            "authorization: Bearer",
+            "authorization: Bearer  t",
+            "authorization: Bearer\tt",
+            "authorization: Basic eDp5\nauthorization: Bearer t",
+            protocol,
+            &format!("upgrade: websocket\n{protocol}"),
+            &format!("{upgrade}\nupgrade: websocket\n{protocol}"),
+            &format!("upgrade: SPDY/3.1\nconnection: upgrade\n{protocol}"),
+            &format!("{upgrade}\n{}", protocol.trim_end_matches("dA")),
+            &format!(
+                "{upgrade}\n{}",
+                protocol.replace("base64url", "x-base64url")
+            ),
+        ] {
+            assert!(!has_credential(lines), "{lines}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -11,7 +11,7 @@ use serde_saphyr::Spanned;
 
 use super::{
     ClusterConfig, ConfigError, Environment, ReadError, RequestHost, ServeArgs, SettingError,
-    TrustSource,
+    TrustSource, access,
     config_file::{ClusterEntry, ExpectedName, PublicHost, UpstreamEntry},
     file, kubeconfig,
     source::{ConfigSource, absolute_path, parse_flag},
@@ -107,7 +107,14 @@ fn cluster_of_entry(
             return Err(source.error_at(&entry, SettingError::cluster(&name, NOT_ONE_SOURCE)));
         }
     };
-    let mut cluster = ClusterConfig { name, hosts, ..one };
+    let rules = entry.value.access.as_ref();
+    let access = rules.map_or(Ok(Vec::new()), |rules| access::rules(rules, source))?;
+    let mut cluster = ClusterConfig {
+        name,
+        hosts,
+        access,
+        ..one
+    };
     if entry.value.passthrough {
         if !cluster.path_prefix.is_empty() {
             let error = SettingError::cluster(&cluster.name, PASSTHROUGH_PREFIX);
@@ -132,6 +139,9 @@ fn check_passthrough(
     let refused = |problem| SettingError::cluster(&entry.value.name, problem);
     if entry.value.hosts.is_empty() {
         return Err(source.error_at(entry, refused(PASSTHROUGH_WITHOUT_HOSTS)));
+    }
+    if let Some(rules) = &entry.value.access {
+        return Err(source.error_at(rules, refused(PASSTHROUGH_ACCESS)));
     }
     for host in &entry.value.hosts {
         if host.value.0.0.to_string().parse::<IpAddr>().is_ok() {
@@ -306,6 +316,8 @@ const DUPLICATE: &str = "has the name of another cluster; give each its own name
 const PASSTHROUGH_WITHOUT_HOSTS: &str = "has `passthrough` and no `hosts`; add the names that its clients ask for, such as `kubernetes`";
 const PASSTHROUGH_ADDRESS: &str = "has `passthrough` for an IP address, which no client asks for in TLS; write a name, such as `kubernetes`, and give it to clients as tls-server-name";
 const PASSTHROUGH_NAME: &str = "has `passthrough` and `upstream.name`; remove `name`, because each client verifies the apiserver under the name that it asks for";
+const PASSTHROUGH_ACCESS: &str =
+    "has `passthrough`, so the proxy sees no request that `access` could judge; remove one of them";
 const PASSTHROUGH_HOST: &str = "has `passthrough` and `upstream.host`; remove `host`, because the proxy cannot change a request that it does not see";
 const PASSTHROUGH_PREFIX: &str = "has `passthrough` and a URL with a path; remove the path, because the proxy cannot change a request that it does not see";
 const NOT_ONE_SOURCE: &str = "must name its apiserver in exactly one way; give one of `upstream`, `kubeconfig` and `inCluster: true`";

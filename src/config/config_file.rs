@@ -15,6 +15,7 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{
     LogFormat, LoggedUser, RequestHost,
+    access::AccessRuleEntry,
     error::SettingError,
     limits::{LimitsSection, TimeoutsSection},
     listen::{ListenAddr, ListenEntry},
@@ -92,6 +93,10 @@ pub(super) struct ClusterEntry {
     /// Or: true for the cluster of the pod that the proxy runs in.
     #[serde(default)]
     pub(super) in_cluster: bool,
+    /// Who may send what; the first rule that matches decides, and a request that none matches is denied. By default every
+    /// request may pass.
+    #[schemars(with = "Option<Vec<AccessRuleEntry>>")]
+    pub(super) access: Option<Spanned<Vec<Spanned<AccessRuleEntry>>>>,
 }
 
 /// Where an apiserver is and how it is verified.

@@ -247,6 +247,8 @@ pub enum SettingError {
     NotABool,
     #[error("host `{host}` is already listed for cluster `{first}`; remove one of the two")]
     DuplicateHost { host: String, first: String },
+    #[error("{problem}")]
+    Access { problem: &'static str },
     #[error("the `name` of the cluster is empty; give it a short one for the logs")]
     EmptyName,
     #[error(

@@ -7,7 +7,7 @@ use std::{net::SocketAddr, num::NonZeroUsize};
 
 use super::{
     Capacity, Config, ConfigError, Environment, FileKind, IdentityFiles, Limits, LogConfig,
-    LogFormat, LoggedUser, ServeArgs, SettingError, Timeouts, clusters,
+    LogFormat, LoggedUser, ServeArgs, SettingError, Timeouts, access, clusters,
     config_file::{AdminSection, ConfigFile, LogFilter, LogSection},
     limits::{LimitsSection, TimeoutsSection},
     listen::{self, ListenAddr},
@@ -73,6 +73,9 @@ fn load_given(
     let mut warnings = env.unknown_variables.clone();
     warnings.extend(capacity.few_open_files(limits.connections));
     warnings.extend(listen::trusts_everyone(&listen, &trusted_proxies));
+    for cluster in clusters.iter().filter(|cluster| !cluster.access.is_empty()) {
+        warnings.extend(access::warnings(&cluster.name, &cluster.access));
+    }
     warnings.extend(sets_tunnels.then(|| short_tunnels(&timeouts)).flatten());
     Ok(Config {
         sources,

@@ -3,6 +3,7 @@
 //! It returns only complete, checked values: no other module sees a missing setting, a relative path or an unchecked
 //! value.
 
+mod access;
 mod args;
 mod capacity;
 mod clusters;
@@ -31,6 +32,10 @@ use rustls_pki_types::ServerName;
 pub use crate::token_bucket::TokenBucketSize;
 use crate::{cidr::AddressList, hosts::url_host, quote};
 
+pub(crate) use access::CONNECTIONS;
+pub use access::{
+    AccessRule, NamespacePattern, PathPattern, ResourcePattern, RuleEffect, VerbPattern,
+};
 pub use args::ServeArgs;
 pub use capacity::{Capacity, ConnectionsBound};
 pub use config_file::schema;
@@ -114,6 +119,8 @@ pub struct ClusterConfig {
     pub request_host: RequestHost,
     /// The only CAs that the chain of the apiserver may end at.
     pub trust: TrustSource,
+    /// Who may send what to it. Empty: every request may pass.
+    pub access: Vec<AccessRule>,
     /// Whether connections for its hosts are passed on as they are, so that each client speaks TLS with the apiserver.
     pub passthrough: bool,
 }

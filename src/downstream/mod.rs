@@ -17,12 +17,7 @@ use rustls::{
     server::{Acceptor, ClientHello, ProducesTickets, ResolvesServerCert},
     sign::CertifiedKey,
 };
-use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy, sink},
-    net::TcpStream,
-    sync::Semaphore,
-    time::timeout,
-};
+use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tracing::debug;
 
@@ -41,7 +36,7 @@ use crate::{
     proxy::{self, ClientConnection, CredentialCache, PassedClient, Routes},
     socket,
     text::error_chain,
-    transport::ReadAhead,
+    transport::{LINGER, ReadAhead, send_last},
     upstream::{ClientLeases, UpstreamContext},
 };
 
@@ -511,18 +506,6 @@ async fn refuse(stream: ReadAhead, bytes: &[u8]) {
     timeout(LINGER, send_last(stream, bytes)).await.ok();
 }
 
-/// Sends the last bytes of a connection, closes this side, and discards what still comes: for bytes that were not read the
-/// kernel would send a reset, and the client may then not read the last ones.
-async fn send_last(
-    mut stream: impl AsyncRead + AsyncWrite + Unpin,
-    bytes: &[u8],
-) -> io::Result<()> {
-    stream.write_all(bytes).await?;
-    stream.shutdown().await?;
-    copy(&mut stream.take(MAX_LINGER_BYTES), &mut sink()).await?;
-    Ok(())
-}
-
 /// Chooses the certificate for a name, by the SANs of the certificates.
 #[derive(Debug)]
 struct CertificateBySni {
@@ -557,10 +540,6 @@ impl ResolvesServerCert for CertificateBySni {
 
 /// How long a client may leave pending data of a response unread (60 s in nginx, too: `send_timeout`).
 const CLIENT_STALL: Duration = Duration::from_secs(60);
-/// How long the rest of a request is read and discarded, so that its response arrives (500 ms in Go).
-const LINGER: Duration = Duration::from_secs(1);
-/// For how many bytes a client whose connection ends can still read why.
-const MAX_LINGER_BYTES: u64 = 256 * 1024;
 /// For a client that speaks HTTP, as Go and nginx do.
 const SPEAKS_HTTPS: &[u8] =
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\

@@ -10,8 +10,8 @@ use std::{
 };
 
 use super::{
-    ClusterLabel, ClusterSlot, Dialled, ErrorReason, Exposition, Handshake, Label, LeaseEnd,
-    LeaseFrom, Limit, PerCluster, Protocol, Resource, TunnelEnd, Verb, families,
+    ClusterLabel, ClusterSlot, Denials, Dialled, ErrorReason, Exposition, Handshake, Label,
+    LeaseEnd, LeaseFrom, Limit, PerCluster, Protocol, Resource, TunnelEnd, Verb, families,
     requests::{Requests, Row, code_label},
     values::{Counter, Gauge, Histogram, MetricValue as _, Per},
 };
@@ -100,6 +100,8 @@ counters! {
         dials: Per<Dialled, Counter> => DIALS,
         /// Errors to which the proxy itself responded.
         errors: Per<ErrorReason, Counter> => ERRORS,
+        /// Requests that access rules have denied.
+        denied: Denials => ACCESS_DENIED,
     }
     with {}
 }
@@ -518,15 +520,17 @@ impl Metrics {
     }
 
     /// Adds everything that workers have counted. `increase()` does not see the first event of a series
-    /// that begins at 1, so each series of a closed set begins at 0, and those of `clusters` too.
+    /// that begins at 1, so each series of a closed set begins at 0, and those of `clusters` too, each with the number of its
+    /// access rules.
     pub fn expose<'a>(
         &self,
-        clusters: impl Iterator<Item = &'a ClusterLabel>,
+        clusters: impl Iterator<Item = (&'a ClusterLabel, usize)>,
         to: &mut Exposition,
     ) {
         let sum = self.sum();
-        for cluster in clusters {
-            sum.clusters.begin(cluster);
+        for (cluster, rules) in clusters {
+            let (_, counters) = sum.clusters.begin(cluster);
+            counters.denied.begin(rules);
         }
         sum.expose(to);
         let dropped = Counter::from(self.dropped_log_lines());
@@ -561,7 +565,7 @@ mod tests {
             counters.cluster(&named).errors.count(ErrorReason::Verify);
         }
         let mut exposition = Exposition::new();
-        metrics.expose([&new].into_iter(), &mut exposition);
+        metrics.expose([(&new, 1)].into_iter(), &mut exposition);
         let text = exposition.into_text(ExpositionFormat::Prometheus);
         for line in [
             "kube_tls_proxy_requests_total{cluster=\"a \\\"name\\\"\",verb=\"list\",resource=\"pods\",code=\"200\",protocol=\"h2\"} 2",
@@ -576,6 +580,7 @@ mod tests {
             "kube_tls_proxy_errors_total{cluster=\"a \\\"name\\\"\",reason=\"verify\"} 2",
             "kube_tls_proxy_errors_total{cluster=\"new\",reason=\"connect\"} 0",
             "kube_tls_proxy_errors_total{cluster=\"\",reason=\"rejected\"} 0",
+            "kube_tls_proxy_access_denied_total{cluster=\"new\",rule=\"1\"} 0",
             "kube_tls_proxy_handshakes_total{result=\"failed\"} 0",
             "kube_tls_proxy_watches{cluster=\"new\"} 0",
         ] {

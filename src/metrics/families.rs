@@ -159,9 +159,12 @@ families! {
             `frames` (a client sent too many control frames or cancelled too many requests, and its connection ended)"]
         "How often a limit was reached.";
     ERRORS = Counter "kube_tls_proxy_errors_total"
-        ["cluster": CLUSTERS_OR_NONE, "reason": "`rejected`, `no_endpoint`, `upstream_connections`, `connect`, `connect_timeout`, `handshake`, `verify`, \
+        ["cluster": CLUSTERS_OR_NONE, "reason": "`rejected`, `denied`, `no_endpoint`, `upstream_connections`, `connect`, `connect_timeout`, `handshake`, `verify`, \
             `unprocessed`, `lost`, `upload`, `protocol`"]
         "Error responses of the proxy itself, in place of a response of the apiserver. A passthrough connection that no apiserver accepts counts too; it is closed.";
+    ACCESS_DENIED = Counter "kube_tls_proxy_access_denied_total"
+        ["cluster": CLUSTERS, "rule": "the number of the rule in the configuration, or `none` if no rule allows the request"]
+        "Requests that the access rules of a cluster have denied.";
     LOG_LINES_DROPPED = Counter "kube_tls_proxy_log_lines_dropped_total" []
         "Log lines that were lost because the reader of the log was too slow or refused them, as a full disk does.";
     DRAINING = Gauge "kube_tls_proxy_draining" []

@@ -199,6 +199,8 @@ label! {
     ErrorReason {
         /// The request is not allowed through.
         Rejected = "rejected",
+        /// An access rule denies the request.
+        Denied = "denied",
         /// No address of the apiserver is known.
         NoEndpoint = "no_endpoint",
         /// The client holds all upstream connections that it may hold, or no socket is free for another one.

@@ -5,6 +5,7 @@
 
 mod clusters;
 mod counters;
+mod denials;
 mod exposition;
 mod families;
 mod labels;
@@ -15,6 +16,7 @@ pub use clusters::{ClusterLabel, ClusterLabels, ClusterSlot, PerCluster};
 pub use counters::{
     ClusterCounters, Connected, ConnectionStats, Counters, Metrics, OpenStream, RequestRecord,
 };
+pub use denials::Denials;
 pub use exposition::{Exposition, ExpositionFormat, Label};
 pub use families::{FAMILIES, Family, MetricKind, reference, *};
 pub use labels::{

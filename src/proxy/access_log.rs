@@ -92,6 +92,8 @@ struct LogFields {
 struct RareFields {
     /// Requests of this client whose lines were left out before this one.
     suppressed: u64,
+    /// The access rule that has denied the request. The inner `None`: no rule allows it.
+    denied_by: Option<Option<u16>>,
     user: Option<Arc<EndUser>>,
 }
 
@@ -424,6 +426,9 @@ impl AccessLog {
                 {
                     fields.rare.get_or_insert_default().suppressed = suppressed;
                 }
+                if let (Some(fields), Error::Denied(denial)) = (&mut self.fields, error) {
+                    fields.rare.get_or_insert_default().denied_by = Some(denial.rule());
+                }
             }
         }
     }
@@ -477,6 +482,7 @@ impl AccessLog {
             time_to_headers_seconds = seconds(self.time_to_headers.unwrap_or_default()),
             duration_seconds = seconds(duration),
             outcome,
+            access.rule = fields.denied_by(),
             ended_by = ending.by.label(),
             reason = ending.reason.label(),
             suppressed_lines = fields.rare.as_ref().map(|rare| rare.suppressed).filter(|lines| *lines > 0),
@@ -511,6 +517,12 @@ impl LogFields {
             upstream: None,
             rare: None,
         }
+    }
+
+    /// The number of the access rule that has denied the request, or `none` if none allows it.
+    fn denied_by(&self) -> Option<String> {
+        let rule = self.rare.as_ref()?.denied_by?;
+        Some(rule.map_or_else(|| "none".to_owned(), |rule| rule.to_string()))
     }
 
     fn user(&self) -> Option<&EndUser> {

@@ -3,7 +3,7 @@
 use tracing::{debug, warn};
 
 use super::{
-    Rejection, access_log::RequestFacts, request_client::LoggedPeers, request_id::RequestId,
+    Denial, Rejection, access_log::RequestFacts, request_client::LoggedPeers, request_id::RequestId,
 };
 use crate::{
     clients::Throttled,
@@ -20,6 +20,9 @@ pub enum Error {
     /// The proxy refused the request.
     #[error("request refused")]
     Rejected(#[from] Rejection),
+    /// The access rules of the cluster deny the request.
+    #[error("request refused")]
+    Denied(#[source] Box<Denial>),
     /// The apiserver sent no response.
     #[error("no response from the apiserver")]
     Upstream(#[from] UpstreamError),
@@ -42,7 +45,7 @@ impl Error {
     /// Who is the reason that the request failed, and why.
     pub(super) fn ending(&self) -> Ending {
         match self {
-            Self::Rejected(_) => Ending::by_proxy(EndReason::Refused),
+            Self::Rejected(_) | Self::Denied(_) => Ending::by_proxy(EndReason::Refused),
             Self::Upstream(error) => error.ending(),
             Self::UnexpectedProtocol | Self::RedirectedUpgrade => {
                 Ending::by_apiserver(EndReason::Protocol)
@@ -56,6 +59,7 @@ impl Error {
             Self::Upstream(UpstreamError::Upload { source }) => source.client_left(),
             Self::Upstream(_)
             | Self::Rejected(_)
+            | Self::Denied(_)
             | Self::UnexpectedProtocol
             | Self::RedirectedUpgrade => false,
         }
@@ -65,6 +69,7 @@ impl Error {
     pub(super) fn reason(&self) -> ErrorReason {
         match self {
             Self::Rejected(_) => ErrorReason::Rejected,
+            Self::Denied(_) => ErrorReason::Denied,
             Self::Upstream(error) => upstream_reason(error),
             Self::UnexpectedProtocol | Self::RedirectedUpgrade => ErrorReason::Protocol,
         }
@@ -113,7 +118,7 @@ pub(super) fn record(
         };
     }
     match error {
-        Error::Rejected(_) | Error::Upstream(UpstreamError::Upload { .. }) => {
+        Error::Rejected(_) | Error::Denied(_) | Error::Upstream(UpstreamError::Upload { .. }) => {
             log_line!(debug, "request refused");
         }
         Error::Upstream(_) | Error::UnexpectedProtocol | Error::RedirectedUpgrade => {
@@ -133,6 +138,10 @@ pub(super) fn count(
     if let Some(limit) = exceeded_limit(error) {
         connected.counters().limits_hit.count(limit);
     }
+    if let Error::Denied(denial) = error {
+        let counters = connected.counters().clusters().get(cluster);
+        counters.denied.count(denial.rule());
+    }
     connected.record_error(client, cluster, error.reason(), || cause(error))
 }
 
@@ -145,9 +154,10 @@ pub(super) fn cause(error: &Error) -> String {
             Some(verify) => format!("{error}: the apiserver's certificate {}", verify.reason()),
             None => chain.to_string(),
         },
-        Error::Rejected(_) | Error::UnexpectedProtocol | Error::RedirectedUpgrade => {
-            chain.to_string()
-        }
+        Error::Rejected(_)
+        | Error::Denied(_)
+        | Error::UnexpectedProtocol
+        | Error::RedirectedUpgrade => chain.to_string(),
     }
 }
 
@@ -190,7 +200,10 @@ fn exceeded_limit(error: &Error) -> Option<Limit> {
             source: UploadError::TooSlow,
         }) => return Some(Limit::UploadRate),
         Error::Upstream(error) if is_no_socket(error) => return Some(Limit::UpstreamSockets),
-        Error::Upstream(_) | Error::UnexpectedProtocol | Error::RedirectedUpgrade => return None,
+        Error::Denied(_)
+        | Error::Upstream(_)
+        | Error::UnexpectedProtocol
+        | Error::RedirectedUpgrade => return None,
     };
     match rejection {
         Rejection::HeaderFields(_) => Some(Limit::HeaderFields),
@@ -213,6 +226,8 @@ fn exceeded_limit(error: &Error) -> Option<Limit> {
         | Rejection::Malformed
         | Rejection::Expectation
         | Rejection::UpgradeWithBody
-        | Rejection::UpgradeCheck => None,
+        | Rejection::UpgradeCheck
+        | Rejection::Credential(_)
+        | Rejection::AmbiguousPath => None,
     }
 }

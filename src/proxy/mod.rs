@@ -6,6 +6,7 @@
 //!
 //! A connection for a passthrough host has no request that the proxy can see: [`pass`] joins it with an apiserver.
 
+mod access;
 mod access_log;
 pub(crate) mod bench;
 mod body;
@@ -38,6 +39,8 @@ use http::{
     uri::{PathAndQuery, Scheme},
 };
 
+pub(crate) use access::{AccessDecision, explain};
+pub use access::{AccessRules, Denial, is_open};
 pub use body::{Body, Cut};
 pub use credential::{CredentialCache, CredentialError};
 pub use error::Error;
@@ -224,6 +227,10 @@ async fn forward(
     let admitted = policy::admit(&head, routes, &downstream.limits, names)?;
     let cluster = &admitted.route.cluster;
     log.routed(cluster.label());
+    if let Some(rules) = &admitted.route.access {
+        let client = log.peers().client.ip();
+        rules.check(&head, client, admitted.upgrade, &downstream.credentials)?;
+    }
     let place = downstream.connected.place();
     let client = log.named().map(|named| Arc::clone(&named.client));
     let check = place

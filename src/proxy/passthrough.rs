@@ -1,12 +1,13 @@
 //! Passes one connection through to an apiserver: the `ClientHello`, then the bytes of both sides.
 //!
 //! Client and apiserver speak TLS with each other, and the proxy sees no plaintext. After the `ClientHello` was sent
-//! upstream, the client gets no byte that is not the apiserver's: no alert and no HTTP response. If no apiserver answers,
-//! the proxy closes the connection. client-go then sends a GET again, as after a 503.
+//! upstream, the client gets no byte that is not the apiserver's: no alert and no HTTP response. If no apiserver could get
+//! it, the proxy sends an alert, which kubectl prints at once. After a plain close client-go would repeat each GET for ten
+//! seconds, and kubectl would print `EOF` after up to a minute.
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 
 use super::{
@@ -23,8 +24,8 @@ use crate::{
     metrics::{ClusterSlot, Connected, Limit, OpenStream, TunnelEnd},
     quote,
     text::{error_chain, escape},
-    transport::ReadAhead,
-    upstream::{Cluster, PassedHello, UpstreamContext},
+    transport::{LINGER, ReadAhead, send_last},
+    upstream::{Cluster, NoAnswer, PassedHello, UpstreamContext},
 };
 
 /// A client whose `ClientHello` asks for a passthrough host.
@@ -68,7 +69,15 @@ pub(crate) async fn pass(
             log.begin_tunnel(endpoint);
             stream
         }
-        Err(error) => return log.failed(&error.into()),
+        Err(NoAnswer { error, was_sent }) => {
+            if !was_sent {
+                // A client that does not read it is gone.
+                timeout(LINGER, send_last(stream, &INTERNAL_ERROR))
+                    .await
+                    .ok();
+            }
+            return log.failed(&error.into());
+        }
     };
     // The tunnel needs neither for hours.
     let hello_bytes = hello.len() as u64;
@@ -238,5 +247,7 @@ impl Drop for PassthroughLog {
     }
 }
 
+/// The record of a fatal alert `internal_error` (RFC 8446 §6.2).
+const INTERNAL_ERROR: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
 /// A DNS name has no more.
 const MAX_NAME_CHARS: usize = 253;

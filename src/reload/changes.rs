@@ -84,6 +84,9 @@ fn clusters(old: &Material, new: &Material) -> Vec<String> {
                 if !is_same(before, cluster) {
                     changes.push(format!("{name}: settings"));
                 }
+                if before.access != cluster.access {
+                    changes.push(format!("{name}: access rules"));
+                }
                 if !trusted.has_same_cas(trust) {
                     changes.push(format!("{name}: CA"));
                 }
@@ -96,12 +99,13 @@ fn clusters(old: &Material, new: &Material) -> Vec<String> {
     changes
 }
 
-/// Whether both have the same settings. The CA is compared by its certificates, and the place of the URL is only for
-/// messages.
+/// Whether both have the same settings but for the access rules. The CA is compared by its certificates, and the place of
+/// the URL is only for messages.
 fn is_same(old: &ClusterConfig, new: &ClusterConfig) -> bool {
     *old == ClusterConfig {
         trust: old.trust.clone(),
         url_place: old.url_place.clone(),
+        access: old.access.clone(),
         ..new.clone()
     }
 }

@@ -97,13 +97,14 @@ impl Reloader {
     }
 }
 
-/// Whether two clusters differ at most in public hosts, expected name, CA and the place of the URL.
+/// Whether two clusters differ at most in public hosts, expected name, CA, access rules and the place of the URL.
 fn is_same_upstream(old: &ClusterConfig, new: &ClusterConfig) -> bool {
     let new = ClusterConfig {
         hosts: old.hosts.clone(),
         expected_name: old.expected_name.clone(),
         trust: old.trust.clone(),
         url_place: old.url_place.clone(),
+        access: old.access.clone(),
         ..new.clone()
     };
     *old == new

@@ -21,7 +21,7 @@ use crate::{
     downstream::{Snapshot, server_config},
     metrics::ClusterLabels,
     pki::{Identity, PkiError},
-    proxy::{Route, Routes},
+    proxy::{AccessRules, Route, Routes},
     text::error_chain,
     upstream::Cluster,
 };
@@ -354,7 +354,11 @@ fn snapshot(
     let mut terminated = Vec::new();
     // First, so that a passthrough host is never terminated because a certificate has its name.
     for (cluster, (config, _)) in clusters.iter().zip(&material.clusters) {
-        let route = Arc::new(Route::new(Arc::clone(cluster)));
+        let route = Route {
+            access: AccessRules::new(&config.name, &config.access),
+            ..Route::new(Arc::clone(cluster))
+        };
+        let route = Arc::new(route);
         for host in &config.hosts {
             routes.add(host.as_ref(), &route);
         }

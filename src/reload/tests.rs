@@ -70,6 +70,7 @@ impl World {
                 request_host: RequestHost::Client,
                 passthrough: false,
                 trust: TrustSource::File(file("ca.crt")),
+                access: Vec::new(),
             }],
             limits: Limits::default(),
             capacity: Capacity::default(),

@@ -15,6 +15,10 @@
 //!
 //! [`WriteBatcher::drive`] polls the connection, then sends what it wrote.
 
+use std::{io, time::Duration};
+
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy, sink};
+
 pub(crate) mod frames;
 mod pings;
 mod read_ahead;
@@ -30,3 +34,20 @@ pub(crate) use read_ahead::{ReadAhead, Readable};
 pub(crate) use tests::PlainStream;
 pub(crate) use turn::yield_turn;
 pub(crate) use write_batcher::{TlsWriter, WriteBatcher};
+
+/// Sends the last bytes of a connection, closes this side, and discards what still comes: for bytes that were not read the
+/// kernel would send a reset, and the client may then not read the last ones. Limit it to [`LINGER`].
+pub(crate) async fn send_last(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    bytes: &[u8],
+) -> io::Result<()> {
+    stream.write_all(bytes).await?;
+    stream.shutdown().await?;
+    copy(&mut stream.take(MAX_LINGER_BYTES), &mut sink()).await?;
+    Ok(())
+}
+
+/// How long the rest of a request is read and discarded, so that its response arrives (500 ms in Go).
+pub(crate) const LINGER: Duration = Duration::from_secs(1);
+/// For how many bytes a client whose connection ends can still read why.
+const MAX_LINGER_BYTES: u64 = 256 * 1024;

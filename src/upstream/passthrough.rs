@@ -4,7 +4,13 @@
 //! sent nothing else. A `ClientHello` is text of a client, so no answer to it makes an endpoint unhealthy for others.
 //! Only a failed TCP connection does, and the probes decide the rest.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use tokio::io::AsyncWriteExt as _;
 
@@ -25,13 +31,22 @@ pub(crate) struct PassedHello {
     pub(crate) endpoint: UpstreamAddr,
 }
 
+/// Why no apiserver has answered the `ClientHello` of a client.
+#[derive(Debug)]
+pub(crate) struct NoAnswer {
+    /// The failure of the endpoint that failed last.
+    pub(crate) error: UpstreamError,
+    /// Whether some endpoint may have the `ClientHello`.
+    pub(crate) was_sent: bool,
+}
+
 impl Cluster {
     /// Sends the `ClientHello` of a client to the first endpoint that answers it. Up to three endpoints are tried, as for
     /// a request.
     ///
     /// # Errors
     ///
-    /// The failure of the endpoint that failed last. No endpoint has sent a byte then.
+    /// When no endpoint has sent a byte.
     ///
     /// # Cancel safety
     ///
@@ -40,12 +55,17 @@ impl Cluster {
         &self,
         context: &UpstreamContext,
         hello: &[u8],
-    ) -> Result<PassedHello, UpstreamError> {
+    ) -> Result<PassedHello, NoAnswer> {
         let sockets = ClientSockets::new(Arc::clone(&context.spare_sockets));
+        let was_sent = AtomicBool::new(false);
         first_of(self, &sockets, |endpoint, socket| {
-            try_one(context, self, endpoint, socket, hello)
+            try_one(context, self, endpoint, socket, (hello, &was_sent))
         })
         .await
+        .map_err(|error| NoAnswer {
+            error,
+            was_sent: was_sent.load(Ordering::Relaxed),
+        })
     }
 
     /// Whether an answer to a client says that an endpoint is healthy. With a CA only a verified probe does.
@@ -59,7 +79,7 @@ async fn try_one(
     cluster: &Cluster,
     endpoint: Arc<Endpoint>,
     socket: OpenSocket,
-    hello: &[u8],
+    (hello, was_sent): (&[u8], &AtomicBool),
 ) -> Result<PassedHello, UpstreamError> {
     let address = endpoint.address();
     let mut is_connected = false;
@@ -68,6 +88,7 @@ async fn try_one(
         let counted = endpoint.count();
         let tcp = tcp_connect(address, &context.timeouts).await?;
         is_connected = true;
+        was_sent.store(true, Ordering::Relaxed);
         let mut stream = ReadAhead::new(tcp).with_on_close(Box::new((counted, socket)));
         match first_answer(&mut stream, hello).await {
             Ok(()) => Ok(PassedHello {

@@ -56,7 +56,7 @@ impl Size {
 /// The conditions of the process.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Conditions {
-    /// Lines of the configuration file.
+    /// Lines of the configuration file. If it has `clusters`, `UPSTREAM` stands for the address of the apiserver.
     pub(crate) config: &'static str,
     /// The limit of open files.
     pub(crate) open_files: Option<u32>,
@@ -103,7 +103,8 @@ impl Stage {
         let ca = dir.write("ca.crt", cluster_ca.pem());
         let config = dir.write(
             "config.yaml",
-            format!("log: {{access: false}}\n{}", conditions.config),
+            format!("log: {{access: false}}\n{}", conditions.config)
+                .replace("UPSTREAM", &upstream.address().to_string()),
         );
         let binary = env::var_os(BINARY).map_or_else(
             || env!("CARGO_BIN_EXE_kube-tls-proxy").into(),
@@ -123,19 +124,23 @@ impl Stage {
         command.args(["-c", &script, "sh"]).arg(binary);
         command
             .args(["serve", "--listen", "127.0.0.1:0", "--workers", "1"])
-            .args(["--admin-listen", "127.0.0.1:0"])
-            .args(["--upstream", &format!("https://{}", upstream.address())])
-            .args(["--upstream-name", APISERVER]);
+            .args(["--admin-listen", "127.0.0.1:0"]);
         for (flag, path) in [
             ("--cert", certificate),
             ("--key", key),
-            ("--upstream-ca", ca),
             ("--config", config),
         ] {
             command.arg(flag).arg(path);
         }
         if conditions.balancer {
             command.args(["--proxy-protocol-from", "127.0.0.1"]);
+        }
+        if !conditions.config.contains("clusters:") {
+            command
+                .args(["--upstream", &format!("https://{}", upstream.address())])
+                .args(["--upstream-name", APISERVER])
+                .arg("--upstream-ca")
+                .arg(ca);
         }
         let path = env::var_os("PATH").unwrap_or_default();
         let child = command

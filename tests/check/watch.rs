@@ -38,6 +38,7 @@ async fn watch(world: &World, upstream: &Upstream, token: &str, time: Duration) 
             "CA".into(),
             TrustAnchors::load(&ca, SystemTime::now()).unwrap(),
         )),
+        question: None,
         offline: false,
         token: Some(Token::load(&world.dir.write("token", token)).unwrap()),
         watch: Some(time),

@@ -13,6 +13,7 @@ mod proxy;
 mod responses;
 
 // One module per topic. A test belongs to the topic of the behaviour that it observes.
+mod access;
 mod admin;
 mod authority;
 mod balancers;

@@ -114,6 +114,7 @@ impl World {
                 request_host: RequestHost::Client,
                 passthrough: false,
                 trust: TrustSource::File(ca),
+                access: Vec::new(),
             }],
             limits: Limits::default(),
             capacity: Capacity::default(),

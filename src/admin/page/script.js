@@ -181,6 +181,7 @@
         ...rateOf(cluster.server_errors_per_second, "bad", "5xx"), ...rateOf(cluster.unauthorized_per_second, "wait", "401")),
       make("ul", "rows", ...(cluster.endpoints.length ? cluster.endpoints.map(endpoint) : [
         make("li", "", make("span", "bad", "this host has no address; check the name and DNS"))])),
+      cluster.access_rules ? make("p", "quiet", `${many(cluster.access_rules, "access rule", "access rules")} · ${many(cluster.denied_requests, "request", "requests")} denied`) : null,
       make("p", "quiet", "trusts ", ...cluster.trusted.flatMap((ca, i) => [i ? ", " : "", `${ca.subject} (`, daysLeft(ca), ")"])),
     )));
   }

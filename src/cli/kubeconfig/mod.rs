@@ -460,7 +460,17 @@ fn write(
     let _lock = output.lock()?;
     let (content, mode, is_current) = if args.merge {
         let (content, is_current) = merged(args, &output, file, document)?;
-        (content, FileMode::Keep, is_current)
+        // A private key must not get the permissions of a file that others can read.
+        let mode = if args.direct {
+            FileMode::OwnerOnly
+        } else {
+            FileMode::Keep
+        };
+        (
+            content,
+            mode,
+            is_current && !(args.direct && output.is_open_to_others()),
+        )
     } else {
         (document.alone(), FileMode::OwnerOnly, false)
     };

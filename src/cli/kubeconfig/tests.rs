@@ -281,11 +281,26 @@ users: [{{ name: kubernetes-admin, user: {{ client-certificate-data: Y2VydA==, c
     let remarks = output(&to_file, composed)
         .map_err(|error| error.to_string())
         .unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::mode(
-        &std::fs::metadata(output_file).unwrap().permissions(),
-    );
-    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(mode_of(&output_file), 0o600);
     assert!(!remarks.concat().contains("private key"), "{remarks:?}");
+    // A key is not merged into a file that others can read.
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    std::fs::set_permissions(&output_file, open).unwrap();
+    to_file.merge = true;
+    for _ in 0..2 {
+        let composed = compose(&to_file)
+            .map_err(|error| error.to_string())
+            .unwrap();
+        output(&to_file, composed)
+            .map_err(|error| error.to_string())
+            .unwrap();
+        assert_eq!(mode_of(&output_file), 0o600);
+    }
+}
+
+fn mode_of(file: &Path) -> u32 {
+    let permissions = std::fs::metadata(file).unwrap().permissions();
+    std::os::unix::fs::PermissionsExt::mode(&permissions) & 0o777
 }
 
 #[test]

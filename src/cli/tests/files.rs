@@ -97,6 +97,10 @@ fn bad_config_files() {
             "config file DIR/proxy.yaml, line 5, column 38: cluster `a` has `passthrough` and `upstream.host`; remove `host`, because the proxy cannot change a request that it does not see",
         ),
         (
+            "clusters:\n- name: a\n  hosts: [b]\n  passthrough: true\n  upstream: {url: 'https://a'}\n  access: [{allow: {}}]\n",
+            "config file DIR/proxy.yaml, line 6, column 11: cluster `a` has `passthrough`, so the proxy sees no request that `access` could judge; remove one of them",
+        ),
+        (
             "clusters:\n- name: a\n  hosts: [b]\n  passthrough: true\n  upstream: {url: 'https://a/b'}\n",
             "config file DIR/proxy.yaml, line 2, column 3: cluster `a` has `passthrough` and a URL with a path; remove the path, because the proxy cannot change a request that it does not see",
         ),

@@ -247,6 +247,7 @@ fn start_block_lists_all_facts() {
             pem: ca.pem().into_bytes(),
             origin: "here".to_owned(),
         },
+        access: Vec::new(),
     };
     let prod = cluster("prod", "10.0.0.1", &[]);
     let mut test = cluster("test", "fd00::1", &["test.example.com", "t.example.com"]);

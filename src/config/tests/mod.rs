@@ -1,5 +1,6 @@
 //! The configuration that flags, file, kubeconfig and pod give. Invalid ones are in `cli::tests`.
 
+mod access;
 mod documents;
 mod files;
 mod kubeconfigs;
@@ -111,6 +112,7 @@ fn flags_alone_give_defaults() {
                 request_host: RequestHost::Client,
                 passthrough: false,
                 trust: TrustSource::File("/ca.crt".into()),
+                access: Vec::new(),
             }],
             limits: Limits {
                 connections: 327,
@@ -371,6 +373,7 @@ clusters:
             request_host: RequestHost::Client,
             passthrough: false,
             trust: TrustSource::File(etc.join("../one.crt")),
+            access: Vec::new(),
         },
         ClusterConfig {
             name: "two".to_owned(),
@@ -384,6 +387,7 @@ clusters:
             request_host: RequestHost::Upstream,
             passthrough: false,
             trust: TrustSource::File(etc.join("../sub/y.crt")),
+            access: Vec::new(),
         },
         ClusterConfig {
             name: "three".to_owned(),
@@ -397,6 +401,7 @@ clusters:
             request_host: RequestHost::Client,
             passthrough: false,
             trust: TrustSource::File(scratch.path().join("sa/ca.crt")),
+            access: Vec::new(),
         },
     ];
     assert_eq!(config.clusters, expected);

@@ -33,7 +33,7 @@ use self::{
     head_timer::{HeadTimer, HeadWait},
     response_writer::ResponseWriter,
 };
-use super::{CLOSE_TIMEOUT, LINGER, Service};
+use super::{CLOSE_TIMEOUT, Service};
 use crate::{
     config::Limits,
     ending::{EndReason, Ending},
@@ -44,7 +44,7 @@ use crate::{
     metrics::Limit,
     proxy::{self, Rejection},
     socket,
-    transport::ReadAhead,
+    transport::{LINGER, ReadAhead},
     upstream::RequestBody,
 };
 

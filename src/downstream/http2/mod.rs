@@ -33,13 +33,15 @@ use self::{
     server::{Server, ServerStream},
     stall::{LastFramesClock, PacedBody, StallGuard, TrackedData, UnreadResponses},
 };
-use super::{CLOSE_TIMEOUT, LINGER, Service, send_last};
+use super::{CLOSE_TIMEOUT, Service};
 use crate::{
     drain::Drain,
     ending::{EndReason, Ending},
     metrics::{Connected, Limit},
     proxy::{self, Rejection},
-    transport::{Http2Error, PingTimer, ReadAhead, WriteBatcher, frames::FrameMonitor},
+    transport::{
+        Http2Error, LINGER, PingTimer, ReadAhead, WriteBatcher, frames::FrameMonitor, send_last,
+    },
     upstream::RequestBody,
 };
 

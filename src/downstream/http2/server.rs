@@ -25,12 +25,11 @@ use tokio::{
 use tracing::debug;
 
 use super::{
-    super::LINGER,
     budget::RequestInProgress,
     stall::{PacedBody, StallGuard, TrackedData},
 };
 use crate::{
-    transport::{Http2Error, PingTimer},
+    transport::{Http2Error, LINGER, PingTimer},
     upstream::UnreadBody,
 };
 

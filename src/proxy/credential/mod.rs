@@ -24,7 +24,7 @@ use serde::{
 use serde_json::Value;
 
 use super::policy::UpgradeToken;
-use crate::{config::CredentialKind, text::list_contains};
+use crate::config::CredentialKind;
 
 /// The credentials that the apiserver finds in a request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -99,7 +99,7 @@ impl Credentials {
             }
         }
         // On any other request the apiserver ignores the subprotocols.
-        if upgrade == Some(UpgradeToken::WebSocket) && !is_removed(headers) {
+        if upgrade == Some(UpgradeToken::WebSocket) {
             credentials.websocket = websocket_token(headers, cache)?;
         }
         Ok(credentials)
@@ -136,13 +136,6 @@ impl Credentials {
             (None, None) | (Some(_), Some(_)) => None,
         }
     }
-}
-
-/// Whether a `Connection` line removes the subprotocols on the way to the apiserver.
-fn is_removed(headers: &HeaderMap) -> bool {
-    let name = header::SEC_WEBSOCKET_PROTOCOL;
-    let mut connection = headers.get_all(header::CONNECTION).iter();
-    connection.any(|line| list_contains(line.as_bytes(), name.as_str()))
 }
 
 /// The token among the subprotocols. The apiserver ignores an empty one, but refuses a second one of any kind.

@@ -123,10 +123,12 @@ fn needs_rewrite(name: &HeaderName) -> bool {
 /// CVE-2021-31999).
 fn is_end_to_end(name: &HeaderName) -> bool {
     let name = name.as_str();
+    // A subprotocol may be a token.
     matches!(
         name,
         "authorization" | "host" | "content-length" | "cookie" | "transfer-encoding"
     ) || name.starts_with("impersonate-")
+        || name.starts_with("sec-websocket-")
         || name.starts_with("x-remote-")
         || name.starts_with("x-forwarded-")
 }

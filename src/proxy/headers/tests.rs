@@ -76,15 +76,17 @@ fn no_connection_line_removes_identity() {
     let fields = [
         (
             "connection",
-            "authorization, impersonate-user, x-forwarded-for",
+            "authorization, impersonate-user, x-forwarded-for, sec-websocket-protocol",
         ),
         ("authorization", "Bearer t"),
         ("impersonate-user", "bob"),
+        ("sec-websocket-protocol", "token"),
     ];
     let kept = rewritten(&fields);
     for field in [
         ("authorization", "Bearer t"),
         ("impersonate-user", "bob"),
+        ("sec-websocket-protocol", "token"),
         ("x-forwarded-for", "192.0.2.1"),
     ] {
         assert!(

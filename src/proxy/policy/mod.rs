@@ -10,6 +10,7 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Version, header, request::Parts, uri::Authority,
 };
 
+use super::{access::AccessRules, credential::CredentialError};
 use crate::{
     cidr::AddressList,
     clients::Throttled,
@@ -42,6 +43,8 @@ pub(super) enum UpgradeToken {
 pub struct Route {
     /// The cluster that requests go to.
     pub cluster: Arc<Cluster>,
+    /// Who may send what to it. `None`: every request may pass.
+    pub access: Option<AccessRules>,
 }
 
 /// The clusters by public host name. Replaced as a whole when the configuration changes.
@@ -69,7 +72,10 @@ impl Route {
     /// A route on which every request may pass.
     #[must_use]
     pub fn new(cluster: Arc<Cluster>) -> Self {
-        Self { cluster }
+        Self {
+            cluster,
+            access: None,
+        }
     }
 }
 
@@ -261,9 +267,21 @@ pub enum Rejection {
     /// The upgrade of `kube-tls-proxy check`, which is for the proxy itself.
     #[error("upgrade of `kube-tls-proxy check`")]
     UpgradeCheck,
+    /// Credentials that the apiserver and the proxy could read differently, where access rules look at them.
+    #[error("{0}")]
+    Credential(CredentialError),
+    /// A path that the apiserver and a server before it could read differently, where access rules look at paths.
+    #[error("path with more than one meaning")]
+    AmbiguousPath,
     /// A budget of its client is used up.
     #[error("client is over a limit")]
     Throttled(Throttled),
+}
+
+impl From<CredentialError> for Rejection {
+    fn from(error: CredentialError) -> Self {
+        Self::Credential(error)
+    }
 }
 
 impl Rejection {

@@ -7,9 +7,9 @@
 //! parts of the path, because the apiserver neither merges nor resolves them.
 //!
 //! It feeds logs, metrics and the status page, and says which responses are watches, which end between two
-//! events in a drain. It never decides whether a request may pass. The one difference: the apiserver also
+//! events in a drain. Access rules judge what it reads (`access`). The one difference: the apiserver also
 //! takes the name of a list or watch from `fieldSelector=metadata.name=…`. It is left out here because a query
-//! string must not reach the log.
+//! string must not reach the log, and no rule looks at names.
 
 use std::borrow::Cow;
 
@@ -27,10 +27,10 @@ pub(super) struct RequestInfo<'a> {
     /// without a Kubernetes verb, such as OPTIONS on a resource.
     pub(super) verb: &'static str,
     /// Whether the path names a resource, unlike `/version` or `/api/v1`.
-    is_resource: bool,
-    group: Cow<'a, str>,
-    resource: Cow<'a, str>,
-    subresource: Option<Cow<'a, str>>,
+    pub(super) is_resource: bool,
+    pub(super) group: Cow<'a, str>,
+    pub(super) resource: Cow<'a, str>,
+    pub(super) subresource: Option<Cow<'a, str>>,
     /// Empty for a cluster-wide request.
     pub(super) namespace: Cow<'a, str>,
     /// Empty for a request about many objects.
@@ -47,7 +47,7 @@ impl<'a> RequestInfo<'a> {
     }
 
     /// Reads a path that is decoded already.
-    fn from_path(path: &'a str, method: &Method, uri: &Uri) -> Self {
+    pub(super) fn from_path(path: &'a str, method: &Method, uri: &Uri) -> Self {
         let mut all = [""; MAX_PARTS];
         let mut length = 0;
         for (slot, part) in all.iter_mut().zip(path.trim_matches('/').split('/')) {
@@ -235,7 +235,7 @@ fn flag(uri: &Uri, key: &str) -> bool {
 /// hexadecimal digits; the apiserver responds with 400 to such a path.
 ///
 /// Bytes that are not UTF-8 become U+FFFD, which no name of a Kubernetes object contains.
-fn decode(text: &str) -> Option<Cow<'_, str>> {
+pub(super) fn decode(text: &str) -> Option<Cow<'_, str>> {
     let Some((plain, escaped)) = text.split_once('%') else {
         return Some(Cow::Borrowed(text));
     };

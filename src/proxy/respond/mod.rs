@@ -6,7 +6,7 @@
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 
 use super::{
-    Body, Error, Rejection,
+    Body, CredentialError, Denial, Error, Rejection,
     request_id::{RequestId, X_REQUEST_ID},
 };
 use crate::{
@@ -139,6 +139,7 @@ pub(super) fn respond(error: &Error, id: &RequestId, reader: Reader) -> Response
 fn error_status(error: &Error) -> ErrorStatus {
     match error {
         Error::Rejected(rejection) => rejected(*rejection),
+        Error::Denied(denial) => denied(denial),
         Error::Upstream(error) => no_response(error),
         Error::UnexpectedProtocol => {
             bad_gateway("the apiserver switched to a protocol that the client did not request")
@@ -264,6 +265,15 @@ fn too_many_requests(message: &str, wait: u32) -> ErrorStatus {
     }
 }
 
+/// Without `Retry-After`: the same request is denied again. A client without a credential may have one elsewhere.
+fn denied(denial: &Denial) -> ErrorStatus {
+    if denial.is_anonymous() {
+        ErrorStatus::new(StatusCode::UNAUTHORIZED, "Unauthorized", denial.message())
+    } else {
+        ErrorStatus::new(StatusCode::FORBIDDEN, "Forbidden", denial.message())
+    }
+}
+
 fn rejected(rejection: Rejection) -> ErrorStatus {
     match rejection {
         Rejection::Connect => {
@@ -317,6 +327,19 @@ fn rejected(rejection: Rejection) -> ErrorStatus {
             "the upgrade of `kube-tls-proxy check` has arrived",
         ),
         Rejection::Throttled(throttled) => over_budget(throttled),
+        Rejection::Credential(CredentialError::RepeatedAuthorization) => {
+            bad_request("the request has more than one Authorization field; send one")
+        }
+        Rejection::Credential(CredentialError::RepeatedSubprotocol) => {
+            bad_request("the request has more than one token in Sec-WebSocket-Protocol; send one")
+        }
+        Rejection::Credential(CredentialError::Claims) => bad_request(
+            "the claims of the token are too long, are no JSON, or repeat a claim; get another token",
+        ),
+        Rejection::AmbiguousPath => bad_request(
+            "the path can be read in more than one way, and the access rules look at it; write it without escapes, \
+             empty parts, `.`, `..` and `;`",
+        ),
     }
 }
 

@@ -38,6 +38,18 @@ const BALANCER_FULL: Conditions = Conditions {
     ..FEW_PLACES
 };
 
+/// Connections for `kubernetes` are passed through to the apiserver. Its CA is in the file that the stage writes.
+const PASSED: Conditions = Conditions {
+    config: "timeouts: {handshake: 1s}
+clusters:
+- {name: prod, hosts: [kube.test], upstream: {url: 'https://UPSTREAM', ca: ca.crt, name: kubernetes.default.svc}}
+- {name: direct, hosts: [kubernetes], passthrough: true, upstream: {url: 'https://UPSTREAM'}}
+",
+    open_files: None,
+    memory: None,
+    balancer: false,
+};
+
 cases! {
     /// Through HAProxy with `send-proxy-v2`, beside a loop with an expired token.
     one_client_of_a_balancer_leaves_places: "F12", places_and_tokens, [fresh: (3.0, 1.0), descriptors: 20_000],
@@ -52,12 +64,26 @@ cases! {
         full: FEW_PLACES, seconds: (4.0, 60.0);
     one_address_with_silent_tcp_leaves_places: "F12", silent_places, [fresh: (3.0, 1.0)], quick: FEW_PLACES,
         full: FEW_PLACES, seconds: (4.0, 30.0);
+    passed_hello_in_pieces_is_closed: "slowloris", passed_hello_in_pieces, [closed: Some((3.0, 4.0))], quick: PASSED,
+        full: PASSED;
+    /// The apiserver runs these handshakes, and the victim waits for the same apiserver.
+    flood_of_passed_hellos_leaves_requests_fast: "F05", replayed_passed_hello, [slower: (50.0, 50.0)], quick: PASSED,
+        full: PASSED;
     few_descriptors_are_enough: "descriptors", idle_connections, [descriptors: 256, fresh: (3.0, 1.0)],
         quick: FEW_DESCRIPTORS, full: FEW_DESCRIPTORS, seconds: (4.0, 30.0);
 }
 
 async fn replayed_hello(attacker: Attacker) -> Outcome {
     let hello = attacker.client.clone().alpn(&["h2"]).hello();
+    replay(attacker, hello).await
+}
+
+async fn replayed_passed_hello(attacker: Attacker) -> Outcome {
+    let hello = attacker.client.clone().sni("kubernetes").hello();
+    replay(attacker, hello).await
+}
+
+async fn replay(attacker: Attacker, hello: Vec<u8>) -> Outcome {
     let connections = attacker.size.pick(32, 128);
     let mut outcome = attacker
         .on_each(connections, |attacker, _| {
@@ -118,6 +144,15 @@ async fn silent_tcp(attacker: Attacker) -> Outcome {
 /// A `ClientHello` in records of one byte.
 async fn hello_in_pieces(attacker: Attacker) -> Outcome {
     let hello = attacker.client.clone().hello();
+    in_pieces(attacker, &hello).await
+}
+
+async fn passed_hello_in_pieces(attacker: Attacker) -> Outcome {
+    let hello = attacker.client.clone().sni("kubernetes").hello();
+    in_pieces(attacker, &hello).await
+}
+
+async fn in_pieces(attacker: Attacker, hello: &[u8]) -> Outcome {
     let pieces: Vec<u8> = hello[5..]
         .iter()
         .flat_map(|byte| [22, 3, 1, 0, 1, *byte])

@@ -1,4 +1,4 @@
-//! The source addresses of a request in the apiserver's audit log.
+//! The source addresses and the user of a request in the apiserver's audit log.
 
 use std::fs;
 use std::thread;
@@ -32,6 +32,58 @@ fn audit_shows_client_and_proxy_and_no_spoofed_address() {
             serde_json::json!([CLIENT, "127.0.0.1"]),
             "{event}"
         );
+    }
+}
+
+/// The proxy reads the name of a service account from its token, and the apiserver verifies the token. A token with the same
+/// claims and a wrong signature has no name, in either log.
+#[test]
+fn audit_log_and_access_log_name_the_same_user() {
+    let Some(suite) = shared() else { return };
+    let upstream = ["--upstream", suite.fixture.server()];
+    let ca = ["--upstream-ca", suite.fixture.ca()];
+    let flags = [
+        &upstream[..],
+        &ca,
+        &["--log-user", "subject", "--drain-delay", "0s"],
+    ]
+    .concat();
+    let proxy = suite.proxy.another(&suite.fixture, &flags);
+    let token = suite.fixture.token();
+    let (claims, signature) = token.rsplit_once('.').unwrap();
+    let reversed: String = signature.chars().rev().collect();
+    let forged = format!("{claims}.{reversed}");
+    let paths = [
+        ("/api/v1/namespaces/suite/pods/quiet", token, 200),
+        ("/api/v1/namespaces/suite/pods/named", token, 404),
+        ("/api/v1/namespaces/suite/pods/forged", &forged, 401),
+    ];
+    for (path, token, _) in paths {
+        let mut fetch = suite.fixture.client("fetch");
+        let proxy_ca = proxy.ca.to_str().unwrap();
+        fetch.args([
+            "-server",
+            &proxy.server,
+            "-ca",
+            proxy_ca,
+            "-token",
+            token,
+            "-path",
+            path,
+        ]);
+        run(fetch, Vec::new(), Duration::from_secs(30)).ok();
+    }
+    let log = proxy.stop();
+    for (path, _, status) in paths {
+        let event = event_of(&suite, path);
+        assert_eq!(event["responseStatus"]["code"], status, "{event}");
+        let line = log.lines().find(|line| line.contains(path)).unwrap();
+        let id = line
+            .split_once("enduser.id=")
+            .map(|(_, rest)| rest.split(' ').next().unwrap());
+        let expected = (status != 401).then_some("system:serviceaccount:suite:admin");
+        assert_eq!(id, expected, "{line}");
+        assert_eq!(event["user"]["username"].as_str(), expected, "{event}");
     }
 }
 

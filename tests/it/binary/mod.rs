@@ -4,7 +4,7 @@ mod refusals;
 mod secrets;
 mod signals;
 
-use std::{net::SocketAddr, process::Stdio, sync::Arc};
+use std::{net::SocketAddr, path::Path, process::Stdio, sync::Arc};
 
 use standin::{client::Client, within};
 use tokio::{
@@ -115,6 +115,12 @@ impl Binary {
         let mut command = command(&args);
         command.envs(environment.iter().copied());
         Self::spawn(command, upstream).await
+    }
+
+    /// Starts the binary with this configuration file alone.
+    pub(crate) async fn start_from_file(config: &Path) -> Self {
+        let args = ["serve", "--config", config.to_str().unwrap()];
+        Self::spawn(command(&args), SocketAddr::from(([127, 0, 0, 1], 0))).await
     }
 
     /// Starts the binary in a shell after this command, such as `ulimit`, with an admin port and one worker.

@@ -124,8 +124,8 @@ async fn reload_without_the_cluster_keeps_its_open_connections() {
         refused.to_string().contains("not valid for name"),
         "{refused}"
     );
-    client.write_all(b"goes on").await.unwrap();
-    assert_eq!(read(&mut server, 7).await, b"goes on");
+    client.write_all(b"still up").await.unwrap();
+    assert_eq!(read(&mut server, 8).await, b"still up");
     server.write_all(b"both ways").await.unwrap();
     assert_eq!(read(&mut client, 9).await, b"both ways");
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use kube_tls_proxy::{config::TrustSource, upstream::Health};
 use standin::{
+    client::Client,
     pki::Ca,
     tcp::{Behaviour, Peer, refused},
     upstream::Upstream,
@@ -17,6 +18,9 @@ use crate::{
     proxy::{Proxy, World},
 };
 
+/// A fatal alert of TLS.
+const INTERNAL_ERROR: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
+
 /// The health of an endpoint of the passthrough cluster.
 async fn wait_for_health(proxy: &Proxy, address: SocketAddr, healthy: f64) {
     let series = format!("endpoint_healthy{{cluster=\"direct\",endpoint=\"{address}\"}}");
@@ -26,7 +30,7 @@ async fn wait_for_health(proxy: &Proxy, address: SocketAddr, healthy: f64) {
 /// Up to three endpoints get the `ClientHello`, and the client notices nothing. An endpoint that closes without an answer
 /// stays in the choice, because the `ClientHello` of a client may be the reason.
 #[tokio::test]
-async fn endpoint_that_answers_is_found_behind_dead_ones() {
+async fn endpoint_that_answers_is_found_after_dead_ones() {
     let world = World::new();
     let terminated = world.apiserver().start().await;
     let closes = Peer::start(Behaviour::CloseInHandshake).await;
@@ -93,7 +97,6 @@ async fn no_answer_is_a_close_without_a_byte() {
     let silent = Peer::start(Behaviour::Silent).await;
     let resets = Peer::start(Behaviour::ResetInHandshake).await;
     for (address, reason) in [
-        (refused().await, "connect"),
         (silent.address(), "connect_timeout"),
         (resets.address(), "handshake"),
     ] {
@@ -114,6 +117,30 @@ async fn no_answer_is_a_close_without_a_byte() {
         ];
         wait_for_numbers(proxy.admin(), &numbers).await;
     }
+}
+
+/// While the apiserver is down, kubectl says so at once: it prints the alert, and repeats a GET after a plain close. No endpoint
+/// has the `ClientHello` then.
+#[tokio::test]
+async fn apiserver_that_is_down_is_an_alert() {
+    let world = World::new();
+    let terminated = world.apiserver().start().await;
+    let proxy = setup(&world, terminated.address(), refused().await).start();
+    let mut client = connect(&proxy).await;
+    let early = vec![0; 100_000];
+    client
+        .write_all(&[hello(PASSED), early].concat())
+        .await
+        .unwrap();
+    assert_eq!(rest(&mut client).await, INTERNAL_ERROR);
+    let client = Client::new(proxy.address()).sni(PASSED);
+    let error = client.connect().await.unwrap_err();
+    assert!(error.to_string().contains("InternalError"), "{error}");
+    let numbers = [
+        ("errors_total{cluster=\"direct\",reason=\"connect\"}", 2.0),
+        ("connections", 0.0),
+    ];
+    wait_for_numbers(proxy.admin(), &numbers).await;
 }
 
 /// An answer that is no TLS reaches the client as it is: the client judges it.

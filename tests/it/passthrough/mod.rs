@@ -3,6 +3,7 @@
 mod ends;
 mod failures;
 mod hello;
+mod log;
 
 use std::net::SocketAddr;
 
@@ -230,4 +231,22 @@ async fn passed_connection_is_counted_as_a_tunnel() {
     let mut names = scrape.names();
     let request = |name: &str| name.contains("requests_total{cluster=\"direct\"");
     assert!(!names.any(request), "no request was seen: {}", scrape.text);
+}
+
+/// With one terminated cluster the names in the certificates lead to it, but not a name that is listed for passthrough.
+#[tokio::test]
+async fn certificate_with_a_passed_name_does_not_terminate_it() {
+    let world = World::new();
+    let terminated = world.apiserver().start().await;
+    let direct = RawApiserver::start().await;
+    let mut setup = setup(&world, terminated.address(), direct.address());
+    let identity = world.public_ca.server(&[HOST, PASSED, "127.0.0.1"]);
+    let (certificate, key) = identity.write(&world.dir, "both");
+    setup.config.identities = vec![kube_tls_proxy::config::IdentityFiles { certificate, key }];
+    setup.config.clusters[0].hosts = Vec::new();
+    let proxy = setup.start();
+    open(&proxy, &direct).await;
+    let mut ours = proxy.client().http1().await;
+    assert_eq!(ours.get(HOST, "/version", "").await.text(), "ok");
+    assert_eq!(ours.get(PASSED, "/api/v1/pods", "").await.status, 421);
 }
