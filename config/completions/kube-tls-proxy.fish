@@ -54,7 +54,7 @@ complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l 
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l log-format -d 'Log format: text or json [default: text]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l log-level -d 'Log filter: a level, or levels for modules [default: info]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l no-access-log -d 'Turn off the log line per request' -r
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l log-user -d 'How to show verified users: subject, hash or off [default: off]' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l log-user -d 'How log and status page name users: subject, hash or off [default: off]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -s h -l help -d 'Print help'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l listen -d 'Address to listen on; repeat for more. Port 0 is any free port [default: [::]:8443]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l proxy-protocol-from -d 'Load balancers, which must name the client in a PROXY header' -r
@@ -78,9 +78,9 @@ complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l 
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l log-format -d 'Log format: text or json [default: text]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l log-level -d 'Log filter: a level, or levels for modules [default: info]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l no-access-log -d 'Turn off the log line per request' -r
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l log-user -d 'How to show verified users: subject, hash or off [default: off]' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l log-user -d 'How log and status page name users: subject, hash or off [default: off]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l through -d 'Also check the running proxy at this URL, as clients use it; needs no other flag' -r
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l connect-to -d 'Connect to HOST[:PORT] and not to the host of --through, for example before DNS is changed' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l connect-to -d 'Connect to HOST[:PORT], not to the host of --through, as before a change of DNS' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l explain-access -d 'Only say which access rule decides about a request, \'METHOD PATH\'; needs --from' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l from -d 'The address of the client that sends the request of --explain-access' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l through-ca -d 'CA file that clients use to verify the proxy [default: public CAs]' -r -F
@@ -91,7 +91,7 @@ complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l 
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l offline -d 'Check only what needs no network and no port: configuration, certificates and CAs'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -s h -l help -d 'Print help'
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l server -d 'The public URL of the proxy: https://NAME[:PORT]' -r
-complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l from -d 'Copy names and token or exec plugin from this kubeconfig; client certificates only with --direct' -r -F
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l from -d 'Copy names and token or plugin from this kubeconfig; certificates only with --direct' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l context -d 'Use this context of --from [default: its current-context]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l tls-server-name -d 'The passthrough host, a name in the apiserver\'s certificate [default: kubernetes]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand kubeconfig" -l token-file -d 'Put the token in this file into the kubeconfig' -r -F

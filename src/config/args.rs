@@ -129,7 +129,7 @@ pub struct ServeArgs {
     #[arg(env = "KUBE_TLS_PROXY_NO_ACCESS_LOG", help_heading = LOGGING)]
     pub no_access_log: Option<String>,
 
-    /// How to show verified users: subject, hash or off [default: off]
+    /// How log and status page name users: subject, hash or off [default: off]
     #[arg(long, value_name = "CHOICE")]
     #[arg(env = "KUBE_TLS_PROXY_LOG_USER", help_heading = LOGGING)]
     pub log_user: Option<String>,

@@ -2,7 +2,8 @@
 //! on the status page.
 //!
 //! It never prints a query string, a subprotocol, or a header value other than the user agent, the host, the id of the
-//! request and the audit ID, because each of the others can be a token.
+//! request and the audit ID, because each of the others can be a token. The name of the user comes from a token, but only from
+//! one that the apiserver has verified (`end_user`).
 
 use std::{
     fmt::Display,
@@ -140,8 +141,7 @@ impl RequestFacts {
 }
 
 impl AccessLog {
-    /// Starts the record of a request whose head has arrived. `named` is the client, if it is not that of the
-    /// connection.
+    /// Starts the record of a request whose head has arrived. `named` is its client, if that is not the connection's.
     pub(super) fn new<B>(
         downstream: &ClientConnection,
         request: &Request<B>,
@@ -199,7 +199,6 @@ impl AccessLog {
         })
     }
 
-    /// The id of the request.
     pub(super) fn id(&self) -> &RequestId {
         &self.facts.id
     }
@@ -209,13 +208,11 @@ impl AccessLog {
         self.named.as_deref()
     }
 
-    /// The addresses of the request.
     pub(super) fn peers(&self) -> LoggedPeers {
         LoggedPeers::new(&self.connected, self.named())
     }
 
-    /// Whether the request asks for a watch. `forward` uses it to decide whether the drain may end the response
-    /// between two events.
+    /// Whether the request asks for a watch. The drain may end its response between two events.
     pub(super) fn is_watch(&self) -> bool {
         self.is_watch
     }
@@ -388,16 +385,13 @@ impl AccessLog {
     /// Notes that the response ended early because of this error, and logs its cause.
     pub(super) fn cut(&mut self, error: &DownloadError) {
         self.aborted(error.ending());
-        let LoggedPeers {
-            client,
-            network_peer,
-        } = self.peers();
+        let peers = self.peers();
         let activity = self.connected.counters().activity();
-        if let Some(suppressed) = activity.admit_line(client.ip()) {
+        if let Some(suppressed) = activity.admit_line(peers.client.ip()) {
             warn!(
                 cluster = self.connected.cluster_name(self.cluster),
-                client.address = %client,
-                network.peer.address = network_peer.map(display),
+                client.address = %peers.client,
+                network.peer.address = peers.network_peer.map(display),
                 http.request.id = %self.facts.id,
                 error = %error_chain(error),
                 suppressed_lines = Some(suppressed).filter(|lines| *lines > 0),
@@ -421,12 +415,13 @@ impl AccessLog {
         ) {
             None => self.fields = None,
             Some(suppressed) => {
-                if let Some(fields) = &mut self.fields
-                    && suppressed > 0
-                {
+                let Some(fields) = &mut self.fields else {
+                    return;
+                };
+                if suppressed > 0 {
                     fields.rare.get_or_insert_default().suppressed = suppressed;
                 }
-                if let (Some(fields), Error::Denied(denial)) = (&mut self.fields, error) {
+                if let Error::Denied(denial) = error {
                     fields.rare.get_or_insert_default().denied_by = Some(denial.rule());
                 }
             }

@@ -106,14 +106,15 @@ impl ClientConnection {
     }
 }
 
-/// The fuzz bodies of this module: header rewriting, the host policy, the path reader, the events of watches, credentials, and
-/// `X-Forwarded-For` of a proxy in front.
-pub(crate) const FUZZ: [fn(&[u8]); 6] = [
+/// The fuzz bodies of this module: header rewriting, the host policy, the path reader, the events of watches,
+/// credentials, access rules, and `X-Forwarded-For` of a proxy in front.
+pub(crate) const FUZZ: [fn(&[u8]); 7] = [
     headers::fuzz,
     policy::fuzz,
     request_info::fuzz,
     watch::fuzz,
     credential::fuzz,
+    access::fuzz,
     request_client::fuzz,
 ];
 
