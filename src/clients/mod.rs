@@ -23,6 +23,7 @@ use std::{
 use tokio::sync::Semaphore;
 
 use self::budget::{BudgetSizes, ClientBudget};
+pub(crate) use budget::has_credential;
 pub use budget::{BudgetCheck, CheckedCredential, Throttled};
 pub use place::{Closing, Place};
 pub use table::{ClientTable, Refusal};

@@ -149,7 +149,8 @@ impl Place {
     }
 
     /// Decides whether the budgets of the client let a request pass. `other` is the client if it is not that of the
-    /// connection.
+    /// connection. `certificate` is the fingerprint of the client certificate that the request goes to the apiserver with;
+    /// its other credentials do not count then.
     ///
     /// # Errors
     ///
@@ -159,11 +160,12 @@ impl Place {
         other: Option<&Client>,
         cluster: &str,
         request: &Parts,
+        certificate: Option<&str>,
     ) -> Result<BudgetCheck, Throttled> {
         let state = &self.state;
         let sizes = &state.table.budgets;
         let budget = &other.unwrap_or(&state.client).budget;
-        budget.check(sizes, &state.credentials, cluster, request)
+        budget.check(sizes, &state.credentials, cluster, (request, certificate))
     }
 
     /// Notes the status code with which the apiserver has answered a request of the same client.

@@ -700,7 +700,7 @@ mod tests {
             let request = Request::get("/").header(header::AUTHORIZATION, "Bearer x");
             let (head, ()) = request.body(()).unwrap().into_parts();
             place.begin_request();
-            let check = place.check_budget(None, "main", &head).unwrap();
+            let check = place.check_budget(None, "main", &head, None).unwrap();
             if let Some(answer) = answer {
                 place.answered(None, check, StatusCode::from_u16(answer).unwrap());
             }
@@ -738,7 +738,7 @@ mod tests {
         let (head, ()) = request.body(()).unwrap().into_parts();
         let refused = |client| {
             let place = table.enter(peer(client), false).unwrap();
-            let Ok(check) = place.check_budget(None, "main", &head) else {
+            let Ok(check) = place.check_budget(None, "main", &head, None) else {
                 return false;
             };
             place.answered(None, check, StatusCode::UNAUTHORIZED);
@@ -832,7 +832,7 @@ mod tests {
         let (head, ()) = request.body(()).unwrap().into_parts();
         let refused = |client| {
             let client = proxy.other_client(peer(client).ip());
-            let check = proxy.check_budget(Some(&client), "main", &head);
+            let check = proxy.check_budget(Some(&client), "main", &head, None);
             for other in 1000..1010 {
                 drop(proxy.other_client(peer(other).ip()));
             }
@@ -842,7 +842,7 @@ mod tests {
         };
         assert_eq!((0..1000).filter(|_| refused(7)).count(), 60);
         assert!(refused(8));
-        assert!(proxy.check_budget(None, "main", &head).is_ok());
+        assert!(proxy.check_budget(None, "main", &head, None).is_ok());
         for client in 1000..20_000 {
             drop(proxy.other_client(peer(client).ip()));
         }

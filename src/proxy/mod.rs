@@ -15,6 +15,7 @@ mod end_user;
 mod error;
 mod headers;
 mod hints;
+mod identity;
 mod passthrough;
 mod policy;
 mod request_client;
@@ -44,6 +45,8 @@ pub use access::{AccessRules, Denial, is_open};
 pub use body::{Body, Cut};
 pub use credential::{CredentialCache, CredentialError};
 pub use error::Error;
+pub(crate) use identity::certificate_ended;
+pub use identity::{CertificateRefusal, ClientCertificates, PresentedCertificate};
 pub(crate) use passthrough::{PassedClient, pass};
 pub(crate) use policy::UPGRADE_CHECK;
 pub use policy::{Rejection, Route, Routes};
@@ -54,10 +57,11 @@ use crate::{
     drain::Drain,
     hosts::PeerAddr,
     metrics::{ClusterSlot, Connected},
-    upstream::{ClientLeases, Cluster, RequestBody, UpstreamError},
+    upstream::{ClientLeases, Cluster, RequestBody, UpstreamError, UpstreamRequest},
 };
 use access_log::AccessLog;
 use body::Content;
+use credential::CredentialPlace;
 use headers::Forwarded;
 use policy::{Admitted, ConnectionNames, UpgradeToken};
 use request_client::{LoggedPeers, RequestClient};
@@ -76,6 +80,8 @@ pub struct ClientConnection {
     pub local: Option<SocketAddr>,
     /// The value of `X-Forwarded-For` for its requests.
     pub forwarded_for: HeaderValue,
+    /// The certificate that the client has presented, if it was asked for one.
+    pub certificate: Option<Arc<PresentedCertificate>>,
     /// The upstream connections of this client.
     pub leases: ClientLeases,
     /// Bounds on requests.
@@ -228,14 +234,20 @@ async fn forward(
     let admitted = policy::admit(&head, routes, &downstream.limits, names)?;
     let cluster = &admitted.route.cluster;
     log.routed(cluster.label());
+    let user = identity::authenticate(&admitted.route, downstream, &head)?;
     if let Some(rules) = &admitted.route.access {
         let client = log.peers().client.ip();
-        rules.check(&head, client, admitted.upgrade, &downstream.credentials)?;
+        let credential = match &user {
+            Some(_) => CredentialPlace::Certificate,
+            None => CredentialPlace::Fields(&downstream.credentials),
+        };
+        rules.check(&head, client, admitted.upgrade, credential)?;
     }
     let place = downstream.connected.place();
     let client = log.named().map(|named| Arc::clone(&named.client));
+    let certificate = user.as_ref().map(|user| user.credential());
     let check = place
-        .check_budget(client.as_deref(), cluster.name(), &head)
+        .check_budget(client.as_deref(), cluster.name(), &head, certificate)
         .map_err(Rejection::Throttled)?;
     let failed = |error: &Error| {
         // A client that breaks off its own upload may have tried a credential.
@@ -247,16 +259,28 @@ async fn forward(
     let forwarded_for = forwarded_for.unwrap_or(&downstream.forwarded_for);
     prepare(&mut head, forwarded_for, &admitted, log.id())?;
     let logged = routes.logged_user();
-    let claimed = if log.shows_user() {
-        end_user::claimed(logged, &head, admitted.upgrade, &downstream.credentials)
-    } else {
-        None
+    let claimed = match &user {
+        _ if !log.shows_user() => None,
+        Some(user) => {
+            log.set_user(end_user::of_certificate(user.name(), logged));
+            None
+        }
+        None => end_user::claimed(logged, &head, admitted.upgrade, &downstream.credentials),
+    };
+    let request = match (&user, &admitted.route.certificates) {
+        (Some(user), Some(certificates)) => {
+            UpstreamRequest::for_user(certificates.front_proxy(), &user.fields, head)
+        }
+        (Some(_) | None, _) => UpstreamRequest::from_client(cluster, head),
     };
     if let Some(token) = admitted.upgrade {
-        let forwarded = upgrade::forward(downstream, cluster, head, body, token, log);
+        let forwarded = upgrade::forward(downstream, request, body, token, log);
         // On the heap, so that the future of every other request stays smaller.
         let mut forwarded = Box::pin(forwarded).await.inspect_err(failed)?;
         place.answered(client.as_deref(), check, forwarded.status());
+        if let Some(user) = &user {
+            user.answered(downstream, cluster.name(), &mut forwarded);
+        }
         let headers = forwarded.headers();
         log.set_user(end_user::verified(
             claimed,
@@ -272,7 +296,7 @@ async fn forward(
     log.set_received(body.received());
     let response = downstream
         .leases
-        .send(cluster, head, body)
+        .send(request, body)
         .await
         .map_err(Error::from)
         .inspect_err(failed)?;
@@ -293,6 +317,9 @@ async fn forward(
     };
     headers::rewrite_response(&mut head.headers);
     let mut response = Response::from_parts(head, Body::new(content));
+    if let Some(user) = &user {
+        user.answered(downstream, cluster.name(), &mut response);
+    }
     if downstream.hints {
         hints::add(&mut response, check.has_credential());
     }

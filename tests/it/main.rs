@@ -18,6 +18,7 @@ mod admin;
 mod authority;
 mod balancers;
 mod binary;
+mod certificates;
 mod drain;
 mod early_responses;
 mod endpoints;

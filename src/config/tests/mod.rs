@@ -112,6 +112,7 @@ fn flags_alone_give_defaults() {
                 request_host: RequestHost::Client,
                 passthrough: false,
                 trust: TrustSource::File("/ca.crt".into()),
+                client_certificates: None,
                 access: Vec::new(),
             }],
             limits: Limits {
@@ -373,6 +374,7 @@ clusters:
             request_host: RequestHost::Client,
             passthrough: false,
             trust: TrustSource::File(etc.join("../one.crt")),
+            client_certificates: None,
             access: Vec::new(),
         },
         ClusterConfig {
@@ -387,6 +389,7 @@ clusters:
             request_host: RequestHost::Upstream,
             passthrough: false,
             trust: TrustSource::File(etc.join("../sub/y.crt")),
+            client_certificates: None,
             access: Vec::new(),
         },
         ClusterConfig {
@@ -401,6 +404,7 @@ clusters:
             request_host: RequestHost::Client,
             passthrough: false,
             trust: TrustSource::File(scratch.path().join("sa/ca.crt")),
+            client_certificates: None,
             access: Vec::new(),
         },
     ];
