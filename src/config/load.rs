@@ -72,6 +72,7 @@ fn load_given(
     let timeouts = timeouts(args, section)?;
     let mut warnings = env.unknown_variables.clone();
     warnings.extend(capacity.few_open_files(limits.connections));
+    warnings.extend(clusters::passed_by(&clusters));
     for cluster in clusters.iter().filter(|cluster| !cluster.access.is_empty()) {
         warnings.extend(access::warnings(&cluster.name, &cluster.access));
     }

@@ -331,6 +331,17 @@ async fn waits(ahead: &mut ReadAhead) -> bool {
 }
 
 #[tokio::test]
+async fn first_bytes_leave_no_buffer_once_they_were_read() {
+    let (mut ahead, mut far) = connected().await;
+    far.write_all(b"hello").await.unwrap();
+    assert_eq!(ahead.first_bytes().await.unwrap(), b"hello");
+    ahead.put_back(b"oh ");
+    let (bytes, _) = read_in_parts(&mut ahead, 8).await;
+    assert_eq!(bytes, b"oh hello");
+    assert_eq!(ahead.held(), 0);
+}
+
+#[tokio::test]
 async fn idle_connection_holds_no_buffer() {
     let (mut ahead, mut far) = connected().await;
     far.write_all(&[0; 4096]).await.unwrap();
