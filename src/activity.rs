@@ -1,7 +1,8 @@
 //! What the status page lists: the watches and tunnels that are open, and the last errors.
 //!
 //! Equal streams are one row, and each worker keeps at most `MAX_GROUPS` rows and [`MAX_RECENT`] distinct errors, so
-//! that clients cannot fill the memory. Nothing here is a secret: no header but `User-Agent`, no query.
+//! that clients cannot fill the memory. Nothing here is a secret: no header but `User-Agent`, no query, and of a
+//! token the name of its user, if the configuration wants it.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},

@@ -5,7 +5,7 @@
 use crate::http1;
 pub use crate::{
     http1::{ParsedRequest, RequestEnd, requests},
-    proxy::{RequestAttributes, request_attributes},
+    proxy::{AccessRules, RequestAttributes, is_open, request_attributes},
 };
 
 /// The name of a target, which is also the folder of its corpus, and its body.
@@ -13,9 +13,9 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// Returns all targets.
 #[must_use]
-pub fn targets() -> [Target; 13] {
+pub fn targets() -> [Target; 14] {
     let [targets, budgets, hello] = crate::downstream::FUZZ;
-    let [headers, host, path, events, credentials] = crate::proxy::FUZZ;
+    let [headers, host, path, events, credentials, access] = crate::proxy::FUZZ;
     [
         ("heads", http1::fuzz_requests),
         ("targets", targets),
@@ -27,6 +27,7 @@ pub fn targets() -> [Target; 13] {
         ("path", path),
         ("events", events),
         ("credentials", credentials),
+        ("access", access),
         ("goaway", crate::upstream::FUZZ),
         ("response", http1::fuzz_response_head),
         ("chunks", http1::fuzz_chunks),

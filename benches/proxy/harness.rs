@@ -109,6 +109,7 @@ fn config(upstream: SocketAddr, identities: Vec<IdentityFiles>, trust: TrustSour
             path_prefix: String::new(),
             expected_name: ServerName::try_from(APISERVER).expect("a DNS name"),
             request_host: RequestHost::Client,
+            client_certificates: None,
             passthrough: false,
             trust,
             access: Vec::new(),

@@ -55,7 +55,7 @@ Register-ArgumentCompleter -Native -CommandName 'kube-tls-proxy' -ScriptBlock {
             [CompletionResult]::new('--log-format', '--log-format', [CompletionResultType]::ParameterName, 'Log format: text or json [default: text]')
             [CompletionResult]::new('--log-level', '--log-level', [CompletionResultType]::ParameterName, 'Log filter: a level, or levels for modules [default: info]')
             [CompletionResult]::new('--no-access-log', '--no-access-log', [CompletionResultType]::ParameterName, 'Turn off the log line per request')
-            [CompletionResult]::new('--log-user', '--log-user', [CompletionResultType]::ParameterName, 'How to show the users whom the apiserver has verified: subject, hash or off [default: off]')
+            [CompletionResult]::new('--log-user', '--log-user', [CompletionResultType]::ParameterName, 'How log and status page name users: subject, hash or off [default: off]')
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help')
             [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help')
             break
@@ -82,7 +82,7 @@ Register-ArgumentCompleter -Native -CommandName 'kube-tls-proxy' -ScriptBlock {
             [CompletionResult]::new('--log-format', '--log-format', [CompletionResultType]::ParameterName, 'Log format: text or json [default: text]')
             [CompletionResult]::new('--log-level', '--log-level', [CompletionResultType]::ParameterName, 'Log filter: a level, or levels for modules [default: info]')
             [CompletionResult]::new('--no-access-log', '--no-access-log', [CompletionResultType]::ParameterName, 'Turn off the log line per request')
-            [CompletionResult]::new('--log-user', '--log-user', [CompletionResultType]::ParameterName, 'How to show the users whom the apiserver has verified: subject, hash or off [default: off]')
+            [CompletionResult]::new('--log-user', '--log-user', [CompletionResultType]::ParameterName, 'How log and status page name users: subject, hash or off [default: off]')
             [CompletionResult]::new('--through', '--through', [CompletionResultType]::ParameterName, 'Also check the running proxy at this URL, as clients use it; needs no other flag')
             [CompletionResult]::new('--connect-to', '--connect-to', [CompletionResultType]::ParameterName, 'Connect to HOST[:PORT] and not to the host of --through, for example before DNS is changed')
             [CompletionResult]::new('--explain-access', '--explain-access', [CompletionResultType]::ParameterName, 'Only say which access rule decides about a request, ''METHOD PATH''; needs --from')

@@ -51,7 +51,7 @@ set edit:completion:arg-completer[kube-tls-proxy] = {|@words|
             cand --log-format 'Log format: text or json [default: text]'
             cand --log-level 'Log filter: a level, or levels for modules [default: info]'
             cand --no-access-log 'Turn off the log line per request'
-            cand --log-user 'How to show the users whom the apiserver has verified: subject, hash or off [default: off]'
+            cand --log-user 'How log and status page name users: subject, hash or off [default: off]'
             cand -h 'Print help'
             cand --help 'Print help'
         }
@@ -77,7 +77,7 @@ set edit:completion:arg-completer[kube-tls-proxy] = {|@words|
             cand --log-format 'Log format: text or json [default: text]'
             cand --log-level 'Log filter: a level, or levels for modules [default: info]'
             cand --no-access-log 'Turn off the log line per request'
-            cand --log-user 'How to show the users whom the apiserver has verified: subject, hash or off [default: off]'
+            cand --log-user 'How log and status page name users: subject, hash or off [default: off]'
             cand --through 'Also check the running proxy at this URL, as clients use it; needs no other flag'
             cand --connect-to 'Connect to HOST[:PORT] and not to the host of --through, for example before DNS is changed'
             cand --explain-access 'Only say which access rule decides about a request, ''METHOD PATH''; needs --from'

@@ -244,6 +244,8 @@ pub(super) fn verify(target: &CheckTarget, address: SocketAddr, error: &Upstream
         | ChainError::IssuerNotYetValid
         | ChainError::OtherPurpose
         | ChainError::Revoked
+        | ChainError::UnknownStatus
+        | ChainError::ListOutOfDate
         | ChainError::CaForServer
         | ChainError::IssuerIsNoCa
         | ChainError::ChainTooLong

@@ -76,12 +76,9 @@ pub const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Runs every check in `plan` and returns the report; `observer` receives each event at once.
 pub async fn run(plan: &Plan, observer: &mut dyn FnMut(Event<'_>)) -> CheckReport {
     let mut recorder = Recorder::new(observer);
-    match (&plan.config, &plan.question) {
-        (Some(Ok(config)), Some(question)) => {
-            access::check(question, plan.token.as_ref(), config, &mut recorder);
-            return recorder.into_report();
-        }
-        _ => {}
+    if let (Some(Ok(config)), Some(question)) = (&plan.config, &plan.question) {
+        access::check(question, plan.token.as_ref(), config, &mut recorder);
+        return recorder.into_report();
     }
     match &plan.config {
         None => {}

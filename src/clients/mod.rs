@@ -17,6 +17,7 @@ use std::{
 use tokio::sync::Semaphore;
 
 use self::budget::ClientBudget;
+pub(crate) use budget::has_credential;
 pub use budget::{BudgetCheck, CheckedCredential, Throttled};
 pub use place::{Closing, Place};
 pub use table::{ClientTable, Refusal};

@@ -123,16 +123,22 @@ impl Place {
         self.state.is_closing.load(Ordering::Acquire)
     }
 
-    /// Decides whether the budgets of the client let a request pass.
+    /// Decides whether the budgets of the client let a request pass. `certificate` is the fingerprint of the client
+    /// certificate that the request goes to the apiserver with; its other credentials do not count then.
     ///
     /// # Errors
     ///
     /// When a budget is used up.
-    pub fn check_budget(&self, cluster: &str, request: &Parts) -> Result<BudgetCheck, Throttled> {
+    pub fn check_budget(
+        &self,
+        cluster: &str,
+        request: &Parts,
+        certificate: Option<&str>,
+    ) -> Result<BudgetCheck, Throttled> {
         let state = &self.state;
         let sizes = &state.table.budgets;
         let budget = &state.client.budget;
-        budget.check(sizes, &state.credentials, cluster, request)
+        budget.check(sizes, &state.credentials, cluster, (request, certificate))
     }
 
     /// Notes the status code with which the apiserver has answered a request.

@@ -609,7 +609,7 @@ mod tests {
             let request = Request::get("/").header(header::AUTHORIZATION, "Bearer x");
             let (head, ()) = request.body(()).unwrap().into_parts();
             place.begin_request();
-            let check = place.check_budget("main", &head).unwrap();
+            let check = place.check_budget("main", &head, None).unwrap();
             if let Some(answer) = answer {
                 place.answered(check, StatusCode::from_u16(answer).unwrap());
             }
@@ -647,7 +647,7 @@ mod tests {
         let (head, ()) = request.body(()).unwrap().into_parts();
         let refused = |client| {
             let place = table.enter(peer(client), false).unwrap();
-            let Ok(check) = place.check_budget("main", &head) else {
+            let Ok(check) = place.check_budget("main", &head, None) else {
                 return false;
             };
             place.answered(check, StatusCode::UNAUTHORIZED);

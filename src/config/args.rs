@@ -119,7 +119,7 @@ pub struct ServeArgs {
     #[arg(env = "KUBE_TLS_PROXY_NO_ACCESS_LOG", help_heading = LOGGING)]
     pub no_access_log: Option<String>,
 
-    /// How to show the users whom the apiserver has verified: subject, hash or off [default: off]
+    /// How log and status page name users: subject, hash or off [default: off]
     #[arg(long, value_name = "CHOICE")]
     #[arg(env = "KUBE_TLS_PROXY_LOG_USER", help_heading = LOGGING)]
     pub log_user: Option<String>,

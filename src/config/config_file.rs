@@ -90,10 +90,30 @@ pub(super) struct ClusterEntry {
     /// Or: true for the cluster of the pod that the proxy runs in.
     #[serde(default)]
     pub(super) in_cluster: bool,
+    /// Users with client certificates, whom the proxy names to the apiserver as a front proxy.
+    #[schemars(with = "Option<ClientCertificatesEntry>")]
+    pub(super) client_certificates: Option<Spanned<ClientCertificatesEntry>>,
     /// Who may send what; the first rule that matches decides, and a request that none matches is denied. By default every
     /// request may pass.
     #[schemars(with = "Option<Vec<AccessRuleEntry>>")]
     pub(super) access: Option<Spanned<Vec<Spanned<AccessRuleEntry>>>>,
+}
+
+/// Which client certificates count, and the certificate with which the proxy names their owners to the apiserver.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct ClientCertificatesEntry {
+    /// PEM file with the CAs that issue the certificates of clients.
+    #[schemars(with = "String")]
+    pub(super) ca: Parsed<FilePath>,
+    /// PEM file with the revocation list of each of these CAs; without it nothing is checked for revocation.
+    #[schemars(with = "Option<String>")]
+    pub(super) crl: Option<Parsed<FilePath>>,
+    /// The certificate of a front proxy, from the CA of `--requestheader-client-ca-file`, and its key.
+    pub(super) front_proxy: CertificateEntry,
+    /// Whether users and groups may have names that begin with `system:`.
+    #[serde(default)]
+    pub(super) allow_system: bool,
 }
 
 /// Where an apiserver is and how it is verified.

@@ -118,6 +118,21 @@ pub struct ClusterConfig {
     pub access: Vec<AccessRule>,
     /// Whether connections for its hosts are passed on as they are, so that each client speaks TLS with the apiserver.
     pub passthrough: bool,
+    /// How client certificates are used; `None` if none is asked for.
+    pub client_certificates: Option<ClientCertificatesConfig>,
+}
+
+/// Which client certificates count, and how the apiserver is told who their owner is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificatesConfig {
+    /// PEM, the CAs that issue them.
+    pub ca: PathBuf,
+    /// PEM, the certificates that these CAs have revoked.
+    pub crl: Option<PathBuf>,
+    /// The certificate of the proxy as a front proxy.
+    pub front_proxy: IdentityFiles,
+    /// Whether users and groups may have names that begin with `system:`.
+    pub allow_system: bool,
 }
 
 /// The host that requests ask an apiserver for.

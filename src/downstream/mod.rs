@@ -1,6 +1,7 @@
 //! Takes one accepted connection through its TLS handshake, and serves HTTP/1.1 or HTTP/2 on
 //! it. ALPN alone chooses the protocol. A connection for a passthrough host leaves here after its `ClientHello`.
 
+mod client_auth;
 mod handshake_log;
 mod http1;
 mod http2;
@@ -13,13 +14,17 @@ use std::{error::Error, io, sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use rustls::{
     ServerConfig, ServerConnection,
-    server::{Acceptor, ClientHello, ProducesTickets, ResolvesServerCert},
+    server::{
+        Acceptor, ClientHello, NoClientAuth, ProducesTickets, ResolvesServerCert,
+        danger::ClientCertVerifier,
+    },
     sign::CertifiedKey,
 };
 use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use tracing::debug;
 
+pub use client_auth::asking_server_config;
 pub use handshake_log::HandshakeLog;
 use passthrough::Greeting;
 
@@ -31,7 +36,10 @@ use crate::{
     memory::MemoryPressure,
     metrics::{Connected, Handshake, Limit, Protocol},
     pki::{self, Identity},
-    proxy::{self, ClientConnection, CredentialCache, PassedClient, Routes},
+    proxy::{
+        self, ClientCertificates, ClientConnection, CredentialCache, PassedClient,
+        PresentedCertificate, Routes,
+    },
     socket,
     text::error_chain,
     transport::{LINGER, ReadAhead, send_last},
@@ -47,7 +55,7 @@ pub(crate) const FUZZ: [fn(&[u8]); 3] = {
 /// Everything that a reload replaces, as one value.
 #[derive(Debug)]
 pub struct Snapshot {
-    /// Read once per handshake.
+    /// Read once per handshake, unless a route asks for certificates under the name of the client.
     pub tls: Arc<ServerConfig>,
     /// Read once per request, and once after the handshake for its SNI.
     pub routes: Arc<Routes>,
@@ -145,6 +153,7 @@ async fn serve(
     // It fails only for a dead socket, which the next read reports.
     socket::set_user_timeout(stream.get_ref().0.tcp(), &shared.timeouts).ok();
     let (protocol, sni) = negotiated(stream.get_ref().1);
+    let certificate = presented_certificate(stream.get_ref().1, &snapshot, &shared);
     let local = stream.get_ref().0.tcp().local_addr().ok();
     let counters = Arc::clone(context.counters());
     counters.handshakes.count(Handshake::Ok);
@@ -155,6 +164,7 @@ async fn serve(
         sni: sni.filter(|name| snapshot.routes.serves(name)),
         local,
         forwarded_for: ClientConnection::forwarded_for(peer),
+        certificate,
         leases: ClientLeases::new(context),
         limits: shared.limits.clone(),
         hints: shared.hints,
@@ -181,6 +191,21 @@ async fn serve(
         connected.counters().limits_hit.count(Limit::ClientPlaces);
         debug!(client.address = %peer, "connection closed to make room for another client");
     }
+}
+
+/// The certificate of the client, if it was asked for one and has presented it.
+fn presented_certificate(
+    session: &ServerConnection,
+    snapshot: &Snapshot,
+    shared: &Arc<Shared>,
+) -> Option<Arc<PresentedCertificate>> {
+    let route = snapshot.routes.asking_under(session.server_name())?;
+    let chain = session.peer_certificates()?;
+    let chain = chain.iter().map(|one| one.clone().into_owned()).collect();
+    let shared = Arc::clone(shared);
+    let routes = move || Arc::clone(&shared.snapshot.load().routes);
+    let presented = PresentedCertificate::new(route.cluster.name(), chain, Box::new(routes));
+    Some(Arc::new(presented))
 }
 
 fn ended_early(peer: PeerAddr, error: &(dyn Error + 'static)) {
@@ -277,13 +302,22 @@ impl HandshakeError {
 /// Never: aws-lc-rs supports both versions of TLS.
 #[must_use]
 pub fn server_config(identities: &[Identity], tickets: Arc<dyn ProducesTickets>) -> ServerConfig {
+    let mut config = with_client_auth(identities, Arc::new(NoClientAuth));
+    config.ticketer = tickets;
+    config
+}
+
+/// Settings that present one of `identities` and treat the certificates of clients like this.
+fn with_client_auth(
+    identities: &[Identity],
+    verifier: Arc<dyn ClientCertVerifier>,
+) -> ServerConfig {
     let mut config = ServerConfig::builder_with_provider(pki::provider())
         .with_safe_default_protocol_versions()
         .expect("aws-lc-rs supports TLS 1.2 and 1.3")
-        .with_no_client_auth()
+        .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::new(CertificateBySni::new(identities)));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    config.ticketer = tickets;
     config
 }
 
@@ -319,6 +353,11 @@ async fn handshake(
             LazyConfigAcceptor::new(Acceptor::default(), stream).await?
         };
         server_name = Some(hello.client_hello().server_name().map(str::to_owned));
+        let asking = snapshot
+            .routes
+            .asking_under(hello.client_hello().server_name());
+        let asking = asking.and_then(|route| route.certificates.as_deref());
+        let config = Arc::clone(asking.map_or(&snapshot.tls, ClientCertificates::tls));
         let slots = [&client.handshakes, &shared.handshakes];
         if slots.iter().any(|slots| slots.available_permits() == 0) {
             context.counters().limits_hit.count(Limit::Handshakes);
@@ -338,7 +377,6 @@ async fn handshake(
         let limit_buffer =
             |connection: &mut ServerConnection| connection.set_buffer_limit(Some(MAX_TLS_BUFFER));
         // In the future, because this call already exchanges keys and signs, which takes most of the time.
-        let config = Arc::clone(&snapshot.tls);
         let handshake = async { hello.into_stream_with(config, limit_buffer).await };
         let stream = context.client_turns().run(handshake).await?;
         Ok(HandshakeOutcome::Terminated(Box::new(stream)))

@@ -217,6 +217,8 @@ label! {
         Upload = "upload",
         /// The apiserver broke the protocol.
         Protocol = "protocol",
+        /// The front-proxy certificate has expired.
+        FrontProxy = "front_proxy",
     }
 }
 

@@ -2,7 +2,8 @@
 //! on the status page.
 //!
 //! It never prints a query string, a subprotocol, or a header value other than the user agent, the host, the id of the
-//! request and the audit ID, because each of the others can be a token.
+//! request and the audit ID, because each of the others can be a token. The name of the user comes from a token, but only from
+//! one that the apiserver has verified (`end_user`).
 
 use std::{
     fmt::Display,

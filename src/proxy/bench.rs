@@ -66,6 +66,7 @@ impl Counting {
         target.clone_into(request.uri_mut());
         Self {
             downstream: ClientConnection {
+                certificate: None,
                 peer: PeerAddr(peer),
                 sni: None,
                 local: None,

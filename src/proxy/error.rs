@@ -30,6 +30,9 @@ pub enum Error {
     /// user's token along.
     #[error("the apiserver redirected an upgrade request")]
     RedirectedUpgrade,
+    /// The certificate has expired with which the proxy tells the apiserver who the owner of a client certificate is.
+    #[error("the front-proxy certificate has expired")]
+    FrontProxyExpired,
 }
 
 impl Error {
@@ -47,6 +50,7 @@ impl Error {
             Self::UnexpectedProtocol | Self::RedirectedUpgrade => {
                 Ending::by_apiserver(EndReason::Protocol)
             }
+            Self::FrontProxyExpired => Ending::by_proxy(EndReason::NoConnection),
         }
     }
 
@@ -58,7 +62,8 @@ impl Error {
             | Self::Rejected(_)
             | Self::Denied(_)
             | Self::UnexpectedProtocol
-            | Self::RedirectedUpgrade => false,
+            | Self::RedirectedUpgrade
+            | Self::FrontProxyExpired => false,
         }
     }
 
@@ -69,6 +74,7 @@ impl Error {
             Self::Denied(_) => ErrorReason::Denied,
             Self::Upstream(error) => upstream_reason(error),
             Self::UnexpectedProtocol | Self::RedirectedUpgrade => ErrorReason::Protocol,
+            Self::FrontProxyExpired => ErrorReason::FrontProxy,
         }
     }
 }
@@ -116,7 +122,10 @@ pub(super) fn record(
         Error::Rejected(_) | Error::Denied(_) | Error::Upstream(UpstreamError::Upload { .. }) => {
             log_line!(debug, "request refused");
         }
-        Error::Upstream(_) | Error::UnexpectedProtocol | Error::RedirectedUpgrade => {
+        Error::Upstream(_)
+        | Error::UnexpectedProtocol
+        | Error::RedirectedUpgrade
+        | Error::FrontProxyExpired => {
             log_line!(warn, "request failed");
         }
     }
@@ -147,7 +156,8 @@ pub(super) fn cause(error: &Error) -> String {
         Error::Rejected(_)
         | Error::Denied(_)
         | Error::UnexpectedProtocol
-        | Error::RedirectedUpgrade => chain.to_string(),
+        | Error::RedirectedUpgrade
+        | Error::FrontProxyExpired => chain.to_string(),
     }
 }
 
@@ -193,7 +203,8 @@ fn exceeded_limit(error: &Error) -> Option<Limit> {
         Error::Denied(_)
         | Error::Upstream(_)
         | Error::UnexpectedProtocol
-        | Error::RedirectedUpgrade => return None,
+        | Error::RedirectedUpgrade
+        | Error::FrontProxyExpired => return None,
     };
     match rejection {
         Rejection::HeaderFields(_) => Some(Limit::HeaderFields),
@@ -217,6 +228,8 @@ fn exceeded_limit(error: &Error) -> Option<Limit> {
         | Rejection::Expectation
         | Rejection::UpgradeWithBody
         | Rejection::UpgradeCheck
+        | Rejection::Certificate(_)
+        | Rejection::CertificateOfOtherHost
         | Rejection::Credential(_)
         | Rejection::AmbiguousPath => None,
     }

@@ -36,7 +36,7 @@ pub(super) fn add<B>(response: &mut Response<B>, has_credential: bool) {
 }
 
 /// `text` must need no escape in a quoted string (RFC 9110 §5.6.4).
-fn append<B>(response: &mut Response<B>, text: &str) {
+pub(super) fn append<B>(response: &mut Response<B>, text: &str) {
     if let Ok(warning) = HeaderValue::try_from(format!("299 kube-tls-proxy \"{text}\"")) {
         response.headers_mut().append(header::WARNING, warning);
     }

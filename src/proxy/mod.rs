@@ -15,6 +15,7 @@ mod end_user;
 mod error;
 mod headers;
 mod hints;
+mod identity;
 mod passthrough;
 mod policy;
 mod request_id;
@@ -43,6 +44,8 @@ pub use access::{AccessRules, Denial, is_open};
 pub use body::{Body, Cut};
 pub use credential::{CredentialCache, CredentialError};
 pub use error::Error;
+pub(crate) use identity::certificate_ended;
+pub use identity::{CertificateRefusal, ClientCertificates, PresentedCertificate};
 pub(crate) use passthrough::{PassedClient, pass};
 pub(crate) use policy::UPGRADE_CHECK;
 pub use policy::{Rejection, Route, Routes};
@@ -53,10 +56,11 @@ use crate::{
     drain::Drain,
     hosts::PeerAddr,
     metrics::{ClusterSlot, Connected},
-    upstream::{ClientLeases, Cluster, RequestBody, UpstreamError},
+    upstream::{ClientLeases, Cluster, RequestBody, UpstreamError, UpstreamRequest},
 };
 use access_log::AccessLog;
 use body::Content;
+use credential::CredentialPlace;
 use headers::Forwarded;
 use policy::{Admitted, ConnectionNames, UpgradeToken};
 use request_id::RequestId;
@@ -74,6 +78,8 @@ pub struct ClientConnection {
     pub local: Option<SocketAddr>,
     /// The value of `X-Forwarded-For`.
     pub forwarded_for: HeaderValue,
+    /// The certificate that the client has presented, if it was asked for one.
+    pub certificate: Option<Arc<PresentedCertificate>>,
     /// The upstream connections of this client.
     pub leases: ClientLeases,
     /// Bounds on requests.
@@ -104,14 +110,15 @@ impl ClientConnection {
     }
 }
 
-/// The fuzz bodies of this module: header rewriting, the host policy, the path reader, the events of watches and
-/// credentials.
-pub(crate) const FUZZ: [fn(&[u8]); 5] = [
+/// The fuzz bodies of this module: header rewriting, the host policy, the path reader, the events of watches,
+/// credentials and access rules.
+pub(crate) const FUZZ: [fn(&[u8]); 6] = [
     headers::fuzz,
     policy::fuzz,
     request_info::fuzz,
     watch::fuzz,
     credential::fuzz,
+    access::fuzz,
 ];
 
 /// The response to a request whose head cannot be parsed, so that it does not reach [`handle`].
@@ -220,13 +227,19 @@ async fn forward(
     let admitted = policy::admit(&head, routes, &downstream.limits, names)?;
     let cluster = &admitted.route.cluster;
     log.routed(cluster.label());
+    let user = identity::authenticate(&admitted.route, downstream, &head)?;
     if let Some(rules) = &admitted.route.access {
         let client = downstream.peer.0.ip();
-        rules.check(&head, client, admitted.upgrade, &downstream.credentials)?;
+        let credential = match &user {
+            Some(_) => CredentialPlace::Certificate,
+            None => CredentialPlace::Fields(&downstream.credentials),
+        };
+        rules.check(&head, client, admitted.upgrade, credential)?;
     }
     let place = downstream.connected.place();
+    let certificate = user.as_ref().map(|user| user.credential());
     let check = place
-        .check_budget(cluster.name(), &head)
+        .check_budget(cluster.name(), &head, certificate)
         .map_err(Rejection::Throttled)?;
     let failed = |error: &Error| {
         // A client that breaks off its own upload may have tried a credential.
@@ -236,16 +249,28 @@ async fn forward(
     };
     prepare(&mut head, downstream, &admitted, log.id())?;
     let logged = routes.logged_user();
-    let claimed = if log.shows_user() {
-        end_user::claimed(logged, &head, admitted.upgrade, &downstream.credentials)
-    } else {
-        None
+    let claimed = match &user {
+        _ if !log.shows_user() => None,
+        Some(user) => {
+            log.set_user(end_user::of_certificate(user.name(), logged));
+            None
+        }
+        None => end_user::claimed(logged, &head, admitted.upgrade, &downstream.credentials),
+    };
+    let request = match (&user, &admitted.route.certificates) {
+        (Some(user), Some(certificates)) => {
+            UpstreamRequest::for_user(certificates.front_proxy(), &user.fields, head)
+        }
+        (Some(_) | None, _) => UpstreamRequest::from_client(cluster, head),
     };
     if let Some(token) = admitted.upgrade {
-        let forwarded = upgrade::forward(downstream, cluster, head, body, token, log);
+        let forwarded = upgrade::forward(downstream, request, body, token, log);
         // On the heap, so that the future of every other request stays smaller.
         let mut forwarded = Box::pin(forwarded).await.inspect_err(failed)?;
         place.answered(check, forwarded.status());
+        if let Some(user) = &user {
+            user.answered(downstream, cluster.name(), &mut forwarded);
+        }
         let headers = forwarded.headers();
         log.set_user(end_user::verified(
             claimed,
@@ -261,7 +286,7 @@ async fn forward(
     log.set_received(body.received());
     let response = downstream
         .leases
-        .send(cluster, head, body)
+        .send(request, body)
         .await
         .map_err(Error::from)
         .inspect_err(failed)?;
@@ -282,6 +307,9 @@ async fn forward(
     };
     headers::rewrite_response(&mut head.headers);
     let mut response = Response::from_parts(head, Body::new(content));
+    if let Some(user) = &user {
+        user.answered(downstream, cluster.name(), &mut response);
+    }
     if downstream.hints {
         hints::add(&mut response, check.has_credential());
     }

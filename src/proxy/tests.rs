@@ -4,7 +4,7 @@
 use std::{future::Future, time::Duration};
 
 use super::{ClientConnection, Routes, access_log::AccessLog, handle, tunnel, upgrade};
-use crate::{http1::Upgraded, upstream::Cluster};
+use crate::{http1::Upgraded, upstream::UpstreamRequest};
 
 /// The size of the future that this function returns.
 fn size<A, F: Future>(_: impl FnOnce(A) -> F) -> usize {
@@ -26,12 +26,12 @@ fn future_of_request_stays_small() {
 fn futures_of_upgrade_and_tunnel_stay_small() {
     type References = (
         &'static ClientConnection,
-        &'static Cluster,
+        UpstreamRequest<'static>,
         &'static mut AccessLog,
     );
     let upgrade = size(
-        |((downstream, cluster, log), head, body, token): (References, _, _, _)| {
-            upgrade::forward(downstream, cluster, head, body, token, log)
+        |((downstream, request, log), body, token): (References, _, _)| {
+            upgrade::forward(downstream, request, body, token, log)
         },
     );
     assert!(upgrade <= MAX_UPGRADE, "until the 101: {upgrade} bytes");

@@ -6,7 +6,7 @@ use crate::{
     quote,
 };
 
-use super::Material;
+use super::{ClientMaterial, Material};
 
 /// The differences between two snapshots. Each list is text for the log; an empty one means no change.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -60,11 +60,17 @@ fn clusters(old: &Material, new: &Material) -> Vec<String> {
         all.position(|(cluster, _)| cluster.name == name)
     };
     let mut changes = Vec::new();
-    for (cluster, trust) in &new.clusters {
+    let certificates = new.client_certificates.iter();
+    for ((cluster, trust), certificates) in new.clusters.iter().zip(certificates) {
         let name = &cluster.name;
-        match find(old, name).and_then(|at| old.clusters.get(at)) {
+        let at = find(old, name);
+        match at.and_then(|at| old.clusters.get(at)) {
             None => changes.push(format!("{name}: new")),
             Some((before, trusted)) => {
+                let before_certificates = at.and_then(|at| old.client_certificates.get(at));
+                if !ClientMaterial::are_same(certificates, before_certificates.unwrap_or(&None)) {
+                    changes.push(format!("{name}: client certificates"));
+                }
                 if !is_same(before, cluster) {
                     changes.push(format!("{name}: settings"));
                 }

@@ -7,25 +7,26 @@ mod changes;
 mod clusters;
 mod material;
 
-use std::{path::PathBuf, sync::Arc, time::SystemTime};
+use std::{mem, path::PathBuf, sync::Arc, time::SystemTime};
 
 use rustls::{crypto::aws_lc_rs::Ticketer, server::ProducesTickets};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 pub use changes::ReloadChanges;
-pub use material::Material;
+pub use material::{ClientMaterial, Material};
 
 use crate::{
     config::{Config, ConfigError, LoggedUser},
-    downstream::{Snapshot, server_config},
+    downstream::{Snapshot, asking_server_config, server_config},
     metrics::ClusterLabels,
     pki::{Identity, PkiError},
-    proxy::{AccessRules, Route, Routes},
+    proxy::{AccessRules, ClientCertificates, Route, Routes},
     text::error_chain,
-    upstream::Cluster,
+    upstream::{Cluster, FrontProxy},
 };
-use clusters::build_clusters;
+use clusters::{build_clusters, build_front_proxies};
 use material::{ContentHash, files_of};
 
 /// Reads the configuration; called again for every reload.
@@ -74,6 +75,12 @@ pub struct ReloadReport {
 pub struct Reloader {
     tickets: Arc<dyn ProducesTickets>,
     labels: ClusterLabels,
+    /// For each cluster of the current snapshot.
+    front_proxies: Vec<Option<Arc<FrontProxy>>>,
+    /// Of the current snapshot: cancelled when another one is in use.
+    replaced: CancellationToken,
+    /// Of older snapshots.
+    retired: Vec<CancellationToken>,
     /// The configuration at the start; a part of it cannot be reloaded.
     started: Config,
     config: Config,
@@ -105,7 +112,16 @@ impl Reloader {
         let tickets = Ticketer::new()?;
         let mut labels = ClusterLabels::default();
         let clusters = build_clusters(&material, None, &mut labels)?;
-        let snapshot = snapshot(&material, &clusters, &tickets, config.log.user);
+        let front_proxies = build_front_proxies(&material, &clusters, None);
+        let replaced = CancellationToken::new();
+        let snapshot = snapshot(
+            &material,
+            &clusters,
+            &front_proxies,
+            &tickets,
+            &replaced,
+            config.log.user,
+        );
         let valid_until = material.next_expiry(now);
         let report = ReloadReport {
             material: Arc::new(material),
@@ -120,6 +136,9 @@ impl Reloader {
         let reloader = Self {
             tickets,
             labels,
+            front_proxies,
+            replaced,
+            retired: Vec::new(),
             started: config.clone(),
             files: files_of(&config),
             config,
@@ -164,7 +183,11 @@ impl Reloader {
 
     /// Shows the result of the last reload to the readers of [`Reloader::report`]. Call it after the snapshot is
     /// in use.
-    pub fn publish(&self) {
+    pub fn publish(&mut self) {
+        // Connections verify their certificates again, against the snapshot that is in use now.
+        for replaced in self.retired.drain(..) {
+            replaced.cancel();
+        }
         self.published.send_replace(self.report.clone());
     }
 
@@ -242,6 +265,7 @@ impl Reloader {
         let mut labels = self.labels.clone();
         let clusters = build_clusters(&material, Some(self), &mut labels)?;
         self.labels = labels;
+        let front_proxies = build_front_proxies(&material, &clusters, Some(self));
         let same_clusters = clusters.len() == self.report.clusters.len()
             && clusters
                 .iter()
@@ -253,7 +277,8 @@ impl Reloader {
         let unchanged = same_clusters
             && same_hosts
             && changes.settings.is_empty()
-            && material.presents_the_same(&self.report.material);
+            && material.presents_the_same(&self.report.material)
+            && material.has_same_clients(&self.report.material);
         if !unchanged {
             self.changes = changes;
         }
@@ -263,13 +288,18 @@ impl Reloader {
         self.valid_until = material.next_expiry(now);
         (self.config, self.files) = (config, files);
         (self.report.material, self.report.clusters) = (Arc::new(material), clusters);
+        self.front_proxies = front_proxies;
         if unchanged {
             return Ok(None);
         }
+        let replaced = mem::replace(&mut self.replaced, CancellationToken::new());
+        self.retired.push(replaced);
         Ok(Some(snapshot(
             &self.report.material,
             &self.report.clusters,
+            &self.front_proxies,
             &self.tickets,
+            &self.replaced,
             self.config.log.user,
         )))
     }
@@ -308,17 +338,21 @@ struct FailedReload {
 fn snapshot(
     material: &Material,
     clusters: &[Arc<Cluster>],
+    front_proxies: &[Option<Arc<FrontProxy>>],
     tickets: &Arc<dyn ProducesTickets>,
+    replaced: &CancellationToken,
     user: LoggedUser,
 ) -> Snapshot {
     let mut routes = Routes::default();
     routes.set_logged_user(user);
+    let certificates = client_certificates(material, front_proxies, replaced);
+    let configured = clusters.iter().zip(&material.clusters);
     let mut terminated = Vec::new();
     // First, so that a passthrough host is never terminated because a certificate has its name.
-    for (cluster, (config, _)) in clusters.iter().zip(&material.clusters) {
+    for ((cluster, (config, _)), certificates) in configured.zip(certificates) {
         let route = Route {
             access: AccessRules::new(&config.name, &config.access),
-            ..Route::new(Arc::clone(cluster))
+            ..Route::new(Arc::clone(cluster)).with_certificates(certificates)
         };
         let route = Arc::new(route);
         for host in &config.hosts {
@@ -340,6 +374,31 @@ fn snapshot(
         tls: Arc::new(server_config(&material.identities, Arc::clone(tickets))),
         routes: Arc::new(routes),
     }
+}
+
+/// How each cluster of a new snapshot uses client certificates.
+fn client_certificates(
+    material: &Material,
+    front_proxies: &[Option<Arc<FrontProxy>>],
+    replaced: &CancellationToken,
+) -> Vec<Option<Arc<ClientCertificates>>> {
+    let clusters = material.clusters.iter().zip(&material.client_certificates);
+    let each = clusters.zip(front_proxies);
+    each.map(|(((config, _), clients), front_proxy)| {
+        let (clients, front_proxy) = (clients.as_ref()?, front_proxy.as_ref()?);
+        let section = config.client_certificates.as_ref()?;
+        let certificates = ClientCertificates::new(
+            Arc::clone(&clients.ca),
+            Arc::clone(front_proxy),
+            Arc::new(asking_server_config(
+                &material.identities,
+                clients.ca.names(),
+            )),
+            replaced.clone(),
+        );
+        Some(Arc::new(certificates.allowing_system(section.allow_system)))
+    })
+    .collect()
 }
 
 /// How often files that change while they are read are read again at once.

@@ -66,6 +66,7 @@ impl World {
                 request_host: RequestHost::Client,
                 passthrough: false,
                 trust: TrustSource::File(file("ca.crt")),
+                client_certificates: None,
                 access: Vec::new(),
             }],
             limits: Limits::default(),

@@ -9,6 +9,7 @@
     reason = "the whole crate is tests, including the functions without #[test]; a test has no Drain"
 )]
 
+mod access;
 mod certificates;
 mod configuration;
 mod healthy;

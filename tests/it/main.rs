@@ -17,6 +17,7 @@ mod access;
 mod admin;
 mod authority;
 mod binary;
+mod certificates;
 mod drain;
 mod early_responses;
 mod endpoints;

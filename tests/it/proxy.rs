@@ -112,6 +112,7 @@ impl World {
                 request_host: RequestHost::Client,
                 passthrough: false,
                 trust: TrustSource::File(ca),
+                client_certificates: None,
                 access: Vec::new(),
             }],
             limits: Limits::default(),
@@ -249,6 +250,15 @@ impl Proxy {
     /// Makes the proxy reload its files now.
     pub(crate) fn reload(&self) {
         self.reload_now.notify_one();
+    }
+
+    /// Makes the proxy reload files of which one is invalid, and waits until that has failed.
+    pub(crate) async fn fail_to_reload(&self) {
+        let mut report = self.report.clone();
+        let before = report.borrow().failed;
+        self.reload();
+        let failed = report.wait_for(|report| report.failed > before);
+        drop(within("the reload to fail", failed).await.unwrap());
     }
 
     /// The health of the endpoint at `address`.

@@ -110,6 +110,7 @@ fn flags_alone_give_defaults() {
                 request_host: RequestHost::Client,
                 passthrough: false,
                 trust: TrustSource::File("/ca.crt".into()),
+                client_certificates: None,
                 access: Vec::new(),
             }],
             limits: Limits {
@@ -371,6 +372,7 @@ clusters:
             request_host: RequestHost::Client,
             passthrough: false,
             trust: TrustSource::File(etc.join("../one.crt")),
+            client_certificates: None,
             access: Vec::new(),
         },
         ClusterConfig {
@@ -385,6 +387,7 @@ clusters:
             request_host: RequestHost::Upstream,
             passthrough: false,
             trust: TrustSource::File(etc.join("../sub/y.crt")),
+            client_certificates: None,
             access: Vec::new(),
         },
         ClusterConfig {
@@ -399,6 +402,7 @@ clusters:
             request_host: RequestHost::Client,
             passthrough: false,
             trust: TrustSource::File(scratch.path().join("sa/ca.crt")),
+            client_certificates: None,
             access: Vec::new(),
         },
     ];

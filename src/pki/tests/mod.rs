@@ -23,7 +23,9 @@ fn identity(certificate: &str, key: &str) -> Result<Identity, PkiFileError> {
     };
     Identity::load(&files, now()).map_err(|error| match error {
         PkiError::Certificate { source, .. } | PkiError::Key { source, .. } => *source,
-        PkiError::Trust { .. } | PkiError::Named { .. } => panic!("an identity has no anchors"),
+        PkiError::Trust { .. } | PkiError::Revocation { .. } | PkiError::Named { .. } => {
+            panic!("an identity has no anchors")
+        }
     })
 }
 

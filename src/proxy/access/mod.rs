@@ -15,7 +15,7 @@ use http::{Method, Uri, header, request::Parts};
 
 use super::{
     Error, Rejection,
-    credential::{CredentialCache, CredentialError, Credentials},
+    credential::{CredentialCache, CredentialError, CredentialPlace, Credentials},
     policy::UpgradeToken,
     request_info::RequestInfo,
 };
@@ -93,9 +93,9 @@ impl AccessRules {
         head: &Parts,
         client: IpAddr,
         upgrade: Option<UpgradeToken>,
-        cache: &CredentialCache,
+        place: CredentialPlace<'_>,
     ) -> Result<(), Error> {
-        let (decision, kind) = self.decide(head, client, upgrade, cache)?;
+        let (decision, kind) = self.decide(head, client, upgrade, place)?;
         let AccessDecision::Denied(rule) = decision else {
             return Ok(());
         };
@@ -106,23 +106,20 @@ impl AccessRules {
         } else {
             &resource
         };
-        let credentials = Credentials::read(&head.headers, upgrade, cache);
-        let named = rule.and_then(|rule| self.rules.get(usize::from(rule).checked_sub(1)?));
-        let is_about_credential =
-            named.map_or(self.judges_credential, AccessRule::selects_credential);
+        let credentials = Credentials::of_request(&head.headers, upgrade, place);
         Err(Error::Denied(Box::new(Denial {
             cluster: Arc::clone(&self.cluster),
             rule,
             client: client.to_canonical(),
             asked: escape(asked, MAX_ASKED_CHARS).to_string(),
-            credential: kind.filter(|_| is_about_credential),
+            credential: kind,
             is_anonymous: credentials.is_ok_and(|credentials| {
                 credentials.kinds().all(|kind| kind == CredentialKind::None)
             }),
         })))
     }
 
-    /// The decision, and the kind of the credential that it is about.
+    /// The decision, and the kind of the credential that is denied if the rule looks at credentials.
     ///
     /// # Errors
     ///
@@ -132,7 +129,7 @@ impl AccessRules {
         head: &Parts,
         client: IpAddr,
         upgrade: Option<UpgradeToken>,
-        cache: &CredentialCache,
+        place: CredentialPlace<'_>,
     ) -> Result<(AccessDecision, Option<CredentialKind>), Rejection> {
         if self.judges_request && !path::has_one_meaning(&head.method, &head.uri) {
             return Err(Rejection::AmbiguousPath);
@@ -143,54 +140,44 @@ impl AccessRules {
             &head.method,
             head.headers.contains_key(header::UPGRADE),
         );
+        let asked = AskedBy {
+            client,
+            kind: CredentialKind::None,
+            issuer: None,
+            info: &info,
+            verb: None,
+            path: head.uri.path(),
+        };
         if !self.judges_credential {
-            if head
-                .headers
-                .get_all(header::AUTHORIZATION)
-                .iter()
-                .nth(1)
-                .is_some()
-            {
+            let mut lines = head.headers.get_all(header::AUTHORIZATION).iter();
+            if lines.nth(1).is_some() {
                 return Err(CredentialError::RepeatedAuthorization.into());
             }
-            let asked = AskedBy {
-                client,
-                kind: CredentialKind::None,
-                issuer: None,
-                info: &info,
-                verb: None,
-                path: head.uri.path(),
-            };
             return Ok((self.decide_all(asked, &verbs), None));
         }
-        let credentials = Credentials::read(&head.headers, upgrade, cache)?;
-        let tokens = credentials
-            .tokens()
-            .map(|token| (token.kind, token.issuer.as_deref()));
-        let kinds: Vec<_> = credentials.kinds().collect();
-        // A password alone counts as one here: a rule that denies `none` denies it too, unless an earlier rule allows it.
-        let is_password = kinds.contains(&CredentialKind::Basic);
-        let others = kinds
-            .iter()
-            .filter(|kind| !has_claims(**kind) && !(is_password && **kind == CredentialKind::None));
-        let others = others.map(|kind| (*kind, None));
-        let mut allowed = None;
-        for (kind, issuer) in tokens.chain(others) {
+        let credentials = Credentials::of_request(&head.headers, upgrade, place)?;
+        let mut decision = AccessDecision::Denied(None);
+        for (kind, issuer) in presented(&credentials) {
             let asked = AskedBy {
-                client,
                 kind,
                 issuer,
-                info: &info,
-                verb: None,
-                path: head.uri.path(),
+                ..asked
             };
-            match self.decide_all(asked, &verbs) {
-                decision @ AccessDecision::Allowed(_) => allowed = Some(decision),
-                denied @ AccessDecision::Denied(_) => return Ok((denied, Some(kind))),
+            decision = self.decide_all(asked, &verbs);
+            if let AccessDecision::Denied(rule) = decision {
+                return Ok((
+                    decision,
+                    Some(kind).filter(|_| self.is_about_credential(rule)),
+                ));
             }
         }
-        // Without a credential that could be judged, nothing allows the request.
-        Ok((allowed.unwrap_or(AccessDecision::Denied(None)), None))
+        Ok((decision, None))
+    }
+
+    /// Whether this rule looks at credentials; without a rule, whether any does.
+    fn is_about_credential(&self, rule: Option<u16>) -> bool {
+        let rule = rule.and_then(|rule| self.rules.get(usize::from(rule).checked_sub(1)?));
+        rule.map_or(self.judges_credential, AccessRule::selects_credential)
     }
 
     /// The decision about a request that could have each of these verbs.
@@ -308,13 +295,26 @@ fn verbs<'a>(info: &RequestInfo<'a>, method: &Method, is_upgrade: bool) -> Vec<O
     }
 }
 
-/// Whether a credential of this kind is a token.
-fn has_claims(kind: CredentialKind) -> bool {
-    use CredentialKind::{Basic, Certificate, Jwt, None, Opaque, ServiceAccount};
-    match kind {
-        ServiceAccount | Jwt | Opaque => true,
-        None | Certificate | Basic => false,
+/// The credentials of a request, each with its issuer. All of them must pass, because the apiserver accepts the first one
+/// that is valid. A password alone counts as a password: a rule that denies `none` denies it too, unless an earlier rule
+/// allows it.
+fn presented(credentials: &Credentials) -> Vec<(CredentialKind, Option<&str>)> {
+    let tokens = credentials.tokens();
+    let mut presented: Vec<_> = tokens
+        .map(|token| (token.kind, token.issuer.as_deref()))
+        .collect();
+    let others = [CredentialKind::Certificate, CredentialKind::Basic];
+    let is_present = |kind: &CredentialKind| credentials.kinds().any(|found| found == *kind);
+    presented.extend(
+        others
+            .into_iter()
+            .filter(is_present)
+            .map(|kind| (kind, None)),
+    );
+    if presented.is_empty() {
+        presented.push((CredentialKind::None, None));
     }
+    presented
 }
 
 /// Whether both are the same issuer. The apiserver takes the two spellings of Google for one.
@@ -410,7 +410,8 @@ pub(crate) fn explain(
     client: IpAddr,
 ) -> Result<(AccessDecision, Option<CredentialKind>), Rejection> {
     let upgrade = UpgradeToken::requested_by(head);
-    rules.decide(head, client, upgrade, &CredentialCache::default())
+    let cache = CredentialCache::default();
+    rules.decide(head, client, upgrade, CredentialPlace::Fields(&cache))
 }
 
 /// The decision of rules about a request without a credential, for the comparison with a real apiserver (tests/cluster).
@@ -422,6 +423,39 @@ pub fn is_open(rules: &AccessRules, method: &Method, uri: &Uri) -> Option<bool> 
     let (head, ()) = request.into_parts();
     let decision = explain(rules, &head, IpAddr::from([192, 0, 2, 1])).ok()?;
     Some(matches!(decision.0, AccessDecision::Allowed(_)))
+}
+
+/// Fuzz target: `bytes` are a path. Nothing panics, and a path that is open is also open in every other reading.
+pub(super) fn fuzz(bytes: &[u8]) {
+    let Ok(uri) = Uri::try_from([b"/", bytes].concat()) else {
+        return;
+    };
+    let deny = AccessRule {
+        resources: ["secrets", "pods/exec", "nodes/proxy"]
+            .map(str::parse)
+            .into_iter()
+            .flatten()
+            .collect(),
+        ..AccessRule::new(RuleEffect::Deny)
+    };
+    let close = AccessRule {
+        paths: ["/metrics", "/logs/*"]
+            .map(str::parse)
+            .into_iter()
+            .flatten()
+            .collect(),
+        ..AccessRule::new(RuleEffect::Deny)
+    };
+    let rules = [deny, close, AccessRule::new(RuleEffect::Allow)];
+    let rules = AccessRules::new("fuzz", &rules).expect("there are three rules");
+    if is_open(&rules, &Method::GET, &uri) == Some(true) {
+        for reading in path::readings(uri.path()) {
+            if let Ok(reading) = reading.parse::<Uri>() {
+                let found = is_open(&rules, &Method::GET, &reading);
+                assert_ne!(found, Some(false), "{uri} is open, but {reading} is not");
+            }
+        }
+    }
 }
 
 /// Characters of a resource or path in a message.

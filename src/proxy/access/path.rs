@@ -21,12 +21,21 @@ pub(super) fn has_one_meaning(method: &Method, uri: &Uri) -> bool {
     let Some(decoded) = decode(path) else {
         return false;
     };
-    // Not an escape, such as the `%` of `100%25`: decoding a second time changes nothing.
-    let twice = decode(&decoded).unwrap_or(Cow::Borrowed(&decoded));
-    let is_same = |reading: &str| is_same(reading, &decoded, method, uri);
-    [path, &decoded, &twice]
+    readings(path)
+        .iter()
+        .all(|reading| is_same(reading, &decoded, method, uri))
+}
+
+/// The path not decoded, decoded once and twice, each of them also normalized.
+pub(super) fn readings(path: &str) -> Vec<String> {
+    let once = decode(path).unwrap_or(Cow::Borrowed(path));
+    // What is no escape, such as the `%` of `100%25`, stays as it is.
+    let twice = decode(&once).unwrap_or(Cow::Borrowed(&once));
+    let plain = [path, &once, &twice];
+    let each = plain
         .into_iter()
-        .all(|reading| is_same(reading) && is_same(&normalized(reading)))
+        .flat_map(|path| [path.to_owned(), normalized(path)]);
+    each.collect()
 }
 
 /// Whether no server changes anything about the path. Nearly every path is like this.

@@ -1,5 +1,5 @@
 //! What the proxy reads from a request's method and target, against what the apiserver reads: its audit log names verb and object of
-//! every request, whatever the spelling.
+//! every request, whatever the spelling. An access rule about that verb and object must deny the request.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,7 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use http::{Method, Uri};
-use kube_tls_proxy::fuzz::{RequestAttributes, request_attributes};
+use kube_tls_proxy::config::{AccessRule, RuleEffect};
+use kube_tls_proxy::fuzz::{AccessRules, RequestAttributes, is_open, request_attributes};
 use serde_json::Value;
 
 use crate::process::run;
@@ -22,6 +23,8 @@ fn request_info_names_what_the_audit_log_names() {
     let events = events(&suite, &requests, &statuses);
     let mut compared = 0;
     let mut wrong = Vec::new();
+    let mut judged = [0; 3];
+    let mut previous = None;
     for (number, request) in requests.iter().enumerate() {
         let (method, target) = request.split_once(' ').unwrap();
         // The proxy refuses a target that this parser refuses.
@@ -37,11 +40,29 @@ fn request_info_names_what_the_audit_log_names() {
         compared += 1;
         let ours = request_attributes(&Method::from_bytes(method.as_bytes()).unwrap(), &uri);
         let theirs = attributes(event, target);
+        let method = Method::from_bytes(method.as_bytes()).unwrap();
+        let denied = rule_about(&theirs, &uri).map(|rule| is_denied(rule, &method, &uri));
+        let other = previous.replace((rule_about(&theirs, &uri), theirs.clone()));
+        let other = other.filter(|(_, other)| !overlap(other, &theirs));
+        let other = other
+            .and_then(|(rule, _)| rule)
+            .map(|rule| is_denied(rule, &method, &uri));
+        match (denied, other) {
+            (Some(Some(true)), None | Some(Some(false) | None)) => judged[0] += 1,
+            (Some(None), None | Some(Some(false) | None)) => judged[1] += 1,
+            // No rule can name this object, so its spelling must be refused.
+            (None, _) if refuses(&method, &uri) => judged[2] += 1,
+            decisions => wrong.push(format!(
+                "{request}\n  {theirs:?}\n  decisions {decisions:?}"
+            )),
+        }
         if ours != theirs {
             wrong.push(format!("{request}\n  ours   {ours:?}\n  theirs {theirs:?}"));
         }
     }
     eprintln!("{compared} of {} requests compared", requests.len());
+    eprintln!("denied, refused, nameless: {judged:?}");
+    assert!(judged[0] >= 300, "{judged:?}");
     assert!(
         wrong.is_empty(),
         "{} differ:\n{}",
@@ -49,6 +70,59 @@ fn request_info_names_what_the_audit_log_names() {
         wrong.join("\n")
     );
     assert!(compared >= 300, "{compared} requests have an audit event");
+}
+
+/// A rule that denies exactly what the audit log names. `None` if no rule can name it.
+fn rule_about(theirs: &RequestAttributes, uri: &Uri) -> Option<AccessRule> {
+    let mut rule = AccessRule::new(RuleEffect::Deny);
+    if !theirs.verb.is_empty() {
+        rule.verbs = vec![theirs.verb.parse().ok()?];
+    }
+    if theirs.resource.is_empty() {
+        rule.paths = vec![uri.path().parse().ok()?];
+        return Some(rule);
+    }
+    let group = Some(theirs.group.as_str())
+        .filter(|group| !group.is_empty())
+        .unwrap_or("core");
+    let mut resource = format!("{group}/{}", theirs.resource);
+    if !theirs.subresource.is_empty() {
+        resource = format!("{resource}/{}", theirs.subresource);
+    }
+    rule.resources = vec![resource.parse().ok()?];
+    if !theirs.namespace.is_empty() {
+        rule.namespaces = vec![theirs.namespace.parse().ok()?];
+    }
+    Some(rule)
+}
+
+/// Whether this rule denies a request that is open otherwise. `None` if the proxy refuses its spelling.
+fn is_denied(rule: AccessRule, method: &Method, uri: &Uri) -> Option<bool> {
+    let rules = [rule, AccessRule::new(RuleEffect::Allow)];
+    let rules = AccessRules::new("suite", &rules).unwrap();
+    is_open(&rules, method, uri).map(|is_open| !is_open)
+}
+
+/// Whether a rule about verbs makes the proxy refuse the spelling, or denies everything.
+fn refuses(method: &Method, uri: &Uri) -> bool {
+    let rule = AccessRule {
+        resources: vec!["*".parse().unwrap()],
+        ..AccessRule::new(RuleEffect::Deny)
+    };
+    // A path such as `/api/v1/watch` names no resource, and the rule for all of them has it.
+    is_denied(rule, method, uri) != Some(false)
+}
+
+/// Whether a rule about one of these may also deny the other: exec has two verbs, and a rule for a namespace includes all of them.
+fn overlap(one: &RequestAttributes, other: &RequestAttributes) -> bool {
+    let object = |of: &RequestAttributes| {
+        (
+            of.group.clone(),
+            of.resource.clone(),
+            of.subresource.clone(),
+        )
+    };
+    object(one) == object(other)
 }
 
 /// Sends the requests directly. Nothing they ask for happens, because the impersonated user may do nothing.

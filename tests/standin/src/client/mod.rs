@@ -18,10 +18,13 @@ mod tls;
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock},
 };
 
-use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
+use rustls::{
+    ClientConfig, RootCertStore, SignatureScheme, SupportedProtocolVersion,
+    client::ResolvesClientCert, sign::CertifiedKey,
+};
 use rustls_pki_types::ServerName;
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -44,6 +47,7 @@ pub struct Client {
     alpn: Vec<Vec<u8>>,
     versions: Vec<&'static SupportedProtocolVersion>,
     identity: Option<Arc<Identity>>,
+    requests: Option<Arc<CertificateRequests>>,
     /// Built at the first connection and then kept: rustls resumes a session only with the same configuration.
     config: Arc<OnceLock<Arc<ClientConfig>>>,
 }
@@ -60,6 +64,7 @@ impl Client {
             alpn: Vec::new(),
             versions: rustls::ALL_VERSIONS.to_vec(),
             identity: None,
+            requests: None,
             config: Arc::default(),
         }
     }
@@ -113,6 +118,14 @@ impl Client {
     #[must_use]
     pub fn identity(mut self, identity: Identity) -> Self {
         self.identity = Some(Arc::new(identity));
+        self.config = Arc::default();
+        self
+    }
+
+    /// Records whether the server requests a certificate.
+    #[must_use]
+    pub fn recording(mut self, requests: &Arc<CertificateRequests>) -> Self {
+        self.requests = Some(Arc::clone(requests));
         self.config = Arc::default();
         self
     }
@@ -223,7 +236,49 @@ impl Client {
                 .expect("the identity can be presented"),
             None => builder.with_no_client_auth(),
         };
+        if let Some(requests) = &self.requests {
+            config.client_auth_cert_resolver = Arc::new(RecordingResolver {
+                requests: Arc::clone(requests),
+                inner: config.client_auth_cert_resolver,
+            });
+        }
         config.alpn_protocols = self.alpn.clone();
         Arc::new(config)
+    }
+}
+
+/// The requests for a certificate that a client has received.
+#[derive(Debug, Default)]
+pub struct CertificateRequests(Mutex<Vec<Vec<Vec<u8>>>>);
+
+impl CertificateRequests {
+    /// For each request the names of the CAs in it, as DER.
+    ///
+    /// # Panics
+    ///
+    /// When a handshake has panicked.
+    #[must_use]
+    pub fn all(&self) -> Vec<Vec<Vec<u8>>> {
+        self.0.lock().expect("no handshake panics").clone()
+    }
+}
+
+#[derive(Debug)]
+struct RecordingResolver {
+    requests: Arc<CertificateRequests>,
+    inner: Arc<dyn ResolvesClientCert>,
+}
+
+impl ResolvesClientCert for RecordingResolver {
+    fn resolve(&self, cas: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let names = cas.iter().map(|name| name.to_vec()).collect();
+        let mut requests = self.requests.0.lock().expect("no handshake panics");
+        requests.push(names);
+        self.inner.resolve(cas, schemes)
+    }
+
+    /// rustls asks it only if this is true.
+    fn has_certs(&self) -> bool {
+        true
     }
 }
