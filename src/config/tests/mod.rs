@@ -463,7 +463,10 @@ clusters:
     };
     let rules = ", access: [{allow: {from: [10.0.0.0/8]}}]";
     assert_eq!(warnings(rules, "10.0.0.1:6443"), 1);
-    assert_eq!(warnings(rules, "a', addresses: ['10.0.0.9:6443'], ca: 'b"), 1);
+    assert_eq!(
+        warnings(rules, "a', addresses: ['10.0.0.9:6443'], ca: 'b"),
+        1
+    );
     assert_eq!(warnings(rules, "10.0.0.2:6443"), 0);
     assert_eq!(warnings("", "10.0.0.1:6443"), 0);
 }
