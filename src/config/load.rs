@@ -73,6 +73,7 @@ fn load_given(
     let mut warnings = env.unknown_variables.clone();
     warnings.extend(capacity.few_open_files(limits.connections));
     warnings.extend(listen::trusts_everyone(&listen, &trusted_proxies));
+    warnings.extend(clusters::passed_by(&clusters));
     for cluster in clusters.iter().filter(|cluster| !cluster.access.is_empty()) {
         warnings.extend(access::warnings(&cluster.name, &cluster.access));
     }

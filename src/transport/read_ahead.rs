@@ -130,6 +130,10 @@ impl ReadAhead {
             buf.put_slice(part);
         }
         self.buffer.advance(length);
+        if self.buffer.is_empty() && !self.is_bulk {
+            // The first bytes of a connection were read ahead. Nothing else frees them under a tunnel without TLS.
+            self.buffer = BytesMut::new();
+        }
         self.filled |= buf.remaining() == 0;
     }
 }

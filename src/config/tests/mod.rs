@@ -442,6 +442,38 @@ clusters:
 }
 
 #[test]
+fn passthrough_past_access_rules_is_a_warning() {
+    let warnings = |rules: &str, direct: &str| {
+        let text = format!(
+            "
+certificates: [{{certificate: tls.crt, key: tls.key}}]
+clusters:
+- {{name: prod, upstream: {{url: 'https://10.0.0.1:6443', ca: ca.crt, addresses: ['10.0.0.9:6443']}}{rules}}}
+- {{name: direct, hosts: [kubernetes], passthrough: true, upstream: {{url: 'https://{direct}'}}}}
+"
+        );
+        let args = ServeArgs {
+            certificates: Vec::new(),
+            keys: Vec::new(),
+            upstream: None,
+            upstream_ca: None,
+            ..enough()
+        };
+        let warnings = with_config(args, &text).warnings;
+        let about = |warning: &String| warning.contains("passthrough hosts of cluster `direct`");
+        warnings.iter().filter(|warning| about(warning)).count()
+    };
+    let rules = ", access: [{allow: {from: [10.0.0.0/8]}}]";
+    assert_eq!(warnings(rules, "10.0.0.1:6443"), 1);
+    assert_eq!(
+        warnings(rules, "a', addresses: ['10.0.0.9:6443'], ca: 'b"),
+        1
+    );
+    assert_eq!(warnings(rules, "10.0.0.2:6443"), 0);
+    assert_eq!(warnings("", "10.0.0.1:6443"), 0);
+}
+
+#[test]
 fn section_without_keys_means_defaults() {
     let config = with_config(enough(), "limits:\ntimeouts:\nlog:\nlisten:\nclusters:\n");
     assert_eq!(config, load(&enough(), &outside_pod()).unwrap());
