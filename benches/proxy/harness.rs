@@ -96,7 +96,7 @@ fn config(upstream: SocketAddr, identities: Vec<IdentityFiles>, trust: TrustSour
     Config {
         sources: Vec::new(),
         listen: vec![SocketAddr::from(([127, 0, 0, 1], 0)).into()],
-        trusted_proxies: AddressList::default(),
+        trusted_proxies: kube_tls_proxy::cidr::AddressList::default(),
         reuse_port: false,
         workers: NonZeroUsize::MIN,
         identities,
