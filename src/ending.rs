@@ -49,6 +49,8 @@ pub enum EndReason {
     Limit,
     /// Another client needed the place of the connection.
     Place,
+    /// The client certificate has expired or is revoked.
+    Certificate,
     /// The proxy was told to stop.
     Drain,
     /// The proxy was told to stop twice.
@@ -111,6 +113,7 @@ impl EndReason {
             Self::Stall => "stall",
             Self::Limit => "limit",
             Self::Place => "place",
+            Self::Certificate => "certificate",
             Self::Drain => "drain",
             Self::SecondSignal => "second_signal",
             Self::NoConnection => "no_connection",
@@ -124,10 +127,13 @@ impl EndReason {
         matches!(self, Self::Drain | Self::SecondSignal)
     }
 
-    /// Whether the proxy closed a connection to protect itself or other clients.
+    /// Whether the proxy closed a connection to protect itself, the cluster or other clients.
     #[must_use]
     pub fn is_of_limit(self) -> bool {
-        matches!(self, Self::Limit | Self::Place | Self::Stall)
+        matches!(
+            self,
+            Self::Limit | Self::Place | Self::Stall | Self::Certificate
+        )
     }
 
     /// What an error of a connection says about its peer.

@@ -22,6 +22,8 @@ pub enum ChainError {
     Untrusted,
     OtherPurpose,
     Revoked,
+    UnknownStatus,
+    ListOutOfDate,
     CaForServer,
     IssuerIsNoCa,
     ChainTooLong,
@@ -49,6 +51,8 @@ impl ChainError {
             Self::Untrusted => "is not signed by a trusted CA",
             Self::OtherPurpose => "is not a server certificate",
             Self::Revoked => "is revoked",
+            Self::UnknownStatus => "may be revoked: no revocation list is from its issuer",
+            Self::ListOutOfDate => "may be revoked: the revocation list is out of date",
             Self::CaForServer => "is a CA certificate, and those are not for servers",
             Self::IssuerIsNoCa => "has an issuer in its chain that is no CA",
             Self::ChainTooLong => "has more issuers in its chain than one of its CAs allows",
@@ -78,6 +82,10 @@ impl ChainError {
             Self::Untrusted => "trust the CA that issued it, or issue it from a trusted CA",
             Self::OtherPurpose => "issue it again with the extended key usage serverAuth",
             Self::Revoked => "issue a new one",
+            Self::UnknownStatus => {
+                "add the current revocation list of each CA in the chain to the file"
+            }
+            Self::ListOutOfDate => "fetch the current revocation list of the CA",
             Self::CaForServer => "issue a certificate that is no CA (CA:FALSE) for the server",
             Self::IssuerIsNoCa => "issue it from a CA whose certificate says CA:TRUE",
             Self::ChainTooLong => {
@@ -143,11 +151,23 @@ impl From<&CertificateError> for ChainError {
 impl From<&webpki::Error> for ChainError {
     #[expect(
         clippy::wildcard_enum_match_arm,
-        reason = "the other errors are about revocation lists, which are not used, or have names in rustls"
+        reason = "webpki may add causes; an unknown cause still refuses"
     )]
     fn from(error: &webpki::Error) -> Self {
         use webpki::Error as E;
         match error {
+            E::CertExpired { .. } => Self::Expired,
+            E::CertNotValidYet { .. } => Self::NotYetValid,
+            E::CertRevoked => Self::Revoked,
+            E::CrlExpired { .. } => Self::ListOutOfDate,
+            E::UnknownRevocationStatus
+            | E::InvalidCrlSignatureForPublicKey
+            | E::IssuerNotCrlSigner => Self::UnknownStatus,
+            E::UnknownIssuer
+            | E::InvalidSignatureForPublicKey
+            | E::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => Self::Untrusted,
+            E::UnsupportedSignatureAlgorithmContext(_) => Self::SignatureAlgorithm,
+            E::RequiredEkuNotFoundContext(_) => Self::OtherPurpose,
             E::CaUsedAsEndEntity => Self::CaForServer,
             E::EndEntityUsedAsCa => Self::IssuerIsNoCa,
             E::PathLenConstraintViolated => Self::ChainTooLong,

@@ -127,6 +127,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "drain",
             "http1",
             "metrics",
+            "pki",
             "transport",
             "upstream",
         ],

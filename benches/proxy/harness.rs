@@ -95,7 +95,8 @@ impl World {
 fn config(upstream: SocketAddr, identities: Vec<IdentityFiles>, trust: TrustSource) -> Config {
     Config {
         sources: Vec::new(),
-        listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
+        listen: vec![SocketAddr::from(([127, 0, 0, 1], 0)).into()],
+        trusted_proxies: kube_tls_proxy::cidr::AddressList::default(),
         reuse_port: false,
         workers: NonZeroUsize::MIN,
         identities,
@@ -109,6 +110,7 @@ fn config(upstream: SocketAddr, identities: Vec<IdentityFiles>, trust: TrustSour
             path_prefix: String::new(),
             expected_name: ServerName::try_from(APISERVER).expect("a DNS name"),
             request_host: RequestHost::Client,
+            client_certificates: None,
             passthrough: false,
             trust,
             access: Vec::new(),

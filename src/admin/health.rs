@@ -89,15 +89,34 @@ pub(super) fn readyz(sources: &Sources, now: SystemTime, strict: bool) -> Health
     let upstream = upstream(sources, strict);
     let closed = (phase == Phase::Draining).then(|| "the listening sockets are closed".to_owned());
     let stops = (phase != Phase::Serving).then(|| "the proxy is shutting down".to_owned());
+    let mut checks = vec![HealthCheck::new("certificate", certificate(sources, now))];
+    checks.extend(client_certificates(sources, now));
+    checks.extend([
+        HealthCheck::new("listening", closed),
+        upstream,
+        HealthCheck::new("draining", stops),
+    ]);
     HealthChecks {
         path: "readyz",
-        checks: vec![
-            HealthCheck::new("certificate", certificate(sources, now)),
-            HealthCheck::new("listening", closed),
-            upstream,
-            HealthCheck::new("draining", stops),
-        ],
+        checks,
     }
+}
+
+/// Passes always, because tokens work whatever is wrong with client certificates. `None` if no cluster uses them.
+fn client_certificates(sources: &Sources, now: SystemTime) -> Option<HealthCheck> {
+    let report = sources.report.borrow();
+    if report
+        .material
+        .client_certificates
+        .iter()
+        .all(Option::is_none)
+    {
+        return None;
+    }
+    let problems = report.material.client_problems(now);
+    let mut check = HealthCheck::new("clientCertificates", None);
+    check.warning = (!problems.is_empty()).then(|| problems.join("; "));
+    Some(check)
 }
 
 /// Passes if one certificate is valid: an expired one does not affect clients of other names.
@@ -209,7 +228,7 @@ mod tests {
         let config = load(&args, &Environment::from_process()).unwrap();
         let now = SystemTime::now();
         let material = Material::load(&config, now).unwrap();
-        let (reloader, _) = Reloader::new(config, material, now).unwrap();
+        let (reloader, _) = Reloader::new(config, material, &[], now).unwrap();
         let (tell, phase) = watch::channel(phase);
         let sources = Sources {
             metrics: Arc::new(Metrics::new(2)),

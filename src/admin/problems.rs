@@ -24,6 +24,7 @@ pub(super) fn problems(
     let mut found = Vec::new();
     apiservers(report, &mut found);
     expiry(report, now, &mut found);
+    client_certificates(report, now, &mut found);
     if let Some(failure) = &report.failure {
         found.push(format!(
             "the last reload failed, and the previous configuration stays in use: {failure}"
@@ -102,6 +103,30 @@ fn expiry(report: &ReloadReport, now: SystemTime, found: &mut Vec<String>) {
                 let subject = &ca.subject;
                 found.push(format!(
                     "{name}: the CA {subject} {when}; add the new CA to the bundle"
+                ));
+            }
+        }
+    }
+}
+
+/// What stops client certificates now, and what will soon.
+fn client_certificates(report: &ReloadReport, now: SystemTime, found: &mut Vec<String>) {
+    found.extend(report.material.client_problems(now));
+    let clusters = report.material.clusters.iter();
+    for ((cluster, _), clients) in clusters.zip(&report.material.client_certificates) {
+        let Some(clients) = clients else { continue };
+        let name = &cluster.name;
+        let front_proxy = clients.front_proxy.summary();
+        if let Some(when) = expires(front_proxy, now).filter(|_| front_proxy.not_after >= now) {
+            found.push(format!(
+                "{name}: the front-proxy certificate {when}; renew it"
+            ));
+        }
+        for ca in clients.ca.anchors().summaries() {
+            if let Some(when) = expires(ca, now) {
+                let subject = &ca.subject;
+                found.push(format!(
+                    "{name}: the CA of client certificates {subject} {when}; add the new CA to the file"
                 ));
             }
         }

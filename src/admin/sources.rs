@@ -13,7 +13,7 @@ use crate::{
         self, Counter, Exposition, ExpositionFormat, Family, Label, MetricValue as _, Metrics,
         Reloaded,
     },
-    pki::Identity,
+    pki::{Identity, RevocationLists},
     process,
     reload::ReloadReport,
     upstream::Health,
@@ -82,6 +82,23 @@ impl Sources {
                 to.number(&metrics::CA_NOT_BEFORE, name.clone(), not_before);
                 to.number(&metrics::CA_NOT_AFTER, name, not_after);
             }
+        }
+        let clusters = report.material.clusters.iter();
+        for ((cluster, _), clients) in clusters.zip(&report.material.client_certificates) {
+            let Some(clients) = clients else { continue };
+            let mut date = |family: &'static Family, at: Option<SystemTime>| {
+                let name = vec![("cluster", cluster.name.clone().into())];
+                at.map(|at| to.number(family, name, unix_seconds(at)));
+            };
+            let cas = clients.ca.anchors().summaries().iter();
+            let lists = clients.ca.revoked().map(RevocationLists::valid_until);
+            let front_proxy = clients.front_proxy.summary().not_after;
+            date(&metrics::FRONT_PROXY_NOT_AFTER, Some(front_proxy));
+            date(
+                &metrics::CLIENT_CA_NOT_AFTER,
+                cas.map(|ca| ca.not_after).min(),
+            );
+            date(&metrics::REVOCATION_LIST_NEXT_UPDATE, lists);
         }
         for cluster in &report.clusters {
             for endpoint in cluster.endpoints().health() {

@@ -227,11 +227,19 @@ fn report_start(app: &App) {
         .iter()
         .map(|(cluster, trust)| (cluster, trust))
         .collect();
+    let certificates = material.client_certificates.iter();
+    let front_proxies: Vec<_> = material
+        .clusters
+        .iter()
+        .zip(certificates)
+        .filter_map(|((cluster, _), clients)| Some((cluster, &clients.as_ref()?.front_proxy)))
+        .collect();
     let block = StartBlock {
         listening: app.addresses(),
         admin: app.admin_address(),
         identities: &identities,
         clusters: &clusters,
+        front_proxies: &front_proxies,
         workers: config.workers,
         connections: config.limits.connections,
         decided_by: config.capacity.decided_by,
@@ -296,5 +304,15 @@ fn log_certificates(block: &StartBlock<'_>) {
                 "cluster CA in use"
             );
         }
+    }
+    for (cluster, identity) in block.front_proxies {
+        let leaf = identity.summary();
+        info!(
+            cluster = cluster.name,
+            subject = leaf.subject,
+            not_after = %UtcDate(leaf.not_after),
+            sha256 = leaf.sha256,
+            "front-proxy certificate in use"
+        );
     }
 }

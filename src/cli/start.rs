@@ -4,7 +4,7 @@ use std::{fmt, net::SocketAddr, num::NonZeroUsize, time::SystemTime};
 
 use crate::{
     config::{ClusterConfig, ConnectionsBound},
-    pki::{Identity, TrustAnchors},
+    pki::{FrontProxyIdentity, Identity, TrustAnchors},
 };
 
 /// The facts of a start. `Display` writes one fact per line; the methods return the same facts for a JSON event.
@@ -18,6 +18,8 @@ pub struct StartBlock<'a> {
     pub identities: &'a [&'a Identity],
     /// Each cluster and the CAs that its apiserver is verified against.
     pub clusters: &'a [(&'a ClusterConfig, &'a TrustAnchors)],
+    /// Each cluster to which the proxy names the users of client certificates, and its certificate for that.
+    pub front_proxies: &'a [(&'a ClusterConfig, &'a FrontProxyIdentity)],
     /// Worker threads.
     pub workers: NonZeroUsize,
     /// Client connections that may be open at once.
@@ -89,6 +91,21 @@ impl StartBlock<'_> {
             .collect()
     }
 
+    /// Each cluster to which the proxy can name any user, and the certificate with which it does.
+    #[must_use]
+    pub fn front_proxies(&self) -> Vec<String> {
+        let each = self.front_proxies.iter().map(|(cluster, identity)| {
+            let leaf = identity.summary();
+            format!(
+                "{} as {}   ({} left; names users of client certificates to the apiserver)",
+                cluster.name,
+                leaf.subject,
+                leaf.time_left(self.now)
+            )
+        });
+        each.collect()
+    }
+
     /// Subject and fingerprint of each CA, with its cluster if there are several.
     #[must_use]
     pub fn trusting(&self) -> Vec<String> {
@@ -116,6 +133,7 @@ impl fmt::Display for StartBlock<'_> {
             ("serving", self.serving()),
             ("upstream", self.upstreams()),
             ("trusting", self.trusting()),
+            ("front proxy", self.front_proxies()),
             ("workers", vec![self.workers.to_string()]),
             ("connections", vec![self.connections()]),
             ("admin", self.admin().into_iter().collect()),

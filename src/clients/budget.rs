@@ -145,13 +145,22 @@ impl BudgetSizes {
         }
     }
 
-    fn credential_of(&self, cluster: &str, request: &Parts) -> CheckedCredential {
+    fn credential_of(
+        &self,
+        cluster: &str,
+        (request, certificate): RequestCredential<'_>,
+    ) -> CheckedCredential {
         let mut hasher = self.hash_key.build_hasher();
         // A token that one cluster refuses may be valid for another one.
         hasher.write(cluster.as_bytes());
         hasher.write_u8(b'\n');
         let mut is_anonymous = true;
-        for value in credentials(request) {
+        let fields = certificate.is_none().then(|| credentials(request));
+        if let Some(certificate) = certificate {
+            is_anonymous = false;
+            hasher.write(certificate.as_bytes());
+        }
+        for value in fields.into_iter().flatten() {
             is_anonymous = false;
             hasher.write(value.as_bytes());
             hasher.write_u8(b'\n');
@@ -179,6 +188,14 @@ impl fmt::Debug for ConnectionCredentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ConnectionCredentials")
     }
+}
+
+/// The head of a request, and the fingerprint of the client certificate that counts instead of its header fields.
+type RequestCredential<'a> = (&'a Parts, Option<&'a str>);
+
+/// Whether a header field authenticates the request.
+pub(crate) fn has_credential(request: &Parts) -> bool {
+    credentials(request).next().is_some()
 }
 
 /// The header fields with the tokens that the apiserver verifies before it serves the request. It ignores every other
@@ -218,8 +235,8 @@ fn is_websocket_upgrade(request: &Parts) -> bool {
 }
 
 impl BudgetCheck {
-    fn unchecked(request: &Parts) -> Self {
-        let has_credential = credentials(request).next().is_some();
+    fn unchecked((request, certificate): RequestCredential<'_>) -> Self {
+        let has_credential = certificate.is_some() || has_credential(request);
         Self::Unchecked { has_credential }
     }
 
@@ -276,7 +293,7 @@ impl ClientBudget {
         sizes: &BudgetSizes,
         connection: &ConnectionCredentials,
         cluster: &str,
-        request: &Parts,
+        request: RequestCredential<'_>,
     ) -> Result<BudgetCheck, Throttled> {
         if self.is_checked.load(Ordering::Relaxed) {
             self.check_buckets(sizes, connection, cluster, request)
@@ -290,7 +307,7 @@ impl ClientBudget {
         sizes: &BudgetSizes,
         connection: &ConnectionCredentials,
         cluster: &str,
-        request: &Parts,
+        request: RequestCredential<'_>,
     ) -> Result<BudgetCheck, Throttled> {
         let now = Instant::now();
         if let Some(size) = &sizes.requests {
@@ -561,7 +578,7 @@ mod tests {
                 None => Request::get("/").header(header::AUTHORIZATION, credential),
             };
             let (head, ()) = request.body(()).unwrap().into_parts();
-            self.budget.check(&self.sizes, on, cluster, &head)
+            self.budget.check(&self.sizes, on, cluster, (&head, None))
         }
     }
 
@@ -707,7 +724,7 @@ mod tests {
                 request = request.header(name, value);
             }
             let (head, ()) = request.body(()).unwrap().into_parts();
-            let check = BudgetCheck::unchecked(&head);
+            let check = BudgetCheck::unchecked((&head, None));
             assert_eq!(check.is_accepted(StatusCode::OK), check.has_credential());
             check.has_credential()
         };

@@ -10,9 +10,12 @@ use rustls_pki_types::ServerName;
 use serde_saphyr::Spanned;
 
 use super::{
-    ClusterConfig, ConfigError, Environment, ReadError, RequestHost, ServeArgs, SettingError,
-    TrustSource, access,
-    config_file::{ClusterEntry, ExpectedName, PublicHost, UpstreamEntry},
+    ClientCertificatesConfig, ClusterConfig, ConfigError, Environment, IdentityFiles, ReadError,
+    RequestHost, ServeArgs, SettingError, TrustSource, access,
+    config_file::{
+        ClientCertificatesEntry, ClusterEntry, ExpectedName, FilePath, Parsed, PublicHost,
+        UpstreamEntry,
+    },
     file, kubeconfig,
     source::{ConfigSource, absolute_path, parse_flag},
     url::{self, UpstreamUrl},
@@ -109,9 +112,14 @@ fn cluster_of_entry(
     };
     let rules = entry.value.access.as_ref();
     let access = rules.map_or(Ok(Vec::new()), |rules| access::rules(rules, source))?;
+    let certificates = entry.value.client_certificates.as_ref();
+    let client_certificates = certificates
+        .map(|section| client_certificates(section, &name, source))
+        .transpose()?;
     let mut cluster = ClusterConfig {
         name,
         hosts,
+        client_certificates,
         access,
         ..one
     };
@@ -131,6 +139,57 @@ fn cluster_of_entry(
     Ok(cluster)
 }
 
+/// A warning for each cluster with access rules whose apiserver clients also reach through a passthrough host, where no rule
+/// applies.
+pub(super) fn passed_by(clusters: &[ClusterConfig]) -> Vec<String> {
+    let ruled = clusters.iter().filter(|cluster| !cluster.access.is_empty());
+    let pairs = ruled.flat_map(|ruled| {
+        let passed = clusters.iter().filter(|cluster| cluster.passthrough);
+        passed.map(move |passed| (ruled, passed))
+    });
+    pairs
+        .filter(|(ruled, passed)| has_same_apiserver(ruled, passed))
+        .map(|(ruled, passed)| {
+            format!(
+                "the access rules of cluster `{}` do not apply to the passthrough hosts of cluster `{}`, which lead to the same apiserver; \
+                 remove one of the two, or let only clients that the rules admit reach that host",
+                ruled.name, passed.name
+            )
+        })
+        .collect()
+}
+
+/// Whether the configuration gives both the same apiserver.
+fn has_same_apiserver(one: &ClusterConfig, other: &ClusterConfig) -> bool {
+    let is_same_url = one.upstream_port == other.upstream_port
+        && one.upstream_host.eq_ignore_ascii_case(&other.upstream_host);
+    let mut addresses = one.addresses.iter();
+    is_same_url || addresses.any(|address| other.addresses.contains(address))
+}
+
+fn client_certificates(
+    section: &Spanned<ClientCertificatesEntry>,
+    name: &str,
+    source: &ConfigSource,
+) -> Result<ClientCertificatesConfig, ConfigError> {
+    let entry = &section.value;
+    let path = |file: &Parsed<FilePath>| source.path(&file.0.0);
+    let config = ClientCertificatesConfig {
+        ca: path(&entry.ca),
+        crl: entry.crl.as_ref().map(path),
+        front_proxy: IdentityFiles {
+            certificate: path(&entry.front_proxy.certificate),
+            key: path(&entry.front_proxy.key),
+        },
+        allow_system: entry.allow_system,
+    };
+    // The front-proxy CA would then issue users, and their keys could name any user to the apiserver.
+    if config.ca == config.front_proxy.certificate {
+        return Err(source.error_at(section, SettingError::cluster(name, SAME_CERTIFICATE)));
+    }
+    Ok(config)
+}
+
 /// Refuses what a passthrough cluster cannot have: the proxy sees neither a request nor the apiserver's certificate.
 fn check_passthrough(
     entry: &Spanned<ClusterEntry>,
@@ -147,6 +206,9 @@ fn check_passthrough(
         if host.value.0.0.to_string().parse::<IpAddr>().is_ok() {
             return Err(source.error_at(host, refused(PASSTHROUGH_ADDRESS)));
         }
+    }
+    if let Some(section) = &entry.value.client_certificates {
+        return Err(source.error_at(section, refused(PASSTHROUGH_CERTIFICATES)));
     }
     let upstream = entry
         .value
@@ -309,6 +371,7 @@ fn in_cluster(env: &Environment) -> Result<Option<ClusterConfig>, ConfigError> {
     Ok(Some(url.into_cluster(name, trust, place)))
 }
 
+const SAME_CERTIFICATE: &str = "has one file as `ca` and as `frontProxy.certificate`; `ca` is the CA that issues the certificates of users";
 const NO_HOSTS: &str = "has no `hosts`, and there are several clusters; add its public host names";
 const CONTEXT_ALONE: &str =
     "has a `context` without a `kubeconfig`; add `kubeconfig`, or remove `context`";
@@ -316,6 +379,7 @@ const DUPLICATE: &str = "has the name of another cluster; give each its own name
 const PASSTHROUGH_WITHOUT_HOSTS: &str = "has `passthrough` and no `hosts`; add the names that its clients ask for, such as `kubernetes`";
 const PASSTHROUGH_ADDRESS: &str = "has `passthrough` for an IP address, which no client asks for in TLS; write a name, such as `kubernetes`, and give it to clients as tls-server-name";
 const PASSTHROUGH_NAME: &str = "has `passthrough` and `upstream.name`; remove `name`, because each client verifies the apiserver under the name that it asks for";
+const PASSTHROUGH_CERTIFICATES: &str = "has `passthrough` and `clientCertificates`; remove the section, because each client presents its certificate to the apiserver itself";
 const PASSTHROUGH_ACCESS: &str =
     "has `passthrough`, so the proxy sees no request that `access` could judge; remove one of them";
 const PASSTHROUGH_HOST: &str = "has `passthrough` and `upstream.host`; remove `host`, because the proxy cannot change a request that it does not see";

@@ -18,20 +18,23 @@ use super::{
     access::AccessRuleEntry,
     error::SettingError,
     limits::{LimitsSection, TimeoutsSection},
+    listen::{ListenAddr, ListenEntry},
     source::check_path,
     units::Count,
     url::{UpstreamUrl, expected_name},
 };
-use crate::{hosts::HostPattern, quote};
+use crate::{cidr::AddressList, hosts::HostPattern, quote};
 
 /// The file that `kube-tls-proxy serve --config` reads.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(title = "Configuration of kube-tls-proxy")]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct ConfigFile {
-    /// Addresses to listen on, ADDRESS:PORT.
-    #[schemars(with = "Option<Vec<String>>")]
-    pub(super) listen: Option<Spanned<Vec<Parsed<ListenAddr>>>>,
+    /// Addresses to listen on, ADDRESS:PORT; or keys that also say which peers may connect.
+    #[schemars(with = "Option<Vec<ListenEntry>>")]
+    pub(super) listen: Option<Spanned<Vec<ListenEntry>>>,
+    /// HTTP proxies in front, as ranges of addresses. `X-Forwarded-For` from them names the client.
+    pub(super) trusted_proxies: Option<AddressList>,
     /// Share the addresses with a running proxy of the same user, to replace it without downtime.
     pub(super) reuse_port: Option<bool>,
     /// Worker threads; by default the CPUs this process may use.
@@ -90,10 +93,30 @@ pub(super) struct ClusterEntry {
     /// Or: true for the cluster of the pod that the proxy runs in.
     #[serde(default)]
     pub(super) in_cluster: bool,
+    /// Users with client certificates, whom the proxy names to the apiserver as a front proxy.
+    #[schemars(with = "Option<ClientCertificatesEntry>")]
+    pub(super) client_certificates: Option<Spanned<ClientCertificatesEntry>>,
     /// Who may send what; the first rule that matches decides, and a request that none matches is denied. By default every
     /// request may pass.
     #[schemars(with = "Option<Vec<AccessRuleEntry>>")]
     pub(super) access: Option<Spanned<Vec<Spanned<AccessRuleEntry>>>>,
+}
+
+/// Which client certificates count, and the certificate with which the proxy names their owners to the apiserver.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct ClientCertificatesEntry {
+    /// PEM file with the CAs that issue the certificates of clients.
+    #[schemars(with = "String")]
+    pub(super) ca: Parsed<FilePath>,
+    /// PEM file with the revocation list of each of these CAs; without it nothing is checked for revocation.
+    #[schemars(with = "Option<String>")]
+    pub(super) crl: Option<Parsed<FilePath>>,
+    /// The certificate of a front proxy, from the CA of `--requestheader-client-ca-file`, and its key.
+    pub(super) front_proxy: CertificateEntry,
+    /// Whether users and groups may have names that begin with `system:`.
+    #[serde(default)]
+    pub(super) allow_system: bool,
 }
 
 /// Where an apiserver is and how it is verified.
@@ -197,25 +220,6 @@ impl FromStr for FilePath {
         }
         check_path(Path::new(text))?;
         Ok(Self(text.into()))
-    }
-}
-
-/// ADDRESS:PORT, or :PORT for all addresses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ListenAddr(pub(super) SocketAddr);
-
-impl FromStr for ListenAddr {
-    type Err = SettingError;
-
-    fn from_str(text: &str) -> Result<Self, SettingError> {
-        let address = if text.starts_with(':') {
-            format!("[::]{text}").parse()
-        } else {
-            text.parse()
-        };
-        address
-            .map(Self)
-            .map_err(|_not_an_address| SettingError::invalid(text, NOT_A_LISTEN_ADDRESS))
     }
 }
 
@@ -348,7 +352,6 @@ pub fn schema() -> serde_json::Value {
     schema
 }
 
-const NOT_A_LISTEN_ADDRESS: &str = "is not an address to listen on; write ADDRESS:PORT with an IP address, such as [::]:8443 or 127.0.0.1:8443";
 const NOT_AN_ENDPOINT: &str = "is not the address of an apiserver; write ADDRESS:PORT with an IP address, such as 10.0.0.1:6443";
 const NOT_A_LOG_FORMAT: &str = "is not a log format; write text or json";
 const NOT_A_LOGGED_USER: &str =

@@ -46,6 +46,7 @@ impl UpstreamUrl {
             path_prefix: self.prefix,
             expected_name: self.name,
             trust,
+            client_certificates: None,
             access: Vec::new(),
             passthrough: false,
         }

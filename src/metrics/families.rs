@@ -87,7 +87,7 @@ families! {
         "1 while memory is short, else 0: from 85 % in use until less than 80 % is. The proxy then accepts clients slowly.";
     CONNECTIONS_TOTAL = Counter "kube_tls_proxy_connections_total" ["protocol": CONNECTION_PROTOCOLS]
         "Client connections after a successful TLS handshake, or after the `ClientHello` for a passthrough host.";
-    HANDSHAKES = Counter "kube_tls_proxy_handshakes_total" ["result": "`ok`, `passed` (the apiserver continues the handshake), `timeout`, `failed`, `closed` (another client needed the place), `plain_http` (the client sent HTTP without TLS)"]
+    HANDSHAKES = Counter "kube_tls_proxy_handshakes_total" ["result": "`ok`, `passed` (the apiserver continues the handshake), `timeout`, `failed`, `closed` (another client needed the place), `plain_http` (the client sent HTTP without TLS), `proxy_header` (no valid PROXY header from a load balancer, or one from another peer), `denied` (`allow` or `deny` of the listener keeps the client out; closed before the handshake)"]
         "TLS handshakes with clients.";
     REQUESTS = Counter "kube_tls_proxy_requests_total"
         ["cluster": CLUSTERS_OR_NONE, "verb": VERBS, "resource": RESOURCES, "code": CODES, "protocol": PROTOCOLS]
@@ -136,6 +136,12 @@ families! {
         "Earliest expiry of the trusted CAs of the cluster, in Unix time.";
     CA_NOT_BEFORE = Gauge "kube_tls_proxy_ca_not_before_timestamp_seconds" ["cluster": CLUSTERS]
         "Start of validity of the trusted CA that expires first, in Unix time.";
+    FRONT_PROXY_NOT_AFTER = Gauge "kube_tls_proxy_front_proxy_certificate_not_after_timestamp_seconds" ["cluster": CLUSTERS]
+        "Expiry of the front-proxy certificate of the cluster, in Unix time. Only for clusters with `clientCertificates`.";
+    CLIENT_CA_NOT_AFTER = Gauge "kube_tls_proxy_client_ca_not_after_timestamp_seconds" ["cluster": CLUSTERS]
+        "Earliest expiry of the CAs of client certificates of the cluster, in Unix time. Only for clusters with `clientCertificates`.";
+    REVOCATION_LIST_NEXT_UPDATE = Gauge "kube_tls_proxy_revocation_list_next_update_timestamp_seconds" ["cluster": CLUSTERS]
+        "When the first revocation list of client certificates is out of date, so that they are refused, in Unix time. Only for clusters with `crl`.";
     RELOADS = Counter "kube_tls_proxy_reloads_total" ["result": "`ok`, `failed`, `unchanged`"]
         "Reloads of configuration, certificates, keys and CAs.";
     LAST_RELOAD_SUCCESSFUL = Gauge "kube_tls_proxy_last_reload_successful" []
@@ -160,7 +166,7 @@ families! {
         "How often a limit was reached.";
     ERRORS = Counter "kube_tls_proxy_errors_total"
         ["cluster": CLUSTERS_OR_NONE, "reason": "`rejected`, `denied`, `no_endpoint`, `upstream_connections`, `connect`, `connect_timeout`, `handshake`, `verify`, \
-            `unprocessed`, `lost`, `upload`, `protocol`"]
+            `unprocessed`, `lost`, `upload`, `protocol`, `front_proxy` (its certificate has expired)"]
         "Error responses of the proxy itself, in place of a response of the apiserver. A passthrough connection that no apiserver accepts counts too; it is closed.";
     ACCESS_DENIED = Counter "kube_tls_proxy_access_denied_total"
         ["cluster": CLUSTERS, "rule": "the number of the rule in the configuration, or `none` if no rule allows the request"]

@@ -41,6 +41,15 @@ pub enum PkiError {
         #[source]
         source: Box<PkiFileError>,
     },
+    /// The certificates that the CA of clients has revoked.
+    #[error("revocation list {}", quote::path(file))]
+    Revocation {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: Box<PkiFileError>,
+    },
     /// A file that cannot be read, and where the configuration names it.
     #[error("{}, line {line}", quote::path(named_in))]
     Named {
@@ -60,7 +69,8 @@ impl PkiError {
     pub(crate) fn naming_place(self, sources: &[PathBuf]) -> Self {
         let (Self::Certificate { source, .. }
         | Self::Key { source, .. }
-        | Self::Trust { source, .. }) = &self
+        | Self::Trust { source, .. }
+        | Self::Revocation { source, .. }) = &self
         else {
             return self;
         };
@@ -214,6 +224,17 @@ pub enum PkiFileError {
         "is not for TLS servers (its extended key usage lacks serverAuth); issue a new one with that usage"
     )]
     NotForServers,
+    #[error(
+        "is not for TLS clients (its extended key usage lacks clientAuth); give the certificate that the front-proxy CA has issued for this proxy"
+    )]
+    NotForClients,
+    #[error(
+        "revocation list {position} of the file {problem}; give the complete list of the CA, such as `openssl ca -gencrl` writes it"
+    )]
+    UnusableList {
+        position: usize,
+        problem: &'static str,
+    },
 }
 
 /// What a PEM file should hold.
@@ -227,6 +248,8 @@ pub enum ExpectedPem {
     Anchors,
     /// CA certificates in `certificate-authority-data` of a kubeconfig.
     InlineAnchors,
+    /// Certificate revocation lists.
+    RevocationLists,
 }
 
 impl PkiFileError {
@@ -252,6 +275,7 @@ impl ExpectedPem {
         match self {
             Self::Chain | Self::Anchors | Self::InlineAnchors => "certificate",
             Self::Key => "private key",
+            Self::RevocationLists => "certificate revocation list",
         }
     }
 
@@ -259,6 +283,7 @@ impl ExpectedPem {
         let command = match self {
             Self::Chain | Self::Anchors => "x509",
             Self::Key => "pkey",
+            Self::RevocationLists => "crl",
             Self::InlineAnchors => return self.fix().to_owned(),
         };
         format!(
@@ -271,7 +296,7 @@ impl ExpectedPem {
         match self {
             Self::Chain => "-nokeys",
             Self::Key => "-nocerts -nodes",
-            Self::Anchors | Self::InlineAnchors => "-nokeys -cacerts",
+            Self::Anchors | Self::InlineAnchors | Self::RevocationLists => "-nokeys -cacerts",
         }
     }
 
@@ -282,6 +307,9 @@ impl ExpectedPem {
             Self::Anchors => "put the CA certificate of the cluster there as PEM",
             Self::InlineAnchors => {
                 "put the base64 of the PEM file of the CA there (`kubectl config view --raw` prints it)"
+            }
+            Self::RevocationLists => {
+                "put the certificate revocation list of the CA of clients there as PEM"
             }
         }
     }
@@ -305,6 +333,7 @@ fn fix_for_label(label: &str, expected: ExpectedPem) -> &'static str {
         ExpectedPem::Anchors | ExpectedPem::InlineAnchors if key => {
             "keep only CA certificates, and treat that key as leaked if others can read this file"
         }
+        ExpectedPem::RevocationLists => "keep only certificate revocation lists",
         ExpectedPem::Anchors | ExpectedPem::InlineAnchors => "keep only CA certificates",
     }
 }

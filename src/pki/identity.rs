@@ -41,25 +41,11 @@ impl Identity {
             file: files.certificate.clone(),
             source: Box::new(error),
         };
-        let in_key = |error| PkiError::Key {
-            file: files.key.clone(),
-            source: Box::new(error),
-        };
-        let certificates = read_chain(&files.certificate).map_err(in_certificate)?;
-        let key = read_key(&files.key).map_err(in_key)?;
-        let (leaf, chain) = summarize(&certificates).map_err(in_certificate)?;
-        // The key is checked first, because it distinguishes a wrong file from a wrong order, and each has its own
-        // fix.
-        match owner_of(&key, &certificates, &leaf, now).map_err(in_certificate)? {
-            Some(1) => {}
-            Some(position) => return Err(in_certificate(PkiFileError::LeafNotFirst { position })),
-            None => {
-                return Err(in_key(PkiFileError::KeyMismatch {
-                    certificate: files.certificate.clone(),
-                }));
-            }
-        }
-        check_order(&leaf, &chain).map_err(in_certificate)?;
+        let ChainAndKey {
+            certified_key,
+            leaf,
+            chain,
+        } = ChainAndKey::load(files, now)?;
         check_leaf(&leaf, now).map_err(in_certificate)?;
         let names = names(&leaf);
         if names.is_empty() {
@@ -70,7 +56,7 @@ impl Identity {
             by_name.insert(name, ());
         }
         Ok(Self {
-            certified_key: Arc::new(CertifiedKey::new(certificates, key)),
+            certified_key,
             names,
             by_name,
             chain,
@@ -186,6 +172,48 @@ impl fmt::Debug for Identity {
             .field("leaf", &self.leaf)
             .field("key", &"<redacted>")
             .finish_non_exhaustive()
+    }
+}
+
+/// A chain whose order is right, and the key of its first certificate. Purpose and dates are not checked.
+pub(super) struct ChainAndKey {
+    pub(super) certified_key: Arc<CertifiedKey>,
+    pub(super) leaf: CertSummary,
+    /// The issuers.
+    pub(super) chain: Vec<CertSummary>,
+}
+
+impl ChainAndKey {
+    /// Reads one pair of files.
+    pub(super) fn load(files: &IdentityFiles, now: SystemTime) -> Result<Self, PkiError> {
+        let in_certificate = |error| PkiError::Certificate {
+            file: files.certificate.clone(),
+            source: Box::new(error),
+        };
+        let in_key = |error| PkiError::Key {
+            file: files.key.clone(),
+            source: Box::new(error),
+        };
+        let certificates = read_chain(&files.certificate).map_err(in_certificate)?;
+        let key = read_key(&files.key).map_err(in_key)?;
+        let (leaf, chain) = summarize(&certificates).map_err(in_certificate)?;
+        // The key is checked first, because it distinguishes a wrong file from a wrong order, and each has its own
+        // fix.
+        match owner_of(&key, &certificates, &leaf, now).map_err(in_certificate)? {
+            Some(1) => {}
+            Some(position) => return Err(in_certificate(PkiFileError::LeafNotFirst { position })),
+            None => {
+                return Err(in_key(PkiFileError::KeyMismatch {
+                    certificate: files.certificate.clone(),
+                }));
+            }
+        }
+        check_order(&leaf, &chain).map_err(in_certificate)?;
+        Ok(Self {
+            certified_key: Arc::new(CertifiedKey::new(certificates, key)),
+            leaf,
+            chain,
+        })
     }
 }
 

@@ -1,13 +1,18 @@
-//! Turns PEM files into checked rustls types: the certificates that the proxy presents and the CAs that it trusts.
+//! Turns PEM files into checked rustls types: the certificates that the proxy presents and the CAs that it trusts, for
+//! apiservers and for clients.
 //!
 //! Nothing leaves this module unchecked: a key matches its certificate, and a list of trust anchors is never empty. This
 //! module also chooses the only crypto provider.
 
+mod client_ca;
 mod error;
+mod front_proxy;
 mod identity;
 mod pem;
 mod public;
 mod refusal;
+mod revocation;
+mod subject;
 mod summary;
 mod trust;
 
@@ -18,11 +23,15 @@ use rustls::crypto::{
     aws_lc_rs::{default_provider, kx_group},
 };
 
+pub use client_ca::ClientCa;
 pub use error::{ExpectedPem, PkiError, PkiFileError};
+pub use front_proxy::FrontProxyIdentity;
 pub use identity::Identity;
 pub(crate) use identity::uncovered_hosts;
 pub use public::{Acceptance, public_roots};
 pub use refusal::RefusedChain;
+pub use revocation::RevocationLists;
+pub use subject::{CertificateSubject, SubjectError};
 pub use summary::{CertSummary, Fingerprint, TimeLeft, UnreadableCertificate, UtcDate};
 pub use trust::TrustAnchors;
 

@@ -5,7 +5,9 @@
 
 use std::{borrow::Cow, path::PathBuf};
 
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls_pki_types::{
+    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject,
+};
 
 use super::error::{ExpectedPem, PkiFileError};
 
@@ -14,11 +16,27 @@ pub(super) fn certificates(
     text: &[u8],
     expected: ExpectedPem,
 ) -> Result<Vec<CertificateDer<'static>>, PkiFileError> {
+    all_of("CERTIFICATE", text, expected)
+}
+
+/// Returns the certificate revocation lists of `text` in order, at least one.
+pub(super) fn revocation_lists(
+    text: &[u8],
+) -> Result<Vec<CertificateRevocationListDer<'static>>, PkiFileError> {
+    all_of("X509 CRL", text, ExpectedPem::RevocationLists)
+}
+
+/// Returns the blocks with this label in order, at least one.
+fn all_of<T: PemObject>(
+    label: &str,
+    text: &[u8],
+    expected: ExpectedPem,
+) -> Result<Vec<T>, PkiFileError> {
     let text = &*without_bom(text);
     let blocks = blocks(text, expected)?;
     for block in &blocks {
         match block.label {
-            Some("CERTIFICATE") => {}
+            Some(found) if found == label => {}
             // `openssl dhparam` output, appended for other servers; TLS 1.3 does not use it.
             Some("DH PARAMETERS") if expected == ExpectedPem::Chain => {}
             _ => return Err(block.wrong_kind(expected)),
@@ -26,14 +44,14 @@ pub(super) fn certificates(
     }
     let lines = blocks
         .iter()
-        .filter(|block| block.label == Some("CERTIFICATE"))
+        .filter(|block| block.label == Some(label))
         .map(|block| block.line);
     let mut found = Vec::new();
-    let mut decoded = CertificateDer::pem_slice_iter(text);
+    let mut decoded = T::pem_slice_iter(text);
     let mut last = 1;
     for line in lines {
         match decoded.next() {
-            Some(Ok(certificate)) => found.push(certificate),
+            Some(Ok(block)) => found.push(block),
             Some(Err(_)) | None => return Err(PkiFileError::Damaged { line }),
         }
         last = line;

@@ -56,6 +56,19 @@ impl RefusedChain {
             culprit,
         }
     }
+
+    /// The chain of `leaf` ends at this trust anchor, which is not valid now. webpki does not know the dates of anchors.
+    pub(super) fn by_anchor(
+        cause: ChainError,
+        leaf: &CertificateDer<'_>,
+        anchor: &CertSummary,
+    ) -> Self {
+        Self {
+            cause,
+            leaf: CertSummary::from_der(leaf).ok(),
+            culprit: Some(anchor.clone()),
+        }
+    }
 }
 
 /// The rest of a sentence that begins with "the certificate".

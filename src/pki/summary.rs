@@ -43,6 +43,8 @@ pub struct CertSummary {
     pub(crate) issuer_der: Vec<u8>,
     /// Whether the extended key usage allows TLS servers. A certificate without that extension allows everything.
     pub(super) server_auth: bool,
+    /// Whether the extended key usage allows TLS clients.
+    pub(super) client_auth: bool,
     /// Whether it may issue certificates. One of version 1 does not say, and may.
     pub(super) is_ca: bool,
     /// What is wrong with its key for verifying signatures, as the rest of a sentence.
@@ -71,11 +73,12 @@ impl CertSummary {
             Ok(Some((_critical, names))) => names.0.iter().filter_map(san).collect(),
             Ok(None) | Err(_) => Vec::new(),
         };
-        let server_auth = match tbs.get_extension::<ExtendedKeyUsage>() {
+        let usage = tbs.get_extension::<ExtendedKeyUsage>();
+        let allows = |purpose| match &usage {
             Ok(Some((_critical, usage))) => usage
                 .0
                 .iter()
-                .any(|oid| *oid == SERVER_AUTH || *oid == ANY_USAGE),
+                .any(|oid| *oid == purpose || *oid == ANY_USAGE),
             Ok(None) | Err(_) => true,
         };
         Ok(Self {
@@ -86,7 +89,8 @@ impl CertSummary {
             not_after: tbs.validity().not_after.to_system_time(),
             sha256: sha256(der),
             issuer_der: tbs.issuer().to_der().unwrap_or_default(),
-            server_auth,
+            server_auth: allows(SERVER_AUTH),
+            client_auth: allows(CLIENT_AUTH),
             is_ca: is_ca(tbs),
             unusable_key: unusable_key(tbs),
             unsupported_extensions: unsupported_extensions(tbs),
@@ -185,7 +189,7 @@ fn or_none(text: &str) -> &str {
 
 /// Reads serial numbers of any length: some CAs have one of 40 bytes, and Go and OpenSSL read them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-struct AnySerial;
+pub(super) struct AnySerial;
 
 impl Profile for AnySerial {
     fn check_serial_number(_serial: &SerialNumber<Self>) -> der::Result<()> {
@@ -269,7 +273,7 @@ fn address(octets: &[u8]) -> Option<IpAddr> {
         .map(|v6| Ipv6Addr::from(v6).into())
 }
 
-fn sha256(der: &[u8]) -> String {
+pub(super) fn sha256(der: &[u8]) -> String {
     digest(&SHA256, der)
         .as_ref()
         .iter()
@@ -322,6 +326,7 @@ const EXTENSION_NAMES: [(ObjectIdentifier, &str); 6] = [
     ),
 ];
 const SERVER_AUTH: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.1");
+const CLIENT_AUTH: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.2");
 const ANY_USAGE: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.37.0");
 const SECONDS_PER_HOUR: u64 = 60 * 60;
 const SECONDS_PER_DAY: u64 = 24 * SECONDS_PER_HOUR;

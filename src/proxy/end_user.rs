@@ -2,7 +2,7 @@
 //!
 //! The proxy verifies no token, and any client can write any name into one. So a name counts only together with a response
 //! that kube-apiserver sends after it has verified the token, and only if the request has no other token. A name can be
-//! missing, but never that of another user.
+//! missing, but never that of another user. The proxy verifies client certificates itself.
 
 use std::sync::Arc;
 
@@ -42,6 +42,15 @@ pub(super) fn verified(
     let token = claimed.filter(|_| proves_identity(status, headers))?;
     let subject = token.subject.as_deref()?;
     let issuer = token.issuer.as_deref().unwrap_or_default();
+    shown(subject, issuer, logged)
+}
+
+/// The user to show for a request with a client certificate, which the proxy itself has verified.
+pub(super) fn of_certificate(name: &str, logged: LoggedUser) -> Option<Arc<EndUser>> {
+    shown(name, "", logged)
+}
+
+fn shown(subject: &str, issuer: &str, logged: LoggedUser) -> Option<Arc<EndUser>> {
     match logged {
         LoggedUser::Off => None,
         LoggedUser::Subject => Some(Arc::new(EndUser::new(subject, issuer))),

@@ -2,10 +2,13 @@
 
 use tracing::{debug, warn};
 
-use super::{Denial, Rejection, access_log::RequestFacts, request_id::RequestId};
+use super::{
+    Denial, Rejection, access_log::RequestFacts, request_client::LoggedPeers, request_id::RequestId,
+};
 use crate::{
     clients::Throttled,
     ending::{EndReason, Ending},
+    hosts::PeerAddr,
     metrics::{ClusterSlot, Connected, ErrorReason, Limit},
     text::error_chain,
     upstream::{UploadError, UpstreamError},
@@ -30,6 +33,9 @@ pub enum Error {
     /// user's token along.
     #[error("the apiserver redirected an upgrade request")]
     RedirectedUpgrade,
+    /// The certificate has expired with which the proxy tells the apiserver who the owner of a client certificate is.
+    #[error("the front-proxy certificate has expired")]
+    FrontProxyExpired,
 }
 
 impl Error {
@@ -47,6 +53,7 @@ impl Error {
             Self::UnexpectedProtocol | Self::RedirectedUpgrade => {
                 Ending::by_apiserver(EndReason::Protocol)
             }
+            Self::FrontProxyExpired => Ending::by_proxy(EndReason::NoConnection),
         }
     }
 
@@ -58,7 +65,8 @@ impl Error {
             | Self::Rejected(_)
             | Self::Denied(_)
             | Self::UnexpectedProtocol
-            | Self::RedirectedUpgrade => false,
+            | Self::RedirectedUpgrade
+            | Self::FrontProxyExpired => false,
         }
     }
 
@@ -69,6 +77,7 @@ impl Error {
             Self::Denied(_) => ErrorReason::Denied,
             Self::Upstream(error) => upstream_reason(error),
             Self::UnexpectedProtocol | Self::RedirectedUpgrade => ErrorReason::Protocol,
+            Self::FrontProxyExpired => ErrorReason::FrontProxy,
         }
     }
 }
@@ -90,17 +99,19 @@ pub(super) fn record(
     error: &Error,
     cluster: ClusterSlot,
     connected: &Connected,
+    peers: LoggedPeers,
     id: &RequestId,
     facts: Option<&RequestFacts>,
 ) -> Option<u64> {
-    let lines = count(error, cluster, connected)?;
+    let lines = count(error, cluster, connected, peers.client)?;
     // The usual zero is left out of the line.
     let suppressed = Some(lines).filter(|lines| *lines > 0);
     macro_rules! log_line {
         ($level:ident, $message:literal) => {
             $level!(
                 cluster = connected.cluster_name(cluster),
-                client.address = %connected.client(),
+                client.address = %peers.client,
+                network.peer.address = peers.network_peer.map(display),
                 http.request.id = %id,
                 http.request.method = facts.map(|facts| display(facts.method())),
                 url.path = facts.map(|facts| display(facts.path())),
@@ -116,7 +127,10 @@ pub(super) fn record(
         Error::Rejected(_) | Error::Denied(_) | Error::Upstream(UpstreamError::Upload { .. }) => {
             log_line!(debug, "request refused");
         }
-        Error::Upstream(_) | Error::UnexpectedProtocol | Error::RedirectedUpgrade => {
+        Error::Upstream(_)
+        | Error::UnexpectedProtocol
+        | Error::RedirectedUpgrade
+        | Error::FrontProxyExpired => {
             log_line!(warn, "request failed");
         }
     }
@@ -124,7 +138,12 @@ pub(super) fn record(
 }
 
 /// Counts an error, and keeps it for the status page. Returns as [`record`] does.
-pub(super) fn count(error: &Error, cluster: ClusterSlot, connected: &Connected) -> Option<u64> {
+pub(super) fn count(
+    error: &Error,
+    cluster: ClusterSlot,
+    connected: &Connected,
+    client: PeerAddr,
+) -> Option<u64> {
     if let Some(limit) = exceeded_limit(error) {
         connected.counters().limits_hit.count(limit);
     }
@@ -132,9 +151,9 @@ pub(super) fn count(error: &Error, cluster: ClusterSlot, connected: &Connected) 
         let counters = connected.counters().clusters().get(cluster);
         counters.denied.count(denial.rule());
     }
-    connected.record_error(cluster, error.reason(), || match error {
+    connected.record_error(client, cluster, error.reason(), || match error {
         Error::Rejected(Rejection::Throttled(_)) => {
-            format!("{} ({})", cause(error), connected.client().ip())
+            format!("{} ({})", cause(error), client.ip())
         }
         _ => cause(error),
     })
@@ -152,7 +171,8 @@ pub(super) fn cause(error: &Error) -> String {
         Error::Rejected(_)
         | Error::Denied(_)
         | Error::UnexpectedProtocol
-        | Error::RedirectedUpgrade => chain.to_string(),
+        | Error::RedirectedUpgrade
+        | Error::FrontProxyExpired => chain.to_string(),
     }
 }
 
@@ -198,7 +218,8 @@ fn exceeded_limit(error: &Error) -> Option<Limit> {
         Error::Denied(_)
         | Error::Upstream(_)
         | Error::UnexpectedProtocol
-        | Error::RedirectedUpgrade => return None,
+        | Error::RedirectedUpgrade
+        | Error::FrontProxyExpired => return None,
     };
     match rejection {
         Rejection::HeaderFields(_) => Some(Limit::HeaderFields),
@@ -222,6 +243,8 @@ fn exceeded_limit(error: &Error) -> Option<Limit> {
         | Rejection::Expectation
         | Rejection::UpgradeWithBody
         | Rejection::UpgradeCheck
+        | Rejection::Certificate(_)
+        | Rejection::CertificateOfOtherHost
         | Rejection::Credential(_)
         | Rejection::AmbiguousPath => None,
     }

@@ -11,8 +11,8 @@ use http::{HeaderValue, Response, StatusCode, header};
 use serde::Deserialize;
 use x509_cert::der::DateTime;
 
-use super::credential::jwt_payload;
-use crate::upstream::RefusedAuthorization;
+use super::{Error, Rejection, credential::jwt_payload};
+use crate::{clients::Throttled, upstream::RefusedAuthorization};
 
 /// What is wrong with a credential that the apiserver has refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,8 +68,18 @@ pub(super) fn explain<B>(
     }
 }
 
+/// Adds a hint if the proxy refuses a credential itself, in place of the apiserver: kubectl does not print the message of
+/// a 401.
+pub(super) fn add_to_own<B>(response: &mut Response<B>, error: &Error) {
+    if let Error::Rejected(Rejection::Throttled(Throttled::Refused(StatusCode::UNAUTHORIZED))) =
+        error
+    {
+        append(response, REFUSED_TOO_OFTEN);
+    }
+}
+
 /// `text` must need no escape in a quoted string (RFC 9110 §5.6.4).
-fn append<B>(response: &mut Response<B>, text: &str) {
+pub(super) fn append<B>(response: &mut Response<B>, text: &str) {
     if let Ok(warning) = HeaderValue::try_from(format!("299 kube-tls-proxy \"{text}\"")) {
         response.headers_mut().append(header::WARNING, warning);
     }
@@ -88,6 +98,7 @@ struct JwtClaims {
     exp: f64,
 }
 
+const REFUSED_TOO_OFTEN: &str = "the apiserver has refused this credential too often; log in again";
 const NO_TOKEN: &str =
     "this request has no token; a client certificate ends at this proxy, so log in with a token";
 
@@ -164,6 +175,8 @@ mod tests {
 
     #[test]
     fn hint_needs_no_escape() {
-        assert!(!NO_TOKEN.contains(['"', '\\']) && NO_TOKEN.is_ascii());
+        for hint in [NO_TOKEN, REFUSED_TOO_OFTEN] {
+            assert!(!hint.contains(['"', '\\']) && hint.is_ascii());
+        }
     }
 }

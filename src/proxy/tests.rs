@@ -10,7 +10,7 @@ use super::{
     tunnel::{self, Carried},
     upgrade,
 };
-use crate::{http1::Upgraded, upstream::Cluster};
+use crate::{http1::Upgraded, upstream::UpstreamRequest};
 
 /// The size of the future that this function returns.
 fn size<A, F: Future>(_: impl FnOnce(A) -> F) -> usize {
@@ -32,12 +32,12 @@ fn future_of_request_stays_small() {
 fn futures_of_upgrade_and_tunnel_stay_small() {
     type References = (
         &'static ClientConnection,
-        &'static Cluster,
+        UpstreamRequest<'static>,
         &'static mut AccessLog,
     );
     let upgrade = size(
-        |((downstream, cluster, log), head, body, token): (References, _, _, _)| {
-            upgrade::forward(downstream, cluster, head, body, token, log)
+        |((downstream, request, log), body, token): (References, _, _)| {
+            upgrade::forward(downstream, request, body, token, log)
         },
     );
     assert!(upgrade <= MAX_UPGRADE, "until the 101: {upgrade} bytes");
@@ -63,4 +63,4 @@ const MAX_REQUEST: usize = 720;
 const MAX_UPGRADE: usize = 2_190;
 const MAX_TUNNEL: usize = 790;
 /// Without a tenth: there is one for each open request.
-const MAX_RECORD: usize = 464;
+const MAX_RECORD: usize = 472;

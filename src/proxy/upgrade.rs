@@ -4,9 +4,9 @@
 //! No byte that follows the request goes upstream before the apiserver's 101 has gone downstream, and only a 101 to
 //! exactly the requested protocol starts a tunnel (CVE-2018-1002105).
 
-use std::sync::Arc;
+use std::{future::pending, sync::Arc};
 
-use http::{Response, StatusCode, request::Parts};
+use http::{Response, StatusCode};
 use tracing::debug;
 
 use super::{
@@ -15,13 +15,15 @@ use super::{
     body::Content,
     close_after, headers,
     policy::UpgradeToken,
+    request_client::LoggedPeers,
     tunnel::{self, TunnelError},
 };
 use crate::{
     drain::ConnectionKind,
+    ending::{EndReason, Ending},
     http1::Upgraded,
     text::error_chain,
-    upstream::{Cluster, RequestBody},
+    upstream::{RequestBody, UpstreamRequest},
 };
 
 /// Sends the request on an upstream connection of its own. Returns the response; after a 101 its
@@ -35,13 +37,12 @@ use crate::{
 /// The apiserver sent no response, or one that must not be passed on.
 pub(super) async fn forward(
     downstream: &ClientConnection,
-    cluster: &Cluster,
-    head: Parts,
+    request: UpstreamRequest<'_>,
     body: RequestBody,
     token: UpgradeToken,
     log: &mut AccessLog,
 ) -> Result<Response<Body>, Error> {
-    let response = downstream.leases.send_upgrade(cluster, head, body).await?;
+    let response = downstream.leases.send_upgrade(request, body).await?;
     let (mut head, body) = response.into_parts();
     log.answered_by(&body);
     match head.status {
@@ -72,20 +73,35 @@ pub(crate) fn start_tunnel(body: Body, client: Upgraded, downstream: &ClientConn
         return;
     };
     let half_close_timeout = downstream.half_close_timeout;
-    let peer = downstream.peer;
+    let LoggedPeers {
+        client: peer,
+        network_peer,
+    } = log.peers();
     let connected = Arc::clone(&downstream.connected);
+    let certificate = downstream.certificate.clone();
     let counted = downstream.drain.count(ConnectionKind::Tunnel);
     connected.place().become_tunnel();
     downstream.drain.spawn(async move {
         let _counted = counted;
+        let certificate_ended = async {
+            match &certificate {
+                Some(certificate) => certificate.ended().await,
+                None => pending().await,
+            }
+        };
         // The connection's task has ended. The tunnel keeps its place.
         let carried = log.carried();
-        match tunnel::join_in_place(client, *apiserver, half_close_timeout, &connected, carried)
-            .await
-        {
+        let joined = tunnel::join_in_place(client, *apiserver, half_close_timeout, &connected, carried);
+        let result = tokio::select! {
+            ended = joined => ended,
+            () = certificate_ended => {
+                return log.aborted(Ending::by_proxy(EndReason::Certificate));
+            }
+        };
+        match result {
             Ok(ended) => log.completed(ended),
             Err(TunnelError { ending, error }) => {
-                debug!(client.address = %peer, error = %error_chain(&error), "tunnel aborted");
+                debug!(client.address = %peer, network.peer.address = network_peer.map(display), error = %error_chain(&error), "tunnel aborted");
                 log.aborted(ending);
             }
         }

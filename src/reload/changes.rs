@@ -6,7 +6,7 @@ use crate::{
     quote,
 };
 
-use super::Material;
+use super::{ClientMaterial, Material};
 
 /// The differences between two snapshots. Each list is text for the log; an empty one means no change.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -46,10 +46,26 @@ impl ReloadChanges {
         let has_log_changed = config.log.filter != old_config.log.filter
             || config.log.access != old_config.log.access
             || config.log.user != old_config.log.user;
+        let peers = |config: &Config| -> Vec<_> {
+            config
+                .listen
+                .iter()
+                .map(|entry| entry.peers.clone())
+                .collect()
+        };
+        let settings = [
+            ("log", has_log_changed),
+            ("listen", peers(config) != peers(old_config)),
+            (
+                "trustedProxies",
+                config.trusted_proxies != old_config.trusted_proxies,
+            ),
+        ];
+        let changed = settings.into_iter().filter(|(_, has_changed)| *has_changed);
         Self {
             certificates: certificates.collect(),
             clusters: clusters(old, material),
-            settings: has_log_changed.then_some("log").into_iter().collect(),
+            settings: changed.map(|(key, _)| key).collect(),
         }
     }
 }
@@ -60,11 +76,17 @@ fn clusters(old: &Material, new: &Material) -> Vec<String> {
         all.position(|(cluster, _)| cluster.name == name)
     };
     let mut changes = Vec::new();
-    for (cluster, trust) in &new.clusters {
+    let certificates = new.client_certificates.iter();
+    for ((cluster, trust), certificates) in new.clusters.iter().zip(certificates) {
         let name = &cluster.name;
-        match find(old, name).and_then(|at| old.clusters.get(at)) {
+        let at = find(old, name);
+        match at.and_then(|at| old.clusters.get(at)) {
             None => changes.push(format!("{name}: new")),
             Some((before, trusted)) => {
+                let before_certificates = at.and_then(|at| old.client_certificates.get(at));
+                if !ClientMaterial::are_same(certificates, before_certificates.unwrap_or(&None)) {
+                    changes.push(format!("{name}: client certificates"));
+                }
                 if !is_same(before, cluster) {
                     changes.push(format!("{name}: settings"));
                 }

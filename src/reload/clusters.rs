@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use super::{Material, ReloadReport, Reloader};
+use super::{ClientMaterial, Material, ReloadReport, Reloader};
 use crate::{
     config::{ClusterConfig, RequestHost, TrustSource},
     metrics::ClusterLabels,
-    pki::{Identity, TrustAnchors},
-    upstream::{ClientTls, Cluster, Endpoints},
+    pki::{FrontProxyIdentity, Identity, TrustAnchors},
+    upstream::{ClientTls, Cluster, Endpoints, FrontProxy},
 };
 
 /// The clusters of a new snapshot. A cluster that has not changed since `old` is taken from there, with its leases.
@@ -56,6 +56,30 @@ pub(super) fn build_clusters(
     Ok(clusters)
 }
 
+/// The front proxy of each cluster that uses client certificates. One whose cluster and certificate have not changed since
+/// `old` is taken from there, with its leases.
+pub(super) fn build_front_proxies(
+    material: &Material,
+    clusters: &[Arc<Cluster>],
+    old: Option<&Reloader>,
+) -> Vec<Option<Arc<FrontProxy>>> {
+    let same = |cluster: &Arc<Cluster>, identity: &FrontProxyIdentity| {
+        let old = old?;
+        let clusters = old.report.clusters.iter().zip(&old.front_proxies);
+        let mut same = clusters.filter(|(old, _)| Arc::ptr_eq(old, cluster));
+        same.find_map(|(_, front_proxy)| {
+            (front_proxy.clone()).filter(|front_proxy| front_proxy.presents(identity))
+        })
+    };
+    let certificates = material.client_certificates.iter();
+    let build = |(cluster, certificates): (&Arc<Cluster>, &Option<ClientMaterial>)| {
+        let identity = &certificates.as_ref()?.front_proxy;
+        let kept = same(cluster, identity);
+        Some(kept.unwrap_or_else(|| Arc::new(FrontProxy::new(cluster, identity))))
+    };
+    clusters.iter().zip(certificates).map(build).collect()
+}
+
 fn endpoints(cluster: &ClusterConfig) -> Endpoints {
     let (host, port) = (&cluster.upstream_host, cluster.upstream_port);
     let endpoints = if cluster.addresses.is_empty() {
@@ -97,13 +121,15 @@ impl Reloader {
     }
 }
 
-/// Whether two clusters differ at most in public hosts, expected name, CA, access rules and the place of the URL.
+/// Whether two clusters differ at most in public hosts, expected name, CA, access rules, client certificates and the place of
+/// the URL.
 fn is_same_upstream(old: &ClusterConfig, new: &ClusterConfig) -> bool {
     let new = ClusterConfig {
         hosts: old.hosts.clone(),
         expected_name: old.expected_name.clone(),
         trust: old.trust.clone(),
         url_place: old.url_place.clone(),
+        client_certificates: old.client_certificates.clone(),
         access: old.access.clone(),
         ..new.clone()
     };

@@ -1,12 +1,15 @@
 //! Reads and checks the files of a snapshot, and hashes their content.
 
-use std::{path::PathBuf, time::SystemTime};
+use std::{path::PathBuf, sync::Arc, time::SystemTime};
 
 use aws_lc_rs::digest::{Context, SHA256, SHA256_OUTPUT_LEN};
 
 use crate::{
-    config::{ClusterConfig, Config, TrustSource, read_file},
-    pki::{Identity, PkiError, PkiFileError, TrustAnchors, uncovered_hosts},
+    config::{ClientCertificatesConfig, ClusterConfig, Config, TrustSource, read_file},
+    pki::{
+        ClientCa, FrontProxyIdentity, Identity, PkiError, PkiFileError, TrustAnchors,
+        uncovered_hosts,
+    },
 };
 
 /// The certificates, keys and CAs of a snapshot.
@@ -16,6 +19,54 @@ pub struct Material {
     pub identities: Vec<Identity>,
     /// Each cluster and its trust anchors.
     pub clusters: Vec<(ClusterConfig, TrustAnchors)>,
+    /// For each cluster what it needs for client certificates; `None` if it asks for none.
+    pub client_certificates: Vec<Option<ClientMaterial>>,
+}
+
+/// What one cluster needs for client certificates.
+#[derive(Debug)]
+pub struct ClientMaterial {
+    /// The CAs that issue them, and what these have revoked.
+    pub ca: Arc<ClientCa>,
+    /// The certificate with which the proxy names their owners to the apiserver.
+    pub front_proxy: FrontProxyIdentity,
+}
+
+impl ClientMaterial {
+    fn load(config: &ClientCertificatesConfig, now: SystemTime) -> Result<Self, PkiError> {
+        let ca = ClientCa::load(&config.ca, config.crl.as_deref(), now)?;
+        Ok(Self {
+            ca: Arc::new(ca),
+            front_proxy: FrontProxyIdentity::load(&config.front_proxy, now)?,
+        })
+    }
+
+    /// Whether both accept the same certificates, and name their owners with the same one.
+    pub(super) fn are_same(one: &Option<Self>, other: &Option<Self>) -> bool {
+        match (one, other) {
+            (Some(one), Some(other)) => {
+                one.ca.is_same(&other.ca)
+                    && one.front_proxy.summary() == other.front_proxy.summary()
+            }
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        }
+    }
+
+    /// Problems that do not stop the proxy, as sentences for the log.
+    fn warnings(&self, now: SystemTime) -> Vec<String> {
+        let mut warnings = self.ca.anchors().warnings().to_vec();
+        warnings.extend(self.ca.revoked().and_then(|lists| lists.problem(now)));
+        warnings.extend(self.front_proxy.warning(now));
+        if self
+            .ca
+            .verify(&self.front_proxy.certified_key().cert, now)
+            .is_ok()
+        {
+            warnings.push(SAME_CA.to_owned());
+        }
+        warnings
+    }
 }
 
 impl Material {
@@ -31,6 +82,7 @@ impl Material {
         Ok(Self {
             identities: identities.collect::<Result<_, _>>()?,
             clusters: load_clusters(config, now)?,
+            client_certificates: load_client_certificates(config, now)?,
         })
     }
 
@@ -58,6 +110,7 @@ impl Material {
         Ok(Self {
             identities: identities.collect::<Result<_, _>>()?,
             clusters: load_clusters(config, now)?,
+            client_certificates: load_client_certificates(config, now)?,
         })
     }
 
@@ -68,7 +121,9 @@ impl Material {
             .clusters
             .iter()
             .flat_map(|(_, trust)| trust.summaries());
-        let all = leaves.chain(anchors.map(|ca| ca.not_after));
+        let clients = self.client_certificates.iter().flatten();
+        let clients = clients.flat_map(|clients| clients.ca.anchors().summaries());
+        let all = leaves.chain(anchors.chain(clients).map(|ca| ca.not_after));
         all.filter(|not_after| *not_after >= now).min()
     }
 
@@ -85,7 +140,44 @@ impl Material {
         identities
             .chain(uncovered_hosts(hosts, &self.identities))
             .chain(anchors.cloned())
+            .chain(self.client_warnings(now))
             .collect()
+    }
+
+    /// Problems of each cluster with client certificates.
+    fn client_warnings(&self, now: SystemTime) -> Vec<String> {
+        let clusters = self.clusters.iter().zip(&self.client_certificates);
+        let each =
+            clusters.filter_map(|((cluster, _), clients)| Some((cluster, clients.as_ref()?)));
+        let sentences = each.flat_map(|(cluster, clients)| {
+            let name = &cluster.name;
+            let sentences = clients.warnings(now).into_iter();
+            sentences.map(move |sentence| format!("client certificates of {name}: {sentence}"))
+        });
+        sentences.collect()
+    }
+
+    /// What stops the client certificates of a cluster, as sentences that begin with its name.
+    #[must_use]
+    pub fn client_problems(&self, now: SystemTime) -> Vec<String> {
+        let clusters = self.clusters.iter().zip(&self.client_certificates);
+        let each =
+            clusters.filter_map(|((cluster, _), clients)| Some((cluster, clients.as_ref()?)));
+        let problems = each.flat_map(|(cluster, clients)| {
+            let expired = clients.front_proxy.summary().not_after < now;
+            let front_proxy = expired.then(|| clients.front_proxy.warning(now)).flatten();
+            let lists = clients.ca.revoked().and_then(|lists| lists.problem(now));
+            let problems = front_proxy.into_iter().chain(lists);
+            problems.map(|problem| format!("{}: {problem}", cluster.name))
+        });
+        problems.collect()
+    }
+
+    /// Whether both use the same client certificates.
+    pub(super) fn has_same_clients(&self, other: &Self) -> bool {
+        let (ours, theirs) = (&self.client_certificates, &other.client_certificates);
+        let mut pairs = ours.iter().zip(theirs);
+        ours.len() == theirs.len() && pairs.all(|(one, other)| ClientMaterial::are_same(one, other))
     }
 
     /// The clusters whose requests the proxy sees.
@@ -119,6 +211,21 @@ fn load_clusters(
     config.clusters.iter().map(load).collect()
 }
 
+fn load_client_certificates(
+    config: &Config,
+    now: SystemTime,
+) -> Result<Vec<Option<ClientMaterial>>, PkiError> {
+    let sections = config.clusters.iter();
+    let sections = sections.map(|cluster| cluster.client_certificates.as_ref());
+    let load = |section: Option<&ClientCertificatesConfig>| {
+        let loaded = section.map(|section| ClientMaterial::load(section, now));
+        loaded
+            .transpose()
+            .map_err(|error| error.naming_place(&config.sources))
+    };
+    sections.map(load).collect()
+}
+
 /// A time at which the certificate is valid, if it was refused only for its dates.
 fn time_of_other_validity(refused: &PkiError) -> Option<SystemTime> {
     let PkiError::Certificate { source, .. } = refused else {
@@ -133,6 +240,8 @@ fn time_of_other_validity(refused: &PkiError) -> Option<SystemTime> {
     None
 }
 
+const SAME_CA: &str = "`ca` has also issued the front-proxy certificate, so its users may be able to name any user to the apiserver; use separate CAs";
+
 /// Every file that this configuration comes from or refers to.
 pub(super) fn files_of(config: &Config) -> Vec<PathBuf> {
     let mut files = config.sources.clone();
@@ -142,6 +251,15 @@ pub(super) fn files_of(config: &Config) -> Vec<PathBuf> {
     for cluster in &config.clusters {
         if let TrustSource::File(file) = &cluster.trust {
             files.push(file.clone());
+        }
+        if let Some(clients) = &cluster.client_certificates {
+            let front_proxy = &clients.front_proxy;
+            files.extend([
+                clients.ca.clone(),
+                front_proxy.certificate.clone(),
+                front_proxy.key.clone(),
+            ]);
+            files.extend(clients.crl.clone());
         }
     }
     files

@@ -7,25 +7,26 @@ mod changes;
 mod clusters;
 mod material;
 
-use std::{path::PathBuf, sync::Arc, time::SystemTime};
+use std::{mem, net::SocketAddr, path::PathBuf, sync::Arc, time::SystemTime};
 
 use rustls::{crypto::aws_lc_rs::Ticketer, server::ProducesTickets};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 pub use changes::ReloadChanges;
-pub use material::Material;
+pub use material::{ClientMaterial, Material};
 
 use crate::{
-    config::{Config, ConfigError, LoggedUser},
-    downstream::{Snapshot, server_config},
+    config::{Config, ConfigError, ListenConfig, SettingError, peers_of},
+    downstream::{Snapshot, asking_server_config, server_config},
     metrics::ClusterLabels,
     pki::{Identity, PkiError},
-    proxy::{AccessRules, Route, Routes},
+    proxy::{AccessRules, ClientCertificates, Route, Routes},
     text::error_chain,
-    upstream::Cluster,
+    upstream::{Cluster, FrontProxy},
 };
-use clusters::build_clusters;
+use clusters::{build_clusters, build_front_proxies};
 use material::{ContentHash, files_of};
 
 /// Reads the configuration; called again for every reload.
@@ -74,9 +75,17 @@ pub struct ReloadReport {
 pub struct Reloader {
     tickets: Arc<dyn ProducesTickets>,
     labels: ClusterLabels,
+    /// For each cluster of the current snapshot.
+    front_proxies: Vec<Option<Arc<FrontProxy>>>,
+    /// Of the current snapshot: cancelled when another one is in use.
+    replaced: CancellationToken,
+    /// Of older snapshots.
+    retired: Vec<CancellationToken>,
     /// The configuration at the start; a part of it cannot be reloaded.
     started: Config,
     config: Config,
+    /// The sockets for clients, in order, with the lists of the last valid configuration.
+    listen: Vec<ListenConfig>,
     /// The files that all of this comes from.
     files: Vec<PathBuf>,
     /// The content of these files when they were last loaded; `None` if unknown, as at the start.
@@ -92,7 +101,8 @@ pub struct Reloader {
 }
 
 impl Reloader {
-    /// Returns a reloader and its first snapshot.
+    /// Returns a reloader and its first snapshot. `inherited` are the addresses of the sockets that another process has
+    /// opened.
     ///
     /// # Errors
     ///
@@ -100,12 +110,24 @@ impl Reloader {
     pub fn new(
         config: Config,
         material: Material,
+        inherited: &[SocketAddr],
         now: SystemTime,
     ) -> Result<(Self, Snapshot), ReloadError> {
+        let listen = sockets(&config, inherited)?;
         let tickets = Ticketer::new()?;
         let mut labels = ClusterLabels::default();
         let clusters = build_clusters(&material, None, &mut labels)?;
-        let snapshot = snapshot(&material, &clusters, &tickets, config.log.user);
+        let front_proxies = build_front_proxies(&material, &clusters, None);
+        let replaced = CancellationToken::new();
+        let snapshot = snapshot(
+            &material,
+            &clusters,
+            &front_proxies,
+            &tickets,
+            &replaced,
+            &config,
+            &listen,
+        );
         let valid_until = material.next_expiry(now);
         let report = ReloadReport {
             material: Arc::new(material),
@@ -120,7 +142,11 @@ impl Reloader {
         let reloader = Self {
             tickets,
             labels,
+            front_proxies,
+            replaced,
+            retired: Vec::new(),
             started: config.clone(),
+            listen,
             files: files_of(&config),
             config,
             loaded: None,
@@ -164,7 +190,11 @@ impl Reloader {
 
     /// Shows the result of the last reload to the readers of [`Reloader::report`]. Call it after the snapshot is
     /// in use.
-    pub fn publish(&self) {
+    pub fn publish(&mut self) {
+        // Connections verify their certificates again, against the snapshot that is in use now.
+        for replaced in self.retired.drain(..) {
+            replaced.cancel();
+        }
         self.published.send_replace(self.report.clone());
     }
 
@@ -242,6 +272,7 @@ impl Reloader {
         let mut labels = self.labels.clone();
         let clusters = build_clusters(&material, Some(self), &mut labels)?;
         self.labels = labels;
+        let front_proxies = build_front_proxies(&material, &clusters, Some(self));
         let same_clusters = clusters.len() == self.report.clusters.len()
             && clusters
                 .iter()
@@ -253,24 +284,37 @@ impl Reloader {
         let unchanged = same_clusters
             && same_hosts
             && changes.settings.is_empty()
-            && material.presents_the_same(&self.report.material);
+            && material.presents_the_same(&self.report.material)
+            && material.has_same_clients(&self.report.material);
         if !unchanged {
             self.changes = changes;
         }
         self.compare_with_start(&config);
+        for (number, socket) in self.listen.iter_mut().enumerate() {
+            // A socket whose entry is gone keeps its lists until the restart.
+            if let Some(peers) = peers_of(&config.listen, number, socket.address) {
+                socket.peers = peers.clone();
+            }
+        }
         let files = files_of(&config);
         self.loaded = (files == self.files).then_some(content);
         self.valid_until = material.next_expiry(now);
         (self.config, self.files) = (config, files);
         (self.report.material, self.report.clusters) = (Arc::new(material), clusters);
+        self.front_proxies = front_proxies;
         if unchanged {
             return Ok(None);
         }
+        let replaced = mem::replace(&mut self.replaced, CancellationToken::new());
+        self.retired.push(replaced);
         Ok(Some(snapshot(
             &self.report.material,
             &self.report.clusters,
+            &self.front_proxies,
             &self.tickets,
-            self.config.log.user,
+            &self.replaced,
+            &self.config,
+            &self.listen,
         )))
     }
 
@@ -278,7 +322,7 @@ impl Reloader {
     fn compare_with_start(&mut self, config: &Config) {
         let started = &self.started;
         let keys = [
-            ("listen", config.listen != started.listen),
+            ("listen", !listens_on_the_same(config, started)),
             ("admin", config.admin != started.admin),
             ("reusePort", config.reuse_port != started.reuse_port),
             ("workers", config.workers != started.workers),
@@ -299,6 +343,29 @@ impl Reloader {
     }
 }
 
+/// The sockets for clients, with their lists. Those of another process replace the configured addresses.
+fn sockets(config: &Config, inherited: &[SocketAddr]) -> Result<Vec<ListenConfig>, ConfigError> {
+    if inherited.is_empty() {
+        return Ok(config.listen.clone());
+    }
+    let socket = |(number, address): (usize, &SocketAddr)| {
+        let unknown = SettingError::UnknownSocket { address: *address };
+        let peers = peers_of(&config.listen, number, *address);
+        Ok(ListenConfig {
+            address: *address,
+            peers: peers.ok_or(ConfigError::Whole(unknown))?.clone(),
+        })
+    };
+    inherited.iter().enumerate().map(socket).collect()
+}
+
+fn listens_on_the_same(config: &Config, started: &Config) -> bool {
+    let addresses = |config: &'_ Config| -> Vec<_> {
+        config.listen.iter().map(|entry| entry.address).collect()
+    };
+    addresses(config) == addresses(started)
+}
+
 /// A failed reload, and the content of the files before it.
 struct FailedReload {
     content: ContentHash,
@@ -308,17 +375,23 @@ struct FailedReload {
 fn snapshot(
     material: &Material,
     clusters: &[Arc<Cluster>],
+    front_proxies: &[Option<Arc<FrontProxy>>],
     tickets: &Arc<dyn ProducesTickets>,
-    user: LoggedUser,
+    replaced: &CancellationToken,
+    config: &Config,
+    listen: &[ListenConfig],
 ) -> Snapshot {
     let mut routes = Routes::default();
-    routes.set_logged_user(user);
+    routes.trust_proxies(config.trusted_proxies.clone());
+    routes.set_logged_user(config.log.user);
+    let certificates = client_certificates(material, front_proxies, replaced);
+    let configured = clusters.iter().zip(&material.clusters);
     let mut terminated = Vec::new();
     // First, so that a passthrough host is never terminated because a certificate has its name.
-    for (cluster, (config, _)) in clusters.iter().zip(&material.clusters) {
+    for ((cluster, (config, _)), certificates) in configured.zip(certificates) {
         let route = Route {
             access: AccessRules::new(&config.name, &config.access),
-            ..Route::new(Arc::clone(cluster))
+            ..Route::new(Arc::clone(cluster)).with_certificates(certificates)
         };
         let route = Arc::new(route);
         for host in &config.hosts {
@@ -339,7 +412,33 @@ fn snapshot(
     Snapshot {
         tls: Arc::new(server_config(&material.identities, Arc::clone(tickets))),
         routes: Arc::new(routes),
+        peers: listen.iter().map(|socket| socket.peers.clone()).collect(),
     }
+}
+
+/// How each cluster of a new snapshot uses client certificates.
+fn client_certificates(
+    material: &Material,
+    front_proxies: &[Option<Arc<FrontProxy>>],
+    replaced: &CancellationToken,
+) -> Vec<Option<Arc<ClientCertificates>>> {
+    let clusters = material.clusters.iter().zip(&material.client_certificates);
+    let each = clusters.zip(front_proxies);
+    each.map(|(((config, _), clients), front_proxy)| {
+        let (clients, front_proxy) = (clients.as_ref()?, front_proxy.as_ref()?);
+        let section = config.client_certificates.as_ref()?;
+        let certificates = ClientCertificates::new(
+            Arc::clone(&clients.ca),
+            Arc::clone(front_proxy),
+            Arc::new(asking_server_config(
+                &material.identities,
+                clients.ca.names(),
+            )),
+            replaced.clone(),
+        );
+        Some(Arc::new(certificates.allowing_system(section.allow_system)))
+    })
+    .collect()
 }
 
 /// How often files that change while they are read are read again at once.

@@ -91,7 +91,10 @@ async fn unsent_http1_request_is_sent_on_another_connection() {
     let failed = h1::exchange(closing, head, body, &drain).await.unwrap_err();
     assert!(failed.error.wants_another_connection());
     let (head, body) = failed.unsent.unwrap();
-    let response = leases.send(&cluster, head, body).await.unwrap();
+    let response = leases
+        .send(UpstreamRequest::from_client(&cluster, head), body)
+        .await
+        .unwrap();
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(upstream.requests()[0].body().await, b"all of it");
 }

@@ -14,10 +14,11 @@ use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore,
     SignatureScheme,
     client::{
-        VerifierBuilderError, WebPkiServerVerifier,
+        Resumption, VerifierBuilderError, WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::CryptoProvider,
+    sign::{CertifiedKey, SingleCertAndKey},
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
@@ -72,6 +73,23 @@ impl ClientTls {
             name,
             has_anchors: true,
         })
+    }
+
+    /// The same settings, with a certificate of the proxy. They resume no session that began without it.
+    pub(super) fn presenting(&self, identity: Arc<CertifiedKey>) -> Self {
+        let resolver = Arc::new(SingleCertAndKey::from(identity));
+        let with_identity = |config: &ClientConfig| {
+            let mut config = config.clone();
+            config.client_auth_cert_resolver = Arc::clone(&resolver) as _;
+            config.resumption = Resumption::default();
+            Arc::new(config)
+        };
+        Self {
+            h2: with_identity(&self.h2),
+            h1: with_identity(&self.h1),
+            name: self.name.clone(),
+            has_anchors: self.has_anchors,
+        }
     }
 
     /// Settings that trust no server at all, for a passthrough cluster without a CA: a probe then learns whether a TLS

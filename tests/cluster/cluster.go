@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"errors"
 	"fmt"
 	"net/http"
@@ -95,6 +96,16 @@ func startCluster(ctx context.Context) (_ *cluster, err error) {
 	if err := createAggregatedAPI(ctx, c.client, metricsPort, ca.pem); err != nil {
 		return nil, fmt.Errorf("create the aggregated API: %w", err)
 	}
+	user, err := ca.issue(c.dir, "user", pkix.Name{
+		CommonName: "jane", Organization: []string{certificateGroup, "on call"},
+		// The id of the user, as kube-apiserver reads it.
+		ExtraNames: []pkix.AttributeTypeAndValue{{
+			Type: asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 57683, 2}, Value: "7d1a",
+		}},
+	})
+	if err != nil {
+		return nil, err
+	}
 	kubeconfig := filepath.Join(c.dir, "kubeconfig")
 	server := "https://" + c.port.address()
 	if err := writeKubeconfig(kubeconfig, server, caFile, token); err != nil {
@@ -106,7 +117,10 @@ func startCluster(ctx context.Context) (_ *cluster, err error) {
 		Logs: c.dir, Audit: filepath.Join(c.dir, "audit.log"),
 		Echo: echo, Source: source,
 		ImpersonatedUser: impersonatedUser, ImpersonatedGroup: impersonatedGroup,
-		AggregatedPath: aggregatedPath,
+		UserCertificate: user.certFile, UserKey: user.keyFile,
+		FrontProxyCertificate: filepath.Join(c.dir, frontProxyFiles+".crt"),
+		FrontProxyKey:         filepath.Join(c.dir, frontProxyFiles+".key"),
+		AggregatedPath:        aggregatedPath,
 	}
 	return c, nil
 }

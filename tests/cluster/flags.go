@@ -34,6 +34,9 @@ func etcdArgs(dir string, port *reservedPort) []string {
 	}
 }
 
+// frontProxyFiles is the name of the files with the front-proxy certificate and key.
+const frontProxyFiles = "front-proxy"
+
 // apiserverArgs writes the files that kube-apiserver needs and returns its flags.
 // All other settings keep their defaults, above all the feature gates, the limits
 // of HTTP/2, and anonymous authentication.
@@ -52,7 +55,7 @@ func apiserverArgs(dir string, ca *authority, caFile string, port, etcd *reserve
 	if err := os.WriteFile(frontProxyCAFile, frontProxyCA.pem, 0o644); err != nil {
 		return nil, err
 	}
-	frontProxy, err := frontProxyCA.issue(dir, "front-proxy", pkix.Name{CommonName: "front-proxy"})
+	frontProxy, err := frontProxyCA.issue(dir, frontProxyFiles, pkix.Name{CommonName: "front-proxy"})
 	if err != nil {
 		return nil, err
 	}
@@ -83,6 +86,7 @@ func apiserverArgs(dir string, ca *authority, caFile string, port, etcd *reserve
 		"--requestheader-username-headers=X-Remote-User",
 		"--requestheader-group-headers=X-Remote-Group",
 		"--requestheader-extra-headers-prefix=X-Remote-Extra-",
+		"--requestheader-uid-headers=X-Remote-Uid",
 		"--proxy-client-cert-file=" + frontProxy.certFile,
 		"--proxy-client-key-file=" + frontProxy.keyFile,
 		"--service-account-issuer=https://kubernetes.default.svc",

@@ -26,7 +26,9 @@ const (
 	// quietPod writes two lines with a pause of 25 s between them.
 	quietPod = "quiet"
 
-	impersonatedUser  = "bob"
+	impersonatedUser = "bob"
+	// certificateGroup has the user with a client certificate.
+	certificateGroup  = "certificate-users"
 	impersonatedGroup = "viewers"
 
 	metricsServiceName = "metrics." + namespace + ".svc"
@@ -125,7 +127,10 @@ func createAccounts(ctx context.Context, client kubernetes.Interface) (string, e
 	_, err := client.RbacV1().ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{
 		ObjectMeta: metav1.ObjectMeta{Name: "fixture-admin"},
 		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "cluster-admin"},
-		Subjects:   []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: namespace, Name: admin}},
+		Subjects: []rbacv1.Subject{
+			{Kind: rbacv1.ServiceAccountKind, Namespace: namespace, Name: admin},
+			{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: certificateGroup},
+		},
 	}, metav1.CreateOptions{})
 	if err != nil {
 		return "", err

@@ -32,6 +32,14 @@ type announcement struct {
 	// ImpersonatedUser and ImpersonatedGroup may only view the namespace.
 	ImpersonatedUser  string `json:"impersonatedUser"`
 	ImpersonatedGroup string `json:"impersonatedGroup"`
+	// UserCertificate and UserKey are the files of a user with a client certificate,
+	// who may do everything.
+	UserCertificate string `json:"userCertificate"`
+	UserKey         string `json:"userKey"`
+	// FrontProxyCertificate and FrontProxyKey are the files of a front proxy that the
+	// apiserver believes.
+	FrontProxyCertificate string `json:"frontProxyCertificate"`
+	FrontProxyKey         string `json:"frontProxyKey"`
 	// AggregatedPath is a path that an aggregated apiserver serves.
 	AggregatedPath string `json:"aggregatedPath"`
 }

@@ -7,9 +7,10 @@ use h2::RecvStream;
 use http::{Request, Response};
 use kube_tls_proxy::{
     app::{App, FastStop},
+    cidr::AddressList,
     config::{
         Capacity, ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, LoggedUser,
-        RequestHost, Timeouts, TrustSource,
+        PeerPolicy, RequestHost, Timeouts, TrustSource,
     },
     drain::Phase,
     heartbeat::{Heartbeat, Heartbeats},
@@ -97,6 +98,7 @@ impl World {
         let config = Config {
             sources: Vec::new(),
             listen: vec!["127.0.0.1:0".parse().unwrap()],
+            trusted_proxies: AddressList::default(),
             reuse_port: false,
             workers: NonZeroUsize::MIN,
             identities: vec![IdentityFiles { certificate, key }],
@@ -112,6 +114,7 @@ impl World {
                 request_host: RequestHost::Client,
                 passthrough: false,
                 trust: TrustSource::File(ca),
+                client_certificates: None,
                 access: Vec::new(),
             }],
             limits: Limits::default(),
@@ -149,6 +152,12 @@ impl Setup<'_> {
 
     pub(crate) fn timeouts(mut self, change: impl FnOnce(&mut Timeouts)) -> Self {
         change(&mut self.config.timeouts);
+        self
+    }
+
+    /// Changes which peers may connect.
+    pub(crate) fn peers(mut self, change: impl FnOnce(&mut PeerPolicy)) -> Self {
+        change(&mut self.config.listen[0].peers);
         self
     }
 
@@ -249,6 +258,15 @@ impl Proxy {
     /// Makes the proxy reload its files now.
     pub(crate) fn reload(&self) {
         self.reload_now.notify_one();
+    }
+
+    /// Makes the proxy reload files of which one is invalid, and waits until that has failed.
+    pub(crate) async fn fail_to_reload(&self) {
+        let mut report = self.report.clone();
+        let before = report.borrow().failed;
+        self.reload();
+        let failed = report.wait_for(|report| report.failed > before);
+        drop(within("the reload to fail", failed).await.unwrap());
     }
 
     /// The health of the endpoint at `address`.

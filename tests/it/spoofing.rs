@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Fields that only a front proxy may set.
-const FORGED: &[&str] = &[
+pub(crate) const FORGED: &[&str] = &[
     "x-remote-user",
     "x-remote-uid",
     "x-remote-group",
@@ -133,7 +133,7 @@ fn assert_own_fields(request: &Received, name: &str, context: &str) {
 }
 
 /// In lower case, in upper case, with `_` in place of `-`, and twice.
-fn spellings(name: &str) -> Vec<Vec<String>> {
+pub(crate) fn spellings(name: &str) -> Vec<Vec<String>> {
     let underscored = name.replace('-', "_");
     let mixed = name.replacen('-', "_", 1);
     let one = |name: String| vec![name];

@@ -247,6 +247,7 @@ fn start_block_lists_all_facts() {
             pem: ca.pem().into_bytes(),
             origin: "here".to_owned(),
         },
+        client_certificates: None,
         access: Vec::new(),
     };
     let prod = cluster("prod", "10.0.0.1", &[]);
@@ -261,6 +262,7 @@ fn start_block_lists_all_facts() {
         admin: Some("127.0.0.1:9090".parse().unwrap()),
         identities: &[&identity],
         clusters: &[(&prod, &trust), (&test, &trust)],
+        front_proxies: &[],
         workers: NonZeroUsize::new(2).unwrap(),
         connections: 354,
         decided_by: ConnectionsBound::OpenFiles(1024),

@@ -75,7 +75,8 @@ pub(super) async fn serve(
     service: Arc<Service>,
 ) -> Result<(), ServeError> {
     let drain = service.downstream.drain.clone();
-    let connected = Arc::clone(&service.downstream.connected);
+    let downstream = Arc::clone(&service.downstream);
+    let connected = Arc::clone(&downstream.connected);
     let mut serving = pin!(ClientWire::new(stream, service).serve_requests());
     let mut drains = false;
     loop {
@@ -84,6 +85,10 @@ pub(super) async fn serve(
             // `HeadTimer` and `begin_response` ask whether the drain has begun; this wakes the task.
             () = drain.begun(), if !drains => drains = true,
             () = drain.deadline(), if drains => return Ok(()),
+            () = proxy::certificate_ended(&downstream) => {
+                connected.set_end(Ending::by_proxy(EndReason::Certificate));
+                return Ok(());
+            }
             () = connected.place().closing() => {
                 let ended = Box::pin(timeout(CLOSE_TIMEOUT, serving)).await;
                 return ended.unwrap_or(Ok(()));

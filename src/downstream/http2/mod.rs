@@ -170,6 +170,10 @@ pub(super) async fn serve(
         // A ping is not a request: without this, a client that only replies to pings would stay connected.
         () = idle(&mut streams, client_idle) => {}
         () = connected.place().closing() => {}
+        () = proxy::certificate_ended(&downstream) => {
+            connected.set_end(Ending::by_proxy(EndReason::Certificate));
+            return Ok(());
+        }
         () = downstream.leases.unauthenticated() => {
             debug!(client.address = %downstream.peer, "client gets GOAWAY after a request without a valid credential");
         }
@@ -193,6 +197,10 @@ pub(super) async fn serve(
             Ok(())
         }
         () = drain.deadline() => Ok(()),
+        () = proxy::certificate_ended(&downstream) => {
+            connected.set_end(Ending::by_proxy(EndReason::Certificate));
+            Ok(())
+        }
         // Another client needs the place, perhaps only now.
         () = async {
             connected.place().closing().await;

@@ -11,7 +11,7 @@ use rustls_pki_types::{CertificateDer, pem::PemObject};
 
 use standin::TempDir;
 
-use super::{CertSummary, Identity, PkiError, PkiFileError, TrustAnchors, provider};
+use super::{CertSummary, Identity, PkiError, PkiFileError, TimeLeft, TrustAnchors, provider};
 use crate::config::{IdentityFiles, TrustSource};
 use mint::{Ca, Leaf, common_name, now, params_of_leaf};
 
@@ -23,7 +23,9 @@ fn identity(certificate: &str, key: &str) -> Result<Identity, PkiFileError> {
     };
     Identity::load(&files, now()).map_err(|error| match error {
         PkiError::Certificate { source, .. } | PkiError::Key { source, .. } => *source,
-        PkiError::Trust { .. } | PkiError::Named { .. } => panic!("an identity has no anchors"),
+        PkiError::Trust { .. } | PkiError::Revocation { .. } | PkiError::Named { .. } => {
+            panic!("an identity has no anchors")
+        }
     })
 }
 
@@ -108,12 +110,12 @@ fn rsa_key_and_near_expiry_give_warnings() {
 }
 
 #[test]
-fn last_day_is_written_as_1_day() {
+fn last_two_days_are_written_in_hours() {
     let leaf = Ca::new("root").leaf(&["a.example"]);
     let identity = identity(&leaf.pem, &leaf.key).unwrap();
     let left = Duration::from_secs(36 * 60 * 60);
     let warnings = identity.warnings(identity.not_after() - left);
-    let begin = "the certificate for a.example expires in 1 day, on ";
+    let begin = "the certificate for a.example expires in 36 hours, on ";
     assert!(warnings[0].starts_with(begin), "{warnings:?}");
 }
 

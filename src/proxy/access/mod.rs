@@ -15,7 +15,7 @@ use http::{Method, Uri, header, request::Parts};
 
 use super::{
     Error, Rejection,
-    credential::{CredentialCache, CredentialError, Credentials},
+    credential::{CredentialCache, CredentialError, CredentialPlace, Credentials},
     policy::UpgradeToken,
     request_info::RequestInfo,
 };
@@ -93,9 +93,9 @@ impl AccessRules {
         head: &Parts,
         client: IpAddr,
         upgrade: Option<UpgradeToken>,
-        cache: &CredentialCache,
+        place: CredentialPlace<'_>,
     ) -> Result<(), Error> {
-        let (decision, kind) = self.decide(head, client, upgrade, cache)?;
+        let (decision, kind) = self.decide(head, client, upgrade, place)?;
         let AccessDecision::Denied(rule) = decision else {
             return Ok(());
         };
@@ -106,7 +106,7 @@ impl AccessRules {
         } else {
             &resource
         };
-        let credentials = Credentials::read(&head.headers, upgrade, cache);
+        let credentials = Credentials::of_request(&head.headers, upgrade, place);
         Err(Error::Denied(Box::new(Denial {
             cluster: Arc::clone(&self.cluster),
             rule,
@@ -129,7 +129,7 @@ impl AccessRules {
         head: &Parts,
         client: IpAddr,
         upgrade: Option<UpgradeToken>,
-        cache: &CredentialCache,
+        place: CredentialPlace<'_>,
     ) -> Result<(AccessDecision, Option<CredentialKind>), Rejection> {
         if self.judges_request && !path::has_one_meaning(&head.method, &head.uri) {
             return Err(Rejection::AmbiguousPath);
@@ -155,7 +155,7 @@ impl AccessRules {
             }
             return Ok((self.decide_all(asked, &verbs), None));
         }
-        let credentials = Credentials::read(&head.headers, upgrade, cache)?;
+        let credentials = Credentials::of_request(&head.headers, upgrade, place)?;
         let mut decision = AccessDecision::Denied(None);
         for (kind, issuer) in presented(&credentials) {
             let asked = AskedBy {
@@ -410,7 +410,8 @@ pub(crate) fn explain(
     client: IpAddr,
 ) -> Result<(AccessDecision, Option<CredentialKind>), Rejection> {
     let upgrade = UpgradeToken::requested_by(head);
-    rules.decide(head, client, upgrade, &CredentialCache::default())
+    let cache = CredentialCache::default();
+    rules.decide(head, client, upgrade, CredentialPlace::Fields(&cache))
 }
 
 /// The decision of rules about a request without a credential, for the comparison with a real apiserver (tests/cluster).

@@ -34,6 +34,16 @@ pub(super) struct Credentials {
     /// The token of the WebSocket subprotocol. The apiserver tries it if it refuses the other one.
     websocket: Option<Arc<BearerToken>>,
     has_basic: bool,
+    is_certificate: bool,
+}
+
+/// Where the apiserver finds who sends a request.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum CredentialPlace<'a> {
+    /// In a client certificate that the proxy has verified. The apiserver then looks at no token.
+    Certificate,
+    /// In the header fields. The connection remembers its last tokens here.
+    Fields(&'a CredentialCache),
 }
 
 /// What a bearer token says of itself.
@@ -74,6 +84,25 @@ struct CachedToken {
 }
 
 impl Credentials {
+    /// The credentials in this place; see [`Credentials::read`].
+    ///
+    /// # Errors
+    ///
+    /// When two readers could see different credentials.
+    pub(super) fn of_request(
+        headers: &HeaderMap,
+        upgrade: Option<UpgradeToken>,
+        place: CredentialPlace<'_>,
+    ) -> Result<Self, CredentialError> {
+        match place {
+            CredentialPlace::Certificate => Ok(Self {
+                is_certificate: true,
+                ..Self::default()
+            }),
+            CredentialPlace::Fields(cache) => Self::read(headers, upgrade, cache),
+        }
+    }
+
     /// Reads the credentials. `upgrade` is the protocol that the request may switch to. The result is the same before and
     /// after `headers::rewrite_request`.
     ///
@@ -113,9 +142,11 @@ impl Credentials {
     pub(super) fn kinds(&self) -> impl Iterator<Item = CredentialKind> {
         let has_token = self.bearer.is_some() || self.websocket.is_some();
         let basic = self.has_basic.then_some(CredentialKind::Basic);
-        let none = (!has_token).then_some(CredentialKind::None);
+        let none = (!has_token && !self.is_certificate).then_some(CredentialKind::None);
+        let certificate = self.is_certificate.then_some(CredentialKind::Certificate);
         self.tokens()
             .map(|token| token.kind)
+            .chain(certificate)
             .chain(basic)
             .chain(none)
     }

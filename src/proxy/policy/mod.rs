@@ -12,9 +12,11 @@ use http::{
 
 use super::{access::AccessRules, credential::CredentialError};
 use crate::{
+    cidr::AddressList,
     clients::Throttled,
     config::{Limits, LoggedUser},
     hosts::{HostMap, HostName},
+    proxy::identity::{CertificateRefusal, ClientCertificates},
     text::list_contains,
     upstream::Cluster,
 };
@@ -42,6 +44,8 @@ pub(super) enum UpgradeToken {
 pub struct Route {
     /// The cluster that requests go to.
     pub cluster: Arc<Cluster>,
+    /// How it uses client certificates; `None` if it asks for none.
+    pub certificates: Option<Arc<ClientCertificates>>,
     /// Who may send what to it. `None`: every request may pass.
     pub access: Option<AccessRules>,
 }
@@ -52,6 +56,10 @@ pub struct Routes {
     by_host: HostMap<Arc<Route>>,
     /// The route of a configuration with exactly one cluster, passthrough clusters not counted.
     sole: Option<Arc<Route>>,
+    /// Proxies that name the clients of their requests; `None` if there are none.
+    trusted_proxies: Option<AddressList>,
+    /// The routes that ask for client certificates.
+    asking: Vec<Arc<Route>>,
     has_passthrough: bool,
     logged_user: LoggedUser,
 }
@@ -72,6 +80,16 @@ impl Route {
         Self {
             cluster,
             access: None,
+            certificates: None,
+        }
+    }
+
+    /// The same, on which clients are asked for a certificate.
+    #[must_use]
+    pub fn with_certificates(self, certificates: Option<Arc<ClientCertificates>>) -> Self {
+        Self {
+            certificates,
+            ..self
         }
     }
 }
@@ -81,6 +99,21 @@ impl Routes {
     pub fn add(&mut self, host: &str, route: &Arc<Route>) {
         self.has_passthrough |= route.cluster.is_passthrough();
         self.by_host.insert(host, Arc::clone(route));
+        let is_listed = || self.asking.iter().any(|one| Arc::ptr_eq(one, route));
+        if route.certificates.is_some() && !is_listed() {
+            self.asking.push(Arc::clone(route));
+        }
+    }
+
+    /// Lets these proxies name the clients of their requests.
+    pub fn trust_proxies(&mut self, proxies: AddressList) {
+        self.trusted_proxies = Some(proxies).filter(|proxies| !proxies.is_empty());
+    }
+
+    /// The proxies that name the clients of their requests.
+    #[must_use]
+    pub fn trusted_proxies(&self) -> Option<&AddressList> {
+        self.trusted_proxies.as_ref()
     }
 
     /// Whether some hosts are passed through. Only then a connection pays for a copy of its `ClientHello`.
@@ -117,6 +150,27 @@ impl Routes {
     pub fn serves(&self, name: &str) -> bool {
         let route = self.by_host.get(&HostName::new(name));
         route.is_some_and(|route| !route.cluster.is_passthrough())
+    }
+
+    /// The route whose clients are asked for a certificate in a handshake with this name. Without a name it is the only
+    /// route: a kubeconfig with an address as its server sends none.
+    #[must_use]
+    pub fn asking_under(&self, server_name: Option<&str>) -> Option<&Arc<Route>> {
+        if self.asking.is_empty() {
+            return None;
+        }
+        let route = match server_name {
+            Some(name) => self.by_host.get(&HostName::new(name)),
+            None => self.sole.as_ref(),
+        };
+        route.filter(|route| route.certificates.is_some())
+    }
+
+    /// How this cluster uses client certificates.
+    pub(super) fn certificates_of(&self, cluster: &str) -> Option<&ClientCertificates> {
+        let mut asking = self.asking.iter();
+        let route = asking.find(|route| route.cluster.name() == cluster)?;
+        route.certificates.as_deref()
     }
 
     /// The route for the host of a request.
@@ -253,6 +307,12 @@ pub enum Rejection {
     /// The upgrade of `kube-tls-proxy check`, which is for the proxy itself.
     #[error("upgrade of `kube-tls-proxy check`")]
     UpgradeCheck,
+    /// A client certificate that does not count, and no token.
+    #[error("client certificate {0}")]
+    Certificate(CertificateRefusal),
+    /// A client certificate that was presented for a host of another cluster, and no token.
+    #[error("client certificate for a host of another cluster")]
+    CertificateOfOtherHost,
     /// Credentials that the apiserver and the proxy could read differently, where access rules look at them.
     #[error("{0}")]
     Credential(CredentialError),
@@ -291,6 +351,8 @@ impl Rejection {
             Self::Expectation => "expectation",
             Self::UpgradeWithBody => "upgrade_with_body",
             Self::UpgradeCheck => "upgrade_check",
+            Self::Certificate(_) => "client_certificate",
+            Self::CertificateOfOtherHost => "certificate_of_other_host",
             Self::Credential(_) => "credential",
             Self::AmbiguousPath => "ambiguous_path",
             Self::Throttled(Throttled::Refused(_) | Throttled::Guesses(_)) => "client_unauthorized",

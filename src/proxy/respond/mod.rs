@@ -6,7 +6,7 @@
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 
 use super::{
-    Body, CredentialError, Denial, Error, Rejection,
+    Body, CertificateRefusal, CredentialError, Denial, Error, Rejection,
     request_id::{RequestId, X_REQUEST_ID},
 };
 use crate::{
@@ -147,6 +147,14 @@ fn error_status(error: &Error) -> ErrorStatus {
         Error::RedirectedUpgrade => bad_gateway(
             "the apiserver answered an upgrade request with a redirect, which the proxy does not follow",
         ),
+        Error::FrontProxyExpired => ErrorStatus {
+            // A person has to renew it.
+            retry_after: None,
+            ..unavailable(
+                "the certificate has expired with which the proxy names users of client certificates to the apiserver; \
+                 its operator must renew it, and until then a token works",
+            )
+        },
     }
 }
 
@@ -325,6 +333,24 @@ fn rejected(rejection: Rejection) -> ErrorStatus {
             StatusCode::BAD_REQUEST,
             "UpgradeCheck",
             "the upgrade of `kube-tls-proxy check` has arrived",
+        ),
+        Rejection::Certificate(refusal @ CertificateRefusal::System) => ErrorStatus::new(
+            StatusCode::FORBIDDEN,
+            "Forbidden",
+            format!("the client certificate {refusal}; use another certificate or a token"),
+        ),
+        Rejection::Certificate(refusal) => ErrorStatus::new(
+            StatusCode::UNAUTHORIZED,
+            "Unauthorized",
+            format!(
+                "Unauthorized: the client certificate {refusal}; use another certificate or a token"
+            ),
+        ),
+        Rejection::CertificateOfOtherHost => ErrorStatus::new(
+            StatusCode::MISDIRECTED_REQUEST,
+            "MisdirectedRequest",
+            "the client certificate was presented for another host name, and counts only for requests to that one; \
+             open another connection for this host name",
         ),
         Rejection::Throttled(throttled) => over_budget(throttled),
         Rejection::Credential(CredentialError::RepeatedAuthorization) => {

@@ -17,7 +17,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Response, StatusCode, header, request::Parts};
+use http::{Response, StatusCode, request::Parts};
 use hyper::body::{Body, Frame, SizeHint};
 use rustls::ClientConfig;
 use tokio::{
@@ -30,8 +30,10 @@ pub(super) use table::{LeaseTable, LeasedH1};
 
 use super::{
     Cluster, DownloadError, RefusedAuthorization, RequestBody, UpstreamContext, UpstreamError,
+    UpstreamRequest,
     context::Connection,
     dial,
+    front_proxy::has_user,
     h1::{self, H1Connection, H1Response},
     h2::{H2Response, H2Stream},
     request_body::{ClientReplayBudget, Upload},
@@ -96,8 +98,8 @@ impl ClientLeases {
         self.unauthenticated.notified().await;
     }
 
-    /// Sends a request in the protocol it came in (`head.version`), and returns the response once its head
-    /// is there. `head.uri` is absolute: its authority becomes `:authority` or `Host`.
+    /// Sends a request in the protocol it came in, and returns the response once its head
+    /// is there. Its target is absolute: its authority becomes `:authority` or `Host`.
     ///
     /// # Errors
     ///
@@ -110,10 +112,10 @@ impl ClientLeases {
     /// Dropping the future cancels the request upstream.
     pub async fn send(
         &self,
-        cluster: &Cluster,
-        head: Parts,
+        request: UpstreamRequest<'_>,
         body: RequestBody,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
+        let UpstreamRequest { cluster, head } = request;
         let wants_h2 = head.version == http::Version::HTTP_2;
         let upload = Upload::new(body, &self.replay_budget);
         let leased = match self.table.find(cluster.id, wants_h2, None) {
@@ -246,10 +248,10 @@ impl ClientLeases {
     /// As [`ClientLeases::send`]; nothing is sent twice.
     pub async fn send_upgrade(
         &self,
-        cluster: &Cluster,
-        head: Parts,
+        request: UpstreamRequest<'_>,
         body: RequestBody,
     ) -> Result<Response<ResponseBody>, UpstreamError> {
+        let UpstreamRequest { cluster, head } = request;
         let connection = Box::pin(self.dial_endpoints(cluster, &cluster.tls.h1)).await?;
         connection.stats().set_end_reason(LeaseEnd::Upgrade);
         let connection = match connection {
@@ -494,7 +496,7 @@ fn accepts_no_request(endpoint: UpstreamAddr) -> UpstreamError {
 /// Whether the apiserver ends an HTTP/2 connection after this response (`UnauthenticatedHTTP2DOSMitigation`): it
 /// does so after each 401, and after each response to an anonymous request, whatever its status.
 fn is_unauthenticated(request: &Parts, status: StatusCode) -> bool {
-    status == StatusCode::UNAUTHORIZED || !request.headers.contains_key(header::AUTHORIZATION)
+    status == StatusCode::UNAUTHORIZED || !has_user(request)
 }
 
 /// A 101 is no valid response to a request that asked for no upgrade. Its connection would become a tunnel.

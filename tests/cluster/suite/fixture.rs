@@ -65,6 +65,19 @@ impl Fixture {
         self.text("impersonatedGroup")
     }
 
+    /// The files of a user with a client certificate who may do everything: certificate and key.
+    pub(crate) fn user_files(&self) -> [&str; 2] {
+        [self.text("userCertificate"), self.text("userKey")]
+    }
+
+    /// The files of a front proxy that the apiserver believes: certificate and key.
+    pub(crate) fn front_proxy_files(&self) -> [&str; 2] {
+        [
+            self.text("frontProxyCertificate"),
+            self.text("frontProxyKey"),
+        ]
+    }
+
     pub(crate) fn aggregated_path(&self) -> &str {
         self.text("aggregatedPath")
     }

@@ -16,6 +16,7 @@
 )]
 
 mod audit;
+mod certificates;
 mod check;
 mod copy;
 mod exec;

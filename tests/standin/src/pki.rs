@@ -3,9 +3,9 @@
 use std::{path::PathBuf, sync::Arc, time::SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, CustomExtension, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
-    PKCS_RSA_SHA256, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer,
+    CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, RevokedCertParams, date_time_ymd,
 };
 use rustls::{RootCertStore, crypto::CryptoProvider};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -70,6 +70,32 @@ impl Ca {
             params: leaf_params(names),
             key: None,
         }
+    }
+
+    /// A revocation list with these serial numbers, as PEM. The next one is due at `next`.
+    ///
+    /// # Panics
+    ///
+    /// When `next` is before 2020.
+    #[must_use]
+    pub fn revocation_list(&self, serials: &[u64], next: SystemTime) -> String {
+        let since = date_time_ymd(2020, 1, 1);
+        let revoked = serials.iter().map(|serial| RevokedCertParams {
+            serial_number: (*serial).into(),
+            revocation_time: since,
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let list = CertificateRevocationListParams {
+            this_update: since,
+            next_update: next.into(),
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = list.signed_by(&self.issuer).expect("a list can be signed");
+        list.pem().expect("a list has a PEM form")
     }
 
     /// The certificate of this issuer as PEM.
@@ -175,6 +201,28 @@ impl LeafBuilder<'_> {
         for (kind, name) in kinds.into_iter().zip(names) {
             self.params.distinguished_name.push(kind, *name);
         }
+        self
+    }
+
+    /// Adds an attribute to the subject, with the number of its type.
+    #[must_use]
+    pub fn attribute(mut self, kind: &[u64], value: &str) -> Self {
+        let kind = DnType::CustomDnType(kind.to_vec());
+        self.params.distinguished_name.push(kind, value);
+        self
+    }
+
+    /// Without an extended key usage, or with none but these.
+    #[must_use]
+    pub fn usages(mut self, usages: &[ExtendedKeyUsagePurpose]) -> Self {
+        self.params.extended_key_usages = usages.to_vec();
+        self
+    }
+
+    /// Sets the serial number, by which a revocation list names the leaf.
+    #[must_use]
+    pub fn serial(mut self, number: u64) -> Self {
+        self.params.serial_number = Some(number.into());
         self
     }
 

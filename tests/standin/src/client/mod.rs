@@ -18,12 +18,18 @@ mod tls;
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock},
 };
 
-use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
+use rustls::{
+    ClientConfig, RootCertStore, SignatureScheme, SupportedProtocolVersion,
+    client::ResolvesClientCert, sign::CertifiedKey,
+};
 use rustls_pki_types::ServerName;
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::{TcpSocket, TcpStream},
+};
 
 pub use http1::{Head, Http1, IncompleteBody, Response, parse_head};
 pub use http2::{Http2, Http2Response, whole};
@@ -39,11 +45,13 @@ use crate::{
 pub struct Client {
     address: SocketAddr,
     source: Option<IpAddr>,
+    preamble: Vec<u8>,
     roots: RootCertStore,
     name: ServerName<'static>,
     alpn: Vec<Vec<u8>>,
     versions: Vec<&'static SupportedProtocolVersion>,
     identity: Option<Arc<Identity>>,
+    requests: Option<Arc<CertificateRequests>>,
     /// Built at the first connection and then kept: rustls resumes a session only with the same configuration.
     config: Arc<OnceLock<Arc<ClientConfig>>>,
 }
@@ -55,11 +63,13 @@ impl Client {
         Self {
             address,
             source: None,
+            preamble: Vec::new(),
             roots: RootCertStore::empty(),
             name: ServerName::from(address.ip()),
             alpn: Vec::new(),
             versions: rustls::ALL_VERSIONS.to_vec(),
             identity: None,
+            requests: None,
             config: Arc::default(),
         }
     }
@@ -76,6 +86,13 @@ impl Client {
     #[must_use]
     pub fn from(mut self, source: IpAddr) -> Self {
         self.source = Some(source);
+        self
+    }
+
+    /// Sends these bytes before TLS, as a load balancer does.
+    #[must_use]
+    pub fn preamble(mut self, bytes: &[u8]) -> Self {
+        self.preamble = bytes.to_vec();
         self
     }
 
@@ -113,6 +130,14 @@ impl Client {
     #[must_use]
     pub fn identity(mut self, identity: Identity) -> Self {
         self.identity = Some(Arc::new(identity));
+        self.config = Arc::default();
+        self
+    }
+
+    /// Records whether the server requests a certificate.
+    #[must_use]
+    pub fn recording(mut self, requests: &Arc<CertificateRequests>) -> Self {
+        self.requests = Some(Arc::clone(requests));
         self.config = Arc::default();
         self
     }
@@ -173,8 +198,9 @@ impl Client {
     /// # Panics
     ///
     /// When the server does not respond in time.
-    pub async fn over(&self, tcp: TcpStream) -> io::Result<TlsConnection> {
+    pub async fn over(&self, mut tcp: TcpStream) -> io::Result<TlsConnection> {
         tcp.set_nodelay(true)?;
+        tcp.write_all(&self.preamble).await?;
         let config = self.config.get_or_init(|| self.config());
         within(
             "a TLS handshake",
@@ -223,7 +249,49 @@ impl Client {
                 .expect("the identity can be presented"),
             None => builder.with_no_client_auth(),
         };
+        if let Some(requests) = &self.requests {
+            config.client_auth_cert_resolver = Arc::new(RecordingResolver {
+                requests: Arc::clone(requests),
+                inner: config.client_auth_cert_resolver,
+            });
+        }
         config.alpn_protocols = self.alpn.clone();
         Arc::new(config)
+    }
+}
+
+/// The requests for a certificate that a client has received.
+#[derive(Debug, Default)]
+pub struct CertificateRequests(Mutex<Vec<Vec<Vec<u8>>>>);
+
+impl CertificateRequests {
+    /// For each request the names of the CAs in it, as DER.
+    ///
+    /// # Panics
+    ///
+    /// When a handshake has panicked.
+    #[must_use]
+    pub fn all(&self) -> Vec<Vec<Vec<u8>>> {
+        self.0.lock().expect("no handshake panics").clone()
+    }
+}
+
+#[derive(Debug)]
+struct RecordingResolver {
+    requests: Arc<CertificateRequests>,
+    inner: Arc<dyn ResolvesClientCert>,
+}
+
+impl ResolvesClientCert for RecordingResolver {
+    fn resolve(&self, cas: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let names = cas.iter().map(|name| name.to_vec()).collect();
+        let mut requests = self.requests.0.lock().expect("no handshake panics");
+        requests.push(names);
+        self.inner.resolve(cas, schemes)
+    }
+
+    /// rustls asks it only if this is true.
+    fn has_certs(&self) -> bool {
+        true
     }
 }
