@@ -98,7 +98,7 @@ families! {
         ["cluster": CLUSTERS_OR_NONE, "verb": VERBS]
         "Time from the head of the request to the head of the response. Responses of the proxy itself are left out: `errors_total` counts them.";
     REQUEST_DURATION = Histogram "kube_tls_proxy_request_duration_seconds" ["cluster": CLUSTERS_OR_NONE, "verb": VERBS]
-        "Time from the head of the request to the end of the response. Watches, followed logs, tunnels and responses of the proxy itself are left out.";
+        "Time from the head of the request to the end of the response. Watches, followed logs and tunnels are left out.";
     RECEIVED = Counter "kube_tls_proxy_received_bytes_total" []
         "Bytes from clients in request bodies and tunnels. They count when the request or tunnel ends.";
     SENT = Counter "kube_tls_proxy_sent_bytes_total" []

@@ -53,10 +53,8 @@ pub(super) struct AccessLog {
     cluster: ClusterSlot,
     /// `None` until there is a response. The client may leave before that.
     status: Option<StatusCode>,
-    /// Counts the bytes of the request body.
     received: Option<Arc<AtomicU64>>,
-    /// Bytes of the response body, or those of a tunnel.
-    carried: Carried,
+    sent: u64,
     outcome: Outcome,
     /// Who ended the response. `None` if it was dropped before its end.
     ending: Option<Ending>,
@@ -191,7 +189,7 @@ impl AccessLog {
             cluster: ClusterSlot::UNROUTED,
             status: None,
             received: None,
-            carried: Carried::default(),
+            sent: 0,
             outcome: Outcome::Abandoned,
             ending: None,
             long_lived,
@@ -358,13 +356,15 @@ impl AccessLog {
 
     /// Counts bytes of the response body.
     pub(super) fn sent(&mut self, bytes: usize) {
-        self.carried.down += bytes as u64;
+        self.sent += bytes as u64;
         self.connected.counters().sent.add(bytes as u64);
     }
 
-    /// Where a tunnel counts its bytes.
-    pub(super) fn carried(&mut self) -> &mut Carried {
-        &mut self.carried
+    /// Notes the bytes that a tunnel carried.
+    pub(super) fn carried(&mut self, carried: Carried) {
+        self.received = Some(Arc::new(AtomicU64::new(carried.up)));
+        self.sent = carried.down;
+        self.connected.counters().sent.add(carried.down);
     }
 
     /// Notes that the response or tunnel ended in order, and who ended it. A response that the proxy sent itself stays
@@ -488,7 +488,7 @@ impl AccessLog {
             upstream.address = fields.upstream.map(|origin| display(origin.endpoint)),
             upstream.reused = fields.upstream.map(|origin| origin.is_reused),
             received_bytes = received,
-            sent_bytes = self.carried.down,
+            sent_bytes = self.sent,
             time_to_headers_seconds = seconds(self.time_to_headers.unwrap_or_default()),
             duration_seconds = seconds(duration),
             outcome,
@@ -548,7 +548,6 @@ impl Drop for AccessLog {
         self.connected.place().end_request(now);
         let received = self.received.as_ref();
         let received = received.map_or(0, |received| received.load(Ordering::Relaxed));
-        let received = received + self.carried.up;
         self.connected.counters().received.add(received);
         let is_own = matches!(self.outcome, Outcome::Failed(_));
         self.connected.counters().end_request(&RequestRecord {
@@ -564,12 +563,11 @@ impl Drop for AccessLog {
             time_to_headers: self.time_to_headers.filter(|_| !is_own),
             // The client decides how long a watch or tunnel lasts, so its duration says nothing about how
             // fast responses are.
-            duration: (self.open.is_none() && self.status.is_some() && !is_own).then_some(duration),
+            duration: (self.open.is_none() && self.status.is_some()).then_some(duration),
             is_stream: self.open.is_some(),
         });
         if self.status == Some(StatusCode::SWITCHING_PROTOCOLS) {
             let counters = self.connected.counters();
-            counters.sent.add(self.carried.down);
             let counters = counters.clusters().get(self.cluster);
             counters.tunnels_ended.count(self.tunnel_end());
         }

@@ -25,8 +25,7 @@ use crate::{
     metrics::{Connected, Limit},
 };
 
-/// The bytes that went through a tunnel. They are in the record of the tunnel from the start, so that its line has them
-/// also if the tunnel is dropped, as at the deadline of the drain.
+/// The bytes that went through a tunnel.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Carried {
     /// Bytes from the client to the apiserver.
