@@ -36,11 +36,11 @@ fn rules(access: &str) -> Vec<AccessRule> {
 }
 
 /// Sets the rules of the cluster.
-fn with_rules<'a>(setup: Setup<'a>, access: &str) -> Setup<'a> {
+pub(crate) fn with_rules<'a>(setup: Setup<'a>, access: &str) -> Setup<'a> {
     setup.cluster(|cluster| cluster.access = rules(access))
 }
 
-fn jwt(claims: &str) -> String {
+pub(crate) fn jwt(claims: &str) -> String {
     format!("Bearer e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims))
 }
 
