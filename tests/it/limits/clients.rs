@@ -26,7 +26,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 const BUDGET: u32 = 5;
 
 /// Accepts one token, and `/livez` without a token.
-async fn authenticated(request: Request<RequestBody>) -> Response<ResponseBody> {
+pub(crate) async fn authenticated(request: Request<RequestBody>) -> Response<ResponseBody> {
     let token = request.headers().get("authorization");
     let status = match (token, request.uri().path()) {
         (Some(token), _) if token.as_bytes().starts_with(b"Bearer good") => 200,
