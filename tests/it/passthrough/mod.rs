@@ -268,6 +268,7 @@ async fn proxy_header_comes_before_the_passed_hello() {
     let mut client = connect(&proxy).await;
     client.write_all(&[header, bytes.clone()].concat()).await.unwrap();
     let mut server = direct.greet(&bytes).await;
+    read(&mut client, ANSWER.len()).await;
     let status = get(proxy.admin(), "/status.json").await.text();
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();
     assert_eq!(status["open_tunnels"][0]["client"], "192.0.2.7:56324");
