@@ -266,7 +266,10 @@ async fn proxy_header_comes_before_the_passed_hello() {
     let header = b"PROXY TCP4 192.0.2.7 198.51.100.1 56324 443\r\n".to_vec();
     let bytes = hello(PASSED);
     let mut client = connect(&proxy).await;
-    client.write_all(&[header, bytes.clone()].concat()).await.unwrap();
+    client
+        .write_all(&[header, bytes.clone()].concat())
+        .await
+        .unwrap();
     let mut server = direct.greet(&bytes).await;
     read(&mut client, ANSWER.len()).await;
     let status = get(proxy.admin(), "/status.json").await.text();
@@ -278,6 +281,8 @@ async fn proxy_header_comes_before_the_passed_hello() {
     let mut client = connect(&proxy).await;
     client.write_all(&bytes).await.ok();
     let mut received = Vec::new();
-    within("the end", client.read_to_end(&mut received)).await.ok();
+    within("the end", client.read_to_end(&mut received))
+        .await
+        .ok();
     assert_eq!(received, b"");
 }
