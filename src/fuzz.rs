@@ -13,19 +13,21 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// Returns all targets.
 #[must_use]
-pub fn targets() -> [Target; 14] {
-    let [targets, budgets, hello] = crate::downstream::FUZZ;
-    let [headers, host, path, events, credentials, access] = crate::proxy::FUZZ;
+pub fn targets() -> [Target; 16] {
+    let [targets, budgets, hello, proxy_headers] = crate::downstream::FUZZ;
+    let [headers, host, path, events, credentials, access, clients] = crate::proxy::FUZZ;
     [
         ("heads", http1::fuzz_requests),
         ("targets", targets),
         ("budgets", budgets),
+        ("proxyheader", proxy_headers),
         ("hello", hello),
         ("frames", crate::transport::frames::fuzz),
         ("headers", headers),
         ("host", host),
         ("path", path),
         ("events", events),
+        ("clients", clients),
         ("credentials", credentials),
         ("access", access),
         ("goaway", crate::upstream::FUZZ),

@@ -4,6 +4,7 @@ mod access;
 mod documents;
 mod files;
 mod kubeconfigs;
+mod listen;
 mod values;
 
 use std::{
@@ -24,7 +25,7 @@ use super::{
     LogConfig, LogFormat, LoggedUser, RequestHost, ServeArgs, Timeouts, TrustSource, load, schema,
     units, url::UpstreamUrl,
 };
-use crate::memory::MemoryLimit;
+use crate::{cidr::AddressList, memory::MemoryLimit};
 use standin::TempDir;
 
 fn outside_pod() -> Environment {
@@ -92,6 +93,7 @@ fn flags_alone_give_defaults() {
         Config {
             sources: Vec::new(),
             listen: vec!["[::]:8443".parse().unwrap()],
+            trusted_proxies: AddressList::default(),
             reuse_port: false,
             workers: NonZeroUsize::new(3).unwrap(),
             identities: vec![IdentityFiles {
