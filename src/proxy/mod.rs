@@ -171,7 +171,11 @@ pub async fn handle(
         } else {
             log.failed(&error);
         }
-        expected.for_error(&error, log.id())
+        let mut response = expected.for_error(&error, log.id());
+        if downstream.hints {
+            hints::add_to_own(&mut response, &error);
+        }
+        response
     });
     // No client gets the response then. As for every cancelled request, the log has no status.
     if !client_left {
