@@ -8,10 +8,12 @@
 
 use std::{fmt, sync::Arc, time::SystemTime};
 
-use http::{HeaderName, HeaderValue, header, header::InvalidHeaderValue, request::Parts};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, header, header::InvalidHeaderValue, request::Parts,
+};
 
 use super::{ClientTls, Cluster};
-use crate::pki::{CertificateSubject, FrontProxyIdentity};
+use crate::pki::{CertificateSubject, ClientIdentity};
 
 /// The connections to one cluster on which the proxy says who the user is.
 #[derive(Debug)]
@@ -25,7 +27,7 @@ pub struct FrontProxy {
 impl FrontProxy {
     /// Connections to the endpoints of `cluster`, with this certificate.
     #[must_use]
-    pub fn new(cluster: &Cluster, identity: &FrontProxyIdentity) -> Self {
+    pub fn new(cluster: &Cluster, identity: &ClientIdentity) -> Self {
         let tls = cluster.tls.presenting(identity.certified_key());
         let leaf = identity.summary();
         Self {
@@ -43,7 +45,7 @@ impl FrontProxy {
 
     /// Whether it presents this certificate.
     #[must_use]
-    pub fn presents(&self, identity: &FrontProxyIdentity) -> bool {
+    pub fn presents(&self, identity: &ClientIdentity) -> bool {
         self.sha256 == identity.summary().sha256
     }
 }
@@ -79,6 +81,17 @@ impl RemoteUser {
         let credential = HeaderValue::try_from(format!("X509SHA256={}", subject.sha256))?;
         fields.push((CREDENTIAL_ID, credential));
         Ok(Self(fields))
+    }
+}
+
+impl RemoteUser {
+    /// The fields, for `check`, which sends a request without a lease.
+    pub(crate) fn to_headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in &self.0 {
+            headers.append(name, value.clone());
+        }
+        headers
     }
 }
 
