@@ -13,9 +13,17 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// Returns all targets.
 #[must_use]
-pub fn targets() -> [Target; 14] {
+pub fn targets() -> [Target; 15] {
     let [targets, budgets, hello] = crate::downstream::FUZZ;
-    let [headers, host, path, events, credentials, access] = crate::proxy::FUZZ;
+    let [
+        headers,
+        host,
+        path,
+        events,
+        credentials,
+        access,
+        certificate,
+    ] = crate::proxy::FUZZ;
     [
         ("heads", http1::fuzz_requests),
         ("targets", targets),
@@ -28,6 +36,7 @@ pub fn targets() -> [Target; 14] {
         ("events", events),
         ("credentials", credentials),
         ("access", access),
+        ("certificate", certificate),
         ("goaway", crate::upstream::FUZZ),
         ("response", http1::fuzz_response_head),
         ("chunks", http1::fuzz_chunks),

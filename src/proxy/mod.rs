@@ -111,14 +111,15 @@ impl ClientConnection {
 }
 
 /// The fuzz bodies of this module: header rewriting, the host policy, the path reader, the events of watches,
-/// credentials and access rules.
-pub(crate) const FUZZ: [fn(&[u8]); 6] = [
+/// credentials, access rules and client certificates.
+pub(crate) const FUZZ: [fn(&[u8]); 7] = [
     headers::fuzz,
     policy::fuzz,
     request_info::fuzz,
     watch::fuzz,
     credential::fuzz,
     access::fuzz,
+    identity::fuzz,
 ];
 
 /// The response to a request whose head cannot be parsed, so that it does not reach [`handle`].
