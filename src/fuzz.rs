@@ -13,8 +13,8 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// Returns all targets.
 #[must_use]
-pub fn targets() -> [Target; 15] {
-    let [targets, budgets, hello] = crate::downstream::FUZZ;
+pub fn targets() -> [Target; 17] {
+    let [targets, budgets, hello, proxy_headers] = crate::downstream::FUZZ;
     let [
         headers,
         host,
@@ -22,18 +22,21 @@ pub fn targets() -> [Target; 15] {
         events,
         credentials,
         access,
+        clients,
         certificate,
     ] = crate::proxy::FUZZ;
     [
         ("heads", http1::fuzz_requests),
         ("targets", targets),
         ("budgets", budgets),
+        ("proxyheader", proxy_headers),
         ("hello", hello),
         ("frames", crate::transport::frames::fuzz),
         ("headers", headers),
         ("host", host),
         ("path", path),
         ("events", events),
+        ("clients", clients),
         ("credentials", credentials),
         ("access", access),
         ("certificate", certificate),

@@ -12,9 +12,24 @@ use std::{
     str::FromStr,
 };
 
-/// The address of a downstream client, as accepted.
+/// The address of a downstream client: as accepted, or as a load balancer or proxy in front names it. The port is 0 if
+/// it is not known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PeerAddr(pub SocketAddr);
+
+impl PeerAddr {
+    /// The address. An IPv4 client of a dual-stack socket is an IPv4 client.
+    #[must_use]
+    pub fn new(address: SocketAddr) -> Self {
+        Self(SocketAddr::new(address.ip().to_canonical(), address.port()))
+    }
+
+    /// The address without the port.
+    #[must_use]
+    pub fn ip(self) -> IpAddr {
+        self.0.ip()
+    }
+}
 
 /// The address of one apiserver endpoint, as dialled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -22,7 +37,10 @@ pub struct UpstreamAddr(pub SocketAddr);
 
 impl fmt::Display for PeerAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        match self.0.port() {
+            0 => self.0.ip().fmt(f),
+            _ => self.0.fmt(f),
+        }
     }
 }
 

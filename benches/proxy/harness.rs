@@ -95,7 +95,8 @@ impl World {
 fn config(upstream: SocketAddr, identities: Vec<IdentityFiles>, trust: TrustSource) -> Config {
     Config {
         sources: Vec::new(),
-        listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
+        listen: vec![SocketAddr::from(([127, 0, 0, 1], 0)).into()],
+        trusted_proxies: kube_tls_proxy::cidr::AddressList::default(),
         reuse_port: false,
         workers: NonZeroUsize::MIN,
         identities,

@@ -35,6 +35,8 @@ Register-ArgumentCompleter -Native -CommandName 'kube-tls-proxy' -ScriptBlock {
         }
         'kube-tls-proxy;serve' {
             [CompletionResult]::new('--listen', '--listen', [CompletionResultType]::ParameterName, 'Address to listen on; repeat for more. Port 0 is any free port [default: [::]:8443]')
+            [CompletionResult]::new('--proxy-protocol-from', '--proxy-protocol-from', [CompletionResultType]::ParameterName, 'Load balancers, which must name the client in a PROXY header')
+            [CompletionResult]::new('--trusted-proxies', '--trusted-proxies', [CompletionResultType]::ParameterName, 'HTTP proxies in front, whose X-Forwarded-For names the client')
             [CompletionResult]::new('--cert', '--cert', [CompletionResultType]::ParameterName, 'Certificate chain to present: PEM, the server certificate first; repeat for more')
             [CompletionResult]::new('--key', '--key', [CompletionResultType]::ParameterName, 'Private key: PEM, not encrypted; one per --cert, in the same order')
             [CompletionResult]::new('--host', '--host', [CompletionResultType]::ParameterName, 'Host name to serve, in addition to the names in the certificates; repeat for more')
@@ -62,6 +64,8 @@ Register-ArgumentCompleter -Native -CommandName 'kube-tls-proxy' -ScriptBlock {
         }
         'kube-tls-proxy;check' {
             [CompletionResult]::new('--listen', '--listen', [CompletionResultType]::ParameterName, 'Address to listen on; repeat for more. Port 0 is any free port [default: [::]:8443]')
+            [CompletionResult]::new('--proxy-protocol-from', '--proxy-protocol-from', [CompletionResultType]::ParameterName, 'Load balancers, which must name the client in a PROXY header')
+            [CompletionResult]::new('--trusted-proxies', '--trusted-proxies', [CompletionResultType]::ParameterName, 'HTTP proxies in front, whose X-Forwarded-For names the client')
             [CompletionResult]::new('--cert', '--cert', [CompletionResultType]::ParameterName, 'Certificate chain to present: PEM, the server certificate first; repeat for more')
             [CompletionResult]::new('--key', '--key', [CompletionResultType]::ParameterName, 'Private key: PEM, not encrypted; one per --cert, in the same order')
             [CompletionResult]::new('--host', '--host', [CompletionResultType]::ParameterName, 'Host name to serve, in addition to the names in the certificates; repeat for more')
@@ -84,7 +88,7 @@ Register-ArgumentCompleter -Native -CommandName 'kube-tls-proxy' -ScriptBlock {
             [CompletionResult]::new('--no-access-log', '--no-access-log', [CompletionResultType]::ParameterName, 'Turn off the log line per request')
             [CompletionResult]::new('--log-user', '--log-user', [CompletionResultType]::ParameterName, 'How log and status page name users: subject, hash or off [default: off]')
             [CompletionResult]::new('--through', '--through', [CompletionResultType]::ParameterName, 'Also check the running proxy at this URL, as clients use it; needs no other flag')
-            [CompletionResult]::new('--connect-to', '--connect-to', [CompletionResultType]::ParameterName, 'Connect to HOST[:PORT] and not to the host of --through, for example before DNS is changed')
+            [CompletionResult]::new('--connect-to', '--connect-to', [CompletionResultType]::ParameterName, 'Connect to HOST[:PORT], not to the host of --through, as before a change of DNS')
             [CompletionResult]::new('--explain-access', '--explain-access', [CompletionResultType]::ParameterName, 'Only say which access rule decides about a request, ''METHOD PATH''; needs --from')
             [CompletionResult]::new('--from', '--from', [CompletionResultType]::ParameterName, 'The address of the client that sends the request of --explain-access')
             [CompletionResult]::new('--through-ca', '--through-ca', [CompletionResultType]::ParameterName, 'CA file that clients use to verify the proxy [default: public CAs]')
@@ -101,7 +105,7 @@ Register-ArgumentCompleter -Native -CommandName 'kube-tls-proxy' -ScriptBlock {
         }
         'kube-tls-proxy;kubeconfig' {
             [CompletionResult]::new('--server', '--server', [CompletionResultType]::ParameterName, 'The public URL of the proxy: https://NAME[:PORT]')
-            [CompletionResult]::new('--from', '--from', [CompletionResultType]::ParameterName, 'Copy names and token or exec plugin from this kubeconfig; client certificates only with --direct')
+            [CompletionResult]::new('--from', '--from', [CompletionResultType]::ParameterName, 'Copy names and token or plugin from this kubeconfig; certificates only with --direct')
             [CompletionResult]::new('--context', '--context', [CompletionResultType]::ParameterName, 'Use this context of --from [default: its current-context]')
             [CompletionResult]::new('--tls-server-name', '--tls-server-name', [CompletionResultType]::ParameterName, 'The passthrough host, a name in the apiserver''s certificate [default: kubernetes]')
             [CompletionResult]::new('--token-file', '--token-file', [CompletionResultType]::ParameterName, 'Put the token in this file into the kubeconfig')

@@ -31,6 +31,8 @@ set edit:completion:arg-completer[kube-tls-proxy] = {|@words|
         }
         &'kube-tls-proxy;serve'= {
             cand --listen 'Address to listen on; repeat for more. Port 0 is any free port [default: [::]:8443]'
+            cand --proxy-protocol-from 'Load balancers, which must name the client in a PROXY header'
+            cand --trusted-proxies 'HTTP proxies in front, whose X-Forwarded-For names the client'
             cand --cert 'Certificate chain to present: PEM, the server certificate first; repeat for more'
             cand --key 'Private key: PEM, not encrypted; one per --cert, in the same order'
             cand --host 'Host name to serve, in addition to the names in the certificates; repeat for more'
@@ -57,6 +59,8 @@ set edit:completion:arg-completer[kube-tls-proxy] = {|@words|
         }
         &'kube-tls-proxy;check'= {
             cand --listen 'Address to listen on; repeat for more. Port 0 is any free port [default: [::]:8443]'
+            cand --proxy-protocol-from 'Load balancers, which must name the client in a PROXY header'
+            cand --trusted-proxies 'HTTP proxies in front, whose X-Forwarded-For names the client'
             cand --cert 'Certificate chain to present: PEM, the server certificate first; repeat for more'
             cand --key 'Private key: PEM, not encrypted; one per --cert, in the same order'
             cand --host 'Host name to serve, in addition to the names in the certificates; repeat for more'
@@ -79,7 +83,7 @@ set edit:completion:arg-completer[kube-tls-proxy] = {|@words|
             cand --no-access-log 'Turn off the log line per request'
             cand --log-user 'How log and status page name users: subject, hash or off [default: off]'
             cand --through 'Also check the running proxy at this URL, as clients use it; needs no other flag'
-            cand --connect-to 'Connect to HOST[:PORT] and not to the host of --through, for example before DNS is changed'
+            cand --connect-to 'Connect to HOST[:PORT], not to the host of --through, as before a change of DNS'
             cand --explain-access 'Only say which access rule decides about a request, ''METHOD PATH''; needs --from'
             cand --from 'The address of the client that sends the request of --explain-access'
             cand --through-ca 'CA file that clients use to verify the proxy [default: public CAs]'
@@ -95,7 +99,7 @@ set edit:completion:arg-completer[kube-tls-proxy] = {|@words|
         }
         &'kube-tls-proxy;kubeconfig'= {
             cand --server 'The public URL of the proxy: https://NAME[:PORT]'
-            cand --from 'Copy names and token or exec plugin from this kubeconfig; client certificates only with --direct'
+            cand --from 'Copy names and token or plugin from this kubeconfig; certificates only with --direct'
             cand --context 'Use this context of --from [default: its current-context]'
             cand --tls-server-name 'The passthrough host, a name in the apiserver''s certificate [default: kubernetes]'
             cand --token-file 'Put the token in this file into the kubeconfig'

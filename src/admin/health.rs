@@ -224,7 +224,7 @@ mod tests {
         let config = load(&args, &Environment::from_process()).unwrap();
         let now = SystemTime::now();
         let material = Material::load(&config, now).unwrap();
-        let (reloader, _) = Reloader::new(config, material, now).unwrap();
+        let (reloader, _) = Reloader::new(config, material, &[], now).unwrap();
         let (tell, phase) = watch::channel(phase);
         let sources = Sources {
             metrics: Arc::new(Metrics::new(2)),

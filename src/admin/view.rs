@@ -74,6 +74,8 @@ struct ClusterView {
     name: String,
     url: String,
     hosts: Vec<String>,
+    /// Whether its connections are passed through, so that it has tunnels and no requests.
+    passthrough: bool,
     /// In the last minute.
     requests_per_second: f64,
     /// In the last minute: responses with a status of 500 or more.
@@ -187,6 +189,7 @@ impl View {
                     name: cluster.name().to_owned(),
                     url: config.url(),
                     hosts: config.hosts.clone(),
+                    passthrough: config.passthrough,
                     requests_per_second: requests.iter().sum(),
                     server_errors_per_second: of_class(&requests, CodeClass::ServerError),
                     unauthorized_per_second: of_class(&requests, CodeClass::Unauthorized),

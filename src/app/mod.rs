@@ -97,7 +97,8 @@ impl App {
         let config = source()?;
         let now = SystemTime::now();
         let material = Material::load(&config, now)?;
-        let (reloader, snapshot) = Reloader::new(config, material, now)?;
+        let inherited_from = addresses_of(&inherited)?;
+        let (reloader, snapshot) = Reloader::new(config, material, &inherited_from, now)?;
         let config = reloader.config();
         let (addresses, sockets) = open(config, &inherited)?;
         let owner = if inherited.is_empty() {
@@ -303,15 +304,22 @@ fn open(config: &Config, inherited: &[TcpListener]) -> Result<Bound, AppError> {
     if inherited.is_empty() {
         let sharing = PortSharing::new(config.reuse_port);
         for address in &config.listen {
-            add(*address, listener::bind(*address, workers, sharing))?;
+            let address = address.address;
+            add(address, listener::bind(address, workers, sharing))?;
         }
     }
-    for socket in inherited {
-        let address = socket.local_addr().map_err(|source| AppError::Run {
-            doing: "read the address of an inherited socket".into(),
-            source,
-        })?;
+    for (socket, address) in inherited.iter().zip(addresses_of(inherited)?) {
         add(address, listener::share(socket, workers))?;
     }
     Ok((addresses, of_workers))
+}
+
+fn addresses_of(inherited: &[TcpListener]) -> Result<Vec<SocketAddr>, AppError> {
+    let addresses = inherited.iter().map(TcpListener::local_addr);
+    addresses
+        .collect::<io::Result<_>>()
+        .map_err(|source| AppError::Run {
+            doing: "read the address of an inherited socket".into(),
+            source,
+        })
 }

@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use super::AppError;
 use crate::{
     config::Timeouts,
-    downstream::{self, Shared},
+    downstream::{self, NewConnection, Shared},
     drain::{ConnectionCounts, Deadlines, Drain, Phase},
     heartbeat::{Heartbeats, WorkerHeartbeat},
     listener::{Accepted, Listener, Owner},
@@ -232,7 +232,7 @@ impl Worker {
                         Arc::clone(&self.spare_sockets),
                     );
             let context = Arc::new(context);
-            for socket in sockets {
+            for (number, socket) in sockets.into_iter().enumerate() {
                 let listener = Listener::new(
                     socket,
                     self.owner,
@@ -243,6 +243,8 @@ impl Worker {
                 )?;
                 let (shared, context) = (Arc::clone(&self.shared), Arc::clone(&context));
                 let drain = self.drain.clone();
+                let (lists, counters) = (Arc::clone(&shared), Arc::clone(&self.counters));
+                let judge = move |peer| lists.judge(number, peer, &counters);
                 let on_accept = move |accepted: Accepted| {
                     let (shared, context) = (Arc::clone(&shared), Arc::clone(&context));
                     let Accepted {
@@ -250,10 +252,16 @@ impl Worker {
                         peer,
                         place,
                     } = accepted;
-                    downstream::spawn(stream, peer, place, shared, context, &drain);
+                    let accepted = NewConnection {
+                        stream,
+                        peer,
+                        place,
+                        listener: number,
+                    };
+                    downstream::spawn(accepted, shared, context, &drain);
                 };
                 self.drain
-                    .spawn(listener.run(self.drain.clone(), on_accept));
+                    .spawn(listener.run(self.drain.clone(), judge, on_accept));
             }
             let draining = async {
                 tokio::select! {

@@ -14,8 +14,9 @@ use tokio::{
 };
 
 use super::{
-    Check, CheckOutcome, Message, Recorder, messages, recorder::format_duration,
-    target::CheckTarget,
+    Check, CheckOutcome, Message, Recorder, messages,
+    recorder::format_duration,
+    target::{CheckTarget, TargetRole},
 };
 use crate::{
     hosts::UpstreamAddr,
@@ -175,6 +176,10 @@ async fn dial(target: &CheckTarget, address: SocketAddr) -> Result<NegotiatedTls
             step: Check::Verify,
             message: messages::verify(target, address, &error),
         }),
+        Err(error) if expects_proxy_header(target, address, &error).await => Err(FailedStep {
+            step: Check::Tls,
+            message: messages::proxy_header_is_missing(address),
+        }),
         Err(error) => {
             let spoken = match messages::is_not_tls(&error) {
                 true => Spoken::ask(address).await,
@@ -186,6 +191,29 @@ async fn dial(target: &CheckTarget, address: SocketAddr) -> Result<NegotiatedTls
             })
         }
     }
+}
+
+/// Whether the server closes connections that begin without a PROXY header, and serves one with it.
+async fn expects_proxy_header(
+    target: &CheckTarget,
+    address: SocketAddr,
+    error: &UpstreamError,
+) -> bool {
+    if target.role != TargetRole::Proxy || !messages::is_closed(error) {
+        return false;
+    }
+    let asked = async {
+        let mut stream = TcpStream::connect(address).await?;
+        // The proxy responds to plain HTTP without TLS, so that no handshake is needed to see it.
+        stream
+            .write_all(b"PROXY UNKNOWN\r\nGET / HTTP/1.0\r\n\r\n")
+            .await?;
+        let mut first = [0; 5];
+        stream.read_exact(&mut first).await?;
+        io::Result::Ok(first)
+    };
+    let first = timeout(2 * GREETING_TIMEOUT, asked).await;
+    matches!(first, Ok(Ok(first)) if first == *b"HTTP/")
 }
 
 /// What a port speaks that does not speak TLS.
@@ -268,7 +296,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::check::{Event, target::TargetRole};
+    use crate::check::Event;
     use crate::{config::Timeouts, upstream::ClientTls};
 
     const NAME: &str = "kubernetes.default.svc";

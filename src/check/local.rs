@@ -68,8 +68,8 @@ pub(super) async fn check(
         recorder.skipped(&[Check::Hosts], "a certificate is invalid");
     }
     if !plan.offline {
-        for address in &config.listen {
-            check_port(*address, config, &identities, recorder).await;
+        for entry in &config.listen {
+            check_port(entry.address, config, &identities, recorder).await;
         }
         if let Some(address) = config.admin {
             check_admin_port(address, config, recorder).await;

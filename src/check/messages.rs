@@ -90,6 +90,21 @@ pub(super) fn is_not_tls(error: &UpstreamError) -> bool {
     matches!(rustls_error(source), Some(Error::InvalidMessage(_)))
 }
 
+/// Whether the server closes the connection within the handshake, without a word.
+pub(super) fn is_closed(error: &UpstreamError) -> bool {
+    matches!(error, UpstreamError::Handshake { source, .. } if rustls_error(source).is_none())
+}
+
+/// The proxy takes the connection for one of a load balancer.
+pub(super) fn proxy_header_is_missing(address: SocketAddr) -> Message {
+    Message::new(
+        format!(
+            "{address} closes the connection, because it begins without a PROXY header: proxyProtocol.from of the proxy has the address that it comes from"
+        ),
+        "turn the PROXY protocol on in the load balancer in front of the proxy; if there is none, take the address of this machine out of proxyProtocol.from",
+    )
+}
+
 fn rustls_error(error: &io::Error) -> Option<&Error> {
     error.get_ref()?.downcast_ref()
 }
@@ -138,6 +153,15 @@ pub(super) fn tls(
         error_chain(error)
     );
     let is_alert = |alerts: &[AlertDescription]| matches!(error, Error::AlertReceived(alert) if alerts.contains(alert));
+    // The proxy sends this alert for a PROXY header.
+    if target.role == TargetRole::Proxy && is_alert(&[AlertDescription::UnexpectedMessage]) {
+        return Message::new(
+            format!(
+                "{address} sees other bytes before TLS than this check sends, probably a PROXY header that it does not expect"
+            ),
+            "add the address of the load balancer in front of the proxy to proxyProtocol.from, or turn the PROXY protocol off in the load balancer",
+        );
+    }
     // Servers of TLS 1.2 have no alert of its own for a client certificate that is missing.
     let fix = if is_alert(&[
         AlertDescription::CertificateRequired,
@@ -169,7 +193,10 @@ fn router_by_name(target: &CheckTarget) -> String {
             "; if a router chooses the server by name (SNI), give the name with --upstream-name"
                 .to_owned()
         }
-        (TargetRole::Proxy, _) => String::new(),
+        (TargetRole::Proxy, _) => {
+            "; if `listen` of the proxy has `allow` or `deny`, it must let this machine in"
+                .to_owned()
+        }
     }
 }
 

@@ -45,7 +45,7 @@ pub struct CheckArgs {
         value_name = "ADDRESS",
         requires = "through",
         help_heading = CHECKING,
-        help = "Connect to HOST[:PORT] and not to the host of --through, for example before DNS is changed"
+        help = "Connect to HOST[:PORT], not to the host of --through, as before a change of DNS"
     )]
     pub connect_to: Option<String>,
 

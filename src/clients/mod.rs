@@ -2,6 +2,8 @@
 //! budgets of requests and of refused credentials.
 //!
 //! A client is an IPv4 address or the /64 of an IPv6 address, because one host can use all addresses of a /64.
+//! A load balancer that names its clients in PROXY headers is no client: until the header has arrived, its connections
+//! are unnamed. An HTTP proxy in front is the client of its connections, but not of its requests.
 //! All state is shared by the workers. It is locked when a connection begins or ends. A request locks it only if the
 //! apiserver has refused a credential of the same client before, or if `limits.requestsPerClient` is set.
 
@@ -12,11 +14,15 @@ mod table;
 use std::{
     fmt,
     net::{IpAddr, Ipv6Addr},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use tokio::sync::Semaphore;
 
-use self::budget::ClientBudget;
+use self::budget::{BudgetSizes, ClientBudget};
 pub(crate) use budget::has_credential;
 pub use budget::{BudgetCheck, CheckedCredential, Throttled};
 pub use place::{Closing, Place};
@@ -56,6 +62,24 @@ pub struct Client {
     /// Slots for its TLS handshakes: half of `limits.handshakes`, so that the other half is free for others.
     pub handshakes: Semaphore,
     budget: ClientBudget,
+    /// Requests that a proxy in front has sent for it, on connections of that proxy.
+    forwarded: AtomicU64,
+}
+
+impl Client {
+    fn new(prefix: ClientPrefix, handshakes: usize, budgets: &BudgetSizes) -> Arc<Self> {
+        Arc::new(Self {
+            prefix,
+            handshakes: Semaphore::new(handshakes),
+            budget: ClientBudget::new(budgets),
+            forwarded: AtomicU64::new(0),
+        })
+    }
+
+    /// Counts a request that a proxy in front has sent for this client.
+    pub fn count_forwarded(&self) {
+        self.forwarded.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 #[cfg(test)]

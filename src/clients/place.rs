@@ -3,6 +3,7 @@
 use std::{
     cmp::Reverse,
     future::Future,
+    net::IpAddr,
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
@@ -18,7 +19,8 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{BudgetCheck, Client, ClientTable, Throttled, budget::ConnectionCredentials};
+use super::{BudgetCheck, Client, ClientTable, Refusal, Throttled, budget::ConnectionCredentials};
+use crate::hosts::PeerAddr;
 
 /// The place of one connection in the [`ClientTable`], until dropped.
 #[derive(Debug)]
@@ -32,8 +34,8 @@ pub struct Place {
 #[derive(Debug)]
 pub(super) struct PlaceState {
     table: Arc<ClientTable>,
-    client: Arc<Client>,
-    id: u64,
+    pub(super) client: Arc<Client>,
+    pub(super) id: u64,
     accepted: Instant,
     has_permit: AtomicBool,
     /// Requests that have begun and not ended. Only the worker of the connection changes it.
@@ -67,6 +69,29 @@ impl Place {
     /// A place with this state. Without a permit the connection has to wait for one.
     pub(super) fn new(state: Arc<PlaceState>, permit: Option<OwnedSemaphorePermit>) -> Self {
         Self { state, permit }
+    }
+
+    /// Whether the client of the connection is not known yet, so that [`Place::rebind`] has to name it.
+    #[must_use]
+    pub fn is_unnamed(&self) -> bool {
+        self.state.table.is_unnamed(&self.state)
+    }
+
+    /// Makes this the place of a connection of `client`, whom the PROXY header names.
+    ///
+    /// # Errors
+    ///
+    /// As [`ClientTable::enter`], and when newer connections without a header have displaced this one.
+    pub fn rebind(&mut self, client: PeerAddr) -> Result<(), Refusal> {
+        let permit = self.permit.take();
+        *self = self.state.table.name(&self.state, permit, client)?;
+        Ok(())
+    }
+
+    /// Another client, for whom a request of this connection was sent.
+    #[must_use]
+    pub fn other_client(&self, address: IpAddr) -> Arc<Client> {
+        self.state.table.client(address)
     }
 
     /// Whether the connection still waits because as many connections as `limits.connections` are open.
@@ -123,29 +148,31 @@ impl Place {
         self.state.is_closing.load(Ordering::Acquire)
     }
 
-    /// Decides whether the budgets of the client let a request pass. `certificate` is the fingerprint of the client
-    /// certificate that the request goes to the apiserver with; its other credentials do not count then.
+    /// Decides whether the budgets of the client let a request pass. `other` is the client if it is not that of the
+    /// connection. `certificate` is the fingerprint of the client certificate that the request goes to the apiserver with;
+    /// its other credentials do not count then.
     ///
     /// # Errors
     ///
     /// When a budget is used up.
     pub fn check_budget(
         &self,
+        other: Option<&Client>,
         cluster: &str,
         request: &Parts,
         certificate: Option<&str>,
     ) -> Result<BudgetCheck, Throttled> {
         let state = &self.state;
         let sizes = &state.table.budgets;
-        let budget = &state.client.budget;
+        let budget = &other.unwrap_or(&state.client).budget;
         budget.check(sizes, &state.credentials, cluster, (request, certificate))
     }
 
-    /// Notes the status code with which the apiserver has answered a request.
-    pub fn answered(&self, check: BudgetCheck, status: StatusCode) {
+    /// Notes the status code with which the apiserver has answered a request of the same client.
+    pub fn answered(&self, other: Option<&Client>, check: BudgetCheck, status: StatusCode) {
         let sizes = &self.state.table.budgets;
         let credentials = &self.state.credentials;
-        let budget = &self.state.client.budget;
+        let budget = &other.unwrap_or(&self.state.client).budget;
         budget.answered(sizes, credentials, check, status);
         if check.is_accepted(status) {
             self.state.is_authenticated.store(true, Ordering::Relaxed);
@@ -177,9 +204,7 @@ impl Drop for Place {
         // Release the permit before the table entry is removed. In the other order, a waiting connection could find no
         // free permit and no connection that is about to end, and would close another connection to get a place.
         drop(self.permit.take());
-        self.state
-            .table
-            .leave(self.state.client.prefix, self.state.id);
+        self.state.table.leave(&self.state);
     }
 }
 

@@ -10,7 +10,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    net::{IpAddr, Ipv6Addr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -21,7 +22,7 @@ use tokio::{
 
 use super::{
     Client, ClientPrefix,
-    budget::{BudgetSizes, ClientBudget},
+    budget::BudgetSizes,
     place::{Place, PlaceState, Rank},
 };
 use crate::{config::Limits, hosts::PeerAddr};
@@ -34,7 +35,10 @@ pub struct ClientTable {
     max_per_client: usize,
     max_waiting: usize,
     handshakes_per_client: usize,
+    max_unnamed: usize,
     pub(super) budgets: BudgetSizes,
+    /// Takes the part of the client for connections whose client is not known yet.
+    unnamed: Arc<Client>,
     occupancy: Mutex<Occupancy>,
 }
 
@@ -58,6 +62,8 @@ struct Occupancy {
     total: usize,
     /// Connections that wait for a place.
     waiting: BTreeMap<u64, (ClientPrefix, Arc<PlaceState>)>,
+    /// Connections of load balancers whose client is not known yet. The oldest is the first.
+    unnamed: BTreeMap<u64, Arc<PlaceState>>,
     /// Connections that were asked to close and are still open.
     closing: usize,
     /// The requests of clients that have left.
@@ -85,6 +91,8 @@ impl ClientTable {
     /// A table without connections.
     #[must_use]
     pub fn new(limits: &Limits) -> Arc<Self> {
+        let budgets = BudgetSizes::new(limits);
+        let nowhere = ClientPrefix::new(Ipv6Addr::UNSPECIFIED.into());
         Arc::new(Self {
             permits: Arc::new(Semaphore::new(limits.connections)),
             max: limits.connections,
@@ -92,7 +100,9 @@ impl ClientTable {
             max_waiting: (limits.connections / 8).clamp(MIN_WAITING, MAX_WAITING),
             // Rounded up: with one slot in all, each client may use it.
             handshakes_per_client: limits.handshakes.div_ceil(2),
-            budgets: BudgetSizes::new(limits),
+            max_unnamed: (limits.connections / 4).max(MIN_WAITING),
+            unnamed: Client::new(nowhere, 0, &budgets),
+            budgets,
             occupancy: Mutex::default(),
         })
     }
@@ -109,13 +119,57 @@ impl ClientTable {
         peer: PeerAddr,
         lifts_client_share: bool,
     ) -> Result<Place, Refusal> {
-        let prefix = ClientPrefix::new(peer.0.ip());
+        self.enter_with(&mut self.lock(), peer, None, lifts_client_share)
+    }
+
+    /// The place of a connection whose client is not known until its PROXY header has arrived. It counts for no client.
+    /// Of too many the oldest closes: a header comes with the first packet, so that one is probably silent.
+    pub fn enter_unnamed(self: &Arc<Self>) -> Place {
         let mut occupancy = self.lock();
+        let permit = Arc::clone(&self.permits).try_acquire_owned().ok();
+        let max = match permit {
+            Some(_) => self.max_unnamed,
+            // It uses the reserve of open files.
+            None => self.max_unnamed.min(MAX_WAITING),
+        };
+        while occupancy.unnamed.len() >= max
+            && let Some((_, oldest)) = occupancy.unnamed.pop_first()
+        {
+            oldest.close();
+        }
+        let id = occupancy.take_id();
+        let state = PlaceState::new(self, &self.unnamed, id, permit.is_some());
+        occupancy.unnamed.insert(id, Arc::clone(&state));
+        Place::new(state, permit)
+    }
+
+    /// The place of an unnamed connection as one of this client, by the rules of [`ClientTable::enter`].
+    pub(super) fn name(
+        self: &Arc<Self>,
+        unnamed: &PlaceState,
+        permit: Option<OwnedSemaphorePermit>,
+        client: PeerAddr,
+    ) -> Result<Place, Refusal> {
+        let mut occupancy = self.lock();
+        if occupancy.unnamed.remove(&unnamed.id).is_none() {
+            return Err(Refusal::Connections);
+        }
+        self.enter_with(&mut occupancy, client, permit, false)
+    }
+
+    fn enter_with(
+        self: &Arc<Self>,
+        occupancy: &mut Occupancy,
+        peer: PeerAddr,
+        permit: Option<OwnedSemaphorePermit>,
+        lifts_client_share: bool,
+    ) -> Result<Place, Refusal> {
+        let prefix = ClientPrefix::new(peer.0.ip());
         let size = occupancy.size(prefix);
         if size >= self.max_per_client {
             return Err(Refusal::ClientConnections);
         }
-        let permit = Arc::clone(&self.permits).try_acquire_owned().ok();
+        let permit = permit.or_else(|| Arc::clone(&self.permits).try_acquire_owned().ok());
         let waits = permit.is_none();
         let has_room = lifts_client_share && occupancy.waiting.len() < self.max_waiting;
         if waits && !has_room && !occupancy.may_wait(prefix, self.max_waiting) {
@@ -144,7 +198,8 @@ impl ClientTable {
         let mut requests = occupancy.left.clone();
         for (prefix, client) in &occupancy.clients {
             let open = client.places.values().map(|place| place.finished());
-            *requests.entry(*prefix).or_default() += client.requests + open.sum::<u64>();
+            let ended = client.requests + client.client.forwarded.load(Ordering::Relaxed);
+            *requests.entry(*prefix).or_default() += ended + open.sum::<u64>();
         }
         requests
     }
@@ -190,8 +245,40 @@ impl ClientTable {
     }
 
     /// Removes a connection.
-    pub(super) fn leave(&self, prefix: ClientPrefix, id: u64) {
-        self.lock().remove(prefix, id);
+    pub(super) fn leave(&self, state: &PlaceState) {
+        let mut occupancy = self.lock();
+        if self.is_unnamed(state) {
+            occupancy.unnamed.remove(&state.id);
+        } else {
+            occupancy.remove(state.client.prefix, state.id);
+        }
+    }
+
+    /// Whether the client of this connection is not known yet.
+    pub(super) fn is_unnamed(&self, state: &PlaceState) -> bool {
+        Arc::ptr_eq(&state.client, &self.unnamed)
+    }
+
+    /// A client that may have no connection, because a proxy in front sends its requests. It is remembered like a client
+    /// that has left.
+    pub(super) fn client(&self, address: IpAddr) -> Arc<Client> {
+        let prefix = ClientPrefix::new(address);
+        let mut occupancy = self.lock();
+        let id = occupancy.take_id();
+        let places = occupancy
+            .clients
+            .entry(prefix)
+            .or_insert_with(|| ClientPlaces::new(prefix, self));
+        let client = Arc::clone(&places.client);
+        if places.places.is_empty() {
+            if let Some(before) = places.absent.replace(id) {
+                occupancy.absent.remove(&before);
+            }
+            // Before this one is added: no other client that came last may stay for it.
+            occupancy.forget_absent(Instant::now(), None);
+            occupancy.absent.insert(id, prefix);
+        }
+        client
     }
 
     fn lock(&self) -> MutexGuard<'_, Occupancy> {
@@ -234,14 +321,19 @@ impl Occupancy {
         })
     }
 
+    fn take_id(&mut self) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        id
+    }
+
     fn add(
         &mut self,
         table: &Arc<ClientTable>,
         prefix: ClientPrefix,
         has_permit: bool,
     ) -> Arc<PlaceState> {
-        let id = self.next_id;
-        self.next_id += 1;
+        let id = self.take_id();
         self.total += 1;
         let client = self
             .clients
@@ -278,15 +370,19 @@ impl Occupancy {
         client.candidates = Vec::new();
         client.absent = Some(id);
         self.absent.insert(id, prefix);
-        self.forget_absent(Instant::now());
+        self.forget_absent(Instant::now(), Some(prefix));
     }
 
     /// Removes clients without connections: the one that left last if its budgets are not in use, and of those that left
     /// first, one that is not in use or one too many.
-    fn forget_absent(&mut self, now: Instant) {
+    fn forget_absent(&mut self, now: Instant, leaving: Option<ClientPrefix>) {
         let is_in_use = |prefix| {
             let places: Option<&ClientPlaces> = self.clients.get(prefix);
-            places.is_some_and(|places| places.client.budget.is_in_use(now))
+            // A request of a proxy in front may be about to use the budgets. The place that leaves is still there.
+            let held = 1 + usize::from(leaving == Some(*prefix));
+            places.is_some_and(|places| {
+                Arc::strong_count(&places.client) > held || places.client.budget.is_in_use(now)
+            })
         };
         let last = self.absent.last_key_value();
         let last = last.filter(|(_, prefix)| !is_in_use(prefix));
@@ -296,10 +392,9 @@ impl Occupancy {
         let forgotten = [last, first].map(|client| client.map(|(id, prefix)| (*id, *prefix)));
         for (id, prefix) in forgotten.into_iter().flatten() {
             self.absent.remove(&id);
-            let requests = self
-                .clients
-                .remove(&prefix)
-                .map_or(0, |client| client.requests);
+            let requests = self.clients.remove(&prefix).map_or(0, |places| {
+                places.requests + places.client.forwarded.load(Ordering::Relaxed)
+            });
             if requests > 0 {
                 if self.left.len() >= MAX_LEFT {
                     self.left.clear();
@@ -373,11 +468,7 @@ impl Occupancy {
 impl ClientPlaces {
     fn new(prefix: ClientPrefix, table: &ClientTable) -> Self {
         Self {
-            client: Arc::new(Client {
-                prefix,
-                handshakes: Semaphore::new(table.handshakes_per_client),
-                budget: ClientBudget::new(&table.budgets),
-            }),
+            client: Client::new(prefix, table.handshakes_per_client, &table.budgets),
             places: BTreeMap::new(),
             requests: 0,
             waiting: 0,
@@ -455,7 +546,7 @@ const SCAN_PAUSE: Duration = Duration::from_micros(2);
 
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, Ipv4Addr};
+    use std::net::Ipv4Addr;
 
     use http::{Request, StatusCode, header};
     use tokio::time::advance;
@@ -609,9 +700,9 @@ mod tests {
             let request = Request::get("/").header(header::AUTHORIZATION, "Bearer x");
             let (head, ()) = request.body(()).unwrap().into_parts();
             place.begin_request();
-            let check = place.check_budget("main", &head, None).unwrap();
+            let check = place.check_budget(None, "main", &head, None).unwrap();
             if let Some(answer) = answer {
-                place.answered(check, StatusCode::from_u16(answer).unwrap());
+                place.answered(None, check, StatusCode::from_u16(answer).unwrap());
             }
         }
         let mut waiting = Vec::new();
@@ -647,10 +738,10 @@ mod tests {
         let (head, ()) = request.body(()).unwrap().into_parts();
         let refused = |client| {
             let place = table.enter(peer(client), false).unwrap();
-            let Ok(check) = place.check_budget("main", &head, None) else {
+            let Ok(check) = place.check_budget(None, "main", &head, None) else {
                 return false;
             };
-            place.answered(check, StatusCode::UNAUTHORIZED);
+            place.answered(None, check, StatusCode::UNAUTHORIZED);
             true
         };
         let seen = (0..1000).filter(|_| refused(0)).count();
@@ -666,5 +757,96 @@ mod tests {
         }
         assert_eq!(table.lock().clients.len(), 0);
         assert_eq!(table.lock().absent.len(), 0);
+    }
+
+    /// The connections of a load balancer are those of many clients.
+    #[tokio::test(start_paused = true)]
+    async fn unnamed_connection_counts_for_its_client_once_named() {
+        let table = ClientTable::new(&Limits {
+            connections: 100,
+            connections_per_client: Some(2),
+            ..Limits::default()
+        });
+        let mut unnamed: Vec<_> = (0..10).map(|_| table.enter_unnamed()).collect();
+        assert!(table.largest(10).is_empty());
+        assert!(
+            unnamed
+                .iter()
+                .all(|place| place.is_unnamed() && !place.is_waiting())
+        );
+        let named = unnamed.iter_mut().map(|place| place.rebind(peer(1)));
+        let refused = Err(Refusal::ClientConnections);
+        assert_eq!(named.take(3).collect::<Vec<_>>(), [Ok(()), Ok(()), refused]);
+        unnamed[3].rebind(peer(2)).unwrap();
+        assert!(!unnamed[3].is_unnamed());
+        let sizes = [
+            (ClientPrefix::new(peer(1).ip()), 2),
+            (ClientPrefix::new(peer(2).ip()), 1),
+        ];
+        assert_eq!(table.largest(10), sizes);
+        drop(unnamed);
+        assert!(table.largest(10).is_empty());
+        let occupancy = table.lock();
+        assert_eq!((occupancy.total, occupancy.unnamed.len()), (0, 0));
+        assert_eq!(table.permits.available_permits(), 100);
+    }
+
+    /// Silent connections from the addresses of load balancers leave places for clients and for other connections.
+    #[tokio::test(start_paused = true)]
+    async fn unnamed_connections_are_bounded_and_oldest_closes() {
+        let table = table(100);
+        let mut silent: Vec<_> = (0..30).map(|_| table.enter_unnamed()).collect();
+        assert_eq!(closing(&silent), [0, 1, 2, 3, 4]);
+        assert_eq!(silent[0].rebind(peer(1)), Err(Refusal::Connections));
+        silent[29].rebind(peer(1)).unwrap();
+        assert!(fill(&table, 2, 70).iter().all(|place| !place.is_waiting()));
+        drop(silent);
+        assert_eq!(table.permits.available_permits(), 100);
+    }
+
+    /// One client behind the load balancer has all places. The next connection of the load balancer may be of another one.
+    #[tokio::test(start_paused = true)]
+    async fn unnamed_connection_needs_no_place_to_name_its_client() {
+        let table = table(MIN_WAITING);
+        let mut greedy: Vec<_> = (0..MIN_WAITING).map(|_| table.enter_unnamed()).collect();
+        for place in &mut greedy {
+            place.rebind(peer(1)).unwrap();
+        }
+        advance(MIN_IDLE).await;
+        let mut next = table.enter_unnamed();
+        assert!(next.is_waiting());
+        next.rebind(peer(2)).unwrap();
+        assert!(next.is_waiting());
+        let closed = closing(&greedy);
+        assert!(!closed.is_empty());
+        greedy.retain(|place| !place.is_closing());
+        assert!(next.wait_for_permit(Duration::from_secs(1)).await);
+    }
+
+    /// A 401 may come after other requests have begun and ended.
+    #[tokio::test(start_paused = true)]
+    async fn budget_of_a_client_of_a_proxy_is_remembered() {
+        let table = table(10);
+        let proxy = table.enter(peer(1), false).unwrap();
+        let request = Request::get("/").header(header::AUTHORIZATION, "Bearer bad");
+        let (head, ()) = request.body(()).unwrap().into_parts();
+        let refused = |client| {
+            let client = proxy.other_client(peer(client).ip());
+            let check = proxy.check_budget(Some(&client), "main", &head, None);
+            for other in 1000..1010 {
+                drop(proxy.other_client(peer(other).ip()));
+            }
+            let Ok(check) = check else { return false };
+            proxy.answered(Some(&client), check, StatusCode::UNAUTHORIZED);
+            true
+        };
+        assert_eq!((0..1000).filter(|_| refused(7)).count(), 60);
+        assert!(refused(8));
+        assert!(proxy.check_budget(None, "main", &head, None).is_ok());
+        for client in 1000..20_000 {
+            drop(proxy.other_client(peer(client).ip()));
+        }
+        let remembered = table.lock().clients.len();
+        assert!((3..10).contains(&remembered), "{remembered}");
     }
 }

@@ -23,6 +23,16 @@ pub struct ServeArgs {
     #[arg(env = "KUBE_TLS_PROXY_LISTEN", help_heading = CLIENTS)]
     pub listen: Vec<String>,
 
+    /// Load balancers, which must name the client in a PROXY header
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    #[arg(env = "KUBE_TLS_PROXY_PROXY_PROTOCOL_FROM", help_heading = CLIENTS)]
+    pub proxy_protocol_from: Vec<String>,
+
+    /// HTTP proxies in front, whose X-Forwarded-For names the client
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    #[arg(env = "KUBE_TLS_PROXY_TRUSTED_PROXIES", help_heading = CLIENTS)]
+    pub trusted_proxies: Vec<String>,
+
     /// Certificate chain to present: PEM, the server certificate first; repeat for more
     #[arg(long = "cert", value_name = "FILE", value_parser = path(), value_delimiter = ',')]
     #[arg(env = "KUBE_TLS_PROXY_CERT", help_heading = CLIENTS)]
@@ -151,6 +161,8 @@ impl ServeArgs {
         };
         Self {
             listen: texts(&self.listen),
+            proxy_protocol_from: texts(&self.proxy_protocol_from),
+            trusted_proxies: texts(&self.trusted_proxies),
             certificates: paths(&self.certificates),
             keys: paths(&self.keys),
             hosts: texts(&self.hosts),

@@ -139,6 +139,34 @@ fn cluster_of_entry(
     Ok(cluster)
 }
 
+/// A warning for each cluster with access rules whose apiserver clients also reach through a passthrough host, where no rule
+/// applies.
+pub(super) fn passed_by(clusters: &[ClusterConfig]) -> Vec<String> {
+    let ruled = clusters.iter().filter(|cluster| !cluster.access.is_empty());
+    let pairs = ruled.flat_map(|ruled| {
+        let passed = clusters.iter().filter(|cluster| cluster.passthrough);
+        passed.map(move |passed| (ruled, passed))
+    });
+    pairs
+        .filter(|(ruled, passed)| has_same_apiserver(ruled, passed))
+        .map(|(ruled, passed)| {
+            format!(
+                "the access rules of cluster `{}` do not apply to the passthrough hosts of cluster `{}`, which lead to the same apiserver; \
+                 remove one of the two, or let only clients that the rules admit reach that host",
+                ruled.name, passed.name
+            )
+        })
+        .collect()
+}
+
+/// Whether the configuration gives both the same apiserver.
+fn has_same_apiserver(one: &ClusterConfig, other: &ClusterConfig) -> bool {
+    let is_same_url = one.upstream_port == other.upstream_port
+        && one.upstream_host.eq_ignore_ascii_case(&other.upstream_host);
+    let mut addresses = one.addresses.iter();
+    is_same_url || addresses.any(|address| other.addresses.contains(address))
+}
+
 fn client_certificates(
     section: &Spanned<ClientCertificatesEntry>,
     name: &str,

@@ -18,20 +18,23 @@ use super::{
     access::AccessRuleEntry,
     error::SettingError,
     limits::{LimitsSection, TimeoutsSection},
+    listen::{ListenAddr, ListenEntry},
     source::check_path,
     units::Count,
     url::{UpstreamUrl, expected_name},
 };
-use crate::{hosts::HostPattern, quote};
+use crate::{cidr::AddressList, hosts::HostPattern, quote};
 
 /// The file that `kube-tls-proxy serve --config` reads.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(title = "Configuration of kube-tls-proxy")]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct ConfigFile {
-    /// Addresses to listen on, ADDRESS:PORT.
-    #[schemars(with = "Option<Vec<String>>")]
-    pub(super) listen: Option<Spanned<Vec<Parsed<ListenAddr>>>>,
+    /// Addresses to listen on, ADDRESS:PORT; or keys that also say which peers may connect.
+    #[schemars(with = "Option<Vec<ListenEntry>>")]
+    pub(super) listen: Option<Spanned<Vec<ListenEntry>>>,
+    /// HTTP proxies in front, as ranges of addresses. `X-Forwarded-For` from them names the client.
+    pub(super) trusted_proxies: Option<AddressList>,
     /// Share the addresses with a running proxy of the same user, to replace it without downtime.
     pub(super) reuse_port: Option<bool>,
     /// Worker threads; by default the CPUs this process may use.
@@ -220,25 +223,6 @@ impl FromStr for FilePath {
     }
 }
 
-/// ADDRESS:PORT, or :PORT for all addresses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ListenAddr(pub(super) SocketAddr);
-
-impl FromStr for ListenAddr {
-    type Err = SettingError;
-
-    fn from_str(text: &str) -> Result<Self, SettingError> {
-        let address = if text.starts_with(':') {
-            format!("[::]{text}").parse()
-        } else {
-            text.parse()
-        };
-        address
-            .map(Self)
-            .map_err(|_not_an_address| SettingError::invalid(text, NOT_A_LISTEN_ADDRESS))
-    }
-}
-
 /// ADDRESS:PORT of one apiserver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct EndpointAddr(pub(super) SocketAddr);
@@ -368,7 +352,6 @@ pub fn schema() -> serde_json::Value {
     schema
 }
 
-const NOT_A_LISTEN_ADDRESS: &str = "is not an address to listen on; write ADDRESS:PORT with an IP address, such as [::]:8443 or 127.0.0.1:8443";
 const NOT_AN_ENDPOINT: &str = "is not the address of an apiserver; write ADDRESS:PORT with an IP address, such as 10.0.0.1:6443";
 const NOT_A_LOG_FORMAT: &str = "is not a log format; write text or json";
 const NOT_A_LOGGED_USER: &str =

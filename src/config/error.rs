@@ -7,7 +7,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf};
 use serde_saphyr::{MessageFormatter as _, UserMessageFormatter};
 
 use super::{Excerpt, file::ReadError};
-use crate::{quote, text::escape};
+use crate::{cidr::CidrError, quote, text::escape};
 
 /// A configuration error and its place.
 #[derive(Debug, thiserror::Error)]
@@ -121,6 +121,7 @@ impl ConfigError {
                 vec![flag]
             }
             Self::Whole(SettingError::UnevenPairs { .. }) => vec!["--cert", "--key"],
+            Self::Whole(SettingError::ListsDropped { .. }) => vec!["--listen"],
             Self::Whole(SettingError::SamePort { .. }) => vec!["--listen", "--admin-listen"],
             Self::Whole(_)
             | Self::Variable { .. }
@@ -256,6 +257,19 @@ pub enum SettingError {
     SecretName,
     #[error("`listen` is an empty list; add an address, or remove the key")]
     EmptyListen,
+    #[error("`{key}` is an empty list; add a range of addresses, or remove the key")]
+    EmptyAddresses { key: &'static str },
+    #[error(transparent)]
+    Addresses(#[from] CidrError),
+    #[error(
+        "the inherited socket {address} has no entry in `listen`, so its address lists are unknown; add an entry with this address"
+    )]
+    UnknownSocket { address: SocketAddr },
+    #[error(
+        "--listen would replace `listen` in {} together with its address lists; change the address there, or remove --listen",
+        quote::path(file)
+    )]
+    ListsDropped { file: PathBuf },
     #[error(
         "{first} and {second} overlap; give each of --listen and --admin-listen (`listen` and `admin` in the file) its own port"
     )]

@@ -3,16 +3,14 @@
 //! A flag replaces the whole value of its key in the file. The apiserver is the exception: if flags and file
 //! both name one, that is an error.
 
-use std::{
-    net::{IpAddr, Ipv6Addr, SocketAddr},
-    num::NonZeroUsize,
-};
+use std::{net::SocketAddr, num::NonZeroUsize};
 
 use super::{
     Capacity, Config, ConfigError, Environment, FileKind, IdentityFiles, Limits, LogConfig,
     LogFormat, LoggedUser, ServeArgs, SettingError, Timeouts, access, clusters,
-    config_file::{AdminSection, ConfigFile, ListenAddr, LogFilter, LogSection},
+    config_file::{AdminSection, ConfigFile, LogFilter, LogSection},
     limits::{LimitsSection, TimeoutsSection},
+    listen::{self, ListenAddr},
     source::{ConfigSource, absolute_path, check_path_flags, parse_flag},
     units::{Count, MaybeZeroDuration, Switch},
     yaml,
@@ -50,6 +48,16 @@ fn load_given(
     };
     let workers = workers(args, &file, env)?;
     let identities = identities(args, &mut file, &source)?;
+    // If neither flag nor file gives an address, systemd may pass on the sockets instead.
+    let has_address = !args.listen.is_empty() || file.listen.is_some();
+    let (listen, admin) = (
+        listen::load(args, &mut file, &source)?,
+        admin(args, file.admin.as_ref())?,
+    );
+    if has_address {
+        listen::check_ports(listen.iter().map(|entry| &entry.address).chain(&admin))?;
+    }
+    let trusted_proxies = listen::trusted_proxies(args, &mut file)?;
     let entries = file.clusters.take().unwrap_or_default();
     let mut sources: Vec<_> = args.config.iter().map(|file| absolute_path(file)).collect();
     sources.extend(args.kubeconfig.iter().map(|file| absolute_path(file)));
@@ -58,20 +66,14 @@ fn load_given(
         .filter_map(|entry| entry.value.kubeconfig.as_ref());
     sources.extend(kubeconfigs.map(|file| source.path(&file.0.0)));
     let clusters = clusters::load(args, entries, &source, env)?;
-    let (listen, admin) = (
-        listen(args, &file, &source)?,
-        admin(args, file.admin.as_ref())?,
-    );
-    // If neither flag nor file gives an address, systemd may pass on the sockets instead.
-    if !args.listen.is_empty() || file.listen.is_some() {
-        check_ports(listen.iter().chain(&admin))?;
-    }
     let (limits, capacity) = limits(file.limits.unwrap_or_default(), &source, workers, env)?;
     let section = file.timeouts.unwrap_or_default();
     let sets_tunnels = args.drain_tunnels.is_some() || section.drain_tunnels.is_some();
     let timeouts = timeouts(args, section)?;
     let mut warnings = env.unknown_variables.clone();
     warnings.extend(capacity.few_open_files(limits.connections));
+    warnings.extend(listen::trusts_everyone(&listen, &trusted_proxies));
+    warnings.extend(clusters::passed_by(&clusters));
     for cluster in clusters.iter().filter(|cluster| !cluster.access.is_empty()) {
         warnings.extend(access::warnings(&cluster.name, &cluster.access));
     }
@@ -79,6 +81,7 @@ fn load_given(
     Ok(Config {
         sources,
         listen,
+        trusted_proxies,
         reuse_port: switch("--reuse-port", args.reuse_port.as_deref())?
             .or(file.reuse_port)
             .unwrap_or(false),
@@ -93,27 +96,6 @@ fn load_given(
         admin,
         hints: file.hints.unwrap_or(true),
     })
-}
-
-fn listen(
-    args: &ServeArgs,
-    file: &ConfigFile,
-    source: &ConfigSource,
-) -> Result<Vec<SocketAddr>, ConfigError> {
-    if !args.listen.is_empty() {
-        return args
-            .listen
-            .iter()
-            .map(|text| parse_flag::<ListenAddr>("--listen", text).map(|listen| listen.0))
-            .collect();
-    }
-    match &file.listen {
-        Some(listen) if listen.value.is_empty() => {
-            Err(source.error_at(listen, SettingError::EmptyListen))
-        }
-        Some(listen) => Ok(listen.value.iter().map(|listen| listen.0.0).collect()),
-        None => Ok(vec![DEFAULT_LISTEN]),
-    }
 }
 
 fn workers(
@@ -269,27 +251,3 @@ fn admin(
     };
     Ok(given.map(|listen| listen.0))
 }
-
-/// Refuses addresses that overlap. Otherwise the second one would find its port in use and report that
-/// another process has it.
-fn check_ports<'a>(addresses: impl Iterator<Item = &'a SocketAddr>) -> Result<(), ConfigError> {
-    let mut seen: Vec<&SocketAddr> = Vec::new();
-    for second in addresses {
-        if let Some(first) = seen.iter().find(|first| overlap(first, second)) {
-            let (first, second) = (**first, *second);
-            return Err(ConfigError::Whole(SettingError::SamePort { first, second }));
-        }
-        seen.push(second);
-    }
-    Ok(())
-}
-
-/// Whether the kernel gives only one of the two addresses: `[::]` includes IPv4.
-fn overlap(a: &SocketAddr, b: &SocketAddr) -> bool {
-    let includes = |a: &SocketAddr, b: &SocketAddr| {
-        a.ip() == b.ip() || a.ip().is_unspecified() && (a.is_ipv6() || b.is_ipv4())
-    };
-    a.port() == b.port() && a.port() != 0 && (includes(a, b) || includes(b, a))
-}
-
-const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 8443);

@@ -14,6 +14,7 @@ mod excerpt;
 mod file;
 mod kubeconfig;
 mod limits;
+mod listen;
 mod load;
 mod source;
 mod units;
@@ -29,7 +30,7 @@ use std::{
 use rustls_pki_types::ServerName;
 
 pub use crate::token_bucket::TokenBucketSize;
-use crate::{hosts::url_host, quote};
+use crate::{cidr::AddressList, hosts::url_host, quote};
 
 pub(crate) use access::CONNECTIONS;
 pub use access::{
@@ -45,6 +46,8 @@ pub use file::ReadError;
 pub(crate) use file::read as read_file;
 pub(crate) use kubeconfig::{Kubeconfig, NamedContext, duplicate, load_trust};
 pub use limits::{Limits, Timeouts};
+pub(crate) use listen::peers_of;
+pub use listen::{Admission, ListenConfig, PeerPolicy};
 pub use load::load;
 pub(crate) use source::check_path_flag;
 pub(crate) use url::{ConnectTo, UpstreamUrl};
@@ -55,8 +58,10 @@ pub(crate) use yaml::load as load_yaml;
 pub struct Config {
     /// The files that this configuration comes from: the configuration file and kubeconfigs.
     pub sources: Vec<PathBuf>,
-    /// Addresses to listen on; port 0 means any free port.
-    pub listen: Vec<SocketAddr>,
+    /// Addresses to listen on, and which peers may connect to each of them.
+    pub listen: Vec<ListenConfig>,
+    /// HTTP proxies whose `X-Forwarded-For` names the client.
+    pub trusted_proxies: AddressList,
     /// Whether the addresses may be shared with another proxy that is running.
     pub reuse_port: bool,
     /// Worker threads, each with its own runtime and listening socket.

@@ -39,12 +39,14 @@ impl ConfigSource {
 }
 
 /// Parses the value of a flag.
-pub(super) fn parse_flag<T: FromStr<Err = SettingError>>(
+pub(super) fn parse_flag<T: FromStr<Err: Into<SettingError>>>(
     flag: &'static str,
     text: &str,
 ) -> Result<T, ConfigError> {
-    text.parse()
-        .map_err(|source| ConfigError::Flag { flag, source })
+    text.parse().map_err(|error: T::Err| {
+        let source = error.into();
+        ConfigError::Flag { flag, source }
+    })
 }
 
 /// A path of the command line, made independent of the working directory.

@@ -1,5 +1,5 @@
 //! Why handshakes of clients fail, as log lines that an operator sees without `debug`: one for each client and reason
-//! in a minute.
+//! in a minute, and why a peer may not connect.
 
 use std::{
     io,
@@ -23,17 +23,29 @@ use crate::{
 
 /// Which lines were written. All workers share it.
 #[derive(Debug)]
-pub struct HandshakeLog(Mutex<LogLimiter>);
+pub struct HandshakeLog {
+    handshakes: Mutex<LogLimiter>,
+    /// Connections that end before the handshake: a flood of them must not hide why handshakes fail.
+    peers: Mutex<LogLimiter>,
+}
 
 impl Default for HandshakeLog {
     fn default() -> Self {
-        Self(Mutex::new(LogLimiter::new(OF_CLIENT, OF_ALL)))
+        Self {
+            handshakes: Mutex::new(LogLimiter::new(OF_CLIENT, OF_ALL)),
+            peers: Mutex::new(LogLimiter::new(OF_PEER, OF_ALL)),
+        }
     }
 }
 
 impl HandshakeLog {
-    /// Logs why a handshake failed.
-    pub(super) fn failed(&self, peer: PeerAddr, error: &HandshakeError) {
+    /// Logs why a handshake failed. `network_peer` is the load balancer that has named the client.
+    pub(super) fn failed(
+        &self,
+        client: PeerAddr,
+        network_peer: Option<PeerAddr>,
+        error: &HandshakeError,
+    ) {
         let reason = reason(error);
         // In a closure, because a line that is not written needs none.
         let server_name = || {
@@ -41,8 +53,17 @@ impl HandshakeLog {
             Some(display(escape(&name, MAX_NAME_CHARS).to_string()))
         };
         let line = if is_notable(error) {
-            let client = (ClientPrefix::new(peer.0.ip()), reason);
-            let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let limiter = match error {
+                HandshakeError::ProxyHeader(_) | HandshakeError::Denied => &self.peers,
+                HandshakeError::Timeout { .. }
+                | HandshakeError::Closed
+                | HandshakeError::Refused(_)
+                | HandshakeError::PlainHttp
+                | HandshakeError::HelloTooLarge
+                | HandshakeError::Failed { .. } => &self.handshakes,
+            };
+            let client = (ClientPrefix::new(client.ip()), reason);
+            let mut lines = limiter.lock().unwrap_or_else(PoisonError::into_inner);
             lines.admit(client, Instant::now())
         } else {
             None
@@ -50,7 +71,8 @@ impl HandshakeLog {
         macro_rules! log_line {
             ($level:ident, $suppressed:expr) => {
                 $level!(
-                    client.address = %peer,
+                    client.address = %client,
+                    network.peer.address = network_peer.map(display),
                     reason,
                     tls.client.server_name = server_name(),
                     error = %error_chain(error),
@@ -71,9 +93,11 @@ impl HandshakeLog {
 fn is_notable(error: &HandshakeError) -> bool {
     match error {
         HandshakeError::Timeout { .. }
+        | HandshakeError::ProxyHeader(_)
+        | HandshakeError::Denied
         | HandshakeError::PlainHttp
         | HandshakeError::HelloTooLarge => true,
-        HandshakeError::Closed => false,
+        HandshakeError::Closed | HandshakeError::Refused(_) => false,
         HandshakeError::Failed {
             source,
             server_name,
@@ -85,10 +109,11 @@ fn is_notable(error: &HandshakeError) -> bool {
 fn reason(error: &HandshakeError) -> &'static str {
     let source = match error {
         HandshakeError::Timeout { .. } => return "timeout",
-        HandshakeError::Closed => return "place",
+        HandshakeError::Closed | HandshakeError::Refused(_) => return "place",
+        HandshakeError::ProxyHeader(_) => return "proxy_header",
+        HandshakeError::Denied => return "denied",
         HandshakeError::PlainHttp => return "plain_http",
         HandshakeError::HelloTooLarge => return "hello_too_large",
-
         HandshakeError::Failed { source, .. } => source,
     };
     match tls_error(source) {
@@ -111,6 +136,11 @@ const OF_CLIENT: TokenBucketSize = TokenBucketSize {
     max_tokens: 1,
     fill_interval: Duration::from_secs(60),
 };
+/// One line for each peer, or client of a load balancer, and reason in this time.
+const OF_PEER: TokenBucketSize = TokenBucketSize {
+    max_tokens: 1,
+    fill_interval: Duration::from_secs(10),
+};
 /// A port that is open to the internet is scanned all the time.
 const OF_ALL: TokenBucketSize = TokenBucketSize {
     max_tokens: 30,
@@ -123,6 +153,7 @@ mod tests {
     use rustls::{AlertDescription, InvalidMessage, PeerIncompatible};
 
     use super::*;
+    use crate::{clients::Refusal, downstream::ProxyHeaderError};
 
     fn failed(source: io::Error, server_name: Option<&str>) -> HandshakeError {
         HandshakeError::Failed {
@@ -159,6 +190,13 @@ mod tests {
             (failed(tls(message), None), "not_tls", true),
             (HandshakeError::Closed, "place", false),
             (HandshakeError::PlainHttp, "plain_http", true),
+            (ProxyHeaderError::Missing.into(), "proxy_header", true),
+            (HandshakeError::Denied, "denied", true),
+            (
+                HandshakeError::Refused(Refusal::Connections),
+                "place",
+                false,
+            ),
             (
                 HandshakeError::Timeout {
                     limit,

@@ -6,6 +6,7 @@ mod handshake_log;
 mod http1;
 mod http2;
 mod passthrough;
+mod proxy_protocol;
 #[cfg(test)]
 mod tests;
 
@@ -27,14 +28,15 @@ use tracing::debug;
 pub use client_auth::asking_server_config;
 pub use handshake_log::HandshakeLog;
 use passthrough::Greeting;
+use proxy_protocol::ProxyHeaderError;
 
 use crate::{
-    clients::{Client, ClientTable, Place},
-    config::{Limits, Timeouts},
+    clients::{Client, ClientTable, Place, Refusal},
+    config::{Admission, Limits, PeerPolicy, Timeouts},
     drain::{ConnectionKind, Drain},
     hosts::{HostMap, HostName, PeerAddr},
     memory::MemoryPressure,
-    metrics::{Connected, Handshake, Limit, Protocol},
+    metrics::{Connected, Counters, Handshake, Limit, Protocol},
     pki::{self, Identity},
     proxy::{
         self, ClientCertificates, ClientConnection, CredentialCache, PassedClient,
@@ -46,10 +48,11 @@ use crate::{
     upstream::{ClientLeases, UpstreamContext},
 };
 
-/// The fuzz bodies of this module: what the frames of an HTTP/2 client say, their budgets, and where a `ClientHello` ends.
-pub(crate) const FUZZ: [fn(&[u8]); 3] = {
+/// The fuzz bodies of this module: what the frames of an HTTP/2 client say, their budgets, where a `ClientHello` ends, and
+/// PROXY headers.
+pub(crate) const FUZZ: [fn(&[u8]); 4] = {
     let [targets, budgets] = http2::FUZZ;
-    [targets, budgets, passthrough::fuzz]
+    [targets, budgets, passthrough::fuzz, proxy_protocol::fuzz]
 };
 
 /// Everything that a reload replaces, as one value.
@@ -59,6 +62,8 @@ pub struct Snapshot {
     pub tls: Arc<ServerConfig>,
     /// Read once per request, and once after the handshake for its SNI.
     pub routes: Arc<Routes>,
+    /// Which peers may connect, by the number of the listener. Read once per connection.
+    pub peers: Vec<PeerPolicy>,
 }
 
 /// The state that all workers share. Requests only read it; a handshake takes a slot, and a reload replaces the
@@ -83,6 +88,34 @@ pub struct Shared {
     pub hints: bool,
 }
 
+/// A connection that was just accepted.
+#[derive(Debug)]
+pub struct NewConnection {
+    /// The connection, with its TCP settings made.
+    pub stream: TcpStream,
+    /// The client, or a load balancer.
+    pub peer: PeerAddr,
+    /// Its place. It is unnamed if `peer` is a load balancer.
+    pub place: Place,
+    /// The number of the listener that has accepted it.
+    pub listener: usize,
+}
+
+impl Shared {
+    /// Decides about a peer that has just connected to this listener. Counts and logs one that is denied.
+    pub fn judge(&self, listener: usize, peer: PeerAddr, counters: &Counters) -> Admission {
+        let snapshot = self.snapshot.load();
+        let peers = snapshot.peers.get(listener);
+        let admission = peers.map_or(Admission::Denied, |peers| peers.judge(peer.ip()));
+        if admission == Admission::Denied {
+            counters.handshakes.count(Handshake::Denied);
+            let error = HandshakeError::Denied;
+            self.handshake_log.failed(peer, None, &error);
+        }
+        admission
+    }
+}
+
 /// Everything that the requests of one connection need.
 #[derive(Debug)]
 struct Service {
@@ -92,15 +125,13 @@ struct Service {
 
 /// Serves one accepted connection in a task of the drain.
 pub fn spawn(
-    stream: TcpStream,
-    peer: PeerAddr,
-    place: Place,
+    accepted: NewConnection,
     shared: Arc<Shared>,
     context: Arc<UpstreamContext>,
     drain: &Drain,
 ) {
     let open = drain.count(ConnectionKind::Connection);
-    let served = serve(stream, peer, place, shared, context, drain.clone());
+    let served = serve(accepted, shared, context, drain.clone());
     drain.spawn(async move {
         let _open = open;
         served.await;
@@ -109,15 +140,44 @@ pub fn spawn(
 
 /// Serves a connection to its end. It returns no error, because every error here is the client's.
 async fn serve(
-    stream: TcpStream,
-    peer: PeerAddr,
-    mut place: Place,
+    accepted: NewConnection,
     shared: Arc<Shared>,
     context: Arc<UpstreamContext>,
     drain: Drain,
 ) {
+    let NewConnection {
+        stream,
+        peer,
+        mut place,
+        listener,
+    } = accepted;
+    let (mut stream, mut client) = (ReadAhead::new(stream), peer);
+    if place.is_unnamed() {
+        let named = identify(&mut stream, peer, &mut place, listener, &shared);
+        match Box::pin(named).await {
+            Ok(Some(named)) => client = named,
+            // A health check of the load balancer.
+            Ok(None) => return,
+            Err((client, error)) => {
+                let counters = context.counters();
+                if let HandshakeError::Refused(refusal) = error {
+                    counters.limits_hit.count(refusal.into());
+                } else {
+                    counters.handshakes.count(error.label());
+                }
+                let network_peer = Some(peer).filter(|peer| *peer != client);
+                shared.handshake_log.failed(client, network_peer, &error);
+                socket::reset_when_closed(stream.tcp());
+                return;
+            }
+        }
+        if place.is_waiting() {
+            context.counters().limits_hit.count(Limit::Connections);
+        }
+    }
+    let network_peer = Some(peer).filter(|peer| *peer != client);
     if !place.wait_for_permit(shared.timeouts.handshake).await {
-        socket::reset_when_closed(&stream);
+        socket::reset_when_closed(stream.tcp());
         return;
     }
     let snapshot = shared.snapshot.load_full();
@@ -130,14 +190,21 @@ async fn serve(
     });
     let stream = match accepted.await {
         Ok(HandshakeOutcome::Terminated(stream)) => stream,
-        Ok(HandshakeOutcome::Passed(client)) => {
+        Ok(HandshakeOutcome::Passed(passed)) => {
             drop(snapshot);
             let counters = Arc::clone(context.counters());
             counters.handshakes.count(Handshake::Passed);
             let protocol = Protocol::Passthrough;
-            let connected = Connected::new(counters, peer.0, protocol, place, drain.clone());
+            let connected = Connected::new(
+                counters,
+                client,
+                network_peer,
+                protocol,
+                place,
+                drain.clone(),
+            );
             let half_close_timeout = shared.timeouts.half_close_timeout;
-            let passed = proxy::pass(*client, connected, &context, half_close_timeout, &drain);
+            let passed = proxy::pass(*passed, connected, &context, half_close_timeout, &drain);
             // On the heap, so that other connections do not pay for it.
             return Box::pin(passed).await;
         }
@@ -146,7 +213,7 @@ async fn serve(
                 context.counters().limits_hit.count(Limit::ClientPlaces);
             }
             context.counters().handshakes.count(error.label());
-            shared.handshake_log.failed(peer, &error);
+            shared.handshake_log.failed(client, network_peer, &error);
             return;
         }
     };
@@ -157,13 +224,20 @@ async fn serve(
     let local = stream.get_ref().0.tcp().local_addr().ok();
     let counters = Arc::clone(context.counters());
     counters.handshakes.count(Handshake::Ok);
-    let connected = Connected::new(counters, peer.0, protocol, place, drain.clone());
+    let connected = Connected::new(
+        counters,
+        client,
+        network_peer,
+        protocol,
+        place,
+        drain.clone(),
+    );
     let connected = Arc::new(connected);
     let downstream = ClientConnection {
-        peer,
+        peer: client,
         sni: sni.filter(|name| snapshot.routes.serves(name)),
         local,
-        forwarded_for: ClientConnection::forwarded_for(peer),
+        forwarded_for: ClientConnection::forwarded_for(client),
         certificate,
         leases: ClientLeases::new(context),
         limits: shared.limits.clone(),
@@ -181,15 +255,15 @@ async fn serve(
     // On the heap, so that a connection needs the memory of its own protocol only.
     if protocol == Protocol::Http2 {
         if let Err(error) = Box::pin(http2::serve(stream, service)).await {
-            ended_early(peer, &error);
+            ended_early(client, &error);
         }
     } else if let Err(error) = Box::pin(http1::serve(stream, service)).await {
-        ended_early(peer, &error);
+        ended_early(client, &error);
     }
     // A tunnel keeps the place after its connection has ended.
     if connected.place().is_closing() {
         connected.counters().limits_hit.count(Limit::ClientPlaces);
-        debug!(client.address = %peer, "connection closed to make room for another client");
+        debug!(client.address = %client, "connection closed to make room for another client");
     }
 }
 
@@ -210,6 +284,43 @@ fn presented_certificate(
 
 fn ended_early(peer: PeerAddr, error: &(dyn Error + 'static)) {
     debug!(client.address = %peer, error = %error_chain(error), "downstream connection ended early");
+}
+
+/// Reads the PROXY header of a load balancer, and gives the connection its place as one of the client that it names.
+/// `None` if the connection ended before its first byte.
+///
+/// # Errors
+///
+/// With the client as far as it is known.
+async fn identify(
+    stream: &mut ReadAhead,
+    peer: PeerAddr,
+    place: &mut Place,
+    listener: usize,
+    shared: &Shared,
+) -> Result<Option<PeerAddr>, (PeerAddr, HandshakeError)> {
+    let limit = shared.timeouts.handshake;
+    let header = tokio::select! {
+        header = timeout(limit, proxy_protocol::read(stream, peer)) => header,
+        () = place.closing() => Ok(Err(ProxyHeaderError::Displaced)),
+    };
+    let header = header.unwrap_or(Err(ProxyHeaderError::Timeout(limit)));
+    let Some(client) = header.map_err(|error| (peer, error.into()))? else {
+        return Ok(None);
+    };
+    let is_served = |peers: &PeerPolicy| peers.serves(client.ip());
+    if !shared
+        .snapshot
+        .load()
+        .peers
+        .get(listener)
+        .is_some_and(is_served)
+    {
+        return Err((client, HandshakeError::Denied));
+    }
+    let rebound = place.rebind(client);
+    rebound.map_err(|refusal| (client, HandshakeError::Refused(refusal)))?;
+    Ok(Some(client))
 }
 
 /// What the handshake agreed on: the version of HTTP, and the name that the client asked for.
@@ -246,6 +357,15 @@ enum HandshakeError {
     /// Another client needed the place of the connection.
     #[error("closed because its client has the most connections and another client needs a place")]
     Closed,
+    /// A load balancer sent no valid PROXY header, or another peer sent one.
+    #[error(transparent)]
+    ProxyHeader(#[from] ProxyHeaderError),
+    /// The lists of the listener deny the client.
+    #[error("`allow` or `deny` of the listener keeps this address out")]
+    Denied,
+    /// The client that a load balancer has named gets no place.
+    #[error("no place is free for this client")]
+    Refused(Refusal),
     /// The client speaks HTTP without TLS.
     #[error("the client sent plain HTTP to the HTTPS port")]
     PlainHttp,
@@ -277,7 +397,9 @@ impl HandshakeError {
     fn label(&self) -> Handshake {
         match self {
             Self::Timeout { .. } => Handshake::Timeout,
-            Self::Closed => Handshake::Closed,
+            Self::Closed | Self::Refused(_) => Handshake::Closed,
+            Self::ProxyHeader(_) => Handshake::ProxyHeader,
+            Self::Denied => Handshake::Denied,
             Self::PlainHttp => Handshake::PlainHttp,
             Self::HelloTooLarge | Self::Failed { .. } => Handshake::Failed,
         }
@@ -286,7 +408,12 @@ impl HandshakeError {
     /// The name that the client asked for.
     fn server_name(&self) -> Option<&str> {
         match self {
-            Self::Closed | Self::PlainHttp | Self::HelloTooLarge => None,
+            Self::Closed
+            | Self::Refused(_)
+            | Self::ProxyHeader(_)
+            | Self::Denied
+            | Self::PlainHttp
+            | Self::HelloTooLarge => None,
             Self::Timeout { server_name, .. } | Self::Failed { server_name, .. } => {
                 server_name.as_ref()?.as_deref()
             }
@@ -329,7 +456,7 @@ fn with_client_auth(
 ///
 /// When the client is too slow or the handshake fails.
 async fn handshake(
-    stream: TcpStream,
+    mut stream: ReadAhead,
     snapshot: &Snapshot,
     client: &Client,
     shared: &Shared,
@@ -337,10 +464,14 @@ async fn handshake(
 ) -> Result<HandshakeOutcome, HandshakeError> {
     let mut server_name = None;
     let handshake = async {
-        let mut stream = ReadAhead::new(stream);
-        if is_plain_http(stream.first_bytes().await?) {
-            Box::pin(refuse_plain_http(stream)).await;
+        let first = stream.first_bytes().await?;
+        if is_plain_http(first) {
+            Box::pin(refuse(stream, SPEAKS_HTTPS)).await;
             return Err(HandshakeError::PlainHttp);
+        }
+        if proxy_protocol::is_header(first) {
+            Box::pin(refuse(stream, UNEXPECTED_MESSAGE)).await;
+            return Err(ProxyHeaderError::Unexpected.into());
         }
         // A client takes a slot only after its whole ClientHello has arrived. Otherwise a few silent clients
         // would block all others.
@@ -408,9 +539,9 @@ fn is_plain_http(first: &[u8]) -> bool {
     METHODS.iter().any(|method| first.starts_with(method))
 }
 
-/// Tells a client that speaks HTTP what this port speaks, as Go and nginx do.
-async fn refuse_plain_http(stream: ReadAhead) {
-    timeout(LINGER, send_last(stream, SPEAKS_HTTPS)).await.ok();
+/// Tells a client that does not speak TLS why its connection ends.
+async fn refuse(stream: ReadAhead, bytes: &[u8]) {
+    timeout(LINGER, send_last(stream, bytes)).await.ok();
 }
 
 /// Chooses the certificate for a name, by the SANs of the certificates.
@@ -447,10 +578,13 @@ impl ResolvesServerCert for CertificateBySni {
 
 /// How long a client may leave pending data of a response unread (60 s in nginx, too: `send_timeout`).
 const CLIENT_STALL: Duration = Duration::from_secs(60);
+/// For a client that speaks HTTP, as Go and nginx do.
 const SPEAKS_HTTPS: &[u8] =
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\
     Content-Length: 86\r\nConnection: close\r\n\r\n\
     kube-tls-proxy: this port speaks HTTPS; begin its address in the client with https://\n";
+/// A TLS alert, for the client of a load balancer that sends a PROXY header where none is expected: `check` knows it.
+const UNEXPECTED_MESSAGE: &[u8] = &[21, 3, 3, 0, 2, 2, 10];
 /// How long a connection may take to end in order when another client needs its place.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bytes that rustls may hold for a client that does not read.

@@ -45,9 +45,7 @@ fn size<A, F: Future>(_: impl FnOnce(A) -> F) -> usize {
 fn future_of_a_connection_stays_small() {
     let of_http1 = size(|(stream, service)| http1::serve(stream, service));
     assert!(of_http1 <= HTTP1, "HTTP/1.1: {of_http1} bytes");
-    let whole = size(|(stream, peer, place, shared, context, drain)| {
-        serve(stream, peer, place, shared, context, drain)
-    });
+    let whole = size(|(accepted, shared, context, drain)| serve(accepted, shared, context, drain));
     assert!(whole <= WHOLE, "from handshake to end: {whole} bytes");
 }
 
@@ -125,6 +123,7 @@ impl OneWorker {
         let snapshot = Snapshot {
             tls: Arc::new(tls),
             routes: Arc::new(routes),
+            peers: Vec::new(),
         };
         let timeouts = Timeouts {
             client_idle: Duration::from_secs(24 * 60 * 60),
@@ -163,7 +162,13 @@ impl OneWorker {
         socket::tune(&stream, &self.shared.timeouts).unwrap();
         let place = self.shared.clients.enter(PeerAddr(peer), false).unwrap();
         let (shared, context) = (Arc::clone(&self.shared), Arc::clone(&self.context));
-        spawn(stream, PeerAddr(peer), place, shared, context, &self.drain);
+        let accepted = NewConnection {
+            stream,
+            peer: PeerAddr(peer),
+            place,
+            listener: 0,
+        };
+        spawn(accepted, shared, context, &self.drain);
     }
 
     /// A client over HTTP/2 with this window per stream.

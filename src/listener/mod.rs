@@ -21,8 +21,8 @@ use tokio::{
 use tracing::{debug, warn};
 
 use crate::{
-    clients::{ClientTable, Place, Refusal},
-    config::Timeouts,
+    clients::{ClientTable, Place},
+    config::{Admission, Timeouts},
     drain::Drain,
     hosts::PeerAddr,
     memory::MemoryPressure,
@@ -187,7 +187,16 @@ impl Listener {
 
     /// Accepts connections until the drain begins, then closes the socket. Returns once every connection
     /// that the kernel had established was handed to `on_accept`: the kernel resets the others.
-    pub async fn run(self, drain: Drain, mut on_accept: impl FnMut(Accepted)) {
+    ///
+    /// `judge` decides about each peer before its connection takes a place or a task.
+    pub async fn run(
+        self,
+        drain: Drain,
+        judge: impl Fn(PeerAddr) -> Admission,
+        mut on_accept: impl FnMut(Accepted),
+    ) {
+        let enter =
+            |stream, peer, is_draining| self.entrance.enter(stream, peer, judge(peer), is_draining);
         loop {
             let (mut accept, mut has_waited) = (pin!(self.accept_with_memory()), false);
             let accepted = poll_fn(|cx| {
@@ -201,7 +210,7 @@ impl Listener {
                 () = drain.begun() => break,
                 accepted = accepted => accepted,
             };
-            self.entrance.enter(stream, peer, false).map(&mut on_accept);
+            enter(stream, peer, false).map(&mut on_accept);
             // Open connections have priority over those of a full queue. `accept` alone would continue for 128 of
             // them.
             if !has_waited {
@@ -211,9 +220,9 @@ impl Listener {
         self.stop_syn();
         let until = Instant::now() + HANDSHAKE_TIMEOUT;
         while let Ok((stream, peer)) = timeout_at(until, self.accept()).await {
-            self.entrance.enter(stream, peer, true).map(&mut on_accept);
+            enter(stream, peer, true).map(&mut on_accept);
         }
-        self.close().into_iter().for_each(on_accept);
+        self.close(judge).into_iter().for_each(on_accept);
     }
 
     /// The next connection, once there is memory for it.
@@ -235,7 +244,7 @@ impl Listener {
         let mut pause = MIN_PAUSE;
         loop {
             match self.socket.accept().await {
-                Ok((stream, peer)) => return (stream, PeerAddr(peer)),
+                Ok((stream, peer)) => return (stream, PeerAddr::new(peer)),
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
                     warn!(error = %error_chain(&error), pause = ?pause, "accept failed");
@@ -261,7 +270,7 @@ impl Listener {
 
     /// Closes the socket; returns the connections in its queue, which the kernel would reset. Those of a socket
     /// that outlives this process stay there.
-    fn close(self) -> Vec<Accepted> {
+    fn close(self, judge: impl Fn(PeerAddr) -> Admission) -> Vec<Accepted> {
         let mut backlog = Vec::new();
         // Directly, because the runtime learns of a connection only when it next polls the kernel.
         if self.owner == Owner::Proxy
@@ -274,7 +283,8 @@ impl Listener {
                             .set_nonblocking(true)
                             .and_then(|()| TcpStream::from_std(stream));
                         // An error means that the connection is dead.
-                        let enter = |stream| self.entrance.enter(stream, PeerAddr(peer), true);
+                        let peer = PeerAddr::new(peer);
+                        let enter = |stream| self.entrance.enter(stream, peer, judge(peer), true);
                         backlog.extend(stream.ok().and_then(enter));
                     }
                     Err(error) if is_of_one_connection(&error) => {}
@@ -293,21 +303,27 @@ impl Entrance {
         &self,
         stream: TcpStream,
         peer: PeerAddr,
+        admission: Admission,
         lifts_client_share: bool,
     ) -> Option<Accepted> {
         let limits_hit = &self.counters.limits_hit;
-        let place = match self.clients.enter(peer, lifts_client_share) {
-            Ok(place) => place,
-            Err(refusal) => {
-                limits_hit.count(match refusal {
-                    Refusal::Connections => Limit::Connections,
-                    Refusal::ClientConnections => Limit::ClientConnections,
-                });
+        let entered = match admission {
+            Admission::Client => self.clients.enter(peer, lifts_client_share),
+            Admission::Balancer => Ok(self.clients.enter_unnamed()),
+            Admission::Denied => {
                 socket::reset_when_closed(&stream);
                 return None;
             }
         };
-        if place.is_waiting() {
+        let place = match entered {
+            Ok(place) => place,
+            Err(refusal) => {
+                limits_hit.count(refusal.into());
+                socket::reset_when_closed(&stream);
+                return None;
+            }
+        };
+        if place.is_waiting() && !place.is_unnamed() {
             limits_hit.count(Limit::Connections);
         }
         socket::tune(&stream, &self.timeouts).ok()?;

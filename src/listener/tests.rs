@@ -59,6 +59,10 @@ fn listener(socket: std::net::TcpListener, owner: Owner) -> Listener {
     Listener::new(socket, owner, clients, Arc::default(), timeouts, counters).unwrap()
 }
 
+fn serve_all(_: PeerAddr) -> Admission {
+    Admission::Client
+}
+
 /// The kernel resets the connections in the queue of a socket that is closed.
 #[tokio::test]
 async fn close_returns_connections_not_yet_accepted() {
@@ -66,7 +70,7 @@ async fn close_returns_connections_not_yet_accepted() {
     let address = socket.local_addr().unwrap();
     let listener = listener(socket, Owner::Proxy);
     let waiting: Vec<_> = (0..3).map(|_| Client::connect(address).unwrap()).collect();
-    let backlog = listener.close();
+    let backlog = listener.close(serve_all);
     Client::connect(address).unwrap_err();
     let peers = backlog.iter().map(|accepted| accepted.peer.0);
     assert!(peers.eq(waiting.iter().map(|client| client.local_addr().unwrap())));
@@ -86,7 +90,9 @@ async fn connections_at_the_limit_are_served_after_the_drain() {
     let drain = Drain::new();
     drain.begin();
     let mut accepted = Vec::new();
-    listener.run(drain, |next| accepted.push(next)).await;
+    listener
+        .run(drain, serve_all, |next| accepted.push(next))
+        .await;
     Client::connect(address).unwrap_err();
     drop(taken);
     for (client, Accepted { peer, place, .. }) in clients.iter().zip(&mut accepted) {
@@ -109,7 +115,7 @@ async fn client_that_connects_after_stop_syn_gets_the_next_listener() {
     let mut connecting = std::pin::pin!(connecting);
     let early = tokio::time::timeout(Duration::from_millis(200), connecting.as_mut());
     early.await.unwrap_err();
-    assert!(old.close().is_empty());
+    assert!(old.close(serve_all).is_empty());
     let new = listener(bound(&address.to_string()), Owner::Proxy);
     let (client, (_, peer)) = tokio::join!(connecting, new.accept());
     assert_eq!(peer.0, client.unwrap().local_addr().unwrap());
@@ -124,7 +130,7 @@ async fn close_leaves_the_queue_of_an_inherited_socket() {
     let listener = listener(shared, Owner::Parent);
     listener.stop_syn();
     let client = Client::connect(address).unwrap();
-    assert!(listener.close().is_empty());
+    assert!(listener.close(serve_all).is_empty());
     let (_, peer) = socket.accept().unwrap();
     assert_eq!(peer, client.local_addr().unwrap());
 }

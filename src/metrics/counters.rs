@@ -5,7 +5,6 @@
 
 use std::{
     fmt,
-    net::SocketAddr,
     sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
@@ -18,9 +17,10 @@ use super::{
 };
 use crate::{
     activity::{Activity, ListedStream, LongLived, StreamInfo},
-    clients::Place,
+    clients::{Place, Refusal},
     drain::Drain,
     ending::{EndReason, Ending},
+    hosts::PeerAddr,
 };
 use http::StatusCode;
 use tokio::time::Instant;
@@ -274,18 +274,20 @@ impl Drop for OpenStream {
 #[derive(Debug)]
 pub struct Connected {
     counters: Arc<Counters>,
-    client: SocketAddr,
+    client: PeerAddr,
+    network_peer: Option<PeerAddr>,
     place: Place,
     drain: Drain,
     end: OnceLock<Ending>,
 }
 
 impl Connected {
-    /// Counts a connection after its handshake.
+    /// Counts a connection after its handshake. `network_peer` is the load balancer that has named the client.
     #[must_use]
     pub fn new(
         counters: Arc<Counters>,
-        client: SocketAddr,
+        client: PeerAddr,
+        network_peer: Option<PeerAddr>,
         protocol: Protocol,
         place: Place,
         drain: Drain,
@@ -295,6 +297,7 @@ impl Connected {
         Self {
             counters,
             client,
+            network_peer,
             place,
             drain,
             end: OnceLock::new(),
@@ -316,10 +319,16 @@ impl Connected {
         self.end.get().copied().or_else(closing)
     }
 
-    /// The address of the client.
+    /// The address of the client of the connection.
     #[must_use]
-    pub fn client(&self) -> SocketAddr {
+    pub fn client(&self) -> PeerAddr {
         self.client
+    }
+
+    /// The load balancer in front, if it has named the client.
+    #[must_use]
+    pub fn network_peer(&self) -> Option<PeerAddr> {
+        self.network_peer
     }
 
     /// Its place among all connections.
@@ -345,6 +354,7 @@ impl Connected {
     /// number of log lines about this client that were suppressed since the last one.
     pub fn record_error(
         &self,
+        client: PeerAddr,
         cluster: ClusterSlot,
         reason: ErrorReason,
         message: impl FnOnce() -> String,
@@ -353,13 +363,22 @@ impl Connected {
         clusters.get(cluster).errors.count(reason);
         let name = clusters.name(cluster);
         let activity = self.counters.activity();
-        activity.record_error(reason.label(), &name, self.client.ip(), message)
+        activity.record_error(reason.label(), &name, client.ip(), message)
     }
 }
 
 impl Drop for Connected {
     fn drop(&mut self) {
         self.counters.connections.decrement();
+    }
+}
+
+impl From<Refusal> for Limit {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Connections => Self::Connections,
+            Refusal::ClientConnections => Self::ClientConnections,
+        }
     }
 }
 

@@ -87,7 +87,7 @@ families! {
         "1 while memory is short, else 0: from 85 % in use until less than 80 % is. The proxy then accepts clients slowly.";
     CONNECTIONS_TOTAL = Counter "kube_tls_proxy_connections_total" ["protocol": CONNECTION_PROTOCOLS]
         "Client connections after a successful TLS handshake, or after the `ClientHello` for a passthrough host.";
-    HANDSHAKES = Counter "kube_tls_proxy_handshakes_total" ["result": "`ok`, `passed` (the apiserver continues the handshake), `timeout`, `failed`, `closed` (another client needed the place), `plain_http` (the client sent HTTP without TLS)"]
+    HANDSHAKES = Counter "kube_tls_proxy_handshakes_total" ["result": "`ok`, `passed` (the apiserver continues the handshake), `timeout`, `failed`, `closed` (another client needed the place), `plain_http` (the client sent HTTP without TLS), `proxy_header` (no valid PROXY header from a load balancer, or one from another peer), `denied` (`allow` or `deny` of the listener keeps the client out; closed before the handshake)"]
         "TLS handshakes with clients.";
     REQUESTS = Counter "kube_tls_proxy_requests_total"
         ["cluster": CLUSTERS_OR_NONE, "verb": VERBS, "resource": RESOURCES, "code": CODES, "protocol": PROTOCOLS]

@@ -117,6 +117,10 @@ label! {
         Closed = "closed",
         /// The client sent plain HTTP.
         PlainHttp = "plain_http",
+        /// A load balancer sent no valid PROXY header, or another peer sent one.
+        ProxyHeader = "proxy_header",
+        /// The lists of the listener deny the address of the client.
+        Denied = "denied",
         /// Both sides did not agree on TLS parameters, or the connection broke.
         Failed = "failed",
     }

@@ -19,7 +19,10 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{
-    ClientConnection, Error, error, request_id::RequestId, request_info::RequestInfo,
+    ClientConnection, Error, error,
+    request_client::{LoggedPeers, RequestClient},
+    request_id::RequestId,
+    request_info::RequestInfo,
     tunnel::Carried,
 };
 use crate::{
@@ -38,6 +41,8 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct AccessLog {
     connected: Arc<Connected>,
+    /// The client, if a proxy in front names it.
+    named: Option<Box<RequestClient>>,
     started: Instant,
     time_to_headers: Option<Duration>,
     version: Version,
@@ -136,8 +141,12 @@ impl RequestFacts {
 }
 
 impl AccessLog {
-    /// Starts the record of a request whose head has arrived.
-    pub(super) fn new<B>(downstream: &ClientConnection, request: &Request<B>) -> Box<Self> {
+    /// Starts the record of a request whose head has arrived. `named` is its client, if that is not the connection's.
+    pub(super) fn new<B>(
+        downstream: &ClientConnection,
+        request: &Request<B>,
+        named: Option<Box<RequestClient>>,
+    ) -> Box<Self> {
         let info = RequestInfo::new(request.method(), request.uri());
         let headers = request.headers();
         let is_upgrade = headers.contains_key(header::UPGRADE);
@@ -149,7 +158,10 @@ impl AccessLog {
             Box::new(StreamInfo {
                 kind,
                 cluster: Arc::default(),
-                client: downstream.peer.0,
+                client: named
+                    .as_ref()
+                    .map_or(downstream.peer, |named| named.address)
+                    .0,
                 user_agent: StreamInfo::text(user_agent.unwrap_or_default()),
                 user: None,
                 resource: StreamInfo::text(&info.resource_name()),
@@ -162,6 +174,7 @@ impl AccessLog {
         downstream.connected.place().begin_request();
         Box::new(Self {
             connected: Arc::clone(&downstream.connected),
+            named,
             started: Instant::now(),
             time_to_headers: None,
             version: request.version(),
@@ -186,13 +199,20 @@ impl AccessLog {
         })
     }
 
-    /// The id of the request.
     pub(super) fn id(&self) -> &RequestId {
         &self.facts.id
     }
 
-    /// Whether the request asks for a watch. `forward` uses it to decide whether the drain may end the response
-    /// between two events.
+    /// The client, if a proxy in front names it.
+    pub(super) fn named(&self) -> Option<&RequestClient> {
+        self.named.as_deref()
+    }
+
+    pub(super) fn peers(&self) -> LoggedPeers {
+        LoggedPeers::new(&self.connected, self.named())
+    }
+
+    /// Whether the request asks for a watch. The drain may end its response between two events.
     pub(super) fn is_watch(&self) -> bool {
         self.is_watch
     }
@@ -297,11 +317,13 @@ impl AccessLog {
         if let Some(fields) = &self.fields {
             let facts = &self.facts;
             let kubernetes = facts.kubernetes();
+            let peers = self.peers();
             let user = fields.user();
             info!(
                 target: TARGET,
                 cluster = self.connected.cluster_name(self.cluster),
-                client.address = %self.connected.client(),
+                client.address = %peers.client,
+                network.peer.address = peers.network_peer.map(display),
                 user_agent.original = fields.user_agent.as_ref().and_then(shortened).map(display),
                 enduser.id = user.map(|user| display(&user.id)),
                 enduser.issuer = user.and_then(|user| text(&user.issuer)).map(display),
@@ -363,12 +385,13 @@ impl AccessLog {
     /// Notes that the response ended early because of this error, and logs its cause.
     pub(super) fn cut(&mut self, error: &DownloadError) {
         self.aborted(error.ending());
-        let client = self.connected.client();
+        let peers = self.peers();
         let activity = self.connected.counters().activity();
-        if let Some(suppressed) = activity.admit_line(client.ip()) {
+        if let Some(suppressed) = activity.admit_line(peers.client.ip()) {
             warn!(
                 cluster = self.connected.cluster_name(self.cluster),
-                client.address = %client,
+                client.address = %peers.client,
+                network.peer.address = peers.network_peer.map(display),
                 http.request.id = %self.facts.id,
                 error = %error_chain(error),
                 suppressed_lines = Some(suppressed).filter(|lines| *lines > 0),
@@ -386,17 +409,19 @@ impl AccessLog {
             error,
             self.cluster,
             &self.connected,
+            self.peers(),
             &self.facts.id,
             Some(&self.facts),
         ) {
             None => self.fields = None,
             Some(suppressed) => {
-                if let Some(fields) = &mut self.fields
-                    && suppressed > 0
-                {
+                let Some(fields) = &mut self.fields else {
+                    return;
+                };
+                if suppressed > 0 {
                     fields.rare.get_or_insert_default().suppressed = suppressed;
                 }
-                if let (Some(fields), Error::Denied(denial)) = (&mut self.fields, error) {
+                if let Error::Denied(denial) = error {
                     fields.rare.get_or_insert_default().denied_by = Some(denial.rule());
                 }
             }
@@ -425,11 +450,13 @@ impl AccessLog {
         let facts = &self.facts;
         let kubernetes = facts.kubernetes();
         let (outcome, ending) = self.end();
+        let peers = self.peers();
         let user = fields.user();
         info!(
             target: TARGET,
             cluster = self.connected.cluster_name(self.cluster),
-            client.address = %self.connected.client(),
+            client.address = %peers.client,
+            network.peer.address = peers.network_peer.map(display),
             user_agent.original = fields.user_agent.as_ref().and_then(shortened).map(display),
             enduser.id = user.map(|user| display(&user.id)),
             enduser.issuer = user.and_then(|user| text(&user.issuer)).map(display),

@@ -57,7 +57,8 @@ impl Counting {
         let place = ClientTable::new(&limits).enter(PeerAddr(peer), false);
         let connected = Connected::new(
             Arc::clone(worker.counters()),
-            peer,
+            PeerAddr(peer),
+            None,
             Protocol::Http2,
             place.expect("an empty table has a place"),
             Drain::new(),
@@ -88,7 +89,7 @@ impl Counting {
 
     /// Counts one request whose response body is one frame.
     pub fn one(&self) {
-        let mut log = AccessLog::new(&self.downstream, &self.request);
+        let mut log = AccessLog::new(&self.downstream, &self.request, None);
         log.routed(&self.cluster);
         self.endpoint.observe(log.headers_arrived());
         log.response_started(StatusCode::OK, &self.fields);

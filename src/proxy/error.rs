@@ -2,10 +2,13 @@
 
 use tracing::{debug, warn};
 
-use super::{Denial, Rejection, access_log::RequestFacts, request_id::RequestId};
+use super::{
+    Denial, Rejection, access_log::RequestFacts, request_client::LoggedPeers, request_id::RequestId,
+};
 use crate::{
     clients::Throttled,
     ending::{EndReason, Ending},
+    hosts::PeerAddr,
     metrics::{ClusterSlot, Connected, ErrorReason, Limit},
     text::error_chain,
     upstream::{UploadError, UpstreamError},
@@ -96,17 +99,19 @@ pub(super) fn record(
     error: &Error,
     cluster: ClusterSlot,
     connected: &Connected,
+    peers: LoggedPeers,
     id: &RequestId,
     facts: Option<&RequestFacts>,
 ) -> Option<u64> {
-    let lines = count(error, cluster, connected)?;
+    let lines = count(error, cluster, connected, peers.client)?;
     // The usual zero is left out of the line.
     let suppressed = Some(lines).filter(|lines| *lines > 0);
     macro_rules! log_line {
         ($level:ident, $message:literal) => {
             $level!(
                 cluster = connected.cluster_name(cluster),
-                client.address = %connected.client(),
+                client.address = %peers.client,
+                network.peer.address = peers.network_peer.map(display),
                 http.request.id = %id,
                 http.request.method = facts.map(|facts| display(facts.method())),
                 url.path = facts.map(|facts| display(facts.path())),
@@ -133,7 +138,12 @@ pub(super) fn record(
 }
 
 /// Counts an error, and keeps it for the status page. Returns as [`record`] does.
-pub(super) fn count(error: &Error, cluster: ClusterSlot, connected: &Connected) -> Option<u64> {
+pub(super) fn count(
+    error: &Error,
+    cluster: ClusterSlot,
+    connected: &Connected,
+    client: PeerAddr,
+) -> Option<u64> {
     if let Some(limit) = exceeded_limit(error) {
         connected.counters().limits_hit.count(limit);
     }
@@ -141,7 +151,7 @@ pub(super) fn count(error: &Error, cluster: ClusterSlot, connected: &Connected) 
         let counters = connected.counters().clusters().get(cluster);
         counters.denied.count(denial.rule());
     }
-    connected.record_error(cluster, error.reason(), || cause(error))
+    connected.record_error(client, cluster, error.reason(), || cause(error))
 }
 
 /// The error and its causes. A certificate that was not accepted is described once, when the connection fails; here only

@@ -10,8 +10,8 @@ use http::{HeaderValue, Response, StatusCode, header};
 use serde::Deserialize;
 use x509_cert::der::DateTime;
 
-use super::credential::jwt_payload;
-use crate::upstream::RefusedAuthorization;
+use super::{Error, Rejection, credential::jwt_payload};
+use crate::{clients::Throttled, upstream::RefusedAuthorization};
 
 /// Adds a hint to the response if the apiserver has refused the credential, or the lack of one.
 pub(super) fn add<B>(response: &mut Response<B>, has_credential: bool) {
@@ -35,6 +35,16 @@ pub(super) fn add<B>(response: &mut Response<B>, has_credential: bool) {
     }
 }
 
+/// Adds a hint if the proxy refuses a credential itself, in place of the apiserver: kubectl does not print the message of
+/// a 401.
+pub(super) fn add_to_own<B>(response: &mut Response<B>, error: &Error) {
+    if let Error::Rejected(Rejection::Throttled(Throttled::Refused(StatusCode::UNAUTHORIZED))) =
+        error
+    {
+        append(response, REFUSED_TOO_OFTEN);
+    }
+}
+
 /// `text` must need no escape in a quoted string (RFC 9110 §5.6.4).
 pub(super) fn append<B>(response: &mut Response<B>, text: &str) {
     if let Ok(warning) = HeaderValue::try_from(format!("299 kube-tls-proxy \"{text}\"")) {
@@ -55,6 +65,7 @@ struct JwtClaims {
     exp: f64,
 }
 
+const REFUSED_TOO_OFTEN: &str = "the apiserver has refused this credential too often; log in again";
 const NO_TOKEN: &str =
     "this request has no token; a client certificate ends at this proxy, so log in with a token";
 
@@ -131,6 +142,8 @@ mod tests {
 
     #[test]
     fn hint_needs_no_escape() {
-        assert!(!NO_TOKEN.contains(['"', '\\']) && NO_TOKEN.is_ascii());
+        for hint in [NO_TOKEN, REFUSED_TOO_OFTEN] {
+            assert!(!hint.contains(['"', '\\']) && hint.is_ascii());
+        }
     }
 }

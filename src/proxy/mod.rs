@@ -18,6 +18,7 @@ mod hints;
 mod identity;
 mod passthrough;
 mod policy;
+mod request_client;
 mod request_id;
 mod request_info;
 mod respond;
@@ -63,6 +64,7 @@ use body::Content;
 use credential::CredentialPlace;
 use headers::Forwarded;
 use policy::{Admitted, ConnectionNames, UpgradeToken};
+use request_client::{LoggedPeers, RequestClient};
 use request_id::RequestId;
 use respond::Reader;
 pub(crate) use upgrade::start_tunnel;
@@ -70,13 +72,13 @@ pub(crate) use upgrade::start_tunnel;
 /// One downstream connection, as all of its requests see it.
 #[derive(Debug)]
 pub struct ClientConnection {
-    /// The client.
+    /// The client of the connection.
     pub peer: PeerAddr,
     /// The name of the TLS handshake, if a cluster is served under it.
     pub sni: Option<String>,
     /// The address that the client connected to.
     pub local: Option<SocketAddr>,
-    /// The value of `X-Forwarded-For`.
+    /// The value of `X-Forwarded-For` for its requests.
     pub forwarded_for: HeaderValue,
     /// The certificate that the client has presented, if it was asked for one.
     pub certificate: Option<Arc<PresentedCertificate>>,
@@ -111,14 +113,15 @@ impl ClientConnection {
 }
 
 /// The fuzz bodies of this module: header rewriting, the host policy, the path reader, the events of watches,
-/// credentials, access rules and client certificates.
-pub(crate) const FUZZ: [fn(&[u8]); 7] = [
+/// credentials, access rules, `X-Forwarded-For` of a proxy in front, and client certificates.
+pub(crate) const FUZZ: [fn(&[u8]); 8] = [
     headers::fuzz,
     policy::fuzz,
     request_info::fuzz,
     watch::fuzz,
     credential::fuzz,
     access::fuzz,
+    request_client::fuzz,
     identity::fuzz,
 ];
 
@@ -127,7 +130,8 @@ pub(crate) const FUZZ: [fn(&[u8]); 7] = [
 pub fn refuse(rejection: Rejection, connected: &Connected) -> Response<Body> {
     let error = rejection.into();
     let id = RequestId::new();
-    error::record(&error, ClusterSlot::UNROUTED, connected, &id, None);
+    let peers = LoggedPeers::new(connected, None);
+    error::record(&error, ClusterSlot::UNROUTED, connected, peers, &id, None);
     respond::respond(&error, &id, Reader::Api)
 }
 
@@ -151,7 +155,10 @@ pub async fn handle(
 ) -> Response<Body> {
     let version = request.version();
     let expected = ExpectedResponse::new(&request);
-    let mut log = AccessLog::new(downstream, &request);
+    let named = routes
+        .trusted_proxies()
+        .and_then(|trusted| RequestClient::new(trusted, downstream, request.headers()));
+    let mut log = AccessLog::new(downstream, &request, named);
     let result = match rejection {
         Some(rejection) => Err(rejection.into()),
         // On the heap: the memory of `forward` is freed before the response body is sent.
@@ -165,7 +172,11 @@ pub async fn handle(
         } else {
             log.failed(&error);
         }
-        expected.for_error(&error, log.id())
+        let mut response = expected.for_error(&error, log.id());
+        if downstream.hints {
+            hints::add_to_own(&mut response, &error);
+        }
+        response
     });
     // No client gets the response then. As for every cancelled request, the log has no status.
     if !client_left {
@@ -230,7 +241,7 @@ async fn forward(
     log.routed(cluster.label());
     let user = identity::authenticate(&admitted.route, downstream, &head)?;
     if let Some(rules) = &admitted.route.access {
-        let client = downstream.peer.0.ip();
+        let client = log.peers().client.ip();
         let credential = match &user {
             Some(_) => CredentialPlace::Certificate,
             None => CredentialPlace::Fields(&downstream.credentials),
@@ -238,17 +249,20 @@ async fn forward(
         rules.check(&head, client, admitted.upgrade, credential)?;
     }
     let place = downstream.connected.place();
+    let client = log.named().map(|named| Arc::clone(&named.client));
     let certificate = user.as_ref().map(|user| user.credential());
     let check = place
-        .check_budget(cluster.name(), &head, certificate)
+        .check_budget(client.as_deref(), cluster.name(), &head, certificate)
         .map_err(Rejection::Throttled)?;
     let failed = |error: &Error| {
         // A client that breaks off its own upload may have tried a credential.
         if !matches!(error, Error::Upstream(UpstreamError::Upload { .. })) {
-            place.answered(check, StatusCode::BAD_GATEWAY);
+            place.answered(client.as_deref(), check, StatusCode::BAD_GATEWAY);
         }
     };
-    prepare(&mut head, downstream, &admitted, log.id())?;
+    let forwarded_for = log.named().map(|named| &named.forwarded_for);
+    let forwarded_for = forwarded_for.unwrap_or(&downstream.forwarded_for);
+    prepare(&mut head, forwarded_for, &admitted, log.id())?;
     let logged = routes.logged_user();
     let claimed = match &user {
         _ if !log.shows_user() => None,
@@ -268,7 +282,7 @@ async fn forward(
         let forwarded = upgrade::forward(downstream, request, body, token, log);
         // On the heap, so that the future of every other request stays smaller.
         let mut forwarded = Box::pin(forwarded).await.inspect_err(failed)?;
-        place.answered(check, forwarded.status());
+        place.answered(client.as_deref(), check, forwarded.status());
         if let Some(user) = &user {
             user.answered(downstream, cluster.name(), &mut forwarded);
         }
@@ -294,7 +308,7 @@ async fn forward(
     response.body().observe_headers(log.headers_arrived());
     let (mut head, body) = response.into_parts();
     log.answered_by(&body);
-    place.answered(check, head.status);
+    place.answered(client.as_deref(), check, head.status);
     log.set_user(end_user::verified(
         claimed,
         logged,
@@ -321,12 +335,12 @@ async fn forward(
 /// has one.
 fn prepare(
     head: &mut Parts,
-    downstream: &ClientConnection,
+    forwarded_for: &HeaderValue,
     admitted: &Admitted,
     id: &RequestId,
 ) -> Result<(), Error> {
     let forwarded = Forwarded {
-        client: &downstream.forwarded_for,
+        client: forwarded_for,
         host: admitted.authority.as_str(),
         request_id: id.header_value(),
     };

@@ -151,7 +151,7 @@ impl PassthroughLog {
         let info = StreamInfo {
             kind: LongLived::Tunnel,
             cluster: counters.clusters().name(self.cluster),
-            client: self.connected.client(),
+            client: self.connected.client().0,
             user_agent: Box::default(),
             user: None,
             resource: "passthrough".into(),
@@ -168,11 +168,18 @@ impl PassthroughLog {
 
     /// Counts and logs why no apiserver answered.
     fn failed(mut self, error: &Error) {
-        self.suppressed = error::count(error, self.cluster, &self.connected);
+        self.suppressed = error::count(
+            error,
+            self.cluster,
+            &self.connected,
+            self.connected.client(),
+        );
         if let Some(lines) = self.suppressed {
             warn!(
                 cluster = self.connected.cluster_name(self.cluster),
                 client.address = %self.connected.client(),
+            network.peer.address = self.connected.network_peer().map(display),
+                network.peer.address = self.connected.network_peer().map(display),
                 tls.client.server_name = &*self.server_name,
                 "error.type" = error.label(),
                 error = error::cause(error),
@@ -220,8 +227,9 @@ impl Drop for PassthroughLog {
             target: TARGET,
             cluster = self.connected.cluster_name(self.cluster),
             client.address = %self.connected.client(),
+            network.peer.address = self.connected.network_peer().map(display),
             tls.client.server_name = &*self.server_name,
-            upstream.address = self.endpoint.map(tracing::field::display),
+            upstream.address = self.endpoint.map(display),
             received_bytes = self.carried.up,
             sent_bytes = self.carried.down,
             duration_seconds = seconds(self.started.elapsed()),

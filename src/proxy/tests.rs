@@ -55,4 +55,4 @@ const MAX_REQUEST: usize = 720;
 const MAX_UPGRADE: usize = 2_190;
 const MAX_TUNNEL: usize = 790;
 /// Without a tenth: there is one for each open request.
-const MAX_RECORD: usize = 464;
+const MAX_RECORD: usize = 472;

@@ -15,6 +15,7 @@ use super::{
     body::Content,
     close_after, headers,
     policy::UpgradeToken,
+    request_client::LoggedPeers,
     tunnel::{self, TunnelError},
 };
 use crate::{
@@ -72,7 +73,10 @@ pub(crate) fn start_tunnel(body: Body, client: Upgraded, downstream: &ClientConn
         return;
     };
     let half_close_timeout = downstream.half_close_timeout;
-    let peer = downstream.peer;
+    let LoggedPeers {
+        client: peer,
+        network_peer,
+    } = log.peers();
     let connected = Arc::clone(&downstream.connected);
     let certificate = downstream.certificate.clone();
     let counted = downstream.drain.count(ConnectionKind::Tunnel);
@@ -96,7 +100,7 @@ pub(crate) fn start_tunnel(body: Body, client: Upgraded, downstream: &ClientConn
         match result {
             Ok(ended) => log.completed(ended),
             Err(TunnelError { ending, error }) => {
-                debug!(client.address = %peer, error = %error_chain(&error), "tunnel aborted");
+                debug!(client.address = %peer, network.peer.address = network_peer.map(display), error = %error_chain(&error), "tunnel aborted");
                 log.aborted(ending);
             }
         }

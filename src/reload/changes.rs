@@ -46,10 +46,26 @@ impl ReloadChanges {
         let has_log_changed = config.log.filter != old_config.log.filter
             || config.log.access != old_config.log.access
             || config.log.user != old_config.log.user;
+        let peers = |config: &Config| -> Vec<_> {
+            config
+                .listen
+                .iter()
+                .map(|entry| entry.peers.clone())
+                .collect()
+        };
+        let settings = [
+            ("log", has_log_changed),
+            ("listen", peers(config) != peers(old_config)),
+            (
+                "trustedProxies",
+                config.trusted_proxies != old_config.trusted_proxies,
+            ),
+        ];
+        let changed = settings.into_iter().filter(|(_, has_changed)| *has_changed);
         Self {
             certificates: certificates.collect(),
             clusters: clusters(old, material),
-            settings: has_log_changed.then_some("log").into_iter().collect(),
+            settings: changed.map(|(key, _)| key).collect(),
         }
     }
 }

@@ -7,7 +7,7 @@ mod changes;
 mod clusters;
 mod material;
 
-use std::{mem, path::PathBuf, sync::Arc, time::SystemTime};
+use std::{mem, net::SocketAddr, path::PathBuf, sync::Arc, time::SystemTime};
 
 use rustls::{crypto::aws_lc_rs::Ticketer, server::ProducesTickets};
 use tokio::sync::watch;
@@ -18,7 +18,7 @@ pub use changes::ReloadChanges;
 pub use material::{ClientMaterial, Material};
 
 use crate::{
-    config::{Config, ConfigError, LoggedUser},
+    config::{Config, ConfigError, ListenConfig, SettingError, peers_of},
     downstream::{Snapshot, asking_server_config, server_config},
     metrics::ClusterLabels,
     pki::{Identity, PkiError},
@@ -84,6 +84,8 @@ pub struct Reloader {
     /// The configuration at the start; a part of it cannot be reloaded.
     started: Config,
     config: Config,
+    /// The sockets for clients, in order, with the lists of the last valid configuration.
+    listen: Vec<ListenConfig>,
     /// The files that all of this comes from.
     files: Vec<PathBuf>,
     /// The content of these files when they were last loaded; `None` if unknown, as at the start.
@@ -99,7 +101,8 @@ pub struct Reloader {
 }
 
 impl Reloader {
-    /// Returns a reloader and its first snapshot.
+    /// Returns a reloader and its first snapshot. `inherited` are the addresses of the sockets that another process has
+    /// opened.
     ///
     /// # Errors
     ///
@@ -107,8 +110,10 @@ impl Reloader {
     pub fn new(
         config: Config,
         material: Material,
+        inherited: &[SocketAddr],
         now: SystemTime,
     ) -> Result<(Self, Snapshot), ReloadError> {
+        let listen = sockets(&config, inherited)?;
         let tickets = Ticketer::new()?;
         let mut labels = ClusterLabels::default();
         let clusters = build_clusters(&material, None, &mut labels)?;
@@ -120,7 +125,8 @@ impl Reloader {
             &front_proxies,
             &tickets,
             &replaced,
-            config.log.user,
+            &config,
+            &listen,
         );
         let valid_until = material.next_expiry(now);
         let report = ReloadReport {
@@ -140,6 +146,7 @@ impl Reloader {
             replaced,
             retired: Vec::new(),
             started: config.clone(),
+            listen,
             files: files_of(&config),
             config,
             loaded: None,
@@ -283,6 +290,12 @@ impl Reloader {
             self.changes = changes;
         }
         self.compare_with_start(&config);
+        for (number, socket) in self.listen.iter_mut().enumerate() {
+            // A socket whose entry is gone keeps its lists until the restart.
+            if let Some(peers) = peers_of(&config.listen, number, socket.address) {
+                socket.peers = peers.clone();
+            }
+        }
         let files = files_of(&config);
         self.loaded = (files == self.files).then_some(content);
         self.valid_until = material.next_expiry(now);
@@ -300,7 +313,8 @@ impl Reloader {
             &self.front_proxies,
             &self.tickets,
             &self.replaced,
-            self.config.log.user,
+            &self.config,
+            &self.listen,
         )))
     }
 
@@ -308,7 +322,7 @@ impl Reloader {
     fn compare_with_start(&mut self, config: &Config) {
         let started = &self.started;
         let keys = [
-            ("listen", config.listen != started.listen),
+            ("listen", !listens_on_the_same(config, started)),
             ("admin", config.admin != started.admin),
             ("reusePort", config.reuse_port != started.reuse_port),
             ("workers", config.workers != started.workers),
@@ -329,6 +343,29 @@ impl Reloader {
     }
 }
 
+/// The sockets for clients, with their lists. Those of another process replace the configured addresses.
+fn sockets(config: &Config, inherited: &[SocketAddr]) -> Result<Vec<ListenConfig>, ConfigError> {
+    if inherited.is_empty() {
+        return Ok(config.listen.clone());
+    }
+    let socket = |(number, address): (usize, &SocketAddr)| {
+        let unknown = SettingError::UnknownSocket { address: *address };
+        let peers = peers_of(&config.listen, number, *address);
+        Ok(ListenConfig {
+            address: *address,
+            peers: peers.ok_or(ConfigError::Whole(unknown))?.clone(),
+        })
+    };
+    inherited.iter().enumerate().map(socket).collect()
+}
+
+fn listens_on_the_same(config: &Config, started: &Config) -> bool {
+    let addresses = |config: &'_ Config| -> Vec<_> {
+        config.listen.iter().map(|entry| entry.address).collect()
+    };
+    addresses(config) == addresses(started)
+}
+
 /// A failed reload, and the content of the files before it.
 struct FailedReload {
     content: ContentHash,
@@ -341,10 +378,12 @@ fn snapshot(
     front_proxies: &[Option<Arc<FrontProxy>>],
     tickets: &Arc<dyn ProducesTickets>,
     replaced: &CancellationToken,
-    user: LoggedUser,
+    config: &Config,
+    listen: &[ListenConfig],
 ) -> Snapshot {
     let mut routes = Routes::default();
-    routes.set_logged_user(user);
+    routes.trust_proxies(config.trusted_proxies.clone());
+    routes.set_logged_user(config.log.user);
     let certificates = client_certificates(material, front_proxies, replaced);
     let configured = clusters.iter().zip(&material.clusters);
     let mut terminated = Vec::new();
@@ -373,6 +412,7 @@ fn snapshot(
     Snapshot {
         tls: Arc::new(server_config(&material.identities, Arc::clone(tickets))),
         routes: Arc::new(routes),
+        peers: listen.iter().map(|socket| socket.peers.clone()).collect(),
     }
 }
 

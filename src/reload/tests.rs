@@ -10,9 +10,12 @@ use rustls_pki_types::ServerName;
 use standin::{TempDir, pki::Ca};
 
 use super::*;
-use crate::config::{
-    Capacity, ClusterConfig, IdentityFiles, Limits, LogConfig, LogFormat, LoggedUser, RequestHost,
-    Timeouts, TrustSource,
+use crate::{
+    cidr::AddressList,
+    config::{
+        Capacity, ClusterConfig, IdentityFiles, Limits, LogConfig, LogFormat, LoggedUser,
+        RequestHost, Timeouts, TrustSource,
+    },
 };
 
 /// The files of a proxy, and a count of how often its configuration was read.
@@ -45,6 +48,7 @@ impl World {
         Config {
             sources: Vec::new(),
             listen: vec!["127.0.0.1:0".parse().unwrap()],
+            trusted_proxies: AddressList::default(),
             reuse_port: false,
             warnings: Vec::new(),
             admin: None,
@@ -100,7 +104,7 @@ impl World {
     fn start_with(&self, source: ConfigLoader, now: SystemTime) -> (Reloader, ConfigLoader) {
         let config = source().unwrap();
         let material = Material::load(&config, now).unwrap();
-        (Reloader::new(config, material, now).unwrap().0, source)
+        (Reloader::new(config, material, &[], now).unwrap().0, source)
     }
 }
 

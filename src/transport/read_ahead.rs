@@ -67,6 +67,18 @@ impl ReadAhead {
     ///
     /// When the connection fails.
     pub(crate) async fn first_bytes(&mut self) -> io::Result<&[u8]> {
+        if self.buffer.is_empty() {
+            self.read_more().await?;
+        }
+        Ok(&self.buffer)
+    }
+
+    /// Reads ahead once more, and returns all bytes that were read ahead. No more of them at the end of the connection.
+    ///
+    /// # Errors
+    ///
+    /// When the connection fails.
+    pub(crate) async fn read_more(&mut self) -> io::Result<&[u8]> {
         poll_fn(|cx| {
             // Check first, so that a silent client costs no buffer.
             ready!(self.tcp.poll_read_ready(cx))?;
@@ -76,6 +88,11 @@ impl ReadAhead {
         })
         .await?;
         Ok(&self.buffer)
+    }
+
+    /// Drops bytes that were read ahead, so that the next reads begin after them.
+    pub(crate) fn consume(&mut self, count: usize) {
+        self.buffer.advance(count.min(self.buffer.len()));
     }
 
     /// Lets the next reads begin with `bytes`, which were read before.
@@ -113,6 +130,10 @@ impl ReadAhead {
             buf.put_slice(part);
         }
         self.buffer.advance(length);
+        if self.buffer.is_empty() && !self.is_bulk {
+            // The first bytes of a connection were read ahead. Nothing else frees them under a tunnel without TLS.
+            self.buffer = BytesMut::new();
+        }
         self.filled |= buf.remaining() == 0;
     }
 }

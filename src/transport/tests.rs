@@ -331,6 +331,19 @@ async fn waits(ahead: &mut ReadAhead) -> bool {
 }
 
 #[tokio::test]
+async fn first_bytes_leave_no_buffer_once_they_were_read() {
+    let (mut ahead, mut far) = connected().await;
+    far.write_all(b"hello").await.unwrap();
+    assert_eq!(ahead.first_bytes().await.unwrap(), b"hello");
+    assert_eq!(read_in_parts(&mut ahead, 5).await.0, b"hello");
+    assert_eq!(ahead.held(), 0);
+    far.write_all(b"again").await.unwrap();
+    assert_eq!(ahead.first_bytes().await.unwrap(), b"again");
+    ahead.put_back(b"once ");
+    assert_eq!(read_in_parts(&mut ahead, 10).await.0, b"once again");
+}
+
+#[tokio::test]
 async fn idle_connection_holds_no_buffer() {
     let (mut ahead, mut far) = connected().await;
     far.write_all(&[0; 4096]).await.unwrap();

@@ -66,6 +66,7 @@ impl Case {
             config: "",
             open_files: None,
             memory: None,
+            balancer: false,
         };
         Self {
             id,
@@ -113,7 +114,9 @@ const NOISE: (Duration, Duration) = (Duration::from_millis(60), Duration::from_m
 pub(crate) fn run(name: &str, case: &Case) {
     let size = Size::from_environment();
     let _turn = Turn::wait(size);
-    let mut stage = Stage::start(size.pick(case.quick, case.full), size);
+    let Some(mut stage) = Stage::start(size.pick(case.quick, case.full), size) else {
+        return;
+    };
     if size.is_full() {
         use_one_cpu();
     }

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use standin::{TempDir, client::Client, pki::Ca, upstream::Upstream};
+use standin::{TempDir, client::Client, haproxy::HaProxy, pki::Ca, upstream::Upstream};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::apiserver::{self, Clock, Counts};
@@ -62,6 +62,8 @@ pub(crate) struct Conditions {
     pub(crate) open_files: Option<u32>,
     /// MiB of its memory cgroup.
     pub(crate) memory: Option<u32>,
+    /// Whether HAProxy is in front, which names the clients in PROXY headers.
+    pub(crate) balancer: bool,
 }
 
 /// A runtime with one thread of this name. Victim, attacker and apiserver each have one, so that none of them waits for another.
@@ -81,12 +83,14 @@ pub(crate) struct Stage {
     counts: Arc<Counts>,
     clock: Clock,
     upstream: Arc<Upstream>,
+    _balancer: Option<HaProxy>,
     _apiserver: Runtime,
     _dir: TempDir,
 }
 
 impl Stage {
-    pub(crate) fn start(conditions: Conditions, size: Size) -> Self {
+    /// `None` if a program that it needs is not installed.
+    pub(crate) fn start(conditions: Conditions, size: Size) -> Option<Self> {
         let (public_ca, cluster_ca, dir) = (Ca::new("public"), Ca::new("cluster"), TempDir::new());
         let counts = Arc::new(Counts::default());
         let clock = Clock::default();
@@ -128,6 +132,9 @@ impl Stage {
         ] {
             command.arg(flag).arg(path);
         }
+        if conditions.balancer {
+            command.args(["--proxy-protocol-from", "127.0.0.1"]);
+        }
         if !conditions.config.contains("clusters:") {
             command
                 .args(["--upstream", &format!("https://{}", upstream.address())])
@@ -147,18 +154,27 @@ impl Stage {
         let mut process = Process(child);
         let lines = Arc::new(AtomicUsize::new(0));
         let (address, admin) = read_log(process.0.stderr.take().unwrap(), Arc::clone(&lines));
-        Self {
+        let (mut balancer, mut door) = (None, address);
+        if conditions.balancer {
+            let listen = Ipv4Addr::LOCALHOST.into();
+            let started = HaProxy::start(&dir, listen, address, "send-proxy-v2");
+            let started = apiserver.block_on(started)?;
+            door = started.address;
+            balancer = Some(started);
+        }
+        Some(Self {
             process,
             cgroup,
             admin,
-            client: Client::new(address).trust(&public_ca).sni(HOST),
+            client: Client::new(door).trust(&public_ca).sni(HOST),
             lines,
             counts,
             clock,
             upstream: Arc::new(upstream),
+            _balancer: balancer,
             _apiserver: apiserver,
             _dir: dir,
-        }
+        })
     }
 
     pub(crate) fn admin(&self) -> SocketAddr {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use standin::{
+    haproxy::HaProxy,
     kubernetes::Kubernetes,
     tcp::refused,
     upstream::{Received, Upstream, full},
@@ -223,6 +224,55 @@ async fn nginx_with_default_configuration_fails() {
                 "{}",
                 result.stdout
             );
+        }
+    }
+}
+
+/// Each side of the PROXY protocol alone breaks every connection.
+#[tokio::test]
+async fn proxy_header_on_one_side_only_is_named() {
+    const MISSING: &str = "because it begins without a PROXY header";
+    const UNEXPECTED: &str = "probably a PROXY header that it does not expect";
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let plain = world.flags(upstream.address());
+    let from = flags(&[("--proxy-protocol-from", "127.0.0.0/8,::1")]);
+    let expecting = world.serve(&[plain.clone(), from].concat()).await;
+    let plain = world.serve(&plain).await;
+    // This machine is in the list, and no load balancer is between.
+    let result = through(&world, expecting.address.port(), &[]).await;
+    result.assert_finding(
+        1,
+        '✗',
+        "tls",
+        MISSING,
+        "take the address of this machine out",
+    );
+    for (serving, options, finding) in [
+        (&expecting, "send-proxy-v2", None),
+        (
+            &expecting,
+            "",
+            Some((MISSING, "turn the PROXY protocol on")),
+        ),
+        (
+            &plain,
+            "send-proxy",
+            Some((UNEXPECTED, "turn the PROXY protocol off")),
+        ),
+        (
+            &plain,
+            "send-proxy-v2",
+            Some((UNEXPECTED, "proxyProtocol.from")),
+        ),
+    ] {
+        let listen = [127, 0, 0, 1].into();
+        let haproxy = HaProxy::start(&world.dir, listen, serving.address, options).await;
+        let Some(haproxy) = haproxy else { return };
+        let result = through(&world, haproxy.address.port(), &[]).await;
+        match finding {
+            Some((text, fix)) => result.assert_finding(1, '✗', "tls", text, fix),
+            None => assert_eq!(result.code, 0, "{}", result.stdout),
         }
     }
 }

@@ -16,6 +16,7 @@ mod responses;
 mod access;
 mod admin;
 mod authority;
+mod balancers;
 mod binary;
 mod certificates;
 mod drain;

@@ -7,9 +7,10 @@ use h2::RecvStream;
 use http::{Request, Response};
 use kube_tls_proxy::{
     app::{App, FastStop},
+    cidr::AddressList,
     config::{
         Capacity, ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, LoggedUser,
-        RequestHost, Timeouts, TrustSource,
+        PeerPolicy, RequestHost, Timeouts, TrustSource,
     },
     drain::Phase,
     heartbeat::{Heartbeat, Heartbeats},
@@ -97,6 +98,7 @@ impl World {
         let config = Config {
             sources: Vec::new(),
             listen: vec!["127.0.0.1:0".parse().unwrap()],
+            trusted_proxies: AddressList::default(),
             reuse_port: false,
             workers: NonZeroUsize::MIN,
             identities: vec![IdentityFiles { certificate, key }],
@@ -150,6 +152,12 @@ impl Setup<'_> {
 
     pub(crate) fn timeouts(mut self, change: impl FnOnce(&mut Timeouts)) -> Self {
         change(&mut self.config.timeouts);
+        self
+    }
+
+    /// Changes which peers may connect.
+    pub(crate) fn peers(mut self, change: impl FnOnce(&mut PeerPolicy)) -> Self {
+        change(&mut self.config.listen[0].peers);
         self
     }
 

@@ -113,6 +113,19 @@ class Chart(unittest.TestCase):
         wanted = {"KUBE_TLS_PROXY_LISTEN": "0.0.0.0:8443", "KUBE_TLS_PROXY_ADMIN_LISTEN": "0.0.0.0:9090"}
         self.assertEqual(changed, wanted)
 
+    def test_load_balancers_and_proxies_in_front_are_variables(self):
+        def environment(*settings):
+            return rendered.environment(pod_of(rendered.chart(*settings))["containers"][0])
+
+        balancers, proxies = '["10.0.0.0/24", "fd00::/64"]', '["10.1.0.0/24"]'
+        plain, changed = environment(), environment(f"proxyProtocol.from={balancers}", f"trustedProxies={proxies}")
+        more = {name: value for name, value in changed.items() if plain.get(name) != value}
+        wanted = {
+            "KUBE_TLS_PROXY_PROXY_PROTOCOL_FROM": "10.0.0.0/24,fd00::/64",
+            "KUBE_TLS_PROXY_TRUSTED_PROXIES": "10.1.0.0/24",
+        }
+        self.assertEqual(more, wanted)
+
     def test_pods_restart_only_for_settings_that_need_a_restart(self):
         def checksum(config):
             objects = rendered.chart(f"config={config}")

@@ -182,7 +182,8 @@
       make("ul", "rows", ...(cluster.endpoints.length ? cluster.endpoints.map(endpoint) : [
         make("li", "", make("span", "bad", "this host has no address; check the name and DNS"))])),
       cluster.access_rules ? make("p", "quiet", `${many(cluster.access_rules, "access rule", "access rules")} · ${many(cluster.denied_requests, "request", "requests")} denied`) : null,
-      make("p", "quiet", "trusts ", ...cluster.trusted.flatMap((ca, i) => [i ? ", " : "", `${ca.subject} (`, daysLeft(ca), ")"])),
+      cluster.passthrough ? make("p", "quiet", "passed through: clients verify the apiserver") : null,
+      cluster.trusted.length ? make("p", "quiet", "trusts ", ...cluster.trusted.flatMap((ca, i) => [i ? ", " : "", `${ca.subject} (`, daysLeft(ca), ")"])) : null,
     )));
   }
   const rateOf = (number, kind, code) => number ? [" · ", make("span", kind, `${code}: ${rate(number)} per second`)] : [];

@@ -49,7 +49,7 @@ pub struct KubeconfigArgs {
     )]
     pub server: String,
 
-    /// Copy names and token or exec plugin from this kubeconfig; client certificates only with --direct
+    /// Copy names and token or plugin from this kubeconfig; certificates only with --direct
     #[arg(long, value_name = "FILE")]
     pub from: Option<PathBuf>,
 

@@ -37,8 +37,44 @@ fn bad_config_files() {
             "config file DIR/proxy.yaml, line 1, column 1: unknown key `lisen`; did you mean `listen`?",
         ),
         (
+            "listen:\n- address: ':1'\n  proxyProtocol: {from: [10.0.0.1/8]}\n",
+            "config file DIR/proxy.yaml, line 3, column 26: `10.0.0.1/8` is not the first address of its range; write 10.0.0.0/8, or 10.0.0.1 for this address alone",
+        ),
+        (
+            "listen:\n- address: ':1'\n  proxyProtocol: {from: []}\n",
+            "config file DIR/proxy.yaml, line 3, column 25: `from` is an empty list; add a range of addresses, or remove the key",
+        ),
+        (
+            "listen:\n- address: ':1'\n  allow: []\n",
+            "config file DIR/proxy.yaml, line 3, column 10: `allow` is an empty list; add a range of addresses, or remove the key",
+        ),
+        (
+            "listen:\n- address: ':1'\n  denied: [10.0.0.0/8]\n",
+            "config file DIR/proxy.yaml, line 3, column 3: unknown key `denied`; did you mean `deny`?",
+        ),
+        (
+            "listen:\n- deny: [10.0.0.0/8]\n",
+            "config file DIR/proxy.yaml, line 2, column 3: `address` is missing; add it, with the same indentation as the other keys",
+        ),
+        (
+            "listen:\n- address: ':1'\n  deny: [10.0.0.0/33]\n",
+            "config file DIR/proxy.yaml, line 3, column 10: `10.0.0.0/33` has more than 32 bits after the slash; write a number from 0 to 32",
+        ),
+        (
+            "listen:\n- address: ':1'\n  deny: 10.0.0.0/8\n",
+            "config file DIR/proxy.yaml, line 3, column 9: this must be a list; write each item on its own line, after a dash",
+        ),
+        (
+            "listen: [8443]\n",
+            "config file DIR/proxy.yaml, line 1, column 10: `8443` is not an address to listen on; write ADDRESS:PORT with an IP address, such as [::]:8443 or 127.0.0.1:8443",
+        ),
+        (
+            "trustedProxies: [proxy.example.com]\n",
+            "config file DIR/proxy.yaml, line 1, column 18: `proxy.example.com` is not a range of IP addresses; write one such as 10.0.0.0/8, 2001:db8::/32 or 192.0.2.7",
+        ),
+        (
             "zzz: 1\n",
-            "config file DIR/proxy.yaml, line 1, column 1: unknown key `zzz`; possible keys: listen, reusePort, workers, certificates, clusters, limits, timeouts, log, admin, hints",
+            "config file DIR/proxy.yaml, line 1, column 1: unknown key `zzz`; possible keys: listen, trustedProxies, reusePort, workers, certificates, clusters, limits, timeouts, log, admin, hints",
         ),
         (
             "clusters:\n- name: a\n  upstream: {url: 'https://a', ca: c, addresses: ['10.0.0.1']}\n",

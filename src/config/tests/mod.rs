@@ -4,6 +4,7 @@ mod access;
 mod documents;
 mod files;
 mod kubeconfigs;
+mod listen;
 mod values;
 
 use std::{
@@ -24,7 +25,7 @@ use super::{
     LogConfig, LogFormat, LoggedUser, RequestHost, ServeArgs, Timeouts, TrustSource, load, schema,
     units, url::UpstreamUrl,
 };
-use crate::memory::MemoryLimit;
+use crate::{cidr::AddressList, memory::MemoryLimit};
 use standin::TempDir;
 
 fn outside_pod() -> Environment {
@@ -92,6 +93,7 @@ fn flags_alone_give_defaults() {
         Config {
             sources: Vec::new(),
             listen: vec!["[::]:8443".parse().unwrap()],
+            trusted_proxies: AddressList::default(),
             reuse_port: false,
             workers: NonZeroUsize::new(3).unwrap(),
             identities: vec![IdentityFiles {
@@ -437,6 +439,38 @@ clusters:
     assert!(matches!(two.trust, TrustSource::File(_)));
     assert_eq!(two.expected_name, name("api.example"));
     assert_eq!(two.request_host, RequestHost::Client);
+}
+
+#[test]
+fn passthrough_past_access_rules_is_a_warning() {
+    let warnings = |rules: &str, direct: &str| {
+        let text = format!(
+            "
+certificates: [{{certificate: tls.crt, key: tls.key}}]
+clusters:
+- {{name: prod, upstream: {{url: 'https://10.0.0.1:6443', ca: ca.crt, addresses: ['10.0.0.9:6443']}}{rules}}}
+- {{name: direct, hosts: [kubernetes], passthrough: true, upstream: {{url: 'https://{direct}'}}}}
+"
+        );
+        let args = ServeArgs {
+            certificates: Vec::new(),
+            keys: Vec::new(),
+            upstream: None,
+            upstream_ca: None,
+            ..enough()
+        };
+        let warnings = with_config(args, &text).warnings;
+        let about = |warning: &String| warning.contains("passthrough hosts of cluster `direct`");
+        warnings.iter().filter(|warning| about(warning)).count()
+    };
+    let rules = ", access: [{allow: {from: [10.0.0.0/8]}}]";
+    assert_eq!(warnings(rules, "10.0.0.1:6443"), 1);
+    assert_eq!(
+        warnings(rules, "a', addresses: ['10.0.0.9:6443'], ca: 'b"),
+        1
+    );
+    assert_eq!(warnings(rules, "10.0.0.2:6443"), 0);
+    assert_eq!(warnings("", "10.0.0.1:6443"), 0);
 }
 
 #[test]

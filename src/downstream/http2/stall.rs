@@ -524,7 +524,8 @@ mod tests {
         let place = ClientTable::new(&Limits::default()).enter(PeerAddr(client), false);
         Arc::new(Connected::new(
             Arc::clone(counters),
-            client,
+            PeerAddr(client),
+            None,
             Protocol::Http2,
             place.unwrap(),
             Drain::new(),

@@ -12,6 +12,7 @@ use http::{
 
 use super::{access::AccessRules, credential::CredentialError};
 use crate::{
+    cidr::AddressList,
     clients::Throttled,
     config::{Limits, LoggedUser},
     hosts::{HostMap, HostName},
@@ -55,6 +56,8 @@ pub struct Routes {
     by_host: HostMap<Arc<Route>>,
     /// The route of a configuration with exactly one cluster, passthrough clusters not counted.
     sole: Option<Arc<Route>>,
+    /// Proxies that name the clients of their requests; `None` if there are none.
+    trusted_proxies: Option<AddressList>,
     /// The routes that ask for client certificates.
     asking: Vec<Arc<Route>>,
     has_passthrough: bool,
@@ -100,6 +103,17 @@ impl Routes {
         if route.certificates.is_some() && !is_listed() {
             self.asking.push(Arc::clone(route));
         }
+    }
+
+    /// Lets these proxies name the clients of their requests.
+    pub fn trust_proxies(&mut self, proxies: AddressList) {
+        self.trusted_proxies = Some(proxies).filter(|proxies| !proxies.is_empty());
+    }
+
+    /// The proxies that name the clients of their requests.
+    #[must_use]
+    pub fn trusted_proxies(&self) -> Option<&AddressList> {
+        self.trusted_proxies.as_ref()
     }
 
     /// Whether some hosts are passed through. Only then a connection pays for a copy of its `ClientHello`.

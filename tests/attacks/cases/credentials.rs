@@ -23,6 +23,7 @@ const FEW_DESCRIPTORS: Conditions = Conditions {
     config: "",
     open_files: Some(256),
     memory: None,
+    balancer: false,
 };
 
 cases! {
@@ -39,7 +40,7 @@ cases! {
         full: FEW_DESCRIPTORS;
 }
 
-fn get(token: &str) -> Request<Bytes> {
+pub(super) fn get(token: &str) -> Request<Bytes> {
     let request = Request::get(format!("https://{HOST}/api/v1/pods"));
     let request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
     request.body(Bytes::new()).unwrap()

@@ -7,7 +7,7 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use super::{SHORT, cases};
+use super::{SHORT, cases, credentials};
 use crate::{
     attacker::{Attacker, Outcome, end_of, fields, headers, write, write_slowly},
     stage::Conditions,
@@ -18,11 +18,24 @@ const FEW_PLACES: Conditions = Conditions {
     config: "limits: {connections: 48}\n",
     open_files: None,
     memory: None,
+    balancer: false,
 };
 const FEW_DESCRIPTORS: Conditions = Conditions {
     config: "",
     open_files: Some(256),
     memory: None,
+    balancer: false,
+};
+
+/// Both clients come through one HAProxy. The attacker alone could take all places.
+const BALANCER: Conditions = Conditions {
+    balancer: true,
+    ..FEW_PLACES
+};
+const BALANCER_FULL: Conditions = Conditions {
+    config: "limits: {connections: 8000}\n",
+    balancer: true,
+    ..FEW_PLACES
 };
 
 /// Connections for `kubernetes` are passed through to the apiserver. Its CA is in the file that the stage writes.
@@ -34,9 +47,13 @@ clusters:
 ",
     open_files: None,
     memory: None,
+    balancer: false,
 };
 
 cases! {
+    /// Through HAProxy with `send-proxy-v2`, beside a loop with an expired token.
+    one_client_of_a_balancer_leaves_places: "F12", places_and_tokens, [fresh: (3.0, 1.0), descriptors: 20_000],
+        quick: BALANCER, full: BALANCER_FULL, seconds: (4.0, 60.0);
     /// One `ClientHello`, sent again and again: the proxy computes, the attacker does not.
     handshake_flood_leaves_requests_fast: "F05", replayed_hello, [];
     silent_tcp_is_closed: "slowloris", silent_tcp, [closed: Some((2.5, 10.0))], quick: SHORT;
@@ -183,9 +200,44 @@ async fn plain_http(attacker: Attacker) -> Outcome {
         .await
 }
 
+/// In the full run more than 10,000 connections, of which 9,000 are open at once: HAProxy needs two descriptors for each.
+async fn places_and_tokens(attacker: Attacker) -> Outcome {
+    let count = attacker.size.pick(150, 9_000);
+    let (mut outcome, tokens) = tokio::join!(
+        connections_with_requests(attacker.clone(), count),
+        expired_token(attacker)
+    );
+    outcome.add(tokens);
+    outcome
+}
+
+/// At most 500 requests per second, with a new connection after each GOAWAY.
+async fn expired_token(attacker: Attacker) -> Outcome {
+    let (mut outcome, mut refused) = (Outcome::default(), 0);
+    while !attacker.is_over() {
+        let Some(client) = attacker.http2().await else {
+            continue;
+        };
+        outcome.connections += 1;
+        while !attacker.is_over() {
+            let Ok(response) = client.request(credentials::get("expired")).await else {
+                break;
+            };
+            refused += usize::from(response.status == 401);
+            sleep(Duration::from_millis(2)).await;
+        }
+    }
+    outcome.note(format!("{refused} times 401"));
+    outcome
+}
+
 /// More connections than there are places, each with a request of `/livez` now and then, as a client has that stays.
 async fn idle_connections(attacker: Attacker) -> Outcome {
     let count = attacker.size.pick(150, 1_000);
+    connections_with_requests(attacker, count).await
+}
+
+async fn connections_with_requests(attacker: Attacker, count: usize) -> Outcome {
     attacker
         .on_each(count, |attacker, number| async move {
             // The kernel drops connections that come all at once.

@@ -26,7 +26,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 const BUDGET: u32 = 5;
 
 /// Accepts one token, and `/livez` without a token.
-async fn authenticated(request: Request<RequestBody>) -> Response<ResponseBody> {
+pub(crate) async fn authenticated(request: Request<RequestBody>) -> Response<ResponseBody> {
     let token = request.headers().get("authorization");
     let status = match (token, request.uri().path()) {
         (Some(token), _) if token.as_bytes().starts_with(b"Bearer good") => 200,
@@ -65,6 +65,11 @@ async fn refused_token_reaches_the_apiserver_budget_times() {
                 assert!(message.contains("log in again"), "{message}");
                 assert_eq!(response.lines("www-authenticate"), ["Bearer"]);
                 assert_eq!(response.lines("retry-after"), [""; 0]);
+                // kubectl prints no message of a 401, and every warning.
+                let hint = "299 kube-tls-proxy \"the apiserver has refused this credential too often; log in again\"";
+                assert_eq!(response.lines("warning"), [hint]);
+            } else {
+                assert_eq!(response.lines("warning"), [""; 0]);
             }
             // A colleague at the same address.
             let good = [("authorization", "Bearer good")];

@@ -1,7 +1,7 @@
 //! The size limits of a request, over both protocols: a request at the limit passes; above it, the response names
 //! the setting.
 
-mod clients;
+pub(crate) mod clients;
 mod deadlines;
 mod floods;
 mod heads;

@@ -227,10 +227,11 @@ async fn failed_handshakes_are_logged_once_per_client_and_reason() {
         drop(binary.client(&world).tcp().await.unwrap());
         let distrusts = Client::new(binary.address()).trust(&strangers).sni(HOST);
         distrusts.connect().await.unwrap_err();
-        let mut junk = binary.client(&world).tcp().await.unwrap();
-        junk.write_all(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 443\r\n")
-            .await
-            .unwrap();
+        let proxy_header: &[u8] = b"PROXY TCP4 192.0.2.1 192.0.2.2 1 443\r\n";
+        for bytes in [proxy_header, b"SSH-2.0-x\r\n"] {
+            let mut junk = binary.client(&world).tcp().await.unwrap();
+            junk.write_all(bytes).await.unwrap();
+        }
     }
     let alert = binary
         .wait_for("the alert", |line| {
@@ -245,12 +246,13 @@ async fn failed_handshakes_are_logged_once_per_client_and_reason() {
         "{alert}"
     );
     binary.wait_for_line("\"not_tls\"").await;
+    binary.wait_for_line("\"proxy_header\"").await;
     let mut reasons: Vec<_> = all(&binary, "downstream handshake failed")
         .iter()
         .map(|line| line["reason"].as_str().unwrap().to_owned())
         .collect();
     reasons.sort();
-    assert_eq!(reasons, ["client_alert", "not_tls"]);
+    assert_eq!(reasons, ["client_alert", "not_tls", "proxy_header"]);
 }
 
 /// Both directions have a line, and each names the cluster.

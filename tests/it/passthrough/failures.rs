@@ -45,6 +45,8 @@ async fn endpoint_that_answers_is_found_after_dead_ones() {
     let mut server = direct.greet(&bytes[..bytes.len() - 5]).await;
     assert_eq!(read(&mut server, 5).await, b"early");
     assert_eq!(read(&mut client, ANSWER.len()).await, ANSWER);
+    client.shutdown().await.unwrap();
+    assert_eq!(rest(&mut server).await, b"", "nothing comes twice");
     assert_eq!(closes.connections(), 1);
     let numbers = [
         (

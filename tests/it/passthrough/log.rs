@@ -68,7 +68,13 @@ async fn each_end_of_a_passed_connection_has_its_reason() {
                 rest(&mut server).await;
             }
             "apiserver reset" => tcp::reset(server),
-            _ => binary.signal("TERM").await,
+            _ => {
+                binary.signal("TERM").await;
+                // It counts as a tunnel, which no client can resume, and as no connection of requests.
+                let draining = event(&binary, "draining").await;
+                let open = ["connections", "tunnels"].map(|field| draining[field].as_u64());
+                assert_eq!(open, [Some(0), Some(1)], "{draining}");
+            }
         }
         let line = event(&binary, "passthrough").await;
         let end = ["outcome", "ended_by", "reason"].map(|field| line[field].as_str().unwrap());

@@ -205,6 +205,8 @@ async fn passed_connection_is_counted_as_a_tunnel() {
     wait_for_numbers(admin, &while_open).await;
     let status = get(admin, "/status.json").await.text();
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let passed = [0, 1].map(|at| status["clusters"][at]["passthrough"].as_bool());
+    assert_eq!(passed, [Some(false), Some(true)]);
     let row = &status["open_tunnels"][0];
     assert_eq!(row["cluster"], "direct");
     assert_eq!(row["resource"], "passthrough");

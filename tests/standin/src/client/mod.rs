@@ -26,7 +26,10 @@ use rustls::{
     client::ResolvesClientCert, sign::CertifiedKey,
 };
 use rustls_pki_types::ServerName;
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::{TcpSocket, TcpStream},
+};
 
 pub use http1::{Head, Http1, IncompleteBody, Response, parse_head};
 pub use http2::{Http2, Http2Response, whole};
@@ -42,6 +45,7 @@ use crate::{
 pub struct Client {
     address: SocketAddr,
     source: Option<IpAddr>,
+    preamble: Vec<u8>,
     roots: RootCertStore,
     name: ServerName<'static>,
     alpn: Vec<Vec<u8>>,
@@ -59,6 +63,7 @@ impl Client {
         Self {
             address,
             source: None,
+            preamble: Vec::new(),
             roots: RootCertStore::empty(),
             name: ServerName::from(address.ip()),
             alpn: Vec::new(),
@@ -81,6 +86,13 @@ impl Client {
     #[must_use]
     pub fn from(mut self, source: IpAddr) -> Self {
         self.source = Some(source);
+        self
+    }
+
+    /// Sends these bytes before TLS, as a load balancer does.
+    #[must_use]
+    pub fn preamble(mut self, bytes: &[u8]) -> Self {
+        self.preamble = bytes.to_vec();
         self
     }
 
@@ -186,8 +198,9 @@ impl Client {
     /// # Panics
     ///
     /// When the server does not respond in time.
-    pub async fn over(&self, tcp: TcpStream) -> io::Result<TlsConnection> {
+    pub async fn over(&self, mut tcp: TcpStream) -> io::Result<TlsConnection> {
         tcp.set_nodelay(true)?;
+        tcp.write_all(&self.preamble).await?;
         let config = self.config.get_or_init(|| self.config());
         within(
             "a TLS handshake",
