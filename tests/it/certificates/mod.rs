@@ -1,6 +1,7 @@
 //! Users with client certificates: who the apiserver is told that they are, on which connections, and until when.
 
 mod ends;
+mod hostile;
 mod refused;
 
 use std::sync::Arc;
