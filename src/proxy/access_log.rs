@@ -6,7 +6,6 @@
 //! one that the apiserver has verified (`end_user`).
 
 use std::{
-    fmt::Display,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -14,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version, header};
+use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri, Version, header};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -22,6 +21,7 @@ use super::{
     ClientConnection, Error, error,
     hints::CredentialProblem,
     request_client::{LoggedPeers, RequestClient},
+    request_facts::{MAX_LOGGED_CHARS, RequestFacts},
     request_id::RequestId,
     request_info::RequestInfo,
     tunnel::Carried,
@@ -69,14 +69,6 @@ pub(super) struct AccessLog {
     fields: Option<LogFields>,
 }
 
-/// What the log says about each request that fails, whether requests are logged or not.
-#[derive(Debug)]
-pub(super) struct RequestFacts {
-    pub(super) id: RequestId,
-    method: Method,
-    uri: Uri,
-}
-
 /// Data that only the log line needs.
 #[derive(Debug)]
 struct LogFields {
@@ -103,13 +95,6 @@ struct RareFields {
     rejection: Option<&'static str>,
 }
 
-/// What a log line says of Kubernetes. It is read from the path again, because few requests of a flood are logged.
-struct KubernetesFields {
-    verb: &'static str,
-    resource: String,
-    namespace: String,
-}
-
 #[derive(Debug, Clone, Copy)]
 enum Outcome {
     /// Dropped before the end: the client left, or the proxy closed the connection.
@@ -118,31 +103,6 @@ enum Outcome {
     Complete,
     Aborted,
     Failed(&'static str),
-}
-
-impl RequestFacts {
-    pub(super) fn method(&self) -> impl Display + '_ {
-        escape(self.method.as_str(), MAX_LOGGED_CHARS)
-    }
-
-    pub(super) fn path(&self) -> impl Display + '_ {
-        escape(self.uri.path(), MAX_LOGGED_CHARS)
-    }
-
-    /// The verb as in the log line of the request; `None` for a method without one.
-    pub(super) fn verb(&self) -> Option<&'static str> {
-        let info = RequestInfo::new(&self.method, &self.uri);
-        Some(info.logged_verb()).filter(|verb| !verb.is_empty())
-    }
-
-    fn kubernetes(&self) -> KubernetesFields {
-        let info = RequestInfo::new(&self.method, &self.uri);
-        KubernetesFields {
-            verb: info.logged_verb(),
-            resource: info.resource_name(),
-            namespace: info.namespace.into_owned(),
-        }
-    }
 }
 
 impl AccessLog {
@@ -611,7 +571,6 @@ fn protocol(version: Version) -> &'static str {
 
 /// The `tracing` target of access log lines, for filters.
 pub(super) const TARGET: &str = "kube_tls_proxy::access";
-const MAX_LOGGED_CHARS: usize = 1024;
 /// Of a header value.
 const MAX_VALUE_CHARS: usize = 256;
 /// The outcome of a response or tunnel that ended because the proxy stops.

@@ -3,7 +3,8 @@
 use tracing::{debug, warn};
 
 use super::{
-    Denial, Rejection, access_log::RequestFacts, request_client::LoggedPeers, request_id::RequestId,
+    Denial, Rejection, request_client::LoggedPeers, request_facts::RequestFacts,
+    request_id::RequestId,
 };
 use crate::{
     clients::Throttled,

@@ -19,6 +19,7 @@ mod identity;
 mod passthrough;
 mod policy;
 mod request_client;
+mod request_facts;
 mod request_id;
 mod request_info;
 mod respond;
@@ -113,8 +114,8 @@ impl ClientConnection {
 }
 
 /// The fuzz bodies of this module: header rewriting, the host policy, the path reader, the events of watches,
-/// credentials, access rules, and `X-Forwarded-For` of a proxy in front.
-pub(crate) const FUZZ: [fn(&[u8]); 7] = [
+/// credentials, access rules, `X-Forwarded-For` of a proxy in front, and client certificates.
+pub(crate) const FUZZ: [fn(&[u8]); 8] = [
     headers::fuzz,
     policy::fuzz,
     request_info::fuzz,
@@ -122,6 +123,7 @@ pub(crate) const FUZZ: [fn(&[u8]); 7] = [
     credential::fuzz,
     access::fuzz,
     request_client::fuzz,
+    identity::fuzz,
 ];
 
 /// The response to a request whose head cannot be parsed, so that it does not reach [`handle`].

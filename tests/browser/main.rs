@@ -24,7 +24,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{Request, Response};
+use kube_tls_proxy::config::LoggedUser;
 use standin::{client::Http2, upstream::api};
 
 use chromium::Chromium;
@@ -183,7 +185,8 @@ async fn page_shows_exec_and_problems_among_500_watches() {
     let upstream = world.apiserver().http(api).start().await;
     let setup = world.proxy(upstream.address()).admin().workers(2);
     let refused = standin::tcp::refused().await;
-    let setup = setup.second_cluster("staging", "staging.test", refused);
+    let mut setup = setup.second_cluster("staging", "staging.test", refused);
+    setup.config.log.user = LoggedUser::Subject;
     let proxy = setup.start();
     let mut open = Vec::new();
     for number in 0..500 {
@@ -236,6 +239,8 @@ async fn page_shows_exec_and_problems_among_500_watches() {
                 .contains("pods/exec in payments: web-0"),
             "{text}"
         );
+        // As text, and not wider than the page.
+        assert!(text.as_str().unwrap().contains("<b>jane</b>xxx"), "{text}");
         let bottom = browser.evaluate(bottom).await.as_f64().unwrap();
         assert!(
             bottom < 900.0 || width < 1280,
@@ -271,12 +276,15 @@ async fn page_shows_exec_and_problems_among_500_watches() {
     drop((open, exec));
 }
 
-/// An open exec.
+/// An open exec of a user with a long name.
 async fn exec(proxy: &proxy::Proxy) -> impl Sized + use<> {
     let mut exec = proxy.client().http1().await;
+    let name = format!("<b>jane</b>{}", "x".repeat(1_000));
+    let claims = format!(r#"{{"iss":"https://login.test","sub":"{name}"}}"#);
+    let token = format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims));
     exec.send(format!(
         "GET /api/v1/namespaces/payments/pods/web-0/exec?command=sh HTTP/1.1\r\nHost: {HOST}\r\n\
-         User-Agent: kubectl/v1.36.1 (darwin/arm64)\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+         User-Agent: kubectl/v1.36.1 (darwin/arm64)\r\nAuthorization: Bearer {token}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
     ))
     .await;
     exec.head().await.unwrap();
