@@ -477,7 +477,7 @@ async fn handshake(
         // would block all others.
         let hello = if snapshot.routes.has_passthrough() {
             match Box::pin(passthrough::read_hello(stream, &snapshot.routes)).await? {
-                Greeting::Terminated(hello) => hello,
+                Greeting::Terminated(hello) => *hello,
                 Greeting::Passed(client) => return Ok(HandshakeOutcome::Passed(client)),
             }
         } else {

@@ -23,7 +23,7 @@ use crate::{
 /// What a `ClientHello` asks for.
 pub(super) enum Greeting {
     /// A handshake with the proxy.
-    Terminated(StartHandshake<ReadAhead>),
+    Terminated(Box<StartHandshake<ReadAhead>>),
     /// A connection that is passed through.
     Passed(Box<PassedClient>),
 }
@@ -58,9 +58,8 @@ pub(super) async fn read_hello(
         mut read,
     } = io;
     let Some((cluster, server_name)) = passed else {
-        return Ok(Greeting::Terminated(StartHandshake::from_parts(
-            accepted, stream,
-        )));
+        let hello = StartHandshake::from_parts(accepted, stream);
+        return Ok(Greeting::Terminated(Box::new(hello)));
     };
     // An apiserver that fails is replaced by another one, which then gets the `ClientHello` again. What follows it, such
     // as early data, must not be sent twice.

@@ -178,7 +178,6 @@ impl PassthroughLog {
             warn!(
                 cluster = self.connected.cluster_name(self.cluster),
                 client.address = %self.connected.client(),
-            network.peer.address = self.connected.network_peer().map(display),
                 network.peer.address = self.connected.network_peer().map(display),
                 tls.client.server_name = &*self.server_name,
                 "error.type" = error.label(),

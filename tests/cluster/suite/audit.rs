@@ -89,7 +89,7 @@ fn audit_log_and_access_log_name_the_same_user() {
 
 /// Waits for the audit event of a request. The apiserver may write it shortly after the response.
 #[track_caller]
-fn event_of(suite: &Suite, path: &str) -> Value {
+pub(crate) fn event_of(suite: &Suite, path: &str) -> Value {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let log = fs::read_to_string(suite.fixture.audit()).unwrap();

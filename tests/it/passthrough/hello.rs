@@ -176,3 +176,80 @@ async fn spelling_of_the_name_does_not_decide() {
         direct.greet(&bytes).await;
     }
 }
+
+/// The same `ClientHello` with one more extension.
+fn with_extension(hello: &[u8], kind: u16, body: &[u8]) -> Vec<u8> {
+    let number = |at: usize| usize::from(u16::from_be_bytes([hello[at], hello[at + 1]]));
+    let session = HEADER + 4 + 2 + 32;
+    let suites = session + 1 + usize::from(hello[session]);
+    let compression = suites + 2 + number(suites);
+    let extensions = compression + 1 + usize::from(hello[compression]);
+    let mut bytes = hello.to_vec();
+    bytes.extend(kind.to_be_bytes());
+    bytes.extend(u16::try_from(body.len()).unwrap().to_be_bytes());
+    bytes.extend(body);
+    // The lengths of the record, of the message (without its first byte, which is 0), and of the extensions.
+    for at in [3, 7, extensions] {
+        let length = u16::try_from(number(at) + 4 + body.len()).unwrap();
+        bytes[at..at + 2].copy_from_slice(&length.to_be_bytes());
+    }
+    bytes
+}
+
+/// Browsers send values without a meaning (GREASE), and an encrypted inner `ClientHello` (ECH). The outer name counts.
+#[tokio::test]
+async fn hello_with_unknown_extensions_is_passed_unchanged() {
+    let world = World::new();
+    let terminated = world.apiserver().start().await;
+    let direct = RawApiserver::start().await;
+    let proxy = setup(&world, terminated.address(), direct.address()).start();
+    let ech = [&[0, 0, 1, 0, 1, 7, 0, 32][..], &[9; 32], &[0, 16], &[3; 16]].concat();
+    for (kind, body) in [(0x0a0a, &[][..]), (0xfada, &[0]), (0xfe0d, &ech)] {
+        let bytes = with_extension(&hello(PASSED), kind, body);
+        let mut client = connect(&proxy).await;
+        client.write_all(&bytes).await.unwrap();
+        direct.greet(&bytes).await;
+    }
+}
+
+/// What rustls refuses is refused with the same alert as in a configuration without passthrough, and never passed on.
+#[tokio::test]
+async fn malformed_hello_gets_the_alert_of_termination() {
+    let world = World::new();
+    let terminated = world.apiserver().start().await;
+    let direct = RawApiserver::start().await;
+    let passing = setup(&world, terminated.address(), direct.address()).start();
+    let plain = world.proxy(terminated.address()).start();
+    let good = hello(PASSED);
+    let changed = |at: usize, byte: u8| {
+        let mut bytes = good.clone();
+        bytes[at] = byte;
+        bytes
+    };
+    let mut alerts = 0;
+    let twice = with_extension(&good, 0, &[0, 5, 0, 0, 2, b'a', b'b']);
+    for bytes in [
+        b"\x16\x03\x01\0\x05hello".to_vec(),
+        changed(0, 23),
+        changed(5, 2),
+        changed(HEADER + 4 + 2 + 32, 0xff),
+        twice,
+        with_extension(&good, 0x000a, &[1]),
+    ] {
+        let mut answers = Vec::new();
+        for proxy in [&passing, &plain] {
+            let mut client = connect(proxy).await;
+            client.write_all(&bytes).await.unwrap();
+            client.shutdown().await.unwrap();
+            answers.push(rest(&mut client).await);
+        }
+        assert_eq!(answers[0], answers[1], "{bytes:?}");
+        let kind = answers[0].first().copied();
+        assert!(kind.is_none_or(|kind| kind == 21), "{answers:?}");
+        alerts += usize::from(kind.is_some());
+    }
+    assert!(alerts >= 3, "{alerts}");
+    let scrape = scrape(passing.admin()).await;
+    assert_eq!(scrape.get("handshakes_total{result=\"passed\"}"), 0.0);
+    assert_eq!(scrape.get("handshakes_total{result=\"failed\"}"), 6.0);
+}

@@ -3,6 +3,7 @@
 mod ends;
 mod failures;
 mod hello;
+mod hostile;
 mod log;
 
 use std::net::SocketAddr;
@@ -16,6 +17,7 @@ use tokio::{
 
 use crate::{
     admin::{get, wait_for_numbers},
+    balancers::list,
     proxy::{HOST, Proxy, Setup, World},
 };
 
@@ -251,4 +253,37 @@ async fn certificate_with_a_passed_name_does_not_terminate_it() {
     let mut ours = proxy.client().http1().await;
     assert_eq!(ours.get(HOST, "/version", "").await.text(), "ok");
     assert_eq!(ours.get(PASSED, "/api/v1/pods", "").await.status, 421);
+}
+
+/// Behind a load balancer the client is the one of the PROXY header, and the apiserver gets nothing of that header.
+#[tokio::test]
+async fn proxy_header_comes_before_the_passed_hello() {
+    let world = World::new();
+    let terminated = world.apiserver().start().await;
+    let direct = RawApiserver::start().await;
+    let proxy = setup(&world, terminated.address(), direct.address())
+        .peers(|peers| peers.balancers = list(&["127.0.0.1"]))
+        .start();
+    let header = b"PROXY TCP4 192.0.2.7 198.51.100.1 56324 443\r\n".to_vec();
+    let bytes = hello(PASSED);
+    let mut client = connect(&proxy).await;
+    client
+        .write_all(&[header, bytes.clone()].concat())
+        .await
+        .unwrap();
+    let mut server = direct.greet(&bytes).await;
+    read(&mut client, ANSWER.len()).await;
+    let status = get(proxy.admin(), "/status.json").await.text();
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status["open_tunnels"][0]["client"], "192.0.2.7:56324");
+    client.shutdown().await.unwrap();
+    assert_eq!(rest(&mut server).await, b"");
+    // Without the header the connection is refused.
+    let mut client = connect(&proxy).await;
+    client.write_all(&bytes).await.ok();
+    let mut received = Vec::new();
+    within("the end", client.read_to_end(&mut received))
+        .await
+        .ok();
+    assert_eq!(received, b"");
 }
