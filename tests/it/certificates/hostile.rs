@@ -1,4 +1,4 @@
-//! Clients with a certificate that try to be somebody else, or to use what is not theirs.
+//! Clients with a certificate that try to be another user, or to use what is not theirs.
 
 use std::time::{Duration, SystemTime};
 
@@ -66,7 +66,7 @@ fn teletex(text: &str) -> DnValue {
 
 /// Names in encodings, numbers and places that two readers could read differently.
 #[tokio::test]
-async fn odd_subjects_name_nobody() {
+async fn odd_subjects_name_no_user() {
     let (world, cas) = (World::new(), Authorities::new());
     let upstream = apiserver(&world).start().await;
     let proxy = cas.proxy(&world, &upstream).start();
@@ -198,7 +198,7 @@ async fn odd_subjects_name_nobody() {
     );
 }
 
-/// The connection would hold it to its end. No key is proved, so anybody could send one.
+/// The connection would hold it to its end. No key is proved, so every client could send one.
 #[tokio::test]
 async fn chain_that_is_too_long_ends_the_handshake() {
     let (world, cas) = (World::new(), Authorities::new());
@@ -251,8 +251,8 @@ async fn rules_judge_the_credential_that_travels() {
     let no_accounts = "  - deny: {credentials: [serviceAccount]}\n  - allow: {}";
     let in_a_day = SystemTime::now() + Duration::from_secs(24 * 60 * 60);
     for (access, who, token, code) in [
-        (only_certificates, "nobody", "", 401),
-        (only_certificates, "nobody", "Bearer good", 403),
+        (only_certificates, "no certificate", "", 401),
+        (only_certificates, "no certificate", "Bearer good", 403),
         (only_certificates, "other CA", "", 401),
         (only_certificates, "other CA", "Bearer good", 403),
         (only_certificates, "revoked", "", 401),
@@ -263,7 +263,7 @@ async fn rules_judge_the_credential_that_travels() {
         (no_certificates, "jane", "Bearer good", 403),
         (no_accounts, "revoked", account.as_str(), 403),
         (no_accounts, "other CA", account.as_str(), 403),
-        (no_accounts, "nobody", account.as_str(), 403),
+        (no_accounts, "no certificate", account.as_str(), 403),
         (no_accounts, "revoked", "Basic eDp5", 401),
         (no_accounts, "revoked", "Bearer", 401),
     ] {
