@@ -568,7 +568,7 @@ async fn claimed_address_opens_nothing() {
     }
 }
 
-/// A header that names nobody, or comes from elsewhere, is the address of the socket or the end of the connection.
+/// A header that names no client, or comes from elsewhere, is the address of the socket or the end of the connection.
 #[tokio::test]
 async fn proxy_header_opens_only_what_its_balancer_names() {
     let world = World::new();

@@ -1,4 +1,4 @@
-//! Clients with a certificate that try to be somebody else, or to use what is not theirs.
+//! Clients with a certificate that pose as another user, or use what is not theirs.
 
 use std::{
     sync::{Arc, Mutex},
@@ -71,7 +71,7 @@ fn teletex(text: &str) -> DnValue {
 
 /// Names in encodings, numbers and places that two readers could read differently.
 #[tokio::test]
-async fn odd_subjects_name_nobody() {
+async fn odd_subjects_name_no_user() {
     let (world, cas) = (World::new(), Authorities::new());
     let upstream = apiserver(&world).start().await;
     let proxy = cas.proxy(&world, &upstream).start();
@@ -203,7 +203,7 @@ async fn odd_subjects_name_nobody() {
     );
 }
 
-/// The connection would hold it to its end. No key is proved, so anybody could send one.
+/// The connection would hold it to its end. No key is proved, so any client could send one.
 #[tokio::test]
 async fn chain_that_is_too_long_ends_the_handshake() {
     let (world, cas) = (World::new(), Authorities::new());
@@ -256,8 +256,8 @@ async fn rules_judge_the_credential_that_travels() {
     let no_accounts = "  - deny: {credentials: [serviceAccount]}\n  - allow: {}";
     let in_a_day = SystemTime::now() + Duration::from_secs(24 * 60 * 60);
     for (access, who, token, code) in [
-        (only_certificates, "nobody", "", 401),
-        (only_certificates, "nobody", "Bearer good", 403),
+        (only_certificates, "no certificate", "", 401),
+        (only_certificates, "no certificate", "Bearer good", 403),
         (only_certificates, "other CA", "", 401),
         (only_certificates, "other CA", "Bearer good", 403),
         (only_certificates, "revoked", "", 401),
@@ -268,7 +268,7 @@ async fn rules_judge_the_credential_that_travels() {
         (no_certificates, "jane", "Bearer good", 403),
         (no_accounts, "revoked", account.as_str(), 403),
         (no_accounts, "other CA", account.as_str(), 403),
-        (no_accounts, "nobody", account.as_str(), 403),
+        (no_accounts, "no certificate", account.as_str(), 403),
         (no_accounts, "revoked", "Basic eDp5", 401),
         (no_accounts, "revoked", "Bearer", 401),
     ] {
@@ -354,7 +354,7 @@ async fn session_of_one_name_is_not_resumed_under_another() {
     }
 }
 
-/// Also on connections that are open, in the idle pool too: without the section the proxy speaks for nobody.
+/// Also on connections that are open, in the idle pool too: without the section the proxy names no user.
 #[tokio::test]
 async fn removed_section_ends_the_word_of_the_front_proxy() {
     let (world, cas) = (World::new(), Authorities::new());
