@@ -211,7 +211,13 @@ impl Details {
                 add(requests, &counters.requests.by_class());
             }
             let handshakes = worker.handshakes.sum();
-            let unfailed = [Handshake::Ok, Handshake::Closed].map(|it| worker.handshakes.value(it));
+            let unfailed = [
+                Handshake::Ok,
+                Handshake::Passed,
+                Handshake::Closed,
+                Handshake::Denied,
+            ];
+            let unfailed = unfailed.map(|it| worker.handshakes.value(it));
             details.handshakes += handshakes;
             details.failed_handshakes += handshakes.saturating_sub(unfailed.iter().sum());
         }

@@ -16,7 +16,7 @@ use http::{
 
 use super::{ClientTls, Cluster};
 use crate::{
-    pki::{CertificateSubject, FrontProxyIdentity},
+    pki::{CertificateSubject, ClientIdentity},
     text::WEBSOCKET_TOKEN,
 };
 
@@ -32,7 +32,7 @@ pub struct FrontProxy {
 impl FrontProxy {
     /// Connections to the endpoints of `cluster`, with this certificate.
     #[must_use]
-    pub fn new(cluster: &Cluster, identity: &FrontProxyIdentity) -> Self {
+    pub fn new(cluster: &Cluster, identity: &ClientIdentity) -> Self {
         let tls = cluster.tls.presenting(identity.certified_key());
         let leaf = identity.summary();
         Self {
@@ -50,7 +50,7 @@ impl FrontProxy {
 
     /// Whether it presents this certificate.
     #[must_use]
-    pub fn presents(&self, identity: &FrontProxyIdentity) -> bool {
+    pub fn presents(&self, identity: &ClientIdentity) -> bool {
         self.sha256 == identity.summary().sha256
     }
 }
@@ -86,6 +86,17 @@ impl RemoteUser {
         let credential = HeaderValue::try_from(format!("X509SHA256={}", subject.sha256))?;
         fields.push((CREDENTIAL_ID, credential));
         Ok(Self(fields))
+    }
+}
+
+impl RemoteUser {
+    /// The fields, for `check`, which sends a request without a lease.
+    pub(crate) fn to_headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in &self.0 {
+            headers.append(name, value.clone());
+        }
+        headers
     }
 }
 

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// The rules of a configuration file.
-fn rules(access: &str) -> Vec<AccessRule> {
+pub(crate) fn rules(access: &str) -> Vec<AccessRule> {
     let dir = TempDir::new();
     let text = format!(
         "certificates: [{{certificate: tls.crt, key: tls.key}}]\n\
