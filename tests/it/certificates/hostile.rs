@@ -1,4 +1,4 @@
-//! Clients with a certificate that pose as another user, or use what is not theirs.
+//! Clients with a certificate that try to be another user, or to use what is not theirs.
 
 use std::{
     sync::{Arc, Mutex},
@@ -203,7 +203,7 @@ async fn odd_subjects_name_no_user() {
     );
 }
 
-/// The connection would hold it to its end. No key is proved, so any client could send one.
+/// The connection would hold it to its end. No key is proved, so every client could send one.
 #[tokio::test]
 async fn chain_that_is_too_long_ends_the_handshake() {
     let (world, cas) = (World::new(), Authorities::new());
