@@ -1,6 +1,9 @@
 //! Clients with a certificate that try to be another user, or to use what is not theirs.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD};
 use rcgen::DnValue;
@@ -10,7 +13,9 @@ use standin::{
     within,
 };
 
-use super::{Authorities, apiserver, assert_never_mixed, client, get, two_clusters};
+use super::{
+    Authorities, apiserver, assert_never_mixed, client, get, is_front_proxy, two_clusters,
+};
 use crate::{
     access::with_rules,
     proxy::{HOST, World},
@@ -347,4 +352,41 @@ async fn session_of_one_name_is_not_resumed_under_another() {
         assert_never_mixed(&first);
         assert_eq!(second.requests().len(), 0);
     }
+}
+
+/// Also on connections that are open, in the idle pool too: without the section the proxy names no user.
+#[tokio::test]
+async fn removed_section_ends_the_word_of_the_front_proxy() {
+    let (world, cas) = (World::new(), Authorities::new());
+    let upstream = apiserver(&world).start().await;
+    let mut setup = cas.proxy(&world, &upstream);
+    // A reload reads the configuration again only if a file has changed.
+    setup.config.sources = vec![world.dir.write("proxy.yaml", "")];
+    let config = Arc::new(Mutex::new(setup.config.clone()));
+    let source = Arc::clone(&config);
+    let proxy = setup.start_from(Box::new(move || Ok(source.lock().unwrap().clone())));
+    let jane = client(&proxy, cas.jane());
+    let mut open = jane.clone().alpn(&["http/1.1"]).http1().await;
+    assert_eq!(open.get(HOST, "/api", "").await.status, 200);
+    assert_eq!(get(&jane, Protocol::Http2, HOST, &[]).await.code, 200);
+    config.lock().unwrap().clusters[0].client_certificates = None;
+    world.dir.write("proxy.yaml", "changed");
+    proxy.reload();
+    let removed = async { while get(&jane, Protocol::Http2, HOST, &[]).await.code == 200 {} };
+    within("the reload", removed).await;
+    let before = upstream.requests().len();
+    for protocol in BOTH {
+        assert_eq!(get(&jane, protocol, HOST, &[]).await.code, 401);
+    }
+    // The proxy may have closed this connection already.
+    let request = format!("GET /api HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
+    if open.try_send(request).await.is_ok()
+        && let Ok(head) = open.head().await
+    {
+        assert_eq!(head.status, 401);
+    }
+    for request in upstream.requests().split_off(before) {
+        assert!(!is_front_proxy(&upstream, &request), "{request:?}");
+    }
+    assert_never_mixed(&upstream);
 }
