@@ -13,9 +13,18 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// Returns all targets.
 #[must_use]
-pub fn targets() -> [Target; 16] {
+pub fn targets() -> [Target; 17] {
     let [targets, budgets, hello, proxy_headers] = crate::downstream::FUZZ;
-    let [headers, host, path, events, credentials, access, clients] = crate::proxy::FUZZ;
+    let [
+        headers,
+        host,
+        path,
+        events,
+        credentials,
+        access,
+        clients,
+        certificate,
+    ] = crate::proxy::FUZZ;
     [
         ("heads", http1::fuzz_requests),
         ("targets", targets),
@@ -30,6 +39,7 @@ pub fn targets() -> [Target; 16] {
         ("clients", clients),
         ("credentials", credentials),
         ("access", access),
+        ("certificate", certificate),
         ("goaway", crate::upstream::FUZZ),
         ("response", http1::fuzz_response_head),
         ("chunks", http1::fuzz_chunks),

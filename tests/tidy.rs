@@ -76,6 +76,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "listener",
             "pki",
             "proxy",
+            "reload",
             "telemetry",
             "transport",
             "upstream",

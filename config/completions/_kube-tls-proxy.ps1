@@ -93,6 +93,8 @@ Register-ArgumentCompleter -Native -CommandName 'kube-tls-proxy' -ScriptBlock {
             [CompletionResult]::new('--from', '--from', [CompletionResultType]::ParameterName, 'The address of the client that sends the request of --explain-access')
             [CompletionResult]::new('--through-ca', '--through-ca', [CompletionResultType]::ParameterName, 'CA file that clients use to verify the proxy [default: public CAs]')
             [CompletionResult]::new('--token-file', '--token-file', [CompletionResultType]::ParameterName, 'File with a bearer token to send with every request')
+            [CompletionResult]::new('--client-cert', '--client-cert', [CompletionResultType]::ParameterName, 'Certificate of a user, to check who its owner is; needs --client-key')
+            [CompletionResult]::new('--client-key', '--client-key', [CompletionResultType]::ParameterName, 'Key of that certificate')
             [CompletionResult]::new('-o', '-o', [CompletionResultType]::ParameterName, 'Format of the report')
             [CompletionResult]::new('--output', '--output', [CompletionResultType]::ParameterName, 'Format of the report')
             [CompletionResult]::new('--long', '--long', [CompletionResultType]::ParameterName, 'Also check that a watch stays open for 20 seconds; needs --token-file')

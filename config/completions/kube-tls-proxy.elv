@@ -88,6 +88,8 @@ set edit:completion:arg-completer[kube-tls-proxy] = {|@words|
             cand --from 'The address of the client that sends the request of --explain-access'
             cand --through-ca 'CA file that clients use to verify the proxy [default: public CAs]'
             cand --token-file 'File with a bearer token to send with every request'
+            cand --client-cert 'Certificate of a user, to check who its owner is; needs --client-key'
+            cand --client-key 'Key of that certificate'
             cand -o 'Format of the report'
             cand --output 'Format of the report'
             cand --long 'Also check that a watch stays open for 20 seconds; needs --token-file'

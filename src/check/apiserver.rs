@@ -12,14 +12,19 @@ use super::{
     target::{CheckTarget, TargetRole},
 };
 use crate::{
+    hosts::UpstreamAddr,
     pki::{Days, UtcDate},
     quote,
     text::error_chain,
     upstream::Offer,
 };
 
-/// Runs every check of one server.
-pub(super) async fn check(plan: &Plan, target: &CheckTarget, recorder: &mut Recorder<'_>) {
+/// Runs every check of one server. Returns the endpoint that an apiserver responds at.
+pub(super) async fn check(
+    plan: &Plan,
+    target: &CheckTarget,
+    recorder: &mut Recorder<'_>,
+) -> Option<UpstreamAddr> {
     let mut rest = vec![
         Check::Version,
         Check::Clock,
@@ -31,20 +36,24 @@ pub(super) async fn check(plan: &Plan, target: &CheckTarget, recorder: &mut Reco
         rest.pop();
     }
     let Some(endpoint) = dial::check(target, recorder).await else {
-        return recorder.skipped(&rest, "there is no verified connection");
+        recorder.skipped(&rest, "there is no verified connection");
+        return None;
     };
     let client = CheckClient {
         plan,
         target,
         endpoint,
+        token: plan.token.as_ref(),
     };
     if !version(client, recorder).await {
         rest.retain(|check| *check != Check::Version);
-        return recorder.skipped(&rest, "no apiserver responds");
+        recorder.skipped(&rest, "no apiserver responds");
+        return None;
     }
     readyz(client, recorder).await;
     streams::upgrade(client, recorder).await;
     streams::watch(client, recorder).await;
+    Some(endpoint)
 }
 
 /// Returns whether an apiserver responds; compares its clock as well.

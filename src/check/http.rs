@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Full};
 use hyper::{
     body::Incoming,
     client::conn::{http1, http2},
@@ -13,7 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Plan, recorder::escape, target::CheckTarget};
+use super::{Plan, Token, recorder::escape, target::CheckTarget};
 use crate::{
     drain::Drain,
     hosts::UpstreamAddr,
@@ -26,6 +26,8 @@ pub(super) struct CheckClient<'a> {
     pub(super) plan: &'a Plan,
     pub(super) target: &'a CheckTarget,
     pub(super) endpoint: UpstreamAddr,
+    /// Sent with every request, if present.
+    pub(super) token: Option<&'a Token>,
 }
 
 /// A response and the first [`MAX_BODY`] bytes of its body.
@@ -94,9 +96,32 @@ impl CheckClient<'_> {
         response.buffer(self.plan.response_timeout).await
     }
 
+    /// Sends a JSON document and reads the response.
+    pub(super) async fn post(
+        &self,
+        path: &str,
+        headers: HeaderMap,
+        body: &'static str,
+    ) -> Result<BufferedResponse, RequestError> {
+        let request = (Method::POST, Bytes::from_static(body.as_bytes()));
+        let response = self.send(request, path, Offer::Http1, headers).await?;
+        response.buffer(self.plan.response_timeout).await
+    }
+
     /// Sends a GET request and returns as soon as the head of the response arrives.
     pub(super) async fn open(
         &self,
+        path: &str,
+        offer: Offer,
+        headers: HeaderMap,
+    ) -> Result<StreamingResponse, RequestError> {
+        self.send((Method::GET, Bytes::new()), path, offer, headers)
+            .await
+    }
+
+    async fn send(
+        &self,
+        request: (Method, Bytes),
         path: &str,
         offer: Offer,
         headers: HeaderMap,
@@ -109,7 +134,7 @@ impl CheckClient<'_> {
             .secure(&target.tls, offer)
             .await
             .map_err(RequestError::Dial)?;
-        let request = self.request(path, headers, verified.is_http2);
+        let request = self.request(request, path, headers, verified.is_http2);
         // The connection's task ends with the connection; it does not need a drain.
         let tasks = Drain::new();
         let stream = TokioIo::new(verified.stream);
@@ -136,7 +161,13 @@ impl CheckClient<'_> {
         })
     }
 
-    fn request(&self, path: &str, headers: HeaderMap, is_http2: bool) -> Request<Empty<Bytes>> {
+    fn request(
+        &self,
+        (method, body): (Method, Bytes),
+        path: &str,
+        headers: HeaderMap,
+        is_http2: bool,
+    ) -> Request<Full<Bytes>> {
         let CheckTarget {
             prefix, authority, ..
         } = self.target;
@@ -145,8 +176,8 @@ impl CheckClient<'_> {
         } else {
             String::new()
         };
-        let mut request = Request::new(Empty::new());
-        *request.method_mut() = Method::GET;
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = method;
         *request.headers_mut() = headers;
         // The configuration has checked host and prefix, so the fallback is never used.
         *request.uri_mut() = format!("{origin}{prefix}{path}")
@@ -160,7 +191,7 @@ impl CheckClient<'_> {
         if !is_http2 && let Ok(host) = HeaderValue::from_str(authority) {
             headers.insert(header::HOST, host);
         }
-        if let Some(token) = &self.plan.token {
+        if let Some(token) = self.token {
             headers.insert(header::AUTHORIZATION, token.header.clone());
         }
         request

@@ -22,6 +22,7 @@ use crate::{
     listen_error::{ListenError, ListenFlag},
     listener::{self, PortSharing},
     pki::{Acceptance, Days, Identity, TrustAnchors, UtcDate, public_roots, uncovered_hosts},
+    reload::ClientMaterial,
     upstream::{ClientTls, Offer, TcpConnected},
 };
 
@@ -129,6 +130,43 @@ pub(super) fn trust_anchors(
     ClientTls::new(anchors.roots(), cluster.expected_name.clone())
         .map_err(|error| recorder.failed(Check::Ca, Message::from_error(&error)))
         .ok()
+}
+
+/// Records the files with which the users of client certificates are verified and named. `None` if the cluster has no such
+/// section, or one that cannot work.
+pub(super) fn client_certificates(
+    cluster: &ClusterConfig,
+    sources: &[PathBuf],
+    recorder: &mut Recorder<'_>,
+) -> Option<ClientMaterial> {
+    let section = cluster.client_certificates.as_ref()?;
+    let now = SystemTime::now();
+    let loaded = ClientMaterial::load(section, now).map_err(|error| error.naming_place(sources));
+    let clients = loaded
+        .map_err(|error| recorder.failed(Check::Clients, Message::from_error(&error)))
+        .ok()?;
+    let cas = clients.ca.anchors().summaries().iter();
+    let cas: Vec<_> = cas.map(|ca| ca.subject.clone()).collect();
+    let front_proxy = clients.front_proxy.summary();
+    let revoked = match clients.ca.revoked() {
+        Some(lists) => format!(
+            "{}, listed until {}",
+            count(lists.revoked(), "revoked certificate"),
+            UtcDate(lists.valid_until())
+        ),
+        None => "revocation is not checked".to_owned(),
+    };
+    let text = format!(
+        "users with certificates of {} are named to the apiserver as {} (expires in {}); {revoked}",
+        cas.join("; "),
+        front_proxy.subject,
+        Days(front_proxy.days_left(now))
+    );
+    recorder.ok(Check::Clients, text);
+    for warning in clients.warnings(now) {
+        recorder.warning(Check::Clients, Message::from_sentence(&warning));
+    }
+    Some(clients)
 }
 
 /// Records a loaded certificate: loading has checked its key, the order of its chain and its dates.

@@ -14,6 +14,7 @@ mod report;
 mod streams;
 mod target;
 mod token;
+mod whoami;
 
 use std::time::Duration;
 
@@ -24,11 +25,12 @@ pub use token::{Token, TokenError};
 
 use crate::{
     config::{Config, ConfigError},
-    pki::TrustAnchors,
+    pki::{ClientIdentity, TrustAnchors},
     quote,
 };
 use recorder::{Message, Recorder};
 use target::CheckTarget;
+use whoami::UserInfo;
 
 /// What to check.
 #[derive(Debug)]
@@ -45,6 +47,8 @@ pub struct Plan {
     pub offline: bool,
     /// Sent with every request, if present.
     pub token: Option<Token>,
+    /// The certificate of a user, for [`Check::Whoami`].
+    pub client: Option<ClientIdentity>,
     /// How long a watch must stay open; `None` skips the check.
     pub watch: Option<Duration>,
     /// Time limit for the head of a response, and again for its body.
@@ -80,9 +84,10 @@ pub async fn run(plan: &Plan, observer: &mut dyn FnMut(Event<'_>)) -> CheckRepor
         access::check(question, plan.token.as_ref(), config, &mut recorder);
         return recorder.into_report();
     }
+    let mut users = Vec::new();
     match &plan.config {
         None => {}
-        Some(Ok(config)) => check_config(plan, config, &mut recorder).await,
+        Some(Ok(config)) => users = check_config(plan, config, &mut recorder).await,
         Some(Err(error)) => {
             recorder.begin(Section::Local, None, "Configuration");
             recorder.failed(Check::Configuration, Message::from_config_error(error));
@@ -91,15 +96,17 @@ pub async fn run(plan: &Plan, observer: &mut dyn FnMut(Event<'_>)) -> CheckRepor
         }
     }
     if let Some(through) = &plan.through {
-        check_through(plan, through, &mut recorder).await;
+        check_through(plan, through, &users, &mut recorder).await;
     }
     recorder.into_report()
 }
 
 /// Checks what `serve` would do with `config`, up to requests to each apiserver.
-async fn check_config(plan: &Plan, config: &Config, recorder: &mut Recorder<'_>) {
+/// Returns the user that each apiserver finds in the client certificate, if there is one.
+async fn check_config(plan: &Plan, config: &Config, recorder: &mut Recorder<'_>) -> Vec<UserInfo> {
     recorder.begin(Section::Local, None, "Configuration");
     let names = local::check(plan, config, recorder).await;
+    let mut users = Vec::new();
     for cluster in &config.clusters {
         let title = format!(
             "Apiserver of cluster {} at https://{}{}",
@@ -113,12 +120,18 @@ async fn check_config(plan: &Plan, config: &Config, recorder: &mut Recorder<'_>)
             recorder.skipped(&rest, "there is no CA to verify the apiserver with");
             continue;
         };
+        let clients = local::client_certificates(cluster, &config.sources, recorder);
         if plan.offline {
             continue;
         }
         let target = CheckTarget::from_cluster(cluster, tls, &names, config);
         if !cluster.passthrough {
-            apiserver::check(plan, &target, recorder).await;
+            let endpoint = apiserver::check(plan, &target, recorder).await;
+            if let (Some(user), Some(endpoint)) = (&plan.client, endpoint) {
+                let clients = clients.as_ref();
+                let found = whoami::direct(plan, &target, endpoint, user, clients, recorder);
+                users.extend(found.await);
+            }
             continue;
         }
         // No request is sent, as the proxy sends none.
@@ -131,14 +144,25 @@ async fn check_config(plan: &Plan, config: &Config, recorder: &mut Recorder<'_>)
             dial::check(&target.passed(through), recorder).await;
         }
     }
+    users
 }
 
 /// Checks the running proxy as a client would use it.
-async fn check_through(plan: &Plan, through: &Through, recorder: &mut Recorder<'_>) {
+async fn check_through(
+    plan: &Plan,
+    through: &Through,
+    direct: &[UserInfo],
+    recorder: &mut Recorder<'_>,
+) {
     let title = format!("Through {}", through.url);
     recorder.begin(Section::Through, Some(&through.url), &title);
     match CheckTarget::from_through(through, plan.client_trust.as_ref()) {
-        Ok(target) => apiserver::check(plan, &target, recorder).await,
+        Ok(target) => {
+            let endpoint = apiserver::check(plan, &target, recorder).await;
+            if let (Some(user), Some(endpoint)) = (&plan.client, endpoint) {
+                whoami::through(plan, &target, endpoint, user, direct, recorder).await;
+            }
+        }
         Err(error) => recorder.failed(Check::Ca, Message::from_error(&error)),
     }
 }

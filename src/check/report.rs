@@ -90,6 +90,8 @@ pub enum Check {
     Clock,
     Upgrade,
     Watch,
+    Clients,
+    Whoami,
 }
 
 /// All findings, in order.

@@ -7,7 +7,7 @@ use rustls::client::VerifierBuilderError;
 use super::Through;
 use crate::{
     config::{ClusterConfig, Config, Timeouts, TrustSource, authority},
-    pki::{TrustAnchors, public_roots},
+    pki::{ClientIdentity, TrustAnchors, public_roots},
     quote,
     upstream::ClientTls,
 };
@@ -22,7 +22,7 @@ pub(super) enum TargetRole {
 }
 
 /// A server to check.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct CheckTarget {
     pub(super) role: TargetRole,
     pub(super) host: String,
@@ -115,6 +115,14 @@ impl CheckTarget {
             addresses: Vec::new(),
             url: "the URL of --through".to_owned(),
             ..self
+        }
+    }
+
+    /// The same server, to which the client presents this certificate.
+    pub(super) fn presenting(&self, identity: &ClientIdentity) -> Self {
+        Self {
+            tls: self.tls.presenting(identity.certified_key()),
+            ..self.clone()
         }
     }
 

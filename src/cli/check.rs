@@ -17,10 +17,10 @@ use crate::{
         RESPONSE_TIMEOUT, Through, Token, TokenError, WATCH_DURATION,
     },
     config::{
-        self, ConfigError, ConnectTo, Environment, ServeArgs, TrustSource, UpstreamUrl,
-        has_no_colours,
+        self, ConfigError, ConnectTo, Environment, IdentityFiles, ServeArgs, TrustSource,
+        UpstreamUrl, has_no_colours,
     },
-    pki::{PkiError, TrustAnchors},
+    pki::{ClientIdentity, PkiError, TrustAnchors},
     process, quote,
 };
 
@@ -74,6 +74,14 @@ pub struct CheckArgs {
     /// File with a bearer token to send with every request
     #[arg(long, value_name = "FILE", help_heading = CHECKING)]
     pub token_file: Option<PathBuf>,
+
+    /// Certificate of a user, to check who its owner is; needs --client-key
+    #[arg(long, value_name = "FILE", requires = "client_key", help_heading = CHECKING)]
+    pub client_cert: Option<PathBuf>,
+
+    /// Key of that certificate
+    #[arg(long, value_name = "FILE", requires = "client_cert", help_heading = CHECKING)]
+    pub client_key: Option<PathBuf>,
 
     /// Format of the report
     #[arg(short, long, value_name = "FORMAT", default_value = "text", help_heading = CHECKING)]
@@ -155,6 +163,14 @@ fn plan(args: &CheckArgs) -> Result<Plan, UsageError> {
         (Some(request), Some(from)) => Some(AccessQuestion::parse(request, from)?),
         _ => None,
     };
+    let client = match (&args.client_cert, &args.client_key) {
+        (Some(certificate), Some(key)) => {
+            let (certificate, key) = (certificate.clone(), key.clone());
+            let files = IdentityFiles { certificate, key };
+            Some(ClientIdentity::load(&files, SystemTime::now())?)
+        }
+        (Some(_), None) | (None, _) => None,
+    };
     // With --through alone, the configuration of the proxy is unknown.
     let only_through = through.is_some() && args.serve.is_empty();
     let config = (!only_through).then(|| config::load(&args.serve, &Environment::from_process()));
@@ -163,6 +179,7 @@ fn plan(args: &CheckArgs) -> Result<Plan, UsageError> {
         through,
         client_trust,
         token,
+        client,
         question,
         offline: args.offline,
         watch: args.long.then_some(WATCH_DURATION),

@@ -4,7 +4,7 @@ use std::{fmt, net::SocketAddr, num::NonZeroUsize, time::SystemTime};
 
 use crate::{
     config::{ClusterConfig, ConnectionsBound},
-    pki::{Days, FrontProxyIdentity, Identity, TrustAnchors},
+    pki::{ClientIdentity, Days, Identity, TrustAnchors},
 };
 
 /// The facts of a start. `Display` writes one fact per line; the methods return the same facts for a JSON event.
@@ -19,7 +19,7 @@ pub struct StartBlock<'a> {
     /// Each cluster and the CAs that its apiserver is verified against.
     pub clusters: &'a [(&'a ClusterConfig, &'a TrustAnchors)],
     /// Each cluster to which the proxy names the users of client certificates, and its certificate for that.
-    pub front_proxies: &'a [(&'a ClusterConfig, &'a FrontProxyIdentity)],
+    pub front_proxies: &'a [(&'a ClusterConfig, &'a ClientIdentity)],
     /// Worker threads.
     pub workers: NonZeroUsize,
     /// Client connections that may be open at once.

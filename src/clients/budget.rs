@@ -29,7 +29,7 @@ use tokio::time::Instant;
 
 use crate::{
     config::Limits,
-    text::{list_contains, list_items},
+    text::{WEBSOCKET_TOKEN, list_contains, list_items},
     token_bucket::{TokenBucket, TokenBucketSize},
 };
 
@@ -199,7 +199,10 @@ fn credentials(request: &Parts) -> impl Iterator<Item = &HeaderValue> {
     };
     let has_token = |value: &&HeaderValue| {
         let mut items = list_items(value.as_bytes());
-        let token = |item: &[u8]| item.strip_prefix(WEBSOCKET_TOKEN).map(<[u8]>::is_empty);
+        let token = |item: &[u8]| {
+            item.strip_prefix(WEBSOCKET_TOKEN.as_bytes())
+                .map(<[u8]>::is_empty)
+        };
         items.any(|item| token(item) == Some(false))
     };
     let headers = &request.headers;
@@ -505,8 +508,6 @@ const GUESSES_FACTOR: u32 = 10;
 const MAX_REFUSED: usize = 16;
 /// Accepted credentials that are known of one client, while its requests are checked. A client needs 1 KiB at most.
 const MAX_ACCEPTED: usize = 64;
-/// The start of a token in `Sec-WebSocket-Protocol`, as browsers send it.
-const WEBSOCKET_TOKEN: &[u8] = b"base64url.bearer.authorization.k8s.io.";
 
 #[cfg(test)]
 mod tests {

@@ -100,7 +100,7 @@ impl ClientTable {
             max_waiting: (limits.connections / 8).clamp(MIN_WAITING, MAX_WAITING),
             // Rounded up: with one slot in all, each client may use it.
             handshakes_per_client: limits.handshakes.div_ceil(2),
-            max_unnamed: (limits.connections / 4).max(MIN_WAITING),
+            max_unnamed: (limits.connections / 4).clamp(MIN_WAITING, MAX_UNNAMED),
             unnamed: Client::new(nowhere, 0, &budgets),
             budgets,
             occupancy: Mutex::default(),
@@ -525,6 +525,8 @@ impl ClientPlaces {
 /// files (`config::capacity`).
 const MIN_WAITING: usize = 16;
 const MAX_WAITING: usize = 32;
+/// Connections without a PROXY header at most: each may hold 4 KiB of one.
+const MAX_UNNAMED: usize = 4096;
 /// How often a connection that waits makes room again: connections that were busy may be idle now.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// Clients without connections whose budgets are remembered, 1 KiB each at most.

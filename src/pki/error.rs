@@ -225,7 +225,7 @@ pub enum PkiFileError {
     )]
     NotForServers,
     #[error(
-        "is not for TLS clients (its extended key usage lacks clientAuth); give the certificate that the front-proxy CA has issued for this proxy"
+        "is not for TLS clients (its extended key usage lacks clientAuth); give one that is, such as front-proxy-client.crt of kubeadm for the proxy"
     )]
     NotForClients,
     #[error(

@@ -5,8 +5,8 @@
 //! module also chooses the only crypto provider.
 
 mod client_ca;
+mod client_identity;
 mod error;
-mod front_proxy;
 mod identity;
 mod pem;
 mod public;
@@ -24,8 +24,8 @@ use rustls::crypto::{
 };
 
 pub use client_ca::ClientCa;
+pub use client_identity::ClientIdentity;
 pub use error::{ExpectedPem, PkiError, PkiFileError};
-pub use front_proxy::FrontProxyIdentity;
 pub use identity::Identity;
 pub(crate) use identity::uncovered_hosts;
 pub use public::{Acceptance, public_roots};

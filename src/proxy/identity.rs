@@ -28,7 +28,7 @@ use tracing::{info, warn};
 use super::{ClientConnection, Error, Rejection, Routes, hints, policy::Route};
 use crate::{
     clients,
-    pki::{CertificateSubject, ClientCa, RefusedChain, SubjectError},
+    pki::{CertSummary, CertificateSubject, ClientCa, RefusedChain, SubjectError},
     text::error_chain,
     tls_error::ChainError,
     upstream::{FrontProxy, RemoteUser},
@@ -353,7 +353,7 @@ fn log_refusal(
         return;
     };
     let summary = presented.chain.first();
-    let summary = summary.map(crate::pki::CertSummary::from_der);
+    let summary = summary.map(CertSummary::from_der);
     info!(
         cluster = presented.cluster,
         client.address = %client,
@@ -365,6 +365,23 @@ fn log_refusal(
         suppressed_lines = Some(suppressed).filter(|lines| *lines > 0),
         "client certificate refused"
     );
+}
+
+/// Fuzz target: `bytes` are a certificate. Whatever they are, each name in a field for the apiserver is one that no parser
+/// reads differently.
+pub(super) fn fuzz(bytes: &[u8]) {
+    let der = CertificateDer::from_slice(bytes);
+    if let Ok(summary) = CertSummary::from_der(&der) {
+        assert!(!summary.to_string().contains(char::is_control));
+    }
+    let Ok(subject) = CertificateSubject::from_der(&der) else {
+        return;
+    };
+    let fields = RemoteUser::new(&subject).expect("a safe name is a valid field value");
+    for value in fields.to_headers().values() {
+        let text = str::from_utf8(value.as_bytes()).expect("a safe name is UTF-8");
+        assert!(!text.is_empty() && text.trim() == text && !text.contains(char::is_control));
+    }
 }
 
 const NOT_BELIEVED: &str = "the apiserver does not accept the front-proxy certificate of this proxy; its operator can fix that, and a token works";

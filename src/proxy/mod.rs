@@ -113,8 +113,8 @@ impl ClientConnection {
 }
 
 /// The fuzz bodies of this module: header rewriting, the host policy, the path reader, the events of watches,
-/// credentials, access rules, and `X-Forwarded-For` of a proxy in front.
-pub(crate) const FUZZ: [fn(&[u8]); 7] = [
+/// credentials, access rules, `X-Forwarded-For` of a proxy in front, and client certificates.
+pub(crate) const FUZZ: [fn(&[u8]); 8] = [
     headers::fuzz,
     policy::fuzz,
     request_info::fuzz,
@@ -122,6 +122,7 @@ pub(crate) const FUZZ: [fn(&[u8]); 7] = [
     credential::fuzz,
     access::fuzz,
     request_client::fuzz,
+    identity::fuzz,
 ];
 
 /// The response to a request whose head cannot be parsed, so that it does not reach [`handle`].

@@ -6,7 +6,7 @@ use super::{ClientMaterial, Material, ReloadReport, Reloader};
 use crate::{
     config::{ClusterConfig, RequestHost, TrustSource},
     metrics::ClusterLabels,
-    pki::{FrontProxyIdentity, Identity, TrustAnchors},
+    pki::{ClientIdentity, Identity, TrustAnchors},
     upstream::{ClientTls, Cluster, Endpoints, FrontProxy},
 };
 
@@ -63,7 +63,7 @@ pub(super) fn build_front_proxies(
     clusters: &[Arc<Cluster>],
     old: Option<&Reloader>,
 ) -> Vec<Option<Arc<FrontProxy>>> {
-    let same = |cluster: &Arc<Cluster>, identity: &FrontProxyIdentity| {
+    let same = |cluster: &Arc<Cluster>, identity: &ClientIdentity| {
         let old = old?;
         let clusters = old.report.clusters.iter().zip(&old.front_proxies);
         let mut same = clusters.filter(|(old, _)| Arc::ptr_eq(old, cluster));

@@ -7,8 +7,7 @@ use aws_lc_rs::digest::{Context, SHA256, SHA256_OUTPUT_LEN};
 use crate::{
     config::{ClientCertificatesConfig, ClusterConfig, Config, TrustSource, read_file},
     pki::{
-        ClientCa, FrontProxyIdentity, Identity, PkiError, PkiFileError, TrustAnchors,
-        uncovered_hosts,
+        ClientCa, ClientIdentity, Identity, PkiError, PkiFileError, TrustAnchors, uncovered_hosts,
     },
 };
 
@@ -29,15 +28,20 @@ pub struct ClientMaterial {
     /// The CAs that issue them, and what these have revoked.
     pub ca: Arc<ClientCa>,
     /// The certificate with which the proxy names their owners to the apiserver.
-    pub front_proxy: FrontProxyIdentity,
+    pub front_proxy: ClientIdentity,
 }
 
 impl ClientMaterial {
-    fn load(config: &ClientCertificatesConfig, now: SystemTime) -> Result<Self, PkiError> {
+    /// Reads and checks the files of a section.
+    ///
+    /// # Errors
+    ///
+    /// The first invalid file.
+    pub fn load(config: &ClientCertificatesConfig, now: SystemTime) -> Result<Self, PkiError> {
         let ca = ClientCa::load(&config.ca, config.crl.as_deref(), now)?;
         Ok(Self {
             ca: Arc::new(ca),
-            front_proxy: FrontProxyIdentity::load(&config.front_proxy, now)?,
+            front_proxy: ClientIdentity::load(&config.front_proxy, now)?,
         })
     }
 
@@ -54,7 +58,8 @@ impl ClientMaterial {
     }
 
     /// Problems that do not stop the proxy, as sentences for the log.
-    fn warnings(&self, now: SystemTime) -> Vec<String> {
+    #[must_use]
+    pub fn warnings(&self, now: SystemTime) -> Vec<String> {
         let mut warnings = self.ca.anchors().warnings().to_vec();
         warnings.extend(self.ca.revoked().and_then(|lists| lists.problem(now)));
         warnings.extend(self.front_proxy.warning(now));

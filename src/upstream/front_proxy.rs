@@ -8,10 +8,17 @@
 
 use std::{fmt, sync::Arc, time::SystemTime};
 
-use http::{HeaderName, HeaderValue, header, header::InvalidHeaderValue, request::Parts};
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{self, Entry, InvalidHeaderValue},
+    request::Parts,
+};
 
 use super::{ClientTls, Cluster};
-use crate::pki::{CertificateSubject, FrontProxyIdentity};
+use crate::{
+    pki::{CertificateSubject, ClientIdentity},
+    text::WEBSOCKET_TOKEN,
+};
 
 /// The connections to one cluster on which the proxy says who the user is.
 #[derive(Debug)]
@@ -25,7 +32,7 @@ pub struct FrontProxy {
 impl FrontProxy {
     /// Connections to the endpoints of `cluster`, with this certificate.
     #[must_use]
-    pub fn new(cluster: &Cluster, identity: &FrontProxyIdentity) -> Self {
+    pub fn new(cluster: &Cluster, identity: &ClientIdentity) -> Self {
         let tls = cluster.tls.presenting(identity.certified_key());
         let leaf = identity.summary();
         Self {
@@ -43,7 +50,7 @@ impl FrontProxy {
 
     /// Whether it presents this certificate.
     #[must_use]
-    pub fn presents(&self, identity: &FrontProxyIdentity) -> bool {
+    pub fn presents(&self, identity: &ClientIdentity) -> bool {
         self.sha256 == identity.summary().sha256
     }
 }
@@ -82,6 +89,17 @@ impl RemoteUser {
     }
 }
 
+impl RemoteUser {
+    /// The fields, for `check`, which sends a request without a lease.
+    pub(crate) fn to_headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in &self.0 {
+            headers.append(name, value.clone());
+        }
+        headers
+    }
+}
+
 /// A request with the connections that it may use.
 pub struct UpstreamRequest<'a> {
     pub(super) cluster: &'a Cluster,
@@ -112,11 +130,12 @@ impl<'a> UpstreamRequest<'a> {
         Self { cluster, head }
     }
 
-    /// A request of this user, on whose behalf the proxy speaks. The client's own `Authorization` is removed: of two
-    /// credentials kube-apiserver takes the certificate.
+    /// A request of this user, on whose behalf the proxy speaks. The client's own tokens are removed: an apiserver that does
+    /// not believe the proxy would try them, and no access rule has judged them.
     #[must_use]
     pub fn for_user(front_proxy: &'a FrontProxy, user: &RemoteUser, mut head: Parts) -> Self {
         head.headers.remove(header::AUTHORIZATION);
+        remove_subprotocol_tokens(&mut head.headers);
         for (name, _) in &user.0 {
             head.headers.remove(name);
         }
@@ -126,6 +145,27 @@ impl<'a> UpstreamRequest<'a> {
         Self {
             cluster: &front_proxy.connections,
             head,
+        }
+    }
+}
+
+/// Removes the tokens among the subprotocols of a WebSocket. A token may be anywhere in an item, because the apiserver
+/// removes more kinds of blanks around it than HTTP knows.
+fn remove_subprotocol_tokens(headers: &mut HeaderMap) {
+    let Entry::Occupied(lines) = headers.entry(header::SEC_WEBSOCKET_PROTOCOL) else {
+        return;
+    };
+    let lines: Vec<HeaderValue> = lines.remove_entry_mult().1.collect();
+    for line in lines {
+        let text = String::from_utf8_lossy(line.as_bytes());
+        let others: Vec<&str> = text
+            .split(',')
+            .filter(|item| !item.contains(WEBSOCKET_TOKEN))
+            .collect();
+        if let Ok(others) = HeaderValue::try_from(others.join(",").trim())
+            && !others.is_empty()
+        {
+            headers.append(header::SEC_WEBSOCKET_PROTOCOL, others);
         }
     }
 }

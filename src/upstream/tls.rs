@@ -76,7 +76,7 @@ impl ClientTls {
     }
 
     /// The same settings, with a certificate of the proxy. They resume no session that began without it.
-    pub(super) fn presenting(&self, identity: Arc<CertifiedKey>) -> Self {
+    pub(crate) fn presenting(&self, identity: Arc<CertifiedKey>) -> Self {
         let resolver = Arc::new(SingleCertAndKey::from(identity));
         let with_identity = |config: &ClientConfig| {
             let mut config = config.clone();

@@ -123,7 +123,7 @@ impl Stage {
         let mut command = Command::new("sh");
         command.args(["-c", &script, "sh"]).arg(binary);
         command
-            .args(["serve", "--listen", "127.0.0.1:0", "--workers", "1"])
+            .args(["serve", "--workers", "1"])
             .args(["--admin-listen", "127.0.0.1:0"]);
         for (flag, path) in [
             ("--cert", certificate),
@@ -131,6 +131,9 @@ impl Stage {
             ("--config", config),
         ] {
             command.arg(flag).arg(path);
+        }
+        if !conditions.config.contains("listen:") {
+            command.args(["--listen", "127.0.0.1:0"]);
         }
         if conditions.balancer {
             command.args(["--proxy-protocol-from", "127.0.0.1"]);

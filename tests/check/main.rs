@@ -18,6 +18,7 @@ mod network;
 mod passthrough;
 mod requests;
 mod through;
+mod users;
 mod watch;
 mod words;
 mod world;

@@ -41,6 +41,7 @@ async fn watch(world: &World, upstream: &Upstream, token: &str, time: Duration) 
         question: None,
         offline: false,
         token: Some(Token::load(&world.dir.write("token", token)).unwrap()),
+        client: None,
         watch: Some(time),
         response_timeout: RESPONSE_TIMEOUT,
     };

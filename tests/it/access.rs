@@ -15,13 +15,15 @@ use standin::{TempDir, within};
 use crate::{
     admin::{get, wait_for_numbers},
     binary::Binary,
+    certificates::{self, Authorities, apiserver},
     logs::event,
     proxy::{HOST, Setup, World, data, watch_or_ok},
+    responses::BOTH,
     upgrades::{SPDY, WEBSOCKET},
 };
 
 /// The rules of a configuration file.
-fn rules(access: &str) -> Vec<AccessRule> {
+pub(crate) fn rules(access: &str) -> Vec<AccessRule> {
     let dir = TempDir::new();
     let text = format!(
         "certificates: [{{certificate: tls.crt, key: tls.key}}]\n\
@@ -36,11 +38,11 @@ fn rules(access: &str) -> Vec<AccessRule> {
 }
 
 /// Sets the rules of the cluster.
-fn with_rules<'a>(setup: Setup<'a>, access: &str) -> Setup<'a> {
+pub(crate) fn with_rules<'a>(setup: Setup<'a>, access: &str) -> Setup<'a> {
     setup.cluster(|cluster| cluster.access = rules(access))
 }
 
-fn jwt(claims: &str) -> String {
+pub(crate) fn jwt(claims: &str) -> String {
     format!("Bearer e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims))
 }
 
@@ -286,6 +288,37 @@ async fn token_in_the_subprotocol_is_judged() {
         assert_eq!(client.response().await.status, 403, "{upgrade}");
     }
     assert_eq!(upstream.accepted(), 0);
+}
+
+/// A certificate that the proxy has verified is a credential of its own kind. Without the section it is none.
+#[tokio::test]
+async fn client_certificate_is_judged_as_a_certificate() {
+    let by_certificate = "  - deny: {credentials: [certificate]}\n  - allow: {}";
+    let anonymous = "  - deny: {credentials: [none]}\n  - allow: {}";
+    for (access, has_section, token, expected) in [
+        (by_certificate, true, "", 403),
+        (anonymous, true, "", 200),
+        (anonymous, false, "", 401),
+        (by_certificate, false, "Bearer good", 200),
+    ] {
+        let world = World::new();
+        let (authorities, upstream) = (Authorities::new(), apiserver(&world).start().await);
+        let setup = if has_section {
+            authorities.proxy(&world, &upstream)
+        } else {
+            world.proxy(upstream.address())
+        };
+        let proxy = with_rules(setup, access).start();
+        for protocol in BOTH {
+            let client = proxy.client().identity(authorities.jane());
+            let fields = [("authorization", token)];
+            let fields = if token.is_empty() { &[][..] } else { &fields };
+            let response = certificates::get(&client, protocol, HOST, fields).await;
+            assert_eq!(response.code, expected, "{access} {has_section}");
+        }
+        let seen = if expected == 200 { 2 } else { 0 };
+        assert_eq!(upstream.requests().len(), seen, "{access} {has_section}");
+    }
 }
 
 /// The apiserver reads the first one; another server may read the last one.

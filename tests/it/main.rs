@@ -25,6 +25,7 @@ mod endpoints;
 mod expect;
 mod forwarding;
 mod handover;
+mod hostile_access;
 mod hosts;
 mod http1_upstream;
 mod isolation;

@@ -24,7 +24,7 @@ use serde::{
 use serde_json::Value;
 
 use super::policy::UpgradeToken;
-use crate::config::CredentialKind;
+use crate::{config::CredentialKind, text::WEBSOCKET_TOKEN};
 
 /// The credentials that the apiserver finds in a request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -416,8 +416,6 @@ pub(super) fn fuzz(bytes: &[u8]) {
     }
 }
 
-/// What a subprotocol that is a token begins with.
-const WEBSOCKET_TOKEN: &str = "base64url.bearer.authorization.k8s.io.";
 const LEGACY_ISSUER: &str = "kubernetes/serviceaccount";
 const LEGACY_PREFIX: &str = "kubernetes.io/serviceaccount/";
 const LEGACY_NAMESPACE: &str = "kubernetes.io/serviceaccount/namespace";

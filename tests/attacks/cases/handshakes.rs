@@ -50,7 +50,18 @@ clusters:
     balancer: false,
 };
 
+/// The address of the attacker is denied.
+const DENIED: Conditions = Conditions {
+    config: "listen: [{address: '127.0.0.1:0', deny: [127.0.0.2]}]\n",
+    open_files: None,
+    memory: None,
+    balancer: false,
+};
+
 cases! {
+    /// The line has the connections per second and the share of a CPU.
+    denied_address_is_closed_before_it_costs: "denied", denied_connections, [closed: Some((1.0, 1.0)), upstream: (0, 0)],
+        quick: DENIED, full: DENIED;
     /// Through HAProxy with `send-proxy-v2`, beside a loop with an expired token.
     one_client_of_a_balancer_leaves_places: "F12", places_and_tokens, [fresh: (3.0, 1.0), descriptors: 20_000],
         quick: BALANCER, full: BALANCER_FULL, seconds: (4.0, 60.0);
@@ -71,6 +82,34 @@ cases! {
         full: PASSED;
     few_descriptors_are_enough: "descriptors", idle_connections, [descriptors: 256, fresh: (3.0, 1.0)],
         quick: FEW_DESCRIPTORS, full: FEW_DESCRIPTORS, seconds: (4.0, 30.0);
+}
+
+/// At most 5,000 connections per second.
+async fn denied_connections(attacker: Attacker) -> Outcome {
+    let begun = Instant::now();
+    let mut outcome = attacker
+        .on_each(16, |attacker, _| async move {
+            let mut outcome = Outcome::default();
+            while !attacker.is_over() {
+                let pause = sleep(Duration::from_micros(3_200));
+                let begun = Instant::now();
+                // The reset may come before `connect` returns.
+                if let Ok(mut tcp) = attacker.tcp().await {
+                    let byte = timeout_at(attacker.end, tcp.read_u8()).await;
+                    if matches!(byte, Ok(Ok(_))) {
+                        outcome.fault("a denied address has got a byte");
+                    }
+                }
+                outcome.connection(Some(begun.elapsed()));
+                pause.await;
+            }
+            outcome
+        })
+        .await;
+    let seconds = begun.elapsed().as_secs_f64();
+    let rate = outcome.connections as f64 / seconds;
+    outcome.note(format!("{rate:.0} denied connections per second"));
+    outcome
 }
 
 async fn replayed_hello(attacker: Attacker) -> Outcome {

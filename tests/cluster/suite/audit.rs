@@ -5,6 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use standin::haproxy::HaProxy;
 
 use crate::process::run;
 use crate::suite::{Route, Suite, shared};
@@ -87,9 +88,66 @@ fn audit_log_and_access_log_name_the_same_user() {
     }
 }
 
+/// HAProxy with each version of the PROXY header, and an HTTP proxy that writes `X-Forwarded-For`.
+#[test]
+fn audit_shows_client_that_balancer_or_trusted_proxy_names() {
+    let Some(suite) = shared() else { return };
+    let upstream = [
+        "--upstream",
+        suite.fixture.server(),
+        "--upstream-ca",
+        suite.fixture.ca(),
+    ];
+    let from = |flag| {
+        let flags = [&upstream[..], &[flag, "127.0.0.1"]].concat();
+        suite.proxy.another(&suite.fixture, &flags)
+    };
+    let (named, trusting) = (from("--proxy-protocol-from"), from("--trusted-proxies"));
+    let port = named.server.rsplit(':').next().unwrap().parse().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let fetch = |server: &str, path: &str, more: &[&str]| {
+        let mut fetch = suite.fixture.client("fetch");
+        fetch.args(["-server", server, "-ca", named.ca.to_str().unwrap()]);
+        fetch.args(["-token", suite.fixture.token(), "-path", path]);
+        fetch.args(more);
+        run(fetch, Vec::new(), Duration::from_secs(30)).ok();
+        event_of(&suite, path)["sourceIPs"].clone()
+    };
+    let dir = standin::TempDir::new();
+    for options in ["send-proxy", "send-proxy-v2"] {
+        let started = HaProxy::start(
+            &dir,
+            [127, 0, 0, 1].into(),
+            ([127, 0, 0, 1], port).into(),
+            options,
+        );
+        let Some(haproxy) = runtime.block_on(started) else {
+            return;
+        };
+        let server = format!("https://localhost:{}", haproxy.address.port());
+        for protocol in ["-http1=true", "-http1=false"] {
+            let path = format!("/api/v1/namespaces/default/configmaps/{options}{protocol}");
+            let spoofed = ["-header", "X-Forwarded-For: 6.6.6.6"];
+            let more = [&[protocol, "-from", CLIENT][..], &spoofed].concat();
+            let sources = fetch(&server, &path, &more);
+            assert_eq!(sources, serde_json::json!([CLIENT, "127.0.0.1"]));
+        }
+    }
+    for protocol in ["-http1=true", "-http1=false"] {
+        let path = format!("/api/v1/namespaces/default/configmaps/trusted{protocol}");
+        let headers = ["-header", "X-Forwarded-For: 6.6.6.6, 198.51.100.7"];
+        let more = [&[protocol][..], &headers].concat();
+        let sources = fetch(&trusting.server, &path, &more);
+        assert_eq!(sources, serde_json::json!(["198.51.100.7", "127.0.0.1"]));
+    }
+}
+
 /// Waits for the audit event of a request. The apiserver may write it shortly after the response.
 #[track_caller]
-fn event_of(suite: &Suite, path: &str) -> Value {
+pub(crate) fn event_of(suite: &Suite, path: &str) -> Value {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let log = fs::read_to_string(suite.fixture.audit()).unwrap();

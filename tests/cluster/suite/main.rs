@@ -15,6 +15,7 @@
     reason = "the awaited processes do not follow a paused clock"
 )]
 
+mod access;
 mod audit;
 mod certificates;
 mod check;

@@ -1,6 +1,7 @@
 //! Users with client certificates: who the apiserver is told that they are, on which connections, and until when.
 
 mod ends;
+mod hostile;
 mod refused;
 
 use std::sync::Arc;
@@ -421,4 +422,78 @@ async fn without_the_section_no_client_is_asked() {
         assert_eq!(seen.all().len(), 0);
     }
     drop(world);
+}
+
+/// Access rules judge the certificate, and not a token beside it, which the apiserver does not see.
+#[tokio::test]
+async fn access_rules_judge_the_certificate() {
+    let (world, cas) = (World::new(), Authorities::new());
+    let upstream = apiserver(&world).start().await;
+    for (rules, with_certificate, with_token) in [
+        (
+            "  - deny: {credentials: [certificate]}\n  - allow: {}\n",
+            403,
+            200,
+        ),
+        ("  - allow: {credentials: [certificate]}\n", 200, 403),
+        (
+            "  - deny: {credentials: [opaque, none]}\n  - allow: {}\n",
+            200,
+            403,
+        ),
+    ] {
+        let rules = crate::access::rules(rules);
+        let setup = cas.proxy(&world, &upstream);
+        let proxy = setup
+            .cluster(|cluster| cluster.access = rules.clone())
+            .start();
+        let token = [("authorization", "Bearer good")];
+        for protocol in BOTH {
+            let jane = client(&proxy, cas.jane());
+            for fields in [&[][..], &token] {
+                let response = get(&jane, protocol, HOST, fields).await;
+                assert_eq!(response.code, with_certificate, "{rules:?}");
+            }
+            let response = get(&proxy.client(), protocol, HOST, &token).await;
+            assert_eq!(response.code, with_token, "{rules:?}");
+        }
+    }
+    assert_never_mixed(&upstream);
+}
+
+/// A 403 is about a permission of its user, so it uses up no budget for credentials.
+#[tokio::test]
+async fn forbidden_requests_with_certificate_are_not_throttled() {
+    let (world, cas) = (World::new(), Authorities::new());
+    let forbid = async |_| {
+        let mut response = Response::new(full("no"));
+        *response.status_mut() = http::StatusCode::FORBIDDEN;
+        response
+    };
+    let upstream = world.apiserver().http(forbid).start().await;
+    let proxy = cas.proxy(&world, &upstream).start();
+    let mut jane = client(&proxy, cas.jane()).http1().await;
+    for _ in 0..100 {
+        assert_eq!(jane.get(HOST, "/api/v1/pods", "").await.status, 403);
+    }
+    assert_eq!(upstream.requests().len(), 100);
+}
+
+/// An apiserver with `--goaway-chance` ends its connection now and then, but the client's stays.
+#[tokio::test]
+async fn goaway_of_apiserver_does_not_reach_owner_of_certificate() {
+    let (world, cas) = (World::new(), Authorities::new());
+    let goaway = async |_| {
+        let response = Response::builder().header("connection", "close");
+        response.body(full("ok")).unwrap()
+    };
+    let upstream = world.apiserver().http(goaway).start().await;
+    let proxy = cas.proxy(&world, &upstream).start();
+    let jane = client(&proxy, cas.jane()).http2().await;
+    for _ in 0..3 {
+        let response = jane.get("https://kube.test/api/v1/pods").await.unwrap();
+        assert_eq!(response.text(), "ok");
+    }
+    let goaway = standin::frames::kind::GOAWAY;
+    assert!(jane.frames().iter().all(|frame| frame.kind != goaway));
 }

@@ -3,6 +3,7 @@
 mod ends;
 mod failures;
 mod hello;
+mod hostile;
 mod log;
 
 use std::net::SocketAddr;

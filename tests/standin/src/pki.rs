@@ -4,8 +4,9 @@ use std::{path::PathBuf, sync::Arc, time::SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer,
-    CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, RevokedCertParams, date_time_ymd,
+    CustomExtension, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256,
+    RevokedCertParams, date_time_ymd,
 };
 use rustls::{RootCertStore, crypto::CryptoProvider};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -186,6 +187,13 @@ impl LeafBuilder<'_> {
         self
     }
 
+    /// Leaves the subject empty. Without this it has a CN.
+    #[must_use]
+    pub fn nameless(mut self) -> Self {
+        self.params.distinguished_name = DistinguishedName::new();
+        self
+    }
+
     /// Sets the O values of the subject.
     ///
     /// # Panics
@@ -204,9 +212,9 @@ impl LeafBuilder<'_> {
         self
     }
 
-    /// Adds an attribute to the subject, with the number of its type.
+    /// Adds an attribute to the subject, with the number of its type. A text is written as UTF-8.
     #[must_use]
-    pub fn attribute(mut self, kind: &[u64], value: &str) -> Self {
+    pub fn attribute(mut self, kind: &[u64], value: impl Into<DnValue>) -> Self {
         let kind = DnType::CustomDnType(kind.to_vec());
         self.params.distinguished_name.push(kind, value);
         self

@@ -13,6 +13,7 @@
 
 mod http1;
 mod http2;
+mod sessions;
 mod tls;
 
 use std::{
@@ -23,7 +24,8 @@ use std::{
 
 use rustls::{
     ClientConfig, RootCertStore, SignatureScheme, SupportedProtocolVersion,
-    client::ResolvesClientCert, sign::CertifiedKey,
+    client::{ClientSessionStore, ResolvesClientCert, Resumption},
+    sign::CertifiedKey,
 };
 use rustls_pki_types::ServerName;
 use tokio::{
@@ -34,6 +36,8 @@ use tokio::{
 pub use http1::{Head, Http1, IncompleteBody, Response, parse_head};
 pub use http2::{Http2, Http2Response, whole};
 pub use tls::TlsConnection;
+
+use sessions::SessionsOfAnyName;
 
 use crate::{
     pki::{Ca, Identity, provider},
@@ -52,6 +56,7 @@ pub struct Client {
     versions: Vec<&'static SupportedProtocolVersion>,
     identity: Option<Arc<Identity>>,
     requests: Option<Arc<CertificateRequests>>,
+    sessions: Option<Arc<dyn ClientSessionStore>>,
     /// Built at the first connection and then kept: rustls resumes a session only with the same configuration.
     config: Arc<OnceLock<Arc<ClientConfig>>>,
 }
@@ -70,6 +75,7 @@ impl Client {
             versions: rustls::ALL_VERSIONS.to_vec(),
             identity: None,
             requests: None,
+            sessions: None,
             config: Arc::default(),
         }
     }
@@ -138,6 +144,14 @@ impl Client {
     #[must_use]
     pub fn recording(mut self, requests: &Arc<CertificateRequests>) -> Self {
         self.requests = Some(Arc::clone(requests));
+        self.config = Arc::default();
+        self
+    }
+
+    /// Resumes the session of any server name under every other one, as no honest client does.
+    #[must_use]
+    pub fn sessions_of_any_name(mut self) -> Self {
+        self.sessions = Some(Arc::new(SessionsOfAnyName::new()));
         self.config = Arc::default();
         self
     }
@@ -254,6 +268,9 @@ impl Client {
                 requests: Arc::clone(requests),
                 inner: config.client_auth_cert_resolver,
             });
+        }
+        if let Some(sessions) = &self.sessions {
+            config.resumption = Resumption::store(Arc::clone(sessions));
         }
         config.alpn_protocols = self.alpn.clone();
         Arc::new(config)

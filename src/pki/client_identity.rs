@@ -1,7 +1,8 @@
-//! The certificate with which the proxy tells an apiserver that it is a front proxy.
+//! A certificate with which a client authenticates: the proxy tells an apiserver with it that it is a front proxy, and `check`
+//! tries that of a user.
 //!
-//! An attacker who has its key can be any user of the cluster. An expired one is loaded, because it stops only the users of
-//! client certificates.
+//! An attacker who has the key of a front proxy can be any user of the cluster. An expired certificate is loaded, because it
+//! stops only the users of client certificates.
 
 use std::{fmt, sync::Arc, time::SystemTime};
 
@@ -11,12 +12,12 @@ use super::{CertSummary, Days, PkiError, UtcDate, error::PkiFileError, identity:
 use crate::config::IdentityFiles;
 
 /// A chain for TLS clients, and its key.
-pub struct FrontProxyIdentity {
+pub struct ClientIdentity {
     certified_key: Arc<CertifiedKey>,
     leaf: CertSummary,
 }
 
-impl FrontProxyIdentity {
+impl ClientIdentity {
     /// Reads and checks one pair of files.
     ///
     /// # Errors
@@ -54,7 +55,7 @@ impl FrontProxyIdentity {
         &self.leaf
     }
 
-    /// A sentence about a certificate that has expired or will soon; `None` for any other.
+    /// A sentence about a front-proxy certificate that has expired or will soon; `None` for any other.
     #[must_use]
     pub fn warning(&self, now: SystemTime) -> Option<String> {
         let (subject, on) = (&self.leaf.subject, UtcDate(self.leaf.not_after));
@@ -70,9 +71,9 @@ impl FrontProxyIdentity {
     }
 }
 
-impl fmt::Debug for FrontProxyIdentity {
+impl fmt::Debug for ClientIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FrontProxyIdentity")
+        f.debug_struct("ClientIdentity")
             .field("leaf", &self.leaf)
             .field("key", &"<redacted>")
             .finish_non_exhaustive()
