@@ -119,7 +119,7 @@ impl Cidr {
                 first: mapped,
                 prefix: prefix - MAPPED_BITS,
             },
-            _ => Self { first, prefix },
+            IpAddr::V4(_) | IpAddr::V6(_) => Self { first, prefix },
         }
     }
 

@@ -12,6 +12,9 @@ use std::{
 
 use crate::tls_error;
 
+/// What an item of `Sec-WebSocket-Protocol` that is a token begins with.
+pub(crate) const WEBSOCKET_TOKEN: &str = "base64url.bearer.authorization.k8s.io.";
+
 /// `text` on one line, with everything escaped that a terminal or a log reader would act on: control
 /// characters, line breaks, bidi marks, invisible characters. At most `max` characters are written, and an
 /// ellipsis if something is left out.

@@ -136,6 +136,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "upstream",
         &[
+            "clients",
             "config",
             "drain",
             "http1",

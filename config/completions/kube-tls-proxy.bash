@@ -73,7 +73,7 @@ _kube__tls__proxy() {
             return 0
             ;;
         kube__subcmd__tls__subcmd__proxy__subcmd__check)
-            opts="-c -o -h --listen --proxy-protocol-from --trusted-proxies --cert --key --host --upstream --upstream-ca --upstream-name --upstream-host --kubeconfig --context --config --workers --drain-delay --drain-timeout --drain-tunnels --admin-listen --reuse-port --log-format --log-level --no-access-log --log-user --long --through --connect-to --offline --explain-access --from --through-ca --token-file --output --help"
+            opts="-c -o -h --listen --proxy-protocol-from --trusted-proxies --cert --key --host --upstream --upstream-ca --upstream-name --upstream-host --kubeconfig --context --config --workers --drain-delay --drain-timeout --drain-tunnels --admin-listen --reuse-port --log-format --log-level --no-access-log --log-user --long --through --connect-to --offline --explain-access --from --through-ca --token-file --client-cert --client-key --output --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -196,6 +196,14 @@ _kube__tls__proxy() {
                     return 0
                     ;;
                 --token-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --client-cert)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --client-key)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

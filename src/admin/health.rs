@@ -197,7 +197,7 @@ fn upstream(sources: &Sources, strict: bool) -> HealthCheck {
 const MAX_SILENCE: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::Arc;
 
     use standin::{TempDir, pki::Ca};
@@ -215,7 +215,10 @@ mod tests {
     };
 
     /// Sources of a proxy with one certificate, and the senders that they read from.
-    fn sources(dir: &TempDir, phase: Phase) -> (Sources, watch::Sender<Phase>, Reloader) {
+    pub(in crate::admin) fn sources(
+        dir: &TempDir,
+        phase: Phase,
+    ) -> (Sources, watch::Sender<Phase>, Reloader) {
         let ca = Ca::new("public");
         let (certificate, key) = ca.server(&["kube.test"]).write(dir, "public");
         let args = ServeArgs {

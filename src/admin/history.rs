@@ -280,3 +280,63 @@ const MAX_POINTS: usize = 150;
 const DETAILS_INTERVAL: Duration = Duration::from_secs(15);
 /// Readings with details: one minute.
 const MAX_DETAILS: usize = 4;
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+    use standin::TempDir;
+    use tokio::time::advance;
+
+    use super::{super::health::tests::sources, *};
+    use crate::{
+        drain::Phase,
+        metrics::{Protocol, RequestRecord, Resource, Verb},
+    };
+
+    /// The process runs for months, and a burst that was an hour ago is no problem now.
+    #[tokio::test(start_paused = true)]
+    async fn history_is_bounded_and_a_burst_ends() {
+        let dir = TempDir::new();
+        let (sources, _phase, _reloader) = sources(&dir, Phase::Serving);
+        let history = History::default();
+        history.read(&sources);
+        let cluster = Arc::clone(&sources.report.borrow().clusters[0]);
+        let worker = &sources.metrics.workers()[0];
+        for _ in 0..200 {
+            let slot = worker.begin_request(cluster.label());
+            worker.end_request(&RequestRecord {
+                cluster: slot,
+                verb: Verb::Get,
+                resource: Resource::new("", "pods", None),
+                status: Some(StatusCode::UNAUTHORIZED),
+                protocol: Protocol::Http2,
+                time_to_headers: None,
+                duration: None,
+                is_stream: false,
+            });
+        }
+        for seconds in (2..800).step_by(2) {
+            advance(INTERVAL).await;
+            history.read(&sources);
+            let requests = history.last_minute(&sources).requests(cluster.name());
+            let refused = of_class(&requests, CodeClass::Unauthorized);
+            let charts = history.charts();
+            let points = charts.requests.iter();
+            let drawn: f64 = points
+                .map(|point| of_class(point, CodeClass::Unauthorized))
+                .sum();
+            match seconds {
+                ..60 => assert!(refused > 1.0, "{refused} after {seconds} s"),
+                60..90 => {}
+                90.. => assert!(refused < 0.01, "{refused} after {seconds} s"),
+            }
+            match seconds {
+                ..=300 => assert!(drawn > 1.0, "{drawn} after {seconds} s"),
+                _ => assert!(drawn < 0.01, "{drawn} after {seconds} s"),
+            }
+            assert_eq!(charts.requests.len(), MAX_POINTS.min(seconds / 2));
+            let readings = history.0.lock().unwrap();
+            assert!(readings.details.len() <= MAX_DETAILS + 1);
+        }
+    }
+}

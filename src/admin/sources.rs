@@ -88,7 +88,9 @@ impl Sources {
             let Some(clients) = clients else { continue };
             let mut date = |family: &'static Family, at: Option<SystemTime>| {
                 let name = vec![("cluster", cluster.name.clone().into())];
-                at.map(|at| to.number(family, name, unix_seconds(at)));
+                if let Some(at) = at {
+                    to.number(family, name, unix_seconds(at));
+                }
             };
             let cas = clients.ca.anchors().summaries().iter();
             let lists = clients.ca.revoked().map(RevocationLists::valid_until);

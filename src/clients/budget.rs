@@ -29,7 +29,7 @@ use tokio::time::Instant;
 
 use crate::{
     config::Limits,
-    text::{list_contains, list_items},
+    text::{WEBSOCKET_TOKEN, list_contains, list_items},
     token_bucket::{TokenBucket, TokenBucketSize},
 };
 
@@ -519,8 +519,6 @@ const GUESSES_FACTOR: u32 = 10;
 const MAX_REFUSED: usize = 16;
 /// Accepted credentials that are known of one client, while its requests are checked. A client needs 1 KiB at most.
 const MAX_ACCEPTED: usize = 64;
-/// The start of a token in `Sec-WebSocket-Protocol`, as browsers send it.
-pub(crate) const WEBSOCKET_TOKEN: &str = "base64url.bearer.authorization.k8s.io.";
 
 #[cfg(test)]
 mod tests {

@@ -23,8 +23,8 @@ use std::{
 use tokio::sync::Semaphore;
 
 use self::budget::{BudgetSizes, ClientBudget};
+pub(crate) use budget::has_credential;
 pub use budget::{BudgetCheck, CheckedCredential, Throttled};
-pub(crate) use budget::{WEBSOCKET_TOKEN, has_credential};
 pub use place::{Closing, Place};
 pub use table::{ClientTable, Refusal};
 

@@ -88,11 +88,9 @@ impl CertificateSubject {
 /// The text of an attribute, if a header field carries it unchanged.
 fn text(attribute: &AttributeTypeAndValue) -> Result<String, SubjectError> {
     let bytes = attribute.value.value();
-    let is_known = match attribute.value.tag() {
-        Tag::Utf8String => true,
-        Tag::PrintableString | Tag::Ia5String => bytes.is_ascii(),
-        _ => false,
-    };
+    let tag = attribute.value.tag();
+    let is_of_ascii = matches!(tag, Tag::PrintableString | Tag::Ia5String);
+    let is_known = tag == Tag::Utf8String || is_of_ascii && bytes.is_ascii();
     let text = str::from_utf8(bytes).ok().filter(|_| is_known);
     let text = text.ok_or(SubjectError::Encoding)?;
     let is_unsafe = text.is_empty() || text.trim() != text || text.chars().any(char::is_control);

@@ -4,7 +4,7 @@
 //! comes back through `headers::rewrite_response` and [`Body`]. `watch` tracks the events of a watch; `upgrade`
 //! and `tunnel` serve an upgrade. An `AccessLog` records each request from beginning to end.
 //!
-//! A connection for a passthrough host has no request that the proxy can see: [`pass`] joins it with an apiserver.
+//! A connection for a passthrough host has no request that the proxy can see: `pass` joins it with an apiserver.
 
 mod access;
 mod access_log;

@@ -16,8 +16,8 @@ use http::{
 
 use super::{ClientTls, Cluster};
 use crate::{
-    clients::WEBSOCKET_TOKEN,
     pki::{CertificateSubject, ClientIdentity},
+    text::WEBSOCKET_TOKEN,
 };
 
 /// The connections to one cluster on which the proxy says who the user is.

@@ -54,7 +54,7 @@ fn review(request: &Request<RequestBody>, belief: Belief) -> Response<ResponseBo
             Vec::new()
         };
         let groups = all("x-remote-group");
-        let info = json!({"username": user[0], "uid": uid.concat(), "groups": groups});
+        let info = json!({"username": user.concat(), "uid": uid.concat(), "groups": groups});
         (StatusCode::CREATED, info)
     } else {
         let info = json!({"username": "jane", "uid": "7d1a", "groups": ["developers"]});

@@ -567,3 +567,107 @@ async fn claimed_address_opens_nothing() {
         assert_eq!(served.code, if is_trusted { 200 } else { 403 });
     }
 }
+
+/// A header that names no client, or comes from elsewhere, is the address of the socket or the end of the connection.
+#[tokio::test]
+async fn proxy_header_opens_only_what_its_balancer_names() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let access = "  - allow: {from: [203.0.113.0/24]}";
+    let proxy = with_rules(world.proxy(upstream.address()), access)
+        .peers(|peers| peers.balancers = list(&["127.0.0.1"]))
+        .start();
+    let office = [203, 0, 113, 5, 127, 0, 0, 1, 0, 1, 0, 2];
+    let other = [198, 51, 100, 9, 203, 0, 113, 5, 0, 1, 0, 2];
+    let v2 = |command: u8, family: u8, block: &[u8]| {
+        let length = u8::try_from(block.len()).unwrap();
+        let start = b"\r\n\r\n\0\r\nQUIT\n".as_slice();
+        [start, &[command, family, 0, length], block].concat()
+    };
+    let line = |line: &str| format!("{line}\r\n").into_bytes();
+    let mapped = [
+        &[0; 10],
+        [0xff; 2].as_slice(),
+        &other[..4],
+        &[0; 10],
+        &[0xff; 2],
+        &office[..4],
+        &[0, 1, 0, 2],
+    ];
+    let closed = [
+        ("unknown", line("PROXY UNKNOWN")),
+        (
+            "unknown with an address",
+            line("PROXY UNKNOWN 203.0.113.5 127.0.0.1 1 2"),
+        ),
+        (
+            "other client",
+            line("PROXY TCP4 198.51.100.9 203.0.113.5 1 2"),
+        ),
+        (
+            "other client, IPv6",
+            line("PROXY TCP6 ::ffff:198.51.100.9 ::ffff:203.0.113.5 1 2"),
+        ),
+        (
+            "IPv6 that ends alike",
+            line("PROXY TCP6 64:ff9b::203.0.113.5 ::1 1 2"),
+        ),
+        ("local with an address", v2(0x20, 0x11, &office)),
+        (
+            "unspecified with an address",
+            v2(0x21, 0x00, &[&[0xea, 0, 12], office.as_slice()].concat()),
+        ),
+        ("other client, version 2", v2(0x21, 0x11, &other)),
+        ("other client, mapped", v2(0x21, 0x21, &mapped.concat())),
+        (
+            "address in a field",
+            v2(
+                0x21,
+                0x11,
+                &[&other, [0xea, 0, 12].as_slice(), &office].concat(),
+            ),
+        ),
+    ];
+    for (row, header) in closed {
+        let mut client = proxy.client().preamble(&header).http1().await;
+        let claim = "X-Forwarded-For: 203.0.113.5\r\nAuthorization: Bearer x\r\n";
+        assert_eq!(
+            client.get(HOST, "/version", claim).await.status,
+            403,
+            "{row}"
+        );
+    }
+    let good = line("PROXY TCP4 203.0.113.5 127.0.0.1 1 2");
+    let refused = [
+        ("no header", Vec::new()),
+        (
+            "two headers",
+            [line("PROXY UNKNOWN"), good.clone()].concat(),
+        ),
+        ("two versions", [v2(0x20, 0x00, &[]), good.clone()].concat()),
+        ("blank before it", [b" ", good.as_slice()].concat()),
+        ("line break before it", [b"\r\n", good.as_slice()].concat()),
+        ("no line break", good[..good.len() - 2].to_vec()),
+        (
+            "only a line feed",
+            b"PROXY TCP4 203.0.113.5 127.0.0.1 1 2\n".to_vec(),
+        ),
+        ("lower case", line("proxy TCP4 203.0.113.5 127.0.0.1 1 2")),
+        ("datagram", v2(0x21, 0x12, &office)),
+        ("cut short", v2(0x21, 0x11, &office[..11])),
+        ("version 3", v2(0x31, 0x11, &office)),
+    ];
+    for (row, header) in refused {
+        assert!(
+            proxy.client().preamble(&header).connect().await.is_err(),
+            "{row}"
+        );
+    }
+    let stranger = proxy.client().from([127, 0, 0, 2].into());
+    for header in [good.clone(), v2(0x21, 0x11, &office)] {
+        assert!(stranger.clone().preamble(&header).connect().await.is_err());
+    }
+    assert_eq!(upstream.accepted(), 0);
+    let mut served = proxy.client().preamble(&good).http1().await;
+    assert_eq!(served.get(HOST, "/version", "").await.status, 200);
+}

@@ -24,7 +24,7 @@ use serde::{
 use serde_json::Value;
 
 use super::policy::UpgradeToken;
-use crate::{clients::WEBSOCKET_TOKEN, config::CredentialKind};
+use crate::{config::CredentialKind, text::WEBSOCKET_TOKEN};
 
 /// The credentials that the apiserver finds in a request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

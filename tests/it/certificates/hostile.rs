@@ -1,6 +1,9 @@
-//! Clients with a certificate that try to be somebody else, or to use what is not theirs.
+//! Clients with a certificate that try to be another user, or to use what is not theirs.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD};
 use rcgen::DnValue;
@@ -10,7 +13,9 @@ use standin::{
     within,
 };
 
-use super::{Authorities, apiserver, assert_never_mixed, client, get, two_clusters};
+use super::{
+    Authorities, apiserver, assert_never_mixed, client, get, is_front_proxy, two_clusters,
+};
 use crate::{
     access::with_rules,
     proxy::{HOST, World},
@@ -66,7 +71,7 @@ fn teletex(text: &str) -> DnValue {
 
 /// Names in encodings, numbers and places that two readers could read differently.
 #[tokio::test]
-async fn odd_subjects_name_nobody() {
+async fn odd_subjects_name_no_user() {
     let (world, cas) = (World::new(), Authorities::new());
     let upstream = apiserver(&world).start().await;
     let proxy = cas.proxy(&world, &upstream).start();
@@ -198,7 +203,7 @@ async fn odd_subjects_name_nobody() {
     );
 }
 
-/// The connection would hold it to its end. No key is proved, so anybody could send one.
+/// The connection would hold it to its end. No key is proved, so every client could send one.
 #[tokio::test]
 async fn chain_that_is_too_long_ends_the_handshake() {
     let (world, cas) = (World::new(), Authorities::new());
@@ -251,8 +256,8 @@ async fn rules_judge_the_credential_that_travels() {
     let no_accounts = "  - deny: {credentials: [serviceAccount]}\n  - allow: {}";
     let in_a_day = SystemTime::now() + Duration::from_secs(24 * 60 * 60);
     for (access, who, token, code) in [
-        (only_certificates, "nobody", "", 401),
-        (only_certificates, "nobody", "Bearer good", 403),
+        (only_certificates, "no certificate", "", 401),
+        (only_certificates, "no certificate", "Bearer good", 403),
         (only_certificates, "other CA", "", 401),
         (only_certificates, "other CA", "Bearer good", 403),
         (only_certificates, "revoked", "", 401),
@@ -263,7 +268,7 @@ async fn rules_judge_the_credential_that_travels() {
         (no_certificates, "jane", "Bearer good", 403),
         (no_accounts, "revoked", account.as_str(), 403),
         (no_accounts, "other CA", account.as_str(), 403),
-        (no_accounts, "nobody", account.as_str(), 403),
+        (no_accounts, "no certificate", account.as_str(), 403),
         (no_accounts, "revoked", "Basic eDp5", 401),
         (no_accounts, "revoked", "Bearer", 401),
     ] {
@@ -347,4 +352,41 @@ async fn session_of_one_name_is_not_resumed_under_another() {
         assert_never_mixed(&first);
         assert_eq!(second.requests().len(), 0);
     }
+}
+
+/// Also on connections that are open, in the idle pool too: without the section the proxy names no user.
+#[tokio::test]
+async fn removed_section_ends_the_word_of_the_front_proxy() {
+    let (world, cas) = (World::new(), Authorities::new());
+    let upstream = apiserver(&world).start().await;
+    let mut setup = cas.proxy(&world, &upstream);
+    // A reload reads the configuration again only if a file has changed.
+    setup.config.sources = vec![world.dir.write("proxy.yaml", "")];
+    let config = Arc::new(Mutex::new(setup.config.clone()));
+    let source = Arc::clone(&config);
+    let proxy = setup.start_from(Box::new(move || Ok(source.lock().unwrap().clone())));
+    let jane = client(&proxy, cas.jane());
+    let mut open = jane.clone().alpn(&["http/1.1"]).http1().await;
+    assert_eq!(open.get(HOST, "/api", "").await.status, 200);
+    assert_eq!(get(&jane, Protocol::Http2, HOST, &[]).await.code, 200);
+    config.lock().unwrap().clusters[0].client_certificates = None;
+    world.dir.write("proxy.yaml", "changed");
+    proxy.reload();
+    let removed = async { while get(&jane, Protocol::Http2, HOST, &[]).await.code == 200 {} };
+    within("the reload", removed).await;
+    let before = upstream.requests().len();
+    for protocol in BOTH {
+        assert_eq!(get(&jane, protocol, HOST, &[]).await.code, 401);
+    }
+    // The proxy may have closed this connection already.
+    let request = format!("GET /api HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
+    if open.try_send(request).await.is_ok()
+        && let Ok(head) = open.head().await
+    {
+        assert_eq!(head.status, 401);
+    }
+    for request in upstream.requests().split_off(before) {
+        assert!(!is_front_proxy(&upstream, &request), "{request:?}");
+    }
+    assert_never_mixed(&upstream);
 }

@@ -1,4 +1,4 @@
-//! Debian's HAProxy as a TCP load balancer in front of a proxy.
+//! Debian's `HAProxy` as a TCP load balancer in front of a proxy.
 //!
 //! A test that needs it skips with a line if it is not installed; with `REQUIRE_HAPROXY=1` it fails instead.
 
@@ -17,7 +17,7 @@ use tokio::{
 
 use crate::{TempDir, within};
 
-/// A running HAProxy; drop kills it.
+/// A running `HAProxy`; drop kills it.
 #[derive(Debug)]
 pub struct HaProxy {
     child: Child,
@@ -26,7 +26,7 @@ pub struct HaProxy {
 }
 
 impl HaProxy {
-    /// Starts HAProxy on a free port of `listen`. It passes connections on to `server` with these options, such as
+    /// Starts `HAProxy` on a free port of `listen`. It passes connections on to `server` with these options, such as
     /// `send-proxy-v2`. `None` if it is not installed.
     ///
     /// # Panics

@@ -10,7 +10,7 @@
 //! | `tcp.rs` ([`tcp`]) | peers that fail below HTTP, and a TCP relay that a test can freeze or reset |
 //! | `frames.rs` ([`frames`]) | reads, writes and counts single HTTP/2 frames |
 //! | `gzip/mod.rs` ([`gzip`]) | gzip members as Go and zlib write them |
-//! | `haproxy.rs` ([`haproxy`]) | HAProxy in front of a proxy, if it is installed |
+//! | `haproxy.rs` ([`haproxy`]) | `HAProxy` in front of a proxy, if it is installed |
 //! | `temp.rs` ([`TempDir`]) | a temporary directory that is removed when the test ends |
 //!
 //! [`client`]: clients that show single TLS records, exact bytes and single frames.
