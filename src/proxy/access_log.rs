@@ -454,7 +454,7 @@ impl AccessLog {
             outcome,
             access.rule = fields.denied_by(),
             ended_by = ending.by.label(),
-            reason = rare.and_then(|rare| rare.rejection).unwrap_or(ending.reason.label()),
+            reason = rare.and_then(|rare| rare.rejection).unwrap_or_else(|| ending.reason.label()),
             credential.problem = rare.and_then(|rare| rare.credential_problem).map(CredentialProblem::label),
             suppressed_lines = rare.map(|rare| rare.suppressed).filter(|lines| *lines > 0),
             "request",

@@ -152,11 +152,10 @@ pub(super) fn count(
         let counters = connected.counters().clusters().get(cluster);
         counters.denied.count(denial.rule());
     }
-    connected.record_error(client, cluster, error.reason(), || match error {
-        Error::Rejected(Rejection::Throttled(_)) => {
-            format!("{} ({})", cause(error), client.ip())
-        }
-        _ => cause(error),
+    let is_over_limit = matches!(error, Error::Rejected(Rejection::Throttled(_)));
+    connected.record_error(client, cluster, error.reason(), || {
+        let of_client = is_over_limit.then(|| format!(" ({})", client.ip()));
+        format!("{}{}", cause(error), of_client.unwrap_or_default())
     })
 }
 
