@@ -116,6 +116,8 @@ pub struct RecentError {
     pub cluster: Arc<str>,
     /// What happened, for the operator.
     pub message: String,
+    /// The client to which it happened last.
+    pub client: IpAddr,
     /// How often it happened.
     pub count: u64,
 }
@@ -175,12 +177,14 @@ impl Activity {
         let mut errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
         let is_same =
             |error: &&mut RecentError| error.reason == reason && error.cluster == *cluster;
-        let same = errors.recent.iter_mut().rev().find(is_same);
+        // That of the same client comes before the others: a message may name its client.
+        let same = errors.recent.iter_mut().filter(is_same);
+        let same = same.max_by_key(|error| (error.client == client, error.at));
         match same {
             // Errors beyond the log limit do not build their message, so that a flood stays cheap. They count
             // for the newest error of the same cluster with the same reason, if there is one.
             Some(same) if suppressed.is_none() => (same.at, same.count) = (now, same.count + 1),
-            _ => errors.add(reason, cluster, &message(), now),
+            _ => errors.add(reason, cluster, client, &message(), now),
         }
         suppressed
     }
@@ -194,7 +198,14 @@ impl Activity {
 }
 
 impl Errors {
-    fn add(&mut self, reason: &'static str, cluster: &Arc<str>, message: &str, at: Instant) {
+    fn add(
+        &mut self,
+        reason: &'static str,
+        cluster: &Arc<str>,
+        client: IpAddr,
+        message: &str,
+        at: Instant,
+    ) {
         let message = text::escape(message, MAX_MESSAGE_CHARS).to_string();
         let is_same = |error: &RecentError| {
             error.reason == reason && error.cluster == *cluster && error.message == message
@@ -209,6 +220,7 @@ impl Errors {
             reason,
             cluster: Arc::clone(cluster),
             message,
+            client,
             count: before.map_or(0, |error| error.count) + 1,
         });
     }
@@ -447,6 +459,30 @@ mod tests {
         let recent = activity.recent_errors();
         assert_eq!(recent.len(), 1);
         assert_eq!(recent[0].count, 100);
+    }
+
+    /// The message of a client that is over a limit names it.
+    #[tokio::test(start_paused = true)]
+    async fn unlogged_errors_count_for_the_message_of_their_client() {
+        let (activity, cluster) = (Activity::default(), "prod".into());
+        let record = |client: IpAddr| {
+            activity.record_error("rejected", &cluster, client, || client.to_string());
+        };
+        for _ in 0..10 {
+            record(CLIENT);
+            record(OTHER);
+        }
+        for _ in 0..50 {
+            record(CLIENT);
+        }
+        let mut counts = activity.recent_errors();
+        counts.sort_by_key(|error| error.count);
+        let counts: Vec<_> = counts
+            .iter()
+            .map(|one| (&*one.message, one.count))
+            .collect();
+        let (client, other) = (CLIENT.to_string(), OTHER.to_string());
+        assert_eq!(counts, [(&*other, 10), (&*client, 60)]);
     }
 
     /// The limit is that of all workers, so the first error of a worker may come after it.

@@ -207,6 +207,52 @@ const SHARED_TYPE_NAMES: &[(&str, &str)] = &[];
 /// Longer names of tests are sentences that have to be decoded.
 const MAX_TEST_NAME: usize = 60;
 
+/// Keys of the log and labels of metrics that pages name with a value, and the files that have the values.
+const LABELS: &[(&[&str], &[&str])] = &[
+    (
+        &["reason"],
+        &[
+            "ending.rs",
+            "downstream/handshake_log.rs",
+            "metrics/labels.rs",
+            "proxy/policy/mod.rs",
+        ],
+    ),
+    (&["ended_by"], &["ending.rs"]),
+    (
+        &["outcome"],
+        &[
+            "metrics/labels.rs",
+            "proxy/access_log.rs",
+            "proxy/passthrough.rs",
+        ],
+    ),
+    (&["credential.problem"], &["proxy/hints.rs"]),
+    (&["limit", "result", "end", "from"], &["metrics/labels.rs"]),
+];
+
+/// The functions whose labels a page must explain: file, first line of the function, page.
+const EXPLAINED: &[(&str, &str, &str)] = &[
+    ("ending.rs", "impl EndReason {", "configuration.md"),
+    ("ending.rs", "impl Side {", "configuration.md"),
+    (
+        "proxy/policy/mod.rs",
+        "pub(super) fn label(",
+        "configuration.md",
+    ),
+    ("proxy/hints.rs", "pub(super) fn label(", "configuration.md"),
+    (
+        "downstream/handshake_log.rs",
+        "fn reason(",
+        "configuration.md",
+    ),
+    (
+        "downstream/handshake_log.rs",
+        "fn reason(",
+        "troubleshooting.md",
+    ),
+];
+
 /// What [`OLD_WORDS`] is checked in, from the root of the repository.
 const PROSE: &[&str] = &[
     "src",
@@ -550,6 +596,95 @@ fn configuration_page_quotes_messages_that_exist() {
     assert!(missing.is_empty(), "docs/configuration.md: {missing:#?}");
 }
 
+/// An operator searches the log for the word that a page names, and a page for the word in the log.
+#[test]
+fn docs_name_labels_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let files: BTreeMap<_, _> = sources()
+        .into_iter()
+        .map(|file| (file.relative(), file.production().to_owned()))
+        .collect();
+    let labels = |key: &str| -> Option<BTreeSet<String>> {
+        let (_, places) = LABELS.iter().find(|(keys, _)| keys.contains(&key))?;
+        let texts = places.iter().map(|place| files[*place].as_str());
+        Some(texts.flat_map(label_literals).collect())
+    };
+    let mut named = 0;
+    let mut unknown = Vec::new();
+    let mut check = |place: &str, keys: &[&str], words: &[&str]| {
+        let known: BTreeSet<_> = keys
+            .iter()
+            .filter_map(|key| labels(key))
+            .flatten()
+            .collect();
+        for word in words {
+            named += 1;
+            if !known.contains(*word) {
+                unknown.push(format!("{place}: {}={word}", keys.join("|")));
+            }
+        }
+    };
+    let pages = ["README.md", "docs", "config/prometheus/rules.yaml"].map(|page| root.join(page));
+    for path in pages.iter().flat_map(|page| files_below(page)) {
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        if !matches!(extension, Some("md" | "yaml")) {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        let place = path.strip_prefix(root).unwrap().display().to_string();
+        // The labels that the columns of the table have, if the head of the table is that of a key.
+        let mut columns: Vec<Vec<&str>> = Vec::new();
+        for line in text.lines() {
+            for (key, value) in pairs(line) {
+                if labels(key).is_some() {
+                    check(&place, &[key], &value.split('|').collect::<Vec<_>>());
+                }
+            }
+            if !line.starts_with('|') {
+                columns.clear();
+                continue;
+            }
+            let cells: Vec<_> = line.trim_matches('|').split(" | ").collect();
+            if columns.is_empty() {
+                let keys = cells.iter().map(|cell| {
+                    let keys = cell.split(',').map(|key| key.trim_matches(['`', ' ']));
+                    let keys: Vec<&str> = keys.collect();
+                    let is_known = keys.iter().all(|key| labels(key).is_some());
+                    if is_known { keys } else { Vec::new() }
+                });
+                columns = keys.collect();
+                continue;
+            }
+            for (keys, cell) in columns.iter().zip(&cells) {
+                if !keys.is_empty() {
+                    let words: Vec<_> = cell.split('`').skip(1).step_by(2).collect();
+                    check(&place, keys, &words);
+                }
+            }
+        }
+    }
+    assert!(named > 80, "{named} labels");
+    assert!(unknown.is_empty(), "no such label: {unknown:#?}");
+    let page = |name: &str| fs::read_to_string(root.join("docs").join(name)).unwrap();
+    let mut missing = Vec::new();
+    for (place, function, name) in EXPLAINED {
+        let (_, body) = files[*place].split_once(function).unwrap();
+        let found = label_literals(body.split("\n}\n").next().unwrap());
+        assert!(found.len() > 2, "{place}: {found:?}");
+        let page = page(name);
+        let is_missing = |label: &String| {
+            !page.contains(&format!("`{label}`")) && !page.contains(&format!("={label}`"))
+        };
+        missing.extend(
+            found
+                .into_iter()
+                .filter(is_missing)
+                .map(|label| format!("{name}: {label}")),
+        );
+    }
+    assert!(missing.is_empty(), "not explained: {missing:#?}");
+}
+
 #[test]
 fn files_begin_with_their_duty() {
     for file in sources() {
@@ -652,6 +787,40 @@ impl Source {
             .filter(|line| !line.trim_start().starts_with("//"));
         lines.collect::<Vec<_>>().join("\n")
     }
+}
+
+/// The string literals that can be labels.
+fn label_literals(code: &str) -> Vec<String> {
+    let is_label = |text: &&str| {
+        !text.is_empty()
+            && text.chars().all(|c| {
+                c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '_' | '/' | '.')
+            })
+    };
+    let lines = code
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"));
+    let literals = lines.flat_map(|line| line.split('"').skip(1).step_by(2));
+    literals.filter(is_label).map(str::to_owned).collect()
+}
+
+/// The `key=value` pairs of a line, with or without quotes around the value.
+fn pairs(line: &str) -> Vec<(&str, &str)> {
+    let is_key = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.');
+    let is_value =
+        |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '_' | '|' | '/');
+    let mut found = Vec::new();
+    for (at, _) in line.match_indices('=') {
+        let key = &line[..at];
+        let key = key.trim_end_matches('!');
+        let key = &key[key.trim_end_matches(is_key).len()..];
+        let value = line[at + 1..].trim_start_matches(['~', '"']);
+        let value = &value[..value.find(|c| !is_value(c)).unwrap_or(value.len())];
+        if !value.is_empty() {
+            found.push((key, value));
+        }
+    }
+    found
 }
 
 /// The modules of this crate that the code names.

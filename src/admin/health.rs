@@ -86,10 +86,7 @@ pub(super) fn livez(sources: &Sources) -> HealthChecks {
 /// Fails while clients are better served by another instance. With `strict`, also while no apiserver can be reached.
 pub(super) fn readyz(sources: &Sources, now: SystemTime, strict: bool) -> HealthChecks {
     let phase = *sources.phase.borrow();
-    let mut upstream = upstream(sources);
-    if strict {
-        upstream.failure = upstream.failure.or_else(|| upstream.warning.take());
-    }
+    let upstream = upstream(sources, strict);
     let closed = (phase == Phase::Draining).then(|| "the listening sockets are closed".to_owned());
     let stops = (phase != Phase::Serving).then(|| "the proxy is shutting down".to_owned());
     let mut checks = vec![HealthCheck::new("certificate", certificate(sources, now))];
@@ -146,21 +143,23 @@ fn certificate(sources: &Sources, now: SystemTime) -> Option<String> {
     Some(each.collect::<Vec<_>>().join("; "))
 }
 
-/// Passes if one endpoint is healthy: an outage of one cluster does not affect clients of the others.
+/// Passes if one endpoint is healthy: an outage of one cluster does not affect clients of the others. The warning then
+/// names the clusters without one.
 ///
 /// Passes with a warning if the apiservers of one cluster are all down. Every other instance sees the same, so a failure would
 /// leave the load balancer without any: clients would get its error instead of the 503 of the proxy, and would wait for it
 /// after the apiserver is back. An instance that reaches an apiserver and must not use it has a fault of its own, such as
 /// a wrong CA, and fails.
-fn upstream(sources: &Sources) -> HealthCheck {
+fn upstream(sources: &Sources, strict: bool) -> HealthCheck {
     let report = sources.report.borrow();
     let mut check = HealthCheck::new("upstream", None);
     let mut reasons = Vec::new();
-    let mut is_outage = false;
+    let (mut is_one_healthy, mut is_outage) = (false, false);
     for cluster in &report.clusters {
         let (name, health) = (cluster.name(), cluster.endpoints().health());
         if health.iter().any(|one| one.state == Health::Healthy) {
-            return check;
+            is_one_healthy = true;
+            continue;
         }
         is_outage |= !health.is_empty() && health.iter().all(|one| one.is_down);
         if health.is_empty() {
@@ -180,8 +179,13 @@ fn upstream(sources: &Sources) -> HealthCheck {
             });
         }
     }
+    if is_one_healthy && reasons.is_empty() {
+        return check;
+    }
     let reasons = reasons.join("; ");
-    if is_outage {
+    if is_one_healthy {
+        check.warning = Some(format!("no healthy apiserver for some hosts: {reasons}"));
+    } else if is_outage && !strict {
         check.warning = Some(format!("no apiserver can be reached: {reasons}"));
     } else {
         check.failure = Some(reasons);

@@ -161,7 +161,7 @@ fn responses(report: &ReloadReport, minute: &LastMinute, found: &mut Vec<String>
         if refused > MAX_UNAUTHORIZED_RATE {
             found.push(format!(
                 "{name}: {refused:.1} responses per second are 401, because the token of a client is not valid; \
-                 the access log names the client"
+                 the access log has the clients, by http.response.status_code=401"
             ));
         }
     }

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     hosts::UpstreamAddr,
-    pki::{Days, UtcDate},
+    pki::{TimeLeft, UtcDate},
     quote,
     text::error_chain,
     upstream::Offer,
@@ -139,8 +139,7 @@ fn rough_duration(duration: Duration) -> String {
     match duration.as_secs() {
         seconds if seconds < 2 * 60 => format!("{seconds} s"),
         seconds if seconds < 2 * HOUR => format!("{} minutes", seconds / 60),
-        seconds if seconds < 48 * HOUR => format!("{} hours", seconds / HOUR),
-        seconds => Days(seconds / (24 * HOUR)).to_string(),
+        _ => TimeLeft(duration).to_string(),
     }
 }
 

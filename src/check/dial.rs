@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     hosts::UpstreamAddr,
-    pki::{CertSummary, Days},
+    pki::CertSummary,
     text::error_chain,
     upstream::{Offer, TcpConnected, UpstreamError},
 };
@@ -269,7 +269,7 @@ fn record_verified(target: &CheckTarget, negotiated: &NegotiatedTls, recorder: &
         }
         Some(leaf) => recorder.ok(
             Check::Verify,
-            format!("{text}, expires in {}", Days(leaf.days_left(now))),
+            format!("{text}, expires in {}", leaf.time_left(now)),
         ),
         None => recorder.ok(Check::Verify, text),
     }

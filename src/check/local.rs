@@ -21,7 +21,7 @@ use crate::{
     hosts::UpstreamAddr,
     listen_error::{ListenError, ListenFlag},
     listener::{self, PortSharing},
-    pki::{Acceptance, Days, Identity, TrustAnchors, UtcDate, public_roots, uncovered_hosts},
+    pki::{Acceptance, Identity, TrustAnchors, UtcDate, public_roots, uncovered_hosts},
     reload::ClientMaterial,
     upstream::{ClientTls, Offer, TcpConnected},
 };
@@ -120,7 +120,7 @@ pub(super) fn trust_anchors(
     let cas: Vec<_> = anchors
         .summaries()
         .iter()
-        .map(|ca| format!("{} (expires in {})", ca.subject, Days(ca.days_left(now))))
+        .map(|ca| format!("{} (expires in {})", ca.subject, ca.time_left(now)))
         .collect();
     let text = format!("trust anchors: {}", cas.join("; "));
     recorder.ok(Check::Ca, text);
@@ -160,7 +160,7 @@ pub(super) fn client_certificates(
         "users with certificates of {} are named to the apiserver as {} (expires in {}); {revoked}",
         cas.join("; "),
         front_proxy.subject,
-        Days(front_proxy.days_left(now))
+        front_proxy.time_left(now)
     );
     recorder.ok(Check::Clients, text);
     for warning in clients.warnings(now) {
@@ -178,7 +178,7 @@ fn check_certificate(identity: &Identity, now: SystemTime, recorder: &mut Record
             "{}: the key matches, {} in the file, expires in {} on {}",
             identity.names().join(", "),
             count(identity.chain_length(), "certificate"),
-            Days(leaf.days_left(now)),
+            leaf.time_left(now),
             UtcDate(leaf.not_after)
         ),
     );

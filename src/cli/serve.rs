@@ -217,7 +217,8 @@ impl FileState {
     }
 }
 
-/// Prints the facts of the start: a block for text logs, one event for JSON logs.
+/// Prints the facts of the start: a block for people before a text log, more events in a JSON log. Both logs have the
+/// event `started`, so that a restart can be found by its time.
 fn report_start(app: &App) {
     let (config, material) = (app.reloader().config(), app.reloader().material());
     let identities: Vec<_> = material.identities.iter().collect();
@@ -244,10 +245,13 @@ fn report_start(app: &App) {
         decided_by: config.capacity.decided_by,
         now: SystemTime::now(),
     };
-    match config.log.format {
+    if config.log.format == LogFormat::Text {
         // If stderr is closed, nothing can be reported.
-        LogFormat::Text => drop(write!(io::stderr().lock(), "{block}")),
-        LogFormat::Json => log_start(&block),
+        write!(io::stderr().lock(), "{block}").ok();
+    }
+    log_start(&block);
+    if config.log.format == LogFormat::Json {
+        log_certificates(&block);
     }
     for warning in &config.warnings {
         warn!(warning, "configuration warning");
@@ -257,10 +261,11 @@ fn report_start(app: &App) {
     }
 }
 
-/// The facts of the start as events: one for the process, one for each certificate and each CA of a cluster.
+/// The facts of the start as one event.
 fn log_start(block: &StartBlock<'_>) {
     info!(
         version = env!("CARGO_PKG_VERSION"),
+        process.pid = std::process::id(),
         listening = block.listening().join(", "),
         admin = block.admin(),
         workers = block.workers,
@@ -268,6 +273,10 @@ fn log_start(block: &StartBlock<'_>) {
         connections_limit = %block.decided_by,
         "started",
     );
+}
+
+/// One event for each certificate, each cluster and each CA of a cluster.
+fn log_certificates(block: &StartBlock<'_>) {
     for identity in block.identities {
         info!(
             names = identity.names().join(", "),

@@ -4,7 +4,7 @@ use std::{fmt, net::SocketAddr, num::NonZeroUsize, time::SystemTime};
 
 use crate::{
     config::{ClusterConfig, ConnectionsBound},
-    pki::{ClientIdentity, Days, Identity, TrustAnchors},
+    pki::{ClientIdentity, Identity, TrustAnchors},
 };
 
 /// The facts of a start. `Display` writes one fact per line; the methods return the same facts for a JSON event.
@@ -59,7 +59,7 @@ impl StartBlock<'_> {
                 format!(
                     "{}   ({} left, issued by {})",
                     identity.names().join(", "),
-                    Days(leaf.days_left(self.now)),
+                    leaf.time_left(self.now),
                     leaf.issuer
                 )
             })
@@ -100,7 +100,7 @@ impl StartBlock<'_> {
                 "{} as {}   ({} left; names users of client certificates to the apiserver)",
                 cluster.name,
                 leaf.subject,
-                Days(leaf.days_left(self.now))
+                leaf.time_left(self.now)
             )
         });
         each.collect()

@@ -120,6 +120,17 @@ pub enum Throttled {
     Requests(u32),
 }
 
+impl Throttled {
+    /// The setting of the limit.
+    #[must_use]
+    pub fn setting(self) -> &'static str {
+        match self {
+            Self::Refused(_) | Self::Guesses(_) => "limits.unauthorizedPerClient",
+            Self::Requests(_) => "limits.requestsPerClient",
+        }
+    }
+}
+
 impl BudgetSizes {
     pub(super) fn new(limits: &Limits) -> Self {
         let credential = limits.unauthorized_per_client;

@@ -96,13 +96,13 @@ families! {
         "Requests that have begun and not ended. Watches, followed logs and tunnels are left out once they are open.";
     REQUEST_TIME_TO_HEADERS = Histogram "kube_tls_proxy_request_time_to_headers_seconds"
         ["cluster": CLUSTERS_OR_NONE, "verb": VERBS]
-        "Time from the head of the request to the head of the response.";
+        "Time from the head of the request to the head of the response. Responses of the proxy itself are left out: `errors_total` counts them.";
     REQUEST_DURATION = Histogram "kube_tls_proxy_request_duration_seconds" ["cluster": CLUSTERS_OR_NONE, "verb": VERBS]
         "Time from the head of the request to the end of the response. Watches, followed logs and tunnels are left out.";
     RECEIVED = Counter "kube_tls_proxy_received_bytes_total" []
-        "Bytes from clients in request bodies and tunnels. They count when the request or tunnel ends; those of a tunnel that the drain aborts do not count.";
+        "Bytes from clients in request bodies and tunnels. They count when the request or tunnel ends.";
     SENT = Counter "kube_tls_proxy_sent_bytes_total" []
-        "Bytes to clients in response bodies and tunnels. Those of a tunnel count when it ends; those of a tunnel that the drain aborts do not count.";
+        "Bytes to clients in response bodies and tunnels. Those of a tunnel count when it ends.";
     WATCHES = Gauge "kube_tls_proxy_watches" ["cluster": CLUSTERS]
         "Open watches and followed logs.";
     TUNNELS = Gauge "kube_tls_proxy_tunnels" ["cluster": CLUSTERS]

@@ -8,7 +8,7 @@ use std::{fmt, sync::Arc, time::SystemTime};
 
 use rustls::sign::CertifiedKey;
 
-use super::{CertSummary, Days, PkiError, UtcDate, error::PkiFileError, identity::ChainAndKey};
+use super::{CertSummary, PkiError, UtcDate, error::PkiFileError, identity::ChainAndKey};
 use crate::config::IdentityFiles;
 
 /// A chain for TLS clients, and its key.
@@ -65,7 +65,7 @@ impl ClientIdentity {
             ));
         }
         self.leaf.expires_soon(now).then(|| {
-            let left = Days(self.leaf.days_left(now));
+            let left = self.leaf.time_left(now);
             format!("the front-proxy certificate {subject} expires in {left}, on {on}; renew it")
         })
     }

@@ -12,7 +12,7 @@ use rustls::{
 use rustls_pki_types::CertificateDer;
 
 use super::{
-    CertSummary, Days, RefusedChain, UtcDate,
+    CertSummary, RefusedChain, UtcDate,
     error::{ExpectedPem, PkiError, PkiFileError},
     pem, provider,
 };
@@ -121,7 +121,7 @@ impl Identity {
         if self.leaf.expires_soon(now) {
             warnings.push(format!(
                 "the certificate for {names} expires in {}, on {}; renew it",
-                Days(self.leaf.days_left(now)),
+                self.leaf.time_left(now),
                 UtcDate(self.leaf.not_after)
             ));
         }

@@ -32,7 +32,7 @@ pub use public::{Acceptance, public_roots};
 pub use refusal::RefusedChain;
 pub use revocation::RevocationLists;
 pub use subject::{CertificateSubject, SubjectError};
-pub use summary::{CertSummary, Days, Fingerprint, UnreadableCertificate, UtcDate};
+pub use summary::{CertSummary, Fingerprint, TimeLeft, UnreadableCertificate, UtcDate};
 pub use trust::TrustAnchors;
 
 /// The crypto provider of every TLS connection: aws-lc-rs with the post-quantum hybrid first.

@@ -117,12 +117,10 @@ impl CertSummary {
         Fingerprint(&self.sha256)
     }
 
-    /// Whole days from `now` until the certificate expires; 0 if it has expired.
+    /// The time from `now` until the certificate expires; nothing if it has expired.
     #[must_use]
-    pub fn days_left(&self, now: SystemTime) -> u64 {
-        self.not_after
-            .duration_since(now)
-            .map_or(0, |left| left.as_secs() / SECONDS_PER_DAY)
+    pub fn time_left(&self, now: SystemTime) -> TimeLeft {
+        TimeLeft(self.not_after.duration_since(now).unwrap_or_default())
     }
 }
 
@@ -170,15 +168,17 @@ impl fmt::Display for UtcDate {
     }
 }
 
-/// A number of days, written as `1 day` or `61 days`.
+/// A time in whole days or, below two days, in whole hours: some CAs and certificates live for a day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Days(pub u64);
+pub struct TimeLeft(pub Duration);
 
-impl fmt::Display for Days {
+impl fmt::Display for TimeLeft {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            1 => f.write_str("1 day"),
-            days => write!(f, "{days} days"),
+        match self.0.as_secs() / SECONDS_PER_HOUR {
+            0 => f.write_str("less than an hour"),
+            1 => f.write_str("1 hour"),
+            hours if hours < 48 => write!(f, "{hours} hours"),
+            hours => write!(f, "{} days", hours / 24),
         }
     }
 }
@@ -328,7 +328,8 @@ const EXTENSION_NAMES: [(ObjectIdentifier, &str); 6] = [
 const SERVER_AUTH: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.1");
 const CLIENT_AUTH: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.2");
 const ANY_USAGE: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.37.0");
-const SECONDS_PER_DAY: u64 = 24 * 60 * 60;
+const SECONDS_PER_HOUR: u64 = 60 * 60;
+const SECONDS_PER_DAY: u64 = 24 * SECONDS_PER_HOUR;
 const MIN_TIME_LEFT: Duration = Duration::from_secs(14 * SECONDS_PER_DAY);
 /// A CA is replaced by hand in most clusters, so there must be time to do it.
 const MIN_CA_TIME_LEFT: Duration = Duration::from_secs(30 * SECONDS_PER_DAY);

@@ -9,7 +9,7 @@ use rustls::{CertificateError, RootCertStore};
 use rustls_pki_types::CertificateDer;
 
 use super::{
-    CertSummary, Days, RefusedChain, UtcDate,
+    CertSummary, RefusedChain, UtcDate,
     error::{ExpectedPem, PkiError, PkiFileError},
     pem,
 };
@@ -118,7 +118,7 @@ fn expiry_warning(summaries: &[CertSummary], now: SystemTime) -> Option<String> 
         format!(
             "the last CA of the cluster, {}, expires in {}, on {}; add the next CA of the cluster to the file",
             last.subject,
-            Days(last.days_left(now)),
+            last.time_left(now),
             UtcDate(last.not_after)
         )
     })

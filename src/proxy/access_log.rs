@@ -6,7 +6,6 @@
 //! one that the apiserver has verified (`end_user`).
 
 use std::{
-    fmt::Display,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -14,13 +13,15 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version, header};
+use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri, Version, header};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{
     ClientConnection, Error, error,
+    hints::CredentialProblem,
     request_client::{LoggedPeers, RequestClient},
+    request_facts::{MAX_LOGGED_CHARS, RequestFacts},
     request_id::RequestId,
     request_info::RequestInfo,
     tunnel::Carried,
@@ -68,14 +69,6 @@ pub(super) struct AccessLog {
     fields: Option<LogFields>,
 }
 
-/// What the log says about each request that fails, whether requests are logged or not.
-#[derive(Debug)]
-pub(super) struct RequestFacts {
-    pub(super) id: RequestId,
-    method: Method,
-    uri: Uri,
-}
-
 /// Data that only the log line needs.
 #[derive(Debug)]
 struct LogFields {
@@ -96,13 +89,10 @@ struct RareFields {
     /// The access rule that has denied the request. The inner `None`: no rule allows it.
     denied_by: Option<Option<u16>>,
     user: Option<Arc<EndUser>>,
-}
-
-/// What a log line says of Kubernetes. It is read from the path again, because few requests of a flood are logged.
-struct KubernetesFields {
-    verb: &'static str,
-    resource: String,
-    namespace: String,
+    /// What is wrong with the credential, if the apiserver refuses it.
+    credential_problem: Option<CredentialProblem>,
+    /// The rule by which the proxy has refused the request.
+    rejection: Option<&'static str>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -113,31 +103,6 @@ enum Outcome {
     Complete,
     Aborted,
     Failed(&'static str),
-}
-
-impl RequestFacts {
-    pub(super) fn method(&self) -> impl Display + '_ {
-        escape(self.method.as_str(), MAX_LOGGED_CHARS)
-    }
-
-    pub(super) fn path(&self) -> impl Display + '_ {
-        escape(self.uri.path(), MAX_LOGGED_CHARS)
-    }
-
-    /// The verb as in the log line of the request; `None` for a method without one.
-    pub(super) fn verb(&self) -> Option<&'static str> {
-        let info = RequestInfo::new(&self.method, &self.uri);
-        Some(info.logged_verb()).filter(|verb| !verb.is_empty())
-    }
-
-    fn kubernetes(&self) -> KubernetesFields {
-        let info = RequestInfo::new(&self.method, &self.uri);
-        KubernetesFields {
-            verb: info.logged_verb(),
-            resource: info.resource_name(),
-            namespace: info.namespace.into_owned(),
-        }
-    }
 }
 
 impl AccessLog {
@@ -242,6 +207,13 @@ impl AccessLog {
     /// Whether the log or the status page has a place for the user.
     pub(super) fn shows_user(&self) -> bool {
         self.fields.is_some() || self.long_lived.is_some()
+    }
+
+    /// Notes what is wrong with the credential.
+    pub(super) fn set_credential_problem(&mut self, problem: Option<CredentialProblem>) {
+        if let (Some(fields), Some(_)) = (&mut self.fields, problem) {
+            fields.rare.get_or_insert_default().credential_problem = problem;
+        }
     }
 
     /// Notes the user whom the apiserver has verified.
@@ -424,6 +396,9 @@ impl AccessLog {
                 if let Error::Denied(denial) = error {
                     fields.rare.get_or_insert_default().denied_by = Some(denial.rule());
                 }
+                if let Error::Rejected(rejection) = error {
+                    fields.rare.get_or_insert_default().rejection = Some(rejection.label());
+                }
             }
         }
     }
@@ -451,7 +426,7 @@ impl AccessLog {
         let kubernetes = facts.kubernetes();
         let (outcome, ending) = self.end();
         let peers = self.peers();
-        let user = fields.user();
+        let (user, rare) = (fields.user(), fields.rare.as_ref());
         info!(
             target: TARGET,
             cluster = self.connected.cluster_name(self.cluster),
@@ -479,8 +454,9 @@ impl AccessLog {
             outcome,
             access.rule = fields.denied_by(),
             ended_by = ending.by.label(),
-            reason = ending.reason.label(),
-            suppressed_lines = fields.rare.as_ref().map(|rare| rare.suppressed).filter(|lines| *lines > 0),
+            reason = rare.and_then(|rare| rare.rejection).unwrap_or(ending.reason.label()),
+            credential.problem = rare.and_then(|rare| rare.credential_problem).map(CredentialProblem::label),
+            suppressed_lines = rare.map(|rare| rare.suppressed).filter(|lines| *lines > 0),
             "request",
         );
     }
@@ -533,6 +509,7 @@ impl Drop for AccessLog {
         let received = self.received.as_ref();
         let received = received.map_or(0, |received| received.load(Ordering::Relaxed));
         self.connected.counters().received.add(received);
+        let is_own = matches!(self.outcome, Outcome::Failed(_));
         self.connected.counters().end_request(&RequestRecord {
             cluster: self.cluster,
             verb: self.verb,
@@ -542,7 +519,8 @@ impl Drop for AccessLog {
                 Version::HTTP_2 => Protocol::Http2,
                 _ => Protocol::Http1,
             },
-            time_to_headers: self.time_to_headers,
+            // A refusal of the proxy takes microseconds: many of them would hide a slow apiserver.
+            time_to_headers: self.time_to_headers.filter(|_| !is_own),
             // The client decides how long a watch or tunnel lasts, so its duration says nothing about how
             // fast responses are.
             duration: (self.open.is_none() && self.status.is_some()).then_some(duration),
@@ -593,7 +571,6 @@ fn protocol(version: Version) -> &'static str {
 
 /// The `tracing` target of access log lines, for filters.
 pub(super) const TARGET: &str = "kube_tls_proxy::access";
-const MAX_LOGGED_CHARS: usize = 1024;
 /// Of a header value.
 const MAX_VALUE_CHARS: usize = 256;
 /// The outcome of a response or tunnel that ended because the proxy stops.

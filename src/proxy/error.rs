@@ -3,7 +3,8 @@
 use tracing::{debug, warn};
 
 use super::{
-    Denial, Rejection, access_log::RequestFacts, request_client::LoggedPeers, request_id::RequestId,
+    Denial, Rejection, request_client::LoggedPeers, request_facts::RequestFacts,
+    request_id::RequestId,
 };
 use crate::{
     clients::Throttled,
@@ -151,7 +152,12 @@ pub(super) fn count(
         let counters = connected.counters().clusters().get(cluster);
         counters.denied.count(denial.rule());
     }
-    connected.record_error(client, cluster, error.reason(), || cause(error))
+    connected.record_error(client, cluster, error.reason(), || match error {
+        Error::Rejected(Rejection::Throttled(_)) => {
+            format!("{} ({})", cause(error), client.ip())
+        }
+        _ => cause(error),
+    })
 }
 
 /// The error and its causes. A certificate that was not accepted is described once, when the connection fails; here only

@@ -1,4 +1,5 @@
-//! Says in a `Warning` field why a credential may have been refused. kubectl prints it as `Warning: …`.
+//! Says in a `Warning` field, and in the log, why a credential may have been refused. kubectl prints the field as
+//! `Warning: …`.
 //!
 //! client-go hands the warnings of every response to its handler, but the apiserver cannot know that a proxy has
 //! ended a TLS connection, and says only `Unauthorized` of an expired token. Only a 401, or a 403 to a request
@@ -13,25 +14,57 @@ use x509_cert::der::DateTime;
 use super::{Error, Rejection, credential::jwt_payload};
 use crate::{clients::Throttled, upstream::RefusedAuthorization};
 
-/// Adds a hint to the response if the apiserver has refused the credential, or the lack of one.
-pub(super) fn add<B>(response: &mut Response<B>, has_credential: bool) {
+/// What is wrong with a credential that the apiserver has refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CredentialProblem {
+    /// The request has no token.
+    Missing,
+    /// The token has expired.
+    Expired,
+    /// Anything else. The apiserver does not say what.
+    Invalid,
+}
+
+impl CredentialProblem {
+    /// The value in the log.
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Expired => "expired",
+            Self::Invalid => "invalid",
+        }
+    }
+}
+
+/// What is wrong with the credential, if the apiserver has refused it, or the lack of one. With `adds_hint` the response
+/// says so too.
+pub(super) fn explain<B>(
+    response: &mut Response<B>,
+    has_credential: bool,
+    adds_hint: bool,
+) -> Option<CredentialProblem> {
     match response.status() {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if !has_credential => {
-            append(response, NO_TOKEN);
+            if adds_hint {
+                append(response, NO_TOKEN);
+            }
+            Some(CredentialProblem::Missing)
         }
         StatusCode::UNAUTHORIZED => {
             let refused = response.extensions_mut().remove::<RefusedAuthorization>();
             let expiry = refused.and_then(|refused| expiry(refused.authorization()));
-            if let Some(expiry) = expiry.filter(|expiry| *expiry < SystemTime::now())
-                && let Ok(date) = DateTime::from_system_time(expiry)
-            {
+            let Some(expiry) = expiry.filter(|expiry| *expiry < SystemTime::now()) else {
+                return Some(CredentialProblem::Invalid);
+            };
+            if adds_hint && let Ok(date) = DateTime::from_system_time(expiry) {
                 append(
                     response,
                     &format!("the token expired at {date}; get a new one"),
                 );
             }
+            Some(CredentialProblem::Expired)
         }
-        _ => {}
+        _ => None,
     }
 }
 

@@ -4,7 +4,7 @@
 //! comes back through `headers::rewrite_response` and [`Body`]. `watch` tracks the events of a watch; `upgrade`
 //! and `tunnel` serve an upgrade. An `AccessLog` records each request from beginning to end.
 //!
-//! A connection for a passthrough host has no request that the proxy can see: [`pass`] joins it with an apiserver.
+//! A connection for a passthrough host has no request that the proxy can see: `pass` joins it with an apiserver.
 
 mod access;
 mod access_log;
@@ -19,6 +19,7 @@ mod identity;
 mod passthrough;
 mod policy;
 mod request_client;
+mod request_facts;
 mod request_id;
 mod request_info;
 mod respond;
@@ -293,9 +294,9 @@ async fn forward(
             forwarded.status(),
             headers,
         ));
-        if downstream.hints {
-            hints::add(&mut forwarded, check.has_credential());
-        }
+        let has_credential = check.has_credential();
+        let problem = hints::explain(&mut forwarded, has_credential, downstream.hints);
+        log.set_credential_problem(problem);
         return Ok(forwarded);
     }
     log.set_received(body.received());
@@ -325,9 +326,8 @@ async fn forward(
     if let Some(user) = &user {
         user.answered(downstream, cluster.name(), &mut response);
     }
-    if downstream.hints {
-        hints::add(&mut response, check.has_credential());
-    }
+    let problem = hints::explain(&mut response, check.has_credential(), downstream.hints);
+    log.set_credential_problem(problem);
     Ok(response)
 }
 

@@ -80,18 +80,19 @@ pub(crate) async fn pass(
         }
     };
     // The tunnel needs neither for hours.
-    let hello_bytes = hello.len() as u64;
+    log.carried.up = hello.len() as u64;
     drop((hello, server_name));
     let counted = drain.count(ConnectionKind::Tunnel);
     drain.spawn(async move {
         let _counted = counted;
-        let joined = tunnel::join_in_place(stream, apiserver, half_close_timeout, &log.connected);
-        let (carried, result) = joined.await;
-        log.carried = Carried {
-            up: carried.up + hello_bytes,
-            down: carried.down,
-        };
-        match result {
+        let joined = tunnel::join_in_place(
+            stream,
+            apiserver,
+            half_close_timeout,
+            &log.connected,
+            &mut log.carried,
+        );
+        match joined.await {
             Ok(ended) => log.end(PassthroughEnd::Complete, ended),
             Err(TunnelError { ending, error }) => {
                 let client = log.connected.client();

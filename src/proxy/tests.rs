@@ -3,7 +3,13 @@
 
 use std::{future::Future, time::Duration};
 
-use super::{ClientConnection, Routes, access_log::AccessLog, handle, tunnel, upgrade};
+use super::{
+    ClientConnection, Routes,
+    access_log::AccessLog,
+    handle,
+    tunnel::{self, Carried},
+    upgrade,
+};
 use crate::{http1::Upgraded, upstream::UpstreamRequest};
 
 /// The size of the future that this function returns.
@@ -35,10 +41,12 @@ fn futures_of_upgrade_and_tunnel_stay_small() {
         },
     );
     assert!(upgrade <= MAX_UPGRADE, "until the 101: {upgrade} bytes");
-    type Ends = (Upgraded, Upgraded);
-    let tunnel = size(|((client, apiserver), timeout): (Ends, Duration)| {
-        tunnel::join(client, apiserver, timeout)
-    });
+    type Ends = (Upgraded, Upgraded, &'static mut Carried);
+    let tunnel = size(
+        |((client, apiserver, carried), timeout): (Ends, Duration)| {
+            tunnel::join(client, apiserver, timeout, carried)
+        },
+    );
     assert!(tunnel <= MAX_TUNNEL, "after the 101: {tunnel} bytes");
 }
 

@@ -47,20 +47,20 @@ pub(super) async fn join_in_place<C, A>(
     apiserver: A,
     half_close_timeout: Duration,
     connected: &Connected,
-) -> (Carried, Result<Ending, TunnelError>)
+    carried: &mut Carried,
+) -> Result<Ending, TunnelError>
 where
     C: AsyncRead + AsyncWrite + Send,
     A: AsyncRead + AsyncWrite + Send,
 {
     tokio::select! {
-        ended = join(client, apiserver, half_close_timeout) => ended,
+        ended = join(client, apiserver, half_close_timeout, carried) => ended,
         () = connected.place().closing() => {
             connected.counters().limits_hit.count(Limit::ClientPlaces);
-            let error = TunnelError {
+            Err(TunnelError {
                 ending: Ending::by_proxy(EndReason::Place),
                 error: io::Error::other("another client needs the place of the connection"),
-            };
-            (Carried::default(), Err(error))
+            })
         }
     }
 }
@@ -76,48 +76,45 @@ pub(super) async fn join<C, A>(
     client: C,
     apiserver: A,
     half_close_timeout: Duration,
-) -> (Carried, Result<Ending, TunnelError>)
+    carried: &mut Carried,
+) -> Result<Ending, TunnelError>
 where
     C: AsyncRead + AsyncWrite + Send,
     A: AsyncRead + AsyncWrite + Send,
 {
     let (client_read, client_write) = split(client);
     let (apiserver_read, apiserver_write) = split(apiserver);
-    let mut carried = Carried::default();
-    let result = {
-        let up = copy(client_read, apiserver_write, &mut carried.up);
-        let down = copy(apiserver_read, client_write, &mut carried.down);
-        tokio::pin!(up, down);
-        let (first, second_is_up) = tokio::select! {
-            result = &mut up => (result, false),
-            result = &mut down => (result, true),
-        };
-        let ended = if second_is_up {
-            Ending::by_apiserver(EndReason::Eof)
-        } else {
-            Ending::by_client(EndReason::Eof)
-        };
-        match first {
-            Err(error) => Err(error.of_direction(!second_is_up)),
-            Ok(()) => {
-                let second = async { if second_is_up { up.await } else { down.await } };
-                match timeout(half_close_timeout, second).await {
-                    // kubectl writes once more after exec and cp have ended.
-                    Ok(Err(CopyError::Write(_))) if second_is_up => Ok(ended),
-                    Ok(Err(error)) => Err(error.of_direction(second_is_up)),
-                    Ok(Ok(())) => Ok(ended),
-                    Err(_elapsed) => Err(TunnelError {
-                        ending: Ending::by_proxy(EndReason::HalfCloseTimeout),
-                        error: io::Error::new(
-                            io::ErrorKind::TimedOut,
-                            "half-closed tunnel did not end within timeouts.halfCloseTimeout",
-                        ),
-                    }),
-                }
+    let up = copy(client_read, apiserver_write, &mut carried.up);
+    let down = copy(apiserver_read, client_write, &mut carried.down);
+    tokio::pin!(up, down);
+    let (first, second_is_up) = tokio::select! {
+        result = &mut up => (result, false),
+        result = &mut down => (result, true),
+    };
+    let ended = if second_is_up {
+        Ending::by_apiserver(EndReason::Eof)
+    } else {
+        Ending::by_client(EndReason::Eof)
+    };
+    match first {
+        Err(error) => Err(error.of_direction(!second_is_up)),
+        Ok(()) => {
+            let second = async { if second_is_up { up.await } else { down.await } };
+            match timeout(half_close_timeout, second).await {
+                // kubectl writes once more after exec and cp have ended.
+                Ok(Err(CopyError::Write(_))) if second_is_up => Ok(ended),
+                Ok(Err(error)) => Err(error.of_direction(second_is_up)),
+                Ok(Ok(())) => Ok(ended),
+                Err(_elapsed) => Err(TunnelError {
+                    ending: Ending::by_proxy(EndReason::HalfCloseTimeout),
+                    error: io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        "half-closed tunnel did not end within timeouts.halfCloseTimeout",
+                    ),
+                }),
             }
         }
-    };
-    (carried, result)
+    }
 }
 
 /// Which end of one direction failed.
@@ -249,8 +246,11 @@ mod tests {
             drop(client);
             received
         };
-        let (received, (carried, result)) =
-            tokio::join!(session, join(near_client, near_apiserver, HALF_CLOSE));
+        let mut carried = Carried::default();
+        let (received, result) = tokio::join!(
+            session,
+            join(near_client, near_apiserver, HALF_CLOSE, &mut carried)
+        );
         assert_eq!(received.len(), output.len());
         assert_eq!(carried.down, output.len() as u64);
         assert!(result.is_ok(), "the apiserver had ended first: {result:?}");
@@ -274,9 +274,10 @@ mod tests {
             client.read_exact(&mut received).await.unwrap();
             assert_eq!(&received, b"pong");
         };
+        let mut carried = Carried::default();
         tokio::select! {
             () = session => {}
-            _ = join(near_client, near_apiserver, HALF_CLOSE) => panic!("no side has ended"),
+            _ = join(near_client, near_apiserver, HALF_CLOSE, &mut carried) => panic!("no side has ended"),
             () = tokio::time::sleep(HALF_CLOSE) => panic!("a byte was not flushed"),
         }
     }

@@ -16,7 +16,7 @@ use super::{
     close_after, headers,
     policy::UpgradeToken,
     request_client::LoggedPeers,
-    tunnel::{self, TunnelError},
+    tunnel::{self, Carried, TunnelError},
 };
 use crate::{
     drain::ConnectionKind,
@@ -69,7 +69,7 @@ pub(super) async fn forward(
 /// Joins `client` with the apiserver's side of the tunnel, which is the body of a 101, in a task of its own. Call
 /// it only after the 101 was flushed: client-go's SPDY dialer drops bytes that share a TLS record with the 101.
 pub(crate) fn start_tunnel(body: Body, client: Upgraded, downstream: &ClientConnection) {
-    let Some((apiserver, mut log)) = body.into_tunnel() else {
+    let Some((apiserver, log)) = body.into_tunnel() else {
         return;
     };
     let half_close_timeout = downstream.half_close_timeout;
@@ -90,19 +90,38 @@ pub(crate) fn start_tunnel(body: Body, client: Upgraded, downstream: &ClientConn
             }
         };
         // The connection's task has ended. The tunnel keeps its place.
-        let (carried, result) = tokio::select! {
-            ended = tunnel::join_in_place(client, *apiserver, half_close_timeout, &connected) => ended,
+        let mut tunnel = TunnelRecord {
+            log,
+            carried: Carried::default(),
+        };
+        let carried = &mut tunnel.carried;
+        let joined =
+            tunnel::join_in_place(client, *apiserver, half_close_timeout, &connected, carried);
+        let result = tokio::select! {
+            ended = joined => ended,
             () = certificate_ended => {
-                return log.aborted(Ending::by_proxy(EndReason::Certificate));
+                return tunnel.log.aborted(Ending::by_proxy(EndReason::Certificate));
             }
         };
-        log.carried(carried);
         match result {
-            Ok(ended) => log.completed(ended),
+            Ok(ended) => tunnel.log.completed(ended),
             Err(TunnelError { ending, error }) => {
                 debug!(client.address = %peer, network.peer.address = network_peer.map(display), error = %error_chain(&error), "tunnel aborted");
-                log.aborted(ending);
+                tunnel.log.aborted(ending);
             }
         }
     });
+}
+
+/// The record of a tunnel. The line has the bytes that the tunnel carried also if its task is dropped, as at the deadline of
+/// the drain.
+struct TunnelRecord {
+    log: Box<AccessLog>,
+    carried: Carried,
+}
+
+impl Drop for TunnelRecord {
+    fn drop(&mut self) {
+        self.log.carried(self.carried);
+    }
 }

@@ -62,7 +62,7 @@ pub(crate) struct Conditions {
     pub(crate) open_files: Option<u32>,
     /// MiB of its memory cgroup.
     pub(crate) memory: Option<u32>,
-    /// Whether HAProxy is in front, which names the clients in PROXY headers.
+    /// Whether `HAProxy` is in front, which names the clients in PROXY headers.
     pub(crate) balancer: bool,
 }
 

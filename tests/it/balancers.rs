@@ -506,7 +506,7 @@ async fn log_names_the_client_and_the_balancer() {
     assert_eq!(lines.count(), 1);
 }
 
-/// Debian's HAProxy, as most clusters outside clouds have it.
+/// Debian's `HAProxy`, as most clusters outside clouds have it.
 #[tokio::test]
 async fn haproxy_names_the_client_in_each_version() {
     let world = World::new();

@@ -271,9 +271,10 @@ impl Proxy {
 
     /// The health of the endpoint at `address`.
     pub(crate) fn health(&self, address: SocketAddr) -> EndpointHealth {
-        let health = self.report.borrow().clusters[0].endpoints().health();
-        let found = health.into_iter().find(|one| one.address.0 == address);
-        found.unwrap()
+        let report = self.report.borrow();
+        let health = report.clusters.iter();
+        let mut health = health.flat_map(|cluster| cluster.endpoints().health());
+        health.find(|one| one.address.0 == address).unwrap()
     }
 
     /// Waits until the endpoint at `address` has this health.

@@ -47,9 +47,9 @@
   }
 
   function daysLeft({ not_after: unix, expires_soon: soon }) {
-    const days = Math.floor((unix - now()) / 86400);
+    const hours = Math.floor((unix - now()) / 3600);
     if (unix < now()) return make("span", "bad", "expired");
-    const words = days === 1 ? "1 day left" : `${days} days left`;
+    const words = hours < 48 ? many(hours, "hour left", "hours left") : `${Math.floor(hours / 24)} days left`;
     return make("span", soon ? "wait" : "good", words);
   }
   function duration(seconds) {
@@ -197,7 +197,7 @@
 
   function clients(facts) {
     const failed = facts.failed_handshakes_per_second;
-    set("handshakes", `TLS handshakes: ${rate(facts.handshakes_per_second)} per second${failed ? `, of which ${rate(failed)} fail` : ""}`);
+    set("handshakes", `TLS handshakes: ${rate(facts.handshakes_per_second)} per second${failed ? `, of which ${rate(failed)} fail: see "downstream handshake failed" in the log for clients and reasons` : ""}`);
     show("clients", facts.clients, () => facts.clients.length ? facts.clients.map(({ client, requests_per_second: requests, connections }) => make("li", "",
       make("code", "", client), make("span", "quiet", ` · ${rate(requests)} requests per second · ${many(connections, "connection", "connections")}`)))
       : [make("li", "quiet", "No clients are connected.")]);

@@ -11,7 +11,7 @@ use rustls_pki_types::{CertificateDer, pem::PemObject};
 
 use standin::TempDir;
 
-use super::{CertSummary, Identity, PkiError, PkiFileError, TrustAnchors, provider};
+use super::{CertSummary, Identity, PkiError, PkiFileError, TimeLeft, TrustAnchors, provider};
 use crate::config::{IdentityFiles, TrustSource};
 use mint::{Ca, Leaf, common_name, now, params_of_leaf};
 
@@ -110,12 +110,12 @@ fn rsa_key_and_near_expiry_give_warnings() {
 }
 
 #[test]
-fn last_day_is_written_as_1_day() {
+fn last_two_days_are_written_in_hours() {
     let leaf = Ca::new("root").leaf(&["a.example"]);
     let identity = identity(&leaf.pem, &leaf.key).unwrap();
     let left = Duration::from_secs(36 * 60 * 60);
     let warnings = identity.warnings(identity.not_after() - left);
-    let begin = "the certificate for a.example expires in 1 day, on ";
+    let begin = "the certificate for a.example expires in 36 hours, on ";
     assert!(warnings[0].starts_with(begin), "{warnings:?}");
 }
 
@@ -517,4 +517,18 @@ fn client_that_trusts_the_root_accepts_the_chain() {
     };
     assert!(verify(&trust(&root.pem()).unwrap()));
     assert!(!verify(&trust(&Ca::new("root").pem()).unwrap()));
+}
+
+#[test]
+fn time_left_is_in_hours_below_two_days() {
+    let hour = Duration::from_secs(60 * 60);
+    for (left, words) in [
+        (hour / 2, "less than an hour"),
+        (hour, "1 hour"),
+        (hour * 47, "47 hours"),
+        (hour * 48, "2 days"),
+        (hour * 24 * 61, "61 days"),
+    ] {
+        assert_eq!(TimeLeft(left).to_string(), words);
+    }
 }

@@ -320,7 +320,7 @@ pub enum Rejection {
     #[error("path with more than one meaning")]
     AmbiguousPath,
     /// A budget of its client is used up.
-    #[error("client is over a limit")]
+    #[error("client is over {}", .0.setting())]
     Throttled(Throttled),
 }
 
@@ -331,6 +331,35 @@ impl From<CredentialError> for Rejection {
 }
 
 impl Rejection {
+    /// The `reason` in the log. A limit has the word that it has in `limits_hit_total`.
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::Connect => "connect_method",
+            Self::HeaderFields(_) => "header_fields",
+            Self::HeaderBytes(_) => "header_bytes",
+            Self::Uri(_) => "uri_bytes",
+            Self::NoHost => "no_host",
+            Self::BadHost => "bad_host",
+            Self::HostMismatch => "host_mismatch",
+            Self::NotOurs => "host_not_configured",
+            Self::Scheme => "scheme",
+            Self::Target => "target",
+            Self::TargetCharacter => "target_character",
+            Self::TransferEncoding => "transfer_encoding",
+            Self::AmbiguousLength => "ambiguous_length",
+            Self::Malformed => "malformed",
+            Self::Expectation => "expectation",
+            Self::UpgradeWithBody => "upgrade_with_body",
+            Self::UpgradeCheck => "upgrade_check",
+            Self::Certificate(_) => "client_certificate",
+            Self::CertificateOfOtherHost => "certificate_of_other_host",
+            Self::Credential(_) => "credential",
+            Self::AmbiguousPath => "ambiguous_path",
+            Self::Throttled(Throttled::Refused(_) | Throttled::Guesses(_)) => "client_unauthorized",
+            Self::Throttled(Throttled::Requests(_)) => "client_requests",
+        }
+    }
+
     /// Whether the end of the request is uncertain, so that no byte after it may be read as another request.
     pub(super) fn is_about_framing(self) -> bool {
         matches!(

@@ -27,7 +27,7 @@ const FEW_DESCRIPTORS: Conditions = Conditions {
     balancer: false,
 };
 
-/// Both clients come through one HAProxy. The attacker alone could take all places.
+/// Both clients come through one `HAProxy`. The attacker alone could take all places.
 const BALANCER: Conditions = Conditions {
     balancer: true,
     ..FEW_PLACES
@@ -62,7 +62,7 @@ cases! {
     /// The line has the connections per second and the share of a CPU.
     denied_address_is_closed_before_it_costs: "denied", denied_connections, [closed: Some((1.0, 1.0)), upstream: (0, 0)],
         quick: DENIED, full: DENIED;
-    /// Through HAProxy with `send-proxy-v2`, beside a loop with an expired token.
+    /// Through `HAProxy` with `send-proxy-v2`, beside a loop with an expired token.
     one_client_of_a_balancer_leaves_places: "F12", places_and_tokens, [fresh: (3.0, 1.0), descriptors: 20_000],
         quick: BALANCER, full: BALANCER_FULL, seconds: (4.0, 60.0);
     /// One `ClientHello`, sent again and again: the proxy computes, the attacker does not.
@@ -239,7 +239,7 @@ async fn plain_http(attacker: Attacker) -> Outcome {
         .await
 }
 
-/// In the full run more than 10,000 connections, of which 9,000 are open at once: HAProxy needs two descriptors for each.
+/// In the full run more than 10,000 connections, of which 9,000 are open at once: `HAProxy` needs two descriptors for each.
 async fn places_and_tokens(attacker: Attacker) -> Outcome {
     let count = attacker.size.pick(150, 9_000);
     let (mut outcome, tokens) = tokio::join!(

@@ -69,6 +69,11 @@ async fn requests_are_counted_by_kind_and_status() {
             "request_duration_seconds_count{cluster=\"test\",verb=\"list\"}",
             2.0,
         ),
+        // The proxy itself has responded, so this says nothing about an apiserver.
+        (
+            "request_time_to_headers_seconds_count{cluster=\"\",verb=\"delete\"}",
+            0.0,
+        ),
         // One per client: the 401 affects only its own client.
         ("leases_taken_total{from=\"dial\"}", 2.0),
         ("leases_taken_total{from=\"idle\"}", 0.0),

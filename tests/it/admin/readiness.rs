@@ -13,17 +13,19 @@ use standin::{
 };
 
 use super::get;
-use crate::proxy::{APISERVER, Proxy, World};
+use crate::proxy::{APISERVER, Proxy, Setup, World};
 
 /// A proxy that has just started and probes often.
 fn start(world: &World, upstream: SocketAddr) -> Proxy {
     let setup = world.proxy(upstream).admin();
-    setup
-        .timeouts(|timeouts| {
-            timeouts.probe_interval = Duration::from_millis(50);
-            timeouts.probe_timeout = Duration::from_millis(200);
-        })
-        .start()
+    fast_probes(setup).start()
+}
+
+fn fast_probes(setup: Setup<'_>) -> Setup<'_> {
+    setup.timeouts(|timeouts| {
+        timeouts.probe_interval = Duration::from_millis(50);
+        timeouts.probe_timeout = Duration::from_millis(200);
+    })
 }
 
 /// The line of `/readyz?verbose` about the upstream, and whether the proxy is ready.
@@ -97,6 +99,35 @@ async fn proxy_that_must_not_use_the_upstream_is_not_ready() {
     let plain = Behaviour::Responds(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec());
     let plain = Peer::start(plain).await;
     assert_ready(&world, plain.address(), false, "handshake").await;
+}
+
+/// The clients of the other cluster are served, so the proxy stays ready, also for `?strict`.
+#[tokio::test]
+async fn outage_of_one_of_two_clusters_is_a_warning() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let down = tcp::refused().await;
+    // The order of the clusters does not matter: the healthy one comes first here, and last below.
+    for (first, second, name) in [
+        (upstream.address(), down, "staging"),
+        (down, upstream.address(), "test"),
+    ] {
+        let setup = world.proxy(first).admin();
+        let setup = setup.second_cluster("staging", "staging.test", second);
+        let proxy = fast_probes(setup).start();
+        proxy
+            .wait_for_health(upstream.address(), Health::Healthy)
+            .await;
+        proxy.wait_for_health(down, Health::Unhealthy).await;
+        for query in ["", "&strict"] {
+            let (status, line) = upstream_check(proxy.admin(), query).await;
+            let begin =
+                format!("[+]upstream ok, but no healthy apiserver for some hosts: {name}: ");
+            assert_eq!(status, 200, "{line}");
+            assert!(line.starts_with(&begin), "{line}");
+            assert!(line.contains("Connection refused"), "{line}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -266,6 +266,15 @@ async fn start_message_names_addresses_and_certificates() {
         lines[3]
     );
     assert!(lines[4].contains("cluster, SHA-256 "), "{}", lines[4]);
+    // The block has no time.
+    let started = binary.wait_for_line(" msg=\"started\" ").await;
+    assert!(started.starts_with("time="), "{started}");
+    for fact in [
+        format!(" version={} process.pid=", env!("CARGO_PKG_VERSION")),
+        format!(" listening={} ", binary.address),
+    ] {
+        assert!(started.contains(&fact), "{started}");
+    }
 }
 
 /// Case 56. SIGTERM and SIGINT shut the proxy down cleanly.

@@ -96,7 +96,7 @@ async fn expiry_ends_streams_and_tunnels_of_the_certificate() {
 }
 
 /// A proxy with a revocation list without entries.
-async fn revoking(world: &World, cas: &Authorities, upstream: &Upstream) -> Proxy {
+fn revoking(world: &World, cas: &Authorities, upstream: &Upstream) -> Proxy {
     let list = cas.users.revocation_list(&[], in_a_day());
     let section = ClientCertificatesConfig {
         crl: Some(world.dir.write("users.crl", list)),
@@ -123,7 +123,7 @@ async fn watch(client: &Client) -> (Http2, http::Response<h2::RecvStream>) {
 async fn revocation_ends_streams_of_that_certificate_only() {
     let (world, cas) = (World::new(), Authorities::new());
     let upstream = world.apiserver().http(watch_or_ok).start().await;
-    let proxy = revoking(&world, &cas, &upstream).await;
+    let proxy = revoking(&world, &cas, &upstream);
     let numbered = |number, name| {
         let leaf = cas.users.leaf(&[]).client_auth().common_name(name);
         client(&proxy, leaf.serial(number).build())
@@ -149,7 +149,7 @@ async fn revocation_ends_streams_of_that_certificate_only() {
 async fn revocation_ends_tunnel_of_that_certificate() {
     let (world, cas) = (World::new(), Authorities::new());
     let upstream = world.apiserver().http(echo).start().await;
-    let proxy = revoking(&world, &cas, &upstream).await;
+    let proxy = revoking(&world, &cas, &upstream);
     let leaf = cas.users.leaf(&[]).client_auth().common_name("jane");
     let open = tunnel(&client(&proxy, leaf.serial(7).build())).await;
     world
@@ -244,7 +244,7 @@ async fn invalid_revocation_list_keeps_the_previous_one() {
     let (world, cas) = (World::new(), Authorities::new());
     let upstream = apiserver(&world).start().await;
     let list = cas.users.revocation_list(&[7], in_a_day());
-    let proxy = revoking(&world, &cas, &upstream).await;
+    let proxy = revoking(&world, &cas, &upstream);
     let file = world.dir.path().join("users.crl");
     fs::write(&file, list).unwrap();
     proxy.reload();

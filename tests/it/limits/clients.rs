@@ -187,6 +187,12 @@ async fn requests_over_the_rate_get_429_with_retry_after() {
     assert_eq!(again.get(HOST, "/", "").await.status, 429);
     let hits = "limits_hit_total{limit=\"client_requests\"}";
     wait_for_numbers(proxy.admin(), &[(hits, 3.0)]).await;
+    let status = crate::admin::get(proxy.admin(), "/status.json").await;
+    let status: serde_json::Value = serde_json::from_slice(&status.body).unwrap();
+    assert_eq!(
+        status["recent_errors"][0]["message"],
+        format!("request refused: client is over limits.requestsPerClient ({GREEDY})")
+    );
 }
 
 /// The refused connection costs no handshake.

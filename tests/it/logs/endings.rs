@@ -55,6 +55,10 @@ async fn each_death_of_an_exec_has_its_own_reason() {
         client.head().await.unwrap();
         let line = event(&binary, "tunnel started", EXEC).await;
         assert_eq!(line["k8s.verb"], "connect", "as in the metrics");
+        client.send("in").await;
+        assert_eq!(server.read(2).await, b"in");
+        server.send("output").await;
+        client.take(6).await.unwrap();
         match case {
             "client killed" => {
                 // The kernel closes the socket of a killed process, and TLS says nothing.
@@ -94,6 +98,8 @@ async fn each_death_of_an_exec_has_its_own_reason() {
         }
         let line = event(&binary, "request", EXEC).await;
         assert_eq!(end(&line), expected, "{case}: {line}");
+        let bytes = ["received_bytes", "sent_bytes"].map(|field| line[field].as_u64());
+        assert_eq!(bytes, [Some(2), Some(6)], "{case}: {line}");
     }
 }
 

@@ -126,13 +126,49 @@ async fn refused_request_is_logged_with_the_host_it_asked_for() {
         ("url.domain", "wrong.test"),
         ("outcome", "rejected"),
         ("ended_by", "proxy"),
-        ("reason", "refused"),
+        ("reason", "host_not_configured"),
     ] {
         assert_eq!(line[field], value, "{field} of {line}");
     }
     assert!(line.get("cluster").is_none(), "{line}");
     let refused = event(&binary, "request refused", "/ok").await;
     assert_eq!(refused["http.request.id"], line["http.request.id"]);
+}
+
+/// A token in a loop has mostly expired, and only the proxy tells the operator so. Hints to clients are another setting.
+#[tokio::test]
+async fn refused_credential_is_logged_with_its_problem() {
+    let world = World::new();
+    let status_of_path = |request: Request<RequestBody>| async move {
+        let code = request.uri().path()[1..4].parse().unwrap_or(200_u16);
+        let mut response = Response::new(full("no"));
+        *response.status_mut() = code.try_into().unwrap();
+        response
+    };
+    let upstream = world.apiserver().http(status_of_path).start().await;
+    let expired = "Bearer e30.eyJleHAiOjF9.c2ln";
+    let config = world.dir.write("hints.yaml", "hints: false");
+    let flags = ["--log-format", "json", "--config", config.to_str().unwrap()];
+    let binary = Binary::start(&world, upstream.address(), &flags).await;
+    let mut client = binary.client(&world).http1().await;
+    for (path, token, problem) in [
+        ("/401/expired", expired, Some("expired")),
+        ("/401/opaque", "Bearer opaque", Some("invalid")),
+        ("/401/none", "", Some("missing")),
+        ("/403/none", "", Some("missing")),
+        // The apiserver has accepted the token.
+        ("/403/expired", expired, None),
+        ("/200/none", "", None),
+    ] {
+        let field = match token {
+            "" => String::new(),
+            _ => format!("Authorization: {token}\r\n"),
+        };
+        client.get(HOST, path, &field).await;
+        let line = event(&binary, "request", path).await;
+        let logged = line.get("credential.problem").and_then(Value::as_str);
+        assert_eq!(logged, problem, "{line}");
+    }
 }
 
 /// Sends this many requests from each of 20 clients, one after the other, without a pause.

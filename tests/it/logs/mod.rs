@@ -379,8 +379,11 @@ async fn start_event_has_plain_values() {
     let binary = start(&world, tcp::refused().await, "info").await;
     let events = events(&binary);
     let started = events.iter().find(|event| event["message"] == "started");
-    let address = started.unwrap()["listening"].as_str().unwrap();
+    let started = started.unwrap();
+    let address = started["listening"].as_str().unwrap();
     assert!(address.parse::<SocketAddr>().is_ok(), "{address}");
+    assert_eq!(started["version"], env!("CARGO_PKG_VERSION"));
+    assert!(started["process.pid"].as_u64().is_some(), "{started}");
 }
 
 /// The access log has the outcome; a second line for the same client has the cause.

@@ -344,7 +344,7 @@ async fn hostile_names_are_escaped_and_short() {
         let binary = Binary::start(&world, upstream.address(), &flags).await;
         let long = "x".repeat(10_000);
         let names = [
-            format!("a\nlevel=error forged=yes\r\n{{\"message\":\"forged\"}}\u{1b}[2J\u{202e}"),
+            "a\nlevel=error forged=yes\r\n{\"message\":\"forged\"}\u{1b}[2J\u{202e}".to_owned(),
             long.clone(),
             format!("{}\u{9b}", "\n".repeat(5_000)),
         ];
