@@ -9,6 +9,8 @@ use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use super::{api, scrape, wait_for_numbers};
 use crate::{
+    access::with_rules,
+    certificates::Authorities,
     proxy::{HOST, World},
     upgrades::WEBSOCKET,
 };
@@ -215,7 +217,15 @@ async fn handshakes_and_limits_are_counted() {
 async fn exposition_matches_the_metrics_reference() {
     let world = World::new();
     let upstream = world.apiserver().http(api).start().await;
-    let proxy = world.proxy(upstream.address()).admin().start();
+    // With client certificates and access rules, whose families other proxies leave out.
+    let cas = Authorities::new();
+    let mut section = cas.section(&world);
+    let in_an_hour = std::time::SystemTime::now() + std::time::Duration::from_secs(3600);
+    let list = cas.users.revocation_list(&[7], in_an_hour);
+    section.crl = Some(world.dir.write("users.crl", list));
+    let proxy = world.proxy(upstream.address()).admin();
+    let proxy = proxy.cluster(|cluster| cluster.client_certificates = Some(section));
+    let proxy = with_rules(proxy, "  - deny: {verbs: [create]}\n  - allow: {}").start();
     let client = proxy.client().http2().await;
     client.get("https://kube.test/api/v1/pods").await.unwrap();
     client.get("https://other.test/").await.unwrap();
