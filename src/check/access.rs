@@ -16,6 +16,7 @@ pub struct AccessQuestion {
     method: Method,
     target: Uri,
     from: IpAddr,
+    has_certificate: bool,
 }
 
 /// The text is not a request.
@@ -26,12 +27,16 @@ pub struct AccessQuestion {
 pub struct AccessQuestionError;
 
 impl AccessQuestion {
-    /// Reads `GET /api/v1/pods?watch=1`.
+    /// Reads `GET /api/v1/pods?watch=1`. `has_certificate` says whether the client has a certificate that the proxy verifies.
     ///
     /// # Errors
     ///
     /// When the text is not a method and a path.
-    pub fn parse(text: &str, from: IpAddr) -> Result<Self, AccessQuestionError> {
+    pub fn parse(
+        text: &str,
+        from: IpAddr,
+        has_certificate: bool,
+    ) -> Result<Self, AccessQuestionError> {
         let (method, target) = text.trim().split_once(' ').ok_or(AccessQuestionError)?;
         let method = Method::from_bytes(method.as_bytes()).map_err(|_| AccessQuestionError)?;
         let target: Uri = target.trim().parse().map_err(|_| AccessQuestionError)?;
@@ -42,6 +47,7 @@ impl AccessQuestion {
             method,
             target,
             from,
+            has_certificate,
         })
     }
 
@@ -83,11 +89,19 @@ fn decide(
     cluster: &ClusterConfig,
     recorder: &mut Recorder<'_>,
 ) {
+    if cluster.passthrough {
+        return recorder.ok(
+            Check::Access,
+            "allowed: the connections of this cluster are passed through, so no rule applies",
+        );
+    }
     let Some(rules) = AccessRules::new(&cluster.name, &cluster.access) else {
         return recorder.ok(Check::Access, "allowed: the cluster has no access rules");
     };
     let head = question.head(token);
-    match explain(&rules, &head, question.from) {
+    // Without the section the proxy asks for no certificate.
+    let has_certificate = question.has_certificate && cluster.client_certificates.is_some();
+    match explain(&rules, &head, question.from, has_certificate) {
         Ok((AccessDecision::Allowed(rule), _)) => {
             recorder.ok(Check::Access, format!("allowed by rule {rule}"));
         }

@@ -160,7 +160,10 @@ fn plan(args: &CheckArgs) -> Result<Plan, UsageError> {
         None => None,
     };
     let question = match (&args.explain_access, args.from) {
-        (Some(request), Some(from)) => Some(AccessQuestion::parse(request, from)?),
+        (Some(request), Some(from)) => {
+            let has_certificate = args.client_cert.is_some();
+            Some(AccessQuestion::parse(request, from, has_certificate)?)
+        }
         _ => None,
     };
     let client = match (&args.client_cert, &args.client_key) {

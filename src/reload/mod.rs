@@ -290,6 +290,14 @@ impl Reloader {
             self.changes = changes;
         }
         self.compare_with_start(&config);
+        let known = &self.config.warnings;
+        for warning in config
+            .warnings
+            .iter()
+            .filter(|warning| !known.contains(warning))
+        {
+            warn!(warning, "configuration warning");
+        }
         for (number, socket) in self.listen.iter_mut().enumerate() {
             // A socket whose entry is gone keeps its lists until the restart.
             if let Some(peers) = peers_of(&config.listen, number, socket.address) {

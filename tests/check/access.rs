@@ -1,5 +1,7 @@
 //! `--explain-access`: which access rule decides, without network.
 
+use standin::pki::Ca;
+
 use crate::world::{World, check, flags, path};
 
 const RULES: &str = "
@@ -105,6 +107,48 @@ async fn explanation_names_the_rule_that_decides() {
     let result = check(&flags(&[("--config", &config)]), &question).await;
     let title = "`get` of apps/deployments/scale in namespace a in cluster prod, from ::1";
     assert!(result.stdout.contains(title), "{}", result.stdout);
+}
+
+/// A client certificate counts only where the cluster has `clientCertificates`; a passthrough cluster has no rule.
+#[tokio::test]
+async fn explanation_judges_a_client_certificate() {
+    let world = World::new();
+    let upstream = "hosts: [HOST], upstream: {url: 'https://192.0.2.1', ca: ca.crt}";
+    let rules = "access: [{deny: {credentials: [certificate]}}, {allow: {}}]";
+    let section = "clientCertificates: {ca: a.crt, frontProxy: {certificate: b.crt, key: b.key}}";
+    let text = format!(
+        "certificates: [{{certificate: tls.crt, key: tls.key}}]\nclusters:\n\
+         - {{name: asks, {}, {rules}, {section}}}\n- {{name: asks-not, {}, {rules}}}\n\
+         - {{name: passes, hosts: [c.test], passthrough: true, upstream: {{url: 'https://192.0.2.1'}}}}\n",
+        upstream.replace("HOST", "a.test"),
+        upstream.replace("HOST", "b.test"),
+    );
+    let config = world.dir.write("proxy.yaml", text);
+    let (certificate, key) = Ca::new("users")
+        .client("jane", &[])
+        .write(&world.dir, "jane");
+    let client = flags(&[
+        ("--config", path(&config)),
+        ("--client-cert", path(&certificate)),
+        ("--client-key", path(&key)),
+    ]);
+    let question = ["--explain-access", "GET /version", "--from", "192.0.2.9"];
+    let result = check(&client, &question).await;
+    let found: Vec<_> = result
+        .of("access")
+        .iter()
+        .map(|line| line.message.clone())
+        .collect();
+    assert_eq!(
+        found,
+        [
+            "denied by rule 1, for the credential of kind `certificate`",
+            "allowed by rule 2",
+            "allowed: the connections of this cluster are passed through, so no rule applies",
+        ],
+        "{}",
+        result.stderr
+    );
 }
 
 #[tokio::test]

@@ -399,7 +399,8 @@ impl fmt::Display for Denial {
 
 impl std::error::Error for Denial {}
 
-/// What the rules of a cluster decide about a request of `check --explain-access`.
+/// What the rules of a cluster decide about a request of `check --explain-access`. With a certificate that counts, the rules look
+/// at no token, as in the proxy.
 ///
 /// # Errors
 ///
@@ -408,10 +409,16 @@ pub(crate) fn explain(
     rules: &AccessRules,
     head: &Parts,
     client: IpAddr,
+    has_certificate: bool,
 ) -> Result<(AccessDecision, Option<CredentialKind>), Rejection> {
     let upgrade = UpgradeToken::requested_by(head);
     let cache = CredentialCache::default();
-    rules.decide(head, client, upgrade, CredentialPlace::Fields(&cache))
+    let place = if has_certificate {
+        CredentialPlace::Certificate
+    } else {
+        CredentialPlace::Fields(&cache)
+    };
+    rules.decide(head, client, upgrade, place)
 }
 
 /// The decision of rules about a request without a credential, for the comparison with a real apiserver (tests/cluster).
@@ -421,7 +428,7 @@ pub fn is_open(rules: &AccessRules, method: &Method, uri: &Uri) -> Option<bool> 
     let mut request = http::Request::new(());
     (*request.method_mut(), *request.uri_mut()) = (method.clone(), uri.clone());
     let (head, ()) = request.into_parts();
-    let decision = explain(rules, &head, IpAddr::from([192, 0, 2, 1])).ok()?;
+    let decision = explain(rules, &head, IpAddr::from([192, 0, 2, 1]), false).ok()?;
     Some(matches!(decision.0, AccessDecision::Allowed(_)))
 }
 

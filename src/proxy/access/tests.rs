@@ -32,7 +32,7 @@ fn head(request: &str, fields: &[(&str, &str)]) -> Parts {
 
 /// `open 2`, `rule 1`, `none`, or `400`.
 fn decision(rules: &AccessRules, from: &str, request: &str, fields: &[(&str, &str)]) -> String {
-    let decided = explain(rules, &head(request, fields), from.parse().unwrap());
+    let decided = explain(rules, &head(request, fields), from.parse().unwrap(), false);
     match decided {
         Ok((AccessDecision::Allowed(rule), _)) => format!("open {rule}"),
         Ok((AccessDecision::Denied(Some(rule)), _)) => format!("rule {rule}"),

@@ -190,6 +190,28 @@ async fn change_that_needs_a_restart_is_logged_once() {
     assert_eq!(count, 1, "{lines:?}");
 }
 
+/// A mistake in a rule or a time shows when the file changes, not at the next restart.
+#[tokio::test]
+async fn reload_logs_each_new_warning_once() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let config = world.dir.write("often.yaml", "timeouts: {reload: 20ms}");
+    let flags = ["--config", config.to_str().unwrap()];
+    let binary = Binary::start(&world, upstream.address(), &flags).await;
+    let line = r#"msg="configuration warning""#;
+    std::fs::write(&config, "timeouts: {reload: 20ms, drainTunnels: 1s}").unwrap();
+    binary.wait_for_line(line).await;
+    std::fs::write(
+        &config,
+        "timeouts: {reload: 30ms, drainTunnels: 1s}\nhints: false",
+    )
+    .unwrap();
+    binary.wait_for_line("settings=\"timeouts, hints\"").await;
+    let lines = binary.stderr();
+    let count = lines.iter().filter(|logged| logged.contains(line)).count();
+    assert_eq!(count, 1, "{lines:?}");
+}
+
 /// The notification socket of systemd.
 struct Systemd {
     path: PathBuf,
