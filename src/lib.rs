@@ -72,4 +72,5 @@ mod text;
 pub mod tls_error;
 mod token_bucket;
 mod transport;
+mod upgrade_token;
 pub mod upstream;

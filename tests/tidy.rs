@@ -167,6 +167,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("text", &[]),
     ("tls_error", &[]),
     ("token_bucket", &[]),
+    ("upgrade_token", &[]),
     ("listen_error", &[]),
     ("heartbeat", &[]),
 ];
@@ -180,6 +181,7 @@ const LEAVES: &[&str] = &[
     "text",
     "tls_error",
     "token_bucket",
+    "upgrade_token",
 ];
 
 /// A file with fewer lines is a part of another one: it only adds a door to open.

@@ -24,13 +24,14 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, StatusCode, Version, header, request::Parts};
+use http::{HeaderValue, StatusCode, header, request::Parts};
 use tokio::time::Instant;
 
 use crate::{
     config::Limits,
-    text::{WEBSOCKET_TOKEN, list_contains, list_items},
+    text::{WEBSOCKET_TOKEN, list_items},
     token_bucket::{TokenBucket, TokenBucketSize},
+    upgrade_token::UpgradeToken,
 };
 
 /// What all clients have in common.
@@ -220,21 +221,10 @@ fn credentials(request: &Parts) -> impl Iterator<Item = &HeaderValue> {
     let authorization = headers.get(header::AUTHORIZATION).filter(is_bearer);
     let protocols = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
     let protocols = protocols.filter(has_token);
+    let is_websocket = |_: &_| UpgradeToken::requested_by(request) == Some(UpgradeToken::WebSocket);
     authorization
         .into_iter()
-        .chain(protocols.filter(|_| is_websocket_upgrade(request)))
-}
-
-/// Whether the proxy asks the apiserver for a WebSocket, as `proxy::policy` decides it.
-fn is_websocket_upgrade(request: &Parts) -> bool {
-    let mut upgrades = request.headers.get_all(header::UPGRADE).iter();
-    let (Some(token), None) = (upgrades.next(), upgrades.next()) else {
-        return false;
-    };
-    let mut connection = request.headers.get_all(header::CONNECTION).iter();
-    request.version == Version::HTTP_11
-        && token.as_bytes().eq_ignore_ascii_case(b"websocket")
-        && connection.any(|line| list_contains(line.as_bytes(), "upgrade"))
+        .chain(protocols.filter(is_websocket))
 }
 
 impl BudgetCheck {

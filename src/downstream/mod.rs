@@ -152,6 +152,7 @@ async fn serve(
         listener,
     } = accepted;
     let (mut stream, mut client) = (ReadAhead::new(stream), peer);
+    let network_peer = |client| Some(peer).filter(|peer| *peer != client);
     if place.is_unnamed() {
         let named = identify(&mut stream, peer, &mut place, listener, &shared);
         match Box::pin(named).await {
@@ -165,8 +166,8 @@ async fn serve(
                 } else {
                     counters.handshakes.count(error.label());
                 }
-                let network_peer = Some(peer).filter(|peer| *peer != client);
-                shared.handshake_log.failed(client, network_peer, &error);
+                let log = &shared.handshake_log;
+                log.failed(client, network_peer(client), &error);
                 socket::reset_when_closed(stream.tcp());
                 return;
             }
@@ -175,7 +176,7 @@ async fn serve(
             context.counters().limits_hit.count(Limit::Connections);
         }
     }
-    let network_peer = Some(peer).filter(|peer| *peer != client);
+    let network_peer = network_peer(client);
     if !place.wait_for_permit(shared.timeouts.handshake).await {
         socket::reset_when_closed(stream.tcp());
         return;
@@ -188,21 +189,18 @@ async fn serve(
             () = place.closing() => Err(HandshakeError::Closed),
         }
     });
-    let stream = match accepted.await {
+    let accepted = accepted.await;
+    let counters = Arc::clone(context.counters());
+    let connect = |protocol, place| {
+        let (counters, drain) = (Arc::clone(&counters), drain.clone());
+        Connected::new(counters, client, network_peer, protocol, place, drain)
+    };
+    let stream = match accepted {
         Ok(HandshakeOutcome::Terminated(stream)) => stream,
         Ok(HandshakeOutcome::Passed(passed)) => {
             drop(snapshot);
-            let counters = Arc::clone(context.counters());
             counters.handshakes.count(Handshake::Passed);
-            let protocol = Protocol::Passthrough;
-            let connected = Connected::new(
-                counters,
-                client,
-                network_peer,
-                protocol,
-                place,
-                drain.clone(),
-            );
+            let connected = connect(Protocol::Passthrough, place);
             let half_close_timeout = shared.timeouts.half_close_timeout;
             let passed = proxy::pass(*passed, connected, &context, half_close_timeout, &drain);
             // On the heap, so that other connections do not pay for it.
@@ -210,9 +208,9 @@ async fn serve(
         }
         Err(error) => {
             if place.is_closing() {
-                context.counters().limits_hit.count(Limit::ClientPlaces);
+                counters.limits_hit.count(Limit::ClientPlaces);
             }
-            context.counters().handshakes.count(error.label());
+            counters.handshakes.count(error.label());
             shared.handshake_log.failed(client, network_peer, &error);
             return;
         }
@@ -222,17 +220,8 @@ async fn serve(
     let (protocol, sni) = negotiated(stream.get_ref().1);
     let certificate = presented_certificate(stream.get_ref().1, &snapshot, &shared);
     let local = stream.get_ref().0.tcp().local_addr().ok();
-    let counters = Arc::clone(context.counters());
     counters.handshakes.count(Handshake::Ok);
-    let connected = Connected::new(
-        counters,
-        client,
-        network_peer,
-        protocol,
-        place,
-        drain.clone(),
-    );
-    let connected = Arc::new(connected);
+    let connected = Arc::new(connect(protocol, place));
     let downstream = ClientConnection {
         peer: client,
         sni: sni.filter(|name| snapshot.routes.serves(name)),
@@ -308,14 +297,9 @@ async fn identify(
     let Some(client) = header.map_err(|error| (peer, error.into()))? else {
         return Ok(None);
     };
-    let is_served = |peers: &PeerPolicy| peers.serves(client.ip());
-    if !shared
-        .snapshot
-        .load()
-        .peers
-        .get(listener)
-        .is_some_and(is_served)
-    {
+    let snapshot = shared.snapshot.load();
+    let peers = snapshot.peers.get(listener);
+    if !peers.is_some_and(|peers| peers.serves(client.ip())) {
         return Err((client, HandshakeError::Denied));
     }
     let rebound = place.rebind(client);

@@ -1,5 +1,7 @@
 //! The closed sets of label values.
 
+use crate::ending::Side;
+
 /// A closed set of label values. A series exists for each of them from the start.
 pub trait LabelSet: Copy + Sized + 'static {
     /// All values, in order.
@@ -139,6 +141,18 @@ label! {
         Proxy = "proxy",
         /// The proxy closed it because it was told to stop.
         Drained = "drained",
+    }
+}
+
+impl TunnelEnd {
+    /// The end of a tunnel that this side broke off.
+    #[must_use]
+    pub fn by(side: Side) -> Self {
+        match side {
+            Side::Client => Self::Client,
+            Side::Apiserver => Self::Apiserver,
+            Side::Proxy => Self::Proxy,
+        }
     }
 }
 

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     activity::{EndUser, LongLived, StreamInfo},
-    ending::{EndReason, Ending, Side},
+    ending::{EndReason, Ending},
     metrics::{
         ClusterLabel, ClusterSlot, Connected, OpenStream, Protocol, RequestRecord, Resource,
         TunnelEnd, Verb,
@@ -466,11 +466,7 @@ impl AccessLog {
         match self.end() {
             ("complete", _) => TunnelEnd::Complete,
             (DRAINED, _) => TunnelEnd::Drained,
-            (_, ending) => match ending.by {
-                Side::Client => TunnelEnd::Client,
-                Side::Apiserver => TunnelEnd::Apiserver,
-                Side::Proxy => TunnelEnd::Proxy,
-            },
+            (_, ending) => TunnelEnd::by(ending.by),
         }
     }
 }
@@ -574,4 +570,5 @@ pub(super) const TARGET: &str = "kube_tls_proxy::access";
 /// Of a header value.
 const MAX_VALUE_CHARS: usize = 256;
 /// The outcome of a response or tunnel that ended because the proxy stops.
-const DRAINED: &str = "drained";
+/// The outcome of what ended for the drain.
+pub(super) const DRAINED: &str = "drained";

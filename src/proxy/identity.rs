@@ -297,9 +297,9 @@ impl PresentedCertificate {
     }
 }
 
-/// Returns once the certificate of this connection ends; see [`PresentedCertificate::ended`].
-pub(crate) async fn certificate_ended(downstream: &ClientConnection) {
-    match &downstream.certificate {
+/// Returns once the certificate of a connection ends; see [`PresentedCertificate::ended`].
+pub(crate) async fn certificate_ended(certificate: Option<&PresentedCertificate>) {
+    match certificate {
         // On the heap, because few connections have one.
         Some(certificate) => Box::pin(certificate.ended()).await,
         None => pending().await,

@@ -279,56 +279,43 @@ async fn forward(
         }
         (Some(_) | None, _) => UpstreamRequest::from_client(cluster, head),
     };
-    if let Some(token) = admitted.upgrade {
-        let forwarded = upgrade::forward(downstream, request, body, token, log);
+    let sent = match admitted.upgrade {
         // On the heap, so that the future of every other request stays smaller.
-        let mut forwarded = Box::pin(forwarded).await.inspect_err(failed)?;
-        place.answered(client.as_deref(), check, forwarded.status());
-        if let Some(user) = &user {
-            user.answered(downstream, cluster.name(), &mut forwarded);
-        }
-        let headers = forwarded.headers();
-        log.set_user(end_user::verified(
-            claimed,
-            logged,
-            forwarded.status(),
-            headers,
-        ));
-        let has_credential = check.has_credential();
-        let problem = hints::explain(&mut forwarded, has_credential, downstream.hints);
-        log.set_credential_problem(problem);
-        return Ok(forwarded);
-    }
-    log.set_received(body.received());
-    let response = downstream
-        .leases
-        .send(request, body)
-        .await
-        .map_err(Error::from)
-        .inspect_err(failed)?;
-    response.body().observe_headers(log.headers_arrived());
-    let (mut head, body) = response.into_parts();
-    log.answered_by(&body);
-    place.answered(client.as_deref(), check, head.status);
-    log.set_user(end_user::verified(
-        claimed,
-        logged,
-        head.status,
-        &head.headers,
-    ));
-    let content = if log.is_watch() && head.status == StatusCode::OK {
-        watch::content(body, &head.headers, &downstream.drain)
-    } else {
-        Content::Upstream(body)
+        Some(token) => Box::pin(upgrade::forward(downstream, request, body, token, log)).await,
+        None => exchange(downstream, request, body, log).await,
     };
-    headers::rewrite_response(&mut head.headers);
-    let mut response = Response::from_parts(head, Body::new(content));
+    let mut response = sent.inspect_err(failed)?;
+    let status = response.status();
+    place.answered(client.as_deref(), check, status);
+    let verified = end_user::verified(claimed, logged, status, response.headers());
+    log.set_user(verified);
     if let Some(user) = &user {
         user.answered(downstream, cluster.name(), &mut response);
     }
     let problem = hints::explain(&mut response, check.has_credential(), downstream.hints);
     log.set_credential_problem(problem);
     Ok(response)
+}
+
+/// Sends a request that switches to no other protocol.
+async fn exchange(
+    downstream: &ClientConnection,
+    request: UpstreamRequest<'_>,
+    body: RequestBody,
+    log: &mut AccessLog,
+) -> Result<Response<Body>, Error> {
+    log.set_received(body.received());
+    let response = downstream.leases.send(request, body).await?;
+    response.body().observe_headers(log.headers_arrived());
+    let (mut head, body) = response.into_parts();
+    log.answered_by(&body);
+    let content = if log.is_watch() && head.status == StatusCode::OK {
+        watch::content(body, &head.headers, &downstream.drain)
+    } else {
+        Content::Upstream(body)
+    };
+    headers::rewrite_response(&mut head.headers);
+    Ok(Response::from_parts(head, Body::new(content)))
 }
 
 /// Rewrites the head for the apiserver. Path and query stay as they are, after the path prefix of the cluster if it

@@ -12,14 +12,14 @@ use tracing::{debug, info, warn};
 
 use super::{
     Error,
-    access_log::{TARGET, seconds},
+    access_log::{DRAINED, TARGET, seconds},
     error,
     tunnel::{self, Carried, TunnelError},
 };
 use crate::{
     activity::{LongLived, StreamInfo},
     drain::{ConnectionKind, Drain},
-    ending::{EndReason, Ending, Side},
+    ending::{EndReason, Ending},
     hosts::UpstreamAddr,
     metrics::{ClusterSlot, Connected, Limit, OpenStream, TunnelEnd},
     quote,
@@ -206,18 +206,10 @@ impl Drop for PassthroughLog {
         let is_drained = ending.reason.is_of_drain();
         if self.open.is_some() {
             let tunnels_ended = &counters.clusters().get(self.cluster).tunnels_ended;
-            tunnels_ended.count(match (outcome, ending.by) {
+            tunnels_ended.count(match outcome {
                 _ if is_drained => TunnelEnd::Drained,
-                (PassthroughEnd::Complete, _) => TunnelEnd::Complete,
-                (PassthroughEnd::Aborted | PassthroughEnd::Failed(_), Side::Client) => {
-                    TunnelEnd::Client
-                }
-                (PassthroughEnd::Aborted | PassthroughEnd::Failed(_), Side::Apiserver) => {
-                    TunnelEnd::Apiserver
-                }
-                (PassthroughEnd::Aborted | PassthroughEnd::Failed(_), Side::Proxy) => {
-                    TunnelEnd::Proxy
-                }
+                PassthroughEnd::Complete => TunnelEnd::Complete,
+                PassthroughEnd::Aborted | PassthroughEnd::Failed(_) => TunnelEnd::by(ending.by),
             });
         }
         let Some(suppressed) = self.suppressed else {
@@ -234,7 +226,7 @@ impl Drop for PassthroughLog {
             sent_bytes = self.carried.down,
             duration_seconds = seconds(self.started.elapsed()),
             outcome = match outcome {
-                _ if is_drained => "drained",
+                _ if is_drained => DRAINED,
                 PassthroughEnd::Complete => "complete",
                 PassthroughEnd::Aborted => "aborted",
                 PassthroughEnd::Failed(label) => label,

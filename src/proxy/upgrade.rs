@@ -4,7 +4,7 @@
 //! No byte that follows the request goes upstream before the apiserver's 101 has gone downstream, and only a 101 to
 //! exactly the requested protocol starts a tunnel (CVE-2018-1002105).
 
-use std::{future::pending, sync::Arc};
+use std::sync::Arc;
 
 use http::{Response, StatusCode};
 use tracing::debug;
@@ -13,7 +13,7 @@ use super::{
     Body, ClientConnection, Error,
     access_log::AccessLog,
     body::Content,
-    close_after, headers,
+    certificate_ended, close_after, headers,
     policy::UpgradeToken,
     request_client::LoggedPeers,
     tunnel::{self, Carried, TunnelError},
@@ -83,12 +83,6 @@ pub(crate) fn start_tunnel(body: Body, client: Upgraded, downstream: &ClientConn
     connected.place().become_tunnel();
     downstream.drain.spawn(async move {
         let _counted = counted;
-        let certificate_ended = async {
-            match &certificate {
-                Some(certificate) => certificate.ended().await,
-                None => pending().await,
-            }
-        };
         // The connection's task has ended. The tunnel keeps its place.
         let mut tunnel = TunnelRecord {
             log,
@@ -99,7 +93,7 @@ pub(crate) fn start_tunnel(body: Body, client: Upgraded, downstream: &ClientConn
             tunnel::join_in_place(client, *apiserver, half_close_timeout, &connected, carried);
         let result = tokio::select! {
             ended = joined => ended,
-            () = certificate_ended => {
+            () = certificate_ended(certificate.as_deref()) => {
                 return tunnel.log.aborted(Ending::by_proxy(EndReason::Certificate));
             }
         };

@@ -85,7 +85,7 @@ pub(super) async fn serve(
             // `HeadTimer` and `begin_response` ask whether the drain has begun; this wakes the task.
             () = drain.begun(), if !drains => drains = true,
             () = drain.deadline(), if drains => return Ok(()),
-            () = proxy::certificate_ended(&downstream) => {
+            () = proxy::certificate_ended(downstream.certificate.as_deref()) => {
                 connected.set_end(Ending::by_proxy(EndReason::Certificate));
                 return Ok(());
             }

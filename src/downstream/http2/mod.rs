@@ -170,7 +170,7 @@ pub(super) async fn serve(
         // A ping is not a request: without this, a client that only replies to pings would stay connected.
         () = idle(&mut streams, client_idle) => {}
         () = connected.place().closing() => {}
-        () = proxy::certificate_ended(&downstream) => {
+        () = proxy::certificate_ended(downstream.certificate.as_deref()) => {
             connected.set_end(Ending::by_proxy(EndReason::Certificate));
             return Ok(());
         }
@@ -197,7 +197,7 @@ pub(super) async fn serve(
             Ok(())
         }
         () = drain.deadline() => Ok(()),
-        () = proxy::certificate_ended(&downstream) => {
+        () = proxy::certificate_ended(downstream.certificate.as_deref()) => {
             connected.set_end(Ending::by_proxy(EndReason::Certificate));
             Ok(())
         }

@@ -6,9 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Version, header, request::Parts, uri::Authority,
-};
+use http::{HeaderMap, HeaderValue, Method, Version, header, request::Parts, uri::Authority};
 
 use super::{access::AccessRules, credential::CredentialError};
 use crate::{
@@ -17,7 +15,6 @@ use crate::{
     config::{Limits, LoggedUser},
     hosts::{HostMap, HostName},
     proxy::identity::{CertificateRefusal, ClientCertificates},
-    text::list_contains,
     upstream::Cluster,
 };
 
@@ -30,13 +27,6 @@ pub(super) struct Admitted {
     pub(super) authority: Authority,
     /// The protocol that it may switch to.
     pub(super) upgrade: Option<UpgradeToken>,
-}
-
-/// A protocol that kube-apiserver speaks after a 101.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum UpgradeToken {
-    WebSocket,
-    Spdy,
 }
 
 /// A cluster, and what belongs to its public side.
@@ -194,57 +184,6 @@ impl Routes {
             by_sni.or_else(|| self.sole.as_ref().filter(|_| is_address))
         });
         found.filter(|route| !route.cluster.is_passthrough())
-    }
-}
-
-impl UpgradeToken {
-    /// The protocol that a request asks for. Only a single, known token counts. Anything else is no
-    /// upgrade: its fields are then removed as hop-by-hop, and the request is an ordinary one.
-    pub(super) fn requested_by(head: &Parts) -> Option<Self> {
-        let mut connection = head.headers.get_all(header::CONNECTION).iter();
-        if head.version == Version::HTTP_11
-            && connection.any(|line| list_contains(line.as_bytes(), "upgrade"))
-        {
-            Self::single(&head.headers)
-        } else {
-            None
-        }
-    }
-
-    /// Whether a response with this header switches to this protocol and no other.
-    pub(super) fn is_granted_by(self, headers: &HeaderMap) -> bool {
-        Self::single(headers) == Some(self)
-    }
-
-    /// The value of the `Upgrade` field.
-    pub(super) fn value(self) -> HeaderValue {
-        HeaderValue::from_static(match self {
-            Self::WebSocket => "websocket",
-            Self::Spdy => "SPDY/3.1",
-        })
-    }
-
-    /// The field with the subprotocols that the client offers.
-    fn subprotocol_field(self) -> HeaderName {
-        match self {
-            Self::WebSocket => header::SEC_WEBSOCKET_PROTOCOL,
-            Self::Spdy => HeaderName::from_static("x-stream-protocol-version"),
-        }
-    }
-
-    /// The token of the only `Upgrade` line.
-    fn single(headers: &HeaderMap) -> Option<Self> {
-        let mut lines = headers.get_all(header::UPGRADE).iter();
-        let (Some(line), None) = (lines.next(), lines.next()) else {
-            return None;
-        };
-        let known = [Self::WebSocket, Self::Spdy];
-        known.into_iter().find(|token| {
-            token
-                .value()
-                .as_bytes()
-                .eq_ignore_ascii_case(line.as_bytes())
-        })
     }
 }
 
